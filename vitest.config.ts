@@ -7,6 +7,7 @@ export const settings = {
   reporters: ['default', './scripts/closing-line.mjs'],
   testTimeout: 120_000,
   hookTimeout: 120_000,
+  setupFiles: ['./tests/fixed-seed.ts'],
 }
 
 const SLOW = 'tests/**/*.slow.test.ts'

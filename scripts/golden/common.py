@@ -157,6 +157,15 @@ def loss_of(adapted, batch):
     return call(adapted, **tensors(batch)).loss
 
 
+def correct_of(adapted, batch):
+    """For each row, how many targets have the highest logit."""
+    given = tensors(batch)
+    with torch.no_grad():
+        best = call(adapted, **given).logits.argmax(-1)[:, :-1]
+    labels = given["labels"][:, 1:]
+    return ((best == labels) & (labels >= 0)).sum(1).tolist()
+
+
 def gradients(adapted, batch):
     adapted.zero_grad(set_to_none=True)
     loss_of(adapted, batch).backward()

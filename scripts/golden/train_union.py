@@ -10,7 +10,7 @@ import pathlib
 
 import torch
 
-from common import (ADAMW, GOLDEN, LLAMA_LINEARS, adamw, adapt, fresh, gradients, loss_of, make_batches, save_adapter,
+from common import (ADAMW, GOLDEN, LLAMA_LINEARS, adamw, adapt, correct_of, fresh, gradients, loss_of, make_batches, save_adapter,
                     save_tensors, trainable, union, versions, worst_gradient_error, write_json)
 
 CONFIG = {"r": 4, "lora_alpha": 8, "target_modules": LLAMA_LINEARS}
@@ -32,6 +32,7 @@ def main():
 
     wide, narrow = start(0.02, True), start(0.02, False)
     loss = [loss_of(wide, b).item() for b in batches]
+    correct = [correct_of(wide, b) for b in batches]
     deviation = {"loss": max(abs(loss_of(narrow, b).item() / x - 1) for b, x in zip(batches, loss))}
     grads = [gradients(wide, b) for b in batches[:2]]
     deviation["gradients"] = max(worst_gradient_error(g, gradients(narrow, b)) for g, b in zip(grads, batches))
@@ -56,6 +57,7 @@ def main():
         "adamw": ADAMW,
         "baseLoss": [loss_of(base, b).item() for b in batches],
         "loss": loss,
+        "correct": correct,
         "adamwLosses": losses,
         "gradNorms": norms,
         "adamwLossesZeroB": zero_losses,

@@ -19,13 +19,6 @@ export type ImageSource = RgbImage | string | Uint8Array | { readonly bytes: Uin
 /** Reads a file of a picture: a path, or the file's bytes. */
 export type DecodeImage = (file: string | Uint8Array) => Promise<RgbImage> | RgbImage
 
-/** Whether it can be one. */
-export function isImageSource(value: unknown): value is ImageSource {
-  if (typeof value === 'string') return value !== ''
-  if (value instanceof Uint8Array) return true
-  return isObject(value) && (value.bytes instanceof Uint8Array || 'data' in value)
-}
-
 /** Red, green and blue of each pixel, one byte each. */
 export interface Pixels {
   readonly data: Uint8Array

@@ -2,7 +2,7 @@
 
 import { LowrankError } from '../base/errors.js'
 import type { MessageOfParts, MessagePart } from '../text/chat.js'
-import type { ChatTemplate, RenderOptions } from '../text/chat-template.js'
+import type { ChatTemplate, RenderOptions } from '../text/template.js'
 
 type Messages = readonly MessageOfParts[]
 

@@ -29,9 +29,8 @@ import type { Feeds } from '../runtime/runtime.js'
 import { checkCausal } from '../tasks/causal-lm.js'
 import { ADAPTER_CHOICE, type AdapterChoice, type Mix, mixesOf } from './adapter-choice.js'
 import { batchesOf, paddingOf } from './batching.js'
-import { checkCausality } from './causality.js'
 import type { NextToken, Padding } from './decoding.js'
-import { type EncodedSource, encodedSource, encodeSource, readSource } from './encoder-decoder.js'
+import { type EncodedSource, encodedSource } from './encoder-decoder.js'
 import type { InferEngine } from './engine.js'
 import { requireDecoder } from './graphs.js'
 import type { PictureSession } from './pictures.js'
@@ -127,12 +126,15 @@ async function* writeTexts(
   const PromptPictures = takesVectors ? (await import('./pictures.js')).PromptPictures : undefined
   const open = takesVectors ? (await import('./token-vectors.js')).openEmbedding : undefined
   const embedding = await open?.(session.model, graph.inputs)
-  if (source === undefined) await checkCausality(session.model, session.engine, graph)
+  if (source === undefined && graph.inputs.cache.length === 0) {
+    await (await import('./causality.js')).checkCausality(session.model, session.engine, graph)
+  }
+  const reading = source && (await import('./encoder-source.js'))
   const encoded: EncodedPrompt[] = []
   for (const [i, prompt] of prompts.entries()) {
     const where = prompts.length === 1 ? 'prompt' : `prompt ${i + 1}`
-    if (source !== undefined) {
-      encoded.push(encodeSource(session.model, prompt, where))
+    if (reading !== undefined) {
+      encoded.push(reading.encodeSource(session.model, prompt, where))
       continue
     }
     options.signal?.throwIfAborted()
@@ -195,7 +197,7 @@ async function* writeBatch(
   const encoded = texts.map(({ prompt }) => prompt)
   const vectorRows = texts.map(({ prompt: { ids, pictures }, mix }) => ({ ids, pictures, mix }))
   const vectors = embedding?.(vectorRows, padding, (...asked) => session.runGraph(...asked))
-  const context = source && (await readSource(model, source, encoded, read))
+  const context = source && (await (await import('./encoder-source.js')).readSource(model, source, encoded, read))
   const decoding = await engine.startDecoding({
     rows: texts.map(({ seed }, i) => ({ promptIds: prompts[i].ids, sampling, seed, scores: logprobs })),
     mixes,

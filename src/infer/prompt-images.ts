@@ -2,7 +2,8 @@
 
 import { DataError } from '../base/errors.js'
 import { type Kind, kind } from '../base/options.js'
-import { type ImageSource, isImageSource } from '../images/image.js'
+import type { ImageSource } from '../images/image.js'
+import { isImageSource } from '../images/image-source.js'
 import type { PromptImages } from './session.js'
 
 const isOneOrMore = (value: unknown) => [value].flat().every(isImageSource)

@@ -9,16 +9,14 @@ import { findLinears, logitsName } from '../graph/match/linears.js'
 import { type Model, requireTokenizer } from '../graph/model-folder.js'
 import type { ProbedShape } from '../graph/shapes/shapes.js'
 import type { ObjectiveGraph } from '../graph/training/objective-graph.js'
-import { RECORDS, separateRecords } from '../graph/training/separate-records.js'
 import type { Value } from '../graph/view/builder.js'
 import type { Graph } from '../graph/view/graph.js'
 import { readGraph } from '../graph/view/read-graph.js'
-import type { Feeds } from '../runtime/runtime.js'
+import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 import { type Chat, chatOf } from '../text/chat.js'
 import { encodeChat } from '../text/chat-encode.js'
-import type { ChatTemplate } from '../text/chat-template.js'
 import { ExampleStore } from '../text/example-store.js'
-import { type PackedExample, PackedExamples } from '../text/packed-examples.js'
+import type { PackedExample } from '../text/packed-examples.js'
 import {
   checkVocabulary,
   countTargets,
@@ -28,7 +26,19 @@ import {
   type ParsedRecord,
   parseRecord,
 } from '../text/records.js'
-import { nextTokenLoss, PROBED_TARGETS, probeTargets, rowFeeds, targetsLength } from './next-tokens.js'
+import type { ChatTemplate } from '../text/template.js'
+import {
+  countCorrect,
+  nextTokenLoss,
+  PROBED_TARGETS,
+  predictTokens,
+  probeTargets,
+  rowFeeds,
+  type TokenCounts,
+  targetsLength,
+  tokenMetrics,
+} from './next-tokens.js'
+import type { PackedTexts } from './packed-texts.js'
 import type { EncodeContext, Encoded, OpenTask, Task } from './task.js'
 import { attentionMask, PROBE_BATCHES, padded, tokenLengths } from './token-batch.js'
 
@@ -68,9 +78,9 @@ export const causalLm: Task<ParsedRecord, Example> = {
 
   makeList: () => new ExampleStore(),
 
-  pack: (examples, length) => new PackedExamples(examples, length),
+  pack: async (examples, length) => new (await import('./packed-texts.js')).PackedTexts(examples, length),
 
-  open: (model, examples) => new CausalLm(model, examples instanceof PackedExamples),
+  open: (model, examples) => new CausalLm(model, 'separate' in examples ? (examples as PackedTexts) : undefined),
 }
 
 function encode(record: ParsedRecord, context: EncodeContext): Encoded<Example> {
@@ -121,13 +131,13 @@ function encodeTurns(chat: Chat, template: ChatTemplate, context: EncodeContext,
 class CausalLm implements OpenTask<Example> {
   readonly probe: OpenTask['probe']
   readonly #model: Model
-  /** Rows hold several records. */
-  readonly #isPacked: boolean
+  /** Where rows hold several records. */
+  readonly #packed: PackedTexts | undefined
   readonly #inputs: ReturnType<typeof tokenInputs>
 
-  constructor(model: Model, isPacked: boolean) {
+  constructor(model: Model, packed: PackedTexts | undefined) {
     this.#model = model
-    this.#isPacked = isPacked
+    this.#packed = packed
     this.#inputs = tokenInputs(readGraph(model.onnx.proto))
     const [first, second] = PROBE_BATCHES.map(({ batch, sequence }, i) =>
       this.#probeFeeds(batch, sequence, PROBED_TARGETS[i]),
@@ -136,12 +146,13 @@ class CausalLm implements OpenTask<Example> {
   }
 
   forward(graph: ObjectiveGraph): Value {
-    if (this.#isPacked) separateRecords(graph, this.#inputs.roles)
+    this.#packed?.separate(graph, this.#inputs.roles)
     const { choice, loss } = nextTokenLoss(graph)
     graph.check((shapeOf) => {
       checkAllTokens(shapeOf(choice.all))
       checkWidth(this.#model, shapeOf(choice.chosen)?.dims[1])
     })
+    predictTokens(graph, choice)
     return loss
   }
 
@@ -162,7 +173,7 @@ class CausalLm implements OpenTask<Example> {
         sequence: length,
         inputIds: padded(ids, length, this.#model.padTokenId),
         attentionMask: attentionMask(ids, length),
-        ...(this.#isPacked && recordsOf(examples, length)),
+        ...(this.#packed && recordsOf(examples, length)),
       }),
       ...targetFeeds(labels, length),
     }
@@ -176,15 +187,20 @@ class CausalLm implements OpenTask<Example> {
     return [inputIds, labels, ...(starts === undefined ? [] : [Int32Array.from(starts)])]
   }
 
-  metrics({ loss }: { loss: number }): Record<string, number> {
-    return { perplexity: Math.exp(loss) }
+  predict(outputs: Readonly<Record<string, RuntimeTensor>>, examples: readonly Example[]): TokenCounts[] {
+    return countCorrect(
+      outputs,
+      examples.map(({ labels }) => labels.subarray(1).filter((label) => label !== IGNORED)),
+    )
+  }
+
+  metrics({ loss, predictions }: { loss: number; predictions: readonly unknown[] }): Record<string, number> {
+    return tokenMetrics(loss, predictions as TokenCounts[])
   }
 
   #feeds({ records, ...tokens }: TokenBatch & { readonly records?: Int32Array | undefined }): Feeds {
     const { batch, sequence } = tokens
-    const packed: Feeds = this.#isPacked
-      ? { [RECORDS]: { type: 'int32', data: records ?? new Int32Array(batch * sequence), dims: [batch, sequence] } }
-      : {}
+    const packed = this.#packed?.feeds(records ?? new Int32Array(batch * sequence), [batch, sequence])
     return { ...this.#inputs.feeds(tokens), ...this.#inputs.emptyCache(batch), ...packed }
   }
 

@@ -4,7 +4,7 @@ import { TensorProto_DataType as DataType } from '../formats/onnx/gen/onnx_pb.js
 import { logitsName } from '../graph/match/linears.js'
 import type { ObjectiveGraph, RowChoice } from '../graph/training/objective-graph.js'
 import type { Value } from '../graph/view/builder.js'
-import type { Feeds } from '../runtime/runtime.js'
+import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 import { ownLength } from './token-batch.js'
 
 /** Graph inputs of the loss: rows with a target int64 (m), [row, target] int64 (m, 2). */
@@ -37,4 +37,35 @@ export function rowFeeds(rows: readonly number[], targets: readonly number[]): F
 /** All targets at the first row: it is there in models that compute logits of the last tokens alone, too. */
 export function probeTargets(count: number): Feeds {
   return rowFeeds(Array(count).fill(0), Array(count).fill(0))
+}
+
+/** How many targets of a text there are, and for how many of them the model gives the right token the highest logit. */
+export interface TokenCounts {
+  readonly correct: number
+  readonly targets: number
+}
+
+/** Gives out the token of the highest logit in each row. */
+export function predictTokens(graph: ObjectiveGraph, { chosen }: RowChoice): void {
+  graph.predict(graph.g.cast(graph.g.op('ArgMax', [chosen], { axis: 1, keepdims: 0 }), DataType.FLOAT))
+}
+
+/** @param targets of each text, in the order of the rows */
+export function countCorrect(
+  outputs: Readonly<Record<string, RuntimeTensor>>,
+  targets: readonly ArrayLike<number>[],
+): TokenCounts[] {
+  const found = Object.values(outputs).find(({ dims }) => dims.length === 1)?.data as Float32Array
+  let at = 0
+  return targets.map((own) => {
+    let correct = 0
+    for (let i = 0; i < own.length; i++) if (found[at++] === own[i]) correct++
+    return { correct, targets: own.length }
+  })
+}
+
+/** e to the power of the loss, and the share of the targets that are predicted. */
+export function tokenMetrics(loss: number, counts: readonly TokenCounts[]): Record<string, number> {
+  const sum = (of: (counted: TokenCounts) => number) => counts.reduce((total, counted) => total + of(counted), 0)
+  return { perplexity: Math.exp(loss), accuracy: sum(({ correct }) => correct) / sum(({ targets }) => targets) }
 }

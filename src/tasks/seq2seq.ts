@@ -2,9 +2,9 @@
 // its end included. The loss is the cross-entropy in nats per token.
 
 import { DataError, FileError, FormatError, UnsupportedError } from '../base/errors.js'
-import { TensorProto_DataType as DataType } from '../formats/onnx/gen/onnx_pb.js'
-import { type JoinedInputs, joinedInputs, OF_DECODER, startToken } from '../graph/inputs/encoder-decoder.js'
+import { OF_DECODER, startToken } from '../graph/inputs/encoder-decoder.js'
 import { inputFamily } from '../graph/inputs/family.js'
+import { type JoinedInputs, joinedInputs } from '../graph/inputs/joined.js'
 import type { TokenBatch } from '../graph/inputs/roles.js'
 import { type Model, requireTokenizer } from '../graph/model-folder.js'
 import type { Length } from '../graph/training/objective.js'
@@ -15,7 +15,17 @@ import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 import { type LogMel, logMel } from '../sounds/log-mel.js'
 import { checkVocabulary } from '../text/records.js'
 import { checkWidth } from './causal-lm.js'
-import { nextTokenLoss, PROBED_TARGETS, probeTargets, rowFeeds, targetsLength } from './next-tokens.js'
+import {
+  countCorrect,
+  nextTokenLoss,
+  PROBED_TARGETS,
+  predictTokens,
+  probeTargets,
+  rowFeeds,
+  type TokenCounts,
+  targetsLength,
+  tokenMetrics,
+} from './next-tokens.js'
 import type { EncodeContext, OpenTask, Task } from './task.js'
 import { parseTextPair, type TextPair } from './text-pair.js'
 import { attentionMask, PROBE_BATCHES, padded, roundUp, tokenLengths } from './token-batch.js'
@@ -198,8 +208,7 @@ class Seq2Seq implements OpenTask<Seq2SeqExample> {
   forward(graph: ObjectiveGraph): Value {
     const { choice, loss } = nextTokenLoss(graph)
     graph.check((shapeOf) => checkWidth(this.#model, shapeOf(choice.chosen)?.dims[1]))
-    const best = graph.g.op('ArgMax', [choice.chosen], { axis: 1, keepdims: 0 })
-    graph.predict(graph.g.cast(best, DataType.FLOAT))
+    predictTokens(graph, choice)
     return loss
   }
 
@@ -233,24 +242,15 @@ class Seq2Seq implements OpenTask<Seq2SeqExample> {
     return [source instanceof Int32Array ? source : new Uint8Array(buffer, byteOffset, byteLength), target]
   }
 
-  /** How many tokens of each target were the most probable ones. */
-  predict(outputs: Readonly<Record<string, RuntimeTensor>>, examples: readonly Seq2SeqExample[]): number[] {
-    const found = Object.values(outputs).find(({ dims }) => dims.length === 1)?.data as Float32Array
-    let at = 0
-    return examples.map(({ target }) => target.reduce((sum, token) => sum + (found[at++] === token ? 1 : 0), 0))
+  predict(outputs: Readonly<Record<string, RuntimeTensor>>, examples: readonly Seq2SeqExample[]): TokenCounts[] {
+    return countCorrect(
+      outputs,
+      examples.map(({ target }) => target),
+    )
   }
 
-  metrics({
-    loss,
-    examples,
-    predictions,
-  }: {
-    loss: number
-    examples: readonly Seq2SeqExample[]
-    predictions: readonly unknown[]
-  }): Record<string, number> {
-    const correct = (predictions as number[]).reduce((sum, count) => sum + count, 0)
-    return { perplexity: Math.exp(loss), accuracy: correct / this.normalizer(examples) }
+  metrics({ loss, predictions }: { loss: number; predictions: readonly unknown[] }): Record<string, number> {
+    return tokenMetrics(loss, predictions as TokenCounts[])
   }
 
   #feeds(examples: readonly Seq2SeqExample[], sequence: number, width: number): Feeds {

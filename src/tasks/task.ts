@@ -7,7 +7,7 @@ import type { Model } from '../graph/model-folder.js'
 import type { Objective } from '../graph/training/objective.js'
 import type { DecodeImage } from '../images/image.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
-import type { ChatTemplate } from '../text/chat-template.js'
+import type { ChatTemplate } from '../text/template.js'
 import type { HeadBase, HeadForm } from './heads.js'
 import type { ProblemType } from './label-problems.js'
 
@@ -70,7 +70,7 @@ export interface Task<Row = unknown, Example = unknown, Options extends object =
   /** Where examples are kept, if not in a list: packed, a million of them fit into memory. */
   makeList?(): ExampleList<Example>
   /** Several short examples in one, of at most `length` tokens, for tasks that can keep them apart. */
-  pack?(examples: Examples<Example>, length: number): Examples<Example>
+  pack?(examples: Examples<Example>, length: number): Promise<Examples<Example>>
   /** Fixes what the training examples decide. Throws DataError when they do not, ConfigError for options that do not fit them. */
   open(model: Model, examples: Examples<Example>, options?: Options, heads?: HeadOptions): OpenTask<Example>
 }

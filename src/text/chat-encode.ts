@@ -4,8 +4,8 @@
 import { MismatchError } from '../base/errors.js'
 import type { Span } from './added-tokens.js'
 import type { Chat, ChatMessage } from './chat.js'
-import type { ChatTemplate, RenderedTurns } from './chat-template.js'
 import { type Example, IGNORED } from './records.js'
+import type { ChatTemplate, RenderedTurns } from './template.js'
 import { commonLength, type Tokenizer } from './tokenizer.js'
 
 /** How chats of one model are encoded. */

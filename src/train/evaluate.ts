@@ -24,7 +24,6 @@ export async function evaluate(
   const { open, examples, sessions, engine, planOptions, signal, progress } = parts
   let sum = 0
   let total = 0
-  const seen: unknown[] = []
   const predictions: unknown[] = []
   const costs = Array.from(examples, (example) => open.cost(example))
   const plans = planEvaluation(costs, planOptions)
@@ -40,10 +39,18 @@ export async function evaluate(
     sum += own * normalizer
     total += normalizer
     if (open.predict === undefined) continue
-    for (const example of batch) seen.push(example)
     for (const prediction of open.predict(outputs, batch)) predictions.push(prediction)
   }
   progress(plans.length, plans.length)
   const loss = sum / total
-  return { loss, metrics: Number.isFinite(loss) ? open.metrics({ loss, examples: seen, predictions }) : {} }
+  if (!Number.isFinite(loss)) return { loss, metrics: {} }
+  const result = {
+    loss,
+    predictions,
+    // Read again only where they are needed: stored examples are small, and read ones are not.
+    get examples() {
+      return examplesOf(examples, plans)
+    },
+  }
+  return { loss, metrics: open.metrics(result) }
 }

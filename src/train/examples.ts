@@ -5,8 +5,9 @@ import type { Rows } from '../data/row.js'
 import type { Model } from '../graph/model-folder.js'
 import type { DecodeImage } from '../images/image.js'
 import type { EncodeContext, ExampleList, Task } from '../tasks/task.js'
-import { type ChatTemplate, loadChatTemplate } from '../text/chat-template.js'
+import { loadChatTemplate } from '../text/chat-template.js'
 import { recordTemplate } from '../text/recorded-template.js'
+import type { ChatTemplate } from '../text/template.js'
 
 /** Longest time without a pause for the thread's other work. */
 const YIELD_MS = 16

@@ -12,7 +12,6 @@ import { isAllLinear } from '../lora/patterns/patterns.js'
 import type { OpenTask, Task } from '../tasks/task.js'
 import { addDoraLayer, squaresOfRows } from './dora.js'
 import type { TrainEvents } from './report.js'
-import { addWhole, savedTensors, trainedBiases } from './whole-tensors.js'
 
 /**
  * A new adapter of a model for a task.
@@ -31,7 +30,9 @@ export async function newAdapter(
 ): Promise<LoraAdapter> {
   const { head, moduleName = (name) => name } = bound(open)
   const context = { model, open, modules }
-  const saved = savedTensors(context, config)
+  const needsWhole = config.modulesToSave.length > 0 || config.bias !== 'none'
+  const tensors = needsWhole ? await import('./whole-tensors.js') : undefined
+  const saved = tensors?.savedTensors(context, config) ?? []
   const whole = new Set([...saved, ...(head?.tensors ?? [])].map(({ name }) => name))
   const layers = new Map<string, { name: string; d: number; k: number }>()
   const skipped = new Set<string>()
@@ -59,7 +60,8 @@ export async function newAdapter(
   for (const { name, shape, start } of head?.tensors ?? []) {
     adapter.addReplacement(name, { data: await start(new Random(config.seed, name)), shape })
   }
-  await addWhole(adapter, context, [...saved, ...trainedBiases(context, config, (module) => layers.has(module))])
+  const biases = tensors?.trainedBiases(context, config, (module) => layers.has(module)) ?? []
+  await tensors?.addWhole(adapter, context, [...saved, ...biases])
   return adapter
 }
 

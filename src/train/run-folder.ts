@@ -1,11 +1,9 @@
 // The folder that a training run writes: the adapter as PEFT reads it, metrics.jsonl (a line a step), lowrank.json (the
-// marker that lowrank wrote the folder), and, while the run is not finished, the state it can be resumed from. Its writer keeps an order
-// that any interruption leaves usable: what is there is complete, but for the metrics, and the state counts no steps that these lack.
+// marker that lowrank wrote the folder), and, while the run is not finished, the state it can be resumed from.
 
 import { type Directory, readAll, readJson, writeFile } from '../base/bytes.js'
 import { FileError, FormatError, listed } from '../base/errors.js'
 import type { TensorBytes } from '../formats/safetensors.js'
-import type { LoraAdapter } from '../lora/adapter.js'
 import { CARD_FILE, TEMPLATE_FILE } from '../peft/file-names.js'
 import type { BestState } from './best.js'
 import type { EngineState } from './last-step.js'
@@ -41,7 +39,7 @@ export type FolderUse = 'new' | 'resume' | 'overwrite'
 
 /** Code that only a run with a folder needs: a page without one does not fetch it. */
 const loadFormat = () => import('../formats/safetensors.js')
-const loadWriter = () => import('../peft/adapter-folder.js')
+export const loadAdapterWriter = () => import('../peft/adapter-folder.js')
 
 /**
  * Checks that a run may write into the folder; writes nothing.
@@ -50,7 +48,7 @@ const loadWriter = () => import('../peft/adapter-folder.js')
  */
 export async function checkRunFolder(directory: Directory, use: FolderUse): Promise<void> {
   // Now, and not with the first save: the server of a page may be gone by then.
-  await Promise.all([loadFormat(), loadWriter()])
+  await Promise.all([loadFormat(), loadAdapterWriter()])
   // What a killed run was writing is in nobody's way.
   const files = (await directory.list()).filter((file) => !isPartial(file))
   const where = directory.name
@@ -289,102 +287,4 @@ function isBestState(value: unknown): value is BestState | undefined {
     typeof best.metrics === 'object' &&
     best.metrics !== null
   )
-}
-
-/** Often enough to watch, seldom enough to be free. */
-const METRICS_INTERVAL_MS = 2000
-
-/** What a run is, for those who open its folder. */
-export interface RunMeaning {
-  readonly task: string
-  /** Text of run.json; undefined for a run that cannot be written down. */
-  readonly record?: string | undefined
-}
-
-/** Writes a run's folder. */
-export class RunWriter {
-  readonly #directory: Directory | undefined
-  readonly #use: FolderUse
-  readonly #task: string
-  readonly #record: string | undefined
-  readonly #metrics: StepMetrics[]
-  /** Whether the marker is there and belongs to this run. */
-  #isBegun: boolean
-  #hasSaved: boolean
-  /** Lines in the file; undefined while it is not this run's, or may hold lines that a resumed run makes anew. */
-  #writtenLines: number | undefined
-  /** The first line is written at once: a folder that takes none should end the run before it has trained. */
-  #metricsAt = Number.NEGATIVE_INFINITY
-
-  /** @param metrics of the steps before a resume */
-  constructor(
-    directory: Directory | undefined,
-    use: FolderUse,
-    { task, record }: RunMeaning,
-    metrics: readonly StepMetrics[],
-  ) {
-    this.#task = task
-    this.#record = record
-    this.#directory = directory
-    this.#use = use
-    this.#metrics = [...metrics]
-    this.#isBegun = use === 'resume'
-    this.#hasSaved = use === 'resume'
-  }
-
-  get metrics(): readonly StepMetrics[] {
-    return this.#metrics
-  }
-
-  /** Takes one step's line; now and then writes them. */
-  async add(line: StepMetrics): Promise<void> {
-    this.#metrics.push(line)
-    // A run that replaces another leaves it in place until it saves.
-    const mayWrite = this.#isBegun || this.#use === 'new'
-    if (this.#directory === undefined || !mayWrite || performance.now() - this.#metricsAt < METRICS_INTERVAL_MS) return
-    await this.#writeMetrics(this.#directory)
-  }
-
-  /** Saves adapter and, if given, the state to go on from. A run that is to be replaced stays until there was a step. */
-  async save(
-    adapter: LoraAdapter,
-    state?: { names: readonly string[]; engine: EngineState; run: RunState },
-  ): Promise<void> {
-    if (this.#directory === undefined || (this.#use === 'overwrite' && this.#metrics.length === 0)) return
-    await this.#writeMetrics(this.#directory)
-    if (state !== undefined) await writeState(this.#directory, state.names, state.engine, state.run)
-    const { saveAdapter } = await loadWriter()
-    await saveAdapter(adapter, this.#directory)
-    this.#hasSaved = true
-  }
-
-  /** Marks the run, which has been saved, as finished, and drops its state. */
-  async finish(card?: string): Promise<void> {
-    if (this.#directory === undefined) return
-    if (card !== undefined) await writeFile(this.#directory, CARD_FILE, card)
-    await writeMarker(this.#directory, 'finished', this.#task)
-    await removeFiles(this.#directory, [STATE_FILE])
-  }
-
-  /** After a failure: leaves nothing of a run that has saved nothing. */
-  async abandon(): Promise<void> {
-    if (this.#directory !== undefined && this.#isBegun && !this.#hasSaved) await clearRunFolder(this.#directory)
-  }
-
-  async #writeMetrics(directory: Directory): Promise<void> {
-    if (!this.#isBegun) {
-      if (this.#use === 'overwrite') await clearRunFolder(directory)
-      else await removePartialFiles(directory)
-      await writeMarker(directory, 'unfinished', this.#task)
-      if (this.#record !== undefined) await writeFile(directory, RECORD_FILE, this.#record)
-      this.#isBegun = true
-    }
-    if (this.#writtenLines === undefined || directory.append === undefined) {
-      await writeMetrics(directory, this.#metrics)
-    } else if (this.#writtenLines < this.#metrics.length) {
-      await appendMetrics(directory, this.#metrics.slice(this.#writtenLines))
-    }
-    this.#writtenLines = this.#metrics.length
-    this.#metricsAt = performance.now()
-  }
 }

@@ -14,12 +14,9 @@ export interface RunPlace {
  *
  * @throws FileError while another one has it, and what {@link checkRunFolder} throws
  */
-export async function withRunPlace<T>(
-  place: RunPlace | undefined,
-  work: (place: RunPlace | undefined) => Promise<T>,
-): Promise<T> {
-  const reservation = await place?.directory.reserve?.('training')
-  if (place === undefined || reservation === undefined) return work(place)
+export async function withRunPlace<T>(place: RunPlace, work: (place: RunPlace) => Promise<T>): Promise<T> {
+  const reservation = await place.directory.reserve?.('training')
+  if (reservation === undefined) return work(place)
   try {
     // Another one may have ended here meanwhile.
     await checkRunFolder(place.directory, place.use)

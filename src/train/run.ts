@@ -9,13 +9,14 @@ import { costOf, examplesOf, type PlanOptions, planEpoch, type StepPlan, stepsPe
 import { BestEvaluation, type Evaluation } from './best.js'
 import { TrainEngine } from './engine.js'
 import { evaluate } from './evaluate.js'
-import { checkFingerprint, fingerprintOf } from './fingerprint.js'
 import { type EngineState, type LastStep, makeLastStep, readLastStep } from './last-step.js'
 import { ADAMW_DEFAULTS } from './optimizer.js'
 import { readParameters, writeParameters } from './parameters.js'
+import { untilFree } from './pause.js'
 import { peakRssBytes, steadyMedian, type TrainEvents, type TrainReport } from './report.js'
-import { type RunState, RunWriter, readMetrics, readState, removePartialFiles, type StepMetrics } from './run-folder.js'
-import { type RunPlace, withRunPlace } from './run-place.js'
+import type { RunState, StepMetrics } from './run-folder.js'
+import type { RunPlace } from './run-place.js'
+import type { RunWriter } from './run-writer.js'
 import { learningRates, loraPlusRates } from './schedule.js'
 import { type SessionParts, TrainingSessions } from './sessions.js'
 import { usesBest } from './settings.js'
@@ -60,12 +61,6 @@ export type RunReport = Pick<
   | 'runtime'
 >
 
-interface Start {
-  engine: EngineState
-  metrics: StepMetrics[]
-  evalLossBefore: number | undefined
-}
-
 /**
  * Trains the adapter.
  *
@@ -73,20 +68,34 @@ interface Start {
  *   last finite loss, and is saved if there was an update
  */
 export async function trainAdapter(parts: RunInput): Promise<RunReport> {
-  return withRunPlace(parts.out, (out) => trainInto({ ...parts, out }))
+  if (parts.out === undefined) return trainInto(parts, [])
+  // A page that keeps the adapter in memory fetches none of this.
+  const [{ withRunPlace }, { RunWriter }] = await Promise.all([import('./run-place.js'), import('./run-writer.js')])
+  return withRunPlace(parts.out, (out) => {
+    const metrics: StepMetrics[] = []
+    return trainInto({ ...parts, out }, metrics, new RunWriter(out, parts, metrics))
+  })
 }
 
-async function trainInto(parts: RunInput): Promise<RunReport> {
+async function trainInto(parts: RunInput, metrics: StepMetrics[], writer?: RunWriter): Promise<RunReport> {
   const engine = openEngine(parts.model.runtime, 'train', (runtime) => new TrainEngine(runtime))
   const endWatch = engine.endAfter(parts.signal)
   try {
     const sessions = await TrainingSessions.create(parts, engine.remote)
-    return await new Run(parts, engine, sessions).train()
+    return await new Run(parts, { engine, sessions, metrics, writer }).train()
   } finally {
     endWatch()
     // What ended the run is the reason, and not that its worker cannot be closed.
     await engine.close().catch(() => {})
   }
+}
+
+/** What a run works with; `metrics` grows with each step. */
+interface RunTools {
+  readonly engine: Engine<TrainEngine>
+  readonly sessions: TrainingSessions
+  readonly metrics: StepMetrics[]
+  readonly writer: RunWriter | undefined
 }
 
 class Run {
@@ -98,7 +107,9 @@ class Run {
   readonly #planOptions: PlanOptions
   readonly #costs: readonly number[]
   readonly #names: readonly string[]
-  #writer: RunWriter
+  /** One for each step. */
+  readonly #metrics: StepMetrics[]
+  readonly #writer: RunWriter | undefined
   /** Of the run's start; empty where there is no folder to resume from. */
   #fingerprint: Record<string, string> = {}
   #evalLossBefore: number | undefined
@@ -110,10 +121,12 @@ class Run {
   readonly #times: number[] = []
   #epochPlan: { epoch: number; steps: StepPlan[] } | undefined
 
-  constructor(parts: RunInput, engine: Engine<TrainEngine>, sessions: TrainingSessions) {
-    const { settings, examples, open, model, out } = parts
+  constructor(parts: RunInput, { engine, sessions, metrics, writer }: RunTools) {
+    const { settings, examples, open, model } = parts
     this.#parts = parts
     this.#engine = engine
+    this.#metrics = metrics
+    this.#writer = writer
     this.#best = new BestEvaluation(settings.bestMetric)
     this.#sessions = sessions
     this.#planOptions = {
@@ -125,13 +138,12 @@ class Run {
     this.#totalSteps = settings.maxSteps ?? settings.epochs * this.#stepsPerEpoch
     this.#costs = Array.from(examples, (example) => open.cost(example))
     this.#names = sessions.parameters.map(({ name }) => name)
-    this.#writer = new RunWriter(out?.directory, out?.use ?? 'new', parts, [])
   }
 
   async train(): Promise<RunReport> {
     const { on, settings } = this.#parts
-    const { engine, metrics, evalLossBefore } = await this.#start()
-    this.#evalLossBefore = evalLossBefore
+    const engine = await this.#start()
+    const first = this.#metrics.length
     // In this thread, a run that goes on stops all else.
     const isInThread = 'module' in this.#parts.model.runtime
     const last = isInThread ? undefined : makeLastStep(engine.parameters, this.#keepsBest)
@@ -149,19 +161,19 @@ class Run {
       last,
     )
     try {
-      this.#evalLossBefore ??= (await this.#evaluate(metrics.length))?.loss
+      this.#evalLossBefore ??= (await this.#evaluate(first))?.loss
       on.stage?.('train')
-      await this.#takeSteps(metrics.length)
+      await this.#takeSteps(first)
       on.stage?.('save')
       await this.#save()
-      const steps = this.#writer.metrics.length
+      const steps = this.#metrics.length
       const isTrained = steps === this.#totalSteps || this.#isStale
       if (isTrained && this.#latest?.step !== steps) await this.#evaluate(steps)
       const isDone = isTrained && (this.#parts.evalExamples === undefined || this.#latest?.step === steps)
       // The last evaluation may be the best.
       if (isDone && this.#keepsBest) await this.#save()
       const report = this.#reportOf(isDone)
-      if (isDone) await this.#writer.finish(await this.#parts.card?.(report))
+      if (isDone) await this.#writer?.finish(await this.#parts.card?.(report))
       return report
     } catch (error) {
       return await this.#endBy(error, last)
@@ -171,23 +183,23 @@ class Run {
   /** Saves what the last step gave if it was stopped while the next one, or an evaluation, goes on. Otherwise throws the error. */
   async #endBy(error: unknown, last: LastStep | undefined): Promise<RunReport> {
     try {
-      const state = last && this.#engine.isGivenUp() && (await readLastStep(last, this.#writer.metrics.length))
+      const state = last && this.#engine.isGivenUp() && (await readLastStep(last, this.#metrics.length))
       if (!state) throw error
       this.#parts.on.warning?.(LEFT_OUT)
       await this.#saveState(state)
       return this.#reportOf(false)
     } catch (reason) {
-      await this.#writer.abandon().catch(() => {}) // `reason` says why the run ended
+      await this.#writer?.abandon().catch(() => {}) // `reason` says why the run ended
       throw reason
     }
   }
 
   /** All steps from number `first` on, or as many as the signal leaves, with the evaluations and saves between them. */
   async #takeSteps(first: number): Promise<void> {
-    const { settings, signal } = this.#parts
+    const { settings, signal, wait } = this.#parts
     const evalEvery = settings.evalEvery ?? (usesBest(settings) ? this.#stepsPerEpoch : undefined)
     for (let step = first; step < this.#totalSteps && !this.#isStale && !signal?.aborted; step++) {
-      await this.#mayGoOn()
+      await untilFree(wait, signal)
       if (signal?.aborted) break
       const done = step + 1
       const isDue = (every: number | undefined) => done < this.#totalSteps && every !== undefined && done % every === 0
@@ -195,23 +207,10 @@ class Run {
       this.#times.push(metrics.elapsedMs)
       const evaluation = isDue(evalEvery) ? await this.#evaluate(done) : undefined
       if (evaluation !== undefined) metrics.evalLoss = evaluation.loss
-      await this.#writer.add(metrics)
+      this.#metrics.push(metrics)
+      await this.#writer?.stepTaken()
       this.#tell(metrics)
       if (isDue(settings.saveEvery)) await this.#save()
-    }
-  }
-
-  /** Comes back once the run is not paused, or is aborted. */
-  async #mayGoOn(): Promise<void> {
-    const { signal, wait } = this.#parts
-    for (let pause = wait?.(); pause !== undefined && !signal?.aborted; pause = wait?.()) {
-      let end = () => {}
-      const aborted = new Promise<void>((resolve) => {
-        end = resolve
-      })
-      signal?.addEventListener('abort', end)
-      await Promise.race([pause, aborted])
-      signal?.removeEventListener('abort', end)
     }
   }
 
@@ -230,7 +229,7 @@ class Run {
   }
 
   #reportOf(isDone: boolean): RunReport {
-    const { metrics } = this.#writer
+    const metrics = this.#metrics
     const before = this.#evalLossBefore
     const after = isDone ? (this.#kept ?? this.#latest) : undefined
     return {
@@ -249,25 +248,26 @@ class Run {
   }
 
   /** The state that the first step of this process starts from. */
-  async #start(): Promise<Start> {
+  async #start(): Promise<EngineState> {
     const { out, adapter } = this.#parts
-    if (out !== undefined) this.#fingerprint = await fingerprintOf({ ...this.#parts, totalSteps: this.#totalSteps })
-    if (out?.use !== 'resume') {
+    const record = out && (await import('./fingerprint.js'))
+    if (record) this.#fingerprint = await record.fingerprintOf({ ...this.#parts, totalSteps: this.#totalSteps })
+    if (record === undefined || out?.use !== 'resume') {
       const parameters = readParameters(adapter, this.#names)
       const zeros = () => parameters.map(({ length }) => new Float32Array(length))
-      const engine = { parameters, firstMoments: zeros(), secondMoments: zeros(), updates: 0 }
-      return { engine, metrics: [], evalLossBefore: undefined }
+      return { parameters, firstMoments: zeros(), secondMoments: zeros(), updates: 0 }
     }
     const { directory } = out
+    const { readMetrics, readState, removePartialFiles } = await import('./run-folder.js')
     const { engine, run } = await readState(directory, this.#names, ({ fingerprint }) =>
-      checkFingerprint(fingerprint, this.#fingerprint, directory.name),
+      record.checkFingerprint(fingerprint, this.#fingerprint, directory.name),
     )
     writeParameters(adapter, this.#names, engine.parameters)
     await removePartialFiles(directory)
-    const metrics = await readMetrics(directory, run.step)
-    this.#writer = new RunWriter(directory, 'resume', this.#parts, metrics)
+    this.#metrics.push(...(await readMetrics(directory, run.step)))
     this.#best.resume(run.best)
-    return { engine, metrics, evalLossBefore: run.evalLossBefore ?? undefined }
+    this.#evalLossBefore = run.evalLossBefore ?? undefined
+    return engine
   }
 
   /** Step number `step`, counted from 0. */
@@ -354,7 +354,7 @@ class Run {
   }
 
   async #saveState(engine: EngineState): Promise<void> {
-    const step = this.#writer.metrics.length
+    const step = this.#metrics.length
     if (!engine.parameters.every((values) => values.every(Number.isFinite))) {
       return this.#fail(`step ${step}`, 'its update gave weights that are not finite')
     }
@@ -365,15 +365,15 @@ class Run {
       evalLossBefore: this.#evalLossBefore ?? null,
       best: this.#best.state,
     }
-    await this.#writer.save(this.#parts.adapter, { names: this.#names, engine, run })
+    await this.#writer?.save(this.#parts.adapter, { names: this.#names, engine, run })
   }
 
   /** Ends the run at a number that is not finite, with the factors of the last loss that was. */
   async #fail(where: string, what: string): Promise<never> {
     const { adapter, out } = this.#parts
     writeParameters(adapter, this.#names, await this.#engine.remote.lastGood())
-    const isTrained = this.#writer.metrics.length > 0
-    if (isTrained) await this.#writer.save(adapter)
+    const isTrained = this.#metrics.length > 0
+    if (isTrained) await this.#writer?.save(adapter)
     const kept = isTrained && out !== undefined ? `; the last good adapter is in ${out.directory.name}` : ''
     throw new NumericError({ where, what: what + kept, hint: 'Lower the learning rate, or clip gradients harder' })
   }

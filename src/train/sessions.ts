@@ -20,7 +20,6 @@ import { squaresOfRows } from './dora.js'
 import type { Pass, TrainEngine } from './engine.js'
 import type { TrainEvents } from './report.js'
 import { type TrainSettings, usesBest } from './settings.js'
-import { wholeTensors } from './whole-tensors.js'
 
 export interface SessionParts {
   readonly model: Model
@@ -67,7 +66,8 @@ export class TrainingSessions {
       return { name, d, k, rank, scaling, baseSquares: squares.get(name) }
     })
     const { dropout } = adapter.config
-    const tensors = wholeTensors(adapter, parts)
+    const hasWhole = adapter.parts('replacement').length > 0
+    const tensors = hasWhole ? (await import('./whole-tensors.js')).wholeTensors(adapter, parts) : []
     const twoPasses = open.stepLoss !== undefined
     const tell = (done: number) => parts.on?.progress?.({ stage: 'prepare', done, total: 3 })
     tell(0)

@@ -9,7 +9,6 @@ import { planSplit } from '../data/split.js'
 import type { ModuleMap } from '../graph/match/linears.js'
 import { type MemoryLimit, memoryWarning, trainingMemory } from '../graph/memory.js'
 import type { Model } from '../graph/model-folder.js'
-import { joinGraphs } from '../graph/training/joined-graph.js'
 import { checkTrainableForm } from '../graph/training/trainable-form.js'
 import { readGraph } from '../graph/view/read-graph.js'
 import type { LoraAdapter } from '../lora/adapter.js'
@@ -17,17 +16,14 @@ import { type LoraConfig, resolveConfig } from '../lora/config.js'
 import { requireHandled, requirePlainConfig } from '../lora/requirements.js'
 import type { Examples, OpenTask, Task } from '../tasks/task.js'
 import { checkTaskName, defaultTask, loadTask, tasksFor } from '../tasks/tasks.js'
-import { cardOf } from './card.js'
-import { EventLog } from './event-log.js'
 import { type EncodedSource, encodeRows } from './examples.js'
 import { newAdapter } from './new-adapter.js'
 import type { TrainingData, TrainingOptions, TrainResult } from './options.js'
 import type { TrainReport } from './report.js'
 import { trainAdapter } from './run.js'
-import { checkRunFolder, type FolderUse } from './run-folder.js'
-import { type RunSources, runRecord } from './run-record.js'
+import type { FolderUse } from './run-folder.js'
+import type { RunSources } from './run-record.js'
 import { defaultsOf, resolveSettings, TRAIN_DEFAULTS, type TrainSettings, usesBest } from './settings.js'
-import { wholeTensors } from './whole-tensors.js'
 
 /** What a run has beside its options. */
 export interface RunContext {
@@ -56,7 +52,7 @@ export async function train(
   const startedAt = performance.now()
   const options = {
     ...given,
-    model: await joinGraphs(given.model),
+    model: await asOneGraph(given.model),
     task: given.task ?? (await defaultTask(given.model)),
   }
   const { model, out, on, modules, signal } = options
@@ -65,7 +61,7 @@ export async function train(
   checkTrainableForm(readGraph(model.onnx.proto))
   await checkTask(task, model)
   const use: FolderUse = options.resume ? 'resume' : options.overwrite ? 'overwrite' : 'new'
-  if (out !== undefined) await checkRunFolder(out, use)
+  if (out !== undefined) await (await import('./run-folder.js')).checkRunFolder(out, use)
   on?.stage?.('encode')
   const { evalSplit } = options
   const isHeldOut = evalSplit === undefined ? undefined : planSplit(evalSplit, config.seed)
@@ -78,7 +74,7 @@ export async function train(
     options.evalData === undefined
       ? heldOut
       : (await encode(options, settings, task, options.evalData, 'evalData', undefined)).kept
-  const examples = settings.packing ? pack(task, records.examples, settings, model) : records.examples
+  const examples = settings.packing ? await pack(task, records.examples, settings, model) : records.examples
   const open = task.open(model, examples, options.taskOptions, { newHead: settings.newHead })
   checkNewHead(settings, task, open)
   for (const warning of open.warnings ?? []) on?.warning?.(warning)
@@ -89,11 +85,13 @@ export async function train(
   on?.stage?.('prepare')
   const adapter = options.adapter ?? (await newAdapter(model, config, { task, open, modules, on }))
   adapter.chatTemplate = chatTemplate ?? adapter.chatTemplate
-  checkReplaced(adapter, model, open, modules)
+  await checkReplaced(adapter, model, open, modules)
   if (open.labels !== undefined) adapter.labels = open.labels
   if (open.problemType !== undefined) adapter.problemType = open.problemType
   const { tensorboard } = options
-  const log = tensorboard && (await EventLog.open(tensorboard, use === 'resume'))
+  const log = tensorboard && (await (await import('./event-log.js')).EventLog.open(tensorboard, use === 'resume'))
+  // A page that keeps the adapter in memory fetches none of what writes a folder.
+  const written = out && (await Promise.all([import('./run-record.js'), import('./card.js')]))
   const result = await trainAdapter({
     model,
     task: task.name,
@@ -105,8 +103,8 @@ export async function train(
     examples,
     evalExamples: evalRecords.rows === 0 ? undefined : evalRecords.examples,
     out: out === undefined ? undefined : { directory: out, use },
-    record: sources && runRecord(options, sources, { settings, config }),
-    card: out && ((report) => cardOf(report, { options, sources, task, adapter, settings })),
+    record: written && sources && written[0].runRecord(options, sources, { settings, config }),
+    card: written && ((report) => written[1].cardOf(report, { options, sources, task, adapter, settings })),
     signal,
     wait,
     on: log === undefined ? (on ?? {}) : log.heard(on ?? {}),
@@ -125,16 +123,22 @@ export async function train(
   return { adapter, report }
 }
 
+/** The model, whose encoder and decoder become one graph. */
+async function asOneGraph(model: Model): Promise<Model> {
+  if (model.graphs.encoder === undefined || model.graphs.decoder === undefined) return model
+  return (await import('../graph/training/joined-graph.js')).joinGraphs(model)
+}
+
 /** Tokens of a packed row where nothing is said. */
 const PACKED_LENGTH = 512
 
 /** Throws ConfigError for a task whose examples cannot share a row. */
-function pack(
+async function pack(
   task: Task,
   examples: Examples<unknown>,
   { maxLength }: TrainSettings,
   { contextLength = PACKED_LENGTH }: Model,
-): Examples<unknown> {
+): Promise<Examples<unknown>> {
   if (task.pack !== undefined) return task.pack(examples, maxLength ?? Math.min(contextLength, PACKED_LENGTH))
   throw new ConfigError({ where: 'packing', what: `the task ${task.name} cannot put several records into one row` })
 }
@@ -215,12 +219,20 @@ function nameOf(data: TrainingData, name: string): string {
  * Throws MismatchError unless the adapter has the tensors of the task's head, and the base has all others that it replaces;
  * UnsupportedError for one that cannot be trained.
  */
-function checkReplaced(adapter: LoraAdapter, model: Model, open: OpenTask, modules: ModuleMap | undefined): void {
+async function checkReplaced(
+  adapter: LoraAdapter,
+  model: Model,
+  open: OpenTask,
+  modules: ModuleMap | undefined,
+): Promise<void> {
   const own = new Map(adapter.parts('replacement').map(({ name, shape }) => [name, shape.join()]))
   const wanted = new Map((open.head?.tensors ?? []).map(({ name, shape }) => [name, shape.join()]))
   const other = [...wanted.keys()].find((name) => own.get(name) !== wanted.get(name))
   const unknown = adapter.config.modulesToSave.find((module) => !isSaved(module, [...own.keys(), ...wanted.keys()]))
-  if (other === undefined && unknown === undefined) return void wholeTensors(adapter, { model, open, modules })
+  if (other === undefined && unknown === undefined) {
+    if (own.size > 0) (await import('./whole-tensors.js')).wholeTensors(adapter, { model, open, modules })
+    return
+  }
   throw new MismatchError({
     where: other ?? 'modulesToSave',
     what: 'the adapter replaces other tensors than this task trains',

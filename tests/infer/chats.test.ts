@@ -7,7 +7,7 @@ import type { Model } from '../../src/graph/model-folder.js'
 import { OnnxSession } from '../../src/infer/adapter-session.js'
 import { endOfTurn } from '../../src/infer/prompts.js'
 import { TextRow } from '../../src/infer/text-row.js'
-import { compileChatTemplate } from '../../src/text/chat-template.js'
+import { compileChatTemplate } from '../../src/text/compiled-template.js'
 import { makeAdapter, openModel } from './models.js'
 
 const TEMPLATE = readFileSync('models/data/chat.jinja', 'utf8')

@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest'
-import { compileChatTemplate } from '../../src/text/chat-template.js'
+import { compileChatTemplate } from '../../src/text/compiled-template.js'
 import { recordTemplate } from '../../src/text/recorded-template.js'
 
 const render = async (text: string, args?: Record<string, unknown>) => {

@@ -4,7 +4,8 @@ import { describe, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../src/base/bytes.js'
 import { parseChat } from '../../src/text/chat.js'
 import { markChat } from '../../src/text/chat-encode.js'
-import { type ChatTemplate, loadChatTemplate } from '../../src/text/chat-template.js'
+import { loadChatTemplate } from '../../src/text/chat-template.js'
+import type { ChatTemplate } from '../../src/text/template.js'
 import { goldenPath } from '../golden.js'
 
 const tokens = { 'tokenizer_config.json': '{"bos_token": "<s>", "eos_token": "</s>"}' }

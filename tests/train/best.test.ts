@@ -71,7 +71,7 @@ describe('keep: best', () => {
     const out = new MemoryDirectory()
     const wrong = train({ out, keep: 'best', bestMetric: 'perplexty' })
     await expect(wrong).rejects.toThrow(
-      /^bestMetric: the task has no such metric; expected loss, perplexity, got perplexty. Did you mean perplexity/,
+      /^bestMetric: the task has no such metric; expected loss, perplexity, accuracy, got perplexty. Did you mean perplexity/,
     )
     expect(out.files.size).toBe(0)
   })

@@ -9,6 +9,7 @@ import { loadAdapter } from '../../src/peft/adapter-folder.js'
 import { openEngine } from '../../src/runtime/host.js'
 import type { OrtModule } from '../../src/runtime/onnxruntime.js'
 import { causalLm } from '../../src/tasks/causal-lm.js'
+import type { TokenCounts } from '../../src/tasks/next-tokens.js'
 import { TrainEngine } from '../../src/train/engine.js'
 import { readParameters, writeParameters } from '../../src/train/parameters.js'
 import { TrainingSessions } from '../../src/train/sessions.js'
@@ -30,8 +31,8 @@ const batches = (golden.batches as GoldenBatch[]).map(({ inputIds, attentionMask
   return { examples, length: inputIds[0].length }
 })
 
-/** Ten steps from a PEFT adapter, as PyTorch did them. */
-async function tenSteps(folder: string) {
+/** The model with a PEFT adapter, ready to train. */
+async function openTraining(folder: string) {
   const model = await loadModel(new NodeDirectory(path('models/union-3m')), {
     runtime: { module: ort as unknown as OrtModule },
   })
@@ -52,13 +53,19 @@ async function tenSteps(folder: string) {
     },
     { parameters, firstMoments: zeros(), secondMoments: zeros(), updates: 0 },
   )
+  return { model, adapter, engine, open, sessions, names, rate: lr }
+}
+
+/** Ten steps from a PEFT adapter, as PyTorch did them. */
+async function tenSteps(folder: string) {
+  const { model, adapter, engine, open, sessions, names, rate } = await openTraining(folder)
   const losses: number[] = []
   const norms: number[] = []
   for (let step = 0; step < 10; step++) {
     const { examples, length } = batches[step % batches.length]
     const normalizer = open.normalizer(examples)
     const pass = await sessions.trainingPass(open.collate(examples, length), { normalizer, step, run: 0 })
-    const { loss, gradientNorm } = await engine.remote.step([pass], lr)
+    const { loss, gradientNorm } = await engine.remote.step([pass], rate)
     losses.push(loss)
     norms.push(gradientNorm)
   }
@@ -67,6 +74,22 @@ async function tenSteps(folder: string) {
   await model.close()
   return { losses, norms, adapter }
 }
+
+it('finds the targets that PEFT and PyTorch predict', async () => {
+  const { model, engine, open, sessions } = await openTraining('adapter-init')
+  const counts = []
+  for (const { examples, length } of batches) {
+    const pass = await sessions.evaluationPass(open.collate(examples, length), open.normalizer(examples))
+    counts.push(open.predict!(await engine.remote.forward(pass, pass.predictions), examples) as TokenCounts[])
+  }
+  expect(counts.map((batch) => batch.map(({ correct }) => correct))).toEqual(golden.correct)
+  const sum = (numbers: number[]) => numbers.reduce((total, number) => total + number, 0)
+  const targets = sum(batches.map(({ examples }) => open.normalizer(examples)))
+  const { accuracy } = open.metrics({ loss: 2, examples: [], predictions: counts.flat() })
+  expect(accuracy).toBe(sum(golden.correct.flat()) / targets)
+  await engine.remote.dispose()
+  await model.close()
+})
 
 it('takes the ten AdamW steps that PEFT and PyTorch take', async () => {
   const { losses, norms, adapter } = await tenSteps('adapter-init')

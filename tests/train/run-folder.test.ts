@@ -6,9 +6,9 @@ import { checkFingerprint } from '../../src/train/fingerprint.js'
 import {
   checkRunFolder,
   clearRunFolder,
+  type FolderUse,
   MARKER_FILE,
   METRICS_FILE,
-  RunWriter,
   readMarker,
   readMetrics,
   readState,
@@ -19,6 +19,7 @@ import {
   writeMetrics,
   writeState,
 } from '../../src/train/run-folder.js'
+import { RunWriter } from '../../src/train/run-writer.js'
 
 const line = (step: number): StepMetrics => ({
   step,
@@ -41,6 +42,16 @@ const adapter = () => {
   const result = new LoraAdapter({ rank: 1, targetModules: ['q'] })
   result.addLayerOfShape('q', [2, 3])
   return result
+}
+
+/** A writer that is told of each step with its line, as a run does. */
+function begin(directory: Directory, use: FolderUse, metrics: StepMetrics[] = []) {
+  const writer = new RunWriter({ directory, use }, { task: 'causal-lm' }, metrics)
+  const add = (one: StepMetrics) => {
+    metrics.push(one)
+    return writer.stepTaken()
+  }
+  return Object.assign(writer, { add })
 }
 
 /** A directory's methods as own properties, so that one can be left out. */
@@ -97,7 +108,7 @@ describe('checkRunFolder', () => {
       await expect(checkRunFolder(directory, 'resume')).rejects.toThrow('Leave out resume (--resume)')
       for (const use of ['new', 'overwrite'] as const) {
         directory.files.set(partial, new Uint8Array())
-        const writer = new RunWriter(directory, use, { task: 'causal-lm' }, [])
+        const writer = begin(directory, use)
         await writer.add(line(1))
         await writer.save(adapter())
         const adapterFiles = ['adapter_config.json', 'adapter_model.safetensors']
@@ -178,7 +189,7 @@ describe('RunWriter', () => {
 
   it('writes all of a run, and drops the state when it is finished', async () => {
     const directory = new MemoryDirectory()
-    const writer = new RunWriter(directory, 'new', { task: 'causal-lm' }, [])
+    const writer = begin(directory, 'new')
     await writer.add(line(1))
     await writer.save(adapter(), state)
     const adapterFiles = ['adapter_config.json', 'adapter_model.safetensors']
@@ -192,7 +203,7 @@ describe('RunWriter', () => {
   it('leaves the old run in place until it saves', async () => {
     const old = { [MARKER_FILE]: 'old', [STATE_FILE]: 'old', 'notes.txt': 'mine' }
     const directory = new MemoryDirectory(old)
-    const writer = new RunWriter(directory, 'overwrite', { task: 'causal-lm' }, [])
+    const writer = begin(directory, 'overwrite')
     await writer.add(line(1))
     await writer.abandon()
     expect(await directory.list()).toEqual(Object.keys(old).sort())
@@ -203,7 +214,7 @@ describe('RunWriter', () => {
 
   it('takes nothing away that an abandoned run has saved', async () => {
     const directory = new MemoryDirectory()
-    const writer = new RunWriter(directory, 'new', { task: 'causal-lm' }, [])
+    const writer = begin(directory, 'new')
     await writer.save(adapter(), state)
     await writer.abandon()
     expect(await directory.has(STATE_FILE)).toBe(true)
@@ -225,7 +236,7 @@ describe('RunWriter', () => {
       if (file === METRICS_FILE) writes.push([file, 'whole'])
       return create.call(directory, file)
     }
-    const writer = new RunWriter(directory, 'new', { task: 'causal-lm' }, [])
+    const writer = begin(directory, 'new')
     for (const step of [1, 2, 3, 4]) {
       await writer.add(line(step))
       if (step !== 3) await writer.save(adapter(), state)
@@ -240,7 +251,7 @@ describe('RunWriter', () => {
 
   it('goes on from the state: lines after it, and one that a crash has cut off, are made anew', async () => {
     const directory = new MemoryDirectory({ [METRICS_FILE]: `${linesOf(1, 2, 3)}{"step":4,` })
-    const writer = new RunWriter(directory, 'resume', { task: 'causal-lm' }, await readMetrics(directory, 2))
+    const writer = begin(directory, 'resume', await readMetrics(directory, 2))
     await writer.add({ ...line(3), loss: 7 })
     await writer.save(adapter(), state)
     await writer.add(line(4))
@@ -251,19 +262,11 @@ describe('RunWriter', () => {
   it('writes whole files where the folder has no other', async () => {
     const directory = new MemoryDirectory()
     const { append: _, ...whole } = { ...methodsOf(directory), name: 'whole' }
-    const writer = new RunWriter(whole, 'new', { task: 'causal-lm' }, [])
+    const writer = begin(whole, 'new')
     for (const step of [1, 2]) {
       await writer.add(line(step))
       await writer.save(adapter(), state)
     }
     expect(await textOf(directory)).toBe(linesOf(1, 2))
-  })
-
-  it('writes nothing without a folder', async () => {
-    const writer = new RunWriter(undefined, 'new', { task: 'causal-lm' }, [])
-    await writer.add(line(1))
-    await writer.save(adapter(), state)
-    await writer.finish()
-    expect(writer.metrics).toEqual([line(1)])
   })
 })

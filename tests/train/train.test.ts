@@ -320,7 +320,7 @@ describe('sessions', () => {
     const create = async (...args: Parameters<OrtModule['InferenceSession']['create']>) => {
       const session = await module.InferenceSession.create(...args)
       const isProbe = args[1]?.graphOptimizationLevel === 'disabled'
-      const kind = isProbe ? 'probe' : session.outputNames.length > 1 ? 'training' : 'evaluation'
+      const kind = isProbe ? 'probe' : session.outputNames.length > 2 ? 'training' : 'evaluation'
       log.push(`open ${kind}`)
       const release = () => {
         log.push(`close ${kind}`)

@@ -12,7 +12,6 @@ import { buildBackward, checkDifferentiable, gradientPath } from '../gradients/b
 import { valueInfo } from '../inject/inject.js'
 import type { WholeTensor } from '../inject/open-tensors.js'
 import { takeBranchWithoutCache } from '../inputs/cache.js'
-import { lowerForTraining } from '../lower/lower.js'
 import type { ModuleMap } from '../match/linears.js'
 import { recompute } from '../recompute/recompute.js'
 import { sessionModel } from '../session-model.js'
@@ -118,7 +117,7 @@ export async function buildTrainingGraph(
 ): Promise<TrainingGraph> {
   const { dropout = 0, twoPasses = false } = options
   const { graph, forward } = prepare(model, objective, options, twoPasses)
-  lowerForTraining(graph)
+  if (graph.nodes.some(mayBeFused)) (await import('../lower/lower.js')).lowerForTraining(graph)
   fuseGelu(graph)
   const { sum, masks } = forward
   const optional = new Set(options.tensors?.flatMap(({ name, isOptional }) => (isOptional ? [name] : [])))
@@ -193,6 +192,9 @@ function zeros(parameters: readonly TrainedTensor[]): Feeds {
     ]),
   )
 }
+
+/** Fused operators are not of ONNX's own domain, but for its Attention. A page whose model has none fetches no code for them. */
+const mayBeFused = ({ domain, opType }: NodeProto) => domain !== '' || opType === 'Attention'
 
 function prepare(
   model: OnnxModel,

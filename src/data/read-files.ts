@@ -1,0 +1,78 @@
+// Files of data → rows: each by its format, and those of a folder one after another.
+
+import type { ByteSource, Directory } from '../base/bytes.js'
+import { DataError, listed } from '../base/errors.js'
+import type { ColumnNames } from './columns.js'
+import { readDelimited } from './delimited.js'
+import { DATA_ENDINGS, detectFormat, formatOfName } from './format.js'
+import { readJsonArray, readJsonLines } from './json.js'
+import { readParagraphs } from './paragraphs.js'
+import type { Row } from './row.js'
+
+/** Files beside data that have the endings of data. */
+const NO_DATA = /^(\.|readme|licen[cs]e|dataset_infos?)/i
+
+/** What only folders of models and adapters have. */
+const MODEL_CONFIGS = ['config.json', 'adapter_config.json']
+
+/** Parts of file names that say which share of a data set a file holds. */
+const SPLIT_NAME = /(?:^|[._/-])(train|training|test|valid|validation|dev|eval)(?=[._/-]|$)/i
+
+/** The rows of a file, which is read by its format. */
+export async function* rowsOfFile(source: ByteSource, columns: ColumnNames | undefined): AsyncGenerator<Row> {
+  switch (await detectFormat(source)) {
+    case 'jsonl':
+      return yield* readJsonLines(source)
+    case 'json-array':
+      return yield* readJsonArray(source)
+    case 'csv':
+      return yield* readDelimited(source)
+    case 'tsv':
+      return yield* readDelimited(source, '\t')
+    case 'parquet': {
+      const { readParquet } = await import('./parquet/read-parquet.js')
+      return yield* readParquet(source, columns)
+    }
+    case 'text':
+      return yield* readParagraphs(source)
+  }
+}
+
+/** The data files directly in a folder, by name. Other files are left alone. */
+export async function* rowsOfFolder(directory: Directory, columns: ColumnNames | undefined): AsyncGenerator<Row> {
+  const all = await directory.list()
+  const config = MODEL_CONFIGS.find((name) => all.includes(name))
+  if (config !== undefined) {
+    throw new DataError({
+      where: directory.name,
+      what: `this folder holds a model or an adapter (${config}), not data`,
+      hint: 'Name the files of data themselves',
+    })
+  }
+  const files = all.filter((file) => formatOfName(file) !== undefined && !NO_DATA.test(file))
+  if (files.length === 0) {
+    throw new DataError({
+      where: directory.name,
+      what: 'no data in this folder',
+      expected: `files that end in ${DATA_ENDINGS}`,
+      got: all.length === 0 ? 'no files' : listed(all),
+    })
+  }
+  const splits = new Set(files.map((file) => SPLIT_NAME.exec(file)?.[1].toLowerCase().slice(0, 5)))
+  if (splits.size > 1) {
+    throw new DataError({
+      where: directory.name,
+      what: 'the files look like parts for training and for testing',
+      got: listed(files),
+      hint: 'Name the file or files to use',
+    })
+  }
+  for (const file of files) {
+    const source = await directory.open(file)
+    try {
+      yield* rowsOfFile(source, columns)
+    } finally {
+      await source.close()
+    }
+  }
+}

@@ -1,0 +1,11 @@
+// What a picture can come as.
+
+import { isObject } from '../base/options.js'
+import type { ImageSource } from './image.js'
+
+/** Whether it can be one. */
+export function isImageSource(value: unknown): value is ImageSource {
+  if (typeof value === 'string') return value !== ''
+  if (value instanceof Uint8Array) return true
+  return isObject(value) && (value.bytes instanceof Uint8Array || 'data' in value)
+}

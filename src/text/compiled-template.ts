@@ -1,0 +1,124 @@
+// Chat templates that are ready to render. They are Jinja, run by @huggingface/jinja.
+
+import { DataError, FormatError } from '../base/errors.js'
+import type { Span } from './added-tokens.js'
+import type { MessageOfParts } from './chat.js'
+import { CLOSE_MARK, type CompiledTemplate, compileJinja, marksGeneration, OPEN_MARK, type Renderer } from './jinja.js'
+import {
+  type ChatTemplate,
+  DEFAULT_TEMPLATE,
+  type RenderedChat,
+  type RenderOptions,
+  type TemplateSource,
+} from './template.js'
+import { TURN_MARK } from './turnwise.js'
+
+/** Of the templates of a list, the one for chats with tools. */
+const TOOL_TEMPLATE = 'tool_use'
+
+/**
+ * A template that is ready to render.
+ *
+ * @throws FormatError when it is no Jinja, or names none that can be the default
+ */
+export async function compileChatTemplate(source: TemplateSource): Promise<ChatTemplate> {
+  const library = await import('@huggingface/jinja')
+  const { name: where, specialTokens } = source
+  const compiled = new Map<string, CompiledTemplate>()
+  const marking = new Set<string>()
+  for (const [name, text] of source.texts) {
+    if (marksGeneration(text)) marking.add(name)
+    try {
+      compiled.set(name, compileJinja(library, text))
+    } catch (cause) {
+      throw new FormatError({
+        where,
+        what: `the chat template cannot be read (${messageOf(cause)})`,
+        hint: 'Give another one with chatTemplate (--chat-template FILE)',
+        cause,
+      })
+    }
+  }
+  const only = compiled.size === 1 ? [...compiled.keys()][0] : undefined
+  const fallback = compiled.has(DEFAULT_TEMPLATE) ? DEFAULT_TEMPLATE : only
+  if (fallback === undefined) {
+    throw new FormatError({
+      where,
+      what: 'several chat templates and none named default',
+      got: [...compiled.keys()].join(', '),
+      hint: 'Give one with chatTemplate (--chat-template FILE)',
+    })
+  }
+  const nameFor = (tools: RenderOptions['tools']) =>
+    tools !== undefined && compiled.has(TOOL_TEMPLATE) ? TOOL_TEMPLATE : fallback
+  const run = (
+    render: Renderer,
+    messages: readonly MessageOfParts[],
+    options: RenderOptions,
+    record: string,
+  ): string => {
+    try {
+      return render({
+        ...specialTokens,
+        messages,
+        tools: options.tools ?? null,
+        documents: null,
+        add_generation_prompt: options.addGenerationPrompt ?? false,
+        ...options.args,
+      })
+    } catch (cause) {
+      throw new DataError({
+        where: record,
+        what: `the model's chat template does not take this chat (${messageOf(cause)})`,
+        hint: 'Change the record, or give another template with chatTemplate (--chat-template FILE)',
+        cause,
+      })
+    }
+  }
+  return {
+    name: where,
+    text: source.texts.get(fallback) as string,
+    marksGeneration: marking.has(fallback),
+    render(messages, options, record) {
+      const used = nameFor(options.tools)
+      const text = run(compiled.get(used)!.render, messages, options, record)
+      return marking.has(used) ? readMarks(text, record) : { text, generated: [] }
+    },
+    renderTurns(messages, options, record) {
+      const render = compiled.get(nameFor(options.tools))!.renderTurns
+      if (render === undefined) return undefined
+      const parts = run(render, messages, { ...options, addGenerationPrompt: true }, record).split(TURN_MARK)
+      // Messages may hold the mark themselves.
+      if (parts.length !== messages.length + 1) return undefined
+      const prompt = parts.pop() as string
+      let end = 0
+      const ends = parts.map((part) => {
+        end += part.length
+        return end
+      })
+      return { text: parts.join(''), ends, prompt }
+    },
+  }
+}
+
+/** The text without marks, and what was between them. */
+function readMarks(marked: string, where: string): RenderedChat {
+  const generated: Span[] = []
+  const parts = marked.split(/([\ufdd0\ufdd1])/)
+  let text = ''
+  let start: number | undefined
+  for (const part of parts) {
+    if (part === OPEN_MARK && start === undefined) start = text.length
+    else if (part === CLOSE_MARK && start !== undefined) {
+      if (text.length > start) generated.push({ start, end: text.length })
+      start = undefined
+    } else if (part === OPEN_MARK || part === CLOSE_MARK) {
+      throw new DataError({ where, what: 'a character that Unicode reserves (U+FDD0 or U+FDD1)', hint: 'Remove it' })
+    } else text += part
+  }
+  return { text, generated }
+}
+
+function messageOf(cause: unknown): string {
+  return cause instanceof Error ? cause.message : String(cause)
+}

@@ -1,0 +1,65 @@
+// What a chat template is: messages → text.
+
+import type { Span } from './added-tokens.js'
+import type { ChatMessage, MessageOfParts } from './chat.js'
+
+/** The template of a list that is used, unless a chat has tools and there is one for them. */
+export const DEFAULT_TEMPLATE = 'default'
+
+/** What a chat is rendered with, beside its messages. */
+export interface RenderOptions {
+  /** Whether the text goes on to where the model's answer begins. */
+  readonly addGenerationPrompt?: boolean
+  /** Descriptions of the functions that the model may call (JSON Schema). */
+  readonly tools?: readonly unknown[] | undefined
+  /** Further variables of the template, such as `enable_thinking`. */
+  readonly args?: Readonly<Record<string, unknown>> | undefined
+}
+
+/** A chat as text. */
+export interface RenderedChat {
+  readonly text: string
+  /** What the template itself marks as the model's, by `{% generation %}`; empty where it marks nothing. */
+  readonly generated: readonly Span[]
+}
+
+/** A chat as text, with the end of each message in it. */
+export interface RenderedTurns {
+  readonly text: string
+  readonly ends: readonly number[]
+  /** What follows the messages where an answer is asked for. */
+  readonly prompt: string
+}
+
+/** Renders the chats of one model. */
+export interface ChatTemplate {
+  /** For messages: the file it came from. */
+  readonly name: string
+  /** The template itself; of several the one for chats without tools. */
+  readonly text: string
+  /** Whether it marks what the model writes. */
+  readonly marksGeneration: boolean
+  /**
+   * Renders messages and finds where each ends; with what the template adds where an answer is asked for.
+   *
+   * @returns undefined where one rendering does not tell
+   * @throws as {@link render}
+   */
+  renderTurns(messages: readonly ChatMessage[], options: RenderOptions, where: string): RenderedTurns | undefined
+  /**
+   * Renders messages.
+   *
+   * @param where the record that they come from, for messages
+   * @throws DataError when the template refuses them or fails
+   */
+  render(messages: readonly MessageOfParts[], options: RenderOptions, where: string): RenderedChat
+}
+
+/** Text of a template, by name where a model has several. */
+export interface TemplateSource {
+  /** For messages. */
+  readonly name: string
+  readonly texts: ReadonlyMap<string, string>
+  /** bos_token, eos_token and the like. */
+  readonly specialTokens: Readonly<Record<string, string>>
+}
