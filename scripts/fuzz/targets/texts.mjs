@@ -3,7 +3,7 @@
 import { MemorySource } from '../../../dist/base/bytes.js'
 import { readRows } from '../../../dist/data/read-rows.js'
 import { parseJson, toPlain } from '../../../dist/formats/json.js'
-import { compileChatTemplate } from '../../../dist/text/chat-template.js'
+import { compileChatTemplate } from '../../../dist/text/compiled-template.js'
 import { makeTokenizer } from '../../../dist/text/tokenizer.js'
 import { filesLike, read } from '../inputs.mjs'
 import { mutateBytes, mutateJson, mutateText } from '../mutate.mjs'
