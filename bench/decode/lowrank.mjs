@@ -3,10 +3,13 @@ import * as ort from 'onnxruntime-node'
 import { loadModel, openSession } from '../../dist/node.js'
 import { measured, PROMPT, timed } from './shared.mjs'
 
-const [, , folder, dtype, tokens, threads, texts] = process.argv
+const [, , folder, dtype, tokens, threads, texts, , level] = process.argv
 const { module, inside } = timed(ort)
 const model = await loadModel(folder, { dtype, runtime: { module } })
-const session = await openSession(model, { threads: Number(threads) })
+const session = await openSession(model, {
+  threads: Number(threads),
+  ...(level !== '' && { accuracyLevel: Number(level) }),
+})
 const prompts = Array.from({ length: Number(texts) }, () => PROMPT)
 const options = { maxNewTokens: Number(tokens), temperature: 0, repetitionPenalty: 1 }
 

@@ -2,9 +2,10 @@
 // process of its own, and they take turns, text by text, so that drift of the machine hits all alike.
 // One only reads as many bytes as the weights have: nothing on the CPU can be faster than that.
 //
-//   node bench/decode/run.mjs [--model models/union-3m] [--dtype fp32] [--transformers DIR] [--tokens 100] [--rounds 5] [--threads 2]
+//   node bench/decode/run.mjs [--model models/union-3m] [--dtype fp32] [--transformers DIR] [--tokens 100] [--rounds 5] [--threads 2] [--accuracy-level 4]
 //
 // DIR is a folder in which `npm install @huggingface/transformers@4.3` was run; without one only our own figures are printed. Build first.
+// --accuracy-level: lowrank's products with MatMulNBits; the file's own level if it is left out.
 import { fork } from 'node:child_process'
 import { cpus } from 'node:os'
 import { dirname, join, resolve } from 'node:path'
@@ -21,6 +22,7 @@ const { values: options } = parseArgs({
     tokens: { type: 'string', default: '100' },
     rounds: { type: 'string', default: '5' },
     threads: { type: 'string', default: String(Math.min(2, cpus().length)) },
+    'accuracy-level': { type: 'string', default: '' },
   },
 })
 
@@ -43,7 +45,7 @@ const children = new Map()
 for (const [name, [file, texts]] of Object.entries(CONTESTANTS)) {
   const { model, dtype, transformers = '', tokens, threads } = options
   const from = transformers === '' ? '' : resolve(transformers)
-  const child = fork(join(here, file), [resolve(model), dtype, tokens, threads, texts, from])
+  const child = fork(join(here, file), [resolve(model), dtype, tokens, threads, texts, from, options['accuracy-level']])
   await once(child) // ready
   children.set(name, child)
 }

@@ -226,6 +226,8 @@ describe.skipIf(transformers === undefined)('pipelines with adapters', () => {
     await expect(withAdapters(theirs, { source: ENCODER })).rejects.toThrow(/another model than the pipeline/)
     const wrong = 'tests/golden/models/llama-genai/golden/adapter-init'
     await expect(withAdapters(theirs, { source: UNION, adapters: { wrong } })).rejects.toThrow(MismatchError)
+    const opening = pipelineWithAdapters('text-generation', UNION, { adapters: { wrong }, transformers })
+    await expect(opening).rejects.toThrow(MismatchError)
     expect(textOf(await theirs(PROMPTS[0], GREEDY))).toBe(expected)
     const write = await withAdapters(theirs, { source: UNION, adapters: { a: ADAPTER } })
     await expect(session.run({})).rejects.toThrow()

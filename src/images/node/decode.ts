@@ -1,5 +1,6 @@
 // Files of pictures in Node, by sharp: an optional peer.
 
+import { access } from 'node:fs/promises'
 import { createRequire } from 'node:module'
 import { join } from 'node:path'
 import { pathToFileURL } from 'node:url'
@@ -21,8 +22,13 @@ type SharpModule = (file: string | Uint8Array) => Sharp
 
 let loading: Promise<SharpModule> | undefined
 
-/** Reads a file, turned as its camera was held. Throws ConfigError when sharp is not installed, and what sharp says of the file. */
+/**
+ * Reads a file, turned as its camera was held. Throws what the system says of a path that cannot be read, ConfigError when sharp is not
+ * installed, and what sharp says of the file.
+ */
 export async function decodeWithSharp(file: string | Uint8Array): Promise<RgbImage> {
+  // A wrong path is told of first: to install sharp would not help there.
+  if (typeof file === 'string') await access(file)
   loading ??= loadSharp()
   const sharp = await loading
   const decoded = sharp(file).rotate().toColourspace('srgb').removeAlpha().raw()
