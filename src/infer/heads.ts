@@ -1,6 +1,7 @@
 // The head that an adapter brings: layers behind the encoder that PEFT saves whole (modules_to_save). They are small, so they are computed
 // here and not in the graph. Then heads of any width have room in one session, beside quantized graphs and graphs with a head of their own.
 
+import { f16ToF32 } from '../base/dtype.js'
 import { MismatchError, UnsupportedError } from '../base/errors.js'
 import { hasCacheBranches } from '../graph/inputs/cache.js'
 import { type Linear, logitsName } from '../graph/match/linears.js'
@@ -10,7 +11,6 @@ import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 import { chooseRows, type HeadInput } from '../tasks/head-rows.js'
 import { type HeadLayer, placeHead } from '../tasks/heads.js'
 import { loadTaskOf } from '../tasks/tasks.js'
-import { floatsOf } from './floats.js'
 
 /** A layer of a head with its values. */
 interface HeadValues {
@@ -155,6 +155,18 @@ function normOf({ layer, weight, bias, d }: HeadValues, input: Float32Array, out
   const variance = input.reduce((sum, value) => sum + (value - mean) ** 2, 0) / d
   const scale = 1 / Math.sqrt(variance + (layer.epsilon ?? 1e-5))
   for (let i = 0; i < d; i++) output[i] = (input[i] - mean) * scale * weight[i] + (bias?.[i] ?? 0)
+}
+
+/** @throws UnsupportedError for a type that is none of f32 and f16 */
+export function floatsOf({ data, type }: RuntimeTensor): Float32Array {
+  if (data instanceof Float32Array) return data
+  if (data instanceof Uint16Array && type === 'float16') return f16ToF32(data)
+  throw new UnsupportedError({
+    where: 'ONNX model',
+    what: 'an output of a type that is not read',
+    expected: 'float32, float16',
+    got: type,
+  })
 }
 
 /** What runs the graph with the adapters' factors. */
