@@ -29,6 +29,7 @@ export interface ReferenceParts {
 /** Gives the task its reference, or a part of it when the signal ends it. */
 export async function takeReference(parts: ReferenceParts): Promise<void> {
   const { open, adapter, examples, evalExamples = [], sessions, engine, planOptions, signal, on } = parts
+  on.stage?.('evaluate')
   await engine.start(parts.setup, parts.begin)
   const costsOf = (some: Examples<unknown>) => Array.from(some, (example) => open.cost(example))
   // The first pass over the data has each example once, unless the run is over before.

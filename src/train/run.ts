@@ -244,7 +244,7 @@ class Run {
 
   /** The state that the first step of this process starts from. */
   async #start(): Promise<EngineState> {
-    const { out, adapter, open, on } = this.#parts
+    const { out, adapter, open } = this.#parts
     const parameters = readParameters(adapter, this.#names)
     const zeros = () => parameters.map(({ length }) => new Float32Array(length))
     const begin: EngineState = { parameters, firstMoments: zeros(), secondMoments: zeros(), updates: 0 }
@@ -254,9 +254,8 @@ class Run {
     if (record !== undefined && out?.use === 'resume') {
       const { resumeRun } = await import('./run-folder.js')
       const { directory } = out
-      const { engine, run, metrics } = await resumeRun(directory, this.#names, ({ fingerprint }) =>
-        record.checkFingerprint(fingerprint, this.#fingerprint, directory.name),
-      )
+      const check = (of: RunState) => record.checkFingerprint(of.fingerprint, this.#fingerprint, directory.name)
+      const { engine, run, metrics } = await resumeRun(directory, this.#names, check)
       writeParameters(adapter, this.#names, engine.parameters)
       this.#metrics.push(...metrics)
       this.#best.resume(run.best)
@@ -264,7 +263,6 @@ class Run {
       state = engine
     }
     if (open.takeReference === undefined) return state
-    on.stage?.('evaluate')
     await (await import('./reference.js')).takeReference({
       ...this.#parts,
       begin,
