@@ -54,7 +54,6 @@ export const tokenClassification: Task<TaggedText, TaggedExample, TagOptions> = 
   name: 'token-classification',
   peftType: 'TOKEN_CLS',
   reading: 'tag',
-  learningRate: 1e-3,
   headForm: findTokenHead,
   options: TAG_OPTIONS,
 
