@@ -178,7 +178,7 @@ async function openPolicy(options: DpoOptions, base: Model = model) {
   const { examples } = await encode(rows)
   const adapter = await load('adapter-init')
   const open = dpo.open(base, examples, options)
-  const engine = openEngine(base.runtime, 'train', (created) => new TrainEngine(created))
+  const engine = await openEngine(base.runtime, 'train', async () => TrainEngine)
   const settings = resolveSettings({ threads: 1 })
   const parts = { model: base, open: open as never, adapter, modules: undefined, settings }
   const sessions = await TrainingSessions.create(parts, engine.remote)
@@ -186,7 +186,7 @@ async function openPolicy(options: DpoOptions, base: Model = model) {
   const start = async (from: typeof adapter) => {
     const parameters = readParameters(from, names)
     const zeros = () => parameters.map(({ length }) => new Float32Array(length))
-    const setup = { parameters: sessions.parameters, optimizer: { weightDecay: 0 } as never, maxGradNorm: 0 }
+    const setup = { parameters: sessions.parameters, optimizer: { weightDecay: 0 }, maxGradNorm: 0 }
     await engine.remote.start(setup, { parameters, firstMoments: zeros(), secondMoments: zeros(), updates: 0 })
   }
   const evaluate = async () => {

@@ -79,7 +79,7 @@ describe.each(Object.keys(CASES))('the loss %s', (name) => {
     const examples = await examplesOf(name)
     const adapter = await load()
     const open = embedding.open(model, examples, CASES[name].options)
-    const engine = openEngine(model.runtime, 'train', (created) => new TrainEngine(created))
+    const engine = await openEngine(model.runtime, 'train', async () => TrainEngine)
     const settings = resolveSettings({ threads: 1 })
     const sessions = await TrainingSessions.create(
       { model, open: open as never, adapter, modules: undefined, settings },
