@@ -159,7 +159,7 @@ export const train = defineCommand({
     maxLength: integer('longer records are cut to N tokens; default: the model’s context'),
     learningRate: decimal(
       'highest learning rate',
-      `${TRAIN_DEFAULTS.learningRate.toExponential()}; 1e-3 for image-classification`,
+      `${TRAIN_DEFAULTS.learningRate.toExponential()}; 6e-4 for token-classification, 1e-3 for image-classification`,
     ),
     schedule: choice(
       TRAIN_CHOICES.schedule,
