@@ -53,6 +53,16 @@ function names(about: string): Option<string[] | undefined> {
   }
 }
 
+/** Tokens divided by commas: texts, and ids where there are digits alone. */
+function tokens(about: string): Option<(string | number)[] | undefined> {
+  const list = names(about)
+  return {
+    ...list,
+    placeholder: 'a,N,…',
+    read: (occurrences) => list.read(occurrences)?.map((token) => (/^\d+$/.test(token) ? Number(token) : token)),
+  }
+}
+
 /** Numbers by module. What they may be is checked where they are used. */
 function pattern(about: string): Option<Record<string, number> | undefined> {
   return {
@@ -152,6 +162,9 @@ export const train = defineCommand({
       'none',
     ),
     modulesToSave: names('modules to train and save as a whole, by the ends of their names, such as norm,lm_head'),
+    trainedTokens: tokens(
+      'tokens whose rows of the embedding are trained too, such as special tokens: texts, or ids, such as "<tool>,32000"',
+    ),
     init: choice(TRAIN_CHOICES.init, 'how the random initial values of A and B are chosen', TRAIN_DEFAULTS.config.init),
     epochs: integer('passes over the data', { fallback: TRAIN_DEFAULTS.epochs }),
     maxSteps: integer('number of steps, instead of --epochs'),

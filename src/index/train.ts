@@ -73,6 +73,7 @@ const OPTIONS: OptionTable<TrainOptions> = {
   chatTemplateArgs: OBJECT,
   decodeImage: FUNCTION,
   preset: oneOf(...PRESETS),
+  trainedTokens: kind('a list of tokens', (value) => Array.isArray(value) || isObject(value)),
   config: OBJECT,
   adapter: ADAPTER,
   modules: OBJECT,

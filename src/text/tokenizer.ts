@@ -30,6 +30,8 @@ export interface Tokenizer {
   readonly bosTokenId: number | undefined
   /** The token that fills up batches. */
   readonly padTokenId: number | undefined
+  /** The id of a token, as the vocabulary spells it. Undefined if there is no such token. */
+  tokenId(token: string): number | undefined
   /** Ids of `text` with the special tokens that tokenizer.json's template adds. */
   encode(text: string, options?: { specialTokens?: boolean }): number[]
   /**
@@ -154,6 +156,10 @@ class HubTextTokenizer implements Tokenizer {
     while (start + bare.length < full.length && !bare.every((id, i) => id === full[start + i])) start++
     this.#before = full.slice(0, start)
     this.#after = full.slice(start + bare.length)
+  }
+
+  tokenId(token: string): number | undefined {
+    return this.#ask(() => this.#hub.token_to_id(token))
   }
 
   encode(text: string, options: { specialTokens?: boolean } = {}): number[] {

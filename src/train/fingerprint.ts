@@ -50,7 +50,7 @@ export async function fingerprintOf(parts: FingerprintParts): Promise<Record<str
     weights.add(new TextEncoder().encode(name)).add(bytesOf(weightA.data)).add(bytesOf(weightB.data))
     if (magnitude !== undefined) weights.add(bytesOf(magnitude))
   }
-  for (const { name, weight } of adapter.parts('replacement')) {
+  for (const { name, weight } of adapter.parts('replacement', 'token-rows')) {
     weights.add(new TextEncoder().encode(name)).add(bytesOf(weight.data))
   }
   const { peftFields, ...config } = adapter.config

@@ -2,7 +2,7 @@
 
 import { Random } from '../base/random.js'
 import { otherPointwise } from '../graph/match/forms/pointwise.js'
-import { findLinears, type Linear, type ModuleMap } from '../graph/match/linears.js'
+import { findLinears, type Linear } from '../graph/match/linears.js'
 import { matchTargets } from '../graph/match/match.js'
 import type { Model } from '../graph/model-folder.js'
 import { readGraph } from '../graph/view/read-graph.js'
@@ -11,6 +11,7 @@ import type { LoraConfig, LoraConfigInput } from '../lora/config.js'
 import { isAllLinear } from '../lora/patterns/patterns.js'
 import type { OpenTask, Task } from '../tasks/task.js'
 import { addDoraLayer, squaresOfRows } from './dora.js'
+import type { TrainingOptions } from './options.js'
 import type { TrainEvents } from './report.js'
 
 /**
@@ -20,18 +21,21 @@ import type { TrainEvents } from './report.js'
  */
 export async function newAdapter(
   model: Model,
-  config: LoraConfig,
+  plain: LoraConfig,
   {
     task,
     open,
     modules,
     on,
-  }: { task: Task; open: OpenTask; modules: ModuleMap | undefined; on: TrainEvents | undefined },
+    trainedTokens,
+  }: Pick<TrainingOptions, 'modules' | 'on' | 'trainedTokens'> & { readonly task: Task; readonly open: OpenTask },
 ): Promise<LoraAdapter> {
   const { head, moduleName = (name) => name } = bound(open)
   const context = { model, open, modules }
-  const needsWhole = config.modulesToSave.length > 0 || config.bias !== 'none'
-  const tensors = needsWhole ? await import('./whole-tensors.js') : undefined
+  const hasTokens = (trainedTokens ?? plain.trainableTokenIndices) !== undefined
+  const changesBase = hasTokens || plain.modulesToSave.length > 0 || plain.bias !== 'none'
+  const tensors = changesBase ? await import('./whole-tensors.js') : undefined
+  const config = tensors?.withTokens(plain, model, trainedTokens) ?? plain
   const saved = tensors?.savedTensors(context, config) ?? []
   const whole = new Set([...saved, ...(head?.tensors ?? [])].map(({ name }) => name))
   const layers = new Map<string, { name: string; d: number; k: number }>()
@@ -62,6 +66,7 @@ export async function newAdapter(
   }
   const biases = tensors?.trainedBiases(context, config, (module) => layers.has(module)) ?? []
   await tensors?.addWhole(adapter, context, [...saved, ...biases])
+  await tensors?.addTokenRows(adapter, context)
   return adapter
 }
 

@@ -41,6 +41,12 @@ export interface TrainConfig extends Omit<LoraConfigInput, keyof (typeof TRAIN_D
   readonly seed?: number | undefined
 }
 
+/** A token as tokenizer.json spells it, or its id. */
+export type TokenChoice = string | number
+
+/** Tokens whose rows of the input embedding are trained; or tokens by module, by its name or the end of its name. */
+export type TrainedTokens = readonly TokenChoice[] | Readonly<Record<string, readonly TokenChoice[]>>
+
 type Optional<T> = { readonly [K in keyof T]?: T[K] | undefined }
 
 /** All options of training, with open files and an open model. */
@@ -73,6 +79,12 @@ export interface TrainingOptions extends Optional<TrainSettings> {
    * such as rank 8, alpha 8, a learning rate of 5e-5 and 3 epochs. Default: lowrank's own.
    */
   readonly preset?: Preset | undefined
+  /**
+   * Tokens whose rows of the embedding are trained too, as PEFT's trainable_token_indices: `['<tool>', 32000]`, or by module,
+   * `{ embed_tokens: ['<tool>'], lm_head: ['<tool>'] }`. An output layer that is tied to the embedding uses the same rows. All tokens
+   * must have rows in the graph already. Default: none.
+   */
+  readonly trainedTokens?: TrainedTokens | undefined
   /** Settings of the new adapter. */
   readonly config?: TrainConfig | undefined
   /** Trains this adapter further instead of a new one. Its factors are changed in place. */

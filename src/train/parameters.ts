@@ -1,5 +1,5 @@
-// Between the tensors of an adapter and what the training graph is fed: A (r, k) as it is, B (d, r) as Bᵀ (r, d), DoRA's m (d) and
-// tensors of a head as they are.
+// Between the tensors of an adapter and what the training graph is fed: A (r, k) as it is, B (d, r) as Bᵀ (r, d), DoRA's m (d),
+// tensors of a head and rows of tokens as they are.
 
 import { MismatchError } from '../base/errors.js'
 import { transpose } from '../linalg/product.js'
@@ -46,7 +46,7 @@ function slotsOf(adapter: LoraAdapter): Map<string, Slot> {
       write: (values) => void layer.magnitude?.set(values),
     })
   }
-  for (const part of adapter.parts('replacement')) {
+  for (const part of adapter.parts('replacement', 'token-rows')) {
     slots.set(part.name, {
       read: () => Float32Array.from(part.weight.data),
       write: (values) => void part.weight.data.set(values),

@@ -66,20 +66,20 @@ export class TrainingSessions {
       return { name, d, k, rank, scaling, baseSquares: squares.get(name) }
     })
     const { dropout } = adapter.config
-    const hasWhole = adapter.parts('replacement').length > 0
-    const tensors = hasWhole ? (await import('./whole-tensors.js')).wholeTensors(adapter, parts) : []
+    const changesBase = adapter.parts('replacement', 'token-rows').length > 0
+    const base = changesBase ? await (await import('./whole-tensors.js')).baseOf(adapter, parts) : undefined
     const twoPasses = open.stepLoss !== undefined
     const tell = (done: number) => parts.on?.progress?.({ stage: 'prepare', done, total: 3 })
     tell(0)
     const training = await buildTrainingGraph(model.onnx, runtime, open, {
       layers,
-      tensors,
+      base,
       modules,
       dropout,
       twoPasses,
     })
     tell(1)
-    const evaluation = buildLossGraph(model.onnx, open, { layers, tensors, modules })
+    const evaluation = buildLossGraph(model.onnx, open, { layers, base, modules })
     tell(2)
     return new TrainingSessions(parts, engine, runtime.name, { training, evaluation })
   }

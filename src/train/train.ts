@@ -91,7 +91,7 @@ export async function train(
   }
   warnOfMemory(options, settings, limits, { sequence: longest(examples, open), rows: open.rowsOfExample })
   on?.stage?.('prepare')
-  const adapter = options.adapter ?? (await newAdapter(model, config, { task, open, modules, on }))
+  const adapter = options.adapter ?? (await newAdapter(model, config, { ...options, task, open }))
   adapter.chatTemplate = chatTemplate ?? adapter.chatTemplate
   await checkReplaced(adapter, model, open, modules)
   if (open.labels !== undefined) adapter.labels = open.labels
@@ -275,7 +275,8 @@ function checkOptions(options: TrainingOptions, settings: TrainSettings): LoraCo
       got: '1',
     })
   }
-  requirePlainConfig({ ...config, modulesToSave: [], bias: 'none', useDora: false }, 'training')
+  const others = { modulesToSave: [], bias: 'none', useDora: false, trainableTokenIndices: undefined } as const
+  requirePlainConfig({ ...config, ...others }, 'training')
   return config
 }
 
@@ -301,7 +302,7 @@ function checkData(where: string, data: unknown): void {
 }
 
 function checkAdapter(adapter: LoraAdapter): void {
-  requireHandled(adapter, ['linear', 'replacement', 'magnitude'], 'training')
+  requireHandled(adapter, ['linear', 'replacement', 'magnitude', 'token-rows'], 'training')
   if (adapter.size === 0) throw new StateError({ where: 'adapter', what: 'it has no layers to train' })
   for (const [name, { merged }] of adapter) {
     if (merged) throw new StateError({ where: name, what: 'it is merged', hint: 'Call unmergeAll() first' })
@@ -310,11 +311,13 @@ function checkAdapter(adapter: LoraAdapter): void {
 
 /** Throws ConfigError for options that contradict one another, or lack what they need. */
 function checkTogether(options: TrainingOptions, settings: TrainSettings): void {
-  if (options.adapter !== undefined && options.config !== undefined) {
-    throw new ConfigError({ where: 'config', what: 'not together with adapter: the adapter has its own config' })
-  }
-  if (options.adapter !== undefined && settings.newHead) {
-    throw new ConfigError({ where: 'newHead', what: 'not together with adapter: the adapter has its own head' })
+  const ofAdapter = [
+    ['config', options.config !== undefined, 'config'],
+    ['trainedTokens', options.trainedTokens !== undefined, 'trained tokens'],
+    ['newHead', settings.newHead, 'head'],
+  ] as const
+  for (const [where, isGiven, own] of options.adapter === undefined ? [] : ofAdapter) {
+    if (isGiven) throw new ConfigError({ where, what: `not together with adapter: the adapter has its own ${own}` })
   }
   if (options.out === undefined && (options.resume || options.overwrite || settings.saveEvery !== undefined)) {
     throw new ConfigError({ where: 'out', what: 'resume, overwrite and saveEvery need an output folder' })

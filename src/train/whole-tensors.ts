@@ -1,6 +1,7 @@
 // Tensors of the base that a run trains whole, as PEFT's bias and modules_to_save say: which ones a config means, and what they start from.
 
 import { MismatchError, nearMisses, UnsupportedError } from '../base/errors.js'
+import { type BaseOpener, baseOpener } from '../graph/inject/open-base.js'
 import type { WholeTensor } from '../graph/inject/open-tensors.js'
 import { readBaseTensor } from '../graph/inject/read-base-tensor.js'
 import { type BaseTensor, baseTensors, trainableTensor } from '../graph/match/base-tensors.js'
@@ -13,6 +14,9 @@ import type { LoraConfig } from '../lora/config.js'
 import { moduleOf } from '../lora/part.js'
 import { isInsideModule } from '../lora/patterns/patterns.js'
 import type { OpenTask } from '../tasks/task.js'
+import { trainedRows } from './token-rows.js'
+
+export { addTokenRows, withTokens } from './token-rows.js'
 
 /** A tensor of the base, by the name that it has in the adapter. */
 interface Named {
@@ -138,4 +142,13 @@ export function wholeTensors(adapter: LoraAdapter, context: Context): WholeTenso
     const isOptional = !config.modulesToSave.some((entry) => isInsideModule(module, entry))
     return { name, shape, isOptional, offset }
   })
+}
+
+/**
+ * What lets a graph train the tensors and rows of the base that an adapter has.
+ *
+ * @throws MismatchError for one that the base does not have, or has in another shape; UnsupportedError for one that cannot be trained
+ */
+export async function baseOf(adapter: LoraAdapter, context: Context): Promise<BaseOpener> {
+  return baseOpener(wholeTensors(adapter, context), await trainedRows(adapter, context))
 }

@@ -115,6 +115,18 @@ describe('lowrank train', () => {
     expect(names.filter((name) => /[qv]_proj(\.base_layer)?\.bias$/.test(name))).toHaveLength(4)
   })
 
+  it('trains the rows of tokens, given by text and id, and run.json repeats it', async () => {
+    const [out, again] = [join(scratch, 'tokens'), join(scratch, 'tokens-again')]
+    const args = ['--trained-tokens', 'a,86', '--target-modules', 'q_proj', '--rank', '2', '--out', out, '--json']
+    const { trainableParams } = documentOf(await lowrankHere('train', ...SMALL_RUN, ...args))
+    expect(trainableParams).toBe(2 * 2 * (32 + 64) + 2 * 32)
+    const { trainable_token_indices: tokens } = JSON.parse(readFileSync(join(out, 'adapter_config.json'), 'utf8'))
+    expect(tokens).toEqual([67, 86])
+    await lowrankHere('train', '--config', join(out, 'run.json'), '--out', again)
+    const [first, second] = [out, again].map((folder) => readFileSync(join(folder, 'adapter_model.safetensors')))
+    expect(first).toEqual(second)
+  })
+
   it('overwrites its own run when asked', async () => {
     const out = join(scratch, 'again')
     expect((await lowrankHere('train', ...SMALL_RUN, '--out', out)).code).toBe(0)

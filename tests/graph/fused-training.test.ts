@@ -1,6 +1,7 @@
 import { describe, expect, it } from 'vitest'
 import { TensorProto_DataType as DataType } from '../../src/formats/onnx/gen/onnx_pb.js'
 import { outputNorms } from '../../src/graph/inject/affine.js'
+import { baseOpener } from '../../src/graph/inject/open-base.js'
 import { findLinears } from '../../src/graph/match/linears.js'
 import { matchLayers } from '../../src/graph/match/match.js'
 import type { Objective } from '../../src/graph/training/objective.js'
@@ -123,7 +124,8 @@ describe.each([...FUSED, ...FUSED_NORMS, ...PLAIN])('DoRA, biases and norms thro
     }
     const biases = adapter.parts('replacement')
     const tensors = biases.map(({ name: tensor, shape }) => ({ name: tensor, shape, offset: 0, isOptional: false }))
-    const training = await buildTrainingGraph(onnx, runtime, weightedSum(inputs, numbers), { layers, tensors })
+    const base = baseOpener(tensors, [])
+    const training = await buildTrainingGraph(onnx, runtime, weightedSum(inputs, numbers), { layers, base })
     const session = await runtime.createSession(await training.sessionModel(), { threads: 1 })
     const g = numbers.get('g')!
     const own: Feeds = {

@@ -132,6 +132,7 @@ describe('the end of the text', () => {
         eosTokenId: 1,
         bosTokenId: 0,
         padTokenId: 2,
+        tokenId: () => undefined,
         encode: (text, options) => [
           ...tokenizer.encode(text, options),
           ...(options?.specialTokens === false ? [] : [1]),

@@ -1,6 +1,6 @@
 // Lets tensors of the base be graph inputs, so that they can be trained whole: biases, norms, embeddings, and weights of linear layers.
 
-import { TensorProto_DataType as DataType, type NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
+import type { NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
 import { baseTensors, trainableTensor } from '../match/base-tensors.js'
 import type { Linear } from '../match/linears.js'
 import { storedValue } from '../match/parameters.js'
@@ -8,7 +8,6 @@ import type { TrainedTensor } from '../training/objective-graph.js'
 import { floatAttribute, makeAttribute } from '../view/attributes.js'
 import { Builder, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
-import { valueInfo } from './inject.js'
 
 /** A tensor of the base that is trained. */
 export interface WholeTensor {
@@ -36,7 +35,7 @@ interface Piece {
 }
 
 /**
- * Makes inputs of all tensors but weights of linear layers, which {@link openWeight} opens.
+ * Lets nodes read all tensors as inputs but weights of linear layers, which {@link openWeight} opens.
  *
  * @param linears those of `graph`
  * @throws MismatchError when the graph has no such tensor, or another shape; UnsupportedError, naming it, for one that cannot be trained
@@ -65,7 +64,6 @@ export function openTensors(
         inputs.set(at, [...(inputs.get(at) ?? []), { start, end: start + shape[0], value }])
       }
     }
-    graph.inputs.push(valueInfo(input, DataType.FLOAT, shape))
     return { name, input, shape }
   })
   for (const [node, { linear, inputs }] of vectors) openVectors(graph, g, node, linear, inputs)

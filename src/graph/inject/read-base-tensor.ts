@@ -1,10 +1,12 @@
-// The values of a tensor of the base, in the shape that it has in PyTorch.
+// The values of a tensor of the base, or of some of its rows, in the shape that it has in PyTorch.
 
 import { UnsupportedError } from '../../base/errors.js'
 import type { OnnxModel } from '../../formats/onnx/model.js'
 import type { BaseTensor } from '../match/base-tensors.js'
 import { openFloatLines } from '../match/forms/float-product.js'
-import { storedValue } from '../match/parameters.js'
+import type { ReadLines } from '../match/forms/form.js'
+import type { Linear } from '../match/linears.js'
+import { type Embedding, storedValue } from '../match/parameters.js'
 import type { Graph } from '../view/graph.js'
 import { readVector } from './affine.js'
 
@@ -26,15 +28,54 @@ export async function readBaseTensor(
     return values.slice(start, start + shape[0])
   }
   if (place.kind === 'lookup') {
-    const { node, vocabulary, features, transposed } = place.embedding
-    const weight = storedValue(graph, node.input[place.embedding.input])
-    const read = await openFloatLines(model, graph, { node, weight, problem: undefined })
+    const { vocabulary, features, transposed } = place.embedding
+    const read = await openEmbedding(model, graph, place.embedding)
     const lines = await read(0, transposed ? features : vocabulary)
     return transposed ? swapped(lines, [features, vocabulary]) : lines
   }
   const { form, transposed, k, d } = place.linear
   const lines = await (await form.openLines(model, graph, place.linear))(0, transposed ? d : k)
   return transposed ? lines : swapped(lines, [k, d])
+}
+
+/** Opens the stored lines of an embedding: rows of tokens, or of features where it is transposed. */
+async function openEmbedding(model: OnnxModel, graph: Graph, { node, input, integers }: Embedding): Promise<ReadLines> {
+  if (integers !== undefined) return integers.form.openLines(model, graph, integers)
+  return openFloatLines(model, graph, { node, weight: storedValue(graph, node.input[input]), problem: undefined })
+}
+
+/** Elements that are in memory at one time: 4 MiB in f32. */
+const PIECE_ELEMENTS = 1 << 20
+
+/**
+ * The rows (m, D) of some tokens, of an embedding or an output layer, in f32. No more of the weight is read, or of one that is stored
+ * (D, V) only a piece at a time.
+ *
+ * @throws UnsupportedError when they cannot be read
+ */
+export async function readTokenRows(
+  model: OnnxModel,
+  graph: Graph,
+  place: Embedding | Linear,
+  tokens: readonly number[],
+): Promise<Float32Array> {
+  const isEmbedding = 'vocabulary' in place
+  const read = isEmbedding ? await openEmbedding(model, graph, place) : await place.form.openLines(model, graph, place)
+  const [count, width] = isEmbedding ? [place.vocabulary, place.features] : [place.d, place.k]
+  const rows = new Float32Array(tokens.length * width)
+  if (isEmbedding !== place.transposed) {
+    for (const [i, token] of tokens.entries()) rows.set(await read(token, 1), i * width)
+    return rows
+  }
+  const most = Math.max(1, Math.floor(PIECE_ELEMENTS / count))
+  for (let first = 0; first < width; first += most) {
+    const lines = Math.min(most, width - first)
+    const piece = await read(first, lines)
+    for (const [i, token] of tokens.entries()) {
+      for (let line = 0; line < lines; line++) rows[i * width + first + line] = piece[line * count + token]
+    }
+  }
+  return rows
 }
 
 /** A matrix with its axes swapped. */

@@ -11,7 +11,6 @@ import { type Linear, nodeScope } from './linears.js'
 import { normOffset, UNKNOWN_OFFSET } from './norm-offset.js'
 import { type BiasPlace, certainBias, type Embedding, ofModule, type Place, placesOf } from './parameters.js'
 import { refuse, shapeError } from './refusals.js'
-import { tiedHeads } from './tied.js'
 
 /** A graph, and what of it adapters can change. */
 export interface ModelPlaces {
@@ -64,7 +63,7 @@ export async function placeReplacement(
   isConv1d: boolean,
   isReplaced: (name: string) => boolean,
 ): Promise<StoredPlace[]> {
-  const { graph, model } = places
+  const { graph } = places
   const { name, module, shape } = tensor
   const member = name.slice(module.length + 1)
   if (!isWeightDtype(tensor.dtype)) refuse(name, 'values of this type cannot take a place in the graph', tensor.dtype)
@@ -83,7 +82,7 @@ export async function placeReplacement(
     for (const embedding of embeddingsOf(places, module, [shape[0], shape[1]])) {
       found.push({ kind: 'lookup', embedding })
       // A trained copy is the embedding's alone in PEFT; one that is only saved along is the base's own, which both uses read.
-      const heads = tensor.isTrained ? [] : await tiedHeads(model, graph, embedding, places.linears)
+      const heads = tensor.isTrained ? [] : await headsTiedTo(embedding, places)
       for (const linear of heads) {
         if (isReplaced(`${linear.name}.weight`)) continue
         found.push({ kind: 'weight', linear, module: linear.name, isInputMajor: false })
@@ -137,10 +136,15 @@ export async function placeTokenRows(
   for (const embedding of embeddingsOf(places, module, [undefined, shape[1]])) {
     inRange(embedding.vocabulary)
     found.push({ kind: 'lookup', embedding })
-    const tied = await tiedHeads(places.model, places.graph, embedding, places.linears)
+    const tied = await headsTiedTo(embedding, places)
     found.push(...tied.filter(({ name }) => !isReplaced(name)).map(ofHead))
   }
   return found
+}
+
+/** Most adapters leave embeddings as they are: a page that has none that changes them fetches no code for this. */
+async function headsTiedTo(embedding: Embedding, { model, graph, linears }: ModelPlaces): Promise<Linear[]> {
+  return (await import('./tied.js')).tiedHeads(model, graph, embedding, linears)
 }
 
 /**

@@ -4,7 +4,7 @@ import { TensorProto_DataType as DataType, type NodeProto } from '../../formats/
 import { type CustomGradients, gradientPath } from '../gradients/backward.js'
 import { quantizedGradient } from '../gradients/quantized.js'
 import { loraInputs, valueInfo } from '../inject/inject.js'
-import { openTensors, openWeight, type WholeTensor } from '../inject/open-tensors.js'
+import type { BaseOpener } from '../inject/open-base.js'
 import { magnitudeInput, TrainableLinears } from '../inject/trainable.js'
 import { dropEmptyCache } from '../inputs/cache.js'
 import { findProduct } from '../match/forms/forms.js'
@@ -32,8 +32,8 @@ export interface TrainedLayer {
 
 export interface ForwardOptions {
   readonly layers: readonly TrainedLayer[]
-  /** Tensors of the base that are trained whole. */
-  readonly tensors: readonly WholeTensor[]
+  /** Lets weights of the base be trained; undefined where none are. */
+  readonly base: BaseOpener | undefined
   /** Probability in [0, 1) that an element of a LoRA branch's input is dropped. */
   readonly dropout: number
   readonly modules: ModuleMap | undefined
@@ -45,7 +45,7 @@ export interface Forward {
   /** What the objective returned: the loss without its normalizer. */
   readonly sum: Value
   readonly objective: ObjectiveGraph
-  /** A (r, k), Bᵀ (r, d) and for DoRA m (d) of each layer, in the layers' order, then whole tensors, then the objective's own. */
+  /** A (r, k), Bᵀ (r, d) and for DoRA m (d) of each layer, in the layers' order, then weights of the base, then the objective's own. */
   readonly parameters: readonly TrainedTensor[]
   readonly masks: readonly DropoutMask[]
   /** Outputs besides the loss. */
@@ -73,11 +73,14 @@ export function buildForward(graph: Graph, objective: Objective, options: Forwar
 
   const names = options.layers.map(({ name }) => name)
   const found = withPointwise(graph, findLinears(graph, options.modules), names)
-  const whole = openTensors(graph, found, options.tensors)
+  const base = options.base?.open(graph, found)
+  for (const { input, shape } of base?.trained ?? []) graph.inputs.push(valueInfo(input, DataType.FLOAT, shape))
   const linears = exposeProducts(graph, found)
   const placed = matchLayers(linears, partsForGraph(linears, options.layers, false))
-  const adapted = new Set([...placed, ...whole.weights].map(({ linear }) => linear.node))
-  const inputs = [...whole.trained, ...own.parameters].map(({ input }) => input)
+  const ofBase = base?.layersOf(linears) ?? []
+  const adapted = new Set([...placed.map(({ linear }) => linear), ...ofBase].map(({ node }) => node))
+  const others = [...(base?.trained ?? []), ...own.parameters]
+  const inputs = others.map(({ input }) => input)
   const trained = linearsOnPath(graph, linears, adapted, sum, { customGradients: own.customGradients, inputs })
 
   const factors = declareFactors(graph, options.layers)
@@ -96,7 +99,7 @@ export function buildForward(graph: Graph, objective: Objective, options: Forwar
     choice.all = moved.all
     inRows.set(linear.node, moved.linear)
   }
-  for (const weight of whole.weights) openWeight(graph, (inRows.get(weight.linear.node) as Linear).node, weight)
+  base?.openLayers(inRows, own.customGradients)
   trainable.adapt(
     placed.map(({ linear, layer: { layer, start, d } }) => {
       const { form, last, input, output } = inRows.get(linear.node) as Linear
@@ -115,7 +118,7 @@ export function buildForward(graph: Graph, objective: Objective, options: Forwar
   graph.inputs.push(valueInfo(LOSS_SCALE, DataType.FLOAT, []))
   graph.rename(own.g.mul(sum, LOSS_SCALE), LOSS)
   graph.outputs = [valueInfo(LOSS, DataType.FLOAT, []), ...predicted]
-  const parameters = [...factors, ...whole.trained, ...own.parameters]
+  const parameters = [...factors, ...others]
   return { sum, objective: own, parameters, masks: trainable.masks, predictions }
 }
 

@@ -10,7 +10,7 @@ import { setAccuracyLevel } from '../accuracy-level.js'
 import { fuseGelu } from '../fuse/gelu.js'
 import { buildBackward, checkDifferentiable, gradientPath } from '../gradients/backward.js'
 import { valueInfo } from '../inject/inject.js'
-import type { WholeTensor } from '../inject/open-tensors.js'
+import type { BaseOpener } from '../inject/open-base.js'
 import { takeBranchWithoutCache } from '../inputs/cache.js'
 import type { ModuleMap } from '../match/linears.js'
 import { recompute } from '../recompute/recompute.js'
@@ -34,8 +34,8 @@ export type { TrainedLayer, TrainedTensor }
 
 export interface TrainingGraphOptions {
   readonly layers: readonly TrainedLayer[]
-  /** Tensors of the base that are trained whole. Default: none. */
-  readonly tensors?: readonly WholeTensor[] | undefined
+  /** Lets weights of the base be trained. Default: none. */
+  readonly base?: BaseOpener | undefined
   /** Probability in [0, 1) that an element of a LoRA branch's input is dropped. Default 0. */
   readonly dropout?: number | undefined
   /** Module name → node or initializer, where the graph's own names do not tell. */
@@ -120,9 +120,9 @@ export async function buildTrainingGraph(
   if (graph.nodes.some(mayBeFused)) (await import('../lower/lower.js')).lowerForTraining(graph)
   fuseGelu(graph)
   const { sum, masks } = forward
-  const optional = new Set(options.tensors?.flatMap(({ name, isOptional }) => (isOptional ? [name] : [])))
+  const isOptional = (name: string) => options.base?.optional.has(name) === true
   const inputs = new Set(graph.inputs.map(({ name }) => name))
-  const parameters = forward.parameters.filter(({ name, input }) => inputs.has(input) || !optional.has(name))
+  const parameters = forward.parameters.filter(({ name, input }) => inputs.has(input) || !isOptional(name))
   const { customGradients: custom, checks, fedGradients } = forward.objective
   const wrt = parameters.map(({ input }) => input)
   const path = gradientPath(graph, wrt, [sum], custom)
@@ -146,7 +146,7 @@ export async function buildTrainingGraph(
   const trained = parameters.flatMap((parameter): TrainedParameter[] => {
     const gradient = gradients.get(parameter.input)
     if (gradient === undefined) {
-      if (optional.has(parameter.name)) return []
+      if (isOptional(parameter.name)) return []
       throw new StateError({ where: parameter.name, what: 'the loss does not depend on it' })
     }
     graph.outputs.push(valueInfo(gradient, DataType.FLOAT, parameter.shape))
@@ -199,7 +199,7 @@ const mayBeFused = ({ domain, opType }: NodeProto) => domain !== '' || opType ==
 function prepare(
   model: OnnxModel,
   objective: Objective,
-  { layers, tensors = [], dropout = 0, modules }: TrainingGraphOptions,
+  { layers, base, dropout = 0, modules }: TrainingGraphOptions,
   predicts = false,
 ) {
   const graph = new Graph(model.proto)
@@ -209,7 +209,7 @@ function prepare(
   setAccuracyLevel(graph, 0)
   takeBranchWithoutCache(graph)
   raiseOpset(graph)
-  const forward = buildForward(graph, objective, { layers, tensors, dropout, modules, predicts })
+  const forward = buildForward(graph, objective, { layers, base, dropout, modules, predicts })
   graph.prune({ inputs: true })
   return { graph, forward }
 }
