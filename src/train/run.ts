@@ -152,6 +152,9 @@ class Run {
         optimizer: {
           weightDecay: settings.weightDecay,
           rates: loraPlusRates(this.#sessions.parameters, settings.loraPlusRatio),
+          ...(settings.loraFa && {
+            factors: (await import('./lora-fa.js')).gradientFactors(this.#parts.adapter, this.#names),
+          }),
         },
         maxGradNorm: settings.maxGradNorm,
       },
