@@ -10,7 +10,7 @@ export interface AdamWOptions {
   /** What the learning rate of each parameter is multiplied by. Default: 1 for all. */
   rates?: readonly number[]
   /** What the gradient of a parameter (r, d) is multiplied by first, from the left: (r, r), or undefined for nothing. Default: none. */
-  factors?: readonly (Float64Array | undefined)[]
+  factors?: readonly (Float64Array | undefined)[] | undefined
   /** Decoupled: each step multiplies a parameter by 1 − learningRate·weightDecay. */
   weightDecay: number
 }

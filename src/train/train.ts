@@ -23,7 +23,14 @@ import type { TrainReport } from './report.js'
 import { trainAdapter } from './run.js'
 import type { FolderUse } from './run-folder.js'
 import type { RunSources } from './run-record.js'
-import { defaultsOf, resolveSettings, TRAIN_DEFAULTS, type TrainSettings, usesBest } from './settings.js'
+import {
+  defaultsOf,
+  resolveSettings,
+  TRAIN_DEFAULTS,
+  type TrainSettings,
+  usesBest,
+  withRateOfTask,
+} from './settings.js'
 
 /** What a run has beside its options. */
 export interface RunContext {
@@ -47,8 +54,8 @@ export async function train(
   given: TrainingOptions,
   { limits = [], sources, wait }: RunContext = {},
 ): Promise<TrainResult> {
-  const settings = resolveSettings(given)
-  const config = checkOptions(given, settings)
+  const plain = resolveSettings(given)
+  const config = checkOptions(given, plain)
   const startedAt = performance.now()
   const options = {
     ...given,
@@ -58,6 +65,7 @@ export async function train(
   const { model, out, on, modules, signal } = options
   const task = await loadTask(options.task)
   checkTaskOptions(task, options.taskOptions)
+  const settings = withRateOfTask(plain, given, task.learningRate)
   checkTrainableForm(readGraph(model.onnx.proto))
   await checkTask(task, model)
   const use: FolderUse = options.resume ? 'resume' : options.overwrite ? 'overwrite' : 'new'
@@ -81,7 +89,7 @@ export async function train(
   if (open.checkEvaluation !== undefined) {
     for (const example of evalRecords.examples) open.checkEvaluation(example)
   }
-  warnOfMemory(options, settings, limits, longest(examples, open))
+  warnOfMemory(options, settings, limits, { sequence: longest(examples, open), rows: open.rowsOfExample })
   on?.stage?.('prepare')
   const adapter = options.adapter ?? (await newAdapter(model, config, { task, open, modules, on }))
   adapter.chatTemplate = chatTemplate ?? adapter.chatTemplate
@@ -157,9 +165,9 @@ function warnOfMemory(
   { model, on }: TrainingOptions,
   { batchSize: batch, lowMemory }: TrainSettings,
   limits: readonly MemoryLimit[],
-  sequence: number,
+  { sequence, rows = 1 }: { sequence: number; rows: number | undefined },
 ): void {
-  const warning = memoryWarning(trainingMemory(model, { batch, sequence, lowMemory }), limits, {
+  const warning = memoryWarning(trainingMemory(model, { batch: rows * batch, sequence, lowMemory }), limits, {
     what: `Training with ${batch} records of up to ${sequence} tokens in a batch`,
     help: [
       ...(batch > 1 ? ['a smaller batchSize (--batch-size) with more gradientAccumulation'] : []),
