@@ -118,7 +118,8 @@ export class OnnxSession<M extends SessionBase = SessionBase>
   ): Promise<OnnxSession<M>> {
     const graph = readGraph(model.onnx.proto)
     const linears = findLinears(graph, options.modules)
-    const engine = await openEngine(model.runtime, 'infer', async () => (await import('./engine.js')).InferEngine)
+    const load = async () => (await import('./engine.js')).InferEngine
+    const engine = await openEngine(model.runtime, 'infer', load, options.threads)
     const session = new OnnxSession(model, engine, { graph, linears }, options, closesModel, extras)
     try {
       const others = new Map<string, OnnxSession>()

@@ -8,6 +8,8 @@ export interface StepEvent extends StepMetrics {
   totalSteps: number
   /** Tokens per second since this process started, without padding and without evaluations. */
   tokensPerSecond: number
+  /** Examples per second, such as pictures, counted as the tokens are. A packed row is one example. */
+  examplesPerSecond: number
   /** From the median of the last steps; without evaluations. */
   secondsLeft: number
 }

@@ -77,7 +77,9 @@ export async function trainAdapter(parts: RunInput): Promise<RunReport> {
 }
 
 async function trainInto(parts: RunInput, metrics: StepMetrics[], writer?: RunWriter): Promise<RunReport> {
-  const engine = await openEngine(parts.model.runtime, 'train', async () => (await import('./engine.js')).TrainEngine)
+  const { model, settings } = parts
+  const load = async () => (await import('./engine.js')).TrainEngine
+  const engine = await openEngine(model.runtime, 'train', load, settings.threads)
   const endWatch = engine.endAfter(parts.signal)
   try {
     const sessions = await TrainingSessions.create(parts, engine.remote)
@@ -114,8 +116,9 @@ class Run {
   #evalLossBefore: number | undefined
   readonly #best: BestEvaluation
   #latest: Evaluation | undefined
-  /** Of this process's steps: their tokens, and how long they took in milliseconds, together and each. */
+  /** Of this process's steps: their tokens and examples, and how long they took in milliseconds, together and each. */
   #tokens = 0
+  #examples = 0
   #elapsedMs = 0
   readonly #times: number[] = []
   #epochPlan: { epoch: number; steps: StepPlan[] } | undefined
@@ -380,6 +383,7 @@ class Run {
     const { on } = this.#parts
     if (on.step === undefined) return
     this.#tokens += metrics.tokens
+    for (const { examples } of this.#planOf(metrics.step - 1).plan) this.#examples += examples.length
     this.#elapsedMs += metrics.elapsedMs
     // The last ones alone: sorting all of them at each step would take longer and longer.
     const stepMillis = steadyMedian(this.#times.slice(-RECENT_STEPS)) ?? metrics.elapsedMs
@@ -387,6 +391,7 @@ class Run {
       ...metrics,
       totalSteps: this.#totalSteps,
       tokensPerSecond: (this.#tokens / this.#elapsedMs) * 1000,
+      examplesPerSecond: (this.#examples / this.#elapsedMs) * 1000,
       secondsLeft: ((this.#totalSteps - metrics.step) * stepMillis) / 1000,
     })
   }

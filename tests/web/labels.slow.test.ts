@@ -120,6 +120,8 @@ describe.skipIf(!canOpenSite)('the page', { timeout: 300_000 }, () => {
     await open(VIT, 'vit')
     await site.click('start')
     await site.until("document.querySelectorAll('.answer').length === 2")
+    expect(await site.text('number-unit')).toBe('Pictures/second')
+    expect(Number((await site.text('number-speed')).replaceAll(',', ''))).toBeGreaterThan(0)
 
     await site.click('generate')
     await site.until(error)
