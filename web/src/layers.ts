@@ -41,6 +41,12 @@ export async function showLayers(name: string, adapter: LoraAdapter): Promise<vo
     `${name}: ${report.trainableParams.toLocaleString()} trained parameters in ${layers.length} layers.`
 }
 
+/** Shows no layers: the adapter was of another model. */
+export function hideLayers(): void {
+  for (const id of ['heat', 'spectra-help', 'layers-table']) byId(id).hidden = true
+  byId('layers-state').textContent = 'Train or open an adapter. Each layer that it changes is listed here.'
+}
+
 /** A cell for each block (row) and module (column); the fuller its colour, the larger the change. */
 function heatMap(layers: readonly { name: string; normDelta: number }[], largest: number): HTMLElement {
   const rows = new Map<string, Map<string, number>>()

@@ -45,6 +45,7 @@ export class Trainer {
 
   /** The model that is trained from now on. */
   use(open: OpenModel): void {
+    if (this.#open !== undefined && this.#open.source !== open.source) this.#forget()
     this.#open = open
     this.#data.use(open)
     const length = inputOf('max-length')
@@ -201,6 +202,15 @@ export class Trainer {
     byId('curve-caption').textContent = 'Lower is better. The thick line is a mean of the last steps.'
   }
 
+  /** Clears what the last run showed: it was of another model. */
+  #forget(): void {
+    this.#losses = []
+    drawCurve(curve(), [], 0)
+    for (const id of ['step', 'loss', 'speed', 'left']) byId(`number-${id}`).textContent = '–'
+    byId('curve-caption').textContent = 'The loss of each step appears here.'
+    if (this.#paused === undefined) this.#say('')
+  }
+
   #say(text: string): void {
     byId('train-state').textContent = text
   }
@@ -230,6 +240,8 @@ const SUITED = {
 }
 
 function suggest(task: PageTask): void {
+  // All pictures have the size that the model takes.
+  byId('length').hidden = task === 'image-classification'
   const [from, to] = task === undefined ? [SUITED.labels, SUITED.write] : [SUITED.write, SUITED.labels]
   for (const [id, value] of Object.entries(from))
     if (inputOf(id).value === value) inputOf(id).value = to[id as keyof typeof to]

@@ -10,7 +10,7 @@ import {
 } from 'lowrank'
 import { downloadAdapter, readArchive } from './adapters.js'
 import { button, buttonOf, byId, guarded, inputOf, MendableError, make } from './dom.js'
-import { showLayers } from './layers.js'
+import { hideLayers, showLayers } from './layers.js'
 import { threadCount } from './machine.js'
 import type { Device, OpenModel } from './models.js'
 
@@ -85,6 +85,7 @@ export class Writer {
     this.#adapters.clear()
     this.#cards.clear()
     byId('answers').replaceChildren()
+    if (adapters.length === 0) hideLayers()
     this.#addCard(null)
     for (const [name, adapter] of adapters) {
       this.#adapters.set(name, adapter)
