@@ -160,9 +160,10 @@ function warnOfMemory<Example>(
 ): void {
   let sequence = 0
   for (const example of examples) sequence = Math.max(sequence, task.cost(example))
+  const { rowsOfExample: rows = 1 } = task
   // Pictures all have one size.
   const isCut = task.probe.lengths.some(({ name }) => name !== 'batch')
-  const warning = memoryWarning(trainingMemory(model, { batch, sequence, lowMemory }), limits, {
+  const warning = memoryWarning(trainingMemory(model, { batch: rows * batch, sequence, lowMemory }), limits, {
     what: `Training with ${batch} records of ${isCut ? 'up to ' : ''}${sequence} tokens in a batch`,
     help: [
       ...(batch > 1 ? ['a smaller batchSize (--batch-size) with more gradientAccumulation'] : []),
