@@ -214,8 +214,10 @@ export const train = defineCommand({
     const fromFile = file === undefined ? {} : await readRunFile(file)
     const options = await withFile(fromFile, own, given)
     const { model, data, out, task } = options
-    if (model === undefined) throw new UsageError(`--model ${MODEL} is missing`)
-    if (data === undefined) throw new UsageError('--data FILE|DIR is missing')
+    // A misspelled name in the file is a likely reason, so the message lists the names that it has.
+    const inSight = file === undefined ? '' : `; ${file} has ${Object.keys(fromFile).join(', ') || 'no options'}`
+    if (model === undefined) throw new UsageError(`--model ${MODEL} is missing${inSight}`)
+    if (data === undefined) throw new UsageError(`--data FILE|DIR is missing${inSight}`)
     if (options.resume && options.overwrite) throw new UsageError('--resume and --overwrite cannot be used together')
     const node = await import('../node.js')
     const inFile = (error: unknown): never => {
