@@ -92,6 +92,25 @@ export interface TrainReport {
   runtime: string
 }
 
+/** How fast the steps of this process are. */
+export class Pace {
+  #tokens = 0
+  #examples = 0
+  #elapsedMs = 0
+
+  /** The means over all steps, with one more. */
+  after(
+    { tokens, elapsedMs }: StepMetrics,
+    examples: number,
+  ): Pick<StepEvent, 'tokensPerSecond' | 'examplesPerSecond'> {
+    this.#tokens += tokens
+    this.#examples += examples
+    this.#elapsedMs += elapsedMs
+    const seconds = this.#elapsedMs / 1000
+    return { tokensPerSecond: this.#tokens / seconds, examplesPerSecond: this.#examples / seconds }
+  }
+}
+
 /** Median of the values after the first two; null if there is none. */
 export function steadyMedian(values: readonly number[]): number | null {
   const sorted = values.slice(2).sort((a, b) => a - b)

@@ -12,7 +12,7 @@ import { evaluate } from './evaluate.js'
 import { type EngineState, type LastStep, makeLastStep, readLastStep } from './last-step.js'
 import { readParameters, writeParameters } from './parameters.js'
 import { untilFree } from './pause.js'
-import { peakRssBytes, steadyMedian, type TrainEvents, type TrainReport } from './report.js'
+import { Pace, peakRssBytes, steadyMedian, type TrainEvents, type TrainReport } from './report.js'
 import type { RunState, StepMetrics } from './run-folder.js'
 import type { RunPlace } from './run-place.js'
 import type { RunWriter } from './run-writer.js'
@@ -116,10 +116,8 @@ class Run {
   #evalLossBefore: number | undefined
   readonly #best: BestEvaluation
   #latest: Evaluation | undefined
-  /** Of this process's steps: their tokens and examples, and how long they took in milliseconds, together and each. */
-  #tokens = 0
-  #examples = 0
-  #elapsedMs = 0
+  readonly #pace = new Pace()
+  /** Milliseconds of each step of this process. */
   readonly #times: number[] = []
   #epochPlan: { epoch: number; steps: StepPlan[] } | undefined
 
@@ -388,16 +386,13 @@ class Run {
   #tell(metrics: StepMetrics): void {
     const { on } = this.#parts
     if (on.step === undefined) return
-    this.#tokens += metrics.tokens
-    for (const { examples } of this.#planOf(metrics.step - 1).plan) this.#examples += examples.length
-    this.#elapsedMs += metrics.elapsedMs
+    const examples = this.#planOf(metrics.step - 1).plan.reduce((sum, one) => sum + one.examples.length, 0)
     // The last ones alone: sorting all of them at each step would take longer and longer.
     const stepMillis = steadyMedian(this.#times.slice(-RECENT_STEPS)) ?? metrics.elapsedMs
     on.step({
       ...metrics,
       totalSteps: this.#totalSteps,
-      tokensPerSecond: (this.#tokens / this.#elapsedMs) * 1000,
-      examplesPerSecond: (this.#examples / this.#elapsedMs) * 1000,
+      ...this.#pace.after(metrics, examples),
       secondsLeft: ((this.#totalSteps - metrics.step) * stepMillis) / 1000,
     })
   }
