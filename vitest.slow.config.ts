@@ -2,4 +2,16 @@
 import { defineConfig } from 'vitest/config'
 import { settings } from './vitest.config.js'
 
-export default defineConfig({ test: { ...settings, include: ['tests/**/*.slow.test.ts'] } })
+/** They wait for programs and browsers, which take several times as long on a busy machine. */
+const LIMIT_MS = 300_000
+
+export default defineConfig({
+  test: {
+    ...settings,
+    testTimeout: LIMIT_MS,
+    hookTimeout: LIMIT_MS,
+    // Browsers and signals meet the machine's other work. The closing lines name each test that needed its second try.
+    retry: process.env.CI === undefined ? 0 : 1,
+    include: ['tests/**/*.slow.test.ts'],
+  },
+})

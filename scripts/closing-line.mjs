@@ -1,4 +1,4 @@
-// A vitest reporter that closes the run: a line for each skipped test, then `N passed, N failed` and, where it applies, `, N skipped`.
+// A vitest reporter that closes the run: a line for each skipped test and for each that passed only when repeated, then `N passed, N failed` and, where it applies, `, N skipped`.
 // A file that does not load and an error outside every test count as one failure each.
 
 export default class ClosingLine {
@@ -12,6 +12,8 @@ export default class ClosingLine {
         count[state === 'passed' || state === 'failed' ? state : 'skipped']++
         if (state !== 'passed' && state !== 'failed')
           lines.push(`skipped: ${testModule.relativeModuleId} ${test.fullName}`)
+        if (state === 'passed' && test.diagnostic()?.flaky)
+          lines.push(`passed when repeated: ${testModule.relativeModuleId} ${test.fullName}`)
       }
     }
     const skipped = count.skipped > 0 ? `, ${count.skipped} skipped` : ''

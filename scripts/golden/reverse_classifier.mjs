@@ -113,7 +113,7 @@ for (const [name, [taskName, base, data, settings = {}, others = {}]] of Object.
       examples.push(...task.encode(loaded, { model, maxLength }).examples)
     }
     const open = task.open(model, examples, {}, others)
-    const engine = openEngine(model.runtime, 'train', (runtime) => new TrainEngine(runtime))
+    const engine = await openEngine(model.runtime, 'train', async () => TrainEngine)
     const parts = { model, open, adapter, modules: undefined, settings: resolveSettings({}) }
     const sessions = await TrainingSessions.create(parts, engine.remote)
     const { parameters } = sessions

@@ -35,7 +35,7 @@ console.log(`stress: seed ${firstSeed}`)
 const sessions = fileURLToPath(new URL('sessions.mjs', import.meta.url))
 if (isChosen('sessions')) {
   try {
-    const told = execFileSync(process.execPath, [sessions, String(Math.max(5, seconds / 10)), '10000'], {
+    const told = execFileSync(process.execPath, ['--expose-gc', sessions, String(Math.max(5, seconds / 10)), '10000'], {
       encoding: 'utf8',
     })
     console.log(`  sessions: ${told.trim()}`)

@@ -8,7 +8,7 @@ import type { LoraAdapter } from '../lora/adapter.js'
 import { GRAPH_PARTS, requireHandled } from '../lora/requirements.js'
 import { type Mixable, mixableOf } from './adapter-choice.js'
 import type { SessionBase } from './graphs.js'
-import { type AdapterHead, readHead } from './heads.js'
+import type { AdapterHead } from './heads.js'
 import { type AdapterSites, adapterSites } from './site-factors.js'
 
 /** What runs have to know of an adapter. */
@@ -37,7 +37,7 @@ export async function readParts(
   adapter: LoraAdapter,
   isShare: boolean,
 ): Promise<AdapterSites & { readonly about: OpenAdapter }> {
-  const head = await readHead(model, graph, linears, adapter)
+  const head = await headOf({ model, graph, linears }, adapter)
   const names = adapter.parts().flatMap(({ name }) => (head?.tensors.has(name) === true ? [] : [name]))
   const parts = adapter.only(new Set(names))
   requireHandled(parts, GRAPH_PARTS, 'adapters of sessions')
@@ -53,11 +53,16 @@ export async function readParts(
 /** Whether a graph, or the head beside it, has a place for one part of an adapter. */
 export async function hasPlace(base: SessionGraph, adapter: LoraAdapter, part: string): Promise<boolean> {
   try {
-    const head = await readHead(base.model, base.graph, base.linears, adapter)
+    const head = await headOf(base, adapter)
     if (head?.tensors.has(part) !== true) await readParts(base, adapter.only(new Set([part])), false)
     return true
   } catch (error) {
     if (error instanceof LowrankError) return false
     throw error
   }
+}
+
+async function headOf({ model, graph, linears }: SessionGraph, adapter: LoraAdapter): Promise<AdapterHead | undefined> {
+  if (adapter.parts('replacement').length === 0) return undefined
+  return (await import('./heads.js')).readHead(model, graph, linears, adapter)
 }

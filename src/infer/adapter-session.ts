@@ -26,10 +26,10 @@ import {
   requireMixable,
 } from './adapter-choice.js'
 import { hasPlace, type OpenAdapter, readParts, type SessionGraph } from './adapter-parts.js'
-import { InferEngine } from './engine.js'
+import type { InferEngine } from './engine.js'
 import { checkName, plainFeeds } from './feeds.js'
 import { mainRole, otherGraphs, type SessionBase, type SessionExtras, shareAdapter } from './graphs.js'
-import { type AdapterHead, runWithHead } from './heads.js'
+import type { AdapterHead } from './heads.js'
 import { Readings } from './readings.js'
 import { batchOf, checkRanks } from './rows.js'
 import type { AdapterSession, AdapterSessionOptions, RunOptions } from './session.js'
@@ -74,6 +74,8 @@ export class OnnxSession<M extends SessionBase = SessionBase>
 
   private constructor(
     model: M,
+    engine: Engine<InferEngine>,
+    graph: Pick<SessionGraph, 'graph' | 'linears'>,
     { adapters: _, modules = {}, device, allowMissing = false, accuracyLevel, ...options }: AdapterSessionOptions,
     closesModel: boolean,
     {
@@ -98,9 +100,9 @@ export class OnnxSession<M extends SessionBase = SessionBase>
     this.#beforeOpen = beforeOpen
     this.#options = { ...options, ...outputs, ...(device !== undefined && { executionProviders: [device].flat() }) }
     this.#modules = modules
-    this.#graph = readGraph(model.onnx.proto)
-    this.#linears = findLinears(this.#graph, modules)
-    this.#engine = openEngine(model.runtime, 'infer', (runtime) => new InferEngine(runtime))
+    this.#graph = graph.graph
+    this.#linears = graph.linears
+    this.#engine = engine
   }
 
   /**
@@ -114,7 +116,10 @@ export class OnnxSession<M extends SessionBase = SessionBase>
     closesModel = false,
     extras: SessionExtras = {},
   ): Promise<OnnxSession<M>> {
-    const session = new OnnxSession(model, options, closesModel, extras)
+    const graph = readGraph(model.onnx.proto)
+    const linears = findLinears(graph, options.modules)
+    const engine = await openEngine(model.runtime, 'infer', async () => (await import('./engine.js')).InferEngine)
+    const session = new OnnxSession(model, engine, { graph, linears }, options, closesModel, extras)
     try {
       const others = new Map<string, OnnxSession>()
       session.#others = others
@@ -175,7 +180,11 @@ export class OnnxSession<M extends SessionBase = SessionBase>
     const mixes = mixesOf(adapter as AdapterChoice | readonly AdapterChoice[], batchOf(own))
     this.checkMixes(mixes)
     const run = (all: Feeds, names: readonly string[] | undefined) => this.engine.run(all, mixes, names)
-    const outputs = await runWithHead(run, own, outputNames, { heads: this.headsFor(mixes), all: this.outputNames })
+    const heads = this.headsFor(mixes)
+    const all = this.outputNames
+    const outputs = heads.every((head) => head === undefined)
+      ? await run(own, outputNames ?? all)
+      : await (await import('./heads.js')).runWithHead(run, own, outputNames, { heads, all })
     if (mixes.length > 1) checkRanks(this.#graph, outputs)
     return outputs
   }

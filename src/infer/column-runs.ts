@@ -1,7 +1,6 @@
 // Runs that fused attention cannot do at once: several texts, each with a cache and more than one new token. They run token by token,
 // which gives the same.
 
-import type { TokenInputs } from '../graph/inputs/tokens.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 
 /** The inputs over tokens of a graph with fused attention. */
@@ -14,15 +13,6 @@ export interface TokenColumns {
 }
 
 type Run = (feeds: Feeds, outputNames: readonly string[]) => Promise<Record<string, RuntimeTensor>>
-
-export function tokenColumns({ roles, cache, vectors }: TokenInputs): TokenColumns {
-  const named = (...wanted: string[]) => roles.flatMap(({ name, role }) => (wanted.includes(role) ? [name] : []))
-  return {
-    tokens: [...vectors, ...named('inputIds', 'positionIds', 'tokenTypeIds', 'cachePosition')],
-    masks: named('attentionMask'),
-    cache: cache.map(({ past, present }) => ({ past, present })),
-  }
-}
 
 /** Whether fused attention refuses a run. */
 export function needsColumns({ tokens, cache }: TokenColumns, feeds: Feeds): boolean {

@@ -10,8 +10,9 @@ import { type CacheEntry, emptyTensor } from '../graph/inputs/cache.js'
 import { type RoleInput, roleFeeds } from '../graph/inputs/roles.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 import { GrowingCache } from './growing-cache.js'
+import { penalizeRepetition, type ScoredToken, sampleToken, scoreTokens } from './next-token.js'
 import { AdapterFeeds, type RowFactors } from './row-factors.js'
-import { penalizeRepetition, type Sampling, type ScoredToken, sampleToken, scoreTokens } from './sampling.js'
+import type { Sampling } from './sampling.js'
 
 /** On which side rows are filled up; `none`: rows of one batch have prompts of one length. */
 export type Padding = 'left' | 'right' | 'none'

@@ -9,7 +9,7 @@ import type { Remote } from '../runtime/rpc.js'
 import { poolingOf, tokenVectors } from '../tasks/pooling.js'
 import { type Mix, mixesOf, ONE_CHOICE } from './adapter-choice.js'
 import type { InferEngine } from './engine.js'
-import { floatsOf } from './heads.js'
+import { floatsOf } from './floats.js'
 import type { EmbedOptions } from './session.js'
 import { BATCH_KINDS, batchesOf, encodeTexts, listOfTexts } from './text-batches.js'
 

@@ -3,8 +3,7 @@
 
 import { ConfigError, MismatchError, nearMisses } from '../base/errors.js'
 import { checkArgument, describe, isObject, kind, listOf, OBJECT } from '../base/options.js'
-import { withoutFloat16Array } from '../runtime/onnxruntime.js'
-import { type Feeds, type RuntimeTensor, TENSOR_TYPES } from '../runtime/runtime.js'
+import { type Feeds, type RuntimeTensor, TENSOR_TYPES, withoutFloat16Array } from '../runtime/runtime.js'
 
 const DIMS = listOf(kind('an integer of at least 0', (value) => Number.isSafeInteger(value) && (value as number) >= 0))
 

@@ -1,7 +1,6 @@
 // The head that an adapter brings: layers behind the encoder that PEFT saves whole (modules_to_save). They are small, so they are computed
 // here and not in the graph. Then heads of any width have room in one session, beside quantized graphs and graphs with a head of their own.
 
-import { f16ToF32 } from '../base/dtype.js'
 import { MismatchError, UnsupportedError } from '../base/errors.js'
 import { hasCacheBranches } from '../graph/inputs/cache.js'
 import { type Linear, logitsName } from '../graph/match/linears.js'
@@ -11,6 +10,7 @@ import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 import { chooseRows, type HeadInput } from '../tasks/head-rows.js'
 import { type HeadLayer, placeHead } from '../tasks/heads.js'
 import { loadTaskOf } from '../tasks/tasks.js'
+import { floatsOf } from './floats.js'
 
 /** A layer of a head with its values. */
 interface HeadValues {
@@ -40,7 +40,7 @@ export interface AdapterHead {
 }
 
 /**
- * The head of an adapter; undefined where it has none: it replaces no tensor, or others than those of a head.
+ * The head of an adapter; undefined where it has none: the tensors that it replaces are others.
  *
  * @throws MismatchError when the head does not fit the model, UnsupportedError where its input lies in branches of the graph
  */
@@ -50,7 +50,6 @@ export async function readHead(
   linears: readonly Linear[],
   adapter: LoraAdapter,
 ): Promise<AdapterHead | undefined> {
-  if (adapter.parts('replacement').length === 0) return undefined
   const base = { config: model.config ?? {}, graph, linears }
   const task = await loadTaskOf(adapter.config, base)
   const form = task?.headForm?.(base)
@@ -155,18 +154,6 @@ function normOf({ layer, weight, bias, d }: HeadValues, input: Float32Array, out
   const variance = input.reduce((sum, value) => sum + (value - mean) ** 2, 0) / d
   const scale = 1 / Math.sqrt(variance + (layer.epsilon ?? 1e-5))
   for (let i = 0; i < d; i++) output[i] = (input[i] - mean) * scale * weight[i] + (bias?.[i] ?? 0)
-}
-
-/** @throws UnsupportedError for a type that is none of f32 and f16 */
-export function floatsOf({ data, type }: RuntimeTensor): Float32Array {
-  if (data instanceof Float32Array) return data
-  if (data instanceof Uint16Array && type === 'float16') return f16ToF32(data)
-  throw new UnsupportedError({
-    where: 'ONNX model',
-    what: 'an output of a type that is not read',
-    expected: 'float32, float16',
-    got: type,
-  })
 }
 
 /** What runs the graph with the adapters' factors. */

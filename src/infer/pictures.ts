@@ -6,8 +6,8 @@ import { type Model, requireTokenizer } from '../graph/model-folder.js'
 import { readGraph } from '../graph/view/read-graph.js'
 import { type DecodeImage, type ImageSource, type Pixels, readImage } from '../images/image.js'
 import type { Mix } from './adapter-choice.js'
+import { floatsOf } from './floats.js'
 import type { RunGraph } from './graphs.js'
-import { floatsOf } from './heads.js'
 import { type PictureSize, type PictureWriting, pictureWriting, readsNoPictures } from './picture-places.js'
 
 /** What a decoder reads of the pictures of a prompt: vectors (count, width), in the order of their places. */

@@ -9,13 +9,13 @@ import { injectEmbeddings } from '../graph/inject/embeddings.js'
 import { injectLora } from '../graph/inject/inject.js'
 import type { Site, SiteGroup, SiteNeeds } from '../graph/inject/sites.js'
 import { injectVectors, type VectorPlaces } from '../graph/inject/vectors.js'
-import { tokenInputs, VECTORS } from '../graph/inputs/tokens.js'
+import { type TokenInputs, tokenInputs, VECTORS } from '../graph/inputs/tokens.js'
 import { findPointwise } from '../graph/match/forms/pointwise.js'
 import { exposeProducts, findLinears, type ModuleMap } from '../graph/match/linears.js'
 import { findEmbeddings, placesOf } from '../graph/match/parameters.js'
 import { Graph } from '../graph/view/graph.js'
 import { readGraph } from '../graph/view/read-graph.js'
-import { tokenColumns } from './column-runs.js'
+import type { TokenColumns } from './column-runs.js'
 import type { OpenRequest } from './engine.js'
 
 /**
@@ -117,4 +117,13 @@ function adaptGraph(graph: Graph, names: ModuleMap, needs: GraphNeeds): { groups
   const isShared = new Set(shared.flat())
   const alone = [...sites.values()].filter(({ module }) => !isShared.has(module))
   return { groups: [...groups, ...alone.map((site) => [site])], takesRows }
+}
+
+function tokenColumns({ roles, cache, vectors }: TokenInputs): TokenColumns {
+  const named = (...wanted: string[]) => roles.flatMap(({ name, role }) => (wanted.includes(role) ? [name] : []))
+  return {
+    tokens: [...vectors, ...named('inputIds', 'positionIds', 'tokenTypeIds', 'cachePosition')],
+    masks: named('attentionMask'),
+    cache: cache.map(({ past, present }) => ({ past, present })),
+  }
 }

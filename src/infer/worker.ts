@@ -1,6 +1,6 @@
 // Entry of the Web Worker that inference runs in.
 
-import { serveEngine } from '../runtime/host.js'
+import { serveEngine } from '../runtime/serve.js'
 import { webOwnerPort } from '../runtime/web-worker.js'
 import { InferEngine } from './engine.js'
 

@@ -1,11 +1,10 @@
 // Where sessions live: in a worker (the default), or in the caller's own thread. An engine is an object that is made
 // over a Runtime and spoken to by asynchronous calls, the same in both places.
 
-import { RuntimeError, StateError } from '../base/errors.js'
+import { RuntimeError } from '../base/errors.js'
 import type { SignalLike } from '../base/globals.js'
-import { loadRuntime } from './load.js'
-import { type OrtModule, runtimeOf } from './onnxruntime.js'
-import { type Connection, connect, expose, type Port, type Remote, untransferred } from './rpc.js'
+import type { OrtModule } from './onnxruntime.js'
+import { type Connection, callMethod, connect, type Port, type Remote, untransferred } from './rpc.js'
 import type { Runtime } from './runtime.js'
 
 /** The engines that have a worker entry of their own. */
@@ -69,14 +68,19 @@ interface WorkerControl {
   loadRuntime(specifier: string, wasm?: string): void
 }
 
-/** Opens an engine in the host's worker, or makes it in this thread. */
-export function openEngine<T extends Disposable>(
+/**
+ * Opens an engine in the host's worker, or makes it in this thread.
+ *
+ * @param load imports its class. Where a worker has the engine, this thread does not load its code
+ */
+export async function openEngine<T extends Disposable>(
   host: RuntimeHost,
   kind: EngineKind,
-  create: (runtime: Runtime) => T,
-): Engine<T> {
+  load: () => Promise<new (runtime: Runtime) => T>,
+): Promise<Engine<T>> {
   if ('module' in host) {
-    const engine = create(runtimeOf(host.module))
+    const [EngineClass, { runtimeOf }] = await Promise.all([load(), import('./onnxruntime.js')])
+    const engine = new EngineClass(runtimeOf(host.module))
     // A run in this thread is over when anything else happens.
     return {
       remote: inThread(engine),
@@ -121,29 +125,6 @@ function watch(connection: Connection<unknown>, signal: AbortSignal | undefined)
   }
 }
 
-/** The worker's side of {@link openEngine}: a worker entry calls this with the port to its owner. */
-export function serveEngine<T extends object>(port: Port, create: (runtime: Runtime) => T): void {
-  let engine: Promise<T> | undefined
-  const control = {
-    loadRuntime(specifier: string, wasm?: string): void {
-      engine = loadRuntime(specifier, wasm).then(create)
-      engine.catch(() => {})
-    },
-  }
-  expose(
-    port,
-    new Proxy(control, {
-      get: (target, method) => {
-        if (method === 'loadRuntime') return target.loadRuntime
-        return async (...args: unknown[]) => {
-          if (engine === undefined) throw new StateError({ where: 'worker', what: 'a call before loadRuntime' })
-          return callMethod(await engine, method, args)
-        }
-      },
-    }),
-  )
-}
-
 function inThread<T extends object>(engine: T): Remote<T> {
   return new Proxy({} as Remote<T>, {
     get: (_, method) =>
@@ -151,8 +132,4 @@ function inThread<T extends object>(engine: T): Remote<T> {
         ? undefined
         : async (...args: unknown[]) => untransferred(await callMethod(engine, method, args.map(untransferred))),
   })
-}
-
-function callMethod(target: object, method: string | symbol, args: unknown[]): unknown {
-  return (target as Record<string | symbol, (...args: unknown[]) => unknown>)[method](...args)
 }

@@ -3,16 +3,16 @@
 
 import { RuntimeError, UnsupportedError } from '../base/errors.js'
 import { missingKernel } from './missing-kernels.js'
-import type {
-  Feeds,
-  OutputOptions,
-  Runtime,
-  RuntimeSession,
-  RuntimeTensor,
-  SessionModel,
-  SessionOptions,
-  TensorData,
-  TensorType,
+import {
+  type Feeds,
+  type OutputOptions,
+  type Runtime,
+  type RuntimeSession,
+  type RuntimeTensor,
+  type SessionModel,
+  type SessionOptions,
+  type TensorType,
+  withoutFloat16Array,
 } from './runtime.js'
 
 /** What is used of onnxruntime-node's or -web's module object, so that no declaration of another package reaches ours. */
@@ -239,13 +239,6 @@ function sessionOptions(model: SessionModel, options: SessionOptions & OutputOpt
       ? {}
       : { externalData: model.weights.map(({ location, data }) => ({ path: location, data })) }),
   }
-}
-
-/** Where the engine has Float16Array, float16 outputs come in it; elsewhere as Uint16Array. One form for all. */
-export function withoutFloat16Array(data: unknown): TensorData {
-  const view = data as Uint16Array
-  if (Object.prototype.toString.call(data) !== '[object Float16Array]') return view
-  return new Uint16Array(view.buffer, view.byteOffset, view.length)
 }
 
 function messageOf(error: unknown): string {

@@ -166,3 +166,8 @@ export function connect<T>(port: Port): Connection<T> {
     },
   }
 }
+
+/** Calls a method by its name. */
+export function callMethod(target: object, method: string | symbol, args: unknown[]): unknown {
+  return (target as Record<string | symbol, (...args: unknown[]) => unknown>)[method](...args)
+}

@@ -36,6 +36,13 @@ export type TensorType = (typeof TYPES)[number]
 /** One of them. */
 export const TENSOR_TYPES = oneOf(...TYPES)
 
+/** Where JavaScript has Float16Array, float16 outputs come in it; elsewhere as Uint16Array. One form for all. */
+export function withoutFloat16Array(data: unknown): TensorData {
+  const view = data as Uint16Array
+  if (Object.prototype.toString.call(data) !== '[object Float16Array]') return view
+  return new Uint16Array(view.buffer, view.byteOffset, view.length)
+}
+
 /** A tensor that a run takes or gives. */
 export interface RuntimeTensor {
   /** Element type. */

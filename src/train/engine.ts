@@ -17,7 +17,7 @@ export interface EngineParameter {
 
 export interface EngineSetup {
   parameters: readonly EngineParameter[]
-  optimizer: AdamWOptions
+  optimizer: Partial<AdamWOptions>
   /** 0: no clipping. */
   maxGradNorm: number
 }

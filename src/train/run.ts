@@ -7,10 +7,9 @@ import type { Feeds } from '../runtime/runtime.js'
 import type { Examples } from '../tasks/task.js'
 import { costOf, examplesOf, type PlanOptions, planEpoch, type StepPlan, stepsPerEpoch } from './batches.js'
 import { BestEvaluation, type Evaluation } from './best.js'
-import { TrainEngine } from './engine.js'
+import type { TrainEngine } from './engine.js'
 import { evaluate } from './evaluate.js'
 import { type EngineState, type LastStep, makeLastStep, readLastStep } from './last-step.js'
-import { ADAMW_DEFAULTS } from './optimizer.js'
 import { readParameters, writeParameters } from './parameters.js'
 import { untilFree } from './pause.js'
 import { peakRssBytes, steadyMedian, type TrainEvents, type TrainReport } from './report.js'
@@ -78,7 +77,7 @@ export async function trainAdapter(parts: RunInput): Promise<RunReport> {
 }
 
 async function trainInto(parts: RunInput, metrics: StepMetrics[], writer?: RunWriter): Promise<RunReport> {
-  const engine = openEngine(parts.model.runtime, 'train', (runtime) => new TrainEngine(runtime))
+  const engine = await openEngine(parts.model.runtime, 'train', async () => (await import('./engine.js')).TrainEngine)
   const endWatch = engine.endAfter(parts.signal)
   try {
     const sessions = await TrainingSessions.create(parts, engine.remote)
@@ -151,7 +150,6 @@ class Run {
       {
         parameters: this.#sessions.parameters,
         optimizer: {
-          ...ADAMW_DEFAULTS,
           weightDecay: settings.weightDecay,
           rates: loraPlusRates(this.#sessions.parameters, settings.loraPlusRatio),
         },

@@ -13,7 +13,7 @@ describe.skipIf(chromium === undefined)('a comparison’s page', () => {
   it.each([
     ['adapters', golden('first'), golden('second'), true],
     ['checkpoints', MODEL, MODEL, false],
-  ])('draws %s', { timeout: 60_000 }, async (name, a, b, hasCurves) => {
+  ])('draws %s', async (name, a, b, hasCurves) => {
     const file = join(scratch, `${name}.html`)
     const { code, stderr } = await lowrank('diff', '--a', a, '--b', b, '--html', file)
     expect(code, stderr).toBe(0)

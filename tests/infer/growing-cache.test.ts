@@ -6,7 +6,7 @@ import { giveNewRows } from '../../src/graph/fuse/new-rows.js'
 import { Graph } from '../../src/graph/view/graph.js'
 import { OnnxSession } from '../../src/infer/adapter-session.js'
 import { generate } from '../../src/infer/generate.js'
-import { argmax } from '../../src/infer/sampling.js'
+import { argmax } from '../../src/infer/next-token.js'
 import { makeAdapter, openModel } from './models.js'
 
 const model = await openModel('models/union-3m')

@@ -29,14 +29,13 @@ describe.skipIf(browser === undefined || runtime === undefined)('a run that does
     files.set('/ort/ort.wasm', readFileSync(path.join(runtime!, 'ort-wasm-simd-threaded.wasm')))
   })
 
-  it('fails by name, its worker is ended, and the model can be used again', { timeout: 120_000 }, async () => {
+  it('fails by name, its worker is ended, and the model can be used again', async () => {
     const result = await page.open({})
     expect(result).toEqual({
       hung: HUNG,
       disposed: HUNG,
       later: expect.stringMatching(/^StateError: .*closed/),
       trained: HUNG,
-      isInTime: true,
       terminated: [1, 2],
       logits: expect.any(Number),
     })

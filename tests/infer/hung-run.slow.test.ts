@@ -54,16 +54,13 @@ describe('a run that does not end', () => {
       const session = await lowrank.openSession(folder)
       const hung = errorOf(session.run(${FEEDS}, { adapter: null }))
       await sleep(500)
-      const startedAt = performance.now()
       const disposed = await errorOf(session.dispose())
-      const seconds = (performance.now() - startedAt) / 1000
       const later = await errorOf(session.run(${FEEDS}, { adapter: null }))
-      await tell({ hung: await hung, disposed, later, isInTime: seconds < 10 })`)
+      await tell({ hung: await hung, disposed, later })`)
     expect(result).toEqual({
       hung: HUNG,
       disposed: HUNG,
       later: { name: 'StateError', message: expect.stringContaining('closed') },
-      isInTime: true,
     })
   })
 
@@ -75,20 +72,19 @@ describe('a run that does not end', () => {
       const options = { model: folder, data, ...settings, signal: controller.signal, ${own} }`
     const result = await told(`
       const controller = new AbortController()
-      let startedAt, last
+      let waiting, last
       const warnings = []
       // With this seed, four steps come before the one that hangs.
       const on = { warning: (message) => warnings.push(message), step: ({ step }) => {
         last = step
-        clearTimeout(startedAt?.timer)
-        startedAt = { at: performance.now(), timer: setTimeout(() => controller.abort(), 2000) }
+        clearTimeout(waiting)
+        waiting = setTimeout(() => controller.abort(), 2000)
       } }
       ${training(`on, out: ${JSON.stringify(out)}`)}
       const { report, adapter } = await lowrank.train(options)
-      const seconds = (performance.now() - startedAt.at) / 1000
       const own = [...adapter.parts('linear')[0].weightB.data]
-      await tell({ last, steps: report.steps, interrupted: report.interrupted, warnings, isInTime: seconds < 12, own })`)
-    expect(result).toMatchObject({ interrupted: true, steps: result.last, isInTime: true })
+      await tell({ last, steps: report.steps, interrupted: report.interrupted, warnings, own })`)
+    expect(result).toMatchObject({ interrupted: true, steps: result.last })
     expect(result.warnings).toContainEqual(expect.stringContaining('saved as it was after the last step'))
     expect((await readFile(join(out, 'metrics.jsonl'), 'utf8')).trim().split('\n')).toHaveLength(result.last as number)
 

@@ -11,11 +11,12 @@ import { Graph } from '../../src/graph/view/graph.js'
 import { InferEngine } from '../../src/infer/engine.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
-import { type RuntimeHost, serveEngine } from '../../src/runtime/host.js'
+import type { RuntimeHost } from '../../src/runtime/host.js'
 import { resolveNodeRuntime } from '../../src/runtime/node/runtime.js'
 import type { OrtModule } from '../../src/runtime/onnxruntime.js'
 import type { Port } from '../../src/runtime/rpc.js'
 import type { Feeds, RuntimeTensor } from '../../src/runtime/runtime.js'
+import { serveEngine } from '../../src/runtime/serve.js'
 
 const root = fileURLToPath(new URL('../../', import.meta.url))
 

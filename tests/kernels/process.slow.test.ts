@@ -28,7 +28,7 @@ function run(script: string): unknown {
       return out
     }
     ${script}`
-  const options = { input: source, encoding: 'utf8', timeout: 50_000 } as const
+  const options = { input: source, encoding: 'utf8', timeout: 250_000 } as const
   return JSON.parse(execFileSync(process.execPath, ['--input-type=module'], options))
 }
 

@@ -110,6 +110,8 @@ describe.skipIf(browser === undefined)('in Chromium', () => {
     ) => void
     const options = {
       mode: 'production',
+      // To make it small takes a minute, and changes nothing that is tested.
+      optimization: { minimize: false },
       context: consumer.folder,
       entry: './page.mjs',
       output: { path: folder, filename: 'page.js', publicPath: '/' },

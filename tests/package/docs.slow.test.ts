@@ -127,7 +127,7 @@ describe('the examples of docstrings', () => {
     expect(names.filter((name) => !examples.some((example) => example.name === name))).toEqual([])
   })
 
-  it('run', { timeout: 120_000 }, () => {
+  it('run', () => {
     const consumer = installConsumer('examples')
     try {
       link(consumer, 'onnxruntime-node')
@@ -195,7 +195,7 @@ describe.skipIf(process.platform === 'win32')('the jobs of merging.md', () => {
     rmSync(join(consumer.folder, 'merged'), { recursive: true })
   }
 
-  it('in Kubernetes', { timeout: 60_000 }, () => {
+  it('in Kubernetes', () => {
     const [shares, finish] = blocksOf('merging').flatMap(([language, text]) => (language === 'yaml' ? text : []))
     const commandOf = (yaml: string): string[] => JSON.parse(/^ *command: (\[.*\])$/m.exec(yaml)![1])
     const completions = Number(/completions: (\d+)/.exec(shares)![1])
@@ -207,7 +207,7 @@ describe.skipIf(process.platform === 'win32')('the jobs of merging.md', () => {
     expectWhole()
   })
 
-  it('in Slurm', { timeout: 60_000 }, () => {
+  it('in Slurm', () => {
     const [, text] = blocksOf('merging').find(([, block]) => block.includes('sbatch'))!
     const [first, last] = /--array=(\d+)-(\d+)/.exec(text)!.slice(1).map(Number)
     const [share, finish] = [...text.matchAll(/--wrap(?: \\\n)? *'(.*)'/g)].map(([, command]) => command)

@@ -14,7 +14,7 @@ interface Steps {
 }
 
 /** An engine whose worker takes as long for a step as the call says, and so long to end. */
-function slowEngine(disposeMs = 0) {
+async function slowEngine(disposeMs = 0) {
   const events: string[] = []
   let receive: (message: unknown) => void = () => {}
   const port: Port = {
@@ -28,14 +28,14 @@ function slowEngine(disposeMs = 0) {
     close: async () => void events.push('close'),
     abandon: () => void events.push('abandon'),
   }
-  const unused = () => ({}) as Steps
-  return { engine: openEngine<Steps>({ specifier: 'none', spawn: () => port }, 'train', unused), events }
+  const unused = () => Promise.reject(new Error('a worker has the engine'))
+  return { engine: await openEngine<Steps>({ specifier: 'none', spawn: () => port }, 'train', unused), events }
 }
 
 const hung = expect.objectContaining({ what: expect.stringContaining('did not end within 5 seconds') })
 
 test('a step that takes longer than 5 seconds is given up 5 seconds after the signal, however slow the steps before', async () => {
-  const { engine, events } = slowEngine()
+  const { engine, events } = await slowEngine()
   const controller = new AbortController()
   engine.endAfter(controller.signal)
   const before = engine.remote.step(60_000)
@@ -57,7 +57,7 @@ test('a step that takes longer than 5 seconds is given up 5 seconds after the si
 })
 
 test('steps that end in time are waited for, one after the other', async () => {
-  const { engine, events } = slowEngine()
+  const { engine, events } = await slowEngine()
   const controller = new AbortController()
   const endWatch = engine.endAfter(controller.signal)
   const first = engine.remote.step(4000)
@@ -79,7 +79,7 @@ test('closing waits for 5 seconds, or for as long as is said', async () => {
     [undefined, true],
     [1000, false],
   ] as const) {
-    const { engine, events } = slowEngine(3000)
+    const { engine, events } = await slowEngine(3000)
     const outcome = engine.close(limit).then(
       () => 'closed',
       (error: unknown) => error,

@@ -41,7 +41,7 @@ const has = (name: string): boolean => {
   }
 }
 
-describe.skipIf(browser === undefined)('a page without the scripts of its workers', { timeout: 120_000 }, () => {
+describe.skipIf(browser === undefined)('a page without the scripts of its workers', () => {
   const scratch = mkdtempSync(join(tmpdir(), 'lowrank-missing-'))
   const entry = join(scratch, 'page.mjs')
   const files = new Map<string, Uint8Array>()

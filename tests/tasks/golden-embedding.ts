@@ -45,7 +45,7 @@ export async function checkEmbeddingRun(
 ): Promise<void> {
   const adapter = await loadAdapter(new NodeDirectory(`${folder}/adapter-init`))
   const open = embedding.open(model, examples, options)
-  const engine = openEngine(model.runtime, 'train', (created) => new TrainEngine(created))
+  const engine = await openEngine(model.runtime, 'train', async () => TrainEngine)
   const settings = resolveSettings({ threads: 1 })
   const sessions = await TrainingSessions.create(
     { model, open: open as never, adapter, modules: undefined, settings },

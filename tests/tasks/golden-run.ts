@@ -35,7 +35,7 @@ export async function checkGoldenRun<Example>(
   { folder, golden, length }: { folder: string; golden: GoldenRun; length: number },
 ): Promise<{ logits: RuntimeTensor; outputs: Record<string, RuntimeTensor> }> {
   const adapter = await loadAdapter(new NodeDirectory(`${folder}/adapter-init`))
-  const engine = openEngine(model.runtime, 'train', (created) => new TrainEngine(created))
+  const engine = await openEngine(model.runtime, 'train', async () => TrainEngine)
   const parts = { model, open: open as never, adapter, modules: undefined, settings: resolveSettings({ threads: 1 }) }
   const sessions = await TrainingSessions.create(parts, engine.remote)
   const names = sessions.parameters.map((parameter) => parameter.name)

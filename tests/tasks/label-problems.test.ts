@@ -68,7 +68,7 @@ it.each(Object.entries(CASES))("has PyTorch's loss and gradients: %s", async (na
     adapter.addReplacement('classifier.weight', { data: Float32Array.from(values.slice(0, 16)), shape: [1, 16] })
     adapter.addReplacement('classifier.bias', { data: Float32Array.of(bias), shape: [1] })
   }
-  const engine = openEngine(model.runtime, 'train', (created) => new TrainEngine(created))
+  const engine = await openEngine(model.runtime, 'train', async () => TrainEngine)
   const settings = resolveSettings({ threads: 1 })
   const sessions = await TrainingSessions.create(
     { model, open: open as never, adapter, modules: undefined, settings },

@@ -37,7 +37,7 @@ async function openTraining(folder: string) {
     runtime: { module: ort as unknown as OrtModule },
   })
   const adapter = await loadAdapter(new NodeDirectory(path(`tests/golden/train-union/${folder}`)))
-  const engine = openEngine(model.runtime, 'train', (runtime) => new TrainEngine(runtime))
+  const engine = await openEngine(model.runtime, 'train', async () => TrainEngine)
   const settings = resolveSettings({ threads: 1 })
   const open = causalLm.open(model, [])
   const sessions = await TrainingSessions.create({ model, open, adapter, settings, modules: undefined }, engine.remote)

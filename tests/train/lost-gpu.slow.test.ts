@@ -37,11 +37,10 @@ describe.skipIf(browser === undefined || runtime === undefined)('a page whose GP
   it('says so, and goes on from the last saved step', { timeout: 400_000 }, async () => {
     const result = await page.open({}, WEBGPU)
     expect(result).not.toHaveProperty('failed')
-    const { trained, written, later, before, losses, files, again, expected, waitedMs } = result
+    const { trained, written, later, before, losses, files, again, expected } = result
     expect(trained).toMatch(/^RuntimeError: WebGPU: the GPU was lost.*resume: true/s)
     expect(written).toMatch(/^RuntimeError: WebGPU: the GPU was lost.*Open the session again/s)
     expect(later).toBe(written)
-    expect(waitedMs).toBeLessThan(30_000)
     // The run continues from step 2, the last that was saved.
     expect(files).toEqual(expect.arrayContaining(['adapter_config.json', 'adapter_model.safetensors', 'lowrank.json']))
     expect(losses).toHaveLength(6)

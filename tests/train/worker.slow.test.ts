@@ -79,7 +79,7 @@ it.each([
   await writeFile(file, script)
   const run = promisify(execFile)(process.execPath, [...flags, flags.includes('-e') ? script : file], {
     cwd: root,
-    timeout: 50_000,
+    timeout: 250_000,
   })
   expect((await run.finally(() => rm(file))).stdout.trim()).toBe('2 RUNTIME')
 })

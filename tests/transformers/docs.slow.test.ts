@@ -37,7 +37,7 @@ describe.skipIf(transformers === undefined)('docs/transformers-js.md', () => {
     expect(block?.trim().split('\n').length).toBeLessThanOrEqual(15)
   })
 
-  it.each(blocks)('runs: %s', { timeout: 60_000 }, (text) => {
+  it.each(blocks)('runs: %s', (text) => {
     consumer.write('block.mjs', text)
     const { status, stderr } = consumer.node('block.mjs')
     expect(status, `${text}\n${stderr}`).toBe(0)

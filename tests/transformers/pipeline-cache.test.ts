@@ -3,7 +3,7 @@
 import * as ort from 'onnxruntime-node'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { OnnxSession } from '../../src/infer/adapter-session.js'
-import { argmax } from '../../src/infer/sampling.js'
+import { argmax } from '../../src/infer/next-token.js'
 import type { OrtModule } from '../../src/runtime/onnxruntime.js'
 import { CallSession } from '../../src/transformers/call-session.js'
 import type { OrtTensorLike } from '../../src/transformers/module.js'
