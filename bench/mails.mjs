@@ -5,22 +5,29 @@ import path from 'node:path'
 
 /** Mails in an order that depends on nothing but their names: as many spam as ham. */
 export function mails(folder) {
-  const data = path.join(folder, 'data')
-  const read = (kind, label) =>
-    readdirSync(path.join(data, kind))
-      .filter((file) => file.endsWith('.txt'))
-      .sort()
-      .flatMap((file) => {
-        const mail = parseMail(readFileSync(path.join(data, kind, file), 'latin1'))
-        return mail === undefined ? [] : [{ ...mail, label }]
-      })
-  const [ham, spam] = ['ham', 'spam'].map((label) => KINDS[label].flatMap((kind) => read(kind, label)))
+  const [ham, spam] = ['ham', 'spam'].map((label) => KINDS[label].flatMap((kind) => read(folder, kind, label)))
   return spam.slice(0, ham.length).flatMap((mail, i) => [mail, ham[i]])
 }
 
+/** Mails that {@link mails} has not, all ham. */
+export function otherMails(folder) {
+  return ['easy-ham-2', 'hard-ham-1'].flatMap((kind) => read(folder, kind, 'ham'))
+}
+
+function read(folder, kind, label) {
+  const data = path.join(folder, 'data', kind)
+  return readdirSync(data)
+    .filter((file) => file.endsWith('.txt'))
+    .sort()
+    .flatMap((file) => {
+      const mail = parseMail(readFileSync(path.join(data, file), 'latin1'))
+      return mail === undefined ? [] : [{ ...mail, label }]
+    })
+}
+
 /** Parts of mails that hold an address, a link or a date, each part once: rows of token-classification, in an order that depends on nothing but names. */
-export function marked(folder) {
-  const data = path.join(folder, 'data', 'easy-ham-1')
+export function marked(folder, kind = 'easy-ham-1') {
+  const data = path.join(folder, 'data', kind)
   const seen = new Set()
   return readdirSync(data)
     .filter((file) => file.endsWith('.txt'))

@@ -107,6 +107,15 @@ def fill_b(adapted, seed, b_std):
                     p.copy_(torch.randn(p.shape, generator=generator) * b_std)
 
 
+def move_replaced(adapted, seed):
+    """Adds random numbers to the tensors that are saved whole."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for key, p in sorted(trainable(adapted).items()):
+            if "lora_" not in key:
+                p.add_(0.2 * torch.randn(p.shape, generator=generator))
+
+
 def save_adapter(adapted, folder, **options):
     """As PEFT writes it, without the model card."""
     fresh(folder)
@@ -209,6 +218,12 @@ def worst_gradient_error(truth, other):
 def versions(*names):
     from importlib.metadata import version
     return {n: version(n) for n in names}
+
+
+@torch.no_grad()
+def last_logits(model, ids):
+    """The last position's logits of each row, in float64."""
+    return call(model.double(), input_ids=torch.tensor(ids)).logits[:, -1]
 
 
 @torch.no_grad()

@@ -12,8 +12,8 @@ import tempfile
 import torch
 
 import exporters
-from common import (ADAMW, GOLDEN, adapt, adamw, all_double, fresh, gradients, loss_of, peft_keys, save_adapter, save_tensors, versions,
-                    write_json)
+from common import (ADAMW, GOLDEN, adapt, adamw, all_double, fresh, gradients, last_logits, loss_of, move_replaced, peft_keys, save_adapter,
+                    save_tensors, versions, write_json)
 
 SEED, STEPS = 37, 3
 IDS = [[5, 17, 40, 3, 99, 64], [7, 7, 81, 12, 100, 26]]
@@ -42,12 +42,6 @@ CASES = {  # name: (base, norms, whether it has an export of its own)
 }
 
 
-@torch.no_grad()
-def logits(model):
-    with all_double():
-        return model.double()(input_ids=torch.tensor(IDS), use_cache=False).logits[:, -1]
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=pathlib.Path, default=GOLDEN / "genai-norms")
@@ -66,13 +60,9 @@ def main():
         folder = fresh(out / name / "golden")
         adapted = adapt(exporters.build(base), SEED, 0.3, name=f"tiny-{name}", r=3, lora_alpha=6, target_modules=["q_proj", "down_proj"],
                         modules_to_save=norms)
-        generator = torch.Generator().manual_seed(SEED)
-        with torch.no_grad():
-            for key, p in sorted(adapted.named_parameters()):
-                if p.requires_grad and "lora_" not in key:
-                    p.add_(0.2 * torch.randn(p.shape, generator=generator))
+        move_replaced(adapted, SEED)
         save_adapter(adapted, folder / "adapter-init")
-        results = {"base": logits(exporters.build(base)), "adapted": logits(adapted)}
+        results = {"base": last_logits(exporters.build(base), IDS), "adapted": last_logits(adapted, IDS)}
         assert (results["adapted"] - results["base"]).abs().max() > 0.05, name
         save_tensors(folder / "logits.safetensors", results)
         with all_double():

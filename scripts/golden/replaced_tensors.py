@@ -13,7 +13,7 @@ import tempfile
 import torch
 
 import exporters
-from common import GOLDEN, adapt, all_double, fresh, save_adapter, save_tensors, versions, write_json
+from common import GOLDEN, adapt, fresh, last_logits, move_replaced, save_adapter, save_tensors, versions, write_json
 
 SEED, IDS = 31, [[5, 17, 40, 3, 99, 64], [7, 7, 81, 12, 100, 26]]
 exporters.BASES["pruned"] = (lambda: exporters.llama_config(num_hidden_layers=1, hidden_size=32, intermediate_size=64, vocab_size=128), {})
@@ -21,12 +21,6 @@ CASES = {  # adapter: (base, LoraConfig)
     "head": ("pruned", {"target_modules": ["q_proj", "down_proj"], "modules_to_save": ["lm_head"]}),
     "norms": ("llama-1", {"target_modules": ["q_proj"], "modules_to_save": ["input_layernorm", "post_attention_layernorm", "model.norm"]}),
 }
-
-
-@torch.no_grad()
-def logits(model):
-    with all_double():
-        return model.double()(input_ids=torch.tensor(IDS), use_cache=False).logits[:, -1]
 
 
 def main():
@@ -44,14 +38,10 @@ def main():
     results = {}
     for case, (base, config) in CASES.items():
         adapted = adapt(exporters.build(base), SEED, 0.3, name=f"tiny-{base}", r=3, lora_alpha=6, **config)
-        generator = torch.Generator().manual_seed(SEED)
-        with torch.no_grad():
-            for key, p in sorted(adapted.named_parameters()):
-                if p.requires_grad and "lora_" not in key:
-                    p.add_(0.2 * torch.randn(p.shape, generator=generator))
+        move_replaced(adapted, SEED)
         save_adapter(adapted, out / f"adapter-{case}")
-        results[f"base.{case}"] = logits(exporters.build(base))
-        results[case] = logits(adapted)
+        results[f"base.{case}"] = last_logits(exporters.build(base), IDS)
+        results[case] = last_logits(adapted, IDS)
         assert (results[case] - results[f"base.{case}"]).abs().max() > 0.05, case
     save_tensors(out / "logits.safetensors", results)
     write_json(out / "golden.json", {"versions": versions("torch", "transformers", "peft", "onnxruntime-genai"), "inputIds": IDS})

@@ -157,7 +157,10 @@ export const train = defineCommand({
     maxSteps: integer('number of steps, instead of --epochs'),
     batchSize: integer('records in a batch', { fallback: TRAIN_DEFAULTS.batchSize }),
     maxLength: integer('longer records are cut to N tokens; default: the model’s context'),
-    learningRate: decimal('highest learning rate', TRAIN_DEFAULTS.learningRate),
+    learningRate: decimal(
+      'highest learning rate',
+      `${TRAIN_DEFAULTS.learningRate.toExponential()}; 1e-3 for image-classification`,
+    ),
     schedule: choice(
       TRAIN_CHOICES.schedule,
       'how the learning rate changes after its highest point',

@@ -3,7 +3,6 @@
 
 import { StateError, UnsupportedError } from '../base/errors.js'
 import { checkArgument, checkOptions, kind, listOf, NAME, type OptionTable } from '../base/options.js'
-import { setAccuracyLevel } from '../graph/accuracy-level.js'
 import type { NewRows } from '../graph/fuse/new-rows.js'
 import { joinNeeds, type SiteNeeds } from '../graph/inject/sites.js'
 import { completeFeeds } from '../graph/inputs/family.js'
@@ -76,7 +75,13 @@ export class OnnxSession<M extends SessionBase = SessionBase>
     model: M,
     engine: Engine<InferEngine>,
     graph: Pick<SessionGraph, 'graph' | 'linears'>,
-    { adapters: _, modules = {}, device, allowMissing = false, accuracyLevel, ...options }: AdapterSessionOptions,
+    {
+      adapters: _,
+      modules = {},
+      device,
+      allowMissing = false,
+      ...options
+    }: Omit<AdapterSessionOptions, 'accuracyLevel'>,
     closesModel: boolean,
     {
       edit = () => {},
@@ -93,10 +98,7 @@ export class OnnxSession<M extends SessionBase = SessionBase>
     this.#openAdapter = openAdapter ?? (async (adapter) => adapter as LoraAdapter)
     this.#onMissing = allowMissing ? onMissing : undefined
     this.#closesModel = closesModel
-    this.#edit = (graph) => {
-      edit(graph)
-      if (accuracyLevel !== undefined) setAccuracyLevel(graph, accuracyLevel)
-    }
+    this.#edit = edit
     this.#beforeOpen = beforeOpen
     this.#options = { ...options, ...outputs, ...(device !== undefined && { executionProviders: [device].flat() }) }
     this.#modules = modules
@@ -112,19 +114,31 @@ export class OnnxSession<M extends SessionBase = SessionBase>
    */
   static async open<M extends SessionBase>(
     model: M,
-    options: AdapterSessionOptions = {},
+    { accuracyLevel, ...options }: AdapterSessionOptions = {},
     closesModel = false,
     extras: SessionExtras = {},
   ): Promise<OnnxSession<M>> {
     const graph = readGraph(model.onnx.proto)
     const linears = findLinears(graph, options.modules)
+    const parts = await otherGraphs(model)
+    const edits = [...(extras.edit === undefined ? [] : [extras.edit])]
+    if (accuracyLevel !== undefined) {
+      const { accuracyEdit } = await import('./accuracy-edit.js')
+      edits.push(accuracyEdit(accuracyLevel, [model, ...parts]))
+    }
+    const edit = (graph: Graph) => {
+      for (const one of edits) one(graph)
+    }
     const engine = await openEngine(model.runtime, 'infer', async () => (await import('./engine.js')).InferEngine)
-    const session = new OnnxSession(model, engine, { graph, linears }, options, closesModel, extras)
+    const session = new OnnxSession(model, engine, { graph, linears }, options, closesModel, { ...extras, edit })
     try {
       const others = new Map<string, OnnxSession>()
       session.#others = others
-      for (const { role, ...base } of await otherGraphs(model)) {
-        others.set(role, await OnnxSession.open(base, { ...options, adapters: {}, allowMissing: false }))
+      for (const { role, ...base } of parts) {
+        others.set(
+          role,
+          await OnnxSession.open(base, { ...options, adapters: {}, allowMissing: false }, false, { edit }),
+        )
       }
       await session.#add(Object.entries(options.adapters ?? {}))
       return session

@@ -25,8 +25,8 @@ export interface AdapterSessionOptions extends Omit<SessionOptions, 'executionPr
   allowMissing?: boolean | undefined
   /**
    * How exact the products by quantized weights (MatMulNBits) are, as ONNX Runtime counts. With 4, their inputs are rounded to 8 bits. This is
-   * faster on the CPU, most of all for several texts, and less exact. With 0 they stay floats. Default: what the model's file says, which is
-   * 0 if it says nothing.
+   * faster on the CPU, most of all for several texts, and less exact. With 0 they stay floats. 4 is an error if the model has no such products.
+   * Default: what the model's file says, which is 0 if it says nothing.
    */
   accuracyLevel?: 0 | 4 | undefined
 }

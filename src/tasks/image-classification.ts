@@ -35,6 +35,7 @@ export const imageClassification: Task<LabeledImage, ImageExample, LabelOptions>
   name: 'image-classification',
   peftType: undefined,
   reading: 'classify',
+  learningRate: 1e-3,
   headForm: findImageHead,
   options: LABEL_OPTIONS,
 

@@ -23,7 +23,7 @@ export interface TrainSettings {
   gradientAccumulation: number
   /** Longer records are cut to this number of tokens. Default: the model's context. */
   maxLength: number | undefined
-  /** Highest learning rate of the schedule. Default 3e-4, with LoRA+: see `loraPlusRatio`. */
+  /** Highest learning rate of the schedule. Default 3e-4, and 1e-3 for labels of pictures, with LoRA+: see `loraPlusRatio`. */
   learningRate: number
   /** How the learning rate changes during the run. Default cosine. */
   schedule: Schedule
@@ -173,16 +173,23 @@ export const SETTINGS_KINDS: OptionTable<TrainSettings> = {
   earlyStopping: COUNT,
 }
 
+/** Some settings, and whose defaults the others have. */
+type SettingsInput = { readonly [K in keyof TrainSettings]?: TrainSettings[K] | undefined } & {
+  readonly preset?: Preset | undefined
+}
+
+/** The settings with the task's own learning rate, where neither the options nor a preset give one. */
+export function withRateOfTask(settings: TrainSettings, input: SettingsInput, rate: number | undefined): TrainSettings {
+  const isOpen = input.learningRate === undefined && input.preset === undefined
+  return isOpen && rate !== undefined ? { ...settings, learningRate: rate } : settings
+}
+
 /**
  * The settings with defaults where `input` has none: those of its preset, or lowrank's own.
  *
  * @throws ConfigError that names the first setting that is out of range
  */
-export function resolveSettings(
-  input: { readonly [K in keyof TrainSettings]?: TrainSettings[K] | undefined } & {
-    readonly preset?: Preset | undefined
-  },
-): TrainSettings {
+export function resolveSettings(input: SettingsInput): TrainSettings {
   const settings: Record<string, unknown> = {}
   const defaults = defaultsOf(input.preset)
   for (const key of Object.keys(SETTINGS_KINDS) as (keyof TrainSettings)[]) {

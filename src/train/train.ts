@@ -23,7 +23,14 @@ import type { TrainReport } from './report.js'
 import { trainAdapter } from './run.js'
 import type { FolderUse } from './run-folder.js'
 import type { RunSources } from './run-record.js'
-import { defaultsOf, resolveSettings, TRAIN_DEFAULTS, type TrainSettings, usesBest } from './settings.js'
+import {
+  defaultsOf,
+  resolveSettings,
+  TRAIN_DEFAULTS,
+  type TrainSettings,
+  usesBest,
+  withRateOfTask,
+} from './settings.js'
 
 /** What a run has beside its options. */
 export interface RunContext {
@@ -47,8 +54,8 @@ export async function train(
   given: TrainingOptions,
   { limits = [], sources, wait }: RunContext = {},
 ): Promise<TrainResult> {
-  const settings = resolveSettings(given)
-  const config = checkOptions(given, settings)
+  const plain = resolveSettings(given)
+  const config = checkOptions(given, plain)
   const startedAt = performance.now()
   const options = {
     ...given,
@@ -58,6 +65,7 @@ export async function train(
   const { model, out, on, modules, signal } = options
   const task = await loadTask(options.task)
   checkTaskOptions(task, options.taskOptions)
+  const settings = withRateOfTask(plain, given, task.learningRate)
   checkTrainableForm(readGraph(model.onnx.proto))
   await checkTask(task, model)
   const use: FolderUse = options.resume ? 'resume' : options.overwrite ? 'overwrite' : 'new'

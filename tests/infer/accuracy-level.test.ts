@@ -60,3 +60,15 @@ it('is 0 or 4', async () => {
   await expect(openSession(model, { accuracyLevel: 1 as never })).rejects.toMatchObject({ code: 'CONFIG' })
   await model.close()
 })
+
+it('is refused before opening where no graph has products to round, and says what to load', async () => {
+  const model = await openModel('tests/golden/models/llama-optimum')
+  await expect(openSession(model, { accuracyLevel: 4 })).rejects.toMatchObject({
+    code: 'UNSUPPORTED',
+    where: 'accuracyLevel',
+    got: expect.stringContaining('model.onnx'),
+  })
+  const session = await openSession(model, { accuracyLevel: 0 })
+  await session.dispose()
+  await model.close()
+})

@@ -78,6 +78,28 @@ describe.each(['vit', 'dinov2'])('%s', (name) => {
     expect((await loadAdapter(out)).labels).toEqual(labels)
   })
 
+  it('has a learning rate of its own, which run.json has too, and the preset peft has another', async () => {
+    const rateOf = async (options: object) => {
+      const out = new MemoryDirectory()
+      const rates: number[] = []
+      await trainAdapter(
+        {
+          ...{ model, task: 'image-classification', data: rows, batchSize: 4, maxSteps: 1, threads: 1, out },
+          ...{ on: { step: ({ learningRate }: { learningRate: number }) => void rates.push(learningRate) } },
+          ...options,
+        },
+        { sources: { model: 'a-model', data: 'a-file' } },
+      )
+      const { learningRate, loraPlusRatio } = JSON.parse(new TextDecoder().decode(out.files.get('run.json')))
+      expect(rates).toEqual([learningRate])
+      return { learningRate, loraPlusRatio }
+    }
+    expect(await rateOf({})).toEqual({ learningRate: 1e-3, loraPlusRatio: 16 })
+    // The only step of a run without warm-up.
+    expect(await rateOf({ preset: 'peft', config: { targetModules: 'all-linear' } })).toEqual({ learningRate: 5e-5 })
+    expect(await rateOf({ learningRate: 3e-4 })).toEqual({ learningRate: 3e-4 })
+  })
+
   it("gives PEFT's logits in sessions, and in a merged graph", async () => {
     const adapter = await peft()
     const session = await OnnxSession.open(model, { adapters: { peft: adapter } })

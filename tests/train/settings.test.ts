@@ -3,7 +3,7 @@ import { ConfigError } from '../../src/base/errors.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
 import { readParameters, writeParameters } from '../../src/train/parameters.js'
 import { steadyMedian } from '../../src/train/report.js'
-import { resolveSettings, TRAIN_DEFAULTS } from '../../src/train/settings.js'
+import { resolveSettings, TRAIN_DEFAULTS, withRateOfTask } from '../../src/train/settings.js'
 
 const { config: _, ...DEFAULTS } = TRAIN_DEFAULTS
 
@@ -22,6 +22,16 @@ describe('resolveSettings', () => {
     expect(resolveSettings({ learningRate: 3e-4 }).loraPlusRatio).toBeUndefined()
     expect(resolveSettings({ learningRate: 1e-3, loraPlusRatio: 4 }).loraPlusRatio).toBe(4)
     expect(resolveSettings({ loraPlusRatio: 1 })).toMatchObject({ learningRate: 3e-4, loraPlusRatio: 1 })
+  })
+
+  it('takes the rate of the task where neither the options nor a preset say one', () => {
+    const rateOf = (input: Parameters<typeof resolveSettings>[0], rate: number | undefined) =>
+      withRateOfTask(resolveSettings(input), input, rate)
+    expect(rateOf({}, 1e-3)).toMatchObject({ learningRate: 1e-3, loraPlusRatio: 16 })
+    expect(rateOf({}, undefined).learningRate).toBe(3e-4)
+    expect(rateOf({ loraPlusRatio: 2 }, 1e-3)).toMatchObject({ learningRate: 1e-3, loraPlusRatio: 2 })
+    expect(rateOf({ learningRate: 3e-4 }, 1e-3)).toMatchObject({ learningRate: 3e-4, loraPlusRatio: undefined })
+    expect(rateOf({ preset: 'peft' }, 1e-3).learningRate).toBe(5e-5)
   })
 
   it.each([
