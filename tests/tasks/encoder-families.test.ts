@@ -6,6 +6,7 @@ import { MemoryDirectory } from '../../src/base/bytes.js'
 import { readRows } from '../../src/data/read-rows.js'
 import { loadModel, type Model } from '../../src/graph/model-folder.js'
 import { OnnxSession } from '../../src/infer/adapter-session.js'
+import { LoraAdapter } from '../../src/lora/adapter.js'
 import { merge } from '../../src/merge/merge.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
 import { defaultTargetModules } from '../../src/peft/default-targets.js'
@@ -187,6 +188,39 @@ describe.each(Object.entries(FAMILIES))('%s', (name, [query, prefix]) => {
       await merged.close()
     })
   })
+})
+
+it('DeBERTa takes an adapter for each row where none changes what all rows share', async () => {
+  const folder = `${root}/deberta-v2`
+  const model = await openModel(`${folder}/encoder`)
+  const random = new LoraAdapter({ rank: 2 })
+  for (const layer of ['attention.self.value_proj', 'output.dense']) {
+    const k = layer === 'output.dense' ? 32 : 16
+    random.addLayerOfShape(`encoder.layer.0.${layer}`, [16, k]).weightB.data.fill(0.3)
+  }
+  const adapters = { all: await loadAdapter(directoryOf(`${folder}/vectors/adapter-init`)), value: random }
+  const session = await OnnxSession.open(model, { adapters })
+  const rows = [
+    [1, 11, 8, 27, 2],
+    [1, 12, 9, 28, 2],
+  ]
+  const feeds = (some: number[][]) => {
+    const tensor = (values: number[]) => {
+      return { type: 'int64' as const, data: BigInt64Array.from(values, BigInt), dims: [some.length, 5] }
+    }
+    return { input_ids: tensor(some.flat()), attention_mask: tensor(some.flat().map(() => 1)) }
+  }
+  const mixed = await session.run(feeds(rows), { adapter: ['value', null] })
+  const alone = await session.run(feeds(rows.slice(0, 1)), { adapter: 'value' })
+  const base = await session.run(feeds(rows.slice(1)))
+  const wanted = [...(alone.last_hidden_state.data as Float32Array), ...(base.last_hidden_state.data as Float32Array)]
+  expect(maxDifference(mixed.last_hidden_state, wanted)).toBeLessThan(1e-5)
+  const other = await session.run(feeds(rows))
+  expect(maxDifference(mixed.last_hidden_state, other.last_hidden_state)).toBeGreaterThan(0.01)
+  const refused = session.run(feeds(rows), { adapter: ['all', 'value'] })
+  await expect(refused).rejects.toThrow(/query_proj: it reads the same values for all rows/)
+  await session.dispose()
+  await model.close()
 })
 
 it('MPNet has as many places for tokens as there are positions behind that of padding', async () => {
