@@ -74,6 +74,8 @@ export interface OptionRules<T> {
   readonly required?: readonly (keyof T & string)[]
   /** Options whose own settings are easily written one level too high: `rank` beside `config`. */
   readonly nested?: Readonly<Record<string, readonly string[]>>
+  /** Options of other functions that are easily given to this one: name → where it belongs, as one sentence. */
+  readonly elsewhere?: Readonly<Record<string, string>>
 }
 
 /**
@@ -82,7 +84,7 @@ export interface OptionRules<T> {
  * @throws ConfigError naming the first option that is unknown, missing or of another kind
  */
 export function checkOptions<T extends object>(options: unknown, rules: OptionRules<T>): asserts options is T {
-  const { of, table, required = [], nested = {} } = rules
+  const { of, table, required = [], nested = {}, elsewhere = {} } = rules
   const given = options === undefined ? {} : options
   if (!isObject(given)) {
     throw new ConfigError({
@@ -94,7 +96,7 @@ export function checkOptions<T extends object>(options: unknown, rules: OptionRu
   }
   const names = Object.keys(table)
   for (const name of Object.keys(given)) {
-    if (!Object.hasOwn(table, name)) throw unknownOption(name, { of, names, nested })
+    if (!Object.hasOwn(table, name)) throw unknownOption(name, { of, names, nested, elsewhere })
   }
   for (const name of names) {
     const value = given[name]
@@ -121,7 +123,12 @@ export function checkArgument(value: unknown, { expected, words = [], accepts }:
 /** What to say of a name that is none of those that there are. */
 export function unknownOption(
   name: string,
-  { of, names, nested = {} }: { of: string; names: readonly string[]; nested?: OptionRules<object>['nested'] },
+  {
+    of,
+    names,
+    nested = {},
+    elsewhere = {},
+  }: { of: string; names: readonly string[] } & Pick<OptionRules<object>, 'nested' | 'elsewhere'>,
 ): ConfigError {
   const inner = new Map(
     Object.entries(nested ?? {}).flatMap(([group, list]) => list.map((one) => [one, `${group}.${one}`])),
@@ -134,7 +141,10 @@ export function unknownOption(
     where: name,
     what: `${of} has no such option`,
     hint:
-      meant === undefined ? `There ${names.length === 1 ? 'is' : 'are'} ${names.join(', ')}` : `Did you mean ${meant}?`,
+      elsewhere[name] ??
+      (meant === undefined
+        ? `There ${names.length === 1 ? 'is' : 'are'} ${names.join(', ') || 'none'}`
+        : `Did you mean ${meant}?`),
   })
 }
 
@@ -146,6 +156,7 @@ export function describe(value: unknown): string {
   if (typeof value === 'string') return JSON.stringify(value.slice(0, MAX_DESCRIBED))
   if (typeof value !== 'object' || value === null) return String(value)
   const { name } = (value.constructor ?? Object) as { name?: string }
+  if (name === 'Promise') return 'a promise: write await before it'
   if (!Array.isArray(value) && name !== 'Object' && name) return `an object of ${name}`
   return jsonOf(value) ?? (Array.isArray(value) ? `a list of ${value.length}` : `an object with ${Object.keys(value)}`)
 }

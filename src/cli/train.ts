@@ -76,7 +76,7 @@ function pattern(about: string): Option<Record<string, number> | undefined> {
 function taskOptions(): Option<Record<string, unknown> | undefined> {
   return {
     placeholder: 'a=b,…',
-    about: 'settings of the task, such as temperature=0.05 of embedding',
+    about: 'settings of the task, such as temperature=0.05 of embedding or beta=0.1 of dpo',
     read(occurrences) {
       const value = occurrences.at(-1)?.value
       if (value === undefined) return undefined
@@ -126,7 +126,7 @@ export const train = defineCommand({
     ),
     task: choice(
       TRAIN_CHOICES.task,
-      'what the model learns: to continue texts, to write a text for another one, to turn texts into vectors, or to give each text, word or picture a label; default: causal-lm, or seq2seq for an encoder-decoder such as T5',
+      'what the model learns: to continue texts, to prefer one answer to another (dpo), to write a text for another one, to turn texts into vectors, or to give each text, word or picture a label; default: causal-lm, or seq2seq for an encoder-decoder such as T5',
     ),
     taskOptions: taskOptions(),
     preset: choice(
@@ -159,7 +159,7 @@ export const train = defineCommand({
     maxLength: integer('longer records are cut to N tokens; default: the model’s context'),
     learningRate: decimal(
       'highest learning rate',
-      `${TRAIN_DEFAULTS.learningRate.toExponential()}; 1e-3 for image-classification`,
+      `${TRAIN_DEFAULTS.learningRate.toExponential()}; 6e-4 for token-classification, 1e-3 for image-classification`,
     ),
     schedule: choice(
       TRAIN_CHOICES.schedule,
@@ -214,8 +214,10 @@ export const train = defineCommand({
     const fromFile = file === undefined ? {} : await readRunFile(file)
     const options = await withFile(fromFile, own, given)
     const { model, data, out, task } = options
-    if (model === undefined) throw new UsageError(`--model ${MODEL} is missing`)
-    if (data === undefined) throw new UsageError('--data FILE|DIR is missing')
+    // A misspelled name in the file is a likely reason, so the message lists the names that it has.
+    const inSight = file === undefined ? '' : `; ${file} has ${Object.keys(fromFile).join(', ') || 'no options'}`
+    if (model === undefined) throw new UsageError(`--model ${MODEL} is missing${inSight}`)
+    if (data === undefined) throw new UsageError(`--data FILE|DIR is missing${inSight}`)
     if (options.resume && options.overwrite) throw new UsageError('--resume and --overwrite cannot be used together')
     const node = await import('../node.js')
     const inFile = (error: unknown): never => {
@@ -303,6 +305,7 @@ async function withFile(
 /** The command that runs the adapters of a task, and what it is tried with. */
 const TRIED_WITH: Readonly<Record<(typeof TRAIN_CHOICES.task)[number], readonly [command: string, input: string]>> = {
   'causal-lm': ['generate', '--prompt "The"'],
+  dpo: ['generate', '--prompt "The"'],
   embedding: ['embed', '--text "The"'],
   'image-classification': ['classify', '--image photo.jpg'],
   seq2seq: ['generate', '--prompt "The"'],

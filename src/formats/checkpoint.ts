@@ -137,7 +137,12 @@ async function readIndex(directory: Directory, path: string): Promise<Index> {
     const json = parseJson(await readAll(source), where)
     const weightMap = json instanceof Map ? json.get('weight_map') : undefined
     if (!(weightMap instanceof Map) || weightMap.size === 0) {
-      throw new FormatError({ where, what: 'not an index of shards', expected: 'an object weight_map with tensors' })
+      throw new FormatError({
+        where,
+        what: 'not an index of shards',
+        expected: 'an object weight_map with tensors',
+        hint: 'Give the folder of the model, a .safetensors file, or model.safetensors.index.json',
+      })
     }
     for (const [name, file] of weightMap) {
       if (typeof file === 'string' && SHARD_NAME.test(file)) continue

@@ -5,6 +5,7 @@ import {
   COUNT,
   checkOptions,
   FUNCTION,
+  hasMethods,
   isObject,
   kind,
   NAME,
@@ -21,7 +22,7 @@ import { ADAPTER, openAdapter } from './adapters.js'
 import { checkWeightsFit, memoryLimits } from './memory.js'
 import { loadModel } from './model.js'
 import { platform } from './platform.js'
-import { SOURCE, type Source } from './sources.js'
+import type { Source } from './sources.js'
 import { MODEL } from './train.js'
 
 /** A base model in memory with any number of adapters. `openSession` opens it. */
@@ -59,7 +60,8 @@ export interface OpenSessionOptions extends Omit<AdapterSessionOptions, 'adapter
 
 const ADAPTERS = kind(
   'an object of names with LoraAdapters, paths or folders',
-  (value) => isObject(value) && Object.values(value).every((one) => ADAPTER.accepts(one) || SOURCE.accepts(one)),
+  // Each adapter is checked when it is opened, by a message with its name.
+  (value) => isObject(value) && !ADAPTER.accepts(value) && !hasMethods(value, 'then'),
 )
 
 const OPTIONS: OptionTable<OpenSessionOptions> = {
@@ -77,7 +79,11 @@ const OPTIONS: OptionTable<OpenSessionOptions> = {
 
 /** See the entry. */
 export async function openSession(model: Model | Source, given: OpenSessionOptions = {}): Promise<AdapterSession> {
-  checkOptions(given, { of: 'openSession', table: OPTIONS })
+  checkOptions(given, {
+    of: 'openSession',
+    table: OPTIONS,
+    elsewhere: { dtype: 'Give it to loadModel: openSession(await loadModel(source, { dtype }))' },
+  })
   const { onWarning = console.warn, ...options } = given
   const { OnnxSession } = await import('../infer/adapter-session.js')
   const adapters: Record<string, LoraAdapter> = {}

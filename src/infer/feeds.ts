@@ -3,7 +3,14 @@
 
 import { ConfigError, MismatchError, nearMisses } from '../base/errors.js'
 import { checkArgument, describe, isObject, kind, listOf, OBJECT } from '../base/options.js'
-import { type Feeds, type RuntimeTensor, TENSOR_TYPES, withoutFloat16Array } from '../runtime/runtime.js'
+import {
+  type Feeds,
+  type RuntimeTensor,
+  TENSOR_TYPES,
+  type TensorData,
+  type TensorType,
+  withoutFloat16Array,
+} from '../runtime/runtime.js'
 
 const DIMS = listOf(kind('an integer of at least 0', (value) => Number.isSafeInteger(value) && (value as number) >= 0))
 
@@ -61,5 +68,36 @@ function plainTensor(name: string, tensor: RuntimeTensor): RuntimeTensor {
   checkArgument(type, TENSOR_TYPES, `${where}: type`)
   checkArgument(data, DATA, `${where}: data`)
   checkArgument(dims, DIMS, `${where}: dims`)
+  checkElements(where, { type, data: data as TensorData, dims })
   return { type, data: withoutFloat16Array(data), dims: [...dims] }
+}
+
+/** @throws ConfigError unless the data are of the type, and as many as dims say */
+function checkElements(where: string, { type, data, dims }: RuntimeTensor): void {
+  const name = Object.prototype.toString.call(data).slice(8, -1)
+  const names = arraysOf(type)
+  if (!names.includes(name)) {
+    throw new ConfigError({
+      where: `${where}: data`,
+      what: `not the data of a tensor of ${type}`,
+      expected: names.join(' or '),
+      got: name,
+    })
+  }
+  const count = dims.reduce((product, size) => product * size, 1)
+  if (data.length === count) return
+  throw new ConfigError({
+    where: `${where}: data`,
+    what: 'another number of elements than dims say',
+    expected: `${count}, the product of [${dims.join(', ')}]`,
+    got: `${data.length}`,
+  })
+}
+
+/** Names of the typed arrays that hold a type. */
+function arraysOf(type: TensorType): string[] {
+  if (type === 'float16') return ['Float16Array', 'Uint16Array']
+  if (type === 'bool') return ['Uint8Array']
+  const big = type === 'int64' || type === 'uint64' ? 'Big' : ''
+  return [`${big}${type[0].toUpperCase()}${type.slice(1)}Array`]
 }

@@ -1,6 +1,7 @@
 // Node, Bun and Deno: strings can be paths, and sessions run in worker threads.
 
 import { freemem } from 'node:os'
+import { FileError } from '../base/errors.js'
 import type { Platform } from '../index/platform.js'
 import { locate, NodeDirectory, openFile } from '../io/node/files.js'
 import type { EngineKind } from '../runtime/host.js'
@@ -14,10 +15,21 @@ const WORKERS: Record<EngineKind, URL> = {
 
 const runtimeOf = (specifier: string) => ({ specifier, spawn: (kind: EngineKind) => spawnNodeWorker(WORKERS[kind]) })
 
+/** What a text is told of that stands where a path is expected. */
+function notPath({ where, what }: FileError): FileError {
+  return new FileError({
+    where,
+    what,
+    hint: "A string is the path of a file. To train on a text itself, give a record: { text: '…' }",
+  })
+}
+
 export const nodePlatform: Platform = {
   open: async (text, where, options) => (await import('../io/node/open-source.js')).openText(text, where, options),
   openData: async (text) => {
-    const { directory, file } = await locate(text)
+    const { directory, file } = await locate(text).catch((error: unknown) => {
+      throw /\s/.test(text) && error instanceof FileError ? notPath(error) : error
+    })
     return file === undefined ? directory : openFile(text)
   },
   decodeImage: async (file) => (await import('../images/node/decode.js')).decodeWithSharp(file),

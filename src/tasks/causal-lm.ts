@@ -297,15 +297,19 @@ export function checkWidth({ vocabularySize = 0 }: Pick<Model, 'vocabularySize'>
   })
 }
 
-/** Throws UnsupportedError unless there is a row of logits for each token. */
-function checkAllTokens(shape: ProbedShape | undefined): void {
+/**
+ * Throws UnsupportedError unless there is a row of logits for each token.
+ *
+ * @param times how many times as many sequences as {@link PROBE_BATCHES} has were measured
+ */
+export function checkAllTokens(shape: ProbedShape | undefined, times = 1): void {
   const counts = [shape?.dims[0], shape?.other[0]]
-  if (PROBE_BATCHES.every(({ batch, sequence }, i) => counts[i] === batch * sequence)) return
+  if (PROBE_BATCHES.every(({ batch, sequence }, i) => counts[i] === times * batch * sequence)) return
   throw new UnsupportedError({
     where: 'ONNX model',
     what: 'it gives logits for some tokens only, such as the last one, but training needs them for all tokens',
     expected: 'logits (batch, sequence, vocabulary)',
-    got: `${counts[0]} rows of logits for 2 sequences of 3 tokens`,
+    got: `${counts[0]} rows of logits for ${2 * times} sequences of 3 tokens`,
     hint: 'Export the model again without the option that cuts the logits (prune_lm_head, num_logits_to_keep)',
   })
 }

@@ -131,6 +131,10 @@ class Embedding implements OpenTask<RelatedExample> {
   /** Texts of each example. */
   readonly #count: number
 
+  get rowsOfExample(): number {
+    return this.#count
+  }
+
   constructor(model: Model, examples: Examples<RelatedExample>, options: EmbeddingOptions) {
     this.#model = model
     this.#inputs = encoderInputs(readGraph(model.onnx.proto))

@@ -17,11 +17,16 @@ export const PROBED_TARGETS = [4, 11] as const
 /** The number of rows with a target. */
 export const targetsLength = () => ownLength('targets', PROBED_TARGETS, { input: ROWS, axis: 0 })
 
-/** The rows of the logits that have a target, and Σ −ln(probability of the target) over them. */
-export function nextTokenLoss(graph: ObjectiveGraph): { choice: RowChoice; loss: Value } {
+/** The rows of the logits that have a target, and [row, target] of each. */
+export function chooseTargets(graph: ObjectiveGraph): { choice: RowChoice; targets: Value } {
   const rows = graph.input(ROWS, DataType.INT64, ['targets'])
   const targets = graph.input(TARGETS, DataType.INT64, ['targets', 2])
-  const choice = graph.chooseRows(logitsName(graph), rows)
+  return { choice: graph.chooseRows(logitsName(graph), rows), targets }
+}
+
+/** The rows of the logits that have a target, and Σ −ln(probability of the target) over them. */
+export function nextTokenLoss(graph: ObjectiveGraph): { choice: RowChoice; loss: Value } {
+  const { choice, targets } = chooseTargets(graph)
   return { choice, loss: graph.crossEntropy(choice.chosen, targets) }
 }
 

@@ -123,6 +123,8 @@ export interface OpenTask<Example = unknown> extends Objective {
   moduleName?(name: string): string
   /** Throws DataError, with the record, for an example of the evaluation data that has a target which no other had. */
   checkEvaluation?(example: Example): void
+  /** Rows of a run that one example takes. Default 1. */
+  readonly rowsOfExample?: number
   /** Tokens of an example: examples of like cost run together. */
   cost(example: Example): number
   /**
@@ -141,6 +143,11 @@ export interface OpenTask<Example = unknown> extends Objective {
    * @returns the mean over the examples, and for each run what its fed gradients are
    */
   stepLoss?(runs: readonly StepRun<Example>[]): { readonly loss: number; readonly feeds: readonly Feeds[] }
+  /**
+   * For a loss that compares the model with itself before the first step: takes what {@link Objective.forward} gave out of some
+   * examples then. Each example that is trained on or evaluated comes here once, before its loss is wanted.
+   */
+  takeReference?(outputs: Readonly<Record<string, RuntimeTensor>>, examples: readonly Example[]): void
   /** What one run without gradients predicts of each of its examples, from what {@link Objective.forward} gave out. */
   predict?(outputs: Readonly<Record<string, RuntimeTensor>>, examples: readonly Example[]): unknown[]
   /** Numbers that say how good the model is, by name: of the loss over all examples, and of what was predicted. */

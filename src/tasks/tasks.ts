@@ -7,6 +7,7 @@ import type { Task } from './task.js'
 
 const LOADERS = {
   'causal-lm': async () => (await import('./causal-lm.js')).causalLm,
+  dpo: async () => (await import('./dpo.js')).dpo,
   embedding: async () => (await import('./embedding.js')).embedding,
   'image-classification': async () => (await import('./image-classification.js')).imageClassification,
   seq2seq: async () => (await import('./seq2seq.js')).seq2seq,

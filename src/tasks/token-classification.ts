@@ -54,6 +54,7 @@ export const tokenClassification: Task<TaggedText, TaggedExample, TagOptions> = 
   name: 'token-classification',
   peftType: 'TOKEN_CLS',
   reading: 'tag',
+  learningRate: 6e-4,
   headForm: findTokenHead,
   options: TAG_OPTIONS,
 

@@ -109,7 +109,7 @@ function parseKind(kind: (typeof KINDS)[number][0], record: Fields, where: strin
 
 function fieldsOf(value: unknown): string {
   if (value === null || Array.isArray(value)) return value === null ? 'null' : 'a list'
-  if (typeof value !== 'object') return `a ${typeof value}`
+  if (typeof value !== 'object') return value === undefined ? 'nothing' : `a ${typeof value}`
   const fields = Object.entries(value as object).map(
     ([key, field]) => `"${key}" (${field === null ? 'null' : Array.isArray(field) ? 'list' : typeof field})`,
   )

@@ -254,6 +254,20 @@ export async function readState(
   }
 }
 
+/**
+ * What a run goes on from: its state, and the metrics of its steps. What it was writing when it was killed is removed.
+ *
+ * @throws as {@link readState}
+ */
+export async function resumeRun(
+  directory: Directory,
+  ...state: readonly [names: readonly string[], check: (run: RunState) => void]
+): Promise<{ engine: EngineState; run: RunState; metrics: StepMetrics[] }> {
+  const { engine, run } = await readState(directory, ...state)
+  await removePartialFiles(directory)
+  return { engine, run, metrics: await readMetrics(directory, run.step) }
+}
+
 function parseRun(text: string | undefined, where: string): RunState {
   try {
     const run: unknown = JSON.parse(text ?? '')

@@ -7,7 +7,7 @@ import type { Feeds } from '../runtime/runtime.js'
 import type { Examples } from '../tasks/task.js'
 import { costOf, examplesOf, type PlanOptions, planEpoch, type StepPlan, stepsPerEpoch } from './batches.js'
 import { BestEvaluation, type Evaluation } from './best.js'
-import type { TrainEngine } from './engine.js'
+import type { EngineSetup, TrainEngine } from './engine.js'
 import { evaluate } from './evaluate.js'
 import { type EngineState, type LastStep, makeLastStep, readLastStep } from './last-step.js'
 import { readParameters, writeParameters } from './parameters.js'
@@ -140,24 +140,13 @@ class Run {
   }
 
   async train(): Promise<RunReport> {
-    const { on, settings } = this.#parts
+    const { on } = this.#parts
     const engine = await this.#start()
     const first = this.#metrics.length
     // In this thread, a run that goes on stops all else.
     const isInThread = 'module' in this.#parts.model.runtime
     const last = isInThread ? undefined : makeLastStep(engine.parameters, this.#keepsBest)
-    await this.#engine.remote.start(
-      {
-        parameters: this.#sessions.parameters,
-        optimizer: {
-          weightDecay: settings.weightDecay,
-          rates: loraPlusRates(this.#sessions.parameters, settings.loraPlusRatio),
-        },
-        maxGradNorm: settings.maxGradNorm,
-      },
-      engine,
-      last,
-    )
+    await this.#engine.remote.start(this.#setup, engine, last)
     try {
       this.#evalLossBefore ??= (await this.#evaluate(first))?.loss
       on.stage?.('train')
@@ -245,27 +234,44 @@ class Run {
     }
   }
 
+  get #setup(): EngineSetup {
+    const { weightDecay, loraPlusRatio, maxGradNorm } = this.#parts.settings
+    const { parameters } = this.#sessions
+    const rates = loraPlusRates(parameters, loraPlusRatio)
+    return { parameters, optimizer: { weightDecay, rates }, maxGradNorm }
+  }
+
   /** The state that the first step of this process starts from. */
   async #start(): Promise<EngineState> {
-    const { out, adapter } = this.#parts
+    const { out, adapter, open } = this.#parts
+    const parameters = readParameters(adapter, this.#names)
+    const zeros = () => parameters.map(({ length }) => new Float32Array(length))
+    const begin: EngineState = { parameters, firstMoments: zeros(), secondMoments: zeros(), updates: 0 }
+    let state = begin
     const record = out && (await import('./fingerprint.js'))
     if (record) this.#fingerprint = await record.fingerprintOf({ ...this.#parts, totalSteps: this.#totalSteps })
-    if (record === undefined || out?.use !== 'resume') {
-      const parameters = readParameters(adapter, this.#names)
-      const zeros = () => parameters.map(({ length }) => new Float32Array(length))
-      return { parameters, firstMoments: zeros(), secondMoments: zeros(), updates: 0 }
+    if (record !== undefined && out?.use === 'resume') {
+      const { resumeRun } = await import('./run-folder.js')
+      const { directory } = out
+      const check = (of: RunState) => record.checkFingerprint(of.fingerprint, this.#fingerprint, directory.name)
+      const { engine, run, metrics } = await resumeRun(directory, this.#names, check)
+      writeParameters(adapter, this.#names, engine.parameters)
+      this.#metrics.push(...metrics)
+      this.#best.resume(run.best)
+      this.#evalLossBefore = run.evalLossBefore ?? undefined
+      state = engine
     }
-    const { directory } = out
-    const { readMetrics, readState, removePartialFiles } = await import('./run-folder.js')
-    const { engine, run } = await readState(directory, this.#names, ({ fingerprint }) =>
-      record.checkFingerprint(fingerprint, this.#fingerprint, directory.name),
-    )
-    writeParameters(adapter, this.#names, engine.parameters)
-    await removePartialFiles(directory)
-    this.#metrics.push(...(await readMetrics(directory, run.step)))
-    this.#best.resume(run.best)
-    this.#evalLossBefore = run.evalLossBefore ?? undefined
-    return engine
+    if (open.takeReference === undefined) return state
+    await (await import('./reference.js')).takeReference({
+      ...this.#parts,
+      begin,
+      engine: this.#engine.remote,
+      sessions: this.#sessions,
+      setup: this.#setup,
+      planOptions: this.#planOptions,
+      totalSteps: this.#totalSteps,
+    })
+    return state
   }
 
   /** Step number `step`, counted from 0. */

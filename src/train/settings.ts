@@ -23,7 +23,7 @@ export interface TrainSettings {
   gradientAccumulation: number
   /** Longer records are cut to this number of tokens. Default: the model's context. */
   maxLength: number | undefined
-  /** Highest learning rate of the schedule. Default 3e-4, and 1e-3 for labels of pictures, with LoRA+: see `loraPlusRatio`. */
+  /** Highest learning rate of the schedule. Default 3e-4, 6e-4 for labels of words and 1e-3 for labels of pictures, with LoRA+: see `loraPlusRatio`. */
   learningRate: number
   /** How the learning rate changes during the run. Default cosine. */
   schedule: Schedule

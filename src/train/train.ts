@@ -89,7 +89,7 @@ export async function train(
   if (open.checkEvaluation !== undefined) {
     for (const example of evalRecords.examples) open.checkEvaluation(example)
   }
-  warnOfMemory(options, settings, limits, longest(examples, open))
+  warnOfMemory(options, settings, limits, { sequence: longest(examples, open), rows: open.rowsOfExample })
   on?.stage?.('prepare')
   const adapter = options.adapter ?? (await newAdapter(model, config, { task, open, modules, on }))
   adapter.chatTemplate = chatTemplate ?? adapter.chatTemplate
@@ -161,9 +161,9 @@ function warnOfMemory(
   { model, on }: TrainingOptions,
   { batchSize: batch, lowMemory }: TrainSettings,
   limits: readonly MemoryLimit[],
-  sequence: number,
+  { sequence, rows = 1 }: { sequence: number; rows: number | undefined },
 ): void {
-  const warning = memoryWarning(trainingMemory(model, { batch, sequence, lowMemory }), limits, {
+  const warning = memoryWarning(trainingMemory(model, { batch: rows * batch, sequence, lowMemory }), limits, {
     what: `Training with ${batch} records of up to ${sequence} tokens in a batch`,
     help: [
       ...(batch > 1 ? ['a smaller batchSize (--batch-size) with more gradientAccumulation'] : []),

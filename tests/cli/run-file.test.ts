@@ -93,7 +93,7 @@ describe('--config', () => {
     const file = write('some.yaml', `model: ${MODEL}\n`)
     const outcome = await train('--config', file, '--out', join(scratch, 'never'))
     expect(outcome).toMatchObject({ code: 2 })
-    expect(outcome.stderr).toMatch(/--data .* is missing/)
+    expect(outcome.stderr).toMatch(/--data .* is missing; .*some\.yaml has model$/m)
     expect((await train('--config', write('list.yaml', '- 1'))).stderr).toMatch(
       /not the options of a run; .*got a list/,
     )

@@ -4,6 +4,36 @@
 import type { Builder, Value } from '../view/builder.js'
 import type { CustomGradient } from './backward.js'
 
+/** Each row's −ln softmax(logits)[target], and what their gradients are made of. */
+export interface RowLosses {
+  /** (m) */
+  readonly losses: Value
+  /** softmax(logits) − onehot(target), (m, V). To be built once. */
+  slopes(g: Builder): Value
+}
+
+/**
+ * @param logits (m, V)
+ * @param targets int64 (m, 2): row number and target of each row
+ */
+export function rowLosses(g: Builder, logits: Value, targets: Value): RowLosses {
+  const probabilities = g.op('Softmax', [logits], { axis: 1 })
+  // max p = exp(0) / Σ exp(l − max l), so −ln p[t] = max l − l[t] − ln max p: no exponential is taken twice, and no
+  // logarithm of a probability that underflows.
+  const logProbability = g.op('Log', [g.reduceMax(probabilities, [1], 0)])
+  // Made last, so that ONNX Runtime computes them first: the probabilities then take the place of the logits.
+  const largest = g.reduceMax(logits, [1], 0)
+  return {
+    losses: g.sub(g.sub(largest, g.op('GatherND', [logits, targets])), logProbability),
+    slopes(g) {
+      const byTargets = g.sub(g.op('GatherND', [probabilities, targets]), g.float(1))
+      // It writes where the probabilities are. ScatterND would make a copy.
+      const columns = g.op('Gather', [targets, g.int([1])], { axis: 1 })
+      return g.op('ScatterElements', [probabilities, columns, g.unsqueeze(byTargets, [1])], { axis: 1 })
+    },
+  }
+}
+
 /**
  * The sum over rows of −ln softmax(logits)[target], a scalar, and its gradient by the logits.
  *
@@ -11,26 +41,10 @@ import type { CustomGradient } from './backward.js'
  * @param targets int64 (m, 2): row number and target of each row
  */
 export function crossEntropy(g: Builder, logits: Value, targets: Value): { loss: Value; gradient: CustomGradient } {
-  const probabilities = g.op('Softmax', [logits], { axis: 1 })
-  // max p = exp(0) / Σ exp(l − max l), so −ln p[t] = max l − l[t] − ln max p: no exponential is taken twice, and no
-  // logarithm of a probability that underflows.
-  const logProbability = g.op('Log', [g.reduceMax(probabilities, [1], 0)])
-  // Made last, so that ONNX Runtime computes them first: the probabilities then take the place of the logits.
-  const largest = g.reduceMax(logits, [1], 0)
-  const losses = g.sub(g.sub(largest, g.op('GatherND', [logits, targets])), logProbability)
-  const loss = g.reduceSum(losses, [0], 0)
-  // dlogits = (softmax(logits) − onehot(target))·dy, (m, V)
+  const { losses, slopes } = rowLosses(g, logits, targets)
   const gradient: CustomGradient = {
     inputs: [logits],
-    rule: ({ g, dy }) => [
-      () => {
-        const byTargets = g.sub(g.op('GatherND', [probabilities, targets]), g.float(1))
-        // It writes where the probabilities are. ScatterND would make a copy.
-        const columns = g.op('Gather', [targets, g.int([1])], { axis: 1 })
-        const ofLogits = g.op('ScatterElements', [probabilities, columns, g.unsqueeze(byTargets, [1])], { axis: 1 })
-        return dy === g.float(1) ? ofLogits : g.mul(ofLogits, dy)
-      },
-    ],
+    rule: ({ g, dy }) => [() => (dy === g.float(1) ? slopes(g) : g.mul(slopes(g), dy))],
   }
-  return { loss, gradient }
+  return { loss: g.reduceSum(losses, [0], 0), gradient }
 }

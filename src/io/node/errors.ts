@@ -1,5 +1,6 @@
 // What errors of node:fs are called here.
 
+import { isAbsolute } from 'node:path'
 import { FileError } from '../../base/errors.js'
 
 export const REASONS: Record<string, string> = {
@@ -17,14 +18,26 @@ export const REASONS: Record<string, string> = {
   ELOOP: 'too many symbolic links',
 }
 
+/** What to do, where the reason alone does not tell. */
+const HINTS: Record<string, string> = {
+  EACCES: 'Choose a folder that you may use, or change its permissions',
+  EPERM: 'Choose a folder that you may use, or change its permissions',
+  ENOSPC: 'Make room, or choose another disk',
+  EDQUOT: 'Make room, or choose another disk',
+  EROFS: 'Choose a folder on another disk',
+}
+
 /** An error of node:fs as ours; `action` is one clause, such as `cannot be written`. */
 export function fileError(where: string, action: string, error: unknown): FileError {
   if (error instanceof FileError) return error
   const code = codeOf(error)
-  if (code === 'ENOENT' && action === 'cannot be read')
-    return new FileError({ where, what: 'no such file or folder', cause: error })
+  if (code === 'ENOENT' && action === 'cannot be read') {
+    const hint = isAbsolute(where) ? undefined : `Relative paths start in ${process.cwd()}`
+    return new FileError({ where, what: 'no such file or folder', ...(hint && { hint }), cause: error })
+  }
   const reason = REASONS[code ?? ''] ?? (error instanceof Error ? error.message : String(error))
-  return new FileError({ where, what: `${action}: ${reason}`, cause: error })
+  const hint = HINTS[code ?? '']
+  return new FileError({ where, what: `${action}: ${reason}`, ...(hint && { hint }), cause: error })
 }
 
 export function codeOf(error: unknown): string | undefined {
