@@ -60,7 +60,7 @@ export interface RunnableGraph {
   /** What the objective gave out for metrics; none in a graph with gradients. */
   readonly predictions: readonly string[]
   readonly proto: ModelProto
-  /** A (r, k) and Bᵀ (r, d) of each layer, in the layers' order, then the objective's own. */
+  /** A (r, k) where it is trained and Bᵀ (r, d) of each layer, in the layers' order, then the objective's own. */
   readonly tensors: readonly TrainedTensor[]
   /** What a session needs that takes inputs of any length. */
   sessionModel(): Promise<SessionModel>
