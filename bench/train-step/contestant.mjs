@@ -26,6 +26,7 @@ const {
     rank: { type: 'string', default: '8' },
     kind: { type: 'string', default: 'causal-lm' },
     'low-memory': { type: 'boolean', default: false },
+    'lora-fa': { type: 'boolean', default: false },
     profile: { type: 'string' },
     cpu: { type: 'boolean', default: false },
   },
@@ -61,7 +62,16 @@ const linears = matchTargets(findLinears(new Graph(model.onnx.proto)), { targetM
 const layers = linears
   .map(({ name, d, k }) => ({ name: task.moduleName?.(name) ?? name, d, k, rank, scaling: 2 }))
   .filter(({ name }) => !heads.has(name))
-const graph = await buildTrainingGraph(model.onnx, runtime, task, { layers })
+function startOfA(name, length, k) {
+  const random = new Random(0, name)
+  const bound = 1 / Math.sqrt(k)
+  return Float32Array.from({ length }, () => (2 * random.uniform() - 1) * bound)
+}
+const graph = await buildTrainingGraph(model.onnx, runtime, task, {
+  layers: options['lora-fa']
+    ? layers.map((layer) => ({ ...layer, fixedA: startOfA(layer.name, layer.rank * layer.k, layer.k) }))
+    : layers,
+})
 const engine = new TrainEngine(runtime)
 const { id: session } = await engine.openSession(await graph.sessionModel(), {
   threads,
@@ -71,10 +81,9 @@ const { id: session } = await engine.openSession(await graph.sessionModel(), {
 const zeros = () => graph.parameters.map(({ shape }) => new Float32Array(shape.reduce((a, b) => a * b, 1)))
 const parameters = zeros()
 graph.parameters.forEach(({ name, shape: [, k] }, i) => {
-  if (name.endsWith('.B') || k === undefined) return
-  const random = new Random(0, name.slice(0, -2))
-  const bound = 1 / Math.sqrt(k)
-  for (let j = 0; j < parameters[i].length; j++) parameters[i][j] = (2 * random.uniform() - 1) * bound
+  if (!name.endsWith('.B') && k !== undefined) {
+    parameters[i].set(startOfA(name.slice(0, -2), parameters[i].length, k))
+  }
 })
 const optimizer = { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weightDecay: 0 }
 engine.start(

@@ -173,6 +173,7 @@ export const train = defineCommand({
     loraPlusRatio: decimal(
       `LoRA+: how many times as fast B learns as A; default: ${TRAIN_DEFAULTS.loraPlusRatio} with the default --learning-rate, 1 with another one`,
     ),
+    loraFa: toggle('LoRA-FA: A stays as it starts, and only B is trained; each step is faster'),
     weightDecay: decimal('weight decay of the optimizer, AdamW', TRAIN_DEFAULTS.weightDecay),
     maxGradNorm: decimal(
       'largest norm of the gradient. Larger gradients are scaled down to this norm. 0 turns this off',

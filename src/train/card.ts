@@ -22,7 +22,7 @@ export async function cardOf(
   const { options, sources, task, adapter, settings } = run
   const { model, out, data, evalData, evalSplit } = options
   const { config, labels, problemType } = adapter
-  const { learningRate, schedule, batchSize, gradientAccumulation, loraPlusRatio, weightDecay } = settings
+  const { learningRate, schedule, batchSize, gradientAccumulation, loraPlusRatio, loraFa, weightDecay } = settings
   const { rank, alpha, dropout, useRslora, useDora, seed } = config
   const own = dataNames(sources?.data, data)
   const isVectors = task.reading === 'embed'
@@ -46,6 +46,7 @@ export async function cardOf(
       alpha,
       dropout,
       'LoRA+ ratio': loraPlusRatio,
+      'LoRA-FA': loraFa || undefined,
       'weight decay': weightDecay === 0 ? undefined : weightDecay,
       rsLoRA: useRslora || undefined,
       DoRA: useDora || undefined,

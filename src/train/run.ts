@@ -147,7 +147,7 @@ class Run {
     // In this thread, a run that goes on stops all else.
     const isInThread = 'module' in this.#parts.model.runtime
     const last = isInThread ? undefined : makeLastStep(engine.parameters, this.#keepsBest)
-    await this.#engine.remote.start(this.#setup, engine, last)
+    await this.#engine.remote.start(await this.#setup(), engine, last)
     try {
       this.#evalLossBefore ??= (await this.#evaluate(first))?.loss
       on.stage?.('train')
@@ -235,11 +235,12 @@ class Run {
     }
   }
 
-  get #setup(): EngineSetup {
-    const { weightDecay, loraPlusRatio, maxGradNorm } = this.#parts.settings
+  async #setup(): Promise<EngineSetup> {
+    const { weightDecay, loraPlusRatio, loraFa: isFa, maxGradNorm } = this.#parts.settings
     const { parameters } = this.#sessions
     const rates = loraPlusRates(parameters, loraPlusRatio)
-    return { parameters, optimizer: { weightDecay, rates }, maxGradNorm }
+    const factors = isFa ? (await import('./lora-fa.js')).gradientFactors(this.#parts.adapter, this.#names) : undefined
+    return { parameters, optimizer: { weightDecay, rates, factors }, maxGradNorm }
   }
 
   /** The state that the first step of this process starts from. */
@@ -268,7 +269,7 @@ class Run {
       begin,
       engine: this.#engine.remote,
       sessions: this.#sessions,
-      setup: this.#setup,
+      setup: await this.#setup(),
       planOptions: this.#planOptions,
       totalSteps: this.#totalSteps,
     })

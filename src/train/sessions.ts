@@ -57,13 +57,14 @@ export class TrainingSessions {
    * @throws what {@link buildTrainingGraph} throws, and RuntimeError when ONNX Runtime cannot be found
    */
   static async create(parts: SessionParts, engine: Remote<TrainEngine>): Promise<TrainingSessions> {
-    const { model, open, adapter, modules } = parts
+    const { model, open, adapter, modules, settings } = parts
     const runtime = runtimeBehind(engine, await engine.runtimeName())
     const linears = adapter.parts('linear')
     const scaled = linears.filter(({ magnitude }) => magnitude !== undefined)
     const squares = await squaresOfRows(model, scaled, modules)
-    const layers = linears.map(({ name, d, k, rank, scaling }) => {
-      return { name, d, k, rank, scaling, baseSquares: squares.get(name) }
+    const layers = linears.map(({ name, d, k, rank, scaling, weightA }) => {
+      const fixedA = settings.loraFa ? Float32Array.from(weightA.data) : undefined
+      return { name, d, k, rank, scaling, fixedA, baseSquares: squares.get(name) }
     })
     const { dropout } = adapter.config
     const hasWhole = adapter.parts('replacement').length > 0
@@ -79,7 +80,7 @@ export class TrainingSessions {
       twoPasses,
     })
     tell(1)
-    const evaluation = buildLossGraph(model.onnx, open, { layers, tensors, modules })
+    const evaluation = await buildLossGraph(model.onnx, open, { layers, tensors, modules })
     tell(2)
     return new TrainingSessions(parts, engine, runtime.name, { training, evaluation })
   }

@@ -34,6 +34,11 @@ export interface TrainSettings {
    * Default: 16 with the default `learningRate`, and 1 with another one.
    */
   loraPlusRatio: number | undefined
+  /**
+   * LoRA-FA (Zhang et al. 2023, arXiv 2308.03303): A stays as it starts, and only B is trained. As in PEFT, the gradient of B is multiplied by
+   * (A·Aᵀ)⁻¹/s² before AdamW. Not together with DoRA. Default false.
+   */
+  loraFa: boolean
   /** AdamW's weight decay, decoupled from the gradient. Default 0. */
   weightDecay: number
   /** If the global norm of the gradients is larger than this, they are scaled down to it. 0 turns this off. Default 1. */
@@ -84,6 +89,7 @@ export const TRAIN_DEFAULTS = Object.freeze({
   schedule: 'cosine',
   warmupRatio: 0.03,
   loraPlusRatio: 16,
+  loraFa: false,
   weightDecay: 0,
   maxGradNorm: 1,
   device: undefined,
@@ -159,6 +165,7 @@ export const SETTINGS_KINDS: OptionTable<TrainSettings> = {
   schedule: oneOf(...SCHEDULES),
   warmupRatio: numberKind('a number in [0, 1]', (value) => value >= 0 && value <= 1),
   loraPlusRatio: numberKind('a number of at least 1, at most 1000', (value) => value >= 1 && value <= 1000),
+  loraFa: BOOLEAN,
   weightDecay: numberKind('a number in [0, 1]', (value) => value >= 0 && value <= 1),
   maxGradNorm: numberKind('a finite number, 0 or above', (value) => value >= 0 && Number.isFinite(value)),
   device: DEVICE,

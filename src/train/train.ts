@@ -122,13 +122,17 @@ export async function train(
     ...result,
     truncatedRecords: records.truncatedRecords,
     skippedRecords: records.skippedRecords,
-    trainableParams: totalTrainable,
+    trainableParams: totalTrainable - (settings.loraFa ? elementsOfA(adapter) : 0),
     totalParams,
     labels: open.labels === undefined ? null : [...open.labels],
     newHead: open.head === undefined || options.adapter !== undefined ? null : open.head.isNew,
     seconds: (performance.now() - startedAt) / 1000,
   }
   return { adapter, report }
+}
+
+function elementsOfA(adapter: LoraAdapter): number {
+  return adapter.parts('linear').reduce((sum, { rank, k }) => sum + rank * k, 0)
 }
 
 /** The model, whose encoder and decoder become one graph. */
@@ -274,6 +278,9 @@ function checkOptions(options: TrainingOptions, settings: TrainSettings): LoraCo
       expected: 'a number below 1',
       got: '1',
     })
+  }
+  if (settings.loraFa && config.useDora) {
+    throw new ConfigError({ where: 'loraFa', what: 'not together with DoRA: use one of the two' })
   }
   requirePlainConfig({ ...config, modulesToSave: [], bias: 'none', useDora: false }, 'training')
   return config

@@ -1,6 +1,7 @@
 // The forward part of a training graph: the model with LoRA branches, and what the objective builds on its outputs.
 
-import { TensorProto_DataType as DataType, type NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
+import { create } from '@bufbuild/protobuf'
+import { TensorProto_DataType as DataType, type NodeProto, TensorProtoSchema } from '../../formats/onnx/gen/onnx_pb.js'
 import { type CustomGradients, gradientPath } from '../gradients/backward.js'
 import { quantizedGradient } from '../gradients/quantized.js'
 import { loraInputs, valueInfo } from '../inject/inject.js'
@@ -28,6 +29,8 @@ export interface TrainedLayer {
   readonly scaling: number
   /** For DoRA: Σ w² of each row of the weight (d), as the model has it. */
   readonly baseSquares?: Float64Array | undefined
+  /** A (r, k) where it is not trained: a constant of the graph. */
+  readonly fixedA?: Float32Array | undefined
 }
 
 export interface ForwardOptions {
@@ -45,7 +48,7 @@ export interface Forward {
   /** What the objective returned: the loss without its normalizer. */
   readonly sum: Value
   readonly objective: ObjectiveGraph
-  /** A (r, k), Bᵀ (r, d) and for DoRA m (d) of each layer, in the layers' order, then whole tensors, then the objective's own. */
+  /** A (r, k) where it is trained, Bᵀ (r, d) and for DoRA m (d) of each layer, in the layers' order, then whole tensors, then the objective's own. */
   readonly parameters: readonly TrainedTensor[]
   readonly masks: readonly DropoutMask[]
   /** Outputs besides the loss. */
@@ -147,18 +150,24 @@ function choiceBehind(
 }
 
 /**
- * Adds the inputs of each layer's tensors. A is (r, k) and B is Bᵀ (r, d): products that give the gradient of a matrix with few columns are
+ * Adds the inputs of each layer's tensors, and the constants of those that are not trained. A is (r, k) and B is Bᵀ (r, d): products that give the gradient of a matrix with few columns are
  * slow.
  */
 function declareFactors(graph: Graph, layers: readonly TrainedLayer[]): TrainedTensor[] {
-  return layers.flatMap(({ name, d, k, rank, baseSquares }) => {
+  return layers.flatMap(({ name, d, k, rank, baseSquares, fixedA }) => {
     const { weightA, weightB } = loraInputs(name)
+    if (fixedA !== undefined) addFloats(graph, weightA, fixedA, [rank, k])
     const tensors = [
-      { name: `${name}.A`, input: weightA, shape: [rank, k] },
+      ...(fixedA === undefined ? [{ name: `${name}.A`, input: weightA, shape: [rank, k] }] : []),
       { name: `${name}.B`, input: weightB, shape: [rank, d] },
       ...(baseSquares === undefined ? [] : [{ name: `${name}.magnitude`, input: magnitudeInput(name), shape: [d] }]),
     ]
     for (const { input, shape } of tensors) graph.inputs.push(valueInfo(input, DataType.FLOAT, shape))
     return tensors
   })
+}
+
+function addFloats(graph: Graph, name: Value, { buffer, byteOffset, byteLength }: Float32Array, shape: number[]): void {
+  const rawData = new Uint8Array(buffer, byteOffset, byteLength)
+  graph.addInitializer(create(TensorProtoSchema, { name, dataType: DataType.FLOAT, dims: shape.map(BigInt), rawData }))
 }
