@@ -95,12 +95,17 @@ for (const name of options.only.split(',')) {
     contestant(label, process.execPath, [join(here, 'contestant.mjs'), folder, ...shape, ...flags])
   const peer = (attention) =>
     contestant(`torch ${attention}`, options.python, [join(here, 'peer.py'), 'serve', checkpoint, attention, ...shape])
-  const contestants = [ours('lowrank'), ours('lowrank --low-memory', '--low-memory')]
+  const contestants = [
+    ours('lowrank'),
+    ours('lowrank --low-memory', '--low-memory'),
+    ours('lowrank --lora-fa', '--lora-fa'),
+  ]
+  const count = contestants.length
   if (hasPeer) contestants.push(peer('eager'), peer('sdpa'))
 
   console.log(`\n${name}, batch ${batch} × ${sequence}`)
   if (hasPeer) {
-    const { gflops, version } = await contestants[2].ask({ do: 'sgemm' })
+    const { gflops, version } = await contestants[count].ask({ do: 'sgemm' })
     console.log(`  sgemm of torch ${version}: ${Math.round(gflops)} GFLOP/s`)
   }
   // A plain multiplicative generator: the same ids for all, whatever their language.
@@ -124,7 +129,7 @@ for (const name of options.only.split(',')) {
     }
   }
   const medians = new Map(contestants.map((one) => [one, median(millis.get(one))]))
-  const peers = contestants.slice(2)
+  const peers = contestants.slice(count)
   const best = Math.min(...peers.map((one) => medians.get(one)))
   const leanest = Math.min(...peers.map((one) => last.get(one).peakRssBytes))
   for (const one of contestants) {

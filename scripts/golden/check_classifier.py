@@ -15,6 +15,7 @@ import torch
 from safetensors import safe_open
 
 import decoder_classification as decoder
+import encoder_families as families
 import fused_encoders as fused
 import text_classification as golden
 import token_classification as tokens
@@ -77,6 +78,11 @@ def main():
         "tokens": (model.bert, AutoModelForTokenClassification, tokens.tensors()),
         "tokens-distilbert": (tokens.build("distilbert"), AutoModelForTokenClassification, tokens.tensors()),
     }
+    for name, family in families.FAMILIES.items():
+        families.use(family)
+        encoder = getattr(golden.build(), family["encoder"])
+        cases[name] = (encoder, AutoModelForSequenceClassification, golden.tensors())
+        cases[f"{name}-tokens"] = (encoder, AutoModelForTokenClassification, tokens.tensors())
     result = {name: check(folder / name, *case) for name, case in cases.items()}
     print(json.dumps(result, indent=2))
     sys.exit(1 if any(part["problems"] for part in result.values()) else 0)

@@ -22,7 +22,12 @@ ROWS = [
     {"text": "she said it", "textPair": "it was said", "negative": "the whale", "score": 0.1},
 ]
 LORA = {"r": 3, "lora_alpha": 6, "target_modules": ["query", "value"]}
+SPECIAL = {"unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "mask_token": "[MASK]"}
 LOSSES = {"in-batch": 2, "in-batch-negatives": 3, "cosine": 2, "triplet": 3}
+
+
+def encoder():
+    return build().bert
 
 
 def sentence_model(dtype, pooling="mean"):
@@ -31,13 +36,12 @@ def sentence_model(dtype, pooling="mean"):
     from sentence_transformers.models import Pooling, Transformer
     with tempfile.TemporaryDirectory() as work:
         folder = pathlib.Path(work) / "tiny-bert"
-        build().bert.save_pretrained(folder)
+        encoder().save_pretrained(folder)
         tokenizer().save(str(folder / "tokenizer.json"))
-        special = {"unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "mask_token": "[MASK]"}
-        (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **special}))
-        encoder = Transformer(str(folder), max_seq_length=MAX_LENGTH)
-        model = SentenceTransformer(modules=[encoder, Pooling(encoder.get_word_embedding_dimension(), pooling)], device="cpu")
-    encoder.model = get_peft_model(encoder.model, LoraConfig(task_type="FEATURE_EXTRACTION", **LORA))
+        (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **SPECIAL}))
+        transformer = Transformer(str(folder), max_seq_length=MAX_LENGTH)
+        model = SentenceTransformer(modules=[transformer, Pooling(transformer.get_word_embedding_dimension(), pooling)], device="cpu")
+    transformer.model = get_peft_model(transformer.model, LoraConfig(task_type="FEATURE_EXTRACTION", **LORA))
     generator = torch.Generator().manual_seed(SEED + 2)
     with torch.no_grad():
         for name, p in sorted(model.named_parameters()):
@@ -60,10 +64,8 @@ def features(model, count):
     return [model.tokenize([row[field] for row in ROWS]) for field in ["text", "textPair", "negative"][:count]]
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=pathlib.Path, default=GOLDEN / "embedding")
-    out = fresh(parser.parse_args().out)
+def numbers(folder):
+    out = fresh(folder)
     narrow = sentence_model(torch.float32)
     transformer = narrow[0].model
     transformer.peft_config["default"].base_model_name_or_path = "tiny-bert"
@@ -100,6 +102,12 @@ def main():
         "maxLength": MAX_LENGTH, "temperature": 1 / SCALE, "margin": MARGIN, "rows": ROWS, "losses": results, "texts": texts,
         "mean": encode("mean", True), "meanUnscaled": encode("mean", False), "cls": encode("cls", True)})
     print(results)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=pathlib.Path, default=GOLDEN / "embedding")
+    numbers(parser.parse_args().out)
 
 
 if __name__ == "__main__":

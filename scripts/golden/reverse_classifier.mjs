@@ -1,6 +1,6 @@
 // Trains classifiers of texts, words and pictures with lowrank for check_classifier.py and check_images.py:
-// OUT/{encoder,classifier,new-head,decoder,dora,bias,bias-of-lora,saved,tokens,tokens-distilbert,modernbert-norms}/{adapter,logits.json}, and of
-// {vit,dinov2} as they are, with all biases trained (NAME-bias), and with all norms trained on a fused graph (NAME-norms).
+// OUT/{encoder,classifier,new-head,decoder,dora,bias,bias-of-lora,saved,tokens,tokens-distilbert,modernbert-norms}/{adapter,logits.json}, of
+// {mpnet,electra,deberta-v2} for texts and (NAME-tokens) words, and of {vit,dinov2} as they are, with all biases trained (NAME-bias), and with all norms trained on a fused graph (NAME-norms).
 // Needs a build.
 //
 //     node scripts/golden/reverse_classifier.mjs OUT
@@ -53,8 +53,21 @@ const RUNS = {
     { modulesToSave: SAVED.modernbert, targetModules: 'all-linear' },
   ],
   ...Object.fromEntries(['vit', 'dinov2'].flatMap((name) => imagesOf(name))),
+  ...Object.fromEntries(['mpnet', 'electra', 'deberta-v2'].flatMap((name) => familyOf(name))),
   decoder: ['text-classification', 'models/llama-optimum', 'decoder-classification/llama'],
   'tokens-distilbert': ['token-classification', 'token-classification/distilbert', 'token-classification/distilbert'],
+}
+
+/** An encoder for both tasks of texts, where PEFT has defaults with them, and else in all linear layers. */
+function familyOf(name) {
+  const base = `encoder-families/${name}/encoder`
+  const rowsOf = (part) =>
+    JSON.parse(readFileSync(join(root, 'tests/golden', base, '..', part, 'golden.json'), 'utf8')).rows
+  const settings = { targetModules: name === 'mpnet' ? 'all-linear' : 'default' }
+  return [
+    [name, ['text-classification', base, rowsOf('texts'), settings]],
+    [`${name}-tokens`, ['token-classification', base, rowsOf('words'), settings]],
+  ]
 }
 
 /** A model of pictures in other forms than its own. */

@@ -27,6 +27,7 @@ ROWS = [
     {"text": "a", "label": "calm"},
 ]
 LORA = {"r": 3, "lora_alpha": 6, "target_modules": ["query", "value", "output.dense"]}
+PAD = 0
 
 
 def tokenizer():
@@ -74,7 +75,7 @@ def adapted(saved, dtype=torch.float32, **options):
 def batch():
     encode = tokenizer()
     encode.enable_truncation(MAX_LENGTH)
-    encode.enable_padding(pad_id=0)
+    encode.enable_padding(pad_id=PAD)
     rows = encode.encode_batch([(r["text"], r["textPair"]) if "textPair" in r else r["text"] for r in ROWS])
     return {"input_ids": [r.ids for r in rows], "attention_mask": [r.attention_mask for r in rows],
             "token_type_ids": [r.type_ids for r in rows], "labels": [LABELS.index(r["label"]) for r in ROWS]}

@@ -72,7 +72,7 @@ def batch():
     """Words as transformers' examples take them: labels of first sub-words, -100 elsewhere."""
     encode = text.tokenizer()
     encode.enable_truncation(MAX_LENGTH)
-    encode.enable_padding(pad_id=0)
+    encode.enable_padding(pad_id=text.PAD)
     rows = encode.encode_batch([words for words, _ in ROWS], is_pretokenized=True)
     labels = []
     for row, (_, tags) in zip(rows, ROWS):

@@ -143,9 +143,9 @@ export function requireTokenizer({ tokenizer, directory }: Pick<Model, 'tokenize
 
 function contextLengthOf(config: Record<string, unknown>): number | undefined {
   const length = positiveInteger(config, CONTEXT_KEYS)
-  // RoBERTa's positions begin behind that of padding: https://github.com/facebookresearch/fairseq/issues/1187
+  // Positions of RoBERTa and MPNet begin behind that of padding: https://github.com/facebookresearch/fairseq/issues/1187
   const { model_type: type, pad_token_id: pad } = config
-  const isShifted = typeof type === 'string' && /roberta$|camembert/.test(type) && typeof pad === 'number'
+  const isShifted = typeof type === 'string' && /roberta$|camembert|mpnet/.test(type) && typeof pad === 'number'
   return length !== undefined && isShifted ? length - pad - 1 : length
 }
 

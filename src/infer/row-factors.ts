@@ -1,6 +1,7 @@
 // What a run feeds for the adapters of its rows. Adapters of a mix stand beside one another: [A₁ᵀ A₂ᵀ]·[w₁·s₁·B₁ᵀ; w₂·s₂·B₂ᵀ] is the
 // weighted sum of their deltas.
 
+import { UnsupportedError } from '../base/errors.js'
 import { SLOTS_INPUT } from '../graph/inject/embeddings.js'
 import type { Site, SiteGroup } from '../graph/inject/sites.js'
 import type { Feeds } from '../runtime/runtime.js'
@@ -49,6 +50,14 @@ export class AdapterFeeds {
       const slots = group.map((site) => this.#rows.map((mix) => mixed(mix, site)))
       // Rows of a batch look tokens up in the table of their slot, which each embedding has to have then.
       const isIdle = slots.flat().every((slot) => slot === undefined)
+      const one = isIdle || rowOf === undefined ? undefined : group.find(({ isForAllRows }) => isForAllRows)
+      if (one !== undefined) {
+        throw new UnsupportedError({
+          where: one.module,
+          what: 'it reads the same values for all rows, so rows cannot have adapters of their own',
+          hint: 'Run the rows of each adapter alone',
+        })
+      }
       if (isIdle && (rowOf === undefined || group[0].kind !== 'lookup')) continue
       Object.assign(feeds, groupFeeds(group, slots, rowOf))
     }

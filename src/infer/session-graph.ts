@@ -13,7 +13,8 @@ import { type TokenInputs, tokenInputs, VECTORS } from '../graph/inputs/tokens.j
 import { findPointwise } from '../graph/match/forms/pointwise.js'
 import { exposeProducts, findLinears, type ModuleMap } from '../graph/match/linears.js'
 import { findEmbeddings, placesOf } from '../graph/match/parameters.js'
-import { Graph } from '../graph/view/graph.js'
+import type { Value } from '../graph/view/builder.js'
+import { Graph, subgraphs } from '../graph/view/graph.js'
 import { readGraph } from '../graph/view/read-graph.js'
 import type { TokenColumns } from './column-runs.js'
 import type { OpenRequest } from './engine.js'
@@ -97,8 +98,10 @@ function shortenNames(graph: Graph, inputs: readonly ValueInfoProto[]): Readonly
  */
 function adaptGraph(graph: Graph, names: ModuleMap, needs: GraphNeeds): { groups: SiteGroup[]; takesRows: boolean } {
   const { modules } = needs
+  const known = new Map<Value, boolean>()
   const found = [...findLinears(graph, names), ...findPointwise(graph)].filter(({ name }) => modules.has(name))
   const linears = exposeProducts(graph, found)
+  const forAll = new Set(linears.flatMap(({ name, input }) => (isFed(graph, input, known) ? [] : [name])))
   const embeddings = findEmbeddings(graph).filter(({ name }) => modules.has(name))
   const vectors = [...needs.vectors.values()].map(({ name, base }) => {
     return { name, base, places: placesOf(graph, name, [base.length]) }
@@ -108,7 +111,9 @@ function adaptGraph(graph: Graph, names: ModuleMap, needs: GraphNeeds): { groups
   injectVectors(graph, vectors)
   const sites = new Map<string, Site>()
   const add = (site: Omit<Site, 'roles'>) => void sites.set(site.module, { ...site, roles: modules.get(site.module)! })
-  for (const { name, k, d } of linears) add({ kind: 'linear', module: name, k, d })
+  for (const { name, k, d } of linears) {
+    add({ kind: 'linear', module: name, k, d, isForAllRows: forAll.has(name) })
+  }
   for (const { name, vocabulary, features } of embeddings) {
     add({ kind: 'lookup', module: name, k: vocabulary, d: features })
   }
@@ -117,6 +122,25 @@ function adaptGraph(graph: Graph, names: ModuleMap, needs: GraphNeeds): { groups
   const isShared = new Set(shared.flat())
   const alone = [...sites.values()].filter(({ module }) => !isShared.has(module))
   return { groups: [...groups, ...alone.map((site) => [site])], takesRows }
+}
+
+/** Whether a value depends on more of the inputs than their shape. What is known is kept in `known`. */
+function isFed(graph: Graph, value: Value, known: Map<Value, boolean>): boolean {
+  const inputs = new Set(graph.inputs.map(({ name }) => name))
+  const seen = new Set<Value>()
+  const pending = [value]
+  for (let one = pending.pop(); one !== undefined; one = pending.pop()) {
+    if (seen.has(one) || known.get(one) === false) continue
+    seen.add(one)
+    const node = graph.producer(one)
+    if (known.get(one) || inputs.has(one) || (node !== undefined && subgraphs(node).length > 0)) {
+      known.set(value, true)
+      return true
+    }
+    if (node !== undefined && node.opType !== 'Shape') pending.push(...node.input)
+  }
+  for (const one of seen) known.set(one, false)
+  return false
 }
 
 function tokenColumns({ roles, cache, vectors }: TokenInputs): TokenColumns {

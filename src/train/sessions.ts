@@ -80,7 +80,7 @@ export class TrainingSessions {
       twoPasses,
     })
     tell(1)
-    const evaluation = buildLossGraph(model.onnx, open, { layers, base, modules })
+    const evaluation = await buildLossGraph(model.onnx, open, { layers, base, modules })
     tell(2)
     return new TrainingSessions(parts, engine, runtime.name, { training, evaluation })
   }

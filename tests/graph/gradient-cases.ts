@@ -251,6 +251,8 @@ const cases: readonly GradientCase[] = [
   { op: 'Expand', note: 'to more axes', inputs: [x([3, 1]), ints(2, 3, 4)] },
   { op: 'Expand', note: 'in place', inputs: [x([2, 1, 4]), ints(1, 3, 1)] },
   { op: 'Expand', note: 'at run time', inputs: [x([1, 3]), fed([2, 3], [4, 3])] },
+  { op: 'Tile', note: 'along two axes', inputs: [x([2, 3, 1], [4, 3, 1]), ints(2, 1, 3)] },
+  { op: 'Tile', note: 'at run time', inputs: [x([1, 3]), fed([2, 1], [4, 2])] },
   { op: 'Concat', note: 'last axis', inputs: [x([2, 3]), x([2, 1]), x([2, 2])], attributes: { axis: -1 } },
   { op: 'Concat', note: 'dynamic', inputs: [x([2, 3], [2, 4]), x([2, 1], [2, 5])], attributes: { axis: 1 } },
   {
@@ -312,6 +314,10 @@ const cases: readonly GradientCase[] = [
     inputs: [x([2, 4, 3]), { kind: 'int', values: [0, 3, 1, 3], shape: [2, 2] }],
     attributes: { axis: 1 },
   },
+  ...[
+    { note: 'repeated', inputs: [x([2, 4]), { ...ints(0, 3, 3, -1, 1), shape: [1, 5] }], attributes: { axis: 1 } },
+    { note: 'some rows, at run time', inputs: [x([4, 3]), { ...fed([0, 3, 1, 1], [3, 3, 0, 1]), shape: [2, 2] }] },
+  ].map((spec): GradientCase => ({ op: 'GatherElements', opsets: [16, 18, 23], ...spec })),
 
   {
     op: 'com.microsoft:RotaryEmbedding',

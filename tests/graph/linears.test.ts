@@ -113,6 +113,23 @@ describe('where a name comes from', () => {
     expect(findLinears(single(options)).map(({ name }) => name)).toEqual([expected])
   })
 
+  it.each([
+    ['the same weight', 'fc/MatMul', 'w', undefined, 'fc'],
+    ['another weight and the same bias', 'fc/MatMul', 'v', 'fc.bias', 'fc'],
+    ['another weight', 'fc/MatMul', 'v', undefined, 'fc_1'],
+    ['the same weight, where no other layer has the name', 'gc/MatMul', 'w', undefined, 'fc_1'],
+  ])('the first call, for a layer with a number behind it and %s', (_, node, second, bias, expected) => {
+    const graph = single({ node, weight: 'w' })
+    if (second !== 'w') graph.addInitializer({ ...(weight([4, 6]) as TensorProto), name: second })
+    const add = (fields: object) => void graph.add(create(NodeProtoSchema, fields))
+    add({ name: 'fc_1/MatMul', opType: 'MatMul', input: ['other', second], output: ['product'] })
+    if (bias !== undefined) {
+      graph.addInitializer({ ...(weight([6]) as TensorProto), name: bias })
+      add({ opType: 'Add', input: [bias, 'product'], output: ['sum'] })
+    }
+    expect(findLinears(graph).map(({ name }) => name)).toEqual([node.split('/')[0], expected])
+  })
+
   it('the user, by node or by weight, before all others', () => {
     const options = { node: '/a/b/MatMul', weight: 'w.weight' }
     for (const target of ['/a/b/MatMul', 'w.weight']) {

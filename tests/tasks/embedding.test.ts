@@ -5,47 +5,28 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../src/base/bytes.js'
 import { ConfigError, DataError, UnsupportedError } from '../../src/base/errors.js'
 import { readRows } from '../../src/data/read-rows.js'
-import { parseSafetensorsHeader, readTensorF32 } from '../../src/formats/safetensors.js'
 import type { Model } from '../../src/graph/model-folder.js'
 import { readSentenceModules } from '../../src/graph/sentence-modules.js'
 import { OnnxSession } from '../../src/infer/adapter-session.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
-import { openEngine } from '../../src/runtime/host.js'
 import { inBatchLoss } from '../../src/tasks/contrastive.js'
 import { type EmbeddingOptions, embedding, type RelatedExample } from '../../src/tasks/embedding.js'
 import { pearson, retrievalMetrics, spearman } from '../../src/tasks/ranking-metrics.js'
 import type { Task } from '../../src/tasks/task.js'
-import { TrainEngine } from '../../src/train/engine.js'
 import { encodeRows } from '../../src/train/examples.js'
-import { readParameters } from '../../src/train/parameters.js'
-import { TrainingSessions } from '../../src/train/sessions.js'
-import { resolveSettings } from '../../src/train/settings.js'
 import { train as trainAdapter } from '../../src/train/train.js'
-import { relativeError, transposed } from '../graph/golden.js'
 import { maxDifference, openModel } from '../infer/models.js'
+import { checkEmbeddingRun, type GoldenEmbedding } from './golden-embedding.js'
 
 const folder = 'tests/golden/embedding'
 
-interface Golden {
-  rows: { text: string; textPair: string; negative: string; score: number }[]
-  maxLength: number
-  temperature: number
-  margin: number
-  adamw: { lr: number; betas: number[]; eps: number; weightDecay: number; maxGradNorm: number }
-  losses: Record<string, { loss: number; adamwLosses: number[] }>
-  texts: string[]
-  mean: number[][]
-  meanUnscaled: number[][]
-  cls: number[][]
-}
-
-const golden: Golden = JSON.parse(readFileSync(`${folder}/golden.json`, 'utf8'))
-const { maxLength, temperature, margin, adamw } = golden
+const golden: GoldenEmbedding = JSON.parse(readFileSync(`${folder}/golden.json`, 'utf8'))
+const { maxLength, temperature, margin } = golden
 const load = () => loadAdapter(new NodeDirectory(`${folder}/adapter-init`))
 
 /** By name of a loss: the fields that it takes, and its options. */
-const CASES: Record<string, { fields: (keyof Golden['rows'][number])[]; options: EmbeddingOptions }> = {
+const CASES: Record<string, { fields: (keyof GoldenEmbedding['rows'][number])[]; options: EmbeddingOptions }> = {
   'in-batch': { fields: ['text', 'textPair'], options: { temperature } },
   'in-batch-negatives': { fields: ['text', 'textPair', 'negative'], options: { loss: 'in-batch', temperature } },
   cosine: { fields: ['text', 'textPair', 'score'], options: {} },
@@ -76,60 +57,8 @@ describe.each(Object.keys(CASES))('the loss %s', (name) => {
     ],
     [[0], [1, 2, 3]],
   ])('is that of sentence-transformers, in runs of %j', async (...parts) => {
-    const examples = await examplesOf(name)
-    const adapter = await load()
-    const open = embedding.open(model, examples, CASES[name].options)
-    const engine = await openEngine(model.runtime, 'train', async () => TrainEngine)
-    const settings = resolveSettings({ threads: 1 })
-    const sessions = await TrainingSessions.create(
-      { model, open: open as never, adapter, modules: undefined, settings },
-      engine.remote,
-    )
-    const names = sessions.parameters.map((parameter) => parameter.name)
-    const parameters = readParameters(adapter, names)
-    const zeros = () => parameters.map(({ length }) => new Float32Array(length))
-    const { betas, eps, weightDecay, maxGradNorm, lr } = adamw
-    await engine.remote.start(
-      {
-        parameters: sessions.parameters,
-        optimizer: { beta1: betas[0], beta2: betas[1], epsilon: eps, weightDecay },
-        maxGradNorm,
-      },
-      { parameters, firstMoments: zeros(), secondMoments: zeros(), updates: 0 },
-    )
-    const source = await new NodeDirectory(folder).open('gradients.safetensors')
-    const expected = await parseSafetensorsHeader(source)
-    for (const [step, wanted] of golden.losses[name].adamwLosses.entries()) {
-      const batches = parts.map((part) => part.map((i) => examples[i]))
-      const feeds = batches.map((batch) => open.collate(batch, 16))
-      const runs = []
-      for (const [run, own] of feeds.entries()) {
-        const pass = await sessions.firstPass(own, { step, run })
-        runs.push({ outputs: await engine.remote.forward(pass, pass.predictions), examples: batches[run] })
-      }
-      const { loss, feeds: fed } = open.stepLoss!(runs)
-      expect(loss).toBeCloseTo(wanted, 4)
-      const passes = []
-      for (const [run, own] of feeds.entries()) {
-        passes.push(await sessions.trainingPass({ ...own, ...fed[run] }, { normalizer: 1, step, run }))
-      }
-      if (step === 0 && parts.length === 1) {
-        const gradients = await engine.remote.forward(
-          passes[0],
-          sessions.parameters.map(({ gradient }) => gradient),
-        )
-        for (const { name: parameter, gradient } of sessions.parameters) {
-          const factor = /^(.*)\.([AB])$/.exec(parameter)!
-          const key = `${name}/base_model.model.${factor[1]}.lora_${factor[2]}.weight`
-          const { data, shape } = await readTensorF32(expected, key)
-          const own = factor[2] === 'B' ? transposed(data, shape) : data
-          expect(relativeError(gradients[gradient].data as Float32Array, own), parameter).toBeLessThan(2e-4)
-        }
-      }
-      await engine.remote.step(passes, lr, loss)
-    }
-    await source.close()
-    await engine.remote.dispose()
+    const [examples, { options }] = [await examplesOf(name), CASES[name]]
+    await checkEmbeddingRun(model, examples, { folder, golden, name, options, parts })
   })
 })
 

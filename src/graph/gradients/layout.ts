@@ -39,6 +39,20 @@ export const LAYOUT: Readonly<Record<string, GradientRule>> = {
   // y = x repeated along axes of length 1      dx = dy, which the walker sums down
   Expand: ({ dy }) => [() => dy],
 
+  // y = x, repeated r times along each axis      dx = the sum of its copies in dy
+  Tile: (context) => {
+    const { g, inputs, dy } = context
+    const [x, repeats] = inputs
+    return [
+      () => {
+        const columns = [repeats, g.shape(x)].map((lengths) => g.unsqueeze(lengths, [1]))
+        const copies = g.reshape(dy, g.reshape(g.concat(columns, 1), g.int([-1]))) // (r, length, r, length, …)
+        const axes = range(rankOf(context, x)).map((axis) => 2 * axis)
+        return g.reduceSum(copies, axes, 0)
+      },
+    ]
+  },
+
   // y = [x₁, x₂, …]      dxᵢ = dy cut where xᵢ lies
   Concat: (context) => {
     const { g, inputs, dy } = context
@@ -83,6 +97,14 @@ export const LAYOUT: Readonly<Record<string, GradientRule>> = {
 
   // y = x[…, indices, …]      dx = zeros + dy added at the indices
   Gather: (context) => [() => ungather(context)],
+
+  // y[…, i, …] = x[…, indices[…, i, …], …]      dx = zeros + dy added at the indices
+  GatherElements: (context) => {
+    const { g, inputs, dy } = context
+    const [x, indices] = inputs
+    const attributes = { axis: axisOf(context, 0), reduction: 'add' }
+    return [() => g.op('ScatterElements', [g.expand(g.float(0), g.shape(x)), indices, dy], attributes)]
+  },
 }
 
 function transposeBack(context: GradientContext): Value {

@@ -26,6 +26,8 @@ export interface Site {
   readonly k: number
   /** Out; of an embedding its features, of a vector its length. */
   readonly d: number
+  /** Whether the layer reads the same values for all rows of a batch, so that rows cannot have adapters of their own. */
+  readonly isForAllRows?: boolean
   /** What the base has (d). Only for vectors. */
   readonly base?: Float32Array | undefined
 }

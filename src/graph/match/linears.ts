@@ -20,10 +20,11 @@ export function findLinears(graph: Graph, modules: ModuleMap = {}): Linear[] {
   const products = productsOf(graph)
   const heads = headsOf(graph, products)
   const named = new Map(Object.entries(modules).map(([module, name]) => [name, module]))
+  const firstCalls = new Map<string, Product>()
   return products.flatMap((product) => {
     const { node, weight } = product
     const mapped = named.get(node.name) ?? named.get(weight)
-    const name = mapped ?? moduleName(graph, product)
+    const name = mapped ?? firstCall(graph, firstCalls, product) ?? moduleName(graph, product)
     const linear: Linear = { ...product, name, isHead: heads.has(product), fused: undefined }
     const isPacked = mapped === undefined || isPackedAttention(product.form)
     return (isPacked ? packedParts(graph, linear) : undefined) ?? [linear]
@@ -119,6 +120,25 @@ export function exposeProducts(graph: Graph, linears: readonly Linear[]): Linear
     const { form, node, last, input, output, bias } = product
     return { ...linear, form, node, last, input, output, bias }
   })
+}
+
+/**
+ * PyTorch's exporter numbers further calls of a module: query_proj_1 is the second one of query_proj, which has the same weight, or a weight of
+ * its own and the same bias.
+ *
+ * @param others products so far, by the names of their modules
+ * @returns undefined for a first call
+ */
+function firstCall(graph: Graph, others: Map<string, Product>, product: Product): string | undefined {
+  const name = moduleName(graph, product)
+  const first = name.replace(/_\d+(?=\.|$)/g, '')
+  const other = others.get(first)
+  if (first === name || other === undefined) {
+    others.set(name, product)
+    return undefined
+  }
+  const isSame = product.weight === other.weight || biasModule(graph, product) === first
+  return isSame ? first : undefined
 }
 
 function moduleName(graph: Graph, product: Product): string {

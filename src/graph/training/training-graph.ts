@@ -20,7 +20,6 @@ import { declareShapes, plainShapes } from '../shapes/plain-shapes.js'
 import type { ShapeMap } from '../shapes/shapes.js'
 import { Builder, type Value } from '../view/builder.js'
 import { Graph } from '../view/graph.js'
-import { raiseOpset } from '../view/opset.js'
 import { type DropoutDraw, type DropoutMask, maskFeeds } from './dropout.js'
 import { computeInFloat32 } from './float32.js'
 import { buildForward, type Forward, LOSS, LOSS_SCALE, type TrainedLayer } from './forward.js'
@@ -88,12 +87,12 @@ export interface TrainingGraph extends LossGraph {
 }
 
 /** The loss alone, for evaluation, or the predictions where it is computed from them: no dropout, and the model's own fused operators stay. */
-export function buildLossGraph(
+export async function buildLossGraph(
   model: OnnxModel,
   objective: Objective,
   options: Omit<TrainingGraphOptions, 'dropout'>,
-): LossGraph {
-  const { graph, forward } = prepare(model, objective, { ...options, dropout: 0 }, true)
+): Promise<LossGraph> {
+  const { graph, forward } = await prepare(model, objective, { ...options, dropout: 0 }, true)
   if (forward.objective.fedGradients.length > 0) {
     // The loss is computed from the predictions, and nothing is fed.
     graph.outputs = graph.outputs.slice(1)
@@ -116,7 +115,7 @@ export async function buildTrainingGraph(
   options: TrainingGraphOptions,
 ): Promise<TrainingGraph> {
   const { dropout = 0, twoPasses = false } = options
-  const { graph, forward } = prepare(model, objective, options, twoPasses)
+  const { graph, forward } = await prepare(model, objective, options, twoPasses)
   if (graph.nodes.some(mayBeFused)) (await import('../lower/lower.js')).lowerForTraining(graph)
   fuseGelu(graph)
   const { sum, masks } = forward
@@ -196,7 +195,10 @@ function zeros(parameters: readonly TrainedTensor[]): Feeds {
 /** Fused operators are not of ONNX's own domain, but for its Attention. A page whose model has none fetches no code for them. */
 const mayBeFused = ({ domain, opType }: NodeProto) => domain !== '' || opType === 'Attention'
 
-function prepare(
+/** Rules of gradients use operators as this set has them. A page whose model has a newer one fetches no code that rewrites older ones. */
+const TRAINING_OPSET = 17
+
+async function prepare(
   model: OnnxModel,
   objective: Objective,
   { layers, base, dropout = 0, modules }: TrainingGraphOptions,
@@ -208,7 +210,7 @@ function prepare(
   // Gradients do not know of rounded inputs.
   setAccuracyLevel(graph, 0)
   takeBranchWithoutCache(graph)
-  raiseOpset(graph)
+  if (graph.opset() < TRAINING_OPSET) (await import('../view/opset.js')).raiseOpset(graph)
   const forward = buildForward(graph, objective, { layers, base, dropout, modules, predicts })
   graph.prune({ inputs: true })
   return { graph, forward }

@@ -1,0 +1,99 @@
+// The embedding losses, gradients and steps of sentence-transformers, as scripts/golden/embedding.py has written them.
+
+import { expect } from 'vitest'
+import { parseSafetensorsHeader, readTensorF32 } from '../../src/formats/safetensors.js'
+import type { Model } from '../../src/graph/model-folder.js'
+import { NodeDirectory } from '../../src/io/node/files.js'
+import { loadAdapter } from '../../src/peft/adapter-folder.js'
+import { openEngine } from '../../src/runtime/host.js'
+import { type EmbeddingOptions, embedding, type RelatedExample } from '../../src/tasks/embedding.js'
+import { TrainEngine } from '../../src/train/engine.js'
+import { readParameters } from '../../src/train/parameters.js'
+import { TrainingSessions } from '../../src/train/sessions.js'
+import { resolveSettings } from '../../src/train/settings.js'
+import { relativeError, transposed } from '../graph/golden.js'
+
+/** What golden.json says. */
+export interface GoldenEmbedding {
+  rows: { text: string; textPair: string; negative: string; score: number }[]
+  maxLength: number
+  temperature: number
+  margin: number
+  adamw: { lr: number; betas: number[]; eps: number; weightDecay: number; maxGradNorm: number }
+  losses: Record<string, { loss: number; adamwLosses: number[] }>
+  texts: string[]
+  mean: number[][]
+  meanUnscaled: number[][]
+  cls: number[][]
+}
+
+interface EmbeddingRun {
+  readonly folder: string
+  readonly golden: GoldenEmbedding
+  /** Of the loss, as golden.json has it. */
+  readonly name: string
+  readonly options: EmbeddingOptions
+  /** Which examples each run of a step takes. */
+  readonly parts: readonly (readonly number[])[]
+}
+
+/** Checks losses and steps from `adapter-init` in a folder of golden data, and the gradients where a step is one run. */
+export async function checkEmbeddingRun(
+  model: Model,
+  examples: readonly RelatedExample[],
+  { folder, golden, name, options, parts }: EmbeddingRun,
+): Promise<void> {
+  const adapter = await loadAdapter(new NodeDirectory(`${folder}/adapter-init`))
+  const open = embedding.open(model, examples, options)
+  const engine = await openEngine(model.runtime, 'train', async () => TrainEngine)
+  const settings = resolveSettings({ threads: 1 })
+  const sessions = await TrainingSessions.create(
+    { model, open: open as never, adapter, modules: undefined, settings },
+    engine.remote,
+  )
+  const names = sessions.parameters.map((parameter) => parameter.name)
+  const parameters = readParameters(adapter, names)
+  const zeros = () => parameters.map(({ length }) => new Float32Array(length))
+  const { betas, eps, weightDecay, maxGradNorm, lr } = golden.adamw
+  await engine.remote.start(
+    {
+      parameters: sessions.parameters,
+      optimizer: { beta1: betas[0], beta2: betas[1], epsilon: eps, weightDecay },
+      maxGradNorm,
+    },
+    { parameters, firstMoments: zeros(), secondMoments: zeros(), updates: 0 },
+  )
+  const source = await new NodeDirectory(folder).open('gradients.safetensors')
+  const expected = await parseSafetensorsHeader(source)
+  for (const [step, wanted] of golden.losses[name].adamwLosses.entries()) {
+    const batches = parts.map((part) => part.map((i) => examples[i]))
+    const feeds = batches.map((batch) => open.collate(batch, 16))
+    const runs = []
+    for (const [run, own] of feeds.entries()) {
+      const pass = await sessions.firstPass(own, { step, run })
+      runs.push({ outputs: await engine.remote.forward(pass, pass.predictions), examples: batches[run] })
+    }
+    const { loss, feeds: fed } = open.stepLoss!(runs)
+    expect(loss).toBeCloseTo(wanted, 4)
+    const passes = []
+    for (const [run, own] of feeds.entries()) {
+      passes.push(await sessions.trainingPass({ ...own, ...fed[run] }, { normalizer: 1, step, run }))
+    }
+    if (step === 0 && parts.length === 1) {
+      const gradients = await engine.remote.forward(
+        passes[0],
+        sessions.parameters.map(({ gradient }) => gradient),
+      )
+      for (const { name: parameter, gradient } of sessions.parameters) {
+        const factor = /^(.*)\.([AB])$/.exec(parameter)!
+        const key = `${name}/base_model.model.${factor[1]}.lora_${factor[2]}.weight`
+        const { data, shape } = await readTensorF32(expected, key)
+        const own = factor[2] === 'B' ? transposed(data, shape) : data
+        expect(relativeError(gradients[gradient].data as Float32Array, own), parameter).toBeLessThan(2e-4)
+      }
+    }
+    await engine.remote.step(passes, lr, loss)
+  }
+  await source.close()
+  await engine.remote.dispose()
+}
