@@ -1,14 +1,19 @@
 // The page of web/ in Chromium against Node on the same machine: a training step, the first paint, and the time until the bundled model
-// is ready. Contestants take turns; the page is a new browser each round, so that nothing is cached.
+// is ready. Contestants take turns; the page is a new browser each round, so that nothing is cached. Beside the steps stand the plain products of
+// the model's weights, each in the ONNX Runtime of its side, on the same threads: WebAssembly multiplies 4 numbers at once and has no fused
+// multiply-add, so that their ratio is the least that a step can come to.
 //
 //   npm run build && npm install --no-save -D onnxruntime-web@1.30.0 && node bench/page.mjs [--rounds 5] [--steps 12]
-import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
+import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
 import { cpus, tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
+import { create, toBinary } from '@bufbuild/protobuf'
+import * as ortNode from 'onnxruntime-node'
 import { build, preview, runnerImport } from 'vite'
+import * as onnx from '../dist/formats/onnx/gen/onnx_pb.js'
 import { loadModel, train } from '../dist/node.js'
 
 const { values } = parseArgs({
@@ -28,6 +33,68 @@ await build({ ...settings, build: { outDir: folder, emptyOutDir: true } })
 const server = await preview({ ...settings, build: { outDir: folder }, preview: { port: 0, host: '127.0.0.1' } })
 const address = `http://127.0.0.1:${server.httpServer.address().port}/`
 
+const asset = (pattern) => readdirSync(join(folder, 'assets')).find((name) => pattern.test(name))
+const ORT = `${address}assets/${asset(/^ort\.wasm\..*js$/)}`
+const WASM = `${address}assets/${asset(/^ort-wasm-simd-threaded-.*wasm$/)}`
+
+/** Features in and out of the model's weights; a batch has 4 × 96 tokens. */
+const ROWS = 384
+const WEIGHTS = [
+  [192, 192],
+  [192, 64],
+  [192, 576],
+  [576, 192],
+  [192, 2048],
+  [2048, 192],
+]
+
+/** A graph with one product for each weight. */
+function products() {
+  const value = (name, dims) => {
+    const dim = dims.map((n) =>
+      create(onnx.TensorShapeProto_DimensionSchema, { value: { case: 'dimValue', value: BigInt(n) } }),
+    )
+    const shape = create(onnx.TensorShapeProtoSchema, { dim })
+    const tensor = create(onnx.TypeProto_TensorSchema, { elemType: onnx.TensorProto_DataType.FLOAT, shape })
+    const type = create(onnx.TypeProtoSchema, { value: { case: 'tensorType', value: tensor } })
+    return create(onnx.ValueInfoProtoSchema, { name, type })
+  }
+  const graph = create(onnx.GraphProtoSchema, {
+    name: 'products',
+    input: [...new Set(WEIGHTS.map(([k]) => k))].map((k) => value(`x${k}`, [ROWS, k])),
+    output: WEIGHTS.map(([, d], i) => value(`y${i}`, [ROWS, d])),
+    node: WEIGHTS.map(([k], i) =>
+      create(onnx.NodeProtoSchema, { opType: 'Gemm', input: [`x${k}`, `w${i}`], output: [`y${i}`] }),
+    ),
+    initializer: WEIGHTS.map(([k, d], i) => {
+      const data = Float32Array.from({ length: k * d }, (_, j) => Math.sin(j))
+      const rawData = new Uint8Array(data.buffer)
+      const dataType = onnx.TensorProto_DataType.FLOAT
+      return create(onnx.TensorProtoSchema, { name: `w${i}`, dims: [BigInt(k), BigInt(d)], dataType, rawData })
+    }),
+  })
+  const opsetImport = [create(onnx.OperatorSetIdProtoSchema, { version: 17n })]
+  return toBinary(onnx.ModelProtoSchema, create(onnx.ModelProtoSchema, { irVersion: 8n, opsetImport, graph }))
+}
+const PRODUCTS = Buffer.from(products()).toString('base64')
+
+/** Milliseconds of all products, the least of 20 runs. The page runs the text of this function too. */
+async function productMillis(ort, graph, rows) {
+  const session = await ort.InferenceSession.create(Uint8Array.from(atob(graph), (letter) => letter.charCodeAt(0)))
+  const inputs = session.inputNames.map((name) => {
+    const k = Number(name.slice(1))
+    return [name, new ort.Tensor('float32', new Float32Array(rows * k).fill(0.1), [rows, k])]
+  })
+  let least = Number.POSITIVE_INFINITY
+  for (let i = 0; i < 20; i++) {
+    const from = performance.now()
+    await session.run(Object.fromEntries(inputs))
+    least = Math.min(least, performance.now() - from)
+  }
+  await session.release()
+  return least
+}
+
 /** Tokens per second of the whole run, as both report them. */
 async function inNode() {
   const model = await loadModel(join(root, 'models/union-3m'))
@@ -44,7 +111,7 @@ async function inNode() {
     },
   })
   await model.close()
-  return { rate }
+  return { rate, products: await productMillis(ortNode, PRODUCTS, ROWS) }
 }
 
 async function inPage() {
@@ -64,7 +131,13 @@ async function inPage() {
     await page.evaluate("document.getElementById('start').click()")
     await until("/^Trained/.test(document.getElementById('train-state').textContent)")
     const shown = await page.evaluate("document.getElementById('number-speed').textContent")
-    return { paint, ready, rate: Number(shown.replaceAll(/\D/g, '')) }
+    const products = await page.evaluate(`(async () => {
+      const ort = await import(${JSON.stringify(ORT)})
+      ort.env.wasm.wasmPaths = { wasm: ${JSON.stringify(WASM)} }
+      ort.env.wasm.numThreads = parseInt(document.getElementById('machine').textContent)
+      return (${productMillis})(ort, ${JSON.stringify(PRODUCTS)}, ${ROWS})
+    })()`)
+    return { paint, ready, rate: Number(shown.replaceAll(/\D/g, '')), products }
   } finally {
     await page.close()
   }
@@ -86,4 +159,5 @@ row('bundled model ready', 'ms', ({ page }) => page.ready)
 row('training in Node', 'tokens/s', ({ node }) => node.rate)
 row('training in the page', 'tokens/s', ({ page }) => page.rate)
 row('time of a step, page / Node', '', ({ node, page }) => node.rate / page.rate, 2)
+row('time of plain products, page / Node', '', ({ node, page }) => page.products / node.products, 2)
 process.exit(0)

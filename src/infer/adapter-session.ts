@@ -129,7 +129,8 @@ export class OnnxSession<M extends SessionBase = SessionBase>
     const edit = (graph: Graph) => {
       for (const one of edits) one(graph)
     }
-    const engine = await openEngine(model.runtime, 'infer', async () => (await import('./engine.js')).InferEngine)
+    const load = async () => (await import('./engine.js')).InferEngine
+    const engine = await openEngine(model.runtime, 'infer', load, options.threads)
     const session = new OnnxSession(model, engine, { graph, linears }, options, closesModel, { ...extras, edit })
     try {
       const others = new Map<string, OnnxSession>()

@@ -65,21 +65,24 @@ function hungError(): RuntimeError {
 }
 
 interface WorkerControl {
-  loadRuntime(specifier: string, wasm?: string): void
+  loadRuntime(specifier: string, wasm?: string, threads?: number): void
 }
 
 /**
  * Opens an engine in the host's worker, or makes it in this thread.
  *
  * @param load imports its class. Where a worker has the engine, this thread does not load its code
+ * @param threads of ONNX Runtime. Default: its own choice
  */
 export async function openEngine<T extends Disposable>(
   host: RuntimeHost,
   kind: EngineKind,
   load: () => Promise<new (runtime: Runtime) => T>,
+  threads?: number,
 ): Promise<Engine<T>> {
   if ('module' in host) {
-    const [EngineClass, { runtimeOf }] = await Promise.all([load(), import('./onnxruntime.js')])
+    const [EngineClass, { runtimeOf, setWebThreads }] = await Promise.all([load(), import('./onnxruntime.js')])
+    setWebThreads(host.module, threads)
     const engine = new EngineClass(runtimeOf(host.module))
     // A run in this thread is over when anything else happens.
     return {
@@ -92,7 +95,7 @@ export async function openEngine<T extends Disposable>(
   const connection = connect<T & WorkerControl>(host.spawn(kind))
   const control = connection.remote as Remote<WorkerControl>
   // A failure is reported by the first real call, which waits for the runtime.
-  control.loadRuntime(host.specifier, host.wasm).catch(() => {})
+  control.loadRuntime(host.specifier, host.wasm, threads).catch(() => {})
   return {
     remote: connection.remote as unknown as Remote<T>,
     async close(limitMs = STOP_MS) {

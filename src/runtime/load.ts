@@ -1,15 +1,16 @@
 // Imports the user's ONNX Runtime by specifier or URL: in the thread, or worker, where its sessions will live.
 
 import { RuntimeError } from '../base/errors.js'
-import { type OrtModule, runtimeOf } from './onnxruntime.js'
+import { type OrtModule, runtimeOf, setWebThreads } from './onnxruntime.js'
 import type { Runtime } from './runtime.js'
 
 /**
  * @param specifier A module specifier or URL of onnxruntime-node or onnxruntime-web.
  * @param wasm URL of onnxruntime-web's .wasm file, where it does not lie beside its script.
+ * @param threads of onnxruntime-web. Default: its own choice.
  * @throws RuntimeError when it cannot be imported or is something else.
  */
-export async function loadRuntime(specifier: string, wasm?: string): Promise<Runtime> {
+export async function loadRuntime(specifier: string, wasm?: string, threads?: number): Promise<Runtime> {
   let loaded: Partial<OrtModule> & { default?: Partial<OrtModule> }
   try {
     loaded = await import(/* @vite-ignore */ /* webpackIgnore: true */ specifier)
@@ -29,6 +30,7 @@ export async function loadRuntime(specifier: string, wasm?: string): Promise<Run
     })
   }
   if (wasm !== undefined && ort.env?.wasm !== undefined) ort.env.wasm.wasmPaths = { wasm }
+  setWebThreads(ort as OrtModule, threads)
   return runtimeOf(ort as OrtModule)
 }
 

@@ -27,12 +27,12 @@ export interface OrtModule {
     data: never,
     dims: readonly number[],
   ) => unknown
-  /** Versions are read for reports; `wasm` is told where onnxruntime-web's .wasm file is. */
+  /** Versions are read for reports; `wasm` is told where onnxruntime-web's .wasm file is, and how many threads it has. */
   /** Of onnxruntime-node: the providers that it has on this system. */
   listSupportedBackends?(): readonly { readonly name: string }[]
   readonly env?: {
     readonly versions?: Readonly<Record<string, string | undefined>>
-    readonly wasm?: { wasmPaths?: unknown }
+    readonly wasm?: { wasmPaths?: unknown; numThreads?: number }
   }
 }
 
@@ -77,6 +77,11 @@ export function runtimeOf(ort: OrtModule, name?: string): Runtime {
       return new WrappedSession(ort, session, options.keepsTensors === true)
     },
   }
+}
+
+/** Sets the threads of onnxruntime-web, which takes them from here alone, and only before its first session. */
+export function setWebThreads({ env }: OrtModule, threads: number | undefined): void {
+  if (threads !== undefined && env?.wasm !== undefined) env.wasm.numThreads = threads
 }
 
 /** @throws UnsupportedError for a provider that the runtime says it does not have */

@@ -9,8 +9,8 @@ import type { Runtime } from './runtime.js'
 export function serveEngine<T extends object>(port: Port, create: (runtime: Runtime) => T): void {
   let engine: Promise<T> | undefined
   const control = {
-    loadRuntime(specifier: string, wasm?: string): void {
-      engine = loadRuntime(specifier, wasm).then(create)
+    loadRuntime(specifier: string, wasm?: string, threads?: number): void {
+      engine = loadRuntime(specifier, wasm, threads).then(create)
       engine.catch(() => {})
     },
   }

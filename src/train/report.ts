@@ -8,6 +8,8 @@ export interface StepEvent extends StepMetrics {
   totalSteps: number
   /** Tokens per second since this process started, without padding and without evaluations. */
   tokensPerSecond: number
+  /** Examples per second, such as pictures, counted as the tokens are. A packed row is one example. */
+  examplesPerSecond: number
   /** From the median of the last steps; without evaluations. */
   secondsLeft: number
 }
@@ -88,6 +90,25 @@ export interface TrainReport {
   interrupted: boolean
   /** Name and version of ONNX Runtime. */
   runtime: string
+}
+
+/** How fast the steps of this process are. */
+export class Pace {
+  #tokens = 0
+  #examples = 0
+  #elapsedMs = 0
+
+  /** The means over all steps, with one more. */
+  after(
+    { tokens, elapsedMs }: StepMetrics,
+    examples: number,
+  ): Pick<StepEvent, 'tokensPerSecond' | 'examplesPerSecond'> {
+    this.#tokens += tokens
+    this.#examples += examples
+    this.#elapsedMs += elapsedMs
+    const seconds = this.#elapsedMs / 1000
+    return { tokensPerSecond: this.#tokens / seconds, examplesPerSecond: this.#examples / seconds }
+  }
 }
 
 /** Median of the values after the first two; null if there is none. */

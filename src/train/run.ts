@@ -12,7 +12,7 @@ import { evaluate } from './evaluate.js'
 import { type EngineState, type LastStep, makeLastStep, readLastStep } from './last-step.js'
 import { readParameters, writeParameters } from './parameters.js'
 import { untilFree } from './pause.js'
-import { peakRssBytes, steadyMedian, type TrainEvents, type TrainReport } from './report.js'
+import { Pace, peakRssBytes, steadyMedian, type TrainEvents, type TrainReport } from './report.js'
 import type { RunState, StepMetrics } from './run-folder.js'
 import type { RunPlace } from './run-place.js'
 import type { RunWriter } from './run-writer.js'
@@ -77,7 +77,9 @@ export async function trainAdapter(parts: RunInput): Promise<RunReport> {
 }
 
 async function trainInto(parts: RunInput, metrics: StepMetrics[], writer?: RunWriter): Promise<RunReport> {
-  const engine = await openEngine(parts.model.runtime, 'train', async () => (await import('./engine.js')).TrainEngine)
+  const { model, settings } = parts
+  const load = async () => (await import('./engine.js')).TrainEngine
+  const engine = await openEngine(model.runtime, 'train', load, settings.threads)
   const endWatch = engine.endAfter(parts.signal)
   try {
     const sessions = await TrainingSessions.create(parts, engine.remote)
@@ -114,9 +116,8 @@ class Run {
   #evalLossBefore: number | undefined
   readonly #best: BestEvaluation
   #latest: Evaluation | undefined
-  /** Of this process's steps: their tokens, and how long they took in milliseconds, together and each. */
-  #tokens = 0
-  #elapsedMs = 0
+  readonly #pace = new Pace()
+  /** Milliseconds of each step of this process. */
   readonly #times: number[] = []
   #epochPlan: { epoch: number; steps: StepPlan[] } | undefined
 
@@ -386,14 +387,13 @@ class Run {
   #tell(metrics: StepMetrics): void {
     const { on } = this.#parts
     if (on.step === undefined) return
-    this.#tokens += metrics.tokens
-    this.#elapsedMs += metrics.elapsedMs
+    const examples = this.#planOf(metrics.step - 1).plan.reduce((sum, one) => sum + one.examples.length, 0)
     // The last ones alone: sorting all of them at each step would take longer and longer.
     const stepMillis = steadyMedian(this.#times.slice(-RECENT_STEPS)) ?? metrics.elapsedMs
     on.step({
       ...metrics,
       totalSteps: this.#totalSteps,
-      tokensPerSecond: (this.#tokens / this.#elapsedMs) * 1000,
+      ...this.#pace.after(metrics, examples),
       secondsLeft: ((this.#totalSteps - metrics.step) * stepMillis) / 1000,
     })
   }

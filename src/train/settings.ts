@@ -48,7 +48,7 @@ export interface TrainSettings {
    * compute an operator, the next one does. The optimizer always runs on the CPU. Default: the CPU.
    */
   device: string | readonly string[] | undefined
-  /** Threads of the runtime. Default: its own choice. */
+  /** Threads of the runtime. Default: its own choice. In browsers that is half of the processors, and at most 4. */
   threads: number | undefined
   /** Uses less memory; a little slower. Default false. */
   lowMemory: boolean

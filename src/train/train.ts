@@ -89,7 +89,7 @@ export async function train(
   if (open.checkEvaluation !== undefined) {
     for (const example of evalRecords.examples) open.checkEvaluation(example)
   }
-  warnOfMemory(options, settings, limits, { sequence: longest(examples, open), rows: open.rowsOfExample })
+  warnOfMemory(options, settings, limits, examples, open)
   on?.stage?.('prepare')
   const adapter = options.adapter ?? (await newAdapter(model, config, { task, open, modules, on }))
   adapter.chatTemplate = chatTemplate ?? adapter.chatTemplate
@@ -155,23 +155,23 @@ async function pack(
   throw new ConfigError({ where: 'packing', what: `the task ${task.name} cannot put several records into one row` })
 }
 
-function longest<Example>(examples: Iterable<Example>, task: Pick<OpenTask<Example>, 'cost'>): number {
-  let most = 0
-  for (const example of examples) most = Math.max(most, task.cost(example))
-  return most
-}
-
-function warnOfMemory(
+function warnOfMemory<Example>(
   { model, on }: TrainingOptions,
   { batchSize: batch, lowMemory }: TrainSettings,
   limits: readonly MemoryLimit[],
-  { sequence, rows = 1 }: { sequence: number; rows: number | undefined },
+  examples: Iterable<Example>,
+  task: OpenTask<Example>,
 ): void {
+  let sequence = 0
+  for (const example of examples) sequence = Math.max(sequence, task.cost(example))
+  const { rowsOfExample: rows = 1 } = task
+  // Pictures all have one size.
+  const isCut = task.probe.lengths.some(({ name }) => name !== 'batch')
   const warning = memoryWarning(trainingMemory(model, { batch: rows * batch, sequence, lowMemory }), limits, {
-    what: `Training with ${batch} records of up to ${sequence} tokens in a batch`,
+    what: `Training with ${batch} records of ${isCut ? 'up to ' : ''}${sequence} tokens in a batch`,
     help: [
       ...(batch > 1 ? ['a smaller batchSize (--batch-size) with more gradientAccumulation'] : []),
-      'a shorter maxLength (--max-length)',
+      ...(isCut ? ['a shorter maxLength (--max-length)'] : []),
       ...(lowMemory ? [] : ['lowMemory (--low-memory)']),
     ],
   })

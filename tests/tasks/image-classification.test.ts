@@ -56,6 +56,26 @@ describe.each(['vit', 'dinov2'])('%s', (name) => {
     expect(relativeError(logits.data as Float32Array, golden.logits.flat())).toBeLessThan(1e-5)
   })
 
+  it('counts patches where memory does not last, and gives no advice for texts', async () => {
+    const warnings: string[] = []
+    await trainAdapter(
+      {
+        model,
+        task: 'image-classification',
+        data: rows,
+        batchSize: 4,
+        maxSteps: 1,
+        threads: 1,
+        on: { warning: (message) => void warnings.push(message) },
+      },
+      { limits: [{ bytes: 1000, of: 'this machine has free' }] },
+    )
+    const { image_size: size, patch_size: patch } = model.config as { image_size: number; patch_size: number }
+    const [warning] = warnings.filter((message) => message.includes('of memory'))
+    expect(warning).toMatch(`Training with 4 records of ${(size / patch) ** 2 + 1} tokens in a batch needs about`)
+    expect(warning).not.toMatch('maxLength')
+  })
+
   it('learns, and saves what PEFT reads', async () => {
     const out = new MemoryDirectory()
     const { adapter, report } = await trainAdapter({

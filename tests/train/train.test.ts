@@ -72,6 +72,10 @@ describe('train', () => {
     expect(report.peakRssBytes).toBeGreaterThan(1e7)
     expect(report.runtime).toMatch(/^onnxruntime-node 1\./)
     expect(steps.map(({ epoch }) => epoch)).toEqual([0, 0, 0, 1, 1, 1])
+    // Each record is cut to 24 tokens.
+    for (const { examplesPerSecond, tokensPerSecond } of steps) {
+      expect(tokensPerSecond / examplesPerSecond).toBeCloseTo(24, 6)
+    }
     const lines = new TextDecoder().decode(out.files.get(METRICS_FILE)).trimEnd().split('\n')
     expect(lines.map((line) => JSON.parse(line).loss)).toEqual(report.trainLoss)
     const saved = await loadAdapter(out)

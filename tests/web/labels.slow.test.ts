@@ -107,6 +107,11 @@ describe.skipIf(!canOpenSite)('the page', { timeout: 300_000 }, () => {
   it('learns labels for pictures in folders, and goes on after a reload', async () => {
     await open(VIT, 'vit')
     expect(await site.text('lesson')).toBe('The adapter will learn labels for pictures.')
+    expect(await site.text('train-heading')).toBe('Teach it your pictures')
+    // Nothing is left of the run of the model before.
+    expect(await site.text('number-step')).toBe('–')
+    expect(await site.page.evaluate("document.getElementById('layers-table').hidden")).toBe(true)
+    expect(await site.page.evaluate("document.getElementById('length').hidden")).toBe(true)
     await site.fill({ steps: 250, 'learning-rate': 0.01, 'batch-size': 8 })
     await site.picture('labels-pictures')
     // A step takes milliseconds: the page itself presses Pause.
@@ -120,6 +125,8 @@ describe.skipIf(!canOpenSite)('the page', { timeout: 300_000 }, () => {
     await open(VIT, 'vit')
     await site.click('start')
     await site.until("document.querySelectorAll('.answer').length === 2")
+    expect(await site.text('number-unit')).toBe('Pictures/second')
+    expect(Number((await site.text('number-speed')).replaceAll(',', ''))).toBeGreaterThan(0)
 
     await site.click('generate')
     await site.until(error)
@@ -143,6 +150,8 @@ describe.skipIf(!canOpenSite)('the page', { timeout: 300_000 }, () => {
     await site.page.show(PHONE)
     expect(await site.page.evaluate('document.documentElement.scrollWidth')).toBeLessThanOrEqual(PHONE.width)
     await site.picture('labels-phone')
+    await site.page.show({ ...PHONE, scheme: 'dark' })
+    await site.picture('labels-phone-dark')
     await site.page.show(DESKTOP)
   })
 

@@ -67,6 +67,18 @@ describe.skipIf(!canOpenSite)('the page', () => {
     expect(await text('number-step')).toBe('14/14')
     expect(await text('train-state')).toMatch(/^Trained 172,032 parameters/)
     await until("document.querySelectorAll('#layers-table tbody tr').length === 42")
+    // Rank 8: eight singular values of each layer, which are drawn and can be read aloud.
+    const spectra: string[] = await page.evaluate(
+      "[...document.querySelectorAll('#layers-table svg')].map((one) => one.getAttribute('aria-label'))",
+    )
+    expect(spectra).toHaveLength(42)
+    for (const spectrum of spectra) {
+      const values = spectrum.split(', ').map(Number)
+      expect(values).toHaveLength(8)
+      expect(values).toEqual([...values].sort((a, b) => b - a))
+      expect(values[7]).toBeGreaterThanOrEqual(0)
+    }
+    expect(await text('number-unit')).toBe('Tokens/second')
     expect(await page.evaluate("document.getElementById('curve').getAttribute('aria-label')")).toMatch(/of 14\.$/)
   })
 

@@ -20,6 +20,7 @@ export function runningMean(values: readonly number[]): number[] {
 export function drawCurve(svg: SVGElement, losses: readonly number[], totalSteps: number): void {
   if (losses.length === 0) {
     svg.replaceChildren()
+    svg.setAttribute('aria-label', 'The loss has no values yet.')
     return
   }
   const [low, high] = [Math.min(...losses), Math.max(...losses)]

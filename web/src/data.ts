@@ -153,6 +153,7 @@ export class DataField {
     byId('gallery').replaceChildren(...[...groups].map(([label, files]) => this.#group(label, files)))
     byId('pictures').hidden = pictures.length === 0
     byId('text-data').hidden = pictures.length > 0
+    byId('train-heading').textContent = `Teach it your ${pictures.length > 0 ? 'pictures' : 'text'}`
     this.#tell()
   }
 

@@ -1,6 +1,6 @@
 // What an adapter changes, layer by layer.
 
-import { inspect, type LoraAdapter } from 'lowrank'
+import { inspect, type LoraAdapter, type Spectrum } from 'lowrank'
 import { byId, make } from './dom.js'
 
 /** Lists the layers, the largest change first. */
@@ -16,18 +16,35 @@ export async function showLayers(name: string, adapter: LoraAdapter): Promise<vo
       make('td', {}, layer.name),
       make('td', { class: 'figure' }, `${layer.d} × ${layer.k}`),
       make('td', { class: 'figure' }, String(layer.rank)),
+      make('td', { class: 'figure' }, Number.isNaN(layer.effectiveRank) ? '–' : layer.effectiveRank.toFixed(1)),
+      make('td', {}, spectrum(layer)),
       make('td', { class: 'figure' }, layer.normDelta.toPrecision(3)),
       make('td', { class: 'bars', 'aria-hidden': 'true' }, bar(layer.normDelta / largest)),
     ),
   )
-  const headings = ['Layer', 'Shape', 'Rank', 'Size of the change', 'Compared with the largest']
+  const headings = [
+    'Layer',
+    'Shape',
+    'Rank',
+    'Effective rank',
+    'Singular values',
+    'Size of the change',
+    'Compared with the largest',
+  ]
   const head = make('thead', {}, make('tr', {}, ...headings.map((text) => make('th', { scope: 'col' }, text))))
   byId('heat').replaceChildren(heatMap(layers, largest))
   byId('heat').hidden = false
   byId('layers-table').replaceChildren(make('table', {}, head, make('tbody', {}, ...rows)))
   byId('layers-table').hidden = false
+  byId('spectra-help').hidden = false
   byId('layers-state').textContent =
     `${name}: ${report.trainableParams.toLocaleString()} trained parameters in ${layers.length} layers.`
+}
+
+/** Shows no layers: the adapter was of another model. */
+export function hideLayers(): void {
+  for (const id of ['heat', 'spectra-help', 'layers-table']) byId(id).hidden = true
+  byId('layers-state').textContent = 'Train or open an adapter. Each layer that it changes is listed here.'
 }
 
 /** A cell for each block (row) and module (column); the fuller its colour, the larger the change. */
@@ -63,6 +80,21 @@ function cell(size: number | undefined, largest: number): HTMLElement {
   )
   square.style.opacity = String(0.08 + (0.92 * size) / largest)
   return make('td', {}, square)
+}
+
+/** A bar for each singular value, from the largest on; a screen reader reads the values. */
+function spectrum({ singularValues }: Spectrum): Element | string {
+  const [largest] = singularValues
+  if (largest === undefined || largest === 0) return '–'
+  const bars = singularValues.map((value, i) => {
+    const height = Math.max(0.04, value / largest)
+    return `M${i} 1v${-height}h0.75v${height}z`
+  })
+  const holder = make('div')
+  holder.innerHTML = `<svg class="spectrum" viewBox="0 0 ${singularValues.length} 1" preserveAspectRatio="none" role="img"><path d="${bars.join('')}"/></svg>`
+  const drawing = holder.firstElementChild as Element
+  drawing.setAttribute('aria-label', singularValues.map((value) => value.toPrecision(2)).join(', '))
+  return drawing
 }
 
 function bar(share: number): HTMLElement {

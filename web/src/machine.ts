@@ -18,6 +18,16 @@ export async function isolate(): Promise<void> {
   location.reload()
 }
 
+/**
+ * How many threads compute. ONNX Runtime itself takes half of the processors, and at most 4: of 2 processors only one. Half are enough where
+ * two of them are one core, as on many large machines.
+ */
+export function threadCount(): number {
+  if (!globalThis.crossOriginIsolated) return 1
+  const { hardwareConcurrency } = navigator
+  return Math.min(Math.max(4, Math.ceil(hardwareConcurrency / 2)), hardwareConcurrency, 8)
+}
+
 /** Whether this browser hands out a GPU: some have WebGPU's functions and no adapter. */
 async function hasGpu(): Promise<boolean> {
   const { gpu } = navigator as { gpu?: { requestAdapter(): Promise<unknown> } }
@@ -26,9 +36,9 @@ async function hasGpu(): Promise<boolean> {
 
 /** Shows what there is, and offers WebGPU where it works. */
 export async function showMachine(): Promise<void> {
-  const cores = navigator.hardwareConcurrency
+  const count = threadCount()
   const threads = globalThis.crossOriginIsolated
-    ? `${cores} ${cores === 1 ? 'thread' : 'threads'}`
+    ? `${count} ${count === 1 ? 'thread' : 'threads'}`
     : '1 thread: this page could not be isolated from other sites, and browsers then allow no more'
   const isGpu = await hasGpu()
   const gpu = isGpu ? 'WebGPU is here: choose it below' : 'No WebGPU here, and none is needed'

@@ -4,6 +4,7 @@ import { type LoraAdapter, MemoryDirectory, RuntimeError, type StepEvent, train 
 import { drawCurve } from './curve.js'
 import { DataField, type PageTask, type Picture, taskOf } from './data.js'
 import { buttonOf, byId, guarded, inputOf, MendableError } from './dom.js'
+import { threadCount } from './machine.js'
 import type { Device, ModelChoice, OpenModel } from './models.js'
 import { beginRun, copyToMemory, endRun, type Job, type UnfinishedRun, unfinishedRun } from './runs.js'
 
@@ -44,6 +45,7 @@ export class Trainer {
 
   /** The model that is trained from now on. */
   use(open: OpenModel): void {
+    if (this.#open !== undefined && this.#open.source !== open.source) this.#forget()
     this.#open = open
     this.#data.use(open)
     const length = inputOf('max-length')
@@ -88,6 +90,7 @@ export class Trainer {
       const { adapter, report } = await train({
         model: open.model,
         device: open.device,
+        threads: threadCount(),
         ...(task !== undefined && { task }),
         data: task === 'image-classification' ? await rowsOf(run.pictures) : new File([data.text], data.name),
         ...rest,
@@ -99,7 +102,7 @@ export class Trainer {
         signal: abort.signal,
         on: {
           stage: (stage) => this.#say(STAGES[stage]),
-          step: (event) => this.#showStep(event),
+          step: (event) => this.#showStep(event, task),
           warning: (message) => this.#say(message),
         },
       })
@@ -182,16 +185,30 @@ export class Trainer {
     )
   }
 
-  #showStep({ step, loss, totalSteps, tokensPerSecond, secondsLeft }: StepEvent): void {
+  #showStep(event: StepEvent, task: PageTask): void {
+    const { step, loss, totalSteps, secondsLeft } = event
+    const isOfPictures = task === 'image-classification'
+    const rate = isOfPictures ? event.examplesPerSecond : event.tokensPerSecond
     this.#losses[step - 1] = loss
     for (let i = step - 2; i >= 0 && this.#losses[i] === undefined; i--) this.#losses[i] = loss
     drawCurve(curve(), this.#losses, totalSteps)
     byId('number-step').textContent = `${step}/${totalSteps}`
     byId('number-loss').textContent = loss.toFixed(2)
-    byId('number-speed').textContent = Math.round(tokensPerSecond).toLocaleString()
+    byId('number-unit').textContent = isOfPictures ? 'Pictures/second' : 'Tokens/second'
+    byId('number-speed').textContent =
+      rate < 10 ? rate.toLocaleString(undefined, { maximumSignificantDigits: 2 }) : Math.round(rate).toLocaleString()
     byId('number-left').textContent =
       secondsLeft > 90 ? `${Math.round(secondsLeft / 60)} min` : `${Math.ceil(secondsLeft)} s`
     byId('curve-caption').textContent = 'Lower is better. The thick line is a mean of the last steps.'
+  }
+
+  /** Clears what the last run showed: it was of another model. */
+  #forget(): void {
+    this.#losses = []
+    drawCurve(curve(), [], 0)
+    for (const id of ['step', 'loss', 'speed', 'left']) byId(`number-${id}`).textContent = '–'
+    byId('curve-caption').textContent = 'The loss of each step appears here.'
+    if (this.#paused === undefined) this.#say('')
   }
 
   #say(text: string): void {
@@ -223,6 +240,8 @@ const SUITED = {
 }
 
 function suggest(task: PageTask): void {
+  // All pictures have the size that the model takes.
+  byId('length').hidden = task === 'image-classification'
   const [from, to] = task === undefined ? [SUITED.labels, SUITED.write] : [SUITED.write, SUITED.labels]
   for (const [id, value] of Object.entries(from))
     if (inputOf(id).value === value) inputOf(id).value = to[id as keyof typeof to]

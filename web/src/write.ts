@@ -10,7 +10,8 @@ import {
 } from 'lowrank'
 import { downloadAdapter, readArchive } from './adapters.js'
 import { button, buttonOf, byId, guarded, inputOf, MendableError, make } from './dom.js'
-import { showLayers } from './layers.js'
+import { hideLayers, showLayers } from './layers.js'
+import { threadCount } from './machine.js'
 import type { Device, OpenModel } from './models.js'
 
 /** Labels listed of each input. */
@@ -72,7 +73,11 @@ export class Writer {
   async use(open: OpenModel): Promise<void> {
     const { model, device, takesChats, reads, writes } = open
     const adapters = this.#open?.source === open.source ? [...this.#adapters] : []
-    const session = await openSession(model, { device, adapters: Object.fromEntries(adapters) })
+    const session = await openSession(model, {
+      device,
+      threads: threadCount(),
+      adapters: Object.fromEntries(adapters),
+    })
     // One whose GPU is gone may not end. The new one has its own worker.
     await this.#session?.dispose().catch(() => {})
     this.#session = session
@@ -80,6 +85,7 @@ export class Writer {
     this.#adapters.clear()
     this.#cards.clear()
     byId('answers').replaceChildren()
+    if (adapters.length === 0) hideLayers()
     this.#addCard(null)
     for (const [name, adapter] of adapters) {
       this.#adapters.set(name, adapter)

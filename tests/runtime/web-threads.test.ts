@@ -1,0 +1,37 @@
+// The threads of onnxruntime-web: it takes them from its environment alone, before its first session.
+
+import { expect, it } from 'vitest'
+import { openEngine } from '../../src/runtime/host.js'
+import { loadRuntime } from '../../src/runtime/load.js'
+import type { OrtModule } from '../../src/runtime/onnxruntime.js'
+
+const SOURCE = 'export const env = { wasm: {} }; export const InferenceSession = {}; export class Tensor {}'
+const moduleOf = (name: string) => `data:text/javascript,${encodeURIComponent(`// ${name}\n${SOURCE}`)}`
+
+class Nothing {
+  async dispose(): Promise<void> {}
+}
+
+it('are set where they are given, in a worker', async () => {
+  for (const threads of [undefined, 3]) {
+    const specifier = moduleOf(`worker ${threads}`)
+    await loadRuntime(specifier, undefined, threads)
+    const { env }: OrtModule = await import(/* @vite-ignore */ specifier)
+    expect(env?.wasm?.numThreads).toBe(threads)
+  }
+})
+
+it('are set where they are given, in the thread of the caller', async () => {
+  for (const threads of [undefined, 3]) {
+    const module: OrtModule = await import(/* @vite-ignore */ moduleOf(`own ${threads}`))
+    await openEngine({ module }, 'infer', async () => Nothing, threads)
+    expect(module.env?.wasm?.numThreads).toBe(threads)
+  }
+})
+
+it('are told to the worker before anything else', async () => {
+  const messages: unknown[] = []
+  const port = { post: (message: unknown) => void messages.push(message), listen() {}, async close() {}, abandon() {} }
+  await openEngine({ specifier: 'ort', wasm: 'ort.wasm', spawn: () => port }, 'train', async () => Nothing, 2)
+  expect(messages[0]).toMatchObject({ method: 'loadRuntime', args: ['ort', 'ort.wasm', 2] })
+})
