@@ -274,17 +274,6 @@ describe('a saved adapter', () => {
     await trainTiny({ ...run, out: broken, resume: true })
     expect(broken.files.get(WEIGHTS)).toEqual(whole.files.get(WEIGHTS))
   })
-
-  it('keeps its rows where it is trained further', async () => {
-    const model = await modelOf('llama-optimum')
-    const adapter = await startOf('llama')
-    const before = adapter.parts('token-rows')[0].weight.data.slice()
-    await trainTiny({ model, adapter, maxSteps: 2, data: [{ text: model.tokenizer!.decode([86, 14, 86]) }] })
-    const [rows] = adapter.parts('token-rows')
-    expect(rows.indices).toEqual([86, 4, 14])
-    expect(largestDifference(rows.weight.data, before)).toBeGreaterThan(1e-3)
-    expect(largestDifference(rows.weight.data, before)).toBeLessThan(0.1)
-  })
 })
 
 it('finds the gradient of the rows of a quantized, tied embedding', async () => {
@@ -350,7 +339,6 @@ describe('refuses', () => {
   it.each<Case>([
     ['no tokens', { trainedTokens: [] }, /^trainedTokens: not valid.*a list of tokens/],
     ['a number that is no id', { trainedTokens: [1.5] }, /^trainedTokens: not valid/],
-    ['a module without tokens', { trainedTokens: { embed_tokens: [] } }, /^trainedTokens: not valid/],
     ['a token twice', { trainedTokens: [5, 9, 5] }, /^trainedTokens: the token 5 is given twice/],
     ['a text and its id', { trainedTokens: [67, 'a'] }, /the token "a" is given twice.*67 has the id 67, too/],
     [
