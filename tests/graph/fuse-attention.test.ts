@@ -1,4 +1,4 @@
-import { describe, expect, it } from 'vitest'
+import { describe, expect, it, onTestFinished } from 'vitest'
 import type { OnnxModel } from '../../src/formats/onnx/model.js'
 import { fuseAttention } from '../../src/graph/fuse/attention.js'
 import { tokenInputs } from '../../src/graph/inputs/tokens.js'
@@ -45,6 +45,13 @@ async function logits(session: RuntimeSession, model: OnnxModel): Promise<Float3
   return rows
 }
 
+/** A model that is closed when the test is over. */
+async function opened(folder: string): Promise<OnnxModel> {
+  const model = await openModel(folder)
+  onTestFinished(() => model.close())
+  return model
+}
+
 describe.each([
   [UNION, 6, 1e-5],
   [`${MODELS}/llama-optimum`, 2, 1e-5],
@@ -54,7 +61,7 @@ describe.each([
   [`${MODELS}/llama-q8`, 1, 0.01],
 ])('%s', (folder, layers, tolerance) => {
   it('gives the same logits with one node for each attention', async () => {
-    const model = await openModel(folder)
+    const model = await opened(folder)
     let count = 0
     const fused = await open(model, (graph) => {
       count = fuseAttention(graph)
@@ -69,7 +76,7 @@ describe.each([
 
 describe('attention stays as it is written', () => {
   it.each(['merged-if', 'llama-fp16', 'llama-genai', 'llama-dynamo'])('in %s', async (name) => {
-    const graph = new Graph((await openModel(`${MODELS}/${name}`)).proto)
+    const graph = new Graph((await opened(`${MODELS}/${name}`)).proto)
     const before = [...graph.nodes]
     expect(fuseAttention(graph)).toBe(0)
     expect(graph.nodes).toEqual(before)
@@ -80,13 +87,13 @@ describe('attention stays as it is written', () => {
     ['depends on what text a token is of', (graph: Graph) => rename(graph, 'attention_mask', 'token_type_ids')],
     ['depends on an input of unknown meaning', (graph: Graph) => rename(graph, 'attention_mask', 'image_mask')],
   ])('where the mask %s', async (_, edit) => {
-    const graph = new Graph((await openModel(UNION)).proto)
+    const graph = new Graph((await opened(UNION)).proto)
     edit(graph)
     expect(fuseAttention(graph)).toBe(0)
   })
 
   it('where another node reads the probabilities', async () => {
-    const graph = new Graph((await openModel(UNION)).proto)
+    const graph = new Graph((await opened(UNION)).proto)
     const [softmax] = graph.nodes.filter(({ opType }) => opType === 'Softmax')
     const [product] = graph.consumers(softmax.output[0])
     graph.add({ ...product, name: 'other', output: ['other'] })
