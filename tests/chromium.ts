@@ -1,5 +1,6 @@
 // A Chromium of its own, where there is one, spoken to over the DevTools protocol. It ends with the process that started it, however
-// that ends: Chromium does so when its pipe is closed. A worker of Vitest ends with Vitest, which does not see to that when it is stopped.
+// that ends: Chromium does so when its pipe is closed. Its profile is then removed by the shell that runs it, which outlives both.
+// A worker of Vitest ends with Vitest, which does not see to that when it is stopped.
 
 import { spawn, spawnSync } from 'node:child_process'
 import { mkdtempSync, rmSync } from 'node:fs'
@@ -26,11 +27,10 @@ export interface Chromium {
   close(): Promise<void>
 }
 
-const open = new Set<Chromium>()
-process.once('disconnect', async () => {
-  await Promise.all([...open].map((one) => one.close()))
-  process.kill(process.pid)
-})
+process.once('disconnect', () => process.kill(process.pid))
+
+/** Its arguments are a profile, and a command. A process that ends late may still write into the profile. */
+const RUN_THEN_REMOVE = '"$@"; rm -rf "$0" || { sleep 1; rm -rf "$0"; }'
 
 /**
  * @param args flags, and addresses to open
@@ -39,8 +39,11 @@ process.once('disconnect', async () => {
 export function startChromium(args: readonly string[], heard: (message: Message) => void = () => {}): Chromium {
   const profile = mkdtempSync(join(tmpdir(), 'lowrank-chromium-'))
   const flags = ['--headless=new', '--no-sandbox', '--no-first-run', '--remote-debugging-pipe']
-  const child = spawn(chromium!, [...flags, `--user-data-dir=${profile}`, ...args], {
+  const command = [chromium!, ...flags, `--user-data-dir=${profile}`, ...args]
+  // In a group of its own, it hears no Ctrl-C.
+  const child = spawn('sh', ['-c', RUN_THEN_REMOVE, profile, ...command], {
     stdio: ['ignore', 'ignore', 'ignore', 'pipe', 'pipe'],
+    detached: true,
   })
   const ended = new Promise((resolve) => child.once('exit', resolve))
   const [toBrowser, fromBrowser] = [child.stdio[3] as Writable, child.stdio[4] as Readable]
@@ -65,20 +68,17 @@ export function startChromium(args: readonly string[], heard: (message: Message)
     })
   }
   const end = async () => {
-    // Killed, it would leave processes behind that still write into the profile.
-    await Promise.race([send('Browser.close').then(() => ended), ended, setTimeout(5000)])
-    child.kill()
+    const isEnded = Promise.race([send('Browser.close').then(() => ended), ended]).then(() => true)
+    if (!(await Promise.race([isEnded, setTimeout(5000)]))) process.kill(-child.pid!, 'SIGKILL')
     await ended
     rmSync(profile, { recursive: true, force: true, maxRetries: 20 })
   }
   let closing: Promise<void> | undefined
-  const browser = {
+  return {
     send,
     close: () => {
-      closing ??= end().finally(() => open.delete(browser))
+      closing ??= end()
       return closing
     },
   }
-  open.add(browser)
-  return browser
 }

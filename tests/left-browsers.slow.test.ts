@@ -15,7 +15,7 @@ afterAll(() => rmSync(scratch, { recursive: true, force: true, maxRetries: 20 })
 
 /** A suite whose first page never reports; the second test waits as long as the suite is to live. */
 const suite = (name: string, limitMs: number) => {
-  const folder = join(scratch, name)
+  const folder = mkdtempSync(join(scratch, `${name}-`))
   for (const one of ['tmp', 'site']) mkdirSync(join(folder, one), { recursive: true })
   writeFileSync(join(folder, 'site', 'page.js'), '')
   const test = `
@@ -57,7 +57,7 @@ function isAlive(pid: number): boolean {
 }
 
 async function until(isSo: () => boolean): Promise<void> {
-  for (let i = 0; i < 300 && !isSo(); i++) await setTimeout(100)
+  for (let i = 0; i < 1000 && !isSo(); i++) await setTimeout(100)
   expect(isSo()).toBe(true)
 }
 
