@@ -71,10 +71,11 @@ export async function openSite(
   const page = await openPage(address, flags)
 
   const until = async (expression: string) => {
-    for (let i = 0; i < 500; i++) {
+    // Often: a step of the page may take less than 50 ms.
+    for (let i = 0; i < 4000; i++) {
       // Between two pages there is nothing to ask.
       if (await page.evaluate(expression).catch(() => false)) return
-      await setTimeout(200)
+      await setTimeout(25)
     }
     throw new Error(`${expression} never came: ${await page.evaluate('document.body.innerText')}`)
   }
