@@ -51,6 +51,21 @@ describe.each(Object.entries(FAMILIES))('%s', (name, [query, prefix]) => {
   const folder = `${root}/${name}`
   const read = <T>(part: string): T => JSON.parse(readFileSync(`${folder}/${part}/golden.json`, 'utf8'))
   const adapterOf = (part: string) => loadAdapter(directoryOf(`${folder}/${part}/adapter-init`))
+
+  /** A session with an adapter, and one of the model that the adapter is merged into. */
+  async function openBoth(part: string) {
+    const adapter = await adapterOf(part)
+    const out = new MemoryDirectory({}, 'out')
+    await merge({ base: { directory: directoryOf(`${folder}/encoder`) }, adapters: adapter, out })
+    const merged = await loadModel(out, { runtime: inThread })
+    const own = await OnnxSession.open(model, { adapters: { own: adapter } })
+    const alone = await OnnxSession.open(merged)
+    const close = async () => {
+      for (const session of [own, alone]) await session.dispose()
+      await merged.close()
+    }
+    return { adapter, own, alone, close }
+  }
   let model: Model
   beforeAll(async () => {
     model = await openModel(`${folder}/encoder`)
@@ -138,23 +153,15 @@ describe.each(Object.entries(FAMILIES))('%s', (name, [query, prefix]) => {
     })
 
     it('are the same in a session, and merged', async () => {
-      const adapter = await adapterOf('words')
-      const out = new MemoryDirectory({}, 'out')
-      await merge({ base: { directory: directoryOf(`${folder}/encoder`) }, adapters: adapter, out })
-      const merged = await loadModel(out, { runtime: inThread })
-      const [own, alone] = [
-        await OnnxSession.open(model, { adapters: { tags: adapter } }),
-        await OnnxSession.open(merged),
-      ]
+      const { own, alone, close } = await openBoth('words')
       const inputs = rows.map(({ words }) => ({ words }))
-      const results = [await own.tag(inputs, { adapter: 'tags', maxLength }), await alone.tag(inputs, { maxLength })]
+      const results = [await own.tag(inputs, { adapter: 'own', maxLength }), await alone.tag(inputs, { maxLength })]
       const places = wanted.map((row) => row.map((logits) => logits.indexOf(Math.max(...logits))))
       for (const found of results) {
         const tags = found.map(({ words }) => words.map(({ tag }) => Number(tag.replace('LABEL_', ''))))
         expect(tags).toEqual(places)
       }
-      for (const session of [own, alone]) await session.dispose()
-      await merged.close()
+      await close()
     })
   })
 
@@ -171,21 +178,13 @@ describe.each(Object.entries(FAMILIES))('%s', (name, [query, prefix]) => {
     })
 
     it('are the same in a session, and merged', async () => {
-      const adapter = await adapterOf('vectors')
-      const out = new MemoryDirectory({}, 'out')
-      await merge({ base: { directory: directoryOf(`${folder}/encoder`) }, adapters: adapter, out })
-      const merged = await loadModel(out, { runtime: inThread })
-      const [own, alone] = [
-        await OnnxSession.open(model, { adapters: { own: adapter } }),
-        await OnnxSession.open(merged),
-      ]
+      const { adapter, own, alone, close } = await openBoth('vectors')
       const results = [await own.embed(texts, { adapter: 'own', maxLength }), await alone.embed(texts, { maxLength })]
       for (const found of results) {
         found.forEach((vector, i) => void expect(maxDifference(vector, golden.mean[i])).toBeLessThan(1e-5))
       }
       expect(adapter.names()[0].startsWith(prefix)).toBe(false)
-      for (const session of [own, alone]) await session.dispose()
-      await merged.close()
+      await close()
     })
   })
 })
