@@ -39,7 +39,7 @@ describe('GGUF adapters', () => {
       expect([...got.tensors.keys()].sort()).toEqual([...expected.tensors.keys()].sort())
       for (const [key, tensor] of expected.tensors) {
         const own = got.tensors.get(key)!
-        expect([own.shape, own.type.name], key).toEqual([tensor.shape, 'fp32'])
+        expect([own.shape, own.type.name], key).toEqual([tensor.shape, 'F32'])
         expect(await readGgufTensor(got, own)).toEqual(await readGgufTensor(expected, tensor))
       }
       for (const key of ['general.architecture', 'general.type', 'adapter.type', 'adapter.lora.alpha']) {
