@@ -2,7 +2,7 @@
 // other arrays. The base's weights are in memory once, whatever the number of adapters.
 
 import { StateError, UnsupportedError } from '../base/errors.js'
-import { checkArgument, checkOptions, kind, listOf, NAME, type OptionTable } from '../base/options.js'
+import { checkArgument, checkOptions, kind, NAME } from '../base/options.js'
 import { accuracyEdit } from '../graph/accuracy-level.js'
 import type { NewRows } from '../graph/fuse/new-rows.js'
 import { joinNeeds, type SiteNeeds } from '../graph/inject/sites.js'
@@ -16,27 +16,19 @@ import { LoraAdapter } from '../lora/adapter.js'
 import { type Engine, openEngine, STOP_MS, settlesWithin } from '../runtime/host.js'
 import { type Remote, transfer } from '../runtime/rpc.js'
 import type { Feeds, OutputOptions, RuntimeTensor, SessionOptions } from '../runtime/runtime.js'
-import {
-  ADAPTER_CHOICE,
-  type AdapterChoice,
-  type Mix,
-  mixesOf,
-  refuseAdapter,
-  requireMixable,
-} from './adapters/choice.js'
+import { type AdapterChoice, type Mix, mixesOf, refuseAdapter, requireMixable } from './adapters/choice.js'
 import { type AdapterHead, runWithHead } from './adapters/heads.js'
 import { hasPlace, type OpenAdapter, readParts, type SessionGraph } from './adapters/parts.js'
 import { buffersOf, needsOf } from './adapters/site-factors.js'
 import type { InferEngine } from './engine.js'
 import { batchOf, checkName, checkRanks, plainFeeds } from './feeds.js'
+import { RUN_OPTIONS } from './gen/options.js'
 import { mainRole, otherGraphs, type SessionBase, type SessionExtras, shareAdapter } from './graphs.js'
 import { Readings } from './readings/readings.js'
 import type { AdapterSession, AdapterSessionOptions, RunOptions } from './session.js'
 import { type GraphNeeds, sessionGraph, type Vector } from './session-graph.js'
 
 const ADAPTER = kind('a LoraAdapter', (value) => value instanceof LoraAdapter)
-
-const RUN_OPTIONS: OptionTable<RunOptions> = { adapter: ADAPTER_CHOICE, outputNames: listOf(NAME), graph: NAME }
 
 /** An {@link AdapterSession}, or over less than a whole model what does not write texts. */
 export class ModelSession<M extends SessionBase = SessionBase>
@@ -185,7 +177,7 @@ export class ModelSession<M extends SessionBase = SessionBase>
   }
 
   async run(feeds: Feeds, options: RunOptions = {}): Promise<Record<string, RuntimeTensor>> {
-    checkOptions(options, { of: 'run', table: RUN_OPTIONS })
+    checkOptions(options, 'run', RUN_OPTIONS)
     const { adapter, outputNames, graph } = options
     if (graph !== undefined) return this.graph(graph).run(feeds, { adapter, outputNames })
     for (const name of outputNames ?? []) checkName('output', name, this.outputNames)

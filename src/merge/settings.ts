@@ -47,7 +47,10 @@ export interface MergeSettings extends RunSettings {
    * factors beside quantized weights, fp32 or fp16.
    */
   outDtype?: FloatDtype | 'keep' | undefined
-  /** Largest size of a weight file in bytes. Default: the same files as the base. Not for .onnx. */
+  /**
+   * Largest size of a weight file in bytes. Default: the same files as the base. Not for .onnx.
+   * @range an integer of at least 1
+   */
   maxShardBytes?: number | undefined
   /** Writes the weights alone, without the base's configuration and tokenizer. Default false; a result that is a file has none anyway. */
   weightsOnly?: boolean | undefined
@@ -83,7 +86,10 @@ export interface PathSettings {
   share?: { index: number; count: number } | undefined
   /** Checks the files that all shares have made, adds the others, and gives the output its name. Not for .onnx. */
   finish?: boolean | undefined
-  /** Number of threads, including the calling thread. Default: one for each core, at most 4. A merge into .onnx uses one thread. */
+  /**
+   * Number of threads, including the calling thread. Default: one for each core, at most 4. A merge into .onnx uses one thread.
+   * @range an integer of at least 1
+   */
   threads?: number | undefined
   /** Waits until all files are written to the disk (fsync). Default true. */
   fsync?: boolean | undefined

@@ -24,12 +24,14 @@ import { totalError } from './resize.js'
 export interface ExtractSettings extends RankChoice, ToolRun {
   /**
    * How changed input and output embeddings are kept: `lora`, as layers; `save`, whole, as PEFT's modules_to_save; `skip`, not at all.
-   * Those with another number of tokens are saved whole instead of `lora`. Default `lora`.
+   * Those with another number of tokens are saved whole instead of `lora`.
+   * @default lora
    */
   embeddings?: 'lora' | 'save' | 'skip' | undefined
   /**
    * What happens to changed tensors that LoRA cannot carry, such as norms and biases: `save` keeps them whole, `skip` leaves them out.
-   * Default `save`. The result lists them in both cases.
+   * The result lists them in both cases.
+   * @default save
    */
   others?: 'save' | 'skip' | undefined
 }

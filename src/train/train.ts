@@ -289,7 +289,7 @@ function checkOptions(options: TrainingOptions, settings: TrainSettings): LoraCo
 
 /** Throws ConfigError naming an option that the task does not have, or that is out of range. */
 function checkTaskOptions({ name, options = {} }: Task, given: unknown): void {
-  checkTable(given, { of: `the task ${name}`, table: options })
+  checkTable(given, `the task ${name}`, options)
 }
 
 /** Throws ConfigError where a new head is asked of a task that trains none. */

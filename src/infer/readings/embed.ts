@@ -1,17 +1,18 @@
 // Texts in, vectors out: one for each text, made of those of its tokens as the model's folder says.
 
 import { ConfigError, NumericError } from '../../base/errors.js'
-import { BOOLEAN, COUNT, checkOptions, type OptionTable, oneOf, STRING } from '../../base/options.js'
+import { checkOptions, STRING } from '../../base/options.js'
 import type { Model } from '../../graph/model-folder.js'
-import { POOLINGS, type Pooling } from '../../graph/sentence-modules.js'
+import type { Pooling } from '../../graph/sentence-modules.js'
 import { readGraph } from '../../graph/view/graph.js'
 import type { Remote } from '../../runtime/rpc.js'
 import { poolingOf, tokenVectors } from '../../tasks/pooling.js'
-import { type Mix, mixesOf, ONE_CHOICE } from '../adapters/choice.js'
+import { type Mix, mixesOf } from '../adapters/choice.js'
 import type { InferEngine } from '../engine.js'
 import { floatsOf } from '../feeds.js'
+import { EMBED_OPTIONS } from '../gen/options.js'
 import type { EmbedOptions } from '../session.js'
-import { BATCH_KINDS, batchesOf, encodeTexts, listOfTexts } from './batches.js'
+import { batchesOf, encodeTexts, listOfTexts } from './batches.js'
 
 /** What vectors need of a session. */
 export interface EmbeddingSession {
@@ -21,21 +22,13 @@ export interface EmbeddingSession {
   checkMixes(mixes: readonly Mix[]): void
 }
 
-const OPTIONS: OptionTable<EmbedOptions> = {
-  ...BATCH_KINDS,
-  adapter: ONE_CHOICE,
-  pooling: oneOf(...POOLINGS),
-  normalize: BOOLEAN,
-  dimensions: COUNT,
-}
-
 /** See AdapterSession.embed. */
 export async function embed(
   session: EmbeddingSession,
   texts: string | readonly string[],
   options: EmbedOptions = {},
 ): Promise<Float32Array | Float32Array[]> {
-  checkOptions(options, { of: 'embed', table: OPTIONS })
+  checkOptions(options, 'embed', EMBED_OPTIONS)
   const list = listOfTexts(texts, STRING)
   const { adapter, dimensions, normalize = true } = options
   const mixes = mixesOf(adapter, undefined)
