@@ -32,8 +32,8 @@ export const FILE_NAMES: Partial<Readonly<Record<AdapterFormat, string>>> = {
   'onnx-adapter': 'adapter.onnx_adapter',
 }
 
-/** Types that factors are written in; `Q8_0` only in GGUF. */
-export type ConvertedDtype = FloatDtype | 'Q8_0' | 'keep'
+/** Types that factors are written in; `q8_0` only in GGUF. */
+export type ConvertedDtype = FloatDtype | 'q8_0' | 'keep'
 
 /** A place in a folder: a file of it, or the folder itself. */
 export interface Place {
@@ -66,11 +66,11 @@ export interface ConvertReport {
 /** Converts an adapter, as the public function `convertAdapter` says (index/verbs.ts). */
 export async function convert(source: LoraAdapter | Place, settings: ConvertSettings): Promise<ConvertReport> {
   const { to, out, base, dtype } = settings
-  if (dtype === 'Q8_0' && to !== 'gguf') {
+  if (dtype === 'q8_0' && to !== 'gguf') {
     throw new ConfigError({
       where: 'outDtype',
-      what: `Q8_0 is a type of GGUF, and not of ${to}`,
-      expected: 'F32, F16, BF16 or keep',
+      what: `q8_0 is a type of GGUF, and not of ${to}`,
+      expected: 'fp32, fp16, bf16 or keep',
     })
   }
   const target = { directory: out.directory, file: out.file ?? FILE_NAMES[to] }
@@ -115,7 +115,7 @@ async function write(adapter: LoraAdapter, settings: ConvertSettings, target: Pl
   if (adapter.size === 0) throw new FormatError({ where: 'adapter', what: 'has no layers' })
   if (to === 'gguf') return writeGguf(inMemory(adapter), settings, target)
   const { directory, file } = target
-  const float = dtype === 'Q8_0' ? 'keep' : dtype
+  const float = dtype === 'q8_0' ? 'keep' : dtype
   const steps = new Steps(to === 'peft' ? 1 : adapter.size, settings)
   if (to === 'mlx') return writeMlx(adapter, directory, float, steps)
   if (to === 'peft') {

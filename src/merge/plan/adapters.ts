@@ -318,7 +318,7 @@ function tensorFactor(source: ByteSource, index: number, { name, dtype, shape, o
     throw new UnsupportedError({
       where: `${source.name}: ${name}`,
       what: 'a factor of this type cannot be merged',
-      expected: 'F64, F32, F16 or BF16',
+      expected: 'fp64, fp32, fp16 or bf16',
       got: dtype,
     })
   }
@@ -336,7 +336,7 @@ function matrixSize(shape: readonly number[]): { rows: number; columns: number }
 }
 
 function matrixFactor(name: string, { data, shape }: Tensor<FloatArray>, sources: ByteSource[]): Factor {
-  const dtype = data instanceof Float64Array ? 'F64' : 'F32'
+  const dtype = data instanceof Float64Array ? 'fp64' : 'fp32'
   const bytes = encodeWeights(data, dtype)
   return {
     name,
