@@ -16,7 +16,7 @@ import type { Mix } from './adapters/choice.js'
 /** Runs one of the model's graphs, with an adapter for each row. */
 export type RunGraph = (role: string, feeds: Feeds, mixes: readonly Mix[]) => Promise<Record<string, RuntimeTensor>>
 
-/** What a session needs of a model. Texts need all of it. */
+/** The part of a model that a session needs. Texts need all of it. */
 export interface SessionBase
   extends Pick<Model, 'onnx' | 'runtime'>,
     Partial<Pick<Model, 'config' | 'graphs' | 'openGraph'>> {
@@ -33,6 +33,8 @@ export interface SessionExtras extends OutputOptions {
   decodeImage?: DecodeImage | undefined
   /** Opens what `add` is called with. Default: it is an adapter already. */
   openAdapter?: ((adapter: unknown) => Promise<LoraAdapter>) | undefined
+  /** Hears that a graph runs in a slower form. Default: console.warn. */
+  onWarning?: ((message: string) => void) | undefined
   /** With `allowMissing`, hears which layers of which adapter are left out. */
   onMissing?: ((adapter: string, layers: readonly string[]) => void) | undefined
 }

@@ -13,7 +13,7 @@ import { floatsOf } from '../feeds.js'
 import type { RunGraph } from '../graphs.js'
 import { type PictureSize, type PictureWriting, pictureWriting, readsNoPictures } from './picture-places.js'
 
-/** What a decoder reads of the pictures of a prompt: vectors (count, width), in the order of their places. */
+/** The pictures of a prompt as a decoder reads them: vectors (count, width), in the order of their places. */
 export interface PictureVectors {
   /** The token in whose places they go. */
   readonly token: number
@@ -24,7 +24,7 @@ export interface PictureVectors {
   readonly grids: readonly (readonly number[])[]
 }
 
-/** What pictures need of a session. */
+/** The part of a session that pictures need. */
 export interface PictureSession {
   readonly model: Model
   readonly decodeImage: DecodeImage | undefined
