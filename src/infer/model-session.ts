@@ -6,7 +6,6 @@ import { accuracyEdit } from '../graph/accuracy-level.js'
 import type { NewRows } from '../graph/fuse/new-rows.js'
 import { completeFeeds } from '../graph/inputs/family.js'
 import type { ModelGraph } from '../graph/match/spread.js'
-import type { Model } from '../graph/model-folder.js'
 import type { DecodeImage } from '../images/image.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import { STOP_MS, settlesWithin } from '../runtime/host.js'
@@ -19,7 +18,14 @@ import type { InferEngine } from './engine.js'
 import { batchOf, checkName, checkRanks, plainFeeds } from './feeds.js'
 import { generate, streamText } from './generate/generate.js'
 import { GraphSession, type NamedParts } from './graph-session.js'
-import { mainRole, otherGraphs, type SessionBase, type SessionExtras, shareAdapter } from './graphs.js'
+import {
+  mainRole,
+  otherGraphs,
+  type SessionBase,
+  type SessionExtras,
+  shareAdapter,
+  type WholeSession,
+} from './graphs.js'
 import type {
   AdapterSession,
   AdapterSessionOptions,
@@ -40,9 +46,6 @@ import type {
 const ADAPTER = kind('a LoraAdapter', (value) => value instanceof LoraAdapter)
 
 const RUN_OPTIONS: OptionTable<RunOptions> = { adapter: ADAPTER_CHOICE, outputNames: listOf(NAME), graph: NAME }
-
-/** A session over a whole model, which texts need. */
-export type WholeSession = ModelSession<Model>
 
 /** An {@link AdapterSession}, or over less than a whole model what does not write texts. */
 export class ModelSession<M extends SessionBase = SessionBase> implements Omit<AdapterSession, 'model'> {

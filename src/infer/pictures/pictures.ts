@@ -10,7 +10,7 @@ import { imageProcessor } from '../../images/processor.js'
 import { tilesOf } from '../../images/tiles.js'
 import type { Mix } from '../adapters/choice.js'
 import { floatsOf } from '../feeds.js'
-import type { RunGraph } from '../graphs.js'
+import type { WholeSession } from '../graphs.js'
 import { type PictureSize, type PictureWriting, pictureWriting, readsNoPictures } from './picture-places.js'
 
 /** The pictures of a prompt as a decoder reads them: vectors (count, width), in the order of their places. */
@@ -25,11 +25,7 @@ export interface PictureVectors {
 }
 
 /** The part of a session that pictures need. */
-export interface PictureSession {
-  readonly model: Model
-  readonly decodeImage: DecodeImage | undefined
-  readonly runGraph: RunGraph
-}
+export type PictureSession = Pick<WholeSession, 'model' | 'decodeImage' | 'runGraph'>
 
 /** A picture as the vision encoder takes it, and how many tiles it was cut into. */
 type Piece = VisionInput & Omit<PictureSize, 'count'>

@@ -7,7 +7,7 @@ import { readGraph } from '../../graph/view/graph.js'
 import { poolingOf, tokenVectors } from '../../tasks/pooling.js'
 import { mixesOf, ONE_CHOICE } from '../adapters/choice.js'
 import { floatsOf } from '../feeds.js'
-import type { WholeSession } from '../model-session.js'
+import type { WholeSession } from '../graphs.js'
 import type { EmbedOptions } from '../session.js'
 import { BATCH_KINDS, batchesOf, encodeTexts, listOfTexts } from './batches.js'
 

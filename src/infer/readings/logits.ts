@@ -8,7 +8,7 @@ import type { Feeds, RuntimeTensor } from '../../runtime/runtime.js'
 import { namedLabels } from '../../tasks/heads.js'
 import { mixesOf } from '../adapters/choice.js'
 import { headLogits } from '../adapters/heads.js'
-import type { WholeSession } from '../model-session.js'
+import type { WholeSession } from '../graphs.js'
 
 /** The things that get labels. */
 export type Labelled = 'texts' | 'words'
