@@ -74,8 +74,8 @@ export {
   unmerge,
 } from './index/verbs.js'
 export { webRuntime } from './index/web-runtime.js'
-export type { AdapterChoice } from './infer/adapter-choice.js'
-export { GENERATE_DEFAULTS, type SamplingOptions } from './infer/sampling.js'
+export type { AdapterChoice } from './infer/adapters/choice.js'
+export { GENERATE_DEFAULTS, type SamplingOptions } from './infer/generate/sampling.js'
 export type {
   AdapterSessionOptions,
   BatchOptions,

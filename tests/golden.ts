@@ -96,7 +96,7 @@ export function inF64({ data, shape }: Tensor<FloatArray>): Tensor<FloatArray> {
 export async function checkpointOf(
   values: ReadonlyMap<string, Tensor>,
   config: string,
-  dtype: FloatDtype = 'F32',
+  dtype: FloatDtype = 'fp32',
 ): Promise<MemoryDirectory> {
   const directory = new MemoryDirectory({ 'config.json': config }, 'base')
   const tensors = [...values].map(([name, { data, shape }]) => {

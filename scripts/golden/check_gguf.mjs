@@ -33,8 +33,8 @@ async function logProbabilities(model, tokens, adapter) {
     contextSize: 64,
     threads: 1,
     flashAttention: false,
-    experimentalKvCacheKeyType: 'F32',
-    experimentalKvCacheValueType: 'F32',
+    experimentalKvCacheKeyType: 'fp32',
+    experimentalKvCacheValueType: 'fp32',
     ...(adapter && { lora: { adapters: [{ filePath: adapter, scale: 1 }] } }),
   })
   const sequence = context.getSequence()
@@ -59,7 +59,7 @@ for (const name of readdirSync(golden)) {
       const out = join(scratch, `${name}-${outDtype}-${from.endsWith('.gguf')}.gguf`)
       await convertAdapter(join(golden, name), { to: 'gguf', base: from, out, outDtype })
       const off = largest(await logProbabilities(model, tokens, out), logSoftmax(logits))
-      const isClose = off < TOLERANCE[outDtype] * (outDtype === 'F32' ? 1 : change)
+      const isClose = off < TOLERANCE[outDtype] * (outDtype === 'fp32' ? 1 : change)
       if (!isClose) failed++
       line.push(`${outDtype} ${off.toExponential(1)}${isClose ? '' : ' WRONG'}`)
     }

@@ -8,7 +8,7 @@ import { refuseFolder } from './output.js'
 import { MODEL } from './sources.js'
 import { colors, peakRssBytes, printDocument, say } from './terminal.js'
 
-const DTYPES = ['f32', 'f16', 'bf16', 'q8_0', 'keep'] as const
+const DTYPES = ['fp32', 'fp16', 'bf16', 'q8_0', 'keep'] as const
 
 export const convert = defineCommand({
   name: 'convert',
@@ -32,10 +32,7 @@ export const convert = defineCommand({
   async run({ to, base, out, outDtype, json }, { positional }) {
     const node = await import('../node.js')
     if (to === 'peft' || to === 'mlx') await refuseFolder(out)
-    const dtype = outDtype === 'keep' ? 'keep' : (outDtype.toUpperCase() as 'F32' | 'F16' | 'BF16' | 'Q8_0')
-    const report = await withProgress((run) =>
-      node.convertAdapter(positional, { to, out, base, outDtype: dtype, ...run }),
-    )
+    const report = await withProgress((run) => node.convertAdapter(positional, { to, out, base, outDtype, ...run }))
     if (report === undefined) return EXIT_INTERRUPTED
     if (json) printDocument({ ...report, peakRssBytes: peakRssBytes() })
     for (const note of report.notes) say(`note: ${note}`)

@@ -32,7 +32,7 @@ export async function convert(
   { to, out, ...settings }: ConvertSettings,
 ): Promise<ConvertReport> {
   const { ending, dtypes = [], load } = formatOf(to)
-  const allowed = ['F32', 'F16', 'BF16', 'keep', ...dtypes]
+  const allowed = ['fp32', 'fp16', 'bf16', 'keep', ...dtypes]
   if (!allowed.includes(settings.dtype)) {
     const owner = ADAPTER_FORMATS.filter((name) => formatOf(name).dtypes?.includes(settings.dtype))
     throw new ConfigError({

@@ -13,8 +13,8 @@ export interface Place {
   readonly file: string | undefined
 }
 
-/** Types that factors are written in; `Q8_0` only in GGUF. */
-export type ConvertedDtype = FloatDtype | 'Q8_0' | 'keep'
+/** Types that factors are written in; `q8_0` only in GGUF. */
+export type ConvertedDtype = FloatDtype | 'q8_0' | 'keep'
 
 /** How an adapter is written. */
 export interface WriteSettings extends ToolRun {
@@ -26,7 +26,7 @@ export interface WriteSettings extends ToolRun {
 
 /** The type that a layer is written in, in formats without types of their own. */
 export function floatDtype(wanted: ConvertedDtype, own: FloatDtype): FloatDtype {
-  return wanted === 'keep' || wanted === 'Q8_0' ? own : wanted
+  return wanted === 'keep' || wanted === 'q8_0' ? own : wanted
 }
 
 /** What was written. */

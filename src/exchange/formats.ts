@@ -10,7 +10,7 @@ interface FormatEntry {
   readonly ending?: string
   /** Files of the folder, which may be named in place of it. */
   readonly files?: readonly string[]
-  /** Types of factors besides F32, F16 and BF16. */
+  /** Types of factors besides fp32, fp16 and bf16. */
   readonly dtypes?: readonly ConvertedDtype[]
   load(): Promise<ExchangeFormat>
 }
@@ -25,7 +25,7 @@ export const FORMATS = {
   gguf: {
     about: 'llama.cpp, Ollama, LM Studio and wllama',
     ending: '.gguf',
-    dtypes: ['Q8_0'],
+    dtypes: ['q8_0'],
     load: async () => (await import('./gguf/format.js')).GGUF,
   },
   mlx: {

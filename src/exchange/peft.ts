@@ -11,7 +11,7 @@ export const PEFT: ExchangeFormat = {
   async write(adapter, { directory }, { dtype, signal, onProgress }) {
     const whole = await adapter.load()
     if (signal?.aborted) throw signal.reason
-    await saveAdapter(whole, directory, dtype === 'keep' || dtype === 'Q8_0' ? {} : { dtype })
+    await saveAdapter(whole, directory, dtype === 'keep' || dtype === 'q8_0' ? {} : { dtype })
     await new Steps(1, { signal, onProgress }).next('adapter_model.safetensors')
     return { layers: whole.size }
   },

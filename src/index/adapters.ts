@@ -12,7 +12,7 @@ import { openFolder, openSource, openTarget, SOURCE, type Source, type Target } 
 export const ADAPTER = kind('a LoraAdapter', (value) => value instanceof LoraAdapter)
 
 const LOAD_OPTIONS: OptionTable<LoadOptions> = { name: NAME, strict: BOOLEAN }
-const SAVE_OPTIONS: OptionTable<SaveOptions> = { dtype: oneOf('F32', 'F16', 'BF16') }
+const SAVE_OPTIONS: OptionTable<SaveOptions> = { dtype: oneOf('fp32', 'fp16', 'bf16') }
 
 /** See the entry. */
 export async function loadAdapter(source: Source, options: LoadOptions = {}): Promise<LoraAdapter> {

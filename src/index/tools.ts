@@ -186,7 +186,7 @@ export interface ConvertAdapterOptions extends ToolRun {
   out: Target
   /** The model of the adapter: a folder with config.json, or a GGUF file. Converting from and to GGUF needs it. */
   base?: Source | undefined
-  /** The type of the factors in the result. Default `keep`: that of each layer. `Q8_0` is for GGUF alone. */
+  /** The type of the factors in the result. Default `keep`: that of each layer. `q8_0` is for GGUF alone. */
   outDtype?: ConvertedDtype | undefined
 }
 
@@ -195,7 +195,7 @@ const CONVERT: OptionTable<ConvertAdapterOptions> = {
   to: oneOf(...ADAPTER_FORMATS),
   out: TARGET,
   base: SOURCE,
-  outDtype: oneOf('F32', 'F16', 'BF16', 'Q8_0', 'keep'),
+  outDtype: oneOf('fp32', 'fp16', 'bf16', 'q8_0', 'keep'),
 }
 
 /** See the entry. */

@@ -3,8 +3,7 @@
 
 import { StateError } from '../base/errors.js'
 import type { NewRows } from '../graph/fuse/new-rows.js'
-import { SLOTS_INPUT } from '../graph/inject/embeddings.js'
-import { ROWS_INPUT } from '../graph/inject/inject.js'
+import { ROWS_INPUT, SLOTS_INPUT } from '../graph/inject/inject.js'
 import type { SiteGroup } from '../graph/inject/sites.js'
 import { transfer } from '../runtime/rpc.js'
 import type {
@@ -16,12 +15,12 @@ import type {
   SessionModel,
   SessionOptions,
 } from '../runtime/runtime.js'
-import { distinctMixes, type Mix } from './adapter-choice.js'
+import { distinctMixes, type Mix } from './adapters/choice.js'
+import { AdapterFeeds, type RowFactors } from './adapters/row-factors.js'
+import type { AdapterFactors } from './adapters/site-factors.js'
+import { groupFeeds } from './adapters/site-feeds.js'
 import { needsColumns, runColumns, type TokenColumns } from './column-runs.js'
-import { Decoding, type NextToken, type TextRequest } from './decoding.js'
-import { AdapterFeeds, type RowFactors } from './row-factors.js'
-import type { AdapterFactors } from './site-factors.js'
-import { groupFeeds } from './site-feeds.js'
+import { Decoding, type NextToken, type TextRequest } from './generate/decoding.js'
 
 export interface OpenRequest {
   model: SessionModel

@@ -4,15 +4,14 @@
 import { FileError, MismatchError } from '../base/errors.js'
 import type { OnnxModel } from '../formats/onnx/model.js'
 import { type GraphRole, roleOf } from '../graph/graph-file.js'
-import { missingError } from '../graph/match/missing-layers.js'
+import { missingError } from '../graph/match/match.js'
 import { type ModelGraph, spreadAdapter } from '../graph/match/spread.js'
 import type { Model } from '../graph/model-folder.js'
-import type { Graph } from '../graph/view/graph.js'
-import { readGraph } from '../graph/view/read-graph.js'
+import { type Graph, readGraph } from '../graph/view/graph.js'
 import type { DecodeImage } from '../images/image.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { Feeds, OutputOptions, RuntimeTensor } from '../runtime/runtime.js'
-import type { Mix } from './adapter-choice.js'
+import type { Mix } from './adapters/choice.js'
 
 /** Runs one of the model's graphs, with an adapter for each row. */
 export type RunGraph = (role: string, feeds: Feeds, mixes: readonly Mix[]) => Promise<Record<string, RuntimeTensor>>

@@ -7,8 +7,8 @@ import type { ImageSource } from '../images/image.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { Feeds, RuntimeTensor, SessionOptions } from '../runtime/runtime.js'
 import type { MessageOfParts } from '../text/chat.js'
-import type { AdapterChoice } from './adapter-choice.js'
-import type { SamplingOptions } from './sampling.js'
+import type { AdapterChoice } from './adapters/choice.js'
+import type { SamplingOptions } from './generate/sampling.js'
 
 /** The adapters of a session, and how the runtime opens it. */
 export interface AdapterSessionOptions extends Omit<SessionOptions, 'executionProviders' | 'exactProducts'> {

@@ -24,9 +24,9 @@ import { adaptedMatcher } from './tied.js'
 
 /** Values of this size and above round to infinity. */
 const INFINITE_FROM: Readonly<Record<FloatDtype, number>> = {
-  F32: Number.POSITIVE_INFINITY,
-  F16: 65520,
-  BF16: 2 ** 128 - 2 ** 119,
+  fp32: Number.POSITIVE_INFINITY,
+  fp16: 65520,
+  bf16: 2 ** 128 - 2 ** 119,
 }
 
 /** Reads a PEFT adapter folder, as the public function of this name says (index/verbs.ts). */
@@ -42,7 +42,7 @@ export async function loadAdapter(directory: Directory, options: LoadOptions = {
 /** How an adapter is saved. */
 export interface SaveOptions {
   /**
-   * Type of the saved A and B. Default: the type of each layer (F32, or the type of the file it was loaded from). Replaced tensors
+   * Type of the saved A and B. Default: the type of each layer (fp32, or the type of the file it was loaded from). Replaced tensors
    * keep their type.
    */
   dtype?: FloatDtype | undefined
@@ -54,8 +54,8 @@ export async function saveAdapter(
   directory: Directory,
   { dtype }: SaveOptions = {},
 ): Promise<void> {
-  if (dtype !== undefined && !['F32', 'F16', 'BF16'].includes(dtype)) {
-    throw new ConfigError({ where: 'dtype', what: 'not valid', expected: 'F32, F16 or BF16', got: String(dtype) })
+  if (dtype !== undefined && !['fp32', 'fp16', 'bf16'].includes(dtype)) {
+    throw new ConfigError({ where: 'dtype', what: 'not valid', expected: 'fp32, fp16 or bf16', got: String(dtype) })
   }
   if (adapter.size === 0) {
     throw new StateError({ where: directory.name, what: 'an adapter without layers cannot be saved' })
@@ -123,7 +123,7 @@ function encodeValues(key: string, data: FloatArray, shape: readonly number[], d
       where: key,
       what: `a value that is not finite in ${dtype}; nothing was saved`,
       got: String(data[bad]),
-      ...(dtype === 'F16' && { hint: 'Save as BF16 or F32' }),
+      ...(dtype === 'fp16' && { hint: 'Save as bf16 or fp32' }),
     })
   }
   return { name: key, dtype, shape, data: encodeFloats(values, dtype) }

@@ -185,7 +185,7 @@ async function readValues(info: AdapterTensor): Promise<Tensor<FloatArray>> {
   throw new UnsupportedError({
     where: tensorPlace(info),
     what: 'its dtype cannot be read as f32',
-    expected: 'F64, F32, F16 or BF16',
+    expected: 'fp64, fp32, fp16 or bf16',
     got: dtype,
   })
 }

@@ -37,7 +37,7 @@ export interface OpenAdapter {
   readonly problems: readonly LowrankError[]
   /** The sound parts. Those of a folder: layers, then experts, replaced tensors and rows of tokens; each group by name. */
   parts(): readonly OpenPart[]
-  /** The type that a part is saved in. In a file it is that of all its tensors, or F32, which holds the others' values. */
+  /** The type that a part is saved in. In a file it is that of all its tensors, or fp32, which holds the others' values. */
   dtypeOf(part: OpenPart): FloatDtype
   /** The whole adapter in memory. Throws as `read`. */
   load(): Promise<LoraAdapter>
@@ -139,8 +139,8 @@ function viewOf(part: AdapterPart): OpenPart {
 
 function tensorInMemory(name: string, { data, shape, ...stored }: Tensor | StoredTensor): AdapterTensor {
   const isDouble = (data as unknown) instanceof Float64Array
-  const dtype = 'dtype' in stored ? stored.dtype : isDouble ? 'F64' : 'F32'
-  const bytes = data instanceof Uint8Array ? data : encodeWeights(data, dtype as 'F64' | 'F32')
+  const dtype = 'dtype' in stored ? stored.dtype : isDouble ? 'fp64' : 'fp32'
+  const bytes = data instanceof Uint8Array ? data : encodeWeights(data, dtype as 'fp64' | 'fp32')
   return { name, dtype, shape, offset: 0, byteLength: bytes.byteLength, source: new MemorySource(bytes, name) }
 }
 
@@ -204,7 +204,7 @@ function throwFirst([first]: readonly LowrankError[]): void {
 
 function commonDtype(part: OpenPart): FloatDtype {
   const [first, ...others] = tensorsOf(part).map(([, { dtype }]) => dtype)
-  return isFloatDtype(first) && others.every((dtype) => dtype === first) ? first : 'F32'
+  return isFloatDtype(first) && others.every((dtype) => dtype === first) ? first : 'fp32'
 }
 
 /** Reads a part's tensors from their file, and adds it to an adapter in memory. */

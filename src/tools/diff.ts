@@ -158,7 +158,7 @@ async function diffTensor(name: string, a: Checkpoint, b: Checkpoint, memory: Di
   const common = { name, shape: [...shape] }
   const isSame = await hasSameBytes(own, other, memory)
   // Packed values have no norm, but equal ones are equal.
-  if (isSame && !['F64', 'F32', 'F16', 'BF16'].includes(own.tensor.info.dtype)) {
+  if (isSame && !['fp64', 'fp32', 'fp16', 'bf16'].includes(own.tensor.info.dtype)) {
     return { ...common, normA: Number.NaN, normDifference: 0, relativeChange: 0 }
   }
   for (const { checkpoint, tensor } of [own, other]) requireFloat(tensor.info, checkpoint.directory.name)

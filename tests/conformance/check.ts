@@ -173,13 +173,13 @@ class CellRun {
   async #merge(golden: ReadonlyMap<string, Tensor>): Promise<void> {
     const stored = this.#storedDtype()
     const types: [Exclude<Check, 'counts' | 'forward' | 'file'>, FloatDtype][] =
-      stored === 'F32'
+      stored === 'fp32'
         ? [
-            ['merge', 'F32'],
-            ['bf16', 'BF16'],
-            ['f16', 'F16'],
+            ['merge', 'fp32'],
+            ['bf16', 'bf16'],
+            ['f16', 'fp16'],
           ]
-        : [[stored === 'F16' ? 'f16' : 'bf16', stored]]
+        : [[stored === 'fp16' ? 'f16' : 'bf16', stored]]
     const base = await this.#baseTensors()
     for (const [check, dtype] of types) {
       if (!this.#checks.includes(check)) continue
@@ -194,7 +194,7 @@ class CellRun {
         const own = got.get(name)
         if (own === undefined) continue
         if (merged === undefined) this.#rounded(check, name, own.data, original.data, dtype, 0)
-        else if (dtype === 'F32') this.#close('merge', name, own.data, merged.data)
+        else if (dtype === 'fp32') this.#close('merge', name, own.data, merged.data)
         else this.#rounded(check, name, own.data, merged.data, dtype, TOLERANCES.merge * largest(merged.data))
       }
       this.done.push(check)
@@ -227,7 +227,7 @@ class CellRun {
 
   async #mergeRefused(): Promise<void> {
     try {
-      await mergeCheckpoint(await baseFolder(this.#cell, this.#expected, 'F32'), this.#folder(), new MemoryDirectory())
+      await mergeCheckpoint(await baseFolder(this.#cell, this.#expected, 'fp32'), this.#folder(), new MemoryDirectory())
     } catch {
       this.done.push('merge')
       return
@@ -261,7 +261,7 @@ class CellRun {
   }
 
   #storedDtype(): FloatDtype {
-    return this.#cell.option === 'bf16' ? 'BF16' : this.#cell.option === 'f16' ? 'F16' : 'F32'
+    return this.#cell.option === 'bf16' ? 'bf16' : this.#cell.option === 'f16' ? 'fp16' : 'fp32'
   }
 
   async #baseTensors(): Promise<Map<string, Tensor>> {

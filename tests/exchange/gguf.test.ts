@@ -24,7 +24,7 @@ const bytesIn = ({ buffer, byteOffset, byteLength }: Float32Array) => new Uint8A
 const names = readdirSync(goldenPath('gguf'))
 const bytesOf = (...parts: string[]) => new Uint8Array(readFileSync(goldenPath('gguf', ...parts)))
 
-async function written(name: string, outDtype?: 'F16' | 'Q8_0'): Promise<{ bytes: Uint8Array; notes: string[] }> {
+async function written(name: string, outDtype?: 'fp16' | 'q8_0'): Promise<{ bytes: Uint8Array; notes: string[] }> {
   const out = new MemoryDirectory()
   const folder = goldenPath('gguf', name)
   const { notes } = await convertAdapter(folder, { to: 'gguf', base: folder, out, outDtype })
@@ -49,7 +49,7 @@ describe('GGUF adapters', () => {
   )
 
   it('has llama.cpp’s bits in q8_0, and f16 where rows fill no block', async () => {
-    const { bytes, notes } = await written('mistral', 'Q8_0')
+    const { bytes, notes } = await written('mistral', 'q8_0')
     const [got, expected] = [await parsed(bytes), await parsed(bytesOf('mistral', 'q8_0.gguf'))]
     for (const [key, { type, offset, byteLength }] of expected.tensors) {
       const own = got.tensors.get(key)!
@@ -277,7 +277,7 @@ async function modelGguf(architecture: string): Promise<Uint8Array> {
   const tensor = (name: string, shape: number[]) => ({
     name,
     shape,
-    dtype: 'F16' as const,
+    dtype: 'fp16' as const,
     bytes: () => new Uint8Array(2 * shape[0] * shape[1]),
   })
   await writeGguf(

@@ -23,7 +23,7 @@ function plain(config: LoraConfigInput = {}): LoraAdapter {
   return adapter
 }
 
-const row = { dtype: 'F32', shape: [1, 2], data: new Uint8Array(new Float32Array([1, 2]).buffer) } as const
+const row = { dtype: 'fp32', shape: [1, 2], data: new Uint8Array(new Float32Array([1, 2]).buffer) } as const
 
 describe('adapters of a base that their start has changed', () => {
   test.each<[string, string]>([

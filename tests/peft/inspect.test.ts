@@ -25,7 +25,7 @@ test('reports what the command line promises', async () => {
     [0, 2],
     [0, 0],
   ]
-  inspected.layer('q').dtype = 'BF16'
+  inspected.layer('q').dtype = 'bf16'
   expect(await inspectAdapter(inspected)).toEqual({
     config: inspected.config,
     trainableParams: 18,
@@ -38,7 +38,7 @@ test('reports what the command line promises', async () => {
         rank: 2,
         alpha: 6,
         scaling: 3,
-        dtype: 'BF16',
+        dtype: 'bf16',
         normA: 5,
         normB: Math.sqrt(5),
         normDelta: expect.closeTo(3 * Math.sqrt(9 + 64), 10),

@@ -21,7 +21,7 @@ async function renamed(rename: (key: string) => string, others: string[] = []): 
   const folder = path.join(golden, 'kinds', 'all-together')
   const source = new MemorySource(new Uint8Array(readFileSync(path.join(folder, 'adapter_model.safetensors'))))
   const { tensors } = await parseSafetensorsHeader(source)
-  const parts: TensorBytes[] = others.map((name) => ({ name, dtype: 'F32', shape: [1, 1], data: new Uint8Array(4) }))
+  const parts: TensorBytes[] = others.map((name) => ({ name, dtype: 'fp32', shape: [1, 1], data: new Uint8Array(4) }))
   for (const { name, dtype, shape, offset, byteLength } of tensors.values()) {
     parts.push({ name: rename(name), dtype, shape, data: await source.read(offset, byteLength) })
   }
@@ -108,7 +108,7 @@ describe('what is no spelling of these', () => {
     source: new MemorySource(new Uint8Array(), 'adapter.safetensors'),
     metadata: {},
     tensors: new Map(
-      names.map((name) => [name, { name, dtype: 'F32' as const, shape: [0], offset: 0, byteLength: 0 }]),
+      names.map((name) => [name, { name, dtype: 'fp32' as const, shape: [0], offset: 0, byteLength: 0 }]),
     ),
   })
   const keys = (names: string[], adapter?: string) => [...normalizeKeys(file(...names), adapter).tensors.keys()]

@@ -19,7 +19,7 @@ async function folder(config: Record<string, unknown>, tensors: Tensors): Promis
   const directory = new MemoryDirectory({ 'adapter_config.json': text }, 'adapter')
   const encoded = Object.entries(tensors).map(([name, { shape, values }]) => {
     const data = Float32Array.from(values ?? new Float32Array(shape.reduce((a, b) => a * b, 1)).fill(0.5))
-    return { name: `base_model.model.${name}`, dtype: 'F32' as const, shape, data: encodeFloats(data, 'F32') }
+    return { name: `base_model.model.${name}`, dtype: 'fp32' as const, shape, data: encodeFloats(data, 'fp32') }
   })
   await saveSafetensors(directory, 'adapter_model.safetensors', encoded)
   return directory

@@ -114,7 +114,7 @@ test('weights that cannot get their name leave the old adapter', async () => {
 
 test('rows of tokens that the config does not name are named in the folder', async () => {
   const adapter = make(1)
-  const row = { dtype: 'F32', shape: [1, 2], data: new Uint8Array(Float32Array.of(3, 4).buffer) } as const
+  const row = { dtype: 'fp32', shape: [1, 2], data: new Uint8Array(Float32Array.of(3, 4).buffer) } as const
   adapter.addTokenRows('embed_tokens', [7], row)
   const directory = new MemoryDirectory()
   await saveAdapter(adapter, directory)

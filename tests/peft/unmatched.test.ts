@@ -116,7 +116,7 @@ describe('strict', () => {
     for (const input of [adapter(), await folder()]) {
       const base = new MemoryDirectory({}, 'base')
       const { saveSafetensors } = await import('../../src/formats/safetensors.js')
-      const weight = { name: 'layers.0.q_proj.weight', dtype: 'F32' as const, shape: [4, 3], data: new Uint8Array(48) }
+      const weight = { name: 'layers.0.q_proj.weight', dtype: 'fp32' as const, shape: [4, 3], data: new Uint8Array(48) }
       await saveSafetensors(base, 'model.safetensors', [weight])
       await expect(mergeCheckpoint(base, input, new MemoryDirectory(), { strict: true })).rejects.toThrow(MESSAGE)
       expect((await mergeCheckpoint(base, input, new MemoryDirectory())).changed).toBe(1)

@@ -287,9 +287,9 @@ function writtenTensors(
 ): WrittenTensor[] {
   const written = (suffix: string, { shape: [rows, columns], read, stored }: Factor, scale: number, turns?: number) => {
     const name = `${tensor}.${suffix}`
-    const isHalf = dtype === 'Q8_0' && columns % 32 !== 0
+    const isHalf = dtype === 'q8_0' && columns % 32 !== 0
     if (isHalf) halves.add(name)
-    const type = isHalf ? 'F16' : dtype
+    const type = isHalf ? 'fp16' : dtype
     const shape = isStacked ? [count, rows, columns] : [rows, columns]
     const ordered = <T extends FloatArray | Uint8Array>(data: T) => {
       return turns === undefined ? data : toGgufOrder(data, rows, turns, where)
@@ -302,7 +302,7 @@ function writtenTensors(
       for (const [i, { data }] of (await read()).entries()) values.set(ordered(data), i * rows * columns)
       if (scale !== 1) for (let i = 0; i < values.length; i++) values[i] *= scale
       const encoded = encodeGguf(values, type)
-      if (type === 'Q8_0' || isFiniteStored(encoded, type)) return encoded
+      if (type === 'q8_0' || isFiniteStored(encoded, type)) return encoded
       throw new NumericError({ where, what: `a value that is not finite in ${type}`, hint: 'Convert to bf16 or f32' })
     }
     return { name, shape, dtype: type, bytes }

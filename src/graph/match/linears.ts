@@ -4,9 +4,8 @@
 import type { NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
 import type { Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
-import type { Product } from './forms/form.js'
+import type { Linear, Product } from './forms/form.js'
 import { findProduct } from './forms/forms.js'
-import type { Linear } from './linear.js'
 import { findBranches } from './merged-branches.js'
 import { isPackedAttention, packedParts } from './packed.js'
 

@@ -7,10 +7,8 @@ import { LoraLayer } from '../../lora/layer.js'
 import { intAttribute, intsAttribute } from '../view/attributes.js'
 import type { Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
-import { ATTENTION, attentionWidths } from './forms/attention.js'
-import type { Form } from './forms/form.js'
-import { INTEGER_ATTENTION } from './forms/integer-attention.js'
-import type { Linear } from './linear.js'
+import { ATTENTION, attentionWidths, INTEGER_ATTENTION } from './forms/attention.js'
+import type { Form, Linear } from './forms/form.js'
 
 /** Modules that some models have as one and some exporters as several, with their parts in order. */
 const PACKED: Readonly<Record<string, readonly string[]>> = {

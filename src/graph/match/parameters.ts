@@ -8,7 +8,7 @@ import { floatAttribute, intAttribute, intsAttribute } from '../view/attributes.
 import type { Graph } from '../view/graph.js'
 import { entryOf, operatorOf } from '../view/operators.js'
 import { PACKED_ATTENTION } from './forms/attention.js'
-import { constantWeight } from './forms/constant-weight.js'
+import { constantWeight } from './forms/float-product.js'
 import { findLookups, lookupModule } from './forms/lookup.js'
 import { type Linear, nodeScope, parameterModule } from './linears.js'
 import { nameOfModule } from './module-names.js'

@@ -16,8 +16,7 @@ import { partsForGraph } from '../match/packed.js'
 import { Builder, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 import type { DropoutMask } from './dropout.js'
-import type { Objective } from './objective.js'
-import { ObjectiveGraph, type RowChoice, type TrainedTensor } from './objective-graph.js'
+import { type Objective, ObjectiveGraph, type RowChoice, type TrainedTensor } from './objective-graph.js'
 
 /** A layer of the adapter that is trained. */
 export interface TrainedLayer {

@@ -8,7 +8,7 @@ import { type ProbedShape, probeShapes, type ShapeMap } from '../shapes/shapes.j
 import type { Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 import { type DropoutMask, openMasks } from './dropout.js'
-import type { Length, Probe } from './objective.js'
+import type { Length, Probe } from './objective-graph.js'
 
 /** A few tokens on one thread: what matters is opening the session quickly and without copies of the weights. */
 const SESSION: SessionOptions = { optimization: 'disabled', lowMemory: true, threads: 1 }

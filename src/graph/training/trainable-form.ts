@@ -3,7 +3,7 @@
 import { UnsupportedError } from '../../base/errors.js'
 import { TensorProto_DataType as DataType, type GraphProto, type NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
 import { dataTypeName } from '../../formats/onnx/tensors.js'
-import { abilitiesOf } from '../match/forms/abilities.js'
+import { abilitiesOf } from '../match/forms/forms.js'
 import { findLinears } from '../match/linears.js'
 import { type Graph, subgraphs } from '../view/graph.js'
 import { listByOperator } from '../view/operators.js'

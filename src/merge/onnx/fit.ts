@@ -154,7 +154,7 @@ async function normOfTarget(model: OnnxModel, { target, source }: Target): Promi
   const { dtype, isInputMajor, parts } = target
   const [rows, columns] = target.shape
   const { start, weightB } = parts[0]
-  const rowBytes = columns * (dtype === 'F32' ? 4 : 2)
+  const rowBytes = columns * (dtype === 'fp32' ? 4 : 2)
   const pieceRows = Math.max(1, Math.floor(PIECE_BYTES / rowBytes))
   let sum = 0
   for (let row = 0; row < rows; row += pieceRows) {

@@ -215,7 +215,7 @@ class FoundParts {
       throw new UnsupportedError({
         where: name,
         what: 'a factor of this type cannot be merged',
-        expected: 'F64, F32, F16 or BF16',
+        expected: 'fp64, fp32, fp16 or bf16',
         got: dtype,
       })
     }
@@ -291,7 +291,7 @@ function matrixSize(shape: readonly number[]): { rows: number; columns: number }
 }
 
 function matrixFactor(name: string, { data, shape }: Tensor<FloatArray>, sources: ByteSource[]): Factor {
-  const dtype = data instanceof Float64Array ? 'F64' : 'F32'
+  const dtype = data instanceof Float64Array ? 'fp64' : 'fp32'
   const bytes = encodeWeights(data, dtype)
   return {
     name,

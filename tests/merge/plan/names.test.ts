@@ -62,7 +62,7 @@ test('the names of the base itself stay what they were', async () => {
   const directory = new NodeDirectory(folder)
   const tensors = await tensorsIn(directory, 'adapter_model.safetensors')
   const list = [...tensors].map(([name, { data, shape }]): TensorBytes => {
-    return { name: rename(name), dtype: 'F32', shape, data: new Uint8Array(Float32Array.from(data).buffer) }
+    return { name: rename(name), dtype: 'fp32', shape, data: new Uint8Array(Float32Array.from(data).buffer) }
   })
   const config = JSON.parse(readFileSync(path.join(folder, 'adapter_config.json'), 'utf8'))
   const old = new MemoryDirectory({
@@ -79,7 +79,7 @@ describe('forms that are not implemented are refused by name, and inspect says s
   const layer = 'model.vision_tower.transformer.layers.0.attention'
   const stored = 'vision_encoder.transformer.layers.0.attention'
   const rows = (names: readonly string[], count = 8): TensorSketch[] =>
-    names.map((name) => [`${stored}.${name}.weight`, 'F32', [count, 8]])
+    names.map((name) => [`${stored}.${name}.weight`, 'fp32', [count, 8]])
 
   test('rows that are permuted for the rotary positions', async () => {
     const base = await baseWith(rows(['wq', 'wk', 'wv', 'wo']), { config: { model_type: 'mistral_large4' } })
@@ -99,7 +99,7 @@ describe('forms that are not implemented are refused by name, and inspect says s
   test('parts that do not have as many rows as the adapter', async () => {
     const part = (name: string, count: number): TensorSketch => [
       `language_model.model.layers.0.block_sparse_moe.shared_experts.${name}.weight`,
-      'F32',
+      'fp32',
       [count, 8],
     ]
     const base = (count: number) =>

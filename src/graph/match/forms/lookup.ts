@@ -12,9 +12,8 @@ import { intAttribute } from '../../view/attributes.js'
 import type { Value } from '../../view/builder.js'
 import type { Graph } from '../../view/graph.js'
 import { operatorOf } from '../../view/operators.js'
-import type { Linear } from '../linear.js'
 import { nodeScope, parameterModule } from '../linears.js'
-import type { Form, Product } from './form.js'
+import type { Form, Linear, Product } from './form.js'
 import {
   castConstant,
   countOf,

@@ -7,12 +7,11 @@ import { intAttribute, intsAttribute } from '../../view/attributes.js'
 import { Builder, type Value } from '../../view/builder.js'
 import type { Graph } from '../../view/graph.js'
 import { operatorOf } from '../../view/operators.js'
-import type { Linear } from '../linear.js'
 import { nodeScope, parameterModule } from '../linears.js'
 import { moduleFinder } from '../match.js'
 import { ofModule } from '../parameters.js'
 import { FLOAT_DTYPES, MATMUL, openFloatLines } from './float-product.js'
-import type { Form } from './form.js'
+import type { Form, Linear } from './form.js'
 import { viewOf } from './integers.js'
 
 /** More axes than a tensor has. */
