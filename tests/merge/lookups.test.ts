@@ -44,7 +44,7 @@ function rows(numbers: Values): LoraAdapter {
   const adapter = new LoraAdapter({ rank: 3 })
   const { data, shape } = numbers.get('rows')!
   const bytes = new Uint8Array(Float32Array.from(data).buffer)
-  adapter.addTokenRows(MODULE, GOLDEN.tokens, { dtype: 'F32', shape, data: bytes })
+  adapter.addTokenRows(MODULE, GOLDEN.tokens, { dtype: 'fp32', shape, data: bytes })
   return adapter
 }
 

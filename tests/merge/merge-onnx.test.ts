@@ -141,11 +141,11 @@ describe('the merged model', () => {
         expect(Buffer.compare(before, after), name).toBe(0)
         continue
       }
-      const weight = decodeFloats(before, 'F32') // (k, d)
+      const weight = decodeFloats(before, 'fp32') // (k, d)
       const { d, k } = adapter.layer(layerName)
       const delta = adapter.layer(layerName).delta().data // (d, k)
       const expected = weight.map((value, i) => value + delta[(i % d) * k + Math.floor(i / d)])
-      expect(maxDifference(decodeFloats(after, 'F32'), expected)).toBeLessThan(1e-6)
+      expect(maxDifference(decodeFloats(after, 'fp32'), expected)).toBeLessThan(1e-6)
       const relative = Math.hypot(...delta) / Math.hypot(...weight)
       expect(report.layers.find((entry) => entry.name === layerName)?.relativeChange).toBeCloseTo(relative, 5)
     }

@@ -148,7 +148,7 @@ describe('a graph with branches', () => {
   it('in f16 has factors of half the size', async () => {
     const [base, numbers] = [await openForm(name), await formNumbers(name)]
     const adapter = formAdapter(numbers)
-    const [full, half] = [await merged(base, adapter), await merged(base, adapter, { factors: 'F16' })]
+    const [full, half] = [await merged(base, adapter), await merged(base, adapter, { factors: 'fp16' })]
     const sizeOf = ({ out }: typeof full) => out.files.get('model.onnx')!.byteLength
     const factors = 4 * (48 + 40 + 40 + 24)
     expect(sizeOf(full) - sizeOf(half)).toBeGreaterThan(2 * factors - 1000)
@@ -219,7 +219,7 @@ describe('what is refused before anything is written', () => {
     for (const quantized of ['branches', 'requantize'] as const) {
       await expect(merged(model.onnx, adapter, { quantized })).rejects.toThrow(/quantized: .*linear layers as MatMul/s)
     }
-    await expect(merged(model.onnx, adapter, { factors: 'F16' })).rejects.toThrow(/outDtype/)
+    await expect(merged(model.onnx, adapter, { factors: 'fp16' })).rejects.toThrow(/outDtype/)
     await model.close()
   })
 })

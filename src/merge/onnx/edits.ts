@@ -235,7 +235,7 @@ class Edits {
 function shifted(tensor: Replacement, offset: number): StoredTensor {
   if (offset === 0) return tensor
   const values = Float32Array.from(tensor.weight.data, (value) => value + offset)
-  return { dtype: 'F32', shape: tensor.shape, data: new Uint8Array(values.buffer) }
+  return { dtype: 'fp32', shape: tensor.shape, data: new Uint8Array(values.buffer) }
 }
 
 class EditBuilder {

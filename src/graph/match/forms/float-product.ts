@@ -13,9 +13,9 @@ import type { Form, FormName, Product, ReadLines } from './form.js'
 
 /** ONNX's float types that weights are read and written in, in safetensors' spelling. */
 export const FLOAT_DTYPES: Partial<Record<number, FloatDtype>> = {
-  [DataType.FLOAT]: 'F32',
-  [DataType.FLOAT16]: 'F16',
-  [DataType.BFLOAT16]: 'BF16',
+  [DataType.FLOAT]: 'fp32',
+  [DataType.FLOAT16]: 'fp16',
+  [DataType.BFLOAT16]: 'bf16',
 }
 
 function floatProduct(name: FormName & ('MatMul' | 'Gemm')): Form {
@@ -63,7 +63,7 @@ export async function openFloatLines(
       got: problem ?? (tensor === undefined ? 'no constant' : dataTypeName(tensor.dataType)),
     })
   }
-  const lineBytes = dimsOf(tensor)[1] * (dtype === 'F32' ? 4 : 2)
+  const lineBytes = dimsOf(tensor)[1] * (dtype === 'fp32' ? 4 : 2)
   return async (first, count) => decodeFloats(await model.readPart(tensor, first * lineBytes, count * lineBytes), dtype)
 }
 
