@@ -160,7 +160,7 @@ describe('the same merge again', () => {
 
   it.each<[string, MergeFilesOptions, number]>([
     ['rounding', { reproducible: false }, 1],
-    ['type', { outDtype: 'F32' }, 1],
+    ['type', { outDtype: 'fp32' }, 1],
     ['size of files', { maxShardBytes: 2 ** 40 }, 1],
     ['weight', {}, 0.5],
     ['durability', { fsync: false }, 1],
