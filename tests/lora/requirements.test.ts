@@ -41,16 +41,8 @@ describe('only plain linear layers', () => {
   test.each<[string, LoraAdapter, RegExp]>([
     ['DoRA', plain({ useDora: true }), /^q: magnitudes of DoRA \(use_dora\) are not implemented for training/],
     ['a bias of B', plain({ loraBias: true }), /^q: biases of B \(lora_bias\)/],
-    [
-      'an embedding',
-      withParts((a) => a.addEmbedding('e', random(2, 7, 1), random(3, 2, 2))),
-      /^e: adapted embeddings/,
-    ],
-    [
-      'a replaced tensor',
-      withParts((a) => a.addReplacement('norm.weight', row)),
-      /^norm\.weight: whole tensors/,
-    ],
+    ['an embedding', withParts((a) => a.addEmbedding('e', random(2, 7, 1), random(3, 2, 2))), /^e: adapted embeddings/],
+    ['a replaced tensor', withParts((a) => a.addReplacement('norm.weight', row)), /^norm\.weight: whole tensors/],
     [
       'rows',
       withParts((a) => a.addTokenRows('e', [3], row)),
