@@ -4,7 +4,8 @@ import { ConfigError, UnsupportedError } from '../base/errors.js'
 import { BOOLEAN, checkArgument, checkOptions, FUNCTION, kind, NAME, type OptionTable, oneOf } from '../base/options.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import type { BaseWeights } from '../lora/init/to-plain.js'
-import type { LoadOptions, SaveOptions } from '../peft/adapter-folder.js'
+import type { SaveOptions } from '../peft/adapter-folder.js'
+import type { LoadOptions } from '../peft/open.js'
 import { openFolder, openSource, openTarget, SOURCE, type Source, type Target } from './sources.js'
 
 /** An adapter in memory. */

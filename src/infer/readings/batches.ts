@@ -18,7 +18,7 @@ import type { BatchOptions, TextOrPair } from '../session.js'
 /** Texts or pictures in a run where nothing else is asked for. */
 const BATCH_SIZE = 8
 
-/** What the options of {@link BatchOptions} may be. */
+/** The kinds of {@link BatchOptions}. */
 export const BATCH_KINDS = { maxLength: COUNT, batchSize: COUNT, signal: SIGNAL }
 
 const PAIR = kind('an object with text and textPair', (value) => {
@@ -72,7 +72,7 @@ export function encodeTexts(
 export interface TextBatch {
   /** Numbers of the texts. */
   readonly texts: readonly number[]
-  /** What they are filled up to. */
+  /** The length that they are filled up to. */
   readonly sequence: number
   readonly feeds: Feeds
 }

@@ -6,9 +6,10 @@ import { readGraph } from '../../graph/view/graph.js'
 import type { ImageSource } from '../../images/image.js'
 import { mixesOf } from '../adapters/choice.js'
 import { floatsOf } from '../feeds.js'
+import type { WholeSession } from '../graphs.js'
 import type { Classification, ClassifyInput, ClassifyOptions, TextOrPair } from '../session.js'
 import { BATCH_KINDS, batchesOf, encodeTexts, IMAGE, imageBatches, listOfTexts, TEXT_OR_PAIR } from './batches.js'
-import { type ClassifierSession, checkFinite, labelsFor, logitsOf, softmax } from './logits.js'
+import { checkFinite, labelsFor, logitsOf, softmax } from './logits.js'
 
 const OPTIONS: OptionTable<ClassifyOptions> = {
   adapter: orNull(NAME),
@@ -18,7 +19,7 @@ const OPTIONS: OptionTable<ClassifyOptions> = {
 
 /** See AdapterSession.classify. */
 export async function classify(
-  session: ClassifierSession,
+  session: WholeSession,
   inputs: ClassifyInput | readonly ClassifyInput[],
   options: ClassifyOptions = {},
 ): Promise<Classification | Classification[]> {

@@ -8,9 +8,10 @@ import { checkVocabulary } from '../../text/records.js'
 import { type EncodedWords, encodeWords, joinWords, wordsIn } from '../../text/words.js'
 import { mixesOf } from '../adapters/choice.js'
 import { floatsOf } from '../feeds.js'
+import type { WholeSession } from '../graphs.js'
 import type { TaggedWord, Tagging, TagOptions, TextOrWords } from '../session.js'
 import { BATCH_KINDS, batchesOf, listOfTexts } from './batches.js'
-import { type ClassifierSession, checkFinite, labelsFor, logitsOf, softmax } from './logits.js'
+import { checkFinite, labelsFor, logitsOf, softmax } from './logits.js'
 
 const OPTIONS: OptionTable<TagOptions> = { adapter: orNull(NAME), ...BATCH_KINDS }
 
@@ -30,7 +31,7 @@ interface Input extends EncodedWords {
 
 /** See AdapterSession.tag. */
 export async function tag(
-  session: ClassifierSession,
+  session: WholeSession,
   texts: TextOrWords | readonly TextOrWords[],
   options: TagOptions = {},
 ): Promise<Tagging | Tagging[]> {
@@ -54,7 +55,7 @@ export async function tag(
   return Array.isArray(texts) ? results : results[0]
 }
 
-function inputOf({ model }: ClassifierSession, given: TextOrWords, limit = Number.POSITIVE_INFINITY): Input {
+function inputOf({ model }: WholeSession, given: TextOrWords, limit = Number.POSITIVE_INFINITY): Input {
   const { vocabularySize, contextLength = Number.POSITIVE_INFINITY } = model
   const tokenizer = requireTokenizer(model)
   const { text, spans } = typeof given === 'string' ? { text: given, spans: wordsIn(given) } : joinWords(given.words)
