@@ -24,9 +24,15 @@ export interface GoldenCase<Expected> {
   expected: Expected
 }
 
+/** The names of a suite's folders. */
+export function goldenNames(suite: string): string[] {
+  const entries = readdirSync(goldenPath(suite), { withFileTypes: true })
+  return entries.flatMap((entry) => (entry.isDirectory() ? [entry.name] : []))
+}
+
 /** The folders of one kind that come with what PEFT says of them. */
 export function goldenCases<Expected>(kind: string): GoldenCase<Expected>[] {
-  return readdirSync(goldenPath(kind)).flatMap((name) => {
+  return goldenNames(kind).flatMap((name) => {
     const file = goldenPath(kind, name, 'expected.json')
     return existsSync(file) ? [{ name, folder: goldenPath(kind, name), expected: readJson(file) as Expected }] : []
   })

@@ -27,7 +27,8 @@ const TABLES = {
     'src/index/tools.ts': ['CombineOptions', 'ConvertAdapterOptions', 'DiffOptions', 'ExtractOptions', 'ResizeOptions'],
     'src/index/train.ts': ['PreviewDataOptions', 'TrainOptions'],
     'src/lora/init/data-inits.ts': ['CordaOptions', 'EvaOptions', 'LoftqOptions', 'LoraGaOptions'],
-    'src/peft/adapter-folder.ts': ['LoadOptions', 'SaveOptions'],
+    'src/peft/adapter-folder.ts': ['SaveOptions'],
+    'src/peft/open.ts': ['LoadOptions'],
     'src/train/report.ts': ['TrainEvents'],
   },
   'src/lora/gen/options.ts': {

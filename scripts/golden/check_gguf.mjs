@@ -11,6 +11,7 @@ import { tmpdir } from 'node:os'
 import { join, resolve } from 'node:path'
 import { fileURLToPath, pathToFileURL } from 'node:url'
 import { convertAdapter } from '../../dist/node.js'
+import unpackAll from './packed.mjs'
 
 const [packages, bases] = process.argv.slice(2).map((path) => resolve(path))
 const module = join(packages, 'node_modules/node-llama-cpp/dist/index.js')
@@ -48,7 +49,9 @@ async function logProbabilities(model, tokens, adapter) {
 const largest = (a, b) => Math.max(...a.map((value, i) => Math.abs(value - b[i])))
 
 let failed = 0
-for (const name of readdirSync(golden)) {
+unpackAll()
+const names = readdirSync(golden, { withFileTypes: true }).filter((entry) => entry.isDirectory())
+for (const { name } of names) {
   const { tokens, logits, base } = JSON.parse(readFileSync(join(golden, name, 'logits.json'), 'utf8'))
   const model = await llama.loadModel({ modelPath: join(bases, `${name}.gguf`), useMmap: false })
   const offBase = largest(await logProbabilities(model, tokens), logSoftmax(base))

@@ -70,6 +70,7 @@ export async function openSession(model: Model | Source, given: OpenSessionOptio
     return ModelSession.open(opened, { ...options, adapters }, isOurs, {
       openAdapter: read,
       onMissing,
+      onWarning,
       decodeImage: platform().decodeImage,
     })
   }

@@ -4,7 +4,9 @@ import type { Directory } from '../base/bytes.js'
 import { ConfigError } from '../base/errors.js'
 import { checkArgument, checkOptions, isObject } from '../base/options.js'
 import type { ToolRun } from '../base/progress.js'
-import type { AdapterFormat, ConvertedDtype, ConvertReport, Place } from '../exchange/convert.js'
+import type { ConvertReport } from '../exchange/convert.js'
+import type { ConvertedDtype, Place } from '../exchange/format.js'
+import { type AdapterFormat, formatOf } from '../exchange/formats.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import type { CombineResult } from '../tools/combine.js'
 import type { CombineSettings } from '../tools/combine-settings.js'
@@ -159,8 +161,9 @@ export async function convertAdapter(
 
 /** A path that ends as a format's files do names a file; others name a folder. */
 function placeOf(out: Target, to: AdapterFormat): Place {
-  const endings: Partial<Record<AdapterFormat, RegExp>> = { gguf: /\.gguf$/i, 'onnx-adapter': /\.onnx_adapter$/i }
-  if (isDirectory(out) || endings[to]?.test(out) !== true) return { directory: openTarget(out, 'out'), file: undefined }
+  const { ending } = formatOf(to)
+  const isFile = !isDirectory(out) && ending !== undefined && out.toLowerCase().endsWith(ending)
+  if (!isFile) return { directory: openTarget(out, 'out'), file: undefined }
   const [, folder = '', file] = /^(.*[\\/])?([^\\/]+)$/s.exec(out) ?? []
   return { directory: openTarget(folder.length > 1 ? folder.slice(0, -1) : folder || '.', 'out'), file }
 }

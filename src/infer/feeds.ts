@@ -1,4 +1,4 @@
-// What callers feed, checked and made plain: ONNX Runtime's own tensors are objects with getters, which do not survive the way
+// Feeds of callers, checked and made plain: ONNX Runtime's own tensors are objects with getters, which do not survive the way
 // into a worker.
 
 import { f16ToF32 } from '../base/dtype.js'

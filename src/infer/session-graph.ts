@@ -26,14 +26,14 @@ const ON_PROCESSOR = new Set(['cpu', 'wasm'])
 /** A tensor that becomes an input as a whole. */
 export type Vector = Pick<VectorPlaces, 'name'> & { readonly base: Float32Array }
 
-/** What adapters need of a graph. */
+/** The inputs that adapters need in a graph. */
 export interface GraphNeeds {
   readonly modules: SiteNeeds
-  /** By name. */
+  /** Vectors by name. */
   readonly vectors: ReadonlyMap<string, Vector>
 }
 
-/** What a session changes of a graph. */
+/** The changes that a session makes to a graph. */
 export interface SessionEdit {
   /** Comes first. */
   readonly before: (graph: Graph) => void
@@ -42,20 +42,23 @@ export interface SessionEdit {
   readonly needs: GraphNeeds
   /** Values that are given out beside the model's outputs. */
   readonly given: ReadonlySet<string>
+  /** Leaves out the faster form: attention stays as the graph has it. */
+  readonly isPlain: boolean
 }
 
 /** A fresh edit of the model's graph, and what the engine has to know of it. */
 export function sessionGraph(
   onnx: OnnxModel,
-  { before, names, needs, given }: SessionEdit,
+  { before, names, needs, given, isPlain }: SessionEdit,
   providers: readonly string[] = [],
-): Omit<OpenRequest, 'model' | 'options'> & { graph: ModelProto } {
+): Omit<OpenRequest, 'model' | 'options'> & { graph: ModelProto; isFused: boolean } {
   const graph = new Graph(onnx.proto)
   before(graph)
   graph.outputs.push(...Array.from(given, (name) => create(ValueInfoProtoSchema, { name })))
   const isOnProcessor = providers.every((name) => ON_PROCESSOR.has(name))
-  const isFused = isOnProcessor && fuseAttention(graph) > 0
-  const newRows = isOnProcessor ? giveNewRows(graph) : undefined
+  const mayFuse = isOnProcessor && !isPlain
+  const isFused = mayFuse && fuseAttention(graph) > 0
+  const newRows = mayFuse ? giveNewRows(graph) : undefined
   const ownInputs = new Set(graph.inputs)
   const adapted = adaptGraph(graph, names, needs)
   const inputNames = shortenNames(
@@ -69,6 +72,7 @@ export function sessionGraph(
     idleRank: isOnProcessor ? 0 : 1,
     columns: isFused ? tokenColumns(tokenInputs(readGraph(onnx.proto), new Set([VECTORS]))) : undefined,
     newRows,
+    isFused: isFused || newRows !== undefined,
   }
 }
 
@@ -122,7 +126,7 @@ function adaptGraph(graph: Graph, names: ModuleMap, needs: GraphNeeds): { groups
   return { groups: [...groups, ...alone.map((site) => [site])], takesRows }
 }
 
-/** Whether a value depends on more of the inputs than their shape. What is known is kept in `known`. */
+/** True if a value depends on more of the inputs than their shape. Answers are kept in `known`. */
 function isFed(graph: Graph, value: Value, known: Map<Value, boolean>): boolean {
   const inputs = new Set(graph.inputs.map(({ name }) => name))
   const seen = new Set<Value>()

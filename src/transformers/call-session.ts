@@ -65,7 +65,7 @@ export class CallSession implements PipelineSession {
     const { mixes, head, kept, asked } = this.#planFor(batchOf(own))
     const given = await this.#run(own, mixes, asked)
     const outputs = Object.fromEntries(kept.map((name): [string, unknown] => [name, given[name]]))
-    if (head !== undefined) outputs[head.replaces ?? 'logits'] = logitsOf(head, given[head.input.value], own)
+    if (head !== undefined) outputs[head.output] = logitsOf(head, given[head.input.value], own)
     if (mixes.length > 1) checkRanks(graph, given)
     return outputs
   }
@@ -95,7 +95,7 @@ export class CallSession implements PipelineSession {
     const mixes = mixesOf(this.#choice, rows)
     session.checkMixes(mixes)
     const head = session.headFor(mixes)
-    const kept = this.outputNames.filter((name) => name !== head?.replaces)
+    const kept = this.outputNames.filter((name) => name !== head?.output)
     const isWhole = session.adapters.every((name) => session.headOf(name) === undefined)
     const asked = isWhole ? undefined : [...new Set([...kept, ...(head === undefined ? [] : [head.input.value])])]
     this.#plan = { rows, changes, mixes, head, kept, asked }

@@ -14,7 +14,7 @@ import type { TiedPolicy } from '../../src/merge/plan/tied.js'
 import type { MergeAdapter } from '../../src/merge/weighted.js'
 import { loadAdapter, saveAdapter } from '../../src/peft/adapter-folder.js'
 import { type AdapterReport, inspectAdapter } from '../../src/peft/inspect.js'
-import { inspectAdapterFolder } from '../../src/peft/inspect-folder.js'
+import { convolve } from '../convolve.js'
 import {
   baseFolder,
   type Cell,
@@ -89,8 +89,8 @@ class CellRun {
     const golden = await cellTensors(this.#cell)
     const adapter = await loadAdapter(this.#folder())
     if (this.#checks.includes('counts')) {
-      this.#counts(inspectAdapter(adapter))
-      this.#counts(await inspectAdapterFolder(this.#folder()))
+      this.#counts(await inspectAdapter(adapter))
+      this.#counts(await inspectAdapter(this.#folder()))
       this.done.push('counts')
     }
     if (this.#checks.includes('forward')) await this.#forward(adapter, golden)
@@ -254,7 +254,10 @@ class CellRun {
 
   /** What was no safetensors file is one now, and the same adapter. */
   async #sameTensors(adapter: LoraAdapter, saved: MemoryDirectory): Promise<void> {
-    const [before, after] = [adapter, await loadAdapter(saved)].map((own) => JSON.stringify(inspectAdapter(own)))
+    const [before, after] = [
+      JSON.stringify(await inspectAdapter(adapter)),
+      JSON.stringify(await inspectAdapter(await loadAdapter(saved))),
+    ]
     this.#equal('file', 'content', after, before)
   }
 
@@ -318,10 +321,15 @@ function moduleOf(adapter: LoraAdapter, expected: ExpectedLayer, weight: Tensor)
     )
   }
   if (kind === 'convolution') {
-    const layer = adapter.get(name, 'convolution')?.attachBase(weight, { stride, padding, dilation })
+    const layer = adapter.get(name, 'convolution')?.attachBase(weight)
     return (
       layer && {
-        forward: (input) => layer.forward(input).data as FloatArray,
+        forward: (input) => {
+          const { data, shape } = convolve(input, layer.effectiveWeight(), stride!, padding!, dilation!)
+          const bias = layer.biasDelta()
+          const positions = shape[2] * shape[3]
+          return bias === undefined ? data : data.map((value, i) => value + bias[Math.floor(i / positions) % shape[1]])
+        },
         effectiveWeight: () => layer.effectiveWeight().data as FloatArray,
         ...changes(layer),
       }

@@ -1,7 +1,7 @@
 // GGUF adapters against those of llama.cpp's own converter, back to PEFT, and what is refused. That llama.cpp gives PEFT's logits with them is
 // checked by scripts/golden/check_gguf.mjs.
 
-import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
+import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { describe, expect, it } from 'vitest'
@@ -14,14 +14,14 @@ import { LoraAdapter } from '../../src/lora/adapter.js'
 import type { LoraConfigInput } from '../../src/lora/config.js'
 import { nodePlatform } from '../../src/node/platform.js'
 import { loadAdapter, saveAdapter } from '../../src/peft/adapter-folder.js'
-import { goldenPath } from '../golden.js'
+import { goldenNames, goldenPath } from '../golden.js'
 import { changes, distance } from '../tools/adapters.js'
 
 usePlatform(nodePlatform)
 
 const bytesIn = ({ buffer, byteOffset, byteLength }: Float32Array) => new Uint8Array(buffer, byteOffset, byteLength)
 
-const names = readdirSync(goldenPath('gguf'))
+const names = goldenNames('gguf')
 const bytesOf = (...parts: string[]) => new Uint8Array(readFileSync(goldenPath('gguf', ...parts)))
 
 async function written(name: string, outDtype?: 'fp16' | 'q8_0'): Promise<{ bytes: Uint8Array; notes: string[] }> {

@@ -23,7 +23,7 @@ test('there are cases of both kinds', () => {
 
 describe.each(loading)('$name', ({ folder, expected }) => {
   test('loads as PEFT loads it', async () => {
-    const report = inspectAdapter(await loadAdapter(new NodeDirectory(folder)))
+    const report = await inspectAdapter(await loadAdapter(new NodeDirectory(folder)))
     expectLayers(
       report.layers,
       expected.layers.map((layer) => ({ ...layer, kind: 'linear' })),

@@ -71,7 +71,7 @@ describe('spellings', () => {
     expect(adapter.notes.length).toBe(notes.length)
     for (const [i, note] of notes.entries()) expect(adapter.notes[i]).toMatch(note)
     expect(await savedFiles(directory)).toEqual(await savedFiles(folderOf('kinds', 'all-together')))
-    const { warnings } = inspectAdapter(adapter)
+    const { warnings } = await inspectAdapter(adapter)
     expect(warnings.filter((warning) => warning.startsWith('The folder has ')).length).toBe(notes.length)
   })
 
@@ -111,7 +111,7 @@ describe('what is no spelling of these', () => {
       names.map((name) => [name, { name, dtype: 'fp32' as const, shape: [0], offset: 0, byteLength: 0 }]),
     ),
   })
-  const keys = (names: string[], adapter?: string) => [...normalizeKeys(file(...names), adapter).file.tensors.keys()]
+  const keys = (names: string[], adapter?: string) => [...normalizeKeys(file(...names), adapter).tensors.keys()]
 
   test('names inside modules are left alone', () => {
     for (const name of [
@@ -155,8 +155,8 @@ describe('what is no spelling of these', () => {
     fc.assert(
       fc.property(fc.uniqueArray(name, { maxLength: 5 }), (names) => {
         try {
-          const { file: read, notes } = normalizeKeys(file(...names))
-          if (!notes.some((note) => note.endsWith('left out'))) expect(read.tensors.size).toBe(names.length)
+          const read = normalizeKeys(file(...names))
+          if (!read.notes.some((note) => note.endsWith('left out'))) expect(read.tensors.size).toBe(names.length)
           expect(keys([...read.tensors.keys()]).length).toBe(read.tensors.size)
         } catch (error) {
           if (!(error instanceof LowrankError)) throw error

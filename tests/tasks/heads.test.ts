@@ -83,7 +83,7 @@ describe.each(Object.entries(models))('%s', (name, { task, modulesToSave, config
     const logits = await readTensorF32(file, `${name}:logits`)
     const adapter = await saved()
     const own = base()
-    const head = (await readHead({ config }, own.graph, own.linears, adapter))!
+    const head = (await readHead(own, adapter))!
     const tensor = floats(DataType.FLOAT, [...hidden.data], hidden.shape)
     const tokens = await tokensOf(name)
     expect(maxDifference(headLogits(head, tensor, tokens), logits.data)).toBeLessThan(1e-5)

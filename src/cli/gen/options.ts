@@ -94,16 +94,6 @@ export const FLAGS = {
       about: "Module name → name of the node or of its weight, where an .onnx file's own names do not tell.",
     },
     overwrite: { form: 'switch', about: 'Replaces an output that a merge wrote. Default false.' },
-    resume: {
-      form: 'switch',
-      about:
-        'Keeps the finished shards of an interrupted merge whose checksums agree. Default: start over. Not for .onnx.',
-    },
-    finish: {
-      form: 'switch',
-      about:
-        'Checks the files that all shares have made, adds the others, and gives the output its name. Not for .onnx.',
-    },
     threads: {
       form: 'number',
       about:
@@ -193,16 +183,6 @@ export const FLAGS = {
       about: "Module name → name of the node or of its weight, where an .onnx file's own names do not tell.",
     },
     overwrite: { form: 'switch', about: 'Replaces an output that a merge wrote. Default false.' },
-    resume: {
-      form: 'switch',
-      about:
-        'Keeps the finished shards of an interrupted merge whose checksums agree. Default: start over. Not for .onnx.',
-    },
-    finish: {
-      form: 'switch',
-      about:
-        'Checks the files that all shares have made, adds the others, and gives the output its name. Not for .onnx.',
-    },
     threads: {
       form: 'number',
       about:
@@ -238,7 +218,7 @@ export const FLAGS = {
     device: {
       form: 'names',
       about:
-        "Where the model runs, with ONNX Runtime's names: cpu, webgpu, cuda, coreml, dml, … You can give several. If the first cannot compute an operator, the next one does. Default: the CPU.",
+        "The device that runs the model, with ONNX Runtime's names: cpu, webgpu, cuda, coreml, dml, … You can give several. If the first cannot compute an operator, the next one does. Default: the CPU.",
     },
     accuracyLevel: {
       form: 'word',
@@ -441,6 +421,12 @@ export const FLAGS = {
       about:
         "Where the model runs, with ONNX Runtime's names: cpu, webgpu, cuda, coreml, dml, … You can give several. If the first cannot compute an operator, the next one does. The optimizer always runs on the CPU. Default: the CPU.",
     },
+    keep: {
+      form: 'word',
+      about: 'Whose weights the run ends with: those of the last step, or those of the best evaluation after a step.',
+      words: ['last', 'best'],
+      fallback: 'last',
+    },
     task: {
       form: 'text',
       about:
@@ -516,12 +502,6 @@ export const FLAGS = {
       form: 'number',
       about:
         'Number of steps between two evaluations. Needs --eval-data or --eval-split. Default: only before and after training. With --keep best or --early-stopping: after each pass over the data too.',
-    },
-    keep: {
-      form: 'word',
-      about: 'Whose weights the run ends with: those of the last step, or those of the best evaluation after a step.',
-      words: ['last', 'best'],
-      fallback: 'last',
     },
     bestMetric: {
       form: 'text',
@@ -643,7 +623,7 @@ export const FLAGS = {
     repetitionPenalty: {
       form: 'number',
       about:
-        'What the logits of tokens that the prompt or the text holds are divided by, or multiplied with below 0: above 1 they become less likely. Default: that of generation_config.json, else 1.',
+        'Divides the logits of tokens that the prompt or the text holds, or multiplies them where they are below 0: above 1 they become less likely. Default: that of generation_config.json, else 1.',
     },
     chatTemplate: {
       form: 'text',

@@ -130,7 +130,7 @@ function transposeBack(context: GradientContext): Value {
   return g.transpose(dy, inverse)
 }
 
-/** What a product with a constant scalar scales, where a value is one: exporters scale the keys behind their Transpose. */
+/** The two factors of a value that is a product with a constant scalar: exporters scale the keys behind their Transpose. */
 function scaleOf({ g }: GradientContext, value: Value): { scaled: Value; factor: Value } | undefined {
   const maker = g.graph.producer(value)
   if (maker?.opType !== 'Mul') return undefined

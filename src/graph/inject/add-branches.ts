@@ -13,7 +13,7 @@ import type { Graph } from '../view/graph.js'
 import type { Affine } from './affine.js'
 import { adaptNodes } from './inject.js'
 
-/** What is added beside one module. */
+/** The values of a branch beside one module. */
 export interface BranchValues {
   readonly rank: number
   /** Aᵀ (k, r) */

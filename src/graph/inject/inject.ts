@@ -85,7 +85,7 @@ export function injectLora(
   /** (n, width) → (rows, n / rows, width) */
   const byRow = (x: Value, width: number) => g.reshape(x, g.concat([ROWS_INPUT, g.int([-1, width])], 0))
   const inputs = new Map<string, Value>()
-  /** What a layer reads, in float32: once for all that read it. */
+  /** The input of a layer in float32: made once for all that read it. */
   const inputOf = (linear: Linear) =>
     sharedValue(inputs, readerKey(linear), () => {
       const x = isMatrix(linear) ? byRow(linear.input, linear.k) : linear.input
@@ -154,7 +154,7 @@ function splitEvenly(g: Builder, value: Value, m: number): readonly Value[] {
   return g.node('Split', [value], { axis: -1, ...(g.graph.opset() >= 18 && { num_outputs: m }) }, m).output
 }
 
-/** Whether more than a product is added to the outputs. */
+/** True if more than a product is added to the outputs. */
 function isAffine(roles: ReadonlySet<SiteRole>): boolean {
   return roles.has('scale') || roles.has('shift')
 }
@@ -163,7 +163,7 @@ function nodeOf({ graph }: Builder, value: Value): NodeProto {
   return graph.producer(value) as NodeProto
 }
 
-/** Whether a layer takes all rows of a batch as one matrix (n, k). */
+/** True if a layer takes all rows of a batch as one matrix (n, k). */
 function isMatrix({ form }: Linear): boolean {
   return form.name === 'Gemm'
 }

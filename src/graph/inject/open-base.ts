@@ -1,4 +1,4 @@
-// What of the base's own weights a graph trains: whole tensors, and single rows of embeddings.
+// Weights of the base that a graph trains: whole tensors, and single rows of embeddings.
 
 import type { NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
 import type { CustomGradients } from '../gradients/backward.js'
@@ -24,7 +24,7 @@ export interface BaseOpener {
 
 /** Weights of the base that are inputs of a graph. */
 export interface OpenBase {
-  /** What is to be declared among the graph's inputs. */
+  /** Tensors to declare among the graph's inputs. */
   readonly trained: readonly TrainedTensor[]
   /** The linear layers whose weights, or rows of them, are trained. */
   layersOf(linears: readonly Linear[]): Linear[]
@@ -32,7 +32,7 @@ export interface OpenBase {
   openLayers(inRows: ReadonlyMap<NodeProto, Linear>, custom: CustomGradients): void
 }
 
-/** What opens these tensors and rows. */
+/** Makes the opener of these tensors and rows. */
 export function baseOpener(tensors: readonly WholeTensor[], rows: readonly TrainedRows[]): BaseOpener {
   return {
     optional: new Set(tensors.flatMap(({ name, isOptional }) => (isOptional ? [name] : []))),
@@ -56,9 +56,9 @@ export interface WholeTensor {
   /** As the adapter calls it: model.norm.weight */
   readonly name: string
   readonly shape: readonly number[]
-  /** Where the loss does not depend on it, it stays as it is. */
+  /** True if it may stay as it is when the loss does not depend on it. */
   readonly isOptional: boolean
-  /** What the graph adds to it: see `normOffset`. */
+  /** The number that the graph adds to it: see `normOffset`. */
   readonly offset: number
 }
 

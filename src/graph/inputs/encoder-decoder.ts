@@ -14,7 +14,7 @@ import { dimsOfInput, roleFeeds, splitInputs, type TokenBatch, typeOf } from './
 export const HIDDEN_STATES = 'encoder_hidden_states'
 export const STATES_MASK = 'encoder_attention_mask'
 
-/** What names of the decoder's own inputs begin with, in graphs that hold both encoder and decoder. */
+/** The prefix of the decoder's own inputs, in graphs that hold both encoder and decoder. */
 export const OF_DECODER = 'decoder_'
 
 /**
@@ -77,7 +77,7 @@ function emptyCache(input: ValueInfoProto, batch: number): RuntimeTensor {
 /** Sounds as a model reads them: (batch, bands, times). */
 const FEATURES = 'input_features'
 
-/** What the encoder reads: tokens, or sounds. */
+/** A batch for the encoder: tokens, or sounds. */
 export type EncoderBatch = TokenBatch | { readonly batch: number; readonly features: Float32Array }
 
 /** Inputs of a graph that holds both encoder and decoder. */

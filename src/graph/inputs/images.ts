@@ -6,10 +6,10 @@ import type { Feeds, RuntimeTensor } from '../../runtime/runtime.js'
 import type { Graph } from '../view/graph.js'
 import { dimsOfInput, typeOf } from './roles.js'
 
-/** What exporters call the input (batch, 3, height, width). */
+/** The name that exporters give to the input (batch, 3, height, width). */
 export const PIXELS = 'pixel_values'
 
-/** Whether a graph reads pictures. */
+/** True if a graph reads pictures. */
 export function takesImages(graph: Pick<Graph, 'inputs'>): boolean {
   return graph.inputs.some(({ name }) => name === PIXELS)
 }
@@ -55,7 +55,7 @@ export function completePixelFeeds(graph: Graph, feeds: Feeds): Feeds {
 /** In which pieces a graph takes a picture. */
 export type PictureForm = 'whole' | 'tiles' | 'patches'
 
-/** By the axes of its pixels: (batch, 3, height, width), (batch, tiles, 3, height, width), (patches, width). */
+/** Forms by the number of axes of the pixels: (batch, 3, height, width), (batch, tiles, 3, height, width), (patches, width). */
 const FORMS: Readonly<Record<number, PictureForm>> = { 4: 'whole', 5: 'tiles', 2: 'patches' }
 
 const TILE_MASK = 'pixel_attention_mask'

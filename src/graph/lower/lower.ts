@@ -32,7 +32,7 @@ export const FUSED: Readonly<Record<string, Lowering>> = {
   'com.microsoft:BiasGelu': ({ g, inputs: [x, bias] }) => [g.op('com.microsoft:Gelu', [g.add(x, bias)])],
 }
 
-/** By operator, as {@link operatorOf} names it. */
+/** Lowerings by operator, as {@link operatorOf} names it. */
 export const LOWERINGS: Readonly<Record<string, Lowering>> = { ...ATTENTION, ...FUSED }
 
 /**

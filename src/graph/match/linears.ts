@@ -74,7 +74,7 @@ function headsOf(graph: Graph, products: readonly Product[]): Set<Product> {
   return found
 }
 
-/** Whether only ops that treat each row for itself, and keep its place, lie between a layer and the logits, and nothing else reads them. */
+/** True if only ops that treat each row for itself, and keep its place, lie between a layer and the logits, and nothing else reads them. */
 export function reachesRowWise(graph: Graph, head: Linear, logits: Value): boolean {
   let value = logits
   while (value !== head.output) {

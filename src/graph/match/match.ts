@@ -65,7 +65,7 @@ function nonEmpty(found: Linear[], wanted: string, linears: readonly Linear[]): 
   })
 }
 
-/** What has to be known of an adapter's layer to place it. */
+/** The part of an adapter's layer that placing it needs. */
 export interface NamedLayer {
   readonly name: string
   readonly d: number
@@ -107,9 +107,9 @@ export function matchLayers<T extends NamedLayer>(
 
 /** Finds the linear layers of a module. */
 export interface ModuleFinder {
-  /** Of all modules. */
+  /** Names of all modules. */
   readonly names: readonly string[]
-  /** Those that {@link nameOfModule} tells. */
+  /** The layers that {@link nameOfModule} tells. */
   find(name: string): readonly Linear[] | undefined
 }
 

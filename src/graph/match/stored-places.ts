@@ -1,4 +1,4 @@
-// Where the tensors of an adapter that take the place of the base's own go in a graph: whole tensors (modules_to_save, biases), and rows of
+// Places in a graph for the tensors of an adapter that replace the base's own: whole tensors (modules_to_save, biases), and rows of
 // an embedding (trainable_token_indices). For sessions and for merging.
 
 import { decodeFloats, isWeightDtype } from '../../base/dtype.js'
@@ -47,7 +47,7 @@ export interface EmbeddingPlace {
   readonly embedding: Embedding
 }
 
-/** What a replaced tensor takes the place of. */
+/** The place of a replaced tensor. */
 export type StoredPlace =
   | WeightPlace
   | EmbeddingPlace
@@ -55,7 +55,7 @@ export type StoredPlace =
   | {
       readonly kind: 'other'
       readonly place: Place
-      /** What is added to the adapter's values: see {@link normOffset}. */
+      /** The number that is added to the adapter's values: see {@link normOffset}. */
       readonly offset: number
     }
 
@@ -189,7 +189,7 @@ function ownBias(graph: Graph, linear: Linear, name: string, shape: readonly num
   return bias
 }
 
-/** Whether a replaced weight is (k, d), as Conv1D keeps it. */
+/** True if a replaced weight is (k, d), as Conv1D keeps it. */
 function isStoredInputMajor(linear: Linear, name: string, shape: readonly number[], isConv1d: boolean): boolean {
   const { d, k, fused } = linear
   if (fused !== undefined) refuse(name, 'the linear layer computes several layers', linear.node.name)
@@ -203,7 +203,7 @@ function isStoredInputMajor(linear: Linear, name: string, shape: readonly number
   return !isOutputMajor
 }
 
-// What exporters add to the weights of norms before they store them.
+// Exporters can add a number to the weights of norms before they store them.
 
 /** Types of models whose norms multiply by 1 + w, and to whose w onnxruntime-genai's builder adds the 1. */
 const ADDS_ONE: ReadonlySet<string> = new Set(['gemma', 'gemma2', 'gemma3', 'gemma3_text', 'nemotron'])
@@ -215,7 +215,7 @@ const AS_STORED: ReadonlySet<string> = new Set([
 ])
 
 /**
- * What the graph's value of a norm's tensor is larger by than that of the PyTorch model; undefined where nothing tells.
+ * The difference of the graph's value of a norm's tensor from that of the PyTorch model; undefined where nothing tells.
  *
  * Source: `add_offset` of the builders, https://github.com/microsoft/onnxruntime-genai/tree/main/src/python/py/models/builders
  *
@@ -251,7 +251,7 @@ export function refuse(where: string, what: string, got?: string): never {
   throw new UnsupportedError({ where, what, ...(got !== undefined && { got }) })
 }
 
-// Whether a graph's output embedding is its input embedding: one initializer, or, where an exporter has folded a transpose into a
+// Tied embeddings: the output embedding is the input embedding, as one initializer, or, where an exporter has folded a transpose into a
 // copy of it, two of the same values. A quantizer makes a third kind: the head has integers that stand for about the same values.
 
 /** Tokens that are compared, in two stretches: untied embeddings differ in all. */
@@ -282,7 +282,7 @@ export async function tiedHeads(
 /** 4 bits change a weight by about a tenth of its norm; between untied weights the distance is larger than the norm. */
 const QUANTIZED_DISTANCE = 0.4
 
-/** Whether a head has about an embedding's values, where one of the two or both are stored as integers. */
+/** True if a head has about an embedding's values, where one of the two or both are stored as integers. */
 async function standsFor(model: OnnxModel, graph: Graph, embedding: Embedding, head: Linear): Promise<boolean> {
   const count = Math.min(COMPARED_TOKENS, embedding.vocabulary)
   const first = Math.floor((embedding.vocabulary - count) / 2)

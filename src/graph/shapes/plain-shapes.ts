@@ -80,7 +80,7 @@ class PlainTargets {
   }
 }
 
-/** What a computed target comes to; undefined for a constant, which is plain already, and for what was not probed. */
+/** The entries of a computed target; undefined for a constant, which is plain already, and for a value that was not probed. */
 function targetContent(graph: Graph, shapes: ShapeMap, target: Value): ProbedContent | undefined {
   const constant = graph.constant(target)
   if (constant !== undefined && integersOf(constant) !== undefined) return undefined
@@ -170,7 +170,7 @@ export function mergeReshapes(graph: Graph, shapes: ShapeMap): void {
   graph.invalidate()
 }
 
-/** Whether a target shape says the same whatever the shape before: without a 0, which copies a dimension. */
+/** True if a target shape does not depend on the shape before it: it has no 0, which would copy a dimension. */
 function isIndependent(graph: Graph, shapes: ShapeMap, shape: Value): boolean {
   if (graph.producer(shape)?.opType === 'Shape') return true
   const constant = graph.constant(shape)

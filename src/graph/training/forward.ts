@@ -44,7 +44,7 @@ export interface ForwardOptions {
 }
 
 export interface Forward {
-  /** What the objective returned: the loss without its normalizer. */
+  /** The scalar that the objective returned: the loss without its normalizer. */
   readonly sum: Value
   readonly objective: ObjectiveGraph
   /** A (r, k) where it is trained, Bᵀ (r, d) and for DoRA m (d) of each layer, in the layers' order, then weights of the base, then the objective's own. */

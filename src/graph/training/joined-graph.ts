@@ -16,7 +16,7 @@ import { raiseOpset } from '../view/opset.js'
 /** The encoder's weights are found under their locations in this folder. */
 const ENCODER_FILES = 'encoder/'
 
-/** What torch.onnx's dynamo exporter says of a node: a Python list of the modules around it, whose last entry is no module. */
+/** Key of the metadata of torch.onnx's dynamo exporter: a Python list of the modules around a node, whose last entry is no module. */
 const SCOPES = 'pkg.torch.onnx.name_scopes'
 
 /**

@@ -16,7 +16,7 @@ import type { Graph } from '../view/graph.js'
 export interface RowChoice {
   /** The rows of all positions; where the choice moves, those in front of its new place. */
   all: Value
-  /** Those of them that were chosen. */
+  /** The rows that were chosen. */
   readonly chosen: Value
 }
 
@@ -118,9 +118,9 @@ export class ObjectiveGraph {
 /** A length that differs between runs, such as the number of sequences. */
 export interface Length {
   readonly name: string
-  /** What it is at the two probe points. No other length, and no constant, may be the same at both. */
+  /** Its value at the two probe points. No other length, and no constant, may be the same at both. */
   readonly probed: readonly [number, number]
-  /** What it is in a run of these feeds. */
+  /** Its value in a run of these feeds. */
   of(feeds: Feeds): number
   /** The axis of a graph input where the graph itself can read it; undefined for products of others. */
   readonly source?: RunLength | undefined
@@ -132,7 +132,7 @@ export interface Probe {
   readonly lengths: readonly Length[]
 }
 
-/** What a model is trained for. */
+/** The goal that a model is trained for. */
 export interface Objective {
   readonly probe: Probe
   /**

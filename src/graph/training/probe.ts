@@ -59,7 +59,7 @@ export function lengthOf(lengths: readonly Length[], dim: number | undefined, ot
   return lengths.find(({ probed }) => probed[0] === dim && probed[1] === other)
 }
 
-/** What a length that the graph can read is in a typical run. */
+/** A typical length of an axis that the graph can read. */
 const TYPICAL = 256
 
 /** How many elements a value has in a typical run. Lengths that are no axis of an input are products of two that are. */

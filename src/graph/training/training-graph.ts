@@ -48,7 +48,7 @@ export interface TrainedParameter extends TrainedTensor {
 }
 
 export interface FeedOptions {
-  /** What the objective's sum is divided by: in training that of all runs of a step. */
+  /** Divisor of the objective's sum: in training that of all runs of a step. */
   readonly normalizer: number
   /** Needed where the graph has dropout. */
   readonly dropout?: DropoutDraw | undefined
@@ -56,12 +56,12 @@ export interface FeedOptions {
 
 /** A graph over a model's weights, and what it is fed. */
 export interface RunnableGraph {
-  /** What the objective gave out for metrics; none in a graph with gradients. */
+  /** Values that the objective gave out for metrics; none in a graph with gradients. */
   readonly predictions: readonly string[]
   readonly proto: ModelProto
   /** A (r, k) where it is trained and Bᵀ (r, d) of each layer, in the layers' order, then the objective's own. */
   readonly tensors: readonly TrainedTensor[]
-  /** What a session needs that takes inputs of any length. */
+  /** The model for a session that takes inputs of any length. */
   sessionModel(): Promise<SessionModel>
   /**
    * Feeds of one run, without what is trained.

@@ -14,7 +14,8 @@ import {
   SIGNAL,
 } from '../../base/options.js'
 import type { CordaOptions, EvaOptions, LoftqOptions, LoraGaOptions } from '../../lora/init/data-inits.js'
-import type { LoadOptions, SaveOptions } from '../../peft/adapter-folder.js'
+import type { SaveOptions } from '../../peft/adapter-folder.js'
+import type { LoadOptions } from '../../peft/open.js'
 import type { TrainEvents } from '../../train/report.js'
 import type { ToPlainOptions } from '../adapters.js'
 import type { HubOptions } from '../hub.js'
@@ -82,9 +83,7 @@ export const MERGE_OPTIONS: OptionTable<MergeOptions> = {
   signal: SIGNAL,
   onProgress: FUNCTION,
   overwrite: BOOLEAN,
-  resume: BOOLEAN,
   share: SHARE,
-  finish: BOOLEAN,
   threads: ranged('an integer of at least 1'),
   fsync: BOOLEAN,
   tied: oneOf('refuse', 'untie', 'keep'),
@@ -114,9 +113,7 @@ export const UNMERGE_OPTIONS: OptionTable<UnmergeOptions> = {
   signal: SIGNAL,
   onProgress: FUNCTION,
   overwrite: BOOLEAN,
-  resume: BOOLEAN,
   share: SHARE,
-  finish: BOOLEAN,
   threads: ranged('an integer of at least 1'),
   fsync: BOOLEAN,
 }
@@ -247,6 +244,7 @@ export const TRAIN_OPTIONS: OptionTable<TrainOptions> = {
   threads: ranged('an integer of at least 1'),
   lowMemory: BOOLEAN,
   device: anyOf(NAME, listOf(NAME)),
+  keep: oneOf('last', 'best'),
   task: NAME,
   columns: OBJECT,
   maxLength: ranged('an integer of at least 2'),
@@ -267,7 +265,6 @@ export const TRAIN_OPTIONS: OptionTable<TrainOptions> = {
   saveEvery: ranged('an integer of at least 1'),
   packing: BOOLEAN,
   evalEvery: ranged('an integer of at least 1'),
-  keep: oneOf('last', 'best'),
   bestMetric: NAME,
   earlyStopping: ranged('an integer of at least 1'),
   taskOptions: OBJECT,
@@ -303,13 +300,13 @@ export const LORA_GA_OPTIONS: OptionTable<LoraGaOptions> = {
   gamma: ranged('a finite number above 0'),
 }
 
+export const SAVE_OPTIONS: OptionTable<SaveOptions> = {
+  dtype: oneOf('fp32', 'fp16', 'bf16'),
+}
+
 export const LOAD_OPTIONS: OptionTable<LoadOptions> = {
   name: NAME,
   strict: BOOLEAN,
-}
-
-export const SAVE_OPTIONS: OptionTable<SaveOptions> = {
-  dtype: oneOf('fp32', 'fp16', 'bf16'),
 }
 
 export const TRAIN_EVENTS: OptionTable<TrainEvents> = {

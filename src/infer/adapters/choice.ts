@@ -13,7 +13,7 @@ export interface MixedAdapter {
   readonly weight: number
 }
 
-/** What a row is adapted by; empty for the base alone. */
+/** The adapters of a row; empty for the base alone. */
 export type Mix = readonly MixedAdapter[]
 
 const MIX = kind('an object of names and weights such as { a: 0.5, b: 1 }', (value) => {
@@ -28,7 +28,7 @@ export const ONE_CHOICE: Kind = anyOf(
   kind('null', (value) => value === null),
 )
 
-/** What the option `adapter` may be. */
+/** The kind of the option `adapter`. */
 export const ADAPTER_CHOICE: Kind = anyOf(ONE_CHOICE, {
   ...listOf(ONE_CHOICE),
   expected: 'a list of these, one for each row',
@@ -75,7 +75,7 @@ export function distinctMixes(mixes: readonly Mix[]): { distinct: readonly Mix[]
   return { distinct, rowOf: unique.length > 1 ? keys.map((key) => unique.indexOf(key)) : undefined }
 }
 
-/** What a mix has to know of an adapter. */
+/** The facts about an adapter that decide whether it can be in a mix. */
 export interface Mixable {
   /** It scales the outputs of the base. */
   readonly scales: boolean
@@ -121,7 +121,7 @@ export function requireMixable(mixes: readonly Mix[], of: (name: string) => Mixa
   }
 }
 
-/** What an adapter with these factors does, for mixes. */
+/** The facts about an adapter with these factors, for mixes. */
 export function mixableOf(factors: AdapterFactors, scales: boolean): Mixable {
   const replaced = new Map<string, 'whole' | 'rows'>()
   const added = new Set<string>()

@@ -3,12 +3,11 @@
 
 import { MismatchError, UnsupportedError } from '../../base/errors.js'
 import { hasCacheBranches } from '../../graph/inputs/cache.js'
-import { type Linear, logitsName } from '../../graph/match/linears.js'
-import type { Graph } from '../../graph/view/graph.js'
+import { logitsName } from '../../graph/match/linears.js'
 import type { LoraAdapter } from '../../lora/adapter.js'
 import type { Feeds, RuntimeTensor } from '../../runtime/runtime.js'
 import { chooseRows, type HeadInput } from '../../tasks/head-rows.js'
-import { type HeadLayer, placeHead } from '../../tasks/heads.js'
+import { type HeadBase, type HeadLayer, placeHead } from '../../tasks/heads.js'
 import { loadTaskOf } from '../../tasks/tasks.js'
 import { floatsOf } from '../feeds.js'
 
@@ -25,7 +24,7 @@ interface HeadValues {
 
 /** The head of one adapter of a session. */
 export interface AdapterHead {
-  /** What goes into its first layer: a value of the graph. */
+  /** The input of its first layer: a value of the graph. */
   readonly input: HeadInput
   readonly layers: readonly HeadValues[]
   /** How many logits it gives. */
@@ -33,8 +32,8 @@ export interface AdapterHead {
   /** The adapter's own. */
   readonly labels: readonly string[] | undefined
   readonly problemType: LoraAdapter['problemType']
-  /** The graph's output that the head's logits take the place of; undefined where the graph has no head. */
-  readonly replaces: string | undefined
+  /** The output that holds the head's logits, whether or not the graph has one of this name. */
+  readonly output: string
   /** Names of the adapter's tensors that it is made from. */
   readonly tensors: ReadonlySet<string>
 }
@@ -44,13 +43,8 @@ export interface AdapterHead {
  *
  * @throws MismatchError when the head does not fit the model, UnsupportedError where its input lies in branches of the graph
  */
-export async function readHead(
-  model: { readonly config?: Readonly<Record<string, unknown>> },
-  graph: Graph,
-  linears: readonly Linear[],
-  adapter: LoraAdapter,
-): Promise<AdapterHead | undefined> {
-  const base = { config: model.config ?? {}, graph, linears }
+export async function readHead(base: HeadBase, adapter: LoraAdapter): Promise<AdapterHead | undefined> {
+  const { graph } = base
   const task = await loadTaskOf(adapter.config, base)
   const form = task?.headForm?.(base)
   if (form === undefined) return undefined
@@ -75,7 +69,7 @@ export async function readHead(
     })
   }
   const layers = placed.layers.map((layer) => valuesOf(adapter, layer))
-  return { input, layers, count, labels, problemType, replaces: isInGraph ? logitsName(graph) : undefined, tensors }
+  return { input, layers, count, labels, problemType, output: isInGraph ? logitsName(graph) : 'logits', tensors }
 }
 
 function valuesOf(adapter: LoraAdapter, layer: HeadLayer): HeadValues {
@@ -156,38 +150,47 @@ function normOf({ layer, weight, bias, d }: HeadValues, input: Float32Array, out
   for (let i = 0; i < d; i++) output[i] = (input[i] - mean) * scale * weight[i] + (bias?.[i] ?? 0)
 }
 
-/** What runs the graph with the adapters' factors. */
+/** Runs the graph with the adapters' factors. */
 type RunGraph = (feeds: Feeds, outputNames: readonly string[]) => Promise<Record<string, RuntimeTensor>>
 
 /** The heads of a run: one for all rows, or one for each; undefined where the logits are the graph's own. */
 export type RowHeads = readonly (AdapterHead | undefined)[]
 
 /**
- * A run of the graph in which the heads' logits take the place of the graph's own.
+ * A run of the graph in which the heads' logits take the place of the graph's own, or stand beside its outputs.
  *
- * @param all names of the outputs that the model has
- * @throws UnsupportedError when rows of one run get different numbers of logits
+ * @param heads some of them
+ * @param wanted names of the outputs to give
+ * @param own names of the outputs that the graph has
+ * @throws UnsupportedError when rows of one run get different numbers of logits, or some have no head and the graph has no logits
  */
-export async function runWithHead(
+export async function runWithHeads(
   run: RunGraph,
   feeds: Feeds,
-  outputNames: readonly string[] | undefined,
-  { heads, all }: { heads: RowHeads; all: readonly string[] },
+  heads: RowHeads,
+  { wanted, own }: { wanted: readonly string[]; own: readonly string[] },
 ): Promise<Record<string, RuntimeTensor>> {
-  const wanted = outputNames ?? all
-  const own = heads.flatMap((head) => head ?? [])
-  const replaced = own.find(({ replaces }) => replaces !== undefined)?.replaces
-  if (replaced === undefined || !wanted.includes(replaced)) return run(feeds, wanted)
-  const needsOwn = own.length < heads.length
-  const others = wanted.filter((name) => name !== replaced || needsOwn)
-  const values = own.map(({ input }) => input.value)
+  const all = heads.flatMap((head) => head ?? [])
+  const [{ output }] = all
+  if (!wanted.includes(output)) return run(feeds, wanted)
+  const needsOwn = all.length < heads.length
+  if (needsOwn && !own.includes(output)) {
+    throw new UnsupportedError({
+      where: 'adapter',
+      what: 'rows without a head of their own have no logits in this graph',
+      got: `outputs ${own.join(', ')}`,
+      hint: 'Run these rows alone',
+    })
+  }
+  const others = wanted.filter((name) => name !== output || needsOwn)
+  const values = all.map(({ input }) => input.value)
   const outputs = await run(feeds, [...new Set([...others, ...values])])
   const logits =
     heads.length === 1
-      ? headLogits(own[0], outputs[own[0].input.value], feeds)
-      : rowLogits(heads, outputs, replaced, feeds)
+      ? headLogits(all[0], outputs[all[0].input.value], feeds)
+      : rowLogits(heads, outputs, output, feeds)
   const kept = Object.entries(outputs).filter(([name]) => wanted.includes(name))
-  return { ...Object.fromEntries(kept), [replaced]: logits }
+  return { ...Object.fromEntries(kept), [output]: logits }
 }
 
 /** The logits of each row by its own head. */
@@ -228,7 +231,7 @@ function oneRow({ type, data, dims }: RuntimeTensor, row: number): RuntimeTensor
   return { type, data: data.slice(row * size, (row + 1) * size), dims: [1, ...dims.slice(1)] }
 }
 
-/** What tells of the tokens of one row. */
+/** The feeds about the tokens of one row. */
 function rowFeeds(feeds: Feeds, row: number): Feeds {
   const own = Object.entries(feeds).filter(([, { dims }]) => dims.length === 2)
   return Object.fromEntries(own.map(([name, tensor]) => [name, oneRow(tensor, row)]))

@@ -11,38 +11,42 @@ import { type Mixable, mixableOf } from './choice.js'
 import { type AdapterHead, readHead } from './heads.js'
 import { type AdapterSites, adapterSites } from './site-factors.js'
 
-/** What runs have to know of an adapter. */
+/** The facts about an adapter that runs need. */
 export interface OpenAdapter extends Mixable {
   readonly head: AdapterHead | undefined
   /** The template of the chats that it was trained on. */
   readonly chatTemplate: string | undefined
 }
 
+/** An adapter in one graph, and the facts about it. */
+export type AdapterParts = AdapterSites & { readonly about: OpenAdapter }
+
 /** A graph of a session. */
-export interface SessionGraph {
-  readonly model: SessionBase
+interface SessionGraph {
+  readonly base: SessionBase
   readonly graph: Graph
   readonly linears: readonly Linear[]
 }
 
 /**
- * What an adapter does in a graph.
+ * The sites of an adapter in a graph, and its head, which is computed beside the graph.
  *
- * @param isShare it may do nothing there, because the model has other graphs
+ * @param mayBeEmpty it may have no part there, because the model has other graphs
  * @throws UnsupportedError for parts that sessions do not have, MismatchError for an adapter that does not fit or is empty, and what
  *   {@link adapterSites} throws
  */
 export async function readParts(
-  { model, graph, linears }: SessionGraph,
+  { base: { onnx, config = {} }, graph, linears }: SessionGraph,
   adapter: LoraAdapter,
-  isShare: boolean,
-): Promise<AdapterSites & { readonly about: OpenAdapter }> {
-  const head = await headOf({ model, graph, linears }, adapter)
+  mayBeEmpty: boolean,
+): Promise<AdapterParts> {
+  const hasHead = adapter.parts('replacement').length > 0
+  const head = hasHead ? await readHead({ config, graph, linears }, adapter) : undefined
   const names = adapter.parts().flatMap(({ name }) => (head?.tensors.has(name) === true ? [] : [name]))
   const parts = adapter.only(new Set(names))
   requireHandled(parts, GRAPH_PARTS, 'adapters of sessions')
-  if (adapter.size === 0 && !isShare) throw new MismatchError({ where: 'adapter', what: 'it has no layers' })
-  const places = { model: model.onnx, graph, linears, embeddings: findEmbeddings(graph), config: model.config ?? {} }
+  if (adapter.size === 0 && !mayBeEmpty) throw new MismatchError({ where: 'adapter', what: 'it has no layers' })
+  const places = { model: onnx, graph, linears, embeddings: findEmbeddings(graph), config }
   const sites = await adapterSites(places, parts)
   const scales = [...parts.parts('linear'), ...parts.parts('embedding')].some(
     ({ magnitude }) => magnitude !== undefined,
@@ -50,19 +54,14 @@ export async function readParts(
   return { ...sites, about: { head, chatTemplate: adapter.chatTemplate, ...mixableOf(sites.factors, scales) } }
 }
 
-/** Whether a graph, or the head beside it, has a place for one part of an adapter. */
-export async function hasPlace(base: SessionGraph, adapter: LoraAdapter, part: string): Promise<boolean> {
+/** True if a graph, or the head beside it, has a place for one part of an adapter. */
+export async function hasPlace(session: SessionGraph, adapter: LoraAdapter, part: string): Promise<boolean> {
   try {
-    const head = await headOf(base, adapter)
-    if (head?.tensors.has(part) !== true) await readParts(base, adapter.only(new Set([part])), false)
+    const head = await readHead({ ...session, config: session.base.config ?? {} }, adapter)
+    if (head?.tensors.has(part) !== true) await readParts(session, adapter.only(new Set([part])), false)
     return true
   } catch (error) {
     if (error instanceof LowrankError) return false
     throw error
   }
-}
-
-async function headOf({ model, graph, linears }: SessionGraph, adapter: LoraAdapter): Promise<AdapterHead | undefined> {
-  if (adapter.parts('replacement').length === 0) return undefined
-  return readHead(model, graph, linears, adapter)
 }

@@ -1,4 +1,4 @@
-// What a run feeds for the adapters of its rows. Adapters of a mix stand beside one another: [A₁ᵀ A₂ᵀ]·[w₁·s₁·B₁ᵀ; w₂·s₂·B₂ᵀ] is the
+// Feeds of a run for the adapters of its rows. Adapters of a mix stand beside one another: [A₁ᵀ A₂ᵀ]·[w₁·s₁·B₁ᵀ; w₂·s₂·B₂ᵀ] is the
 // weighted sum of their deltas.
 
 import { UnsupportedError } from '../../base/errors.js'
@@ -14,7 +14,7 @@ export interface WeightedFactors {
   readonly weight: number
 }
 
-/** What each row adds to the base; one entry for all rows where they are alike. */
+/** The adapters of each row; one entry for all rows where they are alike. */
 export type RowFactors = readonly (readonly WeightedFactors[])[]
 
 /** Feeds for the sites that some row adapts: for the same sites they are made once. */
@@ -68,7 +68,7 @@ export class AdapterFeeds {
   }
 }
 
-/** What a mix adds at a site; undefined for nothing. */
+/** The factors of a mix at a site; undefined for nothing. */
 function mixed(mix: readonly WeightedFactors[], { module, k, d }: Site): SiteFactors | undefined {
   const parts = mix.flatMap(({ factors, weight }) => {
     const own = factors.get(module)

@@ -1,4 +1,4 @@
-// What a session feeds for one adapter: factors as they are multiplied, scales and shifts of outputs, and values that take the place of
+// The arrays that a session feeds for one adapter: factors as they are multiplied, scales and shifts of outputs, and values in the place of
 // the base's. sites.ts of the graph says which part becomes which input.
 
 import { NumericError, UnsupportedError } from '../../base/errors.js'
@@ -23,7 +23,7 @@ import type { EmbeddingLora } from '../../lora/kinds/embedding.js'
 import { type Replacement, rowsName, type TokenRows } from '../../lora/kinds/stored.js'
 import type { LoraLayer } from '../../lora/layer.js'
 
-/** What one adapter feeds to one site. */
+/** The arrays of one adapter for one site. */
 export interface SiteFactors {
   readonly kind: Site['kind']
   /** 0 where nothing is added. */
@@ -32,9 +32,9 @@ export interface SiteFactors {
   readonly weightA: Float32Array
   /** s·Bᵀ (r, d), with DoRA's scale in it. */
   readonly weightB: Float32Array
-  /** What outputs are multiplied by (d); undefined: 1. */
+  /** Factors of outputs (d); undefined: 1. */
   readonly scale: Float32Array | undefined
-  /** What is added to outputs (d); undefined: 0. */
+  /** Values added to outputs (d); undefined: 0. */
   readonly shift: Float32Array | undefined
   readonly replaced: ReplacedValues | undefined
   /** The shift is what a replaced bias differs by, or holds it. */
@@ -44,18 +44,18 @@ export interface SiteFactors {
 /** Values that take the place of the base's. */
 export interface ReplacedValues {
   /**
-   * Of a linear layer (k, d), or (k, 1 + m) for m of its outputs, of an embedding (1 + m, D) for m tokens: the first column or row is 0.
-   * Of a vector (d).
+   * (k, d) for a linear layer, or (k, 1 + m) for m of its outputs; (1 + m, D) for m tokens of an embedding: the first column or row is 0;
+   * (d) for a vector.
    */
   readonly data: Float32Array
   /** Which outputs or tokens; undefined: all. */
   readonly lines: readonly number[] | undefined
 }
 
-/** By module. Sites without an entry stay as the base has them. */
+/** Factors by module. Sites without an entry stay as the base has them. */
 export type AdapterFactors = ReadonlyMap<string, SiteFactors>
 
-/** What an adapter is in one graph. */
+/** An adapter in one graph. */
 export interface AdapterSites {
   readonly factors: AdapterFactors
   /** The vectors that it replaces, and what reads them. */
@@ -71,7 +71,7 @@ const NOTHING = {
   replacesBias: false,
 }
 
-/** What an adapter does to one linear layer. */
+/** The parts of an adapter at one linear layer. */
 interface LinearParts {
   readonly linear: Linear
   readonly name: string
@@ -81,7 +81,7 @@ interface LinearParts {
   bias?: { readonly place: BiasPlace; readonly values: Float32Array }
 }
 
-/** What an adapter does to one embedding. */
+/** The parts of an adapter at one embedding. */
 interface LookupParts {
   readonly embedding: Embedding
   readonly name: string
@@ -91,7 +91,7 @@ interface LookupParts {
 }
 
 /**
- * By the model's names of modules. The base is read for DoRA and replaced biases, and to tell whether embeddings are tied.
+ * Finds the sites of an adapter, by the model's names of modules. The base is read for DoRA and replaced biases, and to tell whether embeddings are tied.
  *
  * @throws MismatchError when the adapter does not fit; UnsupportedError naming the part that has no certain place, or that cannot be an
  *   input; NumericError when a value is not finite
@@ -292,7 +292,7 @@ function rolesOf({ kind, rank, scale, shift, replaced }: SiteFactors): Set<SiteR
   return new Set(roles)
 }
 
-/** What can move to a worker. */
+/** The buffers that can move to a worker. */
 export function buffersOf(factors: AdapterFactors): ArrayBufferLike[] {
   const buffers = [...factors.values()].flatMap(({ weightA, weightB, scale, shift, replaced }) =>
     [weightA, weightB, scale, shift, replaced?.data].flatMap((values) => values?.buffer ?? []),

@@ -5,7 +5,7 @@ import { type Site, type SiteGroup, type SiteRole, sharedInput, siteInput } from
 import type { Feeds, RuntimeTensor } from '../../runtime/runtime.js'
 import type { ReplacedValues, SiteFactors } from './site-factors.js'
 
-/** What adapters do at a site; undefined: nothing. */
+/** The factors of adapters at a site; undefined: nothing. */
 type Own = SiteFactors | undefined
 
 /**

@@ -15,12 +15,12 @@ export function paddingOf(graph: Graph, { cache, roles }: Pick<TokenInputs, 'cac
   return has('attentionMask') && has('positionIds') ? 'left' : 'none'
 }
 
-/** Whether some GroupQueryAttention gets the number of each row's keys, which it takes for the first ones. */
+/** True if some GroupQueryAttention gets the number of each row's keys, which it takes for the first ones. */
 export function countsKeysFromLeft(graph: Graph): boolean {
   return graph.nodes.some(({ opType, input }) => opType === 'GroupQueryAttention' && countsMask(graph, input[5] ?? ''))
 }
 
-/** Whether a value is made of the mask's content, and not of its shape alone. */
+/** True if a value is made of the mask's content, and not of its shape alone. */
 function countsMask(graph: Graph, value: string): boolean {
   const seen = new Set<string>()
   const open = [value]

@@ -1,4 +1,4 @@
-// Whether a graph continues texts, by what it computes: logits as wide as the vocabulary, which do not depend on the tokens behind them.
+// Tests by what a graph computes whether it continues texts: logits as wide as the vocabulary, which do not depend on the tokens behind them.
 // Only a graph without a cache is tried. One with a cache could not compute anything else.
 
 import type { OnnxModel } from '../../formats/onnx/model.js'

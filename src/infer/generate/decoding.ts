@@ -34,11 +34,11 @@ export interface TextRequest {
   readonly roles: readonly RoleInput[]
   readonly cache: readonly CacheEntry[]
   readonly padding: Padding
-  /** What each run is fed besides, by row: what an encoder made of the prompts. */
+  /** Further feeds of each run, by row: the encoder's output for the prompts. */
   readonly context?: Feeds | undefined
 }
 
-/** What comes next in one of the texts. */
+/** The next token of one of the texts. */
 export interface NextToken {
   /** Index of the text in its request. */
   readonly row: number
@@ -64,7 +64,7 @@ export class Decoding {
   #adapters: AdapterFeeds
   readonly #newRows: string | undefined
   readonly #cache: GrowingCache | undefined
-  /** Where the graph gives out whole caches. */
+  /** The caches, if the graph gives out whole ones. */
   #past: Feeds
   #context: Feeds
   /** Tokens that the cache holds of each row, those that fill it up included. */
@@ -103,7 +103,7 @@ export class Decoding {
   }
 
   /**
-   * What the next run takes: all tokens at first and without a cache, afterwards the newest one of each row.
+   * The feeds of the next run: all tokens at first and without a cache, afterwards the newest one of each row.
    *
    * @param given what takes the place of tokens
    */

@@ -64,16 +64,16 @@ export async function readSource(
   return Object.fromEntries(Object.entries(all).filter(([name]) => inputs.has(name)))
 }
 
-/** What a decoder needs besides its own tokens. */
+/** The input of a decoder besides its own tokens. */
 export interface EncodedSource {
-  /** What each text begins with. */
+  /** The tokens that each text begins with. */
   readonly startIds: readonly number[]
   /** The decoder's inputs that come from the encoder. */
   readonly inputs: ReadonlySet<string>
 }
 
 /**
- * What the decoder of an encoder-decoder needs; undefined for a graph that continues texts by itself.
+ * The encoder's part in what a decoder reads; undefined for a graph that continues texts by itself.
  *
  * @throws FormatError when no file names the decoder's first token
  */

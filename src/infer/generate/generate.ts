@@ -10,15 +10,14 @@ import { logitsName } from '../../graph/match/linears.js'
 import { type Model, requireTokenizer } from '../../graph/model-folder.js'
 import { readGraph } from '../../graph/view/graph.js'
 import type { ImageSource } from '../../images/image.js'
-import type { Remote } from '../../runtime/rpc.js'
 import type { Feeds } from '../../runtime/runtime.js'
 import { checkCausal } from '../../tasks/causal-lm.js'
 import { type AdapterChoice, type Mix, mixesOf } from '../adapters/choice.js'
-import type { InferEngine } from '../engine.js'
+import type { DecodingRequest } from '../engine.js'
 import { GENERATE_OPTIONS, STREAM_OPTIONS } from '../gen/options.js'
-import { requireDecoder } from '../graphs.js'
+import { requireDecoder, type WholeSession } from '../graphs.js'
 import { readsNoPictures } from '../pictures/picture-places.js'
-import { type PictureSession, PromptPictures } from '../pictures/pictures.js'
+import { PromptPictures } from '../pictures/pictures.js'
 import { type OpenEmbedding, openEmbedding } from '../pictures/token-vectors.js'
 import type { GenerateOptions, GenerateResult, Prompt, StreamOptions, TokenScore } from '../session.js'
 import { batchesOf, paddingOf } from './batching.js'
@@ -29,18 +28,9 @@ import { type EncodedPrompt, encodePrompt, imagesOf, isOnePrompt, PROMPT, PROMPT
 import { GENERATE_DEFAULTS, resolveSampling } from './sampling.js'
 import { TextRow } from './text-row.js'
 
-/** What a text needs of a session. */
-export interface TextSession extends PictureSession {
-  readonly engine: Remote<InferEngine>
-  /** Throws MismatchError unless runs can choose these adapters. */
-  checkMixes(mixes: readonly Mix[]): void
-  /** The chat template that an adapter was trained with; undefined for one that was not trained on chats. */
-  chatTemplateOf(mix: Mix): string | undefined
-}
-
 /** See AdapterSession.generate. */
 export async function generate<P extends Prompt | readonly Prompt[]>(
-  session: TextSession,
+  session: WholeSession,
   prompts: P,
   options: GenerateOptions = {},
 ): Promise<P extends Prompt ? GenerateResult : GenerateResult[]> {
@@ -59,7 +49,7 @@ export async function generate<P extends Prompt | readonly Prompt[]>(
 
 /** See AdapterSession.stream. */
 export async function* streamText(
-  session: TextSession,
+  session: WholeSession,
   prompt: Prompt,
   options: StreamOptions = {},
 ): AsyncGenerator<string, GenerateResult, undefined> {
@@ -79,7 +69,7 @@ export async function* streamText(
 
 /** Writes all texts, and gives their pieces as they become certain. */
 async function* writeTexts(
-  session: TextSession,
+  session: WholeSession,
   prompts: readonly Prompt[],
   images: readonly ImageSource[][],
   options: GenerateOptions,
@@ -148,7 +138,7 @@ interface TextEvent {
 
 /** Writes the texts of one batch, which a step continues all at once. */
 async function* writeBatch(
-  session: TextSession,
+  session: WholeSession,
   texts: readonly BatchText[],
   embedding: OpenEmbedding | undefined,
   options: GenerateOptions,
@@ -166,7 +156,7 @@ async function* writeBatch(
   const vectorRows = texts.map(({ prompt: { ids, pictures }, mix }) => ({ ids, pictures, mix }))
   const vectors = embedding?.(vectorRows, padding, (...asked) => session.runGraph(...asked))
   const context = source && (await readSource(model, source, encoded, read))
-  const decoding = await engine.startDecoding({
+  const request: DecodingRequest = {
     rows: texts.map(({ seed }, i) => ({ promptIds: prompts[i].ids, sampling, seed, scores: logprobs })),
     mixes,
     logits,
@@ -174,12 +164,21 @@ async function* writeBatch(
     cache: inputs.cache,
     padding,
     context,
-  })
+  }
+  let decoding = 0
+  /** The first step, before which all prompts are read. */
+  const begin = (given: Feeds | undefined) =>
+    session.tried(async () => {
+      if (decoding > 0) await engine.stopDecoding(decoding)
+      decoding = await engine.startDecoding(request)
+      return engine.nextTokens(decoding, [], given)
+    })
   try {
     let ended: number[] = []
     for (let growing = rows.length; growing > 0; growing -= ended.length) {
       signal?.throwIfAborted()
-      const next = await session.engine.nextTokens(decoding, ended, await vectors?.feeds())
+      const given = await vectors?.feeds()
+      const next = await (decoding === 0 ? begin(given) : session.engine.nextTokens(decoding, ended, given))
       ended = []
       for (const token of next) {
         const row = rows[token.row]
@@ -248,18 +247,18 @@ function freshSeed(): number {
   return crypto.getRandomValues(new Uint32Array(1))[0]
 }
 
-/** What a text needs to know of a graph. */
+/** The facts about a graph that writing texts needs. */
 interface TextGraph {
   readonly inputs: TokenInputs
   readonly logits: string
   readonly padding: Padding
-  /** Of a decoder that reads an encoder. */
+  /** The encoder's part, for a decoder that reads one. */
   readonly source: EncodedSource | undefined
   /** It reads the vectors of tokens, which another graph gives. */
   readonly takesVectors: boolean
 }
 
-/** Of each graph, so that it is looked at once and not for each text. */
+/** Facts about each graph, so that it is looked at once and not for each text. */
 const textGraphs = new WeakMap<OnnxModel, TextGraph>()
 
 /** Throws UnsupportedError when the model does not continue texts, FileError when its decoder is missing. */

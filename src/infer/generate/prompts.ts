@@ -1,4 +1,4 @@
-// What a text continues: text as it is, or a chat, which the chat template renders up to where the model's answer begins; and what
+// Prompts: text as it is, or a chat, which the chat template renders up to where the model's answer begins; and what
 // ends the answer.
 
 import { DataError, FormatError, LowrankError } from '../../base/errors.js'
@@ -28,7 +28,7 @@ export const PROMPTS: Kind = kind(
   (value) => isPrompt(value) || (Array.isArray(value) && value.length > 0 && value.every(isPrompt)),
 )
 
-/** Whether it is one prompt and not a list of them. */
+/** True for one prompt, false for a list of them. */
 export function isOnePrompt(prompts: Prompt | readonly Prompt[]): prompts is Prompt {
   return isPrompt(prompts)
 }
@@ -36,18 +36,18 @@ export function isOnePrompt(prompts: Prompt | readonly Prompt[]): prompts is Pro
 /** A prompt as the model takes it. */
 export interface EncodedPrompt {
   readonly ids: readonly number[]
-  /** What ends the answer to a chat, besides the model's own tokens. */
+  /** Tokens that end the answer to a chat, besides the model's own. */
   readonly endIds: readonly number[]
   readonly stops: readonly string[]
-  /** Of a prompt with pictures. */
+  /** The vectors of a prompt with pictures. */
   readonly pictures?: PictureVectors | undefined
 }
 
-/** What a prompt goes with. */
+/** The things that a prompt goes with. */
 interface PromptContext {
   /** The template that the adapter was trained with, if it was trained on chats. */
   readonly recorded: string | undefined
-  /** Of a model that reads them. */
+  /** The pictures, for a model that reads them. */
   readonly pictures: PromptPictures | undefined
   readonly where: string
 }
@@ -156,7 +156,7 @@ function templateOf(model: Model, text: string | undefined): Promise<ChatTemplat
 const [PROBED_ANSWER, PROBED_QUESTION] = ['qzanswerqz', 'qzquestionqz']
 
 /**
- * What a template writes between an answer and the next question: its first special token if it has one, else the text itself.
+ * The end of a turn: the first special token that a template writes between an answer and the next question, else the text itself.
  * Nothing where the template does not take such a chat or writes nothing between them.
  */
 export function endOfTurn(

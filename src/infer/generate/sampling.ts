@@ -32,7 +32,7 @@ export interface SamplingOptions {
    */
   minP?: number | undefined
   /**
-   * What the logits of tokens that the prompt or the text holds are divided by, or multiplied with below 0: above 1 they become less
+   * Divides the logits of tokens that the prompt or the text holds, or multiplies them where they are below 0: above 1 they become less
    * likely. Default: that of generation_config.json, else 1.
    * @range a finite number above 0
    */
@@ -48,7 +48,7 @@ export interface Sampling {
   readonly repetitionPenalty: number
 }
 
-/** What transformers and transformers.js keep of the tokens where generation_config.json samples and names no top_k. */
+/** The top_k of transformers and transformers.js where generation_config.json samples and names none. */
 const SAMPLED_TOP_K = 50
 
 /**

@@ -49,7 +49,7 @@ function textOf(content: Content, place: string): string {
   return content.map((part) => (part.type === 'text' ? part.text : `${place}\n`)).join('')
 }
 
-/** Whether a template writes text and places of pictures from parts. */
+/** True if a template writes text and places of pictures from parts. */
 function readsParts(template: ChatTemplate, args: RenderOptions['args'], place: string): boolean {
   const content: MessagePart[] = [{ type: 'image' }, { type: 'text', text: PROBED }]
   try {

@@ -1,4 +1,4 @@
-// What takes the places of pictures in a text, by the type of model: tokens for their vectors, and what transformers' processors write
+// The text in the places of pictures, by the type of model: tokens for their vectors, and the text that transformers' processors write
 // around them.
 
 import { UnsupportedError } from '../../base/errors.js'
@@ -7,7 +7,7 @@ import type { Model } from '../../graph/model-folder.js'
 /** How many vectors a picture has, and in how many tiles. */
 export interface PictureSize {
   readonly count: number
-  /** Of the whole picture, and of its parts by row and column; 0 for one that is not cut. */
+  /** Tiles of the picture by row and column; 0 for one that is not cut. */
   readonly rows: number
   readonly columns: number
 }
@@ -18,7 +18,7 @@ export interface PictureWriting {
   readonly token: number
   /** The token that marks the place of a picture before. */
   readonly mark: number
-  /** What takes the place of the mark; names are the texts of tokens. */
+  /** The text in the place of the mark; names are the texts of tokens. */
   write(size: PictureSize, nameOf: (id: number) => string): string
 }
 
@@ -53,7 +53,7 @@ const inTiles: Make = (token) => ({
   },
 })
 
-/** By `model_type` of config.json. */
+/** Ways of writing by `model_type` of config.json. */
 const WRITINGS: Readonly<Record<string, Make>> = {
   llava: alone,
   llava_onevision: alone,

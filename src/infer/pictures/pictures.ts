@@ -4,16 +4,16 @@ import { DataError, FileError } from '../../base/errors.js'
 import { pictureForm, type VisionInput, visionFeeds } from '../../graph/inputs/images.js'
 import { type Model, requireTokenizer } from '../../graph/model-folder.js'
 import { readGraph } from '../../graph/view/graph.js'
-import { type DecodeImage, type ImageSource, type Pixels, readImage } from '../../images/image.js'
+import { type ImageSource, type Pixels, readImage } from '../../images/image.js'
 import { patchesOf } from '../../images/patches.js'
 import { imageProcessor } from '../../images/processor.js'
 import { tilesOf } from '../../images/tiles.js'
 import type { Mix } from '../adapters/choice.js'
 import { floatsOf } from '../feeds.js'
-import type { RunGraph } from '../graphs.js'
+import type { WholeSession } from '../graphs.js'
 import { type PictureSize, type PictureWriting, pictureWriting, readsNoPictures } from './picture-places.js'
 
-/** What a decoder reads of the pictures of a prompt: vectors (count, width), in the order of their places. */
+/** The pictures of a prompt as a decoder reads them: vectors (count, width), in the order of their places. */
 export interface PictureVectors {
   /** The token in whose places they go. */
   readonly token: number
@@ -24,12 +24,8 @@ export interface PictureVectors {
   readonly grids: readonly (readonly number[])[]
 }
 
-/** What pictures need of a session. */
-export interface PictureSession {
-  readonly model: Model
-  readonly decodeImage: DecodeImage | undefined
-  readonly runGraph: RunGraph
-}
+/** The part of a session that pictures need. */
+export type PictureSession = Pick<WholeSession, 'model' | 'decodeImage' | 'runGraph'>
 
 /** A picture as the vision encoder takes it, and how many tiles it was cut into. */
 type Piece = VisionInput & Omit<PictureSize, 'count'>

@@ -1,4 +1,4 @@
-// What a decoder of vectors is fed in the place of tokens: their vectors by the model's embedding, which is a graph of its own, with those of
+// Feeds of a decoder that reads vectors in the place of tokens: the vectors by the model's embedding, which is a graph of its own, with those of
 // pictures in their places; and the positions of pictures on a grid.
 
 import { f32ToF16 } from '../../base/dtype.js'
@@ -35,7 +35,7 @@ interface Row extends VectorRow {
 /** The vectors of texts that grow together. */
 export type OpenEmbedding = (rows: readonly VectorRow[], padding: Padding, run: RunGraph) => TokenVectors
 
-/** What is known of a model's graphs. */
+/** The graphs of a model whose decoder reads vectors. */
 interface VectorGraphs {
   /** For `input_ids` of the embedding. */
   readonly embedding: Graph
@@ -115,7 +115,7 @@ export class TokenVectors {
     this.#rows = this.#rows.filter(({ index }) => !ended.includes(index))
   }
 
-  /** What the decoder's next run is fed of tokens. */
+  /** The feeds of the decoder's next run in the place of tokens. */
   async feeds(): Promise<Feeds> {
     const rows = this.#rows
     const [batch, sequence] = [rows.length, Math.max(...rows.map(({ next }) => next.length))]

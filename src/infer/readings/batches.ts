@@ -68,7 +68,7 @@ export function encodeTexts(
 export interface TextBatch {
   /** Numbers of the texts. */
   readonly texts: readonly number[]
-  /** What they are filled up to. */
+  /** The length that they are filled up to. */
   readonly sequence: number
   readonly feeds: Feeds
 }

@@ -7,14 +7,15 @@ import type { ImageSource } from '../../images/image.js'
 import { mixesOf } from '../adapters/choice.js'
 import { floatsOf } from '../feeds.js'
 import { CLASSIFY_OPTIONS } from '../gen/options.js'
+import type { WholeSession } from '../graphs.js'
 import { IMAGE } from '../kinds.js'
 import type { Classification, ClassifyInput, ClassifyOptions, TextOrPair } from '../session.js'
 import { batchesOf, encodeTexts, imageBatches, listOfTexts, TEXT_OR_PAIR } from './batches.js'
-import { type ClassifierSession, checkFinite, labelsFor, logitsOf, softmax } from './logits.js'
+import { checkFinite, labelsFor, logitsOf, softmax } from './logits.js'
 
 /** See AdapterSession.classify. */
 export async function classify(
-  session: ClassifierSession,
+  session: WholeSession,
   inputs: ClassifyInput | readonly ClassifyInput[],
   options: ClassifyOptions = {},
 ): Promise<Classification | Classification[]> {

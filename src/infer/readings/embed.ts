@@ -2,29 +2,19 @@
 
 import { ConfigError, NumericError } from '../../base/errors.js'
 import { checkOptions, STRING } from '../../base/options.js'
-import type { Model } from '../../graph/model-folder.js'
 import type { Pooling } from '../../graph/sentence-modules.js'
 import { readGraph } from '../../graph/view/graph.js'
-import type { Remote } from '../../runtime/rpc.js'
 import { poolingOf, tokenVectors } from '../../tasks/pooling.js'
-import { type Mix, mixesOf } from '../adapters/choice.js'
-import type { InferEngine } from '../engine.js'
+import { mixesOf } from '../adapters/choice.js'
 import { floatsOf } from '../feeds.js'
 import { EMBED_OPTIONS } from '../gen/options.js'
+import type { WholeSession } from '../graphs.js'
 import type { EmbedOptions } from '../session.js'
 import { batchesOf, encodeTexts, listOfTexts } from './batches.js'
 
-/** What vectors need of a session. */
-export interface EmbeddingSession {
-  readonly model: Model
-  readonly engine: Remote<InferEngine>
-  /** Throws MismatchError unless runs can choose these adapters. */
-  checkMixes(mixes: readonly Mix[]): void
-}
-
 /** See AdapterSession.embed. */
 export async function embed(
-  session: EmbeddingSession,
+  session: WholeSession,
   texts: string | readonly string[],
   options: EmbedOptions = {},
 ): Promise<Float32Array | Float32Array[]> {
@@ -41,7 +31,7 @@ export async function embed(
   const encoded = encodeTexts(model, list, options.maxLength ?? sentence.maxLength)
   const vectors: Float32Array[] = Array(list.length)
   for (const batch of batchesOf(model, graph, encoded, options)) {
-    const { [output]: tokens } = await session.engine.run(batch.feeds, mixes, [output])
+    const { [output]: tokens } = await session.runMain(batch.feeds, mixes, [output])
     const values = floatsOf(tokens)
     const width = tokens.dims[2]
     if (dimensions !== undefined && dimensions > width) {

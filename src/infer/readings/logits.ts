@@ -1,30 +1,16 @@
-// Where the logits of a session come from that are read as labels: the head that an adapter brings, or the model's own.
+// The source of logits that are read as labels: the head that an adapter brings, or the model's own.
 
 import { MismatchError, NumericError, UnsupportedError } from '../../base/errors.js'
 import { logitsName } from '../../graph/match/linears.js'
 import type { Model } from '../../graph/model-folder.js'
 import { type Graph, readGraph } from '../../graph/view/graph.js'
-import type { DecodeImage } from '../../images/image.js'
-import type { Remote } from '../../runtime/rpc.js'
 import type { Feeds, RuntimeTensor } from '../../runtime/runtime.js'
 import { namedLabels } from '../../tasks/heads.js'
-import { type Mix, mixesOf } from '../adapters/choice.js'
-import { type AdapterHead, headLogits } from '../adapters/heads.js'
-import type { InferEngine } from '../engine.js'
+import { mixesOf } from '../adapters/choice.js'
+import { headLogits } from '../adapters/heads.js'
+import type { WholeSession } from '../graphs.js'
 
-/** What labels need of a session. */
-export interface ClassifierSession {
-  readonly model: Model
-  readonly engine: Remote<InferEngine>
-  /** Throws MismatchError unless runs can choose these adapters. */
-  checkMixes(mixes: readonly Mix[]): void
-  /** Reads files of pictures; undefined where nothing does. */
-  readonly decodeImage: DecodeImage | undefined
-  /** The head that an adapter brings. */
-  headOf(name: string): AdapterHead | undefined
-}
-
-/** What labels are given to. */
+/** The things that get labels. */
 export type Labelled = 'texts' | 'words'
 
 /** Axes of the logits of each, and where else their adapters and models are read. */
@@ -33,18 +19,18 @@ const KINDS = {
   words: { axes: 3, shape: '(batch, sequence, labels)', task: 'token-classification', other: 'classify' },
 } as const
 
-/** Where logits come from. */
+/** A source of logits. */
 export interface LogitsSource {
   readonly graph: Graph
   /** In the order of the logits; undefined where no file tells. */
   readonly labels: readonly string[] | undefined
-  /** What the logits are numbers of, in transformers' words; undefined where no file tells. */
+  /** The problem type of the logits, in transformers' words; undefined where no file tells. */
   readonly problemType: unknown
   run(feeds: Feeds): Promise<RuntimeTensor>
 }
 
 /** Throws UnsupportedError or MismatchError when there are none. */
-export function logitsOf(session: ClassifierSession, adapter: string | undefined, of: Labelled): LogitsSource {
+export function logitsOf(session: WholeSession, adapter: string | undefined, of: Labelled): LogitsSource {
   const { model } = session
   const graph = readGraph(model.onnx.proto)
   const head = adapter === undefined ? undefined : session.headOf(adapter)
@@ -59,7 +45,7 @@ export function logitsOf(session: ClassifierSession, adapter: string | undefined
     labels: head?.labels ?? (isOwn ? names : undefined),
     problemType: head === undefined ? model.config.problem_type : head.problemType,
     async run(feeds) {
-      const { [wanted]: output } = await session.engine.run(feeds, mixesOf(adapter, undefined), [wanted])
+      const { [wanted]: output } = await session.runMain(feeds, mixesOf(adapter, undefined), [wanted])
       const logits = head === undefined ? output : headLogits(head, output, feeds)
       if (logits.dims.length === KINDS[of].axes) return logits
       throw noClassifier(graph, adapter, of, `${wanted} of ${logits.dims.length} axes`)

@@ -9,9 +9,10 @@ import { type EncodedWords, encodeWords, joinWords, wordsIn } from '../../text/w
 import { mixesOf } from '../adapters/choice.js'
 import { floatsOf } from '../feeds.js'
 import { TAG_OPTIONS } from '../gen/options.js'
+import type { WholeSession } from '../graphs.js'
 import type { TaggedWord, Tagging, TagOptions, TextOrWords } from '../session.js'
 import { batchesOf, listOfTexts } from './batches.js'
-import { type ClassifierSession, checkFinite, labelsFor, logitsOf, softmax } from './logits.js'
+import { checkFinite, labelsFor, logitsOf, softmax } from './logits.js'
 
 const WORDS = kind('an object with words', (value) => {
   if (!isObject(value)) return false
@@ -29,7 +30,7 @@ interface Input extends EncodedWords {
 
 /** See AdapterSession.tag. */
 export async function tag(
-  session: ClassifierSession,
+  session: WholeSession,
   texts: TextOrWords | readonly TextOrWords[],
   options: TagOptions = {},
 ): Promise<Tagging | Tagging[]> {
@@ -53,7 +54,7 @@ export async function tag(
   return Array.isArray(texts) ? results : results[0]
 }
 
-function inputOf({ model }: ClassifierSession, given: TextOrWords, limit = Number.POSITIVE_INFINITY): Input {
+function inputOf({ model }: WholeSession, given: TextOrWords, limit = Number.POSITIVE_INFINITY): Input {
   const { vocabularySize, contextLength = Number.POSITIVE_INFINITY } = model
   const tokenizer = requireTokenizer(model)
   const { text, spans } = typeof given === 'string' ? { text: given, spans: wordsIn(given) } : joinWords(given.words)

@@ -1,7 +1,7 @@
 // Adapters and bases whose names transformers 5 changes between its modules and its checkpoints, against what PEFT merges and
 // transformers saves (tests/golden/names, scripts/golden/names.py).
 
-import { readdirSync, readFileSync } from 'node:fs'
+import { readFileSync } from 'node:fs'
 import path from 'node:path'
 import { describe, expect, test } from 'vitest'
 import { MemoryDirectory } from '../../../src/base/bytes.js'
@@ -11,11 +11,11 @@ import { fitCheckpoint } from '../../../src/merge/chunks/fit.js'
 import { mergeCheckpoint } from '../../../src/merge/chunks/merge-checkpoint.js'
 import { unmergeCheckpoint } from '../../../src/merge/chunks/unmerge.js'
 import { saveAdapter } from '../../../src/peft/adapter-folder.js'
-import { deviation, goldenPath, tensorsIn } from '../../golden.js'
+import { deviation, goldenNames, goldenPath, tensorsIn } from '../../golden.js'
 import { adapter as adapterFor, base as baseWith, safetensors, type TensorSketch } from '../toolkit.js'
 import { baseOf, sketchOf } from './formula-base.js'
 
-const NAMES = readdirSync(goldenPath('names'))
+const NAMES = goldenNames('names')
 
 describe.each(NAMES)('%s', (name) => {
   const adapter = new NodeDirectory(goldenPath('names', name, 'adapter'))

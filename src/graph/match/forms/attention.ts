@@ -54,7 +54,7 @@ export const ATTENTION: Form = {
   },
 }
 
-/** What of an Attention node cannot be computed by a product and attention after it; undefined if all can. */
+/** The part of an Attention node that a product and attention after it cannot compute; undefined if there is none. */
 export function inseparable(graph: Graph, node: NodeProto): string | undefined {
   if (intAttribute(node, 'do_rotary', 0) === 1) return 'do_rotary'
   if ((node.input[PAST] ?? '') !== '') return 'a cache of past keys and values'

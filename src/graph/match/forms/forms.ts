@@ -34,7 +34,7 @@ export function findProduct(graph: Graph, node: NodeProto): Product | undefined 
 /** Ways of merging into a layer: into its weight, as a branch beside it, or into its weight in its own integers. */
 export type MergeWay = 'weights' | 'branches' | 'requantize'
 
-/** What can be done with a layer. */
+/** The uses of a layer. */
 export interface Abilities {
   /** Sessions run it with adapters. */
   readonly run: boolean
@@ -42,11 +42,11 @@ export interface Abilities {
   readonly merge: readonly MergeWay[]
   /** Adapters are trained on it. */
   readonly train: boolean
-  /** What of its layout lowrank does not understand. */
+  /** The part of its layout that lowrank does not understand. */
   readonly problem: string | undefined
 }
 
-/** What can be done with a layer of this form and layout. */
+/** The uses of a layer of this form and layout. */
 export function abilitiesOf({ form, dataType, problem }: Product): Abilities {
   const run = FLOAT_DTYPES[dataType] !== undefined && form.closedHint === undefined
   const isReadable = problem === undefined

@@ -70,7 +70,7 @@ export function findPointwise(graph: Graph): Linear[] {
   })
 }
 
-/** Where a convolution's weight is stored, and the type to which it is cast; undefined where it is not. */
+/** The stored weight of a convolution, and the type to which it is cast; undefined where it is not. */
 function storedWeight(graph: Graph, { input }: NodeProto): { weight: Value; cast: DataType | undefined } {
   const maker = graph.producer(input[1])
   return maker?.opType === 'Cast'
