@@ -89,14 +89,11 @@ export interface Connection<T> {
    * because ending one inside of ONNX Runtime ends the process.
    */
   abandon(error: Error): void
-  isAbandoned(): boolean
-  /** For how long the first of the calls under way has waited, in milliseconds; 0 without any. */
-  waitingMs(): number
 }
 
 /** A stand-in for the object that the other end exposes. The port is held only while calls are under way. */
 export function connect<T>(port: Port): Connection<T> {
-  const calls = new Map<number, { since: number; resolve(value: unknown): void; reject(error: Error): void }>()
+  const calls = new Map<number, { resolve(value: unknown): void; reject(error: Error): void }>()
   let nextId = 0
   let failure: Error | undefined
   /** Of a thread that was given up: calls without an answer. */
@@ -133,7 +130,7 @@ export function connect<T>(port: Port): Connection<T> {
       if (failure !== undefined) return reject(failure)
       const id = nextId++
       const buffers = args.flatMap((arg) => (arg instanceof Transfer ? arg.buffers : []))
-      calls.set(id, { since: performance.now(), resolve, reject })
+      calls.set(id, { resolve, reject })
       port.hold?.(true)
       try {
         port.post({ kind: 'call', id, method, args: args.map(untransferred) } satisfies Message, buffers)
@@ -158,11 +155,6 @@ export function connect<T>(port: Port): Connection<T> {
       fail(error)
       port.abandon?.()
       if (unanswered === 0) void port.close()
-    },
-    isAbandoned: () => unanswered !== undefined,
-    waitingMs() {
-      const [first] = calls.values()
-      return first === undefined ? 0 : performance.now() - first.since
     },
   }
 }
