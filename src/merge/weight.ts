@@ -124,7 +124,7 @@ export async function* mergeWeight(
 
 function loader({ dtype, shape, values }: MergeTarget, read: ReadWeight): Load {
   const [rows, columns] = shape
-  const rowBytes = columns * (dtype === 'F32' ? 4 : 2)
+  const rowBytes = columns * (dtype === 'fp32' ? 4 : 2)
   const stored: Load = async (row, count) => decodeFloats(await read(row * rowBytes, count * rowBytes), dtype)
   if (values === undefined) return stored
   const { tensor, isTransposed, lines } = values
@@ -262,7 +262,7 @@ function relativeTo(delta: number, base: number): number {
 /** Looks at the stored bits, so that what only overflows in the narrow type is found too. */
 function allFinite(bytes: Uint8Array, dtype: FloatDtype): boolean {
   const { buffer, byteOffset, byteLength } = bytes
-  if (dtype === 'F32') return new Float32Array(buffer, byteOffset, byteLength / 4).every(Number.isFinite)
-  const exponent = dtype === 'F16' ? 0x7c00 : 0x7f80
+  if (dtype === 'fp32') return new Float32Array(buffer, byteOffset, byteLength / 4).every(Number.isFinite)
+  const exponent = dtype === 'fp16' ? 0x7c00 : 0x7f80
   return new Uint16Array(buffer, byteOffset, byteLength / 2).every((bits) => (bits & exponent) !== exponent)
 }

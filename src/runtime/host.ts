@@ -1,4 +1,4 @@
-// Where sessions live: in a worker (the default), or in the caller's own thread. An engine is an object that is made
+// Sessions live in a worker (the default), or in the caller's own thread. An engine is an object that is made
 // over a Runtime and spoken to by asynchronous calls, the same in both places.
 
 import { RuntimeError } from '../base/errors.js'
@@ -10,7 +10,7 @@ import type { Runtime } from './runtime.js'
 export type EngineKind = 'train' | 'infer'
 
 /**
- * Where the sessions of a model run. With `module` (the imported ONNX Runtime), they run in this thread, and each run blocks it.
+ * The host of a model's sessions. With `module` (the imported ONNX Runtime), they run in this thread, and each run blocks it.
  * Otherwise `spawn` starts a worker that imports ONNX Runtime from `specifier`. `wasm` is the URL of onnxruntime-web's .wasm file,
  * where it does not lie beside that.
  */
@@ -27,6 +27,8 @@ export interface Engine<T> {
    * @throws RuntimeError when a run does not end: then the worker is given up
    */
   close(limitMs?: number): Promise<void>
+  /** True if it was given up, with a run that did not end. */
+  isGivenUp(): boolean
 }
 
 /** An engine that disposes of what it holds. */
@@ -37,7 +39,7 @@ export interface Disposable {
 /** So long a run may take on once it is no longer wanted. */
 export const STOP_MS = 4500
 
-/** Whether a promise settles within a time. */
+/** Resolves with true if a promise settles within a time. */
 export async function settlesWithin(promise: Promise<unknown>, ms: number): Promise<boolean> {
   let timer: ReturnType<typeof setTimeout> | undefined
   const late = new Promise<boolean>((resolve) => {
@@ -81,6 +83,7 @@ export async function openEngine<T extends Disposable>(
     return {
       remote: inThread(engine),
       close: () => engine.dispose().catch(() => {}),
+      isGivenUp: () => false,
     }
   }
   const connection = connect<T & WorkerControl>(host.spawn(kind))
@@ -97,6 +100,7 @@ export async function openEngine<T extends Disposable>(
       connection.abandon(error)
       throw error
     },
+    isGivenUp: () => connection.isAbandoned(),
   }
 }
 

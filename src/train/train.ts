@@ -9,7 +9,7 @@ import { type MemoryLimit, memoryWarning, trainingMemory } from '../graph/memory
 import type { Model } from '../graph/model-folder.js'
 import { joinGraphs } from '../graph/training/joined-graph.js'
 import { checkTrainableForm } from '../graph/training/trainable-form.js'
-import { readGraph } from '../graph/view/read-graph.js'
+import { readGraph } from '../graph/view/graph.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { Examples, OpenTask, Task } from '../tasks/task.js'
 import { defaultTask, loadTask, tasksFor } from '../tasks/tasks.js'

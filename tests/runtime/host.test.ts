@@ -1,7 +1,6 @@
 // Engines whose worker is slow or does not answer, by the clock of the test.
 
 import { afterEach, beforeEach, expect, test, vi } from 'vitest'
-import { RuntimeError } from '../../src/base/errors.js'
 import { openEngine } from '../../src/runtime/host.js'
 import type { Port } from '../../src/runtime/rpc.js'
 

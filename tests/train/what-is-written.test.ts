@@ -44,7 +44,8 @@ describe('the base', () => {
 
   it('is the id on the Hub, with the revision where it is not the default one', () => {
     const files = { paths: new Set<string>(), open: () => Promise.reject(new Error('not opened')) }
-    const hub = (revision: string) => new HubDirectory({ id: 'org/name', revision, path: 'sub' }, 'abc', files)
+    const hub = (revision: string) =>
+      new HubDirectory({ kind: 'hub', id: 'org/name', revision, path: 'sub' }, 'abc', files)
     expect(baseNameOf({ ...model, directory: hub('main') })).toEqual({ baseModel: 'org/name' })
     expect(baseNameOf({ ...model, directory: hub('v2') })).toEqual({
       baseModel: 'org/name',
