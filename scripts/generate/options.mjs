@@ -90,6 +90,7 @@ const KINDS = {
   'LoraConfig.layerReplication': ['REPLICATION', 'src/lora/config-kinds.ts'],
   'LoraConfig.trainableTokenIndices': ['TOKEN_INDICES', 'src/lora/config-kinds.ts'],
   'LoraConfig.init': ['INIT', 'src/lora/config-kinds.ts', 'word'],
+  'TrainConfig.init': ['INIT', 'src/lora/config-kinds.ts', 'word'],
   'LoraConfig.baseModel': ['STRING', BASE],
   'LoraConfig.taskType': ['STRING', BASE],
   'MergeOptions.adapters': ['ADAPTERS', 'src/index/kinds.ts'],

@@ -8,7 +8,7 @@ import type { Model } from '../graph/model-folder.js'
 import type { DecodeImage } from '../images/image.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { LoraConfigInput } from '../lora/config.js'
-import type { DRAWN_INITS } from '../lora/init/inits.js'
+import type { Init } from '../lora/init/inits.js'
 import type { TaskName } from '../tasks/tasks.js'
 import type { TextRecord } from '../text/records.js'
 import type { TrainEvents, TrainReport } from './report.js'
@@ -53,7 +53,7 @@ export interface TrainConfig
    * How the adapter starts.
    * @default kaiming-uniform
    */
-  readonly init?: (typeof DRAWN_INITS)[number] | undefined
+  readonly init?: Init | undefined
   /**
    * Seed for the initial values, dropout and the order of records. The same seed, data and machine give the same adapter.
    * @range a safe integer

@@ -649,12 +649,7 @@ export const FLAGS = {
         'Module names or their last parts; a regular expression for whole names; all-linear; or default: what PEFT adapts in a model of that type.',
       fallback: 'all-linear',
     },
-    init: {
-      form: 'word',
-      about: 'How the adapter starts.',
-      words: ['normal', 'kaiming-uniform', 'gaussian', 'random', 'orthogonal'],
-      fallback: 'kaiming-uniform',
-    },
+    init: { form: 'word', about: 'How the adapter starts.', fallback: 'kaiming-uniform' },
     seed: {
       form: 'number',
       about:

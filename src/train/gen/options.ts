@@ -1,7 +1,16 @@
 // Made by scripts/generate/options.mjs from the types. Do not edit.
 
 import { anyOf, BOOLEAN, listOf, NAME, OBJECT, type OptionTable, oneOf, ranged, STRING } from '../../base/options.js'
-import { ALPHAS, LAYERS, MODULES, RANKS, REPLICATION, SHORT_LIST, TOKEN_INDICES } from '../../lora/config-kinds.js'
+import {
+  ALPHAS,
+  INIT,
+  LAYERS,
+  MODULES,
+  RANKS,
+  REPLICATION,
+  SHORT_LIST,
+  TOKEN_INDICES,
+} from '../../lora/config-kinds.js'
 import type { TrainConfig } from '../options.js'
 import type { TrainSettings } from '../settings.js'
 
@@ -10,7 +19,7 @@ export const TRAIN_CONFIG: OptionTable<TrainConfig> = {
   alpha: ranged('a finite number above 0'),
   dropout: ranged('a number in [0, 1)'),
   targetModules: anyOf(listOf(NAME), NAME),
-  init: oneOf('normal', 'kaiming-uniform', 'gaussian', 'random', 'orthogonal'),
+  init: INIT,
   seed: ranged('a safe integer'),
   excludeModules: MODULES,
   layersToTransform: LAYERS,
