@@ -254,12 +254,20 @@ export async function writeThrough(
   }
 }
 
+/** JSON as Python writes it: NaN and infinities, which JSON has not, become null. Throws SyntaxError. */
+function parsePythonJson(text: string): unknown {
+  try {
+    return JSON.parse(text)
+  } catch {
+    return JSON.parse(text.replace(/("(?:[^"\\]|\\.)*")|-?\b(?:NaN|Infinity)\b/gs, (_, string) => string ?? 'null'))
+  }
+}
+
 /** Reads and parses a JSON file; FormatError names the file when it is no JSON. */
 export async function readJson(directory: Directory, path: string): Promise<unknown> {
   const source = await directory.open(path)
   try {
-    const text = new TextDecoder().decode(await readAll(source))
-    return JSON.parse(text)
+    return parsePythonJson(new TextDecoder().decode(await readAll(source)))
   } catch (cause) {
     if (!(cause instanceof SyntaxError)) throw cause
     throw new FormatError({ where: source.name, what: `not valid JSON (${cause.message})`, cause })

@@ -26,11 +26,18 @@ function core(name: string): string {
   return own === '' ? name : `${sideOf(name) === 'vision'}:${own}`
 }
 
+/** A module's name without the wrapper that sentence-transformers puts around its first module. */
+export function withoutWrapper(module: string): string {
+  return module.replace(/^0\.auto_model\./, '')
+}
+
 /**
  * The name among others that means a module: its own, else the one that ends with it or that it ends with, else the one that differs in
  * modules around it, else the one that names a Sequential twice.
  */
-export function nameOfModule(names: ReadonlySet<string>, module: string): string | undefined {
+export function nameOfModule(names: ReadonlySet<string>, wanted: string): string | undefined {
+  if (names.has(wanted)) return wanted
+  const module = withoutWrapper(wanted)
   if (names.has(module)) return module
   const all = [...names]
   const near = all.filter((other) => other.endsWith(`.${module}`) || module.endsWith(`.${other}`))
