@@ -2,16 +2,7 @@
 
 import type { LayerChange, MergePlanReport } from '../index.js'
 import { printable } from './escape.js'
-import {
-  ADAPTERS,
-  API_NAMES,
-  changesIn,
-  OUTPUT,
-  partOf,
-  runMerge,
-  sayAsides,
-  weightedAdapters,
-} from './merge-options.js'
+import { ADAPTERS, API_NAMES, changesIn, OUTPUT, runMerge, sayAsides, weightedAdapters } from './merge-options.js'
 import { choice, defineCommand, required, toggle } from './options.js'
 import { MODEL } from './sources.js'
 import { bytes, colors, print, printDocument, say, table } from './terminal.js'
@@ -51,18 +42,17 @@ export const merge = defineCommand({
   },
   apiNames: API_NAMES,
   async run(
-    { dryRun, verbose, json, maxShardSize, shards, adapter: _adapter, weight: _weight, ...rest },
+    { dryRun, verbose, json, maxShardSize, shard, adapter: _adapter, weight: _weight, ...rest },
     { occurrences },
   ) {
     const adapters = weightedAdapters(occurrences)
-    const options = { ...rest, adapters, maxShardBytes: maxShardSize, share: shards }
+    const options = { ...rest, adapters, maxShardBytes: maxShardSize, share: shard }
     const node = await import('../node.js')
     if (dryRun) return showPlan(await node.planMerge(options), json)
     return runMerge(
       json,
       (run) => node.merge({ ...options, ...run }),
       ({ layers }) => showChanges(layers, verbose),
-      partOf({ shards, finish: rest.finish }),
     )
   },
 })

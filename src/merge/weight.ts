@@ -53,8 +53,11 @@ export interface MergeTarget {
 /** How much merging changed a layer. */
 export interface LayerChange {
   name: string
-  /** ‖s·B·A‖ / ‖W‖, Frobenius norms; Infinity where W is zero and NaN where it cannot be read, which JSON writes as null. */
-  relativeChange: number
+  /**
+   * ‖s·B·A‖ / ‖W‖, Frobenius norms; Infinity where W is zero and NaN where it cannot be read, which JSON writes as null. Null for a
+   * weight in a file that an earlier run had finished.
+   */
+  relativeChange: number | null
   /** ‖Q(W + s·B·A) − (W + s·B·A)‖ / ‖W‖ of a weight that was quantized again: the error that this adds. */
   quantizationError?: number
 }
