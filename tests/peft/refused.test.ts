@@ -16,6 +16,7 @@ import {
 import type { TensorBytes } from '../../src/formats/safetensors.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
 import { A, adapterFolder, B, CONFIG, failure, PAIR, tensor } from '../lora/adapter-folder.js'
+import { runs } from '../thorough.js'
 
 test('the folder that all cases start from loads', async () => {
   const adapter = await loadAdapter(await adapterFolder())
@@ -363,7 +364,7 @@ test('fuzz: whatever a config says, it loads or one of our errors comes', async 
         if (!(error instanceof LowrankError)) throw error
       }
     }),
-    { numRuns: 2000 },
+    { numRuns: runs(2000) },
   )
   expect(loaded).toBeGreaterThan(100)
 })
