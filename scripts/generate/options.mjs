@@ -5,7 +5,6 @@
 //   @flag DIR|FILE                                          what stands for the value in help
 // Usage: node scripts/generate/options.mjs [--check]
 
-import { execFileSync } from 'node:child_process'
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -167,7 +166,10 @@ const ofBase = (name, form) => constant([name, BASE, form])
 const quoted = (text) => (text.includes("'") ? JSON.stringify(text) : `'${text}'`)
 
 function kindOfNode(node, member) {
-  if (node.operator === ts.SyntaxKind.KeyOfKeyword) return wordsOf(checker.getTypeFromTypeNode(node))
+  if (node.operator === ts.SyntaxKind.KeyOfKeyword) {
+    const keys = checker.getPropertiesOfType(checker.getTypeFromTypeNode(node.type))
+    return oneOf(keys.map((key) => quoted(key.name)))
+  }
   if (ts.isParenthesizedTypeNode(node) || ts.isTypeOperatorNode(node)) return kindOfNode(node.type, member)
   if (ts.isFunctionTypeNode(node)) return ofBase('FUNCTION')
   if (ts.isUnionTypeNode(node)) return kindOfUnion(node, member)
@@ -309,7 +311,7 @@ function helpOf(about, names) {
   return about
     .split(/\n\s*\n/)[0]
     .replaceAll(/\s+/g, ' ')
-    .replaceAll(/\{@link (\w+)\}/g, '$1')
+    .replaceAll(/\{@link (\w+) ?\}/g, '$1')
     .replaceAll(/`(?:config\.)?(\w+)(?:: '?([^'`]*)'?)?`/g, (span, name, value) => {
       if (!names.includes(name)) return span
       return value === undefined || value === 'true' ? flag(name) : `${flag(name)} ${value}`
@@ -357,22 +359,11 @@ const isCheck = process.argv.includes('--check')
 const stale = []
 for (const [out, text] of Object.entries(made)) {
   const file = path.join(root, out)
-  const input = text
-  const formatted = execFileSync(
-    process.execPath,
-    [
-      path.join(root, 'node_modules/@biomejs/biome/bin/biome'),
-      'check',
-      '--write',
-      `--stdin-file-path=${out.replace('/gen/', '/')}`,
-    ],
-    { cwd: root, input, encoding: 'utf8' },
-  )
-  if (existsSync(file) && readFileSync(file, 'utf8') === formatted) continue
+  if (existsSync(file) && readFileSync(file, 'utf8') === text) continue
   stale.push(out)
   if (isCheck) continue
   mkdirSync(path.dirname(file), { recursive: true })
-  writeFileSync(file, formatted)
+  writeFileSync(file, text)
 }
 if (isCheck && stale.length > 0) {
   console.error(`Not up to date: ${stale.join(', ')}. Run node scripts/generate/options.mjs`)

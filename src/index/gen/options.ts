@@ -1,44 +1,19 @@
 // Made by scripts/generate/options.mjs from the types. Do not edit.
 
-import {
-  anyOf,
-  BOOLEAN,
-  FUNCTION,
-  listOf,
-  NAME,
-  needed,
-  OBJECT,
-  type OptionTable,
-  oneOf,
-  ranged,
-  SIGNAL,
-} from '../../base/options.js'
-import type { CordaOptions, EvaOptions, LoftqOptions, LoraGaOptions } from '../../lora/init/data-inits.js'
-import type { SaveOptions } from '../../peft/adapter-folder.js'
-import type { LoadOptions } from '../../peft/open.js'
-import type { TrainEvents } from '../../train/report.js'
 import type { ToPlainOptions } from '../adapters.js'
+import { type OptionTable, anyOf, FUNCTION, NAME, BOOLEAN, oneOf, OBJECT, needed, ranged, SIGNAL, listOf } from '../../base/options.js'
+import { SOURCE, ADAPTER, ENDPOINT, ADAPTERS, TARGET, SHARE, RUNTIME, NAMED_ADAPTERS, ADAPTER_LIST, MODEL, DATA, TOKEN } from '../kinds.js'
 import type { HubOptions } from '../hub.js'
 import type { InspectOptions } from '../inspect.js'
-import {
-  ADAPTER,
-  ADAPTER_LIST,
-  ADAPTERS,
-  DATA,
-  ENDPOINT,
-  MODEL,
-  NAMED_ADAPTERS,
-  RUNTIME,
-  SHARE,
-  SOURCE,
-  TARGET,
-  TOKEN,
-} from '../kinds.js'
 import type { MergeOptions, UnmergeOptions } from '../merge-options.js'
 import type { LoadModelOptions } from '../model.js'
 import type { OpenSessionOptions } from '../session.js'
 import type { CombineOptions, ConvertAdapterOptions, DiffOptions, ExtractOptions, ResizeOptions } from '../tools.js'
 import type { PreviewDataOptions, TrainOptions } from '../train.js'
+import type { CordaOptions, EvaOptions, LoftqOptions, LoraGaOptions } from '../../lora/init/data-inits.js'
+import type { SaveOptions } from '../../peft/adapter-folder.js'
+import type { LoadOptions } from '../../peft/open.js'
+import type { TrainEvents } from '../../train/report.js'
 
 export const TO_PLAIN_OPTIONS: OptionTable<ToPlainOptions> = {
   base: anyOf(SOURCE, FUNCTION),
@@ -56,11 +31,7 @@ export const INSPECT_OPTIONS: OptionTable<InspectOptions> = {
   base: SOURCE,
   relativeChange: BOOLEAN,
   strict: BOOLEAN,
-  dtype: anyOf(
-    oneOf('auto'),
-    oneOf('fp32', 'fp16', 'q8', 'int8', 'uint8', 'q4', 'q4f16', 'bnb4', 'q2', 'q2f16', 'q1', 'q1f16'),
-    OBJECT,
-  ),
+  dtype: anyOf(oneOf('auto'), oneOf('fp32', 'fp16', 'q8', 'int8', 'uint8', 'q4', 'q4f16', 'bnb4', 'q2', 'q2f16', 'q1', 'q1f16'), OBJECT),
 }
 
 export const MERGE_OPTIONS: OptionTable<MergeOptions> = {
@@ -68,11 +39,7 @@ export const MERGE_OPTIONS: OptionTable<MergeOptions> = {
   adapters: needed(ADAPTERS),
   out: needed(TARGET),
   format: oneOf('onnx', 'safetensors', 'both'),
-  dtype: anyOf(
-    oneOf('auto'),
-    oneOf('fp32', 'fp16', 'q8', 'int8', 'uint8', 'q4', 'q4f16', 'bnb4', 'q2', 'q2f16', 'q1', 'q1f16'),
-    OBJECT,
-  ),
+  dtype: anyOf(oneOf('auto'), oneOf('fp32', 'fp16', 'q8', 'int8', 'uint8', 'q4', 'q4f16', 'bnb4', 'q2', 'q2f16', 'q1', 'q1f16'), OBJECT),
   allowMissing: BOOLEAN,
   maxShardBytes: ranged('an integer of at least 1'),
   weightsOnly: BOOLEAN,
@@ -98,11 +65,7 @@ export const UNMERGE_OPTIONS: OptionTable<UnmergeOptions> = {
   adapters: needed(ADAPTERS),
   out: needed(TARGET),
   format: oneOf('onnx', 'safetensors', 'both'),
-  dtype: anyOf(
-    oneOf('auto'),
-    oneOf('fp32', 'fp16', 'q8', 'int8', 'uint8', 'q4', 'q4f16', 'bnb4', 'q2', 'q2f16', 'q1', 'q1f16'),
-    OBJECT,
-  ),
+  dtype: anyOf(oneOf('auto'), oneOf('fp32', 'fp16', 'q8', 'int8', 'uint8', 'q4', 'q4f16', 'bnb4', 'q2', 'q2f16', 'q1', 'q1f16'), OBJECT),
   allowMissing: BOOLEAN,
   maxShardBytes: ranged('an integer of at least 1'),
   weightsOnly: BOOLEAN,
@@ -120,11 +83,7 @@ export const UNMERGE_OPTIONS: OptionTable<UnmergeOptions> = {
 
 export const LOAD_MODEL_OPTIONS: OptionTable<LoadModelOptions> = {
   runtime: RUNTIME,
-  dtype: anyOf(
-    oneOf('auto'),
-    oneOf('fp32', 'fp16', 'q8', 'int8', 'uint8', 'q4', 'q4f16', 'bnb4', 'q2', 'q2f16', 'q1', 'q1f16'),
-    OBJECT,
-  ),
+  dtype: anyOf(oneOf('auto'), oneOf('fp32', 'fp16', 'q8', 'int8', 'uint8', 'q4', 'q4f16', 'bnb4', 'q2', 'q2f16', 'q1', 'q1f16'), OBJECT),
   onnxPath: NAME,
   onDownload: FUNCTION,
   signal: SIGNAL,
@@ -146,20 +105,7 @@ export const OPEN_SESSION_OPTIONS: OptionTable<OpenSessionOptions> = {
 export const COMBINE_OPTIONS: OptionTable<CombineOptions> = {
   adapters: needed(ADAPTER_LIST),
   base: SOURCE,
-  combinationType: oneOf(
-    'exact',
-    'svd',
-    'cat',
-    'linear',
-    'ties',
-    'ties_svd',
-    'dare_linear',
-    'dare_linear_svd',
-    'dare_ties',
-    'dare_ties_svd',
-    'magnitude_prune',
-    'magnitude_prune_svd',
-  ),
+  combinationType: oneOf('exact', 'svd', 'cat', 'linear', 'ties', 'ties_svd', 'dare_linear', 'dare_linear_svd', 'dare_ties', 'dare_ties_svd', 'magnitude_prune', 'magnitude_prune_svd'),
   density: ranged('a number in (0, 1]'),
   majoritySignMethod: oneOf('total', 'frequency'),
   seed: ranged('a safe integer'),
@@ -210,11 +156,7 @@ export const RESIZE_OPTIONS: OptionTable<ResizeOptions> = {
 
 export const PREVIEW_DATA_OPTIONS: OptionTable<PreviewDataOptions> = {
   count: ranged('an integer of at least 1'),
-  dtype: anyOf(
-    oneOf('auto'),
-    oneOf('fp32', 'fp16', 'q8', 'int8', 'uint8', 'q4', 'q4f16', 'bnb4', 'q2', 'q2f16', 'q1', 'q1f16'),
-    OBJECT,
-  ),
+  dtype: anyOf(oneOf('auto'), oneOf('fp32', 'fp16', 'q8', 'int8', 'uint8', 'q4', 'q4f16', 'bnb4', 'q2', 'q2f16', 'q1', 'q1f16'), OBJECT),
   model: needed(anyOf(MODEL, SOURCE)),
   data: needed(DATA),
   task: NAME,
@@ -230,11 +172,7 @@ export const PREVIEW_DATA_OPTIONS_DEFAULTS = {
 
 export const TRAIN_OPTIONS: OptionTable<TrainOptions> = {
   model: needed(anyOf(MODEL, SOURCE)),
-  dtype: anyOf(
-    oneOf('auto'),
-    oneOf('fp32', 'fp16', 'q8', 'int8', 'uint8', 'q4', 'q4f16', 'bnb4', 'q2', 'q2f16', 'q1', 'q1f16'),
-    OBJECT,
-  ),
+  dtype: anyOf(oneOf('auto'), oneOf('fp32', 'fp16', 'q8', 'int8', 'uint8', 'q4', 'q4f16', 'bnb4', 'q2', 'q2f16', 'q1', 'q1f16'), OBJECT),
   data: needed(DATA),
   evalData: DATA,
   out: TARGET,
@@ -316,3 +254,4 @@ export const TRAIN_EVENTS: OptionTable<TrainEvents> = {
   evaluation: FUNCTION,
   warning: FUNCTION,
 }
+

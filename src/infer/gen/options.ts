@@ -1,29 +1,10 @@
 // Made by scripts/generate/options.mjs from the types. Do not edit.
 
-import {
-  anyOf,
-  BOOLEAN,
-  FUNCTION,
-  listOf,
-  NAME,
-  OBJECT,
-  type OptionTable,
-  oneOf,
-  orNull,
-  ranged,
-  SIGNAL,
-} from '../../base/options.js'
-import { ONE_CHOICE } from '../adapters/choice.js'
 import type { SamplingOptions } from '../generate/sampling.js'
+import { type OptionTable, ranged, orNull, NAME, SIGNAL, oneOf, BOOLEAN, FUNCTION, anyOf, listOf, OBJECT } from '../../base/options.js'
+import type { ClassifyOptions, EmbedOptions, GenerateOptions, RunOptions, StreamOptions, TagOptions } from '../session.js'
+import { ONE_CHOICE } from '../adapters/choice.js'
 import { IMAGES } from '../kinds.js'
-import type {
-  ClassifyOptions,
-  EmbedOptions,
-  GenerateOptions,
-  RunOptions,
-  StreamOptions,
-  TagOptions,
-} from '../session.js'
 
 export const SAMPLING_OPTIONS: OptionTable<SamplingOptions> = {
   temperature: ranged('a finite number of at least 0'),
@@ -106,3 +87,4 @@ export const TAG_OPTIONS: OptionTable<TagOptions> = {
   batchSize: ranged('an integer of at least 1'),
   signal: SIGNAL,
 }
+

@@ -1,8 +1,8 @@
 // Made by scripts/generate/options.mjs from the types. Do not edit.
 
-import { BOOLEAN, NAME, OBJECT, type OptionTable, oneOf, ranged, STRING } from '../../base/options.js'
 import type { LoraConfig } from '../config.js'
-import { ALPHAS, INIT, LAYERS, MODULES, RANKS, REPLICATION, SHORT_LIST, TOKEN_INDICES } from '../config-kinds.js'
+import { type OptionTable, ranged, BOOLEAN, STRING, oneOf, OBJECT, NAME } from '../../base/options.js'
+import { MODULES, LAYERS, RANKS, ALPHAS, INIT, SHORT_LIST, REPLICATION, TOKEN_INDICES } from '../config-kinds.js'
 import type { ReplacementOptions } from '../kinds/stored.js'
 
 export const LORA_CONFIG: OptionTable<LoraConfig> = {
@@ -63,3 +63,4 @@ export const REPLACEMENT_OPTIONS: OptionTable<ReplacementOptions> = {
   isTrained: BOOLEAN,
   key: NAME,
 }
+

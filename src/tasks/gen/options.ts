@@ -1,10 +1,10 @@
 // Made by scripts/generate/options.mjs from the types. Do not edit.
 
-import { anyOf, type OptionTable, oneOf, ranged } from '../../base/options.js'
 import type { DpoOptions } from '../dpo.js'
+import { type OptionTable, ranged, oneOf, anyOf } from '../../base/options.js'
 import type { EmbeddingOptions } from '../embedding.js'
-import { CLASS_WEIGHTS, TAG_NAMES } from '../kinds.js'
 import type { LabelOptions } from '../label-problems.js'
+import { CLASS_WEIGHTS, TAG_NAMES } from '../kinds.js'
 import type { TagOptions } from '../token-classification.js'
 
 export const DPO_OPTIONS: OptionTable<DpoOptions> = {
@@ -29,3 +29,4 @@ export const TAG_OPTIONS: OptionTable<TagOptions> = {
   classWeights: CLASS_WEIGHTS,
   labelSmoothing: ranged('a number in [0, 1)'),
 }
+

@@ -1,17 +1,8 @@
 // Made by scripts/generate/options.mjs from the types. Do not edit.
 
-import { anyOf, BOOLEAN, listOf, NAME, OBJECT, type OptionTable, oneOf, ranged, STRING } from '../../base/options.js'
-import {
-  ALPHAS,
-  INIT,
-  LAYERS,
-  MODULES,
-  RANKS,
-  REPLICATION,
-  SHORT_LIST,
-  TOKEN_INDICES,
-} from '../../lora/config-kinds.js'
 import type { TrainConfig } from '../options.js'
+import { type OptionTable, ranged, anyOf, listOf, NAME, BOOLEAN, STRING, oneOf, OBJECT } from '../../base/options.js'
+import { INIT, MODULES, LAYERS, RANKS, ALPHAS, SHORT_LIST, REPLICATION, TOKEN_INDICES } from '../../lora/config-kinds.js'
 import type { TrainSettings } from '../settings.js'
 
 export const TRAIN_CONFIG: OptionTable<TrainConfig> = {
@@ -99,3 +90,4 @@ export const TRAIN_SETTINGS_DEFAULTS = {
   bestMetric: 'loss',
   earlyStopping: undefined,
 } as const satisfies Partial<TrainSettings>
+
