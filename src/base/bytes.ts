@@ -254,15 +254,64 @@ export async function writeThrough(
   }
 }
 
-/** Reads and parses a JSON file; FormatError names the file when it is no JSON. */
+/** The largest tokenizer.json that is known has 35 MB. A parsed text takes some ten times as much memory. */
+const MAX_JSON_BYTES = 1 << 28
+/** Texts up to this length are searched for numbers that JSON does not have. */
+const MAX_SEARCHED = 1 << 24
+const STRING_OR_NAN = /"(?:[^"\\]|\\.)*"|-?\b(?:NaN|Infinity)\b/g
+
+/**
+ * Reads a small file as text, without a byte order mark.
+ *
+ * @param maxBytes the most that such a file can have
+ * @throws FormatError naming the file when it is larger
+ */
+export async function readText(directory: Directory, path: string, maxBytes: number): Promise<string> {
+  return withText(directory, path, maxBytes, (text) => text)
+}
+
+/**
+ * Reads and parses a JSON file. NaN and infinite numbers, which Python writes, are read as numbers.
+ *
+ * @throws FormatError naming the file when it is no JSON, or has more than 256 MiB
+ */
 export async function readJson(directory: Directory, path: string): Promise<unknown> {
+  return withText(directory, path, MAX_JSON_BYTES, (text, where) => {
+    try {
+      return JSON.parse(text)
+    } catch (cause) {
+      const numbers = text.length <= MAX_SEARCHED ? withoutNaN(text) : undefined
+      if (numbers !== undefined) return numbers
+      throw new FormatError({ where, what: `not valid JSON (${(cause as Error).message})`, cause })
+    }
+  })
+}
+
+/** The value of a JSON text with Python's NaN, Infinity and -Infinity; undefined where that is not what is wrong with it. */
+function withoutNaN(text: string): unknown {
+  const mark = '\ufdd3NaN'
+  const replaced = text.replace(STRING_OR_NAN, (found) => {
+    if (found.startsWith('"')) return found
+    return found === 'NaN' ? JSON.stringify(mark) : found.replace('Infinity', '1e999')
+  })
+  try {
+    return JSON.parse(replaced, (_, value) => (value === mark ? Number.NaN : value))
+  } catch {
+    return undefined
+  }
+}
+
+async function withText<T>(
+  directory: Directory,
+  path: string,
+  maxBytes: number,
+  use: (text: string, where: string) => T,
+): Promise<T> {
   const source = await directory.open(path)
   try {
-    const text = new TextDecoder().decode(await readAll(source))
-    return JSON.parse(text)
-  } catch (cause) {
-    if (!(cause instanceof SyntaxError)) throw cause
-    throw new FormatError({ where: source.name, what: `not valid JSON (${cause.message})`, cause })
+    const { name: where, byteLength } = source
+    if (byteLength <= maxBytes) return use(new TextDecoder().decode(await readAll(source)), where)
+    throw new FormatError({ where, what: 'too large', expected: `at most ${maxBytes} bytes`, got: `${byteLength}` })
   } finally {
     await source.close()
   }

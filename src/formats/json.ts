@@ -15,6 +15,8 @@ const MAX_DEPTH = 64
 const MAX_VALUES = 1 << 22
 
 const NUMBER = /-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?/y
+/** Python's own spelling of numbers that JSON does not have. */
+const NOT_FINITE = /NaN|-?Infinity/y
 const WHOLE_NUMBER = /^[0-9]+$/
 const SPACE = /[ \t\n\r]*/y
 /** Up to the next quote, escape or control character, which JSON does not allow inside a string. */
@@ -23,9 +25,12 @@ const PLAIN = /[^"\\\u0000-\u001f]*/y
 const ESCAPE = /\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})/y
 const LONE_SURROGATE = /\p{Surrogate}/u
 
-/** What is allowed beyond JSON's own rules. */
+/** Rules beside JSON's own. */
 export interface JsonOptions {
-  /** Every number must be spelled as digits alone: no sign, fraction or exponent. Default false. */
+  /**
+   * Every number must be spelled as digits alone: no sign, fraction or exponent. Default false: then NaN, Infinity and -Infinity are
+   * numbers too, and a byte order mark may come first, as some programs write them.
+   */
   wholeNumbers?: boolean
 }
 
@@ -68,7 +73,7 @@ export function toPlain(value: JsonValue): unknown {
   return value
 }
 
-/** What an object's entries are put into. */
+/** The place that an object's entries are put into. */
 interface Entries {
   has(key: string): boolean
   set(key: string, value: JsonValue): void
@@ -85,6 +90,7 @@ class Parser {
     this.#text = text
     this.#where = where
     this.#wholeNumbers = wholeNumbers
+    if (!wholeNumbers && text.startsWith('\ufeff')) this.#at = 1
   }
 
   document(): JsonValue {
@@ -196,7 +202,7 @@ class Parser {
 
   #number(): number {
     const start = this.#at
-    if (!this.#match(NUMBER)) this.#fail('a value')
+    if (!this.#match(NUMBER) && (this.#wholeNumbers || !this.#match(NOT_FINITE))) this.#fail('a value')
     const spelling = this.#text.slice(start, this.#at)
     if (this.#wholeNumbers && !WHOLE_NUMBER.test(spelling)) {
       throw new FormatError({

@@ -278,7 +278,7 @@ describe('files', () => {
     ['no JSON', '{"r": 2,}', /not valid JSON/],
     ['JSON, but no object', '[]', /not a JSON object/],
     ['one key twice', '{"peft_type": "LORA", "r": 2, "r": 4}', /"r" occurs twice/],
-    ['no number', '{"peft_type": "LORA", "lora_alpha": NaN}', /not valid JSON/],
+    ['no number', '{"peft_type": "LORA", "r": 2, "lora_alpha": NaN, "target_modules": ["q"]}', /lora_alpha/],
     ['no adapter’s', '{"model_type": "llama"}', /no peft_type/],
     ['that of mlx-lm', '{"fine_tune_type": "lora", "lora_parameters": {"rank": 8}}', /adapter of mlx-lm/],
   ])('a config that is %s', async (_, text, message) => {
