@@ -2,18 +2,8 @@
 
 import type { LayerChange, MergePlanReport } from '../index.js'
 import { printable } from './escape.js'
-import {
-  ADAPTERS,
-  API_NAMES,
-  changesIn,
-  OUTPUT,
-  partOf,
-  runMerge,
-  sayAsides,
-  sized,
-  weightedAdapters,
-} from './merge-options.js'
-import { choice, defineCommand, type Occurrence, required, toggle, UsageError } from './options.js'
+import { ADAPTERS, API_NAMES, changesIn, OUTPUT, runMerge, sayAsides, weightedAdapters } from './merge-options.js'
+import { choice, defineCommand, required, toggle } from './options.js'
 import { MODEL } from './sources.js'
 import { bytes, colors, print, printDocument, say, table } from './terminal.js'
 
@@ -38,7 +28,10 @@ export const merge = defineCommand({
       ['refuse', 'untie', 'keep'],
       'for models that use one weight as input and output embedding, if the adapter changes only one of the two. refuse: stop. untie: write two weights. keep: change both. Default: refuse; for .onnx: untie',
     ),
-    outDtype: sized('f32|f16|bf16|keep', 'type of the weights in the result; default keep: as in the base', readDtype),
+    outDtype: choice(
+      ['fp32', 'fp16', 'bf16', 'keep'],
+      'type of the weights in the result; default keep: as in the base',
+    ),
     quantized: choice(
       ['branches', 'requantize'],
       'for quantized weights of an .onnx file. branches: keep them, and put A and B beside them. requantize: quantize the sum again. Default: branches',
@@ -49,18 +42,17 @@ export const merge = defineCommand({
   },
   apiNames: API_NAMES,
   async run(
-    { dryRun, verbose, json, maxShardSize, shards, adapter: _adapter, weight: _weight, ...rest },
+    { dryRun, verbose, json, maxShardSize, shard, adapter: _adapter, weight: _weight, ...rest },
     { occurrences },
   ) {
     const adapters = weightedAdapters(occurrences)
-    const options = { ...rest, adapters, maxShardBytes: maxShardSize, share: shards }
+    const options = { ...rest, adapters, maxShardBytes: maxShardSize, share: shard }
     const node = await import('../node.js')
     if (dryRun) return showPlan(await node.planMerge(options), json)
     return runMerge(
       json,
       (run) => node.merge({ ...options, ...run }),
       ({ layers }) => showChanges(layers, verbose),
-      partOf({ shards, finish: rest.finish }),
     )
   },
 })
@@ -87,13 +79,6 @@ function showChanges(layers: readonly LayerChange[], isVerbose: boolean): void {
   })
   print(table([[heading, 'change ‖ΔW‖/‖W‖', ...(isRequantized ? ['added error'] : [])], ...rows]))
   if (shown.length < layers.length) say(`--verbose shows all ${layers.length} layers`)
-}
-
-function readDtype({ flag, value }: Occurrence): 'F32' | 'F16' | 'BF16' | 'keep' {
-  const dtype = value.toUpperCase()
-  if (dtype === 'F32' || dtype === 'F16' || dtype === 'BF16') return dtype
-  if (dtype === 'KEEP') return 'keep'
-  throw new UsageError(`${flag} is one of f32, f16, bf16, keep; got '${value}'`)
 }
 
 function showPlan(plan: MergePlanReport, json: boolean): number {

@@ -74,9 +74,7 @@ const MERGING: OptionTable<MergingOptions> = {
   modules: OBJECT,
   threads: COUNT,
   share: kind('{ index, count } with 0 ≤ index < count', (value) => isObject(value) && isShare(value)),
-  finish: BOOLEAN,
   fsync: BOOLEAN,
-  resume: BOOLEAN,
   overwrite: BOOLEAN,
   maxShardBytes: COUNT,
   reproducible: BOOLEAN,
@@ -90,7 +88,7 @@ export const MERGE: OptionTable<MergeOptions> = {
   ...MERGING,
   base: SOURCE,
   tied: oneOf('refuse', 'untie', 'keep'),
-  outDtype: oneOf('F32', 'F16', 'BF16', 'keep'),
+  outDtype: oneOf('fp32', 'fp16', 'bf16', 'keep'),
   quantized: oneOf('branches', 'requantize'),
 }
 

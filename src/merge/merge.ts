@@ -149,7 +149,7 @@ export async function openOnnx(
   const companions = weightsOnly || format === 'both' ? undefined : base.directory
   const config = await loadConfig(base.directory)
   const isBesideCheckpoint = format === 'both'
-  const factors = outDtype === 'F32' || outDtype === 'F16' ? outDtype : undefined
+  const factors = outDtype === 'fp32' || outDtype === 'fp16' ? outDtype : undefined
   const settings = { signal, onProgress, modules, strict, reproducible, allowMissing, quantized, externalData, factors }
   const options = { ...settings, companions, config, isBesideCheckpoint, path: outFile }
   return openGraphsMerge(base.directory, graphs, adapters, options, sign)

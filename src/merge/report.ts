@@ -50,8 +50,10 @@ export interface MergePlanReport extends MergeSummary {
 
 /** Result of a merge. */
 export interface MergeReport extends MergeSummary {
-  /** Written in all. */
+  /** Written by this call. */
   bytes: number
+  /** Only for a `share`: files that other shares have still to make. Without it the output is published. */
+  missing?: string[]
   /** Duration in seconds. */
   seconds: number
   /** The changed layers, with ‖ΔW‖ / ‖W‖. Replaced values are not listed. With `both`, each layer is listed once. */

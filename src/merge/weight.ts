@@ -53,8 +53,11 @@ export interface MergeTarget {
 /** How much merging changed a layer. */
 export interface LayerChange {
   name: string
-  /** ‖s·B·A‖ / ‖W‖, Frobenius norms; Infinity where W is zero and NaN where it cannot be read, which JSON writes as null. */
-  relativeChange: number
+  /**
+   * ‖s·B·A‖ / ‖W‖, Frobenius norms; Infinity where W is zero and NaN where it cannot be read, which JSON writes as null. Null for a
+   * weight in a file that an earlier run had finished.
+   */
+  relativeChange: number | null
   /** ‖Q(W + s·B·A) − (W + s·B·A)‖ / ‖W‖ of a weight that was quantized again: the error that this adds. */
   quantizationError?: number
 }
@@ -124,7 +127,7 @@ export async function* mergeWeight(
 
 function loader({ dtype, shape, values }: MergeTarget, read: ReadWeight): Load {
   const [rows, columns] = shape
-  const rowBytes = columns * (dtype === 'F32' ? 4 : 2)
+  const rowBytes = columns * (dtype === 'fp32' ? 4 : 2)
   const stored: Load = async (row, count) => decodeFloats(await read(row * rowBytes, count * rowBytes), dtype)
   if (values === undefined) return stored
   const { tensor, isTransposed, lines } = values
@@ -262,7 +265,7 @@ function relativeTo(delta: number, base: number): number {
 /** Looks at the stored bits, so that what only overflows in the narrow type is found too. */
 function allFinite(bytes: Uint8Array, dtype: FloatDtype): boolean {
   const { buffer, byteOffset, byteLength } = bytes
-  if (dtype === 'F32') return new Float32Array(buffer, byteOffset, byteLength / 4).every(Number.isFinite)
-  const exponent = dtype === 'F16' ? 0x7c00 : 0x7f80
+  if (dtype === 'fp32') return new Float32Array(buffer, byteOffset, byteLength / 4).every(Number.isFinite)
+  const exponent = dtype === 'fp16' ? 0x7c00 : 0x7f80
   return new Uint16Array(buffer, byteOffset, byteLength / 2).every((bits) => (bits & exponent) !== exponent)
 }

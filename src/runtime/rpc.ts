@@ -10,7 +10,7 @@ export interface Port {
   listen(receive: (message: unknown) => void): void
   /** Registers who hears that the other end failed or went away. */
   onClose?(closed: (error: Error) => void): void
-  /** Whether the channel keeps the process alive. */
+  /** Sets whether the channel keeps the process alive. */
   hold?(isHeld: boolean): void
   close(): Promise<void>
   /** Lets go of a thread that does not answer, and may be in native code that cannot be ended. */
@@ -41,7 +41,7 @@ export function transfer<T>(value: T, buffers: readonly ArrayBufferLike[]): T {
   return new Transfer(value, buffers) as T
 }
 
-/** What a call made in the same thread sees of a value that might be marked. */
+/** The value itself, for a call in the same thread of a value that might be marked. */
 export function untransferred<T>(value: T): T {
   return value instanceof Transfer ? (value.value as T) : value
 }
@@ -90,16 +90,14 @@ export interface Connection<T> {
    */
   abandon(error: Error): void
   isAbandoned(): boolean
-  /** For how long the first of the calls under way has waited, in milliseconds; 0 without any. */
-  waitingMs(): number
 }
 
 /** A stand-in for the object that the other end exposes. The port is held only while calls are under way. */
 export function connect<T>(port: Port): Connection<T> {
-  const calls = new Map<number, { since: number; resolve(value: unknown): void; reject(error: Error): void }>()
+  const calls = new Map<number, { resolve(value: unknown): void; reject(error: Error): void }>()
   let nextId = 0
   let failure: Error | undefined
-  /** Of a thread that was given up: calls without an answer. */
+  /** Calls without an answer, for a thread that was given up. */
   let unanswered: number | undefined
 
   const settle = (id: number) => {
@@ -133,7 +131,7 @@ export function connect<T>(port: Port): Connection<T> {
       if (failure !== undefined) return reject(failure)
       const id = nextId++
       const buffers = args.flatMap((arg) => (arg instanceof Transfer ? arg.buffers : []))
-      calls.set(id, { since: performance.now(), resolve, reject })
+      calls.set(id, { resolve, reject })
       port.hold?.(true)
       try {
         port.post({ kind: 'call', id, method, args: args.map(untransferred) } satisfies Message, buffers)
@@ -160,10 +158,6 @@ export function connect<T>(port: Port): Connection<T> {
       if (unanswered === 0) void port.close()
     },
     isAbandoned: () => unanswered !== undefined,
-    waitingMs() {
-      const [first] = calls.values()
-      return first === undefined ? 0 : performance.now() - first.since
-    },
   }
 }
 

@@ -10,8 +10,7 @@ import { type Model, requireTokenizer } from '../graph/model-folder.js'
 import type { ProbedShape } from '../graph/shapes/shapes.js'
 import type { ObjectiveGraph } from '../graph/training/objective-graph.js'
 import type { Value } from '../graph/view/builder.js'
-import type { Graph } from '../graph/view/graph.js'
-import { readGraph } from '../graph/view/read-graph.js'
+import { type Graph, readGraph } from '../graph/view/graph.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 import { type Chat, chatOf } from '../text/chat.js'
 import { encodeChat } from '../text/chat-encode.js'
@@ -46,6 +45,7 @@ export const causalLm: Task<ParsedRecord, Example> = {
   name: 'causal-lm',
   peftType: 'CAUSAL_LM',
   reading: 'generate',
+  lowerIsBetter: ['perplexity'],
 
   check(model) {
     const graph = readGraph(model.onnx.proto)

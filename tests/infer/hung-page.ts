@@ -3,17 +3,15 @@
 import { MemoryDirectory } from '../../src/base/bytes.js'
 import { loadModel } from '../../src/graph/model-folder.js'
 import { webRuntime } from '../../src/index/web-runtime.js'
-import { OnnxSession } from '../../src/infer/adapter-session.js'
-import { train } from '../../src/train/train.js'
+import { ModelSession } from '../../src/infer/model-session.js'
 
 export interface HungPageResult {
   /** Name and message of the error of each call. */
   hung: string
   disposed: string
   later: string
-  trained: string
-  /** Workers that were ended after the run of a session, and after the training. */
-  terminated: number[]
+  /** Workers that were ended after the run of the session. */
+  terminated: number
   /** Logits of a new session on the same model. */
   logits: number
 }
@@ -46,28 +44,18 @@ async function run(): Promise<HungPageResult> {
   }
   const model = await loadModel(folder, { runtime: webRuntime('/ort/script.mjs', '/ort/ort.wasm') })
 
-  const session = await OnnxSession.open(model)
+  const session = await ModelSession.open(model)
   await session.run(feeds(SHORT))
   const hung = errorOf(session.run(feeds(LONG)))
   await sleep(500)
   const disposed = await errorOf(session.dispose())
   const later = await errorOf(session.run(feeds(SHORT)))
-  const terminated = [ended]
+  const terminated = ended
 
-  const controller = new AbortController()
-  const step = ({ step }: { step: number }) => {
-    if (step < 2) return
-    setTimeout(() => controller.abort(), 500)
-  }
-  const data = ['a b', 'a b', 'one two three '.repeat(40)].map((text) => ({ text }))
-  const settings = { batchSize: 1, maxSteps: 30, config: { rank: 2 } }
-  const trained = await errorOf(train({ model, data, ...settings, on: { step }, signal: controller.signal }))
-  terminated.push(ended)
-
-  const next = await OnnxSession.open(model)
+  const next = await ModelSession.open(model)
   const { logits } = await next.run(feeds(SHORT))
   await next.dispose()
-  return { hung: await hung, disposed, later, trained, terminated, logits: logits.data.length }
+  return { hung: await hung, disposed, later, terminated, logits: logits.data.length }
 }
 
 const body = await run().then(JSON.stringify, (error: Error) => JSON.stringify({ failed: error.stack }))

@@ -61,7 +61,7 @@ async function fillScales(
   scales.set(norms.scales((await valuesOf(ownMagnitude, sources, from)).data), first)
 }
 
-/** As f64 for a base in F64, else as f32. */
+/** As f64 for a base in fp64, else as f32. */
 async function valuesOf(
   { source, offset, rows, columns, dtype }: Factor,
   sources: readonly ByteSource[],

@@ -33,7 +33,7 @@ export interface MergeCheckpointOptions extends RunSettings, OpenPlanOptions {
  * @param adapters one, or several that are added up; a Directory is read as it is needed
  * @param sign −1 to unmerge
  * @throws FileError when there is no checkpoint, or the output is the base itself; FormatError when one is damaged;
- *   UnsupportedError for pickles, quantized bases and weights that are not F64, F32, F16 or BF16; MismatchError when an adapter
+ *   UnsupportedError for pickles, quantized bases and weights that are not fp64, fp32, fp16 or bf16; MismatchError when an adapter
  *   does not fit, or changes tied embeddings; NumericError naming the tensor when a value is not finite
  */
 export async function mergeCheckpoint(

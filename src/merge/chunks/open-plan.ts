@@ -124,7 +124,7 @@ function configWarnings(
 }
 
 /** What a report says of the plan itself. */
-export function describePlan(plan: MergePlan, sums: { relativeChange(weight: string): number }) {
+export function describePlan(plan: MergePlan, sums: { relativeChange(weight: string): number | null }) {
   return {
     tensors: plan.tensors.size,
     changed: plan.changed.size,

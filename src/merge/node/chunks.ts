@@ -2,7 +2,6 @@
 // kernel's memory, computes, and writes from there. Measured: copying files first and patching them is slower than this.
 
 import { fstatSync, ftruncateSync, openSync, readSync, writeSync } from 'node:fs'
-import { crc32 } from 'node:zlib'
 import { FileError } from '../../base/errors.js'
 import { fileError } from '../../io/node/errors.js'
 import { createMergeKernel } from '../../kernels/merge.js'
@@ -23,10 +22,6 @@ export interface ChunkJob {
   readonly threads: number
   /** Without fused multiply-adds. */
   readonly isReproducible: boolean
-  /** Checksums are wanted. */
-  readonly isChecked: boolean
-  /** Also of what is read. */
-  readonly isBaseChecked: boolean
   readonly shared: SharedState
 }
 
@@ -35,10 +30,6 @@ export interface SharedState {
   readonly control: Int32Array
   /** How many chunks of each shard are written. */
   readonly done: Int32Array
-  /** One of each chunk, in the plan's order. */
-  readonly checksums: Uint32Array
-  /** Of what was read of the base for each. */
-  readonly baseChecksums: Uint32Array
   /** By thread: bytes written. */
   readonly written: Float64Array
   /** By thread and segment: Σ w², Σ δ². */
@@ -50,12 +41,9 @@ const STOP = 1
 
 export function createShared(shards: readonly OutputShard[], threads: number): SharedState {
   const segments = shards.reduce((sum, shard) => sum + shard.segments.length, 0)
-  const chunks = shards.reduce((sum, shard) => sum + shardChunks(shard), 0)
   return {
     control: new Int32Array(new SharedArrayBuffer(8)),
     done: new Int32Array(new SharedArrayBuffer(4 * shards.length)),
-    checksums: new Uint32Array(new SharedArrayBuffer(4 * chunks)),
-    baseChecksums: new Uint32Array(new SharedArrayBuffer(4 * chunks)),
     written: new Float64Array(new SharedArrayBuffer(8 * threads)),
     squares: new Float64Array(new SharedArrayBuffer(16 * segments * threads)),
   }
@@ -65,7 +53,7 @@ export function stopAll({ control }: SharedState): void {
   Atomics.store(control, STOP, 1)
 }
 
-export function shardChunks({ segments }: OutputShard): number {
+function shardChunks({ segments }: OutputShard): number {
   return segments.reduce((sum, segment) => sum + new Chunks(segment).count, 0)
 }
 
@@ -127,14 +115,9 @@ export class ChunkLoop {
     if (number >= this.#total) return false
     const place = this.#find(number)
     const chunk = place.chunks.at(number - place.firstChunk)
-    const bytes = this.#compute(chunk, place, number)
+    const bytes = this.#compute(chunk, place)
     const output = this.#job.outputs[place.shard]
     writeFully(output, bytes, chunk.offset)
-    const { isChecked, isBaseChecked } = this.#job
-    if (isChecked) {
-      const isCopy = isBaseChecked && place.segment.weight === undefined
-      shared.checksums[number] = isCopy ? shared.baseChecksums[number] : crc32(bytes)
-    }
     shared.written[this.#thread] += bytes.byteLength
     // Orders the plain stores above for whoever reads the count.
     const done = Atomics.add(shared.done, place.shard, 1) + 1
@@ -142,8 +125,8 @@ export class ChunkLoop {
     return true
   }
 
-  #compute(chunk: Chunk, { segment, index }: Place, number: number): Uint8Array {
-    const { bases, factors, isBaseChecked, shared } = this.#job
+  #compute(chunk: Chunk, { segment, index }: Place): Uint8Array {
+    const { bases, factors, shared } = this.#job
     const base = bases[segment.shard]
     for (const range of this.#merger.begin(chunk)) {
       const room = this.#stage(range.byteLength)
@@ -152,7 +135,6 @@ export class ChunkLoop {
     }
     const input = this.#merger.input(chunk)
     readFully(base, input, chunk.baseOffset)
-    if (isBaseChecked) shared.baseChecksums[number] = crc32(input)
     const result = this.#merger.merge(chunk)
     const at = 2 * (this.#thread * this.#places.length + index)
     shared.squares[at] += result.baseSquares
@@ -174,19 +156,24 @@ export class ChunkLoop {
   }
 }
 
-/** Σ w² and Σ δ² of a segment, over all threads. */
-export function squaresOf({ squares }: SharedState, threads: number, segment: number): [base: number, delta: number] {
-  const segments = squares.length / 2 / threads
-  let [base, delta] = [0, 0]
-  for (let thread = 0; thread < threads; thread++) {
-    const at = 2 * (thread * segments + segment)
-    base += squares[at]
-    delta += squares[at + 1]
+/** ‖ΔW‖ / ‖W‖ of each changed tensor of finished shards, by name. */
+export function changesOf({ shards, shared: { squares }, threads }: ChunkJob): Map<string, number> {
+  const sums = new Map<string, [base: number, delta: number]>()
+  const segments = shards.flatMap((shard) => shard.segments)
+  for (const [i, { weight }] of segments.entries()) {
+    if (weight === undefined || weight.layers.length === 0) continue
+    const sum = sums.get(weight.name) ?? [0, 0]
+    for (let thread = 0; thread < threads; thread++) {
+      const at = 2 * (thread * segments.length + i)
+      sum[0] += squares[at]
+      sum[1] += squares[at + 1]
+    }
+    sums.set(weight.name, sum)
   }
-  return [base, delta]
+  return new Map([...sums].map(([name, [base, delta]]) => [name, delta === 0 ? 0 : Math.sqrt(delta / base)]))
 }
 
-export function readFully(source: Readable, target: Uint8Array, offset: number): void {
+function readFully(source: Readable, target: Uint8Array, offset: number): void {
   if ('bytes' in source) {
     target.set(source.bytes.subarray(offset, offset + target.byteLength))
     return

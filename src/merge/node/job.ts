@@ -1,12 +1,14 @@
-// A merge into a path: planned, made in a folder beside it, by several threads where it is a checkpoint, and renamed when it is
-// whole. A job may also make a share of the files alone, for others to finish, or go on where one was interrupted.
+// A merge into a path: planned, made in a hidden folder beside it, by several threads where it is a checkpoint, and renamed when it is
+// whole. A job may also make a share of the files alone. The files that a killed job has finished are not made again.
 
-import { closeSync } from 'node:fs'
+import { closeSync, openSync } from 'node:fs'
 import { readdir, stat } from 'node:fs/promises'
 import path from 'node:path'
-import { type ByteSource, readAll } from '../../base/bytes.js'
+import { type ByteSource, readAll, readJson, writeFile } from '../../base/bytes.js'
 import { FileError, NumericError } from '../../base/errors.js'
+import { fileError } from '../../io/node/errors.js'
 import { NodeDirectory } from '../../io/node/files.js'
+import { isMountPoint, realOutput, WholeOutput } from '../../io/node/whole-output.js'
 import { findCompanions } from '../chunks/companions.js'
 import { writeCompanions, writeIndex } from '../chunks/merge-checkpoint.js'
 import { describePlan, type OpenPlan, openPlan, reportPlan } from '../chunks/open-plan.js'
@@ -20,12 +22,14 @@ import {
   openOnnx,
   planOnnx,
 } from '../merge.js'
+import { RECORD_FILE } from '../plan/companions.js'
 import type { OutputShard } from '../plan/layout.js'
 import type { MergeFormat, MergePlanReport, MergeReport } from '../report.js'
 import { checkPathSettings, type PathSettings, refuseForFormat } from '../settings.js'
 import {
   begunShards,
   type ChunkJob,
+  changesOf,
   createShared,
   discard,
   openForReading,
@@ -34,13 +38,10 @@ import {
   writeFully,
 } from './chunks.js'
 import { Flusher } from './flush.js'
-import { severalFilesError, unfinishedError, withHint, withShardHint } from './job-errors.js'
+import { mountedError, severalFilesError, withHint, withShardHint } from './job-errors.js'
 import { refuseForeignLinks } from './links.js'
-import { baseStates, changesOf, hashPlan, isFromBase, noteOf, type ShardNote } from './notes.js'
-import { checkSpace, looksMerged, type OutputPlace, realOutput, refuseEnding, refuseOutput } from './place.js'
-import { recoverOutput } from './recover.js'
-import { Staging } from './staging.js'
-import { NOTES_FOLDER } from './staging-notes.js'
+import { checkSpace, filesIn, foreignFiles, type OutputPlace, refuseEnding, refuseOutput } from './place.js'
+import { digestOfPlan } from './plan-digest.js'
 import { Crew, threadsOf } from './threads.js'
 
 /** A merge into a path. */
@@ -64,13 +65,10 @@ export class MergeJob {
   readonly #onnx: OpenOnnx | undefined
   readonly #inputs: readonly string[]
   readonly #crew: Crew | undefined
-  #staging: Staging | undefined
-  /** The output was there and only lacked its last steps. */
-  #isTaken = false
   /** The shards of the checkpoint that are this job's. */
-  #own: readonly OutputShard[] = []
-  /** Of the finished ones, by name. */
-  #notes = new Map<string, ShardNote>()
+  readonly #own: readonly OutputShard[]
+  /** ‖ΔW‖ / ‖W‖ by weight, of the shards that this job has made. */
+  #changes = new Map<string, number>()
 
   private constructor(
     request: PathRequest,
@@ -83,7 +81,9 @@ export class MergeJob {
     this.#opened = parts.opened
     this.#onnx = parts.onnx
     this.#crew = parts.crew
-    const { base, inputs } = request
+    const { base, inputs, share } = request
+    const shards = parts.opened?.plan.shards ?? []
+    this.#own = shards.filter((_, i) => share === undefined || i % share.count === share.index)
     const sources = [
       ...(parts.opened?.checkpoint.shards.map(({ file }) => file.source) ?? []),
       ...(parts.opened?.adapters.sources ?? []),
@@ -105,12 +105,13 @@ export class MergeJob {
    */
   static async open(request: PathRequest, runs: boolean): Promise<MergeJob> {
     checkPathSettings(request)
-    const { base, adapters, out, threads, sign } = request
+    const { base, adapters, out, threads, sign, share } = request
     const chosen = await chooseFormat(base, out, request)
     refuseForFormat(request, chosen.format)
     refuseEnding(out, chosen.format)
     const isFile = /\.(safetensors|onnx)$/.test(out)
     const place = { out: await realOutput(out), isFile }
+    if (await isMountPoint(place.out)) throw mountedError(out)
     const weightsOnly = isFile || request.weightsOnly === true
     if (base.directory instanceof NodeDirectory && !weightsOnly) {
       const { copied } = await findCompanions(base.directory, new Set())
@@ -127,7 +128,7 @@ export class MergeJob {
           throw withShardHint(error, base)
         })
         const files = parts.opened.plan.shards.length
-        if (isFile && files > 1) throw severalFilesError(out, files)
+        if (isFile && (files > 1 || share !== undefined)) throw severalFilesError(out, files)
       }
       if (chosen.graphs.length > 0) parts.onnx = await openOnnx(own, chosen, sign)
       return new MergeJob(request, chosen, { place, crew, ...parts })
@@ -157,113 +158,120 @@ export class MergeJob {
   /** Makes the output, or this job's share of it. */
   async run(): Promise<MergeReport> {
     const startedAt = performance.now()
-    const { out, share, signal } = this.#request
-    const planHash = await this.#hashOfPlan()
-    const isOwn = async (plan: string) => plan === '' || plan === (planHash ?? (await this.#readPlan()))
-    this.#isTaken = await recoverOutput(this.#place, isOwn)
-    await this.#refusePlaces()
-    const staging = await Staging.enter(this.#place, {
-      planHash,
-      isContinued: this.#isContinued,
-      isShare: share !== undefined,
-      isFinish: this.#request.finish === true,
-    })
-    this.#staging = staging
+    const { share, signal } = this.#request
+    const fsync = this.#isDurable
+    const plan = await this.#planDigest()
+    const output = await WholeOutput.begin(this.#place.out, { isFile: this.#place.isFile, plan, fsync })
+    const seconds = () => (performance.now() - startedAt) / 1000
+    let isUseless = false
     try {
-      const missing = await this.#begin(staging)
-      const bytes = sizeOf(missing)
-      checkSpace(staging.folder, bytes + (share === undefined ? (this.#opened?.companions.bytes ?? 0) : 0))
-      await this.#writeShards(staging, missing)
-      const onnx = this.#onnx && (await this.#writeOnnx(staging, this.#onnx))
-      const checkpoint = this.#opened && this.#reportCheckpoint(this.#opened)
-      const report = checkpoint && onnx ? joinReports(out, checkpoint, onnx) : (checkpoint ?? onnx)!
-      const added = share === undefined ? await this.#publish(staging, report, onnx?.files ?? []) : 0
-      return {
-        ...report,
-        out: share === undefined ? out : staging.folder,
-        bytes: bytes + (onnx?.bytes ?? 0) + added,
-        seconds: (performance.now() - startedAt) / 1000,
+      // All shares may be given again at any time.
+      const isDone = share !== undefined && (await this.#isPublished(plan))
+      if (isDone) return { ...this.#report(), bytes: 0, seconds: seconds() }
+      await this.#refusePlaces()
+      const missing = await unfinishedShards(output, this.#own)
+      const others = share === undefined ? (this.#opened?.companions.bytes ?? 0) : 0
+      checkSpace(this.#place.out, sizeOf(missing) + others)
+      try {
+        await this.#writeShards(output, missing)
+        const onnx = this.#onnx && (await this.#onnx.write(new NodeDirectory(output.folder, { fsync })))
+        const report = this.#report(onnx)
+        const unfinished = await unfinishedShards(output, this.#opened?.plan.shards ?? [], missing)
+        const bytes = sizeOf(missing) + (onnx?.bytes ?? 0)
+        if (unfinished.length > 0) {
+          const names = unfinished.map(({ path: shard }) => shard)
+          return { ...report, out: output.gathered!, missing: names, bytes, seconds: seconds() }
+        }
+        const added = await this.#publish(output, report, plan)
+        return { ...report, bytes: bytes + added, seconds: seconds() }
+      } catch (error) {
+        // Another process may have published the same while this one worked.
+        if (!(error instanceof FileError) || !(await this.#isPublished(plan))) throw error
+        return { ...this.#report(), bytes: 0, seconds: seconds() }
       }
     } catch (error) {
-      const isLeft = await staging.drop(error instanceof NumericError)
+      isUseless = error instanceof NumericError
       signal?.throwIfAborted()
-      throw withHint(error, isLeft)
+      throw withHint(error, !isUseless && (await hasFiles(output.gathered)))
+    } finally {
+      await output.close(!isUseless)
     }
   }
 
   async close(): Promise<void> {
     this.#crew?.dispose()
-    await this.#staging?.leave()
     await this.#opened?.close()
     await this.#onnx?.close()
   }
 
-  get #isContinued(): boolean {
-    const { share, finish = false, resume = false } = this.#request
-    return share !== undefined || finish || resume || this.#isTaken
+  /** True if files are on the disk when they have their names: others rely on those of a share. */
+  get #isDurable(): boolean {
+    const { fsync = true, share } = this.#request
+    return fsync || share !== undefined
+  }
+
+  /** True if all machines round alike: as shares must. */
+  get #isReproducible(): boolean {
+    const { reproducible = false, share } = this.#request
+    return reproducible || share !== undefined
+  }
+
+  /** Undefined for a result of which nothing is kept: files, and what may be lost when the machine stops. */
+  async #planDigest(): Promise<string | undefined> {
+    const isKept = this.#opened !== undefined && this.#onnx === undefined && !this.#place.isFile && this.#isDurable
+    if (!isKept) return undefined
+    return digestOfPlan(this.#opened!, { sign: this.#request.sign, isReproducible: this.#isReproducible })
+  }
+
+  /** True if the output is there, and was made by this plan. */
+  async #isPublished(plan: string | undefined): Promise<boolean> {
+    const directory = new NodeDirectory(this.#place.out)
+    if (plan === undefined || !(await directory.has(RECORD_FILE))) return false
+    const record = (await readJson(directory, RECORD_FILE).catch(() => null)) as { plan?: unknown } | null
+    return record?.plan === plan
   }
 
   /** Throws FileError when the output is what is being read, or must not be replaced. */
   async #refusePlaces(): Promise<void> {
     const { overwrite = false } = this.#request
     const tensors = this.#opened?.plan.tensors
-    await refuseOutput(this.#place, this.#inputs, overwrite, () => looksMerged(this.#place, tensors))
-  }
-
-  /** Undefined for a result of which no part is ever kept: reading all of the adapters pays where something may be continued. */
-  async #hashOfPlan(): Promise<string | undefined> {
-    const isKept = this.#opened !== undefined && (this.#opened.plan.shards.length > 1 || this.#isContinued)
-    return isKept ? this.#readPlan() : undefined
-  }
-
-  async #readPlan(): Promise<string | undefined> {
-    return this.#opened && hashPlan(this.#opened, this.#request)
-  }
-
-  /** Finds out what is there already, and makes room. Returns the shards that are to be made. */
-  async #begin(staging: Staging): Promise<readonly OutputShard[]> {
-    if (this.#opened === undefined) return []
-    const { share, finish } = this.#request
-    const { shards } = this.#opened.plan
-    this.#own = shards.filter((_, i) => share === undefined || i % share.count === share.index)
-    if (this.#isContinued) {
-      const states = await baseStates(this.#opened.checkpoint)
-      for (const shard of this.#own) {
-        const note = await staging.verified(shard)
-        if (note !== undefined && (await isFromBase(note, shard, this.#opened, states)))
-          this.#notes.set(shard.path, note)
-      }
-    }
-    const missing = this.#own.filter((shard) => !this.#notes.has(shard.path))
-    if (finish && missing.length > 0) throw unfinishedError(missing, this.#own, staging.folder)
-    staging.forget(missing)
-    if (!finish) await staging.removeUnfinished(this.#own)
-    return missing
+    await refuseOutput(this.#place, this.#inputs, overwrite, () => foreignFiles(this.#place, tensors))
   }
 
   /**
-   * Writes the missing files of the checkpoint, and notes them.
+   * Writes the missing files of the checkpoint.
    *
    * @throws FileError when one cannot be written, or somebody writes to the base or an adapter meanwhile; NumericError naming what
    *   is not finite
    */
-  async #writeShards(staging: Staging, missing: readonly OutputShard[]): Promise<void> {
+  async #writeShards(output: WholeOutput, missing: readonly OutputShard[]): Promise<void> {
     const [opened, crew] = [this.#opened, this.#crew]
     if (opened === undefined || crew === undefined || missing.length === 0) return
-    const { signal, onProgress, fsync: isDurable = true } = this.#request
+    const { signal, onProgress } = this.#request
     const closers: (() => void)[] = []
-    const flusher = isDurable ? new Flusher() : undefined
-    let outputs: ChunkJob['outputs'] = []
+    const flusher = this.#isDurable ? new Flusher() : undefined
+    /** Descriptors of the files that are not finished. */
+    const open = new Map<number, number>()
     try {
-      const states = await baseStates(opened.checkpoint)
-      const job = await this.#openChunkJob(opened, staging, missing, crew.threads, closers)
-      outputs = job.outputs
-      missing.forEach(({ header }, i) => {
-        if (header !== undefined) writeFully(outputs[i], header, 0)
+      const outputs = missing.map(({ path: shard, header }, i) => {
+        const file = createShard(path.join(output.folder, shard))
+        open.set(i, file.fd)
+        if (header !== undefined) writeFully(file, header, 0)
+        return file
       })
+      const job = await this.#openChunkJob(opened, outputs, missing, crew.threads, closers)
       const totalBytes = sizeOf(this.#own)
       const keptBytes = totalBytes - sizeOf(missing)
-      const before = job.bases.map(stampOf)
+      const stamps = job.bases.map(stampOf)
+      const refuseChanges = () => {
+        const changed = job.bases.find((file, i) => stampOf(file) !== stamps[i])
+        if (changed === undefined) return
+        throw new FileError({
+          where: changed.name,
+          what: 'was written to while it was being merged',
+          hint: 'Merge again when nothing else writes there',
+        })
+      }
       await crew.run(job, {
         signal,
         onProgress: (bytes) => {
@@ -272,39 +280,31 @@ export class MergeJob {
         },
         onShard: async (i) => {
           await flusher?.finish(outputs[i])
-          const note = noteOf(job, i, states)
-          if (job.isChecked) await staging.note(missing[i], note)
-          this.#notes.set(missing[i].path, note)
+          refuseChanges()
+          closeSync(outputs[i].fd)
+          open.delete(i)
+          await output.finish(missing[i].path)
         },
       })
-      const changed = job.bases.find((file, i) => stampOf(file) !== before[i])
-      if (changed !== undefined) {
-        throw new FileError({
-          where: changed.name,
-          what: 'was written to while it was being merged',
-          hint: 'Merge again when nothing else writes there',
-        })
-      }
+      this.#changes = changesOf(job)
     } catch (error) {
-      outputs.forEach(({ fd }, i) => {
-        if (!this.#notes.has(missing[i].path)) discard(fd)
-      })
+      for (const fd of open.values()) discard(fd)
       throw error
     } finally {
       await flusher?.end()
+      for (const fd of open.values()) closeSync(fd)
       for (const close of closers) close()
     }
   }
 
   /** @param closers gets what closes the files that are opened, also of those before an error */
   async #openChunkJob(
-    { plan, checkpoint, adapters }: OpenPlan,
-    staging: Staging,
+    { checkpoint, adapters }: OpenPlan,
+    outputs: ChunkJob['outputs'],
     missing: readonly OutputShard[],
     threads: number,
     closers: (() => void)[],
   ): Promise<ChunkJob> {
-    const { reproducible = false, share } = this.#request
     const readable = async (source: ByteSource): Promise<Readable> => {
       if (source.realPath !== undefined) {
         const fd = openForReading(source.realPath)
@@ -321,34 +321,19 @@ export class MergeJob {
     for (const { file } of checkpoint.shards) bases.push(await readable(file.source))
     return {
       shards: missing,
-      outputs: missing.map((shard) => staging.create(shard)),
+      outputs,
       bases: [...bases, ...factors],
       factors,
       threads,
-      isReproducible: reproducible,
-      // A result of one file is never resumed, so it needs no checksums. With jobs, --finish checks it.
-      isChecked: plan.shards.length > 1 || share !== undefined,
-      // Jobs on several machines may see copies of the base; one machine tells by its files whether it is the same.
-      isBaseChecked: share !== undefined,
+      isReproducible: this.#isReproducible,
       shared: createShared(missing, threads),
     }
   }
 
-  /** Adds an .onnx to what is being made. */
-  async #writeOnnx(staging: Staging, opened: OpenOnnx): Promise<MergeReport & { files: string[] }> {
-    const { fsync = true } = this.#request
-    const before = new Set(await readdir(staging.folder))
-    const target = staging.directory(fsync)
-    const report = await opened.write(target)
-    const files = (await readdir(staging.folder)).filter((name) => !before.has(name) && name !== NOTES_FOLDER)
-    return { ...report, files }
-  }
-
   /** Adds the base's other files and gives the output its name. Returns the bytes written. */
-  async #publish(staging: Staging, report: MergeReport, others: readonly string[]): Promise<number> {
-    const { base, signal, overwrite = false, fsync: isDurable = true } = this.#request
-    await staging.claim(this.#own, others)
-    const folder = staging.directory(isDurable)
+  async #publish(output: WholeOutput, report: MergeReport, plan: string | undefined): Promise<number> {
+    const { base, signal, overwrite = false } = this.#request
+    const folder = new NodeDirectory(output.folder, { fsync: this.#isDurable })
     const added: string[] = []
     if (this.#opened !== undefined && !this.#place.isFile) {
       added.push(...(await writeCompanions(this.#opened, folder)), ...(await writeIndex(this.#opened.plan, folder)))
@@ -359,26 +344,35 @@ export class MergeJob {
     // Something may have come to this place while this merge ran.
     await this.#refusePlaces()
     if (this.#place.isFile) {
-      const own = path.basename(this.#place.out)
-      const files = [...this.#own.map(({ path: shard }) => shard), ...others]
-      await staging.publishFiles([...files.filter((name) => name !== own), own], { overwrite, isDurable })
-    } else {
-      const record = {
-        version: 1,
-        base: base.file ?? path.basename(path.resolve(base.directory.name)),
-        layers: report.layers,
-      }
-      await staging.publishFolder(record, { overwrite, isDurable })
+      await output.publishFiles(overwrite)
+      return bytes
     }
+    const shards = (this.#opened?.plan.shards ?? []).map(({ path: shard }) => shard)
+    const record = {
+      version: 1,
+      plan,
+      base: base.file ?? path.basename(path.resolve(base.directory.name)),
+      files: [...new Set([...shards, ...(await filesIn(folder.name))])].sort(),
+      layers: report.layers,
+    }
+    await writeFile(folder, RECORD_FILE, `${JSON.stringify(record, null, 2)}\n`)
+    for (const name of [...added, RECORD_FILE]) await output.finish(name)
+    await output.publishFolder(overwrite)
     return bytes
   }
 
-  /** What a report says of this job's own shards. */
+  /** The report on this job's part, without what it has written. */
+  #report(onnx?: MergeReport): MergeReport {
+    const { out } = this.#request
+    const checkpoint = this.#opened && this.#reportCheckpoint(this.#opened)
+    return { ...(checkpoint && onnx ? joinReports(out, checkpoint, onnx) : (checkpoint ?? onnx)!), out }
+  }
+
   #reportCheckpoint({ plan, companions, warnings }: OpenPlan): MergeReport {
     const own = new Set(this.#own.flatMap(({ tensors }) => tensors))
     const weights = plan.weights.filter(({ name }) => own.has(name))
     return {
-      ...describePlan({ ...plan, weights }, changesOf(this.#notes)),
+      ...describePlan({ ...plan, weights }, { relativeChange: (weight) => this.#changes.get(weight) ?? null }),
       out: this.#request.out,
       format: 'safetensors',
       tensors: own.size,
@@ -391,6 +385,32 @@ export class MergeJob {
       warnings,
     }
   }
+}
+
+/** The shards that no process has finished, but for those that this one has just made. */
+async function unfinishedShards(
+  output: WholeOutput,
+  shards: readonly OutputShard[],
+  made: readonly OutputShard[] = [],
+): Promise<OutputShard[]> {
+  const result: OutputShard[] = []
+  for (const shard of shards) {
+    const isMade = made.includes(shard) || (await output.hasFinished(shard.path, shard.byteLength))
+    if (!isMade) result.push(shard)
+  }
+  return result
+}
+
+function createShard(name: string): { name: string; fd: number } {
+  try {
+    return { name, fd: openSync(name, 'wx') }
+  } catch (error) {
+    throw fileError(name, 'cannot be written', error)
+  }
+}
+
+async function hasFiles(folder: string | undefined): Promise<boolean> {
+  return folder !== undefined && (await readdir(folder).catch(() => [])).length > 0
 }
 
 function sizeOf(shards: readonly OutputShard[]): number {

@@ -45,7 +45,7 @@ export interface MergeOnnxOptions extends RunSettings {
   /** How data files that stay as they are come into the output. Default `copy`. */
   externalData?: ExternalDataMode | undefined
   /** Type of the factors of branches. Default: the one in which each layer computes. */
-  factors?: 'F32' | 'F16' | undefined
+  factors?: 'fp32' | 'fp16' | undefined
   /** Takes branches out; the adapters' weights have the other sign. Default false. */
   isUnmerge?: boolean | undefined
   /** Tells transformers.js in config.json of the graph's type and data files. Default true. */

@@ -49,7 +49,7 @@ export interface OnnxPlanOptions {
   readonly config?: Readonly<Record<string, unknown>> | undefined
   readonly modules?: ModuleMap | undefined
   /** The type of branches' factors; undefined: the one in which each layer computes. */
-  readonly factors?: 'F32' | 'F16' | undefined
+  readonly factors?: 'fp32' | 'fp16' | undefined
   /** Default `branches`. */
   readonly quantized?: QuantizedPolicy | undefined
   /** Weights of adapters have the other sign, and branches are taken out. Default false. */
@@ -57,9 +57,9 @@ export interface OnnxPlanOptions {
 }
 
 const DTYPES: Partial<Record<DataType, FloatDtype>> = {
-  [DataType.FLOAT]: 'F32',
-  [DataType.FLOAT16]: 'F16',
-  [DataType.BFLOAT16]: 'BF16',
+  [DataType.FLOAT]: 'fp32',
+  [DataType.FLOAT16]: 'fp16',
+  [DataType.BFLOAT16]: 'bf16',
 }
 
 /** Places whose tensor becomes the same: one tensor, the same changes. */

@@ -12,8 +12,8 @@ export async function layOutShards(folder: string) {
   const setup = await layOutFiles(
     folder,
     [
-      ['a_proj.weight', 'F32', [300, 256]],
-      ['b_proj.weight', 'F16', [300, 256]],
+      ['a_proj.weight', 'fp32', [300, 256]],
+      ['b_proj.weight', 'fp16', [300, 256]],
     ],
     { shards: 2, files: { 'tokenizer.json': '{}' } },
   )
@@ -21,9 +21,9 @@ export async function layOutShards(folder: string) {
     ...setup,
     merge: (options: MergeFilesOptions = {}, out = setup.out, adapter: PathAdapter = setup.adapter) =>
       mergeFiles(setup.base, [adapter], out, { threads: 1, fsync: false, ...options }),
-    async expectWhole(out = setup.out) {
+    async expectWhole(out = setup.out, options = {}) {
       const [fresh, written] = [new MemoryDirectory(), await fromDisk(out)]
-      await mergeCheckpoint(setup.memory, setup.lora, fresh)
+      await mergeCheckpoint(setup.memory, setup.lora, fresh, options)
       expect([...written.files.keys()].sort()).toEqual([...fresh.files.keys(), 'lowrank-merge.json'].sort())
       for (const [name, bytes] of fresh.files) expect(Buffer.compare(written.files.get(name)!, bytes), name).toBe(0)
     },
