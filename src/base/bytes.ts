@@ -264,6 +264,15 @@ export async function writeThrough(
   }
 }
 
+/** JSON as Python writes it: NaN and infinities, which JSON has not, become null. Throws SyntaxError. */
+function parsePythonJson(text: string): unknown {
+  try {
+    return JSON.parse(text)
+  } catch {
+    return JSON.parse(text.replace(/("(?:[^"\\]|\\.)*")|-?\b(?:NaN|Infinity)\b/gs, (_, string) => string ?? 'null'))
+  }
+}
+
 /** Writes several files that belong together: whole or not at all, where the folder can do that. */
 export async function writeTogether<T>(directory: Directory, write: (folder: Directory) => Promise<T>): Promise<T> {
   return directory.together === undefined ? write(directory) : directory.together(write)
@@ -271,9 +280,6 @@ export async function writeTogether<T>(directory: Directory, write: (folder: Dir
 
 /** The largest tokenizer.json that is known has 35 MB. A parsed text takes some ten times as much memory. */
 const MAX_JSON_BYTES = 1 << 28
-/** Texts up to this length are searched for numbers that JSON does not have. */
-const MAX_SEARCHED = 1 << 24
-const STRING_OR_NAN = /"(?:[^"\\]|\\.)*"|-?\b(?:NaN|Infinity)\b/g
 
 /**
  * Reads a small file as text, without a byte order mark.
@@ -291,42 +297,18 @@ export async function readText(directory: Directory, path: string, maxBytes: num
  * @throws FormatError naming the file when it is no JSON, or has more than 256 MiB
  */
 export async function readJson(directory: Directory, path: string): Promise<unknown> {
-  return withText(directory, path, MAX_JSON_BYTES, (text, where) => {
-    try {
-      return JSON.parse(text)
-    } catch (cause) {
-      const numbers = text.length <= MAX_SEARCHED ? withoutNaN(text) : undefined
-      if (numbers !== undefined) return numbers
-      throw new FormatError({ where, what: `not valid JSON (${(cause as Error).message})`, cause })
-    }
-  })
+  return withText(directory, path, MAX_JSON_BYTES, parsePythonJson)
 }
 
-/** The value of a JSON text with Python's NaN, Infinity and -Infinity; undefined where that is not what is wrong with it. */
-function withoutNaN(text: string): unknown {
-  const mark = '\ufdd3NaN'
-  const replaced = text.replace(STRING_OR_NAN, (found) => {
-    if (found.startsWith('"')) return found
-    return found === 'NaN' ? JSON.stringify(mark) : found.replace('Infinity', '1e999')
-  })
-  try {
-    return JSON.parse(replaced, (_, value) => (value === mark ? Number.NaN : value))
-  } catch {
-    return undefined
-  }
-}
-
-async function withText<T>(
-  directory: Directory,
-  path: string,
-  maxBytes: number,
-  use: (text: string, where: string) => T,
-): Promise<T> {
+async function withText<T>(directory: Directory, path: string, maxBytes: number, use: (text: string) => T): Promise<T> {
   const source = await directory.open(path)
+  const { name: where, byteLength } = source
   try {
-    const { name: where, byteLength } = source
-    if (byteLength <= maxBytes) return use(new TextDecoder().decode(await readAll(source)), where)
+    if (byteLength <= maxBytes) return use(new TextDecoder().decode(await readAll(source)))
     throw new FormatError({ where, what: 'too large', expected: `at most ${maxBytes} bytes`, got: `${byteLength}` })
+  } catch (cause) {
+    if (!(cause instanceof SyntaxError)) throw cause
+    throw new FormatError({ where, what: `not valid JSON (${cause.message})`, cause })
   } finally {
     await source.close()
   }

@@ -15,7 +15,6 @@ const MAX_DEPTH = 64
 const MAX_VALUES = 1 << 22
 
 const NUMBER = /-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?/y
-/** Python's own spelling of numbers that JSON does not have. */
 const NOT_FINITE = /NaN|-?Infinity/y
 const WHOLE_NUMBER = /^[0-9]+$/
 const SPACE = /[ \t\n\r]*/y
@@ -25,13 +24,12 @@ const PLAIN = /[^"\\\u0000-\u001f]*/y
 const ESCAPE = /\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})/y
 const LONE_SURROGATE = /\p{Surrogate}/u
 
-/** Rules beside JSON's own. */
+/** What is allowed beyond JSON's own rules. */
 export interface JsonOptions {
-  /**
-   * Every number must be spelled as digits alone: no sign, fraction or exponent. Default false: then NaN, Infinity and -Infinity are
-   * numbers too, and a byte order mark may come first, as some programs write them.
-   */
+  /** Every number must be spelled as digits alone: no sign, fraction or exponent. Default false. */
   wholeNumbers?: boolean
+  /** Takes what Python's json writes and editors add: NaN, Infinity, −Infinity, and a byte order mark. Default false. */
+  isLoose?: boolean
 }
 
 /**
@@ -42,7 +40,8 @@ export interface JsonOptions {
  *   surrogate pair, nesting is deeper than 64, or there are more than 4 million values.
  */
 export function parseJson(bytes: Uint8Array, where: string, options: JsonOptions = {}): JsonValue {
-  return new Parser(decodeText(bytes, where), where, options).document()
+  const text = decodeText(bytes, where)
+  return new Parser(options.isLoose ? text.replace(/^\uFEFF/, '') : text, where, options).document()
 }
 
 /**
@@ -73,7 +72,7 @@ export function toPlain(value: JsonValue): unknown {
   return value
 }
 
-/** The place that an object's entries are put into. */
+/** What an object's entries are put into. */
 interface Entries {
   has(key: string): boolean
   set(key: string, value: JsonValue): void
@@ -83,14 +82,15 @@ class Parser {
   readonly #text: string
   readonly #where: string
   readonly #wholeNumbers: boolean
+  readonly #isLoose: boolean
   #at = 0
   #values = 0
 
-  constructor(text: string, where: string, { wholeNumbers = false }: JsonOptions) {
+  constructor(text: string, where: string, { wholeNumbers = false, isLoose = false }: JsonOptions) {
     this.#text = text
     this.#where = where
     this.#wholeNumbers = wholeNumbers
-    if (!wholeNumbers && text.startsWith('\ufeff')) this.#at = 1
+    this.#isLoose = isLoose
   }
 
   document(): JsonValue {
@@ -202,7 +202,8 @@ class Parser {
 
   #number(): number {
     const start = this.#at
-    if (!this.#match(NUMBER) && (this.#wholeNumbers || !this.#match(NOT_FINITE))) this.#fail('a value')
+    if (this.#isLoose && this.#match(NOT_FINITE)) return Number(this.#text.slice(start, this.#at))
+    if (!this.#match(NUMBER)) this.#fail('a value')
     const spelling = this.#text.slice(start, this.#at)
     if (this.#wholeNumbers && !WHOLE_NUMBER.test(spelling)) {
       throw new FormatError({
