@@ -269,7 +269,12 @@ function parsePythonJson(text: string): unknown {
   try {
     return JSON.parse(text)
   } catch {
-    return JSON.parse(text.replace(/("(?:[^"\\]|\\.)*")|-?\b(?:NaN|Infinity)\b/gs, (_, string) => string ?? 'null'))
+    return JSON.parse(
+      text.replace(/("(?:[^"\\]|\\.)*")|-?\b(?:NaN|Infinity)\b/gs, (found, string) => {
+        // A number that is not finite: where it is used, it is refused by name.
+        return string ?? found.replace(/NaN|Infinity/, '1e999')
+      }),
+    )
   }
 }
 
