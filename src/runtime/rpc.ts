@@ -102,8 +102,8 @@ export function connect<T>(port: Port): Connection<T> {
 
   const settle = (id: number) => {
     const call = calls.get(id)
-    calls.delete(id)
-    if (calls.size === 0) port.hold?.(false)
+    // A late answer, to a call that has failed, must not let go of a thread that is being ended: its end could not be waited for.
+    if (calls.delete(id) && calls.size === 0) port.hold?.(false)
     return call
   }
   const fail = (error: Error) => {

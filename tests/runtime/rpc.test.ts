@@ -92,6 +92,28 @@ describe('calls across threads', () => {
   })
 })
 
+it('holds the thread until it has ended, whatever late answers come while it ends', async () => {
+  let receive: (message: unknown) => void = () => {}
+  const events: string[] = []
+  const port: Port = {
+    post: () => {},
+    listen: (own) => {
+      receive = own
+    },
+    hold: (isHeld) => void events.push(isHeld ? 'held' : 'free'),
+    async close() {
+      events.push('ending')
+      receive({ kind: 'result', id: 0, value: 1 })
+      receive({ kind: 'error', id: 1, error: { name: 'Error', message: 'late' } })
+    },
+  }
+  const { remote, close } = connect<Target>(port)
+  const calls = [remote.never(), remote.never()].map((call) => call.catch(() => 'rejected'))
+  await close()
+  expect(await Promise.all(calls)).toEqual(['rejected', 'rejected'])
+  expect(events.slice(events.indexOf('ending'))).toEqual(['ending'])
+})
+
 describe('a thread that is given up', () => {
   function held() {
     const events: string[] = []
