@@ -6,8 +6,6 @@ import * as ort from 'onnxruntime-node'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import type { Command } from '../../src/cli/options.js'
 import type { Model, TaskFacts } from '../../src/index.js'
-import type { PageTask } from '../../web/src/data.js'
-import type { OpenModel } from '../../web/src/models.js'
 import { root } from '../structure/project.js'
 
 const TOY = `
@@ -27,6 +25,11 @@ export const toy = {
 }
 `
 const LINE = "  toy: async () => (await import('./toy.js')).toy as never,\n"
+
+/** The part of the page that chooses a task. It is compiled apart, with types of Vite. */
+interface Page {
+  taskOf(open: object, data: { text: string; pictures: readonly never[] }): TaskFacts
+}
 
 let folder: string
 let lowrank: typeof import('../../src/node.js')
@@ -81,11 +84,11 @@ describe('a task that is one file and one line', () => {
   })
 
   it('is chosen by the page for records with its fields', async () => {
-    const { taskOf }: typeof import('../../web/src/data.js') = await import(join(folder, 'web/src/data.ts'))
-    const tasks = (await lowrank.trainingTasks(model)).filter((task: TaskFacts): task is PageTask => !!task.page)
-    const open = { name: 'llama', reads: 'text', tasks } as unknown as OpenModel
+    const { taskOf }: Page = await import(join(folder, 'web/src/data.ts'))
+    const tasks = (await lowrank.trainingTasks(model)).filter(({ page }) => page !== undefined)
+    const open = { name: 'llama', reads: 'text', tasks }
     const chosen = (text: string) => taskOf(open, { text, pictures: [] })
-    expect(chosen('{"toy": "The sea", "size": 3}').page.lesson).toBe('The adapter will learn to play.')
+    expect(chosen('{"toy": "The sea", "size": 3}').page?.lesson).toBe('The adapter will learn to play.')
     expect(chosen('toy,size\nThe sea,3').name).toBe('toy')
     expect(chosen('{"text": "The sea"}').name).toBe('causal-lm')
     expect(chosen('{"text": "The sea", "label": "a"}').name).toBe('text-classification')
