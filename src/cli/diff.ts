@@ -1,10 +1,10 @@
 // lowrank diff: how two adapters, or two checkpoints, differ.
 
 import type { DiffReport } from '../index.js'
+import { writeWhole } from '../node/command-line.js'
 import { withProgress } from './adapter-output.js'
 import { EXIT_INTERRUPTED } from './interrupt.js'
 import { defineCommand, required, text, toggle } from './options.js'
-import { writeWhole } from './output.js'
 import { MODEL } from './sources.js'
 import { colors, print, printDocument, say, table, warn } from './terminal.js'
 
