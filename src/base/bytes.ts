@@ -37,6 +37,8 @@ export interface Directory {
   readonly name: string
   /** Id of the repository, if the folder is on the Hub. */
   readonly hubId?: string | undefined
+  /** The revision that was asked for, if the folder is on the Hub and it is not the default one. */
+  readonly hubRevision?: string | undefined
   /**
    * Names of the files directly inside, sorted; empty if the folder does not exist.
    *
@@ -262,6 +264,15 @@ export async function writeThrough(
   }
 }
 
+/** JSON as Python writes it: NaN and infinities, which JSON has not, become null. Throws SyntaxError. */
+function parsePythonJson(text: string): unknown {
+  try {
+    return JSON.parse(text)
+  } catch {
+    return JSON.parse(text.replace(/("(?:[^"\\]|\\.)*")|-?\b(?:NaN|Infinity)\b/gs, (_, string) => string ?? 'null'))
+  }
+}
+
 /** Writes several files that belong together: whole or not at all, where the folder can do that. */
 export async function writeTogether<T>(directory: Directory, write: (folder: Directory) => Promise<T>): Promise<T> {
   return directory.together === undefined ? write(directory) : directory.together(write)
@@ -271,8 +282,7 @@ export async function writeTogether<T>(directory: Directory, write: (folder: Dir
 export async function readJson(directory: Directory, path: string): Promise<unknown> {
   const source = await directory.open(path)
   try {
-    const text = new TextDecoder().decode(await readAll(source))
-    return JSON.parse(text)
+    return parsePythonJson(new TextDecoder().decode(await readAll(source)))
   } catch (cause) {
     if (!(cause instanceof SyntaxError)) throw cause
     throw new FormatError({ where: source.name, what: `not valid JSON (${cause.message})`, cause })

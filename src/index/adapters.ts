@@ -35,10 +35,10 @@ export async function saveAdapter(adapter: LoraAdapter, target: Target, options:
 export interface ToPlainOptions {
   /**
    * The base as it was before training: a safetensors checkpoint, or a function that gives its weights (d, k) by the layer's name, of
-   * which one is held at a time. Enough for `pissa` and `olora`.
+   * which one is held at a time. Enough for `pissa` and `olora`, but not for `pissa-niter-N`.
    */
   base?: Source | BaseWeights | undefined
-  /** The adapter as it was before training, if you saved it. Exact for every start; `lora-ga` and `corda` need it. */
+  /** The adapter as it was before training, if you saved it. Exact for every start; `pissa-niter-N`, `lora-ga` and `corda` need it. */
   initial?: Source | LoraAdapter | undefined
 }
 

@@ -206,8 +206,7 @@ export async function inspect(target: Source | LoraAdapter, options?: InspectOpt
  * These methods change the base before training, so the adapter fits only the changed base. The plain adapter fits the original
  * base, and can be merged and swapped like any other.
  *
- * The initial values of `pissa-niter-N` are random, and PEFT computes new ones each time it loads the adapter. So without `initial` the result
- * is an approximation.
+ * The initial values of `pissa-niter-N` are random, and no file contains them. So such an adapter needs `initial`.
  *
  * @throws FileError or FormatError when base or adapter cannot be read; ConfigError when the adapter is plain already, or when both
  *   or neither of `base` and `initial` are given; UnsupportedError when the initial values cannot be computed from the base

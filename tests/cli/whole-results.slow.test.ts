@@ -177,7 +177,7 @@ describe.each(Object.entries(KINDS))('%s', (name, { out, args }) => {
       const isSlow = random(2) === 0
       const results = await Promise.all(
         variants.map(async (variant) => {
-          await new Promise((resolve) => setTimeout(resolve, random(200)))
+          await new Promise((resolve) => setTimeout(resolve, random(2) * random(200)))
           return run(commandIn(folder, variant), { folder, isSlow })
         }),
       )
