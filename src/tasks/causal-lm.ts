@@ -125,7 +125,8 @@ function encodePair(prompt: string, completion: string, { model, maxLength }: En
 function encodeTurns(chat: Chat, template: ChatTemplate, context: EncodeContext, where: string): Encoded<Example> {
   const { model, maxLength, chatTemplateArgs: args } = context
   const encoded = encodeChat(chat, { template, tokenizer: requireTokenizer(model), maxLength, args }, where)
-  return { examples: encoded.examples, isTruncated: encoded.isShortened || encoded.lostAnswers > 0 }
+  const { examples, isShortened, lostAnswers, notes } = encoded
+  return { examples, isTruncated: isShortened || lostAnswers > 0, notes }
 }
 
 class CausalLm implements OpenTask<Example> {

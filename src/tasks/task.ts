@@ -43,6 +43,8 @@ export interface Encoded<Example> {
   readonly examples: readonly Example[]
   /** It was longer than the limit. */
   readonly isTruncated: boolean
+  /** Parts of the row that are not learned, each as the end of a sentence: "3 of 10 records …". */
+  readonly notes?: readonly string[]
 }
 
 /** One file of this folder, and one line in its table. */

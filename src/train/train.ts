@@ -219,6 +219,9 @@ async function encode(
   }
   warn(kept.truncatedRecords + heldOut.truncatedRecords, `cut to ${encoded.maxLength} tokens`)
   warn(kept.skippedRecords + heldOut.skippedRecords, 'left out, because they have no target')
+  for (const note of new Set([...kept.notes.keys(), ...heldOut.notes.keys()])) {
+    warn((kept.notes.get(note) ?? 0) + (heldOut.notes.get(note) ?? 0), note)
+  }
   return encoded
 }
 
