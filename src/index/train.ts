@@ -2,9 +2,11 @@
 
 import type { ByteSource } from '../base/bytes.js'
 import { ConfigError } from '../base/errors.js'
-import { checkOptions } from '../base/options.js'
+import { checkArgument, checkOptions } from '../base/options.js'
 import type { DtypeChoice } from '../graph/graph-file.js'
 import type { Model } from '../graph/model-folder.js'
+import type { TaskFacts } from '../tasks/task.js'
+import { tasksFor } from '../tasks/tasks.js'
 import type { RunSources } from '../train/about-run.js'
 import { TRAIN_CONFIG } from '../train/gen/options.js'
 import type { TrainConfig, TrainingData, TrainingOptions, TrainResult } from '../train/options.js'
@@ -85,6 +87,15 @@ export async function previewData(options: PreviewDataOptions): Promise<PreviewE
   return withOpened(options, async (model, data) => {
     const { previewExamples } = await import('../train/preview.js')
     return previewExamples({ ...options, model, data }, options.count ?? PREVIEW_DATA_OPTIONS_DEFAULTS.count)
+  })
+}
+
+/** See the entry. */
+export async function trainingTasks(model?: Model): Promise<TaskFacts[]> {
+  if (model !== undefined) checkArgument(model, MODEL, 'model')
+  const tasks = await tasksFor(model)
+  return tasks.map(({ name, learns, records, use, page, learningRate }) => {
+    return { name, learns, records, use, ...(page && { page }), ...(learningRate !== undefined && { learningRate }) }
   })
 }
 
