@@ -132,11 +132,12 @@ export type { FactorTensors, PartKind, TensorRole } from './lora/part.js'
 export type { LayerGradients } from './lora/passes.js'
 export type { LayerRanges } from './lora/replication.js'
 export type { Spectrum } from './lora/spectrum.js'
-export type { Differences, ValueDifferences } from './merge/chunks/unmerge.js'
+export type { Differences, ValueDifferences } from './merge/compare.js'
 export type { FitReport, PartFit } from './merge/fit.js'
 export type { UnmergeReport } from './merge/merge.js'
 export type { TiedPolicy } from './merge/plan/tied.js'
 export type {
+  LayerChange,
   MergedFile,
   MergeFormat,
   MergePlanReport,
@@ -145,7 +146,6 @@ export type {
   MergeSummary,
 } from './merge/report.js'
 export type { MergeSettings, PathSettings, RunSettings } from './merge/settings.js'
-export type { LayerChange } from './merge/weight.js'
 export type { LoadOptions, SaveOptions } from './peft/adapter-folder.js'
 export type { AdapterReport, LayerReport, ProblemReport, ReplacementReport } from './peft/inspect.js'
 export type { RuntimeHost } from './runtime/host.js'

@@ -7,7 +7,6 @@ import { decodeFloats, encodeFloats, type FloatDtype } from '../../src/base/dtyp
 import { MismatchError } from '../../src/base/errors.js'
 import type { Tensor } from '../../src/base/tensor.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
-import { mergeCheckpoint } from '../../src/merge/chunks/merge-checkpoint.js'
 import { convertToPlain } from '../../src/merge/convert.js'
 import { loadAdapter, saveAdapter } from '../../src/peft/adapter-folder.js'
 import {
@@ -21,6 +20,7 @@ import {
   readFolder,
   readTensors,
 } from './golden.js'
+import { mergeCheckpoint } from '../merge/toolkit.js'
 
 interface Golden {
   cell: Cell

@@ -9,9 +9,9 @@ import { placeAdapter } from '../../src/graph/match/place-adapter.js'
 import { Builder } from '../../src/graph/view/builder.js'
 import { OnnxSession } from '../../src/infer/adapter-session.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
-import { mergeOnnx } from '../../src/merge/onnx/merge-onnx.js'
 import { inThread } from '../infer/models.js'
 import { addInput, addOutput, DataType, emptyGraph, floatTensor } from './toolkit.js'
+import { mergeOnnx } from '../merge/toolkit.js'
 
 function adapterOf(module: string): LoraAdapter {
   const adapter = new LoraAdapter({ rank: 1 })

@@ -10,7 +10,6 @@ import { parseSafetensorsHeader, readTensorF32 } from '../../src/formats/safeten
 import { OnnxSession } from '../../src/infer/adapter-session.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
-import { mergeOnnx } from '../../src/merge/onnx/merge-onnx.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
 import type { RuntimeTensor } from '../../src/runtime/runtime.js'
 import { causalLm } from '../../src/tasks/causal-lm.js'
@@ -18,6 +17,7 @@ import { train } from '../../src/train/train.js'
 import { addWhole, savedTensors, wholeTensors } from '../../src/train/whole-tensors.js'
 import { feedsOf, inThread, maxDifference, openModel } from '../infer/models.js'
 import { checkGoldenRun, type GoldenRun } from '../tasks/golden-run.js'
+import { mergeOnnx } from '../merge/toolkit.js'
 
 const FOLDER = 'tests/golden/genai-norms'
 /** Each with its graph. */

@@ -15,10 +15,10 @@ import { Builder } from '../../src/graph/view/builder.js'
 import { Graph } from '../../src/graph/view/graph.js'
 import { OnnxSession } from '../../src/infer/adapter-session.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
-import { mergeOnnx } from '../../src/merge/onnx/merge-onnx.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
 import type { Feeds } from '../../src/runtime/runtime.js'
 import { directoryOf, feedsOf, inThread, makeAdapter, maxDifference, messageHost, openModel } from './models.js'
+import { mergeOnnx } from '../merge/toolkit.js'
 
 const FOLDER = 'tests/golden/onnx-kinds'
 const TOLERANCE = 1e-5

@@ -5,21 +5,22 @@ import { fstatSync, ftruncateSync, openSync, readSync, writeSync } from 'node:fs
 import { crc32 } from 'node:zlib'
 import { FileError } from '../../base/errors.js'
 import { fileError } from '../../io/node/errors.js'
-import { createMergeKernel } from '../../kernels/merge.js'
-import { ChunkMerger } from '../chunks/chunk-merger.js'
-import { CHUNK_BYTES, type Chunk, Chunks, type OutputShard, type Segment } from '../plan/layout.js'
+import { type Chunk, Chunks, computedWeights, type OutputFile, type Segment, type WeightPlan } from '../plan/layout.js'
+import { ChunkMerger } from '../weight.js'
 
 /** A file by its descriptor, which threads share, or bytes that they share. */
 export type Readable =
   | { readonly name: string; readonly fd: number }
   | { readonly name: string; readonly bytes: Uint8Array }
 
+/** The part of a file that threads make. */
+export type Segmented = Pick<OutputFile, 'segments'>
+
 /** What threads work on: plain data and shared memory. */
 export interface ChunkJob {
-  readonly shards: readonly OutputShard[]
+  readonly shards: readonly Segmented[]
   readonly outputs: readonly { readonly name: string; readonly fd: number }[]
-  readonly bases: readonly Readable[]
-  readonly factors: readonly Readable[]
+  readonly sources: readonly Readable[]
   readonly threads: number
   /** Without fused multiply-adds. */
   readonly isReproducible: boolean
@@ -41,15 +42,15 @@ export interface SharedState {
   readonly baseChecksums: Uint32Array
   /** By thread: bytes written. */
   readonly written: Float64Array
-  /** By thread and segment: Σ w², Σ δ². */
+  /** By thread and computed weight: Σ w², Σ δ². */
   readonly squares: Float64Array
 }
 
 const NEXT = 0
 const STOP = 1
 
-export function createShared(shards: readonly OutputShard[], threads: number): SharedState {
-  const segments = shards.reduce((sum, shard) => sum + shard.segments.length, 0)
+export function createShared(shards: readonly Segmented[], threads: number): SharedState {
+  const weights = computedWeights(shards).length
   const chunks = shards.reduce((sum, shard) => sum + shardChunks(shard), 0)
   return {
     control: new Int32Array(new SharedArrayBuffer(8)),
@@ -57,7 +58,7 @@ export function createShared(shards: readonly OutputShard[], threads: number): S
     checksums: new Uint32Array(new SharedArrayBuffer(4 * chunks)),
     baseChecksums: new Uint32Array(new SharedArrayBuffer(4 * chunks)),
     written: new Float64Array(new SharedArrayBuffer(8 * threads)),
-    squares: new Float64Array(new SharedArrayBuffer(16 * segments * threads)),
+    squares: new Float64Array(new SharedArrayBuffer(16 * weights * threads)),
   }
 }
 
@@ -65,7 +66,7 @@ export function stopAll({ control }: SharedState): void {
   Atomics.store(control, STOP, 1)
 }
 
-export function shardChunks({ segments }: OutputShard): number {
+export function shardChunks({ segments }: Segmented): number {
   return segments.reduce((sum, segment) => sum + new Chunks(segment).count, 0)
 }
 
@@ -81,8 +82,6 @@ interface Place {
   shard: number
   segment: Segment
   chunks: Chunks
-  /** Among all segments. */
-  index: number
   firstChunk: number
 }
 
@@ -93,23 +92,26 @@ export class ChunkLoop {
   readonly #places: readonly Place[]
   readonly #shardChunks: readonly number[]
   readonly #total: number
+  /** Places of the weights among all that are computed. */
+  readonly #weights: ReadonlyMap<WeightPlan, number>
   #staging = new Uint8Array()
   #at = 0
 
   constructor(job: ChunkJob, thread: number) {
     this.#job = job
     this.#thread = thread
-    this.#merger = new ChunkMerger(createMergeKernel(CHUNK_BYTES, job.isReproducible))
+    this.#merger = new ChunkMerger(job.isReproducible)
     const places: Place[] = []
     let firstChunk = 0
     job.shards.forEach((output, shard) => {
       for (const segment of output.segments) {
         const chunks = new Chunks(segment)
-        places.push({ shard, segment, chunks, index: places.length, firstChunk })
+        places.push({ shard, segment, chunks, firstChunk })
         firstChunk += chunks.count
       }
     })
     this.#places = places
+    this.#weights = new Map(computedWeights(job.shards).map((weight, i) => [weight, i]))
     this.#total = firstChunk
     this.#shardChunks = job.shards.map(shardChunks)
   }
@@ -142,21 +144,23 @@ export class ChunkLoop {
     return true
   }
 
-  #compute(chunk: Chunk, { segment, index }: Place, number: number): Uint8Array {
-    const { bases, factors, isBaseChecked, shared } = this.#job
-    const base = bases[segment.shard]
+  #compute(chunk: Chunk, { segment }: Place, number: number): Uint8Array {
+    const { sources, isBaseChecked, shared } = this.#job
+    const base = sources[segment.source]
     for (const range of this.#merger.begin(chunk)) {
       const room = this.#stage(range.byteLength)
-      readFully(factors[range.factor.source], room, range.offset)
+      readFully(sources[range.factor.source], room, range.offset)
       this.#merger.take(range, room)
     }
     const input = this.#merger.input(chunk)
     readFully(base, input, chunk.baseOffset)
     if (isBaseChecked) shared.baseChecksums[number] = crc32(input)
     const result = this.#merger.merge(chunk)
-    const at = 2 * (this.#thread * this.#places.length + index)
-    shared.squares[at] += result.baseSquares
-    shared.squares[at + 1] += result.deltaSquares
+    for (const { weight, baseSquares, deltaSquares } of result.changes) {
+      const at = 2 * (this.#thread * this.#weights.size + this.#weights.get(weight)!)
+      shared.squares[at] += baseSquares
+      shared.squares[at + 1] += deltaSquares
+    }
     return result.bytes
   }
 
@@ -174,12 +178,12 @@ export class ChunkLoop {
   }
 }
 
-/** Σ w² and Σ δ² of a segment, over all threads. */
-export function squaresOf({ squares }: SharedState, threads: number, segment: number): [base: number, delta: number] {
-  const segments = squares.length / 2 / threads
+/** Σ w² and Σ δ² of a computed weight, over all threads. */
+export function squaresOf({ squares }: SharedState, threads: number, weight: number): [base: number, delta: number] {
+  const weights = squares.length / 2 / threads
   let [base, delta] = [0, 0]
   for (let thread = 0; thread < threads; thread++) {
-    const at = 2 * (thread * segments + segment)
+    const at = 2 * (thread * weights + weight)
     base += squares[at]
     delta += squares[at + 1]
   }

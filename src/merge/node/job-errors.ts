@@ -2,13 +2,9 @@
 
 import { ConfigError, FileError, listed, MismatchError } from '../../base/errors.js'
 import type { MergeBase } from '../format.js'
-import type { OutputShard } from '../plan/layout.js'
+import type { OutputFile } from '../plan/layout.js'
 
-export function unfinishedError(
-  missing: readonly OutputShard[],
-  own: readonly OutputShard[],
-  folder: string,
-): FileError {
+export function unfinishedError(missing: readonly OutputFile[], own: readonly OutputFile[], folder: string): FileError {
   return new FileError({
     where: folder,
     what: `${missing.length} of ${own.length} files are missing, damaged or made from another base: ${listed(missing.map(({ path: name }) => name))}`,

@@ -20,7 +20,7 @@ import {
   openOnnx,
   planOnnx,
 } from '../merge.js'
-import type { OutputShard } from '../plan/layout.js'
+import type { OutputFile } from '../plan/layout.js'
 import type { MergeFormat, MergePlanReport, MergeReport } from '../report.js'
 import { checkPathSettings, type PathSettings, refuseForFormat } from '../settings.js'
 import {
@@ -68,7 +68,7 @@ export class MergeJob {
   /** The output was there and only lacked its last steps. */
   #isTaken = false
   /** The shards of the checkpoint that are this job's. */
-  #own: readonly OutputShard[] = []
+  #own: readonly OutputFile[] = []
   /** Of the finished ones, by name. */
   #notes = new Map<string, ShardNote>()
 
@@ -221,7 +221,7 @@ export class MergeJob {
   }
 
   /** Finds out what is there already, and makes room. Returns the shards that are to be made. */
-  async #begin(staging: Staging): Promise<readonly OutputShard[]> {
+  async #begin(staging: Staging): Promise<readonly OutputFile[]> {
     if (this.#opened === undefined) return []
     const { share, finish } = this.#request
     const { shards } = this.#opened.plan
@@ -247,7 +247,7 @@ export class MergeJob {
    * @throws FileError when one cannot be written, or somebody writes to the base or an adapter meanwhile; NumericError naming what
    *   is not finite
    */
-  async #writeShards(staging: Staging, missing: readonly OutputShard[]): Promise<void> {
+  async #writeShards(staging: Staging, missing: readonly OutputFile[]): Promise<void> {
     const [opened, crew] = [this.#opened, this.#crew]
     if (opened === undefined || crew === undefined || missing.length === 0) return
     const { signal, onProgress, fsync: isDurable = true } = this.#request
@@ -300,7 +300,7 @@ export class MergeJob {
   async #openChunkJob(
     { plan, checkpoint, adapters }: OpenPlan,
     staging: Staging,
-    missing: readonly OutputShard[],
+    missing: readonly OutputFile[],
     threads: number,
     closers: (() => void)[],
   ): Promise<ChunkJob> {
@@ -393,6 +393,6 @@ export class MergeJob {
   }
 }
 
-function sizeOf(shards: readonly OutputShard[]): number {
+function sizeOf(shards: readonly OutputFile[]): number {
   return shards.reduce((sum, { byteLength }) => sum + byteLength, 0)
 }

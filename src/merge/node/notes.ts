@@ -5,11 +5,9 @@ import { createHash } from 'node:crypto'
 import { open, stat } from 'node:fs/promises'
 import { crc32 } from 'node:zlib'
 import type { ByteSource } from '../../base/bytes.js'
-import type { Checkpoint } from '../../formats/checkpoint.js'
-import { segmentSource } from '../chunks/dora-scales.js'
-import type { OpenPlan } from '../chunks/open-plan.js'
+import type { OpenMerge } from '../open.js'
 import type { Factor } from '../plan/adapters.js'
-import { CHUNK_BYTES, Chunks, type OutputShard } from '../plan/layout.js'
+import { CHUNK_BYTES, Chunks, type OutputFile } from '../plan/layout.js'
 import { type ChunkJob, readFully, shardChunks, squaresOf } from './chunks.js'
 
 const READ_BYTES = 4 << 20
@@ -104,7 +102,7 @@ async function stateOf({ realPath }: ByteSource): Promise<string> {
  */
 export async function isFromBase(
   note: ShardNote,
-  shard: OutputShard,
+  shard: OutputFile,
   { checkpoint, adapters }: OpenPlan,
   states: ReadonlyMap<string, string>,
 ): Promise<boolean> {
@@ -123,7 +121,7 @@ export async function isFromBase(
   return digestOf(undefined, Uint32Array.from(checksums)) === note.baseChecksum
 }
 
-function baseFiles({ segments }: OutputShard, shards: readonly { path: string }[]): string[] {
+function baseFiles({ segments }: OutputFile, shards: readonly { path: string }[]): string[] {
   return [...new Set(segments.flatMap(({ shard }) => shards[shard]?.path ?? []))]
 }
 
@@ -173,7 +171,7 @@ function digestOf(header: Uint8Array | undefined, checksums: Uint32Array): strin
 }
 
 /** Of a shard on disk, as its note has it. */
-export async function checksumOfFile({ header, segments }: OutputShard, file: string): Promise<string> {
+export async function checksumOfFile({ header, segments }: OutputFile, file: string): Promise<string> {
   const handle = await open(file, 'r')
   try {
     const source = { name: file, fd: handle.fd }

@@ -13,7 +13,7 @@ import { NodeDirectory } from '../../io/node/files.js'
 import { syncFolder } from '../../io/node/folders.js'
 import { enterFolder, isOwned, Owner } from '../../io/node/owners.js'
 import { RECORD_FILE } from '../plan/companions.js'
-import type { OutputShard } from '../plan/layout.js'
+import type { OutputFile } from '../plan/layout.js'
 import { checksumOfFile, parseShardNote, type ShardNote } from './notes.js'
 import type { OutputPlace } from './place.js'
 import { nameOnce, removeStaging, replaceFolder, restoreOld } from './publish.js'
@@ -141,7 +141,7 @@ export class Staging {
   }
 
   /** Opens a new file for a shard. `close` closes it. */
-  create({ path: shard }: OutputShard): { name: string; fd: number } {
+  create({ path: shard }: OutputFile): { name: string; fd: number } {
     const name = this.#pathOf(`${shard}.${this.#owner.token}`)
     try {
       const fd = openSync(name, 'wx')
@@ -154,7 +154,7 @@ export class Staging {
   }
 
   /** Notes that a shard is finished. */
-  async note(shard: OutputShard, note: ShardNote): Promise<void> {
+  async note(shard: OutputFile, note: ShardNote): Promise<void> {
     const file = this.#files.get(shard.path)
     try {
       const content = { ...note, plan: this.#options.planHash, file }
@@ -166,7 +166,7 @@ export class Staging {
   }
 
   /** The note of a shard that is there, whole, unchanged and of this plan; undefined when it has to be made again. */
-  async verified(shard: OutputShard): Promise<ShardNote | undefined> {
+  async verified(shard: OutputFile): Promise<ShardNote | undefined> {
     const content = (await readNote(this.#folder, `${shard.path}.json`)) ?? {}
     const note = content.plan === this.#options.planHash ? parseShardNote(content) : undefined
     if (note === undefined) return undefined
@@ -184,7 +184,7 @@ export class Staging {
   }
 
   /** Forgets what was verified of shards that are made again. */
-  forget(shards: readonly OutputShard[]): void {
+  forget(shards: readonly OutputFile[]): void {
     for (const { path: shard } of shards) {
       this.#files.delete(shard)
       this.#noted.delete(shard)
@@ -192,7 +192,7 @@ export class Staging {
   }
 
   /** Makes room: removes unfinished files that no process is at work on. */
-  async removeUnfinished(shards: readonly OutputShard[]): Promise<void> {
+  async removeUnfinished(shards: readonly OutputFile[]): Promise<void> {
     try {
       const kept = new Set([NOTES_FOLDER, ...this.#files.values()])
       if (this.#options.isShare) for (const file of await this.#filesOfOthers(shards)) kept.add(file)
@@ -205,7 +205,7 @@ export class Staging {
   }
 
   /** Files that other jobs have noted or are writing. */
-  async #filesOfOthers(shards: readonly OutputShard[]): Promise<string[]> {
+  async #filesOfOthers(shards: readonly OutputFile[]): Promise<string[]> {
     const result: string[] = []
     for (const name of await readdir(this.#folder)) {
       const token = name.slice(name.lastIndexOf('.') + 1)
@@ -225,7 +225,7 @@ export class Staging {
    * @param others what else is part of the output: names directly in the folder
    * @throws FileError when another merge has taken it, or a shard is not there as it was made
    */
-  async claim(shards: readonly OutputShard[], others: readonly string[] = []): Promise<void> {
+  async claim(shards: readonly OutputFile[], others: readonly string[] = []): Promise<void> {
     this.close()
     const claimed = `${this.#shared}-${this.#owner.token}`
     try {

@@ -13,11 +13,10 @@ import { saveSafetensors } from '../../../src/formats/safetensors.js'
 import { NodeDirectory } from '../../../src/io/node/files.js'
 import { transpose } from '../../../src/linalg/product.js'
 import { LoraAdapter } from '../../../src/lora/adapter.js'
-import { mergeCheckpoint } from '../../../src/merge/chunks/merge-checkpoint.js'
-import { unmergeCheckpoint } from '../../../src/merge/chunks/unmerge.js'
 import { loadAdapter } from '../../../src/peft/adapter-folder.js'
 import { checkpointOf, expectClose, goldenCases, goldenPath, tensorsIn, tensorsOf, type Values } from '../../golden.js'
 import { mergeFiles } from '../node/disk.js'
+import { mergeCheckpoint, unmergeCheckpoint } from '../toolkit.js'
 
 const golden = goldenCases<{ base: string }>('kinds')
 const [grouped, cases] = [true, false].map((is) =>
@@ -92,7 +91,7 @@ describe.each(cases)('%s', (name) => {
     const out = new MemoryDirectory({}, 'out')
     await mergeCheckpoint(wide, folderOf(name), out)
     const exact = new MemoryDirectory({}, 'exact')
-    await mergeCheckpoint(wide, folderOf(name), exact, { dtype: 'F32' })
+    await mergeCheckpoint(wide, folderOf(name), exact, { outDtype: 'F32' })
     const got = await tensorsIn(out)
     for (const [key, { data }] of await tensorsIn(exact)) {
       expect(got.get(key)!.data).toEqual(decodeFloats(encodeFloats(data, 'BF16'), 'BF16'))

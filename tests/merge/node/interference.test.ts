@@ -7,7 +7,7 @@ import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../../src/base/bytes.js'
-import { mergeCheckpoint } from '../../../src/merge/chunks/merge-checkpoint.js'
+import { mergeCheckpoint } from '../toolkit.js'
 import { mergeFiles, partialFiles, partialOf, partialShard, partialsOf, planFiles } from './disk.js'
 import { interfering, layOutShards, nameOf } from './two-shards.js'
 

@@ -5,8 +5,8 @@ import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../../src/base/bytes.js'
-import { mergeCheckpoint } from '../../../src/merge/chunks/merge-checkpoint.js'
 import type { TensorSketch } from '../toolkit.js'
+import { mergeCheckpoint } from '../toolkit.js'
 import { fromDisk, layOutFiles, type MergeFilesOptions, mergeFiles, partialOf, partialShard } from './disk.js'
 
 const SKETCHES: TensorSketch[] = [

@@ -5,9 +5,9 @@ import { readdirSync } from 'node:fs'
 import { describe, expect, test } from 'vitest'
 import { MemoryDirectory } from '../../../src/base/bytes.js'
 import { NodeDirectory } from '../../../src/io/node/files.js'
-import { mergeCheckpoint } from '../../../src/merge/chunks/merge-checkpoint.js'
 import type { TiedPolicy } from '../../../src/merge/plan/tied.js'
 import { deviation, goldenPath, tensorsIn } from '../../golden.js'
+import { mergeCheckpoint } from '../toolkit.js'
 import { baseOf, sketchOf } from './formula-base.js'
 
 describe.each(readdirSync(goldenPath('tied-models')))('%s', (name) => {

@@ -1,0 +1,142 @@
+// Opens what a merge reads, and plans it: headers, config.json and graphs are read, nothing is written, and no weight is computed.
+
+import type { ByteSource, Directory } from '../base/bytes.js'
+import type { OnnxModel } from '../formats/onnx/model.js'
+import type { OtherFile } from './companions.js'
+import { computeScales } from './dora-scales.js'
+import type { ChosenFormat, MergeBase } from './format.js'
+import type { LayerMagnitude } from './plan/adapters.js'
+import type { OutputFile } from './plan/layout.js'
+import type { ChangeSums, LayerChange, MergeFormat, MergePlanReport, MergeSummary } from './report.js'
+import type { MergeSettings } from './settings.js'
+import { type AdapterInput, type WeightedAdapter, weighted } from './weighted.js'
+
+/** What is merged into what. */
+export interface MergeInput extends MergeSettings {
+  base: MergeBase
+  /** One, or several that are added up. */
+  adapters: AdapterInput | readonly AdapterInput[]
+  /** Name of the weights' file in the result, where it is one. Default: the base's. */
+  outFile?: string | undefined
+  /** −1 to unmerge. Default 1. */
+  sign?: 1 | -1 | undefined
+}
+
+/** What the parts of a plan, a checkpoint's and an .onnx's, are made of. */
+export interface PartInput extends Omit<MergeInput, 'adapters' | 'sign'> {
+  readonly chosen: ChosenFormat
+  readonly adapters: readonly Required<WeightedAdapter>[]
+  readonly sign: 1 | -1
+  /** All that is read at offsets. A part adds its own. */
+  readonly sources: ByteSource[]
+  /** Close what was opened. A part adds its own. */
+  readonly closers: (() => Promise<void>)[]
+}
+
+/** The plan of a checkpoint or of an .onnx. */
+export interface PlanPart {
+  /** In the order in which they are written: a file that names others comes after them. */
+  readonly files: readonly OutputFile[]
+  readonly others: readonly OtherFile[]
+  readonly magnitudes: readonly LayerMagnitude[]
+  readonly summary: Omit<MergeSummary, 'out' | 'format'>
+  readonly layers: MergePlanReport['layers']
+  /** Names and shapes of a checkpoint's tensors. */
+  readonly tensors: ReadonlyMap<string, readonly number[]>
+  /** What is known of the change once all is written. */
+  changes(sums: ChangeSums): Promise<LayerChange[]>
+}
+
+/** A planned merge, with the files that it reads. */
+export interface OpenMerge extends PlanPart {
+  readonly format: MergeFormat
+  /** The base's folder. */
+  readonly base: Directory
+  readonly sources: readonly ByteSource[]
+  readonly isReproducible: boolean
+  /** The result's name, by that of its folder. */
+  outName(folder: string): string
+  /** Reads what the computation needs of whole weights: the norms of DoRA layers. */
+  prepare(): Promise<void>
+  close(): Promise<void>
+}
+
+/**
+ * Plans a merge; nothing is written.
+ *
+ * @param models the graphs, where they are open already. They stay open
+ * @throws FileError and FormatError when base or adapters cannot be read; MismatchError when an adapter does not fit; UnsupportedError
+ *   naming what cannot be merged; ConfigError for a weight that is not valid
+ */
+export async function openMerge(
+  input: MergeInput,
+  chosen: ChosenFormat,
+  models?: readonly OnnxModel[],
+): Promise<OpenMerge> {
+  const { sign = 1, reproducible: isReproducible = false, base } = input
+  const list = isList(input.adapters) ? input.adapters : [input.adapters]
+  const closers: (() => Promise<void>)[] = []
+  const sources: ByteSource[] = []
+  const close = async () => {
+    for (const closeOne of closers.splice(0)) await closeOne()
+  }
+  try {
+    const adapters = list.map(weighted)
+    const part: PartInput = { ...input, chosen, adapters, sign, sources, closers }
+    const parts: PlanPart[] = []
+    if (chosen.format !== 'onnx') {
+      parts.push(await (await import('./open-checkpoint.js')).openCheckpointPart(part))
+    }
+    if (chosen.format !== 'safetensors') parts.push(await (await import('./onnx/open.js')).openOnnxPart(part, models))
+    const plan = parts.reduce(joined)
+    // A weight file of its own, or a folder of several.
+    const [file] = chosen.format === 'safetensors' && plan.files.length === 1 ? plan.files : []
+    const graph = chosen.format === 'onnx' && chosen.graphs.length === 1 ? plan.files.at(-1) : undefined
+    const named = file ?? graph
+    return {
+      ...plan,
+      format: chosen.format,
+      base: base.directory,
+      sources,
+      isReproducible,
+      outName: (folder) => (named === undefined ? folder : `${folder}/${named.path}`),
+      prepare: () => computeScales(plan.files, sources, plan.magnitudes, isReproducible),
+      close,
+    }
+  } catch (error) {
+    await close()
+    throw error
+  }
+}
+
+/** The plan of a checkpoint, and of an .onnx beside it. */
+function joined(first: PlanPart, second: PlanPart): PlanPart {
+  return {
+    ...first,
+    files: [...first.files, ...second.files],
+    others: [...first.others, ...second.others],
+    magnitudes: [...first.magnitudes, ...second.magnitudes],
+    summary: {
+      ...first.summary,
+      tensors: first.summary.tensors + second.summary.tensors,
+      changed: first.summary.changed + second.summary.changed,
+      warnings: [...new Set([...first.summary.warnings, ...second.summary.warnings])],
+    },
+  }
+}
+
+/** What a plan says before anything is computed. */
+export function reportPlan({ format, files, summary, layers }: OpenMerge, out: string): MergePlanReport {
+  return {
+    ...summary,
+    out,
+    format,
+    bytes: files.reduce((sum, { byteLength }) => sum + byteLength, 0),
+    files: files.map(({ path: name, byteLength }) => ({ name, byteLength })),
+    layers: [...layers],
+  }
+}
+
+function isList<T>(value: T | readonly T[]): value is readonly T[] {
+  return Array.isArray(value)
+}
