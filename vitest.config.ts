@@ -7,6 +7,7 @@ export const settings = {
   reporters: ['default', './scripts/closing-line.mjs'],
   testTimeout: 120_000,
   hookTimeout: 120_000,
+  globalSetup: ['./scripts/golden/packed.mjs'],
   setupFiles: ['./tests/fixed-seed.ts'],
 }
 

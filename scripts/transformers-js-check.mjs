@@ -9,11 +9,13 @@ import { existsSync, readFileSync } from 'node:fs'
 import { basename, join } from 'node:path'
 import { LoraAdapter, loadAdapter, loadModel, MemoryDirectory, merge, openSession, saveAdapter } from 'lowrank'
 import { pipelineWithAdapters } from 'lowrank/transformers'
+import unpackAll from './golden/packed.mjs'
 import { installTransformers, loadTransformers, openPipeline, ROOT } from './transformers-js.mjs'
 
 const scratch = process.argv[2]
 if (scratch === undefined) throw new Error('usage: node scripts/transformers-js-check.mjs SCRATCH')
 
+unpackAll()
 const UNION = join(ROOT, 'models/union-3m')
 const ADAPTER = join(ROOT, 'tests/golden/peft/rslora')
 /** An export of optimum with 4-bit weights. */

@@ -21,7 +21,9 @@ export {
 export type { BlobLike, ByteStreamLike, FileLike, FolderHandle, SignalLike } from './base/globals.js'
 export type { ToolProgress } from './base/progress.js'
 export type { FloatArray, Matrix, MatrixLike, Shaped, Tensor } from './base/tensor.js'
-export type { AdapterFormat, ConvertedDtype, ConvertReport } from './exchange/convert.js'
+export type { ConvertReport } from './exchange/convert.js'
+export type { ConvertedDtype } from './exchange/format.js'
+export { ADAPTER_FORMATS, type AdapterFormat } from './exchange/formats.js'
 export type { OnnxModel } from './formats/onnx/model.js'
 export type { WeightRange } from './formats/onnx/tensors.js'
 export type { DtypeChoice, GraphDtype } from './graph/graph-file.js'
@@ -72,8 +74,8 @@ export {
   unmerge,
 } from './index/verbs.js'
 export { webRuntime } from './index/web-runtime.js'
-export type { AdapterChoice } from './infer/adapter-choice.js'
-export { GENERATE_DEFAULTS, type SamplingOptions } from './infer/sampling.js'
+export type { AdapterChoice } from './infer/adapters/choice.js'
+export { GENERATE_DEFAULTS, type SamplingOptions } from './infer/generate/sampling.js'
 export type {
   AdapterSessionOptions,
   BatchOptions,
@@ -146,8 +148,9 @@ export type {
   MergeSummary,
 } from './merge/report.js'
 export type { MergeSettings, PathSettings, RunSettings } from './merge/settings.js'
-export type { LoadOptions, SaveOptions } from './peft/adapter-folder.js'
+export type { SaveOptions } from './peft/adapter-folder.js'
 export type { AdapterReport, LayerReport, ProblemReport, ReplacementReport } from './peft/inspect.js'
+export type { LoadOptions } from './peft/open.js'
 export type { RuntimeHost } from './runtime/host.js'
 export type { OrtModule } from './runtime/onnxruntime.js'
 export type { Feeds, RuntimeTensor, SessionOptions, TensorData, TensorType } from './runtime/runtime.js'

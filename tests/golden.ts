@@ -24,9 +24,15 @@ export interface GoldenCase<Expected> {
   expected: Expected
 }
 
+/** The names of a suite's folders. */
+export function goldenNames(suite: string): string[] {
+  const entries = readdirSync(goldenPath(suite), { withFileTypes: true })
+  return entries.flatMap((entry) => (entry.isDirectory() ? [entry.name] : []))
+}
+
 /** The folders of one kind that come with what PEFT says of them. */
 export function goldenCases<Expected>(kind: string): GoldenCase<Expected>[] {
-  return readdirSync(goldenPath(kind)).flatMap((name) => {
+  return goldenNames(kind).flatMap((name) => {
     const file = goldenPath(kind, name, 'expected.json')
     return existsSync(file) ? [{ name, folder: goldenPath(kind, name), expected: readJson(file) as Expected }] : []
   })
@@ -96,7 +102,7 @@ export function inF64({ data, shape }: Tensor<FloatArray>): Tensor<FloatArray> {
 export async function checkpointOf(
   values: ReadonlyMap<string, Tensor>,
   config: string,
-  dtype: FloatDtype = 'F32',
+  dtype: FloatDtype = 'fp32',
 ): Promise<MemoryDirectory> {
   const directory = new MemoryDirectory({ 'config.json': config }, 'base')
   const tensors = [...values].map(([name, { data, shape }]) => {

@@ -14,7 +14,7 @@ import { dirname, join, resolve } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
 import { findLinears } from '../../dist/graph/match/linears.js'
-import { readGraph } from '../../dist/graph/view/read-graph.js'
+import { readGraph } from '../../dist/graph/view/graph.js'
 import { LoraAdapter, loadModel, saveAdapter } from '../../dist/node.js'
 
 const here = dirname(fileURLToPath(import.meta.url))

@@ -3,7 +3,7 @@
 import { create, toBinary } from '@bufbuild/protobuf'
 import * as ort from 'onnxruntime-node'
 import { ModelProtoSchema, TensorProto_DataType } from '../../dist/formats/onnx/gen/onnx_pb.js'
-import { readGraph } from '../../dist/graph/view/read-graph.js'
+import { readGraph } from '../../dist/graph/view/graph.js'
 import { loadModel } from '../../dist/node.js'
 import { measured } from './shared.mjs'
 

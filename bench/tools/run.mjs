@@ -139,7 +139,7 @@ async function benchSvd() {
 
 async function benchCombine() {
   const paths = (count) =>
-    Array.from({ length: 10 }, (_, i) => write('adapter', join(folder, `adapter-${count}-${i}`), count, 16, 'F16'))
+    Array.from({ length: 10 }, (_, i) => write('adapter', join(folder, `adapter-${count}-${i}`), count, 16, 'fp16'))
   const all = paths(layers)
   const few = values.python === undefined ? [] : paths(peerLayers)
   const [own, peers] = [[], []]
@@ -210,7 +210,7 @@ async function benchExtract() {
 }
 
 async function benchGguf() {
-  const source = write('adapter', join(folder, 'hundred'), 22, 32, 'F32')
+  const source = write('adapter', join(folder, 'hundred'), 22, 32, 'fp32')
   const model = writeModel(join(folder, 'model'), 22)
   const weights = join(source, 'adapter_model.safetensors')
   const [copy, out] = [join(folder, 'copy'), join(folder, 'hundred.gguf')]

@@ -3,9 +3,11 @@
 import { readdirSync, readFileSync, statSync } from 'node:fs'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
+import unpackAll from '../golden/packed.mjs'
 
 export const root = fileURLToPath(new URL('../../', import.meta.url))
 
+unpackAll()
 const all = readdirSync(join(root, 'tests/golden'), { recursive: true }).map((name) => name.replaceAll('\\', '/'))
 all.sort()
 

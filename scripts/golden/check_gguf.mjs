@@ -11,6 +11,7 @@ import { tmpdir } from 'node:os'
 import { join, resolve } from 'node:path'
 import { fileURLToPath, pathToFileURL } from 'node:url'
 import { convertAdapter } from '../../dist/node.js'
+import unpackAll from './packed.mjs'
 
 const [packages, bases] = process.argv.slice(2).map((path) => resolve(path))
 const module = join(packages, 'node_modules/node-llama-cpp/dist/index.js')
@@ -33,8 +34,8 @@ async function logProbabilities(model, tokens, adapter) {
     contextSize: 64,
     threads: 1,
     flashAttention: false,
-    experimentalKvCacheKeyType: 'F32',
-    experimentalKvCacheValueType: 'F32',
+    experimentalKvCacheKeyType: 'fp32',
+    experimentalKvCacheValueType: 'fp32',
     ...(adapter && { lora: { adapters: [{ filePath: adapter, scale: 1 }] } }),
   })
   const sequence = context.getSequence()
@@ -48,7 +49,9 @@ async function logProbabilities(model, tokens, adapter) {
 const largest = (a, b) => Math.max(...a.map((value, i) => Math.abs(value - b[i])))
 
 let failed = 0
-for (const name of readdirSync(golden)) {
+unpackAll()
+const names = readdirSync(golden, { withFileTypes: true }).filter((entry) => entry.isDirectory())
+for (const { name } of names) {
   const { tokens, logits, base } = JSON.parse(readFileSync(join(golden, name, 'logits.json'), 'utf8'))
   const model = await llama.loadModel({ modelPath: join(bases, `${name}.gguf`), useMmap: false })
   const offBase = largest(await logProbabilities(model, tokens), logSoftmax(base))
@@ -59,7 +62,7 @@ for (const name of readdirSync(golden)) {
       const out = join(scratch, `${name}-${outDtype}-${from.endsWith('.gguf')}.gguf`)
       await convertAdapter(join(golden, name), { to: 'gguf', base: from, out, outDtype })
       const off = largest(await logProbabilities(model, tokens, out), logSoftmax(logits))
-      const isClose = off < TOLERANCE[outDtype] * (outDtype === 'F32' ? 1 : change)
+      const isClose = off < TOLERANCE[outDtype] * (outDtype === 'fp32' ? 1 : change)
       if (!isClose) failed++
       line.push(`${outDtype} ${off.toExponential(1)}${isClose ? '' : ' WRONG'}`)
     }

@@ -11,6 +11,7 @@ import pathlib
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
+import packed
 from common import GOLDEN, fresh, save_adapter, save_tensors, versions, write_json
 from peft_kinds import build
 
@@ -83,6 +84,7 @@ def main():
     write_json(out / "angles.json", angles(out))
     write_json(out / "cases.json", {"versions": versions("torch", "transformers", "peft"), "cases": {
         case: {"adapters": adapters, "weights": weights, "options": options} for case, (adapters, weights, options) in CASES.items()}})
+    packed.pack(out, "combine")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import torch
 from safetensors.torch import save_file
 
+import packed
+
 REPO = pathlib.Path(__file__).resolve().parents[2]
 UNION = REPO / "models" / "union-3m"
 DATA = REPO / "models" / "data"
@@ -19,6 +21,7 @@ PAD = 2
 ADAMW = {"lr": 5e-3, "betas": [0.9, 0.999], "eps": 1e-8, "weightDecay": 0.01, "maxGradNorm": 1.0}
 LLAMA_LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
+packed.unpack_all()
 torch.set_num_threads(1)
 torch.use_deterministic_algorithms(True)
 

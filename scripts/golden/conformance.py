@@ -22,6 +22,7 @@ if os.environ.get("PYTHONHASHSEED") != "0":  # messages print sets
 
 import torch
 
+import packed
 from common import GOLDEN, all_double, fill_b, fresh, save_tensors, versions, write_json
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "generate"))
 from transformers_classes import pairs
@@ -307,6 +308,7 @@ def main():
         "architectures": {k: a.title for k, a in ARCHITECTURES.items()},
         "options": {k: o.title for k, o in OPTIONS.items()},
     })
+    packed.pack(args.out, "conformance")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from onnxruntime.quantization.matmul_bnb4_quantizer import MatMulBnb4Quantizer
 from onnxruntime.quantization.matmul_nbits_quantizer import (DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer)
 from safetensors.torch import save_file
 
+import packed
 from common import GOLDEN, fresh, versions, write_json
 
 K, HIDDEN, D, RANK, SCALING, SEED = 48, 40, 24, 4, 2.0, 11
@@ -282,6 +283,7 @@ def main():
     if not args.names:
         write_json(args.out / "golden.json", {"versions": versions("torch", "onnx", "onnxruntime"), "scaling": SCALING,
                                               "quantizesInputs": {n: q for n, (_, q) in FORMS.items()}, "onnxDeviation": errors})
+    packed.pack(args.out, "forms")
 
 
 if __name__ == "__main__":

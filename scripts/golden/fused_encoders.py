@@ -18,6 +18,7 @@ import onnx
 import onnxruntime as ort
 import torch
 
+import packed
 from common import GOLDEN, all_double, fresh, save_adapter, save_tensors, versions, write_json
 from exporters import call
 
@@ -194,6 +195,7 @@ def main():
         write_json(args.out / name / "golden.json", {
             "versions": versions("torch", "transformers", "peft", "onnx", "onnxruntime"), "seed": SEED, "operators": operators, "onnxDeviation": errors})
         print(name, errors, operators, flush=True)
+    packed.pack(args.out, "fused")
 
 
 if __name__ == "__main__":

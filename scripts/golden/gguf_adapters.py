@@ -16,6 +16,7 @@ import sys
 import torch
 from peft import LoraConfig, get_peft_model
 
+import packed
 from common import GOLDEN, fresh, save_adapter, versions, write_json
 
 TOKENS = [3, 17, 42, 5, 60, 11, 23, 9]
@@ -127,6 +128,7 @@ def main():
             subprocess.run([sys.executable, args.llama_cpp / "convert_lora_to_gguf.py", folder, "--base", scratch, "--outfile",
                             folder / ("expected.gguf" if dtype == "f32" else f"{dtype}.gguf"), "--outtype", dtype],
                            check=True, capture_output=True)
+    packed.pack(args.out, "gguf")
 
 
 if __name__ == "__main__":

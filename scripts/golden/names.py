@@ -19,6 +19,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+import packed
 from common import GOLDEN, fill_b, fresh, save_tensors, write_json
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "generate"))
@@ -187,6 +188,7 @@ def make_all(make_one, cases, about, out):
     args = parser.parse_args()
     for name in args.names or cases:
         make_one(name, args.out / name)
+    packed.pack(args.out, out.name)
 
 
 if __name__ == "__main__":

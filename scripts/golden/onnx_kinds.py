@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 import peft_kinds
+import packed
 from common import GOLDEN, adapt, all_double, fresh, save_adapter, save_tensors, versions, write_json
 from peft_kinds import LINEARS, RANKS, SEED, move
 
@@ -222,6 +223,7 @@ def main():
     save_tensors(out / "logits.safetensors", results)
     write_json(out / "cases.json", {"versions": versions("torch", "transformers", "peft", "onnx", "onnxscript"), "models": MODELS,
                                     "inputs": INPUTS, "cases": cases, "sums": SUMS})
+    packed.pack(out, "onnx-kinds")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import pathlib
 
 import torch
 
+import packed
 from common import GOLDEN, REPO, adapt, call, fresh, save_adapter, save_tensors, versions, write_json
 
 SEED = 31
@@ -133,6 +134,7 @@ def main():
     replication(out / "replication")
     args.table.parent.mkdir(parents=True, exist_ok=True)
     args.table.write_text(table(), encoding="utf8")
+    packed.pack(out, "config")
 
 
 if __name__ == "__main__":

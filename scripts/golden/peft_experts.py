@@ -14,6 +14,7 @@ import tempfile
 import torch
 from safetensors.torch import load_file
 
+import packed
 from common import GOLDEN, adapt, fresh, save_adapter, save_tensors, versions, write_json
 
 SEED = 29
@@ -133,6 +134,7 @@ def main():
         (folder / "config.json").write_text(config)
     for name in CASES:
         make(name, out / name)
+    packed.pack(out, "experts")
 
 
 if __name__ == "__main__":

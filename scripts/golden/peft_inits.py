@@ -19,6 +19,7 @@ import types
 
 import torch
 
+import packed
 from common import GOLDEN, adapt, fresh, save_adapter, save_tensors, versions, write_json
 from peft_kinds import build
 
@@ -215,6 +216,7 @@ def main():
     for case in TRAINED:
         trained(case, out / case)
     eva(out)
+    packed.pack(out, "inits")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import pathlib
 import torch
 from torch import nn
 
+import packed
 from common import GOLDEN, adapt, save_adapter, save_tensors, versions, write_json
 
 SEED = 23
@@ -165,6 +166,7 @@ def main():
         save_tensors(out / f"{base}.safetensors", build(base).state_dict())
     for name in CASES:
         make(name, out / name)
+    packed.pack(out, "kinds")
 
 
 if __name__ == "__main__":

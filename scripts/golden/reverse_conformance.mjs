@@ -6,11 +6,13 @@ import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { loadAdapter, saveAdapter } from 'lowrank'
+import unpackAll from './packed.mjs'
 
 const golden = fileURLToPath(new URL('../../tests/golden/conformance', import.meta.url))
 const out = process.argv[2]
 if (out === undefined) throw new Error('usage: node scripts/golden/reverse_conformance.mjs OUT')
 
+unpackAll()
 mkdirSync(out, { recursive: true })
 const { architectures, options } = JSON.parse(readFileSync(join(golden, 'matrix.json'), 'utf8'))
 const refused = {}

@@ -6,6 +6,7 @@ import { copyFileSync, cpSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { loadModel, nodeRuntime, openSession, train } from 'lowrank'
+import unpackAll from './packed.mjs'
 
 const root = fileURLToPath(new URL('../..', import.meta.url))
 const golden = join(root, 'tests/golden')
@@ -17,6 +18,8 @@ const int64 = (rows) => ({
   data: BigInt64Array.from(rows.flat(), BigInt),
   dims: [rows.length, rows[0].length],
 })
+
+unpackAll()
 
 /** The features that seq2seq.py gives to a row: (4, 3000). */
 const heard = (row) => Float32Array.from({ length: 4 * 3000 }, (_, i) => Math.sin((row * 4 * 3000 + i) * 0.37))

@@ -12,6 +12,7 @@ import numpy as np
 import onnxruntime as ort
 import torch
 
+import packed
 from common import ADAMW, GOLDEN, UNION, adamw_steps, adapt, all_double, fresh, peft_keys, save_adapter, save_tensors, trainable, versions, write_json
 from graphs import MODELS, build
 
@@ -108,6 +109,7 @@ def main():
     for name in args.names or MODELS:
         numbers(name, MODELS[name][1], args.out / name)
         numbers(name, DEFAULTS[name], args.out / f"{name}-default")
+    packed.pack(args.out, "seq2seq")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 import names
+import packed
 from common import GOLDEN, fill_b, fresh, save_tensors, write_json
 
 TARGETS = {"target_modules": ["q_proj"]}
@@ -73,6 +74,7 @@ def main():
                                        "tensors": {key: list(value.shape) for key, value in base.items()}})
         for name in [*CASES, *EDITS]:
             make(name, out / name, lambda: cls.from_pretrained(scratch))
+    packed.pack(out, "settings")
 
 
 if __name__ == "__main__":

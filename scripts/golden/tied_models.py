@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 import names
+import packed
 from common import GOLDEN, REPO, fill_b, fresh, save_tensors, write_json
 
 CLI = REPO / "dist" / "cli" / "main.js"
@@ -165,6 +166,8 @@ def main():
     written = [name for name in CASES if not name.endswith("-ensured")]
     for name in args.names or (CASES if args.check else written):
         make(name, None if args.check else args.out)
+    if not args.check:
+        packed.pack(args.out, "tied-models")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import pathlib
 import torch
 
 import text_classification as bert
+import packed
 from common import GOLDEN, adamw_steps, adapt, call, fresh, gradients, loss_of, make_batches, save_adapter, save_tensors, trainable, versions, write_json
 from exporters import BASES, build
 
@@ -94,6 +95,7 @@ def main():
     write_json(out / "golden.json", {"versions": versions("torch", "transformers", "peft"), "learningRate": RATE, "ratio": RATIO, "batches": batches, **cases})
     for name, case in cases.items():
         print(name, case["losses"], case["gradNorms"])
+    packed.pack(out, "trained-tokens")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import pathlib
 
 import torch
 
+import packed
 from common import GOLDEN, fresh, save_tensors, versions, write_json
 from text_classification import SEED, adapted, tensors, trained
 
@@ -98,6 +99,7 @@ def main():
     write_json(out / "golden.json", {
         "versions": versions("torch", "transformers", "peft"), "learningRate": RATE, "dropout": DROPOUT, "losses": losses})
     print(losses)
+    packed.pack(out, "training-methods")
 
 
 if __name__ == "__main__":

@@ -1,16 +1,16 @@
-// Half precision: IEEE 754 binary16 (F16) and bfloat16 (BF16) to and from f32. Narrowing rounds once, to nearest even; NaN
+// Half precision: IEEE 754 binary16 (fp16) and bfloat16 (bf16) to and from fp32. Narrowing rounds once, to nearest even; NaN
 // stays NaN. Typed-array views assume a little-endian host, as every JavaScript engine in use has.
 
 import { ShapeError } from './errors.js'
 import { type FloatArray, isAllFinite } from './tensor.js'
 
-/** Float types of adapter files, in safetensors' spelling. */
-export type FloatDtype = 'F32' | 'F16' | 'BF16'
+/** Float types of adapter files. */
+export type FloatDtype = 'fp32' | 'fp16' | 'bf16'
 
-/** Float types of weights: some checkpoints hold f64. */
-export type WeightDtype = FloatDtype | 'F64'
+/** Float types of weights: some checkpoints hold fp64. */
+export type WeightDtype = FloatDtype | 'fp64'
 
-/** All element types of stored tensors, in safetensors' spelling. */
+/** All element types of stored tensors. Types that nothing is computed with have safetensors' spelling. */
 export type TensorDtype =
   | WeightDtype
   | 'BOOL'
@@ -32,17 +32,17 @@ export type TensorDtype =
   | 'I64'
   | 'U64'
 
-/** Whether adapters are saved in this type. */
+/** True if adapters are saved in this type. */
 export function isFloatDtype(dtype: TensorDtype): dtype is FloatDtype {
-  return dtype === 'F32' || dtype === 'F16' || dtype === 'BF16'
+  return dtype === 'fp32' || dtype === 'fp16' || dtype === 'bf16'
 }
 
-/** Whether weights can be computed from this type. */
+/** True if weights can be computed from this type. */
 export function isWeightDtype(dtype: TensorDtype): dtype is WeightDtype {
-  return dtype === 'F64' || isFloatDtype(dtype)
+  return dtype === 'fp64' || isFloatDtype(dtype)
 }
 
-const ELEMENT_BYTES: Readonly<Record<WeightDtype, number>> = { F16: 2, BF16: 2, F32: 4, F64: 8 }
+const ELEMENT_BYTES: Readonly<Record<WeightDtype, number>> = { fp16: 2, bf16: 2, fp32: 4, fp64: 8 }
 
 const F32_INFINITY = 0x7f800000
 const F16_INFINITY = 0x7c00
@@ -112,8 +112,8 @@ export function f32ToF16(input: Float32Array): Uint16Array {
  */
 export function decodeFloats(bytes: Uint8Array, dtype: FloatDtype): Float32Array {
   const buffer = alignedCopy(bytes, dtype)
-  if (dtype === 'F32') return new Float32Array(buffer)
-  return dtype === 'F16' ? f16ToF32(new Uint16Array(buffer)) : bf16ToF32(new Uint16Array(buffer))
+  if (dtype === 'fp32') return new Float32Array(buffer)
+  return dtype === 'fp16' ? f16ToF32(new Uint16Array(buffer)) : bf16ToF32(new Uint16Array(buffer))
 }
 
 /** As {@link decodeFloats}, into `memory`, of which the result is a part. */
@@ -123,8 +123,8 @@ export function decodeFloatsThere(bytes: Uint8Array, dtype: FloatDtype, memory: 
   const buffer = isWhole ? bytes.buffer : alignedCopy(bytes, dtype)
   const [offset, count] = [isWhole ? bytes.byteOffset : 0, bytes.byteLength / size]
   const result = memory.subarray(0, count)
-  if (dtype === 'F32') result.set(new Float32Array(buffer, offset, count))
-  else if (dtype === 'F16') f16ToF32(new Uint16Array(buffer, offset, count), result)
+  if (dtype === 'fp32') result.set(new Float32Array(buffer, offset, count))
+  else if (dtype === 'fp16') f16ToF32(new Uint16Array(buffer, offset, count), result)
   else bf16ToF32(new Uint16Array(buffer, offset, count), result)
   return result
 }
@@ -141,19 +141,19 @@ function alignedCopy(bytes: Uint8Array, dtype: WeightDtype): ArrayBuffer {
   })
 }
 
-/** f32 → little-endian bytes of a float type; for F32 a view of the same memory. */
+/** fp32 → little-endian bytes of a float type; for fp32 a view of the same memory. */
 export function encodeFloats(values: Float32Array, dtype: FloatDtype): Uint8Array {
-  if (dtype === 'F32') return new Uint8Array(values.buffer, values.byteOffset, values.byteLength)
-  return new Uint8Array((dtype === 'F16' ? f32ToF16(values) : f32ToBf16(values)).buffer)
+  if (dtype === 'fp32') return new Uint8Array(values.buffer, values.byteOffset, values.byteLength)
+  return new Uint8Array((dtype === 'fp16' ? f32ToF16(values) : f32ToBf16(values)).buffer)
 }
 
-/** As {@link decodeFloats}; F64 stays f64. */
+/** As {@link decodeFloats}; fp64 stays fp64. */
 export function decodeWeights(bytes: Uint8Array, dtype: WeightDtype): FloatArray {
-  return dtype === 'F64' ? new Float64Array(alignedCopy(bytes, dtype)) : decodeFloats(bytes, dtype)
+  return dtype === 'fp64' ? new Float64Array(alignedCopy(bytes, dtype)) : decodeFloats(bytes, dtype)
 }
 
 /** Bits of the exponent, which are all set in what is not finite. */
-const EXPONENTS = { F16: 0x7c00, BF16: 0x7f80 } as const
+const EXPONENTS = { fp16: 0x7c00, bf16: 0x7f80 } as const
 
 /** Whether stored values hold no NaN and no infinity; true for types that have none. */
 export function isFiniteStored(bytes: Uint8Array, dtype: TensorDtype): boolean {
@@ -162,8 +162,8 @@ export function isFiniteStored(bytes: Uint8Array, dtype: TensorDtype): boolean {
   const isAligned = bytes.byteOffset % size === 0 && bytes.byteLength % size === 0
   const buffer = isAligned ? bytes.buffer : alignedCopy(bytes, dtype)
   const [offset, count] = [isAligned ? bytes.byteOffset : 0, bytes.byteLength / size]
-  if (dtype === 'F32') return isAllFinite(new Float32Array(buffer, offset, count))
-  if (dtype === 'F64') return isAllFinite(new Float64Array(buffer, offset, count))
+  if (dtype === 'fp32') return isAllFinite(new Float32Array(buffer, offset, count))
+  if (dtype === 'fp64') return isAllFinite(new Float64Array(buffer, offset, count))
   const [bits, exponent] = [new Uint16Array(buffer, offset, count), EXPONENTS[dtype]]
   for (let i = 0; i < count; i++) if ((bits[i] & exponent) === exponent) return false
   return true
@@ -172,10 +172,10 @@ export function isFiniteStored(bytes: Uint8Array, dtype: TensorDtype): boolean {
 /** Little-endian bytes of a float type, rounded once; a view of the same memory where the type stays. */
 export function encodeWeights(values: FloatArray, dtype: WeightDtype): Uint8Array {
   if (values instanceof Float32Array) {
-    return dtype === 'F64' ? new Uint8Array(Float64Array.from(values).buffer) : encodeFloats(values, dtype)
+    return dtype === 'fp64' ? new Uint8Array(Float64Array.from(values).buffer) : encodeFloats(values, dtype)
   }
-  if (dtype === 'F64') return new Uint8Array(values.buffer, values.byteOffset, values.byteLength)
-  return encodeFloats(dtype === 'F32' ? Float32Array.from(values) : roundToOdd(values), dtype)
+  if (dtype === 'fp64') return new Uint8Array(values.buffer, values.byteOffset, values.byteLength)
+  return encodeFloats(dtype === 'fp32' ? Float32Array.from(values) : roundToOdd(values), dtype)
 }
 
 /**

@@ -15,13 +15,13 @@ export const RANKS = {
 
 export const ADAPTER_OUTPUT = {
   out: required('DIR', 'folder for the result'),
-  outDtype: choice(['f32', 'f16', 'bf16', 'keep'], 'type of the factors in the result', 'keep'),
+  outDtype: choice(['fp32', 'fp16', 'bf16', 'keep'], 'type of the factors in the result', 'keep'),
   json: toggle('print one JSON document on stdout'),
 }
 
 /** The type that the API saves in; undefined for each layer's own. */
-export function savedDtype(outDtype: 'f32' | 'f16' | 'bf16' | 'keep'): 'F32' | 'F16' | 'BF16' | undefined {
-  return outDtype === 'keep' ? undefined : (outDtype.toUpperCase() as 'F32' | 'F16' | 'BF16')
+export function savedDtype(outDtype: 'fp32' | 'fp16' | 'bf16' | 'keep'): 'fp32' | 'fp16' | 'bf16' | undefined {
+  return outDtype === 'keep' ? undefined : outDtype
 }
 
 /** What a tool gives that makes an adapter. */
@@ -51,7 +51,7 @@ export async function withProgress<T>(
 
 /** Makes an adapter, writes it, and tells what became of its layers. Returns the exit code. */
 export async function writeAdapter(
-  { out, outDtype, json }: { out: string; outDtype: 'f32' | 'f16' | 'bf16' | 'keep'; json: boolean },
+  { out, outDtype, json }: { out: string; outDtype: 'fp32' | 'fp16' | 'bf16' | 'keep'; json: boolean },
   work: Parameters<typeof withProgress<Made>>[0],
 ): Promise<number> {
   const node = await import('../node.js')

@@ -1,5 +1,6 @@
 // lowrank convert: an adapter in another format.
 
+import { ADAPTER_FORMATS, type AdapterFormat } from '../index.js'
 import { withProgress } from './adapter-output.js'
 import { EXIT_INTERRUPTED } from './interrupt.js'
 import { choice, defineCommand, type Option, required, text, toggle } from './options.js'
@@ -7,9 +8,7 @@ import { refuseFolder } from './output.js'
 import { MODEL } from './sources.js'
 import { colors, peakRssBytes, printDocument, say } from './terminal.js'
 
-const FORMATS = ['peft', 'gguf', 'mlx', 'onnx-adapter'] as const
-type Format = (typeof FORMATS)[number]
-const DTYPES = ['f32', 'f16', 'bf16', 'q8_0', 'keep'] as const
+const DTYPES = ['fp32', 'fp16', 'bf16', 'q8_0', 'keep'] as const
 
 export const convert = defineCommand({
   name: 'convert',
@@ -24,7 +23,7 @@ export const convert = defineCommand({
   ],
   positional: { name: 'ADAPTER', about: 'adapter folder or file, or an id on the Hub' },
   options: {
-    to: { ...choice(FORMATS, 'format of the result'), isRequired: true } as Option<Format>,
+    to: { ...choice(ADAPTER_FORMATS, 'format of the result'), isRequired: true } as Option<AdapterFormat>,
     base: text(MODEL, 'the model of the adapter; for gguf'),
     out: required('DIR|FILE', 'result: a folder, for gguf and onnx-adapter also a file'),
     outDtype: choice(DTYPES, 'type of the factors in the result; q8_0 for gguf only', 'keep'),
@@ -33,10 +32,7 @@ export const convert = defineCommand({
   async run({ to, base, out, outDtype, json }, { positional }) {
     const node = await import('../node.js')
     if (to === 'peft' || to === 'mlx') await refuseFolder(out)
-    const dtype = outDtype === 'keep' ? 'keep' : (outDtype.toUpperCase() as 'F32' | 'F16' | 'BF16' | 'Q8_0')
-    const report = await withProgress((run) =>
-      node.convertAdapter(positional, { to, out, base, outDtype: dtype, ...run }),
-    )
+    const report = await withProgress((run) => node.convertAdapter(positional, { to, out, base, outDtype, ...run }))
     if (report === undefined) return EXIT_INTERRUPTED
     if (json) printDocument({ ...report, peakRssBytes: peakRssBytes() })
     for (const note of report.notes) say(`note: ${note}`)

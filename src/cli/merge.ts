@@ -10,10 +10,9 @@ import {
   partOf,
   runMerge,
   sayAsides,
-  sized,
   weightedAdapters,
 } from './merge-options.js'
-import { choice, defineCommand, type Occurrence, required, toggle, UsageError } from './options.js'
+import { choice, defineCommand, required, toggle } from './options.js'
 import { MODEL } from './sources.js'
 import { bytes, colors, print, printDocument, say, table } from './terminal.js'
 
@@ -38,7 +37,10 @@ export const merge = defineCommand({
       ['refuse', 'untie', 'keep'],
       'for models that use one weight as input and output embedding, if the adapter changes only one of the two. refuse: stop. untie: write two weights. keep: change both. Default: refuse; for .onnx: untie',
     ),
-    outDtype: sized('f32|f16|bf16|keep', 'type of the weights in the result; default keep: as in the base', readDtype),
+    outDtype: choice(
+      ['fp32', 'fp16', 'bf16', 'keep'],
+      'type of the weights in the result; default keep: as in the base',
+    ),
     quantized: choice(
       ['branches', 'requantize'],
       'for quantized weights of an .onnx file. branches: keep them, and put A and B beside them. requantize: quantize the sum again. Default: branches',
@@ -87,13 +89,6 @@ function showChanges(layers: readonly LayerChange[], isVerbose: boolean): void {
   })
   print(table([[heading, 'change ‖ΔW‖/‖W‖', ...(isRequantized ? ['added error'] : [])], ...rows]))
   if (shown.length < layers.length) say(`--verbose shows all ${layers.length} layers`)
-}
-
-function readDtype({ flag, value }: Occurrence): 'F32' | 'F16' | 'BF16' | 'keep' {
-  const dtype = value.toUpperCase()
-  if (dtype === 'F32' || dtype === 'F16' || dtype === 'BF16') return dtype
-  if (dtype === 'KEEP') return 'keep'
-  throw new UsageError(`${flag} is one of f32, f16, bf16, keep; got '${value}'`)
 }
 
 function showPlan(plan: MergePlanReport, json: boolean): number {

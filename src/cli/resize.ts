@@ -13,7 +13,7 @@ export const resize = defineCommand({
   ].join('\n'),
   examples: [
     'lowrank resize tests/golden/peft/f32 --rank 2 --out out/rank-2',
-    'lowrank resize tests/golden/peft/f32 --energy 0.95 --out out/smaller --out-dtype f16',
+    'lowrank resize tests/golden/peft/f32 --energy 0.95 --out out/smaller --out-dtype fp16',
   ],
   positional: { name: 'ADAPTER', about: 'adapter folder, or an id on the Hub' },
   options: { ...RANKS, ...ADAPTER_OUTPUT },

@@ -11,7 +11,7 @@ export const unmerge = defineCommand({
   summary: 'remove an adapter from a merged model',
   about: [
     'Writes the base again: W − scaling · B · A. Give the same adapters as for the merge, with the same --weight.',
-    'F16 and BF16 weights do not come back exactly, because the merge rounded them. For a safetensors checkpoint, --original counts the differences.',
+    'fp16 and bf16 weights do not come back exactly, because the merge rounded them. For a safetensors checkpoint, --original counts the differences.',
   ].join('\n'),
   examples: [
     'lowrank unmerge --merged out/scripture-model --adapter out/scripture --out out/base-onnx',

@@ -4,23 +4,32 @@
 import { type Directory, readAll, writeFile } from '../base/bytes.js'
 import { encodeFloats, type FloatDtype, isFloatDtype } from '../base/dtype.js'
 import { FormatError, ShapeError, UnsupportedError } from '../base/errors.js'
-import type { Steps } from '../base/progress.js'
-import { formatShape, isAllFinite, type Matrix } from '../base/tensor.js'
+import { Steps } from '../base/progress.js'
+import { type FloatArray, formatShape, isAllFinite, type Matrix, type Tensor } from '../base/tensor.js'
 import { parseJson, toPlain } from '../formats/json.js'
 import { parseSafetensorsHeader, readTensorF32, saveSafetensors, type TensorBytes } from '../formats/safetensors.js'
 import { transpose } from '../linalg/product.js'
 import type { LoraAdapter } from '../lora/adapter.js'
+import { scalingOf } from '../lora/config.js'
 import { notFinite } from '../lora/factors.js'
-import { requireHeld } from './held.js'
+import type { FactorTensors, FactorView } from '../lora/part.js'
+import type { AdapterTensor } from '../peft/keys.js'
+import { type OpenAdapter, openAdapter } from '../peft/open.js'
+import { type ExchangeFormat, floatDtype, type Place, requireHeld, type WriteSettings, type Written } from './format.js'
 import { adapterOf, type ReadLayer } from './read-layers.js'
 
-export const MLX_CONFIG = 'adapter_config.json'
-export const MLX_WEIGHTS = 'adapters.safetensors'
+const MLX_CONFIG = 'adapter_config.json'
+const MLX_WEIGHTS = 'adapters.safetensors'
 const MAX_CONFIG_BYTES = 16_000_000
 
-/** Whether the content of an adapter_config.json is mlx-lm's. */
-export function isMlxConfig(config: unknown): boolean {
-  return typeof config === 'object' && config !== null && ('lora_parameters' in config || 'fine_tune_type' in config)
+export const MLX: ExchangeFormat = {
+  async detect({ directory, file }) {
+    if (file !== undefined || !(await directory.has(MLX_CONFIG)) || !(await directory.has(MLX_WEIGHTS))) return false
+    const config = await readMlxConfig(directory)
+    return typeof config === 'object' && config !== null && ('lora_parameters' in config || 'fine_tune_type' in config)
+  },
+  open: async ({ directory }) => openAdapter(await readMlx(directory)),
+  write: writeMlx,
 }
 
 /**
@@ -28,30 +37,27 @@ export function isMlxConfig(config: unknown): boolean {
  *
  * @throws UnsupportedError naming what mlx-lm cannot hold
  */
-export async function writeMlx(
-  adapter: LoraAdapter,
-  directory: Directory,
-  dtype: FloatDtype | 'keep',
-  steps: Steps,
-): Promise<{ layers: number; notes: string[] }> {
+async function writeMlx(adapter: OpenAdapter, { directory }: Place, settings: WriteSettings): Promise<Written> {
   requireHeld(adapter, ['linear', 'embedding', 'magnitude'], 'an mlx-lm adapter')
-  const parts = adapter.parts('linear', 'embedding')
-  const embedding = parts.find((part) => part.kind === 'embedding' && part.magnitude !== undefined)
+  const parts = adapter.parts() as readonly FactorView<AdapterTensor>[]
+  const embedding = parts.find(({ kind, tensors }) => kind === 'embedding' && tensors.magnitude !== undefined)
   if (embedding !== undefined) {
     throw new UnsupportedError({
       where: embedding.name,
       what: 'an mlx-lm adapter cannot hold magnitudes of an embedding',
     })
   }
-  const rank = Math.max(...parts.map((part) => part.rank))
-  const [{ scaling: first }] = parts
-  const isUniform = parts.every(({ scaling }) => scaling === first)
+  const rank = Math.max(...parts.map(({ config }) => config.rank))
+  const first = scalingOf(parts[0].config)
+  const isUniform = parts.every(({ config }) => scalingOf(config) === first)
+  const steps = new Steps(parts.length, settings)
   const tensors: TensorBytes[] = []
   for (const part of parts) {
-    const { name, weightA, weightB, magnitude } = part
-    const type = dtype === 'keep' ? part.dtype : dtype
+    const { name, config } = part
+    const { weightA, weightB, magnitude } = (await adapter.read(name)).tensors as FactorTensors<Tensor<FloatArray>>
+    const type = floatDtype(settings.dtype, adapter.dtypeOf(part))
     const [[r, k], [d]] = [weightA.shape, weightB.shape]
-    const factor = isUniform ? 1 : part.scaling
+    const factor = isUniform ? 1 : scalingOf(config)
     const a = new Float32Array(k * rank)
     for (let i = 0; i < k; i++) for (let j = 0; j < r; j++) a[i * rank + j] = weightA.data[j * k + i]
     const b = new Float32Array(rank * d)
@@ -60,10 +66,10 @@ export async function writeMlx(
       return { name: `${name}.${suffix}`, dtype: type, shape, data: encodeFloats(data, type) }
     }
     tensors.push(tensor('lora_a', [k, rank], a), tensor('lora_b', [rank, d], b))
-    if (magnitude !== undefined) tensors.push(tensor('m', [d], Float32Array.from(magnitude)))
+    if (magnitude !== undefined) tensors.push(tensor('m', [d], Float32Array.from(magnitude.data)))
     await steps.next(name)
   }
-  const hasDora = parts.some(({ magnitude }) => magnitude !== undefined)
+  const hasDora = parts.some(({ tensors: { magnitude } }) => magnitude !== undefined)
   const config = {
     ...(adapter.config.baseModel !== undefined && { model: adapter.config.baseModel }),
     fine_tune_type: hasDora ? 'dora' : 'lora',
@@ -81,7 +87,9 @@ export async function writeMlx(
   await writeFile(directory, MLX_CONFIG, `${JSON.stringify(config, null, 4)}\n`)
   const notes = [
     ...(isUniform ? [] : ['layers have different scalings: they are multiplied into lora_b, and scale is 1']),
-    ...(parts.every((part) => part.rank === rank) ? [] : [`layers have different ranks: all get ${rank}, with zeros`]),
+    ...(parts.every(({ config: own }) => own.rank === rank)
+      ? []
+      : [`layers have different ranks: all get ${rank}, with zeros`]),
   ]
   return { layers: parts.length, notes }
 }
@@ -92,7 +100,7 @@ function keysOf(names: readonly string[]): string[] {
 }
 
 /** Reads an adapter. Throws FileError, FormatError, UnsupportedError and NumericError naming file and tensor. */
-export async function readMlx(directory: Directory): Promise<LoraAdapter> {
+async function readMlx(directory: Directory): Promise<LoraAdapter> {
   const config = await readMlxConfig(directory)
   const where = `${directory.name}/${MLX_CONFIG}`
   const kind = config.fine_tune_type ?? 'lora'

@@ -1,34 +1,43 @@
 // Adapters for ONNX Runtime's own LoRA: named tensors that a run gets as more inputs. Names and orientation are Olive's: A becomes (k, r),
 // B becomes (r, d) and holds the scaling.
 
-import type { ByteSink, ByteSource } from '../base/bytes.js'
+import { type ByteSink, type ByteSource, writeThrough } from '../base/bytes.js'
 import { decodeFloats, encodeFloats, type FloatDtype } from '../base/dtype.js'
 import { FormatError, ShapeError } from '../base/errors.js'
-import type { Steps } from '../base/progress.js'
+import { Steps } from '../base/progress.js'
 import { formatShape, isAllFinite, type Matrix } from '../base/tensor.js'
-import { parseOnnxAdapter } from '../formats/onnx-adapter/read.js'
+import { isOnnxAdapter, parseOnnxAdapter } from '../formats/onnx-adapter/read.js'
 import { writeOnnxAdapter } from '../formats/onnx-adapter/write.js'
 import { transpose } from '../linalg/product.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import { notFinite } from '../lora/factors.js'
-import { requireHeld } from './held.js'
+import { openAdapter } from '../peft/open.js'
+import { type ExchangeFormat, floatDtype, requireHeld, startsWith, type WriteSettings } from './format.js'
 import { adapterOf, type ReadLayer } from './read-layers.js'
 
-/**
- * Writes a whole file into a sink, which stays the caller's to commit.
- *
- * @throws UnsupportedError naming what the format cannot hold
- */
-export async function writeOnnxLora(
-  adapter: LoraAdapter,
-  sink: ByteSink,
-  dtype: FloatDtype | 'keep',
-  steps: Steps,
-): Promise<{ layers: number }> {
-  requireHeld(adapter, ['linear'], 'an .onnx_adapter')
+export const ONNX_ADAPTER: ExchangeFormat = {
+  detect: (place) => startsWith(place, isOnnxAdapter),
+  async open({ directory, file }) {
+    const source = await directory.open(file!)
+    try {
+      return await openAdapter(await readOnnxLora(source))
+    } finally {
+      await source.close()
+    }
+  },
+  async write(adapter, { directory, file }, settings) {
+    requireHeld(adapter, ['linear'], 'an .onnx_adapter')
+    const whole = await adapter.load()
+    await writeThrough(directory, file!, (sink) => writeOnnxLora(whole, sink, settings))
+    return { layers: whole.size }
+  },
+}
+
+async function writeOnnxLora(adapter: LoraAdapter, sink: ByteSink, settings: WriteSettings): Promise<void> {
   const parts = adapter.parts('linear')
+  const steps = new Steps(parts.length, settings)
   const tensors = parts.flatMap(({ name, weightA, weightB, scaling, dtype: own }) => {
-    const type = dtype === 'keep' ? own : dtype
+    const type = floatDtype(settings.dtype, own)
     const [[r, k], [d]] = [weightA.shape, weightB.shape]
     const tensor = (suffix: string, shape: readonly number[], matrix: Matrix, factor: number) => ({
       name: `${name}.${suffix}.weight`,
@@ -45,11 +54,10 @@ export async function writeOnnxLora(
   await writeOnnxAdapter(sink, tensors, async (name) => {
     if (name.endsWith('.lora_B.weight')) await steps.next(name.slice(0, -'.lora_B.weight'.length))
   })
-  return { layers: parts.length }
 }
 
 /** Reads an adapter. Throws FormatError, UnsupportedError and NumericError naming the tensor. */
-export async function readOnnxLora(source: ByteSource): Promise<LoraAdapter> {
+async function readOnnxLora(source: ByteSource): Promise<LoraAdapter> {
   const halves = new Map<string, { A?: Matrix; B?: Matrix; dtype: FloatDtype }>()
   for (const { name, shape, dtype, offset, byteLength } of await parseOnnxAdapter(source)) {
     const where = `${source.name}: ${name}`

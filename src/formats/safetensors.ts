@@ -28,18 +28,27 @@ const DTYPE_BITS = {
   F8_E5M2FNUZ: 8,
   I16: 16,
   U16: 16,
-  F16: 16,
-  BF16: 16,
+  fp16: 16,
+  bf16: 16,
   I32: 32,
   U32: 32,
-  F32: 32,
+  fp32: 32,
   C64: 64,
-  F64: 64,
+  fp64: 64,
   I64: 64,
   U64: 64,
 } as const satisfies Record<TensorDtype, number>
 
 const DTYPES = Object.keys(DTYPE_BITS) as TensorDtype[]
+
+/** Types that the file spells in another way. */
+const SPELLINGS: Partial<Record<TensorDtype, string>> = { fp16: 'F16', bf16: 'BF16', fp32: 'F32', fp64: 'F64' }
+
+const BY_SPELLING = new Map(DTYPES.map((dtype) => [spelled(dtype), dtype]))
+
+function spelled(dtype: TensorDtype): string {
+  return SPELLINGS[dtype] ?? dtype
+}
 
 /** A tensor of a file: what it is, and where its bytes lie. */
 export interface TensorInfo {
@@ -137,9 +146,11 @@ function parseTensor(name: string, value: JsonValue, dataStart: number, file: st
     const unknown = [...value.keys()].find((key) => !ENTRY_KEYS.includes(key))
     if (unknown !== undefined) throw new FormatError({ where, what: `unknown header key ${JSON.stringify(unknown)}` })
   }
-  const dtype = value.get('dtype')
-  if (typeof dtype !== 'string' || !isDtype(dtype)) {
-    throw new FormatError({ where, what: 'unknown dtype', expected: DTYPES.join(', '), got: describe(dtype) })
+  const written = value.get('dtype')
+  const dtype = BY_SPELLING.get(written as string)
+  if (dtype === undefined) {
+    const expected = [...BY_SPELLING.keys()].join(', ')
+    throw new FormatError({ where, what: 'unknown dtype', expected, got: describe(written) })
   }
   const shape = value.get('shape')
   if (!isSizes(shape)) {
@@ -164,7 +175,7 @@ function parseTensor(name: string, value: JsonValue, dataStart: number, file: st
   if (byteLength !== expected) {
     throw new FormatError({
       where,
-      what: `data_offsets do not fit ${dtype} ${formatShape(shape)}`,
+      what: `data_offsets do not fit ${written} ${formatShape(shape)}`,
       expected: expected === undefined ? 'a size that is a whole number of bytes below 2⁵³' : `${expected} bytes`,
       got: `${byteLength}`,
     })
@@ -207,9 +218,9 @@ function checkCoverage(tensors: ReadonlyMap<string, TensorInfo>, dataStart: numb
 }
 
 /**
- * One tensor's values as f32, in an array of its own; F64 is rounded.
+ * One tensor's values as fp32, in an array of its own. Values in fp64 are rounded.
  *
- * @throws FormatError when there is no such tensor, UnsupportedError when it is not F64, F32, F16 or BF16.
+ * @throws FormatError when there is no such tensor, UnsupportedError when it is not fp64, fp32, fp16 or bf16.
  */
 export async function readTensorF32(file: SafetensorsFile, name: string): Promise<Tensor> {
   const info = file.tensors.get(name)
@@ -224,8 +235,8 @@ export async function readTensorF32(file: SafetensorsFile, name: string): Promis
   if (!isWeightDtype(info.dtype)) {
     throw new UnsupportedError({
       where: tensorWhere(file.source.name, name),
-      what: 'its dtype cannot be read as f32',
-      expected: 'F64, F32, F16 or BF16',
+      what: 'its dtype cannot be read as fp32',
+      expected: 'fp64, fp32, fp16 or bf16',
       got: info.dtype,
     })
   }
@@ -279,7 +290,7 @@ export function planSafetensors(
       throw new ShapeError({ where: name, what: `no size in whole bytes for ${dtype} ${formatShape(shape)}` })
     }
     placed.push({ name, dtype, shape, begin, byteLength })
-    const entry = { dtype, shape, data_offsets: [begin, begin + byteLength] }
+    const entry = { dtype: spelled(dtype), shape, data_offsets: [begin, begin + byteLength] }
     parts.push(`${JSON.stringify(name)}:${JSON.stringify(entry)}`)
     begin += byteLength
   }
@@ -351,10 +362,6 @@ function tensorByteLength(dtype: TensorDtype, shape: readonly number[]): number 
   if (shape.includes(0)) return 0
   const bits = DTYPE_BITS[dtype] * elementCount(shape)
   return Number.isSafeInteger(bits) && bits % 8 === 0 ? bits / 8 : undefined
-}
-
-function isDtype(value: string): value is TensorDtype {
-  return Object.hasOwn(DTYPE_BITS, value)
 }
 
 function isSizes(value: unknown): value is number[] {

@@ -1,7 +1,9 @@
 // How exactly ONNX Runtime multiplies by quantized weights.
 
+import { UnsupportedError } from '../base/errors.js'
+import type { OnnxModel } from '../formats/onnx/model.js'
 import { makeAttribute } from './view/attributes.js'
-import type { Graph } from './view/graph.js'
+import { type Graph, readGraph } from './view/graph.js'
 
 /**
  * Sets the level of all products by weights in MatMulNBits; other layers have none. With 0 their inputs stay floats. With 4 inputs are rounded
@@ -14,4 +16,24 @@ export function setAccuracyLevel(graph: Graph, level: 0 | 4): void {
     const others = node.attribute.filter(({ name }) => name !== 'accuracy_level')
     node.attribute = level === 0 ? others : [...others, makeAttribute('accuracy_level', level)]
   }
+}
+
+/**
+ * @param bases all graphs of one model
+ * @throws UnsupportedError when the level is 4 and no graph has a product that it is about, so that it would change nothing
+ */
+export function accuracyEdit(level: 0 | 4, bases: readonly { readonly onnx: OnnxModel }[]): (graph: Graph) => void {
+  const hasProducts = bases.some(({ onnx }) =>
+    readGraph(onnx.proto).nodes.some(({ opType }) => opType === 'MatMulNBits'),
+  )
+  if (level === 4 && !hasProducts) {
+    throw new UnsupportedError({
+      where: 'accuracyLevel',
+      what: 'the model has no products that this option can change',
+      expected: 'weights in the operator MatMulNBits, which has 4 or 8 bits in blocks, such as those of model_q4.onnx',
+      got: `only other weights in ${bases.map(({ onnx }) => onnx.fileName).join(', ')}`,
+      hint: "Leave out accuracyLevel, or load the model with dtype: 'q4'",
+    })
+  }
+  return (graph) => setAccuracyLevel(graph, level)
 }

@@ -4,7 +4,7 @@
 import { type Directory, readJson } from '../base/bytes.js'
 import { ConfigError, FileError, nearMisses } from '../base/errors.js'
 
-/** What follows the graph's name, by dtype: as in DEFAULT_DTYPE_SUFFIX_MAPPING of transformers.js 4. */
+/** The suffix behind the graph's name, by dtype: as in DEFAULT_DTYPE_SUFFIX_MAPPING of transformers.js 4. */
 const SUFFIXES = {
   fp32: '',
   fp16: '_fp16',
@@ -204,7 +204,7 @@ function pathsOf(name: string, dtype: GraphDtype): string[] {
   return FOLDERS.map((folder) => `${folder}${name}${SUFFIXES[dtype]}.onnx`)
 }
 
-/** What config.json chooses; what it says that is no dtype chooses nothing, as in transformers.js. */
+/** The dtype that config.json chooses; an unknown word chooses nothing, as in transformers.js. */
 export function configuredDtype(
   config: Readonly<Record<string, unknown>> | undefined,
   name = 'model',

@@ -9,9 +9,9 @@ import type { Model } from './model-folder.js'
 /** WebAssembly addresses 4 GB, for weights, caches and results together. */
 export const WASM_BYTES = 2 ** 32
 
-/** What is known before opening. */
+/** The memory that a model needs, as it is known before opening. */
 export interface MemoryNeed {
-  /** Of the weights alone, as the file has them: less is never enough where they are not mapped from it. */
+  /** Bytes of the weights alone, as the file has them: less is never enough where they are not mapped from it. */
   readonly weights: number
   /** At most at one time. */
   readonly total: number
@@ -31,7 +31,7 @@ export function weightBytes(onnx: OnnxModel): number {
 }
 
 /**
- * What a session needs. Repacked weights are a second copy; without repacking there is none. What is cached of a text is small
+ * The memory of a session. Repacked weights are a second copy; without repacking there is none. The cache of a text is small
  * beside the weights.
  */
 export function sessionMemory(onnx: OnnxModel, lowMemory = false): MemoryNeed {
@@ -39,11 +39,11 @@ export function sessionMemory(onnx: OnnxModel, lowMemory = false): MemoryNeed {
   return { weights, total: weights * (lowMemory ? 1 : 2) }
 }
 
-/** What training keeps of a token, in numbers of f32: measured on decoders with LoRA on all linear layers. */
+/** Values that training keeps of a token, in numbers of f32: measured on decoders with LoRA on all linear layers. */
 const KEPT = { hidden: 6, intermediate: 3, logits: 2 }
 
 /**
- * What training needs.
+ * The memory of training.
  *
  * @param batch rows of one run, of `sequence` tokens each
  */
@@ -64,9 +64,9 @@ export function trainingMemory(
   return { ...session, total: session.total + batch * sequence * perToken }
 }
 
-/** Whether memory lasts. */
+/** A limit of memory. */
 export interface MemoryLimit {
-  /** Of the machine or the runtime, in bytes. */
+  /** Memory of the machine or the runtime, in bytes. */
   readonly bytes: number
   /** In words, with a verb: `this machine has free`. */
   readonly of: string

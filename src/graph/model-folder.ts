@@ -17,7 +17,7 @@ export interface Model {
   readonly directory: Directory
   /** Paths of its graphs, relative to `directory`, by what they are: `model` alone, or `decoder`, `encoder`, `embed_tokens`, … */
   readonly graphs: Readonly<Partial<Record<GraphRole, string>>>
-  /** Where the graph of `onnx` was found, relative to `directory`. */
+  /** Path of the graph of `onnx`, relative to `directory`. */
   readonly onnxPath: string
   /** config.json */
   readonly config: Readonly<Record<string, unknown>>
@@ -39,7 +39,7 @@ export interface Model {
   readonly eosTokenIds: readonly number[]
   /** The token that fills up batches; its value does not change the result. Default: the eos token, else 0. */
   readonly padTokenId: number
-  /** Where sessions of this model run. */
+  /** The runtime that runs sessions of this model. */
   readonly runtime: RuntimeHost
   /** Reads another of its graphs, which is closed with the model. Throws FileError when it has none of that role. */
   openGraph(role: GraphRole): Promise<OnnxModel>
@@ -47,9 +47,9 @@ export interface Model {
   close(): Promise<void>
 }
 
-/** Where a model runs, and where its graph is. */
+/** The runtime of a model, and the place of its graph. */
 export interface LoadModelOptions {
-  /** Where sessions of the model run: `webRuntime(url)`, `nodeRuntime()`, or `{ module }` for the caller's own thread. */
+  /** The runtime for sessions of the model: `webRuntime(url)`, `nodeRuntime()`, or `{ module }` for the caller's own thread. */
   runtime: RuntimeHost
   /** The graph's path inside the folder. Default: by `dtype`. */
   onnxPath?: string | undefined
@@ -149,7 +149,7 @@ function contextLengthOf(config: Record<string, unknown>): number | undefined {
   return length !== undefined && isShifted ? length - pad - 1 : length
 }
 
-/** What an adapter names as its base. A name in config.json is a path on someone's machine as often as an id. */
+/** The name that an adapter gives to its base. A name in config.json is a path on someone's machine as often as an id. */
 function nameOf(directory: Directory, { _name_or_path: name }: Record<string, unknown>): string {
   if (directory.hubId !== undefined) return directory.hubId
   return typeof name === 'string' && name !== '' ? name : directory.name

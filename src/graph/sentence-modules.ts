@@ -8,7 +8,7 @@ export type Pooling = (typeof POOLINGS)[number]
 
 export const POOLINGS = ['mean', 'cls'] as const
 
-/** What a folder says of the vectors of texts. */
+/** The settings of a folder for vectors of texts. */
 export interface SentenceModules {
   /** `mean` where the folder says nothing. Another text: a way that is not known here. */
   readonly pooling: string

@@ -4,14 +4,15 @@ import { ConfigError, UnsupportedError } from '../base/errors.js'
 import { BOOLEAN, checkArgument, checkOptions, FUNCTION, kind, NAME, type OptionTable, oneOf } from '../base/options.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import type { BaseWeights } from '../lora/init/to-plain.js'
-import type { LoadOptions, SaveOptions } from '../peft/adapter-folder.js'
+import type { SaveOptions } from '../peft/adapter-folder.js'
+import type { LoadOptions } from '../peft/open.js'
 import { openFolder, openSource, openTarget, SOURCE, type Source, type Target } from './sources.js'
 
 /** An adapter in memory. */
 export const ADAPTER = kind('a LoraAdapter', (value) => value instanceof LoraAdapter)
 
 const LOAD_OPTIONS: OptionTable<LoadOptions> = { name: NAME, strict: BOOLEAN }
-const SAVE_OPTIONS: OptionTable<SaveOptions> = { dtype: oneOf('F32', 'F16', 'BF16') }
+const SAVE_OPTIONS: OptionTable<SaveOptions> = { dtype: oneOf('fp32', 'fp16', 'bf16') }
 
 /** See the entry. */
 export async function loadAdapter(source: Source, options: LoadOptions = {}): Promise<LoraAdapter> {

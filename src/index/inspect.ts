@@ -58,7 +58,7 @@ export async function inspect(target: Source | LoraAdapter, options: InspectOpti
     if (options.base !== undefined) {
       throw new ConfigError({ where: 'base', what: 'only for an adapter in a folder', hint: 'Save the adapter first' })
     }
-    return { kind: 'adapter', ...(await import('../peft/inspect.js')).inspectAdapter(target) }
+    return { kind: 'adapter', ...(await (await import('../peft/inspect.js')).inspectAdapter(target)) }
   }
   // Names and shapes are a small part of a model's files.
   const { directory, file } = await openSource(target, 'target', { readsRanges: true })
@@ -118,8 +118,8 @@ async function inspectWithBase(
   directory: Directory,
   { base, relativeChange = false, strict }: InspectOptions,
 ): Promise<InspectReport> {
-  const { inspectAdapterFolder } = await import('../peft/inspect-folder.js')
-  const report = await inspectAdapterFolder(directory, { strict })
+  const { inspectAdapter } = await import('../peft/inspect.js')
+  const report = await inspectAdapter(directory, { strict })
   if (base === undefined) return { kind: 'adapter', ...report }
   const normDeltas = relativeChange ? new Map(report.layers.map(({ name, normDelta }) => [name, normDelta])) : undefined
   return { kind: 'adapter', ...report, fit: await fitTo(directory, base, normDeltas) }
@@ -136,7 +136,7 @@ async function fitTo(
     const { fitCheckpoint } = await import('../merge/fit-checkpoint.js')
     return fitCheckpoint(opened.directory, directory, { basePath: opened.file, normDeltas })
   }
-  const { openAdapter } = await import('../peft/adapter-folder.js')
+  const { openAdapter } = await import('../peft/open.js')
   const adapter = await openAdapter(directory, { isTolerant: true })
   try {
     const config = await (await import('../merge/plan/config-edit.js')).readConfig(opened.directory)

@@ -90,7 +90,7 @@ export const MERGE: OptionTable<MergeOptions> = {
   ...MERGING,
   base: SOURCE,
   tied: oneOf('refuse', 'untie', 'keep'),
-  outDtype: oneOf('F32', 'F16', 'BF16', 'keep'),
+  outDtype: oneOf('fp32', 'fp16', 'bf16', 'keep'),
   quantized: oneOf('branches', 'requantize'),
 }
 

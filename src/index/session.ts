@@ -85,7 +85,7 @@ export async function openSession(model: Model | Source, given: OpenSessionOptio
     elsewhere: { dtype: 'Give it to loadModel: openSession(await loadModel(source, { dtype }))' },
   })
   const { onWarning = console.warn, ...options } = given
-  const { OnnxSession } = await import('../infer/adapter-session.js')
+  const { ModelSession } = await import('../infer/model-session.js')
   const adapters: Record<string, LoraAdapter> = {}
   for (const [name, adapter] of Object.entries(options.adapters ?? {})) {
     adapters[name] = await openAdapter(adapter, `adapters.${name}`)
@@ -100,9 +100,10 @@ export async function openSession(model: Model | Source, given: OpenSessionOptio
     if (warning !== undefined) onWarning(warning)
     const onMissing = (name: string, layers: readonly string[]) =>
       onWarning(`adapter ${name}: left out, because the model has no module for it: ${layers.join(', ')}`)
-    return OnnxSession.open(opened, { ...options, adapters }, isOurs, {
+    return ModelSession.open(opened, { ...options, adapters }, isOurs, {
       openAdapter: read,
       onMissing,
+      onWarning,
       decodeImage: platform().decodeImage,
     })
   }

@@ -18,7 +18,9 @@ import {
   SIGNAL,
 } from '../base/options.js'
 import type { ToolRun } from '../base/progress.js'
-import type { AdapterFormat, ConvertedDtype, ConvertReport, Place } from '../exchange/convert.js'
+import type { ConvertReport } from '../exchange/convert.js'
+import type { ConvertedDtype, Place } from '../exchange/format.js'
+import { ADAPTER_FORMATS, type AdapterFormat, formatOf } from '../exchange/formats.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import type { CombineResult } from '../tools/combine.js'
 import { COMBINATION_TYPES, type CombineSettings } from '../tools/combine-settings.js'
@@ -184,16 +186,16 @@ export interface ConvertAdapterOptions extends ToolRun {
   out: Target
   /** The model of the adapter: a folder with config.json, or a GGUF file. Converting from and to GGUF needs it. */
   base?: Source | undefined
-  /** The type of the factors in the result. Default `keep`: that of each layer. `Q8_0` is for GGUF alone. */
+  /** The type of the factors in the result. Default `keep`: that of each layer. `q8_0` is for GGUF alone. */
   outDtype?: ConvertedDtype | undefined
 }
 
 const CONVERT: OptionTable<ConvertAdapterOptions> = {
   ...TOOL_RUN,
-  to: oneOf('peft', 'gguf', 'mlx', 'onnx-adapter'),
+  to: oneOf(...ADAPTER_FORMATS),
   out: TARGET,
   base: SOURCE,
-  outDtype: oneOf('F32', 'F16', 'BF16', 'Q8_0', 'keep'),
+  outDtype: oneOf('fp32', 'fp16', 'bf16', 'q8_0', 'keep'),
 }
 
 /** See the entry. */
@@ -222,8 +224,9 @@ export async function convertAdapter(
 
 /** A path that ends as a format's files do names a file; others name a folder. */
 function placeOf(out: Target, to: AdapterFormat): Place {
-  const endings: Partial<Record<AdapterFormat, RegExp>> = { gguf: /\.gguf$/i, 'onnx-adapter': /\.onnx_adapter$/i }
-  if (isDirectory(out) || endings[to]?.test(out) !== true) return { directory: openTarget(out, 'out'), file: undefined }
+  const { ending } = formatOf(to)
+  const isFile = !isDirectory(out) && ending !== undefined && out.toLowerCase().endsWith(ending)
+  if (!isFile) return { directory: openTarget(out, 'out'), file: undefined }
   const [, folder = '', file] = /^(.*[\\/])?([^\\/]+)$/s.exec(out) ?? []
   return { directory: openTarget(folder.length > 1 ? folder.slice(0, -1) : folder || '.', 'out'), file }
 }

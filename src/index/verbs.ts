@@ -6,7 +6,8 @@ import type { Model } from '../graph/model-folder.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { UnmergeReport } from '../merge/merge.js'
 import type { MergePlanReport, MergeReport } from '../merge/report.js'
-import type { LoadOptions, SaveOptions } from '../peft/adapter-folder.js'
+import type { SaveOptions } from '../peft/adapter-folder.js'
+import type { LoadOptions } from '../peft/open.js'
 import type { CombineResult } from '../tools/combine.js'
 import type { DiffReport } from '../tools/diff.js'
 import type { ExtractResult } from '../tools/extract.js'
@@ -65,13 +66,13 @@ export async function loadAdapter(source: Source, options?: LoadOptions): Promis
  * or a folder without a config, never a mixture of two adapters. If `targetModules` does not match the adapter's layers, the saved
  * config lists the names of the layers instead.
  *
- * @throws StateError when there is no layer; ConfigError when `dtype` is none of F32, F16 and BF16, or an argument is not valid;
+ * @throws StateError when there is no layer; ConfigError when `dtype` is none of fp32, fp16 and bf16, or an argument is not valid;
  *   NumericError when a value is not finite, or would not be finite in the type of the file; MismatchError when the config excludes a layer;
  *   FileError when the folder cannot be written.
  *
  * @example
  * const adapter = await loadAdapter('tests/golden/peft/f32')
- * await saveAdapter(adapter, 'out/half', { dtype: 'F16' })
+ * await saveAdapter(adapter, 'out/half', { dtype: 'fp16' })
  */
 export async function saveAdapter(adapter: LoraAdapter, target: Target, options?: SaveOptions): Promise<void> {
   return (await import('./adapters.js')).saveAdapter(adapter, target, options)

@@ -14,7 +14,7 @@ export interface TokenColumns {
 
 type Run = (feeds: Feeds, outputNames: readonly string[]) => Promise<Record<string, RuntimeTensor>>
 
-/** Whether fused attention refuses a run. */
+/** True if fused attention refuses a run. */
 export function needsColumns({ tokens, cache }: TokenColumns, feeds: Feeds): boolean {
   const [batch, sequence] = feeds[tokens[0]]?.dims ?? []
   const past = feeds[cache[0]?.past]?.dims[2] ?? 0
@@ -77,7 +77,7 @@ function join(parts: readonly RuntimeTensor[]): RuntimeTensor {
   return like(parts[0], data, [batch, parts.length, ...rest])
 }
 
-/** Of the class of another tensor: ONNX Runtime's own where tensors are kept. */
+/** Makes a tensor of the class of another: ONNX Runtime's own where tensors are kept. */
 function like(tensor: RuntimeTensor, data: RuntimeTensor['data'], dims: readonly number[]): RuntimeTensor {
   if (tensor.constructor === Object) return { type: tensor.type, data, dims }
   const Tensor = tensor.constructor as new (type: string, data: unknown, dims: readonly number[]) => RuntimeTensor

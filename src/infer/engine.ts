@@ -3,8 +3,7 @@
 
 import { StateError } from '../base/errors.js'
 import type { NewRows } from '../graph/fuse/new-rows.js'
-import { SLOTS_INPUT } from '../graph/inject/embeddings.js'
-import { ROWS_INPUT } from '../graph/inject/inject.js'
+import { ROWS_INPUT, SLOTS_INPUT } from '../graph/inject/inject.js'
 import type { SiteGroup } from '../graph/inject/sites.js'
 import { transfer } from '../runtime/rpc.js'
 import type {
@@ -16,25 +15,25 @@ import type {
   SessionModel,
   SessionOptions,
 } from '../runtime/runtime.js'
-import { distinctMixes, type Mix } from './adapter-choice.js'
+import { distinctMixes, type Mix } from './adapters/choice.js'
+import { AdapterFeeds, type RowFactors } from './adapters/row-factors.js'
+import type { AdapterFactors } from './adapters/site-factors.js'
+import { groupFeeds } from './adapters/site-feeds.js'
 import { needsColumns, runColumns, type TokenColumns } from './column-runs.js'
-import { Decoding, type NextToken, type TextRequest } from './decoding.js'
-import { AdapterFeeds, type RowFactors } from './row-factors.js'
-import type { AdapterFactors } from './site-factors.js'
-import { groupFeeds } from './site-feeds.js'
+import { Decoding, type NextToken, type TextRequest } from './generate/decoding.js'
 
 export interface OpenRequest {
   model: SessionModel
   groups: readonly SiteGroup[]
-  /** What the graph calls the inputs of adapters, by the names that feeds have here. */
+  /** Names of the adapters' inputs in the graph, by the names that feeds have here. */
   inputNames: ReadonlyMap<string, string>
   /** The graph is told how many rows have factors of their own. */
   takesRows: boolean
   /** Rank of the zeros fed where there is nothing to add: 0, or 1 where the runtime takes no empty tensors. */
   idleRank: 0 | 1
-  /** Of a graph whose attention takes several texts with a cache one token at a time. */
+  /** The token inputs of a graph whose attention takes several texts with a cache one token at a time. */
   columns: TokenColumns | undefined
-  /** Of a graph that gives out what a step adds to the cache. */
+  /** The output of a graph that gives out the rows that a step adds to the cache. */
   newRows: NewRows | undefined
   options: SessionOptions & OutputOptions
 }
@@ -53,9 +52,9 @@ interface OpenSession {
   idle: Feeds
   columns: TokenColumns | undefined
   newRows: NewRows | undefined
-  /** Of the model, where the graph gives more: what a run gives when nothing is asked for. */
+  /** The model's outputs, where the graph gives more: what a run gives when nothing is asked for. */
   outputNames: readonly string[] | undefined
-  /** What a run feeds beside its own inputs, put together once for all runs: a step would spend more time on this than on some layers. */
+  /** Feeds of a run beside its own inputs, put together once for all runs: a step would spend more time on this than on some layers. */
   kept: WeakMap<AdapterFeeds, Feeds>
 }
 
@@ -65,7 +64,7 @@ const KEPT_FEEDS = 4
 export class InferEngine {
   readonly #runtime: Runtime
   readonly #adapters = new Map<string, AdapterFactors>()
-  /** Of the last runs, by their mixes. */
+  /** Feeds of the last runs, by their mixes. */
   readonly #feeds = new Map<string, AdapterFeeds>()
   /** The last run's: a caller that grows a text asks with the same list. */
   #last: { readonly mixes: readonly Mix[]; readonly feeds: AdapterFeeds } | undefined
@@ -206,7 +205,7 @@ export class InferEngine {
   }
 }
 
-/** What leaves every site as the base has it. */
+/** Feeds that leave every site as the base has it. */
 function idleFeeds(groups: readonly SiteGroup[], rank: 0 | 1): Feeds {
   const feedsOf = (group: SiteGroup) =>
     groupFeeds(

@@ -1,8 +1,11 @@
-// What callers feed, checked and made plain: ONNX Runtime's own tensors are objects with getters, which do not survive the way
+// Feeds of callers, checked and made plain: ONNX Runtime's own tensors are objects with getters, which do not survive the way
 // into a worker.
 
-import { ConfigError, MismatchError, nearMisses } from '../base/errors.js'
+import { f16ToF32 } from '../base/dtype.js'
+import { ConfigError, MismatchError, nearMisses, UnsupportedError } from '../base/errors.js'
 import { checkArgument, describe, isObject, kind, listOf, OBJECT } from '../base/options.js'
+import { dimsOfInput } from '../graph/inputs/roles.js'
+import type { Graph } from '../graph/view/graph.js'
 import {
   type Feeds,
   type RuntimeTensor,
@@ -100,4 +103,38 @@ function arraysOf(type: TensorType): string[] {
   if (type === 'bool') return ['Uint8Array']
   const big = type === 'int64' || type === 'uint64' ? 'Big' : ''
   return [`${big}${type[0].toUpperCase()}${type.slice(1)}Array`]
+}
+
+/** The length of the first axis that all feeds with the most axes share; undefined where there is none. */
+export function batchOf(feeds: Feeds): number | undefined {
+  const ids = feeds.input_ids ?? feeds.pixel_values ?? feeds.inputs_embeds ?? Object.values(feeds)[0]
+  return ids?.dims[0]
+}
+
+/** Throws UnsupportedError where outputs have got another number of axes: some layer sees the rows as one matrix. */
+export function checkRanks(graph: Graph, outputs: Readonly<Record<string, RuntimeTensor>>): void {
+  for (const output of graph.outputs) {
+    const declared = dimsOfInput(output).length
+    const got = outputs[output.name]?.dims
+    if (got === undefined || declared === 0 || got.length === declared) continue
+    throw new UnsupportedError({
+      where: `output ${output.name}`,
+      what: 'rows with adapters of their own cannot be told apart in this graph',
+      expected: `${declared} axes`,
+      got: `(${got.join(', ')})`,
+      hint: 'Run the rows of one adapter at a time',
+    })
+  }
+}
+
+/** @throws UnsupportedError for a type that is none of f32 and f16 */
+export function floatsOf({ data, type }: RuntimeTensor): Float32Array {
+  if (data instanceof Float32Array) return data
+  if (data instanceof Uint16Array && type === 'float16') return f16ToF32(data)
+  throw new UnsupportedError({
+    where: 'ONNX model',
+    what: 'an output of a type that is not read',
+    expected: 'float32, float16',
+    got: type,
+  })
 }

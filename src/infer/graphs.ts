@@ -4,20 +4,42 @@
 import { FileError, MismatchError } from '../base/errors.js'
 import type { OnnxModel } from '../formats/onnx/model.js'
 import { type GraphRole, roleOf } from '../graph/graph-file.js'
-import { missingError } from '../graph/match/missing-layers.js'
+import { missingError } from '../graph/match/match.js'
 import { type ModelGraph, spreadAdapter } from '../graph/match/spread.js'
 import type { Model } from '../graph/model-folder.js'
-import type { Graph } from '../graph/view/graph.js'
-import { readGraph } from '../graph/view/read-graph.js'
+import { type Graph, readGraph } from '../graph/view/graph.js'
 import type { DecodeImage } from '../images/image.js'
 import type { LoraAdapter } from '../lora/adapter.js'
+import type { Remote } from '../runtime/rpc.js'
 import type { Feeds, OutputOptions, RuntimeTensor } from '../runtime/runtime.js'
-import type { Mix } from './adapter-choice.js'
+import type { Mix } from './adapters/choice.js'
+import type { AdapterHead } from './adapters/heads.js'
+import type { InferEngine } from './engine.js'
 
 /** Runs one of the model's graphs, with an adapter for each row. */
 export type RunGraph = (role: string, feeds: Feeds, mixes: readonly Mix[]) => Promise<Record<string, RuntimeTensor>>
 
-/** What a session needs of a model. Texts need all of it. */
+/** The part of a session over a whole model that the ways of reading it need. */
+export interface WholeSession {
+  readonly model: Model
+  /** Reads files of pictures; undefined where nothing does. */
+  readonly decodeImage: DecodeImage | undefined
+  /** The engine of the first graph. */
+  readonly engine: Remote<InferEngine>
+  readonly runGraph: RunGraph
+  /** Runs the first graph, whatever heads the adapters have. */
+  runMain(feeds: Feeds, mixes: readonly Mix[], outputs: readonly string[]): Promise<Record<string, RuntimeTensor>>
+  /** Does something with the engine of the first graph: see GraphSession. */
+  tried<T>(action: () => Promise<T>): Promise<T>
+  /** Throws MismatchError unless runs can choose these adapters. */
+  checkMixes(mixes: readonly Mix[]): void
+  /** The head that an adapter brings to the first graph. */
+  headOf(name: string): AdapterHead | undefined
+  /** The chat template that an adapter was trained with; undefined for one that was not trained on chats. */
+  chatTemplateOf(mix: Mix): string | undefined
+}
+
+/** The part of a model that a session needs. Texts need all of it. */
 export interface SessionBase
   extends Pick<Model, 'onnx' | 'runtime'>,
     Partial<Pick<Model, 'config' | 'graphs' | 'openGraph'>> {
@@ -34,6 +56,8 @@ export interface SessionExtras extends OutputOptions {
   decodeImage?: DecodeImage | undefined
   /** Opens what `add` is called with. Default: it is an adapter already. */
   openAdapter?: ((adapter: unknown) => Promise<LoraAdapter>) | undefined
+  /** Hears that a graph runs in a slower form. Default: console.warn. */
+  onWarning?: ((message: string) => void) | undefined
   /** With `allowMissing`, hears which layers of which adapter are left out. */
   onMissing?: ((adapter: string, layers: readonly string[]) => void) | undefined
 }

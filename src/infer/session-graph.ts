@@ -5,8 +5,7 @@ import { type ModelProto, type ValueInfoProto, ValueInfoProtoSchema } from '../f
 import type { OnnxModel } from '../formats/onnx/model.js'
 import { fuseAttention } from '../graph/fuse/attention.js'
 import { giveNewRows } from '../graph/fuse/new-rows.js'
-import { injectEmbeddings } from '../graph/inject/embeddings.js'
-import { injectLora } from '../graph/inject/inject.js'
+import { injectEmbeddings, injectLora } from '../graph/inject/inject.js'
 import type { Site, SiteGroup, SiteNeeds } from '../graph/inject/sites.js'
 import { injectVectors, type VectorPlaces } from '../graph/inject/vectors.js'
 import { type TokenInputs, tokenInputs, VECTORS } from '../graph/inputs/tokens.js'
@@ -14,8 +13,7 @@ import { findPointwise } from '../graph/match/forms/pointwise.js'
 import { exposeProducts, findLinears, type ModuleMap } from '../graph/match/linears.js'
 import { findEmbeddings, placesOf } from '../graph/match/parameters.js'
 import type { Value } from '../graph/view/builder.js'
-import { Graph, subgraphs } from '../graph/view/graph.js'
-import { readGraph } from '../graph/view/read-graph.js'
+import { Graph, readGraph, subgraphs } from '../graph/view/graph.js'
 import type { TokenColumns } from './column-runs.js'
 import type { OpenRequest } from './engine.js'
 
@@ -28,14 +26,14 @@ const ON_PROCESSOR = new Set(['cpu', 'wasm'])
 /** A tensor that becomes an input as a whole. */
 export type Vector = Pick<VectorPlaces, 'name'> & { readonly base: Float32Array }
 
-/** What adapters need of a graph. */
+/** The inputs that adapters need in a graph. */
 export interface GraphNeeds {
   readonly modules: SiteNeeds
-  /** By name. */
+  /** Vectors by name. */
   readonly vectors: ReadonlyMap<string, Vector>
 }
 
-/** What a session changes of a graph. */
+/** The changes that a session makes to a graph. */
 export interface SessionEdit {
   /** Comes first. */
   readonly before: (graph: Graph) => void
@@ -44,20 +42,23 @@ export interface SessionEdit {
   readonly needs: GraphNeeds
   /** Values that are given out beside the model's outputs. */
   readonly given: ReadonlySet<string>
+  /** Leaves out the faster form: attention stays as the graph has it. */
+  readonly isPlain: boolean
 }
 
 /** A fresh edit of the model's graph, and what the engine has to know of it. */
 export function sessionGraph(
   onnx: OnnxModel,
-  { before, names, needs, given }: SessionEdit,
+  { before, names, needs, given, isPlain }: SessionEdit,
   providers: readonly string[] = [],
-): Omit<OpenRequest, 'model' | 'options'> & { graph: ModelProto } {
+): Omit<OpenRequest, 'model' | 'options'> & { graph: ModelProto; isFused: boolean } {
   const graph = new Graph(onnx.proto)
   before(graph)
   graph.outputs.push(...Array.from(given, (name) => create(ValueInfoProtoSchema, { name })))
   const isOnProcessor = providers.every((name) => ON_PROCESSOR.has(name))
-  const isFused = isOnProcessor && fuseAttention(graph) > 0
-  const newRows = isOnProcessor ? giveNewRows(graph) : undefined
+  const mayFuse = isOnProcessor && !isPlain
+  const isFused = mayFuse && fuseAttention(graph) > 0
+  const newRows = mayFuse ? giveNewRows(graph) : undefined
   const ownInputs = new Set(graph.inputs)
   const adapted = adaptGraph(graph, names, needs)
   const inputNames = shortenNames(
@@ -71,6 +72,7 @@ export function sessionGraph(
     idleRank: isOnProcessor ? 0 : 1,
     columns: isFused ? tokenColumns(tokenInputs(readGraph(onnx.proto), new Set([VECTORS]))) : undefined,
     newRows,
+    isFused: isFused || newRows !== undefined,
   }
 }
 
@@ -124,7 +126,7 @@ function adaptGraph(graph: Graph, names: ModuleMap, needs: GraphNeeds): { groups
   return { groups: [...groups, ...alone.map((site) => [site])], takesRows }
 }
 
-/** Whether a value depends on more of the inputs than their shape. What is known is kept in `known`. */
+/** True if a value depends on more of the inputs than their shape. Answers are kept in `known`. */
 function isFed(graph: Graph, value: Value, known: Map<Value, boolean>): boolean {
   const inputs = new Set(graph.inputs.map(({ name }) => name))
   const seen = new Set<Value>()

@@ -1,4 +1,4 @@
-// What a session offers: one base model, any number of adapters, and the ways of running them.
+// The interface of a session: one base model, any number of adapters, and the ways of running them.
 
 import type { SignalLike } from '../base/globals.js'
 import type { ModuleMap } from '../graph/match/linears.js'
@@ -7,15 +7,15 @@ import type { ImageSource } from '../images/image.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { Feeds, RuntimeTensor, SessionOptions } from '../runtime/runtime.js'
 import type { MessageOfParts } from '../text/chat.js'
-import type { AdapterChoice } from './adapter-choice.js'
-import type { SamplingOptions } from './sampling.js'
+import type { AdapterChoice } from './adapters/choice.js'
+import type { SamplingOptions } from './generate/sampling.js'
 
 /** The adapters of a session, and how the runtime opens it. */
 export interface AdapterSessionOptions extends Omit<SessionOptions, 'executionProviders' | 'exactProducts'> {
   /** The first adapters: name → adapter. Runs choose an adapter by this name. */
   adapters?: Readonly<Record<string, LoraAdapter>> | undefined
   /**
-   * Where the model runs, with ONNX Runtime's names: cpu, webgpu, cuda, coreml, dml, … You can give several. If the first cannot
+   * The device that runs the model, with ONNX Runtime's names: cpu, webgpu, cuda, coreml, dml, … You can give several. If the first cannot
    * compute an operator, the next one does. Default: the CPU.
    */
   device?: string | readonly string[] | undefined
@@ -142,7 +142,7 @@ export interface EmbedOptions extends BatchOptions {
   dimensions?: number | undefined
 }
 
-/** What gets labels: a text or a pair of texts; or for models that read pictures, a picture. */
+/** An input of `classify`: a text or a pair of texts; or for models that read pictures, a picture. */
 export type ClassifyInput = TextOrPair | ImageSource
 
 /** How texts or pictures are classified. */
@@ -163,7 +163,7 @@ export interface Classification {
   labels: { label: string; score: number }[]
   /** Output of the head: one number for each label. */
   logits: Float32Array
-  /** Whether the text was longer than `maxLength` and was cut. */
+  /** True if the text was longer than `maxLength` and was cut. */
   isTruncated: boolean
 }
 
@@ -204,13 +204,13 @@ export interface Entity {
   score: number
 }
 
-/** What was found in one text. If the text was given as words, places count in these words with a space between two of them. */
+/** The tags and entities of one text. If the text was given as words, places count in these words with a space between two of them. */
 export interface Tagging {
-  /** What the tags spell, in the order of the text. */
+  /** The entities that the tags spell, in the order of the text. */
   entities: Entity[]
   /** All words. Words without a token of their own are left out. */
   words: TaggedWord[]
-  /** Whether the text was longer than `maxLength` and was cut. */
+  /** True if the text was longer than `maxLength` and was cut. */
   isTruncated: boolean
 }
 

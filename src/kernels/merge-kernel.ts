@@ -21,7 +21,7 @@ export interface MergeJob {
   /** Where the chunk's columns begin in the right factor: a multiple of COLUMN_MULTIPLE. */
   column: number
   columns: number
-  /** (rows, Σ rank): the B of all terms side by side, f64 for F64, else f32. */
+  /** (rows, Σ rank): the B of all terms side by side, f64 for fp64, else f32. */
   left: FloatArray
   terms: readonly MergeTerm[]
 }
@@ -31,8 +31,8 @@ export const BLOCK_ELEMENTS = 65536
 /** The right factor's columns are laid out in groups of so many. */
 export const COLUMN_MULTIPLE = 8
 
-/** What factors are held and products are taken in: f64 for F64, else f32. */
-export type FactorPrecision = 'f32' | 'f64'
+/** What factors are held and products are taken in: f64 for fp64, else f32. */
+export type FactorPrecision = 'fp32' | 'fp64'
 
 /** A block (rows, columns) of the right factor, which is the A of all terms, one below the other. */
 export interface RightBlock {
@@ -60,7 +60,7 @@ export interface MergeResult {
 }
 
 /**
- * Sums of products are taken in f32 (f64 for F64) in the order of the ranks; the result is rounded to the storage type
+ * Sums of products are taken in f32 (f64 for fp64) in the order of the ranks; the result is rounded to the storage type
  * once, to nearest even. NaN is stored as the quiet NaN without a sign.
  */
 export interface MergeKernel {
@@ -76,5 +76,5 @@ export interface MergeKernel {
 
 /** Bytes of an element. */
 export function sizeOfDtype(dtype: MergeDtype): number {
-  return dtype === 'F64' ? 8 : dtype === 'F32' ? 4 : 2
+  return dtype === 'fp64' ? 8 : dtype === 'fp32' ? 4 : 2
 }

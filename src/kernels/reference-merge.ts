@@ -16,7 +16,7 @@ export function referenceMergeKernel(byteLength: number): MergeKernel {
     name: 'reference',
     chunk,
     begin(rank, columns, precision) {
-      right = precision === 'f64' ? new Float64Array(rank * columns) : new Float32Array(rank * columns)
+      right = precision === 'fp64' ? new Float64Array(rank * columns) : new Float32Array(rank * columns)
       width = columns
     },
     putRight({ values, row, column, rows, columns, isTransposed }) {
@@ -48,7 +48,7 @@ export function referenceMergeKernel(byteLength: number): MergeKernel {
 function deltaOf({ dtype, rows, column, columns, left, terms }: MergeJob, right: FloatArray, width: number) {
   const rank = terms.reduce((sum, term) => sum + term.rank, 0)
   if (rank === 0) return undefined
-  const isDouble = dtype === 'F64'
+  const isDouble = dtype === 'fp64'
   const delta = isDouble ? new Float64Array(rows * columns) : new Float32Array(rows * columns)
   const product = isDouble ? new Float64Array(columns) : new Float32Array(columns)
   const round = isDouble ? (x: number) => x : Math.fround
@@ -86,7 +86,7 @@ function compare(base: FloatArray, delta: FloatArray, merged: FloatArray): Omit<
 }
 
 function decode(bytes: Uint8Array, dtype: MergeDtype): FloatArray {
-  return dtype === 'F64' ? new Float64Array(Uint8Array.from(bytes).buffer) : decodeFloats(bytes, dtype)
+  return dtype === 'fp64' ? new Float64Array(Uint8Array.from(bytes).buffer) : decodeFloats(bytes, dtype)
 }
 
 /** Stored bytes, with every NaN the quiet one without a sign, whatever the host's arithmetic gave. */

@@ -33,7 +33,7 @@ interface MergeExports {
 }
 
 /** As kernels-asm/half.ts numbers them. */
-const KINDS: Record<MergeDtype, number> = { BF16: 0, F16: 1, F32: 2, F64: 3 }
+const KINDS: Record<MergeDtype, number> = { bf16: 0, fp16: 1, fp32: 2, fp64: 3 }
 
 /** Where class Job of kernels-asm/merge.ts lies, and the results in it: in i32 and f64 from its start. */
 const JOB_START = 64
@@ -89,7 +89,7 @@ class WasmMergeKernel implements MergeKernel {
   }
 
   begin(rank: number, columns: number, precision: FactorPrecision): void {
-    this.#size = precision === 'f64' ? 8 : 4
+    this.#size = precision === 'fp64' ? 8 : 4
     this.#rank = rank
     this.#rightStart = align(this.#blockStart + Math.max(BLOCK_ELEMENTS, COLUMN_MULTIPLE * rank) * this.#size)
     this.#rightBytes = rank * align(columns, COLUMN_MULTIPLE) * this.#size

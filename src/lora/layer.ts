@@ -58,8 +58,8 @@ export class LoraLayer extends Part {
   readonly name: string
   /** The layer's settings: rank and alpha are those that the config's patterns give its name, and no rank is above what its init can use. */
   readonly config: LoraConfig
-  /** The type that the layer is saved in, unless saving names another: that of the file it came from, else F32. */
-  dtype: FloatDtype = 'F32'
+  /** The type that the layer is saved in, unless saving names another: that of the file it came from, else fp32. */
+  dtype: FloatDtype = 'fp32'
   readonly #random: Random
   #weightA: Matrix
   #weightB: Matrix

@@ -20,14 +20,14 @@ export const GRAPH_PARTS: readonly Handled[] = [
 ]
 
 const MEANINGS: Readonly<Record<Handled, string>> = {
-  linear: 'a plain linear layer',
-  magnitude: 'a DoRA layer (use_dora)',
-  biasB: 'a layer with a bias of B (lora_bias)',
-  embedding: 'an adapted embedding',
-  convolution: 'an adapted convolution',
-  parameter: 'an adapted parameter (target_parameters)',
-  replacement: 'a tensor that replaces the base’s (modules_to_save, bias)',
-  'token-rows': 'rows of an embedding (trainable_token_indices)',
+  linear: 'linear layers',
+  magnitude: 'magnitudes of DoRA (use_dora)',
+  biasB: 'biases of B (lora_bias)',
+  embedding: 'adapted embeddings',
+  convolution: 'adapted convolutions',
+  parameter: 'adapted parameters (target_parameters)',
+  replacement: 'whole tensors (modules_to_save, bias)',
+  'token-rows': 'rows of tokens (trainable_token_indices)',
 }
 
 /** An adapter in memory or its open folder. */
@@ -63,21 +63,25 @@ export function requirePlain(adapter: AnyAdapter, use: string): void {
 export function requireHandled(adapter: AnyAdapter, handled: readonly Handled[], use: string): void {
   requireUnchangedBase(adapter, use)
   requireOwnLayers(adapter, use)
-  for (const part of adapter.parts()) {
-    const other = needsOf(part).find((need) => !handled.includes(need))
-    if (other === undefined) continue
-    throw new UnsupportedError({
-      where: part.name,
-      what: `${MEANINGS[other]} is not implemented for ${use}`,
-      expected: handled.map((need) => MEANINGS[need]).join(', '),
-    })
-  }
+  const other = unhandledPart(adapter, handled)
+  if (other === undefined) return
+  const { name: where, meaning, expected } = other
+  throw new UnsupportedError({ where, what: `${meaning} are not implemented for ${use}`, expected })
 }
 
-/** What a part asks of those who handle it. */
-function needsOf(part: PartView): Handled[] {
-  const vectors = tensorsOf(part).flatMap(([role]) => (role === 'magnitude' || role === 'biasB' ? [role] : []))
-  return [part.kind, ...vectors]
+/** The first part that is, or has, something else than is handled, in words. */
+export function unhandledPart(
+  adapter: Pick<AnyAdapter, 'parts'>,
+  handled: readonly Handled[],
+): { name: string; meaning: string; expected: string } | undefined {
+  for (const part of adapter.parts()) {
+    const vectors = tensorsOf(part).flatMap(([role]) => (role === 'magnitude' || role === 'biasB' ? [role] : []))
+    const other = [part.kind, ...vectors].find((need) => !handled.includes(need))
+    if (other === undefined) continue
+    const expected = handled.map((need) => MEANINGS[need]).join(', ')
+    return { name: part.name, meaning: MEANINGS[other], expected }
+  }
+  return undefined
 }
 
 /** Throws UnsupportedError for a config that replicates layers of the base. */

@@ -114,8 +114,8 @@ function compareFloats(x: Uint8Array, y: Uint8Array, dtype: WeightDtype): ValueD
 
 function bitsOf(bytes: Uint8Array, dtype: WeightDtype): BigInt64Array | Int32Array | Int16Array {
   const { buffer } = Uint8Array.from(bytes)
-  if (dtype === 'F64') return new BigInt64Array(buffer)
-  return dtype === 'F32' ? new Int32Array(buffer) : new Int16Array(buffer)
+  if (dtype === 'fp64') return new BigInt64Array(buffer)
+  return dtype === 'fp32' ? new Int32Array(buffer) : new Int16Array(buffer)
 }
 
 /** The place of a float among all of its type. Floats of one sign are ordered as their bits are. */

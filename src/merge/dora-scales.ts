@@ -56,7 +56,7 @@ export async function computeScales(
 
 /** The weight with W + s·B·A, in the precision that it is computed in. */
 function withoutScales(weight: WeightPlan): WeightPlan {
-  const to = weight.from === 'F64' ? 'F64' : 'F32'
+  const to = weight.from === 'fp64' ? 'fp64' : 'fp32'
   return {
     ...weight,
     to,

@@ -43,8 +43,8 @@ export interface MergeSettings extends RunSettings {
    */
   allowMissing?: boolean | undefined
   /**
-   * Type of the weights that are written; all F64, F32, F16 and BF16 tensors are converted. Default `keep`. In an .onnx it is the type of the
-   * factors beside quantized weights, F32 or F16.
+   * Type of the weights that are written; all fp64, fp32, fp16 and bf16 tensors are converted. Default `keep`. In an .onnx it is the type of the
+   * factors beside quantized weights, fp32 or fp16.
    */
   outDtype?: FloatDtype | 'keep' | undefined
   /** Largest size of a weight file in bytes. Default: the same files as the base. Not for .onnx. */
@@ -122,7 +122,7 @@ export function refuseForFormat(settings: MergeSettings & PathSettings, format: 
       format,
     )
   }
-  if (outDtype === 'BF16' || (outDtype !== 'keep' && (format === 'both' || settings.quantized === 'requantize'))) {
+  if (outDtype === 'bf16' || (outDtype !== 'keep' && (format === 'both' || settings.quantized === 'requantize'))) {
     throw unsupported('outDtype', 'the types of an .onnx file stay as they are', format)
   }
   if (format === 'onnx' && threads !== undefined && threads > 1) {

@@ -171,7 +171,7 @@ export class ChunkMerger {
     const current = this.#current!
     this.#unstack(current, rows)
     const isConverted = weight.isWidened
-    const dtype = !isConverted ? weight.to : weight.from === 'F64' ? 'F64' : 'F32'
+    const dtype = !isConverted ? weight.to : weight.from === 'fp64' ? 'fp64' : 'fp32'
     const base = isConverted ? decodeWeights(this.input(chunk), weight.from) : undefined
     if (base !== undefined) kernel.chunk.set(encodeWeights(base, dtype))
     const job = { dtype, rows, column, columns, left: this.#left, terms: weight.layers } as const
@@ -236,7 +236,7 @@ export class ChunkMerger {
       starts.push(rank)
       rank += layer.rank
     }
-    this.#kernel.begin(rank, weight.columns, weight.from === 'F64' ? 'f64' : 'f32')
+    this.#kernel.begin(rank, weight.columns, weight.from === 'fp64' ? 'fp64' : 'fp32')
     return { weight, rank, starts, isUnstacked: false, scales: undefined }
   }
 
@@ -251,7 +251,7 @@ export class ChunkMerger {
 
   #makeLeft(rows: number, base: WeightDtype): void {
     const length = rows * this.#current!.rank
-    const isDouble = base === 'F64'
+    const isDouble = base === 'fp64'
     if (this.#left.length === length && this.#left instanceof Float64Array === isDouble) return
     this.#left = isDouble ? new Float64Array(length) : new Float32Array(length)
   }
@@ -337,7 +337,7 @@ function overflowError({ row, column, columns }: Chunk, weight: WeightPlan, inde
     return new NumericError({
       where: name,
       what: `the adapter's own value for element ${place} is finite in ${from}, but not in the result in ${to}`,
-      ...(to === 'F16' && { hint: 'Convert all weights to BF16 or F32, which can store larger values' }),
+      ...(to === 'fp16' && { hint: 'Convert all weights to bf16 or fp32, which can store larger values' }),
     })
   }
   return new NumericError({
@@ -369,7 +369,7 @@ function columnsOf(
   count: number,
 ): FloatArray {
   const own = columns / step
-  const result = base === 'F64' ? new Float64Array(count * own) : new Float32Array(count * own)
+  const result = base === 'fp64' ? new Float64Array(count * own) : new Float32Array(count * own)
   for (let i = 0, at = 0; i < count; i++) {
     const start = (firstRow + row + i) * columns + first
     for (let j = 0; j < own; j++, at++) result[at] = values[start + j * step]
@@ -379,7 +379,7 @@ function columnsOf(
 
 /** In the precision that is computed in; a view of the bytes where they are that already. */
 function factorValues({ dtype }: Factor, bytes: Uint8Array, base: WeightDtype): FloatArray {
-  const isAligned = dtype === 'F32' && bytes.byteOffset % 4 === 0
+  const isAligned = dtype === 'fp32' && bytes.byteOffset % 4 === 0
   const stored = isAligned
     ? new Float32Array(bytes.buffer, bytes.byteOffset, bytes.byteLength / 4)
     : decodeWeights(bytes, dtype)
@@ -401,8 +401,8 @@ function leftError({ weight, rank, starts }: Current, left: FloatArray): Numeric
   return nonFiniteError(isInputMajor ? a : b, left)
 }
 
-/** What is computed with a base of this type: f64 for F64, else f32. */
+/** What is computed with a base of this type: f64 for fp64, else f32. */
 export function inPrecisionOf(base: WeightDtype, values: FloatArray): FloatArray {
-  if (base === 'F64') return values instanceof Float64Array ? values : Float64Array.from(values)
+  if (base === 'fp64') return values instanceof Float64Array ? values : Float64Array.from(values)
   return values instanceof Float32Array ? values : Float32Array.from(values)
 }

@@ -1,15 +1,19 @@
 // What an adapter holds, in numbers: for `lowrank inspect` and for anyone who wants to know before merging.
 
-import { type FloatDtype, isFiniteStored, type TensorDtype } from '../base/dtype.js'
-import type { ErrorCode, LowrankError } from '../base/errors.js'
+import type { Directory } from '../base/bytes.js'
+import { decodeWeights, type FloatDtype, isFiniteStored, isWeightDtype, type TensorDtype } from '../base/dtype.js'
+import { type ErrorCode, LowrankError, UnsupportedError } from '../base/errors.js'
 import { elementCount, type FloatArray, isAllFinite, type Tensor } from '../base/tensor.js'
 import { norm } from '../linalg/product.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import { type LoraConfig, scalingOf } from '../lora/config.js'
 import { notFinite } from '../lora/factors.js'
 import { changesBase } from '../lora/init/inits.js'
-import { type FactorTensors, moduleOf, type PartView, tensorsOf } from '../lora/part.js'
+import { moduleOf, trainableParams } from '../lora/part.js'
 import { factorPairs, meanSpectrum, normOfSpectrum, type Spectrum, spectrumOf } from '../lora/spectrum.js'
+import type { AdapterTensor } from './keys.js'
+import { type LoadOptions, openAdapter, tensorPlace } from './open.js'
+import type { OpenPart } from './tensors.js'
 import { describeUnmatched, type NamedPart, unmatchedEntries } from './unmatched.js'
 
 /**
@@ -85,90 +89,123 @@ const UNUSUAL_SCALING = 16
 /** A singular value below this share of the largest is what rounding of f32 factors leaves of a zero: some units of 2⁻²³. */
 const ROUNDING = 2 ** -20
 
-/** Shapes, scalings, norms and singular values of an adapter in memory, with all that is wrong with it. */
-export function inspectAdapter(adapter: LoraAdapter): AdapterReport {
-  const problems = adapter.parts().flatMap((part) => {
-    if (part.kind === 'replacement' || part.kind === 'token-rows') {
-      return isFiniteStored(part.data, part.dtype) ? [] : [notFinite(`${part.name}.weight`)]
-    }
-    const bad = tensorsOf(part).filter(([, { data }]) => !isAllFinite(data))
-    return bad.map(([role]) => notFinite(`${part.name}.${role}`))
-  })
-  return adapterReport({
-    config: adapter.config,
-    trainableParams: adapter.totalTrainableParams(),
-    layers: adapter.parts('linear', 'embedding', 'convolution', 'parameter').map((part) => {
-      return layerReport(part, part.tensors, part.dtype)
-    }),
-    replacements: adapter.parts('replacement', 'token-rows').map((part) => replacementReport(part, part.dtype)),
-    problems,
-    notes: adapter.notes,
-  })
-}
-
-/** A part with factors, in memory or in a file. */
-type LayerView = Exclude<PartView, { kind: 'replacement' | 'token-rows' }>
+/** Tensors that are only looked through are read in pieces of so many bytes. */
+const PIECE_BYTES = 1 << 22
 
 /**
- * The numbers of one layer.
+ * Shapes, scalings, norms and singular values of an adapter, and everything that loading it would refuse, in `problems`. One layer is
+ * in memory at a time.
  *
- * @param factors the values of its A and B
- * @param dtype of its file
+ * @throws FileError when a file is missing; FormatError when a file cannot be read at all; ConfigError when a value of the
+ *   config is out of range; UnsupportedError for another method than LoRA
  */
-export function layerReport(
-  part: LayerView,
-  factors: Pick<FactorTensors<Tensor<FloatArray>>, 'weightA' | 'weightB'>,
-  dtype: FloatDtype,
-): LayerReport {
-  const { name, kind, config, tensors } = part
-  const { weightA, weightB } = factors
-  const { rank, alpha } = config
-  const scaling = scalingOf(config)
-  const experts = kind === 'parameter' ? part.experts : undefined
-  const spectra = factorPairs(weightA, weightB, experts).map((pair) => spectrumOf(pair, scaling))
-  return {
-    name,
-    kind,
-    d: weightB.shape[0],
-    k: elementCount(weightA.shape.slice(1)),
-    rank,
-    ...(experts !== undefined && { experts }),
-    alpha,
-    scaling,
-    dtype,
-    normA: norm(weightA),
-    normB: norm(weightB),
-    normDelta: norm({ data: Float64Array.from(spectra, normOfSpectrum) }),
-    ...meanSpectrum(spectra),
-    hasMagnitude: tensors.magnitude !== undefined,
-    hasBias: tensors.biasB !== undefined,
+export async function inspectAdapter(
+  source: LoraAdapter | Directory,
+  options: LoadOptions = {},
+): Promise<AdapterReport> {
+  const adapter = await openAdapter(source, { ...options, isTolerant: true })
+  try {
+    const { config, notes } = adapter
+    const problems: LowrankError[] = [...adapter.problems]
+    const layers: LayerReport[] = []
+    const replacements: ReplacementReport[] = []
+    for (const part of adapter.parts()) {
+      if (part.kind === 'replacement' || part.kind === 'token-rows') {
+        problems.push(...(await valueProblems(part.tensors.weight)))
+        replacements.push(replacementReport(part))
+        continue
+      }
+      const report = await layerReport(part, adapter.dtypeOf(part), problems)
+      if (report !== undefined) layers.push(report)
+    }
+    const report = {
+      config,
+      trainableParams: adapter.parts().reduce((sum, part) => sum + trainableParams(part), 0),
+      layers,
+      replacements,
+    }
+    return {
+      ...report,
+      problems: problems.map(({ code, message }) => ({ code, message })),
+      warnings: [...notes.map((note) => `The folder has ${note}`), ...warningsOf(report)],
+    }
+  } finally {
+    await adapter.close()
   }
 }
 
-/** A replaced tensor, or rows of one. */
-export function replacementReport(
-  part: Extract<PartView, { kind: 'replacement' | 'token-rows' }>,
-  dtype: TensorDtype,
-): ReplacementReport {
-  const { shape } = part.tensors.weight
+/** A part with factors. */
+type OpenLayer = Exclude<OpenPart, { kind: 'replacement' | 'token-rows' }>
+
+/** The numbers of one layer; none where a tensor cannot be read. Adds what is wrong with its values to the problems. */
+async function layerReport(
+  part: OpenLayer,
+  dtype: FloatDtype,
+  problems: LowrankError[],
+): Promise<LayerReport | undefined> {
+  const { name, kind, config, tensors } = part
+  const { weightA, weightB, ...vectors } = tensors
+  try {
+    const [a, b] = [await readValues(weightA), await readValues(weightB)]
+    if (!isAllFinite(a.data)) problems.push(notFinite(tensorPlace(weightA)))
+    if (!isAllFinite(b.data)) problems.push(notFinite(tensorPlace(weightB)))
+    for (const info of Object.values(vectors)) if (info) problems.push(...(await valueProblems(info)))
+    const { rank, alpha } = config
+    const scaling = scalingOf(config)
+    const experts = kind === 'parameter' ? part.experts : undefined
+    const spectra = factorPairs(a, b, experts).map((pair) => spectrumOf(pair, scaling))
+    return {
+      name,
+      kind,
+      d: b.shape[0],
+      k: elementCount(a.shape.slice(1)),
+      rank,
+      ...(experts !== undefined && { experts }),
+      alpha,
+      scaling,
+      dtype,
+      normA: norm(a),
+      normB: norm(b),
+      normDelta: norm({ data: Float64Array.from(spectra, normOfSpectrum) }),
+      ...meanSpectrum(spectra),
+      hasMagnitude: tensors.magnitude !== undefined,
+      hasBias: tensors.biasB !== undefined,
+    }
+  } catch (error) {
+    if (!(error instanceof LowrankError)) throw error
+    problems.push(error)
+    return undefined
+  }
+}
+
+/** A tensor's values, finite or not, in their own precision. */
+async function readValues(info: AdapterTensor): Promise<Tensor<FloatArray>> {
+  const { source, dtype, shape, offset, byteLength } = info
+  if (isWeightDtype(dtype)) return { data: decodeWeights(await source.read(offset, byteLength), dtype), shape }
+  throw new UnsupportedError({
+    where: tensorPlace(info),
+    what: 'its dtype cannot be read as f32',
+    expected: 'fp64, fp32, fp16 or bf16',
+    got: dtype,
+  })
+}
+
+/** A NumericError for a tensor with a value that is not finite. Tensors of integers have none. */
+async function valueProblems(info: AdapterTensor): Promise<LowrankError[]> {
+  const { source, dtype, offset, byteLength } = info
+  if (!isWeightDtype(dtype)) return []
+  for (let done = 0; done < byteLength; done += PIECE_BYTES) {
+    const bytes = await source.read(offset + done, Math.min(PIECE_BYTES, byteLength - done))
+    if (!isFiniteStored(bytes, dtype)) return [notFinite(tensorPlace(info))]
+  }
+  return []
+}
+
+/** The report on a replaced tensor, or on rows of one. */
+function replacementReport(part: Extract<OpenPart, { kind: 'replacement' | 'token-rows' }>): ReplacementReport {
+  const { shape, dtype } = part.tensors.weight
   if (part.kind === 'replacement') return { name: part.name, dtype, shape }
   return { name: `${part.module}.weight`, dtype, shape, rows: part.indices.length }
-}
-
-/** What a report on an adapter is made from. */
-interface InspectedAdapter extends Omit<AdapterReport, 'problems' | 'warnings'> {
-  problems: readonly LowrankError[]
-  /** See {@link LoraAdapter.notes}. */
-  notes: readonly string[]
-}
-
-/** Adds what follows from all layers together. */
-export function adapterReport({ problems, notes, ...report }: InspectedAdapter): AdapterReport {
-  return {
-    ...report,
-    problems: problems.map(({ code, message }) => ({ code, message })),
-    warnings: [...notes.map((note) => `The folder has ${note}`), ...warningsOf(report)],
-  }
 }
 
 /** What the adapter changes, as far as the report tells kinds apart. */

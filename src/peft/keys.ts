@@ -1,6 +1,7 @@
 // Older and odder spellings of an adapter's tensor names, as PEFT spells them now: `base_model.model.MODULE.lora_A.weight`. Which ones
 // occur is taken from PEFT's own code (BaseTuner._remove_adapter_name_from_key, inject_adapter) and from issues that files caused.
 
+import type { ByteSource } from '../base/bytes.js'
 import { FormatError, MismatchError } from '../base/errors.js'
 import type { SafetensorsFile, TensorInfo } from '../formats/safetensors.js'
 
@@ -32,10 +33,15 @@ const NAMED: readonly RegExp[] = [
   /^(.+)\.modules_to_save\.([^.]+)(\..+)$/s,
 ]
 
-/** A file whose tensors have the names that PEFT would give them now. */
-interface NormalizedFile {
-  readonly file: SafetensorsFile
-  /** Which older spellings the file has, one clause each. */
+/** A tensor of an adapter: a range of a file, or of an array in memory. */
+export interface AdapterTensor extends TensorInfo {
+  readonly source: ByteSource
+}
+
+/** Tensors by the names that PEFT would give them now. */
+interface NormalizedTensors {
+  readonly tensors: ReadonlyMap<string, AdapterTensor>
+  /** The older spellings that the file has, one clause each. */
   readonly notes: readonly string[]
 }
 
@@ -52,8 +58,9 @@ interface Entry {
  * @throws MismatchError when the file holds several adapters and none is chosen, or has no such adapter; FormatError when two tensors
  *   would get one name, or a name is longer than that of any module
  */
-export function normalizeKeys(file: SafetensorsFile, adapterName?: string): NormalizedFile {
-  const where = file.source.name
+export function normalizeKeys(file: SafetensorsFile, adapterName?: string): NormalizedTensors {
+  const { source } = file
+  const where = source.name
   const notes: string[] = []
   const entries = [...file.tensors.values()].map((info) => ({ info, key: info.name }))
   checkLengths(entries, where)
@@ -64,15 +71,13 @@ export function normalizeKeys(file: SafetensorsFile, adapterName?: string): Norm
   }
   const chosen = takeAdapter(entries, adapterName, where, notes)
   const kept = withoutCopies(chosen, notes)
-  if (notes.length === 0) return { file, notes }
-
-  const tensors = new Map<string, TensorInfo>()
+  const tensors = new Map<string, AdapterTensor>()
   for (const { info, key } of kept) {
     if (tensors.has(key))
       throw new FormatError({ where: `${where}: ${info.name}`, what: `another tensor is ${key} too` })
-    tensors.set(key, { ...info, name: key })
+    tensors.set(key, { ...info, name: key, source })
   }
-  return { file: { ...file, tensors }, notes }
+  return { tensors, notes }
 }
 
 function checkLengths(entries: readonly Entry[], where: string): void {

@@ -4,17 +4,17 @@
 
 import { attempt, FormatError, type LowrankError, MismatchError, ShapeError, UnsupportedError } from '../base/errors.js'
 import { formatShape } from '../base/tensor.js'
-import type { TensorInfo } from '../formats/safetensors.js'
 import { configForLayer, type LoraConfig } from '../lora/config.js'
 import { moduleOf, type ParameterView } from '../lora/part.js'
 import { isAllLinear, targetMatcher } from '../lora/patterns/patterns.js'
 import { CONFIG_FILE } from './file-names.js'
+import type { AdapterTensor } from './keys.js'
 
 const WRAPPED = '.base_layer'
 
 /** What was found under one key. */
 interface FoundFactors {
-  readonly tensors: Readonly<Partial<Record<string, TensorInfo>>>
+  readonly tensors: Readonly<Partial<Record<string, AdapterTensor>>>
 }
 
 /** As the modules of transformers 5 register them; names that are in no module together need no order. */
@@ -119,8 +119,8 @@ export function takeParameters(
   found: Map<string, FoundFactors>,
   config: LoraConfig,
   file: string,
-): { parts: ParameterView<TensorInfo>[]; problems: LowrankError[] } {
-  const parts: ParameterView<TensorInfo>[] = []
+): { parts: ParameterView<AdapterTensor>[]; problems: LowrankError[] } {
+  const parts: ParameterView<AdapterTensor>[] = []
   const problems: LowrankError[] = []
   if (config.targetParameters.length === 0) return { parts, problems }
   const modules = new Map<string, number>()
@@ -191,7 +191,7 @@ function complete(
   { weightA, weightB, ...others }: FoundFactors['tensors'],
   config: LoraConfig,
   file: string,
-): ParameterView<TensorInfo> {
+): ParameterView<AdapterTensor> {
   const other = Object.values(others).find((info) => info !== undefined)
   if (other !== undefined) {
     throw new FormatError({ where: `${file}: ${other.name}`, what: `a parameter (${name}) has no such tensor` })

@@ -2,14 +2,13 @@
 
 import { attempt, FormatError, type LowrankError, MismatchError, ShapeError, UnsupportedError } from '../base/errors.js'
 import { formatShape } from '../base/tensor.js'
-import type { TensorInfo } from '../formats/safetensors.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { LoraConfig } from '../lora/config.js'
 import { rowsName } from '../lora/kinds/stored.js'
 import { moduleOf, type ReplacementView, type TokenRowsView } from '../lora/part.js'
 import { isInsideModule } from '../lora/patterns/patterns.js'
 import { CONFIG_FILE } from './file-names.js'
-import { KEY_PREFIX, sortedByName, withoutPrefix } from './keys.js'
+import { type AdapterTensor, KEY_PREFIX, sortedByName, withoutPrefix } from './keys.js'
 import { isHeadModule } from './tied.js'
 
 /** What tensors are judged by. */
@@ -21,7 +20,7 @@ export interface ClaimContext {
 
 /** What {@link claimOthers} finds: replaced tensors, then rows, each sorted by name with numbers as numbers. */
 interface ClaimedOthers {
-  readonly parts: readonly (ReplacementView<TensorInfo> | TokenRowsView<TensorInfo>)[]
+  readonly parts: readonly (ReplacementView<AdapterTensor> | TokenRowsView<AdapterTensor>)[]
   /** Names of tensors that nothing claims. */
   readonly unclaimed: readonly string[]
   readonly problems: readonly LowrankError[]
@@ -49,10 +48,10 @@ export function rowsKey(name: string): string {
  *
  * @param found what has factors, whose biases and embeddings PEFT saves along
  */
-export function claimOthers(rest: readonly TensorInfo[], found: FoundKinds, context: ClaimContext): ClaimedOthers {
+export function claimOthers(rest: readonly AdapterTensor[], found: FoundKinds, context: ClaimContext): ClaimedOthers {
   const { config, file } = context
-  const replacements = new Map<string, ReplacementView<TensorInfo>>()
-  const tokenRows = new Map<string, TokenRowsView<TensorInfo>>()
+  const replacements = new Map<string, ReplacementView<AdapterTensor>>()
+  const tokenRows = new Map<string, TokenRowsView<AdapterTensor>>()
   const unclaimed: string[] = []
   const problems: LowrankError[] = []
   for (const info of rest) {
@@ -143,7 +142,7 @@ function baseTensor(key: string): string {
 }
 
 /** The rows' tokens, whose order is the rows'. */
-function tokensOf(name: string, info: TensorInfo, { config, file }: ClaimContext): readonly number[] {
+function tokensOf(name: string, info: AdapterTensor, { config, file }: ClaimContext): readonly number[] {
   const where = `${file}: ${info.name}`
   const { trainableTokenIndices } = config
   const named = Object.entries(trainableTokenIndices ?? {})

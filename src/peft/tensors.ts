@@ -3,34 +3,33 @@
 
 import { attempt, FormatError, type LowrankError, MismatchError, ShapeError } from '../base/errors.js'
 import { elementCount, formatShape } from '../base/tensor.js'
-import type { SafetensorsFile, TensorInfo } from '../formats/safetensors.js'
 import { configForFactors, configForLayer, type LoraConfig } from '../lora/config.js'
 import { convolutionShape } from '../lora/kinds/convolution-factors.js'
 import type { FactorTensors, FactorView, PartView, TensorRole } from '../lora/part.js'
 import { baseModuleName } from '../lora/replication.js'
 import { CONFIG_FILE } from './file-names.js'
-import { KEY_PREFIX, sortedByName, withoutPrefix } from './keys.js'
+import { type AdapterTensor, KEY_PREFIX, sortedByName, withoutPrefix } from './keys.js'
 import { takeParameters } from './parameters.js'
 import { type ClaimContext, claimOthers, rowsKey } from './replacements.js'
 import { adaptedMatcher } from './tied.js'
 
-/** A part whose tensors stay in their file. */
-export type FilePart = PartView<TensorInfo>
+/** A part of an open adapter, whose values are read when they are needed. */
+export type OpenPart = PartView<AdapterTensor>
 
 /** The tensors of one adapted module; a convolution's magnitude is (1, d, 1…). */
-type LayerPart = FactorView<TensorInfo>
+type LayerPart = FactorView<AdapterTensor>
 
 /** What a file holds, part by part, and what is wrong with it. */
 interface ClaimedTensors {
   /** Layers, then experts, replaced tensors and rows of tokens; each group by name, with numbers as numbers. */
-  readonly parts: readonly FilePart[]
+  readonly parts: readonly OpenPart[]
   /** Names of tensors that nothing claims. */
   readonly unclaimed: readonly string[]
   /** In the order in which they were found. What is sound is among the parts all the same. */
   readonly problems: readonly LowrankError[]
 }
 
-type FactorRole = keyof FactorTensors<TensorInfo>
+type FactorRole = keyof FactorTensors<AdapterTensor>
 type LayerKind = LayerPart['kind']
 
 /** End of a key of each kind and role. A newer PEFT's own `.weight` after a magnitude is accepted, but never written. */
@@ -58,7 +57,7 @@ export function factorKey(name: string, role: TensorRole, kind: LayerKind = 'lin
 /** The factors and vectors of one module. A linear layer's kind is also a convolution's, until their shapes are looked at. */
 interface Found {
   kind?: LayerKind
-  tensors: Partial<Record<FactorRole, TensorInfo>>
+  tensors: Partial<Record<FactorRole, AdapterTensor>>
 }
 
 /**
@@ -68,19 +67,23 @@ interface Found {
  * Problems are a FormatError for a tensor that no layer claims and for half a pair; UnsupportedError for kinds of LoRA tensors that
  * are not implemented; MismatchError where tensors and config disagree; ShapeError where a shape and the config's rank do.
  */
-export function claimTensors({ source, tensors }: SafetensorsFile, config: LoraConfig): ClaimedTensors {
-  const context: ClaimContext = { config, file: source.name }
-  const { found, rest, problems: doubles } = findFactors(tensors, source.name)
+export function claimTensors(
+  tensors: ReadonlyMap<string, AdapterTensor>,
+  config: LoraConfig,
+  file: string,
+): ClaimedTensors {
+  const context: ClaimContext = { config, file }
+  const { found, rest, problems: doubles } = findFactors(tensors, file)
   const others = claimOthers(rest, found, context)
   const problems = [...doubles, ...others.problems]
   if (tensors.size === 0) {
-    problems.push(new FormatError({ where: source.name, what: 'an adapter without a single tensor' }))
+    problems.push(new FormatError({ where: file, what: 'an adapter without a single tensor' }))
   }
   if (config.trainableTokenIndices !== undefined && !others.parts.some(({ kind }) => kind === 'token-rows')) {
     const expected = rowsKey('MODULE')
-    problems.push(new FormatError({ where: source.name, what: 'no rows for trainable_token_indices', expected }))
+    problems.push(new FormatError({ where: file, what: 'no rows for trainable_token_indices', expected }))
   }
-  const experts = takeParameters(found, config, source.name)
+  const experts = takeParameters(found, config, file)
   const replicated = experts.parts.flatMap(({ name, tensors: { weightA } }) => {
     return attempt(() => checkReplication(name, weightA, context)).problems
   })
@@ -93,9 +96,9 @@ export function claimTensors({ source, tensors }: SafetensorsFile, config: LoraC
 }
 
 /** Factors and vectors by their module, and all other tensors. */
-function findFactors(tensors: SafetensorsFile['tensors'], file: string) {
+function findFactors(tensors: ReadonlyMap<string, AdapterTensor>, file: string) {
   const found = new Map<string, Found>()
-  const rest: TensorInfo[] = []
+  const rest: AdapterTensor[] = []
   const problems: LowrankError[] = []
   for (const info of tensors.values()) {
     const part = partOf(info)
@@ -121,7 +124,7 @@ function findFactors(tensors: SafetensorsFile['tensors'], file: string) {
 }
 
 /** Which part of which module a tensor's key says it is. */
-function partOf({ name }: TensorInfo): { module: string; role: FactorRole; kind?: LayerKind } | undefined {
+function partOf({ name }: AdapterTensor): { module: string; role: FactorRole; kind?: LayerKind } | undefined {
   const key = withoutPrefix(name)
   if (key === undefined) return undefined
   for (const { pattern, role, kind } of ROLES) {
@@ -153,7 +156,7 @@ function completeLayers(found: ReadonlyMap<string, Found>, context: ClaimContext
   return { parts, problems }
 }
 
-function checkReplication(name: string, { name: tensor }: TensorInfo, { config, file }: ClaimContext): void {
+function checkReplication(name: string, { name: tensor }: AdapterTensor, { config, file }: ClaimContext): void {
   baseModuleName(name, config.layerReplication, `${file}: ${tensor}`)
 }
 
@@ -173,7 +176,7 @@ function complete(name: string, { kind, tensors }: Found, { config, file }: Clai
 }
 
 function checkVectors({ name, config, tensors: { weightA, magnitude, biasB } }: LayerPart, file: string): void {
-  const vectors: [keyof typeof VECTOR_SUFFIXES, TensorInfo | undefined, string, boolean][] = [
+  const vectors: [keyof typeof VECTOR_SUFFIXES, AdapterTensor | undefined, string, boolean][] = [
     ['magnitude', magnitude, 'use_dora', config.useDora],
     ['biasB', biasB, 'lora_bias', config.loraBias],
   ]
@@ -209,10 +212,10 @@ function withOwnRank(
   file: string,
 ): LayerPart[] {
   const config = { ...layer.config, rank: weightA.shape[0] }
-  const withVectors = (vectors: Partial<FactorTensors<TensorInfo>>): LayerPart => {
+  const withVectors = (vectors: Partial<FactorTensors<AdapterTensor>>): LayerPart => {
     return { ...layer, config, tensors: { weightA, weightB, ...vectors } }
   }
-  const isSound = (vectors: Partial<FactorTensors<TensorInfo>>) => {
+  const isSound = (vectors: Partial<FactorTensors<AdapterTensor>>) => {
     return attempt(() => checkShapes(withVectors(vectors), file)).problems.length === 0
   }
   if (!isSound({})) return []
@@ -222,7 +225,7 @@ function withOwnRank(
 function checkShapes({ kind, tensors, config: { rank } }: LayerPart, file: string): void {
   const { weightA, weightB, magnitude, biasB } = tensors
   const isConvolution = kind === 'convolution'
-  const wrongFactor = (tensor: TensorInfo, expected: string) => {
+  const wrongFactor = (tensor: AdapterTensor, expected: string) => {
     return new ShapeError({
       where: `${file}: ${tensor.name}`,
       what: `wrong shape for the rank that ${CONFIG_FILE} gives this layer`,
@@ -230,7 +233,7 @@ function checkShapes({ kind, tensors, config: { rank } }: LayerPart, file: strin
       got: formatShape(tensor.shape),
     })
   }
-  const isMatrix = ({ shape }: TensorInfo) => shape.length === 2 && elementCount(shape) > 0
+  const isMatrix = ({ shape }: AdapterTensor) => shape.length === 2 && elementCount(shape) > 0
   if (weightA.shape[0] !== rank || !(isConvolution || isMatrix(weightA))) {
     throw wrongFactor(weightA, `(${rank}, ${isConvolution ? 'in, *kernel' : 'k'})`)
   }
@@ -241,7 +244,7 @@ function checkShapes({ kind, tensors, config: { rank } }: LayerPart, file: strin
   checkVector(biasB, [d], file)
 }
 
-function checkVector(tensor: TensorInfo | undefined, expected: readonly number[], file: string): void {
+function checkVector(tensor: AdapterTensor | undefined, expected: readonly number[], file: string): void {
   if (tensor === undefined || formatShape(tensor.shape) === formatShape(expected)) return
   throw new ShapeError({
     where: `${file}: ${tensor.name}`,

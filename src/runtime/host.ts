@@ -1,4 +1,4 @@
-// Where sessions live: in a worker (the default), or in the caller's own thread. An engine is an object that is made
+// Sessions live in a worker (the default), or in the caller's own thread. An engine is an object that is made
 // over a Runtime and spoken to by asynchronous calls, the same in both places.
 
 import { RuntimeError } from '../base/errors.js'
@@ -11,7 +11,7 @@ import type { Runtime } from './runtime.js'
 export type EngineKind = 'train' | 'infer'
 
 /**
- * Where the sessions of a model run. With `module` (the imported ONNX Runtime), they run in this thread, and each run blocks it.
+ * The host of a model's sessions. With `module` (the imported ONNX Runtime), they run in this thread, and each run blocks it.
  * Otherwise `spawn` starts a worker that imports ONNX Runtime from `specifier`. `wasm` is the URL of onnxruntime-web's .wasm file,
  * where it does not lie beside that.
  */
@@ -30,7 +30,7 @@ export interface Engine<T> {
   close(limitMs?: number): Promise<void>
   /** Gives up on a run that goes on for {@link STOP_MS} after the signal. Returns what ends the watch. */
   endAfter(signal: SignalLike | undefined): () => void
-  /** Whether it was given up, with a run that did not end. */
+  /** True if it was given up, with a run that did not end. */
   isGivenUp(): boolean
 }
 
@@ -43,7 +43,7 @@ export interface Disposable {
 export const STOP_MS = 4500
 const LOOK_MS = 200
 
-/** Whether a promise settles within a time. */
+/** Resolves with true if a promise settles within a time. */
 export async function settlesWithin(promise: Promise<unknown>, ms: number): Promise<boolean> {
   let timer: ReturnType<typeof setTimeout> | undefined
   const late = new Promise<boolean>((resolve) => {

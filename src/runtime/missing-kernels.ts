@@ -1,4 +1,4 @@
-// What ONNX Runtime says of a graph that a session's execution providers cannot run, as an error that names the operator, its node, and
+// ONNX Runtime's messages about a graph that a session's execution providers cannot run, as errors that name the operator, its node, and
 // the providers that have it.
 
 import { UnsupportedError } from '../base/errors.js'

@@ -15,7 +15,7 @@ import {
   withoutFloat16Array,
 } from './runtime.js'
 
-/** What is used of onnxruntime-node's or -web's module object, so that no declaration of another package reaches ours. */
+/** The part of onnxruntime-node's or -web's module object that is used, so that no declaration of another package reaches ours. */
 export interface OrtModule {
   /** Opens sessions: https://onnxruntime.ai/docs/api/js/interfaces/InferenceSessionFactory.html */
   readonly InferenceSession: {
@@ -28,7 +28,7 @@ export interface OrtModule {
     dims: readonly number[],
   ) => unknown
   /** Versions are read for reports; `wasm` is told where onnxruntime-web's .wasm file is, and how many threads it has. */
-  /** Of onnxruntime-node: the providers that it has on this system. */
+  /** The providers that onnxruntime-node has on this system. */
   listSupportedBackends?(): readonly { readonly name: string }[]
   readonly env?: {
     readonly versions?: Readonly<Record<string, string | undefined>>
@@ -109,7 +109,7 @@ function openingHint(message: string, providers: readonly string[] = []): string
 }
 
 /**
- * What runs say once the browser has taken the GPU away, such as after a crash of its driver. ONNX Runtime has no kind of error for it.
+ * Messages of runs once the browser has taken the GPU away, such as after a crash of its driver. ONNX Runtime has no kind of error for it.
  */
 const GPU_LOST = /device (was |is )?lost|MapAsyncStatus|external Instance reference no longer exists/i
 
@@ -126,9 +126,9 @@ class WrappedSession implements RuntimeSession {
   readonly #ort: OrtModule
   #session: OrtSession | undefined
   readonly #keepsTensors: boolean
-  /** Of feeds that come again and again, such as a cache that grows in its place. */
+  /** Tensors of feeds that come again and again, such as a cache that grows in its place. */
   readonly #tensors = new WeakMap<RuntimeTensor, object>()
-  /** Of all the feeds that are held. */
+  /** Tensors of all the feeds that are held. */
   readonly #held = new WeakMap<Feeds, Record<string, unknown>>()
   /** Set once the GPU is lost: later runs, and the release, could wait for a GPU that never answers. */
   #lost: RuntimeError | undefined
@@ -163,7 +163,7 @@ class WrappedSession implements RuntimeSession {
       }
       throw new RuntimeError({ where: 'ONNX Runtime', what: `the run failed: ${messageOf(cause)}`, cause })
     } finally {
-      // What is left here would keep a whole cache alive.
+      // A tensor that is left here would keep a whole cache alive.
       if (held !== undefined) for (const name of own) delete tensors[name]
     }
     if (this.#keepsTensors) return results as Record<string, RuntimeTensor>

@@ -10,7 +10,7 @@ export interface Port {
   listen(receive: (message: unknown) => void): void
   /** Registers who hears that the other end failed or went away. */
   onClose?(closed: (error: Error) => void): void
-  /** Whether the channel keeps the process alive. */
+  /** Sets whether the channel keeps the process alive. */
   hold?(isHeld: boolean): void
   close(): Promise<void>
   /** Lets go of a thread that does not answer, and may be in native code that cannot be ended. */
@@ -41,7 +41,7 @@ export function transfer<T>(value: T, buffers: readonly ArrayBufferLike[]): T {
   return new Transfer(value, buffers) as T
 }
 
-/** What a call made in the same thread sees of a value that might be marked. */
+/** The value itself, for a call in the same thread of a value that might be marked. */
 export function untransferred<T>(value: T): T {
   return value instanceof Transfer ? (value.value as T) : value
 }
@@ -99,7 +99,7 @@ export function connect<T>(port: Port): Connection<T> {
   const calls = new Map<number, { since: number; resolve(value: unknown): void; reject(error: Error): void }>()
   let nextId = 0
   let failure: Error | undefined
-  /** Of a thread that was given up: calls without an answer. */
+  /** Calls without an answer, for a thread that was given up. */
   let unanswered: number | undefined
 
   const settle = (id: number) => {

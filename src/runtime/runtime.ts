@@ -36,7 +36,7 @@ export type TensorType = (typeof TYPES)[number]
 /** One of them. */
 export const TENSOR_TYPES = oneOf(...TYPES)
 
-/** Where JavaScript has Float16Array, float16 outputs come in it; elsewhere as Uint16Array. One form for all. */
+/** Turns a Float16Array, in which float16 outputs come where JavaScript has it, into a Uint16Array: one form for all. */
 export function withoutFloat16Array(data: unknown): TensorData {
   const view = data as Uint16Array
   if (Object.prototype.toString.call(data) !== '[object Float16Array]') return view

@@ -1,7 +1,7 @@
 // Which of the hidden states a head computes with, as transformers chooses them: in a graph, and from what a run gave.
 
 import { TensorProto_DataType as DataType } from '../formats/onnx/gen/onnx_pb.js'
-import { markDistinct } from '../graph/gradients/distinct.js'
+import { markDistinct } from '../graph/gradients/layout.js'
 import type { Builder, Value } from '../graph/view/builder.js'
 import type { Feeds } from '../runtime/runtime.js'
 import { appendPooling } from './pooling.js'

@@ -2,15 +2,13 @@
 // its end included. The loss is the cross-entropy in nats per token.
 
 import { DataError, FileError, FormatError, UnsupportedError } from '../base/errors.js'
-import { OF_DECODER, startToken } from '../graph/inputs/encoder-decoder.js'
+import { type JoinedInputs, joinedInputs, OF_DECODER, startToken } from '../graph/inputs/encoder-decoder.js'
 import { inputFamily } from '../graph/inputs/family.js'
-import { type JoinedInputs, joinedInputs } from '../graph/inputs/joined.js'
 import type { TokenBatch } from '../graph/inputs/roles.js'
 import { type Model, requireTokenizer } from '../graph/model-folder.js'
-import type { Length } from '../graph/training/objective.js'
-import type { ObjectiveGraph } from '../graph/training/objective-graph.js'
+import type { Length, ObjectiveGraph } from '../graph/training/objective-graph.js'
 import type { Value } from '../graph/view/builder.js'
-import { readGraph } from '../graph/view/read-graph.js'
+import { readGraph } from '../graph/view/graph.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 import { type LogMel, logMel } from '../sounds/log-mel.js'
 import { checkVocabulary } from '../text/records.js'

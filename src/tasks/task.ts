@@ -4,7 +4,7 @@
 import type { OptionTable } from '../base/options.js'
 import type { Random } from '../base/random.js'
 import type { Model } from '../graph/model-folder.js'
-import type { Objective } from '../graph/training/objective.js'
+import type { Objective } from '../graph/training/objective-graph.js'
 import type { DecodeImage } from '../images/image.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 import type { ChatTemplate } from '../text/template.js'

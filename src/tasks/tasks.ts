@@ -23,7 +23,7 @@ export const TASK_NAMES = Object.keys(LOADERS) as readonly TaskName[]
 /** What a model is trained for where nothing else is asked for. */
 export async function defaultTask({ graphs, onnx }: Pick<Model, 'graphs' | 'onnx'>): Promise<TaskName> {
   const { inputFamily } = await import('../graph/inputs/family.js')
-  const { readGraph } = await import('../graph/view/read-graph.js')
+  const { readGraph } = await import('../graph/view/graph.js')
   const family = inputFamily(readGraph(onnx.proto))
   return family === 'encoder-decoder' || family === 'joined' || graphs.encoder !== undefined ? 'seq2seq' : 'causal-lm'
 }

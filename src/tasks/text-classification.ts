@@ -2,7 +2,7 @@
 // that of the graph, or a new one as transformers puts it on an encoder of this type. The losses are in label-problems.ts.
 
 import { DataError } from '../base/errors.js'
-import { type EncoderInputs, encoderInputs } from '../graph/inputs/encoder.js'
+import { type EncoderInputs, encoderInputs } from '../graph/inputs/tokens.js'
 import { type Model, requireTokenizer } from '../graph/model-folder.js'
 import type { Feeds } from '../runtime/runtime.js'
 import { checkVocabulary } from '../text/records.js'

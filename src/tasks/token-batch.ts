@@ -2,7 +2,7 @@
 // which shapes are measured.
 
 import type { RunLength } from '../graph/shapes/plain-shapes.js'
-import type { Length } from '../graph/training/objective.js'
+import type { Length } from '../graph/training/objective-graph.js'
 import type { Feeds } from '../runtime/runtime.js'
 
 /** (rows, length) of values that are shorter. */

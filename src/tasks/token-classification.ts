@@ -4,7 +4,7 @@
 import { ConfigError, DataError } from '../base/errors.js'
 import { kind, type OptionTable } from '../base/options.js'
 import { TensorProto_DataType as DataType } from '../formats/onnx/gen/onnx_pb.js'
-import { type EncoderInputs, encoderInputs } from '../graph/inputs/encoder.js'
+import { type EncoderInputs, encoderInputs } from '../graph/inputs/tokens.js'
 import { type Model, requireTokenizer } from '../graph/model-folder.js'
 import type { ObjectiveGraph } from '../graph/training/objective-graph.js'
 import type { Value } from '../graph/view/builder.js'

@@ -10,8 +10,7 @@ import { findLinears, logitsName } from '../graph/match/linears.js'
 import type { Model } from '../graph/model-folder.js'
 import type { ObjectiveGraph } from '../graph/training/objective-graph.js'
 import type { Value } from '../graph/view/builder.js'
-import type { Graph } from '../graph/view/graph.js'
-import { readGraph } from '../graph/view/read-graph.js'
+import { type Graph, readGraph } from '../graph/view/graph.js'
 import type { HeadInput } from './head-rows.js'
 import {
   appendHead,

@@ -10,13 +10,13 @@ import type { LoraAdapter } from '../lora/adapter.js'
 import type { LoraConfig } from '../lora/config.js'
 import type { LayerVectors } from '../lora/factors.js'
 import type { PartView } from '../lora/part.js'
+import { type OpenAdapter, openForUse } from '../peft/open.js'
 import { assemble, type NewLayer, type NewValues } from './assemble.js'
 import { combinedChange, type Term } from './combine-layer.js'
 import { type CombineSettings, type CombineWay, combineWay, FULL_RANK_TYPES } from './combine-settings.js'
 import type { CheckpointPlace } from './extract.js'
 import { changeOf, isFactorPart, shellOf } from './factor-parts.js'
 import { type DoraBase, isDora, openDoraBase } from './fold-dora.js'
-import { type OpenedAdapter, openParts } from './open.js'
 import { addValues, type RankReport, totalError } from './resize.js'
 
 /** An adapter and how much of it. */
@@ -40,7 +40,7 @@ export interface CombineResult {
 
 /** An adapter that is walked, and its weight. */
 interface Opened {
-  readonly adapter: OpenedAdapter
+  readonly adapter: OpenAdapter
   readonly weight: number
   readonly parts: ReadonlyMap<string, PartView>
   /** Its place among the adapters, for messages. */
@@ -63,7 +63,7 @@ export async function combineAdapters(
   try {
     for (const [index, { adapter, weight }] of inputs.entries()) {
       checkWeight(weight, index)
-      const parts = await openParts(adapter, 'combining')
+      const parts = await openForUse(adapter, 'combining', { replicates: true })
       const byName = new Map(parts.parts().map((part) => [part.name, part]))
       const label = typeof parts.name === 'string' && parts.name !== 'adapter' ? parts.name : `adapter ${index + 1}`
       opened.push({ adapter: parts, weight, parts: byName, label })

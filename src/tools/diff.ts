@@ -7,11 +7,11 @@ import { elementCount, formatShape } from '../base/tensor.js'
 import { type Checkpoint, type CheckpointTensor, openCheckpoint } from '../formats/checkpoint.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { PartView } from '../lora/part.js'
+import { type OpenAdapter, openForUse } from '../peft/open.js'
 import { type AdapterDifference, compareChanges } from './diff-layer.js'
 import { DifferenceMemory, differenceOf, hasSameBytes, requireFloat } from './difference.js'
 import type { CheckpointPlace } from './extract.js'
 import { changeOf, isFactorPart } from './factor-parts.js'
-import { type OpenedAdapter, openParts } from './open.js'
 
 /** A layer of two adapters. */
 export interface AdapterLayerDiff extends AdapterDifference {
@@ -57,9 +57,9 @@ export async function diffAdapters(
   b: LoraAdapter | Directory,
   run: ToolRun,
 ): Promise<DiffReport> {
-  const opened: OpenedAdapter[] = []
+  const opened: OpenAdapter[] = []
   try {
-    for (const one of [a, b]) opened.push(await openParts(one, 'a comparison'))
+    for (const one of [a, b]) opened.push(await openForUse(one, 'a comparison', { replicates: true }))
     const [own, other] = opened.map((one) => new Map(one.parts().map((part) => [part.name, part])))
     const shared = [...own.keys()].filter((name) => other.has(name))
     const steps = new Steps(shared.length, run)
@@ -74,7 +74,7 @@ export async function diffAdapters(
   }
 }
 
-async function diffPart(name: string, [a, b]: readonly OpenedAdapter[]): Promise<AdapterLayerDiff> {
+async function diffPart(name: string, [a, b]: readonly OpenAdapter[]): Promise<AdapterLayerDiff> {
   const [own, other] = [await a.read(name), await b.read(name)]
   const of = (part: typeof own) => `${part.kind} ${formatShape(part.shape)}`
   if (of(own) !== of(other)) {
@@ -158,7 +158,7 @@ async function diffTensor(name: string, a: Checkpoint, b: Checkpoint, memory: Di
   const common = { name, shape: [...shape] }
   const isSame = await hasSameBytes(own, other, memory)
   // Packed values have no norm, but equal ones are equal.
-  if (isSame && !['F64', 'F32', 'F16', 'BF16'].includes(own.tensor.info.dtype)) {
+  if (isSame && !['fp64', 'fp32', 'fp16', 'bf16'].includes(own.tensor.info.dtype)) {
     return { ...common, normA: Number.NaN, normDifference: 0, relativeChange: 0 }
   }
   for (const { checkpoint, tensor } of [own, other]) requireFloat(tensor.info, checkpoint.directory.name)

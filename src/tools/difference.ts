@@ -167,13 +167,13 @@ async function readRows({ checkpoint, tensor }: Located, { first, count, k }: Ro
   const dtype = info.dtype as WeightDtype
   const rowBytes = bytesOf(dtype) * k
   const bytes = await readThere(source, offset + first * rowBytes, count * rowBytes, side.bytes)
-  const values = dtype === 'F64' ? decodeWeights(bytes, dtype) : decodeFloatsThere(bytes, dtype, side.values)
+  const values = dtype === 'fp64' ? decodeWeights(bytes, dtype) : decodeFloatsThere(bytes, dtype, side.values)
   if (isAllFinite(values)) return values
   throw notFinite(`${source.name}: ${name}`)
 }
 
 function bytesOf(dtype: WeightDtype): number {
-  return { F64: 8, F32: 4, F16: 2, BF16: 2 }[dtype]
+  return { fp64: 8, fp32: 4, fp16: 2, bf16: 2 }[dtype]
 }
 
 /** Throws UnsupportedError unless the tensor's values are floats of 16 to 64 bits. */
@@ -182,7 +182,7 @@ export function requireFloat({ name, dtype }: TensorInfo, file: string): void {
   throw new UnsupportedError({
     where: `${file}: ${name}`,
     what: 'a tensor of this type has no difference that can be computed',
-    expected: 'F64, F32, F16 or BF16',
+    expected: 'fp64, fp32, fp16 or bf16',
     got: dtype,
     hint: 'Take the checkpoints as they were before quantization',
   })

@@ -9,8 +9,8 @@ import type { PartView } from '../lora/part.js'
 import { readConfig } from '../merge/plan/config-edit.js'
 import { baseWeightsOf } from '../merge/convert.js'
 import { refuseQuantizedConfig } from '../merge/plan/refusals.js'
+import type { OpenAdapter } from '../peft/open.js'
 import type { CheckpointPlace } from './extract.js'
-import type { OpenedAdapter } from './open.js'
 
 /** Whether a part has a magnitude of DoRA. */
 export function isDora(part: PartView): boolean {
@@ -32,7 +32,7 @@ export interface DoraBase {
  */
 export async function openDoraBase(
   { directory, file }: CheckpointPlace,
-  adapters: readonly OpenedAdapter[],
+  adapters: readonly OpenAdapter[],
 ): Promise<DoraBase> {
   const config = await readConfig(directory)
   refuseQuantizedConfig(config, `${directory.name}/config.json`)

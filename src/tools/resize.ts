@@ -10,9 +10,9 @@ import { type Svd, svdOfProduct } from '../linalg/svd.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { FactorPair } from '../lora/delta.js'
 import type { Replacement, TokenRows } from '../lora/kinds/stored.js'
+import { openForUse } from '../peft/open.js'
 import { assemble, type NewLayer, type NewValues } from './assemble.js'
 import { type Change, changeOf, configRank, type FactorPart, isFactorPart, shellOf } from './factor-parts.js'
-import { openParts } from './open.js'
 import { chosenRank, energyOf, type RankChoice } from './rank.js'
 
 /** Result for one layer. */
@@ -44,7 +44,7 @@ export async function resizeAdapter(
   source: LoraAdapter | Directory,
   { onProgress, signal, ...choice }: RankChoice & ToolRun,
 ): Promise<ResizeResult> {
-  const opened = await openParts(source, 'another rank')
+  const opened = await openForUse(source, 'another rank', { replicates: true })
   try {
     const parts = opened.parts()
     const steps = new Steps(parts.length, { onProgress, signal })

@@ -6,7 +6,7 @@ import { findLinears, type ModuleMap } from '../graph/match/linears.js'
 import { matchLayers } from '../graph/match/match.js'
 import { partsForGraph } from '../graph/match/packed.js'
 import type { Model } from '../graph/model-folder.js'
-import { readGraph } from '../graph/view/read-graph.js'
+import { readGraph } from '../graph/view/graph.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import { LoraLayer } from '../lora/layer.js'
 

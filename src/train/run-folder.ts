@@ -209,7 +209,7 @@ export async function writeState(
     (engine[part] ?? []).map(
       (values, i): TensorBytes => ({
         name: `${part}/${names[i]}`,
-        dtype: 'F32',
+        dtype: 'fp32',
         shape: [values.length],
         data: new Uint8Array(values.buffer, values.byteOffset, values.byteLength),
       }),

@@ -8,10 +8,9 @@ import type { TrainedRows } from '../graph/inject/token-rows.js'
 import { findLinears, type Linear, type ModuleMap } from '../graph/match/linears.js'
 import { nameOfModule } from '../graph/match/module-names.js'
 import { type Embedding, findEmbeddings } from '../graph/match/parameters.js'
-import { tiedHeads } from '../graph/match/tied.js'
+import { tiedHeads } from '../graph/match/stored-places.js'
 import type { Model } from '../graph/model-folder.js'
-import type { Graph } from '../graph/view/graph.js'
-import { readGraph } from '../graph/view/read-graph.js'
+import { type Graph, readGraph } from '../graph/view/graph.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import { type LoraConfig, resolveConfig } from '../lora/config.js'
 import type { OpenTask } from '../tasks/task.js'
@@ -277,7 +276,7 @@ function checkRange({ name, vocabulary }: Table, tokens: readonly number[]): voi
 
 async function headsTiedTo({ place }: Table, { model, modules }: Context): Promise<string[]> {
   const graph = readGraph(model.onnx.proto)
-  const heads = await tiedHeads(model.onnx, graph, place as Embedding, findLinears(graph, modules))
+  const heads = await tiedHeads(place as Embedding, { model: model.onnx, graph, linears: findLinears(graph, modules) })
   return [...new Set(heads.map(({ name }) => name))]
 }
 

@@ -1,14 +1,13 @@
 // Tensors of the base that a run trains whole, as PEFT's bias and modules_to_save say: which ones a config means, and what they start from.
 
 import { MismatchError, nearMisses, UnsupportedError } from '../base/errors.js'
-import { type BaseOpener, baseOpener } from '../graph/inject/open-base.js'
-import type { WholeTensor } from '../graph/inject/open-tensors.js'
+import { type BaseOpener, baseOpener, type WholeTensor } from '../graph/inject/open-base.js'
 import { readBaseTensor } from '../graph/inject/read-base-tensor.js'
 import { type BaseTensor, baseTensors, trainableTensor } from '../graph/match/base-tensors.js'
 import { findLinears, type ModuleMap } from '../graph/match/linears.js'
-import { normOffset, UNKNOWN_OFFSET } from '../graph/match/norm-offset.js'
+import { normOffset, UNKNOWN_OFFSET } from '../graph/match/stored-places.js'
 import type { Model } from '../graph/model-folder.js'
-import { readGraph } from '../graph/view/read-graph.js'
+import { readGraph } from '../graph/view/graph.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { LoraConfig } from '../lora/config.js'
 import { moduleOf } from '../lora/part.js'

@@ -4,10 +4,10 @@
 import { cacheEntry, isCacheInput } from '../graph/inputs/cache.js'
 import { typeOf } from '../graph/inputs/roles.js'
 import type { Graph } from '../graph/view/graph.js'
-import { type AdapterChoice, type Mix, mixesOf } from '../infer/adapter-choice.js'
-import type { OnnxSession } from '../infer/adapter-session.js'
-import { type AdapterHead, headLogits } from '../infer/heads.js'
-import { batchOf, checkRanks } from '../infer/rows.js'
+import { type AdapterChoice, type Mix, mixesOf } from '../infer/adapters/choice.js'
+import { type AdapterHead, headLogits } from '../infer/adapters/heads.js'
+import { batchOf, checkRanks } from '../infer/feeds.js'
+import type { ModelSession } from '../infer/model-session.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 import type { InputMetadata, OrtTensorLike, PipelineSession } from './module.js'
 import type { PipelineCache } from './pipeline-cache.js'
@@ -17,7 +17,7 @@ export type CallChoice = AdapterChoice | readonly AdapterChoice[] | undefined
 
 /** A session that all calls of a pipeline share, and what its graph declares. */
 export interface SharedSession {
-  readonly session: OnnxSession
+  readonly session: ModelSession
   readonly graph: Graph
   readonly inputMetadata: readonly InputMetadata[]
   readonly config: { readonly dtype: string; readonly device: string }
@@ -65,7 +65,7 @@ export class CallSession implements PipelineSession {
     const { mixes, head, kept, asked } = this.#planFor(batchOf(own))
     const given = await this.#run(own, mixes, asked)
     const outputs = Object.fromEntries(kept.map((name): [string, unknown] => [name, given[name]]))
-    if (head !== undefined) outputs[head.replaces ?? 'logits'] = logitsOf(head, given[head.input.value], own)
+    if (head !== undefined) outputs[head.output] = logitsOf(head, given[head.input.value], own)
     if (mixes.length > 1) checkRanks(graph, given)
     return outputs
   }
@@ -95,7 +95,7 @@ export class CallSession implements PipelineSession {
     const mixes = mixesOf(this.#choice, rows)
     session.checkMixes(mixes)
     const head = session.headFor(mixes)
-    const kept = this.outputNames.filter((name) => name !== head?.replaces)
+    const kept = this.outputNames.filter((name) => name !== head?.output)
     const isWhole = session.adapters.every((name) => session.headOf(name) === undefined)
     const asked = isWhole ? undefined : [...new Set([...kept, ...(head === undefined ? [] : [head.input.value])])]
     this.#plan = { rows, changes, mixes, head, kept, asked }

@@ -5,7 +5,7 @@ import { UnsupportedError } from '../base/errors.js'
 import { TensorProto_DataType as DataType } from '../formats/onnx/gen/onnx_pb.js'
 import { Builder } from '../graph/view/builder.js'
 import type { Graph } from '../graph/view/graph.js'
-import { countsKeysFromLeft } from '../infer/batching.js'
+import { countsKeysFromLeft } from '../infer/generate/batching.js'
 import type { Feeds } from '../runtime/runtime.js'
 
 const MASK = 'attention_mask'

@@ -5,7 +5,7 @@
 import type { NewRows } from '../graph/fuse/new-rows.js'
 import { cacheEntry, isCacheInput } from '../graph/inputs/cache.js'
 import type { Graph } from '../graph/view/graph.js'
-import { GrowingCache } from '../infer/growing-cache.js'
+import { GrowingCache } from '../infer/generate/growing-cache.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 
 /** What a tensor without data stands for. */

@@ -4,10 +4,10 @@
 import { UnsupportedError } from '../base/errors.js'
 import { checkArgument, isObject } from '../base/options.js'
 import { logitsName } from '../graph/match/linears.js'
-import { readGraph } from '../graph/view/read-graph.js'
-import { ADAPTER_CHOICE, type AdapterChoice, mixesOf } from '../infer/adapter-choice.js'
-import type { OnnxSession } from '../infer/adapter-session.js'
+import { readGraph } from '../graph/view/graph.js'
+import { ADAPTER_CHOICE, type AdapterChoice, mixesOf } from '../infer/adapters/choice.js'
 import type { SessionBase, SessionExtras } from '../infer/graphs.js'
+import type { ModelSession } from '../infer/model-session.js'
 import type { AdapterSession } from '../infer/session.js'
 import { type CallChoice, CallSession, metadataOf, type SharedSession } from './call-session.js'
 import type { Class, PipelineInstance, PreTrainedModel } from './module.js'
@@ -58,7 +58,7 @@ export function sessionExtras(model: SessionBase, { device }: PipelineRun): Sess
 }
 
 /** What calls share. */
-export function shareSession(session: OnnxSession, config: PipelineRun): SharedSession {
+export function shareSession(session: ModelSession, config: PipelineRun): SharedSession {
   const graph = readGraph(session.model.onnx.proto)
   const { check: checkPadding } = paddingPlan(graph, config.device)
   return { session, graph, inputMetadata: metadataOf(graph), cache: new PipelineCache(graph), config, checkPadding }

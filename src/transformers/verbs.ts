@@ -21,8 +21,8 @@ import type { Model } from '../graph/model-folder.js'
 import { ADAPTER, openAdapter } from '../index/adapters.js'
 import { DTYPE, loadModel } from '../index/model.js'
 import { SOURCE, type Source } from '../index/sources.js'
-import { OnnxSession } from '../infer/adapter-session.js'
 import type { SessionExtras } from '../infer/graphs.js'
+import { ModelSession } from '../infer/model-session.js'
 import type { OnDownload } from '../io/hub/directory.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { OrtModule } from '../runtime/onnxruntime.js'
@@ -147,7 +147,7 @@ async function openShared(
     checkOneGraph(model)
     const extras = { ...sessionExtras(model, run), ...(await prepare(model)) }
     const settings = { adapters: opened, device: run.device, modules, ...(threads !== undefined && { threads }) }
-    const session = await OnnxSession.open(model, settings, true, extras)
+    const session = await ModelSession.open(model, settings, true, extras)
     return { shared: shareSession(session, run), model }
   } catch (error) {
     await model.close()

@@ -137,17 +137,17 @@ describe('f64', () => {
   const anyDouble = fc.oneof(fc.double(), anyFloat32, nearTies, fc.constantFrom(2 ** 128, 1e300, 1e-320, 2 ** -150))
 
   test('narrowing to a half type rounds once, to nearest, ties to even', () => {
-    const half = (value: number, dtype: 'F16' | 'BF16') =>
+    const half = (value: number, dtype: 'fp16' | 'bf16') =>
       new Uint16Array(encodeWeights(Float64Array.of(value), dtype).buffer)[0]
     fc.assert(
       fc.property(anyDouble, (value) => {
         if (Number.isNaN(value)) {
-          expect(half(value, 'F16') & 0x7fff).toBeGreaterThan(0x7c00)
+          expect(half(value, 'fp16') & 0x7fff).toBeGreaterThan(0x7c00)
           return
         }
-        expect(half(value, 'F16')).toBe(nearest(value, FINITE_F16, 65520))
-        expect(half(value, 'BF16')).toBe(nearest(value, FINITE_BF16, 2 ** 128 - 2 ** 119))
-        expect(half(-value, 'BF16')).toBe(nearest(-value, FINITE_BF16, 2 ** 128 - 2 ** 119))
+        expect(half(value, 'fp16')).toBe(nearest(value, FINITE_F16, 65520))
+        expect(half(value, 'bf16')).toBe(nearest(value, FINITE_BF16, 2 ** 128 - 2 ** 119))
+        expect(half(-value, 'bf16')).toBe(nearest(-value, FINITE_BF16, 2 ** 128 - 2 ** 119))
       }),
       { numRuns: 5000 },
     )
@@ -155,31 +155,31 @@ describe('f64', () => {
 
   test('to f32 and f64 and back', () => {
     const values = Float64Array.of(1 / 3, -1e300, 0)
-    expect(decodeWeights(encodeWeights(values, 'F64'), 'F64')).toEqual(values)
-    expect(decodeWeights(encodeWeights(values, 'F32'), 'F32')).toEqual(Float32Array.from(values))
+    expect(decodeWeights(encodeWeights(values, 'fp64'), 'fp64')).toEqual(values)
+    expect(decodeWeights(encodeWeights(values, 'fp32'), 'fp32')).toEqual(Float32Array.from(values))
     const narrow = Float32Array.of(0.1, -2)
-    expect(decodeWeights(encodeWeights(narrow, 'F64'), 'F64')).toEqual(Float64Array.from(narrow))
-    expect(decodeWeights(encodeWeights(narrow, 'BF16'), 'BF16')).toEqual(Float32Array.of(0.10009765625, -2))
+    expect(decodeWeights(encodeWeights(narrow, 'fp64'), 'fp64')).toEqual(Float64Array.from(narrow))
+    expect(decodeWeights(encodeWeights(narrow, 'bf16'), 'bf16')).toEqual(Float32Array.of(0.10009765625, -2))
   })
 })
 
 describe('bytes', () => {
   test('unaligned bytes decode, into memory of their own', () => {
     const bytes = new Uint8Array(9)
-    bytes.set(encodeFloats(Float32Array.of(1.5, -2), 'F32'), 1)
-    const values = decodeFloats(bytes.subarray(1), 'F32')
+    bytes.set(encodeFloats(Float32Array.of(1.5, -2), 'fp32'), 1)
+    const values = decodeFloats(bytes.subarray(1), 'fp32')
     bytes.fill(0)
     expect([...values]).toEqual([1.5, -2])
   })
 
   test('little-endian', () => {
-    expect([...encodeFloats(Float32Array.of(1), 'F32')]).toEqual([0, 0, 0x80, 0x3f])
-    expect([...encodeFloats(Float32Array.of(1), 'F16')]).toEqual([0, 0x3c])
-    expect([...encodeFloats(Float32Array.of(1), 'BF16')]).toEqual([0x80, 0x3f])
+    expect([...encodeFloats(Float32Array.of(1), 'fp32')]).toEqual([0, 0, 0x80, 0x3f])
+    expect([...encodeFloats(Float32Array.of(1), 'fp16')]).toEqual([0, 0x3c])
+    expect([...encodeFloats(Float32Array.of(1), 'bf16')]).toEqual([0x80, 0x3f])
   })
 
   test('half an element is an error', () => {
-    expect(() => decodeFloats(new Uint8Array(3), 'F16')).toThrow(ShapeError)
-    expect(() => decodeWeights(new Uint8Array(12), 'F64')).toThrow(ShapeError)
+    expect(() => decodeFloats(new Uint8Array(3), 'fp16')).toThrow(ShapeError)
+    expect(() => decodeWeights(new Uint8Array(12), 'fp64')).toThrow(ShapeError)
   })
 })

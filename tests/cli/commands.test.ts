@@ -153,7 +153,7 @@ describe('lowrank inspect', () => {
       rank: 8,
       alpha: 16,
       scaling: 2,
-      dtype: 'F32',
+      dtype: 'fp32',
       normA: expect.any(Number),
       normB: expect.any(Number),
       normDelta: expect.any(Number),

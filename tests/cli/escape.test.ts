@@ -43,9 +43,9 @@ describe('a file with hostile names', () => {
   const scratch = scratchFolder()
   const checkpoint = join(scratch, 'model.safetensors')
   const adapter = join(scratch, 'adapter')
-  const data = encodeFloats(Float32Array.from([1, 2, 3, 4]), 'F32')
+  const data = encodeFloats(Float32Array.from([1, 2, 3, 4]), 'fp32')
   const tensor = (name: string, shape: number[]) => {
-    return { name, dtype: 'F32' as const, shape, data: data.subarray(0, 4 * shape[0] * shape[1]) }
+    return { name, dtype: 'fp32' as const, shape, data: data.subarray(0, 4 * shape[0] * shape[1]) }
   }
 
   beforeAll(async () => {
@@ -69,7 +69,7 @@ describe('a file with hostile names', () => {
   it('cannot act on the terminal by the tables of inspect', async () => {
     const { code, stdout, stderr } = await lowrankHere('inspect', checkpoint)
     expect([code, stderr]).toEqual([0, ''])
-    expect(stdout).toContain(`${ESCAPED}.weight  F32`)
+    expect(stdout).toContain(`${ESCAPED}.weight  fp32`)
     expect(stdout).not.toMatch(CONTROL)
     expect(stdout.trimEnd().split('\n')).toHaveLength(3)
   })

@@ -19,8 +19,8 @@ describe('an adapter that cannot be loaded', () => {
 
   beforeAll(async () => {
     const tensor = (name: string, shape: number[], values: number[]) => {
-      const data = encodeFloats(Float32Array.from(values), 'F32')
-      return { name: `base_model.model.${name}`, dtype: 'F32' as const, shape, data }
+      const data = encodeFloats(Float32Array.from(values), 'fp32')
+      return { name: `base_model.model.${name}`, dtype: 'fp32' as const, shape, data }
     }
     await saveSafetensors(new NodeDirectory(broken), 'adapter_model.safetensors', [
       tensor('q.lora_A.weight', [1, 2], [1, Number.NaN]),
@@ -62,13 +62,13 @@ describe('--base', () => {
     const { fit } = JSON.parse(stdout)
     expect(fit).toMatchObject({ kind: 'checkpoint', fits: true, base: QWEN2, vocabulary: 32, isTied: false, notes: [] })
     expect(fit.parts[0]).toMatchObject({
-      dtype: 'F32',
+      dtype: 'fp32',
       shape: [12, 20],
       problem: null,
       relativeChange: expect.any(Number),
     })
     expect((await lowrankHere('inspect', DORA, '--base', QWEN2)).stdout).toMatch(
-      /Fit to .*: 6 of 6 parts fit, weights in F32/,
+      /Fit to .*: 6 of 6 parts fit, weights in fp32/,
     )
   })
 

@@ -88,7 +88,7 @@ describe('options', () => {
       ).code,
     ).toBe(0)
     const { tensors } = JSON.parse((await lowrankHere('inspect', out, '--json')).stdout)
-    expect(new Set(tensors.map(({ dtype }: { dtype: string }) => dtype))).toEqual(new Set(['BF16']))
+    expect(new Set(tensors.map(({ dtype }: { dtype: string }) => dtype))).toEqual(new Set(['bf16']))
     expect(JSON.parse(readFileSync(join(out, 'config.json'), 'utf8')).torch_dtype).toBe('bfloat16')
   })
 
@@ -98,7 +98,7 @@ describe('options', () => {
       const out = join(scratch, 'converted.safetensors')
       const { code, stdout, stderr } = await lowrankHere(...args, '--out', out, '--json', ...options)
       expect(stderr).toMatch(
-        /^warning: The result is in BF16, and the base's config\.json, .* says float32: change it/m,
+        /^warning: The result is in bf16, and the base's config\.json, .* says float32: change it/m,
       )
       expect(JSON.parse(stdout).warnings).toHaveLength(1)
       expect(code).toBe(0)

@@ -23,7 +23,7 @@ it('combines adapters of different ranks, and tells what is lost', async () => {
   const config = JSON.parse(readFileSync(join(out, 'adapter_config.json'), 'utf8'))
   expect(config).toMatchObject({ use_rslora: false, r: config.lora_alpha })
   const inspected = await lowrankHere('inspect', out, '--json')
-  expect(JSON.parse(inspected.stdout).layers[0].dtype).toBe('F16')
+  expect(JSON.parse(inspected.stdout).layers[0].dtype).toBe('fp16')
   const again = await lowrankHere('combine', '--adapter', FIRST, '--out', out)
   expect(again.code).toBe(1)
   expect(again.stderr).toMatch(/exists already/)

@@ -13,7 +13,6 @@ import type { TiedPolicy } from '../../src/merge/plan/tied.js'
 import type { MergeAdapter } from '../../src/merge/weighted.js'
 import { loadAdapter, saveAdapter } from '../../src/peft/adapter-folder.js'
 import { type AdapterReport, inspectAdapter } from '../../src/peft/inspect.js'
-import { inspectAdapterFolder } from '../../src/peft/inspect-folder.js'
 import {
   baseFolder,
   type Cell,
@@ -89,8 +88,8 @@ class CellRun {
     const golden = await cellTensors(this.#cell)
     const adapter = await loadAdapter(this.#folder())
     if (this.#checks.includes('counts')) {
-      this.#counts(inspectAdapter(adapter))
-      this.#counts(await inspectAdapterFolder(this.#folder()))
+      this.#counts(await inspectAdapter(adapter))
+      this.#counts(await inspectAdapter(this.#folder()))
       this.done.push('counts')
     }
     if (this.#checks.includes('forward')) await this.#forward(adapter, golden)
@@ -174,13 +173,13 @@ class CellRun {
   async #merge(golden: ReadonlyMap<string, Tensor>): Promise<void> {
     const stored = this.#storedDtype()
     const types: [Exclude<Check, 'counts' | 'forward' | 'file'>, FloatDtype][] =
-      stored === 'F32'
+      stored === 'fp32'
         ? [
-            ['merge', 'F32'],
-            ['bf16', 'BF16'],
-            ['f16', 'F16'],
+            ['merge', 'fp32'],
+            ['bf16', 'bf16'],
+            ['f16', 'fp16'],
           ]
-        : [[stored === 'F16' ? 'f16' : 'bf16', stored]]
+        : [[stored === 'fp16' ? 'f16' : 'bf16', stored]]
     const base = await this.#baseTensors()
     for (const [check, dtype] of types) {
       if (!this.#checks.includes(check)) continue
@@ -195,7 +194,7 @@ class CellRun {
         const own = got.get(name)
         if (own === undefined) continue
         if (merged === undefined) this.#rounded(check, name, own.data, original.data, dtype, 0)
-        else if (dtype === 'F32') this.#close('merge', name, own.data, merged.data)
+        else if (dtype === 'fp32') this.#close('merge', name, own.data, merged.data)
         else this.#rounded(check, name, own.data, merged.data, dtype, TOLERANCES.merge * largest(merged.data))
       }
       this.done.push(check)
@@ -228,7 +227,7 @@ class CellRun {
 
   async #mergeRefused(): Promise<void> {
     try {
-      await mergeCheckpoint(await baseFolder(this.#cell, this.#expected, 'F32'), this.#folder(), new MemoryDirectory())
+      await mergeCheckpoint(await baseFolder(this.#cell, this.#expected, 'fp32'), this.#folder(), new MemoryDirectory())
     } catch {
       this.done.push('merge')
       return
@@ -254,12 +253,15 @@ class CellRun {
 
   /** What was no safetensors file is one now, and the same adapter. */
   async #sameTensors(adapter: LoraAdapter, saved: MemoryDirectory): Promise<void> {
-    const [before, after] = [adapter, await loadAdapter(saved)].map((own) => JSON.stringify(inspectAdapter(own)))
+    const [before, after] = [
+      JSON.stringify(await inspectAdapter(adapter)),
+      JSON.stringify(await inspectAdapter(await loadAdapter(saved))),
+    ]
     this.#equal('file', 'content', after, before)
   }
 
   #storedDtype(): FloatDtype {
-    return this.#cell.option === 'bf16' ? 'BF16' : this.#cell.option === 'f16' ? 'F16' : 'F32'
+    return this.#cell.option === 'bf16' ? 'bf16' : this.#cell.option === 'f16' ? 'fp16' : 'fp32'
   }
 
   async #baseTensors(): Promise<Map<string, Tensor>> {

@@ -54,7 +54,7 @@ test('an adapter of another name loads by the folder above its own', async () =>
   for (const cell of cells.filter(({ option }) => option === 'named')) {
     const above = path.join(cell.folder, 'adapter')
     const [outer, inner] = [await loadAdapter(above), await loadAdapter(path.join(above, 'tuned'))]
-    expect(inspectAdapter(outer).layers, cell.name).toEqual(inspectAdapter(inner).layers)
+    expect((await inspectAdapter(outer)).layers, cell.name).toEqual((await inspectAdapter(inner)).layers)
   }
 })
 

@@ -49,7 +49,7 @@ function configOf({ files }: Golden): Record<string, unknown> {
 
 async function merged(
   { cell, expected, files }: Golden,
-  dtype: FloatDtype = 'F32',
+  dtype: FloatDtype = 'fp32',
   tied: 'refuse' | 'keep' | 'untie' = 'refuse',
 ): Promise<{ values: Map<string, Tensor>; config: Record<string, unknown> }> {
   const out = new MemoryDirectory()
@@ -64,8 +64,8 @@ function difference(a: Float32Array, b: Float32Array): number {
 }
 
 describe.each([
-  ['bf16', 'BF16'],
-  ['f16', 'F16'],
+  ['bf16', 'bf16'],
+  ['f16', 'fp16'],
 ] as const)('merging into %s (peft#1388, peft#2502)', (option, dtype) => {
   test('PEFT rounds once, but with safe_merge the change and then the sum; lowrank always rounds once', async () => {
     const wrong = { rounded: 0, safe: 0, ours: 0 }
@@ -96,7 +96,7 @@ describe('tied embeddings (peft#2018, peft#2777)', () => {
   test('PEFT’s merge changes the output layer too; lowrank asks, and can untie', async () => {
     for (const golden of await goldens('tied-embedding')) {
       const { cell, expected, tensors } = golden
-      const base = await readTensors((await baseFolder(cell, expected, 'F32')).files.get('model.safetensors')!, 'base')
+      const base = await readTensors((await baseFolder(cell, expected, 'fp32')).files.get('model.safetensors')!, 'base')
       const { name, weight } = expected.layers.find(({ kind }) => kind === 'embedding')!
       const original = base.get(weight)!.data
       // Not merged, PEFT adapts the embedding alone, in these rows; merged, the output layer has the change as well.
@@ -107,7 +107,7 @@ describe('tied embeddings (peft#2018, peft#2777)', () => {
       expect(difference(tensors.get(heads[0])!.data, original)).toBeGreaterThan(0.01)
 
       await expect(merged(golden)).rejects.toThrow(MismatchError)
-      const { values, config } = await merged(golden, 'F32', 'untie')
+      const { values, config } = await merged(golden, 'fp32', 'untie')
       expect(config.tie_word_embeddings).toBe(false)
       const head = [...values.keys()].find((key) => /(lm_head|predictions\.decoder)\.weight$/.test(key))!
       expect(values.get(head)!.data).toEqual(original)
@@ -128,7 +128,7 @@ async function withChanges(
   names: readonly string[],
   times = 1,
 ): Promise<Float32Array> {
-  const base = await readTensors((await baseFolder(cell, expected, 'F32')).files.get('model.safetensors')!, 'base')
+  const base = await readTensors((await baseFolder(cell, expected, 'fp32')).files.get('model.safetensors')!, 'base')
   const adapter = await loadAdapter(files)
   const { weight } = expected.layers.find(({ name }) => name === names[0])!
   const sum = Float64Array.from(base.get(weight)!.data)
@@ -215,7 +215,7 @@ describe('init_lora_weights: pissa', () => {
     for (const golden of await goldens('init-pissa')) {
       const { cell, expected, files, tensors } = golden
       const out = new MemoryDirectory()
-      const base = await baseFolder(cell, expected, 'F32')
+      const base = await baseFolder(cell, expected, 'fp32')
       await mergeCheckpoint(base, await convertToPlain(await loadAdapter(files), base), out)
       const values = modelTensors(base, await readTensors(out.files.get('model.safetensors')!, 'merged'))
       for (const [key, { data: coarse }] of tensors) {

@@ -134,7 +134,7 @@ export async function baseFolder(
   dtype: FloatDtype,
 ): Promise<MemoryDirectory> {
   const folder = readFolder(path.join(root, architecture, base))
-  if (dtype === 'F32') return folder
+  if (dtype === 'fp32') return folder
   const values = await readTensors(folder.files.get('model.safetensors')!, 'base')
   const tensors = [...values].map(([name, { data, shape }]) => ({
     name,

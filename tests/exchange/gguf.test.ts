@@ -1,7 +1,7 @@
 // GGUF adapters against those of llama.cpp's own converter, back to PEFT, and what is refused. That llama.cpp gives PEFT's logits with them is
 // checked by scripts/golden/check_gguf.mjs.
 
-import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
+import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { describe, expect, it } from 'vitest'
@@ -14,17 +14,17 @@ import { LoraAdapter } from '../../src/lora/adapter.js'
 import type { LoraConfigInput } from '../../src/lora/config.js'
 import { nodePlatform } from '../../src/node/platform.js'
 import { loadAdapter, saveAdapter } from '../../src/peft/adapter-folder.js'
-import { goldenPath } from '../golden.js'
+import { goldenNames, goldenPath } from '../golden.js'
 import { changes, distance } from '../tools/adapters.js'
 
 usePlatform(nodePlatform)
 
 const bytesIn = ({ buffer, byteOffset, byteLength }: Float32Array) => new Uint8Array(buffer, byteOffset, byteLength)
 
-const names = readdirSync(goldenPath('gguf'))
+const names = goldenNames('gguf')
 const bytesOf = (...parts: string[]) => new Uint8Array(readFileSync(goldenPath('gguf', ...parts)))
 
-async function written(name: string, outDtype?: 'F16' | 'Q8_0'): Promise<{ bytes: Uint8Array; notes: string[] }> {
+async function written(name: string, outDtype?: 'fp16' | 'q8_0'): Promise<{ bytes: Uint8Array; notes: string[] }> {
   const out = new MemoryDirectory()
   const folder = goldenPath('gguf', name)
   const { notes } = await convertAdapter(folder, { to: 'gguf', base: folder, out, outDtype })
@@ -49,7 +49,7 @@ describe('GGUF adapters', () => {
   )
 
   it('has llama.cpp’s bits in q8_0, and f16 where rows fill no block', async () => {
-    const { bytes, notes } = await written('mistral', 'Q8_0')
+    const { bytes, notes } = await written('mistral', 'q8_0')
     const [got, expected] = [await parsed(bytes), await parsed(bytesOf('mistral', 'q8_0.gguf'))]
     for (const [key, { type, offset, byteLength }] of expected.tensors) {
       const own = got.tensors.get(key)!
@@ -277,7 +277,7 @@ async function modelGguf(architecture: string): Promise<Uint8Array> {
   const tensor = (name: string, shape: number[]) => ({
     name,
     shape,
-    dtype: 'F16' as const,
+    dtype: 'fp16' as const,
     bytes: () => new Uint8Array(2 * shape[0] * shape[1]),
   })
   await writeGguf(

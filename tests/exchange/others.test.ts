@@ -35,13 +35,13 @@ describe.each(['mlx', 'onnx-adapter'] as const)('%s', (to) => {
 
   it('writes half types', async () => {
     const [there, back] = [new MemoryDirectory(), new MemoryDirectory()]
-    await convertAdapter(goldenPath('gguf', 'llama'), { to, out: there, outDtype: 'F16' })
+    await convertAdapter(goldenPath('gguf', 'llama'), { to, out: there, outDtype: 'fp16' })
     await convertAdapter(there, { to: 'peft', out: back })
     const adapter = await loadAdapter(back)
-    expect(adapter.parts('linear')[0].dtype).toBe('F16')
+    expect(adapter.parts('linear')[0].dtype).toBe('fp16')
     expectAlike(adapter, await loadAdapter(new NodeDirectory(goldenPath('gguf', 'llama'))), 1e-3)
-    const refused = convertAdapter(goldenPath('gguf', 'llama'), { to, out: new MemoryDirectory(), outDtype: 'Q8_0' })
-    await expect(refused).rejects.toThrow(/outDtype: Q8_0 is a type of GGUF/)
+    const refused = convertAdapter(goldenPath('gguf', 'llama'), { to, out: new MemoryDirectory(), outDtype: 'q8_0' })
+    await expect(refused).rejects.toThrow(/outDtype: q8_0 is a type of GGUF/)
   })
 
   it('refuses what it cannot hold by name', async () => {
@@ -127,8 +127,8 @@ describe('convertAdapter', () => {
     const rows = Array.from({ length: 32 }, () => [1])
     adapter.addFactors('model.layers.0.self_attn.q_proj', [[1e6, 1]], rows)
     const [out, base] = [new MemoryDirectory(), goldenPath('gguf', 'llama')]
-    await expect(convertAdapter(adapter, { to: 'gguf', base, out, outDtype: 'F16' })).rejects.toThrow(
-      /q_proj: a value that is not finite in F16.*bf16/,
+    await expect(convertAdapter(adapter, { to: 'gguf', base, out, outDtype: 'fp16' })).rejects.toThrow(
+      /q_proj: a value that is not finite in fp16.*bf16/,
     )
     expect(out.files.size).toBe(0)
   })

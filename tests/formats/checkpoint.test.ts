@@ -4,8 +4,8 @@ import { openCheckpoint } from '../../src/formats/checkpoint.js'
 import { base, type TensorSketch } from '../merge/toolkit.js'
 
 const SKETCHES: TensorSketch[] = [
-  ['a', 'F32', [2, 3]],
-  ['b', 'BF16', [4]],
+  ['a', 'fp32', [2, 3]],
+  ['b', 'bf16', [4]],
   ['c', 'I64', []],
 ]
 const INDEX = 'model.safetensors.index.json'
@@ -28,7 +28,7 @@ describe('openCheckpoint', () => {
       'model-00001-of-00002.safetensors',
       'model-00002-of-00002.safetensors',
     ])
-    expect(sharded.tensors.get('b')).toMatchObject({ shard: 1, info: { dtype: 'BF16' } })
+    expect(sharded.tensors.get('b')).toMatchObject({ shard: 1, info: { dtype: 'bf16' } })
     for (const { file, dataStart } of sharded.shards) {
       expect(Math.min(...[...file.tensors.values()].map(({ offset }) => offset))).toBe(dataStart)
     }
@@ -73,8 +73,8 @@ describe('openCheckpoint', () => {
   it('refuses one name in two shards', async () => {
     const directory = await base(
       [
-        ['a', 'F32', [2]],
-        ['b', 'F32', [2]],
+        ['a', 'fp32', [2]],
+        ['b', 'fp32', [2]],
       ],
       { shards: 2 },
     )

@@ -186,8 +186,8 @@ test('a source that shrinks after its header was read', async () => {
 test('fuzz: of mutated files only our errors come, or a header that covers the file', async () => {
   const plan = planSafetensors(
     [
-      { name: 'base_model.model.q.lora_A.weight', dtype: 'F32', shape: [2, 3] },
-      { name: 'base_model.model.q.lora_B.weight', dtype: 'BF16', shape: [4, 2] },
+      { name: 'base_model.model.q.lora_A.weight', dtype: 'fp32', shape: [2, 3] },
+      { name: 'base_model.model.q.lora_B.weight', dtype: 'bf16', shape: [4, 2] },
       { name: 'é', dtype: 'I64', shape: [] },
     ],
     { format: 'pt' },

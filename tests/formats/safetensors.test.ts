@@ -20,7 +20,7 @@ async function write(tensors: TensorBytes[], metadata?: Record<string, string>):
 const parse = (bytes: Uint8Array) => parseSafetensorsHeader(new MemorySource(bytes, 'x.safetensors'))
 
 function floats(name: string, values: number[], shape = [values.length]): TensorBytes {
-  return { name, dtype: 'F32', shape, data: encodeFloats(Float32Array.from(values), 'F32') }
+  return { name, dtype: 'fp32', shape, data: encodeFloats(Float32Array.from(values), 'fp32') }
 }
 
 describe('writing', () => {
@@ -29,8 +29,8 @@ describe('writing', () => {
     const bytes = await write(
       [
         { name: 'z\n\x7f', dtype: 'U8', shape: [], data: new Uint8Array(1) },
-        { name: 'a', dtype: 'F16', shape: [3], data: new Uint8Array(6) },
-        { name: 'b', dtype: 'F32', shape: [2, 2], data: new Uint8Array(16) },
+        { name: 'a', dtype: 'fp16', shape: [3], data: new Uint8Array(6) },
+        { name: 'b', dtype: 'fp32', shape: [2, 2], data: new Uint8Array(16) },
         { name: 'é', dtype: 'I64', shape: [0], data: new Uint8Array(0) },
       ],
       { format: 'pt' },
@@ -49,7 +49,7 @@ describe('writing', () => {
   })
 
   test('sorts names by code point within a dtype', () => {
-    const spec = (name: string) => ({ name, dtype: 'F32' as const, shape: [1] })
+    const spec = (name: string) => ({ name, dtype: 'fp32' as const, shape: [1] })
     const { tensors } = planSafetensors(['\u{1f600}', '\uffee', 'a', 'ab', 'B'].map(spec))
     expect(tensors.map(({ name }) => name)).toEqual(['B', 'a', 'ab', '\uffee', '\u{1f600}'])
   })
@@ -89,8 +89,8 @@ describe('reading', () => {
     const values = Float32Array.of(1, -0.5, 3)
     const file = await parse(
       await write([
-        { name: 'half', dtype: 'F16', shape: [3], data: encodeFloats(values, 'F16') },
-        { name: 'brain', dtype: 'BF16', shape: [3], data: encodeFloats(values, 'BF16') },
+        { name: 'half', dtype: 'fp16', shape: [3], data: encodeFloats(values, 'fp16') },
+        { name: 'brain', dtype: 'bf16', shape: [3], data: encodeFloats(values, 'bf16') },
       ]),
     )
     expect((await readTensorF32(file, 'half')).data).toEqual(values)
@@ -134,8 +134,8 @@ describe('reading', () => {
   })
 })
 
-const dtypes = fc.constantFrom('BOOL', 'U8', 'BF16', 'F16', 'I32', 'F32', 'F64', 'I64', 'C64', 'F8_E4M3' as const)
-const SIZES = { BOOL: 1, U8: 1, BF16: 2, F16: 2, I32: 4, F32: 4, F64: 8, I64: 8, C64: 8, F8_E4M3: 1 }
+const dtypes = fc.constantFrom('BOOL', 'U8', 'bf16', 'fp16', 'I32', 'fp32', 'fp64', 'I64', 'C64', 'F8_E4M3' as const)
+const SIZES = { BOOL: 1, U8: 1, bf16: 2, fp16: 2, I32: 4, fp32: 4, fp64: 8, I64: 8, C64: 8, F8_E4M3: 1 }
 
 const tensorsArbitrary = fc.uniqueArray(
   fc.record({

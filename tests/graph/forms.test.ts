@@ -1,10 +1,10 @@
 import { describe, expect, it } from 'vitest'
 import { UnsupportedError } from '../../src/base/errors.js'
-import { abilitiesOf } from '../../src/graph/match/forms/abilities.js'
+import { abilitiesOf } from '../../src/graph/match/forms/forms.js'
 import { findLinears } from '../../src/graph/match/linears.js'
 import { makeAttribute } from '../../src/graph/view/attributes.js'
 import { Graph } from '../../src/graph/view/graph.js'
-import { OnnxSession } from '../../src/infer/adapter-session.js'
+import { ModelSession } from '../../src/infer/model-session.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
 import { deviation } from '../golden.js'
 import { inThread } from '../infer/models.js'
@@ -52,7 +52,7 @@ describe.each(GOLDEN_FORMS)('%s', (name) => {
 
   it('runs with an adapter beside it', async () => {
     const [onnx, numbers] = [await openForm(name), await formNumbers(name)]
-    const session = await OnnxSession.open({ onnx, runtime: inThread }, { adapters: { one: formAdapter(numbers) } })
+    const session = await ModelSession.open({ onnx, runtime: inThread }, { adapters: { one: formAdapter(numbers) } })
     const feeds = feedsOfForm(name, numbers)
     const [base, adapted] = [await session.run(feeds), await session.run(feeds, { adapter: 'one' })]
     // ONNX Runtime computes DequantizeLinear → MatMul with 8-bit inputs, unless a session forbids it.
@@ -75,7 +75,7 @@ describe.each(GOLDEN_FORMS.filter((name) => !isHalf(name)))('%s with DoRA', (nam
     dora.addFactors('model.fc2', { data: a, shape: [4, 40] }, factors(1), { magnitude })
     const plain = new LoraAdapter({ rank: 4, alpha: 8 })
     plain.addFactors('model.fc2', { data: a, shape: [4, 40] }, factors(1))
-    const session = await OnnxSession.open({ onnx, runtime: inThread }, { adapters: { dora, plain } })
+    const session = await ModelSession.open({ onnx, runtime: inThread }, { adapters: { dora, plain } })
     const feeds = feedsOfForm(name, numbers)
     const [scaled, sum] = [
       await session.run(feeds, { adapter: 'dora' }),

@@ -1,6 +1,6 @@
 import { describe, expect, it } from 'vitest'
-import { encoderInputs } from '../../src/graph/inputs/encoder.js'
 import { completeFeeds, inputFamily } from '../../src/graph/inputs/family.js'
+import { encoderInputs } from '../../src/graph/inputs/tokens.js'
 import type { Graph } from '../../src/graph/view/graph.js'
 import { addInput, addOutput, DataType, emptyGraph, floats, ints, valuesOf } from './toolkit.js'
 

@@ -1,5 +1,5 @@
 import { expect, it } from 'vitest'
-import { mergeReshapes } from '../../src/graph/shapes/merge-reshapes.js'
+import { mergeReshapes } from '../../src/graph/shapes/plain-shapes.js'
 import { ShapeMap } from '../../src/graph/shapes/shapes.js'
 import { Builder } from '../../src/graph/view/builder.js'
 import { addInput, addOutput, DataType, emptyGraph, floats, openGraph, valuesOf } from './toolkit.js'

@@ -7,7 +7,7 @@ import { loadOnnx, serializeModel } from '../../src/formats/onnx/model.js'
 import { findLinears } from '../../src/graph/match/linears.js'
 import { placeAdapter } from '../../src/graph/match/place-adapter.js'
 import { Builder } from '../../src/graph/view/builder.js'
-import { OnnxSession } from '../../src/infer/adapter-session.js'
+import { ModelSession } from '../../src/infer/model-session.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
 import { inThread } from '../infer/models.js'
 import { addInput, addOutput, DataType, emptyGraph, floatTensor } from './toolkit.js'
@@ -56,7 +56,7 @@ describe('several modules in one product', () => {
         await loadOnnx(new MemoryDirectory({ 'm.onnx': serializeModel(graph.toModel()) }), 'm.onnx'),
         new MemoryDirectory(),
       ]
-      await expect(OnnxSession.open({ onnx, runtime: inThread }, { adapters: { adapter } })).rejects.toThrow(message)
+      await expect(ModelSession.open({ onnx, runtime: inThread }, { adapters: { adapter } })).rejects.toThrow(message)
       await expect(mergeOnnx(onnx, adapter, out)).rejects.toThrow(message)
       expect(out.files.size).toBe(0)
     },

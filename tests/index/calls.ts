@@ -110,7 +110,7 @@ export const FUNCTIONS: Record<string, Call> = {
   },
   saveAdapter: {
     call: lowrank.saveAdapter,
-    args: () => [adapter(), place(), { dtype: 'F32' }],
+    args: () => [adapter(), place(), { dtype: 'fp32' }],
     options: 2,
     misspelled: { dtyp: /dtype/ },
   },
@@ -183,7 +183,7 @@ export const FUNCTIONS: Record<string, Call> = {
   },
   merge: {
     call: lowrank.merge,
-    args: () => [{ base: BASE, adapters: [adapter()], out: place(), tied: 'keep', dtype: 'F32', share: undefined }],
+    args: () => [{ base: BASE, adapters: [adapter()], out: place(), tied: 'keep', dtype: 'fp32', share: undefined }],
     options: 0,
     misspelled: { ...merging, dtyp: /dtype/, model: /./ },
   },

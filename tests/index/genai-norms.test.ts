@@ -7,7 +7,7 @@ import { MemoryDirectory } from '../../src/base/bytes.js'
 import { UnsupportedError } from '../../src/base/errors.js'
 import { loadOnnx } from '../../src/formats/onnx/model.js'
 import { parseSafetensorsHeader, readTensorF32 } from '../../src/formats/safetensors.js'
-import { OnnxSession } from '../../src/infer/adapter-session.js'
+import { ModelSession } from '../../src/infer/model-session.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
@@ -53,7 +53,7 @@ describe.each(Object.entries(CASES))('replaced norms of %s', (name, folder) => {
     const model = await openModel(folder)
     const adapter = await loadAdapter(adapterFolder)
     const [base, adapted] = [await logitsOf(name, 'base'), await logitsOf(name, 'adapted')]
-    const session = await OnnxSession.open(model, { adapters: { own: adapter } })
+    const session = await ModelSession.open(model, { adapters: { own: adapter } })
     const feeds = feedsOf(model, golden.inputIds)
     const run = async (own?: string | (string | null)[]) => lastOf((await session.run(feeds, { adapter: own })).logits)
     expect(maxDifference(await run(), base)).toBeLessThan(2e-5)
@@ -64,7 +64,7 @@ describe.each(Object.entries(CASES))('replaced norms of %s', (name, folder) => {
     const out = new MemoryDirectory()
     await mergeOnnx(model.onnx, adapter, out, { companions: new NodeDirectory(folder) })
     const merged = await loadOnnx(out, 'model.onnx')
-    const alone = await OnnxSession.open({ onnx: merged, runtime: inThread })
+    const alone = await ModelSession.open({ onnx: merged, runtime: inThread })
     expect(maxDifference(lastOf((await alone.run(feeds)).logits), adapted)).toBeLessThan(2e-5)
     for (const one of [session, alone]) await one.dispose()
     for (const one of [merged, model]) await one.close()
@@ -80,7 +80,7 @@ describe.each(Object.entries(CASES))('replaced norms of %s', (name, folder) => {
     const [fresh, context] = [new LoraAdapter(config), { model, open: open as never, modules: undefined }]
     await addWhole(fresh, context, savedTensors(context, fresh.config))
     expect(fresh.parts('replacement')).toHaveLength(name === 'qwen3' ? 3 : 5)
-    const session = await OnnxSession.open(model, { adapters: { fresh } })
+    const session = await ModelSession.open(model, { adapters: { fresh } })
     const { logits } = await session.run(feedsOf(model, golden.inputIds), { adapter: 'fresh' })
     expect(maxDifference(lastOf(logits), await logitsOf(name, 'base'))).toBeLessThan(2e-5)
     await session.dispose()
@@ -93,14 +93,14 @@ describe('replaced norms of a graph in 4 bits', () => {
     const folder = 'tests/golden/models/llama-genai-int4'
     const model = await openModel(folder)
     const adapter = await loadAdapter(new NodeDirectory('tests/golden/replaced/adapter-norms'))
-    const session = await OnnxSession.open(model, { adapters: { own: adapter } })
+    const session = await ModelSession.open(model, { adapters: { own: adapter } })
     const feeds = feedsOf(model, [[5, 17, 40, 3, 99, 64]])
     const { logits } = await session.run(feeds, { adapter: 'own' })
     expect(maxDifference(logits, (await session.run(feeds)).logits)).toBeGreaterThan(0.05)
     const out = new MemoryDirectory()
     await mergeOnnx(model.onnx, adapter, out, { companions: new NodeDirectory(folder) })
     const merged = await loadOnnx(out, 'model.onnx')
-    const alone = await OnnxSession.open({ onnx: merged, runtime: inThread })
+    const alone = await ModelSession.open({ onnx: merged, runtime: inThread })
     expect(maxDifference((await alone.run(feeds)).logits, logits)).toBeLessThan(1e-4)
     const data = [{ text: 'the king of the sea' }, { text: 'call me' }]
     const { report } = await train({ model, adapter, data, maxSteps: 3, learningRate: 1e-3, threads: 1 })
@@ -117,7 +117,7 @@ describe('replaced norms of a type of model that is not known', () => {
     const adapter = await loadAdapter(new NodeDirectory(`${FOLDER}/llama/golden/adapter-init`))
     const message =
       /input_layernorm\.weight: .*not known whether onnxruntime-genai has added 1.*got (other|no model_type)/
-    const opening = OnnxSession.open(unknown, { adapters: { adapter } })
+    const opening = ModelSession.open(unknown, { adapters: { adapter } })
     await expect(opening).rejects.toThrow(UnsupportedError)
     await expect(opening).rejects.toThrow(message)
     const out = new MemoryDirectory()

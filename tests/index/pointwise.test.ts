@@ -10,11 +10,11 @@ import { parseSafetensorsHeader, readTensorF32 } from '../../src/formats/safeten
 import { viewOf } from '../../src/graph/match/forms/integers.js'
 import { findLinears } from '../../src/graph/match/linears.js'
 import type { Model } from '../../src/graph/model-folder.js'
-import type { Objective } from '../../src/graph/training/objective.js'
+import type { Objective } from '../../src/graph/training/objective-graph.js'
 import { buildTrainingGraph } from '../../src/graph/training/training-graph.js'
 import { Builder } from '../../src/graph/view/builder.js'
 import { Graph } from '../../src/graph/view/graph.js'
-import { OnnxSession } from '../../src/infer/adapter-session.js'
+import { ModelSession } from '../../src/infer/model-session.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import { inspect } from '../../src/node.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
@@ -42,7 +42,7 @@ describe.each(['conv1d', 'conv2d'])('%s', (file) => {
   it('gives PEFT’s outputs in a session, whichever adapter a row has', async () => {
     const onnx = await loadOnnx(folder, `${file}.onnx`)
     const adapters = Object.fromEntries(await Promise.all(CASES.map(async (name) => [name, await adapterOf(name)])))
-    const session = await OnnxSession.open({ onnx, runtime: inThread }, { adapters })
+    const session = await ModelSession.open({ onnx, runtime: inThread }, { adapters })
     const half = 5 * 7
     for (const name of CASES) {
       const whole = await session.run(feeds, { adapter: name })
@@ -185,7 +185,7 @@ describe('training', () => {
 
 async function outputOf(directory: MemoryDirectory, file: string): Promise<Float32Array> {
   const onnx = await loadOnnx(directory, `${file}.onnx`)
-  const session = await OnnxSession.open({ onnx, runtime: inThread })
+  const session = await ModelSession.open({ onnx, runtime: inThread })
   const { y } = await session.run(feeds)
   await session.dispose()
   await onnx.close()

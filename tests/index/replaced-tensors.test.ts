@@ -7,7 +7,7 @@ import { MemoryDirectory, MemorySource } from '../../src/base/bytes.js'
 import { loadOnnx, type OnnxModel } from '../../src/formats/onnx/model.js'
 import { parseSafetensorsHeader, readTensorF32 } from '../../src/formats/safetensors.js'
 import type { Model } from '../../src/graph/model-folder.js'
-import { OnnxSession } from '../../src/infer/adapter-session.js'
+import { ModelSession } from '../../src/infer/model-session.js'
 import type { LoraAdapter } from '../../src/lora/adapter.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
 import type { Feeds } from '../../src/runtime/runtime.js'
@@ -33,7 +33,7 @@ function feedsFor(model: Model, takesCache: boolean): Feeds {
 
 /** The last token's of each row. */
 async function lastLogits(
-  session: OnnxSession,
+  session: ModelSession,
   feeds: Feeds,
   adapter?: string | (string | null)[],
 ): Promise<Float32Array> {
@@ -50,9 +50,9 @@ async function check(model: Model, name: string, branches: readonly boolean[]): 
   const [adapted, base] = [await logitsOf(name), await logitsOf(`base.${name}`)]
   const half = adapted.length / 2
   const mixed = [...adapted.subarray(0, half), ...base.subarray(half)]
-  const session = await OnnxSession.open(model, { adapters: { own: adapter } })
+  const session = await ModelSession.open(model, { adapters: { own: adapter } })
   const merged = await mergedOf(model.onnx, adapter)
-  const alone = await OnnxSession.open({ onnx: merged, runtime: inThread })
+  const alone = await ModelSession.open({ onnx: merged, runtime: inThread })
   for (const takesCache of branches) {
     const feeds = feedsFor(model, takesCache)
     expect(maxDifference(await lastLogits(session, feeds), base)).toBeLessThan(1e-5)
@@ -73,7 +73,7 @@ async function mergedOf(onnx: OnnxModel, adapter: LoraAdapter): Promise<OnnxMode
 describe('a replaced head of a graph that prune_lm_head has cut', () => {
   it('gives PEFT’s logits in sessions, also in one row alone, and merged', async () => {
     const model = await openModel(`${FOLDER}/pruned-head`)
-    const session = await OnnxSession.open(model)
+    const session = await ModelSession.open(model)
     expect((await session.run(feedsOf(model, inputIds))).logits.dims).toEqual([2, 1, 128])
     await session.dispose()
     await check(model, 'head', [false])

@@ -5,7 +5,7 @@ import { expect, it } from 'vitest'
 import { AttributeProto_AttributeType, AttributeProtoSchema } from '../../src/formats/onnx/gen/onnx_pb.js'
 import { sessionModel } from '../../src/graph/session-model.js'
 import { openSession } from '../../src/index/session.js'
-import { OnnxSession } from '../../src/infer/adapter-session.js'
+import { ModelSession } from '../../src/infer/model-session.js'
 import { runtimeOf } from '../../src/runtime/onnxruntime.js'
 import { feedsOf, makeAdapter, maxDifference, oneThread, openModel } from './models.js'
 
@@ -25,9 +25,9 @@ it('computes what ONNX Runtime computes of a file with this level, near to the e
   }
   const { onnx } = rewritten
   const plain = await runtimeOf(oneThread).createSession(await sessionModel(onnx, onnx.proto))
-  const session = await OnnxSession.open(model, { accuracyLevel: 4 })
-  const exact = await OnnxSession.open(model, { accuracyLevel: 0 })
-  const unset = await OnnxSession.open(model)
+  const session = await ModelSession.open(model, { accuracyLevel: 4 })
+  const exact = await ModelSession.open(model, { accuracyLevel: 0 })
+  const unset = await ModelSession.open(model)
   const feeds = feedsOf(model, ROWS)
   const { logits } = await session.run(feeds)
   expect(maxDifference(logits, (await plain.run(feeds)).logits)).toBeLessThan(1e-5)
@@ -43,7 +43,7 @@ it('computes what ONNX Runtime computes of a file with this level, near to the e
 it('gives each row of a batch what it has alone, with an adapter for each', async () => {
   const model = await openModel(FOLDER)
   const adapters = { a: makeAdapter(model, /[qv]_proj$/, { seed: 1 }), b: makeAdapter(model, /_proj$/, { seed: 2 }) }
-  const session = await OnnxSession.open(model, { adapters, accuracyLevel: 4 })
+  const session = await ModelSession.open(model, { adapters, accuracyLevel: 4 })
   const { logits } = await session.run(feedsOf(model, ROWS), { adapter: ['a', 'b'] })
   for (const [i, adapter] of ['a', 'b'].entries()) {
     const alone = (await session.run(feedsOf(model, [ROWS[i]]), { adapter })).logits

@@ -3,7 +3,7 @@ import { readJson } from '../../src/base/bytes.js'
 import { ConfigError, MismatchError, NumericError, StateError, UnsupportedError } from '../../src/base/errors.js'
 import type { Model } from '../../src/graph/model-folder.js'
 import { sessionModel } from '../../src/graph/session-model.js'
-import { OnnxSession } from '../../src/infer/adapter-session.js'
+import { ModelSession } from '../../src/infer/model-session.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
 import { runtimeOf } from '../../src/runtime/onnxruntime.js'
@@ -62,7 +62,7 @@ describe('without an adapter', () => {
     const model = await openModel(path)
     const feeds = feedsOf(model, ROWS)
     const base = await plainRun(model, feeds)
-    const session = await OnnxSession.open(model, { adapters: { a: makeAdapter(model, everyLinear) } })
+    const session = await ModelSession.open(model, { adapters: { a: makeAdapter(model, everyLinear) } })
     const idle = await session.run(feeds)
     expect(Object.keys(idle).sort()).toEqual(Object.keys(base).sort())
     for (const name in base) expect(maxDifference(idle[name], base[name])).toBeLessThanOrEqual(5e-5)
@@ -92,7 +92,7 @@ describe('adapters that PEFT wrote', () => {
       adapters[name] = await loadAdapter(folder)
       expected[name] = (await readJson(folder, 'expected.json')) as never
     }
-    const session = await OnnxSession.open(union, { adapters })
+    const session = await ModelSession.open(union, { adapters })
     const check = async (adapter: string | undefined, { inputIds, logitIds, logits }: Expected) => {
       const output = await session.run(feedsOf(union, [inputIds]), { adapter })
       const row = rowOf(output.logits)
@@ -118,7 +118,7 @@ describe('adapters that PEFT wrote', () => {
     const model = await openModel(path)
     const golden = (await readJson(directoryOf(path), 'golden/golden.json')) as Record<'base' | 'adapted', Expected>
     const adapter = await loadAdapter(directoryOf(`${path}/golden/adapter-init`))
-    const session = await OnnxSession.open(model, { adapters: { adapter } })
+    const session = await ModelSession.open(model, { adapters: { adapter } })
     for (const [key, choice] of [['base'], ['adapted', 'adapter']] as const) {
       const { inputIds, logitIds, logits } = golden[key]
       const row = rowOf((await session.run(feedsOf(model, [inputIds]), { adapter: choice })).logits)
@@ -140,12 +140,12 @@ describe('adding and removing', () => {
     const mlp = makeAdapter(union, /mlp\.(up|down)_proj$/, { seed: 2, rank: 5 })
     const feeds = feedsOf(union, ROWS)
     const alone = async (adapter: LoraAdapter) => {
-      const session = await OnnxSession.open(union, { adapters: { adapter } })
+      const session = await ModelSession.open(union, { adapters: { adapter } })
       const { logits } = await session.run(feeds, { adapter: 'adapter' })
       await session.dispose()
       return logits
     }
-    const session = await OnnxSession.open(union)
+    const session = await ModelSession.open(union)
     await session.add('q', q)
     await session.add('mlp', mlp)
     expect(session.adapters).toEqual(['q', 'mlp'])
@@ -161,7 +161,7 @@ describe('adding and removing', () => {
   })
 
   it('names inputs and outputs of the model alone', async () => {
-    const session = await OnnxSession.open(union, { adapters: { q: makeAdapter(union, /q_proj$/) } })
+    const session = await ModelSession.open(union, { adapters: { q: makeAdapter(union, /q_proj$/) } })
     const cache = Array.from({ length: 6 }, (_, layer) => [`${layer}.key`, `${layer}.value`]).flat()
     const past = cache.map((name) => `past_key_values.${name}`)
     expect(session.inputNames).toEqual(['input_ids', 'attention_mask', 'position_ids', ...past])
@@ -171,7 +171,7 @@ describe('adding and removing', () => {
 
   it('the adapter stays the caller’s: later edits do not reach the session, its arrays stay usable', async () => {
     const adapter = makeAdapter(union, /q_proj$/)
-    const session = await OnnxSession.open(union, { adapters: { adapter } })
+    const session = await ModelSession.open(union, { adapters: { adapter } })
     const feeds = feedsOf(union, ROWS)
     const before = await session.run(feeds, { adapter: 'adapter' })
     for (const layer of adapter.parts('linear')) layer.weightB.data.fill(0)
@@ -191,8 +191,8 @@ describe('adding and removing', () => {
     const same = new LoraAdapter({ rank: 1 })
     same.addFactors('model.layers.2.self_attn.v_proj', adapter.layer('mine').weightA, adapter.layer('mine').weightB)
     const feeds = feedsOf(union, ROWS)
-    const mapped = await OnnxSession.open(union, { adapters: { adapter }, modules })
-    const named = await OnnxSession.open(union, { adapters: { same } })
+    const mapped = await ModelSession.open(union, { adapters: { adapter }, modules })
+    const named = await ModelSession.open(union, { adapters: { same } })
     const [a, b] = [await mapped.run(feeds, { adapter: 'adapter' }), await named.run(feeds, { adapter: 'same' })]
     expect(maxDifference(a.logits, b.logits)).toBe(0)
     await mapped.dispose()
@@ -215,11 +215,11 @@ it('a module may have any name, as one that every object has', async () => {
     [name]: '/model/layers.2/self_attn/v_proj/MatMul',
     [other]: '/model/layers.3/self_attn/v_proj/MatMul',
   }
-  const session = await OnnxSession.open(union, {
+  const session = await ModelSession.open(union, {
     adapters: { a: adapterOf(name), b: adapterOf(other) },
     modules,
   })
-  const plain = await OnnxSession.open(union, { adapters: { a: adapterOf('model.layers.2.self_attn.v_proj') } })
+  const plain = await ModelSession.open(union, { adapters: { a: adapterOf('model.layers.2.self_attn.v_proj') } })
   const [got, wanted] = [session, plain].map((opened) => opened.run(feedsOf(union, ROWS), { adapter: 'a' }))
   expect(maxDifference((await got).logits, (await wanted).logits)).toBe(0)
   await session.dispose()
@@ -258,18 +258,18 @@ describe('what does not fit', () => {
       /^model\.layers\.3\.self_attn\.q_proj: .*not finite/,
     ],
   ])('%s is an error, and the session stays as it was', async (_, adapter, kind, message) => {
-    const session = await OnnxSession.open(union, { adapters: { good: makeAdapter(union, /q_proj$/) } })
+    const session = await ModelSession.open(union, { adapters: { good: makeAdapter(union, /q_proj$/) } })
     const error = await session.add('bad', adapter).catch((error: unknown) => error)
     expect(error).toBeInstanceOf(kind)
     expect((error as Error).message).toMatch(message)
     expect(session.adapters).toEqual(['good'])
     await session.run(feedsOf(union, ROWS), { adapter: 'good' })
     await session.dispose()
-    await expect(OnnxSession.open(union, { adapters: { bad: adapter } })).rejects.toBeInstanceOf(kind)
+    await expect(ModelSession.open(union, { adapters: { bad: adapter } })).rejects.toBeInstanceOf(kind)
   })
 
   it('a name that is taken or unknown', async () => {
-    const session = await OnnxSession.open(union, { adapters: { whaling: makeAdapter(union, /q_proj$/) } })
+    const session = await ModelSession.open(union, { adapters: { whaling: makeAdapter(union, /q_proj$/) } })
     await expect(session.add('whaling', makeAdapter(union, /q_proj$/))).rejects.toThrow(StateError)
     await expect(session.run(feedsOf(union, ROWS), { adapter: 'whalin' })).rejects.toThrow(/Did you mean whaling\?/)
     await expect(session.remove('x')).rejects.toThrow(MismatchError)
@@ -282,14 +282,14 @@ describe('what does not fit', () => {
       if (node.opType === 'MatMulInteger') node.opType = 'QGemm'
     }
     const adapter = layer('model.layers.0.self_attn.q_proj', 64, 32)
-    const error = await OnnxSession.open(model, { adapters: { adapter } }).catch((error: unknown) => error)
+    const error = await ModelSession.open(model, { adapters: { adapter } }).catch((error: unknown) => error)
     expect(error).toBeInstanceOf(UnsupportedError)
     expect((error as Error).message).toMatch(/q_proj\/MatMul_quant \(QGemm\)/)
     await model.close()
   })
 
   it('feeds that no tensor can be made of', async () => {
-    const session = await OnnxSession.open(union)
+    const session = await ModelSession.open(union)
     const feeds = feedsOf(union, ROWS)
     const short = { ...feeds, input_ids: { ...feeds.input_ids, data: new BigInt64Array(3) } }
     await expect(session.run(short)).rejects.toThrow(ConfigError)
@@ -300,7 +300,7 @@ describe('what does not fit', () => {
   it('a second dispose ends no sooner than the first', async () => {
     const { host, closed } = messageHost()
     const model = await openModel(UNION, host)
-    const session = await OnnxSession.open(model)
+    const session = await ModelSession.open(model)
     void session.dispose()
     await session.dispose()
     expect(closed()).toBe(1)
@@ -308,14 +308,14 @@ describe('what does not fit', () => {
   })
 
   it('dispose lets the runs finish that were asked for before it', async () => {
-    const session = await OnnxSession.open(union)
+    const session = await ModelSession.open(union)
     const runs = [1, 2, 3].map(() => session.run(feedsOf(union, ROWS), { outputNames: ['logits'] }))
     await session.dispose()
     for (const { logits } of await Promise.all(runs)) expect(logits.dims).toEqual([2, 6, 2048])
   })
 
   it('calls after dispose', async () => {
-    const session = await OnnxSession.open(union)
+    const session = await ModelSession.open(union)
     await session.dispose()
     await session.dispose()
     await expect(session.run(feedsOf(union, ROWS))).rejects.toThrow(StateError)
@@ -329,8 +329,8 @@ describe('in a worker', () => {
     const remote = await openModel(UNION, host)
     const adapter = makeAdapter(union, everyLinear)
     const feeds = feedsOf(union, ROWS)
-    const here = await OnnxSession.open(union, { adapters: { adapter } })
-    const there = await OnnxSession.open(remote, { adapters: { adapter } })
+    const here = await ModelSession.open(union, { adapters: { adapter } })
+    const there = await ModelSession.open(remote, { adapters: { adapter } })
     for (const choice of [undefined, 'adapter', undefined]) {
       const [a, b] = [await here.run(feeds, { adapter: choice }), await there.run(feeds, { adapter: choice })]
       expect(b.logits.dims).toEqual(a.logits.dims)
@@ -348,7 +348,7 @@ describe('in a worker', () => {
     const remote = await openModel(UNION, host)
     const names = ['a', 'b', 'c']
     const adapters = Object.fromEntries(names.map((name, seed) => [name, makeAdapter(union, /v_proj$/, { seed })]))
-    const session = await OnnxSession.open(remote, { adapters })
+    const session = await ModelSession.open(remote, { adapters })
     const feeds = feedsOf(union, ROWS)
     const together = await Promise.all(names.map((adapter) => session.run(feeds, { adapter })))
     for (const [i, adapter] of names.entries()) {
@@ -369,7 +369,7 @@ describe('idle modules', () => {
     const { module, fed } = recordingRuntime()
     const model = { onnx: union.onnx, runtime: { module } }
     const adapter = makeAdapter(union, /layers\.0\.self_attn\.k_proj$/, { rank: 3 })
-    const session = await OnnxSession.open(model, {
+    const session = await ModelSession.open(model, {
       adapters: { adapter, other: makeAdapter(union, /layers\.1\.self_attn\.k_proj$/) },
       ...(executionProviders && { executionProviders }),
     })
@@ -393,6 +393,6 @@ describe('idle modules', () => {
 it('a runtime that cannot be imported is a RuntimeError', async () => {
   const { host } = messageHost()
   const model = await openModel(UNION, { ...host, specifier: 'no-such-runtime' } as typeof host)
-  await expect(OnnxSession.open(model)).rejects.toMatchObject({ code: 'RUNTIME' })
+  await expect(ModelSession.open(model)).rejects.toMatchObject({ code: 'RUNTIME' })
   await model.close()
 })

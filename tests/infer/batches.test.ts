@@ -3,8 +3,8 @@
 import { describe, expect, it } from 'vitest'
 import { ConfigError, MismatchError, UnsupportedError } from '../../src/base/errors.js'
 import type { Model } from '../../src/graph/model-folder.js'
-import { OnnxSession } from '../../src/infer/adapter-session.js'
-import { batchesOf } from '../../src/infer/batching.js'
+import { batchesOf } from '../../src/infer/generate/batching.js'
+import { ModelSession } from '../../src/infer/model-session.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
 import type { RuntimeTensor } from '../../src/runtime/runtime.js'
 import { directoryOf, feedsOf, makeAdapter, maxDifference, openModel } from './models.js'
@@ -51,7 +51,7 @@ describe.each([
 ])('%s', (path) => {
   it('gives each prompt of a batch the text and the scores that it has alone, with an adapter for each', async () => {
     const model = await openModel(path)
-    const session = await OnnxSession.open(model, { adapters: adaptersOf(model) })
+    const session = await ModelSession.open(model, { adapters: adaptersOf(model) })
     const adapter = ['a', null, 'b', { a: 0.5, b: -0.5 }, 'a']
     const options = { maxNewTokens: 9, logprobs: 2, temperature: 0 }
     const together = await session.generate(PROMPTS, { ...options, adapter })
@@ -70,7 +70,7 @@ describe.each([
 
   it('run: each row equals its run alone, and a mix the sum of what its adapters add', async () => {
     const model = await openModel(path)
-    const session = await OnnxSession.open(model, { adapters: adaptersOf(model) })
+    const session = await ModelSession.open(model, { adapters: adaptersOf(model) })
     const rows = [
       [3, 1, 4, 1, 5],
       [9, 2, 6, 5, 3],
@@ -96,7 +96,7 @@ describe('a mix', () => {
   it('of weight 1 is the adapter, of weight 0 the base, and two halves are the whole', async () => {
     const model = await openModel(`${MODELS}/llama-optimum`)
     const { a, b } = adaptersOf(model)
-    const session = await OnnxSession.open(model, { adapters: { a, b, again: a } })
+    const session = await ModelSession.open(model, { adapters: { a, b, again: a } })
     const feeds = feedsOf(model, [[3, 1, 4, 1, 5]])
     const logits = async (adapter: string | null | Record<string, number>) =>
       (await session.run(feeds, { adapter })).logits
@@ -118,7 +118,7 @@ describe('a mix', () => {
       const magnitude = new Float32Array(layer.d).fill(2)
       scaled.addFactors(layer.name, layer.weightA, layer.weightB, { magnitude })
     }
-    const session = await OnnxSession.open(model, { adapters: { scaled, plain } })
+    const session = await ModelSession.open(model, { adapters: { scaled, plain } })
     const feeds = feedsOf(model, [
       [3, 1, 4],
       [1, 5, 9],
@@ -140,12 +140,12 @@ describe('a mix', () => {
 
 it('rows that end early leave, and the others go on', async () => {
   const model = { ...(await openModel('models/union-3m')), generationConfig: {} }
-  const plain = await OnnxSession.open(model)
+  const plain = await ModelSession.open(model)
   const [first] = await plain.generate([PROMPTS[0]], { maxNewTokens: 12 })
   await plain.dispose()
   // The fourth token of the first text ends texts.
   const ending = { ...model, eosTokenIds: [1, first.tokenIds[3]] }
-  const session = await OnnxSession.open(ending, {
+  const session = await ModelSession.open(ending, {
     adapters: { v: await loadAdapter(directoryOf('tests/golden/peft/f32')) },
   })
   const adapter = [null, 'v', null, 'v', null]
@@ -163,7 +163,7 @@ it('rows that end early leave, and the others go on', async () => {
 
 it('texts that are drawn are those of their seeds alone, in batches of any size', async () => {
   const model = await openModel('models/union-3m')
-  const session = await OnnxSession.open(model)
+  const session = await ModelSession.open(model)
   const drawn = { temperature: 1, topK: 40, repetitionPenalty: 1.1, maxNewTokens: 10, seed: 5 }
   const together = await session.generate(PROMPTS, drawn)
   const pieces = PROMPTS.map(() => '')
@@ -191,7 +191,7 @@ it('prompts of one length share a batch where nothing can be filled up', () => {
 describe('bad input', () => {
   it('a list of another length, an unknown adapter in a list or a mix, weights that are no numbers', async () => {
     const model = await openModel(`${MODELS}/llama-optimum`)
-    const session = await OnnxSession.open(model, { adapters: adaptersOf(model) })
+    const session = await ModelSession.open(model, { adapters: adaptersOf(model) })
     const feeds = feedsOf(model, [[3, 1, 4]])
     const cases: [unknown, new (...args: never[]) => Error, RegExp][] = [
       [['a', 'b'], ConfigError, /adapter: a list has one adapter for each row; expected 1, got 2/],
@@ -219,7 +219,7 @@ describe('bad input', () => {
 
   it('prompts that are none', async () => {
     const model = await openModel(`${MODELS}/llama-optimum`)
-    const session = await OnnxSession.open(model)
+    const session = await ModelSession.open(model)
     for (const prompt of [[], [[]], 3, null, [3], [{ role: 'user' }, 'a']]) {
       await expect(session.generate(prompt as never), JSON.stringify(prompt)).rejects.toThrow(ConfigError)
     }

@@ -7,7 +7,7 @@ import { UnsupportedError } from '../../src/base/errors.js'
 import { serializeModel } from '../../src/formats/onnx/model.js'
 import { loadModel } from '../../src/graph/model-folder.js'
 import { Builder } from '../../src/graph/view/builder.js'
-import { OnnxSession } from '../../src/infer/adapter-session.js'
+import { ModelSession } from '../../src/infer/model-session.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import type { OrtModule } from '../../src/runtime/onnxruntime.js'
 import { train } from '../../src/train/train.js'
@@ -44,7 +44,7 @@ async function model(width: number, seesAll: boolean) {
 
 async function generated(width: number, seesAll: boolean) {
   const opened = await model(width, seesAll)
-  const session = await OnnxSession.open(opened)
+  const session = await ModelSession.open(opened)
   try {
     return await session.generate('And the people', { maxNewTokens: 3 })
   } finally {

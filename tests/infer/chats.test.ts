@@ -4,9 +4,9 @@ import { readFileSync } from 'node:fs'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { ConfigError, DataError, FormatError } from '../../src/base/errors.js'
 import type { Model } from '../../src/graph/model-folder.js'
-import { OnnxSession } from '../../src/infer/adapter-session.js'
-import { endOfTurn } from '../../src/infer/prompts.js'
-import { TextRow } from '../../src/infer/text-row.js'
+import { endOfTurn } from '../../src/infer/generate/prompts.js'
+import { TextRow } from '../../src/infer/generate/text-row.js'
+import { ModelSession } from '../../src/infer/model-session.js'
 import { compileChatTemplate } from '../../src/text/compiled-template.js'
 import { makeAdapter, openModel } from './models.js'
 
@@ -17,10 +17,10 @@ const MESSAGES = [
 ]
 
 let model: Model
-let session: OnnxSession<Model>
+let session: ModelSession<Model>
 beforeAll(async () => {
   model = { ...(await openModel('models/union-3m')), generationConfig: {} }
-  session = await OnnxSession.open(model)
+  session = await ModelSession.open(model)
 })
 afterAll(async () => {
   await session.dispose()
@@ -58,7 +58,7 @@ describe('a chat', () => {
     const spied = { ...model, tokenizer: Object.assign(spy, { stream, decode }) }
     const adapter = makeAdapter(model, /q_proj$/)
     adapter.chatTemplate = 'recorded {{ x }} {{ tools | length if tools else 0 }} {{ messages[0].content }}'
-    const opened = await OnnxSession.open(spied, { adapters: { adapter } })
+    const opened = await ModelSession.open(spied, { adapters: { adapter } })
     const messages = [{ role: 'user', content: 'hi' }]
     const options = { adapter: 'adapter', maxNewTokens: 1 }
     await opened.generate(messages, { ...options, chatTemplateArgs: { x: 7 }, tools: [{ a: 1 }] })
@@ -168,7 +168,7 @@ describe('stop strings', () => {
 it('ends at every eos of generation_config.json', async () => {
   const [first] = await session.generate(['The Constitution'], { maxNewTokens: 8 })
   const ending = { ...model, eosTokenIds: [1, 2, first.tokenIds[4]] }
-  const opened = await OnnxSession.open(ending)
+  const opened = await ModelSession.open(ending)
   expect(await opened.generate('The Constitution')).toMatchObject({
     finish: 'eos',
     tokens: first.tokenIds.indexOf(first.tokenIds[4]),
@@ -178,7 +178,7 @@ it('ends at every eos of generation_config.json', async () => {
 
 it('draws as generation_config.json says where nothing is said', async () => {
   const sampled = { ...model, generationConfig: { do_sample: true, temperature: 0.8, top_k: 30 } }
-  const opened = await OnnxSession.open(sampled)
+  const opened = await ModelSession.open(sampled)
   const plain = await opened.generate('The people', { seed: 4, maxNewTokens: 8 })
   const said = await session.generate('The people', { seed: 4, maxNewTokens: 8, temperature: 0.8, topK: 30 })
   expect(plain.tokenIds).toEqual(said.tokenIds)

@@ -5,7 +5,7 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../src/base/bytes.js'
 import { ConfigError, MismatchError, UnsupportedError } from '../../src/base/errors.js'
 import type { Model } from '../../src/graph/model-folder.js'
-import { OnnxSession } from '../../src/infer/adapter-session.js'
+import { ModelSession } from '../../src/infer/model-session.js'
 import type { TextOrPair } from '../../src/infer/session.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
 import { loadAdapter, saveAdapter } from '../../src/peft/adapter-folder.js'
@@ -33,11 +33,11 @@ describe.each(['encoder', 'classifier'])('over the export of the %s', (name) => 
   const { maxLength } = golden
   const texts = textsOf(golden)
   let model: Model
-  let session: OnnxSession<Model>
+  let session: ModelSession<Model>
   beforeAll(async () => {
     model = await openModel(`${folder}/${name}`)
     const peft = await loadAdapter(directoryOf(`${folder}/${name}/golden/adapter-init`))
-    session = await OnnxSession.open(model, { adapters: { peft } })
+    session = await ModelSession.open(model, { adapters: { peft } })
   })
   afterAll(async () => {
     await session.dispose()
@@ -129,7 +129,7 @@ it('classifies with a head alone, and with the head that the graph has', async (
   const head = new LoraAdapter({ rank: 1, taskType: 'SEQ_CLS' })
   const data = Float32Array.from({ length: 2 * 16 }, (_, i) => Math.cos(i))
   head.addReplacement('classifier.weight', { data, shape: [2, 16] })
-  const session = await OnnxSession.open(model, { adapters: { head } })
+  const session = await ModelSession.open(model, { adapters: { head } })
   const [first] = textsOf(golden)
   const base = await session.classify(first)
   expect(golden.labels).toContain(base.label)
@@ -150,7 +150,7 @@ it('classifies with a head alone, and with the head that the graph has', async (
 
 it('reads the logits of a graph whose own classifier an adapter changes by LoRA', async () => {
   const model = await openModel(`${folder}/classifier`)
-  const session = await OnnxSession.open(model, { adapters: { lora: makeAdapter(model, /^classifier$/, { std: 1 }) } })
+  const session = await ModelSession.open(model, { adapters: { lora: makeAdapter(model, /^classifier$/, { std: 1 }) } })
   const [base, adapted] = [await session.classify('The sea'), await session.classify('The sea', { adapter: 'lora' })]
   expect(maxDifference(base.logits, adapted.logits)).toBeGreaterThan(0.01)
   await session.dispose()
@@ -160,7 +160,7 @@ it('reads the logits of a graph whose own classifier an adapter changes by LoRA'
 it('refuses models and adapters without a head for labels', async () => {
   const encoder = await openModel(`${folder}/encoder`)
   const plain = makeAdapter(encoder, /query$/)
-  const session = await OnnxSession.open(encoder, { adapters: { plain } })
+  const session = await ModelSession.open(encoder, { adapters: { plain } })
   await expect(session.classify('a')).rejects.toThrow(/the model has no head that gives labels.*got last_hidden_state/)
   await expect(session.classify('a', { adapter: 'plain' })).rejects.toThrow(/nor the adapter "plain" has a head/)
   const partial = new LoraAdapter({ rank: 1, taskType: 'SEQ_CLS' })
@@ -170,7 +170,7 @@ it('refuses models and adapters without a head for labels', async () => {
   await encoder.close()
 
   const causal = await openModel('tests/golden/models/llama-optimum')
-  const texts = await OnnxSession.open(causal)
+  const texts = await ModelSession.open(causal)
   await expect(texts.classify('a')).rejects.toThrow(/call generate/)
   await texts.dispose()
   await causal.close()

@@ -1,7 +1,7 @@
 import { expect, it } from 'vitest'
 import { tokenInputs } from '../../src/graph/inputs/tokens.js'
 import { Graph } from '../../src/graph/view/graph.js'
-import { OnnxSession } from '../../src/infer/adapter-session.js'
+import { ModelSession } from '../../src/infer/model-session.js'
 import type { Feeds } from '../../src/runtime/runtime.js'
 import { makeAdapter, maxDifference, openModel } from './models.js'
 
@@ -14,7 +14,7 @@ it.each(['models/union-3m', 'tests/golden/models/qwen2-optimum'])(
   async (folder) => {
     const model = await openModel(folder)
     const { feeds, emptyCache, cache } = tokenInputs(new Graph(model.onnx.proto))
-    const session = await OnnxSession.open(model, {
+    const session = await ModelSession.open(model, {
       adapters: { a: makeAdapter(model, /q_proj|down_proj/), b: makeAdapter(model, /v_proj|up_proj/, { seed: 2 }) },
     })
     for (const adapter of [undefined, 'a', ['a', 'b']] as const) {

@@ -1,8 +1,8 @@
 // What runs of a language model are fed besides its tokens: where the caller leaves it out, and by `generate`.
 
 import { describe, expect, it } from 'vitest'
-import { OnnxSession } from '../../src/infer/adapter-session.js'
-import { generate } from '../../src/infer/generate.js'
+import { generate } from '../../src/infer/generate/generate.js'
+import { ModelSession } from '../../src/infer/model-session.js'
 import type { Feeds, RuntimeTensor } from '../../src/runtime/runtime.js'
 import { feedsOf, maxDifference, openModel, recordingRuntime, rowOf } from './models.js'
 
@@ -26,7 +26,7 @@ describe('what a run leaves out', () => {
     ),
   ])('%s: tokens are enough', async (path) => {
     const model = await openModel(path)
-    const session = await OnnxSession.open(model)
+    const session = await ModelSession.open(model)
     const whole = await session.run(feedsOf(model, ROWS))
     const short = await session.run({ input_ids: int64(ROWS) })
     for (const name in whole) expect(maxDifference(short[name], whole[name])).toBe(0)
@@ -37,7 +37,7 @@ describe('what a run leaves out', () => {
   // GPT-2 learned its positions one by one; rotary ones count by their distance alone.
   it.each([UNION, 'tests/golden/models/gpt2-optimum'])('%s: positions follow mask and cache', async (path) => {
     const model = await openModel(path)
-    const session = await OnnxSession.open(model)
+    const session = await ModelSession.open(model)
     const [row] = ROWS
     const whole = rowOf((await session.run({ input_ids: int64([row]) })).logits)
     const attention_mask = int64([[0, 0, ...row.map(() => 1)]])
@@ -57,7 +57,7 @@ describe('what a run leaves out', () => {
 it('a text feeds its newest token alone, behind the cache', async () => {
   const { module, fed } = recordingRuntime()
   const model = await openModel(UNION, { module })
-  const session = await OnnxSession.open(model)
+  const session = await ModelSession.open(model)
   await generate(session, 'And the people', { maxNewTokens: 4 })
   const dims = (name: string) => fed.map((feeds) => [...feeds[name].dims])
   expect(dims('input_ids')).toEqual([

@@ -1,10 +1,10 @@
 import { describe, expect, it } from 'vitest'
-import { abilitiesOf } from '../../src/graph/match/forms/abilities.js'
+import { abilitiesOf } from '../../src/graph/match/forms/forms.js'
 import { findLinears } from '../../src/graph/match/linears.js'
 import { matchTargets } from '../../src/graph/match/match.js'
 import { checkTrainableForm } from '../../src/graph/training/trainable-form.js'
 import { Graph } from '../../src/graph/view/graph.js'
-import { OnnxSession } from '../../src/infer/adapter-session.js'
+import { ModelSession } from '../../src/infer/model-session.js'
 import { collectEdits } from '../../src/merge/onnx/edits.js'
 import {
   errorAtTokens,
@@ -26,7 +26,7 @@ describe.each([...FUSED, ...FUSED_NORMS, ...PLAIN])('a session on $name', ({ mod
     const adapters = Object.fromEntries(
       await Promise.all(kinds.map(async (kind) => [kind, await fusedAdapter(model, kind)])),
     )
-    const session = await OnnxSession.open({ onnx, runtime: inThread }, { adapters, threads: 1 })
+    const session = await ModelSession.open({ onnx, runtime: inThread }, { adapters, threads: 1 })
     const feeds = fusedFeeds(numbers, session.inputNames)
     for (const adapter of [null, ...kinds]) {
       const { last_hidden_state: made } = await session.run(feeds, { adapter })
@@ -89,7 +89,7 @@ describe('attention in int8', () => {
     const onnx = await openFused('bert-int8')
     const adapter = await fusedAdapter('bert', 'lora')
     const base = { onnx, runtime: inThread }
-    await expect(OnnxSession.open(base, { adapters: { adapter } })).rejects.toThrow(
+    await expect(ModelSession.open(base, { adapters: { adapter } })).rejects.toThrow(
       /encoder\.layer\.0\.attention\.self\.\w+: .*attention in integers.*QAttention.*op_types_to_quantize/,
     )
     const graph = new Graph(onnx.proto)
@@ -99,7 +99,7 @@ describe('attention in int8', () => {
     expect(closed).toHaveLength(6)
     for (const linear of closed) expect(abilitiesOf(linear)).toMatchObject({ run: false, merge: [], train: false })
     const others = adapter.only(new Set(adapter.names().filter((name) => !/self/.test(name))))
-    const session = await OnnxSession.open(base, { adapters: { others }, threads: 1 })
+    const session = await ModelSession.open(base, { adapters: { others }, threads: 1 })
     const numbers = await fusedNumbers('bert')
     const feeds = fusedFeeds(numbers, session.inputNames)
     const { last_hidden_state: own } = await session.run(feeds, { adapter: 'others' })

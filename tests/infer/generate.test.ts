@@ -2,8 +2,8 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { readJson } from '../../src/base/bytes.js'
 import { ConfigError, DataError, MismatchError, StateError } from '../../src/base/errors.js'
 import type { Model } from '../../src/graph/model-folder.js'
-import { OnnxSession } from '../../src/infer/adapter-session.js'
-import { generate } from '../../src/infer/generate.js'
+import { generate } from '../../src/infer/generate/generate.js'
+import { ModelSession } from '../../src/infer/model-session.js'
 import type { GenerateOptions } from '../../src/infer/session.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
 import { directoryOf, inThread, makeAdapter, messageHost, openModel } from './models.js'
@@ -19,12 +19,12 @@ interface Reference {
 }
 
 let union: Model
-let session: OnnxSession<Model>
+let session: ModelSession<Model>
 let references: Reference[]
 beforeAll(async () => {
   // Its generation_config.json samples; most of these tests take the likeliest token.
   union = { ...(await openModel(UNION)), generationConfig: {} }
-  session = await OnnxSession.open(union, { adapters: { v: makeAdapter(union, /v_proj$/, { std: 0.3 }) } })
+  session = await ModelSession.open(union, { adapters: { v: makeAdapter(union, /v_proj$/, { std: 0.3 }) } })
   references = (await readJson(directoryOf(UNION), 'reference.json')) as Reference[]
 })
 afterAll(async () => {
@@ -59,7 +59,7 @@ describe('greedy', () => {
       { inputIds: number[]; greedyIds: number[] }
     >
     const adapter = await loadAdapter(directoryOf(`${path}/golden/adapter-init`))
-    const opened = await OnnxSession.open(model, { adapters: { adapter } })
+    const opened = await ModelSession.open(model, { adapters: { adapter } })
     const text = model.tokenizer!.decode(golden.base.inputIds)
     expect(model.tokenizer!.encode(text)).toEqual(golden.base.inputIds)
     for (const [key, choice] of [['base'], ['adapted', 'adapter'], ['base']] as const) {
@@ -100,7 +100,7 @@ describe('sampling', () => {
 })
 
 describe('the end of the text', () => {
-  const withModel = (changes: Partial<Model>) => OnnxSession.open({ ...union, ...changes })
+  const withModel = (changes: Partial<Model>) => ModelSession.open({ ...union, ...changes })
 
   it('comes with a token that ends it, which is not part of it', async () => {
     const { greedy_ids } = references[0]
@@ -161,7 +161,7 @@ describe('streaming', () => {
 
   it('holds back a character until all its bytes are there, and gives U+FFFD for one that never is', async () => {
     const model = await openModel('tests/golden/models/gpt2-optimum')
-    const opened = await OnnxSession.open(model)
+    const opened = await ModelSession.open(model)
     const pieces: string[] = []
     const { text } = await generate(opened, PROMPT, { maxNewTokens: 14, onText: (piece) => pieces.push(piece) })
     expect(pieces.join('')).toBe(text)
@@ -205,8 +205,8 @@ describe('texts beside one another', () => {
     const [here, there] = [await openModel(path, inThread), await openModel(path, messageHost().host)]
     const a = makeAdapter(here, /q_proj$/, { seed: 1, std: 0.5 })
     const b = makeAdapter(here, /down_proj$/, { seed: 2, std: 0.5 })
-    const local = await OnnxSession.open(here, { adapters: { a, b } })
-    const remote = await OnnxSession.open(there, { adapters: { a, b } })
+    const local = await ModelSession.open(here, { adapters: { a, b } })
+    const remote = await ModelSession.open(there, { adapters: { a, b } })
     const requests: GenerateOptions[] = [
       { adapter: 'a' },
       { adapter: 'b', temperature: 1, seed: 2 },
@@ -225,7 +225,7 @@ describe('texts beside one another', () => {
 
   it('an adapter that is removed meanwhile stays with its text', async () => {
     const v = makeAdapter(union, /v_proj$/, { std: 0.3 })
-    const opened = await OnnxSession.open(union, { adapters: { v } })
+    const opened = await ModelSession.open(union, { adapters: { v } })
     const whole = await generate(opened, PROMPT, { adapter: 'v', maxNewTokens: 10 })
     let removal: Promise<void> | undefined
     const result = await generate(opened, PROMPT, {
@@ -249,7 +249,7 @@ describe('a session that is disposed meanwhile', () => {
     ['a worker', messageHost().host],
   ])('in %s ends the text with a StateError', async (_, host) => {
     const model = await openModel('tests/golden/models/llama-genai', host)
-    const opened = await OnnxSession.open(model)
+    const opened = await ModelSession.open(model)
     let disposal: Promise<void> | undefined
     const onText = () => {
       disposal ??= opened.dispose()
@@ -281,13 +281,13 @@ describe('bad input', () => {
     await expect(generate(session, 'people '.repeat(300))).rejects.toThrow(DataError)
     await expect(generate(session, 'people '.repeat(300))).rejects.toThrow(/expected fewer than 256 tokens, got \d+/)
     const bare = { ...union.tokenizer!, encode: () => [], stream: () => union.tokenizer!.stream() } as never
-    const opened = await OnnxSession.open({ ...union, tokenizer: bare })
+    const opened = await ModelSession.open({ ...union, tokenizer: bare })
     await expect(generate(opened, '')).rejects.toThrow(DataError)
     await opened.dispose()
   })
 
   it('a prompt of tokens that the model has not', async () => {
-    const opened = await OnnxSession.open({ ...union, vocabularySize: 50 })
+    const opened = await ModelSession.open({ ...union, vocabularySize: 50 })
     await expect(generate(opened, PROMPT)).rejects.toThrow(
       /tokenizer is not that of the model; expected token ids below 50/,
     )

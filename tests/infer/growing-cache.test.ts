@@ -4,14 +4,14 @@ import { afterAll, expect, it } from 'vitest'
 import { fuseAttention } from '../../src/graph/fuse/attention.js'
 import { giveNewRows } from '../../src/graph/fuse/new-rows.js'
 import { Graph } from '../../src/graph/view/graph.js'
-import { OnnxSession } from '../../src/infer/adapter-session.js'
-import { generate } from '../../src/infer/generate.js'
-import { argmax } from '../../src/infer/next-token.js'
+import { generate } from '../../src/infer/generate/generate.js'
+import { argmax } from '../../src/infer/generate/next-token.js'
+import { ModelSession } from '../../src/infer/model-session.js'
 import { makeAdapter, openModel } from './models.js'
 
 const model = await openModel('models/union-3m')
 const adapter = makeAdapter(model, /proj$/)
-const session = await OnnxSession.open(model, { adapters: { adapter }, threads: 1 })
+const session = await ModelSession.open(model, { adapters: { adapter }, threads: 1 })
 const GREEDY = { temperature: 0, repetitionPenalty: 1 }
 
 afterAll(async () => {
@@ -61,7 +61,7 @@ it('the rows are given out beside the caches, and runs give what the model gives
 
 it.each(['llama-genai', 'llama-genai-rotary'])('%s: texts whose attention makes the rows itself', async (name) => {
   const fused = await openModel(`tests/golden/models/${name}`)
-  const own = await OnnxSession.open(fused, { threads: 1 })
+  const own = await ModelSession.open(fused, { threads: 1 })
   expect(own.newRows?.isByHead).toBe(name === 'llama-genai')
   const prompts = ['And the people', 'We']
   const starts = prompts.map((prompt) => [...fused.tokenizer!.encode(prompt)])

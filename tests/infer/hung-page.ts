@@ -3,7 +3,7 @@
 import { MemoryDirectory } from '../../src/base/bytes.js'
 import { loadModel } from '../../src/graph/model-folder.js'
 import { webRuntime } from '../../src/index/web-runtime.js'
-import { OnnxSession } from '../../src/infer/adapter-session.js'
+import { ModelSession } from '../../src/infer/model-session.js'
 import { train } from '../../src/train/train.js'
 
 export interface HungPageResult {
@@ -46,7 +46,7 @@ async function run(): Promise<HungPageResult> {
   }
   const model = await loadModel(folder, { runtime: webRuntime('/ort/script.mjs', '/ort/ort.wasm') })
 
-  const session = await OnnxSession.open(model)
+  const session = await ModelSession.open(model)
   await session.run(feeds(SHORT))
   const hung = errorOf(session.run(feeds(LONG)))
   await sleep(500)
@@ -64,7 +64,7 @@ async function run(): Promise<HungPageResult> {
   const trained = await errorOf(train({ model, data, ...settings, on: { step }, signal: controller.signal }))
   terminated.push(ended)
 
-  const next = await OnnxSession.open(model)
+  const next = await ModelSession.open(model)
   const { logits } = await next.run(feeds(SHORT))
   await next.dispose()
   return { hung: await hung, disposed, later, trained, terminated, logits: logits.data.length }

@@ -13,7 +13,7 @@ import { findLinears } from '../../src/graph/match/linears.js'
 import { makeAttribute } from '../../src/graph/view/attributes.js'
 import { Builder } from '../../src/graph/view/builder.js'
 import { Graph } from '../../src/graph/view/graph.js'
-import { OnnxSession } from '../../src/infer/adapter-session.js'
+import { ModelSession } from '../../src/infer/model-session.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
 import type { Feeds } from '../../src/runtime/runtime.js'
@@ -45,19 +45,19 @@ afterEach(async () => {
 })
 
 async function open(onnx: OnnxModel, adapters: Record<string, LoraAdapter>, runtime = inThread) {
-  const session = await OnnxSession.open({ onnx, runtime }, { adapters })
+  const session = await ModelSession.open({ onnx, runtime }, { adapters })
   opened.push({ dispose: () => session.dispose(), onnx })
   return session
 }
 
-function feeds(session: OnnxSession): Feeds {
+function feeds(session: ModelSession): Feeds {
   const all = Object.entries(inputs).map(([name, rows]): [string, Feeds[string]] => {
     return [name, { type: 'int64', data: BigInt64Array.from(rows.flat(), BigInt), dims: [2, rows[0].length] }]
   })
   return Object.fromEntries(all.filter(([name]) => session.inputNames.includes(name)))
 }
 
-async function error(session: OnnxSession, adapter: string | undefined, expected: string) {
+async function error(session: ModelSession, adapter: string | undefined, expected: string) {
   const { logits } = await session.run(feeds(session), { adapter })
   return maxDifference(logits, await logitsOf(expected))
 }

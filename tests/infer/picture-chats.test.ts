@@ -4,12 +4,11 @@ import * as ort from 'onnxruntime-node'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { f16ToF32, f32ToF16 } from '../../src/base/dtype.js'
 import { loadModel, type Model } from '../../src/graph/model-folder.js'
-import type { Graph } from '../../src/graph/view/graph.js'
-import { readGraph } from '../../src/graph/view/read-graph.js'
-import { OnnxSession } from '../../src/infer/adapter-session.js'
-import { PromptPictures } from '../../src/infer/pictures.js'
-import { encodePrompt } from '../../src/infer/prompts.js'
-import { TokenVectors } from '../../src/infer/token-vectors.js'
+import { type Graph, readGraph } from '../../src/graph/view/graph.js'
+import { encodePrompt } from '../../src/infer/generate/prompts.js'
+import { ModelSession } from '../../src/infer/model-session.js'
+import { PromptPictures } from '../../src/infer/pictures/pictures.js'
+import { TokenVectors } from '../../src/infer/pictures/token-vectors.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import type { OrtModule } from '../../src/runtime/onnxruntime.js'
 import type { RuntimeTensor } from '../../src/runtime/runtime.js'
@@ -23,9 +22,9 @@ describe('chats', () => {
   const { cases, picture } = pictureGolden('llava')
   const [{ images, base }] = cases.filter((one) => one.messages !== undefined && one.images.length > 0)
   const options = { temperature: 0, maxNewTokens: 8, images: images.map(picture) }
-  let session: OnnxSession<Model>
+  let session: ModelSession<Model>
   beforeAll(async () => {
-    session = await OnnxSession.open(await open('llava'), {}, true)
+    session = await ModelSession.open(await open('llava'), {}, true)
   })
   afterAll(() => session?.dispose())
 

@@ -6,7 +6,7 @@ import * as ort from 'onnxruntime-node'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { loadModel, type Model } from '../../src/graph/model-folder.js'
 import type { RgbImage } from '../../src/images/image.js'
-import { OnnxSession } from '../../src/infer/adapter-session.js'
+import { ModelSession } from '../../src/infer/model-session.js'
 import type { GenerateResult, Prompt } from '../../src/infer/session.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
@@ -22,7 +22,7 @@ const open = (name: string) =>
 async function openSession(name: string) {
   const model = await open(name)
   const own = await loadAdapter(new NodeDirectory(`${graphsFolder(name)}/golden/adapter`))
-  return OnnxSession.open(model, { adapters: { own }, allowMissing: true }, true)
+  return ModelSession.open(model, { adapters: { own }, allowMissing: true }, true)
 }
 
 /** Largest difference of logarithms of probabilities. */
@@ -83,7 +83,7 @@ describe.each(FAMILIES)('texts that transformers.js writes with %s', (name) => {
     const model = await open(name)
     const changed = { ...model, preprocessorConfig: { ...model.preprocessorConfig, ...settings } }
     const own = await loadAdapter(new NodeDirectory(`${graphsFolder(name)}/golden/adapter`))
-    const session = await OnnxSession.open(changed, { adapters: { own }, allowMissing: true }, true)
+    const session = await ModelSession.open(changed, { adapters: { own }, allowMissing: true }, true)
     for (const { prompt, images, base, merged } of cases) {
       for (const [adapter, truth] of [
         [null, base],
@@ -119,9 +119,9 @@ describe('what cannot be done is refused by name', () => {
 
   const openFolder = async (folder: NodeDirectory) => {
     const model = await loadModel(folder, { runtime: { module: ort as unknown as OrtModule } })
-    return OnnxSession.open(model, {}, true)
+    return ModelSession.open(model, {}, true)
   }
-  const refusalIn = async (session: OnnxSession<Model>, prompt: Prompt | readonly Prompt[], images?: unknown) => {
+  const refusalIn = async (session: ModelSession<Model>, prompt: Prompt | readonly Prompt[], images?: unknown) => {
     try {
       await session.generate(prompt as string, { maxNewTokens: 1, images: images as RgbImage })
       return 'no error'
@@ -151,7 +151,7 @@ describe('what cannot be done is refused by name', () => {
       expect(await refusalOf(new Without(llava, file), 'And the people')).toBe('no error')
   })
 
-  let whole: OnnxSession<Model>
+  let whole: ModelSession<Model>
   beforeAll(async () => {
     whole = await openFolder(new NodeDirectory(llava))
   })

@@ -2,8 +2,14 @@ import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
 import { ConfigError, NumericError } from '../../src/base/errors.js'
 import { Random } from '../../src/base/random.js'
-import { argmax, penalizeRepetition, sampleToken, scoreTokens, tokenDistribution } from '../../src/infer/next-token.js'
-import { resolveSampling } from '../../src/infer/sampling.js'
+import {
+  argmax,
+  penalizeRepetition,
+  sampleToken,
+  scoreTokens,
+  tokenDistribution,
+} from '../../src/infer/generate/next-token.js'
+import { resolveSampling } from '../../src/infer/generate/sampling.js'
 
 // Steps of 1/64: logits that differ by less than the precision of exp are ties, whatever their order.
 const logit = fc.oneof(

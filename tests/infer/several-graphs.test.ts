@@ -7,7 +7,7 @@ import * as ort from 'onnxruntime-node'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { DataError, MismatchError } from '../../src/base/errors.js'
 import { loadModel, type Model } from '../../src/graph/model-folder.js'
-import { OnnxSession } from '../../src/infer/adapter-session.js'
+import { ModelSession } from '../../src/infer/model-session.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import type { LoraAdapter } from '../../src/lora/adapter.js'
 import { merge } from '../../src/node.js'
@@ -24,7 +24,7 @@ const adapterOf = (name: string): Promise<LoraAdapter> =>
   loadAdapter(new NodeDirectory(`${graphsFolder(name)}/golden/adapter`))
 
 /** The logits of the last two tokens of the decoder, behind the encoder, and those of the last one from a cache. */
-async function decoded(session: OnnxSession<Model>, name: string, adapter: string | null) {
+async function decoded(session: ModelSession<Model>, name: string, adapter: string | null) {
   const ids = expectedGraphs(name).decoderIds!
   const { last_hidden_state } = await session.run(await firstFeeds(name), { graph: 'encoder', adapter })
   const feeds = { encoder_hidden_states: last_hidden_state }
@@ -47,7 +47,7 @@ async function decoded(session: OnnxSession<Model>, name: string, adapter: strin
 describe('encoder and decoder', () => {
   it.each(['t5', 'bart', 'whisper'])('%s: raw feeds give PEFT’s logits, in both branches', async (name) => {
     const model = await open(name)
-    const session = await OnnxSession.open(model, { adapters: { own: await adapterOf(name) } })
+    const session = await ModelSession.open(model, { adapters: { own: await adapterOf(name) } })
     const numbers = await graphsNumbers(name)
     expect(session.graphs).toEqual(['decoder', 'encoder'])
     for (const [adapter, key] of [
@@ -72,8 +72,8 @@ describe('encoder and decoder', () => {
     await merge({ base: graphsFolder('t5'), adapters: adapter, out: join(out, 'merged') })
     const mergedModel = await open(join(out, 'merged'))
     const [session, merged] = [
-      await OnnxSession.open(model, { adapters: { adapter } }),
-      await OnnxSession.open(mergedModel),
+      await ModelSession.open(model, { adapters: { adapter } }),
+      await ModelSession.open(mergedModel),
     ]
     const [own, expected] = [await decoded(session, 't5', 'adapter'), await decoded(merged, 't5', null)]
     expect(worst(own.whole, expected.whole)).toBeLessThan(1e-5)
@@ -86,7 +86,7 @@ describe('encoder and decoder', () => {
 
   it('an adapter is added and removed in all graphs', async () => {
     const model = await open('bart')
-    const session = await OnnxSession.open(model)
+    const session = await ModelSession.open(model)
     await session.add('own', await adapterOf('bart'))
     const numbers = await graphsNumbers('bart')
     expect(worst((await decoded(session, 'bart', 'own')).whole, numbers.get('adapted')!)).toBeLessThan(1e-5)
@@ -108,14 +108,14 @@ describe('encoder and decoder', () => {
       [1, 2, 3, 4],
       [1, 2, 3, 4],
     ])
-    await expect(OnnxSession.open(model, { adapters: { other } })).rejects.toThrow(
+    await expect(ModelSession.open(model, { adapters: { other } })).rejects.toThrow(
       /none of the model's graphs \(decoder_model_merged.onnx, encoder_model.onnx\) has a module for decoder.pooler/,
     )
-    const session = await OnnxSession.open(model, { adapters: { other }, allowMissing: true })
+    const session = await ModelSession.open(model, { adapters: { other }, allowMissing: true })
     expect(session.adapters).toEqual(['other'])
     await session.dispose()
     const foreign = await adapterOf('bart')
-    await expect(OnnxSession.open(model, { adapters: { foreign }, allowMissing: true })).rejects.toThrow(
+    await expect(ModelSession.open(model, { adapters: { foreign }, allowMissing: true })).rejects.toThrow(
       /no module for any of its layers/,
     )
     await model.close()
@@ -123,7 +123,7 @@ describe('encoder and decoder', () => {
 
   it('a graph that is not there', async () => {
     const model = await open('t5')
-    const session = await OnnxSession.open(model)
+    const session = await ModelSession.open(model)
     await expect(session.run({}, { graph: 'encoderr' })).rejects.toThrow(
       /no such graph; expected decoder, encoder.*encoder\?/,
     )
@@ -133,11 +133,11 @@ describe('encoder and decoder', () => {
 })
 
 describe('texts', () => {
-  let [models, sessions]: [Record<string, Model>, Record<string, OnnxSession<Model>>] = [{}, {}]
+  let [models, sessions]: [Record<string, Model>, Record<string, ModelSession<Model>>] = [{}, {}]
   beforeAll(async () => {
     for (const name of ['t5', 'bart']) {
       models[name] = await open(name)
-      sessions[name] = await OnnxSession.open(models[name], { adapters: { own: await adapterOf(name) } })
+      sessions[name] = await ModelSession.open(models[name], { adapters: { own: await adapterOf(name) } })
     }
   })
   afterAll(async () => {

@@ -5,7 +5,7 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../src/base/bytes.js'
 import { ConfigError, UnsupportedError } from '../../src/base/errors.js'
 import { loadModel, type Model } from '../../src/graph/model-folder.js'
-import { OnnxSession } from '../../src/infer/adapter-session.js'
+import { ModelSession } from '../../src/infer/model-session.js'
 import type { LoraAdapter } from '../../src/lora/adapter.js'
 import { merge } from '../../src/merge/merge.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
@@ -51,10 +51,10 @@ describe.each(Object.entries(BASES))('over %s', (name, base) => {
     })
   }
   let model: Model
-  let session: OnnxSession<Model>
+  let session: ModelSession<Model>
   beforeAll(async () => {
     model = await openModel(base)
-    session = await OnnxSession.open(model, { adapters: { peft: await adapterOf() } })
+    session = await ModelSession.open(model, { adapters: { peft: await adapterOf() } })
   })
   afterAll(async () => {
     await session.dispose()
@@ -90,7 +90,7 @@ describe.each(Object.entries(BASES))('over %s', (name, base) => {
     expect(config.id2label).toEqual(Object.fromEntries(labels.entries()))
     expect(config.problem_type).toBeUndefined()
     const merged = await loadModel(out, { runtime: inThread })
-    const own = await OnnxSession.open(merged)
+    const own = await ModelSession.open(merged)
     expect(own.outputNames).toEqual(['logits'])
     const given = rows.map(({ words }) => ({ words }))
     check(await own.tag(given, { maxLength }))
@@ -122,7 +122,7 @@ describe.each(Object.entries(BASES))('over %s', (name, base) => {
     const expected = await own.tag(given, { adapter: 'other' })
     const again = await mergeInto(out, other)
     const twice = await loadModel(again.out, { runtime: inThread })
-    const last = await OnnxSession.open(twice)
+    const last = await ModelSession.open(twice)
     const found = await last.tag(given)
     expect(found.map(({ words }) => words.map(({ tag }) => tag))).toEqual(
       expected.map(({ words }) => words.map(({ tag }) => tag)),
@@ -148,7 +148,7 @@ describe.each(Object.entries(BASES))('over %s', (name, base) => {
 it('refuses models without a head for words', async () => {
   const model = await openModel('tests/golden/text-classification/classifier')
   const labels = await loadAdapter(directoryOf('tests/golden/text-classification/classifier/golden/adapter-init'))
-  const session = await OnnxSession.open(model, { adapters: { labels } })
+  const session = await ModelSession.open(model, { adapters: { labels } })
   await expect(session.tag('a')).rejects.toThrow(UnsupportedError)
   await expect(session.tag('a')).rejects.toThrow(/no head that gives labels to words.*Call classify/s)
   await expect(session.tag('a', { adapter: 'labels' })).rejects.toThrow(/gives labels to whole texts.*Call classify/s)
@@ -158,7 +158,7 @@ it('refuses models without a head for words', async () => {
 
 it('finds the places of entities in a text', async () => {
   const model = await openModel(BASES.distilbert)
-  const session = await OnnxSession.open(model)
+  const session = await ModelSession.open(model)
   const text = 'Captain Ahab, of the ship Pequod, saw (Nantucket).'
   const { words, entities } = await session.tag(text)
   expect(words.map((word) => word.text)).toEqual(

@@ -2,8 +2,8 @@
 
 import { expect, it } from 'vitest'
 import { readJson } from '../../src/base/bytes.js'
-import { OnnxSession } from '../../src/infer/adapter-session.js'
-import { generate } from '../../src/infer/generate.js'
+import { generate } from '../../src/infer/generate/generate.js'
+import { ModelSession } from '../../src/infer/model-session.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
 import { directoryOf, openModel } from './models.js'
 
@@ -16,7 +16,7 @@ interface Golden {
 it('writes the texts of transformers.js, with adapters those of its merged models', async () => {
   const golden = (await readJson(directoryOf('tests/golden/transformers-js'), 'texts.json')) as Golden
   const model = await openModel(golden.model)
-  const session = await OnnxSession.open(model)
+  const session = await ModelSession.open(model)
   for (const { adapter, texts } of golden.cases) {
     if (adapter !== undefined) await session.add(adapter, await loadAdapter(directoryOf(adapter)))
     for (const { prompt, text } of texts) {

@@ -3,7 +3,7 @@
 import * as ort from 'onnxruntime-node'
 import { describe, expect, it } from 'vitest'
 import { loadModel } from '../../src/graph/model-folder.js'
-import { OnnxSession } from '../../src/infer/adapter-session.js'
+import { ModelSession } from '../../src/infer/model-session.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
@@ -21,7 +21,7 @@ describe('pictures, embedding and decoder', () => {
   it('raw feeds give PEFT’s logits, whole and with a cache', async () => {
     const model = await open()
     const adapters = { own: await adapterOf() }
-    const session = await OnnxSession.open(model, { adapters, allowMissing: true })
+    const session = await ModelSession.open(model, { adapters, allowMissing: true })
     expect(session.graphs).toEqual(['decoder', 'embed_tokens', 'vision_encoder'])
     const numbers = await graphsNumbers('llava')
     for (const [adapter, key] of [
@@ -38,7 +38,7 @@ describe('pictures, embedding and decoder', () => {
 
   it('a mask, positions and a cache that are left out are as of one text, and rows run several tokens behind a cache', async () => {
     const model = await open()
-    const session = await OnnxSession.open(model)
+    const session = await ModelSession.open(model)
     const { data, dims } = (await session.run({ input_ids: int64([5, 6, 7, 8]) }, { graph: 'embed_tokens' }))
       .inputs_embeds
     const vectors = (start: number, end: number, batch = 1): Feeds => {
@@ -64,7 +64,7 @@ describe('pictures, embedding and decoder', () => {
   it('layers that the export dropped are an error that names the three graphs', async () => {
     const model = await open()
     const adapters = { own: await adapterOf() }
-    await expect(OnnxSession.open(model, { adapters })).rejects.toThrow(
+    await expect(ModelSession.open(model, { adapters })).rejects.toThrow(
       /none of the model's graphs \(decoder_model_merged.onnx, embed_tokens.onnx, vision_encoder.onnx\) has a module for model.vision_tower.encoder.layers.1.mlp.fc1/,
     )
     await model.close()
@@ -80,7 +80,7 @@ describe('pictures, embedding and decoder', () => {
     const adapter = await adapterOf()
     const renamed = renamedAdapter(adapter, from, to)
     const model = await open()
-    const session = await OnnxSession.open(model, { adapters: { renamed }, allowMissing: true })
+    const session = await ModelSession.open(model, { adapters: { renamed }, allowMissing: true })
     const { whole } = await pictureLogits((graph, feeds) => session.run(feeds, { graph, adapter: 'renamed' }))
     expect(worst(whole, (await graphsNumbers('llava')).get('adapted')!)).toBeLessThan(1e-5)
     await session.dispose()
@@ -92,7 +92,7 @@ describe('pictures, embedding and decoder', () => {
     const adapter = new LoraAdapter((await adapterOf()).config)
     const data = Float32Array.from({ length: 16 }, (_, i) => i)
     adapter.addTokenRows('model.language_model.embed_tokens', [6], { data, shape: [1, 16] })
-    const session = await OnnxSession.open(model, { adapters: { adapter } })
+    const session = await ModelSession.open(model, { adapters: { adapter } })
     const run = (name: string | null) =>
       session.run({ input_ids: int64([5, 6, 7]) }, { graph: 'embed_tokens', adapter: name })
     const [own, base] = [(await run('adapter')).inputs_embeds.data, (await run(null)).inputs_embeds.data]

@@ -7,7 +7,7 @@ import { describe, expect, test } from 'vitest'
 import type { FloatArray } from '../../src/base/tensor.js'
 import type { MergeDtype, MergeJob, MergeKernel, RightBlock } from '../../src/kernels/merge-kernel.js'
 
-const DTYPES: MergeDtype[] = ['BF16', 'F16', 'F32', 'F64']
+const DTYPES: MergeDtype[] = ['bf16', 'fp16', 'fp32', 'fp64']
 const CHUNK = 1 << 16
 
 /** All positive values of a 16-bit float type in order, as f64; the last is infinity. */
@@ -24,11 +24,11 @@ function valuesOf(exponentBits: number): Float64Array {
   })
 }
 
-const VALUES = { BF16: valuesOf(8), F16: valuesOf(5) }
+const VALUES = { bf16: valuesOf(8), fp16: valuesOf(5) }
 
 /** Nearest stored value's bits, ties to even; what would be the next power of two is infinity's place. */
-function roundHalf(value: number, dtype: 'BF16' | 'F16'): number {
-  if (Number.isNaN(value)) return dtype === 'BF16' ? 0x7fc0 : 0x7e00
+function roundHalf(value: number, dtype: 'bf16' | 'fp16'): number {
+  if (Number.isNaN(value)) return dtype === 'bf16' ? 0x7fc0 : 0x7e00
   const values = VALUES[dtype]
   const sign = value < 0 || Object.is(value, -0) ? 0x8000 : 0
   const magnitude = Math.abs(value)
@@ -45,7 +45,7 @@ function roundHalf(value: number, dtype: 'BF16' | 'F16'): number {
   return sign | (down < up || (down === up && low % 2 === 0) ? low : low + 1)
 }
 
-function decodeHalf(bits: number, dtype: 'BF16' | 'F16'): number {
+function decodeHalf(bits: number, dtype: 'bf16' | 'fp16'): number {
   const magnitude = VALUES[dtype][bits & 0x7fff] ?? Number.NaN
   return (bits & 0x8000) === 0 ? magnitude : -magnitude
 }
@@ -53,20 +53,20 @@ function decodeHalf(bits: number, dtype: 'BF16' | 'F16'): number {
 /** The weights of a chunk as an array of their type's bits or values. */
 function arrayOf(dtype: MergeDtype, bytes: Uint8Array) {
   const copy = bytes.slice().buffer
-  if (dtype === 'F64') return new Float64Array(copy)
-  return dtype === 'F32' ? new Float32Array(copy) : new Uint16Array(copy)
+  if (dtype === 'fp64') return new Float64Array(copy)
+  return dtype === 'fp32' ? new Float32Array(copy) : new Uint16Array(copy)
 }
 
 function define(bytes: Uint8Array, right: FloatArray, width: number, job: MergeJob) {
   const { dtype, rows, column, columns, left, terms } = job
-  const round = dtype === 'F64' ? (x: number) => x : Math.fround
+  const round = dtype === 'fp64' ? (x: number) => x : Math.fround
   const rank = terms.reduce((sum, term) => sum + term.rank, 0)
   const weights = arrayOf(dtype, bytes)
   const result = weights.slice()
   /** For each element what fewer roundings may change before it is stored. */
   const slack = new Float64Array(weights.length)
   const [lowest, highest] = [weights.slice(), weights.slice()]
-  const unit = dtype === 'F64' ? 2 ** -52 : 2 ** -23
+  const unit = dtype === 'fp64' ? 2 ** -52 : 2 ** -23
   let [overflows, firstOverflow, baseSquares, deltaSquares] = [0, -1, 0, 0]
   for (let i = 0; i < rows * columns; i++) {
     const [row, j] = [Math.floor(i / columns), column + (i % columns)]
@@ -84,7 +84,7 @@ function define(bytes: Uint8Array, right: FloatArray, width: number, job: MergeJ
       delta = delta === undefined ? change : round(delta + change)
       start += term.rank
     }
-    const isHalf = dtype === 'BF16' || dtype === 'F16'
+    const isHalf = dtype === 'bf16' || dtype === 'fp16'
     const base = isHalf ? decodeHalf(weights[i], dtype) : weights[i]
     const value = round(base + (delta ?? 0))
     const store = (exact: number) => (isHalf ? roundHalf(exact, dtype) : exact)
@@ -100,7 +100,7 @@ function define(bytes: Uint8Array, right: FloatArray, width: number, job: MergeJ
   }
   /** Whether each stored value is one that fewer roundings can give. */
   const isNear = (merged: Uint8Array) => {
-    const decode = (stored: number) => (dtype === 'BF16' || dtype === 'F16' ? decodeHalf(stored, dtype) : stored)
+    const decode = (stored: number) => (dtype === 'bf16' || dtype === 'fp16' ? decodeHalf(stored, dtype) : stored)
     return arrayOf(dtype, merged).every((stored, i) => {
       const value = decode(stored)
       return (
@@ -124,24 +124,24 @@ function fill<T extends FloatArray>(array: T, seed: number): T {
   return array
 }
 
-const SPECIAL_HALVES: Record<'BF16' | 'F16', number[]> = {
+const SPECIAL_HALVES: Record<'bf16' | 'fp16', number[]> = {
   // 0, −0, subnormals, the smallest normal, 1, the largest, infinities, NaNs of both signs.
-  BF16: [0, 0x8000, 1, 0x8001, 0x7f, 0x80, 0x3f80, 0x7f7f, 0xff7f, 0x7f80, 0xff80, 0x7fc0, 0x7f81, 0xffff],
-  F16: [0, 0x8000, 1, 0x8001, 0x3ff, 0x400, 0x3c00, 0x7bff, 0xfbff, 0x7c00, 0xfc00, 0x7e00, 0x7c01, 0xffff],
+  bf16: [0, 0x8000, 1, 0x8001, 0x7f, 0x80, 0x3f80, 0x7f7f, 0xff7f, 0x7f80, 0xff80, 0x7fc0, 0x7f81, 0xffff],
+  fp16: [0, 0x8000, 1, 0x8001, 0x3ff, 0x400, 0x3c00, 0x7bff, 0xfbff, 0x7c00, 0xfc00, 0x7e00, 0x7c01, 0xffff],
 }
 const SPECIAL = [0, -0, 1e-45, -1e-40, 2 ** -126, 1, 3.4e38, -3.4e38, Infinity, -Infinity, NaN, 5e-324, 1.7e308]
 
 function specialBytes(dtype: MergeDtype, count: number): Uint8Array {
   const pick = <T>(list: readonly T[]) => Array.from({ length: count }, (_, i) => list[i % list.length])
-  if (dtype === 'F64') return new Uint8Array(Float64Array.from(pick(SPECIAL)).buffer)
-  if (dtype === 'F32') return new Uint8Array(Float32Array.from(pick(SPECIAL)).buffer)
+  if (dtype === 'fp64') return new Uint8Array(Float64Array.from(pick(SPECIAL)).buffer)
+  if (dtype === 'fp32') return new Uint8Array(Float32Array.from(pick(SPECIAL)).buffer)
   return new Uint8Array(Uint16Array.from(pick(SPECIAL_HALVES[dtype])).buffer)
 }
 
 function randomBytes(dtype: MergeDtype, count: number, seed: number): Uint8Array {
   const values = fill(new Float64Array(count), seed)
-  if (dtype === 'F64') return new Uint8Array(values.buffer)
-  if (dtype === 'F32') return new Uint8Array(Float32Array.from(values).buffer)
+  if (dtype === 'fp64') return new Uint8Array(values.buffer)
+  if (dtype === 'fp32') return new Uint8Array(Float32Array.from(values).buffer)
   return new Uint8Array(Uint16Array.from(values, (value) => roundHalf(value, dtype)).buffer)
 }
 
@@ -151,13 +151,13 @@ export function mergeKernelSuite(create: (byteLength: number) => MergeKernel, is
 
   /** A view that begins beside what SIMD aligns to, with NaN around it. */
   function factor(dtype: MergeDtype, length: number, seed: number): FloatArray {
-    const whole = dtype === 'F64' ? new Float64Array(length + 2) : new Float32Array(length + 2)
+    const whole = dtype === 'fp64' ? new Float64Array(length + 2) : new Float32Array(length + 2)
     return fill(whole.fill(Number.NaN).subarray(1, length + 1), seed)
   }
 
   /** In one block, in rows, or in columns that lie side by side, by `way`. Returns whether all blocks are finite. */
   function putRight(right: FloatArray, rank: number, width: number, way = 0): boolean {
-    kernel.begin(rank, width, right instanceof Float64Array ? 'f64' : 'f32')
+    kernel.begin(rank, width, right instanceof Float64Array ? 'fp64' : 'fp32')
     const block = { row: 0, column: 0, rows: rank, columns: width, isTransposed: false }
     const put = (values: FloatArray, part: Partial<RightBlock>) => kernel.putRight({ ...block, values, ...part })
     if (way === 0) return put(right, {})
@@ -271,7 +271,7 @@ export function mergeKernelSuite(create: (byteLength: number) => MergeKernel, is
     })
 
     test('counts what overflows, and only where the base was finite', () => {
-      const large = dtype === 'F64' ? 1.7e308 : dtype === 'F16' ? 65504 : 3.3e38
+      const large = dtype === 'fp64' ? 1.7e308 : dtype === 'fp16' ? 65504 : 3.3e38
       const terms = [{ rank: 1, scale: 1 }]
       for (const columns of [5, 24]) {
         const left = factor(dtype, 2, 1).fill(1)
@@ -279,24 +279,24 @@ export function mergeKernelSuite(create: (byteLength: number) => MergeKernel, is
         right[3] = large
         const bytes = specialBytes(dtype, 2 * columns)
         check({ dtype, rows: 2, column: 0, columns, left, terms }, bytes, right, columns)
-        right[3] = dtype === 'F16' ? 16 : large / 2 ** 20
+        right[3] = dtype === 'fp16' ? 16 : large / 2 ** 20
         check({ dtype, rows: 2, column: 0, columns, left, terms }, bytes, right, columns)
       }
     })
   })
 
   test(`${kernel.name}: without any rank nothing changes`, () => {
-    kernel.begin(0, 4, 'f32')
-    const bytes = specialBytes('BF16', 8)
+    kernel.begin(0, 4, 'fp32')
+    const bytes = specialBytes('bf16', 8)
     kernel.chunk.set(bytes)
-    const job: MergeJob = { dtype: 'BF16', rows: 2, column: 0, columns: 4, left: new Float32Array(), terms: [] }
+    const job: MergeJob = { dtype: 'bf16', rows: 2, column: 0, columns: 4, left: new Float32Array(), terms: [] }
     expect(kernel.merge(job)).toMatchObject({ baseSquares: 0, deltaSquares: 0, overflows: 0, firstOverflow: -1 })
     expect(kernel.chunk.slice(0, 16)).toEqual(bytes)
   })
 
   test(`${kernel.name}: the same chunk lies in place when factors of another size come`, () => {
     kernel.chunk.set([1, 2, 3])
-    kernel.begin(256, 4096, 'f32')
+    kernel.begin(256, 4096, 'fp32')
     expect([...kernel.chunk.subarray(0, 3)]).toEqual([1, 2, 3])
   })
 }

@@ -43,11 +43,11 @@ const largest = (values: Float32Array) => values.reduce((most, value) => Math.ma
 const wave = (length: number) => Float32Array.from({ length }, (_, i) => Math.sin(i * 1.7))
 
 function mergedBytes(kernel: MergeKernel): Uint8Array {
-  kernel.begin(8, 100, 'f32')
+  kernel.begin(8, 100, 'fp32')
   kernel.putRight({ values: wave(8 * 100), row: 0, column: 0, rows: 8, columns: 100, isTransposed: false })
   kernel.chunk.set(Uint8Array.from({ length: 10 * 100 * 2 }, (_, i) => (i % 2 === 0 ? i * 31 : 0x3c + (i % 3))))
   const terms = [{ rank: 8, scale: 0.3 }]
-  kernel.merge({ dtype: 'BF16', rows: 10, column: 0, columns: 100, left: wave(80), terms })
+  kernel.merge({ dtype: 'bf16', rows: 10, column: 0, columns: 100, left: wave(80), terms })
   return kernel.chunk.slice(0, 2000)
 }
 

@@ -84,7 +84,7 @@ test('arrays that callers hold stay as they are when the kernels’ memory grows
   const held = [input, output, layer.weightA, layer.weightB, layer.baseWeight!, layer.effectiveWeight(), layer.delta()]
   const before = held.map(({ data }) => data.slice())
   const kernel = createMergeKernel(4096, true)
-  for (const rank of [8, 64, 1024]) kernel.begin(rank, 4096, 'f32')
+  for (const rank of [8, 64, 1024]) kernel.begin(rank, 4096, 'fp32')
   const large = new LoraLayer(wave(700, 600))
   large.weightB = wave(700, 8)
   large.forward(wave(300, 600))

@@ -12,7 +12,7 @@ export const A = 'base_model.model.q_proj.lora_A.weight'
 export const B = 'base_model.model.q_proj.lora_B.weight'
 export const CONFIG = { peft_type: 'LORA', r: 2, lora_alpha: 4, target_modules: ['q_proj'] }
 
-export function tensor(name: string, shape: number[], dtype: TensorDtype = 'F32', value = 0.5): TensorBytes {
+export function tensor(name: string, shape: number[], dtype: TensorDtype = 'fp32', value = 0.5): TensorBytes {
   const values = new Float32Array(elementCount(shape)).fill(value)
   return { name, dtype, shape, data: encodeFloats(values, dtype as FloatDtype) }
 }

@@ -63,7 +63,7 @@ test('all kinds are here', () => {
 describe.each(cases)('$name', ({ folder, expected }) => {
   test('loads as PEFT loads it, and counts as PEFT counts', async () => {
     const { adapter } = await load(folder, expected)
-    const report = inspectAdapter(adapter)
+    const report = await inspectAdapter(adapter)
     expect(report.trainableParams).toBe(expected.trainableParams)
     expectLayers(report.layers, expected.layers)
   })

@@ -119,9 +119,9 @@ test('values are the part’s own: copied, edited in place, and encoded as they 
   part.weight.data[0] = 5
   expect(given.data[0]).not.toBe(5)
   expect(new Float32Array(part.data.slice().buffer)[0]).toBe(5)
-  expect(part.dtype).toBe('F32')
+  expect(part.dtype).toBe('fp32')
   const half = new LoraAdapter().addReplacement('head.weight', {
-    dtype: 'BF16',
+    dtype: 'bf16',
     shape: [2],
     data: new Uint8Array([0x80, 0x3f, 0, 0x40]),
   })

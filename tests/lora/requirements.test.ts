@@ -9,7 +9,8 @@ import { rowNorms } from '../../src/lora/dora.js'
 import { EmbeddingLora } from '../../src/lora/kinds/embedding.js'
 import { LoraLayer } from '../../src/lora/layer.js'
 import { requirePlain, requirePlainConfig, requireUnchangedBase } from '../../src/lora/requirements.js'
-import { loadAdapter, openAdapter, saveAdapter } from '../../src/peft/adapter-folder.js'
+import { loadAdapter, saveAdapter } from '../../src/peft/adapter-folder.js'
+import { openAdapter } from '../../src/peft/open.js'
 import { train } from '../../src/train/train.js'
 import { random } from './matrices.js'
 
@@ -22,7 +23,7 @@ function plain(config: LoraConfigInput = {}): LoraAdapter {
   return adapter
 }
 
-const row = { dtype: 'F32', shape: [1, 2], data: new Uint8Array(new Float32Array([1, 2]).buffer) } as const
+const row = { dtype: 'fp32', shape: [1, 2], data: new Uint8Array(new Float32Array([1, 2]).buffer) } as const
 
 describe('adapters of a base that their start has changed', () => {
   test.each<[string, string]>([
@@ -38,22 +39,14 @@ describe('adapters of a base that their start has changed', () => {
 
 describe('only plain linear layers', () => {
   test.each<[string, LoraAdapter, RegExp]>([
-    ['DoRA', plain({ useDora: true }), /^q: a DoRA layer \(use_dora\) is not implemented for training/],
-    ['a bias of B', plain({ loraBias: true }), /^q: a layer with a bias of B \(lora_bias\)/],
-    [
-      'an embedding',
-      withParts((a) => a.addEmbedding('e', random(2, 7, 1), random(3, 2, 2))),
-      /^e: an adapted embedding/,
-    ],
-    [
-      'a replaced tensor',
-      withParts((a) => a.addReplacement('norm.weight', row)),
-      /^norm\.weight: a tensor that replaces the base’s/,
-    ],
+    ['DoRA', plain({ useDora: true }), /^q: magnitudes of DoRA \(use_dora\) are not implemented for training/],
+    ['a bias of B', plain({ loraBias: true }), /^q: biases of B \(lora_bias\)/],
+    ['an embedding', withParts((a) => a.addEmbedding('e', random(2, 7, 1), random(3, 2, 2))), /^e: adapted embeddings/],
+    ['a replaced tensor', withParts((a) => a.addReplacement('norm.weight', row)), /^norm\.weight: whole tensors/],
     [
       'rows',
       withParts((a) => a.addTokenRows('e', [3], row)),
-      /^e\[tokens\]: rows of an embedding \(trainable_token_indices\)/,
+      /^e\[tokens\]: rows of tokens \(trainable_token_indices\)/,
     ],
   ])('%s is refused by name', async (_, adapter, message) => {
     expect(() => requirePlain(adapter, 'training')).toThrow(UnsupportedError)
@@ -232,7 +225,7 @@ describe('where only those are handled', () => {
       'loraBias: not implemented for training',
     )
     await expect(train({ ...options, adapter: plain({ loraBias: true }) })).rejects.toThrow(
-      /^q: a layer with a bias of B .* for training/,
+      /^q: biases of B .* for training/,
     )
   })
 })

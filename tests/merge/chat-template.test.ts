@@ -21,7 +21,7 @@ function trained(template: string | undefined) {
 /** What a merge writes as the template, its copied files and its warnings. */
 async function merged(own: string | undefined, templates: readonly (string | undefined)[]) {
   const files: Record<string, string> = own === undefined ? {} : { [FILE]: own }
-  const from = await base([['layers.0.a_proj.weight', 'F32', [40, 24]]], { files })
+  const from = await base([['layers.0.a_proj.weight', 'fp32', [40, 24]]], { files })
   const out = new MemoryDirectory()
   const { copied, warnings } = await mergeCheckpoint(from, templates.map(trained), out)
   const bytes = out.files.get(FILE)
@@ -46,7 +46,7 @@ it.each([
 it('in a folder on disk, and removing the adapter keeps it', async () => {
   const folder = await mkdtemp(path.join(tmpdir(), 'merge-'))
   try {
-    const from = await toDisk(await base([['layers.0.a_proj.weight', 'F32', [40, 24]]]), path.join(folder, 'base'))
+    const from = await toDisk(await base([['layers.0.a_proj.weight', 'fp32', [40, 24]]]), path.join(folder, 'base'))
     const saved = new MemoryDirectory()
     await saveAdapter(trained(THEIRS), saved)
     const lora = await toDisk(saved, path.join(folder, 'adapter'))

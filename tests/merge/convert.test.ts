@@ -161,7 +161,7 @@ describe('convertToPlain', () => {
     const layer = adapter.addLayer('a', w)
     layer.weightB = random(8, 2, 3)
     const data = new Uint8Array(4)
-    adapter.addReplacement('head.bias', { dtype: 'F32', shape: [1], data })
+    adapter.addReplacement('head.bias', { dtype: 'fp32', shape: [1], data })
     const plain = await convertToPlain(adapter, () => w)
     expect(plain.layer('a').magnitude).toEqual(layer.magnitude)
     expect(plain.get('head.bias', 'replacement')?.data).toBe(data)

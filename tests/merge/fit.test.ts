@@ -34,7 +34,7 @@ test.each(cases.filter((name) => !name.includes('groups')))('%s fits the base th
   })
   expect(fit.parts.length).toBeGreaterThan(0)
   for (const { problem, tensor, dtype } of fit.parts)
-    expect([problem, dtype, typeof tensor]).toEqual([null, 'F32', 'string'])
+    expect([problem, dtype, typeof tensor]).toEqual([null, 'fp32', 'string'])
 })
 
 test.each([
@@ -58,9 +58,9 @@ test.each([
 
 describe('what does not fit is told part by part', () => {
   const sketches: TensorSketch[] = [
-    ['model.embed_tokens.weight', 'F32', [10, 8]],
-    ['model.layers.0.q_proj.weight', 'BF16', [8, 8]],
-    ['model.layers.0.k_proj.weight', 'F32', [4, 8]],
+    ['model.embed_tokens.weight', 'fp32', [10, 8]],
+    ['model.layers.0.q_proj.weight', 'bf16', [8, 8]],
+    ['model.layers.0.k_proj.weight', 'fp32', [4, 8]],
     ['model.layers.0.v_proj.qweight', 'I32', [4, 8]],
     ['model.layers.0.o_proj.weight', 'F8_E4M3', [8, 8]],
   ]
@@ -88,21 +88,21 @@ describe('what does not fit is told part by part', () => {
         name: 'model.layers.0.k_proj',
         tensor: 'model.layers.0.k_proj.weight',
         shape: [4, 8],
-        dtype: 'F32',
+        dtype: 'fp32',
         problem: expect.stringMatching(/another shape.*\(8, 8\), got \(4, 8\)/),
         relativeChange: null,
       },
       expect.objectContaining({
         name: 'model.layers.0.o_proj',
         dtype: 'F8_E4M3',
-        problem: expect.stringMatching(/F32, F16/),
+        problem: expect.stringMatching(/fp32, fp16/),
       }),
       expect.objectContaining({
         name: 'model.layers.0.q_porj',
         tensor: null,
         problem: expect.stringMatching(/Nearest to the first: model\.layers\.0\.q_proj/),
       }),
-      expect.objectContaining({ name: 'model.layers.0.q_proj', dtype: 'BF16', problem: null }),
+      expect.objectContaining({ name: 'model.layers.0.q_proj', dtype: 'bf16', problem: null }),
       expect.objectContaining({
         name: 'model.layers.0.v_proj',
         problem: expect.stringMatching(/quantized base \(gptq/),

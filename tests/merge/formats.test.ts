@@ -88,7 +88,7 @@ describe('a folder with an .onnx and a checkpoint', () => {
     const values = (folder: string) => {
       const bytes = bytesOf(folder, 'model.safetensors')
       const start = 8 + Number(bytes.readBigUInt64LE())
-      return Float32Array.from(decodeWeights(Uint8Array.from(bytes.subarray(start)), 'F32'))
+      return Float32Array.from(decodeWeights(Uint8Array.from(bytes.subarray(start)), 'fp32'))
     }
     const [first, last] = [values(MODEL), values(place('back'))]
     expect(first.reduce((most, value, i) => Math.max(most, Math.abs(value - last[i])), 0)).toBeLessThan(1e-6)
@@ -110,7 +110,7 @@ describe('what a format cannot honor is refused by name, and nothing is left', (
   const options = [
     ['tied', 'keep'],
     ['tied', 'refuse'],
-    ['outDtype', 'F16'],
+    ['outDtype', 'fp16'],
     ['maxShardBytes', 1e6],
     ['resume', true],
     ['share', { index: 0, count: 2 }],

@@ -3,7 +3,7 @@ import { describe, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../src/base/bytes.js'
 import { loadOnnx } from '../../src/formats/onnx/model.js'
 import { Graph } from '../../src/graph/view/graph.js'
-import { OnnxSession } from '../../src/infer/adapter-session.js'
+import { ModelSession } from '../../src/infer/model-session.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
 import { inspect } from '../../src/node.js'
 import { goldenPath } from '../golden.js'
@@ -22,9 +22,9 @@ import {
 import { inThread } from '../infer/models.js'
 import { mergeOnnx } from './toolkit.js'
 
-async function hiddenStates(directory: MemoryDirectory, feeds: Parameters<OnnxSession['run']>[0]) {
+async function hiddenStates(directory: MemoryDirectory, feeds: Parameters<ModelSession['run']>[0]) {
   const onnx = await loadOnnx(directory, 'model.onnx')
-  const session = await OnnxSession.open({ onnx, runtime: inThread }, { threads: 1 })
+  const session = await ModelSession.open({ onnx, runtime: inThread }, { threads: 1 })
   const { last_hidden_state: made } = await session.run(feeds)
   await session.dispose()
   const operators = new Graph(onnx.proto).nodes.map(({ opType }) => opType)
@@ -97,7 +97,7 @@ it('a bias of B of one of the three layers goes into its part of the bias', asyn
   after.forEach((value, i) => {
     expect(value).toBeCloseTo(before[i] + (i >= 16 && i < 32 ? biasB[i - 16] : 0), 6)
   })
-  const session = await OnnxSession.open({ onnx, runtime: inThread }, { adapters: { adapter }, threads: 1 })
+  const session = await ModelSession.open({ onnx, runtime: inThread }, { adapters: { adapter }, threads: 1 })
   const feeds = fusedFeeds(numbers, session.inputNames)
   const { last_hidden_state: beside } = await session.run(feeds, { adapter: 'adapter' })
   const { made } = await hiddenStates(out, feeds)

@@ -6,7 +6,7 @@ import { UnsupportedError } from '../../src/base/errors.js'
 import { loadOnnx, type OnnxModel } from '../../src/formats/onnx/model.js'
 import { findEmbeddings } from '../../src/graph/match/parameters.js'
 import { Graph } from '../../src/graph/view/graph.js'
-import { OnnxSession } from '../../src/infer/adapter-session.js'
+import { ModelSession } from '../../src/infer/model-session.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
 import { inspect } from '../../src/node.js'
@@ -44,12 +44,12 @@ function rows(numbers: Values): LoraAdapter {
   const adapter = new LoraAdapter({ rank: 3 })
   const { data, shape } = numbers.get('rows')!
   const bytes = new Uint8Array(Float32Array.from(data).buffer)
-  adapter.addTokenRows(MODULE, GOLDEN.tokens, { dtype: 'F32', shape, data: bytes })
+  adapter.addTokenRows(MODULE, GOLDEN.tokens, { dtype: 'fp32', shape, data: bytes })
   return adapter
 }
 
 async function outputOf(onnx: OnnxModel, feeds: Feeds, adapters: Record<string, LoraAdapter> = {}) {
-  const session = await OnnxSession.open({ onnx, runtime: inThread }, { adapters, threads: 1 })
+  const session = await ModelSession.open({ onnx, runtime: inThread }, { adapters, threads: 1 })
   const result: Record<string, Float32Array> = {}
   for (const name of [null, ...Object.keys(adapters)]) {
     result[name ?? 'base'] = (await session.run(feeds, { adapter: name })).y.data as Float32Array

@@ -13,7 +13,7 @@ import { findLinears } from '../../src/graph/match/linears.js'
 import type { Model } from '../../src/graph/model-folder.js'
 import { makeAttribute } from '../../src/graph/view/attributes.js'
 import { Graph } from '../../src/graph/view/graph.js'
-import { OnnxSession } from '../../src/infer/adapter-session.js'
+import { ModelSession } from '../../src/infer/model-session.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
@@ -42,7 +42,7 @@ afterAll(async () => {
 
 async function logitsOf(model: Model, onnx: OnnxModel, adapter?: LoraAdapter) {
   const adapters = adapter === undefined ? undefined : { adapter }
-  const session = await OnnxSession.open({ onnx, runtime: inThread }, { ...(adapters && { adapters }) })
+  const session = await ModelSession.open({ onnx, runtime: inThread }, { ...(adapters && { adapters }) })
   const { logits } = await session.run(feedsOf(model, ROWS), { adapter: adapter && 'adapter' })
   await session.dispose()
   return logits
@@ -92,7 +92,7 @@ describe('the merged model', () => {
     }
     const out = new MemoryDirectory()
     await mergeOnnx(union.onnx, await loadAdapter(folder), out)
-    const session = await OnnxSession.open({ onnx: await loadOnnx(out, 'model.onnx'), runtime: inThread })
+    const session = await ModelSession.open({ onnx: await loadOnnx(out, 'model.onnx'), runtime: inThread })
     for (const { inputIds, logitIds, logits } of expected.prompts) {
       const row = rowOf((await session.run(feedsOf(union, [inputIds]))).logits)
       const got = logitIds.map((id) => row[id])
@@ -112,7 +112,7 @@ describe('the merged model', () => {
     const { layers } = await mergeOnnx(model.onnx, adapter, out)
     const parts = name === 'phi3-genai' ? ['mlp.gate_proj', 'mlp.up_proj', 'self_attn.qkv_proj'] : ['self_attn.k_proj']
     for (const part of parts) expect(layers.map((layer) => layer.name)).toContain(`model.layers.0.${part}`)
-    const session = await OnnxSession.open({ onnx: await loadOnnx(out, 'model.onnx'), runtime: inThread })
+    const session = await ModelSession.open({ onnx: await loadOnnx(out, 'model.onnx'), runtime: inThread })
     const row = rowOf((await session.run(feedsOf(model, [adapted.inputIds]))).logits)
     expect(
       maxDifference(
@@ -141,11 +141,11 @@ describe('the merged model', () => {
         expect(Buffer.compare(before, after), name).toBe(0)
         continue
       }
-      const weight = decodeFloats(before, 'F32') // (k, d)
+      const weight = decodeFloats(before, 'fp32') // (k, d)
       const { d, k } = adapter.layer(layerName)
       const delta = adapter.layer(layerName).delta().data // (d, k)
       const expected = weight.map((value, i) => value + delta[(i % d) * k + Math.floor(i / d)])
-      expect(maxDifference(decodeFloats(after, 'F32'), expected)).toBeLessThan(1e-6)
+      expect(maxDifference(decodeFloats(after, 'fp32'), expected)).toBeLessThan(1e-6)
       const relative = Math.hypot(...delta) / Math.hypot(...weight)
       expect(report.layers.find((entry) => entry.name === layerName)?.relativeChange).toBeCloseTo(relative, 5)
     }

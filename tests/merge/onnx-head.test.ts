@@ -5,11 +5,12 @@ import { describe, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../src/base/bytes.js'
 import { MismatchError, UnsupportedError } from '../../src/base/errors.js'
 import { loadModel } from '../../src/graph/model-folder.js'
-import { OnnxSession } from '../../src/infer/adapter-session.js'
+import { ModelSession } from '../../src/infer/model-session.js'
 import type { LoraAdapter } from '../../src/lora/adapter.js'
 import { merge, planMerge, unmerge } from '../../src/merge/merge.js'
 import { fitOnnx } from '../../src/merge/onnx/fit.js'
-import { loadAdapter, openAdapter } from '../../src/peft/adapter-folder.js'
+import { loadAdapter } from '../../src/peft/adapter-folder.js'
+import { openAdapter } from '../../src/peft/open.js'
 import { directoryOf, inThread, maxDifference, openModel } from '../infer/models.js'
 
 const folder = 'tests/golden/text-classification'
@@ -56,7 +57,7 @@ describe.each(['encoder', 'classifier'])('the export of the %s', (name) => {
     expect(report.warnings).toEqual([])
     expect(config.architectures).toEqual(['BertForSequenceClassification'])
     const model = await loadModel(out, { runtime: inThread })
-    const session = await OnnxSession.open(model)
+    const session = await ModelSession.open(model)
     expect(session.outputNames).toEqual(['logits'])
     const results = await session.classify(textsOf(golden), { maxLength: golden.maxLength })
     results.forEach(({ logits }, i) => void expect(maxDifference(logits, golden.logits[i])).toBeLessThan(1e-5))
@@ -74,8 +75,8 @@ describe.each(['encoder', 'classifier'])('the export of the %s', (name) => {
       problem_type: 'single_label_classification',
     })
     const [base, merged] = [await openModel(`${folder}/${name}`), await loadModel(out, { runtime: inThread })]
-    const expected = await OnnxSession.open(base, { adapters: { two: adapter } })
-    const got = await OnnxSession.open(merged)
+    const expected = await ModelSession.open(base, { adapters: { two: adapter } })
+    const got = await ModelSession.open(merged)
     const texts = textsOf(golden)
     const wanted = await expected.classify(texts, { adapter: 'two' })
     const found = await got.classify(texts)

@@ -12,7 +12,7 @@ import { parseSafetensorsHeader, readTensorF32 } from '../../src/formats/safeten
 import { sessionModel } from '../../src/graph/session-model.js'
 import { Builder } from '../../src/graph/view/builder.js'
 import { Graph } from '../../src/graph/view/graph.js'
-import { OnnxSession } from '../../src/infer/adapter-session.js'
+import { ModelSession } from '../../src/infer/model-session.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
 import type { AdapterInput } from '../../src/merge/weighted.js'
@@ -171,7 +171,7 @@ describe('a weight that several layers share', () => {
       const out = new MemoryDirectory()
       const report = await mergeOnnx(model.onnx, adapter, out)
       expect(report.layers.map(({ name }) => name)).toEqual(adapter.names())
-      const session = await OnnxSession.open({ onnx: await loadOnnx(out, 'model.onnx'), runtime: inThread })
+      const session = await ModelSession.open({ onnx: await loadOnnx(out, 'model.onnx'), runtime: inThread })
       logits.push((await session.run(feedsOf(model, [[0, 54, 260, 1356]]))).logits.data as Float32Array)
       await session.dispose()
       await model.close()

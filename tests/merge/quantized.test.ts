@@ -19,7 +19,7 @@ import { findBranches } from '../../src/graph/match/merged-branches.js'
 import { Graph } from '../../src/graph/view/graph.js'
 import { inspect } from '../../src/index/inspect.js'
 import type { OnnxContents } from '../../src/index/inspect-onnx.js'
-import { OnnxSession } from '../../src/infer/adapter-session.js'
+import { ModelSession } from '../../src/infer/model-session.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
 import { merge, unmerge } from '../../src/merge/node/merge.js'
@@ -51,7 +51,7 @@ async function merged(
 }
 
 async function outputOf(onnx: OnnxModel, name: string, adapter?: LoraAdapter) {
-  const session = await OnnxSession.open({ onnx, runtime: inThread }, adapter ? { adapters: { adapter } } : {})
+  const session = await ModelSession.open({ onnx, runtime: inThread }, adapter ? { adapters: { adapter } } : {})
   const feeds = feedsOfForm(name, await formNumbers(name))
   const { y } = await session.run(feeds, adapter ? { adapter: 'adapter' } : {})
   await session.dispose()
@@ -148,7 +148,7 @@ describe('a graph with branches', () => {
   it('in f16 has factors of half the size', async () => {
     const [base, numbers] = [await openForm(name), await formNumbers(name)]
     const adapter = formAdapter(numbers)
-    const [full, half] = [await merged(base, adapter), await merged(base, adapter, { outDtype: 'F16' })]
+    const [full, half] = [await merged(base, adapter), await merged(base, adapter, { outDtype: 'fp16' })]
     const sizeOf = ({ out }: typeof full) => out.files.get('model.onnx')!.byteLength
     const factors = 4 * (48 + 40 + 40 + 24)
     expect(sizeOf(full) - sizeOf(half)).toBeGreaterThan(2 * factors - 1000)
@@ -219,7 +219,7 @@ describe('what is refused before anything is written', () => {
     for (const quantized of ['branches', 'requantize'] as const) {
       await expect(merged(model.onnx, adapter, { quantized })).rejects.toThrow(/quantized: .*linear layers as MatMul/s)
     }
-    await expect(merged(model.onnx, adapter, { outDtype: 'F16' })).rejects.toThrow(/outDtype/)
+    await expect(merged(model.onnx, adapter, { outDtype: 'fp16' })).rejects.toThrow(/outDtype/)
     await model.close()
   })
 })
@@ -354,8 +354,8 @@ it('q, k and v in one packed node get branches that give what a session gives', 
   const adapter = makeAdapter(model, /(q|v)_proj$|o_proj$/)
   const result = await merged(model.onnx, adapter)
   const feeds = feedsOf(model, [[0, 54, 260, 1356]])
-  const session = await OnnxSession.open({ onnx: model.onnx, runtime: inThread }, { adapters: { adapter } })
-  const own = await OnnxSession.open({ onnx: result.model, runtime: inThread })
+  const session = await ModelSession.open({ onnx: model.onnx, runtime: inThread }, { adapters: { adapter } })
+  const own = await ModelSession.open({ onnx: result.model, runtime: inThread })
   const [a, b] = [await session.run(feeds, { adapter: 'adapter' }), await own.run(feeds)]
   expect(deviation(floatsOfOutput(b.logits), floatsOfOutput(a.logits))).toBeLessThan(1e-5)
   await session.dispose()

@@ -8,7 +8,7 @@ import { afterAll, describe, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../src/base/bytes.js'
 import { MismatchError, UnsupportedError } from '../../src/base/errors.js'
 import { loadModel } from '../../src/graph/model-folder.js'
-import { OnnxSession } from '../../src/infer/adapter-session.js'
+import { ModelSession } from '../../src/infer/model-session.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import { merge as mergeFolders } from '../../src/merge/merge.js'
 import { merge, planMerge, unmerge } from '../../src/merge/node/merge.js'
@@ -65,7 +65,7 @@ describe('encoder and decoder', () => {
     const out = path.join(work, name)
     await merge({ base: graphsFolder(name), adapters: adapterOf(name), out })
     const model = await loadModel(new NodeDirectory(out), { runtime: { module: ort as unknown as OrtModule } })
-    const session = await OnnxSession.open(model, {}, true)
+    const session = await ModelSession.open(model, {}, true)
     const { cases, picture } = pictureGolden(name)
     const prompts = cases.map(({ prompt, messages }) => (prompt ?? messages)!)
     const images = cases.map((one) => one.images.map(picture))

@@ -31,10 +31,10 @@ export function tensors(sketches: readonly TensorSketch[], seed = 1): TensorByte
   const random = new Random(seed, 'tensors')
   return sketches.map(([name, dtype, shape]) => {
     const count = elementCount(shape)
-    if (dtype === 'F32' || dtype === 'F16' || dtype === 'BF16') {
+    if (dtype === 'fp32' || dtype === 'fp16' || dtype === 'bf16') {
       return { name, dtype, shape, data: encodeFloats(normals(random, count, 0.1), dtype) }
     }
-    if (dtype === 'F64') {
+    if (dtype === 'fp64') {
       const data = encodeWeights(
         Float64Array.from({ length: count }, () => 0.1 * random.normal()),
         dtype,
@@ -174,10 +174,10 @@ export function expectedWeight(
 export function compareStored(a: Uint8Array, b: Uint8Array, dtype: FloatDtype): { differing: number; ulps: number } {
   const view = (bytes: Uint8Array) => {
     const copy = bytes.slice().buffer
-    return dtype === 'F32' ? new Int32Array(copy) : new Int16Array(copy)
+    return dtype === 'fp32' ? new Int32Array(copy) : new Int16Array(copy)
   }
   const [x, y] = [view(a), view(b)]
-  const min = dtype === 'F32' ? -(2 ** 31) : -(2 ** 15)
+  const min = dtype === 'fp32' ? -(2 ** 31) : -(2 ** 15)
   const order = (value: number) => (value < 0 ? min - value : value)
   let differing = 0
   let ulps = 0

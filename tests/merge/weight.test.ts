@@ -51,7 +51,7 @@ interface Target {
   readonly parts: readonly EditPart[]
 }
 
-const TYPES = { F32: DataType.FLOAT, F16: DataType.FLOAT16, BF16: DataType.BFLOAT16 }
+const TYPES = { fp32: DataType.FLOAT, fp16: DataType.FLOAT16, bf16: DataType.BFLOAT16 }
 
 /** What a merge makes of a weight. */
 async function merged({ name, dtype, shape, isInputMajor, parts, values }: Target, weight: Uint8Array) {
@@ -117,7 +117,7 @@ describe('a merged weight', () => {
       fc.asyncProperty(
         dims,
         fc.integer({ min: 1, max: 4 }),
-        fc.constantFrom<FloatDtype>('F32', 'F16', 'BF16'),
+        fc.constantFrom<FloatDtype>('fp32', 'fp16', 'bf16'),
         fc.boolean(),
         fc.nat(1000),
         async ({ d, k }, rank, dtype, isInputMajor, seed) => {
@@ -143,10 +143,10 @@ describe('a merged weight', () => {
       const [d, k] = [1500, 1501]
       const layer = makeLayer(d, k, 2, 5)
       const weight = randomMatrix(d, k, 6).data
-      const input = encodeFloats(isInputMajor ? transposed(weight, d, k) : weight, 'F32')
+      const input = encodeFloats(isInputMajor ? transposed(weight, d, k) : weight, 'fp32')
       const shape = isInputMajor ? ([k, d] as const) : ([d, k] as const)
       const parts = [partOf('q', layer)]
-      const { bytes, reads } = await merged({ name: 'w', dtype: 'F32', shape, isInputMajor, parts }, input)
+      const { bytes, reads } = await merged({ name: 'w', dtype: 'fp32', shape, isInputMajor, parts }, input)
       expect(reads.length / 2).toBeGreaterThan(2)
       let at = 0
       for (let i = 0; i < reads.length; i += 2) {
@@ -154,9 +154,9 @@ describe('a merged weight', () => {
         at += reads[i + 1]
       }
       expect(at).toBe(input.byteLength)
-      const values = decodeFloats(bytes, 'F32')
+      const values = decodeFloats(bytes, 'fp32')
       const result = isInputMajor ? transposed(values, k, d) : values
-      expect(Buffer.compare(encodeFloats(result, 'F32'), expected(layer, weight, 'F32'))).toBe(0)
+      expect(Buffer.compare(encodeFloats(result, 'fp32'), expected(layer, weight, 'fp32'))).toBe(0)
     },
   )
 
@@ -167,14 +167,14 @@ describe('a merged weight', () => {
       const layers = [makeLayer(4, k, 2, 1), makeLayer(3, k, 1, 11)]
       const parts: EditPart[] = [partOf('q', layers[0]), partOf('v', layers[1], 6)]
       const weight = randomMatrix(9, k, 20).data // q: rows 0 to 3, then two of nobody, v: 6 to 8
-      const input = encodeFloats(isInputMajor ? transposed(weight, 9, k) : weight, 'F32')
+      const input = encodeFloats(isInputMajor ? transposed(weight, 9, k) : weight, 'fp32')
       const shape = isInputMajor ? ([k, 9] as const) : ([9, k] as const)
-      const { bytes, changes } = await merged({ name: 'w', dtype: 'F32', shape, isInputMajor, parts }, input)
-      const values = decodeFloats(bytes, 'F32')
+      const { bytes, changes } = await merged({ name: 'w', dtype: 'fp32', shape, isInputMajor, parts }, input)
+      const values = decodeFloats(bytes, 'fp32')
       const result = isInputMajor ? transposed(values, k, 9) : values
       const rows = (from: number, to: number, of: Float32Array) => of.slice(from * k, to * k)
       const exactly = (layer: LoraLayer, from: number, to: number) =>
-        decodeFloats(expected(layer, rows(from, to, weight), 'F32'), 'F32')
+        decodeFloats(expected(layer, rows(from, to, weight), 'fp32'), 'fp32')
       expect(rows(0, 4, result)).toEqual(exactly(layers[0], 0, 4))
       expect(rows(4, 6, result)).toEqual(rows(4, 6, weight))
       expect(rows(6, 9, result)).toEqual(exactly(layers[1], 6, 9))
@@ -192,20 +192,20 @@ describe('a merged weight', () => {
     const layer = LoraLayer.fromFactors([[1]], [[delta]], { rank: 1, alpha: 1 })
     const target = {
       name: 'w',
-      dtype: 'BF16',
+      dtype: 'bf16',
       shape: [1, 1],
       isInputMajor: false,
       parts: [partOf('q', layer)],
     } as const
-    const { bytes } = await merged(target, encodeFloats(Float32Array.of(1), 'BF16'))
-    expect(decodeFloats(bytes, 'BF16')).toEqual(Float32Array.of(1 + 2 ** -7))
+    const { bytes } = await merged(target, encodeFloats(Float32Array.of(1), 'bf16'))
+    expect(decodeFloats(bytes, 'bf16')).toEqual(Float32Array.of(1 + 2 ** -7))
   })
 
   it.each<[FloatDtype, number, number]>([
-    ['F16', 65000, 600],
-    ['BF16', 3.3e38, 1e37],
-    ['F32', 3.4e38, 1e37],
-    ['F32', 1, Number.NaN],
+    ['fp16', 65000, 600],
+    ['bf16', 3.3e38, 1e37],
+    ['fp32', 3.4e38, 1e37],
+    ['fp32', 1, Number.NaN],
   ])('%s: %d + %d is a NumericError that names the weight', async (dtype, base, delta) => {
     const layer = LoraLayer.fromFactors([[1]], [[delta]], { rank: 1, alpha: 1 })
     const parts = [partOf('q', layer)]
@@ -219,7 +219,7 @@ describe('a merged weight', () => {
     const change = async (b: number) => {
       const layer = LoraLayer.fromFactors([[1]], [[b]], { rank: 1, alpha: 1 })
       const parts = [partOf('q', layer)]
-      const target = { name: 'w', dtype: 'F32', shape: [1, 1], isInputMajor: false, parts } as const
+      const target = { name: 'w', dtype: 'fp32', shape: [1, 1], isInputMajor: false, parts } as const
       return (await merged(target, new Uint8Array(4))).changes[0].relativeChange
     }
     expect(await change(0)).toBe(0)
@@ -232,16 +232,16 @@ describe('a merged weight', () => {
       const [d, k] = [700, 1600] // two blocks
       const [one, other] = [makeLayer(d, k, 2, 1), makeLayer(d, k, 3, 7)]
       const weight = randomMatrix(d, k, 20).data
-      const input = encodeFloats(isInputMajor ? transposed(weight, d, k) : weight, 'BF16')
-      const base = decodeFloats(input, 'BF16')
+      const input = encodeFloats(isInputMajor ? transposed(weight, d, k) : weight, 'bf16')
+      const base = decodeFloats(input, 'bf16')
       const shape = isInputMajor ? ([k, d] as const) : ([d, k] as const)
       const parts = [partOf('q', one, 0, 0.5), partOf('q', other, 0, -2)]
-      const { bytes, changes } = await merged({ name: 'w', dtype: 'BF16', shape, isInputMajor, parts }, input)
+      const { bytes, changes } = await merged({ name: 'w', dtype: 'bf16', shape, isInputMajor, parts }, input)
       const [a, b] = [one.delta().data, other.delta().data]
       const delta = Float32Array.from(a, (value, i) => 0.5 * value - 2 * b[i])
       const stored = isInputMajor ? transposed(delta, d, k) : delta
       const sum = base.map((value, i) => value + stored[i])
-      const off = decodeFloats(bytes, 'BF16').filter(
+      const off = decodeFloats(bytes, 'bf16').filter(
         (value, i) => Math.abs(value - sum[i]) > 1e-5 + 2 ** -8 * Math.abs(sum[i]),
       )
       expect(off).toHaveLength(0)
@@ -259,11 +259,11 @@ describe('a merged weight', () => {
     const weight = randomMatrix(d, k, 6).data
     layer.attachBase({ data: weight, shape: [d, k] })
     const want = layer.effectiveWeight().data as Float32Array
-    const input = encodeFloats(isInputMajor ? transposed(weight, d, k) : weight, 'F32')
+    const input = encodeFloats(isInputMajor ? transposed(weight, d, k) : weight, 'fp32')
     const shape = isInputMajor ? ([k, d] as const) : ([d, k] as const)
-    const target = { name: 'w', dtype: 'F32', shape, isInputMajor, parts: [partOf('q', layer)] } as const
+    const target = { name: 'w', dtype: 'fp32', shape, isInputMajor, parts: [partOf('q', layer)] } as const
     const { bytes, changes } = await merged(target, input)
-    const values = decodeFloats(bytes, 'F32')
+    const values = decodeFloats(bytes, 'fp32')
     const result = isInputMajor ? transposed(values, k, d) : values
     expect(result.findIndex((value, i) => Math.abs(value - want[i]) > 1e-6 * (1 + Math.abs(want[i])))).toBe(-1)
     const squares = (array: Float32Array) => array.reduce((total, value) => total + value * value, 0)
@@ -274,11 +274,11 @@ describe('a merged weight', () => {
   it('puts new values in place of the base’s, whole or by line, before layers are added', async () => {
     const base = Float32Array.of(1, 2, 3, 4, 5, 6) // (2, 3)
     const run = async (values: Target['values'], parts: EditPart[] = []) => {
-      const target = { name: 'w', dtype: 'F32', shape: [2, 3], isInputMajor: false, parts, values } as const
-      return [...decodeFloats((await merged(target, encodeFloats(base, 'F32'))).bytes, 'F32')]
+      const target = { name: 'w', dtype: 'fp32', shape: [2, 3], isInputMajor: false, parts, values } as const
+      return [...decodeFloats((await merged(target, encodeFloats(base, 'fp32'))).bytes, 'fp32')]
     }
     const tensor = (shape: number[], ...values: number[]) => {
-      return { dtype: 'F16' as const, shape, data: encodeFloats(Float32Array.from(values), 'F16').slice() }
+      return { dtype: 'fp16' as const, shape, data: encodeFloats(Float32Array.from(values), 'fp16').slice() }
     }
     const all = { isTransposed: false, lines: undefined }
     const lines = (axis: 0 | 1, ...indices: number[]) => ({ isTransposed: false, lines: { axis, indices } })

@@ -23,7 +23,7 @@ test('there are cases of both kinds', () => {
 
 describe.each(loading)('$name', ({ folder, expected }) => {
   test('loads as PEFT loads it', async () => {
-    const report = inspectAdapter(await loadAdapter(new NodeDirectory(folder)))
+    const report = await inspectAdapter(await loadAdapter(new NodeDirectory(folder)))
     expectLayers(
       report.layers,
       expected.layers.map((layer) => ({ ...layer, kind: 'linear' })),
@@ -37,9 +37,9 @@ describe.each(loading)('$name', ({ folder, expected }) => {
 })
 
 test.each([
-  ['f32', 'F32'],
-  ['f16', 'F16'],
-  ['bf16', 'BF16'],
+  ['f32', 'fp32'],
+  ['f16', 'fp16'],
+  ['bf16', 'bf16'],
 ])('%s: factors are f32, and the file’s dtype is remembered', async (name, dtype) => {
   const adapter = await loadAdapter(new NodeDirectory(goldenPath('peft', name)))
   for (const layer of adapter.parts('linear')) {
@@ -139,10 +139,10 @@ describe('saving', () => {
   })
 
   test('narrower types round once, to nearest even', async () => {
-    for (const dtype of ['F16', 'BF16'] as const) {
+    for (const dtype of ['fp16', 'bf16'] as const) {
       const adapter = make({}, ['q'])
       const { loaded, directory } = await saved(adapter, { dtype })
-      const step = dtype === 'F16' ? 2 ** -11 : 2 ** -8
+      const step = dtype === 'fp16' ? 2 ** -11 : 2 ** -8
       loaded.layer('q').weightB.data.forEach((value, i) => {
         expect(Math.abs(value / adapter.layer('q').weightB.data[i] - 1)).toBeLessThanOrEqual(step)
       })
@@ -157,8 +157,8 @@ describe('saving', () => {
     const directory = new MemoryDirectory()
     const adapter = make({}, ['model.q'])
     adapter.layer('model.q').weightA.data[3] = 70000
-    await expect(saveAdapter(adapter, directory, { dtype: 'F16' })).rejects.toThrow(
-      'base_model.model.model.q.lora_A.weight: a value that is not finite in F16; nothing was saved; got 70000. Save as BF16 or F32',
+    await expect(saveAdapter(adapter, directory, { dtype: 'fp16' })).rejects.toThrow(
+      'base_model.model.model.q.lora_A.weight: a value that is not finite in fp16; nothing was saved; got 70000. Save as bf16 or fp32',
     )
     adapter.layer('model.q').weightA.data[3] = Number.NaN
     await expect(saveAdapter(adapter, directory)).rejects.toThrow(NumericError)

@@ -13,7 +13,7 @@ function adapter(config: LoraConfigInput = {}, names = ['q']): LoraAdapter {
   return result
 }
 
-test('reports what the command line promises', () => {
+test('reports what the command line promises', async () => {
   const inspected = adapter()
   inspected.layer('q').weightA = [
     [3, 0, 0, 0, 0],
@@ -25,8 +25,8 @@ test('reports what the command line promises', () => {
     [0, 2],
     [0, 0],
   ]
-  inspected.layer('q').dtype = 'BF16'
-  expect(inspectAdapter(inspected)).toEqual({
+  inspected.layer('q').dtype = 'bf16'
+  expect(await inspectAdapter(inspected)).toEqual({
     config: inspected.config,
     trainableParams: 18,
     layers: [
@@ -38,7 +38,7 @@ test('reports what the command line promises', () => {
         rank: 2,
         alpha: 6,
         scaling: 3,
-        dtype: 'BF16',
+        dtype: 'bf16',
         normA: 5,
         normB: Math.sqrt(5),
         normDelta: expect.closeTo(3 * Math.sqrt(9 + 64), 10),
@@ -56,64 +56,64 @@ test('reports what the command line promises', () => {
 })
 
 describe('warns of', () => {
-  test('layers that change nothing', () => {
+  test('layers that change nothing', async () => {
     const inspected = adapter({}, ['a', 'b', 'c'])
     inspected.layer('b').weightB.data.fill(0)
     inspected.layer('c').weightA.data.fill(0)
-    expect(inspectAdapter(inspected).warnings).toEqual([
+    expect((await inspectAdapter(inspected)).warnings).toEqual([
       'b: B is all zero, as before training, so the layer changes nothing',
       'c: A is all zero, so the layer changes nothing',
     ])
     for (const layer of inspected.parts('linear')) layer.weightB.data.fill(0)
-    expect(inspectAdapter(inspected).warnings).toEqual([
+    expect((await inspectAdapter(inspected)).warnings).toEqual([
       'All 3 layers: B is all zero, as before training, so the layer changes nothing',
     ])
   })
 
-  test('ranks that B·A cannot use', () => {
+  test('ranks that B·A cannot use', async () => {
     const inspected = new LoraAdapter({ rank: 5 })
     inspected.addFactors('q', random(5, 6, 1), random(4, 5, 2))
-    expect(inspectAdapter(inspected).warnings).toEqual([
+    expect((await inspectAdapter(inspected)).warnings).toEqual([
       'q: the rank is above min(d, k): B·A cannot have such a high rank',
     ])
   })
 
-  test('a rank that is not used', () => {
+  test('a rank that is not used', async () => {
     const inspected = adapter()
     const { data } = inspected.layer('q').weightB
     for (let i = 0; i < data.length; i += 2) data[i + 1] = 3 * data[i]
-    expect(inspectAdapter(inspected).warnings).toEqual([
+    expect((await inspectAdapter(inspected)).warnings).toEqual([
       'q: the rank of B·A is lower than the rank of the adapter, so a smaller rank would be enough',
     ])
   })
 
-  test('a start that changed the base', () => {
+  test('a start that changed the base', async () => {
     const trained = new LoraAdapter({ rank: 1, init: 'olora' })
     trained.addFactors('q', [[1, 2]], [[1], [2]])
-    expect(inspectAdapter(trained).warnings).toEqual([
+    expect((await inspectAdapter(trained)).warnings).toEqual([
       expect.stringMatching(/^It started as olora, .*lowrank to-plain/),
     ])
   })
 
-  test('a scaling far from 1', () => {
-    expect(inspectAdapter(adapter({ alpha: 64 })).warnings).toEqual(['q: the scaling is unusual (32)'])
-    expect(inspectAdapter(adapter({ alpha: 32 })).warnings).toEqual([])
+  test('a scaling far from 1', async () => {
+    expect((await inspectAdapter(adapter({ alpha: 64 }))).warnings).toEqual(['q: the scaling is unusual (32)'])
+    expect((await inspectAdapter(adapter({ alpha: 32 }))).warnings).toEqual([])
   })
 
-  test('patterns that match no layer', () => {
+  test('patterns that match no layer', async () => {
     const config = { rankPattern: { q: 2, q_proj: 3 }, alphaPattern: { typo: 3 } }
-    expect(inspectAdapter(adapter(config)).warnings).toEqual([
+    expect((await inspectAdapter(adapter(config))).warnings).toEqual([
       'rankPattern q_proj matches no layer',
       'alphaPattern typo matches no layer',
     ])
   })
 
-  test('targets without a layer, as a file that lost some has them', () => {
+  test('targets without a layer, as a file that lost some has them', async () => {
     const names = ['model.layers.0.q', 'model.layers.1.q']
     const targetModules = ['q', 'model.layers.1.q', 'layers.0.q', 'a', 'ers.0.q', 'model.layers.2.q', 'b']
-    expect(inspectAdapter(adapter({ targetModules }, names)).warnings).toEqual([
+    expect((await inspectAdapter(adapter({ targetModules }, names))).warnings).toEqual([
       'targetModules has a, ers.0.q, model.layers.2.q and 1 more, for which there is no layer',
     ])
-    expect(inspectAdapter(adapter({ targetModules: '.*\\.x' }, names)).warnings).toEqual([])
+    expect((await inspectAdapter(adapter({ targetModules: '.*\\.x' }, names))).warnings).toEqual([])
   })
 })

@@ -21,7 +21,7 @@ async function renamed(rename: (key: string) => string, others: string[] = []): 
   const folder = path.join(golden, 'kinds', 'all-together')
   const source = new MemorySource(new Uint8Array(readFileSync(path.join(folder, 'adapter_model.safetensors'))))
   const { tensors } = await parseSafetensorsHeader(source)
-  const parts: TensorBytes[] = others.map((name) => ({ name, dtype: 'F32', shape: [1, 1], data: new Uint8Array(4) }))
+  const parts: TensorBytes[] = others.map((name) => ({ name, dtype: 'fp32', shape: [1, 1], data: new Uint8Array(4) }))
   for (const { name, dtype, shape, offset, byteLength } of tensors.values()) {
     parts.push({ name: rename(name), dtype, shape, data: await source.read(offset, byteLength) })
   }
@@ -71,7 +71,7 @@ describe('spellings', () => {
     expect(adapter.notes.length).toBe(notes.length)
     for (const [i, note] of notes.entries()) expect(adapter.notes[i]).toMatch(note)
     expect(await savedFiles(directory)).toEqual(await savedFiles(folderOf('kinds', 'all-together')))
-    const { warnings } = inspectAdapter(adapter)
+    const { warnings } = await inspectAdapter(adapter)
     expect(warnings.filter((warning) => warning.startsWith('The folder has ')).length).toBe(notes.length)
   })
 
@@ -108,10 +108,10 @@ describe('what is no spelling of these', () => {
     source: new MemorySource(new Uint8Array(), 'adapter.safetensors'),
     metadata: {},
     tensors: new Map(
-      names.map((name) => [name, { name, dtype: 'F32' as const, shape: [0], offset: 0, byteLength: 0 }]),
+      names.map((name) => [name, { name, dtype: 'fp32' as const, shape: [0], offset: 0, byteLength: 0 }]),
     ),
   })
-  const keys = (names: string[], adapter?: string) => [...normalizeKeys(file(...names), adapter).file.tensors.keys()]
+  const keys = (names: string[], adapter?: string) => [...normalizeKeys(file(...names), adapter).tensors.keys()]
 
   test('names inside modules are left alone', () => {
     for (const name of [
@@ -155,8 +155,8 @@ describe('what is no spelling of these', () => {
     fc.assert(
       fc.property(fc.uniqueArray(name, { maxLength: 5 }), (names) => {
         try {
-          const { file: read, notes } = normalizeKeys(file(...names))
-          if (!notes.some((note) => note.endsWith('left out'))) expect(read.tensors.size).toBe(names.length)
+          const read = normalizeKeys(file(...names))
+          if (!read.notes.some((note) => note.endsWith('left out'))) expect(read.tensors.size).toBe(names.length)
           expect(keys([...read.tensors.keys()]).length).toBe(read.tensors.size)
         } catch (error) {
           if (!(error instanceof LowrankError)) throw error

@@ -52,7 +52,7 @@ describe('tensors beside the factors', () => {
     [
       'a magnitude that is not finite',
       { use_dora: true },
-      [...PAIR, tensor('base_model.model.q_proj.lora_magnitude_vector', [4], 'F32', Number.NaN)],
+      [...PAIR, tensor('base_model.model.q_proj.lora_magnitude_vector', [4], 'fp32', Number.NaN)],
       /lora_magnitude_vector: holds a value that is not finite/,
     ],
     ['a bias of B that is not there', { lora_bias: true }, PAIR, /lora_bias .* is on, but there is no .*lora_B\.bias/],
@@ -78,7 +78,7 @@ describe('tensors beside the factors', () => {
     [
       'a replaced tensor that is not finite',
       { modules_to_save: ['head'] },
-      [...PAIR, tensor('base_model.model.head.weight', [4], 'F32', Number.POSITIVE_INFINITY)],
+      [...PAIR, tensor('base_model.model.head.weight', [4], 'fp32', Number.POSITIVE_INFINITY)],
       /head\.weight: holds a value that is not finite/,
     ],
   ])('%s', async (_, config, tensors, message) => {

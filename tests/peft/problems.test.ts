@@ -8,9 +8,9 @@ import { MemoryDirectory } from '../../src/base/bytes.js'
 import { encodeFloats } from '../../src/base/dtype.js'
 import { saveSafetensors } from '../../src/formats/safetensors.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
-import { loadAdapter, openAdapter } from '../../src/peft/adapter-folder.js'
+import { loadAdapter } from '../../src/peft/adapter-folder.js'
 import { inspectAdapter } from '../../src/peft/inspect.js'
-import { inspectAdapterFolder } from '../../src/peft/inspect-folder.js'
+import { openAdapter } from '../../src/peft/open.js'
 
 type Tensors = Record<string, { shape: number[]; values?: ArrayLike<number> }>
 
@@ -19,7 +19,7 @@ async function folder(config: Record<string, unknown>, tensors: Tensors): Promis
   const directory = new MemoryDirectory({ 'adapter_config.json': text }, 'adapter')
   const encoded = Object.entries(tensors).map(([name, { shape, values }]) => {
     const data = Float32Array.from(values ?? new Float32Array(shape.reduce((a, b) => a * b, 1)).fill(0.5))
-    return { name: `base_model.model.${name}`, dtype: 'F32' as const, shape, data: encodeFloats(data, 'F32') }
+    return { name: `base_model.model.${name}`, dtype: 'fp32' as const, shape, data: encodeFloats(data, 'fp32') }
   })
   await saveSafetensors(directory, 'adapter_model.safetensors', encoded)
   return directory
@@ -87,7 +87,7 @@ test('inspecting reports them with what is there', async () => {
       'half.lora_B.weight': { shape: [4, 2] },
     },
   )
-  const { layers, problems, trainableParams } = await inspectAdapterFolder(directory)
+  const { layers, problems, trainableParams } = await inspectAdapter(directory)
   expect(layers.map(({ name, normA, normDelta }) => [name, normA, normDelta])).toEqual([
     ['good', expect.closeTo(Math.sqrt(1.5), 12), expect.closeTo(2 * Math.sqrt(3), 12)],
     ['nan', Number.NaN, Number.NaN],
@@ -109,11 +109,11 @@ test.each([
   'peft/patterns-rslora',
 ])('%s: inspecting the folder and the loaded adapter say the same', async (name) => {
   const directory = new NodeDirectory(path.join(golden, name))
-  const loaded = inspectAdapter(await loadAdapter(directory))
+  const loaded = await inspectAdapter(await loadAdapter(directory))
   // In a file's order, embeddings are among the linear layers.
   const order = new Intl.Collator('en', { numeric: true })
   loaded.layers.sort((a, b) => order.compare(a.name, b.name))
-  expect(await inspectAdapterFolder(directory)).toEqual(loaded)
+  expect(await inspectAdapter(directory)).toEqual(loaded)
 })
 
 test.each([
@@ -128,5 +128,5 @@ test.each([
   })
   const expected = expect.objectContaining({ message: expect.stringContaining('no layer claims the tensor') })
   await expect(loadAdapter(directory)).rejects.toThrow(expected)
-  expect((await inspectAdapterFolder(directory)).problems).toContainEqual(expected)
+  expect((await inspectAdapter(directory)).problems).toContainEqual(expected)
 })

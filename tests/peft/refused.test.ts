@@ -234,13 +234,13 @@ describe('tensors', () => {
     ],
     [
       'NaN',
-      [tensor(A, [2, 3], 'F32', Number.NaN), PAIR[1]],
+      [tensor(A, [2, 3], 'fp32', Number.NaN), PAIR[1]],
       NumericError,
       /lora_A\.weight: holds a value that is not finite/,
     ],
     [
       'infinity in f16',
-      [PAIR[0], tensor(B, [4, 2], 'F16', 1e6)],
+      [PAIR[0], tensor(B, [4, 2], 'fp16', 1e6)],
       NumericError,
       /lora_B\.weight: holds a value that is not finite/,
     ],

@@ -11,7 +11,6 @@ import { LoraAdapter } from '../../src/lora/adapter.js'
 import { type LoraConfigInput, resolveConfig } from '../../src/lora/config.js'
 import { loadAdapter, saveAdapter } from '../../src/peft/adapter-folder.js'
 import { inspectAdapter } from '../../src/peft/inspect.js'
-import { inspectAdapterFolder } from '../../src/peft/inspect-folder.js'
 import { type NamedPart, unmatchedEntries } from '../../src/peft/unmatched.js'
 import { mergeCheckpoint } from '../merge/toolkit.js'
 
@@ -97,7 +96,7 @@ describe('strict', () => {
 
   test('is off where nobody asks: inspect warns', async () => {
     expect((await loadAdapter(await folder())).size).toBe(1)
-    for (const report of [inspectAdapter(adapter()), await inspectAdapterFolder(await folder())]) {
+    for (const report of [await inspectAdapter(adapter()), await inspectAdapter(await folder())]) {
       expect(report.warnings.filter((warning) => warning.includes('matches'))).toEqual([MESSAGE.split('; ')[1]])
       expect(report.warnings).toContain('targetModules has v_prj, for which there is no layer')
       expect(report.problems).toEqual([])
@@ -109,7 +108,7 @@ describe('strict', () => {
     expect(error).toBeInstanceOf(MismatchError)
     expect(error.message).toContain(`adapter/adapter_config.json: ${MESSAGE}`)
     expect(error.message).toContain('nearest to v_prj: q_proj')
-    const report = await inspectAdapterFolder(await folder(), { strict: true })
+    const report = await inspectAdapter(await folder(), { strict: true })
     expect(report.problems.map(({ code }) => code)).toEqual(['MISMATCH'])
   })
 
@@ -117,7 +116,7 @@ describe('strict', () => {
     for (const input of [adapter(), await folder()]) {
       const base = new MemoryDirectory({}, 'base')
       const { saveSafetensors } = await import('../../src/formats/safetensors.js')
-      const weight = { name: 'layers.0.q_proj.weight', dtype: 'F32' as const, shape: [4, 3], data: new Uint8Array(48) }
+      const weight = { name: 'layers.0.q_proj.weight', dtype: 'fp32' as const, shape: [4, 3], data: new Uint8Array(48) }
       await saveSafetensors(base, 'model.safetensors', [weight])
       await expect(mergeCheckpoint(base, input, new MemoryDirectory(), { strict: true })).rejects.toThrow(MESSAGE)
       expect((await mergeCheckpoint(base, input, new MemoryDirectory())).changed).toBe(1)
@@ -133,7 +132,7 @@ const folders = ['kinds', 'experts', 'config', 'peft'].flatMap((group) =>
 )
 
 test.each(folders)('what PEFT wrote for %s matches, but for patterns, of which PEFT warns too', async (name) => {
-  const report = await inspectAdapterFolder(new NodeDirectory(path.join(golden, name)), { strict: true }).catch(
+  const report = await inspectAdapter(new NodeDirectory(path.join(golden, name)), { strict: true }).catch(
     () => undefined,
   )
   const unmatched =

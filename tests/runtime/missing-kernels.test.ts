@@ -6,7 +6,7 @@ import { UnsupportedError } from '../../src/base/errors.js'
 import { loadOnnx, OnnxModel, serializeModel } from '../../src/formats/onnx/model.js'
 import { Builder } from '../../src/graph/view/builder.js'
 import { Graph } from '../../src/graph/view/graph.js'
-import { OnnxSession } from '../../src/infer/adapter-session.js'
+import { ModelSession } from '../../src/infer/model-session.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
 import { train } from '../../src/train/train.js'
 import { addInput, addOutput, DataType, emptyGraph, floatTensor } from '../graph/toolkit.js'
@@ -72,14 +72,14 @@ describe('a session', () => {
     ],
   ])('says of %s where it runs', async (_, operator, message) => {
     const onnx = await modelWith(operator)
-    const opening = OnnxSession.open({ onnx, runtime: inThread })
+    const opening = ModelSession.open({ onnx, runtime: inThread })
     await expect(opening).rejects.toThrow(UnsupportedError)
     await expect(opening).rejects.toThrow(message)
   })
 
   it('has its adapters refused where a provider has compiled the layers', async () => {
     const onnx = await modelWith(compiled)
-    const opening = OnnxSession.open(
+    const opening = ModelSession.open(
       { onnx, runtime: inThread },
       { adapters: { one: adapterOf('model.layers.0.up_proj') } },
     )

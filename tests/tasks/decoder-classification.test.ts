@@ -7,7 +7,7 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../src/base/bytes.js'
 import { readRows } from '../../src/data/read-rows.js'
 import { loadModel, type Model } from '../../src/graph/model-folder.js'
-import { OnnxSession } from '../../src/infer/adapter-session.js'
+import { ModelSession } from '../../src/infer/model-session.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import { merge } from '../../src/merge/merge.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
@@ -66,7 +66,7 @@ describe.each(Object.entries(GRAPHS))('%s', (graph, name) => {
 
   it('runs with a head for each adapter, and merged without a cache', async () => {
     const adapter = await loadAdapter(new NodeDirectory(`${folder}/adapter-init`))
-    const session = await OnnxSession.open(model, { adapters: { mood: adapter } })
+    const session = await ModelSession.open(model, { adapters: { mood: adapter } })
     const own = await session.classify(texts, { adapter: 'mood', maxLength, batchSize: 6 })
     own.forEach(({ logits }, i) => void expect(maxDifference(logits, golden.logits[i])).toBeLessThan(1e-4))
     await session.dispose()
@@ -80,7 +80,7 @@ describe.each(Object.entries(GRAPHS))('%s', (graph, name) => {
       `${{ llama: 'Llama', qwen2: 'Qwen2', gpt2: 'GPT2' }[name]}ForSequenceClassification`,
     ])
     const merged = await loadModel(out, { runtime })
-    const alone = await OnnxSession.open(merged)
+    const alone = await ModelSession.open(merged)
     expect([alone.inputNames, alone.outputNames]).toEqual([['input_ids', 'attention_mask'], ['logits']])
     const found = await alone.classify(texts, { maxLength, batchSize: 6 })
     found.forEach(({ logits }, i) => void expect(maxDifference(logits, golden.logits[i])).toBeLessThan(1e-4))
@@ -133,13 +133,13 @@ describe('a decoder', () => {
     const { report } = await learn(branched, out)
     expect(report.evalMetrics?.accuracy).toBe(1)
     const adapter = await loadAdapter(out)
-    const opening = OnnxSession.open(branched, { adapters: { mood: adapter } })
+    const opening = ModelSession.open(branched, { adapters: { mood: adapter } })
     await expect(opening).rejects.toThrow(/SEQ_CLS: .*branches of an If.* Merge the adapter/)
 
     const result = new MemoryDirectory({}, 'out')
     await merge({ base: { directory: branched.directory }, adapters: adapter, out: result })
     const merged = await loadModel(result, { runtime })
-    const session = await OnnxSession.open(merged)
+    const session = await ModelSession.open(merged)
     expect(session.inputNames).toEqual(['input_ids', 'attention_mask'])
     const found = await session.classify(data.map(({ text }) => text))
     expect(found.map(({ label }) => label)).toEqual(data.map(({ label }) => label))

@@ -7,7 +7,7 @@ import { ConfigError, DataError, UnsupportedError } from '../../src/base/errors.
 import { readRows } from '../../src/data/read-rows.js'
 import type { Model } from '../../src/graph/model-folder.js'
 import { readSentenceModules } from '../../src/graph/sentence-modules.js'
-import { OnnxSession } from '../../src/infer/adapter-session.js'
+import { ModelSession } from '../../src/infer/model-session.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
 import { inBatchLoss } from '../../src/tasks/contrastive.js'
@@ -155,9 +155,9 @@ describe('training', () => {
 
 describe('session.embed', () => {
   const { texts } = golden
-  let session: OnnxSession<Model>
+  let session: ModelSession<Model>
   beforeAll(async () => {
-    session = await OnnxSession.open(model, { adapters: { peft: await load() } })
+    session = await ModelSession.open(model, { adapters: { peft: await load() } })
   })
   afterAll(() => session.dispose())
 

@@ -5,7 +5,7 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../src/base/bytes.js'
 import { readRows } from '../../src/data/read-rows.js'
 import { loadModel, type Model } from '../../src/graph/model-folder.js'
-import { OnnxSession } from '../../src/infer/adapter-session.js'
+import { ModelSession } from '../../src/infer/model-session.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
 import { merge } from '../../src/merge/merge.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
@@ -58,8 +58,8 @@ describe.each(Object.entries(FAMILIES))('%s', (name, [query, prefix]) => {
     const out = new MemoryDirectory({}, 'out')
     await merge({ base: { directory: directoryOf(`${folder}/encoder`) }, adapters: adapter, out })
     const merged = await loadModel(out, { runtime: inThread })
-    const own = await OnnxSession.open(model, { adapters: { own: adapter } })
-    const alone = await OnnxSession.open(merged)
+    const own = await ModelSession.open(model, { adapters: { own: adapter } })
+    const alone = await ModelSession.open(merged)
     const close = async () => {
       for (const session of [own, alone]) await session.dispose()
       await merged.close()
@@ -105,7 +105,7 @@ describe.each(Object.entries(FAMILIES))('%s', (name, [query, prefix]) => {
       const out = new MemoryDirectory({}, 'out')
       await merge({ base: { directory: base }, adapters: adapter, out })
       const [own, merged] = [await loadModel(base, { runtime: inThread }), await loadModel(out, { runtime: inThread })]
-      const sessions = [await OnnxSession.open(own, { adapters: { mood: adapter } }), await OnnxSession.open(merged)]
+      const sessions = [await ModelSession.open(own, { adapters: { mood: adapter } }), await ModelSession.open(merged)]
       const results = [
         await sessions[0].classify(texts, { adapter: 'mood', maxLength }),
         await sessions[1].classify(texts, { maxLength, batchSize: 2 }),
@@ -198,7 +198,7 @@ it('DeBERTa takes an adapter for each row where none changes what all rows share
     random.addLayerOfShape(`encoder.layer.0.${layer}`, [16, k]).weightB.data.fill(0.3)
   }
   const adapters = { all: await loadAdapter(directoryOf(`${folder}/vectors/adapter-init`)), value: random }
-  const session = await OnnxSession.open(model, { adapters })
+  const session = await ModelSession.open(model, { adapters })
   const rows = [
     [1, 11, 8, 27, 2],
     [1, 12, 9, 28, 2],
@@ -225,7 +225,7 @@ it('DeBERTa takes an adapter for each row where none changes what all rows share
 it('MPNet has as many places for tokens as there are positions behind that of padding', async () => {
   const model = await openModel(`${root}/mpnet/encoder`)
   expect([model.padTokenId, model.config.max_position_embeddings, model.contextLength]).toEqual([1, 34, 32])
-  const session = await OnnxSession.open(model)
+  const session = await ModelSession.open(model)
   const [long, cut] = await session.embed(['a '.repeat(40), 'a '.repeat(30)])
   expect(long).toEqual(cut)
   await session.dispose()

@@ -6,7 +6,7 @@ import { serializeModel } from '../../src/formats/onnx/model.js'
 import { parseSafetensorsHeader, readTensorF32, type SafetensorsFile } from '../../src/formats/safetensors.js'
 import { findLinears } from '../../src/graph/match/linears.js'
 import { Builder } from '../../src/graph/view/builder.js'
-import { headLogits, readHead } from '../../src/infer/heads.js'
+import { headLogits, readHead } from '../../src/infer/adapters/heads.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
 import { loadNodeRuntime } from '../../src/runtime/node/runtime.js'
@@ -83,7 +83,7 @@ describe.each(Object.entries(models))('%s', (name, { task, modulesToSave, config
     const logits = await readTensorF32(file, `${name}:logits`)
     const adapter = await saved()
     const own = base()
-    const head = (await readHead({ config }, own.graph, own.linears, adapter))!
+    const head = (await readHead(own, adapter))!
     const tensor = floats(DataType.FLOAT, [...hidden.data], hidden.shape)
     const tokens = await tokensOf(name)
     expect(maxDifference(headLogits(head, tensor, tokens), logits.data)).toBeLessThan(1e-5)

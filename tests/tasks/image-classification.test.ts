@@ -7,7 +7,7 @@ import { MemoryDirectory } from '../../src/base/bytes.js'
 import { DataError, UnsupportedError } from '../../src/base/errors.js'
 import { readRows } from '../../src/data/read-rows.js'
 import { loadModel, type Model } from '../../src/graph/model-folder.js'
-import { OnnxSession } from '../../src/infer/adapter-session.js'
+import { ModelSession } from '../../src/infer/model-session.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import { merge } from '../../src/merge/merge.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
@@ -122,7 +122,7 @@ describe.each(['vit', 'dinov2'])('%s', (name) => {
 
   it("gives PEFT's logits in sessions, and in a merged graph", async () => {
     const adapter = await peft()
-    const session = await OnnxSession.open(model, { adapters: { peft: adapter } })
+    const session = await ModelSession.open(model, { adapters: { peft: adapter } })
     for (const batchSize of [1, 4]) {
       const found = await session.classify(images, { adapter: 'peft', batchSize, topK: 3 })
       found.forEach(({ logits }, i) => void expect(relativeError(logits, golden.logits[i])).toBeLessThan(1e-5))
@@ -139,7 +139,7 @@ describe.each(['vit', 'dinov2'])('%s', (name) => {
     expect(config.id2label).toEqual(Object.fromEntries(labels.entries()))
     expect(out.files.has('preprocessor_config.json')).toBe(true)
     const merged = await loadModel(out, { runtime })
-    const own = await OnnxSession.open(merged)
+    const own = await ModelSession.open(merged)
     const { logits } = await own.classify(images[2])
     expect(relativeError(logits, golden.logits[2])).toBeLessThan(1e-5)
     await own.dispose()

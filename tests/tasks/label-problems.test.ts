@@ -7,7 +7,7 @@ import { ConfigError, DataError } from '../../src/base/errors.js'
 import { readRows } from '../../src/data/read-rows.js'
 import { parseSafetensorsHeader, readTensorF32 } from '../../src/formats/safetensors.js'
 import { loadModel, type Model } from '../../src/graph/model-folder.js'
-import { OnnxSession } from '../../src/infer/adapter-session.js'
+import { ModelSession } from '../../src/infer/model-session.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import { merge } from '../../src/merge/merge.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
@@ -130,7 +130,7 @@ describe('training, sessions and merges', () => {
     const { adapter, report } = await train(data)
     expect(adapter.problemType).toBe('multi_label_classification')
     expect(report.evalMetrics).toEqual({ accuracy: 1, f1: 1, 'f1/sea': 1, 'f1/sun': 1 })
-    const session = await OnnxSession.open(model, { adapters: { adapter } })
+    const session = await ModelSession.open(model, { adapters: { adapter } })
     const [both, , , none] = await session.classify(
       data.map(({ text }) => text),
       { adapter: 'adapter', topK: 2 },
@@ -144,7 +144,7 @@ describe('training, sessions and merges', () => {
     const config = JSON.parse(new TextDecoder().decode(out.files.get('config.json')))
     expect(config).toMatchObject({ problem_type: 'multi_label_classification', id2label: { 0: 'sea', 1: 'sun' } })
     const merged = await loadModel(out, { runtime: inThread })
-    const alone = await OnnxSession.open(merged)
+    const alone = await ModelSession.open(merged)
     const again = await alone.classify(data[0].text, { topK: 2 })
     again.labels.forEach(({ score }, i) => void expect(score).toBeCloseTo(both.labels[i].score, 5))
     await alone.dispose()
@@ -156,7 +156,7 @@ describe('training, sessions and merges', () => {
     const { adapter, report } = await train(data)
     expect(adapter).toMatchObject({ problemType: 'regression', labels: ['LABEL_0'] })
     expect(report.evalMetrics!.pearson).toBeGreaterThan(0.99)
-    const session = await OnnxSession.open(model, { adapters: { adapter } })
+    const session = await ModelSession.open(model, { adapters: { adapter } })
     const { score } = await session.classify('rain', { adapter: 'adapter' })
     expect(score).toBeCloseTo(1.5, 0)
     await session.dispose()

@@ -5,7 +5,7 @@ import { expect, it } from 'vitest'
 import { MemoryDirectory } from '../../src/base/bytes.js'
 import { readRows } from '../../src/data/read-rows.js'
 import { loadModel } from '../../src/graph/model-folder.js'
-import { OnnxSession } from '../../src/infer/adapter-session.js'
+import { ModelSession } from '../../src/infer/model-session.js'
 import { merge } from '../../src/merge/merge.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
 import type { Task } from '../../src/tasks/task.js'
@@ -47,7 +47,10 @@ it('gives the same logits in a session, and merged', async () => {
   const out = new MemoryDirectory({}, 'out')
   await merge({ base: { directory: directoryOf(folder) }, adapters: adapter, out })
   const [model, merged] = [await openModel(folder), await loadModel(out, { runtime: inThread })]
-  const [own, alone] = [await OnnxSession.open(model, { adapters: { mood: adapter } }), await OnnxSession.open(merged)]
+  const [own, alone] = [
+    await ModelSession.open(model, { adapters: { mood: adapter } }),
+    await ModelSession.open(merged),
+  ]
   const results = [
     await own.classify(texts, { adapter: 'mood', maxLength }),
     await alone.classify(texts, { maxLength }),
@@ -66,7 +69,7 @@ it.each(['fp16', 'fp16_io'])('merges the head into %s, with logits near those of
   const path = `onnx/model_${form}.onnx`
   await merge({ base: { directory: directoryOf(folder), file: path }, adapters: adapter, out })
   const merged = await loadModel(out, { runtime: inThread, onnxPath: path })
-  const session = await OnnxSession.open(merged)
+  const session = await ModelSession.open(merged)
   const found = await session.classify(texts, { maxLength })
   const logits = Float32Array.from(found.flatMap((one) => [...one.logits]))
   expect(relativeError(logits, golden.logits.flat())).toBeLessThan(5e-3)

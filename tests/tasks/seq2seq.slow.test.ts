@@ -4,7 +4,7 @@ import { readFileSync } from 'node:fs'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../src/base/bytes.js'
 import { loadModel, type Model } from '../../src/graph/model-folder.js'
-import { OnnxSession } from '../../src/infer/adapter-session.js'
+import { ModelSession } from '../../src/infer/model-session.js'
 import { train } from '../../src/train/train.js'
 import { checkGolden, openTiny, ROWS, runtime } from './seq2seq-models.js'
 
@@ -46,7 +46,7 @@ describe.each(['t5', 'bart'])('%s', (name) => {
     const file = 'adapter_model.safetensors'
     expect(broken.files.get(file)).toEqual(whole.files.get(file))
 
-    const session = await OnnxSession.open(model, { adapters: { own: adapter } })
+    const session = await ModelSession.open(model, { adapters: { own: adapter } })
     const options = { temperature: 0, maxNewTokens: 4 }
     const { text } = await session.generate(ROWS[0].text, { ...options, adapter: 'own' })
     expect(text).not.toBe((await session.generate(ROWS[0].text, options)).text)

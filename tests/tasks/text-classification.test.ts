@@ -112,7 +112,7 @@ describe.each(['encoder', 'classifier'])('the export of the %s', (name) => {
 /** The values of the model's own head, as its file has them. */
 async function classifierOf({ onnx }: Model): Promise<Float32Array> {
   const stored = onnx.proto.graph?.initializer.find(({ name }) => name.endsWith('classifier.weight'))
-  return decodeFloats(await onnx.readTensor(stored!), 'F32').slice()
+  return decodeFloats(await onnx.readTensor(stored!), 'fp32').slice()
 }
 
 describe('labels', () => {

@@ -8,7 +8,7 @@ import { decodeFloats } from '../../src/base/dtype.js'
 import { DataError, UnsupportedError } from '../../src/base/errors.js'
 import { readRows } from '../../src/data/read-rows.js'
 import { loadModel, type Model } from '../../src/graph/model-folder.js'
-import { readGraph } from '../../src/graph/view/read-graph.js'
+import { readGraph } from '../../src/graph/view/graph.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
 import type { OrtModule } from '../../src/runtime/onnxruntime.js'
@@ -49,7 +49,7 @@ it('starts with the head of the graph, which multiplies by a weight as MatMul st
   const [product, sum] = ['MatMul', 'Add'].map(
     (type) => graph.nodes.find(({ name }) => name === `/classifier/${type}`)!,
   )
-  const read = async (name: string) => decodeFloats(await model.onnx.readTensor(graph.constant(name)!), 'F32').slice()
+  const read = async (name: string) => decodeFloats(await model.onnx.readTensor(graph.constant(name)!), 'fp32').slice()
   const [weight, bias] = [await read(product.input[1]), await read(sum.input.find((name) => graph.constant(name))!)]
   const random = { normal: () => 0.5 } as never
   const [d, k] = open.head!.tensors[0].shape

@@ -99,7 +99,7 @@ describe('diff of checkpoints', () => {
   const checkpoint = async (values: Record<string, { shape: number[]; data: Float32Array | Int8Array }>) => {
     const folder = new MemoryDirectory()
     const tensors = Object.entries(values).map(([name, { shape, data }]) => {
-      const dtype = data instanceof Int8Array ? ('I8' as const) : ('F32' as const)
+      const dtype = data instanceof Int8Array ? ('I8' as const) : ('fp32' as const)
       return { name, dtype, shape, data: new Uint8Array(data.buffer) }
     })
     await saveSafetensors(folder, 'model.safetensors', tensors)

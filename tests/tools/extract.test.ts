@@ -24,7 +24,7 @@ async function checkpoint(values: Values, config?: object): Promise<MemoryDirect
   const folder = new MemoryDirectory()
   const tensors = Object.entries(values).map(([name, { shape, data }]) => ({
     name,
-    dtype: 'F32' as const,
+    dtype: 'fp32' as const,
     shape,
     data: new Uint8Array(data.buffer, data.byteOffset, data.byteLength),
   }))
@@ -152,7 +152,7 @@ describe('extract', () => {
     const base = new NodeDirectory(goldenPath('..', '..', 'models', 'union-3m'))
     const adapter = await loadAdapter(new NodeDirectory(goldenPath('peft', 'f32')))
     const out = new MemoryDirectory()
-    await merge({ base: { directory: base, file: 'model.safetensors' }, adapters: [adapter], out, outDtype: 'F32' })
+    await merge({ base: { directory: base, file: 'model.safetensors' }, adapters: [adapter], out, outDtype: 'fp32' })
     const { adapter: found, layers, saved } = await extract({ base, fineTuned: out, energy: 0.999 })
     expect(saved).toEqual([])
     const [got, wanted] = [changes(found), changes(adapter)]

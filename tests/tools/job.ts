@@ -61,7 +61,7 @@ export async function runJob(files: JobFiles): Promise<JobResult> {
   const written: Record<string, number[]> = {}
   for (const to of ['gguf', 'mlx', 'onnx-adapter'] as const) {
     const [out, back] = [new MemoryDirectory({}, to), new MemoryDirectory({}, 'peft')]
-    await convertAdapter(llama, { to, base: llama, out, outDtype: 'F16', onProgress })
+    await convertAdapter(llama, { to, base: llama, out, outDtype: 'fp16', onProgress })
     for (const [name, bytes] of out.files) written[`${to}/${name}`] = [...bytes]
     await convertAdapter(out, { to: 'peft', base: llama, out: back })
     numbers[`back from ${to}`] = sumOf(await loadAdapter(back))

@@ -2,8 +2,8 @@
 
 import { MemoryDirectory } from '../../src/base/bytes.js'
 import type { Model } from '../../src/graph/model-folder.js'
-import { OnnxSession } from '../../src/infer/adapter-session.js'
-import { generate } from '../../src/infer/generate.js'
+import { generate } from '../../src/infer/generate/generate.js'
+import { ModelSession } from '../../src/infer/model-session.js'
 import type { LoraAdapter } from '../../src/lora/adapter.js'
 import type { TrainReport } from '../../src/train/report.js'
 import type { TrainSettings } from '../../src/train/settings.js'
@@ -42,7 +42,7 @@ export async function runJob(model: Model, job: Job, trained?: () => void): Prom
 }
 
 async function continued(model: Model, adapter: LoraAdapter, { prompt, settings: { device } }: Job): Promise<string[]> {
-  const session = await OnnxSession.open(model, { adapters: { trained: adapter }, device })
+  const session = await ModelSession.open(model, { adapters: { trained: adapter }, device })
   const texts = []
   for (const name of [undefined, 'trained']) {
     texts.push((await generate(session, prompt, { adapter: name, maxNewTokens: 8, temperature: 0 })).text)

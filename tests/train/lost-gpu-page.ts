@@ -3,8 +3,8 @@
 import { MemoryDirectory } from '../../src/base/bytes.js'
 import { loadModel } from '../../src/graph/model-folder.js'
 import { webRuntime } from '../../src/index/web-runtime.js'
-import { OnnxSession } from '../../src/infer/adapter-session.js'
-import { generate } from '../../src/infer/generate.js'
+import { generate } from '../../src/infer/generate/generate.js'
+import { ModelSession } from '../../src/infer/model-session.js'
 import { train } from '../../src/train/train.js'
 
 export interface LostGpuResult {
@@ -60,7 +60,7 @@ async function run(): Promise<LostGpuResult> {
   const files = await out.list()
   const { report } = await train({ ...settings, device: 'wasm', resume: true })
 
-  const session = await OnnxSession.open(model, { device: 'webgpu' })
+  const session = await ModelSession.open(model, { device: 'webgpu' })
   const text = { maxNewTokens: 20, temperature: 0 }
   let isLost = false
   const onText = () => {
@@ -71,7 +71,7 @@ async function run(): Promise<LostGpuResult> {
   const later = await errorOf(generate(session, 'And the people', text))
   await session.dispose()
   const textOn = async (device: string) => {
-    const next = await OnnxSession.open(model, { device })
+    const next = await ModelSession.open(model, { device })
     const result = await generate(next, 'And the people', { ...text, maxNewTokens: 4 })
     await next.dispose()
     return result.text

@@ -4,7 +4,7 @@
 import { expect, it } from 'vitest'
 import type { ByteSource } from '../../src/base/bytes.js'
 import { loadModel } from '../../src/graph/model-folder.js'
-import { OnnxSession } from '../../src/infer/adapter-session.js'
+import { ModelSession } from '../../src/infer/model-session.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import { train } from '../../src/train/train.js'
 import { inThread } from '../infer/models.js'
@@ -32,7 +32,7 @@ it('is opened once for a training, and for a session that runs meanwhile and tak
       config: { rank: 2, targetModules: ['query', 'value'] },
     })
   const alone = await start()
-  const session = await OnnxSession.open(model, { adapters: { mood: alone.adapter }, lowMemory: true })
+  const session = await ModelSession.open(model, { adapters: { mood: alone.adapter }, lowMemory: true })
   const before = await session.classify(texts, { adapter: 'mood' })
   const during: Promise<unknown>[] = []
   const { adapter, report } = await start({

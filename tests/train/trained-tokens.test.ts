@@ -13,7 +13,7 @@ import { findEmbeddings } from '../../src/graph/match/parameters.js'
 import type { Model } from '../../src/graph/model-folder.js'
 import { sessionModel } from '../../src/graph/session-model.js'
 import { Graph } from '../../src/graph/view/graph.js'
-import { OnnxSession } from '../../src/infer/adapter-session.js'
+import { ModelSession } from '../../src/infer/model-session.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
 import { rowsName } from '../../src/lora/kinds/stored.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
@@ -206,7 +206,7 @@ describe('an encoder', () => {
 
 describe('a saved adapter', () => {
   /** The loss of a golden batch by the logits of a session. */
-  async function lossOf(session: OnnxSession, model: Model, { examples }: (typeof batches)[number]): Promise<number> {
+  async function lossOf(session: ModelSession, model: Model, { examples }: (typeof batches)[number]): Promise<number> {
     let [sum, count] = [0, 0]
     for (const { inputIds, labels } of examples) {
       const { logits } = await session.run(feedsOf(model, [[...inputIds]]), { adapter: 'adapter' })
@@ -237,7 +237,7 @@ describe('a saved adapter', () => {
       const loaded = await loadAdapter(out)
       const [rows] = loaded.parts('token-rows')
       expect(rows.weight.data).toEqual(adapter.parts('token-rows')[0].weight.data)
-      const session = await OnnxSession.open(model, { adapters: { adapter: loaded }, threads: 1 })
+      const session = await ModelSession.open(model, { adapters: { adapter: loaded }, threads: 1 })
       const own = await lossOf(session, model, batches[0])
       await session.dispose()
       const { losses } = await steps(model, loaded, 1, { maxGradNorm: 0 })
@@ -253,8 +253,8 @@ describe('a saved adapter', () => {
     const merged = new MemoryDirectory({}, 'merged')
     await mergeOnnx(model.onnx, adapter, merged)
     const onnx = await loadOnnx(merged, model.onnx.fileName)
-    const session = await OnnxSession.open(model, { adapters: { adapter }, threads: 1 })
-    const plain = await OnnxSession.open({ onnx, runtime: inThread }, { threads: 1 })
+    const session = await ModelSession.open(model, { adapters: { adapter }, threads: 1 })
+    const plain = await ModelSession.open({ onnx, runtime: inThread }, { threads: 1 })
     const feeds = feedsOf(model, [[86, 9, 14, 3, 17]])
     const { logits } = await session.run(feeds, { adapter: 'adapter' })
     expect(maxDifference(logits, (await plain.run(feeds)).logits)).toBeLessThan(1e-5)

@@ -1,6 +1,6 @@
 import { describe, expect, it } from 'vitest'
 import { OnnxModel } from '../../src/formats/onnx/model.js'
-import type { Objective } from '../../src/graph/training/objective.js'
+import type { Objective } from '../../src/graph/training/objective-graph.js'
 import { buildTrainingGraph, type TrainingGraph } from '../../src/graph/training/training-graph.js'
 import { Builder } from '../../src/graph/view/builder.js'
 import { loadNodeRuntime } from '../../src/runtime/node/runtime.js'

@@ -10,7 +10,7 @@ import { findLinears } from '../../src/graph/match/linears.js'
 import type { Model } from '../../src/graph/model-folder.js'
 import { Builder } from '../../src/graph/view/builder.js'
 import { Graph } from '../../src/graph/view/graph.js'
-import { OnnxSession } from '../../src/infer/adapter-session.js'
+import { ModelSession } from '../../src/infer/model-session.js'
 import type { LoraAdapter } from '../../src/lora/adapter.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
 import type { TrainingOptions } from '../../src/train/options.js'
@@ -187,11 +187,11 @@ describe.each<[string, Config]>([
     const merged = new MemoryDirectory({}, 'merged')
     await mergeOnnx(llama.onnx, adapter, merged)
     const onnx = await loadOnnx(merged, llama.onnx.fileName)
-    const session = await OnnxSession.open(
+    const session = await ModelSession.open(
       { onnx: llama.onnx, runtime: inThread },
       { adapters: { adapter }, threads: 1 },
     )
-    const plain = await OnnxSession.open({ onnx, runtime: inThread }, { threads: 1 })
+    const plain = await ModelSession.open({ onnx, runtime: inThread }, { threads: 1 })
     const feeds = feedsOf(llama, [[5, 9, 40, 3, 17]])
     const { logits } = await session.run(feeds, { adapter: 'adapter' })
     expect(maxDifference(logits, (await plain.run(feeds)).logits)).toBeLessThan(1e-5)

@@ -2,8 +2,8 @@
 
 import * as ort from 'onnxruntime-node'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { OnnxSession } from '../../src/infer/adapter-session.js'
-import { argmax } from '../../src/infer/next-token.js'
+import { argmax } from '../../src/infer/generate/next-token.js'
+import { ModelSession } from '../../src/infer/model-session.js'
 import type { OrtModule } from '../../src/runtime/onnxruntime.js'
 import { CallSession } from '../../src/transformers/call-session.js'
 import type { OrtTensorLike } from '../../src/transformers/module.js'
@@ -20,7 +20,7 @@ const PRESENT = 'present.1.value'
 
 const { module, fed } = recordingRuntime()
 const run = { dtype: 'fp32', device: 'cpu' }
-let session: OnnxSession
+let session: ModelSession
 let ours: CallSession
 let theirs: ort.InferenceSession
 /** What the model is fed first. */
@@ -29,7 +29,7 @@ let empty: (batch?: number) => Tensors
 /** A session of a pipeline. */
 async function open(path: string) {
   const model = await openModel(path, { module: module as OrtModule })
-  const opened = await OnnxSession.open(model, { device: run.device }, true, sessionExtras(model, run))
+  const opened = await ModelSession.open(model, { device: run.device }, true, sessionExtras(model, run))
   return { session: opened, call: new CallSession(shareSession(opened, run), null) }
 }
 

@@ -5,7 +5,7 @@ import { LowrankError } from '../../../dist/base/errors.js'
 import { fullMatch } from '../../../dist/lora/patterns/patterns.js'
 import { loadAdapter, saveAdapter } from '../../../dist/peft/adapter-folder.js'
 import { parsePeftConfig } from '../../../dist/peft/config.js'
-import { inspectAdapterFolder } from '../../../dist/peft/inspect-folder.js'
+import { inspectAdapter } from '../../../dist/peft/inspect.js'
 import { folder, foldersWith, read } from '../inputs.mjs'
 import { mutateBytes, mutateJson, mutateSafetensors, mutateText } from '../mutate.mjs'
 
@@ -29,7 +29,7 @@ function isSame(one, other) {
 async function checkFolder(files) {
   const directory = () => new MemoryDirectory(files)
   const loaded = await settled(loadAdapter(directory()))
-  const inspected = await settled(inspectAdapterFolder(directory()))
+  const inspected = await settled(inspectAdapter(directory()))
   const problems = inspected.error === undefined ? inspected.value.problems : [inspected.error]
   if ((loaded.error === undefined) !== (problems.length === 0)) {
     const found = problems.map(({ message }) => message).join('; ')

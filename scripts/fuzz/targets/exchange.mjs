@@ -12,7 +12,7 @@ const modelOf = (path) => path.replace(/\/[^/]*$/, '')
 async function toPeft(source, base, isLast = false) {
   const out = place({}, undefined)
   await convert(source, { to: 'peft', out, base, dtype: 'keep' })
-  if (!isLast) await convert(out, { to: 'onnx-adapter', out: place({}, undefined), base: undefined, dtype: 'F16' })
+  if (!isLast) await convert(out, { to: 'onnx-adapter', out: place({}, undefined), base: undefined, dtype: 'fp16' })
 }
 
 let mlx
@@ -36,7 +36,7 @@ async function modelFile() {
     Object.entries(sizes).map(([name, shape]) => ({
       name: `blk.${layer}.${name}.weight`,
       shape,
-      dtype: 'F16',
+      dtype: 'fp16',
       bytes: () => new Uint8Array(2 * shape[0] * shape[1]),
     })),
   )

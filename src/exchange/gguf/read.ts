@@ -4,6 +4,7 @@ import type { ByteSource } from '../../base/bytes.js'
 import { FormatError, MismatchError, ShapeError, UnsupportedError } from '../../base/errors.js'
 import { formatShape, isAllFinite, type Matrix } from '../../base/tensor.js'
 import { type GgufFile, type GgufTensor, parseGguf, readGgufTensor } from '../../formats/gguf/gguf.js'
+import { floatOf } from '../../formats/gguf/types.js'
 import { transpose } from '../../linalg/product.js'
 import type { LoraAdapter } from '../../lora/adapter.js'
 import { notFinite } from '../../lora/factors.js'
@@ -119,7 +120,8 @@ async function readPair(
     })
   }
   const scaling = alpha === 0 ? 1 : alpha / rank
-  const dtype = b.type.name === 'BF16' || b.type.name === 'F16' ? b.type.name : 'F32'
+  const stored = floatOf(b.type)
+  const dtype = stored === 'fp16' || stored === 'bf16' ? stored : 'fp32'
   const experts = isStacked ? a.shape[0] : 1
   const matrices = (values: Float32Array, shape: readonly number[]): Matrix[] => {
     const [rows, columns] = shape.slice(-2)

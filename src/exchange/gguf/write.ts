@@ -3,17 +3,20 @@
 // number can, and otherwise the scalings are multiplied into B.
 
 import type { ByteSink } from '../../base/bytes.js'
-import { isFiniteStored } from '../../base/dtype.js'
+import { type FloatDtype, isFiniteStored } from '../../base/dtype.js'
 import { MismatchError, NumericError, UnsupportedError } from '../../base/errors.js'
 import { Steps, type ToolRun } from '../../base/progress.js'
 import { type FloatArray, formatShape, type Matrix } from '../../base/tensor.js'
 import { encodeGguf, type GgufFloat } from '../../formats/gguf/types.js'
 import { type WrittenTensor, type WrittenValue, writeGguf } from '../../formats/gguf/write.js'
 import { transpose } from '../../linalg/product.js'
+import { scalingOf } from '../../lora/config.js'
 import { expertColumns } from '../../lora/kinds/experts.js'
 import { rowsOf } from '../../lora/kinds/groups.js'
-import { requireHeld } from '../held.js'
-import type { FactorPart, SourceAdapter } from '../source.js'
+import type { AdapterTensor } from '../../peft/keys.js'
+import { type OpenAdapter, readFactor, readStored } from '../../peft/open.js'
+import type { OpenPart } from '../../peft/tensors.js'
+import { requireHeld, type Written } from '../format.js'
 import type { GgufBase } from './base.js'
 import { noTensor } from './names.js'
 import { toGgufOrder } from './permute.js'
@@ -48,12 +51,8 @@ interface GgufPair {
   readonly where: string
 }
 
-/** What was written. */
-export interface GgufReport {
-  /** Pairs of tensors. */
-  layers: number
-  notes: string[]
-}
+/** A part that is a product of two matrices; of experts, a stack of them. */
+type FactorPart = Extract<OpenPart, { kind: 'linear' | 'embedding' | 'parameter' }>
 
 /** A part of an expert's name, with its number. */
 const EXPERT = /^(.*)\.experts\.(\d+)\.(\w+)$/
@@ -66,14 +65,15 @@ const EXPERT = /^(.*)\.experts\.(\d+)\.(\w+)$/
  *   NumericError for a value that is not finite in the type
  */
 export async function writeGgufAdapter(
-  adapter: SourceAdapter,
+  adapter: OpenAdapter,
   base: GgufBase,
   sink: ByteSink,
   dtype: GgufDtype,
   run: ToolRun = {},
-): Promise<GgufReport> {
+): Promise<Written> {
   requireHeld(adapter, ['linear', 'embedding', 'parameter'], 'a GGUF adapter')
-  const pairs = stackExperts(adapter.factors().flatMap((part) => pairsOf(part, base)))
+  const parts = adapter.parts() as readonly FactorPart[]
+  const pairs = stackExperts(parts.flatMap((part) => pairsOf(part, adapter.dtypeOf(part), base)))
   for (const pair of pairs) checkFits(pair, base)
   const alpha = commonAlpha(pairs)
   const metadata = new Map<string, WrittenValue>([
@@ -101,19 +101,23 @@ export async function writeGgufAdapter(
   }
 }
 
-function pairsOf(part: FactorPart, base: GgufBase): GgufPair[] {
+function pairsOf(part: FactorPart, dtype: FloatDtype, base: GgufBase): GgufPair[] {
   const { names } = base
-  const { name, scaling, dtype } = part
-  const own = { scaling, dtype, where: name, heads: undefined, isStacked: false, count: 1 }
+  const { name, config } = part
+  const own = { scaling: scalingOf(config), dtype, where: name, heads: undefined, isStacked: false, count: 1 }
   if (part.kind === 'parameter') {
     return parameterPairs(part, base).map(([module, a, b]) => {
       return { ...own, tensor: tensorOf(module, name, base), a, b, count: part.experts, isStacked: true }
     })
   }
   const [a, b] = (['weightA', 'weightB'] as const).map((role): Factor => {
-    const { shape, read, stored } = part[role]
-    const one = stored === undefined || stored.dtype !== dtype ? undefined : stored.read
-    return { shape: [shape[0], shape[1]], read: async () => [await read()], stored: one }
+    const tensor = part.tensors[role]
+    const stored = async (memory?: Uint8Array) => (await readStored(tensor, memory)).data
+    return {
+      shape: [tensor.shape[0], tensor.shape[1]],
+      read: async () => [await readMatrix(tensor)],
+      stored: tensor.dtype === dtype ? stored : undefined,
+    }
   })
   const expert = EXPERT.exec(name)
   if (expert !== null && names.tensorOf(name) === undefined) {
@@ -132,6 +136,11 @@ function pairsOf(part: FactorPart, base: GgufBase): GgufPair[] {
     })
   }
   return [{ ...own, tensor, a, b, heads: headsOf(tensor, base) }]
+}
+
+async function readMatrix(tensor: AdapterTensor): Promise<Matrix> {
+  const { data, shape } = await readFactor(tensor)
+  return { data, shape: [shape[0], shape[1]] }
 }
 
 function tensorOf(module: string, where: string, base: GgufBase): string {
@@ -158,7 +167,7 @@ function stackedModule([, module, , part]: RegExpExecArray): string {
 
 /** The modules of a stacked parameter, with their factors: `gate_up_proj` is two tensors, unless llama.cpp has one for both. */
 function parameterPairs(
-  { name, weightA, weightB, experts }: FactorPart,
+  { name, tensors: { weightA, weightB }, experts }: Extract<FactorPart, { kind: 'parameter' }>,
   { hidden }: GgufBase,
 ): [module: string, a: Factor, b: Factor][] {
   const isDown = name.endsWith('down_proj')
@@ -167,14 +176,14 @@ function parameterPairs(
   const a: Factor = {
     shape: [rank, k],
     async read() {
-      const whole = await weightA.read()
+      const whole = await readMatrix(weightA)
       return each.map((e) => rowsOf(whole, e, experts))
     },
   }
   const b: Factor = {
     shape: [d, rank],
     async read() {
-      const whole = await weightB.read()
+      const whole = await readMatrix(weightB)
       return each.map((e) => expertColumns(whole, e, experts))
     },
   }
@@ -278,9 +287,9 @@ function writtenTensors(
 ): WrittenTensor[] {
   const written = (suffix: string, { shape: [rows, columns], read, stored }: Factor, scale: number, turns?: number) => {
     const name = `${tensor}.${suffix}`
-    const isHalf = dtype === 'Q8_0' && columns % 32 !== 0
+    const isHalf = dtype === 'q8_0' && columns % 32 !== 0
     if (isHalf) halves.add(name)
-    const type = isHalf ? 'F16' : dtype
+    const type = isHalf ? 'fp16' : dtype
     const shape = isStacked ? [count, rows, columns] : [rows, columns]
     const ordered = <T extends FloatArray | Uint8Array>(data: T) => {
       return turns === undefined ? data : toGgufOrder(data, rows, turns, where)
@@ -293,7 +302,7 @@ function writtenTensors(
       for (const [i, { data }] of (await read()).entries()) values.set(ordered(data), i * rows * columns)
       if (scale !== 1) for (let i = 0; i < values.length; i++) values[i] *= scale
       const encoded = encodeGguf(values, type)
-      if (type === 'Q8_0' || isFiniteStored(encoded, type)) return encoded
+      if (type === 'q8_0' || isFiniteStored(encoded, type)) return encoded
       throw new NumericError({ where, what: `a value that is not finite in ${type}`, hint: 'Convert to bf16 or f32' })
     }
     return { name, shape, dtype: type, bytes }

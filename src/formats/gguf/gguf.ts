@@ -5,7 +5,7 @@ import type { ByteSource } from '../../base/bytes.js'
 import { FormatError, UnsupportedError } from '../../base/errors.js'
 import { elementCount, formatShape } from '../../base/tensor.js'
 import { Cursor } from './cursor.js'
-import { decodeGguf, GGUF_TYPES, type GgufType, isGgufFloat } from './types.js'
+import { decodeGguf, floatOf, GGUF_TYPES, type GgufType } from './types.js'
 
 const MAGIC = 0x46554747
 const DEFAULT_ALIGNMENT = 32
@@ -211,17 +211,17 @@ function checkRanges(tensors: readonly GgufTensor[], source: ByteSource): void {
 /**
  * A tensor as numbers, row-major.
  *
- * @throws UnsupportedError for a type other than F32, F16, BF16 and Q8_0; FileError when it cannot be read
+ * @throws UnsupportedError for a type other than fp32, fp16, bf16 and q8_0; FileError when it cannot be read
  */
 export async function readGgufTensor({ source }: GgufFile, tensor: GgufTensor): Promise<Float32Array> {
-  const { name } = tensor.type
-  if (!isGgufFloat(name)) {
+  const dtype = floatOf(tensor.type)
+  if (dtype === undefined) {
     throw new UnsupportedError({
       where: `${source.name}: ${tensor.name}`,
       what: 'a type that is not read as numbers',
-      expected: 'F32, F16, BF16 or Q8_0',
-      got: name,
+      expected: 'fp32, fp16, bf16 or q8_0',
+      got: tensor.type.name,
     })
   }
-  return decodeGguf(await source.read(tensor.offset, tensor.byteLength), name)
+  return decodeGguf(await source.read(tensor.offset, tensor.byteLength), dtype)
 }

@@ -3,10 +3,11 @@
 import { decodeFloats, encodeFloats, type FloatDtype, f16ToF32, f32ToF16 } from '../../base/dtype.js'
 
 /** Types that can be read as numbers and written. */
-export type GgufFloat = FloatDtype | 'Q8_0'
+export type GgufFloat = FloatDtype | 'q8_0'
 
 /** A type: so many elements in a block of so many bytes. */
 export interface GgufType {
+  /** In ggml's spelling. */
   readonly name: string
   readonly blockSize: number
   readonly blockBytes: number
@@ -50,16 +51,16 @@ export const GGUF_TYPES: ReadonlyMap<number, GgufType> = new Map([
   [39, type('MXFP4', 32, 17)],
 ])
 
-const NUMBERS: Readonly<Record<GgufFloat, number>> = { F32: 0, F16: 1, Q8_0: 8, BF16: 30 }
+const NUMBERS: Readonly<Record<GgufFloat, number>> = { fp32: 0, fp16: 1, q8_0: 8, bf16: 30 }
 
 /** ggml's number of a type that is written. */
 export function typeNumber(dtype: GgufFloat): number {
   return NUMBERS[dtype]
 }
 
-/** Whether tensors of the type can be read as numbers. */
-export function isGgufFloat(name: string): name is GgufFloat {
-  return Object.hasOwn(NUMBERS, name)
+/** The type of numbers that ggml's type is. Undefined for a type that is not read as numbers. */
+export function floatOf({ name }: GgufType): GgufFloat | undefined {
+  return (Object.keys(NUMBERS) as GgufFloat[]).find((dtype) => GGUF_TYPES.get(NUMBERS[dtype])!.name === name)
 }
 
 const BLOCK = 32
@@ -67,7 +68,7 @@ const BLOCK_BYTES = 34
 
 /** Little-endian bytes → numbers, a new array. */
 export function decodeGguf(bytes: Uint8Array, dtype: GgufFloat): Float32Array {
-  if (dtype !== 'Q8_0') return decodeFloats(bytes, dtype)
+  if (dtype !== 'q8_0') return decodeFloats(bytes, dtype)
   const blocks = bytes.byteLength / BLOCK_BYTES
   const values = new Float32Array(blocks * BLOCK)
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength)
@@ -83,7 +84,7 @@ export function decodeGguf(bytes: Uint8Array, dtype: GgufFloat): Float32Array {
  * from zero. The length must be a multiple of the type's block.
  */
 export function encodeGguf(values: Float32Array, dtype: GgufFloat): Uint8Array {
-  if (dtype !== 'Q8_0') return encodeFloats(values, dtype)
+  if (dtype !== 'q8_0') return encodeFloats(values, dtype)
   const blocks = values.length / BLOCK
   const bytes = new Uint8Array(blocks * BLOCK_BYTES)
   const view = new DataView(bytes.buffer)

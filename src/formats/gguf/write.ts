@@ -121,8 +121,8 @@ function padding(bytes: number): Uint8Array {
 
 function byteLength({ dtype, shape }: WrittenTensor): number {
   const count = elementCount(shape)
-  if (dtype === 'Q8_0') return (count / 32) * 34
-  return count * (dtype === 'F32' ? 4 : 2)
+  if (dtype === 'q8_0') return (count / 32) * 34
+  return count * (dtype === 'fp32' ? 4 : 2)
 }
 
 function valueBytes(value: WrittenValue): Uint8Array[] {

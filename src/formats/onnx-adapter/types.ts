@@ -6,9 +6,9 @@ import type { FloatDtype } from '../../base/dtype.js'
 export type OnnxAdapterDtype = FloatDtype
 
 export const DATA_TYPES: Readonly<Record<OnnxAdapterDtype, { readonly number: number; readonly bytes: number }>> = {
-  F32: { number: 1, bytes: 4 },
-  F16: { number: 10, bytes: 2 },
-  BF16: { number: 16, bytes: 2 },
+  fp32: { number: 1, bytes: 4 },
+  fp16: { number: 10, bytes: 2 },
+  bf16: { number: 16, bytes: 2 },
 }
 
 /** The type of a number; undefined for one that is not read. */

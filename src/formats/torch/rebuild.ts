@@ -18,10 +18,10 @@ interface TorchType {
 }
 
 const STORAGES: ReadonlyMap<string, TorchType> = new Map([
-  ['torch.FloatStorage', { dtype: 'F32', bytes: 4 }],
-  ['torch.HalfStorage', { dtype: 'F16', bytes: 2 }],
-  ['torch.BFloat16Storage', { dtype: 'BF16', bytes: 2 }],
-  ['torch.DoubleStorage', { dtype: 'F64', bytes: 8 }],
+  ['torch.FloatStorage', { dtype: 'fp32', bytes: 4 }],
+  ['torch.HalfStorage', { dtype: 'fp16', bytes: 2 }],
+  ['torch.BFloat16Storage', { dtype: 'bf16', bytes: 2 }],
+  ['torch.DoubleStorage', { dtype: 'fp64', bytes: 8 }],
   ['torch.LongStorage', { dtype: 'I64', bytes: 8 }],
   ['torch.IntStorage', { dtype: 'I32', bytes: 4 }],
   ['torch.ShortStorage', { dtype: 'I16', bytes: 2 }],

@@ -93,7 +93,7 @@ function readerOf(graph: Graph, value: Value, opType: string): NodeProto | undef
   return others.length === 0 && reader?.opType === opType && reader.input[0] === value ? reader : undefined
 }
 
-/** What is left of probabilities when those of rows without a key are 0. */
+/** The probabilities, with those of rows without a key as 0 where the graph does that. */
 function withoutNaN(graph: Graph, value: Value): Value {
   const readers = graph.consumers(value)
   const test = readers.find(({ opType }) => opType === 'IsNaN')
@@ -135,7 +135,7 @@ function numberOf(graph: Graph, value: Value, size: number | undefined): number 
   return node.opType === 'Div' && b !== undefined ? a / b : undefined
 }
 
-/** What key heads are before each is repeated for the query heads that share it. */
+/** The key heads before each is repeated for the query heads that share it. */
 function unrepeated(graph: Graph, value: Value): Value {
   const expanded = makerOf(graph, makerOf(graph, value, 'Reshape')?.input[0] ?? '', 'Expand')
   return unsqueezed(graph, expanded?.input[0] ?? '', 2) ?? value
@@ -208,7 +208,7 @@ function flatHeads(g: Builder, heads4: Value, linears: ReadonlyMap<Value, Linear
   return isFlat ? source : g.reshape(split, g.int([0, 0, -1]))
 }
 
-/** Where ONNX Runtime cannot tell the shape of the values, as behind an adapter, it takes the query for all three in one. */
+/** Declares a shape: if ONNX Runtime cannot tell that of the values, as behind an adapter, it takes the query for all three in one. */
 function declareWidth(graph: Graph, value: Value, width: number): void {
   if (graph.valueInfo.some(({ name }) => name === value)) return
   graph.valueInfo.push(valueInfo(value, DataType.FLOAT, ['attention/batch', 'attention/sequence', width]))

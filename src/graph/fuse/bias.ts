@@ -13,9 +13,9 @@ const HIDDEN = -1e9
 /** Operators that tell earlier tokens from later ones. */
 const ORDERS = new Set(['Less', 'LessOrEqual', 'Greater', 'GreaterOrEqual', 'Trilu'])
 
-/** What a mask adds to the scores, still without new nodes. */
+/** A mask that is added to the scores, still without new nodes. */
 export interface Mask {
-  /** What is added, or where the first is true nothing and elsewhere a very low number. */
+  /** The value that is added; or a condition: nothing is added where it is true, and a very low number elsewhere. */
   readonly value: Value
   readonly isCondition: boolean
   /** It is longer than the keys, or as long. */
@@ -38,7 +38,7 @@ export function maskOf(graph: Graph, mask: Value, keys: ReadonlySet<Value>): Mas
   return hidesLaterTokens(graph, value) ? { value, isCondition, isCut } : undefined
 }
 
-/** What is left of a mask without the cut to the length of the keys. */
+/** A mask without the cut to the length of the keys. */
 function uncut(graph: Graph, value: Value, keys: ReadonlySet<Value>): [value: Value, isCut: boolean] {
   const node = makerOf(graph, value, 'Slice')
   if (node === undefined) return [value, false]
@@ -51,7 +51,7 @@ function uncut(graph: Graph, value: Value, keys: ReadonlySet<Value>): [value: Va
 }
 
 /**
- * Whether a mask is made of places that are compared, and besides of lengths, positions and the mask of padding alone. The length of a
+ * True if a mask is made of compared places, and otherwise only of lengths, positions and the mask of padding. The length of a
  * cache with the new tokens in it is no such length: attention itself gives it.
  */
 function hidesLaterTokens(graph: Graph, mask: Value): boolean {

@@ -1,4 +1,4 @@
-// What a step adds to a key-value cache, as an output of its own. Whoever keeps the cache writes these few rows behind those that it has,
+// An output with the rows that a step adds to a key-value cache. Whoever keeps the cache writes these few rows behind those that it has,
 // so that a step gives out no copy of the whole cache, and the arrays that are fed may have room for tokens to come.
 
 import { create } from '@bufbuild/protobuf'
@@ -60,7 +60,7 @@ export function giveNewRows(graph: Graph): NewRows | undefined {
   return { output, isByHead, ids, mask, parts }
 }
 
-/** Where the new rows of a part can be had: behind those of the cache, and alone unless attention makes them itself. */
+/** The places of a part's new rows: behind those of the cache, and alone unless attention makes them itself. */
 function sourceOf(graph: Graph, past: string): { present: Value; rows: Value | undefined } | undefined {
   const readers = graph.consumers(past)
   const [attention, ...more] = readers.filter(({ opType }) => opType === 'GroupQueryAttention')

@@ -7,9 +7,9 @@ import { type Builder, sharedValue, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 import { bothWays, concatenated, dimensionOf, makerOf, scalarOf, unsqueezed } from './patterns.js'
 
-/** What turns the halves of each head. */
+/** The angles that turn the halves of each head, and the value that is turned. */
 export interface Rotation {
-  /** What is turned: (batch, heads, sequence, size) */
+  /** The value that is turned: (batch, heads, sequence, size) */
   readonly x: Value
   /** (batch, sequence, size), with equal halves */
   readonly cos: Value
@@ -53,7 +53,7 @@ function hasEqualHalves(graph: Graph, value: Value, opType: 'Cos' | 'Sin'): bool
   )
 }
 
-/** Whether a value is (−x₂, x₁) of the halves of x. */
+/** True if a value is (−x₂, x₁) of the halves of x. */
 function isHalfTurn(graph: Graph, value: Value, x: Value, size: number): boolean {
   const parts = concatenated(graph, value, [-1, 3])
   const negated = parts?.length === 2 ? makerOf(graph, parts[0], 'Neg') : undefined

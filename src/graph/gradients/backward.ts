@@ -21,12 +21,12 @@ import { PATTERNS, type PatternContext } from './pattern-gradients.js'
 
 /** The gradient of a value that several nodes compute, where the rules of these nodes would take more passes. */
 export interface CustomGradient {
-  /** What the value is computed from, in the place of its node's own inputs. */
+  /** The values that it is computed from, in the place of its node's own inputs. */
   readonly inputs: readonly Value[]
   readonly rule: GradientRule
 }
 
-/** By value: the first output of its last node. */
+/** Custom gradients by value: the first output of its last node. */
 export type CustomGradients = Map<Value, CustomGradient>
 
 /** The nodes between what is trained and what it is trained for. */
@@ -247,7 +247,7 @@ class GradientSums {
   }
 }
 
-/** What gives the gradient of each of a node's inputs, in that input's shape. */
+/** Thunks that give the gradient of each of a node's inputs, in that input's shape. */
 function thunksOf(context: PatternContext): ReturnType<GradientRule> {
   const operator = operatorOf(context.node)
   const thunks = entryOf(PATTERNS, operator)?.(context) ?? GRADIENTS[operator](context)

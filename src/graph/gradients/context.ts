@@ -1,4 +1,4 @@
-// What a gradient rule sees, and the few helpers that several rules share: shapes as constants where the probe says they
+// The context of a gradient rule, and the few helpers that several rules share: shapes as constants where the probe says they
 // are static, and the sums that undo broadcasting.
 
 import { StateError } from '../../base/errors.js'

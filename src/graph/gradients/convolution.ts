@@ -47,7 +47,7 @@ function windowsOf(context: GradientContext): Windows {
 function inputGradient(context: GradientContext): Value {
   const { g, inputs, dy } = context
   const { kernel, strides, dilations, pads, group } = windowsOf(context)
-  // What no window reaches, because the stride leaves a rest, lies behind: its gradient is 0.
+  // Elements that no window reaches, because the stride leaves a rest, lie behind: their gradient is 0.
   const rests = kernel.map((size, i) => {
     if (strides[i] === 1) return 0
     const [length, padded] = [lengthAt(context, i), pads[i] + pads[i + kernel.length]]

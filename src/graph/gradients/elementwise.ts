@@ -4,6 +4,7 @@ import { TensorProto_DataType as DataType } from '../../formats/onnx/gen/onnx_pb
 import { floatsOf, integersOf } from '../../formats/onnx/tensors.js'
 import { floatAttribute, intAttribute, stringAttribute } from '../view/attributes.js'
 import type { Builder, Value } from '../view/builder.js'
+import { operatorOf } from '../view/operators.js'
 import { type GradientContext, type GradientRule, once } from './context.js'
 
 const FLOATS: ReadonlySet<number> = new Set([DataType.FLOAT, DataType.DOUBLE, DataType.FLOAT16, DataType.BFLOAT16])
@@ -192,4 +193,23 @@ function scalarOf({ g }: GradientContext, value: Value): number | undefined {
   const tensor = g.graph.constant(value)
   if (tensor === undefined || tensor.dims.some((dim) => dim !== 1n)) return undefined
   return (floatsOf(tensor) ?? integersOf(tensor))?.[0]
+}
+
+export const ROTARY: Readonly<Record<string, GradientRule>> = {
+  // y = R(θ)·x      dx = R(−θ)·dy
+  RotaryEmbedding: (context) => [() => rotateBack(context, 2)],
+  'com.microsoft:RotaryEmbedding': (context) => [() => rotateBack(context, 3)],
+}
+
+function rotateBack(context: GradientContext, sineIndex: number): Value {
+  const { g, node, inputs, dy } = context
+  const others = inputs.map((input, i) => (i === sineIndex ? negated(context, input) : input)).slice(1)
+  const rotated = g.node(operatorOf(node), [dy, ...others])
+  rotated.attribute = [...node.attribute]
+  return rotated.output[0]
+}
+
+/** −sine, once a graph: the table of a long context is large, and every layer reads it. */
+function negated({ g }: GradientContext, sine: Value): Value {
+  return g.graph.consumers(sine).find(({ opType }) => opType === 'Neg')?.output[0] ?? g.neg(sine)
 }

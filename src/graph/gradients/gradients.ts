@@ -4,11 +4,10 @@
 import { PREDICATES } from '../view/operators.js'
 import { type GradientContext, type GradientRule, sumTo } from './context.js'
 import { CONVOLUTIONS } from './convolution.js'
-import { ACTIVATIONS, ARITHMETIC, SELECTION } from './elementwise.js'
+import { ACTIVATIONS, ARITHMETIC, ROTARY, SELECTION } from './elementwise.js'
 import { LAYOUT } from './layout.js'
 import { PRODUCTS } from './matmul.js'
 import { NORMALIZATIONS, REDUCTIONS } from './reduction.js'
-import { ROTARY } from './rotary.js'
 
 export { type GradientContext, type GradientRule, sumTo }
 

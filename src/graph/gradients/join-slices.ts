@@ -17,7 +17,7 @@ interface Cut {
   readonly axis: number
   readonly start: number
   readonly end: number
-  /** Of the whole axis. */
+  /** Length of the whole axis. */
   readonly length: number
   readonly dy: Value
   readonly contribution: Contribution

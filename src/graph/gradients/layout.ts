@@ -1,7 +1,12 @@
 // Gradients of operators that move elements without computing: views, transposes, joins, cuts and look-ups.
 
+import { create } from '@bufbuild/protobuf'
 import { UnsupportedError } from '../../base/errors.js'
-import { TensorProto_DataType as DataType } from '../../formats/onnx/gen/onnx_pb.js'
+import {
+  TensorProto_DataType as DataType,
+  type NodeProto,
+  StringStringEntryProtoSchema,
+} from '../../formats/onnx/gen/onnx_pb.js'
 import { isStatic } from '../shapes/shapes.js'
 import { intsAttribute } from '../view/attributes.js'
 import type { Value } from '../view/builder.js'
@@ -19,7 +24,6 @@ import {
   reshapeLike,
   shapeOf,
 } from './context.js'
-import { isDistinct } from './distinct.js'
 import { beforeSwap, lastSwapped, transposeLast } from './matmul.js'
 
 // y holds x's elements in x's order      dx = dy in x's shape
@@ -126,7 +130,7 @@ function transposeBack(context: GradientContext): Value {
   return g.transpose(dy, inverse)
 }
 
-/** What a product with a constant scalar scales, where a value is one: exporters scale the keys behind their Transpose. */
+/** The two factors of a value that is a product with a constant scalar: exporters scale the keys behind their Transpose. */
 function scaleOf({ g }: GradientContext, value: Value): { scaled: Value; factor: Value } | undefined {
   const maker = g.graph.producer(value)
   if (maker?.opType !== 'Mul') return undefined
@@ -286,4 +290,14 @@ function scatter(context: GradientContext, axis: number): Value {
 /** The length of an axis at run time, as a vector of one. */
 function lengthOf({ g }: GradientContext, value: Value, axis: number): Value {
   return g.op('Gather', [g.shape(value), g.int([axis])])
+}
+
+const KEY = 'lowrank.distinct'
+
+export function markDistinct(node: NodeProto): void {
+  node.metadataProps = [...node.metadataProps, create(StringStringEntryProtoSchema, { key: KEY, value: 'indices' })]
+}
+
+export function isDistinct(node: NodeProto): boolean {
+  return node.metadataProps.some(({ key }) => key === KEY)
 }

@@ -124,7 +124,7 @@ export function transposeLast(context: GradientContext, value: Value, rank: numb
   return beforeSwap(context, value, rank) ?? context.g.transpose(value, lastSwapped(rank))
 }
 
-/** What a value is the swap of, if it is one. */
+/** The value before a swap of the last two axes; undefined for a value that is no such swap. */
 export function beforeSwap({ g }: GradientContext, value: Value, rank: number): Value | undefined {
   const maker = g.graph.producer(value)
   const isSwap = maker?.opType === 'Transpose' && intsAttribute(maker, 'perm')?.join() === lastSwapped(rank).join()

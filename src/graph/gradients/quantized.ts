@@ -43,7 +43,7 @@ function weightBlocks({ d, k }: Product): [number, number][] {
   return Array.from({ length: Math.ceil(d / count) }, (_, i) => [i * count, Math.min(count, d - i * count)])
 }
 
-/** Whether all of a weight is made at one time. */
+/** True if all of a weight is made at one time. */
 export function isMadeWhole(product: Product): boolean {
   return weightBlocks(product).length === 1
 }

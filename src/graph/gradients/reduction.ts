@@ -116,7 +116,7 @@ function unreduce(context: GradientContext, dy: Value): Value {
 }
 
 /**
- * Whether x is a square of its own shape, whose rule multiplies by a tensor of that shape: broadcasting in that product
+ * True if x is a square of its own shape, whose rule multiplies by a tensor of that shape: broadcasting in that product
  * then does what Expand would. So it is in the mean of squares of every RMS normalization.
  */
 function isSquare({ g, inputs: [x], shapes }: GradientContext): boolean {

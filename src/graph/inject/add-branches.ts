@@ -13,7 +13,7 @@ import type { Graph } from '../view/graph.js'
 import type { Affine } from './affine.js'
 import { adaptNodes } from './inject.js'
 
-/** What is added beside one module. */
+/** The values of a branch beside one module. */
 export interface BranchValues {
   readonly rank: number
   /** Aᵀ (k, r) */
@@ -23,10 +23,10 @@ export interface BranchValues {
   readonly affine: Affine | undefined
 }
 
-const TYPES: Partial<Record<DataType, FloatDtype>> = { [DataType.FLOAT]: 'F32', [DataType.FLOAT16]: 'F16' }
+const TYPES: Partial<Record<DataType, FloatDtype>> = { [DataType.FLOAT]: 'fp32', [DataType.FLOAT16]: 'fp16' }
 
 /** The types of factors, as safetensors and as ONNX call them. */
-export const FACTOR_TYPES = { F32: DataType.FLOAT, F16: DataType.FLOAT16 } as const
+export const FACTOR_TYPES = { fp32: DataType.FLOAT, fp16: DataType.FLOAT16 } as const
 
 /**
  * The initializers of one branch.
@@ -39,13 +39,13 @@ export function branchTensors(
   { name, k, d }: Pick<Linear, 'name' | 'k' | 'd'>,
   { rank, weightA, weightB, affine }: BranchValues,
   number: number,
-  stored: 'F32' | 'F16',
+  stored: 'fp32' | 'fp16',
 ): { factors: BranchFactors; tensors: Map<string, { dims: number[]; bytes: Uint8Array }> } {
   const factors = branchFactors(number, name, affine !== undefined)
   const tensors = new Map<string, { dims: number[]; bytes: Uint8Array }>()
   const add = (tensor: string, values: Float32Array, dims: number[]) => {
     const bytes = encodeFloats(values, stored)
-    const isUsable = stored === 'F32' ? isAllFinite(values) : isFiniteF16(bytes)
+    const isUsable = stored === 'fp32' ? isAllFinite(values) : isFiniteF16(bytes)
     if (!isUsable)
       throw new NumericError({ where: name, what: `the adapter holds values that are not finite in ${stored}` })
     tensors.set(tensor, { dims, bytes })
@@ -75,7 +75,7 @@ export function addBranches(
   graph: Graph,
   layers: readonly { readonly linear: Linear; readonly values: BranchValues }[],
   number: number,
-  stored?: 'F32' | 'F16',
+  stored?: 'fp32' | 'fp16',
 ): void {
   const valuesOf = new Map(layers.map(({ linear, values }) => [linear, values]))
   const byProduct = new Map<Linear['node'], Linear[]>()
@@ -114,10 +114,10 @@ function declare(
   linear: Linear,
   values: BranchValues,
   number: number,
-  stored: 'F32' | 'F16' | undefined,
+  stored: 'fp32' | 'fp16' | undefined,
 ): { factors: BranchFactors; use: (name: string) => Value } {
   const own = TYPES[linear.dataType]
-  if (own !== 'F32' && own !== 'F16') {
+  if (own !== 'fp32' && own !== 'fp16') {
     throw new UnsupportedError({
       where: `node ${linear.node.name}`,
       what: 'a branch cannot be put beside a layer of this type',

@@ -18,7 +18,7 @@ import type { Graph } from '../view/graph.js'
 /** Weights pass in blocks of at most so many elements: 4 MiB in f32. */
 const BLOCK_ELEMENTS = 1 << 20
 
-/** What outputs are multiplied by, c (d), and what is added to them, t (d). */
+/** The factors of outputs, c (d), and what is added to them, t (d). */
 export interface Affine {
   scale: Float32Array
   shift: Float32Array
@@ -95,7 +95,7 @@ interface StoredWeight {
 }
 
 /**
- * Of W, or of W + s·B·A where a layer is given, by output of the layer.
+ * Norms of W, or of W + s·B·A where a layer is given, by output of the layer.
  *
  * @throws UnsupportedError naming the node when its weight cannot be read
  */

@@ -1,11 +1,14 @@
-// What of the base's own weights a graph trains: whole tensors, and single rows of embeddings.
+// Weights of the base that a graph trains: whole tensors, and single rows of embeddings.
 
 import type { NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
 import type { CustomGradients } from '../gradients/backward.js'
+import { baseTensors, trainableTensor } from '../match/base-tensors.js'
 import type { Linear } from '../match/linears.js'
+import { storedValue } from '../match/parameters.js'
 import type { TrainedTensor } from '../training/objective-graph.js'
+import { floatAttribute, makeAttribute } from '../view/attributes.js'
+import { Builder, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
-import { openTensors, openWeight, type WholeTensor } from './open-tensors.js'
 import { openTokenRows, type TrainedRows } from './token-rows.js'
 
 /** Opens weights of the base in a graph. Training without any of them needs none of this code. */
@@ -21,7 +24,7 @@ export interface BaseOpener {
 
 /** Weights of the base that are inputs of a graph. */
 export interface OpenBase {
-  /** What is to be declared among the graph's inputs. */
+  /** Tensors to declare among the graph's inputs. */
   readonly trained: readonly TrainedTensor[]
   /** The linear layers whose weights, or rows of them, are trained. */
   layersOf(linears: readonly Linear[]): Linear[]
@@ -29,7 +32,7 @@ export interface OpenBase {
   openLayers(inRows: ReadonlyMap<NodeProto, Linear>, custom: CustomGradients): void
 }
 
-/** What opens these tensors and rows. */
+/** Makes the opener of these tensors and rows. */
 export function baseOpener(tensors: readonly WholeTensor[], rows: readonly TrainedRows[]): BaseOpener {
   return {
     optional: new Set(tensors.flatMap(({ name, isOptional }) => (isOptional ? [name] : []))),
@@ -46,4 +49,139 @@ export function baseOpener(tensors: readonly WholeTensor[], rows: readonly Train
       }
     },
   }
+}
+
+/** A tensor of the base that is trained. */
+export interface WholeTensor {
+  /** As the adapter calls it: model.norm.weight */
+  readonly name: string
+  readonly shape: readonly number[]
+  /** True if it may stay as it is when the loss does not depend on it. */
+  readonly isOptional: boolean
+  /** The number that the graph adds to it: see `normOffset`. */
+  readonly offset: number
+}
+
+/** A product whose weight is trained. It takes the input when it is a Gemm. */
+export interface OpenWeight {
+  readonly linear: Linear
+  /** (d, k) */
+  readonly input: Value
+}
+
+/** Some elements of a vector that a node reads. */
+interface Piece {
+  readonly start: number
+  readonly end: number
+  readonly value: Value
+}
+
+/**
+ * Lets nodes read all tensors as inputs but weights of linear layers, which {@link openWeight} opens.
+ *
+ * @param linears those of `graph`
+ * @throws MismatchError when the graph has no such tensor, or another shape; UnsupportedError, naming it, for one that cannot be trained
+ */
+export function openTensors(
+  graph: Graph,
+  linears: readonly Linear[],
+  tensors: readonly WholeTensor[],
+): { readonly trained: readonly TrainedTensor[]; readonly weights: readonly OpenWeight[] } {
+  if (tensors.length === 0) return { trained: [], weights: [] }
+  const all = baseTensors(graph, linears)
+  const g = new Builder(graph, 'trained')
+  const weights: OpenWeight[] = []
+  const vectors = new Map<NodeProto, { readonly linear: Linear | undefined; readonly inputs: Map<number, Piece[]> }>()
+  const trained = tensors.map(({ name, shape, offset }): TrainedTensor => {
+    const input = `trained/${name}`
+    const value = offset === 0 ? input : g.add(input, g.float(offset))
+    for (const place of trainableTensor(all, name, shape).places) {
+      if (place.kind === 'weight') weights.push({ linear: place.linear, input })
+      else if (place.kind === 'lookup') setInput(graph, place.embedding.node, place.embedding.input, input)
+      else {
+        const { node, input: at } = place.place
+        const { inputs } =
+          vectors.get(node) ?? vectors.set(node, { linear: place.linear, inputs: new Map() }).get(node)!
+        const start = place.part?.start ?? 0
+        inputs.set(at, [...(inputs.get(at) ?? []), { start, end: start + shape[0], value }])
+      }
+    }
+    return { name, input, shape }
+  })
+  for (const [node, { linear, inputs }] of vectors) openVectors(graph, g, node, linear, inputs)
+  return { trained, weights }
+}
+
+/** Lets a Gemm multiply by the input in the place of its weight. */
+export function openWeight(graph: Graph, node: NodeProto, { input }: OpenWeight): void {
+  setInput(graph, node, 1, input)
+  node.attribute = [...node.attribute.filter(({ name }) => name !== 'transB'), makeAttribute('transB', 1)]
+}
+
+function openVectors(
+  graph: Graph,
+  g: Builder,
+  node: NodeProto,
+  linear: Linear | undefined,
+  inputs: ReadonlyMap<number, readonly Piece[]>,
+): void {
+  const norm = node.opType === 'EmbedLayerNormalization' ? normOfEmbeddings(graph, g, node) : undefined
+  for (const [at, pieces] of inputs) {
+    const value = joined(graph, g, node.input[at], pieces)
+    if (norm !== undefined) setInput(graph, norm, at - GAMMA + 1, value)
+    else if (node === linear?.node && linear.form.isQuantized) addBehind(graph, g, node, at, value)
+    else setInput(graph, node, at, value)
+  }
+}
+
+/** The pieces side by side, with what the base has between them. */
+function joined(graph: Graph, g: Builder, stored: Value, pieces: readonly Piece[]): Value {
+  const sorted = [...pieces].sort((a, b) => a.start - b.start)
+  const dims = graph.constant(storedValue(graph, stored))?.dims ?? []
+  const width = dims.reduce((product, dim) => product * Number(dim), 1)
+  const base = (from: number, to: number) => {
+    return g.op('Slice', [g.reshape(stored, g.int([-1])), g.int([from]), g.int([to]), g.int([0])])
+  }
+  const parts: Value[] = []
+  let end = 0
+  for (const piece of sorted) {
+    if (piece.start > end) parts.push(base(end, piece.start))
+    parts.push(piece.value)
+    end = piece.end
+  }
+  if (end < width) parts.push(base(end, width))
+  return parts.length === 1 ? parts[0] : g.concat(parts, 0)
+}
+
+/** The input of EmbedLayerNormalization that its norm multiplies by; the next one is added. */
+const GAMMA = 5
+
+/** The norm of an EmbedLayerNormalization as a node of its own, over the sum of the embeddings. */
+function normOfEmbeddings(graph: Graph, g: Builder, node: NodeProto): NodeProto {
+  const [output] = node.output
+  const [gamma, beta] = node.input.slice(GAMMA, GAMMA + 2)
+  graph.setOutput(node, 0, graph.freshName(`${output}/fused`))
+  const sum = node.output[2] || graph.freshName(`${output}/sum`)
+  node.output = [node.output[0], node.output[1] ?? '', sum]
+  graph.invalidate()
+  const epsilon = { float: floatAttribute(node, 'epsilon', 1e-12) }
+  const norm = g.node('LayerNormalization', [sum, gamma, beta], { axis: -1, epsilon })
+  graph.setOutput(norm, 0, output)
+  return norm
+}
+
+/** Adds a bias behind a product by integers, whose own gradient knows of its float input alone. */
+function addBehind(graph: Graph, g: Builder, node: NodeProto, at: number, value: Value): void {
+  const [output] = node.output
+  const own = graph.freshName(`${output}/product`)
+  setInput(graph, node, at, '')
+  graph.setOutput(node, 0, own)
+  graph.setOutput(g.node('Add', [own, value]), 0, output)
+}
+
+function setInput(graph: Graph, node: NodeProto, at: number, value: Value): void {
+  graph.setInputs(
+    node,
+    node.input.map((other, i) => (i === at ? value : other)),
+  )
 }

@@ -26,9 +26,9 @@ export interface Site {
   readonly k: number
   /** Out; of an embedding its features, of a vector its length. */
   readonly d: number
-  /** Whether the layer reads the same values for all rows of a batch, so that rows cannot have adapters of their own. */
+  /** True if the layer reads the same values for all rows of a batch, so that rows cannot have adapters of their own. */
   readonly isForAllRows?: boolean
-  /** What the base has (d). Only for vectors. */
+  /** The base's values (d). Only for vectors. */
   readonly base?: Float32Array | undefined
 }
 
@@ -48,7 +48,7 @@ export function sharedInput(modules: readonly string[]): string {
   return siteInput(modules.join('+'), 'A')
 }
 
-/** What the adapters of a session need of its graph: inputs by module. */
+/** The inputs that the adapters of a session need in its graph, by module. */
 export type SiteNeeds = ReadonlyMap<string, ReadonlySet<SiteRole>>
 
 /** The needs of several adapters together. */

@@ -12,7 +12,7 @@ import { type Builder, sharedValue, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 import { adaptNodes, loraInputs, valueInfo } from './inject.js'
 
-/** What a LoRA branch needs to be trained. */
+/** A LoRA branch that is trained. */
 export interface Branch {
   readonly linear: Linear
   readonly rank: number

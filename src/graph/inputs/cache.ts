@@ -21,7 +21,7 @@ export interface CacheEntry {
   readonly isOfEncoder: boolean
 }
 
-/** Whether an input takes a part of the cache. */
+/** True if an input takes a part of the cache. */
 export function isCacheInput(input: ValueInfoProto): boolean {
   return /^past/.test(input.name) && typeOf(input) !== undefined
 }
@@ -39,7 +39,7 @@ export function dropEmptyCache(graph: Graph): void {
 /** The input that chooses between the branches of a merged decoder: one that reads a cache, and one for the first tokens. */
 export const BRANCH = 'use_cache_branch'
 
-/** Whether this is a merged decoder: one whose layers lie in branches. */
+/** True for a merged decoder: one whose layers lie in branches. */
 export function hasCacheBranches(graph: Graph): boolean {
   return cacheBranches(graph).length > 0
 }

@@ -3,17 +3,18 @@
 
 import { FormatError, UnsupportedError } from '../../base/errors.js'
 import type { ValueInfoProto } from '../../formats/onnx/gen/onnx_pb.js'
+import { copyMessage } from '../../formats/onnx/messages.js'
 import type { Feeds, RuntimeTensor, TensorType } from '../../runtime/runtime.js'
 import type { Model } from '../model-folder.js'
 import type { Graph } from '../view/graph.js'
 import { entryOf } from '../view/operators.js'
 import { BRANCH, emptyTensor, isCacheInput } from './cache.js'
-import { dimsOfInput, typeOf } from './roles.js'
+import { dimsOfInput, roleFeeds, splitInputs, type TokenBatch, typeOf } from './roles.js'
 
 export const HIDDEN_STATES = 'encoder_hidden_states'
 export const STATES_MASK = 'encoder_attention_mask'
 
-/** What names of the decoder's own inputs begin with, in graphs that hold both encoder and decoder. */
+/** The prefix of the decoder's own inputs, in graphs that hold both encoder and decoder. */
 export const OF_DECODER = 'decoder_'
 
 /**
@@ -71,4 +72,55 @@ function emptyCache(input: ValueInfoProto, batch: number): RuntimeTensor {
   }
   const entry = { past: input.name, present: '', type: typeOf(input) as TensorType, axis: 2, dims, isOfEncoder: true }
   return emptyTensor({ ...entry, dims: [undefined, dims[1], undefined, dims[3]] }, batch)
+}
+
+/** Sounds as a model reads them: (batch, bands, times). */
+const FEATURES = 'input_features'
+
+/** A batch for the encoder: tokens, or sounds. */
+export type EncoderBatch = TokenBatch | { readonly batch: number; readonly features: Float32Array }
+
+/** Inputs of a graph that holds both encoder and decoder. */
+export interface JoinedInputs {
+  /** (bands, times) of the sounds that it reads; undefined for a graph that reads tokens. */
+  readonly features: readonly [number, number] | undefined
+  /** Feeds for all of the graph's inputs. */
+  feeds(source: EncoderBatch, target: TokenBatch): Feeds
+}
+
+/** @throws UnsupportedError naming the inputs whose meaning is not known */
+export function joinedInputs(graph: Graph): JoinedInputs {
+  const isOfDecoder = ({ name }: ValueInfoProto) => name.startsWith(OF_DECODER)
+  const withoutPrefix = graph.inputs
+    .filter(isOfDecoder)
+    .map((input) => copyMessage(input, { name: input.name.slice(OF_DECODER.length) }))
+  const decoder = splitInputs({ inputs: withoutPrefix })
+  const encoder = splitInputs({ inputs: graph.inputs.filter((input) => !isOfDecoder(input)) })
+  const sounds = encoder.others.find(({ name }) => name === FEATURES)
+  const [, bands, times] = sounds === undefined ? [] : dimsOfInput(sounds)
+  const unknown = [
+    ...encoder.others.filter((input) => input !== sounds || bands === undefined || times === undefined),
+    ...decoder.others.map(({ name }) => ({ name: OF_DECODER + name })),
+  ]
+  if (unknown.length > 0) {
+    throw new UnsupportedError({
+      where: 'ONNX model',
+      what: `inputs of unknown meaning: ${unknown.map(({ name }) => name).join(', ')}`,
+      expected: 'an encoder that reads input_ids or input_features, and a decoder that reads input_ids',
+      got: `inputs ${graph.inputs.map(({ name }) => name).join(', ')}`,
+    })
+  }
+  return {
+    features: sounds && [bands as number, times as number],
+    feeds(source, target) {
+      const own = Object.entries(roleFeeds(decoder.roles, target)).map(([name, feed]) => [OF_DECODER + name, feed])
+      const dims = [source.batch, bands as number, times as number]
+      return {
+        ...('features' in source
+          ? { [FEATURES]: { type: 'float32' as const, data: source.features, dims } }
+          : roleFeeds(encoder.roles, source)),
+        ...Object.fromEntries(own),
+      }
+    },
+  }
 }

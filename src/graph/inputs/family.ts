@@ -3,7 +3,7 @@
 import type { Feeds } from '../../runtime/runtime.js'
 import type { Graph } from '../view/graph.js'
 import { completeEncoderDecoderFeeds, HIDDEN_STATES, OF_DECODER } from './encoder-decoder.js'
-import { completePixelFeeds, PIXELS } from './pixels.js'
+import { completePixelFeeds, PIXELS } from './images.js'
 import { completeTokenFeeds, VECTORS } from './tokens.js'
 
 export type InputFamily = 'tokens' | 'vectors' | 'encoder' | 'pixels' | 'encoder-decoder' | 'joined'

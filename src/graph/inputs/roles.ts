@@ -1,4 +1,4 @@
-// What inputs over tokens mean, whichever exporter named them, and the feeds for them.
+// The meaning of inputs over tokens, whichever exporter named them, and the feeds for them.
 
 import { TensorProto_DataType as DataType, type ValueInfoProto } from '../../formats/onnx/gen/onnx_pb.js'
 import type { Feeds, RuntimeTensor, TensorType } from '../../runtime/runtime.js'

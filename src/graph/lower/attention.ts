@@ -85,7 +85,7 @@ function causalMask(g: Builder, tokens: Value): Value {
   return g.where(isSeen, g.float(0), g.float(LOWEST))
 }
 
-/** What happens to the scores before the masks, by the attributes that grouped and standard attention share. */
+/** The changes of the scores before the masks, by the attributes that grouped and standard attention share. */
 function scoreAttributes(context: LoweringContext): Pick<Attention, 'scale' | 'softcap'> {
   return { scale: setAttribute(context, 'scale'), softcap: floatAttribute(context.node, 'softcap', 0) }
 }
@@ -217,7 +217,7 @@ function attendPerHead(context: LoweringContext, { tokens, padding, attentionBia
 }
 
 /**
- * What hides keys, as what to add to the scores: numbers of keys that are seen, (B), or ones and zeros over keys, (B, T), or over queries
+ * The mask that hides keys, as a value to add to the scores: numbers of keys that are seen, (B), or ones and zeros over keys, (B, T), or over queries
  * and keys, (B, S, T). All nodes with the same mask share it.
  */
 function paddingBias(context: LoweringContext, mask: Value, tokens: Value, key: Value): Value {
@@ -244,7 +244,7 @@ function isBefore(g: Builder, key: Value, lengths: Value): Value {
   return g.op('Less', [places, g.unsqueeze(g.cast(lengths, DataType.INT32), [1, 2, 3])])
 }
 
-/** Whether a mask of one axis has one number for each row, and not several: a sum over a mask, or of the batch's size. */
+/** True if a mask of one axis has one number for each row, and not several: a sum over a mask, or of the batch's size. */
 function isLengths(graph: Graph, mask: Value, tokens: Value): boolean {
   const maker = graph.producer(mask)
   if (maker?.opType === 'Cast') return isLengths(graph, maker.input[0], tokens)

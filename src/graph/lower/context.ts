@@ -1,4 +1,4 @@
-// What a lowering sees and gives, and what it can tell of values from the graph alone.
+// The context and the result of a lowering, and what it can tell of values from the graph alone.
 
 import { UnsupportedError } from '../../base/errors.js'
 import { TensorProto_DataType as DataType, type NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
@@ -14,9 +14,9 @@ export interface LoweringContext {
   readonly node: NodeProto
   /** The node's inputs; '' where an optional one is absent. */
   readonly inputs: readonly Value[]
-  /** Whether an output is read by a node or is one of the graph's. */
+  /** True if an output is read by a node or is one of the graph's. */
   readonly reads: (output: number) => boolean
-  /** What all nodes that name the same key share, made at the first. */
+  /** The value that all nodes with this key share, made at the first. */
   readonly shared: (key: string, make: () => Value) => Value
 }
 
@@ -90,7 +90,7 @@ const MOVES: ReadonlySet<string> = new Set([
   'Unsqueeze',
 ])
 
-/** Whether a mask holds truths (true) or numbers to add (false); undefined where the graph does not tell. */
+/** True if a mask holds truths, false for numbers to add; undefined where the graph does not tell. */
 export function isTruth(graph: Graph, value: Value): boolean | undefined {
   const type = graph.declared(value)?.elemType ?? graph.constant(value)?.dataType
   if (type !== undefined) return type === DataType.BOOL

@@ -3,14 +3,36 @@
 
 import { UnsupportedError } from '../../base/errors.js'
 import type { NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
+import { floatAttribute } from '../view/attributes.js'
 import { Builder, sharedValue, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 import { entryOf, operatorOf } from '../view/operators.js'
 import { ATTENTION } from './attention.js'
 import { describe, type Lowering, type LoweringContext } from './context.js'
-import { FUSED } from './fused.js'
 
-/** By operator, as {@link operatorOf} names it. */
+export const FUSED: Readonly<Record<string, Lowering>> = {
+  // sum = x + skip (+ bias); y = RMS norm of sum
+  'com.microsoft:SkipSimplifiedLayerNormalization': ({ g, node, inputs: [x, skip, gamma, bias] }) => {
+    const plain = g.add(x, skip)
+    const sum = bias ? g.add(plain, bias) : plain
+    const epsilon = { float: floatAttribute(node, 'epsilon', 1e-12) }
+    return [g.op('SimplifiedLayerNormalization', [sum, gamma], { axis: -1, epsilon }), undefined, undefined, sum]
+  },
+
+  // sum = x + skip (+ bias); y = layer norm of sum
+  'com.microsoft:SkipLayerNormalization': ({ g, node, inputs: [x, skip, gamma, beta, bias] }) => {
+    const plain = g.add(x, skip)
+    const sum = bias ? g.add(plain, bias) : plain
+    const epsilon = { float: floatAttribute(node, 'epsilon', 1e-12) }
+    const scaled = beta ? [sum, gamma, beta] : [sum, gamma]
+    return [g.op('LayerNormalization', scaled, { axis: -1, epsilon }), undefined, undefined, sum]
+  },
+
+  // y = gelu(x + bias)
+  'com.microsoft:BiasGelu': ({ g, inputs: [x, bias] }) => [g.op('com.microsoft:Gelu', [g.add(x, bias)])],
+}
+
+/** Lowerings by operator, as {@link operatorOf} names it. */
 export const LOWERINGS: Readonly<Record<string, Lowering>> = { ...ATTENTION, ...FUSED }
 
 /**

@@ -18,7 +18,7 @@ import {
   storedValue,
 } from './parameters.js'
 
-/** Where a tensor is read. A vector can be a part of what is stored, and begin at `start`. */
+/** A place that reads a tensor. A vector can be a part of the stored one, and begin at `start`. */
 export type TensorPlace =
   | { readonly kind: 'weight'; readonly linear: Linear }
   | { readonly kind: 'lookup'; readonly embedding: Embedding }

@@ -4,9 +4,8 @@
 import type { NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
 import type { Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
-import type { Product } from './forms/form.js'
+import type { Linear, Product } from './forms/form.js'
 import { findProduct } from './forms/forms.js'
-import type { Linear } from './linear.js'
 import { findBranches } from './merged-branches.js'
 import { isPackedAttention, packedParts } from './packed.js'
 
@@ -75,7 +74,7 @@ function headsOf(graph: Graph, products: readonly Product[]): Set<Product> {
   return found
 }
 
-/** Whether only ops that treat each row for itself, and keep its place, lie between a layer and the logits, and nothing else reads them. */
+/** True if only ops that treat each row for itself, and keep its place, lie between a layer and the logits, and nothing else reads them. */
 export function reachesRowWise(graph: Graph, head: Linear, logits: Value): boolean {
   let value = logits
   while (value !== head.output) {

@@ -3,7 +3,6 @@
 import { ConfigError, MismatchError, nearMisses } from '../../base/errors.js'
 import { isAllLinear, type TargetRules, targetMatcher } from '../../lora/patterns/patterns.js'
 import type { Linear } from './linears.js'
-import { missingError } from './missing-layers.js'
 import { nameOfModule } from './module-names.js'
 import { isPackedAttention } from './packed.js'
 
@@ -66,7 +65,7 @@ function nonEmpty(found: Linear[], wanted: string, linears: readonly Linear[]): 
   })
 }
 
-/** What has to be known of an adapter's layer to place it. */
+/** The part of an adapter's layer that placing it needs. */
 export interface NamedLayer {
   readonly name: string
   readonly d: number
@@ -108,9 +107,9 @@ export function matchLayers<T extends NamedLayer>(
 
 /** Finds the linear layers of a module. */
 export interface ModuleFinder {
-  /** Of all modules. */
+  /** Names of all modules. */
   readonly names: readonly string[]
-  /** Those that {@link nameOfModule} tells. */
+  /** The layers that {@link nameOfModule} tells. */
   find(name: string): readonly Linear[] | undefined
 }
 
@@ -120,4 +119,38 @@ export function moduleFinder(linears: readonly Linear[]): ModuleFinder {
     byName.set(linear.name, [...(byName.get(linear.name) ?? []), linear])
   const names = new Set(byName.keys())
   return { names: [...names], find: (name) => byName.get(nameOfModule(names, name) ?? '') }
+}
+
+/** How many names of missing layers a message has. */
+const SHOWN = 5
+
+/**
+ * @param modules names of the linear layers that there are
+ * @param count number of the adapter's layers
+ * @param graphs names of the model's graphs, where it has several
+ */
+export function missingError(
+  missing: readonly string[],
+  modules: Iterable<string>,
+  count: number,
+  graphs: readonly string[] = [],
+): MismatchError {
+  const near = nearMisses(missing[0], modules)
+  const shown = missing.slice(0, SHOWN).join(', ') + (missing.length > SHOWN ? `, … (${missing.length} in all)` : '')
+  const lack = graphs.length > 1 ? `none of the model's graphs (${graphs.join(', ')}) has a` : 'the model has no'
+  const it = missing.length === 1 ? 'it' : 'them'
+  const hints = near.length > 0 ? [`Nearest to the first: ${near.join(', ')}`] : []
+  if (missing.length === count && near.length === 0) {
+    hints.push("None of the adapter's layers is in this model: give the model that the adapter was trained for")
+  }
+  if (missing.length < count) {
+    hints.push(
+      `The adapter's other layers are there, so that the export may have dropped ${it}, as an export without a head drops the pooler: use an export that has ${it}, or leave ${it} out with allowMissing (--allow-missing)`,
+    )
+  }
+  return new MismatchError({
+    where: 'adapter',
+    what: `${lack} module for ${shown}`,
+    ...(hints.length > 0 ? { hint: hints.join('. ') } : {}),
+  })
 }

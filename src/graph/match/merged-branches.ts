@@ -7,7 +7,7 @@ import type { Graph } from '../view/graph.js'
 
 const NAME = /^lora\/(\d+)\/(.+)\/[^/]+$/
 
-/** What one branch adds for one module: names of initializers. */
+/** The initializers that one branch adds for one module, by name. */
 export interface BranchFactors {
   readonly module: string
   /** Aᵀ (k, r), or A of an embedding (V, r) */
@@ -64,7 +64,7 @@ export function findBranches(graph: Graph): MergedBranch[] {
   return branches.sort((a, b) => a.number - b.number)
 }
 
-/** What an Add or a Slice takes first that is no part of the branch. */
+/** The first input of an Add or a Slice that is no part of the branch. */
 function baseOf(graph: Graph, own: ReadonlySet<NodeProto>): Value | undefined {
   for (const { opType, input } of own) {
     const maker = graph.producer(input[0])

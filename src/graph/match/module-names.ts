@@ -17,7 +17,7 @@ export function sideOf(name: string): 'vision' | 'language' | undefined {
   return segments.some((segment) => LANGUAGE.has(segment)) ? 'language' : undefined
 }
 
-/** What is left of a name without the modules around it. */
+/** A name without the modules around the model. */
 function core(name: string): string {
   const own = name
     .split('.')

@@ -7,10 +7,8 @@ import { LoraLayer } from '../../lora/layer.js'
 import { intAttribute, intsAttribute } from '../view/attributes.js'
 import type { Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
-import { ATTENTION, attentionWidths } from './forms/attention.js'
-import type { Form } from './forms/form.js'
-import { INTEGER_ATTENTION } from './forms/integer-attention.js'
-import type { Linear } from './linear.js'
+import { ATTENTION, attentionWidths, INTEGER_ATTENTION } from './forms/attention.js'
+import type { Form, Linear } from './forms/form.js'
 
 /** Modules that some models have as one and some exporters as several, with their parts in order. */
 const PACKED: Readonly<Record<string, readonly string[]>> = {
@@ -18,7 +16,7 @@ const PACKED: Readonly<Record<string, readonly string[]>> = {
   gate_up_proj: ['gate_proj', 'up_proj'],
 }
 
-/** Whether an operator of this form holds query, key and value by itself. */
+/** True if an operator of this form holds query, key and value by itself. */
 export function isPackedAttention(form: Form): boolean {
   return form === ATTENTION || form === INTEGER_ATTENTION
 }
@@ -77,7 +75,7 @@ function attentionParts(linear: Linear): Linear[] {
   return own.length === 1 ? [{ ...linear, name: own[0] }] : partsOf(linear, own, attentionWidths(node, d))
 }
 
-/** Of an attention operator that takes query, key and value as one. */
+/** Widths by the numbers of heads of an attention operator that takes query, key and value as one. */
 function headWidths(consumers: readonly NodeProto[], width: number): number[] | undefined {
   const attention = consumers.find(({ opType }) => opType === 'GroupQueryAttention' || opType === 'MultiHeadAttention')
   if (attention === undefined) return undefined
@@ -88,7 +86,7 @@ function headWidths(consumers: readonly NodeProto[], width: number): number[] | 
   return [heads * headSize, kvHeads * headSize, kvHeads * headSize]
 }
 
-/** Of a Split along the last axis, behind which norms of query and key may stand. */
+/** Widths by a Split along the last axis, behind which norms of query and key may stand. */
 function splitWidths(graph: Graph, consumers: readonly NodeProto[]): number[] | undefined {
   const split = consumers.find(({ opType }) => opType === 'Split')
   if (split === undefined) return undefined
@@ -98,7 +96,7 @@ function splitWidths(graph: Graph, consumers: readonly NodeProto[]): number[] | 
   return intsAttribute(split, 'split') ?? (sizes && integersOf(sizes))
 }
 
-/** Of Slices along the last axis, one a part. */
+/** Widths by Slices along the last axis, one a part. */
 function sliceWidths(graph: Graph, consumers: readonly NodeProto[], output: Value): number[] | undefined {
   const ranges = consumers.flatMap((node) => {
     if (node.opType !== 'Slice' || node.input[0] !== output) return []

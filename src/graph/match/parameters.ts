@@ -1,4 +1,4 @@
-// Where a module's tensors come into a graph: weights of embeddings, biases of linear layers, and what norms multiply by and add.
+// Places where a module's tensors come into a graph: weights of embeddings, biases of linear layers, weights and biases of norms.
 // As with linear layers, modules are told by node: exporters let equal tensors share one initializer under another's name.
 
 import { UnsupportedError } from '../../base/errors.js'
@@ -8,7 +8,7 @@ import { floatAttribute, intAttribute, intsAttribute } from '../view/attributes.
 import type { Graph } from '../view/graph.js'
 import { entryOf, operatorOf } from '../view/operators.js'
 import { PACKED_ATTENTION } from './forms/attention.js'
-import { constantWeight } from './forms/constant-weight.js'
+import { constantWeight } from './forms/float-product.js'
 import { findLookups, lookupModule } from './forms/lookup.js'
 import { type Linear, nodeScope, parameterModule } from './linears.js'
 import { nameOfModule } from './module-names.js'
@@ -23,7 +23,7 @@ export interface Place {
 /** Nodes that hand a weight on to the node that computes with it. */
 export const HANDS_ON: ReadonlySet<string> = new Set(['Transpose', 'Cast', 'Identity'])
 
-/** Where the weight that arrives as `value` is stored: an initializer's name, or a Constant node's output. */
+/** The stored value behind a weight that arrives as `value`: an initializer's name, or a Constant node's output. */
 export function storedValue(graph: Graph, value: string): string {
   const maker = graph.producer(value)
   return maker !== undefined && HANDS_ON.has(maker.opType) ? storedValue(graph, maker.input[0]) : value
@@ -203,7 +203,7 @@ export const NORMS: Readonly<Record<string, Readonly<Record<string, number>>>> =
   EmbedLayerNormalization: { weight: 5, bias: 6 },
 }
 
-/** What optimum puts behind the name of a tensor that both branches of its `If` read. */
+/** The ending that optimum gives to the name of a tensor that both branches of its `If` read. */
 const MERGED = /_merged_\d+$/
 
 /**

@@ -1,4 +1,4 @@
-// Where an adapter's layers go in a graph, for sessions and for merging.
+// Places of an adapter's layers in a graph, for sessions and for merging.
 
 import { MismatchError, UnsupportedError } from '../../base/errors.js'
 import type { NodeProto } from '../../formats/onnx/gen/onnx_pb.js'

@@ -18,7 +18,7 @@ export interface ModelGraph {
   readonly linears: readonly Linear[]
 }
 
-/** Where an adapter's parts go. */
+/** The graphs that an adapter's parts go to. */
 export interface Spread {
   /** Names of the parts in each graph, in the order of the graphs. */
   readonly parts: readonly ReadonlySet<string>[]
@@ -54,7 +54,7 @@ export async function spreadAdapter(
 }
 
 /**
- * Whether a layer of this name can be in a graph of this role. Encoders are exported without the module around them, so that decoder.block.0
+ * True if a layer of this name can be in a graph of this role. Encoders are exported without the module around them, so that decoder.block.0
  * would be found as their block.0.
  */
 export function mayHold(role: GraphRole, name: string): boolean {

@@ -1,16 +1,25 @@
-// Where the tensors of an adapter that take the place of the base's own go in a graph: whole tensors (modules_to_save, biases), and rows of
+// Places in a graph for the tensors of an adapter that replace the base's own: whole tensors (modules_to_save, biases), and rows of
 // an embedding (trainable_token_indices). For sessions and for merging.
 
-import { isWeightDtype } from '../../base/dtype.js'
+import { decodeFloats, isWeightDtype } from '../../base/dtype.js'
 import { MismatchError, nearMisses, UnsupportedError } from '../../base/errors.js'
 import { formatShape } from '../../base/tensor.js'
+import type { TensorProto } from '../../formats/onnx/gen/onnx_pb.js'
 import type { OnnxModel } from '../../formats/onnx/model.js'
+import { byteLengthOf } from '../../formats/onnx/tensors.js'
 import type { Replacement, TokenRows } from '../../lora/kinds/stored.js'
 import type { Graph } from '../view/graph.js'
+import { FLOAT_DTYPES } from './forms/float-product.js'
 import { type Linear, nodeScope } from './linears.js'
-import { normOffset, UNKNOWN_OFFSET } from './norm-offset.js'
-import { type BiasPlace, certainBias, type Embedding, ofModule, type Place, placesOf } from './parameters.js'
-import { refuse, shapeError } from './refusals.js'
+import {
+  type BiasPlace,
+  certainBias,
+  type Embedding,
+  ofModule,
+  type Place,
+  placesOf,
+  storedValue,
+} from './parameters.js'
 
 /** A graph, and what of it adapters can change. */
 export interface ModelPlaces {
@@ -38,7 +47,7 @@ export interface EmbeddingPlace {
   readonly embedding: Embedding
 }
 
-/** What a replaced tensor takes the place of. */
+/** The place of a replaced tensor. */
 export type StoredPlace =
   | WeightPlace
   | EmbeddingPlace
@@ -46,7 +55,7 @@ export type StoredPlace =
   | {
       readonly kind: 'other'
       readonly place: Place
-      /** What is added to the adapter's values: see {@link normOffset}. */
+      /** The number that is added to the adapter's values: see {@link normOffset}. */
       readonly offset: number
     }
 
@@ -82,7 +91,7 @@ export async function placeReplacement(
     for (const embedding of embeddingsOf(places, module, [shape[0], shape[1]])) {
       found.push({ kind: 'lookup', embedding })
       // A trained copy is the embedding's alone in PEFT; one that is only saved along is the base's own, which both uses read.
-      const heads = tensor.isTrained ? [] : await headsTiedTo(embedding, places)
+      const heads = tensor.isTrained ? [] : await tiedHeads(embedding, places)
       for (const linear of heads) {
         if (isReplaced(`${linear.name}.weight`)) continue
         found.push({ kind: 'weight', linear, module: linear.name, isInputMajor: false })
@@ -136,15 +145,10 @@ export async function placeTokenRows(
   for (const embedding of embeddingsOf(places, module, [undefined, shape[1]])) {
     inRange(embedding.vocabulary)
     found.push({ kind: 'lookup', embedding })
-    const tied = await headsTiedTo(embedding, places)
+    const tied = await tiedHeads(embedding, places)
     found.push(...tied.filter(({ name }) => !isReplaced(name)).map(ofHead))
   }
   return found
-}
-
-/** Most adapters leave embeddings as they are: a page that has none that changes them fetches no code for this. */
-async function headsTiedTo(embedding: Embedding, { model, graph, linears }: ModelPlaces): Promise<Linear[]> {
-  return (await import('./tied.js')).tiedHeads(model, graph, embedding, linears)
 }
 
 /**
@@ -185,7 +189,7 @@ function ownBias(graph: Graph, linear: Linear, name: string, shape: readonly num
   return bias
 }
 
-/** Whether a replaced weight is (k, d), as Conv1D keeps it. */
+/** True if a replaced weight is (k, d), as Conv1D keeps it. */
 function isStoredInputMajor(linear: Linear, name: string, shape: readonly number[], isConv1d: boolean): boolean {
   const { d, k, fused } = linear
   if (fused !== undefined) refuse(name, 'the linear layer computes several layers', linear.node.name)
@@ -197,4 +201,179 @@ function isStoredInputMajor(linear: Linear, name: string, shape: readonly number
     refuse(name, 'a square weight of a model with Conv1D layers could be stored either way', formatShape(shape))
   }
   return !isOutputMajor
+}
+
+// Exporters can add a number to the weights of norms before they store them.
+
+/** Types of models whose norms multiply by 1 + w, and to whose w onnxruntime-genai's builder adds the 1. */
+const ADDS_ONE: ReadonlySet<string> = new Set(['gemma', 'gemma2', 'gemma3', 'gemma3_text', 'nemotron'])
+
+/** Types of models whose weights of norms it stores as they are. */
+const AS_STORED: ReadonlySet<string> = new Set([
+  ...['ernie4_5', 'gpt_oss', 'granite', 'hunyuan_v1_dense', 'internlm2', 'llama', 'mistral', 'phi3', 'qwen2', 'qwen3'],
+  'smollm3',
+])
+
+/**
+ * The difference of the graph's value of a norm's tensor from that of the PyTorch model; undefined where nothing tells.
+ *
+ * Source: `add_offset` of the builders, https://github.com/microsoft/onnxruntime-genai/tree/main/src/python/py/models/builders
+ *
+ * @param config config.json
+ * @param name as in model.norm.weight
+ */
+export function normOffset(
+  { producerName }: Pick<Graph, 'producerName'>,
+  config: Readonly<Record<string, unknown>>,
+  name: string,
+): number | undefined {
+  if (producerName !== 'onnxruntime-genai' || !name.endsWith('.weight')) return 0
+  const type = String(config.model_type)
+  if (ADDS_ONE.has(type)) return 1
+  return AS_STORED.has(type) ? 0 : undefined
+}
+
+/** Why a norm without a known offset cannot be used. */
+export const UNKNOWN_OFFSET =
+  'for this type of model, it is not known whether onnxruntime-genai has added 1 to the weights of norms'
+
+export function shapeError(where: string, expected: readonly number[], got: readonly number[]): MismatchError {
+  return new MismatchError({
+    where,
+    what: 'the adapter has another shape for this tensor',
+    expected: `${formatShape(expected)}, as in the graph`,
+    got: formatShape(got),
+    hint: 'Its base had another vocabulary or is another model',
+  })
+}
+
+export function refuse(where: string, what: string, got?: string): never {
+  throw new UnsupportedError({ where, what, ...(got !== undefined && { got }) })
+}
+
+// Tied embeddings: the output embedding is the input embedding, as one initializer, or, where an exporter has folded a transpose into a
+// copy of it, two of the same values. A quantizer makes a third kind: the head has integers that stand for about the same values.
+
+/** Tokens that are compared, in two stretches: untied embeddings differ in all. */
+const COMPARED_TOKENS = 64
+
+/** Elements of a piece of a weight: 4 MiB in f32. */
+const PIECE_ELEMENTS = 1 << 20
+
+/** The heads that use the values of an embedding. Of separate initializers 64 tokens from two places are compared. */
+export async function tiedHeads(
+  embedding: Embedding,
+  { model, graph, linears }: Pick<ModelPlaces, 'model' | 'graph' | 'linears'>,
+): Promise<Linear[]> {
+  const { vocabulary, features, node } = embedding
+  const result: Linear[] = []
+  for (const linear of linears) {
+    if (!linear.isHead || linear.d !== vocabulary || linear.k !== features) continue
+    if (linear.form.isQuantized || embedding.integers !== undefined) {
+      if (await standsFor(model, graph, embedding, linear)) result.push(linear)
+      continue
+    }
+    const [one, other] = [storedValue(graph, node.input[0]), storedValue(graph, linear.node.input[1])]
+    if (one === other || (await haveSameTokens(model, graph, one, embedding, other, linear))) result.push(linear)
+  }
+  return result
+}
+
+/** 4 bits change a weight by about a tenth of its norm; between untied weights the distance is larger than the norm. */
+const QUANTIZED_DISTANCE = 0.4
+
+/** True if a head has about an embedding's values, where one of the two or both are stored as integers. */
+async function standsFor(model: OnnxModel, graph: Graph, embedding: Embedding, head: Linear): Promise<boolean> {
+  const count = Math.min(COMPARED_TOKENS, embedding.vocabulary)
+  const first = Math.floor((embedding.vocabulary - count) / 2)
+  const values = await embeddingTokens(model, graph, embedding, first, count)
+  if (values === undefined || head.problem !== undefined) return false
+  const others = await headTokens(model, graph, head, first, count)
+  let [square, distance] = [0, 0]
+  for (let i = 0; i < values.length; i++) {
+    square += values[i] ** 2
+    distance += (values[i] - others[i]) ** 2
+  }
+  return distance < QUANTIZED_DISTANCE ** 2 * square
+}
+
+/** Some tokens (count, features) of an embedding; undefined where they cannot be read. */
+async function embeddingTokens(
+  model: OnnxModel,
+  graph: Graph,
+  { vocabulary, features, transposed, node, integers }: Embedding,
+  first: number,
+  count: number,
+): Promise<Float32Array | undefined> {
+  if (integers !== undefined) {
+    return integers.problem === undefined
+      ? (await integers.form.openLines(model, graph, integers))(first, count)
+      : undefined
+  }
+  const tensor = graph.constant(storedValue(graph, node.input[0])) as TensorProto
+  const dtype = FLOAT_DTYPES[tensor.dataType]
+  if (dtype === undefined) return undefined
+  const size = byteLengthOf(tensor.dataType, [1]) ?? 0
+  const shape = { vocabulary, features, size, first, count, isTokenMajor: !transposed }
+  return decodeFloats(await tokensOf(model, tensor, shape), dtype)
+}
+
+/** Some tokens (count, features) of a head. Of one that is stored (k, d) all is read, in pieces. */
+async function headTokens(
+  model: OnnxModel,
+  graph: Graph,
+  head: Linear,
+  first: number,
+  count: number,
+): Promise<Float32Array> {
+  const { transposed, k, d } = head
+  const read = await head.form.openLines(model, graph, head)
+  if (transposed) return read(first, count)
+  const result = new Float32Array(count * k)
+  const lines = Math.max(1, Math.floor(PIECE_ELEMENTS / d))
+  for (let line = 0; line < k; line += lines) {
+    const piece = await read(line, Math.min(lines, k - line))
+    for (let i = 0; i < piece.length / d; i++) {
+      for (let j = 0; j < count; j++) result[j * k + line + i] = piece[i * d + first + j]
+    }
+  }
+  return result
+}
+
+async function haveSameTokens(
+  model: OnnxModel,
+  graph: Graph,
+  one: string,
+  embedding: Embedding,
+  other: string,
+  head: Linear,
+): Promise<boolean> {
+  const { vocabulary, features } = embedding
+  const [a, b] = [graph.constant(one) as TensorProto, graph.constant(other) as TensorProto]
+  if (a.dataType !== b.dataType) return false
+  const size = byteLengthOf(a.dataType, [1]) ?? 0
+  const count = Math.min(COMPARED_TOKENS / 2, vocabulary)
+  for (const first of [0, Math.floor((vocabulary - count) / 2)]) {
+    const shape = { vocabulary, features, size, first, count }
+    const tokens = await tokensOf(model, a, { ...shape, isTokenMajor: !embedding.transposed })
+    const same = await tokensOf(model, b, { ...shape, isTokenMajor: head.transposed })
+    if (tokens.some((byte, i) => byte !== same[i])) return false
+  }
+  return true
+}
+
+/** The bytes of some tokens (count, features), however the matrix is stored. */
+async function tokensOf(
+  model: OnnxModel,
+  tensor: TensorProto,
+  shape: { vocabulary: number; features: number; size: number; first: number; count: number; isTokenMajor: boolean },
+): Promise<Uint8Array> {
+  const { vocabulary, features, size, first, count, isTokenMajor } = shape
+  if (isTokenMajor) return model.readPart(tensor, first * features * size, count * features * size)
+  const result = new Uint8Array(count * features * size)
+  for (let j = 0; j < features; j++) {
+    const column = await model.readPart(tensor, (j * vocabulary + first) * size, count * size)
+    for (let i = 0; i < count; i++) result.set(column.subarray(i * size, (i + 1) * size), (i * features + j) * size)
+  }
+  return result
 }

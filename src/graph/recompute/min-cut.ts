@@ -3,10 +3,10 @@
 
 /** A directed graph whose vertices are numbers; 0 is the source and 1 the sink. */
 export class FlowNetwork {
-  /** By vertex: its edges. An edge and its reverse are neighbors, with numbers that differ in the last bit. */
+  /** The edges of each vertex. An edge and its reverse are neighbors, with numbers that differ in the last bit. */
   readonly #edges: number[][] = [[], []]
   readonly #to: number[] = []
-  /** What can still flow. */
+  /** The flow that each edge has room for. */
   readonly #room: number[] = []
 
   /** Adds a vertex, and returns its number. */
@@ -23,7 +23,7 @@ export class FlowNetwork {
     this.#room.push(0)
   }
 
-  /** Of all smallest cuts the one nearest to the sink: the vertices on its side. Capacities on some way must be finite. */
+  /** The vertices on the sink's side of the smallest cut that is nearest to it. Capacities on some way must be finite. */
   sinkSide(): Set<number> {
     for (let levels = this.#levels(); levels[SINK] !== -1; levels = this.#levels()) this.#fill(levels)
     const side = new Set([SINK])
@@ -34,7 +34,7 @@ export class FlowNetwork {
     return side
   }
 
-  /** By vertex: how many edges with room lie between it and the source; −1 where it cannot be reached. */
+  /** The number of edges with room between the source and each vertex; −1 for a vertex that cannot be reached. */
   #levels(): Int32Array {
     const levels = new Int32Array(this.#edges.length).fill(-1)
     levels[SOURCE] = 0

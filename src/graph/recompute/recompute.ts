@@ -1,4 +1,4 @@
-// What the backward pass reads of the forward pass is kept until then, and is most of what a training step needs. Cheap values are computed
+// Values of the forward pass that the backward pass reads are kept until then, and are most of a training step's memory. Cheap ones are computed
 // a second time instead. The choice is a smallest cut between what must be kept and what the backward pass reads, as in PyTorch's
 // partitioner (https://github.com/pytorch/functorch/pull/653): all that lies behind the cut is computed again.
 
@@ -12,7 +12,7 @@ import { type Graph, subgraphs } from '../view/graph.js'
 import { operatorOf, PREDICATES } from '../view/operators.js'
 import { FlowNetwork } from './min-cut.js'
 
-/** What it costs to keep an element, where computing one again costs 1: the memory of a step, weighed against its measured times. */
+/** The cost of keeping an element, where computing one again costs 1: the memory of a step, weighed against its measured times. */
 const COST_OF_KEEPING = 10
 /** How many products and sums take as long as one element of a simple operator. */
 const PRODUCTS_PER_ELEMENT = 32
@@ -138,7 +138,7 @@ function chooseRecomputed(
   return new Set([...vertices].flatMap(([value, { computed }]) => (behind.has(computed) ? [value] : [])))
 }
 
-/** Of running a node again; infinite for what is never run again, such as a product with a weight. */
+/** The cost of running a node again; infinite for a node that is never run again, such as a product with a weight. */
 function costOf(node: NodeProto, shapes: ShapeMap, elements: (shape: ProbedShape) => number): number {
   const operator = operatorOf(node)
   if (!CHEAP.has(operator) || subgraphs(node).length > 0) return Number.POSITIVE_INFINITY

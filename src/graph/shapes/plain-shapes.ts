@@ -80,7 +80,7 @@ class PlainTargets {
   }
 }
 
-/** What a computed target comes to; undefined for a constant, which is plain already, and for what was not probed. */
+/** The entries of a computed target; undefined for a constant, which is plain already, and for a value that was not probed. */
 function targetContent(graph: Graph, shapes: ShapeMap, target: Value): ProbedContent | undefined {
   const constant = graph.constant(target)
   if (constant !== undefined && integersOf(constant) !== undefined) return undefined
@@ -153,4 +153,28 @@ export function declareShapes(
     return (type?.case === 'tensorType' ? declare(input.name, type.value.elemType) : undefined) ?? input
   })
   graph.valueInfo = [...new Set(values)].flatMap((value) => declare(value, DataType.FLOAT) ?? [])
+}
+
+// A Reshape of a Reshape needs only the second. Linear layers in rows leave many such pairs.
+
+/** Lets each Reshape read what lies before the Reshapes in front of it. Those that nobody reads then are for `prune`. */
+export function mergeReshapes(graph: Graph, shapes: ShapeMap): void {
+  for (const node of graph.nodes) {
+    if (node.opType !== 'Reshape' || !isIndependent(graph, shapes, node.input[1])) continue
+    let [source] = node.input
+    for (let maker = graph.producer(source); maker?.opType === 'Reshape'; maker = graph.producer(source)) {
+      source = maker.input[0]
+    }
+    node.input = [source, node.input[1]]
+  }
+  graph.invalidate()
+}
+
+/** True if a target shape does not depend on the shape before it: it has no 0, which would copy a dimension. */
+function isIndependent(graph: Graph, shapes: ShapeMap, shape: Value): boolean {
+  if (graph.producer(shape)?.opType === 'Shape') return true
+  const constant = graph.constant(shape)
+  const content = shapes.contents.get(shape)
+  const dims = constant === undefined ? content && [...content.value, ...content.other] : integersOf(constant)
+  return dims !== undefined && !dims.includes(0)
 }

@@ -31,7 +31,7 @@ export class ShapeMap extends Map<Value, ProbedShape> {
   readonly contents = new Map<Value, ProbedContent>()
 }
 
-/** Whether an axis has the same length at both points; negative axes count from the end. */
+/** True if an axis has the same length at both points; negative axes count from the end. */
 export function isStatic(shape: ProbedShape, axis: number): boolean {
   return shape.dims.at(axis) === shape.other.at(axis)
 }

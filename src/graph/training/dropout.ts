@@ -14,7 +14,7 @@ export interface DropoutDraw {
 /** A dropout mask that is fed: bool (n, k), true where an element is kept. */
 export interface DropoutMask {
   readonly input: string
-  /** What it is multiplied with, (n, k). */
+  /** The value that it is multiplied with, (n, k). */
   readonly of: string
   readonly k: number
 }

@@ -16,8 +16,7 @@ import { partsForGraph } from '../match/packed.js'
 import { Builder, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 import type { DropoutMask } from './dropout.js'
-import type { Objective } from './objective.js'
-import { ObjectiveGraph, type RowChoice, type TrainedTensor } from './objective-graph.js'
+import { type Objective, ObjectiveGraph, type RowChoice, type TrainedTensor } from './objective-graph.js'
 
 /** A layer of the adapter that is trained. */
 export interface TrainedLayer {
@@ -45,7 +44,7 @@ export interface ForwardOptions {
 }
 
 export interface Forward {
-  /** What the objective returned: the loss without its normalizer. */
+  /** The scalar that the objective returned: the loss without its normalizer. */
   readonly sum: Value
   readonly objective: ObjectiveGraph
   /** A (r, k) where it is trained, Bᵀ (r, d) and for DoRA m (d) of each layer, in the layers' order, then weights of the base, then the objective's own. */

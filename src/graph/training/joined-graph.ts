@@ -1,7 +1,7 @@
 // An encoder and its decoder as one graph, to train both at once: the encoder's hidden states feed the decoder. Weights stay in their files.
 
 import { UnsupportedError } from '../../base/errors.js'
-import type { ModelProto, NodeProto, TensorProto } from '../../formats/onnx/gen/onnx_pb.js'
+import type { AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto } from '../../formats/onnx/gen/onnx_pb.js'
 import { copyMessage, mapTensors } from '../../formats/onnx/messages.js'
 import { OnnxModel } from '../../formats/onnx/model.js'
 import { externalTensor, isExternal, weightRange } from '../../formats/onnx/tensors.js'
@@ -10,15 +10,13 @@ import { HIDDEN_STATES, OF_DECODER, STATES_MASK } from '../inputs/encoder-decode
 import { inputFamily } from '../inputs/family.js'
 import { findLinears, logitsName } from '../match/linears.js'
 import type { Model } from '../model-folder.js'
-import { Graph } from '../view/graph.js'
+import { Graph, readGraph } from '../view/graph.js'
 import { raiseOpset } from '../view/opset.js'
-import { readGraph } from '../view/read-graph.js'
-import { renameAll } from '../view/rename.js'
 
 /** The encoder's weights are found under their locations in this folder. */
 const ENCODER_FILES = 'encoder/'
 
-/** What torch.onnx's dynamo exporter says of a node: a Python list of the modules around it, whose last entry is no module. */
+/** Key of the metadata of torch.onnx's dynamo exporter: a Python list of the modules around a node, whose last entry is no module. */
 const SCOPES = 'pkg.torch.onnx.name_scopes'
 
 /**
@@ -143,5 +141,48 @@ function together(first: ModelProto, last: ModelProto, where: string): ModelProt
       input: [...front.input, ...back.input.filter(({ name }) => !given.has(name))],
       valueInfo: [...front.valueInfo, ...back.valueInfo],
     }),
+  })
+}
+
+/** New names by old ones. No two values may get the same. */
+export interface Renaming {
+  value(name: string): string
+  node(node: NodeProto): Partial<NodeProto>
+}
+
+/** The model under other names, in the bodies of its nodes too. */
+export function renameAll(model: ModelProto, renaming: Renaming): ModelProto {
+  return model.graph === undefined ? model : copyMessage(model, { graph: renamedGraph(model.graph, renaming) })
+}
+
+function renamedGraph(graph: GraphProto, renaming: Renaming): GraphProto {
+  const { value } = renaming
+  const named = <T extends { name: string }>(list: readonly T[]) =>
+    list.map((entry) => copyMessage(entry, { name: value(entry.name) } as Partial<T>))
+  return copyMessage(graph, {
+    node: graph.node.map((node) => renamedNode(node, renaming)),
+    initializer: named(graph.initializer),
+    input: named(graph.input),
+    output: named(graph.output),
+    valueInfo: named(graph.valueInfo),
+    quantizationAnnotation: [],
+  })
+}
+
+function renamedNode(node: NodeProto, renaming: Renaming): NodeProto {
+  const nameOf = (name: string) => (name === '' ? '' : renaming.value(name))
+  const inside = (attribute: AttributeProto) => {
+    const { g, graphs } = attribute
+    if (g === undefined && graphs.length === 0) return attribute
+    return copyMessage(attribute, {
+      g: g && renamedGraph(g, renaming),
+      graphs: graphs.map((one) => renamedGraph(one, renaming)),
+    })
+  }
+  return copyMessage(node, {
+    ...renaming.node(node),
+    input: node.input.map(nameOf),
+    output: node.output.map(nameOf),
+    attribute: node.attribute.map(inside),
   })
 }

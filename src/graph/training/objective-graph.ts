@@ -2,10 +2,12 @@
 // with gradients of their own: the choice of rows, and the cross-entropy.
 
 import { TensorProto_DataType as DataType } from '../../formats/onnx/gen/onnx_pb.js'
+import type { Feeds } from '../../runtime/runtime.js'
 import type { CustomGradients } from '../gradients/backward.js'
-import { markDistinct } from '../gradients/distinct.js'
+import { markDistinct } from '../gradients/layout.js'
 import { crossEntropy } from '../gradients/losses.js'
 import { valueInfo } from '../inject/inject.js'
+import type { RunLength } from '../shapes/plain-shapes.js'
 import type { ProbedShape } from '../shapes/shapes.js'
 import { Builder, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
@@ -14,7 +16,7 @@ import type { Graph } from '../view/graph.js'
 export interface RowChoice {
   /** The rows of all positions; where the choice moves, those in front of its new place. */
   all: Value
-  /** Those of them that were chosen. */
+  /** The rows that were chosen. */
   readonly chosen: Value
 }
 
@@ -111,4 +113,33 @@ export class ObjectiveGraph {
   check(check: ShapeCheck): void {
     this.checks.push(check)
   }
+}
+
+/** A length that differs between runs, such as the number of sequences. */
+export interface Length {
+  readonly name: string
+  /** Its value at the two probe points. No other length, and no constant, may be the same at both. */
+  readonly probed: readonly [number, number]
+  /** Its value in a run of these feeds. */
+  of(feeds: Feeds): number
+  /** The axis of a graph input where the graph itself can read it; undefined for products of others. */
+  readonly source?: RunLength | undefined
+}
+
+/** Two small runs by which shapes are measured. */
+export interface Probe {
+  readonly feeds: readonly [Feeds, Feeds]
+  readonly lengths: readonly Length[]
+}
+
+/** The goal that a model is trained for. */
+export interface Objective {
+  readonly probe: Probe
+  /**
+   * Builds on the model's outputs.
+   *
+   * @returns a scalar; the loss is that over the normalizer of a run
+   * @throws UnsupportedError when the model has not what it needs
+   */
+  forward(graph: ObjectiveGraph): Value
 }

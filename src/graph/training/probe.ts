@@ -8,7 +8,7 @@ import { type ProbedShape, probeShapes, type ShapeMap } from '../shapes/shapes.j
 import type { Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 import { type DropoutMask, openMasks } from './dropout.js'
-import type { Length, Probe } from './objective.js'
+import type { Length, Probe } from './objective-graph.js'
 
 /** A few tokens on one thread: what matters is opening the session quickly and without copies of the weights. */
 const SESSION: SessionOptions = { optimization: 'disabled', lowMemory: true, threads: 1 }
@@ -59,7 +59,7 @@ export function lengthOf(lengths: readonly Length[], dim: number | undefined, ot
   return lengths.find(({ probed }) => probed[0] === dim && probed[1] === other)
 }
 
-/** What a length that the graph can read is in a typical run. */
+/** A typical length of an axis that the graph can read. */
 const TYPICAL = 256
 
 /** How many elements a value has in a typical run. Lengths that are no axis of an input are products of two that are. */

@@ -27,7 +27,7 @@ const BIAS_INPUTS: Readonly<Record<string, number>> = {
 /** Operators through which tokens see one another besides attention. */
 const MIXES_TOKENS = /Attention|^(CausalConvWithState|Conv|Scan|Loop|LSTM|GRU|RNN|If)$/
 
-/** What may stand between the probabilities of attention and their product with the values. */
+/** Operators that may stand between the probabilities of attention and their product with the values. */
 const BEHIND_SOFTMAX = new Set(['Cast', 'Dropout', 'Identity', 'IsNaN', 'Where'])
 
 /**
@@ -78,7 +78,7 @@ function checkPositions(
   throw refusal('ONNX model', 'it takes no position_ids, so that positions cannot begin anew with each record')
 }
 
-/** Whether a Softmax gives the weights of a sum of values: its output is the left factor of a product. */
+/** True if a Softmax gives the weights of a sum of values: its output is the left factor of a product. */
 function weighsValues(graph: Graph, softmax: NodeProto): boolean {
   const open = [...softmax.output]
   const seen = new Set<Value>()

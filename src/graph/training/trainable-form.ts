@@ -3,7 +3,7 @@
 import { UnsupportedError } from '../../base/errors.js'
 import { TensorProto_DataType as DataType, type GraphProto, type NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
 import { dataTypeName } from '../../formats/onnx/tensors.js'
-import { abilitiesOf } from '../match/forms/abilities.js'
+import { abilitiesOf } from '../match/forms/forms.js'
 import { findLinears } from '../match/linears.js'
 import { type Graph, subgraphs } from '../view/graph.js'
 import { listByOperator } from '../view/operators.js'
@@ -24,7 +24,7 @@ const INTEGER_PRODUCTS = new Set([
 const COMPILED = 'EPContext'
 
 const FLOAT_EXPORT = "Train on the model's float32 export: the adapter also fits this one"
-/** Where sessions find no layer to adapt either. */
+/** The hint for graphs in which sessions find no layer to adapt either. */
 const FLOAT_EXPORT_ONLY = "Train on the model's float32 export: the adapter runs there, but not on this one"
 const NOT_COMPILED = 'Take the export that the graph was compiled from'
 const NOT_NESTED = 'Export the model in another way, so that its layers are not in the body of a Loop or Scan'

@@ -12,20 +12,19 @@ import { buildBackward, checkDifferentiable, gradientPath } from '../gradients/b
 import { valueInfo } from '../inject/inject.js'
 import type { BaseOpener } from '../inject/open-base.js'
 import { takeBranchWithoutCache } from '../inputs/cache.js'
+import { lowerForTraining } from '../lower/lower.js'
 import type { ModuleMap } from '../match/linears.js'
 import { recompute } from '../recompute/recompute.js'
 import { sessionModel } from '../session-model.js'
-import { mergeReshapes } from '../shapes/merge-reshapes.js'
-import { declareShapes, plainShapes } from '../shapes/plain-shapes.js'
+import { declareShapes, mergeReshapes, plainShapes } from '../shapes/plain-shapes.js'
 import type { ShapeMap } from '../shapes/shapes.js'
 import { Builder, type Value } from '../view/builder.js'
 import { Graph } from '../view/graph.js'
+import { raiseOpset } from '../view/opset.js'
 import { type DropoutDraw, type DropoutMask, maskFeeds } from './dropout.js'
-import { computeInFloat32 } from './float32.js'
+import { computeInFloat32, keepOneCopy } from './float32.js'
 import { buildForward, type Forward, LOSS, LOSS_SCALE, type TrainedLayer } from './forward.js'
-import type { Length, Objective } from './objective.js'
-import type { TrainedTensor } from './objective-graph.js'
-import { keepOneCopy } from './one-copy.js'
+import type { Length, Objective, TrainedTensor } from './objective-graph.js'
 import { lengthOf, measureShapes, typicalElements } from './probe.js'
 import { checkTrainableForm } from './trainable-form.js'
 
@@ -49,7 +48,7 @@ export interface TrainedParameter extends TrainedTensor {
 }
 
 export interface FeedOptions {
-  /** What the objective's sum is divided by: in training that of all runs of a step. */
+  /** Divisor of the objective's sum: in training that of all runs of a step. */
   readonly normalizer: number
   /** Needed where the graph has dropout. */
   readonly dropout?: DropoutDraw | undefined
@@ -57,12 +56,12 @@ export interface FeedOptions {
 
 /** A graph over a model's weights, and what it is fed. */
 export interface RunnableGraph {
-  /** What the objective gave out for metrics; none in a graph with gradients. */
+  /** Values that the objective gave out for metrics; none in a graph with gradients. */
   readonly predictions: readonly string[]
   readonly proto: ModelProto
   /** A (r, k) where it is trained and Bᵀ (r, d) of each layer, in the layers' order, then the objective's own. */
   readonly tensors: readonly TrainedTensor[]
-  /** What a session needs that takes inputs of any length. */
+  /** The model for a session that takes inputs of any length. */
   sessionModel(): Promise<SessionModel>
   /**
    * Feeds of one run, without what is trained.
@@ -92,7 +91,7 @@ export async function buildLossGraph(
   objective: Objective,
   options: Omit<TrainingGraphOptions, 'dropout'>,
 ): Promise<LossGraph> {
-  const { graph, forward } = await prepare(model, objective, { ...options, dropout: 0 }, true)
+  const { graph, forward } = prepare(model, objective, { ...options, dropout: 0 }, true)
   if (forward.objective.fedGradients.length > 0) {
     // The loss is computed from the predictions, and nothing is fed.
     graph.outputs = graph.outputs.slice(1)
@@ -115,8 +114,8 @@ export async function buildTrainingGraph(
   options: TrainingGraphOptions,
 ): Promise<TrainingGraph> {
   const { dropout = 0, twoPasses = false } = options
-  const { graph, forward } = await prepare(model, objective, options, twoPasses)
-  if (graph.nodes.some(mayBeFused)) (await import('../lower/lower.js')).lowerForTraining(graph)
+  const { graph, forward } = prepare(model, objective, options, twoPasses)
+  lowerForTraining(graph)
   fuseGelu(graph)
   const { sum, masks } = forward
   const isOptional = (name: string) => options.base?.optional.has(name) === true
@@ -192,13 +191,7 @@ function zeros(parameters: readonly TrainedTensor[]): Feeds {
   )
 }
 
-/** Fused operators are not of ONNX's own domain, but for its Attention. A page whose model has none fetches no code for them. */
-const mayBeFused = ({ domain, opType }: NodeProto) => domain !== '' || opType === 'Attention'
-
-/** Rules of gradients use operators as this set has them. A page whose model has a newer one fetches no code that rewrites older ones. */
-const TRAINING_OPSET = 17
-
-async function prepare(
+function prepare(
   model: OnnxModel,
   objective: Objective,
   { layers, base, dropout = 0, modules }: TrainingGraphOptions,
@@ -210,7 +203,7 @@ async function prepare(
   // Gradients do not know of rounded inputs.
   setAccuracyLevel(graph, 0)
   takeBranchWithoutCache(graph)
-  if (graph.opset() < TRAINING_OPSET) (await import('../view/opset.js')).raiseOpset(graph)
+  raiseOpset(graph)
   const forward = buildForward(graph, objective, { layers, base, dropout, modules, predicts })
   graph.prune({ inputs: true })
   return { graph, forward }

@@ -113,7 +113,7 @@ export class Builder {
   }
 }
 
-/** What is in `values` under a key, made at the first time that it is asked for. */
+/** The value in `values` under a key, made when it is first asked for. */
 export function sharedValue(values: Map<string, Value>, key: string, make: () => Value): Value {
   const value = values.get(key) ?? make()
   values.set(key, value)

@@ -319,3 +319,15 @@ export function subgraphs(node: NodeProto): GraphProto[] {
 function subgraphsOf({ g, graphs }: AttributeProto): GraphProto[] {
   return g === undefined ? graphs : [g]
 }
+
+const views = new WeakMap<ModelProto, Graph>()
+
+/** The model's graph, made once and shared: to read only. Who edits makes a `Graph` of their own. */
+export function readGraph(model: ModelProto): Graph {
+  let view = views.get(model)
+  if (view === undefined) {
+    view = new Graph(model)
+    views.set(model, view)
+  }
+  return view
+}

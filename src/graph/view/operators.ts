@@ -1,4 +1,4 @@
-// What operators are called in tables and nodes in messages, and what several tables say of the same operators.
+// Names of operators in tables and of nodes in messages, and what several tables say of the same operators.
 
 import type { NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
 
@@ -20,7 +20,7 @@ export function nameOf({ name, output }: NodeProto): string {
 /** How many nodes of an operator a message names. */
 const SHOWN_NODES = 3
 
-/** What a table says of an operator or another name that a file gives, which may be `toString` or `__proto__`. */
+/** The entry of a table for a name from a file, which may be `toString` or `__proto__`. */
 export function entryOf<T>(table: Readonly<Record<string, T>>, name: string): T | undefined {
   return Object.hasOwn(table, name) ? table[name] : undefined
 }

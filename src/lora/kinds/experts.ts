@@ -134,7 +134,7 @@ export class ExpertLora extends Part {
     return scalingOf(this.config)
   }
 
-  /** The type that the parameter is saved in, unless saving names another: that of the file it came from, else F32. */
+  /** The type that the parameter is saved in, unless saving names another: that of the file it came from, else fp32. */
   get dtype(): FloatDtype {
     return this.#experts[0].dtype
   }

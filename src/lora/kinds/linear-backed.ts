@@ -38,7 +38,7 @@ export abstract class LinearBacked<Tape> extends Part {
     return this.linear.scaling
   }
 
-  /** The type that the layer is saved in, unless saving names another: that of the file it came from, else F32. */
+  /** The type that the layer is saved in, unless saving names another: that of the file it came from, else fp32. */
   get dtype(): FloatDtype {
     return this.linear.dtype
   }

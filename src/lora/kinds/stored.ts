@@ -64,7 +64,7 @@ abstract class StoredPart extends Part {
     }
     const numbers = values as Tensor<FloatArray>
     checkTensor(numbers, where(name, 'weight'))
-    this.dtype = numbers.data instanceof Float64Array ? 'F64' : 'F32'
+    this.dtype = numbers.data instanceof Float64Array ? 'fp64' : 'fp32'
     this.#weight = { data: numbers.data.slice() as FloatArray, shape: this.shape }
   }
 
@@ -86,7 +86,7 @@ abstract class StoredPart extends Part {
       throw new UnsupportedError({
         where: where(this.name, 'weight'),
         what: 'values of this type cannot be computed with',
-        expected: 'F64, F32, F16 or BF16',
+        expected: 'fp64, fp32, fp16 or bf16',
         got: this.dtype,
       })
     }

@@ -16,8 +16,14 @@ import {
   type Place,
 } from '../../graph/match/parameters.js'
 import { placeAdapter } from '../../graph/match/place-adapter.js'
-import { refuse, shapeError } from '../../graph/match/refusals.js'
-import { embeddingsOf, type ModelPlaces, placeReplacement, placeTokenRows } from '../../graph/match/stored-places.js'
+import {
+  embeddingsOf,
+  type ModelPlaces,
+  placeReplacement,
+  placeTokenRows,
+  refuse,
+  shapeError,
+} from '../../graph/match/stored-places.js'
 import type { Graph } from '../../graph/view/graph.js'
 import type { LoraAdapter } from '../../lora/adapter.js'
 import type { ConvolutionLora } from '../../lora/kinds/convolution.js'
@@ -253,7 +259,7 @@ class Edits {
 function shifted(tensor: Replacement, offset: number): StoredTensor {
   if (offset === 0) return tensor
   const values = Float32Array.from(tensor.weight.data, (value) => value + offset)
-  return { dtype: 'F32', shape: tensor.shape, data: new Uint8Array(values.buffer) }
+  return { dtype: 'fp32', shape: tensor.shape, data: new Uint8Array(values.buffer) }
 }
 
 class EditBuilder {

@@ -12,8 +12,8 @@ import { mayHold } from '../../graph/match/spread.js'
 import { Graph } from '../../graph/view/graph.js'
 import { LoraAdapter } from '../../lora/adapter.js'
 import { GRAPH_PARTS, requireHandled } from '../../lora/requirements.js'
-import type { AdapterFile } from '../../peft/adapter-folder.js'
-import type { FilePart } from '../../peft/tensors.js'
+import type { OpenAdapter } from '../../peft/open.js'
+import type { OpenPart } from '../../peft/tensors.js'
 import { type FitReport, fitReport, missingPart, type PartFit } from '../fit.js'
 import { Chunks, type OutputTensor, segmentsOf } from '../plan/layout.js'
 import { ChunkMerger, mergeChunk } from '../weight.js'
@@ -33,7 +33,7 @@ export interface FitOnnxOptions {
 /** How an adapter fits one graph. */
 export async function fitOnnx(
   model: OnnxModel,
-  adapter: AdapterFile,
+  adapter: OpenAdapter,
   { config = {}, normDeltas, path = model.fileName }: FitOnnxOptions = {},
 ): Promise<FitReport> {
   const parts: PartFit[] = []
@@ -121,7 +121,7 @@ async function placed(name: string, place: () => Promise<PartFit>): Promise<Part
 }
 
 /** Where the head of the adapter goes. Throws MismatchError when it does not fit. */
-async function headOf(model: OnnxModel, adapter: AdapterFile, config: Readonly<Record<string, unknown>>) {
+async function headOf(model: OnnxModel, adapter: OpenAdapter, config: Readonly<Record<string, unknown>>) {
   const graph = new Graph(model.proto)
   const shapes = new Map(
     adapter.parts().flatMap((part) => (part.kind === 'replacement' ? [[part.name, part.tensors.weight.shape]] : [])),
@@ -130,7 +130,7 @@ async function headOf(model: OnnxModel, adapter: AdapterFile, config: Readonly<R
 }
 
 /** An adapter of one part of these shapes: planning needs no values. */
-function stubOf(part: FilePart, { config }: AdapterFile): LoraAdapter {
+function stubOf(part: OpenPart, { config }: OpenAdapter): LoraAdapter {
   const { name } = part
   if (part.kind === 'replacement' || part.kind === 'token-rows') {
     const stub = new LoraAdapter(config)

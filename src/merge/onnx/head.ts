@@ -93,7 +93,7 @@ export function writeHead(graph: Graph, linears: readonly Linear[], { adapter, p
   const tensorOf = (name: string) => {
     const part = adapter.get(name, 'replacement')
     if (part === undefined) return undefined
-    const rawData = encodeFloats(Float32Array.from(part.weight.data), 'F32')
+    const rawData = encodeFloats(Float32Array.from(part.weight.data), 'fp32')
     const dims = part.shape.map(BigInt)
     const own = graph.initializers.has(name) ? graph.freshName(name) : name
     added.push(own)

@@ -6,7 +6,7 @@ import { type OnnxFile, planOnnx } from '../../formats/onnx/layout.js'
 import { loadOnnx, type OnnxModel } from '../../formats/onnx/model.js'
 import { roleOf } from '../../graph/graph-file.js'
 import { findLinears, type ModuleMap } from '../../graph/match/linears.js'
-import { missingError } from '../../graph/match/missing-layers.js'
+import { missingError } from '../../graph/match/match.js'
 import { spreadAdapter } from '../../graph/match/spread.js'
 import { Graph } from '../../graph/view/graph.js'
 import { LoraAdapter } from '../../lora/adapter.js'
@@ -52,7 +52,7 @@ async function planGraphs(graphs: readonly BaseGraph[], input: PartInput): Promi
   const loaded = await loadAdapters(input)
   const config = await loadConfig(base.directory)
   const { shares, warnings } = await spreadAll(graphs, loaded, input, config)
-  const factors = input.outDtype === 'F32' || input.outDtype === 'F16' ? input.outDtype : undefined
+  const factors = input.outDtype === 'fp32' || input.outDtype === 'fp16' ? input.outDtype : undefined
   const asked = { config: config?.values, modules, quantized, factors, isUnmerge: sign === -1 }
   const files: OutputFile[] = []
   const plans: OnnxMergePlan[] = []

@@ -50,7 +50,7 @@ export interface OnnxPlanOptions {
   readonly config?: Readonly<Record<string, unknown>> | undefined
   readonly modules?: ModuleMap | undefined
   /** The type of branches' factors; undefined: the one in which each layer computes. */
-  readonly factors?: 'F32' | 'F16' | undefined
+  readonly factors?: 'fp32' | 'fp16' | undefined
   /** Default `branches`. */
   readonly quantized?: QuantizedPolicy | undefined
   /** Weights of adapters have the other sign, and branches are taken out. Default false. */

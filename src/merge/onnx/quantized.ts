@@ -46,7 +46,7 @@ export async function mergeBranches(
   model: OnnxModel,
   graph: Graph,
   layers: readonly QuantizedLayer[],
-  stored: 'F32' | 'F16' | undefined,
+  stored: 'fp32' | 'fp16' | undefined,
 ): Promise<void> {
   const present = findBranches(graph)
   const first = present.reduce((next, { number }) => Math.max(next, number + 1), 0)
@@ -120,7 +120,7 @@ async function hasValues(
   number: number,
 ): Promise<boolean> {
   const first = graph.initializers.get(`lora/${number}/${linear.name}/A`) as TensorProto
-  const stored = first.dataType === FACTOR_TYPES.F16 ? 'F16' : 'F32'
+  const stored = first.dataType === FACTOR_TYPES.fp16 ? 'fp16' : 'fp32'
   const { tensors } = branchTensors(linear, values, number, stored)
   for (const [name, { dims, bytes }] of tensors) {
     const tensor = graph.initializers.get(name)

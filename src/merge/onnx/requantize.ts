@@ -51,7 +51,7 @@ export function planRequantization(
     checkNode(graph, node, own)
     const names = [WEIGHT, SCALES, ZERO_POINTS].filter((input) => (node.input[input] ?? '') !== '')
     const source = { weight: graph.constant(node.input[WEIGHT]), scales: graph.constant(node.input[SCALES]) }
-    const dtype = FLOAT_DTYPES[(source.scales as TensorProto).dataType] as 'F32' | 'F16' | 'BF16'
+    const dtype = FLOAT_DTYPES[(source.scales as TensorProto).dataType] as 'fp32' | 'fp16' | 'bf16'
     // Read before the node's inputs change.
     const reader = own[0].linear.form.openLines(model, graph, own[0].linear)
     reader.catch(() => {})
@@ -121,12 +121,12 @@ async function newWeight(
   graph: Graph,
   layers: readonly QuantizedLayer[],
   read: ReadLines,
-  dtype: 'F32' | 'F16' | 'BF16',
+  dtype: 'fp32' | 'fp16' | 'bf16',
 ): Promise<NewWeight> {
   const { node, k } = layers[0].linear
   const layout = blockLayout(node)
   const hasZeroPoints = (node.input[ZERO_POINTS] ?? '') !== ''
-  const roundScale = dtype === 'F32' ? Math.fround : dtype === 'F16' ? roundF16 : roundBf16
+  const roundScale = dtype === 'fp32' ? Math.fround : dtype === 'fp16' ? roundF16 : roundBf16
   const parts = []
   for (const { name, layer, linear, weight } of layers) {
     parts.push({

@@ -13,9 +13,9 @@ import { type OutputTensor, sizeOf } from '../plan/layout.js'
 import type { Edit, EditPart, NewValues } from './edits.js'
 
 const DTYPES: Partial<Record<DataType, FloatDtype>> = {
-  [DataType.FLOAT]: 'F32',
-  [DataType.FLOAT16]: 'F16',
-  [DataType.BFLOAT16]: 'BF16',
+  [DataType.FLOAT]: 'fp32',
+  [DataType.FLOAT16]: 'fp16',
+  [DataType.BFLOAT16]: 'bf16',
 }
 
 /** What a plan reads, and the DoRA layers in it. */

@@ -6,16 +6,14 @@ import { decodeWeights, encodeWeights, isWeightDtype, type WeightDtype } from '.
 import { MismatchError, UnsupportedError } from '../../base/errors.js'
 import { elementCount, type FloatArray, isAllFinite, type Shaped, type Tensor } from '../../base/tensor.js'
 import type { TensorInfo } from '../../formats/safetensors.js'
-import { LoraAdapter } from '../../lora/adapter.js'
-import { type LoraConfig, scalingOf } from '../../lora/config.js'
+import { scalingOf } from '../../lora/config.js'
 import { notFinite } from '../../lora/factors.js'
 import { convolutionShape, groupsRefusal } from '../../lora/kinds/convolution-factors.js'
-import type { FactorView, ParameterView, PartView } from '../../lora/part.js'
-import { requireOwnLayers, requireUnchangedBase } from '../../lora/requirements.js'
-import { type AdapterFile, type OpenOptions, openAdapter } from '../../peft/adapter-folder.js'
+import type { FactorView, ParameterView } from '../../lora/part.js'
+import type { AdapterTensor } from '../../peft/keys.js'
 import type { Meaning } from '../../peft/labels.js'
+import { type OpenAdapter, type OpenOptions, openForUse, tensorPlace } from '../../peft/open.js'
 import { isHeadModule } from '../../peft/tied.js'
-import { requireMatched } from '../../peft/unmatched.js'
 import { type AdapterInput, refuseWeighted, weighted, weightedError } from '../weighted.js'
 
 const READ_BYTES = 1 << 20
@@ -136,20 +134,10 @@ export async function openAdapters(
     const found = new FoundParts(sources)
     for (const [i, input] of inputs.entries()) {
       const { adapter, weight } = weighted(input, i)
-      if (adapter instanceof LoraAdapter) {
-        requireUnchangedBase(adapter, 'merging')
-        requireOwnLayers(adapter, 'merging')
-        if (strict) requireMatched(adapter, `adapter ${i + 1}`)
-        refuseWeighted(adapter.parts(), sign * weight)
-        found.addAdapter(adapter, sign * weight)
-      } else {
-        const opened = await openAdapter(adapter, { strict, isTolerant })
-        closers.push(opened.close)
-        requireUnchangedBase(opened, 'merging')
-        requireOwnLayers(opened, 'merging')
-        refuseWeighted(opened.parts(), sign * weight)
-        found.addFile(opened, sign * weight)
-      }
+      const opened = await openForUse(adapter, 'merging', { strict, isTolerant })
+      closers.push(opened.close)
+      refuseWeighted(opened.parts(), sign * weight)
+      found.add(opened, sign * weight)
     }
     const { layers, magnitudes, replacements, tasks, classes, meanings } = found
     if (layers.length === 0 && replacements.length === 0) {
@@ -180,13 +168,6 @@ export async function requireFiniteReplacements({ replacements, sources }: OpenA
   }
 }
 
-/** Where an adapter's tensors are. */
-interface Places<Factored extends Shaped, Stored extends Shaped> {
-  factor(tensor: Factored, label: string): Factor
-  /** What takes the base's place. */
-  values(tensor: Stored, name: string): Pick<BaseReplacement, 'source' | 'info'>
-}
-
 class FoundParts {
   readonly layers: LayerFactors[] = []
   readonly magnitudes: LayerMagnitude[] = []
@@ -194,67 +175,63 @@ class FoundParts {
   readonly tasks = new Set<string>()
   readonly classes = new Set<string>()
   readonly meanings: Meaning[] = []
+  readonly #numbers = new Map<ByteSource, number>()
 
   constructor(readonly sources: ByteSource[]) {}
 
-  addAdapter(adapter: LoraAdapter, weight: number): void {
-    const { sources } = this
-    this.#addTask(adapter.config)
-    this.meanings.push(adapter)
-    this.#add(adapter.config, adapter.parts(), weight, {
-      factor: ({ data, shape }, label) => {
-        return matrixFactor(label, { data, shape: shape.length === 1 ? [1, ...shape] : shape }, sources)
-      },
-      values: ({ dtype, shape, data }, name) => {
-        const source = sources.push(new MemorySource(data, name)) - 1
-        return { source, info: { name, dtype, shape, offset: 0, byteLength: data.byteLength } }
-      },
-    })
-  }
-
-  addFile({ file: { source }, config, meaning, parts }: AdapterFile, weight: number): void {
-    this.meanings.push(meaning)
-    const index = this.sources.push(source) - 1
-    this.#addTask(config)
-    this.#add(config, parts(), weight, {
-      factor: (info) => tensorFactor(source, index, info),
-      values: (info) => ({ source: index, info }),
-    })
-  }
-
-  #add<Factored extends Shaped, Stored extends Shaped>(
-    { ensureWeightTying }: LoraConfig,
-    parts: readonly PartView<Factored, Stored>[],
-    weight: number,
-    places: Places<Factored, Stored>,
-  ): void {
+  add(adapter: OpenAdapter, weight: number): void {
+    const parts = adapter.parts()
+    const { ensureWeightTying, taskType, peftFields } = adapter.config
+    this.meanings.push(adapter.meaning)
+    if (taskType !== undefined) this.tasks.add(taskType)
+    const mapping = peftFields.auto_mapping as { base_model_class?: unknown } | null | undefined
+    if (typeof mapping?.base_model_class === 'string') this.classes.add(mapping.base_model_class)
     const rowModules = parts.flatMap(({ kind, module }) => (kind === 'token-rows' ? [module] : []))
     // PEFT gives both uses of tied embeddings the rows of one, but where the output embedding has rows of its own.
     const isShared = ensureWeightTying || !rowModules.some(isHeadModule)
     for (const part of parts) {
       if (part.kind === 'replacement') {
         const { name, tensors } = part
-        const placed = places.values(tensors.weight, name)
+        const placed = this.#place(tensors.weight)
         this.replacements.push({ tensor: name, rows: undefined, isTied: ensureWeightTying, ...placed })
       } else if (part.kind === 'token-rows') {
         const tensor = `${part.module}.weight`
-        const placed = places.values(part.tensors.weight, tensor)
+        const placed = this.#place(part.tensors.weight)
         this.replacements.push({ tensor, rows: part.indices, isTied: isShared, ...placed })
-      } else if (part.kind === 'parameter') this.#addExperts(part, weight, places)
-      else this.#addLayer(part, weight, places)
+      } else if (part.kind === 'parameter') this.#addExperts(part, weight)
+      else this.#addLayer(part, weight)
     }
   }
 
-  #addTask({ taskType, peftFields }: LoraConfig): void {
-    if (taskType !== undefined) this.tasks.add(taskType)
-    const mapping = peftFields.auto_mapping as { base_model_class?: unknown } | null | undefined
-    if (typeof mapping?.base_model_class === 'string') this.classes.add(mapping.base_model_class)
+  /** The number of a tensor's source, which a file's tensors share. */
+  #place({ source, ...info }: AdapterTensor): { source: number; info: TensorInfo } {
+    const known = this.#numbers.get(source)
+    if (known !== undefined) return { source: known, info }
+    const index = this.sources.push(source) - 1
+    this.#numbers.set(source, index)
+    return { source: index, info }
   }
 
-  #addLayer<T extends Shaped>(part: FactorView<T>, weight: number, { factor }: Pick<Places<T, never>, 'factor'>): void {
+  #factor(tensor: AdapterTensor): Factor {
+    const { source, info } = this.#place(tensor)
+    const { dtype, shape, offset } = info
+    const name = tensorPlace(tensor)
+    if (!isWeightDtype(dtype)) {
+      throw new UnsupportedError({
+        where: name,
+        what: 'a factor of this type cannot be merged',
+        expected: 'fp64, fp32, fp16 or bf16',
+        got: dtype,
+      })
+    }
+    const size = shape.length === 1 ? { rows: 1, columns: shape[0] } : matrixSize(shape)
+    return { name, source, offset, dtype, ...size }
+  }
+
+  #addLayer(part: FactorView<AdapterTensor>, weight: number): void {
     const { name, kind, config, tensors } = part
-    const [a, b] = [factor(tensors.weightA, `${name}.weightA`), factor(tensors.weightB, `${name}.weightB`)]
-    const magnitude = tensors.magnitude && factor(tensors.magnitude, `${name}.magnitude`)
+    const [a, b] = [this.#factor(tensors.weightA), this.#factor(tensors.weightB)]
+    const magnitude = tensors.magnitude && this.#factor(tensors.magnitude)
     const scale = weight * scalingOf(config)
     const [d, k, { rank }] = [b.rows, a.columns, config]
     // An embedding (V, D) is a weight of D outputs and V inputs that is stored the other way round.
@@ -281,7 +258,7 @@ class FoundParts {
       isLinear: false,
       isInputMajor: false,
       shape: [d],
-      a: factor(tensors.biasB, `${name}.biasB`),
+      a: this.#factor(tensors.biasB),
       b: one,
       tensor: 'bias',
       experts: undefined,
@@ -291,12 +268,8 @@ class FoundParts {
     this.layers.push({ name, scale, ...bias })
   }
 
-  #addExperts<T extends Shaped>(
-    { name: full, module, config, experts, tensors }: ParameterView<T>,
-    weight: number,
-    { factor }: Pick<Places<T, never>, 'factor'>,
-  ): void {
-    const [a, b] = [factor(tensors.weightA, `${full}.weightA`), factor(tensors.weightB, `${full}.weightB`)]
+  #addExperts({ name: full, module, config, experts, tensors }: ParameterView<AdapterTensor>, weight: number): void {
+    const [a, b] = [this.#factor(tensors.weightA), this.#factor(tensors.weightB)]
     const scale = weight * scalingOf(config)
     const [d, k, { rank }] = [b.rows, a.columns, config]
     const stored = { isLinear: false, isInputMajor: false, shape: [experts, d, k] }
@@ -318,24 +291,6 @@ function convolutionWeight({ weightA, weightB }: FactorView<Shaped>['tensors'], 
   return [d, channels, ...kernel]
 }
 
-function tensorFactor(source: ByteSource, index: number, { name, dtype, shape, offset }: TensorInfo): Factor {
-  if (!isWeightDtype(dtype)) {
-    throw new UnsupportedError({
-      where: `${source.name}: ${name}`,
-      what: 'a factor of this type cannot be merged',
-      expected: 'F64, F32, F16 or BF16',
-      got: dtype,
-    })
-  }
-  return {
-    name: `${source.name}: ${name}`,
-    source: index,
-    offset,
-    dtype,
-    ...(shape.length === 1 ? { rows: 1, columns: shape[0] } : matrixSize(shape)),
-  }
-}
-
 /** The place of a DoRA layer's scales (d), which are computed later. */
 export function scalesFactor(layer: string, scales: Float64Array, sources: ByteSource[]): Factor {
   return matrixFactor(`${layer}: scales`, { data: scales, shape: [1, scales.length] }, sources)
@@ -347,7 +302,7 @@ function matrixSize(shape: readonly number[]): { rows: number; columns: number }
 
 /** A matrix in memory as a factor: it becomes a source of its own. */
 export function matrixFactor(name: string, { data, shape }: Tensor<FloatArray>, sources: ByteSource[]): Factor {
-  const dtype = data instanceof Float64Array ? 'F64' : 'F32'
+  const dtype = data instanceof Float64Array ? 'fp64' : 'fp32'
   const bytes = encodeWeights(data, dtype)
   return {
     name,

@@ -32,7 +32,7 @@ export interface HeadEdit extends Meaning {
   readonly count: number | undefined
 }
 
-const TORCH_NAMES: Readonly<Record<FloatDtype, string>> = { F32: 'float32', F16: 'float16', BF16: 'bfloat16' }
+const TORCH_NAMES: Readonly<Record<FloatDtype, string>> = { fp32: 'float32', fp16: 'float16', bf16: 'bfloat16' }
 
 const DTYPE_NAMES = ['dtype', 'torch_dtype'] as const
 

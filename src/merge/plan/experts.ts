@@ -84,7 +84,7 @@ export function stackedLayer(
     throw new UnsupportedError({
       where: info.name,
       what: 'a parameter of this type cannot be merged into',
-      expected: 'F64, F32, F16 or BF16',
+      expected: 'fp64, fp32, fp16 or bf16',
       got: info.dtype,
       hint: 'Merge into the unquantized checkpoint',
     })

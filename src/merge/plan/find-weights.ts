@@ -136,7 +136,7 @@ function checkWeight({ name, shape: expected }: LayerFactors, info: TensorInfo):
     throw new UnsupportedError({
       where: tensor,
       what: 'a weight of this type cannot be merged into',
-      expected: 'F64, F32, F16 or BF16',
+      expected: 'fp64, fp32, fp16 or bf16',
       got: dtype,
       hint: 'Merge into the unquantized checkpoint',
     })

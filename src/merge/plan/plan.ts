@@ -25,7 +25,7 @@ export interface PlanOptions {
   tied?: TiedPolicy | undefined
   /** Goes on where a head needs tensors that neither base nor adapters have: loaders draw them anew. Default false. */
   allowMissing?: boolean | undefined
-  /** Converts all F64, F32, F16 and BF16 tensors. Default: types stay. */
+  /** Converts all fp64, fp32, fp16 and bf16 tensors. Default: types stay. */
   dtype?: FloatDtype | undefined
   /** Distributes the tensors anew over shards of at most so many bytes. Default: shards stay. */
   maxShardBytes?: number | undefined
@@ -61,7 +61,7 @@ export interface MergeParts {
 
 /**
  * @throws MismatchError naming the layers without a weight, with near misses, or the weight of another shape, or the tied
- *   embedding, or what the head lacks; UnsupportedError for quantized bases and for weights that are not F64, F32, F16 or BF16
+ *   embedding, or what the head lacks; UnsupportedError for quantized bases and for weights that are not fp64, fp32, fp16 or bf16
  */
 export function planMerge(
   base: BaseModel,

@@ -47,7 +47,7 @@ function quantizedError(where: string, method: string): UnsupportedError {
   return new UnsupportedError({
     where,
     what: `a quantized base (${method}) cannot be merged into: ${reason}, so a merge would have to quantize them again`,
-    expected: 'weights in F64, F32, F16 or BF16',
+    expected: 'weights in fp64, fp32, fp16 or bf16',
     hint: 'Merge into the unquantized checkpoint, then quantize the result; or use the adapter at run time',
   })
 }

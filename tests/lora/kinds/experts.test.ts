@@ -41,7 +41,7 @@ test('all cases are here', () => {
 
 describe.each(cases)('$name', ({ folder, expected }) => {
   test('loads as PEFT loads it, and counts as PEFT counts', async () => {
-    const report = inspectAdapter(await loadAdapter(new NodeDirectory(folder)))
+    const report = await inspectAdapter(await loadAdapter(new NodeDirectory(folder)))
     expect(report.trainableParams).toBe(expected.trainableParams)
     expectLayers(
       report.layers.filter(({ kind }) => kind === 'parameter'),

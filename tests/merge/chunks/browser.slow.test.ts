@@ -12,12 +12,12 @@ import type { Digests, PageResult } from './page.js'
 
 // Weights of several chunks, in every type, and what is copied.
 const SKETCHES: TensorSketch[] = [
-  ['a_proj.weight', 'BF16', [1200, 700]],
-  ['b_proj.weight', 'F16', [33, 64]],
-  ['c_proj.weight', 'F32', [40, 24]],
-  ['d_proj.weight', 'F64', [24, 40]],
+  ['a_proj.weight', 'bf16', [1200, 700]],
+  ['b_proj.weight', 'fp16', [33, 64]],
+  ['c_proj.weight', 'fp32', [40, 24]],
+  ['d_proj.weight', 'fp64', [24, 40]],
   ['steps', 'I64', [5]],
-  ['norm.weight', 'BF16', [700]],
+  ['norm.weight', 'bf16', [700]],
 ]
 
 function digestsOf({ files }: MemoryDirectory): Digests {

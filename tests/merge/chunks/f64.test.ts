@@ -21,10 +21,10 @@ import {
 } from '../toolkit.js'
 
 const SKETCHES: TensorSketch[] = [
-  ['a_proj.weight', 'F64', [40, 24]],
-  ['b_proj.weight', 'F32', [40, 24]],
-  ['c_proj.weight', 'BF16', [24, 40]],
-  ['embed.weight', 'F64', [10, 24]],
+  ['a_proj.weight', 'fp64', [40, 24]],
+  ['b_proj.weight', 'fp32', [40, 24]],
+  ['c_proj.weight', 'bf16', [24, 40]],
+  ['embed.weight', 'fp64', [10, 24]],
 ]
 const SHAPES = { a_proj: [40, 24], b_proj: [40, 24], c_proj: [24, 40] } as const
 
@@ -49,9 +49,9 @@ async function folderOf(adapter: LoraAdapter): Promise<MemoryDirectory> {
   const tensors = adapter.parts('linear').flatMap(({ name, weightA, weightB }) =>
     [['A', weightA] as const, ['B', weightB] as const].map(([factor, { data, shape }]) => ({
       name: `base_model.model.${name}.lora_${factor}.weight`,
-      dtype: 'F64' as const,
+      dtype: 'fp64' as const,
       shape,
-      data: encodeWeights(data, 'F64'),
+      data: encodeWeights(data, 'fp64'),
     })),
   )
   const config = { peft_type: 'LORA', r: 3, lora_alpha: 5, target_modules: Object.keys(SHAPES) }
@@ -74,7 +74,7 @@ function errorOf(x: ArrayLike<number>, y: ArrayLike<number>): number {
 const scratch = await mkdtemp(path.join(tmpdir(), 'lowrank-f64-'))
 afterAll(() => rm(scratch, { recursive: true }))
 
-describe('F64', () => {
+describe('fp64', () => {
   it('is merged in f64, beside weights of other types', async () => {
     const [from, out] = [await base(SKETCHES), new MemoryDirectory()]
     const adapter = wide(1)
@@ -86,9 +86,9 @@ describe('F64', () => {
       ['b_proj', 1e-6],
       ['c_proj', 2 ** -8],
     ] as const) {
-      const expected = expectedWeight(before.get(`${name}.weight`)!, [[adapter, name]], 'F64')
+      const expected = expectedWeight(before.get(`${name}.weight`)!, [[adapter, name]], 'fp64')
       const got = after.get(`${name}.weight`)!
-      expect(errorOf(floats(got), decodeWeights(expected, 'F64')), name).toBeLessThan(tolerance)
+      expect(errorOf(floats(got), decodeWeights(expected, 'fp64')), name).toBeLessThan(tolerance)
     }
     expect(after.get('embed.weight')).toEqual(before.get('embed.weight'))
     for (const { relativeChange } of report.layers) expect(relativeChange).toBeGreaterThan(1)
@@ -102,7 +102,7 @@ describe('F64', () => {
     const [before, after] = [await readTensors(from), await readTensors(out)]
     const sum = [[adapters[0].adapter, 'a_proj', 0.3] as const, [adapters[1].adapter, 'a_proj'] as const]
     const expected = expectedWeight(before.get('a_proj.weight')!, sum)
-    expect(errorOf(floats(after.get('a_proj.weight')!), decodeWeights(expected, 'F64'))).toBeLessThan(1e-15)
+    expect(errorOf(floats(after.get('a_proj.weight')!), decodeWeights(expected, 'fp64'))).toBeLessThan(1e-15)
     const sharded = new MemoryDirectory()
     await mergeCheckpoint(from, adapters, sharded, { maxShardBytes: 4000 })
     expect(sharded.files.size).toBeGreaterThan(3)
@@ -115,7 +115,7 @@ describe('F64', () => {
 
   it('is merged where it is stored input-major, in chunks of part of a row, and with DoRA magnitudes', async () => {
     const [d, k, rank] = [150_000, 2, 2]
-    const from = await base([['h.c_attn.weight', 'F64', [k, d]]])
+    const from = await base([['h.c_attn.weight', 'fp64', [k, d]]])
     const random = new Random(3, 'conv')
     const normals = (count: number) => Float64Array.from({ length: count }, () => random.normal())
     const parts = [normals(rank * k), normals(d * rank), normals(d).map((x) => 1 + x * x)] as const
@@ -124,7 +124,7 @@ describe('F64', () => {
     const out = new MemoryDirectory()
     await mergeCheckpoint(from, adapter, out)
     const before = (await readTensors(from)).get('h.c_attn.weight')!
-    const sum = decodeWeights(expectedWeight(before, [[adapter, 'h.c_attn']]), 'F64')
+    const sum = decodeWeights(expectedWeight(before, [[adapter, 'h.c_attn']]), 'fp64')
     expect(errorOf(floats((await readTensors(out)).get('h.c_attn.weight')!), sum)).toBeLessThan(1e-15)
     const dora = new LoraAdapter({ ...adapter.config, useDora: true })
     const magnitude = Float32Array.from(parts[2])
@@ -142,19 +142,19 @@ describe('F64', () => {
   it('is converted with one rounding', async () => {
     // In f32 this is a tie between two bf16 values, of which the even one is the further.
     const value = 1 + 2 ** -8 + 2 ** -40
-    const data = encodeWeights(Float64Array.of(value, -value, 1e-310, 2, 0.1), 'F64')
+    const data = encodeWeights(Float64Array.of(value, -value, 1e-310, 2, 0.1), 'fp64')
     const from = new MemoryDirectory({
       'model.safetensors': await safetensors([
-        { name: 'x', dtype: 'F64', shape: [5], data },
-        { name: 'a_proj.weight', dtype: 'F64', shape: [40, 24], data: new Uint8Array(40 * 24 * 8) },
+        { name: 'x', dtype: 'fp64', shape: [5], data },
+        { name: 'a_proj.weight', dtype: 'fp64', shape: [40, 24], data: new Uint8Array(40 * 24 * 8) },
       ]),
     })
     const adapter = wide(4, { a_proj: SHAPES.a_proj })
     const out = new MemoryDirectory()
-    await mergeCheckpoint(from, adapter, out, { outDtype: 'BF16' })
+    await mergeCheckpoint(from, adapter, out, { outDtype: 'bf16' })
     const after = await readTensors(out)
     expect([...floats(after.get('x')!)]).toEqual([1 + 2 ** -7, -1 - 2 ** -7, 0, 2, 0.10009765625])
-    const sum = expectedWeight((await readTensors(from)).get('a_proj.weight')!, [[adapter, 'a_proj']], 'BF16')
+    const sum = expectedWeight((await readTensors(from)).get('a_proj.weight')!, [[adapter, 'a_proj']], 'bf16')
     expect(Buffer.compare(after.get('a_proj.weight')!.bytes, sum)).toBe(0)
     await expect(
       mergeCheckpoint(
@@ -162,15 +162,15 @@ describe('F64', () => {
           'model.safetensors': await safetensors([
             {
               name: 'a_proj.weight',
-              dtype: 'F64',
+              dtype: 'fp64',
               shape: [40, 24],
-              data: encodeWeights(new Float64Array(960).fill(1e300), 'F64'),
+              data: encodeWeights(new Float64Array(960).fill(1e300), 'fp64'),
             },
           ]),
         }),
         adapter,
         out,
-        { outDtype: 'F32' },
+        { dtype: 'fp32' },
       ),
     ).rejects.toMatchObject({ code: 'NUMERIC', where: 'a_proj.weight' })
   })

@@ -7,7 +7,7 @@ import type { Factor, LayerFactors } from '../../../src/merge/plan/adapters.js'
 const START = 64
 
 function factor(rows: number, columns: number): Factor {
-  return { name: 'factor', source: 0, offset: START, dtype: 'BF16', rows, columns }
+  return { name: 'factor', source: 0, offset: START, dtype: 'bf16', rows, columns }
 }
 
 function layer(rank: number, d: number, k: number, isInputMajor: boolean): LayerFactors {

@@ -35,7 +35,7 @@ const UNLIKE_TORCH: Record<string, { differing: number; values: number }> = {
   regex: { differing: 0, values: 552960 },
 }
 /** Sums of a handful of terms around 1. */
-const TOLERANCES = { F32: 1e-6, F64: 1e-15 }
+const TOLERANCES = { fp32: 1e-6, fp64: 1e-15 }
 
 async function merged(
   base: MemoryDirectory | NodeDirectory,
@@ -58,15 +58,15 @@ function expectClose(actual: ReadTensor, expected: ReadTensor): void {
   expect(actual.dtype).toBe(expected.dtype)
   expect(a.length).toBe(b.length)
   expect(Math.max(...[...a].map((value, i) => Math.abs(value - b[i])))).toBeLessThan(
-    TOLERANCES[expected.dtype as 'F32' | 'F64'],
+    TOLERANCES[expected.dtype as 'fp32' | 'fp64'],
   )
 }
 
 /** The same checkpoint in bf16. */
 async function inBf16(base: MemoryDirectory): Promise<MemoryDirectory> {
   const list = [...(await readTensors(base))].map(([name, tensor]) =>
-    tensor.dtype === 'F32' || tensor.dtype === 'F64'
-      ? { name, dtype: 'BF16' as const, shape: tensor.shape, data: encodeWeights(floats(tensor), 'BF16') }
+    tensor.dtype === 'fp32' || tensor.dtype === 'fp64'
+      ? { name, dtype: 'bf16' as const, shape: tensor.shape, data: encodeWeights(floats(tensor), 'bf16') }
       : { name, dtype: tensor.dtype, shape: tensor.shape, data: tensor.bytes },
   )
   const config = base.files.get('config.json')!
@@ -87,7 +87,7 @@ describe.each(['llama', 'bert', 'gpt2', 't5', 'phi3', 'gpt-neox', 'llama-f64'])(
     const actual = await merged(await inBf16(await fromDisk(`${folder}/base`)), `${folder}/adapter`)
     let [differing, values] = [0, 0]
     for (const [name, tensor] of await tensorsOf(`${folder}/f64.safetensors`)) {
-      const { differing: own, ulps } = compareStored(actual.get(name)!.bytes, tensor.bytes, 'BF16')
+      const { differing: own, ulps } = compareStored(actual.get(name)!.bytes, tensor.bytes, 'bf16')
       expect(ulps).toBeLessThanOrEqual(1)
       differing += own
       values += tensor.bytes.length / 2
@@ -124,7 +124,7 @@ describe.skipIf(!existsSync(`${root}models/union-3m`))('union-3m', () => {
     let [differing, values] = [0, 0]
     for (const [module] of adapter) {
       const expected = expectedWeight(before.get(`${module}.weight`)!, [[adapter, module]])
-      differing += compareStored(actual.get(`${module}.weight`)!.bytes, expected, 'BF16').differing
+      differing += compareStored(actual.get(`${module}.weight`)!.bytes, expected, 'bf16').differing
       values += expected.length / 2
     }
     expect(differing / values).toBeLessThanOrEqual(1e-4)
@@ -141,7 +141,7 @@ describe.skipIf(!existsSync(`${root}models/union-3m`))('union-3m', () => {
       const bytes = expectedWeight(before.get(`${module}.weight`)!, [[adapter, module]])
       for (const [i, bits] of unlikeFloat64) new DataView(bytes.buffer).setUint16(bytes.byteOffset + 2 * i, bits, true)
       expect(createHash('sha256').update(bytes).digest('hex'), module).toBe(sha256)
-      const own = compareStored(actual.get(`${module}.weight`)!.bytes, bytes, 'BF16')
+      const own = compareStored(actual.get(`${module}.weight`)!.bytes, bytes, 'bf16')
       expect(own.ulps).toBeLessThanOrEqual(1)
       differing += own.differing
       values += bytes.length / 2

@@ -26,7 +26,7 @@ const folderOf = (name: string) => new NodeDirectory(goldenPath('kinds', name))
 const baseOf = (name: string) => golden.find((each) => each.name === name)!.expected.base
 
 /** The base as a folder, in a type of its own. */
-async function base(name: string, dtype: FloatDtype = 'F32'): Promise<MemoryDirectory> {
+async function base(name: string, dtype: FloatDtype = 'fp32'): Promise<MemoryDirectory> {
   return checkpointOf(
     await tensorsOf(goldenPath('kinds', `${name}.safetensors`)),
     '{"tie_word_embeddings": false}',
@@ -87,14 +87,14 @@ describe.each(cases)('%s', (name) => {
   })
 
   test('into bf16: one rounding of the result', async () => {
-    const wide = await base(baseOf(name), 'BF16')
+    const wide = await base(baseOf(name), 'bf16')
     const out = new MemoryDirectory({}, 'out')
     await mergeCheckpoint(wide, folderOf(name), out)
     const exact = new MemoryDirectory({}, 'exact')
-    await mergeCheckpoint(wide, folderOf(name), exact, { outDtype: 'F32' })
+    await mergeCheckpoint(wide, folderOf(name), exact, { outDtype: 'fp32' })
     const got = await tensorsIn(out)
     for (const [key, { data }] of await tensorsIn(exact)) {
-      expect(got.get(key)!.data).toEqual(decodeFloats(encodeFloats(data, 'BF16'), 'BF16'))
+      expect(got.get(key)!.data).toEqual(decodeFloats(encodeFloats(data, 'bf16'), 'bf16'))
     }
   })
 })
@@ -143,7 +143,7 @@ test('what replaces a tensor must fit the base', async () => {
   const adapter = await loadAdapter(folderOf('modules-to-save'))
   const { dtype, data } = adapter.get('lm_head.weight', 'replacement')!
   adapter.remove('lm_head.weight')
-  adapter.addReplacement('lm_head.weight', { dtype, data, shape: [16, 24] })
+  adapter.addReplacement('lm_head.weight', { dtype: dtype, data, shape: [16, 24] })
   await expect(mergeCheckpoint(await base('qwen2'), adapter, out)).rejects.toThrow(
     /^lm_head\.weight: .*of another shape; expected \(32, 12\), got \(16, 24\)/,
   )
@@ -165,7 +165,7 @@ test.each([
   const [{ data, dtype }] = adapter
     .parts('replacement', 'token-rows')
     .filter((part) => [part.name, part.module].includes(tensor))
-  expect(dtype).toBe('F32')
+  expect(dtype).toBe('fp32')
   const file = new MemoryDirectory({}, 'adapter')
   for (const part of ['adapter_config.json', 'adapter_model.safetensors']) {
     file.files.set(part, await readFile(goldenPath('kinds', name, part)))
@@ -209,8 +209,8 @@ test.each([false, true])('a DoRA weight of several blocks and chunks, stored as 
   const weight = values(d, k)
   const stored = fanInFanOut ? transpose(weight) : weight
   const from = new MemoryDirectory({}, 'base')
-  const data = encodeFloats(stored.data as Float32Array, 'F32')
-  await saveSafetensors(from, 'model.safetensors', [{ name: 'q.weight', dtype: 'F32', shape: stored.shape, data }])
+  const data = encodeFloats(stored.data as Float32Array, 'fp32')
+  await saveSafetensors(from, 'model.safetensors', [{ name: 'q.weight', dtype: 'fp32', shape: stored.shape, data }])
   const out = new MemoryDirectory({}, 'out')
   const report = await mergeCheckpoint(from, adapter, out)
   const effective = layer.attachBase(weight).effectiveWeight()

@@ -12,7 +12,7 @@ it.each<[string, number, [d: number, k: number], LoraConfigInput]>([
   ['rows of B for a left factor', 40, [4096, 20], {}],
 ])('%s', async (_, rank, [d, k], config) => {
   const [rows, columns] = config.fanInFanOut ? [k, d] : [d, k]
-  const from = await base([['m.weight', 'F32', [rows, columns]]])
+  const from = await base([['m.weight', 'fp32', [rows, columns]]])
   const adapters = [3, 4].map((seed) => adapter({ m: [d, k] }, { rank, alpha: rank, ...config }, seed))
   const out = new MemoryDirectory({}, 'out')
   await mergeCheckpoint(from, adapters, out, { reproducible: true })

@@ -14,13 +14,13 @@ import {
 } from '../toolkit.js'
 
 const LLAMA: TensorSketch[] = [
-  ['model.embed_tokens.weight', 'BF16', [32, 16]],
-  ['model.layers.0.q_proj.weight', 'BF16', [24, 16]],
-  ['model.layers.0.norm.weight', 'F32', [16]],
-  ['model.layers.0.up_proj.weight', 'F32', [7, 16]],
-  ['model.layers.0.down_proj.weight', 'F16', [16, 7]],
+  ['model.embed_tokens.weight', 'bf16', [32, 16]],
+  ['model.layers.0.q_proj.weight', 'bf16', [24, 16]],
+  ['model.layers.0.norm.weight', 'fp32', [16]],
+  ['model.layers.0.up_proj.weight', 'fp32', [7, 16]],
+  ['model.layers.0.down_proj.weight', 'fp16', [16, 7]],
   ['model.layers.0.steps', 'I64', [3]],
-  ['lm_head.weight', 'BF16', [32, 16]],
+  ['lm_head.weight', 'bf16', [32, 16]],
 ]
 const Q = 'model.layers.0.q_proj'
 const UP = 'model.layers.0.up_proj'
@@ -68,7 +68,7 @@ describe('mergeCheckpoint', () => {
     expect(out.files.get('model.safetensors.index.json')).toEqual(from.files.get('model.safetensors.index.json'))
     expect([...after.keys()]).toEqual([...before.keys()])
     expect(
-      compareStored(after.get(`${Q}.weight`)!.bytes, expectedWeight(before.get(`${Q}.weight`)!, [[lora, Q]]), 'BF16')
+      compareStored(after.get(`${Q}.weight`)!.bytes, expectedWeight(before.get(`${Q}.weight`)!, [[lora, Q]]), 'bf16')
         .ulps,
     ).toBeLessThanOrEqual(1)
   })
@@ -87,19 +87,19 @@ describe('mergeCheckpoint', () => {
       [one, Q, 0.5],
       [two, Q, -2],
     ])
-    expect(compareStored(after.get(`${Q}.weight`)!.bytes, q, 'BF16').differing).toBeLessThanOrEqual(1)
+    expect(compareStored(after.get(`${Q}.weight`)!.bytes, q, 'bf16').differing).toBeLessThanOrEqual(1)
     const up = expectedWeight(before.get(`${UP}.weight`)!, [[one, UP, 0.5]])
-    expectClose(after.get(`${UP}.weight`)!.bytes, up, 'F32')
+    expectClose(after.get(`${UP}.weight`)!.bytes, up, 'fp32')
   })
 
   it.each([true, false])(
     'merges into weights that are stored input-major: their shapes say so, the config %s',
     async (fanInFanOut) => {
-      const from = await base([['h.0.c_attn.weight', 'F32', [8, 24]]])
+      const from = await base([['h.0.c_attn.weight', 'fp32', [8, 24]]])
       const lora = adapter({ 'h.0.c_attn': [24, 8] }, { fanInFanOut })
       const { before, after } = await merged(from, lora)
       const expected = expectedWeight(before.get('h.0.c_attn.weight')!, [[lora, 'h.0.c_attn']])
-      expectClose(after.get('h.0.c_attn.weight')!.bytes, expected, 'F32')
+      expectClose(after.get('h.0.c_attn.weight')!.bytes, expected, 'fp32')
     },
   )
 })
@@ -107,15 +107,15 @@ describe('mergeCheckpoint', () => {
 /** One rounding of the type, and what f32 sums lose where terms cancel. */
 function expectClose(actual: Uint8Array, expected: Uint8Array, dtype: FloatDtype): void {
   const [a, b] = [decodeFloats(actual, dtype), decodeFloats(expected, dtype)]
-  const unit = dtype === 'F32' ? 2 ** -23 : dtype === 'F16' ? 2 ** -10 : 2 ** -7
+  const unit = dtype === 'fp32' ? 2 ** -23 : dtype === 'fp16' ? 2 ** -10 : 2 ** -7
   a.forEach((value, i) => {
     expect(Math.abs(value - b[i])).toBeLessThanOrEqual(unit * Math.abs(b[i]) + 5e-7)
   })
-  if (dtype !== 'F32') expect(compareStored(actual, expected, dtype).differing).toBeLessThanOrEqual(2)
+  if (dtype !== 'fp32') expect(compareStored(actual, expected, dtype).differing).toBeLessThanOrEqual(2)
 }
 
 function expectedNorm(tensor: Parameters<typeof expectedWeight>[0]): number {
-  const bytes = expectedWeight(tensor, [], 'F32')
+  const bytes = expectedWeight(tensor, [], 'fp32')
   return new Float32Array(bytes.buffer).reduce((sum, value) => sum + value * value, 0)
 }
 

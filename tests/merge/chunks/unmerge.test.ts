@@ -16,13 +16,13 @@ import {
 } from '../toolkit.js'
 
 const SKETCHES: TensorSketch[] = [
-  ['model.embed_tokens.weight', 'BF16', [32, 16]],
-  ['model.q_proj.weight', 'BF16', [24, 16]],
-  ['model.norm.weight', 'F32', [16]],
+  ['model.embed_tokens.weight', 'bf16', [32, 16]],
+  ['model.q_proj.weight', 'bf16', [24, 16]],
+  ['model.norm.weight', 'fp32', [16]],
 ]
 
 async function checkpoint(dtype: TensorDtype, data: Uint8Array, name = 'x'): Promise<MemoryDirectory> {
-  const shape = [data.byteLength / ({ F32: 4, I64: 8 }[dtype as string] ?? 2)]
+  const shape = [data.byteLength / ({ fp32: 4, I64: 8 }[dtype as string] ?? 2)]
   return new MemoryDirectory({ 'model.safetensors': await safetensors([{ name, dtype, shape, data }]) })
 }
 
@@ -31,9 +31,9 @@ const halves = (...bits: number[]) => new Uint8Array(Uint16Array.from(bits).buff
 describe('compareCheckpoints', () => {
   it('counts values, with the largest difference and the steps of the type between them', async () => {
     // 1, 2, −0, the smallest above 0, −1
-    const one = await checkpoint('BF16', halves(0x3f80, 0x4000, 0x8000, 0x0001, 0xbf80))
+    const one = await checkpoint('bf16', halves(0x3f80, 0x4000, 0x8000, 0x0001, 0xbf80))
     // 1 and 3 steps, 2, 0, the smallest below 0, −1
-    const other = await checkpoint('BF16', halves(0x3f83, 0x4000, 0x0000, 0x8001, 0xbf80))
+    const other = await checkpoint('bf16', halves(0x3f83, 0x4000, 0x0000, 0x8001, 0xbf80))
     const differences = await compareCheckpoints(one, other)
     expect(differences).toEqual({
       differing: 3,
@@ -45,7 +45,7 @@ describe('compareCheckpoints', () => {
   })
 
   it('takes f32, what is not finite, and whole numbers', async () => {
-    const f32 = (...values: number[]) => checkpoint('F32', new Uint8Array(Float32Array.from(values).buffer))
+    const f32 = (...values: number[]) => checkpoint('fp32', new Uint8Array(Float32Array.from(values).buffer))
     expect(await compareCheckpoints(await f32(1, 2), await f32(1 + 2 ** -23, 2))).toMatchObject({
       differing: 1,
       largest: 2 ** -23,
@@ -61,11 +61,11 @@ describe('compareCheckpoints', () => {
   })
 
   it('refuses checkpoints of other tensors', async () => {
-    const one = await checkpoint('BF16', halves(1, 2))
+    const one = await checkpoint('bf16', halves(1, 2))
     for (const other of [
-      await checkpoint('F16', halves(1, 2)),
-      await checkpoint('BF16', halves(1, 2, 3)),
-      await checkpoint('BF16', halves(1, 2), 'y'),
+      await checkpoint('fp16', halves(1, 2)),
+      await checkpoint('bf16', halves(1, 2, 3)),
+      await checkpoint('bf16', halves(1, 2), 'y'),
     ]) {
       await expect(compareCheckpoints(one, other)).rejects.toMatchObject({ code: 'MISMATCH', where: 'x' })
     }
@@ -81,7 +81,7 @@ describe('unmergeCheckpoint', () => {
     const { differences } = await unmergeCheckpoint(merged, lora, out, { original })
     const name = 'model.q_proj.weight'
     const [before, after] = [await readTensors(original), await readTensors(out)]
-    const { differing, ulps } = compareStored(after.get(name)!.bytes, before.get(name)!.bytes, 'BF16')
+    const { differing, ulps } = compareStored(after.get(name)!.bytes, before.get(name)!.bytes, 'bf16')
     expect(differing).toBeGreaterThan(0)
     expect(differences).toMatchObject({ differing, steps: ulps, values: 32 * 16 + 24 * 16 + 16 })
     expect(differences?.tensors.map((tensor) => tensor.name)).toEqual([name])

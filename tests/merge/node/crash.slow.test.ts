@@ -12,8 +12,8 @@ import type { TensorSketch } from '../toolkit.js'
 import { fromDisk, layOutFiles, MERGE, type MergeFilesOptions, mergeFiles } from './disk.js'
 
 const SKETCHES: TensorSketch[] = [
-  ['a_proj.weight', 'F32', [40, 24]],
-  ['b_proj.weight', 'BF16', [30, 24]],
+  ['a_proj.weight', 'fp32', [40, 24]],
+  ['b_proj.weight', 'bf16', [30, 24]],
 ]
 
 let scratch: string

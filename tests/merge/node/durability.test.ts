@@ -10,8 +10,8 @@ import type { TensorSketch } from '../toolkit.js'
 import { layOutFiles, type MergeFilesOptions, mergeFiles, partialFiles, partialsOf } from './disk.js'
 
 const SKETCHES: TensorSketch[] = [
-  ['a_proj.weight', 'F32', [300, 256]],
-  ['b_proj.weight', 'BF16', [300, 256]],
+  ['a_proj.weight', 'fp32', [300, 256]],
+  ['b_proj.weight', 'bf16', [300, 256]],
 ]
 
 /** What was done, in order: `sync FILE` and `rename FILE to FILE`. */
@@ -162,7 +162,7 @@ describe('the result has its name', () => {
 })
 
 it('a result is sent to the disk while more is computed, where it is waited for', async () => {
-  const { merge } = await layOut([...SKETCHES, ['large_proj.weight', 'BF16', [600, 4096]]])
+  const { merge } = await layOut([...SKETCHES, ['large_proj.weight', 'bf16', [600, 4096]]])
   const indexOf = (what: string) =>
     events.findIndex((event) => event.startsWith(`${what} `) && /model-00002-of-00002\.safetensors\.\w+$/.test(event))
   isSlow = true

@@ -18,7 +18,7 @@ afterEach(() => rm(folder, { recursive: true, force: true }))
 
 describe('mergeFiles in threads', () => {
   // 30 MB in 6 files.
-  const LARGE: TensorSketch[] = Array.from({ length: 6 }, (_, i) => [`layers.${i}.a_proj.weight`, 'BF16', [600, 4096]])
+  const LARGE: TensorSketch[] = Array.from({ length: 6 }, (_, i) => [`layers.${i}.a_proj.weight`, 'bf16', [600, 4096]])
   let script: string
   let scratch: string
   /** In one file, made once: the normal values of 30 MB take seconds. */
@@ -69,7 +69,7 @@ describe('mergeFiles in threads', () => {
   }
 
   it('merges for a program that is a text', async () => {
-    const setup = await layOutFiles(folder, [['a_proj.weight', 'BF16', [40, 24]]])
+    const setup = await layOutFiles(folder, [['a_proj.weight', 'bf16', [40, 24]]])
     const { base, adapter: adapters, out } = setup
     const program = `import { merge } from ${JSON.stringify(MERGE)}
       await merge(${JSON.stringify({ base, adapters, out, threads: 2 })})`

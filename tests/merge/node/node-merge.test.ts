@@ -29,12 +29,12 @@ import {
 } from './disk.js'
 
 const SKETCHES: TensorSketch[] = [
-  ['embed.weight', 'BF16', [50, 24]],
-  ['layers.0.a_proj.weight', 'BF16', [40, 24]],
-  ['layers.0.b_proj.weight', 'F16', [1, 24]],
-  ['layers.1.a_proj.weight', 'F32', [40, 24]],
+  ['embed.weight', 'bf16', [50, 24]],
+  ['layers.0.a_proj.weight', 'bf16', [40, 24]],
+  ['layers.0.b_proj.weight', 'fp16', [1, 24]],
+  ['layers.1.a_proj.weight', 'fp32', [40, 24]],
   ['layers.1.steps', 'I64', [5]],
-  ['layers.1.b_proj.weight', 'BF16', [13, 7]],
+  ['layers.1.b_proj.weight', 'bf16', [13, 7]],
 ]
 const here = { threads: 1, fsync: false }
 
@@ -245,7 +245,7 @@ describe('mergeFiles', () => {
     )
     await expect(other(([name, dtype, [d, k]]) => [name, dtype, k ? [k, d] : [d]])).rejects.toMatchObject(refused)
     // A merge with another dtype.
-    await other(([name, dtype, shape]) => [name, dtype === 'I64' ? dtype : 'F32', shape])
+    await other(([name, dtype, shape]) => [name, dtype === 'I64' ? dtype : 'fp32', shape])
     expect(digest(await readFile(out))).toBe((await expected(setup)).get('model.safetensors'))
   })
 

@@ -10,9 +10,9 @@ import { mergeCheckpoint } from '../toolkit.js'
 import { fromDisk, layOutFiles, type MergeFilesOptions, mergeFiles, partialOf, partialShard } from './disk.js'
 
 const SKETCHES: TensorSketch[] = [
-  ['a_proj.weight', 'BF16', [300, 256]],
-  ['b_proj.weight', 'F32', [40, 24]],
-  ['copied.weight', 'BF16', [500, 24]],
+  ['a_proj.weight', 'bf16', [300, 256]],
+  ['b_proj.weight', 'fp32', [40, 24]],
+  ['copied.weight', 'bf16', [500, 24]],
 ]
 const here = { threads: 1, fsync: false }
 const nameOf = (shard: number) => `model-0000${shard}-of-00003.safetensors`
@@ -140,7 +140,7 @@ describe('resuming', () => {
   })
 
   it.each<[string, MergeFilesOptions]>([
-    ['type', { outDtype: 'F16' }],
+    ['type', { outDtype: 'fp16' }],
     ['shards', { maxShardBytes: 50_000 }],
     ['direction', { sign: -1 }],
     ['rounding', { reproducible: true }],

@@ -54,7 +54,7 @@ async function sharded(name: string, dtype: WeightDtype): Promise<MemoryDirector
 }
 
 /** Each kind in one type: the types differ in how values are read and written, whatever the kind. */
-const typed = cases.map((name, i) => [name, i % 2 === 0 ? 'BF16' : 'F64'] as const)
+const typed = cases.map((name, i) => [name, i % 2 === 0 ? 'bf16' : 'fp64'] as const)
 
 describe('by threads', () => {
   it.each(typed)('%s in %s', async (name, dtype) => {

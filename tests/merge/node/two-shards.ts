@@ -12,8 +12,8 @@ export async function layOutShards(folder: string) {
   const setup = await layOutFiles(
     folder,
     [
-      ['a_proj.weight', 'F32', [300, 256]],
-      ['b_proj.weight', 'F16', [300, 256]],
+      ['a_proj.weight', 'fp32', [300, 256]],
+      ['b_proj.weight', 'fp16', [300, 256]],
     ],
     { shards: 2, files: { 'tokenizer.json': '{}' } },
   )

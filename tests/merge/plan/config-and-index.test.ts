@@ -11,8 +11,8 @@ import { adapter, base, type CheckpointOptions, mergeCheckpoint, readTensors, ty
 
 const INDEX = 'model.safetensors.index.json'
 const SKETCHES: TensorSketch[] = [
-  ['model.embed_tokens.weight', 'BF16', [32, 16]],
-  ['model.q_proj.weight', 'BF16', [24, 16]],
+  ['model.embed_tokens.weight', 'bf16', [32, 16]],
+  ['model.q_proj.weight', 'bf16', [24, 16]],
 ]
 const config = { model_type: 'llama', tie_word_embeddings: true, torch_dtype: 'bfloat16' }
 const head = adapter({ lm_head: [32, 16] })
@@ -53,12 +53,12 @@ describe('a result without config.json', () => {
     const lora = adapter({ 'model.q_proj': [24, 16] })
     for (const [from, out, options] of await layOut()) {
       const warnings = [
-        expect.stringMatching(/result is in F16, and the base's config\.json, .* says bfloat16: change it/),
+        expect.stringMatching(/result is in fp16, and the base's config\.json, .* says bfloat16: change it/),
       ]
-      expect(await planFiles(from, [lora], out, { ...options, outDtype: 'F16' })).toMatchObject({ warnings })
-      expect(await mergeFiles(from, [lora], out, { ...options, outDtype: 'F16' })).toMatchObject({ warnings })
+      expect(await planFiles(from, [lora], out, { ...options, outDtype: 'fp16' })).toMatchObject({ warnings })
+      expect(await mergeFiles(from, [lora], out, { ...options, outDtype: 'fp16' })).toMatchObject({ warnings })
     }
-    const whole = { ...here, outDtype: 'F16' } as const
+    const whole = { ...here, outDtype: 'fp16' } as const
     expect((await mergeFiles(path.join(folder, 'base'), [lora], `${folder}/whole`, whole)).warnings).toEqual([])
   })
 
@@ -66,7 +66,7 @@ describe('a result without config.json', () => {
     const lora = adapter({ 'model.q_proj': [24, 16] })
     for (const own of [{ dtype: 'float16' }, { text_config: {} }]) {
       for (const [from, out, options] of await layOut(own)) {
-        expect(await planFiles(from, [lora], out, { ...options, outDtype: 'F16' })).toMatchObject({ warnings: [] })
+        expect(await planFiles(from, [lora], out, { ...options, outDtype: 'fp16' })).toMatchObject({ warnings: [] })
       }
     }
   })
@@ -83,8 +83,8 @@ describe('a result without config.json', () => {
     const run = async (options: CheckpointOptions) =>
       mergeCheckpoint(await base(SKETCHES, { config }), head, new MemoryDirectory(), options)
     await expect(run({ weightsOnly: true, tied: 'untie' })).rejects.toMatchObject({ code: 'MISMATCH' })
-    expect((await run({ weightsOnly: true, tied: 'keep', dtype: 'F32' })).warnings).toHaveLength(1)
-    expect((await run({ tied: 'untie', outDtype: 'F32', outFile: 'other.safetensors' })).warnings).toEqual([])
+    expect((await run({ weightsOnly: true, tied: 'keep', outDtype: 'fp32' })).warnings).toHaveLength(1)
+    expect((await run({ tied: 'untie', outDtype: 'fp32', outFile: 'other.safetensors' })).warnings).toEqual([])
   })
 })
 
@@ -93,7 +93,7 @@ describe('config.json', () => {
     for (const text of [2, 'gemma', [], null, true]) {
       const from = await base(SKETCHES, { config: { ...config, text_config: text } })
       const out = new MemoryDirectory()
-      await mergeCheckpoint(from, head, out, { tied: 'untie', outDtype: 'F32' })
+      await mergeCheckpoint(from, head, out, { tied: 'untie', outDtype: 'fp32' })
       const written = JSON.parse(new TextDecoder().decode(out.files.get('config.json')))
       expect(written).toEqual({ ...config, tie_word_embeddings: false, torch_dtype: 'float32', text_config: text })
     }
@@ -103,10 +103,10 @@ describe('config.json', () => {
     const text =
       '{"model_type": "llama", "initializer_factor": 1.0, "eps": 1e-05,\n "tie_word_embeddings": true, "dtype": "float32",\n' +
       ' "text_config": {"rope_theta": 10000.0, "tie_word_embeddings": true, "dtype": "float32"}, "id": 12345678901234567890}'
-    const from = await base([['model.embed_tokens.weight', 'F32', [32, 16]]])
+    const from = await base([['model.embed_tokens.weight', 'fp32', [32, 16]]])
     from.files.set('config.json', new TextEncoder().encode(text))
     const out = new MemoryDirectory()
-    await mergeCheckpoint(from, adapter({ lm_head: [32, 16] }), out, { tied: 'untie', outDtype: 'BF16' })
+    await mergeCheckpoint(from, adapter({ lm_head: [32, 16] }), out, { tied: 'untie', outDtype: 'bf16' })
     const expected = text.replaceAll('true', 'false').replaceAll('float32', 'bfloat16')
     expect(new TextDecoder().decode(out.files.get('config.json'))).toBe(expected)
   })
@@ -133,7 +133,7 @@ describe('the index', () => {
   })
 
   it('but not the type when it is another one', async () => {
-    const { kept, total_size } = await run({ tied: 'keep', dtype: 'F32' })
+    const { kept, total_size } = await run({ tied: 'keep', outDtype: 'fp32' })
     const { dtype: _, ...others } = metadata
     expect(kept).toEqual({ ...others, total_size })
     expect(total_size).toBe(4 * 896)
@@ -141,7 +141,7 @@ describe('the index', () => {
 
   it.each([
     ['stored once', SKETCHES],
-    ['both stored', [...SKETCHES, ['lm_head.weight', 'BF16', [32, 16]]] satisfies TensorSketch[]],
+    ['both stored', [...SKETCHES, ['lm_head.weight', 'bf16', [32, 16]]] satisfies TensorSketch[]],
   ])('nor the number of parameters when embeddings are untied that were %s', async (_, sketches) => {
     const { kept, total_size } = await run({ tied: 'untie' }, sketches)
     const { total_parameters: __, ...others } = metadata

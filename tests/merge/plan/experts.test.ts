@@ -24,7 +24,7 @@ const folderOf = (name: string) => new NodeDirectory(goldenPath('experts', name)
 const baseOf = (name: string) => golden.find((each) => each.name === name)!.expected.base
 
 /** A golden base as a folder. */
-async function base(model: string, file = 'fused', dtype: FloatDtype = 'F32'): Promise<MemoryDirectory> {
+async function base(model: string, file = 'fused', dtype: FloatDtype = 'fp32'): Promise<MemoryDirectory> {
   const own = folderOf(`${model}-base`)
   const config = readFileSync(goldenPath('experts', `${model}-base`, 'config.json'), 'utf8')
   return checkpointOf(await tensorsIn(own, `${file}.safetensors`), config, dtype)
@@ -81,13 +81,13 @@ describe.each(cases)('%s', (name) => {
   })
 
   test('into bf16: one rounding of the result', async () => {
-    const from = await base(baseOf(name), 'fused', 'BF16')
+    const from = await base(baseOf(name), 'fused', 'bf16')
     const [out, exact] = [new MemoryDirectory({}, 'out'), new MemoryDirectory({}, 'exact')]
     await mergeCheckpoint(from, folderOf(name), out)
-    await mergeCheckpoint(from, folderOf(name), exact, { outDtype: 'F32' })
+    await mergeCheckpoint(from, folderOf(name), exact, { outDtype: 'fp32' })
     const got = await tensorsIn(out)
     for (const [key, { data }] of await tensorsIn(exact)) {
-      expect(got.get(key)!.data).toEqual(decodeFloats(encodeFloats(data, 'BF16'), 'BF16'))
+      expect(got.get(key)!.data).toEqual(decodeFloats(encodeFloats(data, 'bf16'), 'bf16'))
     }
   })
 })

@@ -36,7 +36,7 @@ export function sketchOf(...way: string[]): BaseSketch {
 /** The base's folder. */
 export async function baseOf({ config, tensors }: BaseSketch): Promise<MemoryDirectory> {
   const list = Object.entries(tensors).map(([name, shape]): TensorBytes => {
-    return { name, dtype: 'F32', shape, data: new Uint8Array(values(name, shape).buffer) }
+    return { name, dtype: 'fp32', shape, data: new Uint8Array(values(name, shape).buffer) }
   })
   return new MemoryDirectory({ 'config.json': JSON.stringify(config), 'model.safetensors': await safetensors(list) })
 }

@@ -1,7 +1,7 @@
 // Adapters and bases whose names transformers 5 changes between its modules and its checkpoints, against what PEFT merges and
 // transformers saves (tests/golden/names, scripts/golden/names.py).
 
-import { readdirSync, readFileSync } from 'node:fs'
+import { readFileSync } from 'node:fs'
 import path from 'node:path'
 import { describe, expect, test } from 'vitest'
 import { MemoryDirectory } from '../../../src/base/bytes.js'
@@ -9,7 +9,7 @@ import type { TensorBytes } from '../../../src/formats/safetensors.js'
 import { NodeDirectory } from '../../../src/io/node/files.js'
 import { fitCheckpoint } from '../../../src/merge/fit-checkpoint.js'
 import { saveAdapter } from '../../../src/peft/adapter-folder.js'
-import { deviation, goldenPath, tensorsIn } from '../../golden.js'
+import { deviation, goldenNames, goldenPath, tensorsIn } from '../../golden.js'
 import {
   adapter as adapterFor,
   base as baseWith,
@@ -20,7 +20,7 @@ import {
 } from '../toolkit.js'
 import { baseOf, sketchOf } from './formula-base.js'
 
-const NAMES = readdirSync(goldenPath('names'))
+const NAMES = goldenNames('names')
 
 describe.each(NAMES)('%s', (name) => {
   const adapter = new NodeDirectory(goldenPath('names', name, 'adapter'))
@@ -67,7 +67,7 @@ test('the names of the base itself stay what they were', async () => {
   const directory = new NodeDirectory(folder)
   const tensors = await tensorsIn(directory, 'adapter_model.safetensors')
   const list = [...tensors].map(([name, { data, shape }]): TensorBytes => {
-    return { name: rename(name), dtype: 'F32', shape, data: new Uint8Array(Float32Array.from(data).buffer) }
+    return { name: rename(name), dtype: 'fp32', shape, data: new Uint8Array(Float32Array.from(data).buffer) }
   })
   const config = JSON.parse(readFileSync(path.join(folder, 'adapter_config.json'), 'utf8'))
   const old = new MemoryDirectory({
@@ -84,7 +84,7 @@ describe('forms that are not implemented are refused by name, and inspect says s
   const layer = 'model.vision_tower.transformer.layers.0.attention'
   const stored = 'vision_encoder.transformer.layers.0.attention'
   const rows = (names: readonly string[], count = 8): TensorSketch[] =>
-    names.map((name) => [`${stored}.${name}.weight`, 'F32', [count, 8]])
+    names.map((name) => [`${stored}.${name}.weight`, 'fp32', [count, 8]])
 
   test('rows that are permuted for the rotary positions', async () => {
     const base = await baseWith(rows(['wq', 'wk', 'wv', 'wo']), { config: { model_type: 'mistral_large4' } })
@@ -104,7 +104,7 @@ describe('forms that are not implemented are refused by name, and inspect says s
   test('parts that do not have as many rows as the adapter', async () => {
     const part = (name: string, count: number): TensorSketch => [
       `language_model.model.layers.0.block_sparse_moe.shared_experts.${name}.weight`,
-      'F32',
+      'fp32',
       [count, 8],
     ]
     const base = (count: number) =>

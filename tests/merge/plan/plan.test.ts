@@ -17,9 +17,9 @@ import {
 } from '../toolkit.js'
 
 const TIED: TensorSketch[] = [
-  ['model.embed_tokens.weight', 'BF16', [32, 16]],
-  ['model.q_proj.weight', 'BF16', [24, 16]],
-  ['model.norm.weight', 'F32', [16]],
+  ['model.embed_tokens.weight', 'bf16', [32, 16]],
+  ['model.q_proj.weight', 'bf16', [24, 16]],
+  ['model.norm.weight', 'fp32', [16]],
 ]
 const HEAD = 'lm_head'
 const EMBEDDING = 'model.embed_tokens.weight'
@@ -55,7 +55,7 @@ describe('strictness', () => {
       code: 'MISMATCH',
       got: '(24, 16)',
     })
-    const untied = await base([...TIED, ['lm_head.weight', 'BF16', [32, 16]]])
+    const untied = await base([...TIED, ['lm_head.weight', 'bf16', [32, 16]]])
     expect(await refusal(untied, adapter({ lm_head: [40, 16] }))).toMatchObject({
       hint: expect.stringContaining('vocabulary'),
     })
@@ -84,23 +84,23 @@ describe('strictness', () => {
   })
 
   it("finds weights where the checkpoint leaves the model's own prefix out, or has one more", async () => {
-    const from = await base([['h.0.q_proj.weight', 'F32', [4, 4]]])
+    const from = await base([['h.0.q_proj.weight', 'fp32', [4, 4]]])
     const { before, after } = await run(from, adapter({ 'transformer.h.0.q_proj': [4, 4] }))
     expect(after.get('h.0.q_proj.weight')).not.toEqual(before.get('h.0.q_proj.weight'))
-    const more = await base([['bert.q_proj.weight', 'F32', [4, 4]]])
+    const more = await base([['bert.q_proj.weight', 'fp32', [4, 4]]])
     expect((await run(more, adapter({ q_proj: [4, 4] }))).report.changed).toBe(1)
   })
 
   it('refuses a square weight where the adapter is wrong about how another is stored', async () => {
-    const square: TensorSketch = ['square.weight', 'F32', [16, 16]]
+    const square: TensorSketch = ['square.weight', 'fp32', [16, 16]]
     const shapes: [number, number] = [24, 16]
-    const turned = await base([square, ['wide.weight', 'F32', [16, 24]]])
+    const turned = await base([square, ['wide.weight', 'fp32', [16, 24]]])
     const error = await refusal(turned, adapter({ square: [16, 16], wide: shapes }))
     expect(error).toMatchObject({ code: 'MISMATCH', where: 'square', what: expect.stringContaining('wide') })
     // Without the square one each shape tells; and where shapes agree with the adapter, it is right about squares.
     const { before, after } = await run(turned, adapter({ wide: shapes }))
     expect(after.get('wide.weight')!.bytes).not.toEqual(before.get('wide.weight')!.bytes)
-    const straight = await base([square, ['wide.weight', 'F32', shapes]])
+    const straight = await base([square, ['wide.weight', 'fp32', shapes]])
     expect((await run(straight, adapter({ square: [16, 16], wide: shapes }))).report.changed).toBe(2)
   })
 
@@ -109,20 +109,20 @@ describe('strictness', () => {
     const lora = adapter({ 'model.q_proj': [24, 16] })
     lora.layer('model.q_proj').weightB.data[5] = Number.NaN
     expect(await refusal(from, lora)).toMatchObject({ code: 'NUMERIC', where: expect.stringContaining('model.q_proj') })
-    const half = await base([['q_proj.weight', 'F16', [24, 16]]])
+    const half = await base([['q_proj.weight', 'fp16', [24, 16]]])
     const large = adapter({ q_proj: [24, 16] }, { alpha: 1e7 })
     expect(await refusal(half, large)).toMatchObject({ code: 'NUMERIC', where: 'q_proj.weight' })
   })
 
   it("names values of the adapter's own that do not fit the base's type", async () => {
     const from = await base([
-      ['q_proj.weight', 'F16', [24, 16]],
-      ['embed.weight', 'F16', [32, 16]],
-      ['score.weight', 'F16', [8, 16]],
+      ['q_proj.weight', 'fp16', [24, 16]],
+      ['embed.weight', 'fp16', [32, 16]],
+      ['score.weight', 'fp16', [8, 16]],
     ])
     const large = (rows: number, at: number) => {
-      const data = encodeFloats(new Float32Array(rows * 16).fill(1).fill(70_000, at, at + 1), 'F32')
-      return { dtype: 'F32' as const, shape: [rows, 16], data }
+      const data = encodeFloats(new Float32Array(rows * 16).fill(1).fill(70_000, at, at + 1), 'fp32')
+      return { dtype: 'fp32' as const, shape: [rows, 16], data }
     }
     const whole = adapter({ q_proj: [24, 16] })
     whole.addReplacement('score.weight', large(8, 2 * 16 + 5))
@@ -135,16 +135,16 @@ describe('strictness', () => {
       expect(await refusal(from, lora)).toMatchObject({
         code: 'NUMERIC',
         where,
-        what: `the adapter's own value for element ${place} is finite in F32, but not in the result in F16`,
-        hint: 'Convert all weights to BF16 or F32, which can store larger values',
+        what: `the adapter's own value for element ${place} is finite in fp32, but not in the result in fp16`,
+        hint: 'Convert all weights to bf16 or fp32, which can store larger values',
       })
     }
     // The base's own value is what the type that was asked for cannot hold.
-    const data = encodeFloats(new Float32Array(64).fill(70_000), 'F32')
+    const data = encodeFloats(new Float32Array(64).fill(70_000), 'fp32')
     const wide = new MemoryDirectory({
-      'model.safetensors': await safetensors([{ name: 'q_proj.weight', dtype: 'F32', shape: [8, 8], data }]),
+      'model.safetensors': await safetensors([{ name: 'q_proj.weight', dtype: 'fp32', shape: [8, 8], data }]),
     })
-    expect(await refusal(wide, adapter({ q_proj: [8, 8] }), { outDtype: 'F16' })).toMatchObject({
+    expect(await refusal(wide, adapter({ q_proj: [8, 8] }), { outDtype: 'fp16' })).toMatchObject({
       where: 'q_proj.weight',
       what: expect.stringContaining('is finite in the base'),
     })
@@ -154,9 +154,9 @@ describe('strictness', () => {
     const values = Float32Array.from({ length: 64 }, (_, i) =>
       i === 9 ? Number.POSITIVE_INFINITY : i === 10 ? Number.NaN : 1,
     )
-    const data = encodeFloats(values, 'BF16')
+    const data = encodeFloats(values, 'bf16')
     const from = new MemoryDirectory({
-      'model.safetensors': await safetensors([{ name: 'q_proj.weight', dtype: 'BF16', shape: [8, 8], data }]),
+      'model.safetensors': await safetensors([{ name: 'q_proj.weight', dtype: 'bf16', shape: [8, 8], data }]),
     })
     const { after } = await run(from, adapter({ q_proj: [8, 8] }))
     const result = floats(after.get('q_proj.weight')!)
@@ -180,7 +180,7 @@ describe('tied embeddings', () => {
     const { out, after, before } = await run(await base(TIED, { config: { ...config, x: 1 } }), lora, { tied: 'untie' })
     expect(after.get(EMBEDDING)).toEqual(before.get(EMBEDDING))
     const expected = expectedWeight(before.get(EMBEDDING)!, [[lora, HEAD]])
-    expect(compareStored(after.get('lm_head.weight')!.bytes, expected, 'BF16').differing).toBeLessThanOrEqual(1)
+    expect(compareStored(after.get('lm_head.weight')!.bytes, expected, 'bf16').differing).toBeLessThanOrEqual(1)
     expect(JSON.parse(new TextDecoder().decode(out.files.get('config.json')))).toEqual({
       model_type: 'llama',
       tie_word_embeddings: false,
@@ -205,7 +205,7 @@ describe('tied embeddings', () => {
   it('keep: the one weight changes', async () => {
     const { out, after, before } = await run(await base(TIED, { config }), lora, { tied: 'keep' })
     const expected = expectedWeight(before.get(EMBEDDING)!, [[lora, HEAD]])
-    expect(compareStored(after.get(EMBEDDING)!.bytes, expected, 'BF16').differing).toBeLessThanOrEqual(1)
+    expect(compareStored(after.get(EMBEDDING)!.bytes, expected, 'bf16').differing).toBeLessThanOrEqual(1)
     expect(after.has('lm_head.weight')).toBe(false)
     expect(JSON.parse(new TextDecoder().decode(out.files.get('config.json')))).toEqual(config)
   })
@@ -216,12 +216,12 @@ describe('dtype and shards on request', () => {
 
   it('converts every float with one rounding and says so in config.json', async () => {
     const from = await base(TIED, { config: { tie_word_embeddings: false, torch_dtype: 'bfloat16' }, shards: 2 })
-    const { out, after, before } = await run(from, lora, { outDtype: 'F32' })
-    expect([...after.values()].map(({ dtype }) => dtype)).toEqual(['F32', 'F32', 'F32'])
+    const { out, after, before } = await run(from, lora, { outDtype: 'fp32' })
+    expect([...after.values()].map(({ dtype }) => dtype)).toEqual(['fp32', 'fp32', 'fp32'])
     expect(floats(after.get(EMBEDDING)!)).toEqual(floats(before.get(EMBEDDING)!))
     const expected = floats({
       ...after.get('model.q_proj.weight')!,
-      bytes: expectedWeight(before.get('model.q_proj.weight')!, [[lora, 'model.q_proj']], 'F32'),
+      bytes: expectedWeight(before.get('model.q_proj.weight')!, [[lora, 'model.q_proj']], 'fp32'),
     })
     floats(after.get('model.q_proj.weight')!).forEach((value, i) => {
       expect(value).toBeCloseTo(expected[i], 5)
@@ -252,8 +252,8 @@ describe('streaming', () => {
   it('reads each byte of the base once, in pieces of at most a chunk', async () => {
     // Rows longer than a chunk, single rows, and tails of every kind.
     const from = await base([
-      ['wide_proj.weight', 'BF16', [2, CHUNK_BYTES / 2 + 13]],
-      ['tall_proj.weight', 'F32', [CHUNK_BYTES / 4 / 8 + 5, 9]],
+      ['wide_proj.weight', 'bf16', [2, CHUNK_BYTES / 2 + 13]],
+      ['tall_proj.weight', 'fp32', [CHUNK_BYTES / 4 / 8 + 5, 9]],
       ['copied.weight', 'U8', [3 * CHUNK_BYTES + 1]],
     ])
     const lora = adapter({ wide_proj: [2, CHUNK_BYTES / 2 + 13], tall_proj: [CHUNK_BYTES / 4 / 8 + 5, 9] }, { rank: 1 })
@@ -288,7 +288,7 @@ describe('streaming', () => {
     const [before, after] = [await readTensors(from), await readTensors(out)]
     const wide = expectedWeight(before.get('wide_proj.weight')!, [[lora, 'wide_proj']])
     expect(
-      compareStored(after.get('wide_proj.weight')!.bytes, wide, 'BF16').differing / (wide.length / 2),
+      compareStored(after.get('wide_proj.weight')!.bytes, wide, 'bf16').differing / (wide.length / 2),
     ).toBeLessThan(1e-3)
   })
 })

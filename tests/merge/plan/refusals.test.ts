@@ -19,7 +19,7 @@ async function refusal(
   return error
 }
 
-const weights = (...modules: string[]) => modules.map((name): TensorSketch => [`${name}.weight`, 'BF16', [8, 8]])
+const weights = (...modules: string[]) => modules.map((name): TensorSketch => [`${name}.weight`, 'bf16', [8, 8]])
 const layer = (name: string) => ({ [name]: [8, 8] as const })
 
 describe('fused modules', () => {
@@ -89,13 +89,13 @@ describe('quantized bases', () => {
       'gptq',
       /GPTQ packs weights into 32-bit words with scales and zero points/,
       { quant_method: 'gptq', bits: 4 },
-      [tensor('.qweight', 'I32', [1, 8]), tensor('.scales', 'F16', [1, 8]), tensor('.g_idx', 'I32', [8])],
+      [tensor('.qweight', 'I32', [1, 8]), tensor('.scales', 'fp16', [1, 8]), tensor('.g_idx', 'I32', [8])],
     ],
     [
       'awq',
       /AWQ packs weights into 32-bit words with scales and zero points/,
       { quant_method: 'awq', bits: 4 },
-      [tensor('.qweight', 'I32', [8, 1]), tensor('.scales', 'F16', [1, 8])],
+      [tensor('.qweight', 'I32', [8, 1]), tensor('.scales', 'fp16', [1, 8])],
     ],
     [
       'bitsandbytes',
@@ -107,13 +107,13 @@ describe('quantized bases', () => {
       'bitsandbytes',
       /bitsandbytes stores 4-bit codes or int8 rows with scales/,
       { load_in_8bit: true },
-      [tensor('.weight', 'I8', [8, 8]), tensor('.SCB', 'F32', [8])],
+      [tensor('.weight', 'I8', [8, 8]), tensor('.SCB', 'fp32', [8])],
     ],
     [
       'fp8',
       /FP8 weights have scales of blocks/,
       { quant_method: 'fp8' },
-      [tensor('.weight', 'F8_E4M3', [8, 8]), tensor('.weight_scale_inv', 'F32', [1, 1])],
+      [tensor('.weight', 'F8_E4M3', [8, 8]), tensor('.weight_scale_inv', 'fp32', [1, 1])],
     ],
     [
       'mxfp4',

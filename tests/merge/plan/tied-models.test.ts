@@ -1,16 +1,15 @@
 // Adapters of models with tied weights under all their names, against PEFT's merges of the tied and the untied model
 // (tests/golden/tied-models, scripts/golden/tied_models.py).
 
-import { readdirSync } from 'node:fs'
 import { describe, expect, test } from 'vitest'
 import { MemoryDirectory } from '../../../src/base/bytes.js'
 import { NodeDirectory } from '../../../src/io/node/files.js'
 import type { TiedPolicy } from '../../../src/merge/plan/tied.js'
-import { deviation, goldenPath, tensorsIn } from '../../golden.js'
+import { deviation, goldenNames, goldenPath, tensorsIn } from '../../golden.js'
 import { mergeCheckpoint } from '../toolkit.js'
 import { baseOf, sketchOf } from './formula-base.js'
 
-describe.each(readdirSync(goldenPath('tied-models')))('%s', (name) => {
+describe.each(goldenNames('tied-models'))('%s', (name) => {
   const sketch = sketchOf('tied-models', name)
   const adapter = new NodeDirectory(goldenPath('tied-models', name, 'adapter'))
   const tied = sketch.tied as TiedPolicy

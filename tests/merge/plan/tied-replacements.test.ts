@@ -14,15 +14,15 @@ import { adapter, base, floats, mergeCheckpoint, normals, readTensors, type Tens
 const EMBEDDING = 'model.embed_tokens.weight'
 const HEAD = 'lm_head.weight'
 const SKETCHES: TensorSketch[] = [
-  [EMBEDDING, 'BF16', [32, 16]],
-  ['model.q_proj.weight', 'BF16', [24, 16]],
+  [EMBEDDING, 'bf16', [32, 16]],
+  ['model.q_proj.weight', 'bf16', [24, 16]],
 ]
-const STORED: TensorSketch[] = [...SKETCHES, [HEAD, 'BF16', [32, 16]]]
+const STORED: TensorSketch[] = [...SKETCHES, [HEAD, 'bf16', [32, 16]]]
 const config = { tie_word_embeddings: true, model_type: 'llama' }
 
 const VALUES = normals(new Random(9, 'values'), 32 * 16)
 const stored = (values: Float32Array, shape: readonly number[]) => {
-  return { dtype: 'BF16' as const, shape, data: encodeFloats(values, 'BF16') }
+  return { dtype: 'bf16' as const, shape, data: encodeFloats(values, 'bf16') }
 }
 const VALUES_BYTES = stored(VALUES, [32, 16]).data
 
@@ -81,9 +81,9 @@ describe('untie', () => {
     async (type, embedding, beside, head, bias) => {
       const biases = bias === undefined ? [`${head}.bias`] : [bias]
       const own: TensorSketch[] = [
-        [`${embedding}.weight`, 'BF16', [32, 16]],
-        [`${beside}.weight`, 'BF16', [16]],
-        ...biases.map((name): TensorSketch => [name, 'BF16', [32]]),
+        [`${embedding}.weight`, 'bf16', [32, 16]],
+        [`${beside}.weight`, 'bf16', [16]],
+        ...biases.map((name): TensorSketch => [name, 'bf16', [32]]),
       ]
       const changed = adapter({})
       changed.addEmbedding(
@@ -149,7 +149,7 @@ describe.each([
 
   it('untie: the head is replaced alone', async () => {
     const { before, after, isTied } = await run(sketches, replacing(HEAD), 'untie')
-    expect(after.get(HEAD)).toMatchObject({ dtype: 'BF16', shape: [32, 16], bytes: VALUES_BYTES })
+    expect(after.get(HEAD)).toMatchObject({ dtype: 'bf16', shape: [32, 16], bytes: VALUES_BYTES })
     expect(after.get(EMBEDDING)).toEqual(before.get(EMBEDDING))
     expect(isTied).toBe(false)
   })

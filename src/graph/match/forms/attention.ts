@@ -1,14 +1,14 @@
 // The Attention operator of ONNX Runtime's optimizer: one weight (k, d) whose columns are query, key and value, and attention over them, in one
 // node. Operator: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#commicrosoftattention
 
-import type { NodeProto } from '../../../formats/onnx/gen/onnx_pb.js'
+import { UnsupportedError } from '../../../base/errors.js'
+import { TensorProto_DataType as DataType, type NodeProto } from '../../../formats/onnx/gen/onnx_pb.js'
 import { dataTypeName, dimsOf } from '../../../formats/onnx/tensors.js'
 import { intAttribute, intsAttribute } from '../../view/attributes.js'
 import { Builder, type Value } from '../../view/builder.js'
 import type { Graph } from '../../view/graph.js'
 import { operatorOf } from '../../view/operators.js'
-import { constantWeight } from './constant-weight.js'
-import { MATMUL, openFloatLines } from './float-product.js'
+import { constantWeight, MATMUL, openFloatLines } from './float-product.js'
 import type { Form } from './form.js'
 
 /** The operator, as {@link operatorOf} names it. */
@@ -54,7 +54,7 @@ export const ATTENTION: Form = {
   },
 }
 
-/** What of an Attention node cannot be computed by a product and attention after it; undefined if all can. */
+/** The part of an Attention node that a product and attention after it cannot compute; undefined if there is none. */
 export function inseparable(graph: Graph, node: NodeProto): string | undefined {
   if (intAttribute(node, 'do_rotary', 0) === 1) return 'do_rotary'
   if ((node.input[PAST] ?? '') !== '') return 'a cache of past keys and values'
@@ -90,4 +90,39 @@ export function project(
     return g.op('Slice', [last.output[0], g.int([from]), g.int([to]), g.int([-1])])
   })
   return { matmul, last, parts }
+}
+
+// QAttention: what ONNX Runtime's quantizer makes of an Attention operator. Query, key and value are products of integers inside the node, so
+// that nothing can be added to them. Listed, so that its layers are refused by their names.
+// Operator: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#commicrosoftqattention
+
+export const INTEGER_ATTENTION: Form = {
+  name: 'QAttention',
+  isQuantized: true,
+  closedHint:
+    'Quantize the graph without its attention (op_types_to_quantize of ONNX Runtime), or quantize the graph that was not fused',
+
+  find(graph, node) {
+    if (operatorOf(node) !== 'com.microsoft:QAttention') return undefined
+    const tensor = graph.constant(node.input[WEIGHT])
+    if (tensor?.dims.length !== 2) return undefined
+    const [k, d] = dimsOf(tensor)
+    const quantize = graph.producer(node.input[X])
+    const input = quantize?.opType === 'DynamicQuantizeLinear' ? quantize.input[0] : node.input[X]
+    const kind = tensor.dataType === DataType.INT8 ? 'int8' : 'uint8'
+    return {
+      ...{ form: INTEGER_ATTENTION, node, last: node, weight: node.input[WEIGHT], dataType: DataType.FLOAT },
+      ...{ transposed: false, k, d, input, output: node.output[0], layout: `${kind}, inputs quantized as it runs` },
+      problem: 'attention in integers, in one node with its products',
+    }
+  },
+
+  async openLines(_model, _graph, { node, problem }) {
+    throw new UnsupportedError({
+      where: `node ${node.name}`,
+      what: `its weight is not read: ${problem}`,
+      got: node.opType,
+      ...(INTEGER_ATTENTION.closedHint !== undefined && { hint: INTEGER_ATTENTION.closedHint }),
+    })
+  },
 }

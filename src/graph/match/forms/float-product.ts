@@ -2,20 +2,20 @@
 
 import { decodeFloats, type FloatDtype } from '../../../base/dtype.js'
 import { UnsupportedError } from '../../../base/errors.js'
-import { TensorProto_DataType as DataType } from '../../../formats/onnx/gen/onnx_pb.js'
+import { TensorProto_DataType as DataType, type TensorProto } from '../../../formats/onnx/gen/onnx_pb.js'
 import type { OnnxModel } from '../../../formats/onnx/model.js'
 import { dataTypeName, dimsOf } from '../../../formats/onnx/tensors.js'
-import { floatAttribute, intAttribute } from '../../view/attributes.js'
+import { floatAttribute, intAttribute, intsAttribute } from '../../view/attributes.js'
+import type { Value } from '../../view/builder.js'
 import type { Graph } from '../../view/graph.js'
 import { operatorOf } from '../../view/operators.js'
-import { constantWeight } from './constant-weight.js'
 import type { Form, FormName, Product, ReadLines } from './form.js'
 
 /** ONNX's float types that weights are read and written in, in safetensors' spelling. */
 export const FLOAT_DTYPES: Partial<Record<number, FloatDtype>> = {
-  [DataType.FLOAT]: 'F32',
-  [DataType.FLOAT16]: 'F16',
-  [DataType.BFLOAT16]: 'BF16',
+  [DataType.FLOAT]: 'fp32',
+  [DataType.FLOAT16]: 'fp16',
+  [DataType.BFLOAT16]: 'bf16',
 }
 
 function floatProduct(name: FormName & ('MatMul' | 'Gemm')): Form {
@@ -63,9 +63,42 @@ export async function openFloatLines(
       got: problem ?? (tensor === undefined ? 'no constant' : dataTypeName(tensor.dataType)),
     })
   }
-  const lineBytes = dimsOf(tensor)[1] * (dtype === 'F32' ? 4 : 2)
+  const lineBytes = dimsOf(tensor)[1] * (dtype === 'fp32' ? 4 : 2)
   return async (first, count) => decodeFloats(await model.readPart(tensor, first * lineBytes, count * lineBytes), dtype)
 }
 
 export const MATMUL: Form = floatProduct('MatMul')
 export const GEMM: Form = floatProduct('Gemm')
+
+/** A stored matrix. */
+export interface ConstantWeight {
+  readonly name: string
+  readonly tensor: TensorProto
+  readonly transposed: boolean
+  /** After any Cast. */
+  readonly dataType: DataType
+}
+
+const FLOATS: readonly number[] = [DataType.FLOAT, DataType.FLOAT16, DataType.BFLOAT16, DataType.DOUBLE]
+
+/** The 2-D float initializer behind a value, through Transpose, Cast and Identity. */
+export function constantWeight(
+  graph: Graph,
+  value: Value,
+  transposed: boolean,
+  castTo?: DataType,
+): ConstantWeight | undefined {
+  const node = graph.producer(value)
+  if (node?.opType === 'Transpose') {
+    const perm = intsAttribute(node, 'perm')
+    const isSwap = perm === undefined || (perm[0] === 1 && perm[1] === 0)
+    return isSwap ? constantWeight(graph, node.input[0], !transposed, castTo) : undefined
+  }
+  if (node?.opType === 'Cast') {
+    return constantWeight(graph, node.input[0], transposed, castTo ?? intAttribute(node, 'to', DataType.FLOAT))
+  }
+  const tensor = graph.constant(value)
+  if (tensor === undefined || !FLOATS.includes(tensor.dataType) || tensor.dims.length !== 2) return undefined
+  const name = tensor.name !== '' && graph.initializers.has(tensor.name) ? tensor.name : value
+  return { name, tensor, transposed, dataType: castTo ?? tensor.dataType }
+}

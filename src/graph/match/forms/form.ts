@@ -1,4 +1,4 @@
-// What a form of a linear layer is: how the layer looks in a graph, where its input and output are, and how its weight is read.
+// A form of a linear layer tells how the layer looks in a graph, where its input and output are, and how its weight is read.
 
 import type { TensorProto_DataType as DataType, NodeProto } from '../../../formats/onnx/gen/onnx_pb.js'
 import type { OnnxModel } from '../../../formats/onnx/model.js'
@@ -41,7 +41,7 @@ export interface Product {
   readonly bias?: Value | undefined
   /** How the weight is stored, for people: '4 bits, blocks of 32'. */
   readonly layout: string
-  /** What of the layout lowrank does not understand. Such a layer runs, but its weight is not read. */
+  /** The part of the layout that lowrank does not understand. Such a layer runs, but its weight is not read. */
   readonly problem: string | undefined
 }
 
@@ -51,11 +51,11 @@ export type ReadLines = (first: number, count: number) => Promise<Float32Array>
 /** One way in which graphs have linear layers. Each is a file of this folder, listed in forms.ts. */
 export interface Form {
   readonly name: FormName
-  /** Whether the weight is stored as integers, with scales. */
+  /** True if the weight is stored as integers, with scales. */
   readonly isQuantized: boolean
   /** The input is the number of a row of the weight, as in an embedding. Default false. */
   readonly isLookup?: boolean
-  /** Of a form that nothing can be added to, and that no adapter runs on: what people can do. */
+  /** Advice for people, in a form that takes no adapter. */
   readonly closedHint?: string
   /** The product that this node computes, if it has this form. */
   find(graph: Graph, node: NodeProto): Product | undefined
@@ -85,4 +85,14 @@ export interface Form {
    * @returns the same product, as it is then
    */
   expose?(graph: Graph, product: Product): Product
+}
+
+/** One linear layer: output (…, d) = input (…, k) @ weight, or some columns of a product that computes several layers. */
+export interface Linear extends Product {
+  /** Module name, as in PEFT's files: model.layers.0.self_attn.q_proj */
+  readonly name: string
+  /** True for the output embedding. */
+  readonly isHead: boolean
+  /** Start of this layer's d columns in the product's output, when the product computes several layers at once. */
+  readonly fused: { readonly module: string; readonly start: number; readonly width: number } | undefined
 }

@@ -1,12 +1,11 @@
 // THE table of the forms that linear layers have in graphs. To add one, write a file of this folder and list it here.
 
-import type { NodeProto } from '../../../formats/onnx/gen/onnx_pb.js'
+import { TensorProto_DataType as DataType, type NodeProto } from '../../../formats/onnx/gen/onnx_pb.js'
 import type { Graph } from '../../view/graph.js'
-import { ATTENTION } from './attention.js'
+import { ATTENTION, INTEGER_ATTENTION } from './attention.js'
 import { DEQUANTIZE_LINEAR } from './dequantize-linear.js'
-import { GEMM, MATMUL } from './float-product.js'
+import { FLOAT_DTYPES, GEMM, MATMUL } from './float-product.js'
 import type { Form, Product } from './form.js'
-import { INTEGER_ATTENTION } from './integer-attention.js'
 import { MATMUL_BNB4 } from './matmul-bnb4.js'
 import { DYNAMIC_QUANTIZE_MATMUL, MATMUL_INTEGER } from './matmul-integer.js'
 import { MATMUL_NBITS } from './matmul-nbits.js'
@@ -30,4 +29,35 @@ export function findProduct(graph: Graph, node: NodeProto): Product | undefined 
     if (product !== undefined) return product
   }
   return undefined
+}
+
+/** Ways of merging into a layer: into its weight, as a branch beside it, or into its weight in its own integers. */
+export type MergeWay = 'weights' | 'branches' | 'requantize'
+
+/** The uses of a layer. */
+export interface Abilities {
+  /** Sessions run it with adapters. */
+  readonly run: boolean
+  /** The default first; empty if it cannot be merged. */
+  readonly merge: readonly MergeWay[]
+  /** Adapters are trained on it. */
+  readonly train: boolean
+  /** The part of its layout that lowrank does not understand. */
+  readonly problem: string | undefined
+}
+
+/** The uses of a layer of this form and layout. */
+export function abilitiesOf({ form, dataType, problem }: Product): Abilities {
+  const run = FLOAT_DTYPES[dataType] !== undefined && form.closedHint === undefined
+  const isReadable = problem === undefined
+  const quantized: MergeWay[] = form === MATMUL_NBITS && isReadable ? ['branches', 'requantize'] : ['branches']
+  return {
+    run,
+    merge: !run ? [] : form.isQuantized ? quantized : isReadable ? ['weights'] : [],
+    train:
+      [DataType.FLOAT, DataType.FLOAT16].includes(dataType) &&
+      isReadable &&
+      (!form.isQuantized || form.dequantize !== undefined),
+    problem,
+  }
 }

@@ -12,9 +12,8 @@ import { intAttribute } from '../../view/attributes.js'
 import type { Value } from '../../view/builder.js'
 import type { Graph } from '../../view/graph.js'
 import { operatorOf } from '../../view/operators.js'
-import type { Linear } from '../linear.js'
 import { nodeScope, parameterModule } from '../linears.js'
-import type { Form, Product } from './form.js'
+import type { Form, Linear, Product } from './form.js'
 import {
   castConstant,
   countOf,
@@ -25,7 +24,7 @@ import {
   requireReadable,
 } from './integers.js'
 
-/** What graphs that are an embedding alone give, and its module in all models that are exported so. */
+/** The output of graphs that are an embedding alone, and its module in all models that are exported so. */
 const [EMBEDS, EMBEDDING] = ['inputs_embeds', 'embed_tokens']
 
 /** The table behind a value, perhaps in another shape: a table that is the head's weight as well is one. */

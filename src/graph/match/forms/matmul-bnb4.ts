@@ -14,7 +14,7 @@ import { operatorOf } from '../../view/operators.js'
 import type { Form } from './form.js'
 import { countOf, readFloats, requireReadable } from './integers.js'
 
-/** By `quant_type`. */
+/** Tables by `quant_type`. */
 const TABLES: readonly Float32Array[] = [
   Float32Array.of(
     ...[0, 5.208333333e-3, 0.66666667, 1, 0.33333333, 0.5, 0.16666667, 0.25],

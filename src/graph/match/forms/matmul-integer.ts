@@ -14,7 +14,7 @@ import { FLOAT_DTYPES } from './float-product.js'
 import type { Form, Product } from './form.js'
 import { countOf, integerType, readFloats, readIntegers, requireReadable, viewOf } from './integers.js'
 
-/** Where an 8-bit weight and what belongs to it come in. */
+/** The inputs of an 8-bit weight, its scales and its zero points. */
 export interface IntegerWeight {
   readonly weight: Value
   /** One, or one for each output. */
@@ -23,7 +23,7 @@ export interface IntegerWeight {
   readonly zeroPoint: Value
 }
 
-/** Of a product of this form. */
+/** The inputs of a product of this form. */
 export function integerWeight(graph: Graph, { node, last }: Product): IntegerWeight | undefined {
   if (node.opType === 'DynamicQuantizeMatMul') {
     return { weight: node.input[1], scale: node.input[2], zeroPoint: node.input[3] ?? '' }

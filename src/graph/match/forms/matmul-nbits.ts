@@ -99,7 +99,7 @@ export const MATMUL_NBITS: Form = {
   },
 }
 
-/** Whether DequantizeLinear can read the zero points as they lie. Of 4 bits two share a byte, and the last one of an odd row has one alone. */
+/** True if DequantizeLinear can read the zero points as they lie. With 4 bits two share a byte, and the last one of an odd row has one alone. */
 function hasRowsOfZeroPoints(graph: Graph, node: NodeProto): boolean {
   const { bits, blocks } = blockLayout(node)
   const isNone = (node.input[ZERO_POINTS] ?? '') === ''
@@ -184,7 +184,7 @@ function floatZeroPoints(g: Builder, node: NodeProto): Value {
   return g.reshape(g.op('Slice', [pairs, g.int([0]), g.int([blocks]), g.int([1])]), g.int([-1, 1]))
 }
 
-/** Whether a node's zero points are numbers in the type of its scales, and no packed integers. */
+/** True if a node's zero points are numbers in the type of its scales, and no packed integers. */
 export function hasFloatZeroPoints(graph: Graph, node: NodeProto): boolean {
   const name = node.input[ZERO_POINTS] ?? ''
   return name !== '' && graph.constant(name)?.dataType !== DataType.UINT8
@@ -211,7 +211,7 @@ async function openZeroPoints(
   return (row, block) => integers[row * perRow + block]
 }
 
-/** What is not as the operator's documentation says; undefined if all is. */
+/** The part of a node that is not as the operator's documentation says; undefined if all is. */
 function problemOf(graph: Graph, node: NodeProto, weight: TensorProto): string | undefined {
   const { bits, blockSize, blocks, k, d } = blockLayout(node)
   if (bits !== 4 && bits !== 8) return `${bits} bits, not 4 or 8`

@@ -7,12 +7,11 @@ import { intAttribute, intsAttribute } from '../../view/attributes.js'
 import { Builder, type Value } from '../../view/builder.js'
 import type { Graph } from '../../view/graph.js'
 import { operatorOf } from '../../view/operators.js'
-import type { Linear } from '../linear.js'
 import { nodeScope, parameterModule } from '../linears.js'
 import { moduleFinder } from '../match.js'
 import { ofModule } from '../parameters.js'
 import { FLOAT_DTYPES, MATMUL, openFloatLines } from './float-product.js'
-import type { Form } from './form.js'
+import type { Form, Linear } from './form.js'
 import { viewOf } from './integers.js'
 
 /** More axes than a tensor has. */
@@ -71,7 +70,7 @@ export function findPointwise(graph: Graph): Linear[] {
   })
 }
 
-/** Where a convolution's weight is stored, and the type to which it is cast; undefined where it is not. */
+/** The stored weight of a convolution, and the type to which it is cast; undefined where it is not. */
 function storedWeight(graph: Graph, { input }: NodeProto): { weight: Value; cast: DataType | undefined } {
   const maker = graph.producer(input[1])
   return maker?.opType === 'Cast'

@@ -48,7 +48,7 @@ export function quantizeRows(
         put(packed, row * width + block * blockSize + (i - from), Math.min(largest, Math.max(0, integer)))
       }
     }
-    // What is read by nobody has the bytes that ONNX Runtime's quantizer writes there.
+    // Unused halves have the bits that ONNX Runtime's quantizer writes there.
     if (zeroPoints !== undefined && bits === 4 && blocks % 2 === 1)
       put(zeroPoints.subarray(row * zeroBytes), blocks, middle)
   }

@@ -1,0 +1,86 @@
+// What a format of adapters is: how it is found, opened and written. Each format is one such object.
+
+import type { Directory } from '../base/bytes.js'
+import type { FloatDtype } from '../base/dtype.js'
+import { UnsupportedError } from '../base/errors.js'
+import type { ToolRun } from '../base/progress.js'
+import { type Handled, requireOwnLayers, requireUnchangedBase, unhandledPart } from '../lora/requirements.js'
+import type { OpenAdapter } from '../peft/open.js'
+
+/** A place in a folder: a file of it, or the folder itself. */
+export interface Place {
+  readonly directory: Directory
+  readonly file: string | undefined
+}
+
+/** Types that factors are written in; `q8_0` only in GGUF. */
+export type ConvertedDtype = FloatDtype | 'q8_0' | 'keep'
+
+/** How an adapter is written. */
+export interface WriteSettings extends ToolRun {
+  /** The type of the factors; `keep` for that of each layer. */
+  readonly dtype: ConvertedDtype
+  /** The model that the adapter belongs to. */
+  readonly base: Place | undefined
+}
+
+/** The type that a layer is written in, in formats without types of their own. */
+export function floatDtype(wanted: ConvertedDtype, own: FloatDtype): FloatDtype {
+  return wanted === 'keep' || wanted === 'q8_0' ? own : wanted
+}
+
+/** What was written. */
+export interface Written {
+  /** Layers, or tensors of the base, that the result changes. */
+  readonly layers: number
+  /** How the format's rules changed what is stored, but not what it means. */
+  readonly notes?: string[]
+}
+
+/** A format of adapters. */
+export interface ExchangeFormat {
+  /** True if the content of a place is of this format. */
+  detect(place: Place): Promise<boolean>
+  /** Opens the adapter of a place. Throws errors that name file and tensor. */
+  open(place: Place, base: Place | undefined): Promise<OpenAdapter>
+  /**
+   * Writes an adapter, whole or not at all. A format that is a file gets a place with a file, which does not exist yet.
+   *
+   * @throws UnsupportedError naming what the format cannot hold
+   */
+  write(adapter: OpenAdapter, target: Place, settings: WriteSettings): Promise<Written>
+}
+
+/** Looks at the first 8 bytes of a place's file; false for a folder. */
+export async function startsWith(
+  { directory, file }: Place,
+  accepts: (start: Uint8Array) => boolean,
+): Promise<boolean> {
+  if (file === undefined) return false
+  const source = await directory.open(file)
+  try {
+    return accepts(await source.read(0, Math.min(8, source.byteLength)))
+  } finally {
+    await source.close()
+  }
+}
+
+/**
+ * Refuses by name what a format cannot hold, with the way out.
+ *
+ * @param held kinds of parts, and vectors beside their factors, that the format can hold
+ * @param format its name, as in `a GGUF adapter`
+ * @throws UnsupportedError naming the first part that the format cannot hold
+ */
+export function requireHeld(adapter: OpenAdapter, held: readonly Handled[], format: string): void {
+  requireUnchangedBase(adapter, format)
+  requireOwnLayers(adapter, format)
+  const other = unhandledPart(adapter, held)
+  if (other === undefined) return
+  throw new UnsupportedError({
+    where: other.name,
+    what: `${format} cannot hold ${other.meaning}`,
+    expected: other.expected,
+    hint: 'Merge the adapter into its base, and convert the merged model',
+  })
+}

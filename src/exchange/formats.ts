@@ -1,0 +1,57 @@
+// The formats of adapters. A new one is a file with an ExchangeFormat, and an entry here.
+
+import type { ConvertedDtype, ExchangeFormat } from './format.js'
+
+/** What is known of a format before its code is loaded. */
+interface FormatEntry {
+  /** What reads the format, for help texts. */
+  readonly about: string
+  /** The end of its file's name; absent where an adapter is a folder. */
+  readonly ending?: string
+  /** Files of the folder, which may be named in place of it. */
+  readonly files?: readonly string[]
+  /** Types of factors besides fp32, fp16 and bf16. */
+  readonly dtypes?: readonly ConvertedDtype[]
+  load(): Promise<ExchangeFormat>
+}
+
+/** All formats by name, in the order in which they are shown. A folder that has no other format is taken for one of PEFT. */
+export const FORMATS = {
+  peft: {
+    about: 'PEFT',
+    files: ['adapter_config.json', 'adapter_model.safetensors', 'adapter_model.bin'],
+    load: async () => (await import('./peft.js')).PEFT,
+  },
+  gguf: {
+    about: 'llama.cpp, Ollama, LM Studio and wllama',
+    ending: '.gguf',
+    dtypes: ['q8_0'],
+    load: async () => (await import('./gguf/format.js')).GGUF,
+  },
+  mlx: {
+    about: 'mlx-lm',
+    files: ['adapter_config.json', 'adapters.safetensors'],
+    load: async () => (await import('./mlx.js')).MLX,
+  },
+  'onnx-adapter': {
+    about: 'the LoRA of ONNX Runtime',
+    ending: '.onnx_adapter',
+    load: async () => (await import('./onnx-adapter.js')).ONNX_ADAPTER,
+  },
+} as const satisfies Record<string, FormatEntry>
+
+/**
+ * - `peft`: a folder with adapter_config.json and adapter_model.safetensors
+ * - `gguf`: a file for llama.cpp and what is built on it
+ * - `mlx`: a folder for mlx-lm
+ * - `onnx-adapter`: a file for ONNX Runtime's own LoRA
+ */
+export type AdapterFormat = keyof typeof FORMATS
+
+/** Names of all formats that adapters can be converted from and to. */
+export const ADAPTER_FORMATS = Object.freeze(Object.keys(FORMATS)) as readonly AdapterFormat[]
+
+/** A format's entry. */
+export function formatOf(name: AdapterFormat): FormatEntry {
+  return FORMATS[name]
+}

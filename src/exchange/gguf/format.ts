@@ -1,0 +1,38 @@
+// GGUF files of LoRA adapters as a format among others. Names and the order of q and k depend on the model, so both ways need the base.
+
+import { writeThrough } from '../../base/bytes.js'
+import { ConfigError } from '../../base/errors.js'
+import { openAdapter } from '../../peft/open.js'
+import { type ExchangeFormat, type Place, startsWith, type Written } from '../format.js'
+import { type GgufBase, readBase } from './base.js'
+import { readGgufAdapter } from './read.js'
+import { writeGgufAdapter } from './write.js'
+
+export const GGUF: ExchangeFormat = {
+  detect: (place) => startsWith(place, (start) => String.fromCharCode(...start.subarray(0, 4)) === 'GGUF'),
+  async open({ directory, file }, base) {
+    const source = await directory.open(file!)
+    try {
+      return await openAdapter(await readGgufAdapter(source, await openBase(base)))
+    } finally {
+      await source.close()
+    }
+  },
+  async write(adapter, { directory, file }, { base, dtype, ...run }) {
+    const opened = await openBase(base)
+    let report: Written = { layers: 0 }
+    await writeThrough(directory, file!, async (sink) => {
+      report = await writeGgufAdapter(adapter, opened, sink, dtype, run)
+    })
+    return report
+  },
+}
+
+async function openBase(base: Place | undefined): Promise<GgufBase> {
+  if (base !== undefined) return readBase(base.directory, base.file)
+  throw new ConfigError({
+    where: 'base',
+    what: 'missing: names and the order of q and k in GGUF depend on the model',
+    expected: 'a folder with the model’s config.json, or its GGUF file',
+  })
+}

@@ -1,0 +1,18 @@
+// PEFT's folders as a format among others.
+
+import { Steps } from '../base/progress.js'
+import { saveAdapter } from '../peft/adapter-folder.js'
+import { openAdapter } from '../peft/open.js'
+import type { ExchangeFormat } from './format.js'
+
+export const PEFT: ExchangeFormat = {
+  detect: async ({ file }) => file === undefined,
+  open: ({ directory }) => openAdapter(directory),
+  async write(adapter, { directory }, { dtype, signal, onProgress }) {
+    const whole = await adapter.load()
+    if (signal?.aborted) throw signal.reason
+    await saveAdapter(whole, directory, dtype === 'keep' || dtype === 'q8_0' ? {} : { dtype })
+    await new Steps(1, { signal, onProgress }).next('adapter_model.safetensors')
+    return { layers: whole.size }
+  },
+}

@@ -1,0 +1,148 @@
+// Which adapters a run uses: one by its name, a mix of several with weights, the base alone; for the whole batch or for each row.
+
+import { ConfigError, MismatchError, nearMisses, UnsupportedError } from '../../base/errors.js'
+import { anyOf, isObject, type Kind, kind, listOf, NAME } from '../../base/options.js'
+import type { AdapterFactors } from './site-factors.js'
+
+/** The name of an adapter; names and weights of several, which are added up; or null for the base model alone. */
+export type AdapterChoice = string | Readonly<Record<string, number>> | null
+
+/** An adapter of a mix. */
+export interface MixedAdapter {
+  readonly name: string
+  readonly weight: number
+}
+
+/** The adapters of a row; empty for the base alone. */
+export type Mix = readonly MixedAdapter[]
+
+const MIX = kind('an object of names and weights such as { a: 0.5, b: 1 }', (value) => {
+  if (!isObject(value)) return false
+  const weights = Object.values(value)
+  return weights.length > 0 && weights.every((weight) => typeof weight === 'number' && Number.isFinite(weight))
+})
+
+export const ONE_CHOICE: Kind = anyOf(
+  NAME,
+  MIX,
+  kind('null', (value) => value === null),
+)
+
+/** The kind of the option `adapter`. */
+export const ADAPTER_CHOICE: Kind = anyOf(ONE_CHOICE, {
+  ...listOf(ONE_CHOICE),
+  expected: 'a list of these, one for each row',
+})
+
+/**
+ * The mix of each row; one for all rows where the choice is no list.
+ *
+ * @param rows number of rows; undefined where only the run itself can tell
+ * @throws ConfigError for a list of another length
+ */
+export function mixesOf(
+  choice: AdapterChoice | readonly AdapterChoice[] | undefined,
+  rows: number | undefined,
+): readonly Mix[] {
+  if (!isList(choice)) return [mixOf(choice)]
+  if (rows !== undefined && choice.length !== rows) {
+    throw new ConfigError({
+      where: 'adapter',
+      what: 'a list has one adapter for each row',
+      expected: String(rows),
+      got: String(choice.length),
+      hint: 'null is the base model alone',
+    })
+  }
+  return choice.map(mixOf)
+}
+
+function isList(choice: unknown): choice is readonly AdapterChoice[] {
+  return Array.isArray(choice)
+}
+
+function mixOf(choice: AdapterChoice | undefined): Mix {
+  if (choice === undefined || choice === null) return []
+  if (typeof choice === 'string') return [{ name: choice, weight: 1 }]
+  return Object.entries(choice).map(([name, weight]) => ({ name, weight }))
+}
+
+/** Each mix once, and which of them each row has; without `rowOf` all rows have the first. */
+export function distinctMixes(mixes: readonly Mix[]): { distinct: readonly Mix[]; rowOf: number[] | undefined } {
+  const keys = mixes.map((mix) => JSON.stringify(mix))
+  const unique = [...new Set(keys)]
+  const distinct = unique.map((key) => mixes[keys.indexOf(key)])
+  return { distinct, rowOf: unique.length > 1 ? keys.map((key) => unique.indexOf(key)) : undefined }
+}
+
+/** The facts about an adapter that decide whether it can be in a mix. */
+export interface Mixable {
+  /** It scales the outputs of the base. */
+  readonly scales: boolean
+  /** The base's tensors that it replaces, and those of which it replaces some values. */
+  readonly replaced: ReadonlyMap<string, 'whole' | 'rows'>
+  /** Modules whose weights it adds to. */
+  readonly added: ReadonlySet<string>
+}
+
+/**
+ * Throws UnsupportedError for a mix that is no sum: with an adapter that scales the outputs of the base, or that replaces values of it
+ * and has another weight than 1, or meets another adapter there.
+ *
+ * @param of what an adapter does; throws MismatchError for one that the session does not have
+ */
+export function requireMixable(mixes: readonly Mix[], of: (name: string) => Mixable): void {
+  for (const mix of mixes) {
+    const all = mix.map(({ name, weight }) => ({ name, weight, does: of(name) }))
+    const fail = (name: string, what: string, hint: string) => {
+      const got = mix.map((one) => `${one.name}: ${one.weight}`).join(', ')
+      throw new UnsupportedError({ where: `adapter ${JSON.stringify(name)}`, what, got, hint })
+    }
+    const replacing = new Map<string, string>()
+    for (const { name, weight, does } of all) {
+      if (does.scales && !(mix.length === 1 && weight === 1)) {
+        const what = 'an adapter with DoRA scales the outputs of the base, so that it runs alone and with weight 1'
+        fail(name, what, 'Merge it, and mix the others on the merged model')
+      }
+      for (const [tensor, kind] of does.replaced) {
+        if (weight !== 1) {
+          const what = `what replaces the base’s values (${tensor}) has no weight, so that the adapter runs with weight 1`
+          fail(name, what, 'Remove the part from the adapter, or give it weight 1')
+        }
+        const other = replacing.get(tensor)
+        if (other !== undefined) fail(name, `it and ${JSON.stringify(other)} both replace ${tensor}`, 'Run one of them')
+        replacing.set(tensor, name)
+        const adding = all.find((one) => one.does !== does && one.does.added.has(tensor))
+        if (kind === 'rows' && adding !== undefined) {
+          fail(name, `it replaces rows of ${tensor}, which ${JSON.stringify(adding.name)} adds to`, 'Run one of them')
+        }
+      }
+    }
+  }
+}
+
+/** The facts about an adapter with these factors, for mixes. */
+export function mixableOf(factors: AdapterFactors, scales: boolean): Mixable {
+  const replaced = new Map<string, 'whole' | 'rows'>()
+  const added = new Set<string>()
+  for (const [module, { rank, replaced: values, replacesBias }] of factors) {
+    if (rank > 0) added.add(module)
+    if (values !== undefined) replaced.set(module, values.lines === undefined ? 'whole' : 'rows')
+    if (replacesBias) replaced.set(`${module}.bias`, 'whole')
+  }
+  return { scales, replaced, added }
+}
+
+/** Throws MismatchError for a name that no adapter of a session has. */
+export function refuseAdapter(name: string, adapters: readonly string[]): never {
+  const near = nearMisses(name, adapters)
+  throw new MismatchError({
+    where: 'adapter',
+    what: `the session has no adapter ${JSON.stringify(name)}`,
+    expected:
+      adapters.length === 0
+        ? 'the name of an adapter, but the session has none yet: call session.add first'
+        : adapters.join(', '),
+    ...(near.length > 0 ? { hint: `Did you mean ${near[0]}?` } : {}),
+  })
+}

@@ -1,0 +1,238 @@
+// The head that an adapter brings: layers behind the encoder that PEFT saves whole (modules_to_save). They are small, so they are computed
+// here and not in the graph. Then heads of any width have room in one session, beside quantized graphs and graphs with a head of their own.
+
+import { MismatchError, UnsupportedError } from '../../base/errors.js'
+import { hasCacheBranches } from '../../graph/inputs/cache.js'
+import { logitsName } from '../../graph/match/linears.js'
+import type { LoraAdapter } from '../../lora/adapter.js'
+import type { Feeds, RuntimeTensor } from '../../runtime/runtime.js'
+import { chooseRows, type HeadInput } from '../../tasks/head-rows.js'
+import { type HeadBase, type HeadLayer, placeHead } from '../../tasks/heads.js'
+import { loadTaskOf } from '../../tasks/tasks.js'
+import { floatsOf } from '../feeds.js'
+
+/** A layer of a head with its values. */
+interface HeadValues {
+  readonly layer: HeadLayer
+  /** (d, k), of a norm (d) */
+  readonly weight: Float32Array
+  /** (d) */
+  readonly bias: Float32Array | undefined
+  readonly d: number
+  readonly k: number
+}
+
+/** The head of one adapter of a session. */
+export interface AdapterHead {
+  /** The input of its first layer: a value of the graph. */
+  readonly input: HeadInput
+  readonly layers: readonly HeadValues[]
+  /** How many logits it gives. */
+  readonly count: number
+  /** The adapter's own. */
+  readonly labels: readonly string[] | undefined
+  readonly problemType: LoraAdapter['problemType']
+  /** The output that holds the head's logits, whether or not the graph has one of this name. */
+  readonly output: string
+  /** Names of the adapter's tensors that it is made from. */
+  readonly tensors: ReadonlySet<string>
+}
+
+/**
+ * The head of an adapter; undefined where it has none: the tensors that it replaces are others.
+ *
+ * @throws MismatchError when the head does not fit the model, UnsupportedError where its input lies in branches of the graph
+ */
+export async function readHead(base: HeadBase, adapter: LoraAdapter): Promise<AdapterHead | undefined> {
+  const { graph } = base
+  const task = await loadTaskOf(adapter.config, base)
+  const form = task?.headForm?.(base)
+  if (form === undefined) return undefined
+  const placed = placeHead(form, base, (name) => adapter.get(name, 'replacement')?.shape)
+  if (placed === undefined) return undefined
+  const { input, count, tensors, isInGraph } = placed
+  if (input.rows === 'last' && hasCacheBranches(graph)) {
+    throw new UnsupportedError({
+      where: adapter.config.taskType ?? 'adapter',
+      what: 'sessions cannot compute the head of this adapter: the hidden states lie in the branches of an If',
+      got: 'a decoder with and without cache in one graph',
+      hint: 'Merge the adapter, or use an export whose decoder has one form, such as decoder_model.onnx or decoder_with_past_model.onnx',
+    })
+  }
+  const { labels, problemType } = adapter
+  if (labels !== undefined && labels.length !== count) {
+    throw new MismatchError({
+      where: 'labels',
+      what: 'the adapter does not have as many labels as its head has outputs',
+      expected: String(count),
+      got: labels.join(', '),
+    })
+  }
+  const layers = placed.layers.map((layer) => valuesOf(adapter, layer))
+  return { input, layers, count, labels, problemType, output: isInGraph ? logitsName(graph) : 'logits', tensors }
+}
+
+function valuesOf(adapter: LoraAdapter, layer: HeadLayer): HeadValues {
+  const weight = adapter.get(`${layer.module}.weight`, 'replacement')!
+  const bias = adapter.get(`${layer.module}.bias`, 'replacement')
+  const [d, k = d] = weight.shape
+  return {
+    layer,
+    weight: Float32Array.from(weight.weight.data),
+    bias: bias && Float32Array.from(bias.weight.data),
+    d,
+    k,
+  }
+}
+
+const ACTIVATIONS: Readonly<Record<NonNullable<HeadLayer['activation']>, (value: number) => number>> = {
+  Tanh: Math.tanh,
+  Relu: (value) => Math.max(0, value),
+  Gelu: (value) => (value / 2) * (1 + erf(value * Math.SQRT1_2)),
+}
+
+/** The error function: its series near zero, and its continued fraction elsewhere (Abramowitz and Stegun, 7.1.5 and 7.1.14). */
+function erf(x: number): number {
+  const a = Math.abs(x)
+  if (a >= 2.5) {
+    let fraction = 0
+    for (let k = 60; k > 0; k--) fraction = k / 2 / (a + fraction)
+    return Math.sign(x) * (1 - Math.exp(-a * a) / ((a + fraction) * Math.sqrt(Math.PI)))
+  }
+  let [term, sum] = [x, x]
+  for (let n = 1; n < 60; n++) {
+    term *= (-x * x) / n
+    sum += term / (2 * n + 1)
+  }
+  return (2 / Math.sqrt(Math.PI)) * sum
+}
+
+/**
+ * The logits (batch, labels), or (batch, sequence, labels), of a head over what the graph gave for its input.
+ *
+ * @param feeds of that run
+ */
+export function headLogits({ input, layers, count }: AdapterHead, tensor: RuntimeTensor, feeds: Feeds): RuntimeTensor {
+  const { dims } = tensor
+  const isWhole = input.rows === 'given' || input.rows === 'all'
+  const values = floatsOf(tensor)
+  let rows = chooseRows(values, dims, input, feeds)
+  const n = isWhole ? values.length / layers[0].k : dims[0]
+  for (const own of layers) rows = through(own, rows, n)
+  return { type: 'float32', data: rows, dims: [...(isWhole ? dims.slice(0, -1) : [n]), count] }
+}
+
+function through(values: HeadValues, input: Float32Array, batch: number): Float32Array<ArrayBuffer> {
+  const { layer, d, k } = values
+  const output = new Float32Array(batch * d)
+  const activate = layer.activation === undefined ? (value: number) => value : ACTIVATIONS[layer.activation]
+  const one = layer.kind === 'norm' ? normOf : productOf
+  for (let row = 0; row < batch; row++) {
+    const own = output.subarray(row * d, (row + 1) * d)
+    one(values, input.subarray(row * k, (row + 1) * k), own)
+    for (let i = 0; i < d; i++) own[i] = activate(own[i])
+  }
+  return output
+}
+
+function productOf({ weight, bias, d, k }: HeadValues, input: Float32Array, output: Float32Array): void {
+  for (let i = 0; i < d; i++) {
+    let sum = bias?.[i] ?? 0
+    for (let j = 0; j < k; j++) sum += input[j] * weight[i * k + j]
+    output[i] = sum
+  }
+}
+
+function normOf({ layer, weight, bias, d }: HeadValues, input: Float32Array, output: Float32Array): void {
+  const mean = input.reduce((sum, value) => sum + value, 0) / d
+  const variance = input.reduce((sum, value) => sum + (value - mean) ** 2, 0) / d
+  const scale = 1 / Math.sqrt(variance + (layer.epsilon ?? 1e-5))
+  for (let i = 0; i < d; i++) output[i] = (input[i] - mean) * scale * weight[i] + (bias?.[i] ?? 0)
+}
+
+/** Runs the graph with the adapters' factors. */
+type RunGraph = (feeds: Feeds, outputNames: readonly string[]) => Promise<Record<string, RuntimeTensor>>
+
+/** The heads of a run: one for all rows, or one for each; undefined where the logits are the graph's own. */
+export type RowHeads = readonly (AdapterHead | undefined)[]
+
+/**
+ * A run of the graph in which the heads' logits take the place of the graph's own, or stand beside its outputs.
+ *
+ * @param heads some of them
+ * @param wanted names of the outputs to give
+ * @param own names of the outputs that the graph has
+ * @throws UnsupportedError when rows of one run get different numbers of logits, or some have no head and the graph has no logits
+ */
+export async function runWithHeads(
+  run: RunGraph,
+  feeds: Feeds,
+  heads: RowHeads,
+  { wanted, own }: { wanted: readonly string[]; own: readonly string[] },
+): Promise<Record<string, RuntimeTensor>> {
+  const all = heads.flatMap((head) => head ?? [])
+  const [{ output }] = all
+  if (!wanted.includes(output)) return run(feeds, wanted)
+  const needsOwn = all.length < heads.length
+  if (needsOwn && !own.includes(output)) {
+    throw new UnsupportedError({
+      where: 'adapter',
+      what: 'rows without a head of their own have no logits in this graph',
+      got: `outputs ${own.join(', ')}`,
+      hint: 'Run these rows alone',
+    })
+  }
+  const others = wanted.filter((name) => name !== output || needsOwn)
+  const values = all.map(({ input }) => input.value)
+  const outputs = await run(feeds, [...new Set([...others, ...values])])
+  const logits =
+    heads.length === 1
+      ? headLogits(all[0], outputs[all[0].input.value], feeds)
+      : rowLogits(heads, outputs, output, feeds)
+  const kept = Object.entries(outputs).filter(([name]) => wanted.includes(name))
+  return { ...Object.fromEntries(kept), [output]: logits }
+}
+
+/** The logits of each row by its own head. */
+function rowLogits(
+  heads: RowHeads,
+  outputs: Readonly<Record<string, RuntimeTensor>>,
+  replaced: string,
+  feeds: Feeds,
+): RuntimeTensor {
+  const rows = heads.map((head, row) => {
+    const input = outputs[head?.input.value ?? replaced]
+    const own = headOrOwn(head, oneRow(input, row), rowFeeds(feeds, row))
+    return { values: floatsOf(own), dims: own.dims.slice(1) }
+  })
+  const [{ dims }] = rows
+  const other = rows.find((row) => row.dims.join() !== dims.join())
+  if (other !== undefined) {
+    throw new UnsupportedError({
+      where: 'adapter',
+      what: 'heads of different sizes cannot share a batch',
+      expected: `logits of (${dims.join(', ')}) for each row`,
+      got: `(${other.dims.join(', ')})`,
+      hint: 'Run the rows of each adapter at a time',
+    })
+  }
+  const size = rows[0].values.length
+  const data = new Float32Array(rows.length * size)
+  rows.forEach(({ values }, row) => void data.set(values, row * size))
+  return { type: 'float32', data, dims: [rows.length, ...dims] }
+}
+
+function headOrOwn(head: AdapterHead | undefined, tensor: RuntimeTensor, feeds: Feeds): RuntimeTensor {
+  return head === undefined ? tensor : headLogits(head, tensor, feeds)
+}
+
+function oneRow({ type, data, dims }: RuntimeTensor, row: number): RuntimeTensor {
+  const size = data.length / Math.max(1, dims[0])
+  return { type, data: data.slice(row * size, (row + 1) * size), dims: [1, ...dims.slice(1)] }
+}
+
+/** The feeds about the tokens of one row. */
+function rowFeeds(feeds: Feeds, row: number): Feeds {
+  const own = Object.entries(feeds).filter(([, { dims }]) => dims.length === 2)
+  return Object.fromEntries(own.map(([name, tensor]) => [name, oneRow(tensor, row)]))
+}

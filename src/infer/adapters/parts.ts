@@ -1,0 +1,67 @@
+// All parts of an adapter in one graph of a session: its head, which is computed beside the graph, and what the graph takes.
+
+import { LowrankError, MismatchError } from '../../base/errors.js'
+import type { Linear } from '../../graph/match/linears.js'
+import { findEmbeddings } from '../../graph/match/parameters.js'
+import type { Graph } from '../../graph/view/graph.js'
+import type { LoraAdapter } from '../../lora/adapter.js'
+import { GRAPH_PARTS, requireHandled } from '../../lora/requirements.js'
+import type { SessionBase } from '../graphs.js'
+import { type Mixable, mixableOf } from './choice.js'
+import { type AdapterHead, readHead } from './heads.js'
+import { type AdapterSites, adapterSites } from './site-factors.js'
+
+/** The facts about an adapter that runs need. */
+export interface OpenAdapter extends Mixable {
+  readonly head: AdapterHead | undefined
+  /** The template of the chats that it was trained on. */
+  readonly chatTemplate: string | undefined
+}
+
+/** An adapter in one graph, and the facts about it. */
+export type AdapterParts = AdapterSites & { readonly about: OpenAdapter }
+
+/** A graph of a session. */
+interface SessionGraph {
+  readonly base: SessionBase
+  readonly graph: Graph
+  readonly linears: readonly Linear[]
+}
+
+/**
+ * The sites of an adapter in a graph, and its head, which is computed beside the graph.
+ *
+ * @param mayBeEmpty it may have no part there, because the model has other graphs
+ * @throws UnsupportedError for parts that sessions do not have, MismatchError for an adapter that does not fit or is empty, and what
+ *   {@link adapterSites} throws
+ */
+export async function readParts(
+  { base: { onnx, config = {} }, graph, linears }: SessionGraph,
+  adapter: LoraAdapter,
+  mayBeEmpty: boolean,
+): Promise<AdapterParts> {
+  const hasHead = adapter.parts('replacement').length > 0
+  const head = hasHead ? await readHead({ config, graph, linears }, adapter) : undefined
+  const names = adapter.parts().flatMap(({ name }) => (head?.tensors.has(name) === true ? [] : [name]))
+  const parts = adapter.only(new Set(names))
+  requireHandled(parts, GRAPH_PARTS, 'adapters of sessions')
+  if (adapter.size === 0 && !mayBeEmpty) throw new MismatchError({ where: 'adapter', what: 'it has no layers' })
+  const places = { model: onnx, graph, linears, embeddings: findEmbeddings(graph), config }
+  const sites = await adapterSites(places, parts)
+  const scales = [...parts.parts('linear'), ...parts.parts('embedding')].some(
+    ({ magnitude }) => magnitude !== undefined,
+  )
+  return { ...sites, about: { head, chatTemplate: adapter.chatTemplate, ...mixableOf(sites.factors, scales) } }
+}
+
+/** True if a graph, or the head beside it, has a place for one part of an adapter. */
+export async function hasPlace(session: SessionGraph, adapter: LoraAdapter, part: string): Promise<boolean> {
+  try {
+    const head = await readHead({ ...session, config: session.base.config ?? {} }, adapter)
+    if (head?.tensors.has(part) !== true) await readParts(session, adapter.only(new Set([part])), false)
+    return true
+  } catch (error) {
+    if (error instanceof LowrankError) return false
+    throw error
+  }
+}

@@ -1,0 +1,207 @@
+// The arrays of the sites of a graph: for all rows of a batch together, or one for each row. Where rows differ, each has a matrix of its own in
+// a product over the batch. Rows, and sites that share A, are filled up with zeros to the largest rank.
+
+import { type Site, type SiteGroup, type SiteRole, sharedInput, siteInput } from '../../graph/inject/sites.js'
+import type { Feeds, RuntimeTensor } from '../../runtime/runtime.js'
+import type { ReplacedValues, SiteFactors } from './site-factors.js'
+
+/** The factors of adapters at a site; undefined: nothing. */
+type Own = SiteFactors | undefined
+
+/**
+ * The feeds of sites that share A, or of a single one.
+ *
+ * @param slots of each site: what is different, each once
+ * @param rowOf for each row, its slot; undefined: all rows have the first
+ * @param idleRank of the zeros that are fed where nothing is added: 0, or 1 where the runtime takes no empty tensors
+ */
+export function groupFeeds(
+  group: SiteGroup,
+  slots: readonly (readonly Own[])[],
+  rowOf?: readonly number[],
+  idleRank: 0 | 1 = 1,
+): Feeds {
+  const [{ kind, k, roles }] = group
+  const used = rowOf === undefined ? slots.map((own) => own.slice(0, 1)) : slots.map((own) => rowOf.map((i) => own[i]))
+  // The product with a shared A is split evenly, and ONNX Runtime splits nothing that is empty.
+  const least = rowOf === undefined && group.length === 1 ? idleRank : 1
+  const rank = Math.max(...used.flat().map((own) => own?.rank || least))
+  const feeds: Feeds = Object.assign({}, ...group.map((site, i) => siteFeeds(site, slots[i], rowOf, rank)))
+  if (roles.has('A')) {
+    const isStacked = kind === 'lookup' && rowOf !== undefined
+    const { data, dims } = matricesA(k, isStacked ? slots : used, rank, rowOf !== undefined)
+    const own = isStacked ? [slots[0].length * k, rank] : dims
+    feeds[sharedInput(group.map(({ module }) => module))] = float(data, own)
+  }
+  return feeds
+}
+
+/** The feeds of a site beside A. */
+function siteFeeds(site: Site, slots: readonly Own[], rowOf: readonly number[] | undefined, rank: number): Feeds {
+  const { module, roles, d, base } = site
+  const feeds: Feeds = {}
+  const feed = (role: SiteRole, tensor: RuntimeTensor) => {
+    if (roles.has(role)) feeds[siteInput(module, role)] = tensor
+  }
+  const rows = rowOf?.map((slot) => slots[slot])
+  const vector = (role: 'scale' | 'shift', idle: number) => {
+    if (roles.has(role))
+      feed(
+        role,
+        vectors(
+          slots[0]?.[role],
+          rows?.map((row) => row?.[role]),
+          new Float32Array(d).fill(idle),
+        ),
+      )
+  }
+  vector('scale', 1)
+  vector('shift', 0)
+  if (site.kind === 'vector') {
+    feed(
+      'values',
+      vectors(
+        slots[0]?.replaced?.data,
+        rows?.map((row) => row?.replaced?.data),
+        base!,
+      ),
+    )
+    return feeds
+  }
+  if (roles.has('A')) feed('B', matricesB(site, rows ?? slots[0], rank))
+  if (roles.has('weight')) Object.assign(feeds, weights(site, slots[0], rows))
+  if (roles.has('rowOf')) Object.assign(feeds, tables(site, rows === undefined ? slots.slice(0, 1) : slots))
+  return feeds
+}
+
+function float(data: Float32Array, dims: number[]): RuntimeTensor {
+  return { type: 'float32', data, dims }
+}
+
+function int(values: BigInt64Array): RuntimeTensor {
+  return { type: 'int64', data: values, dims: [values.length] }
+}
+
+/** (d), or (rows, 1, d). */
+function vectors(
+  own: Float32Array | undefined,
+  rows: readonly (Float32Array | undefined)[] | undefined,
+  idle: Float32Array,
+): RuntimeTensor {
+  const d = idle.length
+  if (rows === undefined) return float(own ?? idle, [d])
+  const data = new Float32Array(rows.length * d)
+  rows.forEach((row, i) => void data.set(row ?? idle, i * d))
+  return float(data, [rows.length, 1, d])
+}
+
+/**
+ * Aᵀ of m sites side by side (k, m·r), or (rows, k, m·r).
+ *
+ * @param own of each site, by row
+ */
+function matricesA(
+  k: number,
+  own: readonly (readonly Own[])[],
+  rank: number,
+  hasRows: boolean,
+): { data: Float32Array; dims: number[] } {
+  const [rows, width] = [own[0].length, own.length * rank]
+  const dims = hasRows ? [rows, k, width] : [k, width]
+  const [[first]] = own
+  if (own.length === 1 && rows === 1 && first !== undefined && first.rank === rank) return { data: first.weightA, dims }
+  const data = new Float32Array(rows * k * width)
+  own.forEach((site, i) => {
+    site.forEach((row, at) => {
+      const target = data.subarray(at * k * width, (at + 1) * k * width)
+      if (row !== undefined) copyColumns(row.weightA, row.rank, target, width, i * rank)
+    })
+  })
+  return { data, dims }
+}
+
+/** s·Bᵀ (r, d), or (rows, r, d). */
+function matricesB({ d }: Site, own: Own | readonly Own[], rank: number): RuntimeTensor {
+  if (!isList(own) && own !== undefined && own.rank === rank) return float(own.weightB, [rank, d])
+  const rows = isList(own) ? own : [own]
+  const data = new Float32Array(rows.length * rank * d)
+  rows.forEach((row, i) => void (row !== undefined && data.set(row.weightB, i * rank * d)))
+  return float(data, isList(own) ? [rows.length, rank, d] : [rank, d])
+}
+
+function isList(own: Own | readonly Own[]): own is readonly Own[] {
+  return Array.isArray(own)
+}
+
+/** A linear layer's own weights: (k, m) or (rows, k, m), and which of the m columns each output has. */
+function weights({ module, roles, k, d }: Site, first: Own, rows: readonly Own[] | undefined): Feeds {
+  const [weight, columns] = [siteInput(module, 'weight'), siteInput(module, 'columns')]
+  const all = (rows ?? [first]).flatMap((row) => row?.replaced ?? [])
+  const map = new BigInt64Array(roles.has('columns') ? d : 0)
+  const feeds = (data: Float32Array, dims: number[]): Feeds => {
+    return { [weight]: float(data, dims), ...(roles.has('columns') && { [columns]: int(map) }) }
+  }
+  if (all.length === 0) return feeds(new Float32Array(k), [k, 1])
+  const isWhole = all.some(({ lines }) => lines === undefined)
+  const lines = isWhole ? [] : [...new Set(all.flatMap((one) => one.lines ?? []))]
+  for (let i = 0; isWhole && i < map.length; i++) map[i] = BigInt(i)
+  for (const [i, line] of lines.entries()) map[line] = BigInt(i + 1)
+  const width = isWhole ? d : 1 + lines.length
+  if (rows === undefined) return feeds(all[0].data, [k, width])
+  const at = new Map(lines.map((line, i) => [line, i + 1]))
+  const data = new Float32Array(rows.length * k * width)
+  rows.forEach((row, i) => {
+    const own = row?.replaced
+    const target = data.subarray(i * k * width, (i + 1) * k * width)
+    if (own?.lines === undefined) target.set(own?.data ?? [])
+    else moveColumns(own.data, own.lines, target, width, (line) => (isWhole ? line : at.get(line)!))
+  })
+  return feeds(data, [rows.length, k, width])
+}
+
+/** Puts columns 1, 2, … of (k, 1 + m) where they go in (k, width). */
+function moveColumns(
+  from: Float32Array,
+  lines: readonly number[],
+  to: Float32Array,
+  width: number,
+  columnOf: (line: number) => number,
+): void {
+  const own = lines.length + 1
+  const columns = lines.map(columnOf)
+  for (let row = 0; row < from.length / own; row++) {
+    for (let j = 0; j < columns.length; j++) to[row * width + columns[j]] = from[row * own + j + 1]
+  }
+}
+
+/** An embedding's own rows (1 + m, D) of all slots under one another, and for each slot which of them each token has, 0 for none. */
+function tables({ module, k, d }: Site, slots: readonly Own[]): Feeds {
+  const rowOf = new BigInt64Array(slots.length * k)
+  const parts: ReplacedValues[] = []
+  let count = 1
+  slots.forEach((own, slot) => {
+    const replaced = own?.replaced
+    if (replaced === undefined) return
+    const { data, lines } = replaced
+    const m = data.length / d - 1
+    for (let i = 0; i < m; i++) rowOf[slot * k + (lines?.[i] ?? i)] = BigInt(count + i)
+    count += m
+    parts.push(replaced)
+  })
+  const names = { rows: siteInput(module, 'rows'), rowOf: siteInput(module, 'rowOf') }
+  if (parts.length === 1) return { [names.rows]: float(parts[0].data, [count, d]), [names.rowOf]: int(rowOf) }
+  const rows = new Float32Array(count * d)
+  let start = d
+  for (const { data } of parts) {
+    rows.set(data.subarray(d), start)
+    start += data.length - d
+  }
+  return { [names.rows]: float(rows, [count, d]), [names.rowOf]: int(rowOf) }
+}
+
+/** Puts the columns of (k, r) into those of (k, width) from `start` on. */
+export function copyColumns(from: Float32Array, r: number, to: Float32Array, width: number, start: number): void {
+  for (let row = 0, at = start; row < from.length / Math.max(1, r); row++, at += width) {
+    to.set(from.subarray(row * r, (row + 1) * r), at)
+  }
+}

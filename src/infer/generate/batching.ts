@@ -1,0 +1,59 @@
+// Which prompts share a batch, and on which side their rows are filled up.
+
+import type { TokenInputs } from '../../graph/inputs/tokens.js'
+import { logitsName } from '../../graph/match/linears.js'
+import type { Graph } from '../../graph/view/graph.js'
+import type { Padding } from './decoding.js'
+
+/**
+ * The side on which a graph's rows can be filled up. A plain cache needs a mask that hides what fills it up, and positions that do not
+ * count it; where the graph takes only one of them, what it makes of the other cannot be told.
+ */
+export function paddingOf(graph: Graph, { cache, roles }: Pick<TokenInputs, 'cache' | 'roles'>): Padding {
+  if (cache.length === 0 || countsKeysFromLeft(graph)) return givesAllLogits(graph) ? 'right' : 'none'
+  const has = (name: string) => roles.some(({ role }) => role === name)
+  return has('attentionMask') && has('positionIds') ? 'left' : 'none'
+}
+
+/** True if some GroupQueryAttention gets the number of each row's keys, which it takes for the first ones. */
+export function countsKeysFromLeft(graph: Graph): boolean {
+  return graph.nodes.some(({ opType, input }) => opType === 'GroupQueryAttention' && countsMask(graph, input[5] ?? ''))
+}
+
+/** True if a value is made of the mask's content, and not of its shape alone. */
+function countsMask(graph: Graph, value: string): boolean {
+  const seen = new Set<string>()
+  const open = [value]
+  for (let next = open.pop(); next !== undefined; next = open.pop()) {
+    if (next === 'attention_mask' || next === 'seqlens_k') return true
+    const node = graph.producer(next)
+    if (seen.has(next) || node === undefined || node.opType === 'Shape') continue
+    seen.add(next)
+    open.push(...node.input)
+  }
+  return false
+}
+
+/** False where the graph declares logits of the last token alone. */
+function givesAllLogits(graph: Graph): boolean {
+  const type = graph.outputs.find(({ name }) => name === logitsName(graph))?.type?.value
+  const length = type?.case === 'tensorType' ? type.value.shape?.dim.at(-2)?.value : undefined
+  return !(length?.case === 'dimValue' && length.value === 1n)
+}
+
+/**
+ * Indices of prompts that share a batch: those of similar length, so that little is filled up; of one length where nothing can be.
+ *
+ * @param lengths of the prompts, in tokens
+ */
+export function batchesOf(lengths: readonly number[], batchSize: number, padding: Padding): number[][] {
+  const order = [...lengths.keys()].sort((a, b) => lengths[a] - lengths[b] || a - b)
+  const batches: number[][] = []
+  for (const index of order) {
+    const last = batches.at(-1)
+    const fits = padding !== 'none' || (last !== undefined && lengths[last[0]] === lengths[index])
+    if (last !== undefined && last.length < batchSize && fits) last.push(index)
+    else batches.push([index])
+  }
+  return batches
+}

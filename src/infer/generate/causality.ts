@@ -1,0 +1,52 @@
+// Tests by what a graph computes whether it continues texts: logits as wide as the vocabulary, which do not depend on the tokens behind them.
+// Only a graph without a cache is tried. One with a cache could not compute anything else.
+
+import type { OnnxModel } from '../../formats/onnx/model.js'
+import type { TokenInputs } from '../../graph/inputs/tokens.js'
+import type { Model } from '../../graph/model-folder.js'
+import type { Remote } from '../../runtime/rpc.js'
+import { checkWidth, notCausal } from '../../tasks/causal-lm.js'
+import type { InferEngine } from '../engine.js'
+
+/** Two texts that begin with the same token. */
+const PROBES = [
+  [1, 2],
+  [1, 3],
+] as const
+
+/** How much of the largest logit may differ: rounding, and half precision. */
+const TOLERANCE = 0.02
+
+/** Graphs that were tried. */
+const tried = new WeakSet<OnnxModel>()
+
+/** Throws UnsupportedError when the logits of a token depend on those behind it, or there are fewer of them than tokens. */
+export async function checkCausality(
+  model: Pick<Model, 'onnx' | 'vocabularySize'>,
+  engine: Remote<InferEngine>,
+  { inputs, logits }: { readonly inputs: TokenInputs; readonly logits: string },
+): Promise<void> {
+  if (tried.has(model.onnx)) return
+  const firsts: ArrayLike<number>[] = []
+  for (const inputIds of PROBES) {
+    const feeds = inputs.feeds({ batch: 1, sequence: 2, inputIds, attentionMask: [1, 1] })
+    const { data, dims } = (await engine.run(feeds, [[]], [logits]))[logits]
+    const width = dims.at(-1) ?? 0
+    checkWidth(model, width)
+    if (dims.length !== 3 || dims[1] !== 2 || !(data instanceof Float32Array)) break
+    firsts.push(data.subarray(0, width))
+  }
+  tried.add(model.onnx)
+  if (firsts.length < 2) return
+  const [one, other] = firsts
+  let [difference, largest] = [0, 0]
+  for (let i = 0; i < one.length; i++) {
+    difference = Math.max(difference, Math.abs(one[i] - other[i]))
+    largest = Math.max(largest, Math.abs(one[i]))
+  }
+  if (difference <= TOLERANCE * largest) return
+  throw notCausal(
+    'it does not continue texts',
+    'logits of a token that change with the tokens behind it, as those of an encoder do',
+  )
+}

@@ -1,0 +1,87 @@
+// The encoder reads prompts once, and the decoder writes from its own first token on, with the encoder's hidden states beside it.
+
+import { DataError } from '../../base/errors.js'
+import { HIDDEN_STATES, STATES_MASK, startToken } from '../../graph/inputs/encoder-decoder.js'
+import { inputFamily } from '../../graph/inputs/family.js'
+import { encoderInputs } from '../../graph/inputs/tokens.js'
+import { type Model, requireTokenizer } from '../../graph/model-folder.js'
+import { type Graph, readGraph } from '../../graph/view/graph.js'
+import type { Feeds, RuntimeTensor } from '../../runtime/runtime.js'
+import { checkVocabulary } from '../../text/records.js'
+import type { RunGraph } from '../graphs.js'
+import type { Prompt } from '../session.js'
+import type { EncodedPrompt } from './prompts.js'
+
+/**
+ * The tokens of a prompt for the encoder, which takes texts with what ends them.
+ *
+ * @throws DataError for a chat, and for a prompt without tokens or with more than the model takes; MismatchError for a tokenizer of
+ *   another model
+ */
+export function encodeSource(model: Model, prompt: Prompt, where: string): EncodedPrompt {
+  const { contextLength = Number.POSITIVE_INFINITY, vocabularySize, name } = model
+  if (typeof prompt !== 'string') {
+    throw new DataError({ where, what: 'an encoder-decoder takes no chat', expected: 'text', got: 'messages' })
+  }
+  const tokenizer = requireTokenizer(model)
+  const ids = tokenizer.encode(prompt)
+  if (ids.length === 0 || ids.length > contextLength) {
+    throw new DataError({
+      where,
+      what: ids.length === 0 ? 'it has no tokens, and the tokenizer adds none' : `longer than the context of ${name}`,
+      expected: ids.length === 0 ? 'at least one character' : `at most ${contextLength} tokens`,
+      got: String(ids.length),
+    })
+  }
+  checkVocabulary(ids, { tokenizer, vocabularySize })
+  return { ids, endIds: [], stops: [] }
+}
+
+/** Lets the encoder read prompts, filled up on the right; gives what the decoder is fed of it in each run. */
+export async function readSource(
+  model: Model,
+  { inputs }: EncodedSource,
+  prompts: readonly EncodedPrompt[],
+  run: (feeds: Feeds) => ReturnType<RunGraph>,
+): Promise<Feeds> {
+  const [batch, sequence] = [prompts.length, Math.max(...prompts.map(({ ids }) => ids.length))]
+  const inputIds = new Int32Array(batch * sequence).fill(model.padTokenId)
+  const attentionMask = new Uint8Array(batch * sequence)
+  prompts.forEach(({ ids }, row) => {
+    inputIds.set(ids, row * sequence)
+    attentionMask.fill(1, row * sequence, row * sequence + ids.length)
+  })
+  const encoder = await model.openGraph('encoder')
+  const feeds = encoderInputs(readGraph(encoder.proto)).feeds({ batch, sequence, inputIds, attentionMask })
+  const outputs = await run(feeds)
+  const mask: RuntimeTensor = {
+    type: 'int64',
+    data: BigInt64Array.from(attentionMask, BigInt),
+    dims: [batch, sequence],
+  }
+  const states = outputs.last_hidden_state ?? Object.values(outputs)[0]
+  const all: Feeds = { [HIDDEN_STATES]: states, [STATES_MASK]: mask }
+  return Object.fromEntries(Object.entries(all).filter(([name]) => inputs.has(name)))
+}
+
+/** The input of a decoder besides its own tokens. */
+export interface EncodedSource {
+  /** The tokens that each text begins with. */
+  readonly startIds: readonly number[]
+  /** The decoder's inputs that come from the encoder. */
+  readonly inputs: ReadonlySet<string>
+}
+
+/**
+ * The encoder's part in what a decoder reads; undefined for a graph that continues texts by itself.
+ *
+ * @throws FormatError when no file names the decoder's first token
+ */
+export function encodedSource(model: Model, graph: Graph): EncodedSource | undefined {
+  if (inputFamily(graph) !== 'encoder-decoder') return undefined
+  const { generationConfig, config } = model
+  const forced = [generationConfig.forced_bos_token_id, config.forced_bos_token_id].find(Number.isSafeInteger)
+  const startIds = [startToken(model), ...(forced === undefined ? [] : [forced as number])]
+  const inputs = graph.inputs.map(({ name }) => name).filter((name) => name === HIDDEN_STATES || name === STATES_MASK)
+  return { startIds, inputs: new Set(inputs) }
+}

@@ -1,0 +1,150 @@
+// Choosing the next token from its logits: a penalty on what was written before (Keskar et al. 2019), greedy, temperature, top-k (Fan
+// et al. 2018), nucleus, top-p (Holtzman et al. 2020) and min-p (Nguyen et al. 2024), in the order that Hugging Face's transformers
+// applies them. Pure functions; randomness comes in as a number.
+
+import { NumericError } from '../../base/errors.js'
+import type { Sampling } from './sampling.js'
+
+/** The tokens that may come next. `probabilities[i]` belongs to `ids[i]`; they sum to 1. */
+export interface TokenDistribution {
+  ids: Uint32Array
+  probabilities: Float64Array
+}
+
+/**
+ * Makes tokens that were written before less likely.
+ *
+ * @param tokenIds what the prompt and the text hold
+ * @returns the logits themselves for a penalty of 1, else a copy
+ */
+export function penalizeRepetition(logits: Float32Array, tokenIds: Iterable<number>, penalty: number): Float32Array {
+  if (penalty === 1) return logits
+  const result = logits.slice()
+  for (const id of tokenIds) result[id] = logits[id] < 0 ? logits[id] * penalty : logits[id] / penalty
+  return result
+}
+
+/** A token, and the logarithm of its probability. */
+export interface ScoredToken {
+  readonly id: number
+  /** Natural logarithm of the probability that the model itself gives, before temperature, filters and penalties. */
+  readonly logprob: number
+}
+
+/** The scores of a token and of the `count` most likely ones, most likely first. */
+export function scoreTokens(
+  logits: Float32Array,
+  id: number,
+  count: number,
+): { chosen: ScoredToken; top: ScoredToken[] } {
+  const max = logits[argmax(logits)]
+  let sum = 0
+  for (const value of logits) sum += Math.exp(value - max)
+  const scored = (token: number) => ({ id: token, logprob: logits[token] - max - Math.log(sum) })
+  const top = count === 0 ? [] : [...largest(logits, Math.min(count, logits.length))].map(scored)
+  return { chosen: scored(id), top: top.sort((a, b) => b.logprob - a.logprob || a.id - b.id) }
+}
+
+/** Index of the largest logit, the first of equals. Throws NumericError on NaN, +∞, or when no logit is finite. */
+export function argmax(logits: Float32Array): number {
+  let best = -1
+  let max = Number.NEGATIVE_INFINITY
+  for (let i = 0; i < logits.length; i++) {
+    const value = logits[i]
+    if (value > max) {
+      max = value
+      best = i
+    } else if (Number.isNaN(value)) {
+      best = i
+      break
+    }
+  }
+  if (best < 0 || !Number.isFinite(logits[best])) {
+    throw new NumericError({
+      where: 'logits',
+      what: 'no next token can be chosen',
+      expected: 'finite numbers',
+      got: best < 0 ? `${logits.length} values of -Infinity` : `${logits[best]} for token ${best}`,
+      hint: 'Check the adapter and the model: their sum overflows',
+    })
+  }
+  return best
+}
+
+/** Softmax of logits ÷ temperature over the tokens that top-k, top-p and min-p leave. Needs temperature > 0. */
+export function tokenDistribution(
+  logits: Float32Array,
+  { temperature, topK, topP, minP }: Omit<Sampling, 'repetitionPenalty'>,
+): TokenDistribution {
+  const max = logits[argmax(logits)]
+  let ids = topK < logits.length ? largest(logits, topK) : Uint32Array.from(logits, (_, id) => id)
+  let probabilities = Float64Array.from(ids, (id) => Math.exp((logits[id] - max) / temperature))
+  normalize(probabilities)
+  if (topP < 1) {
+    const kept = nucleus(probabilities, topP)
+    ids = kept.map((position) => ids[position])
+    probabilities = Float64Array.from(kept, (position) => probabilities[position])
+    normalize(probabilities)
+  }
+  if (minP > 0) {
+    const least = minP * probabilities.reduce((most, probability) => Math.max(most, probability), 0)
+    const kept = Uint32Array.from(probabilities.keys()).filter((position) => probabilities[position] >= least)
+    ids = kept.map((position) => ids[position])
+    probabilities = Float64Array.from(kept, (position) => probabilities[position])
+    normalize(probabilities)
+  }
+  return { ids, probabilities }
+}
+
+/** The next token: the most likely one at temperature 0, else a draw. `uniform` is a random number in [0, 1). */
+export function sampleToken(
+  logits: Float32Array,
+  sampling: Omit<Sampling, 'repetitionPenalty'>,
+  uniform: () => number,
+): number {
+  if (sampling.temperature === 0) return argmax(logits)
+  const { ids, probabilities } = tokenDistribution(logits, sampling)
+  const target = uniform()
+  let sum = 0
+  let last = 0
+  for (let i = 0; i < ids.length; i++) {
+    if (probabilities[i] === 0) continue
+    last = i
+    sum += probabilities[i]
+    if (target < sum) break
+  }
+  return ids[last]
+}
+
+/** Indices of the `count` largest values, ascending; of equal values the first ones. */
+function largest(values: Float32Array, count: number): Uint32Array {
+  const smallest = values.slice().sort()[values.length - count]
+  const result = new Uint32Array(count)
+  let ties = count
+  for (const value of values) if (value > smallest) ties--
+  let length = 0
+  for (let i = 0; i < values.length; i++) {
+    if (values[i] > smallest || (values[i] === smallest && ties-- > 0)) result[length++] = i
+  }
+  return result
+}
+
+/** Positions of the most likely entries, in falling order, that together reach `mass`. */
+function nucleus(probabilities: Float64Array, mass: number): Uint32Array {
+  // All entries below the floor sum to less than 1 - mass, so the nucleus lies above it: only few need sorting.
+  const floor = (1 - mass) / probabilities.length
+  const candidates: number[] = []
+  probabilities.forEach((probability, position) => {
+    if (probability >= floor) candidates.push(position)
+  })
+  candidates.sort((a, b) => probabilities[b] - probabilities[a] || a - b)
+  let sum = 0
+  let count = 0
+  while (count < candidates.length && sum < mass) sum += probabilities[candidates[count++]]
+  return Uint32Array.from(candidates.slice(0, count))
+}
+
+function normalize(weights: Float64Array): void {
+  const total = weights.reduce((sum, weight) => sum + weight, 0)
+  for (let i = 0; i < weights.length; i++) weights[i] /= total
+}

@@ -1,0 +1,216 @@
+// Prompts: text as it is, or a chat, which the chat template renders up to where the model's answer begins; and what
+// ends the answer.
+
+import { DataError, FormatError, LowrankError } from '../../base/errors.js'
+import { isObject, type Kind, kind } from '../../base/options.js'
+import { type Model, requireTokenizer } from '../../graph/model-folder.js'
+import type { ImageSource } from '../../images/image.js'
+import { isImageSource } from '../../images/image-source.js'
+import { type ChatMessage, type MessageOfParts, parseChat, parseParts } from '../../text/chat.js'
+import { loadChatTemplate } from '../../text/chat-template.js'
+import { checkVocabulary } from '../../text/records.js'
+import type { ChatTemplate } from '../../text/template.js'
+import type { Tokenizer } from '../../text/tokenizer.js'
+import { messageForm, withPlaces } from '../pictures/chat-places.js'
+import type { PictureVectors, PromptPictures } from '../pictures/pictures.js'
+import type { ChatOptions, Prompt, PromptImages } from '../session.js'
+
+const isMessages = (value: unknown): value is readonly ChatMessage[] =>
+  Array.isArray(value) && value.length > 0 && value.every((message) => isObject(message))
+
+const isPrompt = (value: unknown) => typeof value === 'string' || isMessages(value)
+
+/** One prompt. */
+export const PROMPT: Kind = kind('text, or a list of messages with role and content', isPrompt)
+
+/** One prompt, or several. */
+export const PROMPTS: Kind = kind(
+  `${PROMPT.expected}, or a list of these`,
+  (value) => isPrompt(value) || (Array.isArray(value) && value.length > 0 && value.every(isPrompt)),
+)
+
+/** True for one prompt, false for a list of them. */
+export function isOnePrompt(prompts: Prompt | readonly Prompt[]): prompts is Prompt {
+  return isPrompt(prompts)
+}
+
+/** A prompt as the model takes it. */
+export interface EncodedPrompt {
+  readonly ids: readonly number[]
+  /** Tokens that end the answer to a chat, besides the model's own. */
+  readonly endIds: readonly number[]
+  readonly stops: readonly string[]
+  /** The vectors of a prompt with pictures. */
+  readonly pictures?: PictureVectors | undefined
+}
+
+/** The things that a prompt goes with. */
+interface PromptContext {
+  /** The template that the adapter was trained with, if it was trained on chats. */
+  readonly recorded: string | undefined
+  /** The pictures, for a model that reads them. */
+  readonly pictures: PromptPictures | undefined
+  readonly where: string
+}
+
+/**
+ * Encodes a prompt.
+ *
+ * @throws DataError for a chat that cannot be answered or that the template refuses, for a prompt without tokens or without room
+ *   behind it, and for one with more or fewer places than pictures; FormatError without a template or for one that cannot be used; MismatchError for a tokenizer of another model
+ */
+export async function encodePrompt(
+  model: Model,
+  prompt: Prompt,
+  options: ChatOptions,
+  context: PromptContext,
+): Promise<EncodedPrompt> {
+  const { pictures, where } = context
+  const { contextLength, vocabularySize, name } = model
+  const tokenizer = requireTokenizer(model)
+  const encoded =
+    typeof prompt === 'string'
+      ? { ids: textIds(model, tokenizer, await filled(prompt, pictures)), endIds: [], stops: [] }
+      : await encodeMessages(model, prompt, options, context)
+  const { length } = encoded.ids
+  if (length === 0) {
+    throw new DataError({
+      where,
+      what: 'it has no tokens, and the tokenizer adds none',
+      hint: 'Give at least one character',
+    })
+  }
+  if (contextLength !== undefined && length >= contextLength) {
+    throw new DataError({
+      where,
+      what: `it leaves no room in the context of ${name}`,
+      expected: `fewer than ${contextLength} tokens`,
+      got: `${length}`,
+    })
+  }
+  const { vectors } = pictures ?? {}
+  pictures?.check(encoded.ids)
+  const ownIds = encoded.ids.filter((id) => id !== vectors?.token)
+  checkVocabulary(ownIds, { tokenizer, vocabularySize })
+  return { ...encoded, pictures: vectors }
+}
+
+/** A text with what takes the places of its pictures. */
+async function filled(text: string, pictures: PromptPictures | undefined): Promise<string> {
+  return pictures === undefined ? text : pictures.fill(text)
+}
+
+function textIds({ eosTokenIds }: Model, tokenizer: Tokenizer, text: string): number[] {
+  const ids = tokenizer.encode(text)
+  const last = ids.at(-1)
+  const endsText = last !== undefined && eosTokenIds.includes(last)
+  // Some templates end every text; a prompt goes on.
+  if (endsText && tokenizer.encode(text, { specialTokens: false }).at(-1) !== last) ids.pop()
+  return ids
+}
+
+async function encodeMessages(
+  model: Model,
+  messages: readonly MessageOfParts[],
+  { chatTemplate, chatTemplateArgs: args, tools }: ChatOptions,
+  { recorded, pictures, where }: PromptContext,
+): Promise<EncodedPrompt> {
+  const tokenizer = requireTokenizer(model)
+  const { count = 0, place } = pictures ?? {}
+  const chat = place === undefined ? parseChat({ messages }, where).messages : parseParts(messages, where)
+  if (chat.at(-1)?.role === 'assistant') {
+    throw new DataError({
+      where: `${where}, message ${messages.length}`,
+      what: 'the last message is an answer already',
+      expected: 'a message of the user or a tool',
+    })
+  }
+  const template = await templateOf(model, chatTemplate ?? recorded)
+  if (template === undefined) {
+    throw new FormatError({
+      where: model.directory.name,
+      what: 'this model has no chat template, and the prompt is a chat',
+      hint: 'Give one with chatTemplate (--chat-template FILE), or give the prompt as text',
+    })
+  }
+  const form: MessageForm = place === undefined ? (all) => all : messageForm(template, args, place)
+  const written = form(place === undefined ? chat : withPlaces(chat, count, place))
+  const { text } = template.render(written, { args, tools, addGenerationPrompt: true }, where)
+  const ids = tokenizer.encode(await filled(text, pictures), { specialTokens: false })
+  return { ids, ...endOfTurn(template, args, tokenizer, form) }
+}
+
+type MessageForm = (messages: readonly MessageOfParts[]) => readonly MessageOfParts[]
+
+/** Templates take time to compile: each is once. */
+const templates = new WeakMap<Model, Map<string | undefined, Promise<ChatTemplate | undefined>>>()
+
+function templateOf(model: Model, text: string | undefined): Promise<ChatTemplate | undefined> {
+  const known = templates.get(model) ?? new Map<string | undefined, Promise<ChatTemplate | undefined>>()
+  templates.set(model, known)
+  const template = known.get(text) ?? loadChatTemplate(model.directory, text)
+  known.set(text, template)
+  return template
+}
+
+/** Contents that no template changes, and that are easy to find again. */
+const [PROBED_ANSWER, PROBED_QUESTION] = ['qzanswerqz', 'qzquestionqz']
+
+/**
+ * The end of a turn: the first special token that a template writes between an answer and the next question, else the text itself.
+ * Nothing where the template does not take such a chat or writes nothing between them.
+ */
+export function endOfTurn(
+  template: ChatTemplate,
+  args: ChatOptions['chatTemplateArgs'],
+  tokenizer: Tokenizer,
+  form: MessageForm = (messages) => messages,
+): Pick<EncodedPrompt, 'endIds' | 'stops'> {
+  const question = (content: string) => ({ role: 'user', content })
+  const probe = [question('a'), { role: 'assistant', content: PROBED_ANSWER }, question(PROBED_QUESTION)]
+  let text: string
+  try {
+    text = template.render(form(probe), { args, addGenerationPrompt: false }, 'end of turn').text
+  } catch (error) {
+    if (error instanceof LowrankError) return { endIds: [], stops: [] }
+    throw error
+  }
+  const start = text.indexOf(PROBED_ANSWER) + PROBED_ANSWER.length
+  const between = text.slice(start, text.indexOf(PROBED_QUESTION))
+  const ids = tokenizer.encode(between, { specialTokens: false })
+  const isSpecial = (id: number) =>
+    tokenizer.decode([id]) === '' && tokenizer.decode([id], { specialTokens: true }).trim() !== ''
+  const first = ids.findIndex(isSpecial)
+  if (first >= 0 && tokenizer.decode(ids.slice(0, first)).trim() === '') return { endIds: [ids[first]], stops: [] }
+  const stop = between.trimEnd()
+  return { endIds: [], stops: stop === '' ? [] : [stop] }
+}
+
+const isOneOrMore = (value: unknown) => [value].flat().every(isImageSource)
+
+/** The option `images`. */
+export const IMAGES: Kind = kind(
+  'a picture (a path, the bytes of a file, or { data, width, height }), a list of pictures, or for several prompts a list with one of these for each',
+  (value) => isOneOrMore(value) || (Array.isArray(value) && value.every(isOneOrMore)),
+)
+
+/**
+ * The pictures of each prompt.
+ *
+ * @param prompts how many there are; undefined for one that is no list
+ * @throws DataError for a list that does not fit the prompts
+ */
+export function imagesOf(images: PromptImages | undefined, prompts: number | undefined): readonly ImageSource[][] {
+  if (images === undefined) return Array.from({ length: prompts ?? 1 }, () => [])
+  const lists = [images].flat() as readonly (ImageSource | readonly ImageSource[])[]
+  const expected =
+    prompts === undefined ? 'a picture, or a list of pictures' : `a list of ${prompts}, one for each prompt`
+  const refuse = (got: string) => new DataError({ where: 'images', what: 'not as many as prompts', expected, got })
+  if (prompts === undefined) {
+    if (lists.some((one) => Array.isArray(one))) throw refuse('a list of lists')
+    return [lists as ImageSource[]]
+  }
+  if (!Array.isArray(images)) throw refuse('one picture')
+  if (images.length !== prompts) throw refuse(`a list of ${images.length}`)
+  return lists.map((one) => [one].flat() as ImageSource[])
+}

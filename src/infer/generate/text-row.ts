@@ -1,0 +1,71 @@
+// A text as it grows: tokens become pieces of text that are certain, until one ends it. Stop strings may begin in one token and end
+// in another, so that what could be the beginning of one is held back.
+
+import type { TextStream } from '../../text/tokenizer.js'
+import type { GenerateResult } from '../session.js'
+
+/** When a text ends. */
+export interface TextLimits {
+  /** Tokens that end it, and are no part of it. */
+  readonly endIds: ReadonlySet<number>
+  /** Texts that end it, and are no part of it. */
+  readonly stops: readonly string[]
+  /** Most tokens, and why there are no more. */
+  readonly maxTokens: number
+  readonly atMost: 'max-new-tokens' | 'context'
+}
+
+export class TextRow {
+  readonly tokenIds: number[] = []
+  text = ''
+  /** Undefined while the text grows. */
+  finish: GenerateResult['finish'] | undefined
+  readonly #stream: TextStream
+  readonly #limits: TextLimits
+  #held = ''
+
+  constructor(stream: TextStream, limits: TextLimits) {
+    this.#stream = stream
+    this.#limits = limits
+  }
+
+  /** Takes the next token. Returns the text that became certain. */
+  push(id: number): string {
+    const { endIds, maxTokens, atMost } = this.#limits
+    if (endIds.has(id)) return this.#end('eos')
+    this.tokenIds.push(id)
+    const piece = this.#give(this.#stream.push(id))
+    if (this.finish !== undefined || this.tokenIds.length < maxTokens) return piece
+    return piece + this.#end(atMost)
+  }
+
+  /** Gives what was held back, too. */
+  #end(finish: 'eos' | 'max-new-tokens' | 'context'): string {
+    const rest = this.#give(this.#stream.end())
+    if (this.finish !== undefined) return rest
+    this.finish = finish
+    this.text += this.#held
+    return rest + this.#held
+  }
+
+  #give(piece: string): string {
+    const text = this.#held + piece
+    const { stops } = this.#limits
+    const found = stops.map((stop) => text.indexOf(stop)).filter((at) => at >= 0)
+    if (found.length > 0) this.finish = 'stop'
+    const end = found.length > 0 ? Math.min(...found) : text.length - heldBack(text, stops)
+    this.#held = text.slice(end)
+    this.text += text.slice(0, end)
+    return text.slice(0, end)
+  }
+}
+
+/** Length of the longest end of the text that a stop begins with. */
+function heldBack(text: string, stops: readonly string[]): number {
+  const longest = stops.reduce((most, stop) => Math.max(most, stop.length - 1), 0)
+  for (let length = Math.min(longest, text.length); length > 0; length--) {
+    const end = text.slice(-length)
+    if (stops.some((stop) => stop.startsWith(end))) return length
+  }
+  return 0
+}

@@ -1,0 +1,211 @@
+// A session over one graph: an engine whose graph has the factors of adapters as inputs, so that choosing an adapter is feeding other arrays.
+// The base's weights are in memory once, whatever the number of adapters.
+
+import { type LowrankError, RuntimeError, UnsupportedError } from '../base/errors.js'
+import type { NewRows } from '../graph/fuse/new-rows.js'
+import { joinNeeds, type SiteNeeds } from '../graph/inject/sites.js'
+import { findLinears, type Linear, type ModuleMap } from '../graph/match/linears.js'
+import { sessionModel } from '../graph/session-model.js'
+import { type Graph, readGraph } from '../graph/view/graph.js'
+import { type Engine, openEngine } from '../runtime/host.js'
+import { type Remote, transfer } from '../runtime/rpc.js'
+import type { Feeds, OutputOptions, RuntimeTensor, SessionOptions } from '../runtime/runtime.js'
+import { type Mix, refuseAdapter } from './adapters/choice.js'
+import { type AdapterHead, runWithHeads } from './adapters/heads.js'
+import type { AdapterParts, OpenAdapter } from './adapters/parts.js'
+import { buffersOf, needsOf } from './adapters/site-factors.js'
+import type { InferEngine } from './engine.js'
+import type { SessionBase } from './graphs.js'
+import { type GraphNeeds, sessionGraph, type Vector } from './session-graph.js'
+
+/** How a graph is opened. */
+export interface GraphOptions {
+  readonly runtime: SessionOptions & OutputOptions
+  readonly modules: ModuleMap
+  /** Edits the graph before adapters are put into it. */
+  readonly edit: (graph: Graph) => void
+  /** Called when all is checked, before the runtime reads weights. */
+  readonly beforeOpen: () => Promise<void>
+  readonly onWarning: (message: string) => void
+}
+
+/** An adapter's part in a graph, under the name by which runs choose it. */
+export type NamedParts = AdapterParts & { readonly name: string }
+
+/** One graph of a model, its engine, and the adapters that runs can choose. */
+export class GraphSession {
+  readonly base: SessionBase
+  readonly graph: Graph
+  readonly linears: readonly Linear[]
+  readonly #options: GraphOptions
+  readonly #engine: Engine<InferEngine>
+  readonly #adapters = new Map<string, OpenAdapter>()
+  /** The inputs of the open graph; undefined before it is open. */
+  #needs: GraphNeeds | undefined
+  /** Values of the graph that it gives out beside the model's outputs, for heads. */
+  #given: ReadonlySet<string> = new Set()
+  #newRows: NewRows | undefined
+  /** Runs the graph as it is given, and not in the faster form that lowrank can make of it. */
+  #isPlain = false
+  /** The open graph has the faster form, and no run of it has succeeded yet. */
+  #isUntried = false
+  #retreat: Promise<void> | undefined
+  /** Openings follow one another. */
+  #lastOpening: Promise<unknown> = Promise.resolve()
+
+  private constructor(base: SessionBase, engine: Engine<InferEngine>, options: GraphOptions) {
+    this.base = base
+    this.graph = readGraph(base.onnx.proto)
+    this.linears = findLinears(this.graph, options.modules)
+    this.#engine = engine
+    this.#options = options
+  }
+
+  /** Starts the engine. The graph opens with the first call of {@link add}. */
+  static async start(base: SessionBase, options: GraphOptions): Promise<GraphSession> {
+    const load = async () => (await import('./engine.js')).InferEngine
+    return new GraphSession(base, await openEngine(base.runtime, 'infer', load, options.runtime.threads), options)
+  }
+
+  get engine(): Remote<InferEngine> {
+    return this.#engine.remote
+  }
+
+  get inputNames(): readonly string[] {
+    return this.graph.inputs.map(({ name }) => name)
+  }
+
+  get outputNames(): readonly string[] {
+    return this.graph.outputs.map(({ name }) => name)
+  }
+
+  /** The output with the rows that a step adds to the cache, if the open graph has it. */
+  get newRows(): NewRows | undefined {
+    return this.#newRows
+  }
+
+  /** @throws MismatchError unless runs can choose this adapter */
+  adapter(name: string): OpenAdapter {
+    return this.#adapters.get(name) ?? refuseAdapter(name, [...this.#adapters.keys()])
+  }
+
+  /** Opens the graph with the inputs that these adapters need, and gives their arrays to the engine. */
+  async add(adapters: readonly NamedParts[]): Promise<void> {
+    const before = this.#needs ?? { modules: new Map(), vectors: new Map() }
+    const modules = joinNeeds([before.modules, ...adapters.map(({ factors }) => needsOf(factors))])
+    const newVectors = adapters.flatMap(({ vectors }) => vectors.map((vector) => [vector.name, vector] as const))
+    const vectors = new Map<string, Vector>([...before.vectors, ...newVectors])
+    const inputs = adapters.flatMap(({ about: { head } }) => head?.input.value ?? [])
+    const given = new Set([...this.#given, ...inputs.filter((value) => !this.outputNames.includes(value))])
+    const isSame = sizeOf(modules) === sizeOf(before.modules) && given.size === this.#given.size
+    if (this.#needs === undefined || !isSame) await this.#open({ modules, vectors }, given)
+    for (const { name, about, factors } of adapters) {
+      await this.engine.addAdapter(name, transfer(factors, buffersOf(factors)))
+      this.#adapters.set(name, about)
+    }
+  }
+
+  async remove(name: string): Promise<void> {
+    this.#adapters.delete(name)
+    await this.engine.removeAdapter(name)
+  }
+
+  /**
+   * Runs the graph; logits of the rows' heads take the place of the graph's own.
+   *
+   * @param heads of the rows, as the mixes
+   * @param outputNames default: all that the model has, and the logits of heads
+   */
+  run(
+    feeds: Feeds,
+    mixes: readonly Mix[],
+    heads: readonly (AdapterHead | undefined)[] = [],
+    outputNames?: readonly string[],
+  ): Promise<Record<string, RuntimeTensor>> {
+    const run = (own: Feeds, names: readonly string[]) => this.tried(() => this.engine.run(own, mixes, names))
+    const [head] = heads.flatMap((one) => one ?? [])
+    if (head === undefined) return run(feeds, outputNames ?? this.outputNames)
+    const all = outputNames ?? [...new Set([...this.outputNames, head.output])]
+    return runWithHeads(run, feeds, heads, { wanted: all, own: this.outputNames })
+  }
+
+  /**
+   * Does something with the engine. If ONNX Runtime fails on the faster form that lowrank made of the graph before any run of it has
+   * succeeded, the graph opens as it is given, with a warning, and the action is done again.
+   */
+  async tried<T>(action: () => Promise<T>): Promise<T> {
+    const isUntried = this.#isUntried
+    try {
+      const result = await action()
+      this.#isUntried = false
+      return result
+    } catch (error) {
+      if (!isUntried || !(error instanceof RuntimeError) || this.#engine.isGivenUp()) throw error
+      this.#retreat ??= this.#setPlain(true)
+      await this.#retreat
+      try {
+        const result = await action()
+        this.#warn(error)
+        return result
+      } catch {
+        // The graph as it is given fails too: the run is to blame, such as its feeds.
+        if (this.#isPlain) await this.#setPlain(false)
+        throw error
+      }
+    }
+  }
+
+  close(limitMs: number): Promise<void> {
+    return this.#engine.close(limitMs)
+  }
+
+  #open(needs: GraphNeeds, given: ReadonlySet<string>): Promise<void> {
+    return this.#inTurn(() => this.#openNow(needs, given))
+  }
+
+  async #openNow(needs: GraphNeeds, given: ReadonlySet<string>): Promise<void> {
+    const { runtime, modules, edit, beforeOpen } = this.#options
+    const { onnx } = this.base
+    const changes = { before: edit, names: modules, needs, given, isPlain: this.#isPlain }
+    const { graph, isFused, ...request } = sessionGraph(onnx, changes, runtime.executionProviders)
+    await beforeOpen()
+    try {
+      await this.engine.open({ ...request, model: await sessionModel(onnx, graph), options: runtime })
+    } catch (error) {
+      if (!isFused || !(error instanceof RuntimeError || error instanceof UnsupportedError)) throw error
+      this.#isPlain = true
+      await this.#openNow(needs, given)
+      this.#warn(error)
+      return
+    }
+    this.#needs = needs
+    this.#given = given
+    this.#newRows = request.newRows
+    this.#isUntried = isFused
+  }
+
+  /** Opens the graph anew, as it is given or in its faster form. No later run changes that. */
+  async #setPlain(isPlain: boolean): Promise<void> {
+    await this.#inTurn(async () => {
+      this.#isPlain = isPlain
+      if (this.#needs !== undefined) await this.#openNow(this.#needs, this.#given)
+      this.#isUntried = false
+    })
+  }
+
+  #warn({ message }: LowrankError): void {
+    this.#options.onWarning(
+      `${this.base.onnx.fileName} runs as it is, and slower: ONNX Runtime refused the faster form that lowrank made of it (${message})`,
+    )
+  }
+
+  #inTurn<T>(action: () => Promise<T>): Promise<T> {
+    const result = this.#lastOpening.then(action)
+    this.#lastOpening = result.catch(() => {})
+    return result
+  }
+}
+
+function sizeOf(needs: SiteNeeds): number {
+  return [...needs.values()].reduce((sum, roles) => sum + roles.size, 0)
+}

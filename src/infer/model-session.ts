@@ -1,0 +1,374 @@
+// A session over a model: its graphs, each with an engine of its own, and the adapters, each with its share in every graph.
+
+import { StateError, UnsupportedError } from '../base/errors.js'
+import { checkArgument, checkOptions, kind, listOf, NAME, type OptionTable } from '../base/options.js'
+import { accuracyEdit } from '../graph/accuracy-level.js'
+import type { NewRows } from '../graph/fuse/new-rows.js'
+import { completeFeeds } from '../graph/inputs/family.js'
+import type { ModelGraph } from '../graph/match/spread.js'
+import type { DecodeImage } from '../images/image.js'
+import { LoraAdapter } from '../lora/adapter.js'
+import { STOP_MS, settlesWithin } from '../runtime/host.js'
+import type { Remote } from '../runtime/rpc.js'
+import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
+import { ADAPTER_CHOICE, type Mix, mixesOf, refuseAdapter, requireMixable } from './adapters/choice.js'
+import type { AdapterHead } from './adapters/heads.js'
+import { hasPlace, readParts } from './adapters/parts.js'
+import type { InferEngine } from './engine.js'
+import { batchOf, checkName, checkRanks, plainFeeds } from './feeds.js'
+import { generate, streamText } from './generate/generate.js'
+import { GraphSession, type NamedParts } from './graph-session.js'
+import {
+  mainRole,
+  otherGraphs,
+  type SessionBase,
+  type SessionExtras,
+  shareAdapter,
+  type WholeSession,
+} from './graphs.js'
+import type {
+  AdapterSession,
+  AdapterSessionOptions,
+  Classification,
+  ClassifyInput,
+  ClassifyOptions,
+  EmbedOptions,
+  GenerateOptions,
+  GenerateResult,
+  Prompt,
+  RunOptions,
+  StreamOptions,
+  Tagging,
+  TagOptions,
+  TextOrWords,
+} from './session.js'
+
+const ADAPTER = kind('a LoraAdapter', (value) => value instanceof LoraAdapter)
+
+const RUN_OPTIONS: OptionTable<RunOptions> = { adapter: ADAPTER_CHOICE, outputNames: listOf(NAME), graph: NAME }
+
+/** An {@link AdapterSession}, or over less than a whole model what does not write texts. */
+export class ModelSession<M extends SessionBase = SessionBase> implements Omit<AdapterSession, 'model'> {
+  readonly model: M
+  /** @internal */
+  readonly decodeImage: DecodeImage | undefined
+  readonly #closesModel: boolean
+  readonly #openAdapter: (adapter: unknown) => Promise<LoraAdapter>
+  readonly #onMissing: SessionExtras['onMissing']
+  /** By role; the first is the one that runs ask if they name none. */
+  readonly #graphs = new Map<string, GraphSession>()
+  #adapters: readonly string[] = []
+  #changes = 0
+  /** Changes of the session follow one another. */
+  #lastChange: Promise<unknown> = Promise.resolve()
+  #disposal: Promise<void> | undefined
+
+  private constructor(model: M, closesModel: boolean, allowMissing: boolean, extras: SessionExtras) {
+    const { decodeImage, openAdapter, onMissing = () => {} } = extras
+    this.model = model
+    this.decodeImage = decodeImage
+    this.#closesModel = closesModel
+    this.#openAdapter = openAdapter ?? (async (adapter) => adapter as LoraAdapter)
+    this.#onMissing = allowMissing ? onMissing : undefined
+  }
+
+  /**
+   * See openSession of the entry.
+   *
+   * @param closesModel disposing the session closes the model too
+   */
+  static async open<M extends SessionBase>(
+    model: M,
+    {
+      accuracyLevel,
+      adapters = {},
+      allowMissing = false,
+      modules = {},
+      device,
+      ...options
+    }: AdapterSessionOptions = {},
+    closesModel = false,
+    extras: SessionExtras = {},
+  ): Promise<ModelSession<M>> {
+    const { edit, beforeOpen = async () => {}, keepsTensors, gpuOutputs, onWarning = console.warn } = extras
+    const others = await otherGraphs(model)
+    const setLevel = accuracyLevel === undefined ? undefined : accuracyEdit(accuracyLevel, [model, ...others])
+    const runtime = { ...options, ...(device !== undefined && { executionProviders: [device].flat() }) }
+    const own = {
+      runtime,
+      modules,
+      edit: setLevel ?? (() => {}),
+      beforeOpen: async () => {},
+      onWarning,
+    }
+    const session = new ModelSession(model, closesModel, allowMissing, extras)
+    try {
+      const main = await GraphSession.start(model, {
+        ...own,
+        runtime: { ...runtime, keepsTensors, gpuOutputs },
+        beforeOpen,
+        edit(graph) {
+          edit?.(graph)
+          setLevel?.(graph)
+        },
+      })
+      session.#graphs.set(mainRole(model), main)
+      for (const { role, ...base } of others) session.#graphs.set(role, await GraphSession.start(base, own))
+      await session.#add(Object.entries(adapters))
+      return session
+    } catch (error) {
+      await session.dispose()
+      throw error
+    }
+  }
+
+  get adapters(): readonly string[] {
+    return this.#adapters
+  }
+
+  get graphs(): readonly string[] {
+    return [...this.#graphs.keys()]
+  }
+
+  get inputNames(): readonly string[] {
+    return this.#main.inputNames
+  }
+
+  get outputNames(): readonly string[] {
+    return this.#main.outputNames
+  }
+
+  /** @internal How often adapters have come or gone: facts about them hold until then. */
+  get changes(): number {
+    return this.#changes
+  }
+
+  /** @internal See {@link GraphSession.newRows}. */
+  get newRows(): NewRows | undefined {
+    return this.#main.newRows
+  }
+
+  /** @internal The engine of the first graph. Throws StateError when the session is disposed. */
+  get engine(): Remote<InferEngine> {
+    this.checkOpen()
+    return this.#main.engine
+  }
+
+  async add(name: string, adapter: unknown): Promise<void> {
+    return this.#add([[name, await this.#openAdapter(adapter)]])
+  }
+
+  async remove(name: string): Promise<void> {
+    checkArgument(name, NAME, 'name')
+    return this.#change(async () => {
+      this.checkOpen()
+      if (!this.#adapters.includes(name)) refuseAdapter(name, this.#adapters)
+      this.#adapters = this.#adapters.filter((other) => other !== name)
+      this.#changes++
+      for (const graph of this.#graphs.values()) await graph.remove(name)
+    })
+  }
+
+  async run(feeds: Feeds, options: RunOptions = {}): Promise<Record<string, RuntimeTensor>> {
+    checkOptions(options, { of: 'run', table: RUN_OPTIONS })
+    const { adapter, outputNames, graph: role } = options
+    const session = role === undefined ? this.#main : this.#graph(role)
+    const own = completeFeeds(session.graph, plainFeeds(feeds, session.inputNames))
+    const mixes = mixesOf(adapter, batchOf(own))
+    this.checkMixes(mixes)
+    const heads = headsFor(mixes, (name) => session.adapter(name).head)
+    const names = [...session.outputNames, ...heads.flatMap((head) => head?.output ?? [])]
+    for (const name of outputNames ?? []) checkName('output', name, [...new Set(names)])
+    this.checkOpen()
+    const outputs = await session.run(own, mixes, heads, outputNames)
+    if (mixes.length > 1) checkRanks(session.graph, outputs)
+    return outputs
+  }
+
+  /** @internal Runs one of the model's graphs for all of its outputs, or for some. Throws MismatchError for an unknown role. */
+  runGraph(role: string, feeds: Feeds, mixes: readonly Mix[]): Promise<Record<string, RuntimeTensor>> {
+    this.checkOpen()
+    return this.#graph(role).run(feeds, mixes)
+  }
+
+  /** @internal Runs the first graph, whatever heads the adapters have. */
+  runMain(feeds: Feeds, mixes: readonly Mix[], outputs: readonly string[]): Promise<Record<string, RuntimeTensor>> {
+    this.checkOpen()
+    return this.#main.run(feeds, mixes, [], outputs)
+  }
+
+  /** @internal See {@link GraphSession.tried}, for the first graph. */
+  tried<T>(action: () => Promise<T>): Promise<T> {
+    return this.#main.tried(action)
+  }
+
+  generate(this: WholeSession, prompt: Prompt, options?: GenerateOptions): Promise<GenerateResult>
+  generate(this: WholeSession, prompts: readonly Prompt[], options?: GenerateOptions): Promise<GenerateResult[]>
+  async generate(
+    this: WholeSession,
+    prompts: Prompt | readonly Prompt[],
+    options: GenerateOptions = {},
+  ): Promise<GenerateResult | GenerateResult[]> {
+    return generate(this, prompts, options)
+  }
+
+  stream(
+    this: WholeSession,
+    prompt: Prompt,
+    options: StreamOptions = {},
+  ): AsyncGenerator<string, GenerateResult, undefined> {
+    return streamText(this, prompt, options)
+  }
+
+  classify(this: WholeSession, input: ClassifyInput, options?: ClassifyOptions): Promise<Classification>
+  classify(this: WholeSession, inputs: readonly ClassifyInput[], options?: ClassifyOptions): Promise<Classification[]>
+  async classify(
+    this: WholeSession,
+    inputs: ClassifyInput | readonly ClassifyInput[],
+    options?: ClassifyOptions,
+  ): Promise<Classification | Classification[]> {
+    return (await import('./readings/classify.js')).classify(this, inputs, options)
+  }
+
+  embed(this: WholeSession, text: string, options?: EmbedOptions): Promise<Float32Array>
+  embed(this: WholeSession, texts: readonly string[], options?: EmbedOptions): Promise<Float32Array[]>
+  async embed(
+    this: WholeSession,
+    texts: string | readonly string[],
+    options?: EmbedOptions,
+  ): Promise<Float32Array | Float32Array[]> {
+    return (await import('./readings/embed.js')).embed(this, texts, options)
+  }
+
+  tag(this: WholeSession, text: TextOrWords, options?: TagOptions): Promise<Tagging>
+  tag(this: WholeSession, texts: readonly TextOrWords[], options?: TagOptions): Promise<Tagging[]>
+  async tag(
+    this: WholeSession,
+    texts: TextOrWords | readonly TextOrWords[],
+    options?: TagOptions,
+  ): Promise<Tagging | Tagging[]> {
+    return (await import('./readings/tag.js')).tag(this, texts, options)
+  }
+
+  dispose(): Promise<void> {
+    this.#disposal ??= this.#close()
+    return this.#disposal
+  }
+
+  async #close(): Promise<void> {
+    // A change that waits for a run which never ends is over when the engine is given up.
+    const startedAt = performance.now()
+    await settlesWithin(this.#lastChange, STOP_MS / 2)
+    const leftMs = STOP_MS - (performance.now() - startedAt)
+    try {
+      await Promise.all(Array.from(this.#graphs.values(), (graph) => graph.close(leftMs)))
+    } finally {
+      if (this.#closesModel) await this.model.close?.()
+    }
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.dispose()
+  }
+
+  /** @internal Throws StateError when the session is disposed. */
+  checkOpen(): void {
+    if (this.#disposal !== undefined) throw new StateError({ where: 'session', what: 'the session is closed' })
+  }
+
+  /** @internal Throws MismatchError unless runs can choose these adapters, UnsupportedError for a mix that is no sum. */
+  checkMixes(mixes: readonly Mix[]): void {
+    for (const graph of this.#graphs.values()) requireMixable(mixes, (name) => graph.adapter(name))
+  }
+
+  /** @internal The head that an adapter brings to the first graph. */
+  headOf(name: string): AdapterHead | undefined {
+    return this.#main.adapter(name).head
+  }
+
+  /** @internal The head of all rows together. Throws UnsupportedError where they have different ones. */
+  headFor(mixes: readonly Mix[]): AdapterHead | undefined {
+    const heads = new Set(headsFor(mixes, (name) => this.headOf(name)))
+    if (heads.size === 1) return [...heads][0]
+    throw new UnsupportedError({
+      where: 'adapter',
+      what: 'adapters with heads of their own have different labels, so that the texts of each go one by one',
+      hint: 'Run the rows of each adapter at a time',
+    })
+  }
+
+  /** @internal The chat template that an adapter was trained with; undefined for one that was not trained on chats. */
+  chatTemplateOf(mix: Mix): string | undefined {
+    return mix.map(({ name }) => this.#main.adapter(name).chatTemplate).find((template) => template !== undefined)
+  }
+
+  get #main(): GraphSession {
+    const [main] = this.#graphs.values()
+    return main
+  }
+
+  /** @throws MismatchError when the model has no graph of that role */
+  #graph(role: string): GraphSession {
+    checkName('graph', role, this.graphs)
+    return this.#graphs.get(role)!
+  }
+
+  #add(adapters: readonly (readonly [string, LoraAdapter])[]): Promise<void> {
+    return this.#change(async () => {
+      this.checkOpen()
+      const graphs = [...this.#graphs.values()]
+      const parts = graphs.map((): NamedParts[] => [])
+      for (const [name, adapter] of adapters) {
+        checkArgument(name, NAME, 'name')
+        checkArgument(adapter, ADAPTER, this.#adapters.length + adapters.length > 1 ? `adapter ${name}` : 'adapter')
+        if (this.#adapters.includes(name)) {
+          throw new StateError({
+            where: 'adapter',
+            what: `the session has an adapter ${JSON.stringify(name)} already`,
+            hint: 'Call remove first, or choose another name',
+          })
+        }
+        const shares = await shareAdapter(
+          this.#modelGraphs(),
+          adapter,
+          this.#onMissing?.bind(undefined, name),
+          (graph, part) => hasPlace(graphs[graph], adapter, part),
+        )
+        for (const [i, share] of shares.entries()) {
+          parts[i].push({ name, ...(await readParts(graphs[i], share, shares.length > 1)) })
+        }
+      }
+      for (const [i, graph] of graphs.entries()) await graph.add(parts[i])
+      this.#adapters = [...this.#adapters, ...adapters.map(([name]) => name)]
+      this.#changes += adapters.length
+    })
+  }
+
+  #modelGraphs(): ModelGraph[] {
+    return Array.from(this.#graphs, ([role, { base, graph, linears }]) => {
+      return { role: role as ModelGraph['role'], name: base.onnx.fileName, graph, linears }
+    })
+  }
+
+  #change<T>(action: () => Promise<T>): Promise<T> {
+    const result = this.#lastChange.then(action)
+    this.#lastChange = result.catch(() => {})
+    return result
+  }
+}
+
+/** The heads that the rows' logits come from. Throws UnsupportedError where an adapter of a mix has one. */
+function headsFor(
+  mixes: readonly Mix[],
+  headOf: (name: string) => AdapterHead | undefined,
+): (AdapterHead | undefined)[] {
+  return mixes.map((mix) => {
+    const heads = mix.flatMap(({ name }) => headOf(name) ?? [])
+    if (heads.length === 0 || (mix.length === 1 && mix[0].weight === 1)) return heads[0]
+    throw new UnsupportedError({
+      where: 'adapter',
+      what: 'an adapter with a head of its own is in no mix, and has weight 1',
+      got: mix.map(({ name, weight }) => `${name}: ${weight}`).join(', '),
+    })
+  })
+}

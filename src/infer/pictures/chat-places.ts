@@ -1,0 +1,62 @@
+// Chats with places for pictures, in the form that a chat template takes: parts of text and pictures, or texts with the token of a picture.
+
+import { LowrankError } from '../../base/errors.js'
+import type { MessageOfParts, MessagePart } from '../../text/chat.js'
+import type { ChatTemplate, RenderOptions } from '../../text/template.js'
+
+type Messages = readonly MessageOfParts[]
+
+/** A text that no template changes, and that is easy to find again. */
+const PROBED = 'qztextqz'
+
+/**
+ * How messages are written for a template.
+ *
+ * @param place the text that marks the place of a picture
+ */
+export function messageForm(
+  template: ChatTemplate,
+  args: RenderOptions['args'],
+  place: string,
+): (messages: Messages) => Messages {
+  const write = readsParts(template, args, place) ? partsOf : (content: Content) => textOf(content, place)
+  return (messages) =>
+    messages.map((message) => {
+      return message.content === undefined ? message : { ...message, content: write(message.content) }
+    })
+}
+
+/** Messages with a place for each picture: where none names one, they are before the text of the last question. */
+export function withPlaces(messages: Messages, pictures: number, place: string): Messages {
+  const hasPlace = ({ content = '' }: MessageOfParts) =>
+    typeof content === 'string' ? content.includes(place) : content.some(({ type }) => type === 'image')
+  if (pictures === 0 || messages.some(hasPlace)) return messages
+  const last = messages.findLastIndex(({ role }) => role === 'user')
+  const places = Array.from({ length: pictures }, (): MessagePart => ({ type: 'image' }))
+  return messages.map((message, i) => {
+    return i === last ? { ...message, content: [...places, ...partsOf(message.content ?? '')] } : message
+  })
+}
+
+type Content = NonNullable<MessageOfParts['content']>
+
+function partsOf(content: Content): readonly MessagePart[] {
+  return typeof content === 'string' ? [{ type: 'text', text: content }] : content
+}
+
+function textOf(content: Content, place: string): string {
+  if (typeof content === 'string') return content
+  return content.map((part) => (part.type === 'text' ? part.text : `${place}\n`)).join('')
+}
+
+/** True if a template writes text and places of pictures from parts. */
+function readsParts(template: ChatTemplate, args: RenderOptions['args'], place: string): boolean {
+  const content: MessagePart[] = [{ type: 'image' }, { type: 'text', text: PROBED }]
+  try {
+    const { text } = template.render([{ role: 'user', content }], { args }, 'places of pictures')
+    return text.includes(place) && text.includes(PROBED)
+  } catch (error) {
+    if (error instanceof LowrankError) return false
+    throw error
+  }
+}

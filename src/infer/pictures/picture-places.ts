@@ -1,0 +1,83 @@
+// The text in the places of pictures, by the type of model: tokens for their vectors, and the text that transformers' processors write
+// around them.
+
+import { UnsupportedError } from '../../base/errors.js'
+import type { Model } from '../../graph/model-folder.js'
+
+/** How many vectors a picture has, and in how many tiles. */
+export interface PictureSize {
+  readonly count: number
+  /** Tiles of the picture by row and column; 0 for one that is not cut. */
+  readonly rows: number
+  readonly columns: number
+}
+
+/** How a type of model writes pictures in texts. */
+export interface PictureWriting {
+  /** The token in whose places the vectors go. */
+  readonly token: number
+  /** The token that marks the place of a picture before. */
+  readonly mark: number
+  /** The text in the place of the mark; names are the texts of tokens. */
+  write(size: PictureSize, nameOf: (id: number) => string): string
+}
+
+type Config = Model['config']
+type Make = (token: number, config: Config) => PictureWriting
+
+const alone: Make = (token) => ({
+  token,
+  mark: token,
+  write: ({ count }, nameOf) => nameOf(token).repeat(count),
+})
+
+/** Between a token that begins a picture and one that ends it. */
+const between: Make = (token, { boi_token_index: begin, eoi_token_index: end }) => ({
+  token,
+  mark: begin as number,
+  write: ({ count }, nameOf) =>
+    `\n\n${nameOf(begin as number)}${nameOf(token).repeat(count)}${nameOf(end as number)}\n\n`,
+})
+
+/** Tile by tile, with its row and column, and the whole picture behind them. */
+const inTiles: Make = (token) => ({
+  token,
+  mark: token,
+  write({ count, rows, columns }, nameOf) {
+    const around = '<fake_token_around_image>'
+    const tile = nameOf(token).repeat(count / (rows * columns + 1))
+    const rowOf = (row: number) =>
+      Array.from({ length: columns }, (_, column) => `${around}<row_${row + 1}_col_${column + 1}>${tile}`).join('')
+    const lines = Array.from({ length: rows }, (_, row) => `${rowOf(row)}\n`)
+    return `${lines.join('')}${rows > 0 ? '\n' : ''}${around}<global-img>${tile}${around}`
+  },
+})
+
+/** Ways of writing by `model_type` of config.json. */
+const WRITINGS: Readonly<Record<string, Make>> = {
+  llava: alone,
+  llava_onevision: alone,
+  qwen2_vl: alone,
+  qwen2_5_vl: alone,
+  gemma3: between,
+  idefics3: inTiles,
+  smolvlm: inTiles,
+}
+
+/** How a model writes pictures; undefined for one that reads texts alone, or whose way is not known. */
+export function pictureWriting({ config }: Pick<Model, 'config'>): PictureWriting | undefined {
+  const { model_type: type } = config
+  const make = typeof type === 'string' && Object.hasOwn(WRITINGS, type) ? WRITINGS[type] : undefined
+  const token = [config.image_token_id, config.image_token_index].find(Number.isSafeInteger) as number | undefined
+  return token === undefined || !('vision_config' in config) ? undefined : make?.(token, config)
+}
+
+/** The error of pictures for a model that has no {@link pictureWriting}, or no graphs for them. */
+export function readsNoPictures({ config }: Pick<Model, 'config'>): UnsupportedError {
+  return new UnsupportedError({
+    where: 'images',
+    what: 'lowrank gives this model no pictures with its texts',
+    expected: `a folder with embed_tokens.onnx and vision_encoder.onnx, whose config.json has a model_type of ${Object.keys(WRITINGS).join(', ')}`,
+    got: `model_type ${JSON.stringify(config.model_type)}`,
+  })
+}

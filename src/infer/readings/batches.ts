@@ -1,0 +1,147 @@
+// Texts and pairs of texts in batches of like length, for models that read them whole: what is filled up is masked, so that the result of a
+// text does not depend on the others.
+
+import { DataError } from '../../base/errors.js'
+import { anyOf, COUNT, checkArgument, isObject, kind, SIGNAL, STRING } from '../../base/options.js'
+import { checkImageInputs, imageFeeds } from '../../graph/inputs/images.js'
+import { encoderInputs } from '../../graph/inputs/tokens.js'
+import { type Model, requireTokenizer } from '../../graph/model-folder.js'
+import type { Graph } from '../../graph/view/graph.js'
+import { type DecodeImage, type ImageSource, readImage } from '../../images/image.js'
+import { isImageSource } from '../../images/image-source.js'
+import { imageProcessor } from '../../images/processor.js'
+import type { Feeds } from '../../runtime/runtime.js'
+import { attentionMask, padded } from '../../tasks/token-batch.js'
+import { checkVocabulary } from '../../text/records.js'
+import type { BatchOptions, TextOrPair } from '../session.js'
+
+/** Texts or pictures in a run where nothing else is asked for. */
+const BATCH_SIZE = 8
+
+/** The kinds of {@link BatchOptions}. */
+export const BATCH_KINDS = { maxLength: COUNT, batchSize: COUNT, signal: SIGNAL }
+
+const PAIR = kind('an object with text and textPair', (value) => {
+  if (!isObject(value)) return false
+  const { text, textPair, ...others } = value
+  const isPair = textPair === undefined || typeof textPair === 'string'
+  return typeof text === 'string' && isPair && Object.keys(others).length === 0
+})
+
+/** One text as a call gives it. */
+export const TEXT_OR_PAIR = anyOf(STRING, PAIR)
+
+/** A text as the model takes it. */
+export interface EncodedText {
+  readonly ids: readonly number[]
+  readonly typeIds: readonly number[]
+  readonly isTruncated: boolean
+}
+
+/**
+ * The texts of a call as a list, checked.
+ *
+ * @throws ConfigError naming the text that is none
+ */
+export function listOfTexts<T>(texts: T | readonly T[], expected: Parameters<typeof checkArgument>[1]): readonly T[] {
+  const list = Array.isArray(texts) ? (texts as readonly T[]) : [texts as T]
+  list.forEach((text, i) => void checkArgument(text, expected, Array.isArray(texts) ? `texts[${i}]` : 'texts'))
+  return list
+}
+
+/** @throws FileError when the model has no tokenizer, MismatchError when it is another model's, DataError for a text without tokens */
+export function encodeTexts(
+  model: Model,
+  texts: readonly TextOrPair[],
+  limit = Number.POSITIVE_INFINITY,
+): EncodedText[] {
+  const { vocabularySize, contextLength = Number.POSITIVE_INFINITY } = model
+  const tokenizer = requireTokenizer(model)
+  return texts.map((input, i) => {
+    const { text, textPair } = typeof input === 'string' ? { text: input, textPair: undefined } : input
+    const encoded = tokenizer.encodeTexts(text, textPair, Math.min(limit, contextLength))
+    if (encoded.ids.length === 0) {
+      throw new DataError({ where: `texts[${i}]`, what: 'it has no tokens, and the tokenizer adds none' })
+    }
+    checkVocabulary(encoded.ids, { tokenizer, vocabularySize })
+    return encoded
+  })
+}
+
+/** A batch of texts. */
+export interface TextBatch {
+  /** Numbers of the texts. */
+  readonly texts: readonly number[]
+  /** The length that they are filled up to. */
+  readonly sequence: number
+  readonly feeds: Feeds
+}
+
+/**
+ * All texts, those of like length together.
+ *
+ * @throws UnsupportedError when the graph is no encoder; the signal's reason
+ */
+export function* batchesOf(
+  { padTokenId }: Pick<Model, 'padTokenId'>,
+  graph: Graph,
+  encoded: readonly EncodedText[],
+  { batchSize = BATCH_SIZE, signal }: BatchOptions,
+): Generator<TextBatch, void> {
+  const inputs = encoderInputs(graph)
+  const order = [...encoded.keys()].sort((a, b) => encoded[a].ids.length - encoded[b].ids.length)
+  for (let from = 0; from < order.length; from += batchSize) {
+    signal?.throwIfAborted()
+    const texts = order.slice(from, from + batchSize)
+    const ids = texts.map((i) => encoded[i].ids)
+    const types = texts.map((i) => encoded[i].typeIds)
+    const sequence = Math.max(...ids.map(({ length }) => length))
+    const feeds = inputs.feeds({
+      batch: texts.length,
+      sequence,
+      inputIds: padded(ids, sequence, padTokenId),
+      attentionMask: attentionMask(ids, sequence),
+      tokenTypeIds: padded(types, sequence, 0),
+    })
+    yield { texts, sequence, feeds }
+  }
+}
+
+/** One picture as a call gives it. */
+export const IMAGE = kind('a picture: a path, the bytes of a file, or { data, width, height }', isImageSource)
+
+/** A batch of pictures. */
+export interface ImageBatch {
+  /** Numbers of the pictures. */
+  readonly texts: readonly number[]
+  readonly feeds: Feeds
+}
+
+/**
+ * All pictures, in their order.
+ *
+ * @throws UnsupportedError when the graph reads more than pictures, or the model's files do not tell how; DataError for a picture that
+ *   cannot be read; the signal's reason
+ */
+export async function* imageBatches(
+  { model, decodeImage }: { readonly model: Model; readonly decodeImage: DecodeImage | undefined },
+  graph: Graph,
+  images: readonly ImageSource[],
+  { batchSize = BATCH_SIZE, signal }: BatchOptions,
+): AsyncGenerator<ImageBatch, void> {
+  checkImageInputs(graph)
+  const processor = imageProcessor(model.preprocessorConfig, model.config.image_size)
+  const { width, height } = processor
+  const size = 3 * width * height
+  for (let from = 0; from < images.length; from += batchSize) {
+    signal?.throwIfAborted()
+    const own = images.slice(from, from + batchSize)
+    const pixels = new Float32Array(own.length * size)
+    for (const [i, image] of own.entries()) {
+      const where = `image ${from + i + 1}`
+      const fitted = processor.fit(await readImage(image, decodeImage, where), where)
+      processor.write(fitted, pixels.subarray(i * size, (i + 1) * size))
+    }
+    yield { texts: own.map((_, i) => from + i), feeds: imageFeeds(pixels, own.length, height, width) }
+  }
+}

@@ -1,0 +1,128 @@
+// The source of logits that are read as labels: the head that an adapter brings, or the model's own.
+
+import { MismatchError, NumericError, UnsupportedError } from '../../base/errors.js'
+import { logitsName } from '../../graph/match/linears.js'
+import type { Model } from '../../graph/model-folder.js'
+import { type Graph, readGraph } from '../../graph/view/graph.js'
+import type { Feeds, RuntimeTensor } from '../../runtime/runtime.js'
+import { namedLabels } from '../../tasks/heads.js'
+import { mixesOf } from '../adapters/choice.js'
+import { headLogits } from '../adapters/heads.js'
+import type { WholeSession } from '../graphs.js'
+
+/** The things that get labels. */
+export type Labelled = 'texts' | 'words'
+
+/** Axes of the logits of each, and where else their adapters and models are read. */
+const KINDS = {
+  texts: { axes: 2, shape: '(batch, labels)', task: 'text-classification', other: 'tag' },
+  words: { axes: 3, shape: '(batch, sequence, labels)', task: 'token-classification', other: 'classify' },
+} as const
+
+/** A source of logits. */
+export interface LogitsSource {
+  readonly graph: Graph
+  /** In the order of the logits; undefined where no file tells. */
+  readonly labels: readonly string[] | undefined
+  /** The problem type of the logits, in transformers' words; undefined where no file tells. */
+  readonly problemType: unknown
+  run(feeds: Feeds): Promise<RuntimeTensor>
+}
+
+/** Throws UnsupportedError or MismatchError when there are none. */
+export function logitsOf(session: WholeSession, adapter: string | undefined, of: Labelled): LogitsSource {
+  const { model } = session
+  const graph = readGraph(model.onnx.proto)
+  const head = adapter === undefined ? undefined : session.headOf(adapter)
+  const wanted = head?.input.value ?? logitsName(graph)
+  if (head === undefined) checkClassifier(model, graph, adapter, of)
+  else if ((head.input.rows === 'all') !== (of === 'words')) throw otherHead(adapter, of)
+  const names = namedLabels(model.config)
+  // A head of another size has other labels than the model's.
+  const isOwn = names.length > 0 && (head === undefined || head.count === names.length)
+  return {
+    graph,
+    labels: head?.labels ?? (isOwn ? names : undefined),
+    problemType: head === undefined ? model.config.problem_type : head.problemType,
+    async run(feeds) {
+      const { [wanted]: output } = await session.runMain(feeds, mixesOf(adapter, undefined), [wanted])
+      const logits = head === undefined ? output : headLogits(head, output, feeds)
+      if (logits.dims.length === KINDS[of].axes) return logits
+      throw noClassifier(graph, adapter, of, `${wanted} of ${logits.dims.length} axes`)
+    },
+  }
+}
+
+function otherHead(adapter: string | undefined, of: Labelled): UnsupportedError {
+  return new UnsupportedError({
+    where: `adapter ${JSON.stringify(adapter)}`,
+    what: `its head gives labels to ${of === 'words' ? 'whole texts' : 'words'}`,
+    hint: `Call ${KINDS[of].other}`,
+  })
+}
+
+/** Throws UnsupportedError for a graph whose logits are no such labels, as far as its declarations tell. */
+function checkClassifier({ config }: Model, graph: Graph, adapter: string | undefined, of: Labelled): void {
+  const logits = graph.outputs.find(({ name }) => name === logitsName(graph))
+  const type = logits?.type?.value
+  const dims = type?.case === 'tensorType' ? type.value.shape?.dim : undefined
+  const got = `${logits?.name ?? 'no outputs'}${dims === undefined ? '' : ` of ${dims.length} axes`}`
+  const isHidden = /hidden_state|pooler|embedding/.test(logits?.name ?? '')
+  const architectures = [config.architectures].flat().filter((name) => typeof name === 'string')
+  const isOther = architectures.some((name) => OTHER_CLASSES[of].test(name))
+  if (logits === undefined || isHidden || isOther || (dims !== undefined && dims.length !== KINDS[of].axes)) {
+    throw noClassifier(graph, adapter, of, isOther ? architectures.join(', ') : got)
+  }
+}
+
+/** Architectures whose logits are something else. */
+const OTHER_CLASSES: Readonly<Record<Labelled, RegExp>> = {
+  texts: /For(CausalLM|MaskedLM|ConditionalGeneration|TokenClassification)/,
+  words: /For(CausalLM|MaskedLM|ConditionalGeneration|SequenceClassification|QuestionAnswering)/,
+}
+
+function noClassifier(graph: Graph, adapter: string | undefined, of: Labelled, got: string): UnsupportedError {
+  const { shape, task, other } = KINDS[of]
+  const isOther = of === 'texts' ? /TokenClassification/.test(got) : /SequenceClassification/.test(got)
+  const isGenerative = graph.inputs.some(({ name }) => /^past/.test(name))
+  const whose = adapter === undefined ? 'the model' : `neither the model nor the adapter ${JSON.stringify(adapter)}`
+  return new UnsupportedError({
+    where: 'ONNX model',
+    what:
+      adapter === undefined
+        ? `${whose} has no head that gives labels to ${of}`
+        : `${whose} has a head for labels of ${of}`,
+    expected: `an output logits ${shape}, or an adapter with modules_to_save`,
+    got,
+    hint: isGenerative
+      ? 'This model continues texts: call generate'
+      : isOther
+        ? `Call ${other}`
+        : `Train an adapter with the task ${task}, and name it in \`adapter\``,
+  })
+}
+
+/** @throws MismatchError when there are not as many names as logits */
+export function labelsFor(count: number, names: readonly string[] | undefined): readonly string[] {
+  if (names === undefined) return Array.from({ length: count }, (_, i) => `LABEL_${i}`)
+  if (names.length === count) return names
+  throw new MismatchError({
+    where: 'id2label',
+    what: 'the model does not have as many labels as logits',
+    expected: String(count),
+    got: names.join(', '),
+  })
+}
+
+/** Throws NumericError for numbers that mean nothing. */
+export function checkFinite(logits: Float32Array): void {
+  if (logits.every(Number.isFinite)) return
+  throw new NumericError({ where: 'logits', what: 'they are not finite', hint: 'Run the model in f32' })
+}
+
+export function softmax(logits: Float32Array): number[] {
+  const most = Math.max(...logits)
+  const powers = Array.from(logits, (value) => Math.exp(value - most))
+  const sum = powers.reduce((total, power) => total + power, 0)
+  return powers.map((power) => power / sum)
+}

@@ -1,0 +1,87 @@
+// Texts in, tags of their words out, and the entities that the tags spell.
+
+import { anyOf, checkOptions, isObject, kind, NAME, type OptionTable, orNull, STRING } from '../../base/options.js'
+import { requireTokenizer } from '../../graph/model-folder.js'
+import { entitiesOf } from '../../tasks/entities.js'
+import type { Span } from '../../text/added-tokens.js'
+import { checkVocabulary } from '../../text/records.js'
+import { type EncodedWords, encodeWords, joinWords, wordsIn } from '../../text/words.js'
+import { mixesOf } from '../adapters/choice.js'
+import { floatsOf } from '../feeds.js'
+import type { WholeSession } from '../graphs.js'
+import type { TaggedWord, Tagging, TagOptions, TextOrWords } from '../session.js'
+import { BATCH_KINDS, batchesOf, listOfTexts } from './batches.js'
+import { checkFinite, labelsFor, logitsOf, softmax } from './logits.js'
+
+const OPTIONS: OptionTable<TagOptions> = { adapter: orNull(NAME), ...BATCH_KINDS }
+
+const WORDS = kind('an object with words', (value) => {
+  if (!isObject(value)) return false
+  const { words, ...others } = value
+  const isList = Array.isArray(words) && words.every((word) => typeof word === 'string')
+  return isList && Object.keys(others).length === 0
+})
+const TEXT_OR_WORDS = anyOf(STRING, WORDS)
+
+/** A text, its words, and how the model takes them. */
+interface Input extends EncodedWords {
+  readonly text: string
+  readonly words: readonly Span[]
+}
+
+/** See AdapterSession.tag. */
+export async function tag(
+  session: WholeSession,
+  texts: TextOrWords | readonly TextOrWords[],
+  options: TagOptions = {},
+): Promise<Tagging | Tagging[]> {
+  checkOptions(options, { of: 'tag', table: OPTIONS })
+  const list = listOfTexts(texts, TEXT_OR_WORDS)
+  const { adapter, maxLength } = options
+  session.checkMixes(mixesOf(adapter, undefined))
+  const source = logitsOf(session, adapter ?? undefined, 'words')
+  const inputs = list.map((one) => inputOf(session, one, maxLength))
+  const results: Tagging[] = Array(list.length)
+  for (const batch of batchesOf(session.model, source.graph, inputs, options)) {
+    const logits = await source.run(batch.feeds)
+    const [, sequence, count] = logits.dims
+    const labels = labelsFor(count, source.labels)
+    const values = floatsOf(logits)
+    batch.texts.forEach((text, row) => {
+      const own = values.subarray(row * sequence * count, (row + 1) * sequence * count)
+      results[text] = taggingOf(inputs[text], own, labels)
+    })
+  }
+  return Array.isArray(texts) ? results : results[0]
+}
+
+function inputOf({ model }: WholeSession, given: TextOrWords, limit = Number.POSITIVE_INFINITY): Input {
+  const { vocabularySize, contextLength = Number.POSITIVE_INFINITY } = model
+  const tokenizer = requireTokenizer(model)
+  const { text, spans } = typeof given === 'string' ? { text: given, spans: wordsIn(given) } : joinWords(given.words)
+  const encoded = encodeWords(tokenizer, text, spans, Math.min(limit, contextLength))
+  checkVocabulary(encoded.ids, { tokenizer, vocabularySize })
+  return { ...encoded, text, words: spans }
+}
+
+/** @param logits (tokens, labels) */
+function taggingOf(
+  { text, words: spans, firsts, isTruncated }: Input,
+  logits: Float32Array,
+  labels: readonly string[],
+): Tagging {
+  const words = spans.flatMap(({ start, end }, i): TaggedWord[] => {
+    if (firsts[i] < 0) return []
+    const own = logits.subarray(firsts[i] * labels.length, (firsts[i] + 1) * labels.length)
+    checkFinite(own)
+    const scores = softmax(own)
+    const best = scores.indexOf(Math.max(...scores))
+    return [{ text: text.slice(start, end), start, end, tag: labels[best], score: scores[best] }]
+  })
+  const entities = entitiesOf(words.map((word) => word.tag)).map(({ type, start: from, end: to }) => {
+    const [{ start }, { end }] = [words[from], words[to - 1]]
+    const score = words.slice(from, to).reduce((sum, word) => sum + word.score, 0) / (to - from)
+    return { label: type, text: text.slice(start, end), start, end, score }
+  })
+  return { words, entities, isTruncated }
+}

@@ -1,0 +1,257 @@
+// One adapter, in memory or in its folder: config, parts without their values, and a way to read them. Saving, inspecting, merging,
+// converting, combining and resizing walk this. A folder's tensors stay in their file, so that memory does not grow with the adapter.
+
+import { type Directory, MemorySource, readThere } from '../base/bytes.js'
+import { encodeWeights, type FloatDtype, isFiniteStored, isFloatDtype } from '../base/dtype.js'
+import type { LowrankError } from '../base/errors.js'
+import { isAllFinite, type Matrix, type Tensor } from '../base/tensor.js'
+import { readTensorF32 } from '../formats/safetensors.js'
+import { type AdapterPart, LoraAdapter } from '../lora/adapter.js'
+import type { LoraConfig } from '../lora/config.js'
+import { notFinite } from '../lora/factors.js'
+import type { StoredTensor } from '../lora/kinds/stored.js'
+import { tensorsOf } from '../lora/part.js'
+import { requireOwnLayers, requireUnchangedBase } from '../lora/requirements.js'
+import { readChatTemplate } from './chat-template.js'
+import { parsePeftConfig } from './config.js'
+import { findAdapter, openWeights, readConfig } from './files.js'
+import { type AdapterTensor, normalizeKeys } from './keys.js'
+import { type Meaning, readMeaning } from './labels.js'
+import { claimTensors, type OpenPart } from './tensors.js'
+import { unmatchedProblems } from './unmatched.js'
+
+/** An adapter in memory, or in its folder. */
+export interface OpenAdapter {
+  /** The folder's name; `adapter` in memory. For messages. */
+  readonly name: string
+  readonly config: LoraConfig
+  /** See {@link LoraAdapter.notes}. */
+  readonly notes: readonly string[]
+  /** As {@link LoraAdapter.labels} and {@link LoraAdapter.problemType}. */
+  readonly meaning: Meaning
+  /** The template of the chats that it was trained on. */
+  readonly chatTemplate: string | undefined
+  /** Names of tensors that nothing claims. */
+  readonly unclaimed: readonly string[]
+  /** What is wrong with config and tensors; empty unless it was opened with `isTolerant`. */
+  readonly problems: readonly LowrankError[]
+  /** The sound parts. Those of a folder: layers, then experts, replaced tensors and rows of tokens; each group by name. */
+  parts(): readonly OpenPart[]
+  /** The type that a part is saved in. In a file it is that of all its tensors, or fp32, which holds the others' values. */
+  dtypeOf(part: OpenPart): FloatDtype
+  /** The whole adapter in memory. Throws as `read`. */
+  load(): Promise<LoraAdapter>
+  /** One part with its values. Throws NumericError when a value is not finite, and FileError. */
+  read(name: string): Promise<AdapterPart>
+  close(): Promise<void>
+}
+
+/** Options of `loadAdapter`. */
+export interface LoadOptions {
+  /** Name of the adapter: a subfolder, or the adapter name in the tensor names. Needed only if there are several. */
+  name?: string | undefined
+  /** Refuses a config with targets or patterns that match nothing of the adapter. Default false. */
+  strict?: boolean | undefined
+}
+
+/** How an adapter is opened. */
+export interface OpenOptions extends LoadOptions {
+  /** Opens what is sound and returns the problems, where the default throws the first. */
+  isTolerant?: boolean | undefined
+}
+
+/**
+ * Opens an adapter, and checks everything but the values, which are read later.
+ *
+ * @throws FileError, FormatError, ConfigError, MismatchError, ShapeError or UnsupportedError for the first thing that is wrong; with
+ *   `isTolerant` only where a file cannot be read at all
+ */
+export async function openAdapter(source: LoraAdapter | Directory, options: OpenOptions = {}): Promise<OpenAdapter> {
+  return source instanceof LoraAdapter ? openInMemory(source, options) : openFolder(source, options)
+}
+
+/**
+ * Opens an adapter whose B·A must be its change.
+ *
+ * @param use what would be done with it, for the message that refuses an adapter whose start changed the base
+ * @throws UnsupportedError for such an adapter, and, unless `replicates`, for layers that share a weight of the base; what
+ *   {@link openAdapter} throws
+ */
+export async function openForUse(
+  source: LoraAdapter | Directory,
+  use: string,
+  { replicates = false, ...options }: OpenOptions & { replicates?: boolean } = {},
+): Promise<OpenAdapter> {
+  const opened = await openAdapter(source, options)
+  try {
+    requireUnchangedBase(opened, use)
+    if (!replicates) requireOwnLayers(opened, use)
+    return opened
+  } catch (error) {
+    await opened.close()
+    throw error
+  }
+}
+
+function openInMemory(adapter: LoraAdapter, { strict = false, isTolerant = false }: OpenOptions): OpenAdapter {
+  const parts = adapter.parts().map(viewOf)
+  const { config, notes, chatTemplate } = adapter
+  const problems = strict ? unmatchedProblems({ config, parts: () => parts }, 'adapter') : []
+  if (!isTolerant) throwFirst(problems)
+  return {
+    name: 'adapter',
+    config,
+    notes,
+    meaning: adapter,
+    chatTemplate,
+    unclaimed: [],
+    problems,
+    parts: () => parts,
+    dtypeOf: ({ name }) => adapter.get(name)!.dtype as FloatDtype,
+    load: async () => adapter,
+    read: async (name) => adapter.get(name)!,
+    close: async () => {},
+  }
+}
+
+/** A part in memory as if it were in a file; its tensors are views where they can be, made when somebody asks for them. */
+function viewOf(part: AdapterPart): OpenPart {
+  const { kind, name, module } = part
+  const own =
+    part.kind === 'replacement'
+      ? { key: part.key, isTrained: part.isTrained }
+      : part.kind === 'token-rows'
+        ? { indices: part.indices }
+        : { config: part.config, ...(part.kind === 'parameter' && { experts: part.experts }) }
+  const view = {
+    ...{ kind, name, module },
+    ...own,
+    get tensors() {
+      const tensors: [string, Tensor | StoredTensor][] = tensorsOf(part as { tensors: { weight: StoredTensor } })
+      const nameOf = (role: string) => {
+        return part.kind === 'replacement' ? name : `${part.kind === 'token-rows' ? module : name}.${role}`
+      }
+      return Object.fromEntries(tensors.map(([role, tensor]) => [role, tensorInMemory(nameOf(role), tensor)]))
+    },
+  }
+  return view as unknown as OpenPart
+}
+
+function tensorInMemory(name: string, { data, shape, ...stored }: Tensor | StoredTensor): AdapterTensor {
+  const isDouble = (data as unknown) instanceof Float64Array
+  const dtype = 'dtype' in stored ? stored.dtype : isDouble ? 'fp64' : 'fp32'
+  const bytes = data instanceof Uint8Array ? data : encodeWeights(data, dtype as 'fp64' | 'fp32')
+  return { name, dtype, shape, offset: 0, byteLength: bytes.byteLength, source: new MemorySource(bytes, name) }
+}
+
+async function openFolder(
+  directory: Directory,
+  { name, strict = false, isTolerant = false }: OpenOptions,
+): Promise<OpenAdapter> {
+  const folder = await findAdapter(directory, name)
+  const { bytes, file: configFile } = await readConfig(folder)
+  const { config, problems, unknown } = parsePeftConfig(bytes, configFile)
+  const asides = strict ? [] : unknown.map(({ message }) => message)
+  if (!isTolerant) throwFirst([...problems, ...(strict ? unknown : [])])
+  const opened = await openWeights(folder)
+  const close = () => opened.source.close()
+  try {
+    const { tensors, notes: keyNotes } = normalizeKeys(opened, name)
+    const chatTemplate = await readChatTemplate(folder.directory, folder.path)
+    const isInside = name === undefined && folder.path !== ''
+    const { notes: meaningNotes, ...meaning } = readMeaning(opened.metadata)
+    const inside = isInside ? [`an adapter in ${folder.path}, its only one`] : []
+    const claimed = claimTensors(tensors, config, opened.source.name)
+    const { parts, unclaimed } = claimed
+    const unmatched = strict ? unmatchedProblems({ config, parts: () => parts }, configFile) : []
+    const all = [...problems, ...(strict ? unknown : []), ...claimed.problems, ...unmatched]
+    if (!isTolerant) throwFirst(all)
+    const notes = [...inside, ...asides, ...keyNotes, ...meaningNotes]
+    const byName = new Map(parts.map((part) => [part.name, part]))
+    return {
+      name: directory.name,
+      config,
+      notes,
+      meaning,
+      chatTemplate,
+      unclaimed,
+      problems: all,
+      parts: () => parts,
+      dtypeOf: commonDtype,
+      async load() {
+        const adapter = new LoraAdapter(config)
+        adapter.notes.push(...notes)
+        Object.assign(adapter, meaning, { chatTemplate })
+        for (const part of parts) await addPart(adapter, part)
+        return adapter
+      },
+      read: async (part) => {
+        const scratch = new LoraAdapter(config)
+        await addPart(scratch, byName.get(part)!)
+        return scratch.get(part)!
+      },
+      close,
+    }
+  } catch (error) {
+    await close()
+    throw error
+  }
+}
+
+function throwFirst([first]: readonly LowrankError[]): void {
+  if (first !== undefined) throw first
+}
+
+function commonDtype(part: OpenPart): FloatDtype {
+  const [first, ...others] = tensorsOf(part).map(([, { dtype }]) => dtype)
+  return isFloatDtype(first) && others.every((dtype) => dtype === first) ? first : 'fp32'
+}
+
+/** Reads a part's tensors from their file, and adds it to an adapter in memory. */
+async function addPart(adapter: LoraAdapter, part: OpenPart): Promise<void> {
+  const { name } = part
+  if (part.kind === 'replacement') {
+    const { isTrained, key } = part
+    adapter.addReplacement(name, await readStored(part.tensors.weight), { isTrained, key })
+    return
+  }
+  if (part.kind === 'token-rows') {
+    adapter.addTokenRows(part.module, part.indices, await readStored(part.tensors.weight))
+    return
+  }
+  const { weightA, weightB, magnitude, biasB } = part.tensors
+  const factors = [await readFactor(weightA), await readFactor(weightB)] as const
+  const matrices = factors.map(({ data, shape }): Matrix => ({ data, shape: [shape[0], shape[1]] }))
+  const vectors = {
+    magnitude: magnitude && (await readFactor(magnitude)).data,
+    biasB: biasB && (await readFactor(biasB)).data,
+  }
+  const add = {
+    linear: () => adapter.addFactors(name, matrices[0], matrices[1], vectors),
+    embedding: () => adapter.addEmbedding(name, matrices[0], matrices[1], vectors),
+    convolution: () => adapter.addConvolution(name, ...factors, vectors),
+    parameter: () => adapter.addExperts(name, matrices[0], matrices[1]),
+  }
+  add[part.kind]().dtype = commonDtype(part)
+}
+
+/** A factor or a vector as f32. Throws NumericError when a value is not finite, and FileError. */
+export async function readFactor(info: AdapterTensor): Promise<Tensor> {
+  const { source, name } = info
+  const tensor = await readTensorF32({ source, tensors: new Map([[name, info]]), metadata: {} }, name)
+  if (isAllFinite(tensor.data)) return tensor
+  throw notFinite(tensorPlace(info))
+}
+
+/** A tensor with its bytes as they are; see {@link readThere} for `memory`. Throws as {@link readFactor}. */
+export async function readStored(info: AdapterTensor, memory?: Uint8Array): Promise<StoredTensor> {
+  const { source, dtype, shape, offset, byteLength } = info
+  const data = await readThere(source, offset, byteLength, memory)
+  if (isFiniteStored(data, dtype)) return { dtype, shape, data }
+  throw notFinite(tensorPlace(info))
+}
+
+/** A tensor, for messages: its name, after that of its file. */
+export function tensorPlace({ name, source }: AdapterTensor): string {
+  return source.name === name ? name : `${source.name}: ${name}`
+}
