@@ -72,13 +72,21 @@ export interface Directory {
    * @throws FileError while another one has it
    */
   reserve?(what: string): Promise<Reservation>
+  /**
+   * Writes files that appear together or not at all, while nobody else writes here. Folders without it give each file its name when
+   * it is complete.
+   *
+   * @param write gets the folder for the files
+   * @throws FileError when another process writes here; what `write` throws
+   */
+  together?<T>(write: (folder: Directory) => Promise<T>): Promise<T>
   /** Whether the other is this very folder, where that cannot be told from the paths of files. */
   isSame?(other: Directory): Promise<boolean>
 }
 
 /** A folder that one writer has. */
 export interface Reservation {
-  /** Throws FileError when another one has taken the folder, because this one gave no sign of life. */
+  /** Throws FileError when this one has lost the folder, because somebody removed the lock. */
   check(): Promise<void>
   /** Lets others have it. */
   release(): Promise<void>
@@ -252,6 +260,11 @@ export async function writeThrough(
     await sink.abort()
     throw error
   }
+}
+
+/** Writes several files that belong together: whole or not at all, where the folder can do that. */
+export async function writeTogether<T>(directory: Directory, write: (folder: Directory) => Promise<T>): Promise<T> {
+  return directory.together === undefined ? write(directory) : directory.together(write)
 }
 
 /** Reads and parses a JSON file; FormatError names the file when it is no JSON. */

@@ -33,21 +33,17 @@ export const OUTPUT = {
   strict: toggle('stop if a target or pattern in adapter_config.json matches no layer of the adapter'),
   threads: integer('number of threads; default: one for each core, at most 4'),
   reproducible: toggle('write the same bytes on every machine; a little slower'),
-  resume: toggle('continue an interrupted run and keep its finished files'),
-  shards: sized('I/N', 'split the merge into N jobs, and run job I of them (0 to N-1)', readShare),
-  finish: toggle('run this once after all --shards jobs: it checks their files and moves them to --out'),
+  shard: sized(
+    'I/N',
+    'split the merge into N shares, and make share I of them (0 to N-1). The last share to end gives the result its name',
+    readShare,
+  ),
   overwrite: toggle('replace an earlier merge in --out'),
   json: toggle('print one JSON document on stdout'),
 }
 
 /** Names of the API's options that have another name here. */
-export const API_NAMES = { maxShardBytes: 'maxShardSize', share: 'shards' } as const
-
-/** Which part of a merge a run makes. */
-export function partOf({ shards, finish }: { shards?: unknown; finish: boolean }): 'whole' | 'share' | 'finish' {
-  if (finish) return 'finish'
-  return shards === undefined ? 'whole' : 'share'
-}
+export const API_NAMES = { maxShardBytes: 'maxShardSize', share: 'shard' } as const
 
 /** What of a model changed, in a few words. */
 export function changesIn({ changed, tensors, branches }: MergeSummary): string {
@@ -55,16 +51,13 @@ export function changesIn({ changed, tensors, branches }: MergeSummary): string 
   return `${changed} of ${tensors} tensors changed${beside}`
 }
 
-function outcome(report: MergeReport, part: 'whole' | 'share' | 'finish'): string {
+function outcome(report: MergeReport): string {
   const [out, seconds] = [colors.bold(report.out), `${report.seconds.toFixed(1)} s`]
   const changed = changesIn(report)
-  if (part === 'whole') return `Wrote ${out}: ${bytes(report.bytes)}, ${changed}, ${seconds}`
-  if (part === 'finish') return `Checked all files. The result is ${out}: ${changed}, ${seconds}`
-  const made =
-    report.bytes === 0
-      ? 'Nothing was left to do for this job'
-      : `Made ${bytes(report.bytes)} in ${out}: ${changed}, ${seconds}`
-  return `${made}. When all jobs are done, run the same command with --finish in place of --shards.`
+  if (report.missing !== undefined)
+    return `Made ${bytes(report.bytes)} in ${out}: ${changed}, ${seconds}. ${report.missing.length} files of other shares are missing.`
+  if (report.bytes === 0) return `Nothing was left to do. The result is ${out}`
+  return `Wrote ${out}: ${bytes(report.bytes)}, ${changed}, ${seconds}`
 }
 
 /** Runs a merge with a bar; Ctrl-C ends it. Returns the exit code. */
@@ -72,7 +65,6 @@ export async function runMerge<R extends MergeReport>(
   json: boolean,
   work: (run: { signal: AbortSignal; onProgress: (progress: MergeProgress) => void }) => Promise<R>,
   show: (report: R) => void,
-  part: 'whole' | 'share' | 'finish',
 ): Promise<number> {
   const progress = new Progress()
   const startedAt = performance.now()
@@ -87,12 +79,12 @@ export async function runMerge<R extends MergeReport>(
     if (json) printDocument({ ...(report as MergeReport), peakRssBytes: peakRssBytes() })
     else show(report)
     sayAsides(report)
-    say(outcome(report, part))
+    say(outcome(report))
     return 0
   } catch (error) {
     if (!(error instanceof DOMException && error.name === 'AbortError')) throw error
     progress.end()
-    say('Stopped. If the result has several files, --resume keeps the finished ones and continues.')
+    say('Stopped. If the result has several files, the finished ones are kept: the same command continues.')
     return EXIT_INTERRUPTED
   } finally {
     progress.end()
@@ -135,10 +127,12 @@ function readSize({ flag, value }: Occurrence): number {
 function readShare({ flag, value }: Occurrence): { index: number; count: number } {
   const [, index, count] = /^(\d+)\/(\d+)$/.exec(value) ?? []
   if (index === undefined)
-    throw new UsageError(`${flag} needs the number of the job and the number of all jobs, such as 0/4; got '${value}'`)
+    throw new UsageError(
+      `${flag} needs the number of the share and the number of all shares, such as 0/4; got '${value}'`,
+    )
   if (Number(index) >= Number(count)) {
-    const last = Number(count) > 0 ? `; the last of ${count} jobs is ${Number(count) - 1}/${count}` : ''
-    throw new UsageError(`${flag} counts jobs from 0; got '${value}'${last}`)
+    const last = Number(count) > 0 ? `; the last of ${count} shares is ${Number(count) - 1}/${count}` : ''
+    throw new UsageError(`${flag} counts shares from 0; got '${value}'${last}`)
   }
   return { index: Number(index), count: Number(count) }
 }

@@ -7,7 +7,6 @@ import {
   API_NAMES,
   changesIn,
   OUTPUT,
-  partOf,
   runMerge,
   sayAsides,
   weightedAdapters,
@@ -51,18 +50,17 @@ export const merge = defineCommand({
   },
   apiNames: API_NAMES,
   async run(
-    { dryRun, verbose, json, maxShardSize, shards, adapter: _adapter, weight: _weight, ...rest },
+    { dryRun, verbose, json, maxShardSize, shard, adapter: _adapter, weight: _weight, ...rest },
     { occurrences },
   ) {
     const adapters = weightedAdapters(occurrences)
-    const options = { ...rest, adapters, maxShardBytes: maxShardSize, share: shards }
+    const options = { ...rest, adapters, maxShardBytes: maxShardSize, share: shard }
     const node = await import('../node.js')
     if (dryRun) return showPlan(await node.planMerge(options), json)
     return runMerge(
       json,
       (run) => node.merge({ ...options, ...run }),
       ({ layers }) => showChanges(layers, verbose),
-      partOf({ shards, finish: rest.finish }),
     )
   },
 })

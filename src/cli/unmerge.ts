@@ -1,7 +1,7 @@
 // lowrank unmerge: removes adapters from a merged model, and says how close that comes to the original.
 
 import type { UnmergeReport } from '../index.js'
-import { ADAPTERS, API_NAMES, OUTPUT, partOf, runMerge, weightedAdapters } from './merge-options.js'
+import { ADAPTERS, API_NAMES, OUTPUT, runMerge, weightedAdapters } from './merge-options.js'
 import { choice, defineCommand, required, text } from './options.js'
 import { MODEL } from './sources.js'
 import { print, say, table, thousands } from './terminal.js'
@@ -26,16 +26,11 @@ export const unmerge = defineCommand({
     ...OUTPUT,
   },
   apiNames: API_NAMES,
-  async run({ merged, out, json, maxShardSize, shards, adapter: _adapter, weight: _weight, ...rest }, { occurrences }) {
-    const options = { ...rest, maxShardBytes: maxShardSize, share: shards }
+  async run({ merged, out, json, maxShardSize, shard, adapter: _adapter, weight: _weight, ...rest }, { occurrences }) {
+    const options = { ...rest, maxShardBytes: maxShardSize, share: shard }
     const adapters = weightedAdapters(occurrences)
     const node = await import('../node.js')
-    return runMerge(
-      json,
-      (run) => node.unmerge({ ...options, merged, adapters, out, ...run }),
-      showDifferences,
-      partOf({ shards, finish: rest.finish }),
-    )
+    return runMerge(json, (run) => node.unmerge({ ...options, merged, adapters, out, ...run }), showDifferences)
   },
 })
 

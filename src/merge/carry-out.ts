@@ -3,7 +3,7 @@
 
 import type { ByteSource, Directory } from '../base/bytes.js'
 import { FileError } from '../base/errors.js'
-import type { OpenMerge } from './open.js'
+import { type OpenMerge, summaryOf } from './open.js'
 import { Chunks, type OutputFile } from './plan/layout.js'
 import { ChangeSums, type MergeReport } from './report.js'
 import type { RunSettings } from './settings.js'
@@ -38,7 +38,7 @@ export async function carryOut(merge: OpenMerge, out: Directory, options: RunSet
     await staged.commit()
     const seconds = (performance.now() - startedAt) / 1000
     const result = { out: merge.outName(out.name), format: merge.format, warnings, seconds, layers }
-    return { ...merge.summary, ...result, bytes: staged.writtenBytes }
+    return { ...summaryOf(merge, files), ...result, bytes: staged.writtenBytes }
   } catch (error) {
     await staged.abort()
     throw error
@@ -65,7 +65,7 @@ async function* bytesOf(
 }
 
 /** Undefined if the file became a link; else the reason why it did not. */
-async function tryLink(directory: Directory, path: string, source: ByteSource): Promise<string | undefined> {
+export async function tryLink(directory: Directory, path: string, source: ByteSource): Promise<string | undefined> {
   if (source.realPath === undefined) return 'only files of one disk can be linked'
   try {
     await directory.link?.(path, source.realPath)

@@ -20,6 +20,8 @@ export interface OtherFile {
   /** In the result. */
   readonly path: string
   readonly byteLength: number
+  /** Its text, unless it is a copy of the base's file. */
+  readonly text?: string
   /** Writes it, whole or not at all. */
   write(to: Directory): Promise<void>
 }
@@ -76,7 +78,7 @@ export async function copyOf(from: Directory, path: string): Promise<OtherFile> 
 /** A file of the result with this text. */
 export function textFile(path: string, text: string): OtherFile {
   const bytes = new TextEncoder().encode(text)
-  return { path, byteLength: bytes.byteLength, write: (to) => writeFile(to, path, bytes) }
+  return { path, byteLength: bytes.byteLength, text, write: (to) => writeFile(to, path, bytes) }
 }
 
 async function copyFile(from: Directory, path: string, to: Directory): Promise<void> {

@@ -17,7 +17,10 @@ export async function openCheckpointPart(input: PartInput): Promise<PlanPart> {
   const { directory } = base
   const checkpoint = await openCheckpoint(directory, chosen.checkpoint)
   closers.push(checkpoint.close)
-  sources.push(...checkpoint.shards.map(({ file }) => file.source))
+  for (const { file, dataStart } of checkpoint.shards) {
+    sources.push(file.source)
+    input.baseFiles.set(file.source, dataStart)
+  }
   const opened = await openAdapters(adapters, sign, input, sources)
   closers.push(opened.close)
   const config = await loadConfig(directory)
@@ -57,8 +60,6 @@ export async function openCheckpointPart(input: PartInput): Promise<PlanPart> {
     others,
     magnitudes: opened.magnitudes,
     summary: {
-      tensors: plan.tensors.size,
-      changed: plan.changed.size,
       added: [...plan.added],
       renamed: [...plan.renamed],
       copied,

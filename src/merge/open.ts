@@ -29,6 +29,8 @@ export interface PartInput extends Omit<MergeInput, 'adapters' | 'sign'> {
   readonly sign: 1 | -1
   /** All that is read at offsets. A part adds its own. */
   readonly sources: ByteSource[]
+  /** The base's files among the sources, and how many bytes of each are its header. A part adds its own. */
+  readonly baseFiles: Map<ByteSource, number>
   /** Close what was opened. A part adds its own. */
   readonly closers: (() => Promise<void>)[]
 }
@@ -39,7 +41,7 @@ export interface PlanPart {
   readonly files: readonly OutputFile[]
   readonly others: readonly OtherFile[]
   readonly magnitudes: readonly LayerMagnitude[]
-  readonly summary: Omit<MergeSummary, 'out' | 'format'>
+  readonly summary: Omit<MergeSummary, 'out' | 'format' | 'tensors' | 'changed'>
   readonly layers: MergePlanReport['layers']
   /** Names and shapes of a checkpoint's tensors. */
   readonly tensors: ReadonlyMap<string, readonly number[]>
@@ -53,6 +55,7 @@ export interface OpenMerge extends PlanPart {
   /** The base's folder. */
   readonly base: Directory
   readonly sources: readonly ByteSource[]
+  readonly baseFiles: ReadonlyMap<ByteSource, number>
   readonly isReproducible: boolean
   /** The result's name, by that of its folder. */
   outName(folder: string): string
@@ -77,12 +80,13 @@ export async function openMerge(
   const list = isList(input.adapters) ? input.adapters : [input.adapters]
   const closers: (() => Promise<void>)[] = []
   const sources: ByteSource[] = []
+  const baseFiles = new Map<ByteSource, number>()
   const close = async () => {
     for (const closeOne of closers.splice(0)) await closeOne()
   }
   try {
     const adapters = list.map(weighted)
-    const part: PartInput = { ...input, chosen, adapters, sign, sources, closers }
+    const part: PartInput = { ...input, chosen, adapters, sign, sources, baseFiles, closers }
     const parts: PlanPart[] = []
     if (chosen.format !== 'onnx') {
       parts.push(await (await import('./open-checkpoint.js')).openCheckpointPart(part))
@@ -98,6 +102,7 @@ export async function openMerge(
       format: chosen.format,
       base: base.directory,
       sources,
+      baseFiles,
       isReproducible,
       outName: (folder) => (named === undefined ? folder : `${folder}/${named.path}`),
       prepare: () => computeScales(plan.files, sources, plan.magnitudes, isReproducible),
@@ -118,17 +123,27 @@ function joined(first: PlanPart, second: PlanPart): PlanPart {
     magnitudes: [...first.magnitudes, ...second.magnitudes],
     summary: {
       ...first.summary,
-      tensors: first.summary.tensors + second.summary.tensors,
-      changed: first.summary.changed + second.summary.changed,
       warnings: [...new Set([...first.summary.warnings, ...second.summary.warnings])],
     },
   }
 }
 
-/** What a plan says before anything is computed. */
-export function reportPlan({ format, files, summary, layers }: OpenMerge, out: string): MergePlanReport {
+/** What a report says of some files of a plan. */
+export function summaryOf({ summary }: OpenMerge, files: readonly OutputFile[]) {
+  const names = new Set(files.flatMap(({ tensors }) => tensors))
   return {
     ...summary,
+    tensors: files.reduce((sum, { tensors }) => sum + tensors.length, 0),
+    changed: files.reduce((sum, { changed }) => sum + changed.length, 0),
+    added: summary.added.filter((name) => names.has(name)),
+  }
+}
+
+/** What a plan says before anything is computed. */
+export function reportPlan(merge: OpenMerge, out: string): MergePlanReport {
+  const { format, files, layers } = merge
+  return {
+    ...summaryOf(merge, files),
     out,
     format,
     bytes: files.reduce((sum, { byteLength }) => sum + byteLength, 0),

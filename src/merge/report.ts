@@ -16,8 +16,11 @@ export interface MergedFile {
 /** How much merging changed a layer. */
 export interface LayerChange {
   name: string
-  /** ‖s·B·A‖ / ‖W‖, Frobenius norms; Infinity where W is zero and NaN where it cannot be read, which JSON writes as null. */
-  relativeChange: number
+  /**
+   * ‖s·B·A‖ / ‖W‖, Frobenius norms; Infinity where W is zero and NaN where it cannot be read, which JSON writes as null. Null for a
+   * weight in a file that an earlier run had finished.
+   */
+  relativeChange: number | null
   /** ‖Q(W + s·B·A) − (W + s·B·A)‖ / ‖W‖ of a weight that was quantized again: the error that this adds. */
   quantizationError?: number
 }
@@ -59,8 +62,10 @@ export interface MergePlanReport extends MergeSummary {
 
 /** Result of a merge. */
 export interface MergeReport extends MergeSummary {
-  /** Written in all. */
+  /** Written by this call. */
   bytes: number
+  /** Only for a `share`: files that other shares have still to make. Without it the output is published. */
+  missing?: string[]
   /** Duration in seconds. */
   seconds: number
   /** The changed layers, with ‖ΔW‖ / ‖W‖. Replaced values are not listed. With `both`, each layer is listed once. */
@@ -88,9 +93,10 @@ export class ChangeSums {
     }
   }
 
-  /** ‖Δ‖ / ‖W‖. A change of nothing is 0, for a weight of zeros too. */
-  relativeChange(name: string): number {
-    const { base, delta } = this.#sums.get(name) ?? { base: 0, delta: 0 }
-    return delta === 0 ? 0 : Math.sqrt(delta / base)
+  /** ‖Δ‖ / ‖W‖. A change of nothing is 0, for a weight of zeros too. Null for what was not computed. */
+  relativeChange(name: string): number | null {
+    const sums = this.#sums.get(name)
+    if (sums === undefined) return null
+    return sums.delta === 0 ? 0 : Math.sqrt(sums.delta / sums.base)
   }
 }

@@ -11,7 +11,7 @@ import type { MergeFormat, MergeProgress } from './report.js'
 
 /** How a merge is stopped and followed. */
 export interface RunSettings {
-  /** Stops the merge. The promise rejects with the signal's reason. Only files for `resume` stay. */
+  /** Stops the merge. The promise rejects with the signal's reason. Finished files of a folder stay: the same call goes on with them. */
   signal?: SignalLike | undefined
   /** Called after each piece that is written, or several times a second. */
   onProgress?: ((progress: MergeProgress) => void) | undefined
@@ -74,27 +74,16 @@ export interface MergeSettings extends RunSettings {
 export interface PathSettings {
   /** Replaces an output that a merge wrote. Default false. */
   overwrite?: boolean | undefined
-  /** Keeps the finished shards of an interrupted merge whose checksums agree. Default: start over. Not for .onnx. */
-  resume?: boolean | undefined
   /**
-   * Writes only the files `index`, `index + count`, … (counted from 0): the share of one job. The last step is `finish`. Not for
-   * .onnx.
+   * Writes only the files `index`, `index + count`, … (counted from 0), always as with `reproducible`. The share that finds all files
+   * there gives the output its name. A share may run again at any time.
    */
   share?: { index: number; count: number } | undefined
-  /** Checks the files that all shares have made, adds the others, and gives the output its name. Not for .onnx. */
-  finish?: boolean | undefined
-  /** Number of threads, including the calling thread. Default: one for each core, at most 4. A merge into .onnx uses one thread. */
+  /** Number of threads, including the calling thread. Default: one for each core, at most 4. */
   threads?: number | undefined
   /** Waits until all files are written to the disk (fsync). Default true. */
   fsync?: boolean | undefined
 }
-
-const CHECKPOINT_ONLY = {
-  maxShardBytes: 'only for results in safetensors',
-  resume: 'only for results in safetensors',
-  share: 'only for results in safetensors',
-  finish: 'only for results in safetensors',
-} as const
 
 /**
  * @param format of the result
@@ -114,7 +103,7 @@ export function refuseForFormat(settings: MergeSettings & PathSettings, format: 
     }
     return
   }
-  const { tied, outDtype = 'keep', threads } = settings
+  const { tied, outDtype = 'keep' } = settings
   if (tied !== undefined && tied !== 'untie') {
     throw unsupported(
       'tied',
@@ -125,14 +114,9 @@ export function refuseForFormat(settings: MergeSettings & PathSettings, format: 
   if (outDtype === 'bf16' || (outDtype !== 'keep' && (format === 'both' || settings.quantized === 'requantize'))) {
     throw unsupported('outDtype', 'the types of an .onnx file stay as they are', format)
   }
-  if (format === 'onnx' && threads !== undefined && threads > 1) {
-    throw unsupported('threads', 'an .onnx file is merged by one thread', format)
-  }
-  for (const name of Object.keys(CHECKPOINT_ONLY) as (keyof typeof CHECKPOINT_ONLY)[]) {
-    if (settings[name] === undefined || settings[name] === false) continue
-    // Beside an .onnx file the checkpoint's shards can still have other sizes.
-    if (name === 'maxShardBytes' && format === 'both') continue
-    throw unsupported(name, CHECKPOINT_ONLY[name], format)
+  // Beside an .onnx file the checkpoint's shards can still have other sizes.
+  if (settings.maxShardBytes !== undefined && format === 'onnx') {
+    throw unsupported('maxShardBytes', 'only for results in safetensors', format)
   }
 }
 
@@ -150,14 +134,14 @@ function unsupported(where: string, what: string, format: MergeFormat): Unsuppor
 
 /** @throws ConfigError naming an option that only a path as output can honor */
 export function refuseWithoutPath(settings: PathSettings): void {
-  for (const name of ['overwrite', 'resume', 'share', 'finish', 'threads', 'fsync'] as const) {
+  for (const name of ['overwrite', 'share', 'threads', 'fsync'] as const) {
     if (settings[name] === undefined || settings[name] === false) continue
     throw notUsable(name, 'only for outputs that are named by a path', String(settings[name]))
   }
 }
 
-/** @throws ConfigError for values out of range and combinations that exclude each other */
-export function checkPathSettings({ threads, share, finish }: PathSettings): void {
+/** @throws ConfigError for values out of range */
+export function checkPathSettings({ threads, share }: PathSettings): void {
   if (threads !== undefined && !(Number.isSafeInteger(threads) && threads >= 1)) {
     throw new ConfigError({
       where: 'threads',
@@ -176,11 +160,6 @@ export function checkPathSettings({ threads, share, finish }: PathSettings): voi
       got: `${index}/${count}`,
     })
   }
-  if (finish)
-    throw new ConfigError({
-      where: 'share',
-      what: 'it cannot be used with finish: this writes files, and finish checks them',
-    })
 }
 
 function notUsable(where: string, what: string, got: string): LowrankError {

@@ -108,7 +108,7 @@ export async function clearRunFolder(directory: Directory): Promise<void> {
   await removeFiles(directory, RUN_FILES)
 }
 
-const PARTIAL_FILE = /^\.(.+)\.[0-9a-f]{12}\.tmp$/
+const PARTIAL_FILE = /^\.(.+)\.[0-9a-f]{8}-\d+-\d*-[0-9a-f]{8}\.tmp$/
 
 /** Whether a killed run was writing this file: in Node, files get their names when they are complete. */
 function isPartial(file: string): boolean {

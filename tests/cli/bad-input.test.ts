@@ -340,8 +340,8 @@ describe('wrong usage', () => {
       /--task is one of causal-lm, .*got 'classification'; did you mean text-classification\?/,
     ],
     [
-      ['merge', '--base', 'a', '--adapter', 'b', '--out', 'x', '--shards', '2/2'],
-      /--shards counts jobs from 0; got '2\/2'; the last of 2 jobs is 1\/2/,
+      ['merge', '--base', 'a', '--adapter', 'b', '--out', 'x', '--shard', '2/2'],
+      /--shard counts shares from 0; got '2\/2'; the last of 2 shares is 1\/2/,
     ],
     [['merge', '--base', MODEL, '--adapter', PEFT, '--out', ''], /--out is empty/],
     [

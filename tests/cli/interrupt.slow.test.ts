@@ -1,10 +1,10 @@
 // Commands that are stopped while they work: by Ctrl-C, and by SIGTERM.
 
-import { existsSync, readdirSync, readFileSync } from 'node:fs'
+import { existsSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { describe, expect, it } from 'vitest'
 import { lowrankHere } from './in-process.js'
-import { digest, large, notesOf, partialsOf } from './large-merge.js'
+import { digest, finishedOf, hiddenBeside, large } from './large-merge.js'
 import { DATA, lowrank, MODEL, type Outcome, scratchFolder, start } from './lowrank.js'
 
 const scratch = scratchFolder()
@@ -64,31 +64,29 @@ describe('lowrank train', () => {
 })
 
 describe.each(['SIGINT', 'SIGTERM'] as const)('%s', (signal) => {
-  it('stops a merge, keeps finished files for a resume, and leaves those of other jobs', async () => {
+  it('stops a merge, and keeps finished files for the same command and for other shares', async () => {
     const { base, adapter } = await large(scratch)
     const whole = join(scratch, 'whole merge')
-    const args = ['merge', '--base', base, '--adapter', adapter]
+    const args = ['merge', '--base', base, '--adapter', adapter, '--reproducible']
     if (!existsSync(whole)) expect((await lowrank(...args, '--out', whole)).code).toBe(0)
     const out = join(scratch, `stopped by ${signal}`)
-    const finished = () => notesOf(out)
     const stop = async (isTime: () => boolean, ...share: string[]) => {
       const { child, done } = start([...args, '--out', out, '--threads', '1', ...share], true)
       while (!isTime() && child.exitCode === null) await new Promise((resolve) => setTimeout(resolve, 1))
       child.kill(signal)
       const { code, stderr } = await done
       expect(stderr).toMatch(/Stopping\. --out does not change\./)
-      expect(stderr).toMatch(/Stopped\. .*--resume/)
+      expect(stderr).toMatch(/Stopped\. .*the same command continues/)
       expect(code).toBe(130)
       expect(existsSync(out)).toBe(false)
+      expect(hiddenBeside(out)).toHaveLength(1)
     }
-    await stop(() => finished().length > 0, '--shards', '0/2')
-    const first = finished()
-    const [partial] = partialsOf(out)
-    expect(readdirSync(partial)).toHaveLength(1 + first.length)
-    const isOwn = (name: string) => name.startsWith('model-00002-of-00016.safetensors')
-    await stop(() => readdirSync(partial).some(isOwn), '--shards', '1/2')
-    expect(finished()).toEqual(expect.arrayContaining(first))
-    expect((await lowrank(...args, '--out', out, '--resume')).code).toBe(0)
+    await stop(() => finishedOf(out).length > 0, '--shard', '0/2')
+    const first = finishedOf(out)
+    await stop(() => finishedOf(out).length > first.length, '--shard', '1/2')
+    expect(finishedOf(out)).toEqual(expect.arrayContaining(first))
+    expect((await lowrank(...args, '--out', out)).code).toBe(0)
     expect(digest(out)).toBe(digest(whole))
+    expect(hiddenBeside(out)).toEqual([])
   })
 })

@@ -9,18 +9,16 @@ import { saveAdapter } from '../../src/node.js'
 export const LAYERS = 16
 export const [d, k] = [2048, 2048]
 
-/** The folders beside an output in which it is made. */
-export function partialsOf(out: string): string[] {
-  const names = existsSync(dirname(out)) ? readdirSync(dirname(out)) : []
-  return names.filter((name) => name.startsWith(`${basename(out)}.partial-`)).map((name) => join(dirname(out), name))
+/** The finished files of an output that has no name yet. */
+export function finishedOf(out: string): string[] {
+  const [folder] = hiddenBeside(out).filter((name) => name.endsWith('.partial'))
+  return folder === undefined ? [] : readdirSync(folder)
 }
 
-/** The files of finished shards that are noted there. */
-export function notesOf(out: string): string[] {
-  const folders = partialsOf(out).map((folder) => join(folder, '.merge'))
-  return folders.flatMap((folder) =>
-    existsSync(folder) ? readdirSync(folder).filter((name) => /^model.*json$/.test(name)) : [],
-  )
+/** What is hidden beside an output. */
+export function hiddenBeside(out: string): string[] {
+  const names = existsSync(dirname(out)) ? readdirSync(dirname(out)) : []
+  return names.filter((name) => name.startsWith(`.${basename(out)}.`)).map((name) => join(dirname(out), name))
 }
 
 /** A checkpoint of 16 files of 8 MB of zeros, and an adapter for it. */
@@ -53,6 +51,8 @@ export async function large(scratch: string): Promise<{ base: string; adapter: s
 /** Of all files of a folder. */
 export function digest(folder: string): string {
   const hash = createHash('sha256')
-  for (const name of readdirSync(folder).sort()) hash.update(name).update(readFileSync(join(folder, name)))
+  // The record of a merge tells which files an earlier run had finished.
+  const names = readdirSync(folder).filter((name) => name !== 'lowrank-merge.json')
+  for (const name of names.sort()) hash.update(name).update(readFileSync(join(folder, name)))
   return hash.digest('hex')
 }

@@ -105,21 +105,12 @@ describe('options', () => {
     }
   })
 
-  it('--shards and --finish make together what one merge makes', async () => {
+  it('--shard makes with others what one merge makes', async () => {
     const [out, whole] = [join(scratch, 'in jobs'), join(scratch, 'in one')]
     const args = ['merge', '--base', MODEL, '--adapter', PEFT, ...CHECKPOINT, '--max-shard-size', '2MB']
-    const job = async (...options: string[]) => lowrankHere(...args, '--out', out, ...options)
-    expect((await job('--shards', '0/3')).code).toBe(0)
-    expect((await job('--shards', '2/3')).code).toBe(0)
-    const early = await job('--finish')
-    expect(early.stderr).toMatch(
-      /^error: .*in jobs\.partial-\w+: 2 of 7 files are missing, .*: model-00002-of-00007\.safetensors, model-00005-of-/,
-    )
-    expect(early.stderr).toContain('Run these jobs again (share, --shards), and then finish (--finish)')
-    expect([early.code, existsSync(out)]).toEqual([1, false])
-    expect((await job('--shards', '1/3')).code).toBe(0)
-    expect((await job('--finish')).code).toBe(0)
-    expect((await lowrankHere(...args, '--out', whole)).code).toBe(0)
+    for (const part of ['0/3', '2/3', '0/3', '1/3', '1/3'])
+      expect((await lowrankHere(...args, '--out', out, '--shard', part)).code).toBe(0)
+    expect((await lowrankHere(...args, '--out', whole, '--reproducible')).code).toBe(0)
     expect(digest(out)).toBe(digest(whole))
   })
 })
@@ -262,20 +253,18 @@ describe('what it says', () => {
   })
 })
 
-it('says of each job what it made, and what is left to do', async () => {
+it('says of each share what it made, and what is missing', async () => {
   const out = join(scratch, 'in shares')
   const args = ['merge', '--base', MODEL, '--adapter', PEFT, '--out', out, ...CHECKPOINT, '--max-shard-size', '8MB']
   const said: string[] = []
-  for (const part of [['--shards', '0/3'], ['--shards', '1/3'], ['--shards', '2/3'], ['--finish']]) {
-    const { code, stderr } = await lowrankHere(...args, ...part)
+  for (const part of ['0/3', '1/3', '1/3']) {
+    const { code, stderr } = await lowrankHere(...args, '--shard', part)
     expect(code, stderr).toBe(0)
     said.push(stderr.trimEnd().split('\n').at(-1)!)
   }
-  const made = said.slice(0, 2).map((line) => {
-    const [, changed, tensors] = /^Made \d.* in .*in shares\.partial-\w+: (\d+) of (\d+) .* --finish/.exec(line)!
-    return [Number(changed), Number(tensors)]
-  })
-  expect([made[0][0] + made[1][0], made[0][1] + made[1][1]]).toEqual([12, 56])
-  expect(said[2]).toMatch(/^Nothing was left to do for this job\. .* --finish/)
-  expect(said[3]).toMatch(/^Checked all files\. The result is .*in shares: 12 of 56 tensors changed/)
+  expect(said[0]).toMatch(
+    /^Made \d.* in .*\.in shares\.\w+\.partial: .* tensors changed, .* 1 files of other shares are missing/,
+  )
+  expect(said[1]).toMatch(/^Wrote .*in shares: /)
+  expect(said[2]).toMatch(/^Nothing was left to do\. The result is .*in shares/)
 })

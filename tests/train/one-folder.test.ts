@@ -9,6 +9,7 @@ import * as ort from 'onnxruntime-node'
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest'
 import { loadModel, type Model } from '../../src/graph/model-folder.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
+import { newToken } from '../../src/io/node/owner.js'
 import type { OrtModule } from '../../src/runtime/onnxruntime.js'
 import type { TrainingOptions } from '../../src/train/options.js'
 import type { StepEvent } from '../../src/train/report.js'
@@ -88,7 +89,7 @@ describe('trainings into one folder', () => {
     }
     await expect(train(out, { on, saveEvery: 2 })).rejects.toMatchObject({
       code: 'FILE',
-      what: 'another training has taken over this folder',
+      what: `another training has taken over this folder, or its lock ${WRITER} was removed`,
     })
     expect(await readFile(path.join(out, 'metrics.jsonl'), 'utf8')).toBe('theirs')
   })
@@ -96,12 +97,10 @@ describe('trainings into one folder', () => {
   it('that were killed are no obstacle, and leave nothing', async () => {
     const out = path.join(folder, 'run')
     await mkdir(path.join(out, WRITER), { recursive: true })
-    const gone = { host: hostname(), process: 2 ** 22 + 1, identity: null, isShare: false }
-    await writeFile(path.join(out, WRITER, 'owner-aaaaaaaaaaaa.json'), JSON.stringify(gone))
-    await writeFile(path.join(out, WRITER, 'beat-aaaaaaaaaaaa'), '7')
-    // Killed before its record was whole.
-    await writeFile(path.join(out, WRITER, 'beat-bbbbbbbbbbbb'), '0')
-    await writeFile(path.join(out, WRITER, 'owner-bbbbbbbbbbbb.json.tmp'), '{"host"')
+    const dead = newToken().replace(/-\d+-(\d*)-/, '-4194305-$1-')
+    await writeFile(path.join(out, WRITER, dead), hostname())
+    // Killed before its lock had its name.
+    await mkdir(path.join(out, `${WRITER}.${dead}`), { recursive: true })
     await train(out)
     expect((await readdir(out)).sort()).toEqual([
       'README.md',

@@ -57,7 +57,7 @@ function begin(directory: Directory, use: FolderUse, metrics: StepMetrics[] = []
 /** A directory's methods as own properties, so that one can be left out. */
 function methodsOf(
   directory: MemoryDirectory,
-): Required<Omit<Directory, 'name' | 'hubId' | 'isSame' | 'link' | 'reserve'>> {
+): Required<Omit<Directory, 'name' | 'hubId' | 'isSame' | 'link' | 'reserve' | 'together'>> {
   return {
     list: () => directory.list(),
     folders: () => directory.folders(),
@@ -92,7 +92,7 @@ describe('checkRunFolder', () => {
   })
 
   it('is free of what a killed run was writing, and of nothing else', async () => {
-    const partial = '.training-state.safetensors.01b02c3ce4ed.tmp'
+    const partial = '.training-state.safetensors.1a2b3c4d-123-456-01b02c3c.tmp'
     const directory = new MemoryDirectory({ [partial]: '', '.notes.tmp': '', 'notes.txt': '' })
     await removePartialFiles(directory)
     expect([...directory.files.keys()]).toEqual(['.notes.tmp', 'notes.txt'])
@@ -101,7 +101,7 @@ describe('checkRunFolder', () => {
   it.each(['adapter_config.json', 'adapter_model.safetensors', METRICS_FILE, STATE_FILE, MARKER_FILE])(
     'counts as empty with nothing but what a killed run was writing of %s',
     async (file) => {
-      const partial = `.${file}.7df019c1118d.tmp`
+      const partial = `.${file}.1a2b3c4d-123-456-7df019c1.tmp`
       const directory = new MemoryDirectory({ [partial]: '' }, 'out')
       await checkRunFolder(directory, 'new')
       await checkRunFolder(directory, 'overwrite')
@@ -115,7 +115,7 @@ describe('checkRunFolder', () => {
         expect(await directory.list()).toEqual([...adapterFiles, MARKER_FILE, METRICS_FILE])
         directory.files.clear()
       }
-      for (const foreign of [`.${file}.tmp`, `.${file}.backup.tmp`, '.notes.txt.7df019c1118d.tmp']) {
+      for (const foreign of [`.${file}.tmp`, `.${file}.backup.tmp`, '.notes.txt.1a2b3c4d-123-456-7df019c1.tmp']) {
         const other = new MemoryDirectory({ [foreign]: '' }, 'out')
         await expect(checkRunFolder(other, 'new')).rejects.toThrow(foreign)
         await expect(checkRunFolder(other, 'overwrite')).rejects.toThrow(foreign)

@@ -1,8 +1,8 @@
 // Files on disk behind ByteSource, ByteSink and Directory. Reads are positional, so that one source
 // serves many readers; writes go to a temporary name beside the target and get the final one complete or never.
 
-import { randomBytes } from 'node:crypto'
-import { type FileHandle, link, open, readdir, realpath, rename, stat, unlink } from 'node:fs/promises'
+import { constants } from 'node:fs'
+import { access, type FileHandle, link, open, readdir, realpath, rename, stat, unlink } from 'node:fs/promises'
 import path from 'node:path'
 import {
   type ByteSink,
@@ -14,8 +14,9 @@ import {
 } from '../../base/bytes.js'
 import { FileError } from '../../base/errors.js'
 import { codeOf, fileError, REASONS } from './errors.js'
-import { isDirectory, makeFolders, makeInner, removeEmptyFolders, syncFolder } from './folders.js'
+import { isDirectory, makeFolders, removeEmptyFolders, syncFolder } from './folders.js'
 import { reserveFolder } from './reserve.js'
+import { isMountPoint, realOutput, removeUnfinished, unfinishedName, WholeOutput } from './whole-output.js'
 
 /** How the Hugging Face Hub names models; a relative path may look the same. */
 const HUB_NAME = /^[\w-][\w.-]*\/[\w.-]+$/
@@ -27,8 +28,6 @@ const MAX_TRANSFER_BYTES = 1 << 30
 export interface FileOptions {
   /** New files are on disk when they get their names. Default true. */
   fsync?: boolean
-  /** The folder itself is there: where it is not, it was taken away, and is not made again. Default false. */
-  isThere?: boolean
 }
 
 /** A folder in the file system. Making one touches nothing: a folder that does not exist is empty until a file is created. */
@@ -85,12 +84,12 @@ export class NodeDirectory implements Directory {
   }
 
   async create(file: string): Promise<ByteSink> {
-    return createFile(this.#resolve(file), this.#options, this.name)
+    return createFile(this.#resolve(file), this.#options)
   }
 
   async link(file: string, realPath: string): Promise<void> {
     const target = this.#resolve(file)
-    const temporary = path.join(path.dirname(target), `.${path.basename(target)}.${randomBytes(6).toString('hex')}.tmp`)
+    const temporary = unfinishedName(target)
     try {
       await makeFolders(path.dirname(target))
       await link(realPath, temporary)
@@ -129,9 +128,36 @@ export class NodeDirectory implements Directory {
     return reserveFolder(this.name, what)
   }
 
+  async together<T>(write: (folder: Directory) => Promise<T>): Promise<T> {
+    const out = await realOutput(this.name)
+    if (!(await canAppear(out))) {
+      const lock = await this.reserve('process')
+      return write(this).finally(() => lock.release())
+    }
+    const output = await WholeOutput.begin(out, this.#options)
+    try {
+      const result = await write(new NodeDirectory(output.folder, this.#options))
+      await output.publishFolder(false)
+      return result
+    } finally {
+      await output.close()
+    }
+  }
+
   #resolve(file: string): string {
     return path.join(this.name, ...splitName(file, this.name))
   }
+}
+
+/** True if a new folder can get this name: nothing is there, or an empty folder that may give way. */
+async function canAppear(out: string): Promise<boolean> {
+  const entries = await readdir(out).catch((error) => (codeOf(error) === 'ENOENT' ? undefined : ['something else']))
+  if (entries === undefined) return true
+  if (entries.length > 0 || (await isMountPoint(out))) return false
+  return access(path.dirname(out), constants.W_OK).then(
+    () => true,
+    () => false,
+  )
 }
 
 /** What a path names: a folder, or a file and the folder it is in. */
@@ -222,20 +248,16 @@ class FileSource implements ByteSource {
 /**
  * A sink for a new file or the replacement of an old one; makes the folders it needs.
  *
- * @param root the folder that `isThere` is about
  * @throws FileError when the folder or the temporary file cannot be made.
  */
-export async function createFile(
-  file: string,
-  { fsync = true, isThere = false }: FileOptions = {},
-  root = path.dirname(file),
-): Promise<ByteSink> {
+export async function createFile(file: string, { fsync = true }: FileOptions = {}): Promise<ByteSink> {
   const folder = path.dirname(file)
   let firstMade: string | undefined
   try {
     if (await isDirectory(file)) throw new FileError({ where: file, what: 'is a folder' })
-    firstMade = await (isThere ? makeInner(root, folder) : makeFolders(folder))
-    const temporary = path.join(folder, `.${path.basename(file)}.${randomBytes(6).toString('hex')}.tmp`)
+    firstMade = await makeFolders(folder)
+    await removeUnfinished(file)
+    const temporary = unfinishedName(file)
     return new FileSink(await open(temporary, 'wx'), { name: file, temporary, firstMade, fsync })
   } catch (error) {
     if (firstMade !== undefined) await removeEmptyFolders(folder, firstMade)

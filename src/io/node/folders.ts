@@ -41,21 +41,15 @@ export async function makeFolders(folder: string): Promise<string | undefined> {
   return missing[0]
 }
 
-/** Makes the folders between one that is there and one inside. */
-export async function makeInner(root: string, folder: string): Promise<string | undefined> {
-  const inner = path.relative(root, folder)
-  let firstMade: string | undefined
+/** Makes the folders between one that is there and one inside. Not the first one: where it is missing, that is an error. */
+export async function makeInner(root: string, folder: string): Promise<void> {
   let at = root
-  for (const part of inner === '' ? [] : inner.split(path.sep)) {
+  for (const part of path.relative(root, folder).split(path.sep).filter(Boolean)) {
     at = path.join(at, part)
-    try {
-      await mkdir(at)
-      firstMade ??= at
-    } catch (error) {
+    await mkdir(at).catch((error) => {
       if (codeOf(error) !== 'EEXIST') throw error
-    }
+    })
   }
-  return firstMade
 }
 
 async function isFound(target: string): Promise<boolean> {

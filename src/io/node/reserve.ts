@@ -1,15 +1,19 @@
-// One writer at a time in a folder whose files appear one after the other, on any number of hosts that see it.
+// One writer at a time in a folder whose files appear one after the other. The lock is a folder with one file, which has the writer's
+// token as its name and its host as content. It gets its name by a rename, which fails if a lock is there.
 
-import { readdir, rm } from 'node:fs/promises'
+import { mkdir, readdir, readFile, rename, rm, rmdir, stat, unlink, writeFile } from 'node:fs/promises'
+import { hostname } from 'node:os'
 import path from 'node:path'
 import type { Reservation } from '../../base/bytes.js'
 import { FileError } from '../../base/errors.js'
-import { fileError } from './errors.js'
-import { removeEmptyFolders } from './folders.js'
-import { enterFolder, Owner } from './owners.js'
+import { codeOf, fileError } from './errors.js'
+import { makeFolders, removeEmptyFolders } from './folders.js'
+import { isAlive, isDead, newToken, processOf, TOKEN } from './owner.js'
 
-/** In the folder: who writes there. */
-const NOTES_FOLDER = '.lowrank-writer'
+const LOCK = '.lowrank-writer'
+const UNFINISHED_LOCK = new RegExp(`^\\.lowrank-writer\\.(${TOKEN})$`)
+/** One that leaves may remove the folder at the same moment: then it is made again. */
+const MAX_ATTEMPTS = 20
 
 /**
  * Takes a folder, which need not exist, for this process.
@@ -18,49 +22,79 @@ const NOTES_FOLDER = '.lowrank-writer'
  * @throws FileError while another process has it, or when it cannot be written to
  */
 export async function reserveFolder(folder: string, what: string): Promise<Reservation> {
-  const notes = path.join(folder, NOTES_FOLDER)
-  const owner = new Owner(false)
-  let outermost = notes
-  const release = async () => {
-    await owner.leave()
-    await removeEmptyFolders(notes, outermost)
+  const token = newToken()
+  const [lock, own] = [path.join(folder, LOCK), path.join(folder, `${LOCK}.${token}`)]
+  let firstMade: string | undefined
+  const removeFolders = async () => {
+    if (firstMade !== undefined) await removeEmptyFolders(folder, firstMade)
   }
   try {
-    outermost = (await enterFolder(owner, notes)) ?? notes
-    const rival = await owner.firstRival([notes], () => true)
-    if (rival !== undefined) {
-      throw new FileError({
-        where: folder,
-        what: `another ${what} is writing here: process ${rival.process} on ${rival.host}`,
-        hint: 'Wait until that one ends, or name another folder',
-      })
+    for (let attempt = 1; ; attempt++) {
+      try {
+        firstMade = (await makeFolders(folder)) ?? firstMade
+        await mkdir(own, { recursive: false })
+        await writeFile(path.join(own, token), hostname())
+        break
+      } catch (error) {
+        if (codeOf(error) !== 'ENOENT' || attempt === MAX_ATTEMPTS) throw error
+      }
     }
-    await owner.removeGone()
-    await removeUnknown(notes, owner.token)
+    await take(own, lock, what)
+    await removeDeadLocks(folder)
   } catch (error) {
-    await release()
+    await rm(own, { recursive: true, force: true }).catch(() => {})
+    await removeFolders()
     throw fileError(folder, 'cannot be written', error)
   }
   return {
-    release,
+    async release() {
+      await unlink(path.join(lock, token)).catch(() => {})
+      await rmdir(lock).catch(() => {})
+      await removeFolders()
+    },
     async check() {
-      if (await owner.isIn()) return
+      if ((await stat(path.join(lock, token)).catch(() => undefined)) !== undefined) return
       throw new FileError({
         where: folder,
-        what: `another ${what} has taken over this folder`,
+        what: `another ${what} has taken over this folder, or its lock ${LOCK} was removed`,
         hint: `Run one ${what} at a time in a folder`,
       })
     },
   }
 }
 
-/** Files of processes that were killed before their record was whole: a record appears whole, so that nobody else's is among them. */
-async function removeUnknown(notes: string, token: string): Promise<void> {
-  const names = await readdir(notes)
-  const known = new Set(names.flatMap((name) => /^owner-([0-9a-f]+)\.json$/.exec(name)?.[1] ?? []))
-  for (const name of names) {
-    const owner = /^(?:owner|beat)-([0-9a-f]+)/.exec(name)?.[1]
-    if (owner === undefined || owner === token || known.has(owner)) continue
-    await rm(path.join(notes, name), { force: true })
+/** Renames `own` to the lock's name. Removes the files of dead processes from the lock; an empty lock belongs to nobody. */
+async function take(own: string, lock: string, what: string): Promise<void> {
+  for (let attempt = 1; ; attempt++) {
+    try {
+      await rmdir(lock).catch(() => {})
+      return await rename(own, lock)
+    } catch (error) {
+      if (attempt === MAX_ATTEMPTS || !['ENOTEMPTY', 'EEXIST', 'EPERM'].includes(codeOf(error) ?? '')) throw error
+      for (const name of await readdir(lock).catch((): string[] => [])) {
+        if (isDead(name)) await rm(path.join(lock, name), { force: true })
+        else throw await busyError(lock, name, what)
+      }
+    }
+  }
+}
+
+async function busyError(lock: string, token: string, what: string): Promise<FileError> {
+  const host = await readFile(path.join(lock, token), 'utf8').catch(() => 'another host')
+  const pid = processOf(token) ?? 'unknown'
+  return new FileError({
+    where: path.dirname(lock),
+    what: `another ${what} is writing here: process ${pid} on ${host}`,
+    hint: isAlive(token)
+      ? 'Wait until that one ends, or name another folder'
+      : `Wait until that one ends, or name another folder. If that process has ended, remove ${lock}`,
+  })
+}
+
+/** Removes what processes left that were killed before their lock had its name. */
+async function removeDeadLocks(folder: string): Promise<void> {
+  for (const name of await readdir(folder)) {
+    const token = UNFINISHED_LOCK.exec(name)?.[1]
+    if (token !== undefined && isDead(token)) await rm(path.join(folder, name), { recursive: true, force: true })
   }
 }

@@ -2,10 +2,10 @@
 // kernel's memory, computes, and writes from there. Measured: copying files first and patching them is slower than this.
 
 import { fstatSync, ftruncateSync, openSync, readSync, writeSync } from 'node:fs'
-import { crc32 } from 'node:zlib'
 import { FileError } from '../../base/errors.js'
 import { fileError } from '../../io/node/errors.js'
 import { type Chunk, Chunks, computedWeights, type OutputFile, type Segment, type WeightPlan } from '../plan/layout.js'
+import { ChangeSums } from '../report.js'
 import { ChunkMerger } from '../weight.js'
 
 /** A file by its descriptor, which threads share, or bytes that they share. */
@@ -18,28 +18,20 @@ export type Segmented = Pick<OutputFile, 'segments'>
 
 /** What threads work on: plain data and shared memory. */
 export interface ChunkJob {
-  readonly shards: readonly Segmented[]
+  readonly files: readonly Segmented[]
   readonly outputs: readonly { readonly name: string; readonly fd: number }[]
   readonly sources: readonly Readable[]
   readonly threads: number
   /** Without fused multiply-adds. */
   readonly isReproducible: boolean
-  /** Checksums are wanted. */
-  readonly isChecked: boolean
-  /** Also of what is read. */
-  readonly isBaseChecked: boolean
   readonly shared: SharedState
 }
 
 export interface SharedState {
   /** [next chunk, 1 when all should stop] */
   readonly control: Int32Array
-  /** How many chunks of each shard are written. */
+  /** How many chunks of each file are written. */
   readonly done: Int32Array
-  /** One of each chunk, in the plan's order. */
-  readonly checksums: Uint32Array
-  /** Of what was read of the base for each. */
-  readonly baseChecksums: Uint32Array
   /** By thread: bytes written. */
   readonly written: Float64Array
   /** By thread and computed weight: Σ w², Σ δ². */
@@ -49,14 +41,11 @@ export interface SharedState {
 const NEXT = 0
 const STOP = 1
 
-export function createShared(shards: readonly Segmented[], threads: number): SharedState {
-  const weights = computedWeights(shards).length
-  const chunks = shards.reduce((sum, shard) => sum + shardChunks(shard), 0)
+export function createShared(files: readonly Segmented[], threads: number): SharedState {
+  const weights = computedWeights(files).length
   return {
     control: new Int32Array(new SharedArrayBuffer(8)),
-    done: new Int32Array(new SharedArrayBuffer(4 * shards.length)),
-    checksums: new Uint32Array(new SharedArrayBuffer(4 * chunks)),
-    baseChecksums: new Uint32Array(new SharedArrayBuffer(4 * chunks)),
+    done: new Int32Array(new SharedArrayBuffer(4 * files.length)),
     written: new Float64Array(new SharedArrayBuffer(8 * threads)),
     squares: new Float64Array(new SharedArrayBuffer(16 * weights * threads)),
   }
@@ -66,20 +55,21 @@ export function stopAll({ control }: SharedState): void {
   Atomics.store(control, STOP, 1)
 }
 
-export function shardChunks({ segments }: Segmented): number {
+/** The number of chunks of a file. Files of literal bytes alone have none. */
+export function chunkCount({ segments }: Segmented): number {
   return segments.reduce((sum, segment) => sum + new Chunks(segment).count, 0)
 }
 
-/** Indices of the shards that are written in part. */
-export function begunShards({ shards, shared: { done } }: ChunkJob): number[] {
-  return [...shards.keys()].filter((i) => {
+/** Indices of the files that are written in part. */
+export function begunFiles({ files, shared: { done } }: ChunkJob): number[] {
+  return [...files.keys()].filter((i) => {
     const count = Atomics.load(done, i)
-    return count > 0 && count < shardChunks(shards[i])
+    return count > 0 && count < chunkCount(files[i])
   })
 }
 
 interface Place {
-  shard: number
+  file: number
   segment: Segment
   chunks: Chunks
   firstChunk: number
@@ -90,10 +80,10 @@ export class ChunkLoop {
   readonly #thread: number
   readonly #merger: ChunkMerger
   readonly #places: readonly Place[]
-  readonly #shardChunks: readonly number[]
-  readonly #total: number
-  /** Places of the weights among all that are computed. */
+  readonly #chunkCounts: readonly number[]
+  /** Numbers of the computed weights. */
   readonly #weights: ReadonlyMap<WeightPlan, number>
+  readonly #total: number
   #staging = new Uint8Array()
   #at = 0
 
@@ -103,58 +93,51 @@ export class ChunkLoop {
     this.#merger = new ChunkMerger(job.isReproducible)
     const places: Place[] = []
     let firstChunk = 0
-    job.shards.forEach((output, shard) => {
+    job.files.forEach((output, file) => {
       for (const segment of output.segments) {
         const chunks = new Chunks(segment)
-        places.push({ shard, segment, chunks, firstChunk })
+        places.push({ file, segment, chunks, firstChunk })
         firstChunk += chunks.count
       }
     })
     this.#places = places
-    this.#weights = new Map(computedWeights(job.shards).map((weight, i) => [weight, i]))
     this.#total = firstChunk
-    this.#shardChunks = job.shards.map(shardChunks)
+    this.#chunkCounts = job.files.map(chunkCount)
+    this.#weights = new Map(computedWeights(job.files).map((weight, i) => [weight, i]))
   }
 
   /**
    * Works on one chunk.
    *
-   * @param finished called when it was the last one of its shard
+   * @param finished called when it was the last one of its file
    * @returns whether there may be more
    */
-  step(finished: (shard: number) => void): boolean {
+  step(finished: (file: number) => void): boolean {
     const { shared } = this.#job
     if (Atomics.load(shared.control, STOP) !== 0) return false
     const number = Atomics.add(shared.control, NEXT, 1)
     if (number >= this.#total) return false
     const place = this.#find(number)
     const chunk = place.chunks.at(number - place.firstChunk)
-    const bytes = this.#compute(chunk, place, number)
-    const output = this.#job.outputs[place.shard]
+    const bytes = this.#compute(chunk, place)
+    const output = this.#job.outputs[place.file]
     writeFully(output, bytes, chunk.offset)
-    const { isChecked, isBaseChecked } = this.#job
-    if (isChecked) {
-      const isCopy = isBaseChecked && place.segment.weight === undefined
-      shared.checksums[number] = isCopy ? shared.baseChecksums[number] : crc32(bytes)
-    }
     shared.written[this.#thread] += bytes.byteLength
     // Orders the plain stores above for whoever reads the count.
-    const done = Atomics.add(shared.done, place.shard, 1) + 1
-    if (done === this.#shardChunks[place.shard]) finished(place.shard)
+    const done = Atomics.add(shared.done, place.file, 1) + 1
+    if (done === this.#chunkCounts[place.file]) finished(place.file)
     return true
   }
 
-  #compute(chunk: Chunk, { segment }: Place, number: number): Uint8Array {
-    const { sources, isBaseChecked, shared } = this.#job
-    const base = sources[segment.source]
+  #compute(chunk: Chunk, { segment }: Place): Uint8Array {
+    const { sources, shared } = this.#job
     for (const range of this.#merger.begin(chunk)) {
       const room = this.#stage(range.byteLength)
       readFully(sources[range.factor.source], room, range.offset)
       this.#merger.take(range, room)
     }
     const input = this.#merger.input(chunk)
-    readFully(base, input, chunk.baseOffset)
-    if (isBaseChecked) shared.baseChecksums[number] = crc32(input)
+    readFully(sources[segment.source], input, chunk.baseOffset)
     const result = this.#merger.merge(chunk)
     for (const { weight, baseSquares, deltaSquares } of result.changes) {
       const at = 2 * (this.#thread * this.#weights.size + this.#weights.get(weight)!)
@@ -178,19 +161,20 @@ export class ChunkLoop {
   }
 }
 
-/** Σ w² and Σ δ² of a computed weight, over all threads. */
-export function squaresOf({ squares }: SharedState, threads: number, weight: number): [base: number, delta: number] {
-  const weights = squares.length / 2 / threads
-  let [base, delta] = [0, 0]
-  for (let thread = 0; thread < threads; thread++) {
-    const at = 2 * (thread * weights + weight)
-    base += squares[at]
-    delta += squares[at + 1]
+/** The changes of all computed weights, over all threads. */
+export function changesOf({ files, shared: { squares }, threads }: ChunkJob): ChangeSums {
+  const sums = new ChangeSums()
+  const weights = computedWeights(files)
+  for (const [i, weight] of weights.entries()) {
+    for (let thread = 0; thread < threads; thread++) {
+      const at = 2 * (thread * weights.length + i)
+      sums.add({ weight, baseSquares: squares[at], deltaSquares: squares[at + 1] })
+    }
   }
-  return [base, delta]
+  return sums
 }
 
-export function readFully(source: Readable, target: Uint8Array, offset: number): void {
+function readFully(source: Readable, target: Uint8Array, offset: number): void {
   if ('bytes' in source) {
     target.set(source.bytes.subarray(offset, offset + target.byteLength))
     return
@@ -225,14 +209,14 @@ export function openForReading(file: string): number {
   }
 }
 
-/** Another one, once somebody has written to the file. */
+/** A text that changes when somebody writes to the file. */
 export function stampOf(file: Readable): string {
   if ('bytes' in file) return ''
   const { size, mtimeNs } = fstatSync(file.fd, { bigint: true })
   return `${size} ${mtimeNs}`
 }
 
-/** What goes anyway need not reach the disk before. */
+/** Empties a file that is to be removed, so that its bytes need not reach the disk before. */
 export function discard(fd: number): void {
   try {
     ftruncateSync(fd)

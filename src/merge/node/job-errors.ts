@@ -1,18 +1,24 @@
 // What a merge into a path says when it fails.
 
-import { ConfigError, FileError, listed, MismatchError } from '../../base/errors.js'
+import path from 'node:path'
+import { ConfigError, FileError, MismatchError } from '../../base/errors.js'
 import type { MergeBase } from '../format.js'
-import type { OutputFile } from '../plan/layout.js'
 
-export function unfinishedError(missing: readonly OutputFile[], own: readonly OutputFile[], folder: string): FileError {
+export function mountedError(out: string): FileError {
   return new FileError({
-    where: folder,
-    what: `${missing.length} of ${own.length} files are missing, damaged or made from another base: ${listed(missing.map(({ path: name }) => name))}`,
-    hint: 'Run these jobs again (share, --shards), and then finish (--finish)',
+    where: out,
+    what: 'a file system is mounted here, so the finished output cannot get this name',
+    hint: `Choose a folder in it, such as ${path.join(out, 'merged')}`,
   })
 }
 
 export function severalFilesError(out: string, files: number): ConfigError {
+  if (files <= 1)
+    return new ConfigError({
+      where: out,
+      what: 'one file has no shares',
+      hint: 'Choose a folder, or leave out share (--shard)',
+    })
   return new ConfigError({
     where: out,
     what: `the output has ${files} files, so it needs a folder`,
@@ -34,16 +40,13 @@ export function withHint(error: unknown, isLeft: boolean): unknown {
   if (!(error instanceof FileError)) return error
   const { where, what, expected, got, hint, cause } = error
   const code = (cause as NodeJS.ErrnoException | undefined)?.code ?? ''
+  const kept = isLeft ? 'The finished files are kept: give the same command again to go on' : undefined
   const room = isLeft
-    ? 'The finished files are kept: make room, then go on with resume: true (--resume)'
+    ? 'The finished files are kept: make room, then give the same command again'
     : 'Make room, or choose another disk'
   const isFull = ['ENOSPC', 'EDQUOT'].includes(code)
   const isLimited = ['EMFILE', 'ENFILE'].includes(code)
   const files = 'Raise the limit of open files (ulimit -n), or take fewer threads'
-  const advice = isFull
-    ? room
-    : isLimited
-      ? files
-      : (hint ?? (isLeft ? 'The finished files are kept: resume: true (--resume) goes on' : undefined))
+  const advice = isFull ? room : isLimited ? files : (hint ?? kept)
   return new FileError({ where, what, expected, got, hint: advice, cause })
 }

@@ -1,31 +1,27 @@
-// A merge into a path: planned, made in a folder beside it, by several threads where it is a checkpoint, and renamed when it is
-// whole. A job may also make a share of the files alone, for others to finish, or go on where one was interrupted.
+// A merge into a path: planned, made in a hidden folder beside it by several threads, and renamed when it is whole. A job may also make
+// a share of the files alone. The files that a killed job has finished are not made again.
 
-import { closeSync } from 'node:fs'
-import { readdir, stat } from 'node:fs/promises'
+import { closeSync, mkdirSync, openSync } from 'node:fs'
+import { readdir } from 'node:fs/promises'
 import path from 'node:path'
-import { type ByteSource, readAll } from '../../base/bytes.js'
+import { type ByteSource, readAll, readJson, writeFile } from '../../base/bytes.js'
 import { FileError, NumericError } from '../../base/errors.js'
+import { fileError } from '../../io/node/errors.js'
 import { NodeDirectory } from '../../io/node/files.js'
-import { findCompanions } from '../chunks/companions.js'
-import { writeCompanions, writeIndex } from '../chunks/merge-checkpoint.js'
-import { describePlan, type OpenPlan, openPlan, reportPlan } from '../chunks/open-plan.js'
-import { type ChosenFormat, chooseFormat, type MergeBase } from '../format.js'
-import {
-  checkpointOptions,
-  joinPlans,
-  joinReports,
-  type MergeRequest,
-  type OpenOnnx,
-  openOnnx,
-  planOnnx,
-} from '../merge.js'
-import type { OutputFile } from '../plan/layout.js'
-import type { MergeFormat, MergePlanReport, MergeReport } from '../report.js'
+import { isMountPoint, realOutput, WholeOutput } from '../../io/node/whole-output.js'
+import { tryLink } from '../carry-out.js'
+import { findCompanions } from '../companions.js'
+import { chooseFormat, type MergeBase } from '../format.js'
+import { type MergeInput, type OpenMerge, openMerge, reportPlan, summaryOf } from '../open.js'
+import { RECORD_FILE } from '../plan/companions.js'
+import { computedWeights, type OutputFile } from '../plan/layout.js'
+import { ChangeSums, type MergePlanReport, type MergeReport } from '../report.js'
 import { checkPathSettings, type PathSettings, refuseForFormat } from '../settings.js'
 import {
-  begunShards,
+  begunFiles,
   type ChunkJob,
+  changesOf,
+  chunkCount,
   createShared,
   discard,
   openForReading,
@@ -34,17 +30,14 @@ import {
   writeFully,
 } from './chunks.js'
 import { Flusher } from './flush.js'
-import { severalFilesError, unfinishedError, withHint, withShardHint } from './job-errors.js'
+import { mountedError, severalFilesError, withHint, withShardHint } from './job-errors.js'
 import { refuseForeignLinks } from './links.js'
-import { baseStates, changesOf, hashPlan, isFromBase, noteOf, type ShardNote } from './notes.js'
-import { checkSpace, looksMerged, type OutputPlace, realOutput, refuseEnding, refuseOutput } from './place.js'
-import { recoverOutput } from './recover.js'
-import { Staging } from './staging.js'
-import { NOTES_FOLDER } from './staging-notes.js'
+import { checkSpace, filesIn, foreignFiles, type OutputPlace, refuseEnding, refuseOutput } from './place.js'
+import { digestOfPlan } from './plan-digest.js'
 import { Crew, threadsOf } from './threads.js'
 
 /** A merge into a path. */
-export interface PathRequest extends Omit<MergeRequest, 'out' | 'outFile'>, PathSettings {
+export interface PathRequest extends Omit<MergeInput, 'outFile'>, PathSettings {
   base: MergeBase
   out: string
   /** Files and folders that are read besides the base, for a look whether the output would replace them. */
@@ -56,44 +49,27 @@ export interface PathRequest extends Omit<MergeRequest, 'out' | 'outFile'>, Path
 /** A merge into a path, from its plan to its result. `close` ends it. */
 export class MergeJob {
   readonly #request: PathRequest
-  readonly #chosen: ChosenFormat
   readonly #place: OutputPlace
-  /** Of the checkpoint; undefined for an .onnx alone. */
-  readonly #opened: OpenPlan | undefined
-  /** Of the .onnx. */
-  readonly #onnx: OpenOnnx | undefined
+  readonly #opened: OpenMerge
   readonly #inputs: readonly string[]
   readonly #crew: Crew | undefined
-  #staging: Staging | undefined
-  /** The output was there and only lacked its last steps. */
-  #isTaken = false
-  /** The shards of the checkpoint that are this job's. */
-  #own: readonly OutputFile[] = []
-  /** Of the finished ones, by name. */
-  #notes = new Map<string, ShardNote>()
+  /** The files that are this job's. */
+  readonly #own: readonly OutputFile[]
+  /** What is known of the files that this job has made. */
+  #changes = new ChangeSums()
+  readonly #warnings: string[] = []
 
-  private constructor(
-    request: PathRequest,
-    chosen: ChosenFormat,
-    parts: { place: OutputPlace; opened?: OpenPlan; onnx?: OpenOnnx; crew?: Crew | undefined },
-  ) {
+  private constructor(request: PathRequest, place: OutputPlace, opened: OpenMerge, crew: Crew | undefined) {
     this.#request = request
-    this.#chosen = chosen
-    this.#place = parts.place
-    this.#opened = parts.opened
-    this.#onnx = parts.onnx
-    this.#crew = parts.crew
-    const { base, inputs } = request
-    const sources = [
-      ...(parts.opened?.checkpoint.shards.map(({ file }) => file.source) ?? []),
-      ...(parts.opened?.adapters.sources ?? []),
-    ]
+    this.#place = place
+    this.#opened = opened
+    this.#crew = crew
+    const { base, inputs, share } = request
+    this.#own = opened.files.filter((_, i) => share === undefined || i % share.count === share.index)
     const folder = base.directory instanceof NodeDirectory ? base.directory.name : undefined
-    const graphs = folder === undefined ? [] : chosen.graphs.map((graph) => path.join(folder, graph))
     this.#inputs = [
       ...(base.file === undefined ? [folder] : []),
-      ...graphs,
-      ...sources.map(({ realPath }) => realPath),
+      ...opened.sources.map(({ realPath }) => realPath),
       ...inputs,
     ].filter((input) => input !== undefined)
   }
@@ -105,294 +81,308 @@ export class MergeJob {
    */
   static async open(request: PathRequest, runs: boolean): Promise<MergeJob> {
     checkPathSettings(request)
-    const { base, adapters, out, threads, sign } = request
+    const { base, out, threads, share } = request
     const chosen = await chooseFormat(base, out, request)
     refuseForFormat(request, chosen.format)
     refuseEnding(out, chosen.format)
     const isFile = /\.(safetensors|onnx)$/.test(out)
     const place = { out: await realOutput(out), isFile }
+    if (await isMountPoint(place.out)) throw mountedError(out)
     const weightsOnly = isFile || request.weightsOnly === true
     if (base.directory instanceof NodeDirectory && !weightsOnly) {
-      const { copied } = await findCompanions(base.directory, new Set())
-      await refuseForeignLinks(base.directory.name, copied)
+      const { files } = await findCompanions(base.directory, new Set())
+      await refuseForeignLinks(
+        base.directory.name,
+        files.map((file) => file.path),
+      )
     }
-    const own = { ...request, weightsOnly, outFile: isFile ? path.basename(out) : undefined }
-    const hasCheckpoint = chosen.format !== 'onnx'
-    const crew = runs && hasCheckpoint ? new Crew(threadsOf(threads)) : undefined
-    const parts: { opened?: OpenPlan; onnx?: OpenOnnx } = {}
+    // Machines round alike only in plain steps, and shares must.
+    const reproducible = request.reproducible === true || share !== undefined
+    const own = { ...request, weightsOnly, reproducible, outFile: isFile ? path.basename(out) : undefined }
+    const crew = runs ? new Crew(threadsOf(threads)) : undefined
+    let opened: OpenMerge | undefined
     try {
-      if (hasCheckpoint) {
-        const planning = openPlan(base.directory, adapters, checkpointOptions(own, chosen), sign)
-        parts.opened = await planning.catch((error) => {
-          throw withShardHint(error, base)
-        })
-        const files = parts.opened.plan.shards.length
-        if (isFile && files > 1) throw severalFilesError(out, files)
-      }
-      if (chosen.graphs.length > 0) parts.onnx = await openOnnx(own, chosen, sign)
-      return new MergeJob(request, chosen, { place, crew, ...parts })
+      opened = await openMerge(own, chosen).catch((error) => {
+        throw withShardHint(error, base)
+      })
+      const isSplit = chosen.format === 'safetensors' && opened.files.length > 1
+      if (isFile && (isSplit || share !== undefined)) throw severalFilesError(out, isSplit ? opened.files.length : 1)
+      return new MergeJob(request, place, opened, crew)
     } catch (error) {
       crew?.dispose()
-      await parts.opened?.close()
+      await opened?.close()
       throw error
     }
   }
 
-  get format(): MergeFormat {
-    return this.#chosen.format
+  get format(): OpenMerge['format'] {
+    return this.#opened.format
   }
 
   /** What {@link run} would do. */
   async plan(): Promise<MergePlanReport> {
     await this.#refusePlaces()
-    const parts: Omit<MergePlanReport, 'out' | 'format'>[] = []
-    if (this.#opened !== undefined) {
-      checkSpace(this.#place.out, this.#opened.plan.bytes + this.#opened.companions.bytes)
-      parts.push(reportPlan(this.#opened))
-    }
-    if (this.#onnx !== undefined) parts.push(await planOnnx(this.#onnx))
-    return { out: this.#request.out, format: this.#chosen.format, ...joinPlans(parts) }
+    const { files, others } = this.#opened
+    checkSpace(this.#place.out, sizeOf([...files, ...others]))
+    return reportPlan(this.#opened, this.#request.out)
   }
 
   /** Makes the output, or this job's share of it. */
   async run(): Promise<MergeReport> {
     const startedAt = performance.now()
-    const { out, share, signal } = this.#request
-    const planHash = await this.#hashOfPlan()
-    const isOwn = async (plan: string) => plan === '' || plan === (planHash ?? (await this.#readPlan()))
-    this.#isTaken = await recoverOutput(this.#place, isOwn)
-    await this.#refusePlaces()
-    const staging = await Staging.enter(this.#place, {
-      planHash,
-      isContinued: this.#isContinued,
-      isShare: share !== undefined,
-      isFinish: this.#request.finish === true,
-    })
-    this.#staging = staging
+    const { share, signal } = this.#request
+    const fsync = this.#isDurable
+    const plan = await this.#planDigest()
+    const output = await WholeOutput.begin(this.#place.out, { isFile: this.#place.isFile, plan, fsync })
+    const seconds = () => (performance.now() - startedAt) / 1000
+    let isUseless = false
     try {
-      const missing = await this.#begin(staging)
-      const bytes = sizeOf(missing)
-      checkSpace(staging.folder, bytes + (share === undefined ? (this.#opened?.companions.bytes ?? 0) : 0))
-      await this.#writeShards(staging, missing)
-      const onnx = this.#onnx && (await this.#writeOnnx(staging, this.#onnx))
-      const checkpoint = this.#opened && this.#reportCheckpoint(this.#opened)
-      const report = checkpoint && onnx ? joinReports(out, checkpoint, onnx) : (checkpoint ?? onnx)!
-      const added = share === undefined ? await this.#publish(staging, report, onnx?.files ?? []) : 0
-      return {
-        ...report,
-        out: share === undefined ? out : staging.folder,
-        bytes: bytes + (onnx?.bytes ?? 0) + added,
-        seconds: (performance.now() - startedAt) / 1000,
+      // All shares may be given again at any time.
+      const isDone = share !== undefined && (await this.#isPublished(plan))
+      if (isDone) return { ...(await this.#report()), bytes: 0, seconds: seconds() }
+      await this.#refusePlaces()
+      const missing = await unfinishedFiles(output, this.#own)
+      checkSpace(this.#place.out, sizeOf(share === undefined ? [...missing, ...this.#opened.others] : missing))
+      try {
+        await this.#writeFiles(output, missing)
+        const report = await this.#report()
+        const unfinished = await unfinishedFiles(output, this.#opened.files, missing)
+        const bytes = sizeOf(missing)
+        if (unfinished.length > 0) {
+          const names = unfinished.map((file) => file.path)
+          return { ...report, out: output.gathered!, missing: names, bytes, seconds: seconds() }
+        }
+        const added = await this.#publish(output, report, plan)
+        return { ...report, bytes: bytes + added, seconds: seconds() }
+      } catch (error) {
+        // Another process may have published the same while this one worked.
+        if (!(error instanceof FileError) || !(await this.#isPublished(plan))) throw error
+        return { ...(await this.#report()), bytes: 0, seconds: seconds() }
       }
     } catch (error) {
-      const isLeft = await staging.drop(error instanceof NumericError)
+      isUseless = error instanceof NumericError
       signal?.throwIfAborted()
-      throw withHint(error, isLeft)
+      throw withHint(error, !isUseless && (await hasFiles(output.gathered)))
+    } finally {
+      await output.close(!isUseless)
     }
   }
 
   async close(): Promise<void> {
     this.#crew?.dispose()
-    await this.#staging?.leave()
-    await this.#opened?.close()
-    await this.#onnx?.close()
+    await this.#opened.close()
   }
 
-  get #isContinued(): boolean {
-    const { share, finish = false, resume = false } = this.#request
-    return share !== undefined || finish || resume || this.#isTaken
+  /** True if files are on the disk when they have their names: others rely on those of a share. */
+  get #isDurable(): boolean {
+    const { fsync = true, share } = this.#request
+    return fsync || share !== undefined
+  }
+
+  /** Undefined for a result of which nothing is kept: files, and what may be lost when the machine stops. */
+  async #planDigest(): Promise<string | undefined> {
+    if (this.#place.isFile || !this.#isDurable) return undefined
+    return digestOfPlan(this.#opened, this.#request.sign)
+  }
+
+  /** True if the output is there, and was made by this plan. */
+  async #isPublished(plan: string | undefined): Promise<boolean> {
+    const directory = new NodeDirectory(this.#place.out)
+    if (plan === undefined || !(await directory.has(RECORD_FILE))) return false
+    const record = (await readJson(directory, RECORD_FILE).catch(() => null)) as { plan?: unknown } | null
+    return record?.plan === plan
   }
 
   /** Throws FileError when the output is what is being read, or must not be replaced. */
   async #refusePlaces(): Promise<void> {
-    const { overwrite = false } = this.#request
-    const tensors = this.#opened?.plan.tensors
-    await refuseOutput(this.#place, this.#inputs, overwrite, () => looksMerged(this.#place, tensors))
-  }
-
-  /** Undefined for a result of which no part is ever kept: reading all of the adapters pays where something may be continued. */
-  async #hashOfPlan(): Promise<string | undefined> {
-    const isKept = this.#opened !== undefined && (this.#opened.plan.shards.length > 1 || this.#isContinued)
-    return isKept ? this.#readPlan() : undefined
-  }
-
-  async #readPlan(): Promise<string | undefined> {
-    return this.#opened && hashPlan(this.#opened, this.#request)
-  }
-
-  /** Finds out what is there already, and makes room. Returns the shards that are to be made. */
-  async #begin(staging: Staging): Promise<readonly OutputFile[]> {
-    if (this.#opened === undefined) return []
-    const { share, finish } = this.#request
-    const { shards } = this.#opened.plan
-    this.#own = shards.filter((_, i) => share === undefined || i % share.count === share.index)
-    if (this.#isContinued) {
-      const states = await baseStates(this.#opened.checkpoint)
-      for (const shard of this.#own) {
-        const note = await staging.verified(shard)
-        if (note !== undefined && (await isFromBase(note, shard, this.#opened, states)))
-          this.#notes.set(shard.path, note)
-      }
-    }
-    const missing = this.#own.filter((shard) => !this.#notes.has(shard.path))
-    if (finish && missing.length > 0) throw unfinishedError(missing, this.#own, staging.folder)
-    staging.forget(missing)
-    if (!finish) await staging.removeUnfinished(this.#own)
-    return missing
+    const { format, tensors } = this.#opened
+    const own = format === 'onnx' ? undefined : tensors
+    await refuseOutput(this.#place, this.#inputs, this.#request.overwrite ?? false, () =>
+      foreignFiles(this.#place, own),
+    )
   }
 
   /**
-   * Writes the missing files of the checkpoint, and notes them.
+   * Writes the missing files.
    *
    * @throws FileError when one cannot be written, or somebody writes to the base or an adapter meanwhile; NumericError naming what
    *   is not finite
    */
-  async #writeShards(staging: Staging, missing: readonly OutputFile[]): Promise<void> {
+  async #writeFiles(output: WholeOutput, missing: readonly OutputFile[]): Promise<void> {
     const [opened, crew] = [this.#opened, this.#crew]
-    if (opened === undefined || crew === undefined || missing.length === 0) return
-    const { signal, onProgress, fsync: isDurable = true } = this.#request
+    if (crew === undefined || missing.length === 0) return
+    const { signal, onProgress } = this.#request
     const closers: (() => void)[] = []
-    const flusher = isDurable ? new Flusher() : undefined
-    let outputs: ChunkJob['outputs'] = []
+    const flusher = this.#isDurable ? new Flusher() : undefined
+    /** Descriptors of the files that are not finished. */
+    const open = new Map<number, number>()
     try {
-      const states = await baseStates(opened.checkpoint)
-      const job = await this.#openChunkJob(opened, staging, missing, crew.threads, closers)
-      outputs = job.outputs
-      missing.forEach(({ header }, i) => {
-        if (header !== undefined) writeFully(outputs[i], header, 0)
-      })
-      const totalBytes = sizeOf(this.#own)
-      const keptBytes = totalBytes - sizeOf(missing)
-      const before = job.bases.map(stampOf)
-      await crew.run(job, {
-        signal,
-        onProgress: (bytes) => {
-          for (const shard of begunShards(job)) flusher?.send(outputs[shard])
-          onProgress?.({ writtenBytes: keptBytes + bytes, totalBytes, keptBytes })
-        },
-        onShard: async (i) => {
-          await flusher?.finish(outputs[i])
-          const note = noteOf(job, i, states)
-          if (job.isChecked) await staging.note(missing[i], note)
-          this.#notes.set(missing[i].path, note)
-        },
-      })
-      const changed = job.bases.find((file, i) => stampOf(file) !== before[i])
-      if (changed !== undefined) {
+      const sources = await openSources(opened.sources, closers)
+      const stamps = sources.map(stampOf)
+      const refuseChanges = () => {
+        const changed = sources.find((file, i) => stampOf(file) !== stamps[i])
+        if (changed === undefined) return
         throw new FileError({
           where: changed.name,
           what: 'was written to while it was being merged',
           hint: 'Merge again when nothing else writes there',
         })
       }
-    } catch (error) {
-      outputs.forEach(({ fd }, i) => {
-        if (!this.#notes.has(missing[i].path)) discard(fd)
+      await opened.prepare()
+      const files: OutputFile[] = []
+      for (const file of missing) if (!(await this.#linked(output, file))) files.push(file)
+      const outputs = files.map((file, i) => {
+        const created = createFile(path.join(output.folder, file.path))
+        open.set(i, created.fd)
+        return created
       })
+      const onFile = async (i: number) => {
+        await flusher?.finish(outputs[i])
+        refuseChanges()
+        closeSync(outputs[i].fd)
+        open.delete(i)
+        await output.finish(files[i].path)
+      }
+      for (const [i, { literals }] of files.entries()) {
+        for (const { offset, bytes } of literals) {
+          signal?.throwIfAborted()
+          writeFully(outputs[i], typeof bytes === 'function' ? await bytes() : bytes, offset)
+        }
+        if (chunkCount(files[i]) === 0) await onFile(i)
+      }
+      const totalBytes = sizeOf(this.#own)
+      const keptBytes = totalBytes - sizeOf(missing)
+      const segmented = files.map(({ segments }) => ({ segments }))
+      const shared = createShared(segmented, crew.threads)
+      const { isReproducible } = opened
+      const readable = await shareSources(opened.sources, sources)
+      const job: ChunkJob = {
+        files: segmented,
+        outputs,
+        sources: readable,
+        threads: crew.threads,
+        isReproducible,
+        shared,
+      }
+      await crew.run(job, {
+        signal,
+        onProgress: (bytes) => {
+          for (const file of begunFiles(job)) flusher?.send(outputs[file])
+          onProgress?.({ writtenBytes: keptBytes + bytes, totalBytes, keptBytes })
+        },
+        onFile,
+      })
+      this.#changes = changesOf(job)
+    } catch (error) {
+      for (const fd of open.values()) discard(fd)
       throw error
     } finally {
       await flusher?.end()
+      for (const fd of open.values()) closeSync(fd)
       for (const close of closers) close()
     }
   }
 
-  /** @param closers gets what closes the files that are opened, also of those before an error */
-  async #openChunkJob(
-    { plan, checkpoint, adapters }: OpenPlan,
-    staging: Staging,
-    missing: readonly OutputFile[],
-    threads: number,
-    closers: (() => void)[],
-  ): Promise<ChunkJob> {
-    const { reproducible = false, share } = this.#request
-    const readable = async (source: ByteSource): Promise<Readable> => {
-      if (source.realPath !== undefined) {
-        const fd = openForReading(source.realPath)
-        closers.push(() => closeSync(fd))
-        return { name: source.realPath, fd }
-      }
-      const bytes = new Uint8Array(new SharedArrayBuffer(source.byteLength))
-      bytes.set(await readAll(source))
-      return { name: source.name, bytes }
-    }
-    const factors: Readable[] = []
-    for (const source of adapters.sources) factors.push(await readable(source))
-    const bases: Readable[] = []
-    for (const { file } of checkpoint.shards) bases.push(await readable(file.source))
-    return {
-      shards: missing,
-      outputs: missing.map((shard) => staging.create(shard)),
-      bases: [...bases, ...factors],
-      factors,
-      threads,
-      isReproducible: reproducible,
-      // A result of one file is never resumed, so it needs no checksums. With jobs, --finish checks it.
-      isChecked: plan.shards.length > 1 || share !== undefined,
-      // Jobs on several machines may see copies of the base; one machine tells by its files whether it is the same.
-      isBaseChecked: share !== undefined,
-      shared: createShared(missing, threads),
-    }
-  }
-
-  /** Adds an .onnx to what is being made. */
-  async #writeOnnx(staging: Staging, opened: OpenOnnx): Promise<MergeReport & { files: string[] }> {
-    const { fsync = true } = this.#request
-    const before = new Set(await readdir(staging.folder))
-    const target = staging.directory(fsync)
-    const report = await opened.write(target)
-    const files = (await readdir(staging.folder)).filter((name) => !before.has(name) && name !== NOTES_FOLDER)
-    return { ...report, files }
+  /** Makes a file a hard link if it may be one. Returns false if it is to be written. */
+  async #linked(output: WholeOutput, { path: name, link }: OutputFile): Promise<boolean> {
+    if (link === undefined) return false
+    const reason = await tryLink(new NodeDirectory(output.folder), name, this.#opened.sources[link])
+    if (reason === undefined) await output.finish(name)
+    else this.#warnings.push(`${name} is a copy, not a hard link: ${reason}`)
+    return reason === undefined
   }
 
   /** Adds the base's other files and gives the output its name. Returns the bytes written. */
-  async #publish(staging: Staging, report: MergeReport, others: readonly string[]): Promise<number> {
-    const { base, signal, overwrite = false, fsync: isDurable = true } = this.#request
-    await staging.claim(this.#own, others)
-    const folder = staging.directory(isDurable)
-    const added: string[] = []
-    if (this.#opened !== undefined && !this.#place.isFile) {
-      added.push(...(await writeCompanions(this.#opened, folder)), ...(await writeIndex(this.#opened.plan, folder)))
-    }
-    let bytes = 0
-    for (const name of added) bytes += (await stat(path.join(folder.name, name))).size
+  async #publish(output: WholeOutput, report: MergeReport, plan: string | undefined): Promise<number> {
+    const { base, signal, overwrite = false } = this.#request
+    const { files, others } = this.#opened
+    const folder = new NodeDirectory(output.folder, { fsync: this.#isDurable })
+    for (const file of others) await file.write(folder)
+    const bytes = sizeOf(others)
     signal?.throwIfAborted()
     // Something may have come to this place while this merge ran.
     await this.#refusePlaces()
     if (this.#place.isFile) {
-      const own = path.basename(this.#place.out)
-      const files = [...this.#own.map(({ path: shard }) => shard), ...others]
-      await staging.publishFiles([...files.filter((name) => name !== own), own], { overwrite, isDurable })
-    } else {
-      const record = {
-        version: 1,
-        base: base.file ?? path.basename(path.resolve(base.directory.name)),
-        layers: report.layers,
-      }
-      await staging.publishFolder(record, { overwrite, isDurable })
+      await output.publishFiles(overwrite)
+      return bytes
     }
+    const record = {
+      version: 1,
+      plan,
+      base: base.file ?? path.basename(path.resolve(base.directory.name)),
+      files: [...new Set([...files.map((file) => file.path), ...(await filesIn(folder.name))])].sort(),
+      layers: report.layers,
+    }
+    await writeFile(folder, RECORD_FILE, `${JSON.stringify(record, null, 2)}\n`)
+    for (const name of [...others.map((file) => file.path), RECORD_FILE]) await output.finish(name)
+    await output.publishFolder(overwrite)
     return bytes
   }
 
-  /** What a report says of this job's own shards. */
-  #reportCheckpoint({ plan, companions, warnings }: OpenPlan): MergeReport {
-    const own = new Set(this.#own.flatMap(({ tensors }) => tensors))
-    const weights = plan.weights.filter(({ name }) => own.has(name))
-    return {
-      ...describePlan({ ...plan, weights }, changesOf(this.#notes)),
-      out: this.#request.out,
-      format: 'safetensors',
-      tensors: own.size,
-      changed: [...plan.changed].filter((name) => own.has(name)).length,
-      added: plan.added.filter((name) => own.has(name)),
-      bytes: sizeOf(this.#own),
-      seconds: 0,
-      copied: [...companions.copied],
-      leftOut: [...companions.leftOut],
-      warnings,
-    }
+  /** The report on this job's part, without what it has written. */
+  async #report(): Promise<MergeReport> {
+    const { out, share } = this.#request
+    const own = new Set(computedWeights(this.#own).flatMap(({ reports }) => reports))
+    const changes = await this.#opened.changes(this.#changes)
+    const layers = share === undefined ? changes : changes.filter(({ name }) => own.has(name))
+    const summary = summaryOf(this.#opened, this.#own)
+    const warnings = [...summary.warnings, ...this.#warnings]
+    return { ...summary, out, format: this.#opened.format, warnings, layers, bytes: 0, seconds: 0 }
   }
 }
 
-function sizeOf(shards: readonly OutputFile[]): number {
-  return shards.reduce((sum, { byteLength }) => sum + byteLength, 0)
+/** The files that no process has finished, but for those that this one has just made. */
+async function unfinishedFiles(
+  output: WholeOutput,
+  files: readonly OutputFile[],
+  made: readonly OutputFile[] = [],
+): Promise<OutputFile[]> {
+  const result: OutputFile[] = []
+  for (const file of files) {
+    const isMade = made.includes(file) || (await output.hasFinished(file.path, file.byteLength))
+    if (!isMade) result.push(file)
+  }
+  return result
+}
+
+/** @param closers gets what closes the files that are opened, also of those before an error */
+async function openSources(sources: readonly ByteSource[], closers: (() => void)[]): Promise<Readable[]> {
+  return sources.map((source): Readable => {
+    if (source.realPath === undefined) return { name: source.name, bytes: new Uint8Array() }
+    const fd = openForReading(source.realPath)
+    closers.push(() => closeSync(fd))
+    return { name: source.realPath, fd }
+  })
+}
+
+/** The sources as threads read them: those without a file in memory that is shared. */
+async function shareSources(sources: readonly ByteSource[], opened: readonly Readable[]): Promise<Readable[]> {
+  const result: Readable[] = []
+  for (const [i, source] of sources.entries()) {
+    if ('fd' in opened[i]) {
+      result.push(opened[i])
+      continue
+    }
+    const bytes = new Uint8Array(new SharedArrayBuffer(source.byteLength))
+    bytes.set(await readAll(source))
+    result.push({ name: source.name, bytes })
+  }
+  return result
+}
+
+function createFile(name: string): { name: string; fd: number } {
+  try {
+    mkdirSync(path.dirname(name), { recursive: true })
+    return { name, fd: openSync(name, 'wx') }
+  } catch (error) {
+    throw fileError(name, 'cannot be written', error)
+  }
+}
+
+async function hasFiles(folder: string | undefined): Promise<boolean> {
+  return folder !== undefined && (await readdir(folder).catch(() => [])).length > 0
+}
+
+function sizeOf(files: readonly { readonly byteLength: number }[]): number {
+  return files.reduce((sum, { byteLength }) => sum + byteLength, 0)
 }

@@ -1,19 +1,20 @@
 // Where the output of a merge may go: looked at before anything is written, and again before it gets its name.
 
 import { statfsSync } from 'node:fs'
-import { lstat, readdir, readFile, realpath, stat } from 'node:fs/promises'
+import { readdir, realpath, stat } from 'node:fs/promises'
 import path from 'node:path'
-import { FileError, LowrankError } from '../../base/errors.js'
+import { readJson } from '../../base/bytes.js'
+import { FileError, LowrankError, listed } from '../../base/errors.js'
 import { formatShape } from '../../base/tensor.js'
 import { openCheckpoint } from '../../formats/checkpoint.js'
 import { fileError } from '../../io/node/errors.js'
-import { locate } from '../../io/node/files.js'
+import { locate, NodeDirectory } from '../../io/node/files.js'
 import { RECORD_FILE } from '../plan/companions.js'
 import type { MergeFormat } from '../report.js'
 
 /** Where a merge's result goes. */
 export interface OutputPlace {
-  /** As {@link realOutput} gives it. */
+  /** The path without links. */
   readonly out: string
   /** The output is one safetensors file, not a folder. */
   readonly isFile: boolean
@@ -28,41 +29,6 @@ export function refuseEnding(out: string, format: MergeFormat): void {
     what: `the result cannot be written as .${ending}`,
     expected: format === 'both' ? 'a folder' : `a folder, or a file name that ends in .${format}`,
   })
-}
-
-/**
- * The path that a result at `out` has in the end: where a link leads, so that it is made on the file system on which it will be.
- *
- * @throws FileError for a link that leads nowhere, and for a folder that cannot be renamed because a file system is mounted on it
- */
-export async function realOutput(out: string): Promise<string> {
-  const target = path.resolve(out)
-  const entry = await lstat(target).catch(() => undefined)
-  if (entry === undefined) return target
-  const real = await realpath(target).catch(() => undefined)
-  if (real === undefined) {
-    throw new FileError({
-      where: out,
-      what: 'this link points to a place that does not exist',
-      hint: 'Remove the link, or make the folder',
-    })
-  }
-  if (!(await isMountPoint(real))) return real
-  throw new FileError({
-    where: out,
-    what: 'a file system is mounted here, so the finished output cannot get this name',
-    hint: `Choose a folder in it, such as ${path.join(out, 'merged')}`,
-  })
-}
-
-async function isMountPoint(real: string): Promise<boolean> {
-  const [status, parent] = await Promise.all([stat(real), stat(path.dirname(real))])
-  if (!status.isDirectory()) return false
-  if (status.dev !== parent.dev) return true
-  // A part of the same file system may be mounted: containers do that with folders of their host.
-  const mounts = await readFile('/proc/self/mountinfo', 'utf8').catch(() => '')
-  const escaped = real.replace(/[ \t\n\\]/g, (one) => `\\${one.charCodeAt(0).toString(8).padStart(3, '0')}`)
-  return mounts.split('\n').some((line) => line.split(' ')[4] === escaped)
 }
 
 /** @throws FileError when the file system of `folder`, which need not exist, has less room than `bytes` */
@@ -92,13 +58,13 @@ export function checkSpace(folder: string, bytes: number): void {
  * Refuses to write where the inputs are, or over something that is not a merge's output.
  *
  * @param inputs files and folders that are read
- * @param isMerged whether a merge may have written what is at `out`
+ * @param foreignFiles finds files at `out` that no merge wrote
  */
 export async function refuseOutput(
   { out, isFile }: OutputPlace,
   inputs: readonly string[],
   overwrite: boolean,
-  isMerged: () => Promise<boolean>,
+  foreignFiles: () => Promise<readonly string[]>,
 ): Promise<void> {
   const status = await stat(out).catch(() => undefined)
   for (const input of inputs) {
@@ -123,28 +89,45 @@ export async function refuseOutput(
       throw new FileError({ where: out, what: `it holds ${inside}, which is being read`, hint: 'Choose another place' })
     }
   }
-  const mayGo = await isMerged()
-  if (mayGo && overwrite) return
+  const foreign = await foreignFiles()
+  if (foreign.length === 0 && overwrite) return
   const there = isFile ? 'exists already' : 'exists already and is not empty'
   throw new FileError({
     where: out,
-    what: overwrite ? 'not overwritten, because no merge wrote it' : there,
-    hint: mayGo
-      ? 'Choose another place for the result, or replace it with overwrite (--overwrite)'
-      : 'Choose another place',
+    what: overwrite ? `not overwritten, because no merge wrote ${listed(foreign)}` : there,
+    hint:
+      foreign.length === 0
+        ? 'Choose another place for the result, or replace it with overwrite (--overwrite)'
+        : 'Choose another place',
   })
 }
 
 /**
- * Whether a merge may have written what is there: a folder says so itself, a file has the names and shapes of the new one.
+ * Files that no merge wrote. The record of a merge names the files of its folder. A single file is taken for a merge's if it has the
+ * names and shapes of the new one.
  *
  * @param tensors of the new output; undefined for an .onnx file, which never tells
  */
-export async function looksMerged(
+export async function foreignFiles(
   { out, isFile }: OutputPlace,
   tensors: ReadonlyMap<string, readonly number[]> | undefined,
-): Promise<boolean> {
-  if (!isFile) return (await readdir(out)).includes(RECORD_FILE)
+): Promise<string[]> {
+  if (isFile) return (await looksMerged(out, tensors)) ? [] : [path.basename(out)]
+  const directory = new NodeDirectory(out)
+  const record = (await directory.has(RECORD_FILE)) ? await readJson(directory, RECORD_FILE).catch(() => null) : null
+  const { files } = (record ?? {}) as { files?: unknown }
+  const own = new Set<unknown>([RECORD_FILE, ...(Array.isArray(files) ? files : [])])
+  return (await filesIn(out)).filter((name) => !own.has(name))
+}
+
+/** All files of a folder and of those inside, with `/` between the parts of their names. */
+export async function filesIn(folder: string): Promise<string[]> {
+  const entries = await readdir(folder, { recursive: true, withFileTypes: true })
+  const files = entries.filter((entry) => !entry.isDirectory())
+  return files.map((entry) => path.relative(folder, path.join(entry.parentPath, entry.name)).replaceAll('\\', '/'))
+}
+
+async function looksMerged(out: string, tensors: ReadonlyMap<string, readonly number[]> | undefined): Promise<boolean> {
   if (tensors === undefined) return false
   try {
     const { directory, file } = await locate(out)

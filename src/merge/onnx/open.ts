@@ -59,16 +59,18 @@ async function planGraphs(graphs: readonly BaseGraph[], input: PartInput): Promi
   const written: { path: string; dataFiles: number }[] = []
   for (const [i, { model, path: own }] of graphs.entries()) {
     const path = (graphs.length === 1 ? outFile : undefined) ?? own
-    sources.push(...model.files.values())
+    for (const file of model.files.values()) {
+      sources.push(file)
+      input.baseFiles.set(file, 0)
+    }
     const plan = await planOnnxMerge(model, shares[i], asked, sources)
     plans.push(plan)
     const isBranched = plan.branches.length > 0
     const replaced = new Set([...plan.targets.keys(), ...plan.requantized.keys()])
     const planned = await planOnnx(model, plan.proto, path, { replaced, keepsFiles: isBranched })
     written.push({ path, dataFiles: planned.length - 1 })
-    files.push(
-      ...planned.map((file) => outputFile(file, model, plan, input, isBranched && externalData === 'hardlink')),
-    )
+    const of = { model, plan, input, isLinked: isBranched && externalData === 'hardlink' }
+    files.push(...planned.map((file, j) => outputFile(file, j === planned.length - 1, of)))
   }
   if (factors !== undefined && plans.every(({ branches }) => branches.length === 0)) throw noFactors()
   const head = plans.find((plan) => plan.head !== undefined)?.head
@@ -106,8 +108,6 @@ async function planGraphs(graphs: readonly BaseGraph[], input: PartInput): Promi
     others,
     magnitudes: plans.flatMap(({ magnitudes }) => magnitudes),
     summary: {
-      tensors: plans.reduce((sum, { proto }) => sum + (proto.graph?.initializer.length ?? 0), 0),
-      changed: plans.reduce((sum, { targets, requantized }) => sum + targets.size + requantized.size, 0),
       ...(branches > 0 && { branches }),
       added: plans.flatMap(({ added }) => added),
       renamed: [],
@@ -135,11 +135,12 @@ function namesOf({ reports, branches, quantized }: OnnxMergePlan): string[] {
 
 function outputFile(
   { path, byteLength, pieces, copyOf }: OnnxFile,
-  model: OnnxModel,
-  { targets, requantized }: OnnxMergePlan,
-  { sources }: PartInput,
-  isLinked: boolean,
+  isGraph: boolean,
+  of: { model: OnnxModel; plan: OnnxMergePlan; input: PartInput; isLinked: boolean },
 ): OutputFile {
+  const { model, plan, input, isLinked } = of
+  const { targets, requantized, proto } = plan
+  const { sources } = input
   const literals: Literal[] = []
   const segments: Segment[] = []
   const sourceOf = (location: string) => sources.indexOf(model.file(location))
@@ -156,7 +157,9 @@ function outputFile(
     }
   }
   const link = isLinked && copyOf !== undefined ? { link: sourceOf(copyOf) } : {}
-  return { path, byteLength, literals, segments: coalesce(segments), tensors: [], ...link }
+  const names = isGraph ? (proto.graph?.initializer ?? []).map(({ name }) => name) : []
+  const changed = isGraph ? [...targets.keys(), ...requantized.keys()] : []
+  return { path, byteLength, literals, segments: coalesce(segments), tensors: names, changed, ...link }
 }
 
 function noFactors(): UnsupportedError {

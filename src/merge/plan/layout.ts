@@ -105,6 +105,8 @@ export interface OutputFile {
   readonly segments: readonly Segment[]
   /** Names of its tensors. */
   readonly tensors: readonly string[]
+  /** Names of those that adapters change, replace or bring. */
+  readonly changed: readonly string[]
   /** It has the bytes of this source and may become a hard link to it. */
   readonly link?: number | undefined
 }
@@ -145,7 +147,7 @@ export function layOut(
       byteLength: file.source.byteLength,
       literals: [],
       segments: coalesce([header, ...segments]),
-      tensors: own.map(({ name: tensor }) => tensor),
+      ...namesOf(own),
     }
   })
 }
@@ -165,8 +167,13 @@ function newShard(
     byteLength: last === undefined ? plan.header.byteLength : last.offset + last.byteLength,
     literals: [{ offset: 0, byteLength: plan.header.byteLength, bytes: plan.header }],
     segments: coalesce(segments),
-    tensors: plan.tensors.map(({ name }) => name),
+    ...namesOf(plan.tensors.map(({ name: tensor }) => byName.get(tensor)!)),
   }
+}
+
+function namesOf(tensors: readonly OutputTensor[]): Pick<OutputFile, 'tensors' | 'changed'> {
+  const changed = tensors.filter(({ layers, rows, isReplaced }) => layers.length > 0 || rows.length > 0 || isReplaced)
+  return { tensors: tensors.map(({ name }) => name), changed: changed.map(({ name }) => name) }
 }
 
 /** A tensor as it is, or its experts one by one, or the pieces between its replaced rows, and those. */

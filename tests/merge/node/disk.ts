@@ -96,30 +96,21 @@ export function unmergeFiles(
   return unmerge({ merged, adapters, out, ...options })
 }
 
-/** The folders beside an output in which it is made. */
+/** What is hidden beside an output: unfinished work, and finished files. */
 export async function partialsOf(out: string): Promise<string[]> {
-  const prefix = `${path.basename(out)}.partial-`
+  const prefix = `.${path.basename(out)}.`
   const names = await readdir(path.dirname(out)).catch((): string[] => [])
   return names.filter((name) => name.startsWith(prefix)).map((name) => path.join(path.dirname(out), name))
 }
 
-/** The only one of them. */
+/** The only folder of finished files. */
 export async function partialOf(out: string): Promise<string> {
-  const all = await partialsOf(out)
-  if (all.length !== 1) throw new Error(`${all.length} folders of unfinished output`)
+  const all = (await partialsOf(out)).filter((name) => name.endsWith('.partial'))
+  if (all.length !== 1) throw new Error(`${all.length} folders of finished files`)
   return all[0]
 }
 
-/** What is in it, shards by their own names: they end in a token while they are there. */
+/** The files in it. */
 export async function partialFiles(out: string): Promise<string[]> {
-  const names = await readdir(await partialOf(out))
-  return names.map((name) => name.replace(/\.[0-9a-f]{12}$/, '')).sort()
-}
-
-/** The file of a shard in it. */
-export async function partialShard(out: string, shard: string): Promise<string> {
-  const folder = await partialOf(out)
-  const names = (await readdir(folder)).filter((name) => name.startsWith(`${shard}.`))
-  if (names.length !== 1) throw new Error(`${names.length} files of ${shard}`)
-  return path.join(folder, names[0])
+  return (await readdir(await partialOf(out))).sort()
 }

@@ -8,7 +8,17 @@ import path from 'node:path'
 import { promisify } from 'node:util'
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest'
 import type { TensorSketch } from '../toolkit.js'
-import { digest, expected, layOutFiles, MERGE, mergeFiles, partialShard, partialsOf, weights } from './disk.js'
+import {
+  digest,
+  expected,
+  layOutFiles,
+  MERGE,
+  mergeFiles,
+  partialFiles,
+  partialOf,
+  partialsOf,
+  weights,
+} from './disk.js'
 
 let folder: string
 beforeEach(async () => {
@@ -77,66 +87,49 @@ describe('mergeFiles in threads', () => {
     expect(await weights(setup.out)).toEqual(await expected(setup))
   })
 
-  it('leaves the base alone and nothing that looks finished when it is killed; resumes', async () => {
+  it('leaves the base alone and nothing that looks finished when it is killed; goes on', async () => {
     const setup = await layOutFiles(folder, LARGE, { shards: 6 })
     const before = await weights(setup.base)
     const { child, report } = startSlowly(setup, setup.out)
-    const notes = async () => {
-      const [partial] = await partialsOf(setup.out)
-      const names = partial === undefined ? [] : await readdir(path.join(partial, '.merge')).catch(() => [])
-      return names.filter((name) => /^model.*json$/.test(name))
-    }
-    while ((await notes()).length === 0 && child.exitCode === null)
+    const finished = () => partialFiles(setup.out).catch((): string[] => [])
+    while ((await finished()).length === 0 && child.exitCode === null)
       await new Promise((resolve) => setTimeout(resolve, 1))
     child.kill('SIGKILL')
     expect(await report).toBeUndefined()
     expect(existsSync(setup.out)).toBe(false)
     expect(await weights(setup.base)).toEqual(before)
-    const kept = (await notes())[0].replace(/\.json$/, '')
-    const { ino, mtimeMs } = await stat(await partialShard(setup.out, kept))
-    expect((await start(setup, setup.out, { threads: 2, resume: true }).report)?.error).toBeUndefined()
+    const [kept] = await finished()
+    const { ino, mtimeMs } = await stat(path.join(await partialOf(setup.out), kept))
+    expect((await start(setup, setup.out, { threads: 2 }).report)?.error).toBeUndefined()
     const after = await stat(path.join(setup.out, kept))
     expect([after.ino, after.mtimeMs]).toEqual([ino, mtimeMs])
     expect(await weights(setup.out)).toEqual(await expected(setup))
-    // Without --resume the leftovers of a killed merge go.
-    const again = path.join(folder, 'again')
-    await rm(setup.out, { recursive: true })
-    const second = startSlowly(setup, again)
-    while ((await partialsOf(again)).length === 0 && second.child.exitCode === null)
-      await new Promise((resolve) => setTimeout(resolve, 1))
-    second.child.kill('SIGKILL')
-    await second.report
-    expect((await start(setup, again, { threads: 3 }).report)?.error).toBeUndefined()
-    expect(await weights(again)).toEqual(await expected(setup))
+    expect(await partialsOf(setup.out)).toEqual([])
   })
 
   it.each<[string, string, object]>([
     ['one file', 'out.safetensors', {}],
     ['new shards', 'out', { maxShardBytes: 6_000_000 }],
     ['an unmerged checkpoint', 'out', { sign: -1 }],
-    ['the share of a job', 'out', { share: { index: 0, count: 1 } }],
+    ['a share', 'out', { share: { index: 0, count: 1 }, reproducible: true }],
   ])('leaves no result when it is killed: %s', async (_, name, options) => {
     single ??= layOutFiles(path.join(scratch, 'single'), LARGE)
     const setup = await single
     const before = await weights(setup.base)
     const out = path.join(folder, name)
     const { child, report } = startSlowly(setup, out, options)
-    const started = async () =>
-      (await readdir((await partialsOf(out))[0] ?? '').catch(() => [])).some((file) => /^model|^out/.test(file))
+    const started = async () => {
+      const work = (await partialsOf(out)).find((one) => one.endsWith('.tmp'))
+      return (await readdir(path.join(work ?? '', 'new')).catch(() => [])).length > 0
+    }
     while (!(await started()) && child.exitCode === null) await new Promise((resolve) => setTimeout(resolve, 1))
     child.kill('SIGKILL')
     expect(await report).toBeUndefined()
     expect(existsSync(out)).toBe(false)
     expect(await weights(setup.base)).toEqual(before)
-    const again = { threads: 2, resume: true, ...options, share: undefined }
-    expect((await start(setup, out, again).report)?.error).toBeUndefined()
+    expect((await start(setup, out, { threads: 2, ...options }).report)?.error).toBeUndefined()
     const fresh = path.join(folder, `fresh-${name}`)
-    await mergeFiles(setup.base, [setup.adapter], fresh, {
-      threads: 1,
-      fsync: false,
-      ...options,
-      share: undefined,
-    })
+    await mergeFiles(setup.base, [setup.adapter], fresh, { threads: 1, fsync: false, ...options, share: undefined })
     const digestAt = async (at: string) => (name === 'out' ? weights(at) : digest(await readFile(at)))
     expect(await digestAt(out)).toEqual(await digestAt(fresh))
     expect(await partialsOf(out)).toEqual([])
@@ -159,7 +152,7 @@ describe('mergeFiles in threads', () => {
       expect(existsSync(out)).toBe(false)
       await rm(other)
       // What was finished when the disk was full is kept and continued.
-      expect((await start(setup, out, { threads: 2, resume: true }).report)?.error).toBeUndefined()
+      expect((await start(setup, out, { threads: 2 }).report)?.error).toBeUndefined()
       expect(await weights(out)).toEqual(await expected(setup))
       const third = (await start(setup, path.join(disk, 'third'), { threads: 2 }).report)!
       expect(third.error?.what).toBe('not enough free space for the output')

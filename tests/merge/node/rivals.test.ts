@@ -1,53 +1,45 @@
-// Several merges for one output: they take turns, a killed one is no obstacle, and no result is half of two.
+// Several merges for one output: a killed one is no obstacle, and no result is half of two.
 
-import {
-  existsSync,
-  mkdirSync,
-  readdirSync,
-  readFileSync,
-  readlinkSync,
-  renameSync,
-  rmSync,
-  writeFileSync,
-} from 'node:fs'
+import { mkdirSync, readdirSync, renameSync, rmSync, writeFileSync } from 'node:fs'
 import { mkdir, mkdtemp, readdir, rm, writeFile } from 'node:fs/promises'
-import { hostname, tmpdir } from 'node:os'
+import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
-import { partialFiles, partialOf, partialsOf } from './disk.js'
-import { interfering, layOutShards, nameOf } from './two-shards.js'
+import { newToken } from '../../../src/io/node/owner.js'
+import { partialsOf } from './disk.js'
+import { interfering, layOutShards } from './two-shards.js'
 
 let folder: string
 beforeEach(async () => {
-  folder = await mkdtemp(path.join(tmpdir(), 'merge-interference-'))
+  folder = await mkdtemp(path.join(tmpdir(), 'merge-rivals-'))
 })
 afterEach(() => rm(folder, { recursive: true, force: true }))
 
 const layOut = () => layOutShards(folder)
+const durable = { fsync: true }
 
-/** Boot, container and start of this process, as its record names them; undefined where the system does not tell. */
-function identityOfThis(): string | undefined {
-  if (process.platform !== 'linux') return undefined
-  const boot = readFileSync('/proc/sys/kernel/random/boot_id', 'utf8').trim()
-  const started = readFileSync('/proc/self/stat', 'utf8').split(') ').at(-1)!.split(' ')[19]
-  return `${boot} ${readlinkSync('/proc/self/ns/pid')} ${started}`
+/** A token of a process that has ended, of one of another host, or of this one. */
+const tokens = {
+  dead: () => newToken().replace(/-\d+-\d*-/, '-4194305-1-'),
+  foreign: () => `00000000${newToken().slice(8)}`,
+  own: () => newToken(),
 }
 
 describe('another merge', () => {
-  it('that takes the folder keeps the first from publishing it', async () => {
-    const { merge, out } = await layOut()
-    const taken = path.join(folder, 'taken')
-    // It looks again right before it publishes.
+  it('of the same plan that publishes first is as good as this one', async () => {
+    const { merge, out, expectWhole } = await layOut()
+    await merge(durable)
+    const copy = path.join(folder, 'copy')
+    renameSync(out, copy)
+    // This one looks at its signal again right before it publishes: at that moment the other one has done so.
     const signal = interfering(2, () => {
-      const [name] = readdirSync(folder).filter((other) => other.startsWith('out.partial-'))
-      renameSync(path.join(folder, name), taken)
+      const partial = readdirSync(folder).find((name) => name.endsWith('.partial'))!
+      rmSync(path.join(folder, partial), { recursive: true })
+      renameSync(copy, out)
     })
-    await expect(merge({ signal })).rejects.toMatchObject({
-      code: 'FILE',
-      what: 'another merge has taken over the unfinished output',
-    })
-    expect(existsSync(out)).toBe(false)
-    expect((await readdir(taken)).sort()).toEqual(expect.arrayContaining([nameOf(1), nameOf(2)]))
+    expect((await merge({ ...durable, signal })).bytes).toBe(0)
+    await expectWhole()
+    expect(await partialsOf(out)).toEqual([])
   })
 
   it('that finished first is not replaced', async () => {
@@ -56,91 +48,98 @@ describe('another merge', () => {
       mkdirSync(out)
       writeFileSync(path.join(out, 'theirs'), 'x')
     })
-    await expect(merge({ signal })).rejects.toMatchObject({ code: 'FILE', what: 'exists already and is not empty' })
+    await expect(merge({ signal, ...durable })).rejects.toMatchObject({
+      code: 'FILE',
+      what: 'exists already and is not empty',
+    })
     expect(await readdir(out)).toEqual(['theirs'])
     await rm(out, { recursive: true })
     // What was made is kept all the same.
-    expect((await merge({ resume: true })).bytes).toBeLessThan(1000)
+    expect((await merge(durable)).bytes).toBeLessThan(1000)
   })
 
-  it('at the same time is refused by name, and the first one’s result is whole', async () => {
-    const { merge, expectWhole, adapter } = await layOut()
-    for (const other of [adapter, { adapter, weight: 2 }]) {
-      await rm(path.join(folder, 'out'), { recursive: true, force: true })
-      const first = merge()
-      const second = first.then(
-        () => undefined,
-        () => undefined,
-      )
-      await new Promise((resolve) => setImmediate(resolve))
-      const results = await Promise.allSettled([first, merge({}, undefined, other), second])
-      const [one, two] = results
-      expect([one.status, two.status].filter((status) => status === 'fulfilled')).toHaveLength(1)
-      const lost = one.status === 'rejected' ? one : (two as PromiseRejectedResult)
-      expect(lost.reason).toMatchObject({ code: 'FILE', what: expect.stringMatching(/another merge|exists already/) })
-      if (one.status === 'fulfilled') await expectWhole()
-    }
-  })
-
-  it.skipIf(process.platform !== 'linux')('at work refuses all others but the jobs of its own plan', async () => {
+  it.each([
+    ['the same plan', durable],
+    ['another plan', durable],
+    ['another plan, nothing kept', {}],
+  ])('at the same time: %s', async (kind, options) => {
     const { merge, out, expectWhole, adapter } = await layOut()
-    const jobs = [0, 1].map((index) => ({ share: { index, count: 2 } }))
-    const busy = {
-      code: 'FILE',
-      where: out,
-      what: `another merge is making it: process ${process.pid} on ${hostname()}`,
+    const other = kind === 'the same plan' ? adapter : { adapter, weight: 2 }
+    for (let round = 0; round < 4; round++) {
+      await rm(out, { recursive: true, force: true })
+      const results = await Promise.allSettled([merge(options), merge(options, undefined, other), merge(options)])
+      const lost = results.flatMap((result) => (result.status === 'rejected' ? [result.reason] : []))
+      for (const reason of lost)
+        expect(reason).toMatchObject({ code: 'FILE', what: expect.stringMatching(/another process|exists already/) })
+      if (lost.length === 3) await merge(options)
+      if (kind === 'the same plan' || results[1].status === 'rejected') await expectWhole()
+      // What the one that lost has finished stays for the same command.
+      expect((await partialsOf(out)).filter((name) => !name.endsWith('.partial'))).toEqual([])
+      await merge({ overwrite: true })
+      expect(await partialsOf(out)).toEqual([])
     }
-    await merge(jobs[0])
-    const owner = path.join(await partialOf(out), '.merge', 'owner-aaaaaaaaaaaa.json')
-    const record = { host: hostname(), process: process.pid, identity: identityOfThis(), isShare: true }
-    await writeFile(owner, JSON.stringify(record))
-    await expect(merge()).rejects.toMatchObject(busy)
-    await expect(merge({ resume: true })).rejects.toMatchObject(busy)
-    await expect(merge(jobs[0], undefined, { adapter, weight: 2 })).rejects.toMatchObject({ code: 'MISMATCH' })
-    await merge(jobs[1])
-    await writeFile(owner, JSON.stringify({ ...record, isShare: false }))
-    for (const options of [jobs[1], { finish: true }]) await expect(merge(options)).rejects.toMatchObject(busy)
-    expect((await partialFiles(out)).filter((name) => name.endsWith('.safetensors'))).toHaveLength(2)
-    // Of a job that is started twice the other one may still be at work: what is finished counts.
-    await writeFile(owner, JSON.stringify(record))
-    await merge({ finish: true })
-    await expectWhole()
   })
 
-  it('that was killed is no obstacle: on this host at once, elsewhere when its beat has ended', async () => {
+  it('that replaces at the same time leaves one of the results whole', async () => {
     const { merge, out, expectWhole } = await layOut()
-    const notes = path.join(`${out}.partial-0123456789ab`, '.merge')
-    const leave = async (record: object) => {
-      await mkdir(notes, { recursive: true })
-      await writeFile(path.join(notes, 'plan.json'), '{"plan":"0123456789ab"}')
-      await writeFile(path.join(notes, 'owner-aaaaaaaaaaaa.json'), JSON.stringify(record))
-      await writeFile(path.join(notes, 'beat-aaaaaaaaaaaa'), '5')
-    }
-    const gone = { host: hostname(), process: 2 ** 22 + 1, identity: null, isShare: false }
-    const own = identityOfThis()
-    for (const record of [
-      gone,
-      ...(own === undefined ? [] : [{ ...gone, process: process.pid, identity: `${own}0` }]),
-    ]) {
-      await leave(record)
-      await merge({ overwrite: true })
+    const options = { ...durable, overwrite: true }
+    await merge(options)
+    for (let round = 0; round < 4; round++) {
+      await Promise.allSettled([merge(options), merge(options), merge(options)])
       await expectWhole()
       expect(await partialsOf(out)).toEqual([])
     }
-    // Of a process elsewhere: while its beat goes on it is at work, and when the beat goes it is not.
-    await leave({ ...gone, host: 'elsewhere', process: process.pid })
-    let beats = 5
-    const timer = setInterval(() => writeFileSync(path.join(notes, 'beat-aaaaaaaaaaaa'), String(++beats)), 50)
-    try {
-      await expect(merge({ overwrite: true })).rejects.toMatchObject({
-        what: `another merge is making it: process ${process.pid} on elsewhere`,
-      })
-    } finally {
-      clearInterval(timer)
+  })
+
+  it('at work on this host refuses others by name', async () => {
+    const { merge, out } = await layOut()
+    const busy = { code: 'FILE', where: out, what: `another process is writing it: process ${process.pid}` }
+    await mkdir(path.join(folder, `.out.${tokens.own()}.tmp`, 'new'), { recursive: true })
+    await expect(merge()).rejects.toMatchObject(busy)
+    await expect(merge(durable)).rejects.toMatchObject(busy)
+    await merge({}, path.join(folder, 'out.other'))
+  })
+
+  it('that was killed is no obstacle; on another host it may be at work, and its files stay', async () => {
+    const { merge, out, expectWhole } = await layOut()
+    for (const plan of ['', '.0123456789abcdef']) {
+      const [dead, foreign] = [tokens.dead(), tokens.foreign()].map((token) =>
+        path.join(folder, `.out${plan}.${token}.tmp`),
+      )
+      for (const work of [dead, foreign]) {
+        await mkdir(path.join(work, 'new'), { recursive: true })
+        await writeFile(path.join(work, 'new', 'model.safetensors'), 'half')
+      }
+      await merge({ overwrite: true })
+      await expectWhole()
+      expect(await partialsOf(out)).toEqual([foreign])
+      await rm(foreign, { recursive: true })
     }
-    const merging = merge({ overwrite: true })
-    setTimeout(() => rmSync(path.join(notes, 'beat-aaaaaaaaaaaa')), 400)
-    await merging
+  })
+})
+
+describe('an output that is to be replaced', () => {
+  it('comes back when the merge was killed before the new one had its name', async () => {
+    const { merge, out, expectWhole } = await layOut()
+    await merge(durable)
+    const work = path.join(folder, `.out.${tokens.dead()}.tmp`)
+    await mkdir(work)
+    renameSync(out, path.join(work, 'old'))
+    await expect(merge()).rejects.toMatchObject({ what: 'exists already and is not empty' })
     await expectWhole()
+    expect(await partialsOf(out)).toEqual([])
+  })
+
+  it('stays if it holds files that no merge wrote', async () => {
+    const { merge, out } = await layOut()
+    await merge()
+    await mkdir(path.join(out, 'notes'))
+    await writeFile(path.join(out, 'notes', 'mine.txt'), 'x')
+    await expect(merge({ overwrite: true })).rejects.toMatchObject({
+      code: 'FILE',
+      what: 'not overwritten, because no merge wrote notes/mine.txt',
+    })
+    await rm(path.join(out, 'notes'), { recursive: true })
+    await merge({ overwrite: true })
   })
 })

@@ -71,7 +71,7 @@ describe('by threads', () => {
     // Sums over threads come in another order.
     expect(report.layers.map((layer) => layer.name)).toEqual(layers.map((layer) => layer.name))
     layers.forEach(({ relativeChange }, i) => {
-      expect(report.layers[i].relativeChange).toBeCloseTo(relativeChange, 9)
+      expect(report.layers[i].relativeChange).toBeCloseTo(relativeChange!, 9)
     })
   })
 })

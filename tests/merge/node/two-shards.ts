@@ -21,9 +21,9 @@ export async function layOutShards(folder: string) {
     ...setup,
     merge: (options: MergeFilesOptions = {}, out = setup.out, adapter: PathAdapter = setup.adapter) =>
       mergeFiles(setup.base, [adapter], out, { threads: 1, fsync: false, ...options }),
-    async expectWhole(out = setup.out) {
+    async expectWhole(out = setup.out, options = {}) {
       const [fresh, written] = [new MemoryDirectory(), await fromDisk(out)]
-      await mergeCheckpoint(setup.memory, setup.lora, fresh)
+      await mergeCheckpoint(setup.memory, setup.lora, fresh, options)
       expect([...written.files.keys()].sort()).toEqual([...fresh.files.keys(), 'lowrank-merge.json'].sort())
       for (const [name, bytes] of fresh.files) expect(Buffer.compare(written.files.get(name)!, bytes), name).toBe(0)
     },

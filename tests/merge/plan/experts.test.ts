@@ -76,7 +76,7 @@ describe.each(cases)('%s', (name) => {
     for (const [i, { name: layer, relativeChange }] of own.layers.entries()) {
       expect(layer).toBe(report.layers[i].name)
       expect(relativeChange).toBeGreaterThan(0)
-      expect(relativeChange / report.layers[i].relativeChange).toBeCloseTo(1, 10)
+      expect(relativeChange! / report.layers[i].relativeChange!).toBeCloseTo(1, 10)
     }
   })
 
