@@ -295,7 +295,7 @@ describe('merging into a folder of Node', () => {
       const data = path.join(work, 'base/onnx/model.onnx.data')
       for (const externalData of ['hardlink', 'copy'] as const) {
         const out = path.join(work, externalData)
-        const report = await merge({ base: path.join(work, 'base'), adapters, out, externalData })
+        const report = await merge({ threads: 1, base: path.join(work, 'base'), adapters, out, externalData })
         expect(report).toMatchObject({ format: 'onnx', branches: 1, changed: 0, warnings: [] })
         const written = path.join(out, 'onnx/model.onnx_data')
         expect((await stat(written)).ino === (await stat(data)).ino).toBe(externalData === 'hardlink')
@@ -304,7 +304,7 @@ describe('merging into a folder of Node', () => {
         const beside = linears.filter(({ branches }) => branches > 0).map(({ name, branches }) => [name, branches])
         expect(beside).toEqual([['model.layers.0.self_attn.q_proj', 1]])
         const back = path.join(work, `${externalData}-back`)
-        await unmerge({ merged: out, adapters, out: back, externalData })
+        await unmerge({ threads: 1, merged: out, adapters, out: back, externalData })
         await expectSame(
           await loadOnnx(new NodeDirectory(path.join(back, 'onnx')), 'model.onnx'),
           await loadOnnx(new NodeDirectory(path.join(work, 'base/onnx')), 'model.onnx'),
@@ -335,11 +335,11 @@ describe('merging into a folder of Node', () => {
       const data = path.join(work, 'base/onnx/model.onnx.data')
       const out = path.join(work, 'out')
       await truncate(data, 20_000)
-      await expect(merge({ base: path.join(work, 'base'), adapters, out })).rejects.toThrow(
+      await expect(merge({ threads: 1, base: path.join(work, 'base'), adapters, out })).rejects.toThrow(
         /model\.onnx\.data.*past the end/,
       )
       await rm(data)
-      await expect(merge({ base: path.join(work, 'base'), adapters, out })).rejects.toThrow(
+      await expect(merge({ threads: 1, base: path.join(work, 'base'), adapters, out })).rejects.toThrow(
         /model\.onnx\.data, which is not/,
       )
       await expect(stat(out)).rejects.toThrow(/ENOENT/)

@@ -170,7 +170,7 @@ describe('fp64', () => {
         }),
         adapter,
         out,
-        { dtype: 'fp32' },
+        { outDtype: 'fp32' },
       ),
     ).rejects.toMatchObject({ code: 'NUMERIC', where: 'a_proj.weight' })
   })
