@@ -118,7 +118,7 @@ export { type LoraConfig, type LoraConfigInput, resolveConfig } from './lora/con
 export type { LayerVectors } from './lora/factors.js'
 export type { Init } from './lora/init/inits.js'
 export type { BaseWeights } from './lora/init/to-plain.js'
-export { type ConvolutionGradients, ConvolutionLora } from './lora/kinds/convolution.js'
+export { ConvolutionLora } from './lora/kinds/convolution.js'
 export { type EmbeddingGradients, EmbeddingLora } from './lora/kinds/embedding.js'
 export { type BaseLayout, ExpertLora, type ParameterValues } from './lora/kinds/experts.js'
 export type {
@@ -128,7 +128,6 @@ export type {
   StoredValues,
   TokenRows,
 } from './lora/kinds/stored.js'
-export type { ConvolutionGeometry } from './lora/kinds/windows.js'
 export { LoraLayer } from './lora/layer.js'
 export type { FactorTensors, PartKind, TensorRole } from './lora/part.js'
 export type { LayerGradients } from './lora/passes.js'

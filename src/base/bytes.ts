@@ -37,6 +37,8 @@ export interface Directory {
   readonly name: string
   /** Id of the repository, if the folder is on the Hub. */
   readonly hubId?: string | undefined
+  /** The revision that was asked for, if the folder is on the Hub and it is not the default one. */
+  readonly hubRevision?: string | undefined
   /**
    * Names of the files directly inside, sorted; empty if the folder does not exist.
    *

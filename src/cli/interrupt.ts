@@ -14,8 +14,15 @@ export function interruptedBy(): NodeJS.Signals | undefined {
   return first
 }
 
-/** Runs `work` with an AbortSignal that the first of these signals aborts; a second ends the process with nothing more written. */
-export async function interruptible<T>(promise: string, work: (signal: AbortSignal) => Promise<T>): Promise<T> {
+/**
+ * Runs `work` with an AbortSignal that the first of these signals aborts; a second ends the process with nothing more written.
+ *
+ * @param promise says what happens after the first one
+ */
+export async function interruptible<T>(
+  promise: string | (() => string),
+  work: (signal: AbortSignal) => Promise<T>,
+): Promise<T> {
   const controller = new AbortController()
   const onInterrupt = (name: NodeJS.Signals): void => {
     if (controller.signal.aborted) {
@@ -24,7 +31,9 @@ export async function interruptible<T>(promise: string, work: (signal: AbortSign
       process.kill(process.pid, name)
       return
     }
-    say(`\n${promise}${name === 'SIGINT' ? ' Press Ctrl-C again to stop at once.' : ''}`)
+    say(
+      `\n${typeof promise === 'string' ? promise : promise()}${name === 'SIGINT' ? ' Press Ctrl-C again to stop at once.' : ''}`,
+    )
     first = name
     controller.abort()
   }

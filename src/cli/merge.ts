@@ -2,15 +2,7 @@
 
 import type { LayerChange, MergePlanReport } from '../index.js'
 import { printable } from './escape.js'
-import {
-  ADAPTERS,
-  API_NAMES,
-  changesIn,
-  OUTPUT,
-  runMerge,
-  sayAsides,
-  weightedAdapters,
-} from './merge-options.js'
+import { ADAPTERS, API_NAMES, changesIn, OUTPUT, runMerge, sayAsides, weightedAdapters } from './merge-options.js'
 import { choice, defineCommand, required, toggle } from './options.js'
 import { MODEL } from './sources.js'
 import { bytes, colors, print, printDocument, say, table } from './terminal.js'

@@ -247,8 +247,10 @@ export const train = defineCommand({
     }
     if (typeof out !== 'string') throw new UsageError('--out DIR is missing')
     const progress = new Progress()
-    const result = await interruptible('Finishing the step, then saving.', (signal) =>
-      node.train({ ...options, model, data, signal, on: narrate(progress) }),
+    const pace: StepPace = { stepMs: undefined }
+    const result = await interruptible(
+      () => finishing(pace),
+      (signal) => node.train({ ...options, model, data, signal, on: narrate(progress, pace) }),
     )
       .catch(stoppedLoading)
       .catch(inFile)
@@ -334,8 +336,18 @@ function stoppedLoading(error: unknown): undefined {
   return undefined
 }
 
+/** How long steps take. */
+interface StepPace {
+  stepMs: number | undefined
+}
+
+/** What follows the first Ctrl-C. A step cannot be interrupted, so people are told how long it may take. */
+function finishing({ stepMs }: StepPace): string {
+  return `Finishing the step${stepMs === undefined ? '' : `, which takes about ${duration(stepMs)}`}, then saving.`
+}
+
 /** Tells people what a run does. */
-function narrate(progress: Progress): TrainEvents {
+function narrate(progress: Progress, pace: StepPace): TrainEvents {
   let evaluations = 0
   let parts = new Progress()
   const clear = () => {
@@ -362,7 +374,8 @@ function narrate(progress: Progress): TrainEvents {
       const others = Object.entries(metrics).map(([name, value]) => `${name} ${value.toFixed(value < 10 ? 3 : 1)}`)
       say(`Evaluation loss ${when}: ${colors.bold(loss.toFixed(3))} (${others.join(', ')})`)
     },
-    step({ step, totalSteps, loss, tokensPerSecond }) {
+    step({ step, totalSteps, loss, tokensPerSecond, elapsedMs }) {
+      pace.stepMs = elapsedMs
       progress.update(step, totalSteps, `  loss ${loss.toFixed(3)}  ${thousands(tokensPerSecond)} tokens/s`)
     },
     warning(message) {

@@ -11,7 +11,7 @@ import { readSentenceModules, type SentenceModules } from './sentence-modules.js
 
 /** A model as `loadModel` reads it; weights stay in their file. */
 export interface Model {
-  /** For messages and for an adapter's `base_model_name_or_path`: the id on the Hub, config.json's name, else the folder's. */
+  /** What was opened: the id on the Hub, else the path or the name of the folder. */
   readonly name: string
   /** The folder that it was read from. */
   readonly directory: Directory
@@ -98,7 +98,7 @@ export async function loadModel(directory: Directory, options: LoadModelOptions)
     .flatMap(tokenIds)
     .filter((id) => id < (vocabularySize ?? Number.POSITIVE_INFINITY))
   return {
-    name: nameOf(directory, config),
+    name: directory.hubId ?? directory.name,
     directory,
     graphs,
     onnxPath: path,
@@ -147,12 +147,6 @@ function contextLengthOf(config: Record<string, unknown>): number | undefined {
   const { model_type: type, pad_token_id: pad } = config
   const isShifted = typeof type === 'string' && /roberta$|camembert|mpnet/.test(type) && typeof pad === 'number'
   return length !== undefined && isShifted ? length - pad - 1 : length
-}
-
-/** The name that an adapter gives to its base. A name in config.json is a path on someone's machine as often as an id. */
-function nameOf(directory: Directory, { _name_or_path: name }: Record<string, unknown>): string {
-  if (directory.hubId !== undefined) return directory.hubId
-  return typeof name === 'string' && name !== '' ? name : directory.name
 }
 
 function missing(directory: Directory, path: string): FileError {

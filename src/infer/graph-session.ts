@@ -50,6 +50,7 @@ export class GraphSession {
   /** The open graph has the faster form, and no run of it has succeeded yet. */
   #isUntried = false
   #retreat: Promise<void> | undefined
+  #hasWarned = false
   /** Openings follow one another. */
   #lastOpening: Promise<unknown> = Promise.resolve()
 
@@ -194,6 +195,8 @@ export class GraphSession {
   }
 
   #warn({ message }: LowrankError): void {
+    if (this.#hasWarned) return
+    this.#hasWarned = true
     this.#options.onWarning(
       `${this.base.onnx.fileName} runs as it is, and slower: ONNX Runtime refused the faster form that lowrank made of it (${message})`,
     )

@@ -93,3 +93,9 @@ export function transposeAs({ data, shape: [rows, columns] }: Matrix, like: Floa
   }
   return result
 }
+
+/** The rows of one of `groups` equal parts, not copied. */
+export function rowsOf({ data, shape: [rows, columns] }: Matrix, part: number, groups: number): Matrix {
+  const count = rows / groups
+  return { data: data.subarray(part * count * columns, (part + 1) * count * columns), shape: [count, columns] }
+}

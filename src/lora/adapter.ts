@@ -9,7 +9,6 @@ import { ConvolutionLora } from './kinds/convolution.js'
 import { EmbeddingLora } from './kinds/embedding.js'
 import { ExpertLora } from './kinds/experts.js'
 import { Replacement, type ReplacementOptions, rowsName, type StoredValues, TokenRows } from './kinds/stored.js'
-import type { ConvolutionGeometry } from './kinds/windows.js'
 import { LoraLayer } from './layer.js'
 import { mergeOrNone, type PartKind } from './part.js'
 
@@ -132,19 +131,6 @@ export class LoraAdapter implements Iterable<[name: string, part: AdapterPart]> 
     vectors: LayerVectors = {},
   ): ConvolutionLora {
     return this.#add(name, () => new ConvolutionLora(weightA, weightB, this.config, name, vectors))
-  }
-
-  /**
-   * A new convolution over a copy of the base's weight (d, in/groups, *kernel).
-   *
-   * @throws ConfigError when the name is empty or taken; else as {@link ConvolutionLora.ofBase}
-   */
-  addConvolutionLayer(
-    name: string,
-    weight: Tensor<FloatArray>,
-    geometry: ConvolutionGeometry & { groups?: number | undefined } = {},
-  ): ConvolutionLora {
-    return this.#add(name, () => ConvolutionLora.ofBase(weight, geometry, this.config, name))
   }
 
   /**
@@ -284,15 +270,15 @@ export class LoraAdapter implements Iterable<[name: string, part: AdapterPart]> 
     return this.layer(name).forward(input)
   }
 
-  /** Turns dropout on in linear layers and convolutions, where the config has it. */
+  /** Turns dropout on in linear layers, where the config has it. */
   train(): this {
-    for (const layer of this.parts('linear', 'convolution')) layer.train()
+    for (const layer of this.parts('linear')) layer.train()
     return this
   }
 
   /** Turns dropout off in all layers. */
   eval(): this {
-    for (const layer of this.parts('linear', 'convolution')) layer.eval()
+    for (const layer of this.parts('linear')) layer.eval()
     return this
   }
 

@@ -366,7 +366,7 @@ export class LoraLayer extends Part {
 
   #passWeights(base: Matrix): PassWeights {
     const { weightA, weightB, scaling, biasB } = this
-    return { base, weightA, weightB, scaling, groups: 1, biasB }
+    return { base, weightA, weightB, scaling, biasB }
   }
 
   /** @throws StateError when there is no base weight. */

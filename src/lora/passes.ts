@@ -7,18 +7,16 @@
 import type { FloatArray, Matrix } from '../base/tensor.js'
 import { addScaled, copyAs, product } from '../linalg/product.js'
 import { scaleColumns } from './dora.js'
-import { groupProduct, groupProductToLeft, groupProductToWeight } from './kinds/groups.js'
 
 /** Everything in the base weight's precision. */
 export interface PassWeights {
-  /** W (d, k/groups) */
+  /** W (d, k) */
   readonly base: Matrix
   /** A (r, k) */
   readonly weightA: Matrix
-  /** B (d, r/groups) */
+  /** B (d, r) */
   readonly weightB: Matrix
   readonly scaling: number
-  readonly groups: number
   /** b (d) */
   readonly biasB: FloatArray | undefined
 }
@@ -90,7 +88,7 @@ export function forwardPass(
   { base, branch, dropped }: PassInputs,
   dora: Dora | undefined,
 ): { output: Matrix; tape: Tape } {
-  const ofWeight = (x: Matrix) => groupProduct(x, weights.base, weights.groups) // (n, k) @ (k, d) → (n, d)
+  const ofWeight = (x: Matrix) => product(x, weights.base, { transposeB: true }) // (n, k) @ (k, d) → (n, d)
   const hidden = product(branch, weights.weightA, { transposeB: true }) // (n, k) @ (k, r) → (n, r)
   const frozen = dora && dropped && ofWeight(dropped)
   const { output, tape } = addChange(weights, ofWeight(base), frozen, hidden, dora)
@@ -105,14 +103,14 @@ export function forwardPass(
  * @param hidden x'·Aᵀ (n, r)
  */
 export function addChange(
-  { weightB, scaling, groups, biasB }: ChangeWeights,
+  { weightB, scaling, biasB }: ChangeWeights,
   output: Matrix,
   dropped: Matrix | undefined,
   hidden: Matrix,
   dora: Dora | undefined,
 ): { output: Matrix; tape: ChangeTape } {
   const hasDropped = dropped !== undefined
-  const added = (addTo: Matrix) => groupProduct(hidden, weightB, groups, { scale: scaling, addTo }) // (n, r) @ (r, d)
+  const added = (addTo: Matrix) => product(hidden, weightB, { transposeB: true, scale: scaling, addTo }) // (n, r) @ (r, d)
   if (dora === undefined) {
     addBias(added(output), biasB, scaling)
     return { output, tape: { hidden, hasDropped, dora } }
@@ -128,17 +126,17 @@ export function addChange(
 
 /** From dY (n, d), for the weights that the forward pass had. */
 export function backwardPass(weights: PassWeights, tape: Tape, dy: Matrix): PassGradients {
-  const { base, weightA, groups } = weights
+  const { base, weightA } = weights
   const { hidden, adapted, ...own } = changeGradients(weights, tape, dy)
   const hasOtherInput = tape.hasDropped && tape.dora !== undefined
-  const input = groupProductToLeft(tape.hasDropped ? dy : adapted, base, groups) // (n, d) @ (d, k) → (n, k)
+  const input = product(tape.hasDropped ? dy : adapted, base) // (n, d) @ (d, k) → (n, k)
   const branch = product(hidden, weightA, tape.isShared ? { addTo: input } : {}) // (n, r) @ (r, k) → (n, k)
   return {
     ...own,
     weightA: product(hidden, tape.branch, { transposeA: true }), // (r, n) @ (n, k) → (r, k)
     base: input,
     branch: tape.isShared ? undefined : branch,
-    dropped: hasOtherInput ? groupProductToLeft(addScaled(adapted, dy, -1), base, groups) : undefined,
+    dropped: hasOtherInput ? product(addScaled(adapted, dy, -1), base) : undefined,
   }
 }
 
@@ -152,15 +150,15 @@ interface ChangeGradients extends Pick<PassGradients, 'weightB' | 'magnitude' | 
 
 /** From dY (n, d), for the weights that addChange had. */
 export function changeGradients(
-  { weightB, scaling, groups, biasB }: ChangeWeights,
+  { weightB, scaling, biasB }: ChangeWeights,
   { hidden, dora }: ChangeTape,
   dy: Matrix,
 ): ChangeGradients {
   const adapted = dora === undefined ? dy : scaleColumns(copyAs(dy, dy.data), dora.scales)
   return {
     adapted,
-    hidden: groupProductToLeft(adapted, weightB, groups, { scale: scaling }), // (n, d) @ (d, r) → (n, r)
-    weightB: groupProductToWeight(adapted, hidden, groups, scaling), // (d, n) @ (n, r) → (d, r)
+    hidden: product(adapted, weightB, { scale: scaling }), // (n, d) @ (d, r) → (n, r)
+    weightB: product(adapted, hidden, { transposeA: true, scale: scaling }), // (d, n) @ (n, r) → (d, r)
     magnitude: dora && columnSums(dy, (at, j) => dora.adapted.data[at] / dora.norms[j]),
     biasB: biasB && columnSums(dy, () => scaling),
   }

@@ -1,10 +1,10 @@
 // How the change of a layer is spread over directions: the singular values of s·B·A, and how many of them matter.
 
 import { elementCount, type FloatArray, isAllFinite, type Matrix, type Tensor } from '../base/tensor.js'
+import { rowsOf } from '../linalg/product.js'
 import { singularValuesOfProduct } from '../linalg/svd.js'
 import type { FactorPair } from './delta.js'
 import { expertColumns } from './kinds/experts.js'
-import { rowsOf } from './kinds/groups.js'
 
 /** How the change of a layer is spread over directions. */
 export interface Spectrum {

@@ -2,9 +2,8 @@
 // over a Runtime and spoken to by asynchronous calls, the same in both places.
 
 import { RuntimeError } from '../base/errors.js'
-import type { SignalLike } from '../base/globals.js'
 import type { OrtModule } from './onnxruntime.js'
-import { type Connection, callMethod, connect, type Port, type Remote, untransferred } from './rpc.js'
+import { callMethod, connect, type Port, type Remote, untransferred } from './rpc.js'
 import type { Runtime } from './runtime.js'
 
 /** The engines that have a worker entry of their own. */
@@ -28,8 +27,6 @@ export interface Engine<T> {
    * @throws RuntimeError when a run does not end: then the worker is given up
    */
   close(limitMs?: number): Promise<void>
-  /** Gives up on a run that goes on for {@link STOP_MS} after the signal. Returns what ends the watch. */
-  endAfter(signal: SignalLike | undefined): () => void
   /** True if it was given up, with a run that did not end. */
   isGivenUp(): boolean
 }
@@ -41,7 +38,6 @@ export interface Disposable {
 
 /** So long a run may take on once it is no longer wanted. */
 export const STOP_MS = 4500
-const LOOK_MS = 200
 
 /** Resolves with true if a promise settles within a time. */
 export async function settlesWithin(promise: Promise<unknown>, ms: number): Promise<boolean> {
@@ -84,11 +80,9 @@ export async function openEngine<T extends Disposable>(
     const [EngineClass, { runtimeOf, setWebThreads }] = await Promise.all([load(), import('./onnxruntime.js')])
     setWebThreads(host.module, threads)
     const engine = new EngineClass(runtimeOf(host.module))
-    // A run in this thread is over when anything else happens.
     return {
       remote: inThread(engine),
       close: () => engine.dispose().catch(() => {}),
-      endAfter: () => () => {},
       isGivenUp: () => false,
     }
   }
@@ -106,25 +100,7 @@ export async function openEngine<T extends Disposable>(
       connection.abandon(error)
       throw error
     },
-    endAfter: (signal) => watch(connection, signal),
     isGivenUp: () => connection.isAbandoned(),
-  }
-}
-
-/** Gives up on a worker that goes on with one call long after the signal: whether it is slow or never ends, nobody can tell. */
-function watch(connection: Connection<unknown>, signal: AbortSignal | undefined): () => void {
-  let timer: ReturnType<typeof setInterval> | undefined
-  const begin = () => {
-    const since = performance.now()
-    timer = setInterval(() => {
-      if (Math.min(connection.waitingMs(), performance.now() - since) > STOP_MS) connection.abandon(hungError())
-    }, LOOK_MS)
-  }
-  if (signal?.aborted) begin()
-  else signal?.addEventListener('abort', begin, { once: true })
-  return () => {
-    clearInterval(timer)
-    signal?.removeEventListener('abort', begin)
   }
 }
 

@@ -90,13 +90,11 @@ export interface Connection<T> {
    */
   abandon(error: Error): void
   isAbandoned(): boolean
-  /** For how long the first of the calls under way has waited, in milliseconds; 0 without any. */
-  waitingMs(): number
 }
 
 /** A stand-in for the object that the other end exposes. The port is held only while calls are under way. */
 export function connect<T>(port: Port): Connection<T> {
-  const calls = new Map<number, { since: number; resolve(value: unknown): void; reject(error: Error): void }>()
+  const calls = new Map<number, { resolve(value: unknown): void; reject(error: Error): void }>()
   let nextId = 0
   let failure: Error | undefined
   /** Calls without an answer, for a thread that was given up. */
@@ -104,8 +102,8 @@ export function connect<T>(port: Port): Connection<T> {
 
   const settle = (id: number) => {
     const call = calls.get(id)
-    calls.delete(id)
-    if (calls.size === 0) port.hold?.(false)
+    // A late answer, to a call that has failed, must not let go of a thread that is being ended: its end could not be waited for.
+    if (calls.delete(id) && calls.size === 0) port.hold?.(false)
     return call
   }
   const fail = (error: Error) => {
@@ -133,7 +131,7 @@ export function connect<T>(port: Port): Connection<T> {
       if (failure !== undefined) return reject(failure)
       const id = nextId++
       const buffers = args.flatMap((arg) => (arg instanceof Transfer ? arg.buffers : []))
-      calls.set(id, { since: performance.now(), resolve, reject })
+      calls.set(id, { resolve, reject })
       port.hold?.(true)
       try {
         port.post({ kind: 'call', id, method, args: args.map(untransferred) } satisfies Message, buffers)
@@ -160,10 +158,6 @@ export function connect<T>(port: Port): Connection<T> {
       if (unanswered === 0) void port.close()
     },
     isAbandoned: () => unanswered !== undefined,
-    waitingMs() {
-      const [first] = calls.values()
-      return first === undefined ? 0 : performance.now() - first.since
-    },
   }
 }
 

@@ -45,6 +45,7 @@ export const causalLm: Task<ParsedRecord, Example> = {
   name: 'causal-lm',
   peftType: 'CAUSAL_LM',
   reading: 'generate',
+  lowerIsBetter: ['perplexity'],
 
   check(model) {
     const graph = readGraph(model.onnx.proto)

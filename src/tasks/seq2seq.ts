@@ -40,6 +40,7 @@ export const seq2seq: Task<TextPair, Seq2SeqExample> = {
   name: 'seq2seq',
   peftType: 'SEQ_2_SEQ_LM',
   reading: 'generate',
+  lowerIsBetter: ['perplexity'],
 
   check(model) {
     const graph = readGraph(model.onnx.proto)

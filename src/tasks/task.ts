@@ -55,6 +55,8 @@ export interface Task<Row = unknown, Example = unknown, Options extends object =
   readonly reading: 'generate' | 'classify' | 'embed' | 'tag'
   /** The highest learning rate where nothing is said, with LoRA+; undefined for that of training. docs/learning.md has the measurements. */
   readonly learningRate?: number
+  /** Its metrics that are better when they are lower, as the loss is. */
+  readonly lowerIsBetter?: readonly string[]
   /** The settings that it has of its own, and what each may be; undefined for none. */
   readonly options?: OptionTable<Options>
   /** What lies between the model's hidden states and the logits; undefined for tasks without a head, and where it is not known. */

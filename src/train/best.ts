@@ -18,17 +18,19 @@ export interface BestState {
   readonly stale: number
 }
 
-/** Of all other metrics, the larger value is better. */
-const LOWER_IS_BETTER: ReadonlySet<string> = new Set(['loss', 'perplexity'])
-
 /** Follows the evaluations of a run. */
 export class BestEvaluation {
   readonly #metric: string
+  readonly #isLowerBetter: boolean
   #state: BestState | undefined
 
-  /** @param metric `loss`, or a metric of the task */
-  constructor(metric: string) {
+  /**
+   * @param metric `loss`, or a metric of the task
+   * @param lowerIsBetter metrics of the task whose lower value is better, beside the loss
+   */
+  constructor(metric: string, lowerIsBetter: readonly string[] = []) {
     this.#metric = metric
+    this.#isLowerBetter = metric === 'loss' || lowerIsBetter.includes(metric)
   }
 
   /** Undefined before the first evaluation. */
@@ -41,7 +43,7 @@ export class BestEvaluation {
     this.#state = state
   }
 
-  /** Whether these many evaluations in a row were no better than one before them. */
+  /** True when so many evaluations in a row were no better than one before them. */
   isStale(patience: number | undefined): boolean {
     return patience !== undefined && this.#state !== undefined && this.#state.stale >= patience
   }
@@ -83,6 +85,6 @@ export class BestEvaluation {
   /** A metric that is not a number, such as a correlation of equal values, is worse than any. */
   #isBetter(value: number, before: number): boolean {
     if (Number.isNaN(before)) return !Number.isNaN(value)
-    return LOWER_IS_BETTER.has(this.#metric) ? value < before : value > before
+    return this.#isLowerBetter ? value < before : value > before
   }
 }

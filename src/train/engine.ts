@@ -5,8 +5,14 @@ import { StateError } from '../base/errors.js'
 import { transfer } from '../runtime/rpc.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 import { SessionTable } from '../runtime/session-table.js'
-import { type EngineState, keepBestOf, type LastStep, startLastStep, updateLastStep } from './last-step.js'
-import { AdamW, type AdamWOptions, clipFactor, gradientNorm } from './optimizer.js'
+import { AdamW, type AdamWOptions, type AdamWState, clipFactor, gradientNorm } from './optimizer.js'
+
+/** All that training changes: where it starts, or how far it came. */
+export interface EngineState extends AdamWState {
+  parameters: Float32Array[]
+  /** The parameters of the best evaluation; undefined where none were kept. */
+  best?: Float32Array[] | undefined
+}
 
 /** A tensor that is trained: a graph input, and the output that holds the loss's gradient by it. */
 export interface EngineParameter {
@@ -35,9 +41,8 @@ export interface Pass {
 export interface StepResult {
   /** Sum of the passes' losses. If it or the norm is not finite, no parameter was changed. */
   loss: number
-  /** Of all gradients together, before clipping. */
+  /** Norm of all gradients together, before clipping. */
   gradientNorm: number
-  elapsedMs: number
 }
 
 interface Training {
@@ -49,7 +54,6 @@ interface Training {
   /** The parameters that the last finite loss belongs to. */
   lastGood: Float32Array[]
   best: Float32Array[] | undefined
-  last: LastStep | undefined
   /** Sums over the passes of a step; made when a step first has more than one. */
   sums: Float32Array[] | undefined
 }
@@ -57,15 +61,11 @@ interface Training {
 export class TrainEngine extends SessionTable {
   #training: Training | undefined
 
-  /**
-   * Takes over what is trained, and from where.
-   *
-   * @param last where each step leaves its state
-   */
-  start(setup: EngineSetup, state: EngineState, last?: LastStep): void {
+  /** Takes over what is trained, and from where. */
+  start(setup: EngineSetup, state: EngineState): void {
     const { parameters } = state
     const optimizer = new AdamW(parameters, setup.optimizer)
-    optimizer.state = last === undefined ? state : startLastStep(last, state)
+    optimizer.state = state
     this.#training = {
       setup,
       parameters,
@@ -76,7 +76,6 @@ export class TrainEngine extends SessionTable {
       optimizer,
       lastGood: parameters.map((parameter) => parameter.slice()),
       best: state.best,
-      last,
       sums: undefined,
     }
   }
@@ -88,7 +87,6 @@ export class TrainEngine extends SessionTable {
    */
   async step(passes: readonly Pass[], learningRate: number, stepLoss?: number): Promise<StepResult> {
     const training = this.#started()
-    const startedAt = performance.now()
     let loss = 0
     let gradients: Float32Array[] = []
     for (const [index, pass] of passes.entries()) {
@@ -102,15 +100,9 @@ export class TrainEngine extends SessionTable {
     const norm = gradientNorm(gradients)
     if (Number.isFinite(loss)) training.parameters.forEach((parameter, i) => void training.lastGood[i].set(parameter))
     if (Number.isFinite(loss) && Number.isFinite(norm)) {
-      const { last, optimizer, parameters } = training
-      const update = () => {
-        optimizer.step(gradients, learningRate, clipFactor(norm, training.setup.maxGradNorm))
-        return optimizer.state.updates
-      }
-      if (last === undefined) update()
-      else updateLastStep(last, parameters, update)
+      training.optimizer.step(gradients, learningRate, clipFactor(norm, training.setup.maxGradNorm))
     }
-    return { loss, gradientNorm: norm, elapsedMs: performance.now() - startedAt }
+    return { loss, gradientNorm: norm }
   }
 
   /**
@@ -143,7 +135,6 @@ export class TrainEngine extends SessionTable {
   keepBest(): void {
     const training = this.#started()
     training.best = copies(training.parameters)
-    if (training.last !== undefined) keepBestOf(training.last, training.best)
   }
 
   /** A copy of the best parameters where some were kept, or those of the last step whose loss was finite. */

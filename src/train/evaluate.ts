@@ -1,47 +1,42 @@
-// One evaluation: the loss over all evaluation records, and the task's metrics of what was predicted.
+// Runs without gradients: an evaluation, and what a task wants to know of the model before the first step.
 
-import type { Remote } from '../runtime/rpc.js'
 import type { Examples, OpenTask } from '../tasks/task.js'
-import { examplesOf, type PlanOptions, planEvaluation } from './batches.js'
-import type { TrainEngine } from './engine.js'
+import { examplesOf, type MicroBatch, type PlanOptions, planEpoch, planEvaluation } from './batches.js'
+import type { TrainEvents } from './report.js'
 import type { TrainingSessions } from './sessions.js'
 
 export interface EvaluateParts {
   readonly open: OpenTask
-  readonly examples: Examples<unknown>
+  readonly evalExamples: Examples<unknown> | undefined
   readonly sessions: TrainingSessions
-  readonly engine: Remote<TrainEngine>
   readonly planOptions: PlanOptions
   readonly signal: AbortSignal | undefined
-  /** Called with the number of batches that are done. */
-  progress(done: number, total: number): void
+  readonly on: TrainEvents
 }
 
-/** Undefined when the signal ends it. The loss may be not finite; there are no metrics then. */
+/**
+ * The loss over all evaluation records, and the task's metrics of what was predicted.
+ *
+ * @returns undefined without records, or when the signal ends it. The loss may be not finite; there are no metrics then
+ */
 export async function evaluate(
   parts: EvaluateParts,
 ): Promise<{ loss: number; metrics: Record<string, number> } | undefined> {
-  const { open, examples, sessions, engine, planOptions, signal, progress } = parts
+  const { open, evalExamples, planOptions } = parts
+  if (evalExamples === undefined) return undefined
   let sum = 0
   let total = 0
   const predictions: unknown[] = []
-  const costs = Array.from(examples, (example) => open.cost(example))
-  const plans = planEvaluation(costs, planOptions)
-  for (const [done, plan] of plans.entries()) {
-    if (signal?.aborted) return undefined
-    progress(done, plans.length)
-    const batch = examplesOf(examples, [plan])
-    const normalizer = open.normalizer(batch)
-    const pass = await sessions.evaluationPass(open.collate(batch, plan.sequence), normalizer)
-    const isApart = open.stepLoss !== undefined
-    const outputs = await engine.forward(pass, [...(isApart ? [] : [pass.loss]), ...pass.predictions])
-    const own = open.stepLoss?.([{ outputs, examples: batch }]).loss ?? Number(outputs[pass.loss].data[0])
-    sum += own * normalizer
+  const plans = planEvaluation(costsOf(open, evalExamples), planOptions)
+  const isDone = await runAll(parts, plans, async (plan) => {
+    const batch = examplesOf(evalExamples, [plan])
+    const { loss, normalizer, outputs } = await parts.sessions.forward(batch, plan.sequence)
+    sum += loss * normalizer
     total += normalizer
-    if (open.predict === undefined) continue
+    if (open.predict === undefined) return
     for (const prediction of open.predict(outputs, batch)) predictions.push(prediction)
-  }
-  progress(plans.length, plans.length)
+  })
+  if (!isDone) return undefined
   const loss = sum / total
   if (!Number.isFinite(loss)) return { loss, metrics: {} }
   const result = {
@@ -49,8 +44,49 @@ export async function evaluate(
     predictions,
     // Read again only where they are needed: stored examples are small, and read ones are not.
     get examples() {
-      return examplesOf(examples, plans)
+      return examplesOf(evalExamples, plans)
     },
   }
   return { loss, metrics: open.metrics(result) }
+}
+
+/**
+ * Runs the model as it is before the first step over all examples that are trained on or evaluated, for a task that compares with it. A resumed
+ * run computes the same numbers again, in the same batches. When the signal ends it, the task has a part of them.
+ */
+export async function takeReference(
+  parts: EvaluateParts & { readonly examples: Examples<unknown>; readonly seed: number; readonly totalSteps: number },
+): Promise<void> {
+  const { open, examples, evalExamples = [], planOptions, seed, totalSteps } = parts
+  parts.on.stage?.('evaluate')
+  // The first pass over the data has each example once, unless the run is over before.
+  const steps = planEpoch(costsOf(open, examples), seed, 0, planOptions).slice(0, totalSteps)
+  const batches = [
+    ...steps.flat().map((plan) => ({ ...plan, from: examples })),
+    ...planEvaluation(costsOf(open, evalExamples), planOptions).map((plan) => ({ ...plan, from: evalExamples })),
+  ]
+  await runAll(parts, batches, async (plan) => {
+    const own = examplesOf(plan.from, [plan])
+    open.takeReference?.((await parts.sessions.forward(own, plan.sequence)).outputs, own)
+  })
+}
+
+export function costsOf(open: OpenTask, examples: Examples<unknown>): number[] {
+  return Array.from(examples, (example) => open.cost(example))
+}
+
+/** Runs one batch after the other, and tells how many are done. Returns false when the signal ends it. */
+async function runAll<Plan extends MicroBatch>(
+  { signal, on }: EvaluateParts,
+  plans: readonly Plan[],
+  run: (plan: Plan) => Promise<void>,
+): Promise<boolean> {
+  const tell = (done: number) => on.progress?.({ stage: 'evaluate', done, total: plans.length })
+  for (const [done, plan] of plans.entries()) {
+    if (signal?.aborted) return false
+    tell(done)
+    await run(plan)
+  }
+  tell(plans.length)
+  return true
 }

@@ -44,11 +44,12 @@ export class EventLog {
     const own: TrainEvents = {
       step: (event) => {
         on.step?.(event)
-        this.#add(event.step, stepValues(event))
+        this.#add(event.step, stepValues(event), event.step)
       },
       evaluation: (event) => {
         on.evaluation?.(event)
-        this.#add(event.step, evaluationValues(event))
+        // A run that was stopped in an evaluation makes up for it: the step before is in an older file.
+        this.#add(event.step, evaluationValues(event), event.step + 1)
       },
     }
     return Object.assign(Object.create(on), own)
@@ -61,9 +62,10 @@ export class EventLog {
     if (!this.#hasEvents) await this.#directory.remove(this.#path)
   }
 
-  #add(step: number, values: Readonly<Record<string, number>>): void {
+  /** @param from the first step of older files that does not count, if this is the first event of a resumed run */
+  #add(step: number, values: Readonly<Record<string, number>>, from: number): void {
     const time = Date.now() / 1000
-    if (this.#isResumed) this.#waiting.push(restartRecord(time, step))
+    if (this.#isResumed) this.#waiting.push(restartRecord(time, from))
     this.#isResumed = false
     this.#hasEvents = true
     this.#waiting.push(eventRecord({ time, step, values }))

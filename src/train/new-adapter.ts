@@ -1,18 +1,22 @@
 // The adapter that a training starts from: which modules it adapts, which tensors it trains whole, and what they begin with.
 
+import { UnsupportedError } from '../base/errors.js'
 import { Random } from '../base/random.js'
 import { otherPointwise } from '../graph/match/forms/pointwise.js'
 import { findLinears, type Linear } from '../graph/match/linears.js'
 import { matchTargets } from '../graph/match/match.js'
+import { findEmbeddings } from '../graph/match/parameters.js'
 import type { Model } from '../graph/model-folder.js'
-import { readGraph } from '../graph/view/graph.js'
+import { type Graph, readGraph } from '../graph/view/graph.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import type { LoraConfig, LoraConfigInput } from '../lora/config.js'
-import { isAllLinear } from '../lora/patterns/patterns.js'
+import { isAllLinear, targetMatcher } from '../lora/patterns/patterns.js'
 import type { OpenTask, Task } from '../tasks/task.js'
 import { addDoraLayer, squaresOfRows } from './dora.js'
 import type { TrainingOptions } from './options.js'
 import type { TrainEvents } from './report.js'
+import { addTokenRows, withTokens } from './token-rows.js'
+import { addWhole, savedTensors, trainedBiases } from './whole-tensors.js'
 
 /**
  * A new adapter of a model for a task.
@@ -32,11 +36,8 @@ export async function newAdapter(
 ): Promise<LoraAdapter> {
   const { head, moduleName = (name) => name } = bound(open)
   const context = { model, open, modules }
-  const hasTokens = (trainedTokens ?? plain.trainableTokenIndices) !== undefined
-  const changesBase = hasTokens || plain.modulesToSave.length > 0 || plain.bias !== 'none'
-  const tensors = changesBase ? await import('./whole-tensors.js') : undefined
-  const config = tensors?.withTokens(plain, model, trainedTokens) ?? plain
-  const saved = tensors?.savedTensors(context, config) ?? []
+  const config = withTokens(plain, model, trainedTokens)
+  const saved = savedTensors(context, config)
   const whole = new Set([...saved, ...(head?.tensors ?? [])].map(({ name }) => name))
   const layers = new Map<string, { name: string; d: number; k: number }>()
   const skipped = new Set<string>()
@@ -44,6 +45,7 @@ export async function newAdapter(
   const linears = findLinears(graph, modules)
   const pointwise = otherPointwise(graph, linears)
   const isAll = isAllLinear(config.targetModules)
+  if (!isAll) refuseEmbeddings(graph, config)
   const targets = matchTargets(isAll ? linears : [...linears, ...pointwise], config)
   tellOfPointwise(pointwise, isAll ? undefined : new Set(targets), on)
   for (const { name: graphName, d, k } of targets) {
@@ -64,10 +66,25 @@ export async function newAdapter(
   for (const { name, shape, start } of head?.tensors ?? []) {
     adapter.addReplacement(name, { data: await start(new Random(config.seed, name)), shape })
   }
-  const biases = tensors?.trainedBiases(context, config, (module) => layers.has(module)) ?? []
-  await tensors?.addWhole(adapter, context, [...saved, ...biases])
-  await tensors?.addTokenRows(adapter, context)
+  const biases = trainedBiases(context, config, (module) => layers.has(module))
+  await addWhole(adapter, context, [...saved, ...biases])
+  await addTokenRows(adapter, context)
   return adapter
+}
+
+/** Throws UnsupportedError for targets that mean an embedding, which PEFT would adapt. */
+function refuseEmbeddings(graph: Graph, config: LoraConfig): void {
+  const isTarget = targetMatcher(config)
+  const meant = findEmbeddings(graph).filter(({ name }) => isTarget(name))
+  if (meant.length === 0) return
+  const [{ name }] = meant
+  const exclude = JSON.stringify(meant.map((embedding) => embedding.name))
+  throw new UnsupportedError({
+    where: 'targetModules',
+    what: `${name} is an embedding, and LoRA of an embedding cannot be trained here`,
+    expected: 'linear layers',
+    hint: `Leave it out (excludeModules: ${exclude}). trainedTokens (--trained-tokens) trains some of its rows, modulesToSave (--modules-to-save) all of them`,
+  })
 }
 
 /** Warns of convolutions of kernel 1 that all-linear leaves out, or that a new adapter has as linear layers. */

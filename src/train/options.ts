@@ -100,9 +100,8 @@ export interface TrainingOptions extends Optional<TrainSettings> {
   /** Replaces the run in `out`. */
   readonly overwrite?: boolean | undefined
   /**
-   * Ends the run after the current step. The run is saved and reported as interrupted. If the run stops before its first step, the
-   * old run in `out` stays. If the current step takes more than another 5 seconds, it is left out, with a warning. In pages without
-   * shared memory, `train` throws a RuntimeError then, and `out` has what was saved last: set `saveEvery` if steps take so long.
+   * Ends the run after the current step, or at once in an evaluation. The run is saved and reported as interrupted; a resumed run makes up for the
+   * evaluation. If the run stops before its first step, the old run in `out` stays.
    */
   readonly signal?: SignalLike | undefined
   /** Functions that are called while the run makes progress. */

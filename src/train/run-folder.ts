@@ -3,10 +3,10 @@
 
 import { type Directory, readAll, readJson, writeFile } from '../base/bytes.js'
 import { FileError, FormatError, listed } from '../base/errors.js'
-import type { TensorBytes } from '../formats/safetensors.js'
+import { parseSafetensorsHeader, readTensorF32, saveSafetensors, type TensorBytes } from '../formats/safetensors.js'
 import { CARD_FILE, TEMPLATE_FILE } from '../peft/file-names.js'
-import type { BestState } from './best.js'
-import type { EngineState } from './last-step.js'
+import type { BestState, Evaluation } from './best.js'
+import type { EngineState } from './engine.js'
 
 export const MARKER_FILE = 'lowrank.json'
 export const METRICS_FILE = 'metrics.jsonl'
@@ -37,18 +37,12 @@ export interface Marker {
 /** What a run may do with what is in its folder already. */
 export type FolderUse = 'new' | 'resume' | 'overwrite'
 
-/** Code that only a run with a folder needs: a page without one does not fetch it. */
-const loadFormat = () => import('../formats/safetensors.js')
-export const loadAdapterWriter = () => import('../peft/adapter-folder.js')
-
 /**
  * Checks that a run may write into the folder; writes nothing.
  *
  * @throws FileError when the folder is not empty and `use` does not cover what is in it, or there is nothing to resume
  */
 export async function checkRunFolder(directory: Directory, use: FolderUse): Promise<void> {
-  // Now, and not with the first save: the server of a page may be gone by then.
-  await Promise.all([loadFormat(), loadAdapterWriter()])
   // What a killed run was writing is in nobody's way.
   const files = (await directory.list()).filter((file) => !isPartial(file))
   const where = directory.name
@@ -192,7 +186,9 @@ export interface RunState {
   /** What the run was made of: a resumed run has to be made of the same. */
   fingerprint: Record<string, string>
   evalLossBefore: number | null
-  /** Of the evaluations after a step; undefined before the first. */
+  /** The last evaluation after a step; undefined before the first. A step whose evaluation was due and is not here still needs it. */
+  latest?: Evaluation | undefined
+  /** The best evaluation after a step; undefined before the first. */
   best?: BestState | undefined
 }
 
@@ -215,7 +211,6 @@ export async function writeState(
       }),
     ),
   )
-  const { saveSafetensors } = await loadFormat()
   await saveSafetensors(directory, STATE_FILE, tensors, { run: JSON.stringify(run) })
 }
 
@@ -230,7 +225,6 @@ export async function readState(
   names: readonly string[],
   check: (run: RunState) => void,
 ): Promise<{ engine: EngineState; run: RunState }> {
-  const { parseSafetensorsHeader, readTensorF32 } = await loadFormat()
   const source = await directory.open(STATE_FILE)
   try {
     const file = await parseSafetensorsHeader(source)
@@ -280,9 +274,10 @@ function parseRun(text: string | undefined, where: string): RunState {
 
 function isRunState(value: unknown): value is RunState {
   if (typeof value !== 'object' || value === null) return false
-  const { step, fingerprint, evalLossBefore, best } = value as Partial<RunState>
+  const { step, fingerprint, evalLossBefore, latest, best } = value as Partial<RunState>
   return (
-    isBestState(best) &&
+    (latest === undefined || isEvaluation(latest)) &&
+    (best === undefined || (Number.isSafeInteger(best?.stale) && isEvaluation(best.best))) &&
     Number.isSafeInteger(step) &&
     Number(step) >= 0 &&
     typeof fingerprint === 'object' &&
@@ -291,14 +286,7 @@ function isRunState(value: unknown): value is RunState {
   )
 }
 
-function isBestState(value: unknown): value is BestState | undefined {
-  if (value === undefined) return true
-  const { best, stale } = (value ?? {}) as Partial<BestState>
-  return (
-    Number.isSafeInteger(stale) &&
-    typeof best?.loss === 'number' &&
-    Number.isSafeInteger(best.step) &&
-    typeof best.metrics === 'object' &&
-    best.metrics !== null
-  )
+function isEvaluation(value: unknown): value is Evaluation {
+  const { step, loss, metrics } = (value ?? {}) as Partial<Evaluation>
+  return typeof loss === 'number' && Number.isSafeInteger(step) && typeof metrics === 'object' && metrics !== null
 }

@@ -3,13 +3,13 @@
 
 import { type Directory, writeFile } from '../base/bytes.js'
 import type { LoraAdapter } from '../lora/adapter.js'
+import { saveAdapter } from '../peft/adapter-folder.js'
 import { CARD_FILE } from '../peft/file-names.js'
-import type { EngineState } from './last-step.js'
+import type { EngineState } from './engine.js'
 import {
   appendMetrics,
   clearRunFolder,
   type FolderUse,
-  loadAdapterWriter,
   RECORD_FILE,
   type RunState,
   removeFiles,
@@ -74,7 +74,6 @@ export class RunWriter {
     if (this.#use === 'overwrite' && this.#metrics.length === 0) return
     await this.#writeMetrics(this.#directory)
     if (state !== undefined) await writeState(this.#directory, state.names, state.engine, state.run)
-    const { saveAdapter } = await loadAdapterWriter()
     await saveAdapter(adapter, this.#directory)
     this.#hasSaved = true
   }

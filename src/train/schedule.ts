@@ -35,11 +35,3 @@ export function learningRates(schedule: Schedule, peak: number, warmupRatio: num
     return schedule === 'linear' ? peak * (1 - progress) : peak
   }
 }
-
-/** What LoRA+ multiplies learning rates by: as PEFT, those of B and of vectors. */
-export function loraPlusRates(
-  parameters: readonly { readonly name: string; readonly shape: readonly number[] }[],
-  ratio = 1,
-): number[] {
-  return parameters.map(({ name, shape }) => (name.endsWith('.B') || shape.length === 1 ? ratio : 1))
-}

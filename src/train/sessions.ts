@@ -13,13 +13,14 @@ import {
 } from '../graph/training/training-graph.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { Remote } from '../runtime/rpc.js'
-import type { Feeds } from '../runtime/runtime.js'
+import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 import { runtimeBehind } from '../runtime/session-table.js'
 import type { OpenTask } from '../tasks/task.js'
 import { squaresOfRows } from './dora.js'
-import type { Pass, TrainEngine } from './engine.js'
+import type { Pass, StepResult, TrainEngine } from './engine.js'
 import type { TrainEvents } from './report.js'
 import { type TrainSettings, usesBest } from './settings.js'
+import { baseOf } from './whole-tensors.js'
 
 export interface SessionParts {
   readonly model: Model
@@ -28,6 +29,30 @@ export interface SessionParts {
   readonly modules: ModuleMap | undefined
   readonly settings: TrainSettings
   readonly on?: TrainEvents
+}
+
+/** Examples that run together, and what their tokens are filled up to. */
+export interface Batch {
+  readonly examples: readonly unknown[]
+  readonly length: number
+}
+
+/** What chooses the dropout masks of a run. */
+interface Draw {
+  readonly step: number
+  readonly run: number
+}
+
+/** A run of one of the graphs, and the names of what it predicts. */
+interface GraphPass extends Pass {
+  readonly predictions: readonly string[]
+}
+
+/** What {@link TrainingSessions.forward} gives. */
+export interface ForwardResult {
+  readonly loss: number
+  readonly normalizer: number
+  readonly outputs: Readonly<Record<string, RuntimeTensor>>
 }
 
 export class TrainingSessions {
@@ -68,7 +93,7 @@ export class TrainingSessions {
     })
     const { dropout } = adapter.config
     const changesBase = adapter.parts('replacement', 'token-rows').length > 0
-    const base = changesBase ? await (await import('./whole-tensors.js')).baseOf(adapter, parts) : undefined
+    const base = changesBase ? await baseOf(adapter, parts) : undefined
     const twoPasses = open.stepLoss !== undefined
     const tell = (done: number) => parts.on?.progress?.({ stage: 'prepare', done, total: 3 })
     tell(0)
@@ -89,33 +114,68 @@ export class TrainingSessions {
     return this.#training.parameters
   }
 
+  /**
+   * One optimizer step. Where the loss of a task needs all batches of the step at once, a first pass gives the loss, and the gradients that
+   * the second one is fed.
+   *
+   * @param step its number, which chooses the dropout masks
+   * @param rate the learning rate
+   */
+  async step(batches: readonly Batch[], step: number, rate: number): Promise<StepResult> {
+    const { open } = this.#parts
+    let feeds = batches.map(({ examples, length }) => open.collate(examples, length))
+    let normalizer = 1
+    let stepLoss: number | undefined
+    if (open.stepLoss === undefined) normalizer = open.normalizer(batches.flatMap(({ examples }) => examples))
+    else {
+      const runs = []
+      for (const [run, { examples }] of batches.entries()) {
+        const pass = await this.firstPass(feeds[run], { step, run })
+        runs.push({ outputs: await this.#engine.forward(pass, pass.predictions), examples })
+      }
+      const { loss, feeds: fed } = open.stepLoss(runs)
+      stepLoss = loss
+      feeds = feeds.map((own, run) => ({ ...own, ...fed[run] }))
+    }
+    const passes: Pass[] = []
+    for (const [run, own] of feeds.entries()) passes.push(await this.trainingPass(own, { normalizer, step, run }))
+    return this.#engine.step(passes, rate, stepLoss)
+  }
+
+  /** One run without gradients: the mean loss of some examples, what it is a mean over, and the predictions by name. */
+  async forward(examples: readonly unknown[], length: number): Promise<ForwardResult> {
+    const { open } = this.#parts
+    const normalizer = open.normalizer(examples)
+    const pass = await this.evaluationPass(open.collate(examples, length), normalizer)
+    const lossOutput = open.stepLoss === undefined ? [pass.loss] : []
+    const outputs = await this.#engine.forward(pass, [...lossOutput, ...pass.predictions])
+    const loss = open.stepLoss?.([{ outputs, examples }]).loss ?? Number(outputs[pass.loss].data[0])
+    return { loss, normalizer, outputs }
+  }
+
   /** One pass of a step. `step` and `run` choose the dropout masks. */
-  async trainingPass(feeds: Feeds, options: { normalizer: number; step: number; run: number }): Promise<Pass> {
-    const { normalizer, step, run } = options
-    const dropout = { seed: this.#parts.adapter.config.seed, step, run }
-    const graph = this.#training
+  trainingPass(feeds: Feeds, { normalizer, ...draw }: Draw & { normalizer: number }): Promise<GraphPass> {
+    return this.#pass(this.#training, feeds, normalizer, draw)
+  }
+
+  /** The first of two passes of a step, with the dropout of the second. Only for tasks with a {@link OpenTask.stepLoss}. */
+  firstPass(feeds: Feeds, draw: Draw): Promise<GraphPass> {
+    return this.#pass(this.#training.firstPass!, feeds, 1, draw)
+  }
+
+  evaluationPass(feeds: Feeds, normalizer: number): Promise<GraphPass> {
+    return this.#pass(this.#evaluation, feeds, normalizer)
+  }
+
+  async #pass(graph: RunnableGraph & { readonly loss?: string }, feeds: Feeds, normalizer: number, draw?: Draw) {
+    const dropout = draw && { seed: this.#parts.adapter.config.seed, ...draw }
+    const { loss = '', predictions } = graph
     return {
       session: await this.#session(graph),
       feeds: graph.feeds(feeds, { normalizer, dropout }),
-      loss: graph.loss,
+      loss,
+      predictions,
     }
-  }
-
-  /** The first of two passes of a step, with the dropout of the second. */
-  async firstPass(
-    feeds: Feeds,
-    { step, run }: { step: number; run: number },
-  ): Promise<Omit<Pass, 'loss'> & { readonly predictions: readonly string[] }> {
-    const dropout = { seed: this.#parts.adapter.config.seed, step, run }
-    const graph = this.#training.firstPass!
-    const { predictions } = graph
-    return { session: await this.#session(graph), feeds: graph.feeds(feeds, { normalizer: 1, dropout }), predictions }
-  }
-
-  async evaluationPass(feeds: Feeds, normalizer: number): Promise<Pass & { readonly predictions: readonly string[] }> {
-    const graph = this.#evaluation
-    const { loss, predictions } = graph
-    return { session: await this.#session(graph), feeds: graph.feeds(feeds, { normalizer }), loss, predictions }
   }
 
   async #session(graph: RunnableGraph): Promise<number> {

@@ -16,8 +16,8 @@ import { type LoraConfig, resolveConfig } from '../lora/config.js'
 import type { OpenTask } from '../tasks/task.js'
 import type { TokenChoice, TrainedTokens } from './options.js'
 
-/** What names are told by. */
-interface Context {
+/** What the names of modules depend on. */
+export interface Context {
   readonly model: Model
   readonly open: OpenTask
   readonly modules: ModuleMap | undefined

@@ -4,18 +4,16 @@ import { MismatchError, nearMisses, UnsupportedError } from '../base/errors.js'
 import { type BaseOpener, baseOpener, type WholeTensor } from '../graph/inject/open-base.js'
 import { readBaseTensor } from '../graph/inject/read-base-tensor.js'
 import { type BaseTensor, baseTensors, trainableTensor } from '../graph/match/base-tensors.js'
-import { findLinears, type ModuleMap } from '../graph/match/linears.js'
+import { findLinears } from '../graph/match/linears.js'
 import { normOffset, UNKNOWN_OFFSET } from '../graph/match/stored-places.js'
-import type { Model } from '../graph/model-folder.js'
 import { readGraph } from '../graph/view/graph.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { LoraConfig } from '../lora/config.js'
 import { moduleOf } from '../lora/part.js'
 import { isInsideModule } from '../lora/patterns/patterns.js'
-import type { OpenTask } from '../tasks/task.js'
-import { trainedRows } from './token-rows.js'
+import { type Context, trainedRows } from './token-rows.js'
 
-export { addTokenRows, withTokens } from './token-rows.js'
+export type { Context }
 
 /** A tensor of the base, by the name that it has in the adapter. */
 interface Named {
@@ -23,13 +21,6 @@ interface Named {
   readonly base: BaseTensor
   /** See {@link normOffset}. */
   readonly offset: number
-}
-
-/** What names are told by. */
-interface Context {
-  readonly model: Model
-  readonly open: OpenTask
-  readonly modules: ModuleMap | undefined
 }
 
 /** All tensors of the base but those of the task's own head. */

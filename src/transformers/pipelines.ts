@@ -1,7 +1,7 @@
 // Pipelines of transformers.js whose model runs in lowrank's session. Each call gets a light copy of the model, which is bound to the
 // call's adapter: calls with other adapters may overlap.
 
-import { UnsupportedError } from '../base/errors.js'
+import { ConfigError, nearMisses, UnsupportedError } from '../base/errors.js'
 import { checkArgument, isObject } from '../base/options.js'
 import { logitsName } from '../graph/match/linears.js'
 import { readGraph } from '../graph/view/graph.js'
@@ -29,7 +29,7 @@ export interface AdapterCallOptions {
 export interface AdapterPipelineParts {
   /** What it is for. */
   readonly task: string
-  /** transformers.js's model; it computes the base alone. */
+  /** transformers.js's model. Its call and `generate` take `adapter` beside the inputs; without it they run the base model. */
   readonly model: unknown
   /** transformers.js's tokenizer. */
   readonly tokenizer: unknown
@@ -72,8 +72,7 @@ export function adapterPipeline(
   const { task, tokenizer, processor } = base
   const { session } = shared
   const call = async (input: unknown, options: AdapterCallOptions = {}): Promise<unknown> => {
-    const { adapter, ...rest } = options ?? {}
-    if (adapter !== undefined) checkArgument(adapter, ADAPTER_CHOICE, 'adapter')
+    const { adapter, rest } = choiceOf(options ?? {}, shared)
     session.checkOpen()
     const model = boundModel(base.model, shared, adapter)
     if (task.endsWith('-classification')) checkLabels(shared, adapter, task)
@@ -82,11 +81,76 @@ export function adapterPipeline(
   }
   return Object.assign(call, {
     task,
-    model: base.model,
+    model: choosingModel(base.model, shared),
     tokenizer,
     session,
     dispose: () => session.dispose(),
   })
+}
+
+/** Names that other libraries have for the option `adapter`. */
+const SYNONYMS = [
+  'adapters',
+  'adapter_name',
+  'adapterName',
+  'adapter_names',
+  'lora',
+  'loras',
+  'lora_name',
+  'lora_request',
+]
+/** Shorter names are not compared with `adapter`. */
+const MIN_NEAR = 5
+
+/**
+ * The adapter of a call, and its other options.
+ *
+ * @throws ConfigError for a value that is no choice, and for an option whose name is nearly `adapter`: transformers.js ignores options that
+ *   it does not know, and would run the base model
+ */
+function choiceOf(
+  options: Readonly<Record<string, unknown>>,
+  { session }: SharedSession,
+): { adapter: CallChoice; rest: Record<string, unknown> } {
+  const { adapter, ...rest } = options
+  if (adapter !== undefined) checkArgument(adapter, ADAPTER_CHOICE, 'adapter')
+  for (const name of Object.keys(rest)) {
+    const isNear = name.length >= MIN_NEAR && nearMisses(name.toLowerCase(), ['adapter']).length > 0
+    if ((!isNear && !SYNONYMS.includes(name)) || session.inputNames.includes(name)) continue
+    throw new ConfigError({ where: 'options', what: `unknown option ${name}`, hint: 'Did you mean adapter?' })
+  }
+  return { adapter: adapter as CallChoice, rest }
+}
+
+/** The model for callers of it: its calls and `generate` choose an adapter as the pipeline does. */
+function choosingModel(model: PreTrainedModel, shared: SharedSession): PreTrainedModel {
+  const choose = (inputs: unknown) => {
+    const { adapter, rest } = choiceOf(isObject(inputs) ? inputs : {}, shared)
+    shared.session.checkOpen()
+    return { model: boundModel(model, shared, adapter) as unknown as Methods, rest }
+  }
+  return new Proxy(model, {
+    apply(_, __, [inputs, ...more]: unknown[]) {
+      const chosen = choose(inputs)
+      return chosen.model(chosen.rest, ...more)
+    },
+    get(target, name) {
+      const value: unknown = Reflect.get(target, name)
+      if (!CALLS.has(name) || typeof value !== 'function') return value
+      return (inputs: unknown, ...more: unknown[]) => {
+        const chosen = choose(inputs)
+        return chosen.model[name as string](chosen.rest, ...more)
+      }
+    },
+  })
+}
+
+/** Methods of a model that run it on the inputs that they get first. */
+const CALLS: ReadonlySet<string | symbol> = new Set(['generate', 'forward', '_call'])
+
+interface Methods {
+  (...args: unknown[]): unknown
+  readonly [name: string]: (...args: unknown[]) => unknown
 }
 
 /** The model with the session of one call in it. */

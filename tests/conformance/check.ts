@@ -13,6 +13,7 @@ import type { TiedPolicy } from '../../src/merge/plan/tied.js'
 import type { MergeAdapter } from '../../src/merge/weighted.js'
 import { loadAdapter, saveAdapter } from '../../src/peft/adapter-folder.js'
 import { type AdapterReport, inspectAdapter } from '../../src/peft/inspect.js'
+import { convolve } from '../convolve.js'
 import {
   baseFolder,
   type Cell,
@@ -320,10 +321,15 @@ function moduleOf(adapter: LoraAdapter, expected: ExpectedLayer, weight: Tensor)
     )
   }
   if (kind === 'convolution') {
-    const layer = adapter.get(name, 'convolution')?.attachBase(weight, { stride, padding, dilation })
+    const layer = adapter.get(name, 'convolution')?.attachBase(weight)
     return (
       layer && {
-        forward: (input) => layer.forward(input).data as FloatArray,
+        forward: (input) => {
+          const { data, shape } = convolve(input, layer.effectiveWeight(), stride!, padding!, dilation!)
+          const bias = layer.biasDelta()
+          const positions = shape[2] * shape[3]
+          return bias === undefined ? data : data.map((value, i) => value + bias[Math.floor(i / positions) % shape[1]])
+        },
         effectiveWeight: () => layer.effectiveWeight().data as FloatArray,
         ...changes(layer),
       }

@@ -1,12 +1,16 @@
 import { describe, expect, it, onTestFinished } from 'vitest'
+import { TensorProto_DataType as DataType } from '../../src/formats/onnx/gen/onnx_pb.js'
 import type { OnnxModel } from '../../src/formats/onnx/model.js'
 import { fuseAttention } from '../../src/graph/fuse/attention.js'
 import { tokenInputs } from '../../src/graph/inputs/tokens.js'
+import { findLinears } from '../../src/graph/match/linears.js'
 import { sessionModel } from '../../src/graph/session-model.js'
+import { Builder } from '../../src/graph/view/builder.js'
 import { Graph } from '../../src/graph/view/graph.js'
 import { loadNodeRuntime } from '../../src/runtime/node/runtime.js'
 import type { Feeds, RuntimeSession, RuntimeTensor } from '../../src/runtime/runtime.js'
 import { MODELS, openModel, relativeError, UNION } from './golden.js'
+import { floatTensor } from './toolkit.js'
 
 const runtime = await loadNodeRuntime()
 
@@ -71,6 +75,73 @@ describe.each([
     const actual = await logits(fused, model)
     expect(actual.length).toBe(expected.length)
     for (const [i, row] of actual.entries()) expect(relativeError(row, expected[i])).toBeLessThan(tolerance)
+  })
+})
+
+/** Query, key and value as one product and its parts: what Phi-3 (Slices) and GPT-BigCode (a Split) have. */
+async function pack(
+  graph: Graph,
+  model: OnnxModel,
+  module: string,
+  cut: 'Slice' | 'Split' | 'computed',
+): Promise<void> {
+  const linears = findLinears(graph)
+  for (const query of linears.filter(({ name }) => name.endsWith('.q_proj'))) {
+    const at = query.name.slice(0, -'q_proj'.length)
+    const parts = ['q', 'k', 'v'].map((part) => linears.find(({ name }) => name === `${at}${part}_proj`)!)
+    const { k } = query
+    const width = parts.reduce((sum, { d }) => sum + d, 0)
+    const weight = new Float32Array(k * width)
+    let start = 0
+    const cuts = []
+    for (const part of parts) {
+      const values = await (await part.form.openLines(model, graph, part))(0, part.transposed ? part.d : k)
+      for (let i = 0; i < k; i++) {
+        for (let j = 0; j < part.d; j++) {
+          weight[i * width + start + j] = part.transposed ? values[j * k + i] : values[i * part.d + j]
+        }
+      }
+      cuts.push([start, start + part.d])
+      start += part.d
+    }
+    const g = new Builder(graph, `${at.replaceAll('.', '/')}${module}`)
+    const tensor = floatTensor(graph.freshName('packed'), DataType.FLOAT, [...weight], [k, width])
+    const whole = g.op('MatMul', [query.input, graph.addInitializer(tensor)])
+    const outputs = parts.map(({ output }) => output)
+    graph.nodes = graph.nodes.filter((node) => !parts.some((part) => part.node === node))
+    graph.invalidate()
+    if (cut === 'Split') {
+      const split = g.node('Split', [whole, g.int(parts.map(({ d }) => d))], { axis: 2 }, 3)
+      for (const [i, output] of outputs.entries()) graph.setOutput(split, i, output)
+      continue
+    }
+    for (const [i, [from, to]] of cuts.entries()) {
+      const end = cut === 'Slice' ? g.int([to]) : g.op('Neg', [g.int([-to])])
+      graph.setOutput(g.node('Slice', [whole, g.int([from]), end, g.int([2])]), 0, outputs[i])
+    }
+  }
+  graph.sort()
+}
+
+describe('a product that packs query, key and value', () => {
+  it.each([
+    ['qkv_proj', 'Slice', 2],
+    ['c_attn', 'Slice', 2],
+    ['c_attn', 'Split', 2],
+    ['c_attn', 'computed', 0],
+  ] as const)('%s, cut by %s: the heads of its parts count', async (module, cut, layers) => {
+    const model = await opened(`${MODELS}/llama-optimum`)
+    const graph = new Graph(model.proto)
+    await pack(graph, model, module, cut)
+    const packed = graph.toModel()
+    const fused = new Graph(packed)
+    expect(fuseAttention(fused)).toBe(layers)
+    const run = async (own: Graph) => {
+      const session = await runtime.createSession(await sessionModel(model, own.toModel()), { threads: 1 })
+      return logits(session, model)
+    }
+    const [expected, actual] = [await run(new Graph(packed)), await run(fused)]
+    for (const [i, row] of actual.entries()) expect(relativeError(row, expected[i])).toBeLessThan(1e-5)
   })
 })
 

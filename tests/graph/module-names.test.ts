@@ -14,3 +14,49 @@ it.each([
 ] as const)('%s among %j is %s', (module, names, found) => {
   expect(nameOfModule(new Set(names), module)).toBe(found)
 })
+
+/** Names of linear layers by transformers 4 and 5, in the same order. */
+const VERSIONS = {
+  vit: [
+    ['encoder.layer.0.attention.attention.query', 'layers.0.attention.q_proj'],
+    ['encoder.layer.0.attention.attention.key', 'layers.0.attention.k_proj'],
+    ['encoder.layer.0.attention.attention.value', 'layers.0.attention.v_proj'],
+    ['encoder.layer.0.attention.output.dense', 'layers.0.attention.o_proj'],
+    ['encoder.layer.0.intermediate.dense', 'layers.0.mlp.fc1'],
+    ['encoder.layer.0.output.dense', 'layers.0.mlp.fc2'],
+    ['encoder.layer.11.output.dense', 'layers.11.mlp.fc2'],
+  ],
+  dinov2: [
+    ['encoder.layer.0.attention.attention.query', 'encoder.layer.0.attention.q_proj'],
+    ['encoder.layer.0.attention.output.dense', 'encoder.layer.0.attention.o_proj'],
+    ['encoder.layer.0.mlp.fc1', 'encoder.layer.0.mlp.fc1'],
+  ],
+  swin: [
+    ['encoder.layers.0.blocks.0.attention.self.query', 'encoder.layers.0.blocks.0.attention.q_proj'],
+    ['encoder.layers.0.blocks.0.attention.output.dense', 'encoder.layers.0.blocks.0.attention.o_proj'],
+    ['encoder.layers.0.blocks.0.intermediate.dense', 'encoder.layers.0.blocks.0.mlp.fc1'],
+    ['encoder.layers.1.blocks.0.output.dense', 'encoder.layers.1.blocks.0.mlp.fc2'],
+    ['encoder.layers.0.downsample.reduction', 'encoder.layers.0.downsample.reduction'],
+  ],
+} as const
+
+it.each(Object.entries(VERSIONS))(
+  '%s: versions of transformers mean the same modules, with and without the part around them',
+  (type, names) => {
+    for (const [from, to] of [
+      [0, 1],
+      [1, 0],
+    ]) {
+      for (const [around, own] of [
+        ['', ''],
+        [`${type}.`, ''],
+        ['', `${type}.`],
+        [`${type}.`, `${type}.`],
+      ]) {
+        const others = new Set([...names.map((pair) => around + pair[from]), 'classifier'])
+        for (const pair of names) expect(nameOfModule(others, own + pair[to])).toBe(around + pair[from])
+        expect(nameOfModule(others, `${own}layers.7.attention.q_proj`)).toBeUndefined()
+      }
+    }
+  },
+)

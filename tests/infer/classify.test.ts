@@ -123,6 +123,28 @@ describe.each(['encoder', 'classifier'])('over the export of the %s', (name) => 
   })
 })
 
+it('a run gives the logits of an adapter’s head on an export without a head, beside what the graph gives', async () => {
+  const model = await openModel(`${folder}/encoder`)
+  const peft = await loadAdapter(directoryOf(`${folder}/encoder/golden/adapter-init`))
+  const session = await ModelSession.open(model, { adapters: { peft } })
+  const { logits } = await session.classify('The sea was calm', { adapter: 'peft', topK: 2 })
+  const { ids } = model.tokenizer!.encodeTexts('The sea was calm', undefined, 99)
+  const input_ids = { type: 'int64', data: BigInt64Array.from(ids, BigInt), dims: [1, ids.length] } as const
+  const all = await session.run({ input_ids }, { adapter: 'peft' })
+  expect(Object.keys(all).sort()).toEqual([...session.outputNames, 'logits'].sort())
+  expect(maxDifference(all.logits, logits)).toBeLessThan(1e-6)
+  const some = await session.run({ input_ids }, { adapter: 'peft', outputNames: ['logits'] })
+  expect(Object.keys(some)).toEqual(['logits'])
+  expect(maxDifference(some.logits, logits)).toBeLessThan(1e-6)
+  await expect(session.run({ input_ids }, { outputNames: ['logits'] })).rejects.toThrow(/no such output/)
+  const pair = { ...input_ids, data: BigInt64Array.from([...ids, ...ids], BigInt), dims: [2, ids.length] }
+  const both = await session.run({ input_ids: pair }, { adapter: ['peft', 'peft'] })
+  expect(both.logits.dims).toEqual([2, logits.length])
+  await expect(session.run({ input_ids: pair }, { adapter: ['peft', null] })).rejects.toThrow(/have no logits/)
+  await session.dispose()
+  await model.close()
+})
+
 it('classifies with a head alone, and with the head that the graph has', async () => {
   const golden: Golden = JSON.parse(readFileSync(`${folder}/classifier/golden/golden.json`, 'utf8'))
   const model = await openModel(`${folder}/classifier`)

@@ -4,16 +4,14 @@ import { MemoryDirectory } from '../../src/base/bytes.js'
 import { loadModel } from '../../src/graph/model-folder.js'
 import { webRuntime } from '../../src/index/web-runtime.js'
 import { ModelSession } from '../../src/infer/model-session.js'
-import { train } from '../../src/train/train.js'
 
 export interface HungPageResult {
   /** Name and message of the error of each call. */
   hung: string
   disposed: string
   later: string
-  trained: string
-  /** Workers that were ended after the run of a session, and after the training. */
-  terminated: number[]
+  /** Workers that were ended after the run of the session. */
+  terminated: number
   /** Logits of a new session on the same model. */
   logits: number
 }
@@ -52,22 +50,12 @@ async function run(): Promise<HungPageResult> {
   await sleep(500)
   const disposed = await errorOf(session.dispose())
   const later = await errorOf(session.run(feeds(SHORT)))
-  const terminated = [ended]
-
-  const controller = new AbortController()
-  const step = ({ step }: { step: number }) => {
-    if (step < 2) return
-    setTimeout(() => controller.abort(), 500)
-  }
-  const data = ['a b', 'a b', 'one two three '.repeat(40)].map((text) => ({ text }))
-  const settings = { batchSize: 1, maxSteps: 30, config: { rank: 2 } }
-  const trained = await errorOf(train({ model, data, ...settings, on: { step }, signal: controller.signal }))
-  terminated.push(ended)
+  const terminated = ended
 
   const next = await ModelSession.open(model)
   const { logits } = await next.run(feeds(SHORT))
   await next.dispose()
-  return { hung: await hung, disposed, later, trained, terminated, logits: logits.data.length }
+  return { hung: await hung, disposed, later, terminated, logits: logits.data.length }
 }
 
 const body = await run().then(JSON.stringify, (error: Error) => JSON.stringify({ failed: error.stack }))

@@ -1,7 +1,6 @@
 // Engines whose worker is slow or does not answer, by the clock of the test.
 
 import { afterEach, beforeEach, expect, test, vi } from 'vitest'
-import { RuntimeError } from '../../src/base/errors.js'
 import { openEngine } from '../../src/runtime/host.js'
 import type { Port } from '../../src/runtime/rpc.js'
 
@@ -33,46 +32,6 @@ async function slowEngine(disposeMs = 0) {
 }
 
 const hung = expect.objectContaining({ what: expect.stringContaining('did not end within 5 seconds') })
-
-test('a step that takes longer than 5 seconds is given up 5 seconds after the signal, however slow the steps before', async () => {
-  const { engine, events } = await slowEngine()
-  const controller = new AbortController()
-  engine.endAfter(controller.signal)
-  const before = engine.remote.step(60_000)
-  await vi.advanceTimersByTimeAsync(60_000)
-  expect(await before).toBe(1)
-  const outcome = engine.remote.step(60_000).catch((error: unknown) => error)
-  await vi.advanceTimersByTimeAsync(30_000)
-  controller.abort()
-  await vi.advanceTimersByTimeAsync(4400)
-  expect(events).toEqual([])
-  await vi.advanceTimersByTimeAsync(600)
-  expect(events).toEqual(['abandon'])
-  expect(await outcome).toBeInstanceOf(RuntimeError)
-  expect(await outcome).toEqual(hung)
-  // Nothing is asked of it any more, and it may end with its step.
-  await expect(engine.remote.step(0)).rejects.toEqual(hung)
-  await vi.advanceTimersByTimeAsync(60_000)
-  expect(events).toEqual(['abandon', 'close'])
-})
-
-test('steps that end in time are waited for, one after the other', async () => {
-  const { engine, events } = await slowEngine()
-  const controller = new AbortController()
-  const endWatch = engine.endAfter(controller.signal)
-  const first = engine.remote.step(4000)
-  controller.abort()
-  await vi.advanceTimersByTimeAsync(4000)
-  expect(await first).toBe(1)
-  const second = engine.remote.step(4000)
-  await vi.advanceTimersByTimeAsync(4000)
-  expect(await second).toBe(1)
-  endWatch()
-  const third = engine.remote.step(20_000)
-  await vi.advanceTimersByTimeAsync(20_000)
-  expect(await third).toBe(1)
-  expect(events).toEqual([])
-})
 
 test('closing waits for 5 seconds, or for as long as is said', async () => {
   for (const [limit, isClosed] of [

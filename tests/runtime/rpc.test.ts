@@ -92,6 +92,28 @@ describe('calls across threads', () => {
   })
 })
 
+it('holds the thread until it has ended, whatever late answers come while it ends', async () => {
+  let receive: (message: unknown) => void = () => {}
+  const events: string[] = []
+  const port: Port = {
+    post: () => {},
+    listen: (own) => {
+      receive = own
+    },
+    hold: (isHeld) => void events.push(isHeld ? 'held' : 'free'),
+    async close() {
+      events.push('ending')
+      receive({ kind: 'result', id: 0, value: 1 })
+      receive({ kind: 'error', id: 1, error: { name: 'Error', message: 'late' } })
+    },
+  }
+  const { remote, close } = connect<Target>(port)
+  const calls = [remote.never(), remote.never()].map((call) => call.catch(() => 'rejected'))
+  await close()
+  expect(await Promise.all(calls)).toEqual(['rejected', 'rejected'])
+  expect(events.slice(events.indexOf('ending'))).toEqual(['ending'])
+})
+
 describe('a thread that is given up', () => {
   function held() {
     const events: string[] = []
@@ -110,12 +132,11 @@ describe('a thread that is given up', () => {
   const hung = new Error('hung')
 
   it('rejects all calls, and is not ended before it has answered', async () => {
-    const { remote, abandon, events, answer, waitingMs } = held()
+    const { remote, abandon, events, answer } = held()
     const calls = [remote.never(), remote.refuse()]
     abandon(hung)
     for (const call of calls) await expect(call).rejects.toBe(hung)
     await expect(remote.crash()).rejects.toBe(hung)
-    expect(waitingMs()).toBe(0)
     expect(events).toEqual(['abandon'])
     answer(0)
     expect(events).toEqual(['abandon'])

@@ -69,6 +69,11 @@ describe.each(Object.entries(GRAPHS))('%s', (graph, name) => {
     const session = await ModelSession.open(model, { adapters: { mood: adapter } })
     const own = await session.classify(texts, { adapter: 'mood', maxLength, batchSize: 6 })
     own.forEach(({ logits }, i) => void expect(maxDifference(logits, golden.logits[i])).toBeLessThan(1e-4))
+    const { input_ids, attention_mask } = golden.batch
+    const feeds = { input_ids: int64(input_ids), attention_mask: int64(attention_mask) }
+    const ran = await session.run(feeds, { adapter: 'mood', outputNames: ['logits'] })
+    expect(ran.logits.dims).toEqual([golden.logits.length, golden.logits[0].length])
+    expect(relativeError(ran.logits.data as Float32Array, golden.logits.flat())).toBeLessThan(1e-4)
     await session.dispose()
 
     const out = new MemoryDirectory({}, 'out')
@@ -88,6 +93,9 @@ describe.each(Object.entries(GRAPHS))('%s', (graph, name) => {
     await merged.close()
   })
 })
+
+const int64 = (rows: number[][]) =>
+  ({ type: 'int64', data: BigInt64Array.from(rows.flat(), BigInt), dims: [rows.length, rows[0].length] }) as const
 
 describe('a decoder', () => {
   const data = [

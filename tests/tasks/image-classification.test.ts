@@ -9,6 +9,7 @@ import { readRows } from '../../src/data/read-rows.js'
 import { loadModel, type Model } from '../../src/graph/model-folder.js'
 import { ModelSession } from '../../src/infer/model-session.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
+import { LoraAdapter } from '../../src/lora/adapter.js'
 import { merge } from '../../src/merge/merge.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
 import type { OrtModule } from '../../src/runtime/onnxruntime.js'
@@ -118,6 +119,31 @@ describe.each(['vit', 'dinov2'])('%s', (name) => {
     // The only step of a run without warm-up.
     expect(await rateOf({ preset: 'peft', config: { targetModules: 'all-linear' } })).toEqual({ learningRate: 5e-5 })
     expect(await rateOf({ learningRate: 3e-4 })).toEqual({ learningRate: 3e-4 })
+  })
+
+  it('takes the adapter by the names of the other version of transformers, and of the part without its head', async () => {
+    const adapter = await peft()
+    const renamed = (around: string) => {
+      const own = new LoraAdapter(adapter.config)
+      for (const { name: module, weightA, weightB } of adapter.parts('linear')) {
+        const last = module
+          .replace(`${name}.`, around)
+          .replace(name === 'vit' ? 'encoder.layer.' : '?', 'layers.')
+          .replace(/attention\.attention\.(q|k|v)\w+$/, 'attention.$1_proj')
+          .replace(/attention\.output\.dense$/, 'attention.o_proj')
+          .replace(/(\.\d+)\.intermediate\.dense$/, '$1.mlp.fc1')
+          .replace(/(\.\d+)\.output\.dense$/, '$1.mlp.fc2')
+        own.addFactors(last, weightA, weightB)
+      }
+      for (const { name: tensor, weight } of adapter.parts('replacement')) own.addReplacement(tensor, weight)
+      return own
+    }
+    const session = await ModelSession.open(model, { adapters: { own: renamed(`${name}.`), part: renamed('') } })
+    for (const each of ['own', 'part']) {
+      const [{ logits }] = await session.classify(images.slice(0, 1), { adapter: each })
+      expect(relativeError(logits, golden.logits[0])).toBeLessThan(1e-5)
+    }
+    await session.dispose()
   })
 
   it("gives PEFT's logits in sessions, and in a merged graph", async () => {

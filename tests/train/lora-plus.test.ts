@@ -5,7 +5,7 @@ import { afterAll, beforeAll, expect, it } from 'vitest'
 import type { Model } from '../../src/graph/model-folder.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
-import { loraPlusRates } from '../../src/train/schedule.js'
+import { loraPlusRates } from '../../src/train/parameters.js'
 import { train } from '../../src/train/train.js'
 import { openModel } from '../infer/models.js'
 

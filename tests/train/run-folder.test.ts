@@ -57,7 +57,7 @@ function begin(directory: Directory, use: FolderUse, metrics: StepMetrics[] = []
 /** A directory's methods as own properties, so that one can be left out. */
 function methodsOf(
   directory: MemoryDirectory,
-): Required<Omit<Directory, 'name' | 'hubId' | 'isSame' | 'link' | 'reserve' | 'together'>> {
+): Required<Omit<Directory, 'name' | 'hubId' | 'hubRevision' | 'isSame' | 'link' | 'reserve' | 'together'>> {
   return {
     list: () => directory.list(),
     folders: () => directory.folders(),

@@ -5,8 +5,11 @@ import { pipelineWithAdapters, withAdapters } from 'lowrank/transformers'
 import { describe, expect, it } from 'vitest'
 import { UnsupportedError as SourceError } from '../../src/base/errors.js'
 import { Graph } from '../../src/graph/view/graph.js'
+import { ModelSession } from '../../src/infer/model-session.js'
+import type { PipelineInstance, PreTrainedModel } from '../../src/transformers/module.js'
 import { paddingPlan } from '../../src/transformers/padding.js'
-import { openModel } from '../infer/models.js'
+import { adapterPipeline, shareSession } from '../../src/transformers/pipelines.js'
+import { feedsOf, makeAdapter, maxDifference, openModel } from '../infer/models.js'
 
 const UNION = 'models/union-3m'
 
@@ -26,6 +29,86 @@ describe('pipelines with adapters', () => {
     const call = pipelineWithAdapters('text-generation', UNION)
     await expect(call).rejects.toThrow(RuntimeError)
     await expect(call).rejects.toThrow(/npm install @huggingface\/transformers/)
+  })
+})
+
+/** A model and a pipeline in the manner of transformers.js: functions whose classes have the methods, and which ignore unknown options. */
+class Callable {
+  constructor(parts: object) {
+    const closure = (...args: unknown[]): unknown =>
+      (closure as unknown as { _call(...args: unknown[]): unknown })._call(...args)
+    // biome-ignore lint/correctness/noConstructorReturn: as transformers.js does
+    return Object.setPrototypeOf(Object.assign(closure, parts), new.target.prototype)
+  }
+}
+
+class FakeModel extends Callable {
+  declare sessions: PreTrainedModel['sessions']
+
+  constructor(config: object, sessions: object, configs: object) {
+    super({ config, sessions, configs })
+  }
+
+  _call(inputs: object) {
+    return this.forward(inputs)
+  }
+
+  forward(inputs: object) {
+    const { inputNames } = this.sessions.model
+    const known = Object.entries(inputs).filter(([name]) => inputNames.includes(name))
+    return this.sessions.model.run(Object.fromEntries(known))
+  }
+
+  generate(inputs: object) {
+    return this.forward(inputs)
+  }
+}
+
+class FakePipeline extends Callable {
+  declare model: FakeModel
+
+  _call(inputs: object) {
+    return this.model.generate(inputs)
+  }
+}
+
+describe('calls that choose an adapter', async () => {
+  const model = await openModel('tests/golden/models/llama-optimum')
+  const adapters = { a: makeAdapter(model, /q_proj$/, { std: 0.5 }) }
+  const session = await ModelSession.open(model, { adapters }, true, { keepsTensors: true })
+  const inner = new FakeModel({ model_type: 'llama' }, {}, {})
+  const base = new FakePipeline({ task: 'text-generation', model: inner }) as unknown as PipelineInstance
+  const pipe = adapterPipeline(base, shareSession(session, { dtype: 'fp32', device: 'cpu' }))
+  const inputs = feedsOf(model, [[0, 5, 9, 7]])
+  type Call = (
+    options: Record<string, unknown>,
+  ) => Promise<Record<string, { data: Float32Array; dims: number[]; type: 'float32' }>>
+  const own = pipe.model as Call & Record<'generate' | 'forward', Call>
+  const calls: Record<string, Call> = {
+    pipeline: (options) => pipe({ ...inputs, ...options }, options) as ReturnType<Call>,
+    model: (options) => own({ ...inputs, ...options }),
+    'model.generate': (options) => own.generate({ ...inputs, ...options }),
+    'model.forward': (options) => own.forward({ ...inputs, ...options }),
+  }
+
+  it.each(Object.entries(calls))('%s: runs it, and the base model without one', async (_, call) => {
+    const [plain, adapted] = [(await session.run(inputs)).logits, (await session.run(inputs, { adapter: 'a' })).logits]
+    expect(maxDifference(plain, adapted)).toBeGreaterThan(0.01)
+    expect(maxDifference((await call({})).logits, plain)).toBeLessThan(1e-5)
+    expect(maxDifference((await call({ adapter: null })).logits, plain)).toBeLessThan(1e-5)
+    expect(maxDifference((await call({ adapter: 'a' })).logits, adapted)).toBeLessThan(1e-5)
+  })
+
+  it.each(Object.entries(calls))('%s: refuses names that transformers.js would ignore', async (_, call) => {
+    for (const name of ['adpater', 'adapters', 'adaptor', 'Adapter', 'adapter_name', 'lora']) {
+      await expect((async () => call({ [name]: 'a' }))(), name).rejects.toThrow(
+        /unknown option .*Did you mean adapter\?/,
+      )
+    }
+    await expect((async () => call({ adapter: 'b' }))()).rejects.toThrow(/no adapter "b"/)
+    for (const name of ['max_new_tokens', 'streamer', 'past_key_values', 'a', 'temperature']) {
+      await expect((async () => call({ [name]: undefined }))(), name).resolves.toBeDefined()
+    }
   })
 })
 

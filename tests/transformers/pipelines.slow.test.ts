@@ -75,6 +75,16 @@ describe.skipIf(transformers === undefined)('pipelines with adapters', () => {
     await write(PROMPTS[0], { ...GREEDY, adapter: 'a', streamer })
     expect(pieces.length).toBeGreaterThan(3)
     expect(pieces.join('')).toBe(expected.a[0])
+    // biome-ignore lint/suspicious/noExplicitAny: transformers.js's own
+    const { model, tokenizer } = write as any
+    const inputs = tokenizer(PROMPTS[0])
+    const { max_new_tokens, do_sample } = GREEDY
+    const ids = await model.generate({ ...inputs, max_new_tokens, do_sample, adapter: 'a' })
+    const [whole] = tokenizer.batch_decode(ids, { skip_special_tokens: true })
+    expect(whole.endsWith(expected.a[0])).toBe(true)
+    const [plainLogits, adapted] = [await model(inputs), await model({ ...inputs, adapter: 'a' })]
+    expect(Array.from(adapted.logits.data)).not.toEqual(Array.from(plainLogits.logits.data))
+    await expect(write('The', { adpater: 'a' })).rejects.toThrow(/Did you mean adapter/)
     await expect(write('The', { adapter: 'c' })).rejects.toThrow(MismatchError)
     await write.session.remove('b')
     await expect(write('The', { adapter: 'b' })).rejects.toThrow(/no adapter "b"/)

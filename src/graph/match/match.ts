@@ -140,10 +140,11 @@ export function missingError(
   const lack = graphs.length > 1 ? `none of the model's graphs (${graphs.join(', ')}) has a` : 'the model has no'
   const it = missing.length === 1 ? 'it' : 'them'
   const hints = near.length > 0 ? [`Nearest to the first: ${near.join(', ')}`] : []
-  if (missing.length === count && near.length === 0) {
-    hints.push("None of the adapter's layers is in this model: give the model that the adapter was trained for")
+  if (2 * missing.length >= count && (near.length === 0 || missing.length < count)) {
+    const how = missing.length === count ? "None of the adapter's layers is" : "Most of the adapter's layers are not"
+    hints.push(`${how} in this model: give the model that the adapter was trained for`)
   }
-  if (missing.length < count) {
+  if (2 * missing.length < count) {
     hints.push(
       `The adapter's other layers are there, so that the export may have dropped ${it}, as an export without a head drops the pooler: use an export that has ${it}, or leave ${it} out with allowMissing (--allow-missing)`,
     )

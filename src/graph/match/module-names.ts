@@ -26,9 +26,26 @@ function core(name: string): string {
   return own === '' ? name : `${sideOf(name) === 'vision'}:${own}`
 }
 
+/** Names that transformers 5 gives to modules of vision transformers (ViT, BEiT, DeiT, DINOv2, Swin), by those of transformers 4. */
+const RENAMED: readonly (readonly [RegExp, string])[] = [
+  [/(^|\.)encoder\.layer\.(?=\d+\.)/, '$1layers.'],
+  [/\.attention\.(?:attention|self)\.(query|key|value)$/, '.attention.$1'],
+  [/\.attention\.query$/, '.attention.q_proj'],
+  [/\.attention\.key$/, '.attention.k_proj'],
+  [/\.attention\.value$/, '.attention.v_proj'],
+  [/\.attention\.output\.dense$/, '.attention.o_proj'],
+  [/(\.\d+)\.intermediate\.dense$/, '$1.mlp.fc1'],
+  [/(\.\d+)\.output\.dense$/, '$1.mlp.fc2'],
+]
+
+/** A name as the newest transformers has it. */
+function newest(name: string): string {
+  return RENAMED.reduce((own, [pattern, replacement]) => own.replace(pattern, replacement), name)
+}
+
 /**
  * The name among others that means a module: its own, else the one that ends with it or that it ends with, else the one that differs in
- * modules around it, else the one that names a Sequential twice.
+ * modules around it, else the one that names a Sequential twice, else the one of another version of transformers.
  */
 export function nameOfModule(names: ReadonlySet<string>, module: string): string | undefined {
   if (names.has(module)) return module
@@ -42,7 +59,13 @@ export function nameOfModule(names: ReadonlySet<string>, module: string): string
     const single = withoutDoubles(other)
     return single !== other && `.${module}`.endsWith(`.${single}`)
   })
-  return doubled.length === 1 ? doubled[0] : undefined
+  if (doubled.length > 0) return doubled.length === 1 ? doubled[0] : undefined
+  const wanted = newest(module)
+  const versions = all.filter((other) => {
+    const renamed = newest(other)
+    return renamed === wanted || renamed.endsWith(`.${wanted}`) || wanted.endsWith(`.${renamed}`)
+  })
+  return versions.length === 1 ? versions[0] : undefined
 }
 
 /** PyTorch's exporter names a Sequential twice, once for itself and once with its layer: merger.mlp.mlp.0 is merger.mlp.0. */

@@ -56,6 +56,7 @@ export class HubDirectory implements Directory {
   /** Where it lies: the id, the revision that was asked for, and the folder in the repository. */
   readonly source: HubSource
   readonly hubId: string
+  readonly hubRevision: string | undefined
   /** The commit that the files are of. */
   readonly commit: string
   readonly #files: HubFiles
@@ -64,6 +65,7 @@ export class HubDirectory implements Directory {
     this.name = hubName(source)
     this.source = source
     this.hubId = source.id
+    this.hubRevision = source.revision === DEFAULT_REVISION ? undefined : source.revision
     this.commit = commit
     this.#files = files
   }

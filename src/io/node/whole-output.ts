@@ -1,10 +1,8 @@
-// Results that appear whole or not at all. A process makes the files of a result in a hidden folder beside the result's place, and
-// renames at the end. Nobody waits for anybody: of two processes at one place, a rename decides.
-//
-//   .NAME.TOKEN.tmp/new/       files that a process is making
-//   .NAME.TOKEN.tmp/old/       the earlier result, from when it makes room until the new one has its name
-//   .NAME.PLAN.TOKEN.tmp/      the same of a process that works on the result of a plan
-//   .NAME.PLAN.partial/        files that are finished, each of them whole; the processes of one plan share it
+// Results that appear whole or not at all. A process makes the files in a hidden folder beside the result's place, and renames at the
+// end. Nobody waits for anybody: of two processes at one place, a rename decides.
+//   .NAME.TOKEN.tmp/new/ and .NAME.PLAN.TOKEN.tmp/new/: files that a process is making, in the second case for a plan
+//   .NAME.TOKEN.tmp/old/: the earlier result, from when it makes room until the new one has its name
+//   .NAME.PLAN.partial/: finished files, each of them whole. The processes of one plan share it
 
 import { createHash } from 'node:crypto'
 import { link, lstat, mkdir, readdir, readFile, realpath, rename, rm, rmdir, stat, unlink } from 'node:fs/promises'

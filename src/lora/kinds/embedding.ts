@@ -35,8 +35,11 @@ export interface EmbeddingGradients {
  * An adapted embedding: rows of E + s·(B·A)ᵀ with E (V, D), A (r, V) and B (D, r). Made from trained factors, in evaluation mode.
  * Dropout, which PEFT does not apply to embeddings, has no effect.
  */
-export class EmbeddingLora extends LinearBacked<ChangeTape & { tokens: readonly number[] }> {
+export class EmbeddingLora extends LinearBacked {
   readonly kind = 'embedding'
+  /** What the last forward leaves for backward. */
+  #tape: (ChangeTape & { tokens: readonly number[] }) | undefined
+
   /**
    * @param weightA (r, V), V rows of the embedding
    * @param weightB (D, r), D features
@@ -92,8 +95,13 @@ export class EmbeddingLora extends LinearBacked<ChangeTape & { tokens: readonly 
     const matrix = toMatrix(embedding, location)
     checkShape(matrix, this.vocabulary, this.features, location)
     this.linear.baseWeight = transpose(matrix) // PEFT’s inits leave embeddings alone
-    this.tape = undefined
+    this.#tape = undefined
     return this
+  }
+
+  override merge(): void {
+    super.merge()
+    this.#tape = undefined
   }
 
   /** s·(B·A)ᵀ (V, D), a new matrix. */
@@ -115,13 +123,13 @@ export class EmbeddingLora extends LinearBacked<ChangeTape & { tokens: readonly 
     const base = this.#needBase('forward') // (D, V)
     this.#checkTokens(tokens)
     const rows = columnsAt(base, tokens)
-    this.tape = undefined
+    this.#tape = undefined
     if (this.merged) return rows
     const { magnitude } = this
     const dora = magnitude && { magnitude, norms: rowNorms(addScaled(this.linear.delta(), base, 1)) }
     const hidden = columnsAt(this.weightA, tokens) // (n, r)
     const { output, tape } = addChange(this.#changeWeights(), rows, undefined, hidden, dora)
-    this.tape = { ...tape, tokens: Array.from(tokens) }
+    this.#tape = { ...tape, tokens: Array.from(tokens) }
     return output
   }
 
@@ -132,7 +140,7 @@ export class EmbeddingLora extends LinearBacked<ChangeTape & { tokens: readonly 
    * @throws StateError before a forward and while merged, ShapeError when gradOutput is not (n, D)
    */
   backward(gradOutput: MatrixLike): EmbeddingGradients {
-    const tape = this.tape
+    const tape = this.#tape
     const base = this.#needBase('backward')
     if (tape === undefined) throw noForward(this.#where('backward'), this.merged)
     const dy = inPrecisionOf(base.data, toMatrix(gradOutput, this.#where('gradOutput')))
@@ -147,7 +155,7 @@ export class EmbeddingLora extends LinearBacked<ChangeTape & { tokens: readonly 
   }
 
   #changeWeights(): ChangeWeights {
-    return { weightB: this.weightB, scaling: this.scaling, groups: 1, biasB: undefined }
+    return { weightB: this.weightB, scaling: this.scaling, biasB: undefined }
   }
 
   #needBase(member: string): Matrix {

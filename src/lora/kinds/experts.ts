@@ -15,12 +15,11 @@ import {
   toMatrix,
   zeros,
 } from '../../base/tensor.js'
-import { norm, transpose } from '../../linalg/product.js'
+import { norm, rowsOf, transpose } from '../../linalg/product.js'
 import { configForLayer, type LoraConfig, type LoraConfigInput, resolveConfig, scalingOf } from '../config.js'
 import { noBase, where } from '../factors.js'
 import { LoraLayer } from '../layer.js'
 import { type FactorTensors, factorTensors, mergeOrNone, moduleOf, Part } from '../part.js'
-import { rowsOf } from './groups.js'
 
 /** The values of a parameter, row-major. The shape is (E, d, k), (E, k, d), or (d, k) if E = 1. */
 export interface ParameterValues {

@@ -7,14 +7,11 @@ import type { LoraConfig } from '../config.js'
 import type { LoraLayer } from '../layer.js'
 import { Part } from '../part.js'
 
-/** @typeParam Tape what the last forward leaves for backward */
-export abstract class LinearBacked<Tape> extends Part {
+export abstract class LinearBacked extends Part {
   /** The layer's settings: rank and alpha are those that the config's patterns give its name. */
   readonly config: LoraConfig
   /** @internal */
   protected readonly linear: LoraLayer
-  /** @internal */
-  protected tape: Tape | undefined
 
   /** @param config unless it is the linear layer's */
   protected constructor(linear: LoraLayer, config: LoraConfig = linear.config) {
@@ -60,7 +57,6 @@ export abstract class LinearBacked<Tape> extends Part {
   /** Adds the change to the base weight. Throws as {@link LoraLayer.merge} does. */
   merge(): void {
     this.linear.merge()
-    this.tape = undefined
   }
 
   /** Restores the base weight bit for bit. Throws StateError when it is not merged. */
@@ -71,7 +67,6 @@ export abstract class LinearBacked<Tape> extends Part {
   /** Like {@link LoraLayer.dispose}. */
   dispose(): void {
     this.linear.dispose()
-    this.tape = undefined
   }
 
   /** ‖A‖, Frobenius. */

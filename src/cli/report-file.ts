@@ -1,16 +1,16 @@
-// Where an inspection's page goes: it replaces nothing but another such page.
+// Guards the file of a report: it replaces nothing but a report of the same command.
 
 import { type FileHandle, open } from 'node:fs/promises'
-import { FileError } from '../../index.js'
-import { generatorOf, type PageCommand } from './page.js'
+import { FileError } from '../index.js'
+import { generatorOf } from '../report/generator.js'
 
-/** As far as the start of a page is looked at. */
+/** The start of a page, which names the command that made it. */
 const START_BYTES = 2000
 
 /**
  * @throws FileError when the file is there, and is no page or may not be replaced
  */
-export async function refusePage(file: string, mayReplace: boolean, command: PageCommand = 'inspect'): Promise<void> {
+export async function refusePage(file: string, mayReplace: boolean, command = 'inspect'): Promise<void> {
   const start = await startOf(file)
   if (start === undefined) return
   if (!mayReplace) {

@@ -1,17 +1,17 @@
-// Names of layers → the grids of a heat map: model.layers.3.self_attn.q_proj is column 3 and row self_attn.q_proj of model.layers.
+// Turns names of layers into the grids of a heat map: model.layers.3.self_attn.q_proj is column 3 and row self_attn.q_proj of model.layers.
 
 export interface Stack {
-  /** What comes before the number; empty for the layers without one. */
+  /** The part of the names before the number. Empty for layers without a number. */
   name: string
-  /** Numbers of the columns; one column, -1, for layers without a number. */
+  /** Numbers of the columns. One column, -1, for layers without a number. */
   columns: number[]
-  /** What comes after the number; whole names for layers without one. */
+  /** The part of the names after the number. Whole names for layers without one. */
   rows: string[]
   /** cells[row][column] is the layer's place in the list of names, or null. */
   cells: (number | null)[][]
 }
 
-/** Stacks, rows and columns in the order of the names, but columns by number. */
+/** Stacks and rows in the order of the names, columns by number. Layers without a number come last. */
 export function stacksOf(names: readonly string[]): Stack[] {
   const found = new Map<string, Map<string, Map<number, number>>>()
   names.forEach((name, i) => {
@@ -30,7 +30,7 @@ export function stacksOf(names: readonly string[]): Stack[] {
   return [...stacks.filter(({ name }) => name !== ''), ...stacks.filter(({ name }) => name === '')]
 }
 
-/** The first number between dots is the layer's, as PEFT's layers_to_transform has it. */
+/** The first number between dots is the layer's, as in PEFT's layers_to_transform. */
 function splitName(name: string): { stack: string; column: number; row: string } {
   const [, stack, number, row] = /^(.+?)\.(\d{1,6})(?:\.(.+))?$/s.exec(name) ?? []
   if (stack === undefined) return { stack: '', column: -1, row: name }

@@ -1,0 +1,115 @@
+// What a run writes down about itself: the base in the adapter's config, run.json, and the model card.
+
+import { isByteSource, isDirectory } from '../data/source.js'
+import type { DtypeChoice } from '../graph/graph-file.js'
+import type { Model } from '../graph/model-folder.js'
+import type { LoraAdapter } from '../lora/adapter.js'
+import { type LoraConfig, type LoraConfigInput, resolveConfig } from '../lora/config.js'
+import { modelCard } from '../peft/model-card.js'
+import type { OpenTask, Task } from '../tasks/task.js'
+import type { TrainingData, TrainingOptions } from './options.js'
+import type { RunReport } from './run.js'
+import { TRAIN_DEFAULTS, type TrainSettings } from './settings.js'
+
+/** How an adapter names the base that it was trained on: what was opened, and not what config.json once was called. */
+export function baseNameOf({ directory }: Model): Pick<LoraConfigInput, 'baseModel' | 'peftFields'> {
+  const { hubId, hubRevision, name } = directory
+  // Without the dot, a relative path such as models/x would be an id on the Hub to those who read it.
+  const path = /^([./\\]|[a-z][\w+.-]*:)/i.test(name) ? name : `./${name}`
+  return { baseModel: hubId ?? path, ...(hubRevision !== undefined && { peftFields: { revision: hubRevision } }) }
+}
+
+/** What a run was given that can be written down: paths, ids and URLs. */
+export interface RunSources {
+  readonly model: string
+  readonly dtype?: DtypeChoice | undefined
+  readonly data: string | readonly string[]
+  readonly evalData?: string | readonly string[] | undefined
+}
+
+/**
+ * The text of run.json. Where the adapter goes is not in it: a repeated run goes somewhere else.
+ *
+ * @returns undefined for a run that trains an adapter from memory
+ */
+export function runRecord(
+  options: Omit<TrainingOptions, 'model' | 'data' | 'evalData'>,
+  sources: RunSources,
+  { settings, config }: { settings: TrainSettings; config: LoraConfig },
+): string | undefined {
+  if (options.adapter !== undefined) return undefined
+  const { preset, trainedTokens, task, taskOptions, evalSplit, columns, chatTemplate, chatTemplateArgs, modules } =
+    options
+  const own = { preset, trainedTokens, task, taskOptions, evalSplit, columns, chatTemplate, chatTemplateArgs, modules }
+  const record = { ...sources, ...own, config: configOf(config), ...settings }
+  return `${JSON.stringify(record, null, 2)}\n`
+}
+
+/** What differs from a config without settings, and what training has defaults of its own for. */
+function configOf(config: LoraConfig): Record<string, unknown> {
+  const plain = resolveConfig()
+  return Object.fromEntries(
+    Object.entries(config).filter(([key, value]) => {
+      const isOwn = Object.hasOwn(TRAIN_DEFAULTS.config, key)
+      return key !== 'baseModel' && (isOwn || JSON.stringify(value) !== JSON.stringify(plain[key as keyof LoraConfig]))
+    }),
+  )
+}
+
+/** README.md of a run that is done. */
+export function cardOf(
+  { evalLoss, evalMetrics, steps }: Pick<RunReport, 'evalLoss' | 'evalMetrics' | 'steps'>,
+  run: {
+    options: TrainingOptions
+    sources: RunSources | undefined
+    task: Task
+    open: OpenTask
+    adapter: LoraAdapter
+    settings: TrainSettings
+  },
+): string {
+  const { options, sources, task, adapter, settings } = run
+  const { model, out, data, evalData, evalSplit } = options
+  const { config, labels, problemType } = adapter
+  const { learningRate, schedule, batchSize, gradientAccumulation, loraPlusRatio, loraFa, weightDecay } = settings
+  const { rank, alpha, dropout, useRslora, useDora, seed } = config
+  const own = dataNames(sources?.data, data)
+  const isVectors = task.reading === 'embed'
+  return modelCard({
+    folder: out?.name ?? '',
+    base: sources?.model.replace(/^hf:/, '') ?? model.name,
+    baseName: model.directory.hubId ?? model.name,
+    config,
+    data: own,
+    evalData: evalData === undefined ? own : dataNames(sources?.evalData, evalData),
+    evalShare: evalData === undefined ? evalSplit : undefined,
+    metrics: evalLoss === null ? {} : { loss: evalLoss.after, ...evalMetrics },
+    settings: {
+      task: task.name,
+      steps,
+      'learning rate': learningRate,
+      schedule,
+      'records in a step': batchSize * gradientAccumulation,
+      rank,
+      alpha,
+      dropout,
+      'LoRA+ ratio': loraPlusRatio,
+      'LoRA-FA': loraFa || undefined,
+      'weight decay': weightDecay === 0 ? undefined : weightDecay,
+      rsLoRA: useRslora || undefined,
+      DoRA: useDora || undefined,
+      seed,
+    },
+    labels,
+    problemType,
+    pooling: isVectors ? model.sentence.pooling : undefined,
+    normalize: isVectors && model.sentence.normalize,
+  })
+}
+
+/** Names of the data in a card: of data in memory, nothing is known. */
+function dataNames(sources: RunSources['data'] | undefined, data: TrainingData): string[] {
+  if (sources !== undefined) return [sources].flat()
+  const files = Array.isArray(data) ? data : [data]
+  return files.flatMap((file) => (isByteSource(file) || isDirectory(file) ? [file.name] : []))
+}

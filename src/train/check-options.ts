@@ -1,0 +1,148 @@
+// Checks of a run before anything is computed: of its options before the data is read, and of the adapter's tensors before the first step.
+
+import { ConfigError, MismatchError, StateError } from '../base/errors.js'
+import { checkColumnNames } from '../data/columns.js'
+import { isDataSource } from '../data/source.js'
+import { planSplit } from '../data/split.js'
+import type { LoraAdapter } from '../lora/adapter.js'
+import { type LoraConfig, resolveConfig } from '../lora/config.js'
+import { DRAWN_INITS, type Init } from '../lora/init/inits.js'
+import { requireHandled, requirePlainConfig } from '../lora/requirements.js'
+import { checkTaskName } from '../tasks/tasks.js'
+import { baseNameOf } from './about-run.js'
+import type { TrainingOptions } from './options.js'
+import { defaultsOf, TRAIN_DEFAULTS, type TrainSettings, usesBest } from './settings.js'
+import { type Context, wholeTensors } from './whole-tensors.js'
+
+/** Checks all that can be checked before anything is read. Returns the config of the adapter, with defaults. */
+export function checkOptions(options: TrainingOptions, settings: TrainSettings): LoraConfig {
+  const { adapter, data, evalData, evalSplit, model } = options
+  if (options.task !== undefined) checkTaskName(options.task)
+  checkData('data', data)
+  if (evalData !== undefined) checkData('evalData', evalData)
+  checkTogether(options, settings)
+  checkColumnNames(options.columns)
+  if (evalSplit !== undefined) planSplit(evalSplit, 0)
+  const given = Object.entries(options.config ?? {}).filter(([, value]) => value !== undefined)
+  const defaults = { ...defaultsOf(options.preset).config, ...baseNameOf(model) }
+  const config = adapter?.config ?? resolveConfig({ ...defaults, ...Object.fromEntries(given) })
+  if (adapter === undefined) checkInit(config.init)
+  else checkAdapter(adapter)
+  if (config.dropout >= 1) {
+    throw new ConfigError({
+      where: 'dropout',
+      what: 'nothing would be learned',
+      expected: 'a number below 1',
+      got: '1',
+    })
+  }
+  if (settings.loraFa && config.useDora) {
+    throw new ConfigError({ where: 'loraFa', what: 'not together with DoRA: use one of the two' })
+  }
+  const others = { modulesToSave: [], bias: 'none', useDora: false, trainableTokenIndices: undefined } as const
+  requirePlainConfig({ ...config, ...others }, 'training')
+  return config
+}
+
+/** Throws ConfigError for a start that needs more than shapes: `train` would begin with other values than the config says. */
+function checkInit(init: Init): void {
+  if ((DRAWN_INITS as readonly Init[]).includes(init)) return
+  throw new ConfigError({
+    where: 'init',
+    what: 'train starts new adapters from shapes alone, and this start needs data or the weights of the base',
+    expected: DRAWN_INITS.join(', '),
+    got: init,
+    ...(STARTERS[init] && { hint: `Make the adapter with ${STARTERS[init]} of lowrank/init, and give it as adapter` }),
+  })
+}
+
+/** Functions of `lowrank/init` that start an adapter from data. */
+const STARTERS: Readonly<Partial<Record<Init, string>>> = {
+  eva: 'evaInitialize',
+  'lora-ga': 'loraGaInitialize',
+  corda: 'cordaInitialize',
+}
+
+function checkData(where: string, data: unknown): void {
+  if (isDataSource(data)) return
+  throw new ConfigError({
+    where,
+    what: 'neither records nor an open file or folder',
+    got: data === null ? 'null' : typeof data,
+  })
+}
+
+function checkAdapter(adapter: LoraAdapter): void {
+  requireHandled(adapter, ['linear', 'replacement', 'magnitude', 'token-rows'], 'training')
+  if (adapter.size === 0) throw new StateError({ where: 'adapter', what: 'it has no layers to train' })
+  for (const [name, { merged }] of adapter) {
+    if (merged) throw new StateError({ where: name, what: 'it is merged', hint: 'Call unmergeAll() first' })
+  }
+}
+
+/** Throws ConfigError for options that contradict one another, or lack what they need. */
+function checkTogether(options: TrainingOptions, settings: TrainSettings): void {
+  const ofAdapter = [
+    ['config', options.config !== undefined, 'config'],
+    ['trainedTokens', options.trainedTokens !== undefined, 'trained tokens'],
+    ['newHead', settings.newHead, 'head'],
+  ] as const
+  for (const [where, isGiven, own] of options.adapter === undefined ? [] : ofAdapter) {
+    if (isGiven) throw new ConfigError({ where, what: `not together with adapter: the adapter has its own ${own}` })
+  }
+  if (options.out === undefined && (options.resume || options.overwrite || settings.saveEvery !== undefined)) {
+    throw new ConfigError({ where: 'out', what: 'resume, overwrite and saveEvery need an output folder' })
+  }
+  const { evalData, evalSplit } = options
+  const evaluates = [
+    ['evalEvery', settings.evalEvery !== undefined],
+    ['keep best', settings.keep === 'best'],
+    ['earlyStopping', settings.earlyStopping !== undefined],
+  ].find(([, isOn]) => isOn)
+  if (evalData === undefined && evalSplit === undefined && evaluates !== undefined) {
+    throw new ConfigError({
+      where: 'evalData',
+      what: `${evaluates[0]} needs records to evaluate`,
+      hint: 'Give evalData (--eval-data), or evalSplit (--eval-split)',
+    })
+  }
+  if (settings.bestMetric !== TRAIN_DEFAULTS.bestMetric && !usesBest(settings)) {
+    throw new ConfigError({
+      where: 'bestMetric',
+      what: 'it has no effect without keep: best (--keep best) or earlyStopping',
+    })
+  }
+  if (evalData !== undefined && evalSplit !== undefined) {
+    throw new ConfigError({ where: 'evalSplit', what: 'not together with evalData (--eval-data): use one of the two' })
+  }
+  if (options.resume && options.overwrite) {
+    throw new ConfigError({ where: 'resume', what: 'not together with overwrite: use one of the two' })
+  }
+}
+
+/**
+ * Throws MismatchError unless the adapter has the tensors of the task's head, and the base has all others that it replaces;
+ * UnsupportedError for one that cannot be trained.
+ */
+export function checkParts(adapter: LoraAdapter, context: Context): void {
+  const { open } = context
+  const own = new Map(adapter.parts('replacement').map(({ name, shape }) => [name, shape.join()]))
+  const wanted = new Map((open.head?.tensors ?? []).map(({ name, shape }) => [name, shape.join()]))
+  const other = [...wanted.keys()].find((name) => own.get(name) !== wanted.get(name))
+  const unknown = adapter.config.modulesToSave.find((module) => !isSaved(module, [...own.keys(), ...wanted.keys()]))
+  if (other === undefined && unknown === undefined) {
+    if (own.size > 0) wholeTensors(adapter, context)
+    return
+  }
+  throw new MismatchError({
+    where: other ?? 'modulesToSave',
+    what: 'the adapter replaces other tensors than this task trains',
+    expected: [...wanted].map(([name, shape]) => `${name} (${shape})`).join(', ') || 'layers of LoRA alone',
+    got: [...own].map(([name, shape]) => `${name} (${shape})`).join(', ') || adapter.config.modulesToSave.join(', '),
+  })
+}
+
+/** PEFT takes each classifier for trained, whatever it is called. */
+function isSaved(module: string, tensors: readonly string[]): boolean {
+  return /^(classifier|score)$/.test(module) || tensors.some((name) => `.${name}`.includes(`.${module}.`))
+}

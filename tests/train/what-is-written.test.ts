@@ -1,0 +1,81 @@
+// What a run says of its base, and starts and targets that it would not do as they say.
+
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { MemoryDirectory } from '../../src/base/bytes.js'
+import { ConfigError, UnsupportedError } from '../../src/base/errors.js'
+import { loadModel, type Model } from '../../src/graph/model-folder.js'
+import { HubDirectory } from '../../src/io/hub/directory.js'
+import { NodeDirectory } from '../../src/io/node/files.js'
+import type { Init } from '../../src/lora/init/inits.js'
+import { baseNameOf } from '../../src/train/about-run.js'
+import { data, folder, module, path, trainTiny } from './tiny.js'
+
+let model: Model
+beforeAll(async () => {
+  model = await loadModel(folder, { runtime: { module } })
+})
+afterAll(() => model.close())
+
+const read = (directory: MemoryDirectory, file: string) => new TextDecoder().decode(directory.files.get(file))
+
+describe('the base', () => {
+  it('is the folder that was opened, whatever its config.json says of itself', async () => {
+    const other = { ...model, config: { ...model.config, _name_or_path: 'nreimers/MiniLM-L6-H384-uncased' } }
+    const out = new MemoryDirectory()
+    await trainTiny({ model: other, maxSteps: 1, out })
+    expect(JSON.parse(read(out, 'adapter_config.json')).base_model_name_or_path).toBe(
+      path('tests/golden/models/llama-optimum'),
+    )
+    expect(read(out, 'README.md')).not.toContain('nreimers')
+    expect(read(out, 'README.md')).toContain(`from_pretrained("${folder.name}"`)
+  })
+
+  it.each([
+    ['models/x', './models/x'],
+    ['x', './x'],
+    ['../x', '../x'],
+    ['./x', './x'],
+    ['/models/x', '/models/x'],
+    ['C:\\models\\x', 'C:\\models\\x'],
+    ['https://example.org/model/', 'https://example.org/model/'],
+  ])('%s is written as %s, which is no id on the Hub', (name, written) => {
+    expect(baseNameOf({ ...model, directory: new NodeDirectory(name) })).toEqual({ baseModel: written })
+  })
+
+  it('is the id on the Hub, with the revision where it is not the default one', () => {
+    const files = { paths: new Set<string>(), open: () => Promise.reject(new Error('not opened')) }
+    const hub = (revision: string) =>
+      new HubDirectory({ kind: 'hub', id: 'org/name', revision, path: 'sub' }, 'abc', files)
+    expect(baseNameOf({ ...model, directory: hub('main') })).toEqual({ baseModel: 'org/name' })
+    expect(baseNameOf({ ...model, directory: hub('v2') })).toEqual({
+      baseModel: 'org/name',
+      peftFields: { revision: 'v2' },
+    })
+  })
+})
+
+it.each(['eva', 'lora-ga', 'corda', 'pissa', 'pissa-niter-4', 'olora', 'mica'] as Init[])(
+  'a start that needs more than shapes is refused by name: %s',
+  async (init) => {
+    const error = await trainTiny({ model, data, config: { init } }).catch((error: unknown) => error)
+    expect(error).toBeInstanceOf(ConfigError)
+    expect(error).toMatchObject({ where: 'init', got: init })
+    if (init === 'eva') expect((error as ConfigError).hint).toContain('evaInitialize')
+  },
+)
+
+it.each([[['embed_tokens']], [['q_proj', 'embed_tokens']], ['.*(q_proj|embed_tokens)']])(
+  'embeddings among the targets are refused: %s',
+  async (targetModules) => {
+    const error = await trainTiny({ model, data, config: { targetModules } }).catch((error: unknown) => error)
+    expect(error).toBeInstanceOf(UnsupportedError)
+    expect((error as Error).message).toMatch(/embed_tokens is an embedding, and LoRA of an embedding cannot be trained/)
+    expect((error as Error).message).toContain('excludeModules')
+  },
+)
+
+it('embeddings that are excluded are no targets', async () => {
+  const config = { targetModules: '.*(q_proj|embed_tokens)', excludeModules: ['embed_tokens'] }
+  const { adapter } = await trainTiny({ model, maxSteps: 1, config })
+  expect(adapter.names().every((name) => name.endsWith('q_proj'))).toBe(true)
+})
