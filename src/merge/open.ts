@@ -2,52 +2,12 @@
 
 import type { ByteSource, Directory } from '../base/bytes.js'
 import type { OnnxModel } from '../formats/onnx/model.js'
-import type { OtherFile } from './companions.js'
 import { computeScales } from './dora-scales.js'
-import type { ChosenFormat, MergeBase } from './format.js'
-import type { LayerMagnitude } from './plan/adapters.js'
+import type { ChosenFormat } from './format.js'
+import type { MergeInput, PartInput, PlanPart } from './parts.js'
 import type { OutputFile } from './plan/layout.js'
-import type { ChangeSums, LayerChange, MergeFormat, MergePlanReport, MergeSummary } from './report.js'
-import type { MergeSettings } from './settings.js'
-import { type AdapterInput, type WeightedAdapter, weighted } from './weighted.js'
-
-/** What is merged into what. */
-export interface MergeInput extends MergeSettings {
-  base: MergeBase
-  /** One, or several that are added up. */
-  adapters: AdapterInput | readonly AdapterInput[]
-  /** Name of the weights' file in the result, where it is one. Default: the base's. */
-  outFile?: string | undefined
-  /** −1 to unmerge. Default 1. */
-  sign?: 1 | -1 | undefined
-}
-
-/** What the parts of a plan, a checkpoint's and an .onnx's, are made of. */
-export interface PartInput extends Omit<MergeInput, 'adapters' | 'sign'> {
-  readonly chosen: ChosenFormat
-  readonly adapters: readonly Required<WeightedAdapter>[]
-  readonly sign: 1 | -1
-  /** All that is read at offsets. A part adds its own. */
-  readonly sources: ByteSource[]
-  /** The base's files among the sources, and how many bytes of each are its header. A part adds its own. */
-  readonly baseFiles: Map<ByteSource, number>
-  /** Close what was opened. A part adds its own. */
-  readonly closers: (() => Promise<void>)[]
-}
-
-/** The plan of a checkpoint or of an .onnx. */
-export interface PlanPart {
-  /** In the order in which they are written: a file that names others comes after them. */
-  readonly files: readonly OutputFile[]
-  readonly others: readonly OtherFile[]
-  readonly magnitudes: readonly LayerMagnitude[]
-  readonly summary: Omit<MergeSummary, 'out' | 'format' | 'tensors' | 'changed'>
-  readonly layers: MergePlanReport['layers']
-  /** Names and shapes of a checkpoint's tensors. */
-  readonly tensors: ReadonlyMap<string, readonly number[]>
-  /** What is known of the change once all is written. */
-  changes(sums: ChangeSums): Promise<LayerChange[]>
-}
+import type { MergeFormat, MergePlanReport } from './report.js'
+import { weighted } from './weighted.js'
 
 /** A planned merge, with the files that it reads. */
 export interface OpenMerge extends PlanPart {

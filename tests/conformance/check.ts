@@ -14,6 +14,7 @@ import type { MergeAdapter } from '../../src/merge/weighted.js'
 import { loadAdapter, saveAdapter } from '../../src/peft/adapter-folder.js'
 import { type AdapterReport, inspectAdapter } from '../../src/peft/inspect.js'
 import { convolve } from '../convolve.js'
+import { mergeCheckpoint } from '../merge/toolkit.js'
 import {
   baseFolder,
   type Cell,
@@ -26,7 +27,6 @@ import {
   readTensors,
 } from './golden.js'
 import { LOWRANK_REFUSES } from './refused.js'
-import { mergeCheckpoint } from '../merge/toolkit.js'
 
 /** Largest error of a tensor over that tensor's largest value. */
 export const TOLERANCES = { forward: 1e-5, merge: 1e-6 } as const

@@ -9,6 +9,7 @@ import type { Tensor } from '../../src/base/tensor.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
 import { convertToPlain } from '../../src/merge/convert.js'
 import { loadAdapter, saveAdapter } from '../../src/peft/adapter-folder.js'
+import { mergeCheckpoint } from '../merge/toolkit.js'
 import {
   baseFolder,
   type Cell,
@@ -20,7 +21,6 @@ import {
   readFolder,
   readTensors,
 } from './golden.js'
-import { mergeCheckpoint } from '../merge/toolkit.js'
 
 interface Golden {
   cell: Cell

@@ -10,8 +10,8 @@ import { Builder } from '../../src/graph/view/builder.js'
 import { ModelSession } from '../../src/infer/model-session.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
 import { inThread } from '../infer/models.js'
-import { addInput, addOutput, DataType, emptyGraph, floatTensor } from './toolkit.js'
 import { mergeOnnx } from '../merge/toolkit.js'
+import { addInput, addOutput, DataType, emptyGraph, floatTensor } from './toolkit.js'
 
 function adapterOf(module: string): LoraAdapter {
   const adapter = new LoraAdapter({ rank: 1 })

@@ -16,8 +16,8 @@ import { causalLm } from '../../src/tasks/causal-lm.js'
 import { train } from '../../src/train/train.js'
 import { addWhole, savedTensors, wholeTensors } from '../../src/train/whole-tensors.js'
 import { feedsOf, inThread, maxDifference, openModel } from '../infer/models.js'
-import { checkGoldenRun, type GoldenRun } from '../tasks/golden-run.js'
 import { mergeOnnx } from '../merge/toolkit.js'
+import { checkGoldenRun, type GoldenRun } from '../tasks/golden-run.js'
 
 const FOLDER = 'tests/golden/genai-norms'
 /** Each with its graph. */

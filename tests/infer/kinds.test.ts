@@ -17,8 +17,8 @@ import { ModelSession } from '../../src/infer/model-session.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
 import type { Feeds } from '../../src/runtime/runtime.js'
-import { directoryOf, feedsOf, inThread, makeAdapter, maxDifference, messageHost, openModel } from './models.js'
 import { mergeOnnx } from '../merge/toolkit.js'
+import { directoryOf, feedsOf, inThread, makeAdapter, maxDifference, messageHost, openModel } from './models.js'
 
 const FOLDER = 'tests/golden/onnx-kinds'
 const TOLERANCE = 1e-5

@@ -104,7 +104,12 @@ describe('encoder and decoder', () => {
   })
 
   it('a layer that is in none of the graphs is an error that names them all', async () => {
-    const wrong = merge({ threads: 1, base: graphsFolder('t5'), adapters: adapterOf('bart'), out: path.join(work, 'wrong') })
+    const wrong = merge({
+      threads: 1,
+      base: graphsFolder('t5'),
+      adapters: adapterOf('bart'),
+      out: path.join(work, 'wrong'),
+    })
     await expect(wrong).rejects.toThrow(MismatchError)
     await expect(wrong).rejects.toThrow(
       /none of the model's graphs \(onnx\/decoder_model_merged.onnx, onnx\/encoder_model.onnx\) has a module for model\.decoder/,
@@ -122,7 +127,9 @@ describe('encoder and decoder', () => {
 
   it('do not fit into one file', async () => {
     const out = path.join(work, 'one.onnx')
-    await expect(merge({ threads: 1, base: graphsFolder('t5'), adapters: adapterOf('t5'), out })).rejects.toThrow(UnsupportedError)
+    await expect(merge({ threads: 1, base: graphsFolder('t5'), adapters: adapterOf('t5'), out })).rejects.toThrow(
+      UnsupportedError,
+    )
   })
 })
 

@@ -31,8 +31,8 @@ import { addTokenRows } from '../../src/train/token-rows.js'
 import { train } from '../../src/train/train.js'
 import { DataType } from '../graph/toolkit.js'
 import { directoryOf, feedsOf, inThread, maxDifference, openModel } from '../infer/models.js'
-import { abortAt, data, trainTiny, WEIGHTS } from './tiny.js'
 import { mergeOnnx } from '../merge/toolkit.js'
+import { abortAt, data, trainTiny, WEIGHTS } from './tiny.js'
 
 const golden = 'tests/golden/trained-tokens'
 const numbers = JSON.parse(readFileSync(`${golden}/golden.json`, 'utf8'))

@@ -17,8 +17,8 @@ import type { TrainingOptions } from '../../src/train/options.js'
 import { train } from '../../src/train/train.js'
 import { DataType, floatTensor } from '../graph/toolkit.js'
 import { feedsOf, inThread, maxDifference, openModel } from '../infer/models.js'
-import { abortAt, data, WEIGHTS } from './tiny.js'
 import { mergeOnnx } from '../merge/toolkit.js'
+import { abortAt, data, WEIGHTS } from './tiny.js'
 
 const encoder = 'tests/golden/text-classification/encoder'
 const { rows, maxLength } = JSON.parse(readFileSync(`${encoder}/golden/golden.json`, 'utf8'))
