@@ -25,7 +25,7 @@ export async function defaultTask({ graphs, onnx }: Pick<Model, 'graphs' | 'onnx
   const { inputFamily } = await import('../graph/inputs/family.js')
   const { readGraph } = await import('../graph/view/graph.js')
   const family = inputFamily(readGraph(onnx.proto))
-  return family === 'encoder-decoder' || family === 'joined' || graphs.encoder !== undefined ? 'seq2seq' : 'causal-lm'
+  return family?.behindEncoder !== undefined || graphs.encoder !== undefined ? 'seq2seq' : 'causal-lm'
 }
 
 /** @throws ConfigError for a name that no task has */

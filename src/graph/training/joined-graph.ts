@@ -27,7 +27,7 @@ const SCOPES = 'pkg.torch.onnx.name_scopes'
  */
 export async function joinGraphs(model: Model): Promise<Model> {
   if (model.graphs.encoder === undefined || model.graphs.decoder === undefined) return model
-  if (inputFamily(readGraph(model.onnx.proto)) !== 'encoder-decoder') return model
+  if (inputFamily(readGraph(model.onnx.proto))?.behindEncoder !== 'alone') return model
   return { ...model, onnx: joined(await model.openGraph('encoder'), model.onnx) }
 }
 
