@@ -1,10 +1,12 @@
 // lowrank diff: how two adapters, or two checkpoints, differ.
 
 import type { DiffReport } from '../index.js'
+import { writeWhole } from '../node/command-line.js'
 import { withProgress } from './adapter-output.js'
 import { EXIT_INTERRUPTED } from './interrupt.js'
 import { defineCommand, required, text, toggle } from './options.js'
-import { writeWhole } from './output.js'
+import { refusePage } from './report-file.js'
+import { diffReport, meanOf } from './report-sections.js'
 import { MODEL } from './sources.js'
 import { colors, print, printDocument, say, table, warn } from './terminal.js'
 
@@ -32,17 +34,16 @@ export const diff = defineCommand({
   },
   async run({ a, b, html, overwrite, json }) {
     const node = await import('../node.js')
-    if (html !== undefined) await (await import('./page/write.js')).refusePage(html, overwrite, 'diff')
+    if (html !== undefined) await refusePage(html, overwrite, 'diff')
     const report = await withProgress((run) => node.diff(a, b, run))
     if (report === undefined) return EXIT_INTERRUPTED
     if (html !== undefined) {
-      const { page } = await import('./page/page.js')
-      const { diffPageData } = await import('./page/diff-data.js')
-      await writeWhole(html, page(diffPageData(report, a, b), `${a} → ${b}`, 'diff'))
+      const { reportPage } = await import('../report/page.js')
+      await writeWhole(html, reportPage(diffReport(report, a, b)))
       say(`Wrote ${colors.bold(html)}`)
     }
     if (json) printDocument({ a, b, ...report })
-    else print(await lines(report))
+    else print(lines(report))
     for (const [names, owner] of [
       [report.onlyA, 'a'],
       [report.onlyB, 'b'],
@@ -58,7 +59,7 @@ export const diff = defineCommand({
   },
 })
 
-async function lines(report: DiffReport): Promise<string> {
+function lines(report: DiffReport): string {
   if (report.kind === 'checkpoints') {
     const changed = report.tensors.filter(({ normDifference }) => normDifference > 0)
     const rows = changed.map(({ name, shape, normA, normDifference, relativeChange }) => [
@@ -68,7 +69,6 @@ async function lines(report: DiffReport): Promise<string> {
     if (rows.length === 0) return 'All tensors that both have are equal'
     return table([['tensor', 'shape', '‖a‖', '‖b − a‖', '‖b − a‖/‖a‖'], ...rows])
   }
-  const { meanOf } = await import('./page/diff-data.js')
   const angle = (angles: readonly number[]) => (angles.length === 0 ? '–' : `${meanOf(angles).toFixed(1)}°`)
   const rows = report.layers.map((one) => [
     ...[one.name, one.normA, one.normB, one.cosine === null ? '–' : one.cosine.toFixed(3)],

@@ -1,10 +1,11 @@
 // lowrank inspect: what an adapter, a checkpoint or an ONNX model holds.
 
 import type { EmbeddingContents, FitReport, InspectReport } from '../index.js'
+import { writeWhole } from '../node/command-line.js'
 import { printable } from './escape.js'
 import { defineCommand, text, toggle, UsageError } from './options.js'
-import { writeWhole } from './output.js'
-import { kindOf, targetsOf } from './page/data.js'
+import { refusePage } from './report-file.js'
+import { inspectionReport, kindOf, targetsOf } from './report-sections.js'
 import { dtype, MODEL } from './sources.js'
 import { colors, complain, print, printDocument, say, table, thousands, warn } from './terminal.js'
 
@@ -37,13 +38,12 @@ export const inspect = defineCommand({
   async run({ base, dtype, relativeChange, html, overwrite, strict, json }, { positional }) {
     if (relativeChange && base === undefined) throw new UsageError('--relative-change needs --base DIR|FILE|ID')
     const node = await import('../node.js')
-    const { inspectionPage } = await import('./page/page.js')
-    const { refusePage } = await import('./page/write.js')
     if (html !== undefined) await refusePage(html, overwrite)
     const report = await node.inspect(positional, { base, dtype, relativeChange, strict })
     if (html !== undefined) {
       if (report.kind !== 'adapter') throw new UsageError('--html works for adapters only; SOURCE is a model')
-      await writeWhole(html, inspectionPage(report, positional))
+      const { reportPage } = await import('../report/page.js')
+      await writeWhole(html, reportPage(inspectionReport(report, positional)))
       say(`Wrote ${colors.bold(html)}`)
     }
     if (json) printDocument({ ...report })

@@ -3,10 +3,10 @@
 import { existsSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { stacksOf } from '../../src/cli/page/stacks.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
 import { saveAdapter } from '../../src/peft/adapter-folder.js'
+import { stacksOf } from '../../web/report/stacks.js'
 import { chromium } from '../chromium.js'
 import { random } from '../lora/matrices.js'
 import { type OpenPage, openPage } from '../page.js'
@@ -52,6 +52,7 @@ describe('the file', () => {
     expect(page.match(/<script/g)).toHaveLength(2)
     expect(page).not.toContain('<img')
     expect(page).not.toContain('<svg')
+    expect(page.length).toBeLessThan(80_000)
     expect(page).toMatch(/Content-Security-Policy" content="default-src 'none'; script-src 'sha256-[^']+'/)
   })
 
@@ -140,47 +141,46 @@ describe.skipIf(chromium === undefined)('in Chromium', () => {
     })
 
     it('shows each layer in the map and in the table', async () => {
-      expect(await texts('.map text:not([class])')).toEqual(['mlp.down_proj', 'self_attn.k_proj', 'self_attn.q_proj'])
-      expect(await texts('.cells text.faint')).toEqual(['0', '1'])
-      expect(await texts('tbody td.name')).toHaveLength(6)
+      expect(await texts('.map .row')).toEqual(['mlp.down_proj', 'self_attn.k_proj', 'self_attn.q_proj'])
+      expect(await texts('.map .faint')).toEqual(['0', '1'])
+      expect(await texts('tbody td:first-child')).toHaveLength(6)
       expect((await texts('dd')).join(' ')).toContain('6 of 6 parts fit')
-      expect(await texts('tbody td:last-child')).toEqual(Array(6).fill('yes'))
+      const fits = (await texts('.table th')).indexOf('fits')
+      expect(await texts(`.table tbody td:nth-child(${fits + 1})`)).toEqual(Array(6).fill('yes'))
       // The largest has the darkest end of the scale.
-      const fills = await page.evaluate(`[...document.querySelectorAll('.cells rect')].map((cell) => cell.style.fill)`)
-      expect(fills.filter((fill: string) => /--high\) 100(\.0)?%/.test(fill))).toHaveLength(1)
+      const shares = await page.evaluate(
+        `[...document.querySelectorAll('.cell')].map((cell) => cell.style.getPropertyValue('--share'))`,
+      )
+      expect(shares.filter((share: string) => share === '100.0%')).toHaveLength(1)
     })
 
     it('changes the measure, the choice of curves, and the order', async () => {
-      const before = await texts('.cells text:not(.faint)')
+      const before = await texts('.cell')
       await click('.choices button', 2)
-      expect(await texts('.choices button[aria-pressed=true]')).toEqual(['effective rank', 'as they are'])
-      expect(await texts('.cells text:not(.faint)')).not.toEqual(before)
-      expect(await texts('.legend li')).toHaveLength(3)
-      await click('.legend button')
-      await click('.legend button')
-      await click('.legend button')
-      expect(await texts('.legend li')).toEqual(['Choose layers in the map or in the table.'])
-      await click('.cells rect', 1)
-      expect(await texts('.legend li')).toEqual(['model.layers.1.mlp.down_proj'])
-      // Rank 4: four points.
-      expect(await page.evaluate(`document.querySelectorAll('.plot circle').length`)).toBe(4)
+      expect(await texts('.cell')).not.toEqual(before)
+      const chosen = () => texts('.u-legend .u-series:not(:first-child) .u-label')
+      expect(await chosen()).toHaveLength(3)
+      for (let left = 3; left > 0; left--) await click('.cell[aria-pressed=true]')
+      expect(await texts('p.hint')).toEqual(['Choose layers in the map or in the table.'])
+      await click('.cell', 1)
+      expect(await chosen()).toEqual(['model.layers.1.mlp.down_proj'])
       await click('th button', 0)
-      expect((await texts('tbody td.name'))[0]).toBe('model.layers.0.mlp.down_proj')
+      expect((await texts('.table tbody td:first-child'))[0]).toBe('model.layers.0.mlp.down_proj')
       await click('th button', 0)
-      expect((await texts('tbody td.name'))[0]).toBe('model.layers.1.self_attn.q_proj')
+      expect((await texts('.table tbody td:first-child'))[0]).toBe('model.layers.1.self_attn.q_proj')
       await page.evaluate(`{
         const search = document.querySelector('input')
         search.value = 'K_PROJ'
         search.dispatchEvent(new Event('input'))
       }`)
-      expect(await texts('tbody td.name')).toHaveLength(2)
+      expect(await texts('.table tbody td:first-child')).toHaveLength(2)
       expect(page.errors).toEqual([])
     })
   })
 
   it('shows hostile names as they are', async () => {
     await open(await pageOf('hostile again', adapterWith(HOSTILE, 2)))
-    expect((await texts('tbody td.name')).sort()).toEqual([...HOSTILE].sort())
+    expect((await texts('tbody td:first-child')).sort()).toEqual([...HOSTILE].sort())
     expect(await texts('dd')).toContain('</dd><script>alert(1)</script>')
     expect(await page.evaluate('document.title')).toMatch(/lowrank inspect$/)
     expect(await page.evaluate(`document.querySelectorAll('img, [onload], [onerror]').length`)).toBe(0)
@@ -198,8 +198,8 @@ describe.skipIf(chromium === undefined)('in Chromium', () => {
     await lowrank('inspect', folder, '--html', file)
     await open(file)
     expect(page.errors).toEqual([])
-    expect(await texts('tbody td.name')).toEqual(['h.0.q', 'h.1.q'])
-    expect((await texts('.problems li')).join()).toMatch(/h\.0\.q/)
+    expect(await texts('tbody td:first-child')).toEqual(['h.0.q', 'h.1.q'])
+    expect((await texts('.problem li')).join()).toMatch(/h\.0\.q/)
   })
 
   it.each([
@@ -211,7 +211,7 @@ describe.skipIf(chromium === undefined)('in Chromium', () => {
       `model.layers.${i}.v_proj`,
     ]).flat()
     await open(await pageOf(name, adapterWith(names, 4)))
-    expect(await page.evaluate(`document.querySelectorAll('.cells rect').length`)).toBe(2 * blocks)
+    expect(await page.evaluate(`document.querySelectorAll('.cell').length`)).toBe(2 * blocks)
     const [width, shown] = await page.evaluate('[document.documentElement.scrollWidth, innerWidth]')
     expect(width).toBeLessThanOrEqual(shown)
     expect(page.errors).toEqual([])

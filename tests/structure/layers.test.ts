@@ -20,6 +20,7 @@ const ROOMS = [
   'peft',
   'graph',
   'tasks',
+  'report',
 ]
 const ALL = [...ROOMS, 'merge', 'exchange', 'tools', 'train', 'infer', 'index', 'node', 'init', 'transformers', 'cli']
 /** All layers but these. */
@@ -36,6 +37,7 @@ const LAYERS: Record<string, readonly string[]> = {
   text: ['base'],
   images: ['base'],
   sounds: ['base'],
+  report: [],
   runtime: ['base'],
   lora: ['base', 'kernels', 'linalg'],
   peft: ['base', 'formats', 'linalg', 'lora'],
@@ -50,8 +52,8 @@ const LAYERS: Record<string, readonly string[]> = {
   node: below('node', 'init', 'transformers', 'cli'),
   init: ['lora', 'index'],
   transformers: ['base', 'formats', 'graph', 'infer', 'index', 'io', 'lora', 'node', 'runtime', 'text'],
-  // Of `base` only what guesses a misspelled word: commands are the public API's.
-  cli: ['base', 'index', 'node'],
+  // Commands use the public API, and `base` and `report` besides: guesses for misspelled words, and pages.
+  cli: ['base', 'report', 'index', 'node'],
 }
 
 /** Layers that may import more than they do. */

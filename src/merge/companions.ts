@@ -1,0 +1,125 @@
+// Finds the files of a base's folder that go along with a result, from any folder to any folder.
+
+import { type Directory, readAll, readJson, writeFile, writeThrough } from '../base/bytes.js'
+import { LowrankError } from '../base/errors.js'
+import {
+  importedModules,
+  isCompanion,
+  isCompanionFolder,
+  MODULE_HOLDERS,
+  namedModules,
+  RECORD_FILE,
+} from './plan/companions.js'
+
+const COPY_BYTES = 1 << 20
+/** Python files that models bring along have kilobytes. */
+const MAX_MODULE_BYTES = 1 << 24
+
+/** A small file of a result. */
+export interface OtherFile {
+  /** In the result. */
+  readonly path: string
+  readonly byteLength: number
+  /** Its text, unless it is a copy of the base's file. */
+  readonly text?: string
+  /** Writes it, whole or not at all. */
+  write(to: Directory): Promise<void>
+}
+
+/** The files of a base's folder that go along. */
+export interface Companions {
+  readonly files: readonly OtherFile[]
+  /** Names of the other files, and of folders with a `/` at the end. */
+  readonly leftOut: readonly string[]
+}
+
+/**
+ * Looks at the folder; nothing is copied.
+ *
+ * @param own files and folders (`onnx/`) of which the result has its own version
+ * @param changed files that take the place of the base's, or are new
+ */
+export async function findCompanions(
+  base: Directory,
+  own: ReadonlySet<string>,
+  changed: readonly OtherFile[] = [],
+): Promise<Companions> {
+  const names = await base.list()
+  const modules = await modulesOf(base, new Set(names))
+  const copied: string[] = []
+  const leftOut: string[] = []
+  for (const name of names) {
+    if (own.has(name)) continue
+    if (isCompanion(name) || modules.has(name)) copied.push(name)
+    else if (!name.startsWith('.') && name !== RECORD_FILE) leftOut.push(name)
+  }
+  for (const folder of (await base.folders?.()) ?? []) {
+    if (own.has(`${folder}/`) || folder.startsWith('.')) continue
+    const inner = isCompanionFolder(folder) ? (await base.list(folder)).map((name) => `${folder}/${name}`) : []
+    const taken = inner.filter(isCompanion)
+    if (taken.length === 0) leftOut.push(`${folder}/`)
+    copied.push(...taken)
+    leftOut.push(...(taken.length === 0 ? [] : inner.filter((name) => !isCompanion(name))))
+  }
+  const files = [...changed]
+  for (const name of copied) {
+    if (!changed.some(({ path }) => path === name)) files.push(await copyOf(base, name))
+  }
+  return { files: files.sort((a, b) => (a.path < b.path ? -1 : 1)), leftOut: leftOut.sort() }
+}
+
+/** A file of a folder, as a file of the result. */
+export async function copyOf(from: Directory, path: string): Promise<OtherFile> {
+  const source = await from.open(path)
+  await source.close()
+  return { path, byteLength: source.byteLength, write: (to) => copyFile(from, path, to) }
+}
+
+/** A file of the result with this text. */
+export function textFile(path: string, text: string): OtherFile {
+  const bytes = new TextEncoder().encode(text)
+  return { path, byteLength: bytes.byteLength, text, write: (to) => writeFile(to, path, bytes) }
+}
+
+async function copyFile(from: Directory, path: string, to: Directory): Promise<void> {
+  const source = await from.open(path)
+  try {
+    await writeThrough(to, path, async (sink) => {
+      for (let at = 0; at < source.byteLength; at += COPY_BYTES) {
+        await sink.write(await source.read(at, Math.min(COPY_BYTES, source.byteLength - at)))
+      }
+    })
+  } finally {
+    await source.close()
+  }
+}
+
+/** The Python files that the folder's configs name, with those that they import. */
+async function modulesOf(base: Directory, files: ReadonlySet<string>): Promise<ReadonlySet<string>> {
+  const result = new Set<string>()
+  const visit = async (name: string): Promise<void> => {
+    if (result.has(name) || !files.has(name)) return
+    result.add(name)
+    const source = await base.open(name)
+    try {
+      if (source.byteLength > MAX_MODULE_BYTES) return
+      for (const other of importedModules(new TextDecoder().decode(await readAll(source)))) await visit(other)
+    } finally {
+      await source.close()
+    }
+  }
+  for (const holder of MODULE_HOLDERS) {
+    if (files.has(holder)) for (const name of namedModules(await readLeniently(base, holder))) await visit(name)
+  }
+  return result
+}
+
+/** The content of a JSON file. Undefined for a file that is no JSON: it is copied as it is, and names nothing. */
+async function readLeniently(base: Directory, name: string): Promise<unknown> {
+  try {
+    return await readJson(base, name)
+  } catch (error) {
+    if (error instanceof LowrankError && error.code === 'FORMAT') return undefined
+    throw error
+  }
+}

@@ -1,0 +1,169 @@
+// How an adapter fits a checkpoint: the checks of a merge's plan, part by part, each problem noted instead of thrown.
+
+import type { ByteSource, Directory } from '../base/bytes.js'
+import { decodeWeights, isWeightDtype } from '../base/dtype.js'
+import { attempt, UnsupportedError } from '../base/errors.js'
+import { type Checkpoint, openCheckpoint, shardSource } from '../formats/checkpoint.js'
+import type { TensorInfo } from '../formats/safetensors.js'
+import { isHeadModule } from '../peft/tied.js'
+import { type FitReport, fitReport, missingPart, type PartFit } from './fit.js'
+import { type BaseReplacement, type OpenAdapters, openAdapters } from './plan/adapters.js'
+import { type BaseModel, knowBase } from './plan/base-model.js'
+import { readConfig } from './plan/config-edit.js'
+import { findWeights, labelOf, missingError, type WeightSearch } from './plan/find-weights.js'
+import { CHUNK_BYTES } from './plan/layout.js'
+import { groupOf } from './plan/names/ties.js'
+import { isEmbeddingModule } from './plan/names/vocabulary.js'
+import { placeReplacements } from './plan/place-replacements.js'
+import { planMerge } from './plan/plan.js'
+import { refuseQuantizedConfig } from './plan/refusals.js'
+import { partedTies } from './plan/tied.js'
+
+/** Near misses are looked for this often: each costs a comparison with every name of the base. */
+const MAX_SUGGESTIONS = 20
+
+/** Where the base is, and what is known of the adapter. */
+export interface FitOptions {
+  /** The checkpoint's file or index in its folder. Default: found there. */
+  basePath?: string | undefined
+  /** ‖s·B·A‖ by layer: then the weights are read, and each part has its relative change. */
+  normDeltas?: ReadonlyMap<string, number> | undefined
+}
+
+/**
+ * What does not fit is in the report; problems of the adapter itself are not, and what is sound of it is looked at.
+ *
+ * @throws FileError or FormatError when base or adapter cannot be read
+ */
+export async function fitCheckpoint(
+  base: Directory,
+  adapter: Directory,
+  { basePath, normDeltas }: FitOptions = {},
+): Promise<FitReport> {
+  const checkpoint = await openCheckpoint(base, basePath)
+  try {
+    const config = await readConfig(base)
+    const name = `${base.name}/${basePath ?? checkpoint.indexPath ?? checkpoint.shards[0].path}`
+    const whole = { base: name, kind: 'checkpoint', ...vocabularyOf(checkpoint, config) } as const
+    const opened = await openAdapters([adapter], 1, { isTolerant: true }).catch((error: unknown) => {
+      if (error instanceof UnsupportedError) return error
+      throw error
+    })
+    if (opened instanceof UnsupportedError) {
+      return fitReport({ ...whole, parts: [], problems: [opened.message], notes: [] })
+    }
+    try {
+      const { parts, ...report } = judge(await knowBase(checkpoint, config, opened), opened)
+      if (normDeltas !== undefined) await addRelativeChanges(parts, checkpoint, normDeltas)
+      return fitReport({ ...whole, parts, ...report })
+    } finally {
+      await opened.close()
+    }
+  } finally {
+    await checkpoint.close()
+  }
+}
+
+type Config = Readonly<Record<string, unknown>> | undefined
+type Parts = Pick<OpenAdapters, 'layers' | 'replacements'>
+
+function judge(base: BaseModel, adapter: Parts) {
+  const { checkpoint, config, names, ties, head } = base
+  const { layers, replacements } = adapter
+  const problems: string[] = []
+  const note = (work: () => unknown) => problems.push(...attempt(work).problems.map(({ message }) => message))
+  note(() => refuseQuantizedConfig(config, `${checkpoint.directory.name}/config.json`))
+  const parts = [
+    ...judgeLayers({ layers, names, locate: names.locate, checkpoint, ties, config }),
+    ...replacements.map((replacement) => judgeReplacement(replacement, base)),
+  ]
+  const [parted] = partedTies(adapter, base)
+  const added = replacements.filter(({ tensor }) => isOfHead(tensor, base)).map(({ tensor }) => tensor)
+  // What only shows in the whole. Two changes that are no sum have a place each where tied embeddings are untied.
+  if (problems.length === 0 && parts.every(({ problem }) => problem === null)) {
+    const tied = parted === undefined ? 'refuse' : 'untie'
+    note(() => planMerge(base, adapter, { tied }))
+  }
+  const notes = [
+    ...(parted === undefined
+      ? []
+      : [`it changes tied embeddings, ${parted.group.members.join(' and ')}: a merge has to untie or keep them`]),
+    ...(added.length === 0
+      ? []
+      : [`it brings the head of a ${head!.architecture}, which the base has not: ${added.join(', ')}`]),
+  ]
+  return { parts, problems, notes }
+}
+
+/** Whether a tensor is one of a head that the base has not. */
+function isOfHead(tensor: string, { checkpoint, names, ties, head }: BaseModel): boolean {
+  const name = names.locate(tensor)
+  const isStored = checkpoint.tensors.has(name) || groupOf(ties, name) !== undefined
+  return !isStored && head?.tensors.includes(tensor) === true
+}
+
+function judgeLayers(search: WeightSearch): PartFit[] {
+  const { layers, locate, checkpoint } = search
+  const { tensors } = checkpoint
+  let suggestions = 0
+  return layers.flatMap((layer): PartFit[] => {
+    const { value: found, problems } = attempt(() => findWeights(layer, search))
+    let problem = problems[0]?.message ?? null
+    // Of a parameter whose experts are stored one by one, each has its own line.
+    const label = (tensor: string) => (found !== undefined && found.length > 1 ? tensor : labelOf(layer))
+    if (found !== undefined) return found.map(({ name, tensor }) => partFit(label(name), tensor.info, problem))
+    const unfit = tensors.get(`${locate(layer.name)}.${layer.tensor}`)
+    if (unfit !== undefined) return [partFit(labelOf(layer), unfit.info, problem)]
+    const isSuggested = ++suggestions <= MAX_SUGGESTIONS
+    problem ??= missingError([layer], layers, isSuggested ? tensors : new Map()).message
+    return [missingPart(labelOf(layer), problem)]
+  })
+}
+
+function judgeReplacement(replacement: BaseReplacement, base: BaseModel): PartFit {
+  const { tensor, info: own } = replacement
+  const { checkpoint, names, ties } = base
+  const problem = attempt(() => placeReplacements([replacement], { base, untied: [] })).problems[0]?.message ?? null
+  const name = names.form(tensor)?.tensors[0].replace('*', '0') ?? tensor
+  const info = checkpoint.tensors.get(name)?.info ?? checkpoint.tensors.get(groupOf(ties, name)?.stored ?? '')?.info
+  if (info !== undefined) return partFit(tensor, info, problem)
+  return problem === null ? partFit(tensor, { ...own, name }, null) : missingPart(tensor, problem)
+}
+
+function partFit(name: string, { name: tensor, shape, dtype }: TensorInfo, problem: string | null): PartFit {
+  return { name, tensor, shape, dtype, problem, relativeChange: null }
+}
+
+function vocabularyOf({ tensors }: Checkpoint, config: Config) {
+  const modules = [...tensors.keys()].flatMap((name) => (name.endsWith('.weight') ? name.slice(0, -7) : []))
+  const embedding = modules.find(isEmbeddingModule)
+  const vocabulary = embedding === undefined ? null : (tensors.get(`${embedding}.weight`)!.info.shape[0] ?? null)
+  const said = config?.tie_word_embeddings
+  const isTied = typeof said === 'boolean' ? said : embedding === undefined ? null : !modules.some(isHeadModule)
+  return { vocabulary, isTied }
+}
+
+async function addRelativeChanges(
+  parts: PartFit[],
+  checkpoint: Checkpoint,
+  normDeltas: ReadonlyMap<string, number>,
+): Promise<void> {
+  for (const part of parts) {
+    const normDelta = part.tensor?.endsWith('.bias') ? undefined : normDeltas.get(part.name)
+    const tensor = part.tensor === null ? undefined : checkpoint.tensors.get(part.tensor)
+    if (normDelta === undefined || tensor === undefined || part.problem !== null) continue
+    const base = await normOfTensor(shardSource(checkpoint, tensor.shard), tensor.info)
+    if (base > 0) part.relativeChange = normDelta / base
+  }
+}
+
+/** Frobenius, in pieces. */
+async function normOfTensor(source: ByteSource, { dtype, offset, byteLength }: TensorInfo): Promise<number> {
+  if (!isWeightDtype(dtype)) return 0
+  let sum = 0
+  for (let done = 0; done < byteLength; done += CHUNK_BYTES) {
+    const bytes = await source.read(offset + done, Math.min(CHUNK_BYTES, byteLength - done))
+    for (const value of decodeWeights(bytes, dtype)) sum += value * value
+  }
+  return Math.sqrt(sum)
+}

@@ -1,0 +1,95 @@
+// Makes a report: one HTML file that needs nothing else. Its script and style are built from web/report (scripts/build-report.mjs).
+// A content policy allows only these two, so texts from files stay text whatever is in them.
+
+import { template } from './gen/template.js'
+import { generatorOf } from './generator.js'
+
+/** A number, a text, or nothing, as a cell shows it. */
+export type Cell = string | number | null
+
+/** Lines of a chart. They share the axis x. */
+export interface Series {
+  readonly name: string
+  readonly x: readonly number[]
+  /** null leaves a gap. */
+  readonly y: readonly (number | null)[]
+  /** Draws points alone, without the line between them. */
+  readonly isPoints?: boolean
+}
+
+/** A layer, with a value for each column and measure of its section. */
+export interface ReportLayer {
+  readonly name: string
+  /** Largest first. */
+  readonly singularValues: readonly number[]
+  readonly [key: string]: Cell | readonly number[]
+}
+
+/** The key of a layer's value, and its title. */
+export type Shown = readonly [key: string, title: string]
+
+/** A part of a report. */
+export type Section =
+  | { readonly kind: 'facts'; readonly title?: string; readonly facts: readonly (readonly [string, string])[] }
+  | { readonly kind: 'messages'; readonly level: 'problem' | 'warning' | 'note'; readonly texts: readonly string[] }
+  | {
+      readonly kind: 'curves'
+      readonly title: string
+      readonly x: string
+      readonly series: readonly Series[]
+      readonly isLogarithmic?: boolean
+    }
+  | {
+      readonly kind: 'table'
+      readonly title: string
+      readonly columns: readonly string[]
+      readonly rows: readonly (readonly Cell[])[]
+    }
+  | { readonly kind: 'samples'; readonly title: string; readonly samples: readonly Sample[] }
+  | LayersSection
+
+/** A prompt, and the answers to it side by side. */
+export interface Sample {
+  readonly prompt: string
+  readonly answers: readonly { readonly label: string; readonly text: string }[]
+}
+
+/** The heat map of layers × modules, the singular values of chosen layers, and a table. */
+export interface LayersSection {
+  readonly kind: 'layers'
+  readonly layers: readonly ReportLayer[]
+  /** Columns of the table before the measures. */
+  readonly columns: readonly Shown[]
+  /** Numbers that the map can show. The first is shown at the start. */
+  readonly measures: readonly Shown[]
+  /** The matrix whose singular values are shown, such as `s·B·A`. */
+  readonly spectra: string
+}
+
+/** Everything that a report shows. */
+export interface Report {
+  readonly title: string
+  /** The command that made it. */
+  readonly command: string
+  readonly sections: readonly Section[]
+}
+
+/** The report as the text of an HTML file. */
+export function reportPage(report: Report): string {
+  const { title, command } = report
+  const parts = {
+    title: escapeHtml(`${title} · lowrank ${command}`),
+    generator: generatorOf(command),
+    data: escapeJson(JSON.stringify(report)),
+  }
+  return template.replace(/@@(title|generator|data)@@/g, (_, name: keyof typeof parts) => parts[name])
+}
+
+function escapeHtml(text: string): string {
+  return text.replace(/[&<>"']/g, (char) => `&#${char.charCodeAt(0)};`)
+}
+
+/** Leaves nothing in it that could end the script element or begin a comment. */
+function escapeJson(json: string): string {
+  return json.replace(/[<>&]/g, (char) => `\\u${char.charCodeAt(0).toString(16).padStart(4, '0')}`)
+}

@@ -1,0 +1,63 @@
+// Charts of lines, drawn by uPlot in the page's own colors.
+
+import uPlot from 'uplot'
+import type { Series } from '../../src/report/page.js'
+import { figure, make } from './dom.js'
+
+/** Steps of the axis x, which counts. */
+const WHOLE_STEPS = [1, 2, 5]
+  .flatMap((digit) => Array.from({ length: 8 }, (_, power) => digit * 10 ** power))
+  .sort((a, b) => a - b)
+
+/** The colors in style.css. */
+export const COLORS = 8
+
+export interface ChartOptions {
+  /** What the axis x counts. */
+  readonly x: string
+  readonly isLogarithmic?: boolean | undefined
+  /** The color of each series. Default: in order. */
+  readonly colors?: readonly number[] | undefined
+}
+
+/** A chart that fits its width. An empty element if there is no value to show. */
+export function chart(series: readonly Series[], { x, isLogarithmic = false, colors }: ChartOptions): HTMLElement {
+  const frame = make('div', 'chart')
+  const usable = (value: number | null) => value !== null && Number.isFinite(value) && (!isLogarithmic || value > 0)
+  const known = series.map((one) => ({ ...one, y: one.y.map((value) => (usable(value) ? value : null)) }))
+  if (!known.some(({ y }) => y.some((value) => value !== null))) return frame
+  const color = (name: string) => getComputedStyle(document.documentElement).getPropertyValue(name)
+  const axis = {
+    stroke: () => color('--faint'),
+    grid: { stroke: () => color('--line'), width: 1 },
+    ticks: { show: false },
+  }
+  const numbers = (_: uPlot, values: (number | null)[]) => values.map((value) => (value === null ? '' : figure(value)))
+  const options: uPlot.Options = {
+    width: 640,
+    height: 300,
+    scales: { x: { time: false }, y: { distr: isLogarithmic ? 3 : 1 } },
+    axes: [
+      { ...axis, label: x, labelSize: 18, incrs: WHOLE_STEPS },
+      { ...axis, size: 64, values: numbers },
+    ],
+    series: [
+      { label: x },
+      ...known.map(({ name, isPoints = false, x: places }, i) => ({
+        label: name,
+        stroke: () => color(`--c${(colors?.[i] ?? i) % COLORS}`),
+        width: isPoints ? 0 : 2,
+        spanGaps: true,
+        points: { show: isPoints || places.length < 60, size: 6 },
+        value: (_: uPlot, value: number | null) => figure(value),
+      })),
+    ],
+  }
+  const tables = known.map(({ x: places, y }) => [places, y] as unknown as uPlot.AlignedData)
+  const plot = new uPlot(options, uPlot.join(tables), frame)
+  const fit = () =>
+    plot.setSize({ width: Math.max(280, frame.clientWidth), height: frame.clientWidth < 480 ? 220 : 300 })
+  new ResizeObserver(fit).observe(frame)
+  matchMedia('(prefers-color-scheme: dark)').addEventListener('change', () => plot.redraw(false, true))
+  return frame
+}

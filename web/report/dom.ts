@@ -1,0 +1,46 @@
+// Small helpers of the report page.
+
+/** An element with a class and a text. Texts from files only ever come in here, as text. */
+export function make<K extends keyof HTMLElementTagNameMap>(
+  tag: K,
+  className = '',
+  text?: string,
+): HTMLElementTagNameMap[K] {
+  const element = document.createElement(tag)
+  element.className = className
+  if (text !== undefined) element.textContent = text
+  return element
+}
+
+export function section(title: string, ...content: Node[]): HTMLElement {
+  const result = make('section')
+  result.append(make('h2', '', title), ...content)
+  return result
+}
+
+/** A number in a few digits. */
+export function figure(value: string | number | null | undefined): string {
+  if (typeof value === 'string') return value
+  if (value === null || value === undefined) return '–'
+  if (Number.isInteger(value) && Math.abs(value) < 1e9) return String(value)
+  const size = Math.abs(value)
+  return size >= 1e-3 && size < 1e6 ? String(Number(value.toPrecision(4))) : value.toExponential(2)
+}
+
+/** Buttons of which one is pressed. */
+export function choices(labels: readonly string[], choose: (index: number) => void): HTMLElement {
+  const group = make('span', 'choices')
+  const buttons = labels.map((label, i) => {
+    const button = make('button', '', label)
+    button.type = 'button'
+    button.addEventListener('click', () => press(i))
+    return button
+  })
+  const press = (index: number) => {
+    buttons.forEach((button, i) => void button.setAttribute('aria-pressed', String(i === index)))
+    choose(index)
+  }
+  buttons[0]?.setAttribute('aria-pressed', 'true')
+  group.append(...buttons)
+  return group
+}
