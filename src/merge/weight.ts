@@ -4,7 +4,7 @@
 import { decodeFloats, decodeWeights, encodeFloats, type FloatDtype, type WeightDtype } from '../base/dtype.js'
 import { NumericError } from '../base/errors.js'
 import { elementCount, type FloatArray, type Matrix } from '../base/tensor.js'
-import type { Kernels } from '../kernels/kernels.js'
+import type { Kernels } from '../kernels/reference.js'
 import { normOfProduct } from '../linalg/product.js'
 import { StoredDelta } from '../lora/delta.js'
 import { OutputNorms, scaleColumns, scaleRows } from '../lora/dora.js'

@@ -3,7 +3,7 @@
 
 import { type ByteSource, type Directory, writeFile } from '../../base/bytes.js'
 import type { Checkpoint } from '../../formats/checkpoint.js'
-import { createMergeKernel } from '../../kernels/merge.js'
+import { createMergeKernel } from '../../kernels/wasm-merge.js'
 import { CONFIG_FILE } from '../plan/config-edit.js'
 import { CHUNK_BYTES, Chunks, type OutputShard } from '../plan/layout.js'
 import type { MergePlan } from '../plan/plan.js'

@@ -4,7 +4,7 @@
 import { fstatSync, ftruncateSync, openSync, readSync, writeSync } from 'node:fs'
 import { FileError } from '../../base/errors.js'
 import { fileError } from '../../io/node/errors.js'
-import { createMergeKernel } from '../../kernels/merge.js'
+import { createMergeKernel } from '../../kernels/wasm-merge.js'
 import { ChunkMerger } from '../chunks/chunk-merger.js'
 import { CHUNK_BYTES, type Chunk, Chunks, type OutputShard, type Segment } from '../plan/layout.js'
 
