@@ -26,7 +26,7 @@ export const FLAGS = {
     reproducible: { form: 'switch', about: 'The same bytes on every machine. Default false: a little faster, but the last bits depend on the machine.' },
     modules: { form: 'pairs', about: "Module name → name of the node or of its weight, where an .onnx file's own names do not tell." },
     overwrite: { form: 'switch', about: 'Replaces an output that a merge wrote. Default false.' },
-    threads: { form: 'number', about: 'Number of threads, including the calling thread. Default: one for each core, at most 4. A merge into .onnx uses one thread.' },
+    threads: { form: 'number', about: 'Number of threads, including the calling thread. Default: one for each core, at most 4.' },
     fsync: { form: 'switch', about: 'Waits until all files are written to the disk (fsync). Default true.' },
     tied: { form: 'word', about: "What happens to tied embeddings that an adapter changes for one use only. Default: refuse in safetensors. An .onnx is always untied, as PEFT's result is.", words: ['refuse', 'untie', 'keep'] },
     outDtype: { form: 'word', about: 'Type of the weights that are written; all fp64, fp32, fp16 and bf16 tensors are converted. Default keep. In an .onnx it is the type of the factors beside quantized weights, fp32 or fp16.', words: ['keep', 'fp32', 'fp16', 'bf16'] },
@@ -47,7 +47,7 @@ export const FLAGS = {
     reproducible: { form: 'switch', about: 'The same bytes on every machine. Default false: a little faster, but the last bits depend on the machine.' },
     modules: { form: 'pairs', about: "Module name → name of the node or of its weight, where an .onnx file's own names do not tell." },
     overwrite: { form: 'switch', about: 'Replaces an output that a merge wrote. Default false.' },
-    threads: { form: 'number', about: 'Number of threads, including the calling thread. Default: one for each core, at most 4. A merge into .onnx uses one thread.' },
+    threads: { form: 'number', about: 'Number of threads, including the calling thread. Default: one for each core, at most 4.' },
     fsync: { form: 'switch', about: 'Waits until all files are written to the disk (fsync). Default true.' },
   },
   OpenSessionOptions: {
