@@ -1,13 +1,8 @@
 // The one place from which the rest of lowrank gets its kernels: WebAssembly where the host has it and the product is large
 // enough, the reference loops else.
 
-<<<<<<< HEAD
 import { checkOptions } from '../base/options.js'
 import { KERNEL_OPTIONS } from './gen/options.js'
-import type { GemmOptions, Kernels } from './kernels.js'
-=======
-import { COUNT, checkOptions, type OptionTable, oneOf } from '../base/options.js'
->>>>>>> main
 import { fusedBuild, type SimdBuild } from './module.js'
 import type { GemmOptions, Kernels } from './reference.js'
 import { referenceKernels } from './reference.js'
