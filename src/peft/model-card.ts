@@ -3,22 +3,22 @@
 
 import type { LoraConfig } from '../lora/config.js'
 
-/** What a card tells. */
+/** The facts of a card. */
 export interface CardParts {
   /** The adapter's folder. */
   readonly folder: string
   /** The base as lowrank opened it: an id on the Hub, a path or a URL. */
   readonly base: string
-  /** What the base calls itself: an id on the Hub, or any other name. */
+  /** The base's name: an id on the Hub, or any other name. */
   readonly baseName: string
   readonly config: LoraConfig
   /** Names of the data; empty for records in memory. */
   readonly data: readonly string[]
   /** Names of the data that the metrics are of. */
   readonly evalData: readonly string[]
-  /** Where that is a part of the data which was not trained on: how large a part. */
+  /** The share of the data that was kept for evaluation, if the metrics are of such a share. */
   readonly evalShare: number | undefined
-  /** What the evaluation of the saved weights gave. */
+  /** Results of the evaluation of the saved weights. */
   readonly metrics: Readonly<Record<string, number>>
   /** Settings of the run, as a list shows them. */
   readonly settings: Readonly<Record<string, unknown>>
@@ -30,7 +30,7 @@ export interface CardParts {
   readonly normalize: boolean
 }
 
-/** What is called by PEFT's task_type, or by the task where PEFT has no type for it. */
+/** Calls that run an adapter, by PEFT's task_type, or by the task where PEFT has no type for it. */
 interface Calls {
   /** The Hub's name of the task, which transformers.js's pipelines have too. */
   readonly pipeline: string
@@ -38,7 +38,7 @@ interface Calls {
   readonly autoClass: string
   /** lowrank's command; undefined where it has none, and the card shows no calls. */
   readonly command?: string
-  /** What the examples run on: a text where nothing is said. */
+  /** The input of the examples. Default: a text. */
   readonly input?: string
   /** transformers.js runs it only merged. */
   readonly onlyMerged?: boolean
