@@ -2,8 +2,7 @@
 
 import { FilesDirectory, HandleDirectory, type MergeProgress, StreamDirectory } from '../../../src/index.js'
 import { createMergeKernel } from '../../../src/kernels/merge.js'
-import { mergeCheckpoint } from '../../../src/merge/chunks/merge-checkpoint.js'
-import { unmergeCheckpoint } from '../../../src/merge/chunks/unmerge.js'
+import { mergeCheckpoint, unmergeCheckpoint } from '../toolkit.js'
 
 /** SHA-256 by file. */
 export type Digests = Record<string, string>
