@@ -81,8 +81,8 @@ export const FLAGS = {
   ExtractOptions: {
     base: { form: 'text', about: 'The model before fine-tuning: a safetensors checkpoint.', isRequired: true },
     fineTuned: { form: 'text', about: 'The model after it: a checkpoint with the same names.', isRequired: true },
-    embeddings: { form: 'word', about: "How changed input and output embeddings are kept: lora, as layers; save, whole, as PEFT's modules_to_save; skip, not at all. Those with another number of tokens are saved whole instead of lora.", words: ['lora', 'save', 'skip'], fallback: 'lora' },
-    others: { form: 'word', about: 'What happens to changed tensors that LoRA cannot carry, such as norms and biases: save keeps them whole, skip leaves them out. The result lists them in both cases.', words: ['save', 'skip'], fallback: 'save' },
+    embeddings: { form: 'word', about: "How changed input and output embeddings are kept: lora, as layers; save, whole, as PEFT's modules_to_save; skip, not at all. If the number of tokens changed, they are saved whole instead of lora.", words: ['lora', 'save', 'skip'], fallback: 'lora' },
+    others: { form: 'word', about: 'The treatment of changed tensors that LoRA cannot carry, such as norms and biases: save keeps them whole, skip leaves them out. The result lists them in both cases.', words: ['save', 'skip'], fallback: 'save' },
     rank: { form: 'number', about: 'r: the rank of all layers, or the largest that another rule may give. No layer gets a higher rank than the rank of its s·B·A.' },
     energy: { form: 'number', about: 'The smallest rank that keeps this share of the energy Σσ².' },
     error: { form: 'number', about: "The smallest rank whose error ‖ΔW − ΔW'‖/‖ΔW‖ (Frobenius) is not above this." },
