@@ -1,5 +1,6 @@
 // Adapters: read from PEFT's folders, written to them, and made plain. What knows PEFT's files loads with the first call.
 
+import { writeTogether } from '../base/bytes.js'
 import { ConfigError, UnsupportedError } from '../base/errors.js'
 import { BOOLEAN, checkArgument, checkOptions, FUNCTION, kind, NAME, type OptionTable, oneOf } from '../base/options.js'
 import { LoraAdapter } from '../lora/adapter.js'
@@ -26,7 +27,8 @@ export async function saveAdapter(adapter: LoraAdapter, target: Target, options:
   checkArgument(adapter, ADAPTER, 'adapter')
   checkOptions(options, { of: 'saveAdapter', table: SAVE_OPTIONS })
   const directory = openTarget(target, 'target')
-  return (await import('../peft/adapter-folder.js')).saveAdapter(adapter, directory, options)
+  const peft = await import('../peft/adapter-folder.js')
+  return writeTogether(directory, (folder) => peft.saveAdapter(adapter, folder, options))
 }
 
 /** Give one of the two: the base or the initial adapter. */

@@ -8,6 +8,7 @@ import type { UnmergeReport } from '../merge/merge.js'
 import type { MergePlanReport, MergeReport } from '../merge/report.js'
 import type { SaveOptions } from '../peft/adapter-folder.js'
 import type { LoadOptions } from '../peft/open.js'
+import type { TaskFacts } from '../tasks/task.js'
 import type { CombineResult } from '../tools/combine.js'
 import type { DiffReport } from '../tools/diff.js'
 import type { ExtractResult } from '../tools/extract.js'
@@ -103,6 +104,18 @@ export function train(options: TrainOptions): TrainRun {
     const { train } = await import('./train.js')
     return train(isObject(given) ? { ...options, on: on as TrainOptions['on'] } : options, wait)
   })
+}
+
+/**
+ * The tasks that a model can be trained for: what each learns, its records, and how its adapters are run. Without a model, all tasks.
+ *
+ * @throws ConfigError when `model` is no open model
+ *
+ * @example
+ * for (const { name, learns, records } of await trainingTasks()) console.log(name, learns, Object.keys(records[0]))
+ */
+export async function trainingTasks(model?: Model): Promise<TaskFacts[]> {
+  return (await import('./train.js')).trainingTasks(model)
 }
 
 /**

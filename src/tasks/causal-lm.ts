@@ -44,12 +44,33 @@ import { attentionMask, PROBE_BATCHES, padded, tokenLengths } from './token-batc
 export const causalLm: Task<ParsedRecord, Example> = {
   name: 'causal-lm',
   peftType: 'CAUSAL_LM',
-  reading: 'generate',
+  learns: 'to continue texts, and to answer',
+  records: [
+    { text: 'The sea was calm.' },
+    { prompt: 'The sea', completion: ' was calm.' },
+    { question: 'How was the sea?', answer: 'Calm.' },
+    {
+      messages: [
+        { role: 'user', content: 'How was the sea?' },
+        { role: 'assistant', content: 'Calm.' },
+      ],
+    },
+  ],
+  use: {
+    command: ['generate', '--prompt', 'The'],
+    pipeline: 'text-generation',
+    autoClass: 'AutoModelForCausalLM',
+  },
+  page: {
+    lesson: 'The adapter will learn to write like this text.',
+    unit: 'tokens',
+    settings: { maxSteps: 60, learningRate: 0.005, batchSize: 4 },
+  },
   lowerIsBetter: ['perplexity'],
 
   check(model) {
     const graph = readGraph(model.onnx.proto)
-    if (['encoder-decoder', 'joined'].includes(inputFamily(graph) ?? '')) {
+    if (inputFamily(graph)?.behindEncoder !== undefined) {
       throw new UnsupportedError({
         where: 'ONNX model',
         what: 'it is an encoder-decoder, which writes a text for another one and continues none',
@@ -259,7 +280,7 @@ const NOT_CAUSAL =
  * tokens to come.
  */
 export function checkCausal(model: Pick<Model, 'config' | 'vocabularySize'>, graph: Graph): void {
-  const isEncoder = inputFamily(graph) === 'encoder'
+  const isEncoder = inputFamily(graph)?.isEncoder === true
   const refuse = (got: string) =>
     notCausal(isEncoder ? 'it is an encoder, which does not continue texts' : undefined, got)
   const architectures = [model.config?.architectures].flat().filter((name) => typeof name === 'string')

@@ -51,7 +51,9 @@ type Two = readonly [chosen: number, rejected: number]
 export const dpo: Task<AnswerPair, AnswerExample, DpoOptions> = {
   name: 'dpo',
   peftType: 'CAUSAL_LM',
-  reading: 'generate',
+  learns: 'to prefer one answer to another',
+  records: [{ prompt: 'How was the sea?', chosen: 'Calm.', rejected: 'It was a sea.' }],
+  use: causalLm.use,
   options: OPTIONS,
 
   check: (model) => causalLm.check(model),

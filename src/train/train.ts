@@ -188,7 +188,7 @@ async function checkTask(task: Task, model: Model): Promise<void> {
     const others = error instanceof UnsupportedError ? await tasksFor(model) : []
     if (!(error instanceof UnsupportedError) || others.length === 0) throw error
     const { where, what, expected, got } = error
-    const hint = `This model can be trained for ${others.join(' or ')}: set the option task (--task)`
+    const hint = `This model can be trained for ${others.map(({ name }) => name).join(' or ')}: set the option task (--task)`
     throw new UnsupportedError({ what, hint, cause: error, ...defined({ where, expected, got }) })
   }
 }
