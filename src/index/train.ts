@@ -5,13 +5,15 @@ import { ConfigError } from '../base/errors.js'
 import { checkArgument, checkOptions } from '../base/options.js'
 import type { DtypeChoice } from '../graph/graph-file.js'
 import type { Model } from '../graph/model-folder.js'
+import { defaultTargetModules } from '../peft/default-targets.js'
 import type { TaskFacts } from '../tasks/task.js'
 import { tasksFor } from '../tasks/tasks.js'
 import type { RunSources } from '../train/about-run.js'
 import { TRAIN_CONFIG } from '../train/gen/options.js'
 import type { TrainConfig, TrainingData, TrainingOptions, TrainResult } from '../train/options.js'
-import type { PreviewExample } from '../train/preview.js'
+import { type PreviewExample, previewExamples } from '../train/preview.js'
 import { defaultsOf } from '../train/settings.js'
+import { train as trainOpened } from '../train/train.js'
 import { type Data, openData } from './data.js'
 import { PREVIEW_DATA_OPTIONS, PREVIEW_DATA_OPTIONS_DEFAULTS, TRAIN_EVENTS, TRAIN_OPTIONS } from './gen/options.js'
 import { MODEL } from './kinds.js'
@@ -63,12 +65,11 @@ export async function train(options: TrainOptions, wait?: () => Promise<void> | 
   checkOptions(options.on, 'train’s `on`', TRAIN_EVENTS)
   checkOptions(options.config, 'train’s `config`', TRAIN_CONFIG)
   return withOpened(options, async (model, data, evalData) => {
-    const training = await import('../train/train.js')
     const { dtype: _, ...rest } = options
-    return await training.train(
+    return await trainOpened(
       {
         ...rest,
-        config: await withDefaultTargets(options, model),
+        config: withDefaultTargets(options, model),
         model,
         data,
         evalData,
@@ -85,7 +86,6 @@ export async function train(options: TrainOptions, wait?: () => Promise<void> | 
 export async function previewData(options: PreviewDataOptions): Promise<PreviewExample[]> {
   checkOptions(options, 'previewData', PREVIEW_DATA_OPTIONS)
   return withOpened(options, async (model, data) => {
-    const { previewExamples } = await import('../train/preview.js')
     return previewExamples({ ...options, model, data }, options.count ?? PREVIEW_DATA_OPTIONS_DEFAULTS.count)
   })
 }
@@ -99,7 +99,7 @@ export async function trainingTasks(model?: Model): Promise<TaskFacts[]> {
   })
 }
 
-/** What can be written into a file that repeats the run: paths, ids and URLs. Undefined where model or data came from memory. */
+/** Names for a file that repeats the run: paths, ids and URLs. Undefined if model or data came from memory. */
 function sourcesOf({ model, dtype, data, evalData }: TrainOptions): RunSources | undefined {
   const own = named(data)
   const evaluated = evalData === undefined ? undefined : named(evalData)
@@ -142,12 +142,8 @@ async function withOpened<T>(
 }
 
 /** `default` as targetModules: what PEFT adapts in a model of that type. */
-async function withDefaultTargets(
-  { config, preset, adapter }: TrainOptions,
-  model: Model,
-): Promise<TrainConfig | undefined> {
+function withDefaultTargets({ config, preset, adapter }: TrainOptions, model: Model): TrainConfig | undefined {
   const targets = config?.targetModules ?? (adapter === undefined ? defaultsOf(preset).config.targetModules : undefined)
   if (targets !== 'default') return config
-  const { defaultTargetModules } = await import('../peft/default-targets.js')
   return { ...config, targetModules: defaultTargetModules(String(model.config.model_type)) }
 }
