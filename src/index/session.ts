@@ -7,8 +7,9 @@ import type { AdapterSessionOptions, AdapterSession as BaseSession } from '../in
 import type { LoraAdapter } from '../lora/adapter.js'
 import { openAdapter } from './adapters.js'
 import { OPEN_SESSION_OPTIONS } from './gen/options.js'
+import { MODEL } from './kinds.js'
 import { checkWeightsFit, memoryLimits } from './memory.js'
-import { loadModel, MODEL } from './model.js'
+import { loadModel } from './model.js'
 import { platform } from './platform.js'
 import type { Source } from './sources.js'
 
