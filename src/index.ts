@@ -71,6 +71,7 @@ export {
   saveAdapter,
   toPlain,
   train,
+  trainingTasks,
   unmerge,
 } from './index/verbs.js'
 export { webRuntime } from './index/web-runtime.js'
@@ -153,6 +154,7 @@ export type { LoadOptions } from './peft/open.js'
 export type { RuntimeHost } from './runtime/host.js'
 export type { OrtModule } from './runtime/onnxruntime.js'
 export type { Feeds, RuntimeTensor, SessionOptions, TensorData, TensorType } from './runtime/runtime.js'
+export type { TaskFacts, TaskUse } from './tasks/task.js'
 export type { ChatMessage, MessageOfParts, MessagePart } from './text/chat.js'
 export type { MessageRecord, TextRecord } from './text/records.js'
 export type { TextStream, Tokenizer } from './text/tokenizer.js'

@@ -264,20 +264,56 @@ export async function writeThrough(
   }
 }
 
+/** JSON as Python writes it: NaN and infinities, which JSON has not, become null. Throws SyntaxError. */
+function parsePythonJson(text: string): unknown {
+  try {
+    return JSON.parse(text)
+  } catch {
+    return JSON.parse(
+      text.replace(/("(?:[^"\\]|\\.)*")|-?\b(?:NaN|Infinity)\b/gs, (found, string) => {
+        // A number that is not finite: where it is used, it is refused by name.
+        return string ?? found.replace(/NaN|Infinity/, '1e999')
+      }),
+    )
+  }
+}
+
 /** Writes several files that belong together: whole or not at all, where the folder can do that. */
 export async function writeTogether<T>(directory: Directory, write: (folder: Directory) => Promise<T>): Promise<T> {
   return directory.together === undefined ? write(directory) : directory.together(write)
 }
 
-/** Reads and parses a JSON file; FormatError names the file when it is no JSON. */
+/** The largest tokenizer.json that is known has 35 MB. A parsed text takes some ten times as much memory. */
+const MAX_JSON_BYTES = 1 << 28
+
+/**
+ * Reads a small file as text, without a byte order mark.
+ *
+ * @param maxBytes the most that such a file can have
+ * @throws FormatError naming the file when it is larger
+ */
+export async function readText(directory: Directory, path: string, maxBytes: number): Promise<string> {
+  return withText(directory, path, maxBytes, (text) => text)
+}
+
+/**
+ * Reads and parses a JSON file. NaN and infinite numbers, which Python writes, are read as numbers.
+ *
+ * @throws FormatError naming the file when it is no JSON, or has more than 256 MiB
+ */
 export async function readJson(directory: Directory, path: string): Promise<unknown> {
+  return withText(directory, path, MAX_JSON_BYTES, parsePythonJson)
+}
+
+async function withText<T>(directory: Directory, path: string, maxBytes: number, use: (text: string) => T): Promise<T> {
   const source = await directory.open(path)
+  const { name: where, byteLength } = source
   try {
-    const text = new TextDecoder().decode(await readAll(source))
-    return JSON.parse(text)
+    if (byteLength <= maxBytes) return use(new TextDecoder().decode(await readAll(source)))
+    throw new FormatError({ where, what: 'too large', expected: `at most ${maxBytes} bytes`, got: `${byteLength}` })
   } catch (cause) {
     if (!(cause instanceof SyntaxError)) throw cause
-    throw new FormatError({ where: source.name, what: `not valid JSON (${cause.message})`, cause })
+    throw new FormatError({ where, what: `not valid JSON (${cause.message})`, cause })
   } finally {
     await source.close()
   }

@@ -1,10 +1,10 @@
 // lowrank diff: how two adapters, or two checkpoints, differ.
 
 import type { DiffReport } from '../index.js'
+import { writeWhole } from '../node/command-line.js'
 import { withProgress } from './adapter-output.js'
 import { EXIT_INTERRUPTED } from './interrupt.js'
 import { defineCommand, required, text, toggle } from './options.js'
-import { writeWhole } from './output.js'
 import { refusePage } from './report-file.js'
 import { diffReport, meanOf } from './report-sections.js'
 import { MODEL } from './sources.js'

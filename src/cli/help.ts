@@ -36,7 +36,7 @@ export function programHelp(commands: readonly Pick<Command, 'name' | 'summary'>
 }
 
 /** Help of one command, for a terminal of so many columns. */
-export function commandHelp(command: Command, useColor: boolean, columns = MAX_COLUMNS): string {
+export async function commandHelp(command: Command, useColor: boolean, columns = MAX_COLUMNS): Promise<string> {
   const { bold, cyan } = createColors(useColor)
   const lines = Object.entries(command.options).map(([key, option]) => {
     const flag = option.placeholder === undefined ? flagOf(key) : `${flagOf(key)} ${option.placeholder}`
@@ -70,6 +70,7 @@ export function commandHelp(command: Command, useColor: boolean, columns = MAX_C
     bold('Options'),
     ...lines,
     '',
+    ...Object.entries((await command.more?.()) ?? {}).flatMap(([title, texts]) => [bold(title), ...texts, '']),
     bold('Examples'),
     ...command.examples.map((example) => `  ${example}`),
   ].join('\n')

@@ -1,9 +1,9 @@
 // lowrank inspect: what an adapter, a checkpoint or an ONNX model holds.
 
 import type { EmbeddingContents, FitReport, InspectReport } from '../index.js'
+import { writeWhole } from '../node/command-line.js'
 import { printable } from './escape.js'
 import { defineCommand, text, toggle, UsageError } from './options.js'
-import { writeWhole } from './output.js'
 import { refusePage } from './report-file.js'
 import { inspectionReport, kindOf, targetsOf } from './report-sections.js'
 import { dtype, MODEL } from './sources.js'

@@ -1,7 +1,7 @@
 #!/usr/bin/env node
 // The `lowrank` binary: one command line, its exit code, and what can happen to its outputs.
 
-import { hasStuckWorker } from '../node/workers.js'
+import { hasStuckWorker } from '../node/command-line.js'
 import { interruptedBy } from './interrupt.js'
 import { EXIT_KNOWN_ERROR, isWriteError, report, run } from './program.js'
 

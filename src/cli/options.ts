@@ -41,6 +41,8 @@ export interface Command<O extends Options = Options> {
   summary: string
   /** A paragraph for the command's own help. */
   about: string
+  /** Further sections of the help, whose text has to be loaded first: lines by the section's title. */
+  more?(): Promise<Readonly<Record<string, readonly string[]>>>
   /** Lines that run as they are in the project's folder. */
   examples: readonly string[]
   positional?: { name: string; about: string }

@@ -46,7 +46,7 @@ export async function run(args: readonly string[]): Promise<number> {
   const end = rest.indexOf('--')
   const options = end === -1 ? rest : rest.slice(0, end)
   if (options.includes('--help') || options.includes('-h'))
-    return show(commandHelp(command, usesColor(process.stdout), process.stdout.columns))
+    return show(await commandHelp(command, usesColor(process.stdout), process.stdout.columns))
   const { values, positional, occurrences } = parseCommand(command, rest)
   configureHub({ onDownload: showDownloads(), onWarning: warn })
   try {

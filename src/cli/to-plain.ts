@@ -3,7 +3,7 @@
 import { defineCommand, required, text, toggle } from './options.js'
 import { refuseFolder } from './output.js'
 import { ADAPTER, MODEL } from './sources.js'
-import { colors, printDocument, say, warn } from './terminal.js'
+import { colors, printDocument, say } from './terminal.js'
 
 export const toPlain = defineCommand({
   name: 'to-plain',
@@ -15,7 +15,10 @@ export const toPlain = defineCommand({
   examples: ['lowrank to-plain tests/golden/peft/pissa --base models/union-3m --out out/plain'],
   positional: { name: 'ADAPTER', about: 'adapter folder' },
   options: {
-    base: text(MODEL, 'the original base, a safetensors checkpoint; enough for PiSSA and OLoRA'),
+    base: text(
+      MODEL,
+      'the original base, a safetensors checkpoint; enough for PiSSA (but not pissa_niter_N) and OLoRA',
+    ),
     initial: text(
       ADAPTER,
       'the adapter as it was before training; works for all four methods and gives an exact result',
@@ -31,14 +34,7 @@ export const toPlain = defineCommand({
     await node.saveAdapter(plain, out)
     const { init } = adapter.config
     const layers = plain.parts('linear', 'embedding').map(({ name, rank }) => ({ name, rank }))
-    const isApproximate = init.startsWith('pissa-niter') && initial === undefined
-    if (json) printDocument({ out, init, layers, isApproximate })
-    if (isApproximate) {
-      warn(
-        `${init} starts with random numbers that are not saved. PEFT draws new ones each time it loads such an adapter, ` +
-          'so the result is an approximation. It is exact with --initial',
-      )
-    }
+    if (json) printDocument({ out, init, layers })
     const ranks = [...new Set(layers.map(({ rank }) => rank))].sort((a, b) => a - b).join(', ')
     say(`Wrote ${colors.bold(out)}: ${layers.length} layers of rank ${ranks}`)
     return 0

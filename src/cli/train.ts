@@ -112,9 +112,10 @@ export const train = defineCommand({
     'Trains a LoRA adapter: a small set of new weights that learns from your data. The model itself does not change.',
     'Records are {"text": "…"}, {"prompt": "…", "completion": "…"}, {"question": "…", "answer": "…"} or chats: {"messages": […]}.',
     'From {"text"} records, the adapter learns the whole text. From the others, it learns the completion, the answer, or the messages of the assistant.',
-    'With another --task, the records have other fields: docs/tasks.md lists them.',
+    'With another --task, the records have other fields: see Tasks below, and docs/tasks.md.',
     '--preview 3 shows the tokens of three examples, and which of these tokens it learns.',
   ].join('\n'),
+  more: async () => ({ Tasks: await tasksInHelp() }),
   examples: [
     'lowrank train --model models/union-3m --data models/data/scripture.jsonl --out out/scripture --learning-rate 5e-3',
     'lowrank train --model models/union-3m --data models/data/scripture.jsonl --out out/scripture-2 --save-every 20 --overwrite',
@@ -136,7 +137,7 @@ export const train = defineCommand({
     ),
     task: choice(
       TRAIN_CHOICES.task,
-      'what the model learns: to continue texts, to prefer one answer to another (dpo), to write a text for another one, to turn texts into vectors, or to give each text, word or picture a label; default: causal-lm, or seq2seq for an encoder-decoder such as T5',
+      'what the model learns: see Tasks below; default: causal-lm, or seq2seq for an encoder-decoder such as T5',
     ),
     taskOptions: taskOptions(),
     preset: choice(
@@ -172,7 +173,7 @@ export const train = defineCommand({
     maxLength: integer('longer records are cut to N tokens; default: the model’s context'),
     learningRate: decimal(
       'highest learning rate',
-      `${TRAIN_DEFAULTS.learningRate.toExponential()}; 6e-4 for token-classification, 1e-3 for image-classification`,
+      `${TRAIN_DEFAULTS.learningRate.toExponential()}, or that of the task`,
     ),
     schedule: choice(
       TRAIN_CHOICES.schedule,
@@ -275,9 +276,9 @@ export const train = defineCommand({
     if (interrupted)
       say(`To continue, run the same command with --resume${options.overwrite ? ' in place of --overwrite' : ''}.`)
     else {
-      const [command, plain] = TRIED_WITH[task ?? 'causal-lm']
-      const input = isChat ? '--prompt "Who are you?"' : plain
-      say(`Try it: npx lowrank ${command} --model ${quote(String(model))}${form} --adapter ${quote(out)} ${input}`)
+      const [command, option, input] = await triedWith(node, task)
+      const words = `${option} "${isChat ? 'Who are you?' : input}"`
+      say(`Try it: npx lowrank ${command} --model ${quote(String(model))}${form} --adapter ${quote(out)} ${words}`)
     }
     if (json) printDocument({ ...report, out })
     return interrupted ? EXIT_INTERRUPTED : 0
@@ -318,15 +319,20 @@ async function withFile(
   }
 }
 
-/** The command that runs the adapters of a task, and what it is tried with. */
-const TRIED_WITH: Readonly<Record<(typeof TRAIN_CHOICES.task)[number], readonly [command: string, input: string]>> = {
-  'causal-lm': ['generate', '--prompt "The"'],
-  dpo: ['generate', '--prompt "The"'],
-  embedding: ['embed', '--text "The"'],
-  'image-classification': ['classify', '--image photo.jpg'],
-  seq2seq: ['generate', '--prompt "The"'],
-  'text-classification': ['classify', '--text "The"'],
-  'token-classification': ['classify', '--text "The"'],
+/** The command that runs the adapters of a task, its option for the input, and an input. */
+async function triedWith({ trainingTasks }: typeof import('../node.js'), task: string | undefined) {
+  const tasks = await trainingTasks()
+  const { use } = tasks.find(({ name }) => name === task) ?? tasks[0]
+  return use.command ?? tasks[0].use.command!
+}
+
+/** A line for each task in the help: what it learns, its records, and its learning rate where it has one of its own. */
+async function tasksInHelp(): Promise<string[]> {
+  const { trainingTasks } = await import('../node.js')
+  return (await trainingTasks()).flatMap(({ name, learns, records, learningRate }) => [
+    `  ${colors.cyan(name)}  ${learns}${learningRate === undefined ? '' : ` (learning rate ${learningRate.toExponential()})`}`,
+    ...records.map((record) => `    ${JSON.stringify(record)}`),
+  ])
 }
 
 /** Ctrl-C while the model came: what has come is kept. */

@@ -1,7 +1,9 @@
 // What commands share that run a model with adapters: the options, opening, warnings about another base, Ctrl-C, and the end.
 
+import { existsSync } from 'node:fs'
+import path from 'node:path'
 import { otherBase } from '../index/base-name.js'
-import type { AdapterSession, DtypeChoice, LoraAdapter } from '../index.js'
+import type { AdapterSession, DtypeChoice, LoraAdapter, LoraConfig } from '../index.js'
 import { printable } from './escape.js'
 import { EXIT_INTERRUPTED, interruptible } from './interrupt.js'
 import { integer, repeated, text, toggle, UsageError } from './options.js'
@@ -47,7 +49,7 @@ export async function withSession(
   const node = await import('../node.js')
   const adapters: [string, LoraAdapter][] = []
   for (const folder of folders) adapters.push([folder, await node.loadAdapter(folder)])
-  const source = named ?? adapters[0][1].config.baseModel
+  const source = named ?? baseOf(folders[0], adapters[0]?.[1].config)
   if (source === undefined) throw new UsageError(`${folders[0]} does not name its base: give it with --model ${MODEL}`)
   if (named === undefined) say(`The base is ${colors.bold(printable(source))}, as ${folders[0]} names it`)
   const model = await node.loadModel(source, { dtype })
@@ -79,3 +81,24 @@ export async function withSession(
     await model.close()
   }
 }
+
+/**
+ * The base that an adapter names. A relative path is looked for in the working directory, and then from the adapter's folder upwards: so both can
+ * be moved together. An id on the Hub gets the revision that the adapter names.
+ */
+export function baseOf(folder: string, config: Pick<LoraConfig, 'baseModel' | 'peftFields'>): string | undefined {
+  const { baseModel, peftFields } = config
+  if (baseModel === undefined || existsSync(baseModel)) return baseModel
+  if (/^\.{1,2}[/\\]/.test(baseModel)) {
+    for (let from = path.resolve(folder); ; from = path.dirname(from)) {
+      const found = path.resolve(from, baseModel)
+      if (existsSync(found)) return found
+      if (path.dirname(from) === from) return baseModel
+    }
+  }
+  const { revision } = peftFields
+  return typeof revision === 'string' && ID.test(baseModel) ? `hf:${baseModel}@${revision}` : baseModel
+}
+
+/** `org/name`, as models are called on the Hub. */
+const ID = /^[\w-][\w.-]*\/[\w.-]+$/

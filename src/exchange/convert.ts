@@ -1,5 +1,6 @@
 // An adapter from one format into another. What a source is, its content says: names of files decide nothing but which file is looked at.
 
+import { writeTogether } from '../base/bytes.js'
 import { ConfigError, FileError, FormatError, listed } from '../base/errors.js'
 import { sniff } from '../formats/sniff.js'
 import { LoraAdapter } from '../lora/adapter.js'
@@ -48,8 +49,11 @@ export async function convert(
     : found.format.open(found.place, settings.base))
   try {
     if (adapter.parts().length === 0) throw new FormatError({ where: 'adapter', what: 'has no layers' })
-    const { layers, notes = [] } = await (await load()).write(adapter, target, settings)
     const { directory, file } = target
+    const format = await load()
+    const { layers, notes = [] } = await (file === undefined
+      ? writeTogether(directory, (folder) => format.write(adapter, { directory: folder, file }, settings))
+      : format.write(adapter, target, settings))
     const name = file === undefined ? directory.name : `${directory.name}/${file}`
     return { from: found?.name ?? 'memory', to, out: name, layers, notes }
   } finally {

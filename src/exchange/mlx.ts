@@ -171,7 +171,7 @@ async function readMlxConfig(directory: Directory): Promise<Record<string, unkno
   try {
     if (source.byteLength > MAX_CONFIG_BYTES)
       throw new FormatError({ where: source.name, what: 'too large for a config' })
-    return toPlain(parseJson(await readAll(source), source.name)) as Record<string, unknown>
+    return toPlain(parseJson(await readAll(source), source.name, { isLoose: true })) as Record<string, unknown>
   } finally {
     await source.close()
   }

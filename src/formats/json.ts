@@ -15,6 +15,7 @@ const MAX_DEPTH = 64
 const MAX_VALUES = 1 << 22
 
 const NUMBER = /-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?/y
+const NOT_FINITE = /NaN|-?Infinity/y
 const WHOLE_NUMBER = /^[0-9]+$/
 const SPACE = /[ \t\n\r]*/y
 /** Up to the next quote, escape or control character, which JSON does not allow inside a string. */
@@ -27,6 +28,8 @@ const LONE_SURROGATE = /\p{Surrogate}/u
 export interface JsonOptions {
   /** Every number must be spelled as digits alone: no sign, fraction or exponent. Default false. */
   wholeNumbers?: boolean
+  /** Takes what Python's json writes and editors add: NaN, Infinity, −Infinity, and a byte order mark. Default false. */
+  isLoose?: boolean
 }
 
 /**
@@ -37,7 +40,8 @@ export interface JsonOptions {
  *   surrogate pair, nesting is deeper than 64, or there are more than 4 million values.
  */
 export function parseJson(bytes: Uint8Array, where: string, options: JsonOptions = {}): JsonValue {
-  return new Parser(decodeText(bytes, where), where, options).document()
+  const text = decodeText(bytes, where)
+  return new Parser(options.isLoose ? text.replace(/^\uFEFF/, '') : text, where, options).document()
 }
 
 /**
@@ -78,13 +82,15 @@ class Parser {
   readonly #text: string
   readonly #where: string
   readonly #wholeNumbers: boolean
+  readonly #isLoose: boolean
   #at = 0
   #values = 0
 
-  constructor(text: string, where: string, { wholeNumbers = false }: JsonOptions) {
+  constructor(text: string, where: string, { wholeNumbers = false, isLoose = false }: JsonOptions) {
     this.#text = text
     this.#where = where
     this.#wholeNumbers = wholeNumbers
+    this.#isLoose = isLoose
   }
 
   document(): JsonValue {
@@ -196,6 +202,7 @@ class Parser {
 
   #number(): number {
     const start = this.#at
+    if (this.#isLoose && this.#match(NOT_FINITE)) return Number(this.#text.slice(start, this.#at))
     if (!this.#match(NUMBER)) this.#fail('a value')
     const spelling = this.#text.slice(start, this.#at)
     if (this.#wholeNumbers && !WHOLE_NUMBER.test(spelling)) {

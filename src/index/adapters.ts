@@ -1,5 +1,6 @@
 // Adapters: read from PEFT's folders, written to them, and made plain. What knows PEFT's files loads with the first call.
 
+import { writeTogether } from '../base/bytes.js'
 import { ConfigError, UnsupportedError } from '../base/errors.js'
 import { BOOLEAN, checkArgument, checkOptions, FUNCTION, kind, NAME, type OptionTable, oneOf } from '../base/options.js'
 import { LoraAdapter } from '../lora/adapter.js'
@@ -26,17 +27,18 @@ export async function saveAdapter(adapter: LoraAdapter, target: Target, options:
   checkArgument(adapter, ADAPTER, 'adapter')
   checkOptions(options, { of: 'saveAdapter', table: SAVE_OPTIONS })
   const directory = openTarget(target, 'target')
-  return (await import('../peft/adapter-folder.js')).saveAdapter(adapter, directory, options)
+  const peft = await import('../peft/adapter-folder.js')
+  return writeTogether(directory, (folder) => peft.saveAdapter(adapter, folder, options))
 }
 
 /** Give one of the two: the base or the initial adapter. */
 export interface ToPlainOptions {
   /**
    * The base as it was before training: a safetensors checkpoint, or a function that gives its weights (d, k) by the layer's name, of
-   * which one is held at a time. Enough for `pissa` and `olora`.
+   * which one is held at a time. Enough for `pissa` and `olora`, but not for `pissa-niter-N`.
    */
   base?: Source | BaseWeights | undefined
-  /** The adapter as it was before training, if you saved it. Exact for every start; `lora-ga` and `corda` need it. */
+  /** The adapter as it was before training, if you saved it. Exact for every start; `pissa-niter-N`, `lora-ga` and `corda` need it. */
   initial?: Source | LoraAdapter | undefined
 }
 

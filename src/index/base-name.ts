@@ -1,4 +1,4 @@
-// Whether an adapter is run or merged on another base than the one that it names. Names are compared by what stays of them when a
+// A warning where an adapter is run or merged on another base than the one that it names. Names are compared by what stays of them when a
 // model is exported, quantized or copied into a folder; a base whose name nobody knows is not doubted.
 
 import { type Directory, readJson } from '../base/bytes.js'
@@ -10,8 +10,6 @@ export interface NamedBase {
   readonly config: Readonly<Record<string, unknown>>
 }
 
-/** `org/name`, as models are called on the Hub. */
-const ID = /^[\w-][\w.-]*\/[\w.-]+$/
 /** What forms of one model add to its name. */
 const FORMS = /[-_.](onnx|web|gqa|fp32|fp16|f16|bf16|q4f16|q4|q8|int4|int8|uint8|bnb4|4bit|8bit|quantized|hf)$/
 
@@ -23,14 +21,13 @@ const FORMS = /[-_.](onnx|web|gqa|fp32|fp16|f16|bf16|q4f16|q4|q8|int4|int8|uint8
  */
 export function otherBase(adapter: string, named: string | undefined, base: NamedBase): string | undefined {
   const { directory, config } = base
+  const { hubId } = directory
+  if (named === undefined || hubId === undefined) return undefined
+  // config.json names what the model was made from as often as the model itself: that can only agree.
   const own = config._name_or_path
-  const ids = [
-    ...(directory.hubId === undefined ? [] : [directory.hubId]),
-    ...(typeof own === 'string' && ID.test(own) ? [own] : []),
-  ]
-  if (named === undefined || ids.length === 0) return undefined
-  const isNamed = [...ids, directory.name].some((name) => essence(name) === essence(named))
-  return isNamed ? undefined : `${adapter} names ${named} as its base, which is not ${ids[0]}`
+  const known = [hubId, directory.name, ...(typeof own === 'string' ? [own] : [])]
+  if (known.some((name) => essence(name) === essence(named))) return undefined
+  return `${adapter} names ${named} as its base, which is not ${hubId}`
 }
 
 /** {@link otherBase} of an adapter in a folder, and a base in another. */

@@ -21,7 +21,8 @@ import {
 import type { DtypeChoice } from '../graph/graph-file.js'
 import type { Model } from '../graph/model-folder.js'
 import { CONFIG_FIELDS } from '../lora/config.js'
-import { TASK_NAMES } from '../tasks/tasks.js'
+import type { TaskFacts } from '../tasks/task.js'
+import { TASK_NAMES, tasksFor } from '../tasks/tasks.js'
 import type { RunSources } from '../train/about-run.js'
 import type { TrainConfig, TrainingData, TrainingOptions, TrainResult } from '../train/options.js'
 import type { PreviewExample } from '../train/preview.js'
@@ -149,6 +150,15 @@ export async function previewData(options: PreviewDataOptions): Promise<PreviewE
   return withOpened(options, async (model, data) => {
     const { previewExamples } = await import('../train/preview.js')
     return previewExamples({ ...options, model, data }, options.count ?? PREVIEW_COUNT)
+  })
+}
+
+/** See the entry. */
+export async function trainingTasks(model?: Model): Promise<TaskFacts[]> {
+  if (model !== undefined) checkArgument(model, MODEL, 'model')
+  const tasks = await tasksFor(model)
+  return tasks.map(({ name, learns, records, use, page, learningRate }) => {
+    return { name, learns, records, use, ...(page && { page }), ...(learningRate !== undefined && { learningRate }) }
   })
 }
 

@@ -8,6 +8,7 @@ import type { UnmergeReport } from '../merge/merge.js'
 import type { MergePlanReport, MergeReport } from '../merge/report.js'
 import type { SaveOptions } from '../peft/adapter-folder.js'
 import type { LoadOptions } from '../peft/open.js'
+import type { TaskFacts } from '../tasks/task.js'
 import type { CombineResult } from '../tools/combine.js'
 import type { DiffReport } from '../tools/diff.js'
 import type { ExtractResult } from '../tools/extract.js'
@@ -103,6 +104,18 @@ export function train(options: TrainOptions): TrainRun {
     const { train } = await import('./train.js')
     return train(isObject(given) ? { ...options, on: on as TrainOptions['on'] } : options, wait)
   })
+}
+
+/**
+ * The tasks that a model can be trained for: what each learns, its records, and how its adapters are run. Without a model, all tasks.
+ *
+ * @throws ConfigError when `model` is no open model
+ *
+ * @example
+ * for (const { name, learns, records } of await trainingTasks()) console.log(name, learns, Object.keys(records[0]))
+ */
+export async function trainingTasks(model?: Model): Promise<TaskFacts[]> {
+  return (await import('./train.js')).trainingTasks(model)
 }
 
 /**
@@ -206,8 +219,7 @@ export async function inspect(target: Source | LoraAdapter, options?: InspectOpt
  * These methods change the base before training, so the adapter fits only the changed base. The plain adapter fits the original
  * base, and can be merged and swapped like any other.
  *
- * The initial values of `pissa-niter-N` are random, and PEFT computes new ones each time it loads the adapter. So without `initial` the result
- * is an approximation.
+ * The initial values of `pissa-niter-N` are random, and no file contains them. So such an adapter needs `initial`.
  *
  * @throws FileError or FormatError when base or adapter cannot be read; ConfigError when the adapter is plain already, or when both
  *   or neither of `base` and `initial` are given; UnsupportedError when the initial values cannot be computed from the base

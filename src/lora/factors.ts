@@ -8,7 +8,7 @@ import { configForShape, type LoraConfig, scalingOf } from './config.js'
 import { addDelta } from './delta.js'
 import { rowNorms } from './dora.js'
 import { firstFactors, takenFromBase } from './init/initializers.js'
-import { changesBase, takesFromBase } from './init/inits.js'
+import { changesBase, isToldByBase, takesFromBase } from './init/inits.js'
 
 /** What some layers have besides A and B: one number per output feature each. */
 export interface LayerVectors {
@@ -77,14 +77,14 @@ export function factorsOver(weight: MatrixLike, config: LoraConfig, name: string
 /**
  * W − s·B₀·A₀ where the initialization takes that from W, else W itself.
  *
- * @throws UnsupportedError when W alone does not tell what was taken (lora-ga, corda); ConfigError when the rank is above min(d, k)
+ * @throws UnsupportedError when W alone does not tell what was taken (pissa-niter-N, lora-ga, corda); ConfigError when the rank is above min(d, k)
  */
 export function startingBase(weight: Matrix, config: LoraConfig, name: string): Matrix {
   if (!changesBase(config.init)) return weight
-  if (!takesFromBase(config.init)) {
+  if (!isToldByBase(config.init)) {
     throw new UnsupportedError({
       where: where(name, 'attachBase'),
-      what: `init ${config.init} changed the weights with data that the adapter does not contain`,
+      what: `init ${config.init} changed the weights with data or draws that the adapter does not contain`,
       hint: 'Assign the changed weight to baseWeight, or convert the adapter with the one that it started from',
     })
   }

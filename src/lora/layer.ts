@@ -217,10 +217,10 @@ export class LoraLayer extends Part {
 
   /**
    * Gives a layer that was read from a file its weight W (d, k), copied; the factors take its precision. If the layer's `init`
-   * subtracted s·B₀·A₀ from W when training began, this does so again, as PEFT does. For pissa-niter-N that is close, but not exact.
+   * subtracted s·B₀·A₀ from W when training began, this does so again, as PEFT does.
    *
    * @throws ShapeError when it is not (d, k), StateError while merged, UnsupportedError when the weight alone does not tell what
-   *   was taken from it (lora-ga, corda), ConfigError when the rank of an init that takes from it is above min(d, k).
+   *   was taken from it (pissa-niter-N, lora-ga, corda), ConfigError when the rank of an init that takes from it is above min(d, k).
    */
   attachBase(baseWeight: MatrixLike): this {
     const matrix = toMatrix(baseWeight, this.#where('baseWeight'))

@@ -118,7 +118,7 @@ interface ParsedConfig {
  *   method than LoRA. Each names the file and the field.
  */
 export function parsePeftConfig(bytes: Uint8Array, file: string): ParsedConfig {
-  const json = parseJson(bytes, file)
+  const json = parseJson(bytes, file, { isLoose: true })
   if (!(json instanceof Map)) throw new FormatError({ where: file, what: 'not a JSON object' })
   const fields = new Map([...json].flatMap(([key, value]) => (RETIRED.has(key) ? [] : [[key, plainField(key, value)]])))
   const stacked = json.get('enable_lora') ?? null

@@ -9,9 +9,10 @@ export interface CardParts {
   readonly folder: string
   /** The base as lowrank opened it: an id on the Hub, a path or a URL. */
   readonly base: string
-  /** What the base calls itself: an id on the Hub, or any other name. */
+  /** The base as the adapter names it: an id on the Hub, or a path. */
   readonly baseName: string
   readonly config: LoraConfig
+  readonly use: Use
   /** Names of the data; empty for records in memory. */
   readonly data: readonly string[]
   /** Names of the data that the metrics are of. */
@@ -30,48 +31,18 @@ export interface CardParts {
   readonly normalize: boolean
 }
 
-/** What is called by PEFT's task_type, or by the task where PEFT has no type for it. */
-interface Calls {
+/** How adapters of a task are run. */
+interface Use {
+  /** lowrank's command, its option for the input, and an input to try; undefined where it has none, and the card shows no calls. */
+  readonly command?: readonly [name: string, option: string, input: string]
   /** The Hub's name of the task, which transformers.js's pipelines have too. */
   readonly pipeline: string
   /** The class of transformers that loads the base. */
   readonly autoClass: string
-  /** lowrank's command; undefined where it has none, and the card shows no calls. */
-  readonly command?: string
-  /** What the examples run on: a text where nothing is said. */
-  readonly input?: string
-  /** transformers.js runs it only merged. */
+  /** True where transformers.js runs them only merged. */
   readonly onlyMerged?: boolean
-}
-
-const CALLS: Readonly<Record<string, Calls>> = {
-  CAUSAL_LM: { pipeline: 'text-generation', autoClass: 'AutoModelForCausalLM', command: 'generate --prompt' },
-  SEQ_CLS: {
-    pipeline: 'text-classification',
-    autoClass: 'AutoModelForSequenceClassification',
-    command: 'classify --text',
-  },
-  TOKEN_CLS: {
-    pipeline: 'token-classification',
-    autoClass: 'AutoModelForTokenClassification',
-    command: 'classify --text',
-  },
-  SEQ_2_SEQ_LM: {
-    pipeline: 'text2text-generation',
-    autoClass: 'AutoModelForSeq2SeqLM',
-    command: 'generate --prompt',
-    onlyMerged: true,
-  },
-  FEATURE_EXTRACTION: { pipeline: 'feature-extraction', autoClass: 'AutoModel', command: 'embed --text' },
-  /** Models that PEFT's class for SEQ_2_SEQ_LM cannot run: those that read sounds. */
-  seq2seq: { pipeline: 'automatic-speech-recognition', autoClass: 'AutoModelForSpeechSeq2Seq' },
-  'image-classification': {
-    pipeline: 'image-classification',
-    autoClass: 'AutoModelForImageClassification',
-    command: 'classify --image',
-    input: 'picture.png',
-    onlyMerged: true,
-  },
+  /** Further tags. */
+  readonly tags?: readonly string[]
 }
 
 /** `org/name`: only such a base can be found on the Hub. */
@@ -79,16 +50,15 @@ const ID = /^[\w-][\w.-]*\/[\w-][\w.-]*$/
 
 /** The text of a card. */
 export function modelCard(parts: CardParts): string {
-  const { base, config, data, evalData, evalShare, metrics, settings } = parts
+  const { base, data, evalData, evalShare, metrics, settings } = parts
   const share = evalShare === undefined ? '' : `${evalShare} of the records in `
   const name = lastOf(parts.folder)
-  const calls = CALLS[config.taskType ?? String(settings.task)]
   const entries = Object.entries(metrics).filter(([, value]) => Number.isFinite(value))
   const numbers = entries.map(([metric, value]) => `| ${metric} | ${Number(value.toPrecision(5))} |`)
   const listed = Object.entries(settings).filter(([, value]) => value !== undefined)
   return [
     '---',
-    ...metadata(parts, name, calls?.pipeline, entries),
+    ...metadata(parts, name, entries),
     '---',
     '',
     `# ${name}`,
@@ -105,7 +75,7 @@ export function modelCard(parts: CardParts): string {
           ...numbers,
           '',
         ]),
-    ...usage(parts, calls),
+    ...usage(parts),
     '## Training',
     '',
     ...listed.map(([key, value]) => `- ${key}: ${typeof value === 'string' ? value : JSON.stringify(value)}`),
@@ -114,25 +84,19 @@ export function modelCard(parts: CardParts): string {
 }
 
 function metadata(
-  { baseName, config, data, evalData }: CardParts,
+  { baseName, use: { pipeline, tags: further = [] }, data, evalData }: CardParts,
   name: string,
-  pipeline: string | undefined,
   metrics: readonly (readonly [string, number])[],
 ): string[] {
   const isOnHub = ID.test(baseName)
   const text = JSON.stringify
-  const tags = [
-    ...(isOnHub ? [`base_model:adapter:${baseName}`] : []),
-    'lora',
-    'lowrank',
-    ...(config.taskType === 'FEATURE_EXTRACTION' ? ['sentence-similarity'] : []),
-  ]
+  const tags = [...(isOnHub ? [`base_model:adapter:${baseName}`] : []), 'lora', 'lowrank', ...further]
   const measured = metrics.map(([metric]) => metric)
   const dataset = lastOf(evalData[0] ?? data[0] ?? name)
   return [
     ...(isOnHub ? [`base_model: ${text(baseName)}`] : []),
     'library_name: peft',
-    ...(pipeline === undefined ? [] : [`pipeline_tag: ${pipeline}`]),
+    `pipeline_tag: ${pipeline}`,
     'tags:',
     ...tags.map((tag) => `- ${text(tag)}`),
     ...(data.length === 0 ? [] : ['datasets:', ...data.map((one) => `- ${text(datasetName(one))}`)]),
@@ -144,7 +108,7 @@ function metadata(
           `- name: ${text(name)}`,
           '  results:',
           '  - task:',
-          `      type: ${pipeline ?? 'other'}`,
+          `      type: ${pipeline}`,
           '    dataset:',
           `      name: ${text(dataset)}`,
           `      type: ${text(datasetName(dataset))}`,
@@ -154,11 +118,12 @@ function metadata(
   ]
 }
 
-function usage(parts: CardParts, calls: Calls | undefined): string[] {
-  if (calls?.command === undefined) return []
-  const { base, folder, labels, problemType, pooling, normalize } = parts
-  const { pipeline, autoClass, command, input = 'The', onlyMerged = false } = calls
-  const [verb, flag] = command.split(' ')
+function usage(parts: CardParts): string[] {
+  const { base, baseName, folder, config, labels, problemType, pooling, normalize } = parts
+  const { pipeline, autoClass, command, onlyMerged = false } = parts.use
+  if (command === undefined) return []
+  const [verb, flag, input] = command
+  const { revision } = config.peftFields
   const text = (value: string) => `'${value.replaceAll('\\', '\\\\').replaceAll("'", "\\'")}'`
   const options = pooling === undefined ? '' : `, pooling: ${text(pooling)}, normalize: ${normalize}`
   const alone = pooling === undefined ? '' : `, { pooling: ${text(pooling)}, normalize: ${normalize} }`
@@ -220,7 +185,7 @@ function usage(parts: CardParts, calls: Calls | undefined): string[] {
     'from peft import PeftModel',
     `from transformers import ${autoClass}`,
     '',
-    `base = ${autoClass}.from_pretrained(${JSON.stringify(ID.test(parts.baseName) ? parts.baseName : base)}${head})`,
+    `base = ${autoClass}.from_pretrained(${JSON.stringify(baseName)}${typeof revision === 'string' ? `, revision=${JSON.stringify(revision)}` : ''}${head})`,
     `model = PeftModel.from_pretrained(base, ${JSON.stringify(folder)})`,
     '```',
     '',

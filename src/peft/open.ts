@@ -166,7 +166,7 @@ async function openFolder(
     const unmatched = strict ? unmatchedProblems({ config, parts: () => parts }, configFile) : []
     const all = [...problems, ...(strict ? unknown : []), ...claimed.problems, ...unmatched]
     if (!isTolerant) throwFirst(all)
-    const notes = [...inside, ...asides, ...keyNotes, ...meaningNotes]
+    const notes = [...inside, ...asides, ...keyNotes, ...claimed.notes, ...meaningNotes]
     const byName = new Map(parts.map((part) => [part.name, part]))
     return {
       name: directory.name,

@@ -24,6 +24,8 @@ interface ClaimedOthers {
   /** Names of tensors that nothing claims. */
   readonly unclaimed: readonly string[]
   readonly problems: readonly LowrankError[]
+  /** Tensors that are left out, one clause each. */
+  readonly notes: readonly string[]
 }
 
 /** The modules with factors, by name. */
@@ -37,6 +39,9 @@ const ROWS_SUFFIX = '.token_adapter.trainable_tokens_delta'
  */
 const EMBEDDING =
   /(^decoder|(^|\.)(embed_tokens|embed_in|embed_out|wte|word_embeddings?|tok_embeddings|tokens_embed|embeddings|shared|patch_embeddings\.projection|(generator_)?lm_head|lm_loss|proj_out|output_projection|vocab_projector|predictions\.decoder))\.(weight|bias)$/
+
+/** Buffers that a model computes from its config, and that older versions saved: nothing trains them, and nobody reads them. */
+const COMPUTED = /(^|\.)(original_inv_freq|inv_freq|position_ids|masked_bias|(cos|sin)_cached)$/
 
 /** The key in PEFT's file of an embedding's rows. */
 export function rowsKey(name: string): string {
@@ -54,6 +59,7 @@ export function claimOthers(rest: readonly AdapterTensor[], found: FoundKinds, c
   const tokenRows = new Map<string, TokenRowsView<AdapterTensor>>()
   const unclaimed: string[] = []
   const problems: LowrankError[] = []
+  let hasComputed = false
   for (const info of rest) {
     const key = withoutPrefix(info.name)
     if (key?.endsWith(ROWS_SUFFIX) && key !== ROWS_SUFFIX) {
@@ -68,6 +74,10 @@ export function claimOthers(rest: readonly AdapterTensor[], found: FoundKinds, c
     }
     if (key !== undefined && (isCopy(key, config) || isBuffer(key, config))) continue
     const origin = key === undefined ? undefined : replacementOrigin(key, info.shape, config, found)
+    if (key !== undefined && origin === undefined && COMPUTED.test(key)) {
+      hasComputed = true
+      continue
+    }
     if (key === undefined || origin === undefined) {
       unclaimed.push(info.name)
       continue
@@ -82,7 +92,8 @@ export function claimOthers(rest: readonly AdapterTensor[], found: FoundKinds, c
   }
   if (unclaimed.length > 0) problems.push(unclaimedError(unclaimed, file))
   const parts = [...sortedByName(replacements), ...sortedByName(tokenRows)].map(([, part]) => part)
-  return { parts, unclaimed, problems }
+  const notes = hasComputed ? ['tensors that the model computes itself (such as inv_freq), which are left out'] : []
+  return { parts, unclaimed, problems, notes }
 }
 
 /**

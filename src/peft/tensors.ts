@@ -25,6 +25,8 @@ interface ClaimedTensors {
   readonly parts: readonly OpenPart[]
   /** Names of tensors that nothing claims. */
   readonly unclaimed: readonly string[]
+  /** Tensors that are left out, one clause each. */
+  readonly notes: readonly string[]
   /** In the order in which they were found. What is sound is among the parts all the same. */
   readonly problems: readonly LowrankError[]
 }
@@ -91,6 +93,7 @@ export function claimTensors(
   return {
     parts: [...layers.parts, ...experts.parts, ...others.parts],
     unclaimed: others.unclaimed,
+    notes: others.notes,
     problems: [...problems, ...experts.problems, ...replicated, ...layers.problems],
   }
 }

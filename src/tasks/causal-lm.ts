@@ -44,7 +44,28 @@ import { attentionMask, PROBE_BATCHES, padded, tokenLengths } from './token-batc
 export const causalLm: Task<ParsedRecord, Example> = {
   name: 'causal-lm',
   peftType: 'CAUSAL_LM',
-  reading: 'generate',
+  learns: 'to continue texts, and to answer',
+  records: [
+    { text: 'The sea was calm.' },
+    { prompt: 'The sea', completion: ' was calm.' },
+    { question: 'How was the sea?', answer: 'Calm.' },
+    {
+      messages: [
+        { role: 'user', content: 'How was the sea?' },
+        { role: 'assistant', content: 'Calm.' },
+      ],
+    },
+  ],
+  use: {
+    command: ['generate', '--prompt', 'The'],
+    pipeline: 'text-generation',
+    autoClass: 'AutoModelForCausalLM',
+  },
+  page: {
+    lesson: 'The adapter will learn to write like this text.',
+    unit: 'tokens',
+    settings: { maxSteps: 60, learningRate: 0.005, batchSize: 4 },
+  },
   lowerIsBetter: ['perplexity'],
 
   check(model) {
@@ -125,7 +146,8 @@ function encodePair(prompt: string, completion: string, { model, maxLength }: En
 function encodeTurns(chat: Chat, template: ChatTemplate, context: EncodeContext, where: string): Encoded<Example> {
   const { model, maxLength, chatTemplateArgs: args } = context
   const encoded = encodeChat(chat, { template, tokenizer: requireTokenizer(model), maxLength, args }, where)
-  return { examples: encoded.examples, isTruncated: encoded.isShortened || encoded.lostAnswers > 0 }
+  const { examples, isShortened, lostAnswers, notes } = encoded
+  return { examples, isTruncated: isShortened || lostAnswers > 0, notes }
 }
 
 class CausalLm implements OpenTask<Example> {

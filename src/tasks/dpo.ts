@@ -15,7 +15,7 @@ import { countTargets, type Example, IGNORED, type ParsedRecord } from '../text/
 import { type AnswerPair, parseAnswerPair } from './answer-pairs.js'
 import { causalLm, checkAllTokens, checkWidth, targetFeeds } from './causal-lm.js'
 import { chooseTargets, PROBED_TARGETS, probeTargets, targetsLength } from './next-tokens.js'
-import type { EncodeContext, OpenTask, Task } from './task.js'
+import type { EncodeContext, Encoded, OpenTask, Task } from './task.js'
 import { attentionMask, ownLength, PROBE_BATCHES, padded, tokenLengths } from './token-batch.js'
 
 /** A tokenized row: each answer behind its prompt. The tokens of the answer are the labels. */
@@ -51,7 +51,9 @@ type Two = readonly [chosen: number, rejected: number]
 export const dpo: Task<AnswerPair, AnswerExample, DpoOptions> = {
   name: 'dpo',
   peftType: 'CAUSAL_LM',
-  reading: 'generate',
+  learns: 'to prefer one answer to another',
+  records: [{ prompt: 'How was the sea?', chosen: 'Calm.', rejected: 'It was a sea.' }],
+  use: causalLm.use,
   options: OPTIONS,
 
   check: (model) => causalLm.check(model),
@@ -59,13 +61,15 @@ export const dpo: Task<AnswerPair, AnswerExample, DpoOptions> = {
   parse: parseAnswerPair,
 
   encode({ chosen, rejected, where }, context) {
-    const sides = [chosen, rejected].flatMap((record) => encodeAnswer(record, context, where) ?? [])
-    if (sides.length < SIDES) return { examples: [], isTruncated: false }
+    const encoded = [chosen, rejected].map((record) => encodeAnswer(record, context, where))
+    const sides = encoded.flatMap(({ examples }) => examples)
+    const notes = [...new Set(encoded.flatMap((one) => one.notes ?? []))]
+    if (sides.length < SIDES) return { examples: [], isTruncated: false, notes }
     const { maxLength } = context
     const [own, other] = countedAfter(chosen, sides, context).map((side) => cutTo(side, maxLength))
     const isTruncated = sides.some(({ inputIds }) => inputIds.length > maxLength)
     const isUseless = [own, other].some(({ labels }) => countTargets(labels) === 0) || isSame(own, other)
-    return { examples: isUseless ? [] : [{ chosen: own, rejected: other }], isTruncated }
+    return { examples: isUseless ? [] : [{ chosen: own, rejected: other }], isTruncated, notes }
   },
 
   tokens({ chosen, rejected }) {
@@ -77,10 +81,11 @@ export const dpo: Task<AnswerPair, AnswerExample, DpoOptions> = {
   open: (model, _, options = {}) => new Dpo(model, options),
 }
 
-/** An answer behind its prompt, of any length; undefined where it has no token. */
-function encodeAnswer(record: ParsedRecord, context: EncodeContext, where: string): Example | undefined {
-  const { examples } = causalLm.encode(record, { ...context, maxLength: Number.POSITIVE_INFINITY })
-  if (examples.length < 2) return examples[0]
+/** Encodes an answer behind its prompt, of any length; there is no example where it has no token. */
+function encodeAnswer(record: ParsedRecord, context: EncodeContext, where: string): Encoded<Example> {
+  const encoded = causalLm.encode(record, { ...context, maxLength: Number.POSITIVE_INFINITY })
+  const { examples } = encoded
+  if (examples.length < 2) return encoded
   throw new DataError({
     where,
     what: 'the chat template shows the messages of an answer differently once others follow',

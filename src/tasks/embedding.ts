@@ -63,7 +63,18 @@ const RECALLS = [1, 10]
 export const embedding: Task<RelatedTexts, RelatedExample, EmbeddingOptions> = {
   name: 'embedding',
   peftType: 'FEATURE_EXTRACTION',
-  reading: 'embed',
+  learns: 'to turn texts into vectors, like ones for like meanings',
+  records: [
+    { text: 'How was the sea?', textPair: 'The sea was calm.' },
+    { text: 'How was the sea?', textPair: 'The sea was calm.', negative: 'The soup was hot.' },
+    { text: 'The sea was calm.', textPair: 'The water lay still.', score: 0.9 },
+  ],
+  use: {
+    command: ['embed', '--text', 'The'],
+    pipeline: 'feature-extraction',
+    autoClass: 'AutoModel',
+    tags: ['sentence-similarity'],
+  },
   options: OPTIONS,
 
   check(model) {

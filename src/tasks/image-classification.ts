@@ -34,7 +34,19 @@ export interface ImageExample {
 export const imageClassification: Task<LabeledImage, ImageExample, LabelOptions> = {
   name: 'image-classification',
   peftType: undefined,
-  reading: 'classify',
+  learns: 'to give pictures labels',
+  records: [{ image: 'sea.jpg', label: 'calm' }],
+  use: {
+    command: ['classify', '--image', 'photo.jpg'],
+    pipeline: 'image-classification',
+    autoClass: 'AutoModelForImageClassification',
+    onlyMerged: true,
+  },
+  page: {
+    lesson: 'The adapter will learn labels for pictures.',
+    unit: 'pictures',
+    settings: { maxSteps: 100, learningRate: 0.002, batchSize: 8 },
+  },
   learningRate: 1e-3,
   headForm: findImageHead,
   options: LABEL_OPTIONS,

@@ -24,7 +24,7 @@ import {
   targetsLength,
   tokenMetrics,
 } from './next-tokens.js'
-import type { EncodeContext, OpenTask, Task } from './task.js'
+import type { EncodeContext, OpenTask, Task, TaskUse } from './task.js'
 import { parseTextPair, type TextPair } from './text-pair.js'
 import { attentionMask, PROBE_BATCHES, padded, roundUp, tokenLengths } from './token-batch.js'
 
@@ -39,8 +39,20 @@ export interface Seq2SeqExample {
 export const seq2seq: Task<TextPair, Seq2SeqExample> = {
   name: 'seq2seq',
   peftType: 'SEQ_2_SEQ_LM',
-  reading: 'generate',
+  learns: 'to write a text for another one, as T5 and BART do',
+  records: [{ text: 'The captain looked at the sea all night.', target: 'The captain looked at the sea.' }],
+  use: {
+    command: ['generate', '--prompt', 'The'],
+    pipeline: 'text2text-generation',
+    autoClass: 'AutoModelForSeq2SeqLM',
+    onlyMerged: true,
+  },
   lowerIsBetter: ['perplexity'],
+
+  isDefault({ graphs, onnx }) {
+    const family = inputFamily(readGraph(onnx.proto))
+    return family === 'encoder-decoder' || family === 'joined' || graphs.encoder !== undefined
+  },
 
   check(model) {
     const graph = readGraph(model.onnx.proto)
@@ -183,7 +195,7 @@ const DECODER_IDS = `${OF_DECODER}input_ids`
 
 class Seq2Seq implements OpenTask<Seq2SeqExample> {
   readonly probe: OpenTask['probe']
-  readonly hasPeftClass: boolean
+  readonly plainUse: TaskUse | undefined
   readonly #inputs: JoinedInputs
   readonly #start: number
   readonly #model: Model
@@ -193,8 +205,11 @@ class Seq2Seq implements OpenTask<Seq2SeqExample> {
     this.#inputs = joinedInputs(readGraph(model.onnx.proto))
     this.#start = startToken(model)
     const { features } = this.#inputs
-    // It feeds input_ids to the model, which sounds are none of: https://github.com/huggingface/peft/issues/1988
-    this.hasPeftClass = features === undefined
+    // PEFT's class feeds input_ids to the model, which sounds are none of: https://github.com/huggingface/peft/issues/1988
+    this.plainUse =
+      features === undefined
+        ? undefined
+        : { pipeline: 'automatic-speech-recognition', autoClass: 'AutoModelForSpeechSeq2Seq' }
     const [first, second] = PROBE_BATCHES.map(({ batch, sequence }, i) => {
       const source = features === undefined ? new Int32Array(sequence) : new Float32Array(features[0] * features[1])
       const examples = Array(batch).fill({ source, target: new Int32Array(PROBED_WIDTHS[i]) })

@@ -43,18 +43,53 @@ export interface Encoded<Example> {
   readonly examples: readonly Example[]
   /** It was longer than the limit. */
   readonly isTruncated: boolean
+  /** Parts of the row that are not learned, each as the end of a sentence: "3 of 10 records …". */
+  readonly notes?: readonly string[]
+}
+
+/** How adapters of a task are run: what the model card and the command line show. */
+export interface TaskUse {
+  /** lowrank's command, its option for the input, and an input to try; undefined where no command runs them. */
+  readonly command?: readonly [name: string, option: string, input: string]
+  /** The Hub's name of the task, which transformers.js's pipelines have too. */
+  readonly pipeline: string
+  /** The class of transformers that loads the base. */
+  readonly autoClass: string
+  /** True where transformers.js runs them only merged. */
+  readonly onlyMerged?: boolean
+  /** Further tags of the model card. */
+  readonly tags?: readonly string[]
+}
+
+/** What people are told of a task: help texts, model cards and the page have it from here. */
+export interface TaskFacts {
+  /** As users name it: causal-lm */
+  readonly name: string
+  /** What a model learns, behind "learns": to continue texts */
+  readonly learns: string
+  /** A sample record of each form. Records with these fields are of this task. */
+  readonly records: readonly Readonly<Record<string, unknown>>[]
+  readonly use: TaskUse
+  /** How the page offers it; undefined where the page cannot show the result. */
+  readonly page?: {
+    /** A sentence: "The adapter will learn labels for texts." */
+    readonly lesson: string
+    /** What its speed counts. */
+    readonly unit: 'tokens' | 'pictures'
+    /** Settings that suit a short run. */
+    readonly settings: { readonly maxSteps: number; readonly learningRate: number; readonly batchSize: number }
+  }
+  /** The highest learning rate where nothing is said, with LoRA+; undefined for that of training. docs/learning.md has the measurements. */
+  readonly learningRate?: number
 }
 
 /** One file of this folder, and one line in its table. */
-export interface Task<Row = unknown, Example = unknown, Options extends object = Record<string, unknown>> {
-  /** As users name it: causal-lm */
-  readonly name: string
+export interface Task<Row = unknown, Example = unknown, Options extends object = Record<string, unknown>>
+  extends TaskFacts {
   /** PEFT's task_type in adapter_config.json; undefined where it has none for this. */
   readonly peftType: string | undefined
-  /** How the outputs of a trained model are read: the session's method, and the file of infer/. */
-  readonly reading: 'generate' | 'classify' | 'embed' | 'tag'
-  /** The highest learning rate where nothing is said, with LoRA+; undefined for that of training. docs/learning.md has the measurements. */
-  readonly learningRate?: number
+  /** True for a model that is trained for this task where nothing else is said. Default: none. */
+  isDefault?(model: Pick<Model, 'graphs' | 'onnx'>): boolean
   /** Its metrics that are better when they are lower, as the loss is. */
   readonly lowerIsBetter?: readonly string[]
   /** The settings that it has of its own, and what each may be; undefined for none. */
@@ -119,8 +154,8 @@ export interface OpenTask<Example = unknown> extends Objective {
   readonly problemType?: ProblemType
   /** What is to be known of the examples before they are trained on. */
   readonly warnings?: readonly string[]
-  /** Whether PEFT's class for the task's type can run this model; a folder without a type is loaded by the plain class. Default true. */
-  readonly hasPeftClass?: boolean
+  /** How adapters of this model are run, where PEFT's class for the task's type cannot run it: their folder has no type, for PEFT's plain class. */
+  readonly plainUse?: TaskUse | undefined
   /** The name that a module of the graph has in the PyTorch model of this task, where it is another. */
   moduleName?(name: string): string
   /** Throws DataError, with the record, for an example of the evaluation data that has a target which no other had. */

@@ -20,12 +20,10 @@ export type TaskName = keyof typeof LOADERS
 
 export const TASK_NAMES = Object.keys(LOADERS) as readonly TaskName[]
 
-/** What a model is trained for where nothing else is asked for. */
-export async function defaultTask({ graphs, onnx }: Pick<Model, 'graphs' | 'onnx'>): Promise<TaskName> {
-  const { inputFamily } = await import('../graph/inputs/family.js')
-  const { readGraph } = await import('../graph/view/graph.js')
-  const family = inputFamily(readGraph(onnx.proto))
-  return family === 'encoder-decoder' || family === 'joined' || graphs.encoder !== undefined ? 'seq2seq' : 'causal-lm'
+/** What a model is trained for where nothing else is asked for: the first task that says so, else the first of the table. */
+export async function defaultTask(model: Pick<Model, 'graphs' | 'onnx'>): Promise<TaskName> {
+  for (const name of TASK_NAMES) if ((await loadTask(name)).isDefault?.(model)) return name
+  return TASK_NAMES[0]
 }
 
 /** @throws ConfigError for a name that no task has */
@@ -47,18 +45,18 @@ export async function loadTaskOf(
   return undefined
 }
 
-/** The tasks that a model can be trained for. */
-export async function tasksFor(model: Model): Promise<TaskName[]> {
-  const able: TaskName[] = []
-  for (const name of TASK_NAMES) {
+/** The tasks that a model can be trained for; all without a model. */
+export async function tasksFor(model?: Model): Promise<Task[]> {
+  const tasks = await Promise.all(TASK_NAMES.map(loadTask))
+  return tasks.filter((task) => {
     try {
-      ;(await LOADERS[name]()).check(model)
-      able.push(name)
+      if (model !== undefined) task.check(model)
+      return true
     } catch (error) {
-      if (!(error instanceof LowrankError)) throw error
+      if (error instanceof LowrankError) return false
+      throw error
     }
-  }
-  return able
+  })
 }
 
 /** @throws ConfigError for a name that no task has */

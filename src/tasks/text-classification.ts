@@ -35,7 +35,22 @@ export interface LabeledExample {
 export const textClassification: Task<LabeledText, LabeledExample, LabelOptions> = {
   name: 'text-classification',
   peftType: 'SEQ_CLS',
-  reading: 'classify',
+  learns: 'to give texts labels',
+  records: [
+    { text: 'The sea was calm.', label: 'good' },
+    { text: 'The sea was calm.', labels: ['good', 'sea'] },
+    { text: 'The sea was calm.', textPair: 'The water lay still.', label: 'same' },
+  ],
+  use: {
+    command: ['classify', '--text', 'The'],
+    pipeline: 'text-classification',
+    autoClass: 'AutoModelForSequenceClassification',
+  },
+  page: {
+    lesson: 'The adapter will learn labels for texts.',
+    unit: 'tokens',
+    settings: { maxSteps: 100, learningRate: 0.002, batchSize: 8 },
+  },
   headForm: findTextHead,
   options: LABEL_OPTIONS,
 

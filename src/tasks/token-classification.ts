@@ -53,7 +53,16 @@ const ROWS = 'loss/rows'
 export const tokenClassification: Task<TaggedText, TaggedExample, TagOptions> = {
   name: 'token-classification',
   peftType: 'TOKEN_CLS',
-  reading: 'tag',
+  learns: 'to give words labels, such as names of people',
+  records: [
+    { words: ['Ahab', 'saw', 'Nantucket'], tags: ['B-PER', 'O', 'B-LOC'] },
+    { text: 'Ahab saw Nantucket', entities: [{ start: 9, end: 18, label: 'LOC' }] },
+  ],
+  use: {
+    command: ['classify', '--text', 'The'],
+    pipeline: 'token-classification',
+    autoClass: 'AutoModelForTokenClassification',
+  },
   learningRate: 6e-4,
   headForm: findTokenHead,
   options: TAG_OPTIONS,

@@ -1,11 +1,11 @@
 // Chats → token ids, and labels on what the assistant writes. A chat is encoded as one text, and the characters that count are
-// mapped to tokens, so that ids are those of the text the model sees at inference.
+// mapped to tokens, so that ids are those of the text that the model sees at inference.
 
-import { MismatchError } from '../base/errors.js'
+import { DataError, MismatchError } from '../base/errors.js'
 import type { Span } from './added-tokens.js'
 import type { Chat, ChatMessage } from './chat.js'
 import { type Example, IGNORED } from './records.js'
-import type { ChatTemplate, RenderedTurns } from './template.js'
+import type { ChatTemplate, RenderedTurns, RenderOptions } from './template.js'
 import { commonLength, type Tokenizer } from './tokenizer.js'
 
 /** How chats of one model are encoded. */
@@ -26,116 +26,233 @@ export interface MarkedText {
 
 /** The examples of one chat. */
 export interface EncodedChat {
-  readonly examples: Example[]
+  readonly examples: readonly Example[]
   /** Early turns were left out because the chat is too long. */
   readonly isShortened: boolean
   /** Answers that are too long even alone with what they answer. */
   readonly lostAnswers: number
+  /** Parts of the chat that the model does not learn, each as the end of a sentence: "3 of 10 records …". */
+  readonly notes: readonly string[]
 }
 
 /**
  * Encodes a chat. Where the template marks what the model writes, or shows earlier turns as they were shown when they were
  * answered, it is one example; else one for each answer, rendered as at inference. Too long, it loses whole early turns, never the
- * system message or the last answer.
+ * system message or the last answer. Answers of weight 0 and empty ones are not learned.
  *
  * @throws DataError when the template refuses the chat, MismatchError when it writes an answer in another form than it asks for one
  */
 export function encodeChat(chat: Chat, encoding: ChatEncoding, where: string): EncodedChat {
   const result = { examples: [] as Example[], isShortened: false, lostAnswers: 0 }
-  const isTooLong = ({ inputIds }: Example) => inputIds.length > encoding.maxLength
-  const whole = markChat(chat, encoding, where).map((marked) => ({ ...marked, example: encode(marked, encoding) }))
-  for (const { upTo, example } of whole) {
-    if (!isTooLong(example)) {
-      result.examples.push(example)
+  const fitting = (marked: MarkedText | undefined): Example | undefined => {
+    const example = marked && encode(marked, encoding)
+    return example !== undefined && example.inputIds.length <= encoding.maxLength ? example : undefined
+  }
+  /** The first turn of the part that was left of the text before. */
+  let first: number | undefined
+  const { texts, notes } = answerTexts(chat, encoding, where, (text) => fitting({ text, spans: [] }) === undefined)
+  for (const { upTo, mark } of texts) {
+    const whole = first === undefined ? fitting(mark()) : undefined
+    if (whole !== undefined) {
+      result.examples.push(whole)
       continue
     }
-    const shorter = shorten(upTo, encoding, where)
-    if (shorter === undefined) result.lostAnswers++
+    const parts = shorterChats(upTo).map((part) => () => answerTexts(part, encoding, where).texts.at(-1)?.mark())
+    // Behind a long text, the next one loses about as many turns.
+    const found = longest([mark, ...parts], (option) => fitting(option()), first ?? parts.length)
+    if (found === undefined) result.lostAnswers++
     else {
-      result.examples.push(shorter)
-      result.isShortened = true
+      first = found.index
+      result.examples.push(found.value)
+      result.isShortened ||= found.index > 0
     }
   }
-  return result
+  return { ...result, notes }
 }
 
-/** The last part of a chat that fits; undefined when not even the last answer does. */
-function shorten(chat: Chat, encoding: ChatEncoding, where: string): Example | undefined {
+/** The chat without its first turns, in all ways that keep the system messages and the last answer, longest first. */
+function shorterChats(chat: Chat): Chat[] {
   const { messages, learnFrom } = chat
   const system = messages.findIndex(({ role }) => role !== 'system' && role !== 'developer')
-  const last = messages.findLastIndex(({ role }) => role === 'assistant')
-  for (let first = system + 1; first <= last; first++) {
-    if (messages[first].role !== 'user') continue
+  return messages.flatMap(({ role }, first) => {
+    if (first <= system || role !== 'user') return []
     const kept = [...messages.slice(0, system), ...messages.slice(first)]
-    const shorter = { ...chat, messages: kept, learnFrom: Math.max(0, learnFrom - (first - system)) }
-    // Only the last answer is sure to be in each part: where every answer is a text of its own, that is this one.
-    const marked = markChat(shorter, encoding, where).at(-1)
-    const example = marked && encode(marked, encoding)
-    if (example !== undefined && example.inputIds.length <= encoding.maxLength) return example
+    return { ...chat, messages: kept, learnFrom: Math.max(0, learnFrom - (first - system)) }
+  })
+}
+
+/** Finds the first option that gives a value, if all behind it give one too: from a guess on in ever larger steps, then by halves. */
+function longest<Option, Value>(
+  options: readonly Option[],
+  read: (option: Option) => Value | undefined,
+  guess: number,
+): { index: number; value: Value } | undefined {
+  let found: { index: number; value: Value } | undefined
+  let [none, index, step] = [-1, guess, 1]
+  while (index > none && index < (found?.index ?? options.length)) {
+    const value = read(options[index])
+    if (value === undefined) none = index
+    else found = { index, value }
+    const isOpen = found === undefined || none < 0
+    const next = found === undefined ? none + step : found.index - step
+    index = isOpen ? Math.min(Math.max(next, 0), options.length - 1) : (none + found!.index) >> 1
+    step *= 2
   }
-  return undefined
+  return found
+}
+
+/** To render a chat up to each of its answers takes a time that grows with the square of their number. */
+const SHOWN_ANSWERS = 32
+
+/** The texts of a chat that hold answers to learn, in order; each is rendered when it is asked for. */
+interface AnswerTexts {
+  readonly texts: readonly { readonly upTo: Chat; mark(): MarkedText }[]
+  readonly notes: readonly string[]
 }
 
 /**
- * The texts of a chat with the characters that the model writes, before any is cut. Without an answer to learn from there is none.
+ * Renders the texts of a chat with the characters that the model writes, before any is cut. Without an answer to learn there is none.
  *
  * @throws as {@link encodeChat}
  */
 export function markChat(
   chat: Chat,
-  { template, args }: Pick<ChatEncoding, 'template' | 'args'>,
+  encoding: Pick<ChatEncoding, 'template' | 'args'>,
   where: string,
 ): (MarkedText & { readonly upTo: Chat })[] {
-  const { messages, learnFrom } = chat
-  const answers = messages.flatMap(({ role }, i) => (role === 'assistant' && i >= learnFrom ? [i] : []))
-  const lastAnswer = answers.at(-1)
-  if (lastAnswer === undefined) return []
+  return answerTexts(chat, encoding, where).texts.map(({ upTo, mark }) => ({ ...mark(), upTo }))
+}
+
+function answerTexts(
+  chat: Chat,
+  { template, args }: Pick<ChatEncoding, 'template' | 'args'>,
+  where: string,
+  isTooLong: (text: string) => boolean = () => false,
+): AnswerTexts {
+  const { messages } = chat
   const options = { tools: chat.tools, args: { ...args, ...chat.args } }
+  const { answers, notes } = answersToLearn(chat, template, options, where)
+  const lastAnswer = answers.at(-1)
+  if (lastAnswer === undefined) return { texts: [], notes }
   const upTo = (end: number): Chat => ({ ...chat, messages: messages.slice(0, end) })
+  const one = (marked: MarkedText): AnswerTexts => ({
+    texts: [{ upTo: upTo(lastAnswer + 1), mark: () => marked }],
+    notes,
+  })
   const render = (end: number, addGenerationPrompt = false) =>
     template.render(messages.slice(0, end), { ...options, addGenerationPrompt }, where)
+  const promptOf = (index: number, text: string) =>
+    index > 0 ? render(index, true).text : text.slice(0, firstAnswerStart(template, options, text, where))
+
   const turns = template.marksGeneration
     ? undefined
     : template.renderTurns(messages.slice(0, lastAnswer + 1), options, where)
   const quick = turns && answerSpans(turns, answers)
-  if (turns !== undefined && quick !== undefined)
-    return [{ text: turns.text, spans: quick, upTo: upTo(lastAnswer + 1) }]
+  if (turns !== undefined && quick !== undefined) return one({ text: turns.text, spans: quick })
   const all = render(lastAnswer + 1)
   if (template.marksGeneration) {
     const { text, generated } = all
-    const given = answersBefore(messages, learnFrom)
-    const spans =
-      given === 0 ? generated : generated.filter(({ end }) => end > commonLength(text, render(learnFrom, true).text))
-    return [{ text, spans, upTo: upTo(lastAnswer + 1) }]
+    const skipped = [...messages.keys()].filter((index) => {
+      return index < lastAnswer && messages[index].role === 'assistant' && !answers.includes(index)
+    })
+    const endIn = (other: string) => commonLength(text, other)
+    const ranges = skipped
+      .filter((index) => index >= chat.learnFrom)
+      .map((index) => [endIn(promptOf(index, text)), endIn(render(index + 1).text)])
+    if (skipped.length > ranges.length) ranges.push([0, endIn(promptOf(chat.learnFrom, text))])
+    const isSkipped = ({ end }: Span) => ranges.some(([from, to]) => end > from && end <= to)
+    return one({ text, spans: generated.filter((span) => !isSkipped(span)) })
   }
 
   const spans: Span[] = []
-  for (const index of answers) {
-    const { text: prompt } = render(index, true)
+  // Of a text that is cut anyway, only its form counts, which some of its answers show.
+  const stride = answers.length > SHOWN_ANSWERS && isTooLong(all.text) ? Math.ceil(answers.length / SHOWN_ANSWERS) : 1
+  const shown = answers.filter((index, i) => i % stride === 0 || index === lastAnswer)
+  for (const index of shown) {
     const { text: answered } = index === lastAnswer ? all : render(index + 1)
+    const prompt = promptOf(index, answered)
     if (!all.text.startsWith(prompt) || !all.text.startsWith(answered)) break
     spans.push({ start: prompt.length, end: answered.length })
   }
-  if (spans.length === answers.length) return [{ text: all.text, spans, upTo: upTo(lastAnswer + 1) }]
+  if (spans.length === shown.length) return one({ text: all.text, spans })
 
-  return answers.map((index) => {
-    const { text: prompt } = render(index, true)
-    const { text } = index === lastAnswer ? all : render(index + 1)
-    const probe = [...messages.slice(0, index), { role: 'assistant', content: 'x' }]
-    const start = text.startsWith(prompt)
-      ? prompt.length
-      : answerStart(text, prompt, render(index).text, template.render(probe, options, where).text)
-    if (start === undefined) throw notAsAsked(template, text, prompt, where)
-    const asked = prompt + text.slice(start)
-    return { text: asked, spans: [{ start: prompt.length, end: asked.length }], upTo: upTo(index + 1) }
-  })
+  const texts = answers.map((index) => ({
+    upTo: upTo(index + 1),
+    mark(): MarkedText {
+      const { text } = index === lastAnswer ? all : render(index + 1)
+      const prompt = promptOf(index, text)
+      const probe = [...messages.slice(0, index), { role: 'assistant', content: 'x' }]
+      const start = text.startsWith(prompt)
+        ? prompt.length
+        : answerStart(text, prompt, render(index).text, template.render(probe, options, where).text)
+      if (start === undefined) throw notAsAsked(template, text, prompt, where)
+      const asked = prompt + text.slice(start)
+      return { text: asked, spans: [{ start: prompt.length, end: asked.length }] }
+    },
+  }))
+  return { texts, notes }
+}
+
+/** Indices of the answers to learn: those that are not given, have a weight and say something. */
+function answersToLearn(
+  { messages, learnFrom, tools }: Chat,
+  template: ChatTemplate,
+  options: RenderOptions,
+  where: string,
+): { answers: number[]; notes: string[] } {
+  const isOwn = ({ role, weight }: ChatMessage, i: number) => role === 'assistant' && i >= learnFrom && weight !== 0
+  const end = messages.findLastIndex(isOwn) + 1
+  /** True if the template writes the same without something. */
+  const isLost = (without: (all: readonly ChatMessage[]) => readonly ChatMessage[], tools = options.tools): boolean => {
+    // Templates may refuse a message without content, which calls can stand in for.
+    const all = messages.slice(0, end).map((message) => ({ ...message, content: message.content ?? '' }))
+    try {
+      const [one, other] = [
+        template.render(all, options, where),
+        template.render(without(all), { ...options, tools }, where),
+      ]
+      return one.text === other.text
+    } catch (error) {
+      if (error instanceof DataError) return false
+      throw error
+    }
+  }
+  const hasCalls = ({ tool_calls = [] }: ChatMessage) => tool_calls.length > 0
+  const losesTools = end > 0 && tools !== undefined && isLost((all) => all, [])
+  const losesCalls =
+    messages.slice(0, end).some(hasCalls) && isLost((all) => all.map(({ tool_calls: _, ...message }) => message))
+  const isEmpty = (message: ChatMessage & { readonly reasoning_content?: unknown }) => {
+    const { content = '', reasoning_content: thought = '' } = message
+    return `${content}${thought}`.trim() === '' && (losesCalls || !hasCalls(message))
+  }
+  const own = [...messages.keys()].filter((i) => isOwn(messages[i], i))
+  const answers = own.filter((i) => !isEmpty(messages[i]))
+  const notes = [
+    ...(losesTools ? ['have tools, for which the chat template has no place'] : []),
+    ...(losesCalls ? ['have tool calls, for which the chat template has no place'] : []),
+    ...(answers.length < own.length ? ['have empty answers, which are not learned'] : []),
+  ]
+  return { answers, notes }
 }
 
 /** The answers of turns that are sure to be shown as they were asked for; undefined when one does not begin as its prompt. */
 function answerSpans({ text, ends, prompt }: RenderedTurns, answers: readonly number[]): Span[] | undefined {
-  const spans = answers.map((index) => ({ start: (ends[index - 1] ?? 0) + prompt.length, end: ends[index] }))
+  const spans = answers.map((index) => {
+    // Before the first message there can be a text that belongs to none.
+    const start = index > 0 ? ends[index - 1] : text.slice(0, ends[0]).indexOf(prompt)
+    return { start: start + prompt.length, end: ends[index] }
+  })
   const isAsked = spans.every(({ start, end }) => start <= end && text.startsWith(prompt, start - prompt.length))
   return isAsked ? spans : undefined
+}
+
+/** Where the answer of a chat begins whose first message it is. Many templates take no empty chat, so another one tells their prompt. */
+function firstAnswerStart(template: ChatTemplate, options: RenderOptions, text: string, where: string): number {
+  const question = [{ role: 'user', content: 'x' }]
+  const bare = template.render(question, options, where).text
+  const asking = template.render(question, { ...options, addGenerationPrompt: true }, where).text
+  const prompt = asking.slice(commonLength(bare, asking))
+  return Math.max(0, text.indexOf(prompt)) + prompt.length
 }
 
 /** A tag that is opened and not closed: thinking that the model has to go on with. */
@@ -156,10 +273,6 @@ function answerStart(text: string, prompt: string, given: string, probe: string)
   return open === undefined || text.includes(`</${open}>`, start) ? start : undefined
 }
 
-function answersBefore(messages: readonly ChatMessage[], end: number): number {
-  return messages.slice(0, end).filter(({ role }) => role === 'assistant').length
-}
-
 function notAsAsked({ name }: ChatTemplate, text: string, prompt: string, where: string): MismatchError {
   const at = commonLength(text, prompt)
   return new MismatchError({
@@ -175,7 +288,8 @@ function encode({ text, spans }: MarkedText, { tokenizer }: Pick<ChatEncoding, '
   const { ids, ranges } = tokenizer.encodeSpans(text, spans)
   const inputIds = Int32Array.from(ids)
   const labels = new Int32Array(ids.length).fill(IGNORED)
-  // Nothing predicts the first token.
-  for (const [first, end] of ranges) labels.set(inputIds.subarray(Math.max(1, first), end), Math.max(1, first))
+  // Nothing predicts the first token, and a text can have none.
+  for (const [first, end] of ranges)
+    if (end > 1) labels.set(inputIds.subarray(Math.max(1, first), end), Math.max(1, first))
   return { inputIds, labels }
 }

@@ -1,12 +1,15 @@
 // A model's chat template: messages → the text that the model was trained to read, as transformers' apply_chat_template renders it.
 // What reads and runs templates loads with the first of them.
 
-import { type Directory, readAll, readJson } from '../base/bytes.js'
+import { type Directory, readJson, readText } from '../base/bytes.js'
 import { FormatError } from '../base/errors.js'
 import { isObject } from '../base/options.js'
 import { type ChatTemplate, DEFAULT_TEMPLATE, type TemplateSource } from './template.js'
 
-/** Where models of texts and pictures have theirs. */
+/** The longest known templates have some 20 kB. */
+const MAX_BYTES = 1_000_000
+
+/** The file of models of texts and pictures. */
 const OF_PROCESSOR = 'chat_template.json'
 
 /** Special tokens that templates may name. */
@@ -30,12 +33,7 @@ export async function loadChatTemplate(directory: Directory, text?: string): Pro
     compile({ name, texts: new Map([[DEFAULT_TEMPLATE, text]]), specialTokens })
   if (text !== undefined) return single('chatTemplate', text)
   if (await directory.has('chat_template.jinja')) {
-    const source = await directory.open('chat_template.jinja')
-    try {
-      return await single(source.name, new TextDecoder().decode(await readAll(source)))
-    } finally {
-      await source.close()
-    }
+    return single(`${directory.name}/chat_template.jinja`, await readText(directory, 'chat_template.jinja', MAX_BYTES))
   }
   const file = (await directory.has(OF_PROCESSOR)) ? OF_PROCESSOR : 'tokenizer_config.json'
   const holder = file === OF_PROCESSOR ? await readJson(directory, file) : fields
@@ -63,4 +61,27 @@ function specialTokensOf(config: Readonly<Record<string, unknown>>): Record<stri
     if (typeof content === 'string') tokens[name] = content
   }
   return tokens
+}
+
+/**
+ * The template with a first line for each variable of training: an adapter is asked with both, so they are kept as one text. A variable
+ * that the caller sets keeps the caller's value.
+ *
+ * @param args values that JSON has
+ */
+export function recordTemplate(text: string, args: Readonly<Record<string, unknown>> = {}): string {
+  const named = Object.entries(args).filter(([name]) => /^[A-Za-z_]\w*$/.test(name))
+  const lines = named.map(([name, value]) => {
+    return `{%- if ${name} is not defined %}{%- set ${name} = ${literal(value)} %}{%- endif %}`
+  })
+  return lines.length === 0 ? text : `${lines.join('\n')}\n{{- '' }}${text}`
+}
+
+/** A value as Jinja writes it. */
+function literal(value: unknown): string {
+  if (value === null || value === undefined) return 'none'
+  if (Array.isArray(value)) return `[${value.map(literal).join(', ')}]`
+  if (typeof value !== 'object') return JSON.stringify(value)
+  const entries = Object.entries(value).map(([key, one]) => `${JSON.stringify(key)}: ${literal(one)}`)
+  return `{${entries.join(', ')}}`
 }

@@ -1,5 +1,5 @@
-// Chats as data sets hold them → one form: a list of messages with roles, as chat templates take it. What is not a chat, or one
-// whose turns cannot be told apart, is refused with where it is.
+// Chats as data sets hold them → one form: a list of messages with roles, as chat templates take it. A record that is no chat is
+// refused with its place in the data. In which order roles may come, the model's template decides.
 
 import { DataError } from '../base/errors.js'
 import { isObject } from '../base/options.js'
@@ -10,6 +10,8 @@ export interface ChatMessage {
   /** Missing only beside tool calls. */
   readonly content?: string
   readonly tool_calls?: readonly unknown[]
+  /** 0 for an answer that the model does not learn, as in OpenAI's data. Default 1. */
+  readonly weight?: number
 }
 
 /** A part of a message: text, or the place of a picture. */
@@ -32,11 +34,7 @@ export interface Chat {
 
 type Fields = Readonly<Record<string, unknown>>
 
-/** Roles that set the scene; such messages come first. */
-const SYSTEM_ROLES = ['system', 'developer']
-/** Roles of what functions answered. */
-const TOOL_ROLES = ['tool', 'function', 'ipython']
-const ROLES = [...SYSTEM_ROLES, 'user', 'assistant', ...TOOL_ROLES]
+const ROLES = ['system', 'developer', 'user', 'assistant', 'tool', 'function', 'ipython']
 
 /** Names under which data sets keep what a model thought before it answered; templates read the first or the second. */
 const REASONING_FIELDS = ['reasoning_content', 'thinking', 'reasoning']
@@ -55,7 +53,7 @@ const SHAREGPT_ROLES: Readonly<Record<string, string>> = {
 /**
  * The chat of a record: `messages`; ShareGPT's `conversations`; or TRL's `prompt` and `completion` as lists of messages.
  *
- * @throws DataError naming the message: no role or an unknown one, no content, or out of order
+ * @throws DataError naming the message: no role or an unknown one, no content, or a weight other than 0 and 1
  */
 export function parseChat(record: Fields, where: string): Chat {
   const tools = list(record.tools, 'tools', where)
@@ -65,7 +63,7 @@ export function parseChat(record: Fields, where: string): Chat {
   }
   const { given, answers } = turnsOf(record, where)
   const messages = [...given, ...answers].map((message, i) => checkMessage(message, `${where}, message ${i + 1}`))
-  checkOrder(messages, where)
+  checkSome(messages, where)
   return {
     messages,
     learnFrom: given.length,
@@ -86,8 +84,12 @@ export function parseParts(messages: readonly unknown[], where: string): readonl
     if (!isParts(content)) return checkMessage(message, place)
     return { ...checkMessage({ ...(message as object), content: '' }, place), content }
   })
-  checkOrder(parsed, where)
+  checkSome(parsed, where)
   return parsed
+}
+
+function checkSome(messages: readonly unknown[], where: string): void {
+  if (messages.length === 0) throw new DataError({ where, what: 'a chat without messages' })
 }
 
 /** Messages that are given, and those to learn from. */
@@ -103,7 +105,11 @@ function turnsOf(record: Fields, where: string): { given: readonly unknown[]; an
   }
   const { prompt, completion } = record
   const answers = typeof completion === 'string' ? [{ role: 'assistant', content: completion }] : asList(completion)
-  return { given: asList(prompt), answers }
+  const given = asList(prompt)
+  if (answers.length > given.length && given.every((one, i) => JSON.stringify(one) === JSON.stringify(answers[i]))) {
+    throw new DataError({ where, what: 'the answer begins with the prompt again', hint: 'Leave it out of the answer' })
+  }
+  return { given, answers }
 }
 
 /** The chat of a question and its answer. */
@@ -162,10 +168,19 @@ function checkMessage(message: unknown, where: string): ChatMessage {
   const fields = Object.fromEntries(
     Object.entries(message).filter(([, value]) => value !== null && value !== undefined),
   )
-  const { role, tool_calls } = fields
+  const { role, tool_calls, weight = 1 } = fields
   if (typeof role !== 'string' || !ROLES.includes(role)) {
     const got = role === undefined ? 'no role' : JSON.stringify(role)
     throw new DataError({ where, what: 'an unknown role', expected: ROLES.join(', '), got })
+  }
+  if (role === 'assistant' && weight !== 0 && weight !== 1) {
+    throw new DataError({
+      where,
+      what: 'a weight that is not read',
+      expected: '0 or 1',
+      got: JSON.stringify(weight),
+      hint: 'An answer counts for the loss or not: 1 or 0',
+    })
   }
   const content = textOf(fields.content)
   const hasCalls = role === 'assistant' && Array.isArray(tool_calls) && tool_calls.length > 0
@@ -197,32 +212,11 @@ function textOf(content: unknown): string | undefined {
   return isText ? content.map((part) => part.text).join('') : undefined
 }
 
-/** Whether content is parts, with the place of a picture among them. */
+/** True for a list of parts with the place of a picture among them. */
 function isParts(content: unknown): content is readonly MessagePart[] {
   if (!Array.isArray(content)) return false
   const isKnown = content.every(
     (part) => part?.type === 'image' || (part?.type === 'text' && typeof part.text === 'string'),
   )
   return isKnown && content.some(({ type }) => type === 'image')
-}
-
-/** Throws DataError unless system messages come first and then user and assistant take turns, with tools answering in between. */
-function checkOrder(messages: readonly MessageOfParts[], where: string): void {
-  const refuse = (index: number, expected: string) => {
-    const { role } = messages[index]
-    throw new DataError({ where: `${where}, message ${index + 1}`, what: 'roles out of order', expected, got: role })
-  }
-  if (messages.length === 0) throw new DataError({ where, what: 'a chat without messages' })
-  let before = 'system'
-  for (const [i, { role }] of messages.entries()) {
-    const isTool = TOOL_ROLES.includes(role)
-    if (SYSTEM_ROLES.includes(role)) {
-      if (!SYSTEM_ROLES.includes(before)) refuse(i, 'system only before all others')
-    } else if (isTool) {
-      if (before !== 'assistant' && before !== 'tool') refuse(i, 'a tool to answer an assistant')
-    } else if (role === 'user') {
-      if (before === 'user') refuse(i, 'user and assistant in turn')
-    } else if (before !== 'user' && before !== 'tool') refuse(i, 'user before assistant')
-    before = isTool ? 'tool' : role
-  }
 }

@@ -3,7 +3,7 @@
 import { DataError, FormatError } from '../base/errors.js'
 import type { Span } from './added-tokens.js'
 import type { MessageOfParts } from './chat.js'
-import { CLOSE_MARK, type CompiledTemplate, compileJinja, marksGeneration, OPEN_MARK, type Renderer } from './jinja.js'
+import { CLOSE_MARK, type CompiledTemplate, compileJinja, OPEN_MARK, type Renderer } from './jinja.js'
 import {
   type ChatTemplate,
   DEFAULT_TEMPLATE,
@@ -13,7 +13,7 @@ import {
 } from './template.js'
 import { TURN_MARK } from './turnwise.js'
 
-/** Of the templates of a list, the one for chats with tools. */
+/** The name of the template for chats with tools, in a list of templates. */
 const TOOL_TEMPLATE = 'tool_use'
 
 /**
@@ -25,9 +25,7 @@ export async function compileChatTemplate(source: TemplateSource): Promise<ChatT
   const library = await import('@huggingface/jinja')
   const { name: where, specialTokens } = source
   const compiled = new Map<string, CompiledTemplate>()
-  const marking = new Set<string>()
   for (const [name, text] of source.texts) {
-    if (marksGeneration(text)) marking.add(name)
     try {
       compiled.set(name, compileJinja(library, text))
     } catch (cause) {
@@ -49,8 +47,8 @@ export async function compileChatTemplate(source: TemplateSource): Promise<ChatT
       hint: 'Give one with chatTemplate (--chat-template FILE)',
     })
   }
-  const nameFor = (tools: RenderOptions['tools']) =>
-    tools !== undefined && compiled.has(TOOL_TEMPLATE) ? TOOL_TEMPLATE : fallback
+  const templateFor = (tools: RenderOptions['tools']) =>
+    compiled.get(tools !== undefined && compiled.has(TOOL_TEMPLATE) ? TOOL_TEMPLATE : fallback)!
   const run = (
     render: Renderer,
     messages: readonly MessageOfParts[],
@@ -78,14 +76,14 @@ export async function compileChatTemplate(source: TemplateSource): Promise<ChatT
   return {
     name: where,
     text: source.texts.get(fallback) as string,
-    marksGeneration: marking.has(fallback),
+    marksGeneration: compiled.get(fallback)!.marksGeneration,
     render(messages, options, record) {
-      const used = nameFor(options.tools)
-      const text = run(compiled.get(used)!.render, messages, options, record)
-      return marking.has(used) ? readMarks(text, record) : { text, generated: [] }
+      const { render, marksGeneration } = templateFor(options.tools)
+      const text = run(render, messages, options, record)
+      return marksGeneration ? readMarks(text, record) : { text, generated: [] }
     },
     renderTurns(messages, options, record) {
-      const render = compiled.get(nameFor(options.tools))!.renderTurns
+      const render = templateFor(options.tools).renderTurns
       if (render === undefined) return undefined
       const parts = run(render, messages, { ...options, addGenerationPrompt: true }, record).split(TURN_MARK)
       // Messages may hold the mark themselves.

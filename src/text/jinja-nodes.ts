@@ -1,8 +1,8 @@
-// The parsed form of a template, as @huggingface/jinja has it: what is needed to look through it and to change it.
+// The parsed form of a template, as @huggingface/jinja has it: walking through its nodes.
 
 /** A node. Fields beside its type depend on it. */
 export interface Node {
-  readonly type: string
+  type: string
   [field: string]: unknown
 }
 

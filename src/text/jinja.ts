@@ -1,20 +1,35 @@
-// Jinja by @huggingface/jinja, with what it lacks beside Jinja's own: strip, lstrip and rstrip of given characters, line ends of
-// any system, and marks in the place of transformers' {% generation %} tags.
+// Jinja by @huggingface/jinja, with what it lacks beside Jinja's own: a limit on work, strip, lstrip and rstrip of given characters,
+// line ends of any system, and marks in the place of transformers' {% generation %} tags.
 
-import type { Template } from '@huggingface/jinja'
 import { childrenOf, type Node, variableName } from './jinja-nodes.js'
 import { markTurns } from './turnwise.js'
 
-/** Put into a text where a generated part begins and ends: characters that Unicode reserves for a program's own use. */
+/** Characters that Unicode reserves for a program's own use. They stand where a generated part begins and ends. */
 export const [OPEN_MARK, CLOSE_MARK] = ['\ufdd0', '\ufdd1']
 
 const GENERATION_TAG = /\{%(-?)\s*(end)?generation\s*(-?)%\}/g
-const COMMENT = /\{#[\s\S]*?#\}/g
 
-/** Whether a template marks what the model writes. */
-export function marksGeneration(template: string): boolean {
-  return template.replace(COMMENT, '').search(GENERATION_TAG) >= 0
-}
+/** The longest known templates have some 20 kB; more than this is no template. */
+export const MAX_TEMPLATE_LENGTH = 1_000_000
+/** The library looks for tags behind white space in a time that grows with the square of its length. */
+const LONG_SPACE = /\s{301}/
+
+/** Work of one rendering, in evaluated expressions: some seconds. A chat of 1500 turns takes a tenth of it. */
+const MAX_WORK = 1 << 21
+/** The library makes two scopes and nine variables for each round of a loop. */
+const STEPS_PER_ROUND = 8
+/** Characters of a text, or elements of a list with all that is inside it. */
+const MAX_SIZE = 1 << 24
+/** So many characters of a text take about as long as an expression: those that an operator copies, and those that a filter makes. */
+const [COPIED_PER_STEP, MADE_PER_STEP] = [64, 8]
+/** The same of a list: elements that an operator looks at, and those that a slice copies. A filter makes one in that time. */
+const [SEEN_PER_STEP, SLICED_PER_STEP] = [1024, 16]
+
+/** Expressions that make a new text or list. */
+const MAKERS = new Set<string | undefined>(['FilterExpression', 'CallExpression'])
+
+/** Those after which a list can be larger than what it was made of. */
+const HOLDERS = new Set([...MAKERS, 'ArrayLiteral', 'TupleLiteral', 'ObjectLiteral', 'BinaryExpression'])
 
 /** A template that renders variables. */
 export type Renderer = (variables: Readonly<Record<string, unknown>>) => string
@@ -24,24 +39,148 @@ export interface CompiledTemplate {
   readonly render: Renderer
   /** The same with {@link TURN_MARK} behind each message, where the template allows it. */
   readonly renderTurns: Renderer | undefined
+  /** It marks what the model writes. */
+  readonly marksGeneration: boolean
+}
+
+/** The parts of the library that are used. */
+export interface Jinja {
+  readonly Template: new (
+    text: string,
+  ) => { readonly parsed: object; render(variables: Record<string, unknown>): string }
+  readonly Environment: new () => { set(name: string, value: unknown): unknown }
+  readonly Interpreter: new (
+    environment: never,
+  ) => {
+    run(program: never): unknown
+    evaluate(node: never, environment: never): unknown
+  }
+}
+
+type Interpreter = new (
+  environment: object,
+) => { run(program: Node): RuntimeValue; evaluate(node: Node | undefined, environment: object): RuntimeValue }
+
+interface RuntimeValue {
+  readonly type: string
+  readonly value: unknown
 }
 
 /** @throws whatever the library throws for what is no Jinja, and later for what cannot be rendered */
-export function compileJinja(library: { readonly Template: typeof Template }, template: string): CompiledTemplate {
+export function compileJinja(library: Jinja, template: string): CompiledTemplate {
+  if (template.length > MAX_TEMPLATE_LENGTH) throw new SyntaxError(`more than ${MAX_TEMPLATE_LENGTH} characters`)
+  if (LONG_SPACE.test(template)) throw new SyntaxError('more than 300 spaces in a row')
   const text = withMarks(template.replace(/\r\n?/g, '\n'))
-  let hasStrips = false
-  const compile = () => {
-    const compiled = new library.Template(text)
-    hasStrips = replaceStrips(compiled.parsed as unknown as Node)
-    return compiled
+  const parse = (): Node => {
+    const program = new library.Template(text).parsed as Node
+    replaceMethods(program)
+    return program
   }
-  const rendererOf =
-    (compiled: Template): Renderer =>
-    (variables) =>
-      compiled.render(hasStrips ? { ...STRIPS, ...variables } : { ...variables })
-  const turns = compile()
-  const isTurnwise = markTurns(turns.parsed as unknown as Node)
-  return { render: rendererOf(compile()), renderTurns: isTurnwise ? rendererOf(turns) : undefined }
+  const [program, turns] = [parse(), parse()]
+  const run = runnerOf(library)
+  return {
+    render: (variables) => run(program, variables),
+    renderTurns: markTurns(turns) ? (variables) => run(turns, variables) : undefined,
+    marksGeneration: withoutComments(template).search(GENERATION_TAG) >= 0,
+  }
+}
+
+/** The library's interpreter with limits: a template from a stranger can loop for hours, or fill all memory. */
+function runnerOf({ Template, Environment, Interpreter }: Jinja): (program: Node, variables: object) => string {
+  const now = new Template('{{ strftime_now(format) }}')
+  /** As the library has them, but for a range that cannot be without an end. */
+  const globals: Readonly<Record<string, unknown>> = {
+    false: false,
+    true: true,
+    none: null,
+    False: false,
+    True: true,
+    None: null,
+    raise_exception: (message: string) => {
+      throw new Error(message)
+    },
+    range,
+    strftime_now: (format: string) => now.render({ format }),
+    ...METHODS,
+  }
+
+  class LimitedInterpreter extends (Interpreter as Interpreter) {
+    #work = 0
+    /** The expressions whose values a loop goes through. */
+    readonly #looped = new Set<unknown>()
+    /** Elements inside of lists and objects, which do not change once they are made. */
+    readonly #sizes = new WeakMap<object, number>()
+
+    override evaluate(node: Node | undefined, environment: object): RuntimeValue {
+      this.#spend(1)
+      if (node?.type === 'For') this.#looped.add((node.iterable as Node).lhs ?? node.iterable)
+      const result = super.evaluate(node, environment)
+      const { value } = result
+      if (typeof value === 'string') {
+        this.#spend(value.length / (MAKERS.has(node?.type) ? MADE_PER_STEP : COPIED_PER_STEP))
+        if (value.length > MAX_SIZE) throw new RangeError(`a text of more than ${MAX_SIZE} characters`)
+      } else if (typeof value === 'object' && value !== null) {
+        const length = Array.isArray(value) ? value.length : (value as Map<string, RuntimeValue>).size
+        if (this.#looped.has(node)) this.#spend(length * STEPS_PER_ROUND)
+        const isSlice = (node?.property as Node | undefined)?.type === 'SliceExpression'
+        this.#spend(length / (MAKERS.has(node?.type) ? 1 : isSlice ? SLICED_PER_STEP : SEEN_PER_STEP))
+        if (HOLDERS.has(node?.type) && this.#sizeOf(result, 0) > MAX_SIZE)
+          throw new RangeError(`a list of more than ${MAX_SIZE} elements`)
+      }
+      return result
+    }
+
+    #spend(work: number): void {
+      this.#work += work
+      if (this.#work > MAX_WORK) throw new RangeError('it takes too long')
+    }
+
+    /** A list can hold another one many times over: written as text, it takes that size. */
+    #sizeOf({ type, value }: RuntimeValue, depth: number): number {
+      if (typeof value === 'string') return 1 + value.length
+      if (typeof value !== 'object' || value === null) return 1
+      const known = this.#sizes.get(value)
+      if (known !== undefined) return known
+      if (depth > 100) throw new RangeError('lists nested too deep')
+      const items: Iterable<RuntimeValue> = Array.isArray(value) ? value : (value as Map<string, RuntimeValue>).values()
+      let size = 1
+      for (const item of items) {
+        this.#spend(1)
+        size += this.#sizeOf(item, depth + 1)
+      }
+      // A namespace is the one kind that can be changed.
+      if (type !== 'NamespaceValue') this.#sizes.set(value, size)
+      return size
+    }
+  }
+
+  return (program, variables) => {
+    const environment = new Environment()
+    // A variable of the caller's, such as `range`, takes the place of a global.
+    for (const [name, value] of Object.entries({ ...globals, ...variables })) environment.set(name, value)
+    return new LimitedInterpreter(environment).run(program).value as string
+  }
+}
+
+/** Python's range. */
+function range(from: number, to?: number, step = 1): number[] {
+  const [start, stop] = to === undefined ? [0, from] : [from, to]
+  if (step === 0) throw new Error('range() step must not be zero')
+  const length = Math.max(0, Math.ceil((stop - start) / step))
+  if (!(length <= MAX_SIZE / 64)) throw new RangeError(`a range of ${length} numbers`)
+  return Array.from({ length }, (_, i) => start + i * step)
+}
+
+/** The template without its comments. */
+function withoutComments(template: string): string {
+  const parts: string[] = []
+  for (let at = 0; ; ) {
+    const open = template.indexOf('{#', at)
+    const close = open < 0 ? -1 : template.indexOf('#}', open + 2)
+    parts.push(template.slice(at, close < 0 ? undefined : open))
+    if (close < 0) return parts.join('')
+    at = close + 2
+  }
 }
 
 /** The template with a mark in the place of each tag. Blocks around the marks keep the tags' handling of the space beside them. */
@@ -53,12 +192,15 @@ function withMarks(template: string): string {
 
 const PREFIX = '__lowrank_'
 
-/** Python's methods as functions: the library ignores their argument. */
-const STRIPS = {
+/** Python's methods as functions. The library ignores the argument of strip, and replaces without a limit. */
+const METHODS = {
   [`${PREFIX}strip`]: (text: string, characters: string) => stripStart(stripEnd(text, characters), characters),
   [`${PREFIX}lstrip`]: stripStart,
   [`${PREFIX}rstrip`]: stripEnd,
+  [`${PREFIX}replace`]: replace,
 }
+/** How many arguments each takes. */
+const ARGUMENTS: Readonly<Record<string, readonly number[]>> = { strip: [1], lstrip: [1], rstrip: [1], replace: [2, 3] }
 
 function stripStart(text: string, characters: string): string {
   let start = 0
@@ -72,15 +214,29 @@ function stripEnd(text: string, characters: string): string {
   return text.slice(0, end)
 }
 
-/** Turns each `x.strip(y)` into a call of ours, in place. Returns whether there is one. */
-function replaceStrips(node: Node): boolean {
-  let isInside = false
-  for (const child of childrenOf(node)) isInside = replaceStrips(child) || isInside
-  if (node.type !== 'CallExpression' || !Array.isArray(node.args) || node.args.length !== 1) return isInside
-  const { type, object, property, computed } = node.callee as Node
-  const name = `${PREFIX}${variableName(property)}`
-  if (type !== 'MemberExpression' || computed === true || !Object.hasOwn(STRIPS, name)) return isInside
-  node.callee = { type: 'Identifier', value: name }
-  node.args = [object, ...node.args]
-  return true
+/** @param count most replacements, or the library's form of `count=…`; null and numbers below 0 set no limit */
+function replace(text: string, from: string, to: string, count?: number | null | Map<string, RuntimeValue>): string {
+  if ([text, from, to].some((one) => typeof one !== 'string')) throw new Error('replace() takes texts')
+  const named = count instanceof Map ? (count.get('count')?.value as number | null | undefined) : count
+  const limit = typeof named === 'number' && named >= 0 ? named : Number.POSITIVE_INFINITY
+  const parts = from === '' ? ['', ...text, ''] : text.split(from)
+  const replaced = Math.min(limit, parts.length - 1)
+  if (text.length + replaced * to.length > MAX_SIZE) throw new RangeError(`a text of more than ${MAX_SIZE} characters`)
+  const rest = parts.slice(replaced).join(from)
+  return replaced === 0 ? text : `${parts.slice(0, replaced).join(to)}${to}${rest}`
+}
+
+/** Turns each `x.strip(y)`, `x.replace(y, z)` and `x | replace(y, z)` into a call of the function above, in place. */
+function replaceMethods(node: Node): void {
+  for (const child of childrenOf(node)) replaceMethods(child)
+  const filter = node.type === 'FilterExpression' ? (node.filter as Node) : undefined
+  const call = filter ?? node
+  if (call.type !== 'CallExpression' || !Array.isArray(call.args)) return
+  const { type, object, property, computed } = call.callee as Node
+  const isMethod = filter === undefined && type === 'MemberExpression' && computed !== true
+  const name = variableName(isMethod ? property : filter && call.callee)
+  if (name === undefined || !(isMethod || name === 'replace')) return
+  if (!Object.hasOwn(ARGUMENTS, name) || !ARGUMENTS[name].includes(call.args.length)) return
+  const args = [isMethod ? object : node.operand, ...call.args]
+  Object.assign(node, { type: 'CallExpression', callee: { type: 'Identifier', value: `${PREFIX}${name}` }, args })
 }

@@ -1,4 +1,4 @@
-// What a chat template is: messages → text.
+// A chat template: messages → text.
 
 import type { Span } from './added-tokens.js'
 import type { ChatMessage, MessageOfParts } from './chat.js'
@@ -6,9 +6,9 @@ import type { ChatMessage, MessageOfParts } from './chat.js'
 /** The template of a list that is used, unless a chat has tools and there is one for them. */
 export const DEFAULT_TEMPLATE = 'default'
 
-/** What a chat is rendered with, beside its messages. */
+/** The values that a chat is rendered with, beside its messages. */
 export interface RenderOptions {
-  /** Whether the text goes on to where the model's answer begins. */
+  /** The text goes on to where the model's answer begins. Default false. */
   readonly addGenerationPrompt?: boolean
   /** Descriptions of the functions that the model may call (JSON Schema). */
   readonly tools?: readonly unknown[] | undefined
@@ -19,7 +19,7 @@ export interface RenderOptions {
 /** A chat as text. */
 export interface RenderedChat {
   readonly text: string
-  /** What the template itself marks as the model's, by `{% generation %}`; empty where it marks nothing. */
+  /** The parts that the template itself marks as the model's, by `{% generation %}`; empty where it marks nothing. */
   readonly generated: readonly Span[]
 }
 
@@ -27,7 +27,7 @@ export interface RenderedChat {
 export interface RenderedTurns {
   readonly text: string
   readonly ends: readonly number[]
-  /** What follows the messages where an answer is asked for. */
+  /** The text that follows the messages where an answer is asked for. */
   readonly prompt: string
 }
 
@@ -37,7 +37,7 @@ export interface ChatTemplate {
   readonly name: string
   /** The template itself; of several the one for chats without tools. */
   readonly text: string
-  /** Whether it marks what the model writes. */
+  /** It marks what the model writes. */
   readonly marksGeneration: boolean
   /**
    * Renders messages and finds where each ends; with what the template adds where an answer is asked for.

@@ -4,6 +4,7 @@
 import * as hub from '@huggingface/tokenizers'
 import { type Directory, readJson } from '../base/bytes.js'
 import { FileError, FormatError, LowrankError } from '../base/errors.js'
+import { isObject } from '../base/options.js'
 import type { Span } from './added-tokens.js'
 import type { PieceModel } from './piece-cutters.js'
 import { type EncodedSpans, PieceEncoder } from './piece-encoder.js'
@@ -115,6 +116,7 @@ export function makeTokenizer(definition: unknown, config: unknown, name: string
   if (!isObject(config)) {
     throw new FormatError({ where: `${name}/tokenizer_config.json`, what: 'not an object' })
   }
+  checkIds(definition.model.vocab, definition.added_tokens, where)
   try {
     const tokenizer = new HubTokenizer(definition, config)
     refuseSlowExpressions(tokenizer, where)
@@ -124,6 +126,18 @@ export function makeTokenizer(definition: unknown, config: unknown, name: string
     const what = `this tokenizer cannot be used (${cause instanceof Error ? cause.message : String(cause)})`
     throw new FormatError({ where, what, cause })
   }
+}
+
+/** Throws FormatError unless each token has an id that can be one: a whole number from 0 on. */
+function checkIds(vocabulary: unknown, added: readonly unknown[], where: string): void {
+  const check = (token: unknown, id: unknown) => {
+    if (Number.isSafeInteger(id) && (id as number) >= 0 && (id as number) < 2 ** 31) return
+    const what = `the token ${JSON.stringify(token)} has no id that can be one`
+    throw new FormatError({ where, what, expected: 'a whole number from 0 on', got: String(JSON.stringify(id)) })
+  }
+  // Vocabularies of Unigram models are lists: there the place is the id.
+  if (isObject(vocabulary)) for (const [token, id] of Object.entries(vocabulary)) check(token, id)
+  for (const token of added) check(isObject(token) ? token.content : token, isObject(token) ? token.id : undefined)
 }
 
 class HubTextTokenizer implements Tokenizer {
@@ -390,8 +404,4 @@ function longestFirst(lengths: readonly number[], limit: number): number[] {
     kept[longer] = limit - kept[shorter]
   }
   return kept
-}
-
-function isObject(value: unknown): value is Record<string, unknown> {
-  return typeof value === 'object' && value !== null && !Array.isArray(value)
 }

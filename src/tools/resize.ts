@@ -37,6 +37,8 @@ export interface ResizeResult {
   layers: RankReport[]
   /** Over all layers: √Σ‖ΔW − ΔW'‖² / √Σ‖ΔW‖². */
   error: number
+  /** Possible mistakes: the choice lowers no rank. */
+  warnings: string[]
 }
 
 /** Changes an adapter's ranks, as the public function of this name says (index/verbs.ts). */
@@ -63,7 +65,10 @@ export async function resizeAdapter(
     if (layers.length === 0) {
       throw new StateError({ where: opened.name, what: 'the adapter has no layers with a rank' })
     }
-    return { adapter: assemble(opened.config, layers, values), layers: reports, error: totalError(reports) }
+    const isSame = reports.every(({ rank, fromRank }) => rank >= fromRank)
+    const highest = Math.max(...reports.map(({ fromRank }) => fromRank))
+    const warnings = isSame ? [`nothing changed: the highest rank of a layer was ${highest} and is ${highest} now`] : []
+    return { adapter: assemble(opened.config, layers, values), layers: reports, error: totalError(reports), warnings }
   } finally {
     await opened.close()
   }

@@ -12,7 +12,9 @@ import type { RunReport } from './run.js'
 import { TRAIN_DEFAULTS, type TrainSettings } from './settings.js'
 
 /** How an adapter names the base that it was trained on: what was opened, and not what config.json once was called. */
-export function baseNameOf({ directory }: Model): Pick<LoraConfigInput, 'baseModel' | 'peftFields'> {
+export function baseNameOf({ directory }: Pick<Model, 'directory'>): Pick<LoraConfigInput, 'peftFields'> & {
+  baseModel: string
+} {
   const { hubId, hubRevision, name } = directory
   // Without the dot, a relative path such as models/x would be an id on the Hub to those who read it.
   const path = /^([./\\]|[a-z][\w+.-]*:)/i.test(name) ? name : `./${name}`
@@ -71,15 +73,19 @@ export function cardOf(
   const { options, sources, task, adapter, settings } = run
   const { model, out, data, evalData, evalSplit } = options
   const { config, labels, problemType } = adapter
+  const { hubId } = model.directory
+  const { baseModel: baseName } = baseNameOf(model)
   const { learningRate, schedule, batchSize, gradientAccumulation, loraPlusRatio, loraFa, weightDecay } = settings
   const { rank, alpha, dropout, useRslora, useDora, seed } = config
   const own = dataNames(sources?.data, data)
-  const isVectors = task.reading === 'embed'
+  const use = run.open.plainUse ?? task.use
+  const isVectors = use.command?.[0] === 'embed'
   return modelCard({
     folder: out?.name ?? '',
-    base: sources?.model.replace(/^hf:/, '') ?? model.name,
-    baseName: model.directory.hubId ?? model.name,
+    base: hubId === undefined ? baseName : (sources?.model.replace(/^hf:/, '') ?? hubId),
+    baseName,
     config,
+    use,
     data: own,
     evalData: evalData === undefined ? own : dataNames(sources?.evalData, evalData),
     evalShare: evalData === undefined ? evalSplit : undefined,

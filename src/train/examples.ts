@@ -5,8 +5,7 @@ import type { Rows } from '../data/row.js'
 import type { Model } from '../graph/model-folder.js'
 import type { DecodeImage } from '../images/image.js'
 import type { EncodeContext, ExampleList, Task } from '../tasks/task.js'
-import { loadChatTemplate } from '../text/chat-template.js'
-import { recordTemplate } from '../text/recorded-template.js'
+import { loadChatTemplate, recordTemplate } from '../text/chat-template.js'
 import type { ChatTemplate } from '../text/template.js'
 
 /** Longest time without a pause for the thread's other work. */
@@ -26,6 +25,8 @@ export interface EncodedRows {
   truncatedRecords: number
   /** Rows left out because no target was left in them. */
   skippedRecords: number
+  /** Parts of rows that are not learned, with the number of rows that have them: "have empty answers …". */
+  readonly notes: Map<string, number>
 }
 
 /** What became of all rows of one source. */
@@ -84,6 +85,7 @@ export async function encodeRows(rows: Rows, options: EncodeOptions): Promise<En
     const encoded = task.encode(task.load === undefined ? parsed : await task.load(parsed, context), context)
     if (encoded.isTruncated) part.truncatedRecords++
     if (encoded.examples.length === 0) part.skippedRecords++
+    for (const note of encoded.notes ?? []) part.notes.set(note, (part.notes.get(note) ?? 0) + 1)
     for (const example of encoded.examples) part.examples.push(example)
     if (count % ROWS_PER_LOOK === 0 && performance.now() - pausedAt > YIELD_MS) {
       await new Promise((resolve) => nextTurn(resolve))
@@ -100,7 +102,7 @@ export async function encodeRows(rows: Rows, options: EncodeOptions): Promise<En
 }
 
 function emptyRows(task: Task): EncodedRows {
-  return { examples: task.makeList?.() ?? [], rows: 0, truncatedRecords: 0, skippedRecords: 0 }
+  return { examples: task.makeList?.() ?? [], rows: 0, truncatedRecords: 0, skippedRecords: 0, notes: new Map() }
 }
 
 /**

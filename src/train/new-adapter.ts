@@ -53,7 +53,7 @@ export async function newAdapter(
     if (!whole.has(`${name}.weight`)) layers.set(name, layers.get(name) ?? { name, d, k })
     else if (!head?.tensors.some((tensor) => tensor.name === `${name}.weight`)) skipped.add(name)
   }
-  const taskType = config.taskType ?? (open.hasPeftClass === false ? undefined : task.peftType)
+  const taskType = config.taskType ?? (open.plainUse === undefined ? task.peftType : undefined)
   const modulesToSave = [...new Set([...config.modulesToSave, ...(head?.modulesToSave ?? [])])]
   const adapter = new LoraAdapter({ ...config, ...without(config, skipped), taskType, modulesToSave })
   const squares = await squaresOfRows(model, config.useDora ? [...layers.values()] : [], modules)

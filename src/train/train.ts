@@ -188,7 +188,7 @@ async function checkTask(task: Task, model: Model): Promise<void> {
     const others = error instanceof UnsupportedError ? await tasksFor(model) : []
     if (!(error instanceof UnsupportedError) || others.length === 0) throw error
     const { where, what, expected, got } = error
-    const hint = `This model can be trained for ${others.join(' or ')}: set the option task (--task)`
+    const hint = `This model can be trained for ${others.map(({ name }) => name).join(' or ')}: set the option task (--task)`
     throw new UnsupportedError({ what, hint, cause: error, ...defined({ where, expected, got }) })
   }
 }
@@ -219,6 +219,9 @@ async function encode(
   }
   warn(kept.truncatedRecords + heldOut.truncatedRecords, `cut to ${encoded.maxLength} tokens`)
   warn(kept.skippedRecords + heldOut.skippedRecords, 'left out, because they have no target')
+  for (const note of new Set([...kept.notes.keys(), ...heldOut.notes.keys()])) {
+    warn((kept.notes.get(note) ?? 0) + (heldOut.notes.get(note) ?? 0), note)
+  }
   return encoded
 }
 

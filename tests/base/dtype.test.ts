@@ -11,6 +11,7 @@ import {
   f32ToF16,
 } from '../../src/base/dtype.js'
 import { ShapeError } from '../../src/base/errors.js'
+import { runs } from '../thorough.js'
 
 const ALL_HALVES = Uint16Array.from({ length: 65536 }, (_, i) => i)
 
@@ -78,7 +79,7 @@ describe('f16', () => {
         if (Number.isNaN(value)) expect(got & 0x7fff).toBeGreaterThan(0x7c00)
         else expect(got).toBe(nearest(value, FINITE_F16, 65520))
       }),
-      { numRuns: 2000 },
+      { numRuns: runs(2000) },
     )
   })
 
@@ -114,7 +115,7 @@ describe('bf16', () => {
         if (Number.isNaN(value)) expect(got & 0x7fff).toBeGreaterThan(0x7f80)
         else expect(got).toBe(nearest(value, FINITE_BF16, limit))
       }),
-      { numRuns: 2000 },
+      { numRuns: runs(2000) },
     )
   })
 
@@ -149,7 +150,7 @@ describe('f64', () => {
         expect(half(value, 'bf16')).toBe(nearest(value, FINITE_BF16, 2 ** 128 - 2 ** 119))
         expect(half(-value, 'bf16')).toBe(nearest(-value, FINITE_BF16, 2 ** 128 - 2 ** 119))
       }),
-      { numRuns: 5000 },
+      { numRuns: runs(5000) },
     )
   })
 

@@ -19,8 +19,8 @@ test('names of a hostile length are not compared', () => {
 })
 
 test('of very many names only the first are compared', () => {
-  const names = Array.from({ length: 100_000 }, (_, i) => `${'x'.repeat(480)}${i}`)
-  expect(nearMisses(`${'x'.repeat(480)}99999`, names)).not.toContain(names[99999])
+  const names = Array.from({ length: 20_000 }, (_, i) => `${'x'.repeat(480)}${i}`)
+  expect(nearMisses(`${'x'.repeat(480)}19999`, names)).not.toContain(names[19999])
 })
 
 test('a message shows the beginning of a part that has megabytes', () => {

@@ -94,10 +94,10 @@ describe('lowrank train --preview', () => {
     ['Parquet that is none', ['--data', file('x.parquet', 'abc')], 1, /x\.parquet: cannot be read as Parquet/],
     ['broken quotes', ['--data', file('x.csv', 'text\n"open\n')], 1, /x\.csv, line 2: a quote that never closes/],
     [
-      'roles out of order',
-      ['--data', file('roles.jsonl', '{"messages": [{"role": "assistant", "content": "a"}]}')],
+      'an unknown role',
+      ['--data', file('roles.jsonl', '{"messages": [{"role": "bot", "content": "a"}]}')],
       1,
-      /line 1, message 1: roles out of order/,
+      /line 1, message 1: an unknown role/,
     ],
     ['a folder of a model', ['--data', MODEL], 1, /union-3m: this folder holds a model/],
   ])('refuses %s', async (_, args, expected, message) => {

@@ -115,8 +115,8 @@ describe('parseCommand', () => {
 })
 
 describe('commandHelp', () => {
-  it('lists every option with its default', () => {
-    const help = commandHelp(command, false)
+  it('lists every option with its default', async () => {
+    const help = await commandHelp(command, false)
     for (const key of Object.keys(command.options)) expect(help).toContain(flagOf(key))
     expect(help).toContain('lowrank fit --model DIR [options]')
     expect(help).toMatch(/--rank N .*default 8/)

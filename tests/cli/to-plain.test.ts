@@ -57,7 +57,7 @@ it('takes the checkpoint’s file, and the adapter before training instead', asy
   expect((await readdir(same)).sort()).toEqual(['adapter_config.json', 'adapter_model.safetensors'])
 })
 
-it('warns where the start was random', async () => {
+it('refuses a start that was random without the first adapter', async () => {
   const folder = join(scratch, 'niter')
   await cp(PISSA, folder, { recursive: true })
   const config = JSON.parse(readFileSync(join(PISSA, 'adapter_config.json'), 'utf8'))
@@ -66,8 +66,10 @@ it('warns where the start was random', async () => {
     JSON.stringify({ ...config, init_lora_weights: 'pissa_niter_4' }),
   )
   const { code, stderr } = await lowrankHere('to-plain', folder, '--base', MODEL, '--out', join(scratch, 'niter-plain'))
-  expect(code, stderr).toBe(0)
-  expect(stderr).toMatch(/warning: pissa-niter-4 starts with random numbers/)
+  expect(code).toBe(1)
+  expect(stderr).toMatch(/init pissa-niter-4 cannot be computed from the base.*--initial/)
+  const same = await lowrankHere('to-plain', folder, '--initial', folder, '--out', join(scratch, 'niter-plain'))
+  expect(same.code, same.stderr).toBe(0)
 })
 
 it.each([

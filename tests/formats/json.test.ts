@@ -2,6 +2,7 @@ import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
 import { FormatError } from '../../src/base/errors.js'
 import { type JsonOptions, type JsonValue, parseJson, parseJsonEntries, toPlain } from '../../src/formats/json.js'
+import { runs } from '../thorough.js'
 
 const parse = (text: string, options?: JsonOptions) => parseJson(new TextEncoder().encode(text), 'file.json', options)
 
@@ -31,7 +32,7 @@ test('agrees with JSON.parse on what is no JSON', () => {
       if (isValid) expect(toPlain(parse(text))).toEqual(expected)
       else expect(() => parse(text)).toThrow(FormatError)
     }),
-    { numRuns: 3000 },
+    { numRuns: runs(3000) },
   )
 })
 

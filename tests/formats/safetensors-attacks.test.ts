@@ -6,6 +6,7 @@ import { describe, expect, test } from 'vitest'
 import { concatBytes, MemorySource } from '../../src/base/bytes.js'
 import { FileError, FormatError, LowrankError } from '../../src/base/errors.js'
 import { parseSafetensorsHeader, planSafetensors, readTensorF32 } from '../../src/formats/safetensors.js'
+import { runs } from '../thorough.js'
 
 const encode = (text: string) => new TextEncoder().encode(text)
 
@@ -225,7 +226,7 @@ test('fuzz: of mutated files only our errors come, or a header that covers the f
         if (!(error instanceof LowrankError)) throw error
       }
     }),
-    { numRuns: 3000 },
+    { numRuns: runs(3000) },
   )
   expect(accepted).toBeGreaterThan(0)
 })

@@ -164,6 +164,7 @@ export const FUNCTIONS: Record<string, Call> = {
     options: 0,
     misspelled: { max_length: /maxLength/, colums: /columns/ },
   },
+  trainingTasks: { call: lowrank.trainingTasks, args: () => [opened.model] },
   openSession: {
     call: lowrank.openSession,
     args: () => [

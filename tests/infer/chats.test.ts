@@ -85,13 +85,6 @@ describe('a chat', () => {
       /message 1: an unknown role/,
     ],
     [
-      'roles out of order',
-      [MESSAGES[1], MESSAGES[0]],
-      { chatTemplate: TEMPLATE },
-      DataError,
-      /message 2: roles out of order/,
-    ],
-    [
       'a template that refuses',
       MESSAGES,
       { chatTemplate: "{{ raise_exception('no system') }}" },

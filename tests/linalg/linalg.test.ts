@@ -9,6 +9,7 @@ import { orthonormalRows, qr } from '../../src/linalg/qr.js'
 import { normals, randomizedSvd, subspaceSvd } from '../../src/linalg/randomized-svd.js'
 import { type Svd, singularValuesOfProduct, svd } from '../../src/linalg/svd.js'
 import { maxDifference } from '../lora/matrices.js'
+import { THOROUGH } from '../thorough.js'
 import { energy, falling, identity, uniform, unionWeight } from './matrices.js'
 
 interface Leading {
@@ -125,18 +126,21 @@ test.each(golden.products)('singular values of b·a, ($d, $r)·($r, $k)', ({ d, 
 })
 
 describe('randomizedSvd', () => {
-  test.each(golden.flat)('($rows, $columns), flat: the energy is optimal to 1e-5', ({ energies, ...of }) => {
-    const matrix = uniform(of.rows, of.columns, of.seed)
-    for (const [rank, best] of Object.entries(energies)) {
-      const result = randomizedSvd(matrix, Number(rank))
-      expectOrthonormal(result.u, result.vt)
-      expect(energy(result.s) / best).toBeGreaterThan(1 - 1e-5)
-      expect(energy(result.s) / best).toBeLessThan(1 + 1e-12)
-      // What it claims to have captured, the vectors have.
-      const image = product(product(result.u, matrix, { transposeA: true }), result.vt, { transposeB: true })
-      expect(maxDifference(image, diagonalOf(result.s))).toBeLessThan(1e-10)
-    }
-  })
+  test.each(golden.flat.slice(THOROUGH ? 0 : -1))(
+    '($rows, $columns), flat: the energy is optimal to 1e-5',
+    ({ energies, ...of }) => {
+      const matrix = uniform(of.rows, of.columns, of.seed)
+      for (const [rank, best] of Object.entries(energies).slice(THOROUGH ? 0 : 2)) {
+        const result = randomizedSvd(matrix, Number(rank))
+        expectOrthonormal(result.u, result.vt)
+        expect(energy(result.s) / best).toBeGreaterThan(1 - 1e-5)
+        expect(energy(result.s) / best).toBeLessThan(1 + 1e-12)
+        // What it claims to have captured, the vectors have.
+        const image = product(product(result.u, matrix, { transposeA: true }), result.vt, { transposeB: true })
+        expect(maxDifference(image, diagonalOf(result.s))).toBeLessThan(1e-10)
+      }
+    },
+  )
 
   test.each(golden.real)('$tensor: the energy is optimal to 1e-5', async ({ tensor, energies, values }) => {
     const weight = await unionWeight(tensor)

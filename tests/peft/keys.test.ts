@@ -12,6 +12,7 @@ import { NodeDirectory } from '../../src/io/node/files.js'
 import { loadAdapter, saveAdapter } from '../../src/peft/adapter-folder.js'
 import { inspectAdapter } from '../../src/peft/inspect.js'
 import { normalizeKeys } from '../../src/peft/keys.js'
+import { runs } from '../thorough.js'
 
 const golden = fileURLToPath(new URL('../golden', import.meta.url))
 const folderOf = (...parts: string[]) => new NodeDirectory(path.join(golden, ...parts))
@@ -162,7 +163,7 @@ describe('what is no spelling of these', () => {
           if (!(error instanceof LowrankError)) throw error
         }
       }),
-      { numRuns: 2000 },
+      { numRuns: runs(2000) },
     )
   })
 })

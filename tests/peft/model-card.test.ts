@@ -2,12 +2,17 @@ import { describe, expect, it } from 'vitest'
 import { parse } from 'yaml'
 import { resolveConfig } from '../../src/lora/config.js'
 import { type CardParts, modelCard } from '../../src/peft/model-card.js'
+import { causalLm } from '../../src/tasks/causal-lm.js'
+import { embedding } from '../../src/tasks/embedding.js'
+import { imageClassification } from '../../src/tasks/image-classification.js'
+import { textClassification } from '../../src/tasks/text-classification.js'
 
 const parts: CardParts = {
   folder: 'out/mine',
   base: 'models/tiny',
   baseName: 'org/tiny',
-  config: resolveConfig({ rank: 4, taskType: 'CAUSAL_LM' }),
+  config: resolveConfig({ rank: 4 }),
+  use: causalLm.use,
   data: ['data/a.jsonl', 'b'],
   evalData: ['data/held: "out".csv'],
   evalShare: undefined,
@@ -57,8 +62,7 @@ describe('modelCard', () => {
   })
 
   it('names the pooling of the calls that give vectors', () => {
-    const config = resolveConfig({ taskType: 'FEATURE_EXTRACTION' })
-    const card = modelCard({ ...parts, config, pooling: 'cls', normalize: true })
+    const card = modelCard({ ...parts, use: embedding.use, pooling: 'cls', normalize: true })
     expect(metadataOf(card)).toMatchObject({ pipeline_tag: 'feature-extraction' })
     const [beside, alone] = blocksOf(card, 'js')
     expect(beside).toContain("run('The', { adapter: 'mine', pooling: 'cls', normalize: true })")
@@ -68,29 +72,39 @@ describe('modelCard', () => {
   })
 
   it('gives PEFT the labels of a classifier', () => {
-    const config = resolveConfig({ taskType: 'SEQ_CLS' })
     const labels = ['good', 'not "good"']
-    const card = modelCard({ ...parts, config, labels, problemType: 'single_label_classification' })
+    const card = modelCard({
+      ...parts,
+      use: textClassification.use,
+      labels,
+      problemType: 'single_label_classification',
+    })
     expect(blocksOf(card, 'python')[0]).toContain(
       'AutoModelForSequenceClassification.from_pretrained("org/tiny", num_labels=2, problem_type="single_label_classification", id2label={0: "good", 1: "not \\"good\\""})',
     )
   })
 
   it('reads scores as logits: the pipeline would apply softmax', () => {
-    const config = resolveConfig({ taskType: 'SEQ_CLS' })
-    const card = modelCard({ ...parts, config, labels: ['LABEL_0'], problemType: 'regression' })
+    const card = modelCard({ ...parts, use: textClassification.use, labels: ['LABEL_0'], problemType: 'regression' })
     expect(blocksOf(card, 'js')[1]).toContain('AutoModelForSequenceClassification')
     expect(blocksOf(card, 'js')[1]).not.toContain('pipeline(')
   })
 
   it('shows a classifier of images a picture, and runs it merged in transformers.js', () => {
-    const card = modelCard({ ...parts, config: resolveConfig(), settings: { task: 'image-classification' } })
+    const card = modelCard({ ...parts, use: imageClassification.use })
     expect(metadataOf(card)).toMatchObject({ pipeline_tag: 'image-classification' })
-    expect(blocksOf(card, 'sh')[0]).toContain('classify --model models/tiny --adapter out/mine --image "picture.png"')
+    expect(blocksOf(card, 'sh')[0]).toContain('classify --model models/tiny --adapter out/mine --image "photo.jpg"')
     const [alone, ...others] = blocksOf(card, 'js')
-    expect(alone).toContain("run('picture.png')")
+    expect(alone).toContain("run('photo.jpg')")
     expect(others).toEqual([])
     expect(blocksOf(card, 'python')[0]).toContain('AutoModelForImageClassification')
+  })
+
+  it('names the revision of the base', () => {
+    const config = resolveConfig({ peftFields: { revision: 'v2' } })
+    expect(blocksOf(modelCard({ ...parts, config }), 'python')[0]).toContain(
+      'from_pretrained("org/tiny", revision="v2")',
+    )
   })
 
   it('quotes paths for the shell and for JavaScript', () => {

@@ -7,21 +7,21 @@ import { RuntimeError } from '../../src/base/errors.js'
 import { connect } from '../../src/runtime/rpc.js'
 import { startNoted, webWorkerPort } from '../../src/runtime/web-worker.js'
 
-const UNION = 'models/union-3m'
+const MODEL = 'tests/golden/models/llama-optimum'
 
 describe('device', () => {
   const names = ort.listSupportedBackends().map(({ name }) => name)
 
   it('is refused where ONNX Runtime does not have it, with what it has', async () => {
     const list = new RegExp(`^device: .*expected ${names.join(', ')}, got wasm$`)
-    await expect(openSession(UNION, { device: 'wasm' })).rejects.toThrow(list)
-    await expect(openSession(UNION, { device: ['cpu', 'wasm'] })).rejects.toThrow(UnsupportedError)
+    await expect(openSession(MODEL, { device: 'wasm' })).rejects.toThrow(list)
+    await expect(openSession(MODEL, { device: ['cpu', 'wasm'] })).rejects.toThrow(UnsupportedError)
     const data = [{ text: 'And the people of the United States' }]
-    await expect(train({ model: UNION, data, device: 'wasm', maxSteps: 1 })).rejects.toThrow(list)
+    await expect(train({ model: MODEL, data, device: 'wasm', maxSteps: 1 })).rejects.toThrow(list)
   })
 
   it('trains on what is asked for', async () => {
-    const settings = { model: UNION, data: [{ text: 'And the people' }], maxSteps: 1, threads: 1 }
+    const settings = { model: MODEL, data: [{ text: 'And the people' }], maxSteps: 1, threads: 1 }
     const [here, there] = [await train(settings), await train({ ...settings, device: 'cpu' })]
     expect(there.report.trainLoss).toEqual(here.report.trainLoss)
   })

@@ -116,7 +116,7 @@ describe('a decoder', () => {
     })
 
   it('learns labels, saves its head, and trains on from the merged model', async () => {
-    expect(await tasksFor(model)).toEqual(['causal-lm', 'dpo', 'text-classification'])
+    expect((await tasksFor(model)).map(({ name }) => name)).toEqual(['causal-lm', 'dpo', 'text-classification'])
     const out = new MemoryDirectory()
     const { report } = await learn(model, out)
     expect(report.evalMetrics?.accuracy).toBe(1)
@@ -129,7 +129,7 @@ describe('a decoder', () => {
     const result = new MemoryDirectory({}, 'out')
     await merge({ base: { directory: model.directory }, adapters: saved, out: result })
     const merged = await loadModel(result, { runtime })
-    expect(await tasksFor(merged)).toEqual(['text-classification'])
+    expect((await tasksFor(merged)).map(({ name }) => name)).toEqual(['text-classification'])
     const again = await learn(merged, new MemoryDirectory())
     expect(again.report.trainLoss[0]).toBeLessThan(report.trainLoss[0] / 2)
     await merged.close()

@@ -149,9 +149,9 @@ describe('rows', () => {
       /do not begin with the same prompt.*the same first messages/,
     ],
     [
-      'a chat out of order',
+      'a chat with its prompt twice',
       { prompt: [user], chosen: [user, assistant], rejected: [assistant] },
-      /chosen, message 2.*order/,
+      /chosen: the answer begins with the prompt again/,
     ],
   ])('refuse %s', async (_, row, message) => {
     const training = encode([row as Row])

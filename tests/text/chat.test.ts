@@ -103,11 +103,8 @@ describe('parseChat', () => {
     [[{ role: 'user', content: 3 }], 'x, message 1: content that is no text', ''],
     [[{ role: 'user', content: [{ type: 'image' }] }], 'content that is no text', 'Only parts of the form'],
     [['a'], 'x, message 1: not a message', ''],
-    [[assistant('a')], 'x, message 1: roles out of order; expected user before assistant, got assistant', ''],
-    [[user('a'), user('b')], 'x, message 2: roles out of order; expected user and assistant in turn', ''],
-    [[user('a'), assistant('b'), assistant('c')], 'x, message 3: roles out of order', ''],
-    [[user('a'), system('b')], 'message 2: roles out of order; expected system only before all others', ''],
-    [[user('a'), { role: 'tool', content: 'b' }], 'message 2: roles out of order; expected a tool to answer', ''],
+    [[user('a'), { ...assistant('b'), weight: 0.5 }], 'x, message 2: a weight that is not read; expected 0 or 1', ''],
+    [[user('a'), { ...assistant('b'), weight: '0' }], 'a weight that is not read', 'got "0"'],
     [[], 'x: a chat without messages', ''],
     ['{', 'x: "messages" is not a list', ''],
     [3, '"messages" is not a list; expected a list, or one as JSON, got number', ''],
@@ -273,7 +270,11 @@ describe('encodeChat', () => {
     expect(cut).toMatchObject({ isShortened: true, lostAnswers: 0 })
     expect(textOf(cut.examples[0])).toBe(textOf((await encode({ messages: [CHAT[0], ...CHAT.slice(3)] })).examples[0]))
     expect(await encode({ messages: CHAT }, short)).toMatchObject({ isShortened: true, lostAnswers: 0 })
-    expect(await encode({ messages: CHAT }, short - 1)).toEqual({ examples: [], isShortened: false, lostAnswers: 1 })
+    expect(await encode({ messages: CHAT }, short - 1)).toMatchObject({
+      examples: [],
+      isShortened: false,
+      lostAnswers: 1,
+    })
     expect(await encode({ messages: CHAT }, whole)).toMatchObject({ isShortened: false })
   })
 
@@ -288,4 +289,131 @@ describe('encodeChat', () => {
   it('marks nothing without an answer', async () => {
     expect(markChat(parse({ messages: [system('s'), user('u')] }), { template: await template() }, 'x')).toEqual([])
   })
+
+  const ASSISTANT_MARKED = PLAIN.replace(
+    '{{ m.content }}',
+    '{% if m.role == "assistant" %}{% generation %}{{ m.content }}{% endgeneration %}{% else %}{{ m.content }}{% endif %}',
+  )
+  /** Written anew for each answer, because the last message is written otherwise. */
+  const SLOW = PLAIN.replace('</{{ m.role }}>', '</{{ m.role }}>{% if loop.last and false %}!{% endif %}')
+  const HIDING = PLAIN.replace(
+    '{{ m.content }}',
+    "{{ m.content if loop.last or m.role != 'assistant' else m.content[:2] }}",
+  )
+
+  it.each([
+    ['in one pass', PLAIN, 'four</assistant>\n'],
+    ['by several renderings', SLOW, 'four</assistant>'],
+    ['by marks', ASSISTANT_MARKED, 'four'],
+    ['one by one', HIDING, 'four</assistant>\n'],
+  ])('learns nothing of answers of weight 0, found %s', async (_, from, last) => {
+    const of = async (...weights: (number | undefined)[]) => {
+      let i = 0
+      const messages = CHAT.map((one) => (one.role === 'assistant' ? { ...one, weight: weights[i++] } : one))
+      return (await encode({ messages }, 1e9, from)).examples
+    }
+    expect((await of(0, 1)).map(targetsOf)).toEqual([last])
+    expect(textOf((await of(0, undefined))[0])).toContain('<assistant>tw')
+    expect((await of(1, 0)).map(targetsOf)).toEqual([last.replace('four', 'two')])
+    expect(await of(0, 0)).toEqual([])
+  })
+
+  it('leaves out empty answers, and says so', async () => {
+    const messages = [user('a'), assistant(''), user('b'), assistant('c'), user('d'), assistant(' \n')]
+    for (const from of [PLAIN, SLOW, ASSISTANT_MARKED]) {
+      const { examples, notes } = await encode({ messages }, 1e9, from)
+      expect(examples.map(targetsOf).join('')).toMatch(/^c(<\/assistant>)?\n?$/)
+      expect(notes).toEqual(['have empty answers, which are not learned'])
+    }
+    expect((await encode({ messages: messages.slice(0, 2) })).examples).toEqual([])
+    expect((await encode({ messages: [user('a'), { ...assistant(''), weight: 0 }, ...CHAT.slice(1)] })).notes).toEqual(
+      [],
+    )
+  })
+
+  it('says that tools and calls are lost in a template without a place for them', async () => {
+    const call = { role: 'assistant', tool_calls: [{ type: 'function', function: { name: 'f', arguments: {} } }] }
+    const record = {
+      tools: [{ type: 'function', function: { name: 'f' } }],
+      messages: [user('now'), call, { role: 'tool', content: 'result' }, assistant('done')],
+    }
+    const lost = await encode(record, 1e9, PLAIN.replace('m.content', "m.content or ''"))
+    expect(lost.examples.map(targetsOf)).toEqual(['done</assistant>\n'])
+    expect(lost.notes).toEqual([
+      'have tools, for which the chat template has no place',
+      'have tool calls, for which the chat template has no place',
+      'have empty answers, which are not learned',
+    ])
+    const whole = PLAIN.replace('{{ m.content }}', '{{ m | tojson }}')
+    const kept = await encode(record, 1e9, `{{ tools | tojson }}${whole}`)
+    expect(kept.notes).toEqual([])
+    expect(kept.examples.map(targetsOf).join('')).toContain('tool_calls')
+  })
+
+  it.each([
+    ['an assistant that begins', [assistant('two'), user('three'), assistant('four')]],
+    ['nothing but an answer', [assistant('twofour')]],
+    ['two answers in a row', [user('one'), assistant('two'), assistant('four')]],
+    ['two questions in a row', [user('one'), user('more'), assistant('twofour')]],
+    ['a system message between', [user('one'), assistant('two'), system('be short'), user('x'), assistant('four')]],
+    ['a tool that speaks unasked', [user('one'), { role: 'tool', content: '3' }, assistant('twofour')]],
+  ])('takes %s where the template does', async (_, messages) => {
+    const strict = `{% if messages[0].role == 'x' %}{% endif %}<s>${PLAIN}`
+    for (const from of [PLAIN, SLOW, strict, ASSISTANT_MARKED]) {
+      const { examples } = await encode({ messages }, 1e9, from)
+      expect(
+        examples
+          .map(targetsOf)
+          .join('')
+          .replaceAll(/<.assistant>|\n/g, ''),
+      ).toBe('twofour')
+      expect(textOf(examples[0])).toContain(messages.at(-1)?.content)
+    }
+    const alternating = "{% if loop is defined %}{% endif %}{{ raise_exception('roles must alternate') }}"
+    const error = await refusal(() => encode({ messages }, 1e9, alternating))
+    expect(error).toBeInstanceOf(DataError)
+    expect(error.message).toContain('roles must alternate')
+  })
+
+  it('takes a chat that is rendered as nothing', async () => {
+    for (const messages of [
+      [user(''), assistant('')],
+      [user(''), assistant('x')],
+    ]) {
+      const { examples } = await encode(
+        { messages },
+        1e9,
+        '{% for m in messages %}{{ m.content | replace("x", "") }}{% endfor %}',
+      )
+      expect(examples.flatMap(({ labels }) => [...labels])).toEqual([])
+    }
+  })
+
+  it('refuses a completion that holds its prompt', async () => {
+    const record = { prompt: CHAT.slice(0, 4), completion: CHAT }
+    expect((await refusal(() => parse(record))).message).toContain('begins with the prompt again')
+  })
+
+  it.each([
+    ['in one pass', 1500, PLAIN],
+    ['by several renderings', 1500, SLOW],
+    ['with a text for each answer', 200, 'qwen3'],
+    ['with a head', 200, 'llama3_2'],
+  ])(
+    'shortens a chat of many turns in seconds: %s',
+    async (_, length, from) => {
+      const thoughts = from === 'qwen3' ? '<think>h</think>' : ''
+      const messages = Array.from({ length }, (_, i) => (i % 2 === 0 ? user('u') : assistant(`${thoughts}a`)))
+      const named = from.includes('{') ? await template(from) : await golden(from)
+      const start = performance.now()
+      const result = encodeChat(parse({ messages }), { template: named, tokenizer, maxLength: 300 }, 'x')
+      expect(performance.now() - start).toBeLessThan(40_000)
+      expect(result).toMatchObject({ isShortened: true, lostAnswers: 0 })
+      const lengths = result.examples.map(({ inputIds }) => inputIds.length)
+      expect(Math.max(...lengths)).toBeLessThanOrEqual(300)
+      // Nothing more would fit.
+      expect(lengths.at(-1)).toBeGreaterThan(300 - (lengths.at(-1) ?? 0) / 2)
+    },
+    60_000,
+  )
 })

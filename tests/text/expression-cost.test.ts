@@ -6,6 +6,7 @@ import { describe, expect, it } from 'vitest'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import { costOfRegExp } from '../../src/text/expression-cost.js'
 import { loadTokenizer, makeTokenizer } from '../../src/text/tokenizer.js'
+import { THOROUGH } from '../thorough.js'
 
 /** Of published tokenizers, as @huggingface/tokenizers gives them to JavaScript. */
 const PUBLISHED: [name: string, expression: RegExp][] = [
@@ -88,9 +89,9 @@ describe('costOfRegExp', () => {
         const isSlow = most >= 1000 || (!isPassed && isSlowOnLongerTexts(options))
         expect(!isSlow, source.join('|')).toBe(isPassed)
       }),
-      { numRuns: 50 },
+      { numRuns: THOROUGH ? 50 : 25 },
     )
-    expect(Math.min(counts.refused, counts.passed)).toBeGreaterThan(2)
+    expect(Math.min(counts.refused, counts.passed)).toBeGreaterThan(THOROUGH ? 2 : 1)
   })
 })
 

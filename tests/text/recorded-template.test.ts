@@ -1,6 +1,6 @@
 import { describe, expect, it } from 'vitest'
+import { recordTemplate } from '../../src/text/chat-template.js'
 import { compileChatTemplate } from '../../src/text/compiled-template.js'
-import { recordTemplate } from '../../src/text/recorded-template.js'
 
 const render = async (text: string, args?: Record<string, unknown>) => {
   const template = await compileChatTemplate({ name: 'test', texts: new Map([['default', text]]), specialTokens: {} })

@@ -1,7 +1,7 @@
 import { readFileSync } from 'node:fs'
 import fc from 'fast-check'
 import { describe, expect, it } from 'vitest'
-import { MemoryDirectory } from '../../src/base/bytes.js'
+import { MemoryDirectory, readJson } from '../../src/base/bytes.js'
 import { FileError, FormatError } from '../../src/base/errors.js'
 import { loadTokenizer, makeTokenizer } from '../../src/text/tokenizer.js'
 
@@ -130,5 +130,43 @@ describe('bad files', () => {
     await expect(load({ 'tokenizer_config.json': '3' })).rejects.toThrow('folder/tokenizer_config.json')
     const unknownType = JSON.stringify({ ...definition, decoder: { type: 'Riddle' } })
     await expect(load({ 'tokenizer.json': unknownType })).rejects.toThrow(/Riddle/)
+  })
+})
+
+describe('files of any size and with any numbers', () => {
+  const withVocab = (vocab: object, added: unknown = definition.added_tokens) =>
+    makeTokenizer({ ...definition, added_tokens: added, model: { ...definition.model, vocab } }, {}, 'model')
+
+  it.each([-1, 1.5, null, '3', Number.NaN, 2 ** 40])('refuses the id %s', (id) => {
+    const { vocab } = definition.model
+    expect(() => withVocab({ ...vocab, strange: id })).toThrow(/the token "strange" has no id that can be one/)
+    expect(() => withVocab(vocab, [...definition.added_tokens, { id, content: '<x>' }])).toThrow(FormatError)
+  })
+
+  it.each(['tokenizer.json', 'tokenizer_config.json'])('reads no %s of 600 MB', async (name) => {
+    const large = {
+      name,
+      byteLength: 600_000_000,
+      read: () => Promise.reject(new Error('read')),
+      close: async () => {},
+    }
+    const directory = new MemoryDirectory({ 'tokenizer.json': JSON.stringify(definition) }, 'model')
+    const open = directory.open.bind(directory)
+    const other = Object.assign(directory, {
+      has: async (path: string) => path === 'tokenizer.json' || path === name,
+      open: async (path: string) => (path === name ? large : open(path)),
+    })
+    await expect(loadTokenizer(other)).rejects.toThrow(/too large; expected at most 268435456 bytes/)
+  })
+
+  it('reads a config with a byte order mark, NaN and Infinity', async () => {
+    const config = '\ufeff{"eos_token": "NaN", "x": NaN, "y": [-Infinity, Infinity, "Infinity \\" NaN"]}'
+    const directory = new MemoryDirectory({ 'tokenizer_config.json': config })
+    expect(await readJson(directory, 'tokenizer_config.json')).toEqual({
+      eos_token: 'NaN',
+      x: Number.POSITIVE_INFINITY,
+      y: [Number.NEGATIVE_INFINITY, Number.POSITIVE_INFINITY, 'Infinity " NaN'],
+    })
+    await expect(readJson(new MemoryDirectory({ a: '{"x": NaNa}' }), 'a')).rejects.toThrow(FormatError)
   })
 })

@@ -11,6 +11,7 @@ import { LoraAdapter } from '../../src/lora/adapter.js'
 import { nodePlatform } from '../../src/node/platform.js'
 import { loadAdapter as loadFolder, saveAdapter } from '../../src/peft/adapter-folder.js'
 import { goldenPath } from '../golden.js'
+import { random } from '../lora/matrices.js'
 import { changes, distance, randomAdapter } from './adapters.js'
 
 usePlatform(nodePlatform)
@@ -139,6 +140,18 @@ describe('resize', () => {
     [{ rnak: 4 }, /rnak.*no such option.*rank/],
   ])('refuses %o', async (options, message) => {
     await expect(resize(adapter(), options as never)).rejects.toThrow(message)
+  })
+
+  it('says when nothing changed', async () => {
+    const adapter = new LoraAdapter({ rank: 8 })
+    adapter.addFactors('q', random(8, 20, 1), random(20, 8, 2))
+    adapter.addFactors('k', random(8, 20, 3), random(20, 8, 4))
+    const { warnings, layers } = await resize(adapter, { rank: 16 })
+    expect(layers.map(({ rank }) => rank)).toEqual([8, 8])
+    expect(warnings).toEqual(['nothing changed: the highest rank of a layer was 8 and is 8 now'])
+    expect((await resize(adapter, { rank: 8 })).warnings).toHaveLength(1)
+    expect((await resize(adapter, { rank: 7 })).warnings).toEqual([])
+    expect((await resize(adapter, { error: 0 })).warnings).toHaveLength(1)
   })
 
   it('refuses an adapter that started from its base, and one without ranks', async () => {

@@ -73,7 +73,9 @@ describe.skipIf(!canOpenSite)('the page', { timeout: 300_000 }, () => {
   it('learns labels from a table, on an encoder, which shows them beside the model alone', async () => {
     await open(ENCODER, 'bert')
     await type('A text without labels')
-    expect(await site.text('lesson')).toMatch(/writes no text, but it can learn labels/)
+    expect(await site.text('lesson')).toMatch(
+      /cannot learn from this. It learns from records with these fields: text and label/,
+    )
     await type(`text,label\n${moods.map(({ text, label }) => `"${text}",${label}`).join('\n')}\n`)
     expect(await site.text('lesson')).toBe('The adapter will learn labels for texts.')
     await site.fill({ steps: 40, 'learning-rate': 0.02, 'batch-size': 6 })

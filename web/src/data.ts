@@ -1,5 +1,6 @@
 // What a run learns from: a text, rows with labels, or folders of pictures. The data and the model say what the adapter will learn.
 
+import type { TaskFacts } from 'lowrank'
 import { byId, guarded, inputOf, make } from './dom.js'
 import type { OpenModel } from './models.js'
 
@@ -17,30 +18,39 @@ export interface LearningData {
   readonly pictures: readonly Picture[]
 }
 
-/** Tasks of `train` that the page offers; undefined is to write. */
-export type PageTask = 'text-classification' | 'image-classification' | undefined
+/** A task that the page offers. */
+export type PageTask = TaskFacts & Required<Pick<TaskFacts, 'page'>>
 
 /** Names of files that browsers show. */
 export const PICTURE = /\.(png|jpe?g|webp|gif|bmp|avif)$/i
 /** Pictures shown of each label. */
 const SHOWN = 6
 
-/** Whether rows have a text and a label: the first line tells. */
-export function hasLabels(text: string): boolean {
+/** Fields of the records: the first line tells. A text has one field. */
+export function fieldsOf(text: string, tasks: readonly PageTask[]): readonly string[] {
   const [first] = text.trimStart().split('\n', 1)
-  if (!/^[[{]/.test(first)) return isHeader(first)
-  const [, row = ''] = /(\{.*\})/.exec(first) ?? []
-  try {
-    const { text, label } = JSON.parse(row)
-    return typeof text === 'string' && label !== undefined
-  } catch {
-    return false
+  if (/^[[{]/.test(first)) {
+    const [, row = ''] = /(\{.*\})/.exec(first) ?? []
+    try {
+      return Object.keys(JSON.parse(row))
+    } catch {
+      return []
+    }
   }
+  const names = first.split(/[,\t]/).map((name) => name.trim().replace(/^"(.*)"$/, '$1'))
+  return names.length > 1 && bestTask(names, tasks) !== undefined ? names : ['text']
 }
 
-function isHeader(line: string): boolean {
-  const names = line.split(/[,\t]/).map((name) => name.trim().replace(/^"(.*)"$/, '$1'))
-  return names.includes('text') && names.includes('label')
+/** The task one of whose records has the most of these fields, and no other ones. */
+function bestTask(fields: readonly string[], tasks: readonly PageTask[]): PageTask | undefined {
+  const fitting = tasks.flatMap((task) =>
+    task.records
+      .map((record) => ({ task, fields: Object.keys(record) }))
+      .filter(({ fields: own }) => {
+        return own.every((name) => fields.includes(name))
+      }),
+  )
+  return fitting.sort((a, b) => b.fields.length - a.fields.length)[0]?.task
 }
 
 /**
@@ -49,19 +59,20 @@ function isHeader(line: string): boolean {
  * @throws Error when it cannot learn from such data
  */
 export function taskOf(open: OpenModel, { text, pictures }: Pick<LearningData, 'text' | 'pictures'>): PageTask {
-  if (pictures.length > 0) {
-    if (open.reads === 'pictures') return 'image-classification'
+  if (pictures.length > 0 && open.reads !== 'pictures')
     throw new Error(
       `${open.name} reads text. To learn from pictures, open a model such as ViT, DeiT or DINOv2 in part 1.`,
     )
-  }
-  if (open.reads === 'pictures')
+  if (pictures.length === 0 && open.reads === 'pictures')
     throw new Error(`${open.name} reads pictures. Open a folder that has a folder of pictures for each label.`)
-  if (text.trim() === '') throw new Error('There is no text to learn from. Write or paste some, or use the sample.')
-  if (hasLabels(text)) return 'text-classification'
-  if (open.writes) return undefined
+  if (pictures.length === 0 && text.trim() === '')
+    throw new Error('There is no text to learn from. Write or paste some, or use the sample.')
+  const task = bestTask(pictures.length > 0 ? ['image', 'label'] : fieldsOf(text, open.tasks), open.tasks)
+  if (task !== undefined) return task
   throw new Error(
-    `${open.name} writes no text, but it can learn labels. Give it a table with the columns text and label.`,
+    `${open.name} cannot learn from this. It learns from records with these fields: ${open.tasks
+      .flatMap(({ records }) => records.map((record) => Object.keys(record).join(' and ')))
+      .join('; ')}.`,
   )
 }
 
@@ -133,7 +144,8 @@ export class DataField {
   get value(): LearningData {
     const { value: text, dataset } = this.#area
     const start = text.trimStart()
-    const ending = /^[[{]/.test(start) ? 'jsonl' : hasLabels(start) ? (/\t/.test(start) ? 'tsv' : 'csv') : 'txt'
+    const isTable = fieldsOf(start, this.#open?.tasks ?? []).length > 1
+    const ending = /^[[{]/.test(start) ? 'jsonl' : isTable ? (/\t/.test(start) ? 'tsv' : 'csv') : 'txt'
     return { name: dataset.name ?? `pasted.${ending}`, text, pictures: this.#pictures }
   }
 
@@ -177,10 +189,7 @@ export class DataField {
     try {
       const task = taskOf(this.#open, data)
       this.#learns(task)
-      line.textContent =
-        task === undefined
-          ? 'The adapter will learn to write like this text.'
-          : `The adapter will learn labels for ${task === 'image-classification' ? 'pictures' : 'texts'}.`
+      line.textContent = task.page.lesson
     } catch (error) {
       line.textContent = (error as Error).message
     }

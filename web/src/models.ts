@@ -1,10 +1,11 @@
 // Opens a model: the small one beside the page, one of the Hub, or a folder of this machine.
 
-import { configureHub, loadModel, type Model, webRuntime } from 'lowrank'
+import { configureHub, loadModel, type Model, trainingTasks, webRuntime } from 'lowrank'
 import gpuWasm from 'onnxruntime-web/ort-wasm-simd-threaded.asyncify.wasm?url'
 import wasm from 'onnxruntime-web/ort-wasm-simd-threaded.wasm?url'
 import ort from 'onnxruntime-web/wasm?url'
 import gpuOrt from 'onnxruntime-web/webgpu?url'
+import type { PageTask } from './data.js'
 import { buttonOf, byId, guarded, inputOf } from './dom.js'
 
 /** How a model can be opened again after a reload. */
@@ -21,7 +22,9 @@ export interface OpenModel {
   readonly reads: 'text' | 'pictures'
   /** Whether it writes text. Others give vectors, from which an adapter learns labels. */
   readonly writes: boolean
-  /** Whether its folder says how chats become text. */
+  /** What it can learn here. */
+  readonly tasks: readonly PageTask[]
+  /** True if its folder says how chats become text. */
   readonly takesChats: boolean
 }
 
@@ -49,7 +52,9 @@ export function setUpModels(opened: (model: OpenModel) => Promise<void>) {
         configureHub({ token: inputOf('token').value.trim() || undefined })
         const model = await loadModel(source, { runtime: RUNTIMES[device] })
         const name = choice.kind === 'bundled' ? 'union-3m' : model.name
-        await opened({ model, source, name, choice, device, ...abilities(model), takesChats: await hasTemplate(model) })
+        const tasks = (await trainingTasks(model)).filter((task): task is PageTask => task.page !== undefined)
+        const takesChats = await hasTemplate(model)
+        await opened({ model, source, name, choice, device, ...abilities(model), tasks, takesChats })
         const layers = Number(model.config.num_hidden_layers)
         const parts = [
           model.config.model_type,

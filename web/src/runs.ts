@@ -1,7 +1,7 @@
 // The run that goes on in this page, kept in the browser's own file system so that a reload does not lose it.
 
-import { type Directory, HandleDirectory, MemoryDirectory } from 'lowrank'
-import type { PageTask, Picture } from './data.js'
+import { type Directory, HandleDirectory, MemoryDirectory, type TrainOptions } from 'lowrank'
+import type { Picture } from './data.js'
 import type { ModelChoice } from './models.js'
 
 /** What a run needs to be continued. */
@@ -10,7 +10,7 @@ export interface Job {
   readonly choice: ModelChoice
   readonly modelName: string
   readonly data: { readonly name: string; readonly text: string }
-  readonly task: PageTask
+  readonly task: TrainOptions['task']
   readonly settings: {
     readonly maxSteps: number
     readonly learningRate: number

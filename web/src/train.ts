@@ -91,8 +91,8 @@ export class Trainer {
         model: open.model,
         device: open.device,
         threads: threadCount(),
-        ...(task !== undefined && { task }),
-        data: task === 'image-classification' ? await rowsOf(run.pictures) : new File([data.text], data.name),
+        task,
+        data: run.pictures.length > 0 ? await rowsOf(run.pictures) : new File([data.text], data.name),
         ...rest,
         config: { rank, alpha: 2 * rank },
         saveEvery: SAVE_EVERY,
@@ -102,7 +102,7 @@ export class Trainer {
         signal: abort.signal,
         on: {
           stage: (stage) => this.#say(STAGES[stage]),
-          step: (event) => this.#showStep(event, task),
+          step: (event) => this.#showStep(event, run.pictures.length > 0),
           warning: (message) => this.#say(message),
         },
       })
@@ -136,7 +136,7 @@ export class Trainer {
   /** A new run of what the form says. */
   async #begin(open: OpenModel): Promise<UnfinishedRun> {
     const { pictures, ...data } = this.#data.value
-    const job = readJob(open, data, taskOf(open, { ...data, pictures }))
+    const job = readJob(open, data, taskOf(open, { ...data, pictures }).name as Job['task'])
     this.#losses = []
     const folder = this.#isInMemory
       ? new MemoryDirectory()
@@ -185,9 +185,8 @@ export class Trainer {
     )
   }
 
-  #showStep(event: StepEvent, task: PageTask): void {
+  #showStep(event: StepEvent, isOfPictures: boolean): void {
     const { step, loss, totalSteps, secondsLeft } = event
-    const isOfPictures = task === 'image-classification'
     const rate = isOfPictures ? event.examplesPerSecond : event.tokensPerSecond
     this.#losses[step - 1] = loss
     for (let i = step - 2; i >= 0 && this.#losses[i] === undefined; i--) this.#losses[i] = loss
@@ -233,18 +232,20 @@ function isFull(error: unknown): boolean {
 
 const curve = () => document.getElementById('curve') as unknown as SVGElement
 
-/** Settings that suit a task, in fields that still have those of another. */
-const SUITED = {
-  write: { steps: '60', 'learning-rate': '0.005', 'batch-size': '4' },
-  labels: { steps: '100', 'learning-rate': '0.002', 'batch-size': '8' },
-}
+/** The settings that were suggested last, by the ids of their fields. */
+let suggested: Readonly<Record<string, string>> = { steps: '60', 'learning-rate': '0.005', 'batch-size': '4' }
 
-function suggest(task: PageTask): void {
+/** Puts settings that suit a task into fields that still have those of another. */
+function suggest({ page: { unit, settings } }: PageTask): void {
   // All pictures have the size that the model takes.
-  byId('length').hidden = task === 'image-classification'
-  const [from, to] = task === undefined ? [SUITED.labels, SUITED.write] : [SUITED.write, SUITED.labels]
-  for (const [id, value] of Object.entries(from))
-    if (inputOf(id).value === value) inputOf(id).value = to[id as keyof typeof to]
+  byId('length').hidden = unit === 'pictures'
+  const own: Record<string, string> = {
+    steps: String(settings.maxSteps),
+    'learning-rate': String(settings.learningRate),
+    'batch-size': String(settings.batchSize),
+  }
+  for (const [id, value] of Object.entries(own)) if (inputOf(id).value === suggested[id]) inputOf(id).value = value
+  suggested = own
 }
 
 /** Pictures as records of `train`. */
@@ -255,7 +256,7 @@ function rowsOf(pictures: readonly Picture[]): Promise<{ image: Uint8Array; labe
 }
 
 /** The form as a run. */
-function readJob({ name, choice }: OpenModel, data: Job['data'], task: PageTask): Job {
+function readJob({ name, choice }: OpenModel, data: Job['data'], task: Job['task']): Job {
   const number = (id: string, label: string) => {
     const field = inputOf(id)
     const value = Number(field.value)

@@ -49,7 +49,7 @@ async function readConfigBase(directory: Directory): Promise<GgufBase> {
   try {
     const where = source.name
     if (source.byteLength > MAX_CONFIG_BYTES) throw new FormatError({ where, what: 'too large for a config' })
-    const whole = toPlain(parseJson(await readAll(source), where)) as Record<string, unknown>
+    const whole = toPlain(parseJson(await readAll(source), where, { isLoose: true })) as Record<string, unknown>
     const inner = whole.text_config as Record<string, unknown> | undefined
     const config = { ...whole, ...(typeof inner === 'object' && inner !== null && inner) }
     const [model] = Array.isArray(whole.architectures) ? whole.architectures : []

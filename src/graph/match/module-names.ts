@@ -26,6 +26,11 @@ function core(name: string): string {
   return own === '' ? name : `${sideOf(name) === 'vision'}:${own}`
 }
 
+/** A module's name without the wrapper that sentence-transformers puts around its first module. */
+export function withoutWrapper(module: string): string {
+  return module.replace(/^0\.auto_model\./, '')
+}
+
 /** Names that transformers 5 gives to modules of vision transformers (ViT, BEiT, DeiT, DINOv2, Swin), by those of transformers 4. */
 const RENAMED: readonly (readonly [RegExp, string])[] = [
   [/(^|\.)encoder\.layer\.(?=\d+\.)/, '$1layers.'],
@@ -47,7 +52,9 @@ function newest(name: string): string {
  * The name among others that means a module: its own, else the one that ends with it or that it ends with, else the one that differs in
  * modules around it, else the one that names a Sequential twice, else the one of another version of transformers.
  */
-export function nameOfModule(names: ReadonlySet<string>, module: string): string | undefined {
+export function nameOfModule(names: ReadonlySet<string>, name: string): string | undefined {
+  if (names.has(name)) return name
+  const module = withoutWrapper(name)
   if (names.has(module)) return module
   const all = [...names]
   const near = all.filter((other) => other.endsWith(`.${module}`) || module.endsWith(`.${other}`))

@@ -50,7 +50,7 @@ export const INITS: readonly Init[] = [
   'corda',
 ]
 
-/** Whether a value names an init. */
+/** True if a value names an init. */
 export function isInit(value: unknown): value is Init {
   return INITS.includes(value as Init) || (typeof value === 'string' && iterationsOf(value) !== undefined)
 }
@@ -61,12 +61,20 @@ export function iterationsOf(init: string): number | undefined {
   return digits === undefined ? undefined : Number(digits)
 }
 
-/** Whether the base becomes W − s·B₀·A₀, with the factors as they start: pissa, olora, lora-ga, corda. */
+/** True if the base becomes W − s·B₀·A₀, with the factors as they start: pissa, olora, lora-ga, corda. */
 export function changesBase(init: Init): boolean {
   return takesFromBase(init) || init === 'lora-ga' || init === 'corda'
 }
 
-/** Whether B₀·A₀ can be computed again from W alone: pissa, olora. */
+/** True if B₀·A₀ is computed from W when a layer is made: pissa, pissa-niter-N, olora. */
 export function takesFromBase(init: Init): boolean {
-  return init === 'pissa' || init === 'olora' || iterationsOf(init) !== undefined
+  return isToldByBase(init) || iterationsOf(init) !== undefined
+}
+
+/**
+ * True if B₀·A₀ can be computed again from W alone: pissa, olora. The start of pissa-niter-N is drawn at random, and no file tells the
+ * draws: another start gives other factors.
+ */
+export function isToldByBase(init: Init): boolean {
+  return init === 'pissa' || init === 'olora'
 }

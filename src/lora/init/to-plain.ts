@@ -10,7 +10,7 @@ import type { FactorPair } from '../delta.js'
 import { checkRank, where } from '../factors.js'
 import type { LoraLayer } from '../layer.js'
 import { takenFromBase } from './initializers.js'
-import { changesBase, takesFromBase } from './inits.js'
+import { changesBase, isToldByBase } from './inits.js'
 
 /** Gives a layer's original weight W (d, k), as it was before training began, by the layer's name and shape. */
 export type BaseWeights = (name: string, shape: readonly [d: number, k: number]) => MatrixLike | Promise<MatrixLike>
@@ -20,7 +20,7 @@ export type BaseWeights = (name: string, shape: readonly [d: number, k: number])
  * `adapter` does to the changed one. Scalings stay the same: alphas double with the ranks, or grow by √2 with rsLoRA.
  *
  * @param from the original weights, read a layer at a time; or the adapter as it was before training
- * @throws ConfigError when the adapter is plain already; UnsupportedError when the weights do not tell its start (lora-ga, corda),
+ * @throws ConfigError when the adapter is plain already; UnsupportedError when the weights do not tell its start (pissa-niter-N, lora-ga, corda),
  *   or for convolutions and parameters; MismatchError when the adapter before training does not fit
  */
 export async function toPlain(adapter: LoraAdapter, from: BaseWeights | LoraAdapter): Promise<LoraAdapter> {
@@ -61,7 +61,7 @@ function checkConvertible(adapter: LoraAdapter, from: BaseWeights | LoraAdapter)
       what: `a part of kind ${other.kind} cannot be turned into plain LoRA`,
     })
   }
-  if (from instanceof LoraAdapter || takesFromBase(init)) return
+  if (from instanceof LoraAdapter || isToldByBase(init)) return
   if (!changesBase(init)) {
     throw new ConfigError({
       where: 'init',
@@ -73,7 +73,7 @@ function checkConvertible(adapter: LoraAdapter, from: BaseWeights | LoraAdapter)
   throw new UnsupportedError({
     where: 'init',
     what: `the initial values of an adapter with init ${init} cannot be computed from the base weights`,
-    expected: 'the adapter as it was before training',
+    expected: 'the adapter as it was before training (initial, --initial)',
   })
 }
 

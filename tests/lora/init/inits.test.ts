@@ -264,7 +264,9 @@ test.each(['pissa', 'pissa-niter-4', 'olora'] as const)('%s: a rank above min(d,
     expect(maxDifference(layer.effectiveWeight(), weight)).toBeLessThan(1e-12)
     const again = LoraLayer.fromFactors(layer.weightA, layer.weightB, { rank: 8, alpha: 12, init, useRslora })
     expect(again.config).toEqual(layer.config)
-    expect(maxDifference(again.attachBase(weight).baseWeight!, layer.baseWeight!)).toBeLessThan(1e-12)
+    // The draws of pissa-niter are in no file.
+    if (init === 'pissa-niter-4') expect(() => again.attachBase(weight)).toThrow(UnsupportedError)
+    else expect(maxDifference(again.attachBase(weight).baseWeight!, layer.baseWeight!)).toBeLessThan(1e-12)
   }
   expect(() => LoraLayer.fromFactors(random(5, 12, 2), random(6, 5, 3), { rank: 8, init })).toThrow(ShapeError)
 })

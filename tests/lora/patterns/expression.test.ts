@@ -5,6 +5,7 @@ import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
 import { ConfigError } from '../../../src/base/errors.js'
 import { fullMatch, PatternTable, targetMatcher } from '../../../src/lora/patterns/patterns.js'
+import { runs } from '../../thorough.js'
 
 const golden: {
   names: string[]
@@ -134,6 +135,6 @@ test('any expression on any name gives an answer or our error', () => {
         if (!(error instanceof ConfigError)) throw error
       }
     }),
-    { numRuns: 5000 },
+    { numRuns: runs(5000) },
   )
 })

@@ -2,6 +2,7 @@
 // model, or either with or without the model's first part.
 
 import type { CheckpointTensor } from '../../../formats/checkpoint.js'
+import { withoutWrapper } from '../../../graph/match/module-names.js'
 import type { NameRules, StoredForm } from './rules.js'
 import type { NameEntry } from './tables.js'
 
@@ -42,6 +43,11 @@ export function chooseNames(
   tensors: Tensors,
   entries: readonly NameEntry[],
 ): CheckpointNames {
+  if (wanted.some(({ name }) => withoutWrapper(name) !== name && !tensors.has(name))) {
+    const bare = wanted.map((one) => ({ ...one, name: withoutWrapper(one.name) }))
+    const { form, locate } = chooseNames(bare, tensors, entries)
+    return { form: (name) => form(withoutWrapper(name)), locate: (name) => locate(withoutWrapper(name)) }
+  }
   const count = (naming: Naming, own: readonly WantedTensor[] = wanted) =>
     own.reduce((sum, one) => sum + (isFound(one, naming(one.name), tensors) ? 1 : 0), 0)
   const own = count(asItIs)
