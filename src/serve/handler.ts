@@ -188,7 +188,7 @@ class Server {
 
   /** Tells the log of what no caller caused. */
   #told(error: unknown): HttpError {
-    const told = httpError(error)
+    const told = httpError(error, (text) => text.replaceAll(this.#session.model.directory.name, this.#name))
     if (told.status >= 500 && !(error instanceof HttpError)) (this.#options.onError ?? console.error)(error)
     return told
   }

@@ -36,12 +36,18 @@ const STATUS: Partial<Record<LowrankError['code'], number>> = {
   STATE: 503,
 }
 
-/** Any error as an HTTP error. */
-export function httpError(error: unknown): HttpError {
+/**
+ * Any error as an HTTP error.
+ *
+ * @param shown what a caller may read of a text: no path of the server
+ */
+export function httpError(error: unknown, shown: (text: string) => string): HttpError {
   if (error instanceof HttpError) return error
   if (error instanceof LowrankError) {
     const status = STATUS[error.code] ?? 500
-    return new HttpError(status, error.message, { param: status === 400 ? error.where : undefined })
+    return new HttpError(status, shown(error.message), {
+      param: status === 400 && error.where ? shown(error.where) : undefined,
+    })
   }
   return new HttpError(500, 'The server failed. Its log says why.')
 }
@@ -97,34 +103,47 @@ export async function readJson(request: Request, maxBytes: number): Promise<Reco
 }
 
 /**
- * Server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html), closed by `[DONE]`. An error after the start
- * is an event.
+ * Answers with server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html), closed by `[DONE]`. An error before the
+ * first event is thrown, one after it is an event.
  *
  * @param write sends events until it returns. It stops when the signal says that the caller left
  * @param onError hears what ends the stream early
  */
-export function eventStream(
+export async function eventStream(
   write: (send: (event: object) => void, signal: AbortSignal) => Promise<void>,
   onError: (error: unknown) => HttpError,
-): Response {
+): Promise<Response> {
   const left = new AbortController()
   const encoder = new TextEncoder()
+  let controller: ReadableStreamDefaultController<Uint8Array> | undefined
   const body = new ReadableStream<Uint8Array>({
-    async start(controller) {
-      const line = (text: string) => {
-        if (!left.signal.aborted) controller.enqueue(encoder.encode(`data: ${text}\n\n`))
-      }
-      try {
-        await write((event) => line(JSON.stringify(event)), left.signal)
-      } catch (error) {
-        if (!left.signal.aborted) line(JSON.stringify(errorBody(onError(error))))
-      }
-      line('[DONE]')
-      if (!left.signal.aborted) controller.close()
+    start(own) {
+      controller = own
     },
     cancel() {
       left.abort(new DOMException('The caller left', 'AbortError'))
     },
+  })
+  const line = (text: string) => {
+    if (!left.signal.aborted) controller?.enqueue(encoder.encode(`data: ${text}\n\n`))
+  }
+  await new Promise<void>((begin, fail) => {
+    let hasBegun = false
+    const send = (event: object) => {
+      hasBegun = true
+      line(JSON.stringify(event))
+      begin()
+    }
+    const end = () => {
+      line('[DONE]')
+      if (!left.signal.aborted) controller?.close()
+      begin()
+    }
+    write(send, left.signal).then(end, (error) => {
+      if (!hasBegun) return fail(error)
+      line(JSON.stringify(errorBody(onError(error))))
+      end()
+    })
   })
   return new Response(body, { headers: { 'content-type': 'text/event-stream', 'cache-control': 'no-cache' } })
 }

@@ -240,11 +240,17 @@ export async function answer(
     send?.({ id, object: form.chunkObject, created, model, choices, ...(includesUsage && { usage: usage ?? null }) })
   const all = prompts.flatMap((prompt) => Array.from({ length: n }, () => prompt))
   const images = options.images === undefined ? {} : { images: all.map(() => options.images) as never }
-  if (send !== undefined && form.start !== undefined) for (const i of all.keys()) event([form.start(i)])
   const texts = all.map(() => '')
   const sent = all.map(() => 0)
+  const begun = new Set<number>()
+  const begin = (index: number) => {
+    if (send === undefined || form.start === undefined || begun.has(index)) return
+    begun.add(index)
+    event([form.start(index)])
+  }
   const onText = (piece: string, index: number) => {
     onPiece()
+    begin(index)
     texts[index] += piece
     const certain = form.certain(texts[index]).slice(sent[index])
     if (certain === '') return
@@ -254,6 +260,7 @@ export async function answer(
   const results = await session.generate(all, { ...options, ...images, adapter, signal, onText })
   for (const [i, result] of results.entries()) {
     if (send === undefined) break
+    begin(i)
     const last = form.end(i, result)
     // Held back for a call that did not come.
     const rest = last.length > 1 ? '' : result.text.slice(sent[i])
