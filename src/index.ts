@@ -134,11 +134,12 @@ export type { FactorTensors, PartKind, TensorRole } from './lora/part.js'
 export type { LayerGradients } from './lora/passes.js'
 export type { LayerRanges } from './lora/replication.js'
 export type { Spectrum } from './lora/spectrum.js'
-export type { Differences, ValueDifferences } from './merge/chunks/unmerge.js'
+export type { Differences, ValueDifferences } from './merge/compare.js'
 export type { FitReport, PartFit } from './merge/fit.js'
 export type { UnmergeReport } from './merge/merge.js'
 export type { TiedPolicy } from './merge/plan/tied.js'
 export type {
+  LayerChange,
   MergedFile,
   MergeFormat,
   MergePlanReport,
@@ -147,7 +148,6 @@ export type {
   MergeSummary,
 } from './merge/report.js'
 export type { MergeSettings, PathSettings, RunSettings } from './merge/settings.js'
-export type { LayerChange } from './merge/weight.js'
 export type { SaveOptions } from './peft/adapter-folder.js'
 export type { AdapterReport, LayerReport, ProblemReport, ReplacementReport } from './peft/inspect.js'
 export type { LoadOptions } from './peft/open.js'

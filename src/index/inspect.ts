@@ -133,13 +133,13 @@ async function fitTo(
   const opened = await openSource(base, 'base', { readsRanges: normDeltas === undefined })
   const onnx = await findOnnx(opened)
   if (onnx.length === 0) {
-    const { fitCheckpoint } = await import('../merge/chunks/fit.js')
+    const { fitCheckpoint } = await import('../merge/fit-checkpoint.js')
     return fitCheckpoint(opened.directory, directory, { basePath: opened.file, normDeltas })
   }
   const { openAdapter } = await import('../peft/open.js')
   const adapter = await openAdapter(directory, { isTolerant: true })
   try {
-    const config = await (await import('../merge/chunks/open-plan.js')).readConfig(opened.directory)
+    const config = await (await import('../merge/plan/config-edit.js')).readConfig(opened.directory)
     const { loadOnnx } = await import('../formats/onnx/model.js')
     const { fitOnnx, joinFits } = await import('../merge/onnx/fit.js')
     const fits: FitReport[] = []

@@ -1,7 +1,7 @@
 // What merging says: of a plan, on the way, and at the end. The same for .onnx files and safetensors checkpoints.
 
 import type { Renamed } from './plan/names/renamed.js'
-import type { LayerChange } from './weight.js'
+import type { ChunkChange } from './weight.js'
 
 /** Which kinds of models a result has. */
 export type MergeFormat = 'onnx' | 'safetensors' | 'both'
@@ -11,6 +11,18 @@ export interface MergedFile {
   /** Inside the result. */
   name: string
   byteLength: number
+}
+
+/** How much merging changed a layer. */
+export interface LayerChange {
+  name: string
+  /**
+   * ‖s·B·A‖ / ‖W‖, Frobenius norms; Infinity where W is zero and NaN where it cannot be read, which JSON writes as null. Null for a
+   * weight in a file that an earlier run had finished.
+   */
+  relativeChange: number | null
+  /** ‖Q(W + s·B·A) − (W + s·B·A)‖ / ‖W‖ of a weight that was quantized again: the error that this adds. */
+  quantizationError?: number
 }
 
 /**
@@ -68,4 +80,23 @@ export interface MergeProgress {
   totalBytes: number
   /** Written bytes that an earlier run had finished. Undefined if there are none. */
   keptBytes?: number
+}
+
+/** Σ w² and Σ δ² by entry of the report. */
+export class ChangeSums {
+  readonly #sums = new Map<string, { base: number; delta: number }>()
+
+  add({ weight, baseSquares, deltaSquares }: ChunkChange): void {
+    for (const name of weight.reports) {
+      const { base, delta } = this.#sums.get(name) ?? { base: 0, delta: 0 }
+      this.#sums.set(name, { base: base + baseSquares, delta: delta + deltaSquares })
+    }
+  }
+
+  /** ‖Δ‖ / ‖W‖. A change of nothing is 0, for a weight of zeros too. Null for what was not computed. */
+  relativeChange(name: string): number | null {
+    const sums = this.#sums.get(name)
+    if (sums === undefined) return null
+    return sums.delta === 0 ? 0 : Math.sqrt(sums.delta / sums.base)
+  }
 }

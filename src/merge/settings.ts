@@ -76,16 +76,14 @@ export interface PathSettings {
   overwrite?: boolean | undefined
   /**
    * Writes only the files `index`, `index + count`, … (counted from 0), always as with `reproducible`. The share that finds all files
-   * there gives the output its name. A share may run again at any time. Not for .onnx.
+   * there gives the output its name. A share may run again at any time.
    */
   share?: { index: number; count: number } | undefined
-  /** Number of threads, including the calling thread. Default: one for each core, at most 4. A merge into .onnx uses one thread. */
+  /** Number of threads, including the calling thread. Default: one for each core, at most 4. */
   threads?: number | undefined
   /** Waits until all files are written to the disk (fsync). Default true. */
   fsync?: boolean | undefined
 }
-
-const CHECKPOINT_ONLY = ['maxShardBytes', 'share'] as const
 
 /**
  * @param format of the result
@@ -105,7 +103,7 @@ export function refuseForFormat(settings: MergeSettings & PathSettings, format: 
     }
     return
   }
-  const { tied, outDtype = 'keep', threads } = settings
+  const { tied, outDtype = 'keep' } = settings
   if (tied !== undefined && tied !== 'untie') {
     throw unsupported(
       'tied',
@@ -116,14 +114,9 @@ export function refuseForFormat(settings: MergeSettings & PathSettings, format: 
   if (outDtype === 'bf16' || (outDtype !== 'keep' && (format === 'both' || settings.quantized === 'requantize'))) {
     throw unsupported('outDtype', 'the types of an .onnx file stay as they are', format)
   }
-  if (format === 'onnx' && threads !== undefined && threads > 1) {
-    throw unsupported('threads', 'an .onnx file is merged by one thread', format)
-  }
-  for (const name of CHECKPOINT_ONLY) {
-    if (settings[name] === undefined) continue
-    // Beside an .onnx file the checkpoint's shards can still have other sizes.
-    if (name === 'maxShardBytes' && format === 'both') continue
-    throw unsupported(name, 'only for results in safetensors', format)
+  // Beside an .onnx file the checkpoint's shards can still have other sizes.
+  if (settings.maxShardBytes !== undefined && format === 'onnx') {
+    throw unsupported('maxShardBytes', 'only for results in safetensors', format)
   }
 }
 

@@ -93,34 +93,3 @@ export class StagedDirectory implements Directory {
     for (const path of this.#linked) await this.#target.remove(path)
   }
 }
-
-/** Runs `write` on a staged folder: all its files appear, or none. */
-export async function writeTogether<T>(
-  target: Directory,
-  totalBytes: number,
-  options: RunSettings,
-  write: (staged: StagedDirectory) => Promise<T>,
-): Promise<T> {
-  const staged = new StagedDirectory(target, totalBytes, options)
-  try {
-    const result = await write(staged)
-    await staged.commit()
-    return result
-  } catch (error) {
-    await staged.abort()
-    throw error
-  }
-}
-
-/** Throws FileError when `path` in `out` is the file that is being read. */
-export async function refuseBaseAsOutput(out: Directory, path: string, base: ByteSource): Promise<void> {
-  if (base.realPath === undefined || !(await out.has(path))) return
-  const existing = await out.open(path)
-  await existing.close()
-  if (existing.realPath !== base.realPath) return
-  throw baseAsOutputError(existing.name)
-}
-
-export function baseAsOutputError(where: string): FileError {
-  return new FileError({ where, what: 'the output is the base itself', hint: 'Choose another place for it' })
-}

@@ -1,271 +1,408 @@
-// One merged weight as a stream: W + Σ w·s·B·A in f32, rounded once to the type that W is stored in (Hu et al. 2021, arXiv
-// 2106.09685, section 4.1), or m ⊙ (W + s·B·A) / ‖W + s·B·A‖ (DoRA, Liu et al. 2024, arXiv 2402.09353, equation 5).
+// The one computation of a merge: W + Σ w·s·B·A, rounded once to the type that is written (Hu et al. 2021, arXiv 2106.09685,
+// section 4.1), or m ⊙ (W + s·B·A) / ‖W + s·B·A‖ (DoRA, Liu et al. 2024, arXiv 2402.09353, equation 5). It works on one chunk at a time,
+// with a kernel. Reading and writing stay with the caller, so that the same code runs over synchronous reads in threads and over promises.
 
-import { decodeFloats, decodeWeights, encodeFloats, type FloatDtype, type WeightDtype } from '../base/dtype.js'
+import type { ByteSource } from '../base/bytes.js'
+import { decodeWeights, encodeWeights, type WeightDtype } from '../base/dtype.js'
 import { NumericError } from '../base/errors.js'
-import { elementCount, type FloatArray, type Matrix } from '../base/tensor.js'
-import type { Kernels } from '../kernels/kernels.js'
-import { normOfProduct } from '../linalg/product.js'
-import { StoredDelta } from '../lora/delta.js'
-import { OutputNorms, scaleColumns, scaleRows } from '../lora/dora.js'
-import type { StoredTensor } from '../lora/kinds/stored.js'
+import { type FloatArray, isAllFinite } from '../base/tensor.js'
+import { BLOCK_ELEMENTS, COLUMN_MULTIPLE, type MergeKernel } from '../kernels/merge-kernel.js'
+import { createMergeKernel } from '../kernels/wasm-merge.js'
+import { columnRanges, type FactorRange, leftRanges, rightRanges, wholeRange } from './factor-ranges.js'
+import type { Factor, FactorSlice, LayerFactors } from './plan/adapters.js'
+import { CHUNK_BYTES, type Chunk, sizeOf, type WeightPlan } from './plan/layout.js'
 
-/** Rows are merged in blocks of at most so many elements: 4 MiB in f32, small beside any model. */
-const BLOCK_ELEMENTS = 1 << 20
-
-/** One layer of one adapter within a weight. */
-export interface MergePart {
-  /** The layer's name in the adapter; undefined for a part that no report names. */
-  readonly name: string | undefined
-  /** A (r, k) */
-  readonly weightA: Matrix
-  /** B (d, r) */
-  readonly weightB: Matrix
-  /** weight · s, by which B·A is multiplied. */
-  readonly scale: number
-  /** DoRA's m (d). Such a part has its outputs for itself. */
-  readonly magnitude: FloatArray | undefined
-  /** The first of the weight's output features that is the layer's; above 0 in weights that several layers share. */
-  readonly start: number
+/** What is kept of the weight that the last chunk belonged to. */
+interface Current {
+  readonly weight: WeightPlan
+  /** Ranks of all layers together: their factors are stacked, so that one pass adds them all. */
+  readonly rank: number
+  /** Where each layer's own ranks begin. */
+  readonly starts: readonly number[]
+  /** The kernel has the right factor that comes from a stack. */
+  isUnstacked: boolean
+  /** DoRA's, by output; such a weight has one layer. */
+  scales: FloatArray | undefined
 }
 
-/** Values that take the base's place before the parts are added: all of them, or some rows or columns. */
-export interface NewValues {
-  readonly tensor: StoredTensor
-  /** Of all values: whether the tensor is (columns, rows). */
-  readonly isTransposed: boolean
-  /** Which rows (axis 0) or columns (axis 1) the tensor (n, …) holds; undefined for all. */
-  readonly lines: { readonly axis: 0 | 1; readonly indices: readonly number[] } | undefined
+/** B (d, r·E) of a stack of experts. */
+interface Stack {
+  readonly factor: Factor
+  /** Its values are in this type's precision. */
+  readonly base: WeightDtype
+  readonly values: FloatArray
 }
 
-/** A stored weight and what is merged into it. */
-export interface MergeTarget {
-  /** The tensor's name. */
-  readonly name: string
-  readonly dtype: FloatDtype
-  /** As stored: (d, k), or (k, d) when `isInputMajor`. */
-  readonly shape: readonly [rows: number, columns: number]
-  readonly isInputMajor: boolean
-  readonly values?: NewValues | undefined
-  readonly parts: readonly MergePart[]
+/** How a chunk changed a weight. */
+export interface ChunkChange {
+  readonly weight: WeightPlan
+  /** Σ w² and Σ δ². */
+  readonly baseSquares: number
+  readonly deltaSquares: number
 }
 
-/** How much merging changed a layer. */
-export interface LayerChange {
-  name: string
+/** A merged chunk. */
+export interface ChunkResult {
+  /** Valid until the next chunk. */
+  readonly bytes: Uint8Array
+  /** One entry for each of the weight's windows. */
+  readonly changes: readonly ChunkChange[]
+}
+
+/** Reads what a chunk needs, and computes it. */
+export async function mergeChunk(
+  merger: ChunkMerger,
+  chunk: Chunk,
+  sources: readonly ByteSource[],
+): Promise<ChunkResult> {
+  const { segment, baseOffset, baseBytes } = chunk
+  if (segment.weight === undefined)
+    return { bytes: await sources[segment.source].read(baseOffset, baseBytes), changes: [] }
+  for (const range of merger.begin(chunk)) {
+    merger.take(range, await sources[range.factor.source].read(range.offset, range.byteLength))
+  }
+  merger.input(chunk).set(await sources[segment.source].read(baseOffset, baseBytes))
+  return merger.merge(chunk)
+}
+
+/** Merges the chunks of one thread. */
+export class ChunkMerger {
+  readonly #makeKernel: () => MergeKernel
+  readonly #kernel: MergeKernel
+  /** Mergers of a weight's windows, each with a kernel that keeps its right factor. */
+  readonly #inner: ChunkMerger[] = []
+  /** For base bytes that the kernel does not compute in place. */
+  #outside = new Uint8Array()
+  #current: Current | undefined
+  /** The chunk's rows of the left factors (rows, Σ r), side by side. */
+  #left: FloatArray = new Float32Array()
+  #row = 0
+  /** Values of replaced columns, each with the chunk's rows. */
+  #columns: FloatArray[] = []
+  /** By layer: the B (d, r·E) of which the last expert took its columns. The next one usually takes its own. */
+  readonly #stacks = new Map<number, Stack>()
+
+  /** @param isReproducible gives the same bytes on every machine, by leaving fused multiply-adds out */
+  constructor(isReproducible: boolean, makeKernel = () => createMergeKernel(CHUNK_BYTES, isReproducible)) {
+    this.#makeKernel = makeKernel
+    this.#kernel = makeKernel()
+  }
+
+  /** The memory that the base's bytes of a chunk must be put into. */
+  input({ segment, baseBytes }: Chunk): Uint8Array {
+    const { weight } = segment
+    const isInside = weight === undefined || !(weight.isWidened || weight.windows || weight.columnValues)
+    if (isInside) return this.#kernel.chunk.subarray(0, baseBytes)
+    if (this.#outside.byteLength < baseBytes) this.#outside = new Uint8Array(Math.max(baseBytes, CHUNK_BYTES))
+    return this.#outside.subarray(0, baseBytes)
+  }
+
   /**
-   * ‖s·B·A‖ / ‖W‖, Frobenius norms; Infinity where W is zero and NaN where it cannot be read, which JSON writes as null. Null for a
-   * weight in a file that an earlier run had finished.
+   * Begins a chunk, and tells what to read of the factors and hand to `take`, one after the other: right factors for the first chunk
+   * of a weight, the chunk's rows of the left ones for all. An expert's columns of B lie between those of the others, so that B is
+   * read as a whole, once for experts that follow each other.
    */
-  relativeChange: number | null
-  /** ‖Q(W + s·B·A) − (W + s·B·A)‖ / ‖W‖ of a weight that was quantized again: the error that this adds. */
-  quantizationError?: number
-}
+  begin({ segment: { weight }, row, rows }: Chunk): FactorRange[] {
+    if (weight === undefined) return []
+    if (weight.columnValues !== undefined) {
+      this.#columns = []
+      return columnRanges(weight.columnValues.values, 'columns', 0, row, rows)
+    }
+    if (weight.windows === undefined) return this.#beginWeight(weight, row, rows)
+    return weight.windows.flatMap((own, i) => {
+      this.#inner[i] ??= new ChunkMerger(false, this.#makeKernel)
+      return this.#inner[i].#beginWeight(own.weight, row, rows).map((range) => ({ ...range, window: i }))
+    })
+  }
 
-/** Bytes of the stored weight, by offset from its start. */
-export type ReadWeight = (offset: number, byteLength: number) => Promise<Uint8Array>
+  #beginWeight(weight: WeightPlan, row: number, rows: number): FactorRange[] {
+    const isNew = weight !== this.#current?.weight
+    if (isNew) this.#current = this.#open(weight)
+    this.#makeLeft(rows, weight.from)
+    this.#row = row
+    const { layers } = weight
+    const left = layers.flatMap((layer, i) => (isStacked(layer, false) ? [] : leftRanges(layer, i, row, rows)))
+    return isNew ? [...layers.flatMap((layer, i) => this.#firstRanges(layer, i, weight.from)), ...left] : left
+  }
 
-/** Rows [row, row + count) of a weight, before the merge. */
-type Load = (row: number, count: number) => Promise<Float32Array>
-
-/**
- * The merged weight's bytes, in order. With a magnitude the weight is read twice: a norm needs all of its values.
- *
- * @param report called with each part's change after the last bytes; parts that share their outputs change them as one
- * @param kernels that compute the products. Default: the fastest that there are.
- * @throws NumericError when the result is not finite
- */
-export async function* mergeWeight(
-  target: MergeTarget,
-  read: ReadWeight,
-  report: (change: LayerChange) => void,
-  kernels?: Kernels,
-): AsyncGenerator<Uint8Array> {
-  const { name, dtype, shape, parts } = target
-  const [rows, columns] = shape
-  const load = loader(target, read)
-  const products = parts.map((part) => new PartProduct(target, part, kernels))
-  const blockRows = Math.max(1, Math.floor(BLOCK_ELEMENTS / Math.max(1, columns)))
-  const withNorms = products.filter(({ part }) => part.magnitude !== undefined)
-  if (withNorms.length > 0) {
-    for (let row = 0; row < rows; row += blockRows) {
-      const count = Math.min(blockRows, rows - row)
-      const block = await load(row, count)
-      for (const product of withNorms) product.addNorms(block, row, count)
+  /**
+   * Takes the bytes of a range that `begin` has asked for; they can be overwritten afterwards.
+   *
+   * @throws NumericError naming the factor that holds a value that is not finite
+   */
+  take(range: FactorRange, bytes: Uint8Array): void {
+    if (range.use === 'columns') {
+      this.#columns.push(decodeWeights(bytes, range.factor.dtype).slice())
+      return
+    }
+    if (range.window !== undefined) {
+      this.#inner[range.window].take({ ...range, window: undefined }, bytes)
+      return
+    }
+    const current = this.#current!
+    const { from } = current.weight
+    const values = factorValues(range.factor, bytes, from)
+    if (range.use === 'right') this.#putRight(current, range, values)
+    else if (range.use === 'left') this.#putLeft(current, range, values)
+    else if (range.use === 'stack')
+      this.#stacks.set(range.layer, { factor: range.factor, base: from, values: values.slice() })
+    else {
+      if (!isAllFinite(values)) throw nonFiniteError(range.factor, values)
+      current.scales = values.slice()
     }
   }
-  const reported = products.filter(({ part }, i) => {
-    return part.name !== undefined && products.findIndex((other) => other.hasOutputsOf(part)) === i
-  })
-  const measured = reported.filter(({ part }) => {
-    return part.magnitude !== undefined || products.some((other) => other.part !== part && other.overlaps(part))
-  })
-  for (let row = 0; row < rows; row += blockRows) {
-    const count = Math.min(blockRows, rows - row)
-    const block = await load(row, count) // (count, columns)
-    for (const product of reported) product.addBaseSquares(block, row, count)
-    const before = measured.length === 0 ? block : block.slice()
-    for (const product of products) product.addTo(block, row, count)
-    for (const product of measured) product.addChange(before, block, row, count)
-    const bytes = encodeFloats(block, dtype)
-    if (!allFinite(bytes, dtype)) {
-      throw new NumericError({
-        where: name,
-        what: `the merged weight is not finite in ${dtype}`,
-        hint: 'Check the adapter: its values are too large, or the base weight is damaged',
-      })
-    }
-    yield bytes
-  }
-  for (const { part, baseSquares, changeSquares } of reported) {
-    const { weightA, weightB, scale } = part
-    const isMeasured = measured.some((product) => product.part === part)
-    const change = isMeasured ? Math.sqrt(changeSquares) : Math.abs(scale) * normOfProduct(weightB, weightA)
-    report({ name: part.name as string, relativeChange: relativeTo(change, Math.sqrt(baseSquares)) })
-  }
-}
 
-function loader({ dtype, shape, values }: MergeTarget, read: ReadWeight): Load {
-  const [rows, columns] = shape
-  const rowBytes = columns * (dtype === 'fp32' ? 4 : 2)
-  const stored: Load = async (row, count) => decodeFloats(await read(row * rowBytes, count * rowBytes), dtype)
-  if (values === undefined) return stored
-  const { tensor, isTransposed, lines } = values
-  const type = tensor.dtype as WeightDtype
-  const size = tensor.data.byteLength / Math.max(1, elementCount(tensor.shape))
-  const elements = (from: number, count: number) =>
-    Float32Array.from(decodeWeights(tensor.data.subarray(from * size, (from + count) * size), type))
-  if (lines === undefined) {
-    return async (row, count) => {
-      if (!isTransposed) return elements(row * columns, count * columns)
-      const block = new Float32Array(count * columns)
-      for (let j = 0; j < columns; j++) {
-        elements(j * rows + row, count).forEach((value, i) => {
-          block[i * columns + j] = value
-        })
+  /**
+   * Computes a chunk whose bytes are in `input` and whose ranges have been taken.
+   *
+   * @throws NumericError naming the factor that holds a value that is not finite, or the tensor with a result that is not
+   *   finite where the base was
+   */
+  merge(chunk: Chunk): ChunkResult {
+    const { weight } = chunk.segment
+    if (weight === undefined) return { bytes: this.#kernel.chunk.subarray(0, chunk.baseBytes), changes: [] }
+    if (weight.columnValues !== undefined) return this.#replaceColumns(chunk, weight, weight.columnValues)
+    return weight.windows === undefined ? this.#mergeWeight(chunk, weight) : this.#mergeWindows(chunk, weight)
+  }
+
+  #mergeWeight(chunk: Chunk, weight: WeightPlan): ChunkResult {
+    const { rows, column, columns } = chunk
+    const kernel = this.#kernel
+    const current = this.#current!
+    this.#unstack(current, rows)
+    const isConverted = weight.isWidened
+    const dtype = !isConverted ? weight.to : weight.from === 'fp64' ? 'fp64' : 'fp32'
+    const base = isConverted ? decodeWeights(this.input(chunk), weight.from) : undefined
+    if (base !== undefined) kernel.chunk.set(encodeWeights(base, dtype))
+    const job = { dtype, rows, column, columns, left: this.#left, terms: weight.layers } as const
+    const { baseSquares, deltaSquares, overflows, firstOverflow, isLeftFinite } = kernel.merge(job)
+    if (!isLeftFinite) throw leftError(current, this.#left)
+    if (overflows > 0) throw overflowError(chunk, weight, firstOverflow)
+    const merged = kernel.chunk.subarray(0, rows * columns * sizeOf(dtype))
+    const change = { weight, baseSquares, deltaSquares }
+    if (base === undefined) return { bytes: merged, changes: [change] }
+    const result = decodeWeights(merged, dtype)
+    if (current.scales !== undefined) change.deltaSquares = scaleChunk(chunk, weight, result, base, current.scales)
+    return { bytes: narrowed(chunk, weight, result, base), changes: [change] }
+  }
+
+  /** Computes each window in a kernel of its own; all else keeps its bytes. */
+  #mergeWindows(chunk: Chunk, weight: WeightPlan): ChunkResult {
+    const { from, to, windows = [] } = weight
+    const { rows, columns } = chunk
+    const input = this.input(chunk)
+    const output = from === to ? input.slice() : encodeWeights(decodeWeights(input, from), to).slice()
+    const [size, written] = [sizeOf(from), sizeOf(to)]
+    const changes: ChunkChange[] = []
+    for (const [i, { column: first, weight: own }] of windows.entries()) {
+      const inner = this.#inner[i]
+      // Only a single row can be larger than a kernel's memory.
+      const most = rows === 1 ? CHUNK_BYTES / 8 : own.columns
+      for (let column = 0; column < own.columns; column += most) {
+        const width = Math.min(most, own.columns - column)
+        const segment = { ...chunk.segment, weight: own }
+        const piece = { ...chunk, segment, column, columns: width, baseBytes: rows * width * size }
+        const room = inner.input(piece)
+        for (let row = 0; row < rows; row++) {
+          const start = (row * columns + first + column) * size
+          room.set(input.subarray(start, start + width * size), row * width * size)
+        }
+        const { bytes, changes: changed } = inner.merge(piece)
+        changes.push(...changed)
+        for (let row = 0; row < rows; row++) {
+          const start = row * width * written
+          output.set(bytes.subarray(start, start + width * written), (row * columns + first + column) * written)
+        }
       }
-      return block
     }
+    return { bytes: output, changes }
   }
-  const { axis, indices } = lines
-  const all = elements(0, elementCount(tensor.shape))
-  return async (row, count) => {
-    const block = await stored(row, count)
-    indices.forEach((index, i) => {
-      if (axis === 1) for (let j = 0; j < count; j++) block[j * columns + index] = all[i * rows + row + j]
-      else if (index >= row && index < row + count)
-        block.set(all.subarray(i * columns, (i + 1) * columns), (index - row) * columns)
+
+  #replaceColumns(chunk: Chunk, weight: WeightPlan, { indices }: NonNullable<WeightPlan['columnValues']>): ChunkResult {
+    const { rows, column, columns } = chunk
+    const base = decodeWeights(this.input(chunk), weight.from)
+    const result = base.slice()
+    for (const [i, index] of indices.entries()) {
+      if (index < column || index >= column + columns) continue
+      for (let row = 0; row < rows; row++) result[row * columns + index - column] = this.#columns[i][row]
+    }
+    return { bytes: narrowed(chunk, weight, result, base), changes: [] }
+  }
+
+  #open(weight: WeightPlan): Current {
+    const starts: number[] = []
+    let rank = 0
+    for (const layer of weight.layers) {
+      starts.push(rank)
+      rank += layer.rank
+    }
+    this.#kernel.begin(rank, weight.columns, weight.from === 'fp64' ? 'fp64' : 'fp32')
+    return { weight, rank, starts, isUnstacked: false, scales: undefined }
+  }
+
+  /** What a weight's first chunk needs beside its rows of the left factors. */
+  #firstRanges(layer: LayerFactors, i: number, base: WeightDtype): FactorRange[] {
+    const { b, scales } = layer
+    const ranges = isStacked(layer, true) ? [] : rightRanges(layer, i)
+    if (b.slice !== undefined && !isSame(this.#stacks.get(i), b, base)) ranges.push(wholeRange(b, 'stack', i))
+    if (scales !== undefined) ranges.push(wholeRange(scales, 'scales', i))
+    return ranges
+  }
+
+  #makeLeft(rows: number, base: WeightDtype): void {
+    const length = rows * this.#current!.rank
+    const isDouble = base === 'fp64'
+    if (this.#left.length === length && this.#left instanceof Float64Array === isDouble) return
+    this.#left = isDouble ? new Float64Array(length) : new Float32Array(length)
+  }
+
+  /** Puts a block of A (r, k) into the kernel; or of B (d, r), whose rows are the right factor's columns. */
+  #putRight({ weight, starts }: Current, range: FactorRange, values: FloatArray): void {
+    const { factor, layer, row, rows, column, columns } = range
+    const start = starts[layer]
+    const block = weight.layers[layer].isInputMajor
+      ? { row: start, rows: columns, column: row, columns: rows, isTransposed: true }
+      : { row: start + row, rows, column, columns, isTransposed: false }
+    if (!this.#kernel.putRight({ values, ...block })) throw nonFiniteError(factor, values)
+  }
+
+  /** Puts a block of B (d, r) into the left factor; or of A (r, k), whose columns are the left factor's rows. */
+  #putLeft({ weight, rank, starts }: Current, range: FactorRange, values: FloatArray): void {
+    const { layer, row, rows, column, columns } = range
+    const left = this.#left
+    const start = starts[layer]
+    if (weight.layers[layer].isInputMajor) {
+      for (let p = 0, from = 0; p < rows; p++) {
+        let to = (column - this.#row) * rank + start + row + p
+        for (let i = 0; i < columns; i++, from++, to += rank) left[to] = values[from]
+      }
+      return
+    }
+    const first = (row - this.#row) * rank + start
+    if (columns === rank) left.set(values, first)
+    else for (let i = 0; i < rows; i++) left.set(values.subarray(i * columns, (i + 1) * columns), first + i * rank)
+  }
+
+  /** Gives the kernel the B of experts, from their stacks: the chunk's rows of the left factor, or once all of the right one. */
+  #unstack(current: Current, rows: number): void {
+    const { layers } = current.weight
+    for (let i = 0; i < layers.length; i++) {
+      const { b, isInputMajor, d, rank } = layers[i]
+      if (b.slice === undefined) continue
+      const part = (row: number, count: number): [FactorRange, FloatArray] => {
+        const values = columnsOf(this.#stacks.get(i)!, b.columns, b.slice!, row, count) // (count, r)
+        return [{ ...wholeRange(b, 'stack', i), row, rows: count, columns: rank }, values]
+      }
+      if (!isInputMajor) this.#putLeft(current, ...part(this.#row, rows))
+      else if (!current.isUnstacked) {
+        const most = Math.max(1, Math.floor(BLOCK_ELEMENTS / rank / COLUMN_MULTIPLE)) * COLUMN_MULTIPLE
+        for (let row = 0; row < d; row += most) this.#putRight(current, ...part(row, Math.min(most, d - row)))
+      }
+    }
+    current.isUnstacked = true
+  }
+}
+
+/** The values in the type that is written. Throws NumericError for one that was finite in the base only. */
+function narrowed(chunk: Chunk, weight: WeightPlan, values: FloatArray, base: FloatArray): Uint8Array {
+  const output = encodeWeights(values, weight.to)
+  const stored = decodeWeights(output, weight.to)
+  const overflow = stored.findIndex((value, i) => !Number.isFinite(value) && Number.isFinite(base[i]))
+  if (overflow !== -1) throw overflowError(chunk, weight, overflow)
+  return output
+}
+
+/** Multiplies W + s·B·A by the outputs' scales, in place. Gives back Σ δ² against the base. */
+function scaleChunk(
+  { row, columns, column }: Chunk,
+  { layers }: WeightPlan,
+  values: FloatArray,
+  base: FloatArray,
+  scales: FloatArray,
+): number {
+  const { isInputMajor } = layers[0]
+  let deltaSquares = 0
+  for (let at = 0; at < values.length; at++) {
+    values[at] *= scales[isInputMajor ? column + (at % columns) : row + Math.floor(at / columns)]
+    deltaSquares += (values[at] - base[at]) ** 2
+  }
+  return deltaSquares
+}
+
+function overflowError({ row, column, columns }: Chunk, weight: WeightPlan, index: number): NumericError {
+  const { name, from, to, layers, replaced } = weight
+  if (replaced !== undefined) {
+    const at = row * weight.columns + column + index
+    const place = `(${replaced.row + Math.floor(at / replaced.columns)}, ${at % replaced.columns})`
+    return new NumericError({
+      where: name,
+      what: `the adapter's own value for element ${place} is finite in ${from}, but not in the result in ${to}`,
+      ...(to === 'fp16' && { hint: 'Convert all weights to bf16 or fp32, which can store larger values' }),
     })
-    return block
   }
+  return new NumericError({
+    where: name,
+    what: `element (${row + Math.floor(index / columns)}, ${column + (index % columns)}) is finite in the base, but not in the result in ${to}`,
+    hint:
+      layers.length === 0
+        ? 'The type that was asked for is too narrow for this base'
+        : 'The values of the adapter are too large for this type: check its scaling and its weight',
+  })
 }
 
-/** scale·B·A, or its transpose, as a product left (rows, r) @ right (r, columns) over the part's rectangle of the weight. */
-class PartProduct {
-  readonly part: MergePart
-  /** Σ w² over the part's elements of the base weight. */
-  baseSquares = 0
-  /** Σ δ² over them, where they are measured. */
-  changeSquares = 0
-  readonly #kernels: Kernels | undefined
-  readonly #isInputMajor: boolean
-  readonly #blockColumns: number
-  readonly #delta: StoredDelta
-  readonly #firstRow: number
-  readonly #rows: number
-  readonly #firstColumn: number
-  readonly #columns: number
-  /** Of W + s·B·A, by output of a part with a magnitude. */
-  readonly #norms: OutputNorms
-
-  constructor({ isInputMajor, shape }: MergeTarget, part: MergePart, kernels: Kernels | undefined) {
-    this.part = part
-    this.#kernels = kernels
-    const { weightA, weightB, start } = part
-    const [[, k], [d]] = [weightA.shape, weightB.shape]
-    this.#isInputMajor = isInputMajor
-    this.#blockColumns = shape[1]
-    this.#delta = new StoredDelta(part, part.scale, isInputMajor, new Float32Array())
-    this.#firstRow = isInputMajor ? 0 : start
-    this.#rows = isInputMajor ? k : d
-    this.#firstColumn = isInputMajor ? start : 0
-    this.#columns = isInputMajor ? d : k
-    this.#norms = new OutputNorms(part.magnitude === undefined ? 0 : d)
-  }
-
-  hasOutputsOf({ start, weightB }: MergePart): boolean {
-    return start === this.part.start && weightB.shape[0] === this.part.weightB.shape[0]
-  }
-
-  overlaps({ start, weightB }: MergePart): boolean {
-    const own = this.part
-    return start < own.start + own.weightB.shape[0] && own.start < start + weightB.shape[0]
-  }
-
-  /** From rows [row, row + count) of the weight. */
-  addNorms(block: Float32Array, row: number, count: number): void {
-    const [from, sum] = this.#sum(block, row, count)
-    this.#norms.add(sum, from - this.#firstRow, this.#isInputMajor)
-  }
-
-  addBaseSquares(block: Float32Array, row: number, count: number): void {
-    for (const value of this.#cut(block, row, count)) this.baseSquares += value * value
-  }
-
-  addChange(before: Float32Array, after: Float32Array, row: number, count: number): void {
-    const base = this.#cut(before, row, count)
-    this.#cut(after, row, count).forEach((value, i) => {
-      this.changeSquares += (value - base[i]) ** 2
-    })
-  }
-
-  /** Adds to rows [row, row + count) of the weight, and multiplies by m / ‖W + s·B·A‖ where there is a magnitude. */
-  addTo(block: Float32Array, row: number, count: number): void {
-    const [from, sum] = this.#sum(block, row, count)
-    const [rows, n] = sum.shape
-    const { magnitude } = this.part
-    if (magnitude !== undefined) {
-      const scales = this.#norms.scales(magnitude)
-      const first = from - this.#firstRow
-      if (this.#isInputMajor) scaleColumns(sum, scales)
-      else scaleRows(sum, scales.subarray(first, first + rows))
-    }
-    for (let i = 0; i < rows; i++) {
-      block.set(sum.data.subarray(i * n, (i + 1) * n), (from - row + i) * this.#blockColumns + this.#firstColumn)
-    }
-  }
-
-  /** W + s·B·A over the part's rectangle in rows [row, row + count), and the first of its rows. */
-  #sum(block: Float32Array, row: number, count: number): [from: number, sum: Matrix] {
-    const from = Math.max(row, this.#firstRow)
-    const data = this.#cut(block, row, count)
-    const own: Matrix = { data, shape: [data.length / Math.max(1, this.#columns), this.#columns] }
-    return [from, this.#delta.addTo(own, from - this.#firstRow, this.#kernels)]
-  }
-
-  /** A copy of what is the part's in rows [row, row + count). */
-  #cut(block: Float32Array, row: number, count: number): Float32Array {
-    const from = Math.max(row, this.#firstRow)
-    const to = Math.max(from, Math.min(row + count, this.#firstRow + this.#rows))
-    const n = this.#columns
-    const own = new Float32Array((to - from) * n)
-    for (let i = 0; i < to - from; i++) {
-      const start = (from - row + i) * this.#blockColumns + this.#firstColumn
-      own.set(block.subarray(start, start + n), i * n)
-    }
-    return own
-  }
+/** True if the B of an expert is read from a stack. B is the right factor if the weight is stored (k, d), else the left one. */
+function isStacked({ b, isInputMajor }: LayerFactors, isRight: boolean): boolean {
+  return b.slice !== undefined && isInputMajor === isRight
 }
 
-/** A zero layer changes a zero weight by nothing. */
-function relativeTo(delta: number, base: number): number {
-  return delta === 0 ? 0 : delta / base
+/** True if the stack holds this factor, in the precision for this type. */
+function isSame(stack: Stack | undefined, { source, offset }: Factor, base: WeightDtype): boolean {
+  return stack !== undefined && stack.factor.source === source && stack.factor.offset === offset && stack.base === base
 }
 
-/** Looks at the stored bits, so that what only overflows in the narrow type is found too. */
-function allFinite(bytes: Uint8Array, dtype: FloatDtype): boolean {
-  const { buffer, byteOffset, byteLength } = bytes
-  if (dtype === 'fp32') return new Float32Array(buffer, byteOffset, byteLength / 4).every(Number.isFinite)
-  const exponent = dtype === 'fp16' ? 0x7c00 : 0x7f80
-  return new Uint16Array(buffer, byteOffset, byteLength / 2).every((bits) => (bits & exponent) !== exponent)
+/** Rows [row, row + count) of a slice of values with so many columns: (count, r). */
+function columnsOf(
+  { values, base }: Stack,
+  columns: number,
+  { firstRow, first, step }: FactorSlice,
+  row: number,
+  count: number,
+): FloatArray {
+  const own = columns / step
+  const result = base === 'fp64' ? new Float64Array(count * own) : new Float32Array(count * own)
+  for (let i = 0, at = 0; i < count; i++) {
+    const start = (firstRow + row + i) * columns + first
+    for (let j = 0; j < own; j++, at++) result[at] = values[start + j * step]
+  }
+  return result
+}
+
+/** In the precision that is computed in; a view of the bytes where they are that already. */
+function factorValues({ dtype }: Factor, bytes: Uint8Array, base: WeightDtype): FloatArray {
+  const isAligned = dtype === 'fp32' && bytes.byteOffset % 4 === 0
+  const stored = isAligned
+    ? new Float32Array(bytes.buffer, bytes.byteOffset, bytes.byteLength / 4)
+    : decodeWeights(bytes, dtype)
+  return inPrecisionOf(base, stored)
+}
+
+function nonFiniteError({ name }: Factor, values: FloatArray): NumericError {
+  return new NumericError({
+    where: name,
+    what: 'holds a value that is not finite',
+    got: String(values.find((value) => !Number.isFinite(value))),
+  })
+}
+
+/** Names the layer's factor in which the left one (rows, Σ r) is not finite. */
+function leftError({ weight, rank, starts }: Current, left: FloatArray): NumericError {
+  const column = left.findIndex((value) => !Number.isFinite(value)) % rank
+  const { a, b, isInputMajor } = weight.layers[starts.findLastIndex((start) => start <= column)]
+  return nonFiniteError(isInputMajor ? a : b, left)
+}
+
+/** What is computed with a base of this type: f64 for fp64, else f32. */
+export function inPrecisionOf(base: WeightDtype, values: FloatArray): FloatArray {
+  if (base === 'fp64') return values instanceof Float64Array ? values : Float64Array.from(values)
+  return values instanceof Float32Array ? values : Float32Array.from(values)
 }

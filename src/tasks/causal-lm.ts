@@ -70,7 +70,7 @@ export const causalLm: Task<ParsedRecord, Example> = {
 
   check(model) {
     const graph = readGraph(model.onnx.proto)
-    if (['encoder-decoder', 'joined'].includes(inputFamily(graph) ?? '')) {
+    if (inputFamily(graph)?.behindEncoder !== undefined) {
       throw new UnsupportedError({
         where: 'ONNX model',
         what: 'it is an encoder-decoder, which writes a text for another one and continues none',
@@ -280,7 +280,7 @@ const NOT_CAUSAL =
  * tokens to come.
  */
 export function checkCausal(model: Pick<Model, 'config' | 'vocabularySize'>, graph: Graph): void {
-  const isEncoder = inputFamily(graph) === 'encoder'
+  const isEncoder = inputFamily(graph)?.isEncoder === true
   const refuse = (got: string) =>
     notCausal(isEncoder ? 'it is an encoder, which does not continue texts' : undefined, got)
   const architectures = [model.config?.architectures].flat().filter((name) => typeof name === 'string')

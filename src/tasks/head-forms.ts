@@ -1,7 +1,7 @@
 // The heads that transformers puts on encoders, by type of model: for labels of whole texts, of each word, and of pictures.
 
 import { UnsupportedError } from '../base/errors.js'
-import { takesImages } from '../graph/inputs/images.js'
+import { takesImages } from '../graph/inputs/family.js'
 import type { HeadBase, HeadForm, HeadLayer } from './heads.js'
 
 type Config = Readonly<Record<string, unknown>>

@@ -51,17 +51,17 @@ export const seq2seq: Task<TextPair, Seq2SeqExample> = {
 
   isDefault({ graphs, onnx }) {
     const family = inputFamily(readGraph(onnx.proto))
-    return family === 'encoder-decoder' || family === 'joined' || graphs.encoder !== undefined
+    return family?.behindEncoder !== undefined || graphs.encoder !== undefined
   },
 
   check(model) {
     const graph = readGraph(model.onnx.proto)
-    if (inputFamily(graph) === 'joined') return void joinedInputs(graph)
+    if (inputFamily(graph)?.behindEncoder === 'together') return void joinedInputs(graph)
     const { encoder, decoder } = model.graphs
     const [what, hint] =
       encoder !== undefined && decoder === undefined
         ? ['an encoder without its decoder', 'Put decoder_model_merged.onnx or decoder_model.onnx beside it']
-        : inputFamily(graph) === 'encoder-decoder'
+        : inputFamily(graph)?.behindEncoder === 'alone'
           ? ['a decoder without its encoder', 'Put encoder_model.onnx beside it, and open the folder of both']
           : ['no encoder-decoder', undefined]
     throw new UnsupportedError({

@@ -6,13 +6,13 @@ import { openCheckpoint } from '../formats/checkpoint.js'
 import { copyAs } from '../linalg/product.js'
 import type { PartOfKind } from '../lora/adapter.js'
 import type { PartView } from '../lora/part.js'
-import { readConfig } from '../merge/chunks/open-plan.js'
 import { baseWeightsOf } from '../merge/convert.js'
+import { readConfig } from '../merge/plan/config-edit.js'
 import { refuseQuantizedConfig } from '../merge/plan/refusals.js'
 import type { OpenAdapter } from '../peft/open.js'
 import type { CheckpointPlace } from './extract.js'
 
-/** Whether a part has a magnitude of DoRA. */
+/** True if a part has a magnitude of DoRA. */
 export function isDora(part: PartView): boolean {
   return 'magnitude' in part.tensors && part.tensors.magnitude !== undefined
 }

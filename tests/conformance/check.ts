@@ -8,13 +8,13 @@ import { parseSafetensorsHeader, saveSafetensors } from '../../src/formats/safet
 import { transpose } from '../../src/linalg/product.js'
 import type { LoraAdapter } from '../../src/lora/adapter.js'
 import { changesBase } from '../../src/lora/init/inits.js'
-import { mergeCheckpoint } from '../../src/merge/chunks/merge-checkpoint.js'
 import { convertToPlain } from '../../src/merge/convert.js'
 import type { TiedPolicy } from '../../src/merge/plan/tied.js'
 import type { MergeAdapter } from '../../src/merge/weighted.js'
 import { loadAdapter, saveAdapter } from '../../src/peft/adapter-folder.js'
 import { type AdapterReport, inspectAdapter } from '../../src/peft/inspect.js'
 import { convolve } from '../convolve.js'
+import { mergeCheckpoint } from '../merge/toolkit.js'
 import {
   baseFolder,
   type Cell,
@@ -186,7 +186,7 @@ class CellRun {
       if (!this.#checks.includes(check)) continue
       const from = await baseFolder(this.#cell, this.#expected, stored)
       const out = new MemoryDirectory({}, 'out')
-      await mergeCheckpoint(from, await this.#mergeable(from), out, { dtype, tied: this.#tiedPolicy() })
+      await mergeCheckpoint(from, await this.#mergeable(from), out, { outDtype: dtype, tied: this.#tiedPolicy() })
       const got = modelTensors(from, await readTensors(out.files.get('model.safetensors')!, 'merged'))
       const expected = this.#untied(base)
       this.#equal(check, 'tensors', [...got.keys()].sort(), [...expected.keys()].sort())

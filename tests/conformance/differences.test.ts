@@ -7,9 +7,9 @@ import { decodeFloats, encodeFloats, type FloatDtype } from '../../src/base/dtyp
 import { MismatchError } from '../../src/base/errors.js'
 import type { Tensor } from '../../src/base/tensor.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
-import { mergeCheckpoint } from '../../src/merge/chunks/merge-checkpoint.js'
 import { convertToPlain } from '../../src/merge/convert.js'
 import { loadAdapter, saveAdapter } from '../../src/peft/adapter-folder.js'
+import { mergeCheckpoint } from '../merge/toolkit.js'
 import {
   baseFolder,
   type Cell,

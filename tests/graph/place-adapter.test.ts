@@ -9,8 +9,8 @@ import { placeAdapter } from '../../src/graph/match/place-adapter.js'
 import { Builder } from '../../src/graph/view/builder.js'
 import { ModelSession } from '../../src/infer/model-session.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
-import { mergeOnnx } from '../../src/merge/onnx/merge-onnx.js'
 import { inThread } from '../infer/models.js'
+import { mergeOnnx } from '../merge/toolkit.js'
 import { addInput, addOutput, DataType, emptyGraph, floatTensor } from './toolkit.js'
 
 function adapterOf(module: string): LoraAdapter {

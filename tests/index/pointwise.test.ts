@@ -16,7 +16,6 @@ import { Builder } from '../../src/graph/view/builder.js'
 import { Graph } from '../../src/graph/view/graph.js'
 import { ModelSession } from '../../src/infer/model-session.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
-import { mergeOnnx } from '../../src/merge/onnx/merge-onnx.js'
 import { inspect } from '../../src/node.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
 import { loadNodeRuntime } from '../../src/runtime/node/runtime.js'
@@ -27,6 +26,7 @@ import { train } from '../../src/train/train.js'
 import { deviation, goldenPath } from '../golden.js'
 import { layersOf, relativeError, transposed } from '../graph/golden.js'
 import { inThread, openModel } from '../infer/models.js'
+import { mergeOnnx } from '../merge/toolkit.js'
 
 const runtime = await loadNodeRuntime()
 const folder = new NodeDirectory(goldenPath('pointwise'))
@@ -63,7 +63,7 @@ describe.each(['conv1d', 'conv2d'])('%s', (file) => {
     await base.close()
     if (name !== 'dora') {
       const merged = await loadOnnx(out, `${file}.onnx`)
-      await mergeOnnx(merged, await adapterOf(name), back, {}, -1)
+      await mergeOnnx(merged, await adapterOf(name), back, { sign: -1 })
       expect(deviation(await outputOf(back, file), await expected('base'))).toBeLessThan(1e-5)
     }
   })

@@ -9,11 +9,11 @@ import { parseSafetensorsHeader, readTensorF32 } from '../../src/formats/safeten
 import type { Model } from '../../src/graph/model-folder.js'
 import { ModelSession } from '../../src/infer/model-session.js'
 import type { LoraAdapter } from '../../src/lora/adapter.js'
-import { mergeOnnx } from '../../src/merge/onnx/merge-onnx.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
 import type { Feeds } from '../../src/runtime/runtime.js'
 import { goldenPath } from '../golden.js'
 import { directoryOf, feedsOf, inThread, maxDifference, openModel } from '../infer/models.js'
+import { mergeOnnx } from '../merge/toolkit.js'
 
 const FOLDER = 'tests/golden/replaced'
 const { inputIds }: { inputIds: number[][] } = JSON.parse(readFileSync(goldenPath('replaced', 'golden.json'), 'utf8'))

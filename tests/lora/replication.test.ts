@@ -9,9 +9,9 @@ import { NodeDirectory } from '../../src/io/node/files.js'
 import { resolveConfig } from '../../src/lora/config.js'
 import { baseModuleName } from '../../src/lora/replication.js'
 import { requirePlain } from '../../src/lora/requirements.js'
-import { mergeCheckpoint } from '../../src/merge/chunks/merge-checkpoint.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
 import { asMatrix, deviation, expectSavedAlike, goldenPath, inF64, readJson, tensorsOf } from '../golden.js'
+import { mergeCheckpoint } from '../merge/toolkit.js'
 
 const folder = goldenPath('config', 'replication')
 const expected = readJson(path.join(folder, 'expected.json')) as {

@@ -4,12 +4,10 @@ import path from 'node:path'
 import { expect, it } from 'vitest'
 import { MemoryDirectory } from '../../src/base/bytes.js'
 import { loadOnnx } from '../../src/formats/onnx/model.js'
-import { mergeCheckpoint } from '../../src/merge/chunks/merge-checkpoint.js'
-import { mergeOnnx } from '../../src/merge/onnx/merge-onnx.js'
 import { saveAdapter } from '../../src/peft/adapter-folder.js'
 import { directoryOf, makeAdapter, openModel } from '../infer/models.js'
 import { mergeFiles, toDisk, unmergeFiles } from './node/disk.js'
-import { adapter, base } from './toolkit.js'
+import { adapter, base, mergeCheckpoint, mergeOnnx } from './toolkit.js'
 
 const FILE = 'chat_template.jinja'
 const [OURS, THEIRS] = ['{{ messages }}', '{{ messages[0].content }}']

@@ -112,10 +112,6 @@ describe('what a format cannot honor is refused by name, and nothing is left', (
     ['tied', 'refuse'],
     ['outDtype', 'fp16'],
     ['maxShardBytes', 1e6],
-    ['resume', true],
-    ['share', { index: 0, count: 2 }],
-    ['finish', true],
-    ['threads', 2],
   ] as const
 
   it.each(options)('%s %j in an .onnx', async (name, value) => {
@@ -139,7 +135,7 @@ describe('what a format cannot honor is refused by name, and nothing is left', (
   })
 
   it('and what each honors is done', async () => {
-    const done = { tied: 'untie', outDtype: 'keep', strict: true, reproducible: true, resume: false } as const
+    const done = { tied: 'untie', outDtype: 'keep', strict: true, reproducible: true } as const
     const report = await merge({ base: MODEL, out: place('done.onnx'), ...here, ...done })
     expect(report).toMatchObject({ format: 'onnx', changed: 12 })
     // W + s·B·A in f64, rounded once: what plain loops give.

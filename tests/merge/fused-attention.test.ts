@@ -5,7 +5,6 @@ import { loadOnnx } from '../../src/formats/onnx/model.js'
 import { Graph } from '../../src/graph/view/graph.js'
 import { ModelSession } from '../../src/infer/model-session.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
-import { mergeOnnx } from '../../src/merge/onnx/merge-onnx.js'
 import { inspect } from '../../src/node.js'
 import { goldenPath } from '../golden.js'
 import {
@@ -21,6 +20,7 @@ import {
   PLAIN,
 } from '../graph/fused-encoders.js'
 import { inThread } from '../infer/models.js'
+import { mergeOnnx } from './toolkit.js'
 
 async function hiddenStates(directory: MemoryDirectory, feeds: Parameters<ModelSession['run']>[0]) {
   const onnx = await loadOnnx(directory, 'model.onnx')
@@ -53,7 +53,7 @@ describe.each([...FUSED, ...FUSED_NORMS, ...PLAIN])('merging into $name', ({ mod
     const [merged, back] = [new MemoryDirectory({}, 'merged'), new MemoryDirectory({}, 'back')]
     await mergeOnnx(onnx, adapter, merged)
     const changed = await loadOnnx(merged, 'model.onnx')
-    await mergeOnnx(changed, adapter, back, {}, -1)
+    await mergeOnnx(changed, adapter, back, { sign: -1 })
     const numbers = await fusedNumbers(model)
     const inputs = new Graph(onnx.proto).inputs.map((input) => input.name)
     const { made } = await hiddenStates(back, fusedFeeds(numbers, inputs))

@@ -9,11 +9,11 @@ import { Graph } from '../../src/graph/view/graph.js'
 import { ModelSession } from '../../src/infer/model-session.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
-import { mergeOnnx } from '../../src/merge/onnx/merge-onnx.js'
 import { inspect } from '../../src/node.js'
 import type { Feeds } from '../../src/runtime/runtime.js'
 import { asMatrix, deviation, goldenPath, readJson, tensorsOf, type Values } from '../golden.js'
 import { inThread } from '../infer/models.js'
+import { mergeOnnx } from './toolkit.js'
 
 const GOLDEN = readJson(goldenPath('lookups', 'golden.json')) as { forms: string[]; scaling: number; tokens: number[] }
 const MODULE = 'model.embed_tokens'
@@ -127,7 +127,7 @@ describe.each(GOLDEN.forms)('an embedding as %s', (name) => {
       expect(deviation((await outputOf(both, feedsOf(numbers))).base, sum)).toBeLessThan(1e-5)
       await both.close()
     }
-    await mergeOnnx(merged, adapter, back, {}, -1)
+    await mergeOnnx(merged, adapter, back, { sign: -1 })
     const unmerged = await loadOnnx(back, 'model.onnx')
     expect((await outputOf(unmerged, feedsOf(numbers))).base).toEqual((await outputOf(onnx, feedsOf(numbers))).base)
     expect(new Graph(unmerged.proto).nodes.map(({ name: node }) => node)).toEqual(

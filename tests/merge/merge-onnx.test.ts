@@ -16,9 +16,9 @@ import { Graph } from '../../src/graph/view/graph.js'
 import { ModelSession } from '../../src/infer/model-session.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
-import { mergeOnnx } from '../../src/merge/onnx/merge-onnx.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
 import { directoryOf, feedsOf, inThread, makeAdapter, maxDifference, openModel, rowOf } from '../infer/models.js'
+import { mergeOnnx } from './toolkit.js'
 
 const UNION = 'models/union-3m'
 const ROWS = [

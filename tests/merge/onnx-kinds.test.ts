@@ -15,12 +15,12 @@ import { Graph } from '../../src/graph/view/graph.js'
 import { ModelSession } from '../../src/infer/model-session.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
-import { mergeOnnx } from '../../src/merge/onnx/merge-onnx.js'
 import type { AdapterInput } from '../../src/merge/weighted.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
 import { loadNodeRuntime } from '../../src/runtime/node/runtime.js'
 import type { Feeds } from '../../src/runtime/runtime.js'
 import { feedsOf, inThread, maxDifference, openModel } from '../infer/models.js'
+import { mergeOnnx } from './toolkit.js'
 
 const TOLERANCE = 1e-5
 

@@ -14,7 +14,6 @@ import {
 import { copyMessage, mapTensors } from '../../src/formats/onnx/messages.js'
 import { loadOnnx, type OnnxModel } from '../../src/formats/onnx/model.js'
 import { tensorMeta } from '../../src/formats/onnx/tensors.js'
-import { writeOnnx } from '../../src/formats/onnx/write.js'
 import { findLinears } from '../../src/graph/match/linears.js'
 import { findBranches } from '../../src/graph/match/merged-branches.js'
 import { Graph } from '../../src/graph/view/graph.js'
@@ -24,7 +23,7 @@ import { ModelSession } from '../../src/infer/model-session.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
 import { merge, unmerge } from '../../src/merge/node/merge.js'
-import { mergeOnnx } from '../../src/merge/onnx/merge-onnx.js'
+import { writeOnnx } from '../formats/write-onnx.js'
 import { deviation } from '../golden.js'
 import {
   dataOf,
@@ -37,6 +36,7 @@ import {
   openForm,
 } from '../graph/golden-forms.js'
 import { directoryOf, feedsOf, inThread, makeAdapter, openModel } from '../infer/models.js'
+import { mergeOnnx } from './toolkit.js'
 
 /** A merge in memory, opened. */
 async function merged(
@@ -46,7 +46,7 @@ async function merged(
   sign: 1 | -1 = 1,
 ) {
   const out = new MemoryDirectory()
-  const report = await mergeOnnx(model, adapters, out, options, sign)
+  const report = await mergeOnnx(model, adapters, out, { ...options, sign })
   return { report, out, model: await loadOnnx(out, model.fileName) }
 }
 
@@ -148,7 +148,7 @@ describe('a graph with branches', () => {
   it('in f16 has factors of half the size', async () => {
     const [base, numbers] = [await openForm(name), await formNumbers(name)]
     const adapter = formAdapter(numbers)
-    const [full, half] = [await merged(base, adapter), await merged(base, adapter, { factors: 'fp16' })]
+    const [full, half] = [await merged(base, adapter), await merged(base, adapter, { outDtype: 'fp16' })]
     const sizeOf = ({ out }: typeof full) => out.files.get('model.onnx')!.byteLength
     const factors = 4 * (48 + 40 + 40 + 24)
     expect(sizeOf(full) - sizeOf(half)).toBeGreaterThan(2 * factors - 1000)
@@ -219,7 +219,7 @@ describe('what is refused before anything is written', () => {
     for (const quantized of ['branches', 'requantize'] as const) {
       await expect(merged(model.onnx, adapter, { quantized })).rejects.toThrow(/quantized: .*linear layers as MatMul/s)
     }
-    await expect(merged(model.onnx, adapter, { factors: 'fp16' })).rejects.toThrow(/outDtype/)
+    await expect(merged(model.onnx, adapter, { outDtype: 'fp16' })).rejects.toThrow(/outDtype/)
     await model.close()
   })
 })
@@ -241,7 +241,7 @@ describe('data files', () => {
       maxAddedBytes: 5000,
     })
     const files = ['onnx/model_q4.onnx_data', 'onnx/model_q4.onnx_data_1']
-    expect(written).toEqual({ dataFiles: files, unlinked: [] })
+    expect(written).toEqual([...files, 'onnx/model_q4.onnx'])
     expect([...out.files.keys()].sort()).toEqual(['onnx/model_q4.onnx', ...files])
     expect(out.files.get(files[0])).toEqual(new Uint8Array(readFileSync(`${PATH}/onnx/model.onnx.data`)))
     const result = await loadOnnx(out, 'onnx/model_q4.onnx')
@@ -295,7 +295,7 @@ describe('merging into a folder of Node', () => {
       const data = path.join(work, 'base/onnx/model.onnx.data')
       for (const externalData of ['hardlink', 'copy'] as const) {
         const out = path.join(work, externalData)
-        const report = await merge({ base: path.join(work, 'base'), adapters, out, externalData })
+        const report = await merge({ threads: 1, base: path.join(work, 'base'), adapters, out, externalData })
         expect(report).toMatchObject({ format: 'onnx', branches: 1, changed: 0, warnings: [] })
         const written = path.join(out, 'onnx/model.onnx_data')
         expect((await stat(written)).ino === (await stat(data)).ino).toBe(externalData === 'hardlink')
@@ -304,7 +304,7 @@ describe('merging into a folder of Node', () => {
         const beside = linears.filter(({ branches }) => branches > 0).map(({ name, branches }) => [name, branches])
         expect(beside).toEqual([['model.layers.0.self_attn.q_proj', 1]])
         const back = path.join(work, `${externalData}-back`)
-        await unmerge({ merged: out, adapters, out: back, externalData })
+        await unmerge({ threads: 1, merged: out, adapters, out: back, externalData })
         await expectSame(
           await loadOnnx(new NodeDirectory(path.join(back, 'onnx')), 'model.onnx'),
           await loadOnnx(new NodeDirectory(path.join(work, 'base/onnx')), 'model.onnx'),
@@ -335,11 +335,11 @@ describe('merging into a folder of Node', () => {
       const data = path.join(work, 'base/onnx/model.onnx.data')
       const out = path.join(work, 'out')
       await truncate(data, 20_000)
-      await expect(merge({ base: path.join(work, 'base'), adapters, out })).rejects.toThrow(
+      await expect(merge({ threads: 1, base: path.join(work, 'base'), adapters, out })).rejects.toThrow(
         /model\.onnx\.data.*past the end/,
       )
       await rm(data)
-      await expect(merge({ base: path.join(work, 'base'), adapters, out })).rejects.toThrow(
+      await expect(merge({ threads: 1, base: path.join(work, 'base'), adapters, out })).rejects.toThrow(
         /model\.onnx\.data, which is not/,
       )
       await expect(stat(out)).rejects.toThrow(/ENOENT/)

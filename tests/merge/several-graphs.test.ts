@@ -29,14 +29,14 @@ describe('encoder and decoder', () => {
     async (name) => {
       const out = path.join(work, name)
       const numbers = await graphsNumbers(name)
-      const report = await merge({ base: graphsFolder(name), adapters: adapterOf(name), out })
+      const report = await merge({ threads: 1, base: graphsFolder(name), adapters: adapterOf(name), out })
       const adapter = await loadAdapter(new NodeDirectory(adapterOf(name)))
       expect(report.layers.map((layer) => layer.name).sort()).toEqual(adapter.names().sort())
       const merged = await stockLogits(out, name)
       expect(worst(merged.whole, numbers.get('adapted')!)).toBeLessThan(1e-5)
       expect(worst(merged.cached, numbers.get('adapted')!.slice(-2048))).toBeLessThan(1e-5)
       const back = path.join(work, `${name}-back`)
-      await unmerge({ merged: out, adapters: adapterOf(name), out: back })
+      await unmerge({ threads: 1, merged: out, adapters: adapterOf(name), out: back })
       const unmerged = await stockLogits(back, name)
       expect(worst(unmerged.whole, numbers.get('base')!)).toBeLessThan(1e-5)
       expect(worst(unmerged.cached, numbers.get('base')!.slice(-2048))).toBeLessThan(1e-5)
@@ -46,24 +46,24 @@ describe('encoder and decoder', () => {
   it('pictures, embedding and decoder: all three are written, and give PEFT’s logits', async () => {
     const [base, adapters] = [graphsFolder('llava'), adapterOf('llava')]
     const out = path.join(work, 'llava')
-    await expect(merge({ base, adapters, out })).rejects.toThrow(
+    await expect(merge({ threads: 1, base, adapters, out })).rejects.toThrow(
       /decoder_model_merged.onnx, onnx\/embed_tokens.onnx, onnx\/vision_encoder.onnx\) has a module for model.vision_tower.encoder.layers.1/,
     )
     expect(existsSync(out)).toBe(false)
-    const report = await merge({ base, adapters, out, allowMissing: true })
+    const report = await merge({ threads: 1, base, adapters, out, allowMissing: true })
     expect(report.warnings).toEqual([expect.stringMatching(/left out.*layers.1.mlp.fc1/)])
     const numbers = await graphsNumbers('llava')
     const merged = await stockPictureLogits(out)
     expect(worst(merged.whole, numbers.get('adapted')!)).toBeLessThan(1e-5)
     expect(worst(merged.cached, numbers.get('adapted')!.slice(-2048))).toBeLessThan(1e-5)
     const back = path.join(work, 'llava-back')
-    await unmerge({ merged: out, adapters, out: back, allowMissing: true })
+    await unmerge({ threads: 1, merged: out, adapters, out: back, allowMissing: true })
     expect(worst((await stockPictureLogits(back)).whole, numbers.get('base')!)).toBeLessThan(1e-5)
   })
 
   it.each(['idefics3', 'qwen2-vl'])('%s: the merged folder writes PEFT’s texts about pictures', async (name) => {
     const out = path.join(work, name)
-    await merge({ base: graphsFolder(name), adapters: adapterOf(name), out })
+    await merge({ threads: 1, base: graphsFolder(name), adapters: adapterOf(name), out })
     const model = await loadModel(new NodeDirectory(out), { runtime: { module: ort as unknown as OrtModule } })
     const session = await ModelSession.open(model, {}, true)
     const { cases, picture } = pictureGolden(name)
@@ -99,12 +99,17 @@ describe('encoder and decoder', () => {
     const adapter = await loadAdapter(new NodeDirectory(adapterOf('bart')))
     const out = path.join(work, 'decoder')
     const own = adapter.only(new Set(adapter.names().filter((name) => name.includes('.decoder.'))))
-    const { changed } = await merge({ base: graphsFolder('bart'), adapters: own, out })
+    const { changed } = await merge({ threads: 1, base: graphsFolder('bart'), adapters: own, out })
     expect(changed).toBe(own.size)
   })
 
   it('a layer that is in none of the graphs is an error that names them all', async () => {
-    const wrong = merge({ base: graphsFolder('t5'), adapters: adapterOf('bart'), out: path.join(work, 'wrong') })
+    const wrong = merge({
+      threads: 1,
+      base: graphsFolder('t5'),
+      adapters: adapterOf('bart'),
+      out: path.join(work, 'wrong'),
+    })
     await expect(wrong).rejects.toThrow(MismatchError)
     await expect(wrong).rejects.toThrow(
       /none of the model's graphs \(onnx\/decoder_model_merged.onnx, onnx\/encoder_model.onnx\) has a module for model\.decoder/,
@@ -122,7 +127,9 @@ describe('encoder and decoder', () => {
 
   it('do not fit into one file', async () => {
     const out = path.join(work, 'one.onnx')
-    await expect(merge({ base: graphsFolder('t5'), adapters: adapterOf('t5'), out })).rejects.toThrow(UnsupportedError)
+    await expect(merge({ threads: 1, base: graphsFolder('t5'), adapters: adapterOf('t5'), out })).rejects.toThrow(
+      UnsupportedError,
+    )
   })
 })
 

@@ -1,6 +1,6 @@
 // Small checkpoints and adapters for the tests of merging.
 
-import { type ByteSource, concatBytes, MemoryDirectory, readAll } from '../../src/base/bytes.js'
+import { type ByteSource, concatBytes, type Directory, MemoryDirectory, readAll } from '../../src/base/bytes.js'
 import {
   decodeWeights,
   encodeFloats,
@@ -11,9 +11,15 @@ import {
 } from '../../src/base/dtype.js'
 import { Random } from '../../src/base/random.js'
 import { elementCount, type FloatArray } from '../../src/base/tensor.js'
+import type { OnnxModel } from '../../src/formats/onnx/model.js'
 import { parseSafetensorsHeader, type TensorBytes, writeSafetensors } from '../../src/formats/safetensors.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
 import type { LoraConfigInput } from '../../src/lora/config.js'
+import { carryOut } from '../../src/merge/carry-out.js'
+import { type MergeRequest, merge, type UnmergeReport, type UnmergeRequest, unmerge } from '../../src/merge/merge.js'
+import { openMerge } from '../../src/merge/open.js'
+import type { MergeInput } from '../../src/merge/parts.js'
+import type { MergeReport } from '../../src/merge/report.js'
 
 export type TensorSketch = readonly [name: string, dtype: TensorDtype, shape: readonly number[]]
 
@@ -182,4 +188,53 @@ export function compareStored(a: Uint8Array, b: Uint8Array, dtype: FloatDtype): 
     ulps = Math.max(ulps, Math.abs(order(x[i]) - order(y[i])))
   }
   return { differing, ulps }
+}
+
+/** Options of {@link mergeCheckpoint}. */
+export type CheckpointOptions = Omit<Partial<UnmergeRequest>, 'base' | 'merged' | 'adapters' | 'out' | 'original'> & {
+  outDtype?: MergeRequest['outDtype']
+  /** The base's file in its folder. */
+  file?: string
+}
+
+/** Merges into a checkpoint, from folder to folder. */
+export async function mergeCheckpoint(
+  directory: Directory,
+  adapters: MergeRequest['adapters'],
+  out: Directory,
+  { file, ...options }: CheckpointOptions = {},
+): Promise<MergeReport> {
+  return merge({ ...options, format: 'safetensors', base: { directory, file }, adapters, out })
+}
+
+/** Unmerges from a checkpoint, from folder to folder. */
+export async function unmergeCheckpoint(
+  directory: Directory,
+  adapters: MergeRequest['adapters'],
+  out: Directory,
+  { file, original, ...options }: Omit<CheckpointOptions, 'outDtype'> & { original?: Directory } = {},
+): Promise<UnmergeReport> {
+  const first = original && { directory: original }
+  return unmerge({ ...options, format: 'safetensors', merged: { directory, file }, adapters, out, original: first })
+}
+
+/** Options of {@link mergeOnnx}. */
+export type OnnxOptions = Omit<MergeInput, 'base' | 'adapters'> & {
+  /** Where the graph goes. */
+  path?: string
+  /** The folder whose configuration and tokenizer go along. */
+  companions?: Directory
+}
+
+/** Merges into an open graph, which need not be that of a file. */
+export async function mergeOnnx(
+  model: OnnxModel,
+  adapters: MergeRequest['adapters'],
+  out: Directory,
+  { path = model.fileName, companions, ...options }: OnnxOptions = {},
+): Promise<MergeReport> {
+  const base = { directory: companions ?? new MemoryDirectory({}, 'no folder') }
+  const chosen = { format: 'onnx', graphs: [path], checkpoint: undefined } as const
+  const input = { weightsOnly: companions === undefined, ...options, base, adapters }
+  return carryOut(await openMerge(input, chosen, [model]), out, options)
 }

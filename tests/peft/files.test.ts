@@ -9,9 +9,9 @@ import { describe, expect, test } from 'vitest'
 import { MemoryDirectory } from '../../src/base/bytes.js'
 import { LowrankError } from '../../src/base/errors.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
-import { mergeCheckpoint } from '../../src/merge/chunks/merge-checkpoint.js'
 import { loadAdapter, saveAdapter } from '../../src/peft/adapter-folder.js'
 import { mergeFiles } from '../merge/node/disk.js'
+import { mergeCheckpoint } from '../merge/toolkit.js'
 
 const golden = fileURLToPath(new URL('../golden', import.meta.url))
 const torchFolder = (name: string) => path.join(golden, 'torch', 'adapters', name)

@@ -9,10 +9,10 @@ import { MismatchError } from '../../src/base/errors.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
 import { type LoraConfigInput, resolveConfig } from '../../src/lora/config.js'
-import { mergeCheckpoint } from '../../src/merge/chunks/merge-checkpoint.js'
 import { loadAdapter, saveAdapter } from '../../src/peft/adapter-folder.js'
 import { inspectAdapter } from '../../src/peft/inspect.js'
 import { type NamedPart, unmatchedEntries } from '../../src/peft/unmatched.js'
+import { mergeCheckpoint } from '../merge/toolkit.js'
 
 const PARTS: NamedPart[] = [
   { name: 'model.layers.0.self_attn.q_proj', module: 'model.layers.0.self_attn.q_proj', kind: 'linear' },

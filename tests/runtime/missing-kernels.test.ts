@@ -8,10 +8,10 @@ import { Builder } from '../../src/graph/view/builder.js'
 import { Graph } from '../../src/graph/view/graph.js'
 import { ModelSession } from '../../src/infer/model-session.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
-import { mergeOnnx } from '../../src/merge/onnx/merge-onnx.js'
 import { train } from '../../src/train/train.js'
 import { addInput, addOutput, DataType, emptyGraph, floatTensor } from '../graph/toolkit.js'
 import { inThread, openModel } from '../infer/models.js'
+import { mergeOnnx } from '../merge/toolkit.js'
 
 /** y = operator(x @ w): a linear layer named fc in front of what only some providers have. */
 async function modelWith(operator: (g: Builder, x: string) => string): Promise<OnnxModel> {

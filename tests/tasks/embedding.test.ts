@@ -62,6 +62,21 @@ describe.each(Object.keys(CASES))('the loss %s', (name) => {
   })
 })
 
+it('tells PEFT that the pooler, which the graph does not have, is not adapted', async () => {
+  const run = async (config: object) => {
+    const data = [{ anchor: 'the sea was', positive: 'she saw sea' }]
+    const { adapter } = await trainAdapter({ model, task: 'embedding', data, maxSteps: 1, threads: 1, config })
+    return adapter
+  }
+  const all = await run({ rank: 2 })
+  expect(all.names().some((name) => name.endsWith('.dense') && !name.includes('pooler'))).toBe(true)
+  expect(all.config.excludeModules).toEqual(['pooler.dense'])
+  // PEFT warns of what excludes nothing.
+  expect((await run({ rank: 2, targetModules: ['query', 'value'] })).config.excludeModules).toBeUndefined()
+  const own = await run({ rank: 2, targetModules: ['query', 'dense'], excludeModules: ['key'] })
+  expect(own.config.excludeModules).toEqual(['key', 'pooler.dense'])
+})
+
 describe('training', () => {
   const rows = ['sea', 'sun', 'ship', 'whale', 'king', 'night', 'rain', 'good'].map((word) => {
     return { anchor: `the ${word} was`, positive: `she saw ${word}` }

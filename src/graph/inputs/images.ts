@@ -9,11 +9,6 @@ import { dimsOfInput, typeOf } from './roles.js'
 /** The name that exporters give to the input (batch, 3, height, width). */
 export const PIXELS = 'pixel_values'
 
-/** True if a graph reads pictures. */
-export function takesImages(graph: Pick<Graph, 'inputs'>): boolean {
-  return graph.inputs.some(({ name }) => name === PIXELS)
-}
-
 /** Throws UnsupportedError for a graph that reads more than pictures, or none, or in another type than float32. */
 export function checkImageInputs(graph: Pick<Graph, 'inputs'>): void {
   const [input, ...others] = graph.inputs
@@ -22,7 +17,7 @@ export function checkImageInputs(graph: Pick<Graph, 'inputs'>): void {
   if (input?.name === PIXELS && others.length === 0 && isFloat) return
   throw new UnsupportedError({
     where: 'ONNX model',
-    what: takesImages(graph)
+    what: graph.inputs.some(({ name }) => name === PIXELS)
       ? 'it reads more than pictures, or in another type than float32'
       : 'it does not read pictures',
     expected: `one input ${PIXELS}, float32`,

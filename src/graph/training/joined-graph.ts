@@ -27,7 +27,7 @@ const SCOPES = 'pkg.torch.onnx.name_scopes'
  */
 export async function joinGraphs(model: Model): Promise<Model> {
   if (model.graphs.encoder === undefined || model.graphs.decoder === undefined) return model
-  if (inputFamily(readGraph(model.onnx.proto)) !== 'encoder-decoder') return model
+  if (inputFamily(readGraph(model.onnx.proto))?.behindEncoder !== 'alone') return model
   return { ...model, onnx: joined(await model.openGraph('encoder'), model.onnx) }
 }
 
@@ -58,6 +58,8 @@ function joined(encoder: OnnxModel, decoder: OnnxModel): OnnxModel {
   })
   const inputs = new Set(front.inputs.map(({ name }) => name))
   const within = encoderModule(front, back, encoder.name)
+  // Exporters number the nodes of each graph anew, and ONNX Runtime takes no two of one name.
+  const nodeNames = new Set(last.graph!.node.map(({ name }) => name))
   const first = renameAll(front.toModel(), {
     value(name) {
       if (name === states.name) return HIDDEN_STATES
@@ -65,7 +67,7 @@ function joined(encoder: OnnxModel, decoder: OnnxModel): OnnxModel {
       const moved = inModule(name, within)
       return taken.has(moved) ? `${moved}/of encoder` : moved
     },
-    node: (node) => ({ name: nodeName(node.name, within), metadataProps: scopesIn(node, within) }),
+    node: (node) => ({ name: nodeName(node.name, within, nodeNames), metadataProps: scopesIn(node, within) }),
   })
   const files = new Map(decoder.files)
   for (const [location, file] of encoder.files) files.set(ENCODER_FILES + location, file)
@@ -93,8 +95,9 @@ function inModule(name: string, module: string): string {
   return name.includes('.') && !/[/:]/.test(name) ? `${module}.${name}` : `${module.replaceAll('.', '/')}/${name}`
 }
 
-function nodeName(name: string, module: string): string {
-  return /[/.]/.test(name) ? inModule(name, module) : name
+function nodeName(name: string, module: string, taken: ReadonlySet<string>): string {
+  const own = /[/.]/.test(name) ? inModule(name, module) : name
+  return own !== '' && taken.has(own) ? `${own}_of_encoder` : own
 }
 
 function scopesIn({ metadataProps }: NodeProto, module: string): NodeProto['metadataProps'] {

@@ -2,50 +2,26 @@
 // Base weights stay in their file; trained tensors, inputs and targets are fed.
 
 import { StateError } from '../../base/errors.js'
-import { elementCount } from '../../base/tensor.js'
-import { TensorProto_DataType as DataType, type ModelProto, type NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
+import type { ModelProto } from '../../formats/onnx/gen/onnx_pb.js'
 import type { OnnxModel } from '../../formats/onnx/model.js'
 import type { Feeds, Runtime, SessionModel } from '../../runtime/runtime.js'
-import { setAccuracyLevel } from '../accuracy-level.js'
-import { fuseGelu } from '../fuse/gelu.js'
-import { buildBackward, checkDifferentiable, gradientPath } from '../gradients/backward.js'
-import { valueInfo } from '../inject/inject.js'
-import type { BaseOpener } from '../inject/open-base.js'
-import { takeBranchWithoutCache } from '../inputs/cache.js'
-import { lowerForTraining } from '../lower/lower.js'
-import type { ModuleMap } from '../match/linears.js'
-import { recompute } from '../recompute/recompute.js'
 import { sessionModel } from '../session-model.js'
-import { declareShapes, mergeReshapes, plainShapes } from '../shapes/plain-shapes.js'
 import type { ShapeMap } from '../shapes/shapes.js'
-import { Builder, type Value } from '../view/builder.js'
-import { Graph } from '../view/graph.js'
-import { raiseOpset } from '../view/opset.js'
+import type { Graph } from '../view/graph.js'
 import { type DropoutDraw, type DropoutMask, maskFeeds } from './dropout.js'
-import { computeInFloat32, keepOneCopy } from './float32.js'
-import { buildForward, type Forward, LOSS, LOSS_SCALE, type TrainedLayer } from './forward.js'
+import { type Forward, LOSS, LOSS_SCALE, type TrainedLayer } from './forward.js'
 import type { Length, Objective, TrainedTensor } from './objective-graph.js'
-import { lengthOf, measureShapes, typicalElements } from './probe.js'
-import { checkTrainableForm } from './trainable-form.js'
+import {
+  FORWARD_PASSES,
+  runPasses,
+  TRAINING_PASSES,
+  type TrainedParameter,
+  type TrainingGraphOptions,
+  Work,
+} from './passes.js'
+import { lengthOf } from './probe.js'
 
-export type { TrainedLayer, TrainedTensor }
-
-export interface TrainingGraphOptions {
-  readonly layers: readonly TrainedLayer[]
-  /** Lets weights of the base be trained. Default: none. */
-  readonly base?: BaseOpener | undefined
-  /** Probability in [0, 1) that an element of a LoRA branch's input is dropped. Default 0. */
-  readonly dropout?: number | undefined
-  /** Module name → node or initializer, where the graph's own names do not tell. */
-  readonly modules?: ModuleMap | undefined
-  /** Also gives the graph without gradients whose predictions the loss of a step is computed from. Default false. */
-  readonly twoPasses?: boolean | undefined
-}
-
-/** A trained tensor, and the output that holds the loss's gradient by it. */
-export interface TrainedParameter extends TrainedTensor {
-  readonly gradient: string
-}
+export type { TrainedLayer, TrainedParameter, TrainedTensor, TrainingGraphOptions }
 
 export interface FeedOptions {
   /** Divisor of the objective's sum: in training that of all runs of a step. */
@@ -91,7 +67,9 @@ export async function buildLossGraph(
   objective: Objective,
   options: Omit<TrainingGraphOptions, 'dropout'>,
 ): Promise<LossGraph> {
-  const { graph, forward } = prepare(model, objective, { ...options, dropout: 0 }, true)
+  const work = new Work(model, objective, { ...options, dropout: 0 }, true)
+  await runPasses(FORWARD_PASSES, work)
+  const { graph, forward } = work
   if (forward.objective.fedGradients.length > 0) {
     // The loss is computed from the predictions, and nothing is fed.
     graph.outputs = graph.outputs.slice(1)
@@ -114,99 +92,14 @@ export async function buildTrainingGraph(
   options: TrainingGraphOptions,
 ): Promise<TrainingGraph> {
   const { dropout = 0, twoPasses = false } = options
-  const { graph, forward } = prepare(model, objective, options, twoPasses)
-  lowerForTraining(graph)
-  fuseGelu(graph)
-  const { sum, masks } = forward
-  const isOptional = (name: string) => options.base?.optional.has(name) === true
-  const inputs = new Set(graph.inputs.map(({ name }) => name))
-  const parameters = forward.parameters.filter(({ name, input }) => inputs.has(input) || !isOptional(name))
-  const { customGradients: custom, checks, fedGradients } = forward.objective
-  const wrt = parameters.map(({ input }) => input)
-  const path = gradientPath(graph, wrt, [sum], custom)
-  checkDifferentiable(path, custom)
-  const { probe } = objective
-  const fixed = { [LOSS_SCALE]: { type: 'float32', data: Float32Array.of(1), dims: [] } as const, ...zeros(parameters) }
-  const shapes = await measureShapes(graph, model, runtime, path, probe, { feeds: fixed, masks, fedGradients })
-  for (const check of checks) check((value) => shapes.get(value))
-  const rows = rowsOf(masks, shapes, probe.lengths)
-  const [loss, ...predictions] = graph.outputs
-  let firstPass: RunnableGraph | undefined
-  if (twoPasses) {
-    graph.outputs = [loss]
-    const first = new Graph(graph.toModel())
-    first.outputs = predictions
-    first.prune({ inputs: true })
-    firstPass = finish(model, first, forward, dropout, rows)
-  }
-  const g = new Builder(graph, 'backward')
-  const gradients = buildBackward(g, shapes, new Map([[sum, g.float(1)]]), wrt, { custom, scale: LOSS_SCALE })
-  const trained = parameters.flatMap((parameter): TrainedParameter[] => {
-    const gradient = gradients.get(parameter.input)
-    if (gradient === undefined) {
-      if (isOptional(parameter.name)) return []
-      throw new StateError({ where: parameter.name, what: 'the loss does not depend on it' })
-    }
-    graph.outputs.push(valueInfo(gradient, DataType.FLOAT, parameter.shape))
-    return [{ ...parameter, gradient }]
-  })
-  keepOneCopy(graph, shapes, path.values)
-  plainShapes(
-    g,
-    shapes,
-    probe.lengths.flatMap(({ source }) => source ?? []),
-  )
-  mergeReshapes(graph, shapes)
-  const again = recompute(graph, shapes, LOSS, (shape) => typicalElements(shape, probe.lengths))
-  computeFirst(graph, LOSS)
-  const reshaped = graph.nodes.filter(({ opType }) => opType === 'Reshape').map(({ output }) => output[0])
-  const copies = [...again].flatMap(([copy, original]) => (path.values.has(original) ? [copy] : []))
-  declareShapes(
-    graph,
-    shapes,
-    [...path.values, ...copies, ...reshaped],
-    (dim, other) => lengthOf(probe.lengths, dim, other)?.name,
-  )
+  const work = new Work(model, objective, options, twoPasses, runtime)
+  await runPasses([...FORWARD_PASSES, ...TRAINING_PASSES], work)
+  const { graph, forward, trained, predictionGraph } = work
+  const rows = rowsOf(forward.masks, work.shapes, objective.probe.lengths)
+  const firstPass = predictionGraph && finish(model, predictionGraph, forward, dropout, rows)
   const whole = finish(model, graph, { ...forward, predictions: [] }, dropout, rows)
   const open = async () => ({ ...(await whole.sessionModel()), keepsRepeats: true })
   return { ...whole, sessionModel: open, parameters: trained, firstPass }
-}
-
-/**
- * Lets ONNX Runtime compute an output before all others: it begins with the last node that nobody reads. Else logits and probabilities stay
- * until the end, and the gradient of the logits cannot take their place.
- */
-function computeFirst(graph: Graph, output: Value): void {
-  const node = graph.producer(output) as NodeProto
-  graph.remove(node)
-  graph.add(node)
-}
-
-function zeros(parameters: readonly TrainedTensor[]): Feeds {
-  return Object.fromEntries(
-    parameters.map(({ input, shape }) => [
-      input,
-      { type: 'float32', data: new Float32Array(elementCount(shape)), dims: shape },
-    ]),
-  )
-}
-
-function prepare(
-  model: OnnxModel,
-  objective: Objective,
-  { layers, base, dropout = 0, modules }: TrainingGraphOptions,
-  predicts = false,
-) {
-  const graph = new Graph(model.proto)
-  computeInFloat32(graph)
-  checkTrainableForm(graph)
-  // Gradients do not know of rounded inputs.
-  setAccuracyLevel(graph, 0)
-  takeBranchWithoutCache(graph)
-  raiseOpset(graph)
-  const forward = buildForward(graph, objective, { layers, base, dropout, modules, predicts })
-  graph.prune({ inputs: true })
-  return { graph, forward }
 }
 
 /** A dropout mask, and the length that tells its rows. */

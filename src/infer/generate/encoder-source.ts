@@ -78,7 +78,7 @@ export interface EncodedSource {
  * @throws FormatError when no file names the decoder's first token
  */
 export function encodedSource(model: Model, graph: Graph): EncodedSource | undefined {
-  if (inputFamily(graph) !== 'encoder-decoder') return undefined
+  if (inputFamily(graph)?.behindEncoder !== 'alone') return undefined
   const { generationConfig, config } = model
   const forced = [generationConfig.forced_bos_token_id, config.forced_bos_token_id].find(Number.isSafeInteger)
   const startIds = [startToken(model), ...(forced === undefined ? [] : [forced as number])]

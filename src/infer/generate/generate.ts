@@ -300,7 +300,7 @@ function textGraphOf(model: Model): TextGraph {
   requireDecoder(model)
   const source = encodedSource(model, graph)
   if (source === undefined) checkCausal(model, graph)
-  const takesVectors = inputFamily(graph) === 'vectors'
+  const takesVectors = inputFamily(graph)?.reads === 'vectors'
   const inputs = tokenInputs(graph, takesVectors ? new Set([VECTORS]) : source?.inputs)
   // Prompts are filled up for the encoder, whose mask hides what fills them up.
   const padding = source === undefined ? paddingOf(graph, inputs) : source.inputs.has(STATES_MASK) ? 'right' : 'none'

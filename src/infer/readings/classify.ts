@@ -1,7 +1,7 @@
 // Texts or pictures in, labels out: by the head that an adapter brings, or by the model's own logits.
 
 import { COUNT, checkOptions, NAME, type OptionTable, orNull } from '../../base/options.js'
-import { takesImages } from '../../graph/inputs/images.js'
+import { takesImages } from '../../graph/inputs/family.js'
 import { readGraph } from '../../graph/view/graph.js'
 import type { ImageSource } from '../../images/image.js'
 import { mixesOf } from '../adapters/choice.js'

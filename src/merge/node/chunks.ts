@@ -4,21 +4,23 @@
 import { fstatSync, ftruncateSync, openSync, readSync, writeSync } from 'node:fs'
 import { FileError } from '../../base/errors.js'
 import { fileError } from '../../io/node/errors.js'
-import { createMergeKernel } from '../../kernels/merge.js'
-import { ChunkMerger } from '../chunks/chunk-merger.js'
-import { CHUNK_BYTES, type Chunk, Chunks, type OutputShard, type Segment } from '../plan/layout.js'
+import { type Chunk, Chunks, computedWeights, type OutputFile, type Segment, type WeightPlan } from '../plan/layout.js'
+import { ChangeSums } from '../report.js'
+import { ChunkMerger } from '../weight.js'
 
 /** A file by its descriptor, which threads share, or bytes that they share. */
 export type Readable =
   | { readonly name: string; readonly fd: number }
   | { readonly name: string; readonly bytes: Uint8Array }
 
+/** The part of a file that threads make. */
+export type Segmented = Pick<OutputFile, 'segments'>
+
 /** What threads work on: plain data and shared memory. */
 export interface ChunkJob {
-  readonly shards: readonly OutputShard[]
+  readonly files: readonly Segmented[]
   readonly outputs: readonly { readonly name: string; readonly fd: number }[]
-  readonly bases: readonly Readable[]
-  readonly factors: readonly Readable[]
+  readonly sources: readonly Readable[]
   readonly threads: number
   /** Without fused multiply-adds. */
   readonly isReproducible: boolean
@@ -28,24 +30,24 @@ export interface ChunkJob {
 export interface SharedState {
   /** [next chunk, 1 when all should stop] */
   readonly control: Int32Array
-  /** How many chunks of each shard are written. */
+  /** How many chunks of each file are written. */
   readonly done: Int32Array
   /** By thread: bytes written. */
   readonly written: Float64Array
-  /** By thread and segment: Σ w², Σ δ². */
+  /** By thread and computed weight: Σ w², Σ δ². */
   readonly squares: Float64Array
 }
 
 const NEXT = 0
 const STOP = 1
 
-export function createShared(shards: readonly OutputShard[], threads: number): SharedState {
-  const segments = shards.reduce((sum, shard) => sum + shard.segments.length, 0)
+export function createShared(files: readonly Segmented[], threads: number): SharedState {
+  const weights = computedWeights(files).length
   return {
     control: new Int32Array(new SharedArrayBuffer(8)),
-    done: new Int32Array(new SharedArrayBuffer(4 * shards.length)),
+    done: new Int32Array(new SharedArrayBuffer(4 * files.length)),
     written: new Float64Array(new SharedArrayBuffer(8 * threads)),
-    squares: new Float64Array(new SharedArrayBuffer(16 * segments * threads)),
+    squares: new Float64Array(new SharedArrayBuffer(16 * weights * threads)),
   }
 }
 
@@ -53,24 +55,23 @@ export function stopAll({ control }: SharedState): void {
   Atomics.store(control, STOP, 1)
 }
 
-function shardChunks({ segments }: OutputShard): number {
+/** The number of chunks of a file. Files of literal bytes alone have none. */
+export function chunkCount({ segments }: Segmented): number {
   return segments.reduce((sum, segment) => sum + new Chunks(segment).count, 0)
 }
 
-/** Indices of the shards that are written in part. */
-export function begunShards({ shards, shared: { done } }: ChunkJob): number[] {
-  return [...shards.keys()].filter((i) => {
+/** Indices of the files that are written in part. */
+export function begunFiles({ files, shared: { done } }: ChunkJob): number[] {
+  return [...files.keys()].filter((i) => {
     const count = Atomics.load(done, i)
-    return count > 0 && count < shardChunks(shards[i])
+    return count > 0 && count < chunkCount(files[i])
   })
 }
 
 interface Place {
-  shard: number
+  file: number
   segment: Segment
   chunks: Chunks
-  /** Among all segments. */
-  index: number
   firstChunk: number
 }
 
@@ -79,7 +80,9 @@ export class ChunkLoop {
   readonly #thread: number
   readonly #merger: ChunkMerger
   readonly #places: readonly Place[]
-  readonly #shardChunks: readonly number[]
+  readonly #chunkCounts: readonly number[]
+  /** Numbers of the computed weights. */
+  readonly #weights: ReadonlyMap<WeightPlan, number>
   readonly #total: number
   #staging = new Uint8Array()
   #at = 0
@@ -87,28 +90,29 @@ export class ChunkLoop {
   constructor(job: ChunkJob, thread: number) {
     this.#job = job
     this.#thread = thread
-    this.#merger = new ChunkMerger(createMergeKernel(CHUNK_BYTES, job.isReproducible))
+    this.#merger = new ChunkMerger(job.isReproducible)
     const places: Place[] = []
     let firstChunk = 0
-    job.shards.forEach((output, shard) => {
+    job.files.forEach((output, file) => {
       for (const segment of output.segments) {
         const chunks = new Chunks(segment)
-        places.push({ shard, segment, chunks, index: places.length, firstChunk })
+        places.push({ file, segment, chunks, firstChunk })
         firstChunk += chunks.count
       }
     })
     this.#places = places
     this.#total = firstChunk
-    this.#shardChunks = job.shards.map(shardChunks)
+    this.#chunkCounts = job.files.map(chunkCount)
+    this.#weights = new Map(computedWeights(job.files).map((weight, i) => [weight, i]))
   }
 
   /**
    * Works on one chunk.
    *
-   * @param finished called when it was the last one of its shard
+   * @param finished called when it was the last one of its file
    * @returns whether there may be more
    */
-  step(finished: (shard: number) => void): boolean {
+  step(finished: (file: number) => void): boolean {
     const { shared } = this.#job
     if (Atomics.load(shared.control, STOP) !== 0) return false
     const number = Atomics.add(shared.control, NEXT, 1)
@@ -116,29 +120,30 @@ export class ChunkLoop {
     const place = this.#find(number)
     const chunk = place.chunks.at(number - place.firstChunk)
     const bytes = this.#compute(chunk, place)
-    const output = this.#job.outputs[place.shard]
+    const output = this.#job.outputs[place.file]
     writeFully(output, bytes, chunk.offset)
     shared.written[this.#thread] += bytes.byteLength
     // Orders the plain stores above for whoever reads the count.
-    const done = Atomics.add(shared.done, place.shard, 1) + 1
-    if (done === this.#shardChunks[place.shard]) finished(place.shard)
+    const done = Atomics.add(shared.done, place.file, 1) + 1
+    if (done === this.#chunkCounts[place.file]) finished(place.file)
     return true
   }
 
-  #compute(chunk: Chunk, { segment, index }: Place): Uint8Array {
-    const { bases, factors, shared } = this.#job
-    const base = bases[segment.shard]
+  #compute(chunk: Chunk, { segment }: Place): Uint8Array {
+    const { sources, shared } = this.#job
     for (const range of this.#merger.begin(chunk)) {
       const room = this.#stage(range.byteLength)
-      readFully(factors[range.factor.source], room, range.offset)
+      readFully(sources[range.factor.source], room, range.offset)
       this.#merger.take(range, room)
     }
     const input = this.#merger.input(chunk)
-    readFully(base, input, chunk.baseOffset)
+    readFully(sources[segment.source], input, chunk.baseOffset)
     const result = this.#merger.merge(chunk)
-    const at = 2 * (this.#thread * this.#places.length + index)
-    shared.squares[at] += result.baseSquares
-    shared.squares[at + 1] += result.deltaSquares
+    for (const { weight, baseSquares, deltaSquares } of result.changes) {
+      const at = 2 * (this.#thread * this.#weights.size + this.#weights.get(weight)!)
+      shared.squares[at] += baseSquares
+      shared.squares[at + 1] += deltaSquares
+    }
     return result.bytes
   }
 
@@ -156,21 +161,17 @@ export class ChunkLoop {
   }
 }
 
-/** ‖ΔW‖ / ‖W‖ of each changed tensor of finished shards, by name. */
-export function changesOf({ shards, shared: { squares }, threads }: ChunkJob): Map<string, number> {
-  const sums = new Map<string, [base: number, delta: number]>()
-  const segments = shards.flatMap((shard) => shard.segments)
-  for (const [i, { weight }] of segments.entries()) {
-    if (weight === undefined || weight.layers.length === 0) continue
-    const sum = sums.get(weight.name) ?? [0, 0]
+/** The changes of all computed weights, over all threads. */
+export function changesOf({ files, shared: { squares }, threads }: ChunkJob): ChangeSums {
+  const sums = new ChangeSums()
+  const weights = computedWeights(files)
+  for (const [i, weight] of weights.entries()) {
     for (let thread = 0; thread < threads; thread++) {
-      const at = 2 * (thread * segments.length + i)
-      sum[0] += squares[at]
-      sum[1] += squares[at + 1]
+      const at = 2 * (thread * weights.length + i)
+      sums.add({ weight, baseSquares: squares[at], deltaSquares: squares[at + 1] })
     }
-    sums.set(weight.name, sum)
   }
-  return new Map([...sums].map(([name, [base, delta]]) => [name, delta === 0 ? 0 : Math.sqrt(delta / base)]))
+  return sums
 }
 
 function readFully(source: Readable, target: Uint8Array, offset: number): void {
@@ -208,14 +209,14 @@ export function openForReading(file: string): number {
   }
 }
 
-/** Another one, once somebody has written to the file. */
+/** A text that changes when somebody writes to the file. */
 export function stampOf(file: Readable): string {
   if ('bytes' in file) return ''
   const { size, mtimeNs } = fstatSync(file.fd, { bigint: true })
   return `${size} ${mtimeNs}`
 }
 
-/** What goes anyway need not reach the disk before. */
+/** Empties a file that is to be removed, so that its bytes need not reach the disk before. */
 export function discard(fd: number): void {
   try {
     ftruncateSync(fd)

@@ -1,35 +1,28 @@
-// A merge into a path: planned, made in a hidden folder beside it, by several threads where it is a checkpoint, and renamed when it is
-// whole. A job may also make a share of the files alone. The files that a killed job has finished are not made again.
+// A merge into a path: planned, made in a hidden folder beside it by several threads, and renamed when it is whole. A job may also make
+// a share of the files alone. The files that a killed job has finished are not made again.
 
-import { closeSync, openSync } from 'node:fs'
-import { readdir, stat } from 'node:fs/promises'
+import { closeSync, mkdirSync, openSync } from 'node:fs'
+import { readdir } from 'node:fs/promises'
 import path from 'node:path'
 import { type ByteSource, readAll, readJson, writeFile } from '../../base/bytes.js'
 import { FileError, NumericError } from '../../base/errors.js'
 import { fileError } from '../../io/node/errors.js'
 import { NodeDirectory } from '../../io/node/files.js'
 import { isMountPoint, realOutput, WholeOutput } from '../../io/node/whole-output.js'
-import { findCompanions } from '../chunks/companions.js'
-import { writeCompanions, writeIndex } from '../chunks/merge-checkpoint.js'
-import { describePlan, type OpenPlan, openPlan, reportPlan } from '../chunks/open-plan.js'
-import { type ChosenFormat, chooseFormat, type MergeBase } from '../format.js'
-import {
-  checkpointOptions,
-  joinPlans,
-  joinReports,
-  type MergeRequest,
-  type OpenOnnx,
-  openOnnx,
-  planOnnx,
-} from '../merge.js'
+import { tryLink } from '../carry-out.js'
+import { findCompanions } from '../companions.js'
+import { chooseFormat, type MergeBase } from '../format.js'
+import { type OpenMerge, openMerge, reportPlan, summaryOf } from '../open.js'
+import type { MergeInput } from '../parts.js'
 import { RECORD_FILE } from '../plan/companions.js'
-import type { OutputShard } from '../plan/layout.js'
-import type { MergeFormat, MergePlanReport, MergeReport } from '../report.js'
+import { computedWeights, type OutputFile } from '../plan/layout.js'
+import { ChangeSums, type MergePlanReport, type MergeReport } from '../report.js'
 import { checkPathSettings, type PathSettings, refuseForFormat } from '../settings.js'
 import {
-  begunShards,
+  begunFiles,
   type ChunkJob,
   changesOf,
+  chunkCount,
   createShared,
   discard,
   openForReading,
@@ -45,7 +38,7 @@ import { digestOfPlan } from './plan-digest.js'
 import { Crew, threadsOf } from './threads.js'
 
 /** A merge into a path. */
-export interface PathRequest extends Omit<MergeRequest, 'out' | 'outFile'>, PathSettings {
+export interface PathRequest extends Omit<MergeInput, 'outFile'>, PathSettings {
   base: MergeBase
   out: string
   /** Files and folders that are read besides the base, for a look whether the output would replace them. */
@@ -57,43 +50,27 @@ export interface PathRequest extends Omit<MergeRequest, 'out' | 'outFile'>, Path
 /** A merge into a path, from its plan to its result. `close` ends it. */
 export class MergeJob {
   readonly #request: PathRequest
-  readonly #chosen: ChosenFormat
   readonly #place: OutputPlace
-  /** Of the checkpoint; undefined for an .onnx alone. */
-  readonly #opened: OpenPlan | undefined
-  /** Of the .onnx. */
-  readonly #onnx: OpenOnnx | undefined
+  readonly #opened: OpenMerge
   readonly #inputs: readonly string[]
   readonly #crew: Crew | undefined
-  /** The shards of the checkpoint that are this job's. */
-  readonly #own: readonly OutputShard[]
-  /** ‖ΔW‖ / ‖W‖ by weight, of the shards that this job has made. */
-  #changes = new Map<string, number>()
+  /** The files that are this job's. */
+  readonly #own: readonly OutputFile[]
+  /** What is known of the files that this job has made. */
+  #changes = new ChangeSums()
+  readonly #warnings: string[] = []
 
-  private constructor(
-    request: PathRequest,
-    chosen: ChosenFormat,
-    parts: { place: OutputPlace; opened?: OpenPlan; onnx?: OpenOnnx; crew?: Crew | undefined },
-  ) {
+  private constructor(request: PathRequest, place: OutputPlace, opened: OpenMerge, crew: Crew | undefined) {
     this.#request = request
-    this.#chosen = chosen
-    this.#place = parts.place
-    this.#opened = parts.opened
-    this.#onnx = parts.onnx
-    this.#crew = parts.crew
+    this.#place = place
+    this.#opened = opened
+    this.#crew = crew
     const { base, inputs, share } = request
-    const shards = parts.opened?.plan.shards ?? []
-    this.#own = shards.filter((_, i) => share === undefined || i % share.count === share.index)
-    const sources = [
-      ...(parts.opened?.checkpoint.shards.map(({ file }) => file.source) ?? []),
-      ...(parts.opened?.adapters.sources ?? []),
-    ]
+    this.#own = opened.files.filter((_, i) => share === undefined || i % share.count === share.index)
     const folder = base.directory instanceof NodeDirectory ? base.directory.name : undefined
-    const graphs = folder === undefined ? [] : chosen.graphs.map((graph) => path.join(folder, graph))
     this.#inputs = [
       ...(base.file === undefined ? [folder] : []),
-      ...graphs,
-      ...sources.map(({ realPath }) => realPath),
+      ...opened.sources.map(({ realPath }) => realPath),
       ...inputs,
     ].filter((input) => input !== undefined)
   }
@@ -105,7 +82,7 @@ export class MergeJob {
    */
   static async open(request: PathRequest, runs: boolean): Promise<MergeJob> {
     checkPathSettings(request)
-    const { base, adapters, out, threads, sign, share } = request
+    const { base, out, threads, share } = request
     const chosen = await chooseFormat(base, out, request)
     refuseForFormat(request, chosen.format)
     refuseEnding(out, chosen.format)
@@ -114,45 +91,41 @@ export class MergeJob {
     if (await isMountPoint(place.out)) throw mountedError(out)
     const weightsOnly = isFile || request.weightsOnly === true
     if (base.directory instanceof NodeDirectory && !weightsOnly) {
-      const { copied } = await findCompanions(base.directory, new Set())
-      await refuseForeignLinks(base.directory.name, copied)
+      const { files } = await findCompanions(base.directory, new Set())
+      await refuseForeignLinks(
+        base.directory.name,
+        files.map((file) => file.path),
+      )
     }
-    const own = { ...request, weightsOnly, outFile: isFile ? path.basename(out) : undefined }
-    const hasCheckpoint = chosen.format !== 'onnx'
-    const crew = runs && hasCheckpoint ? new Crew(threadsOf(threads)) : undefined
-    const parts: { opened?: OpenPlan; onnx?: OpenOnnx } = {}
+    // Machines round alike only in plain steps, and shares must.
+    const reproducible = request.reproducible === true || share !== undefined
+    const own = { ...request, weightsOnly, reproducible, outFile: isFile ? path.basename(out) : undefined }
+    const crew = runs ? new Crew(threadsOf(threads)) : undefined
+    let opened: OpenMerge | undefined
     try {
-      if (hasCheckpoint) {
-        const planning = openPlan(base.directory, adapters, checkpointOptions(own, chosen), sign)
-        parts.opened = await planning.catch((error) => {
-          throw withShardHint(error, base)
-        })
-        const files = parts.opened.plan.shards.length
-        if (isFile && (files > 1 || share !== undefined)) throw severalFilesError(out, files)
-      }
-      if (chosen.graphs.length > 0) parts.onnx = await openOnnx(own, chosen, sign)
-      return new MergeJob(request, chosen, { place, crew, ...parts })
+      opened = await openMerge(own, chosen).catch((error) => {
+        throw withShardHint(error, base)
+      })
+      const isSplit = chosen.format === 'safetensors' && opened.files.length > 1
+      if (isFile && (isSplit || share !== undefined)) throw severalFilesError(out, isSplit ? opened.files.length : 1)
+      return new MergeJob(request, place, opened, crew)
     } catch (error) {
       crew?.dispose()
-      await parts.opened?.close()
+      await opened?.close()
       throw error
     }
   }
 
-  get format(): MergeFormat {
-    return this.#chosen.format
+  get format(): OpenMerge['format'] {
+    return this.#opened.format
   }
 
   /** What {@link run} would do. */
   async plan(): Promise<MergePlanReport> {
     await this.#refusePlaces()
-    const parts: Omit<MergePlanReport, 'out' | 'format'>[] = []
-    if (this.#opened !== undefined) {
-      checkSpace(this.#place.out, this.#opened.plan.bytes + this.#opened.companions.bytes)
-      parts.push(reportPlan(this.#opened))
-    }
-    if (this.#onnx !== undefined) parts.push(await planOnnx(this.#onnx))
-    return { out: this.#request.out, format: this.#chosen.format, ...joinPlans(parts) }
+    const { files, others } = this.#opened
+    checkSpace(this.#place.out, sizeOf([...files, ...others]))
+    return reportPlan(this.#opened, this.#request.out)
   }
 
   /** Makes the output, or this job's share of it. */
@@ -167,19 +140,17 @@ export class MergeJob {
     try {
       // All shares may be given again at any time.
       const isDone = share !== undefined && (await this.#isPublished(plan))
-      if (isDone) return { ...this.#report(), bytes: 0, seconds: seconds() }
+      if (isDone) return { ...(await this.#report()), bytes: 0, seconds: seconds() }
       await this.#refusePlaces()
-      const missing = await unfinishedShards(output, this.#own)
-      const others = share === undefined ? (this.#opened?.companions.bytes ?? 0) : 0
-      checkSpace(this.#place.out, sizeOf(missing) + others)
+      const missing = await unfinishedFiles(output, this.#own)
+      checkSpace(this.#place.out, sizeOf(share === undefined ? [...missing, ...this.#opened.others] : missing))
       try {
-        await this.#writeShards(output, missing)
-        const onnx = this.#onnx && (await this.#onnx.write(new NodeDirectory(output.folder, { fsync })))
-        const report = this.#report(onnx)
-        const unfinished = await unfinishedShards(output, this.#opened?.plan.shards ?? [], missing)
-        const bytes = sizeOf(missing) + (onnx?.bytes ?? 0)
+        await this.#writeFiles(output, missing)
+        const report = await this.#report()
+        const unfinished = await unfinishedFiles(output, this.#opened.files, missing)
+        const bytes = sizeOf(missing)
         if (unfinished.length > 0) {
-          const names = unfinished.map(({ path: shard }) => shard)
+          const names = unfinished.map((file) => file.path)
           return { ...report, out: output.gathered!, missing: names, bytes, seconds: seconds() }
         }
         const added = await this.#publish(output, report, plan)
@@ -187,7 +158,7 @@ export class MergeJob {
       } catch (error) {
         // Another process may have published the same while this one worked.
         if (!(error instanceof FileError) || !(await this.#isPublished(plan))) throw error
-        return { ...this.#report(), bytes: 0, seconds: seconds() }
+        return { ...(await this.#report()), bytes: 0, seconds: seconds() }
       }
     } catch (error) {
       isUseless = error instanceof NumericError
@@ -200,8 +171,7 @@ export class MergeJob {
 
   async close(): Promise<void> {
     this.#crew?.dispose()
-    await this.#opened?.close()
-    await this.#onnx?.close()
+    await this.#opened.close()
   }
 
   /** True if files are on the disk when they have their names: others rely on those of a share. */
@@ -210,17 +180,10 @@ export class MergeJob {
     return fsync || share !== undefined
   }
 
-  /** True if all machines round alike: as shares must. */
-  get #isReproducible(): boolean {
-    const { reproducible = false, share } = this.#request
-    return reproducible || share !== undefined
-  }
-
   /** Undefined for a result of which nothing is kept: files, and what may be lost when the machine stops. */
   async #planDigest(): Promise<string | undefined> {
-    const isKept = this.#opened !== undefined && this.#onnx === undefined && !this.#place.isFile && this.#isDurable
-    if (!isKept) return undefined
-    return digestOfPlan(this.#opened!, { sign: this.#request.sign, isReproducible: this.#isReproducible })
+    if (this.#place.isFile || !this.#isDurable) return undefined
+    return digestOfPlan(this.#opened, this.#request.sign)
   }
 
   /** True if the output is there, and was made by this plan. */
@@ -233,38 +196,32 @@ export class MergeJob {
 
   /** Throws FileError when the output is what is being read, or must not be replaced. */
   async #refusePlaces(): Promise<void> {
-    const { overwrite = false } = this.#request
-    const tensors = this.#opened?.plan.tensors
-    await refuseOutput(this.#place, this.#inputs, overwrite, () => foreignFiles(this.#place, tensors))
+    const { format, tensors } = this.#opened
+    const own = format === 'onnx' ? undefined : tensors
+    await refuseOutput(this.#place, this.#inputs, this.#request.overwrite ?? false, () =>
+      foreignFiles(this.#place, own),
+    )
   }
 
   /**
-   * Writes the missing files of the checkpoint.
+   * Writes the missing files.
    *
    * @throws FileError when one cannot be written, or somebody writes to the base or an adapter meanwhile; NumericError naming what
    *   is not finite
    */
-  async #writeShards(output: WholeOutput, missing: readonly OutputShard[]): Promise<void> {
+  async #writeFiles(output: WholeOutput, missing: readonly OutputFile[]): Promise<void> {
     const [opened, crew] = [this.#opened, this.#crew]
-    if (opened === undefined || crew === undefined || missing.length === 0) return
+    if (crew === undefined || missing.length === 0) return
     const { signal, onProgress } = this.#request
     const closers: (() => void)[] = []
     const flusher = this.#isDurable ? new Flusher() : undefined
     /** Descriptors of the files that are not finished. */
     const open = new Map<number, number>()
     try {
-      const outputs = missing.map(({ path: shard, header }, i) => {
-        const file = createShard(path.join(output.folder, shard))
-        open.set(i, file.fd)
-        if (header !== undefined) writeFully(file, header, 0)
-        return file
-      })
-      const job = await this.#openChunkJob(opened, outputs, missing, crew.threads, closers)
-      const totalBytes = sizeOf(this.#own)
-      const keptBytes = totalBytes - sizeOf(missing)
-      const stamps = job.bases.map(stampOf)
+      const sources = await openSources(opened.sources, closers)
+      const stamps = sources.map(stampOf)
       const refuseChanges = () => {
-        const changed = job.bases.find((file, i) => stampOf(file) !== stamps[i])
+        const changed = sources.find((file, i) => stampOf(file) !== stamps[i])
         if (changed === undefined) return
         throw new FileError({
           where: changed.name,
@@ -272,19 +229,49 @@ export class MergeJob {
           hint: 'Merge again when nothing else writes there',
         })
       }
+      await opened.prepare()
+      const files: OutputFile[] = []
+      for (const file of missing) if (!(await this.#linked(output, file))) files.push(file)
+      const outputs = files.map((file, i) => {
+        const created = createFile(path.join(output.folder, file.path))
+        open.set(i, created.fd)
+        return created
+      })
+      const onFile = async (i: number) => {
+        await flusher?.finish(outputs[i])
+        refuseChanges()
+        closeSync(outputs[i].fd)
+        open.delete(i)
+        await output.finish(files[i].path)
+      }
+      for (const [i, { literals }] of files.entries()) {
+        for (const { offset, bytes } of literals) {
+          signal?.throwIfAborted()
+          writeFully(outputs[i], typeof bytes === 'function' ? await bytes() : bytes, offset)
+        }
+        if (chunkCount(files[i]) === 0) await onFile(i)
+      }
+      const totalBytes = sizeOf(this.#own)
+      const keptBytes = totalBytes - sizeOf(missing)
+      const segmented = files.map(({ segments }) => ({ segments }))
+      const shared = createShared(segmented, crew.threads)
+      const { isReproducible } = opened
+      const readable = await shareSources(opened.sources, sources)
+      const job: ChunkJob = {
+        files: segmented,
+        outputs,
+        sources: readable,
+        threads: crew.threads,
+        isReproducible,
+        shared,
+      }
       await crew.run(job, {
         signal,
         onProgress: (bytes) => {
-          for (const shard of begunShards(job)) flusher?.send(outputs[shard])
+          for (const file of begunFiles(job)) flusher?.send(outputs[file])
           onProgress?.({ writtenBytes: keptBytes + bytes, totalBytes, keptBytes })
         },
-        onShard: async (i) => {
-          await flusher?.finish(outputs[i])
-          refuseChanges()
-          closeSync(outputs[i].fd)
-          open.delete(i)
-          await output.finish(missing[i].path)
-        },
+        onFile,
       })
       this.#changes = changesOf(job)
     } catch (error) {
@@ -297,49 +284,22 @@ export class MergeJob {
     }
   }
 
-  /** @param closers gets what closes the files that are opened, also of those before an error */
-  async #openChunkJob(
-    { checkpoint, adapters }: OpenPlan,
-    outputs: ChunkJob['outputs'],
-    missing: readonly OutputShard[],
-    threads: number,
-    closers: (() => void)[],
-  ): Promise<ChunkJob> {
-    const readable = async (source: ByteSource): Promise<Readable> => {
-      if (source.realPath !== undefined) {
-        const fd = openForReading(source.realPath)
-        closers.push(() => closeSync(fd))
-        return { name: source.realPath, fd }
-      }
-      const bytes = new Uint8Array(new SharedArrayBuffer(source.byteLength))
-      bytes.set(await readAll(source))
-      return { name: source.name, bytes }
-    }
-    const factors: Readable[] = []
-    for (const source of adapters.sources) factors.push(await readable(source))
-    const bases: Readable[] = []
-    for (const { file } of checkpoint.shards) bases.push(await readable(file.source))
-    return {
-      shards: missing,
-      outputs,
-      bases: [...bases, ...factors],
-      factors,
-      threads,
-      isReproducible: this.#isReproducible,
-      shared: createShared(missing, threads),
-    }
+  /** Makes a file a hard link if it may be one. Returns false if it is to be written. */
+  async #linked(output: WholeOutput, { path: name, link }: OutputFile): Promise<boolean> {
+    if (link === undefined) return false
+    const reason = await tryLink(new NodeDirectory(output.folder), name, this.#opened.sources[link])
+    if (reason === undefined) await output.finish(name)
+    else this.#warnings.push(`${name} is a copy, not a hard link: ${reason}`)
+    return reason === undefined
   }
 
   /** Adds the base's other files and gives the output its name. Returns the bytes written. */
   async #publish(output: WholeOutput, report: MergeReport, plan: string | undefined): Promise<number> {
     const { base, signal, overwrite = false } = this.#request
+    const { files, others } = this.#opened
     const folder = new NodeDirectory(output.folder, { fsync: this.#isDurable })
-    const added: string[] = []
-    if (this.#opened !== undefined && !this.#place.isFile) {
-      added.push(...(await writeCompanions(this.#opened, folder)), ...(await writeIndex(this.#opened.plan, folder)))
-    }
-    let bytes = 0
-    for (const name of added) bytes += (await stat(path.join(folder.name, name))).size
+    for (const file of others) await file.write(folder)
+    const bytes = sizeOf(others)
     signal?.throwIfAborted()
     // Something may have come to this place while this merge ran.
     await this.#refusePlaces()
@@ -347,62 +307,73 @@ export class MergeJob {
       await output.publishFiles(overwrite)
       return bytes
     }
-    const shards = (this.#opened?.plan.shards ?? []).map(({ path: shard }) => shard)
     const record = {
       version: 1,
       plan,
       base: base.file ?? path.basename(path.resolve(base.directory.name)),
-      files: [...new Set([...shards, ...(await filesIn(folder.name))])].sort(),
+      files: [...new Set([...files.map((file) => file.path), ...(await filesIn(folder.name))])].sort(),
       layers: report.layers,
     }
     await writeFile(folder, RECORD_FILE, `${JSON.stringify(record, null, 2)}\n`)
-    for (const name of [...added, RECORD_FILE]) await output.finish(name)
+    for (const name of [...others.map((file) => file.path), RECORD_FILE]) await output.finish(name)
     await output.publishFolder(overwrite)
     return bytes
   }
 
   /** The report on this job's part, without what it has written. */
-  #report(onnx?: MergeReport): MergeReport {
-    const { out } = this.#request
-    const checkpoint = this.#opened && this.#reportCheckpoint(this.#opened)
-    return { ...(checkpoint && onnx ? joinReports(out, checkpoint, onnx) : (checkpoint ?? onnx)!), out }
-  }
-
-  #reportCheckpoint({ plan, companions, warnings }: OpenPlan): MergeReport {
-    const own = new Set(this.#own.flatMap(({ tensors }) => tensors))
-    const weights = plan.weights.filter(({ name }) => own.has(name))
-    return {
-      ...describePlan({ ...plan, weights }, { relativeChange: (weight) => this.#changes.get(weight) ?? null }),
-      out: this.#request.out,
-      format: 'safetensors',
-      tensors: own.size,
-      changed: [...plan.changed].filter((name) => own.has(name)).length,
-      added: plan.added.filter((name) => own.has(name)),
-      bytes: sizeOf(this.#own),
-      seconds: 0,
-      copied: [...companions.copied],
-      leftOut: [...companions.leftOut],
-      warnings,
-    }
+  async #report(): Promise<MergeReport> {
+    const { out, share } = this.#request
+    const own = new Set(computedWeights(this.#own).flatMap(({ reports }) => reports))
+    const changes = await this.#opened.changes(this.#changes)
+    const layers = share === undefined ? changes : changes.filter(({ name }) => own.has(name))
+    const summary = summaryOf(this.#opened, this.#own)
+    const warnings = [...summary.warnings, ...this.#warnings]
+    return { ...summary, out, format: this.#opened.format, warnings, layers, bytes: 0, seconds: 0 }
   }
 }
 
-/** The shards that no process has finished, but for those that this one has just made. */
-async function unfinishedShards(
+/** The files that no process has finished, but for those that this one has just made. */
+async function unfinishedFiles(
   output: WholeOutput,
-  shards: readonly OutputShard[],
-  made: readonly OutputShard[] = [],
-): Promise<OutputShard[]> {
-  const result: OutputShard[] = []
-  for (const shard of shards) {
-    const isMade = made.includes(shard) || (await output.hasFinished(shard.path, shard.byteLength))
-    if (!isMade) result.push(shard)
+  files: readonly OutputFile[],
+  made: readonly OutputFile[] = [],
+): Promise<OutputFile[]> {
+  const result: OutputFile[] = []
+  for (const file of files) {
+    const isMade = made.includes(file) || (await output.hasFinished(file.path, file.byteLength))
+    if (!isMade) result.push(file)
   }
   return result
 }
 
-function createShard(name: string): { name: string; fd: number } {
+/** @param closers gets what closes the files that are opened, also of those before an error */
+async function openSources(sources: readonly ByteSource[], closers: (() => void)[]): Promise<Readable[]> {
+  return sources.map((source): Readable => {
+    if (source.realPath === undefined) return { name: source.name, bytes: new Uint8Array() }
+    const fd = openForReading(source.realPath)
+    closers.push(() => closeSync(fd))
+    return { name: source.realPath, fd }
+  })
+}
+
+/** The sources as threads read them: those without a file in memory that is shared. */
+async function shareSources(sources: readonly ByteSource[], opened: readonly Readable[]): Promise<Readable[]> {
+  const result: Readable[] = []
+  for (const [i, source] of sources.entries()) {
+    if ('fd' in opened[i]) {
+      result.push(opened[i])
+      continue
+    }
+    const bytes = new Uint8Array(new SharedArrayBuffer(source.byteLength))
+    bytes.set(await readAll(source))
+    result.push({ name: source.name, bytes })
+  }
+  return result
+}
+
+function createFile(name: string): { name: string; fd: number } {
   try {
+    mkdirSync(path.dirname(name), { recursive: true })
     return { name, fd: openSync(name, 'wx') }
   } catch (error) {
     throw fileError(name, 'cannot be written', error)
@@ -413,6 +384,6 @@ async function hasFiles(folder: string | undefined): Promise<boolean> {
   return folder !== undefined && (await readdir(folder).catch(() => [])).length > 0
 }
 
-function sizeOf(shards: readonly OutputShard[]): number {
-  return shards.reduce((sum, { byteLength }) => sum + byteLength, 0)
+function sizeOf(files: readonly { readonly byteLength: number }[]): number {
+  return files.reduce((sum, { byteLength }) => sum + byteLength, 0)
 }

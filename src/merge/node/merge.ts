@@ -5,7 +5,7 @@ import path from 'node:path'
 import { fileError } from '../../io/node/errors.js'
 import { locate, NodeDirectory } from '../../io/node/files.js'
 import { LoraAdapter } from '../../lora/adapter.js'
-import { compareCheckpoints } from '../chunks/unmerge.js'
+import { compareCheckpoints } from '../compare.js'
 import type { MergeBase } from '../format.js'
 import {
   type MergeToPath,

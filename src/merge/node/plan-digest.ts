@@ -3,7 +3,7 @@
 import { createHash, type Hash } from 'node:crypto'
 import { crc32 } from 'node:zlib'
 import type { ByteSource } from '../../base/bytes.js'
-import type { OpenPlan } from '../chunks/open-plan.js'
+import type { OpenMerge } from '../open.js'
 
 const SAMPLES = 256
 const SAMPLE_BYTES = 64 << 10
@@ -15,27 +15,26 @@ const READ_BYTES = 4 << 20
  * Digest of the effects of the options, all bytes of the adapters, and for each file of the base its header, its size and, above
  * 16 MiB, 256 pieces of 64 KiB from its first byte to its last. Where files lie and when they were written does not count.
  *
- * @param rounding what else the written bytes depend on
+ * @param sign −1 to unmerge
  */
 export async function digestOfPlan(
-  { plan, checkpoint, adapters, companions, config }: OpenPlan,
-  rounding: { sign: 1 | -1; isReproducible: boolean },
+  { files, others, sources, baseFiles, isReproducible }: OpenMerge,
+  sign: 1 | -1,
 ): Promise<string> {
   const hash = createHash('sha256')
-  const shards = plan.shards.map(({ header: _, ...shard }) => shard)
-  const { index, copiesIndex } = plan
-  const others = { index, copiesIndex, copied: companions.copied, template: companions.template, config }
-  hash.update(JSON.stringify({ version: 4, shards, ...others, ...rounding }, withoutPlace))
-  for (const { header } of plan.shards) hash.update(header ?? '')
-  for (const { file, dataStart } of checkpoint.shards) {
-    const { source } = file
-    await addRange(hash, source, 0, source.byteLength > WHOLE_BYTES ? dataStart : source.byteLength)
-    for (let i = 0; source.byteLength > WHOLE_BYTES && i < SAMPLES; i++) {
+  const segments = files.map(({ literals: _, ...file }) => file)
+  const small = others.map(({ path, byteLength, text }) => ({ path, byteLength, text }))
+  hash.update(JSON.stringify({ version: 5, segments, small, sign, isReproducible }, withoutPlace))
+  for (const { bytes } of files.flatMap(({ literals }) => literals)) if (typeof bytes !== 'function') hash.update(bytes)
+  for (const source of sources) {
+    const headerBytes = baseFiles.get(source)
+    const isWhole = headerBytes === undefined || source.byteLength <= WHOLE_BYTES
+    await addRange(hash, source, 0, isWhole ? source.byteLength : headerBytes)
+    for (let i = 0; !isWhole && i < SAMPLES; i++) {
       const at = Math.floor((i * (source.byteLength - SAMPLE_BYTES)) / (SAMPLES - 1))
       await addRange(hash, source, at, at + SAMPLE_BYTES)
     }
   }
-  for (const source of adapters.sources) await addRange(hash, source, 0, source.byteLength)
   return hash.digest('hex').slice(0, 16)
 }
 

@@ -12,8 +12,8 @@ export interface RunOptions {
   signal?: AbortSignal | undefined
   /** Called several times a second with the bytes written so far. */
   onProgress(writtenBytes: number): void
-  /** Called when all chunks of a shard are written, while others are being worked on. */
-  onShard(shard: number): Promise<void>
+  /** Called when all chunks of a file are written, while others are being worked on. */
+  onFile(file: number): Promise<void>
 }
 
 const MAX_THREADS = 4
@@ -38,7 +38,7 @@ export class Crew {
   readonly #exits: readonly Promise<void>[]
   #failure: unknown
   #job: ChunkJob | undefined
-  #finished: (shard: number) => void = () => {}
+  #finished: (file: number) => void = () => {}
 
   constructor(threads: number) {
     this.threads = threads
@@ -54,16 +54,16 @@ export class Crew {
   }
 
   /**
-   * Works on all chunks, once. Resolves when all shards are written and their `onShard` calls are done; rejects with the first
+   * Works on all chunks, once. Resolves when all files are written and their `onFile` calls are done; rejects with the first
    * error after all threads have stopped.
    */
-  async run(job: ChunkJob, { signal, onProgress, onShard }: RunOptions): Promise<void> {
+  async run(job: ChunkJob, { signal, onProgress, onFile }: RunOptions): Promise<void> {
     signal?.throwIfAborted()
     if (this.#failure !== undefined) throw this.#failure
     this.#job = job
     const pending: Promise<void>[] = []
     const fail = (error: unknown) => this.#fail(error)
-    this.#finished = (shard) => void pending.push(onShard(shard).catch(fail))
+    this.#finished = (file) => void pending.push(onFile(file).catch(fail))
     const written = () => job.shared.written.reduce((sum, bytes) => sum + bytes, 0)
     const abort = () => fail(signal?.reason)
     signal?.addEventListener('abort', abort)
@@ -104,7 +104,7 @@ export class Crew {
       let isMissed = false
       worker.on('message', (message: WorkerMessage) => {
         if (message.kind === 'ready') isReady = true
-        else if (message.kind === 'shard') this.#finished(message.shard)
+        else if (message.kind === 'file') this.#finished(message.file)
         else this.#fail(deserializeError(message.error))
       })
       worker.on('error', (cause: NodeJS.ErrnoException) => {

@@ -13,7 +13,7 @@ export interface WorkerTask {
 /** What a worker tells its owner. */
 export type WorkerMessage =
   | { kind: 'ready' }
-  | { kind: 'shard'; shard: number }
+  | { kind: 'file'; file: number }
   | { kind: 'error'; error: ReturnType<typeof serializeError> }
 
 parentPort?.once('message', ({ job, thread }: WorkerTask) => {
@@ -21,7 +21,7 @@ parentPort?.once('message', ({ job, thread }: WorkerTask) => {
   tell({ kind: 'ready' })
   try {
     const loop = new ChunkLoop(job, thread)
-    while (loop.step((shard) => tell({ kind: 'shard', shard }))) {}
+    while (loop.step((file) => tell({ kind: 'file', file }))) {}
   } catch (error) {
     stopAll(job.shared)
     tell({ kind: 'error', error: serializeError(error) })

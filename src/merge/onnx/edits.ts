@@ -30,10 +30,34 @@ import type { ConvolutionLora } from '../../lora/kinds/convolution.js'
 import { groupsRefusal } from '../../lora/kinds/convolution-factors.js'
 import { type Replacement, rowsName, type StoredTensor, type TokenRows } from '../../lora/kinds/stored.js'
 import { GRAPH_PARTS, requireHandled } from '../../lora/requirements.js'
-import type { MergePart, NewValues } from '../weight.js'
 import { refuseWeighted, weightedError } from '../weighted.js'
 import type { QuantizedLayer, QuantizedPolicy } from './quantized.js'
 import { noBias, refuseUnmergeable } from './refusals.js'
+
+/** One layer of one adapter within a weight. */
+export interface EditPart {
+  /** The layer's name in the adapter. Undefined for a part that no report names. */
+  readonly name: string | undefined
+  /** A (r, k) */
+  readonly weightA: Matrix
+  /** B (d, r) */
+  readonly weightB: Matrix
+  /** weight · s, by which B·A is multiplied. */
+  readonly scale: number
+  /** DoRA's m (d). Such a part has its outputs for itself. */
+  readonly magnitude: FloatArray | undefined
+  /** The first of the weight's output features that is the layer's. It is above 0 in weights that several layers share. */
+  readonly start: number
+}
+
+/** Values that take the base's place before the parts are added: all of them, or some rows or columns. */
+export interface NewValues {
+  readonly tensor: StoredTensor
+  /** The tensor is (columns, rows). Only if it holds all values. */
+  readonly isTransposed: boolean
+  /** The rows (axis 0) or columns (axis 1) that the tensor (n, …) holds. Undefined: all. */
+  readonly lines: { readonly axis: 0 | 1; readonly indices: readonly number[] } | undefined
+}
 
 /** What becomes of the tensor that comes in at a place. */
 export interface Edit extends Place {
@@ -41,7 +65,7 @@ export interface Edit extends Place {
   readonly name: string
   /** Stored (k, d). */
   readonly isInputMajor: boolean
-  readonly parts: MergePart[]
+  readonly parts: EditPart[]
   values: NewValues | undefined
   /** Names all that is done to it: places with the same list can keep sharing one tensor. */
   readonly keys: string[]
@@ -241,7 +265,7 @@ function shifted(tensor: Replacement, offset: number): StoredTensor {
 class EditBuilder {
   constructor(readonly edit: Edit) {}
 
-  add(part: MergePart, key: string): void {
+  add(part: EditPart, key: string): void {
     this.edit.parts.push(part)
     this.edit.keys.push(`${key}@${part.start}`)
   }
@@ -284,15 +308,15 @@ class EditBuilder {
 }
 
 /** s·biasB as a product of 1 (1, 1) and biasB (d, 1): a bias is a weight of one input. */
-function biasPart(biasB: FloatArray, scale: number, start: number): MergePart {
+function biasPart(biasB: FloatArray, scale: number, start: number): EditPart {
   const weightA: Matrix = { data: Float32Array.of(1), shape: [1, 1] }
   const weightB: Matrix = { data: biasB, shape: [biasB.length, 1] }
   return { name: undefined, weightA, weightB, scale, magnitude: undefined, start }
 }
 
-/** What is no sum cannot be combined with other changes of the same values. */
+/** Throws UnsupportedError for changes that are no sum, combined with other changes of the same values. */
 function refuseCombination({ name, parts, values }: Edit): void {
-  const end = ({ start, weightB }: MergePart) => start + weightB.shape[0]
+  const end = ({ start, weightB }: EditPart) => start + weightB.shape[0]
   const isMixed = parts.some(({ magnitude, start }, i) => {
     return (
       magnitude !== undefined && parts.some((other, j) => j !== i && other.start < end(parts[i]) && start < end(other))

@@ -1,7 +1,7 @@
 // How an adapter fits an ONNX model: each of its parts is planned on its own, as a merge would plan it, so that each problem is
 // known.
 
-import { decodeFloats } from '../../base/dtype.js'
+import type { ByteSource } from '../../base/bytes.js'
 import { LowrankError } from '../../base/errors.js'
 import { elementCount, zeros } from '../../base/tensor.js'
 import type { OnnxModel } from '../../formats/onnx/model.js'
@@ -15,12 +15,10 @@ import { GRAPH_PARTS, requireHandled } from '../../lora/requirements.js'
 import type { OpenAdapter } from '../../peft/open.js'
 import type { OpenPart } from '../../peft/tensors.js'
 import { type FitReport, fitReport, missingPart, type PartFit } from '../fit.js'
+import { Chunks, type OutputTensor, segmentsOf } from '../plan/layout.js'
+import { ChunkMerger, mergeChunk } from '../weight.js'
 import { findHead } from './head.js'
 import { type OnnxMergePlan, planOnnxMerge } from './plan.js'
-
-const PIECE_BYTES = 1 << 22
-
-type Target = OnnxMergePlan['targets'] extends ReadonlyMap<string, infer T> ? T : never
 
 /** What is known of a fit. */
 export interface FitOnnxOptions {
@@ -60,18 +58,22 @@ export async function fitOnnx(
       requireHandled({ config: adapter.config, parts: () => [part] }, GRAPH_PARTS, 'merging into ONNX models')
       // A part of a head alone is no head.
       const about = head?.placed.tensors.has(name) ? {} : { config }
-      const { targets, branches } = await planOnnxMerge(model, [{ adapter: stubOf(part, adapter), weight: 1 }], about)
+      const sources: ByteSource[] = [...model.files.values()]
+      const stub = [{ adapter: stubOf(part, adapter), weight: 1 }]
+      const { targets, branches } = await planOnnxMerge(model, stub, about, sources)
       if (targets.size === 0) return branchFit(name, branches[0])
-      const [{ target, source }] = targets.values()
+      const [target] = targets.values()
+      const { name: tensor, shape, dtype } = target.base
       const normDelta = 'config' in part ? normDeltas?.get(name) : undefined
       let relativeChange: number | null = null
       if (normDelta !== undefined) {
-        const key = `${source.name} ${target.parts[0].start} ${target.isInputMajor}`
-        if (!norms.has(key)) norms.set(key, await normOfTarget(model, { target, source }))
+        const [{ region, isInputMajor }] = target.layers
+        const key = JSON.stringify([tensor, region, isInputMajor])
+        if (!norms.has(key)) norms.set(key, await baseNorm(target, sources))
         const base = norms.get(key)!
         relativeChange = base > 0 ? normDelta / base : null
       }
-      return { name, tensor: source.name, shape: target.shape, dtype: target.dtype, problem: null, relativeChange }
+      return { name, tensor, shape, dtype, problem: null, relativeChange }
     }
     parts.push(await placed(part.kind === 'token-rows' ? part.module : name, place))
   }
@@ -149,20 +151,17 @@ function stubOf(part: OpenPart, { config }: OpenAdapter): LoraAdapter {
   return stub
 }
 
-/** Frobenius norm of the layer's part of its weight, in pieces. */
-async function normOfTarget(model: OnnxModel, { target, source }: Target): Promise<number> {
-  const { dtype, isInputMajor, parts } = target
-  const [rows, columns] = target.shape
-  const { start, weightB } = parts[0]
-  const rowBytes = columns * (dtype === 'fp32' ? 4 : 2)
-  const pieceRows = Math.max(1, Math.floor(PIECE_BYTES / rowBytes))
+/** Frobenius norm of the layer's part of its weight. */
+async function baseNorm(target: OutputTensor, sources: readonly ByteSource[]): Promise<number> {
+  const layers = target.layers.map((layer) => ({ ...layer, scales: undefined }))
+  const merger = new ChunkMerger(false)
   let sum = 0
-  for (let row = 0; row < rows; row += pieceRows) {
-    const count = Math.min(pieceRows, rows - row)
-    const values = decodeFloats(await model.readPart(source, row * rowBytes, count * rowBytes), dtype)
-    for (let at = 0; at < values.length; at++) {
-      const feature = isInputMajor ? at % columns : row + Math.floor(at / columns)
-      if (feature >= start && feature < start + weightB.shape[0]) sum += values[at] * values[at]
+  for (const segment of segmentsOf({ ...target, layers }, 0)) {
+    if (segment.weight === undefined) continue
+    const chunks = new Chunks(segment)
+    for (let i = 0; i < chunks.count; i++) {
+      const { changes } = await mergeChunk(merger, chunks.at(i), sources)
+      for (const { baseSquares } of changes) sum += baseSquares
     }
   }
   return Math.sqrt(sum)

@@ -1,45 +1,46 @@
 // Plans a merge into an ONNX graph: which initializers change, and which places need one of their own because the exporter let
 // them share it.
 
-import type { FloatDtype } from '../../base/dtype.js'
+import type { ByteSource } from '../../base/bytes.js'
 import { UnsupportedError } from '../../base/errors.js'
-import { elementCount } from '../../base/tensor.js'
-import {
-  TensorProto_DataType as DataType,
-  type ModelProto,
-  type NodeProto,
-  type TensorProto,
-} from '../../formats/onnx/gen/onnx_pb.js'
+import type { ModelProto, NodeProto, TensorProto } from '../../formats/onnx/gen/onnx_pb.js'
 import { copyMessage } from '../../formats/onnx/messages.js'
 import type { OnnxModel } from '../../formats/onnx/model.js'
-import { dataTypeName, dimsOf } from '../../formats/onnx/tensors.js'
-import type { WeightWriter } from '../../formats/onnx/write.js'
 import { hasCacheBranches, takeBranchWithoutCache } from '../../graph/inputs/cache.js'
 import { findLinears, type ModuleMap } from '../../graph/match/linears.js'
 import { HANDS_ON, storedValue } from '../../graph/match/parameters.js'
 import { Graph, implicitInputs } from '../../graph/view/graph.js'
 import type { LoraAdapter } from '../../lora/adapter.js'
+import type { LayerMagnitude } from '../plan/adapters.js'
 import type { HeadEdit } from '../plan/config-edit.js'
-import type { LayerChange, MergeTarget } from '../weight.js'
+import type { OutputTensor } from '../plan/layout.js'
+import type { LayerChange } from '../report.js'
 import { collectEdits, type Edit } from './edits.js'
 import { findMergedHead, headEdit, writeHead } from './head.js'
 import { branchChange, mergeBranches, type QuantizedLayer, type QuantizedPolicy, unmergeBranches } from './quantized.js'
 import { planRequantization } from './requantize.js'
+import { targetOf } from './targets.js'
 
 export interface OnnxMergePlan {
   /** The graph of the result. */
   readonly proto: ModelProto
-  /** By the name of the initializer in `proto`; `source` holds the base weight. */
-  readonly targets: ReadonlyMap<string, { readonly target: MergeTarget; readonly source: TensorProto }>
+  /** Weights that change, by the name of the initializer in `proto`. */
+  readonly targets: ReadonlyMap<string, OutputTensor>
+  /** DoRA layers of the targets. */
+  readonly magnitudes: readonly LayerMagnitude[]
   /** Names of initializers that the base does not have: a new head's. */
   readonly added: readonly string[]
   /** What config.json is to say of the head; undefined where the adapters bring none. */
   readonly head: HeadEdit | undefined
   /** Layers with quantized weights that got a branch, or lost one. */
   readonly branches: readonly QuantizedLayer[]
-  /** What writes the tensors of weights that are quantized again, by the name of the initializer. */
-  readonly requantized: ReadonlyMap<string, WeightWriter>
-  /** Of layers with quantized weights, to be asked for once all is written. */
+  /** Makes the tensors of weights that are quantized again, by the name of the initializer. */
+  readonly requantized: ReadonlyMap<string, () => Promise<Uint8Array>>
+  /** Entries of the report that the targets' changes belong to. */
+  readonly reports: readonly string[]
+  /** Names of the layers whose weights are quantized again. */
+  readonly quantized: readonly string[]
+  /** Changes of layers with quantized weights, to be asked for once all is written. */
   changes(): Promise<LayerChange[]>
 }
 
@@ -56,12 +57,6 @@ export interface OnnxPlanOptions {
   readonly isUnmerge?: boolean | undefined
 }
 
-const DTYPES: Partial<Record<DataType, FloatDtype>> = {
-  [DataType.FLOAT]: 'fp32',
-  [DataType.FLOAT16]: 'fp16',
-  [DataType.BFLOAT16]: 'bf16',
-}
-
 /** Places whose tensor becomes the same: one tensor, the same changes. */
 interface Group {
   /** The value that holds it: an initializer, or a Constant node's output. */
@@ -70,14 +65,16 @@ interface Group {
 }
 
 /**
- * @param config config.json of the base, by which heads are known
- * @throws what {@link collectEdits} and {@link findMergedHead} throw, and UnsupportedError naming the node when a weight is of another type than f32, f16
- * and bf16.
+ * Plans the graph of a result.
+ *
+ * @param sources the plan's, with the files of the model. They get what the adapters hold
+ * @throws what {@link collectEdits}, {@link findMergedHead} and {@link targetOf} throw
  */
 export async function planOnnxMerge(
   model: OnnxModel,
   adapters: readonly { readonly adapter: LoraAdapter; readonly weight: number }[],
   { config = {}, modules = {}, factors, quantized: policy, isUnmerge = false }: OnnxPlanOptions = {},
+  sources: ByteSource[] = [...model.files.values()],
 ): Promise<OnnxMergePlan> {
   const graph = new Graph(model.proto)
   let linears = findLinears(graph, modules)
@@ -96,26 +93,14 @@ export async function planOnnxMerge(
   if (policy !== undefined && quantized.length === 0) throw nothingQuantized(graph, policy)
   const groups = groupByWeight(graph, edits)
   const inSubgraphs = new Set(graph.nodes.flatMap(implicitInputs))
-  const targets = new Map<string, { target: MergeTarget; source: TensorProto }>()
+  const targets = new Map<string, OutputTensor>()
+  const magnitudes: LayerMagnitude[] = []
   for (const group of groups) {
-    const [{ node, isInputMajor, parts, values }] = group.edits
     const source = graph.constant(group.weight) as TensorProto
-    const dtype = DTYPES[source.dataType as DataType]
-    if (dtype === undefined) {
-      throw new UnsupportedError({
-        where: `node ${node.name}`,
-        what: 'its weight has a type that cannot be merged into',
-        expected: 'FLOAT, FLOAT16 or BFLOAT16',
-        got: dataTypeName(source.dataType),
-      })
-    }
     const readers = new Set(group.edits.map((edit) => edit.node))
     const isShared = !graph.initializers.has(group.weight) || hasOtherReaders(graph, group.weight, readers, inSubgraphs)
     const name = isShared ? giveOwnWeight(graph, group, source) : group.weight
-    const dims = dimsOf(source)
-    // A convolution's (d, in, *kernel) is (d, in·K), a vector one row.
-    const shape: [number, number] = dims.length > 1 ? [dims[0], elementCount(dims.slice(1))] : [1, elementCount(dims)]
-    targets.set(name, { target: { name, dtype, shape, isInputMajor, values, parts }, source })
+    targets.set(name, targetOf(name, group.edits[0], source, { model, sources, magnitudes }))
   }
   const changed: LayerChange[] = []
   const before = new Graph(model.proto)
@@ -128,7 +113,9 @@ export async function planOnnxMerge(
   const added = head?.isReplaced === false ? writeHead(graph, linears, head) : []
   const ofHead = { added, head: head && (await headEdit(config, head)) }
   return {
-    ...{ proto: graph.toModel(), targets, ...ofHead, branches, requantized },
+    ...{ proto: graph.toModel(), targets, magnitudes, ...ofHead, branches, requantized },
+    reports: [...targets.values()].flatMap(({ layers }) => layers.flatMap(({ report }) => report ?? [])),
+    quantized: policy === 'requantize' ? quantized.map(({ name }) => name) : [],
     async changes() {
       const beside: LayerChange[] = []
       for (const one of branches) beside.push(await branchChange(model, before, one))

@@ -13,7 +13,7 @@ import type { Graph } from '../../graph/view/graph.js'
 import { normOfProduct, transpose } from '../../linalg/product.js'
 import { StoredDelta } from '../../lora/delta.js'
 import type { LoraLayer } from '../../lora/layer.js'
-import type { LayerChange } from '../weight.js'
+import type { LayerChange } from '../report.js'
 
 /** Weights pass in blocks of at most so many elements: 4 MiB in f32. */
 const BLOCK_ELEMENTS = 1 << 20

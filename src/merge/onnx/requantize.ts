@@ -8,7 +8,6 @@ import { isAllFinite, type Matrix } from '../../base/tensor.js'
 import type { NodeProto, TensorProto } from '../../formats/onnx/gen/onnx_pb.js'
 import { copyMessage } from '../../formats/onnx/messages.js'
 import type { OnnxModel } from '../../formats/onnx/model.js'
-import type { WeightWriter } from '../../formats/onnx/write.js'
 import { affineOf } from '../../graph/inject/affine.js'
 import { FLOAT_DTYPES } from '../../graph/match/forms/float-product.js'
 import type { ReadLines } from '../../graph/match/forms/form.js'
@@ -17,7 +16,7 @@ import { type QuantizedRows, quantizeRows } from '../../graph/match/forms/quanti
 import { findBranches } from '../../graph/match/merged-branches.js'
 import type { Graph } from '../../graph/view/graph.js'
 import { StoredDelta } from '../../lora/delta.js'
-import type { LayerChange } from '../weight.js'
+import type { LayerChange } from '../report.js'
 import type { QuantizedLayer } from './quantized.js'
 
 /** Weights pass in blocks of at most so many elements: 4 MiB in f32. */
@@ -44,8 +43,8 @@ export function planRequantization(
   graph: Graph,
   layers: readonly QuantizedLayer[],
   report: (change: LayerChange) => void,
-): Map<string, WeightWriter> {
-  const writers = new Map<string, WeightWriter>()
+): Map<string, () => Promise<Uint8Array>> {
+  const writers = new Map<string, () => Promise<Uint8Array>>()
   const byNode = new Map<NodeProto, QuantizedLayer[]>()
   for (const layer of layers) byNode.set(layer.linear.node, [...(byNode.get(layer.linear.node) ?? []), layer])
   for (const [node, own] of byNode) {

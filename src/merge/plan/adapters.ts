@@ -67,10 +67,12 @@ export interface LayerFactors {
    * the one's columns and the other's rows.
    */
   readonly isTied: boolean
-  /** Rows of the stored tensor that are the layer's weight; absent: all. */
+  /** Outputs of the stored tensor that are the layer's: rows, or columns if it is input-major. Undefined: all. */
   readonly region?: { readonly first: number; readonly count: number } | undefined
   /** DoRA's m / ‖W + s·B·A‖ (1, d), by which the sum is multiplied; computed when the plan is known. */
   readonly scales: Factor | undefined
+  /** The report's entry for the change of the layer. */
+  readonly report?: string | undefined
 }
 
 /** A DoRA layer, and where its scales go. */
@@ -114,6 +116,7 @@ export interface OpenAdapters {
  *
  * @param sign −1 to take adapters out again
  * @param options as openAdapter's: with `isTolerant`, what is wrong with an adapter is passed over
+ * @param sources the plan's, which get those of the adapters
  * @throws what openAdapter throws; ConfigError when a weight is not valid, MismatchError when there is nothing to merge,
  *   UnsupportedError when a part that is no sum would be weighted or unmerged
  */
@@ -121,13 +124,14 @@ export async function openAdapters(
   inputs: readonly AdapterInput[],
   sign: 1 | -1 = 1,
   { strict = false, isTolerant = false }: Pick<OpenOptions, 'strict' | 'isTolerant'> = {},
+  sources: ByteSource[] = [],
 ): Promise<OpenAdapters> {
   const closers: (() => Promise<void>)[] = []
   const close = async () => {
     for (const closeOne of closers.splice(0)) await closeOne()
   }
   try {
-    const found = new FoundParts()
+    const found = new FoundParts(sources)
     for (const [i, input] of inputs.entries()) {
       const { adapter, weight } = weighted(input, i)
       const opened = await openForUse(adapter, 'merging', { strict, isTolerant })
@@ -135,7 +139,7 @@ export async function openAdapters(
       refuseWeighted(opened.parts(), sign * weight)
       found.add(opened, sign * weight)
     }
-    const { layers, magnitudes, replacements, tasks, classes, meanings, sources } = found
+    const { layers, magnitudes, replacements, tasks, classes, meanings } = found
     if (layers.length === 0 && replacements.length === 0) {
       throw new MismatchError({ where: 'adapters', what: 'there is no layer to merge' })
     }
@@ -171,8 +175,9 @@ class FoundParts {
   readonly tasks = new Set<string>()
   readonly classes = new Set<string>()
   readonly meanings: Meaning[] = []
-  readonly sources: ByteSource[] = []
   readonly #numbers = new Map<ByteSource, number>()
+
+  constructor(readonly sources: ByteSource[]) {}
 
   add(adapter: OpenAdapter, weight: number): void {
     const parts = adapter.parts()
@@ -233,7 +238,7 @@ class FoundParts {
     const isInputMajor = kind === 'embedding' || (kind === 'linear' && config.fanInFanOut)
     const shape = kind === 'convolution' ? convolutionWeight(tensors, name) : isInputMajor ? [k, d] : [d, k]
     const values = new Float64Array(magnitude === undefined ? 0 : d)
-    const scales = magnitude && matrixFactor(`${name}: scales`, { data: values, shape: [1, d] }, this.sources)
+    const scales = magnitude && scalesFactor(name, values, this.sources)
     const stored = { isLinear: kind === 'linear', isInputMajor, shape }
     const isTied = config.ensureWeightTying && magnitude === undefined
     const matrix = { tensor: 'weight', experts: undefined, isTied }
@@ -286,11 +291,17 @@ function convolutionWeight({ weightA, weightB }: FactorView<Shaped>['tensors'], 
   return [d, channels, ...kernel]
 }
 
+/** The place of a DoRA layer's scales (d), which are computed later. */
+export function scalesFactor(layer: string, scales: Float64Array, sources: ByteSource[]): Factor {
+  return matrixFactor(`${layer}: scales`, { data: scales, shape: [1, scales.length] }, sources)
+}
+
 function matrixSize(shape: readonly number[]): { rows: number; columns: number } {
   return { rows: shape[0], columns: elementCount(shape.slice(1)) }
 }
 
-function matrixFactor(name: string, { data, shape }: Tensor<FloatArray>, sources: ByteSource[]): Factor {
+/** A matrix in memory as a factor: it becomes a source of its own. */
+export function matrixFactor(name: string, { data, shape }: Tensor<FloatArray>, sources: ByteSource[]): Factor {
   const dtype = data instanceof Float64Array ? 'fp64' : 'fp32'
   const bytes = encodeWeights(data, dtype)
   return {

@@ -1,12 +1,19 @@
 // The changes of a base's config.json: what the merge has made of its types, of tied weights and of the head. All else keeps its
 // spelling.
 
+import { type Directory, readAll } from '../../base/bytes.js'
 import type { FloatDtype } from '../../base/dtype.js'
 import { FormatError, MismatchError } from '../../base/errors.js'
 import { setMember } from '../../formats/json-edit.js'
 import type { Meaning } from '../../peft/labels.js'
 
 export const CONFIG_FILE = 'config.json'
+
+/** The content of config.json. */
+export interface Config {
+  readonly bytes: Uint8Array
+  readonly values: Readonly<Record<string, unknown>>
+}
 
 /** A change of config.json. */
 export interface ConfigEdit {
@@ -113,4 +120,27 @@ export function meaningOf(adapters: readonly Meaning[], count: number | undefine
     expected: String(count),
     got: labels.join(', '),
   })
+}
+
+/** The values of config.json, where there is one. Throws FormatError when it is no JSON object. */
+export async function readConfig(base: Directory): Promise<Readonly<Record<string, unknown>> | undefined> {
+  return (await loadConfig(base))?.values
+}
+
+/** The content of config.json, where there is one. Throws FormatError when it is no JSON object. */
+export async function loadConfig(base: Directory): Promise<Config | undefined> {
+  if (!(await base.has(CONFIG_FILE))) return undefined
+  const source = await base.open(CONFIG_FILE)
+  try {
+    const bytes = await readAll(source)
+    const values: unknown = JSON.parse(new TextDecoder().decode(bytes))
+    if (typeof values === 'object' && values !== null && !Array.isArray(values))
+      return { bytes, values: values as Record<string, unknown> }
+    throw new FormatError({ where: source.name, what: 'not a JSON object' })
+  } catch (cause) {
+    if (!(cause instanceof SyntaxError)) throw cause
+    throw new FormatError({ where: source.name, what: `not valid JSON (${cause.message})`, cause })
+  } finally {
+    await source.close()
+  }
 }

@@ -47,11 +47,16 @@ export function expertLayer(layer: LayerFactors, expert: number, firstRow = 0, r
 
 /** The layer of some rows of its weight, or of so many of a bias's values. */
 export function layerOfRows(layer: LayerFactors, first: number, rows: number): LayerFactors {
-  if (layer.tensor !== 'bias') {
-    const own = expertLayer(layer, 0, first, rows)
-    return { ...own, scales: layer.scales && columnsOf(layer.scales, first, rows) }
+  if (layer.tensor === 'bias') return { ...layer, k: rows, shape: [rows], a: columnsOf(layer.a, first, rows) }
+  const { b, k, isInputMajor, scales } = layer
+  return {
+    ...layer,
+    d: rows,
+    experts: undefined,
+    shape: isInputMajor ? [k, rows] : [rows, k],
+    b: { ...b, offset: b.offset + first * b.columns * sizeOfDtype(b.dtype), rows },
+    scales: scales && columnsOf(scales, first, rows),
   }
-  return { ...layer, k: rows, shape: [rows], a: columnsOf(layer.a, first, rows) }
 }
 
 /** Some values of a factor of one row. */

@@ -5,7 +5,7 @@ import { isWeightDtype, type TensorDtype, type WeightDtype } from '../../base/dt
 import type { Checkpoint } from '../../formats/checkpoint.js'
 import { planSafetensors, type TensorInfo } from '../../formats/safetensors.js'
 import { sizeOfDtype as sizeOf } from '../../kernels/merge-kernel.js'
-import type { LayerFactors } from './adapters.js'
+import type { Factor, LayerFactors } from './adapters.js'
 import { expertLayer, layerOfRows } from './experts.js'
 
 export { sizeOf }
@@ -16,28 +16,39 @@ export const CHUNK_BYTES = 1 << 20
 const TILE_ROWS = 12
 const TILE_COLUMNS = 8
 
-/** A tensor of the output and the base tensor that it is made from. */
+/** A tensor of the output, and what its bytes are made from. */
 export interface OutputTensor {
   readonly name: string
   readonly dtype: TensorDtype
+  /** The tensor that is read: the base's, or an adapter's that takes its place. */
   readonly base: TensorInfo
-  /** The base's shard that holds it, or, counted on from them, the source of an adapter. */
-  readonly shard: number
+  /** Which of the plan's sources holds `base`. */
+  readonly source: number
   /** What is merged into it: several adapters can change one weight. */
   readonly layers: readonly LayerFactors[]
-  /** All of its values come from an adapter, at `shard`. */
+  /** All of its values come from an adapter. */
   readonly isReplaced: boolean
-  /** Rows whose values come from elsewhere, by index; then nothing is merged into it. */
+  /** Rows whose values come from elsewhere. Nothing is merged into these. */
   readonly rows: readonly OutputRow[]
+  /** Columns whose values come from elsewhere. Then nothing is merged into the tensor. */
+  readonly columns?: ReplacedColumns | undefined
+  /** The report's entry for its change. Default: one for each layer, by its `report`. */
+  readonly report?: string | undefined
 }
 
 /** A row of a tensor with values from elsewhere. */
 export interface OutputRow {
   readonly index: number
   readonly dtype: TensorDtype
-  readonly shard: number
+  readonly source: number
   readonly offset: number
   readonly byteLength: number
+}
+
+/** Columns with values from elsewhere: row i of `values` (n, rows) is column `indices[i]`. */
+export interface ReplacedColumns {
+  readonly indices: readonly number[]
+  readonly values: Factor
 }
 
 /** A weight that is computed, not copied: seen as (rows, columns), as it is stored. */
@@ -47,33 +58,57 @@ export interface WeightPlan {
   readonly to: WeightDtype
   readonly rows: number
   readonly columns: number
+  /** What is added to all of it. Empty where it is only converted, or has windows. */
   readonly layers: readonly LayerFactors[]
+  /** The report's entries that its change belongs to. */
+  readonly reports: readonly string[]
   /** It is held as f32 (f64 if it is stored so) while it is computed: its type changes, or there is more to do than to add. */
   readonly isWidened: boolean
   /** Values of an adapter, not of the base: the row of the tensor that they begin with, and its columns. */
   readonly replaced: { readonly row: number; readonly columns: number } | undefined
+  /** Ranges of columns that have layers of their own. All other columns keep their values. */
+  readonly windows?: readonly Window[] | undefined
+  readonly columnValues?: ReplacedColumns | undefined
 }
 
-/** Consecutive bytes of an output shard, made from consecutive bytes of one shard of the base. */
+/** Columns of a weight, from `column` on, that are computed as a weight of their own. */
+export interface Window {
+  readonly column: number
+  readonly weight: WeightPlan
+}
+
+/** Consecutive bytes of an output file, made from consecutive bytes of one source. */
 export interface Segment {
   /** In the output file. */
   readonly offset: number
   readonly byteLength: number
-  readonly shard: number
-  /** In the base's file. */
+  /** Which of the plan's sources is read. */
+  readonly source: number
+  /** In the source. */
   readonly baseOffset: number
   /** Undefined: the bytes are copied. */
   readonly weight: WeightPlan | undefined
 }
 
-/** A file of the output. */
-export interface OutputShard {
+/** Bytes of an output file that are in memory, or that a function makes when their turn comes. */
+export interface Literal {
+  readonly offset: number
+  readonly byteLength: number
+  readonly bytes: Uint8Array | (() => Promise<Uint8Array>)
+}
+
+/** A file of the output: each byte is in one literal or one segment. */
+export interface OutputFile {
   readonly path: string
   readonly byteLength: number
-  /** Written first; undefined where the base's own header is copied as the first segment. */
-  readonly header: Uint8Array | undefined
+  readonly literals: readonly Literal[]
   readonly segments: readonly Segment[]
+  /** Names of its tensors. */
   readonly tensors: readonly string[]
+  /** Names of those that adapters change, replace or bring. */
+  readonly changed: readonly string[]
+  /** It has the bytes of this source and may become a hard link to it. */
+  readonly link?: number | undefined
 }
 
 /** How tensors are distributed over files. */
@@ -89,7 +124,7 @@ export function layOut(
   checkpoint: Checkpoint,
   tensors: readonly (readonly OutputTensor[])[],
   { maxShardBytes, path }: LayoutOptions,
-): OutputShard[] {
+): OutputFile[] {
   if (maxShardBytes !== undefined) {
     const groups = groupBySize(tensors.flat(), maxShardBytes)
     const { metadata } = checkpoint.shards[0].file
@@ -103,16 +138,16 @@ export function layOut(
     const own = tensors[shard]
     const isSame =
       own.length === file.tensors.size &&
-      own.every((tensor) => tensor.dtype === tensor.base.dtype && tensor.shard === shard)
+      own.every((tensor) => tensor.dtype === tensor.base.dtype && tensor.source === shard)
     if (!isSame) return newShard(name, own, file.metadata)
-    const header: Segment = { offset: 0, byteLength: dataStart, shard, baseOffset: 0, weight: undefined }
+    const header: Segment = { offset: 0, byteLength: dataStart, source: shard, baseOffset: 0, weight: undefined }
     const segments = own.flatMap((tensor) => segmentsOf(tensor, tensor.base.offset))
     return {
       path: name,
       byteLength: file.source.byteLength,
-      header: undefined,
+      literals: [],
       segments: coalesce([header, ...segments]),
-      tensors: own.map(({ name: tensor }) => tensor),
+      ...namesOf(own),
     }
   })
 }
@@ -121,7 +156,7 @@ function newShard(
   path: string,
   tensors: readonly OutputTensor[],
   metadata: Readonly<Record<string, string>>,
-): OutputShard {
+): OutputFile {
   const specs = tensors.map(({ name, dtype, base }) => ({ name, dtype, shape: base.shape }))
   const plan = planSafetensors(specs, metadata)
   const byName = new Map(tensors.map((tensor) => [tensor.name, tensor]))
@@ -130,14 +165,19 @@ function newShard(
   return {
     path,
     byteLength: last === undefined ? plan.header.byteLength : last.offset + last.byteLength,
-    header: plan.header,
+    literals: [{ offset: 0, byteLength: plan.header.byteLength, bytes: plan.header }],
     segments: coalesce(segments),
-    tensors: plan.tensors.map(({ name }) => name),
+    ...namesOf(plan.tensors.map(({ name: tensor }) => byName.get(tensor)!)),
   }
 }
 
+function namesOf(tensors: readonly OutputTensor[]): Pick<OutputFile, 'tensors' | 'changed'> {
+  const changed = tensors.filter(({ layers, rows, isReplaced }) => layers.length > 0 || rows.length > 0 || isReplaced)
+  return { tensors: tensors.map(({ name }) => name), changed: changed.map(({ name }) => name) }
+}
+
 /** A tensor as it is, or its experts one by one, or the pieces between its replaced rows, and those. */
-function segmentsOf(tensor: OutputTensor, offset: number): Segment[] {
+export function segmentsOf(tensor: OutputTensor, offset: number): Segment[] {
   const { base, rows, layers } = tensor
   if (layers.some(({ experts }) => experts !== undefined)) {
     const [experts, ...shape] = base.shape
@@ -149,7 +189,9 @@ function segmentsOf(tensor: OutputTensor, offset: number): Segment[] {
       return segmentOf(expert, offset + e * mergedBytes)
     })
   }
-  if (layers.some(({ region }) => region !== undefined)) return regionSegments(tensor, offset)
+  if (layers.some(({ region }) => region !== undefined)) {
+    return layers[0].isInputMajor ? [windowSegment(tensor, offset)] : regionSegments(tensor, offset)
+  }
   if (rows.length === 0) return [segmentOf(tensor, offset, tensor.isReplaced ? 0 : undefined)]
   const rowBytes = base.byteLength / base.shape[0]
   const mergedRowBytes = outputBytes(tensor) / base.shape[0]
@@ -161,65 +203,110 @@ function segmentsOf(tensor: OutputTensor, offset: number): Segment[] {
     result.push(segmentOf({ ...tensor, base: piece }, offset + at * mergedRowBytes))
     at = end
   }
-  for (const { index, ...row } of [...rows].sort((a, b) => a.index - b.index)) {
+  for (const { index, count, ...row } of runsOf(rows)) {
     keep(index)
-    const values = { ...tensor, shard: row.shard, base: { ...base, ...row } }
+    const values = { ...tensor, source: row.source, base: { ...base, ...row } }
     result.push(segmentOf(values, offset + index * mergedRowBytes, index))
-    at = index + 1
+    at = index + count
   }
   keep(base.shape[0])
   return result
 }
 
-/** A tensor whose rows belong to several weights of the model, cut where one of them begins or ends. */
-function regionSegments(tensor: OutputTensor, offset: number): Segment[] {
-  const { base, layers } = tensor
-  const height = base.shape[0]
+/** Rows in order; those that follow one another in the tensor and in their source are one. */
+function runsOf(rows: readonly OutputRow[]): (OutputRow & { count: number })[] {
+  const result: (OutputRow & { count: number })[] = []
+  for (const row of [...rows].sort((a, b) => a.index - b.index)) {
+    const last = result.at(-1)
+    const isNext =
+      last !== undefined &&
+      last.index + last.count === row.index &&
+      last.source === row.source &&
+      last.dtype === row.dtype &&
+      last.offset + last.byteLength === row.offset
+    if (!isNext) result.push({ ...row, count: 1 })
+    else result[result.length - 1] = { ...last, count: last.count + 1, byteLength: last.byteLength + row.byteLength }
+  }
+  return result
+}
+
+/** The layers of a tensor that some of its rows or columns have in common: cut where a layer's region begins or ends. */
+function cutsOf(layers: readonly LayerFactors[], length: number) {
   const ranges = layers.map((layer) => {
-    const { first, count } = layer.region ?? { first: 0, count: height }
+    const { first, count } = layer.region ?? { first: 0, count: length }
     return { layer: { ...layer, region: undefined }, first, end: first + count }
   })
-  const cuts = [...new Set([0, height, ...ranges.flatMap(({ first, end }) => [first, end])])].sort((a, b) => a - b)
-  return cuts.slice(1).flatMap((end, i) => {
+  const cuts = [...new Set([0, length, ...ranges.flatMap(({ first, end }) => [first, end])])].sort((a, b) => a - b)
+  return cuts.slice(1).map((end, i) => {
     const first = cuts[i]
-    const shape = [end - first, ...base.shape.slice(1)]
-    const rowBytes = base.byteLength / height
     const own = ranges
       .filter((range) => range.first <= first && end <= range.end)
       .map((range) => {
         const isWhole = range.first === first && range.end === end
         return isWhole ? range.layer : layerOfRows(range.layer, first - range.first, end - first)
       })
+    return { first, end, layers: own }
+  })
+}
+
+/** A tensor whose rows belong to several weights of the model. */
+function regionSegments(tensor: OutputTensor, offset: number): Segment[] {
+  const { base } = tensor
+  const height = base.shape[0]
+  const rowBytes = base.byteLength / height
+  return cutsOf(tensor.layers, height).flatMap(({ first, end, layers }) => {
+    const shape = [end - first, ...base.shape.slice(1)]
     const piece = { ...base, shape, offset: base.offset + first * rowBytes, byteLength: (end - first) * rowBytes }
     // Replaced rows are those of weights without a layer.
     const rows = tensor.rows.flatMap((row) =>
       first <= row.index && row.index < end ? { ...row, index: row.index - first } : [],
     )
     const place = offset + (first * outputBytes(tensor)) / height
-    return segmentsOf({ ...tensor, base: piece, layers: own, rows }, place)
+    return segmentsOf({ ...tensor, base: piece, layers, rows }, place)
   })
 }
 
+/** A tensor (k, d) whose columns belong to several weights of the model. */
+function windowSegment(tensor: OutputTensor, offset: number): Segment {
+  const segment = segmentOf(tensor, offset)
+  const { rows, columns: width } = segment.weight!
+  const windows = cutsOf(tensor.layers, width).flatMap(({ first, end, layers }): Window[] => {
+    const columns = end - first
+    return layers.length === 0 ? [] : [{ column: first, weight: weightOf(tensor, { rows, columns, layers }) }]
+  })
+  return { ...segment, weight: { ...segment.weight!, layers: [], windows } }
+}
+
 /** @param replacedRow row of the tensor with the first of an adapter's values; undefined where they are the base's */
-function segmentOf({ name, dtype, base, shard, layers }: OutputTensor, offset: number, replacedRow?: number): Segment {
-  const place = { offset, shard, baseOffset: base.offset }
-  const isComputed = layers.length > 0 || dtype !== base.dtype
+function segmentOf(tensor: OutputTensor, offset: number, replacedRow?: number): Segment {
+  const { dtype, base, source, layers, columns: columnValues } = tensor
+  const place = { offset, source, baseOffset: base.offset }
+  const isComputed = layers.length > 0 || columnValues !== undefined || dtype !== base.dtype
   if (!isComputed || !isWeightDtype(base.dtype) || !isWeightDtype(dtype)) {
     return { ...place, byteLength: base.byteLength, weight: undefined }
   }
   const elements = base.byteLength / sizeOf(base.dtype)
   // A convolution's weight (d, in, *kernel) is a matrix too, with a row for each output.
-  const rows = layers.length > 0 && base.shape.length > 1 ? base.shape[0] : 1
-  const columns = elements / rows
-  const isWidened = base.dtype !== dtype || layers.some(({ scales }) => scales !== undefined)
+  const hasRows = (layers.length > 0 || columnValues !== undefined) && base.shape.length > 1
+  const rows = hasRows ? base.shape[0] : 1
   const rowLength = base.shape.slice(1).reduce((product, size) => product * size, 1)
   const replaced = replacedRow === undefined ? undefined : { row: replacedRow, columns: rowLength }
-  const weight: WeightPlan = { name, from: base.dtype, to: dtype, rows, columns, layers, isWidened, replaced }
+  const weight = { ...weightOf(tensor, { rows, columns: elements / rows, layers }), replaced, columnValues }
   return { ...place, byteLength: elements * sizeOf(dtype), weight }
 }
 
+function weightOf(
+  { name, dtype, base, report }: OutputTensor,
+  { rows, columns, layers }: Pick<WeightPlan, 'rows' | 'columns' | 'layers'>,
+): WeightPlan {
+  const isWidened = base.dtype !== dtype || layers.some(({ scales }) => scales !== undefined)
+  const types = { from: base.dtype as WeightDtype, to: dtype as WeightDtype }
+  const reports = report === undefined ? layers.flatMap((layer) => layer.report ?? []) : [report]
+  return { name, ...types, rows, columns, layers, reports: [...new Set(reports)], isWidened, replaced: undefined }
+}
+
 /** Joins copies that follow one another on both sides, so that small tensors do not make small chunks. */
-function coalesce(segments: readonly Segment[]): Segment[] {
+export function coalesce(segments: readonly Segment[]): Segment[] {
   const result: Segment[] = []
   for (const segment of segments) {
     const last = result.at(-1)
@@ -227,7 +314,7 @@ function coalesce(segments: readonly Segment[]): Segment[] {
       last !== undefined &&
       last.weight === undefined &&
       segment.weight === undefined &&
-      last.shard === segment.shard &&
+      last.source === segment.source &&
       last.baseOffset + last.byteLength === segment.baseOffset &&
       last.offset + last.byteLength === segment.offset
     if (isNext) result[result.length - 1] = { ...last, byteLength: last.byteLength + segment.byteLength }
@@ -275,6 +362,18 @@ export interface Chunk {
   readonly byteLength: number
 }
 
+/** The weights that are computed in files: a window's in place of the one that it is cut out of. */
+export function computedWeights(files: readonly Pick<OutputFile, 'segments'>[]): WeightPlan[] {
+  return files.flatMap(({ segments }) =>
+    segments.flatMap(({ weight }) => (weight === undefined ? [] : windowsOf(weight).map((window) => window.weight))),
+  )
+}
+
+/** A weight as windows of itself: one, if it has none. */
+export function windowsOf(weight: WeightPlan): readonly Window[] {
+  return weight.windows ?? [{ column: 0, weight }]
+}
+
 /** How a segment is cut into chunks. */
 export class Chunks {
   readonly count: number
@@ -288,14 +387,15 @@ export class Chunks {
   constructor(segment: Segment) {
     this.#segment = segment
     const { byteLength, weight } = segment
-    const { rows, columns } = weight ?? { rows: 1, columns: byteLength }
+    const { rows, columns, windows } = weight ?? { rows: 1, columns: byteLength, windows: undefined }
     const size = weight && Math.max(weight.isWidened ? 4 : 2, sizeOf(weight.from), sizeOf(weight.to))
     const elements = CHUNK_BYTES / (size ?? 1)
-    if (columns > elements) {
+    // Windows are cut out of whole rows.
+    if (columns > elements && windows === undefined) {
       this.#rows = 1
       this.#columns = elements - (elements % TILE_COLUMNS)
     } else {
-      const fitting = Math.floor(elements / columns)
+      const fitting = Math.max(1, Math.floor(elements / columns))
       this.#rows = fitting > TILE_ROWS ? fitting - (fitting % TILE_ROWS) : fitting
       this.#columns = columns
     }

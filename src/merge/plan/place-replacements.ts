@@ -12,13 +12,13 @@ import { isPlain, unknownForm } from './names/forms.js'
 import type { StoredForm } from './names/rules.js'
 import { groupOf, type TieGroup, type Ties } from './names/ties.js'
 
-type Placed = Pick<OutputTensor, 'base' | 'shard' | 'isReplaced'> | Pick<OutputTensor, 'rows'>
+type Placed = Pick<OutputTensor, 'base' | 'source' | 'isReplaced'> | Pick<OutputTensor, 'rows'>
 
 /** A tensor that the base does not have. */
 export interface AddedTensor {
   readonly info: TensorInfo
-  /** Of its values, counted on from the base's shards. */
-  readonly shard: number
+  /** Which of the plan's sources holds its values. */
+  readonly source: number
   /** In the output: the type of most of the base's weights. */
   readonly dtype: TensorDtype
 }
@@ -37,7 +37,7 @@ interface Placing {
  */
 export function placeReplacements(replacements: readonly BaseReplacement[], placing: Placing) {
   const { checkpoint, names, ties, head } = placing.base
-  const { tensors, shards } = checkpoint
+  const { tensors } = checkpoint
   const placed = new Map<string, Placed>()
   const added = new Map<string, AddedTensor>()
   for (const replacement of replacements) {
@@ -52,13 +52,13 @@ export function placeReplacements(replacements: readonly BaseReplacement[], plac
       const stored = tensors.get(own) ?? tensors.get(groupOf(ties, own)?.stored ?? own)
       if (stored !== undefined) {
         checkFit(own, stored.info, info, rows)
-        addTo(placed, own, placedAt(shards.length + source, info, rows))
+        addTo(placed, own, placedAt(source, info, rows))
         continue
       }
       if (rows !== undefined || head?.tensors.includes(tensor) !== true) throw missingError(own, tensors.keys())
       if (added.has(own))
         throw new UnsupportedError({ where: own, what: 'two parts of the adapters replace its values' })
-      added.set(own, { info, shard: shards.length + source, dtype: addedDtype(info, checkpoint) })
+      added.set(own, { info, source, dtype: addedDtype(info, checkpoint) })
     }
   }
   return { placed, added }
@@ -121,16 +121,15 @@ function addTo(result: Map<string, Placed>, tensor: string, placed: Placed): voi
 function placeForm(
   { tensor, source, info, rows }: BaseReplacement,
   { tensors: names, isTurned, share }: StoredForm,
-  { tensors, shards }: Checkpoint,
+  { tensors }: Checkpoint,
 ): [string, Placed][] {
   if (isTurned || rows !== undefined) throw unknownForm(tensor)
-  const shard = shards.length + source
   if (share !== undefined) {
     const stored = tensors.get(names[0])!.info
     const [first, count] = [(stored.shape[0] * share.first) / share.total, (stored.shape[0] * share.rows) / share.total]
     const indices = Array.from({ length: count }, (_, i) => first + i)
     checkFit(names[0], stored, info, indices)
-    return [[names[0], placedAt(shard, info, indices)]]
+    return [[names[0], placedAt(source, info, indices)]]
   }
   const isStack = names[0].includes('*')
   const all = Array.from({ length: isStack ? info.shape[0] : 1 }, (_, i) => {
@@ -145,19 +144,19 @@ function placeForm(
     const own = { ...info, shape: stored.shape, offset, byteLength }
     checkFit(name, stored, own, undefined)
     offset += byteLength
-    return [name, placedAt(shard, own, undefined)]
+    return [name, placedAt(source, own, undefined)]
   })
   if (offset !== info.offset + info.byteLength) checkFit(tensor, { ...info, shape: [all.length] }, info, undefined)
   return placed
 }
 
-/** @param shard that holds the new values, at `info` */
-function placedAt(shard: number, info: TensorInfo, rows: readonly number[] | undefined): Placed {
-  if (rows === undefined) return { base: info, shard, isReplaced: true }
+/** @param source holds the new values, at `info` */
+function placedAt(source: number, info: TensorInfo, rows: readonly number[] | undefined): Placed {
+  if (rows === undefined) return { base: info, source, isReplaced: true }
   const rowBytes = info.byteLength / Math.max(1, info.shape[0] ?? 1)
   return {
     rows: rows.map((index, i) => {
-      return { index, dtype: info.dtype, shard, offset: info.offset + i * rowBytes, byteLength: rowBytes }
+      return { index, dtype: info.dtype, source, offset: info.offset + i * rowBytes, byteLength: rowBytes }
     }),
   }
 }

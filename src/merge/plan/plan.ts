@@ -3,14 +3,14 @@
 
 import { type FloatDtype, isWeightDtype } from '../../base/dtype.js'
 import { ConfigError, UnsupportedError } from '../../base/errors.js'
-import type { Checkpoint, CheckpointTensor } from '../../formats/checkpoint.js'
+import type { Checkpoint } from '../../formats/checkpoint.js'
 import { type JsonObject, toPlain } from '../../formats/json.js'
 import type { BaseReplacement, LayerFactors } from './adapters.js'
 import type { BaseModel } from './base-model.js'
 import type { ConfigEdit } from './config-edit.js'
 import { findWeights, missingError, type WeightSearch } from './find-weights.js'
 import { planHead } from './head.js'
-import { layOut, type OutputShard, type OutputTensor, outputBytes } from './layout.js'
+import { layOut, type OutputFile, type OutputTensor, outputBytes } from './layout.js'
 import { type Renamed, renamedTensors } from './names/renamed.js'
 import type { TieGroup } from './names/ties.js'
 import { type AddedTensor, placeReplacements } from './place-replacements.js'
@@ -35,8 +35,7 @@ export interface PlanOptions {
 
 /** What becomes of each tensor and each byte. */
 export interface MergePlan {
-  readonly checkpoint: Checkpoint
-  readonly shards: readonly OutputShard[]
+  readonly files: readonly OutputFile[]
   /** Of the output: name → shape. */
   readonly tensors: ReadonlyMap<string, readonly number[]>
   /** Names of those that adapters change or replace. */
@@ -45,8 +44,6 @@ export interface MergePlan {
   readonly added: readonly string[]
   /** What the base calls otherwise than the adapters do. */
   readonly renamed: readonly Renamed[]
-  /** Of the output's shards. */
-  readonly bytes: number
   /** Changed tensors and the layers that change them, in the base's order. */
   readonly weights: readonly { readonly name: string; readonly layers: readonly LayerFactors[] }[]
   /** The new index; undefined when the base's is copied, or the output is a single file. */
@@ -121,23 +118,21 @@ function planOutput(changes: Changes, { dtype, maxShardBytes, path }: PlanOption
   const { checkpoint, placed, added, untied, head } = changes
   const outputs = outputTensors(changes, dtype)
   const all = outputs.flat()
-  const shards = layOut(checkpoint, outputs, { maxShardBytes, path })
+  const files = layOut(checkpoint, outputs, { maxShardBytes, path })
   const metadata = outputMetadata(checkpoint.indexMetadata, { isUntied: untied.length > 0, dtype })
   const isRelaid =
     maxShardBytes !== undefined ||
-    shards.some(({ header }) => header !== undefined) ||
+    files.some(({ literals }) => literals.length > 0) ||
     metadata.size < checkpoint.indexMetadata.size
-  const newIndexPath = maxShardBytes === undefined ? checkpoint.indexPath : shards.length > 1 ? INDEX_FILE : undefined
+  const newIndexPath = maxShardBytes === undefined ? checkpoint.indexPath : files.length > 1 ? INDEX_FILE : undefined
   const edit = { untied: untied.map(({ path: way }) => way), dtype, head }
   const changed = all.filter(({ name, layers }) => layers.length > 0 || placed.has(name) || added.has(name))
   return {
-    checkpoint,
-    shards,
+    files,
     tensors: new Map(all.map(({ name, base }) => [name, base.shape])),
     changed: new Set(changed.map(({ name }) => name)),
-    bytes: shards.reduce((sum, { byteLength }) => sum + byteLength, 0),
     weights: changed.filter(({ layers }) => layers.length > 0).map(({ name, layers }) => ({ name, layers })),
-    index: isRelaid && newIndexPath !== undefined ? newIndex(newIndexPath, shards, all, metadata) : undefined,
+    index: isRelaid && newIndexPath !== undefined ? newIndex(newIndexPath, files, all, metadata) : undefined,
     copiesIndex: !isRelaid && checkpoint.indexPath !== undefined,
     added: [...added.keys()],
     configEdit: untied.length > 0 || dtype !== undefined || head !== undefined ? edit : undefined,
@@ -149,7 +144,10 @@ function outputTensors({ checkpoint, byTensor, placed, added, untied }: Changes,
   const outputs: OutputTensor[][] = checkpoint.shards.map(() => [])
   for (const [name, tensor] of checkpoint.tensors) {
     const add = (own: string) => {
-      outputs[tensor.shard].push({ ...outputTensor(own, tensor, byTensor.get(own) ?? [], dtype), ...placed.get(own) })
+      outputs[tensor.shard].push({
+        ...outputTensor(own, { info: tensor.info, source: tensor.shard }, byTensor.get(own) ?? [], dtype),
+        ...placed.get(own),
+      })
     }
     add(name)
     for (const { members, stored } of untied) {
@@ -241,7 +239,7 @@ function refuseCombinations(
 
 function outputTensor(
   name: string,
-  { info, shard }: CheckpointTensor,
+  { info, source }: Pick<AddedTensor, 'info' | 'source'>,
   layers: readonly LayerFactors[],
   dtype: FloatDtype | undefined,
 ): OutputTensor {
@@ -249,8 +247,9 @@ function outputTensor(
     name,
     dtype: dtype !== undefined && isWeightDtype(info.dtype) ? dtype : info.dtype,
     base: info,
-    shard,
+    source,
     layers,
+    report: name.replace(/\.weight$/, ''),
     isReplaced: false,
     rows: [],
   }
@@ -270,12 +269,12 @@ function outputMetadata(
 
 function newIndex(
   indexPath: string,
-  shards: readonly OutputShard[],
+  files: readonly OutputFile[],
   tensors: readonly OutputTensor[],
   kept: JsonObject,
 ): MergePlan['index'] {
   const total_size = tensors.reduce((sum, tensor) => sum + outputBytes(tensor), 0)
-  const weight_map = Object.fromEntries(shards.flatMap(({ path, tensors: names }) => names.map((name) => [name, path])))
+  const weight_map = Object.fromEntries(files.flatMap(({ path, tensors: names }) => names.map((name) => [name, path])))
   const metadata = toPlain(new Map(kept).set('total_size', total_size))
   return { path: indexPath, content: `${JSON.stringify({ metadata, weight_map }, null, 2)}\n` }
 }

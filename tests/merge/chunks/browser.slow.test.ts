@@ -4,12 +4,10 @@ import { createHash } from 'node:crypto'
 import { fileURLToPath } from 'node:url'
 import { beforeAll, describe, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../../src/base/bytes.js'
-import { mergeCheckpoint } from '../../../src/merge/chunks/merge-checkpoint.js'
-import { unmergeCheckpoint } from '../../../src/merge/chunks/unmerge.js'
 import { CHUNK_BYTES } from '../../../src/merge/plan/layout.js'
 import { saveAdapter } from '../../../src/peft/adapter-folder.js'
 import { browser, buildPage, ISOLATED, STRICT } from '../../browser.js'
-import { adapter, base, type TensorSketch } from '../toolkit.js'
+import { adapter, base, mergeCheckpoint, type TensorSketch, unmergeCheckpoint } from '../toolkit.js'
 import type { Digests, PageResult } from './page.js'
 
 // Weights of several chunks, in every type, and what is copied.

@@ -8,10 +8,17 @@ import { MemoryDirectory } from '../../../src/base/bytes.js'
 import { decodeWeights, encodeWeights } from '../../../src/base/dtype.js'
 import { Random } from '../../../src/base/random.js'
 import { LoraAdapter } from '../../../src/lora/adapter.js'
-import { mergeCheckpoint } from '../../../src/merge/chunks/merge-checkpoint.js'
-import { unmergeCheckpoint } from '../../../src/merge/chunks/unmerge.js'
 import { fromDisk, mergeFiles, toDisk } from '../node/disk.js'
-import { base, expectedWeight, floats, readTensors, safetensors, type TensorSketch } from '../toolkit.js'
+import {
+  base,
+  expectedWeight,
+  floats,
+  mergeCheckpoint,
+  readTensors,
+  safetensors,
+  type TensorSketch,
+  unmergeCheckpoint,
+} from '../toolkit.js'
 
 const SKETCHES: TensorSketch[] = [
   ['a_proj.weight', 'fp64', [40, 24]],
@@ -144,7 +151,7 @@ describe('fp64', () => {
     })
     const adapter = wide(4, { a_proj: SHAPES.a_proj })
     const out = new MemoryDirectory()
-    await mergeCheckpoint(from, adapter, out, { dtype: 'bf16' })
+    await mergeCheckpoint(from, adapter, out, { outDtype: 'bf16' })
     const after = await readTensors(out)
     expect([...floats(after.get('x')!)]).toEqual([1 + 2 ** -7, -1 - 2 ** -7, 0, 2, 0.10009765625])
     const sum = expectedWeight((await readTensors(from)).get('a_proj.weight')!, [[adapter, 'a_proj']], 'bf16')
@@ -163,7 +170,7 @@ describe('fp64', () => {
         }),
         adapter,
         out,
-        { dtype: 'fp32' },
+        { outDtype: 'fp32' },
       ),
     ).rejects.toMatchObject({ code: 'NUMERIC', where: 'a_proj.weight' })
   })

@@ -7,10 +7,17 @@ import { describe, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../../src/base/bytes.js'
 import { encodeWeights } from '../../../src/base/dtype.js'
 import { NodeDirectory } from '../../../src/io/node/files.js'
-import { mergeCheckpoint } from '../../../src/merge/chunks/merge-checkpoint.js'
 import { loadAdapter } from '../../../src/peft/adapter-folder.js'
 import { fromDisk } from '../node/disk.js'
-import { compareStored, expectedWeight, floats, type ReadTensor, readTensors, safetensors } from '../toolkit.js'
+import {
+  compareStored,
+  expectedWeight,
+  floats,
+  mergeCheckpoint,
+  type ReadTensor,
+  readTensors,
+  safetensors,
+} from '../toolkit.js'
 
 const root = fileURLToPath(new URL('../../../', import.meta.url))
 const golden = `${root}tests/golden`

@@ -13,11 +13,10 @@ import { saveSafetensors } from '../../../src/formats/safetensors.js'
 import { NodeDirectory } from '../../../src/io/node/files.js'
 import { transpose } from '../../../src/linalg/product.js'
 import { LoraAdapter } from '../../../src/lora/adapter.js'
-import { mergeCheckpoint } from '../../../src/merge/chunks/merge-checkpoint.js'
-import { unmergeCheckpoint } from '../../../src/merge/chunks/unmerge.js'
 import { loadAdapter } from '../../../src/peft/adapter-folder.js'
 import { checkpointOf, expectClose, goldenCases, goldenPath, tensorsIn, tensorsOf, type Values } from '../../golden.js'
 import { mergeFiles } from '../node/disk.js'
+import { mergeCheckpoint, unmergeCheckpoint } from '../toolkit.js'
 
 const golden = goldenCases<{ base: string }>('kinds')
 const [grouped, cases] = [true, false].map((is) =>
@@ -92,7 +91,7 @@ describe.each(cases)('%s', (name) => {
     const out = new MemoryDirectory({}, 'out')
     await mergeCheckpoint(wide, folderOf(name), out)
     const exact = new MemoryDirectory({}, 'exact')
-    await mergeCheckpoint(wide, folderOf(name), exact, { dtype: 'fp32' })
+    await mergeCheckpoint(wide, folderOf(name), exact, { outDtype: 'fp32' })
     const got = await tensorsIn(out)
     for (const [key, { data }] of await tensorsIn(exact)) {
       expect(got.get(key)!.data).toEqual(decodeFloats(encodeFloats(data, 'bf16'), 'bf16'))
@@ -144,7 +143,7 @@ test('what replaces a tensor must fit the base', async () => {
   const adapter = await loadAdapter(folderOf('modules-to-save'))
   const { dtype, data } = adapter.get('lm_head.weight', 'replacement')!
   adapter.remove('lm_head.weight')
-  adapter.addReplacement('lm_head.weight', { dtype, data, shape: [16, 24] })
+  adapter.addReplacement('lm_head.weight', { dtype: dtype, data, shape: [16, 24] })
   await expect(mergeCheckpoint(await base('qwen2'), adapter, out)).rejects.toThrow(
     /^lm_head\.weight: .*of another shape; expected \(32, 12\), got \(16, 24\)/,
   )

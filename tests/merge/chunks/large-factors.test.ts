@@ -3,8 +3,7 @@
 import { expect, it } from 'vitest'
 import { MemoryDirectory } from '../../../src/base/bytes.js'
 import type { LoraConfigInput } from '../../../src/lora/config.js'
-import { mergeCheckpoint } from '../../../src/merge/chunks/merge-checkpoint.js'
-import { adapter, base, expectedWeight, floats, readTensors } from '../toolkit.js'
+import { adapter, base, expectedWeight, floats, mergeCheckpoint, readTensors } from '../toolkit.js'
 
 it.each<[string, number, [d: number, k: number], LoraConfigInput]>([
   ['rows of A', 40, [20, 4096], {}],

@@ -1,10 +1,17 @@
 import { describe, expect, it } from 'vitest'
 import { MemoryDirectory, writeFile } from '../../../src/base/bytes.js'
 import { decodeFloats, type FloatDtype } from '../../../src/base/dtype.js'
-import { mergeCheckpoint } from '../../../src/merge/chunks/merge-checkpoint.js'
 import { saveAdapter } from '../../../src/peft/adapter-folder.js'
 import { handles } from '../../io/web/fake-folder.js'
-import { adapter, base, compareStored, expectedWeight, readTensors, type TensorSketch } from '../toolkit.js'
+import {
+  adapter,
+  base,
+  compareStored,
+  expectedWeight,
+  mergeCheckpoint,
+  readTensors,
+  type TensorSketch,
+} from '../toolkit.js'
 
 const LLAMA: TensorSketch[] = [
   ['model.embed_tokens.weight', 'bf16', [32, 16]],

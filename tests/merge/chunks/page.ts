@@ -1,9 +1,8 @@
 // What browser.slow.test.ts runs in a page: merges from picked files into the origin's private file system and into streams.
 
 import { FilesDirectory, HandleDirectory, type MergeProgress, StreamDirectory } from '../../../src/index.js'
-import { createMergeKernel } from '../../../src/kernels/merge.js'
-import { mergeCheckpoint } from '../../../src/merge/chunks/merge-checkpoint.js'
-import { unmergeCheckpoint } from '../../../src/merge/chunks/unmerge.js'
+import { createMergeKernel } from '../../../src/kernels/wasm-merge.js'
+import { mergeCheckpoint, unmergeCheckpoint } from '../toolkit.js'
 
 /** SHA-256 by file. */
 export type Digests = Record<string, string>

@@ -3,9 +3,17 @@
 import { describe, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../../src/base/bytes.js'
 import type { TensorDtype } from '../../../src/base/dtype.js'
-import { mergeCheckpoint } from '../../../src/merge/chunks/merge-checkpoint.js'
-import { compareCheckpoints, unmergeCheckpoint } from '../../../src/merge/chunks/unmerge.js'
-import { adapter, base, compareStored, readTensors, safetensors, type TensorSketch } from '../toolkit.js'
+import { compareCheckpoints } from '../../../src/merge/compare.js'
+import {
+  adapter,
+  base,
+  compareStored,
+  mergeCheckpoint,
+  readTensors,
+  safetensors,
+  type TensorSketch,
+  unmergeCheckpoint,
+} from '../toolkit.js'
 
 const SKETCHES: TensorSketch[] = [
   ['model.embed_tokens.weight', 'bf16', [32, 16]],

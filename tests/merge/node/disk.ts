@@ -4,11 +4,10 @@ import { createHash } from 'node:crypto'
 import { mkdir, readdir, readFile, writeFile } from 'node:fs/promises'
 import path from 'node:path'
 import { MemoryDirectory } from '../../../src/base/bytes.js'
-import { mergeCheckpoint } from '../../../src/merge/chunks/merge-checkpoint.js'
 import type { MergeToPath, PathAdapter, UnmergeToPath } from '../../../src/merge/merge.js'
 import { merge, planMerge, unmerge } from '../../../src/merge/node/merge.js'
 import { saveAdapter } from '../../../src/peft/adapter-folder.js'
-import { adapter, type BaseOptions, base, type TensorSketch } from '../toolkit.js'
+import { adapter, type BaseOptions, base, mergeCheckpoint, type TensorSketch } from '../toolkit.js'
 
 /** The built merge: child processes and worker threads cannot run TypeScript. */
 export const MERGE = new URL('../../../dist/merge/node/merge.js', import.meta.url).href

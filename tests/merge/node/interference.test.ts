@@ -8,7 +8,7 @@ import path from 'node:path'
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../../src/base/bytes.js'
 import { newToken } from '../../../src/io/node/owner.js'
-import { mergeCheckpoint } from '../../../src/merge/chunks/merge-checkpoint.js'
+import { mergeCheckpoint } from '../toolkit.js'
 import {
   fromDisk,
   type MergeFilesOptions,
@@ -285,7 +285,7 @@ describe('the base', () => {
     await mergeFiles(path.join(base, index), [adapter], out, { ...options, overwrite: true })
     expect((await readdir(out)).sort()).toEqual(['config.json', 'lowrank-merge.json', ...weights, 'tokenizer.json'])
     const portable = new MemoryDirectory()
-    await mergeCheckpoint(memory, lora, portable, { basePath: index, weightsOnly: true })
+    await mergeCheckpoint(memory, lora, portable, { file: index, weightsOnly: true })
     expect([...portable.files.keys()].sort()).toEqual(weights)
   })
 

@@ -16,8 +16,7 @@ import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../../src/base/bytes.js'
-import { mergeCheckpoint } from '../../../src/merge/chunks/merge-checkpoint.js'
-import { base, type TensorSketch } from '../toolkit.js'
+import { base, mergeCheckpoint, type TensorSketch } from '../toolkit.js'
 import { digest, expected, layOutFiles, mergeFiles, partialsOf, planFiles, unmergeFiles, weights } from './disk.js'
 
 const SKETCHES: TensorSketch[] = [

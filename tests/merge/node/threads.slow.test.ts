@@ -10,9 +10,8 @@ import { MemoryDirectory } from '../../../src/base/bytes.js'
 import { encodeWeights, type WeightDtype } from '../../../src/base/dtype.js'
 import { parseSafetensorsHeader, readTensorF32 } from '../../../src/formats/safetensors.js'
 import { NodeDirectory } from '../../../src/io/node/files.js'
-import { mergeCheckpoint } from '../../../src/merge/chunks/merge-checkpoint.js'
 import type { merge as mergeHere } from '../../../src/merge/node/merge.js'
-import { safetensors } from '../toolkit.js'
+import { mergeCheckpoint, safetensors } from '../toolkit.js'
 import { fromDisk, MERGE, toDisk } from './disk.js'
 
 const golden = fileURLToPath(new URL('../../golden/kinds', import.meta.url))

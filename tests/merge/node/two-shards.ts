@@ -2,7 +2,7 @@
 
 import { expect } from 'vitest'
 import { MemoryDirectory } from '../../../src/base/bytes.js'
-import { mergeCheckpoint } from '../../../src/merge/chunks/merge-checkpoint.js'
+import { mergeCheckpoint } from '../toolkit.js'
 import { fromDisk, layOutFiles, type MergeFilesOptions, mergeFiles, type PathAdapter } from './disk.js'
 
 /** The name of a shard of the base and of the result. */

@@ -5,10 +5,9 @@ import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../../src/base/bytes.js'
-import { type MergeCheckpointOptions, mergeCheckpoint } from '../../../src/merge/chunks/merge-checkpoint.js'
 import { saveAdapter } from '../../../src/peft/adapter-folder.js'
 import { mergeFiles, planFiles, toDisk } from '../node/disk.js'
-import { adapter, base, readTensors, type TensorSketch } from '../toolkit.js'
+import { adapter, base, type CheckpointOptions, mergeCheckpoint, readTensors, type TensorSketch } from '../toolkit.js'
 
 const INDEX = 'model.safetensors.index.json'
 const SKETCHES: TensorSketch[] = [
@@ -81,11 +80,11 @@ describe('a result without config.json', () => {
   })
 
   it('is the same over directories', async () => {
-    const run = async (options: MergeCheckpointOptions) =>
+    const run = async (options: CheckpointOptions) =>
       mergeCheckpoint(await base(SKETCHES, { config }), head, new MemoryDirectory(), options)
     await expect(run({ weightsOnly: true, tied: 'untie' })).rejects.toMatchObject({ code: 'MISMATCH' })
-    expect((await run({ weightsOnly: true, tied: 'keep', dtype: 'fp32' })).warnings).toHaveLength(1)
-    expect((await run({ tied: 'untie', dtype: 'fp32', path: 'other.safetensors' })).warnings).toEqual([])
+    expect((await run({ weightsOnly: true, tied: 'keep', outDtype: 'fp32' })).warnings).toHaveLength(1)
+    expect((await run({ tied: 'untie', outDtype: 'fp32', outFile: 'other.safetensors' })).warnings).toEqual([])
   })
 })
 
@@ -94,7 +93,7 @@ describe('config.json', () => {
     for (const text of [2, 'gemma', [], null, true]) {
       const from = await base(SKETCHES, { config: { ...config, text_config: text } })
       const out = new MemoryDirectory()
-      await mergeCheckpoint(from, head, out, { tied: 'untie', dtype: 'fp32' })
+      await mergeCheckpoint(from, head, out, { tied: 'untie', outDtype: 'fp32' })
       const written = JSON.parse(new TextDecoder().decode(out.files.get('config.json')))
       expect(written).toEqual({ ...config, tie_word_embeddings: false, torch_dtype: 'float32', text_config: text })
     }
@@ -107,7 +106,7 @@ describe('config.json', () => {
     const from = await base([['model.embed_tokens.weight', 'fp32', [32, 16]]])
     from.files.set('config.json', new TextEncoder().encode(text))
     const out = new MemoryDirectory()
-    await mergeCheckpoint(from, adapter({ lm_head: [32, 16] }), out, { tied: 'untie', dtype: 'bf16' })
+    await mergeCheckpoint(from, adapter({ lm_head: [32, 16] }), out, { tied: 'untie', outDtype: 'bf16' })
     const expected = text.replaceAll('true', 'false').replaceAll('float32', 'bfloat16')
     expect(new TextDecoder().decode(out.files.get('config.json'))).toBe(expected)
   })
@@ -116,7 +115,7 @@ describe('config.json', () => {
 describe('the index', () => {
   const metadata = { format: 'pt', total_parameters: 896, total_size: 1, dtype: 'bfloat16', notes: { a: [1] } }
 
-  async function run(options: MergeCheckpointOptions, sketches = SKETCHES, lora = head) {
+  async function run(options: CheckpointOptions, sketches = SKETCHES, lora = head) {
     const copies = { 'lm_head.weight': 'model.embed_tokens.weight' }
     const from = await base(sketches, { config, copies, shards: 2 })
     const { weight_map } = JSON.parse(new TextDecoder().decode(from.files.get(INDEX)))
@@ -134,7 +133,7 @@ describe('the index', () => {
   })
 
   it('but not the type when it is another one', async () => {
-    const { kept, total_size } = await run({ tied: 'keep', dtype: 'fp32' })
+    const { kept, total_size } = await run({ tied: 'keep', outDtype: 'fp32' })
     const { dtype: _, ...others } = metadata
     expect(kept).toEqual({ ...others, total_size })
     expect(total_size).toBe(4 * 896)

@@ -13,12 +13,10 @@ import { Random } from '../../../src/base/random.js'
 import { elementCount, type Tensor } from '../../../src/base/tensor.js'
 import { NodeDirectory } from '../../../src/io/node/files.js'
 import { LoraAdapter } from '../../../src/lora/adapter.js'
-import { mergeCheckpoint } from '../../../src/merge/chunks/merge-checkpoint.js'
-import { unmergeCheckpoint } from '../../../src/merge/chunks/unmerge.js'
 import { loadAdapter, saveAdapter } from '../../../src/peft/adapter-folder.js'
 import { checkpointOf, expectClose, goldenCases, goldenPath, tensorsIn, type Values } from '../../golden.js'
 import { mergeFiles } from '../node/disk.js'
-import { normals } from '../toolkit.js'
+import { mergeCheckpoint, normals, unmergeCheckpoint } from '../toolkit.js'
 
 const golden = goldenCases<{ base: string }>('experts')
 const cases = golden.map(({ name }) => name)
@@ -86,7 +84,7 @@ describe.each(cases)('%s', (name) => {
     const from = await base(baseOf(name), 'fused', 'bf16')
     const [out, exact] = [new MemoryDirectory({}, 'out'), new MemoryDirectory({}, 'exact')]
     await mergeCheckpoint(from, folderOf(name), out)
-    await mergeCheckpoint(from, folderOf(name), exact, { dtype: 'fp32' })
+    await mergeCheckpoint(from, folderOf(name), exact, { outDtype: 'fp32' })
     const got = await tensorsIn(out)
     for (const [key, { data }] of await tensorsIn(exact)) {
       expect(got.get(key)!.data).toEqual(decodeFloats(encodeFloats(data, 'bf16'), 'bf16'))

@@ -4,9 +4,9 @@
 import { describe, expect, test } from 'vitest'
 import { MemoryDirectory } from '../../../src/base/bytes.js'
 import { NodeDirectory } from '../../../src/io/node/files.js'
-import { fitCheckpoint } from '../../../src/merge/chunks/fit.js'
-import { mergeCheckpoint } from '../../../src/merge/chunks/merge-checkpoint.js'
+import { fitCheckpoint } from '../../../src/merge/fit-checkpoint.js'
 import { deviation, goldenPath, tensorsIn } from '../../golden.js'
+import { mergeCheckpoint } from '../toolkit.js'
 import { baseOf, sketchOf } from './formula-base.js'
 
 const adapterOf = (name: string) => new NodeDirectory(goldenPath('heads', name, 'adapter'))

@@ -7,12 +7,17 @@ import { describe, expect, test } from 'vitest'
 import { MemoryDirectory } from '../../../src/base/bytes.js'
 import type { TensorBytes } from '../../../src/formats/safetensors.js'
 import { NodeDirectory } from '../../../src/io/node/files.js'
-import { fitCheckpoint } from '../../../src/merge/chunks/fit.js'
-import { mergeCheckpoint } from '../../../src/merge/chunks/merge-checkpoint.js'
-import { unmergeCheckpoint } from '../../../src/merge/chunks/unmerge.js'
+import { fitCheckpoint } from '../../../src/merge/fit-checkpoint.js'
 import { saveAdapter } from '../../../src/peft/adapter-folder.js'
 import { deviation, goldenNames, goldenPath, tensorsIn } from '../../golden.js'
-import { adapter as adapterFor, base as baseWith, safetensors, type TensorSketch } from '../toolkit.js'
+import {
+  adapter as adapterFor,
+  base as baseWith,
+  mergeCheckpoint,
+  safetensors,
+  type TensorSketch,
+  unmergeCheckpoint,
+} from '../toolkit.js'
 import { baseOf, sketchOf } from './formula-base.js'
 
 const NAMES = goldenNames('names')

@@ -3,7 +3,6 @@ import { type ByteSource, MemoryDirectory } from '../../../src/base/bytes.js'
 import { encodeFloats } from '../../../src/base/dtype.js'
 import { parseSafetensorsHeader } from '../../../src/formats/safetensors.js'
 import type { LoraAdapter } from '../../../src/lora/adapter.js'
-import { mergeCheckpoint } from '../../../src/merge/chunks/merge-checkpoint.js'
 import { CHUNK_BYTES } from '../../../src/merge/plan/layout.js'
 import {
   adapter,
@@ -11,6 +10,7 @@ import {
   compareStored,
   expectedWeight,
   floats,
+  mergeCheckpoint,
   readTensors,
   safetensors,
   type TensorSketch,
@@ -144,7 +144,7 @@ describe('strictness', () => {
     const wide = new MemoryDirectory({
       'model.safetensors': await safetensors([{ name: 'q_proj.weight', dtype: 'fp32', shape: [8, 8], data }]),
     })
-    expect(await refusal(wide, adapter({ q_proj: [8, 8] }), { dtype: 'fp16' })).toMatchObject({
+    expect(await refusal(wide, adapter({ q_proj: [8, 8] }), { outDtype: 'fp16' })).toMatchObject({
       where: 'q_proj.weight',
       what: expect.stringContaining('is finite in the base'),
     })
@@ -216,7 +216,7 @@ describe('dtype and shards on request', () => {
 
   it('converts every float with one rounding and says so in config.json', async () => {
     const from = await base(TIED, { config: { tie_word_embeddings: false, torch_dtype: 'bfloat16' }, shards: 2 })
-    const { out, after, before } = await run(from, lora, { dtype: 'fp32' })
+    const { out, after, before } = await run(from, lora, { outDtype: 'fp32' })
     expect([...after.values()].map(({ dtype }) => dtype)).toEqual(['fp32', 'fp32', 'fp32'])
     expect(floats(after.get(EMBEDDING)!)).toEqual(floats(before.get(EMBEDDING)!))
     const expected = floats({

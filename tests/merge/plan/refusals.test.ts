@@ -3,8 +3,7 @@
 import { describe, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../../src/base/bytes.js'
 import type { TensorDtype } from '../../../src/base/dtype.js'
-import { mergeCheckpoint } from '../../../src/merge/chunks/merge-checkpoint.js'
-import { adapter, type BaseOptions, base, type TensorSketch } from '../toolkit.js'
+import { adapter, type BaseOptions, base, mergeCheckpoint, type TensorSketch } from '../toolkit.js'
 
 async function refusal(
   sketches: readonly TensorSketch[],

@@ -5,9 +5,9 @@ import { readdirSync } from 'node:fs'
 import { describe, expect, test } from 'vitest'
 import { MemoryDirectory } from '../../../src/base/bytes.js'
 import { NodeDirectory } from '../../../src/io/node/files.js'
-import { mergeCheckpoint } from '../../../src/merge/chunks/merge-checkpoint.js'
 import { loadAdapter } from '../../../src/peft/adapter-folder.js'
 import { deviation, goldenPath, tensorsIn } from '../../golden.js'
+import { mergeCheckpoint } from '../toolkit.js'
 import { baseOf, sketchOf } from './formula-base.js'
 
 const CASES = readdirSync(goldenPath('settings'), { withFileTypes: true }).filter((entry) => entry.isDirectory())

@@ -7,11 +7,11 @@ import { describe, expect, test } from 'vitest'
 import { MemoryDirectory } from '../../../src/base/bytes.js'
 import { MismatchError } from '../../../src/base/errors.js'
 import { NodeDirectory } from '../../../src/io/node/files.js'
-import { fitCheckpoint } from '../../../src/merge/chunks/fit.js'
-import { mergeCheckpoint } from '../../../src/merge/chunks/merge-checkpoint.js'
+import { fitCheckpoint } from '../../../src/merge/fit-checkpoint.js'
 import type { TiedPolicy } from '../../../src/merge/plan/tied.js'
 import { loadAdapter } from '../../../src/peft/adapter-folder.js'
 import { deviation, expectSavedAlike, goldenPath, tensorsIn } from '../../golden.js'
+import { mergeCheckpoint } from '../toolkit.js'
 
 function base(isTied = true): MemoryDirectory {
   return new MemoryDirectory({

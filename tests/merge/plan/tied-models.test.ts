@@ -4,9 +4,9 @@
 import { describe, expect, test } from 'vitest'
 import { MemoryDirectory } from '../../../src/base/bytes.js'
 import { NodeDirectory } from '../../../src/io/node/files.js'
-import { mergeCheckpoint } from '../../../src/merge/chunks/merge-checkpoint.js'
 import type { TiedPolicy } from '../../../src/merge/plan/tied.js'
 import { deviation, goldenNames, goldenPath, tensorsIn } from '../../golden.js'
+import { mergeCheckpoint } from '../toolkit.js'
 import { baseOf, sketchOf } from './formula-base.js'
 
 describe.each(goldenNames('tied-models'))('%s', (name) => {

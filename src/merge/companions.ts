@@ -1,8 +1,7 @@
-// Finds and copies the files of a base's folder that go along with a result, from any folder to any folder.
+// Finds the files of a base's folder that go along with a result, from any folder to any folder.
 
-import { type Directory, readAll, readJson, writeFile, writeThrough } from '../../base/bytes.js'
-import { LowrankError } from '../../base/errors.js'
-import { TEMPLATE_FILE } from '../../peft/file-names.js'
+import { type Directory, readAll, readJson, writeFile, writeThrough } from '../base/bytes.js'
+import { LowrankError } from '../base/errors.js'
 import {
   importedModules,
   isCompanion,
@@ -10,76 +9,78 @@ import {
   MODULE_HOLDERS,
   namedModules,
   RECORD_FILE,
-} from '../plan/companions.js'
+} from './plan/companions.js'
 
 const COPY_BYTES = 1 << 20
 /** Python files that models bring along have kilobytes. */
 const MAX_MODULE_BYTES = 1 << 24
 
-/** What of a base's folder goes along. */
-export interface Companions {
-  /** Names inside the folder. */
-  readonly copied: readonly string[]
-  /** Names of the other files, and of folders with a `/` at the end. */
-  readonly leftOut: readonly string[]
-  /** Of the copied files. */
-  readonly bytes: number
-  /** The result's chat template, where it is another than the base's. */
-  readonly template: string | undefined
+/** A small file of a result. */
+export interface OtherFile {
+  /** In the result. */
+  readonly path: string
+  readonly byteLength: number
+  /** Its text, unless it is a copy of the base's file. */
+  readonly text?: string
+  /** Writes it, whole or not at all. */
+  write(to: Directory): Promise<void>
 }
 
-/** Of a result that is a file, or that is wanted without them. */
-export const NO_COMPANIONS: Companions = { copied: [], leftOut: [], bytes: 0, template: undefined }
+/** The files of a base's folder that go along. */
+export interface Companions {
+  readonly files: readonly OtherFile[]
+  /** Names of the other files, and of folders with a `/` at the end. */
+  readonly leftOut: readonly string[]
+}
 
 /**
  * Looks at the folder; nothing is copied.
  *
- * @param own files and folders (`onnx/`) that the result has a version of its own of
- * @param template the result's chat template, in place of the base's
+ * @param own files and folders (`onnx/`) of which the result has its own version
+ * @param changed files that take the place of the base's, or are new
  */
 export async function findCompanions(
   base: Directory,
   own: ReadonlySet<string>,
-  template?: string,
+  changed: readonly OtherFile[] = [],
 ): Promise<Companions> {
-  const files = await base.list()
-  const modules = await modulesOf(base, new Set(files))
+  const names = await base.list()
+  const modules = await modulesOf(base, new Set(names))
   const copied: string[] = []
   const leftOut: string[] = []
-  for (const name of files) {
+  for (const name of names) {
     if (own.has(name)) continue
     if (isCompanion(name) || modules.has(name)) copied.push(name)
     else if (!name.startsWith('.') && name !== RECORD_FILE) leftOut.push(name)
   }
   for (const folder of (await base.folders?.()) ?? []) {
     if (own.has(`${folder}/`) || folder.startsWith('.')) continue
-    const inner = isCompanionFolder(folder) ? await filesIn(base, folder) : []
+    const inner = isCompanionFolder(folder) ? (await base.list(folder)).map((name) => `${folder}/${name}`) : []
     const taken = inner.filter(isCompanion)
     if (taken.length === 0) leftOut.push(`${folder}/`)
     copied.push(...taken)
     leftOut.push(...(taken.length === 0 ? [] : inner.filter((name) => !isCompanion(name))))
   }
-  if (template !== undefined && !copied.includes(TEMPLATE_FILE)) copied.push(TEMPLATE_FILE)
-  let bytes = 0
+  const files = [...changed]
   for (const name of copied) {
-    const isNew = name === TEMPLATE_FILE && template !== undefined
-    bytes += isNew ? new TextEncoder().encode(template).length : await lengthOf(base, name)
+    if (!changed.some(({ path }) => path === name)) files.push(await copyOf(base, name))
   }
-  return { copied: copied.sort(), leftOut: leftOut.sort(), bytes, template }
+  return { files: files.sort((a, b) => (a.path < b.path ? -1 : 1)), leftOut: leftOut.sort() }
 }
 
-/** Writes one of the files that go along. */
-export async function writeCompanion(
-  from: Directory,
-  path: string,
-  to: Directory,
-  { template }: Companions,
-): Promise<void> {
-  if (path === TEMPLATE_FILE && template !== undefined) await writeFile(to, path, template)
-  else await copyFile(from, path, to)
+/** A file of a folder, as a file of the result. */
+export async function copyOf(from: Directory, path: string): Promise<OtherFile> {
+  const source = await from.open(path)
+  await source.close()
+  return { path, byteLength: source.byteLength, write: (to) => copyFile(from, path, to) }
 }
 
-/** Copies one file, whole or not at all. */
+/** A file of the result with this text. */
+export function textFile(path: string, text: string): OtherFile {
+  const bytes = new TextEncoder().encode(text)
+  return { path, byteLength: bytes.byteLength, text, write: (to) => writeFile(to, path, bytes) }
+}
+
 async function copyFile(from: Directory, path: string, to: Directory): Promise<void> {
   const source = await from.open(path)
   try {
@@ -113,7 +114,7 @@ async function modulesOf(base: Directory, files: ReadonlySet<string>): Promise<R
   return result
 }
 
-/** Undefined for what is no JSON: it is copied as it is, and names nothing. */
+/** The content of a JSON file. Undefined for a file that is no JSON: it is copied as it is, and names nothing. */
 async function readLeniently(base: Directory, name: string): Promise<unknown> {
   try {
     return await readJson(base, name)
@@ -121,15 +122,4 @@ async function readLeniently(base: Directory, name: string): Promise<unknown> {
     if (error instanceof LowrankError && error.code === 'FORMAT') return undefined
     throw error
   }
-}
-
-/** With the folder's own name. */
-async function filesIn(base: Directory, folder: string): Promise<string[]> {
-  return (await base.list(folder)).map((name) => `${folder}/${name}`)
-}
-
-async function lengthOf(base: Directory, name: string): Promise<number> {
-  const source = await base.open(name)
-  await source.close()
-  return source.byteLength
 }

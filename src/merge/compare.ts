@@ -1,23 +1,12 @@
-// Unmerges adapters from a checkpoint: W' − Σ weight · s·B·A, rounded once. In half types the merge's rounding is lost, so
-// that some values end beside the base's by a step: compareCheckpoints counts them when the original is at hand.
+// How two checkpoints of the same tensors differ, as after a merge that was unmerged: in half types the merge's rounding is lost, so
+// that some values end beside the base's by a step.
 
-import type { Directory } from '../../base/bytes.js'
-import { decodeWeights, isWeightDtype, type WeightDtype } from '../../base/dtype.js'
-import { MismatchError } from '../../base/errors.js'
-import { elementCount, type FloatArray, formatShape } from '../../base/tensor.js'
-import { type Checkpoint, openCheckpoint, shardSource } from '../../formats/checkpoint.js'
-import { CHUNK_BYTES, sizeOf } from '../plan/layout.js'
-import type { MergeReport } from '../report.js'
-import type { AdapterInput } from '../weighted.js'
-import { type MergeCheckpointOptions, mergeCheckpoint } from './merge-checkpoint.js'
-
-/** What unmerging takes. */
-export interface UnmergeOptions extends Omit<MergeCheckpointOptions, 'dtype'> {
-  /** The base as it was: how many values differ from it is counted. */
-  original?: Directory | undefined
-  /** Its file in that folder. */
-  originalPath?: string | undefined
-}
+import type { Directory } from '../base/bytes.js'
+import { decodeWeights, isWeightDtype, type WeightDtype } from '../base/dtype.js'
+import { MismatchError } from '../base/errors.js'
+import { elementCount, type FloatArray, formatShape } from '../base/tensor.js'
+import { type Checkpoint, openCheckpoint, shardSource } from '../formats/checkpoint.js'
+import { CHUNK_BYTES, sizeOf } from './plan/layout.js'
 
 /** How two lists of values differ. */
 export interface ValueDifferences {
@@ -35,38 +24,6 @@ export interface ValueDifferences {
 export interface Differences extends ValueDifferences {
   /** Only tensors with differences, by name. */
   tensors: (ValueDifferences & { name: string })[]
-}
-
-/** What unmerging wrote, and how it differs from the original. */
-export interface UnmergeReport extends MergeReport {
-  /** Undefined without an original. */
-  differences: Differences | undefined
-}
-
-/**
- * Writes the base back from a merged checkpoint and the adapters that are in it, with their weights. Exact only where the merge
- * lost nothing to rounding: in bf16 most values come back, and the others are one step off or, near zero, a few.
- *
- * @throws what mergeCheckpoint throws; MismatchError when the original has other tensors
- */
-export async function unmergeCheckpoint(
-  merged: Directory,
-  adapters: AdapterInput | readonly AdapterInput[],
-  out: Directory,
-  options: UnmergeOptions = {},
-): Promise<UnmergeReport> {
-  const { original, originalPath, ...rest } = options
-  const report = await mergeCheckpoint(merged, adapters, out, rest, -1)
-  const isSingle = report.out !== out.name
-  const differences =
-    original &&
-    (await compareCheckpoints(
-      out,
-      original,
-      isSingle ? report.out.slice(out.name.length + 1) : undefined,
-      originalPath,
-    ))
-  return { ...report, differences }
 }
 
 /**
@@ -161,7 +118,7 @@ function bitsOf(bytes: Uint8Array, dtype: WeightDtype): BigInt64Array | Int32Arr
   return dtype === 'fp32' ? new Int32Array(buffer) : new Int16Array(buffer)
 }
 
-/** Floats by their place among all of their type: those of one sign are ordered as their bits are. */
+/** The place of a float among all of its type. Floats of one sign are ordered as their bits are. */
 function ordinal(bits: number | bigint, dtype: WeightDtype): bigint {
   const value = BigInt(bits)
   return value < 0n ? -(2n ** BigInt(8 * sizeOf(dtype) - 1)) - value : value

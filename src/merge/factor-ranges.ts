@@ -1,14 +1,14 @@
-// Which bytes of its factors a chunk needs, in blocks of bounded size: ranges that follow one another in a source. Large factors, such
-// as those of an embedding, are never held whole, but for the right one that the kernel packs.
+// The bytes of its factors that a chunk needs, as ranges of bounded size. Large factors, such as those of an embedding, are never held
+// whole. The exception is the right factor, which the kernel packs.
 
-import { BLOCK_ELEMENTS, COLUMN_MULTIPLE } from '../../kernels/merge-kernel.js'
-import type { Factor, LayerFactors } from '../plan/adapters.js'
-import { sizeOf } from '../plan/layout.js'
+import { BLOCK_ELEMENTS, COLUMN_MULTIPLE } from '../kernels/merge-kernel.js'
+import type { Factor, LayerFactors } from './plan/adapters.js'
+import { sizeOf } from './plan/layout.js'
 
 /** A block (rows, columns) of a factor as it is stored: whole rows, or a part of one. */
 export interface FactorRange {
   readonly factor: Factor
-  readonly use: 'right' | 'left' | 'scales' | 'stack'
+  readonly use: 'right' | 'left' | 'scales' | 'stack' | 'columns'
   /** Which of the weight's layers it belongs to. */
   readonly layer: number
   readonly row: number
@@ -18,6 +18,8 @@ export interface FactorRange {
   /** Of its bytes in the factor's source. */
   readonly offset: number
   readonly byteLength: number
+  /** Which of the weight's windows it is for. Undefined: the weight itself. */
+  readonly window?: number | undefined
 }
 
 /** What the right factor of a layer needs: A (r, k), or B (d, r) where the weight is stored (k, d). */
@@ -37,10 +39,18 @@ export function rightRanges({ a, b, isInputMajor }: LayerFactors, layer: number)
 /** What the rows [row, row + rows) of a weight need of the left factor: B (d, r), or A (r, k) where the weight is stored (k, d). */
 export function leftRanges({ a, b, isInputMajor }: LayerFactors, layer: number, row: number, rows: number) {
   if (!isInputMajor) return rowRanges(b, 'left', layer, row, rows)
-  if (rows === a.columns) return rowRanges(a, 'left', layer, 0, a.rows)
-  return Array.from({ length: a.rows }, (_, rank) =>
-    rangeOf(a, 'left', layer, { row: rank, rows: 1, column: row, columns: rows }),
-  )
+  return rows === a.columns ? rowRanges(a, 'left', layer, 0, a.rows) : columnRanges(a, 'left', layer, row, rows)
+}
+
+/** Columns [column, column + columns) of a factor, row by row. */
+export function columnRanges(
+  factor: Factor,
+  use: FactorRange['use'],
+  layer: number,
+  column: number,
+  columns: number,
+): FactorRange[] {
+  return Array.from({ length: factor.rows }, (_, row) => rangeOf(factor, use, layer, { row, rows: 1, column, columns }))
 }
 
 /** A factor as one block. */

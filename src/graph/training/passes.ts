@@ -1,0 +1,309 @@
+// THE order in which a model becomes a training graph: a list of passes, each with what it needs and what it gives.
+
+import { StateError } from '../../base/errors.js'
+import { elementCount } from '../../base/tensor.js'
+import { TensorProto_DataType as DataType, type NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
+import type { OnnxModel } from '../../formats/onnx/model.js'
+import type { Feeds, Runtime } from '../../runtime/runtime.js'
+import { setAccuracyLevel } from '../accuracy-level.js'
+import { fuseGelu } from '../fuse/gelu.js'
+import { buildBackward, checkDifferentiable, type GradientPath, gradientPath } from '../gradients/backward.js'
+import { valueInfo } from '../inject/inject.js'
+import type { BaseOpener } from '../inject/open-base.js'
+import { takeBranchWithoutCache } from '../inputs/cache.js'
+import { lowerForTraining } from '../lower/lower.js'
+import type { ModuleMap } from '../match/linears.js'
+import { recompute } from '../recompute/recompute.js'
+import { declareShapes, mergeReshapes, plainShapes } from '../shapes/plain-shapes.js'
+import type { ShapeMap } from '../shapes/shapes.js'
+import { Builder, type Value } from '../view/builder.js'
+import { Graph } from '../view/graph.js'
+import { raiseOpset } from '../view/opset.js'
+import { computeInFloat32, keepOneCopy } from './float32.js'
+import { buildForward, type Forward, LOSS, LOSS_SCALE, type TrainedLayer } from './forward.js'
+import type { Objective, TrainedTensor } from './objective-graph.js'
+import { lengthOf, measureShapes, typicalElements } from './probe.js'
+import { checkTrainableForm } from './trainable-form.js'
+
+/** What is trained, and how. */
+export interface TrainingGraphOptions {
+  readonly layers: readonly TrainedLayer[]
+  /** Lets weights of the base be trained. Default: none. */
+  readonly base?: BaseOpener | undefined
+  /** Probability in [0, 1) that an element of a LoRA branch's input is dropped. Default 0. */
+  readonly dropout?: number | undefined
+  /** Module name → node or initializer, where the graph's own names do not tell. */
+  readonly modules?: ModuleMap | undefined
+  /** Also gives the graph without gradients whose predictions the loss of a step is computed from. Default false. */
+  readonly twoPasses?: boolean | undefined
+}
+
+/** A trained tensor, and the output that holds the loss's gradient by it. */
+export interface TrainedParameter extends TrainedTensor {
+  readonly gradient: string
+}
+
+/** A graph on its way to a training graph, and what passes have found out about it. */
+export class Work {
+  readonly model: OnnxModel
+  readonly objective: Objective
+  readonly options: TrainingGraphOptions
+  /** The graph gives out what the objective predicts. */
+  readonly predicts: boolean
+  readonly runtime: Runtime | undefined
+  readonly graph: Graph
+  /** Appends the backward part. */
+  readonly g: Builder
+  forward!: Forward
+  /** The tensors that the loss may depend on. */
+  parameters!: readonly TrainedTensor[]
+  path!: GradientPath
+  shapes!: ShapeMap
+  trained!: readonly TrainedParameter[]
+  /** The graph without gradients, for tasks of two passes. */
+  predictionGraph: Graph | undefined
+  /** Values that are computed a second time, and which each is a copy of. */
+  copies!: ReadonlyMap<Value, Value>
+
+  constructor(
+    model: OnnxModel,
+    objective: Objective,
+    options: TrainingGraphOptions,
+    predicts: boolean,
+    runtime?: Runtime,
+  ) {
+    this.model = model
+    this.objective = objective
+    this.options = options
+    this.predicts = predicts
+    this.runtime = runtime
+    this.graph = new Graph(model.proto)
+    this.g = new Builder(this.graph, 'backward')
+  }
+
+  isOptional(name: string): boolean {
+    return this.options.base?.optional.has(name) === true
+  }
+}
+
+/** A fact about the graph that a pass relies on, or makes true. */
+type Fact =
+  | 'computes in float32'
+  | 'exact products'
+  | 'no branches'
+  | 'opset of gradients'
+  | 'loss'
+  | 'operators with gradients'
+  | 'path'
+  | 'shapes'
+  | 'gradients'
+  | 'plain shapes'
+  | 'recomputed'
+
+/** A step in the making of a graph. */
+export interface Pass {
+  readonly name: string
+  readonly needs: readonly Fact[]
+  readonly gives: readonly Fact[]
+  run(work: Work): void | Promise<void>
+}
+
+/** From the model to the loss. */
+export const FORWARD_PASSES: readonly Pass[] = [
+  {
+    name: 'compute in float32',
+    needs: [],
+    gives: ['computes in float32'],
+    run: ({ graph }) => computeInFloat32(graph),
+  },
+  {
+    name: 'refuse what cannot be trained',
+    needs: ['computes in float32'],
+    gives: [],
+    run: ({ graph }) => checkTrainableForm(graph),
+  },
+  {
+    // Gradients do not know of rounded inputs.
+    name: 'keep inputs of quantized products exact',
+    needs: [],
+    gives: ['exact products'],
+    run: ({ graph }) => setAccuracyLevel(graph, 0),
+  },
+  {
+    name: 'take the branch without a cache',
+    needs: [],
+    gives: ['no branches'],
+    run: ({ graph }) => takeBranchWithoutCache(graph),
+  },
+  {
+    name: 'raise the operator set',
+    needs: ['no branches'],
+    gives: ['opset of gradients'],
+    run: ({ graph }) => raiseOpset(graph),
+  },
+  {
+    name: 'add adapters and the loss',
+    needs: ['computes in float32', 'exact products', 'no branches', 'opset of gradients'],
+    gives: ['loss'],
+    run(work) {
+      const { graph, objective, options, predicts } = work
+      const { layers, base, dropout = 0, modules } = options
+      work.forward = buildForward(graph, objective, { layers, base, dropout, modules, predicts })
+      graph.prune({ inputs: true })
+    },
+  },
+]
+
+/** From the loss to its gradients. */
+export const TRAINING_PASSES: readonly Pass[] = [
+  {
+    name: 'lower fused operators',
+    needs: ['loss', 'opset of gradients'],
+    gives: ['operators with gradients'],
+    run({ graph }) {
+      lowerForTraining(graph)
+      fuseGelu(graph)
+    },
+  },
+  {
+    name: 'find the path of the gradient',
+    needs: ['operators with gradients'],
+    gives: ['path'],
+    run(work) {
+      const { graph, forward } = work
+      const inputs = new Set(graph.inputs.map(({ name }) => name))
+      work.parameters = forward.parameters.filter(({ name, input }) => inputs.has(input) || !work.isOptional(name))
+      const custom = forward.objective.customGradients
+      const wrt = work.parameters.map(({ input }) => input)
+      work.path = gradientPath(graph, wrt, [forward.sum], custom)
+      checkDifferentiable(work.path, custom)
+    },
+  },
+  {
+    name: 'measure shapes',
+    needs: ['path'],
+    gives: ['shapes'],
+    async run(work) {
+      const { graph, model, runtime, path, objective, forward, parameters } = work
+      const { checks, fedGradients } = forward.objective
+      const scale = { type: 'float32', data: Float32Array.of(1), dims: [] } as const
+      const feeds = { [LOSS_SCALE]: scale, ...zeros(parameters) }
+      const fixed = { feeds, masks: forward.masks, fedGradients }
+      work.shapes = await measureShapes(graph, model, runtime!, path, objective.probe, fixed)
+      for (const check of checks) check((value) => work.shapes.get(value))
+    },
+  },
+  {
+    name: 'part the predictions',
+    needs: ['shapes'],
+    gives: [],
+    run(work) {
+      if (!work.predicts) return
+      const { graph } = work
+      const [loss, ...predictions] = graph.outputs
+      graph.outputs = [loss]
+      work.predictionGraph = new Graph(graph.toModel())
+      work.predictionGraph.outputs = predictions
+      work.predictionGraph.prune({ inputs: true })
+    },
+  },
+  {
+    name: 'add the backward part',
+    needs: ['shapes', 'operators with gradients'],
+    gives: ['gradients'],
+    run(work) {
+      const { graph, g, shapes, forward, parameters } = work
+      const wrt = parameters.map(({ input }) => input)
+      const custom = forward.objective.customGradients
+      const gradients = buildBackward(g, shapes, new Map([[forward.sum, g.float(1)]]), wrt, {
+        custom,
+        scale: LOSS_SCALE,
+      })
+      work.trained = parameters.flatMap((parameter): TrainedParameter[] => {
+        const gradient = gradients.get(parameter.input)
+        if (gradient === undefined) {
+          if (work.isOptional(parameter.name)) return []
+          throw new StateError({ where: parameter.name, what: 'the loss does not depend on it' })
+        }
+        graph.outputs.push(valueInfo(gradient, DataType.FLOAT, parameter.shape))
+        return [{ ...parameter, gradient }]
+      })
+    },
+  },
+  {
+    name: 'keep one copy of quantized weights',
+    needs: ['gradients', 'shapes'],
+    gives: [],
+    run: ({ graph, shapes, path }) => keepOneCopy(graph, shapes, path.values),
+  },
+  {
+    name: 'compute shapes plainly',
+    needs: ['gradients', 'shapes'],
+    gives: ['plain shapes'],
+    run({ graph, g, shapes, objective }) {
+      plainShapes(
+        g,
+        shapes,
+        objective.probe.lengths.flatMap(({ source }) => source ?? []),
+      )
+      mergeReshapes(graph, shapes)
+    },
+  },
+  {
+    name: 'recompute what is cheap',
+    needs: ['plain shapes'],
+    gives: ['recomputed'],
+    run(work) {
+      const { graph, shapes, objective } = work
+      const { lengths } = objective.probe
+      work.copies = recompute(graph, shapes, LOSS, (shape) => typicalElements(shape, lengths))
+    },
+  },
+  {
+    name: 'compute the loss first',
+    needs: ['recomputed'],
+    gives: [],
+    run: ({ graph }) => computeFirst(graph, LOSS),
+  },
+  {
+    name: 'declare shapes',
+    needs: ['recomputed'],
+    gives: [],
+    run({ graph, shapes, path, copies: again, objective }) {
+      const reshaped = graph.nodes.filter(({ opType }) => opType === 'Reshape').map(({ output }) => output[0])
+      const copies = [...again].flatMap(([copy, original]) => (path.values.has(original) ? [copy] : []))
+      const values = [...path.values, ...copies, ...reshaped]
+      declareShapes(graph, shapes, values, (dim, other) => lengthOf(objective.probe.lengths, dim, other)?.name)
+    },
+  },
+]
+
+/** Does one pass after the other. Throws StateError for a list in which a pass comes before what it needs. */
+export async function runPasses(passes: readonly Pass[], work: Work): Promise<void> {
+  const facts = new Set<Fact>()
+  for (const { name, needs, gives, run } of passes) {
+    const missing = needs.filter((fact) => !facts.has(fact))
+    if (missing.length > 0) throw new StateError({ where: `pass ${name}`, what: `it needs ${missing.join(', ')}` })
+    await run(work)
+    for (const fact of gives) facts.add(fact)
+  }
+}
+
+/**
+ * Lets ONNX Runtime compute an output before all others: it begins with the last node that nobody reads. Else logits and probabilities stay
+ * until the end, and the gradient of the logits cannot take their place.
+ */
+function computeFirst(graph: Graph, output: Value): void {
+  const node = graph.producer(output) as NodeProto
+  graph.remove(node)
+  graph.add(node)
+}
+
+function zeros(parameters: readonly TrainedTensor[]): Feeds {
+  return Object.fromEntries(
+    parameters.map(({ input, shape }) => [
+      input,
+      { type: 'float32', data: new Float32Array(elementCount(shape)), dims: shape },
+    ]),
+  )
+}

@@ -1,0 +1,93 @@
+// Carries out a merge's plan in this thread, over Directory and ByteSink, in Node and in browsers. Memory depends neither on the model
+// nor on a tensor. Node's way with threads, in merge/node, shares all but reading and writing.
+
+import type { ByteSource, Directory } from '../base/bytes.js'
+import { FileError } from '../base/errors.js'
+import { type OpenMerge, summaryOf } from './open.js'
+import { Chunks, type OutputFile } from './plan/layout.js'
+import { ChangeSums, type MergeReport } from './report.js'
+import type { RunSettings } from './settings.js'
+import { StagedDirectory } from './staged.js'
+import { ChunkMerger, mergeChunk } from './weight.js'
+
+/**
+ * Writes all files of a plan. They appear together, and those that name others come last.
+ *
+ * @throws FileError when the output is the base itself, or cannot be written; NumericError naming the tensor when a value is not finite
+ */
+export async function carryOut(merge: OpenMerge, out: Directory, options: RunSettings): Promise<MergeReport> {
+  const startedAt = performance.now()
+  await refuseBaseAsOutput(merge, out)
+  await merge.prepare()
+  const { files, sources, others, isReproducible } = merge
+  const sums = new ChangeSums()
+  const merger = new ChunkMerger(isReproducible)
+  const warnings = [...merge.summary.warnings]
+  const totalBytes = files.reduce((sum, { byteLength }) => sum + byteLength, 0)
+  const staged = new StagedDirectory(out, totalBytes, options)
+  try {
+    for (const file of files) {
+      const reason = file.link === undefined ? '' : await tryLink(staged, file.path, sources[file.link])
+      if (reason === undefined) continue
+      if (reason !== '') warnings.push(`${file.path} is a copy, not a hard link: ${reason}`)
+      const sink = await staged.create(file.path)
+      for await (const bytes of bytesOf(file, sources, merger, sums)) await sink.write(bytes)
+    }
+    for (const file of others) await file.write(staged)
+    const layers = await merge.changes(sums)
+    await staged.commit()
+    const seconds = (performance.now() - startedAt) / 1000
+    const result = { out: merge.outName(out.name), format: merge.format, warnings, seconds, layers }
+    return { ...summaryOf(merge, files), ...result, bytes: staged.writtenBytes }
+  } catch (error) {
+    await staged.abort()
+    throw error
+  }
+}
+
+async function* bytesOf(
+  { literals, segments }: OutputFile,
+  sources: readonly ByteSource[],
+  merger: ChunkMerger,
+  sums: ChangeSums,
+): AsyncGenerator<Uint8Array> {
+  for (const piece of [...literals, ...segments].sort((a, b) => a.offset - b.offset)) {
+    if ('bytes' in piece) yield typeof piece.bytes === 'function' ? await piece.bytes() : piece.bytes
+    else {
+      const chunks = new Chunks(piece)
+      for (let i = 0; i < chunks.count; i++) {
+        const { bytes, changes } = await mergeChunk(merger, chunks.at(i), sources)
+        for (const change of changes) sums.add(change)
+        yield bytes
+      }
+    }
+  }
+}
+
+/** Undefined if the file became a link; else the reason why it did not. */
+export async function tryLink(directory: Directory, path: string, source: ByteSource): Promise<string | undefined> {
+  if (source.realPath === undefined) return 'only files of one disk can be linked'
+  try {
+    await directory.link?.(path, source.realPath)
+    return undefined
+  } catch (error) {
+    return error instanceof FileError ? error.message : 'only files of one disk can be linked'
+  }
+}
+
+async function refuseBaseAsOutput({ base, format, files, sources }: OpenMerge, out: Directory): Promise<void> {
+  const isSame = out === base || (await out.isSame?.(base)) === true
+  if (isSame && format !== 'onnx') throw baseAsOutputError(out.name)
+  const read = new Set(sources.flatMap(({ realPath }) => realPath ?? []))
+  for (const { path } of files) {
+    if (!(await out.has(path))) continue
+    if (isSame) throw baseAsOutputError(`${out.name}/${path}`)
+    const existing = await out.open(path)
+    await existing.close()
+    if (existing.realPath !== undefined && read.has(existing.realPath)) throw baseAsOutputError(existing.name)
+  }
+}
+
+function baseAsOutputError(where: string): FileError {
+  return new FileError({ where, what: 'the output is the base itself', hint: 'Choose another place for it' })
+}

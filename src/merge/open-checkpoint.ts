@@ -1,0 +1,110 @@
+// Opens base and adapters and plans a merge into a checkpoint. What follows from the plan alone, such as the new config.json, is made
+// here, so that it cannot fail once weights are written.
+
+import { MismatchError } from '../base/errors.js'
+import { openCheckpoint } from '../formats/checkpoint.js'
+import { adapterTexts } from './adapter-texts.js'
+import { copyOf, findCompanions, type OtherFile, textFile } from './companions.js'
+import type { PartInput, PlanPart } from './parts.js'
+import { openAdapters, requireFiniteReplacements } from './plan/adapters.js'
+import { knowBase } from './plan/base-model.js'
+import { CONFIG_FILE, editConfig, headWarning, loadConfig, otherDtype } from './plan/config-edit.js'
+import { type MergePlan, planMerge } from './plan/plan.js'
+
+/** Plans the part of a merge that is a checkpoint. Throws what openCheckpoint, openAdapters and planMerge throw. */
+export async function openCheckpointPart(input: PartInput): Promise<PlanPart> {
+  const { base, chosen, adapters, sign, sources, closers, outFile: path, weightsOnly = false } = input
+  const { directory } = base
+  const checkpoint = await openCheckpoint(directory, chosen.checkpoint)
+  closers.push(checkpoint.close)
+  for (const { file, dataStart } of checkpoint.shards) {
+    sources.push(file.source)
+    input.baseFiles.set(file.source, dataStart)
+  }
+  const opened = await openAdapters(adapters, sign, input, sources)
+  closers.push(opened.close)
+  const config = await loadConfig(directory)
+  const dtype = input.outDtype === 'keep' ? undefined : input.outDtype
+  const plan = planMerge(await knowBase(checkpoint, config?.values, opened), opened, { ...input, dtype, path })
+  const warnings = configWarnings(plan, config?.values, { weightsOnly, where: directory.name })
+  await requireFiniteReplacements(opened)
+  const others: OtherFile[] = []
+  let leftOut: readonly string[] = []
+  if (!weightsOnly) {
+    const texts =
+      sign === -1
+        ? { files: [], warnings: [] }
+        : await adapterTexts(
+            directory,
+            adapters.map(({ adapter }) => adapter),
+          )
+    warnings.push(...texts.warnings)
+    const edited =
+      plan.configEdit && config && editConfig(config.bytes, plan.configEdit, `${directory.name}/${CONFIG_FILE}`)
+    const changed = [...texts.files, ...(edited === undefined ? [] : [textFile(CONFIG_FILE, edited)])]
+    const own = [
+      ...checkpoint.shards.map((shard) => shard.path),
+      ...(checkpoint.indexPath === undefined ? [] : [checkpoint.indexPath]),
+      ...chosen.graphs.map((graph) => graph.replace(/\/.*/, '/')),
+    ]
+    const companions = await findCompanions(directory, new Set(own), changed)
+    others.push(...companions.files)
+    leftOut = companions.leftOut
+  }
+  const copied = others.map((file) => file.path)
+  if (plan.copiesIndex) others.push(await copyOf(directory, checkpoint.indexPath!))
+  if (plan.index !== undefined) others.push(textFile(plan.index.path, plan.index.content))
+  const names = plan.weights.map(({ name }) => moduleOf(name))
+  return {
+    files: plan.files,
+    others,
+    magnitudes: opened.magnitudes,
+    summary: {
+      added: [...plan.added],
+      renamed: [...plan.renamed],
+      copied,
+      leftOut: [...leftOut],
+      warnings,
+    },
+    layers: plan.weights.map(({ name, layers }) => ({
+      name: moduleOf(name),
+      adapters: layers.map(({ name: module, rank, scale }) => ({ module, rank, scale })),
+    })),
+    tensors: plan.tensors,
+    changes: async (sums) => names.map((name) => ({ name, relativeChange: sums.relativeChange(name) })),
+  }
+}
+
+/**
+ * What a merge changes in config.json where the result gets none.
+ *
+ * @throws MismatchError for untied embeddings, which loaders would tie again
+ */
+function configWarnings(
+  { configEdit }: MergePlan,
+  config: Readonly<Record<string, unknown>> | undefined,
+  { weightsOnly, where }: { weightsOnly: boolean; where: string },
+): string[] {
+  if (configEdit === undefined || (!weightsOnly && config !== undefined)) return []
+  if (configEdit.untied.length > 0) {
+    throw new MismatchError({
+      where,
+      what: `embeddings cannot be untied without a ${CONFIG_FILE}, which must say so`,
+      ...(weightsOnly && { got: 'a result without one' }),
+      hint: weightsOnly ? 'Keep them tied, or write a whole folder' : 'Keep them tied, or add the file',
+    })
+  }
+  const { dtype, head } = configEdit
+  const other = dtype && config && otherDtype(config, dtype)
+  const asides = head === undefined ? [] : [headWarning(head)]
+  if (other === undefined) return asides
+  return [
+    ...asides,
+    `The result is in ${dtype}, and the base's ${CONFIG_FILE}, which does not go along, says ${other}: ` +
+      'change it in the copy that the result is used with',
+  ]
+}
+
+function moduleOf(tensor: string): string {
+  return tensor.replace(/\.weight$/, '')
+}

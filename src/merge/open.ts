@@ -1,0 +1,117 @@
+// Opens what a merge reads, and plans it: headers, config.json and graphs are read, nothing is written, and no weight is computed.
+
+import type { ByteSource, Directory } from '../base/bytes.js'
+import type { OnnxModel } from '../formats/onnx/model.js'
+import { computeScales } from './dora-scales.js'
+import type { ChosenFormat } from './format.js'
+import type { MergeInput, PartInput, PlanPart } from './parts.js'
+import type { OutputFile } from './plan/layout.js'
+import type { MergeFormat, MergePlanReport } from './report.js'
+import { weighted } from './weighted.js'
+
+/** A planned merge, with the files that it reads. */
+export interface OpenMerge extends PlanPart {
+  readonly format: MergeFormat
+  /** The base's folder. */
+  readonly base: Directory
+  readonly sources: readonly ByteSource[]
+  readonly baseFiles: ReadonlyMap<ByteSource, number>
+  readonly isReproducible: boolean
+  /** The result's name, by that of its folder. */
+  outName(folder: string): string
+  /** Reads what the computation needs of whole weights: the norms of DoRA layers. */
+  prepare(): Promise<void>
+  close(): Promise<void>
+}
+
+/**
+ * Plans a merge; nothing is written.
+ *
+ * @param models the graphs, where they are open already. They stay open
+ * @throws FileError and FormatError when base or adapters cannot be read; MismatchError when an adapter does not fit; UnsupportedError
+ *   naming what cannot be merged; ConfigError for a weight that is not valid
+ */
+export async function openMerge(
+  input: MergeInput,
+  chosen: ChosenFormat,
+  models?: readonly OnnxModel[],
+): Promise<OpenMerge> {
+  const { sign = 1, reproducible: isReproducible = false, base } = input
+  const list = isList(input.adapters) ? input.adapters : [input.adapters]
+  const closers: (() => Promise<void>)[] = []
+  const sources: ByteSource[] = []
+  const baseFiles = new Map<ByteSource, number>()
+  const close = async () => {
+    for (const closeOne of closers.splice(0)) await closeOne()
+  }
+  try {
+    const adapters = list.map(weighted)
+    const part: PartInput = { ...input, chosen, adapters, sign, sources, baseFiles, closers }
+    const parts: PlanPart[] = []
+    if (chosen.format !== 'onnx') {
+      parts.push(await (await import('./open-checkpoint.js')).openCheckpointPart(part))
+    }
+    if (chosen.format !== 'safetensors') parts.push(await (await import('./onnx/open.js')).openOnnxPart(part, models))
+    const plan = parts.reduce(joined)
+    // A weight file of its own, or a folder of several.
+    const [file] = chosen.format === 'safetensors' && plan.files.length === 1 ? plan.files : []
+    const graph = chosen.format === 'onnx' && chosen.graphs.length === 1 ? plan.files.at(-1) : undefined
+    const named = file ?? graph
+    return {
+      ...plan,
+      format: chosen.format,
+      base: base.directory,
+      sources,
+      baseFiles,
+      isReproducible,
+      outName: (folder) => (named === undefined ? folder : `${folder}/${named.path}`),
+      prepare: () => computeScales(plan.files, sources, plan.magnitudes, isReproducible),
+      close,
+    }
+  } catch (error) {
+    await close()
+    throw error
+  }
+}
+
+/** The plan of a checkpoint, and of an .onnx beside it. */
+function joined(first: PlanPart, second: PlanPart): PlanPart {
+  return {
+    ...first,
+    files: [...first.files, ...second.files],
+    others: [...first.others, ...second.others],
+    magnitudes: [...first.magnitudes, ...second.magnitudes],
+    summary: {
+      ...first.summary,
+      warnings: [...new Set([...first.summary.warnings, ...second.summary.warnings])],
+    },
+  }
+}
+
+/** What a report says of some files of a plan. */
+export function summaryOf({ summary }: OpenMerge, files: readonly OutputFile[]) {
+  const names = new Set(files.flatMap(({ tensors }) => tensors))
+  return {
+    ...summary,
+    tensors: files.reduce((sum, { tensors }) => sum + tensors.length, 0),
+    changed: files.reduce((sum, { changed }) => sum + changed.length, 0),
+    added: summary.added.filter((name) => names.has(name)),
+  }
+}
+
+/** What a plan says before anything is computed. */
+export function reportPlan(merge: OpenMerge, out: string): MergePlanReport {
+  const { format, files, layers } = merge
+  return {
+    ...summaryOf(merge, files),
+    out,
+    format,
+    bytes: files.reduce((sum, { byteLength }) => sum + byteLength, 0),
+    files: files.map(({ path: name, byteLength }) => ({ name, byteLength })),
+    layers: [...layers],
+  }
+}
+
+function isList<T>(value: T | readonly T[]): value is readonly T[] {
+  return Array.isArray(value)
+}

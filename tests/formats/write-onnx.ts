@@ -1,0 +1,27 @@
+// Writes the files of a planned .onnx, with given bytes for what is replaced.
+
+import { type Directory, writeThrough } from '../../src/base/bytes.js'
+import type { ModelProto } from '../../src/formats/onnx/gen/onnx_pb.js'
+import { type OnnxLayout, planOnnx } from '../../src/formats/onnx/layout.js'
+import type { OnnxModel } from '../../src/formats/onnx/model.js'
+
+/** @returns the paths of the files, the graph's last */
+export async function writeOnnx(
+  model: OnnxModel,
+  proto: ModelProto,
+  directory: Directory,
+  path: string,
+  { contents = new Map(), ...layout }: Omit<OnnxLayout, 'replaced'> & { contents?: Map<string, Uint8Array> } = {},
+): Promise<string[]> {
+  const files = await planOnnx(model, proto, path, { ...layout, replaced: new Set(contents.keys()) })
+  for (const { path: own, pieces } of files) {
+    await writeThrough(directory, own, async (sink) => {
+      for (const piece of pieces) {
+        if ('bytes' in piece) await sink.write(piece.bytes)
+        else if ('replaced' in piece) await sink.write(contents.get(piece.replaced)!)
+        else await sink.write(await model.file(piece.location).read(piece.from, piece.byteLength))
+      }
+    })
+  }
+  return files.map((file) => file.path)
+}
