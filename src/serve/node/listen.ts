@@ -19,6 +19,15 @@ export interface ListenOptions {
  *
  * @param handler as `createHandler` gives it
  * @returns the server, which listens, and its address
+ *
+ * @example
+ * import { createHandler, listen } from 'lowrank/server'
+ *
+ * const handler = await createHandler({ model: 'models/union-3m' })
+ * const { server, url } = await listen(handler, { port: 0 })
+ * console.log(await (await fetch(`${url}/health`)).text())
+ * server.close()
+ * await handler.close()
  */
 export async function listen(
   handler: (request: Request) => Promise<Response>,
@@ -85,6 +94,12 @@ function requestOf(incoming: IncomingMessage, signal: AbortSignal): Request {
  * Finds adapters by the name of their folder inside one folder. Links are resolved first, so that none leads out of it.
  *
  * @param folder the folder that holds the adapters' folders
+ *
+ * @example
+ * import { folderOfAdapters } from 'lowrank/server'
+ *
+ * const resolveAdapter = folderOfAdapters('tests/golden/peft')
+ * console.log(await resolveAdapter('f32'), await resolveAdapter('../../models'))
  */
 export function folderOfAdapters(folder: string): ResolveAdapter {
   return async (name) => {
