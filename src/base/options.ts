@@ -64,6 +64,7 @@ export const BOOLEAN = kind('true or false', (value) => typeof value === 'boolea
 export const FUNCTION = kind('a function', (value) => typeof value === 'function')
 export const OBJECT = kind('an object', isObject)
 export const INTEGER = ranged('a safe integer')
+export const COUNT = ranged('an integer of at least 1')
 export const SIGNAL = kind('an AbortSignal', (value) => isObject(value) && typeof value.aborted === 'boolean')
 
 /** One of these words, or of these numbers. */
