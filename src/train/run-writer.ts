@@ -1,5 +1,5 @@
-// Writes the folder of a run, in an order that any interruption leaves usable: what is there is complete, but for the metrics, and the
-// state counts no steps that these lack.
+// Writes the folder of a run, in an order that any interruption leaves usable: what is there is complete, but for the
+// metrics, and the state counts no steps that these lack.
 
 import { type Directory, writeFile } from '../base/bytes.js'
 import type { LoraAdapter } from '../lora/adapter.js'
@@ -25,7 +25,7 @@ import type { RunPlace } from './run-place.js'
 /** Often enough to watch, seldom enough to be free. */
 const METRICS_INTERVAL_MS = 2000
 
-/** What a run is, for those who open its folder. */
+/** Facts about a run for readers of its folder. */
 export interface RunMeaning {
   readonly task: string
   /** Text of run.json; undefined for a run that cannot be written down. */
@@ -39,7 +39,7 @@ export class RunWriter {
   readonly #task: string
   readonly #record: string | undefined
   readonly #metrics: readonly StepMetrics[]
-  /** Whether the marker is there and belongs to this run. */
+  /** True if the marker is there and belongs to this run. */
   #isBegun: boolean
   #hasSaved: boolean
   /** Lines in the file; undefined while it is not this run's, or may hold lines that a resumed run makes anew. */
@@ -66,7 +66,9 @@ export class RunWriter {
       await this.#writeMetrics(this.#directory)
   }
 
-  /** Saves adapter and, if given, the state to go on from. A run that is to be replaced stays until there was a step. */
+  /**
+   * Saves adapter and, if given, the state to go on from. A run that is to be replaced stays until there was a step.
+   */
   async save(
     adapter: LoraAdapter,
     state?: { names: readonly string[]; engine: EngineState; run: RunState },

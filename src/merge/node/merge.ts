@@ -1,5 +1,5 @@
-// Merging and unmerging into paths: what the verbs of merge/merge.ts do from folder to folder, here with several threads, a look at
-// what is there already, and a result that can be resumed or made by the jobs of a cluster.
+// Merging and unmerging into paths: what the verbs of merge/merge.ts do from folder to folder, here with several
+// threads, a look at what is there already, and a result that can be resumed or made by the jobs of a cluster.
 
 import path from 'node:path'
 import { fileError } from '../../io/node/errors.js'
@@ -19,16 +19,20 @@ import type { AdapterInput } from '../weighted.js'
 import { MergeJob, type PathRequest } from './job.js'
 
 /**
- * Merges into `out`. It works in a folder beside it and renames at the end; an interrupted merge leaves base and `out` as they were.
+ * Merges into `out`. It works in a folder beside it and renames at the end; an interrupted merge leaves base and `out`
+ * as they were.
  *
- * @throws what merge of merge/merge.ts throws; FileError also when `out` is there already, is what is being read, has no room, or
- *   another merge is making it
+ * @throws what merge of merge/merge.ts throws; FileError also when `out` is there already, is what is being read, has
+ *   no room, or another merge is making it
  */
 export async function merge(options: MergeToPath): Promise<MergeReport> {
   return run(await requestOf(options, options.base, 1))
 }
 
-/** What {@link merge} would do; nothing is written. Throws as that does, but in safetensors for values that are not finite. */
+/**
+ * Tells what {@link merge} would do; nothing is written. Throws as that does, but in safetensors for values that are
+ * not finite.
+ */
 export async function planMerge(options: MergeToPath): Promise<MergePlanReport> {
   return withJob(await requestOf(options, options.base, 1), false, (job) => job.plan())
 }
@@ -57,7 +61,7 @@ async function withJob<T>(request: PathRequest, runs: boolean, work: (job: Merge
     job = await MergeJob.open(request, runs)
     return await work(job)
   } catch (error) {
-    // What the file system says of any of the files: a name that cannot be looked up, too many that are open.
+    // An error of the file system about any of the files: a name that cannot be looked up, or too many open files.
     const { syscall, path: file = request.out } = error as NodeJS.ErrnoException
     throw syscall === undefined ? error : fileError(file, 'cannot be used', error)
   } finally {
