@@ -37,7 +37,7 @@ export async function newAdapter(
     trainedTokens,
   }: Pick<TrainingOptions, 'modules' | 'on' | 'trainedTokens'> & { readonly task: Task; readonly open: OpenTask },
 ): Promise<LoraAdapter> {
-  const { head, moduleName = (name) => name } = bound(open)
+  const { head } = open
   const context = { model, open, modules }
   const config = withTokens(plain, model, trainedTokens)
   const saved = savedTensors(context, config)
@@ -52,7 +52,7 @@ export async function newAdapter(
   const targets = matchTargets(isAll ? linears : [...linears, ...pointwise], config)
   tellOfPointwise(pointwise, isAll ? undefined : new Set(targets), on)
   for (const { name: graphName, d, k } of targets) {
-    const name = moduleName(graphName)
+    const name = head?.moduleName(graphName) ?? graphName
     if (!whole.has(`${name}.weight`)) layers.set(name, layers.get(name) ?? { name, d, k })
     else if (!head?.tensors.some((tensor) => tensor.name === `${name}.weight`)) skipped.add(name)
   }
@@ -121,9 +121,4 @@ function without(
   return skipped.size === 0 || typeof excludeModules === 'string'
     ? {}
     : { excludeModules: [...excludeModules, ...skipped] }
-}
-
-/** What is optional in a task, usable by itself. */
-function bound(open: OpenTask): Pick<OpenTask, 'head' | 'moduleName'> {
-  return { head: open.head, moduleName: open.moduleName?.bind(open) }
 }

@@ -126,7 +126,7 @@ describe('training', () => {
     ['an unknown option', { taskOptions: { temprature: 1 } }, ConfigError, /temprature.*Did you mean temperature/],
     ['a wrong option', { taskOptions: { loss: 'mse' } }, ConfigError, /loss.*in-batch, cosine, triplet/],
     ['triplets without negatives', { taskOptions: { loss: 'triplet' } }, ConfigError, /triplet needs a "negative"/],
-    ['rows without a partner', { data: [{ text: 'a' }] }, DataError, /no pair of texts.*got text/],
+    ['rows without a partner', { data: [{ text: 'a' }] }, DataError, /no pair of texts.*got "text" \(string\)/],
     ['an empty text', { data: [{ text: 'a', textPair: ' ' }] }, DataError, /textPair is no text, or an empty one/],
     ['a score of 3', { data: [{ text: 'a', textPair: 'b', score: 3 }] }, DataError, /between −1 and 1/],
     [
