@@ -8,8 +8,9 @@ import { loadRuntime } from '../load.js'
 import type { Runtime } from '../runtime.js'
 
 /**
- * The URL of onnxruntime-node, as the program that runs sees it, else as this package sees it. The working directory is no place to
- * load code from, for it may be a downloaded model's folder. It counts only where Node itself looks there: for a program without a file.
+ * The URL of onnxruntime-node, as the program that runs sees it, else as this package sees it. The working directory is
+ * no place to load code from, for it may be a downloaded model's folder. It counts only where Node itself looks there:
+ * for a program without a file.
  *
  * @throws RuntimeError when it is not installed.
  */
