@@ -264,7 +264,7 @@ export async function writeThrough(
   }
 }
 
-/** JSON as Python writes it: NaN and infinities, which JSON has not, become null. Throws SyntaxError. */
+/** Parses JSON as Python writes it: NaN and infinities, which JSON does not have, become infinite numbers. Throws SyntaxError. */
 function parsePythonJson(text: string): unknown {
   try {
     return JSON.parse(text)

@@ -1,11 +1,11 @@
-// Ctrl-C, and SIGTERM, by which schedulers end jobs: the first asks the work to finish its step and save, the second stops at once.
+// Ctrl-C, SIGTERM, by which schedulers end jobs, and SIGHUP of a terminal that closes: the first asks the work to finish its step and save, the second stops at once.
 
 import { say } from './terminal.js'
 
 /** What shells report for a program that SIGINT ended: 128 + 2. */
 export const EXIT_INTERRUPTED = 130
 
-const SIGNALS = ['SIGINT', 'SIGTERM'] as const
+const SIGNALS = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const
 
 let first: NodeJS.Signals | undefined
 

@@ -1,36 +1,14 @@
 #!/usr/bin/env node
-// The `lowrank` binary: one command line, its exit code, and what can happen to its outputs.
+// The `lowrank` binary. It loads the rest, which takes many files: where the system allows too few, it says so.
 
-import { hasStuckWorker } from '../node/command-line.js'
-import { interruptedBy } from './interrupt.js'
-import { EXIT_KNOWN_ERROR, isWriteError, report, run } from './program.js'
+try {
+  await import('./entry.js')
+} catch (error) {
+  const { code, message } = error as NodeJS.ErrnoException
+  const isLimited = ['EMFILE', 'ENFILE', 'ERR_MODULE_NOT_FOUND'].includes(code ?? '')
+  const hint = isLimited ? ' Raise the limit of open files (ulimit -n 1024), or install lowrank again.' : ''
+  process.stderr.write(`error: lowrank cannot be loaded: ${message}.${hint}\n`)
+  process.exitCode = 1
+}
 
-const args = process.argv.slice(2)
-let outputError: NodeJS.ErrnoException | undefined
-/** A reader of our output that closes early, such as `head`, is no error of ours. */
-const outputExit = (): number | undefined =>
-  outputError && (outputError.code === 'EPIPE' ? 0 : report(outputError, args[0]))
-
-// Commands that still write stop by themselves: process.exit would wait for a worker inside ONNX Runtime, which then aborts.
-process.stdout.on('error', (error: NodeJS.ErrnoException) => {
-  const isFirst = outputError === undefined
-  outputError ??= error
-  if (isFirst && process.exitCode !== undefined) process.exitCode = outputExit()
-})
-
-// Messages that nobody reads are no reason to stop.
-process.stderr.on('error', () => {})
-// A thread that never leaves ONNX Runtime: Node would wait for it, and then abort.
-process.on('exit', () => {
-  if (!hasStuckWorker()) return
-  const signal = interruptedBy() ?? 'SIGKILL'
-  process.removeAllListeners(signal)
-  process.kill(process.pid, signal)
-})
-process.on('uncaughtException', (error) => process.exit(report(error, args[0])))
-const exitCode = await run(args).catch((error: unknown) => {
-  if (!isWriteError(error)) return report(error, args[0])
-  outputError ??= error
-  return EXIT_KNOWN_ERROR
-})
-process.exitCode = outputExit() ?? exitCode
+export {}

@@ -97,6 +97,10 @@ export function report(error: unknown, name: string | undefined): number {
     complain('error', `stdout: cannot be written: ${error.message}`)
     return EXIT_KNOWN_ERROR
   }
+  if (isLimitError(error)) {
+    complain('error', `${error.message}. Raise the limit of open files (ulimit -n 1024)`)
+    return EXIT_KNOWN_ERROR
+  }
   complain('error', `this is a bug in lowrank ${version()}; please report it with the lines below.`)
   say(error instanceof Error ? (error.stack ?? error.message) : String(error))
   return EXIT_BUG
@@ -105,4 +109,9 @@ export function report(error: unknown, name: string | undefined): number {
 /** Of stdout, such as a full disk behind `> file`: files of ours fail with errors of ours. */
 export function isWriteError(error: unknown): error is NodeJS.ErrnoException {
   return error instanceof Error && (error as NodeJS.ErrnoException).syscall === 'write'
+}
+
+/** True if the process or the system may open no further file: modules of commands load when they are needed. */
+function isLimitError(error: unknown): error is NodeJS.ErrnoException {
+  return error instanceof Error && ['EMFILE', 'ENFILE'].includes((error as NodeJS.ErrnoException).code ?? '')
 }

@@ -8,13 +8,13 @@ import { openAdapter } from '../peft/open.js'
 import type { ExchangeFormat, Place, WriteSettings } from './format.js'
 import { ADAPTER_FORMATS, type AdapterFormat, formatOf } from './formats.js'
 
-/** What {@link convert} does. */
+/** Settings of {@link convert}. */
 export interface ConvertSettings extends WriteSettings {
   readonly to: AdapterFormat
   readonly out: Place
 }
 
-/** What was converted. */
+/** Result of `convertAdapter`. */
 export interface ConvertReport {
   /** The format that the source was found to have; `memory` for an adapter in memory. */
   from: AdapterFormat | 'memory'

@@ -1,4 +1,4 @@
-// What a format of adapters is: how it is found, opened and written. Each format is one such object.
+// The interface of a format of adapters: how it is found, opened and written. Each format is one such object.
 
 import type { Directory } from '../base/bytes.js'
 import type { FloatDtype } from '../base/dtype.js'
@@ -29,7 +29,7 @@ export function floatDtype(wanted: ConvertedDtype, own: FloatDtype): FloatDtype 
   return wanted === 'keep' || wanted === 'q8_0' ? own : wanted
 }
 
-/** What was written. */
+/** Result of writing an adapter. */
 export interface Written {
   /** Layers, or tensors of the base, that the result changes. */
   readonly layers: number

@@ -2,9 +2,9 @@
 
 import type { ConvertedDtype, ExchangeFormat } from './format.js'
 
-/** What is known of a format before its code is loaded. */
+/** Facts of a format that are known before its code is loaded. */
 interface FormatEntry {
-  /** What reads the format, for help texts. */
+  /** Programs that read the format, for help texts. */
   readonly about: string
   /** The end of its file's name; absent where an adapter is a folder. */
   readonly ending?: string

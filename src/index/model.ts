@@ -82,3 +82,6 @@ export async function loadModel(source: Source, options: LoadModelOptions = {}):
     onnxPath: file ?? options.onnxPath,
   })
 }
+
+/** A model that is open. */
+export const MODEL = kind('a model of loadModel', (value) => isObject(value) && 'onnx' in value && 'runtime' in value)

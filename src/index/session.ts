@@ -20,10 +20,9 @@ import type { LoraAdapter } from '../lora/adapter.js'
 import { DEVICE } from '../runtime/runtime.js'
 import { ADAPTER, openAdapter } from './adapters.js'
 import { checkWeightsFit, memoryLimits } from './memory.js'
-import { loadModel } from './model.js'
+import { loadModel, MODEL } from './model.js'
 import { platform } from './platform.js'
 import type { Source } from './sources.js'
-import { MODEL } from './train.js'
 
 /** A base model in memory with any number of adapters. `openSession` opens it. */
 export interface AdapterSession extends BaseSession {

@@ -1,4 +1,4 @@
-// What train returns: a promise of the result that also tells what happens, as an async iterable, and that can be paused.
+// The return value of train: a promise of the result that is also an async iterable of events, and that can be paused.
 
 import { isObject } from '../base/options.js'
 import type { TrainResult } from '../train/options.js'
@@ -20,7 +20,7 @@ export interface TrainRun extends Promise<TrainResult>, AsyncIterable<TrainEvent
   resume(): void
 }
 
-/** What a run is given to be followed and paused. */
+/** Functions by which a run is followed and paused. */
 export interface RunHooks {
   readonly on: unknown
   /** Undefined while the run is not paused. */
@@ -78,7 +78,7 @@ function heard(on: unknown, tell: (event: TrainEvent) => void, isFollowed: () =>
     evaluation: then(own.evaluation, (event: EvaluationEvent) => ({ type: 'evaluation', ...event })),
     progress: then(own.progress, (event: ProgressEvent) => ({ type: 'progress', ...event })),
     stage: then(own.stage, (stage: TrainStage) => ({ type: 'stage', stage })),
-    // Where nobody hears warnings, the important ones go to the console.
+    // If nobody hears warnings, the important ones go to the console.
     get warning() {
       return own.warning === undefined && !isFollowed() ? undefined : warning
     },

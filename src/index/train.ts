@@ -21,17 +21,19 @@ import {
 import type { DtypeChoice } from '../graph/graph-file.js'
 import type { Model } from '../graph/model-folder.js'
 import { CONFIG_FIELDS } from '../lora/config.js'
+import { defaultTargetModules } from '../peft/default-targets.js'
 import type { TaskFacts } from '../tasks/task.js'
 import { TASK_NAMES, tasksFor } from '../tasks/tasks.js'
 import type { RunSources } from '../train/about-run.js'
 import type { TrainConfig, TrainingData, TrainingOptions, TrainResult } from '../train/options.js'
-import type { PreviewExample } from '../train/preview.js'
+import { type PreviewExample, previewExamples } from '../train/preview.js'
 import type { TrainEvents } from '../train/report.js'
 import { defaultsOf, PRESETS, SETTINGS_KINDS } from '../train/settings.js'
+import { train as trainOpened } from '../train/train.js'
 import { ADAPTER } from './adapters.js'
 import { DATA, type Data, openData } from './data.js'
 import { memoryLimits } from './memory.js'
-import { DTYPE, loadModel } from './model.js'
+import { DTYPE, loadModel, MODEL } from './model.js'
 import { platform } from './platform.js'
 import { openTarget, SOURCE, type Source, TARGET, type Target } from './sources.js'
 
@@ -56,9 +58,6 @@ export interface TrainOptions extends Omit<TrainingOptions, 'model' | 'data' | '
    */
   readonly tensorboard?: Target | undefined
 }
-
-/** A model that is open. */
-export const MODEL = kind('a model of loadModel', (value) => isObject(value) && 'onnx' in value && 'runtime' in value)
 
 const OPTIONS: OptionTable<TrainOptions> = {
   ...SETTINGS_KINDS,
@@ -126,12 +125,11 @@ export async function train(options: TrainOptions, wait?: () => Promise<void> | 
   if (options.on !== undefined) checkOptions(options.on, { of: 'train’s `on`', table: EVENTS })
   checkConfig(options.config)
   return withOpened(options, async (model, data, evalData) => {
-    const training = await import('../train/train.js')
     const { dtype: _, ...rest } = options
-    return await training.train(
+    return await trainOpened(
       {
         ...rest,
-        config: await withDefaultTargets(options, model),
+        config: withDefaultTargets(options, model),
         model,
         data,
         evalData,
@@ -148,7 +146,6 @@ export async function train(options: TrainOptions, wait?: () => Promise<void> | 
 export async function previewData(options: PreviewDataOptions): Promise<PreviewExample[]> {
   checkOptions(options, { of: 'previewData', table: PREVIEW_OPTIONS, required: ['model', 'data'] })
   return withOpened(options, async (model, data) => {
-    const { previewExamples } = await import('../train/preview.js')
     return previewExamples({ ...options, model, data }, options.count ?? PREVIEW_COUNT)
   })
 }
@@ -162,7 +159,7 @@ export async function trainingTasks(model?: Model): Promise<TaskFacts[]> {
   })
 }
 
-/** What can be written into a file that repeats the run: paths, ids and URLs. Undefined where model or data came from memory. */
+/** Names for a file that repeats the run: paths, ids and URLs. Undefined if model or data came from memory. */
 function sourcesOf({ model, dtype, data, evalData }: TrainOptions): RunSources | undefined {
   const own = named(data)
   const evaluated = evalData === undefined ? undefined : named(evalData)
@@ -217,12 +214,8 @@ function checkConfig(config: TrainConfig | undefined): void {
 }
 
 /** `default` as targetModules: what PEFT adapts in a model of that type. */
-async function withDefaultTargets(
-  { config, preset, adapter }: TrainOptions,
-  model: Model,
-): Promise<TrainConfig | undefined> {
+function withDefaultTargets({ config, preset, adapter }: TrainOptions, model: Model): TrainConfig | undefined {
   const targets = config?.targetModules ?? (adapter === undefined ? defaultsOf(preset).config.targetModules : undefined)
   if (targets !== 'default') return config
-  const { defaultTargetModules } = await import('../peft/default-targets.js')
   return { ...config, targetModules: defaultTargetModules(String(model.config.model_type)) }
 }

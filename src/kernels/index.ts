@@ -2,8 +2,8 @@
 // enough, the reference loops else.
 
 import { COUNT, checkOptions, type OptionTable, oneOf } from '../base/options.js'
-import type { GemmOptions, Kernels } from './kernels.js'
 import { fusedBuild, type SimdBuild } from './module.js'
+import type { GemmOptions, Kernels } from './reference.js'
 import { referenceKernels } from './reference.js'
 import { createWasmKernels, type WasmKernels } from './wasm.js'
 

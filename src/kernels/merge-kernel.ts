@@ -5,8 +5,6 @@
 import type { WeightDtype } from '../base/dtype.js'
 import type { FloatArray } from '../base/tensor.js'
 
-export type MergeDtype = WeightDtype
-
 /** One adapter's share: Bᵢ·Aᵢ over the next `rank` columns of the left and rows of the right factor. */
 export interface MergeTerm {
   rank: number
@@ -16,9 +14,9 @@ export interface MergeTerm {
 
 /** A chunk: rows and columns of a weight, and the rows of the left factor that go with them. */
 export interface MergeJob {
-  dtype: MergeDtype
+  dtype: WeightDtype
   rows: number
-  /** Where the chunk's columns begin in the right factor: a multiple of COLUMN_MULTIPLE. */
+  /** The first of the chunk's columns in the right factor: a multiple of COLUMN_MULTIPLE. */
   column: number
   columns: number
   /** (rows, Σ rank): the B of all terms side by side, f64 for fp64, else f32. */
@@ -31,14 +29,14 @@ export const BLOCK_ELEMENTS = 65536
 /** The right factor's columns are laid out in groups of so many. */
 export const COLUMN_MULTIPLE = 8
 
-/** What factors are held and products are taken in: f64 for fp64, else f32. */
+/** The type that factors are held and products are taken in: fp64 for weights in fp64, else fp32. */
 export type FactorPrecision = 'fp32' | 'fp64'
 
 /** A block (rows, columns) of the right factor, which is the A of all terms, one below the other. */
 export interface RightBlock {
   /** In the precision that the kernel has begun with. At most BLOCK_ELEMENTS, or COLUMN_MULTIPLE columns. */
   values: FloatArray
-  /** Where the block begins; `column` is a multiple of COLUMN_MULTIPLE. */
+  /** The block's first row and column; `column` is a multiple of COLUMN_MULTIPLE. */
   row: number
   column: number
   rows: number
@@ -65,7 +63,7 @@ export interface MergeResult {
  */
 export interface MergeKernel {
   readonly name: string
-  /** Where a chunk's bytes go before `merge` and are found after it. Take it anew after `begin` and `merge`. */
+  /** Holds a chunk's bytes before `merge`, and the merged ones after it. Take it anew after `begin` and `merge`. */
   readonly chunk: Uint8Array
   /** Makes room for the right factor (rank, columns) of the next chunks, rank being that of all terms together. */
   begin(rank: number, columns: number, precision: FactorPrecision): void
@@ -75,6 +73,6 @@ export interface MergeKernel {
 }
 
 /** Bytes of an element. */
-export function sizeOfDtype(dtype: MergeDtype): number {
+export function sizeOfDtype(dtype: WeightDtype): number {
   return dtype === 'fp64' ? 8 : dtype === 'fp32' ? 4 : 2
 }

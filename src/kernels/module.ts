@@ -4,7 +4,7 @@
 /** A build as scripts/build-wasm.mjs embeds it. */
 export interface WasmBuild {
   hex: string
-  /** Where the limits of the imported memory begin. */
+  /** The place of the imported memory's limits in the bytes. */
   memoryFlags: number
 }
 
@@ -29,7 +29,7 @@ const RELAXED_PROBE = [
 /** (module (table i64 1 funcref)): came with V8 13.3, whose compiler keeps loads beside the sums that need them. */
 const TABLE64_PROBE = [0, 97, 115, 109, 1, 0, 0, 0, 4, 4, 1, 112, 4, 1]
 
-/** Whether this host runs the build at all. */
+/** True if this host runs the build at all. */
 export function supports(build: BuildName): boolean {
   return isValid(build === 'plain' ? PLAIN_PROBE : RELAXED_PROBE)
 }

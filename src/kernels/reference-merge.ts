@@ -1,9 +1,9 @@
 // The merge as plain loops: the definition of correct for every other implementation, bit for bit, and what runs where
 // WebAssembly is forbidden.
 
-import { decodeFloats, encodeFloats, type FloatDtype } from '../base/dtype.js'
+import { decodeWeights, encodeWeights, type WeightDtype } from '../base/dtype.js'
 import { type FloatArray, isAllFinite } from '../base/tensor.js'
-import { type MergeDtype, type MergeJob, type MergeKernel, type MergeResult, sizeOfDtype } from './merge-kernel.js'
+import { type MergeJob, type MergeKernel, type MergeResult, sizeOfDtype } from './merge-kernel.js'
 
 const QUIET_NAN = 0x7fc00000
 
@@ -29,7 +29,7 @@ export function referenceMergeKernel(byteLength: number): MergeKernel {
     },
     merge(job) {
       const bytes = chunk.subarray(0, job.rows * job.columns * sizeOfDtype(job.dtype))
-      const base = decode(bytes, job.dtype) // (rows, columns)
+      const base = decodeWeights(bytes, job.dtype) // (rows, columns)
       const delta = deltaOf(job, right, width)
       const isLeftFinite = isAllFinite(job.left)
       if (delta === undefined) return { baseSquares: 0, deltaSquares: 0, overflows: 0, firstOverflow: -1, isLeftFinite }
@@ -39,7 +39,7 @@ export function referenceMergeKernel(byteLength: number): MergeKernel {
           job.dtype,
         ),
       )
-      return { ...compare(base, delta, decode(bytes, job.dtype)), isLeftFinite }
+      return { ...compare(base, delta, decodeWeights(bytes, job.dtype)), isLeftFinite }
     },
   }
 }
@@ -85,15 +85,11 @@ function compare(base: FloatArray, delta: FloatArray, merged: FloatArray): Omit<
   return result
 }
 
-function decode(bytes: Uint8Array, dtype: MergeDtype): FloatArray {
-  return dtype === 'fp64' ? new Float64Array(Uint8Array.from(bytes).buffer) : decodeFloats(bytes, dtype)
-}
-
 /** Stored bytes, with every NaN the quiet one without a sign, whatever the host's arithmetic gave. */
-function encode(values: FloatArray, dtype: MergeDtype): Uint8Array {
+function encode(values: FloatArray, dtype: WeightDtype): Uint8Array {
   if (values instanceof Float64Array)
     return new Uint8Array(values.map((x) => (Number.isNaN(x) ? Number.NaN : x)).buffer)
   const bits = new Uint32Array(values.buffer)
   for (let i = 0; i < values.length; i++) if (Number.isNaN(values[i])) bits[i] = QUIET_NAN
-  return encodeFloats(values, dtype as FloatDtype)
+  return encodeWeights(values, dtype)
 }

@@ -1,7 +1,34 @@
-// Plain loops: the definition of correct that faster kernels are tested against. Sums are kept in f64 and rounded once.
+// The interface of the dense kernels, and plain loops: the definition of correct that faster kernels are tested against. Sums are kept
+// in f64 and rounded once.
 
 import type { FloatArray } from '../base/tensor.js'
-import type { GemmOptions, Kernels } from './kernels.js'
+
+/**
+ * Dense kernels over row-major arrays of one precision. Sums are accumulated in the arrays' precision or a higher one.
+ * No argument may alias `out`, except where stated.
+ */
+export interface Kernels {
+  readonly name: string
+  /** out (m, n) = alpha · op(a) (m, k) @ op(b) (k, n) + beta · out. With beta 0, out's old content is not read. */
+  gemm(options: GemmOptions): void
+}
+
+export interface GemmOptions {
+  m: number
+  n: number
+  k: number
+  a: FloatArray
+  /** a is stored (k, m). Default false. */
+  transposeA?: boolean
+  b: FloatArray
+  /** b is stored (n, k). Default false. */
+  transposeB?: boolean
+  out: FloatArray
+  /** Default 1. */
+  alpha?: number
+  /** Default 0. */
+  beta?: number
+}
 
 export const referenceKernels: Kernels = { name: 'reference', gemm }
 

@@ -20,7 +20,7 @@ const FAILED = 4
 /** Each worker has one slot that it computes and one that waits, so that it need not wait for the caller. */
 const SLOTS_PER_WORKER = 2
 const MAX_THREADS = 8
-/** Where the i32 begin that a worker sleeps on, and those that say that it is there; the slots' states are from 0. */
+/** Places in the i32 of the memory: the bells that workers sleep on, and the signs that workers are there. The slots' states begin at 0. */
 const BELLS = 64
 const ALIVE = 96
 
@@ -40,7 +40,7 @@ export function availableThreads(): number {
   return Math.min(builtin<{ availableParallelism(): number }>('os')?.availableParallelism() ?? 1, MAX_THREADS)
 }
 
-/** What is used of a worker thread of Node. */
+/** The part of Node's worker threads that is used. */
 interface Worker {
   unref(): void
   terminate(): Promise<number>
@@ -59,7 +59,7 @@ function threadsModule(): ThreadsModule | undefined {
   return builtin<ThreadsModule>('worker_threads')
 }
 
-/** What a worker runs: a string, so that it needs no file of its own in anyone's bundle. */
+/** The script of a worker: a string, so that it needs no file of its own in anyone's bundle. */
 const WORKER = `
 const { module, memory, bell, alive, slots, jobs } = require('worker_threads').workerData
 const { multiply } = new WebAssembly.Instance(module, { env: { memory } }).exports

@@ -1,19 +1,20 @@
 // The merge on WebAssembly SIMD. The plain build gives the same bytes as the reference loops on every machine; the relaxed one
 // has fused multiply-adds, which are faster, and closer to the exact result in the last bit of a few weights.
 
+import type { WeightDtype } from '../base/dtype.js'
 import type { FloatArray } from '../base/tensor.js'
 import { mergeBuilds } from './gen/merge.js'
 import {
   BLOCK_ELEMENTS,
   COLUMN_MULTIPLE,
   type FactorPrecision,
-  type MergeDtype,
   type MergeJob,
   type MergeKernel,
   type MergeResult,
   type RightBlock,
 } from './merge-kernel.js'
-import { type BuildName, compile, supports } from './module.js'
+import { type BuildName, compile, fastestBuilds, supports } from './module.js'
+import { referenceMergeKernel } from './reference-merge.js'
 
 /** The exports of kernels-asm/merge.ts. */
 interface MergeExports {
@@ -33,9 +34,9 @@ interface MergeExports {
 }
 
 /** As kernels-asm/half.ts numbers them. */
-const KINDS: Record<MergeDtype, number> = { bf16: 0, fp16: 1, fp32: 2, fp64: 3 }
+const KINDS: Record<WeightDtype, number> = { bf16: 0, fp16: 1, fp32: 2, fp64: 3 }
 
-/** Where class Job of kernels-asm/merge.ts lies, and the results in it: in i32 and f64 from its start. */
+/** The address of class Job of kernels-asm/merge.ts, and the places of results in it: in i32 and f64 from its start. */
 const JOB_START = 64
 const OVERFLOWS = 11
 const FIRST_OVERFLOW = 12
@@ -48,13 +49,27 @@ const STRIP_START = TERMS_START + MAX_TERMS * TERM_BYTES
 const PAGE_BYTES = 65536
 /** 4 GiB: what the module declares. */
 const MAX_PAGES = 65536
-/** Of one row of a panel: 8 f32 or 4 f64 columns. */
+/** Bytes of one row of a panel: 8 f32 or 4 f64 columns. */
 const PANEL_ROW_BYTES = 32
 
 /** A merge kernel on WebAssembly, or undefined where the host, or its content security policy, has none of that build. */
 export function createWasmMergeKernel(byteLength: number, build: BuildName): MergeKernel | undefined {
   const module = supports(build) ? compile(mergeBuilds[build], false) : undefined
   return module === undefined ? undefined : new WasmMergeKernel(build, module, byteLength)
+}
+
+/**
+ * The fastest merge kernel that the host has, with a memory of its own: one a thread.
+ *
+ * @param byteLength size of the largest chunk
+ * @param isReproducible leaves fused multiply-adds out: all other kernels give the same bytes
+ */
+export function createMergeKernel(byteLength: number, isReproducible: boolean): MergeKernel {
+  for (const build of isReproducible ? (['plain'] as const) : fastestBuilds()) {
+    const kernel = createWasmMergeKernel(byteLength, build)
+    if (kernel !== undefined) return kernel
+  }
+  return referenceMergeKernel(byteLength)
 }
 
 /** Memory, in order: job, terms, strip, chunk, a block as it comes, packed right factor, and what one chunk needs of the left one. */
@@ -114,27 +129,15 @@ class WasmMergeKernel implements MergeKernel {
     this.#reserve(panelStart + this.#wasm.panelBytes(rank))
     this.#write(left, leftStart)
     const { i32, f64 } = this.#views
-    let termCount = 0
-    for (const term of terms) {
-      if (term.rank === 0) continue
-      const at = TERMS_START + termCount * TERM_BYTES
+    const own = terms.filter((term) => term.rank > 0)
+    own.forEach((term, i) => {
+      const at = TERMS_START + i * TERM_BYTES
       i32[at / 4] = term.rank
       f64[at / 8 + 1] = term.scale
-      termCount++
-    }
+    })
     const right = this.#rightStart + column * rank * this.#size
-    let field = JOB_START / 4
-    i32[field++] = KINDS[dtype]
-    i32[field++] = rows
-    i32[field++] = columns
-    i32[field++] = rank
-    i32[field++] = this.#chunkStart
-    i32[field++] = leftStart
-    i32[field++] = right
-    i32[field++] = panelStart
-    i32[field++] = STRIP_START
-    i32[field++] = TERMS_START
-    i32[field] = termCount
+    const addresses = [this.#chunkStart, leftStart, right, panelStart, STRIP_START, TERMS_START]
+    i32.set([KINDS[dtype], rows, columns, rank, ...addresses, own.length], JOB_START / 4)
     f64.fill(0, JOB_START / 8 + SQUARES, JOB_START / 8 + SQUARES + 2)
     this.#wasm.merge(JOB_START)
     const overflows = i32[JOB_START / 4 + OVERFLOWS]

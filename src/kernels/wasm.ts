@@ -3,11 +3,11 @@
 
 import { StateError } from '../base/errors.js'
 import { gemmBuilds } from './gen/gemm.js'
-import type { GemmOptions, Kernels } from './kernels.js'
 import { type BuildName, compile, fastestBuilds, supports } from './module.js'
+import type { GemmOptions, Kernels } from './reference.js'
 import { referenceKernels } from './reference.js'
 import { availableThreads, type BlockTask, slotsFor, Team } from './team.js'
-import { DEPTH, MAX_DEPTH, planBlocks, Workspace } from './workspace.js'
+import { DEPTH, MAX_DEPTH, planBlocks, type Way, Workspace } from './workspace.js'
 
 /** The exports of kernels-asm/gemm.ts; addresses and strides in bytes. */
 interface GemmExports {
@@ -69,6 +69,15 @@ interface Part extends Required<GemmOptions> {
   depth: number
 }
 
+/** A block of C: rows and columns, and the slot that computes them. */
+interface Block {
+  slot: number
+  row: number
+  rows: number
+  column: number
+  columns: number
+}
+
 /**
  * Holds up to 25 MB of memory, and 15 MB for each worker thread with its own, from the first product until `dispose`. Idle
  * threads sleep and do not keep the process alive.
@@ -125,16 +134,14 @@ export class WasmKernels implements Kernels, Disposable {
     for (let row = 0; row < m; row += cut.rows) {
       const rows = Math.min(cut.rows, m - row)
       this.#packLeft(part, row, rows)
+      const blockOf = (slot: number, index: number): Block => {
+        const column = index * cut.columns
+        return { slot, row, rows, column, columns: Math.min(cut.columns, n - column) }
+      }
       const task: BlockTask = {
         count: Math.ceil(n / cut.columns),
-        prepare: (slot, block) => {
-          const column = block * cut.columns
-          this.#prepare(part, slot, row, rows, column, Math.min(cut.columns, n - column))
-        },
-        finish: (slot, block) => {
-          const column = block * cut.columns
-          this.#moveC(part, slot, row, rows, column, Math.min(cut.columns, n - column), 'out')
-        },
+        prepare: (slot, index) => this.#prepare(part, blockOf(slot, index)),
+        finish: (slot, index) => void this.#moveC(part, blockOf(slot, index), 'out'),
       }
       if (isThreaded) this.#team().run(task, compute)
       else {
@@ -172,14 +179,15 @@ export class WasmKernels implements Kernels, Disposable {
   }
 
   /** Copies a block's right operand, and its C where there is something to add to, into a slot. */
-  #prepare(part: Part, slot: number, row: number, rows: number, column: number, columns: number): void {
+  #prepare(part: Part, block: Block): void {
     const { workspace, wasm } = this.#open()
+    const { slot, rows, column, columns } = block
     const { n, k, b, transposeB, out, alpha, beta, start, depth } = part
     const right = workspace.rightOf(slot)
     if (transposeB) workspace.copyIn(b, column * k + start, k, columns, depth, right)
     else workspace.copyIn(b, start * n + column, n, depth, columns, right)
     if (beta !== 0) {
-      const count = this.#moveC(part, slot, row, rows, column, columns, 'in')
+      const count = this.#moveC(part, block, 'in')
       if (beta !== 1) wasm.scale(out.BYTES_PER_ELEMENT, workspace.cOf(slot), count, beta)
     }
     const job = { rows, columns, depth, isRightContiguous: transposeB, accumulates: beta !== 0, alpha }
@@ -187,18 +195,10 @@ export class WasmKernels implements Kernels, Disposable {
   }
 
   /** Moves a block of C between `out` and a slot. Returns how many elements of the slot it spans. */
-  #moveC(
-    { m, n, out, isSwapped }: Part,
-    slot: number,
-    row: number,
-    rows: number,
-    column: number,
-    columns: number,
-    way: 'in' | 'out',
-  ): number {
-    const { workspace } = this.#open()
-    if (isSwapped) return workspace.transposeC(slot, rows, columns, out, column * m + row, m, way)
-    return workspace.copyC(slot, rows, columns, out, row * n + column, n, way)
+  #moveC({ m, n, out, isSwapped }: Part, { slot, row, rows, column, columns }: Block, way: Way): number {
+    const start = isSwapped ? column * m + row : row * n + column
+    const place = { matrix: out, start, stride: isSwapped ? m : n, isTransposed: isSwapped }
+    return this.#open().workspace.moveC(slot, rows, columns, place, way)
   }
 
   #open(): { workspace: Workspace; wasm: GemmExports; team?: Team } {

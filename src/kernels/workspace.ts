@@ -56,7 +56,17 @@ function roundUp(value: number, multiple: number): number {
   return Math.ceil(value / multiple) * multiple
 }
 
-/** What a block's job says beside its addresses. */
+/** A block of a matrix: its first element, and the elements of a row of the whole matrix. */
+export interface Place {
+  matrix: FloatArray
+  start: number
+  stride: number
+  isTransposed: boolean
+}
+
+export type Way = 'in' | 'out'
+
+/** The fields of a block's job beside its addresses. */
 export interface Job {
   rows: number
   columns: number
@@ -131,48 +141,27 @@ export class Workspace {
   }
 
   /**
-   * Copies a block of a matrix, `stride` elements a row, into or out of a slot's C, whose rows are of whole tiles. Returns
-   * how many elements of C the block spans.
+   * Copies a block of a matrix, `stride` elements a row, into or out of a slot's C, whose rows are of whole tiles. `isTransposed`: the block
+   * in the matrix is (columns, rows). Returns how many elements of C the block spans.
    */
-  copyC(
-    slot: number,
-    rows: number,
-    columns: number,
-    matrix: FloatArray,
-    start: number,
-    stride: number,
-    way: 'in' | 'out',
-  ): number {
+  moveC(slot: number, rows: number, columns: number, { matrix, start, stride, isTransposed }: Place, way: Way): number {
     const c = this.elements(matrix)
     const padded = roundUp(columns, 32 / matrix.BYTES_PER_ELEMENT)
     const first = this.cOf(slot) / matrix.BYTES_PER_ELEMENT
+    if (isTransposed) {
+      for (let j = 0; j < columns; j++) {
+        for (let i = 0, at = first + j, to = start + j * stride; i < rows; i++, at += padded, to++) {
+          if (way === 'in') c[at] = matrix[to]
+          else matrix[to] = c[at]
+        }
+      }
+      return rows * padded
+    }
     const isWhole = columns === stride && columns === padded
     const [count, length] = isWhole ? [1, rows * columns] : [rows, columns]
-    for (let i = 0, at = first; i < count; i++, start += stride, at += padded) {
-      if (way === 'in') c.set(matrix.subarray(start, start + length), at)
-      else matrix.set(c.subarray(at, at + length), start)
-    }
-    return rows * padded
-  }
-
-  /** The same for the transpose of a slot's C, which is a block (columns, rows) of the matrix. */
-  transposeC(
-    slot: number,
-    rows: number,
-    columns: number,
-    matrix: FloatArray,
-    start: number,
-    stride: number,
-    way: 'in' | 'out',
-  ): number {
-    const c = this.elements(matrix)
-    const padded = roundUp(columns, 32 / matrix.BYTES_PER_ELEMENT)
-    const first = this.cOf(slot) / matrix.BYTES_PER_ELEMENT
-    for (let j = 0; j < columns; j++) {
-      for (let i = 0, at = first + j, to = start + j * stride; i < rows; i++, at += padded, to++) {
-        if (way === 'in') c[at] = matrix[to]
-        else matrix[to] = c[at]
-      }
+    for (let i = 0, at = first, to = start; i < count; i++, to += stride, at += padded) {
+      if (way === 'in') c.set(matrix.subarray(to, to + length), at)
+      else matrix.set(c.subarray(at, at + length), to)
     }
     return rows * padded
   }

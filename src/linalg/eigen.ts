@@ -111,7 +111,7 @@ function implicitQl(d: Float64Array, e: Float64Array, vectors: Float64Array | un
   const n = d.length
   let largest = 0
   for (let i = 0; i < n; i++) largest = Math.max(largest, Math.abs(d[i]) + Math.abs(e[i]))
-  // Of the largest, not of the neighbors: where those are rounding, there would be no end.
+  // Compared with the largest, not with the neighbors: where those are rounding, there would be no end.
   const negligible = Number.EPSILON * largest
   for (let first = 0; first < n; first++) {
     for (let pass = 0; ; pass++) {

@@ -2,7 +2,7 @@
 
 import { F64, type FloatArray, type Matrix, zeros } from '../base/tensor.js'
 import { defaultKernels } from '../kernels/index.js'
-import type { Kernels } from '../kernels/kernels.js'
+import type { Kernels } from '../kernels/reference.js'
 
 /** How {@link product} reads its factors, and where the result goes. */
 export interface ProductOptions {

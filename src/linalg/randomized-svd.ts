@@ -11,7 +11,7 @@ import { checkFinite, type Svd, svd } from './svd.js'
 
 /** How long {@link randomizedSvd} looks, and from where. */
 interface RandomizedSvdOptions {
-  /** Of the random start; a safe integer. Default 0. */
+  /** The seed of the random start; a safe integer. Default 0. */
   seed?: number
   /** How many more directions than the rank a block has. Default 10. */
   oversampling?: number
@@ -205,7 +205,7 @@ function bordered(matrix: Matrix, rows: Matrix): Matrix {
   return result
 }
 
-/** Of the elements; for a positive semidefinite matrix, at least its largest eigenvalue over its size. */
+/** The largest element; for a positive semidefinite matrix, at least its largest eigenvalue over its size. */
 function largest({ data }: Matrix): number {
   let result = 0
   for (const value of data) result = Math.max(result, value)

@@ -5,8 +5,7 @@ import { NumericError } from '../base/errors.js'
 import { F64, isAllFinite, type Matrix, zeros } from '../base/tensor.js'
 import { rotate, symmetricEigen } from './eigen.js'
 import { copyAs, identity, product, transpose } from './product.js'
-import { orthonormalRows, qr } from './qr.js'
-import { triangularFactor } from './triangular.js'
+import { orthonormalRows, qr, triangularFactor } from './qr.js'
 
 /** matrix (d, k) = u·diag(s)·vt, p = min(d, k). */
 export interface Svd {

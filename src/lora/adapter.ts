@@ -1,6 +1,7 @@
 // LoraAdapter: one ordered map of named parts that share a config. It is what folders hold, what training yields, what merging and
 // sessions take. Most parts are linear layers; the other kinds are what else PEFT saves.
 
+import type { FloatDtype } from '../base/dtype.js'
 import { ConfigError, MismatchError, nearMisses, StateError } from '../base/errors.js'
 import type { FloatArray, Matrix, MatrixLike, Tensor } from '../base/tensor.js'
 import { type LoraConfig, type LoraConfigInput, resolveConfig } from './config.js'
@@ -10,9 +11,9 @@ import { EmbeddingLora } from './kinds/embedding.js'
 import { ExpertLora } from './kinds/experts.js'
 import { Replacement, type ReplacementOptions, rowsName, type StoredValues, TokenRows } from './kinds/stored.js'
 import { LoraLayer } from './layer.js'
-import { mergeOrNone, type PartKind } from './part.js'
+import { mergeOrNone, type PartKind, type PartValues } from './part.js'
 
-/** What a head gives: the scores of labels of which one holds, of labels each of which may hold, or quantities. */
+/** Outputs of a head: scores of labels of which one holds, scores of labels each of which may hold, or quantities. */
 export type ProblemType = (typeof PROBLEM_TYPES)[number]
 
 export const PROBLEM_TYPES = ['single_label_classification', 'multi_label_classification', 'regression'] as const
@@ -39,7 +40,7 @@ export interface PartSummary {
   totalParams: number
   /** trainable / total */
   compressionRatio: number
-  /** Whether the adapter is merged into the base weight. */
+  /** True if the adapter is merged into the base weight. */
   merged: boolean
 }
 
@@ -184,6 +185,30 @@ export class LoraAdapter implements Iterable<[name: string, part: AdapterPart]> 
     )
   }
 
+  /** @internal A part from copies of its values, whatever its kind. Throws as the method of its kind does. */
+  addPart(part: PartValues): AdapterPart {
+    const { name } = part
+    if (part.kind === 'replacement') {
+      const { isTrained, key } = part
+      return this.addReplacement(name, part.tensors.weight, { isTrained, key })
+    }
+    if (part.kind === 'token-rows') return this.addTokenRows(part.module, part.indices, part.tensors.weight)
+    const { weightA, weightB, magnitude, biasB } = part.tensors
+    const [a, b] = [weightA, weightB].map(
+      ({ data, shape: [rows, columns] }): Matrix => ({ data, shape: [rows, columns] }),
+    )
+    const vectors = { magnitude: magnitude?.data, biasB: biasB?.data }
+    const add = {
+      linear: () => this.addFactors(name, a, b, vectors),
+      embedding: () => this.addEmbedding(name, a, b, vectors),
+      convolution: () => this.addConvolution(name, weightA, weightB, vectors),
+      parameter: () => this.addExperts(name, a, b),
+    }
+    const layer = add[part.kind]()
+    if (part.dtype !== undefined) layer.dtype = part.dtype as FloatDtype
+    return layer
+  }
+
   /** Removes a part from the adapter, and returns whether there was one of that name. The part itself does not change. */
   remove(name: string): boolean {
     return this.#parts.delete(name)
@@ -209,7 +234,7 @@ export class LoraAdapter implements Iterable<[name: string, part: AdapterPart]> 
     return [...this.#parts.keys()]
   }
 
-  /** Whether there is a part of that name. */
+  /** True if there is a part of that name. */
   has(name: string): boolean {
     return this.#parts.has(name)
   }

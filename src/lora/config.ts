@@ -139,7 +139,7 @@ const FIELDS: { readonly [K in keyof LoraConfig]: Field & { default: LoraConfig[
 /** Names of all settings. */
 export const CONFIG_FIELDS: readonly string[] = Object.keys(FIELDS)
 
-/** What resolveConfig gave: frozen, so that it need not be checked again for every layer. */
+/** Results of resolveConfig: frozen, so that they need not be checked again for every layer. */
 const resolved = new WeakSet<LoraConfigInput>()
 
 /**
@@ -200,7 +200,7 @@ function checkTogether(config: LoraConfig): void {
   patternTables(config)
 }
 
-/** What PEFT refuses, or does in a way that no layer can compute with. */
+/** Throws for settings that PEFT refuses, or that no layer can compute with. */
 function checkInit({ init, loraBias, fanInFanOut, targetParameters }: LoraConfig): void {
   if (!changesBase(init)) return
   const combinations: [where: string, isOn: boolean, what: string][] = [

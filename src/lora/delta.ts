@@ -1,7 +1,7 @@
 // W + s·B·A (Hu et al. 2021, arXiv 2106.09685, section 4.1), in place: of a whole weight, or of rows of one as it is stored.
 
 import type { FloatArray, Matrix } from '../base/tensor.js'
-import type { Kernels } from '../kernels/kernels.js'
+import type { Kernels } from '../kernels/reference.js'
 import { inPrecisionOf, product, transpose } from '../linalg/product.js'
 
 /** The factors of a change s·B·A. */

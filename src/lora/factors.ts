@@ -1,4 +1,4 @@
-// What a layer is made from: factors that were trained or drawn, and vectors that go with them.
+// The values that a layer is made from: factors that were trained or drawn, and vectors that go with them.
 
 import { ConfigError, NumericError, ShapeError, StateError, UnsupportedError } from '../base/errors.js'
 import { checkArgument, describe, OBJECT } from '../base/options.js'
@@ -10,7 +10,7 @@ import { rowNorms } from './dora.js'
 import { firstFactors, takenFromBase } from './init/initializers.js'
 import { changesBase, isToldByBase, takesFromBase } from './init/inits.js'
 
-/** What some layers have besides A and B: one number per output feature each. */
+/** Vectors that some layers have besides A and B: one number per output feature each. */
 export interface LayerVectors {
   /** DoRA's m (d), which useDora asks for. */
   magnitude?: FloatArray | readonly number[] | undefined

@@ -68,7 +68,7 @@ export class LoraLayer extends Part {
   #baseWeight: Matrix | undefined
   /** The base weight as it was before merge; present while merged. */
   #unmerged: Matrix | undefined
-  /** What the last forward leaves for backward; `keep` has 0 for dropped elements of the input, and is absent without dropout. */
+  /** Values of the last forward that backward needs; `keep` has 0 for dropped elements of the input, and is absent without dropout. */
   #tape: (Tape & { keep: Uint8Array | undefined }) | undefined
   #isTraining: boolean
 

@@ -1,6 +1,7 @@
-// What every part of an adapter has: a name, a kind, its tensors by role, sizes, and what it does to a weight. `PartView` is the same
+// Every part of an adapter has these: a name, a kind, its tensors by role, sizes, and what it does to a weight. `PartView` is the same
 // for parts in memory and in files, so that whoever walks an adapter (saving, inspecting, merging) does it once.
 
+import type { TensorDtype } from '../base/dtype.js'
 import { elementCount, type FloatArray, type Shaped, type Tensor } from '../base/tensor.js'
 import type { LoraConfig } from './config.js'
 
@@ -79,6 +80,16 @@ export type PartView<Factor extends Shaped = Shaped, Stored extends Shaped = Fac
   | ParameterView<Factor>
   | ReplacementView<Stored>
   | TokenRowsView<Stored>
+
+/** A part with its values, from which a part in memory is made. `dtype` is the type that a layer is saved in. */
+export type PartValues = PartView<Tensor<FloatArray>, StoredTensor> & { readonly dtype?: TensorDtype | undefined }
+
+/** A tensor as a file holds it: little-endian, row-major. */
+export interface StoredTensor {
+  readonly dtype: TensorDtype
+  readonly shape: readonly number[]
+  readonly data: Uint8Array
+}
 
 /** A part's tensors with their roles. */
 export function tensorsOf<T extends Shaped>(part: {

@@ -21,7 +21,7 @@ export interface PassWeights {
   readonly biasB: FloatArray | undefined
 }
 
-/** What turns the outputs of W and A into y. */
+/** The values that turn the outputs of W and A into y. */
 export type ChangeWeights = Omit<PassWeights, 'base' | 'weightA'>
 
 /** m (d), and ‖W + s·B·A‖ (d), row by row. */
@@ -33,20 +33,20 @@ export interface Dora {
 /** x as each part of the formula sees it, (n, k) each. */
 interface PassInputs {
   readonly base: Matrix
-  /** What A sees. */
+  /** The input of A. */
   readonly branch: Matrix
   /** x' for W, with dropout; undefined where that is `base`. */
   readonly dropped?: Matrix | undefined
 }
 
-/** What the forward pass leaves for the one back. */
+/** Values of the forward pass that the backward pass needs. */
 export interface Tape extends ChangeTape {
   readonly branch: Matrix
   /** A sees what W sees. */
   readonly isShared: boolean
 }
 
-/** What {@link addChange} leaves for {@link changeGradients}. */
+/** Values of {@link addChange} that {@link changeGradients} needs. */
 export interface ChangeTape {
   /** There was dropout: x' is not x. */
   readonly hasDropped: boolean
@@ -140,7 +140,7 @@ export function backwardPass(weights: PassWeights, tape: Tape, dy: Matrix): Pass
   }
 }
 
-/** What goes back through addChange. */
+/** Gradients that go back through addChange. */
 interface ChangeGradients extends Pick<PassGradients, 'weightB' | 'magnitude' | 'biasB'> {
   /** To what the magnitude multiplies (n, d); dY itself where there is none. */
   readonly adapted: Matrix

@@ -9,7 +9,7 @@ export type LayerRanges = readonly (readonly [start: number, end: number])[]
 /** More layers than any model has; a larger number only costs memory. */
 export const MAX_REPLICATED_LAYERS = 65536
 
-/** Where PEFT looks for the layers: Llama's and what is like it, BERT's, Falcon's. */
+/** Names under which PEFT looks for the layers: Llama's and similar ones, BERT's, Falcon's. */
 const LAYER = /^((?:model\.)*layers|(?:model\.)*(?:bert\.)?encoder\.layer|(?:model\.)*h)\.(\d+)(?=\.|$)/
 
 /** Ranges that are not empty, and not too many layers together. */

@@ -1,4 +1,4 @@
-// What is refused by name where only some adapters are handled: kinds of parts, vectors beside the factors, settings of the config.
+// Refusals by name where only some adapters are handled: kinds of parts, vectors beside the factors, settings of the config.
 
 import { UnsupportedError } from '../base/errors.js'
 import type { LoraConfig } from './config.js'
@@ -8,7 +8,7 @@ import { type PartKind, type PartView, tensorsOf } from './part.js'
 /** Something that code can handle: a kind of parts, or a vector that parts have beside their factors. */
 export type Handled = PartKind | 'magnitude' | 'biasB'
 
-/** What adapters can have where their base is a graph: in sessions, and in merges. */
+/** Parts and vectors that adapters can have where their base is a graph: in sessions, and in merges. */
 export const GRAPH_PARTS: readonly Handled[] = [
   'linear',
   'magnitude',

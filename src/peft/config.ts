@@ -101,7 +101,7 @@ function peftInit(init: Init): unknown {
   return init === 'random' ? false : init.replaceAll('-', '_')
 }
 
-/** What an adapter_config.json says. */
+/** The content of an adapter_config.json. */
 interface ParsedConfig {
   readonly config: LoraConfig
   /** An UnsupportedError for each field whose meaning is not implemented. */

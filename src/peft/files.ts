@@ -11,13 +11,13 @@ import {
 import { CONFIG_FILE } from './file-names.js'
 
 const WEIGHTS_FILE = 'adapter_model.safetensors'
-/** What PEFT wrote before 0.6, and since then with safe_serialization=False. */
+/** The weights of PEFT before 0.6, and since then with safe_serialization=False. */
 const TORCH_FILE = 'adapter_model.bin'
 
 /** A config that lists thousands of modules by full name has a few hundred kB; more is no config. */
 const MAX_CONFIG_BYTES = 16_000_000
 
-/** Where an adapter is: in the folder itself, or in one of the folders inside. */
+/** The place of an adapter: the folder itself, or one of the folders inside. */
 interface AdapterFolder {
   readonly directory: Directory
   /** '' or `NAME/` */

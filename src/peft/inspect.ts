@@ -1,4 +1,4 @@
-// What an adapter holds, in numbers: for `lowrank inspect` and for anyone who wants to know before merging.
+// The content of an adapter in numbers: for `lowrank inspect` and for anyone who wants to know before merging.
 
 import type { Directory } from '../base/bytes.js'
 import { decodeWeights, type FloatDtype, isFiniteStored, isWeightDtype, type TensorDtype } from '../base/dtype.js'
@@ -43,7 +43,7 @@ export interface LayerReport extends Spectrum {
   normB: number
   /** ‖s·B·A‖, Frobenius. */
   normDelta: number
-  /** Whether the layer has a DoRA magnitude. */
+  /** True if the layer has a DoRA magnitude. */
   hasMagnitude: boolean
   /** B has a bias. */
   hasBias: boolean
@@ -208,7 +208,7 @@ function replacementReport(part: Extract<OpenPart, { kind: 'replacement' | 'toke
   return { name: `${part.module}.weight`, dtype, shape, rows: part.indices.length }
 }
 
-/** What the adapter changes, as far as the report tells kinds apart. */
+/** The parts of a report, with the module that each changes. */
 function partsOf({ layers, replacements }: ReportedParts): NamedPart[] {
   return [
     ...layers.map(({ name, kind }) => ({ name, kind, module: kind === 'parameter' ? moduleOf(name) : name })),

@@ -24,7 +24,7 @@ const SAVED_WEIGHT = '.modules_to_save.weight'
 /** The module that the trained one stands in for. Its bias PEFT still saves with bias "all". */
 const ORIGINAL = /\.original_module\.(?=(?:.+\.)?weight$)/
 
-/** Where a state dict has an adapter's name: after the part before it, and before the part after it. */
+/** Keys of a state dict that hold an adapter's name, which is the second group: the others are the text around it. */
 const NAMED: readonly RegExp[] = [
   /^(.+\.lora_[AB])\.([^.]+)(\.(?:weight|bias))$/s,
   /^(.+\.lora_embedding_[AB])\.([^.]+)()$/s,
@@ -175,7 +175,7 @@ export function withoutPrefix(key: string): string | undefined {
   return key.startsWith(KEY_PREFIX) ? key.slice(KEY_PREFIX.length) : undefined
 }
 
-/** By name, with numbers as numbers. */
+/** Entries sorted by name, with numbers as numbers. */
 export function sortedByName<T>(map: ReadonlyMap<string, T>): [string, T][] {
   const order = new Intl.Collator('en', { numeric: true })
   return [...map].sort(([a], [b]) => order.compare(a, b))

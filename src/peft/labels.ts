@@ -1,4 +1,4 @@
-// What the logits of an adapter's head mean. PEFT has no place for it. lowrank keeps it in the metadata of the weights' file, which PEFT
+// The meaning of the logits of an adapter's head. PEFT has no place for it. lowrank keeps it in the metadata of the weights' file, which PEFT
 // leaves unread, so that labels and weights cannot be separated.
 
 import { type LoraAdapter, PROBLEM_TYPES, type ProblemType } from '../lora/adapter.js'
@@ -10,7 +10,7 @@ export type Meaning = Pick<LoraAdapter, 'labels' | 'problemType'>
 const LABELS = 'labels'
 const PROBLEM_TYPE = 'problem_type'
 
-/** What a file's metadata tells, and a note on each member that cannot be read. */
+/** The meaning that a file's metadata tells, and a note on each member that cannot be read. */
 export function readMeaning(metadata: Readonly<Record<string, string>>): Meaning & { notes: readonly string[] } {
   const member = (name: string) => (Object.hasOwn(metadata, name) ? metadata[name] : undefined)
   const labels = listOf(member(LABELS))

@@ -3,7 +3,7 @@
 
 import type { LoraConfig } from '../lora/config.js'
 
-/** What a card tells. */
+/** The facts of a card. */
 export interface CardParts {
   /** The adapter's folder. */
   readonly folder: string
@@ -17,9 +17,9 @@ export interface CardParts {
   readonly data: readonly string[]
   /** Names of the data that the metrics are of. */
   readonly evalData: readonly string[]
-  /** Where that is a part of the data which was not trained on: how large a part. */
+  /** The share of the data that was kept for evaluation, if the metrics are of such a share. */
   readonly evalShare: number | undefined
-  /** What the evaluation of the saved weights gave. */
+  /** Results of the evaluation of the saved weights. */
   readonly metrics: Readonly<Record<string, number>>
   /** Settings of the run, as a list shows them. */
   readonly settings: Readonly<Record<string, unknown>>

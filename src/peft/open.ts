@@ -4,13 +4,12 @@
 import { type Directory, MemorySource, readThere } from '../base/bytes.js'
 import { encodeWeights, type FloatDtype, isFiniteStored, isFloatDtype } from '../base/dtype.js'
 import type { LowrankError } from '../base/errors.js'
-import { isAllFinite, type Matrix, type Tensor } from '../base/tensor.js'
+import { isAllFinite, type Tensor } from '../base/tensor.js'
 import { readTensorF32 } from '../formats/safetensors.js'
 import { type AdapterPart, LoraAdapter } from '../lora/adapter.js'
 import type { LoraConfig } from '../lora/config.js'
 import { notFinite } from '../lora/factors.js'
-import type { StoredTensor } from '../lora/kinds/stored.js'
-import { tensorsOf } from '../lora/part.js'
+import { type StoredTensor, tensorsOf } from '../lora/part.js'
 import { requireOwnLayers, requireUnchangedBase } from '../lora/requirements.js'
 import { readChatTemplate } from './chat-template.js'
 import { parsePeftConfig } from './config.js'
@@ -33,7 +32,7 @@ export interface OpenAdapter {
   readonly chatTemplate: string | undefined
   /** Names of tensors that nothing claims. */
   readonly unclaimed: readonly string[]
-  /** What is wrong with config and tensors; empty unless it was opened with `isTolerant`. */
+  /** Problems with config and tensors; empty unless it was opened with `isTolerant`. */
   readonly problems: readonly LowrankError[]
   /** The sound parts. Those of a folder: layers, then experts, replaced tensors and rows of tokens; each group by name. */
   parts(): readonly OpenPart[]
@@ -209,30 +208,18 @@ function commonDtype(part: OpenPart): FloatDtype {
 
 /** Reads a part's tensors from their file, and adds it to an adapter in memory. */
 async function addPart(adapter: LoraAdapter, part: OpenPart): Promise<void> {
-  const { name } = part
-  if (part.kind === 'replacement') {
-    const { isTrained, key } = part
-    adapter.addReplacement(name, await readStored(part.tensors.weight), { isTrained, key })
-    return
-  }
-  if (part.kind === 'token-rows') {
-    adapter.addTokenRows(part.module, part.indices, await readStored(part.tensors.weight))
+  if (part.kind === 'replacement' || part.kind === 'token-rows') {
+    adapter.addPart({ ...part, tensors: { weight: await readStored(part.tensors.weight) } })
     return
   }
   const { weightA, weightB, magnitude, biasB } = part.tensors
-  const factors = [await readFactor(weightA), await readFactor(weightB)] as const
-  const matrices = factors.map(({ data, shape }): Matrix => ({ data, shape: [shape[0], shape[1]] }))
-  const vectors = {
-    magnitude: magnitude && (await readFactor(magnitude)).data,
-    biasB: biasB && (await readFactor(biasB)).data,
+  const tensors = {
+    weightA: await readFactor(weightA),
+    weightB: await readFactor(weightB),
+    magnitude: magnitude && (await readFactor(magnitude)),
+    biasB: biasB && (await readFactor(biasB)),
   }
-  const add = {
-    linear: () => adapter.addFactors(name, matrices[0], matrices[1], vectors),
-    embedding: () => adapter.addEmbedding(name, matrices[0], matrices[1], vectors),
-    convolution: () => adapter.addConvolution(name, ...factors, vectors),
-    parameter: () => adapter.addExperts(name, matrices[0], matrices[1]),
-  }
-  add[part.kind]().dtype = commonDtype(part)
+  adapter.addPart({ ...part, tensors, dtype: commonDtype(part) })
 }
 
 /** A factor or a vector as f32. Throws NumericError when a value is not finite, and FileError. */

@@ -12,7 +12,7 @@ import type { AdapterTensor } from './keys.js'
 
 const WRAPPED = '.base_layer'
 
-/** What was found under one key. */
+/** The tensors under one key. */
 interface FoundFactors {
   readonly tensors: Readonly<Partial<Record<string, AdapterTensor>>>
 }
@@ -50,7 +50,7 @@ function registrationOrder(parameters: readonly string[], where: string): readon
   return [...parameters].sort((a, b) => REGISTRATION_ORDER.indexOf(a) - REGISTRATION_ORDER.indexOf(b))
 }
 
-/** What parameters' factors are called after, the earliest registered one first: the module with `.base_layer`s. */
+/** Names that PEFT gives to the factors of a module's parameters, the earliest registered one first: the module with `.base_layer`s. */
 function wrappedNames(module: string, count: number): string[] {
   return Array.from({ length: count }, (_, i) => module + WRAPPED.repeat(count - 1 - i))
 }

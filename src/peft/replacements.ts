@@ -11,14 +11,14 @@ import { CONFIG_FILE } from './file-names.js'
 import { type AdapterTensor, KEY_PREFIX, sortedByName, withoutPrefix } from './keys.js'
 import { isHeadModule } from './tied.js'
 
-/** What tensors are judged by. */
+/** The config that tensors are compared with. */
 export interface ClaimContext {
   readonly config: LoraConfig
   /** The file's name, for messages. */
   readonly file: string
 }
 
-/** What {@link claimOthers} finds: replaced tensors, then rows, each sorted by name with numbers as numbers. */
+/** Result of {@link claimOthers}: replaced tensors, then rows, each sorted by name with numbers as numbers. */
 interface ClaimedOthers {
   readonly parts: readonly (ReplacementView<AdapterTensor> | TokenRowsView<AdapterTensor>)[]
   /** Names of tensors that nothing claims. */
@@ -63,7 +63,7 @@ export function claimOthers(rest: readonly AdapterTensor[], found: FoundKinds, c
   for (const info of rest) {
     const key = withoutPrefix(info.name)
     if (key?.endsWith(ROWS_SUFFIX) && key !== ROWS_SUFFIX) {
-      // What PEFT writes for an empty list of tokens.
+      // PEFT writes this for an empty list of tokens.
       if (config.trainableTokenIndices === undefined && info.shape[0] === 0) continue
       const module = key.slice(0, -ROWS_SUFFIX.length)
       const { value: indices, problems: wrong } = attempt(() => tokensOf(module, info, context))
@@ -133,7 +133,7 @@ function replacementOrigin(
 }
 
 /**
- * What to write as modules_to_save: the config's own, and the modules of replaced tensors that a reader would not take for what they
+ * The modules_to_save to write: the config's own, and the modules of replaced tensors that a reader would not take for what they
  * are without, as those of a new head.
  */
 export function savedModules(adapter: LoraAdapter): readonly string[] {

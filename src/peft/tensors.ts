@@ -19,7 +19,7 @@ export type OpenPart = PartView<AdapterTensor>
 /** The tensors of one adapted module; a convolution's magnitude is (1, d, 1…). */
 type LayerPart = FactorView<AdapterTensor>
 
-/** What a file holds, part by part, and what is wrong with it. */
+/** The parts of a file, and the problems with its tensors. */
 interface ClaimedTensors {
   /** Layers, then experts, replaced tensors and rows of tokens; each group by name, with numbers as numbers. */
   readonly parts: readonly OpenPart[]

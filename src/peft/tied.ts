@@ -6,7 +6,7 @@ import { targetMatcher } from '../lora/patterns/patterns.js'
 
 const HEADS = /(^|\.)((generator_)?lm_head|lm_head\.decoder|embed_out|predictions\.decoder|vocab_projector)$/
 
-/** Whether a module is an output embedding, by the names that transformers gives them. */
+/** True if a module is an output embedding, by the names that transformers gives them. */
 export function isHeadModule(module: string): boolean {
   return HEADS.test(module)
 }

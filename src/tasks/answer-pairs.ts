@@ -4,7 +4,7 @@
 import { DataError } from '../base/errors.js'
 import { isObject } from '../base/options.js'
 import { type Chat, type ChatMessage, parseChat } from '../text/chat.js'
-import type { ParsedRecord } from '../text/records.js'
+import { fieldsOf, type ParsedRecord } from '../text/records.js'
 
 /** A row of data: each answer with its prompt. */
 export interface AnswerPair {
@@ -59,7 +59,7 @@ function textsOf({ prompt, chosen, rejected }: Fields, where: string): ParsedRec
   })
 }
 
-/** Where texts part; a space before that place belongs to the answers. Of equal texts, the last letter is the answer, as in TRL. */
+/** The place where two texts part; a space before it belongs to the answers. If the texts are equal, the last letter is the answer, as in TRL. */
 function sharedText([a, b]: readonly string[]): number {
   const most = Math.min(a.length, b.length) - 1
   let length = 0
@@ -92,7 +92,7 @@ function sharedMessages([a, b]: readonly (readonly ChatMessage[])[]): number {
   return count
 }
 
-/** Whether an assistant says or calls something. */
+/** True for an assistant's message that says or calls something. */
 function isSaid({ role, content = '', tool_calls = [] }: ChatMessage): boolean {
   return role === 'assistant' && (content.trim() !== '' || tool_calls.length > 0)
 }
@@ -104,10 +104,4 @@ function noPrompt(kind: 'texts' | 'messages', where: string): DataError {
     expected:
       kind === 'texts' ? 'the same beginning, or a field "prompt"' : 'the same first messages, or a field "prompt"',
   })
-}
-
-function fieldsOf(record: Fields): string {
-  const kindOf = (value: unknown) => (value === null ? 'null' : Array.isArray(value) ? 'list' : typeof value)
-  const fields = Object.entries(record).map(([name, value]) => `"${name}" (${kindOf(value)})`)
-  return fields.slice(0, 8).join(', ') || 'no fields'
 }

@@ -9,13 +9,14 @@ import { findLinears, logitsName } from '../graph/match/linears.js'
 import { type Model, requireTokenizer } from '../graph/model-folder.js'
 import type { ProbedShape } from '../graph/shapes/shapes.js'
 import type { ObjectiveGraph } from '../graph/training/objective-graph.js'
+import { RECORDS, separateRecords } from '../graph/training/separate-records.js'
 import type { Value } from '../graph/view/builder.js'
 import { type Graph, readGraph } from '../graph/view/graph.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 import { type Chat, chatOf } from '../text/chat.js'
 import { encodeChat } from '../text/chat-encode.js'
 import { ExampleStore } from '../text/example-store.js'
-import type { PackedExample } from '../text/packed-examples.js'
+import { type PackedExample, PackedExamples } from '../text/packed-examples.js'
 import {
   checkVocabulary,
   countTargets,
@@ -37,9 +38,8 @@ import {
   targetsLength,
   tokenMetrics,
 } from './next-tokens.js'
-import type { PackedTexts } from './packed-texts.js'
 import type { EncodeContext, Encoded, OpenTask, Task } from './task.js'
-import { attentionMask, PROBE_BATCHES, padded, tokenLengths } from './token-batch.js'
+import { PROBE_BATCHES, padded, tokenBatch, tokenLengths } from './token-batch.js'
 
 export const causalLm: Task<ParsedRecord, Example> = {
   name: 'causal-lm',
@@ -99,9 +99,9 @@ export const causalLm: Task<ParsedRecord, Example> = {
 
   makeList: () => new ExampleStore(),
 
-  pack: async (examples, length) => new (await import('./packed-texts.js')).PackedTexts(examples, length),
+  pack: (examples, length) => new PackedTexts(examples, length),
 
-  open: (model, examples) => new CausalLm(model, 'separate' in examples ? (examples as PackedTexts) : undefined),
+  open: (model, examples) => new CausalLm(model, examples instanceof PackedTexts ? examples : undefined),
 }
 
 function encode(record: ParsedRecord, context: EncodeContext): Encoded<Example> {
@@ -150,10 +150,20 @@ function encodeTurns(chat: Chat, template: ChatTemplate, context: EncodeContext,
   return { examples, isTruncated: isShortened || lostAnswers > 0, notes }
 }
 
+/** Texts that share rows, and what keeps them apart in the graph. */
+export class PackedTexts extends PackedExamples {
+  readonly separate = separateRecords
+
+  /** @param records the record of each token, from 1 on */
+  feeds(records: Int32Array, dims: readonly number[]): Feeds {
+    return { [RECORDS]: { type: 'int32', data: records, dims } }
+  }
+}
+
 class CausalLm implements OpenTask<Example> {
   readonly probe: OpenTask['probe']
   readonly #model: Model
-  /** Where rows hold several records. */
+  /** The packed examples, if rows hold several records. */
   readonly #packed: PackedTexts | undefined
   readonly #inputs: ReturnType<typeof tokenInputs>
 
@@ -191,10 +201,7 @@ class CausalLm implements OpenTask<Example> {
     )
     return {
       ...this.#feeds({
-        batch: examples.length,
-        sequence: length,
-        inputIds: padded(ids, length, this.#model.padTokenId),
-        attentionMask: attentionMask(ids, length),
+        ...tokenBatch(ids, length, this.#model.padTokenId),
         ...(this.#packed && recordsOf(examples, length)),
       }),
       ...targetFeeds(labels, length),

@@ -1,11 +1,11 @@
 // How well labels are predicted: accuracy, the F1 score of each label and their mean (scikit-learn's `macro`), and the area under the curve.
 
-/** Of one label a record. */
+/** Metrics of predicted labels. */
 export interface LabelMetrics {
   readonly accuracy: number
   /** The mean over the labels that are there or predicted. */
   readonly f1: number
-  /** By number of the label; NaN for one that is neither there nor predicted. */
+  /** F1 score of each label; NaN for one that is neither there nor predicted. */
   readonly scores: readonly number[]
 }
 
@@ -20,7 +20,7 @@ export function classificationMetrics(truth: readonly number[], predicted: reado
 }
 
 /**
- * Of any number of labels a record: `accuracy` counts records whose labels are all right.
+ * Metrics of records with any number of labels: `accuracy` counts records whose labels are all right.
  *
  * @param truth numbers of the labels of each record; `predicted` likewise
  */

@@ -10,7 +10,7 @@ export interface Vectors {
 /** A loss, the mean over the examples, and its gradient by each vector. */
 export interface VectorLoss {
   readonly loss: number
-  /** By group of vectors, as they were given. */
+  /** One for each group of vectors, in the given order. */
   readonly gradients: Float32Array[]
 }
 

@@ -16,7 +16,7 @@ import { type AnswerPair, parseAnswerPair } from './answer-pairs.js'
 import { causalLm, checkAllTokens, checkWidth, targetFeeds } from './causal-lm.js'
 import { chooseTargets, PROBED_TARGETS, probeTargets, targetsLength } from './next-tokens.js'
 import type { EncodeContext, Encoded, OpenTask, Task } from './task.js'
-import { attentionMask, ownLength, PROBE_BATCHES, padded, tokenLengths } from './token-batch.js'
+import { ownLength, PROBE_BATCHES, padded, tokenBatch, tokenLengths } from './token-batch.js'
 
 /** A tokenized row: each answer behind its prompt. The tokens of the answer are the labels. */
 export interface AnswerExample {
@@ -45,7 +45,7 @@ const REFERENCE = 'loss/reference'
 /** Sequences of a pair. */
 const SIDES = 2
 
-/** Of the chosen and the rejected answer, two numbers: ln(probability), or a reward. */
+/** Two numbers, for the chosen and the rejected answer: ln(probability), or a reward. */
 type Two = readonly [chosen: number, rejected: number]
 
 export const dpo: Task<AnswerPair, AnswerExample, DpoOptions> = {
@@ -129,7 +129,7 @@ class Dpo implements OpenTask<AnswerExample> {
   readonly #beta: number
   readonly #smoothing: number
   readonly #inputs: ReturnType<typeof tokenInputs>
-  /** What ln(probability) was before the first step. */
+  /** ln(probability) before the first step. */
   readonly #references = new WeakMap<AnswerExample, Two>()
 
   constructor(model: Model, { beta = 0.1, labelSmoothing = 0 }: DpoOptions) {
@@ -189,7 +189,7 @@ class Dpo implements OpenTask<AnswerExample> {
     const labels = sides.map((side) => side.labels)
     const rows = labels.flatMap((own, row) => Array<number>(countTargets(own)).fill(row))
     const references = examples.map((example) => {
-      // Where none is known, it is being computed.
+      // A reference that is not known is being computed.
       const [chosen, rejected] = this.#references.get(example) ?? [Number.NaN, Number.NaN]
       return chosen - rejected
     })
@@ -238,12 +238,7 @@ class Dpo implements OpenTask<AnswerExample> {
 
   #feeds(texts: readonly Int32Array[], length: number): Feeds {
     const batch = texts.length
-    const tokens = {
-      batch,
-      sequence: length,
-      inputIds: padded(texts, length, this.#model.padTokenId),
-      attentionMask: attentionMask(texts, length),
-    }
+    const tokens = tokenBatch(texts, length, this.#model.padTokenId)
     return { ...this.#inputs.feeds(tokens), ...this.#inputs.emptyCache(batch) }
   }
 }

@@ -4,18 +4,18 @@
 import { ConfigError, DataError, UnsupportedError } from '../base/errors.js'
 import { numberKind, type OptionTable, oneOf } from '../base/options.js'
 import { type EncoderInputs, encoderInputs } from '../graph/inputs/tokens.js'
-import { type Model, requireTokenizer } from '../graph/model-folder.js'
+import type { Model } from '../graph/model-folder.js'
 import type { Pooling } from '../graph/sentence-modules.js'
 import type { ObjectiveGraph } from '../graph/training/objective-graph.js'
 import type { Value } from '../graph/view/builder.js'
 import { readGraph } from '../graph/view/graph.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
-import { checkVocabulary } from '../text/records.js'
+import { fieldsOf } from '../text/records.js'
 import { cosineLoss, cosineOf, inBatchLoss, tripletLoss, type VectorLoss, type Vectors } from './contrastive.js'
 import { appendPooling, poolingOf, tokenVectors } from './pooling.js'
 import { retrievalMetrics, spearman } from './ranking-metrics.js'
 import type { Examples, OpenTask, StepRun, Task } from './task.js'
-import { attentionMask, PROBE_BATCHES, padded, tokenLengths } from './token-batch.js'
+import { type EncodedTexts, encodeTexts, PROBE_BATCHES, tokenBatch, tokenLengths } from './token-batch.js'
 
 /** A row of data. */
 export interface RelatedTexts {
@@ -27,7 +27,7 @@ export interface RelatedTexts {
 
 /** A tokenized row. */
 export interface RelatedExample {
-  readonly texts: readonly { readonly ids: Int32Array; readonly typeIds: Int32Array }[]
+  readonly texts: readonly Omit<EncodedTexts, 'isTruncated'>[]
   readonly score: number | undefined
 }
 
@@ -35,9 +35,9 @@ export interface RelatedExample {
 export interface EmbeddingOptions {
   /** Default: cosine where rows have scores, else in-batch. */
   readonly loss?: 'in-batch' | 'cosine' | 'triplet' | undefined
-  /** What cosines are divided by in the loss in-batch. Default 0.05. */
+  /** Divisor of the cosines in the loss in-batch. Default 0.05. */
   readonly temperature?: number | undefined
-  /** By how much a partner has to be nearer than the negative, in the loss triplet. Default 0.2. */
+  /** Distance that the loss triplet asks for between partner and negative. Default 0.2. */
   readonly margin?: number | undefined
 }
 
@@ -92,18 +92,12 @@ export const embedding: Task<RelatedTexts, RelatedExample, EmbeddingOptions> = {
   parse: parseRelatedTexts,
 
   encode({ texts, score }, { model, maxLength }) {
-    const tokenizer = requireTokenizer(model)
     const limit = Math.min(maxLength, model.sentence.maxLength ?? Number.POSITIVE_INFINITY)
-    const encoded = texts.map((text) => tokenizer.encodeTexts(text, undefined, limit))
-    for (const { ids } of encoded) checkVocabulary(ids, { tokenizer, vocabularySize: model.vocabularySize })
-    const example = {
-      texts: encoded.map(({ ids, typeIds }) => ({ ids: Int32Array.from(ids), typeIds: Int32Array.from(typeIds) })),
-      score,
-    }
-    return { examples: [example], isTruncated: encoded.some(({ isTruncated }) => isTruncated) }
+    const encoded = texts.map((text) => encodeTexts(model, text, undefined, limit))
+    return { examples: [{ texts: encoded, score }], isTruncated: encoded.some(({ isTruncated }) => isTruncated) }
   },
 
-  tokens: ({ texts: [{ ids }] }) => ({ ids, counts: () => false }),
+  tokens: ({ texts: [{ inputIds: ids }] }) => ({ ids, counts: () => false }),
 
   open: (model, examples, options = {}) => new Embedding(model, examples, options),
 }
@@ -120,7 +114,7 @@ function parseRelatedTexts(row: unknown, where: string): RelatedTexts {
       hint: 'If the fields have other names, give them with columns: { text: …, textPair: … }',
     })
   const names = FIELDS.find(([first, second]) => first in record && second in record)
-  if (names === undefined) throw refuse('no pair of texts', Object.keys(record).join(', ') || 'no fields')
+  if (names === undefined) throw refuse('no pair of texts', fieldsOf(record))
   const fields = [...names, ...(record.negative === undefined || record.negative === null ? [] : ['negative'])]
   const texts = fields.map((name) => record[name])
   const bad = texts.findIndex((text) => typeof text !== 'string' || text.trim() === '')
@@ -168,27 +162,21 @@ class Embedding implements OpenTask<RelatedExample> {
   }
 
   cost({ texts }: RelatedExample): number {
-    return Math.max(...texts.map(({ ids }) => ids.length))
+    return Math.max(...texts.map(({ inputIds }) => inputIds.length))
   }
 
   collate(examples: readonly RelatedExample[], length: number): Feeds {
     for (const example of examples) this.#check(example)
     const all = Array.from({ length: this.#count }, (_, i) => examples.map(({ texts }) => texts[i])).flat()
     return this.#feeds(
-      all.map(({ ids }) => ids),
-      all.map(({ typeIds }) => typeIds),
+      all.map(({ inputIds }) => inputIds),
+      all.map(({ tokenTypeIds }) => tokenTypeIds),
       length,
     )
   }
 
   #feeds(ids: readonly Int32Array[], types: readonly Int32Array[], length: number): Feeds {
-    return this.#inputs.feeds({
-      batch: ids.length,
-      sequence: length,
-      inputIds: padded(ids, length, this.#model.padTokenId),
-      attentionMask: attentionMask(ids, length),
-      tokenTypeIds: padded(types, length, 0),
-    })
+    return this.#inputs.feeds(tokenBatch(ids, length, this.#model.padTokenId, types))
   }
 
   normalizer(examples: readonly RelatedExample[]): number {
@@ -196,7 +184,10 @@ class Embedding implements OpenTask<RelatedExample> {
   }
 
   content({ texts, score }: RelatedExample): (Int32Array | Uint8Array)[] {
-    return [...texts.flatMap(({ ids, typeIds }) => [ids, typeIds]), new TextEncoder().encode(String(score))]
+    return [
+      ...texts.flatMap(({ inputIds, tokenTypeIds }) => [inputIds, tokenTypeIds]),
+      new TextEncoder().encode(String(score)),
+    ]
   }
 
   /** The vectors of each example's texts. */
@@ -291,9 +282,9 @@ function vectorsIn(outputs: Readonly<Record<string, RuntimeTensor>>): RuntimeTen
   return Object.values(outputs).find(({ dims }) => dims.length === 2)!
 }
 
-/** Whether a candidate is the same text as the one that is looked for, or as the one that looks. */
+/** Tells whether a candidate is the same text as the partner that is looked for, or as the text itself. */
 function sameTexts(examples: readonly RelatedExample[]): (text: number, candidate: number) => boolean {
-  const key = ({ ids }: RelatedExample['texts'][number]) => ids.join()
+  const key = ({ inputIds }: RelatedExample['texts'][number]) => inputIds.join()
   const texts = examples.map(({ texts: [first] }) => key(first))
   const partners = examples.map(({ texts: [, second] }) => key(second))
   const candidates = [

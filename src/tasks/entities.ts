@@ -8,14 +8,14 @@ export interface TaggedRange {
   readonly end: number
 }
 
-/** What a tag says: O is outside of entities; a tag without a prefix continues the same one before it. */
+/** Splits a tag: O is outside of entities; a tag without a prefix continues the same one before it. */
 function partsOf(tag: string): { prefix: string; type: string } {
   if (tag === 'O') return { prefix: 'O', type: '' }
   const match = /^([BIES])-(.*)$/s.exec(tag)
   return match === null ? { prefix: 'I', type: tag } : { prefix: match[1], type: match[2] }
 }
 
-/** Whether a tag is one of a scheme for entities. */
+/** True for a tag of a scheme for entities. */
 export function isEntityTag(tag: string): boolean {
   return /^[BIES]-./s.test(tag)
 }

@@ -77,7 +77,7 @@ function deberta(config: Config): HeadForm | undefined {
   return (config.pooler_hidden_act ?? 'gelu') === 'gelu' ? pooled('deberta', 'pooler.dense', 'Gelu') : undefined
 }
 
-/** By model_type, as transformers has them for sequence classification. */
+/** Heads of transformers for sequence classification, by model_type. */
 const TEXT_FORMS: Forms = {
   ...DECODER_FORMS,
   albert: () => pooled('albert', 'albert.pooler', 'Tanh'),
@@ -93,7 +93,7 @@ const TEXT_FORMS: Forms = {
   'xlm-roberta': () => dense('roberta', 'Tanh'),
 }
 
-/** By model_type, as transformers has them for token classification. */
+/** Heads of transformers for token classification, by model_type. */
 const TOKEN_FORMS: Forms = {
   albert: () => words('albert'),
   bert: () => words('bert'),
@@ -114,60 +114,45 @@ function pictures(encoder: string, architecture: string, rows: HeadForm['rows'] 
   return { encoder, rows, layers, modulesToSave: ['classifier'], architecture: `${architecture}ForImageClassification` }
 }
 
-/** By model_type, as transformers has them for image classification. */
+/** Heads of transformers for image classification, by model_type. */
 const IMAGE_FORMS: Forms = {
   deit: () => pictures('deit', 'DeiT'),
   dinov2: () => pictures('dinov2', 'Dinov2', 'first-and-mean'),
   vit: () => pictures('vit', 'ViT'),
 }
 
-/** The head that this type of model has for labels of texts, or that its graph has; undefined where neither is known. */
-export function findTextHead(base: HeadBase): HeadForm | undefined {
-  return findForm(TEXT_FORMS, base) ?? headInGraph(base, 'first')
+/** The heads of each kind of inputs: by type of model, and the rows of a head that only the graph knows. */
+const KINDS = {
+  text: { forms: TEXT_FORMS, rows: 'first', task: 'text-classification' },
+  token: { forms: TOKEN_FORMS, rows: 'all', task: 'token-classification' },
+  image: { forms: IMAGE_FORMS, rows: 'first', task: 'image-classification' },
+} as const
+
+/** Inputs that get labels: whole texts, the words of a text, or pictures. */
+export type HeadKind = keyof typeof KINDS
+
+/** The head that this type of model has for labels, or that its graph has; undefined if neither is known. */
+export function findHead(kind: HeadKind, base: HeadBase): HeadForm | undefined {
+  if (kind === 'image' && !takesImages(base.graph)) return undefined
+  const forms: Forms = KINDS[kind].forms
+  const type = String(base.config.model_type)
+  return (Object.hasOwn(forms, type) ? forms[type](base.config) : undefined) ?? headInGraph(base, KINDS[kind].rows)
 }
 
-/** The same for labels of words. */
-export function findTokenHead(base: HeadBase): HeadForm | undefined {
-  return findForm(TOKEN_FORMS, base) ?? headInGraph(base, 'all')
-}
-
-/** The same for labels of pictures. */
-export function findImageHead(base: HeadBase): HeadForm | undefined {
-  if (!takesImages(base.graph)) return undefined
-  return findForm(IMAGE_FORMS, base) ?? headInGraph(base, 'first')
-}
-
-/** @throws UnsupportedError where the head is not known */
-export function textHead(base: HeadBase): HeadForm {
-  return findTextHead(base) ?? refuse(base, TEXT_FORMS, 'text-classification')
-}
-
-/** @throws UnsupportedError where the head is not known */
-export function tokenHead(base: HeadBase): HeadForm {
-  return findTokenHead(base) ?? refuse(base, TOKEN_FORMS, 'token-classification')
-}
-
-/** @throws UnsupportedError where the head is not known */
-export function imageHead(base: HeadBase): HeadForm {
-  return findImageHead(base) ?? refuse(base, IMAGE_FORMS, 'image-classification')
-}
-
-function findForm(forms: Forms, { config }: HeadBase): HeadForm | undefined {
-  const type = String(config.model_type)
-  return Object.hasOwn(forms, type) ? forms[type](config) : undefined
+/** @throws UnsupportedError if the head is not known */
+export function requireHead(kind: HeadKind, base: HeadBase): HeadForm {
+  const found = findHead(kind, base)
+  if (found !== undefined) return found
+  throw new UnsupportedError({
+    where: 'model_type',
+    what: 'the head that this type of model has for classification is not known',
+    expected: Object.keys(KINDS[kind].forms).join(', '),
+    got: String(base.config.model_type),
+    hint: `Export the model with its head: optimum-cli export onnx --task ${KINDS[kind].task}`,
+  })
 }
 
 function headInGraph({ linears }: HeadBase, rows: HeadForm['rows']): HeadForm | undefined {
   const head = linears.find(({ name, isHead }) => isHead && /^(classifier|score)$/.test(name))
   return head && { encoder: '', rows, layers: [{ module: head.name }], modulesToSave: [head.name] }
-}
-
-function refuse({ config }: HeadBase, forms: Forms, task: string): never {
-  throw new UnsupportedError({
-    where: 'model_type',
-    what: 'the head that this type of model has for classification is not known',
-    expected: Object.keys(forms).join(', '),
-    got: String(config.model_type),
-    hint: `Export the model with its head: optimum-cli export onnx --task ${task}`,
-  })
 }

@@ -12,7 +12,7 @@ import { appendPooling } from './pooling.js'
  */
 export type HeadRows = 'first' | 'last' | 'mean' | 'all' | 'first-and-mean'
 
-/** What the first of some layers of a head computes with. */
+/** The input of the first of some layers of a head. */
 export interface HeadInput {
   /** (batch, sequence, k); (n, k) where the rows are `given` */
   readonly value: Value

@@ -19,7 +19,7 @@ export interface HeadLayer {
   readonly kind?: 'linear' | 'norm'
   /** Default true. */
   readonly hasBias?: boolean
-  /** What a norm adds to the variance. */
+  /** The small number that a norm adds to the variance. */
   readonly epsilon?: number
   readonly activation?: 'Tanh' | 'Relu' | 'Gelu'
 }
@@ -33,7 +33,7 @@ export interface HeadForm {
   readonly padTokenId?: number | undefined
   /** From the hidden states on. */
   readonly layers: readonly HeadLayer[]
-  /** What PEFT is told to save whole. */
+  /** Modules that PEFT is told to save whole. */
   readonly modulesToSave: readonly string[]
   /** transformers' class of the whole, where PEFT's task_type does not tell it. */
   readonly architecture?: string
@@ -99,7 +99,7 @@ export function headInput(form: HeadForm, graph: Graph, [{ module }]: readonly H
   return value === undefined ? undefined : { value, rows, padTokenId }
 }
 
-/** What goes into a head that the graph has. */
+/** The input of a head that the graph has. */
 function ownInput({ rows, padTokenId }: HeadForm, graph: Graph, value: Value): HeadInput {
   // Exports of decoders choose among the logits of all tokens; a head that a merge has appended chooses first.
   if (rows === 'last' && !rowsAreChosen(graph, value)) return { value, rows, padTokenId }

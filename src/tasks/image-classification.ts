@@ -8,7 +8,8 @@ import { type ImageSource, type Pixels, readImage } from '../images/image.js'
 import { isImageSource } from '../images/image-source.js'
 import { type ImageProcessor, imageProcessor } from '../images/processor.js'
 import type { Feeds } from '../runtime/runtime.js'
-import { findImageHead, imageHead } from './head-forms.js'
+import { fieldsOf } from '../text/records.js'
+import { findHead, requireHead } from './head-forms.js'
 import { LABEL_OPTIONS, type LabelOptions, type Target, targetOf } from './label-problems.js'
 import { LabelTask, labelBytes } from './label-task.js'
 import type { Examples, HeadOptions, OpenTask, Task } from './task.js'
@@ -48,14 +49,14 @@ export const imageClassification: Task<LabeledImage, ImageExample, LabelOptions>
     settings: { maxSteps: 100, learningRate: 0.002, batchSize: 8 },
   },
   learningRate: 1e-3,
-  headForm: findImageHead,
+  headForm: (base) => findHead('image', base),
   options: LABEL_OPTIONS,
 
   check(model) {
     const base = headBase(model)
     checkImageInputs(base.graph)
     processorOf(model)
-    checkHead(imageHead(base), base)
+    checkHead(requireHead('image', base), base)
   },
 
   parse(row, where) {
@@ -66,7 +67,7 @@ export const imageClassification: Task<LabeledImage, ImageExample, LabelOptions>
       where,
       what: 'not a picture with a label',
       expected: '"image": a path, the bytes of a file, or { data, width, height }; and "label"',
-      got: isObject(row) && Object.keys(row).length > 0 ? Object.keys(row).join(', ') : 'no fields',
+      got: fieldsOf(row),
       hint: 'If the fields have other names, give them with columns: { image: …, label: … }',
     })
   },
@@ -97,7 +98,7 @@ class ImageClassification extends LabelTask<ImageExample> {
   readonly #tokens: number
 
   constructor(model: Model, examples: Examples<ImageExample>, options: LabelOptions, heads: HeadOptions) {
-    super(model, imageHead(headBase(model)), examples, options, heads)
+    super(model, requireHead('image', headBase(model)), examples, options, heads)
     this.#processor = processorOf(model)
     const { width, height } = this.#processor
     const patch = typeof model.config.patch_size === 'number' ? model.config.patch_size : 16

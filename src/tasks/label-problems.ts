@@ -1,4 +1,4 @@
-// What a head is trained to give: one label of several, any number of labels, or a number. Each has its loss, its targets and its metrics, as
+// The outputs that a head is trained for: one label of several, any number of labels, or a number. Each has its loss, its targets and its metrics, as
 // transformers' `problem_type` has them.
 
 import { ConfigError, DataError } from '../base/errors.js'
@@ -10,7 +10,7 @@ import type { Feeds } from '../runtime/runtime.js'
 import { areaUnderCurve, classificationMetrics, severalMetrics } from './classification-metrics.js'
 import { pearson, spearman } from './ranking-metrics.js'
 
-/** What a record says: a label, several, or a number. */
+/** The label of a record: one, several, or a number. */
 export type Target = string | readonly string[] | number
 
 /** In transformers' words. */
@@ -52,14 +52,14 @@ const DENSE = 'loss/targets'
 /** A problem, once its records are known. */
 export interface LabelProblem {
   readonly type: ProblemType
-  /** What the logits mean, in their order. */
+  /** Names of the logits, in their order. */
   readonly labels: readonly string[]
   /** Throws DataError for a target that is none of these, naming `where` it is. */
   check(target: Target, where: string): void
   /** Σ over the records. */
   loss(graph: ObjectiveGraph, logits: Value): Value
   targets(targets: readonly Target[]): Feeds
-  /** What the sum is divided by. */
+  /** The divisor of the sum. */
   normalizer(targets: readonly Target[]): number
   /** @param logits one list a record */
   metrics(targets: readonly Target[], logits: readonly Float32Array[]): Record<string, number>
@@ -91,7 +91,7 @@ export function problemOf(
   return type === 'single_label_classification' ? new OneLabel(labels, targets(), options) : new SeveralLabels(labels)
 }
 
-/** Where a message is to point at, by the number of a target. */
+/** Gives the place that a message names, from the number of a target. */
 type PlaceOf = (index: number) => string
 
 const KINDS: Readonly<Record<ProblemType, string>> = {
@@ -173,7 +173,7 @@ class OneLabel implements LabelProblem {
   readonly type = 'single_label_classification'
   readonly labels: readonly string[]
   readonly #ids: ReadonlyMap<string, number>
-  /** By label; undefined: 1. */
+  /** Weight of each label; undefined: 1. */
   readonly #weights: Float64Array | undefined
   readonly #smoothing: number
 

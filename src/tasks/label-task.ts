@@ -1,4 +1,4 @@
-// What tasks share that give a whole input a label, several, or a number: the head, the loss, and the metrics. Inputs differ.
+// Shared code of the tasks that give a whole input a label, several, or a number: head, loss and metrics. Inputs differ.
 
 import type { Model } from '../graph/model-folder.js'
 import type { ObjectiveGraph } from '../graph/training/objective-graph.js'
@@ -46,10 +46,6 @@ export abstract class LabelTask<Example extends Labeled> implements OpenTask<Exa
     return this.#problem.loss(graph, graph.predict(this.head.logits(graph, this.head.input(graph))))
   }
 
-  moduleName(name: string): string {
-    return this.head.moduleName(name)
-  }
-
   checkEvaluation({ label, where }: Example): void {
     this.#problem.check(label, `${where}, label`)
   }
@@ -75,7 +71,7 @@ export abstract class LabelTask<Example extends Labeled> implements OpenTask<Exa
     return this.#problem.metrics([...targetsOf(examples)], predictions as Float32Array[])
   }
 
-  /** What a run is told of the labels. */
+  /** The feeds of a run that hold the labels. */
   protected targetFeeds(examples: readonly Example[]): Feeds {
     return this.#problem.targets([...targetsOf(examples)])
   }
@@ -94,7 +90,7 @@ export function labelBytes(label: Target): Uint8Array {
 /** Labels that are told of by name when they are seen once. */
 const TOLD = 5
 
-/** What is to be known of labels that one record alone has: nothing tells what they have in common with others. */
+/** Warnings about labels that one record alone has: there is nothing to compare them with. */
 function rareLabels(examples: Iterable<Labeled>): string[] {
   const seen = new Map<string, { where: string; count: number }>()
   for (const { label: target, where } of examples) {

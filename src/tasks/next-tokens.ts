@@ -1,4 +1,4 @@
-// What tasks share that predict tokens: the rows of the logits that have a target, and the loss over them.
+// Shared code of the tasks that predict tokens: the rows of the logits that have a target, and the loss over them.
 
 import { TensorProto_DataType as DataType } from '../formats/onnx/gen/onnx_pb.js'
 import { logitsName } from '../graph/match/linears.js'

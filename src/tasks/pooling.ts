@@ -6,7 +6,7 @@ import { POOLINGS, type Pooling, type SentenceModules } from '../graph/sentence-
 import type { Builder, Value } from '../graph/view/builder.js'
 import type { Graph } from '../graph/view/graph.js'
 
-/** What exporters call the hidden states (batch, sequence, k), best first. */
+/** Names that exporters give to the hidden states (batch, sequence, k), best first. */
 export const HIDDEN_OUTPUTS: readonly string[] = ['last_hidden_state', 'token_embeddings']
 
 /** The way in which a model makes one vector of many. Throws UnsupportedError, naming it, where it is not known here. */

@@ -4,7 +4,6 @@
 import { DataError, FileError, FormatError, UnsupportedError } from '../base/errors.js'
 import { type JoinedInputs, joinedInputs, OF_DECODER, startToken } from '../graph/inputs/encoder-decoder.js'
 import { inputFamily } from '../graph/inputs/family.js'
-import type { TokenBatch } from '../graph/inputs/roles.js'
 import { type Model, requireTokenizer } from '../graph/model-folder.js'
 import type { Length, ObjectiveGraph } from '../graph/training/objective-graph.js'
 import type { Value } from '../graph/view/builder.js'
@@ -26,13 +25,13 @@ import {
 } from './next-tokens.js'
 import type { EncodeContext, OpenTask, Task, TaskUse } from './task.js'
 import { parseTextPair, type TextPair } from './text-pair.js'
-import { attentionMask, PROBE_BATCHES, padded, roundUp, tokenLengths } from './token-batch.js'
+import { encodeTexts, PROBE_BATCHES, roundUp, tokenBatch, tokenLengths } from './token-batch.js'
 
 /** A tokenized row. */
 export interface Seq2SeqExample {
-  /** What the encoder reads: tokens, or the (bands, times) of a sound. */
+  /** Input of the encoder: tokens, or the (bands, times) of a sound. */
   readonly source: Int32Array | Float32Array
-  /** What the decoder writes: the token that ends a text is the last one. */
+  /** Output of the decoder: the token that ends a text is the last one. */
   readonly target: Int32Array
 }
 
@@ -105,10 +104,8 @@ function encodeSource(
     })
   }
   if (source.kind === 'text') {
-    const tokenizer = requireTokenizer(model)
-    const { ids, isTruncated } = tokenizer.encodeTexts(source.text, undefined, maxLength)
-    checkVocabulary(ids, { tokenizer, vocabularySize: model.vocabularySize })
-    return { source: Int32Array.from(ids), isCut: isTruncated }
+    const { inputIds, isTruncated } = encodeTexts(model, source.text, undefined, maxLength)
+    return { source: inputIds, isCut: isTruncated }
   }
   const [bands, times] = size as readonly [number, number]
   const { values, isCut } =
@@ -122,7 +119,7 @@ function encodeSource(
   })
 }
 
-/** Of each model once: filters and windows are made for all of its sounds. */
+/** One for each model: filters and windows are made for all of its sounds. */
 const PROCESSORS = new WeakMap<object, LogMel>()
 
 function heard({ directory, preprocessorConfig }: Model): LogMel {
@@ -273,19 +270,10 @@ class Seq2Seq implements OpenTask<Seq2SeqExample> {
     const sources = examples.map(({ source }) => source)
     return this.#inputs.feeds(
       this.#inputs.features === undefined
-        ? this.#tokens(sources, sequence)
+        ? tokenBatch(sources, sequence, this.#model.padTokenId)
         : { batch: examples.length, features: joinedUp(sources) },
-      this.#tokens(read, width),
+      tokenBatch(read, width, this.#model.padTokenId),
     )
-  }
-
-  #tokens(lists: readonly ArrayLike<number>[], length: number): TokenBatch {
-    return {
-      batch: lists.length,
-      sequence: length,
-      inputIds: padded(lists, length, this.#model.padTokenId),
-      attentionMask: attentionMask(lists, length),
-    }
   }
 }
 

@@ -4,6 +4,7 @@
 import { DataError } from '../base/errors.js'
 import { isObject } from '../base/options.js'
 import type { Span } from '../text/added-tokens.js'
+import { fieldsOf } from '../text/records.js'
 import { joinWords, wordsIn } from '../text/words.js'
 
 /** A tag, or its number. */
@@ -38,7 +39,7 @@ export function parseTaggedText(row: unknown, where: string): TaggedText {
     what: 'neither words with tags nor a text with entities',
     expected:
       '"words" and "tags": lists of the same length; or "text", and "entities": a list of { start, end, label }',
-    got: Object.keys(record).length === 0 ? 'no fields' : Object.keys(record).join(', '),
+    got: fieldsOf(record),
     hint: 'If the fields have other names, give them with columns: { words: …, tags: … }',
   })
 }

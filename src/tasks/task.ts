@@ -1,4 +1,4 @@
-// What differs between the things a model can be trained for, and nothing else: how a row of data becomes an example, what
+// The differences between tasks, and nothing else: how a row of data becomes an example, what
 // is built on the model's outputs, what its loss is divided by, and what is told of it.
 
 import type { OptionTable } from '../base/options.js'
@@ -11,12 +11,12 @@ import type { ChatTemplate } from '../text/template.js'
 import type { HeadBase, HeadForm } from './heads.js'
 import type { ProblemType } from './label-problems.js'
 
-/** What a row is encoded for. */
+/** The model and the limits that a row is encoded for. */
 export interface EncodeContext {
   readonly model: Model
   /** Most tokens of an example; infinite where nothing limits it. */
   readonly maxLength: number
-  /** Whether somebody asked for that limit: longer texts are to be cut. */
+  /** True if the caller asked for that limit: longer texts are to be cut. */
   readonly isLimited?: boolean | undefined
   /** The model's chat template; undefined where it has none. Throws FormatError when it has one that cannot be used. */
   chatTemplate(): ChatTemplate | undefined
@@ -37,7 +37,7 @@ export interface ExampleList<Example> extends Examples<Example> {
   push(example: Example): unknown
 }
 
-/** What became of a row. */
+/** The examples of one row. */
 export interface Encoded<Example> {
   /** Usually one; none where no target is left. */
   readonly examples: readonly Example[]
@@ -61,11 +61,11 @@ export interface TaskUse {
   readonly tags?: readonly string[]
 }
 
-/** What people are told of a task: help texts, model cards and the page have it from here. */
+/** Facts of a task for people: help texts, model cards and the page have them from here. */
 export interface TaskFacts {
   /** As users name it: causal-lm */
   readonly name: string
-  /** What a model learns, behind "learns": to continue texts */
+  /** Words that follow "learns": to continue texts */
   readonly learns: string
   /** A sample record of each form. Records with these fields are of this task. */
   readonly records: readonly Readonly<Record<string, unknown>>[]
@@ -74,7 +74,7 @@ export interface TaskFacts {
   readonly page?: {
     /** A sentence: "The adapter will learn labels for texts." */
     readonly lesson: string
-    /** What its speed counts. */
+    /** The unit of its speed. */
     readonly unit: 'tokens' | 'pictures'
     /** Settings that suit a short run. */
     readonly settings: { readonly maxSteps: number; readonly learningRate: number; readonly batchSize: number }
@@ -94,7 +94,7 @@ export interface Task<Row = unknown, Example = unknown, Options extends object =
   readonly lowerIsBetter?: readonly string[]
   /** The settings that it has of its own, and what each may be; undefined for none. */
   readonly options?: OptionTable<Options>
-  /** What lies between the model's hidden states and the logits; undefined for tasks without a head, and where it is not known. */
+  /** The layers between the model's hidden states and the logits; undefined for tasks without a head, and for a head that is not known. */
   headForm?(base: HeadBase): HeadForm | undefined
   /** Throws UnsupportedError when the model is not one for this task: before any data is read. */
   check(model: Model): void
@@ -106,10 +106,10 @@ export interface Task<Row = unknown, Example = unknown, Options extends object =
   encode(row: Row, context: EncodeContext): Encoded<Example>
   /** For previews: the tokens of an example, which of them are targets, and the label of the whole, if it has one. */
   tokens?(example: Example): { readonly ids: Int32Array; counts(index: number): boolean; readonly label?: string }
-  /** Where examples are kept, if not in a list: packed, a million of them fit into memory. */
+  /** Makes the store of the examples. Default: a list. A packed store has a million examples in memory. */
   makeList?(): ExampleList<Example>
   /** Several short examples in one, of at most `length` tokens, for tasks that can keep them apart. */
-  pack?(examples: Examples<Example>, length: number): Promise<Examples<Example>>
+  pack?(examples: Examples<Example>, length: number): Examples<Example>
   /** Fixes what the training examples decide. Throws DataError when they do not, ConfigError for options that do not fit them. */
   open(model: Model, examples: Examples<Example>, options?: Options, heads?: HeadOptions): OpenTask<Example>
 }
@@ -129,13 +129,15 @@ export interface HeadTensor {
   start(random: Random): Promise<Float32Array>
 }
 
-/** What lies behind the model's outputs and is trained whole. */
+/** Layers behind the model's outputs that are trained whole. */
 export interface Head {
   /** PEFT's modules_to_save: the modules that hold the tensors. */
   readonly modulesToSave: readonly string[]
   readonly tensors: readonly HeadTensor[]
   /** It starts as transformers starts a new one, and not with that of the model. */
   readonly isNew: boolean
+  /** The name that a module of the graph has in the PyTorch model with the head. */
+  moduleName(name: string): string
 }
 
 /** One run of a step's first pass: its examples, and what {@link Objective.forward} gave out of them. */
@@ -148,16 +150,14 @@ export interface StepRun<Example> {
 export interface OpenTask<Example = unknown> extends Objective {
   /** Undefined where the task trains no tensors but the adapter's factors. */
   readonly head?: Head
-  /** What the logits mean, in their order. */
+  /** Names of the logits, in their order. */
   readonly labels?: readonly string[]
-  /** What they are numbers of, in transformers' words. */
+  /** The kind of labels, in transformers' words. */
   readonly problemType?: ProblemType
-  /** What is to be known of the examples before they are trained on. */
+  /** Warnings about the examples, before they are trained on. */
   readonly warnings?: readonly string[]
   /** How adapters of this model are run, where PEFT's class for the task's type cannot run it: their folder has no type, for PEFT's plain class. */
   readonly plainUse?: TaskUse | undefined
-  /** The name that a module of the graph has in the PyTorch model of this task, where it is another. */
-  moduleName?(name: string): string
   /** Throws DataError, with the record, for an example of the evaluation data that has a target which no other had. */
   checkEvaluation?(example: Example): void
   /** Rows of a run that one example takes. Default 1. */
@@ -170,9 +170,9 @@ export interface OpenTask<Example = unknown> extends Objective {
    * @param length what tokens are filled up to: at least the largest cost
    */
   collate(examples: readonly Example[], length: number): Feeds
-  /** What the loss of some examples is divided by. Over the runs of a step it adds up, so that accumulating changes no result. */
+  /** The divisor of the loss of some examples. Over the runs of a step it adds up, so that accumulating changes no result. */
   normalizer(examples: readonly Example[]): number
-  /** What has to stay the same for a run to be resumed: all of the examples that training sees. */
+  /** All parts of an example that training sees: they have to stay the same for a run to be resumed. */
   content(example: Example): Iterable<Uint8Array | Int32Array>
   /**
    * The loss of all runs of a step together, for tasks whose examples need one another: a step takes two passes then.
@@ -185,7 +185,7 @@ export interface OpenTask<Example = unknown> extends Objective {
    * examples then. Each example that is trained on or evaluated comes here once, before its loss is wanted.
    */
   takeReference?(outputs: Readonly<Record<string, RuntimeTensor>>, examples: readonly Example[]): void
-  /** What one run without gradients predicts of each of its examples, from what {@link Objective.forward} gave out. */
+  /** The prediction for each example of one run without gradients, from the outputs of {@link Objective.forward}. */
   predict?(outputs: Readonly<Record<string, RuntimeTensor>>, examples: readonly Example[]): unknown[]
   /** Numbers that say how good the model is, by name: of the loss over all examples, and of what was predicted. */
   metrics(result: {

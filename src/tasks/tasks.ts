@@ -15,12 +15,12 @@ const LOADERS = {
   'token-classification': async () => (await import('./token-classification.js')).tokenClassification,
 }
 
-/** What a model can be trained for. */
+/** The name of a task. */
 export type TaskName = keyof typeof LOADERS
 
 export const TASK_NAMES = Object.keys(LOADERS) as readonly TaskName[]
 
-/** What a model is trained for where nothing else is asked for: the first task that says so, else the first of the table. */
+/** The task of a model where the caller names none: the first one that claims the model, else the first of the table. */
 export async function defaultTask(model: Pick<Model, 'graphs' | 'onnx'>): Promise<TaskName> {
   for (const name of TASK_NAMES) if ((await loadTask(name)).isDefault?.(model)) return name
   return TASK_NAMES[0]

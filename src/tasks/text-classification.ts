@@ -3,14 +3,14 @@
 
 import { DataError } from '../base/errors.js'
 import { type EncoderInputs, encoderInputs } from '../graph/inputs/tokens.js'
-import { type Model, requireTokenizer } from '../graph/model-folder.js'
+import type { Model } from '../graph/model-folder.js'
 import type { Feeds } from '../runtime/runtime.js'
-import { checkVocabulary } from '../text/records.js'
-import { findTextHead, textHead } from './head-forms.js'
+import { fieldsOf } from '../text/records.js'
+import { findHead, requireHead } from './head-forms.js'
 import { LABEL_OPTIONS, type LabelOptions, type Target, targetOf } from './label-problems.js'
 import { LabelTask, labelBytes } from './label-task.js'
 import type { Examples, HeadOptions, OpenTask, Task } from './task.js'
-import { attentionMask, PROBE_BATCHES, padded, tokenLengths } from './token-batch.js'
+import { encodeTexts, PROBE_BATCHES, tokenBatch, tokenLengths } from './token-batch.js'
 import { checkHead, headBase } from './trained-head.js'
 
 /** A row of data. */
@@ -51,23 +51,20 @@ export const textClassification: Task<LabeledText, LabeledExample, LabelOptions>
     unit: 'tokens',
     settings: { maxSteps: 100, learningRate: 0.002, batchSize: 8 },
   },
-  headForm: findTextHead,
+  headForm: (base) => findHead('text', base),
   options: LABEL_OPTIONS,
 
   check(model) {
     const base = headBase(model)
     encoderInputs(base.graph)
-    checkHead(textHead(base), base)
+    checkHead(requireHead('text', base), base)
   },
 
   parse: parseLabeledText,
 
   encode({ text, textPair, label, where }, { model, maxLength }) {
-    const tokenizer = requireTokenizer(model)
-    const { ids, typeIds, isTruncated } = tokenizer.encodeTexts(text, textPair, maxLength)
-    checkVocabulary(ids, { tokenizer, vocabularySize: model.vocabularySize })
-    const example = { inputIds: Int32Array.from(ids), tokenTypeIds: Int32Array.from(typeIds), label, where }
-    return { examples: [example], isTruncated }
+    const { isTruncated, ...tokens } = encodeTexts(model, text, textPair, maxLength)
+    return { examples: [{ ...tokens, label, where }], isTruncated }
   },
 
   tokens: ({ inputIds, label }) => ({ ids: inputIds, counts: () => false, label: [label].flat().join(', ') }),
@@ -92,7 +89,7 @@ function parseLabeledText(row: unknown, where: string): LabeledText {
     where,
     what: 'not a text with a label',
     expected: '"text", "label" and, for pairs, "textPair": texts; a label may be a number, or a list of labels',
-    got: Object.keys(record).length === 0 ? 'no fields' : Object.keys(record).join(', '),
+    got: fieldsOf(record),
     hint: 'If the fields have other names, give them with columns: { text: …, label: … }',
   })
 }
@@ -104,7 +101,7 @@ class TextClassification extends LabelTask<LabeledExample> {
 
   constructor(model: Model, examples: Examples<LabeledExample>, options: LabelOptions, heads: HeadOptions) {
     const base = headBase(model)
-    super(model, textHead(base), examples, options, heads)
+    super(model, requireHead('text', base), examples, options, heads)
     this.#model = model
     this.#inputs = encoderInputs(base.graph)
     const [first, second] = PROBE_BATCHES.map(({ batch, sequence }) => {
@@ -123,13 +120,7 @@ class TextClassification extends LabelTask<LabeledExample> {
     const ids = examples.map(({ inputIds }) => inputIds)
     const types = examples.map(({ tokenTypeIds }) => tokenTypeIds)
     return {
-      ...this.#inputs.feeds({
-        batch: examples.length,
-        sequence: length,
-        inputIds: padded(ids, length, this.#model.padTokenId),
-        attentionMask: attentionMask(ids, length),
-        tokenTypeIds: padded(types, length, 0),
-      }),
+      ...this.#inputs.feeds(tokenBatch(ids, length, this.#model.padTokenId, types)),
       ...this.targetFeeds(examples),
     }
   }

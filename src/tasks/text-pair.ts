@@ -3,6 +3,7 @@
 import { DataError } from '../base/errors.js'
 import { isObject } from '../base/options.js'
 import type { Sound } from '../sounds/log-mel.js'
+import { fieldsOf } from '../text/records.js'
 
 /** A row of data. */
 export interface TextPair {
@@ -12,7 +13,7 @@ export interface TextPair {
   readonly where: string
 }
 
-/** What is read: a text; a sound; or what a model takes of a sound (bands, times), row by row. */
+/** The input: a text, a sound, or features of a sound (bands, times), row by row. */
 export type Source =
   | { readonly kind: 'text'; readonly text: string }
   | { readonly kind: 'sound'; readonly sound: Sound }
@@ -36,16 +37,14 @@ export function parseTextPair(row: unknown, where: string): TextPair {
   const isSound = SOUNDS.some(isThere)
   const sources = isSound ? SOUNDS.filter(isThere) : isInstruction ? ['instruction'] : TEXTS.filter(isThere)
   const targets = (isSound ? SPOKEN : TARGETS).filter(isThere)
-  const refuse = (what: string, hint: string) => {
-    const fields = Object.entries(record).map(([name, value]) => `"${name}" (${kindOf(value)})`)
-    return new DataError({
+  const refuse = (what: string, hint: string) =>
+    new DataError({
       where,
       what,
       expected: '"text" and "target", or names such as "input", "question", "summary", "translation", "answer"',
-      got: fields.slice(0, 8).join(', ') || 'no fields',
+      got: fieldsOf(record),
       hint,
     })
-  }
   if (sources.length > 1 || targets.length > 1) {
     throw refuse('more than one field could be the text or the target', RENAME)
   }

@@ -1,9 +1,12 @@
-// What tasks over texts share: examples of different lengths side by side, filled up on the right, and the two small runs by
+// Shared code of the tasks over texts: examples of different lengths side by side, filled up on the right, and the two small runs by
 // which shapes are measured.
 
+import type { TokenBatch } from '../graph/inputs/roles.js'
+import { type Model, requireTokenizer } from '../graph/model-folder.js'
 import type { RunLength } from '../graph/shapes/plain-shapes.js'
 import type { Length } from '../graph/training/objective-graph.js'
 import type { Feeds } from '../runtime/runtime.js'
+import { checkVocabulary } from '../text/records.js'
 
 /** (rows, length) of values that are shorter. */
 export function padded(lists: readonly ArrayLike<number>[], length: number, fill: number): Int32Array {
@@ -12,17 +15,53 @@ export function padded(lists: readonly ArrayLike<number>[], length: number, fill
   return result
 }
 
-/** 1 for tokens, 0 for what fills up. */
-export function attentionMask(lists: readonly ArrayLike<number>[], length: number): Int32Array {
+/** 1 for tokens, 0 for padding. */
+function attentionMask(lists: readonly ArrayLike<number>[], length: number): Int32Array {
   const result = new Int32Array(lists.length * length)
   lists.forEach((list, row) => void result.fill(1, row * length, row * length + list.length))
   return result
 }
 
+/**
+ * Texts side by side, filled up to a length.
+ *
+ * @param typeIds for encoders: the text of a pair that each token belongs to
+ */
+export function tokenBatch(
+  ids: readonly ArrayLike<number>[],
+  length: number,
+  padTokenId: number,
+  typeIds?: readonly ArrayLike<number>[],
+): TokenBatch {
+  return {
+    batch: ids.length,
+    sequence: length,
+    inputIds: padded(ids, length, padTokenId),
+    attentionMask: attentionMask(ids, length),
+    tokenTypeIds: typeIds && padded(typeIds, length, 0),
+  }
+}
+
+/** Tokens of a text or a pair of texts, as an encoder reads them. */
+export interface EncodedTexts {
+  readonly inputIds: Int32Array
+  /** 1 for tokens of the second text. */
+  readonly tokenTypeIds: Int32Array
+  readonly isTruncated: boolean
+}
+
+/** Throws MismatchError for a token that the model does not know, FileError for a model without a tokenizer. */
+export function encodeTexts(model: Model, text: string, textPair: string | undefined, length: number): EncodedTexts {
+  const tokenizer = requireTokenizer(model)
+  const { ids, typeIds, isTruncated } = tokenizer.encodeTexts(text, textPair, length)
+  checkVocabulary(ids, { tokenizer, vocabularySize: model.vocabularySize })
+  return { inputIds: Int32Array.from(ids), tokenTypeIds: Int32Array.from(typeIds), isTruncated }
+}
+
 /** Lengths are rounded up to this, so that the runtime's memory pool sees few sizes. */
 const LENGTH_MULTIPLE = 8
 
-/** What a batch is filled up to whose longest example has so many tokens. */
+/** The length of a batch whose longest example has so many tokens. */
 export function roundUp(length: number): number {
   return Math.ceil(length / LENGTH_MULTIPLE) * LENGTH_MULTIPLE
 }

@@ -13,12 +13,12 @@ import { checkVocabulary } from '../text/records.js'
 import { encodeWords } from '../text/words.js'
 import { classificationMetrics } from './classification-metrics.js'
 import { entityMetrics, isEntityTag } from './entities.js'
-import { findTokenHead, tokenHead } from './head-forms.js'
+import { findHead, requireHead } from './head-forms.js'
 import { namedLabels } from './heads.js'
 import { LABEL_OPTIONS, type LabelOptions, type LabelProblem, problemOf, reported } from './label-problems.js'
 import { parseTaggedText, type Tag, type TaggedText } from './tagged-text.js'
 import type { Examples, HeadOptions, OpenTask, Task } from './task.js'
-import { attentionMask, ownLength, PROBE_BATCHES, padded, tokenLengths } from './token-batch.js'
+import { ownLength, PROBE_BATCHES, tokenBatch, tokenLengths } from './token-batch.js'
 import { checkHead, headBase, TrainedHead } from './trained-head.js'
 
 /** A tokenized row. */
@@ -64,13 +64,13 @@ export const tokenClassification: Task<TaggedText, TaggedExample, TagOptions> = 
     autoClass: 'AutoModelForTokenClassification',
   },
   learningRate: 6e-4,
-  headForm: findTokenHead,
+  headForm: (base) => findHead('token', base),
   options: TAG_OPTIONS,
 
   check(model) {
     const base = headBase(model)
     encoderInputs(base.graph)
-    checkHead(tokenHead(base), base)
+    checkHead(requireHead('token', base), base)
   },
 
   parse: parseTaggedText,
@@ -120,7 +120,7 @@ class TokenClassification implements OpenTask<TaggedExample> {
     const single = { problemType: 'single_label_classification', classWeights, labelSmoothing } as const
     this.#problem = problemOf(targets, known, single)
     this.labels = this.#problem.labels
-    this.head = new TrainedHead(model, tokenHead(base), this.labels, heads)
+    this.head = new TrainedHead(model, requireHead('token', base), this.labels, heads)
     this.warnings = this.head.warnings
     const lengths = [...tokenLengths(), ownLength('words', [4, 11], { input: ROWS, axis: 0 })]
     this.probe = { feeds: [this.#probeFeeds(0, 4), this.#probeFeeds(1, 11)], lengths }
@@ -130,10 +130,6 @@ class TokenClassification implements OpenTask<TaggedExample> {
     const rows = graph.input(ROWS, DataType.INT64, ['records'])
     const { chosen } = graph.chooseRows(this.head.input(graph).value, rows)
     return this.#problem.loss(graph, graph.predict(this.head.logits(graph, { value: chosen, rows: 'given' })))
-  }
-
-  moduleName(name: string): string {
-    return this.head.moduleName(name)
   }
 
   checkEvaluation({ tags, where }: TaggedExample): void {
@@ -149,13 +145,7 @@ class TokenClassification implements OpenTask<TaggedExample> {
     const types = examples.map(({ tokenTypeIds }) => tokenTypeIds)
     const rows = examples.flatMap(({ firsts }, row) => Array.from(firsts, (first) => BigInt(row * length + first)))
     return {
-      ...this.#inputs.feeds({
-        batch: examples.length,
-        sequence: length,
-        inputIds: padded(ids, length, this.#model.padTokenId),
-        attentionMask: attentionMask(ids, length),
-        tokenTypeIds: padded(types, length, 0),
-      }),
+      ...this.#inputs.feeds(tokenBatch(ids, length, this.#model.padTokenId, types)),
       [ROWS]: { type: 'int64', data: BigInt64Array.from(rows), dims: [rows.length] },
       ...this.#problem.targets([...this.#targetsOf(examples)]),
     }

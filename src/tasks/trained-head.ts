@@ -28,7 +28,7 @@ import type { Head, HeadOptions } from './task.js'
 /** The standard deviation of a new head where config.json gives none: that of transformers. */
 const INITIALIZER_RANGE = 0.02
 
-/** What a head is found by. */
+/** The parts of a model by which its head is found. */
 export function headBase(model: Model): HeadBase {
   const graph = readGraph(model.onnx.proto)
   return { config: model.config, graph, linears: findLinears(graph) }
@@ -67,7 +67,7 @@ export class TrainedHead implements Head {
   readonly modulesToSave: readonly string[]
   readonly tensors: Head['tensors']
   readonly isNew: boolean
-  /** What is to be known of the head that is trained. */
+  /** Warnings about the head that is trained. */
   readonly warnings: readonly string[]
   readonly #model: Model
   readonly #form: HeadForm
@@ -102,7 +102,7 @@ export class TrainedHead implements Head {
     }))
   }
 
-  /** What goes into the first layer that is trained. Throws UnsupportedError where the graph has it not. */
+  /** The input of the first layer that is trained. Throws UnsupportedError if the graph does not have it. */
   input({ graph }: ObjectiveGraph): HeadInput {
     return requireInput(this.#form, graph, this.#layers)
   }
@@ -138,7 +138,7 @@ interface OwnHead {
   readonly labels: readonly string[]
   /** Undefined where the graph has none, or it cannot be read. */
   tensorOf(tensor: Tensor): BaseTensor | undefined
-  /** Whether it has all weights in these shapes. */
+  /** True if it has all weights in these shapes. */
   has(tensors: readonly Tensor[]): boolean
 }
 

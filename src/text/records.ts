@@ -107,7 +107,7 @@ function parseKind(kind: (typeof KINDS)[number][0], record: Fields, where: strin
   } as const
 }
 
-function fieldsOf(value: unknown): string {
+export function fieldsOf(value: unknown): string {
   if (value === null || Array.isArray(value)) return value === null ? 'null' : 'a list'
   if (typeof value !== 'object') return value === undefined ? 'nothing' : `a ${typeof value}`
   const fields = Object.entries(value as object).map(

@@ -4,11 +4,11 @@
 import * as hub from '@huggingface/tokenizers'
 import { type Directory, readJson } from '../base/bytes.js'
 import { FileError, FormatError, LowrankError } from '../base/errors.js'
+import { costOfRegExp } from '../base/expressions/cost.js'
 import { isObject } from '../base/options.js'
 import type { Span } from './added-tokens.js'
 import type { PieceModel } from './piece-cutters.js'
 import { type EncodedSpans, PieceEncoder } from './piece-encoder.js'
-import { refuseSlowExpressions } from './slow-expressions.js'
 
 /** What is used of the library: its declarations do not resolve under Node's module rules. */
 interface HubTokenizer extends PieceModel {
@@ -125,6 +125,33 @@ export function makeTokenizer(definition: unknown, config: unknown, name: string
     if (cause instanceof LowrankError) throw cause
     const what = `this tokenizer cannot be used (${cause instanceof Error ? cause.message : String(cause)})`
     throw new FormatError({ where, what, cause })
+  }
+}
+
+/**
+ * The library gives expressions of tokenizer.json to JavaScript's own engine, which for some takes longer than anyone waits.
+ *
+ * @throws FormatError
+ */
+function refuseSlowExpressions(tokenizer: object, where: string): void {
+  const { normalizer, pre_tokenizer, decoder, post_processor } = tokenizer as Record<string, unknown>
+  const todo: unknown[] = [normalizer, pre_tokenizer, decoder, post_processor]
+  const seen = new Set<unknown>()
+  for (let part = todo.pop(); part !== undefined || todo.length > 0; part = todo.pop()) {
+    const isReference = (typeof part === 'object' && part !== null) || typeof part === 'function'
+    if (!isReference || seen.has(part)) continue
+    seen.add(part)
+    if (!(part instanceof RegExp)) {
+      todo.push(...Object.values(part as object))
+      continue
+    }
+    const reason = costOfRegExp(part)
+    if (reason === undefined) continue
+    throw new FormatError({
+      where,
+      what: `it has a regular expression that can take too long: ${reason}`,
+      got: part.source.length > 200 ? `${part.source.slice(0, 200)}…` : part.source,
+    })
   }
 }
 

@@ -3,29 +3,14 @@
 
 import { LoraAdapter } from '../lora/adapter.js'
 import { configForLayer, type LoraConfig, resolveConfig } from '../lora/config.js'
-import type { StoredTensor } from '../lora/kinds/stored.js'
-import { addChange, type Change, configRank, type PartShell, padded } from './factor-parts.js'
+import type { PartValues } from '../lora/part.js'
+import { type Change, changedPart, configRank, type PartShell, padded } from './factor-parts.js'
 
 /** A layer of the adapter to be. */
 export interface NewLayer {
-  /** What it takes its name, its kind and its type from. */
+  /** The part that gives it name, kind and type. */
   readonly part: PartShell
   readonly change: Change
-}
-
-/** The adapter's own tensors and rows, which take the base's place. */
-export interface NewValues {
-  readonly replacements: readonly {
-    readonly name: string
-    readonly values: StoredTensor
-    readonly isTrained: boolean
-    readonly key: string
-  }[]
-  readonly rows: readonly {
-    readonly module: string
-    readonly indices: readonly number[]
-    readonly values: StoredTensor
-  }[]
 }
 
 /** One rank for all layers, in place of each one's own. */
@@ -37,13 +22,13 @@ export interface UniformRank {
 /**
  * An adapter of these layers, with the settings of `config` except for rank, alpha, their patterns, and what only training needs.
  *
- * @param layers at least one, or values; the list is empty afterwards, so that memory holds each layer once
+ * @param layers at least one, or values, which take the base's place; the list is empty afterwards, so that memory holds each layer once
  * @param uniform Default: each layer has the rank of its factors, and a scaling of 1
  */
 export function assemble(
   config: LoraConfig,
   layers: NewLayer[],
-  values: NewValues,
+  values: readonly PartValues[],
   uniform?: UniformRank,
 ): LoraAdapter {
   const ranks = new Map(layers.map((layer) => [layer.part.name, rankOf(layer)]))
@@ -53,12 +38,9 @@ export function assemble(
   for (let layer = layers.pop(); layer !== undefined; layer = layers.pop()) {
     const { part, change } = layer
     const rank = configForLayer(own, part.name).rank / configRank(part, 1, change.pairs.length)
-    addChange(adapter, part, { ...change, pairs: change.pairs.map((pair) => padded(pair, rank)) })
+    adapter.addPart(changedPart(part, { ...change, pairs: change.pairs.map((pair) => padded(pair, rank)) }))
   }
-  for (const { name, values: stored, isTrained, key } of values.replacements) {
-    adapter.addReplacement(name, stored, { isTrained, key })
-  }
-  for (const { module, indices, values: stored } of values.rows) adapter.addTokenRows(module, indices, stored)
+  for (const part of values) adapter.addPart(part)
   return adapter
 }
 

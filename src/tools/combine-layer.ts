@@ -64,7 +64,7 @@ export async function combinedChange(name: string, terms: readonly Term[], way: 
   }
 }
 
-/** Whether a type adds full changes, of which values were dropped. */
+/** True for a type that adds full changes, from which it drops values. */
 function isSumOfChanges(type: CombinationType): boolean {
   return type.endsWith('_svd')
 }

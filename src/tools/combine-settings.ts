@@ -60,7 +60,7 @@ export const FULL_RANK_TYPES = COMBINATION_TYPES.filter((type) => type === 'exac
 /** A way to combine, complete. */
 export interface CombineWay {
   readonly type: CombinationType
-  /** Of factors or changes, where the type says it. */
+  /** The way in which factors or changes are added, for the types that add them so. */
   readonly sum: SparseSum
   readonly seed: number
   readonly choice: RankChoice

@@ -9,15 +9,15 @@ import { formatShape } from '../base/tensor.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { LoraConfig } from '../lora/config.js'
 import type { LayerVectors } from '../lora/factors.js'
-import type { PartView } from '../lora/part.js'
+import type { PartValues, PartView } from '../lora/part.js'
 import { type OpenAdapter, openForUse } from '../peft/open.js'
-import { assemble, type NewLayer, type NewValues } from './assemble.js'
+import { assemble, type NewLayer } from './assemble.js'
 import { combinedChange, type Term } from './combine-layer.js'
 import { type CombineSettings, type CombineWay, combineWay, FULL_RANK_TYPES } from './combine-settings.js'
 import type { CheckpointPlace } from './extract.js'
 import { changeOf, isFactorPart, shellOf } from './factor-parts.js'
 import { type DoraBase, isDora, openDoraBase } from './fold-dora.js'
-import { addValues, type RankReport, totalError } from './resize.js'
+import { type RankReport, totalError } from './resize.js'
 
 /** An adapter and how much of it. */
 export interface CombineInput {
@@ -26,7 +26,7 @@ export interface CombineInput {
   readonly weight: number
 }
 
-/** What {@link combineAdapters} gives. */
+/** Result of {@link combineAdapters}. */
 export interface CombineResult {
   /** The adapter that holds the change of all. */
   adapter: LoraAdapter
@@ -84,12 +84,12 @@ export async function combineAdapters(
     const steps = new Steps(names.length, { onProgress, signal })
     const layers: NewLayer[] = []
     const reports: RankReport[] = []
-    const values = { replacements: [] as NewValues['replacements'][number][], rows: [] as NewValues['rows'][number][] }
+    const values: PartValues[] = []
     for (const name of names) {
       const owners = opened.filter(({ parts }) => parts.has(name))
       checkAlike(name, owners)
       if (owners[0].parts.get(name)!.kind === 'replacement' || owners[0].parts.get(name)!.kind === 'token-rows') {
-        await keepValues(name, owners, values)
+        values.push(await ownValues(name, owners))
       } else {
         const { layer, report } = await combineLayer(name, owners, own, { uniform: uniform?.rank, doraBase })
         layers.push(layer)
@@ -243,11 +243,7 @@ function checkReplication(opened: readonly Opened[]): void {
   })
 }
 
-async function keepValues(
-  name: string,
-  owners: readonly Opened[],
-  values: Parameters<typeof addValues>[0],
-): Promise<void> {
+async function ownValues(name: string, owners: readonly Opened[]): Promise<PartValues> {
   if (owners.length > 1) {
     throw new UnsupportedError({
       where: name,
@@ -255,8 +251,7 @@ async function keepValues(
       hint: 'Merge the adapters into the base one after the other',
     })
   }
-  const part = await owners[0].adapter.read(name)
-  if (!isFactorPart(part)) addValues(values, part)
+  return owners[0].adapter.read(name)
 }
 
 /** The rank that PEFT gives all layers. */

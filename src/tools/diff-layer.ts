@@ -32,7 +32,7 @@ export interface AdapterDifference {
 /** Directions with singular values below this share of the largest are noise, and turn angles into chance. */
 const SIGNIFICANT = 1e-3
 
-/** Of several matrices (groups, experts): norms of all, angles and singular values of the first. */
+/** Compares two changes. For several matrices (groups, experts): norms over all, angles and singular values of the first. */
 export function compareChanges(a: Change, b: Change): AdapterDifference {
   const pairs = a.pairs.map((own, at) => [own, b.pairs[at]] as const)
   const normOf = (of: (own: FactorPair, other: FactorPair) => FactorPair) =>
@@ -94,7 +94,7 @@ function principalAngles(a: Matrix, b: Matrix): number[] {
   const [small, large] = a.shape[0] <= b.shape[0] ? [a, b] : [b, a]
   const shared = product(small, large, { transposeB: true })
   const cosines = svd(shared).s
-  // What of the smaller space lies outside of the larger one: its singular values are the sines.
+  // The part of the smaller space outside of the larger one: its singular values are the sines.
   const rest = product(shared, large, { scale: -1, addTo: { data: small.data.slice(), shape: small.shape } as Matrix })
   const sines = svd(rest).s.reverse()
   return Array.from(cosines, (cosine, i) => {

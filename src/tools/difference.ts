@@ -17,7 +17,7 @@ export interface Located {
 
 /** How two tensors differ. */
 export interface Difference {
-  /** Whether any value differs. */
+  /** True if any value differs. */
   readonly isChanged: boolean
   /** ‖tuned − base‖, Frobenius. */
   readonly norm: number
@@ -188,7 +188,7 @@ export function requireFloat({ name, dtype }: TensorInfo, file: string): void {
   })
 }
 
-/** Whether two tensors have the same bytes. */
+/** True if two tensors have the same bytes. */
 export async function hasSameBytes(base: Located, tuned: Located, memory: DifferenceMemory): Promise<boolean> {
   const [own, other] = [base.tensor.info, tuned.tensor.info]
   if (own.dtype !== other.dtype || own.byteLength !== other.byteLength) return false

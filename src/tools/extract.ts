@@ -2,33 +2,42 @@
 // are read a tensor at a time, and large tensors in blocks of rows.
 
 import type { Directory } from '../base/bytes.js'
-import { MismatchError, nearMisses, StateError, UnsupportedError } from '../base/errors.js'
+import { MismatchError, nearMisses, StateError } from '../base/errors.js'
 import { Steps, type ToolRun } from '../base/progress.js'
 import { formatShape } from '../base/tensor.js'
 import { type Checkpoint, openCheckpoint, shardSource } from '../formats/checkpoint.js'
+import { transpose } from '../linalg/product.js'
 import { streamedSvd } from '../linalg/streamed-svd.js'
 import type { LoraAdapter } from '../lora/adapter.js'
+import { type LoraConfig, resolveConfig } from '../lora/config.js'
+import { moduleOf, type ReplacementView, type StoredTensor } from '../lora/part.js'
 import { readConfig } from '../merge/plan/config-edit.js'
 import { isEmbeddingModule, isVocabularyModule } from '../merge/plan/names/vocabulary.js'
 import { isConv1dModule } from '../merge/plan/orientation.js'
 import { refuseQuantizedConfig } from '../merge/plan/refusals.js'
-import { assemble, type NewLayer, type NewValues } from './assemble.js'
+import { isHeadModule } from '../peft/tied.js'
+import { assemble, type NewLayer } from './assemble.js'
 import { DifferenceMemory, differenceOf, hasSameBytes, KEPT_VALUES, type Located, requireFloat } from './difference.js'
-import { extractConfig } from './extract-config.js'
-import { type ExtractKind, layerOf } from './extract-layer.js'
-import { leadingSvd } from './leading-svd.js'
+import { padded } from './factor-parts.js'
+import { type LeadingSvd, leadingSvd } from './leading-svd.js'
 import { checkRankChoice, type RankChoice } from './rank.js'
-import { totalError } from './resize.js'
+import { balancedPair, totalError } from './resize.js'
+
+/** A tensor that is kept whole. */
+type NewTensor = ReplacementView<StoredTensor>
+
+/** Kinds of weights that factors carry; `conv1d` is stored as (k, d), as GPT-2's. */
+type ExtractKind = 'linear' | 'conv1d' | 'embedding' | 'parameter'
 
 /** How {@link extractAdapter} works. */
 export interface ExtractSettings extends RankChoice, ToolRun {
   /**
    * How changed input and output embeddings are kept: `lora`, as layers; `save`, whole, as PEFT's modules_to_save; `skip`, not at all.
-   * Those with another number of tokens are saved whole instead of `lora`. Default `lora`.
+   * If the number of tokens changed, they are saved whole instead of `lora`. Default `lora`.
    */
   embeddings?: 'lora' | 'save' | 'skip' | undefined
   /**
-   * What happens to changed tensors that LoRA cannot carry, such as norms and biases: `save` keeps them whole, `skip` leaves them out.
+   * The treatment of changed tensors that LoRA cannot carry, such as norms and biases: `save` keeps them whole, `skip` leaves them out.
    * Default `save`. The result lists them in both cases.
    */
   others?: 'save' | 'skip' | undefined
@@ -105,14 +114,15 @@ async function extractFrom(base: Checkpoint, tuned: Checkpoint, job: Job): Promi
   checkRelated(base, tuned)
   const result = { layers: [] as ExtractedLayer[], saved: [] as string[], skipped: [] as string[] }
   const layers: NewLayer[] = []
-  const replacements: NewValues['replacements'][number][] = []
+  const replacements: NewTensor[] = []
   const steps = new Steps(tuned.tensors.size, { onProgress, signal })
   const keep = async (located: Located, isKept: boolean, key?: string) => {
     const { name, dtype, shape, offset, byteLength } = located.tensor.info
     ;(isKept ? result.saved : result.skipped).push(name)
     if (!isKept) return
     const data = new Uint8Array(await shardSource(located.checkpoint, located.tensor.shard).read(offset, byteLength))
-    replacements.push({ name, values: { dtype, shape, data }, isTrained: true, key: key ?? name })
+    const own = { name, module: moduleOf(name), key: key ?? name, isTrained: true }
+    replacements.push({ kind: 'replacement', ...own, tensors: { weight: { dtype, shape, data } } })
   }
   const biases: Located[] = []
   for (const [name, tensor] of tuned.tensors) {
@@ -155,7 +165,7 @@ async function extractFrom(base: Checkpoint, tuned: Checkpoint, job: Job): Promi
   }
   // The layers are copied now.
   await job.memory.release()
-  const adapter = assemble(extractConfig(layers, replacements, base, config), layers, { replacements, rows: [] })
+  const adapter = assemble(extractConfig(layers, replacements, base, config), layers, replacements)
   const missing = [...base.tensors.keys()].filter((name) => !tuned.tensors.has(name))
   return { adapter, ...result, error: totalError(result.layers), missing }
 }
@@ -173,7 +183,7 @@ function checkRelated(base: Checkpoint, tuned: Checkpoint): void {
 }
 
 /**
- * What a changed tensor becomes: a layer of a kind; or `bias`, `vocabulary` for another number of tokens, and `other` for what no factors
+ * The kind of thing that a changed tensor becomes: a layer of a kind; or `bias`, `vocabulary` for another number of tokens, and `other` for what no factors
  * carry.
  */
 function kindOf(
@@ -203,10 +213,6 @@ function kindOf(
   return shape.length === 3 && !isWeight && /\.experts\./.test(name) ? 'parameter' : 'other'
 }
 
-function moduleOf(name: string): string {
-  return name.slice(0, Math.max(0, name.lastIndexOf('.')))
-}
-
 async function extractLayer(
   name: string,
   kind: ExtractKind,
@@ -229,8 +235,70 @@ async function extractLayer(
   const rank = Math.max(...found.map((one) => one.rank))
   const lost = Math.hypot(...found.map((one) => one.norm * one.error))
   const layer = layerOf(kind === 'parameter' ? name : moduleOf(name), kind, found, rank)
-  if (layer === undefined) throw new UnsupportedError({ where: name, what: 'a weight that no layer of LoRA changes' })
   const { norm, baseNorm } = difference
   const relativeChange = baseNorm === 0 ? Number.POSITIVE_INFINITY : norm / baseNorm
   return { layer, report: { name, rank, norm, relativeChange, error: lost / norm } }
+}
+
+/**
+ * A layer whose scaling is 1.
+ *
+ * @param found the SVD of the weight as it is stored, (rows, columns); of a parameter one for each expert
+ * @param rank at least that of each
+ */
+function layerOf(name: string, kind: ExtractKind, found: readonly LeadingSvd[], rank: number): NewLayer {
+  const like = new Float32Array()
+  const stored = found.map((one) => padded(balancedPair(one.svd, one.rank, like), rank))
+  const isTurned = kind === 'embedding' || kind === 'conv1d'
+  const pairs = stored.map(({ weightA, weightB }) => {
+    return isTurned ? { weightA: transpose(weightB), weightB: transpose(weightA) } : { weightA, weightB }
+  })
+  const [tensors] = pairs
+  return {
+    part: { kind: kind === 'conv1d' ? 'linear' : kind, name, dtype: 'fp32', tensors },
+    change: { pairs, vectors: {} },
+  }
+}
+
+/**
+ * The config of the adapter: it names the modules, so that PEFT makes layers for these and no others.
+ *
+ * @param config of the base
+ */
+function extractConfig(
+  layers: readonly NewLayer[],
+  replacements: readonly NewTensor[],
+  base: Checkpoint,
+  config: Readonly<Record<string, unknown>> | undefined,
+): LoraConfig {
+  const modules = layers.filter(({ part }) => part.kind !== 'parameter').map(({ part }) => part.name)
+  const changesEmbedding = [...modules, ...replacements.map(({ name }) => name.replace(/\.weight$/, ''))].some(
+    isEmbeddingModule,
+  )
+  const hasHead = [...base.tensors.keys()].some((name) => isHeadModule(name.replace(/\.weight$/, '')))
+  const architectures = config?.architectures
+  const isCausal = Array.isArray(architectures) && /ForCausalLM|LMHeadModel/.test(String(architectures[0]))
+  return resolveConfig({
+    targetModules: targetsOf(modules, base),
+    targetParameters: layers.filter(({ part }) => part.kind === 'parameter').map(({ part }) => part.name),
+    fanInFanOut: modules.length > 0 && modules.every((name) => isConv1dModule(name, base.tensors)),
+    bias: replacements.some(({ key }) => key.endsWith('.base_layer.bias')) ? 'lora_only' : 'none',
+    // Without a head of its own, the model reads the embedding for its output too.
+    ensureWeightTying: changesEmbedding && isCausal && !hasHead,
+    ...(isCausal && { taskType: 'CAUSAL_LM' }),
+  })
+}
+
+/** The ends of the names where these mean no other weight of the base; else the names. */
+function targetsOf(modules: readonly string[], base: Checkpoint): string[] {
+  const end = (name: string) => name.slice(name.lastIndexOf('.') + 1)
+  const own = new Set(modules)
+  const others = new Set(
+    [...base.tensors.values()].flatMap(({ info: { name, shape } }) => {
+      const module = name.replace(/\.weight$/, '')
+      return shape.length > 1 && !own.has(module) ? [end(module)] : []
+    }),
+  )
+  const ends = [...new Set(modules.map(end))].sort()
+  return ends.some((name) => others.has(name)) ? [...modules] : ends
 }

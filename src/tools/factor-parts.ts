@@ -3,20 +3,21 @@
 
 import { elementCount, type FloatArray, type Matrix, type Shaped, type Tensor, zeros } from '../base/tensor.js'
 import { transpose } from '../linalg/product.js'
-import type { AdapterPart, LoraAdapter, PartOfKind } from '../lora/adapter.js'
+import type { AdapterPart, PartOfKind } from '../lora/adapter.js'
 import type { FactorPair } from '../lora/delta.js'
 import type { LayerVectors } from '../lora/factors.js'
+import type { PartValues } from '../lora/part.js'
 import { factorPairs } from '../lora/spectrum.js'
 
 /** A part with factors A and B. */
 export type FactorPart = PartOfKind<'linear' | 'embedding' | 'convolution' | 'parameter'>
 
-/** Whether a part has factors; others hold values. */
+/** True if a part has factors; others hold values. */
 export function isFactorPart(part: AdapterPart): part is FactorPart {
   return part.kind !== 'replacement' && part.kind !== 'token-rows'
 }
 
-/** What a new part takes from an old one: all but its values. */
+/** The facts that a new part takes from an old one: all but its values. */
 export interface PartShell extends Pick<FactorPart, 'kind' | 'name' | 'dtype'> {
   readonly tensors: { readonly weightA: Shaped; readonly weightB: Shaped }
 }
@@ -27,7 +28,7 @@ export function shellOf({ kind, name, dtype, tensors }: FactorPart): PartShell {
   return { kind, name, dtype, tensors: { weightA: { shape: weightA.shape }, weightB: { shape: weightB.shape } } }
 }
 
-/** What a part changes its weight by: Δ = B·A of each pair, with s inside of B. */
+/** The change of a part's weight: Δ = B·A of each pair, with s inside of B. */
 export interface Change {
   /** B (d, r) and A (r, k) of each matrix that the part changes, all of one rank. */
   readonly pairs: readonly FactorPair[]
@@ -51,25 +52,29 @@ export function configRank(part: Pick<FactorPart, 'kind'>, rank: number, pairs: 
   return part.kind === 'convolution' ? rank * pairs : rank
 }
 
-/** Adds a part like `part`, whose factors are these pairs, to an adapter whose scaling is 1 there. */
-export function addChange(adapter: LoraAdapter, part: PartShell, { pairs, vectors }: Change): void {
-  const { name } = part
-  const first = pairs[0]
-  if (part.kind === 'parameter') {
-    adapter.addExperts(name, stacked(pairs.map(({ weightA }) => weightA)), besideByExpert(pairs)).dtype = part.dtype
-  } else if (part.kind === 'convolution') {
-    const [a, b] = [part.tensors.weightA.shape, part.tensors.weightB.shape]
-    const weightA = stacked(pairs.map(({ weightA }) => weightA))
-    const weightB = stacked(pairs.map(({ weightB }) => weightB))
-    adapter.addConvolution(
-      name,
-      reshaped(weightA, [weightA.shape[0], ...a.slice(1)]),
-      reshaped(weightB, [...weightB.shape, ...b.slice(2)]),
-      vectors,
-    ).dtype = part.dtype
-  } else if (part.kind === 'embedding') {
-    adapter.addEmbedding(name, first.weightA, first.weightB, { magnitude: vectors.magnitude }).dtype = part.dtype
-  } else adapter.addFactors(name, first.weightA, first.weightB, vectors).dtype = part.dtype
+/** A part like `part` whose factors are these pairs, with a scaling of 1. */
+export function changedPart({ kind, name, dtype, tensors }: PartShell, { pairs, vectors }: Change): PartValues {
+  const [first] = pairs
+  const isConvolution = kind === 'convolution'
+  const isMany = isConvolution || kind === 'parameter'
+  const a = isMany ? stacked(pairs.map(({ weightA }) => weightA)) : first.weightA
+  const b = isConvolution
+    ? stacked(pairs.map(({ weightB }) => weightB))
+    : kind === 'parameter'
+      ? besideByExpert(pairs)
+      : first.weightB
+  const vector = (data: ArrayLike<number> | undefined) => {
+    return data && { data: data instanceof Float64Array ? data : Float32Array.from(data), shape: [data.length] }
+  }
+  return {
+    ...{ kind, name, module: name, dtype },
+    tensors: {
+      weightA: isConvolution ? reshaped(a, [a.shape[0], ...tensors.weightA.shape.slice(1)]) : a,
+      weightB: isConvolution ? reshaped(b, [...b.shape, ...tensors.weightB.shape.slice(2)]) : b,
+      magnitude: vector(vectors.magnitude),
+      biasB: vector(vectors.biasB),
+    },
+  } as PartValues
 }
 
 /** Zero columns of B and zero rows of A up to a rank, which change nothing. */

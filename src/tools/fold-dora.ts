@@ -12,7 +12,7 @@ import { refuseQuantizedConfig } from '../merge/plan/refusals.js'
 import type { OpenAdapter } from '../peft/open.js'
 import type { CheckpointPlace } from './extract.js'
 
-/** Whether a part has a magnitude of DoRA. */
+/** True if a part has a magnitude of DoRA. */
 export function isDora(part: PartView): boolean {
   return 'magnitude' in part.tensors && part.tensors.magnitude !== undefined
 }

@@ -9,9 +9,9 @@ import { copyAs } from '../linalg/product.js'
 import { type Svd, svdOfProduct } from '../linalg/svd.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { FactorPair } from '../lora/delta.js'
-import type { Replacement, TokenRows } from '../lora/kinds/stored.js'
+import type { PartValues } from '../lora/part.js'
 import { openForUse } from '../peft/open.js'
-import { assemble, type NewLayer, type NewValues } from './assemble.js'
+import { assemble, type NewLayer } from './assemble.js'
 import { type Change, changeOf, configRank, type FactorPart, isFactorPart, shellOf } from './factor-parts.js'
 import { chosenRank, energyOf, type RankChoice } from './rank.js'
 
@@ -25,15 +25,15 @@ export interface RankReport {
   rank: number
   /** ‖ΔW‖, Frobenius, before. */
   norm: number
-  /** What is lost: ‖ΔW − ΔW'‖/‖ΔW‖, Frobenius. 0 for a layer without a change. */
+  /** The share that is lost: ‖ΔW − ΔW'‖/‖ΔW‖, Frobenius. 0 for a layer without a change. */
   error: number
 }
 
-/** What {@link resizeAdapter} gives. */
+/** Result of {@link resizeAdapter}. */
 export interface ResizeResult {
   /** The adapter at its new ranks. */
   adapter: LoraAdapter
-  /** Of each layer, in the adapter's order. */
+  /** Result for each layer, in the adapter's order. */
   layers: RankReport[]
   /** Over all layers: √Σ‖ΔW − ΔW'‖² / √Σ‖ΔW‖². */
   error: number
@@ -52,14 +52,14 @@ export async function resizeAdapter(
     const steps = new Steps(parts.length, { onProgress, signal })
     const layers: NewLayer[] = []
     const reports: RankReport[] = []
-    const values = { replacements: [] as NewValues['replacements'][number][], rows: [] as NewValues['rows'][number][] }
+    const values: PartValues[] = []
     for (const { name } of parts) {
       const part = await opened.read(name)
       if (isFactorPart(part)) {
         const { change, report } = truncatedChange(part, changeOf(part), choice)
         layers.push({ part: shellOf(part), change })
         reports.push({ name, fromRank: part.rank, ...report })
-      } else addValues(values, part)
+      } else values.push(part)
       await steps.next(name)
     }
     if (layers.length === 0) {
@@ -72,17 +72,6 @@ export async function resizeAdapter(
   } finally {
     await opened.close()
   }
-}
-
-/** Keeps a part's values for the new adapter. */
-export function addValues(
-  values: { replacements: NewValues['replacements'][number][]; rows: NewValues['rows'][number][] },
-  part: Replacement | TokenRows,
-): void {
-  if (part.kind === 'replacement') {
-    const { name, isTrained, key } = part
-    values.replacements.push({ name, values: part.tensors.weight, isTrained, key })
-  } else values.rows.push({ module: part.module, indices: part.indices, values: part.tensors.weight })
 }
 
 /** The closest change of a lower rank: the same rank for all of its matrices, the largest that one of them needs. */

@@ -11,7 +11,7 @@ export interface WeightedTensor {
   readonly weight: number
 }
 
-/** What happens to the tensors. */
+/** The way in which tensors are added. */
 export interface SparseSum {
   /** Which values are kept: the largest, random ones, or all. */
   readonly keep: 'largest' | 'random' | 'all'

@@ -1,4 +1,4 @@
-// What a run writes down about itself: the base in the adapter's config, run.json, and the model card.
+// Facts that a run writes down about itself: the base in the adapter's config, run.json, and the model card.
 
 import { isByteSource, isDirectory } from '../data/source.js'
 import type { DtypeChoice } from '../graph/graph-file.js'
@@ -11,7 +11,7 @@ import type { TrainingData, TrainingOptions } from './options.js'
 import type { RunReport } from './run.js'
 import { TRAIN_DEFAULTS, type TrainSettings } from './settings.js'
 
-/** How an adapter names the base that it was trained on: what was opened, and not what config.json once was called. */
+/** The base as an adapter names it: the id or the path that was opened. config.json's own name can be that of another model. */
 export function baseNameOf({ directory }: Pick<Model, 'directory'>): Pick<LoraConfigInput, 'peftFields'> & {
   baseModel: string
 } {
@@ -21,7 +21,7 @@ export function baseNameOf({ directory }: Pick<Model, 'directory'>): Pick<LoraCo
   return { baseModel: hubId ?? path, ...(hubRevision !== undefined && { peftFields: { revision: hubRevision } }) }
 }
 
-/** What a run was given that can be written down: paths, ids and URLs. */
+/** Names of the model and the data that can be written down: paths, ids and URLs. */
 export interface RunSources {
   readonly model: string
   readonly dtype?: DtypeChoice | undefined
@@ -47,7 +47,7 @@ export function runRecord(
   return `${JSON.stringify(record, null, 2)}\n`
 }
 
-/** What differs from a config without settings, and what training has defaults of its own for. */
+/** The fields that differ from PEFT's defaults, and those for which training has defaults of its own. */
 function configOf(config: LoraConfig): Record<string, unknown> {
   const plain = resolveConfig()
   return Object.fromEntries(

@@ -2,7 +2,7 @@
 
 import { ConfigError, nearMisses } from '../base/errors.js'
 
-/** What an evaluation found. */
+/** Result of an evaluation. */
 export interface Evaluation {
   /** Optimizer steps done. */
   readonly step: number
@@ -11,7 +11,7 @@ export interface Evaluation {
   readonly metrics: Readonly<Record<string, number>>
 }
 
-/** What a resumed run needs of the evaluations before. */
+/** The best evaluation so far, which a resumed run goes on from. */
 export interface BestState {
   readonly best: Evaluation
   /** Evaluations after it. */

@@ -1,4 +1,4 @@
-// What DoRA needs of the base: the norm of each row of a weight, which its magnitudes start from, and which its outputs are divided by.
+// The part of the base that DoRA needs: the norm of each row of a weight. Magnitudes start from these norms, and outputs are divided by them.
 
 import { outputNorms } from '../graph/inject/affine.js'
 import { withPointwise } from '../graph/match/forms/pointwise.js'

@@ -1,4 +1,4 @@
-// What happens in a run, as an event file of TensorBoard.
+// Steps and evaluations of a run, as an event file of TensorBoard.
 
 import { concatBytes, type Directory, writeFile } from '../base/bytes.js'
 import { eventRecord, fileHeader, restartRecord } from '../formats/event-file.js'

@@ -17,7 +17,7 @@ const nextTurn: (then: (_: unknown) => void) => unknown = globalThis.setImmediat
 /** Rows between looks at the clock. */
 const ROWS_PER_LOOK = 16
 
-/** What became of the rows of one source, or of the part of it that is held out. */
+/** Examples from the rows of one source, or from the part of it that is held out, with counts. */
 export interface EncodedRows {
   readonly examples: ExampleList<unknown>
   rows: number
@@ -29,7 +29,7 @@ export interface EncodedRows {
   readonly notes: Map<string, number>
 }
 
-/** What became of all rows of one source. */
+/** Examples from all rows of one source. */
 export interface EncodedSource {
   readonly kept: EncodedRows
   readonly heldOut: EncodedRows
@@ -51,7 +51,7 @@ export interface EncodeOptions {
   readonly decodeImage?: DecodeImage | undefined
   /** Tells of each row, in order, whether it is held out for evaluation. */
   readonly isHeldOut?: ((index: number) => boolean) | undefined
-  /** Where the rows come from, for messages. */
+  /** Name of the source, for messages. */
   readonly name: string
 }
 
@@ -106,7 +106,7 @@ function emptyRows(task: Task): EncodedRows {
 }
 
 /**
- * What rows are encoded for. The chat template is read before, since that takes time, and told of when a row needs it.
+ * Makes the context that rows are encoded in. The chat template is read at once, since that takes time; errors in it are thrown when a row needs it.
  *
  * @throws ConfigError for a limit that the model cannot have
  */

@@ -1,4 +1,4 @@
-// What a run is made of, in short: a run may be resumed only with what it was started with, else its result would be
+// Short digests of a run's parts: a run may be resumed only with the parts that it was started with, else its result would be
 // neither of the two.
 
 import type { ByteSource } from '../base/bytes.js'
@@ -61,7 +61,7 @@ export async function fingerprintOf(parts: FingerprintParts): Promise<Record<str
     ...Object.entries(config),
     ['task', task],
     ...Object.entries(taskOptions).map(([key, value]): [string, unknown] => [`option ${key} of the task`, value]),
-    ['steps', totalSteps],
+    ['number of steps, from maxSteps (--max-steps) or epochs (--epochs)', totalSteps],
     ['model', new Hash().add(serializeModel(model.onnx.proto)).digest()],
     ['base weights', await weightsDigest(model.onnx.files.values())],
     ['data', digestOf(open, examples)],

@@ -18,6 +18,9 @@ import type { TrainEvents } from './report.js'
 import { addTokenRows, withTokens } from './token-rows.js'
 import { addWhole, savedTensors, trainedBiases } from './whole-tensors.js'
 
+/** Types of models whose AutoModel has a pooler, which exports that give the vectors of tokens leave out. */
+const WITH_POOLER = new Set(['bert', 'camembert', 'mpnet', 'roberta', 'xlm-roberta'])
+
 /**
  * A new adapter of a model for a task.
  *
@@ -34,7 +37,7 @@ export async function newAdapter(
     trainedTokens,
   }: Pick<TrainingOptions, 'modules' | 'on' | 'trainedTokens'> & { readonly task: Task; readonly open: OpenTask },
 ): Promise<LoraAdapter> {
-  const { head, moduleName = (name) => name } = bound(open)
+  const { head } = open
   const context = { model, open, modules }
   const config = withTokens(plain, model, trainedTokens)
   const saved = savedTensors(context, config)
@@ -49,11 +52,14 @@ export async function newAdapter(
   const targets = matchTargets(isAll ? linears : [...linears, ...pointwise], config)
   tellOfPointwise(pointwise, isAll ? undefined : new Set(targets), on)
   for (const { name: graphName, d, k } of targets) {
-    const name = moduleName(graphName)
+    const name = head?.moduleName(graphName) ?? graphName
     if (!whole.has(`${name}.weight`)) layers.set(name, layers.get(name) ?? { name, d, k })
     else if (!head?.tensors.some((tensor) => tensor.name === `${name}.weight`)) skipped.add(name)
   }
   const taskType = config.taskType ?? (open.plainUse === undefined ? task.peftType : undefined)
+  const hasPooler = linears.some(({ name }) => name.endsWith('pooler.dense'))
+  const isVectors = taskType === 'FEATURE_EXTRACTION' && WITH_POOLER.has(String(model.config.model_type))
+  if (isVectors && !hasPooler && [...layers.keys()].some((name) => name.endsWith('.dense'))) skipped.add('pooler.dense')
   const modulesToSave = [...new Set([...config.modulesToSave, ...(head?.modulesToSave ?? [])])]
   const adapter = new LoraAdapter({ ...config, ...without(config, skipped), taskType, modulesToSave })
   const squares = await squaresOfRows(model, config.useDora ? [...layers.values()] : [], modules)
@@ -107,7 +113,7 @@ function tellOfPointwise(
   )
 }
 
-/** Says to PEFT that modules which the targets mean are not adapted, because they are trained whole. */
+/** Says to PEFT that modules which the targets mean are not adapted: they are trained whole, or the graph does not have them. */
 function without(
   { excludeModules = [] }: LoraConfig,
   skipped: ReadonlySet<string>,
@@ -115,9 +121,4 @@ function without(
   return skipped.size === 0 || typeof excludeModules === 'string'
     ? {}
     : { excludeModules: [...excludeModules, ...skipped] }
-}
-
-/** What is optional in a task, usable by itself. */
-function bound(open: OpenTask): Pick<OpenTask, 'head' | 'moduleName'> {
-  return { head: open.head, moduleName: open.moduleName?.bind(open) }
 }

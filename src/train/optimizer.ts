@@ -7,9 +7,9 @@ export interface AdamWOptions {
   beta1: number
   beta2: number
   epsilon: number
-  /** What the learning rate of each parameter is multiplied by. Default: 1 for all. */
+  /** Factors of the learning rate, one for each parameter. Default: 1 for all. */
   rates?: readonly number[]
-  /** What the gradient of a parameter (r, d) is multiplied by first, from the left: (r, r), or undefined for nothing. Default: none. */
+  /** Matrices (r, r) that multiply the gradients (r, d) of the parameters from the left; undefined for none. Default: none. */
   factors?: readonly (Float64Array | undefined)[] | undefined
   /** Decoupled: each step multiplies a parameter by 1 − learningRate·weightDecay. */
   weightDecay: number
@@ -17,7 +17,7 @@ export interface AdamWOptions {
 
 export const ADAMW_DEFAULTS: AdamWOptions = { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weightDecay: 0 }
 
-/** What a saved run needs to go on: moments per parameter, and the number of updates. */
+/** The state of the optimizer that a saved run needs to go on: moments per parameter, and the number of updates. */
 export interface AdamWState {
   firstMoments: Float32Array[]
   secondMoments: Float32Array[]
@@ -109,7 +109,7 @@ export function gradientNorm(gradients: readonly Float32Array[]): number {
   return Math.sqrt(sum)
 }
 
-/** What gradients of this norm are multiplied by, so that theirs is at most `maxNorm`; 0 turns clipping off. */
+/** The factor that brings gradients of this norm to a norm of at most `maxNorm`; a `maxNorm` of 0 turns clipping off. */
 export function clipFactor(norm: number, maxNorm: number): number {
   // The small term is PyTorch's, which keeps equality with torch.nn.utils.clip_grad_norm_.
   return maxNorm === 0 ? 1 : Math.min(1, maxNorm / (norm + 1e-6))

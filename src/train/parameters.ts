@@ -64,7 +64,7 @@ function slotOf(slots: ReadonlyMap<string, Slot>, name: string): Slot {
   return slot
 }
 
-/** What LoRA+ multiplies learning rates by: as in PEFT, those of B and of vectors. */
+/** Factors of the learning rates for LoRA+: as in PEFT, B and vectors learn `ratio` times as fast. */
 export function loraPlusRates(
   parameters: readonly { readonly name: string; readonly shape: readonly number[] }[],
   ratio = 1,
@@ -72,7 +72,7 @@ export function loraPlusRates(
   return parameters.map(({ name, shape }) => (name.endsWith('.B') || shape.length === 1 ? ratio : 1))
 }
 
-/** What PEFT adds to the diagonal of A·Aᵀ. */
+/** A small number that PEFT adds to the diagonal of A·Aᵀ. */
 const DAMPING = 1e-8
 /** Relative to the largest eigenvalue and the size: smaller ones count as zero, as torch.linalg.pinv takes them in float32. */
 const CUTOFF = 2 ** -23

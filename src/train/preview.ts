@@ -12,7 +12,7 @@ export interface PreviewToken {
   readonly id: number
   /** The token as text. If a character consists of several tokens, the last of them has the text. */
   readonly text: string
-  /** Whether it is a target: the loss counts how well it is predicted. */
+  /** True for a target: the loss counts how well it is predicted. */
   readonly counts: boolean
 }
 
@@ -21,7 +21,7 @@ export interface PreviewExample {
   /** The record that it comes from: `chats.jsonl, line 3`. */
   readonly where: string
   readonly tokens: readonly PreviewToken[]
-  /** What the model learns to say of the whole text, for tasks with labels: several are joined by commas. */
+  /** The label of the whole text, for tasks with labels: several are joined by commas. */
   readonly label?: string
 }
 

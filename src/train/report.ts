@@ -1,4 +1,4 @@
-// What a training run says about itself: events while it goes on, a report at its end.
+// The words of a training run: events while it goes on, and a report at its end.
 
 import type { StepMetrics } from './run-folder.js'
 
@@ -30,7 +30,7 @@ export type TrainStage = 'encode' | 'prepare' | 'evaluate' | 'train' | 'save'
 /** How far a stage is. */
 export interface ProgressEvent {
   stage: 'prepare' | 'evaluate'
-  /** Of `total` parts. */
+  /** Number of finished parts, of `total`. */
   done: number
   total: number
 }
@@ -59,7 +59,7 @@ export interface TrainReport {
   trainLoss: number[]
   /** The step whose weights the adapter has: the last, or with `keep: 'best'` that of the best evaluation. */
   keptStep: number
-  /** Whether `earlyStopping` ended the run before its last step. */
+  /** True if `earlyStopping` ended the run before its last step. */
   stoppedEarly: boolean
   /** Null without evaluation data, or when interrupted. `after` is of the weights that the adapter has. */
   evalLoss: { before: number; after: number } | null
@@ -70,7 +70,7 @@ export interface TrainReport {
   /** Training records without a target: left out. */
   skippedRecords: number
   /**
-   * Whether the head started as a new one: true where the model has none, where it gives other labels, and with the option `newHead`. Null if the
+   * True if the head started as a new one: the model has none, or one for other labels, or the option `newHead` was set. Null if the
    * task trains no head, or the run trains an adapter further.
    */
   newHead: boolean | null
@@ -86,7 +86,7 @@ export interface TrainReport {
   stepMillis: number | null
   /** Highest memory use of the process, in bytes. Null in a browser. */
   peakRssBytes: number | null
-  /** Whether the signal ended the run before its last step, or before the evaluation that follows it. */
+  /** True if the signal ended the run before its last step, or before the evaluation that follows it. */
   interrupted: boolean
   /** Name and version of ONNX Runtime. */
   runtime: string

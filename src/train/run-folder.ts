@@ -30,11 +30,11 @@ export interface Marker {
   version: 1
   kind: 'training run'
   status: 'unfinished' | 'finished'
-  /** What was trained, which the adapter's own files do not tell. */
+  /** Name of the task, which the adapter's own files do not tell. */
   task?: string
 }
 
-/** What a run may do with what is in its folder already. */
+/** Permission of a run: for an empty folder only, to go on with the run in it, or to replace that run. */
 export type FolderUse = 'new' | 'resume' | 'overwrite'
 
 /**
@@ -43,7 +43,7 @@ export type FolderUse = 'new' | 'resume' | 'overwrite'
  * @throws FileError when the folder is not empty and `use` does not cover what is in it, or there is nothing to resume
  */
 export async function checkRunFolder(directory: Directory, use: FolderUse): Promise<void> {
-  // What a killed run was writing is in nobody's way.
+  // Unfinished files of a killed run do not count.
   const files = (await directory.list()).filter((file) => !isPartial(file))
   const where = directory.name
   if (use === 'resume') {
@@ -104,7 +104,7 @@ export async function clearRunFolder(directory: Directory): Promise<void> {
 
 const PARTIAL_FILE = /^\.(.+)\.[0-9a-f]{8}-\d+-\d*-[0-9a-f]{8}\.tmp$/
 
-/** Whether a killed run was writing this file: in Node, files get their names when they are complete. */
+/** True for an unfinished file of a killed run: in Node, files get their names when they are complete. */
 function isPartial(file: string): boolean {
   return RUN_FILES.includes(PARTIAL_FILE.exec(file)?.[1] ?? '')
 }
@@ -131,9 +131,9 @@ export interface StepMetrics {
   gradientNorm: number
   /** Tokens of the step, padding aside. */
   tokens: number
-  /** Of the whole step, without evaluations. */
+  /** Milliseconds of the whole step, without evaluations. */
   elapsedMs: number
-  /** Where it was evaluated after this step. */
+  /** Loss of the evaluation after this step, if there was one. */
   evalLoss?: number
 }
 
@@ -179,11 +179,11 @@ export async function readMetrics(directory: Directory, steps: number): Promise<
   }
 }
 
-/** What a resumed run needs beside tensors. */
+/** The state of a run, beside its tensors. */
 export interface RunState {
   /** Optimizer updates done. */
   step: number
-  /** What the run was made of: a resumed run has to be made of the same. */
+  /** Digests of the run's parts: a resumed run needs the same. */
   fingerprint: Record<string, string>
   evalLossBefore: number | null
   /** The last evaluation after a step; undefined before the first. A step whose evaluation was due and is not here still needs it. */
@@ -249,7 +249,7 @@ export async function readState(
 }
 
 /**
- * What a run goes on from: its state, and the metrics of its steps. What it was writing when it was killed is removed.
+ * Reads the state of a run that goes on, and the metrics of its steps. Unfinished files of a killed run are removed.
  *
  * @throws as {@link readState}
  */

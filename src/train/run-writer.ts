@@ -25,7 +25,7 @@ import type { RunPlace } from './run-place.js'
 /** Often enough to watch, seldom enough to be free. */
 const METRICS_INTERVAL_MS = 2000
 
-/** What a run is, for those who open its folder. */
+/** The name of the task and the options, for those who open the folder. */
 export interface RunMeaning {
   readonly task: string
   /** Text of run.json; undefined for a run that cannot be written down. */
@@ -39,7 +39,7 @@ export class RunWriter {
   readonly #task: string
   readonly #record: string | undefined
   readonly #metrics: readonly StepMetrics[]
-  /** Whether the marker is there and belongs to this run. */
+  /** True when the marker is there and belongs to this run. */
   #isBegun: boolean
   #hasSaved: boolean
   /** Lines in the file; undefined while it is not this run's, or may hold lines that a resumed run makes anew. */

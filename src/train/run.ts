@@ -71,13 +71,13 @@ export async function trainAdapter(input: RunInput): Promise<RunReport> {
 
 async function openAndRun(input: RunInput): Promise<RunReport> {
   const { model, settings } = input
-  // Where a worker has the engine, this thread does not load its code.
+  // If a worker has the engine, this thread does not load its code.
   const load = async () => (await import('./engine.js')).TrainEngine
   const engine = await openEngine(model.runtime, 'train', load, settings.threads)
   try {
     return await new Run(input, engine, await TrainingSessions.create(input, engine.remote)).run()
   } finally {
-    // What ended the run is the reason, and not that its worker cannot be closed.
+    // A worker that cannot be closed is not the reason why the run ended.
     await engine.close().catch(() => {})
   }
 }
@@ -99,7 +99,7 @@ class Run {
   readonly #pace = new Pace()
   /** Milliseconds of each step of this process. */
   readonly #times: number[] = []
-  /** What the run was made of at its start; empty where there is no folder to resume from. */
+  /** Digests of the run's parts at its start; empty without a folder. */
   #fingerprint: Record<string, string> = {}
   #evalLossBefore: number | undefined
   /** The last evaluation after a step. */

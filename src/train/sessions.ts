@@ -37,7 +37,7 @@ export interface Batch {
   readonly length: number
 }
 
-/** What chooses the dropout masks of a run. */
+/** The numbers that choose the dropout masks of a run. */
 interface Draw {
   readonly step: number
   readonly run: number
@@ -48,7 +48,7 @@ interface GraphPass extends Pass {
   readonly predictions: readonly string[]
 }
 
-/** What {@link TrainingSessions.forward} gives. */
+/** The result of {@link TrainingSessions.forward}. */
 export interface ForwardResult {
   readonly loss: number
   readonly normalizer: number

@@ -16,7 +16,7 @@ import { type LoraConfig, resolveConfig } from '../lora/config.js'
 import type { OpenTask } from '../tasks/task.js'
 import type { TokenChoice, TrainedTokens } from './options.js'
 
-/** What the names of modules depend on. */
+/** The model, task and names by which modules are found. */
 export interface Context {
   readonly model: Model
   readonly open: OpenTask
@@ -198,7 +198,7 @@ function isEmbedding({ place }: Table): boolean {
 function tablesOf({ model, open, modules }: Context): Table[] {
   const graph = readGraph(model.onnx.proto)
   const named = (place: Embedding | Linear, vocabulary: number, features: number) => {
-    return { name: open.moduleName?.(place.name) ?? place.name, place, vocabulary, features }
+    return { name: open.head?.moduleName(place.name) ?? place.name, place, vocabulary, features }
   }
   const embeddings = findEmbeddings(graph)
     .filter(({ node }) => isOfTokens(graph, node.input[1]))
@@ -212,7 +212,7 @@ function tablesOf({ model, open, modules }: Context): Table[] {
 /** Nodes that give the tokens that they get. */
 const HANDS_TOKENS_ON = new Set(['Cast', 'Identity', 'Reshape', 'Flatten', 'Squeeze', 'Unsqueeze'])
 
-/** Whether a value is the graph's input of token ids. */
+/** True for the graph's input of token ids, or a value that only reshapes it. */
 function isOfTokens(graph: Graph, value: string): boolean {
   const maker = graph.producer(value)
   if (maker === undefined) return /(^|_)input_ids$/.test(value) && graph.inputs.some(({ name }) => name === value)

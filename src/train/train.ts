@@ -24,11 +24,11 @@ import { type RunInput, type RunReport, trainAdapter } from './run.js'
 import { checkRunFolder } from './run-folder.js'
 import { resolveSettings, type TrainSettings, withRateOfTask } from './settings.js'
 
-/** What a run has beside its options. */
+/** Surroundings of a run, beside its options. */
 export interface RunContext {
   /** Memory that there is: a run that needs more says so. */
   readonly limits?: readonly MemoryLimit[]
-  /** What model and data were opened from, where it can be written into run.json. */
+  /** Names of the model and the data for run.json; undefined for those from memory. */
   readonly sources?: RunSources | undefined
   /** Gives what the next step waits for; undefined while it need not wait. */
   readonly wait?: (() => Promise<void> | undefined) | undefined
@@ -82,7 +82,7 @@ async function prepare(
     evalData === undefined
       ? encoded.heldOut
       : (await encode(options, settings, task, evalData, 'evalData', undefined)).kept
-  const examples = settings.packing ? await pack(task, encoded.kept.examples, settings, model) : encoded.kept.examples
+  const examples = settings.packing ? pack(task, encoded.kept.examples, settings, model) : encoded.kept.examples
   const open = task.open(model, examples, taskOptions, { newHead: settings.newHead })
   if (settings.newHead && open.head === undefined) {
     throw new ConfigError({ where: 'newHead', what: `the task ${task.name} trains no head` })
@@ -147,12 +147,12 @@ function elementsOfA(adapter: LoraAdapter): number {
 const PACKED_LENGTH = 512
 
 /** Throws ConfigError for a task whose examples cannot share a row. */
-async function pack(
+function pack(
   task: Task,
   examples: Examples<unknown>,
   { maxLength }: TrainSettings,
   { contextLength = PACKED_LENGTH }: Model,
-): Promise<Examples<unknown>> {
+): Examples<unknown> {
   if (task.pack !== undefined) return task.pack(examples, maxLength ?? Math.min(contextLength, PACKED_LENGTH))
   throw new ConfigError({ where: 'packing', what: `the task ${task.name} cannot put several records into one row` })
 }
@@ -225,7 +225,7 @@ async function encode(
   return encoded
 }
 
-/** What messages call the data: files and folders by their own names. */
+/** The name of the data in messages: files and folders have their own names. */
 function nameOf(data: TrainingData, name: string): string {
   const files = Array.isArray(data) ? data : [data]
   const names = files.map((file) => (isByteSource(file) || isDirectory(file) ? file.name : undefined))

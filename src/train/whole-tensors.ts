@@ -33,7 +33,11 @@ function tensorsOf({ model, open, modules }: Context): Named[] {
       const isOther = places.some((place) => place.kind === 'vector' && place.linear === undefined)
       const offset = isOther ? normOffset(graph, model.config, name) : 0
       const own = offset === undefined ? { ...base, problem: UNKNOWN_OFFSET } : base
-      return { name: (open.moduleName?.(module) ?? module) + name.slice(module.length), base: own, offset: offset ?? 0 }
+      return {
+        name: (open.head?.moduleName(module) ?? module) + name.slice(module.length),
+        base: own,
+        offset: offset ?? 0,
+      }
     })
     .filter(({ name }) => !ofHead.has(name))
 }
@@ -135,7 +139,7 @@ export function wholeTensors(adapter: LoraAdapter, context: Context): WholeTenso
 }
 
 /**
- * What lets a graph train the tensors and rows of the base that an adapter has.
+ * Opens a graph for training of the tensors and rows of the base that an adapter has.
  *
  * @throws MismatchError for one that the base does not have, or has in another shape; UnsupportedError for one that cannot be trained
  */

@@ -1,4 +1,4 @@
-// What a model of transformers.js runs in place of its own session: lowrank's session with the adapter of one call. It hides the inputs
+// A model of transformers.js runs this in place of its own session: lowrank's session with the adapter of one call. It hides the inputs
 // that take factors, and gives ONNX Runtime's own tensors, which stay where they are: a cache on the GPU is not copied.
 
 import { cacheEntry, isCacheInput } from '../graph/inputs/cache.js'
@@ -12,7 +12,7 @@ import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 import type { InputMetadata, OrtTensorLike, PipelineSession } from './module.js'
 import type { PipelineCache } from './pipeline-cache.js'
 
-/** What a run adapts its rows by. */
+/** The adapters of a run's rows: one choice for all, or one for each. */
 export type CallChoice = AdapterChoice | readonly AdapterChoice[] | undefined
 
 /** A session that all calls of a pipeline share, and what its graph declares. */
@@ -29,13 +29,13 @@ export interface SharedSession {
 /** How the rows of a batch are run. */
 interface Plan {
   readonly rows: number | undefined
-  /** Of the session's adapters when it was made. */
+  /** The count of changes of the session's adapters when the plan was made. */
   readonly changes: number
   readonly mixes: readonly Mix[]
   readonly head: AdapterHead | undefined
   /** The model's outputs that the run gives; a head gives its own logits. */
   readonly kept: readonly string[]
-  /** What the graph is asked for; undefined: all that it gives. */
+  /** The outputs that the graph is asked for; undefined: all. */
   readonly asked: readonly string[] | undefined
 }
 
@@ -107,14 +107,14 @@ export class CallSession implements PipelineSession {
   }
 }
 
-/** Of the class of what the run gave: a pipeline knows tensors by it. */
+/** The head's logits, in the class of the run's tensors: a pipeline knows tensors by their class. */
 function logitsOf(head: AdapterHead, input: RuntimeTensor, feeds: Feeds): unknown {
   const { type, data, dims } = headLogits(head, input, feeds)
   const Tensor = input.constructor as new (type: string, data: unknown, dims: readonly number[]) => unknown
   return new Tensor(type, data, dims)
 }
 
-/** What a session over the graph declares of its inputs. */
+/** The inputs as a session over the graph declares them. */
 export function metadataOf(graph: Graph): InputMetadata[] {
   return graph.inputs.flatMap((input) => {
     const type = typeOf(input)

@@ -7,7 +7,7 @@ import { importWebRuntime } from '../runtime/load.js'
 import type { OrtModule } from '../runtime/onnxruntime.js'
 import { runtimeModule, type TransformersModule } from './module.js'
 
-/** Where transformers.js's ONNX Runtime may be. */
+/** A place where transformers.js's ONNX Runtime may be. */
 interface Place {
   /** The provider that runs models if nobody chooses one. */
   readonly device: string

@@ -9,7 +9,7 @@ import type { OrtModule } from '../runtime/onnxruntime.js'
 const OLDEST = [4, 3]
 
 /** A class of transformers.js. */
-export type Class<Instance> = new (...args: never[]) => Instance
+export type Class<Instance> = new (...args: unknown[]) => Instance
 
 /** A model: https://huggingface.co/docs/transformers.js/api/models#module_models.PreTrainedModel */
 export interface PreTrainedModel {
@@ -19,7 +19,7 @@ export interface PreTrainedModel {
   dispose(): Promise<unknown>
 }
 
-/** What a model of transformers.js runs: ONNX Runtime's session, or something that behaves like it. */
+/** The session that a model of transformers.js runs: ONNX Runtime's, or something that behaves like it. */
 export interface PipelineSession {
   readonly inputNames: readonly string[]
   readonly outputNames: readonly string[]
@@ -29,7 +29,7 @@ export interface PipelineSession {
   release(): Promise<void>
 }
 
-/** What a session declares of an input; a dimension is a number or a symbol. */
+/** A session's declaration of an input; a dimension is a number or a symbol. */
 export interface InputMetadata {
   readonly name: string
   readonly isTensor: true
@@ -118,10 +118,12 @@ function isSupported(version: unknown): boolean {
 /**
  * A class by its name.
  *
- * @throws UnsupportedError when the installed version has none of that name
+ * @param otherwise taken where the installed version has none of that name
+ * @throws UnsupportedError when it has neither
  */
-export function classNamed<T>(module: TransformersModule, name: string): Class<T> {
+export function classNamed<T>(module: TransformersModule, name: string, otherwise?: string): Class<T> {
   const found = (module as unknown as Record<string, unknown>)[name]
+  if (typeof found !== 'function' && otherwise !== undefined) return classNamed(module, otherwise)
   if (typeof found === 'function') return found as Class<T>
   throw new UnsupportedError({ where: name, what: `@huggingface/transformers ${module.env.version} has no such class` })
 }

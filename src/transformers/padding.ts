@@ -16,7 +16,7 @@ const [SEQLENS, BIAS] = [5, 10]
 /** Providers whose GroupQueryAttention takes a bias. */
 const TAKES_BIAS = new Set(['cpu', 'wasm'])
 
-/** What is added to the scores of keys that fill up: far below all others, and finite, so that rows of nothing else stay finite. */
+/** Added to the scores of keys that fill up: far below all others, and finite, so that rows of nothing else stay finite. */
 const HIDDEN = { [DataType.FLOAT]: -1e9, [DataType.FLOAT16]: -3e4 } as const
 
 /** How a graph of a pipeline computes rows that are filled up on the left. */

@@ -8,7 +8,7 @@ import type { Graph } from '../graph/view/graph.js'
 import { GrowingCache } from '../infer/generate/growing-cache.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 
-/** What a tensor without data stands for. */
+/** The part of a cache that a tensor without data stands for. */
 interface Share {
   readonly cache: GrowingCache
   readonly part: number
@@ -27,7 +27,7 @@ type TensorClass = typeof OrtTensor
 
 /** One run over a cache that grows. */
 export interface GrowingRun {
-  /** What is fed for the cache. */
+  /** The inputs that hold the cache. */
   readonly feeds: Feeds
   /** Takes the rows that the run gave, and adds the outputs of the cache to the others, by name. */
   take(rows: RuntimeTensor, outputs: Record<string, RuntimeTensor>): void
@@ -48,7 +48,7 @@ export class PipelineCache {
     this.#outputs = new Set(this.#presents.values())
   }
 
-  /** Whether a run can leave an output out, because {@link GrowingRun.take} gives it. */
+  /** True if a run can leave the output out, because {@link GrowingRun.take} gives it. */
   gives(output: string): boolean {
     return this.#outputs.has(output)
   }

@@ -14,7 +14,7 @@ import type { Class, PipelineInstance, PreTrainedModel } from './module.js'
 import { paddingPlan } from './padding.js'
 import { PipelineCache } from './pipeline-cache.js'
 
-/** What each call of a pipeline with adapters takes beside transformers.js's own options. */
+/** Options of each call of a pipeline with adapters, beside transformers.js's own. */
 export interface AdapterCallOptions {
   /**
    * Name of the adapter; `{ a: 0.5, b: 1 }` adds several up, each with its weight; a list has one such choice for each text of a batch.
@@ -25,15 +25,15 @@ export interface AdapterCallOptions {
   [option: string]: unknown
 }
 
-/** What a pipeline with adapters has beside its call. */
+/** Members of a pipeline with adapters, beside its call. */
 export interface AdapterPipelineParts {
-  /** What it is for. */
+  /** The task of the pipeline. */
   readonly task: string
   /** transformers.js's model. Its call and `generate` take `adapter` beside the inputs; without it they run the base model. */
   readonly model: unknown
   /** transformers.js's tokenizer. */
   readonly tokenizer: unknown
-  /** Where adapters are added and removed. Disposing the pipeline disposes it. */
+  /** The session, to which adapters are added and from which they are removed. Disposing the pipeline disposes it. */
   readonly session: Pick<AdapterSession, 'adapters' | 'add' | 'remove'>
   /** Frees the model and its adapters. */
   dispose(): Promise<void>
@@ -46,7 +46,7 @@ export interface PipelineRun {
   readonly device: string
 }
 
-/** What the session of a pipeline over a model is opened with. */
+/** The settings with which the session of a pipeline over a model is opened. */
 export function sessionExtras(model: SessionBase, { device }: PipelineRun): SessionExtras {
   const graph = readGraph(model.onnx.proto)
   const cached = graph.outputs.flatMap(({ name }) => (name.startsWith('present') ? [name] : []))
@@ -57,7 +57,7 @@ export function sessionExtras(model: SessionBase, { device }: PipelineRun): Sess
   }
 }
 
-/** What calls share. */
+/** The parts that all calls share. */
 export function shareSession(session: ModelSession, config: PipelineRun): SharedSession {
   const graph = readGraph(session.model.onnx.proto)
   const { check: checkPadding } = paddingPlan(graph, config.device)
@@ -76,7 +76,7 @@ export function adapterPipeline(
     session.checkOpen()
     const model = boundModel(base.model, shared, adapter)
     if (task.endsWith('-classification')) checkLabels(shared, adapter, task)
-    const Pipeline = base.constructor as unknown as new (parts: object) => typeof call
+    const Pipeline = base.constructor as Class<typeof call>
     return new Pipeline({ task, model, tokenizer, processor })(input, rest)
   }
   return Object.assign(call, {
@@ -157,7 +157,7 @@ interface Methods {
 function boundModel(model: PreTrainedModel, shared: SharedSession, choice: CallChoice): PreTrainedModel {
   const sessions = { model: new CallSession(shared, choice) }
   const config = labeledConfig(model.config, shared, choice)
-  const Model = model.constructor as Class<PreTrainedModel> as unknown as new (...parts: unknown[]) => PreTrainedModel
+  const Model = model.constructor as Class<PreTrainedModel>
   return Object.assign(new Model(config, sessions, model.configs), model, { config, sessions })
 }
 

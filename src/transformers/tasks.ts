@@ -40,7 +40,7 @@ export function pipelineClass<T>(transformers: TransformersModule, task: Pipelin
   return classNamed<T>(transformers, CLASSES[task].pipeline)
 }
 
-/** What the Auto classes of transformers.js look models up in. */
+/** The tables in which the Auto classes of transformers.js look models up. */
 interface AutoClass {
   readonly MODEL_CLASS_MAPPINGS: readonly ReadonlyMap<string, string>[]
   readonly BASE_IF_FAIL?: boolean
@@ -71,7 +71,7 @@ export function modelClass(
   })
 }
 
-/** What a pipeline reads its input with. */
+/** The part of a pipeline that reads its input. */
 export interface InputReader {
   readonly tokenizer?: unknown
   readonly processor?: unknown
@@ -101,9 +101,8 @@ function processorOf(transformers: TransformersModule, { preprocessorConfig, nam
     })
   }
   const named = String(preprocessorConfig.image_processor_type ?? '').replace(/Fast$/, '')
-  const isKnown = typeof (transformers as unknown as Record<string, unknown>)[named] === 'function'
-  const Processor = classNamed<object>(transformers, isKnown ? named : 'ImageProcessor')
-  return new (Processor as unknown as new (config: unknown) => object)({ ...preprocessorConfig })
+  const Processor = classNamed<object>(transformers, named, 'ImageProcessor')
+  return new Processor({ ...preprocessorConfig })
 }
 
 async function tokenizerOf(transformers: TransformersModule, model: Model): Promise<unknown> {
@@ -118,13 +117,8 @@ async function tokenizerOf(transformers: TransformersModule, model: Model): Prom
     settings.chat_template = await textOf(directory, template)
   }
   const named = String(settings.tokenizer_class ?? '').replace(/Fast$/, '')
-  const isKnown = typeof (transformers as unknown as Record<string, unknown>)[named] === 'function'
-  return new (
-    classNamed<object>(transformers, isKnown ? named : 'PreTrainedTokenizer') as unknown as new (
-      tokenizer: unknown,
-      config: unknown,
-    ) => object
-  )(tokenizer, settings)
+  const Tokenizer = classNamed<object>(transformers, named, 'PreTrainedTokenizer')
+  return new Tokenizer(tokenizer, settings)
 }
 
 async function textOf(directory: Model['directory'], path: string): Promise<string> {

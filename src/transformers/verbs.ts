@@ -38,7 +38,7 @@ export interface PipelineOptions {
   adapters?: Readonly<Record<string, LoraAdapter | Source>> | undefined
   /** The type of the graph's weights: onnx/model_q4.onnx for `q4`. Default `auto`: what config.json says, else fp32. */
   dtype?: DtypeChoice | undefined
-  /** Where the model runs: cpu, webgpu, wasm, cuda, coreml, dml, … Default: cpu in Node, wasm in pages. */
+  /** The device that the model runs on: cpu, webgpu, wasm, cuda, coreml, dml, … Default: cpu in Node, wasm in pages. */
   device?: string | undefined
   /** Threads of a run on the processor. Default: ONNX Runtime's own choice. */
   threads?: number | undefined
@@ -52,9 +52,9 @@ export interface PipelineOptions {
   transformers?: object | undefined
 }
 
-/** What {@link withAdapters} takes. */
+/** Options of {@link withAdapters}. */
 export interface WithAdaptersOptions extends Omit<PipelineOptions, 'device' | 'transformers'> {
-  /** What the pipeline's model was loaded from: a path, a model on the Hub, a URL, picked files or a Directory. */
+  /** The source that the pipeline's model was loaded from: a path, a model on the Hub, a URL, picked files or a Directory. */
   source: Source
 }
 
@@ -87,9 +87,9 @@ export async function pipelineWithAdapters(task: PipelineTask, source: Source, o
     const config = await transformers.AutoConfig.from_pretrained(model.name, { config: { ...model.config } })
     const sessions = { model: new CallSession(shared, null) }
     const configs = { generation_config: model.generationConfig }
-    const built = new (ModelClass as unknown as new (...parts: unknown[]) => PreTrainedModel)(config, sessions, configs)
+    const built = new ModelClass(config, sessions, configs)
     const reader = await readerOf(transformers, task, model)
-    const Pipeline = pipelineClass(transformers, task) as unknown as new (parts: object) => PipelineInstance
+    const Pipeline = pipelineClass<PipelineInstance>(transformers, task)
     return adapterPipeline(new Pipeline({ task, model: built, ...reader }), shared)
   } catch (error) {
     await shared.session.dispose()
@@ -208,7 +208,7 @@ function checkOneGraph({ graphs, name }: Model): void {
   throw new UnsupportedError({ where: name, what: 'the model has several graphs', expected: 'one graph, model', got })
 }
 
-/** What two models of one kind do not share by chance. */
+/** Fields in which two models of one kind are hardly ever equal by chance. */
 const SIZES = ['model_type', 'vocab_size', 'hidden_size', 'num_hidden_layers', 'intermediate_size']
 
 /** Throws MismatchError unless the source is what the pipeline's model was loaded from, as far as config.json tells. */

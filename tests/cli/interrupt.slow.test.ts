@@ -24,27 +24,42 @@ async function appears(path: string): Promise<void> {
 }
 
 describe('lowrank train', () => {
-  it('stops at Ctrl-C after the step, saves, and goes on with --resume as if it had not stopped', async () => {
-    const args = ['train', '--model', MODEL, '--data', DATA, '--batch-size', '4', '--max-steps', '10', '--threads', '1']
-    const stopped = join(scratch, 'stopped')
-    const { child, done } = start([...args, '--out', stopped, '--save-every', '1', '--json'])
-    await appears(join(stopped, 'adapter_config.json'))
-    child.kill('SIGINT')
-    const first = await done
-    expect(first.code, first.stderr).toBe(130)
-    expect(first.stderr).toContain('Finishing the step, then saving.')
-    const { steps, interrupted } = JSON.parse(first.stdout)
-    expect(interrupted).toBe(true)
-    expect(steps).toBeLessThan(10)
-    expect(documentOf(await lowrankHere('inspect', stopped, '--json')).layers).toHaveLength(42)
+  it.each(['SIGINT', 'SIGTERM', 'SIGHUP'] as const)(
+    'stops at %s after the step, saves, and goes on with --resume as if it had not stopped',
+    async (signal) => {
+      const args = [
+        'train',
+        '--model',
+        MODEL,
+        '--data',
+        DATA,
+        '--batch-size',
+        '4',
+        '--max-steps',
+        '10',
+        '--threads',
+        '1',
+      ]
+      const stopped = join(scratch, `stopped ${signal}`)
+      const { child, done } = start([...args, '--out', stopped, '--save-every', '1', '--json'])
+      await appears(join(stopped, 'adapter_config.json'))
+      child.kill(signal)
+      const first = await done
+      expect(first.code, first.stderr).toBe(130)
+      expect(first.stderr).toMatch(/Finishing the step.*, then saving\./)
+      const { steps, interrupted } = JSON.parse(first.stdout)
+      expect(interrupted).toBe(true)
+      expect(steps).toBeLessThan(10)
+      expect(documentOf(await lowrankHere('inspect', stopped, '--json')).layers).toHaveLength(42)
 
-    const resumed = documentOf(await lowrankHere(...args, '--out', stopped, '--resume', '--json'))
-    const whole = join(scratch, 'whole')
-    const straight = documentOf(await lowrankHere(...args, '--out', whole, '--json'))
-    expect(resumed.trainLoss).toEqual(straight.trainLoss)
-    const weights = (folder: string) => readFileSync(join(folder, 'adapter_model.safetensors'))
-    expect(weights(stopped).equals(weights(whole))).toBe(true)
-  })
+      const resumed = documentOf(await lowrankHere(...args, '--out', stopped, '--resume', '--json'))
+      const whole = join(scratch, `whole ${signal}`)
+      const straight = documentOf(await lowrankHere(...args, '--out', whole, '--json'))
+      expect(resumed.trainLoss).toEqual(straight.trainLoss)
+      const weights = (folder: string) => readFileSync(join(folder, 'adapter_model.safetensors'))
+      expect(weights(stopped).equals(weights(whole))).toBe(true)
+    },
+  )
 
   it('stops at once at the second Ctrl-C, and keeps the last complete adapter', async () => {
     const out = join(scratch, 'twice')
@@ -63,7 +78,7 @@ describe('lowrank train', () => {
   })
 })
 
-describe.each(['SIGINT', 'SIGTERM'] as const)('%s', (signal) => {
+describe.each(['SIGINT', 'SIGTERM', 'SIGHUP'] as const)('%s', (signal) => {
   it('stops a merge, and keeps finished files for the same command and for other shares', async () => {
     const { base, adapter } = await large(scratch)
     const whole = join(scratch, 'whole merge')

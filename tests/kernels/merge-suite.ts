@@ -4,10 +4,11 @@
 
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
+import type { WeightDtype } from '../../src/base/dtype.js'
 import type { FloatArray } from '../../src/base/tensor.js'
-import type { MergeDtype, MergeJob, MergeKernel, RightBlock } from '../../src/kernels/merge-kernel.js'
+import type { MergeJob, MergeKernel, RightBlock } from '../../src/kernels/merge-kernel.js'
 
-const DTYPES: MergeDtype[] = ['bf16', 'fp16', 'fp32', 'fp64']
+const DTYPES: WeightDtype[] = ['bf16', 'fp16', 'fp32', 'fp64']
 const CHUNK = 1 << 16
 
 /** All positive values of a 16-bit float type in order, as f64; the last is infinity. */
@@ -51,7 +52,7 @@ function decodeHalf(bits: number, dtype: 'bf16' | 'fp16'): number {
 }
 
 /** The weights of a chunk as an array of their type's bits or values. */
-function arrayOf(dtype: MergeDtype, bytes: Uint8Array) {
+function arrayOf(dtype: WeightDtype, bytes: Uint8Array) {
   const copy = bytes.slice().buffer
   if (dtype === 'fp64') return new Float64Array(copy)
   return dtype === 'fp32' ? new Float32Array(copy) : new Uint16Array(copy)
@@ -131,14 +132,14 @@ const SPECIAL_HALVES: Record<'bf16' | 'fp16', number[]> = {
 }
 const SPECIAL = [0, -0, 1e-45, -1e-40, 2 ** -126, 1, 3.4e38, -3.4e38, Infinity, -Infinity, NaN, 5e-324, 1.7e308]
 
-function specialBytes(dtype: MergeDtype, count: number): Uint8Array {
+function specialBytes(dtype: WeightDtype, count: number): Uint8Array {
   const pick = <T>(list: readonly T[]) => Array.from({ length: count }, (_, i) => list[i % list.length])
   if (dtype === 'fp64') return new Uint8Array(Float64Array.from(pick(SPECIAL)).buffer)
   if (dtype === 'fp32') return new Uint8Array(Float32Array.from(pick(SPECIAL)).buffer)
   return new Uint8Array(Uint16Array.from(pick(SPECIAL_HALVES[dtype])).buffer)
 }
 
-function randomBytes(dtype: MergeDtype, count: number, seed: number): Uint8Array {
+function randomBytes(dtype: WeightDtype, count: number, seed: number): Uint8Array {
   const values = fill(new Float64Array(count), seed)
   if (dtype === 'fp64') return new Uint8Array(values.buffer)
   if (dtype === 'fp32') return new Uint8Array(Float32Array.from(values).buffer)
@@ -150,7 +151,7 @@ export function mergeKernelSuite(create: (byteLength: number) => MergeKernel, is
   const kernel = create(CHUNK)
 
   /** A view that begins beside what SIMD aligns to, with NaN around it. */
-  function factor(dtype: MergeDtype, length: number, seed: number): FloatArray {
+  function factor(dtype: WeightDtype, length: number, seed: number): FloatArray {
     const whole = dtype === 'fp64' ? new Float64Array(length + 2) : new Float32Array(length + 2)
     return fill(whole.fill(Number.NaN).subarray(1, length + 1), seed)
   }

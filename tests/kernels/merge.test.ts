@@ -1,8 +1,7 @@
 import { describe, expect, test } from 'vitest'
-import { createMergeKernel } from '../../src/kernels/merge.js'
 import { fusedBuild, supports } from '../../src/kernels/module.js'
 import { referenceMergeKernel } from '../../src/kernels/reference-merge.js'
-import { createWasmMergeKernel } from '../../src/kernels/wasm-merge.js'
+import { createMergeKernel, createWasmMergeKernel } from '../../src/kernels/wasm-merge.js'
 import { mergeKernelSuite } from './merge-suite.js'
 
 mergeKernelSuite(referenceMergeKernel)

@@ -1,10 +1,10 @@
 // What browser.slow.test.ts runs in a page: products and a merge on what the page's policies allow, against the reference loops.
 
 import { defaultKernels } from '../../src/kernels/index.js'
-import { createMergeKernel } from '../../src/kernels/merge.js'
 import type { MergeKernel } from '../../src/kernels/merge-kernel.js'
 import { referenceKernels } from '../../src/kernels/reference.js'
 import { referenceMergeKernel } from '../../src/kernels/reference-merge.js'
+import { createMergeKernel } from '../../src/kernels/wasm-merge.js'
 import { LoraLayer } from '../../src/lora/layer.js'
 
 export interface PageResult {

@@ -3,7 +3,7 @@
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
 import type { FloatArray } from '../../src/base/tensor.js'
-import type { GemmOptions, Kernels } from '../../src/kernels/kernels.js'
+import type { GemmOptions, Kernels } from '../../src/kernels/reference.js'
 
 const PRECISIONS = [
   { name: 'f32', make: (length: number): FloatArray => new Float32Array(length), epsilon: 2 ** -23 },

@@ -1,9 +1,9 @@
 import { afterAll, describe, expect, test } from 'vitest'
 import { StateError } from '../../src/base/errors.js'
 import { disposeKernels } from '../../src/kernels/index.js'
-import { createMergeKernel } from '../../src/kernels/merge.js'
 import { referenceKernels } from '../../src/kernels/reference.js'
 import { createWasmKernels, type WasmKernels } from '../../src/kernels/wasm.js'
+import { createMergeKernel } from '../../src/kernels/wasm-merge.js'
 import { LoraLayer } from '../../src/lora/layer.js'
 import { kernelSuite } from './suite.js'
 

@@ -220,7 +220,10 @@ describe('where only those are handled', () => {
   const empty = { proto: create(ModelProtoSchema, { graph: {} }) }
 
   test('training refuses the config and the adapter', async () => {
-    const options = { model: { name: 'm', onnx: empty } as never, data: [] }
+    const options = {
+      model: { name: 'm', directory: new MemoryDirectory(), config: {}, onnx: empty } as never,
+      data: [],
+    }
     await expect(train({ ...options, config: { loraBias: true } })).rejects.toThrow(
       'loraBias: not implemented for training',
     )

@@ -3,8 +3,8 @@
 import { describe, expect, test } from 'vitest'
 import type { Matrix } from '../../src/base/tensor.js'
 import { product } from '../../src/linalg/product.js'
+import { triangularFactor } from '../../src/linalg/qr.js'
 import { svd } from '../../src/linalg/svd.js'
-import { triangularFactor } from '../../src/linalg/triangular.js'
 import { meanSpectrum, normOfSpectrum, spectrumOf } from '../../src/lora/spectrum.js'
 import { random } from './matrices.js'
 

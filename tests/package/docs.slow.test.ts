@@ -77,7 +77,7 @@ describe('README and the pages of docs/', () => {
     const pages = readdirSync(join(repository, 'docs')).filter((name) => name.endsWith('.md'))
     // transformers-js.md needs that package: its blocks run in tests/transformers.
     expect(pages.sort()).toEqual(
-      [...PAGES, 'conformance', 'learning', 'reliability', 'transformers-js', 'words', 'graphs']
+      [...PAGES, 'conformance', 'learning', 'reliability', 'transformers-js', 'words', 'graphs', 'speed']
         .map((page) => `${page}.md`)
         .sort(),
     )

@@ -1,3 +1,4 @@
+import { spawnSync } from 'node:child_process'
 import { mkdir, mkdtemp, realpath, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
@@ -39,13 +40,21 @@ describe('where onnxruntime-node is loaded from', () => {
     }
   })
 
-  it('is the working directory of a program without a file, as for Node', () => {
-    vi.spyOn(process, 'cwd').mockReturnValue(folder)
-    process.argv.splice(1, 1)
-    try {
-      expect(resolveNodeRuntime()).toBe(copy)
-    } finally {
-      process.argv.splice(1, 0, program)
+  it('is never the working directory of a program that is a text, nor where its arguments lie', async () => {
+    // lowrank itself lies elsewhere, beside an onnxruntime-node of its own.
+    const build = new URL('../../dist/base/node/peers.js', import.meta.url).href
+    const text = `import { resolvePeer } from ${JSON.stringify(build)}
+      console.log(resolvePeer('onnxruntime-node', ${JSON.stringify(import.meta.url)}))`
+    const file = path.join(folder, 'model.safetensors')
+    await writeFile(file, '')
+    for (const args of [
+      ['--input-type=module', '-e', text, file],
+      ['--input-type=module', '-', file],
+      ['--input-type=module'],
+    ]) {
+      const { stdout } = spawnSync(process.execPath, args, { cwd: folder, input: text, encoding: 'utf8' })
+      expect(stdout.trim()).toMatch(/onnxruntime-node/)
+      expect(stdout.trim()).not.toBe(copy)
     }
   })
 })

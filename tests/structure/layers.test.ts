@@ -210,3 +210,32 @@ describe('layers of src/', () => {
     expect(Object.keys(peerDependencies).filter((name) => name in dependencies)).toEqual([])
   })
 })
+
+/** Files that load others with `import()` once they are needed, by what they are; a path that ends in / is a folder. */
+const LOADING = {
+  verbs: ['src/index/', 'src/cli/', 'src/node.ts', 'src/transformers.ts', 'src/infer/model-session.ts'],
+  // Tasks, formats of adapters and of data, and names of checkpoints.
+  tables: [
+    ...['src/tasks/tasks.ts', 'src/tasks/causal-lm.ts', 'src/exchange/formats.ts', 'src/data/read-files.ts'],
+    ...['src/data/read-rows.ts', 'src/merge/open.ts', 'src/merge/plan/names/tables.ts', 'src/peft/files.ts'],
+  ],
+  // Parts that run here or in a worker, and parts for Node or for browsers.
+  platform: [
+    ...['src/node/platform.ts', 'src/runtime/host.ts', 'src/runtime/load.ts', 'src/infer/graph-session.ts'],
+    'src/train/run.ts',
+  ],
+  peers: [
+    ...['src/transformers/module.ts', 'src/data/parquet/read-parquet.ts', 'src/images/node/decode.ts'],
+    ...['src/text/compiled-template.ts', 'src/text/chat-template.ts'],
+  ],
+}
+
+it('loads parts later at verbs, tables, platforms and peers alone', () => {
+  const loading = filesIn('src', ['.ts']).filter((path) =>
+    /^(?!\s*(\*|\/\/)).*(?<!typeof )\bimport\((?!'[^']*'\)\.[A-Z])/m.test(textOf(path)),
+  )
+  const listed = Object.values(LOADING).flat()
+  const isIn = (path: string, place: string) => (place.endsWith('/') ? path.startsWith(place) : path === place)
+  expect(loading.filter((path) => !listed.some((place) => isIn(path, place)))).toEqual([])
+  expect(listed.filter((place) => !loading.some((path) => isIn(path, place)))).toEqual([])
+})

@@ -62,6 +62,21 @@ describe.each(Object.keys(CASES))('the loss %s', (name) => {
   })
 })
 
+it('tells PEFT that the pooler, which the graph does not have, is not adapted', async () => {
+  const run = async (config: object) => {
+    const data = [{ anchor: 'the sea was', positive: 'she saw sea' }]
+    const { adapter } = await trainAdapter({ model, task: 'embedding', data, maxSteps: 1, threads: 1, config })
+    return adapter
+  }
+  const all = await run({ rank: 2 })
+  expect(all.names().some((name) => name.endsWith('.dense') && !name.includes('pooler'))).toBe(true)
+  expect(all.config.excludeModules).toEqual(['pooler.dense'])
+  // PEFT warns of what excludes nothing.
+  expect((await run({ rank: 2, targetModules: ['query', 'value'] })).config.excludeModules).toBeUndefined()
+  const own = await run({ rank: 2, targetModules: ['query', 'dense'], excludeModules: ['key'] })
+  expect(own.config.excludeModules).toEqual(['key', 'pooler.dense'])
+})
+
 describe('training', () => {
   const rows = ['sea', 'sun', 'ship', 'whale', 'king', 'night', 'rain', 'good'].map((word) => {
     return { anchor: `the ${word} was`, positive: `she saw ${word}` }
@@ -111,7 +126,7 @@ describe('training', () => {
     ['an unknown option', { taskOptions: { temprature: 1 } }, ConfigError, /temprature.*Did you mean temperature/],
     ['a wrong option', { taskOptions: { loss: 'mse' } }, ConfigError, /loss.*in-batch, cosine, triplet/],
     ['triplets without negatives', { taskOptions: { loss: 'triplet' } }, ConfigError, /triplet needs a "negative"/],
-    ['rows without a partner', { data: [{ text: 'a' }] }, DataError, /no pair of texts.*got text/],
+    ['rows without a partner', { data: [{ text: 'a' }] }, DataError, /no pair of texts.*got "text" \(string\)/],
     ['an empty text', { data: [{ text: 'a', textPair: ' ' }] }, DataError, /textPair is no text, or an empty one/],
     ['a score of 3', { data: [{ text: 'a', textPair: 'b', score: 3 }] }, DataError, /between −1 and 1/],
     [

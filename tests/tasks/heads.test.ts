@@ -11,7 +11,8 @@ import { NodeDirectory } from '../../src/io/node/files.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
 import { loadNodeRuntime } from '../../src/runtime/node/runtime.js'
 import type { Feeds } from '../../src/runtime/runtime.js'
-import { findTextHead, findTokenHead } from '../../src/tasks/head-forms.js'
+import { findHead } from '../../src/tasks/head-forms.js'
+import type { HeadBase } from '../../src/tasks/heads.js'
 import { appendHead, headTensors, placeHead } from '../../src/tasks/heads.js'
 import { addInput, addOutput, DataType, emptyGraph, floats, floatTensor } from '../graph/toolkit.js'
 import { maxDifference } from '../infer/models.js'
@@ -23,7 +24,7 @@ interface Golden {
   models: Record<string, { task: 'SEQ_CLS' | 'TOKEN_CLS'; modulesToSave: string[]; config: Record<string, unknown> }>
 }
 
-const FINDERS = { SEQ_CLS: findTextHead, TOKEN_CLS: findTokenHead }
+const KINDS = { SEQ_CLS: 'text', TOKEN_CLS: 'token' } as const
 
 const { models }: Golden = JSON.parse(readFileSync(`${folder}/golden.json`, 'utf8'))
 let file: SafetensorsFile
@@ -53,7 +54,7 @@ async function tokensOf(name: string): Promise<Feeds> {
 }
 
 describe.each(Object.entries(models))('%s', (name, { task, modulesToSave, config }) => {
-  const findForm = FINDERS[task]
+  const findForm = (base: HeadBase) => findHead(KINDS[task], base)
   const base = () => {
     const graph = encoder()
     return { config, graph, linears: findLinears(graph) }
@@ -108,7 +109,7 @@ describe.each(Object.entries(models))('%s', (name, { task, modulesToSave, config
 
 it('is not known where the config asks for another one', () => {
   const graph = encoder()
-  const of = (config: Record<string, unknown>) => findTextHead({ config, graph, linears: [] })
+  const of = (config: Record<string, unknown>) => findHead('text', { config, graph, linears: [] })
   expect(of({ model_type: 'modernbert', classifier_pooling: 'max' })).toBeUndefined()
   expect(of({ model_type: 'deberta', pooler_hidden_act: 'tanh' })).toBeUndefined()
   expect(of({ model_type: 'constructor' })).toBeUndefined()

@@ -205,7 +205,7 @@ describe('rows', () => {
   it.each([
     [{ image: 'a.png' }, /data\[1\]: not a picture with a label.*image/s],
     [{ image: 3, label: 'x' }, /not a picture with a label/],
-    [{ text: 'a', label: 'x' }, /not a picture with a label.*text, label/s],
+    [{ text: 'a', label: 'x' }, /not a picture with a label.*"text" \(string\), "label" \(string\)/s],
     [{ image: { data: [1], width: 3, height: 3 }, label: 'red' }, /data\[1\], image: not a picture/],
     [{ image: 'broken.png', label: 'red' }, /data\[1\], image, broken\.png: the picture cannot be read \(no PNG\)/],
   ])('are refused: %j', async (row, message) => {

@@ -230,7 +230,10 @@ describe('rows', () => {
     [{ words: ['a'], tags: [''] }, /line 3, tag 1: not a tag/],
     [{ words: ['a'], tags: [null] }, /line 3, tag 1: not a tag/],
     [{ words: ['a'], tags: [-1] }, /line 3, tag 1: not a tag/],
-    [{ words: 'a b', tags: 'O O' }, /neither words with tags nor a text with entities.*words, tags/s],
+    [
+      { words: 'a b', tags: 'O O' },
+      /neither words with tags nor a text with entities.*"words" \(string\), "tags" \(string\)/s,
+    ],
     [{ text: 'Ahab' }, /neither words with tags/],
     [null, /neither words with tags.*no fields/s],
     [

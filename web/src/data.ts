@@ -1,4 +1,4 @@
-// What a run learns from: a text, rows with labels, or folders of pictures. The data and the model say what the adapter will learn.
+// Data of a run: a text, rows with labels, or folders of pictures. The data and the model decide what the adapter will learn.
 
 import type { TaskFacts } from 'lowrank'
 import { byId, guarded, inputOf, make } from './dom.js'
@@ -11,7 +11,7 @@ export interface Picture {
 }
 
 export interface LearningData {
-  /** Of the file; the ending tells the form. */
+  /** Name of the file; the ending tells the form. */
   readonly name: string
   readonly text: string
   /** Not empty where pictures are learned, and no text. */
@@ -54,7 +54,7 @@ function bestTask(fields: readonly string[], tasks: readonly PageTask[]): PageTa
 }
 
 /**
- * What the model learns from the data.
+ * The task that the model learns from the data.
  *
  * @throws Error when it cannot learn from such data
  */

@@ -1,4 +1,4 @@
-// What an adapter changes, layer by layer.
+// Changes of an adapter, layer by layer.
 
 import { inspect, type LoraAdapter, type Spectrum } from 'lowrank'
 import { byId, make } from './dom.js'

@@ -1,4 +1,4 @@
-// What this browser offers: threads, and whether it has WebGPU.
+// Features of this browser: threads, and WebGPU.
 
 import { byId, inputOf, make } from './dom.js'
 
@@ -28,7 +28,7 @@ export function threadCount(): number {
   return Math.min(Math.max(4, Math.ceil(hardwareConcurrency / 2)), hardwareConcurrency, 8)
 }
 
-/** Whether this browser hands out a GPU: some have WebGPU's functions and no adapter. */
+/** Resolves with true if this browser hands out a GPU: some have WebGPU's functions and no adapter. */
 async function hasGpu(): Promise<boolean> {
   const { gpu } = navigator as { gpu?: { requestAdapter(): Promise<unknown> } }
   return (await gpu?.requestAdapter().catch(() => null)) != null

@@ -20,15 +20,15 @@ export interface OpenModel {
   readonly choice: ModelChoice
   readonly device: Device
   readonly reads: 'text' | 'pictures'
-  /** Whether it writes text. Others give vectors, from which an adapter learns labels. */
+  /** True if it writes text. Others give vectors, from which an adapter learns labels. */
   readonly writes: boolean
-  /** What it can learn here. */
+  /** Tasks that it can learn here. */
   readonly tasks: readonly PageTask[]
   /** True if its folder says how chats become text. */
   readonly takesChats: boolean
 }
 
-/** Where sessions and training compute. */
+/** The device of sessions and training. */
 export type Device = 'wasm' | 'webgpu'
 
 /** The build with WebGPU is much larger, so that it is fetched only when it is chosen. */

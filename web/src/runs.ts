@@ -4,7 +4,7 @@ import { type Directory, HandleDirectory, MemoryDirectory, type TrainOptions } f
 import type { Picture } from './data.js'
 import type { ModelChoice } from './models.js'
 
-/** What a run needs to be continued. */
+/** The settings and data by which a run can be continued. */
 export interface Job {
   readonly name: string
   readonly choice: ModelChoice

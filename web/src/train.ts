@@ -25,7 +25,7 @@ export class Trainer {
   #running: { abort: AbortController; keeps: boolean } | undefined
   #paused: UnfinishedRun | undefined
   #losses: number[] = []
-  /** Whether the browser had no space for a run. */
+  /** True if the browser had no space for a run. */
   #isInMemory = false
   readonly #trained: (name: string, adapter: LoraAdapter) => Promise<void>
 

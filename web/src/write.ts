@@ -1,4 +1,4 @@
-// What the base and each adapter make of an input, side by side, on one model: a text, or labels.
+// Answers of the base and of each adapter to an input, side by side, on one model: a text, or labels.
 
 import {
   type AdapterSession,
@@ -192,7 +192,7 @@ export class Writer {
       buttonOf('quiet').disabled = true
     }
   }
-  /** Whether an adapter, or the model alone, labels what it reads. */
+  /** True if an adapter, or the model alone, gives labels. */
   #givesLabels(name: string | null): boolean {
     const adapter = name === null ? undefined : this.#adapters.get(name)
     return this.#open?.writes === false || adapter?.config.taskType === 'SEQ_CLS'

@@ -1,4 +1,4 @@
-// What a GGUF adapter must know of its base: the architecture, how many heads a layer has, and which tensors there are. A folder with
+// Facts of the base that a GGUF adapter needs: the architecture, how many heads a layer has, and which tensors there are. A folder with
 // config.json tells this, or a GGUF file of the model.
 
 import { type Directory, readAll } from '../../base/bytes.js'

@@ -3,7 +3,7 @@
 import { MismatchError, nearMisses, UnsupportedError } from '../../base/errors.js'
 import { ARCHITECTURES, MODELS, TENSORS, type Way } from './gen/tables.js'
 
-/** What an architecture's weights are called. */
+/** Names of an architecture's weights. */
 export interface GgufNames {
   /** As in `general.architecture`. */
   readonly architecture: string
@@ -62,7 +62,7 @@ function namesOf(architecture: string, way: Way): GgufNames {
   const isGated = tensors.some((index) => TENSORS[index][0] === 'blk.{bid}.ffn_gate')
   for (const index of tensors) {
     const [tensor, ...modules] = TENSORS[index]
-    // What is an architecture's own comes last, as gguf-py has it.
+    // Names of one architecture alone come last, as in gguf-py.
     const all = [...modules, ...(Object.hasOwn(own, tensor) ? own[tensor] : [])]
     for (const module of all) byModule.set(module, tensor)
     byTensor.set(tensor, preferred(tensor, all, isGated))
@@ -92,7 +92,7 @@ function renamed(name: string, table: ReadonlyMap<string, string>): string | und
   return undefined
 }
 
-/** Of several modules that are the same tensor, the one that today's transformers has. */
+/** Order in which one of several modules is chosen for a tensor: names of today's transformers first. */
 const PREFERENCES = [
   /^model\.layers\.\{bid\}\.self_attn\.(q|k|v|o|qkv)_proj$/,
   /^model\.layers\.\{bid\}\.mlp\.(gate|up|down|gate_up)_proj$/,

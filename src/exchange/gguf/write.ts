@@ -25,7 +25,7 @@ export type GgufDtype = GgufFloat | 'keep'
 
 /** A factor for one tensor of the base, which is read when its turn comes. */
 interface Factor {
-  /** Of one matrix. */
+  /** The shape of one matrix. */
   readonly shape: readonly [rows: number, columns: number]
   /** One matrix; several for stacked experts. */
   read(): Promise<readonly Matrix[]>
@@ -41,7 +41,7 @@ interface GgufPair {
   readonly b: Factor
   /** Matrices of each factor. */
   readonly count: number
-  /** Whether the tensor has a dimension of experts, also for one. */
+  /** True if the tensor has a dimension of experts, also for one expert. */
   readonly isStacked: boolean
   readonly scaling: number
   readonly dtype: GgufFloat

@@ -1,10 +1,8 @@
 // Files of pictures in Node, by sharp: an optional peer.
 
 import { access } from 'node:fs/promises'
-import { createRequire } from 'node:module'
-import { join } from 'node:path'
-import { pathToFileURL } from 'node:url'
 import { ConfigError } from '../../base/errors.js'
+import { resolvePeer } from '../../base/node/peers.js'
 import type { RgbImage } from '../image.js'
 
 /** What is used of sharp. */
@@ -36,17 +34,9 @@ export async function decodeWithSharp(file: string | Uint8Array): Promise<RgbIma
   return { data, width: info.width, height: info.height }
 }
 
-/** Looked for beside the program, then beside lowrank. */
 async function loadSharp(): Promise<SharpModule> {
-  const program = process.argv[1] ?? join(process.cwd(), 'package.json')
-  for (const place of [program, import.meta.url]) {
-    try {
-      const path = createRequire(place).resolve('sharp')
-      return ((await import(pathToFileURL(path).href)) as { default: SharpModule }).default
-    } catch {
-      // The next place.
-    }
-  }
+  const found = resolvePeer('sharp', import.meta.url)
+  if (found !== undefined) return ((await import(found)) as { default: SharpModule }).default
   loading = undefined
   throw new ConfigError({
     where: 'images',

@@ -11,7 +11,7 @@ import { type DecodeImage, type ImageSource, readImage } from '../../images/imag
 import { isImageSource } from '../../images/image-source.js'
 import { imageProcessor } from '../../images/processor.js'
 import type { Feeds } from '../../runtime/runtime.js'
-import { attentionMask, padded } from '../../tasks/token-batch.js'
+import { tokenBatch } from '../../tasks/token-batch.js'
 import { checkVocabulary } from '../../text/records.js'
 import type { BatchOptions, TextOrPair } from '../session.js'
 
@@ -99,13 +99,7 @@ export function* batchesOf(
     const ids = texts.map((i) => encoded[i].ids)
     const types = texts.map((i) => encoded[i].typeIds)
     const sequence = Math.max(...ids.map(({ length }) => length))
-    const feeds = inputs.feeds({
-      batch: texts.length,
-      sequence,
-      inputIds: padded(ids, sequence, padTokenId),
-      attentionMask: attentionMask(ids, sequence),
-      tokenTypeIds: padded(types, sequence, 0),
-    })
+    const feeds = inputs.feeds(tokenBatch(ids, sequence, padTokenId, types))
     yield { texts, sequence, feeds }
   }
 }

@@ -4,7 +4,7 @@ import { splitName } from '../../base/bytes.js'
 import { FileError, FormatError } from '../../base/errors.js'
 import type { HubSource } from '../source.js'
 import { type HubRequest, isPassing, refusal } from './errors.js'
-import { type HubAnswer, type HubConnection, isUnreachable, pause, request } from './request.js'
+import { type HubAnswer, type HubConnection, isWorthATry, pause, request } from './request.js'
 
 /** A file of a commit. */
 export interface HubFile {
@@ -60,6 +60,7 @@ export async function listTree(asked: HubRequest, commit: string): Promise<Map<s
     if (page === MAX_TREE_PAGES)
       throw new FileError({ where: source.id, what: 'too many files for a model', got: `${files.size} and more` })
     // Mirrors give addresses of the Hub itself.
+    if (!URL.canParse(next, url)) throw notHub(asked, url)
     const target = new URL(next, url)
     url = `${connection.endpoint}${target.pathname.slice(Math.max(0, target.pathname.indexOf('/api/models/')))}${target.search}`
   }
@@ -120,8 +121,8 @@ async function getJson(url: string, asked: HubRequest): Promise<{ value: unknown
     } catch (error) {
       if (error instanceof SyntaxError) throw notHub(asked, url, error)
       // A connection that cannot be made at all fails at once: what is cached opens without delay.
-      const isWorthATry = answer !== undefined && isUnreachable(error) && isPassing(answer.response.status)
-      if (!isWorthATry || attempt === MAX_TRIES) throw error
+      const mayPass = answer !== undefined && isWorthATry(error) && isPassing(answer.response.status)
+      if (!mayPass || attempt === MAX_TRIES) throw error
       await pause(asked.connection, attempt, answer)
     }
   }

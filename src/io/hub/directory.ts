@@ -36,7 +36,7 @@ export interface RemoteOptions {
   /** Stops downloads. Finished parts stay in the cache. */
   readonly signal?: SignalLike | undefined
   /** In place of the times of {@link HubConnection}. */
-  readonly times?: Pick<HubConnection, 'stallMs' | 'retryMs'> | undefined
+  readonly times?: Pick<HubConnection, 'stallMs' | 'retryMs' | 'slowMs'> | undefined
 }
 
 /** `org/name`, with a revision that is not the default, and the path. */

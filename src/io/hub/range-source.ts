@@ -2,7 +2,7 @@
 
 import { type ByteSource, checkRange, concatBytes } from '../../base/bytes.js'
 import { FileError } from '../../base/errors.js'
-import { type HubConnection, isUnreachable, pause, request } from './request.js'
+import { type HubConnection, isWorthATry, pause, request } from './request.js'
 
 /** A config or a tokenizer: files up to this size come whole, because in ranges they would take as many requests as parts. */
 export const MAX_WHOLE_BYTES = 1 << 20
@@ -83,7 +83,7 @@ export class RangeSource implements ByteSource {
       try {
         return await this.#fetch(offset, byteLength, onReceived)
       } catch (error) {
-        if (!isUnreachable(error) || attempt === MAX_TRIES) throw error
+        if (!isWorthATry(error) || attempt === MAX_TRIES) throw error
         await pause(this.#connection, attempt)
       }
     }

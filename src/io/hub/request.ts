@@ -19,12 +19,20 @@ export interface HubConnection {
   readonly stallMs?: number | undefined
   /** Pause before a request is sent again. Default {@link RETRY_MS}. */
   readonly retryMs?: number | undefined
+  /** An answer that has brought less than 1 kB/s after so long is given up. Default {@link SLOW_MS}. */
+  readonly slowMs?: number | undefined
 }
 
 /** The Hub answers within seconds, and storage behind it sends without pause: half a minute without a byte is a lost connection. */
 export const STALL_MS = 30_000
 /** Before a second try; each further one waits twice as long. */
 export const RETRY_MS = 1000
+/** A minute at less than {@link SLOWEST}: a gigabyte would take twelve days. */
+export const SLOW_MS = 60_000
+/** Bytes a second. */
+export const SLOWEST = 1000
+/** A server may ask for this pause; a longer one is told to the user in place of waiting. */
+const MAX_ASKED_MS = 60_000
 /** A renamed repository and a storage host are two. */
 const MAX_REDIRECTS = 8
 
@@ -36,16 +44,24 @@ export class HubError extends FileError {
   /** Node prints it in front of the stack: callers know the class as FileError. */
   static override readonly name = 'FileError'
   readonly kind: 'unreachable' | 'access' | 'absent'
+  /** True if another try in the same minute would end alike. */
+  readonly isFinal: boolean
 
-  constructor(kind: HubError['kind'], details: ErrorDetails) {
+  constructor(kind: HubError['kind'], details: ErrorDetails, isFinal = false) {
     super(details)
     this.kind = kind
+    this.isFinal = isFinal
   }
 }
 
-/** Whether the error is one that passes. */
-export function isUnreachable(error: unknown): boolean {
+/** True for an error that passes. */
+export function isUnreachable(error: unknown): error is HubError {
   return error instanceof HubError && error.kind === 'unreachable'
+}
+
+/** True for an error after which another try may go better. */
+export function isWorthATry(error: unknown): boolean {
+  return isUnreachable(error) && !error.isFinal
 }
 
 /** An answer whose body ends, or fails within {@link HubConnection.stallMs}. */
@@ -69,6 +85,7 @@ export async function request(
   headers: Record<string, string> = {},
 ): Promise<HubAnswer> {
   const { fetch = globalThis.fetch, token, endpoint, hidesRedirects = false, stallMs = STALL_MS, signal } = connection
+  const { slowMs = SLOW_MS } = connection
   const watch = new Watch(stallMs, signal)
   let url = new URL(address)
   try {
@@ -82,7 +99,7 @@ export async function request(
       if (![301, 302, 303, 307, 308].includes(response.status) || location === null) {
         return {
           response,
-          chunks: () => chunksOf(url, response, watch),
+          chunks: () => chunksOf(url, response, watch, slowMs),
           cancel: () => drop(response, watch),
         }
       }
@@ -109,15 +126,29 @@ function redirected(from: URL, location: string): URL {
   })
 }
 
-async function* chunksOf(url: URL, response: Response, watch: Watch): AsyncGenerator<Uint8Array<ArrayBuffer>> {
+async function* chunksOf(
+  url: URL,
+  response: Response,
+  watch: Watch,
+  slowMs: number,
+): AsyncGenerator<Uint8Array<ArrayBuffer>> {
   const reader = response.body?.getReader()
+  let [waitedMs, bytes] = [0, 0]
   try {
     for (;;) {
       watch.wait()
+      const before = performance.now()
       const part = await reader?.read()
       // Who takes the bytes may take its time.
       watch.rest()
       if (part === undefined || part.done) return
+      waitedMs += performance.now() - before
+      bytes += part.value.byteLength
+      if (waitedMs >= slowMs) {
+        if (bytes < (SLOWEST * slowMs) / 1000) throw tooSlow(url, slowMs)
+        waitedMs = 0
+        bytes = 0
+      }
       yield part.value
     }
   } catch (cause) {
@@ -149,6 +180,11 @@ function failure(url: URL, cause: unknown, watch: Watch): unknown {
     hint: 'Check the internet connection, or use a folder on this machine',
     cause,
   })
+}
+
+function tooSlow(url: URL, slowMs: number): HubError {
+  const what = `the connection is too slow: less than 1 kB/s for ${slowMs / 1000} s`
+  return new HubError('unreachable', { where: shown(url), what, hint: 'Try again on a better connection' }, true)
 }
 
 /** Aborts a request when nothing comes for a time, or when its caller says so. */
@@ -189,11 +225,20 @@ class Watch {
   }
 }
 
-/** Waits before try number `attempt` (from 1), or as long as the server asked. @throws what `signal` was aborted with */
+/**
+ * Waits before try number `attempt` (from 1), or as long as the server asked.
+ *
+ * @throws what `signal` was aborted with; an unreachable HubError when the server asks for more than a minute
+ */
 export async function pause(connection: HubConnection, attempt: number, answer?: HubAnswer): Promise<void> {
   const { retryMs = RETRY_MS, signal } = connection
-  const asked = Number(answer?.response.headers.get('retry-after') ?? Number.NaN) * 1000
-  const wait = Number.isFinite(asked) ? Math.min(asked, MAX_ASKED_MS) : retryMs * 2 ** (attempt - 1)
+  const asked = askedMs(answer?.response.headers.get('retry-after'))
+  if (asked !== undefined && asked > MAX_ASKED_MS) {
+    const what = `the server asks to wait ${Math.ceil(asked / 1000)} s`
+    const hint = 'Try again after that time'
+    throw new HubError('unreachable', { where: connection.endpoint, what, hint }, true)
+  }
+  const wait = asked ?? retryMs * 2 ** (attempt - 1)
   signal?.throwIfAborted()
   await new Promise<void>((resolve) => {
     const end = () => {
@@ -207,5 +252,9 @@ export async function pause(connection: HubConnection, attempt: number, answer?:
   signal?.throwIfAborted()
 }
 
-/** Whoever is asked to wait longer learns it from an error. */
-const MAX_ASKED_MS = 60_000
+/** Milliseconds of a Retry-After header: a number of seconds, or a date. */
+function askedMs(header: string | null | undefined): number | undefined {
+  if (header == null || header.trim() === '') return undefined
+  const wait = /^\s*\d+\s*$/.test(header) ? Number(header) * 1000 : Date.parse(header) - Date.now()
+  return Number.isNaN(wait) ? undefined : Math.max(0, wait)
+}

@@ -235,7 +235,7 @@ function startFrom(layer: LoraLayer, weight: Matrix, { weightA, weightB }: Facto
 
 /** The leading principal directions of a layer's inputs. */
 interface Directions extends Pick<Svd, 's' | 'vt'> {
-  /** Of all variance, what each direction explains. */
+  /** The share of all variance that each direction explains. */
   readonly shares: Float64Array
 }
 

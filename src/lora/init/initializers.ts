@@ -17,7 +17,7 @@ interface FirstFactors extends FactorPair {
 }
 
 /**
- * What a new layer over a weight (d, k) starts from, in the precision of `like`.
+ * The first factors of a new layer over a weight (d, k), in the precision of `like`.
  *
  * @param base W (d, k), which some initializations need
  * @throws UnsupportedError when the initialization needs W and there is none; ConfigError when it needs an even rank
@@ -79,7 +79,7 @@ function drawnOrthogonal(rank: number, [d, k]: readonly [number, number], random
   return orthogonalFactors(square, right, left)
 }
 
-/** Of pissa, olora and mica. */
+/** The first factors of pissa, olora and mica. */
 function fromBase(config: LoraConfig, name: string, base: Matrix | undefined): FactorPair {
   const { init, rank } = config
   if (base === undefined) {

@@ -44,10 +44,7 @@ export async function toPlain(adapter: LoraAdapter, from: BaseWeights | LoraAdap
       const a = stackRows(weightA, zeros(...weightA.shape, weightA.data))
       const b = besideNegated(weightB, zeros(...weightB.shape, weightB.data))
       result.addEmbedding(name, a, b, { magnitude }).dtype = dtype
-    } else if (part.kind === 'replacement') {
-      const { isTrained, key } = part
-      result.addReplacement(name, part, { isTrained, key })
-    } else if (part.kind === 'token-rows') result.addTokenRows(part.module, part.indices, part)
+    } else result.addPart(part)
   }
   return result
 }

@@ -9,7 +9,7 @@ export function groupsRefusal(groups: number): string {
   return `an adapted convolution of ${groups} groups cannot be merged, as in PEFT: A sees all channels, the weight those of its group`
 }
 
-/** What the shapes of a convolution's factors tell. */
+/** Sizes of a convolution, as the shapes of its factors tell them. */
 interface ConvolutionShape {
   readonly rank: number
   /** Input channels, of all groups. */

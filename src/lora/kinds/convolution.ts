@@ -24,7 +24,7 @@ export class ConvolutionLora extends LinearBacked {
   readonly kernel: readonly number[]
   /** How many parts the channels fall into, in and out; 1 for an ordinary convolution. */
   readonly groups: number
-  /** Of a grouped convolution, whose outputs are no rows of the linear layer. */
+  /** The vectors of a grouped convolution, whose outputs are no rows of the linear layer. */
   readonly #vectors: { magnitude: FloatArray | undefined; biasB: FloatArray | undefined } | undefined
 
   /**

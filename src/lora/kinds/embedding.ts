@@ -37,7 +37,7 @@ export interface EmbeddingGradients {
  */
 export class EmbeddingLora extends LinearBacked {
   readonly kind = 'embedding'
-  /** What the last forward leaves for backward. */
+  /** Values of the last forward that backward needs. */
   #tape: (ChangeTape & { tokens: readonly number[] }) | undefined
 
   /**

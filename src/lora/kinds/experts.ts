@@ -56,7 +56,7 @@ export class ExpertLora extends Part {
   /** The parameter's settings: rank and alpha are those that the config's patterns give its name. */
   readonly config: LoraConfig
   readonly #experts: readonly LoraLayer[]
-  /** Of the base that is attached. */
+  /** Shape and layout of the base that is attached. */
   #base: { shape: readonly number[]; isInputMajor: boolean } | undefined
 
   /**

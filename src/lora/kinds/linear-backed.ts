@@ -1,4 +1,4 @@
-// What embeddings and convolutions have in common: a linear layer holds their factors, reshaped, and does what does not depend on
+// Embeddings and convolutions share this: a linear layer holds their factors, reshaped, and does what does not depend on
 // how they are read.
 
 import type { FloatDtype } from '../../base/dtype.js'

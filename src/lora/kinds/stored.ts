@@ -18,14 +18,9 @@ import {
 import { checkTensor, elementCount, type FloatArray, formatShape, type Tensor } from '../../base/tensor.js'
 import { norm } from '../../linalg/product.js'
 import { noBase, where } from '../factors.js'
-import { moduleOf, Part } from '../part.js'
+import { moduleOf, Part, type StoredTensor } from '../part.js'
 
-/** A tensor as a file holds it: little-endian, row-major. */
-export interface StoredTensor {
-  readonly dtype: TensorDtype
-  readonly shape: readonly number[]
-  readonly data: Uint8Array
-}
+export type { StoredTensor } from '../part.js'
 
 /** Bytes as in a file, or numbers. Numbers are saved in their own precision. */
 export type StoredValues = StoredTensor | Tensor<FloatArray>
@@ -109,7 +104,7 @@ abstract class StoredPart extends Part {
     return this.#isMerged ? this.effectiveWeight() : this.#base && copyOf(this.#base)
   }
 
-  /** What the tensor is with the part's values in it, a new tensor. */
+  /** The tensor with the part's values in it, a new tensor. */
   abstract effectiveWeight(): Tensor<FloatArray>
 
   merge(): void {

@@ -2,8 +2,7 @@
 // order, but never twice from the same place (memoized, as in Spencer's and V8's experimental engines). Only back-references need
 // real backtracking, within a limit.
 
-import { ExpressionError } from './expression-parse.js'
-import type { CharacterTest, Expression } from './expression-tree.js'
+import { type CharacterTest, type Expression, ExpressionError } from '../../base/expressions/parse.js'
 
 /** Longer programs come from no person: `{1000}` in `{1000}` does. */
 const MAX_INSTRUCTIONS = 200_000

@@ -2,9 +2,8 @@
 // tuners_utils.check_target_module_exists and other.get_pattern_key.
 
 import { ConfigError } from '../../base/errors.js'
+import { type Expression, ExpressionError, parseExpression } from '../../base/expressions/parse.js'
 import { Matcher, type StepCount } from './expression.js'
-import { ExpressionError, parseExpression } from './expression-parse.js'
-import type { Expression } from './expression-tree.js'
 
 /** Longer expressions come from no person; they only cost time to compile. */
 const MAX_PATTERN_LENGTH = 65536

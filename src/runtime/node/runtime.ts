@@ -1,28 +1,14 @@
 // Finds the user's onnxruntime-node.
 
-import { createRequire } from 'node:module'
-import { join } from 'node:path'
-import { pathToFileURL } from 'node:url'
 import { RuntimeError } from '../../base/errors.js'
+import { resolvePeer } from '../../base/node/peers.js'
 import { loadRuntime } from '../load.js'
 import type { Runtime } from '../runtime.js'
 
-/**
- * The URL of onnxruntime-node, as the program that runs sees it, else as this package sees it. The working directory is
- * no place to load code from, for it may be a downloaded model's folder. It counts only where Node itself looks there:
- * for a program without a file.
- *
- * @throws RuntimeError when it is not installed.
- */
+/** The URL of onnxruntime-node: see {@link resolvePeer}. Throws RuntimeError when it is not installed. */
 export function resolveNodeRuntime(): string {
-  const program = process.argv[1] ?? join(process.cwd(), 'package.json')
-  for (const from of [program, import.meta.url]) {
-    try {
-      return pathToFileURL(createRequire(from).resolve('onnxruntime-node')).href
-    } catch {
-      // Not seen from here: the next place may have it.
-    }
-  }
+  const found = resolvePeer('onnxruntime-node', import.meta.url)
+  if (found !== undefined) return found
   throw new RuntimeError({
     where: 'onnxruntime-node',
     what: 'it is not installed',

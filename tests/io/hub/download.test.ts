@@ -57,6 +57,45 @@ describe('a download', () => {
     await expect(waiting).rejects.toMatchObject({ name: 'AbortError' })
   })
 
+  test('gives up when a server always begins anew, wherever it breaks off', async () => {
+    let cut = 10_000
+    current.hub.faults.set(file, { ignoresRange: true, breakAfter: () => (cut += 10_000) })
+    await expect(contentOf('org/model', file)).rejects.toMatchObject({
+      what: expect.stringMatching(/^the download broke off at \d+ of \d+ bytes$/),
+    })
+    expect(current.hub.seen.filter(({ origin }) => origin === 'storage').length).toBeLessThanOrEqual(6)
+  })
+
+  test('gives up a connection of less than 1 kB/s, and does not try again', async () => {
+    current.hub.faults.set(file, { pauseMs: 50, pieceBytes: 10 })
+    const slow = contentOf('org/model', file, {}, { times: { stallMs: 2000, retryMs: 5, slowMs: 400 } })
+    await expect(slow).rejects.toMatchObject({ what: 'the connection is too slow: less than 1 kB/s for 0.4 s' })
+    expect(current.hub.seen.filter(({ origin }) => origin === 'storage')).toHaveLength(1)
+    current.hub.faults.set(file, { pauseMs: 100 })
+    const times = { stallMs: 2000, retryMs: 5, slowMs: 200 }
+    expect(isWeights(await contentOf('org/model', file, {}, { times }))).toBe(true)
+  })
+
+  test('waits as long as the server asks, up to a minute; a longer time is told', async () => {
+    for (const [retryAfter, told] of [
+      ['61', '61 s'],
+      ['1000000000000', '1000000000000 s'],
+      [new Date(Date.now() + 7_200_000).toUTCString(), /\d{4} s/],
+    ] as const) {
+      current.hub.faults.set(file, { status: 503, retryAfter, times: 1 })
+      await expect(contentOf('org/model', file)).rejects.toMatchObject({
+        what: expect.stringMatching(
+          new RegExp(`the server asks to wait ${told instanceof RegExp ? told.source : told}`),
+        ),
+      })
+    }
+    for (const retryAfter of ['0', '-5', 'soon', '', new Date(0).toUTCString()]) {
+      current.hub.faults.set(file, { status: 503, retryAfter, times: 1 })
+      expect(isWeights(await contentOf('org/model', file))).toBe(true)
+      await rm(inCache(), { recursive: true })
+    }
+  })
+
   test('takes up what a process left that was killed', async () => {
     await mkdir(inCache('blobs'), { recursive: true })
     const dead = spawn(process.execPath, ['-e', ''])

@@ -105,6 +105,14 @@ describe('what comes', () => {
     expect(isWeights(kept)).toBe(true)
   })
 
+  test.each(['<http://[bad>; rel="next"', '<http://a:99999/>; rel="next"', '<http://%>; rel=next'])(
+    'a damaged address of the next page is no bug: %s',
+    async (link) => {
+      current.hub.link = link
+      expect((await failure(open('org/model'))).message).toMatch(/the answer of .* is not the Hub's/)
+    },
+  )
+
   test('a list of many pages', async () => {
     current.hub.pageSize = 3
     const files = Object.fromEntries(Array.from({ length: 10 }, (_, i) => [`file-${i}`, text(`${i}`)]))

@@ -28,14 +28,17 @@ export interface Repository {
 export interface Fault {
   status?: number
   /** Bytes of the answer after which the connection breaks, or falls silent. */
-  breakAfter?: number
+  breakAfter?: number | (() => number)
   stallAfter?: number
+  /** The Retry-After header of a status. Default 0. */
+  retryAfter?: string
   /** Sent in place of the content. */
   content?: Uint8Array
   /** No ranges: always the whole. */
   ignoresRange?: boolean
-  /** Pause before each 64 kB. */
+  /** Pause after each piece of 64 kB, or of `pieceBytes`. */
   pauseMs?: number
+  pieceBytes?: number
   times?: number
 }
 
@@ -65,6 +68,8 @@ export class FakeHub {
   readonly seen: Seen[] = []
   /** Entries on a page of a tree. */
   pageSize = 1000
+  /** The Link header of trees in place of the right one. */
+  link: string | undefined
   /** Entries that a hostile server adds to each tree. */
   extraEntries: unknown[] = []
   endpoint = ''
@@ -194,6 +199,7 @@ export class FakeHub {
       url.searchParams.set('cursor', String(from + this.pageSize))
       response.setHeader('link', `<${url.href}>; rel="next"`)
     }
+    if (this.link !== undefined) response.setHeader('link', this.link)
     response.end(JSON.stringify(entries.slice(from, from + this.pageSize)))
   }
 
@@ -213,7 +219,8 @@ export class FakeHub {
     etag: string,
   ): Promise<void> {
     const fault = this.#fault(path)
-    if (fault?.status !== undefined) return void response.writeHead(fault.status, { 'retry-after': '0' }).end()
+    if (fault?.status !== undefined)
+      return void response.writeHead(fault.status, { 'retry-after': fault.retryAfter ?? '0' }).end()
     const content = fault?.content ?? whole
     const range = fault?.ignoresRange ? null : /^bytes=(\d+)-(\d*)$/.exec(request.headers.range ?? '')
     const [first, last] = range
@@ -229,7 +236,8 @@ export class FakeHub {
       ...(range && { 'content-range': `bytes ${first}-${last}/${content.length}` }),
     })
     if (request.method === 'HEAD') return void response.end()
-    const { breakAfter, stallAfter, pauseMs } = fault ?? {}
+    const { breakAfter: broken, stallAfter, pauseMs, pieceBytes = 1 << 16 } = fault ?? {}
+    const breakAfter = typeof broken === 'function' ? broken() : broken
     const cut = breakAfter ?? stallAfter
     if (cut !== undefined) {
       response.write(part.subarray(0, cut), () => {
@@ -238,8 +246,8 @@ export class FakeHub {
       return
     }
     if (pauseMs === undefined) return void response.end(part)
-    for (let offset = 0; offset < part.length && !response.destroyed; offset += 1 << 16) {
-      response.write(part.subarray(offset, offset + (1 << 16)))
+    for (let offset = 0; offset < part.length && !response.destroyed; offset += pieceBytes) {
+      response.write(part.subarray(offset, offset + pieceBytes))
       await new Promise((resolve) => setTimeout(resolve, pauseMs))
     }
     response.end()

@@ -8,7 +8,7 @@ import { FileError } from '../../../base/errors.js'
 import { fileError } from '../../node/errors.js'
 import { type Digest, damage, gitHeader } from '../digest.js'
 import type { OnDownload } from '../directory.js'
-import { type HubAnswer, type HubConnection, HubError, isUnreachable, pause, request } from '../request.js'
+import { type HubAnswer, type HubConnection, HubError, isWorthATry, pause, request, SLOWEST } from '../request.js'
 import { claimPartial, type Partial, removePartials } from './partial.js'
 
 /** What is to come. */
@@ -27,7 +27,7 @@ export interface Download {
   refused(response: Response): FileError
 }
 
-/** Tries without a new byte before a download fails: with the pauses between them about half a minute. */
+/** Tries without progress before a download fails: with the pauses between them about half a minute. */
 const MAX_TRIES = 5
 /** How often the part of another process is looked at. */
 const WATCH_MS = 250
@@ -100,6 +100,7 @@ async function receive(writer: Writer, partial: Partial, job: Download): Promise
     const before = writer.received
     let answer: HubAnswer | undefined
     let failure: unknown
+    const [startedAt, { restarts }] = [performance.now(), writer]
     try {
       answer = await request(connection, url, {
         'accept-encoding': 'identity',
@@ -107,11 +108,14 @@ async function receive(writer: Writer, partial: Partial, job: Download): Promise
       })
       await take(answer, writer, job)
     } catch (error) {
-      if (!isUnreachable(error)) throw error
+      if (!isWorthATry(error)) throw error
       failure = error
     }
     if (writer.received === byteLength) return
-    tries = writer.received > before ? 1 : tries + 1
+    // A server that always begins anew, or that breaks off after a few bytes, could go on for ever.
+    const enough = Math.max(1, (SLOWEST * (performance.now() - startedAt)) / 1000)
+    const isProgress = writer.restarts === restarts && writer.received - before >= enough
+    tries = isProgress ? 1 : tries + 1
     if (tries >= MAX_TRIES) throw broken(job, writer.received, failure)
     await partial.touch()
     await pause(connection, tries, answer)
@@ -147,6 +151,8 @@ class Writer {
   readonly #job: Download
   #hash: Hash
   received = 0
+  /** How often all that had come was dropped. */
+  restarts = 0
 
   private constructor(handle: FileHandle, job: Download) {
     this.#handle = handle
@@ -190,6 +196,7 @@ class Writer {
     await this.#handle.truncate(0)
     this.#hash = newHash(this.#job)
     this.received = 0
+    this.restarts++
   }
 
   isRight(): boolean {

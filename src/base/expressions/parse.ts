@@ -1,8 +1,27 @@
-// Python's regular expressions (the re module of 3.11) as trees. JavaScript's own engine spells some of them otherwise, and takes
-// exponential time for others, which configs from strangers may hold.
+// Regular expressions as trees, in two dialects: Python's (the re module of 3.11), in which configs of adapters choose modules, and
+// JavaScript's, into which @huggingface/tokenizers turns the expressions of a tokenizer.json. Both may come from strangers: Python's are
+// run by an engine of our own that never takes exponential time, and JavaScript's are refused where they could (cost.ts).
 
-import type { CharacterTest, Expression } from './expression-tree.js'
-import { choiceOf } from './prefixes.js'
+/** One character: true for a code point that it stands for. */
+export type CharacterTest = (code: number) => boolean
+
+/** A parsed expression. */
+export type Expression =
+  /** `code` where it stands for one character alone. */
+  | { readonly kind: 'character'; readonly test: CharacterTest; readonly code?: number }
+  | { readonly kind: 'sequence'; readonly items: readonly Expression[] }
+  | { readonly kind: 'choice'; readonly options: readonly Expression[] }
+  | {
+      readonly kind: 'repeat'
+      readonly item: Expression
+      readonly min: number
+      readonly max: number
+      readonly isLazy: boolean
+    }
+  | { readonly kind: 'group'; readonly number: number; readonly item: Expression }
+  | { readonly kind: 'reference'; readonly number: number; readonly isCaseless: boolean }
+  | { readonly kind: 'position'; readonly test: (text: readonly number[], at: number) => boolean }
+  | { readonly kind: 'look'; readonly item: Expression; readonly isBehind: boolean; readonly isNegative: boolean }
 
 /** What is wrong with an expression, in a clause. */
 export class ExpressionError extends Error {}
@@ -44,68 +63,75 @@ const inAscii =
   (code) =>
     code < 128 && test(code)
 
-/** @throws ExpressionError when Python could not compile it, or it has something that is not supported here */
+/**
+ * Parses Python's dialect.
+ *
+ * @throws ExpressionError when Python could not compile it, or it has something that is not supported here
+ */
 export function parseExpression(pattern: string): Expression {
-  return new Parser(pattern).parse()
+  return new PythonParser(pattern).parse()
 }
 
-class Parser {
-  readonly #text: string
-  #at = 0
+/**
+ * Parses JavaScript's dialect. Positions such as ^ and \\b are told apart from characters, but not from one another.
+ *
+ * @throws ExpressionError for references to groups
+ */
+export function parseRegExp({ source, flags }: RegExp): Expression {
+  return new JavaScriptParser(source, flags.replace(/[gy]/g, '')).parse()
+}
+
+/** The parts that both dialects share: alternatives, sequences and repeats. */
+abstract class Parser {
+  protected readonly text: string
+  protected at = 0
   #depth = 0
-  #flags: Flags = { isCaseless: false, isMultiline: false, isDotAll: false, isAscii: false }
-  #groups = 0
-  readonly #closed = new Set<number>()
-  readonly #names = new Map<string, number>()
 
   constructor(pattern: string) {
-    this.#text = pattern
+    this.text = pattern
   }
 
+  /** Reads a part that can be repeated. Undefined for a comment. */
+  protected abstract atom(): Expression | undefined
+
   parse(): Expression {
-    const global = FLAGS.exec(this.#text)
-    if (global !== null) {
-      if (/[xL]/.test(global[1])) throw new ExpressionError(`the flags ${global[1]}`)
-      this.#flags = withFlags(this.#flags, global[1], '')
-      this.#at = global[0].length
-    }
     const result = this.#choice()
-    if (this.#at < this.#text.length) throw new ExpressionError('a closing parenthesis without an opening one')
+    if (this.at < this.text.length) throw new ExpressionError('a closing parenthesis without an opening one')
     return result
   }
 
   #choice(): Expression {
     if (++this.#depth > MAX_DEPTH) throw new ExpressionError('groups nested too deep')
     const options = [this.#sequence()]
-    while (this.#skip('|')) options.push(this.#sequence())
+    while (this.skip('|')) options.push(this.#sequence())
     this.#depth--
     return options.length === 1 ? options[0] : choiceOf(options)
   }
 
   #sequence(): Expression {
     const items: Expression[] = []
-    while (this.#at < this.#text.length && this.#text[this.#at] !== '|' && this.#text[this.#at] !== ')') {
-      const item = this.#atom()
+    while (this.at < this.text.length && this.text[this.at] !== '|' && this.text[this.at] !== ')') {
+      const item = this.atom()
       if (item !== undefined) items.push(this.#quantified(item))
     }
     return items.length === 1 ? items[0] : { kind: 'sequence', items }
   }
 
   #quantified(item: Expression): Expression {
-    const quantifier = this.#quantifier()
+    const quantifier = this.quantifier()
     if (quantifier === undefined) return item
     if (item.kind === 'position') throw new ExpressionError('nothing to repeat')
-    if (this.#skip('+')) throw new ExpressionError('a possessive quantifier')
-    const isLazy = this.#skip('?')
-    if (this.#quantifier() !== undefined) throw new ExpressionError('a quantifier after a quantifier')
+    if (this.skip('+')) throw new ExpressionError('a possessive quantifier')
+    const isLazy = this.skip('?')
+    if (this.quantifier() !== undefined) throw new ExpressionError('a quantifier after a quantifier')
     return { kind: 'repeat', item, ...quantifier, isLazy }
   }
 
   /** Takes it. Braces that are no quantifier are characters. */
-  #quantifier(): { min: number; max: number } | undefined {
-    const match = QUANTIFIER.exec(this.#text.slice(this.#at, this.#at + 40))
+  protected quantifier(): { min: number; max: number } | undefined {
+    const match = QUANTIFIER.exec(this.text.slice(this.at, this.at + 40))
     if (match === null || match[0] === '{}') return undefined
-    this.#at += match[0].length
+    this.at += match[0].length
     const [, sign, low, comma, high] = match
     if (sign !== undefined) return { min: sign === '+' ? 1 : 0, max: sign === '?' ? 1 : Number.POSITIVE_INFINITY }
     const min = Number(low || 0)
@@ -114,11 +140,48 @@ class Parser {
     return { min, max }
   }
 
-  /** Undefined for a comment. */
-  #atom(): Expression | undefined {
-    if (this.#text[this.#at] === '(') return this.#group()
-    if (this.#quantifier() !== undefined) throw new ExpressionError('nothing to repeat')
-    const code = this.#next()
+  /** Reads what stands between an opening of that length and its closing parenthesis. */
+  protected inside(openingLength: number): Expression {
+    this.at += openingLength
+    const item = this.#choice()
+    if (!this.skip(')')) throw new ExpressionError('an opening parenthesis without a closing one')
+    return item
+  }
+
+  protected next(): number {
+    const code = this.text.codePointAt(this.at)
+    if (code === undefined) throw new ExpressionError('it ends too early')
+    this.at += code > 0xffff ? 2 : 1
+    return code
+  }
+
+  protected skip(character: string): boolean {
+    if (this.text[this.at] !== character) return false
+    this.at++
+    return true
+  }
+}
+
+class PythonParser extends Parser {
+  #flags: Flags = { isCaseless: false, isMultiline: false, isDotAll: false, isAscii: false }
+  #groups = 0
+  readonly #closed = new Set<number>()
+  readonly #names = new Map<string, number>()
+
+  override parse(): Expression {
+    const global = FLAGS.exec(this.text)
+    if (global !== null) {
+      if (/[xL]/.test(global[1])) throw new ExpressionError(`the flags ${global[1]}`)
+      this.#flags = withFlags(this.#flags, global[1], '')
+      this.at = global[0].length
+    }
+    return super.parse()
+  }
+
+  protected override atom(): Expression | undefined {
+    if (this.text[this.at] === '(') return this.#group()
+    if (this.quantifier() !== undefined) throw new ExpressionError('nothing to repeat')
+    const code = this.next()
     const { isMultiline, isDotAll } = this.#flags
     switch (String.fromCodePoint(code)) {
       case '.':
@@ -151,27 +214,27 @@ class Parser {
   }
 
   #group(): Expression | undefined {
-    const rest = this.#text.slice(this.#at, this.#at + 300)
+    const rest = this.text.slice(this.at, this.at + 300)
     const comment = /^\(\?#[^)]*\)/.exec(rest)
     if (comment !== null) {
-      this.#at += comment[0].length
+      this.at += comment[0].length
       return undefined
     }
     const reference = /^\(\?P=(\w+)\)/.exec(rest)
     if (reference !== null) {
-      this.#at += reference[0].length
+      this.at += reference[0].length
       return this.#reference(this.#names.get(reference[1]))
     }
     const look = /^\(\?(<?)([=!])/.exec(rest)
     if (look !== null) {
-      const item = this.#inside(look[0].length)
+      const item = this.inside(look[0].length)
       return { kind: 'look', item, isBehind: look[1] === '<', isNegative: look[2] === '!' }
     }
     const flagged = FLAG_GROUP.exec(rest)
     if (flagged !== null) {
       const outer = this.#flags
       this.#flags = withFlags(outer, flagged[1], flagged[2] ?? '')
-      const item = this.#inside(flagged[0].length)
+      const item = this.inside(flagged[0].length)
       this.#flags = outer
       return { kind: 'sequence', items: [item] }
     }
@@ -183,17 +246,9 @@ class Parser {
       if (this.#names.has(named[1])) throw new ExpressionError(`two groups named ${named[1]}`)
       this.#names.set(named[1], number)
     }
-    const item = this.#inside(named?.[0].length ?? 1)
+    const item = this.inside(named?.[0].length ?? 1)
     this.#closed.add(number)
     return { kind: 'group', number, item }
-  }
-
-  /** What is between an opening of that length and its parenthesis. */
-  #inside(openingLength: number): Expression {
-    this.#at += openingLength
-    const item = this.#choice()
-    if (!this.#skip(')')) throw new ExpressionError('an opening parenthesis without a closing one')
-    return item
   }
 
   #reference(number: number | undefined): Expression {
@@ -203,10 +258,10 @@ class Parser {
   }
 
   #escape(): Expression {
-    const rest = this.#text.slice(this.#at, this.#at + 10)
+    const rest = this.text.slice(this.at, this.at + 10)
     const group = /^[1-9]\d?/.exec(rest)
     if (group !== null && !/^[0-3][0-7]{2}/.test(rest)) {
-      this.#at += group[0].length
+      this.at += group[0].length
       return this.#reference(Number(group[0]))
     }
     const word = this.#flags.isAscii ? inAscii(isWord) : isWord
@@ -220,7 +275,7 @@ class Parser {
       B: (text, at) => text.length > 0 && !isBoundary(text, at),
     }
     if (rest !== '' && Object.hasOwn(positions, rest[0])) {
-      this.#at++
+      this.at++
       return { kind: 'position', test: positions[rest[0]] }
     }
     const escaped = this.#escapedCode()
@@ -229,17 +284,17 @@ class Parser {
 
   /** An escape that stands for characters, inside a set or outside. */
   #escapedCode(): number | CharacterTest {
-    const rest = this.#text.slice(this.#at, this.#at + 10)
+    const rest = this.text.slice(this.at, this.at + 10)
     const hex = HEX_ESCAPE.exec(rest)
     const octal = /^(?:0[0-7]{0,2}|[1-3][0-7]{2})/.exec(rest)
     if (hex !== null || octal !== null) {
       const spelling = (hex ?? octal)![0]
-      this.#at += spelling.length
+      this.at += spelling.length
       const code = hex === null ? Number.parseInt(spelling, 8) : Number.parseInt(spelling.slice(1), 16)
       if (code > 0x10ffff) throw new ExpressionError(`no character \\${spelling}`)
       return code
     }
-    const code = this.#next()
+    const code = this.next()
     const name = String.fromCodePoint(code)
     const classes: Readonly<Record<string, CharacterTest>> = { d: isDigit, w: isWord, s: isSpace }
     const known = Object.hasOwn(classes, name.toLowerCase()) ? classes[name.toLowerCase()] : undefined
@@ -254,24 +309,24 @@ class Parser {
 
   /** After its opening bracket. */
   #set(): CharacterTest {
-    const isNegative = this.#skip('^')
+    const isNegative = this.skip('^')
     const ranges: [low: number, high: number][] = []
     const classes = new Map<string, CharacterTest>()
-    for (let isFirst = true; isFirst || this.#text[this.#at] !== ']'; isFirst = false) {
-      const at = this.#at
+    for (let isFirst = true; isFirst || this.text[this.at] !== ']'; isFirst = false) {
+      const at = this.at
       const low = this.#setItem()
-      if (typeof low !== 'number') classes.set(this.#text.slice(at, this.#at), low)
-      const isRange = this.#text[this.#at] === '-' && ![']', undefined].includes(this.#text[this.#at + 1])
+      if (typeof low !== 'number') classes.set(this.text.slice(at, this.at), low)
+      const isRange = this.text[this.at] === '-' && ![']', undefined].includes(this.text[this.at + 1])
       if (!isRange) {
         if (typeof low === 'number') ranges.push([low, low])
         continue
       }
-      this.#at++
+      this.at++
       const high = this.#setItem()
       if (typeof low !== 'number' || typeof high !== 'number' || high < low) throw new ExpressionError('a wrong range')
       ranges.push([low, high])
     }
-    this.#at++
+    this.at++
     const isListed = inRanges(ranges)
     const others = [...classes.values()]
     const isIn: CharacterTest = (code) => isListed(code) || others.some((test) => test(code))
@@ -280,21 +335,57 @@ class Parser {
   }
 
   #setItem(): number | CharacterTest {
-    const code = this.#next()
+    const code = this.next()
     return code === '\\'.charCodeAt(0) ? this.#escapedCode() : code
   }
+}
 
-  #next(): number {
-    const code = this.#text.codePointAt(this.#at)
-    if (code === undefined) throw new ExpressionError('it ends too early')
-    this.#at += code > 0xffff ? 2 : 1
-    return code
+/** One character, with all of its escapes. */
+const CHARACTER =
+  /(?:\\(?:[pP]\{[^}]*\}|u\{[0-9a-fA-F]+\}|u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|x[0-9a-fA-F]{2}|c[A-Za-z]|[^bBk1-9])|\[(?:\\[\s\S]|[^\]\\])*\]|[^()|*+?\\^$])/uy
+const GROUP = /\((?:\?(?:(<?)([=!])|<[^>]*>|[a-z]*(?:-[a-z]+)?:))?/y
+const POSITION = /[\^$]|\\[bB]/y
+
+class JavaScriptParser extends Parser {
+  readonly #flags: string
+  /** By their spelling, so that equal characters have one test. */
+  readonly #tests = new Map<string, CharacterTest>()
+
+  constructor(source: string, flags: string) {
+    super(source)
+    this.#flags = flags
   }
 
-  #skip(character: string): boolean {
-    if (this.#text[this.#at] !== character) return false
-    this.#at++
-    return true
+  protected override atom(): Expression {
+    const group = this.#find(GROUP)
+    if (group !== null) {
+      const item = this.inside(group[0].length)
+      if (group[2] === undefined) return item
+      return { kind: 'look', item, isBehind: group[1] === '<', isNegative: group[2] === '!' }
+    }
+    const position = this.#find(POSITION)
+    if (position !== null) {
+      this.at += position[0].length
+      return { kind: 'position', test: () => true }
+    }
+    const character = this.#find(CHARACTER)
+    if (character === null) throw new ExpressionError('a reference to a group')
+    this.at += character[0].length
+    return { kind: 'character', test: this.#testOf(character[0]) }
+  }
+
+  #find(expression: RegExp): RegExpExecArray | null {
+    expression.lastIndex = this.at
+    return expression.exec(this.text)
+  }
+
+  #testOf(source: string): CharacterTest {
+    const known = this.#tests.get(source)
+    if (known !== undefined) return known
+    const expression = new RegExp(`^(?:${source})$`, this.#flags)
+    const test: CharacterTest = (code) => expression.test(String.fromCodePoint(code))
+    this.#tests.set(source, test)
+    return test
   }
 }
 
@@ -334,4 +425,39 @@ function caseless(test: CharacterTest): CharacterTest {
     // ß in capitals is two characters: Python does not take it for either.
     return cases.some((other) => [...other].length === 1 && test(other.codePointAt(0)!))
   }
+}
+
+/**
+ * The alternatives as one expression. Those that begin alike, such as the full names of a thousand layers, share what they begin with: a
+ * text is then compared with it once. Their order stays, which decides between several matches.
+ */
+function choiceOf(options: readonly Expression[]): Expression {
+  return factored(options.map((option) => (option.kind === 'sequence' ? option.items : [option])))
+}
+
+function factored(options: readonly (readonly Expression[])[]): Expression {
+  const result: Expression[] = []
+  for (let at = 0; at < options.length; ) {
+    let end = at + 1
+    while (end < options.length && isAlike(options[at][0], options[end][0])) end++
+    const run = options.slice(at, end)
+    const length = end - at === 1 ? run[0].length : commonLength(run)
+    const rests = run.map((items) => items.slice(length))
+    const items = [...run[0].slice(0, length), ...(end - at === 1 ? [] : [factored(rests)])]
+    result.push(items.length === 1 ? items[0] : { kind: 'sequence', items })
+    at = end
+  }
+  return result.length === 1 ? result[0] : { kind: 'choice', options: result }
+}
+
+function commonLength(options: readonly (readonly Expression[])[]): number {
+  const [first] = options
+  let length = 0
+  while (length < first.length && options.every((items) => isAlike(first[length], items[length]))) length++
+  return length
+}
+
+/** True if both are the same single character. */
+function isAlike(one: Expression | undefined, other: Expression | undefined): boolean {
+  return one?.kind === 'character' && other?.kind === 'character' && one.code !== undefined && one.code === other.code
 }

@@ -3,8 +3,8 @@
 import { readFileSync } from 'node:fs'
 import fc from 'fast-check'
 import { describe, expect, it } from 'vitest'
+import { costOfRegExp } from '../../src/base/expressions/cost.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
-import { costOfRegExp } from '../../src/text/expression-cost.js'
 import { loadTokenizer, makeTokenizer } from '../../src/text/tokenizer.js'
 import { THOROUGH } from '../thorough.js'
 
@@ -64,9 +64,43 @@ describe('costOfRegExp', () => {
   it.each([/(a)\1/, /(?<x>a)\k<x>/u, /a{5000}/, new RegExp(`${'('.repeat(200)}a${')'.repeat(200)}`)])(
     'refuses what it cannot tell: %s',
     (expression) => {
-      expect(costOfRegExp(expression)).toMatch(/refers|large/)
+      expect(costOfRegExp(expression)).toMatch(/reference|large|deep/)
     },
   )
+
+  it.each([
+    /(?:a|aa){24}b/,
+    new RegExp('a?'.repeat(60) + 'a'.repeat(60)),
+    /(?:a?){40}b/,
+    /(?:ab|abab){24}c/,
+    /(?:a|b|ab){30}c/,
+    /(?:\d|\d\d){30}x/u,
+    /(?:a{1,2}){24}b/,
+    /(?:a{1,2}b?){40}c/,
+    /(?:(?:a|aa){3}){9}b/,
+    /x(?=(?:a|aa){24}b)/,
+    new RegExp(`${'(?:a|ab)(?:bc|c)?'.repeat(30)}d`),
+    new RegExp(`${'(?:x|y|xy)'.repeat(30)}z`),
+  ])('refuses %s, whose ways double without a loop', (expression) => {
+    expect(costOfRegExp(expression)).toBe('it can read a text in more than 65536 ways')
+  })
+
+  it.each([
+    /\p{N}{1,3}/gu,
+    /a{0,200}b/,
+    /(?:a|aa){3}b/,
+    /[a-z]{1,64}[0-9]{1,64}x/,
+    /(?:ab?){0,100}c/,
+    /(?:a|b){100}c/,
+    /[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}]{0,20}[\p{Ll}]{1,20}(?:'s|'t)?/u,
+    new RegExp(Array.from({ length: 100 }, (_, i) => `'${i}`).join('|')),
+  ])('takes %s, which is fast', (expression) => {
+    const start = performance.now()
+    expect(costOfRegExp(expression)).toBeUndefined()
+    expect(performance.now() - start).toBeLessThan(5000)
+    for (const text of ['a', 'ab', '1', 'z']) expression.test(`${text.repeat(2000)}!`)
+    expect(performance.now() - start).toBeLessThan(10_000)
+  })
 
   it('tells of ways that only longer texts have', () => {
     const options = [...'baa'].map((character) => ({ character, quantifier: '' }))

@@ -1,8 +1,9 @@
 // How long JavaScript's engine can take for a regular expression, found without running it. The engine tries one way through the
-// expression after the other. So what counts is in how many ways a text can be read: the positions of an expression (Glushkov) are a
-// graph, and two ways around from one position by the same characters mean that every further round doubles the time.
+// expression after the other. So the number of ways counts in which a text can be read: the positions of an expression (Glushkov) are a
+// graph. Two ways around from one position by the same characters mean that every further round doubles the time. Without rounds, as in
+// (?:a|aa){24}, the ways are counted for texts of the worst kind.
 
-import { type Node, parseRegExp } from './expression-parse.js'
+import { type CharacterTest, type Expression, ExpressionError, parseRegExp } from './parse.js'
 
 /** Positions of one expression; those of tokenizers have some dozens. */
 const MAX_POSITIONS = 1000
@@ -11,30 +12,40 @@ const MAX_LOOP = 100
 /** A text of n characters then takes n³ steps at most: two loops one after the other, from each place of the text. */
 const MAX_LOOPS_IN_A_ROW = 2
 
+/** A text that can be read in more ways, up to some place of it, takes too long from each place of a longer text. */
+const MAX_WAYS = 1 << 16
+/** Characters of the texts for which ways are counted, and how many texts are followed at a time. */
+const [TRIED_LENGTH, TRIED_TEXTS] = [64, 4]
+
 /** Characters of all kinds that expressions of tokenizers tell apart. */
 const SAMPLE = sample()
 
-function sample(): string[] {
+function sample(): number[] {
   const codes = Array.from({ length: 0x180 }, (_, i) => i)
   for (let code = 0x180; code < 0x3100; code += 7) codes.push(code)
   for (let code = 0x3100; code < 0xd800; code += 211) codes.push(code)
   for (let code = 0xe000; code < 0x20000; code += 307) codes.push(code)
   codes.push(0x1c5, 0x2028, 0x2029, 0x200d, 0x3000, 0xfeff, 0xfffd, 0xff11, 0x1f600, 0x10ffff)
-  return codes.map((code) => String.fromCodePoint(code))
+  return codes
 }
 
 /** Why an expression can take too long, in a clause; undefined where it cannot. */
 export function costOfRegExp(expression: RegExp): string | undefined {
-  const tree = parseRegExp(expression)
-  if (tree === undefined) return 'it refers to its own groups, or is nested too deep'
-  const todo: Node[] = [tree]
-  const matchers = new Map<string, RegExp>()
+  let tree: Expression
+  try {
+    tree = parseRegExp(expression)
+  } catch (error) {
+    if (error instanceof ExpressionError) return `it has ${error.message}`
+    throw error
+  }
+  const own = Array.from(expression.source, (character) => character.codePointAt(0)!)
+  const todo: Expression[] = [tree]
   for (let node = todo.pop(); node !== undefined; node = todo.pop()) {
     const graph = new PositionGraph()
-    const last = graph.add(node)?.last
-    if (last === undefined) return 'it is too large'
-    todo.push(...graph.assertions)
-    const reason = costOfGraph(graph, last, expression.flags, matchers)
+    const ends = graph.add(node)
+    if (ends === undefined) return 'it is too large'
+    todo.push(...graph.looks)
+    const reason = costOfGraph(graph, ends, [...SAMPLE, ...own])
     if (reason !== undefined) return reason
   }
   return undefined
@@ -48,26 +59,32 @@ interface Ends {
 }
 
 class PositionGraph {
-  /** The expression of each position's character. */
-  readonly sources: string[] = []
+  /** The test of each position's character. */
+  readonly tests: CharacterTest[] = []
   /** From each position: the next ones, and in how many ways. */
   readonly next: Map<number, number>[] = []
   /** Positions after which a look around may fail. */
   readonly isLookedAfter = new Set<number>()
-  /** What is looked for: expressions of their own. */
-  readonly assertions: Node[] = []
+  /** Expressions that are looked for around a place. */
+  readonly looks: Expression[] = []
 
   /** Undefined when there are too many positions. */
-  add(node: Node): Ends | undefined {
+  add(node: Expression): Ends | undefined {
     switch (node.kind) {
       case 'character': {
-        const at = this.sources.push(node.source) - 1
+        const at = this.tests.push(node.test) - 1
         this.next.push(new Map())
         return at < MAX_POSITIONS ? { first: [at], last: [at], isNullable: false } : undefined
       }
-      case 'assertion':
-        if (node.item !== undefined) this.assertions.push(node.item)
+      case 'look':
+        this.looks.push(node.item)
         return { first: [], last: [], isNullable: true }
+      case 'position':
+        return { first: [], last: [], isNullable: true }
+      case 'group':
+        return this.add(node.item)
+      case 'reference':
+        return undefined
       case 'choice': {
         const all: Ends[] = []
         for (const option of node.options) {
@@ -88,10 +105,10 @@ class PositionGraph {
     }
   }
 
-  #sequence(items: readonly Node[]): Ends | undefined {
+  #sequence(items: readonly Expression[]): Ends | undefined {
     let whole: Ends = { first: [], last: [], isNullable: true }
     for (const item of items) {
-      if (item.kind === 'assertion') for (const at of whole.last) this.isLookedAfter.add(at)
+      if (item.kind === 'look' || item.kind === 'position') for (const at of whole.last) this.isLookedAfter.add(at)
       const ends = this.add(item)
       if (ends === undefined) return undefined
       whole = this.#joined(whole, ends)
@@ -108,17 +125,28 @@ class PositionGraph {
     }
   }
 
-  #repeat({ item, min, max }: Node & { kind: 'repeat' }): Ends | undefined {
+  #repeat({ item, min, max }: Expression & { kind: 'repeat' }): Ends | undefined {
     const isEndless = max === Number.POSITIVE_INFINITY
     let whole: Ends = { first: [], last: [], isNullable: true }
-    const copies = isEndless ? Math.max(1, min) : max
-    for (let i = 0; i < copies; i++) {
+    const required = isEndless ? Math.max(1, min) : min
+    for (let i = 0; i < required; i++) {
       const ends = this.add(item)
       if (ends === undefined) return undefined
-      if (isEndless && i === copies - 1) this.#link(ends.last, ends.first)
+      if (isEndless && i === required - 1) this.#link(ends.last, ends.first)
       whole = this.#joined(whole, { ...ends, isNullable: ends.isNullable || i >= min })
-      // What takes nothing takes nothing many times.
-      if (ends.first.length === 0) break
+      // An item without characters takes nothing many times.
+      if (ends.first.length === 0) return whole
+    }
+    // A round that may be left out follows the one before it: rounds in the middle are not left out.
+    let before = whole
+    for (let i = min; i < max && !isEndless; i++) {
+      const ends = this.add(item)
+      if (ends === undefined) return undefined
+      this.#link(before.last, ends.first)
+      const first = before.isNullable ? [...whole.first, ...ends.first] : whole.first
+      whole = { ...whole, first, last: [...whole.last, ...ends.last] }
+      before = { ...ends, isNullable: false }
+      if (ends.first.length === 0) return whole
     }
     return whole
   }
@@ -128,14 +156,9 @@ class PositionGraph {
   }
 }
 
-function costOfGraph(
-  graph: PositionGraph,
-  last: readonly number[],
-  flags: string,
-  matchers: Map<string, RegExp>,
-): string | undefined {
-  const sets = characterSets(graph.sources, flags, matchers)
-  const loops = components(graph.sources.length, (at) => [...graph.next[at].keys()])
+function costOfGraph(graph: PositionGraph, { first, last }: Ends, codes: readonly number[]): string | undefined {
+  const sets = characterSets(graph.tests, codes)
+  const loops = components(graph.tests.length, (at) => [...graph.next[at].keys()])
   for (const loop of loops) {
     if (loop.length > MAX_LOOP) return 'it is too large'
     if (isAmbiguous(graph, new Set(loop), sets)) return 'repeats inside of repeats can read a text in ever more ways'
@@ -144,39 +167,63 @@ function costOfGraph(
   if (loopsInARow(graph, loops, accepting, sets) > MAX_LOOPS_IN_A_ROW) {
     return `more than ${MAX_LOOPS_IN_A_ROW} repeats in a row can take the same characters`
   }
-  return undefined
+  return hasManyWays(graph, first, sets) ? `it can read a text in more than ${MAX_WAYS} ways` : undefined
 }
 
 /** For each position the kinds of characters that it matches. Characters that no position tells apart are one kind. */
-function characterSets(sources: readonly string[], flags: string, matchers: Map<string, RegExp>): Set<string>[] {
-  const distinct = [...new Set(sources)]
-  for (const source of distinct) {
-    if (!matchers.has(source)) matchers.set(source, new RegExp(`^(?:${source})$`, flags.replace(/[gy]/g, '')))
-  }
-  const own = distinct.flatMap((source) => [...source])
-  const bySource = new Map(distinct.map((source) => [source, new Set<string>()]))
+function characterSets(tests: readonly CharacterTest[], codes: readonly number[]): Set<number>[] {
+  const distinct = [...new Set(tests)]
+  const byTest = new Map(distinct.map((test) => [test, new Set<number>()]))
   const kinds = new Set<string>()
-  for (const character of [...SAMPLE, ...own]) {
-    const matching = distinct.filter((source) => matchers.get(source)!.test(character))
-    const kind = matching.join('\0')
+  for (const code of codes) {
+    const matching = distinct.flatMap((test, i) => (test(code) ? [i] : []))
+    const kind = matching.join()
     if (matching.length === 0 || kinds.has(kind)) continue
+    for (const i of matching) byTest.get(distinct[i])!.add(kinds.size)
     kinds.add(kind)
-    for (const source of matching) bySource.get(source)!.add(kind)
   }
-  return sources.map((source) => bySource.get(source)!)
+  return tests.map((test) => byTest.get(test)!)
 }
 
-function meet(one: ReadonlySet<string>, other: ReadonlySet<string>): boolean {
+/** True if some text can be read in very many ways. The texts with the most ways so far are made longer by each kind of character. */
+function hasManyWays(graph: PositionGraph, first: readonly number[], sets: readonly Set<number>[]): boolean {
+  const kinds = [...new Set(sets.flatMap((set) => [...set]))]
+  const edges = graph.next.map((next) => [...next])
+  type Ways = ReadonlyMap<number, number>
+  const total = (ways: Ways) => [...ways.values()].reduce((sum, one) => sum + one, 0)
+  const longer = (ways: Ways, kind: number): Ways => {
+    const result = new Map<number, number>()
+    for (const [at, count] of ways) {
+      for (const [to, times] of edges[at]) if (sets[to].has(kind)) result.set(to, (result.get(to) ?? 0) + count * times)
+    }
+    return result
+  }
+  const start = (kind: number): Ways => {
+    const result = new Map<number, number>()
+    for (const at of first) if (sets[at].has(kind)) result.set(at, (result.get(at) ?? 0) + 1)
+    return result
+  }
+  let texts = kinds.map(start)
+  for (let length = 1; length < TRIED_LENGTH && texts.length > 0; length++) {
+    const ranked = texts.map((ways) => ({ ways, count: total(ways) })).sort((a, b) => b.count - a.count)
+    if (ranked[0].count > MAX_WAYS) return true
+    const best = ranked.slice(0, TRIED_TEXTS)
+    texts = best.flatMap(({ ways }) => kinds.map((kind) => longer(ways, kind))).filter(({ size }) => size > 0)
+  }
+  return false
+}
+
+function meet(one: ReadonlySet<number>, other: ReadonlySet<number>): boolean {
   for (const kind of one) if (other.has(kind)) return true
   return false
 }
 
-/** Whether there are two ways from a position of a loop back to it by the same characters. */
-function isAmbiguous(graph: PositionGraph, loop: ReadonlySet<number>, sets: readonly Set<string>[]): boolean {
+/** True if there are two ways from a position of a loop back to it by the same characters. */
+function isAmbiguous(graph: PositionGraph, loop: ReadonlySet<number>, sets: readonly Set<number>[]): boolean {
   const inside = (at: number) => [...graph.next[at]].filter(([to]) => loop.has(to))
   if ([...loop].some((at) => inside(at).some(([, ways]) => ways > 1))) return true
   // Pairs of positions that the same characters lead to.
-  const size = graph.sources.length
+  const size = graph.tests.length
   const nextPairs = (pair: number) => {
     const [one, other] = [Math.floor(pair / size), pair % size]
     const pairs: number[] = []
@@ -197,7 +244,7 @@ function loopsInARow(
   graph: PositionGraph,
   loops: readonly (readonly number[])[],
   accepting: ReadonlySet<number>,
-  sets: readonly Set<string>[],
+  sets: readonly Set<number>[],
 ): number {
   const kinds = new Set(sets.flatMap((set) => [...set]))
   let most = 0
@@ -206,7 +253,7 @@ function loopsInARow(
     // Components come with the last ones first.
     const rows = new Map<number, number>()
     const all = componentsFrom(
-      graph.sources.flatMap((_, at) => (sets[at].has(kind) ? [at] : [])),
+      graph.tests.flatMap((_, at) => (sets[at].has(kind) ? [at] : [])),
       next,
     )
     for (const component of all) {
@@ -221,7 +268,7 @@ function loopsInARow(
   return most
 }
 
-/** Those components that are loops. */
+/** The components that are loops. */
 function components(size: number, next: (at: number) => number[]): number[][] {
   const all = componentsFrom(
     Array.from({ length: size }, (_, at) => at),

@@ -1,0 +1,27 @@
+// Finds optional packages that the user has installed, such as onnxruntime-node and sharp.
+
+import { createRequire } from 'node:module'
+import { pathToFileURL } from 'node:url'
+
+/** Options of Node with which the program is a text, and argv[1] is an argument of it. */
+const TEXT_OPTION = /^(-e|-p|-pe|--eval|--print)(=|$)/
+
+/**
+ * The URL of a package, as the program that runs sees it, else as lowrank sees it. The working directory is no place to load code
+ * from, for it may be a downloaded model's folder: a program that is a text gets the package beside lowrank.
+ *
+ * @param from the URL of the module that asks
+ * @returns undefined if it is not installed
+ */
+export function resolvePeer(name: string, from: string): string | undefined {
+  const isText = process.execArgv.some((option) => TEXT_OPTION.test(option))
+  const program = isText ? undefined : process.argv[1]
+  for (const place of [program, from]) {
+    try {
+      if (place !== undefined) return pathToFileURL(createRequire(place).resolve(name)).href
+    } catch {
+      // Not seen from here: the next place may have it.
+    }
+  }
+  return undefined
+}
