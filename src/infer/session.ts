@@ -48,8 +48,9 @@ export interface RunOptions {
 }
 
 /**
- * A text to continue, the messages of a chat to answer, or token ids to continue. The last message must not be from the assistant. For models of texts and
- * pictures, the content of a message can be a list of parts: `{ type: 'text', text }`, and `{ type: 'image' }` where a picture goes.
+ * A text to continue, the messages of a chat to answer, or token ids to continue. The last message must not be from the
+ * assistant. For models of texts and pictures, the content of a message can be a list of parts: `{ type: 'text', text
+ * }`, and `{ type: 'image' }` where a picture goes.
  */
 export type Prompt = string | readonly MessageOfParts[] | TokenPrompt
 
