@@ -1,5 +1,6 @@
-// The inner loop of a merge in Node: takes chunk after chunk from a counter that all threads share, reads straight into the
-// kernel's memory, computes, and writes from there. Measured: copying files first and patching them is slower than this.
+// The inner loop of a merge in Node: takes chunk after chunk from a counter that all threads share, reads straight into
+// the kernel's memory, computes, and writes from there. Measured: copying files first and patching them is slower than
+// this.
 
 import { fstatSync, ftruncateSync, openSync, readSync, writeSync } from 'node:fs'
 import { FileError } from '../../base/errors.js'

@@ -1,5 +1,5 @@
-// Sends to the disk what is written while more is computed, so that little is left to wait for at the end. The system would keep it
-// for as long as it has memory, and then send all of it at once.
+// Sends to the disk what is written while more is computed, so that little is left to wait for at the end. The system
+// would keep it for as long as it has memory, and then send all of it at once.
 
 import { fdatasync, fsync } from 'node:fs'
 import { promisify } from 'node:util'

@@ -1,5 +1,5 @@
-// A merge into a path: planned, made in a hidden folder beside it by several threads, and renamed when it is whole. A job may also make
-// a share of the files alone. The files that a killed job has finished are not made again.
+// A merge into a path: planned, made in a hidden folder beside it by several threads, and renamed when it is whole. A
+// job may also make a share of the files alone. The files that a killed job has finished are not made again.
 
 import { closeSync, mkdirSync, openSync } from 'node:fs'
 import { readdir } from 'node:fs/promises'
@@ -221,8 +221,8 @@ class PathJob {
   /**
    * Writes the missing files.
    *
-   * @throws FileError when one cannot be written, or somebody writes to the base or an adapter meanwhile; NumericError naming what
-   *   is not finite
+   * @throws FileError when one cannot be written, or somebody writes to the base or an adapter meanwhile; NumericError
+   *   naming what is not finite
    */
   async #writeFiles(output: WholeOutput, missing: readonly OutputFile[]): Promise<void> {
     const [opened, crew] = [this.#opened, this.#crew]

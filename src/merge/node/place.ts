@@ -103,8 +103,8 @@ export async function refuseOutput(
 }
 
 /**
- * Files that no merge wrote. The record of a merge names the files of its folder. A single file is taken for a merge's if it has the
- * names and shapes of the new one.
+ * Files that no merge wrote. The record of a merge names the files of its folder. A single file is taken for a merge's
+ * if it has the names and shapes of the new one.
  *
  * @param tensors of the new output; undefined for an .onnx file, which never tells
  */

@@ -1,5 +1,5 @@
-// Runs the chunks of a merge in this thread and in worker threads beside it. The workers start while the merge is planned: one
-// of seconds must not wait for them.
+// Runs the chunks of a merge in this thread and in worker threads beside it. The workers start while the merge is
+// planned: one of seconds must not wait for them.
 
 import { availableParallelism } from 'node:os'
 import { Worker } from 'node:worker_threads'
@@ -54,8 +54,8 @@ export class Crew {
   }
 
   /**
-   * Works on all chunks, once. Resolves when all files are written and their `onFile` calls are done; rejects with the first
-   * error after all threads have stopped.
+   * Works on all chunks, once. Resolves when all files are written and their `onFile` calls are done; rejects with the
+   * first error after all threads have stopped.
    */
   async run(job: ChunkJob, { signal, onProgress, onFile }: RunOptions): Promise<void> {
     signal?.throwIfAborted()

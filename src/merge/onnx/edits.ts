@@ -1,5 +1,5 @@
-// What adapters change in an ONNX graph, place by place. A place is one input of one node: what becomes of the initializers behind
-// it, which may be shared, is the plan's to decide.
+// The changes of adapters in an ONNX graph, place by place. A place is one input of one node: what becomes of the
+// initializers behind it, which may be shared, is the plan's to decide.
 
 import { concatBytes } from '../../base/bytes.js'
 import { MismatchError } from '../../base/errors.js'
@@ -46,7 +46,9 @@ export interface EditPart {
   readonly scale: number
   /** DoRA's m (d). Such a part has its outputs for itself. */
   readonly magnitude: FloatArray | undefined
-  /** The first of the weight's output features that is the layer's. It is above 0 in weights that several layers share. */
+  /**
+   * The first of the weight's output features that is the layer's. It is above 0 in weights that several layers share.
+   */
   readonly start: number
 }
 
@@ -59,7 +61,7 @@ export interface NewValues {
   readonly lines: { readonly axis: 0 | 1; readonly indices: readonly number[] } | undefined
 }
 
-/** What becomes of the tensor that comes in at a place. */
+/** The changes of the tensor that comes in at a place. */
 export interface Edit extends Place {
   /** The tensor's name as the adapter has it, for messages and for a copy of its own. */
   readonly name: string
@@ -72,7 +74,7 @@ export interface Edit extends Place {
 }
 
 /** How edits are collected. */
-export interface CollectOptions {
+interface CollectOptions {
   readonly policy?: QuantizedPolicy | undefined
   /** The content of config.json. */
   readonly config?: Readonly<Record<string, unknown>> | undefined
@@ -84,8 +86,8 @@ export interface CollectOptions {
  * Reads weights only to tell whether embeddings are tied, for adapters that replace some of their values.
  *
  * @param isElsewhere whole tensors that need no place, because they are a new head's
- * @throws MismatchError when an adapter is empty or does not fit; UnsupportedError naming what cannot be found in the graph for
- *   certain, is there in a form that cannot be changed, or cannot be combined
+ * @throws MismatchError when an adapter is empty or does not fit; UnsupportedError naming what cannot be found in the
+ *   graph for certain, is there in a form that cannot be changed, or cannot be combined
  */
 export async function collectEdits(
   model: OnnxModel,

@@ -1,4 +1,4 @@
-// What cannot be merged into a graph, as errors.
+// Errors for adapters that cannot be merged into a graph.
 
 import { MismatchError, UnsupportedError } from '../../base/errors.js'
 import type { Linear } from '../../graph/match/linears.js'
