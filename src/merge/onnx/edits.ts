@@ -2,7 +2,7 @@
 // initializers behind it, which may be shared, is the plan's to decide.
 
 import { concatBytes } from '../../base/bytes.js'
-import { MismatchError } from '../../base/errors.js'
+import { MismatchError, UnsupportedError } from '../../base/errors.js'
 import type { FloatArray, Matrix } from '../../base/tensor.js'
 import type { OnnxModel } from '../../formats/onnx/model.js'
 import { findLinears, type Linear, type ModuleMap } from '../../graph/match/linears.js'
@@ -24,6 +24,7 @@ import {
   refuse,
   shapeError,
 } from '../../graph/match/stored-places.js'
+import { floatAttribute } from '../../graph/view/attributes.js'
 import type { Graph } from '../../graph/view/graph.js'
 import type { LoraAdapter } from '../../lora/adapter.js'
 import type { ConvolutionLora } from '../../lora/kinds/convolution.js'
@@ -32,7 +33,6 @@ import { type Replacement, rowsName, type StoredTensor, type TokenRows } from '.
 import { GRAPH_PARTS, requireHandled } from '../../lora/requirements.js'
 import { refuseWeighted, weightedError } from '../weighted.js'
 import type { QuantizedLayer, QuantizedPolicy } from './quantized.js'
-import { noBias, refuseUnmergeable } from './refusals.js'
 
 /** One layer of one adapter within a weight. */
 export interface EditPart {
@@ -328,4 +328,26 @@ function refuseCombination({ name, parts, values }: Edit): void {
   if (values?.lines !== undefined && parts.length > 0) {
     refuse(name, 'replaced rows (trainable_token_indices) and a layer on one tensor cannot be merged together')
   }
+}
+
+function noBias(name: string): MismatchError {
+  return new MismatchError({
+    where: name,
+    what: 'the adapter has a bias of B (lora_bias), but the graph has no bias here to add it to',
+  })
+}
+
+/** Throws UnsupportedError for a weight whose values cannot be changed. */
+function refuseUnmergeable({ node, form }: Linear): void {
+  const hasAlpha = node.opType === 'Gemm' && floatAttribute(node, 'alpha', 1) !== 1
+  if (!form.isQuantized && !hasAlpha) return
+  throw new UnsupportedError({
+    where: `node ${node.name}`,
+    what: hasAlpha
+      ? 'a Gemm whose alpha is not 1 cannot be merged into'
+      : 'values of a quantized weight cannot be replaced',
+    expected: 'a weight in f32, f16 or bf16',
+    got: hasAlpha ? `alpha ${floatAttribute(node, 'alpha', 1)}` : node.opType,
+    hint: hasAlpha ? 'Use the adapter at run time' : 'Merge into the unquantized export and quantize the result',
+  })
 }

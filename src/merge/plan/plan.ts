@@ -2,14 +2,13 @@
 // weight, in the right shape, before anything is written.
 
 import { type FloatDtype, isWeightDtype } from '../../base/dtype.js'
-import { ConfigError, UnsupportedError } from '../../base/errors.js'
+import { ConfigError, MismatchError, UnsupportedError } from '../../base/errors.js'
 import type { Checkpoint } from '../../formats/checkpoint.js'
 import { type JsonObject, toPlain } from '../../formats/json.js'
 import type { BaseReplacement, LayerFactors } from './adapters.js'
 import type { BaseModel } from './base-model.js'
-import type { ConfigEdit } from './config-edit.js'
+import { type ConfigEdit, meaningOf } from './config-edit.js'
 import { findWeights, missingError, type WeightSearch } from './find-weights.js'
-import { planHead } from './head.js'
 import { layOut, type OutputFile, type OutputTensor, outputBytes } from './layout.js'
 import { type Renamed, renamedTensors } from './names/renamed.js'
 import type { TieGroup } from './names/ties.js'
@@ -285,4 +284,32 @@ function newIndex(
   const weight_map = Object.fromEntries(files.flatMap(({ path, tensors: names }) => names.map((name) => [name, path])))
   const metadata = toPlain(new Map(kept).set('total_size', total_size))
   return { path: indexPath, content: `${JSON.stringify({ metadata, weight_map }, null, 2)}\n` }
+}
+
+/**
+ * @param added tensors that the base does not have
+ * @param allowMissing goes on without what the head needs
+ * @returns undefined when the adapters bring no head
+ * @throws MismatchError naming a tensor that the head needs and nobody has, unless it may be missing
+ */
+function planHead(
+  { checkpoint, names, head, meanings }: BaseModel,
+  added: ReadonlyMap<string, AddedTensor>,
+  allowMissing = false,
+): ConfigEdit['head'] {
+  if (head === undefined || added.size === 0) return undefined
+  const missing = head.tensors.find((name) => {
+    const own = names.locate(name)
+    return !added.has(own) && !checkpoint.tensors.has(own)
+  })
+  if (missing !== undefined && !allowMissing) {
+    throw new MismatchError({
+      where: missing,
+      what: `a ${head.architecture} needs this tensor, which neither the base nor the adapter has. PEFT fills it with random numbers and does not save it, so the trained model cannot be restored`,
+      hint: 'Train with it in modules_to_save, or merge into a base that has it. With allowMissing (--allow-missing), loaders fill it with random numbers',
+    })
+  }
+  const labelled = head.labelled.map((name) => added.get(names.locate(name))).find((tensor) => tensor !== undefined)
+  const count = labelled?.info.shape[0]
+  return { architecture: head.architecture, count, ...meaningOf(meanings, count) }
 }
