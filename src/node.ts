@@ -5,6 +5,6 @@ import { usePlatform } from './index/platform.js'
 import { nodePlatform } from './node/platform.js'
 
 usePlatform(nodePlatform)
-usePathMerging(() => import('./merge/node/merge.js'))
+usePathMerging(async () => (await import('./merge/node/job.js')).openPathJob)
 
 export * from './index.js'

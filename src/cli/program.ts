@@ -28,6 +28,7 @@ const COMMANDS: Record<string, () => Promise<Command>> = {
   generate: async () => (await import('./generate.js')).generate,
   classify: async () => (await import('./classify.js')).classify,
   embed: async () => (await import('./embed.js')).embed,
+  serve: async () => (await import('./serve.js')).serve,
 }
 
 /** Runs one command line, without the program's name. Rejects with whatever is no error of lowrank; `report` turns it into an exit code. */

@@ -4,14 +4,14 @@
 import type { ByteSource } from '../base/bytes.js'
 import { DataError } from '../base/errors.js'
 import type { Row } from './row.js'
-import { checkLength, textChunks } from './text-chunks.js'
+import { checkLength, MAX_RECORD_LENGTH, textChunks } from './text-chunks.js'
 
-/** What may divide the fields of a .csv file: programs of many countries write semicolons. */
+/** Characters that may divide the fields of a .csv file: programs of many countries write semicolons. */
 const DIVIDERS = [',', ';', '\t']
 
 interface Record {
   readonly fields: string[]
-  /** Where the record begins. */
+  /** The line that the record begins in. */
   readonly line: number
 }
 
@@ -50,7 +50,8 @@ function checkColumns(fields: readonly string[], where: string): string[] {
   if (empty >= 0) {
     throw new DataError({ where, what: `column ${empty + 1} has no name`, hint: 'The first line names the columns' })
   }
-  const twice = columns.find((column, i) => columns.indexOf(column) !== i)
+  const seen = new Set<string>()
+  const twice = columns.find((column) => seen.size === seen.add(column).size)
   if (twice !== undefined) throw new DataError({ where, what: `two columns have the name "${twice}"` })
   return columns
 }
@@ -64,16 +65,21 @@ function dividerOf(text: string): string {
   return DIVIDERS[counts.indexOf(Math.max(...counts))]
 }
 
+/** A field takes as much memory as so many characters, even if it is empty. */
+const FIELD_COST = 16
+
 const [QUOTE, RETURN, NEWLINE] = ['"', '\r', '\n'].map((character) => character.charCodeAt(0))
 
-/** What the next character can be. */
+/** The kinds of places in a record. */
 type State = 'start of field' | 'plain field' | 'quoted field' | 'after quote'
 
 async function* records(source: ByteSource, given: string | undefined): AsyncGenerator<Record> {
   let dividing = given?.charCodeAt(0)
   let state = 'start of field' as State
   let fields: string[] = []
-  /** Of the field under way: what came in chunks before this one, or before a doubled quote. */
+  /** Characters of the record's finished fields. */
+  let taken = 0
+  /** The part of the field under way that came in chunks before this one, or before a doubled quote. */
   let begun = ''
   let line = 1
   let recordLine = 1
@@ -82,6 +88,7 @@ async function* records(source: ByteSource, given: string | undefined): AsyncGen
   const endRecord = (): Record | undefined => {
     const record = { fields, line: recordLine }
     fields = []
+    taken = 0
     recordLine = line
     return record.fields.length === 1 && record.fields[0].trim() === '' ? undefined : record
   }
@@ -108,6 +115,7 @@ async function* records(source: ByteSource, given: string | undefined): AsyncGen
         const isQuoted = state === 'after quote'
         const field: string = isQuoted ? begun : begun + chunk.slice(start, i)
         fields.push(code === NEWLINE && !isQuoted && field.endsWith('\r') ? field.slice(0, -1) : field)
+        taken += field.length + FIELD_COST
         begun = ''
         start = i + 1
         state = 'start of field'
@@ -128,7 +136,8 @@ async function* records(source: ByteSource, given: string | undefined): AsyncGen
       }
     }
     if (state === 'plain field' || state === 'quoted field') begun += chunk.slice(start)
-    checkLength(begun.length, `${source.name}, line ${state === 'quoted field' ? quoteLine : line}`)
+    const from = state === 'quoted field' && begun.length > MAX_RECORD_LENGTH ? quoteLine : recordLine
+    checkLength(taken + begun.length, `${source.name}, line ${from}`)
   }
   if (state === 'quoted field') {
     throw new DataError({

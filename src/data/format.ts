@@ -6,7 +6,7 @@ import { DataError } from '../base/errors.js'
 /** The formats that can be read. */
 export type DataFormat = 'jsonl' | 'json-array' | 'csv' | 'tsv' | 'parquet' | 'text'
 
-/** By the end of the name. `.json` is either a list or lines, so its content tells. */
+/** The format by the end of the name. `.json` is either a list or lines, so its content tells. */
 const BY_ENDING: Readonly<Record<string, DataFormat | 'json'>> = {
   jsonl: 'json',
   ndjson: 'json',
@@ -24,7 +24,7 @@ const HEAD_BYTES = 4096
 /** For messages. */
 export const DATA_ENDINGS = '.jsonl, .json, .csv, .tsv, .parquet or .txt'
 
-/** What the name of a file says, if it says anything. */
+/** The format that the name of a file tells, if it tells one. */
 export function formatOfName(name: string): DataFormat | 'json' | undefined {
   const ending = /\.(\w+)(?:[?#].*)?$/.exec(name)?.[1].toLowerCase()
   return ending === undefined || !Object.hasOwn(BY_ENDING, ending) ? undefined : BY_ENDING[ending]

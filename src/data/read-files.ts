@@ -12,7 +12,7 @@ import type { Row } from './row.js'
 /** Files beside data that have the endings of data. */
 const NO_DATA = /^(\.|readme|licen[cs]e|dataset_infos?)/i
 
-/** What only folders of models and adapters have. */
+/** Files that only folders of models and adapters have. */
 const MODEL_CONFIGS = ['config.json', 'adapter_config.json']
 
 /** Parts of file names that say which share of a data set a file holds. */

@@ -10,7 +10,7 @@ import { type DataSource, isByteSource, isDirectory, isIterable } from './source
 export interface ReadOptions {
   /** Name that is wanted → the data's own name for it. The row then has these fields alone. */
   readonly columns?: ColumnNames | undefined
-  /** What records in memory are called in messages. Default `data`. */
+  /** The name of records in memory, for messages. Default `data`. */
   readonly name?: string
 }
 

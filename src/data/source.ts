@@ -1,4 +1,4 @@
-// What data can be read from: records in memory, files, folders.
+// The sources that data can be read from: records in memory, files, folders.
 
 import type { ByteSource, Directory } from '../base/bytes.js'
 
@@ -10,24 +10,24 @@ export type DataSource =
   | Iterable<unknown>
   | AsyncIterable<unknown>
 
-/** Whether the value is one of the forms of data. What it holds is seen when it is read. */
+/** True for one of the forms of data. Its content is seen when it is read. */
 export function isDataSource(value: unknown): value is DataSource {
   return isByteSource(value) || isDirectory(value) || isIterable(value)
 }
 
-/** Whether the value is a file. */
+/** True for a file. */
 export function isByteSource(value: unknown): value is ByteSource {
   const source = value as Partial<ByteSource> | null | undefined
   return typeof source?.read === 'function' && typeof source.byteLength === 'number'
 }
 
-/** Whether the value is a folder. */
+/** True for a folder. */
 export function isDirectory(value: unknown): value is Directory {
   const directory = value as Partial<Directory> | null | undefined
   return typeof directory?.list === 'function' && typeof directory.open === 'function'
 }
 
-/** Whether the value gives one item after the other. */
+/** True for a value that gives one item after the other. */
 export function isIterable(value: unknown): value is Iterable<unknown> | AsyncIterable<unknown> {
   if (typeof value !== 'object' || value === null) return false
   return Symbol.iterator in value || Symbol.asyncIterator in value

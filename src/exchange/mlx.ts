@@ -1,12 +1,11 @@
 // Adapters of mlx-lm (mlx_lm/tuner/lora.py, dora.py, utils.py): adapters.safetensors and an adapter_config.json of its own. All layers have
 // one rank and one scale there, which is the scaling itself and not alpha/r. A is (k, r) and B is (r, d).
 
-import { type Directory, readAll, writeFile } from '../base/bytes.js'
+import { type Directory, readJson, writeFile } from '../base/bytes.js'
 import { encodeFloats, type FloatDtype, isFloatDtype } from '../base/dtype.js'
-import { FormatError, ShapeError, UnsupportedError } from '../base/errors.js'
+import { FormatError, UnsupportedError } from '../base/errors.js'
 import { Steps } from '../base/progress.js'
 import { type FloatArray, formatShape, isAllFinite, type Matrix, type Tensor } from '../base/tensor.js'
-import { parseJson, toPlain } from '../formats/json.js'
 import { parseSafetensorsHeader, readTensorF32, saveSafetensors, type TensorBytes } from '../formats/safetensors.js'
 import { transpose } from '../linalg/product.js'
 import type { LoraAdapter } from '../lora/adapter.js'
@@ -16,11 +15,10 @@ import type { FactorTensors, FactorView } from '../lora/part.js'
 import type { AdapterTensor } from '../peft/keys.js'
 import { type OpenAdapter, openAdapter } from '../peft/open.js'
 import { type ExchangeFormat, floatDtype, type Place, requireHeld, type WriteSettings, type Written } from './format.js'
-import { adapterOf, type ReadLayer } from './read-layers.js'
+import { adapterOf, pairedLayer, type ReadLayer } from './read-layers.js'
 
 const MLX_CONFIG = 'adapter_config.json'
 const MLX_WEIGHTS = 'adapters.safetensors'
-const MAX_CONFIG_BYTES = 16_000_000
 
 export const MLX: ExchangeFormat = {
   async detect({ directory, file }) {
@@ -140,24 +138,13 @@ async function readMlx(directory: Directory): Promise<LoraAdapter> {
     }
     const layers = [...found].map(([name, tensors]): ReadLayer => {
       const [a, b, m] = ['lora_a', 'lora_b', 'm'].map((role) => tensors.get(role))
-      const missing =
-        a === undefined ? 'lora_a' : b === undefined ? 'lora_b' : kind === 'dora' && m === undefined ? 'm' : undefined
-      if (a === undefined || b === undefined || missing !== undefined) {
-        throw new FormatError({ where: `${source.name}: ${name}`, what: `half a layer: no ${missing}` })
+      if (kind === 'dora' && m === undefined) {
+        throw new FormatError({ where: `${source.name}: ${name}`, what: 'half a layer: no m' })
       }
-      if (a.matrix.shape[1] !== b.matrix.shape[0]) {
-        const got = `${formatShape(a.matrix.shape)}, ${formatShape(b.matrix.shape)}`
-        throw new ShapeError({ where: `${source.name}: ${name}`, what: 'factors that do not fit each other', got })
-      }
-      return {
-        name,
-        kind: /(^|\.)(embed_tokens|wte|tok_embeddings)$/.test(name) ? 'embedding' : 'linear',
-        weightA: transpose(a.matrix),
-        weightB: transpose(b.matrix),
-        scaling: scale,
-        magnitude: m?.matrix.data,
-        dtype: b.dtype,
-      }
+      const isEmbedding = /(^|\.)(embed_tokens|wte|tok_embeddings)$/.test(name)
+      const factors = { a: a && transpose(a.matrix), b: b && transpose(b.matrix) }
+      const own = { scaling: scale, magnitude: m?.matrix.data, dtype: b?.dtype ?? 'fp32' }
+      return pairedLayer({ name, kind: isEmbedding ? 'embedding' : 'linear', ...own }, factors, source.name)
     })
     if (layers.length === 0) throw new FormatError({ where: source.name, what: 'an adapter without a single tensor' })
     return adapterOf(layers, typeof config.model === 'string' && config.model !== '' ? { baseModel: config.model } : {})
@@ -167,12 +154,5 @@ async function readMlx(directory: Directory): Promise<LoraAdapter> {
 }
 
 async function readMlxConfig(directory: Directory): Promise<Record<string, unknown>> {
-  const source = await directory.open(MLX_CONFIG)
-  try {
-    if (source.byteLength > MAX_CONFIG_BYTES)
-      throw new FormatError({ where: source.name, what: 'too large for a config' })
-    return toPlain(parseJson(await readAll(source), source.name, { isLoose: true })) as Record<string, unknown>
-  } finally {
-    await source.close()
-  }
+  return ((await readJson(directory, MLX_CONFIG)) ?? {}) as Record<string, unknown>
 }

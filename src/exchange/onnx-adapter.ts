@@ -3,9 +3,9 @@
 
 import { type ByteSink, type ByteSource, writeThrough } from '../base/bytes.js'
 import { decodeFloats, encodeFloats, type FloatDtype } from '../base/dtype.js'
-import { FormatError, ShapeError } from '../base/errors.js'
+import { FormatError } from '../base/errors.js'
 import { Steps } from '../base/progress.js'
-import { formatShape, isAllFinite, type Matrix } from '../base/tensor.js'
+import { isAllFinite, type Matrix } from '../base/tensor.js'
 import { isOnnxAdapter, parseOnnxAdapter } from '../formats/onnx-adapter/read.js'
 import { writeOnnxAdapter } from '../formats/onnx-adapter/write.js'
 import { transpose } from '../linalg/product.js'
@@ -13,7 +13,7 @@ import type { LoraAdapter } from '../lora/adapter.js'
 import { notFinite } from '../lora/factors.js'
 import { openAdapter } from '../peft/open.js'
 import { type ExchangeFormat, floatDtype, requireHeld, startsWith, type WriteSettings } from './format.js'
-import { adapterOf, type ReadLayer } from './read-layers.js'
+import { adapterOf, pairedLayer, type ReadLayer } from './read-layers.js'
 
 export const ONNX_ADAPTER: ExchangeFormat = {
   detect: (place) => startsWith(place, isOnnxAdapter),
@@ -75,14 +75,7 @@ async function readOnnxLora(source: ByteSource): Promise<LoraAdapter> {
     halves.set(module, { ...halves.get(module), [half]: matrix, dtype })
   }
   const layers = [...halves].map(([name, { A, B, dtype }]): ReadLayer => {
-    const where = `${source.name}: ${name}`
-    if (A === undefined || B === undefined)
-      throw new FormatError({ where, what: `half a pair: no lora_${A === undefined ? 'A' : 'B'}` })
-    if (A.shape[0] !== B.shape[1]) {
-      const got = `${formatShape(A.shape)}, ${formatShape(B.shape)}`
-      throw new ShapeError({ where, what: 'factors that do not fit each other', got })
-    }
-    return { name, kind: 'linear', weightA: A, weightB: B, scaling: 1, dtype }
+    return pairedLayer({ name, kind: 'linear', scaling: 1, dtype }, { a: A, b: B }, source.name)
   })
   if (layers.length > 0) return adapterOf(layers, {})
   throw new FormatError({ where: source.name, what: 'an adapter without a single tensor' })

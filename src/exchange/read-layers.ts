@@ -1,7 +1,8 @@
 // Adapters out of layers that a foreign format holds: each with its factors and its scaling.
 
 import type { FloatDtype } from '../base/dtype.js'
-import type { FloatArray, Matrix } from '../base/tensor.js'
+import { FormatError, ShapeError } from '../base/errors.js'
+import { type FloatArray, formatShape, type Matrix } from '../base/tensor.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import { configForLayer, type LoraConfigInput, resolveConfig } from '../lora/config.js'
 
@@ -19,6 +20,26 @@ export interface ReadLayer {
   /** DoRA's m (d). */
   readonly magnitude?: FloatArray | undefined
   readonly dtype: FloatDtype
+}
+
+/**
+ * A layer whose two factors are there and fit each other.
+ *
+ * @param file its name, for messages
+ * @throws FormatError for half a pair; ShapeError for factors of different ranks
+ */
+export function pairedLayer(
+  layer: Omit<ReadLayer, 'weightA' | 'weightB'>,
+  { a, b }: { readonly a: Matrix | undefined; readonly b: Matrix | undefined },
+  file: string,
+): ReadLayer {
+  const where = `${file}: ${layer.name}`
+  if (a === undefined || b === undefined) {
+    throw new FormatError({ where, what: `half a pair: no factor ${a === undefined ? 'A' : 'B'}` })
+  }
+  if (a.shape[0] === b.shape[1]) return { ...layer, weightA: a, weightB: b }
+  const got = `${formatShape(a.shape)}, ${formatShape(b.shape)}`
+  throw new ShapeError({ where, what: 'factors that do not fit each other', got })
 }
 
 /**
@@ -52,11 +73,9 @@ export function adapterOf(layers: readonly ReadLayer[], config: LoraConfigInput)
   const adapter = new LoraAdapter(isSaid ? own : uniform)
   for (const layer of layers) {
     const { name, kind, weightA: a, weightB: b, magnitude } = isSaid ? layer : padded(layer, most)
-    const part =
-      kind === 'linear'
-        ? adapter.addFactors(name, a, b, { magnitude })
-        : adapter.addEmbedding(name, a, b, { magnitude })
-    part.dtype = layer.dtype
+    const vector = magnitude && { data: magnitude, shape: [magnitude.length] }
+    const tensors = { weightA: a, weightB: b, magnitude: vector }
+    adapter.addPart({ kind, name, module: name, config: adapter.config, tensors, dtype: layer.dtype })
   }
   return adapter
 }

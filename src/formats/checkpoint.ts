@@ -19,7 +19,7 @@ export interface CheckpointShard {
   /** Name inside the folder. */
   readonly path: string
   readonly file: SafetensorsFile
-  /** Where the header ends and tensors begin. */
+  /** The offset at which the header ends and tensors begin. */
   readonly dataStart: number
 }
 
@@ -35,11 +35,11 @@ export interface Checkpoint {
   readonly directory: Directory
   /** In the order of their names. */
   readonly shards: readonly CheckpointShard[]
-  /** By name. */
+  /** The tensors by name. */
   readonly tensors: ReadonlyMap<string, CheckpointTensor>
   /** The index's name inside the folder; undefined for a single file. */
   readonly indexPath: string | undefined
-  /** What the index says of the whole, such as total_size; empty without an index. Nothing here is checked. */
+  /** Facts of the whole in the index, such as total_size; empty without an index. Nothing here is checked. */
   readonly indexMetadata: JsonObject
   /** Closes all shards. */
   close(): Promise<void>
@@ -115,7 +115,7 @@ function pickleError(directory: Directory, path: string): UnsupportedError {
   })
 }
 
-/** What an index holds. */
+/** The content of an index. */
 interface Index {
   /** Tensor name → file name. */
   weightMap: Map<string, string>

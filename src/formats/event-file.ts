@@ -3,7 +3,7 @@
 
 import { concatBytes } from '../base/bytes.js'
 
-/** What an event says. */
+/** The content of an event. */
 export interface LoggedEvent {
   /** Seconds since 1970. */
   readonly time: number

@@ -23,7 +23,7 @@ export function setMember(text: string, path: readonly string[], value: unknown)
   return `${before}${comma}${space}${JSON.stringify(path.at(-1))}: ${written}${text.slice(before.length)}`
 }
 
-/** Of equal keys the last counts, as in JSON.parse. */
+/** Finds a value. The last of equal keys counts, as in JSON.parse. */
 function findValue(text: string, path: readonly string[]): { start: number; end: number } | undefined {
   const open: { isArray: boolean; key: string | undefined; start: number }[] = []
   const isHere = () => open.length === path.length && open.every(({ key }, i) => key === path[i])

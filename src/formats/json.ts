@@ -24,7 +24,7 @@ const PLAIN = /[^"\\\u0000-\u001f]*/y
 const ESCAPE = /\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})/y
 const LONE_SURROGATE = /\p{Surrogate}/u
 
-/** What is allowed beyond JSON's own rules. */
+/** Rules beside JSON's own. */
 export interface JsonOptions {
   /** Every number must be spelled as digits alone: no sign, fraction or exponent. Default false. */
   wholeNumbers?: boolean
@@ -72,7 +72,7 @@ export function toPlain(value: JsonValue): unknown {
   return value
 }
 
-/** What an object's entries are put into. */
+/** A holder of an object's entries. */
 interface Entries {
   has(key: string): boolean
   set(key: string, value: JsonValue): void

@@ -245,7 +245,7 @@ export async function readTensorF32(file: SafetensorsFile, name: string): Promis
   return { data: values instanceof Float32Array ? values : Float32Array.from(values), shape: info.shape }
 }
 
-/** What a header says of a tensor. */
+/** The entry of a tensor in a header. */
 export interface TensorSpec {
   readonly name: string
   readonly dtype: TensorDtype

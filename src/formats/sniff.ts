@@ -1,4 +1,4 @@
-// What a file that is not what it should be is instead: told by its first bytes, for error messages.
+// Tells from its first bytes which kind of file a wrong file is, for error messages.
 
 import type { ByteSource } from '../base/bytes.js'
 
@@ -10,7 +10,7 @@ interface Foreign {
 
 const TELLING_BYTES = 8
 
-/** What the file is, if its first bytes tell; undefined otherwise. */
+/** The kind of the file, if its first bytes tell; undefined otherwise. */
 export async function sniff(source: ByteSource): Promise<Foreign | undefined> {
   const bytes = await source.read(0, Math.min(TELLING_BYTES, source.byteLength))
   const text = String.fromCharCode(...bytes)

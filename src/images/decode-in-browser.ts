@@ -2,7 +2,7 @@
 
 import type { RgbImage } from './image.js'
 
-/** What is used of a browser here. */
+/** The parts of a browser that are used here. */
 interface CanvasContext {
   drawImage(image: unknown, x: number, y: number): void
   getImageData(x: number, y: number, width: number, height: number): { data: ArrayLike<number> }

@@ -1,9 +1,9 @@
-// What a picture can come as.
+// The forms that a picture can come in.
 
 import { isObject } from '../base/options.js'
 import type { ImageSource } from './image.js'
 
-/** Whether it can be one. */
+/** True for a value that can be a picture. */
 export function isImageSource(value: unknown): value is ImageSource {
   if (typeof value === 'string') return value !== ''
   if (value instanceof Uint8Array) return true

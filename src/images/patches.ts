@@ -60,7 +60,7 @@ export function patchesOf(image: Pixels, config: PreprocessorConfig, where: stri
   const width = 3 * times * patch * patch
   const pixels = new Float32Array(rows * columns * width)
   let to = 0
-  // By (row, column) of what is merged, then within it, then (color, time, y, x).
+  // Order: (row, column) of merged patches, then of each patch within them, then (color, time, y, x).
   for (let top = 0; top < rows; top += merge) {
     for (let left = 0; left < columns; left += merge) {
       for (let i = 0; i < merge * merge; i++) {

@@ -10,7 +10,7 @@ export interface Size {
   readonly height: number
 }
 
-/** What is done to each number of a picture: (byte · scale − mean) / std, by color. */
+/** The change of each number of a picture: (byte · scale − mean) / std, by color. */
 export interface Scaling {
   readonly scale: number
   readonly mean: readonly number[]
@@ -45,7 +45,7 @@ export function squareOf(size: unknown, where: string): Size {
   throw refuse(`${where} is not known`, '{ height, width }', JSON.stringify(size) ?? 'nothing')
 }
 
-/** Whether it is an integer of at least 1. */
+/** True for an integer of at least 1. */
 export function isCount(value: unknown): value is number {
   return Number.isSafeInteger(value) && (value as number) > 0
 }

@@ -1,4 +1,4 @@
-// What a model takes for a picture: preprocessor_config.json, as transformers reads it. Resize, cut out the middle, scale, normalize.
+// Turns a picture into a model's input, as transformers does by preprocessor_config.json: resize, cut out the middle, scale, normalize.
 
 import { DataError } from '../base/errors.js'
 import { isObject } from '../base/options.js'

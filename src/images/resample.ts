@@ -11,7 +11,7 @@ interface Filter {
 
 const sinc = (x: number) => (x === 0 ? 1 : Math.sin(x * Math.PI) / (x * Math.PI))
 
-/** By Pillow's numbers; 0 takes the nearest pixel. */
+/** The filters by Pillow's numbers; 0 takes the nearest pixel. */
 const FILTERS: Readonly<Record<number, Filter>> = {
   // Lanczos
   1: { support: 3, weight: (x) => (x >= -3 && x < 3 ? sinc(x) * sinc(x / 3) : 0) },
@@ -35,7 +35,7 @@ const FILTERS: Readonly<Record<number, Filter>> = {
   },
 }
 
-/** Whether there is a filter of this number. */
+/** True if there is a filter of this number. */
 export function isResample(value: unknown): value is number {
   return value === 0 || (typeof value === 'number' && Object.hasOwn(FILTERS, value))
 }
@@ -43,7 +43,7 @@ export function isResample(value: unknown): value is number {
 /** Weights are integers of this many bits behind the point. */
 const PRECISION = 2 ** 22
 
-/** What one pixel of the result is made of. */
+/** The pixels that one pixel of the result is made of. */
 interface Window {
   readonly start: number
   readonly weights: Float64Array

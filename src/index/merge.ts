@@ -4,7 +4,7 @@ import type { Directory } from '../base/bytes.js'
 import { checkOptions, isObject } from '../base/options.js'
 import type { RemoteOptions } from '../io/hub/directory.js'
 import { LoraAdapter } from '../lora/adapter.js'
-import * as portable from '../merge/merge.js'
+import * as verbs from '../merge/merge.js'
 import type { MergePlanReport, MergeReport } from '../merge/report.js'
 import { refuseWithoutPath } from '../merge/settings.js'
 import type { AdapterInput } from '../merge/weighted.js'
@@ -24,48 +24,37 @@ import { openFolder, openSource, openTarget, SOURCE, type Source } from './sourc
 /** See the entry. */
 export async function merge(options: MergeOptions): Promise<MergeReport> {
   checkOptions(options, { of: 'merge', table: MERGE, required: ['base', 'adapters', 'out'] })
-  const { out } = options
-  const byPath = typeof out === 'string' ? await pathMerging() : undefined
+  const open = await pathMerging(options.out)
   // A merge into a folder reads each byte of the base once: what does not stay here need not be kept.
-  const { warnings, ...opened } = await openAll(options, { readsRanges: byPath === undefined })
-  const report =
-    byPath !== undefined && typeof out === 'string'
-      ? await byPath.merge({ ...options, ...opened, out })
-      : await portable.merge({ ...options, ...opened, out: targetOf(options) })
+  const { warnings, ...opened } = await openAll(options, { readsRanges: open === undefined })
+  const report = await verbs.merge({ ...options, ...opened, out: targetOf(options, open) }, open)
   return { ...report, warnings: [...report.warnings, ...warnings] }
 }
 
 /** See the entry. */
 export async function planMerge(options: MergeOptions): Promise<MergePlanReport> {
   checkOptions(options, { of: 'planMerge', table: MERGE, required: ['base', 'adapters', 'out'] })
-  const { out } = options
-  const byPath = typeof out === 'string' ? await pathMerging() : undefined
+  const open = await pathMerging(options.out)
   const { warnings, ...opened } = await openAll(options, { readsRanges: true })
-  const report =
-    byPath !== undefined && typeof out === 'string'
-      ? await byPath.planMerge({ ...options, ...opened, out })
-      : await portable.planMerge({ ...options, ...opened, out: targetOf(options) })
+  const report = await verbs.planMerge({ ...options, ...opened, out: targetOf(options, open) }, open)
   return { ...report, warnings: [...report.warnings, ...warnings] }
 }
 
 /** See the entry. */
-export async function unmerge(options: UnmergeOptions): Promise<portable.UnmergeReport> {
+export async function unmerge(options: UnmergeOptions): Promise<verbs.UnmergeReport> {
   checkOptions(options, { of: 'unmerge', table: UNMERGE, required: ['merged', 'adapters', 'out'] })
-  const { out } = options
-  const byPath = typeof out === 'string' ? await pathMerging() : undefined
-  const reading = { readsRanges: byPath === undefined }
+  const open = await pathMerging(options.out)
+  const reading = { readsRanges: open === undefined }
   const { base: merged, adapters } = await openAll({ ...options, base: options.merged }, reading)
   const original =
     options.original === undefined
       ? undefined
       : await openSource(options.original, 'original', { ...remote(options), ...reading })
-  if (byPath !== undefined && typeof out === 'string') {
-    return byPath.unmerge({ ...options, merged, adapters, original, out })
-  }
-  return portable.unmerge({ ...options, merged, adapters, original, out: targetOf(options) })
+  return verbs.unmerge({ ...options, merged, adapters, original, out: targetOf(options, open) }, open)
 }
 
-function targetOf(options: MergingOptions): Directory {
+function targetOf(options: MergingOptions, open: verbs.OpenJob | undefined): Directory | string {
+  if (open !== undefined) return options.out as string
   refuseWithoutPath(options)
   return openTarget(options.out, 'out')
 }

@@ -1,23 +1,15 @@
-// Node's way of merging into a path, with threads, that can be resumed: put in place by the entry for Node.
+// Node's way of merging into a path, with threads: put in place by the entry for Node.
 
-import type { MergeToPath, UnmergeReport, UnmergeToPath } from '../merge/merge.js'
-import type { MergePlanReport, MergeReport } from '../merge/report.js'
+import type { OpenJob } from '../merge/merge.js'
 
-/** Merging into a path. */
-export interface PathMerging {
-  merge(options: MergeToPath): Promise<MergeReport>
-  planMerge(options: MergeToPath): Promise<MergePlanReport>
-  unmerge(options: UnmergeToPath): Promise<UnmergeReport>
-}
-
-let loadPathMerging: (() => Promise<PathMerging>) | undefined
+let load: (() => Promise<OpenJob>) | undefined
 
 /** Called once, by the entry for Node. */
-export function usePathMerging(load: () => Promise<PathMerging>): void {
-  loadPathMerging = load
+export function usePathMerging(loadJob: () => Promise<OpenJob>): void {
+  load = loadJob
 }
 
-/** Undefined where there are no paths. */
-export async function pathMerging(): Promise<PathMerging | undefined> {
-  return loadPathMerging?.()
+/** What opens a merge at this place. Undefined for a place that is no path, and where there are no paths. */
+export async function pathMerging(out: unknown): Promise<OpenJob | undefined> {
+  return typeof out === 'string' ? load?.() : undefined
 }

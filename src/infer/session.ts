@@ -45,10 +45,15 @@ export interface RunOptions {
 }
 
 /**
- * A text to continue, or the messages of a chat to answer. The last message must not be from the assistant. For models of texts and
+ * A text to continue, the messages of a chat to answer, or token ids to continue. The last message must not be from the assistant. For models of texts and
  * pictures, the content of a message can be a list of parts: `{ type: 'text', text }`, and `{ type: 'image' }` where a picture goes.
  */
-export type Prompt = string | readonly MessageOfParts[]
+export type Prompt = string | readonly MessageOfParts[] | TokenPrompt
+
+/** A text as the model's tokens, which are taken as they are. */
+export interface TokenPrompt {
+  readonly ids: readonly number[]
+}
 
 /** A picture, a list of pictures, or for several prompts a list with one of these for each prompt. */
 export type PromptImages = ImageSource | readonly (ImageSource | readonly ImageSource[])[]
@@ -220,6 +225,8 @@ export interface GenerateResult {
   text: string
   /** Number of new tokens, without the token that ended the text. */
   tokens: number
+  /** Number of tokens of the prompt. */
+  promptTokens: number
   /** The new tokens, including those of a stop string. */
   tokenIds: number[]
   /** Why the text ended: the model wrote an end token, a stop string came, `maxNewTokens` was reached, or the context is full. */

@@ -1,9 +1,12 @@
 // The texts of a result that are the adapters': their chat template and their tokenizer, which they were trained with.
 
-import type { Directory } from '../base/bytes.js'
+import { type Directory, readJson } from '../base/bytes.js'
+import { LowrankError } from '../base/errors.js'
+import { LoraAdapter } from '../lora/adapter.js'
 import { readChatTemplate } from '../peft/chat-template.js'
 import { TEMPLATE_FILE } from '../peft/file-names.js'
-import { type OtherFile, textFile } from './companions.js'
+import { copyOf, type OtherFile, textFile } from './companions.js'
+import { isTokenizerFile } from './plan/companions.js'
 import type { MergeAdapter } from './weighted.js'
 
 /** The files that adapters give a result. */
@@ -13,20 +16,124 @@ export interface AdapterTexts {
   readonly warnings: readonly string[]
 }
 
-/** @param base its folder */
-export async function adapterTexts(base: Directory, adapters: readonly MergeAdapter[]): Promise<AdapterTexts> {
+/** What a tokenizer has besides its merges: the tokens by their text, and the token that ends a text. */
+interface Tokens {
+  readonly ids: ReadonlyMap<string, number>
+  readonly eos: string | undefined
+}
+
+/** Markers of chats as templates write them: `<|im_start|>`, `<start_of_turn>`. */
+const MARKERS = /<\|[^|<>{}\s]{1,40}\|>|<[a-z]+(?:_[a-z]+)+>/g
+
+/**
+ * The chat template and the tokenizer of the adapters. A tokenizer goes along if it has tokens that the base's has not, or another
+ * token at the end of texts; else the base's stays.
+ *
+ * @param base its folder
+ * @param vocabulary rows of the result's input embedding, where they are known
+ */
+export async function adapterTexts(
+  base: Directory,
+  adapters: readonly MergeAdapter[],
+  vocabulary?: number,
+): Promise<AdapterTexts> {
+  const files: OtherFile[] = []
+  const warnings: string[] = []
+  const own = await tokensOf(base)
+  const owners: { folder: Directory; tokens: Tokens }[] = []
+  for (const folder of adapters) {
+    if (folder instanceof LoraAdapter) continue
+    const tokens = await tokensOf(folder)
+    if (tokens !== undefined && isOther(tokens, own)) owners.push({ folder, tokens })
+  }
+  let tokens = own
+  const isOne = owners.every((owner) => !isOther(owner.tokens, owners[0].tokens))
+  if (owners.length > 0 && isOne) {
+    const [{ folder }] = owners
+    tokens = owners[0].tokens
+    for (const name of await folder.list()) if (isTokenizerFile(name)) files.push(await copyOf(folder, name))
+    if (own !== undefined) warnings.push("the tokenizer is the adapter's: it has other tokens than the base's")
+    const largest = Math.max(...tokens.ids.values())
+    if (vocabulary !== undefined && largest >= vocabulary) {
+      warnings.push(
+        `the adapter's tokenizer has tokens up to number ${largest}, but the embedding has ${vocabulary} rows: save the adapter with its embeddings (save_embedding_layers=True)`,
+      )
+    }
+  } else if (owners.length > 1)
+    warnings.push('the adapters have different tokenizers: the result keeps that of the base')
+  const template = await templateOf(base, adapters)
+  warnings.push(...template.warnings)
+  if (template.text === undefined) return { files, warnings }
+  files.push(textFile(TEMPLATE_FILE, template.text))
+  const unknown = [...new Set(template.text.match(MARKERS))].filter((marker) => tokens?.ids.has(marker) === false)
+  if (unknown.length > 0) {
+    warnings.push(
+      `the chat template writes ${unknown.join(', ')}, which the tokenizer has not as tokens: put the tokenizer that the adapter was trained with into the result`,
+    )
+  }
+  return { files, warnings }
+}
+
+async function templateOf(base: Directory, adapters: readonly MergeAdapter[]) {
   const found = new Set<string>()
   for (const adapter of adapters) {
-    const template = 'chatTemplate' in adapter ? adapter.chatTemplate : await readChatTemplate(adapter as Directory, '')
+    const template = adapter instanceof LoraAdapter ? adapter.chatTemplate : await readChatTemplate(adapter, '')
     if (template !== undefined) found.add(template)
   }
   const own = await readChatTemplate(base, '')
-  const [template, ...others] = found
-  if (template === undefined || (others.length === 0 && template === own)) return { files: [], warnings: [] }
+  const [text, ...others] = found
+  if (text === undefined || (others.length === 0 && text === own)) return { text: undefined, warnings: [] }
   if (others.length > 0) {
     const left = own === undefined ? 'the result gets none' : 'the result keeps that of the base'
-    return { files: [], warnings: [`the adapters have different chat templates: ${left}`] }
+    return { text: undefined, warnings: [`the adapters have different chat templates: ${left}`] }
   }
   const replaced = `${TEMPLATE_FILE} is the adapter's: it was trained with another chat template than the base's`
-  return { files: [textFile(TEMPLATE_FILE, template)], warnings: own === undefined ? [] : [replaced] }
+  return { text, warnings: own === undefined ? [] : [replaced] }
+}
+
+/** True if a tokenizer has a token that the base's has not, or under another number, or ends texts in another way. */
+function isOther(tokens: Tokens, base: Tokens | undefined): boolean {
+  if (base === undefined) return true
+  if (tokens.eos !== undefined && tokens.eos !== base.eos) return true
+  for (const [text, id] of tokens.ids) if (base.ids.get(text) !== id) return true
+  return false
+}
+
+/** The tokens of a folder's tokenizer; undefined where it has none. */
+async function tokensOf(folder: Directory): Promise<Tokens | undefined> {
+  const tokenizer = await jsonOf(folder, 'tokenizer.json')
+  const added = await jsonOf(folder, 'added_tokens.json')
+  const config = await jsonOf(folder, 'tokenizer_config.json')
+  if (tokenizer === undefined && added === undefined) return undefined
+  const ids = new Map<string, number>()
+  const add = (text: unknown, id: unknown) => {
+    if (typeof text === 'string' && typeof id === 'number') ids.set(text, id)
+  }
+  const model = objectOf(tokenizer?.model).vocab
+  if (Array.isArray(model)) for (const [id, entry] of model.entries()) add(Array.isArray(entry) ? entry[0] : entry, id)
+  else for (const [text, id] of Object.entries(objectOf(model))) add(text, id)
+  for (const [text, id] of Object.entries(added ?? {})) add(text, id)
+  for (const [id, token] of Object.entries(objectOf(config?.added_tokens_decoder))) {
+    add(objectOf(token).content, Number(id))
+  }
+  const listed = tokenizer?.added_tokens
+  for (const token of Array.isArray(listed) ? listed : []) add(objectOf(token).content, objectOf(token).id)
+  const eos = config?.eos_token
+  const text = typeof eos === 'string' ? eos : objectOf(eos).content
+  return { ids, eos: typeof text === 'string' ? text : undefined }
+}
+
+async function jsonOf(folder: Directory, name: string): Promise<Record<string, unknown> | undefined> {
+  if (!(await folder.has(name))) return undefined
+  try {
+    return objectOf(await readJson(folder, name))
+  } catch (error) {
+    // A damaged tokenizer says nothing of its tokens.
+    if (error instanceof LowrankError) return undefined
+    throw error
+  }
+}
+
+function objectOf(value: unknown): Record<string, unknown> {
+  return typeof value === 'object' && value !== null ? (value as Record<string, unknown>) : {}
 }

@@ -6,6 +6,7 @@ import {
   importedModules,
   isCompanion,
   isCompanionFolder,
+  isTokenizerFile,
   MODULE_HOLDERS,
   namedModules,
   RECORD_FILE,
@@ -48,8 +49,10 @@ export async function findCompanions(
   const modules = await modulesOf(base, new Set(names))
   const copied: string[] = []
   const leftOut: string[] = []
+  // Files of two tokenizers must not mix.
+  const isOtherTokenizer = changed.some(({ path }) => isTokenizerFile(path))
   for (const name of names) {
-    if (own.has(name)) continue
+    if (own.has(name) || (isOtherTokenizer && isTokenizerFile(name))) continue
     if (isCompanion(name) || modules.has(name)) copied.push(name)
     else if (!name.startsWith('.') && name !== RECORD_FILE) leftOut.push(name)
   }

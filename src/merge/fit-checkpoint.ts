@@ -17,6 +17,7 @@ import { isEmbeddingModule } from './plan/names/vocabulary.js'
 import { placeReplacements } from './plan/place-replacements.js'
 import { planMerge } from './plan/plan.js'
 import { refuseQuantizedConfig } from './plan/refusals.js'
+import { resizedBase } from './plan/resized.js'
 import { partedTies } from './plan/tied.js'
 
 /** Near misses are looked for this often: each costs a comparison with every name of the base. */
@@ -67,7 +68,8 @@ export async function fitCheckpoint(
 type Config = Readonly<Record<string, unknown>> | undefined
 type Parts = Pick<OpenAdapters, 'layers' | 'replacements'>
 
-function judge(base: BaseModel, adapter: Parts) {
+function judge(original: BaseModel, adapter: Parts) {
+  const { base } = attempt(() => resizedBase(original, adapter.replacements)).value ?? { base: original }
   const { checkpoint, config, names, ties, head } = base
   const { layers, replacements } = adapter
   const problems: string[] = []
@@ -82,7 +84,7 @@ function judge(base: BaseModel, adapter: Parts) {
   // What only shows in the whole. Two changes that are no sum have a place each where tied embeddings are untied.
   if (problems.length === 0 && parts.every(({ problem }) => problem === null)) {
     const tied = parted === undefined ? 'refuse' : 'untie'
-    note(() => planMerge(base, adapter, { tied }))
+    note(() => planMerge(original, adapter, { tied }))
   }
   const notes = [
     ...(parted === undefined

@@ -1,52 +1,27 @@
-// Merging and unmerging from folders to folders, in Node and in browsers: one verb each for .onnx files and safetensors checkpoints.
-// What is written into a path of Node's goes another way, with threads, that can be resumed: merge/node/merge.ts.
+// Merging and unmerging: one verb each for .onnx files and safetensors checkpoints, into folders of any kind here, and into paths of
+// Node's with the job of merge/node/job.ts, which has threads and goes on with what is finished.
 
 import type { Directory } from '../base/bytes.js'
 import { UnsupportedError } from '../base/errors.js'
 import { carryOut } from './carry-out.js'
 import { compareCheckpoints, type Differences } from './compare.js'
-import { type ChosenFormat, chooseFormat, type MergeBase } from './format.js'
+import { chooseFormat, type MergeBase } from './format.js'
 import { openMerge, reportPlan } from './open.js'
 import type { MergeInput } from './parts.js'
-import type { MergePlanReport, MergeReport } from './report.js'
+import type { MergeFormat, MergePlanReport, MergeReport } from './report.js'
 import { type PathSettings, refuseForFormat } from './settings.js'
-import type { MergeAdapter } from './weighted.js'
 
-/** A merge from a folder into a folder. */
-export interface MergeRequest extends Omit<MergeInput, 'sign'> {
-  out: Directory
+/** A merge and the place of its result: a folder, or a path. */
+export interface MergeRequest extends MergeInput, PathSettings {
+  out: Directory | string
 }
 
 /** What unmerging takes. */
-export interface UnmergeRequest extends Omit<MergeRequest, 'base' | 'outDtype'> {
+export interface UnmergeRequest extends Omit<MergeRequest, 'base' | 'outDtype' | 'sign'> {
   /** The result of a merge. */
   merged: MergeBase
   /** The checkpoint as it was before: how many values differ from it is counted. */
   original?: MergeBase | undefined
-}
-
-/** An adapter's folder by its path, or one that is open. */
-export type PathAdapter =
-  | string
-  | MergeAdapter
-  | { readonly adapter: string | MergeAdapter; readonly weight?: number | undefined }
-
-/** A merge into a path. */
-export interface MergeToPath extends Omit<MergeRequest, 'base' | 'adapters' | 'out' | 'outFile'>, PathSettings {
-  /** A folder, an .onnx file, a safetensors file or an index: its path, or what was opened. */
-  base: string | MergeBase
-  /** One, or several that are added up. */
-  adapters: PathAdapter | readonly PathAdapter[]
-  /** A folder, or a file that ends in .onnx or .safetensors. */
-  out: string
-}
-
-/** What unmerging into a path takes. */
-export interface UnmergeToPath extends Omit<MergeToPath, 'base' | 'outDtype'> {
-  /** The result of a merge. */
-  merged: string | MergeBase
-  /** The checkpoint as it was before: how many values differ from it is counted. */
-  original?: string | MergeBase | undefined
 }
 
 /** What unmerging wrote, and how that differs from the original. */
@@ -55,20 +30,36 @@ export interface UnmergeReport extends MergeReport {
   differences: Differences | undefined
 }
 
+/** A planned merge at the place of its result. */
+export interface MergeJob {
+  readonly format: MergeFormat
+  /** What {@link run} would do. */
+  plan(): Promise<MergePlanReport>
+  run(): Promise<MergeReport>
+  /** The written checkpoint. */
+  result(report: MergeReport): Promise<MergeBase>
+  close(): Promise<void>
+}
+
+/**
+ * Opens what is read and plans the merge; nothing is written.
+ *
+ * @param runs the merge is to follow
+ */
+export type OpenJob = (request: MergeRequest, runs: boolean) => Promise<MergeJob>
+
 /**
  * Writes a base with adapters folded in.
  *
  * @throws what openMerge and carryOut throw; UnsupportedError or ConfigError naming an option that the format cannot honor
  */
-export async function merge(request: MergeRequest): Promise<MergeReport> {
-  return write({ ...request, sign: 1 }, await choose(request))
+export async function merge(request: MergeRequest, open: OpenJob = openInFolder): Promise<MergeReport> {
+  return withJob(await open(request, true), (job) => job.run())
 }
 
 /** What {@link merge} would do; nothing is written. Throws as that does, but for values that are not finite. */
-export async function planMerge(request: MergeRequest): Promise<MergePlanReport> {
-  const opened = await openMerge(request, await choose(request))
-  await opened.close()
-  return reportPlan(opened, request.out.name)
+export async function planMerge(request: MergeRequest, open: OpenJob = openInFolder): Promise<MergePlanReport> {
+  return withJob(await open(request, false), (job) => job.plan())
 }
 
 /**
@@ -76,38 +67,45 @@ export async function planMerge(request: MergeRequest): Promise<MergePlanReport>
  *
  * @throws what {@link merge} throws; UnsupportedError when values were replaced, or an original is given for an .onnx file
  */
-export async function unmerge({ merged, original, ...rest }: UnmergeRequest): Promise<UnmergeReport> {
-  const request = { ...rest, base: merged, sign: -1 as const }
-  const chosen = await choose(request)
-  if (original !== undefined) refuseComparing(chosen.format)
-  const report = await write(request, chosen)
-  if (original === undefined) return { ...report, differences: undefined }
-  const { out } = request
-  const file = report.out === out.name ? undefined : report.out.slice(out.name.length + 1)
-  return { ...report, differences: await compareCheckpoints(out, original.directory, file, original.file) }
-}
-
-/** @throws UnsupportedError where the original of an .onnx file should be compared */
-export function refuseComparing(format: string): void {
-  if (format === 'safetensors') return
-  throw new UnsupportedError({
-    where: 'original',
-    what: 'lowrank cannot compare the values of .onnx files',
-    hint: 'Leave out original (--original), or unmerge a safetensors checkpoint',
+export async function unmerge(
+  { merged, original, ...rest }: UnmergeRequest,
+  open: OpenJob = openInFolder,
+): Promise<UnmergeReport> {
+  return withJob(await open({ ...rest, base: merged, sign: -1 }, true), async (job) => {
+    if (original !== undefined && job.format !== 'safetensors') {
+      throw new UnsupportedError({
+        where: 'original',
+        what: 'lowrank cannot compare the values of .onnx files',
+        hint: 'Leave out original (--original), or unmerge a safetensors checkpoint',
+      })
+    }
+    const report = await job.run()
+    if (original === undefined || rest.share !== undefined) return { ...report, differences: undefined }
+    const { directory, file } = await job.result(report)
+    return { ...report, differences: await compareCheckpoints(directory, original.directory, file, original.file) }
   })
 }
 
-async function choose(request: MergeRequest): Promise<ChosenFormat> {
-  const chosen = await chooseFormat(request.base, request.outFile, request)
-  refuseForFormat(request, chosen.format)
-  return chosen
+async function withJob<T>(job: MergeJob, work: (job: MergeJob) => Promise<T>): Promise<T> {
+  try {
+    return await work(job)
+  } finally {
+    await job.close()
+  }
 }
 
-async function write(request: MergeInput & Pick<MergeRequest, 'out'>, chosen: ChosenFormat): Promise<MergeReport> {
+async function openInFolder(request: MergeRequest): Promise<MergeJob> {
+  const out = request.out as Directory
+  const chosen = await chooseFormat(request.base, request.outFile, request)
+  refuseForFormat(request, chosen.format)
   const opened = await openMerge(request, chosen)
-  try {
-    return await carryOut(opened, request.out, request)
-  } finally {
-    await opened.close()
+  return {
+    format: chosen.format,
+    plan: async () => reportPlan(opened, out.name),
+    run: () => carryOut(opened, out, request),
+    result: async (report) => {
+      return { directory: out, file: report.out === out.name ? undefined : report.out.slice(out.name.length + 1) }
+    },
+    close: opened.close,
   }
 }

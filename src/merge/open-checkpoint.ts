@@ -9,6 +9,7 @@ import type { PartInput, PlanPart } from './parts.js'
 import { openAdapters, requireFiniteReplacements } from './plan/adapters.js'
 import { knowBase } from './plan/base-model.js'
 import { CONFIG_FILE, editConfig, headWarning, loadConfig, otherDtype } from './plan/config-edit.js'
+import { isEmbeddingModule } from './plan/names/vocabulary.js'
 import { type MergePlan, planMerge } from './plan/plan.js'
 
 /** Plans the part of a merge that is a checkpoint. Throws what openCheckpoint, openAdapters and planMerge throw. */
@@ -37,6 +38,7 @@ export async function openCheckpointPart(input: PartInput): Promise<PlanPart> {
         : await adapterTexts(
             directory,
             adapters.map(({ adapter }) => adapter),
+            rowsOfEmbedding(plan),
           )
     warnings.push(...texts.warnings)
     const edited =
@@ -103,6 +105,12 @@ function configWarnings(
     `The result is in ${dtype}, and the base's ${CONFIG_FILE}, which does not go along, says ${other}: ` +
       'change it in the copy that the result is used with',
   ]
+}
+
+/** Rows of the input embedding, where its name tells which one it is. */
+function rowsOfEmbedding({ tensors }: MergePlan): number | undefined {
+  const found = [...tensors].find(([name]) => name.endsWith('.weight') && isEmbeddingModule(moduleOf(name)))
+  return found?.[1][0]
 }
 
 function moduleOf(tensor: string): string {

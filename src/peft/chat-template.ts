@@ -1,7 +1,6 @@
 // The chat template beside an adapter that was trained on chats: chat_template.jinja, where transformers and TRL keep it.
 
-import { type Directory, readAll, writeFile } from '../base/bytes.js'
-import { FormatError } from '../base/errors.js'
+import { type Directory, readText, writeFile } from '../base/bytes.js'
 import { CONFIG_FILE, TEMPLATE_FILE } from './file-names.js'
 
 /** The longest known templates have some 20 kB; more than this is no template. */
@@ -14,18 +13,7 @@ const MAX_TEMPLATE_BYTES = 1_000_000
  */
 export async function readChatTemplate(directory: Directory, path: string): Promise<string | undefined> {
   if (!(await directory.has(path + TEMPLATE_FILE))) return undefined
-  const source = await directory.open(path + TEMPLATE_FILE)
-  try {
-    if (source.byteLength <= MAX_TEMPLATE_BYTES) return new TextDecoder().decode(await readAll(source))
-    throw new FormatError({
-      where: source.name,
-      what: 'too large for a chat template',
-      expected: `at most ${MAX_TEMPLATE_BYTES} bytes`,
-      got: `${source.byteLength}`,
-    })
-  } finally {
-    await source.close()
-  }
+  return readText(directory, path + TEMPLATE_FILE, MAX_TEMPLATE_BYTES)
 }
 
 /** Puts an adapter's template into its folder, where it is not there yet; removes that of another adapter, which is replaced. */

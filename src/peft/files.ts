@@ -123,7 +123,7 @@ export async function writeAdapterFiles(
 ): Promise<void> {
   const bytes = new TextEncoder().encode(config)
   // Read before anything is made: in some folders a new file is there at once, and empty.
-  const old = await readOldConfig(directory)
+  const old = (await directory.has(CONFIG_FILE)) ? (await readConfig({ directory, path: '' })).bytes.slice() : undefined
   const sinks: ByteSink[] = []
   const create = async (file: string): Promise<ByteSink> => {
     const sink = await directory.create(file)
@@ -163,16 +163,6 @@ export async function writeAdapterFiles(
     for (const sink of sinks.reverse()) await sink.abort()
     if (removed !== undefined) await writeFile(directory, CONFIG_FILE, removed)
     throw error
-  }
-}
-
-async function readOldConfig(directory: Directory): Promise<Uint8Array | undefined> {
-  if (!(await directory.has(CONFIG_FILE))) return undefined
-  const source = await directory.open(CONFIG_FILE)
-  try {
-    return new Uint8Array(await readAll(source))
-  } finally {
-    await source.close()
   }
 }
 

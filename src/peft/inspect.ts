@@ -9,12 +9,12 @@ import type { LoraAdapter } from '../lora/adapter.js'
 import { type LoraConfig, scalingOf } from '../lora/config.js'
 import { notFinite } from '../lora/factors.js'
 import { changesBase } from '../lora/init/inits.js'
-import { moduleOf, trainableParams } from '../lora/part.js'
+import { trainableParams } from '../lora/part.js'
 import { factorPairs, meanSpectrum, normOfSpectrum, type Spectrum, spectrumOf } from '../lora/spectrum.js'
 import type { AdapterTensor } from './keys.js'
 import { type LoadOptions, openAdapter, tensorPlace } from './open.js'
 import type { OpenPart } from './tensors.js'
-import { describeUnmatched, type NamedPart, unmatchedEntries } from './unmatched.js'
+import { describeUnmatched, unmatchedEntries } from './unmatched.js'
 
 /**
  * A layer in numbers. Norms are NaN, which JSON writes as null, where a factor holds a value that is not finite. Singular values and ranks are
@@ -127,7 +127,7 @@ export async function inspectAdapter(
     return {
       ...report,
       problems: problems.map(({ code, message }) => ({ code, message })),
-      warnings: [...notes.map((note) => `The folder has ${note}`), ...warningsOf(report)],
+      warnings: [...notes.map((note) => `The folder has ${note}`), ...warningsOf(report, adapter.parts())],
     }
   } finally {
     await adapter.close()
@@ -208,20 +208,10 @@ function replacementReport(part: Extract<OpenPart, { kind: 'replacement' | 'toke
   return { name: `${part.module}.weight`, dtype, shape, rows: part.indices.length }
 }
 
-/** The parts of a report, with the module that each changes. */
-function partsOf({ layers, replacements }: ReportedParts): NamedPart[] {
-  return [
-    ...layers.map(({ name, kind }) => ({ name, kind, module: kind === 'parameter' ? moduleOf(name) : name })),
-    ...replacements.map(({ name, rows }): NamedPart => {
-      return { name, kind: rows === undefined ? 'replacement' : 'token-rows', module: moduleOf(name) }
-    }),
-  ]
-}
-
-type ReportedParts = Pick<AdapterReport, 'config' | 'layers' | 'replacements'>
-
-function warningsOf(report: ReportedParts): string[] {
-  const { layers, config } = report
+function warningsOf(
+  { layers, config }: Pick<AdapterReport, 'layers' | 'config'>,
+  parts: readonly OpenPart[],
+): string[] {
   const warnings: string[] = []
   const warn = (affected: readonly LayerReport[], what: string) => {
     if (affected.length > 0) warnings.push(`${count(affected, layers)}: ${what}`)
@@ -253,7 +243,7 @@ function warningsOf(report: ReportedParts): string[] {
     layers.filter(({ scaling }) => scaling > UNUSUAL_SCALING || scaling < 1 / UNUSUAL_SCALING),
     `the scaling is unusual (${[...new Set(layers.map(({ scaling }) => scaling))].slice(0, 3).join(', ')})`,
   )
-  const unmatched = unmatchedEntries(config, partsOf(report))
+  const unmatched = unmatchedEntries(config, parts)
   const idle = Array.isArray(config.targetModules) ? unmatched.filter(({ setting }) => setting === 'targetModules') : []
   if (idle.length > 0 && layers.length > 0) {
     const others = idle.length > 3 ? ` and ${idle.length - 3} more` : ''

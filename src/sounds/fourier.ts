@@ -23,7 +23,10 @@ export class Fourier {
     for (let i = 0; i < output.length; i++) output[i] = this.#real[i] ** 2 + this.#imaginary[i] ** 2
   }
 
-  /** Of every `stride`-th number of the frame from `start` on, written from `at` on: even lengths in two halves, odd ones by the sum itself. */
+  /**
+   * Transforms every `stride`-th number of the frame from `start` on, and writes from `at` on: even lengths in two halves, odd ones by the
+   * sum itself.
+   */
   #transform(
     frame: Float64Array,
     { start, stride, count, at }: { start: number; stride: number; count: number; at: number },

@@ -1,4 +1,4 @@
-// What a speech model takes for a sound: how strong each of some bands of frequencies is at each time, as transformers'
+// Turns a sound into a speech model's input: how strong each of some bands of frequencies is at each time, as transformers'
 // WhisperFeatureExtractor computes it from preprocessor_config.json.
 
 import { DataError, FormatError } from '../base/errors.js'
@@ -28,7 +28,7 @@ export interface LogMel {
 const HIGHEST = 8000
 /** Smallest strength: its logarithm is −10. */
 const FLOOR = 1e-10
-/** What is weaker than the strongest by more powers of ten counts as this much weaker. */
+/** Powers of ten below the strongest. Weaker values count as this much weaker. */
 const RANGE = 8
 
 /**
@@ -100,7 +100,7 @@ function mirrored(index: number, count: number): number {
   return inside < count ? inside : 2 * (count - 1) - inside
 }
 
-/** What a band takes of the frequencies from `first` on. */
+/** The weights of a band for the frequencies from `first` on. */
 interface Filter {
   readonly first: number
   readonly weights: Float64Array

@@ -17,7 +17,7 @@ export interface AddedToken {
 
 /** A part of a text. */
 export interface Section extends Span {
-  /** Of the added token that the section is. */
+  /** The id of the added token that the section is; undefined for other text. */
   readonly id: number | undefined
 }
 

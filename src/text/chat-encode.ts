@@ -165,7 +165,7 @@ function answerTexts(
   }
 
   const spans: Span[] = []
-  // Of a text that is cut anyway, only its form counts, which some of its answers show.
+  // A text that is cut anyway is needed only for its form, which some of its answers show.
   const stride = answers.length > SHOWN_ANSWERS && isTooLong(all.text) ? Math.ceil(answers.length / SHOWN_ANSWERS) : 1
   const shown = answers.filter((index, i) => i % stride === 0 || index === lastAnswer)
   for (const index of shown) {
@@ -246,7 +246,7 @@ function answerSpans({ text, ends, prompt }: RenderedTurns, answers: readonly nu
   return isAsked ? spans : undefined
 }
 
-/** Where the answer of a chat begins whose first message it is. Many templates take no empty chat, so another one tells their prompt. */
+/** Finds the first message's answer in its text. Many templates take no empty chat, so that another one shows their prompt. */
 function firstAnswerStart(template: ChatTemplate, options: RenderOptions, text: string, where: string): number {
   const question = [{ role: 'user', content: 'x' }]
   const bare = template.render(question, options, where).text
@@ -259,7 +259,7 @@ function firstAnswerStart(template: ChatTemplate, options: RenderOptions, text: 
 const OPEN_TAG = /<([\w:]+)>(?![\s\S]*<\/\1>)/
 
 /**
- * Where an answer begins in its text, in a template whose prompt says more before an answer than it shows once there is one
+ * Finds the begin of an answer, in a template whose prompt says more before an answer than it shows once there is one
  * (Gemma 4: an empty thought). Behind such a prompt the answer is what follows their common part.
  *
  * @param given the messages before, without the prompt

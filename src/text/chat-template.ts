@@ -1,5 +1,5 @@
 // A model's chat template: messages → the text that the model was trained to read, as transformers' apply_chat_template renders it.
-// What reads and runs templates loads with the first of them.
+// The code that reads and runs templates loads with the first of them.
 
 import { type Directory, readJson, readText } from '../base/bytes.js'
 import { FormatError } from '../base/errors.js'

@@ -28,7 +28,7 @@ const [SEEN_PER_STEP, SLICED_PER_STEP] = [1024, 16]
 /** Expressions that make a new text or list. */
 const MAKERS = new Set<string | undefined>(['FilterExpression', 'CallExpression'])
 
-/** Those after which a list can be larger than what it was made of. */
+/** Expressions whose list can be larger than the parts that it was made of. */
 const HOLDERS = new Set([...MAKERS, 'ArrayLiteral', 'TupleLiteral', 'ObjectLiteral', 'BinaryExpression'])
 
 /** A template that renders variables. */

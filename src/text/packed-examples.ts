@@ -5,7 +5,7 @@ import type { Example } from './records.js'
 
 /** Several examples in one row. */
 export interface PackedExample extends Example {
-  /** Where each begins. */
+  /** The index of each one's first token. */
   readonly starts: readonly number[]
 }
 
@@ -58,7 +58,7 @@ export class PackedExamples implements Iterable<PackedExample> {
 function fitted(lengths: readonly number[], capacity: number): number[][] {
   const order = [...lengths.keys()].sort((a, b) => lengths[b] - lengths[a] || a - b)
   const rows: number[][] = []
-  /** By room: the rows that have so much left. */
+  /** The rows that have room for so many more tokens, by that number. */
   const withRoom: number[][] = Array.from({ length: capacity + 1 }, () => [])
   for (const index of order) {
     let room = lengths[index]

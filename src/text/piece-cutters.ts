@@ -1,10 +1,10 @@
-// Where texts can be cut so that no token reaches across, for the two kinds of tokenizers that language models have: byte-level BPE
+// Cuts texts at places that no token reaches across, for the two kinds of tokenizers that language models have: byte-level BPE
 // and SentencePiece's BPE, as their tokenizer.json describes them.
 
 import * as hub from '@huggingface/tokenizers'
 import { escaped } from './added-tokens.js'
 
-/** What is used of the library's tokenizer. */
+/** The parts of the library's tokenizer that are used. */
 export interface PieceModel {
   readonly normalizer: ((text: string) => string) | null
   readonly pre_tokenizer: ((text: string, options: { section_index: number }) => string[]) | null
@@ -26,7 +26,7 @@ const SPLITTERS: Readonly<Record<string, PreTokenizerClass>> = {
   Punctuation: PunctuationPreTokenizer,
 }
 
-/** What the ByteLevel pre-tokenizer splits by (GPT-2). */
+/** The expression that the ByteLevel pre-tokenizer splits by (GPT-2). */
 const BYTE_LEVEL_PATTERN = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+"
 
 /** SentencePiece's space. */
@@ -40,7 +40,7 @@ export interface Cutter {
   /** The section as it is cut: characters may be composed. */
   normalize(section: string): string
   cut(section: string, sectionIndex: number): readonly string[] | undefined
-  /** What the model takes for a piece. */
+  /** Writes a piece as the model takes it. */
   toModel(piece: string): string
   /** Characters that the pieces of a section have before the section's own. */
   prefixLength(section: string, pieces: readonly string[]): number

@@ -31,7 +31,7 @@ export class PieceEncoder {
   readonly #cutter: Cutter
   readonly #added: AddedTokens | undefined
   readonly #addedNormalized: AddedTokens | undefined
-  /** Whether the leading spaces of a token do not belong to it when it is asked where it starts. */
+  /** True if a token starts behind its leading spaces. */
   readonly #trimsSpaces: boolean
   readonly #cache = new Map<string, readonly number[]>()
   /** The places of tokens inside of pieces at whose tokens a span began or ended. */
@@ -126,7 +126,7 @@ export class PieceEncoder {
   }
 
   /**
-   * Where each token of a piece starts and ends in the text; the tokens of one character share its place.
+   * Finds the place of each token of a piece in the text; the tokens of one character share its place.
    *
    * @param at where the piece starts in its part
    * @returns undefined when the tokens do not spell the piece
@@ -171,14 +171,14 @@ interface PlacedToken extends Span {
   readonly leadingSpaces: number
 }
 
-/** Where characters of a part, as it is normalized, are in the text. */
+/** Finds the characters of a normalized part in the text. */
 type SpanOf = (from: number, to: number) => Span
 
 function plainSpan(start: number): SpanOf {
   return (from, to) => ({ start: start + from, end: start + to })
 }
 
-/** Where a part can be cut so that its halves are normalized as the whole is: no ASCII character combines with one before it. */
+/** A place to cut a part, so that its halves are normalized as the whole is: no ASCII character combines with one before it. */
 const BEFORE_ASCII = /(?=[\0-\x7f])/
 
 /** The same for a part that a normalizer changes. @returns undefined when it changes more than what stands between its cuts */
@@ -210,7 +210,7 @@ class SpanTracker {
     this.#borders = spans.flatMap(({ start, end }) => [start, end])
   }
 
-  /** Whether a border lies in the piece, or before it and not yet found. */
+  /** True if a border lies in the piece, or lies before it and is not yet found. */
   isDue(end: number, trimsSpaces: boolean): boolean {
     const border = this.#borders[this.#found.length]
     return border !== undefined && (border < end || (border === end && trimsSpaces))

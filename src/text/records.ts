@@ -1,4 +1,4 @@
-// What a record of data can be → what a language model learns from it: a text, a text that follows a prompt, or a chat. One eos
+// The kinds of records → the texts that a language model learns from: a text, a text that follows a prompt, or a chat. One eos
 // ends each text and is a target too; a chat ends as its template ends it.
 
 import { DataError, MismatchError } from '../base/errors.js'

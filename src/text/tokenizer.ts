@@ -10,7 +10,7 @@ import type { Span } from './added-tokens.js'
 import type { PieceModel } from './piece-cutters.js'
 import { type EncodedSpans, PieceEncoder } from './piece-encoder.js'
 
-/** What is used of the library: its declarations do not resolve under Node's module rules. */
+/** The parts of the library that are used: its declarations do not resolve under Node's module rules. */
 interface HubTokenizer extends PieceModel {
   encode(
     text: string,
@@ -66,12 +66,12 @@ export interface EncodedTexts {
   /** 0 and 1 for tokens of the first and the second text, in most models. */
   typeIds: number[]
   isTruncated: boolean
-  /** Where the first text's own tokens begin, and how many of them are left. */
+  /** The index of the first text's first own token, and the number of its tokens that are left. */
   start: number
   kept: number
 }
 
-/** What the template puts around texts: ids, and the type of each. */
+/** The tokens that the template puts around texts: ids, and the type of each. */
 interface TextTemplate {
   /** Before the first text, between them or behind it, behind the second. */
   readonly around: readonly { readonly ids: readonly number[]; readonly typeIds: readonly number[] }[]
@@ -176,10 +176,10 @@ class HubTextTokenizer implements Tokenizer {
   /** Faster, where the kind of tokenizer allows it. */
   readonly #pieces: PieceEncoder | undefined
   readonly #cleanUp: boolean
-  /** What the template puts around one text. */
+  /** The tokens that the template puts around one text. */
   readonly #before: readonly number[]
   readonly #after: readonly number[]
-  /** What it puts around one text, and around two. */
+  /** The tokens that it puts around one text, and around two. */
   readonly #templates: TextTemplate[] = []
 
   constructor(hub: HubTokenizer, pieces: PieceEncoder | undefined, config: Record<string, unknown>, name: string) {
@@ -289,7 +289,7 @@ class HubTextTokenizer implements Tokenizer {
     })
   }
 
-  /** What the library says of a tokenizer.json that it cannot work with is an error of that file. */
+  /** Calls the library. Its errors mean that it cannot work with this tokenizer.json, and become errors of that file. */
   #ask<T>(question: () => T): T {
     try {
       return question()

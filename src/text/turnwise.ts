@@ -1,5 +1,5 @@
 // Templates that write one message after the other, as most do: a head, the messages in a loop, and the prompt for an answer.
-// Where that can be read off a template, one rendering tells where each message ends; otherwise it takes two for each answer.
+// If a template shows that it does so, one rendering tells where each message ends; otherwise it takes two for each answer.
 
 import { childrenOf, type Node, nodesIn, variableName } from './jinja-nodes.js'
 
@@ -8,7 +8,7 @@ export const TURN_MARK = '\ufdd2'
 
 const PROMPT = 'add_generation_prompt'
 
-/** What a message's text may depend on of its place: on what came before, never on what comes. */
+/** Fields of a loop that a message's text may depend on: they tell what came before, never what comes. */
 const BACKWARD_FIELDS = ['first', 'index', 'index0', 'previtem']
 
 /**
@@ -39,7 +39,7 @@ function isAlias(node: Node, names: ReadonlySet<string>): boolean {
   return isSet && names.has(variableName(node.value) ?? '')
 }
 
-/** Whether the node reads no message but the first, and not whether an answer is asked for. */
+/** True if the node reads no message but the first, and does not ask if an answer is wanted. */
 function dependsOnFirstAlone(node: Node, names: ReadonlySet<string>): boolean {
   const name = variableName(node)
   if (name !== undefined) return name !== PROMPT && !names.has(name)
@@ -53,7 +53,7 @@ function dependsOnFirstAlone(node: Node, names: ReadonlySet<string>): boolean {
   return [...childrenOf(node)].every((child) => dependsOnFirstAlone(child, names))
 }
 
-/** Whether the node reads nothing of a loop that tells how many rounds follow, and does not leave it. */
+/** True if the node reads nothing of a loop that tells how many rounds follow, and does not leave it. */
 function looksBackward(node: Node): boolean {
   if (node.type === 'Break' || node.type === 'Continue' || variableName(node) === 'loop') return false
   if (node.type === 'MemberExpression' && variableName(node.object) === 'loop') {
@@ -74,7 +74,7 @@ function* assignedIn(loop: Node): Generator<string> {
   }
 }
 
-/** Whether nothing follows the messages but a prompt, where one is asked for, that does not depend on `variables`. */
+/** True if only a prompt follows the messages, if one is asked for, and it does not depend on `variables`. */
 function isPrompt(after: readonly Node[], variables: ReadonlySet<string>): boolean {
   return after.every((node) => {
     const isIf = node.type === 'If' && variableName(node.test) === PROMPT && (node.alternate as Node[]).length === 0

@@ -53,13 +53,13 @@ export function encodeWords(
   return { ...encoded, firsts }
 }
 
-/** Where words begin among the text's own tokens; undefined for one without tokens. */
+/** Finds the token that each word begins with; undefined for a word without tokens. */
 function startsOf(tokenizer: Tokenizer, text: string, words: readonly Span[]): (number | undefined)[] {
   const { ranges } = tokenizer.encodeSpans(text, words)
   return ranges.map(([first, end]) => (first < end ? first : undefined))
 }
 
-/** What stands between spaces, with the space before it. */
+/** The text between two spaces, with the first of them. */
 interface Chunk {
   readonly text: string
   /** In it. */

@@ -19,8 +19,7 @@ import { isHeadModule } from '../peft/tied.js'
 import { assemble, type NewLayer } from './assemble.js'
 import { DifferenceMemory, differenceOf, hasSameBytes, KEPT_VALUES, type Located, requireFloat } from './difference.js'
 import { padded } from './factor-parts.js'
-import { type LeadingSvd, leadingSvd } from './leading-svd.js'
-import { checkRankChoice, type RankChoice } from './rank.js'
+import { checkRankChoice, type LeadingSvd, leadingSvd, type RankChoice } from './rank.js'
 import { balancedPair, totalError } from './resize.js'
 
 /** A tensor that is kept whole. */

@@ -183,3 +183,82 @@ describe('Snappy', () => {
     expect(() => unpackSnappy(Uint8Array.from(input), 4)).toThrow(message)
   })
 })
+
+/** A file of one row with columns of whole numbers, column i holding i. */
+function wideFile(columns: number): Uint8Array {
+  const varint = (value: number): number[] => (value < 128 ? [value] : [(value & 127) | 128, ...varint(value >>> 7)])
+  const i32 = (delta: number, value: number) => [(delta << 4) | 5, ...varint(value * 2)]
+  const i64 = (delta: number, value: number) => [(delta << 4) | 6, ...varint(value * 2)]
+  const text = (value: string) => [...varint(value.length), ...Buffer.from(value)]
+  const list = (delta: number, type: number, items: number[][]) => {
+    const size = items.length < 15 ? [(items.length << 4) | type] : [0xf0 | type, ...varint(items.length)]
+    return [(delta << 4) | 9, ...size, ...items.flat()]
+  }
+  const names = Array.from({ length: columns }, (_, i) => `column ${i}`)
+  const pages = names.map((_, i) => {
+    const header = [
+      ...i32(1, 0),
+      ...i32(1, 4),
+      ...i32(1, 4),
+      0x2c,
+      ...i32(1, 1),
+      ...i32(1, 0),
+      ...i32(1, 3),
+      ...i32(1, 3),
+      0,
+      0,
+    ]
+    return [...header, i & 255, (i >> 8) & 255, (i >> 16) & 255, 0]
+  })
+  let offset = 4
+  const chunks = names.map((name, i) => {
+    const size = pages[i].length
+    const parts = [
+      ...i32(1, 1),
+      ...list(1, 5, [[0]]),
+      ...list(1, 8, [text(name)]),
+      ...i32(1, 0),
+      ...i64(1, 1),
+      ...i64(1, size),
+      ...i64(1, size),
+      ...i64(2, offset),
+      0,
+    ]
+    const chunk = [...i64(2, offset), 0x1c, ...parts, 0]
+    offset += size
+    return chunk
+  })
+  const root = [0x48, ...text('root'), ...i32(1, columns), 0]
+  const schema = [root, ...names.map((name) => [...i32(1, 1), ...i32(2, 0), 0x18, ...text(name), 0])]
+  const group = [...list(1, 12, chunks), ...i64(1, offset), ...i64(1, 1), 0]
+  const footer = [...i32(1, 1), ...list(1, 12, schema), ...i64(1, 1), ...list(1, 12, [group]), 0]
+  const length = Buffer.alloc(4)
+  length.writeUInt32LE(footer.length)
+  return Buffer.concat([
+    Buffer.from('PAR1'),
+    Buffer.from(pages.flat()),
+    Buffer.from(footer),
+    length,
+    Buffer.from('PAR1'),
+  ])
+}
+
+describe('many columns', () => {
+  const read = async (columns: number, names?: Record<string, string>) => {
+    const rows: unknown[] = []
+    const source = new MemorySource(wideFile(columns), 'x.parquet')
+    for await (const { row } of readRows(source, { columns: names })) rows.push(row)
+    return rows
+  }
+
+  it('are read', async () => {
+    expect(await read(3)).toEqual([{ 'column 0': 0, 'column 1': 1, 'column 2': 2 }])
+  })
+
+  it('take a time that grows with their number', async () => {
+    const start = performance.now()
+    await expect(read(20_001)).rejects.toThrow(/more columns than are read; expected at most 4096, got 20001/)
+    expect(await read(20_001, { a: 'column 7', b: 'column 19999' })).toEqual([{ a: 7, b: 19_999 }])
+    expect(performance.now() - start).toBeLessThan(60_000)
+  }, 90_000)
+})

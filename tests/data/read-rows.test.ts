@@ -143,6 +143,25 @@ describe('CSV and TSV', () => {
   })
 })
 
+describe('CSV of any size', () => {
+  it('with 100,000 columns takes seconds', async () => {
+    const names = Array.from({ length: 100_000 }, (_, i) => `c${i}`).join(',')
+    const start = performance.now()
+    const [row] = await rowsOf(file(`${names}\n${names}\n`, 'x.csv'))
+    expect((row as Record<string, string>).c99999).toBe('c99999')
+    expect((await refusal(file(`${names},c5\n`, 'x.csv'))).message).toContain('two columns have the name "c5"')
+    expect(performance.now() - start).toBeLessThan(10_000)
+  }, 20_000)
+
+  it('holds no record of 70 MB, whatever its fields are', async () => {
+    for (const part of ['abcdefg,', '"a\nb",', ',']) {
+      const error = await refusal(file(`a,b\n${part.repeat(Math.ceil(70_000_000 / part.length))}`, 'x.csv'))
+      expect(error).toBeInstanceOf(DataError)
+      expect(error.message).toMatch(/x\.csv, line 2: a record that is too long|more fields/)
+    }
+  }, 60_000)
+})
+
 describe('Parquet', () => {
   const expected = JSON.parse(readFileSync(goldenPath('data', 'expected.json'), 'utf8'))
   const open = (name: string) => openFile(goldenPath('data', name))

@@ -9,7 +9,7 @@ import { decodeWeights } from '../../src/base/dtype.js'
 import { loadOnnx } from '../../src/formats/onnx/model.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import * as portable from '../../src/merge/merge.js'
-import { merge, planMerge, unmerge } from '../../src/merge/node/merge.js'
+import { merge, planMerge, unmerge } from '../../src/node.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
 
 const root = path.join(import.meta.dirname, '..', '..')

@@ -22,7 +22,7 @@ import type { OnnxContents } from '../../src/index/inspect-onnx.js'
 import { ModelSession } from '../../src/infer/model-session.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
-import { merge, unmerge } from '../../src/merge/node/merge.js'
+import { merge, unmerge } from '../../src/node.js'
 import { writeOnnx } from '../formats/write-onnx.js'
 import { deviation } from '../golden.js'
 import {

@@ -23,7 +23,7 @@ export type Expression =
   | { readonly kind: 'position'; readonly test: (text: readonly number[], at: number) => boolean }
   | { readonly kind: 'look'; readonly item: Expression; readonly isBehind: boolean; readonly isNegative: boolean }
 
-/** What is wrong with an expression, in a clause. */
+/** An error in an expression, told in a clause. */
 export class ExpressionError extends Error {}
 
 interface Flags {
@@ -348,7 +348,7 @@ const POSITION = /[\^$]|\\[bB]/y
 
 class JavaScriptParser extends Parser {
   readonly #flags: string
-  /** By their spelling, so that equal characters have one test. */
+  /** The tests by their spelling, so that equal characters have one test. */
   readonly #tests = new Map<string, CharacterTest>()
 
   constructor(source: string, flags: string) {
@@ -389,7 +389,7 @@ class JavaScriptParser extends Parser {
   }
 }
 
-/** By halves: a set of a thousand characters costs little more than one of two. */
+/** Searches by halves: a set of a thousand characters costs little more than one of two. */
 function inRanges(ranges: readonly (readonly [low: number, high: number])[]): CharacterTest {
   const sorted: [low: number, high: number][] = []
   for (const [low, high] of [...ranges].sort((a, b) => a[0] - b[0])) {

@@ -13,10 +13,10 @@ const MAX_DEPTH = 64
 const MAX_DECIMAL_BYTES = 64
 
 const DECIMAL = 5
-/** What the file says of the smallest and the largest value of a column. */
+/** Fields with the smallest and the largest value of a column. */
 const EXTREMES = [1, 2, 5, 6]
 
-/** Where a column chunk is in the file, and how its pages are read. */
+/** The place of a column chunk in the file, and the way to read its pages. */
 export interface ColumnChunk {
   readonly offset: number
   readonly byteLength: number
@@ -127,10 +127,21 @@ function checkElements(elements: readonly SchemaElement[]): void {
   }
 }
 
+/** The children of each node: a file can have ten thousands of columns, which are looked up in each row group. */
+const byName = new WeakMap<SchemaTree, ReadonlyMap<string, SchemaTree>>()
+
+function childrenByName(node: SchemaTree): ReadonlyMap<string, SchemaTree> {
+  // The first of equal names counts.
+  const names =
+    byName.get(node) ?? new Map(node.children.map((child) => [child.element.name, child] as const).reverse())
+  byName.set(node, names)
+  return names
+}
+
 function pathTo(tree: SchemaTree, names: readonly string[]): SchemaTree[] {
   const path = [tree]
   for (const name of names) {
-    const child = path[path.length - 1].children.find(({ element }) => element.name === name)
+    const child = childrenByName(path[path.length - 1]).get(name)
     if (child === undefined) throw new BrokenParquet(`a column ${JSON.stringify(name)} that the schema does not have`)
     path.push(child)
   }

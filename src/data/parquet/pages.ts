@@ -5,7 +5,7 @@
 import { checkDeltas, checkRuns } from './encodings.js'
 import { BrokenParquet, Cursor, readStruct, type ThriftStruct } from './thrift.js'
 
-/** What the rest of a file may cost. */
+/** The cost that the rest of a file may have. */
 export interface Budget {
   /** Entries of columns, empty ones included. */
   values: number
@@ -13,7 +13,7 @@ export interface Budget {
   bytes: number
 }
 
-/** What the pages of one column chunk are read with. */
+/** Facts of a column that its pages are read with. */
 export interface ColumnKind {
   /** Parquet's physical type, such as BYTE_ARRAY. */
   readonly type: string

@@ -15,6 +15,9 @@ import { BrokenParquet } from './thrift.js'
 /** Codecs that need no other package; the others are in hyparquet-compressors. */
 const OWN_CODECS: Compressors = { SNAPPY: unpackSnappy, UNCOMPRESSED: (bytes) => bytes }
 
+/** A table of data for a language model has a handful. */
+const MAX_COLUMNS = 4096
+
 /** A small file may hold millions of equal rows, because equal values take next to no bytes. It may not hold any number of them. */
 const FREE: Budget = { values: 2 ** 22, bytes: 2 ** 26 }
 const PER_BYTE: Budget = { values: 64, bytes: 1024 }
@@ -41,11 +44,28 @@ export async function* readParquet(source: ByteSource, columns?: ColumnNames): A
     checkDepth(tree)
     return { metadata, tree }
   })
-  const present = tree.children.map(({ element }) => element.name)
-  const named = Object.values(columns ?? {})
-  // Where a name is wrong, the rows tell all that there are.
-  const wanted = named.length > 0 && named.every((name) => present.includes(name)) ? named : present
+  const present = new Set(tree.children.map(({ element }) => element.name))
+  const named = new Set(Object.values(columns ?? {}))
+  // If a name is wrong, the rows tell all that there are.
+  const wanted = named.size > 0 && [...named].every((name) => present.has(name)) ? named : present
+  if (wanted.size > MAX_COLUMNS) {
+    throw new DataError({
+      where: source.name,
+      what: 'more columns than are read',
+      expected: `at most ${MAX_COLUMNS}`,
+      got: String(wanted.size),
+      hint: 'Name the columns to read with columns (--columns text=NAME)',
+    })
+  }
   const compressors = await compressorsFor(metadata)
+  /** With the wanted columns alone: hyparquet's time grows with the square of their number. */
+  const read = {
+    ...metadata,
+    row_groups: metadata.row_groups.map((group) => {
+      const columns = group.columns.filter(({ meta_data }) => wanted.has(meta_data?.path_in_schema[0] ?? ''))
+      return { ...group, columns }
+    }),
+  }
   const budget = {
     values: FREE.values + PER_BYTE.values * source.byteLength,
     bytes: FREE.bytes + PER_BYTE.bytes * source.byteLength,
@@ -54,7 +74,14 @@ export async function* readParquet(source: ByteSource, columns?: ColumnNames): A
   for (const group of metadata.row_groups) {
     const rows = await attempt(source, async () => {
       await checkGroup(source, group, tree, wanted, compressors, budget)
-      const options = { file, metadata, columns: wanted, rowStart: first, rowEnd: first + rowCount(group), compressors }
+      const options = {
+        file,
+        metadata: read,
+        columns: [...wanted],
+        rowStart: first,
+        rowEnd: first + rowCount(group),
+        compressors,
+      }
       return parquetReadObjects(options)
     })
     for (const [i, row] of rows.entries())
@@ -68,12 +95,12 @@ async function checkGroup(
   source: ByteSource,
   group: RowGroup,
   tree: SchemaTree,
-  wanted: readonly string[],
+  wanted: ReadonlySet<string>,
   compressors: Compressors,
   budget: Budget,
 ): Promise<void> {
   const rows = rowCount(group)
-  for (const chunk of columnChunks(group, tree, (name) => wanted.includes(name), source.byteLength)) {
+  for (const chunk of columnChunks(group, tree, (name) => wanted.has(name), source.byteLength)) {
     const unpack = compressors[chunk.codec as keyof Compressors]
     if (unpack === undefined) throw new BrokenParquet(`the codec ${chunk.codec}, which lowrank does not read`)
     const kind = {
@@ -102,7 +129,7 @@ function withNumbers(value: unknown): unknown {
   return Object.fromEntries(Object.entries(value).map(([name, inner]) => [name, withNumbers(inner)]))
 }
 
-/** What a reading of the file returns; an error of hyparquet's as one of ours. */
+/** Reads the file, and turns an error of hyparquet's into one of ours. */
 async function attempt<T>(source: ByteSource, read: () => Promise<T>): Promise<T> {
   try {
     return await read()

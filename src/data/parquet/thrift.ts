@@ -2,7 +2,7 @@
 // bytes that are left, so that time and memory stay in proportion to the bytes.
 // Source: https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md
 
-/** What a field holds. 64-bit integers are skipped: no check needs them. */
+/** The content of a field. 64-bit integers are skipped: no check needs them. */
 export type ThriftValue = boolean | number | undefined | Uint8Array | readonly ThriftValue[] | ThriftStruct
 export type ThriftStruct = ReadonlyMap<number, ThriftValue>
 

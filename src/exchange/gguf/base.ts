@@ -1,10 +1,9 @@
 // Facts of the base that a GGUF adapter needs: the architecture, how many heads a layer has, and which tensors there are. A folder with
 // config.json tells this, or a GGUF file of the model.
 
-import { type Directory, readAll } from '../../base/bytes.js'
+import { type Directory, readJson } from '../../base/bytes.js'
 import { ConfigError, FormatError, UnsupportedError } from '../../base/errors.js'
 import { type GgufFile, type GgufValue, parseGguf } from '../../formats/gguf/gguf.js'
-import { parseJson, toPlain } from '../../formats/json.js'
 import { type GgufNames, namesOfArchitecture, namesOfModel } from './names.js'
 
 /** A base, as far as adapters need it. */
@@ -23,8 +22,6 @@ export interface GgufBase {
   /** Shapes of the base's tensors; undefined where only its config is known. */
   readonly shapes: ReadonlyMap<string, readonly number[]> | undefined
 }
-
-const MAX_CONFIG_BYTES = 16_000_000
 
 /**
  * @param file a GGUF file in the folder. Default: config.json, else the folder's only .gguf file
@@ -45,44 +42,38 @@ export async function readBase(directory: Directory, file?: string): Promise<Ggu
 }
 
 async function readConfigBase(directory: Directory): Promise<GgufBase> {
-  const source = await directory.open('config.json')
-  try {
-    const where = source.name
-    if (source.byteLength > MAX_CONFIG_BYTES) throw new FormatError({ where, what: 'too large for a config' })
-    const whole = toPlain(parseJson(await readAll(source), where, { isLoose: true })) as Record<string, unknown>
-    const inner = whole.text_config as Record<string, unknown> | undefined
-    const config = { ...whole, ...(typeof inner === 'object' && inner !== null && inner) }
-    const [model] = Array.isArray(whole.architectures) ? whole.architectures : []
-    if (typeof model !== 'string') {
-      throw new FormatError({ where: `${where}: architectures`, what: 'missing', expected: 'the class of the model' })
-    }
-    const names = namesOfModel(model, where)
-    const count = (...keys: string[]) => {
-      const found = keys.map((key) => config[key]).find((value) => Number.isSafeInteger(value) && (value as number) > 0)
-      return found as number | undefined
-    }
-    const heads = count('num_attention_heads', 'n_head')
-    const keyHeads = count('num_key_value_heads') ?? heads
-    const need = (value: number | undefined): number => {
-      if (value !== undefined) return value
-      throw new FormatError({
-        where: `${where}: num_attention_heads`,
-        what: 'missing: the order of q and k depends on it',
-      })
-    }
-    const tied = config.tie_word_embeddings ?? whole.tie_word_embeddings
-    return {
-      names,
-      heads: () => need(heads),
-      keyHeads: () => need(keyHeads),
-      hidden: count('hidden_size', 'n_embd'),
-      experts: count('num_local_experts', 'num_experts', 'n_routed_experts'),
-      // Gemma's config says it only where it is not so.
-      isTied: typeof tied === 'boolean' ? tied : names.architecture.startsWith('gemma'),
-      shapes: undefined,
-    }
-  } finally {
-    await source.close()
+  const where = `${directory.name}/config.json`
+  const whole = ((await readJson(directory, 'config.json')) ?? {}) as Record<string, unknown>
+  const inner = whole.text_config as Record<string, unknown> | undefined
+  const config = { ...whole, ...(typeof inner === 'object' && inner !== null && inner) }
+  const [model] = Array.isArray(whole.architectures) ? whole.architectures : []
+  if (typeof model !== 'string') {
+    throw new FormatError({ where: `${where}: architectures`, what: 'missing', expected: 'the class of the model' })
+  }
+  const names = namesOfModel(model, where)
+  const count = (...keys: string[]) => {
+    const found = keys.map((key) => config[key]).find((value) => Number.isSafeInteger(value) && (value as number) > 0)
+    return found as number | undefined
+  }
+  const heads = count('num_attention_heads', 'n_head')
+  const keyHeads = count('num_key_value_heads') ?? heads
+  const need = (value: number | undefined): number => {
+    if (value !== undefined) return value
+    throw new FormatError({
+      where: `${where}: num_attention_heads`,
+      what: 'missing: the order of q and k depends on it',
+    })
+  }
+  const tied = config.tie_word_embeddings ?? whole.tie_word_embeddings
+  return {
+    names,
+    heads: () => need(heads),
+    keyHeads: () => need(keyHeads),
+    hidden: count('hidden_size', 'n_embd'),
+    experts: count('num_local_experts', 'num_experts', 'n_routed_experts'),
+    // Gemma's config says it only where it is not so.
+    isTied: typeof tied === 'boolean' ? tied : names.architecture.startsWith('gemma'),
+    shapes: undefined,
   }
 }
 

@@ -15,7 +15,7 @@ export interface GgufType {
 
 const type = (name: string, blockSize: number, blockBytes: number): GgufType => ({ name, blockSize, blockBytes })
 
-/** By ggml's number. */
+/** The types by ggml's number. */
 export const GGUF_TYPES: ReadonlyMap<number, GgufType> = new Map([
   [0, type('F32', 1, 4)],
   [1, type('F16', 1, 2)],

@@ -91,7 +91,7 @@ function blocksOf(tensors: readonly WrittenTensor[]): Block[] {
   return blocks
 }
 
-/** Whether it is read into memory that blocks share: a tensor that is larger than a block has its own. */
+/** True if it is read into memory that blocks share: a tensor that is larger than a block has its own. */
 function isShared({ byteLength }: Block): boolean {
   return byteLength <= BLOCK_BYTES
 }

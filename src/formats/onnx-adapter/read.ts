@@ -20,7 +20,7 @@ export interface OnnxAdapterEntry {
   readonly byteLength: number
 }
 
-/** Whether the first bytes are those of such a file. */
+/** True if the first bytes are those of such a file. */
 export function isOnnxAdapter(bytes: Uint8Array): boolean {
   return bytes.byteLength >= 8 && String.fromCharCode(...bytes.subarray(4, 8)) === 'TORT'
 }
@@ -113,14 +113,14 @@ class Reader {
     return new DataView(this.#piece.buffer, this.#piece.byteOffset + at - this.#start, byteLength)
   }
 
-  /** Where the offset at this place leads; at 0 is a field that is absent. */
+  /** Follows the offset at this place; 0 means that the field is absent. */
   async offset(at: number): Promise<number> {
     const value = at === 0 ? 0 : (await this.view(at, 4)).getUint32(0, true)
     if (value > 0) return at + value
     throw new FormatError({ where: this.#source.name, what: 'a part that is missing' })
   }
 
-  /** Where the root table is. */
+  /** Finds the root table. */
   async root(): Promise<number> {
     const { buffer, byteOffset } = await this.#source.read(0, 4)
     return new DataView(buffer, byteOffset, 4).getUint32(0, true)

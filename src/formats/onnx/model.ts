@@ -29,7 +29,7 @@ export class OnnxModel {
     this.#initializers = new Map(proto.graph?.initializer.map((tensor) => [tensor.name, tensor]))
   }
 
-  /** Where an initializer's bytes lie; undefined if it is inside the graph, or there is none of that name. */
+  /** The place of an initializer's bytes; undefined if it is inside the graph, or there is none of that name. */
   weight(name: string): WeightRange | undefined {
     const tensor = this.#initializers.get(name)
     return tensor !== undefined && isExternal(tensor) ? weightRange(tensor, this.name) : undefined

@@ -57,12 +57,12 @@ export function dimsOf(tensor: TensorProto): number[] {
   return tensor.dims.map(Number)
 }
 
-/** Whether a tensor's content lies in a file. */
+/** True if a tensor's content lies in a file. */
 export function isExternal(tensor: TensorProto): boolean {
   return tensor.dataLocation === DataLocation.EXTERNAL
 }
 
-/** Where the bytes of an external tensor lie. */
+/** The place of an external tensor's bytes. */
 export interface WeightRange {
   readonly name: string
   /** The file, relative to the model's folder. */

@@ -25,7 +25,7 @@ export class Gatherer {
   }
 
   /**
-   * Where a view's elements follow one another: in its storage, or in a copy after the end of the file.
+   * Finds a place at which a view's elements follow one another: in its storage, or in a copy after the end of the file.
    *
    * @param storageStart of its storage in the file
    * @throws FormatError when the views of the file are much larger than the file

@@ -30,7 +30,7 @@ export async function readLegacy(source: ByteSource): Promise<TorchContent> {
   return { value, offsets: await locateStorages(source, keys, host.storages, end) }
 }
 
-/** Where the elements of each storage begin: the storages lie one after the other, in the order of `keys`. */
+/** Finds the first element of each storage: the storages lie one after the other, in the order of `keys`. */
 async function locateStorages(
   source: ByteSource,
   keys: PickleList,

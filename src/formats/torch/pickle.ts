@@ -14,11 +14,11 @@ const MAX_OBJECTS = 1 << 21
 /** Longer integers are neither sizes nor torch's magic number. */
 const MAX_INTEGER_BYTES = 16
 
-/** What a pickle may name, and what that stands for. */
+/** The names that a pickle may use, and their meaning. */
 export interface PickleHost {
-  /** What `module.name` stands for; undefined to refuse it. */
+  /** The value of `module.name`; undefined to refuse it. */
   global(name: string): PickleGlobal | undefined
-  /** What a persistent id stands for. Throws FormatError or UnsupportedError. */
+  /** The value of a persistent id. Throws FormatError or UnsupportedError. */
   persistent(id: PickleValue, where: string): PickleValue
 }
 
@@ -91,7 +91,7 @@ class Machine {
   readonly #stack: (PickleValue | typeof MARK)[] = []
   readonly #memo = new Map<number, PickleValue>()
   #objects = 0
-  /** Of the opcode that runs. */
+  /** The place of the opcode that runs. */
   #opcodeAt: number
 
   constructor(bytes: Uint8Array, file: string, host: PickleHost, start: number) {
@@ -123,7 +123,7 @@ class Machine {
     else if (!this.#act(opcode)) this.#refuse(opcode)
   }
 
-  /** What an opcode pushes; undefined if it does something else. */
+  /** The value that an opcode pushes; undefined if it does something else. */
   #valueOf(opcode: number): PickleValue | typeof MARK | undefined {
     const view = this.#view
     switch (opcode) {

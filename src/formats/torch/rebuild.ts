@@ -1,4 +1,4 @@
-// What a pickle by torch.save may name: storages, the functions that rebuild tensors from them (torch/_utils.py), OrderedDict.
+// The names that a pickle by torch.save may use: storages, the functions that rebuild tensors from them (torch/_utils.py), OrderedDict.
 // A rebuilt tensor is a view: which storage, from which element, with which sizes and strides.
 
 import type { TensorDtype } from '../../base/dtype.js'
@@ -13,7 +13,7 @@ const MAX_DIMS = 64
 /** An element type, in safetensors' spelling. */
 interface TorchType {
   readonly dtype: TensorDtype
-  /** Of an element. */
+  /** Bytes of an element. */
   readonly bytes: number
 }
 
@@ -101,7 +101,7 @@ export class TorchTensor extends PickleObject {
 /** The value that was saved, and where the bytes of its storages begin. */
 export interface TorchContent {
   readonly value: PickleValue
-  /** By storage key. */
+  /** The storages by their keys. */
   readonly offsets: ReadonlyMap<string, number>
 }
 

@@ -17,7 +17,7 @@ const ENCRYPTED = 0x41
 const MAX_DIRECTORY_BYTES = 1 << 26
 const READ_BYTES = 1 << 22
 
-/** What the directory says of an entry. */
+/** The description of an entry in the directory. */
 export interface ZipEntry {
   readonly name: string
   readonly byteLength: number
@@ -26,7 +26,7 @@ export interface ZipEntry {
   readonly headerOffset: number
 }
 
-/** Where an entry's content lies. */
+/** The place of an entry's content. */
 export interface ZipRange {
   readonly offset: number
   readonly byteLength: number
@@ -45,7 +45,7 @@ export class ZipArchive {
   }
 
   /**
-   * Where the contents of entries are, in the given order. Their bytes are read once, for their checksums.
+   * Finds the contents of entries, in the given order. Their bytes are read once, for their checksums.
    *
    * @throws FormatError when a local header contradicts the directory, entries overlap, or a checksum is wrong
    */
@@ -149,7 +149,7 @@ interface DirectoryPlace {
   readonly start: number
   readonly byteLength: number
   readonly count: number
-  /** Where the end records begin. */
+  /** The offset at which the end records begin. */
   readonly end: number
 }
 

@@ -5,7 +5,7 @@ import { ConfigError } from '../../base/errors.js'
 import { resolvePeer } from '../../base/node/peers.js'
 import type { RgbImage } from '../image.js'
 
-/** What is used of sharp. */
+/** The parts of sharp that are used. */
 interface Sharp {
   rotate(): Sharp
   toColourspace(name: string): Sharp

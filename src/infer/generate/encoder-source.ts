@@ -20,11 +20,11 @@ import type { EncodedPrompt } from './prompts.js'
  */
 export function encodeSource(model: Model, prompt: Prompt, where: string): EncodedPrompt {
   const { contextLength = Number.POSITIVE_INFINITY, vocabularySize, name } = model
-  if (typeof prompt !== 'string') {
+  if (typeof prompt !== 'string' && !('ids' in prompt)) {
     throw new DataError({ where, what: 'an encoder-decoder takes no chat', expected: 'text', got: 'messages' })
   }
   const tokenizer = requireTokenizer(model)
-  const ids = tokenizer.encode(prompt)
+  const ids = typeof prompt === 'string' ? tokenizer.encode(prompt) : prompt.ids
   if (ids.length === 0 || ids.length > contextLength) {
     throw new DataError({
       where,

@@ -221,7 +221,7 @@ async function* writeBatch(
         yield {
           row: texts[token.row].row,
           piece,
-          result: resultOf(row, texts[token.row].seed, scores[token.row], logprobs),
+          result: resultOf(row, texts[token.row], scores[token.row], logprobs),
         }
       }
       vectors?.push(next, ended)
@@ -257,13 +257,14 @@ function scoreOf(model: Model, { scores }: NextToken): TokenScore {
 
 function resultOf(
   { text, tokenIds, finish }: TextRow,
-  seed: number,
+  { seed, prompt }: BatchText,
   scores: TokenScore[],
   logprobs: number | undefined,
 ): Omit<GenerateResult, 'seconds'> {
   return {
     text,
     tokens: tokenIds.length,
+    promptTokens: prompt.ids.length,
     tokenIds,
     finish: finish!,
     seed,

@@ -13,15 +13,18 @@ import type { ChatTemplate } from '../../text/template.js'
 import type { Tokenizer } from '../../text/tokenizer.js'
 import { messageForm, withPlaces } from '../pictures/chat-places.js'
 import type { PictureVectors, PromptPictures } from '../pictures/pictures.js'
-import type { ChatOptions, Prompt, PromptImages } from '../session.js'
+import type { ChatOptions, Prompt, PromptImages, TokenPrompt } from '../session.js'
 
 const isMessages = (value: unknown): value is readonly ChatMessage[] =>
-  Array.isArray(value) && value.length > 0 && value.every((message) => isObject(message))
+  Array.isArray(value) && value.length > 0 && value.every((message) => isObject(message) && !isTokens(message))
 
-const isPrompt = (value: unknown) => typeof value === 'string' || isMessages(value)
+const isTokens = (value: unknown): value is TokenPrompt =>
+  isObject(value) && Array.isArray(value.ids) && value.ids.every((id) => Number.isSafeInteger(id) && id >= 0)
+
+const isPrompt = (value: unknown) => typeof value === 'string' || isMessages(value) || isTokens(value)
 
 /** One prompt. */
-export const PROMPT: Kind = kind('text, or a list of messages with role and content', isPrompt)
+export const PROMPT: Kind = kind('text, a list of messages with role and content, or { ids } with token ids', isPrompt)
 
 /** One prompt, or several. */
 export const PROMPTS: Kind = kind(
@@ -68,8 +71,9 @@ export async function encodePrompt(
   const { pictures, where } = context
   const { contextLength, vocabularySize, name } = model
   const tokenizer = requireTokenizer(model)
-  const encoded =
-    typeof prompt === 'string'
+  const encoded = isTokens(prompt)
+    ? { ids: prompt.ids, endIds: [], stops: [] }
+    : typeof prompt === 'string'
       ? { ids: textIds(model, tokenizer, await filled(prompt, pictures)), endIds: [], stops: [] }
       : await encodeMessages(model, prompt, options, context)
   const { length } = encoded.ids

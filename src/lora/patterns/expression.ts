@@ -20,7 +20,7 @@ const MAX_TABLE_BITS = 1 << 25
 /** To clear so many bytes takes about as long as a step. */
 const BYTES_PER_STEP = 256
 
-/** What matchers that share it have taken together. */
+/** The steps that the matchers which share it have taken together. */
 export interface StepCount {
   steps: number
 }
@@ -32,7 +32,7 @@ type Instruction =
       readonly op: 'split'
       readonly first: number
       readonly second: number
-      /** Of a loop: what comes after it. */
+      /** The instruction after a loop; only loops have it. */
       readonly exit?: number
     }
   | { readonly op: 'save'; readonly slot: number }
@@ -65,7 +65,7 @@ export class Matcher {
   }
 
   /**
-   * Where the first match from the text's beginning ends, of those whose end is accepted, in Python's order. Ends count code points.
+   * Finds the end of the first match from the text's beginning whose end is accepted, in Python's order. Ends count code points.
    * Throws ExpressionError when it takes too long.
    */
   matchEnd(text: string, accepts: (end: number, length: number) => boolean): number | undefined {
@@ -162,7 +162,7 @@ class Compiler {
   }
 }
 
-/** Where groups begin and end, by slot, and where loops last began, by the negative of their place; only with back-references. */
+/** Begins and ends of groups, by slot, and the last begin of each loop, by the negative of its place; only with back-references. */
 type Slots = ReadonlyMap<number, number>
 
 interface Thread {
@@ -173,7 +173,7 @@ interface Thread {
 
 /** A set of places. */
 interface Places {
-  /** Whether the place is new; then it is added. */
+  /** Adds a place. Returns true if it is new. */
   add(place: number): boolean
 }
 
@@ -205,7 +205,7 @@ class SetOfPlaces implements Places {
 interface Search {
   readonly program: readonly Instruction[]
   readonly accepts: (end: number) => boolean
-  /** What is left to try, the last first: its slots, and its places in program and text, which as objects would cost more. */
+  /** The ways that are left to try, the last first: their slots, and their places in program and text, which as objects would cost more. */
   readonly slots: Slots[]
   readonly places: number[]
   /** Splits that were tried, or are being tried, by place in program and text; only without back-references. */

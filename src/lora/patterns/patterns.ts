@@ -51,7 +51,7 @@ interface PlainKey {
   readonly isWhole: boolean
 }
 
-/** Of `^model\.layers.0`: a dot stands for any character, and one behind a backslash for itself. */
+/** Reads a key such as `^model\.layers.0`: a dot stands for any character, and a dot behind a backslash for itself. */
 function plainKey(key: string): PlainKey {
   const isWhole = key.startsWith('^')
   const text = key.slice(isWhole ? 1 : 0).replaceAll(/\\?[.-]/g, (one) => (one === '.' ? '\0' : one.slice(-1)))
@@ -95,7 +95,7 @@ function attemptMatch<T>(work: () => T, pattern: string, where: string): T {
 /** rankPattern and alphaPattern, compiled: the value of the first key that matches, in the keys' order. */
 export class PatternTable {
   readonly #rows: readonly (readonly [Pattern, number])[]
-  /** By name: loading asks several times for each, and a name must not be paid for twice. */
+  /** Results by name: loading asks several times for each, and a name must not be paid for twice. */
   readonly #known = new Map<string, number | undefined>()
 
   /**
@@ -123,7 +123,7 @@ export interface TargetRules {
   readonly layersPattern?: readonly string[] | string | undefined
 }
 
-/** Whether a module is one that an entry of modules_to_save means, or inside of one: an end of a name, with or without a dot before it. */
+/** True if an entry of modules_to_save means this module, or one around it. An entry is an end of a name, with or without a dot before it. */
 export function isInsideModule(module: string, entry: string): boolean {
   return module.endsWith(entry) || module.includes(`${entry}.`)
 }
@@ -135,7 +135,7 @@ export function isAllLinear(targetModules: readonly string[] | string): boolean 
 
 const counts = new WeakMap<object, StepCount>()
 
-/** What all expressions of one config have taken together: every matcher that is made of it counts here. */
+/** The steps that all expressions of one config have taken together: every matcher of the config counts here. */
 export function stepsOf(config: object): StepCount {
   const count = counts.get(config) ?? { steps: 0 }
   counts.set(config, count)

@@ -7,17 +7,17 @@ import path from 'node:path'
 import { type ByteSource, readAll, readJson, writeFile } from '../../base/bytes.js'
 import { FileError, NumericError } from '../../base/errors.js'
 import { fileError } from '../../io/node/errors.js'
-import { NodeDirectory } from '../../io/node/files.js'
+import { locate, NodeDirectory } from '../../io/node/files.js'
 import { isMountPoint, realOutput, WholeOutput } from '../../io/node/whole-output.js'
 import { tryLink } from '../carry-out.js'
 import { findCompanions } from '../companions.js'
-import { chooseFormat, type MergeBase } from '../format.js'
+import { chooseFormat } from '../format.js'
+import type { MergeJob, MergeRequest } from '../merge.js'
 import { type OpenMerge, openMerge, reportPlan, summaryOf } from '../open.js'
-import type { MergeInput } from '../parts.js'
 import { RECORD_FILE } from '../plan/companions.js'
 import { computedWeights, type OutputFile } from '../plan/layout.js'
 import { ChangeSums, type MergePlanReport, type MergeReport } from '../report.js'
-import { checkPathSettings, type PathSettings, refuseForFormat } from '../settings.js'
+import { checkPathSettings, refuseForFormat } from '../settings.js'
 import {
   begunFiles,
   type ChunkJob,
@@ -37,18 +37,30 @@ import { checkSpace, filesIn, foreignFiles, type OutputPlace, refuseEnding, refu
 import { digestOfPlan } from './plan-digest.js'
 import { Crew, threadsOf } from './threads.js'
 
-/** A merge into a path. */
-export interface PathRequest extends Omit<MergeInput, 'outFile'>, PathSettings {
-  base: MergeBase
-  out: string
-  /** Files and folders that are read besides the base, for a look whether the output would replace them. */
-  inputs: readonly string[]
-  /** −1 to unmerge. */
-  sign: 1 | -1
+/** Opens a merge into a path. Throws FileError also for what the file system says of any of the files. */
+export async function openPathJob(request: MergeRequest, runs: boolean): Promise<MergeJob> {
+  const asFileErrors = async <T>(work: () => Promise<T>): Promise<T> => {
+    try {
+      return await work()
+    } catch (error) {
+      const { syscall, path: file = String(request.out) } = error as NodeJS.ErrnoException
+      throw syscall === undefined ? error : fileError(file, 'cannot be used', error)
+    }
+  }
+  const job = await asFileErrors(() => PathJob.open({ ...request, out: String(request.out) }, runs))
+  return {
+    format: job.format,
+    plan: () => asFileErrors(() => job.plan()),
+    run: () => asFileErrors(() => job.run()),
+    result: () => locate(path.resolve(String(request.out))),
+    close: () => job.close(),
+  }
 }
 
+type PathRequest = MergeRequest & { readonly out: string }
+
 /** A merge into a path, from its plan to its result. `close` ends it. */
-export class MergeJob {
+class PathJob {
   readonly #request: PathRequest
   readonly #place: OutputPlace
   readonly #opened: OpenMerge
@@ -65,13 +77,16 @@ export class MergeJob {
     this.#place = place
     this.#opened = opened
     this.#crew = crew
-    const { base, inputs, share } = request
+    const { base, adapters, share } = request
     this.#own = opened.files.filter((_, i) => share === undefined || i % share.count === share.index)
-    const folder = base.directory instanceof NodeDirectory ? base.directory.name : undefined
+    const [folder] = folderOf(base.directory)
     this.#inputs = [
       ...(base.file === undefined ? [folder] : []),
       ...opened.sources.map(({ realPath }) => realPath),
-      ...inputs,
+      ...[adapters]
+        .flat()
+        .map((one) => ('adapter' in one ? one.adapter : one))
+        .flatMap(folderOf),
     ].filter((input) => input !== undefined)
   }
 
@@ -80,7 +95,7 @@ export class MergeJob {
    *
    * @param runs the merge is to follow: its threads start meanwhile
    */
-  static async open(request: PathRequest, runs: boolean): Promise<MergeJob> {
+  static async open(request: PathRequest, runs: boolean): Promise<PathJob> {
     checkPathSettings(request)
     const { base, out, threads, share } = request
     const chosen = await chooseFormat(base, out, request)
@@ -108,7 +123,7 @@ export class MergeJob {
       })
       const isSplit = chosen.format === 'safetensors' && opened.files.length > 1
       if (isFile && (isSplit || share !== undefined)) throw severalFilesError(out, isSplit ? opened.files.length : 1)
-      return new MergeJob(request, place, opened, crew)
+      return new PathJob(request, place, opened, crew)
     } catch (error) {
       crew?.dispose()
       await opened?.close()
@@ -183,7 +198,7 @@ export class MergeJob {
   /** Undefined for a result of which nothing is kept: files, and what may be lost when the machine stops. */
   async #planDigest(): Promise<string | undefined> {
     if (this.#place.isFile || !this.#isDurable) return undefined
-    return digestOfPlan(this.#opened, this.#request.sign)
+    return digestOfPlan(this.#opened, this.#request.sign ?? 1)
   }
 
   /** True if the output is there, and was made by this plan. */
@@ -378,6 +393,11 @@ function createFile(name: string): { name: string; fd: number } {
   } catch (error) {
     throw fileError(name, 'cannot be written', error)
   }
+}
+
+/** The path of a folder that has one. */
+function folderOf(directory: unknown): string[] {
+  return directory instanceof NodeDirectory ? [directory.name] : []
 }
 
 async function hasFiles(folder: string | undefined): Promise<boolean> {

@@ -193,7 +193,9 @@ class FoundParts {
       if (part.kind === 'replacement') {
         const { name, tensors } = part
         const placed = this.#place(tensors.weight)
-        this.replacements.push({ tensor: name, rows: undefined, isTied: ensureWeightTying, ...placed })
+        // What PEFT only saved along, such as resized embeddings, is in the base itself, which ties it.
+        const isTied = ensureWeightTying || !part.isTrained
+        this.replacements.push({ tensor: name, rows: undefined, isTied, ...placed })
       } else if (part.kind === 'token-rows') {
         const tensor = `${part.module}.weight`
         const placed = this.#place(part.tensors.weight)

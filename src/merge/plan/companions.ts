@@ -1,14 +1,18 @@
 // Which files of a base's folder go along with a result: what loaders read beside the weights, and the licenses. A list of what is
 // taken, because a folder may hold anything, such as training scripts, other copies of the weights or private notes.
 
-/** By their names in the folder; names of tokenizers are those of transformers 5 (VOCAB_FILES_NAMES) and of older models. */
-const FILES = [
-  // Configuration
-  /^(config|generation_config|genai_config)\.json$/,
-  // Tokenizers
+/** Files of tokenizers, as transformers 5 (VOCAB_FILES_NAMES) and older models name them. */
+const TOKENIZERS = [
   /^(tokenizer|tokenizer\.[^/]+|tokenizer_config|special_tokens_map|added_tokens|tekken|normalizer)\.json$/,
   /^(vocab|[a-z]+[-_]vocab|vocab[-_][\w-]+|byte_maps|emoji)\.(json|txt)$/,
   /^((merges|dict)\.txt|bpe\.codes|[\w.-]+\.(model|spm|tiktoken|tokenizer|vocab))$/,
+]
+
+/** Files that go along, by their names in the folder. */
+const FILES = [
+  // Configuration
+  /^(config|generation_config|genai_config)\.json$/,
+  ...TOKENIZERS,
   // Chat templates
   /^chat_template\.(jinja|json)$/,
   /^additional_chat_templates\/[^/]+\.jinja$/,
@@ -34,12 +38,17 @@ export const MODULE_HOLDERS = [
   'processor_config.json',
 ]
 
-/** Whether a file goes along. `path` is relative to the folder, with `/` between the parts. */
+/** True if a file of this name belongs to a tokenizer. */
+export function isTokenizerFile(name: string): boolean {
+  return TOKENIZERS.some((pattern) => pattern.test(name))
+}
+
+/** True if a file goes along. `path` is relative to the folder, with `/` between the parts. */
 export function isCompanion(path: string): boolean {
   return FILES.some((pattern) => pattern.test(path))
 }
 
-/** Whether a folder inside the base's may hold files that go along. */
+/** True if a folder inside the base's may hold files that go along. */
 export function isCompanionFolder(name: string): boolean {
   return FOLDERS.test(name)
 }

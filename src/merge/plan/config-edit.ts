@@ -20,6 +20,8 @@ export interface ConfigEdit {
   /** The ways to the parts that say that weights are tied, and must not any more. */
   readonly untied: readonly (readonly string[])[]
   readonly dtype: FloatDtype | undefined
+  /** The vocabulary's size, where it is another than the base's. */
+  readonly vocabulary?: number | undefined
   /** The head that the result has. */
   readonly head: HeadEdit | undefined
 }
@@ -53,7 +55,11 @@ export function otherDtype(config: Readonly<Record<string, unknown>>, dtype: Flo
 }
 
 /** config.json with tie_word_embeddings, the dtype and the head as the merge has made them; all else stays. */
-export function editConfig(content: Uint8Array, { untied, dtype, head }: ConfigEdit, where: string): string {
+export function editConfig(
+  content: Uint8Array,
+  { untied, dtype, vocabulary, head }: ConfigEdit,
+  where: string,
+): string {
   let text = new TextDecoder().decode(content)
   let config: Record<string, unknown>
   try {
@@ -74,6 +80,11 @@ export function editConfig(content: Uint8Array, { untied, dtype, head }: ConfigE
       for (const name of DTYPE_NAMES) if (name in part) text = setMember(text, [...path, name], TORCH_NAMES[dtype])
     }
     if (!DTYPE_NAMES.some((name) => name in config)) text = setMember(text, ['torch_dtype'], TORCH_NAMES[dtype])
+  }
+  if (vocabulary !== undefined) {
+    for (const { part, path } of parts) {
+      if ('vocab_size' in part) text = setMember(text, [...path, 'vocab_size'], vocabulary)
+    }
   }
   return head === undefined ? text : withHead(text, config, head)
 }

@@ -42,6 +42,7 @@ export function placeReplacements(replacements: readonly BaseReplacement[], plac
   const added = new Map<string, AddedTensor>()
   for (const replacement of replacements) {
     const { tensor, source, info, rows } = replacement
+    if (isBuffer(tensor) && !tensors.has(names.locate(tensor))) continue
     const form = names.form(tensor)
     if (form === undefined) throw unknownForm(tensor)
     if (!isPlain(form)) {
@@ -62,6 +63,11 @@ export function placeReplacements(replacements: readonly BaseReplacement[], plac
     }
   }
   return { placed, added }
+}
+
+/** True for numbers that follow from the config and that some versions of transformers save: no model has them as weights. */
+function isBuffer(tensor: string): boolean {
+  return /(^|\.)(rotary_emb\.(original_)?inv_freq|position_ids)$/.test(tensor)
 }
 
 function addedDtype({ dtype }: TensorInfo, { tensors }: Checkpoint): TensorDtype {

@@ -15,6 +15,7 @@ import { type Renamed, renamedTensors } from './names/renamed.js'
 import type { TieGroup } from './names/ties.js'
 import { type AddedTensor, placeReplacements } from './place-replacements.js'
 import { refuseQuantizedConfig } from './refusals.js'
+import { resizedBase } from './resized.js'
 import { partedTies, refuseUnknownTies, type TiedPolicy, tensorOf, tiedError, untiedTies } from './tied.js'
 
 const INDEX_FILE = 'model.safetensors.index.json'
@@ -64,11 +65,12 @@ export interface MergeParts {
  *   embedding, or what the head lacks; UnsupportedError for quantized bases and for weights that are not fp64, fp32, fp16 or bf16
  */
 export function planMerge(
-  base: BaseModel,
+  original: BaseModel,
   { layers, replacements: all }: MergeParts,
   options: PlanOptions = {},
 ): MergePlan {
-  const replacements = all.filter((replacement) => !base.unchanged.has(replacement))
+  const replacements = all.filter((replacement) => !original.unchanged.has(replacement))
+  const { base, vocabulary } = resizedBase(original, replacements)
   const { checkpoint, config, names, ties } = base
   const { tied = 'refuse', maxShardBytes } = options
   checkShardSize(maxShardBytes)
@@ -87,7 +89,7 @@ export function planMerge(
     ...replacements.map(({ tensor }) => tensor),
   ]
   const renamed = renamedTensors(tensors, names)
-  return { ...planOutput({ checkpoint, byTensor, placed, added, untied, head }, options), renamed }
+  return { ...planOutput({ checkpoint, byTensor, placed, added, untied, head, vocabulary }, options), renamed }
 }
 
 function checkShardSize(maxShardBytes: number | undefined): void {
@@ -112,20 +114,25 @@ interface Changes {
   /** Tied weights that all become tensors of their own. */
   readonly untied: readonly TieGroup[]
   readonly head: ConfigEdit['head']
+  /** The vocabulary's new size. */
+  readonly vocabulary: number | undefined
 }
 
 function planOutput(changes: Changes, { dtype, maxShardBytes, path }: PlanOptions): Omit<MergePlan, 'renamed'> {
-  const { checkpoint, placed, added, untied, head } = changes
+  const { checkpoint, placed, added, untied, head, vocabulary } = changes
   const outputs = outputTensors(changes, dtype)
   const all = outputs.flat()
   const files = layOut(checkpoint, outputs, { maxShardBytes, path })
-  const metadata = outputMetadata(checkpoint.indexMetadata, { isUntied: untied.length > 0, dtype })
+  const metadata = outputMetadata(checkpoint.indexMetadata, {
+    isUntied: untied.length > 0 || vocabulary !== undefined,
+    dtype,
+  })
   const isRelaid =
     maxShardBytes !== undefined ||
     files.some(({ literals }) => literals.length > 0) ||
     metadata.size < checkpoint.indexMetadata.size
   const newIndexPath = maxShardBytes === undefined ? checkpoint.indexPath : files.length > 1 ? INDEX_FILE : undefined
-  const edit = { untied: untied.map(({ path: way }) => way), dtype, head }
+  const edit = { untied: untied.map(({ path: way }) => way), dtype, vocabulary, head }
   const changed = all.filter(({ name, layers }) => layers.length > 0 || placed.has(name) || added.has(name))
   return {
     files,
@@ -135,7 +142,7 @@ function planOutput(changes: Changes, { dtype, maxShardBytes, path }: PlanOption
     index: isRelaid && newIndexPath !== undefined ? newIndex(newIndexPath, files, all, metadata) : undefined,
     copiesIndex: !isRelaid && checkpoint.indexPath !== undefined,
     added: [...added.keys()],
-    configEdit: untied.length > 0 || dtype !== undefined || head !== undefined ? edit : undefined,
+    configEdit: [untied[0], dtype, vocabulary, head].some((part) => part !== undefined) ? edit : undefined,
   }
 }
 

@@ -4,13 +4,13 @@ import { createHash } from 'node:crypto'
 import { mkdir, readdir, readFile, writeFile } from 'node:fs/promises'
 import path from 'node:path'
 import { MemoryDirectory } from '../../../src/base/bytes.js'
-import type { MergeToPath, PathAdapter, UnmergeToPath } from '../../../src/merge/merge.js'
-import { merge, planMerge, unmerge } from '../../../src/merge/node/merge.js'
+import type { AdapterToMerge, MergeOptions, UnmergeOptions } from '../../../src/index/merge-options.js'
+import { merge, planMerge, unmerge } from '../../../src/node.js'
 import { saveAdapter } from '../../../src/peft/adapter-folder.js'
 import { adapter, type BaseOptions, base, mergeCheckpoint, type TensorSketch } from '../toolkit.js'
 
 /** The built merge: child processes and worker threads cannot run TypeScript. */
-export const MERGE = new URL('../../../dist/merge/node/merge.js', import.meta.url).href
+export const MERGE = new URL('../../../dist/node.js', import.meta.url).href
 
 export async function toDisk(directory: MemoryDirectory, folder: string): Promise<string> {
   for (const [name, bytes] of directory.files) {
@@ -72,10 +72,10 @@ export function digest(bytes: Uint8Array): string {
   return createHash('sha256').update(bytes).digest('hex')
 }
 
-export type { PathAdapter }
+export type PathAdapter = AdapterToMerge
 
 /** Options of a merge by path, in either direction. */
-export type MergeFilesOptions = Omit<MergeToPath, 'base' | 'adapters' | 'out'> & { sign?: 1 | -1 }
+export type MergeFilesOptions = Omit<MergeOptions, 'base' | 'adapters' | 'out'> & { sign?: 1 | -1 }
 
 export function mergeFiles(base: string, adapters: PathAdapter[], out: string, options: MergeFilesOptions = {}) {
   const { sign = 1, outDtype, tied, ...rest } = options
@@ -91,7 +91,7 @@ export function unmergeFiles(
   merged: string,
   adapters: PathAdapter[],
   out: string,
-  options: Omit<UnmergeToPath, 'merged' | 'adapters' | 'out'> = {},
+  options: Omit<UnmergeOptions, 'merged' | 'adapters' | 'out'> = {},
 ) {
   return unmerge({ merged, adapters, out, ...options })
 }

@@ -10,7 +10,7 @@ import { MemoryDirectory } from '../../../src/base/bytes.js'
 import { encodeWeights, type WeightDtype } from '../../../src/base/dtype.js'
 import { parseSafetensorsHeader, readTensorF32 } from '../../../src/formats/safetensors.js'
 import { NodeDirectory } from '../../../src/io/node/files.js'
-import type { merge as mergeHere } from '../../../src/merge/node/merge.js'
+import type { merge as mergeHere } from '../../../src/node.js'
 import { mergeCheckpoint, safetensors } from '../toolkit.js'
 import { fromDisk, MERGE, toDisk } from './disk.js'
 

@@ -1,0 +1,135 @@
+// Checks bodies: each route has a table of its fields. A field that is not in it, or that asks for something that is not done, is an
+// error that names it.
+
+import { nearMisses } from '../base/errors.js'
+import { anyOf, BOOLEAN, isObject, type Kind, kind, listOf, oneOf, orNull, STRING } from '../base/options.js'
+import { HttpError } from './http.js'
+
+export type Fields = Readonly<Record<string, unknown>>
+export type FieldTable = Readonly<Record<string, Kind>>
+
+export const whole = (least: number, most = Number.MAX_SAFE_INTEGER): Kind =>
+  kind(
+    most === Number.MAX_SAFE_INTEGER ? `a whole number of ${least} or more` : `a whole number from ${least} to ${most}`,
+    (value) => Number.isSafeInteger(value) && (value as number) >= least && (value as number) <= most,
+  )
+
+const between = (least: number, most: number): Kind =>
+  kind(`a number from ${least} to ${most}`, (value) => typeof value === 'number' && value >= least && value <= most)
+
+/** Accepts only the values that change nothing. */
+const only = (expected: string, ...values: readonly unknown[]): Kind =>
+  kind(`${expected}: nothing else is done here`, (value) => values.some((one) => one === value))
+
+const isEmpty = kind(
+  'an empty object: it is not used here',
+  (value) => isObject(value) && Object.keys(value).length === 0,
+)
+
+/** A choice of adapters: weights by name. */
+const MIX = kind('weights by name, such as { "a": 0.5, "b": 0.5 }', (value) => {
+  if (!isObject(value)) return false
+  const weights = Object.values(value)
+  return weights.length > 0 && weights.every((weight) => typeof weight === 'number' && Number.isFinite(weight))
+})
+
+const TEXT_OR_TEXTS = anyOf(STRING, listOf(STRING))
+const IDS = listOf(whole(0))
+
+/** Fields that callers send for their own records. */
+const IGNORED = { user: STRING, metadata: anyOf(isEmpty, kind('an object', isObject)), safety_identifier: STRING }
+
+/** Fields of both kinds of texts. */
+const SAMPLING: FieldTable = {
+  model: STRING,
+  adapter: MIX,
+  stream: BOOLEAN,
+  stream_options: kind('{ include_usage: true }', (value) => {
+    return (
+      isObject(value) &&
+      Object.entries(value).every(([key, one]) => key === 'include_usage' && typeof one === 'boolean')
+    )
+  }),
+  stop: TEXT_OR_TEXTS,
+  n: whole(1, 16),
+  seed: whole(Number.MIN_SAFE_INTEGER),
+  temperature: between(0, 2),
+  top_p: between(0, 1),
+  top_k: whole(-1),
+  min_p: between(0, 1),
+  repetition_penalty: between(0.01, 10),
+  frequency_penalty: only('0', 0),
+  presence_penalty: only('0', 0),
+  logit_bias: isEmpty,
+  ...IGNORED,
+}
+
+export const CHAT_FIELDS: FieldTable = {
+  ...SAMPLING,
+  messages: kind('a list of messages with role and content', (value) => {
+    return Array.isArray(value) && value.length > 0 && value.every(isObject)
+  }),
+  max_tokens: whole(1),
+  max_completion_tokens: whole(1),
+  logprobs: BOOLEAN,
+  top_logprobs: whole(0, 20),
+  tools: listOf(
+    kind('{ type: "function", function: { name, … } }', (value) => isObject(value) && isObject(value.function)),
+  ),
+  tool_choice: oneOf('auto', 'none'),
+  parallel_tool_calls: BOOLEAN,
+  response_format: kind('{ "type": "text" }: other formats are not written yet', (value) => {
+    return isObject(value) && value.type === 'text'
+  }),
+  chat_template_kwargs: kind('an object', isObject),
+  store: only('false', false),
+  service_tier: only('auto', 'auto', 'default'),
+}
+
+export const COMPLETION_FIELDS: FieldTable = {
+  ...SAMPLING,
+  prompt: anyOf(TEXT_OR_TEXTS, IDS, listOf(IDS)),
+  max_tokens: whole(0),
+  logprobs: whole(0, 20),
+  echo: BOOLEAN,
+  best_of: only('1', 1),
+  suffix: only('an empty text', ''),
+}
+
+export const EMBEDDING_FIELDS: FieldTable = {
+  model: STRING,
+  adapter: MIX,
+  input: TEXT_OR_TEXTS,
+  dimensions: whole(1),
+  encoding_format: oneOf('float', 'base64'),
+  ...IGNORED,
+}
+
+export const CLASSIFY_FIELDS: FieldTable = { model: STRING, input: TEXT_OR_TEXTS, ...IGNORED }
+
+export const LOAD_FIELDS: FieldTable = { lora_name: STRING, lora_path: STRING }
+export const UNLOAD_FIELDS: FieldTable = { lora_name: STRING }
+
+/**
+ * The fields of a body. null stands for a field that is left out.
+ *
+ * @throws HttpError 400 naming the first field that is unknown, missing, or not valid
+ */
+export function checkFields(body: Fields, table: FieldTable, required: readonly string[]): Fields {
+  const given = Object.fromEntries(Object.entries(body).filter(([, value]) => value !== null))
+  for (const [name, value] of Object.entries(given)) {
+    if (!Object.hasOwn(table, name)) {
+      const [near] = nearMisses(name, Object.keys(table), 1)
+      const hint = near === undefined ? '' : `. Did you mean ${near}?`
+      throw new HttpError(400, `${name}: this server has no such option${hint}`, { param: name })
+    }
+    const { expected, accepts } = orNull(table[name])
+    if (!accepts(value)) {
+      throw new HttpError(400, `${name}: not valid; expected ${expected.replace(/, or null$/, '')}`, { param: name })
+    }
+  }
+  for (const name of required) {
+    if (given[name] === undefined) throw new HttpError(400, `${name} is missing`, { param: name })
+  }
+  return given
+}

@@ -1,0 +1,82 @@
+// Admits requests: so many run at once, so many wait in order, and the next is told to come back.
+
+import { HttpError } from './http.js'
+
+export class Gate {
+  readonly #maxRunning: number
+  readonly #maxWaiting: number
+  readonly #waiting: (() => void)[] = []
+  #running = 0
+  #isClosed = false
+  #idle: (() => void)[] = []
+
+  constructor(maxRunning: number, maxWaiting: number) {
+    this.#maxRunning = maxRunning
+    this.#maxWaiting = maxWaiting
+  }
+
+  get running(): number {
+    return this.#running
+  }
+
+  get waiting(): number {
+    return this.#waiting.length
+  }
+
+  /**
+   * Waits for a place.
+   *
+   * @returns what gives the place back
+   * @throws HttpError 429 if too many wait, 503 once it is closed; the signal's reason
+   */
+  async enter(signal: AbortSignal): Promise<() => void> {
+    signal.throwIfAborted()
+    if (this.#isClosed) throw new HttpError(503, 'The server is stopping', { retryAfter: 5 })
+    if (this.#running >= this.#maxRunning) {
+      if (this.#waiting.length >= this.#maxWaiting) {
+        throw new HttpError(429, `${this.#waiting.length} requests wait already`, {
+          type: 'rate_limit_error',
+          code: 'queue_full',
+          retryAfter: 1,
+        })
+      }
+      await new Promise<void>((admit, refuse) => {
+        const leave = () => {
+          this.#waiting.splice(this.#waiting.indexOf(begin), 1)
+          this.#tellIdle()
+          refuse(signal.reason)
+        }
+        const begin = () => {
+          signal.removeEventListener('abort', leave)
+          admit()
+        }
+        signal.addEventListener('abort', leave, { once: true })
+        this.#waiting.push(begin)
+      })
+    } else this.#running++
+    let isLeft = false
+    return () => {
+      if (isLeft) return
+      isLeft = true
+      const next = this.#waiting.shift()
+      // The next one takes over the place.
+      if (next !== undefined) next()
+      else this.#running--
+      this.#tellIdle()
+    }
+  }
+
+  /** Refuses new requests, and waits until all others have ended. */
+  drain(): Promise<void> {
+    this.#isClosed = true
+    return new Promise((resolve) => {
+      this.#idle.push(resolve)
+      this.#tellIdle()
+    })
+  }
+
+  #tellIdle(): void {
+    if (this.#running > 0 || this.#waiting.length > 0) return
+    for (const resolve of this.#idle.splice(0)) resolve()
+  }
+}

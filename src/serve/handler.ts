@@ -1,0 +1,373 @@
+// A server as one function from Request to Response, for Hono, Bun, Deno, Next.js and node:http: OpenAI's routes over one session whose
+// adapters requests choose by `model`.
+
+import { COUNT, checkOptions, FUNCTION, listOf, NAME, STRING } from '../base/options.js'
+import type { Model } from '../graph/model-folder.js'
+import { type AdapterSession, type OpenSessionOptions, openSession } from '../index/session.js'
+import type { Source } from '../index/sources.js'
+import type { AdapterChoice } from '../infer/adapters/choice.js'
+import { AdapterRegistry, type ResolveAdapter } from './adapters.js'
+import {
+  CHAT_FIELDS,
+  CLASSIFY_FIELDS,
+  COMPLETION_FIELDS,
+  checkFields,
+  EMBEDDING_FIELDS,
+  type Fields,
+  type FieldTable,
+  LOAD_FIELDS,
+  UNLOAD_FIELDS,
+} from './fields.js'
+import { Gate } from './gate.js'
+import { errorResponse, eventStream, HttpError, httpError, readJson } from './http.js'
+import { Metrics } from './metrics.js'
+import { answer, chatRequest, completionRequest, type TextRequest } from './texts.js'
+import { classification, embeddings } from './vectors.js'
+
+/** Options of {@link createHandler}. */
+export interface HandlerOptions {
+  /** The base model: an open one, or any source that `loadModel` accepts. */
+  model: Model | Source
+  /** The first adapters: name → adapter. Requests choose by this name. */
+  adapters?: OpenSessionOptions['adapters']
+  /** How the session is opened: device, threads, accuracyLevel and the like. */
+  session?: Omit<OpenSessionOptions, 'adapters'> | undefined
+  /** The name under which the base is served. Default: the last part of the model's name. */
+  name?: string | undefined
+  /** Keys that callers must send as `Authorization: Bearer KEY`. Default: none are needed. */
+  apiKeys?: readonly string[] | undefined
+  /** Values of the header Host that are answered, without ports. Default: all. A server on localhost should name its own, so that no page reaches it by another name. */
+  hosts?: readonly string[] | undefined
+  /** Pages that may call from a browser, such as `https://example.com`. Default: none but pages of the server itself. */
+  origins?: readonly string[] | undefined
+  /** Finds an adapter that is not loaded yet by its name. `folderOfAdapters` makes one for a folder. Default: nothing is loaded. */
+  resolveAdapter?: ResolveAdapter | undefined
+  /** The largest number of adapters. Above it, the loaded adapter that was not used for the longest time leaves. Default 64. */
+  maxAdapters?: number | undefined
+  /** Requests that run at the same time. Default 8. */
+  maxRunning?: number | undefined
+  /** Requests that wait. The next gets status 429. Default 64. */
+  maxQueue?: number | undefined
+  /** The most new tokens that a request may ask for. Default: the model's context. */
+  maxTokens?: number | undefined
+  /** Bytes of a body. Default 8 MiB. */
+  maxBodyBytes?: number | undefined
+  /** Seconds that a request may take, waiting included. Default 600. */
+  timeoutSeconds?: number | undefined
+  /** Hears of errors that are answered with status 500. Default: console.error. */
+  onError?: ((error: unknown) => void) | undefined
+}
+
+/** A server: call it with a Request. */
+export interface Handler {
+  (request: Request): Promise<Response>
+  /** The session behind it. */
+  readonly session: AdapterSession
+  /** The name under which the base is served. */
+  readonly base: string
+  /** Refuses new requests with status 503, and waits until the running and the waiting ones are answered. */
+  drain(): Promise<void>
+  /** Drains, and closes the session. */
+  close(): Promise<void>
+}
+
+const TABLE = {
+  model: { expected: 'a model, or a source of one', accepts: (value: unknown) => value !== null && value !== '' },
+  adapters: { expected: 'an object of names with adapters', accepts: (value: unknown) => typeof value === 'object' },
+  session: {
+    expected: 'an object with options of openSession',
+    accepts: (value: unknown) => typeof value === 'object',
+  },
+  name: NAME,
+  apiKeys: listOf(NAME),
+  hosts: listOf(NAME),
+  origins: listOf(STRING),
+  resolveAdapter: FUNCTION,
+  maxAdapters: COUNT,
+  maxRunning: COUNT,
+  maxQueue: {
+    expected: 'a whole number of 0 or more',
+    accepts: (value: unknown) => Number.isSafeInteger(value) && (value as number) >= 0,
+  },
+  maxTokens: COUNT,
+  maxBodyBytes: COUNT,
+  timeoutSeconds: COUNT,
+  onError: FUNCTION,
+}
+
+/** New tokens of an answer where neither the model nor the server has a limit. */
+const TOKENS_WITHOUT_CONTEXT = 4096
+
+/**
+ * Opens a model with adapters, and gives a function that answers HTTP requests in OpenAI's form: `/v1/models`, `/v1/chat/completions`,
+ * `/v1/completions`, `/v1/embeddings`, `/classify`, `/health`, `/metrics`, and vLLM's `/v1/load_lora_adapter`.
+ *
+ * @throws ConfigError for an option that is unknown or not valid; what `openSession` throws
+ *
+ * @example
+ * import { createHandler } from 'lowrank/server'
+ *
+ * const handler = await createHandler({ model: 'models/union-3m', adapters: { peft: 'tests/golden/peft/f32' } })
+ * const request = new Request('http://localhost/v1/completions', {
+ *   method: 'POST',
+ *   headers: { 'content-type': 'application/json' },
+ *   body: JSON.stringify({ model: 'peft', prompt: 'And the people', max_tokens: 8 }),
+ * })
+ * console.log((await (await handler(request)).json()).choices[0].text)
+ * await handler.close()
+ */
+export async function createHandler(options: HandlerOptions): Promise<Handler> {
+  checkOptions(options, { of: 'createHandler', table: TABLE, required: ['model'] })
+  const { model, adapters, session: opening, name: given } = options
+  const session = await openSession(model, { ...opening, adapters })
+  const name = given ?? (session.model.name.replace(/\/+$/, '').split('/').at(-1) || 'base')
+  const server = new Server(session, name, options)
+  const handler = (request: Request) => server.handle(request)
+  const close = async () => {
+    await server.drain()
+    await session.dispose()
+  }
+  return Object.assign(handler, { session, base: name, drain: () => server.drain(), close })
+}
+
+/** A checked request. */
+interface Call {
+  readonly fields: Fields
+  readonly signal: AbortSignal
+}
+
+interface Route {
+  readonly table: FieldTable
+  readonly required: readonly string[]
+  run(call: Call): Promise<Response>
+}
+
+class Server {
+  readonly #session: AdapterSession
+  readonly #name: string
+  readonly #options: HandlerOptions
+  readonly #registry: AdapterRegistry
+  readonly #gate: Gate
+  readonly #metrics = new Metrics()
+  readonly #limits: { maxTokens: number }
+  readonly #maxAdapters: number
+  readonly #routes: Readonly<Record<string, Route>>
+
+  constructor(session: AdapterSession, name: string, options: HandlerOptions) {
+    const { resolveAdapter: resolve, maxAdapters = 64, maxRunning = 8, maxQueue = 64, maxTokens } = options
+    this.#session = session
+    this.#name = name
+    this.#options = options
+    this.#maxAdapters = maxAdapters
+    this.#registry = new AdapterRegistry(session, { base: name, resolve, maxAdapters })
+    this.#gate = new Gate(maxRunning, maxQueue)
+    this.#limits = { maxTokens: maxTokens ?? session.model.contextLength ?? TOKENS_WITHOUT_CONTEXT }
+    this.#routes = this.#routesOf()
+  }
+
+  drain(): Promise<void> {
+    return this.#gate.drain()
+  }
+
+  async handle(request: Request): Promise<Response> {
+    const { pathname } = new URL(request.url)
+    const origin = request.headers.get('origin')
+    let response: Response
+    try {
+      response = await this.#answer(request, pathname, origin)
+    } catch (error) {
+      response = errorResponse(this.#told(error))
+    }
+    this.#metrics.answered(Object.hasOwn(this.#routes, pathname) ? pathname : 'other', response.status)
+    if (origin !== null && this.#options.origins?.includes(origin)) {
+      response.headers.set('access-control-allow-origin', origin)
+      response.headers.set('vary', 'origin')
+    }
+    return response
+  }
+
+  /** Tells the log of what no caller caused. */
+  #told(error: unknown): HttpError {
+    const told = httpError(error, (text) => text.replaceAll(this.#session.model.directory.name, this.#name))
+    if (told.status >= 500 && !(error instanceof HttpError)) (this.#options.onError ?? console.error)(error)
+    return told
+  }
+
+  async #answer(request: Request, pathname: string, origin: string | null): Promise<Response> {
+    this.#refuseStrangers(request, origin)
+    if (pathname === '/health') return new Response('ok')
+    if (request.method === 'OPTIONS' && origin !== null) {
+      const headers = {
+        'access-control-allow-methods': 'GET, POST',
+        'access-control-allow-headers': 'authorization, content-type',
+      }
+      return new Response(null, { status: 204, headers })
+    }
+    this.#refuseWithoutKey(request)
+    if (pathname === '/metrics') {
+      const { running, waiting } = this.#gate
+      const text = this.#metrics.text({ running, waiting, maxAdapters: this.#maxAdapters })
+      return new Response(text, { headers: { 'content-type': 'text/plain; version=0.0.4' } })
+    }
+    if (pathname === '/v1/models' && request.method === 'GET') return Response.json(this.#registry.list())
+    const route = Object.hasOwn(this.#routes, pathname) ? this.#routes[pathname] : undefined
+    if (route === undefined)
+      throw new HttpError(404, `There is no ${request.method} ${pathname} here`, { code: 'not_found' })
+    if (request.method !== 'POST') throw new HttpError(405, `${pathname} takes POST`)
+    const body = await readJson(request, this.#options.maxBodyBytes ?? 8 << 20)
+    const fields = checkFields(body, route.table, route.required)
+    const timeout = AbortSignal.timeout(1000 * (this.#options.timeoutSeconds ?? 600))
+    return route.run({ fields, signal: AbortSignal.any([request.signal, timeout]) })
+  }
+
+  #routesOf(): Readonly<Record<string, Route>> {
+    const classify: Route = {
+      table: CLASSIFY_FIELDS,
+      required: ['input'],
+      run: (call) =>
+        this.#readings(call, (adapter) => {
+          if (typeof adapter === 'object' && adapter !== null)
+            throw new HttpError(400, 'classify takes no mix', { param: 'adapter' })
+          return classification(this.#session, call.fields, {
+            adapter,
+            model: this.#modelOf(call),
+            signal: call.signal,
+          })
+        }),
+    }
+    return {
+      '/v1/chat/completions': {
+        table: CHAT_FIELDS,
+        required: ['messages'],
+        run: (call) => this.#texts(call, chatRequest),
+      },
+      '/v1/completions': {
+        table: COMPLETION_FIELDS,
+        required: ['prompt'],
+        run: (call) => this.#texts(call, completionRequest),
+      },
+      '/v1/embeddings': {
+        table: EMBEDDING_FIELDS,
+        required: ['input'],
+        run: (call) =>
+          this.#readings(call, (adapter) => {
+            return embeddings(this.#session, call.fields, { adapter, model: this.#modelOf(call), signal: call.signal })
+          }),
+      },
+      '/v1/classify': classify,
+      '/classify': classify,
+      '/v1/load_lora_adapter': {
+        table: LOAD_FIELDS,
+        required: ['lora_name', 'lora_path'],
+        run: async ({ fields }) => {
+          await this.#registry.load(fields.lora_name as string, fields.lora_path as string)
+          return new Response(`Success: LoRA adapter '${fields.lora_name}' added successfully.`)
+        },
+      },
+      '/v1/unload_lora_adapter': {
+        table: UNLOAD_FIELDS,
+        required: ['lora_name'],
+        run: async ({ fields }) => {
+          await this.#registry.unload(fields.lora_name as string)
+          return new Response(`Success: LoRA adapter '${fields.lora_name}' removed successfully.`)
+        },
+      },
+    }
+  }
+
+  /** The name that an answer carries: the one that was asked for. */
+  #modelOf({ fields }: Call): string {
+    return (fields.model as string | undefined) ?? this.#name
+  }
+
+  async #readings(call: Call, read: (adapter: AdapterChoice) => Promise<object>): Promise<Response> {
+    const adapter = await this.#registry.choose(call.fields)
+    const leave = await this.#enter(adapter, call.signal)
+    try {
+      return Response.json(await read(adapter))
+    } finally {
+      leave()
+    }
+  }
+
+  async #texts(
+    call: Call,
+    read: (fields: Fields, adapter: AdapterChoice, limits: { maxTokens: number }) => TextRequest,
+  ): Promise<Response> {
+    const startedAt = performance.now()
+    const { fields, signal } = call
+    const adapter = await this.#registry.choose(fields)
+    const request = read(fields, adapter, this.#limits)
+    const leave = await this.#enter(adapter, signal)
+    const run = async (ended: AbortSignal, send?: (event: object) => void) => {
+      let lastAt: number | undefined
+      const onPiece = () => {
+        const now = performance.now()
+        if (lastAt === undefined) this.#metrics.firstToken((now - startedAt) / 1000)
+        else this.#metrics.nextToken((now - lastAt) / 1000)
+        lastAt = now
+      }
+      try {
+        const done = await answer(this.#session, request, this.#modelOf(call), { signal: ended, send, onPiece })
+        this.#metrics.tokens(done.promptTokens, done.newTokens)
+        return done.body
+      } finally {
+        leave()
+      }
+    }
+    if (!request.isStream) return Response.json(await run(signal))
+    return eventStream(
+      async (send, left) => void (await run(AbortSignal.any([signal, left]), send)),
+      (error) => this.#told(error),
+    )
+  }
+
+  /** Waits for a place, and counts it for the adapter. Returns what gives the place back. */
+  async #enter(adapter: AdapterChoice, signal: AbortSignal): Promise<() => void> {
+    const names = typeof adapter === 'string' ? [adapter] : Object.keys(adapter ?? {})
+    const count = (state: 'running' | 'waiting', change: 1 | -1) => {
+      for (const name of names) this.#metrics.adapter(name, state, change)
+    }
+    count('waiting', 1)
+    const leave = await this.#gate.enter(signal).finally(() => count('waiting', -1))
+    count('running', 1)
+    return () => {
+      count('running', -1)
+      leave()
+    }
+  }
+
+  /** Refuses requests that a page sends unasked: by another host name, or from another origin. */
+  #refuseStrangers({ url, headers }: Request, origin: string | null): void {
+    const host = headers.get('host') ?? new URL(url).host
+    const { hosts, origins = [] } = this.#options
+    const name = host.replace(/:\d+$/, '')
+    if (hosts !== undefined && !hosts.includes(name)) {
+      throw new HttpError(403, `This server is not ${name}`, { type: 'permission_error' })
+    }
+    if (origin === null || origins.includes(origin)) return
+    if (URL.canParse(origin) && new URL(origin).host === host) return
+    throw new HttpError(403, `Pages of ${origin} may not call this server`, { type: 'permission_error' })
+  }
+
+  #refuseWithoutKey({ headers }: Request): void {
+    const { apiKeys } = this.#options
+    if (apiKeys === undefined) return
+    const given = /^Bearer (.+)$/i.exec(headers.get('authorization') ?? '')?.[1] ?? ''
+    // Compares with all keys, so that the time tells nothing.
+    const fits = apiKeys.map((key) => isEqual(key, given))
+    if (fits.includes(true)) return
+    throw new HttpError(401, 'The API key is missing or wrong: send it as Authorization: Bearer KEY', {
+      type: 'authentication_error',
+      code: 'invalid_api_key',
+    })
+  }
+}
+
+/** Compares in a time that depends on the lengths alone. */
+function isEqual(a: string, b: string): boolean {
+  const [left, right] = [a, b].map((text) => new TextEncoder().encode(text))
+  let difference = left.length ^ right.length
+  for (let i = 0; i < left.length; i++) difference |= left[i] ^ (right[i % Math.max(1, right.length)] ?? 0)
+  return difference === 0
+}

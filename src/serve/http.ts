@@ -1,0 +1,149 @@
+// What every route shares: errors in OpenAI's form, JSON bodies with a limit, and streams of events.
+
+import { LowrankError } from '../base/errors.js'
+
+/** An answer that is an error, as OpenAI's clients read it: https://platform.openai.com/docs/guides/error-codes */
+export class HttpError extends Error {
+  readonly status: number
+  readonly type: string
+  readonly param: string | null
+  readonly code: string | null
+  /** Seconds after which a new try makes sense. */
+  readonly retryAfter: number | undefined
+
+  constructor(
+    status: number,
+    message: string,
+    details: { type?: string; param?: string | undefined; code?: string; retryAfter?: number } = {},
+  ) {
+    super(message)
+    this.status = status
+    this.type = details.type ?? (status >= 500 ? 'server_error' : 'invalid_request_error')
+    this.param = details.param ?? null
+    this.code = details.code ?? null
+    this.retryAfter = details.retryAfter
+  }
+}
+
+/** The status of each kind of error that a caller can cause. All others are 500. */
+const STATUS: Partial<Record<LowrankError['code'], number>> = {
+  CONFIG: 400,
+  DATA: 400,
+  MISMATCH: 400,
+  UNSUPPORTED: 400,
+  FORMAT: 400,
+  SHAPE: 400,
+  STATE: 503,
+}
+
+/**
+ * Any error as an HTTP error.
+ *
+ * @param shown what a caller may read of a text: no path of the server
+ */
+export function httpError(error: unknown, shown: (text: string) => string): HttpError {
+  if (error instanceof HttpError) return error
+  if (error instanceof LowrankError) {
+    const status = STATUS[error.code] ?? 500
+    return new HttpError(status, shown(error.message), {
+      param: status === 400 && error.where ? shown(error.where) : undefined,
+    })
+  }
+  return new HttpError(500, 'The server failed. Its log says why.')
+}
+
+export function errorBody({ message, type, param, code }: HttpError): object {
+  return { error: { message, type, param, code } }
+}
+
+export function errorResponse(error: HttpError): Response {
+  const headers: Record<string, string> = {}
+  if (error.retryAfter !== undefined) headers['retry-after'] = String(error.retryAfter)
+  return Response.json(errorBody(error), { status: error.status, headers })
+}
+
+/**
+ * The JSON object of a request's body.
+ *
+ * @throws HttpError 415 for another type, 413 above the limit, 400 for what is no JSON object
+ */
+export async function readJson(request: Request, maxBytes: number): Promise<Record<string, unknown>> {
+  const type = request.headers.get('content-type') ?? ''
+  if (!/^application\/json\s*(;|$)/i.test(type)) {
+    throw new HttpError(415, `The body must have the type application/json, not ${type || 'none'}`)
+  }
+  const tooLarge = () => new HttpError(413, `The body is larger than ${maxBytes} bytes`, { code: 'body_too_large' })
+  if (Number(request.headers.get('content-length') ?? 0) > maxBytes) throw tooLarge()
+  const chunks: Uint8Array[] = []
+  let length = 0
+  const reader = request.body?.getReader()
+  for (;;) {
+    const next = await reader?.read()
+    if (next === undefined || next.done) break
+    length += next.value.byteLength
+    if (length > maxBytes) {
+      await reader?.cancel()
+      throw tooLarge()
+    }
+    chunks.push(next.value)
+  }
+  const bytes = new Uint8Array(length)
+  let at = 0
+  for (const chunk of chunks) {
+    bytes.set(chunk, at)
+    at += chunk.byteLength
+  }
+  try {
+    const value: unknown = JSON.parse(new TextDecoder('utf-8', { fatal: true }).decode(bytes))
+    if (typeof value === 'object' && value !== null && !Array.isArray(value)) return value as Record<string, unknown>
+  } catch (error) {
+    throw new HttpError(400, `The body is not valid JSON: ${(error as Error).message}`)
+  }
+  throw new HttpError(400, 'The body is not a JSON object')
+}
+
+/**
+ * Answers with server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html), closed by `[DONE]`. An error before the
+ * first event is thrown, one after it is an event.
+ *
+ * @param write sends events until it returns. It stops when the signal says that the caller left
+ * @param onError hears what ends the stream early
+ */
+export async function eventStream(
+  write: (send: (event: object) => void, signal: AbortSignal) => Promise<void>,
+  onError: (error: unknown) => HttpError,
+): Promise<Response> {
+  const left = new AbortController()
+  const encoder = new TextEncoder()
+  let controller: ReadableStreamDefaultController<Uint8Array> | undefined
+  const body = new ReadableStream<Uint8Array>({
+    start(own) {
+      controller = own
+    },
+    cancel() {
+      left.abort(new DOMException('The caller left', 'AbortError'))
+    },
+  })
+  const line = (text: string) => {
+    if (!left.signal.aborted) controller?.enqueue(encoder.encode(`data: ${text}\n\n`))
+  }
+  await new Promise<void>((begin, fail) => {
+    let hasBegun = false
+    const send = (event: object) => {
+      hasBegun = true
+      line(JSON.stringify(event))
+      begin()
+    }
+    const end = () => {
+      line('[DONE]')
+      if (!left.signal.aborted) controller?.close()
+      begin()
+    }
+    write(send, left.signal).then(end, (error) => {
+      if (!hasBegun) return fail(error)
+      line(JSON.stringify(errorBody(onError(error))))
+      end()
+    })
+  })
+  return new Response(body, { headers: { 'content-type': 'text/event-stream', 'cache-control': 'no-cache' } })
+}

@@ -1,0 +1,53 @@
+// OpenAI's messages → those of a chat template: parts of text become one text, pictures come beside them, and arguments of calls are objects,
+// as templates expect.
+
+import { isObject } from '../base/options.js'
+import type { MessageOfParts, MessagePart } from '../text/chat.js'
+import type { Fields } from './fields.js'
+import { HttpError } from './http.js'
+
+/** @throws HttpError 400 naming a part that cannot be read */
+export function readMessages(messages: readonly Fields[]): { messages: MessageOfParts[]; images: Uint8Array[] } {
+  const images: Uint8Array[] = []
+  const read = messages.map(({ content, tool_calls: calls, ...rest }, i): MessageOfParts => {
+    const param = `messages[${i}]`
+    const own = content === null || content === undefined ? {} : { content: contentOf(content, param, images) }
+    return { ...rest, ...own, ...(Array.isArray(calls) && { tool_calls: calls.map(withObjects) }) } as MessageOfParts
+  })
+  return { messages: read, images }
+}
+
+function contentOf(content: unknown, param: string, images: Uint8Array[]): string | MessagePart[] {
+  if (typeof content === 'string') return content
+  if (!Array.isArray(content)) throw new HttpError(400, `${param}.content: a text, or a list of parts`, { param })
+  const parts = content.map((part: unknown, i): MessagePart => {
+    const at = `${param}.content[${i}]`
+    if (isObject(part) && part.type === 'text' && typeof part.text === 'string')
+      return { type: 'text', text: part.text }
+    if (isObject(part) && part.type === 'image_url' && isObject(part.image_url)) {
+      images.push(pictureOf(part.image_url.url, at))
+      return { type: 'image' }
+    }
+    throw new HttpError(400, `${at}: only parts of the types text and image_url are read`, { param: at })
+  })
+  if (parts.some(({ type }) => type === 'image')) return parts
+  return parts.map((part) => (part.type === 'text' ? part.text : '')).join('')
+}
+
+/** The bytes of a data URL. Addresses are not fetched: a caller could reach what only the server can. */
+function pictureOf(url: unknown, param: string): Uint8Array {
+  const [, data] = /^data:image\/[\w.+-]+;base64,([A-Za-z0-9+/=\s]+)$/.exec(String(url)) ?? []
+  if (data === undefined) {
+    throw new HttpError(400, `${param}: pictures come as data URLs, data:image/png;base64,…`, { param })
+  }
+  return Uint8Array.from(atob(data), (char) => char.charCodeAt(0))
+}
+
+function withObjects(call: unknown): unknown {
+  if (!isObject(call) || !isObject(call.function) || typeof call.function.arguments !== 'string') return call
+  try {
+    return { ...call, function: { ...call.function, arguments: JSON.parse(call.function.arguments) } }
+  } catch {
+    return call
+  }
+}

@@ -1,0 +1,278 @@
+// Answers /v1/chat/completions and /v1/completions: fields → options of `generate`, and its results → OpenAI's objects, whole or as events.
+
+import type { AdapterSession } from '../index/session.js'
+import type { AdapterChoice } from '../infer/adapters/choice.js'
+import type { GenerateOptions, GenerateResult, Prompt, TokenScore } from '../infer/session.js'
+import { seconds } from './adapters.js'
+import type { Fields } from './fields.js'
+import { HttpError } from './http.js'
+import { readMessages } from './messages.js'
+import { type PromptScores, scorePrompt } from './prompt-scores.js'
+import { certainText, parseToolCalls, type ToolCall } from './tool-calls.js'
+
+/** A request for texts, ready to run. */
+export interface TextRequest {
+  readonly prompts: readonly Prompt[]
+  readonly options: GenerateOptions
+  /** Answers to each prompt. */
+  readonly n: number
+  readonly adapter: AdapterChoice
+  /** Makes the object or the events of this route. */
+  readonly form: AnswerForm
+  /** The scores of the prompts, which are part of the answer. */
+  readonly echo: { readonly scores: number | undefined } | undefined
+  readonly isStream: boolean
+  readonly includesUsage: boolean
+}
+
+interface AnswerForm {
+  readonly object: string
+  readonly chunkObject: string
+  readonly idPrefix: string
+  /** A choice of the whole answer. */
+  choice(index: number, result: GenerateResult, prompt: PromptScores | undefined): object
+  /** The choice of an event. */
+  piece(index: number, text: string): object
+  /** The choices of the last events of a text. */
+  end(index: number, result: GenerateResult): object[]
+  /** The choice of a first event, where the route has one. */
+  start?(index: number): object
+  /** The part of a growing text that may be sent. */
+  certain(text: string): string
+}
+
+/** The fields of both routes as options of `generate`. */
+function sharedOptions(
+  fields: Fields,
+  limits: { maxTokens: number },
+  tokens: unknown,
+  fallback: number,
+): GenerateOptions {
+  const {
+    stop,
+    seed,
+    temperature,
+    top_p: topP,
+    top_k: topK,
+    min_p: minP,
+    repetition_penalty: repetitionPenalty,
+  } = fields
+  const asked = (tokens as number | undefined) ?? Math.min(fallback, limits.maxTokens)
+  if (asked > limits.maxTokens) {
+    throw new HttpError(400, `At most ${limits.maxTokens} new tokens can be asked for, not ${asked}`, {
+      param: 'max_tokens',
+    })
+  }
+  return {
+    maxNewTokens: Math.max(1, asked),
+    stop: stop as string | string[] | undefined,
+    seed: seed as number | undefined,
+    temperature: temperature as number | undefined,
+    topP: topP === 0 ? Number.MIN_VALUE : (topP as number | undefined),
+    topK: topK === -1 || topK === 0 ? Number.POSITIVE_INFINITY : (topK as number | undefined),
+    minP: minP as number | undefined,
+    repetitionPenalty: repetitionPenalty as number | undefined,
+  }
+}
+
+function streaming(fields: Fields): Pick<TextRequest, 'isStream' | 'includesUsage' | 'n'> {
+  const isStream = fields.stream === true
+  if (!isStream && fields.stream_options !== undefined) {
+    throw new HttpError(400, 'stream_options needs "stream": true', { param: 'stream_options' })
+  }
+  const { include_usage: includesUsage = false } = (fields.stream_options ?? {}) as { include_usage?: boolean }
+  return { isStream, includesUsage, n: (fields.n as number | undefined) ?? 1 }
+}
+
+/** A request to /v1/chat/completions. */
+export function chatRequest(fields: Fields, adapter: AdapterChoice, limits: { maxTokens: number }): TextRequest {
+  const { messages, images } = readMessages(fields.messages as readonly Fields[])
+  if (fields.top_logprobs !== undefined && fields.logprobs !== true) {
+    throw new HttpError(400, 'top_logprobs needs "logprobs": true', { param: 'top_logprobs' })
+  }
+  const tools = fields.tool_choice === 'none' ? undefined : (fields.tools as object[] | undefined)
+  const usesTools = tools !== undefined && tools.length > 0
+  const asked = fields.max_completion_tokens ?? fields.max_tokens
+  return {
+    prompts: [messages],
+    adapter,
+    echo: undefined,
+    ...streaming(fields),
+    form: chatForm(usesTools, fields.logprobs === true),
+    options: {
+      ...sharedOptions(fields, limits, asked, limits.maxTokens),
+      ...(usesTools && { tools }),
+      ...(images.length > 0 && { images }),
+      logprobs: fields.logprobs === true ? ((fields.top_logprobs as number | undefined) ?? 0) : undefined,
+      chatTemplateArgs: fields.chat_template_kwargs as Record<string, unknown> | undefined,
+    },
+  }
+}
+
+function chatForm(usesTools: boolean, hasScores: boolean): AnswerForm {
+  const callsOf = ({ text }: GenerateResult) =>
+    usesTools ? parseToolCalls(text) : { content: text, calls: [] as ToolCall[] }
+  const reason = (result: GenerateResult, calls: readonly ToolCall[]) =>
+    calls.length > 0 ? 'tool_calls' : finishReason(result)
+  const logprobs = ({ logprobs: scores = [] }: GenerateResult) =>
+    hasScores ? { content: scores.map(chatScore), refusal: null } : null
+  return {
+    object: 'chat.completion',
+    chunkObject: 'chat.completion.chunk',
+    idPrefix: 'chatcmpl-',
+    certain: (text) => (usesTools ? certainText(text) : text),
+    choice(index, result) {
+      const { content, calls } = callsOf(result)
+      const message = {
+        role: 'assistant',
+        content: calls.length > 0 && content === '' ? null : content,
+        refusal: null,
+        ...(calls.length > 0 && { tool_calls: calls }),
+      }
+      return { index, message, logprobs: logprobs(result), finish_reason: reason(result, calls) }
+    },
+    start: (index) => ({ index, delta: { role: 'assistant', content: '' }, logprobs: null, finish_reason: null }),
+    piece: (index, content) => ({ index, delta: { content }, logprobs: null, finish_reason: null }),
+    end(index, result) {
+      const { calls } = callsOf(result)
+      const told = calls.map((call, i) => ({ index: i, ...call }))
+      const ofCalls = { index, delta: { tool_calls: told }, logprobs: null, finish_reason: null }
+      const last = { index, delta: {}, logprobs: logprobs(result), finish_reason: reason(result, calls) }
+      return calls.length > 0 ? [ofCalls, last] : [last]
+    },
+  }
+}
+
+function chatScore({ text, logprob, top }: TokenScore): object {
+  const named = (token: string, score: number) => ({
+    token,
+    logprob: score,
+    bytes: [...new TextEncoder().encode(token)],
+  })
+  return { ...named(text, logprob), top_logprobs: top.map((one) => named(one.text, one.logprob)) }
+}
+
+/** OpenAI's default for completions. */
+const COMPLETION_TOKENS = 16
+
+/** A request to /v1/completions. */
+export function completionRequest(fields: Fields, adapter: AdapterChoice, limits: { maxTokens: number }): TextRequest {
+  const prompt = fields.prompt as string | readonly string[] | readonly number[] | readonly (readonly number[])[]
+  const isIds = Array.isArray(prompt) && typeof prompt[0] === 'number'
+  const list = (typeof prompt === 'string' || isIds ? [prompt] : prompt) as readonly (string | readonly number[])[]
+  if (list.length === 0) throw new HttpError(400, 'prompt: an empty list', { param: 'prompt' })
+  const scores = fields.logprobs as number | undefined
+  const isEcho = fields.echo === true
+  const shared = streaming(fields)
+  if (isEcho && (shared.isStream || shared.n > 1)) {
+    throw new HttpError(400, 'echo works with one whole answer, not with stream or n', { param: 'echo' })
+  }
+  if (fields.max_tokens === 0 && !isEcho) {
+    throw new HttpError(400, 'max_tokens: 0 works with echo only', { param: 'max_tokens' })
+  }
+  return {
+    prompts: list.map((one) => (typeof one === 'string' ? one : { ids: one })),
+    adapter,
+    echo: isEcho ? { scores } : undefined,
+    ...shared,
+    form: completionForm(scores !== undefined, fields.max_tokens === 0),
+    options: { ...sharedOptions(fields, limits, fields.max_tokens, COMPLETION_TOKENS), logprobs: scores },
+  }
+}
+
+function completionForm(hasScores: boolean, isPromptAlone: boolean): AnswerForm {
+  return {
+    object: 'text_completion',
+    chunkObject: 'text_completion',
+    idPrefix: 'cmpl-',
+    certain: (text) => text,
+    choice(index, result, prompt) {
+      const own = isPromptAlone ? [] : (result.logprobs ?? [])
+      const text = `${prompt?.text ?? ''}${isPromptAlone ? '' : result.text}`
+      const scores = [...(prompt?.scores ?? []), ...own]
+      return { index, text, logprobs: hasScores ? completionScores(scores) : null, finish_reason: finishReason(result) }
+    },
+    piece: (index, text) => ({ index, text, logprobs: null, finish_reason: null }),
+    end(index, result) {
+      const logprobs = hasScores ? completionScores(result.logprobs ?? []) : null
+      return [{ index, text: '', logprobs, finish_reason: finishReason(result) }]
+    },
+  }
+}
+
+/** Scores in the form of /v1/completions: lists side by side. The first token of a prompt has no score. */
+function completionScores(
+  scores: readonly { text: string; logprob: number | null; top: readonly { text: string; logprob: number }[] }[],
+) {
+  let offset = 0
+  return {
+    tokens: scores.map(({ text }) => text),
+    token_logprobs: scores.map(({ logprob }) => logprob),
+    top_logprobs: scores.map(({ logprob, top }) => {
+      return logprob === null ? null : Object.fromEntries(top.map((one) => [one.text, one.logprob]))
+    }),
+    text_offset: scores.map(({ text }) => {
+      const start = offset
+      offset += text.length
+      return start
+    }),
+  }
+}
+
+function finishReason({ finish }: GenerateResult): 'stop' | 'length' {
+  return finish === 'max-new-tokens' || finish === 'context' ? 'length' : 'stop'
+}
+
+/** Hears of each new piece, for the metrics. */
+export type OnPiece = () => void
+
+/** Runs a request. Events go to `send` while it runs; without it, the whole answer is returned. */
+export async function answer(
+  session: AdapterSession,
+  request: TextRequest,
+  model: string,
+  { signal, send, onPiece }: { signal: AbortSignal; send?: (event: object) => void; onPiece: OnPiece },
+): Promise<{ body: object; promptTokens: number; newTokens: number }> {
+  const { prompts, options, n, adapter, form, echo, includesUsage } = request
+  const created = seconds()
+  const id = `${form.idPrefix}${crypto.randomUUID()}`
+  const event = (choices: object[], usage?: object) =>
+    send?.({ id, object: form.chunkObject, created, model, choices, ...(includesUsage && { usage: usage ?? null }) })
+  const all = prompts.flatMap((prompt) => Array.from({ length: n }, () => prompt))
+  const images = options.images === undefined ? {} : { images: all.map(() => options.images) as never }
+  const texts = all.map(() => '')
+  const sent = all.map(() => 0)
+  const begun = new Set<number>()
+  const begin = (index: number) => {
+    if (send === undefined || form.start === undefined || begun.has(index)) return
+    begun.add(index)
+    event([form.start(index)])
+  }
+  const onText = (piece: string, index: number) => {
+    onPiece()
+    begin(index)
+    texts[index] += piece
+    const certain = form.certain(texts[index]).slice(sent[index])
+    if (certain === '') return
+    sent[index] += certain.length
+    event([form.piece(index, certain)])
+  }
+  const results = await session.generate(all, { ...options, ...images, adapter, signal, onText })
+  for (const [i, result] of results.entries()) {
+    if (send === undefined) break
+    begin(i)
+    const last = form.end(i, result)
+    // Held back for a call that did not come.
+    const rest = last.length > 1 ? '' : result.text.slice(sent[i])
+    if (rest !== '') event([form.piece(i, rest)])
+    for (const choice of last) event([choice])
+  }
+  const echoed =
+    echo && (await Promise.all(prompts.map((prompt) => scorePrompt(session, prompt, adapter, echo.scores))))
+  const promptTokens = results.reduce((sum, { promptTokens: own }, i) => sum + (i % n === 0 ? own : 0), 0)
+  const newTokens = results.reduce((sum, { tokenIds }) => sum + tokenIds.length, 0)
+  const usage = { prompt_tokens: promptTokens, completion_tokens: newTokens, total_tokens: promptTokens + newTokens }
+  if (includesUsage) event([], usage)
+  const choices = results.map((result, i) => form.choice(i, result, echoed?.[i]))
+  return { body: { id, object: form.object, created, model, choices, usage }, promptTokens, newTokens }
+}

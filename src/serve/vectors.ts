@@ -1,0 +1,52 @@
+// Answers /v1/embeddings, and /classify in vLLM's form.
+
+import type { AdapterSession } from '../index/session.js'
+import type { AdapterChoice } from '../infer/adapters/choice.js'
+import { seconds } from './adapters.js'
+import type { Fields } from './fields.js'
+
+const textsOf = ({ input }: Fields): string[] => [input as string | string[]].flat()
+
+function usageOf({ model }: AdapterSession, texts: readonly string[]): object {
+  const tokens = texts.reduce((sum, text) => sum + (model.tokenizer?.encode(text).length ?? 0), 0)
+  return { prompt_tokens: tokens, total_tokens: tokens }
+}
+
+export async function embeddings(
+  session: AdapterSession,
+  fields: Fields,
+  { adapter, model, signal }: { adapter: AdapterChoice; model: string; signal: AbortSignal },
+): Promise<object> {
+  const texts = textsOf(fields)
+  const dimensions = fields.dimensions as number | undefined
+  const vectors = await session.embed(texts, { adapter, dimensions, signal })
+  const form = (vector: Float32Array) => (fields.encoding_format === 'base64' ? base64Of(vector) : [...vector])
+  const data = vectors.map((vector, index) => ({ object: 'embedding', index, embedding: form(vector) }))
+  return { object: 'list', data, model, usage: usageOf(session, texts) }
+}
+
+/** The little-endian float32 bytes, in base64. */
+function base64Of(vector: Float32Array): string {
+  const bytes = new DataView(new ArrayBuffer(vector.length * 4))
+  vector.forEach((value, i) => void bytes.setFloat32(4 * i, value, true))
+  let text = ''
+  for (const byte of new Uint8Array(bytes.buffer)) text += String.fromCharCode(byte)
+  return btoa(text)
+}
+
+export async function classification(
+  session: AdapterSession,
+  fields: Fields,
+  { adapter, model, signal }: { adapter: string | null; model: string; signal: AbortSignal },
+): Promise<object> {
+  const texts = textsOf(fields)
+  const labels = session.model.config.id2label as Readonly<Record<string, string>> | undefined
+  const results = await session.classify(texts, { adapter, topK: Number.MAX_SAFE_INTEGER, signal })
+  const data = results.map(({ label, labels: all }, index) => {
+    const order = labels && Object.values(labels)
+    const sorted = order === undefined ? all : [...all].sort((a, b) => order.indexOf(a.label) - order.indexOf(b.label))
+    return { index, label, probs: sorted.map(({ score }) => score), num_classes: all.length }
+  })
+  const id = `classify-${crypto.randomUUID()}`
+  return { id, object: 'list', created: seconds(), model, data, usage: usageOf(session, texts) }
+}

@@ -1,0 +1,36 @@
+// lowrank serve, as a process: it answers over HTTP, and a signal lets it finish what has begun.
+
+import { expect, it } from 'vitest'
+import { lowrank, MODEL, start } from './lowrank.js'
+
+it('answers, and after SIGTERM finishes what has begun and ends with 0', async () => {
+  const { child, done } = start(['serve', MODEL, '--adapter', 'peft=tests/golden/peft/f32', '--port', '0'])
+  const url = await new Promise<string>((resolve, reject) => {
+    let text = ''
+    child.stderr!.on('data', (piece) => {
+      text += piece
+      const [found] = /http:\/\/127\.0\.0\.1:\d+/.exec(text) ?? []
+      if (found !== undefined) resolve(found)
+    })
+    child.on('close', () => reject(new Error(text)))
+  })
+  const models = await (await fetch(`${url}/v1/models`)).json()
+  expect(models.data.map(({ id }: { id: string }) => id)).toEqual(['union-3m', 'peft'])
+  const response = await fetch(`${url}/v1/completions`, {
+    method: 'POST',
+    headers: { 'content-type': 'application/json' },
+    body: JSON.stringify({ model: 'peft', prompt: 'And the people', max_tokens: 120, stream: true }),
+  })
+  child.kill('SIGTERM')
+  const text = await response.text()
+  expect(text).toMatch(/"finish_reason":"(length|stop)"/)
+  expect(text.trimEnd()).toMatch(/data: \[DONE\]$/)
+  const { code, stderr } = await done
+  expect([code, stderr]).toEqual([0, expect.stringContaining('serves union-3m, peft')])
+  expect(stderr).toContain(`curl ${url}/v1/completions`)
+})
+
+it('refuses an adapter without a name', async () => {
+  const { code, stderr } = await lowrank('serve', MODEL, '--adapter', 'tests/golden/peft/f32')
+  expect([code, stderr]).toEqual([2, expect.stringMatching(/write NAME=SOURCE/)])
+})
