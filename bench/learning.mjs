@@ -319,8 +319,7 @@ function pageOf(all, page) {
       `| --- | --- | --- |${' --- |'.repeat(CHECKED_RATES.length)}`,
     ),
     part('## All settings', [
-      'Each cell has the loss on evaluation data after training, and the metric below it. Where three seeds were run, it is their mean, with the standard deviation. Other cells are one run. The lowest loss of a table is bold. An empty cell was not run. All other settings are the defaults of lowrank.',
-      'The tables are made by `bench/learning.mjs`.',
+      'Each cell has the loss on evaluation data after training, and the metric below it. Where three seeds were run, it is their mean, with the standard deviation. Other cells are one run. The lowest loss of a table is bold. An empty cell was not run. All other settings are the defaults of lowrank. The tables are made by `bench/learning.mjs`.',
     ]),
     ...Object.entries(DATA)
       .filter(([, { isCheck }]) => !isCheck)

@@ -20,7 +20,7 @@ import {
 import type { ToolRun } from '../base/progress.js'
 import type { ConvertReport } from '../exchange/convert.js'
 import type { ConvertedDtype, Place } from '../exchange/format.js'
-import { ADAPTER_FORMATS, type AdapterFormat, formatOf } from '../exchange/formats.js'
+import { ADAPTER_FORMATS, type AdapterFormat, CONVERTED_DTYPES, formatOf } from '../exchange/formats.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import type { CombineResult } from '../tools/combine.js'
 import { COMBINATION_TYPES, type CombineSettings } from '../tools/combine-settings.js'
@@ -195,7 +195,7 @@ const CONVERT: OptionTable<ConvertAdapterOptions> = {
   to: oneOf(...ADAPTER_FORMATS),
   out: TARGET,
   base: SOURCE,
-  outDtype: oneOf('fp32', 'fp16', 'bf16', 'q8_0', 'keep'),
+  outDtype: oneOf(...CONVERTED_DTYPES),
 }
 
 /** See the entry. */

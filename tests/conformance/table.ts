@@ -28,9 +28,7 @@ export function formatTable(matrix: Matrix, results: ReadonlyMap<Cell, CellResul
 
 <!-- Written by \`npm run conformance\`; a test fails when it differs from the result of the suite. -->
 
-This table compares lowrank with PEFT ${peft} (transformers ${transformers}, torch ${torch}). Each cell is one option on one architecture. PEFT saved an adapter folder for each cell. In each folder, the layers have different ranks, and B is not
-zero. PEFT and lowrank both load the folder. The tests compare the numbers of parameters, the outputs and the merged weights of both. The bases are a few kB large and have random weights.
-[tests/conformance](../tests/conformance) runs without Python. [scripts/golden/conformance.py](../scripts/golden/conformance.py) makes the data.
+This table compares lowrank with PEFT ${peft} (transformers ${transformers}, torch ${torch}). Each cell is one option on one architecture. PEFT saved an adapter folder for each cell. In each folder, the layers have different ranks, and B is not zero. PEFT and lowrank both load the folder. The tests compare the numbers of parameters, the outputs and the merged weights of both. The bases are a few kB large and have random weights. [tests/conformance](../tests/conformance) runs without Python. [scripts/golden/conformance.py](../scripts/golden/conformance.py) makes the data.
 
 ${results.size} cells: ${count('pass')} conform (✓), ${count('peft-refuses')} are refused by PEFT (P), ${count('lowrank-refuses')} by lowrank (L), ${count('fail')} fail (✗).
 
@@ -57,8 +55,7 @@ transformers 5 gives many tensors other names when it saves a model, ties some, 
 | bf16, f16 | the same, written in 16 bits | one rounding of a value within ${exponent(TOLERANCES.merge)} |
 | file | the folder saved again | the same bytes; the config’s content |
 
-These checks run in every cell. The merge is left out only where a note says that PEFT cannot merge, or merges wrongly. If base and adapter have 16 bits, the merge is compared in that type. PEFT can run some adapters but cannot merge them. lowrank also refuses to merge them. A note quotes PEFT’s
-error message. Tied embeddings are merged as in PEFT: with \`tied: 'keep'\`, and with \`untie\` if one use has a saved copy.
+These checks run in every cell. The merge is left out only where a note says that PEFT cannot merge, or merges wrongly. If base and adapter have 16 bits, the merge is compared in that type. PEFT can run some adapters but cannot merge them. lowrank also refuses to merge them. A note quotes PEFT’s error message. Tied embeddings are merged as in PEFT: with \`tied: 'keep'\`, and with \`untie\` if one use has a saved copy.
 
 ## Where PEFT does something else
 

@@ -4,8 +4,10 @@
 import { readFileSync } from 'node:fs'
 import { describe, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../src/base/bytes.js'
+import { FORMATS, formatOf } from '../../src/exchange/formats.js'
 import { usePlatform } from '../../src/index/platform.js'
 import { convertAdapter } from '../../src/index/tools.js'
+import { ADAPTER_FORMATS } from '../../src/index.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
 import { nodePlatform } from '../../src/node/platform.js'
@@ -55,6 +57,22 @@ describe.each(['mlx', 'onnx-adapter'] as const)('%s', (to) => {
       expect(out.files.size).toBe(0)
     }
   })
+})
+
+it('has one table of formats, which the public API and the documentation name', async () => {
+  expect(ADAPTER_FORMATS).toEqual(Object.keys(FORMATS))
+  const page = readFileSync('docs/formats.md', 'utf8')
+  for (const name of ADAPTER_FORMATS) {
+    const { ending, files, load } = formatOf(name)
+    // An adapter is a file with an ending, or a folder with files of known names.
+    expect([ending === undefined, files === undefined], name).toContain(true)
+    expect(await load()).toEqual({
+      detect: expect.any(Function),
+      open: expect.any(Function),
+      write: expect.any(Function),
+    })
+    expect(page).toContain(name)
+  }
 })
 
 it('keeps DoRA and embeddings in mlx-lm’s folder, with the keys of its config', async () => {

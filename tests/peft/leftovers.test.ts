@@ -67,6 +67,26 @@ it('tensors that the model computes itself are left out, with a note', async () 
   )
 })
 
+it('config.json of the base may name what the base was made from, and is no reason for a warning', async () => {
+  const adapter = await folder(text({ base_model_name_or_path: 'sentence-transformers/all-MiniLM-L6-v2' }))
+  const warningsOn = async (own: string, hubId?: string) => {
+    const base = new MemoryDirectory({ 'config.json': JSON.stringify({ _name_or_path: own }) }, 'models/mine')
+    await saveSafetensors(base, 'model.safetensors', [tensor('encoder.query.weight', [2, 3])])
+    const { warnings } = await merge({
+      base: Object.assign(base, { hubId }),
+      adapters: adapter,
+      out: new MemoryDirectory(),
+    })
+    return warnings.filter((warning) => warning.includes('as its base'))
+  }
+  expect(await warningsOn('nreimers/MiniLM-L6-H384-uncased')).toEqual([])
+  expect(await warningsOn('nreimers/MiniLM-L6-H384-uncased', 'Xenova/all-MiniLM-L6-v2')).toEqual([])
+  expect(await warningsOn('sentence-transformers/all-MiniLM-L6-v2', 'someone/copy')).toEqual([])
+  expect(await warningsOn('nreimers/MiniLM-L6-H384-uncased', 'org/other')).toEqual([
+    expect.stringMatching(/names sentence-transformers\/all-MiniLM-L6-v2 as its base, which is not org\/other/),
+  ])
+})
+
 it('the wrapper of sentence-transformers is no part of a module’s name', async () => {
   const wrapped = await folder(text(), '0.auto_model.encoder.query')
   // The folder stays what it was for PEFT.

@@ -29,6 +29,23 @@ describe('project texts', () => {
     expect(wrong).toEqual([])
   })
 
+  it('has each paragraph of Markdown on one line', () => {
+    const special = /^\s*($|[-*+] |\d+\. |\||#|```|>|<|-->|---|=|!?\[.*\]:)/
+    const broken = texts
+      .filter((path) => path.endsWith('.md'))
+      .flatMap((path) => {
+        let isCode = false
+        const lines = textOf(path).split('\n')
+        return lines.flatMap((line, i) => {
+          if (line.trim().startsWith('```')) isCode = !isCode
+          const before = lines[i - 1] ?? ''
+          const isProse = !isCode && !special.test(line) && !/^\s*($|\||#|```|<|-->|---)/.test(before)
+          return isProse ? [`${path}:${i + 1}`] : []
+        })
+      })
+    expect(broken).toEqual([])
+  })
+
   it('names no absolute path of one machine', () => {
     const machine = /(^|[\s'"`(=:])(\/(work|root|home|Users)\/\w|[A-Z]:\\Users\\)/m
     expect(texts.filter((path) => path !== 'tests/structure/texts.test.ts' && machine.test(textOf(path)))).toEqual([])

@@ -95,9 +95,9 @@ describe.skipIf(!canOpenSite)('the page', () => {
   })
 
   it('opens a folder that is dropped: an adapter, or says what it is not', async () => {
-    await page.drop([join(root, 'tests/golden/tied-models')])
+    await page.drop([join(root, 'tests/golden/peft')])
     await until("!document.getElementById('error').hidden")
-    expect(await text('error')).toMatch(/tied-models: neither a model nor an adapter/)
+    expect(await text('error')).toMatch(/peft: neither a model nor an adapter/)
     const noModel = mkdtempSync(join(tmpdir(), 'lowrank-no-model-'))
     try {
       writeFileSync(join(noModel, 'config.json'), '{"model_type": "llama"}')
