@@ -130,18 +130,21 @@ async function encodeMessages(
     })
   }
   const template = await templateOf(model, chatTemplate ?? recorded)
-  if (template === undefined) {
-    throw new FormatError({
-      where: model.directory.name,
-      what: 'this model has no chat template, and the prompt is a chat',
-      hint: 'Give one with chatTemplate (--chat-template FILE), or give the prompt as text',
-    })
-  }
+  if (template === undefined) throw noTemplate(model.directory.name)
   const form: MessageForm = place === undefined ? (all) => all : messageForm(template, args, place)
   const written = form(place === undefined ? chat : withPlaces(chat, count, place))
   const { text } = template.render(written, { args, tools, addGenerationPrompt: true }, where)
   const ids = tokenizer.encode(await filled(text, pictures), { specialTokens: false })
   return { ids, ...endOfTurn(template, args, tokenizer, form) }
+}
+
+/** @param model the folder's name */
+export function noTemplate(model: string): FormatError {
+  return new FormatError({
+    where: model,
+    what: 'this model has no chat template, and the prompt is a chat',
+    hint: 'Give one with chatTemplate (--chat-template FILE), or give the prompt as text',
+  })
 }
 
 type MessageForm = (messages: readonly MessageOfParts[]) => readonly MessageOfParts[]

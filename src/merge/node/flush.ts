@@ -16,7 +16,7 @@ const syncAll = promisify(fsync)
 
 export class Flusher {
   #sending: Promise<void> | undefined
-  /** Of what was sent early: the system tells an error of a file once, and then forgets it. */
+  /** First error of a file that was sent early: the system tells it once, and then forgets it. */
   #failure: unknown
 
   /** Begins to send what a file has so far; does nothing while something is being sent. */

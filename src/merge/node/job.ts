@@ -68,7 +68,7 @@ class PathJob {
   readonly #crew: Crew | undefined
   /** The files that are this job's. */
   readonly #own: readonly OutputFile[]
-  /** What is known of the files that this job has made. */
+  /** Facts about the files that this job has made. */
   #changes = new ChangeSums()
   readonly #warnings: string[] = []
 
@@ -135,7 +135,7 @@ class PathJob {
     return this.#opened.format
   }
 
-  /** What {@link run} would do. */
+  /** Tells what {@link run} would do. */
   async plan(): Promise<MergePlanReport> {
     await this.#refusePlaces()
     const { files, others } = this.#opened

@@ -1,4 +1,4 @@
-// Where the output of a merge may go: looked at before anything is written, and again before it gets its name.
+// Checks the place of a merge's output, before anything is written and again before the output gets its name.
 
 import { statfsSync } from 'node:fs'
 import { readdir, realpath, stat } from 'node:fs/promises'
@@ -12,7 +12,7 @@ import { locate, NodeDirectory } from '../../io/node/files.js'
 import { RECORD_FILE } from '../plan/companions.js'
 import type { MergeFormat } from '../report.js'
 
-/** Where a merge's result goes. */
+/** Place of a merge's result. */
 export interface OutputPlace {
   /** The path without links. */
   readonly out: string

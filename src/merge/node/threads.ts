@@ -108,7 +108,7 @@ export class Crew {
         else this.#fail(deserializeError(message.error))
       })
       worker.on('error', (cause: NodeJS.ErrnoException) => {
-        // Of a system with no room for another thread: those that there are take its chunks.
+        // The system has no room for another thread: the other threads do its work.
         isMissed = !isReady && SCARCE.includes(cause.code ?? '')
         if (!isMissed)
           this.#fail(new RuntimeError({ where: 'merge worker', what: `it failed: ${cause.message}`, cause }))

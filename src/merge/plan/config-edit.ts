@@ -1,7 +1,7 @@
 // The changes of a base's config.json: what the merge has made of its types, of tied weights and of the head. All else
 // keeps its spelling.
 
-import { type Directory, readAll } from '../../base/bytes.js'
+import { type Directory, parsePythonJson, readAll } from '../../base/bytes.js'
 import type { FloatDtype } from '../../base/dtype.js'
 import { FormatError, MismatchError } from '../../base/errors.js'
 import { setMember } from '../../formats/json-edit.js'
@@ -63,7 +63,7 @@ export function editConfig(
   let text = new TextDecoder().decode(content)
   let config: Record<string, unknown>
   try {
-    config = JSON.parse(text)
+    config = parsePythonJson(text) as Record<string, unknown>
   } catch (cause) {
     throw new FormatError({ where, what: 'not valid JSON', cause })
   }
@@ -144,7 +144,7 @@ export async function loadConfig(base: Directory): Promise<Config | undefined> {
   const source = await base.open(CONFIG_FILE)
   try {
     const bytes = await readAll(source)
-    const values: unknown = JSON.parse(new TextDecoder().decode(bytes))
+    const values: unknown = parsePythonJson(new TextDecoder().decode(bytes))
     if (typeof values === 'object' && values !== null && !Array.isArray(values))
       return { bytes, values: values as Record<string, unknown> }
     throw new FormatError({ where: source.name, what: 'not a JSON object' })
