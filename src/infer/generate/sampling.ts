@@ -9,8 +9,8 @@ export const GENERATE_DEFAULTS = Object.freeze(GENERATE_OPTIONS_DEFAULTS)
 /** How the next token is chosen from the logits. What is left out is taken from the model's generation_config.json. */
 export interface SamplingOptions {
   /**
-   * 0 takes the most likely token. Default: that of generation_config.json where it samples (do_sample) or where topK, topP or minP is
-   * given, else 0.
+   * 0 takes the most likely token. Default: that of generation_config.json where it samples (do_sample) or where topK,
+   * topP or minP is given, else 0.
    * @range a finite number of at least 0
    */
   temperature?: number | undefined
@@ -32,8 +32,8 @@ export interface SamplingOptions {
    */
   minP?: number | undefined
   /**
-   * Divides the logits of tokens that the prompt or the text holds, or multiplies them where they are below 0: above 1 they become less
-   * likely. Default: that of generation_config.json, else 1.
+   * Divides the logits of tokens that the prompt or the text holds, or multiplies them where they are below 0: above 1
+   * they become less likely. Default: that of generation_config.json, else 1.
    * @range a finite number above 0
    */
   repetitionPenalty?: number | undefined
