@@ -264,8 +264,8 @@ export async function writeThrough(
   }
 }
 
-/** Parses JSON as Python writes it: NaN and infinities, which JSON does not have, become infinite numbers. Throws SyntaxError. */
-function parsePythonJson(text: string): unknown {
+/** Parses JSON as Python writes it: with NaN and infinite numbers, which JSON does not have. Throws SyntaxError. */
+export function parsePythonJson(text: string): unknown {
   try {
     return JSON.parse(text)
   } catch {

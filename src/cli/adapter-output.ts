@@ -1,4 +1,5 @@
-// What the commands share that write an adapter: the options of ranks and of the output, progress, and the table of what was lost.
+// Shared parts of the commands that write an adapter: the options of ranks and of the output, progress, and the table
+// of what was lost.
 
 import type { LoraAdapter, RankReport, ToolProgress } from '../index.js'
 import { EXIT_INTERRUPTED, interruptible } from './interrupt.js'
@@ -24,7 +25,7 @@ export function savedDtype(outDtype: 'fp32' | 'fp16' | 'bf16' | 'keep'): 'fp32' 
   return outDtype === 'keep' ? undefined : outDtype
 }
 
-/** What a tool gives that makes an adapter. */
+/** Result of a tool that makes an adapter. */
 interface Made {
   adapter: LoraAdapter
   layers: RankReport[]

@@ -1,5 +1,6 @@
 // lowrank generate: continues prompts and answers chats with a model, with and without adapters.
 
+import { requireChatTemplate } from '../index/model.js'
 import { type AdapterChoice, GENERATE_DEFAULTS, type GenerateResult, type LoraAdapter } from '../index.js'
 import { DATA_OPTIONS, readChatTemplate } from './data-options.js'
 import { printable, printableProse } from './escape.js'
@@ -100,6 +101,11 @@ export const generate = defineCommand({
         say(colors.dim(`${tokens} tokens, ${(tokens / seconds).toFixed(0)} a second`))
         if (json) printDocument({ ...results[0], ...(results.length > 1 && { results }) })
         return 0
+      },
+      async (source, adapters) => {
+        const choices = choicesOf(weighted, adapters, mix).filter(({ wasTrainedOnChats }) => !wasTrainedOnChats)
+        const isChat = choices.some(() => prompts.for(false).some((one) => typeof one !== 'string'))
+        if (isChat && template === undefined) await requireChatTemplate(source)
       },
     )
   },

@@ -39,11 +39,13 @@ interface SessionValues {
  * Opens a model with adapters for `use`, and closes it.
  *
  * @param use gets the session, a signal that Ctrl-C and a closed output give, and the adapters by their folders
+ * @param check gets the adapters and where the model comes from, before that is loaded
  * @returns the exit code
  */
 export async function withSession(
   { model: named, dtype, adapter: folders, allowMissing, device, threads }: SessionValues,
   use: (session: AdapterSession, signal: AbortSignal, adapters: ReadonlyMap<string, LoraAdapter>) => Promise<number>,
+  check?: (source: string, adapters: ReadonlyMap<string, LoraAdapter>) => Promise<void>,
 ): Promise<number> {
   if (named === undefined && folders.length === 0) throw new UsageError(`--model ${MODEL} is missing`)
   const node = await import('../node.js')
@@ -52,6 +54,7 @@ export async function withSession(
   const source = named ?? baseOf(folders[0], adapters[0]?.[1].config)
   if (source === undefined) throw new UsageError(`${folders[0]} does not name its base: give it with --model ${MODEL}`)
   if (named === undefined) say(`The base is ${colors.bold(printable(source))}, as ${folders[0]} names it`)
+  await check?.(source, new Map(adapters))
   const model = await node.loadModel(source, { dtype })
   try {
     for (const [folder, { config }] of adapters) {

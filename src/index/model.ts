@@ -62,6 +62,14 @@ const OPTIONS: OptionTable<LoadModelOptions> = {
 /** Files of models that ONNX Runtime does not run. */
 const OTHER_FILES = /\.(gguf|safetensors|bin|pt|pth|ckpt|json)$/
 
+/** Throws FormatError when a model has no chat template. Loads nothing else of it: its weights may be large, and on a server. */
+export async function requireChatTemplate(source: Source): Promise<void> {
+  const { directory } = await openSource(source, 'source')
+  const { loadChatTemplate } = await import('../text/chat-template.js')
+  if ((await loadChatTemplate(directory)) !== undefined) return
+  throw (await import('../infer/generate/prompts.js')).noTemplate(directory.name)
+}
+
 /** See the entry. */
 export async function loadModel(source: Source, options: LoadModelOptions = {}): Promise<Model> {
   checkOptions(options, { of: 'loadModel', table: OPTIONS })

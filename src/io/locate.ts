@@ -1,4 +1,5 @@
-// What a path inside a repository or on a server means: a folder, or a file and the folder that it belongs to.
+// Finds out what a path inside a repository or on a server means: a folder, or a file and the folder that it belongs
+// to.
 
 import { type Directory, splitName } from '../base/bytes.js'
 import { FileError } from '../base/errors.js'
@@ -6,10 +7,13 @@ import type { HubDirectory } from './hub/directory.js'
 import { decoded } from './source.js'
 import type { UrlDirectory } from './url-directory.js'
 
-/** What a source names. */
+/** The folder, or the file in it, that a source names. */
 export interface Located {
   readonly directory: Directory
-  /** The file's path inside the folder; undefined where the source is a folder. Of a graph in onnx/ the folder is the model's. */
+  /**
+   * The file's path inside the folder; undefined where the source is a folder. Of a graph in onnx/ the folder is the
+   * model's.
+   */
   readonly file: string | undefined
 }
 
@@ -59,7 +63,9 @@ async function locateFile(at: (count: number) => Directory, parts: readonly stri
     : locateGraph(own, name, { directory: at(parts.length - 2), name: inner })
 }
 
-/** A file in its folder; a graph in the model's: the Hub's layout keeps graphs in onnx/, one folder below config.json. */
+/**
+ * A file in its folder; a graph in the model's: the Hub's layout keeps graphs in onnx/, one folder below config.json.
+ */
 export async function locateGraph(
   own: Directory,
   file: string,

@@ -1,5 +1,5 @@
-// What a string that names a model, an adapter or a base means: a path, a model on the Hub, or a URL. Pure: who calls says
-// which paths exist.
+// Finds out what a string that names a model, an adapter or a base means: a path, a model on the Hub, or a URL. Pure:
+// who calls says which paths exist.
 
 import { splitName } from '../base/bytes.js'
 import { ConfigError } from '../base/errors.js'
@@ -15,17 +15,17 @@ export interface HubSource {
   readonly path: string
 }
 
-/** What {@link parseSource} found. */
+/** Result of {@link parseSource}. */
 export type ParsedSource =
   | { readonly kind: 'path'; readonly path: string }
   | { readonly kind: 'url'; readonly url: string }
   | HubSource
 
-/** Where a source is read. */
+/** Context in which a source is read. */
 export interface SourceRules {
   /** The argument that holds it, for messages. */
   readonly where: string
-  /** Whether there is a file or folder of that path. Left out in browsers, which have no paths. */
+  /** Returns true if there is a file or folder of that path. Left out in browsers, which have no paths. */
   readonly exists?: (path: string) => boolean
   /** The address of a Hub of one's own, whose URLs are read as ids too. */
   readonly endpoint?: string | undefined
@@ -47,9 +47,9 @@ const PATH = /^(?:\.{1,2}(?:[/\\]|$)|[/\\]|~[/\\]|[A-Za-z]:[/\\])/
 /**
  * Tells paths, Hub ids and URLs apart.
  *
- * A string that begins with `./`, `../`, `/` or a drive letter, or that exists, is a path. `hf:org/name@revision/folder` is always
- * the Hub, as is an address of a model's page there. A bare `org/name` or `org/name@revision` is the Hub, unless `org` is a local
- * folder. Other addresses are folders of files.
+ * A string that begins with `./`, `../`, `/` or a drive letter, or that exists, is a path.
+ * `hf:org/name@revision/folder` is always the Hub, as is an address of a model's page there. A bare `org/name` or
+ * `org/name@revision` is the Hub, unless `org` is a local folder. Other addresses are folders of files.
  *
  * @throws ConfigError naming the argument, when the string is empty or malformed, or a path in a browser
  *
@@ -104,7 +104,7 @@ function parseHub(rest: string, text: string, where: string): HubSource {
   let tail = rest.slice(id.length)
   let revision = DEFAULT_REVISION
   if (tail.startsWith('@')) {
-    // Of revisions with a slash the Hub knows these; in others it is written %2F.
+    // The Hub knows these revisions with a slash; in others the slash is written %2F.
     const [, found] = /^@(refs\/(?:pr|convert)\/[^/]+|[^/]*)/.exec(tail)!
     revision = decoded(found) ?? ''
     tail = tail.slice(found.length + 1)
@@ -141,7 +141,7 @@ function parseUrl(text: string, where: string, endpoint: string | undefined): Pa
   return parseHub(`${owner}/${name}@${tail.map((part) => decoded(part) ?? part).join('/')}`, text, where)
 }
 
-/** Whether the text can be a model's id, `org/name` or `name`. It becomes a part of paths and of addresses. */
+/** True if the text can be a model's id, `org/name` or `name`. It becomes a part of paths and of addresses. */
 export function isId(text: string): boolean {
   const parts = text.split('/')
   return (
@@ -151,14 +151,17 @@ export function isId(text: string): boolean {
   )
 }
 
-/** Whether the text can be a branch, a tag or a commit, by git's rules for names. It becomes a part of paths and of addresses. */
+/**
+ * True if the text can be a branch, a tag or a commit, by git's rules for names. It becomes a part of paths and of
+ * addresses.
+ */
 export function isRevision(text: string): boolean {
   // biome-ignore lint/suspicious/noControlCharactersInRegex: git refuses them too
   const isClean = !/[\x00-\x20\x7f~^:?*[\\]|\.\.|@\{|\/\/|\.lock(?:\/|$)/.test(text)
   return isClean && text.length <= 255 && text.split('/').every((part) => part !== '' && !/^[.-]|\.$/.test(part))
 }
 
-/** Whether a name stays inside the folder that it is joined to, on any system. */
+/** True if a name stays inside the folder that it is joined to, on any system. */
 function isInside(path: string): boolean {
   try {
     splitName(path, '')

@@ -1,4 +1,5 @@
-// A folder on a web server. Such a server has no list of its files: those are found by the names that models and adapters have.
+// A folder on a web server. Such a server has no list of its files: those are found by the names that models and
+// adapters have.
 
 import { type ByteSink, type ByteSource, concatBytes, type Directory, MemorySource, splitName } from '../base/bytes.js'
 import { FileError } from '../base/errors.js'
@@ -7,13 +8,13 @@ import { isPassing } from './hub/errors.js'
 import { versionOf } from './hub/range-source.js'
 import { type HubConnection, HubError, request, shown } from './hub/request.js'
 
-/** What a server says of a file. */
+/** Facts that a server tells about a file. */
 export interface UrlFile {
   readonly url: string
   readonly byteLength: number
   /** See versionOf. */
   readonly version: string | undefined
-  /** Whether parts of it can be asked for. */
+  /** True if parts of it can be asked for. */
   readonly hasRanges: boolean
 }
 
@@ -37,7 +38,7 @@ const KNOWN_FILES = [
 ]
 /** Folders that are looked for, each by a file that it has. */
 const KNOWN_FOLDERS = { onnx: ['model.onnx', 'model_fp16.onnx', 'model_quantized.onnx', 'model_q4.onnx'] }
-/** What servers say of files that are not there; some storage says 403 to those who may not list. */
+/** Statuses of servers for files that are not there; some storage says 403 to those who may not list. */
 const ABSENT = [403, 404, 410]
 
 /** A connection to a server that is no Hub: no token goes there. */
@@ -133,7 +134,7 @@ export class UrlDirectory implements Directory {
   }
 }
 
-/** What the server has there; undefined for nothing. Content whose length it does not tell is read at once. */
+/** Asks the server for a file; undefined if there is none. Content whose length it does not tell is read at once. */
 async function ask(url: string, connection: HubConnection): Promise<UrlFile | MemorySource | undefined> {
   let answer = await request(connection, url, { range: 'bytes=0-0' })
   if (answer.response.status === 206 && !answer.response.headers.has('content-range')) {

@@ -1,4 +1,4 @@
-// What the command line needs of Node beside the public API.
+// Functions of Node that the command line needs beside the public API.
 
 import path from 'node:path'
 import { writeFile } from '../base/bytes.js'

@@ -15,7 +15,7 @@ const WORKERS: Record<EngineKind, URL> = {
 
 const runtimeOf = (specifier: string) => ({ specifier, spawn: (kind: EngineKind) => spawnNodeWorker(WORKERS[kind]) })
 
-/** What a text is told of that stands where a path is expected. */
+/** The error for a text that stands where a path is expected. */
 function notPath({ where, what }: FileError): FileError {
   return new FileError({
     where,

@@ -1,5 +1,5 @@
-// Writes the folder of a run, in an order that any interruption leaves usable: what is there is complete, but for the metrics, and the
-// state counts no steps that these lack.
+// Writes the folder of a run, in an order that any interruption leaves usable: what is there is complete, but for the
+// metrics, and the state counts no steps that these lack.
 
 import { type Directory, writeFile } from '../base/bytes.js'
 import type { LoraAdapter } from '../lora/adapter.js'
@@ -66,7 +66,9 @@ export class RunWriter {
       await this.#writeMetrics(this.#directory)
   }
 
-  /** Saves adapter and, if given, the state to go on from. A run that is to be replaced stays until there was a step. */
+  /**
+   * Saves adapter and, if given, the state to go on from. A run that is to be replaced stays until there was a step.
+   */
   async save(
     adapter: LoraAdapter,
     state?: { names: readonly string[]; engine: EngineState; run: RunState },

@@ -51,6 +51,14 @@ describe('sources on the command line', () => {
     expect(again.stderr).not.toContain('Loading')
   })
 
+  it('misses a chat template before the weights are loaded', async () => {
+    for (const more of [['--chat'], ['--system', 'Be brief.'], ['--chat', '--adapter', 'org/lora']]) {
+      const { code, stderr } = await lowrank('generate', '--model', 'org/union', ...PROMPT, ...more)
+      expect([code, stderr]).toEqual([1, expect.stringContaining('this model has no chat template')])
+      expect(current.hub.loaded.filter((file) => file.endsWith('.onnx'))).toEqual([])
+    }
+  })
+
   it('one’s own chats: train with a model of the Hub, and ask', async () => {
     const out = join(current.home, 'mine')
     const data = [join(MODEL, '..', 'data', 'chats.jsonl'), '--chat-template', join(MODEL, '..', 'data', 'chat.jinja')]

@@ -7,8 +7,8 @@ import { pathToFileURL } from 'node:url'
 const TEXT_OPTION = /^(-e|-p|-pe|--eval|--print)(=|$)/
 
 /**
- * The URL of a package, as the program that runs sees it, else as lowrank sees it. The working directory is no place to load code
- * from, for it may be a downloaded model's folder: a program that is a text gets the package beside lowrank.
+ * The URL of a package, as the program that runs sees it, else as lowrank sees it. The working directory is no place to
+ * load code from, for it may be a downloaded model's folder: a program that is a text gets the package beside lowrank.
  *
  * @param from the URL of the module that asks
  * @returns undefined if it is not installed

@@ -59,8 +59,9 @@ interface PromptContext {
 /**
  * Encodes a prompt.
  *
- * @throws DataError for a chat that cannot be answered or that the template refuses, for a prompt without tokens or without room
- *   behind it, and for one with more or fewer places than pictures; FormatError without a template or for one that cannot be used; MismatchError for a tokenizer of another model
+ * @throws DataError for a chat that cannot be answered or that the template refuses, for a prompt without tokens or
+ *   without room behind it, and for one with more or fewer places than pictures; FormatError without a template or for
+ *   one that cannot be used; MismatchError for a tokenizer of another model
  */
 export async function encodePrompt(
   model: Model,
@@ -130,18 +131,21 @@ async function encodeMessages(
     })
   }
   const template = await templateOf(model, chatTemplate ?? recorded)
-  if (template === undefined) {
-    throw new FormatError({
-      where: model.directory.name,
-      what: 'this model has no chat template, and the prompt is a chat',
-      hint: 'Give one with chatTemplate (--chat-template FILE), or give the prompt as text',
-    })
-  }
+  if (template === undefined) throw noTemplate(model.directory.name)
   const form: MessageForm = place === undefined ? (all) => all : messageForm(template, args, place)
   const written = form(place === undefined ? chat : withPlaces(chat, count, place))
   const { text } = template.render(written, { args, tools, addGenerationPrompt: true }, where)
   const ids = tokenizer.encode(await filled(text, pictures), { specialTokens: false })
   return { ids, ...endOfTurn(template, args, tokenizer, form) }
+}
+
+/** @param model the folder's name */
+export function noTemplate(model: string): FormatError {
+  return new FormatError({
+    where: model,
+    what: 'this model has no chat template, and the prompt is a chat',
+    hint: 'Give one with chatTemplate (--chat-template FILE), or give the prompt as text',
+  })
 }
 
 type MessageForm = (messages: readonly MessageOfParts[]) => readonly MessageOfParts[]
@@ -161,8 +165,8 @@ function templateOf(model: Model, text: string | undefined): Promise<ChatTemplat
 const [PROBED_ANSWER, PROBED_QUESTION] = ['qzanswerqz', 'qzquestionqz']
 
 /**
- * The end of a turn: the first special token that a template writes between an answer and the next question, else the text itself.
- * Nothing where the template does not take such a chat or writes nothing between them.
+ * The end of a turn: the first special token that a template writes between an answer and the next question, else the
+ * text itself. Nothing where the template does not take such a chat or writes nothing between them.
  */
 export function endOfTurn(
   template: ChatTemplate,

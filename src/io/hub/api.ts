@@ -13,7 +13,7 @@ export interface HubFile {
   readonly byteLength: number
   /** Git's name of the content: for a file in LFS that of the pointer to it. */
   readonly gitSha1: string
-  /** Of the content, where the file is in LFS. */
+  /** Digest of the content, if the file is in LFS. */
   readonly sha256?: string
   /** The Hub's storage names large content once more. */
   readonly xetHash?: string
@@ -24,7 +24,7 @@ const SHA256 = /^[0-9a-f]{64}$/
 
 /** A page lists 1000 files: a repository of more than these pages is none that holds a model. */
 const MAX_TREE_PAGES = 100
-/** Of a page or of a model's card: some cards list all files once more. */
+/** Largest size of a page or of a model's card: some cards list all files once more. */
 const MAX_JSON_BYTES = 64 << 20
 /** A request that failed for now is sent again so often. */
 const MAX_TRIES = 3
@@ -101,7 +101,7 @@ export function parseFile(found: Record<keyof HubFile, unknown>, where: string):
   }
 }
 
-/** Where the bytes of a file are. */
+/** Address of the bytes of a file. */
 export function fileUrl({ endpoint }: HubConnection, { id }: HubSource, commit: string, path: string): string {
   return `${endpoint}/${id}/resolve/${commit}/${path.split('/').map(encodeURIComponent).join('/')}`
 }

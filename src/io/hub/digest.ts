@@ -1,4 +1,4 @@
-// What the content of a file must be, by the digest under which the Hub keeps it.
+// Checks the content of a file by the digest under which the Hub keeps it.
 
 import type { ErrorDetails } from '../../base/errors.js'
 import type { HubFile } from './api.js'
@@ -6,17 +6,17 @@ import type { HubFile } from './api.js'
 /** The SHA-256 of the content, or git's SHA-1 of it. */
 export type Digest = { readonly sha256: string } | { readonly gitSha1: string }
 
-/** Of a file in LFS, or of one in git. */
+/** Digest of a file in LFS, or of one in git. */
 export function digestOf({ sha256, gitSha1 }: HubFile): Digest {
   return sha256 === undefined ? { gitSha1 } : { sha256 }
 }
 
-/** What git digests before the content: https://git-scm.com/book/en/v2/Git-Internals-Git-Objects */
+/** Header that git digests before the content: https://git-scm.com/book/en/v2/Git-Internals-Git-Objects */
 export function gitHeader(byteLength: number): string {
   return `blob ${byteLength}\0`
 }
 
-/** What to say of another content. */
+/** Words of an error about another content. */
 export function damage(
   file: { name: string; byteLength: number; digest: Digest | undefined },
   got?: string,

@@ -1,4 +1,5 @@
-// A repository of the Hub at one commit, as a folder that can be read: what it holds is known, and a file comes when it is opened.
+// A repository of the Hub at one commit, as a folder that can be read: what it holds is known, and a file comes when it
+// is opened.
 
 import { type ByteSink, type ByteSource, type Directory, namesIn, splitName } from '../../base/bytes.js'
 import { FileError, nearMisses } from '../../base/errors.js'
@@ -23,11 +24,14 @@ export interface RemoteOptions {
   /** The Hub's address. Default: HF_ENDPOINT in Node, else the public Hub's. */
   readonly endpoint?: string | undefined
   /**
-   * For private and gated repositories; it is sent to the Hub alone. Default in Node: HF_TOKEN, else the file that `hf auth login`
-   * writes. In a page it can be read by all who see the page.
+   * For private and gated repositories; it is sent to the Hub alone. Default in Node: HF_TOKEN, else the file that
+   * `hf auth login` writes. In a page it can be read by all who see the page.
    */
   readonly token?: string | undefined
-  /** Reads large files in ranges, of which nothing is kept, unless they are in the cache. Default: each file comes whole. */
+  /**
+   * Reads large files in ranges, of which nothing is kept, unless they are in the cache. Default: each file comes
+   * whole.
+   */
   readonly readsRanges?: boolean | undefined
   /** Called before each download and while it runs. */
   readonly onDownload?: OnDownload | undefined
@@ -53,7 +57,7 @@ export interface HubFiles {
 /** A folder of a repository. Files that nobody opens are not loaded. */
 export class HubDirectory implements Directory {
   readonly name: string
-  /** Where it lies: the id, the revision that was asked for, and the folder in the repository. */
+  /** Its place: the id, the revision that was asked for, and the folder in the repository. */
   readonly source: HubSource
   readonly hubId: string
   readonly hubRevision: string | undefined

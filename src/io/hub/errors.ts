@@ -1,11 +1,11 @@
-// What the Hub's refusals mean, and what to do about them. The Hub says the kind in X-Error-Code; of private, gated and missing
-// repositories it says little to strangers.
+// Explains the Hub's refusals, and says what to do about them. The Hub says the kind in X-Error-Code; of private, gated
+// and missing repositories it says little to strangers.
 
 import { type ErrorDetails, nearMisses } from '../../base/errors.js'
 import type { HubSource } from '../source.js'
 import { type HubConnection, HubError } from './request.js'
 
-/** What was asked for. */
+/** A request, for the words of its error. */
 export interface HubRequest {
   readonly connection: HubConnection
   readonly source: HubSource
@@ -18,7 +18,7 @@ export interface HubRequest {
 /** Other statuses below 500 do not go away by themselves. */
 const PASSING = [408, 425, 429]
 
-/** Whether the server may answer otherwise soon. */
+/** True if the server may answer otherwise soon. */
 export function isPassing(status: number): boolean {
   return status >= 500 || PASSING.includes(status)
 }

@@ -4,7 +4,10 @@ import { type ByteSource, checkRange, concatBytes } from '../../base/bytes.js'
 import { FileError } from '../../base/errors.js'
 import { type HubConnection, isWorthATry, pause, request } from './request.js'
 
-/** A config or a tokenizer: files up to this size come whole, because in ranges they would take as many requests as parts. */
+/**
+ * A config or a tokenizer: files up to this size come whole, because in ranges they would take as many requests as
+ * parts.
+ */
 export const MAX_WHOLE_BYTES = 1 << 20
 
 /** Readers of a file's head ask for a few bytes at a time; a request takes as long as this much. */
@@ -12,7 +15,10 @@ const BLOCK_BYTES = 1 << 18
 /** A range that failed for now is asked for again so often. */
 const MAX_TRIES = 4
 
-/** What changes with the content at a URL: an ETag, else the time of the last change; undefined where the server tells neither. */
+/**
+ * A text that changes with the content at a URL: an ETag, else the time of the last change; undefined where the server
+ * tells neither.
+ */
 export function versionOf({ headers }: Response): string | undefined {
   return headers.get('etag') ?? headers.get('last-modified') ?? undefined
 }
@@ -30,7 +36,7 @@ export class RangeSource implements ByteSource {
   readonly #version: string | undefined
   readonly #connection: HubConnection
   readonly #refused: (response: Response) => FileError
-  /** Where the last small read was, and what follows. */
+  /** The bytes around the last small read, and after it. */
   #block: Promise<Block | undefined> = Promise.resolve(undefined)
 
   /**

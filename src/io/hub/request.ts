@@ -1,4 +1,5 @@
-// Requests to the Hub: with its token, which goes to no other host, and with an end to waiting where nothing comes any more.
+// Requests to the Hub: with its token, which goes to no other host, and with an end to waiting where nothing comes any
+// more.
 
 import { type ErrorDetails, FileError } from '../../base/errors.js'
 import type { FetchLike, ResponseLike, SignalLike, UrlLike } from '../../base/globals.js'
@@ -23,7 +24,10 @@ export interface HubConnection {
   readonly slowMs?: number | undefined
 }
 
-/** The Hub answers within seconds, and storage behind it sends without pause: half a minute without a byte is a lost connection. */
+/**
+ * The Hub answers within seconds, and storage behind it sends without pause: half a minute without a byte is a lost
+ * connection.
+ */
 export const STALL_MS = 30_000
 /** Before a second try; each further one waits twice as long. */
 export const RETRY_MS = 1000
@@ -37,8 +41,9 @@ const MAX_ASKED_MS = 60_000
 const MAX_REDIRECTS = 8
 
 /**
- * Why the Hub gave nothing. `unreachable`: it cannot be reached for now. `access`: the asker may not have it, or there is no such
- * repository; the Hub does not say which. `absent`: the repository has no such revision or file. With the first two, the cache may do.
+ * Why the Hub gave nothing. `unreachable`: it cannot be reached for now. `access`: the asker may not have it, or there
+ * is no such repository; the Hub does not say which. `absent`: the repository has no such revision or file. With the
+ * first two, the cache may do.
  */
 export class HubError extends FileError {
   /** Node prints it in front of the stack: callers know the class as FileError. */
@@ -76,8 +81,8 @@ export interface HubAnswer {
 /**
  * Sends a GET request and waits for the head of the answer, whatever its status.
  *
- * @throws an unreachable HubError when there is no answer; FileError for redirects that lead nowhere or out of https; what `signal` was
- *   aborted with
+ * @throws an unreachable HubError when there is no answer; FileError for redirects that lead nowhere or out of https;
+ *   what `signal` was aborted with
  */
 export async function request(
   connection: HubConnection,

@@ -1,4 +1,4 @@
-// What errors of node:fs are called here.
+// Errors of node:fs as errors of lowrank.
 
 import { isAbsolute } from 'node:path'
 import { FileError } from '../../base/errors.js'
@@ -18,7 +18,7 @@ export const REASONS: Record<string, string> = {
   ELOOP: 'too many symbolic links',
 }
 
-/** What to do, where the reason alone does not tell. */
+/** Hints for errors whose reason alone does not tell what to do. */
 const HINTS: Record<string, string> = {
   EACCES: 'Choose a folder that you may use, or change its permissions',
   EPERM: 'Choose a folder that you may use, or change its permissions',

@@ -30,7 +30,10 @@ export interface FileOptions {
   fsync?: boolean
 }
 
-/** A folder in the file system. Making one touches nothing: a folder that does not exist is empty until a file is created. */
+/**
+ * A folder in the file system. Making one touches nothing: a folder that does not exist is empty until a file is
+ * created.
+ */
 export class NodeDirectory implements Directory {
   readonly name: string
   readonly #options: FileOptions
@@ -115,7 +118,7 @@ export class NodeDirectory implements Directory {
       await makeFolders(path.dirname(target))
       handle = await open(target, 'a')
       await handle.appendFile(bytes)
-      // What is written after it may count on it.
+      // Files that are written later may rely on these lines.
       await handle.sync()
     } catch (error) {
       throw fileError(target, 'cannot be written', error)
@@ -160,7 +163,7 @@ async function canAppear(out: string): Promise<boolean> {
   )
 }
 
-/** What a path names: a folder, or a file and the folder it is in. */
+/** A folder, or a file and the folder it is in. */
 export interface Location {
   readonly directory: NodeDirectory
   /** The file's name inside the folder; undefined when the path is a folder. */

@@ -18,8 +18,8 @@ export async function syncFolder(folder: string): Promise<void> {
 }
 
 /**
- * Makes a folder with those around it. Not by mkdir's `recursive`, which never ends where the system answers that a folder to be
- * made does not exist, as it does in /proc.
+ * Makes a folder with those around it. Not by mkdir's `recursive`, which never ends where the system answers that a
+ * folder to be made does not exist, as it does in /proc.
  *
  * @returns the outermost folder that was made
  * @throws FileError naming the folder that cannot be made
@@ -41,7 +41,9 @@ export async function makeFolders(folder: string): Promise<string | undefined> {
   return missing[0]
 }
 
-/** Makes the folders between one that is there and one inside. Not the first one: where it is missing, that is an error. */
+/**
+ * Makes the folders between one that is there and one inside. Not the first one: where it is missing, that is an error.
+ */
 export async function makeInner(root: string, folder: string): Promise<void> {
   let at = root
   for (const part of path.relative(root, folder).split(path.sep).filter(Boolean)) {

@@ -1,11 +1,15 @@
-// Tokens of processes. A token is a part of the names of all unfinished files and folders that its process makes, so that whoever
-// meets one can tell whether that process is still running. Nothing has to be renewed, and no clocks are compared.
+// Tokens of processes. A token is a part of the names of all unfinished files and folders that its process makes, so
+// that whoever meets one can tell whether that process is still running. Nothing has to be renewed, and no clocks are
+// compared.
 
 import { createHash, randomBytes } from 'node:crypto'
 import { readFileSync, readlinkSync } from 'node:fs'
 import { hostname } from 'node:os'
 
-/** HOST-PROCESS-START-RANDOM: HOST is a digest of host, boot and container. START is empty where the system does not tell it. */
+/**
+ * HOST-PROCESS-START-RANDOM: HOST is a digest of host, boot and container. START is empty where the system does not
+ * tell it.
+ */
 export const TOKEN = '[0-9a-f]{8}-\\d+-\\d*-[0-9a-f]{8}'
 const PARTS = /^([0-9a-f]{8})-(\d+)-(\d*)-[0-9a-f]{8}$/
 
@@ -48,7 +52,10 @@ function bootAndContainer(): string {
   }
 }
 
-/** When a process started, in ticks since the boot: the system gives an id again. Undefined if it has ended, or outside of Linux. */
+/**
+ * When a process started, in ticks since the boot: the system gives an id again. Undefined if it has ended, or outside
+ * of Linux.
+ */
 function startOf(pid: string): string | undefined {
   try {
     const status = readFileSync(`/proc/${pid}/stat`, 'utf8')

@@ -1,5 +1,6 @@
-// One writer at a time in a folder whose files appear one after the other. The lock is a folder with one file, which has the writer's
-// token as its name and its host as content. It gets its name by a rename, which fails if a lock is there.
+// One writer at a time in a folder whose files appear one after the other. The lock is a folder with one file, which
+// has the writer's token as its name and its host as content. It gets its name by a rename, which fails if a lock is
+// there.
 
 import { mkdir, readdir, readFile, rename, rm, rmdir, stat, unlink, writeFile } from 'node:fs/promises'
 import { hostname } from 'node:os'
@@ -63,7 +64,9 @@ export async function reserveFolder(folder: string, what: string): Promise<Reser
   }
 }
 
-/** Renames `own` to the lock's name. Removes the files of dead processes from the lock; an empty lock belongs to nobody. */
+/**
+ * Renames `own` to the lock's name. Removes the files of dead processes from the lock; an empty lock belongs to nobody.
+ */
 async function take(own: string, lock: string, what: string): Promise<void> {
   for (let attempt = 1; ; attempt++) {
     try {

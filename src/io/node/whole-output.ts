@@ -1,5 +1,5 @@
-// Results that appear whole or not at all. A process makes the files in a hidden folder beside the result's place, and renames at the
-// end. Nobody waits for anybody: of two processes at one place, a rename decides.
+// Results that appear whole or not at all. A process makes the files in a hidden folder beside the result's place, and
+// renames at the end. Nobody waits for anybody: of two processes at one place, a rename decides.
 //   .NAME.TOKEN.tmp/new/ and .NAME.PLAN.TOKEN.tmp/new/: files that a process is making, in the second case for a plan
 //   .NAME.TOKEN.tmp/old/: the earlier result, from when it makes room until the new one has its name
 //   .NAME.PLAN.partial/: finished files, each of them whole. The processes of one plan share it
@@ -212,7 +212,8 @@ export class WholeOutput {
 }
 
 /**
- * The path that a result at `out` has in the end: where a link leads, so that it is made on the file system on which it will be.
+ * The path that a result at `out` has in the end: where a link leads, so that it is made on the file system on which it
+ * will be.
  *
  * @throws FileError for a link that leads nowhere
  */
@@ -250,7 +251,7 @@ interface Unfinished {
   readonly plan: string
 }
 
-/** What processes have made, or are making, for a place. */
+/** Finds the hidden folders that processes have made for a place. */
 async function unfinishedOf(
   out: string,
 ): Promise<{ works: (Unfinished & { readonly token: string })[]; gathered: Unfinished[] }> {

@@ -1,5 +1,5 @@
-// Folders in a browser behind Directory: files that a user picked, folders of the File System API (the origin's private file
-// system, OPFS, or one that a user opened), and streams to wherever the page sends them.
+// Folders in a browser behind Directory: files that a user picked, folders of the File System API (the origin's private
+// file system, OPFS, or one that a user opened), and streams to wherever the page sends them.
 
 import { type ByteSink, type ByteSource, type Directory, namesIn, splitName } from '../../base/bytes.js'
 import { FileError } from '../../base/errors.js'
@@ -25,8 +25,8 @@ export class FilesDirectory implements Directory {
   readonly #files = new Map<string, File>()
 
   /**
-   * @param files of `<input type="file" multiple>`, by their names, or of `<input type="file" webkitdirectory>`, by their paths
-   *   inside the folder
+   * @param files of `<input type="file" multiple>`, by their names, or of `<input type="file" webkitdirectory>`, by
+   *   their paths inside the folder
    * @param name for messages. Default: the folder's
    */
   constructor(files: Iterable<FileLike>, name?: string) {
@@ -83,7 +83,8 @@ export class HandleDirectory implements Directory {
   readonly #handle: FileSystemDirectoryHandle
 
   /**
-   * @param handle from `navigator.storage.getDirectory()`, `showDirectoryPicker({ mode: 'readwrite' })`, or a folder in one of them
+   * @param handle from `navigator.storage.getDirectory()`, `showDirectoryPicker({ mode: 'readwrite' })`, or a folder in
+   *   one of them
    * @param name for messages. Default: the handle's
    */
   constructor(handle: FolderHandle, name?: string) {
@@ -177,8 +178,8 @@ export class HandleDirectory implements Directory {
 export type OpenStream = (path: string) => ByteStreamLike | undefined | Promise<ByteStreamLike | undefined>
 
 /**
- * A folder that sends each file to a stream while it is written, for example to a download, an upload or an archive. Each file is
- * closed when all are complete, and aborted when they cannot be.
+ * A folder that sends each file to a stream while it is written, for example to a download, an upload or an archive.
+ * Each file is closed when all are complete, and aborted when they cannot be.
  */
 export class StreamDirectory implements Directory {
   readonly name: string
@@ -219,7 +220,9 @@ export class StreamDirectory implements Directory {
   async remove(): Promise<void> {}
 }
 
-/** What a sink needs of a stream: FileSystemWritableFileStream has it itself, others have a writer for it. */
+/**
+ * The methods of a stream that a sink uses: FileSystemWritableFileStream has them itself, other streams have a writer.
+ */
 interface Writer {
   write(bytes: Uint8Array<ArrayBuffer>): Promise<void>
   close(): Promise<void>

@@ -1,5 +1,6 @@
-// The inner loop of a merge in Node: takes chunk after chunk from a counter that all threads share, reads straight into the
-// kernel's memory, computes, and writes from there. Measured: copying files first and patching them is slower than this.
+// The inner loop of a merge in Node: takes chunk after chunk from a counter that all threads share, reads straight into
+// the kernel's memory, computes, and writes from there. Measured: copying files first and patching them is slower than
+// this.
 
 import { fstatSync, ftruncateSync, openSync, readSync, writeSync } from 'node:fs'
 import { FileError } from '../../base/errors.js'
@@ -16,7 +17,7 @@ export type Readable =
 /** The part of a file that threads make. */
 export type Segmented = Pick<OutputFile, 'segments'>
 
-/** What threads work on: plain data and shared memory. */
+/** Work of all threads: plain data and shared memory. */
 export interface ChunkJob {
   readonly files: readonly Segmented[]
   readonly outputs: readonly { readonly name: string; readonly fd: number }[]
@@ -32,9 +33,9 @@ export interface SharedState {
   readonly control: Int32Array
   /** How many chunks of each file are written. */
   readonly done: Int32Array
-  /** By thread: bytes written. */
+  /** Bytes written, by thread. */
   readonly written: Float64Array
-  /** By thread and computed weight: Σ w², Σ δ². */
+  /** Σ w² and Σ δ², by thread and computed weight. */
   readonly squares: Float64Array
 }
 

@@ -1,5 +1,5 @@
-// Sends to the disk what is written while more is computed, so that little is left to wait for at the end. The system would keep it
-// for as long as it has memory, and then send all of it at once.
+// Sends to the disk what is written while more is computed, so that little is left to wait for at the end. The system
+// would keep it for as long as it has memory, and then send all of it at once.
 
 import { fdatasync, fsync } from 'node:fs'
 import { promisify } from 'node:util'
@@ -16,7 +16,7 @@ const syncAll = promisify(fsync)
 
 export class Flusher {
   #sending: Promise<void> | undefined
-  /** Of what was sent early: the system tells an error of a file once, and then forgets it. */
+  /** First error of a file that was sent early: the system tells it once, and then forgets it. */
   #failure: unknown
 
   /** Begins to send what a file has so far; does nothing while something is being sent. */

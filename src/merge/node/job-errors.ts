@@ -1,4 +1,4 @@
-// What a merge into a path says when it fails.
+// Errors of a merge into a path, and hints for them.
 
 import path from 'node:path'
 import { ConfigError, FileError, MismatchError } from '../../base/errors.js'

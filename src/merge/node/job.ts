@@ -1,5 +1,5 @@
-// A merge into a path: planned, made in a hidden folder beside it by several threads, and renamed when it is whole. A job may also make
-// a share of the files alone. The files that a killed job has finished are not made again.
+// A merge into a path: planned, made in a hidden folder beside it by several threads, and renamed when it is whole. A
+// job may also make a share of the files alone. The files that a killed job has finished are not made again.
 
 import { closeSync, mkdirSync, openSync } from 'node:fs'
 import { readdir } from 'node:fs/promises'
@@ -68,7 +68,7 @@ class PathJob {
   readonly #crew: Crew | undefined
   /** The files that are this job's. */
   readonly #own: readonly OutputFile[]
-  /** What is known of the files that this job has made. */
+  /** Facts about the files that this job has made. */
   #changes = new ChangeSums()
   readonly #warnings: string[] = []
 
@@ -135,7 +135,7 @@ class PathJob {
     return this.#opened.format
   }
 
-  /** What {@link run} would do. */
+  /** Tells what {@link run} would do. */
   async plan(): Promise<MergePlanReport> {
     await this.#refusePlaces()
     const { files, others } = this.#opened
@@ -221,8 +221,8 @@ class PathJob {
   /**
    * Writes the missing files.
    *
-   * @throws FileError when one cannot be written, or somebody writes to the base or an adapter meanwhile; NumericError naming what
-   *   is not finite
+   * @throws FileError when one cannot be written, or somebody writes to the base or an adapter meanwhile; NumericError
+   *   naming what is not finite
    */
   async #writeFiles(output: WholeOutput, missing: readonly OutputFile[]): Promise<void> {
     const [opened, crew] = [this.#opened, this.#crew]

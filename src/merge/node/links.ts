@@ -1,5 +1,5 @@
-// Links in a base's folder: what they lead to is copied into what people upload, so that none may lead out of the folder. In the
-// Hub's cache all files are links to blobs beside the folder; those are the repository's own.
+// Links in a base's folder: what they lead to is copied into what people upload, so that none may lead out of the
+// folder. In the Hub's cache all files are links to blobs beside the folder; those are the repository's own.
 
 import { readdir, realpath } from 'node:fs/promises'
 import path from 'node:path'

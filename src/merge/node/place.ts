@@ -1,4 +1,4 @@
-// Where the output of a merge may go: looked at before anything is written, and again before it gets its name.
+// Checks the place of a merge's output, before anything is written and again before the output gets its name.
 
 import { statfsSync } from 'node:fs'
 import { readdir, realpath, stat } from 'node:fs/promises'
@@ -12,7 +12,7 @@ import { locate, NodeDirectory } from '../../io/node/files.js'
 import { RECORD_FILE } from '../plan/companions.js'
 import type { MergeFormat } from '../report.js'
 
-/** Where a merge's result goes. */
+/** Place of a merge's result. */
 export interface OutputPlace {
   /** The path without links. */
   readonly out: string
@@ -103,8 +103,8 @@ export async function refuseOutput(
 }
 
 /**
- * Files that no merge wrote. The record of a merge names the files of its folder. A single file is taken for a merge's if it has the
- * names and shapes of the new one.
+ * Files that no merge wrote. The record of a merge names the files of its folder. A single file is taken for a merge's
+ * if it has the names and shapes of the new one.
  *
  * @param tensors of the new output; undefined for an .onnx file, which never tells
  */

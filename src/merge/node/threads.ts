@@ -1,5 +1,5 @@
-// Runs the chunks of a merge in this thread and in worker threads beside it. The workers start while the merge is planned: one
-// of seconds must not wait for them.
+// Runs the chunks of a merge in this thread and in worker threads beside it. The workers start while the merge is
+// planned: one of seconds must not wait for them.
 
 import { availableParallelism } from 'node:os'
 import { Worker } from 'node:worker_threads'
@@ -54,8 +54,8 @@ export class Crew {
   }
 
   /**
-   * Works on all chunks, once. Resolves when all files are written and their `onFile` calls are done; rejects with the first
-   * error after all threads have stopped.
+   * Works on all chunks, once. Resolves when all files are written and their `onFile` calls are done; rejects with the
+   * first error after all threads have stopped.
    */
   async run(job: ChunkJob, { signal, onProgress, onFile }: RunOptions): Promise<void> {
     signal?.throwIfAborted()
@@ -108,7 +108,7 @@ export class Crew {
         else this.#fail(deserializeError(message.error))
       })
       worker.on('error', (cause: NodeJS.ErrnoException) => {
-        // Of a system with no room for another thread: those that there are take its chunks.
+        // The system has no room for another thread: the other threads do its work.
         isMissed = !isReady && SCARCE.includes(cause.code ?? '')
         if (!isMissed)
           this.#fail(new RuntimeError({ where: 'merge worker', what: `it failed: ${cause.message}`, cause }))

@@ -4,13 +4,13 @@ import { parentPort } from 'node:worker_threads'
 import { serializeError } from '../../base/errors.js'
 import { type ChunkJob, ChunkLoop, stopAll } from './chunks.js'
 
-/** What a worker is told. */
+/** Message to a worker. */
 export interface WorkerTask {
   job: ChunkJob
   thread: number
 }
 
-/** What a worker tells its owner. */
+/** Message of a worker to its owner. */
 export type WorkerMessage =
   | { kind: 'ready' }
   | { kind: 'file'; file: number }

@@ -1,5 +1,6 @@
 // config.json of a result as transformers.js reads it: which type the graph is in, and how many data files it has.
 
+import { parsePythonJson } from '../../base/bytes.js'
 import { FormatError } from '../../base/errors.js'
 import { setMember } from '../../formats/json-edit.js'
 import { dtypeOf } from '../../graph/graph-file.js'
@@ -7,7 +8,7 @@ import { dtypeOf } from '../../graph/graph-file.js'
 const MEMBER = 'transformers.js_config'
 
 /** A graph of a result. */
-export interface WrittenGraph {
+interface WrittenGraph {
   /** In the model's folder. */
   readonly path: string
   /** How many it has beside it: NAME_data, NAME_data_1, … */
@@ -18,7 +19,7 @@ export interface WrittenGraph {
 export function editForHub(text: string, graphs: readonly WrittenGraph[], where: string): string {
   let config: unknown
   try {
-    config = JSON.parse(text)
+    config = parsePythonJson(text)
   } catch (cause) {
     throw new FormatError({ where, what: 'not valid JSON', cause })
   }

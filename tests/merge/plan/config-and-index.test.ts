@@ -148,3 +148,23 @@ describe('the index', () => {
     expect(kept).toEqual({ ...others, total_size })
   })
 })
+
+describe('a config.json as Python and editors write it', () => {
+  const texts = {
+    'a byte order mark': `\ufeff${JSON.stringify(config)}`,
+    'NaN and infinite numbers': JSON.stringify({ ...config, a: 0, b: [0] }).replace(
+      '"a":0,"b":[0]',
+      '"a":NaN,"b":[-Infinity,Infinity]',
+    ),
+  }
+  it.each(Object.entries(texts))('with %s is read, and written again but for the change', async (_, written) => {
+    const from = await base(SKETCHES, { config })
+    from.files.set('config.json', new TextEncoder().encode(written))
+    const out = new MemoryDirectory({}, 'out')
+    await mergeCheckpoint(from, head, out, { tied: 'untie' })
+    const result = Buffer.from(out.files.get('config.json')!).toString()
+    expect(result.replace('"tie_word_embeddings":false', '"tie_word_embeddings":true')).toBe(
+      written.replace('\ufeff', ''),
+    )
+  })
+})

@@ -1,5 +1,6 @@
-// One model's folder in the Hub's cache, as Python's huggingface_hub lays it out: blobs by digest, a snapshot of links for each
-// commit, refs from branches to commits, and the list of a commit's files. Everything appears whole, by a rename.
+// One model's folder in the Hub's cache, as Python's huggingface_hub lays it out: blobs by digest, a snapshot of links
+// for each commit, refs from branches to commits, and the list of a commit's files. Everything appears whole, by a
+// rename.
 
 import { randomBytes } from 'node:crypto'
 import { copyFile, lstat, readdir, readFile, rename, stat, symlink, unlink, writeFile } from 'node:fs/promises'
@@ -11,9 +12,9 @@ import { isId } from '../../source.js'
 import { COMMIT, type HubFile, parseFile } from '../api.js'
 
 const PREFIX = 'models--'
-/** Of a list of files; another is not read. */
+/** Version of a list of files; a list of another version is not read. */
 const TREE_VERSION = 1
-/** What systems say that have no links, or do not permit them. */
+/** Error codes of systems that have no links, or do not permit them. */
 const NO_LINKS = ['EPERM', 'EACCES', 'ENOSYS', 'ENOTSUP', 'EOPNOTSUPP', 'EINVAL', 'UNKNOWN']
 
 /** The ids of all models in a cache. */
@@ -36,17 +37,17 @@ export class ModelCache {
     this.#avoidsLinks = avoidsLinks
   }
 
-  /** Where the content of a digest lies. */
+  /** Path of the content of a digest. */
   blob(digest: string): string {
     return path.join(this.#folder, 'blobs', digest)
   }
 
-  /** Where a commit's files lie, under their own names. */
+  /** Folder of a commit's files, under their own names. */
   snapshotFolder(commit: string): string {
     return path.join(this.#folder, 'snapshots', commit)
   }
 
-  /** Where one of them lies. */
+  /** Path of one of them. */
   snapshot(commit: string, file: string): string {
     return path.join(this.snapshotFolder(commit), ...file.split('/'))
   }
@@ -138,8 +139,8 @@ export class ModelCache {
   }
 
   /**
-   * Gives a blob its name in a commit's snapshot: a relative link; where links cannot be made the file itself, moved there if no
-   * other snapshot can have it, else copied.
+   * Gives a blob its name in a commit's snapshot: a relative link; where links cannot be made the file itself, moved
+   * there if no other snapshot can have it, else copied.
    *
    * @throws FileError
    */

@@ -1,4 +1,5 @@
-// One file from a server to the disk: taken up where an earlier download ended, checked, and under its name when complete.
+// One file from a server to the disk: taken up where an earlier download ended, checked, and under its name when
+// complete.
 
 import { createHash, type Hash } from 'node:crypto'
 import { createReadStream } from 'node:fs'
@@ -11,7 +12,7 @@ import type { OnDownload } from '../directory.js'
 import { type HubAnswer, type HubConnection, HubError, isWorthATry, pause, request, SLOWEST } from '../request.js'
 import { claimPartial, type Partial, removePartials } from './partial.js'
 
-/** What is to come. */
+/** A file to download. */
 export interface Download {
   readonly connection: HubConnection
   readonly url: string
@@ -20,7 +21,7 @@ export interface Download {
   readonly byteLength: number
   /** Undefined where nobody tells it: then the length has to do. */
   readonly digest: Digest | undefined
-  /** Where it goes. */
+  /** Path of the file in the end. */
   readonly target: string
   readonly onDownload?: OnDownload | undefined
   /** Makes the error for an answer that is no success. */
@@ -38,8 +39,8 @@ const underWay = new Map<string, Promise<void>>()
 /**
  * Makes the target, unless it is there. What has come before an error is kept for the next download.
  *
- * @throws FileError when the server refuses or the connection fails, the disk is full, or the content is not what it must be; what
- *   the connection's signal was aborted with
+ * @throws FileError when the server refuses or the connection fails, the disk is full, or the content is not what it
+ *   must be; what the connection's signal was aborted with
  */
 export async function download(job: Download): Promise<void> {
   const running = underWay.get(job.target)
@@ -205,7 +206,7 @@ class Writer {
     return this.#hash.copy().digest('hex') === ('sha256' in digest ? digest.sha256 : digest.gitSha1)
   }
 
-  /** What is renamed has reached the disk: a crash leaves no name on bytes that never came there. */
+  /** Brings the bytes to the disk before the rename: after a crash no name stands on bytes that never came there. */
   async finish(): Promise<void> {
     await this.#handle.sync()
     await this.#handle.close()

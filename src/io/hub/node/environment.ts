@@ -1,4 +1,5 @@
-// The Hub's settings in the environment, by the same names and rules as Python's huggingface_hub: one login and one cache for both.
+// The Hub's settings in the environment, by the same names and rules as Python's huggingface_hub: one login and one
+// cache for both.
 
 import { readFile } from 'node:fs/promises'
 import { homedir } from 'node:os'
@@ -6,7 +7,7 @@ import path from 'node:path'
 import { ConfigError } from '../../../base/errors.js'
 import { fileError } from '../../node/errors.js'
 
-/** What the environment says of the Hub. */
+/** Settings of the Hub in the environment. */
 export interface HubEnvironment {
   /** HF_ENDPOINT, without a slash at its end. */
   readonly endpoint: string

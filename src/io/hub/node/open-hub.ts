@@ -1,5 +1,5 @@
-// Opens a repository of the Hub in Node. Its files are kept in the Hub's cache, which Python shares: what is there opens without
-// the Hub, and what comes can be opened by Python.
+// Opens a repository of the Hub in Node. Its files are kept in the Hub's cache, which Python shares: what is there
+// opens without the Hub, and what comes can be opened by Python.
 
 import { stat } from 'node:fs/promises'
 import type { ByteSource } from '../../../base/bytes.js'
@@ -28,8 +28,8 @@ const REFRESH_STALL_MS = 10_000
 /**
  * Opens a model's repository. Its files come when they are opened.
  *
- * @throws FileError when there is no such repository or revision, it may not be read, or neither the Hub nor the cache has it;
- *   ConfigError when the environment's settings cannot be used
+ * @throws FileError when there is no such repository or revision, it may not be read, or neither the Hub nor the cache
+ *   has it; ConfigError when the environment's settings cannot be used
  */
 export async function openHub(source: HubSource, options: OpenHubOptions = {}): Promise<HubDirectory> {
   const environment = hubEnvironment(options.variables)
@@ -90,7 +90,7 @@ class Repository {
     return known
   }
 
-  /** What the commit holds; undefined where only the cache tells. */
+  /** Files of the commit; undefined where only the cache tells. */
   async #files(commit: string): Promise<ReadonlyMap<string, HubFile> | undefined> {
     const known = await this.#cache.readTree(commit)
     if (known !== undefined || this.#closed !== undefined) return known

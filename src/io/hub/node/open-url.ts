@@ -1,5 +1,5 @@
-// Opens a folder on a web server in Node. What comes is kept in a folder of the user's cache under its own names, and comes again
-// when the server has another version of it.
+// Opens a folder on a web server in Node. What comes is kept in a folder of the user's cache under its own names, and
+// comes again when the server has another version of it.
 
 import { createHash } from 'node:crypto'
 import { readFile, rename, stat, unlink, writeFile } from 'node:fs/promises'
@@ -60,7 +60,10 @@ export function openUrlFolder(url: string, options: OpenHubOptions = {}): UrlDir
   return new UrlDirectory(url, connection, open)
 }
 
-/** A folder for each of the server's, and the file's own name, of which UrlDirectory has seen to it that it leads nowhere else. */
+/**
+ * A folder for each of the server's, and the file's own name, of which UrlDirectory has seen to it that it leads
+ * nowhere else.
+ */
 function placeOf(url: string): [folder: string, name: string] {
   const { origin, pathname } = new URL(url)
   const slash = pathname.lastIndexOf('/')

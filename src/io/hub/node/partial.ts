@@ -1,5 +1,5 @@
-// The unfinished part of a download, beside its place. Its name says whose it is: two processes never write into one file, one
-// waits while another's grows, and what a process left behind is taken up by the next, by a rename.
+// The unfinished part of a download, beside its place. Its name says whose it is: two processes never write into one
+// file, one waits while another's grows, and what a process left behind is taken up by the next, by a rename.
 
 import { createHash, randomBytes } from 'node:crypto'
 import { readdir, rename, stat, unlink, utimes, writeFile } from 'node:fs/promises'
@@ -8,8 +8,8 @@ import path from 'node:path'
 import { fileError } from '../../node/errors.js'
 
 /**
- * A part that its process has not touched for so long belongs to nobody: a process touches it with each piece and before each new
- * try, which come more often. Only so can a dead process on another machine be told from a slow one.
+ * A part that its process has not touched for so long belongs to nobody: a process touches it with each piece and
+ * before each new try, which come more often. Only so can a dead process on another machine be told from a slow one.
  */
 const QUIET_MS = 120_000
 
@@ -104,7 +104,7 @@ function isRunning(pid: number): boolean {
   }
 }
 
-/** Whether the rename was made: another process may have been faster. */
+/** Returns true if the rename was made: another process may have been faster. */
 async function renamed(from: string, to: string): Promise<boolean> {
   try {
     await rename(from, to)

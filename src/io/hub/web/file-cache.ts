@@ -1,5 +1,5 @@
-// Files from servers in a browser's Cache API, in parts: an interrupted download goes on with the part that is missing, and
-// nothing of a large file is held in memory.
+// Files from servers in a browser's Cache API, in parts: an interrupted download goes on with the part that is missing,
+// and nothing of a large file is held in memory.
 
 import { type ByteSource, concatBytes } from '../../../base/bytes.js'
 import { FileError } from '../../../base/errors.js'
@@ -49,7 +49,7 @@ export class FileCache {
     await this.#put(url, new Blob([JSON.stringify(value)]))
   }
 
-  /** Whether the whole of a file is kept. */
+  /** Returns true if the whole of a file is kept. */
   async has(key: string, byteLength: number): Promise<boolean> {
     for (const { name } of partsOf(key, byteLength)) if ((await this.#match(name)) === undefined) return false
     return true

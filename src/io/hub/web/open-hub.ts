@@ -1,4 +1,5 @@
-// Opens a repository of the Hub in a browser. What comes is kept in the Cache API by commit; large files can be read in ranges.
+// Opens a repository of the Hub in a browser. What comes is kept in the Cache API by commit; large files can be read in
+// ranges.
 
 import type { ByteSource } from '../../../base/bytes.js'
 import { LowrankError } from '../../../base/errors.js'
@@ -23,7 +24,8 @@ const ENDPOINT = 'https://huggingface.co'
 /**
  * Opens a model's repository. Its files come when they are opened.
  *
- * @throws FileError when there is no such repository or revision, it may not be read, or neither the Hub nor the cache has it
+ * @throws FileError when there is no such repository or revision, it may not be read, or neither the Hub nor the cache
+ *   has it
  */
 export async function openHubInBrowser(source: HubSource, options: WebHubOptions = {}): Promise<HubDirectory> {
   const { endpoint = ENDPOINT, token, fetch, signal, onWarning, times } = options
@@ -76,7 +78,7 @@ async function filesOf(asked: HubRequest, commit: string, cache: FileCache): Pro
     try {
       return new Map(known.map((entry) => [String(entry.path), parseFile(entry, source.id)]))
     } catch (error) {
-      // What another page of the same origin wrote there is asked for again.
+      // Another page of the same origin may have written there: then the file is asked for again.
       if (!(error instanceof LowrankError)) throw error
     }
   }
