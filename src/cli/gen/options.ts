@@ -28,9 +28,9 @@ export const FLAGS = {
     overwrite: { form: 'switch', about: 'Replaces an output that a merge wrote. Default false.' },
     threads: { form: 'number', about: 'Number of threads, including the calling thread. Default: one for each core, at most 4.' },
     fsync: { form: 'switch', about: 'Waits until all files are written to the disk (fsync). Default true.' },
-    tied: { form: 'word', about: "What happens to tied embeddings that an adapter changes for one use only. Default: refuse in safetensors. An .onnx is always untied, as PEFT's result is.", words: ['refuse', 'untie', 'keep'] },
+    tied: { form: 'word', about: "The treatment of tied embeddings that an adapter changes for one use only. Default: refuse in safetensors. An .onnx is always untied, as PEFT's result is.", words: ['refuse', 'untie', 'keep'] },
     outDtype: { form: 'word', about: 'Type of the weights that are written; all fp64, fp32, fp16 and bf16 tensors are converted. Default keep. In an .onnx it is the type of the factors beside quantized weights, fp32 or fp16.', words: ['keep', 'fp32', 'fp16', 'bf16'] },
-    quantized: { form: 'word', about: 'What happens to quantized weights. branches leaves them as they are and puts the factors beside them, so that the result is what a session computes; requantize quantizes W + s·B·A again in the same layout (MatMulNBits), and reports the error that this adds. Default branches. For .onnx with quantized weights.', words: ['branches', 'requantize'] },
+    quantized: { form: 'word', about: 'The treatment of quantized weights. branches leaves them as they are and puts the factors beside them, so that the result is what a session computes; requantize quantizes W + s·B·A again in the same layout (MatMulNBits), and reports the error that this adds. Default branches. For .onnx with quantized weights.', words: ['branches', 'requantize'] },
   },
   UnmergeOptions: {
     merged: { form: 'text', about: 'The result of a merge.', isRequired: true },
