@@ -318,6 +318,28 @@ export async function extract(options: ExtractOptions): Promise<ExtractResult> {
 }
 
 /**
+ * Measures finished adapters on records: the task's metrics for the base and for each adapter, with intervals that hold 95 % of the draws
+ * of a bootstrap over the records, the difference to the base, record by record, and the records that differ most. The numbers are those of
+ * an evaluation in `train`. With `generate` the models answer the records too, and the answers are compared with the wanted ones.
+ *
+ * A base without a head for the labels is left out. Differences are then those to the first adapter.
+ *
+ * @throws DataError for records that the task cannot use, or with labels that an adapter does not give; MismatchError when an adapter does
+ *   not fit the model; UnsupportedError for a model that is not one for the task; what {@link loadAdapter} and {@link loadModel} throw
+ *
+ * @example
+ * const { models } = await evaluate({
+ *   model: 'models/union-3m',
+ *   adapters: { peft: 'tests/golden/peft/f32' },
+ *   data: [{ text: 'The sea was calm.' }, { text: 'And the people went out.' }],
+ * })
+ * for (const { name, metrics, differences } of models) console.log(name ?? 'base', metrics.loss, differences?.loss)
+ */
+export async function evaluate(options: EvaluateOptions): Promise<EvaluateReport> {
+  return (await import('./evaluate.js')).evaluate(options)
+}
+
+/**
  * Shows how two adapters, or two checkpoints, differ. For adapters: norms, the cosine of both changes, and the principal angles between the
  * spaces that they write into and read from. For checkpoints: the relative change of each tensor. Both name what differs most.
  *

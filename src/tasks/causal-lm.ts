@@ -38,7 +38,7 @@ import {
   targetsLength,
   tokenMetrics,
 } from './next-tokens.js'
-import type { EncodeContext, Encoded, OpenTask, Task } from './task.js'
+import type { EncodeContext, Encoded, OpenTask, Question, Task } from './task.js'
 import { PROBE_BATCHES, padded, tokenBatch, tokenLengths } from './token-batch.js'
 
 export const causalLm: Task<ParsedRecord, Example> = {
@@ -95,6 +95,8 @@ export const causalLm: Task<ParsedRecord, Example> = {
     return { ...encoded, examples: encoded.examples.filter(({ labels }) => countTargets(labels) > 0) }
   },
 
+  question: questionOf,
+
   tokens: ({ inputIds, labels }) => ({ ids: inputIds, counts: (i) => i > 0 && labels[i] !== IGNORED }),
 
   makeList: () => new ExampleStore(),
@@ -124,6 +126,27 @@ function encode(record: ParsedRecord, context: EncodeContext): Encoded<Example> 
         what: 'the data contains chats, but the model has no chat template',
         hint: 'Give a template with chatTemplate (--chat-template FILE), or use records with "prompt" and "completion"',
       })
+    }
+  }
+}
+
+/** The prompt of a record as it is encoded, and the last answer. */
+function questionOf(record: ParsedRecord, context: EncodeContext): Question | undefined {
+  switch (record.kind) {
+    case 'text':
+      return undefined
+    case 'pair':
+      return { prompt: record.prompt, answer: record.completion }
+    case 'answer': {
+      const { question, answer, system } = record
+      const { messages } = chatOf(question, answer, system)
+      const prompt = `${system === undefined ? '' : `${system}\n\n`}${question}\n`
+      return { prompt: context.chatTemplate() === undefined ? prompt : messages.slice(0, -1), answer }
+    }
+    case 'chat': {
+      const { messages } = record.chat
+      const { role, content = '' } = messages[messages.length - 1]
+      return role === 'assistant' ? { prompt: messages.slice(0, -1), answer: content } : undefined
     }
   }
 }

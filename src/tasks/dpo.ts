@@ -15,6 +15,7 @@ import { type AnswerPair, parseAnswerPair } from './answer-pairs.js'
 import { causalLm, checkAllTokens, checkWidth, targetFeeds } from './causal-lm.js'
 import { DPO_OPTIONS } from './gen/options.js'
 import { chooseTargets, PROBED_TARGETS, probeTargets, targetsLength } from './next-tokens.js'
+import { meansOf } from './ranking-metrics.js'
 import type { EncodeContext, Encoded, OpenTask, Task } from './task.js'
 import { ownLength, PROBE_BATCHES, padded, tokenBatch, tokenLengths } from './token-batch.js'
 
@@ -229,13 +230,16 @@ class Dpo implements OpenTask<AnswerExample> {
 
   /** In the words of TRL. */
   metrics({ predictions }: { predictions: readonly unknown[] }): Record<string, number> {
+    return meansOf(this.values(predictions))
+  }
+
+  values(predictions: readonly unknown[]): Record<string, number[]> {
     const rewards = predictions as readonly Two[]
-    const mean = (of: (two: Two) => number) => rewards.reduce((sum, two) => sum + of(two), 0) / rewards.length
     return {
-      'rewards/accuracies': mean(([chosen, rejected]) => (chosen > rejected ? 1 : 0)),
-      'rewards/margins': mean(([chosen, rejected]) => chosen - rejected),
-      'rewards/chosen': mean(([chosen]) => chosen),
-      'rewards/rejected': mean(([, rejected]) => rejected),
+      'rewards/accuracies': rewards.map(([chosen, rejected]) => (chosen > rejected ? 1 : 0)),
+      'rewards/margins': rewards.map(([chosen, rejected]) => chosen - rejected),
+      'rewards/chosen': rewards.map(([chosen]) => chosen),
+      'rewards/rejected': rewards.map(([, rejected]) => rejected),
     }
   }
 

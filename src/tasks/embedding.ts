@@ -13,7 +13,7 @@ import { fieldsOf } from '../text/records.js'
 import { cosineLoss, cosineOf, inBatchLoss, tripletLoss, type VectorLoss, type Vectors } from './contrastive.js'
 import { EMBEDDING_OPTIONS } from './gen/options.js'
 import { appendPooling, poolingOf, tokenVectors } from './pooling.js'
-import { retrievalMetrics, spearman } from './ranking-metrics.js'
+import { meansOf, retrievalValues, spearman } from './ranking-metrics.js'
 import type { Examples, OpenTask, StepRun, Task } from './task.js'
 import { type EncodedTexts, encodeTexts, PROBE_BATCHES, tokenBatch, tokenLengths } from './token-batch.js'
 
@@ -258,7 +258,13 @@ class Embedding implements OpenTask<RelatedExample> {
         ),
       }
     }
-    return retrievalMetrics(rows.length, (query, candidate) => cosineOf(rows[query][0], rows[candidate][1]), RECALLS)
+    return meansOf(this.values(predictions))
+  }
+
+  values(predictions: readonly unknown[]): Record<string, number[]> {
+    if (this.#loss === 'cosine') return {}
+    const rows = predictions as readonly Float32Array[][]
+    return retrievalValues(rows.length, (query, candidate) => cosineOf(rows[query][0], rows[candidate][1]), RECALLS)
   }
 
   /** Throws DataError unless the example has what the loss needs. */

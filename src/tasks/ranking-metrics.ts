@@ -1,26 +1,32 @@
 // How well things are ordered: where the right one stands among candidates, and how far two orders or two quantities agree.
 
+/** The mean of the values of each metric. */
+export function meansOf(values: Readonly<Record<string, readonly number[]>>): Record<string, number> {
+  return Object.fromEntries(
+    Object.entries(values).map(([name, own]) => [name, own.reduce((sum, value) => sum + value, 0) / own.length]),
+  )
+}
+
 /**
- * The share of queries whose partner is among the best k, and the mean of 1 / place of the partner. Of candidates with the same score the
- * partner stands last.
+ * For each query 1 if its partner is among the best k, and 1 / place of the partner. Of candidates with the same score the partner stands
+ * last.
  *
  * @param score of a query and a candidate; the partner of query i is candidate i
  */
-export function retrievalMetrics(
+export function retrievalValues(
   count: number,
   score: (query: number, candidate: number) => number,
   ks: readonly number[],
-): Record<string, number> {
+): Record<string, number[]> {
   const places = Array.from({ length: count }, (_, query) => {
     const own = score(query, query)
     let place = 1
     for (let other = 0; other < count; other++) if (other !== query && score(query, other) >= own) place++
     return place
   })
-  const mean = (value: (place: number) => number) => places.reduce((sum, place) => sum + value(place), 0) / count
   return {
-    ...Object.fromEntries(ks.map((k) => [`recall@${k}`, mean((place) => (place <= k ? 1 : 0))])),
-    mrr: mean((place) => 1 / place),
+    ...Object.fromEntries(ks.map((k) => [`recall@${k}`, places.map((place) => (place <= k ? 1 : 0))])),
+    mrr: places.map((place) => 1 / place),
   }
 }
 

@@ -82,6 +82,8 @@ export const seq2seq: Task<TextPair, Seq2SeqExample> = {
     return { examples: [example], isTruncated: read.isCut || written.isCut }
   },
 
+  question: ({ source, target }) => (source.kind === 'text' ? { prompt: source.text, answer: target } : undefined),
+
   tokens({ source, target }) {
     const read = source instanceof Int32Array ? source : []
     return { ids: Int32Array.from([...read, ...target]), counts: (i) => i >= read.length }

@@ -7,6 +7,7 @@ import type { Model } from '../graph/model-folder.js'
 import type { Objective } from '../graph/training/objective-graph.js'
 import type { DecodeImage } from '../images/image.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
+import type { ChatMessage } from '../text/chat.js'
 import type { ChatTemplate } from '../text/template.js'
 import type { HeadBase, HeadForm } from './heads.js'
 import type { ProblemType } from './label-problems.js'
@@ -45,6 +46,12 @@ export interface Encoded<Example> {
   readonly isTruncated: boolean
   /** Parts of the row that are not learned, each as the end of a sentence: "3 of 10 records …". */
   readonly notes?: readonly string[]
+}
+
+/** A prompt, and the answer that is wanted. */
+export interface Question {
+  readonly prompt: string | readonly ChatMessage[]
+  readonly answer: string
 }
 
 /** How adapters of a task are run: what the model card and the command line show. */
@@ -104,6 +111,8 @@ export interface Task<Row = unknown, Example = unknown, Options extends object =
   load?(row: Row, context: EncodeContext): Promise<Row>
   /** Throws FormatError, MismatchError or ConfigError when the model's tokenizer cannot be used. */
   encode(row: Row, context: EncodeContext): Encoded<Example>
+  /** The text or chat that the model answers, and the answer that is wanted; undefined for a row without one. Only for tasks that write texts. */
+  question?(row: Row, context: EncodeContext): Question | undefined
   /** For previews: the tokens of an example, which of them are targets, and the label of the whole, if it has one. */
   tokens?(example: Example): { readonly ids: Int32Array; counts(index: number): boolean; readonly label?: string }
   /** Makes the store of the examples. Default: a list. A packed store has a million examples in memory. */
@@ -187,6 +196,8 @@ export interface OpenTask<Example = unknown> extends Objective {
   takeReference?(outputs: Readonly<Record<string, RuntimeTensor>>, examples: readonly Example[]): void
   /** The prediction for each example of one run without gradients, from the outputs of {@link Objective.forward}. */
   predict?(outputs: Readonly<Record<string, RuntimeTensor>>, examples: readonly Example[]): unknown[]
+  /** The values of each example for the metrics that are means over the examples of a whole evaluation. Default: no metric is. */
+  values?(predictions: readonly unknown[]): Record<string, readonly number[]>
   /** Numbers that say how good the model is, by name: of the loss over all examples, and of what was predicted. */
   metrics(result: {
     loss: number

@@ -59,7 +59,8 @@ export class TrainingSessions {
   readonly runtimeName: string
   readonly #parts: SessionParts
   readonly #engine: Remote<TrainEngine>
-  readonly #training: TrainingGraph
+  /** Undefined where nothing is trained. */
+  readonly #training: TrainingGraph | undefined
   readonly #evaluation: LossGraph
   readonly #sessions = new Map<RunnableGraph, number>()
 
@@ -67,7 +68,7 @@ export class TrainingSessions {
     parts: SessionParts,
     engine: Remote<TrainEngine>,
     runtimeName: string,
-    graphs: { training: TrainingGraph; evaluation: LossGraph },
+    graphs: { training: TrainingGraph | undefined; evaluation: LossGraph },
   ) {
     this.runtimeName = runtimeName
     this.#parts = parts
@@ -79,9 +80,14 @@ export class TrainingSessions {
   /**
    * Builds the graphs; sessions are opened when they are first needed.
    *
+   * @param isTraining false for evaluations alone: the graph with gradients is left out
    * @throws what {@link buildTrainingGraph} throws, and RuntimeError when ONNX Runtime cannot be found
    */
-  static async create(parts: SessionParts, engine: Remote<TrainEngine>): Promise<TrainingSessions> {
+  static async create(
+    parts: SessionParts,
+    engine: Remote<TrainEngine>,
+    isTraining = true,
+  ): Promise<TrainingSessions> {
     const { model, open, adapter, modules, settings } = parts
     const runtime = runtimeBehind(engine, await engine.runtimeName())
     const linears = adapter.parts('linear')
@@ -97,21 +103,17 @@ export class TrainingSessions {
     const twoPasses = open.stepLoss !== undefined
     const tell = (done: number) => parts.on?.progress?.({ stage: 'prepare', done, total: 3 })
     tell(0)
-    const training = await buildTrainingGraph(model.onnx, runtime, open, {
-      layers,
-      base,
-      modules,
-      dropout,
-      twoPasses,
-    })
+    const options = { layers, base, modules, dropout, twoPasses }
+    const training = isTraining ? await buildTrainingGraph(model.onnx, runtime, open, options) : undefined
     tell(1)
     const evaluation = await buildLossGraph(model.onnx, open, { layers, base, modules })
     tell(2)
     return new TrainingSessions(parts, engine, runtime.name, { training, evaluation })
   }
 
+  /** What the engine holds. Only training has gradients. */
   get parameters(): readonly TrainedParameter[] {
-    return this.#training.parameters
+    return this.#training?.parameters ?? this.#evaluation.tensors.map((tensor) => ({ ...tensor, gradient: '' }))
   }
 
   /**
@@ -155,12 +157,12 @@ export class TrainingSessions {
 
   /** One pass of a step. `step` and `run` choose the dropout masks. */
   trainingPass(feeds: Feeds, { normalizer, ...draw }: Draw & { normalizer: number }): Promise<GraphPass> {
-    return this.#pass(this.#training, feeds, normalizer, draw)
+    return this.#pass(this.#training!, feeds, normalizer, draw)
   }
 
   /** The first of two passes of a step, with the dropout of the second. Only for tasks with a {@link OpenTask.stepLoss}. */
   firstPass(feeds: Feeds, draw: Draw): Promise<GraphPass> {
-    return this.#pass(this.#training.firstPass!, feeds, 1, draw)
+    return this.#pass(this.#training!.firstPass!, feeds, 1, draw)
   }
 
   evaluationPass(feeds: Feeds, normalizer: number): Promise<GraphPass> {

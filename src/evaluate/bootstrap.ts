@@ -1,0 +1,70 @@
+// How sure a metric is: the records are drawn again and again with replacement, and the metric is computed of each draw. All models get
+// the same draws, so what they have in common drops out of their difference (Efron and Tibshirani 1993, percentile intervals).
+
+import { Random } from '../base/random.js'
+
+/** A number with the interval that holds 95 % of the draws; null where the draws give none. */
+export interface Interval {
+  readonly value: number
+  readonly low: number | null
+  readonly high: number | null
+}
+
+/** The metrics of some records, by their numbers; a record can be there several times. */
+export type Statistic = (records: ArrayLike<number>) => Readonly<Record<string, number>>
+
+/** The metrics of one model, and the same minus those of the first model. */
+export interface Intervals {
+  readonly metrics: Record<string, Interval>
+  /** Null for the first model. */
+  readonly differences: Record<string, Interval> | null
+}
+
+/**
+ * The metrics of all records, with intervals.
+ *
+ * @param models one statistic for each model, of the same records
+ * @param count number of records
+ */
+export function bootstrap(
+  models: readonly Statistic[],
+  count: number,
+  { resamples, seed }: { readonly resamples: number; readonly seed: number },
+): Intervals[] {
+  const random = new Random(seed, 'bootstrap')
+  const whole = models.map((statistic) => statistic(Array.from({ length: count }, (_, i) => i)))
+  const draws: Readonly<Record<string, number>>[][] = []
+  const records = new Int32Array(count)
+  // One record alone says nothing about others.
+  for (let draw = 0; count > 1 && draw < resamples; draw++) {
+    for (let i = 0; i < count; i++) records[i] = random.below(count)
+    draws.push(models.map((statistic) => statistic(records)))
+  }
+  const interval = (value: number, of: (values: readonly Readonly<Record<string, number>>[]) => number): Interval => {
+    const drawn = draws.map(of).filter(Number.isFinite)
+    if (drawn.length < draws.length / 2 || drawn.length === 0) return { value, low: null, high: null }
+    drawn.sort((a, b) => a - b)
+    return { value, low: quantile(drawn, 0.025), high: quantile(drawn, 0.975) }
+  }
+  return models.map((_, model) => {
+    const names = Object.keys(whole[model])
+    const metrics = names.map((name) => [name, interval(whole[model][name], (values) => values[model][name])] as const)
+    const shared = names.filter((name) => name in whole[0])
+    const differences = shared.map((name) => {
+      const value = whole[model][name] - whole[0][name]
+      return [name, interval(value, (values) => values[model][name] - values[0][name])] as const
+    })
+    return {
+      metrics: Object.fromEntries(metrics),
+      differences: model === 0 ? null : Object.fromEntries(differences),
+    }
+  })
+}
+
+/** @param sorted smallest first */
+function quantile(sorted: readonly number[], share: number): number {
+  const at = share * (sorted.length - 1)
+  const below = Math.floor(at)
+  const above = Math.min(below + 1, sorted.length - 1)
+  return sorted[below] + (at - below) * (sorted[above] - sorted[below])
+}

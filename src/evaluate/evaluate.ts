@@ -1,0 +1,382 @@
+// Evaluation of finished adapters: the task's metrics for the base and for each adapter on the same records, with intervals, and the records
+// that differ most. For texts also what the model writes, against the answer that is wanted.
+
+import { DataError, UnsupportedError } from '../base/errors.js'
+import { type ToolRun, Steps } from '../base/progress.js'
+import { checkOptions } from '../base/options.js'
+import { readRows } from '../data/read-rows.js'
+import type { Model } from '../graph/model-folder.js'
+import { joinGraphs } from '../graph/training/joined-graph.js'
+import { ModelSession } from '../infer/model-session.js'
+import type { LoraAdapter } from '../lora/adapter.js'
+import type { OpenTask, Question, Task } from '../tasks/task.js'
+import { defaultTask, loadTask, loadTaskOf } from '../tasks/tasks.js'
+import { headBase } from '../tasks/trained-head.js'
+import { checkParts } from '../train/check-options.js'
+import { encodeContext } from '../train/examples.js'
+import type { TrainingOptions } from '../train/options.js'
+import { resolveSettings } from '../train/settings.js'
+import { bootstrap, type Interval, type Statistic } from './bootstrap.js'
+import { type Measured, measure, noAdapter } from './measure.js'
+import { countTexts, type TextCounts, textMetrics } from './texts.js'
+
+/** Settings of an evaluation. The settings of data and task are those of training. */
+export interface EvaluateSettings
+  extends ToolRun,
+    Pick<
+      TrainingOptions,
+      | 'task'
+      | 'taskOptions'
+      | 'columns'
+      | 'maxLength'
+      | 'chatTemplate'
+      | 'chatTemplateArgs'
+      | 'decodeImage'
+      | 'device'
+      | 'threads'
+      | 'lowMemory'
+    > {
+  /**
+   * Records that run together where a loss belongs to several records, and texts that are written together.
+   * @range an integer of at least 1
+   * @default 8
+   */
+  readonly batchSize?: number | undefined
+  /** Writes an answer to each record too, and compares it with the wanted one: exact match, ROUGE-L and chrF. Default false. */
+  readonly generate?: boolean | undefined
+  /**
+   * With `generate`: the most new tokens of an answer.
+   * @range an integer of at least 1
+   * @default 128
+   */
+  readonly maxNewTokens?: number | undefined
+  /**
+   * How often the records are drawn again for the intervals.
+   * @range an integer of at least 1
+   * @default 1000
+   */
+  readonly resamples?: number | undefined
+  /**
+   * Seed of these draws.
+   * @range a safe integer
+   * @default 42
+   */
+  readonly seed?: number | undefined
+  /**
+   * How many of the records that differ most are in the report.
+   * @range an integer of at least 0
+   * @default 10
+   */
+  readonly differing?: number | undefined
+  /** Called once for each warning, such as records that were left out. Default: console.warn. */
+  readonly onWarning?: ((message: string) => void) | undefined
+}
+
+/** The metrics of one model. */
+export interface EvaluatedModel {
+  /** The name of the adapter; null for the base. */
+  readonly name: string | null
+  /** By name, the loss first. Losses are in nats. chrF goes from 0 to 100, shares from 0 to 1. */
+  readonly metrics: Readonly<Record<string, Interval>>
+  /** These metrics minus those of the first model, record by record; null for the first model. */
+  readonly differences: Readonly<Record<string, Interval>> | null
+  /** Time that its runs took, without opening the model. */
+  readonly seconds: number
+}
+
+/** A record on which the models differ. */
+export interface DifferingRecord {
+  /** File and line: `chats.jsonl, line 3`. */
+  readonly where: string
+  /** The record as JSON, cut to 2000 characters. */
+  readonly record: string
+  /** The loss of each model, or the metric that is named, in the order of the models. */
+  readonly values: readonly number[]
+  /** The answer that is wanted, and those that the models wrote; undefined without `generate`. */
+  readonly wanted?: string
+  readonly answers?: readonly string[]
+}
+
+/** The result of an evaluation. */
+export interface EvaluateReport {
+  readonly task: string
+  readonly records: number
+  /** Tokens of all examples; pictures count as one. */
+  readonly tokens: number
+  /** Metrics that are better when they are lower. */
+  readonly lowerIsBetter: readonly string[]
+  /** The base first, if the task has a head for its labels there. */
+  readonly models: readonly EvaluatedModel[]
+  /** The metric that records differ in; null where no metric belongs to single records. */
+  readonly differBy: string | null
+  /** The largest difference first. */
+  readonly differing: readonly DifferingRecord[]
+}
+
+/** Characters of a record that a report has. */
+const MAX_RECORD = 2000
+
+interface EvaluatedRecord {
+  readonly where: string
+  readonly record: string
+  /** Places of its examples. */
+  readonly examples: readonly number[]
+  readonly question: Question | undefined
+}
+
+/** A model to evaluate. */
+interface Contender {
+  readonly name: string | null
+  readonly open: OpenTask
+  readonly adapter: LoraAdapter
+  /** What it wrote, and how good that is; empty without `generate`. */
+  texts: { readonly text: string; readonly counts: TextCounts }[]
+}
+
+/** Evaluates a model that is open; see the entry. */
+export async function evaluateAdapters(
+  given: Model,
+  adapters: Readonly<Record<string, LoraAdapter>>,
+  data: TrainingOptions['data'],
+  options: EvaluateSettings,
+): Promise<EvaluateReport> {
+  const { resamples = 1000, seed = 42, differing = 10, onWarning = console.warn } = options
+  const { device, threads, lowMemory, batchSize } = options
+  const settings = resolveSettings({ device, threads, lowMemory, batchSize })
+  const model = await joinGraphs(given)
+  const task = await taskOf(given, Object.values(adapters), options.task)
+  checkOptions(options.taskOptions, `the task ${task.name}`, task.options ?? {})
+  task.check(model)
+  const { records, examples } = await read(model, task, data, options, onWarning)
+  const contenders = await contendersOf(model, task, adapters, examples, options, onWarning)
+  const runs = contenders.length * (examples.length + (options.generate ? records.length : 0))
+  const steps = new Steps(runs, options)
+  const measured: Measured[] = []
+  for (const [index, contender] of contenders.entries()) {
+    const next = () => steps.next(contender.name ?? 'base')
+    measured.push(await measure({ ...contender, model, examples, settings, next }, index === 0))
+    const { loss } = measured[index]
+    if (!Number.isFinite(loss)) onWarning(`${contender.name ?? 'the base'}: the loss is ${loss}`)
+  }
+  if (options.generate) await writeAnswers(given, contenders, records, options, (name) => steps.next(name))
+  const statistics = contenders.map((contender, i) => statisticOf(contender, measured[i], records, examples))
+  const intervals = bootstrap(statistics, records.length, { resamples, seed })
+  const models = contenders.map(({ name }, i): EvaluatedModel => {
+    const { loss, losses, seconds } = measured[i]
+    const { metrics, differences } = intervals[i]
+    if (losses !== undefined) return { name, metrics, differences, seconds }
+    const fixed = (value: number): Record<string, Interval> => ({ loss: { value, low: null, high: null } })
+    return {
+      name,
+      metrics: { ...fixed(loss), ...metrics },
+      differences: differences && { ...fixed(loss - measured[0].loss), ...differences },
+      seconds,
+    }
+  })
+  const { open } = contenders[0]
+  return {
+    task: task.name,
+    records: records.length,
+    tokens: examples.reduce<number>((sum, example) => sum + open.cost(example), 0),
+    lowerIsBetter: ['loss', ...(task.lowerIsBetter ?? [])],
+    models,
+    ...differingRecords(contenders, measured, records, differing),
+  }
+}
+
+/** The task that is named, or that of the first adapter's head, or that of the model. */
+async function taskOf(model: Model, adapters: readonly LoraAdapter[], name: string | undefined): Promise<Task> {
+  if (name !== undefined) return loadTask(name)
+  const { taskType } = adapters[0]?.config ?? {}
+  const own = taskType === undefined ? undefined : await loadTaskOf({ taskType }, headBase(model))
+  return own ?? loadTask(await defaultTask(model))
+}
+
+async function read(
+  model: Model,
+  task: Task,
+  data: TrainingOptions['data'],
+  options: EvaluateSettings,
+  onWarning: (message: string) => void,
+): Promise<{ records: EvaluatedRecord[]; examples: unknown[] }> {
+  const context = await encodeContext({ ...options, model })
+  const records: EvaluatedRecord[] = []
+  const examples: unknown[] = []
+  let [cut, skipped] = [0, 0]
+  for await (const { row, where } of readRows(data, { columns: options.columns })) {
+    const parsed = task.parse(row, where)
+    const encoded = task.encode(task.load === undefined ? parsed : await task.load(parsed, context), context)
+    if (encoded.isTruncated) cut++
+    if (encoded.examples.length === 0) {
+      skipped++
+      continue
+    }
+    const question = options.generate ? questionOf(task, parsed, context, where) : undefined
+    const places = encoded.examples.map((example) => examples.push(example) - 1)
+    records.push({ where, record: (JSON.stringify(row) ?? '').slice(0, MAX_RECORD), examples: places, question })
+  }
+  if (cut > 0) onWarning(`${cut} of ${records.length} records are cut to ${context.maxLength} tokens`)
+  if (skipped > 0) onWarning(`${skipped} records are left out, because they have no target`)
+  if (records.length === 0) throw new DataError({ where: 'data', what: 'it has no record to evaluate' })
+  return { records, examples }
+}
+
+function questionOf(
+  task: Task,
+  row: unknown,
+  context: Parameters<NonNullable<Task['question']>>[1],
+  where: string,
+): Question {
+  if (task.question === undefined) {
+    throw new UnsupportedError({ where: 'generate', what: `adapters of the task ${task.name} write no answers` })
+  }
+  const question = task.question(row, context)
+  if (question !== undefined) return question
+  throw new DataError({
+    where,
+    what: 'it has no answer that a text could be compared with',
+    expected: 'a prompt with a completion, a question with an answer, or a chat that ends with the assistant',
+    hint: 'Leave out generate (--generate) to measure the loss of texts',
+  })
+}
+
+/** The base, if the task's labels have a head there, and the adapters; each with the task as it is for its labels. */
+async function contendersOf(
+  model: Model,
+  task: Task,
+  adapters: Readonly<Record<string, LoraAdapter>>,
+  examples: readonly unknown[],
+  { taskOptions }: EvaluateSettings,
+  onWarning: (message: string) => void,
+): Promise<Contender[]> {
+  const opened = new Map<string, OpenTask>()
+  const openFor = (own: Model, adapter: LoraAdapter | undefined): OpenTask => {
+    const problemType = 'problemType' in (task.options ?? {}) ? adapter?.problemType : undefined
+    const key = JSON.stringify([adapter?.labels ?? null, problemType ?? null])
+    // Tasks that compare with the base keep what they know of it: they are opened once.
+    const known = opened.get(key) ?? task.open(own, examples, { ...(problemType && { problemType }), ...taskOptions })
+    opened.set(key, known)
+    return known
+  }
+  const contenders: Contender[] = []
+  const open = openFor(model, undefined)
+  const base = await noAdapter(open)
+  if (base !== undefined) contenders.push({ name: null, open, adapter: base, texts: [] })
+  else if (Object.keys(adapters).length > 0) onWarning('the base is left out: it has no head for these labels')
+  else {
+    throw new UnsupportedError({ where: 'model', what: 'it has no head for these labels', hint: 'Give an adapter' })
+  }
+  for (const [name, adapter] of Object.entries(adapters)) {
+    const { labels } = adapter
+    const labelled =
+      labels === undefined ? model : { ...model, config: { ...model.config, id2label: { ...labels }, label2id: {} } }
+    const open = openFor(labelled, adapter)
+    const unknown = labels && open.labels?.find((label) => !labels.includes(label))
+    if (unknown !== undefined) {
+      throw new DataError({
+        where: 'data',
+        what: `it has the label ${JSON.stringify(unknown)}, which ${name} does not give`,
+        expected: labels?.join(', '),
+      })
+    }
+    for (const example of examples) open.checkEvaluation?.(example)
+    checkParts(adapter, { model: labelled, open, modules: undefined })
+    contenders.push({ name, open, adapter, texts: [] })
+  }
+  return contenders
+}
+
+/** The metrics of some records: over their examples, as after a training. */
+function statisticOf(
+  { open, texts }: Contender,
+  { losses, weights, predictions }: Measured,
+  records: readonly EvaluatedRecord[],
+  examples: readonly unknown[],
+): Statistic {
+  const values = Object.entries(open.values?.(predictions) ?? {})
+  return (chosen) => {
+    let [sum, total] = [0, 0]
+    const places: number[] = []
+    for (let i = 0; i < chosen.length; i++) {
+      for (const place of records[chosen[i]].examples) {
+        sum += (losses?.[place] ?? 0) * weights[place]
+        total += weights[place]
+        places.push(place)
+      }
+    }
+    const loss = sum / total
+    const own = (): Record<string, number> =>
+      open.metrics({
+        loss,
+        examples: places.map((place) => examples[place]),
+        predictions: places.map((place) => predictions[place]),
+      })
+    const means = values.map(([name, of]) => {
+      return [name, places.reduce((all, place) => all + of[place], 0) / places.length] as const
+    })
+    return {
+      ...(losses !== undefined && { loss }),
+      ...(values.length > 0 ? Object.fromEntries(means) : own()),
+      ...(texts.length > 0 && textMetrics(Array.from(chosen, (record) => texts[record].counts))),
+    }
+  }
+}
+
+/** Writes an answer to each record with each model, the most likely token at each step. */
+async function writeAnswers(
+  model: Model,
+  contenders: readonly Contender[],
+  records: readonly EvaluatedRecord[],
+  { batchSize = 8, maxNewTokens = 128, chatTemplate, chatTemplateArgs, ...options }: EvaluateSettings,
+  next: (name: string) => Promise<void>,
+): Promise<void> {
+  const adapters = Object.fromEntries(contenders.flatMap(({ name, adapter }) => (name === null ? [] : [[name, adapter]])))
+  const { device, threads, lowMemory, signal } = options
+  const session = await ModelSession.open(model, { adapters, device, threads, lowMemory })
+  try {
+    for (const contender of contenders) {
+      for (let from = 0; from < records.length; from += batchSize) {
+        const some = records.slice(from, from + batchSize)
+        const prompts = some.map(({ question }) => question!.prompt)
+        const settings = { temperature: 0, batchSize, maxNewTokens, chatTemplate, chatTemplateArgs, signal }
+        const results = await session.generate(prompts, { ...settings, adapter: contender.name })
+        for (const [i, { text }] of results.entries()) {
+          contender.texts.push({ text, counts: countTexts(text, some[i].question!.answer) })
+          await next(contender.name ?? 'base')
+        }
+      }
+    }
+  } finally {
+    await session.dispose()
+  }
+}
+
+/** The records on which an adapter differs most from the first model. */
+function differingRecords(
+  contenders: readonly Contender[],
+  measured: readonly Measured[],
+  records: readonly EvaluatedRecord[],
+  count: number,
+): Pick<EvaluateReport, 'differBy' | 'differing'> {
+  const isByLoss = measured.every(({ losses }) => losses !== undefined)
+  const values = contenders.map(({ open }, i) => {
+    const { losses, predictions } = measured[i]
+    return isByLoss ? ['loss', losses!] as const : Object.entries(open.values?.(predictions) ?? {}).at(-1)
+  })
+  if (contenders.length < 2 || values.some((own) => own === undefined)) return { differBy: null, differing: [] }
+  const found = records.map(({ where, record, examples, question }, index) => {
+    const own = values.map((named, model) => {
+      const weights = examples.map((place) => measured[model].weights[place])
+      const total = weights.reduce((sum, weight) => sum + weight, 0)
+      return examples.reduce((sum, place, i) => sum + named![1][place] * weights[i], 0) / total
+    })
+    const answers = contenders.flatMap(({ texts }) => texts[index]?.text ?? [])
+    return { where, record, values: own, ...(answers.length > 0 && { wanted: question?.answer, answers }) }
+  })
+  const distance = ({ values: [first, ...others] }: (typeof found)[number]) =>
+    Math.max(...others.map((value) => Math.abs(value - first)))
+  return {
+    differBy: values[0]![0],
+    differing: found.sort((a, b) => distance(b) - distance(a)).slice(0, count) as DifferingRecord[],
+  }
+}

@@ -1,0 +1,97 @@
+// What one model gives for each example: the loss, and the task's predictions. The graph and the code are those of training's evaluation.
+
+import { Random } from '../base/random.js'
+import type { Model } from '../graph/model-folder.js'
+import { LoraAdapter } from '../lora/adapter.js'
+import { openEngine } from '../runtime/host.js'
+import type { OpenTask } from '../tasks/task.js'
+import { planEvaluation } from '../train/batches.js'
+import { readParameters } from '../train/parameters.js'
+import { TrainingSessions } from '../train/sessions.js'
+import type { TrainSettings } from '../train/settings.js'
+
+export interface MeasureInput {
+  /** An encoder and a decoder in one graph, where there are two. */
+  readonly model: Model
+  readonly open: OpenTask
+  readonly adapter: LoraAdapter
+  readonly examples: readonly unknown[]
+  readonly settings: TrainSettings
+  /** Counts examples, and ends the work at a signal. */
+  readonly next: () => Promise<void>
+}
+
+/** Numbers of each example, in the order of the examples. */
+export interface Measured {
+  /** The mean over all examples. */
+  readonly loss: number
+  /** The mean loss of each example; undefined where a loss belongs to a whole batch. */
+  readonly losses: readonly number[] | undefined
+  /** The share of each example in a mean: its number of targets. */
+  readonly weights: readonly number[]
+  readonly predictions: readonly unknown[]
+  readonly seconds: number
+}
+
+/** An adapter that changes nothing, for the base; undefined if the task's head would be a new one. */
+export async function noAdapter({ head }: OpenTask): Promise<LoraAdapter | undefined> {
+  if (head?.isNew) return undefined
+  const adapter = new LoraAdapter({ targetModules: [], modulesToSave: head?.modulesToSave ?? [] })
+  for (const { name, shape, start } of head?.tensors ?? []) {
+    adapter.addReplacement(name, { data: await start(new Random(0, name)), shape })
+  }
+  return adapter
+}
+
+/** Opens a model with an adapter, and runs all examples. With `takeReference`, the task gets to know the model first. */
+export async function measure(input: MeasureInput, takeReference = false): Promise<Measured> {
+  const { model, open, adapter, examples, settings, next } = input
+  const load = async () => (await import('../train/engine.js')).TrainEngine
+  const engine = await openEngine(model.runtime, 'train', load, settings.threads)
+  try {
+    const sessions = await TrainingSessions.create({ ...input, modules: undefined }, engine.remote, false)
+    const { parameters } = sessions
+    const values = readParameters(
+      adapter,
+      parameters.map(({ name }) => name),
+    )
+    const zeros = () => values.map(({ length }) => new Float32Array(length))
+    await engine.remote.start(
+      { parameters, optimizer: {}, maxGradNorm: 0 },
+      { parameters: values, firstMoments: zeros(), secondMoments: zeros(), updates: 0 },
+    )
+    const startedAt = performance.now()
+    // A loss that needs the other examples is that of a batch. Every other loss is wanted by the record.
+    const isOfBatch = open.stepLoss !== undefined
+    const limit = model.contextLength ?? Number.POSITIVE_INFINITY
+    const costs = examples.map((example) => open.cost(example))
+    const plans = planEvaluation(costs, { batchSize: isOfBatch ? settings.batchSize : 1, limit })
+    const losses: number[] = Array(examples.length)
+    const weights: number[] = Array(examples.length)
+    const predictions: unknown[] = Array(examples.length)
+    let [sum, total] = [0, 0]
+    for (const { examples: places, sequence } of plans) {
+      const batch = places.map((place) => examples[place])
+      if (takeReference) open.takeReference?.((await sessions.forward(batch, sequence)).outputs, batch)
+      const { loss, normalizer, outputs } = await sessions.forward(batch, sequence)
+      sum += loss * normalizer
+      total += normalizer
+      const predicted = open.predict?.(outputs, batch) ?? []
+      for (const [i, place] of places.entries()) {
+        losses[place] = loss
+        weights[place] = normalizer / places.length
+        predictions[place] = predicted[i]
+        await next()
+      }
+    }
+    return {
+      loss: sum / total,
+      losses: isOfBatch ? undefined : losses,
+      weights,
+      predictions: open.predict === undefined ? [] : predictions,
+      seconds: (performance.now() - startedAt) / 1000,
+    }
+  } finally {
+    await engine.close().catch(() => {})
+  }
+}
