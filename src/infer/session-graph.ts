@@ -18,8 +18,8 @@ import type { TokenColumns } from './column-runs.js'
 import type { OpenRequest } from './engine.js'
 
 /**
- * Providers that take tensors without elements, and a bias in fused attention. On others an idle site gets zeros of rank 1, and attention
- * stays as it is written.
+ * Providers that take tensors without elements, and a bias in fused attention. On others an idle site gets zeros of
+ * rank 1, and attention stays as it is written.
  */
 const ON_PROCESSOR = new Set(['cpu', 'wasm'])
 
@@ -46,6 +46,17 @@ export interface SessionEdit {
   readonly isPlain: boolean
 }
 
+/**
+ * Lets caches of sliding windows grow as others do. As onnxruntime-genai writes them (Gemma 2), they have a fixed size,
+ * so that no text can begin with an empty one. Attention looks at its window alone in both forms.
+ */
+function growWindows(graph: Graph): void {
+  for (const node of graph.nodes) {
+    if (node.opType !== 'GroupQueryAttention') continue
+    node.attribute = node.attribute.filter(({ name }) => name !== 'sliding_window_cache')
+  }
+}
+
 /** A fresh edit of the model's graph, and what the engine has to know of it. */
 export function sessionGraph(
   onnx: OnnxModel,
@@ -54,6 +65,7 @@ export function sessionGraph(
 ): Omit<OpenRequest, 'model' | 'options'> & { graph: ModelProto; isFused: boolean } {
   const graph = new Graph(onnx.proto)
   before(graph)
+  growWindows(graph)
   graph.outputs.push(...Array.from(given, (name) => create(ValueInfoProtoSchema, { name })))
   const isOnProcessor = providers.every((name) => ON_PROCESSOR.has(name))
   const mayFuse = isOnProcessor && !isPlain
@@ -77,8 +89,8 @@ export function sessionGraph(
 }
 
 /**
- * Gives inputs numbers as names. There may be hundreds, which ONNX Runtime and its bindings look up by name in every run: with long names they
- * take a third more time.
+ * Gives inputs numbers as names. There may be hundreds, which ONNX Runtime and its bindings look up by name in every
+ * run: with long names they take a third more time.
  *
  * @returns their new names, by those that they had
  */

@@ -62,8 +62,8 @@ export function tokenInputs(graph: Graph, given: ReadonlySet<string> = new Set()
 }
 
 /**
- * Feeds with what a language model needs besides its tokens or their vectors, where the caller leaves it out: a mask of ones, positions that
- * count the mask's ones, an empty cache. Inputs of unknown meaning are left to the caller.
+ * Feeds with what a language model needs besides its tokens or their vectors, where the caller leaves it out: a mask of
+ * ones, positions that count the mask's ones, an empty cache. Inputs of unknown meaning are left to the caller.
  *
  * @throws UnsupportedError when a cache that is left out has an unknown layout
  */
@@ -74,7 +74,7 @@ export function completeTokenFeeds(graph: Graph, feeds: Feeds): Feeds {
   const [batch, sequence] = (ids ?? vectors).dims
   const { roles, others } = splitInputs(graph)
   const caches = others.filter(isCacheInput)
-  const fedCache = caches.find(isFed)
+  const fedCache = caches.find((input) => isFed(input) && feeds[input.name].dims.length === 4)
   const past = fedCache === undefined ? 0 : (feeds[fedCache.name].dims.at(-2) ?? 0)
   const inputIds = (ids?.data ?? []) as ArrayLike<bigint>
   const mask = feeds.attention_mask?.data as ArrayLike<bigint> | undefined
@@ -95,7 +95,8 @@ export interface EncoderInputs {
 /**
  * The roles of a graph's inputs.
  *
- * @throws UnsupportedError naming the inputs whose meaning is not known, a cache of unknown layout, or a graph without input_ids
+ * @throws UnsupportedError naming the inputs whose meaning is not known, a cache of unknown layout, or a graph without
+ *   input_ids
  */
 export function encoderInputs(graph: Graph): EncoderInputs {
   const { roles, others: all } = splitInputs(graph)

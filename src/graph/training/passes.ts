@@ -290,8 +290,8 @@ export async function runPasses(passes: readonly Pass[], work: Work): Promise<vo
 }
 
 /**
- * Lets ONNX Runtime compute an output before all others: it begins with the last node that nobody reads. Else logits and probabilities stay
- * until the end, and the gradient of the logits cannot take their place.
+ * Lets ONNX Runtime compute an output before all others: it begins with the last node that nobody reads. Else logits
+ * and probabilities stay until the end, and the gradient of the logits cannot take their place.
  */
 function computeFirst(graph: Graph, output: Value): void {
   const node = graph.producer(output) as NodeProto
