@@ -8,13 +8,23 @@ import type { Svd } from '../linalg/svd.js'
 export interface RankChoice {
   /**
    * r: the rank of all layers, or the largest that another rule may give. No layer gets a higher rank than the rank of its s·B·A.
+   * @range an integer of at least 1
    */
   rank?: number | undefined
-  /** The smallest rank that keeps this share of the energy Σσ², in (0, 1]. */
+  /**
+   * The smallest rank that keeps this share of the energy Σσ².
+   * @range a number in (0, 1]
+   */
   energy?: number | undefined
-  /** The smallest rank whose error ‖ΔW − ΔW'‖/‖ΔW‖ (Frobenius) is not above this, in [0, 1). */
+  /**
+   * The smallest rank whose error ‖ΔW − ΔW'‖/‖ΔW‖ (Frobenius) is not above this.
+   * @range a number in [0, 1)
+   */
   error?: number | undefined
-  /** Keeps the singular values σᵢ that are at least this share of σ₁, in (0, 1]. */
+  /**
+   * Keeps the singular values σᵢ that are at least this share of σ₁.
+   * @range a number in (0, 1]
+   */
   ratio?: number | undefined
 }
 
