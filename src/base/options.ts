@@ -1,9 +1,10 @@
-// What callers in plain JavaScript hand over, checked: options by a table that has the same keys as their type, so that the two
-// cannot drift, and arguments by kind. A misspelled option is an error with a near miss; nothing is ignored in silence.
+// Checks of values that callers in plain JavaScript give: options by a table that has the same keys as their type, so
+// that the two cannot drift, and arguments by kind. A misspelled option is an error with a near miss; nothing is
+// ignored in silence.
 
 import { ConfigError, nearMisses } from './errors.js'
 
-/** What a value may be. */
+/** The values that an option takes. */
 export interface Kind {
   /** For messages: `an integer of at least 1`. */
   readonly expected: string
@@ -23,7 +24,7 @@ export function kind(expected: string, accepts: (value: unknown) => boolean): Ki
 export const isObject = (value: unknown): value is Record<string, unknown> =>
   typeof value === 'object' && value !== null && !Array.isArray(value)
 
-/** Whether the value has all these methods. */
+/** True if the value has all these methods. */
 export function hasMethods(value: unknown, ...methods: readonly (string | symbol)[]): boolean {
   if ((typeof value !== 'object' && typeof value !== 'function') || value === null) return false
   return methods.every((name) => typeof (value as Record<string | symbol, unknown>)[name] === 'function')
@@ -65,7 +66,7 @@ export function orNull({ expected, accepts }: Kind): Kind {
   return kind(`${expected}, or null`, (value) => value === null || accepts(value))
 }
 
-/** What the options of a function are checked against. */
+/** The table that the options of a function are checked against. */
 export interface OptionRules<T> {
   /** The function's name, for messages. */
   readonly of: string
@@ -120,7 +121,7 @@ export function checkArgument(value: unknown, { expected, words = [], accepts }:
   throw new ConfigError({ where, what: 'not valid', expected, got: describe(value), ...(hint && { hint }) })
 }
 
-/** What to say of a name that is none of those that there are. */
+/** The message about a name that is none of the known ones. */
 export function unknownOption(
   name: string,
   {

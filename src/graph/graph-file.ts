@@ -1,5 +1,5 @@
-// Which file of a model's folder holds a graph in the type that is asked for, by the names that transformers.js gives them:
-// onnx/{graph}{suffix}.onnx.
+// Which file of a model's folder holds a graph in the type that is asked for, by the names that transformers.js gives
+// them: onnx/{graph}{suffix}.onnx.
 
 import { type Directory, readJson } from '../base/bytes.js'
 import { ConfigError, FileError, nearMisses } from '../base/errors.js'
@@ -26,7 +26,10 @@ export type GraphDtype = keyof typeof SUFFIXES
 /** All of them. */
 export const GRAPH_DTYPES = Object.keys(SUFFIXES) as readonly GraphDtype[]
 
-/** One type for all graphs of a model, or an object from graph name to type. `auto` uses the type in config.json, or fp32. */
+/**
+ * One type for all graphs of a model, or an object from graph name to type. `auto` uses the type in config.json, or
+ * fp32.
+ */
 export type DtypeChoice = GraphDtype | 'auto' | Readonly<Record<string, GraphDtype | 'auto'>>
 
 /** Folders that hold graphs, first match first. */
@@ -85,7 +88,10 @@ export async function findGraphs(
   return graphs
 }
 
-/** Throws FileError for a part that is there in other types than the one that is asked for: without it the model is not whole. */
+/**
+ * Throws FileError for a part that is there in other types than the one that is asked for: without it the model is not
+ * whole.
+ */
 async function refuseOtherDtype(
   directory: Directory,
   names: readonly string[],
@@ -127,7 +133,8 @@ export function dtypeOf(path: string): GraphDtype | undefined {
 /**
  * The path of a graph.
  *
- * @throws ConfigError for an unknown dtype; FileError naming the types that there are, when there is no graph of this one
+ * @throws ConfigError for an unknown dtype; FileError naming the types that there are, when there is no graph of this
+ *   one
  */
 export async function findGraph(directory: Directory, { name = 'model', dtype, config }: GraphWanted): Promise<string> {
   const path = await pathOf(directory, { name, dtype, config })
@@ -177,8 +184,8 @@ export async function graphDtypes(directory: Directory, name = 'model'): Promise
 }
 
 /**
- * The graphs of a model, of several all: in the type that is asked for, else in that of config.json, else in the first one that there
- * is. None where there is no graph.
+ * The graphs of a model, of several all: in the type that is asked for, else in that of config.json, else in the first
+ * one that there is. None where there is no graph.
  *
  * @throws FileError when there is no graph of the type that is asked for, or one of several is in other types alone
  */

@@ -1,5 +1,6 @@
-// How much memory a model needs, before it is opened: the bytes of its weights, which ONNX Runtime repacks for its products, and what a
-// training run keeps of each token. An estimate, good to some tens of percent: it tells whether a machine can do it at all.
+// How much memory a model needs, before it is opened: the bytes of its weights, which ONNX Runtime repacks for its
+// products, and what a training run keeps of each token. An estimate, good to some tens of percent: it tells whether a
+// machine can do it at all.
 
 import { tensorsOf } from '../formats/onnx/messages.js'
 import type { OnnxModel } from '../formats/onnx/model.js'
@@ -31,8 +32,8 @@ export function weightBytes(onnx: OnnxModel): number {
 }
 
 /**
- * The memory of a session. Repacked weights are a second copy; without repacking there is none. The cache of a text is small
- * beside the weights.
+ * The memory of a session. Repacked weights are a second copy; without repacking there is none. The cache of a text is
+ * small beside the weights.
  */
 export function sessionMemory(onnx: OnnxModel, lowMemory = false): MemoryNeed {
   const weights = weightBytes(onnx)

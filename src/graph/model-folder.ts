@@ -1,5 +1,5 @@
-// A model in a folder as transformers.js reads it: config.json, one graph or several in onnx/, a tokenizer where it has one. Loading
-// reads the graph and the tokenizer; weights stay in their file.
+// A model in a folder as transformers.js reads it: config.json, one graph or several in onnx/, a tokenizer where it has
+// one. Loading reads the graph and the tokenizer; weights stay in their file.
 
 import { type Directory, readJson } from '../base/bytes.js'
 import { ConfigError, FileError, FormatError } from '../base/errors.js'
@@ -11,11 +11,14 @@ import { readSentenceModules, type SentenceModules } from './sentence-modules.js
 
 /** A model as `loadModel` reads it; weights stay in their file. */
 export interface Model {
-  /** What was opened: the id on the Hub, else the path or the name of the folder. */
+  /** The name of what was opened: the id on the Hub, else the path or the name of the folder. */
   readonly name: string
   /** The folder that it was read from. */
   readonly directory: Directory
-  /** Paths of its graphs, relative to `directory`, by what they are: `model` alone, or `decoder`, `encoder`, `embed_tokens`, … */
+  /**
+   * Paths of its graphs, relative to `directory`, by what they are: `model` alone, or `decoder`, `encoder`,
+   * `embed_tokens`, …
+   */
   readonly graphs: Readonly<Partial<Record<GraphRole, string>>>
   /** Path of the graph of `onnx`, relative to `directory`. */
   readonly onnxPath: string
@@ -49,7 +52,10 @@ export interface Model {
 
 /** The runtime of a model, and the place of its graph. */
 export interface LoadModelOptions {
-  /** The runtime for sessions of the model: `webRuntime(url)`, `nodeRuntime()`, or `{ module }` for the caller's own thread. */
+  /**
+   * The runtime for sessions of the model: `webRuntime(url)`, `nodeRuntime()`, or `{ module }` for the caller's own
+   * thread.
+   */
   runtime: RuntimeHost
   /** The graph's path inside the folder. Default: by `dtype`. */
   onnxPath?: string | undefined
@@ -143,7 +149,8 @@ export function requireTokenizer({ tokenizer, directory }: Pick<Model, 'tokenize
 
 function contextLengthOf(config: Record<string, unknown>): number | undefined {
   const length = positiveInteger(config, CONTEXT_KEYS)
-  // Positions of RoBERTa and MPNet begin behind that of padding: https://github.com/facebookresearch/fairseq/issues/1187
+  // Positions of RoBERTa and MPNet begin behind that of padding:
+  // https://github.com/facebookresearch/fairseq/issues/1187
   const { model_type: type, pad_token_id: pad } = config
   const isShifted = typeof type === 'string' && /roberta$|camembert|mpnet/.test(type) && typeof pad === 'number'
   return length !== undefined && isShifted ? length - pad - 1 : length

@@ -1,5 +1,5 @@
-// How a model of sentence-transformers makes one vector of a text: modules.json names what follows the encoder, 1_Pooling/config.json
-// says how the tokens' vectors become one.
+// How a model of sentence-transformers makes one vector of a text: modules.json names what follows the encoder,
+// 1_Pooling/config.json says how the tokens' vectors become one.
 
 import { type Directory, readJson } from '../base/bytes.js'
 

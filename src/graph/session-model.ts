@@ -8,8 +8,9 @@ import { externalTensor, isExternal, weightRange } from '../formats/onnx/tensors
 import type { SessionModel } from '../runtime/runtime.js'
 
 /**
- * The model of a session that runs `proto`, a graph over this model's weights: on a file system with the folder that holds them,
- * with real paths, because ONNX Runtime refuses symbolic links (as in Hugging Face's cache); elsewhere their content.
+ * The model of a session that runs `proto`, a graph over this model's weights: on a file system with the folder that
+ * holds them, with real paths, because ONNX Runtime refuses symbolic links (as in Hugging Face's cache); elsewhere
+ * their content.
  */
 export async function sessionModel(model: OnnxModel, proto: ModelProto): Promise<SessionModel> {
   const used = new Set<string>()

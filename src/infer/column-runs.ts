@@ -1,5 +1,5 @@
-// Runs that fused attention cannot do at once: several texts, each with a cache and more than one new token. They run token by token,
-// which gives the same.
+// Runs that fused attention cannot do at once: several texts, each with a cache and more than one new token. They run
+// token by token, which gives the same.
 
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 

@@ -54,7 +54,10 @@ interface OpenSession {
   newRows: NewRows | undefined
   /** The model's outputs, where the graph gives more: what a run gives when nothing is asked for. */
   outputNames: readonly string[] | undefined
-  /** Feeds of a run beside its own inputs, put together once for all runs: a step would spend more time on this than on some layers. */
+  /**
+   * Feeds of a run beside its own inputs, put together once for all runs: a step would spend more time on this than on
+   * some layers.
+   */
   kept: WeakMap<AdapterFeeds, Feeds>
 }
 

@@ -1,5 +1,5 @@
-// Feeds of callers, checked and made plain: ONNX Runtime's own tensors are objects with getters, which do not survive the way
-// into a worker.
+// Feeds of callers, checked and made plain: ONNX Runtime's own tensors are objects with getters, which do not survive
+// the way into a worker.
 
 import { f16ToF32 } from '../base/dtype.js'
 import { ConfigError, MismatchError, nearMisses, UnsupportedError } from '../base/errors.js'

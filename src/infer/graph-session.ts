@@ -1,5 +1,5 @@
-// A session over one graph: an engine whose graph has the factors of adapters as inputs, so that choosing an adapter is feeding other arrays.
-// The base's weights are in memory once, whatever the number of adapters.
+// A session over one graph: an engine whose graph has the factors of adapters as inputs, so that choosing an adapter is
+// feeding other arrays. The base's weights are in memory once, whatever the number of adapters.
 
 import { type LowrankError, RuntimeError, UnsupportedError } from '../base/errors.js'
 import type { NewRows } from '../graph/fuse/new-rows.js'
@@ -131,8 +131,8 @@ export class GraphSession {
   }
 
   /**
-   * Does something with the engine. If ONNX Runtime fails on the faster form that lowrank made of the graph before any run of it has
-   * succeeded, the graph opens as it is given, with a warning, and the action is done again.
+   * Does something with the engine. If ONNX Runtime fails on the faster form that lowrank made of the graph before any
+   * run of it has succeeded, the graph opens as it is given, with a warning, and the action is done again.
    */
   async tried<T>(action: () => Promise<T>): Promise<T> {
     const isUntried = this.#isUntried

@@ -1,5 +1,5 @@
-// The graphs of a model in one session: which there are besides the one that it is asked first, and which layers of an adapter are
-// in each.
+// The graphs of a model in one session: which there are besides the one that it is asked first, and which layers of an
+// adapter are in each.
 
 import { FileError, MismatchError } from '../base/errors.js'
 import type { OnnxModel } from '../formats/onnx/model.js'
@@ -94,7 +94,8 @@ export async function otherGraphs(
  * An adapter's share of each graph.
  *
  * @param onMissing hears which layers are in no graph, and so are left out; undefined: they are an error
- * @param hasPlace whether a graph has a place for a part that is no linear layer. What none has stays with the first one, which says why
+ * @param hasPlace whether a graph has a place for a part that is no linear layer. What none has stays with the first
+ *   one, which says why
  * @throws MismatchError naming the layers that are in no graph, unless they are to be left out, or all are
  */
 export async function shareAdapter(

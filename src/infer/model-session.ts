@@ -1,4 +1,5 @@
-// A session over a model: its graphs, each with an engine of its own, and the adapters, each with its share in every graph.
+// A session over a model: its graphs, each with an engine of its own, and the adapters, each with its share in every
+// graph.
 
 import { StateError, UnsupportedError } from '../base/errors.js'
 import { checkArgument, checkOptions, kind, listOf, NAME, type OptionTable } from '../base/options.js'
@@ -55,7 +56,7 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
   readonly #closesModel: boolean
   readonly #openAdapter: (adapter: unknown) => Promise<LoraAdapter>
   readonly #onMissing: SessionExtras['onMissing']
-  /** By role; the first is the one that runs ask if they name none. */
+  /** Graphs by role; the first is the one that runs ask if they name none. */
   readonly #graphs = new Map<string, GraphSession>()
   #adapters: readonly string[] = []
   #changes = 0
@@ -185,7 +186,10 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
     return outputs
   }
 
-  /** @internal Runs one of the model's graphs for all of its outputs, or for some. Throws MismatchError for an unknown role. */
+  /**
+   * @internal Runs one of the model's graphs for all of its outputs, or for some. Throws MismatchError for an unknown
+   * role.
+   */
   runGraph(role: string, feeds: Feeds, mixes: readonly Mix[]): Promise<Record<string, RuntimeTensor>> {
     this.checkOpen()
     return this.#graph(role).run(feeds, mixes)
@@ -276,7 +280,9 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
     if (this.#disposal !== undefined) throw new StateError({ where: 'session', what: 'the session is closed' })
   }
 
-  /** @internal Throws MismatchError unless runs can choose these adapters, UnsupportedError for a mix that is no sum. */
+  /**
+   * @internal Throws MismatchError unless runs can choose these adapters, UnsupportedError for a mix that is no sum.
+   */
   checkMixes(mixes: readonly Mix[]): void {
     for (const graph of this.#graphs.values()) requireMixable(mixes, (name) => graph.adapter(name))
   }

@@ -18,8 +18,8 @@ import type { TokenColumns } from './column-runs.js'
 import type { OpenRequest } from './engine.js'
 
 /**
- * Providers that take tensors without elements, and a bias in fused attention. On others an idle site gets zeros of rank 1, and attention
- * stays as it is written.
+ * Providers that take tensors without elements, and a bias in fused attention. On others an idle site gets zeros of
+ * rank 1, and attention stays as it is written.
  */
 const ON_PROCESSOR = new Set(['cpu', 'wasm'])
 
@@ -77,8 +77,8 @@ export function sessionGraph(
 }
 
 /**
- * Gives inputs numbers as names. There may be hundreds, which ONNX Runtime and its bindings look up by name in every run: with long names they
- * take a third more time.
+ * Gives inputs numbers as names. There may be hundreds, which ONNX Runtime and its bindings look up by name in every
+ * run: with long names they take a third more time.
  *
  * @returns their new names, by those that they had
  */

@@ -15,18 +15,21 @@ export interface AdapterSessionOptions extends Omit<SessionOptions, 'executionPr
   /** The first adapters: name → adapter. Runs choose an adapter by this name. */
   adapters?: Readonly<Record<string, LoraAdapter>> | undefined
   /**
-   * The device that runs the model, with ONNX Runtime's names: cpu, webgpu, cuda, coreml, dml, … You can give several. If the first cannot
-   * compute an operator, the next one does. Default: the CPU.
+   * The device that runs the model, with ONNX Runtime's names: cpu, webgpu, cuda, coreml, dml, … You can give several.
+   * If the first cannot compute an operator, the next one does. Default: the CPU.
    */
   device?: string | readonly string[] | undefined
   /** Module name → name of its node or weight. Needed only if the graph does not name its modules. */
   modules?: ModuleMap | undefined
-  /** Leaves out layers of an adapter if the export does not have their module. Default false: such layers are an error. */
+  /**
+   * Leaves out layers of an adapter if the export does not have their module. Default false: such layers are an error.
+   */
   allowMissing?: boolean | undefined
   /**
-   * How exact the products by quantized weights (MatMulNBits) are, as ONNX Runtime counts. With 4, their inputs are rounded to 8 bits. This is
-   * faster on the CPU, most of all for several texts, and less exact. With 0 they stay floats. 4 is an error if the model has no such products.
-   * Default: what the model's file says, which is 0 if it says nothing.
+   * How exact the products by quantized weights (MatMulNBits) are, as ONNX Runtime counts. With 4, their inputs are
+   * rounded to 8 bits. This is faster on the CPU, most of all for several texts, and less exact. With 0 they stay
+   * floats. 4 is an error if the model has no such products. Default: what the model's file says, which is 0 if it says
+   * nothing.
    */
   accuracyLevel?: 0 | 4 | undefined
 }
@@ -34,8 +37,8 @@ export interface AdapterSessionOptions extends Omit<SessionOptions, 'executionPr
 /** Options of `run`. */
 export interface RunOptions {
   /**
-   * Name of the adapter. `{ a: 0.5, b: 1 }` adds several adapters, each with its weight. A list has one such choice for each row of the
-   * batch. The adapters may have different ranks. null is the base model alone. Default null.
+   * Name of the adapter. `{ a: 0.5, b: 1 }` adds several adapters, each with its weight. A list has one such choice for
+   * each row of the batch. The adapters may have different ranks. null is the base model alone. Default null.
    */
   adapter?: AdapterChoice | readonly AdapterChoice[] | undefined
   /** Outputs to compute. Default: all. */
@@ -45,8 +48,9 @@ export interface RunOptions {
 }
 
 /**
- * A text to continue, the messages of a chat to answer, or token ids to continue. The last message must not be from the assistant. For models of texts and
- * pictures, the content of a message can be a list of parts: `{ type: 'text', text }`, and `{ type: 'image' }` where a picture goes.
+ * A text to continue, the messages of a chat to answer, or token ids to continue. The last message must not be from the
+ * assistant. For models of texts and pictures, the content of a message can be a list of parts: `{ type: 'text', text
+ * }`, and `{ type: 'image' }` where a picture goes.
  */
 export type Prompt = string | readonly MessageOfParts[] | TokenPrompt
 
@@ -61,8 +65,8 @@ export type PromptImages = ImageSource | readonly (ImageSource | readonly ImageS
 /** How a chat becomes text. */
 export interface ChatOptions {
   /**
-   * Text of a chat template (Jinja). Default: the template that the adapter was trained with, if it was trained on chats. Otherwise the
-   * template in the model's folder.
+   * Text of a chat template (Jinja). Default: the template that the adapter was trained with, if it was trained on
+   * chats. Otherwise the template in the model's folder.
    */
   chatTemplate?: string | undefined
   /** Further variables of the template, such as `{ enable_thinking: false }`. */
@@ -74,25 +78,31 @@ export interface ChatOptions {
 /** Options of `stream`. */
 export interface StreamOptions extends SamplingOptions, ChatOptions {
   /**
-   * Name of an adapter of the session, for the whole text. `{ a: 0.5, b: 1 }` adds several adapters, each with its weight. A list has one
-   * such choice for each prompt. null is the base model alone. Default null.
+   * Name of an adapter of the session, for the whole text. `{ a: 0.5, b: 1 }` adds several adapters, each with its
+   * weight. A list has one such choice for each prompt. null is the base model alone. Default null.
    */
   adapter?: AdapterChoice | readonly AdapterChoice[] | undefined
   /**
-   * Pictures for a model of texts and pictures, in the order of their places: a path (not in browsers), the bytes of a file, or
-   * `{ data, width, height }`. A text marks each place with the model's token, such as `<image>`. In a chat, a part `{ type: 'image' }` is a
-   * place. Without such a part, pictures go before the last question. For several prompts: a list with the pictures of each.
+   * Pictures for a model of texts and pictures, in the order of their places: a path (not in browsers), the bytes of a
+   * file, or `{ data, width, height }`. A text marks each place with the model's token, such as `<image>`. In a chat, a
+   * part `{ type: 'image' }` is a place. Without such a part, pictures go before the last question. For several
+   * prompts: a list with the pictures of each.
    */
   images?: PromptImages | undefined
   /** The largest number of new tokens. The text also ends when the model's context is full. Default 128. */
   maxNewTokens?: number | undefined
-  /** Generation ends before the first of these texts. Default: none. The answer to a chat always ends where its turn ends. */
+  /**
+   * Generation ends before the first of these texts. Default: none. The answer to a chat always ends where its turn
+   * ends.
+   */
   stop?: string | readonly string[] | undefined
-  /** How many of the most likely tokens get a score at each step, in addition to the chosen token. Default: no scores. */
+  /**
+   * How many of the most likely tokens get a score at each step, in addition to the chosen token. Default: no scores.
+   */
   logprobs?: number | undefined
   /**
-   * A safe integer. The same seed gives the same text. With several prompts, the second has seed + 1, and so on. Default: a new random
-   * seed for each call. The result contains the seed.
+   * A safe integer. The same seed gives the same text. With several prompts, the second has seed + 1, and so on.
+   * Default: a new random seed for each call. The result contains the seed.
    */
   seed?: number | undefined
   /** Stops the generation after the current token. The promise rejects with the signal's reason. */
@@ -104,8 +114,8 @@ export interface GenerateOptions extends StreamOptions {
   /** The largest number of prompts that run together. A larger number is faster and needs more memory. Default 8. */
   batchSize?: number | undefined
   /**
-   * Called with each piece of text as soon as it is final, and with the index of its prompt. All pieces of a prompt together are the
-   * text of its result.
+   * Called with each piece of text as soon as it is final, and with the index of its prompt. All pieces of a prompt
+   * together are the text of its result.
    */
   onText?: ((piece: string, index: number) => void) | undefined
 }
@@ -139,7 +149,10 @@ export interface BatchOptions {
 export interface EmbedOptions extends BatchOptions {
   /** One adapter for all texts: its name, or `{ name: weight, … }`; null is the base model alone. Default null. */
   adapter?: AdapterChoice | undefined
-  /** How the vectors of the tokens become one vector. Default: as 1_Pooling/config.json says, or `mean` without this file. */
+  /**
+   * How the vectors of the tokens become one vector. Default: as 1_Pooling/config.json says, or `mean` without this
+   * file.
+   */
   pooling?: 'mean' | 'cls' | undefined
   /** Scales vectors to length 1, so that their product is the cosine. Default true. */
   normalize?: boolean | undefined
@@ -162,7 +175,10 @@ export interface ClassifyOptions extends BatchOptions {
 export interface Classification {
   /** The likeliest label. */
   label: string
-  /** Its probability. If a text can have several labels, each label has its own probability. If the head gives numbers, `score` is the number. */
+  /**
+   * Its probability. If a text can have several labels, each label has its own probability. If the head gives numbers,
+   * `score` is the number.
+   */
   score: number
   /** The `topK` likeliest labels, best first. */
   labels: { label: string; score: number }[]
@@ -209,7 +225,10 @@ export interface Entity {
   score: number
 }
 
-/** The tags and entities of one text. If the text was given as words, places count in these words with a space between two of them. */
+/**
+ * The tags and entities of one text. If the text was given as words, places count in these words with a space between
+ * two of them.
+ */
 export interface Tagging {
   /** The entities that the tags spell, in the order of the text. */
   entities: Entity[]
@@ -229,7 +248,10 @@ export interface GenerateResult {
   promptTokens: number
   /** The new tokens, including those of a stop string. */
   tokenIds: number[]
-  /** Why the text ended: the model wrote an end token, a stop string came, `maxNewTokens` was reached, or the context is full. */
+  /**
+   * Why the text ended: the model wrote an end token, a stop string came, `maxNewTokens` was reached, or the context is
+   * full.
+   */
   finish: 'eos' | 'stop' | 'max-new-tokens' | 'context'
   /** The seed of this text. The same seed and options give the same text. */
   seed: number
@@ -240,8 +262,8 @@ export interface GenerateResult {
 }
 
 /**
- * A base model in memory with any number of adapters. Each run chooses one adapter, a mix, or one for each row. You can start several
- * calls at the same time; they run in order. `openSession` makes it.
+ * A base model in memory with any number of adapters. Each run chooses one adapter, a mix, or one for each row. You can
+ * start several calls at the same time; they run in order. `openSession` makes it.
  */
 export interface AdapterSession {
   /** The model of the session. Do not close it before you call `dispose`. */
@@ -250,7 +272,10 @@ export interface AdapterSession {
   readonly adapters: readonly string[]
   /** Roles of the model's graphs that runs can choose: `decoder` and `encoder`, or `model` alone. */
   readonly graphs: readonly string[]
-  /** The model's own inputs, without the inputs for adapters. If the model has several graphs, these are the inputs of the first. */
+  /**
+   * The model's own inputs, without the inputs for adapters. If the model has several graphs, these are the inputs of
+   * the first.
+   */
   readonly inputNames: readonly string[]
   /** The model's outputs. */
   readonly outputNames: readonly string[]
@@ -273,11 +298,12 @@ export interface AdapterSession {
   /**
    * Runs the model once.
    *
-   * @param feeds the model's own inputs by name: `{ type, data, dims }`, such as ONNX Runtime's own tensors. For a language model
-   *   `input_ids` is enough: lowrank adds the missing inputs: a mask of ones, positions from that mask, and an empty cache.
+   * @param feeds the model's own inputs by name: `{ type, data, dims }`, such as ONNX Runtime's own tensors. For a
+   *   language model `input_ids` is enough: lowrank adds the missing inputs: a mask of ones, positions from that mask,
+   *   and an empty cache.
    * @returns the outputs by name. The session does not use their arrays again
-   * @throws MismatchError for an unknown adapter, input or output; ConfigError for a value that is not a tensor; RuntimeError when the run fails;
-   *   StateError when the session is disposed
+   * @throws MismatchError for an unknown adapter, input or output; ConfigError for a value that is not a tensor;
+   *   RuntimeError when the run fails; StateError when the session is disposed
    *
    * @example
    * const session = await openSession('models/union-3m')
@@ -291,18 +317,20 @@ export interface AdapterSession {
   run(feeds: Feeds, options?: RunOptions): Promise<Record<string, RuntimeTensor>>
 
   /**
-   * Continues a text, or answers a chat: messages go through the chat template, and the answer ends where a turn does. Several prompts
-   * run together, `batchSize` at a time. Each gets the text that it would get alone. Options that you leave out come from the model's
-   * generation_config.json. If that file does not set them, lowrank always takes the most likely token.
+   * Continues a text, or answers a chat: messages go through the chat template, and the answer ends where a turn does.
+   * Several prompts run together, `batchSize` at a time. Each gets the text that it would get alone. Options that you
+   * leave out come from the model's generation_config.json. If that file does not set them, lowrank always takes the
+   * most likely token.
    *
    * @param prompt text, a list of messages, or a list of such prompts
    * @returns the result; for a list of prompts, a list of results in the same order
-   * @throws ConfigError for an option that is unknown or out of range, MismatchError for an unknown adapter or a tokenizer of another
-   *   model, DataError for a prompt that has no tokens or fills the whole context, for a chat that cannot be answered, for a picture that
-   *   cannot be read, and for more or fewer pictures than places, FormatError for a chat without a usable template, UnsupportedError when
-   *   the graph is not a causal language model, reads no pictures, or cannot run a different adapter for each row, FileError when the
-   *   model's folder has no embed_tokens.onnx, decoder, vision_encoder.onnx or preprocessor_config.json and needs it, NumericError when the logits are not finite, StateError when the session is disposed; what the signal and
-   *   `onText` throw
+   * @throws ConfigError for an option that is unknown or out of range, MismatchError for an unknown adapter or a
+   *   tokenizer of another model, DataError for a prompt that has no tokens or fills the whole context, for a chat that
+   *   cannot be answered, for a picture that cannot be read, and for more or fewer pictures than places, FormatError
+   *   for a chat without a usable template, UnsupportedError when the graph is not a causal language model, reads no
+   *   pictures, or cannot run a different adapter for each row, FileError when the model's folder has no
+   *   embed_tokens.onnx, decoder, vision_encoder.onnx or preprocessor_config.json and needs it, NumericError when the
+   *   logits are not finite, StateError when the session is disposed; what the signal and `onText` throw
    *
    * @example
    * const session = await openSession('models/union-3m')
@@ -316,7 +344,8 @@ export interface AdapterSession {
   generate(prompts: readonly Prompt[], options?: GenerateOptions): Promise<GenerateResult[]>
 
   /**
-   * Gives the text of one prompt piece by piece, each piece as soon as it is final. If you leave the loop, generation stops.
+   * Gives the text of one prompt piece by piece, each piece as soon as it is final. If you leave the loop, generation
+   * stops.
    *
    * @param prompt text, or a list of messages
    * @returns an async generator of the pieces. Its return value is the result
@@ -330,15 +359,16 @@ export interface AdapterSession {
   stream(prompt: Prompt, options?: StreamOptions): AsyncGenerator<string, GenerateResult, undefined>
 
   /**
-   * Gives each text, pair of texts or picture a label. If the model reads pictures, a string is the path of a file. It uses the head of the adapter, or else the head of the model. The result of a text does
-   * not depend on the others of the call. The names of the labels come from the adapter, or else from the model's config.json, or else they are LABEL_0,
-   * LABEL_1, …
+   * Gives each text, pair of texts or picture a label. If the model reads pictures, a string is the path of a file. It
+   * uses the head of the adapter, or else the head of the model. The result of a text does not depend on the others of
+   * the call. The names of the labels come from the adapter, or else from the model's config.json, or else they are
+   * LABEL_0, LABEL_1, …
    *
    * @returns one result for a single text, a list for a list
-   * @throws UnsupportedError when neither the adapter nor the model has a head for labels; MismatchError for an unknown adapter, a
-   *   tokenizer of another model, or when the numbers of labels and logits differ; ConfigError for an option or a text that is not
-   *   usable; FileError when the model has no tokenizer; DataError for a picture that cannot be read; NumericError when the logits are not finite; StateError when the session
-   *   is disposed
+   * @throws UnsupportedError when neither the adapter nor the model has a head for labels; MismatchError for an unknown
+   *   adapter, a tokenizer of another model, or when the numbers of labels and logits differ; ConfigError for an option
+   *   or a text that is not usable; FileError when the model has no tokenizer; DataError for a picture that cannot be
+   *   read; NumericError when the logits are not finite; StateError when the session is disposed
    *
    * @example
    * const session = await openSession('tests/golden/text-classification/encoder', {
@@ -352,13 +382,15 @@ export interface AdapterSession {
   classify(inputs: readonly ClassifyInput[], options?: ClassifyOptions): Promise<Classification[]>
 
   /**
-   * Gives each word of a text a tag, and finds the entities that the tags spell, such as names. A text is cut into words at spaces, and each
-   * punctuation mark is a word. To cut it in another way, give the words. The result of a text does not depend on the others of the call.
+   * Gives each word of a text a tag, and finds the entities that the tags spell, such as names. A text is cut into
+   * words at spaces, and each punctuation mark is a word. To cut it in another way, give the words. The result of a
+   * text does not depend on the others of the call.
    *
    * @returns one result for a single text, a list for a list
-   * @throws UnsupportedError when neither the adapter nor the model has a head for tags; MismatchError for an unknown adapter, a tokenizer
-   *   of another model, or when the numbers of labels and logits differ; ConfigError for an option or a text that is not usable; FileError
-   *   when the model has no tokenizer; NumericError when the logits are not finite; StateError when the session is disposed
+   * @throws UnsupportedError when neither the adapter nor the model has a head for tags; MismatchError for an unknown
+   *   adapter, a tokenizer of another model, or when the numbers of labels and logits differ; ConfigError for an option
+   *   or a text that is not usable; FileError when the model has no tokenizer; NumericError when the logits are not
+   *   finite; StateError when the session is disposed
    *
    * @example
    * const session = await openSession('tests/golden/token-classification/distilbert')
@@ -370,12 +402,14 @@ export interface AdapterSession {
   tag(texts: readonly TextOrWords[], options?: TagOptions): Promise<Tagging[]>
 
   /**
-   * Makes a vector for each text. Texts with a similar meaning have similar vectors. The result of a text does not depend on the others of the call.
+   * Makes a vector for each text. Texts with a similar meaning have similar vectors. The result of a text does not
+   * depend on the others of the call.
    *
    * @returns one vector for a single text, a list for a list
-   * @throws UnsupportedError when the graph gives no vectors of tokens, or the model combines them in a way that lowrank does not know;
-   *   MismatchError for an unknown adapter or a tokenizer of another model; ConfigError for an option or a text that is not usable;
-   *   FileError when the model has no tokenizer; NumericError when a vector is not finite; StateError when the session is disposed
+   * @throws UnsupportedError when the graph gives no vectors of tokens, or the model combines them in a way that
+   *   lowrank does not know; MismatchError for an unknown adapter or a tokenizer of another model; ConfigError for an
+   *   option or a text that is not usable; FileError when the model has no tokenizer; NumericError when a vector is not
+   *   finite; StateError when the session is disposed
    *
    * @example
    * const session = await openSession('tests/golden/text-classification/encoder')
@@ -386,7 +420,9 @@ export interface AdapterSession {
   embed(text: string, options?: EmbedOptions): Promise<Float32Array>
   embed(texts: readonly string[], options?: EmbedOptions): Promise<Float32Array[]>
 
-  /** Waits for all started runs. Then it closes the session and its worker. Other calls throw StateError from then on. */
+  /**
+   * Waits for all started runs. Then it closes the session and its worker. Other calls throw StateError from then on.
+   */
   dispose(): Promise<void>
 
   /** `await using`: the same as dispose. */

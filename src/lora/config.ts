@@ -1,5 +1,5 @@
-// LoraConfig: every setting of an adapter, checked once and frozen. Names are PEFT's in camelCase, except for the paper's own
-// (Hu et al. 2021, arXiv 2106.09685): rank, alpha, dropout.
+// LoraConfig: every setting of an adapter, checked once and frozen. Names are PEFT's in camelCase, except for the
+// paper's own (Hu et al. 2021, arXiv 2106.09685): rank, alpha, dropout.
 
 import { ConfigError } from '../base/errors.js'
 import { checkArgument, describe, isObject, OBJECT, STRING, unknownOption } from '../base/options.js'
@@ -17,7 +17,10 @@ export interface LoraConfig {
   readonly rank: number
   /** α, a finite number. Default 8, as in PEFT. `train` has 16, and needs a number above 0. */
   readonly alpha: number
-  /** Probability in [0, 1] that an input of the LoRA branch is set to 0 in training. Default 0. `train` needs a number below 1. */
+  /**
+   * Probability in [0, 1] that an input of the LoRA branch is set to 0 in training. Default 0. `train` needs a number
+   * below 1.
+   */
   readonly dropout: number
   /** Module names or their last parts; a regular expression for whole names; or `all-linear`. Default []: none. */
   readonly targetModules: readonly string[] | string
@@ -28,8 +31,8 @@ export interface LoraConfig {
   /** The stack's name, `layers` or `h`, when layersToTransform needs one. */
   readonly layersPattern: readonly string[] | string | undefined
   /**
-   * Module name or expression for its end → rank; the first key that matches counts. JavaScript objects sort keys that are numbers
-   * first. If your keys are numbers and the order matters, use a Map.
+   * Module name or expression for its end → rank; the first key that matches counts. JavaScript objects sort keys that
+   * are numbers first. If your keys are numbers and the order matters, use a Map.
    */
   readonly rankPattern: Readonly<Record<string, number>>
   /** The same for alpha. */
@@ -46,7 +49,9 @@ export interface LoraConfig {
   readonly baseModel: string | undefined
   /** PEFT's task type: CAUSAL_LM, SEQ_CLS, … */
   readonly taskType: string | undefined
-  /** Uses DoRA: each row of a weight has a trained magnitude (DoRA, Liu et al. 2024, arXiv 2402.09353). Default false. */
+  /**
+   * Uses DoRA: each row of a weight has a trained magnitude (DoRA, Liu et al. 2024, arXiv 2402.09353). Default false.
+   */
   readonly useDora: boolean
   /** B has a bias. Default false. */
   readonly loraBias: boolean
@@ -55,21 +60,32 @@ export interface LoraConfig {
   /** Modules that the adapter replaces completely, by the ends of their names. Default []. */
   readonly modulesToSave: readonly string[]
   /**
-   * Parameters to adapt that are not the weight of a linear module, mostly weights of experts: full names, or their ends after a
-   * dot. Default [].
+   * Parameters to adapt that are not the weight of a linear module, mostly weights of experts: full names, or their
+   * ends after a dot. Default [].
    */
   readonly targetParameters: readonly string[]
-  /** The adapted model repeats layers of its base: ranges [start, end), in order. Copies of a layer share its weights. */
+  /**
+   * The adapted model repeats layers of its base: ranges [start, end), in order. Copies of a layer share its weights.
+   */
   readonly layerReplication: LayerRanges | undefined
-  /** A change of the input embedding also changes an output embedding that is tied to it, and they stay tied. Default false. */
+  /**
+   * A change of the input embedding also changes an output embedding that is tied to it, and they stay tied. Default
+   * false.
+   */
   readonly ensureWeightTying: boolean
-  /** Tokens whose rows of the input embedding the adapter replaces; or tokens by module, by its name or the end of its name. */
+  /**
+   * Tokens whose rows of the input embedding the adapter replaces; or tokens by module, by its name or the end of its
+   * name.
+   */
   readonly trainableTokenIndices: readonly number[] | Readonly<Record<string, readonly number[]>> | undefined
   /** Other fields of PEFT's file, unchanged and in PEFT's spelling. They do not change the result. */
   readonly peftFields: Readonly<Record<string, unknown>>
 }
 
-/** A config as users write it: any of the settings. The others have their defaults. Patterns can be Maps, which keep their order. */
+/**
+ * A config as users write it: any of the settings. The others have their defaults. Patterns can be Maps, which keep
+ * their order.
+ */
 export type LoraConfigInput = {
   readonly [K in keyof LoraConfig]?:
     | LoraConfig[K]
@@ -229,7 +245,10 @@ function patternTables(config: LoraConfig): { rank: PatternTable; alpha: Pattern
   return result
 }
 
-/** A resolved config as one layer sees it: with the rank and alpha that the patterns give its name, and no patterns left. */
+/**
+ * A resolved config as one layer sees it: with the rank and alpha that the patterns give its name, and no patterns
+ * left.
+ */
 export function configForLayer(config: LoraConfig, layerName: string): LoraConfig {
   checkArgument(layerName, STRING, 'name')
   if (Object.keys(config.rankPattern).length === 0 && Object.keys(config.alphaPattern).length === 0) return config
@@ -246,8 +265,8 @@ export function configForLayer(config: LoraConfig, layerName: string): LoraConfi
 }
 
 /**
- * A layer's config for a weight (d, k). PEFT's pissa and olora take no more directions than a weight has: A and B shrink to
- * min(d, k), and s stays that of the config's rank.
+ * A layer's config for a weight (d, k). PEFT's pissa and olora take no more directions than a weight has: A and B
+ * shrink to min(d, k), and s stays that of the config's rank.
  */
 export function configForShape(config: LoraConfig, [d, k]: readonly [number, number]): LoraConfig {
   const rank = Math.min(d, k)

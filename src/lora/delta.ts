@@ -1,4 +1,5 @@
-// W + s·B·A (Hu et al. 2021, arXiv 2106.09685, section 4.1), in place: of a whole weight, or of rows of one as it is stored.
+// W + s·B·A (Hu et al. 2021, arXiv 2106.09685, section 4.1), in place: of a whole weight, or of rows of one as it is
+// stored.
 
 import type { FloatArray, Matrix } from '../base/tensor.js'
 import type { Kernels } from '../kernels/reference.js'
@@ -17,7 +18,10 @@ export function addDelta(base: Matrix, { weightA, weightB }: FactorPair, scaling
   return product(weightB, weightA, { scale: scaling, addTo: base }) // (d, r) @ (r, k) → (d, k)
 }
 
-/** Adds s·B·A to rows of a weight that is stored (d, k), or input-major as (k, d), where it is too large to be held as a whole. */
+/**
+ * Adds s·B·A to rows of a weight that is stored (d, k), or input-major as (k, d), where it is too large to be held as a
+ * whole.
+ */
 export class StoredDelta {
   readonly #scaling: number
   /** (rows, r): B, or Aᵀ where the weight is stored (k, d). */

@@ -10,9 +10,9 @@ import type { Runtime } from './runtime.js'
 export type EngineKind = 'train' | 'infer'
 
 /**
- * The host of a model's sessions. With `module` (the imported ONNX Runtime), they run in this thread, and each run blocks it.
- * Otherwise `spawn` starts a worker that imports ONNX Runtime from `specifier`. `wasm` is the URL of onnxruntime-web's .wasm file,
- * where it does not lie beside that.
+ * The host of a model's sessions. With `module` (the imported ONNX Runtime), they run in this thread, and each run
+ * blocks it. Otherwise `spawn` starts a worker that imports ONNX Runtime from `specifier`. `wasm` is the URL of
+ * onnxruntime-web's .wasm file, where it does not lie beside that.
  */
 export type RuntimeHost =
   | { readonly module: OrtModule }

@@ -34,7 +34,10 @@ export async function loadRuntime(specifier: string, wasm?: string, threads?: nu
   return runtimeOf(ort as OrtModule)
 }
 
-/** The build of onnxruntime-web for the processor and the GPU, as the page's bundler or import map finds it; undefined where it does not. */
+/**
+ * The build of onnxruntime-web for the processor and the GPU, as the page's bundler or import map finds it; undefined
+ * where it does not.
+ */
 export async function importWebRuntime(): Promise<unknown> {
   try {
     return await import('onnxruntime-web/webgpu')

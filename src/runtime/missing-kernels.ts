@@ -1,11 +1,11 @@
-// ONNX Runtime's messages about a graph that a session's execution providers cannot run, as errors that name the operator, its node, and
-// the providers that have it.
+// ONNX Runtime's messages about a graph that a session's execution providers cannot run, as errors that name the
+// operator, its node, and the providers that have it.
 
 import { UnsupportedError } from '../base/errors.js'
 
 /**
- * Operators of com.microsoft that the CPU and WASM lack, and the providers that have them. Source: ONNX Runtime's docs/OperatorKernels.md
- * and contrib_ops/webgpu/webgpu_contrib_kernels.cc.
+ * Operators of com.microsoft that the CPU and WASM lack, and the providers that have them. Source: ONNX Runtime's
+ * docs/OperatorKernels.md and contrib_ops/webgpu/webgpu_contrib_kernels.cc.
  */
 const ELSEWHERE: Readonly<Record<string, readonly string[]>> = {
   BiasAdd: ['cuda', 'dml', 'webgpu'],
@@ -33,7 +33,10 @@ const ELSEWHERE: Readonly<Record<string, readonly string[]>> = {
   SkipGroupNorm: ['cuda'],
 }
 
-/** ONNX Runtime's messages for an operator without an implementation, of one for a provider, and of a graph that one has compiled. */
+/**
+ * ONNX Runtime's messages for an operator without an implementation, of one for a provider, and of a graph that one has
+ * compiled.
+ */
 const NO_KERNEL = /Could not find an implementation for (?<operator>\w+)\(\d+\) node with name '(?<node>[^']*)'/
 const NO_KERNEL_OF = /Failed to find kernel for (?:[\w.]+\.)?(?<operator>\w+)\(\d+\) \(node:'(?<node>[^']*)'/
 const COMPILED =

@@ -15,7 +15,10 @@ import {
   withoutFloat16Array,
 } from './runtime.js'
 
-/** The part of onnxruntime-node's or -web's module object that is used, so that no declaration of another package reaches ours. */
+/**
+ * The part of onnxruntime-node's or -web's module object that is used, so that no declaration of another package
+ * reaches ours.
+ */
 export interface OrtModule {
   /** Opens sessions: https://onnxruntime.ai/docs/api/js/interfaces/InferenceSessionFactory.html */
   readonly InferenceSession: {
@@ -27,7 +30,9 @@ export interface OrtModule {
     data: never,
     dims: readonly number[],
   ) => unknown
-  /** Versions are read for reports; `wasm` is told where onnxruntime-web's .wasm file is, and how many threads it has. */
+  /**
+   * Versions are read for reports; `wasm` is told where onnxruntime-web's .wasm file is, and how many threads it has.
+   */
   /** The providers that onnxruntime-node has on this system. */
   listSupportedBackends?(): readonly { readonly name: string }[]
   readonly env?: {
@@ -109,7 +114,8 @@ function openingHint(message: string, providers: readonly string[] = []): string
 }
 
 /**
- * Messages of runs once the browser has taken the GPU away, such as after a crash of its driver. ONNX Runtime has no kind of error for it.
+ * Messages of runs once the browser has taken the GPU away, such as after a crash of its driver. ONNX Runtime has no
+ * kind of error for it.
  */
 const GPU_LOST = /device (was |is )?lost|MapAsyncStatus|external Instance reference no longer exists/i
 
@@ -146,7 +152,8 @@ class WrappedSession implements RuntimeSession {
   async run(feeds: Feeds, outputNames?: readonly string[], held?: Feeds): Promise<Record<string, RuntimeTensor>> {
     if (this.#session === undefined) throw new RuntimeError({ where: 'ONNX Runtime', what: 'the session is disposed' })
     if (this.#lost !== undefined) throw this.#lost
-    // The run's own come and go: an object with all of them, which may be hundreds, would take a step longer than some layers.
+    // The run's own come and go: an object with all of them, which may be hundreds, would take a step longer than some
+    // layers.
     const tensors = held === undefined ? Object.create(null) : this.#heldOf(held)
     const own = Object.keys(feeds).filter((name) => !(name in tensors))
     const made = own.map((name) => this.#tensor(name, feeds[name]))
@@ -184,7 +191,8 @@ class WrappedSession implements RuntimeSession {
       const tensor = held[name]
       const made = this.#tensor(name, tensor) as OrtTensor
       tensors[name] = made
-      // ONNX Runtime's native code reads these of every tensor in every run. Its getters would call back into JavaScript.
+      // ONNX Runtime's native code reads these of every tensor in every run. Its getters would call back into
+      // JavaScript.
       if (made !== tensor) Object.defineProperties(made, { data: { value: made.data }, location: { value: 'cpu' } })
     }
     this.#held.set(held, tensors)
@@ -213,8 +221,8 @@ class WrappedSession implements RuntimeSession {
 }
 
 /**
- * The first makes one node of two that compute the same. The second makes all slices of a tensor at once, which are as large as the tensor, where
- * each would else be made right before it is read.
+ * The first makes one node of two that compute the same. The second makes all slices of a tensor at once, which are as
+ * large as the tensor, where each would else be made right before it is read.
  */
 const DISTURBING_OPTIMIZERS = 'CommonSubexpressionElimination;GatherSliceToSplitFusion'
 

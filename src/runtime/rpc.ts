@@ -1,5 +1,5 @@
-// Calls to an object in another thread: `expose` there, `connect` here. Arguments and results are structured clones; buffers named
-// by `transfer` move instead of being copied.
+// Calls to an object in another thread: `expose` there, `connect` here. Arguments and results are structured clones;
+// buffers named by `transfer` move instead of being copied.
 
 import { deserializeError, RuntimeError, type SerializedError, serializeError } from '../base/errors.js'
 
@@ -85,8 +85,8 @@ export interface Connection<T> {
   /** Ends the other thread. Calls under way are rejected. */
   close(): Promise<void>
   /**
-   * Gives up on the other thread: calls under way and all later ones are rejected with the error. The thread ends once it has answered,
-   * because ending one inside of ONNX Runtime ends the process.
+   * Gives up on the other thread: calls under way and all later ones are rejected with the error. The thread ends once
+   * it has answered, because ending one inside of ONNX Runtime ends the process.
    */
   abandon(error: Error): void
   isAbandoned(): boolean
@@ -102,7 +102,8 @@ export function connect<T>(port: Port): Connection<T> {
 
   const settle = (id: number) => {
     const call = calls.get(id)
-    // A late answer, to a call that has failed, must not let go of a thread that is being ended: its end could not be waited for.
+    // A late answer, to a call that has failed, must not let go of a thread that is being ended: its end could not be
+    // waited for.
     if (calls.delete(id) && calls.size === 0) port.hold?.(false)
     return call
   }

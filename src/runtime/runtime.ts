@@ -36,7 +36,9 @@ export type TensorType = (typeof TYPES)[number]
 /** One of them. */
 export const TENSOR_TYPES = oneOf(...TYPES)
 
-/** Turns a Float16Array, in which float16 outputs come where JavaScript has it, into a Uint16Array: one form for all. */
+/**
+ * Turns a Float16Array, in which float16 outputs come where JavaScript has it, into a Uint16Array: one form for all.
+ */
 export function withoutFloat16Array(data: unknown): TensorData {
   const view = data as Uint16Array
   if (Object.prototype.toString.call(data) !== '[object Float16Array]') return view
@@ -74,8 +76,8 @@ export const DEVICE = anyOf(NAME, listOf(NAME))
 /** How ONNX Runtime opens and runs a graph. */
 export interface SessionOptions {
   /**
-   * Threads of a product. In browsers, the page must be isolated from other origins. Default: the runtime's own choice. In browsers that is half
-   * of the processors, and at most 4.
+   * Threads of a product. In browsers, the page must be isolated from other origins. Default: the runtime's own choice.
+   * In browsers that is half of the processors, and at most 4.
    */
   threads?: number
   /** Uses less memory, but runs a few percent slower: ONNX Runtime does not copy the weights. */
@@ -104,8 +106,8 @@ export interface RuntimeSession {
   /**
    * Runs the graph for the outputs asked for (default: all). Outputs own their data.
    *
-   * @param held further feeds, which come again with later runs as the same object: they are made ready once. They win over `feeds`.
-   *   Runs with the same ones follow one another
+   * @param held further feeds, which come again with later runs as the same object: they are made ready once. They win
+   *   over `feeds`. Runs with the same ones follow one another
    */
   run(feeds: Feeds, outputNames?: readonly string[], held?: Feeds): Promise<Record<string, RuntimeTensor>>
   dispose(): Promise<void>

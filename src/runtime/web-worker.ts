@@ -24,8 +24,8 @@ export function webWorkerPort(worker: Worker, url: string): Port {
 }
 
 /**
- * A new worker, and the address that was asked for. Bundlers write their own address into the expression, and no event tells it: so the
- * constructor is watched while the expression runs.
+ * A new worker, and the address that was asked for. Bundlers write their own address into the expression, and no event
+ * tells it: so the constructor is watched while the expression runs.
  *
  * @param start `() => new Worker(new URL('…', import.meta.url), { type: 'module' })`
  * @throws RuntimeError when the page may not start workers of this address

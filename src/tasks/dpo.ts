@@ -1,5 +1,6 @@
-// Direct preference optimization (Rafailov et al. 2023, arXiv 2305.18290): of two answers to a prompt, the model learns to give the better one
-// more probability, and the other one less, compared with the model before training. The loss is −ln σ(β·margin), the mean over the pairs.
+// Direct preference optimization (Rafailov et al. 2023, arXiv 2305.18290): of two answers to a prompt, the model learns
+// to give the better one more probability, and the other one less, compared with the model before training. The loss is
+// −ln σ(β·margin), the mean over the pairs.
 
 import { DataError, StateError } from '../base/errors.js'
 import { numberKind, type OptionTable } from '../base/options.js'
@@ -26,9 +27,15 @@ export interface AnswerExample {
 
 /** How preferences are trained. */
 export interface DpoOptions {
-  /** How strongly the model is held to what it was before: rewards are this times a difference of ln(probability). Default 0.1. */
+  /**
+   * How strongly the model is held to what it was before: rewards are this times a difference of ln(probability).
+   * Default 0.1.
+   */
   readonly beta?: number | undefined
-  /** How likely it is that the two answers of a record are in the wrong order (cDPO, Mitchell 2023). Below 0.5. Default 0. */
+  /**
+   * How likely it is that the two answers of a record are in the wrong order (cDPO, Mitchell 2023). Below 0.5. Default
+   * 0.
+   */
   readonly labelSmoothing?: number | undefined
 }
 
@@ -37,7 +44,10 @@ const OPTIONS: OptionTable<DpoOptions> = {
   labelSmoothing: numberKind('a number of at least 0, below 0.5', (value) => value >= 0 && value < 0.5),
 }
 
-/** Graph inputs of the loss: which targets each answer has (pairs, targets), and how much more likely the chosen one was (pairs, 1). */
+/**
+ * Graph inputs of the loss: which targets each answer has (pairs, targets), and how much more likely the chosen one was
+ * (pairs, 1).
+ */
 const CHOSEN = 'loss/chosen'
 const REJECTED = 'loss/rejected'
 const REFERENCE = 'loss/reference'
@@ -96,8 +106,8 @@ function encodeAnswer(record: ParsedRecord, context: EncodeContext, where: strin
 }
 
 /**
- * Texts whose answers begin where one of them has other tokens than the prompt alone, as in TRL: a token at the edge can be of both, and then
- * it belongs to both answers. Chats as they are.
+ * Texts whose answers begin where one of them has other tokens than the prompt alone, as in TRL: a token at the edge
+ * can be of both, and then it belongs to both answers. Chats as they are.
  */
 function countedAfter(record: ParsedRecord, sides: readonly Example[], { model }: EncodeContext): readonly Example[] {
   if (record.kind !== 'pair') return sides

@@ -1,5 +1,6 @@
-// Attention that an exporter wrote out, softmax(s·q·kᵀ + mask)·v over a cache and the new tokens, as one GroupQueryAttention. A step of
-// one token then takes a tenth of the operators, each of which costs more than its few numbers. Only for providers that add a bias:
+// Attention that an exporter wrote out, softmax(s·q·kᵀ + mask)·v over a cache and the new tokens, as one
+// GroupQueryAttention. A step of one token then takes a tenth of the operators, each of which costs more than its few
+// numbers. Only for providers that add a bias:
 // https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#com.microsoft.GroupQueryAttention
 
 import { TensorProto_DataType as DataType, type NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
@@ -152,7 +153,10 @@ function joined(graph: Graph, present: Value): Joined | undefined {
   return { past, present, node: graph.producer(present)!, fresh, heads, size }
 }
 
-/** How many heads a query (batch, heads, sequence, size) has, by the linear layer that made it, or its part of a packed one. */
+/**
+ * How many heads a query (batch, heads, sequence, size) has, by the linear layer that made it, or its part of a packed
+ * one.
+ */
 function headsOf(graph: Graph, query: Value, size: number, linears: ReadonlyMap<Value, Linear>): number | undefined {
   const open = [query]
   for (
@@ -182,7 +186,10 @@ function linearBehind(graph: Graph, node: NodeProto, linears: ReadonlyMap<Value,
   return [whole, ...sum].map((value) => linears.get(value)).find((linear) => linear !== undefined)
 }
 
-/** How many columns of a packed layer's output a Split or a Slice gives as a value; undefined where the graph does not tell. */
+/**
+ * How many columns of a packed layer's output a Split or a Slice gives as a value; undefined where the graph does not
+ * tell.
+ */
 function partWidth(graph: Graph, node: NodeProto, value: Value, { d, fused }: Linear): number | undefined {
   const width = fused?.width ?? d
   const axis = node.opType === 'Split' ? intAttribute(node, 'axis', 0) : scalarOf(graph, node.input[3] ?? '')
@@ -240,7 +247,10 @@ function flatHeads(g: Builder, heads4: Value, linears: ReadonlyMap<Value, Linear
   return isFlat ? source : g.reshape(split, g.int([0, 0, -1]))
 }
 
-/** Declares a shape: if ONNX Runtime cannot tell that of the values, as behind an adapter, it takes the query for all three in one. */
+/**
+ * Declares a shape: if ONNX Runtime cannot tell that of the values, as behind an adapter, it takes the query for all
+ * three in one.
+ */
 function declareWidth(graph: Graph, value: Value, width: number): void {
   if (graph.valueInfo.some(({ name }) => name === value)) return
   graph.valueInfo.push(valueInfo(value, DataType.FLOAT, ['attention/batch', 'attention/sequence', width]))

@@ -23,8 +23,8 @@ export interface Mask {
 }
 
 /**
- * Reads a mask that hides later tokens; undefined for others. Attention that is fused hides later tokens by itself, so that a mask which
- * shows some of them, as those over images do, cannot take its place.
+ * Reads a mask that hides later tokens; undefined for others. Attention that is fused hides later tokens by itself, so
+ * that a mask which shows some of them, as those over images do, cannot take its place.
  *
  * @param keys values as long as all keys
  */
@@ -51,8 +51,8 @@ function uncut(graph: Graph, value: Value, keys: ReadonlySet<Value>): [value: Va
 }
 
 /**
- * True if a mask is made of compared places, and otherwise only of lengths, positions and the mask of padding. The length of a
- * cache with the new tokens in it is no such length: attention itself gives it.
+ * True if a mask is made of compared places, and otherwise only of lengths, positions and the mask of padding. The
+ * length of a cache with the new tokens in it is no such length: attention itself gives it.
  */
 function hidesLaterTokens(graph: Graph, mask: Value): boolean {
   const { roles, others } = splitInputs(graph)

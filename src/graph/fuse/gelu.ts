@@ -1,5 +1,5 @@
-// GELU that an exporter wrote out, x·(1 + erf(x/√2))/2, as one operator. In training each of its five values would be kept until the gradient
-// reads it; the operator's gradient needs x alone.
+// GELU that an exporter wrote out, x·(1 + erf(x/√2))/2, as one operator. In training each of its five values would be
+// kept until the gradient reads it; the operator's gradient needs x alone.
 
 import type { NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
 import { Builder, type Value } from '../view/builder.js'

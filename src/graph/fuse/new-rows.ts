@@ -1,5 +1,6 @@
-// An output with the rows that a step adds to a key-value cache. Whoever keeps the cache writes these few rows behind those that it has,
-// so that a step gives out no copy of the whole cache, and the arrays that are fed may have room for tokens to come.
+// An output with the rows that a step adds to a key-value cache. Whoever keeps the cache writes these few rows behind
+// those that it has, so that a step gives out no copy of the whole cache, and the arrays that are fed may have room for
+// tokens to come.
 
 import { create } from '@bufbuild/protobuf'
 import { type NodeProto, ValueInfoProtoSchema } from '../../formats/onnx/gen/onnx_pb.js'
@@ -18,8 +19,8 @@ export interface CachePart {
 }
 
 /**
- * An output with the rows of all parts. By token it is (batch, sequence, width), where each row holds the parts side by side, (heads, size)
- * of each; by head it is (batch, heads of all parts, sequence, size).
+ * An output with the rows of all parts. By token it is (batch, sequence, width), where each row holds the parts side by
+ * side, (heads, size) of each; by head it is (batch, heads of all parts, sequence, size).
  */
 export interface NewRows {
   readonly isByHead: boolean
@@ -31,8 +32,8 @@ export interface NewRows {
 }
 
 /**
- * Adds the output to a graph whose attention is GroupQueryAttention. How many tokens the cache holds is then told by the mask, and no
- * longer by the lengths of the cache's arrays.
+ * Adds the output to a graph whose attention is GroupQueryAttention. How many tokens the cache holds is then told by
+ * the mask, and no longer by the lengths of the cache's arrays.
  *
  * @returns undefined where something else reads the cache, or no mask tells the length: the graph stays as it is
  */

@@ -174,8 +174,8 @@ export function buildBackward(
 }
 
 /**
- * Values in the order in which nodes first read them. ONNX Runtime begins with the last node that nobody reads: with the gradients nearest to
- * the loss, so that it need not keep what they are made of until it has computed all others.
+ * Values in the order in which nodes first read them. ONNX Runtime begins with the last node that nobody reads: with
+ * the gradients nearest to the loss, so that it need not keep what they are made of until it has computed all others.
  */
 function inReadingOrder(graph: Graph, values: readonly Value[]): Value[] {
   const places = new Map<Value, number>()
@@ -186,8 +186,8 @@ function inReadingOrder(graph: Graph, values: readonly Value[]): Value[] {
 }
 
 /**
- * The value with the fewest elements of those that all of the gradient passes, the seeds and scalars aside: where a factor of all
- * gradients costs least. Undefined if there is none.
+ * The value with the fewest elements of those that all of the gradient passes, the seeds and scalars aside: where a
+ * factor of all gradients costs least. Undefined if there is none.
  */
 function narrowestWaist(
   path: GradientPath,

@@ -1,5 +1,5 @@
-// The context of a gradient rule, and the few helpers that several rules share: shapes as constants where the probe says they
-// are static, and the sums that undo broadcasting.
+// The context of a gradient rule, and the few helpers that several rules share: shapes as constants where the probe
+// says they are static, and the sums that undo broadcasting.
 
 import { StateError } from '../../base/errors.js'
 import type { NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
@@ -57,7 +57,9 @@ export function axesOf(context: GradientContext): number[] {
   return axes.length === 0 ? range(rank) : axes.map((axis) => (axis < 0 ? axis + rank : axis))
 }
 
-/** The place at which a Slice of this start and step begins on an axis: https://onnx.ai/onnx/operators/onnx__Slice.html */
+/**
+ * The place at which a Slice of this start and step begins on an axis: https://onnx.ai/onnx/operators/onnx__Slice.html
+ */
 export function clampStart(start: number, length: number, step: number): number {
   return Math.min(Math.max(start < 0 ? start + length : start, 0), step > 0 ? length : length - 1)
 }
@@ -96,7 +98,10 @@ export function reshapeLike(context: GradientContext, value: Value, from: Probed
   return g.reshape(value, isKnown ? g.int(dims) : g.shape(target))
 }
 
-/** The gradient of one axis-wise reduction: `value` (with or without the reduced axes) spread over the shape of `target`. */
+/**
+ * The gradient of one axis-wise reduction: `value` (with or without the reduced axes) spread over the shape of
+ * `target`.
+ */
 export function spread(context: GradientContext, value: Value, axes: readonly number[], target: Value): Value {
   const { g } = context
   const shape = shapeOf(context, target)

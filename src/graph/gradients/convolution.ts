@@ -56,7 +56,10 @@ function inputGradient(context: GradientContext): Value {
   return g.op('ConvTranspose', [dy, inputs[1]], { strides, dilations, pads, group, output_padding: rests })
 }
 
-/** The windows of x that each element of dy reads, as a convolution of x by dy: batches are its channels, and strides its dilations. */
+/**
+ * The windows of x that each element of dy reads, as a convolution of x by dy: batches are its channels, and strides
+ * its dilations.
+ */
 function weightGradient(context: GradientContext): Value {
   const { g, inputs, dy } = context
   const { kernel, strides, dilations, pads, group } = windowsOf(context)

@@ -1,5 +1,6 @@
 // THE table of gradient rules: op type → how the gradients of its inputs follow from those of its outputs. A rule is a
-// formula and a few lines; the walker in backward.ts calls only the thunks it needs, sums fan-out and undoes broadcasting.
+// formula and a few lines; the walker in backward.ts calls only the thunks it needs, sums fan-out and undoes
+// broadcasting.
 
 import { PREDICATES } from '../view/operators.js'
 import { type GradientContext, type GradientRule, sumTo } from './context.js'

@@ -119,7 +119,8 @@ function transposeBack(context: GradientContext): Value {
   const scale = scaleOf(context, dy)
   const product = g.graph.producer(scale?.scaled ?? dy)
   if (product?.opType === 'MatMul' && inverse.join() === lastSwapped(rank).join()) {
-    // (qᵀ·e)ᵀ = eᵀ·q: the keys' gradient in attention comes out in place. e is as large as the product of q and the keys.
+    // (qᵀ·e)ᵀ = eᵀ·q: the keys' gradient in attention comes out in place. e is as large as the product of q and the
+    // keys.
     const [left, right] = product.input
     const q = beforeSwap(context, left, rank)
     if (q !== undefined) {
@@ -130,7 +131,9 @@ function transposeBack(context: GradientContext): Value {
   return g.transpose(dy, inverse)
 }
 
-/** The two factors of a value that is a product with a constant scalar: exporters scale the keys behind their Transpose. */
+/**
+ * The two factors of a value that is a product with a constant scalar: exporters scale the keys behind their Transpose.
+ */
 function scaleOf({ g }: GradientContext, value: Value): { scaled: Value; factor: Value } | undefined {
   const maker = g.graph.producer(value)
   if (maker?.opType !== 'Mul') return undefined

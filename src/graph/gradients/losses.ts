@@ -1,5 +1,5 @@
-// Cross-entropy of rows and its gradient, from operators that every execution provider has: ONNX Runtime's WebGPU has no
-// LogSoftmax, OneHot or SoftmaxCrossEntropyLoss of its own.
+// Cross-entropy of rows and its gradient, from operators that every execution provider has: ONNX Runtime's WebGPU has
+// no LogSoftmax, OneHot or SoftmaxCrossEntropyLoss of its own.
 
 import type { Builder, Value } from '../view/builder.js'
 import type { CustomGradient } from './backward.js'

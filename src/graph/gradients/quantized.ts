@@ -1,6 +1,6 @@
-// The gradient of a product by integers: dx = dy·W with the weight as floats, made of the integers anew for each run, so that the weights in
-// memory stay small. Where the product makes integers of its input too, the gradient goes straight through (Bengio et al. 2013, arXiv
-// 1308.3432).
+// The gradient of a product by integers: dx = dy·W with the weight as floats, made of the integers anew for each run,
+// so that the weights in memory stay small. Where the product makes integers of its input too, the gradient goes
+// straight through (Bengio et al. 2013, arXiv 1308.3432).
 
 import type { Product } from '../match/forms/form.js'
 import type { Builder, Value } from '../view/builder.js'
@@ -32,7 +32,10 @@ export function quantizedGradient(product: Product): CustomGradient | undefined 
   }
 }
 
-/** Floats of a weight that are in memory at one time: 16 MB. The weight of an output layer is often ten times as large as others. */
+/**
+ * Floats of a weight that are in memory at one time: 16 MB. The weight of an output layer is often ten times as large
+ * as others.
+ */
 const MOST_FLOATS = 2 ** 22
 /** Products are fastest where their sizes are multiples of this. */
 const MULTIPLE = 64
@@ -48,13 +51,16 @@ export function isMadeWhole(product: Product): boolean {
   return weightBlocks(product).length === 1
 }
 
-/** The product of dy (n, d) by a large weight (d, k), whose rows are made block by block; undefined where they cannot be. */
+/**
+ * The product of dy (n, d) by a large weight (d, k), whose rows are made block by block; undefined where they cannot
+ * be.
+ */
 function byBlocks(g: Builder, product: Product, dy: Value): Value | undefined {
   const { form } = product
   const blocks = weightBlocks(product)
   if (isMadeWhole(product)) return undefined
-  // All of these nodes stand in front of all products: ONNX Runtime then makes a block right before the product that reads it, where it
-  // would else make all of them first.
+  // All of these nodes stand in front of all products: ONNX Runtime then makes a block right before the product that
+  // reads it, where it would else make all of them first.
   const weights = blocks.map(([first, count]) => form.dequantizeRows?.(g, product, first, count))
   if (!weights.every((weight) => weight !== undefined)) return undefined
   const parts = blocks.map(([first, count]) => g.op('Slice', [dy, g.int([first]), g.int([first + count]), g.int([1])]))

@@ -95,7 +95,10 @@ function normalizedAxes(context: GradientContext): number[] {
   return range(rank).slice(axisOf(context, -1))
 }
 
-/** The optional outputs (mean, inverse deviation) that a normalization keeps for its gradient, asked for if they are not. */
+/**
+ * The optional outputs (mean, inverse deviation) that a normalization keeps for its gradient, asked for if they are
+ * not.
+ */
 function statistics({ g, node, dys }: GradientContext, count: number): Value[] {
   if (dys.slice(1).some((dy) => dy !== undefined)) {
     throw new UnsupportedError({

@@ -1,4 +1,5 @@
-// Puts LoRA branches with constant factors beside layers: y' = c ⊙ (y + (x·Aᵀ)·(s·Bᵀ)) + t. The weights stay as they are.
+// Puts LoRA branches with constant factors beside layers: y' = c ⊙ (y + (x·Aᵀ)·(s·Bᵀ)) + t. The weights stay as they
+// are.
 
 import { create } from '@bufbuild/protobuf'
 import { encodeFloats, type FloatDtype } from '../../base/dtype.js'
@@ -69,7 +70,8 @@ function isFiniteF16(bytes: Uint8Array): boolean {
  * Adds one adapter's branches beside linear layers, and their factors as initializers.
  *
  * @param stored the type of the factors; undefined: the one in which each layer computes
- * @throws UnsupportedError for a layer that computes in another type than float32 and float16; NumericError as {@link branchTensors}
+ * @throws UnsupportedError for a layer that computes in another type than float32 and float16; NumericError as {@link
+ *   branchTensors}
  */
 export function addBranches(
   graph: Graph,

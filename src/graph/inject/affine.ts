@@ -1,6 +1,6 @@
-// The scale and the shift of a layer's outputs, for layers that are more than W + s·B·A. y' = c ⊙ (y + s·(x·Aᵀ)·Bᵀ) + t with
-// y = x·Wᵀ + b is DoRA's output for c = m / ‖W + s·B·A‖ and t = (1 − c) ⊙ b (Liu et al. 2024, arXiv 2402.09353; PEFT leaves the base's
-// bias b alone), and that of a bias of B for c = 1 and t = s·biasB.
+// The scale and the shift of a layer's outputs, for layers that are more than W + s·B·A. y' = c ⊙ (y + s·(x·Aᵀ)·Bᵀ) + t
+// with y = x·Wᵀ + b is DoRA's output for c = m / ‖W + s·B·A‖ and t = (1 − c) ⊙ b (Liu et al. 2024, arXiv 2402.09353;
+// PEFT leaves the base's bias b alone), and that of a bias of B for c = 1 and t = s·biasB.
 
 import { decodeFloats } from '../../base/dtype.js'
 import { NumericError, UnsupportedError } from '../../base/errors.js'
@@ -28,8 +28,8 @@ export interface Affine {
  * Reads the base's weight for DoRA alone.
  *
  * @returns undefined for a layer that needs neither
- * @throws UnsupportedError naming the node when DoRA's scales cannot be computed from its weight, NumericError when a value is not
- *   finite
+ * @throws UnsupportedError naming the node when DoRA's scales cannot be computed from its weight, NumericError when a
+ *   value is not finite
  */
 export async function affineOf(
   model: OnnxModel,
@@ -142,7 +142,9 @@ function columnsOf(values: Float32Array, rows: number, columns: number, start: n
   return result
 }
 
-/** The bias that the node itself adds, as far as it is the layer's; undefined where a later node adds it, or none does. */
+/**
+ * The bias that the node itself adds, as far as it is the layer's; undefined where a later node adds it, or none does.
+ */
 export async function ownBias(model: OnnxModel, graph: Graph, linear: Linear): Promise<Float32Array | undefined> {
   const { node, d } = linear
   const input = ownBiasInput(node)

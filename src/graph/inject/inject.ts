@@ -1,6 +1,6 @@
-// Puts LoRA branches beside linear layers: y' = y + s·(x·Aᵀ)·Bᵀ (Hu et al. 2021, arXiv 2106.09685). Factors are graph inputs, so that
-// they can be swapped or trained between runs. Inference graphs take Aᵀ and s·Bᵀ of any rank at run time, and where an adapter needs
-// it scale and shift outputs as well: sites.ts.
+// Puts LoRA branches beside linear layers: y' = y + s·(x·Aᵀ)·Bᵀ (Hu et al. 2021, arXiv 2106.09685). Factors are graph
+// inputs, so that they can be swapped or trained between runs. Inference graphs take Aᵀ and s·Bᵀ of any rank at run
+// time, and where an adapter needs it scale and shift outputs as well: sites.ts.
 
 import { create } from '@bufbuild/protobuf'
 import {
@@ -29,7 +29,10 @@ export function loraInputs(module: string): LoraInputs {
   return { weightA: siteInput(module, 'A'), weightB: siteInput(module, 'B') }
 }
 
-/** A tensor's declaration among a graph's inputs or outputs; a dimension is a number or a symbol. Without `dims` it has any rank. */
+/**
+ * A tensor's declaration among a graph's inputs or outputs; a dimension is a number or a symbol. Without `dims` it has
+ * any rank.
+ */
 export function valueInfo(name: string, elemType: DataType, dims?: readonly (number | string)[]): ValueInfoProto {
   const dim = dims?.map((value) =>
     create(TensorShapeProto_DimensionSchema, {
@@ -51,18 +54,19 @@ const FACTORS: ReadonlySet<SiteRole> = new Set(['A', 'B'])
 
 /**
  * Adapts linear layers for inference. Feeds of a module are those of {@link loraInputs}: Aᵀ (k, r) and s·Bᵀ (r, d), of
- * any rank r, 0 included where the runtime takes empty tensors; or Aᵀ (rows, k, r) and s·Bᵀ (rows, r, d), a pair for each row of the
- * batch. Linears of one name share their inputs. m modules that read the same value have the same rank, and one input for all their A,
- * side by side, (k, m·r) or (rows, k, m·r), with r of at least 1: {@link sharedInput}. When a text grows by one token, each input and each small product costs
- * more time than its few numbers. Further inputs, which are fed in every run:
+ * any rank r, 0 included where the runtime takes empty tensors; or Aᵀ (rows, k, r) and s·Bᵀ (rows, r, d), a pair for
+ * each row of the batch. Linears of one name share their inputs. m modules that read the same value have the same rank,
+ * and one input for all their A, side by side, (k, m·r) or (rows, k, m·r), with r of at least 1: {@link sharedInput}.
+ * When a text grows by one token, each input and each small product costs more time than its few numbers. Further
+ * inputs, which are fed in every run:
  *
  * - scale and shift, (d) or (rows, 1, d): y' = scale ⊙ y + (x·Aᵀ)·(s·Bᵀ) + shift, where B holds DoRA's scale as well
  * - weight, (k, m) or (rows, k, m), beside scale and shift: x·weight is added. m is d, or 1 for nothing
  * - columns (d) in int64: which of the m columns of x·weight goes to each output
  *
  * @param needs what each module gets. Default: its factors
- * @returns the modules that share A, and whether the graph got {@link ROWS_INPUT}: a Gemm sees the rows of a batch as one matrix, which has
- *   to be told apart again
+ * @returns the modules that share A, and whether the graph got {@link ROWS_INPUT}: a Gemm sees the rows of a batch as
+ *   one matrix, which has to be told apart again
  */
 export function injectLora(
   graph: Graph,
@@ -226,16 +230,21 @@ function start(linear: Linear): number {
   return linear.fused?.start ?? 0
 }
 
-// Puts LoRA beside lookups in embeddings, and lets trained rows take the place of the base's: all as graph inputs, for inference. Where
-// rows of a batch have adapters of their own, tables stand under one another, and a token is looked up in the table of its row's slot.
+// Puts LoRA beside lookups in embeddings, and lets trained rows take the place of the base's: all as graph inputs, for
+// inference. Where rows of a batch have adapters of their own, tables stand under one another, and a token is looked up
+// in the table of its row's slot.
 
-/** The graph input, (1) or (rows, 1), that tells which table each row of the batch has; there where an embedding is adapted. */
+/**
+ * The graph input, (1) or (rows, 1), that tells which table each row of the batch has; there where an embedding is
+ * adapted.
+ */
 export const SLOTS_INPUT = 'lora/slots'
 
 /**
  * Adapts embeddings E (V, D) for inference. With t tables, 1 or one for each slot:
  *
- * - rowOf (t·V) in int64 and rows (m, D): a token x whose rowOf is not 0 gets this one of the rows in place of the base's
+ * - rowOf (t·V) in int64 and rows (m, D): a token x whose rowOf is not 0 gets this one of the rows in place of the
+ *   base's
  * - scale, (D) or (rows, 1, D): multiplies them, for DoRA. B holds it as well
  * - A (t·V, r) and B (r, D) or (rows, r, D): A[x]·B is added
  *

@@ -17,7 +17,8 @@ export interface BaseOpener {
   readonly optional: ReadonlySet<string>
   /**
    * @param linears those of `graph`
-   * @throws MismatchError when the graph has no such tensor, or another shape; UnsupportedError, naming it, for one that cannot be trained
+   * @throws MismatchError when the graph has no such tensor, or another shape; UnsupportedError, naming it, for one
+   *   that cannot be trained
    */
   open(graph: Graph, linears: readonly Linear[]): OpenBase
 }
@@ -80,7 +81,8 @@ interface Piece {
  * Lets nodes read all tensors as inputs but weights of linear layers, which {@link openWeight} opens.
  *
  * @param linears those of `graph`
- * @throws MismatchError when the graph has no such tensor, or another shape; UnsupportedError, naming it, for one that cannot be trained
+ * @throws MismatchError when the graph has no such tensor, or another shape; UnsupportedError, naming it, for one that
+ *   cannot be trained
  */
 export function openTensors(
   graph: Graph,

@@ -48,8 +48,8 @@ async function openEmbedding(model: OnnxModel, graph: Graph, { node, input, inte
 const PIECE_ELEMENTS = 1 << 20
 
 /**
- * The rows (m, D) of some tokens, of an embedding or an output layer, in f32. No more of the weight is read, or of one that is stored
- * (D, V) only a piece at a time.
+ * The rows (m, D) of some tokens, of an embedding or an output layer, in f32. No more of the weight is read, or of one
+ * that is stored (D, V) only a piece at a time.
  *
  * @throws UnsupportedError when they cannot be read
  */

@@ -1,5 +1,5 @@
-// Which part of an adapter becomes which input of a session's graph. Quantized weights, and weights that are tied, stay as they are: what
-// takes their place is computed beside them.
+// Which part of an adapter becomes which input of a session's graph. Quantized weights, and weights that are tied, stay
+// as they are: what takes their place is computed beside them.
 
 /**
  * The inputs that a module can have, by what an adapter holds for it:
@@ -26,15 +26,17 @@ export interface Site {
   readonly k: number
   /** Out; of an embedding its features, of a vector its length. */
   readonly d: number
-  /** True if the layer reads the same values for all rows of a batch, so that rows cannot have adapters of their own. */
+  /**
+   * True if the layer reads the same values for all rows of a batch, so that rows cannot have adapters of their own.
+   */
   readonly isForAllRows?: boolean
   /** The base's values (d). Only for vectors. */
   readonly base?: Float32Array | undefined
 }
 
 /**
- * Sites whose layers read the same value, such as query, key and value. One product gives x·Aᵀ for all of them: their A are one input, with
- * the same number of columns for each, {@link sharedInput}. Any other site is alone.
+ * Sites whose layers read the same value, such as query, key and value. One product gives x·Aᵀ for all of them: their A
+ * are one input, with the same number of columns for each, {@link sharedInput}. Any other site is alone.
  */
 export type SiteGroup = readonly Site[]
 

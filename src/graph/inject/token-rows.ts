@@ -1,5 +1,5 @@
-// Lets single rows of an embedding be graph inputs, so that they can be trained: in lookups of its tokens, and in output layers, where a row
-// gives the logit of its token. The embedding itself stays in its file.
+// Lets single rows of an embedding be graph inputs, so that they can be trained: in lookups of its tokens, and in
+// output layers, where a row gives the logit of its token. The embedding itself stays in its file.
 
 import { TensorProto_DataType as DataType, type NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
 import type { CustomGradients } from '../gradients/backward.js'
@@ -79,8 +79,8 @@ function inputOf(name: string): Value {
 }
 
 /**
- * Writes x·Rᵀ over the logits of the rows' tokens. Both the logits and their gradient are the largest tensors of a run: ScatterElements can
- * write where they are.
+ * Writes x·Rᵀ over the logits of the rows' tokens. Both the logits and their gradient are the largest tensors of a run:
+ * ScatterElements can write where they are.
  */
 function openHead(
   g: Builder,

@@ -1,6 +1,6 @@
-// Linear layers in the form in which they are trained: 2-D Gemms over the rows of all sequences, with LoRA branches whose
-// factors are graph inputs: y' = y + s·(drop(x)·Aᵀ)·Bᵀ. Gemm takes a transposed weight as it is, so that the backward
-// pass needs no copy of it.
+// Linear layers in the form in which they are trained: 2-D Gemms over the rows of all sequences, with LoRA branches
+// whose factors are graph inputs: y' = y + s·(drop(x)·Aᵀ)·Bᵀ. Gemm takes a transposed weight as it is, so that the
+// backward pass needs no copy of it.
 
 import { TensorProto_DataType as DataType, type NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
 import { GEMM, MATMUL } from '../match/forms/float-product.js'
@@ -52,8 +52,8 @@ export class TrainableLinears {
   }
 
   /**
-   * Lets a product by a weight compute rows: (…, k) → (rows, k) → (rows, d) → (…, d). A MatMul becomes a Gemm. A Gemm stays, and so does
-   * what several nodes compute, whose output is only seen as rows.
+   * Lets a product by a weight compute rows: (…, k) → (rows, k) → (rows, d) → (…, d). A MatMul becomes a Gemm. A Gemm
+   * stays, and so does what several nodes compute, whose output is only seen as rows.
    */
   toRows(linear: Linear): Linear {
     const { node, k, d, form } = linear
@@ -143,8 +143,8 @@ export class TrainableLinears {
   }
 
   /**
-   * x·Aᵀ of layers that read the same x, such as query, key and value: one product with all A under one another. It and its gradients go
-   * through x once, where they would spend more time on reading x than on their few columns.
+   * x·Aᵀ of layers that read the same x, such as query, key and value: one product with all A under one another. It and
+   * its gradients go through x once, where they would spend more time on reading x than on their few columns.
    */
   #joinedLows(branches: readonly Branch[]): Map<Linear, Value> {
     const g = this.#g
@@ -170,7 +170,8 @@ export class TrainableLinears {
   }
 
   /**
-   * DoRA's output of what plain LoRA gives, y = x·(W + s·B·A)ᵀ + b: c ⊙ y + (1 − c) ⊙ b (Liu et al. 2024, arXiv 2402.09353, equation 5).
+   * DoRA's output of what plain LoRA gives, y = x·(W + s·B·A)ᵀ + b: c ⊙ y + (1 − c) ⊙ b (Liu et al. 2024, arXiv
+   * 2402.09353, equation 5).
    */
   #scaled(branch: Branch, y: Value): NodeProto {
     const g = this.#g
@@ -181,8 +182,8 @@ export class TrainableLinears {
   }
 
   /**
-   * DoRA's output with dropout, as in PEFT: with x' = drop(x), y + (c − 1) ⊙ x'·Wᵀ + c ⊙ s·(x'·Aᵀ)·Bᵀ. The base's own output y stays that
-   * of x, which takes a second product by W.
+   * DoRA's output with dropout, as in PEFT: with x' = drop(x), y + (c − 1) ⊙ x'·Wᵀ + c ⊙ s·(x'·Aᵀ)·Bᵀ. The base's own
+   * output y stays that of x, which takes a second product by W.
    */
   #scaledOfDropped(branch: Branch, y: Value, kept: Value, keep: number): NodeProto {
     const g = this.#g
@@ -198,8 +199,8 @@ export class TrainableLinears {
   }
 
   /**
-   * c = m / ‖W + s·B·A‖ (d). The norm counts as a constant (section 4.3). It needs no matrix of the weight's size: row i of
-   * W + s·B·A has the square w·w + 2s·b·(A·w) + s²·b·(A·Aᵀ)·b, with rows w of W and b of B.
+   * c = m / ‖W + s·B·A‖ (d). The norm counts as a constant (section 4.3). It needs no matrix of the weight's size: row
+   * i of W + s·B·A has the square w·w + 2s·b·(A·w) + s²·b·(A·Aᵀ)·b, with rows w of W and b of B.
    */
   #doraScale(branch: Branch): Value {
     const g = this.#g
@@ -252,8 +253,8 @@ export class TrainableLinears {
   }
 
   /**
-   * Elements of x are kept where the mask says so; their growth by 1/(1 − p) is in the branch's scaling. Parts of one module get what the
-   * module gets.
+   * Elements of x are kept where the mask says so; their growth by 1/(1 − p) is in the branch's scaling. Parts of one
+   * module get what the module gets.
    */
   #drop({ linear, part }: Branch): Value {
     if (part === undefined) return this.#dropped(linear)

@@ -1,5 +1,6 @@
-// Lets weights and biases of norms, and biases of convolutions, be graph inputs, for inference. What a fused norm multiplies by and adds, and
-// what a convolution adds, stands behind it then, so that rows of a batch can have vectors of their own.
+// Lets weights and biases of norms, and biases of convolutions, be graph inputs, for inference. What a fused norm
+// multiplies by and adds, and what a convolution adds, stands behind it then, so that rows of a batch can have vectors
+// of their own.
 
 import { create } from '@bufbuild/protobuf'
 import { UnsupportedError } from '../../base/errors.js'

@@ -36,7 +36,10 @@ export function dropEmptyCache(graph: Graph): void {
   }
 }
 
-/** The input that chooses between the branches of a merged decoder: one that reads a cache, and one for the first tokens. */
+/**
+ * The input that chooses between the branches of a merged decoder: one that reads a cache, and one for the first
+ * tokens.
+ */
 export const BRANCH = 'use_cache_branch'
 
 /** True for a merged decoder: one whose layers lie in branches. */
@@ -89,7 +92,9 @@ function presentName(graph: Graph, past: string): string {
   })
 }
 
-/** As declared, or from the attention operator that reads the cache: the width of its query over the number of heads. */
+/**
+ * As declared, or from the attention operator that reads the cache: the width of its query over the number of heads.
+ */
 export function headSizeOf(graph: Graph, past: ValueInfoProto): number | undefined {
   const declared = dimsOfInput(past)[3]
   if (declared !== undefined) return declared

@@ -1,5 +1,5 @@
-// Inputs of decoders that read an encoder's output: its hidden states and mask, caches of both, and in merged graphs the
-// branch that is taken. Names are those of optimum and transformers.js.
+// Inputs of decoders that read an encoder's output: its hidden states and mask, caches of both, and in merged graphs
+// the branch that is taken. Names are those of optimum and transformers.js.
 
 import { FormatError, UnsupportedError } from '../../base/errors.js'
 import type { ValueInfoProto } from '../../formats/onnx/gen/onnx_pb.js'
@@ -37,8 +37,8 @@ export function startToken({ generationConfig, config, directory }: StartOf): nu
 type StartOf = Pick<Model, 'generationConfig' | 'config' | 'directory'>
 
 /**
- * Feeds with what the first call of a text needs besides tokens and hidden states: a mask of ones, empty caches, the branch without a
- * cache. Once a cache is fed, the rest is the caller's.
+ * Feeds with what the first call of a text needs besides tokens and hidden states: a mask of ones, empty caches, the
+ * branch without a cache. Once a cache is fed, the rest is the caller's.
  *
  * @throws UnsupportedError for a cache of a layout that is not known
  */

@@ -50,7 +50,10 @@ export function completePixelFeeds(graph: Graph, feeds: Feeds): Feeds {
 /** In which pieces a graph takes a picture. */
 export type PictureForm = 'whole' | 'tiles' | 'patches'
 
-/** Forms by the number of axes of the pixels: (batch, 3, height, width), (batch, tiles, 3, height, width), (patches, width). */
+/**
+ * Forms by the number of axes of the pixels: (batch, 3, height, width), (batch, tiles, 3, height, width), (patches,
+ * width).
+ */
 const FORMS: Readonly<Record<number, PictureForm>> = { 4: 'whole', 5: 'tiles', 2: 'patches' }
 
 const TILE_MASK = 'pixel_attention_mask'

@@ -62,8 +62,8 @@ export function tokenInputs(graph: Graph, given: ReadonlySet<string> = new Set()
 }
 
 /**
- * Feeds with what a language model needs besides its tokens or their vectors, where the caller leaves it out: a mask of ones, positions that
- * count the mask's ones, an empty cache. Inputs of unknown meaning are left to the caller.
+ * Feeds with what a language model needs besides its tokens or their vectors, where the caller leaves it out: a mask of
+ * ones, positions that count the mask's ones, an empty cache. Inputs of unknown meaning are left to the caller.
  *
  * @throws UnsupportedError when a cache that is left out has an unknown layout
  */
@@ -95,7 +95,8 @@ export interface EncoderInputs {
 /**
  * The roles of a graph's inputs.
  *
- * @throws UnsupportedError naming the inputs whose meaning is not known, a cache of unknown layout, or a graph without input_ids
+ * @throws UnsupportedError naming the inputs whose meaning is not known, a cache of unknown layout, or a graph without
+ *   input_ids
  */
 export function encoderInputs(graph: Graph): EncoderInputs {
   const { roles, others: all } = splitInputs(graph)

@@ -1,5 +1,5 @@
-// A decoder that reads whole texts alone: nothing is fed of a cache, nor of positions. Its inputs are then those of an encoder, which is what
-// programs feed that run classifiers.
+// A decoder that reads whole texts alone: nothing is fed of a cache, nor of positions. Its inputs are then those of an
+// encoder, which is what programs feed that run classifiers.
 
 import { TensorProto_DataType as DataType } from '../../formats/onnx/gen/onnx_pb.js'
 import { Builder, type Value } from '../view/builder.js'
@@ -8,8 +8,8 @@ import { type CacheEntry, cacheEntry, isCacheInput } from './cache.js'
 import { type RoleInput, splitInputs } from './roles.js'
 
 /**
- * Computes in the graph what it took besides tokens and their mask: an empty cache, positions that count real tokens, and 0 where it asks how
- * many tokens were read before or how many logits are wanted.
+ * Computes in the graph what it took besides tokens and their mask: an empty cache, positions that count real tokens,
+ * and 0 where it asks how many tokens were read before or how many logits are wanted.
  *
  * @throws UnsupportedError for a cache of unknown layout
  */

@@ -1,6 +1,6 @@
-// Fused attention written out for training: softmax(s·q·kᵀ + bias)·v over the tokens of one run. A cache of past keys and
-// values is empty in training, so its inputs are left out. Query heads that share a key head are one more axis of the
-// products: the keys are never repeated in memory.
+// Fused attention written out for training: softmax(s·q·kᵀ + bias)·v over the tokens of one run. A cache of past keys
+// and values is empty in training, so its inputs are left out. Query heads that share a key head are one more axis of
+// the products: the keys are never repeated in memory.
 
 import { TensorProto_DataType as DataType } from '../../formats/onnx/gen/onnx_pb.js'
 import { inseparable, PACKED_ATTENTION, project } from '../match/forms/attention.js'
@@ -108,8 +108,8 @@ function setAttribute({ node }: LoweringContext, name: string): number | undefin
 }
 
 /**
- * Attends to all earlier tokens of the run. The lengths in seqlens_k play no part: padding comes after the tokens, where
- * no token sees it.
+ * Attends to all earlier tokens of the run. The lengths in seqlens_k play no part: padding comes after the tokens,
+ * where no token sees it.
  */
 const groupQueryAttention: Lowering = (context) => {
   const { g, node, inputs } = context
@@ -217,8 +217,8 @@ function attendPerHead(context: LoweringContext, { tokens, padding, attentionBia
 }
 
 /**
- * The mask that hides keys, as a value to add to the scores: numbers of keys that are seen, (B), or ones and zeros over keys, (B, T), or over queries
- * and keys, (B, S, T). All nodes with the same mask share it.
+ * The mask that hides keys, as a value to add to the scores: numbers of keys that are seen, (B), or ones and zeros over
+ * keys, (B, T), or over queries and keys, (B, S, T). All nodes with the same mask share it.
  */
 function paddingBias(context: LoweringContext, mask: Value, tokens: Value, key: Value): Value {
   const { g, node, shared } = context
@@ -244,7 +244,9 @@ function isBefore(g: Builder, key: Value, lengths: Value): Value {
   return g.op('Less', [places, g.unsqueeze(g.cast(lengths, DataType.INT32), [1, 2, 3])])
 }
 
-/** True if a mask of one axis has one number for each row, and not several: a sum over a mask, or of the batch's size. */
+/**
+ * True if a mask of one axis has one number for each row, and not several: a sum over a mask, or of the batch's size.
+ */
 function isLengths(graph: Graph, mask: Value, tokens: Value): boolean {
   const maker = graph.producer(mask)
   if (maker?.opType === 'Cast') return isLengths(graph, maker.input[0], tokens)

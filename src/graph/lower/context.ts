@@ -39,7 +39,9 @@ export function refuseInputs(context: LoweringContext, names: Readonly<Record<nu
   }
 }
 
-/** A value's dimensions, as far as the model declares them or the nodes before it tell; undefined entries are unknown. */
+/**
+ * A value's dimensions, as far as the model declares them or the nodes before it tell; undefined entries are unknown.
+ */
 export function dimsIn(graph: Graph, value: Value): readonly (number | undefined)[] | undefined {
   const dims = graph.declared(value)?.dims ?? graph.constant(value)?.dims.map(Number)
   if (dims !== undefined) return dims

@@ -1,5 +1,5 @@
-// The tensors of a model, by the names that they have in its PyTorch modules, as far as a graph tells: weights and biases of linear layers,
-// embeddings, and what norms multiply by and add. For adapters that train some of them whole.
+// The tensors of a model, by the names that they have in its PyTorch modules, as far as a graph tells: weights and
+// biases of linear layers, embeddings, and what norms multiply by and add. For adapters that train some of them whole.
 
 import { MismatchError, nearMisses, UnsupportedError } from '../../base/errors.js'
 import { dimsOf } from '../../formats/onnx/tensors.js'

@@ -74,7 +74,10 @@ function headsOf(graph: Graph, products: readonly Product[]): Set<Product> {
   return found
 }
 
-/** True if only ops that treat each row for itself, and keep its place, lie between a layer and the logits, and nothing else reads them. */
+/**
+ * True if only ops that treat each row for itself, and keep its place, lie between a layer and the logits, and nothing
+ * else reads them.
+ */
 export function reachesRowWise(graph: Graph, head: Linear, logits: Value): boolean {
   let value = logits
   while (value !== head.output) {
@@ -95,8 +98,8 @@ export function reachesRowWise(graph: Graph, head: Linear, logits: Value): boole
 }
 
 /**
- * model.layers.0.attn.q_proj → model.layers.0.self_attn.q_proj, and model.layers.2.final_norm_layernorm → model.norm, as transformers names what
- * onnxruntime-genai shortens, or calls by the number of layers.
+ * model.layers.0.attn.q_proj → model.layers.0.self_attn.q_proj, and model.layers.2.final_norm_layernorm → model.norm,
+ * as transformers names what onnxruntime-genai shortens, or calls by the number of layers.
  */
 function withAliases(name: string): string {
   return name
@@ -105,7 +108,8 @@ function withAliases(name: string): string {
 }
 
 /**
- * Takes layers out of the operators that they are a part of, so that what they give can be changed. The graph computes the same.
+ * Takes layers out of the operators that they are a part of, so that what they give can be changed. The graph computes
+ * the same.
  *
  * @returns the layers as they are then, in the same order
  */
@@ -122,8 +126,8 @@ export function exposeProducts(graph: Graph, linears: readonly Linear[]): Linear
 }
 
 /**
- * PyTorch's exporter numbers further calls of a module: query_proj_1 is the second one of query_proj, which has the same weight, or a weight of
- * its own and the same bias.
+ * PyTorch's exporter numbers further calls of a module: query_proj_1 is the second one of query_proj, which has the
+ * same weight, or a weight of its own and the same bias.
  *
  * @param others products so far, by the names of their modules
  * @returns undefined for a first call
@@ -180,7 +184,10 @@ function nodeModule(name: string): string | undefined {
   return segments.length === 0 ? undefined : segments.join('.')
 }
 
-/** model.layers.0.self_attn.q_proj.weight → model.layers.0.self_attn.q_proj; made-up names such as onnx::MatMul_203 → none */
+/**
+ * model.layers.0.self_attn.q_proj.weight → model.layers.0.self_attn.q_proj; made-up names such as onnx::MatMul_203 →
+ * none
+ */
 export function parameterModule(name: string): string | undefined {
   if (name.includes('::') || name.includes('/')) return undefined
   return /^(.+?)(?:\.MatMul)?\.(?:q?weight|bias)(?:_\w+)?$/.exec(name)?.[1]

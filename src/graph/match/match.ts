@@ -39,7 +39,9 @@ export function matchTargets(linears: readonly Linear[], rules: TargetRules): Li
   return nonEmpty(found, [targetModules].flat().join(','), linears)
 }
 
-/** Fused layers as one layer each: Phi-3's qkv_proj is a module of its own. What an operator packs by itself is none. */
+/**
+ * Fused layers as one layer each: Phi-3's qkv_proj is a module of its own. What an operator packs by itself is none.
+ */
 function wholeModules(linears: readonly Linear[]): Linear[] {
   return linears.flatMap((linear) => {
     const { fused, form } = linear
@@ -73,7 +75,8 @@ export interface NamedLayer {
 }
 
 /**
- * The linear layers that an adapter's layers belong to, by {@link nameOfModule}. A module that the graph calls twice gives two.
+ * The linear layers that an adapter's layers belong to, by {@link nameOfModule}. A module that the graph calls twice
+ * gives two.
  *
  * @throws MismatchError naming every layer without a module, or the first one whose shape differs
  */

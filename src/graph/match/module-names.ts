@@ -1,5 +1,6 @@
-// When two names mean one module. Exports are made of a part of a model, and versions of transformers put other modules around a language
-// model or a vision tower: model.language_model.layers.0, language_model.model.layers.0 and model.layers.0 are one layer.
+// When two names mean one module. Exports are made of a part of a model, and versions of transformers put other modules
+// around a language model or a vision tower: model.language_model.layers.0, language_model.model.layers.0 and
+// model.layers.0 are one layer.
 
 /** Modules that hold a whole model, and that some versions leave out. */
 const AROUND = new Set(['model', 'language_model', 'text_model', 'vision_model', 'vision_tower'])
@@ -31,7 +32,10 @@ export function withoutWrapper(module: string): string {
   return module.replace(/^0\.auto_model\./, '')
 }
 
-/** Names that transformers 5 gives to modules of vision transformers (ViT, BEiT, DeiT, DINOv2, Swin), by those of transformers 4. */
+/**
+ * Names that transformers 5 gives to modules of vision transformers (ViT, BEiT, DeiT, DINOv2, Swin), by those of
+ * transformers 4.
+ */
 const RENAMED: readonly (readonly [RegExp, string])[] = [
   [/(^|\.)encoder\.layer\.(?=\d+\.)/, '$1layers.'],
   [/\.attention\.(?:attention|self)\.(query|key|value)$/, '.attention.$1'],
@@ -49,8 +53,9 @@ function newest(name: string): string {
 }
 
 /**
- * The name among others that means a module: its own, else the one that ends with it or that it ends with, else the one that differs in
- * modules around it, else the one that names a Sequential twice, else the one of another version of transformers.
+ * The name among others that means a module: its own, else the one that ends with it or that it ends with, else the one
+ * that differs in modules around it, else the one that names a Sequential twice, else the one of another version of
+ * transformers.
  */
 export function nameOfModule(names: ReadonlySet<string>, name: string): string | undefined {
   if (names.has(name)) return name
@@ -75,7 +80,10 @@ export function nameOfModule(names: ReadonlySet<string>, name: string): string |
   return versions.length === 1 ? versions[0] : undefined
 }
 
-/** PyTorch's exporter names a Sequential twice, once for itself and once with its layer: merger.mlp.mlp.0 is merger.mlp.0. */
+/**
+ * PyTorch's exporter names a Sequential twice, once for itself and once with its layer: merger.mlp.mlp.0 is
+ * merger.mlp.0.
+ */
 function withoutDoubles(name: string): string {
   return name.replace(/(^|\.)([^.]+)\.\2(?=\.\d+(\.|$))/g, '$1$2')
 }

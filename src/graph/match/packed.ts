@@ -1,5 +1,5 @@
-// Layers that the graph computes otherwise than the model has them: query, key and value side by side in one product, and one module in
-// several products.
+// Layers that the graph computes otherwise than the model has them: query, key and value side by side in one product,
+// and one module in several products.
 
 import type { NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
 import { integersOf } from '../../formats/onnx/tensors.js'
@@ -22,8 +22,8 @@ export function isPackedAttention(form: Form): boolean {
 }
 
 /**
- * The layers of a product that computes several: those of a `qkv_proj`, as onnxruntime-genai packs them, and of a `gate_up_proj`. Their widths
- * follow from what reads the output: an attention operator's numbers of heads, or a Split.
+ * The layers of a product that computes several: those of a `qkv_proj`, as onnxruntime-genai packs them, and of a
+ * `gate_up_proj`. Their widths follow from what reads the output: an attention operator's numbers of heads, or a Split.
  *
  * @returns undefined for a product of one layer, or where the widths cannot be told
  */
@@ -133,10 +133,11 @@ export interface LayerPart<T> {
 }
 
 /**
- * The layers of an adapter as the graph has them: a module that the graph computes as several products becomes one part for each, with
- * the same A and its own rows of B.
+ * The layers of an adapter as the graph has them: a module that the graph computes as several products becomes one part
+ * for each, with the same A and its own rows of B.
  *
- * @param splitsWholes also what the graph computes as one product, so that adapters of the whole and of its parts can share it
+ * @param splitsWholes also what the graph computes as one product, so that adapters of the whole and of its parts can
+ *   share it
  */
 export function partsForGraph<T extends { readonly name: string; readonly d: number; readonly k: number }>(
   linears: readonly Linear[],

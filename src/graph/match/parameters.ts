@@ -1,5 +1,6 @@
-// Places where a module's tensors come into a graph: weights of embeddings, biases of linear layers, weights and biases of norms.
-// As with linear layers, modules are told by node: exporters let equal tensors share one initializer under another's name.
+// Places where a module's tensors come into a graph: weights of embeddings, biases of linear layers, weights and biases
+// of norms. As with linear layers, modules are told by node: exporters let equal tensors share one initializer under
+// another's name.
 
 import { UnsupportedError } from '../../base/errors.js'
 import type { TensorProto_DataType as DataType, NodeProto, TensorProto } from '../../formats/onnx/gen/onnx_pb.js'
@@ -207,8 +208,9 @@ export const NORMS: Readonly<Record<string, Readonly<Record<string, number>>>> =
 const MERGED = /_merged_\d+$/
 
 /**
- * Places of a tensor that is neither a linear layer's nor an embedding's: what fused norms of that module read, what the module's
- * nodes read under a name that ends with the tensor's last part, and the one reader of an initializer of that name.
+ * Places of a tensor that is neither a linear layer's nor an embedding's: what fused norms of that module read, what
+ * the module's nodes read under a name that ends with the tensor's last part, and the one reader of an initializer of
+ * that name.
  *
  * @param tensor module and member, as in model.norm.weight
  */

@@ -24,7 +24,10 @@ export interface PlacedLayer {
 /** A part of the graph that an execution provider has compiled, with its weights. */
 const COMPILED = 'EPContext'
 
-/** Operators that may hold a layer which no form finds: integer products without a float input, those of other execution providers, and sub-graphs. */
+/**
+ * Operators that may hold a layer which no form finds: integer products without a float input, those of other execution
+ * providers, and sub-graphs.
+ */
 const OPAQUE = new Set([
   'MatMulInteger',
   'QLinearMatMul',

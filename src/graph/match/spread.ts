@@ -1,5 +1,5 @@
-// How an adapter spreads over the graphs of a model: encoder and decoder, or one alone. Each layer needs a module in at least one of
-// them; what an export has dropped can be left out.
+// How an adapter spreads over the graphs of a model: encoder and decoder, or one alone. Each layer needs a module in at
+// least one of them; what an export has dropped can be left out.
 
 import type { LoraAdapter } from '../../lora/adapter.js'
 import type { GraphRole } from '../graph-file.js'
@@ -54,8 +54,8 @@ export async function spreadAdapter(
 }
 
 /**
- * True if a layer of this name can be in a graph of this role. Encoders are exported without the module around them, so that decoder.block.0
- * would be found as their block.0.
+ * True if a layer of this name can be in a graph of this role. Encoders are exported without the module around them, so
+ * that decoder.block.0 would be found as their block.0.
  */
 export function mayHold(role: GraphRole, name: string): boolean {
   const side = sideOf(name)

@@ -1,5 +1,5 @@
-// Places in a graph for the tensors of an adapter that replace the base's own: whole tensors (modules_to_save, biases), and rows of
-// an embedding (trainable_token_indices). For sessions and for merging.
+// Places in a graph for the tensors of an adapter that replace the base's own: whole tensors (modules_to_save, biases),
+// and rows of an embedding (trainable_token_indices). For sessions and for merging.
 
 import { decodeFloats, isWeightDtype } from '../../base/dtype.js'
 import { MismatchError, nearMisses, UnsupportedError } from '../../base/errors.js'
@@ -90,7 +90,8 @@ export async function placeReplacement(
     const found: StoredPlace[] = []
     for (const embedding of embeddingsOf(places, module, [shape[0], shape[1]])) {
       found.push({ kind: 'lookup', embedding })
-      // A trained copy is the embedding's alone in PEFT; one that is only saved along is the base's own, which both uses read.
+      // A trained copy is the embedding's alone in PEFT; one that is only saved along is the base's own, which both
+      // uses read.
       const heads = tensor.isTrained ? [] : await tiedHeads(embedding, places)
       for (const linear of heads) {
         if (isReplaced(`${linear.name}.weight`)) continue
@@ -120,7 +121,8 @@ function typeOf({ model_type: type }: ModelPlaces['config']): string {
  * All places of rows of an embedding, or of the head: the same tokens, in tied embeddings of both.
  *
  * @param isReplaced whether the adapter replaces rows of this module
- * @throws MismatchError for rows of another length, or beyond the vocabulary; UnsupportedError for a module that is not found
+ * @throws MismatchError for rows of another length, or beyond the vocabulary; UnsupportedError for a module that is not
+ *   found
  */
 export async function placeTokenRows(
   places: ModelPlaces,
@@ -217,7 +219,8 @@ const AS_STORED: ReadonlySet<string> = new Set([
 /**
  * The difference of the graph's value of a norm's tensor from that of the PyTorch model; undefined where nothing tells.
  *
- * Source: `add_offset` of the builders, https://github.com/microsoft/onnxruntime-genai/tree/main/src/python/py/models/builders
+ * Source: `add_offset` of the builders,
+ * https://github.com/microsoft/onnxruntime-genai/tree/main/src/python/py/models/builders
  *
  * @param config config.json
  * @param name as in model.norm.weight
@@ -251,8 +254,9 @@ export function refuse(where: string, what: string, got?: string): never {
   throw new UnsupportedError({ where, what, ...(got !== undefined && { got }) })
 }
 
-// Tied embeddings: the output embedding is the input embedding, as one initializer, or, where an exporter has folded a transpose into a
-// copy of it, two of the same values. A quantizer makes a third kind: the head has integers that stand for about the same values.
+// Tied embeddings: the output embedding is the input embedding, as one initializer, or, where an exporter has folded a
+// transpose into a copy of it, two of the same values. A quantizer makes a third kind: the head has integers that stand
+// for about the same values.
 
 /** Tokens that are compared, in two stretches: untied embeddings differ in all. */
 const COMPARED_TOKENS = 64

@@ -1,5 +1,5 @@
-// The cheapest set of edges that separates a source from a sink: Dinic's algorithm (1970), by the theorem of Ford and Fulkerson that the
-// largest flow is as large as the smallest cut.
+// The cheapest set of edges that separates a source from a sink: Dinic's algorithm (1970), by the theorem of Ford and
+// Fulkerson that the largest flow is as large as the smallest cut.
 
 /** A directed graph whose vertices are numbers; 0 is the source and 1 the sink. */
 export class FlowNetwork {
@@ -23,7 +23,9 @@ export class FlowNetwork {
     this.#room.push(0)
   }
 
-  /** The vertices on the sink's side of the smallest cut that is nearest to it. Capacities on some way must be finite. */
+  /**
+   * The vertices on the sink's side of the smallest cut that is nearest to it. Capacities on some way must be finite.
+   */
   sinkSide(): Set<number> {
     for (let levels = this.#levels(); levels[SINK] !== -1; levels = this.#levels()) this.#fill(levels)
     const side = new Set([SINK])

@@ -1,6 +1,7 @@
-// Values of the forward pass that the backward pass reads are kept until then, and are most of a training step's memory. Cheap ones are computed
-// a second time instead. The choice is a smallest cut between what must be kept and what the backward pass reads, as in PyTorch's
-// partitioner (https://github.com/pytorch/functorch/pull/653): all that lies behind the cut is computed again.
+// Values of the forward pass that the backward pass reads are kept until then, and are most of a training step's
+// memory. Cheap ones are computed a second time instead. The choice is a smallest cut between what must be kept and
+// what the backward pass reads, as in PyTorch's partitioner (https://github.com/pytorch/functorch/pull/653): all that
+// lies behind the cut is computed again.
 
 import { create } from '@bufbuild/protobuf'
 import { type NodeProto, NodeProtoSchema } from '../../formats/onnx/gen/onnx_pb.js'
@@ -12,7 +13,10 @@ import { type Graph, subgraphs } from '../view/graph.js'
 import { operatorOf, PREDICATES } from '../view/operators.js'
 import { FlowNetwork } from './min-cut.js'
 
-/** The cost of keeping an element, where computing one again costs 1: the memory of a step, weighed against its measured times. */
+/**
+ * The cost of keeping an element, where computing one again costs 1: the memory of a step, weighed against its measured
+ * times.
+ */
 const COST_OF_KEEPING = 10
 /** How many products and sums take as long as one element of a simple operator. */
 const PRODUCTS_PER_ELEMENT = 32
@@ -63,7 +67,8 @@ export function recompute(
     return copy.output[maker.output.indexOf(value)]
   }
   for (const node of backward) node.input = node.input.map(anew)
-  // In front of the backward pass: ONNX Runtime then computes each right before it is read, where it would else begin with them.
+  // In front of the backward pass: ONNX Runtime then computes each right before it is read, where it would else begin
+  // with them.
   const end = graph.nodes.indexOf(graph.producer(loss) as NodeProto) + 1
   graph.nodes = [...graph.nodes.slice(0, end), ...copies.values(), ...graph.nodes.slice(end)]
   graph.invalidate()

@@ -1,5 +1,6 @@
-// Exporters compute the target of each Reshape and Expand by nodes of its own, ten or more for one. Probing has shown what
-// they come to: constants, and the lengths of a few inputs. Those alone are left: opening a large graph is much faster.
+// Exporters compute the target of each Reshape and Expand by nodes of its own, ten or more for one. Probing has shown
+// what they come to: constants, and the lengths of a few inputs. Those alone are left: opening a large graph is much
+// faster.
 
 import { TensorProto_DataType as DataType, type NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
 import { integersOf } from '../../formats/onnx/tensors.js'
@@ -80,7 +81,10 @@ class PlainTargets {
   }
 }
 
-/** The entries of a computed target; undefined for a constant, which is plain already, and for a value that was not probed. */
+/**
+ * The entries of a computed target; undefined for a constant, which is plain already, and for a value that was not
+ * probed.
+ */
 function targetContent(graph: Graph, shapes: ShapeMap, target: Value): ProbedContent | undefined {
   const constant = graph.constant(target)
   if (constant !== undefined && integersOf(constant) !== undefined) return undefined
@@ -90,8 +94,8 @@ function targetContent(graph: Graph, shapes: ShapeMap, target: Value): ProbedCon
 }
 
 /**
- * The entries of a target; undefined where they cannot be told. An Expand says 1 where it keeps a dimension of `source`, a Reshape −1
- * for its only length that differs.
+ * The entries of a target; undefined where they cannot be told. An Expand says 1 where it keeps a dimension of
+ * `source`, a Reshape −1 for its only length that differs.
  */
 function plainEntries(
   { opType }: NodeProto,
@@ -130,8 +134,8 @@ function constantsJoined(entries: readonly Entry[]): (number[] | string)[] {
 }
 
 /**
- * Declares the shapes of inputs and other values that are known. Without names for its dimensions ONNX Runtime takes any
- * two for different, and planning what shares memory takes time that grows with the square of the graph.
+ * Declares the shapes of inputs and other values that are known. Without names for its dimensions ONNX Runtime takes
+ * any two for different, and planning what shares memory takes time that grows with the square of the graph.
  *
  * @param values float values
  */
@@ -157,7 +161,9 @@ export function declareShapes(
 
 // A Reshape of a Reshape needs only the second. Linear layers in rows leave many such pairs.
 
-/** Lets each Reshape read what lies before the Reshapes in front of it. Those that nobody reads then are for `prune`. */
+/**
+ * Lets each Reshape read what lies before the Reshapes in front of it. Those that nobody reads then are for `prune`.
+ */
 export function mergeReshapes(graph: Graph, shapes: ShapeMap): void {
   for (const node of graph.nodes) {
     if (node.opType !== 'Reshape' || !isIndependent(graph, shapes, node.input[1])) continue

@@ -102,8 +102,9 @@ function setContent(shapes: ShapeMap, value: Value, a?: RuntimeTensor, b?: Runti
 }
 
 /**
- * The model with each value but the floats, and each value's shape, as outputs. Types are left to the runtime's own inference. ONNX Runtime
- * begins with the last node that nobody reads, so the first values come last: each is then free as soon as the model has read it.
+ * The model with each value but the floats, and each value's shape, as outputs. Types are left to the runtime's own
+ * inference. ONNX Runtime begins with the last node that nobody reads, so the first values come last: each is then free
+ * as soon as the model has read it.
  */
 function withShapeOutputs(
   graph: Graph,

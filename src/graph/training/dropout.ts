@@ -1,4 +1,5 @@
-// Dropout masks of LoRA branches: fed, not drawn in the graph, so that a resumed run draws what an unbroken one would have.
+// Dropout masks of LoRA branches: fed, not drawn in the graph, so that a resumed run draws what an unbroken one would
+// have.
 
 import { Random } from '../../base/random.js'
 import type { Feeds, RuntimeTensor } from '../../runtime/runtime.js'

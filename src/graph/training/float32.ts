@@ -1,5 +1,5 @@
-// Graphs in half precision, computed in float32 for training: gradients would leave the range of float16. The weights in the file stay as they
-// are; each is cast where it is read.
+// Graphs in half precision, computed in float32 for training: gradients would leave the range of float16. The weights
+// in the file stay as they are; each is cast where it is read.
 
 import {
   TensorProto_DataType as DataType,
@@ -56,12 +56,12 @@ function inFloat32(info: ValueInfoProto): ValueInfoProto {
   return valueInfo(info.name, DataType.FLOAT, dims)
 }
 
-// Products by integers whose weights the gradient reads as well: both then make floats of the same bytes. ONNX Runtime repacks the integers
-// of a product of its own, and would hold them twice.
+// Products by integers whose weights the gradient reads as well: both then make floats of the same bytes. ONNX Runtime
+// repacks the integers of a product of its own, and would hold them twice.
 
 /**
- * Replaces such products by a Gemm with the weight as floats, made anew for each run. Weights that are made in blocks stay: their floats would
- * need more memory than the second copy.
+ * Replaces such products by a Gemm with the weight as floats, made anew for each run. Weights that are made in blocks
+ * stay: their floats would need more memory than the second copy.
  *
  * @param values those that a gradient flows to
  */

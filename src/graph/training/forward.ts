@@ -47,7 +47,10 @@ export interface Forward {
   /** The scalar that the objective returned: the loss without its normalizer. */
   readonly sum: Value
   readonly objective: ObjectiveGraph
-  /** A (r, k) where it is trained, Bᵀ (r, d) and for DoRA m (d) of each layer, in the layers' order, then weights of the base, then the objective's own. */
+  /**
+   * A (r, k) where it is trained, Bᵀ (r, d) and for DoRA m (d) of each layer, in the layers' order, then weights of the
+   * base, then the objective's own.
+   */
   readonly parameters: readonly TrainedTensor[]
   readonly masks: readonly DropoutMask[]
   /** Outputs besides the loss. */
@@ -132,13 +135,16 @@ function linearsOnPath(
   sum: Value,
   { customGradients, inputs }: { customGradients: CustomGradients; inputs: readonly Value[] },
 ): Linear[] {
-  // From the weights, not from the outputs: a path ends at what it is looked for, and layers lie between two that are adapted.
+  // From the weights, not from the outputs: a path ends at what it is looked for, and layers lie between two that are
+  // adapted.
   const weights = linears.filter(({ node }) => adapted.has(node)).map(({ weight }) => weight)
   const between = new Set(gradientPath(graph, [...weights, ...inputs], [sum], customGradients).nodes)
   return linears.filter(({ node }) => adapted.has(node) || between.has(node))
 }
 
-/** The linear layer in front of which a choice of rows can be made, because all behind it treats each row for itself. */
+/**
+ * The linear layer in front of which a choice of rows can be made, because all behind it treats each row for itself.
+ */
 function choiceBehind(
   graph: Graph,
   linears: readonly Linear[],
@@ -152,8 +158,8 @@ function choiceBehind(
 }
 
 /**
- * Adds the inputs of each layer's tensors, and the constants of those that are not trained. A is (r, k) and B is Bᵀ (r, d): products that give the gradient of a matrix with few columns are
- * slow.
+ * Adds the inputs of each layer's tensors, and the constants of those that are not trained. A is (r, k) and B is Bᵀ (r,
+ * d): products that give the gradient of a matrix with few columns are slow.
  */
 function declareFactors(graph: Graph, layers: readonly TrainedLayer[]): TrainedTensor[] {
   return layers.flatMap(({ name, d, k, rank, baseSquares, fixedA }) => {

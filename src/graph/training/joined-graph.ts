@@ -1,4 +1,5 @@
-// An encoder and its decoder as one graph, to train both at once: the encoder's hidden states feed the decoder. Weights stay in their files.
+// An encoder and its decoder as one graph, to train both at once: the encoder's hidden states feed the decoder. Weights
+// stay in their files.
 
 import { UnsupportedError } from '../../base/errors.js'
 import type { AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto } from '../../formats/onnx/gen/onnx_pb.js'
@@ -16,12 +17,16 @@ import { raiseOpset } from '../view/opset.js'
 /** The encoder's weights are found under their locations in this folder. */
 const ENCODER_FILES = 'encoder/'
 
-/** Key of the metadata of torch.onnx's dynamo exporter: a Python list of the modules around a node, whose last entry is no module. */
+/**
+ * Key of the metadata of torch.onnx's dynamo exporter: a Python list of the modules around a node, whose last entry is
+ * no module.
+ */
 const SCOPES = 'pkg.torch.onnx.name_scopes'
 
 /**
- * The model with one graph in the place of its encoder and its decoder. Its inputs are those of the encoder, and those of the decoder
- * with `decoder_` before their names. Layers have the names that they have in the whole model. Other models stay as they are.
+ * The model with one graph in the place of its encoder and its decoder. Its inputs are those of the encoder, and those
+ * of the decoder with `decoder_` before their names. Layers have the names that they have in the whole model. Other
+ * models stay as they are.
  *
  * @throws UnsupportedError for graphs that do not go together, or whose layers cannot be told apart
  */
@@ -75,7 +80,10 @@ function joined(encoder: OnnxModel, decoder: OnnxModel): OnnxModel {
   return new OnnxModel(decoder.name, decoder.fileName, together(moved, last, decoder.name), files)
 }
 
-/** The module of the encoder in the whole model, as that of the decoder is called; empty where its layers have their whole names. */
+/**
+ * The module of the encoder in the whole model, as that of the decoder is called; empty where its layers have their
+ * whole names.
+ */
 function encoderModule(front: Graph, back: Graph, where: string): string {
   const modulesOf = (graph: Graph) => findLinears(graph).map(({ name }) => name.split('.'))
   if (modulesOf(front).some((segments) => segments.includes('encoder'))) return ''

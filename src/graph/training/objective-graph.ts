@@ -67,8 +67,8 @@ export class ObjectiveGraph {
   }
 
   /**
-   * Rows of a value (…, k): those with these numbers, counted over all leading axes. Where only layers that compute row by row
-   * lie in front, such as the output embedding, they compute these rows alone.
+   * Rows of a value (…, k): those with these numbers, counted over all leading axes. Where only layers that compute row
+   * by row lie in front, such as the output embedding, they compute these rows alone.
    *
    * @param rows int64 (m), each number once
    */
@@ -94,8 +94,8 @@ export class ObjectiveGraph {
   }
 
   /**
-   * Σ (value · gradient): a scalar whose gradient by the value is what runs are fed as `input`, of the value's shape. For a loss that is
-   * computed elsewhere, over the values of many runs.
+   * Σ (value · gradient): a scalar whose gradient by the value is what runs are fed as `input`, of the value's shape.
+   * For a loss that is computed elsewhere, over the values of many runs.
    */
   fedGradient(value: Value, input: string): Value {
     this.fedGradients.push({ value, input })

@@ -25,7 +25,7 @@ import type { Objective, TrainedTensor } from './objective-graph.js'
 import { lengthOf, measureShapes, typicalElements } from './probe.js'
 import { checkTrainableForm } from './trainable-form.js'
 
-/** What is trained, and how. */
+/** The trained tensors and the settings of their training. */
 export interface TrainingGraphOptions {
   readonly layers: readonly TrainedLayer[]
   /** Lets weights of the base be trained. Default: none. */
@@ -290,8 +290,8 @@ export async function runPasses(passes: readonly Pass[], work: Work): Promise<vo
 }
 
 /**
- * Lets ONNX Runtime compute an output before all others: it begins with the last node that nobody reads. Else logits and probabilities stay
- * until the end, and the gradient of the logits cannot take their place.
+ * Lets ONNX Runtime compute an output before all others: it begins with the last node that nobody reads. Else logits
+ * and probabilities stay until the end, and the gradient of the logits cannot take their place.
  */
 function computeFirst(graph: Graph, output: Value): void {
   const node = graph.producer(output) as NodeProto

@@ -13,7 +13,10 @@ import type { Length, Probe } from './objective-graph.js'
 /** A few tokens on one thread: what matters is opening the session quickly and without copies of the weights. */
 const SESSION: SessionOptions = { optimization: 'disabled', lowMemory: true, threads: 1 }
 
-/** Shapes of all that the nodes on a path read and write; masks and fed gradients count as what they are multiplied with. */
+/**
+ * Shapes of all that the nodes on a path read and write; masks and fed gradients count as what they are multiplied
+ * with.
+ */
 export async function measureShapes(
   graph: Graph,
   model: OnnxModel,
@@ -62,7 +65,9 @@ export function lengthOf(lengths: readonly Length[], dim: number | undefined, ot
 /** A typical length of an axis that the graph can read. */
 const TYPICAL = 256
 
-/** How many elements a value has in a typical run. Lengths that are no axis of an input are products of two that are. */
+/**
+ * How many elements a value has in a typical run. Lengths that are no axis of an input are products of two that are.
+ */
 export function typicalElements({ dims, other }: ProbedShape, lengths: readonly Length[]): number {
   return dims.reduce((product, dim, axis) => {
     if (dim === other[axis]) return product * dim

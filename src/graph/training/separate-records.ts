@@ -1,5 +1,6 @@
-// Several records in one row, none of which sees another: the scores of all attention get a mask that hides the keys of other records.
-// Fused operators take it as the bias that they add; written-out attention gets an Add in front of its Softmax.
+// Several records in one row, none of which sees another: the scores of all attention get a mask that hides the keys of
+// other records. Fused operators take it as the bias that they add; written-out attention gets an Add in front of its
+// Softmax.
 
 import { UnsupportedError } from '../../base/errors.js'
 import { TensorProto_DataType as DataType, type NodeProto } from '../../formats/onnx/gen/onnx_pb.js'

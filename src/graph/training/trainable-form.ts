@@ -1,4 +1,5 @@
-// Forms of a model that hold no gradient to train with yet: branches around the layers, integer weights, half precision.
+// Forms of a model that hold no gradient to train with yet: branches around the layers, integer weights, half
+// precision.
 
 import { UnsupportedError } from '../../base/errors.js'
 import { TensorProto_DataType as DataType, type GraphProto, type NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
@@ -30,8 +31,9 @@ const NOT_COMPILED = 'Take the export that the graph was compiled from'
 const NOT_NESTED = 'Export the model in another way, so that its layers are not in the body of a Loop or Scan'
 
 /**
- * @throws UnsupportedError naming, by op, all nodes that cannot be trained whatever is adapted: Loop and Scan around linear
- *   layers, products of quantized weights in a form or layout without a gradient, linear layers in another type than float32
+ * @throws UnsupportedError naming, by op, all nodes that cannot be trained whatever is adapted: Loop and Scan around
+ *   linear layers, products of quantized weights in a form or layout without a gradient, linear layers in another type
+ *   than float32
  */
 export function checkTrainableForm(graph: Graph): void {
   const found: { operator: string; node: NodeProto; hint: string }[] = []

@@ -61,7 +61,10 @@ export interface TrainingGraph extends LossGraph {
   readonly firstPass: RunnableGraph | undefined
 }
 
-/** The loss alone, for evaluation, or the predictions where it is computed from them: no dropout, and the model's own fused operators stay. */
+/**
+ * The loss alone, for evaluation, or the predictions where it is computed from them: no dropout, and the model's own
+ * fused operators stay.
+ */
 export async function buildLossGraph(
   model: OnnxModel,
   objective: Objective,

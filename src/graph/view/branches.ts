@@ -1,5 +1,6 @@
-// The branches of If, laid open: their nodes lie in the graph's own list, as if both were computed, and the If reads what both
-// give. So what finds, adapts and merges layers needs no second way for them. Writing the graph puts each node back.
+// The branches of If, laid open: their nodes lie in the graph's own list, as if both were computed, and the If reads
+// what both give. So what finds, adapts and merges layers needs no second way for them. Writing the graph puts each
+// node back.
 
 import { create } from '@bufbuild/protobuf'
 import {
@@ -36,7 +37,10 @@ export class Branches {
   readonly #of = new Map<NodeProto, Branch>()
   readonly #byIf = new Map<NodeProto, readonly Branch[]>()
 
-  /** All nodes, those of branches in front of their If. Values of a name that is taken get another; constants join the graph's own. */
+  /**
+   * All nodes, those of branches in front of their If. Values of a name that is taken get another; constants join the
+   * graph's own.
+   */
   open(nodes: readonly NodeProto[], into: OpenedInto): NodeProto[] {
     return this.#open(nodes, into, undefined, (name) => name)
   }

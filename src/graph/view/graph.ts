@@ -18,8 +18,8 @@ import { Branches } from './branches.js'
 import { labelOf } from './operators.js'
 
 /**
- * A graph to read and to edit. `producer` and `consumers` answer from indexes that the methods keep up to date; whoever edits
- * `nodes` or a node by hand calls `invalidate`.
+ * A graph to read and to edit. `producer` and `consumers` answer from indexes that the methods keep up to date; whoever
+ * edits `nodes` or a node by hand calls `invalidate`.
  */
 export class Graph {
   readonly #model: ModelProto
@@ -39,8 +39,8 @@ export class Graph {
   #consumers: Map<string, NodeProto[]> | undefined
 
   /**
-   * Copies the lists, and each node's own lists, but not the tensors: edits never reach the model that came in. The branches of If
-   * are laid open: {@link Branches}.
+   * Copies the lists, and each node's own lists, but not the tensors: edits never reach the model that came in. The
+   * branches of If are laid open: {@link Branches}.
    */
   constructor(model: ModelProto) {
     const proto = model.graph

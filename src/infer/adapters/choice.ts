@@ -1,4 +1,5 @@
-// Which adapters a run uses: one by its name, a mix of several with weights, the base alone; for the whole batch or for each row.
+// Which adapters a run uses: one by its name, a mix of several with weights, the base alone; for the whole batch or for
+// each row.
 
 import { ConfigError, MismatchError, nearMisses, UnsupportedError } from '../../base/errors.js'
 import { anyOf, isObject, type Kind, kind, listOf, NAME } from '../../base/options.js'
@@ -86,8 +87,8 @@ export interface Mixable {
 }
 
 /**
- * Throws UnsupportedError for a mix that is no sum: with an adapter that scales the outputs of the base, or that replaces values of it
- * and has another weight than 1, or meets another adapter there.
+ * Throws UnsupportedError for a mix that is no sum: with an adapter that scales the outputs of the base, or that
+ * replaces values of it and has another weight than 1, or meets another adapter there.
  *
  * @param of what an adapter does; throws MismatchError for one that the session does not have
  */

@@ -1,5 +1,6 @@
-// The head that an adapter brings: layers behind the encoder that PEFT saves whole (modules_to_save). They are small, so they are computed
-// here and not in the graph. Then heads of any width have room in one session, beside quantized graphs and graphs with a head of their own.
+// The head that an adapter brings: layers behind the encoder that PEFT saves whole (modules_to_save). They are small,
+// so they are computed here and not in the graph. Then heads of any width have room in one session, beside quantized
+// graphs and graphs with a head of their own.
 
 import { MismatchError, UnsupportedError } from '../../base/errors.js'
 import { hasCacheBranches } from '../../graph/inputs/cache.js'
@@ -41,7 +42,8 @@ export interface AdapterHead {
 /**
  * The head of an adapter; undefined where it has none: the tensors that it replaces are others.
  *
- * @throws MismatchError when the head does not fit the model, UnsupportedError where its input lies in branches of the graph
+ * @throws MismatchError when the head does not fit the model, UnsupportedError where its input lies in branches of the
+ *   graph
  */
 export async function readHead(base: HeadBase, adapter: LoraAdapter): Promise<AdapterHead | undefined> {
   const { graph } = base
@@ -91,7 +93,10 @@ const ACTIVATIONS: Readonly<Record<NonNullable<HeadLayer['activation']>, (value:
   Gelu: (value) => (value / 2) * (1 + erf(value * Math.SQRT1_2)),
 }
 
-/** The error function: its series near zero, and its continued fraction elsewhere (Abramowitz and Stegun, 7.1.5 and 7.1.14). */
+/**
+ * The error function: its series near zero, and its continued fraction elsewhere (Abramowitz and Stegun, 7.1.5 and
+ * 7.1.14).
+ */
 function erf(x: number): number {
   const a = Math.abs(x)
   if (a >= 2.5) {
@@ -162,7 +167,8 @@ export type RowHeads = readonly (AdapterHead | undefined)[]
  * @param heads some of them
  * @param wanted names of the outputs to give
  * @param own names of the outputs that the graph has
- * @throws UnsupportedError when rows of one run get different numbers of logits, or some have no head and the graph has no logits
+ * @throws UnsupportedError when rows of one run get different numbers of logits, or some have no head and the graph has
+ *   no logits
  */
 export async function runWithHeads(
   run: RunGraph,

@@ -1,4 +1,5 @@
-// All parts of an adapter in one graph of a session: its head, which is computed beside the graph, and what the graph takes.
+// All parts of an adapter in one graph of a session: its head, which is computed beside the graph, and what the graph
+// takes.
 
 import { LowrankError, MismatchError } from '../../base/errors.js'
 import type { Linear } from '../../graph/match/linears.js'
@@ -32,8 +33,8 @@ interface SessionGraph {
  * The sites of an adapter in a graph, and its head, which is computed beside the graph.
  *
  * @param mayBeEmpty it may have no part there, because the model has other graphs
- * @throws UnsupportedError for parts that sessions do not have, MismatchError for an adapter that does not fit or is empty, and what
- *   {@link adapterSites} throws
+ * @throws UnsupportedError for parts that sessions do not have, MismatchError for an adapter that does not fit or is
+ *   empty, and what {@link adapterSites} throws
  */
 export async function readParts(
   { base: { onnx, config = {} }, graph, linears }: SessionGraph,

@@ -1,5 +1,5 @@
-// Feeds of a run for the adapters of its rows. Adapters of a mix stand beside one another: [A₁ᵀ A₂ᵀ]·[w₁·s₁·B₁ᵀ; w₂·s₂·B₂ᵀ] is the
-// weighted sum of their deltas.
+// Feeds of a run for the adapters of its rows. Adapters of a mix stand beside one another: [A₁ᵀ A₂ᵀ]·[w₁·s₁·B₁ᵀ;
+// w₂·s₂·B₂ᵀ] is the weighted sum of their deltas.
 
 import { UnsupportedError } from '../../base/errors.js'
 import { SLOTS_INPUT } from '../../graph/inject/inject.js'

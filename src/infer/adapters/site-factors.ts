@@ -1,5 +1,5 @@
-// The arrays that a session feeds for one adapter: factors as they are multiplied, scales and shifts of outputs, and values in the place of
-// the base's. sites.ts of the graph says which part becomes which input.
+// The arrays that a session feeds for one adapter: factors as they are multiplied, scales and shifts of outputs, and
+// values in the place of the base's. sites.ts of the graph says which part becomes which input.
 
 import { NumericError, UnsupportedError } from '../../base/errors.js'
 import { affineOf, lookupScales, ownBias, readVector } from '../../graph/inject/affine.js'
@@ -44,8 +44,8 @@ export interface SiteFactors {
 /** Values that take the place of the base's. */
 export interface ReplacedValues {
   /**
-   * (k, d) for a linear layer, or (k, 1 + m) for m of its outputs; (1 + m, D) for m tokens of an embedding: the first column or row is 0;
-   * (d) for a vector.
+   * (k, d) for a linear layer, or (k, 1 + m) for m of its outputs; (1 + m, D) for m tokens of an embedding: the first
+   * column or row is 0; (d) for a vector.
    */
   readonly data: Float32Array
   /** Which outputs or tokens; undefined: all. */
@@ -91,10 +91,11 @@ interface LookupParts {
 }
 
 /**
- * Finds the sites of an adapter, by the model's names of modules. The base is read for DoRA and replaced biases, and to tell whether embeddings are tied.
+ * Finds the sites of an adapter, by the model's names of modules. The base is read for DoRA and replaced biases, and to
+ * tell whether embeddings are tied.
  *
- * @throws MismatchError when the adapter does not fit; UnsupportedError naming the part that has no certain place, or that cannot be an
- *   input; NumericError when a value is not finite
+ * @throws MismatchError when the adapter does not fit; UnsupportedError naming the part that has no certain place, or
+ *   that cannot be an input; NumericError when a value is not finite
  */
 export async function adapterSites(places: ModelPlaces, adapter: LoraAdapter): Promise<AdapterSites> {
   const { model, graph } = places

@@ -1,5 +1,6 @@
-// The arrays of the sites of a graph: for all rows of a batch together, or one for each row. Where rows differ, each has a matrix of its own in
-// a product over the batch. Rows, and sites that share A, are filled up with zeros to the largest rank.
+// The arrays of the sites of a graph: for all rows of a batch together, or one for each row. Where rows differ, each
+// has a matrix of its own in a product over the batch. Rows, and sites that share A, are filled up with zeros to the
+// largest rank.
 
 import { type Site, type SiteGroup, type SiteRole, sharedInput, siteInput } from '../../graph/inject/sites.js'
 import type { Feeds, RuntimeTensor } from '../../runtime/runtime.js'
@@ -174,7 +175,10 @@ function moveColumns(
   }
 }
 
-/** An embedding's own rows (1 + m, D) of all slots under one another, and for each slot which of them each token has, 0 for none. */
+/**
+ * An embedding's own rows (1 + m, D) of all slots under one another, and for each slot which of them each token has, 0
+ * for none.
+ */
 function tables({ module, k, d }: Site, slots: readonly Own[]): Feeds {
   const rowOf = new BigInt64Array(slots.length * k)
   const parts: ReplacedValues[] = []

@@ -6,8 +6,8 @@ import type { Graph } from '../../graph/view/graph.js'
 import type { Padding } from './decoding.js'
 
 /**
- * The side on which a graph's rows can be filled up. A plain cache needs a mask that hides what fills it up, and positions that do not
- * count it; where the graph takes only one of them, what it makes of the other cannot be told.
+ * The side on which a graph's rows can be filled up. A plain cache needs a mask that hides what fills it up, and
+ * positions that do not count it; where the graph takes only one of them, what it makes of the other cannot be told.
  */
 export function paddingOf(graph: Graph, { cache, roles }: Pick<TokenInputs, 'cache' | 'roles'>): Padding {
   if (cache.length === 0 || countsKeysFromLeft(graph)) return givesAllLogits(graph) ? 'right' : 'none'
@@ -42,7 +42,8 @@ function givesAllLogits(graph: Graph): boolean {
 }
 
 /**
- * Indices of prompts that share a batch: those of similar length, so that little is filled up; of one length where nothing can be.
+ * Indices of prompts that share a batch: those of similar length, so that little is filled up; of one length where
+ * nothing can be.
  *
  * @param lengths of the prompts, in tokens
  */

@@ -1,6 +1,7 @@
-// Texts that grow together, in the worker: what each call is fed, the cache, and the choice of the next tokens. Rows of other lengths
-// are filled up. A plain cache is filled up on the left, where the mask hides it; GroupQueryAttention counts keys from the left and
-// a graph without a cache sees what comes before alone, so theirs is filled up on the right, where nothing looks.
+// Texts that grow together, in the worker: what each call is fed, the cache, and the choice of the next tokens. Rows of
+// other lengths are filled up. A plain cache is filled up on the left, where the mask hides it; GroupQueryAttention
+// counts keys from the left and a graph without a cache sees what comes before alone, so theirs is filled up on the
+// right, where nothing looks.
 
 import { f16ToF32 } from '../../base/dtype.js'
 import { UnsupportedError } from '../../base/errors.js'
@@ -177,7 +178,10 @@ export class Decoding {
     )
   }
 
-  /** The logits behind the last token of each row, of (batch, sequence, vocabulary); the graph may give those of the last ones alone. */
+  /**
+   * The logits behind the last token of each row, of (batch, sequence, vocabulary); the graph may give those of the
+   * last ones alone.
+   */
   #lastLogits({ data, dims, type }: RuntimeTensor): Float32Array[] {
     const [batch, sequence, vocabulary] = dims
     const lengths = this.#rows.map(({ tokens }) => tokens.length)

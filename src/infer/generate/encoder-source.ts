@@ -1,4 +1,5 @@
-// The encoder reads prompts once, and the decoder writes from its own first token on, with the encoder's hidden states beside it.
+// The encoder reads prompts once, and the decoder writes from its own first token on, with the encoder's hidden states
+// beside it.
 
 import { DataError } from '../../base/errors.js'
 import { HIDDEN_STATES, STATES_MASK, startToken } from '../../graph/inputs/encoder-decoder.js'
@@ -15,8 +16,8 @@ import type { EncodedPrompt } from './prompts.js'
 /**
  * The tokens of a prompt for the encoder, which takes texts with what ends them.
  *
- * @throws DataError for a chat, and for a prompt without tokens or with more than the model takes; MismatchError for a tokenizer of
- *   another model
+ * @throws DataError for a chat, and for a prompt without tokens or with more than the model takes; MismatchError for a
+ *   tokenizer of another model
  */
 export function encodeSource(model: Model, prompt: Prompt, where: string): EncodedPrompt {
   const { contextLength = Number.POSITIVE_INFINITY, vocabularySize, name } = model

@@ -1,5 +1,5 @@
-// Prompts in, texts out: continues prompts token by token with a causal language model, several in one batch, with its key-value cache
-// where the graph has one, else by running the whole text for each token.
+// Prompts in, texts out: continues prompts token by token with a causal language model, several in one batch, with its
+// key-value cache where the graph has one, else by running the whole text for each token.
 
 import {
   anyOf,

@@ -1,5 +1,5 @@
-// The key-value cache of texts that grow, for graphs that give out what a step adds to it: arrays with room for tokens to come, which are
-// fed again with each step, and into which the new rows are written.
+// The key-value cache of texts that grow, for graphs that give out what a step adds to it: arrays with room for tokens
+// to come, which are fed again with each step, and into which the new rows are written.
 
 import type { CachePart, NewRows } from '../../graph/fuse/new-rows.js'
 import type { Feeds, RuntimeTensor } from '../../runtime/runtime.js'

@@ -1,6 +1,6 @@
-// Choosing the next token from its logits: a penalty on what was written before (Keskar et al. 2019), greedy, temperature, top-k (Fan
-// et al. 2018), nucleus, top-p (Holtzman et al. 2020) and min-p (Nguyen et al. 2024), in the order that Hugging Face's transformers
-// applies them. Pure functions; randomness comes in as a number.
+// Choosing the next token from its logits: a penalty on what was written before (Keskar et al. 2019), greedy,
+// temperature, top-k (Fan et al. 2018), nucleus, top-p (Holtzman et al. 2020) and min-p (Nguyen et al. 2024), in the
+// order that Hugging Face's transformers applies them. Pure functions; randomness comes in as a number.
 
 import { NumericError } from '../../base/errors.js'
 import type { Sampling } from './sampling.js'

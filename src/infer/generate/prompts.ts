@@ -59,8 +59,9 @@ interface PromptContext {
 /**
  * Encodes a prompt.
  *
- * @throws DataError for a chat that cannot be answered or that the template refuses, for a prompt without tokens or without room
- *   behind it, and for one with more or fewer places than pictures; FormatError without a template or for one that cannot be used; MismatchError for a tokenizer of another model
+ * @throws DataError for a chat that cannot be answered or that the template refuses, for a prompt without tokens or
+ *   without room behind it, and for one with more or fewer places than pictures; FormatError without a template or for
+ *   one that cannot be used; MismatchError for a tokenizer of another model
  */
 export async function encodePrompt(
   model: Model,
@@ -164,8 +165,8 @@ function templateOf(model: Model, text: string | undefined): Promise<ChatTemplat
 const [PROBED_ANSWER, PROBED_QUESTION] = ['qzanswerqz', 'qzquestionqz']
 
 /**
- * The end of a turn: the first special token that a template writes between an answer and the next question, else the text itself.
- * Nothing where the template does not take such a chat or writes nothing between them.
+ * The end of a turn: the first special token that a template writes between an answer and the next question, else the
+ * text itself. Nothing where the template does not take such a chat or writes nothing between them.
  */
 export function endOfTurn(
   template: ChatTemplate,

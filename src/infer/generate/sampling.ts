@@ -8,25 +8,28 @@ export const GENERATE_DEFAULTS = Object.freeze({ maxNewTokens: 128, batchSize: 8
 /** How the next token is chosen from the logits. What is left out is taken from the model's generation_config.json. */
 export interface SamplingOptions {
   /**
-   * 0 takes the most likely token. Default: that of generation_config.json where it samples (do_sample) or where topK, topP or minP is
-   * given, else 0.
+   * 0 takes the most likely token. Default: that of generation_config.json where it samples (do_sample) or where topK,
+   * topP or minP is given, else 0.
    */
   temperature?: number | undefined
-  /** Keep only this many most likely tokens. Default: that of generation_config.json; 50 where it samples without one; else all. */
+  /**
+   * Keep only this many most likely tokens. Default: that of generation_config.json; 50 where it samples without one;
+   * else all.
+   */
   topK?: number | undefined
   /**
-   * Keep the fewest most likely tokens whose probabilities sum to at least this, in (0, 1]. Default: that of generation_config.json,
-   * else 1: all.
+   * Keep the fewest most likely tokens whose probabilities sum to at least this, in (0, 1]. Default: that of
+   * generation_config.json, else 1: all.
    */
   topP?: number | undefined
   /**
-   * Keep the tokens that are at least this share as likely as the most likely one, in [0, 1]. Default: that of generation_config.json,
-   * else 0: all.
+   * Keep the tokens that are at least this share as likely as the most likely one, in [0, 1]. Default: that of
+   * generation_config.json, else 0: all.
    */
   minP?: number | undefined
   /**
-   * Divides the logits of tokens that the prompt or the text holds, or multiplies them where they are below 0: above 1 they become less
-   * likely. Default: that of generation_config.json, else 1.
+   * Divides the logits of tokens that the prompt or the text holds, or multiplies them where they are below 0: above 1
+   * they become less likely. Default: that of generation_config.json, else 1.
    */
   repetitionPenalty?: number | undefined
 }

@@ -1,5 +1,5 @@
-// A text as it grows: tokens become pieces of text that are certain, until one ends it. Stop strings may begin in one token and end
-// in another, so that what could be the beginning of one is held back.
+// A text as it grows: tokens become pieces of text that are certain, until one ends it. Stop strings may begin in one
+// token and end in another, so that what could be the beginning of one is held back.
 
 import type { TextStream } from '../../text/tokenizer.js'
 import type { GenerateResult } from '../session.js'

@@ -1,4 +1,5 @@
-// Chats with places for pictures, in the form that a chat template takes: parts of text and pictures, or texts with the token of a picture.
+// Chats with places for pictures, in the form that a chat template takes: parts of text and pictures, or texts with the
+// token of a picture.
 
 import { LowrankError } from '../../base/errors.js'
 import type { MessageOfParts, MessagePart } from '../../text/chat.js'

@@ -1,5 +1,5 @@
-// The text in the places of pictures, by the type of model: tokens for their vectors, and the text that transformers' processors write
-// around them.
+// The text in the places of pictures, by the type of model: tokens for their vectors, and the text that transformers'
+// processors write around them.
 
 import { UnsupportedError } from '../../base/errors.js'
 import type { Model } from '../../graph/model-folder.js'

@@ -1,5 +1,5 @@
-// Feeds of a decoder that reads vectors in the place of tokens: the vectors by the model's embedding, which is a graph of its own, with those of
-// pictures in their places; and the positions of pictures on a grid.
+// Feeds of a decoder that reads vectors in the place of tokens: the vectors by the model's embedding, which is a graph
+// of its own, with those of pictures in their places; and the positions of pictures on a grid.
 
 import { f32ToF16 } from '../../base/dtype.js'
 import { FileError, MismatchError, UnsupportedError } from '../../base/errors.js'
@@ -46,7 +46,8 @@ interface VectorGraphs {
 /**
  * The embedding of a model whose decoder reads vectors.
  *
- * @throws FileError without its graph, UnsupportedError for one that reads more than tokens, and for a decoder without a cache
+ * @throws FileError without its graph, UnsupportedError for one that reads more than tokens, and for a decoder without
+ *   a cache
  */
 export async function openEmbedding(model: Model, inputs: Pick<TokenInputs, 'cache'>): Promise<OpenEmbedding> {
   requireCache(inputs)

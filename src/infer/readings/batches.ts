@@ -1,5 +1,5 @@
-// Texts and pairs of texts in batches of like length, for models that read them whole: what is filled up is masked, so that the result of a
-// text does not depend on the others.
+// Texts and pairs of texts in batches of like length, for models that read them whole: what is filled up is masked, so
+// that the result of a text does not depend on the others.
 
 import { DataError } from '../../base/errors.js'
 import { anyOf, COUNT, checkArgument, isObject, kind, SIGNAL, STRING } from '../../base/options.js'
@@ -49,7 +49,10 @@ export function listOfTexts<T>(texts: T | readonly T[], expected: Parameters<typ
   return list
 }
 
-/** @throws FileError when the model has no tokenizer, MismatchError when it is another model's, DataError for a text without tokens */
+/**
+ * @throws FileError when the model has no tokenizer, MismatchError when it is another model's, DataError for a text
+ * without tokens
+ */
 export function encodeTexts(
   model: Model,
   texts: readonly TextOrPair[],
@@ -114,8 +117,8 @@ export interface ImageBatch {
 /**
  * All pictures, in their order.
  *
- * @throws UnsupportedError when the graph reads more than pictures, or the model's files do not tell how; DataError for a picture that
- *   cannot be read; the signal's reason
+ * @throws UnsupportedError when the graph reads more than pictures, or the model's files do not tell how; DataError for
+ *   a picture that cannot be read; the signal's reason
  */
 export async function* imageBatches(
   { model, decodeImage }: { readonly model: Model; readonly decodeImage: DecodeImage | undefined },

@@ -61,7 +61,10 @@ function ranked(logits: Float32Array, labels: readonly string[], topK: number, p
   return { ...best[0], labels: best }
 }
 
-/** Quantities, and a single logit, are given as they are; of labels that do not exclude one another each has its own probability. */
+/**
+ * Quantities, and a single logit, are given as they are; of labels that do not exclude one another each has its own
+ * probability.
+ */
 function scoresOf(logits: Float32Array, problemType: unknown): number[] {
   if (problemType === 'multi_label_classification') return Array.from(logits, (value) => 1 / (1 + Math.exp(-value)))
   return problemType === 'regression' || logits.length === 1 ? [...logits] : softmax(logits)

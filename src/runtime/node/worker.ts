@@ -5,8 +5,9 @@ import { StateError } from '../../base/errors.js'
 import type { Port } from '../rpc.js'
 
 /**
- * The options that a worker takes over from Node's start. By default that is all, and a worker refuses `--input-type=module`, which a program
- * given with -e has. The rest cannot be listed instead: in a list a worker refuses options of V8, such as --max-old-space-size.
+ * The options that a worker takes over from Node's start. By default that is all, and a worker refuses
+ * `--input-type=module`, which a program given with -e has. The rest cannot be listed instead: in a list a worker
+ * refuses options of V8, such as --max-old-space-size.
  */
 export function workerOptions(): { execArgv?: [] } {
   return process.execArgv.some((option) => option.startsWith('--input-type')) ? { execArgv: [] } : {}
@@ -16,7 +17,8 @@ export function workerOptions(): { execArgv?: [] } {
 const stuck = new Set<Worker>()
 
 /**
- * True if a thread is in a run that does not end. Node waits for it at its end, and aborts then. Only a signal ends such a process.
+ * True if a thread is in a run that does not end. Node waits for it at its end, and aborts then. Only a signal ends
+ * such a process.
  */
 export function hasStuckWorker(): boolean {
   return stuck.size > 0

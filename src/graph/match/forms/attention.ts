@@ -1,5 +1,6 @@
-// The Attention operator of ONNX Runtime's optimizer: one weight (k, d) whose columns are query, key and value, and attention over them, in one
-// node. Operator: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#commicrosoftattention
+// The Attention operator of ONNX Runtime's optimizer: one weight (k, d) whose columns are query, key and value, and
+// attention over them, in one node. Operator:
+// https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#commicrosoftattention
 
 import { UnsupportedError } from '../../../base/errors.js'
 import { TensorProto_DataType as DataType, type NodeProto } from '../../../formats/onnx/gen/onnx_pb.js'
@@ -92,9 +93,9 @@ export function project(
   return { matmul, last, parts }
 }
 
-// QAttention: what ONNX Runtime's quantizer makes of an Attention operator. Query, key and value are products of integers inside the node, so
-// that nothing can be added to them. Listed, so that its layers are refused by their names.
-// Operator: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#commicrosoftqattention
+// QAttention: what ONNX Runtime's quantizer makes of an Attention operator. Query, key and value are products of
+// integers inside the node, so that nothing can be added to them. Listed, so that its layers are refused by their
+// names. Operator: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#commicrosoftqattention
 
 export const INTEGER_ATTENTION: Form = {
   name: 'QAttention',

@@ -1,5 +1,5 @@
-// DequantizeLinear in front of a MatMul or Gemm: integers of 4 or 8 bits with one scale, one for each line, or one for each block. The form of
-// QDQ exports. Operator: https://onnx.ai/onnx/operators/onnx__DequantizeLinear.html
+// DequantizeLinear in front of a MatMul or Gemm: integers of 4 or 8 bits with one scale, one for each line, or one for
+// each block. The form of QDQ exports. Operator: https://onnx.ai/onnx/operators/onnx__DequantizeLinear.html
 
 import {
   TensorProto_DataType as DataType,

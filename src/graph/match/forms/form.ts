@@ -1,4 +1,5 @@
-// A form of a linear layer tells how the layer looks in a graph, where its input and output are, and how its weight is read.
+// A form of a linear layer tells how the layer looks in a graph, where its input and output are, and how its weight is
+// read.
 
 import type { TensorProto_DataType as DataType, NodeProto } from '../../../formats/onnx/gen/onnx_pb.js'
 import type { OnnxModel } from '../../../formats/onnx/model.js'
@@ -66,28 +67,31 @@ export interface Form {
    */
   openLines(model: OnnxModel, graph: Graph, product: Product): Promise<ReadLines>
   /**
-   * Appends nodes that make the stored matrix in f32 as the graph runs, for gradients. Only for forms with integers, and weights
-   * that are understood; forms without it are not trained.
+   * Appends nodes that make the stored matrix in f32 as the graph runs, for gradients. Only for forms with integers,
+   * and weights that are understood; forms without it are not trained.
    *
    * @returns (d, k), or (k, d), as stored
    */
   dequantize?(g: Builder, product: Product): Value
   /**
-   * As {@link dequantize}, for a part of the stored rows (d, k), so that never all of a large weight is in memory as floats.
+   * As {@link dequantize}, for a part of the stored rows (d, k), so that never all of a large weight is in memory as
+   * floats.
    *
    * @returns (count, k); undefined for a layout of which only the whole can be made
    */
   dequantizeRows?(g: Builder, product: Product, first: number, count: number): Value | undefined
   /**
-   * For products that are a part of what their node computes: replaces the node by nodes of which one is the product, so that its output
-   * can be changed.
+   * For products that are a part of what their node computes: replaces the node by nodes of which one is the product,
+   * so that its output can be changed.
    *
    * @returns the same product, as it is then
    */
   expose?(graph: Graph, product: Product): Product
 }
 
-/** One linear layer: output (…, d) = input (…, k) @ weight, or some columns of a product that computes several layers. */
+/**
+ * One linear layer: output (…, d) = input (…, k) @ weight, or some columns of a product that computes several layers.
+ */
 export interface Linear extends Product {
   /** Module name, as in PEFT's files: model.layers.0.self_attn.q_proj */
   readonly name: string

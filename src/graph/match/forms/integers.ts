@@ -1,4 +1,5 @@
-// Integers of 4 and 8 bits, as quantized weights are stored, and the floats that they stand for: scale · (q − zero point).
+// Integers of 4 and 8 bits, as quantized weights are stored, and the floats that they stand for: scale · (q − zero
+// point).
 
 import { decodeFloats } from '../../../base/dtype.js'
 import { UnsupportedError } from '../../../base/errors.js'
@@ -119,8 +120,8 @@ export interface RowRange {
 const ALL: RowRange = { first: 0, count: 1, of: 1 }
 
 /**
- * A second constant over the bytes of one: of another type or shape, or only under another name, so that ONNX Runtime does not take what is
- * made of both for one value.
+ * A second constant over the bytes of one: of another type or shape, or only under another name, so that ONNX Runtime
+ * does not take what is made of both for one value.
  *
  * @param rows the part of the bytes that holds these rows, which are whole bytes. Default: all
  */

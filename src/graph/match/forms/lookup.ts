@@ -1,6 +1,7 @@
-// Lookups of embeddings E (V, D) in integers: GatherBlockQuantized (4 or 8 bits in blocks, as quantizers of ONNX Runtime and onnxruntime-genai
-// write them), and a Gather of int8 or uint8 before DequantizeLinear. As products they take one token: V in, D out.
-// Operator: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#commicrosoftgatherblockquantized
+// Lookups of embeddings E (V, D) in integers: GatherBlockQuantized (4 or 8 bits in blocks, as quantizers of ONNX
+// Runtime and onnxruntime-genai write them), and a Gather of int8 or uint8 before DequantizeLinear. As products they
+// take one token: V in, D out. Operator:
+// https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#commicrosoftgatherblockquantized
 
 import {
   TensorProto_DataType as DataType,
@@ -131,7 +132,10 @@ const INTEGERS: Form = {
   },
 }
 
-/** The module of a lookup. An embedding that was exported alone has no name there: a graph that gives its rows is all of it. */
+/**
+ * The module of a lookup. An embedding that was exported alone has no name there: a graph that gives its rows is all of
+ * it.
+ */
 export function lookupModule(graph: Graph, node: NodeProto, weight: Value): string {
   const isWhole = graph.outputs.some(({ name }) => name === EMBEDS) && graph.inputs.length === 1
   return nodeScope(node) ?? parameterModule(weight) ?? (isWhole ? EMBEDDING : node.name)

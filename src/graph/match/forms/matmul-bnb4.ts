@@ -1,6 +1,6 @@
-// MatMulBnb4: weights of 4 bits in blocks, each a number of a fixed table times the block's largest value. The form of `_bnb4` files.
-// Tables: NF4 of QLoRA (Dettmers et al. 2023, arXiv 2305.14314, appendix E) and FP4 of bitsandbytes, as in ONNX Runtime's
-// blockwise_quant_block_bnb4.h.
+// MatMulBnb4: weights of 4 bits in blocks, each a number of a fixed table times the block's largest value. The form of
+// `_bnb4` files. Tables: NF4 of QLoRA (Dettmers et al. 2023, arXiv 2305.14314, appendix E) and FP4 of bitsandbytes, as
+// in ONNX Runtime's blockwise_quant_block_bnb4.h.
 
 import {
   TensorProto_DataType as DataType,

@@ -1,5 +1,6 @@
-// MatMulInteger: the weight and, as the model runs, the input become integers of 8 bits. The form of `_quantized`, `_int8` and `_uint8` files:
-// DynamicQuantizeLinear → MatMulInteger → Cast → Mul by both scales. The layer's input is the float one, its output that of the last Mul.
+// MatMulInteger: the weight and, as the model runs, the input become integers of 8 bits. The form of `_quantized`,
+// `_int8` and `_uint8` files: DynamicQuantizeLinear → MatMulInteger → Cast → Mul by both scales. The layer's input is
+// the float one, its output that of the last Mul.
 
 import {
   TensorProto_DataType as DataType,
@@ -84,7 +85,10 @@ function product(graph: Graph, form: Form, node: NodeProto, last: NodeProto, inp
   }
 }
 
-/** The nodes behind a MatMulInteger that make floats of its output: Cast, and the products with both scales, in either order. */
+/**
+ * The nodes behind a MatMulInteger that make floats of its output: Cast, and the products with both scales, in either
+ * order.
+ */
 function scaling(graph: Graph, node: NodeProto): { last: NodeProto; scale: Value } | undefined {
   const quantize = graph.producer(node.input[0])
   const [cast, ...others] = graph.consumers(node.output[0])

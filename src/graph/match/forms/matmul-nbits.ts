@@ -1,5 +1,6 @@
-// MatMulNBits: weights of 4 or 8 bits in blocks along k, each with a scale and perhaps a zero point. The form of `_q4` and `_q4f16` files and of
-// onnxruntime-genai's int4. Layout: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#commicrosoftmatmulnbits
+// MatMulNBits: weights of 4 or 8 bits in blocks along k, each with a scale and perhaps a zero point. The form of `_q4`
+// and `_q4f16` files and of onnxruntime-genai's int4. Layout:
+// https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#commicrosoftmatmulnbits
 
 import { create } from '@bufbuild/protobuf'
 import {
@@ -99,7 +100,10 @@ export const MATMUL_NBITS: Form = {
   },
 }
 
-/** True if DequantizeLinear can read the zero points as they lie. With 4 bits two share a byte, and the last one of an odd row has one alone. */
+/**
+ * True if DequantizeLinear can read the zero points as they lie. With 4 bits two share a byte, and the last one of an
+ * odd row has one alone.
+ */
 function hasRowsOfZeroPoints(graph: Graph, node: NodeProto): boolean {
   const { bits, blocks } = blockLayout(node)
   const isNone = (node.input[ZERO_POINTS] ?? '') === ''
@@ -143,8 +147,8 @@ function floatRows(g: Builder, node: NodeProto, rows: RowRange): Value {
 const views = new WeakMap<Graph, Map<string, Value>>()
 
 /**
- * One view of rows of a weight for all that read them: ONNX Runtime maps a file once for each constant. The zero points are constants of
- * each reader's own, so that it does not keep the floats of one for the next.
+ * One view of rows of a weight for all that read them: ONNX Runtime maps a file once for each constant. The zero points
+ * are constants of each reader's own, so that it does not keep the floats of one for the next.
  */
 function integersOnce(
   graph: Graph,

@@ -1,5 +1,6 @@
-// Convolutions of kernel 1: a linear layer over channels, (B, k, …) → (B, d, …). Not in the table of forms, because the graph does not tell
-// whether the model has a convolution there or a linear layer: adapters of both are placed on it, and those of linear layers are trained.
+// Convolutions of kernel 1: a linear layer over channels, (B, k, …) → (B, d, …). Not in the table of forms, because the
+// graph does not tell whether the model has a convolution there or a linear layer: adapters of both are placed on it,
+// and those of linear layers are trained.
 
 import { TensorProto_DataType as DataType, type NodeProto } from '../../../formats/onnx/gen/onnx_pb.js'
 import { dimsOf } from '../../../formats/onnx/tensors.js'
@@ -79,8 +80,8 @@ function storedWeight(graph: Graph, { input }: NodeProto): { weight: Value; cast
 }
 
 /**
- * The linear layers, with the convolutions of kernel 1 for modules that they lack: some exporters write a linear layer as such a
- * convolution.
+ * The linear layers, with the convolutions of kernel 1 for modules that they lack: some exporters write a linear layer
+ * as such a convolution.
  */
 export function withPointwise(graph: Graph, linears: readonly Linear[], modules: readonly string[]): Linear[] {
   const { find } = moduleFinder(linears)

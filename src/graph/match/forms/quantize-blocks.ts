@@ -1,5 +1,6 @@
-// Quantizes rows in blocks as ONNX Runtime's quantizer does (onnxruntime/core/mlas/lib/q4_dq.cpp, round to nearest): with zero points between the
-// smallest and the largest value of a block, else around the middle of the range, so that the value of largest size is exact.
+// Quantizes rows in blocks as ONNX Runtime's quantizer does (onnxruntime/core/mlas/lib/q4_dq.cpp, round to nearest):
+// with zero points between the smallest and the largest value of a block, else around the middle of the range, so that
+// the value of largest size is exact.
 
 import type { BlockLayout } from './matmul-nbits.js'
 
