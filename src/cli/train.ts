@@ -349,7 +349,7 @@ interface StepPace {
 
 /** What follows the first Ctrl-C. A step cannot be interrupted, so people are told how long it may take. */
 function finishing({ stepMs }: StepPace): string {
-  return `Finishing the step${stepMs === undefined ? '' : `, which takes about ${duration(stepMs)}`}, then saving.`
+  return `Finishing the step${stepMs === undefined ? '' : `, which takes about ${Math.ceil(stepMs / 1000)} s`}, then saving.`
 }
 
 /** Tells people what a run does. */

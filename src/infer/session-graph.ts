@@ -46,6 +46,17 @@ export interface SessionEdit {
   readonly isPlain: boolean
 }
 
+/**
+ * Lets caches of sliding windows grow as others do. As onnxruntime-genai writes them (Gemma 2), they have a fixed size,
+ * so that no text can begin with an empty one. Attention looks at its window alone in both forms.
+ */
+function growWindows(graph: Graph): void {
+  for (const node of graph.nodes) {
+    if (node.opType !== 'GroupQueryAttention') continue
+    node.attribute = node.attribute.filter(({ name }) => name !== 'sliding_window_cache')
+  }
+}
+
 /** A fresh edit of the model's graph, and what the engine has to know of it. */
 export function sessionGraph(
   onnx: OnnxModel,
@@ -54,6 +65,7 @@ export function sessionGraph(
 ): Omit<OpenRequest, 'model' | 'options'> & { graph: ModelProto; isFused: boolean } {
   const graph = new Graph(onnx.proto)
   before(graph)
+  growWindows(graph)
   graph.outputs.push(...Array.from(given, (name) => create(ValueInfoProtoSchema, { name })))
   const isOnProcessor = providers.every((name) => ON_PROCESSOR.has(name))
   const mayFuse = isOnProcessor && !isPlain

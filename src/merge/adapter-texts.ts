@@ -10,13 +10,13 @@ import { isTokenizerFile } from './plan/companions.js'
 import type { MergeAdapter } from './weighted.js'
 
 /** The files that adapters give a result. */
-export interface AdapterTexts {
+interface AdapterTexts {
   /** Take the place of the base's files, or are new. */
   readonly files: readonly OtherFile[]
   readonly warnings: readonly string[]
 }
 
-/** What a tokenizer has besides its merges: the tokens by their text, and the token that ends a text. */
+/** The tokens of a tokenizer by their text, and the token that ends a text. */
 interface Tokens {
   readonly ids: ReadonlyMap<string, number>
   readonly eos: string | undefined
@@ -26,8 +26,8 @@ interface Tokens {
 const MARKERS = /<\|[^|<>{}\s]{1,40}\|>|<[a-z]+(?:_[a-z]+)+>/g
 
 /**
- * The chat template and the tokenizer of the adapters. A tokenizer goes along if it has tokens that the base's has not, or another
- * token at the end of texts; else the base's stays.
+ * The chat template and the tokenizer of the adapters. A tokenizer goes along if it has tokens that the base's has not,
+ * or another token at the end of texts; else the base's stays.
  *
  * @param base its folder
  * @param vocabulary rows of the result's input embedding, where they are known

@@ -1,5 +1,5 @@
-// Carries out a merge's plan in this thread, over Directory and ByteSink, in Node and in browsers. Memory depends neither on the model
-// nor on a tensor. Node's way with threads, in merge/node, shares all but reading and writing.
+// Carries out a merge's plan in this thread, over Directory and ByteSink, in Node and in browsers. Memory depends
+// neither on the model nor on a tensor. Node's way with threads, in merge/node, shares all but reading and writing.
 
 import type { ByteSource, Directory } from '../base/bytes.js'
 import { FileError } from '../base/errors.js'
@@ -13,7 +13,8 @@ import { ChunkMerger, mergeChunk } from './weight.js'
 /**
  * Writes all files of a plan. They appear together, and those that name others come last.
  *
- * @throws FileError when the output is the base itself, or cannot be written; NumericError naming the tensor when a value is not finite
+ * @throws FileError when the output is the base itself, or cannot be written; NumericError naming the tensor when a
+ *   value is not finite
  */
 export async function carryOut(merge: OpenMerge, out: Directory, options: RunSettings): Promise<MergeReport> {
   const startedAt = performance.now()

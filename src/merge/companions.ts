@@ -28,7 +28,7 @@ export interface OtherFile {
 }
 
 /** The files of a base's folder that go along. */
-export interface Companions {
+interface Companions {
   readonly files: readonly OtherFile[]
   /** Names of the other files, and of folders with a `/` at the end. */
   readonly leftOut: readonly string[]

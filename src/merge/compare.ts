@@ -1,5 +1,5 @@
-// How two checkpoints of the same tensors differ, as after a merge that was unmerged: in half types the merge's rounding is lost, so
-// that some values end beside the base's by a step.
+// How two checkpoints of the same tensors differ, as after a merge that was unmerged: in half types the merge's
+// rounding is lost, so that some values end beside the base's by a step.
 
 import type { Directory } from '../base/bytes.js'
 import { decodeWeights, isWeightDtype, type WeightDtype } from '../base/dtype.js'

@@ -14,8 +14,8 @@ import { readConfig } from './plan/config-edit.js'
 import { type FoundWeight, findWeights, missingError } from './plan/find-weights.js'
 import { refuseQuantizedConfig } from './plan/refusals.js'
 
-/** Where the base is that an adapter is converted by. */
-export interface ConvertOptions {
+/** The base that an adapter is converted by. */
+interface ConvertOptions {
   /** The checkpoint's file or index in its folder. Default: found there. */
   basePath?: string | undefined
 }

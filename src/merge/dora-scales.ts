@@ -1,5 +1,6 @@
-// The scales of DoRA layers, m / ‖W + s·B·A‖ by output (Liu et al. 2024, arXiv 2402.09353). They take one pass over each such weight
-// before the merge, because a norm needs the whole row, and a weight that is stored (k, d) is read across its rows.
+// The scales of DoRA layers, m / ‖W + s·B·A‖ by output (Liu et al. 2024, arXiv 2402.09353). They take one pass over
+// each such weight before the merge, because a norm needs the whole row, and a weight that is stored (k, d) is read
+// across its rows.
 
 import type { ByteSource } from '../base/bytes.js'
 import { decodeWeights } from '../base/dtype.js'

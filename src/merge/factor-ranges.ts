@@ -1,5 +1,5 @@
-// The bytes of its factors that a chunk needs, as ranges of bounded size. Large factors, such as those of an embedding, are never held
-// whole. The exception is the right factor, which the kernel packs.
+// The bytes of its factors that a chunk needs, as ranges of bounded size. Large factors, such as those of an embedding,
+// are never held whole. The exception is the right factor, which the kernel packs.
 
 import { BLOCK_ELEMENTS, COLUMN_MULTIPLE } from '../kernels/merge-kernel.js'
 import type { Factor, LayerFactors } from './plan/adapters.js'
@@ -15,14 +15,14 @@ export interface FactorRange {
   readonly rows: number
   readonly column: number
   readonly columns: number
-  /** Of its bytes in the factor's source. */
+  /** The place of its bytes in the factor's source. */
   readonly offset: number
   readonly byteLength: number
   /** Which of the weight's windows it is for. Undefined: the weight itself. */
   readonly window?: number | undefined
 }
 
-/** What the right factor of a layer needs: A (r, k), or B (d, r) where the weight is stored (k, d). */
+/** The ranges of the right factor of a layer: A (r, k), or B (d, r) where the weight is stored (k, d). */
 export function rightRanges({ a, b, isInputMajor }: LayerFactors, layer: number): FactorRange[] {
   if (isInputMajor) return rowRanges(b, 'right', layer, 0, b.rows, COLUMN_MULTIPLE)
   if (a.columns <= BLOCK_ELEMENTS) return rowRanges(a, 'right', layer, 0, a.rows)
@@ -36,7 +36,10 @@ export function rightRanges({ a, b, isInputMajor }: LayerFactors, layer: number)
   return ranges
 }
 
-/** What the rows [row, row + rows) of a weight need of the left factor: B (d, r), or A (r, k) where the weight is stored (k, d). */
+/**
+ * The ranges of the left factor for the rows [row, row + rows) of a weight: B (d, r), or A (r, k) where the weight is
+ * stored (k, d).
+ */
 export function leftRanges({ a, b, isInputMajor }: LayerFactors, layer: number, row: number, rows: number) {
   if (!isInputMajor) return rowRanges(b, 'left', layer, row, rows)
   return rows === a.columns ? rowRanges(a, 'left', layer, 0, a.rows) : columnRanges(a, 'left', layer, row, rows)

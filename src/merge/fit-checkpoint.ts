@@ -23,8 +23,8 @@ import { partedTies } from './plan/tied.js'
 /** Near misses are looked for this often: each costs a comparison with every name of the base. */
 const MAX_SUGGESTIONS = 20
 
-/** Where the base is, and what is known of the adapter. */
-export interface FitOptions {
+/** Options of a look at a fit. */
+interface FitOptions {
   /** The checkpoint's file or index in its folder. Default: found there. */
   basePath?: string | undefined
   /** ‖s·B·A‖ by layer: then the weights are read, and each part has its relative change. */
@@ -32,7 +32,8 @@ export interface FitOptions {
 }
 
 /**
- * What does not fit is in the report; problems of the adapter itself are not, and what is sound of it is looked at.
+ * Compares an adapter with a checkpoint. The report lists what does not fit. Problems of the adapter itself are passed
+ * over.
  *
  * @throws FileError or FormatError when base or adapter cannot be read
  */
@@ -81,7 +82,8 @@ function judge(original: BaseModel, adapter: Parts) {
   ]
   const [parted] = partedTies(adapter, base)
   const added = replacements.filter(({ tensor }) => isOfHead(tensor, base)).map(({ tensor }) => tensor)
-  // What only shows in the whole. Two changes that are no sum have a place each where tied embeddings are untied.
+  // Some problems only show in the whole. Two changes that are no sum have a place each where tied embeddings are
+  // untied.
   if (problems.length === 0 && parts.every(({ problem }) => problem === null)) {
     const tied = parted === undefined ? 'refuse' : 'untie'
     note(() => planMerge(original, adapter, { tied }))
@@ -97,7 +99,7 @@ function judge(original: BaseModel, adapter: Parts) {
   return { parts, problems, notes }
 }
 
-/** Whether a tensor is one of a head that the base has not. */
+/** True if a tensor is one of a head that the base has not. */
 function isOfHead(tensor: string, { checkpoint, names, ties, head }: BaseModel): boolean {
   const name = names.locate(tensor)
   const isStored = checkpoint.tensors.has(name) || groupOf(ties, name) !== undefined
@@ -111,7 +113,7 @@ function judgeLayers(search: WeightSearch): PartFit[] {
   return layers.flatMap((layer): PartFit[] => {
     const { value: found, problems } = attempt(() => findWeights(layer, search))
     let problem = problems[0]?.message ?? null
-    // Of a parameter whose experts are stored one by one, each has its own line.
+    // Experts of a parameter that are stored one by one have a line each.
     const label = (tensor: string) => (found !== undefined && found.length > 1 ? tensor : labelOf(layer))
     if (found !== undefined) return found.map(({ name, tensor }) => partFit(label(name), tensor.info, problem))
     const unfit = tensors.get(`${locate(layer.name)}.${layer.tensor}`)

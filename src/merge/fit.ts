@@ -1,4 +1,5 @@
-// How an adapter fits a base: what a merge would find for each of its parts, without one that writes or stops at the first error.
+// How an adapter fits a base: what a merge would find for each of its parts, without one that writes or stops at the
+// first error.
 
 /** One layer, or a tensor that replaces the base's, and its place in the base. */
 export interface PartFit {
@@ -20,20 +21,20 @@ export interface FitReport {
   /** The file or folder. */
   base: string
   kind: 'checkpoint' | 'onnx'
-  /** Whether the adapter can be merged into the base. */
+  /** True if the adapter can be merged into the base. */
   fits: boolean
   parts: PartFit[]
   /** Rows of the input embedding; null where none can be told by its name. */
   vocabulary: number | null
-  /** Whether input and output embedding are one weight; null where that cannot be told. */
+  /** True if input and output embedding are one weight; null where that cannot be told. */
   isTied: boolean | null
-  /** What is wrong with the whole: a quantized base, parts that exclude each other. */
+  /** Problems of the whole: a quantized base, parts that exclude each other. */
   problems: string[]
   /** Options that a merge needs, and other hints. */
   notes: string[]
 }
 
-/** What a part's place is known by before it is looked for. */
+/** A part without a place in the base. */
 export function missingPart(name: string, problem: string): PartFit {
   return { name, tensor: null, shape: null, dtype: null, problem, relativeChange: null }
 }

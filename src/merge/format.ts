@@ -15,7 +15,7 @@ export interface MergeBase {
 /** Files that are no graph: pickles among them, which are refused. */
 const CHECKPOINTS = /\.(safetensors|json|bin|pt|pth|ckpt)$/
 
-/** What is read and written. */
+/** The format of a merge, and the files that it reads. */
 export interface ChosenFormat {
   readonly format: MergeFormat
   /** The graphs inside the base's folder, where the format has such. */
@@ -25,8 +25,8 @@ export interface ChosenFormat {
 }
 
 /**
- * Without a format: what the result's name ends in; else the graph of a folder that has one, because such a folder is run from it;
- * else the checkpoint.
+ * Without a format: what the result's name ends in; else the graph of a folder that has one, because such a folder is
+ * run from it; else the checkpoint.
  *
  * @param out the result's path, where it has one
  * @param settings what is asked for

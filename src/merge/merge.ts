@@ -1,5 +1,5 @@
-// Merging and unmerging: one verb each for .onnx files and safetensors checkpoints, into folders of any kind here, and into paths of
-// Node's with the job of merge/node/job.ts, which has threads and goes on with what is finished.
+// Merging and unmerging: one verb each for .onnx files and safetensors checkpoints, into folders of any kind here, and
+// into paths of Node's with the job of merge/node/job.ts, which has threads and goes on with what is finished.
 
 import type { Directory } from '../base/bytes.js'
 import { UnsupportedError } from '../base/errors.js'
@@ -16,7 +16,7 @@ export interface MergeRequest extends MergeInput, PathSettings {
   out: Directory | string
 }
 
-/** What unmerging takes. */
+/** An unmerge and the place of its result. */
 export interface UnmergeRequest extends Omit<MergeRequest, 'base' | 'outDtype' | 'sign'> {
   /** The result of a merge. */
   merged: MergeBase
@@ -24,7 +24,7 @@ export interface UnmergeRequest extends Omit<MergeRequest, 'base' | 'outDtype' |
   original?: MergeBase | undefined
 }
 
-/** What unmerging wrote, and how that differs from the original. */
+/** The result of unmerging, and how it differs from the original. */
 export interface UnmergeReport extends MergeReport {
   /** Undefined without an original, and for one job's share. */
   differences: Differences | undefined
@@ -33,7 +33,7 @@ export interface UnmergeReport extends MergeReport {
 /** A planned merge at the place of its result. */
 export interface MergeJob {
   readonly format: MergeFormat
-  /** What {@link run} would do. */
+  /** Tells what {@link run} would do. */
   plan(): Promise<MergePlanReport>
   run(): Promise<MergeReport>
   /** The written checkpoint. */
@@ -51,13 +51,14 @@ export type OpenJob = (request: MergeRequest, runs: boolean) => Promise<MergeJob
 /**
  * Writes a base with adapters folded in.
  *
- * @throws what openMerge and carryOut throw; UnsupportedError or ConfigError naming an option that the format cannot honor
+ * @throws what openMerge and carryOut throw; UnsupportedError or ConfigError naming an option that the format cannot
+ *   honor
  */
 export async function merge(request: MergeRequest, open: OpenJob = openInFolder): Promise<MergeReport> {
   return withJob(await open(request, true), (job) => job.run())
 }
 
-/** What {@link merge} would do; nothing is written. Throws as that does, but for values that are not finite. */
+/** Tells what {@link merge} would do; nothing is written. Throws as that does, but for values that are not finite. */
 export async function planMerge(request: MergeRequest, open: OpenJob = openInFolder): Promise<MergePlanReport> {
   return withJob(await open(request, false), (job) => job.plan())
 }
@@ -65,7 +66,8 @@ export async function planMerge(request: MergeRequest, open: OpenJob = openInFol
 /**
  * Writes the base back from a merged model and the adapters that are in it, with their weights.
  *
- * @throws what {@link merge} throws; UnsupportedError when values were replaced, or an original is given for an .onnx file
+ * @throws what {@link merge} throws; UnsupportedError when values were replaced, or an original is given for an .onnx
+ *   file
  */
 export async function unmerge(
   { merged, original, ...rest }: UnmergeRequest,

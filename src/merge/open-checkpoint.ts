@@ -1,5 +1,5 @@
-// Opens base and adapters and plans a merge into a checkpoint. What follows from the plan alone, such as the new config.json, is made
-// here, so that it cannot fail once weights are written.
+// Opens base and adapters and plans a merge into a checkpoint. What follows from the plan alone, such as the new
+// config.json, is made here, so that it cannot fail once weights are written.
 
 import { MismatchError } from '../base/errors.js'
 import { openCheckpoint } from '../formats/checkpoint.js'
@@ -78,7 +78,7 @@ export async function openCheckpointPart(input: PartInput): Promise<PlanPart> {
 }
 
 /**
- * What a merge changes in config.json where the result gets none.
+ * Warnings about changes of config.json if the result gets none.
  *
  * @throws MismatchError for untied embeddings, which loaders would tie again
  */

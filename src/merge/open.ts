@@ -1,4 +1,5 @@
-// Opens what a merge reads, and plans it: headers, config.json and graphs are read, nothing is written, and no weight is computed.
+// Opens what a merge reads, and plans it: headers, config.json and graphs are read, nothing is written, and no weight
+// is computed.
 
 import type { ByteSource, Directory } from '../base/bytes.js'
 import type { OnnxModel } from '../formats/onnx/model.js'
@@ -28,8 +29,8 @@ export interface OpenMerge extends PlanPart {
  * Plans a merge; nothing is written.
  *
  * @param models the graphs, where they are open already. They stay open
- * @throws FileError and FormatError when base or adapters cannot be read; MismatchError when an adapter does not fit; UnsupportedError
- *   naming what cannot be merged; ConfigError for a weight that is not valid
+ * @throws FileError and FormatError when base or adapters cannot be read; MismatchError when an adapter does not fit;
+ *   UnsupportedError naming what cannot be merged; ConfigError for a weight that is not valid
  */
 export async function openMerge(
   input: MergeInput,
@@ -88,7 +89,7 @@ function joined(first: PlanPart, second: PlanPart): PlanPart {
   }
 }
 
-/** What a report says of some files of a plan. */
+/** The summary of some files of a plan. */
 export function summaryOf({ summary }: OpenMerge, files: readonly OutputFile[]) {
   const names = new Set(files.flatMap(({ tensors }) => tensors))
   return {
@@ -99,7 +100,7 @@ export function summaryOf({ summary }: OpenMerge, files: readonly OutputFile[]) 
   }
 }
 
-/** What a plan says before anything is computed. */
+/** The report of a plan, before anything is computed. */
 export function reportPlan(merge: OpenMerge, out: string): MergePlanReport {
   const { format, files, layers } = merge
   return {

@@ -1,4 +1,4 @@
-// What a merge is asked for, and the parts that its plan is made of: a checkpoint's, an .onnx's, or both.
+// The input of a merge, and the parts that its plan is made of: a checkpoint's, an .onnx's, or both.
 
 import type { ByteSource } from '../base/bytes.js'
 import type { OtherFile } from './companions.js'
@@ -9,7 +9,7 @@ import type { ChangeSums, LayerChange, MergePlanReport, MergeSummary } from './r
 import type { MergeSettings } from './settings.js'
 import type { AdapterInput, WeightedAdapter } from './weighted.js'
 
-/** What is merged into what. */
+/** A base, and the adapters that are merged into it. */
 export interface MergeInput extends MergeSettings {
   base: MergeBase
   /** One, or several that are added up. */
@@ -20,7 +20,7 @@ export interface MergeInput extends MergeSettings {
   sign?: 1 | -1 | undefined
 }
 
-/** What the parts of a plan, a checkpoint's and an .onnx's, are made of. */
+/** The input of each part of a plan, a checkpoint's and an .onnx's. */
 export interface PartInput extends Omit<MergeInput, 'adapters' | 'sign'> {
   readonly chosen: ChosenFormat
   readonly adapters: readonly Required<WeightedAdapter>[]
@@ -43,6 +43,6 @@ export interface PlanPart {
   readonly layers: MergePlanReport['layers']
   /** Names and shapes of a checkpoint's tensors. */
   readonly tensors: ReadonlyMap<string, readonly number[]>
-  /** What is known of the change once all is written. */
+  /** The changes of the layers, once all is written. */
   changes(sums: ChangeSums): Promise<LayerChange[]>
 }

@@ -1,4 +1,4 @@
-// What merging says: of a plan, on the way, and at the end. The same for .onnx files and safetensors checkpoints.
+// The reports of merging: of a plan, on the way, and at the end. The same for .onnx files and safetensors checkpoints.
 
 import type { Renamed } from './plan/names/renamed.js'
 import type { ChunkChange } from './weight.js'
@@ -17,8 +17,8 @@ export interface MergedFile {
 export interface LayerChange {
   name: string
   /**
-   * ‖s·B·A‖ / ‖W‖, Frobenius norms; Infinity where W is zero and NaN where it cannot be read, which JSON writes as null. Null for a
-   * weight in a file that an earlier run had finished.
+   * ‖s·B·A‖ / ‖W‖, Frobenius norms; Infinity where W is zero and NaN where it cannot be read, which JSON writes as
+   * null. Null for a weight in a file that an earlier run had finished.
    */
   relativeChange: number | null
   /** ‖Q(W + s·B·A) − (W + s·B·A)‖ / ‖W‖ of a weight that was quantized again: the error that this adds. */
@@ -26,8 +26,8 @@ export interface LayerChange {
 }
 
 /**
- * Part of a plan and of a finished merge. For a `share`, it covers only the files of that job. With `both`, the numbers are sums of
- * the two formats.
+ * Part of a plan and of a finished merge. For a `share`, it covers only the files of that job. With `both`, the numbers
+ * are sums of the two formats.
  */
 export interface MergeSummary {
   /** The result: its folder, or its file. */
@@ -47,7 +47,7 @@ export interface MergeSummary {
   copied: string[]
   /** Files and folders of the base that are not copied. Folders end in `/`. */
   leftOut: string[]
-  /** What you must do before you can use the result. */
+  /** Things that you must do before you can use the result. */
   warnings: string[]
 }
 

@@ -1,4 +1,5 @@
-// The options of merging, and what each kind of result can honor: what it cannot is refused by name, before anything is written.
+// The options of merging, and what each kind of result can honor: what it cannot is refused by name, before anything is
+// written.
 
 import type { FloatDtype } from '../base/dtype.js'
 import { ConfigError, type LowrankError, UnsupportedError } from '../base/errors.js'
@@ -11,55 +12,62 @@ import type { MergeFormat, MergeProgress } from './report.js'
 
 /** How a merge is stopped and followed. */
 export interface RunSettings {
-  /** Stops the merge. The promise rejects with the signal's reason. Finished files of a folder stay: the same call goes on with them. */
+  /**
+   * Stops the merge. The promise rejects with the signal's reason. Finished files of a folder stay: the same call goes
+   * on with them.
+   */
   signal?: SignalLike | undefined
   /** Called after each piece that is written, or several times a second. */
   onProgress?: ((progress: MergeProgress) => void) | undefined
 }
 
 /** How files come into a result that they are unchanged in. */
-export type ExternalDataMode = 'copy' | 'hardlink'
+type ExternalDataMode = 'copy' | 'hardlink'
 
 /** Settings of all merges. */
 export interface MergeSettings extends RunSettings {
   /**
-   * Format of the result. Default: the format of the base file. If the base is a folder: `onnx` if it has an .onnx model, else
+   * Format of the result. Default: the format of the base file. If the base is a folder: `onnx` if it has an .onnx
+   * model, else
    * `safetensors`.
    */
   format?: MergeFormat | undefined
   /**
-   * Which of the base's graphs is read, by the names that transformers.js gives the files: `fp32`, `fp16`, `q8`, `q4`, … Default: what
-   * config.json says, else `fp32`. For .onnx.
+   * Which of the base's graphs is read, by the names that transformers.js gives the files: `fp32`, `fp16`, `q8`, `q4`,
+   * … Default: what config.json says, else `fp32`. For .onnx.
    */
   dtype?: DtypeChoice | undefined
   /**
-   * What happens to tied embeddings that an adapter changes for one use only. Default: `refuse` in safetensors. An .onnx is always
-   * untied, as PEFT's result is.
+   * The treatment of tied embeddings that an adapter changes for one use only. Default: `refuse` in safetensors. An
+   * .onnx is always untied, as PEFT's result is.
    */
   tied?: TiedPolicy | undefined
   /**
-   * Goes on where something has no place or no values: layers that an .onnx export dropped are left out, and what a head needs but
-   * neither base nor adapters have is drawn anew by loaders. Default false.
+   * Goes on where something has no place or no values: layers that an .onnx export dropped are left out, and what a
+   * head needs but neither base nor adapters have is drawn anew by loaders. Default false.
    */
   allowMissing?: boolean | undefined
   /**
-   * Type of the weights that are written; all fp64, fp32, fp16 and bf16 tensors are converted. Default `keep`. In an .onnx it is the type of the
-   * factors beside quantized weights, fp32 or fp16.
+   * Type of the weights that are written; all fp64, fp32, fp16 and bf16 tensors are converted. Default `keep`. In an
+   * .onnx it is the type of the factors beside quantized weights, fp32 or fp16.
    */
   outDtype?: FloatDtype | 'keep' | undefined
   /** Largest size of a weight file in bytes. Default: the same files as the base. Not for .onnx. */
   maxShardBytes?: number | undefined
-  /** Writes the weights alone, without the base's configuration and tokenizer. Default false; a result that is a file has none anyway. */
+  /**
+   * Writes the weights alone, without the base's configuration and tokenizer. Default false; a result that is a file
+   * has none anyway.
+   */
   weightsOnly?: boolean | undefined
   /**
-   * What happens to quantized weights. `branches` leaves them as they are and puts the factors beside them, so that the result is what a
-   * session computes; `requantize` quantizes W + s·B·A again in the same layout (MatMulNBits), and reports the error that this adds.
-   * Default `branches`. For .onnx with quantized weights.
+   * The treatment of quantized weights. `branches` leaves them as they are and puts the factors beside them, so that
+   * the result is what a session computes; `requantize` quantizes W + s·B·A again in the same layout (MatMulNBits), and
+   * reports the error that this adds. Default `branches`. For .onnx with quantized weights.
    */
   quantized?: QuantizedPolicy | undefined
   /**
-   * How data files of the base that stay as they are come into the result: `copy`, or `hardlink`, which needs no room. Where no link can
-   * be made the file is copied, and a warning says so. Default `copy`. For .onnx.
+   * How data files of the base that stay as they are come into the result: `copy`, or `hardlink`, which needs no room.
+   * Where no link can be made the file is copied, and a warning says so. Default `copy`. For .onnx.
    */
   externalData?: ExternalDataMode | undefined
   /** Throws an error if a target or pattern of the config matches no layer of the adapter. Default false. */
@@ -75,8 +83,8 @@ export interface PathSettings {
   /** Replaces an output that a merge wrote. Default false. */
   overwrite?: boolean | undefined
   /**
-   * Writes only the files `index`, `index + count`, … (counted from 0), always as with `reproducible`. The share that finds all files
-   * there gives the output its name. A share may run again at any time.
+   * Writes only the files `index`, `index + count`, … (counted from 0), always as with `reproducible`. The share that
+   * finds all files there gives the output its name. A share may run again at any time.
    */
   share?: { index: number; count: number } | undefined
   /** Number of threads, including the calling thread. Default: one for each core, at most 4. */

@@ -1,6 +1,7 @@
-// The one computation of a merge: W + Σ w·s·B·A, rounded once to the type that is written (Hu et al. 2021, arXiv 2106.09685,
-// section 4.1), or m ⊙ (W + s·B·A) / ‖W + s·B·A‖ (DoRA, Liu et al. 2024, arXiv 2402.09353, equation 5). It works on one chunk at a time,
-// with a kernel. Reading and writing stay with the caller, so that the same code runs over synchronous reads in threads and over promises.
+// The one computation of a merge: W + Σ w·s·B·A, rounded once to the type that is written (Hu et al. 2021, arXiv
+// 2106.09685, section 4.1), or m ⊙ (W + s·B·A) / ‖W + s·B·A‖ (DoRA, Liu et al. 2024, arXiv 2402.09353, equation 5). It
+// works on one chunk at a time, with a kernel. Reading and writing stay with the caller, so that the same code runs
+// over synchronous reads in threads and over promises.
 
 import type { ByteSource } from '../base/bytes.js'
 import { decodeWeights, encodeWeights, type WeightDtype } from '../base/dtype.js'
@@ -12,12 +13,12 @@ import { columnRanges, type FactorRange, leftRanges, rightRanges, wholeRange } f
 import type { Factor, FactorSlice, LayerFactors } from './plan/adapters.js'
 import { CHUNK_BYTES, type Chunk, sizeOf, type WeightPlan } from './plan/layout.js'
 
-/** What is kept of the weight that the last chunk belonged to. */
+/** The state of the weight that the last chunk belonged to. */
 interface Current {
   readonly weight: WeightPlan
   /** Ranks of all layers together: their factors are stacked, so that one pass adds them all. */
   readonly rank: number
-  /** Where each layer's own ranks begin. */
+  /** The first rank of each layer. */
   readonly starts: readonly number[]
   /** The kernel has the right factor that comes from a stack. */
   isUnstacked: boolean
@@ -42,7 +43,7 @@ export interface ChunkChange {
 }
 
 /** A merged chunk. */
-export interface ChunkResult {
+interface ChunkResult {
   /** Valid until the next chunk. */
   readonly bytes: Uint8Array
   /** One entry for each of the weight's windows. */
@@ -79,7 +80,7 @@ export class ChunkMerger {
   #row = 0
   /** Values of replaced columns, each with the chunk's rows. */
   #columns: FloatArray[] = []
-  /** By layer: the B (d, r·E) of which the last expert took its columns. The next one usually takes its own. */
+  /** The B (d, r·E) of each layer of which the last expert took its columns. The next expert usually takes its own. */
   readonly #stacks = new Map<number, Stack>()
 
   /** @param isReproducible gives the same bytes on every machine, by leaving fused multiply-adds out */
@@ -98,9 +99,9 @@ export class ChunkMerger {
   }
 
   /**
-   * Begins a chunk, and tells what to read of the factors and hand to `take`, one after the other: right factors for the first chunk
-   * of a weight, the chunk's rows of the left ones for all. An expert's columns of B lie between those of the others, so that B is
-   * read as a whole, once for experts that follow each other.
+   * Begins a chunk, and tells what to read of the factors and hand to `take`, one after the other: right factors for
+   * the first chunk of a weight, the chunk's rows of the left ones for all. An expert's columns of B lie between those
+   * of the others, so that B is read as a whole, once for experts that follow each other.
    */
   begin({ segment: { weight }, row, rows }: Chunk): FactorRange[] {
     if (weight === undefined) return []
@@ -155,8 +156,8 @@ export class ChunkMerger {
   /**
    * Computes a chunk whose bytes are in `input` and whose ranges have been taken.
    *
-   * @throws NumericError naming the factor that holds a value that is not finite, or the tensor with a result that is not
-   *   finite where the base was
+   * @throws NumericError naming the factor that holds a value that is not finite, or the tensor with a result that is
+   *   not finite where the base was
    */
   merge(chunk: Chunk): ChunkResult {
     const { weight } = chunk.segment
@@ -240,7 +241,7 @@ export class ChunkMerger {
     return { weight, rank, starts, isUnstacked: false, scales: undefined }
   }
 
-  /** What a weight's first chunk needs beside its rows of the left factors. */
+  /** The ranges that a weight's first chunk needs beside its rows of the left factors. */
   #firstRanges(layer: LayerFactors, i: number, base: WeightDtype): FactorRange[] {
     const { b, scales } = layer
     const ranges = isStacked(layer, true) ? [] : rightRanges(layer, i)
@@ -283,7 +284,10 @@ export class ChunkMerger {
     else for (let i = 0; i < rows; i++) left.set(values.subarray(i * columns, (i + 1) * columns), first + i * rank)
   }
 
-  /** Gives the kernel the B of experts, from their stacks: the chunk's rows of the left factor, or once all of the right one. */
+  /**
+   * Gives the kernel the B of experts, from their stacks: the chunk's rows of the left factor, or once all of the right
+   * one.
+   */
   #unstack(current: Current, rows: number): void {
     const { layers } = current.weight
     for (let i = 0; i < layers.length; i++) {
@@ -350,7 +354,10 @@ function overflowError({ row, column, columns }: Chunk, weight: WeightPlan, inde
   })
 }
 
-/** True if the B of an expert is read from a stack. B is the right factor if the weight is stored (k, d), else the left one. */
+/**
+ * True if the B of an expert is read from a stack. B is the right factor if the weight is stored (k, d), else the left
+ * one.
+ */
 function isStacked({ b, isInputMajor }: LayerFactors, isRight: boolean): boolean {
   return b.slice !== undefined && isInputMajor === isRight
 }
@@ -401,7 +408,7 @@ function leftError({ weight, rank, starts }: Current, left: FloatArray): Numeric
   return nonFiniteError(isInputMajor ? a : b, left)
 }
 
-/** What is computed with a base of this type: f64 for fp64, else f32. */
+/** Values in the precision that a base of this type is computed in: f64 for fp64, else f32. */
 export function inPrecisionOf(base: WeightDtype, values: FloatArray): FloatArray {
   if (base === 'fp64') return values instanceof Float64Array ? values : Float64Array.from(values)
   return values instanceof Float32Array ? values : Float32Array.from(values)

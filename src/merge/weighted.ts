@@ -1,4 +1,4 @@
-// What a merge takes: adapters, each with a weight, and the rules for weights.
+// The adapters of a merge, each with a weight, and the rules for weights.
 
 import type { Directory } from '../base/bytes.js'
 import { ConfigError, UnsupportedError } from '../base/errors.js'
@@ -35,7 +35,10 @@ export function weighted(input: AdapterInput, index: number): Required<WeightedA
   })
 }
 
-/** Throws UnsupportedError for a weight other than 1 on what is no sum: only sums can be weighted, and unmerged without the base. */
+/**
+ * Throws UnsupportedError for a weight other than 1 on what is no sum: only sums can be weighted, and unmerged without
+ * the base.
+ */
 export function refuseWeighted(parts: readonly Pick<PartView, 'name' | 'kind'>[], weight: number): void {
   if (weight === 1) return
   const part = parts.find(({ kind }) => kind === 'replacement' || kind === 'token-rows')

@@ -52,15 +52,8 @@ function checkInit(init: Init): void {
     what: 'train starts new adapters from shapes alone, and this start needs data or the weights of the base',
     expected: DRAWN_INITS.join(', '),
     got: init,
-    ...(STARTERS[init] && { hint: `Make the adapter with ${STARTERS[init]} of lowrank/init, and give it as adapter` }),
+    ...(init === 'eva' && { hint: 'Start an adapter by evaInitialize of lowrank/init, and give it as adapter' }),
   })
-}
-
-/** Functions of `lowrank/init` that start an adapter from data. */
-const STARTERS: Readonly<Partial<Record<Init, string>>> = {
-  eva: 'evaInitialize',
-  'lora-ga': 'loraGaInitialize',
-  corda: 'cordaInitialize',
 }
 
 function checkData(where: string, data: unknown): void {

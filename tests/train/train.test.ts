@@ -34,6 +34,33 @@ function largestWeight({ proto }: OnnxModel): string {
 }
 
 describe('train', () => {
+  it('says how many chats have parts that are not learned', async () => {
+    const warnings: string[] = []
+    const question = { role: 'user', content: 'who' }
+    const tools = [{ type: 'function', function: { name: 'f' } }]
+    const call = { role: 'assistant', content: '', tool_calls: [{ type: 'function', function: { name: 'f' } }] }
+    await train({
+      data: [
+        { messages: [question, { role: 'assistant', content: 'Ahab' }] },
+        { messages: [question, { role: 'assistant', content: '' }, question, { role: 'assistant', content: 'I' }] },
+        { tools, messages: [question, call, { role: 'tool', content: 'x' }, { role: 'assistant', content: 'It' }] },
+        { messages: [question, { role: 'assistant', content: 'secret', weight: 0 }] },
+      ],
+      evalData: undefined,
+      chatTemplate:
+        '{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}',
+      maxLength: 200,
+      maxSteps: 1,
+      on: { warning: (message) => void warnings.push(message) },
+    })
+    expect(warnings.filter((message) => /^data: (?!.*cut to)/.test(message))).toEqual([
+      'data: 1 of 4 records left out, because they have no target',
+      'data: 2 of 4 records have empty answers, which are not learned',
+      'data: 1 of 4 records have tools, for which the chat template has no place',
+      'data: 1 of 4 records have tool calls, for which the chat template has no place',
+    ])
+  })
+
   it('learns, and reports what it did', async () => {
     const out = new MemoryDirectory()
     const steps: StepEvent[] = []

@@ -100,7 +100,7 @@ describe.skipIf(!canOpenSite)('the page', { timeout: 300_000 }, () => {
     expect(await site.text('gallery')).toMatch(/(warm|cold) 16.*(warm|cold) 16/)
     await site.click('start')
     await site.until(error)
-    expect(await site.text('error')).toMatch(/tiny-bert reads text\. To learn from pictures, open a model such as ViT/)
+    expect(await site.text('error')).toMatch(/encoder reads text\. To learn from pictures, open a model such as ViT/)
     // And pictures need a folder for each label.
     await site.page.drop([join(folder, 'warm')])
     await site.until("/folder of their own/.test(document.getElementById('error').textContent)")

@@ -1,6 +1,7 @@
 // Rotary embeddings that an exporter wrote out, x·cos + rotate_half(x)·sin (Su et al. 2021, arXiv 2104.09864), as one
 // RotaryEmbedding. The angles stay as the graph computes them, once a run, so that every way of scaling them remains
-// right. https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#com.microsoft.RotaryEmbedding
+// right.
+// https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#com.microsoft.RotaryEmbedding
 
 import { integersOf } from '../../formats/onnx/tensors.js'
 import { type Builder, sharedValue, type Value } from '../view/builder.js'

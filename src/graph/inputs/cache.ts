@@ -13,8 +13,8 @@ export interface CacheEntry {
   readonly past: string
   readonly present: string
   readonly type: TensorType
-  /** Axis of the number of past tokens. */
-  readonly axis: number
+  /** Axis of the number of past tokens; undefined for a state of fixed size, as convolutions have it. */
+  readonly axis: number | undefined
   /** Its shape; `batch` and the length of the past (at `axis`) are undefined. */
   readonly dims: readonly (number | undefined)[]
   /** It holds what a decoder made of its encoder, which the first run gives and later ones do not. */
@@ -56,15 +56,23 @@ export function takeBranchWithoutCache(graph: Graph): void {
   for (const node of cacheBranches(graph)) graph.takeBranch(node, 'else_branch')
 }
 
+/** The shape of a part of the cache. */
+type CacheLayout = Pick<CacheEntry, 'past' | 'type' | 'axis' | 'dims'>
+
 /** Throws UnsupportedError for a cache of a layout that is not known. */
-export function cacheEntry(graph: Graph, input: ValueInfoProto): CacheEntry {
+export function cacheLayout(graph: Graph, input: ValueInfoProto): CacheLayout {
+  const { name: past } = input
   const type = typeOf(input) as TensorType
   const dims = dimsOfInput(input)
+  // The last inputs of a convolution, (batch, channels, width): as many in each run, and zeros before the first.
+  const isState = graph.consumers(past).some(({ opType }) => opType === 'CausalConvWithState')
+  if (isState && dims.length === 3 && dims[1] !== undefined && dims[2] !== undefined) {
+    return { past, type, axis: undefined, dims: [undefined, dims[1], dims[2]] }
+  }
   // (batch, heads, past, head size) everywhere but in old Bloom exports, which are refused by their rank.
-  const axis = dims.length - 2
   if (dims.length !== 4 || dims[1] === undefined) {
     throw new UnsupportedError({
-      where: `input ${input.name}`,
+      where: `input ${past}`,
       what: 'a cache of unknown layout',
       expected: '(batch, heads, past length, head size)',
       got: `(${dims.map((dim) => dim ?? '?').join(', ')})`,
@@ -72,11 +80,16 @@ export function cacheEntry(graph: Graph, input: ValueInfoProto): CacheEntry {
   }
   const headSize = headSizeOf(graph, input)
   if (headSize === undefined) {
-    throw new UnsupportedError({ where: `input ${input.name}`, what: 'the size of its heads cannot be told' })
+    throw new UnsupportedError({ where: `input ${past}`, what: 'the size of its heads cannot be told' })
   }
-  const present = presentName(graph, input.name)
+  return { past, type, axis: 2, dims: [undefined, dims[1], undefined, headSize] }
+}
+
+/** Throws UnsupportedError for a cache of a layout that is not known, or that no output continues. */
+export function cacheEntry(graph: Graph, input: ValueInfoProto): CacheEntry {
+  const layout = cacheLayout(graph, input)
   const isOfEncoder = /(^|\.)encoder\./.test(input.name)
-  return { past: input.name, present, type, axis, dims: [undefined, dims[1], undefined, headSize], isOfEncoder }
+  return { ...layout, present: presentName(graph, input.name), isOfEncoder }
 }
 
 /** past_key_values.0.key → present.0.key, past_key_values.0.key → present_key_values.0.key, past_0 → present_0. */
@@ -133,10 +146,11 @@ const ARRAYS: Partial<Record<TensorType, new (length: number) => TensorData>> = 
   float16: Uint16Array,
 }
 
-/** No past at all. */
-export function emptyTensor({ past, type, dims, axis }: CacheEntry, batch: number): RuntimeTensor {
+/** No past at all: no tokens, and zeros as the state of a convolution. */
+export function emptyTensor({ past, type, dims, axis }: CacheLayout, batch: number): RuntimeTensor {
   const DataArray = ARRAYS[type]
   if (DataArray === undefined)
     throw new UnsupportedError({ where: `input ${past}`, what: 'a cache of this type', got: type })
-  return { type, data: new DataArray(0), dims: dims.map((dim, i) => (i === axis ? 0 : (dim ?? batch))) }
+  const shape = dims.map((dim, i) => (i === axis ? 0 : (dim ?? batch)))
+  return { type, data: new DataArray(shape.reduce((product, dim) => product * dim, 1)), dims: shape }
 }

@@ -4,12 +4,12 @@
 import { FormatError, UnsupportedError } from '../../base/errors.js'
 import type { ValueInfoProto } from '../../formats/onnx/gen/onnx_pb.js'
 import { copyMessage } from '../../formats/onnx/messages.js'
-import type { Feeds, RuntimeTensor, TensorType } from '../../runtime/runtime.js'
+import type { Feeds, RuntimeTensor } from '../../runtime/runtime.js'
 import type { Model } from '../model-folder.js'
 import type { Graph } from '../view/graph.js'
 import { entryOf } from '../view/operators.js'
-import { BRANCH, emptyTensor, isCacheInput } from './cache.js'
-import { dimsOfInput, roleFeeds, splitInputs, type TokenBatch, typeOf } from './roles.js'
+import { BRANCH, cacheLayout, emptyTensor, isCacheInput } from './cache.js'
+import { dimsOfInput, roleFeeds, splitInputs, type TokenBatch } from './roles.js'
 
 export const HIDDEN_STATES = 'encoder_hidden_states'
 export const STATES_MASK = 'encoder_attention_mask'
@@ -54,24 +54,9 @@ export function completeEncoderDecoderFeeds(graph: Graph, feeds: Feeds): Feeds {
     if (name === STATES_MASK)
       completed[name] = { type: 'int64', data: new BigInt64Array(batch * length).fill(1n), dims: [batch, length] }
     else if (name === BRANCH) completed[name] = { type: 'bool', data: Uint8Array.of(0), dims: [1] }
-    else if (isCacheInput(input)) completed[name] = emptyCache(input, batch)
+    else if (isCacheInput(input)) completed[name] = emptyTensor(cacheLayout(graph, input), batch)
   }
   return completed
-}
-
-/** (batch, heads, 0, head size) */
-function emptyCache(input: ValueInfoProto, batch: number): RuntimeTensor {
-  const dims = dimsOfInput(input)
-  if (dims.length !== 4 || dims[1] === undefined || dims[3] === undefined) {
-    throw new UnsupportedError({
-      where: `input ${input.name}`,
-      what: 'a cache of unknown layout',
-      expected: '(batch, heads, past length, head size)',
-      got: `(${dims.map((dim) => dim ?? '?').join(', ')})`,
-    })
-  }
-  const entry = { past: input.name, present: '', type: typeOf(input) as TensorType, axis: 2, dims, isOfEncoder: true }
-  return emptyTensor({ ...entry, dims: [undefined, dims[1], undefined, dims[3]] }, batch)
 }
 
 /** Sounds as a model reads them: (batch, bands, times). */

@@ -74,7 +74,7 @@ export function completeTokenFeeds(graph: Graph, feeds: Feeds): Feeds {
   const [batch, sequence] = (ids ?? vectors).dims
   const { roles, others } = splitInputs(graph)
   const caches = others.filter(isCacheInput)
-  const fedCache = caches.find(isFed)
+  const fedCache = caches.find((input) => isFed(input) && feeds[input.name].dims.length === 4)
   const past = fedCache === undefined ? 0 : (feeds[fedCache.name].dims.at(-2) ?? 0)
   const inputIds = (ids?.data ?? []) as ArrayLike<bigint>
   const mask = feeds.attention_mask?.data as ArrayLike<bigint> | undefined

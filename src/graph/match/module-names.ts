@@ -45,6 +45,12 @@ const RENAMED: readonly (readonly [RegExp, string])[] = [
   [/\.attention\.output\.dense$/, '.attention.o_proj'],
   [/(\.\d+)\.intermediate\.dense$/, '$1.mlp.fc1'],
   [/(\.\d+)\.output\.dense$/, '$1.mlp.fc2'],
+  // LFM2, whose modules onnxruntime-genai calls as those of Llama.
+  [/\.feed_forward\.w1$/, '.mlp.gate_proj'],
+  [/\.feed_forward\.w3$/, '.mlp.up_proj'],
+  [/\.feed_forward\.w2$/, '.mlp.down_proj'],
+  [/\.self_attn\.out_proj$/, '.self_attn.o_proj'],
+  [/\.self_attn\.(q|k)_layernorm$/, '.self_attn.$1_norm'],
 ]
 
 /** A name as the newest transformers has it. */

@@ -10,6 +10,8 @@ import type { Padding } from './decoding.js'
  * positions that do not count it; where the graph takes only one of them, what it makes of the other cannot be told.
  */
 export function paddingOf(graph: Graph, { cache, roles }: Pick<TokenInputs, 'cache' | 'roles'>): Padding {
+  // A convolution reads the tokens that fill a row up, too.
+  if (cache.some(({ axis }) => axis === undefined)) return 'none'
   if (cache.length === 0 || countsKeysFromLeft(graph)) return givesAllLogits(graph) ? 'right' : 'none'
   const has = (name: string) => roles.some(({ role }) => role === name)
   return has('attentionMask') && has('positionIds') ? 'left' : 'none'

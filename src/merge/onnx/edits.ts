@@ -1,8 +1,8 @@
-// What adapters change in an ONNX graph, place by place. A place is one input of one node: what becomes of the initializers behind
-// it, which may be shared, is the plan's to decide.
+// The changes of adapters in an ONNX graph, place by place. A place is one input of one node: what becomes of the
+// initializers behind it, which may be shared, is the plan's to decide.
 
 import { concatBytes } from '../../base/bytes.js'
-import { MismatchError } from '../../base/errors.js'
+import { MismatchError, UnsupportedError } from '../../base/errors.js'
 import type { FloatArray, Matrix } from '../../base/tensor.js'
 import type { OnnxModel } from '../../formats/onnx/model.js'
 import { findLinears, type Linear, type ModuleMap } from '../../graph/match/linears.js'
@@ -24,6 +24,7 @@ import {
   refuse,
   shapeError,
 } from '../../graph/match/stored-places.js'
+import { floatAttribute } from '../../graph/view/attributes.js'
 import type { Graph } from '../../graph/view/graph.js'
 import type { LoraAdapter } from '../../lora/adapter.js'
 import type { ConvolutionLora } from '../../lora/kinds/convolution.js'
@@ -32,7 +33,6 @@ import { type Replacement, rowsName, type StoredTensor, type TokenRows } from '.
 import { GRAPH_PARTS, requireHandled } from '../../lora/requirements.js'
 import { refuseWeighted, weightedError } from '../weighted.js'
 import type { QuantizedLayer, QuantizedPolicy } from './quantized.js'
-import { noBias, refuseUnmergeable } from './refusals.js'
 
 /** One layer of one adapter within a weight. */
 export interface EditPart {
@@ -46,7 +46,9 @@ export interface EditPart {
   readonly scale: number
   /** DoRA's m (d). Such a part has its outputs for itself. */
   readonly magnitude: FloatArray | undefined
-  /** The first of the weight's output features that is the layer's. It is above 0 in weights that several layers share. */
+  /**
+   * The first of the weight's output features that is the layer's. It is above 0 in weights that several layers share.
+   */
   readonly start: number
 }
 
@@ -59,7 +61,7 @@ export interface NewValues {
   readonly lines: { readonly axis: 0 | 1; readonly indices: readonly number[] } | undefined
 }
 
-/** What becomes of the tensor that comes in at a place. */
+/** The changes of the tensor that comes in at a place. */
 export interface Edit extends Place {
   /** The tensor's name as the adapter has it, for messages and for a copy of its own. */
   readonly name: string
@@ -72,7 +74,7 @@ export interface Edit extends Place {
 }
 
 /** How edits are collected. */
-export interface CollectOptions {
+interface CollectOptions {
   readonly policy?: QuantizedPolicy | undefined
   /** The content of config.json. */
   readonly config?: Readonly<Record<string, unknown>> | undefined
@@ -84,8 +86,8 @@ export interface CollectOptions {
  * Reads weights only to tell whether embeddings are tied, for adapters that replace some of their values.
  *
  * @param isElsewhere whole tensors that need no place, because they are a new head's
- * @throws MismatchError when an adapter is empty or does not fit; UnsupportedError naming what cannot be found in the graph for
- *   certain, is there in a form that cannot be changed, or cannot be combined
+ * @throws MismatchError when an adapter is empty or does not fit; UnsupportedError naming what cannot be found in the
+ *   graph for certain, is there in a form that cannot be changed, or cannot be combined
  */
 export async function collectEdits(
   model: OnnxModel,
@@ -326,4 +328,26 @@ function refuseCombination({ name, parts, values }: Edit): void {
   if (values?.lines !== undefined && parts.length > 0) {
     refuse(name, 'replaced rows (trainable_token_indices) and a layer on one tensor cannot be merged together')
   }
+}
+
+function noBias(name: string): MismatchError {
+  return new MismatchError({
+    where: name,
+    what: 'the adapter has a bias of B (lora_bias), but the graph has no bias here to add it to',
+  })
+}
+
+/** Throws UnsupportedError for a weight whose values cannot be changed. */
+function refuseUnmergeable({ node, form }: Linear): void {
+  const hasAlpha = node.opType === 'Gemm' && floatAttribute(node, 'alpha', 1) !== 1
+  if (!form.isQuantized && !hasAlpha) return
+  throw new UnsupportedError({
+    where: `node ${node.name}`,
+    what: hasAlpha
+      ? 'a Gemm whose alpha is not 1 cannot be merged into'
+      : 'values of a quantized weight cannot be replaced',
+    expected: 'a weight in f32, f16 or bf16',
+    got: hasAlpha ? `alpha ${floatAttribute(node, 'alpha', 1)}` : node.opType,
+    hint: hasAlpha ? 'Use the adapter at run time' : 'Merge into the unquantized export and quantize the result',
+  })
 }

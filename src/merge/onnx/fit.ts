@@ -1,5 +1,5 @@
-// How an adapter fits an ONNX model: each of its parts is planned on its own, as a merge would plan it, so that each problem is
-// known.
+// How an adapter fits an ONNX model: each of its parts is planned on its own, as a merge would plan it, so that each
+// problem is known.
 
 import type { ByteSource } from '../../base/bytes.js'
 import { LowrankError } from '../../base/errors.js'
@@ -20,8 +20,8 @@ import { ChunkMerger, mergeChunk } from '../weight.js'
 import { findHead } from './head.js'
 import { type OnnxMergePlan, planOnnxMerge } from './plan.js'
 
-/** What is known of a fit. */
-export interface FitOnnxOptions {
+/** Options of a look at a fit. */
+interface FitOnnxOptions {
   /** config.json, which tells the base's head. */
   readonly config?: Readonly<Record<string, unknown>> | undefined
   /** ‖s·B·A‖ by layer: then the weights are read, and each layer has its relative change. */
@@ -120,7 +120,7 @@ async function placed(name: string, place: () => Promise<PartFit>): Promise<Part
   }
 }
 
-/** Where the head of the adapter goes. Throws MismatchError when it does not fit. */
+/** Finds the place of the adapter's head. Throws MismatchError when it does not fit. */
 async function headOf(model: OnnxModel, adapter: OpenAdapter, config: Readonly<Record<string, unknown>>) {
   const graph = new Graph(model.proto)
   const shapes = new Map(
@@ -167,7 +167,7 @@ async function baseNorm(target: OutputTensor, sources: readonly ByteSource[]): P
   return Math.sqrt(sum)
 }
 
-/** What the output embedding has as outputs, as far as the graph tells. */
+/** The number of outputs of the output embedding, as far as the graph tells. */
 function vocabularyOf({ proto }: OnnxModel): number | null {
   return findLinears(new Graph(proto)).find(({ isHead }) => isHead)?.d ?? null
 }

@@ -1,5 +1,5 @@
-// The head that an adapter brings, in an ONNX graph: the graph's own head gets new values, or else the adapter's layers are appended, so
-// that the result gives logits as an export for the task does.
+// The head that an adapter brings, in an ONNX graph: the graph's own head gets new values, or else the adapter's layers
+// are appended, so that the result gives logits as an export for the task does.
 
 import { create } from '@bufbuild/protobuf'
 import { encodeFloats } from '../../base/dtype.js'
@@ -19,18 +19,18 @@ import { loadTables } from '../plan/names/tables.js'
 const LOGITS = 'logits'
 
 /** The head of one of the adapters of a merge. */
-export interface MergedHead {
+interface MergedHead {
   readonly adapter: LoraAdapter
   readonly placed: PlacedHead
   /** The graph has layers of these shapes, which get new values; else new layers are appended. */
   readonly isReplaced: boolean
 }
 
-/** What is asked of an adapter to place its head. */
+/** An adapter, as far as its head's place needs it. */
 type HeadOwner = Pick<LoraAdapter, 'config'> & { shapeOf(tensor: string): readonly number[] | undefined }
 
 /**
- * Where the head of an adapter goes.
+ * Finds the place of an adapter's head.
  *
  * @param config config.json of the model
  * @returns undefined where it brings none that is known
@@ -79,7 +79,8 @@ export async function findMergedHead(
 }
 
 /**
- * Appends the head, and makes its logits the graph's only output. What led to the other outputs alone goes; a decoder takes no cache then.
+ * Appends the head, and makes its logits the graph's only output. What led to the other outputs alone goes; a decoder
+ * takes no cache then.
  *
  * @returns names of the new initializers
  */
@@ -99,7 +100,8 @@ export function writeHead(graph: Graph, linears: readonly Linear[], { adapter, p
     added.push(own)
     return graph.addInitializer(create(TensorProtoSchema, { name: own, dataType: DataType.FLOAT, dims, rawData }))
   }
-  // A head is small: in float32 it costs nothing, and fits hidden states of both types, which exporters write for the same half weights.
+  // A head is small: in float32 it costs nothing, and fits hidden states of both types, which exporters write for the
+  // same half weights.
   const { value } = placed.input
   const input = isHalf ? { ...placed.input, value: g.cast(value, DataType.FLOAT) } : placed.input
   const logits = appendHead(g, input, placed.layers, tensorOf)
@@ -109,7 +111,7 @@ export function writeHead(graph: Graph, linears: readonly Linear[], { adapter, p
   return added
 }
 
-/** What config.json is to say of the head. Throws MismatchError for labels that are not as many as logits. */
+/** The head, as config.json describes it. Throws MismatchError for labels that are not as many as logits. */
 export async function headEdit(
   config: Readonly<Record<string, unknown>>,
   { adapter, placed: { count, architecture } }: MergedHead,

@@ -8,7 +8,7 @@ import { dtypeOf } from '../../graph/graph-file.js'
 const MEMBER = 'transformers.js_config'
 
 /** A graph of a result. */
-export interface WrittenGraph {
+interface WrittenGraph {
   /** In the model's folder. */
   readonly path: string
   /** How many it has beside it: NAME_data, NAME_data_1, … */

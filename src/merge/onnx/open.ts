@@ -1,5 +1,6 @@
-// Opens the graphs of a model, a decoder alone or encoder and decoder, and plans a merge into them: a new model whose weights hold
-// W + Σ w·s·B·A, of the same types, which runs anywhere without LoRA inputs. An adapter spreads over the graphs.
+// Opens the graphs of a model, a decoder alone or encoder and decoder, and plans a merge into them: a new model whose
+// weights hold W + Σ w·s·B·A, of the same types, which runs anywhere without LoRA inputs. An adapter spreads over the
+// graphs.
 
 import { LowrankError, MismatchError, UnsupportedError } from '../../base/errors.js'
 import { type OnnxFile, planOnnx } from '../../formats/onnx/layout.js'
@@ -35,7 +36,10 @@ interface BaseGraph {
   readonly path: string
 }
 
-/** Plans the part of a merge that is an .onnx. Throws MismatchError naming all graphs when a layer has no module in any of them. */
+/**
+ * Plans the part of a merge that is an .onnx. Throws MismatchError naming all graphs when a layer has no module in any
+ * of them.
+ */
 export async function openOnnxPart(input: PartInput, models?: readonly OnnxModel[]): Promise<PlanPart> {
   const { base, chosen, closers } = input
   const graphs: BaseGraph[] = []

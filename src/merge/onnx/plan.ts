@@ -1,5 +1,5 @@
-// Plans a merge into an ONNX graph: which initializers change, and which places need one of their own because the exporter let
-// them share it.
+// Plans a merge into an ONNX graph: which initializers change, and which places need one of their own because the
+// exporter let them share it.
 
 import type { ByteSource } from '../../base/bytes.js'
 import { UnsupportedError } from '../../base/errors.js'
@@ -30,7 +30,7 @@ export interface OnnxMergePlan {
   readonly magnitudes: readonly LayerMagnitude[]
   /** Names of initializers that the base does not have: a new head's. */
   readonly added: readonly string[]
-  /** What config.json is to say of the head; undefined where the adapters bring none. */
+  /** The head, as config.json describes it. Undefined if the adapters bring none. */
   readonly head: HeadEdit | undefined
   /** Layers with quantized weights that got a branch, or lost one. */
   readonly branches: readonly QuantizedLayer[]
@@ -45,7 +45,7 @@ export interface OnnxMergePlan {
 }
 
 /** How a merge into a graph is planned. */
-export interface OnnxPlanOptions {
+interface OnnxPlanOptions {
   /** The content of config.json. */
   readonly config?: Readonly<Record<string, unknown>> | undefined
   readonly modules?: ModuleMap | undefined
@@ -146,7 +146,7 @@ function groupByWeight(graph: Graph, edits: readonly Edit[]): Group[] {
   return [...groups.values()]
 }
 
-/** Whether anything but `nodes` depends on a value. */
+/** True if anything but `nodes` depends on a value. */
 function hasOtherReaders(
   graph: Graph,
   value: string,

@@ -1,5 +1,5 @@
-// What merging does to layers whose weights are integers. The default leaves the integers as they are and puts the factors beside them, as
-// constants of the graph; unmerging takes exactly these out again.
+// Merging into layers whose weights are integers. The default leaves the integers as they are and puts the factors
+// beside them, as constants of the graph; unmerging takes exactly these out again.
 
 import { MismatchError, UnsupportedError } from '../../base/errors.js'
 import type { Matrix } from '../../base/tensor.js'
@@ -19,8 +19,8 @@ import type { LayerChange } from '../report.js'
 const BLOCK_ELEMENTS = 1 << 20
 
 /**
- * What a merge does to quantized weights: `branches` leaves them and adds the factors beside them; `requantize` quantizes W + s·B·A
- * again, in the same layout.
+ * The treatment of quantized weights: `branches` leaves them and adds the factors beside them; `requantize` quantizes W
+ * + s·B·A again, in the same layout.
  */
 export type QuantizedPolicy = 'branches' | 'requantize'
 
@@ -40,7 +40,8 @@ export interface QuantizedLayer {
  * Adds a branch for each layer. Each adapter's branches have one number.
  *
  * @param stored the type of the factors; undefined: the one in which each layer computes
- * @throws UnsupportedError for DoRA where the weight cannot be read or has another branch; NumericError for values that are not finite
+ * @throws UnsupportedError for DoRA where the weight cannot be read or has another branch; NumericError for values that
+ *   are not finite
  */
 export async function mergeBranches(
   model: OnnxModel,

@@ -1,5 +1,5 @@
-// Merging into quantized weights themselves: W + s·B·A, or DoRA's scaling of it, quantized again in the layout of its node. What that adds
-// to the error of the weight is measured.
+// Merging into quantized weights themselves: W + s·B·A, or DoRA's scaling of it, quantized again in the layout of its
+// node. What that adds to the error of the weight is measured.
 
 import { concatBytes } from '../../base/bytes.js'
 import { encodeFloats, f16ToF32, f32ToF16 } from '../../base/dtype.js'

@@ -1,5 +1,5 @@
-// The weights of a graph that a merge computes, as tensors of the output: the factors and values of adapters in memory become sources
-// of the plan.
+// The weights of a graph that a merge computes, as tensors of the output: the factors and values of adapters in memory
+// become sources of the plan.
 
 import { type ByteSource, checkRange, MemorySource } from '../../base/bytes.js'
 import type { FloatDtype, WeightDtype } from '../../base/dtype.js'
@@ -18,8 +18,8 @@ const DTYPES: Partial<Record<DataType, FloatDtype>> = {
   [DataType.BFLOAT16]: 'bf16',
 }
 
-/** What a plan reads, and the DoRA layers in it. */
-export interface TargetContext {
+/** The plan that targets belong to: its sources, and the DoRA layers in it. */
+interface TargetContext {
   readonly model: OnnxModel
   readonly sources: ByteSource[]
   readonly magnitudes: LayerMagnitude[]
@@ -55,7 +55,7 @@ export function targetOf(
   return values === undefined ? target : { ...target, ...replacedBy(values, target, context) }
 }
 
-/** Where a tensor's bytes are read. */
+/** The source of a tensor's bytes, and their place in it. */
 function placeOf(tensor: TensorProto, { model, sources }: TargetContext): { source: number; offset: number } {
   if (!isExternal(tensor)) {
     return { source: sources.push(new MemorySource(inlineBytes(tensor, model.name), tensor.name)) - 1, offset: 0 }

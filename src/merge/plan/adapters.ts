@@ -1,5 +1,5 @@
-// The adapters of a merge behind one form: layers whose factors are ranges of a source, read when their tensor's turn comes,
-// so that memory does not grow with the adapter.
+// The adapters of a merge behind one form: layers whose factors are ranges of a source, read when their tensor's turn
+// comes, so that memory does not grow with the adapter.
 
 import { type ByteSource, MemorySource } from '../../base/bytes.js'
 import { decodeWeights, encodeWeights, isWeightDtype, type WeightDtype } from '../../base/dtype.js'
@@ -18,7 +18,10 @@ import { type AdapterInput, refuseWeighted, weighted, weightedError } from '../w
 
 const READ_BYTES = 1 << 20
 
-/** A matrix (rows, columns), or a tensor read as one, that stays in its source. Plain data, so that plans can be sent to threads. */
+/**
+ * A matrix (rows, columns), or a tensor read as one, that stays in its source. Plain data, so that plans can be sent to
+ * threads.
+ */
 export interface Factor {
   /** For messages. */
   readonly name: string
@@ -28,7 +31,7 @@ export interface Factor {
   readonly dtype: WeightDtype
   readonly rows: number
   readonly columns: number
-  /** What of it is meant; undefined: all. */
+  /** The part that is meant. Undefined: all. */
   readonly slice?: FactorSlice
 }
 
@@ -48,23 +51,28 @@ export interface LayerFactors {
   readonly rank: number
   /** weight · s */
   readonly scale: number
-  /** Of a linear layer, whose base may store its weight either way round. */
+  /** True for a linear layer: its base may store the weight either way round. */
   readonly isLinear: boolean
   /** The base stores this weight as (k, d); of a linear layer what its config says, until its tensor is known. */
   readonly isInputMajor: boolean
-  /** As the base stores it: (d, k) or (k, d); a convolution's (d, in, *kernel), read as (d, in·K); a bias's (d); a parameter's, until its tensor is known, (E, d, k). */
+  /**
+   * As the base stores it: (d, k) or (k, d); a convolution's (d, in, *kernel), read as (d, in·K); a bias's (d); a
+   * parameter's, until its tensor is known, (E, d, k).
+   */
   readonly shape: readonly number[]
   /** (r, k) */
   readonly a: Factor
   /** (d, r) */
   readonly b: Factor
-  /** Which tensor of the module it changes: `weight`, `bias`, which is a weight of one row, or a parameter's own name. */
+  /**
+   * Which tensor of the module it changes: `weight`, `bias`, which is a weight of one row, or a parameter's own name.
+   */
   readonly tensor: string
   /** E of a parameter that stacks experts, whose factors are a (E·r, k) and b (d, r·E); undefined for a matrix. */
   readonly experts: number | undefined
   /**
-   * Its adapter changes input and output embeddings that are tied alike (ensure_weight_tying). DoRA never does: its magnitudes are
-   * the one's columns and the other's rows.
+   * Its adapter changes input and output embeddings that are tied alike (ensure_weight_tying). DoRA never does: its
+   * magnitudes are the one's columns and the other's rows.
    */
   readonly isTied: boolean
   /** Outputs of the stored tensor that are the layer's: rows, or columns if it is input-major. Undefined: all. */
@@ -83,7 +91,7 @@ export interface LayerMagnitude {
   readonly scales: Float64Array
 }
 
-/** What takes the place of a tensor of the base, or of some of its rows. */
+/** Values in the place of a tensor of the base, or of some of its rows. */
 export interface BaseReplacement {
   /** The base's tensor, as the adapter names it. */
   readonly tensor: string
@@ -105,7 +113,7 @@ export interface OpenAdapters {
   readonly tasks: ReadonlySet<string>
   /** Classes of the models that they were made for, where the configs name them. */
   readonly classes: ReadonlySet<string>
-  /** What they say of the logits of their heads, one for each adapter. */
+  /** The meaning of the logits of their heads, one entry for each adapter. */
   readonly meanings: readonly Meaning[]
   readonly sources: readonly ByteSource[]
   close(): Promise<void>
@@ -117,8 +125,8 @@ export interface OpenAdapters {
  * @param sign −1 to take adapters out again
  * @param options as openAdapter's: with `isTolerant`, what is wrong with an adapter is passed over
  * @param sources the plan's, which get those of the adapters
- * @throws what openAdapter throws; ConfigError when a weight is not valid, MismatchError when there is nothing to merge,
- *   UnsupportedError when a part that is no sum would be weighted or unmerged
+ * @throws what openAdapter throws; ConfigError when a weight is not valid, MismatchError when there is nothing to
+ *   merge, UnsupportedError when a part that is no sum would be weighted or unmerged
  */
 export async function openAdapters(
   inputs: readonly AdapterInput[],
@@ -193,7 +201,7 @@ class FoundParts {
       if (part.kind === 'replacement') {
         const { name, tensors } = part
         const placed = this.#place(tensors.weight)
-        // What PEFT only saved along, such as resized embeddings, is in the base itself, which ties it.
+        // PEFT saves some tensors along, such as resized embeddings. They belong to the base, which ties them.
         const isTied = ensureWeightTying || !part.isTrained
         this.replacements.push({ tensor: name, rows: undefined, isTied, ...placed })
       } else if (part.kind === 'token-rows') {
@@ -282,8 +290,8 @@ class FoundParts {
 }
 
 /**
- * A checkpoint does not say whether a convolution is dilated. One that is gets what PEFT's merge gives it, W + s·B·A, although A was
- * not dilated in training.
+ * A checkpoint does not say whether a convolution is dilated. One that is gets what PEFT's merge gives it, W + s·B·A,
+ * although A was not dilated in training.
  *
  * @throws UnsupportedError where there are groups
  */

@@ -1,4 +1,4 @@
-// What is known of a base before a merge into it is planned: its names for the adapters' tensors, its tied weights, its head.
+// A base before a merge into it is planned: its names for the adapters' tensors, its tied weights, its head.
 
 import type { ByteSource } from '../../base/bytes.js'
 import { type Checkpoint, shardSource } from '../../formats/checkpoint.js'
@@ -19,9 +19,11 @@ export interface BaseModel {
   readonly ties: Ties
   /** Replacements of tied weights by the values that they have: PEFT saves embeddings along with what adapts them. */
   readonly unchanged: ReadonlySet<BaseReplacement>
-  /** What a model with the head of the adapters' task has; undefined without one task, or for a model that is not known. */
+  /**
+   * The head of the adapters' task in this type of model. Undefined without one task, or for a model that is not known.
+   */
   readonly head: ModelHead | undefined
-  /** What the adapters say of the logits of their heads. */
+  /** The meaning of the logits of the adapters' heads. */
   readonly meanings: readonly Meaning[]
 }
 

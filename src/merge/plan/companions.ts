@@ -1,5 +1,6 @@
-// Which files of a base's folder go along with a result: what loaders read beside the weights, and the licenses. A list of what is
-// taken, because a folder may hold anything, such as training scripts, other copies of the weights or private notes.
+// Which files of a base's folder go along with a result: what loaders read beside the weights, and the licenses. A list
+// of what is taken, because a folder may hold anything, such as training scripts, other copies of the weights or
+// private notes.
 
 /** Files of tokenizers, as transformers 5 (VOCAB_FILES_NAMES) and older models name them. */
 const TOKENIZERS = [
@@ -53,7 +54,10 @@ export function isCompanionFolder(name: string): boolean {
   return FOLDERS.test(name)
 }
 
-/** The Python files that `auto_map` of a config names. Those of another repository (`org/name--module.Class`) are not in the folder. */
+/**
+ * The Python files that `auto_map` of a config names. Those of another repository (`org/name--module.Class`) are not in
+ * the folder.
+ */
 export function namedModules(config: unknown): string[] {
   const map = isObject(config) ? config.auto_map : undefined
   if (!isObject(map)) return []

@@ -1,5 +1,5 @@
-// The changes of a base's config.json: what the merge has made of its types, of tied weights and of the head. All else keeps its
-// spelling.
+// The changes of a base's config.json: what the merge has made of its types, of tied weights and of the head. All else
+// keeps its spelling.
 
 import { type Directory, parsePythonJson, readAll } from '../../base/bytes.js'
 import type { FloatDtype } from '../../base/dtype.js'
@@ -26,7 +26,7 @@ export interface ConfigEdit {
   readonly head: HeadEdit | undefined
 }
 
-/** What config.json is to say of a head. */
+/** A head, as config.json describes it. */
 export interface HeadEdit extends Meaning {
   /** The model's class with this head; undefined where it is not known. */
   readonly architecture: string | undefined
@@ -110,14 +110,14 @@ function labelCount({ id2label, num_labels }: Record<string, unknown>): number {
   return typeof num_labels === 'number' ? num_labels : 2
 }
 
-/** What to tell people of a head where the result gets no config.json. */
+/** The warning about a head if the result gets no config.json. */
 export function headWarning({ architecture = 'model with a head', labels }: HeadEdit): string {
   const named = labels === undefined ? '' : ` with the labels ${labels.join(', ')}`
   return `The result is a ${architecture}${named}: say so in the ${CONFIG_FILE} that it is used with, which does not go along`
 }
 
 /**
- * What the adapters with a head say of it together.
+ * Joins what the adapters say of their head.
  *
  * @throws MismatchError for labels that are not as many as the head gives
  */

@@ -1,5 +1,6 @@
-// Adapted parameters (target_parameters) in a checkpoint: one tensor (E, ·, ·), each expert of which is a matrix with factors of
-// its own, or the experts' matrices one by one, as transformers stores most models whose parameters it holds stacked.
+// Adapted parameters (target_parameters) in a checkpoint: one tensor (E, ·, ·), each expert of which is a matrix with
+// factors of its own, or the experts' matrices one by one, as transformers stores most models whose parameters it holds
+// stacked.
 
 import { isWeightDtype } from '../../base/dtype.js'
 import { MismatchError, UnsupportedError } from '../../base/errors.js'
@@ -11,8 +12,8 @@ import { parameterLayout } from '../../lora/kinds/experts.js'
 import type { Factor, LayerFactors } from './adapters.js'
 
 /**
- * Models whose experts are stored as (E, k, d): transformers holds them so too (`is_transposed`), or turns them when it loads them
- * (conversion_mapping.py). It matters where d = k.
+ * Models whose experts are stored as (E, k, d): transformers holds them so too (`is_transposed`), or turns them when it
+ * loads them (conversion_mapping.py). It matters where d = k.
  */
 const INPUT_MAJOR_MODELS: ReadonlySet<unknown> = new Set([
   'aria',
@@ -23,7 +24,10 @@ const INPUT_MAJOR_MODELS: ReadonlySet<unknown> = new Set([
   'qwen3_vl_moe_text',
 ])
 
-/** The matrices that transformers 5 stacks, and saves one by one (conversion_mapping.py: qwen2_moe, nemotron_h, mixtral and what is like them). */
+/**
+ * The matrices that transformers 5 stacks, and saves one by one (conversion_mapping.py: qwen2_moe, nemotron_h, mixtral
+ * and what is like them).
+ */
 const PARTS: readonly Readonly<Record<string, readonly string[]>>[] = [
   { gate_up_proj: ['gate_proj', 'up_proj'], up_proj: ['up_proj'], down_proj: ['down_proj'] },
   { gate_up_proj: ['w1', 'w3'], down_proj: ['w2'] },
@@ -107,7 +111,10 @@ export function stackedLayer(
   return { ...layer, ...layout, shape: info.shape, experts: info.shape.length === 3 ? experts : undefined }
 }
 
-/** What the shape of a square parameter does not tell: the other parameters of its module, or the model's type, do. */
+/**
+ * The orientation of a square parameter. Its shape does not tell it; other parameters of the module, or the model's
+ * type, do.
+ */
 function isInputMajor(
   { name }: LayerFactors,
   siblings: readonly LayerFactors[],
@@ -123,14 +130,15 @@ function isInputMajor(
   return isInputMajorModel(config)
 }
 
-/** Whether transformers holds this model's experts as (E, k, d), by its type. */
+/** True if transformers holds this model's experts as (E, k, d), by its type. */
 export function isInputMajorModel(config: Readonly<Record<string, unknown>> | undefined): boolean {
   const text = config?.text_config as Record<string, unknown> | null | undefined
   return INPUT_MAJOR_MODELS.has(config?.model_type) || INPUT_MAJOR_MODELS.has(text?.model_type)
 }
 
 /**
- * A stacked parameter's layer as layers of the matrices that the checkpoint holds one by one; undefined when it does not.
+ * A stacked parameter's layer as layers of the matrices that the checkpoint holds one by one; undefined when it does
+ * not.
  *
  * @param module the layer's, as the checkpoint has it
  */

@@ -1,4 +1,5 @@
-// The tensors of a checkpoint that a layer changes: found by its name or by what transformers calls it, in the right shape and type.
+// The tensors of a checkpoint that a layer changes: found by its name or by what transformers calls it, in the right
+// shape and type.
 
 import { isWeightDtype } from '../../base/dtype.js'
 import { MismatchError, nearMisses, UnsupportedError } from '../../base/errors.js'
@@ -17,7 +18,7 @@ import { isVocabularyModule } from './names/vocabulary.js'
 import { storedLayer } from './orientation.js'
 import { refuseQuantizedModule } from './refusals.js'
 
-/** Where layers are looked for. */
+/** The merge and the checkpoint in which weights are looked for. */
 export interface WeightSearch {
   /** All of the merge. */
   readonly layers: readonly LayerFactors[]
@@ -40,8 +41,8 @@ export interface FoundWeight {
 }
 
 /**
- * The tensor that a layer changes: the embedding's where a tied output embedding is not stored. Several where experts that the
- * layer stacks are stored one by one. Undefined when there is none.
+ * The tensor that a layer changes: the embedding's where a tied output embedding is not stored. Several where experts
+ * that the layer stacks are stored one by one. Undefined when there is none.
  *
  * @throws as {@link planMerge} does, when the weight is there but cannot be merged into
  */
@@ -96,7 +97,7 @@ function inAnotherForm(layer: LayerFactors, form: StoredForm, { checkpoint, conf
   })
 }
 
-/** What the checkpoint calls the tensors of a merge's layers, or, where there is none, of what is replaced. */
+/** The checkpoint's names for the tensors of a merge's layers or, if it has no layers, for the replaced tensors. */
 export function namesIn(
   { tensors }: Checkpoint,
   { layers, replacements, classes }: Pick<OpenAdapters, 'layers' | 'replacements' | 'classes'>,
@@ -153,7 +154,7 @@ function checkWeight({ name, shape: expected }: LayerFactors, info: TensorInfo):
   })
 }
 
-/** What an adapter calls it: a module, or a parameter. */
+/** The adapter's name for a layer: a module, or a parameter. */
 export function labelOf({ name, tensor, experts }: LayerFactors): string {
   return experts === undefined ? name : `${name}.${tensor}`
 }

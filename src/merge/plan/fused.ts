@@ -1,5 +1,6 @@
-// Modules that some checkpoints keep as one and others apart. How the parts lie in the whole differs by model (one below the other,
-// by head, by group of heads), so that an adapter of the one is not merged into the other, but told why.
+// Modules that some checkpoints keep as one and others apart. How the parts lie in the whole differs by model (one
+// below the other, by head, by group of heads), so that an adapter of the one is not merged into the other, but told
+// why.
 
 interface Fusion {
   readonly content: string
@@ -32,8 +33,8 @@ const FUSIONS: readonly Fusion[] = [
 ]
 
 /**
- * Why a module is not in the base, when the base has the same weights fused or apart, in the same block of the model; undefined
- * when that is not so.
+ * Why a module is not in the base, when the base has the same weights fused or apart, in the same block of the model;
+ * undefined when that is not so.
  *
  * @param modules of the base
  */

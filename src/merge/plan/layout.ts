@@ -1,4 +1,4 @@
-// Where every byte of the output comes from: shards, the segments in them, and the chunks in which segments are worked on.
+// The source of every byte of the output: files, the segments in them, and the chunks in which segments are worked on.
 // Pure: headers and offsets are known before a weight is read.
 
 import { isWeightDtype, type TensorDtype, type WeightDtype } from '../../base/dtype.js'
@@ -24,7 +24,7 @@ export interface OutputTensor {
   readonly base: TensorInfo
   /** Which of the plan's sources holds `base`. */
   readonly source: number
-  /** What is merged into it: several adapters can change one weight. */
+  /** The layers that are merged into it: several adapters can change one weight. */
   readonly layers: readonly LayerFactors[]
   /** All of its values come from an adapter. */
   readonly isReplaced: boolean
@@ -37,7 +37,7 @@ export interface OutputTensor {
 }
 
 /** A row of a tensor with values from elsewhere. */
-export interface OutputRow {
+interface OutputRow {
   readonly index: number
   readonly dtype: TensorDtype
   readonly source: number
@@ -46,7 +46,7 @@ export interface OutputRow {
 }
 
 /** Columns with values from elsewhere: row i of `values` (n, rows) is column `indices[i]`. */
-export interface ReplacedColumns {
+interface ReplacedColumns {
   readonly indices: readonly number[]
   readonly values: Factor
 }
@@ -58,11 +58,14 @@ export interface WeightPlan {
   readonly to: WeightDtype
   readonly rows: number
   readonly columns: number
-  /** What is added to all of it. Empty where it is only converted, or has windows. */
+  /** The layers that are added to all of it. Empty if it is only converted, or has windows. */
   readonly layers: readonly LayerFactors[]
   /** The report's entries that its change belongs to. */
   readonly reports: readonly string[]
-  /** It is held as f32 (f64 if it is stored so) while it is computed: its type changes, or there is more to do than to add. */
+  /**
+   * It is held as f32 (f64 if it is stored so) while it is computed: its type changes, or there is more to do than to
+   * add.
+   */
   readonly isWidened: boolean
   /** Values of an adapter, not of the base: the row of the tensor that they begin with, and its columns. */
   readonly replaced: { readonly row: number; readonly columns: number } | undefined
@@ -112,8 +115,10 @@ export interface OutputFile {
 }
 
 /** How tensors are distributed over files. */
-export interface LayoutOptions {
-  /** Largest size of a shard's tensors; a tensor above it gets a shard of its own. Undefined: the base's shards stay. */
+interface LayoutOptions {
+  /**
+   * Largest size of a shard's tensors; a tensor above it gets a shard of its own. Undefined: the base's shards stay.
+   */
   maxShardBytes?: number | undefined
   /** Name of the output where it is a single file. Default: the base's. */
   path?: string | undefined
@@ -230,7 +235,9 @@ function runsOf(rows: readonly OutputRow[]): (OutputRow & { count: number })[] {
   return result
 }
 
-/** The layers of a tensor that some of its rows or columns have in common: cut where a layer's region begins or ends. */
+/**
+ * The layers of a tensor that some of its rows or columns have in common: cut where a layer's region begins or ends.
+ */
 function cutsOf(layers: readonly LayerFactors[], length: number) {
   const ranges = layers.map((layer) => {
     const { first, count } = layer.region ?? { first: 0, count: length }

@@ -1,6 +1,7 @@
-// Which way round a base stores a linear layer's weight: (d, k), or (k, d) as transformers' Conv1D does. PEFT asks the module's class
-// and not fan_in_fan_out, which it sets for each module anew and saves as the last one left it: false for GPT-2's Conv1D layers when
-// its output layer is adapted too (peft#324). A checkpoint has no classes; it has shapes, and names that only Conv1D models use.
+// Which way round a base stores a linear layer's weight: (d, k), or (k, d) as transformers' Conv1D does. PEFT asks the
+// module's class and not fan_in_fan_out, which it sets for each module anew and saves as the last one left it: false
+// for GPT-2's Conv1D layers when its output layer is adapted too (peft#324). A checkpoint has no classes; it has
+// shapes, and names that only Conv1D models use.
 
 import { MismatchError } from '../../base/errors.js'
 import { formatShape } from '../../base/tensor.js'
@@ -10,10 +11,10 @@ import type { LayerFactors } from './adapters.js'
 
 /** GPT-2 and what is built like it. */
 const CONV1D_NAMES = /(^|\.)(c_attn|c_proj|c_fc|q_attn)$/
-/** Of these, the ones with more outputs than inputs. */
+/** The ones of them that have more outputs than inputs. */
 const WIDENING = /(^|\.)(c_attn|c_fc)\.weight$/
 
-/** Whether a module is one of Conv1D in a checkpoint: such models store all of them as (k, d). */
+/** True if a module is one of Conv1D in a checkpoint: such models store all of them as (k, d). */
 export function isConv1dModule(module: string, tensors: ReadonlyMap<string, CheckpointTensor>): boolean {
   if (!CONV1D_NAMES.test(module)) return false
   for (const [name, { info }] of tensors) {
@@ -32,8 +33,8 @@ interface Merge {
 }
 
 /**
- * The layer as its tensor has it. Where d = k a shape says nothing: then the model's other layers of that kind, then the adapter's
- * config, unless that is wrong about another layer.
+ * The layer as its tensor has it. Where d = k a shape says nothing: then the model's other layers of that kind, then
+ * the adapter's config, unless that is wrong about another layer.
  *
  * @param module the layer's name in the checkpoint
  * @throws MismatchError when nothing tells how a square weight is stored
@@ -62,7 +63,10 @@ function squareIsInputMajor(module: string, { isInputMajor, d, k }: LayerFactors
   return isInputMajor
 }
 
-/** By merge, which asks for each of its square layers: a search through all layers each time grows with their square. */
+/**
+ * Results by merge. It asks for each of its square layers, and a search through all layers each time would be
+ * quadratic.
+ */
 const misjudged = new WeakMap<Merge, LayerFactors | undefined>()
 
 /** A layer that is not square and about which the adapter's config is wrong. */

@@ -1,4 +1,4 @@
-// Where replaced tensors and rows go in a checkpoint: the base's tensor of that name, in its type and shape.
+// The places of replaced tensors and rows in a checkpoint: the base's tensor of that name, in its type and shape.
 
 import { isWeightDtype, type TensorDtype } from '../../base/dtype.js'
 import { MismatchError, nearMisses, UnsupportedError } from '../../base/errors.js'
@@ -23,7 +23,7 @@ export interface AddedTensor {
   readonly dtype: TensorDtype
 }
 
-/** Where replacements go. */
+/** The output that replacements go into. */
 interface Placing {
   readonly base: BaseModel
   /** Tied weights that are all tensors of their own in the output. */
@@ -65,7 +65,10 @@ export function placeReplacements(replacements: readonly BaseReplacement[], plac
   return { placed, added }
 }
 
-/** True for numbers that follow from the config and that some versions of transformers save: no model has them as weights. */
+/**
+ * True for numbers that follow from the config and that some versions of transformers save: no model has them as
+ * weights.
+ */
 function isBuffer(tensor: string): boolean {
   return /(^|\.)(rotary_emb\.(original_)?inv_freq|position_ids)$/.test(tensor)
 }
@@ -80,7 +83,9 @@ function addedDtype({ dtype }: TensorInfo, { tensors }: Checkpoint): TensorDtype
   return [...counts].find(([, count]) => count === most)?.[0] ?? dtype
 }
 
-/** The tensors of the output that get a replacement's values: of tied ones all, but for those that another part is for. */
+/**
+ * The tensors of the output that get a replacement's values: of tied ones all, but for those that another part is for.
+ */
 function targetsOf(
   { tensor, rows, isTied }: BaseReplacement,
   replacements: readonly BaseReplacement[],

@@ -1,15 +1,14 @@
-// Plans a merge into a checkpoint: pure, from names, types and shapes. Strict: every layer of every adapter finds its weight,
-// in the right shape, before anything is written.
+// Plans a merge into a checkpoint: pure, from names, types and shapes. Strict: every layer of every adapter finds its
+// weight, in the right shape, before anything is written.
 
 import { type FloatDtype, isWeightDtype } from '../../base/dtype.js'
-import { ConfigError, UnsupportedError } from '../../base/errors.js'
+import { ConfigError, MismatchError, UnsupportedError } from '../../base/errors.js'
 import type { Checkpoint } from '../../formats/checkpoint.js'
 import { type JsonObject, toPlain } from '../../formats/json.js'
 import type { BaseReplacement, LayerFactors } from './adapters.js'
 import type { BaseModel } from './base-model.js'
-import type { ConfigEdit } from './config-edit.js'
+import { type ConfigEdit, meaningOf } from './config-edit.js'
 import { findWeights, missingError, type WeightSearch } from './find-weights.js'
-import { planHead } from './head.js'
 import { layOut, type OutputFile, type OutputTensor, outputBytes } from './layout.js'
 import { type Renamed, renamedTensors } from './names/renamed.js'
 import type { TieGroup } from './names/ties.js'
@@ -20,7 +19,7 @@ import { partedTies, refuseUnknownTies, type TiedPolicy, tensorOf, tiedError, un
 
 const INDEX_FILE = 'model.safetensors.index.json'
 
-/** What the output is to be. */
+/** Options that shape the output. */
 export interface PlanOptions {
   /** Default `refuse`. */
   tied?: TiedPolicy | undefined
@@ -34,16 +33,16 @@ export interface PlanOptions {
   path?: string | undefined
 }
 
-/** What becomes of each tensor and each byte. */
+/** The files of the result, byte for byte, and the names of its tensors. */
 export interface MergePlan {
   readonly files: readonly OutputFile[]
-  /** Of the output: name → shape. */
+  /** The output's tensors: name → shape. */
   readonly tensors: ReadonlyMap<string, readonly number[]>
   /** Names of those that adapters change or replace. */
   readonly changed: ReadonlySet<string>
   /** Names of those that the base does not have: a head's. */
   readonly added: readonly string[]
-  /** What the base calls otherwise than the adapters do. */
+  /** Tensors that the base calls otherwise than the adapters do. */
   readonly renamed: readonly Renamed[]
   /** Changed tensors and the layers that change them, in the base's order. */
   readonly weights: readonly { readonly name: string; readonly layers: readonly LayerFactors[] }[]
@@ -54,15 +53,16 @@ export interface MergePlan {
   readonly configEdit: ConfigEdit | undefined
 }
 
-/** What adapters bring. */
-export interface MergeParts {
+/** The parts of all adapters. */
+interface MergeParts {
   readonly layers: readonly LayerFactors[]
   readonly replacements: readonly BaseReplacement[]
 }
 
 /**
- * @throws MismatchError naming the layers without a weight, with near misses, or the weight of another shape, or the tied
- *   embedding, or what the head lacks; UnsupportedError for quantized bases and for weights that are not fp64, fp32, fp16 or bf16
+ * @throws MismatchError naming the layers without a weight, with near misses, or the weight of another shape, or the
+ *   tied embedding, or what the head lacks; UnsupportedError for quantized bases and for weights that are not fp64,
+ *   fp32, fp16 or bf16
  */
 export function planMerge(
   original: BaseModel,
@@ -102,7 +102,7 @@ function checkShardSize(maxShardBytes: number | undefined): void {
   })
 }
 
-/** What becomes of which tensors. */
+/** The changes of the output's tensors. */
 interface Changes {
   readonly checkpoint: Checkpoint
   /** Output tensor → the layers merged into it. */
@@ -196,7 +196,7 @@ function assignLayers(search: WeightSearch, untied: readonly TieGroup[]): Map<st
   return result
 }
 
-/** Whether an adapter has the layer for an earlier one of tied weights too: one weight, one change. */
+/** True if an adapter has the layer for an earlier one of tied weights too: one weight gets one change. */
 function isRepeated(
   layer: LayerFactors,
   tensor: string,
@@ -211,7 +211,7 @@ function isRepeated(
   })
 }
 
-/** Whether each layer has rows of the tensor for itself. */
+/** True if each layer has rows of the tensor for itself. */
 function areApart(layers: readonly LayerFactors[]): boolean {
   const regions = layers.flatMap(({ region }) => region ?? []).sort((a, b) => a.first - b.first)
   return regions.length === layers.length && regions.every(({ first }, i) => i === 0 || endOf(regions[i - 1]) <= first)
@@ -225,7 +225,7 @@ function endOf({ first, count }: NonNullable<LayerFactors['region']>): number {
   return first + count
 }
 
-/** What is no sum cannot be combined with other changes of the same tensor. */
+/** Throws UnsupportedError for changes that are no sum, combined with other changes of the same tensor. */
 function refuseCombinations(
   byTensor: ReadonlyMap<string, readonly LayerFactors[]>,
   placed: ReadonlyMap<string, Partial<OutputTensor>>,
@@ -263,7 +263,7 @@ function outputTensor(
 }
 
 /**
- * What the base's index says of the whole that is true of the output too. transformers counts tied weights once in
+ * Keeps the metadata of the base's index that is true of the output too. transformers counts tied weights once in
  * total_parameters, and takes dtype for that of the weights where config.json has none.
  */
 function outputMetadata(
@@ -284,4 +284,32 @@ function newIndex(
   const weight_map = Object.fromEntries(files.flatMap(({ path, tensors: names }) => names.map((name) => [name, path])))
   const metadata = toPlain(new Map(kept).set('total_size', total_size))
   return { path: indexPath, content: `${JSON.stringify({ metadata, weight_map }, null, 2)}\n` }
+}
+
+/**
+ * @param added tensors that the base does not have
+ * @param allowMissing goes on without what the head needs
+ * @returns undefined when the adapters bring no head
+ * @throws MismatchError naming a tensor that the head needs and nobody has, unless it may be missing
+ */
+function planHead(
+  { checkpoint, names, head, meanings }: BaseModel,
+  added: ReadonlyMap<string, AddedTensor>,
+  allowMissing = false,
+): ConfigEdit['head'] {
+  if (head === undefined || added.size === 0) return undefined
+  const missing = head.tensors.find((name) => {
+    const own = names.locate(name)
+    return !added.has(own) && !checkpoint.tensors.has(own)
+  })
+  if (missing !== undefined && !allowMissing) {
+    throw new MismatchError({
+      where: missing,
+      what: `a ${head.architecture} needs this tensor, which neither the base nor the adapter has. PEFT fills it with random numbers and does not save it, so the trained model cannot be restored`,
+      hint: 'Train with it in modules_to_save, or merge into a base that has it. With allowMissing (--allow-missing), loaders fill it with random numbers',
+    })
+  }
+  const labelled = head.labelled.map((name) => added.get(names.locate(name))).find((tensor) => tensor !== undefined)
+  const count = labelled?.info.shape[0]
+  return { architecture: head.architecture, count, ...meaningOf(meanings, count) }
 }

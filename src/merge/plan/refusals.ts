@@ -13,7 +13,7 @@ const METHODS: Readonly<Record<string, string>> = {
   mxfp4: 'MXFP4 packs 4-bit floats with a shared exponent for each block',
 }
 
-/** What quantizers leave beside a weight: <module> + suffix. */
+/** Tensors that quantizers leave beside a weight: <module> + suffix. */
 const SIGNS: readonly (readonly [suffix: string, method: string])[] = [
   ['.g_idx', 'gptq'],
   ['.qweight', 'gptq or awq'],

@@ -1,5 +1,5 @@
-// Grown vocabularies: after resize_token_embeddings PEFT saves the embeddings whole. They take the base's place with as many rows as
-// they have, and layers on them fit their shape.
+// Grown vocabularies: after resize_token_embeddings PEFT saves the embeddings whole. They take the base's place with as
+// many rows as they have, and layers on them fit their shape.
 
 import { MismatchError } from '../../base/errors.js'
 import { formatShape } from '../../base/tensor.js'
@@ -10,7 +10,7 @@ import { groupOf } from './names/ties.js'
 import { isVocabularyModule } from './names/vocabulary.js'
 
 /** A base, with the vocabulary that adapters give it. */
-export interface ResizedBase {
+interface ResizedBase {
   readonly base: BaseModel
   /** Number of rows; undefined where the base's stays. */
   readonly vocabulary: number | undefined

@@ -9,8 +9,8 @@ import { groupOf, type TieGroup } from './names/ties.js'
 import { isEmbeddingModule } from './names/vocabulary.js'
 
 /**
- * What happens to tied embeddings that an adapter changes. `refuse`: an error. `untie`: the output embedding gets a weight of
- * its own and config.json says so. `keep`: the one weight changes for both uses.
+ * The treatment of tied embeddings that an adapter changes. `refuse`: an error. `untie`: the output embedding gets a
+ * weight of its own and config.json says so. `keep`: the one weight changes for both uses.
  */
 export type TiedPolicy = 'refuse' | 'untie' | 'keep'
 
@@ -43,7 +43,9 @@ export function partedTies({ layers, replacements }: Parts, base: BaseModel): To
   )
 }
 
-/** Tied weights to be untied: those with a layer, and those of which a whole tensor or rows for one use are replaced. */
+/**
+ * Tied weights to be untied: those with a layer, and those of which a whole tensor or rows for one use are replaced.
+ */
 export function untiedTies({ layers, replacements }: Parts, base: BaseModel): TieGroup[] {
   const parting = replacements.filter(({ rows, isTied }) => rows === undefined || !isTied)
   const touched = touchedTies(
@@ -97,7 +99,7 @@ export function refuseUnknownTies(parts: Parts, base: BaseModel, tied: TiedPolic
 
 export function tiedError({ group, tensor }: Touched, { checkpoint }: BaseModel): MismatchError {
   const { members, stored } = group
-  // What is read from the other one is the head, or a part's own embedding.
+  // The member that is read from the other one is the head, or a part's own embedding.
   const where = tensor === members[0] ? members[members.length - 1] : tensor
   const others = members.filter((name) => name !== where)
   return new MismatchError({

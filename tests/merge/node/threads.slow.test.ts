@@ -11,8 +11,10 @@ import { encodeWeights, type WeightDtype } from '../../../src/base/dtype.js'
 import { parseSafetensorsHeader, readTensorF32 } from '../../../src/formats/safetensors.js'
 import { NodeDirectory } from '../../../src/io/node/files.js'
 import type { merge as mergeHere } from '../../../src/node.js'
+import { saveAdapter } from '../../../src/peft/adapter-folder.js'
+import { makeAdapter, openModel } from '../../infer/models.js'
 import { mergeCheckpoint, safetensors } from '../toolkit.js'
-import { fromDisk, MERGE, toDisk } from './disk.js'
+import { digest, fromDisk, MERGE, toDisk } from './disk.js'
 
 const golden = fileURLToPath(new URL('../../golden/kinds', import.meta.url))
 /** But convolutions of groups, which cannot be merged. */
@@ -75,3 +77,22 @@ describe('by threads', () => {
     })
   })
 })
+
+it.each(['tests/golden/models/gpt2-optimum', 'tests/golden/models/phi3-genai'])(
+  'the .onnx of %s has the bytes of one thread',
+  async (base) => {
+    const adapters = path.join(scratch, `${path.basename(base)}-adapter`)
+    const model = await openModel(base)
+    await saveAdapter(makeAdapter(model, /_proj$|c_attn$|c_fc$|lm_head$/), new NodeDirectory(adapters))
+    await model.close()
+    const files = []
+    for (const threads of [1, THREADS]) {
+      const out = path.join(scratch, `${path.basename(base)}-${threads}`)
+      await merge({ base, adapters, out, threads, format: 'onnx' })
+      files.push((await fromDisk(out)).files)
+    }
+    for (const [name, bytes] of files[0]) {
+      if (name !== 'lowrank-merge.json') expect(digest(files[1].get(name)!), name).toBe(digest(bytes))
+    }
+  },
+)

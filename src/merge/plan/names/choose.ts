@@ -1,5 +1,5 @@
-// Which names a checkpoint has for the tensors that adapters name: the adapters' own, those of transformers' table for this type of
-// model, or either with or without the model's first part.
+// Which names a checkpoint has for the tensors that adapters name: the adapters' own, those of transformers' table for
+// this type of model, or either with or without the model's first part.
 
 import type { CheckpointTensor } from '../../../formats/checkpoint.js'
 import { withoutWrapper } from '../../../graph/match/module-names.js'
@@ -9,7 +9,7 @@ import type { NameEntry } from './tables.js'
 type Tensors = ReadonlyMap<string, CheckpointTensor>
 type Naming = (name: string) => StoredForm | undefined
 
-/** What the checkpoint calls the tensors that adapters name. */
+/** The checkpoint's names for the tensors that adapters name. */
 export interface CheckpointNames {
   /** The form of a tensor; undefined where the checkpoint stores it in one that is not implemented. */
   form(name: string): StoredForm | undefined
@@ -18,9 +18,9 @@ export interface CheckpointNames {
 }
 
 /** A tensor that is looked for: the names of which one must be there. */
-export interface WantedTensor {
+interface WantedTensor {
   readonly name: string
-  /** Whether a form of it is in the checkpoint in another way. */
+  /** True if the checkpoint has a form of it in another way. */
   isThere?(stored: string): boolean
 }
 
@@ -28,13 +28,13 @@ export interface WantedTensor {
 const SAMPLE = 48
 
 /** Names as they are. */
-export function asItIs(name: string): StoredForm {
+function asItIs(name: string): StoredForm {
   return { tensors: [name], isTurned: false, share: undefined }
 }
 
 /**
- * Names as they are where all are found so; else by the rules under which most are. The model's first part is added or left out
- * (`transformer.h.0` or `h.0`) where all are found then and there is one way.
+ * Names as they are where all are found so; else by the rules under which most are. The model's first part is added or
+ * left out (`transformer.h.0` or `h.0`) where all are found then and there is one way.
  *
  * @param entries the table's, for this type of model
  */
@@ -54,7 +54,7 @@ export function chooseNames(
   const sample = wanted.filter((_, i) => i % Math.ceil(wanted.length / SAMPLE) === 0)
   const namings = entries.flatMap(namingsOf)
   const sorted = namings.map((naming) => ({ naming, found: count(naming, sample) })).sort((a, b) => b.found - a.found)
-  // What is not stored is called as transformers would store it.
+  // Tensors that are not stored get the names under which transformers would store them.
   const usual = sorted[0]?.naming ?? asItIs
   if (wanted.length === 0 || own === wanted.length) return namesOf([asItIs], usual, tensors)
   const ranked = sorted.slice(0, 3).map(({ naming }) => ({ naming, found: count(naming) }))
@@ -72,7 +72,7 @@ export function chooseNames(
   return namesOf([chosen, asItIs], chosen === asItIs ? usual : chosen, tensors)
 }
 
-/** By the first naming under which a tensor is there, or else as `usual` has it. */
+/** Names by the first naming under which a tensor is there, else by `usual`. */
 function namesOf(namings: readonly Naming[], usual: Naming, tensors: Tensors): CheckpointNames {
   const form = (name: string) => {
     for (const naming of namings) {
@@ -88,7 +88,9 @@ function namesOf(namings: readonly Naming[], usual: Naming, tensors: Tensors): C
   return { form, locate }
 }
 
-/** The ways in which an entry of the table can be meant: of the model with its head or without, and the other way round. */
+/**
+ * The ways in which an entry of the table can be meant: of the model with its head or without, and the other way round.
+ */
 function namingsOf({ rules, prefix, isInside }: NameEntry): Naming[] {
   const both = (own: NameRules): Naming[] => {
     const bare: Naming = (name) => own.form(name)

@@ -1,4 +1,5 @@
-// Layers of a tensor that the checkpoint has in another form than the model: as rows of a larger tensor, in several, or turned.
+// Layers of a tensor that the checkpoint has in another form than the model: as rows of a larger tensor, in several, or
+// turned.
 
 import { MismatchError, UnsupportedError } from '../../../base/errors.js'
 import { formatShape } from '../../../base/tensor.js'
@@ -15,12 +16,12 @@ export interface LayerPart {
   readonly layer: LayerFactors
 }
 
-/** Whether a tensor is there as the model has it, under whatever name. */
+/** True if a tensor is stored as the model has it, under whatever name. */
 export function isPlain({ tensors, isTurned, share }: StoredForm): boolean {
   return tensors.length === 1 && !isTurned && share === undefined && !tensors[0].includes('*')
 }
 
-/** What is thrown for a form that cannot be told as rows, parts or turned matrices. */
+/** The error for a form that is neither rows, nor parts, nor turned matrices. */
 export function unknownForm(tensor: string): UnsupportedError {
   return new UnsupportedError({
     where: tensor,
@@ -56,7 +57,7 @@ export function layersOfForm(
   return joinedLayers(layer, names, tensors)
 }
 
-/** Of rows that are a part of a tensor's. */
+/** The layer of a tensor's rows from a share of them on. */
 function sharedLayer(
   layer: LayerFactors,
   tensor: string,
@@ -78,7 +79,7 @@ function sharedLayer(
   return { ...layer, shape, region: { first: firstRow, count } }
 }
 
-/** Of rows that lie one after the other in several tensors. */
+/** The layers of tensors whose rows, one after the other, are the model's weight. */
 function joinedLayers(layer: LayerFactors, names: readonly string[], tensors: Tensors): LayerPart[] {
   const { isInputMajor, tensor: own } = layer
   const isBias = own === 'bias'
@@ -93,7 +94,7 @@ function joinedLayers(layer: LayerFactors, names: readonly string[], tensors: Te
   throw partsError(layer, names, row)
 }
 
-/** Of a stack of experts, each of which has tensors of its own. */
+/** The layers of a stack of experts, each of which has tensors of its own. */
 function expertLayers(
   layer: LayerFactors,
   { tensors: names, isTurned }: StoredForm,

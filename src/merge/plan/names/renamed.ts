@@ -1,4 +1,5 @@
-// What a merge found under other names than the adapters', by patterns: a model has thousands of tensors, but few kinds of them.
+// Tensors that a merge found under other names than the adapters', by patterns: a model has thousands of tensors, but
+// few kinds of them.
 
 import type { CheckpointNames } from './choose.js'
 

@@ -1,13 +1,19 @@
-// What a checkpoint calls the tensors of a model, by rules for beginnings of names. transformers renames modules when it loads a
-// checkpoint, and back when it saves one; some weights it joins, cuts or turns besides (its conversion_mapping).
+// The names of a model's tensors in a checkpoint, by rules for beginnings of names. transformers renames modules when
+// it loads a checkpoint, and back when it saves one; some weights it joins, cuts or turns besides (its
+// conversion_mapping).
 
-/** Where a checkpoint has a tensor of a model. */
+/** The place of a model's tensor in a checkpoint. */
 export interface StoredForm {
-  /** The rows of the first, then those of the next. `*` in a name is the number of an expert, which has a tensor of its own. */
+  /**
+   * The rows of the first, then those of the next. `*` in a name is the number of an expert, which has a tensor of its
+   * own.
+   */
   readonly tensors: readonly string[]
   /** Each matrix is stored the other way round than the model holds it. */
   readonly isTurned: boolean
-  /** The tensor has more than this: its rows from first/total on, rows/total of them. Undefined: all are the model's. */
+  /**
+   * The tensor has more than this: its rows from first/total on, rows/total of them. Undefined: all are the model's.
+   */
   readonly share: { readonly first: number; readonly rows: number; readonly total: number } | undefined
 }
 
@@ -16,13 +22,15 @@ const UNKNOWN_FORM = '!'
 
 interface Node {
   readonly children: Map<string, Node>
-  /** What is stored for names that begin so. */
+  /** The stored name for names that begin so. */
   stored: string | undefined
 }
 
 const NUMBER = /^\d+$/
 
-/** Rules `name>stored`: of the beginnings of a name, in whole parts between dots, the longest counts; `#` is any number. */
+/**
+ * Rules `name>stored`: of the beginnings of a name, in whole parts between dots, the longest counts; `#` is any number.
+ */
 export class NameRules {
   readonly #root: Node = { children: new Map(), stored: '' }
   readonly #rules: readonly (readonly [name: string, stored: string])[]
@@ -82,7 +90,10 @@ function longest(node: Node, parts: readonly string[], depth: number, numbers: r
   return found.reduce((best, other) => (other.depth > best.depth ? other : best), own)
 }
 
-/** A text of rules as the generated tables have it: each side of a line shares so many characters (base 36) with the line before. */
+/**
+ * A text of rules as the generated tables have it: each side of a line shares so many characters (base 36) with the
+ * line before.
+ */
 export function parseRules(text: string): NameRules {
   let before: readonly string[] = ['', '']
   const rules = text.split('\n').map((line) => {

@@ -1,5 +1,5 @@
-// The generated tables of transformers' models by their type: names in checkpoints, tied weights, heads. Loaded when a base is merged
-// into or looked at: they are the larger part of what that takes.
+// The generated tables of transformers' models by their type: names in checkpoints, tied weights, heads. Loaded when a
+// base is merged into or looked at: they are the larger part of what that takes.
 
 import { type NameRules, parseRules } from './rules.js'
 
@@ -18,31 +18,31 @@ export interface ModelTie {
   readonly source: string
   /** The way in config.json to the part whose tie_word_embeddings says so. */
   readonly path: readonly string[]
-  /** What holds where that is not there. */
+  /** The setting if config.json has none. */
   readonly isDefault: boolean
 }
 
-/** What a model with a head for a task has that a pretrained one need not have. */
+/** Tensors that a model with a head for a task has, and a pretrained one need not have. */
 export interface ModelHead {
-  /** Of config.json's architectures. */
+  /** The entry in config.json's architectures. */
   readonly architecture: string
   readonly tensors: readonly string[]
-  /** Those with a row for each label. */
+  /** The tensors with a row for each label. */
   readonly labelled: readonly string[]
 }
 
-/** What is known of transformers' models. */
+/** The tables of transformers' models. */
 export interface ModelTables {
   isKnown(modelType: string): boolean
   names(modelType: string): readonly NameEntry[]
-  /** By the beginning of its name. */
+  /** True if the name of the class begins as those of this type do. */
   isClassOf(name: string, modelType: string): boolean
-  /** By class, in the order of the table. */
+  /** Ties by class, in the order of the table. */
   ties(modelType: string): ReadonlyMap<string, readonly ModelTie[]>
   head(modelType: string, task: string): ModelHead | undefined
 }
 
-/** What the generated file holds; the script that makes it says how to read it. */
+/** The content of the generated file. The script that makes it says how to read it. */
 interface GeneratedTables {
   readonly rules: readonly string[]
   readonly names: Readonly<Record<string, string>>
@@ -65,7 +65,7 @@ export function loadTables(): Promise<ModelTables> {
   return loading
 }
 
-/** What the list of types says of one. */
+/** An entry of the list of types. */
 interface TypeEntry {
   /** Names of its classes begin so. */
   readonly stem: string
@@ -127,7 +127,9 @@ function whole(name: string, { prefix }: TypeEntry): string {
   return name.startsWith('$.') ? prefix + name.slice(1) : name
 }
 
-/** `3`, `3=vit` for rules of what follows `vit.`, `3~model` for rules of whole names beside which the prefix is known. */
+/**
+ * `3`, `3=vit` for rules of what follows `vit.`, `3~model` for rules of whole names beside which the prefix is known.
+ */
 function nameEntry(text: string, rulesAt: (index: number) => NameRules): NameEntry {
   const [, index, kind, prefix = ''] = /^(\d+)([=~])?(.*)$/.exec(text)!
   return { rules: rulesAt(Number(index)), prefix, isInside: kind === '=' }

@@ -16,7 +16,7 @@ export interface TieGroup {
   readonly path: readonly string[]
 }
 
-/** What is known of a base's tied weights. */
+/** The tied weights of a base. */
 export interface Ties {
   readonly groups: readonly TieGroup[]
   /** False for models that the tables do not have: then nothing but names tells. */
@@ -55,7 +55,10 @@ export function groupOf({ groups }: Ties, tensor: string): TieGroup | undefined 
   return groups.find(({ members }) => members.includes(tensor))
 }
 
-/** Of the class that config.json names; where the table has none of that name, of the one that most of the checkpoint fits. */
+/**
+ * The ties of the class that config.json names. If the table has no such class: of the one that the checkpoint fits
+ * best.
+ */
 function tiesOf(
   byClass: ReadonlyMap<string, readonly ModelTie[]>,
   config: Config,
@@ -75,7 +78,10 @@ function tiesOf(
 const HEADLESS =
   /(Model|Encoder|Backbone|For(Sequence|Token|Image|Audio|Video)Classification|For(QuestionAnswering|MultipleChoice|Retrieval|CTC|ObjectDetection|SemanticSegmentation))$/
 
-/** By its name, as all that have one are in the table but for those with custom code. */
+/**
+ * True if the name of a class says that it has no output embedding. Classes with one are in the table, unless their
+ * code is custom.
+ */
 function isHeadless(architecture: string): boolean {
   return HEADLESS.test(architecture) && !/LMHead|DoubleHeads|EncoderDecoder/.test(architecture)
 }
@@ -88,7 +94,7 @@ function tieSettingAt(config: Config, path: readonly string[]): boolean | undefi
   return typeof value === 'boolean' ? value : undefined
 }
 
-/** Whether config.json says of no part that it is tied, and of one that it is not. */
+/** True if config.json says of a part that it is not tied, and of none that it is. */
 function isUntied(config: Config): boolean {
   const said = [tieSettingAt(config, []), tieSettingAt(config, ['text_config'])]
   return said.includes(false) && !said.includes(true)

@@ -1,4 +1,5 @@
-// Modules with a row for each token, by the names that most models give them: for hints, and where a model's type says nothing.
+// Modules with a row for each token, by the names that most models give them: for hints, and where a model's type says
+// nothing.
 
 import { isHeadModule } from '../../../peft/tied.js'
 

@@ -1,0 +1,59 @@
+"""Decoders of onnxruntime-genai whose caches are of another kind than Llama's, with PyTorch's logits, alone and with an adapter.
+
+    genai_decoders.py [--out tests/golden/genai-decoders]
+
+`lfm2` keeps the last inputs of its convolutions, and its modules have Llama's names in the graph. `gemma2` has caches of sliding windows.
+"""
+import argparse
+import pathlib
+import tempfile
+
+import torch
+
+import exporters
+from common import GOLDEN, adapt, fresh, last_logits, save_adapter, save_tensors
+
+SEED = 37
+IDS = [[5, 17, 40, 3, 99, 64], [7, 7, 81, 12, 100, 26]]
+SPECIAL = {"vocab_size": 128, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2, "num_hidden_layers": 2, "intermediate_size": 48,
+           "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 128}
+
+
+def lfm2_config():
+    from transformers import Lfm2Config
+    return Lfm2Config(**SPECIAL, hidden_size=32, layer_types=["conv", "full_attention"], conv_L_cache=3, block_auto_adjust_ff_dim=False,
+                      tie_word_embeddings=True)
+
+
+def gemma2_config():
+    """The builder rounds the root of the hidden size to two digits: 6 is exact."""
+    from transformers import Gemma2Config
+    return Gemma2Config(**SPECIAL, hidden_size=36, head_dim=16, sliding_window=64, query_pre_attn_scalar=16)
+
+
+exporters.BASES.update({"lfm2": (lfm2_config, {}), "gemma2": (gemma2_config, {})})
+TARGETS = {"lfm2": ["q_proj", "w1", "w2", "in_proj"], "gemma2": ["q_proj", "down_proj"]}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=pathlib.Path, default=GOLDEN / "genai-decoders")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    out = fresh(args.out)
+    for name, targets in TARGETS.items():
+        with tempfile.TemporaryDirectory() as work:
+            source, exported = pathlib.Path(work) / f"tiny-{name}", pathlib.Path(work) / "exported"
+            exporters.save_base(name, source)
+            exporters.genai()(source, exported, args)
+            exporters.shape_like_hub(source, exported, out / name)
+        for unread in ("tokenizer.json", "tokenizer_config.json", "genai_config.json", "generation_config.json"):  # no text is read
+            (out / name / unread).unlink(missing_ok=True)
+        adapted = adapt(exporters.build(name), SEED, 0.3, name=f"tiny-{name}", r=2, lora_alpha=4, target_modules=targets)
+        save_adapter(adapted, fresh(out / name / "golden") / "adapter")
+        save_tensors(out / name / "golden/logits.safetensors",
+                     {"base": last_logits(exporters.build(name), IDS), "adapted": last_logits(adapted, IDS)})
+
+
+if __name__ == "__main__":
+    main()

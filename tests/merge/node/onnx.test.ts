@@ -1,0 +1,72 @@
+// Merges of .onnx models into paths: in shares, going on after a stop, and into the same bytes as from folder to folder.
+
+import { existsSync } from 'node:fs'
+import { mkdtemp, rm } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import path from 'node:path'
+import { afterEach, beforeEach, expect, it } from 'vitest'
+import { MemoryDirectory } from '../../../src/base/bytes.js'
+import { merge as mergeFolders } from '../../../src/merge/merge.js'
+import { merge, planMerge } from '../../../src/node.js'
+import { graphsFolder } from '../../several-graphs.js'
+import { digest, fromDisk, partialFiles, partialsOf, weights } from './disk.js'
+
+const BASE = graphsFolder('t5')
+const ADAPTER = path.join(BASE, 'golden', 'adapter')
+const GRAPHS = ['onnx/decoder_model_merged.onnx', 'onnx/encoder_model.onnx']
+const here = { base: BASE, adapters: ADAPTER, format: 'onnx', threads: 1 } as const
+
+let folder: string
+let out: string
+beforeEach(async () => {
+  folder = await mkdtemp(path.join(tmpdir(), 'lowrank-onnx-'))
+  out = path.join(folder, 'out')
+})
+afterEach(() => rm(folder, { recursive: true, force: true }))
+
+/** What the same merge writes from folder to folder, by digest. */
+async function expected(): Promise<Map<string, string>> {
+  const into = new MemoryDirectory({}, 'out')
+  const [directory, adapters] = [await fromDisk(BASE), await fromDisk(ADAPTER)]
+  await mergeFolders({ base: { directory }, adapters, format: 'onnx', out: into, reproducible: true })
+  return new Map([...into.files].map(([name, bytes]): [string, string] => [name, digest(bytes)]).sort())
+}
+
+it('shares make a graph each, and the last one publishes', async () => {
+  const first = await merge({ ...here, out, share: { index: 1, count: 2 } })
+  expect(first.missing).toEqual([GRAPHS[0]])
+  expect(existsSync(out)).toBe(false)
+  const last = await merge({ ...here, out, share: { index: 0, count: 2 } })
+  expect(last.missing).toBeUndefined()
+  expect(new Set([...first.layers, ...last.layers].map(({ name }) => name))).toEqual(
+    new Set((await planMerge({ ...here, out: path.join(folder, 'plan') })).layers.map(({ name }) => name)),
+  )
+  const [got, want] = [await weights(out), await expected()]
+  for (const graph of GRAPHS) expect(got.get(graph)).toBe(want.get(graph))
+})
+
+it('goes on with the finished graph when it is called again', async () => {
+  await merge({ ...here, out, reproducible: true, share: { index: 0, count: 2 } })
+  expect(await partialFiles(out)).toContain('onnx')
+  const written: number[] = []
+  const report = await merge({
+    ...here,
+    out,
+    reproducible: true,
+    onProgress: ({ keptBytes }) => written.push(keptBytes!),
+  })
+  expect(written.every((bytes) => bytes > 0)).toBe(true)
+  expect(report.layers.some(({ relativeChange }) => relativeChange === null)).toBe(true)
+  expect(report.layers.some(({ relativeChange }) => relativeChange !== null)).toBe(true)
+  expect(await weights(out)).toEqual(await expected())
+  expect(await partialsOf(out)).toEqual([])
+})
+
+it('the plan computes nothing, and knows every size', async () => {
+  const plan = await planMerge({ ...here, out })
+  const report = await merge({ ...here, out, reproducible: true })
+  expect(plan.files.map(({ name }) => name).sort()).toEqual([...GRAPHS].sort())
+  const { files } = await fromDisk(out)
+  for (const { name, byteLength } of plan.files) expect(files.get(name)!.byteLength).toBe(byteLength)
+  expect(plan).toMatchObject({ tensors: report.tensors, changed: report.changed, copied: report.copied })
+})
