@@ -243,8 +243,8 @@ export function nearMisses(name: string, candidates: Iterable<string>, limit = 3
     .map(({ candidate }) => candidate)
 }
 
-/** Levenshtein's. */
-function editDistance(a: string, b: string): number {
+/** Levenshtein's distance: letters to change, add or leave out. */
+export function editDistance(a: string, b: string): number {
   const row = Uint16Array.from({ length: b.length + 1 }, (_, j) => j)
   for (let i = 0; i < a.length; i++) {
     let diagonal = row[0]

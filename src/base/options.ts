@@ -1,19 +1,21 @@
-// Checks of values that callers in plain JavaScript give: options by a table that has the same keys as their type, so
-// that the two cannot drift, and arguments by kind. A misspelled option is an error with a near miss; nothing is
-// ignored in silence.
+// Checks of what callers hand over. Tables of options are made from their types (scripts/generate/options.mjs). A misspelled option is
+// an error that says what was meant; nothing is ignored in silence.
 
-import { ConfigError, nearMisses } from './errors.js'
+import { ConfigError } from './errors.js'
+import { meantBy } from './synonyms.js'
 
-/** The values that an option takes. */
+/** A kind of values: what an option or an argument may be. */
 export interface Kind {
   /** For messages: `an integer of at least 1`. */
   readonly expected: string
-  /** All that it takes, where that is a few words: a near miss is looked for among them. */
+  /** All words that it takes, if that is a few words. */
   readonly words?: readonly string[]
+  /** True for an option that must be given. */
+  readonly isRequired?: boolean
   accepts(value: unknown): boolean
 }
 
-/** The kinds of all options of `T`: a missing or an additional key does not compile. */
+/** What each option of `T` may be: made from the type by scripts/generate/options.mjs. */
 export type OptionTable<T> = { readonly [K in keyof Required<T>]: Kind }
 
 /** A kind of value. */
@@ -30,23 +32,50 @@ export function hasMethods(value: unknown, ...methods: readonly (string | symbol
   return methods.every((name) => typeof (value as Record<string | symbol, unknown>)[name] === 'function')
 }
 
+const RANGE =
+  /^(a number|a finite number|an integer|a safe integer)(?: of at least (-?[\d.]+)| above (-?[\d.]+)| in ([[(])(.+), (.+)([\])]))?(, or Infinity)?$/
+
+/**
+ * A number as the text says: `a safe integer`, `an integer of at least 1`, `a finite number above 0`, `a number in (0, 1]`. NaN is none.
+ *
+ * @throws Error for a text of another form
+ */
+export function ranged(expected: string): Kind {
+  const [, noun, least, above, open, from, to, close, orInfinity] = RANGE.exec(expected) ?? []
+  if (noun === undefined) throw new Error(`not a range: ${expected}`)
+  const low = Number(least ?? above ?? from ?? Number.NEGATIVE_INFINITY)
+  const high = Number(to ?? Number.POSITIVE_INFINITY)
+  const isAbove = (value: number) => (above !== undefined || open === '(' ? value > low : value >= low)
+  const isBelow = (value: number) => (close === ')' ? value < high : value <= high)
+  const isNumber = noun.endsWith('integer') ? Number.isSafeInteger : noun === 'a number' ? isReal : Number.isFinite
+  return kind(expected, (value) => {
+    if (orInfinity !== undefined && value === Number.POSITIVE_INFINITY) return true
+    return isNumber(value) && isAbove(value as number) && isBelow(value as number)
+  })
+}
+
+function isReal(value: unknown): boolean {
+  return typeof value === 'number' && !Number.isNaN(value)
+}
+
 export const STRING = kind('text', (value) => typeof value === 'string')
 export const NAME = kind('text that is not empty', (value) => typeof value === 'string' && value !== '')
 export const BOOLEAN = kind('true or false', (value) => typeof value === 'boolean')
 export const FUNCTION = kind('a function', (value) => typeof value === 'function')
 export const OBJECT = kind('an object', isObject)
-export const COUNT = kind('an integer of at least 1', (value) => Number.isSafeInteger(value) && (value as number) >= 1)
-export const INTEGER = kind('a safe integer', Number.isSafeInteger)
+export const INTEGER = ranged('a safe integer')
+export const COUNT = ranged('an integer of at least 1')
 export const SIGNAL = kind('an AbortSignal', (value) => isObject(value) && typeof value.aborted === 'boolean')
 
-/** A number that `accepts` takes; NaN never is one. */
-export function numberKind(expected: string, accepts: (value: number) => boolean): Kind {
-  return kind(expected, (value) => typeof value === 'number' && !Number.isNaN(value) && accepts(value))
+/** One of these words, or of these numbers. */
+export function oneOf(...values: readonly (string | number)[]): Kind {
+  const words = values.filter((value) => typeof value === 'string')
+  return { ...kind(values.join(', '), (value) => values.includes(value as string)), words }
 }
 
-/** One of these words. */
-export function oneOf(...values: readonly string[]): Kind {
-  return { ...kind(values.join(', '), (value) => values.includes(value as string)), words: values }
+/** A kind of an option that must be given. */
+export function needed(one: Kind): Kind {
+  return { ...one, isRequired: true }
 }
 
 /** A list of such values. */
@@ -66,47 +95,46 @@ export function orNull({ expected, accepts }: Kind): Kind {
   return kind(`${expected}, or null`, (value) => value === null || accepts(value))
 }
 
-/** The table that the options of a function are checked against. */
-export interface OptionRules<T> {
-  /** The function's name, for messages. */
-  readonly of: string
-  readonly table: OptionTable<T>
-  /** Options that must be there. */
-  readonly required?: readonly (keyof T & string)[]
-  /** Options whose own settings are easily written one level too high: `rank` beside `config`. */
+/** Where options are that are easily given in another place. */
+export interface Elsewhere {
+  /** An option that is an object, and its own settings: `rank` beside `config`. */
   readonly nested?: Readonly<Record<string, readonly string[]>>
-  /** Options of other functions that are easily given to this one: name → where it belongs, as one sentence. */
+  /** Options of other functions: name → where it belongs, as one sentence. */
   readonly elsewhere?: Readonly<Record<string, string>>
 }
 
 /**
- * Checks a function's options. Undefined stands for none, unless some are required.
+ * Checks the options of a function, or of another thing that `of` names. Undefined stands for none, unless some must be given.
  *
  * @throws ConfigError naming the first option that is unknown, missing or of another kind
  */
-export function checkOptions<T extends object>(options: unknown, rules: OptionRules<T>): asserts options is T {
-  const { of, table, required = [], nested = {}, elsewhere = {} } = rules
+export function checkOptions<T extends object>(
+  options: unknown,
+  of: string,
+  table: OptionTable<T>,
+  elsewhere: Elsewhere = {},
+): asserts options is T {
   const given = options === undefined ? {} : options
+  const kinds = Object.entries<Kind>(table)
+  const names = Object.keys(table)
   if (!isObject(given)) {
     throw new ConfigError({
       where: `options of ${of}`,
       what: 'not valid',
-      expected: `an object with ${Object.keys(table).slice(0, 5).join(', ')}${Object.keys(table).length > 5 ? ', …' : ''}`,
+      expected: `an object with ${names.slice(0, 5).join(', ')}${names.length > 5 ? ', …' : ''}`,
       got: describe(options),
     })
   }
-  const names = Object.keys(table)
-  for (const name of Object.keys(given)) {
-    if (!Object.hasOwn(table, name)) throw unknownOption(name, { of, names, nested, elsewhere })
-  }
-  for (const name of names) {
+  const unknown = Object.keys(given).find((name) => !Object.hasOwn(table, name))
+  if (unknown !== undefined) throw unknownOption(unknown, of, names, elsewhere)
+  for (const [name, one] of kinds) {
     const value = given[name]
-    if (value !== undefined) checkArgument(value, table[name as keyof T], name)
-    else if (required.includes(name as keyof T & string)) {
+    if (value !== undefined) checkArgument(value, one, name)
+    else if (one.isRequired) {
       throw new ConfigError({
         where: name,
         what: `missing: ${of} needs it`,
-        expected: table[name as keyof T].expected,
+        expected: one.expected,
         ...(options === undefined && { got: 'no options' }),
       })
     }
@@ -116,37 +144,25 @@ export function checkOptions<T extends object>(options: unknown, rules: OptionRu
 /** @throws ConfigError naming the argument when the value is of another kind */
 export function checkArgument(value: unknown, { expected, words = [], accepts }: Kind, where: string): void {
   if (accepts(value)) return
-  const near = typeof value === 'string' ? nearMisses(value, words, 1)[0] : undefined
-  const hint = near === undefined ? undefined : `Did you mean ${near}?`
+  const meant = typeof value === 'string' ? meantBy(value, words) : undefined
+  const hint = meant === undefined ? undefined : `Did you mean ${meant}?`
   throw new ConfigError({ where, what: 'not valid', expected, got: describe(value), ...(hint && { hint }) })
 }
 
-/** The message about a name that is none of the known ones. */
+/** The error for an option that there is not. */
 export function unknownOption(
   name: string,
-  {
-    of,
-    names,
-    nested = {},
-    elsewhere = {},
-  }: { of: string; names: readonly string[] } & Pick<OptionRules<object>, 'nested' | 'elsewhere'>,
+  of: string,
+  names: readonly string[],
+  { nested = {}, elsewhere = {} }: Elsewhere = {},
 ): ConfigError {
   const inner = new Map(
-    Object.entries(nested ?? {}).flatMap(([group, list]) => list.map((one) => [one, `${group}.${one}`])),
+    Object.entries(nested).flatMap(([group, list]) => list.map((one) => [one, `${group}.${one}`] as const)),
   )
-  const spelled = (other: string) => other.replaceAll(/[-_]/g, '').toLowerCase()
-  const all = [...names, ...inner.keys()]
-  const near = all.find((one) => spelled(one) === spelled(name)) ?? nearMisses(name, all, 1)[0]
-  const meant = names.includes(near) ? near : inner.get(near)
-  return new ConfigError({
-    where: name,
-    what: `${of} has no such option`,
-    hint:
-      elsewhere[name] ??
-      (meant === undefined
-        ? `There ${names.length === 1 ? 'is' : 'are'} ${names.join(', ') || 'none'}`
-        : `Did you mean ${meant}?`),
-  })
+  const meant = meantBy(name, [...names, ...inner.keys()])
+  const known = `There ${names.length === 1 ? 'is' : 'are'} ${names.join(', ') || 'none'}`
+  const hint = meant === undefined ? known : `Did you mean ${names.includes(meant) ? meant : inner.get(meant)}?`
+  return new ConfigError({ where: name, what: `${of} has no such option`, hint: elsewhere[name] ?? hint })
 }
 
 /** A value in a few words, for messages. */

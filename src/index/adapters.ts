@@ -2,22 +2,18 @@
 
 import { writeTogether } from '../base/bytes.js'
 import { ConfigError, UnsupportedError } from '../base/errors.js'
-import { BOOLEAN, checkArgument, checkOptions, FUNCTION, kind, NAME, type OptionTable, oneOf } from '../base/options.js'
+import { checkArgument, checkOptions } from '../base/options.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import type { BaseWeights } from '../lora/init/to-plain.js'
 import type { SaveOptions } from '../peft/adapter-folder.js'
 import type { LoadOptions } from '../peft/open.js'
-import { openFolder, openSource, openTarget, SOURCE, type Source, type Target } from './sources.js'
-
-/** An adapter in memory. */
-export const ADAPTER = kind('a LoraAdapter', (value) => value instanceof LoraAdapter)
-
-const LOAD_OPTIONS: OptionTable<LoadOptions> = { name: NAME, strict: BOOLEAN }
-const SAVE_OPTIONS: OptionTable<SaveOptions> = { dtype: oneOf('fp32', 'fp16', 'bf16') }
+import { LOAD_OPTIONS, SAVE_OPTIONS, TO_PLAIN_OPTIONS } from './gen/options.js'
+import { ADAPTER, ADAPTER_SOURCE } from './kinds.js'
+import { openFolder, openSource, openTarget, type Source, type Target } from './sources.js'
 
 /** See the entry. */
 export async function loadAdapter(source: Source, options: LoadOptions = {}): Promise<LoraAdapter> {
-  checkOptions(options, { of: 'loadAdapter', table: LOAD_OPTIONS })
+  checkOptions(options, 'loadAdapter', LOAD_OPTIONS)
   const directory = await openFolder(source, 'source')
   return (await import('../peft/adapter-folder.js')).loadAdapter(directory, options)
 }
@@ -25,7 +21,7 @@ export async function loadAdapter(source: Source, options: LoadOptions = {}): Pr
 /** See the entry. */
 export async function saveAdapter(adapter: LoraAdapter, target: Target, options: SaveOptions = {}): Promise<void> {
   checkArgument(adapter, ADAPTER, 'adapter')
-  checkOptions(options, { of: 'saveAdapter', table: SAVE_OPTIONS })
+  checkOptions(options, 'saveAdapter', SAVE_OPTIONS)
   const directory = openTarget(target, 'target')
   const peft = await import('../peft/adapter-folder.js')
   return writeTogether(directory, (folder) => peft.saveAdapter(adapter, folder, options))
@@ -42,14 +38,9 @@ export interface ToPlainOptions {
   initial?: Source | LoraAdapter | undefined
 }
 
-const TO_PLAIN_OPTIONS: OptionTable<ToPlainOptions> = {
-  base: kind(`${SOURCE.expected}, or a function`, (value) => SOURCE.accepts(value) || FUNCTION.accepts(value)),
-  initial: kind(`${SOURCE.expected}, or a LoraAdapter`, (value) => SOURCE.accepts(value) || ADAPTER.accepts(value)),
-}
-
 /** See the entry. */
 export async function toPlain(adapter: Source | LoraAdapter, options: ToPlainOptions): Promise<LoraAdapter> {
-  checkOptions(options, { of: 'toPlain', table: TO_PLAIN_OPTIONS })
+  checkOptions(options, 'toPlain', TO_PLAIN_OPTIONS)
   const { base, initial } = options ?? {}
   if ((base === undefined) === (initial === undefined)) {
     throw new ConfigError({
@@ -82,12 +73,7 @@ async function plainOf(opened: LoraAdapter, { base, initial }: ToPlainOptions): 
 /** An adapter in memory, or the one in a source. */
 export async function openAdapter(adapter: Source | LoraAdapter, where: string): Promise<LoraAdapter> {
   if (adapter instanceof LoraAdapter) return adapter
-  if (!SOURCE.accepts(adapter))
-    checkArgument(
-      adapter,
-      kind(`a LoraAdapter, ${SOURCE.expected}`, () => false),
-      where,
-    )
+  checkArgument(adapter, ADAPTER_SOURCE, where)
   const directory = await openFolder(adapter, where)
   return (await import('../peft/adapter-folder.js')).loadAdapter(directory)
 }

@@ -2,11 +2,11 @@
 
 import type { ByteSource, Directory } from '../base/bytes.js'
 import type { BlobLike } from '../base/globals.js'
-import { hasMethods, kind } from '../base/options.js'
-import { isDataSource } from '../data/source.js'
+import { hasMethods } from '../base/options.js'
 import { BlobSource } from '../io/web/files.js'
 import type { TextRecord } from '../text/records.js'
 import type { TrainingData } from '../train/options.js'
+import { isBlob, isPath } from './kinds.js'
 import { platform } from './platform.js'
 
 /** A file of records, or a folder of such files: its path (not in browsers), a Blob such as a picked File, or one that is open. */
@@ -17,15 +17,6 @@ export type DataRecord = TextRecord | Readonly<Record<string, unknown>>
 
 /** Records, or files of them: JSONL, JSON, CSV, TSV, Parquet, text. */
 export type Data = DataFile | readonly DataFile[] | Iterable<DataRecord> | AsyncIterable<DataRecord>
-
-const isBlob = (value: unknown): value is Blob => hasMethods(value, 'slice', 'arrayBuffer')
-const isPath = (value: unknown): value is string => typeof value === 'string' && value !== ''
-
-/** {@link Data}. */
-export const DATA = kind(
-  'records, or the path of a file or folder of them',
-  (value) => isPath(value) || isBlob(value) || isDataSource(value),
-)
 
 /** Opens the files that the data names. `onOpen` hears of each, since it is to be closed. */
 export async function openData(data: Data, where: string, onOpen: (file: ByteSource) => void): Promise<TrainingData> {

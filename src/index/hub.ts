@@ -1,20 +1,11 @@
 // How this program loads what is not on its machine: said once, for all calls.
 
-import { ConfigError } from '../base/errors.js'
-import { checkOptions, FUNCTION, kind, NAME, type OptionTable } from '../base/options.js'
+import { checkOptions } from '../base/options.js'
 import type { RemoteOptions } from '../io/hub/directory.js'
+import { HUB_OPTIONS } from './gen/options.js'
 
 /** Options of {@link configureHub}. */
 export type HubOptions = Pick<RemoteOptions, 'endpoint' | 'token' | 'onDownload' | 'onWarning'>
-
-const ENDPOINT = kind('an address such as https://huggingface.co', (value) => /^https?:\/\/[^/]/.test(String(value)))
-
-const OPTIONS: OptionTable<HubOptions> = {
-  endpoint: ENDPOINT,
-  token: NAME,
-  onDownload: FUNCTION,
-  onWarning: FUNCTION,
-}
 
 let current: HubOptions = {}
 
@@ -29,11 +20,8 @@ let current: HubOptions = {}
  * })
  */
 export function configureHub(options: HubOptions = {}): void {
-  checkOptions(options, { of: 'configureHub', table: OPTIONS })
+  checkOptions(options, 'configureHub', HUB_OPTIONS)
   const { endpoint } = options
-  if (endpoint !== undefined && !URL.canParse(endpoint)) {
-    throw new ConfigError({ where: 'endpoint', what: 'not valid', expected: ENDPOINT.expected, got: endpoint })
-  }
   current = { ...current, ...options, ...(endpoint !== undefined && { endpoint: endpoint.replace(/\/+$/, '') }) }
 }
 

@@ -1,49 +1,18 @@
 // Starts of layers that are computed from data. The code loads with the first call.
 
-import {
-  BOOLEAN,
-  COUNT,
-  checkArgument,
-  checkOptions,
-  FUNCTION,
-  hasMethods,
-  kind,
-  numberKind,
-  type OptionTable,
-  oneOf,
-} from '../base/options.js'
+import { checkArgument, checkOptions, FUNCTION, hasMethods, kind } from '../base/options.js'
 import type { Matrix, MatrixLike } from '../base/tensor.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { CordaOptions, EvaOptions, LoftqOptions, LoraGaOptions } from '../lora/init/data-inits.js'
 import { LoraLayer } from '../lora/layer.js'
-import { ADAPTER } from './adapters.js'
+import { CORDA_OPTIONS, EVA_OPTIONS, LOFTQ_OPTIONS, LORA_GA_OPTIONS } from './gen/options.js'
+import { ADAPTER } from './kinds.js'
 
 const LAYER = kind('a LoraLayer', (value) => value instanceof LoraLayer)
 
 const INPUTS = kind('[name, inputs] of each layer, such as the entries of a Map', (value) =>
   hasMethods(value, Symbol.iterator),
 )
-
-const ABOVE_ZERO = numberKind('a finite number above 0', (value) => value > 0 && Number.isFinite(value))
-
-const LORA_GA: OptionTable<LoraGaOptions> = {
-  direction: oneOf('ArBr', 'A2rBr', 'ArB2r', 'random'),
-  scale: oneOf('stable', 'weight-svd', 'gd-scale', 'unit'),
-  gamma: ABOVE_ZERO,
-}
-
-const CORDA: OptionTable<CordaOptions> = {
-  method: oneOf('ipm', 'kpm'),
-  damping: numberKind('a finite number of 0 or more', (value) => value >= 0 && Number.isFinite(value)),
-}
-
-const LOFTQ: OptionTable<LoftqOptions> = { iterations: COUNT }
-
-const EVA: OptionTable<EvaOptions> = {
-  rho: numberKind('a number of at least 1', (value) => value >= 1),
-  whiten: BOOLEAN,
-  adjustAlpha: BOOLEAN,
-}
 
 /**
  * LoRA-GA (Wang et al. 2024, arXiv 2407.05000): A and B come from the singular vectors of the loss's gradient by W (d, k). The base
@@ -58,7 +27,7 @@ const EVA: OptionTable<EvaOptions> = {
  */
 export async function loraGaInitialize(layer: LoraLayer, gradient: MatrixLike, options?: LoraGaOptions): Promise<void> {
   checkArgument(layer, LAYER, 'layer')
-  checkOptions(options, { of: 'loraGaInitialize', table: LORA_GA })
+  checkOptions(options, 'loraGaInitialize', LORA_GA_OPTIONS)
   return (await import('../lora/init/data-inits.js')).loraGaInitialize(layer, gradient, options)
 }
 
@@ -76,7 +45,7 @@ export async function loraGaInitialize(layer: LoraLayer, gradient: MatrixLike, o
  */
 export async function cordaInitialize(layer: LoraLayer, covariance: MatrixLike, options?: CordaOptions): Promise<void> {
   checkArgument(layer, LAYER, 'layer')
-  checkOptions(options, { of: 'cordaInitialize', table: CORDA })
+  checkOptions(options, 'cordaInitialize', CORDA_OPTIONS)
   return (await import('../lora/init/data-inits.js')).cordaInitialize(layer, covariance, options)
 }
 
@@ -102,7 +71,7 @@ export async function loftqInitialize(
 ): Promise<void> {
   checkArgument(layer, LAYER, 'layer')
   checkArgument(quantize, FUNCTION, 'quantize')
-  checkOptions(options, { of: 'loftqInitialize', table: LOFTQ })
+  checkOptions(options, 'loftqInitialize', LOFTQ_OPTIONS)
   return (await import('../lora/init/data-inits.js')).loftqInitialize(layer, quantize, options)
 }
 
@@ -127,6 +96,6 @@ export async function evaInitialize(
 ): Promise<LoraAdapter> {
   checkArgument(adapter, ADAPTER, 'adapter')
   checkArgument(inputs, INPUTS, 'inputs')
-  checkOptions(options, { of: 'evaInitialize', table: EVA })
+  checkOptions(options, 'evaInitialize', EVA_OPTIONS)
   return (await import('../lora/init/data-inits.js')).evaInitialize(adapter, inputs, options)
 }

@@ -2,15 +2,15 @@
 
 import type { Directory } from '../base/bytes.js'
 import { ConfigError, FileError, listed } from '../base/errors.js'
-import { BOOLEAN, checkOptions, type OptionTable } from '../base/options.js'
+import { checkOptions } from '../base/options.js'
 import { elementCount } from '../base/tensor.js'
 import { type DtypeChoice, defaultGraphs } from '../graph/graph-file.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import type { FitReport } from '../merge/fit.js'
 import type { AdapterReport } from '../peft/inspect.js'
+import { INSPECT_OPTIONS } from './gen/options.js'
 import type { OnnxContents } from './inspect-onnx.js'
-import { DTYPE } from './model.js'
-import { openSource, SOURCE, type Source } from './sources.js'
+import { openSource, type Source } from './sources.js'
 
 /** Content of a safetensors checkpoint. */
 export interface CheckpointContents {
@@ -44,16 +44,9 @@ export interface InspectOptions {
   dtype?: DtypeChoice | undefined
 }
 
-const OPTIONS: OptionTable<InspectOptions> = {
-  base: SOURCE,
-  relativeChange: BOOLEAN,
-  strict: BOOLEAN,
-  dtype: DTYPE,
-}
-
 /** See the entry. */
 export async function inspect(target: Source | LoraAdapter, options: InspectOptions = {}): Promise<InspectReport> {
-  checkOptions(options, { of: 'inspect', table: OPTIONS })
+  checkOptions(options, 'inspect', INSPECT_OPTIONS)
   if (target instanceof LoraAdapter) {
     if (options.base !== undefined) {
       throw new ConfigError({ where: 'base', what: 'only for an adapter in a folder', hint: 'Save the adapter first' })

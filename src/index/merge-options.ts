@@ -1,23 +1,8 @@
-// The options of merging and unmerging, and the tables that check them.
+// The options of merging and unmerging.
 
-import {
-  BOOLEAN,
-  COUNT,
-  FUNCTION,
-  isObject,
-  type Kind,
-  kind,
-  listOf,
-  OBJECT,
-  type OptionTable,
-  oneOf,
-  SIGNAL,
-} from '../base/options.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { MergeSettings, PathSettings } from '../merge/settings.js'
-import { ADAPTER } from './adapters.js'
-import { DTYPE } from './model.js'
-import { SOURCE, type Source, TARGET, type Target } from './sources.js'
+import type { Source, Target } from './sources.js'
 
 /** An adapter to merge: an adapter in memory, or a source. `weight` multiplies its change. Default 1. */
 export type AdapterToMerge =
@@ -47,63 +32,4 @@ export interface UnmergeOptions extends MergingOptions {
   original?: Source | undefined
   /** Use `keep` if the merge used `tied: 'keep'`. Leave it out if the merge used `untie`. Default `refuse`. Not for .onnx. */
   tied?: 'refuse' | 'keep' | undefined
-}
-
-const isAdapterToMerge = (value: unknown): boolean =>
-  ADAPTER.accepts(value) ||
-  SOURCE.accepts(value) ||
-  (isObject(value) &&
-    (ADAPTER.accepts(value.adapter) || SOURCE.accepts(value.adapter)) &&
-    ['undefined', 'number'].includes(typeof value.weight) &&
-    Object.keys(value).every((key) => key === 'adapter' || key === 'weight'))
-
-export const ADAPTER_TO_MERGE = kind('a path, a folder, a LoraAdapter, or { adapter, weight }', isAdapterToMerge)
-
-const ADAPTERS: Kind = kind(
-  `${ADAPTER_TO_MERGE.expected}; or a list of them`,
-  (value) => isAdapterToMerge(value) || (listOf(ADAPTER_TO_MERGE).accepts(value) && (value as unknown[]).length > 0),
-)
-
-const MERGING: OptionTable<MergingOptions> = {
-  adapters: ADAPTERS,
-  out: TARGET,
-  format: oneOf('onnx', 'safetensors', 'both'),
-  dtype: DTYPE,
-  allowMissing: BOOLEAN,
-  weightsOnly: BOOLEAN,
-  modules: OBJECT,
-  threads: COUNT,
-  share: kind('{ index, count } with 0 ≤ index < count', (value) => isObject(value) && isShare(value)),
-  fsync: BOOLEAN,
-  overwrite: BOOLEAN,
-  maxShardBytes: COUNT,
-  reproducible: BOOLEAN,
-  signal: SIGNAL,
-  onProgress: FUNCTION,
-  strict: BOOLEAN,
-  externalData: oneOf('copy', 'hardlink'),
-}
-
-export const MERGE: OptionTable<MergeOptions> = {
-  ...MERGING,
-  base: SOURCE,
-  tied: oneOf('refuse', 'untie', 'keep'),
-  outDtype: oneOf('fp32', 'fp16', 'bf16', 'keep'),
-  quantized: oneOf('branches', 'requantize'),
-}
-
-export const UNMERGE: OptionTable<UnmergeOptions> = {
-  ...MERGING,
-  merged: SOURCE,
-  original: SOURCE,
-  tied: oneOf('refuse', 'keep'),
-}
-
-function isShare({ index, count }: Record<string, unknown>): boolean {
-  return (
-    Number.isSafeInteger(index) &&
-    Number.isSafeInteger(count) &&
-    0 <= (index as number) &&
-    (index as number) < (count as number)
-  )
 }

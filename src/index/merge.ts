@@ -8,22 +8,16 @@ import * as verbs from '../merge/merge.js'
 import type { MergePlanReport, MergeReport } from '../merge/report.js'
 import { refuseWithoutPath } from '../merge/settings.js'
 import type { AdapterInput } from '../merge/weighted.js'
-import { ADAPTER } from './adapters.js'
 import { otherBaseOf } from './base-name.js'
-import {
-  type AdapterToMerge,
-  MERGE,
-  type MergeOptions,
-  type MergingOptions,
-  UNMERGE,
-  type UnmergeOptions,
-} from './merge-options.js'
+import { MERGE_OPTIONS, UNMERGE_OPTIONS } from './gen/options.js'
+import { ADAPTER, SOURCE } from './kinds.js'
+import type { AdapterToMerge, MergeOptions, MergingOptions, UnmergeOptions } from './merge-options.js'
 import { pathMerging } from './path-merging.js'
-import { openFolder, openSource, openTarget, SOURCE, type Source } from './sources.js'
+import { openFolder, openSource, openTarget, type Source } from './sources.js'
 
 /** See the entry. */
 export async function merge(options: MergeOptions): Promise<MergeReport> {
-  checkOptions(options, { of: 'merge', table: MERGE, required: ['base', 'adapters', 'out'] })
+  checkOptions(options, 'merge', MERGE_OPTIONS)
   const open = await pathMerging(options.out)
   // A merge into a folder reads each byte of the base once: what does not stay here need not be kept.
   const { warnings, ...opened } = await openAll(options, { readsRanges: open === undefined })
@@ -33,7 +27,7 @@ export async function merge(options: MergeOptions): Promise<MergeReport> {
 
 /** See the entry. */
 export async function planMerge(options: MergeOptions): Promise<MergePlanReport> {
-  checkOptions(options, { of: 'planMerge', table: MERGE, required: ['base', 'adapters', 'out'] })
+  checkOptions(options, 'planMerge', MERGE_OPTIONS)
   const open = await pathMerging(options.out)
   const { warnings, ...opened } = await openAll(options, { readsRanges: true })
   const report = await verbs.planMerge({ ...options, ...opened, out: targetOf(options, open) }, open)
@@ -42,7 +36,7 @@ export async function planMerge(options: MergeOptions): Promise<MergePlanReport>
 
 /** See the entry. */
 export async function unmerge(options: UnmergeOptions): Promise<verbs.UnmergeReport> {
-  checkOptions(options, { of: 'unmerge', table: UNMERGE, required: ['merged', 'adapters', 'out'] })
+  checkOptions(options, 'unmerge', UNMERGE_OPTIONS)
   const open = await pathMerging(options.out)
   const reading = { readsRanges: open === undefined }
   const { base: merged, adapters } = await openAll({ ...options, base: options.merged }, reading)

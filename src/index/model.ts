@@ -2,23 +2,12 @@
 
 import { FileError } from '../base/errors.js'
 import type { SignalLike } from '../base/globals.js'
-import {
-  anyOf,
-  checkOptions,
-  FUNCTION,
-  hasMethods,
-  isObject,
-  kind,
-  NAME,
-  OBJECT,
-  type OptionTable,
-  oneOf,
-  SIGNAL,
-} from '../base/options.js'
-import { type DtypeChoice, GRAPH_DTYPES } from '../graph/graph-file.js'
+import { checkOptions } from '../base/options.js'
+import type { DtypeChoice } from '../graph/graph-file.js'
 import type { Model } from '../graph/model-folder.js'
 import type { OnDownload } from '../io/hub/directory.js'
 import type { RuntimeHost } from '../runtime/host.js'
+import { LOAD_MODEL_OPTIONS } from './gen/options.js'
 import { platform } from './platform.js'
 import { openSource, type Source } from './sources.js'
 
@@ -39,26 +28,6 @@ export interface LoadModelOptions {
   signal?: SignalLike | undefined
 }
 
-const RUNTIME = kind(
-  'nodeRuntime(), webRuntime(url), or { module } with the imported ONNX Runtime',
-  (value) =>
-    isObject(value) &&
-    ('module' in value
-      ? isObject(value.module) && 'InferenceSession' in value.module
-      : typeof value.specifier === 'string' && hasMethods(value, 'spawn')),
-)
-
-/** Which of a model's graphs. */
-export const DTYPE = anyOf(oneOf('auto', ...GRAPH_DTYPES), OBJECT)
-
-const OPTIONS: OptionTable<LoadModelOptions> = {
-  runtime: RUNTIME,
-  dtype: DTYPE,
-  onnxPath: NAME,
-  onDownload: FUNCTION,
-  signal: SIGNAL,
-}
-
 /** Files of models that ONNX Runtime does not run. */
 const OTHER_FILES = /\.(gguf|safetensors|bin|pt|pth|ckpt|json)$/
 
@@ -72,7 +41,7 @@ export async function requireChatTemplate(source: Source): Promise<void> {
 
 /** See the entry. */
 export async function loadModel(source: Source, options: LoadModelOptions = {}): Promise<Model> {
-  checkOptions(options, { of: 'loadModel', table: OPTIONS })
+  checkOptions(options, 'loadModel', LOAD_MODEL_OPTIONS)
   const { onDownload, signal } = options
   const remote = { ...(onDownload !== undefined && { onDownload }), ...(signal !== undefined && { signal }) }
   const { directory, file } = await openSource(source, 'source', remote)
@@ -90,6 +59,3 @@ export async function loadModel(source: Source, options: LoadModelOptions = {}):
     onnxPath: file ?? options.onnxPath,
   })
 }
-
-/** A model that is open. */
-export const MODEL = kind('a model of loadModel', (value) => isObject(value) && 'onnx' in value && 'runtime' in value)

@@ -1,26 +1,15 @@
 // Opens sessions. What runs models loads with the first call.
 
-import {
-  BOOLEAN,
-  COUNT,
-  checkOptions,
-  FUNCTION,
-  hasMethods,
-  isObject,
-  kind,
-  NAME,
-  OBJECT,
-  type OptionTable,
-  oneOf,
-} from '../base/options.js'
+import { checkOptions } from '../base/options.js'
 import { memoryWarning, sessionMemory } from '../graph/memory.js'
 import type { Model } from '../graph/model-folder.js'
 import type { AdapterSessionOptions, AdapterSession as BaseSession } from '../infer/session.js'
 import type { LoraAdapter } from '../lora/adapter.js'
-import { DEVICE } from '../runtime/runtime.js'
-import { ADAPTER, openAdapter } from './adapters.js'
+import { openAdapter } from './adapters.js'
+import { OPEN_SESSION_OPTIONS } from './gen/options.js'
+import { MODEL } from './kinds.js'
 import { checkWeightsFit, memoryLimits } from './memory.js'
-import { loadModel, MODEL } from './model.js'
+import { loadModel } from './model.js'
 import { platform } from './platform.js'
 import type { Source } from './sources.js'
 
@@ -57,30 +46,9 @@ export interface OpenSessionOptions extends Omit<AdapterSessionOptions, 'adapter
   onWarning?: ((message: string) => void) | undefined
 }
 
-const ADAPTERS = kind(
-  'an object of names with LoraAdapters, paths or folders',
-  // Each adapter is checked when it is opened, by a message with its name.
-  (value) => isObject(value) && !ADAPTER.accepts(value) && !hasMethods(value, 'then'),
-)
-
-const OPTIONS: OptionTable<OpenSessionOptions> = {
-  adapters: ADAPTERS,
-  onWarning: FUNCTION,
-  device: DEVICE,
-  modules: OBJECT,
-  allowMissing: BOOLEAN,
-  accuracyLevel: kind('0 or 4', (value) => value === 0 || value === 4),
-  threads: COUNT,
-  lowMemory: BOOLEAN,
-  optimization: oneOf('disabled', 'basic', 'extended', 'all'),
-  profilePrefix: NAME,
-}
-
 /** See the entry. */
 export async function openSession(model: Model | Source, given: OpenSessionOptions = {}): Promise<AdapterSession> {
-  checkOptions(given, {
-    of: 'openSession',
-    table: OPTIONS,
+  checkOptions(given, 'openSession', OPEN_SESSION_OPTIONS, {
     elsewhere: { dtype: 'Give it to loadModel: openSession(await loadModel(source, { dtype }))' },
   })
   const { onWarning = console.warn, ...options } = given

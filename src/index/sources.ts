@@ -1,13 +1,14 @@
 // The one place where what callers name becomes folders and files: paths, picked files, and folders of any kind.
 
 import type { Directory } from '../base/bytes.js'
-import { ConfigError, FileError } from '../base/errors.js'
+import { FileError } from '../base/errors.js'
 import type { FileLike } from '../base/globals.js'
-import { describe, hasMethods, kind } from '../base/options.js'
+import { checkArgument, hasMethods } from '../base/options.js'
 import type { RemoteOptions } from '../io/hub/directory.js'
 import type { Located } from '../io/locate.js'
-import { FILES, FilesDirectory } from '../io/web/directories.js'
+import { FilesDirectory } from '../io/web/directories.js'
 import { hubOptions } from './hub.js'
+import { SOURCE, TARGET } from './kinds.js'
 import { platform } from './platform.js'
 
 /**
@@ -19,25 +20,10 @@ export type Source = string | Directory | Iterable<FileLike>
 /** A place to write a result to: a path (not in browsers), or an object that implements {@link Directory}. */
 export type Target = string | Directory
 
-/** Whether the value is a folder. */
+/** True if the value is a folder. */
 export function isDirectory(value: unknown): value is Directory {
   return hasMethods(value, 'list', 'has', 'open')
 }
-
-/** A {@link Source}. */
-export const SOURCE = kind(
-  'a path, org/name, a URL, picked files or a Directory',
-  (value) =>
-    (typeof value === 'string' && value !== '') ||
-    isDirectory(value) ||
-    (FILES.accepts(value) && [...(value as Iterable<FileLike>)].length > 0),
-)
-
-/** A {@link Target}. */
-export const TARGET = kind(
-  'a path or a Directory that can be written',
-  (value) => (typeof value === 'string' && value !== '') || (isDirectory(value) && hasMethods(value, 'create')),
-)
 
 /**
  * Opens a source.
@@ -47,7 +33,7 @@ export const TARGET = kind(
  * @throws ConfigError when it is none, FileError when it leads nowhere or does not come
  */
 export async function openSource(source: Source, where: string, options: RemoteOptions = {}): Promise<Located> {
-  if (!SOURCE.accepts(source)) throw wrongKind(source, where, SOURCE.expected)
+  checkArgument(source, SOURCE, where)
   if (typeof source === 'string') return platform().open(source, where, { ...hubOptions(), ...options })
   return { directory: isDirectory(source) ? source : new FilesDirectory(source), file: undefined }
 }
@@ -61,10 +47,6 @@ export async function openFolder(source: Source, where: string, options: RemoteO
 
 /** Opens where results go. */
 export function openTarget(target: Target, where: string): Directory {
-  if (!TARGET.accepts(target)) throw wrongKind(target, where, TARGET.expected)
+  checkArgument(target, TARGET, where)
   return typeof target === 'string' ? platform().target(target, where) : target
-}
-
-function wrongKind(value: unknown, where: string, expected: string): ConfigError {
-  return new ConfigError({ where, what: 'not valid', expected, got: describe(value) })
 }

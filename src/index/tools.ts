@@ -2,35 +2,28 @@
 
 import type { Directory } from '../base/bytes.js'
 import { ConfigError } from '../base/errors.js'
-import {
-  BOOLEAN,
-  COUNT,
-  checkArgument,
-  checkOptions,
-  FUNCTION,
-  INTEGER,
-  isObject,
-  kind,
-  listOf,
-  numberKind,
-  type OptionTable,
-  oneOf,
-  SIGNAL,
-} from '../base/options.js'
+import { checkArgument, checkOptions, isObject } from '../base/options.js'
 import type { ToolRun } from '../base/progress.js'
 import type { ConvertReport } from '../exchange/convert.js'
 import type { ConvertedDtype, Place } from '../exchange/format.js'
-import { ADAPTER_FORMATS, type AdapterFormat, CONVERTED_DTYPES, formatOf } from '../exchange/formats.js'
+import { type AdapterFormat, formatOf } from '../exchange/formats.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import type { CombineResult } from '../tools/combine.js'
-import { COMBINATION_TYPES, type CombineSettings } from '../tools/combine-settings.js'
+import type { CombineSettings } from '../tools/combine-settings.js'
 import type { DiffReport } from '../tools/diff.js'
 import type { ExtractResult, ExtractSettings } from '../tools/extract.js'
 import type { RankChoice } from '../tools/rank.js'
 import type { ResizeResult } from '../tools/resize.js'
-import { ADAPTER } from './adapters.js'
-import { ADAPTER_TO_MERGE, type AdapterToMerge } from './merge-options.js'
-import { isDirectory, openFolder, openSource, openTarget, SOURCE, type Source, TARGET, type Target } from './sources.js'
+import {
+  COMBINE_OPTIONS,
+  CONVERT_ADAPTER_OPTIONS,
+  DIFF_OPTIONS,
+  EXTRACT_OPTIONS,
+  RESIZE_OPTIONS,
+} from './gen/options.js'
+import { ADAPTER, ADAPTER_SOURCE } from './kinds.js'
+import type { AdapterToMerge } from './merge-options.js'
+import { isDirectory, openFolder, openSource, openTarget, type Source, type Target } from './sources.js'
 
 /** How {@link resize} chooses ranks. */
 export interface ResizeOptions extends RankChoice, ToolRun {}
@@ -43,47 +36,16 @@ export interface CombineOptions extends CombineSettings {
   base?: Source | undefined
 }
 
-const SHARE = numberKind('a number in (0, 1]', (value) => value > 0 && value <= 1)
-
-export const RANK_CHOICE: OptionTable<RankChoice> = {
-  rank: COUNT,
-  energy: SHARE,
-  error: numberKind('a number in [0, 1)', (value) => value >= 0 && value < 1),
-  ratio: SHARE,
-}
-
-export const TOOL_RUN: OptionTable<ToolRun> = { onProgress: FUNCTION, signal: SIGNAL }
-
-const RESIZE: OptionTable<ResizeOptions> = { ...RANK_CHOICE, ...TOOL_RUN }
-
-const COMBINE: OptionTable<CombineOptions> = {
-  ...RANK_CHOICE,
-  ...TOOL_RUN,
-  adapters: kind(`a list, each ${ADAPTER_TO_MERGE.expected}`, (value) => {
-    return listOf(ADAPTER_TO_MERGE).accepts(value) && (value as unknown[]).length > 0
-  }),
-  base: SOURCE,
-  combinationType: oneOf(...COMBINATION_TYPES),
-  density: SHARE,
-  majoritySignMethod: oneOf('total', 'frequency'),
-  seed: INTEGER,
-  peftCompatible: BOOLEAN,
-}
-
 /** An adapter in memory, or the folder of a source. */
 export async function adapterOrFolder(adapter: Source | LoraAdapter, where: string): Promise<LoraAdapter | Directory> {
   if (adapter instanceof LoraAdapter) return adapter
-  checkArgument(
-    adapter,
-    kind(`a LoraAdapter, ${SOURCE.expected}`, (value) => SOURCE.accepts(value)),
-    where,
-  )
+  checkArgument(adapter, ADAPTER_SOURCE, where)
   return openFolder(adapter, where)
 }
 
 /** See the entry. */
 export async function resize(adapter: Source | LoraAdapter, options: ResizeOptions): Promise<ResizeResult> {
-  checkOptions(options, { of: 'resize', table: RESIZE })
+  checkOptions(options, 'resize', RESIZE_OPTIONS)
   const { checkRankChoice } = await import('../tools/rank.js')
   checkRankChoice(options ?? {})
   const { resizeAdapter } = await import('../tools/resize.js')
@@ -92,7 +54,7 @@ export async function resize(adapter: Source | LoraAdapter, options: ResizeOptio
 
 /** See the entry. */
 export async function combine(options: CombineOptions): Promise<CombineResult> {
-  checkOptions(options, { of: 'combine', table: COMBINE, required: ['adapters'] })
+  checkOptions(options, 'combine', COMBINE_OPTIONS)
   const { adapters, base, ...settings } = options
   const { combineAdapters } = await import('../tools/combine.js')
   const inputs = []
@@ -117,18 +79,9 @@ export interface ExtractOptions extends ExtractSettings {
   fineTuned: Source
 }
 
-const EXTRACT: OptionTable<ExtractOptions> = {
-  ...RANK_CHOICE,
-  ...TOOL_RUN,
-  base: SOURCE,
-  fineTuned: SOURCE,
-  embeddings: oneOf('lora', 'save', 'skip'),
-  others: oneOf('save', 'skip'),
-}
-
 /** See the entry. */
 export async function extract(options: ExtractOptions): Promise<ExtractResult> {
-  checkOptions(options, { of: 'extract', table: EXTRACT, required: ['base', 'fineTuned'] })
+  checkOptions(options, 'extract', EXTRACT_OPTIONS)
   const { base, fineTuned, ...settings } = options
   const { checkRankChoice } = await import('../tools/rank.js')
   checkRankChoice(settings)
@@ -145,7 +98,7 @@ export async function diff(
   b: Source | LoraAdapter,
   options: DiffOptions = {},
 ): Promise<DiffReport> {
-  checkOptions(options, { of: 'diff', table: TOOL_RUN })
+  checkOptions(options, 'diff', DIFF_OPTIONS)
   const [own, other] = [await comparable(a, 'a'), await comparable(b, 'b')]
   const { diffAdapters, diffCheckpoints } = await import('../tools/diff.js')
   if (own.adapter !== undefined && other.adapter !== undefined) return diffAdapters(own.adapter, other.adapter, options)
@@ -166,11 +119,7 @@ async function comparable(
   where: string,
 ): Promise<{ adapter?: LoraAdapter | Directory; place?: Place }> {
   if (source instanceof LoraAdapter) return { adapter: source }
-  checkArgument(
-    source,
-    kind(`a LoraAdapter, ${SOURCE.expected}`, (value) => SOURCE.accepts(value)),
-    where,
-  )
+  checkArgument(source, ADAPTER_SOURCE, where)
   const place = await openSource(source, where)
   const { directory, file } = place
   const isAdapter =
@@ -190,27 +139,15 @@ export interface ConvertAdapterOptions extends ToolRun {
   outDtype?: ConvertedDtype | undefined
 }
 
-const CONVERT: OptionTable<ConvertAdapterOptions> = {
-  ...TOOL_RUN,
-  to: oneOf(...ADAPTER_FORMATS),
-  out: TARGET,
-  base: SOURCE,
-  outDtype: oneOf(...CONVERTED_DTYPES),
-}
-
 /** See the entry. */
 export async function convertAdapter(
   adapter: Source | LoraAdapter,
   options: ConvertAdapterOptions,
 ): Promise<ConvertReport> {
-  checkOptions(options, { of: 'convertAdapter', table: CONVERT, required: ['to', 'out'] })
+  checkOptions(options, 'convertAdapter', CONVERT_ADAPTER_OPTIONS)
   const { to, out, base, outDtype = 'keep', ...run } = options
   if (!(adapter instanceof LoraAdapter)) {
-    checkArgument(
-      adapter,
-      kind(`a LoraAdapter, ${SOURCE.expected}`, (value) => SOURCE.accepts(value)),
-      'adapter',
-    )
+    checkArgument(adapter, ADAPTER_SOURCE, 'adapter')
   }
   const { convert } = await import('../exchange/convert.js')
   return convert(adapter instanceof LoraAdapter ? adapter : await openSource(adapter, 'adapter'), {

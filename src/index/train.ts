@@ -2,40 +2,25 @@
 
 import type { ByteSource } from '../base/bytes.js'
 import { ConfigError } from '../base/errors.js'
-import {
-  BOOLEAN,
-  COUNT,
-  checkArgument,
-  checkOptions,
-  FUNCTION,
-  isObject,
-  kind,
-  numberKind,
-  OBJECT,
-  type OptionTable,
-  oneOf,
-  SIGNAL,
-  STRING,
-  unknownOption,
-} from '../base/options.js'
+import { checkArgument, checkOptions } from '../base/options.js'
 import type { DtypeChoice } from '../graph/graph-file.js'
 import type { Model } from '../graph/model-folder.js'
-import { CONFIG_FIELDS } from '../lora/config.js'
 import { defaultTargetModules } from '../peft/default-targets.js'
 import type { TaskFacts } from '../tasks/task.js'
-import { TASK_NAMES, tasksFor } from '../tasks/tasks.js'
+import { tasksFor } from '../tasks/tasks.js'
 import type { RunSources } from '../train/about-run.js'
+import { TRAIN_CONFIG } from '../train/gen/options.js'
 import type { TrainConfig, TrainingData, TrainingOptions, TrainResult } from '../train/options.js'
 import { type PreviewExample, previewExamples } from '../train/preview.js'
-import type { TrainEvents } from '../train/report.js'
-import { defaultsOf, PRESETS, SETTINGS_KINDS } from '../train/settings.js'
+import { defaultsOf } from '../train/settings.js'
 import { train as trainOpened } from '../train/train.js'
-import { ADAPTER } from './adapters.js'
-import { DATA, type Data, openData } from './data.js'
+import { type Data, openData } from './data.js'
+import { PREVIEW_DATA_OPTIONS, PREVIEW_DATA_OPTIONS_DEFAULTS, TRAIN_EVENTS, TRAIN_OPTIONS } from './gen/options.js'
+import { MODEL } from './kinds.js'
 import { memoryLimits } from './memory.js'
-import { DTYPE, loadModel, MODEL } from './model.js'
+import { loadModel } from './model.js'
 import { platform } from './platform.js'
-import { openTarget, SOURCE, type Source, TARGET, type Target } from './sources.js'
+import { openTarget, type Source, type Target } from './sources.js'
 
 /** Options of {@link train}. */
 export interface TrainOptions extends Omit<TrainingOptions, 'model' | 'data' | 'evalData' | 'out' | 'tensorboard'> {
@@ -59,71 +44,26 @@ export interface TrainOptions extends Omit<TrainingOptions, 'model' | 'data' | '
   readonly tensorboard?: Target | undefined
 }
 
-const OPTIONS: OptionTable<TrainOptions> = {
-  ...SETTINGS_KINDS,
-  model: kind(`${MODEL.expected}, ${SOURCE.expected}`, (value) => MODEL.accepts(value) || SOURCE.accepts(value)),
-  dtype: DTYPE,
-  task: oneOf(...TASK_NAMES),
-  taskOptions: OBJECT,
-  data: DATA,
-  evalData: DATA,
-  evalSplit: numberKind('a number between 0 and 1, such as 0.1', (value) => value > 0 && value < 1),
-  columns: OBJECT,
-  chatTemplate: STRING,
-  chatTemplateArgs: OBJECT,
-  decodeImage: FUNCTION,
-  preset: oneOf(...PRESETS),
-  trainedTokens: kind('a list of tokens', (value) => Array.isArray(value) || isObject(value)),
-  config: OBJECT,
-  adapter: ADAPTER,
-  modules: OBJECT,
-  out: TARGET,
-  tensorboard: TARGET,
-  resume: BOOLEAN,
-  overwrite: BOOLEAN,
-  signal: SIGNAL,
-  on: OBJECT,
-}
-
-const EVENTS: OptionTable<TrainEvents> = {
-  stage: FUNCTION,
-  progress: FUNCTION,
-  step: FUNCTION,
-  evaluation: FUNCTION,
-  warning: FUNCTION,
-}
-
 /** Options of {@link previewData}: the options of {@link TrainOptions} that change how records become tokens. */
 export interface PreviewDataOptions
   extends Pick<
     TrainOptions,
     'model' | 'dtype' | 'data' | 'task' | 'columns' | 'maxLength' | 'chatTemplate' | 'chatTemplateArgs'
   > {
-  /** How many examples. Default 3. */
+  /**
+   * How many examples.
+   * @range an integer of at least 1
+   * @default 3
+   */
   readonly count?: number | undefined
 }
 
-const PREVIEW_OPTIONS: OptionTable<PreviewDataOptions> = {
-  model: OPTIONS.model,
-  dtype: OPTIONS.dtype,
-  data: OPTIONS.data,
-  task: OPTIONS.task,
-  columns: OPTIONS.columns,
-  maxLength: OPTIONS.maxLength,
-  chatTemplate: OPTIONS.chatTemplate,
-  chatTemplateArgs: OPTIONS.chatTemplateArgs,
-  count: COUNT,
-}
-
-/** Examples that a preview shows. */
-const PREVIEW_COUNT = 3
-
 /** See the entry. */
 export async function train(options: TrainOptions, wait?: () => Promise<void> | undefined): Promise<TrainResult> {
-  const nested = { config: CONFIG_FIELDS, on: Object.keys(EVENTS) }
-  checkOptions(options, { of: 'train', table: OPTIONS, required: ['model', 'data'], nested })
-  if (options.on !== undefined) checkOptions(options.on, { of: 'train’s `on`', table: EVENTS })
-  checkConfig(options.config)
+  const nested = { config: Object.keys(TRAIN_CONFIG), on: Object.keys(TRAIN_EVENTS) }
+  checkOptions(options, 'train', TRAIN_OPTIONS, { nested })
+  checkOptions(options.on, 'train’s `on`', TRAIN_EVENTS)
+  checkOptions(options.config, 'train’s `config`', TRAIN_CONFIG)
   return withOpened(options, async (model, data, evalData) => {
     const { dtype: _, ...rest } = options
     return await trainOpened(
@@ -144,9 +84,9 @@ export async function train(options: TrainOptions, wait?: () => Promise<void> | 
 
 /** See the entry. */
 export async function previewData(options: PreviewDataOptions): Promise<PreviewExample[]> {
-  checkOptions(options, { of: 'previewData', table: PREVIEW_OPTIONS, required: ['model', 'data'] })
+  checkOptions(options, 'previewData', PREVIEW_DATA_OPTIONS)
   return withOpened(options, async (model, data) => {
-    return previewExamples({ ...options, model, data }, options.count ?? PREVIEW_COUNT)
+    return previewExamples({ ...options, model, data }, options.count ?? PREVIEW_DATA_OPTIONS_DEFAULTS.count)
   })
 }
 
@@ -199,18 +139,6 @@ async function withOpened<T>(
   } finally {
     await Promise.all(closers.map((close) => close()))
   }
-}
-
-/** PEFT reads an alpha of 0, with which an adapter changes nothing and no gradient reaches it. */
-const ALPHA = numberKind('a finite number above 0', (value) => value > 0 && Number.isFinite(value))
-
-/** A setting of training is easily written into the config. */
-function checkConfig(config: TrainConfig | undefined): void {
-  for (const name of Object.keys(config ?? {})) {
-    if (CONFIG_FIELDS.includes(name)) continue
-    throw unknownOption(name, { of: 'train’s `config`', names: CONFIG_FIELDS })
-  }
-  if (config?.alpha !== undefined) checkArgument(config.alpha, ALPHA, 'alpha')
 }
 
 /** `default` as targetModules: what PEFT adapts in a model of that type. */

@@ -2,7 +2,7 @@
 // graph.
 
 import { StateError, UnsupportedError } from '../base/errors.js'
-import { checkArgument, checkOptions, kind, listOf, NAME, type OptionTable } from '../base/options.js'
+import { checkArgument, checkOptions, kind, NAME } from '../base/options.js'
 import { accuracyEdit } from '../graph/accuracy-level.js'
 import type { NewRows } from '../graph/fuse/new-rows.js'
 import { completeFeeds } from '../graph/inputs/family.js'
@@ -12,11 +12,12 @@ import { LoraAdapter } from '../lora/adapter.js'
 import { STOP_MS, settlesWithin } from '../runtime/host.js'
 import type { Remote } from '../runtime/rpc.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
-import { ADAPTER_CHOICE, type Mix, mixesOf, refuseAdapter, requireMixable } from './adapters/choice.js'
+import { type Mix, mixesOf, refuseAdapter, requireMixable } from './adapters/choice.js'
 import type { AdapterHead } from './adapters/heads.js'
 import { hasPlace, readParts } from './adapters/parts.js'
 import type { InferEngine } from './engine.js'
 import { batchOf, checkName, checkRanks, plainFeeds } from './feeds.js'
+import { RUN_OPTIONS } from './gen/options.js'
 import { generate, streamText } from './generate/generate.js'
 import { GraphSession, type NamedParts } from './graph-session.js'
 import {
@@ -45,8 +46,6 @@ import type {
 } from './session.js'
 
 const ADAPTER = kind('a LoraAdapter', (value) => value instanceof LoraAdapter)
-
-const RUN_OPTIONS: OptionTable<RunOptions> = { adapter: ADAPTER_CHOICE, outputNames: listOf(NAME), graph: NAME }
 
 /** An {@link AdapterSession}, or over less than a whole model what does not write texts. */
 export class ModelSession<M extends SessionBase = SessionBase> implements Omit<AdapterSession, 'model'> {
@@ -171,7 +170,7 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
   }
 
   async run(feeds: Feeds, options: RunOptions = {}): Promise<Record<string, RuntimeTensor>> {
-    checkOptions(options, { of: 'run', table: RUN_OPTIONS })
+    checkOptions(options, 'run', RUN_OPTIONS)
     const { adapter, outputNames, graph: role } = options
     const session = role === undefined ? this.#main : this.#graph(role)
     const own = completeFeeds(session.graph, plainFeeds(feeds, session.inputNames))

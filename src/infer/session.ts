@@ -89,7 +89,11 @@ export interface StreamOptions extends SamplingOptions, ChatOptions {
    * prompts: a list with the pictures of each.
    */
   images?: PromptImages | undefined
-  /** The largest number of new tokens. The text also ends when the model's context is full. Default 128. */
+  /**
+   * The largest number of new tokens. The text also ends when the model's context is full.
+   * @range an integer of at least 1
+   * @default 128
+   */
   maxNewTokens?: number | undefined
   /**
    * Generation ends before the first of these texts. Default: none. The answer to a chat always ends where its turn
@@ -98,11 +102,13 @@ export interface StreamOptions extends SamplingOptions, ChatOptions {
   stop?: string | readonly string[] | undefined
   /**
    * How many of the most likely tokens get a score at each step, in addition to the chosen token. Default: no scores.
+   * @range an integer of at least 0
    */
   logprobs?: number | undefined
   /**
-   * A safe integer. The same seed gives the same text. With several prompts, the second has seed + 1, and so on.
-   * Default: a new random seed for each call. The result contains the seed.
+   * The same seed gives the same text. With several prompts, the second has seed + 1, and so on. Default: a new random
+   * seed for each call. The result contains the seed.
+   * @range a safe integer
    */
   seed?: number | undefined
   /** Stops the generation after the current token. The promise rejects with the signal's reason. */
@@ -111,7 +117,11 @@ export interface StreamOptions extends SamplingOptions, ChatOptions {
 
 /** How texts are continued. */
 export interface GenerateOptions extends StreamOptions {
-  /** The largest number of prompts that run together. A larger number is faster and needs more memory. Default 8. */
+  /**
+   * The largest number of prompts that run together. A larger number is faster and needs more memory.
+   * @range an integer of at least 1
+   * @default 8
+   */
   batchSize?: number | undefined
   /**
    * Called with each piece of text as soon as it is final, and with the index of its prompt. All pieces of a prompt
@@ -137,9 +147,16 @@ export type TextOrPair = string | { readonly text: string; readonly textPair?: s
 
 /** How many texts run together, and how long they may be. */
 export interface BatchOptions {
-  /** Longer texts are cut to this number of tokens. Default: the model's maximum. */
+  /**
+   * Longer texts are cut to this number of tokens. Default: the model's maximum.
+   * @range an integer of at least 1
+   */
   maxLength?: number | undefined
-  /** Texts in one run. Default 8. */
+  /**
+   * Texts in one run.
+   * @range an integer of at least 1
+   * @default 8
+   */
   batchSize?: number | undefined
   /** Stops the call after the current run. The promise rejects with the signal's reason. */
   signal?: SignalLike | undefined
@@ -154,9 +171,15 @@ export interface EmbedOptions extends BatchOptions {
    * file.
    */
   pooling?: 'mean' | 'cls' | undefined
-  /** Scales vectors to length 1, so that their product is the cosine. Default true. */
+  /**
+   * Scales vectors to length 1, so that their product is the cosine.
+   * @default true
+   */
   normalize?: boolean | undefined
-  /** How many numbers of each vector are kept, for models that are trained for it (Matryoshka). Default: all. */
+  /**
+   * How many numbers of each vector are kept, for models that are trained for it (Matryoshka). Default: all.
+   * @range an integer of at least 1
+   */
   dimensions?: number | undefined
 }
 
@@ -167,7 +190,11 @@ export type ClassifyInput = TextOrPair | ImageSource
 export interface ClassifyOptions extends BatchOptions {
   /** Name of an adapter of the session; null is the base model alone. Default null. */
   adapter?: string | null | undefined
-  /** How many labels each result lists. Default 1. */
+  /**
+   * How many labels each result lists.
+   * @range an integer of at least 1
+   * @default 1
+   */
   topK?: number | undefined
 }
 

@@ -1,7 +1,8 @@
-// The one place from which the rest of lowrank gets its kernels: WebAssembly where the host has it and the product is
-// large enough, the reference loops else.
+// The one place from which the rest of lowrank gets its kernels: WebAssembly where the host has it and the product is large
+// enough, the reference loops else.
 
-import { COUNT, checkOptions, type OptionTable, oneOf } from '../base/options.js'
+import { checkOptions } from '../base/options.js'
+import { KERNEL_OPTIONS } from './gen/options.js'
 import { fusedBuild, type SimdBuild } from './module.js'
 import type { GemmOptions, Kernels } from './reference.js'
 import { referenceKernels } from './reference.js'
@@ -10,18 +11,17 @@ import { createWasmKernels, type WasmKernels } from './wasm.js'
 /** How the kernels compute. */
 export interface KernelOptions {
   /**
-   * Threads that compute a large product, the calling one among them; 1 turns worker threads off. Default in Node: one
-   * for each core, at most 8. Default in browsers: 1.
+   * Threads that compute a large product, the calling one among them; 1 turns worker threads off. Default in Node: one for each
+   * core, at most 8. Default in browsers: 1.
+   * @range an integer of at least 1
    */
   threads?: number
   /**
-   * `relaxed` uses fused multiply-adds where the host has them, `plain` rounds alike on every machine, `none` leaves
-   * the reference loops. Default: the fastest that the host has.
+   * `relaxed` uses fused multiply-adds where the host has them, `plain` rounds alike on every machine, `none` leaves the
+   * reference loops. Default: the fastest that the host has.
    */
   simd?: SimdBuild | 'none'
 }
-
-const OPTIONS: OptionTable<KernelOptions> = { threads: COUNT, simd: oneOf('relaxed', 'plain', 'none') }
 
 /** Below this many multiplications the copies into WebAssembly's memory cost more than the loops. */
 const MIN_WASM_PRODUCT = 4096
@@ -55,7 +55,7 @@ export function defaultKernels(): Kernels {
  * configureKernels({ threads: 2 })
  */
 export function configureKernels(settings: KernelOptions = {}): void {
-  checkOptions(settings, { of: 'configureKernels', table: OPTIONS })
+  checkOptions(settings, 'configureKernels', KERNEL_OPTIONS)
   disposeKernels()
   options = { ...settings }
 }

@@ -1,28 +1,41 @@
-// LoraConfig: every setting of an adapter, checked once and frozen. Names are PEFT's in camelCase, except for the
-// paper's own (Hu et al. 2021, arXiv 2106.09685): rank, alpha, dropout.
+// LoraConfig: every setting of an adapter, checked once and frozen. Names are PEFT's in camelCase, except for the paper's own
+// (Hu et al. 2021, arXiv 2106.09685): rank, alpha, dropout.
 
 import { ConfigError } from '../base/errors.js'
-import { checkArgument, describe, isObject, OBJECT, STRING, unknownOption } from '../base/options.js'
+import { checkArgument, checkOptions, describe, isObject, OBJECT, STRING } from '../base/options.js'
 import type { Shaped } from '../base/tensor.js'
-import { changesBase, INITS, type Init, isInit, takesFromBase } from './init/inits.js'
+import { LORA_CONFIG, LORA_CONFIG_DEFAULTS } from './gen/options.js'
+import { changesBase, type Init, takesFromBase } from './init/inits.js'
 import { PatternTable, stepsOf, targetMatcher } from './patterns/patterns.js'
-import { isLayerRanges, type LayerRanges, MAX_REPLICATED_LAYERS } from './replication.js'
+import type { LayerRanges } from './replication.js'
 
 /** Which biases of the base an adapter can replace. */
 export const BIASES = ['none', 'all', 'lora_only'] as const
 
 /** A complete config. Make one with {@link resolveConfig}. */
 export interface LoraConfig {
-  /** r, at least 1. Default 8. */
+  /**
+   * Rank r of A and B.
+   * @range an integer of at least 1
+   * @default 8
+   */
   readonly rank: number
-  /** α, a finite number. Default 8, as in PEFT. `train` has 16, and needs a number above 0. */
+  /**
+   * Strength α of the adapter. The default is PEFT's. `train` has 16, and needs a number above 0.
+   * @range a finite number
+   * @default 8
+   */
   readonly alpha: number
   /**
-   * Probability in [0, 1] that an input of the LoRA branch is set to 0 in training. Default 0. `train` needs a number
-   * below 1.
+   * Probability that an input of the LoRA branch is set to 0 in training. `train` needs a number below 1.
+   * @range a number in [0, 1]
+   * @default 0
    */
   readonly dropout: number
-  /** Module names or their last parts; a regular expression for whole names; or `all-linear`. Default []: none. */
+  /**
+   * Module names or their last parts; a regular expression for whole names; or `all-linear`.
+   * @default []
+   */
   readonly targetModules: readonly string[] | string
   /** Modules that are not adapted, even if targetModules matches them. */
   readonly excludeModules: readonly string[] | string | undefined
@@ -31,61 +44,85 @@ export interface LoraConfig {
   /** The stack's name, `layers` or `h`, when layersToTransform needs one. */
   readonly layersPattern: readonly string[] | string | undefined
   /**
-   * Module name or expression for its end → rank; the first key that matches counts. JavaScript objects sort keys that
-   * are numbers first. If your keys are numbers and the order matters, use a Map.
+   * Module name or expression for its end → rank; the first key that matches counts.
+   *
+   * JavaScript objects sort keys that are numbers first. If your keys are numbers and the order matters, use a Map.
+   * @default {}
    */
   readonly rankPattern: Readonly<Record<string, number>>
-  /** The same for alpha. */
+  /**
+   * Module name or expression for its end → alpha; the first key that matches counts.
+   * @default {}
+   */
   readonly alphaPattern: Readonly<Record<string, number>>
-  /** s = α/√r instead of α/r (Kalajdzievski 2023, arXiv 2312.03732). Default false. */
+  /**
+   * rsLoRA (Kalajdzievski 2023, arXiv 2312.03732): scales by alpha / √rank, so that high ranks learn as fast as low ones.
+   * @default false
+   */
   readonly useRslora: boolean
-  /** The base stores its weights as (k, d), like GPT-2's Conv1D. No effect on the factors. Default false. */
+  /**
+   * The base stores its weights as (k, d), like GPT-2's Conv1D. No effect on the factors.
+   * @default false
+   */
   readonly fanInFanOut: boolean
-  /** Default `normal`: variance 1/r. */
+  /**
+   * How the initial values of A and B are chosen. `normal`: A has the variance 1/r.
+   * @default normal
+   */
   readonly init: Init
-  /** A safe integer. Default 42. */
+  /**
+   * Seed of the initial values.
+   * @range a safe integer
+   * @default 42
+   */
   readonly seed: number
   /** Name or path of the base model, as PEFT notes it. */
   readonly baseModel: string | undefined
   /** PEFT's task type: CAUSAL_LM, SEQ_CLS, … */
   readonly taskType: string | undefined
   /**
-   * Uses DoRA: each row of a weight has a trained magnitude (DoRA, Liu et al. 2024, arXiv 2402.09353). Default false.
+   * DoRA (Liu et al. 2024, arXiv 2402.09353): also trains the length of each row of a weight, apart from its direction. Each step is slower.
+   * @default false
    */
   readonly useDora: boolean
-  /** B has a bias. Default false. */
+  /**
+   * B has a bias.
+   * @default false
+   */
   readonly loraBias: boolean
-  /** Which biases of the base the adapter replaces: none, all, or those of adapted modules. Default none. */
+  /**
+   * Biases of the base that the adapter replaces: none, all, or those of adapted modules.
+   * @default none
+   */
   readonly bias: (typeof BIASES)[number]
-  /** Modules that the adapter replaces completely, by the ends of their names. Default []. */
+  /**
+   * Modules that are trained and saved as a whole, by the ends of their names, such as norm or lm_head.
+   * @default []
+   */
   readonly modulesToSave: readonly string[]
   /**
-   * Parameters to adapt that are not the weight of a linear module, mostly weights of experts: full names, or their
-   * ends after a dot. Default [].
+   * Parameters to adapt that are not the weight of a linear module, mostly weights of experts: full names, or their ends after a
+   * dot.
+   * @default []
    */
   readonly targetParameters: readonly string[]
-  /**
-   * The adapted model repeats layers of its base: ranges [start, end), in order. Copies of a layer share its weights.
-   */
+  /** The adapted model repeats layers of its base: ranges [start, end), in order. Copies of a layer share its weights. */
   readonly layerReplication: LayerRanges | undefined
   /**
-   * A change of the input embedding also changes an output embedding that is tied to it, and they stay tied. Default
-   * false.
+   * A change of the input embedding also changes an output embedding that is tied to it, and they stay tied.
+   * @default false
    */
   readonly ensureWeightTying: boolean
-  /**
-   * Tokens whose rows of the input embedding the adapter replaces; or tokens by module, by its name or the end of its
-   * name.
-   */
+  /** Tokens whose rows of the input embedding the adapter replaces; or tokens by module, by its name or the end of its name. */
   readonly trainableTokenIndices: readonly number[] | Readonly<Record<string, readonly number[]>> | undefined
-  /** Other fields of PEFT's file, unchanged and in PEFT's spelling. They do not change the result. */
+  /**
+   * Other fields of PEFT's file, unchanged and in PEFT's spelling. They do not change the result.
+   * @default {}
+   */
   readonly peftFields: Readonly<Record<string, unknown>>
 }
 
-/**
- * A config as users write it: any of the settings. The others have their defaults. Patterns can be Maps, which keep
- * their order.
- */
+/** A config as users write it: any of the settings. The others have their defaults. Patterns can be Maps, which keep their order. */
 export type LoraConfigInput = {
   readonly [K in keyof LoraConfig]?:
     | LoraConfig[K]
@@ -93,67 +130,8 @@ export type LoraConfigInput = {
     | undefined
 }
 
-/** Each entry is compared with each tensor: no person lists more modules or parameters. */
-const MAX_ENTRIES = 1000
-
-/** A setting's default and what it may be. */
-interface Field {
-  default: unknown
-  expected: string
-  accepts(value: unknown): boolean
-}
-
-const FIELDS: { readonly [K in keyof LoraConfig]: Field & { default: LoraConfig[K] } } = {
-  rank: { default: 8, expected: 'an integer of at least 1', accepts: isRank },
-  alpha: { default: 8, expected: 'a finite number', accepts: Number.isFinite },
-  dropout: {
-    default: 0,
-    expected: 'a number in [0, 1]',
-    accepts: (value) => isNumber(value) && value >= 0 && value <= 1,
-  },
-  targetModules: { default: [], expected: 'module names, an expression or all-linear', accepts: isNames },
-  excludeModules: optional('module names or an expression', isNames),
-  layersToTransform: optional(
-    'layer indexes',
-    (value) => isIndex(value) || (Array.isArray(value) && value.every(isIndex)),
-  ),
-  layersPattern: optional('names of layer stacks', isNames),
-  rankPattern: { default: {}, expected: 'module expressions with ranks of at least 1', accepts: isTable(isRank) },
-  alphaPattern: { default: {}, expected: 'module expressions with finite alphas', accepts: isTable(Number.isFinite) },
-  useRslora: { default: false, expected: 'true or false', accepts: isBoolean },
-  fanInFanOut: { default: false, expected: 'true or false', accepts: isBoolean },
-  init: { default: 'normal', expected: INITS.join(', '), accepts: isInit },
-  seed: { default: 42, expected: 'a safe integer', accepts: Number.isSafeInteger },
-  baseModel: optional('a string', isString),
-  taskType: optional('a string', isString),
-  useDora: { default: false, expected: 'true or false', accepts: isBoolean },
-  loraBias: { default: false, expected: 'true or false', accepts: isBoolean },
-  bias: {
-    default: 'none',
-    expected: 'none, all or lora_only',
-    accepts: (value) => (BIASES as readonly unknown[]).includes(value),
-  },
-  modulesToSave: {
-    default: [],
-    expected: `module names, ${MAX_ENTRIES} at most`,
-    accepts: isShortList,
-  },
-  targetParameters: {
-    default: [],
-    expected: `names of parameters, ${MAX_ENTRIES} at most`,
-    accepts: isShortList,
-  },
-  layerReplication: optional(`ranges [start, end) of layers, ${MAX_REPLICATED_LAYERS} layers at most`, isLayerRanges),
-  ensureWeightTying: { default: false, expected: 'true or false', accepts: isBoolean },
-  trainableTokenIndices: optional(
-    'tokens, or module names with tokens',
-    (value) => isTokens(value) || isTable(isTokens)(value),
-  ),
-  peftFields: { default: {}, expected: 'an object', accepts: isObject },
-}
-
 /** Names of all settings. */
-export const CONFIG_FIELDS: readonly string[] = Object.keys(FIELDS)
+export const CONFIG_FIELDS: readonly string[] = Object.keys(LORA_CONFIG)
 
 /** Results of resolveConfig: frozen, so that they need not be checked again for every layer. */
 const resolved = new WeakSet<LoraConfigInput>()
@@ -170,16 +148,10 @@ const resolved = new WeakSet<LoraConfigInput>()
 export function resolveConfig(input: LoraConfigInput = {}): LoraConfig {
   if (resolved.has(input)) return input as LoraConfig
   checkArgument(input, OBJECT, 'config')
-  const unknown = Object.keys(input).find((key) => !Object.hasOwn(FIELDS, key))
-  if (unknown !== undefined) throw unknownOption(unknown, { of: 'a LoRA config', names: CONFIG_FIELDS })
-  const entries = Object.entries(FIELDS).map(([key, field]) => {
+  checkOptions(input, 'a LoRA config', LORA_CONFIG)
+  const entries = Object.entries(LORA_CONFIG_DEFAULTS).map(([key, fallback]) => {
     const given = input[key as keyof LoraConfig]
-    const value = given instanceof Map ? orderedTable(given) : given
-    if (value === undefined) return [key, freeze(field.default)]
-    if (!field.accepts(value)) {
-      throw new ConfigError({ where: key, what: 'not valid', expected: field.expected, got: describe(value) })
-    }
-    return [key, freeze(value)]
+    return [key, freeze((given instanceof Map ? orderedTable(given) : given) ?? fallback)]
   })
   const config = Object.freeze(Object.fromEntries(entries)) as LoraConfig
   checkTogether(config)
@@ -245,10 +217,7 @@ function patternTables(config: LoraConfig): { rank: PatternTable; alpha: Pattern
   return result
 }
 
-/**
- * A resolved config as one layer sees it: with the rank and alpha that the patterns give its name, and no patterns
- * left.
- */
+/** A resolved config as one layer sees it: with the rank and alpha that the patterns give its name, and no patterns left. */
 export function configForLayer(config: LoraConfig, layerName: string): LoraConfig {
   checkArgument(layerName, STRING, 'name')
   if (Object.keys(config.rankPattern).length === 0 && Object.keys(config.alphaPattern).length === 0) return config
@@ -265,8 +234,8 @@ export function configForLayer(config: LoraConfig, layerName: string): LoraConfi
 }
 
 /**
- * A layer's config for a weight (d, k). PEFT's pissa and olora take no more directions than a weight has: A and B
- * shrink to min(d, k), and s stays that of the config's rank.
+ * A layer's config for a weight (d, k). PEFT's pissa and olora take no more directions than a weight has: A and B shrink to
+ * min(d, k), and s stays that of the config's rank.
  */
 export function configForShape(config: LoraConfig, [d, k]: readonly [number, number]): LoraConfig {
   const rank = Math.min(d, k)
@@ -291,42 +260,6 @@ export function scalingOf({ rank, alpha, useRslora }: Pick<LoraConfig, 'rank' | 
   return useRslora ? alpha / Math.sqrt(rank) : alpha / rank
 }
 
-function optional(expected: string, accepts: (value: unknown) => boolean) {
-  return { default: undefined, expected, accepts }
-}
-
-function isNumber(value: unknown): value is number {
-  return typeof value === 'number'
-}
-
-function isString(value: unknown): value is string {
-  return typeof value === 'string'
-}
-
-function isBoolean(value: unknown): boolean {
-  return typeof value === 'boolean'
-}
-
-function isRank(value: unknown): boolean {
-  return Number.isSafeInteger(value) && (value as number) >= 1
-}
-
-function isIndex(value: unknown): boolean {
-  return Number.isSafeInteger(value) && (value as number) >= 0
-}
-
-function isTokens(value: unknown): boolean {
-  return Array.isArray(value) && value.every(isIndex) && new Set(value).size === value.length
-}
-
-function isNames(value: unknown): boolean {
-  return isString(value) ? value !== '' : Array.isArray(value) && value.every((name) => isString(name) && name !== '')
-}
-
-function isShortList(value: unknown): boolean {
-  return Array.isArray(value) && value.length <= MAX_ENTRIES && isNames(value)
-}
-
 /** A Map of patterns as an object with the same order and meaning. */
 function orderedTable(patterns: ReadonlyMap<unknown, unknown>): Record<string, unknown> {
   const entries = new Map<string, unknown>()
@@ -335,10 +268,6 @@ function orderedTable(patterns: ReadonlyMap<unknown, unknown>): Record<string, u
     if (!entries.has(ordered)) entries.set(ordered, value)
   }
   return Object.fromEntries(entries)
-}
-
-function isTable(accepts: (value: unknown) => boolean): (value: unknown) => boolean {
-  return (value) => isObject(value) && Object.values(value).every(accepts)
 }
 
 /** A frozen copy, so that the caller's own arrays and objects stay free and cannot change the config. */

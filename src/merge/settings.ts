@@ -52,7 +52,10 @@ export interface MergeSettings extends RunSettings {
    * .onnx it is the type of the factors beside quantized weights, fp32 or fp16.
    */
   outDtype?: FloatDtype | 'keep' | undefined
-  /** Largest size of a weight file in bytes. Default: the same files as the base. Not for .onnx. */
+  /**
+   * Largest size of a weight file in bytes. Default: the same files as the base. Not for .onnx.
+   * @range an integer of at least 1
+   */
   maxShardBytes?: number | undefined
   /**
    * Writes the weights alone, without the base's configuration and tokenizer. Default false; a result that is a file
@@ -87,7 +90,10 @@ export interface PathSettings {
    * finds all files there gives the output its name. A share may run again at any time.
    */
   share?: { index: number; count: number } | undefined
-  /** Number of threads, including the calling thread. Default: one for each core, at most 4. */
+  /**
+   * Number of threads, including the calling thread. Default: one for each core, at most 4.
+   * @range an integer of at least 1
+   */
   threads?: number | undefined
   /** Waits until all files are written to the disk (fsync). Default true. */
   fsync?: boolean | undefined

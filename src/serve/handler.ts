@@ -1,7 +1,7 @@
 // A server as one function from Request to Response, for Hono, Bun, Deno, Next.js and node:http: OpenAI's routes over one session whose
 // adapters requests choose by `model`.
 
-import { COUNT, checkOptions, FUNCTION, listOf, NAME, STRING } from '../base/options.js'
+import { COUNT, checkOptions, FUNCTION, listOf, NAME, needed, type OptionTable, STRING } from '../base/options.js'
 import type { Model } from '../graph/model-folder.js'
 import { type AdapterSession, type OpenSessionOptions, openSession } from '../index/session.js'
 import type { Source } from '../index/sources.js'
@@ -71,8 +71,8 @@ export interface Handler {
   close(): Promise<void>
 }
 
-const TABLE = {
-  model: { expected: 'a model, or a source of one', accepts: (value: unknown) => value !== null && value !== '' },
+const TABLE: OptionTable<HandlerOptions> = {
+  model: needed({ expected: 'a model, or a source of one', accepts: (value) => value !== null && value !== '' }),
   adapters: { expected: 'an object of names with adapters', accepts: (value: unknown) => typeof value === 'object' },
   session: {
     expected: 'an object with options of openSession',
@@ -117,7 +117,7 @@ const TOKENS_WITHOUT_CONTEXT = 4096
  * await handler.close()
  */
 export async function createHandler(options: HandlerOptions): Promise<Handler> {
-  checkOptions(options, { of: 'createHandler', table: TABLE, required: ['model'] })
+  checkOptions(options, 'createHandler', TABLE)
   const { model, adapters, session: opening, name: given } = options
   const session = await openSession(model, { ...opening, adapters })
   const name = given ?? (session.model.name.replace(/\/+$/, '').split('/').at(-1) || 'base')

@@ -1,9 +1,7 @@
-// Direct preference optimization (Rafailov et al. 2023, arXiv 2305.18290): of two answers to a prompt, the model learns
-// to give the better one more probability, and the other one less, compared with the model before training. The loss is
-// −ln σ(β·margin), the mean over the pairs.
+// Direct preference optimization (Rafailov et al. 2023, arXiv 2305.18290): of two answers to a prompt, the model learns to give the better one
+// more probability, and the other one less, compared with the model before training. The loss is −ln σ(β·margin), the mean over the pairs.
 
 import { DataError, StateError } from '../base/errors.js'
-import { numberKind, type OptionTable } from '../base/options.js'
 import { TensorProto_DataType as DataType } from '../formats/onnx/gen/onnx_pb.js'
 import { rowLosses } from '../graph/gradients/losses.js'
 import { tokenInputs } from '../graph/inputs/tokens.js'
@@ -15,6 +13,7 @@ import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 import { countTargets, type Example, IGNORED, type ParsedRecord } from '../text/records.js'
 import { type AnswerPair, parseAnswerPair } from './answer-pairs.js'
 import { causalLm, checkAllTokens, checkWidth, targetFeeds } from './causal-lm.js'
+import { DPO_OPTIONS } from './gen/options.js'
 import { chooseTargets, PROBED_TARGETS, probeTargets, targetsLength } from './next-tokens.js'
 import type { EncodeContext, Encoded, OpenTask, Task } from './task.js'
 import { ownLength, PROBE_BATCHES, padded, tokenBatch, tokenLengths } from './token-batch.js'
@@ -29,25 +28,19 @@ export interface AnswerExample {
 export interface DpoOptions {
   /**
    * How strongly the model is held to what it was before: rewards are this times a difference of ln(probability).
-   * Default 0.1.
+   * @range a finite number above 0
+   * @default 0.1
    */
   readonly beta?: number | undefined
   /**
-   * How likely it is that the two answers of a record are in the wrong order (cDPO, Mitchell 2023). Below 0.5. Default
-   * 0.
+   * How likely it is that the two answers of a record are in the wrong order (cDPO, Mitchell 2023).
+   * @range a number in [0, 0.5)
+   * @default 0
    */
   readonly labelSmoothing?: number | undefined
 }
 
-const OPTIONS: OptionTable<DpoOptions> = {
-  beta: numberKind('a number above 0', (value) => value > 0 && Number.isFinite(value)),
-  labelSmoothing: numberKind('a number of at least 0, below 0.5', (value) => value >= 0 && value < 0.5),
-}
-
-/**
- * Graph inputs of the loss: which targets each answer has (pairs, targets), and how much more likely the chosen one was
- * (pairs, 1).
- */
+/** Graph inputs of the loss: which targets each answer has (pairs, targets), and how much more likely the chosen one was (pairs, 1). */
 const CHOSEN = 'loss/chosen'
 const REJECTED = 'loss/rejected'
 const REFERENCE = 'loss/reference'
@@ -64,7 +57,7 @@ export const dpo: Task<AnswerPair, AnswerExample, DpoOptions> = {
   learns: 'to prefer one answer to another',
   records: [{ prompt: 'How was the sea?', chosen: 'Calm.', rejected: 'It was a sea.' }],
   use: causalLm.use,
-  options: OPTIONS,
+  options: DPO_OPTIONS,
 
   check: (model) => causalLm.check(model),
 
@@ -106,8 +99,8 @@ function encodeAnswer(record: ParsedRecord, context: EncodeContext, where: strin
 }
 
 /**
- * Texts whose answers begin where one of them has other tokens than the prompt alone, as in TRL: a token at the edge
- * can be of both, and then it belongs to both answers. Chats as they are.
+ * Texts whose answers begin where one of them has other tokens than the prompt alone, as in TRL: a token at the edge can be of both, and then
+ * it belongs to both answers. Chats as they are.
  */
 function countedAfter(record: ParsedRecord, sides: readonly Example[], { model }: EncodeContext): readonly Example[] {
   if (record.kind !== 'pair') return sides

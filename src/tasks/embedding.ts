@@ -2,7 +2,6 @@
 // the vector is the model's own pooling. The loss is over the vectors of a whole step, which takes two passes.
 
 import { ConfigError, DataError, UnsupportedError } from '../base/errors.js'
-import { numberKind, type OptionTable, oneOf } from '../base/options.js'
 import { type EncoderInputs, encoderInputs } from '../graph/inputs/tokens.js'
 import type { Model } from '../graph/model-folder.js'
 import type { Pooling } from '../graph/sentence-modules.js'
@@ -12,6 +11,7 @@ import { readGraph } from '../graph/view/graph.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 import { fieldsOf } from '../text/records.js'
 import { cosineLoss, cosineOf, inBatchLoss, tripletLoss, type VectorLoss, type Vectors } from './contrastive.js'
+import { EMBEDDING_OPTIONS } from './gen/options.js'
 import { appendPooling, poolingOf, tokenVectors } from './pooling.js'
 import { retrievalMetrics, spearman } from './ranking-metrics.js'
 import type { Examples, OpenTask, StepRun, Task } from './task.js'
@@ -35,16 +35,18 @@ export interface RelatedExample {
 export interface EmbeddingOptions {
   /** Default: cosine where rows have scores, else in-batch. */
   readonly loss?: 'in-batch' | 'cosine' | 'triplet' | undefined
-  /** Divisor of the cosines in the loss in-batch. Default 0.05. */
+  /**
+   * Divisor of the cosines in the loss in-batch.
+   * @range a finite number above 0
+   * @default 0.05
+   */
   readonly temperature?: number | undefined
-  /** Distance that the loss triplet asks for between partner and negative. Default 0.2. */
+  /**
+   * Distance that the loss triplet asks for between partner and negative.
+   * @range a finite number above 0
+   * @default 0.2
+   */
   readonly margin?: number | undefined
-}
-
-const OPTIONS: OptionTable<EmbeddingOptions> = {
-  loss: oneOf('in-batch', 'cosine', 'triplet'),
-  temperature: numberKind('a number above 0', (value) => value > 0 && Number.isFinite(value)),
-  margin: numberKind('a number above 0', (value) => value > 0 && Number.isFinite(value)),
 }
 
 /** Fields of rows, as lowrank and sentence-transformers name them. */
@@ -75,7 +77,7 @@ export const embedding: Task<RelatedTexts, RelatedExample, EmbeddingOptions> = {
     autoClass: 'AutoModel',
     tags: ['sentence-similarity'],
   },
-  options: OPTIONS,
+  options: EMBEDDING_OPTIONS,
 
   check(model) {
     const graph = readGraph(model.onnx.proto)

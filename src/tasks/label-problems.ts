@@ -2,7 +2,6 @@
 // its targets and its metrics, as transformers' `problem_type` has them.
 
 import { ConfigError, DataError } from '../base/errors.js'
-import { isObject, kind, numberKind, type OptionTable, oneOf } from '../base/options.js'
 import { TensorProto_DataType as DataType } from '../formats/onnx/gen/onnx_pb.js'
 import type { ObjectiveGraph } from '../graph/training/objective-graph.js'
 import type { Value } from '../graph/view/builder.js'
@@ -27,20 +26,12 @@ export interface LabelOptions {
    * 1.
    */
   readonly classWeights?: 'balanced' | Readonly<Record<string, number>> | undefined
-  /** Share of each target that is spread over all labels, in [0, 1). Default 0. */
+  /**
+   * Share of each target that is spread over all labels.
+   * @range a number in [0, 1)
+   * @default 0
+   */
   readonly labelSmoothing?: number | undefined
-}
-
-const isWeights = (value: unknown) =>
-  isObject(value) && Object.values(value).every((weight) => typeof weight === 'number' && weight >= 0)
-
-export const LABEL_OPTIONS: OptionTable<LabelOptions> = {
-  problemType: oneOf('single_label_classification', 'multi_label_classification', 'regression'),
-  classWeights: kind(
-    'balanced, or an object of labels with weights',
-    (value) => value === 'balanced' || isWeights(value),
-  ),
-  labelSmoothing: numberKind('a number in [0, 1)', (value) => value >= 0 && value < 1),
 }
 
 /** Most labels of a head. */

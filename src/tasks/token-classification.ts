@@ -2,7 +2,6 @@
 // the tokens which words begin with. What lies between the encoder and the logits, the head, is trained whole.
 
 import { ConfigError, DataError } from '../base/errors.js'
-import { kind, type OptionTable } from '../base/options.js'
 import { TensorProto_DataType as DataType } from '../formats/onnx/gen/onnx_pb.js'
 import { type EncoderInputs, encoderInputs } from '../graph/inputs/tokens.js'
 import { type Model, requireTokenizer } from '../graph/model-folder.js'
@@ -13,9 +12,10 @@ import { checkVocabulary } from '../text/records.js'
 import { encodeWords } from '../text/words.js'
 import { classificationMetrics } from './classification-metrics.js'
 import { entityMetrics, isEntityTag } from './entities.js'
+import { TAG_OPTIONS } from './gen/options.js'
 import { findHead, requireHead } from './head-forms.js'
 import { namedLabels } from './heads.js'
-import { LABEL_OPTIONS, type LabelOptions, type LabelProblem, problemOf, reported } from './label-problems.js'
+import { type LabelOptions, type LabelProblem, problemOf, reported } from './label-problems.js'
 import { parseTaggedText, type Tag, type TaggedText } from './tagged-text.js'
 import type { Examples, HeadOptions, OpenTask, Task } from './task.js'
 import { ownLength, PROBE_BATCHES, tokenBatch, tokenLengths } from './token-batch.js'
@@ -36,15 +36,6 @@ export interface TaggedExample {
 export interface TagOptions extends Pick<LabelOptions, 'classWeights' | 'labelSmoothing'> {
   /** Names of tags that the records give as numbers, from 0 on: a list, or one text with spaces between them. */
   readonly tagNames?: string | readonly string[] | undefined
-}
-
-const TAG_OPTIONS: OptionTable<TagOptions> = {
-  classWeights: LABEL_OPTIONS.classWeights,
-  labelSmoothing: LABEL_OPTIONS.labelSmoothing,
-  tagNames: kind('names of tags', (value) => {
-    const names = typeof value === 'string' ? value.trim().split(/\s+/) : value
-    return Array.isArray(names) && names.length > 1 && names.every((name) => typeof name === 'string' && name !== '')
-  }),
 }
 
 /** Graph input of the loss: rows of tokens, counted over all sequences, int64 (words). */

@@ -39,14 +39,21 @@ export type CombinationType = (typeof COMBINATION_TYPES)[number]
 export interface CombineSettings extends RankChoice, ToolRun {
   /** PEFT's name of the way, or `exact`. Default `exact`; with `peftCompatible`, `svd` as in PEFT. */
   combinationType?: CombinationType | undefined
-  /** For `ties`, `dare` and `magnitude_prune`: the share of each adapter's values that is kept, in (0, 1]. */
+  /**
+   * For `ties`, `dare` and `magnitude_prune`: the share of each adapter's values that is kept.
+   * @range a number in (0, 1]
+   */
   density?: number | undefined
   /**
    * For `ties` and `dare_ties`: how the sign of a value is chosen. `total`: the sign of the sum. `frequency`: the sign
    * that most adapters have. Default `total`.
    */
   majoritySignMethod?: 'total' | 'frequency' | undefined
-  /** For `dare`: which values are kept. The same seed and adapters give the same result. Default 0. */
+  /**
+   * For `dare`: which values are kept. The same seed and adapters give the same result.
+   * @range a safe integer
+   * @default 0
+   */
   seed?: number | undefined
   /**
    * Gives exactly the result of PEFT's add_weighted_adapter, even if it is wrong: with rsLoRA its results are √r times

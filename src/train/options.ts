@@ -12,7 +12,7 @@ import type { Init } from '../lora/init/inits.js'
 import type { TaskName } from '../tasks/tasks.js'
 import type { TextRecord } from '../text/records.js'
 import type { TrainEvents, TrainReport } from './report.js'
-import type { Preset, TRAIN_DEFAULTS, TrainSettings } from './settings.js'
+import type { Preset, TrainSettings } from './settings.js'
 
 /** Records, or files that contain records (JSONL, JSON, CSV, TSV, Parquet or text), or a folder of such files. */
 export type TrainingData =
@@ -23,21 +23,42 @@ export type TrainingData =
   | readonly (ByteSource | Directory)[]
 
 /** Settings of a new adapter. The settings below have their own defaults in training. All other settings are as in {@link LoraConfig}. */
-export interface TrainConfig extends Omit<LoraConfigInput, keyof (typeof TRAIN_DEFAULTS)['config']> {
-  /** r, at least 1. Default 8. */
+export interface TrainConfig
+  extends Omit<LoraConfigInput, 'alpha' | 'dropout' | 'init' | 'rank' | 'seed' | 'targetModules'> {
+  /**
+   * Rank of A and B: the size of the adapter.
+   * @range an integer of at least 1
+   * @default 8
+   */
   readonly rank?: number | undefined
-  /** α, above 0. Default 16. */
+  /**
+   * Strength of the adapter: its change is scaled by alpha / rank.
+   * @range a finite number above 0
+   * @default 16
+   */
   readonly alpha?: number | undefined
-  /** Probability in [0, 1) that an input of the LoRA branch is dropped. Default 0. */
+  /**
+   * Probability that an input of the adapter is set to 0 in training.
+   * @range a number in [0, 1)
+   * @default 0
+   */
   readonly dropout?: number | undefined
   /**
    * Module names or their last parts; a regular expression for whole names; `all-linear`; or `default`: what PEFT adapts in a model
-   * of that type. Default `all-linear`.
+   * of that type.
+   * @default all-linear
    */
   readonly targetModules?: readonly string[] | string | undefined
-  /** How the adapter starts. Default `kaiming-uniform`, as in PEFT. */
+  /**
+   * How the adapter starts.
+   * @default kaiming-uniform
+   */
   readonly init?: Init | undefined
-  /** Seed for the initial values, dropout and the order of records: a safe integer. Default 42. */
+  /**
+   * Seed for the initial values, dropout and the order of records. The same seed, data and machine give the same adapter.
+   * @range a safe integer
+   * @default 42
+   */
   readonly seed?: number | undefined
 }
 
@@ -61,7 +82,10 @@ export interface TrainingOptions extends Optional<TrainSettings> {
   readonly data: TrainingData
   /** Data for measuring the loss before and after training. */
   readonly evalData?: TrainingData | undefined
-  /** Share of the records, in (0, 1), that is used as `evalData` and not trained on. The seed decides which records. */
+  /**
+   * Share of the records, that is used as `evalData` and not trained on. The seed decides which records.
+   * @range a number in (0, 1)
+   */
   readonly evalSplit?: number | undefined
   /** Field of a record → its name in your data: `{ prompt: 'question', completion: 'answer' }`. Other fields are left out. */
   readonly columns?: ColumnNames | undefined

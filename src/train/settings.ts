@@ -1,9 +1,9 @@
 // The settings of a training run, and their checks.
 
-import { BOOLEAN, COUNT, checkArgument, numberKind, type OptionTable, oneOf, STRING } from '../base/options.js'
+import { checkArgument, oneOf } from '../base/options.js'
 import type { LoraConfigInput } from '../lora/config.js'
-import { DEVICE } from '../runtime/runtime.js'
-import { learningRates, SCHEDULES, type Schedule } from './schedule.js'
+import { TRAIN_CONFIG_DEFAULTS, TRAIN_SETTINGS, TRAIN_SETTINGS_DEFAULTS } from './gen/options.js'
+import { learningRates, type Schedule } from './schedule.js'
 
 /** Which weights a run can end with. */
 export const KEEPS = ['last', 'best'] as const
@@ -13,104 +13,135 @@ export type Keep = (typeof KEEPS)[number]
 
 /** How a run trains. A value out of its range is an error that names the range. */
 export interface TrainSettings {
-  /** Passes over the data. Default 1. */
+  /**
+   * Passes over the data.
+   * @range an integer of at least 1
+   * @default 1
+   */
   epochs: number
-  /** Number of optimizer steps. If given, `epochs` is not used. */
+  /**
+   * Number of steps of the optimizer, instead of `epochs`.
+   * @range an integer of at least 1
+   */
   maxSteps: number | undefined
-  /** Records in a batch. Default 8. */
+  /**
+   * Records in a batch.
+   * @range an integer of at least 1
+   * @default 8
+   */
   batchSize: number
-  /** Batches per optimizer step. Default 1. */
+  /**
+   * Batches in a step of the optimizer.
+   * @range an integer of at least 1
+   * @default 1
+   */
   gradientAccumulation: number
-  /** Longer records are cut to this number of tokens. Default: the model's context. */
+  /**
+   * Longer records are cut to this number of tokens. Default: the model's context.
+   * @range an integer of at least 2
+   */
   maxLength: number | undefined
-  /** Highest learning rate of the schedule. Default 3e-4, 6e-4 for labels of words and 1e-3 for labels of pictures, with LoRA+: see `loraPlusRatio`. */
+  /**
+   * Highest learning rate of the schedule. Some tasks have a default of their own: see docs/tasks.md. It belongs to LoRA+: see `loraPlusRatio`.
+   * @range a number in (0, 10]
+   * @default 3e-4
+   */
   learningRate: number
-  /** How the learning rate changes during the run. Default cosine. */
+  /**
+   * How the learning rate changes during the run.
+   * @default cosine
+   */
   schedule: Schedule
-  /** Share of the steps in which the learning rate rises. Default 0.03. */
+  /**
+   * Share of the steps, at the start, in which the learning rate rises.
+   * @range a number in [0, 1]
+   * @default 0.03
+   */
   warmupRatio: number
   /**
-   * LoRA+ (Hayou et al. 2024, arXiv 2402.12354): the learning rate of B and of biases is that of all other tensors times this number. At least 1.
-   * Default: 16 with the default `learningRate`, and 1 with another one.
+   * LoRA+ (Hayou et al. 2024, arXiv 2402.12354): the learning rate of B and of biases is that of all other tensors times this number. With another `learningRate` than the default, the default is 1.
+   * @range a number in [1, 1000]
+   * @default 16
    */
   loraPlusRatio: number | undefined
   /**
    * LoRA-FA (Zhang et al. 2023, arXiv 2308.03303): A stays as it starts, and only B is trained. As in PEFT, the gradient of B is multiplied by
-   * (A·Aᵀ)⁻¹/s² before AdamW. Not together with DoRA. Default false.
+   * (A·Aᵀ)⁻¹/s² before AdamW. Not together with DoRA.
+   * @default false
    */
   loraFa: boolean
-  /** AdamW's weight decay, decoupled from the gradient. Default 0. */
+  /**
+   * AdamW's weight decay, decoupled from the gradient.
+   * @range a number in [0, 1]
+   * @default 0
+   */
   weightDecay: number
-  /** If the global norm of the gradients is larger than this, they are scaled down to it. 0 turns this off. Default 1. */
+  /**
+   * If the global norm of the gradients is larger than this, they are scaled down to it. 0 turns this off.
+   * @range a finite number of at least 0
+   * @default 1
+   */
   maxGradNorm: number
   /**
    * Where the model runs, with ONNX Runtime's names: cpu, webgpu, cuda, coreml, dml, … You can give several. If the first cannot
    * compute an operator, the next one does. The optimizer always runs on the CPU. Default: the CPU.
    */
   device: string | readonly string[] | undefined
-  /** Threads of the runtime. Default: its own choice. In browsers that is half of the processors, and at most 4. */
+  /**
+   * Threads of the runtime. Default: its own choice. In browsers that is half of the processors, and at most 4.
+   * @range an integer of at least 1
+   */
   threads: number | undefined
-  /** Uses less memory; a little slower. Default false. */
+  /**
+   * Uses less memory; a little slower.
+   * @default false
+   */
   lowMemory: boolean
   /**
-   * Starts with a new head, also where the model has one that fits, and takes the labels of the data alone. Default false: a head of the model is
+   * Starts with a new head, also where the model has one that fits, and takes the labels of the data alone. Otherwise a head of the model is
    * trained further if it gives the labels of the data.
+   * @default false
    */
   newHead: boolean
-  /** Number of steps between two saves of adapter and state. Default: saves only at the end and when interrupted. */
+  /**
+   * Number of steps between two saves of adapter and state. Default: saves only at the end and when interrupted.
+   * @range an integer of at least 1
+   */
   saveEvery: number | undefined
-  /** Put short records together into rows of `maxLength` tokens (512 without it). No record sees another. Default false. */
+  /**
+   * Puts short records together into rows of `maxLength` tokens (512 without it). No record sees another.
+   * @default false
+   */
   packing: boolean
   /**
    * Number of steps between two evaluations. Needs `evalData` or `evalSplit`. Default: only before and after training. With `keep: 'best'`
    * or `earlyStopping`: after each pass over the data too.
+   * @range an integer of at least 1
    */
   evalEvery: number | undefined
-  /** Whose weights the run ends with: those of the last step, or those of the best evaluation after a step. Default last. */
+  /**
+   * Whose weights the run ends with: those of the last step, or those of the best evaluation after a step.
+   * @default last
+   */
   keep: Keep
   /**
    * What the best evaluation is judged by: `loss`, or a metric of the task, such as accuracy or mrr. Lower is better for loss and perplexity,
-   * higher for all others. Default loss.
+   * higher for all others.
+   * @default loss
    */
   bestMetric: string
-  /** Ends the run after this many evaluations in a row without a better one. Default: never. */
+  /**
+   * Ends the run after this many evaluations in a row without a better one. Default: never.
+   * @range an integer of at least 1
+   */
   earlyStopping: number | undefined
 }
 
-/** The defaults of the API and the command line. */
+/** The defaults of the API and the command line. docs/learning.md has the measurements behind the learning rate and LoRA+. */
 export const TRAIN_DEFAULTS = Object.freeze({
-  epochs: 1,
-  maxSteps: undefined,
-  batchSize: 8,
-  gradientAccumulation: 1,
-  maxLength: undefined,
-  // docs/learning.md has the measurements behind these two.
-  learningRate: 3e-4,
-  schedule: 'cosine',
-  warmupRatio: 0.03,
-  loraPlusRatio: 16,
-  loraFa: false,
-  weightDecay: 0,
-  maxGradNorm: 1,
-  device: undefined,
-  threads: undefined,
-  lowMemory: false,
-  packing: false,
-  newHead: false,
-  saveEvery: undefined,
-  evalEvery: undefined,
-  keep: 'last',
-  bestMetric: 'loss',
-  earlyStopping: undefined,
+  ...TRAIN_SETTINGS_DEFAULTS,
   /** Defaults of a new adapter. Settings that are not here have the defaults of LoraConfig. */
-  config: Object.freeze({
-    rank: 8,
-    alpha: 16,
-    dropout: 0,
-    targetModules: 'all-linear',
-    init: 'kaiming-uniform',
-    seed: 42,
-  }),
+  config: Object.freeze(TRAIN_CONFIG_DEFAULTS),
 }) satisfies Readonly<TrainSettings> & { readonly config: LoraConfigInput }
 
 /** Defaults of other programs, by the preset that takes them. */
@@ -153,33 +184,6 @@ export function defaultsOf(preset: Preset | undefined): Readonly<TrainSettings> 
   return { ...TRAIN_DEFAULTS, ...PEFT_DEFAULTS, config: { ...TRAIN_DEFAULTS.config, ...PEFT_DEFAULTS.config } }
 }
 
-/** What each setting may be. */
-export const SETTINGS_KINDS: OptionTable<TrainSettings> = {
-  epochs: COUNT,
-  maxSteps: COUNT,
-  batchSize: COUNT,
-  gradientAccumulation: COUNT,
-  // The model's context bounds it too.
-  maxLength: numberKind('an integer above 1', (value) => Number.isSafeInteger(value) && value > 1),
-  learningRate: numberKind('a number above 0, at most 10', (value) => value > 0 && value <= 10),
-  schedule: oneOf(...SCHEDULES),
-  warmupRatio: numberKind('a number in [0, 1]', (value) => value >= 0 && value <= 1),
-  loraPlusRatio: numberKind('a number of at least 1, at most 1000', (value) => value >= 1 && value <= 1000),
-  loraFa: BOOLEAN,
-  weightDecay: numberKind('a number in [0, 1]', (value) => value >= 0 && value <= 1),
-  maxGradNorm: numberKind('a finite number, 0 or above', (value) => value >= 0 && Number.isFinite(value)),
-  device: DEVICE,
-  threads: COUNT,
-  lowMemory: BOOLEAN,
-  packing: BOOLEAN,
-  newHead: BOOLEAN,
-  saveEvery: COUNT,
-  evalEvery: COUNT,
-  keep: oneOf(...KEEPS),
-  bestMetric: STRING,
-  earlyStopping: COUNT,
-}
-
 /** Some settings, and whose defaults the others have. */
 type SettingsInput = { readonly [K in keyof TrainSettings]?: TrainSettings[K] | undefined } & {
   readonly preset?: Preset | undefined
@@ -199,9 +203,9 @@ export function withRateOfTask(settings: TrainSettings, input: SettingsInput, ra
 export function resolveSettings(input: SettingsInput): TrainSettings {
   const settings: Record<string, unknown> = {}
   const defaults = defaultsOf(input.preset)
-  for (const key of Object.keys(SETTINGS_KINDS) as (keyof TrainSettings)[]) {
+  for (const key of Object.keys(TRAIN_SETTINGS) as (keyof TrainSettings)[]) {
     const value = input[key] ?? defaults[key]
-    if (value !== undefined) checkArgument(value, SETTINGS_KINDS[key], key)
+    if (value !== undefined) checkArgument(value, TRAIN_SETTINGS[key], key)
     settings[key] = value
   }
   const resolved = settings as unknown as TrainSettings

@@ -67,7 +67,7 @@ async function prepare(
   }
   const { model, out, on = {}, modules, signal, taskOptions, evalSplit, tensorboard } = options
   const task = await loadTask(options.task)
-  checkTable(taskOptions, { of: `the task ${task.name}`, table: task.options ?? {} })
+  checkTable(taskOptions, `the task ${task.name}`, task.options ?? {})
   const settings = withRateOfTask(plain, given, task.learningRate)
   checkTrainableForm(readGraph(model.onnx.proto))
   await checkTask(task, model)

@@ -2,25 +2,13 @@
 
 import { ConfigError, MismatchError, StateError, UnsupportedError } from '../base/errors.js'
 import type { SignalLike } from '../base/globals.js'
-import {
-  anyOf,
-  COUNT,
-  checkOptions,
-  describe,
-  FUNCTION,
-  isObject,
-  kind,
-  NAME,
-  OBJECT,
-  type OptionTable,
-  SIGNAL,
-} from '../base/options.js'
+import { checkOptions, describe, isObject } from '../base/options.js'
 import type { DtypeChoice } from '../graph/graph-file.js'
 import type { ModuleMap } from '../graph/match/linears.js'
 import type { Model } from '../graph/model-folder.js'
-import { ADAPTER, openAdapter } from '../index/adapters.js'
-import { DTYPE, loadModel } from '../index/model.js'
-import { SOURCE, type Source } from '../index/sources.js'
+import { openAdapter } from '../index/adapters.js'
+import { loadModel } from '../index/model.js'
+import type { Source } from '../index/sources.js'
 import type { SessionExtras } from '../infer/graphs.js'
 import { ModelSession } from '../infer/model-session.js'
 import type { OnDownload } from '../io/hub/directory.js'
@@ -28,6 +16,7 @@ import type { LoraAdapter } from '../lora/adapter.js'
 import type { OrtModule } from '../runtime/onnxruntime.js'
 import { CallSession, type SharedSession } from './call-session.js'
 import { defaultDevice, findRuntime } from './find-runtime.js'
+import { PIPELINE_OPTIONS, WITH_ADAPTERS_OPTIONS } from './gen/options.js'
 import { type PipelineInstance, type PreTrainedModel, runtimeModule, transformersModule } from './module.js'
 import { adapterPipeline, type PipelineRun, sessionExtras, shareSession } from './pipelines.js'
 import { checkTask, modelClass, type PipelineTask, pipelineClass, readerOf } from './tasks.js'
@@ -43,7 +32,10 @@ export interface PipelineOptions {
   dtype?: DtypeChoice | undefined
   /** The device that the model runs on: cpu, webgpu, wasm, cuda, coreml, dml, … Default: cpu in Node, wasm in pages. */
   device?: string | undefined
-  /** Threads of a run on the processor. Default: ONNX Runtime's own choice. */
+  /**
+   * Threads of a run on the processor. Default: ONNX Runtime's own choice.
+   * @range an integer of at least 1
+   */
   threads?: number | undefined
   /** Module name → name of the node or of its weight, where the graph's own names do not tell. */
   modules?: ModuleMap | undefined
@@ -66,26 +58,10 @@ export interface WithAdaptersOptions extends Omit<PipelineOptions, 'device' | 't
   source: Source
 }
 
-const COMMON: OptionTable<Omit<WithAdaptersOptions, 'source'>> = {
-  adapters: kind(
-    'an object of names with LoraAdapters, paths or folders',
-    (value) => isObject(value) && Object.values(value).every(anyOf(ADAPTER, SOURCE).accepts),
-  ),
-  dtype: DTYPE,
-  threads: COUNT,
-  modules: OBJECT,
-  onDownload: FUNCTION,
-  signal: SIGNAL,
-}
-
-const OPTIONS: OptionTable<PipelineOptions> = { ...COMMON, device: NAME, transformers: OBJECT }
-
-const WITH_OPTIONS: OptionTable<WithAdaptersOptions> = { ...COMMON, source: SOURCE }
-
 /** See the entry. */
 export async function pipelineWithAdapters(task: PipelineTask, source: Source, options: PipelineOptions = {}) {
   checkTask(task)
-  checkOptions(options, { of: 'pipelineWithAdapters', table: OPTIONS })
+  checkOptions(options, 'pipelineWithAdapters', PIPELINE_OPTIONS)
   const transformers = await transformersModule(options.transformers)
   const module = await findRuntime(transformers)
   const run = { dtype: dtypeText(options.dtype), device: options.device ?? defaultDevice() }
@@ -108,7 +84,7 @@ export async function pipelineWithAdapters(task: PipelineTask, source: Source, o
 /** See the entry. */
 export async function withAdapters(pipeline: PipelineInstance, options: WithAdaptersOptions) {
   checkPipeline(pipeline)
-  checkOptions(options, { of: 'withAdapters', table: WITH_OPTIONS, required: ['source'] })
+  checkOptions(options, 'withAdapters', WITH_ADAPTERS_OPTIONS)
   const { model } = pipeline
   const { model: theirs } = model.sessions
   const { dtype, device } = theirs.config ?? {}

@@ -20,7 +20,6 @@ it('makes plain LoRA of a PiSSA adapter, which then merges', async () => {
     out,
     init: 'pissa',
     layers: [{ name: 'model.layers.0.self_attn.q_proj', rank: 4 }],
-    isApproximate: false,
   })
   expect(stderr).toContain('1 layers of rank 4')
   expect(stderr).not.toContain('warning')

@@ -13,7 +13,7 @@ const [FIRST, WIDE] = ['first', 'wide'].map((name) => join(combined, name))
 it('combines adapters of different ranks, and tells what is lost', async () => {
   const out = join(scratch, 'combined')
   const args = ['--adapter', FIRST, '--adapter', WIDE, '--weight', '-0.5', '--rank', '4', '--out', out, '--json']
-  const { code, stdout, stderr } = await lowrankHere('combine', ...args, '--out-dtype', 'f16')
+  const { code, stdout, stderr } = await lowrankHere('combine', ...args, '--out-dtype', 'fp16')
   expect(code, stderr).toBe(0)
   const document = JSON.parse(stdout)
   expect(document).toMatchObject({ version: 1, out, warnings: [] })
@@ -50,7 +50,7 @@ it('converts to a file for llama.cpp and back, by the content of the source', as
     '--out',
     there,
     '--out-dtype',
-    'f16',
+    'fp16',
     '--json',
   )
   expect(first.code, first.stderr).toBe(0)

@@ -1,21 +1,7 @@
 // Prompts in, texts out: continues prompts token by token with a causal language model, several in one batch, with its
 // key-value cache where the graph has one, else by running the whole text for each token.
 
-import {
-  anyOf,
-  COUNT,
-  checkArgument,
-  checkOptions,
-  FUNCTION,
-  INTEGER,
-  kind,
-  listOf,
-  NAME,
-  OBJECT,
-  type OptionTable,
-  SIGNAL,
-  STRING,
-} from '../../base/options.js'
+import { checkArgument, checkOptions } from '../../base/options.js'
 import type { OnnxModel } from '../../formats/onnx/model.js'
 import { STATES_MASK } from '../../graph/inputs/encoder-decoder.js'
 import { inputFamily } from '../../graph/inputs/family.js'
@@ -26,8 +12,9 @@ import { readGraph } from '../../graph/view/graph.js'
 import type { ImageSource } from '../../images/image.js'
 import type { Feeds } from '../../runtime/runtime.js'
 import { checkCausal } from '../../tasks/causal-lm.js'
-import { ADAPTER_CHOICE, type AdapterChoice, type Mix, mixesOf } from '../adapters/choice.js'
+import { type AdapterChoice, type Mix, mixesOf } from '../adapters/choice.js'
 import type { DecodingRequest } from '../engine.js'
+import { GENERATE_OPTIONS, STREAM_OPTIONS } from '../gen/options.js'
 import { requireDecoder, type WholeSession } from '../graphs.js'
 import { readsNoPictures } from '../pictures/picture-places.js'
 import { PromptPictures } from '../pictures/pictures.js'
@@ -37,25 +24,9 @@ import { batchesOf, paddingOf } from './batching.js'
 import { checkCausality } from './causality.js'
 import type { NextToken, Padding } from './decoding.js'
 import { type EncodedSource, encodedSource, encodeSource, readSource } from './encoder-source.js'
-import { type EncodedPrompt, encodePrompt, IMAGES, imagesOf, isOnePrompt, PROMPT, PROMPTS } from './prompts.js'
-import { GENERATE_DEFAULTS, resolveSampling, SAMPLING_KINDS } from './sampling.js'
+import { type EncodedPrompt, encodePrompt, imagesOf, isOnePrompt, PROMPT, PROMPTS } from './prompts.js'
+import { GENERATE_DEFAULTS, resolveSampling } from './sampling.js'
 import { TextRow } from './text-row.js'
-
-const STREAM_OPTIONS: OptionTable<StreamOptions> = {
-  ...SAMPLING_KINDS,
-  adapter: ADAPTER_CHOICE,
-  images: IMAGES,
-  maxNewTokens: COUNT,
-  stop: anyOf(NAME, listOf(NAME)),
-  logprobs: kind('an integer of 0 or more', (value) => Number.isSafeInteger(value) && (value as number) >= 0),
-  chatTemplate: STRING,
-  chatTemplateArgs: OBJECT,
-  tools: listOf(OBJECT),
-  seed: INTEGER,
-  signal: SIGNAL,
-}
-
-const GENERATE_OPTIONS: OptionTable<GenerateOptions> = { ...STREAM_OPTIONS, batchSize: COUNT, onText: FUNCTION }
 
 /** See AdapterSession.generate. */
 export async function generate<P extends Prompt | readonly Prompt[]>(
@@ -64,7 +35,7 @@ export async function generate<P extends Prompt | readonly Prompt[]>(
   options: GenerateOptions = {},
 ): Promise<P extends Prompt ? GenerateResult : GenerateResult[]> {
   checkArgument(prompts, PROMPTS, 'prompt')
-  checkOptions(options, { of: 'generate', table: GENERATE_OPTIONS })
+  checkOptions(options, 'generate', GENERATE_OPTIONS)
   const isOne = isOnePrompt(prompts)
   const { onText } = options
   const images = imagesOf(options.images, isOne ? undefined : prompts.length)
@@ -83,7 +54,7 @@ export async function* streamText(
   options: StreamOptions = {},
 ): AsyncGenerator<string, GenerateResult, undefined> {
   checkArgument(prompt, PROMPT, 'prompt')
-  checkOptions(options, { of: 'stream', table: STREAM_OPTIONS })
+  checkOptions(options, 'stream', STREAM_OPTIONS)
   const texts = writeTexts(session, [prompt], imagesOf(options.images, undefined), options)
   try {
     for (;;) {

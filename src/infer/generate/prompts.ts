@@ -5,7 +5,6 @@ import { DataError, FormatError, LowrankError } from '../../base/errors.js'
 import { isObject, type Kind, kind } from '../../base/options.js'
 import { type Model, requireTokenizer } from '../../graph/model-folder.js'
 import type { ImageSource } from '../../images/image.js'
-import { isImageSource } from '../../images/image-source.js'
 import { type ChatMessage, type MessageOfParts, parseChat, parseParts } from '../../text/chat.js'
 import { loadChatTemplate } from '../../text/chat-template.js'
 import { checkVocabulary } from '../../text/records.js'
@@ -193,14 +192,6 @@ export function endOfTurn(
   const stop = between.trimEnd()
   return { endIds: [], stops: stop === '' ? [] : [stop] }
 }
-
-const isOneOrMore = (value: unknown) => [value].flat().every(isImageSource)
-
-/** The option `images`. */
-export const IMAGES: Kind = kind(
-  'a picture (a path, the bytes of a file, or { data, width, height }), a list of pictures, or for several prompts a list with one of these for each',
-  (value) => isOneOrMore(value) || (Array.isArray(value) && value.every(isOneOrMore)),
-)
 
 /**
  * The pictures of each prompt.

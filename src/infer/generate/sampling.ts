@@ -1,49 +1,42 @@
 // How the next token is chosen: the options, their checks and their defaults.
 
-import { checkArgument, numberKind, type OptionTable } from '../../base/options.js'
+import { checkArgument } from '../../base/options.js'
+import { GENERATE_OPTIONS_DEFAULTS, SAMPLING_OPTIONS } from '../gen/options.js'
 
 /** Default options of `generate`. */
-export const GENERATE_DEFAULTS = Object.freeze({ maxNewTokens: 128, batchSize: 8 })
+export const GENERATE_DEFAULTS = Object.freeze(GENERATE_OPTIONS_DEFAULTS)
 
 /** How the next token is chosen from the logits. What is left out is taken from the model's generation_config.json. */
 export interface SamplingOptions {
   /**
    * 0 takes the most likely token. Default: that of generation_config.json where it samples (do_sample) or where topK,
    * topP or minP is given, else 0.
+   * @range a finite number of at least 0
    */
   temperature?: number | undefined
   /**
-   * Keep only this many most likely tokens. Default: that of generation_config.json; 50 where it samples without one;
-   * else all.
+   * Keep only this many most likely tokens. Default: that of generation_config.json; 50 where it samples without one; else all.
+   * @range an integer of at least 1, or Infinity
    */
   topK?: number | undefined
   /**
-   * Keep the fewest most likely tokens whose probabilities sum to at least this, in (0, 1]. Default: that of
-   * generation_config.json, else 1: all.
+   * Keep the fewest most likely tokens whose probabilities sum to at least this. Default: that of generation_config.json,
+   * else 1: all.
+   * @range a number in (0, 1]
    */
   topP?: number | undefined
   /**
-   * Keep the tokens that are at least this share as likely as the most likely one, in [0, 1]. Default: that of
-   * generation_config.json, else 0: all.
+   * Keep the tokens that are at least this share as likely as the most likely one. Default: that of generation_config.json,
+   * else 0: all.
+   * @range a number in [0, 1]
    */
   minP?: number | undefined
   /**
    * Divides the logits of tokens that the prompt or the text holds, or multiplies them where they are below 0: above 1
    * they become less likely. Default: that of generation_config.json, else 1.
+   * @range a finite number above 0
    */
   repetitionPenalty?: number | undefined
-}
-
-/** The kind of each option. */
-export const SAMPLING_KINDS: OptionTable<SamplingOptions> = {
-  temperature: numberKind('a finite number of 0 or more', (value) => Number.isFinite(value) && value >= 0),
-  topK: numberKind(
-    'an integer of 1 or more',
-    (value) => value >= 1 && (Number.isSafeInteger(value) || value === Number.POSITIVE_INFINITY),
-  ),
-  topP: numberKind('a number in (0, 1]', (value) => value > 0 && value <= 1),
-  minP: numberKind('a number in [0, 1]', (value) => value >= 0 && value <= 1),
-  repetitionPenalty: numberKind('a finite number above 0', (value) => Number.isFinite(value) && value > 0),
 }
 
 /** {@link SamplingOptions} with every choice made. */
@@ -70,9 +63,9 @@ export function resolveSampling(
 ): Sampling {
   const given = (name: keyof SamplingOptions, key: string): number | undefined => {
     const value = options[name]
-    if (value !== undefined) checkArgument(value, SAMPLING_KINDS[name], name)
+    if (value !== undefined) checkArgument(value, SAMPLING_OPTIONS[name], name)
     const own = config[key]
-    return value ?? (SAMPLING_KINDS[name].accepts(own) ? (own as number) : undefined)
+    return value ?? (SAMPLING_OPTIONS[name].accepts(own) ? (own as number) : undefined)
   }
   const samples = config.do_sample === true
   const draws = samples || [options.topK, options.topP, options.minP].some((value) => value !== undefined)

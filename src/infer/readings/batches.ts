@@ -2,13 +2,12 @@
 // that the result of a text does not depend on the others.
 
 import { DataError } from '../../base/errors.js'
-import { anyOf, COUNT, checkArgument, isObject, kind, SIGNAL, STRING } from '../../base/options.js'
+import { anyOf, checkArgument, isObject, kind, STRING } from '../../base/options.js'
 import { checkImageInputs, imageFeeds } from '../../graph/inputs/images.js'
 import { encoderInputs } from '../../graph/inputs/tokens.js'
 import { type Model, requireTokenizer } from '../../graph/model-folder.js'
 import type { Graph } from '../../graph/view/graph.js'
 import { type DecodeImage, type ImageSource, readImage } from '../../images/image.js'
-import { isImageSource } from '../../images/image-source.js'
 import { imageProcessor } from '../../images/processor.js'
 import type { Feeds } from '../../runtime/runtime.js'
 import { tokenBatch } from '../../tasks/token-batch.js'
@@ -17,9 +16,6 @@ import type { BatchOptions, TextOrPair } from '../session.js'
 
 /** Texts or pictures in a run where nothing else is asked for. */
 const BATCH_SIZE = 8
-
-/** The kinds of {@link BatchOptions}. */
-export const BATCH_KINDS = { maxLength: COUNT, batchSize: COUNT, signal: SIGNAL }
 
 const PAIR = kind('an object with text and textPair', (value) => {
   if (!isObject(value)) return false
@@ -103,9 +99,6 @@ export function* batchesOf(
     yield { texts, sequence, feeds }
   }
 }
-
-/** One picture as a call gives it. */
-export const IMAGE = kind('a picture: a path, the bytes of a file, or { data, width, height }', isImageSource)
 
 /** A batch of pictures. */
 export interface ImageBatch {

@@ -1,21 +1,17 @@
 // Texts or pictures in, labels out: by the head that an adapter brings, or by the model's own logits.
 
-import { COUNT, checkOptions, NAME, type OptionTable, orNull } from '../../base/options.js'
+import { checkOptions } from '../../base/options.js'
 import { takesImages } from '../../graph/inputs/family.js'
 import { readGraph } from '../../graph/view/graph.js'
 import type { ImageSource } from '../../images/image.js'
 import { mixesOf } from '../adapters/choice.js'
 import { floatsOf } from '../feeds.js'
+import { CLASSIFY_OPTIONS } from '../gen/options.js'
 import type { WholeSession } from '../graphs.js'
+import { IMAGE } from '../kinds.js'
 import type { Classification, ClassifyInput, ClassifyOptions, TextOrPair } from '../session.js'
-import { BATCH_KINDS, batchesOf, encodeTexts, IMAGE, imageBatches, listOfTexts, TEXT_OR_PAIR } from './batches.js'
+import { batchesOf, encodeTexts, imageBatches, listOfTexts, TEXT_OR_PAIR } from './batches.js'
 import { checkFinite, labelsFor, logitsOf, softmax } from './logits.js'
-
-const OPTIONS: OptionTable<ClassifyOptions> = {
-  adapter: orNull(NAME),
-  topK: COUNT,
-  ...BATCH_KINDS,
-}
 
 /** See AdapterSession.classify. */
 export async function classify(
@@ -23,7 +19,7 @@ export async function classify(
   inputs: ClassifyInput | readonly ClassifyInput[],
   options: ClassifyOptions = {},
 ): Promise<Classification | Classification[]> {
-  checkOptions(options, { of: 'classify', table: OPTIONS })
+  checkOptions(options, 'classify', CLASSIFY_OPTIONS)
   const { adapter, topK = 1 } = options
   const isImages = takesImages(readGraph(session.model.onnx.proto))
   const list = isImages ? listOfTexts(inputs as ImageSource, IMAGE) : listOfTexts(inputs as TextOrPair, TEXT_OR_PAIR)

@@ -1,23 +1,16 @@
 // Texts in, vectors out: one for each text, made of those of its tokens as the model's folder says.
 
 import { ConfigError, NumericError } from '../../base/errors.js'
-import { BOOLEAN, COUNT, checkOptions, type OptionTable, oneOf, STRING } from '../../base/options.js'
-import { POOLINGS, type Pooling } from '../../graph/sentence-modules.js'
+import { checkOptions, STRING } from '../../base/options.js'
+import type { Pooling } from '../../graph/sentence-modules.js'
 import { readGraph } from '../../graph/view/graph.js'
 import { poolingOf, tokenVectors } from '../../tasks/pooling.js'
-import { mixesOf, ONE_CHOICE } from '../adapters/choice.js'
+import { mixesOf } from '../adapters/choice.js'
 import { floatsOf } from '../feeds.js'
+import { EMBED_OPTIONS } from '../gen/options.js'
 import type { WholeSession } from '../graphs.js'
 import type { EmbedOptions } from '../session.js'
-import { BATCH_KINDS, batchesOf, encodeTexts, listOfTexts } from './batches.js'
-
-const OPTIONS: OptionTable<EmbedOptions> = {
-  ...BATCH_KINDS,
-  adapter: ONE_CHOICE,
-  pooling: oneOf(...POOLINGS),
-  normalize: BOOLEAN,
-  dimensions: COUNT,
-}
+import { batchesOf, encodeTexts, listOfTexts } from './batches.js'
 
 /** See AdapterSession.embed. */
 export async function embed(
@@ -25,7 +18,7 @@ export async function embed(
   texts: string | readonly string[],
   options: EmbedOptions = {},
 ): Promise<Float32Array | Float32Array[]> {
-  checkOptions(options, { of: 'embed', table: OPTIONS })
+  checkOptions(options, 'embed', EMBED_OPTIONS)
   const list = listOfTexts(texts, STRING)
   const { adapter, dimensions, normalize = true } = options
   const mixes = mixesOf(adapter, undefined)

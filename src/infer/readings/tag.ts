@@ -1,6 +1,6 @@
 // Texts in, tags of their words out, and the entities that the tags spell.
 
-import { anyOf, checkOptions, isObject, kind, NAME, type OptionTable, orNull, STRING } from '../../base/options.js'
+import { anyOf, checkOptions, isObject, kind, STRING } from '../../base/options.js'
 import { requireTokenizer } from '../../graph/model-folder.js'
 import { entitiesOf } from '../../tasks/entities.js'
 import type { Span } from '../../text/added-tokens.js'
@@ -8,12 +8,11 @@ import { checkVocabulary } from '../../text/records.js'
 import { type EncodedWords, encodeWords, joinWords, wordsIn } from '../../text/words.js'
 import { mixesOf } from '../adapters/choice.js'
 import { floatsOf } from '../feeds.js'
+import { TAG_OPTIONS } from '../gen/options.js'
 import type { WholeSession } from '../graphs.js'
 import type { TaggedWord, Tagging, TagOptions, TextOrWords } from '../session.js'
-import { BATCH_KINDS, batchesOf, listOfTexts } from './batches.js'
+import { batchesOf, listOfTexts } from './batches.js'
 import { checkFinite, labelsFor, logitsOf, softmax } from './logits.js'
-
-const OPTIONS: OptionTable<TagOptions> = { adapter: orNull(NAME), ...BATCH_KINDS }
 
 const WORDS = kind('an object with words', (value) => {
   if (!isObject(value)) return false
@@ -35,7 +34,7 @@ export async function tag(
   texts: TextOrWords | readonly TextOrWords[],
   options: TagOptions = {},
 ): Promise<Tagging | Tagging[]> {
-  checkOptions(options, { of: 'tag', table: OPTIONS })
+  checkOptions(options, 'tag', TAG_OPTIONS)
   const list = listOfTexts(texts, TEXT_OR_WORDS)
   const { adapter, maxLength } = options
   session.checkMixes(mixesOf(adapter, undefined))

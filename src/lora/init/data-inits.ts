@@ -25,7 +25,11 @@ export interface LoraGaOptions {
   direction?: 'ArBr' | 'A2rBr' | 'ArB2r' | 'random' | undefined
   /** How large B is. Default `stable`: d^¼/√γ. */
   scale?: 'stable' | 'weight-svd' | 'gd-scale' | 'unit' | undefined
-  /** γ. Default 16. */
+  /**
+   * γ.
+   * @range a finite number above 0
+   * @default 16
+   */
   gamma?: number | undefined
 }
 
@@ -89,7 +93,11 @@ function chosenTriples(
 export interface CordaOptions {
   /** `ipm` adapts what the inputs use most, `kpm` what they use least. Default ipm. */
   method?: 'ipm' | 'kpm' | undefined
-  /** This factor times the mean of C's diagonal is added to the diagonal. Default 0.01. */
+  /**
+   * This factor times the mean of C's diagonal is added to the diagonal.
+   * @range a finite number of at least 0
+   * @default 0.01
+   */
   damping?: number | undefined
 }
 
@@ -114,7 +122,11 @@ export function cordaInitialize(layer: LoraLayer, covariance: MatrixLike, option
 
 /** How `loftqInitialize` finds the factors. */
 export interface LoftqOptions {
-  /** How often Q and s·B·A are found in turns; 1 where Q is given. Default 1. */
+  /**
+   * How often Q and s·B·A are found in turns; 1 where Q is given.
+   * @range an integer of at least 1
+   * @default 1
+   */
   iterations?: number | undefined
 }
 
@@ -156,7 +168,11 @@ export function loftqInitialize(
 
 /** How `evaInitialize` spreads ranks over layers; defaults are PEFT's. */
 export interface EvaOptions {
-  /** The rank of a layer can become at most ρ times as high. Default 2. With 1, the ranks do not change. */
+  /**
+   * The rank of a layer can become at most ρ times as high. With 1, the ranks do not change.
+   * @range a number of at least 1
+   * @default 2
+   */
   rho?: number | undefined
   /** Divides each direction by the root of its singular value. Default false. */
   whiten?: boolean | undefined

@@ -4,21 +4,11 @@
 
 import { decodeWeights, encodeWeights, isWeightDtype, type TensorDtype, type WeightDtype } from '../../base/dtype.js'
 import { ConfigError, ShapeError, StateError, UnsupportedError } from '../../base/errors.js'
-import {
-  BOOLEAN,
-  checkArgument,
-  checkOptions,
-  INTEGER,
-  isObject,
-  kind,
-  listOf,
-  NAME,
-  type OptionTable,
-  STRING,
-} from '../../base/options.js'
+import { checkArgument, checkOptions, INTEGER, isObject, kind, listOf, STRING } from '../../base/options.js'
 import { checkTensor, elementCount, type FloatArray, formatShape, type Tensor } from '../../base/tensor.js'
 import { norm } from '../../linalg/product.js'
 import { noBase, where } from '../factors.js'
+import { REPLACEMENT_OPTIONS } from '../gen/options.js'
 import { moduleOf, Part, type StoredTensor } from '../part.js'
 
 export type { StoredTensor } from '../part.js'
@@ -33,8 +23,6 @@ const VALUES = kind('{ data: Float32Array | Float64Array, shape }, or { dtype, d
 })
 
 const TOKENS = listOf(INTEGER)
-
-const OPTIONS: OptionTable<ReplacementOptions> = { isTrained: BOOLEAN, key: NAME }
 
 abstract class StoredPart extends Part {
   readonly name: string
@@ -178,7 +166,7 @@ export class Replacement extends StoredPart {
    */
   constructor(name: string, values: StoredValues, options: ReplacementOptions = {}) {
     super(name, values)
-    checkOptions(options, { of: 'Replacement', table: OPTIONS })
+    checkOptions(options, 'Replacement', REPLACEMENT_OPTIONS)
     const { isTrained = true, key = name } = options
     this.isTrained = isTrained
     this.key = key

@@ -1,0 +1,371 @@
+// Makes the tables of options from the types of src/: what each option may be, its default, and its help on the command line.
+// An option is written once: as a member of an interface, with a docstring. The docstring's first paragraph is its help. Tags:
+//   @range an integer of at least 1 | a number in (0, 1]    what a number may be
+//   @default 8                                              what lowrank takes if the option is left out
+//   @flag DIR|FILE                                          what stands for the value in help
+// Usage: node scripts/generate/options.mjs [--check]
+
+import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
+import path from 'node:path'
+import { fileURLToPath } from 'node:url'
+import ts from 'typescript'
+
+const root = fileURLToPath(new URL('../..', import.meta.url))
+
+const BASE = 'src/base/options.ts'
+
+/** Table file → file of the types → interfaces. */
+const TABLES = {
+  'src/index/gen/options.ts': {
+    'src/index/adapters.ts': ['ToPlainOptions'],
+    'src/index/hub.ts': ['HubOptions'],
+    'src/index/inspect.ts': ['InspectOptions'],
+    'src/index/merge-options.ts': ['MergeOptions', 'UnmergeOptions'],
+    'src/index/model.ts': ['LoadModelOptions'],
+    'src/index/session.ts': ['OpenSessionOptions'],
+    'src/index/tools.ts': ['CombineOptions', 'ConvertAdapterOptions', 'DiffOptions', 'ExtractOptions', 'ResizeOptions'],
+    'src/index/train.ts': ['PreviewDataOptions', 'TrainOptions'],
+    'src/lora/init/data-inits.ts': ['CordaOptions', 'EvaOptions', 'LoftqOptions', 'LoraGaOptions'],
+    'src/peft/adapter-folder.ts': ['SaveOptions'],
+    'src/peft/open.ts': ['LoadOptions'],
+    'src/train/report.ts': ['TrainEvents'],
+  },
+  'src/lora/gen/options.ts': {
+    'src/lora/config.ts': ['LoraConfig'],
+    'src/lora/kinds/stored.ts': ['ReplacementOptions'],
+  },
+  'src/infer/gen/options.ts': {
+    'src/infer/generate/sampling.ts': ['SamplingOptions'],
+    'src/infer/session.ts': [
+      'ClassifyOptions',
+      'EmbedOptions',
+      'GenerateOptions',
+      'RunOptions',
+      'StreamOptions',
+      'TagOptions',
+    ],
+  },
+  'src/kernels/gen/options.ts': { 'src/kernels/index.ts': ['KernelOptions'] },
+  'src/tasks/gen/options.ts': {
+    'src/tasks/dpo.ts': ['DpoOptions'],
+    'src/tasks/embedding.ts': ['EmbeddingOptions'],
+    'src/tasks/label-problems.ts': ['LabelOptions'],
+    'src/tasks/token-classification.ts': ['TagOptions'],
+  },
+  'src/train/gen/options.ts': { 'src/train/options.ts': ['TrainConfig'], 'src/train/settings.ts': ['TrainSettings'] },
+  'src/transformers/gen/options.ts': { 'src/transformers/verbs.ts': ['PipelineOptions', 'WithAdaptersOptions'] },
+}
+
+/** Interfaces whose members are options of the command line. */
+const FLAGS = [
+  ...['ClassifyOptions', 'CombineOptions', 'ConvertAdapterOptions', 'EmbedOptions', 'ExtractOptions'],
+  ...['GenerateOptions', 'InspectOptions', 'MergeOptions', 'OpenSessionOptions', 'PreviewDataOptions'],
+  ...['ResizeOptions', 'SaveOptions', 'ToPlainOptions', 'TrainConfig', 'TrainOptions', 'UnmergeOptions'],
+]
+
+/** Interfaces whose defaults the code takes from a table, and which of their members that has. */
+const DEFAULTS = {
+  PreviewDataOptions: ({ tags }) => tags.default !== undefined,
+  GenerateOptions: ({ tags }) => tags.default !== undefined,
+  LoraConfig: () => true,
+  TrainConfig: ({ owner }) => owner === 'TrainConfig',
+  TrainSettings: () => true,
+}
+
+/** Kinds that are written by hand: name of a type, or of one option → the constant, its file, and how a flag writes it. */
+const KINDS = {
+  'AdapterSessionOptions.adapters': ['NAMED_ADAPTERS', 'src/index/kinds.ts'],
+  'CombineOptions.adapters': ['ADAPTER_LIST', 'src/index/kinds.ts'],
+  'HubOptions.endpoint': ['ENDPOINT', 'src/index/kinds.ts'],
+  'LabelOptions.classWeights': ['CLASS_WEIGHTS', 'src/tasks/kinds.ts'],
+  'LoraConfig.targetModules': ['MODULES', 'src/lora/config-kinds.ts', 'names'],
+  'LoraConfig.excludeModules': ['MODULES', 'src/lora/config-kinds.ts', 'names'],
+  'LoraConfig.layersPattern': ['MODULES', 'src/lora/config-kinds.ts', 'names'],
+  'LoraConfig.layersToTransform': ['LAYERS', 'src/lora/config-kinds.ts'],
+  'LoraConfig.rankPattern': ['RANKS', 'src/lora/config-kinds.ts', 'numbers'],
+  'LoraConfig.alphaPattern': ['ALPHAS', 'src/lora/config-kinds.ts', 'numbers'],
+  'LoraConfig.modulesToSave': ['SHORT_LIST', 'src/lora/config-kinds.ts', 'names'],
+  'LoraConfig.targetParameters': ['SHORT_LIST', 'src/lora/config-kinds.ts', 'names'],
+  'LoraConfig.layerReplication': ['REPLICATION', 'src/lora/config-kinds.ts'],
+  'LoraConfig.trainableTokenIndices': ['TOKEN_INDICES', 'src/lora/config-kinds.ts'],
+  'LoraConfig.init': ['INIT', 'src/lora/config-kinds.ts', 'word'],
+  'TrainConfig.init': ['INIT', 'src/lora/config-kinds.ts', 'word'],
+  'LoraConfig.baseModel': ['STRING', BASE],
+  'LoraConfig.taskType': ['STRING', BASE],
+  'MergeOptions.adapters': ['ADAPTERS', 'src/index/kinds.ts'],
+  'OpenSessionOptions.adapters': ['NAMED_ADAPTERS', 'src/index/kinds.ts'],
+  'PathSettings.share': ['SHARE', 'src/index/kinds.ts'],
+  'PipelineOptions.adapters': ['NAMED_ADAPTERS', 'src/index/kinds.ts'],
+  'StreamOptions.images': ['IMAGES', 'src/infer/kinds.ts'],
+  'TagOptions.tagNames': ['TAG_NAMES', 'src/tasks/kinds.ts'],
+  'UnmergeOptions.adapters': ['ADAPTERS', 'src/index/kinds.ts'],
+  AdapterChoice: ['ONE_CHOICE', 'src/infer/adapters/choice.ts'],
+  Data: ['DATA', 'src/index/kinds.ts', 'text'],
+  LoraAdapter: ['ADAPTER', 'src/index/kinds.ts'],
+  Model: ['MODEL', 'src/index/kinds.ts'],
+  RuntimeHost: ['RUNTIME', 'src/index/kinds.ts'],
+  SignalLike: ['SIGNAL', 'src/base/options.ts'],
+  Source: ['SOURCE', 'src/index/kinds.ts', 'text'],
+  Target: ['TARGET', 'src/index/kinds.ts', 'text'],
+  TokenChoice: ['TOKEN', 'src/index/kinds.ts', 'text'],
+  TaskName: ['NAME', BASE, 'text'],
+}
+
+const program = ts.createProgram(
+  [...new Set(Object.values(TABLES).flatMap((files) => Object.keys(files)))].map((file) => path.join(root, file)),
+  {
+    ...{
+      target: ts.ScriptTarget.ES2022,
+      module: ts.ModuleKind.NodeNext,
+      moduleResolution: ts.ModuleResolutionKind.NodeNext,
+    },
+    ...{ strict: true, noEmit: true, skipLibCheck: true, types: [], lib: ['lib.es2022.d.ts'] },
+  },
+)
+const checker = program.getTypeChecker()
+
+/** The declaration of an interface. */
+function declarationOf(file, name) {
+  const source = program.getSourceFile(path.join(root, file))
+  const found = source?.statements.find(
+    (node) => (ts.isInterfaceDeclaration(node) || ts.isTypeAliasDeclaration(node)) && node.name.text === name,
+  )
+  if (found === undefined) throw new Error(`${file} declares no ${name}`)
+  return found
+}
+
+/** The members of an interface: name, docstring, tags, type, and true if it must be given. */
+function membersOf(file, name) {
+  const type = checker.getTypeAtLocation(declarationOf(file, name).name)
+  return checker.getPropertiesOfType(type).map((symbol) => {
+    const declaration = symbol.declarations?.find((node) => ts.isPropertySignature(node) || ts.isMethodSignature(node))
+    if (declaration === undefined) throw new Error(`${name}.${symbol.name} has no declaration`)
+    const tags = Object.fromEntries(
+      symbol.getJsDocTags(checker).map((tag) => [tag.name, ts.displayPartsToString(tag.text).replaceAll(/\s+/g, ' ')]),
+    )
+    const about = ts.displayPartsToString(symbol.getDocumentationComment(checker))
+    const owner = declaration.parent.name?.text
+    const isRequired = (symbol.flags & ts.SymbolFlags.Optional) === 0
+    return { name: symbol.name, about, tags, node: declaration.type, owner, of: name, isRequired }
+  })
+}
+
+/** The kind of a value: the expression that checks it, the constants that this needs, and how a flag writes it. */
+function kindOf(member) {
+  if (member.node === undefined || ts.isMethodSignature(member.node.parent)) return ofBase('FUNCTION')
+  const byHand = KINDS[`${member.of}.${member.name}`] ?? KINDS[`${member.owner}.${member.name}`]
+  if (byHand !== undefined) return constant(byHand)
+  if (member.tags.range !== undefined) {
+    return { code: `ranged(${quoted(member.tags.range)})`, uses: [['ranged', BASE]], form: 'number' }
+  }
+  return kindOfNode(member.node, member)
+}
+
+const constant = ([name, file, form]) => ({ code: name, uses: [[name, file]], form })
+const ofBase = (name, form) => constant([name, BASE, form])
+const quoted = (text) => (text.includes("'") ? JSON.stringify(text) : `'${text}'`)
+
+function kindOfNode(node, member) {
+  if (node.operator === ts.SyntaxKind.KeyOfKeyword) {
+    const keys = checker.getPropertiesOfType(checker.getTypeFromTypeNode(node.type))
+    return oneOf(keys.map((key) => quoted(key.name)))
+  }
+  if (ts.isParenthesizedTypeNode(node) || ts.isTypeOperatorNode(node)) return kindOfNode(node.type, member)
+  if (ts.isFunctionTypeNode(node)) return ofBase('FUNCTION')
+  if (ts.isUnionTypeNode(node)) return kindOfUnion(node, member)
+  if (ts.isArrayTypeNode(node)) return listOf(kindOfNode(node.elementType, member))
+  if (ts.isTypeReferenceNode(node)) return kindOfReference(node, member)
+  switch (node.kind) {
+    case ts.SyntaxKind.BooleanKeyword:
+      return ofBase('BOOLEAN', 'switch')
+    case ts.SyntaxKind.StringKeyword:
+      return ofBase('NAME', 'text')
+    case ts.SyntaxKind.ObjectKeyword:
+      return ofBase('OBJECT')
+  }
+  return wordsOf(checker.getTypeFromTypeNode(node), node) ?? unknown(node, member)
+}
+
+function listOf(item) {
+  return {
+    code: `listOf(${item.code})`,
+    uses: [['listOf', BASE], ...item.uses],
+    form: item.form === 'text' ? 'names' : undefined,
+  }
+}
+
+function kindOfReference(node, member) {
+  const name = node.typeName.getText()
+  if (KINDS[name] !== undefined) return constant(KINDS[name])
+  if (name === 'Readonly' || name === 'Record') {
+    const record = name === 'Record' ? node : node.typeArguments[0]
+    const value = record.typeArguments?.[1]?.getText()
+    return ofBase('OBJECT', { string: 'pairs', number: 'numbers', unknown: 'settings' }[value])
+  }
+  let symbol = checker.getSymbolAtLocation(node.typeName)
+  if (symbol.flags & ts.SymbolFlags.Alias) symbol = checker.getAliasedSymbol(symbol)
+  const [declaration] = symbol.declarations
+  if (ts.isInterfaceDeclaration(declaration)) return ofBase('OBJECT')
+  if (ts.isTypeAliasDeclaration(declaration)) return kindOfNode(declaration.type, member)
+  return wordsOf(checker.getTypeFromTypeNode(node)) ?? unknown(node, member)
+}
+
+function kindOfUnion(node, member) {
+  const isKeyword = (one, kind) => one.kind === kind || (ts.isLiteralTypeNode(one) && one.literal.kind === kind)
+  const isNull = node.types.some((one) => isKeyword(one, ts.SyntaxKind.NullKeyword))
+  const types = node.types.filter(
+    (one) => !isKeyword(one, ts.SyntaxKind.NullKeyword) && !isKeyword(one, ts.SyntaxKind.UndefinedKeyword),
+  )
+  const literals = types.filter((one) => ts.isLiteralTypeNode(one))
+  const kinds = types.filter((one) => !ts.isLiteralTypeNode(one)).map((one) => kindOfNode(one, member))
+  if (literals.length > 0) kinds.unshift(oneOf(literals.map((one) => one.getText())))
+  const distinct = [...new Map(kinds.map((kind) => [kind.code, kind])).values()]
+  const [first] = distinct
+  const uses = distinct.flatMap((kind) => kind.uses)
+  const form = distinct.find((kind) => kind.form === 'names')?.form ?? distinct.find((kind) => kind.form)?.form
+  const words = distinct.flatMap((kind) => kind.words ?? [])
+  const any =
+    distinct.length === 1
+      ? first
+      : { code: `anyOf(${distinct.map(({ code }) => code).join(', ')})`, uses: [['anyOf', BASE], ...uses], form, words }
+  return isNull ? { ...any, code: `orNull(${any.code})`, uses: [['orNull', BASE], ...any.uses] } : any
+}
+
+/** The kind of a type that has a fixed set of words: of `(typeof WORDS)[number]` in the order of the list. */
+function wordsOf(type, node) {
+  const list = node !== undefined && ts.isIndexedAccessTypeNode(node) && checker.getTypeFromTypeNode(node.objectType)
+  const members =
+    list && checker.isTupleType(list) ? checker.getTypeArguments(list) : type.isUnion() ? type.types : [type]
+  const words = members.filter((one) => !(one.flags & ts.TypeFlags.Undefined))
+  if (words.length === 0 || !words.every((one) => one.isStringLiteral())) return undefined
+  return oneOf(words.map(({ value }) => quoted(value)))
+}
+
+function oneOf(words) {
+  return {
+    code: `oneOf(${words.join(', ')})`,
+    uses: [['oneOf', BASE]],
+    form: 'word',
+    words: words.map((word) => word.slice(1, -1)),
+  }
+}
+
+function unknown(node, { of, name }) {
+  throw new Error(`${of}.${name}: no kind for ${node.getText()}; give it a @range, or list it in KINDS`)
+}
+
+/** TrainOptions → TRAIN_OPTIONS */
+const constantName = (name) => name.replaceAll(/(?!^)[A-Z]/g, '_$&').toUpperCase()
+
+const HEAD = '// Made by scripts/generate/options.mjs from the types. Do not edit.\n\n'
+
+function relative(from, to) {
+  const found = path.relative(path.dirname(from), to).replaceAll('\\', '/').replace(/\.ts$/, '.js')
+  return found.startsWith('.') ? found : `./${found}`
+}
+
+/** A file of tables: what each option of the interfaces may be, and their defaults. */
+function tableFile(out, files) {
+  const uses = new Map()
+  const use = (name, file) => uses.set(file, (uses.get(file) ?? new Set()).add(name))
+  let body = ''
+  for (const [file, names] of Object.entries(files)) {
+    for (const name of names) {
+      const members = membersOf(file, name)
+      use(`type ${name}`, file)
+      use('type OptionTable', BASE)
+      const lines = members.map((member) => {
+        const { code, uses: needed } = kindOf(member)
+        for (const [constant, source] of needed) use(constant, source)
+        if (!member.isRequired || ['LoraConfig', 'TrainSettings'].includes(name)) return `  ${member.name}: ${code},\n`
+        use('needed', BASE)
+        return `  ${member.name}: needed(${code}),\n`
+      })
+      body += `export const ${constantName(name)}: OptionTable<${name}> = {\n${lines.join('')}}\n\n`
+      if (DEFAULTS[name] !== undefined) {
+        const values = members.filter(DEFAULTS[name]).map((member) => `  ${member.name}: ${sourceOfDefault(member)},\n`)
+        body += `export const ${constantName(name)}_DEFAULTS = {\n${values.join('')}} as const satisfies Partial<${name}>\n\n`
+      }
+    }
+  }
+  const imports = [...uses].map(([file, names]) => {
+    const list = [...names]
+    const types = list.every((one) => one.startsWith('type '))
+    const text = (types ? list.map((one) => one.slice(5)) : list).join(', ')
+    return `import ${types ? 'type ' : ''}{ ${text} } from '${relative(out, file)}'\n`
+  })
+  return `${HEAD}${imports.join('')}\n${body}`
+}
+
+/** The source of a default. */
+function sourceOfDefault({ tags }) {
+  if (tags.default === undefined) return 'undefined'
+  const text = tags.default.replaceAll('`', '')
+  const isText = !/^(-?\d[\d.e+-]*|true|false|null|\[\]|\{\})$/.test(text)
+  return isText ? quoted(text) : text
+}
+
+/** `evalSplit` → --eval-split where it is an option of the same table; the first paragraph, without marks. */
+function helpOf(about, names) {
+  const flag = (name) => `--${name.replaceAll(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)}`
+  return about
+    .split(/\n\s*\n/)[0]
+    .replaceAll(/\s+/g, ' ')
+    .replaceAll(/\{@link (\w+) ?\}/g, '$1')
+    .replaceAll(/`(?:config\.)?(\w+)(?:: '?([^'`]*)'?)?`/g, (span, name, value) => {
+      if (!names.includes(name)) return span
+      return value === undefined || value === 'true' ? flag(name) : `${flag(name)} ${value}`
+    })
+    .replaceAll('`', '')
+}
+
+/** The command line's table: how each option is written, and its help. */
+function flagFile() {
+  const parts = []
+  for (const files of Object.values(TABLES)) {
+    for (const [file, interfaces] of Object.entries(files)) {
+      for (const name of interfaces.filter((one) => FLAGS.includes(one))) {
+        const members = membersOf(file, name)
+        const names = members.map((member) => member.name)
+        const entries = members.flatMap((member) => {
+          const { form, words } = kindOf(member)
+          if (form === undefined) return []
+          const { tags } = member
+          const fields = [
+            `form: '${form}'`,
+            `about: ${quoted(helpOf(member.about, names))}`,
+            ...(words?.length > 0 ? [`words: [${words.map(quoted).join(', ')}]`] : []),
+            ...(tags.default === undefined || tags.default === 'false'
+              ? []
+              : [`fallback: ${quoted(tags.default.replaceAll('`', ''))}`]),
+            ...(tags.flag === undefined ? [] : [`placeholder: ${quoted(tags.flag)}`]),
+            ...(member.isRequired ? ['isRequired: true'] : []),
+          ]
+          return [`    ${member.name}: { ${fields.join(', ')} },\n`]
+        })
+        parts.push(`  ${name}: {\n${entries.join('')}  },\n`)
+      }
+    }
+  }
+  return `${HEAD}import type { FlagTable } from '../flags.js'\n\nexport const FLAGS = {\n${parts.join('')}} as const satisfies Readonly<Record<string, FlagTable>>\n`
+}
+
+const made = {
+  ...Object.fromEntries(Object.entries(TABLES).map(([out, files]) => [out, tableFile(out, files)])),
+  'src/cli/gen/options.ts': flagFile(),
+}
+
+const isCheck = process.argv.includes('--check')
+const stale = []
+for (const [out, text] of Object.entries(made)) {
+  const file = path.join(root, out)
+  if (existsSync(file) && readFileSync(file, 'utf8') === text) continue
+  stale.push(out)
+  if (isCheck) continue
+  mkdirSync(path.dirname(file), { recursive: true })
+  writeFileSync(file, text)
+}
+if (isCheck && stale.length > 0) {
+  console.error(`Not up to date: ${stale.join(', ')}. Run node scripts/generate/options.mjs`)
+  process.exitCode = 1
+} else console.log(stale.length === 0 ? 'All tables are up to date' : `Wrote ${stale.join(', ')}`)

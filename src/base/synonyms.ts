@@ -1,0 +1,133 @@
+// What a word of a person means that lowrank does not have: another tool's name for a thing, or a misspelled one.
+
+import { editDistance } from './errors.js'
+
+/** lowrank's words for options, values and commands → those of other tools: PEFT, transformers, TRL, mlx-lm, Axolotl, LLaMA-Factory, kohya. */
+const SYNONYMS: Readonly<Record<string, string>> = {
+  // Options
+  model:
+    'base base_model base_model_name_or_path model_id model_name model_name_or_path model_path pretrained_model_name_or_path',
+  base: 'model base_model base_model_name_or_path model_id model_name model_name_or_path model_path',
+  adapter:
+    'adapter_dir adapter_id adapter_model adapter_name_or_path adapter_path lora lora_model_dir lora_path peft_model_id',
+  adapters: 'adapter adapter_path lora loras lora_modules',
+  merged: 'model base',
+  fineTuned: 'finetuned tuned model_tuned',
+  out: 'output output_dir output_path save_dir save_path adapter_path o',
+  data: 'dataset datasets dataset_path file train_data train_dataset train_file',
+  evalData: 'eval_dataset eval_file valid_data val_data validation_data validation_file',
+  evalSplit: 'test_size val_set_size val_size val_split validation_split split',
+  columns: 'field_map fields column_mapping dataset_text_field',
+  config: 'config_file',
+  rank: 'r dim lora_dim lora_r lora_rank network_dim new_rank',
+  alpha: 'a lora_alpha network_alpha',
+  dropout: 'lora_dropout',
+  targetModules: 'lora_target lora_target_modules target target_linear modules_to_adapt lora_layers',
+  excludeModules: 'exclude',
+  modulesToSave: 'additional_target lora_modules_to_save',
+  trainedTokens: 'trainable_token_indices trainable_tokens added_tokens',
+  init: 'init_lora_weights init_weights initialization',
+  seed: 'random_seed random_state manual_seed',
+  useDora: 'dora',
+  useRslora: 'rslora rs_lora peft_use_rslora',
+  epochs: 'epoch n_epochs num_epochs num_train_epochs max_train_epochs',
+  maxSteps: 'iters iterations max_iters max_train_steps num_steps steps train_steps',
+  steps: 'iters iterations max_steps num_steps',
+  batchSize: 'bs micro_batch_size per_device_train_batch_size train_batch_size bsz',
+  gradientAccumulation: 'accumulation_steps grad_accum grad_accumulation_steps gradient_accumulation_steps',
+  maxLength: 'block_size context_length cutoff_len max_seq_len max_seq_length seq_len sequence_len sequence_length',
+  learningRate: 'lr step_size unet_lr',
+  schedule: 'lr_schedule lr_scheduler lr_scheduler_type scheduler',
+  warmupRatio: 'warmup warmup_steps lr_warmup_steps',
+  loraPlusRatio: 'loraplus loraplus_lr_ratio',
+  weightDecay: 'wd decay',
+  maxGradNorm: 'clip clip_grad grad_clip gradient_clip gradient_clipping max_norm',
+  lowMemory: 'gradient_checkpointing grad_checkpoint low_vram',
+  saveEvery: 'save_steps save_every_n_steps steps_per_save checkpoint_every',
+  evalEvery: 'eval_steps steps_per_eval eval_interval evaluate_every',
+  keep: 'load_best_model load_best_model_at_end',
+  bestMetric: 'metric_for_best_model',
+  earlyStopping: 'early_stopping_patience patience',
+  packing: 'pack sample_packing neat_packing',
+  resume: 'resume_from_checkpoint continue resume_adapter_file',
+  overwrite: 'force overwrite_output_dir',
+  tensorboard: 'log_dir logging_dir report_to logger',
+  newHead: 'ignore_mismatched_sizes',
+  taskOptions: 'task_config',
+  chatTemplate: 'jinja_template template chat_template_path',
+  chatTemplateArgs: 'chat_template_kwargs',
+  dtype: 'bits load_in_4bit load_in_8bit precision quant quantization torch_dtype',
+  outDtype: 'output_dtype out_type outtype save_dtype save_precision',
+  device: 'device_map ep execution_provider execution_providers provider backend',
+  threads: 'cores intra_op_num_threads n_threads num_threads workers num_workers',
+  maxShardBytes: 'max_shard_size shard_size',
+  maxShardSize: 'max_shard_bytes shard_size',
+  weight: 'adapter_weight scale strength',
+  combinationType: 'combination_method merge_method method',
+  density: 'dare_density drop_rate',
+  energy: 'sv_fro dynamic_energy',
+  ratio: 'sv_ratio',
+  maxNewTokens: 'max_completion_tokens max_tokens n_predict num_predict new_tokens',
+  prompt: 'p input text query',
+  text: 'input prompt sentence',
+  system: 'sys system_prompt',
+  temperature: 'temp',
+  stop: 'stop_sequences stop_strings',
+  repetitionPenalty: 'repeat_penalty repetition',
+  html: 'report page',
+  to: 'format to_format target_format',
+  initial: 'initial_adapter path_initial_model_for_weight_conversion',
+  // Values
+  fp32: 'f32 float32 float full',
+  fp16: 'f16 float16 half',
+  bf16: 'bfloat16',
+  q4: '4bit int4 nf4',
+  q8: '8bit',
+  'causal-lm': 'causal_lm clm language-modeling lm sft text-generation',
+  dpo: 'preference preferences',
+  'text-classification': 'sequence-classification seq_cls sentiment-analysis',
+  'token-classification': 'ner token_cls tagging',
+  embedding: 'embeddings feature-extraction feature_extraction sentence-similarity',
+  seq2seq: 'seq2seq-lm seq_2_seq_lm summarization text2text text2text-generation translation',
+  webgpu: 'gpu',
+  cuda: 'nvidia',
+  // Commands
+  train: 'finetune fine-tune fit lora qlora tune',
+  merge: 'fuse merge-lora merge_and_unload bake',
+  unmerge: 'unfuse unload',
+  combine: 'add_weighted_adapter mix mergekit',
+  resize: 'compress shrink truncate',
+  generate: 'ask chat complete infer inference predict run',
+  classify: 'ner tag',
+  embed: 'embedding embeddings encode vectors',
+  inspect: 'cat describe info list ls show stats',
+  convert: 'export',
+  extract: 'extract-lora lora-extract',
+  diff: 'compare',
+}
+
+/** A word without marks and case: num_train_epochs, numTrainEpochs and num-train-epochs are one. */
+const plain = (word: string) => word.replaceAll(/[-_ ]/g, '').toLowerCase()
+
+/** Longer words are no words of a person. */
+const MAX_LENGTH = 100
+
+/** Letters of a word that may be wrong: one, or one in four. */
+const WRONG_LETTERS = 0.25
+
+/** The one of lowrank's words that a person meant: the same word, another tool's name for it, or the nearest. Undefined if none is near. */
+export function meantBy(word: string, words: readonly string[]): string | undefined {
+  const own = plain(word)
+  if (own === '' || own.length > MAX_LENGTH) return undefined
+  const isNamed = (ours: string) => SYNONYMS[ours]?.split(' ').some((theirs) => plain(theirs) === own)
+  const found = words.find((ours) => plain(ours) === own) ?? words.find(isNamed)
+  if (found !== undefined) return found
+  const near = words
+    .map((ours) => ({ ours, distance: editDistance(own, plain(ours)) }))
+    .filter(({ ours, distance }) => {
+      return (
+        distance <= Math.max(1, Math.floor(Math.min(own.length, plain(ours).length) * WRONG_LETTERS)) && own.length > 2
+      )
+    })
+  return near.sort((a, b) => a.distance - b.distance)[0]?.ours
+}

@@ -1,0 +1,257 @@
+// Made by scripts/generate/options.mjs from the types. Do not edit.
+
+import type { ToPlainOptions } from '../adapters.js'
+import { type OptionTable, anyOf, FUNCTION, NAME, BOOLEAN, oneOf, OBJECT, needed, ranged, SIGNAL, listOf } from '../../base/options.js'
+import { SOURCE, ADAPTER, ENDPOINT, ADAPTERS, TARGET, SHARE, RUNTIME, NAMED_ADAPTERS, ADAPTER_LIST, MODEL, DATA, TOKEN } from '../kinds.js'
+import type { HubOptions } from '../hub.js'
+import type { InspectOptions } from '../inspect.js'
+import type { MergeOptions, UnmergeOptions } from '../merge-options.js'
+import type { LoadModelOptions } from '../model.js'
+import type { OpenSessionOptions } from '../session.js'
+import type { CombineOptions, ConvertAdapterOptions, DiffOptions, ExtractOptions, ResizeOptions } from '../tools.js'
+import type { PreviewDataOptions, TrainOptions } from '../train.js'
+import type { CordaOptions, EvaOptions, LoftqOptions, LoraGaOptions } from '../../lora/init/data-inits.js'
+import type { SaveOptions } from '../../peft/adapter-folder.js'
+import type { LoadOptions } from '../../peft/open.js'
+import type { TrainEvents } from '../../train/report.js'
+
+export const TO_PLAIN_OPTIONS: OptionTable<ToPlainOptions> = {
+  base: anyOf(SOURCE, FUNCTION),
+  initial: anyOf(SOURCE, ADAPTER),
+}
+
+export const HUB_OPTIONS: OptionTable<HubOptions> = {
+  endpoint: ENDPOINT,
+  token: NAME,
+  onDownload: FUNCTION,
+  onWarning: FUNCTION,
+}
+
+export const INSPECT_OPTIONS: OptionTable<InspectOptions> = {
+  base: SOURCE,
+  relativeChange: BOOLEAN,
+  strict: BOOLEAN,
+  dtype: anyOf(oneOf('auto'), oneOf('fp32', 'fp16', 'q8', 'int8', 'uint8', 'q4', 'q4f16', 'bnb4', 'q2', 'q2f16', 'q1', 'q1f16'), OBJECT),
+}
+
+export const MERGE_OPTIONS: OptionTable<MergeOptions> = {
+  base: needed(SOURCE),
+  adapters: needed(ADAPTERS),
+  out: needed(TARGET),
+  format: oneOf('onnx', 'safetensors', 'both'),
+  dtype: anyOf(oneOf('auto'), oneOf('fp32', 'fp16', 'q8', 'int8', 'uint8', 'q4', 'q4f16', 'bnb4', 'q2', 'q2f16', 'q1', 'q1f16'), OBJECT),
+  allowMissing: BOOLEAN,
+  maxShardBytes: ranged('an integer of at least 1'),
+  weightsOnly: BOOLEAN,
+  externalData: oneOf('copy', 'hardlink'),
+  strict: BOOLEAN,
+  reproducible: BOOLEAN,
+  modules: OBJECT,
+  signal: SIGNAL,
+  onProgress: FUNCTION,
+  overwrite: BOOLEAN,
+  share: SHARE,
+  threads: ranged('an integer of at least 1'),
+  fsync: BOOLEAN,
+  tied: oneOf('refuse', 'untie', 'keep'),
+  outDtype: anyOf(oneOf('keep'), oneOf('fp32', 'fp16', 'bf16')),
+  quantized: oneOf('branches', 'requantize'),
+}
+
+export const UNMERGE_OPTIONS: OptionTable<UnmergeOptions> = {
+  merged: needed(SOURCE),
+  original: SOURCE,
+  tied: oneOf('refuse', 'keep'),
+  adapters: needed(ADAPTERS),
+  out: needed(TARGET),
+  format: oneOf('onnx', 'safetensors', 'both'),
+  dtype: anyOf(oneOf('auto'), oneOf('fp32', 'fp16', 'q8', 'int8', 'uint8', 'q4', 'q4f16', 'bnb4', 'q2', 'q2f16', 'q1', 'q1f16'), OBJECT),
+  allowMissing: BOOLEAN,
+  maxShardBytes: ranged('an integer of at least 1'),
+  weightsOnly: BOOLEAN,
+  externalData: oneOf('copy', 'hardlink'),
+  strict: BOOLEAN,
+  reproducible: BOOLEAN,
+  modules: OBJECT,
+  signal: SIGNAL,
+  onProgress: FUNCTION,
+  overwrite: BOOLEAN,
+  share: SHARE,
+  threads: ranged('an integer of at least 1'),
+  fsync: BOOLEAN,
+}
+
+export const LOAD_MODEL_OPTIONS: OptionTable<LoadModelOptions> = {
+  runtime: RUNTIME,
+  dtype: anyOf(oneOf('auto'), oneOf('fp32', 'fp16', 'q8', 'int8', 'uint8', 'q4', 'q4f16', 'bnb4', 'q2', 'q2f16', 'q1', 'q1f16'), OBJECT),
+  onnxPath: NAME,
+  onDownload: FUNCTION,
+  signal: SIGNAL,
+}
+
+export const OPEN_SESSION_OPTIONS: OptionTable<OpenSessionOptions> = {
+  adapters: NAMED_ADAPTERS,
+  onWarning: FUNCTION,
+  allowMissing: BOOLEAN,
+  modules: OBJECT,
+  threads: ranged('an integer of at least 1'),
+  lowMemory: BOOLEAN,
+  optimization: oneOf('disabled', 'basic', 'extended', 'all'),
+  profilePrefix: NAME,
+  device: anyOf(NAME, listOf(NAME)),
+  accuracyLevel: oneOf(0, 4),
+}
+
+export const COMBINE_OPTIONS: OptionTable<CombineOptions> = {
+  adapters: needed(ADAPTER_LIST),
+  base: SOURCE,
+  combinationType: oneOf('exact', 'svd', 'cat', 'linear', 'ties', 'ties_svd', 'dare_linear', 'dare_linear_svd', 'dare_ties', 'dare_ties_svd', 'magnitude_prune', 'magnitude_prune_svd'),
+  density: ranged('a number in (0, 1]'),
+  majoritySignMethod: oneOf('total', 'frequency'),
+  seed: ranged('a safe integer'),
+  peftCompatible: BOOLEAN,
+  rank: ranged('an integer of at least 1'),
+  energy: ranged('a number in (0, 1]'),
+  error: ranged('a number in [0, 1)'),
+  ratio: ranged('a number in (0, 1]'),
+  onProgress: FUNCTION,
+  signal: SIGNAL,
+}
+
+export const CONVERT_ADAPTER_OPTIONS: OptionTable<ConvertAdapterOptions> = {
+  to: needed(oneOf('peft', 'gguf', 'mlx', 'onnx-adapter')),
+  out: needed(TARGET),
+  base: SOURCE,
+  outDtype: anyOf(oneOf('q8_0', 'keep'), oneOf('fp32', 'fp16', 'bf16')),
+  onProgress: FUNCTION,
+  signal: SIGNAL,
+}
+
+export const DIFF_OPTIONS: OptionTable<DiffOptions> = {
+  onProgress: FUNCTION,
+  signal: SIGNAL,
+}
+
+export const EXTRACT_OPTIONS: OptionTable<ExtractOptions> = {
+  base: needed(SOURCE),
+  fineTuned: needed(SOURCE),
+  embeddings: oneOf('lora', 'save', 'skip'),
+  others: oneOf('save', 'skip'),
+  rank: ranged('an integer of at least 1'),
+  energy: ranged('a number in (0, 1]'),
+  error: ranged('a number in [0, 1)'),
+  ratio: ranged('a number in (0, 1]'),
+  onProgress: FUNCTION,
+  signal: SIGNAL,
+}
+
+export const RESIZE_OPTIONS: OptionTable<ResizeOptions> = {
+  rank: ranged('an integer of at least 1'),
+  energy: ranged('a number in (0, 1]'),
+  error: ranged('a number in [0, 1)'),
+  ratio: ranged('a number in (0, 1]'),
+  onProgress: FUNCTION,
+  signal: SIGNAL,
+}
+
+export const PREVIEW_DATA_OPTIONS: OptionTable<PreviewDataOptions> = {
+  count: ranged('an integer of at least 1'),
+  dtype: anyOf(oneOf('auto'), oneOf('fp32', 'fp16', 'q8', 'int8', 'uint8', 'q4', 'q4f16', 'bnb4', 'q2', 'q2f16', 'q1', 'q1f16'), OBJECT),
+  model: needed(anyOf(MODEL, SOURCE)),
+  data: needed(DATA),
+  task: NAME,
+  columns: OBJECT,
+  maxLength: ranged('an integer of at least 2'),
+  chatTemplate: NAME,
+  chatTemplateArgs: OBJECT,
+}
+
+export const PREVIEW_DATA_OPTIONS_DEFAULTS = {
+  count: 3,
+} as const satisfies Partial<PreviewDataOptions>
+
+export const TRAIN_OPTIONS: OptionTable<TrainOptions> = {
+  model: needed(anyOf(MODEL, SOURCE)),
+  dtype: anyOf(oneOf('auto'), oneOf('fp32', 'fp16', 'q8', 'int8', 'uint8', 'q4', 'q4f16', 'bnb4', 'q2', 'q2f16', 'q1', 'q1f16'), OBJECT),
+  data: needed(DATA),
+  evalData: DATA,
+  out: TARGET,
+  tensorboard: TARGET,
+  modules: OBJECT,
+  signal: SIGNAL,
+  threads: ranged('an integer of at least 1'),
+  lowMemory: BOOLEAN,
+  device: anyOf(NAME, listOf(NAME)),
+  keep: oneOf('last', 'best'),
+  task: NAME,
+  columns: OBJECT,
+  maxLength: ranged('an integer of at least 2'),
+  chatTemplate: NAME,
+  chatTemplateArgs: OBJECT,
+  epochs: ranged('an integer of at least 1'),
+  maxSteps: ranged('an integer of at least 1'),
+  batchSize: ranged('an integer of at least 1'),
+  gradientAccumulation: ranged('an integer of at least 1'),
+  learningRate: ranged('a number in (0, 10]'),
+  schedule: oneOf('cosine', 'linear', 'constant'),
+  warmupRatio: ranged('a number in [0, 1]'),
+  loraPlusRatio: ranged('a number in [1, 1000]'),
+  loraFa: BOOLEAN,
+  weightDecay: ranged('a number in [0, 1]'),
+  maxGradNorm: ranged('a finite number of at least 0'),
+  newHead: BOOLEAN,
+  saveEvery: ranged('an integer of at least 1'),
+  packing: BOOLEAN,
+  evalEvery: ranged('an integer of at least 1'),
+  bestMetric: NAME,
+  earlyStopping: ranged('an integer of at least 1'),
+  taskOptions: OBJECT,
+  evalSplit: ranged('a number in (0, 1)'),
+  decodeImage: FUNCTION,
+  preset: oneOf('peft'),
+  trainedTokens: anyOf(listOf(TOKEN), OBJECT),
+  config: OBJECT,
+  adapter: ADAPTER,
+  resume: BOOLEAN,
+  overwrite: BOOLEAN,
+  on: OBJECT,
+}
+
+export const CORDA_OPTIONS: OptionTable<CordaOptions> = {
+  method: oneOf('ipm', 'kpm'),
+  damping: ranged('a finite number of at least 0'),
+}
+
+export const EVA_OPTIONS: OptionTable<EvaOptions> = {
+  rho: ranged('a number of at least 1'),
+  whiten: BOOLEAN,
+  adjustAlpha: BOOLEAN,
+}
+
+export const LOFTQ_OPTIONS: OptionTable<LoftqOptions> = {
+  iterations: ranged('an integer of at least 1'),
+}
+
+export const LORA_GA_OPTIONS: OptionTable<LoraGaOptions> = {
+  direction: oneOf('ArBr', 'A2rBr', 'ArB2r', 'random'),
+  scale: oneOf('stable', 'weight-svd', 'gd-scale', 'unit'),
+  gamma: ranged('a finite number above 0'),
+}
+
+export const SAVE_OPTIONS: OptionTable<SaveOptions> = {
+  dtype: oneOf('fp32', 'fp16', 'bf16'),
+}
+
+export const LOAD_OPTIONS: OptionTable<LoadOptions> = {
+  name: NAME,
+  strict: BOOLEAN,
+}
+
+export const TRAIN_EVENTS: OptionTable<TrainEvents> = {
+  stage: FUNCTION,
+  progress: FUNCTION,
+  step: FUNCTION,
+  evaluation: FUNCTION,
+  warning: FUNCTION,
+}
+

@@ -1,0 +1,91 @@
+// The kinds of values that callers hand over, for the tables of options (gen/options.ts): models, adapters, places and data.
+
+import { anyOf, hasMethods, isObject, type Kind, kind, listOf, NAME, ranged } from '../base/options.js'
+import { isDataSource } from '../data/source.js'
+import { FILES } from '../io/web/directories.js'
+import { LoraAdapter } from '../lora/adapter.js'
+
+export const isPath = (value: unknown): value is string => typeof value === 'string' && value !== ''
+export const isBlob = (value: unknown): value is Blob => hasMethods(value, 'slice', 'arrayBuffer')
+const isFolder = (value: unknown): boolean => hasMethods(value, 'list', 'has', 'open')
+
+/** A place to read from. */
+export const SOURCE: Kind = kind(
+  'a path, org/name, a URL, picked files or a Directory',
+  (value) => isPath(value) || isFolder(value) || (FILES.accepts(value) && [...(value as Iterable<unknown>)].length > 0),
+)
+
+/** A place to write to. */
+export const TARGET: Kind = kind(
+  'a path or a Directory that can be written',
+  (value) => isPath(value) || (isFolder(value) && hasMethods(value, 'create')),
+)
+
+/** Records, or files of them. */
+export const DATA: Kind = kind(
+  'records, or the path of a file or folder of them',
+  (value) => isPath(value) || isBlob(value) || isDataSource(value),
+)
+
+/** A model that is open. */
+export const MODEL: Kind = kind(
+  'a model of loadModel',
+  (value) => isObject(value) && 'onnx' in value && 'runtime' in value,
+)
+
+/** A token as tokenizer.json spells it, or its id. */
+export const TOKEN: Kind = anyOf(NAME, ranged('an integer of at least 0'))
+
+export const RUNTIME: Kind = kind(
+  'nodeRuntime(), webRuntime(url), or { module } with the imported ONNX Runtime',
+  (value) =>
+    isObject(value) &&
+    ('module' in value
+      ? isObject(value.module) && 'InferenceSession' in value.module
+      : typeof value.specifier === 'string' && hasMethods(value, 'spawn')),
+)
+
+export const ENDPOINT: Kind = kind('an address such as https://huggingface.co', (value) => {
+  return typeof value === 'string' && /^https?:\/\/[^/]/.test(value) && URL.canParse(value)
+})
+
+/** An adapter in memory. */
+export const ADAPTER: Kind = kind('a LoraAdapter', (value) => value instanceof LoraAdapter)
+
+/** An adapter in memory, or where one is. */
+export const ADAPTER_SOURCE: Kind = anyOf(ADAPTER, SOURCE)
+
+/** Adapters by the names that runs choose them by. Each is checked when it is opened, by a message with its name. */
+export const NAMED_ADAPTERS: Kind = kind(
+  'an object of names with LoraAdapters, paths or folders',
+  (value) => isObject(value) && !ADAPTER.accepts(value) && !hasMethods(value, 'then'),
+)
+
+const ADAPTER_TO_MERGE = kind(
+  'a path, a folder, a LoraAdapter, or { adapter, weight }',
+  (value) =>
+    ADAPTER_SOURCE.accepts(value) ||
+    (isObject(value) &&
+      ADAPTER_SOURCE.accepts(value.adapter) &&
+      ['undefined', 'number'].includes(typeof value.weight) &&
+      Object.keys(value).every((key) => key === 'adapter' || key === 'weight')),
+)
+
+export const ADAPTER_LIST: Kind = kind(
+  `a list, each ${ADAPTER_TO_MERGE.expected}`,
+  (value) => listOf(ADAPTER_TO_MERGE).accepts(value) && (value as unknown[]).length > 0,
+)
+
+export const ADAPTERS: Kind = kind(
+  `${ADAPTER_TO_MERGE.expected}; or a list of them`,
+  (value) => ADAPTER_TO_MERGE.accepts(value) || ADAPTER_LIST.accepts(value),
+)
+
+/** The part of a merge that one job makes. */
+export const SHARE: Kind = kind('{ index, count } with 0 ≤ index < count', (value) => {
+  if (!isObject(value)) return false
+  const { index, count } = value
+  return (
+    Number.isSafeInteger(index) && Number.isSafeInteger(count) && 0 <= Number(index) && Number(index) < Number(count)
+  )
+})

@@ -1,0 +1,90 @@
+// Made by scripts/generate/options.mjs from the types. Do not edit.
+
+import type { SamplingOptions } from '../generate/sampling.js'
+import { type OptionTable, ranged, orNull, NAME, SIGNAL, oneOf, BOOLEAN, FUNCTION, anyOf, listOf, OBJECT } from '../../base/options.js'
+import type { ClassifyOptions, EmbedOptions, GenerateOptions, RunOptions, StreamOptions, TagOptions } from '../session.js'
+import { ONE_CHOICE } from '../adapters/choice.js'
+import { IMAGES } from '../kinds.js'
+
+export const SAMPLING_OPTIONS: OptionTable<SamplingOptions> = {
+  temperature: ranged('a finite number of at least 0'),
+  topK: ranged('an integer of at least 1, or Infinity'),
+  topP: ranged('a number in (0, 1]'),
+  minP: ranged('a number in [0, 1]'),
+  repetitionPenalty: ranged('a finite number above 0'),
+}
+
+export const CLASSIFY_OPTIONS: OptionTable<ClassifyOptions> = {
+  adapter: orNull(NAME),
+  topK: ranged('an integer of at least 1'),
+  maxLength: ranged('an integer of at least 1'),
+  batchSize: ranged('an integer of at least 1'),
+  signal: SIGNAL,
+}
+
+export const EMBED_OPTIONS: OptionTable<EmbedOptions> = {
+  adapter: ONE_CHOICE,
+  pooling: oneOf('mean', 'cls'),
+  normalize: BOOLEAN,
+  dimensions: ranged('an integer of at least 1'),
+  maxLength: ranged('an integer of at least 1'),
+  batchSize: ranged('an integer of at least 1'),
+  signal: SIGNAL,
+}
+
+export const GENERATE_OPTIONS: OptionTable<GenerateOptions> = {
+  batchSize: ranged('an integer of at least 1'),
+  onText: FUNCTION,
+  adapter: anyOf(ONE_CHOICE, listOf(ONE_CHOICE)),
+  images: IMAGES,
+  maxNewTokens: ranged('an integer of at least 1'),
+  stop: anyOf(NAME, listOf(NAME)),
+  logprobs: ranged('an integer of at least 0'),
+  seed: ranged('a safe integer'),
+  signal: SIGNAL,
+  temperature: ranged('a finite number of at least 0'),
+  topK: ranged('an integer of at least 1, or Infinity'),
+  topP: ranged('a number in (0, 1]'),
+  minP: ranged('a number in [0, 1]'),
+  repetitionPenalty: ranged('a finite number above 0'),
+  chatTemplate: NAME,
+  chatTemplateArgs: OBJECT,
+  tools: listOf(OBJECT),
+}
+
+export const GENERATE_OPTIONS_DEFAULTS = {
+  batchSize: 8,
+  maxNewTokens: 128,
+} as const satisfies Partial<GenerateOptions>
+
+export const RUN_OPTIONS: OptionTable<RunOptions> = {
+  adapter: anyOf(ONE_CHOICE, listOf(ONE_CHOICE)),
+  outputNames: listOf(NAME),
+  graph: NAME,
+}
+
+export const STREAM_OPTIONS: OptionTable<StreamOptions> = {
+  adapter: anyOf(ONE_CHOICE, listOf(ONE_CHOICE)),
+  images: IMAGES,
+  maxNewTokens: ranged('an integer of at least 1'),
+  stop: anyOf(NAME, listOf(NAME)),
+  logprobs: ranged('an integer of at least 0'),
+  seed: ranged('a safe integer'),
+  signal: SIGNAL,
+  temperature: ranged('a finite number of at least 0'),
+  topK: ranged('an integer of at least 1, or Infinity'),
+  topP: ranged('a number in (0, 1]'),
+  minP: ranged('a number in [0, 1]'),
+  repetitionPenalty: ranged('a finite number above 0'),
+  chatTemplate: NAME,
+  chatTemplateArgs: OBJECT,
+  tools: listOf(OBJECT),
+}
+
+export const TAG_OPTIONS: OptionTable<TagOptions> = {
+  adapter: orNull(NAME),
+  maxLength: ranged('an integer of at least 1'),
+  batchSize: ranged('an integer of at least 1'),
+  signal: SIGNAL,
+}
+

@@ -1,0 +1,15 @@
+// The kinds of pictures that calls take, for the tables of options (gen/options.ts).
+
+import { type Kind, kind } from '../base/options.js'
+import { isImageSource } from '../images/image-source.js'
+
+const isOneOrMore = (value: unknown) => [value].flat().every(isImageSource)
+
+/** A picture. */
+export const IMAGE: Kind = kind('a picture: a path, the bytes of a file, or { data, width, height }', isImageSource)
+
+/** Pictures of one prompt, or of several. */
+export const IMAGES: Kind = kind(
+  'a picture (a path, the bytes of a file, or { data, width, height }), a list of pictures, or for several prompts a list with one of these for each',
+  (value) => isOneOrMore(value) || (Array.isArray(value) && value.every(isOneOrMore)),
+)
