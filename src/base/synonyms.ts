@@ -85,7 +85,7 @@ const SYNONYMS: Readonly<Record<string, string>> = {
   q8: '8bit',
   'causal-lm': 'causal_lm clm language-modeling lm sft text-generation',
   dpo: 'preference preferences',
-  'text-classification': 'sequence-classification seq_cls sentiment-analysis',
+  'text-classification': 'classification sequence-classification seq_cls sentiment-analysis',
   'token-classification': 'ner token_cls tagging',
   embedding: 'embeddings feature-extraction feature_extraction sentence-similarity',
   seq2seq: 'seq2seq-lm seq_2_seq_lm summarization text2text text2text-generation translation',
