@@ -1,5 +1,6 @@
 /// <reference lib="esnext.disposable" preserve="true" />
-// The public API, in Node and in browsers: what it exports and declares is the same; src/node.ts only puts Node's platform in place.
+// The public API, in Node and in browsers: what it exports and declares is the same; src/node.ts only puts Node's
+// platform in place.
 
 export { type ByteSink, type ByteSource, type Directory, MemoryDirectory } from './base/bytes.js'
 export type { FloatDtype, TensorDtype, WeightDtype } from './base/dtype.js'
@@ -21,6 +22,8 @@ export {
 export type { BlobLike, ByteStreamLike, FileLike, FolderHandle, SignalLike } from './base/globals.js'
 export type { ToolProgress } from './base/progress.js'
 export type { FloatArray, Matrix, MatrixLike, Shaped, Tensor } from './base/tensor.js'
+export type { Interval } from './evaluate/bootstrap.js'
+export type { DifferingRecord, EvaluatedModel, EvaluateReport, EvaluateSettings } from './evaluate/evaluate.js'
 export type { ConvertReport } from './exchange/convert.js'
 export type { ConvertedDtype } from './exchange/format.js'
 export { ADAPTER_FORMATS, type AdapterFormat } from './exchange/formats.js'
@@ -33,6 +36,7 @@ export type { DecodeImage, ImageSource, RgbImage } from './images/image.js'
 export type { ToPlainOptions } from './index/adapters.js'
 export { TRAIN_CHOICES } from './index/choices.js'
 export type { Data, DataFile, DataRecord } from './index/data.js'
+export type { EvaluateOptions } from './index/evaluate.js'
 export { configureHub, type HubOptions } from './index/hub.js'
 export type { CheckpointContents, InspectOptions, InspectReport } from './index/inspect.js'
 export type { EmbeddingContents, GraphContents, LinearContents, OnnxContents } from './index/inspect-onnx.js'
@@ -59,6 +63,7 @@ export {
   combine,
   convertAdapter,
   diff,
+  evaluate,
   extract,
   inspect,
   loadAdapter,

@@ -1,9 +1,8 @@
-// Makes the tables of options from the types of src/: what each option may be, its default, and its help on the command line.
-// An option is written once: as a member of an interface, with a docstring. The docstring's first paragraph is its help. Tags:
-//   @range an integer of at least 1 | a number in (0, 1]    what a number may be
-//   @default 8                                              what lowrank takes if the option is left out
-//   @flag DIR|FILE                                          what stands for the value in help
-// Usage: node scripts/generate/options.mjs [--check]
+// Makes the tables of options from the types of src/: what each option may be, its default, and its help on the command
+// line. An option is written once: as a member of an interface, with a docstring. The docstring's first paragraph is
+// its help. Tags: @range an integer of at least 1 | a number in (0, 1]    what a number may be @default 8
+// what lowrank takes if the option is left out @flag DIR|FILE                                          what stands for
+// the value in help Usage: node scripts/generate/options.mjs [--check]
 
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
@@ -18,6 +17,7 @@ const BASE = 'src/base/options.ts'
 const TABLES = {
   'src/index/gen/options.ts': {
     'src/index/adapters.ts': ['ToPlainOptions'],
+    'src/index/evaluate.ts': ['EvaluateOptions'],
     'src/index/hub.ts': ['HubOptions'],
     'src/index/inspect.ts': ['InspectOptions'],
     'src/index/merge-options.ts': ['MergeOptions', 'UnmergeOptions'],
@@ -58,7 +58,14 @@ const TABLES = {
 
 /** Interfaces whose members are options of the command line. */
 const FLAGS = [
-  ...['ClassifyOptions', 'CombineOptions', 'ConvertAdapterOptions', 'EmbedOptions', 'ExtractOptions'],
+  ...[
+    'ClassifyOptions',
+    'CombineOptions',
+    'ConvertAdapterOptions',
+    'EmbedOptions',
+    'EvaluateOptions',
+    'ExtractOptions',
+  ],
   ...['GenerateOptions', 'InspectOptions', 'MergeOptions', 'OpenSessionOptions', 'PreviewDataOptions'],
   ...['ResizeOptions', 'SaveOptions', 'ToPlainOptions', 'TrainConfig', 'TrainOptions', 'UnmergeOptions'],
 ]
@@ -72,10 +79,13 @@ const DEFAULTS = {
   TrainSettings: () => true,
 }
 
-/** Kinds that are written by hand: name of a type, or of one option → the constant, its file, and how a flag writes it. */
+/**
+ * Kinds that are written by hand: name of a type, or of one option → the constant, its file, and how a flag writes it.
+ */
 const KINDS = {
   'AdapterSessionOptions.adapters': ['NAMED_ADAPTERS', 'src/index/kinds.ts'],
   'CombineOptions.adapters': ['ADAPTER_LIST', 'src/index/kinds.ts'],
+  'EvaluateOptions.adapters': ['NAMED_ADAPTERS', 'src/index/kinds.ts'],
   'HubOptions.endpoint': ['ENDPOINT', 'src/index/kinds.ts'],
   'LabelOptions.classWeights': ['CLASS_WEIGHTS', 'src/tasks/kinds.ts'],
   'LoraConfig.targetModules': ['MODULES', 'src/lora/config-kinds.ts', 'names'],

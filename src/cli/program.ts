@@ -1,7 +1,7 @@
 // Finds the command, runs it, and turns what happened into an exit code.
 
 import { readFileSync } from 'node:fs'
-import { nearMisses } from '../base/errors.js'
+import { meantBy } from '../base/synonyms.js'
 import { ConfigError, configureHub, LowrankError } from '../index.js'
 import { showDownloads } from './downloads.js'
 import { commandHelp, programHelp } from './help.js'
@@ -16,6 +16,7 @@ const EXIT_BUG = 70
 const COMMANDS: Record<string, () => Promise<Command>> = {
   demo: async () => (await import('./demo.js')).demo,
   train: async () => (await import('./train.js')).train,
+  evaluate: async () => (await import('./evaluate.js')).evaluate,
   merge: async () => (await import('./merge.js')).merge,
   unmerge: async () => (await import('./unmerge.js')).unmerge,
   combine: async () => (await import('./combine.js')).combine,
@@ -74,8 +75,8 @@ function show(text: string): number {
 
 function unknownCommand(name: string): string {
   if (name.startsWith('-')) return `the command comes first: lowrank <command> ${name}`
-  const near = nearMisses(name, Object.keys(COMMANDS))
-  return `there is no command '${name}'; ${near.length > 0 ? `did you mean ${near.join(' or ')}?` : `there are ${Object.keys(COMMANDS).join(', ')}`}`
+  const near = meantBy(name, Object.keys(COMMANDS))
+  return `there is no command '${name}'; ${near !== undefined ? `did you mean ${near}?` : `there are ${Object.keys(COMMANDS).join(', ')}`}`
 }
 
 function version(): string {

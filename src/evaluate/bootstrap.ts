@@ -1,5 +1,6 @@
-// How sure a metric is: the records are drawn again and again with replacement, and the metric is computed of each draw. All models get
-// the same draws, so what they have in common drops out of their difference (Efron and Tibshirani 1993, percentile intervals).
+// How sure a metric is: the records are drawn again and again with replacement, and the metric is computed of each draw.
+// All models get the same draws, so what they have in common drops out of their difference (Efron and Tibshirani 1993,
+// percentile intervals).
 
 import { Random } from '../base/random.js'
 

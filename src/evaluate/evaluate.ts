@@ -1,9 +1,9 @@
-// Evaluation of finished adapters: the task's metrics for the base and for each adapter on the same records, with intervals, and the records
-// that differ most. For texts also what the model writes, against the answer that is wanted.
+// Evaluation of finished adapters: the task's metrics for the base and for each adapter on the same records, with
+// intervals, and the records that differ most. For texts also what the model writes, against the answer that is wanted.
 
 import { DataError, UnsupportedError } from '../base/errors.js'
-import { type ToolRun, Steps } from '../base/progress.js'
 import { checkOptions } from '../base/options.js'
+import { Steps, type ToolRun } from '../base/progress.js'
 import { readRows } from '../data/read-rows.js'
 import type { Model } from '../graph/model-folder.js'
 import { joinGraphs } from '../graph/training/joined-graph.js'
@@ -11,6 +11,7 @@ import { ModelSession } from '../infer/model-session.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { OpenTask, Question, Task } from '../tasks/task.js'
 import { defaultTask, loadTask, loadTaskOf } from '../tasks/tasks.js'
+import { namedLabels } from '../tasks/heads.js'
 import { headBase } from '../tasks/trained-head.js'
 import { checkParts } from '../train/check-options.js'
 import { encodeContext } from '../train/examples.js'
@@ -259,31 +260,50 @@ async function contendersOf(
     return known
   }
   const contenders: Contender[] = []
-  const open = openFor(model, undefined)
-  const base = await noAdapter(open)
-  if (base !== undefined) contenders.push({ name: null, open, adapter: base, texts: [] })
-  else if (Object.keys(adapters).length > 0) onWarning('the base is left out: it has no head for these labels')
+  const wanted = Object.values(adapters).find(({ labels }) => labels !== undefined)?.labels
+  const isComparable = wanted === undefined || namedLabels(model.config).join('\n') === wanted.join('\n')
+  const open = isComparable ? openFor(model, undefined) : undefined
+  const base = open && (await noAdapter(open))
+  if (open !== undefined && base !== undefined) contenders.push({ name: null, open, adapter: base, texts: [] })
+  else if (wanted !== undefined) onWarning('the base is left out: it has no head for these labels')
   else {
-    throw new UnsupportedError({ where: 'model', what: 'it has no head for these labels', hint: 'Give an adapter' })
+    throw new UnsupportedError({
+      where: 'model',
+      what: 'it has no head for these labels',
+      hint: 'Give an adapter that has one',
+    })
   }
   for (const [name, adapter] of Object.entries(adapters)) {
     const { labels } = adapter
     const labelled =
       labels === undefined ? model : { ...model, config: { ...model.config, id2label: { ...labels }, label2id: {} } }
-    const open = openFor(labelled, adapter)
-    const unknown = labels && open.labels?.find((label) => !labels.includes(label))
-    if (unknown !== undefined) {
-      throw new DataError({
-        where: 'data',
-        what: `it has the label ${JSON.stringify(unknown)}, which ${name} does not give`,
-        expected: labels?.join(', '),
-      })
-    }
+    const open = openLabelled(name, labels, () => openFor(labelled, adapter))
     for (const example of examples) open.checkEvaluation?.(example)
     checkParts(adapter, { model: labelled, open, modules: undefined })
     contenders.push({ name, open, adapter, texts: [] })
   }
   return contenders
+}
+
+/** Opens the task. Throws DataError for labels that the adapter does not give. */
+function openLabelled(name: string, labels: readonly string[] | undefined, open: () => OpenTask): OpenTask {
+  const refuse = (got: string | undefined, cause?: Error) =>
+    new DataError({
+      where: 'data',
+      what: `its labels are not those of ${name}`,
+      expected: labels?.join(', '),
+      ...(got !== undefined && { got }),
+      cause,
+    })
+  try {
+    const opened = open()
+    const unknown = labels && opened.labels?.find((label) => !labels.includes(label))
+    if (unknown !== undefined) throw refuse(JSON.stringify(unknown))
+    return opened
+  } catch (error) {
+    if (labels === undefined || !(error instanceof DataError)) throw error
+    throw error.where === 'data' ? error : refuse(error.got, error)
+  }
 }
 
 /** The metrics of some records: over their examples, as after a training. */
@@ -330,7 +350,9 @@ async function writeAnswers(
   { batchSize = 8, maxNewTokens = 128, chatTemplate, chatTemplateArgs, ...options }: EvaluateSettings,
   next: (name: string) => Promise<void>,
 ): Promise<void> {
-  const adapters = Object.fromEntries(contenders.flatMap(({ name, adapter }) => (name === null ? [] : [[name, adapter]])))
+  const adapters = Object.fromEntries(
+    contenders.flatMap(({ name, adapter }) => (name === null ? [] : [[name, adapter]])),
+  )
   const { device, threads, lowMemory, signal } = options
   const session = await ModelSession.open(model, { adapters, device, threads, lowMemory })
   try {
@@ -361,7 +383,7 @@ function differingRecords(
   const isByLoss = measured.every(({ losses }) => losses !== undefined)
   const values = contenders.map(({ open }, i) => {
     const { losses, predictions } = measured[i]
-    return isByLoss ? ['loss', losses!] as const : Object.entries(open.values?.(predictions) ?? {}).at(-1)
+    return isByLoss ? (['loss', losses!] as const) : Object.entries(open.values?.(predictions) ?? {}).at(-1)
   })
   if (contenders.length < 2 || values.some((own) => own === undefined)) return { differBy: null, differing: [] }
   const found = records.map(({ where, record, examples, question }, index) => {

@@ -1,4 +1,5 @@
-// What one model gives for each example: the loss, and the task's predictions. The graph and the code are those of training's evaluation.
+// The numbers of one model for each example: the loss, and the task's predictions. The graph and the code are those of
+// training's evaluation.
 
 import { Random } from '../base/random.js'
 import type { Model } from '../graph/model-folder.js'
@@ -6,6 +7,7 @@ import { LoraAdapter } from '../lora/adapter.js'
 import { openEngine } from '../runtime/host.js'
 import type { OpenTask } from '../tasks/task.js'
 import { planEvaluation } from '../train/batches.js'
+import { TrainEngine } from '../train/engine.js'
 import { readParameters } from '../train/parameters.js'
 import { TrainingSessions } from '../train/sessions.js'
 import type { TrainSettings } from '../train/settings.js'
@@ -46,8 +48,7 @@ export async function noAdapter({ head }: OpenTask): Promise<LoraAdapter | undef
 /** Opens a model with an adapter, and runs all examples. With `takeReference`, the task gets to know the model first. */
 export async function measure(input: MeasureInput, takeReference = false): Promise<Measured> {
   const { model, open, adapter, examples, settings, next } = input
-  const load = async () => (await import('../train/engine.js')).TrainEngine
-  const engine = await openEngine(model.runtime, 'train', load, settings.threads)
+  const engine = await openEngine(model.runtime, 'train', async () => TrainEngine, settings.threads)
   try {
     const sessions = await TrainingSessions.create({ ...input, modules: undefined }, engine.remote, false)
     const { parameters } = sessions

@@ -1,5 +1,6 @@
-// How near a written text is to the one that is wanted: exact match, ROUGE-L (Lin 2004, as rouge-score computes it without a stemmer) and
-// chrF (Popović 2015, as sacrebleu computes it: characters without spaces, n-grams of 1 to 6, β = 2).
+// How near a written text is to the one that is wanted: exact match, ROUGE-L (Lin 2004, as rouge-score computes it
+// without a stemmer) and chrF (Popović 2015, as sacrebleu computes it: characters without spaces, n-grams of 1 to 6,
+// β = 2).
 
 const CHRF_ORDERS = 6
 const CHRF_BETA_SQUARED = 4

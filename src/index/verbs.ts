@@ -1,6 +1,7 @@
 // The functions of the public API. Each loads its code with the first call: a page that only computes with LoRA layers stays small.
 
 import { isObject } from '../base/options.js'
+import type { EvaluateReport } from '../evaluate/evaluate.js'
 import type { ConvertReport } from '../exchange/convert.js'
 import type { Model } from '../graph/model-folder.js'
 import type { LoraAdapter } from '../lora/adapter.js'
@@ -15,6 +16,7 @@ import type { ExtractResult } from '../tools/extract.js'
 import type { ResizeResult } from '../tools/resize.js'
 import type { PreviewExample } from '../train/preview.js'
 import type { ToPlainOptions } from './adapters.js'
+import type { EvaluateOptions } from './evaluate.js'
 import type { InspectOptions, InspectReport } from './inspect.js'
 import type { MergeOptions, UnmergeOptions } from './merge-options.js'
 import type { LoadModelOptions } from './model.js'

@@ -1,4 +1,5 @@
-// How well things are ordered: where the right one stands among candidates, and how far two orders or two quantities agree.
+// How well things are ordered: where the right one stands among candidates, and how far two orders or two quantities
+// agree.
 
 /** The mean of the values of each metric. */
 export function meansOf(values: Readonly<Record<string, readonly number[]>>): Record<string, number> {
@@ -8,8 +9,8 @@ export function meansOf(values: Readonly<Record<string, readonly number[]>>): Re
 }
 
 /**
- * For each query 1 if its partner is among the best k, and 1 / place of the partner. Of candidates with the same score the partner stands
- * last.
+ * For each query 1 if its partner is among the best k, and 1 / place of the partner. Of candidates with the same score
+ * the partner stands last.
  *
  * @param score of a query and a candidate; the partner of query i is candidate i
  */

@@ -86,7 +86,10 @@ export interface TaskFacts {
     /** Settings that suit a short run. */
     readonly settings: { readonly maxSteps: number; readonly learningRate: number; readonly batchSize: number }
   }
-  /** The highest learning rate where nothing is said, with LoRA+; undefined for that of training. docs/learning.md has the measurements. */
+  /**
+   * The highest learning rate where nothing is said, with LoRA+; undefined for that of training. docs/learning.md has
+   * the measurements.
+   */
   readonly learningRate?: number
 }
 
@@ -101,7 +104,10 @@ export interface Task<Row = unknown, Example = unknown, Options extends object =
   readonly lowerIsBetter?: readonly string[]
   /** The settings that it has of its own, and what each may be; undefined for none. */
   readonly options?: OptionTable<Options>
-  /** The layers between the model's hidden states and the logits; undefined for tasks without a head, and for a head that is not known. */
+  /**
+   * The layers between the model's hidden states and the logits; undefined for tasks without a head, and for a head
+   * that is not known.
+   */
   headForm?(base: HeadBase): HeadForm | undefined
   /** Throws UnsupportedError when the model is not one for this task: before any data is read. */
   check(model: Model): void
@@ -111,7 +117,7 @@ export interface Task<Row = unknown, Example = unknown, Options extends object =
   load?(row: Row, context: EncodeContext): Promise<Row>
   /** Throws FormatError, MismatchError or ConfigError when the model's tokenizer cannot be used. */
   encode(row: Row, context: EncodeContext): Encoded<Example>
-  /** The text or chat that the model answers, and the answer that is wanted; undefined for a row without one. Only for tasks that write texts. */
+  /** The prompt that the model answers, and the wanted answer; undefined for a row without one. For tasks of texts. */
   question?(row: Row, context: EncodeContext): Question | undefined
   /** For previews: the tokens of an example, which of them are targets, and the label of the whole, if it has one. */
   tokens?(example: Example): { readonly ids: Int32Array; counts(index: number): boolean; readonly label?: string }
@@ -119,7 +125,10 @@ export interface Task<Row = unknown, Example = unknown, Options extends object =
   makeList?(): ExampleList<Example>
   /** Several short examples in one, of at most `length` tokens, for tasks that can keep them apart. */
   pack?(examples: Examples<Example>, length: number): Examples<Example>
-  /** Fixes what the training examples decide. Throws DataError when they do not, ConfigError for options that do not fit them. */
+  /**
+   * Fixes what the training examples decide. Throws DataError when they do not, ConfigError for options that do not fit
+   * them.
+   */
   open(model: Model, examples: Examples<Example>, options?: Options, heads?: HeadOptions): OpenTask<Example>
 }
 
@@ -165,7 +174,10 @@ export interface OpenTask<Example = unknown> extends Objective {
   readonly problemType?: ProblemType
   /** Warnings about the examples, before they are trained on. */
   readonly warnings?: readonly string[]
-  /** How adapters of this model are run, where PEFT's class for the task's type cannot run it: their folder has no type, for PEFT's plain class. */
+  /**
+   * How adapters of this model are run, where PEFT's class for the task's type cannot run it: their folder has no type,
+   * for PEFT's plain class.
+   */
   readonly plainUse?: TaskUse | undefined
   /** Throws DataError, with the record, for an example of the evaluation data that has a target which no other had. */
   checkEvaluation?(example: Example): void
@@ -179,7 +191,10 @@ export interface OpenTask<Example = unknown> extends Objective {
    * @param length what tokens are filled up to: at least the largest cost
    */
   collate(examples: readonly Example[], length: number): Feeds
-  /** The divisor of the loss of some examples. Over the runs of a step it adds up, so that accumulating changes no result. */
+  /**
+   * The divisor of the loss of some examples. Over the runs of a step it adds up, so that accumulating changes no
+   * result.
+   */
   normalizer(examples: readonly Example[]): number
   /** All parts of an example that training sees: they have to stay the same for a run to be resumed. */
   content(example: Example): Iterable<Uint8Array | Int32Array>
@@ -190,13 +205,13 @@ export interface OpenTask<Example = unknown> extends Objective {
    */
   stepLoss?(runs: readonly StepRun<Example>[]): { readonly loss: number; readonly feeds: readonly Feeds[] }
   /**
-   * For a loss that compares the model with itself before the first step: takes what {@link Objective.forward} gave out of some
-   * examples then. Each example that is trained on or evaluated comes here once, before its loss is wanted.
+   * For a loss that compares the model with itself before the first step: takes what {@link Objective.forward} gave out
+   * of some examples then. Each example that is trained on or evaluated comes here once, before its loss is wanted.
    */
   takeReference?(outputs: Readonly<Record<string, RuntimeTensor>>, examples: readonly Example[]): void
   /** The prediction for each example of one run without gradients, from the outputs of {@link Objective.forward}. */
   predict?(outputs: Readonly<Record<string, RuntimeTensor>>, examples: readonly Example[]): unknown[]
-  /** The values of each example for the metrics that are means over the examples of a whole evaluation. Default: no metric is. */
+  /** The values of each example, for metrics that are means over the examples. Default: no metric is. */
   values?(predictions: readonly unknown[]): Record<string, readonly number[]>
   /** Numbers that say how good the model is, by name: of the loss over all examples, and of what was predicted. */
   metrics(result: {

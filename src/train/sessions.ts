@@ -83,11 +83,7 @@ export class TrainingSessions {
    * @param isTraining false for evaluations alone: the graph with gradients is left out
    * @throws what {@link buildTrainingGraph} throws, and RuntimeError when ONNX Runtime cannot be found
    */
-  static async create(
-    parts: SessionParts,
-    engine: Remote<TrainEngine>,
-    isTraining = true,
-  ): Promise<TrainingSessions> {
+  static async create(parts: SessionParts, engine: Remote<TrainEngine>, isTraining = true): Promise<TrainingSessions> {
     const { model, open, adapter, modules, settings } = parts
     const runtime = runtimeBehind(engine, await engine.runtimeName())
     const linears = adapter.parts('linear')

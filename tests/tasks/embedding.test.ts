@@ -12,7 +12,7 @@ import { NodeDirectory } from '../../src/io/node/files.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
 import { inBatchLoss } from '../../src/tasks/contrastive.js'
 import { type EmbeddingOptions, embedding, type RelatedExample } from '../../src/tasks/embedding.js'
-import { pearson, retrievalMetrics, spearman } from '../../src/tasks/ranking-metrics.js'
+import { pearson, meansOf, retrievalValues, spearman } from '../../src/tasks/ranking-metrics.js'
 import type { Task } from '../../src/tasks/task.js'
 import { encodeRows } from '../../src/train/examples.js'
 import { train as trainAdapter } from '../../src/train/train.js'
@@ -240,7 +240,7 @@ it('counts places as they are', () => {
     [0.5, 0.4, 0.3],
     [0.8, 0.7, 0.6],
   ]
-  const metrics = retrievalMetrics(3, (query, candidate) => scores[query][candidate], [1, 2])
+  const metrics = meansOf(retrievalValues(3, (query, candidate) => scores[query][candidate], [1, 2]))
   expect(metrics['recall@1']).toBeCloseTo(1 / 3)
   expect(metrics['recall@2']).toBeCloseTo(2 / 3)
   expect(metrics.mrr).toBeCloseTo((1 + 1 / 2 + 1 / 3) / 3)

@@ -1,8 +1,9 @@
 // Made by scripts/generate/options.mjs from the types. Do not edit.
 
 import type { ToPlainOptions } from '../adapters.js'
-import { type OptionTable, anyOf, FUNCTION, NAME, BOOLEAN, oneOf, OBJECT, needed, ranged, SIGNAL, listOf } from '../../base/options.js'
-import { SOURCE, ADAPTER, ENDPOINT, ADAPTERS, TARGET, SHARE, RUNTIME, NAMED_ADAPTERS, ADAPTER_LIST, MODEL, DATA, TOKEN } from '../kinds.js'
+import { type OptionTable, anyOf, FUNCTION, needed, oneOf, OBJECT, ranged, BOOLEAN, SIGNAL, NAME, listOf } from '../../base/options.js'
+import { SOURCE, ADAPTER, MODEL, NAMED_ADAPTERS, DATA, ENDPOINT, ADAPTERS, TARGET, SHARE, RUNTIME, ADAPTER_LIST, TOKEN } from '../kinds.js'
+import type { EvaluateOptions } from '../evaluate.js'
 import type { HubOptions } from '../hub.js'
 import type { InspectOptions } from '../inspect.js'
 import type { MergeOptions, UnmergeOptions } from '../merge-options.js'
@@ -18,6 +19,32 @@ import type { TrainEvents } from '../../train/report.js'
 export const TO_PLAIN_OPTIONS: OptionTable<ToPlainOptions> = {
   base: anyOf(SOURCE, FUNCTION),
   initial: anyOf(SOURCE, ADAPTER),
+}
+
+export const EVALUATE_OPTIONS: OptionTable<EvaluateOptions> = {
+  model: needed(anyOf(MODEL, SOURCE)),
+  dtype: anyOf(oneOf('auto'), oneOf('fp32', 'fp16', 'q8', 'int8', 'uint8', 'q4', 'q4f16', 'bnb4', 'q2', 'q2f16', 'q1', 'q1f16'), OBJECT),
+  adapters: NAMED_ADAPTERS,
+  data: needed(DATA),
+  batchSize: ranged('an integer of at least 1'),
+  generate: BOOLEAN,
+  maxNewTokens: ranged('an integer of at least 1'),
+  resamples: ranged('an integer of at least 1'),
+  seed: ranged('a safe integer'),
+  differing: ranged('an integer of at least 0'),
+  onWarning: FUNCTION,
+  onProgress: FUNCTION,
+  signal: SIGNAL,
+  task: NAME,
+  taskOptions: OBJECT,
+  columns: OBJECT,
+  maxLength: ranged('an integer of at least 2'),
+  chatTemplate: NAME,
+  chatTemplateArgs: OBJECT,
+  decodeImage: FUNCTION,
+  device: anyOf(NAME, listOf(NAME)),
+  threads: ranged('an integer of at least 1'),
+  lowMemory: BOOLEAN,
 }
 
 export const HUB_OPTIONS: OptionTable<HubOptions> = {
@@ -92,13 +119,13 @@ export const LOAD_MODEL_OPTIONS: OptionTable<LoadModelOptions> = {
 export const OPEN_SESSION_OPTIONS: OptionTable<OpenSessionOptions> = {
   adapters: NAMED_ADAPTERS,
   onWarning: FUNCTION,
-  allowMissing: BOOLEAN,
-  modules: OBJECT,
+  device: anyOf(NAME, listOf(NAME)),
   threads: ranged('an integer of at least 1'),
   lowMemory: BOOLEAN,
+  allowMissing: BOOLEAN,
+  modules: OBJECT,
   optimization: oneOf('disabled', 'basic', 'extended', 'all'),
   profilePrefix: NAME,
-  device: anyOf(NAME, listOf(NAME)),
   accuracyLevel: oneOf(0, 4),
 }
 
@@ -156,14 +183,14 @@ export const RESIZE_OPTIONS: OptionTable<ResizeOptions> = {
 
 export const PREVIEW_DATA_OPTIONS: OptionTable<PreviewDataOptions> = {
   count: ranged('an integer of at least 1'),
-  dtype: anyOf(oneOf('auto'), oneOf('fp32', 'fp16', 'q8', 'int8', 'uint8', 'q4', 'q4f16', 'bnb4', 'q2', 'q2f16', 'q1', 'q1f16'), OBJECT),
-  model: needed(anyOf(MODEL, SOURCE)),
-  data: needed(DATA),
   task: NAME,
   columns: OBJECT,
   maxLength: ranged('an integer of at least 2'),
   chatTemplate: NAME,
   chatTemplateArgs: OBJECT,
+  dtype: anyOf(oneOf('auto'), oneOf('fp32', 'fp16', 'q8', 'int8', 'uint8', 'q4', 'q4f16', 'bnb4', 'q2', 'q2f16', 'q1', 'q1f16'), OBJECT),
+  model: needed(anyOf(MODEL, SOURCE)),
+  data: needed(DATA),
 }
 
 export const PREVIEW_DATA_OPTIONS_DEFAULTS = {
@@ -177,17 +204,16 @@ export const TRAIN_OPTIONS: OptionTable<TrainOptions> = {
   evalData: DATA,
   out: TARGET,
   tensorboard: TARGET,
-  modules: OBJECT,
-  signal: SIGNAL,
-  threads: ranged('an integer of at least 1'),
-  lowMemory: BOOLEAN,
-  device: anyOf(NAME, listOf(NAME)),
-  keep: oneOf('last', 'best'),
   task: NAME,
+  taskOptions: OBJECT,
   columns: OBJECT,
   maxLength: ranged('an integer of at least 2'),
   chatTemplate: NAME,
   chatTemplateArgs: OBJECT,
+  decodeImage: FUNCTION,
+  device: anyOf(NAME, listOf(NAME)),
+  threads: ranged('an integer of at least 1'),
+  lowMemory: BOOLEAN,
   epochs: ranged('an integer of at least 1'),
   maxSteps: ranged('an integer of at least 1'),
   batchSize: ranged('an integer of at least 1'),
@@ -203,11 +229,12 @@ export const TRAIN_OPTIONS: OptionTable<TrainOptions> = {
   saveEvery: ranged('an integer of at least 1'),
   packing: BOOLEAN,
   evalEvery: ranged('an integer of at least 1'),
+  keep: oneOf('last', 'best'),
   bestMetric: NAME,
   earlyStopping: ranged('an integer of at least 1'),
-  taskOptions: OBJECT,
+  modules: OBJECT,
+  signal: SIGNAL,
   evalSplit: ranged('a number in (0, 1)'),
-  decodeImage: FUNCTION,
   preset: oneOf('peft'),
   trainedTokens: anyOf(listOf(TOKEN), OBJECT),
   config: OBJECT,
