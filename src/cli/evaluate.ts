@@ -34,7 +34,10 @@ export const evaluate = defineCommand({
     ...SOURCES,
     weight: repeated('W', 'strength of the adapter that stands before this option; default 1'),
     mix: toggle('evaluate the sum of all adapters, and not each adapter'),
-    data: { ...DATA_OPTIONS.data, about: 'records: .jsonl, .json, .csv, .tsv, .parquet or .txt, or a folder of such files' },
+    data: {
+      ...DATA_OPTIONS.data,
+      about: 'records: .jsonl, .json, .csv, .tsv, .parquet or .txt, or a folder of such files',
+    },
     task: text('NAME', 'what the adapter learned; default: the task of the adapter, or that of the model'),
     columns: DATA_OPTIONS.columns,
     chatTemplate: DATA_OPTIONS.chatTemplate,
@@ -51,7 +54,18 @@ export const evaluate = defineCommand({
     ...OUTPUT_OPTIONS,
   },
   async run(values, { occurrences }) {
-    const { model: named, dtype, adapter: folders, weight: _w, mix, chatTemplate, html, overwrite, json, ...options } = values
+    const {
+      model: named,
+      dtype,
+      adapter: folders,
+      weight: _w,
+      mix,
+      chatTemplate,
+      html,
+      overwrite,
+      json,
+      ...options
+    } = values
     if (named === undefined && folders.length === 0) throw new UsageError(`--model ${MODEL} is missing`)
     if (html !== undefined) await refusePage(html, overwrite, 'evaluate')
     const weighted = weightedAdapters(occurrences)
@@ -131,7 +145,8 @@ function show({ task, records, tokens, models, differBy, differing }: EvaluateRe
   for (const { where, record, values, wanted, answers } of differing.slice(0, SHOWN)) {
     const line = `${where}: ${values.map(figure).join(' → ')}`
     print(printable(`${line}  ${record.length > 100 ? `${record.slice(0, 100)}…` : record}`))
-    if (answers !== undefined) print(printable(`  wanted ${JSON.stringify(wanted)}, written ${JSON.stringify(answers)}`))
+    if (answers !== undefined)
+      print(printable(`  wanted ${JSON.stringify(wanted)}, written ${JSON.stringify(answers)}`))
   }
 }
 
