@@ -1,5 +1,6 @@
 /// <reference lib="esnext.disposable" preserve="true" />
-// The public API, in Node and in browsers: what it exports and declares is the same; src/node.ts only puts Node's platform in place.
+// The public API, in Node and in browsers: what it exports and declares is the same; src/node.ts only puts Node's
+// platform in place.
 
 export { type ByteSink, type ByteSource, type Directory, MemoryDirectory } from './base/bytes.js'
 export type { FloatDtype, TensorDtype, WeightDtype } from './base/dtype.js'
