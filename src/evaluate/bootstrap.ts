@@ -1,4 +1,4 @@
-// How sure a metric is: the records are drawn again and again with replacement, and the metric is computed of each draw.
+// Intervals of metrics: the records are drawn again and again with replacement, each time with a new metric.
 // All models get the same draws, so what they have in common drops out of their difference (Efron and Tibshirani 1993,
 // percentile intervals).
 

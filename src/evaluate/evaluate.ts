@@ -43,7 +43,7 @@ export interface EvaluateSettings
    * @default 8
    */
   readonly batchSize?: number | undefined
-  /** Writes an answer to each record too, and compares it with the wanted one: exact match, ROUGE-L and chrF. Default false. */
+  /** Also writes an answer to each record, and compares it: exact match, ROUGE-L and chrF. Default false. */
   readonly generate?: boolean | undefined
   /**
    * With `generate`: the most new tokens of an answer.

@@ -45,7 +45,7 @@ export async function noAdapter({ head }: OpenTask): Promise<LoraAdapter | undef
   return adapter
 }
 
-/** Opens a model with an adapter, and runs all examples. With `takeReference`, the task gets to know the model first. */
+/** Opens a model with an adapter, and runs all examples: with `takeReference` once more before, for the task. */
 export async function measure(input: MeasureInput, takeReference = false): Promise<Measured> {
   const { model, open, adapter, examples, settings, next } = input
   const engine = await openEngine(model.runtime, 'train', async () => TrainEngine, settings.threads)

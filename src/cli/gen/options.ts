@@ -12,7 +12,7 @@ export const FLAGS = {
     dtype: { form: 'word', about: 'Which graph of a model that is not open yet: see loadModel.', words: ['auto', 'fp32', 'fp16', 'q8', 'int8', 'uint8', 'q4', 'q4f16', 'bnb4', 'q2', 'q2f16', 'q1', 'q1f16'] },
     data: { form: 'text', about: 'The records: in the same forms as for train. They should not be in the training data.', isRequired: true },
     batchSize: { form: 'number', about: 'Records that run together where a loss belongs to several records, and texts that are written together.', fallback: '8' },
-    generate: { form: 'switch', about: 'Writes an answer to each record too, and compares it with the wanted one: exact match, ROUGE-L and chrF. Default false.' },
+    generate: { form: 'switch', about: 'Also writes an answer to each record, and compares it: exact match, ROUGE-L and chrF. Default false.' },
     maxNewTokens: { form: 'number', about: 'With --generate: the most new tokens of an answer.', fallback: '128' },
     resamples: { form: 'number', about: 'How often the records are drawn again for the intervals.', fallback: '1000' },
     seed: { form: 'number', about: 'Seed of these draws.', fallback: '42' },
