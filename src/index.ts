@@ -120,7 +120,7 @@ export {
   type PartOfKind,
   type PartSummary,
 } from './lora/adapter.js'
-export { type LoraConfig, type LoraConfigInput, resolveConfig } from './lora/config.js'
+export type { LoraConfig, LoraConfigInput } from './lora/config.js'
 export type { LayerVectors } from './lora/factors.js'
 export type { Init } from './lora/init/inits.js'
 export type { BaseWeights } from './lora/init/to-plain.js'

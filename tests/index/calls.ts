@@ -156,6 +156,12 @@ export const FUNCTIONS: Record<string, Call> = {
       step: /on\.step/,
     },
   },
+  evaluate: {
+    call: lowrank.evaluate,
+    args: () => [{ model: opened.model, data: [], threads: 1 }],
+    options: 0,
+    misspelled: { adaptors: /adapters/, max_new_tokens: /maxNewTokens/, resample: /resamples/ },
+  },
   previewData: {
     call: lowrank.previewData,
     args: () => [
@@ -199,12 +205,6 @@ export const FUNCTIONS: Record<string, Call> = {
     args: () => [{ merged: BASE, adapters: [adapter()], out: place(), original: BASE }],
     options: 0,
     misspelled: { ...merging, orignal: /original/ },
-  },
-  resolveConfig: {
-    call: lowrank.resolveConfig,
-    args: () => [{ rank: 2, alpha: 4, targetModules: ['a'] }],
-    options: 0,
-    misspelled: { ranks: /rank/, lora_alpha: /alpha/ },
   },
   configureKernels: {
     call: lowrank.configureKernels,
