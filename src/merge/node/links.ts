@@ -5,7 +5,7 @@ import { readdir, realpath } from 'node:fs/promises'
 import path from 'node:path'
 import { FileError } from '../../base/errors.js'
 import { fileError } from '../../io/node/errors.js'
-import { isCompanion, isCompanionFolder } from '../plan/companions.js'
+import { isCompanion, isCompanionFolder } from '../companions.js'
 
 /**
  * @param folder of the base

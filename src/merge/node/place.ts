@@ -9,7 +9,7 @@ import { formatShape } from '../../base/tensor.js'
 import { openCheckpoint } from '../../formats/checkpoint.js'
 import { fileError } from '../../io/node/errors.js'
 import { locate, NodeDirectory } from '../../io/node/files.js'
-import { RECORD_FILE } from '../plan/companions.js'
+import { RECORD_FILE } from '../companions.js'
 import type { MergeFormat } from '../report.js'
 
 /** Place of a merge's result. */
