@@ -7,7 +7,7 @@ import { formatShape } from '../../base/tensor.js'
 import type { Checkpoint, CheckpointTensor } from '../../formats/checkpoint.js'
 import type { TensorInfo } from '../../formats/safetensors.js'
 import type { LayerFactors, OpenAdapters } from './adapters.js'
-import { separateLayers, stackedLayer } from './experts.js'
+import { separateForm, stackedLayer } from './experts.js'
 import { fusionHint } from './fused.js'
 import { type CheckpointNames, chooseNames } from './names/choose.js'
 import { isPlain, layersOfForm, unknownForm } from './names/forms.js'
@@ -61,6 +61,7 @@ export function findWeights(layer: LayerFactors, search: WeightSearch): readonly
     refuseQuantizedModule(layer.experts === undefined ? module : name, (other) => tensors.has(other))
   if (tensor !== undefined) {
     if (!isWeightDtype(tensor.info.dtype)) refuseQuantized()
+    checkType(tensor.info)
     if (layer.experts !== undefined) {
       const own = stackedLayer(layer, tensor.info, layers, locate, tensors, config)
       return [{ name, tensor, layer: own, group }]
@@ -69,11 +70,8 @@ export function findWeights(layer: LayerFactors, search: WeightSearch): readonly
     checkWeight(own, tensor.info)
     return [{ name, tensor, layer: own, group }]
   }
-  const parts = separateLayers(layer, module, tensors)?.map(({ tensor: part, layer: own }) => {
-    return { name: part, tensor: tensors.get(part)!, layer: own, group: undefined }
-  })
-  for (const { layer: own, tensor: part } of parts ?? []) checkWeight(own, part.info)
-  if (parts !== undefined) return parts
+  const separate = separateForm(layer, module, tensors, config)
+  if (separate !== undefined) return inAnotherForm(layer, separate, search)
   refuseQuantized()
   if (layer.experts === undefined && layer.tensor === 'bias' && tensors.has(`${module}.weight`)) {
     throw new MismatchError({
@@ -109,7 +107,7 @@ export function namesIn(
       const module = stored.slice(0, -layer.tensor.length - 1)
       // A bias has its weight beside it, where the base has none.
       if (layer.experts === undefined) return layer.tensor === 'bias' && tensors.has(`${module}.weight`)
-      return separateLayers(layer, module, tensors) !== undefined
+      return separateForm(layer, module, tensors, config) !== undefined
     }
     return { name: `${layer.name}.${layer.tensor}`, isThere }
   })
@@ -131,17 +129,20 @@ function typesOf(
   return [...parts.filter(isMeant), String(config?.model_type)]
 }
 
+function checkType({ name, dtype }: TensorInfo): void {
+  if (isWeightDtype(dtype)) return
+  throw new UnsupportedError({
+    where: name,
+    what: 'a weight of this type cannot be merged into',
+    expected: 'fp64, fp32, fp16 or bf16',
+    got: dtype,
+    hint: 'Merge into the unquantized checkpoint',
+  })
+}
+
 function checkWeight({ name, shape: expected }: LayerFactors, info: TensorInfo): void {
-  const { name: tensor, dtype, shape } = info
-  if (!isWeightDtype(dtype)) {
-    throw new UnsupportedError({
-      where: tensor,
-      what: 'a weight of this type cannot be merged into',
-      expected: 'fp64, fp32, fp16 or bf16',
-      got: dtype,
-      hint: 'Merge into the unquantized checkpoint',
-    })
-  }
+  checkType(info)
+  const { name: tensor, shape } = info
   if (formatShape(shape) === formatShape(expected)) return
   throw new MismatchError({
     where: tensor,

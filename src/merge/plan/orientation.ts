@@ -16,12 +16,16 @@ const WIDENING = /(^|\.)(c_attn|c_fc)\.weight$/
 
 /** True if a module is one of Conv1D in a checkpoint: such models store all of them as (k, d). */
 export function isConv1dModule(module: string, tensors: ReadonlyMap<string, CheckpointTensor>): boolean {
-  if (!CONV1D_NAMES.test(module)) return false
+  return CONV1D_NAMES.test(module) && storesInputMajor(tensors) === true
+}
+
+/** True if the layers of Conv1D's names that are not square are stored as (k, d); undefined where there is none. */
+function storesInputMajor(tensors: ReadonlyMap<string, CheckpointTensor>): boolean | undefined {
   for (const [name, { info }] of tensors) {
     const [rows, columns] = info.shape
     if (info.shape.length === 2 && WIDENING.test(name) && rows !== columns) return rows < columns
   }
-  return false
+  return undefined
 }
 
 /** All of a merge: its layers, and where their weights are. */
@@ -56,11 +60,7 @@ function squareIsInputMajor(module: string, { isInputMajor, d, k }: LayerFactors
       hint: 'Merge this adapter with PEFT, which asks the model itself',
     })
   }
-  for (const [name, { info }] of merge.checkpoint.tensors) {
-    const [rows, columns] = info.shape
-    if (info.shape.length === 2 && rows !== columns && WIDENING.test(name)) return rows < columns
-  }
-  return isInputMajor
+  return storesInputMajor(merge.checkpoint.tensors) ?? isInputMajor
 }
 
 /**
