@@ -64,7 +64,7 @@ export interface OtherFile {
   /** Its text, unless it is a copy of the base's file. */
   readonly text?: string
   /** Writes it, whole or not at all. */
-  write(to: Directory): Promise<void>
+  write(to: Pick<Directory, 'create'>): Promise<void>
 }
 
 /** The files of a base's folder that go along. */
@@ -124,7 +124,7 @@ export function textFile(path: string, text: string): OtherFile {
   return { path, byteLength: bytes.byteLength, text, write: (to) => writeFile(to, path, bytes) }
 }
 
-async function copyFile(from: Directory, path: string, to: Directory): Promise<void> {
+async function copyFile(from: Directory, path: string, to: Pick<Directory, 'create'>): Promise<void> {
   const source = await from.open(path)
   try {
     await writeThrough(to, path, async (sink) => {

@@ -180,6 +180,9 @@ export class ChunkMerger {
     if (!isLeftFinite) throw leftError(current, this.#left)
     if (overflows > 0) throw overflowError(chunk, weight, firstOverflow)
     const merged = kernel.chunk.subarray(0, rows * columns * sizeOf(dtype))
+    // Squares of large finite values are infinite too.
+    const isSuspect = weight.refusesInfinite === true && !Number.isFinite(baseSquares)
+    if (isSuspect && !isAllFinite(decodeWeights(merged, dtype))) throw infiniteError(weight)
     const change = { weight, baseSquares, deltaSquares }
     if (base === undefined) return { bytes: merged, changes: [change] }
     const result = decodeWeights(merged, dtype)
@@ -351,6 +354,14 @@ function overflowError({ row, column, columns }: Chunk, weight: WeightPlan, inde
       layers.length === 0
         ? 'The type that was asked for is too narrow for this base'
         : 'The values of the adapter are too large for this type: check its scaling and its weight',
+  })
+}
+
+function infiniteError({ name, to }: WeightPlan): NumericError {
+  return new NumericError({
+    where: name,
+    what: `the merged weight is not finite in ${to}, as the base's is not`,
+    hint: 'The base weight is damaged: download the file again',
   })
 }
 
