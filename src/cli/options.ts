@@ -2,7 +2,7 @@
 // Built on Node's own parser: others ignore unknown options, or cannot repeat one.
 
 import { parseArgs } from 'node:util'
-import { nearMisses } from '../base/errors.js'
+import { meantBy } from '../base/synonyms.js'
 
 /** The command line itself is wrong (exit code 2): an option does not exist, is missing, or has a value that is not valid. */
 export class UsageError extends Error {
@@ -94,7 +94,7 @@ export function choice<const C extends string>(
       const last = occurrences.at(-1)
       if (last === undefined) return fallback
       if ((values as readonly string[]).includes(last.value)) return last.value as C
-      const near = nearMisses(last.value, values, 1)[0]
+      const near = meantBy(last.value, values)
       const hint = near === undefined ? '' : `; did you mean ${near}?`
       throw new UsageError(`${last.flag} is one of ${values.join(', ')}; got '${last.value}'${hint}`)
     },
@@ -232,6 +232,8 @@ function unknownOption(flag: string, known: string[]): string {
   const names = known.map((name) => name.slice(2))
   const written = flag.replace(/^-+/, '')
   const initials = (name: string) => name.replace(/(\w)\w*-?/g, '$1')
-  const near = names.find((name) => initials(name) === written) ?? nearMisses(written, names, 1)[0]
+  const keys = names.map((name) => name.replaceAll(/-(\w)/g, (_, letter: string) => letter.toUpperCase()))
+  const meant = meantBy(written, keys)
+  const near = names.find((name) => initials(name) === written) ?? (meant && names[keys.indexOf(meant)])
   return `there is no option ${flag}${near === undefined ? '' : `; did you mean --${near}?`}`
 }

@@ -1,7 +1,7 @@
 // Finds the command, runs it, and turns what happened into an exit code.
 
 import { readFileSync } from 'node:fs'
-import { nearMisses } from '../base/errors.js'
+import { meantBy } from '../base/synonyms.js'
 import { ConfigError, configureHub, LowrankError } from '../index.js'
 import { showDownloads } from './downloads.js'
 import { commandHelp, programHelp } from './help.js'
@@ -74,8 +74,8 @@ function show(text: string): number {
 
 function unknownCommand(name: string): string {
   if (name.startsWith('-')) return `the command comes first: lowrank <command> ${name}`
-  const near = nearMisses(name, Object.keys(COMMANDS))
-  return `there is no command '${name}'; ${near.length > 0 ? `did you mean ${near.join(' or ')}?` : `there are ${Object.keys(COMMANDS).join(', ')}`}`
+  const near = meantBy(name, Object.keys(COMMANDS))
+  return `there is no command '${name}'; ${near !== undefined ? `did you mean ${near}?` : `there are ${Object.keys(COMMANDS).join(', ')}`}`
 }
 
 function version(): string {

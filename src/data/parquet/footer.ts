@@ -1,5 +1,5 @@
-// The footer of a Parquet file, checked before hyparquet reads it: the bytes, and what they say of row groups and columns.
-// Source: https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thrift
+// The footer of a Parquet file, checked before hyparquet reads it: the bytes, and what they say of row groups and
+// columns. Source: https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thrift
 
 import type { ColumnMetaData, RowGroup, SchemaElement, SchemaTree } from 'hyparquet'
 import type { ByteSource } from '../../base/bytes.js'

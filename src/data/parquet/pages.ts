@@ -1,6 +1,6 @@
-// Walks the pages of a column chunk before hyparquet does, and refuses counts and sizes that the bytes cannot hold. What the walk
-// takes for the next page is what hyparquet takes for it.
-// Source: https://github.com/apache/parquet-format/blob/master/README.md
+// Walks the pages of a column chunk before hyparquet does, and refuses counts and sizes that the bytes cannot hold.
+// What the walk takes for the next page is what hyparquet takes for it. Source:
+// https://github.com/apache/parquet-format/blob/master/README.md
 
 import { checkDeltas, checkRuns } from './encodings.js'
 import { BrokenParquet, Cursor, readStruct, type ThriftStruct } from './thrift.js'

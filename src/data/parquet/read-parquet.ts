@@ -1,6 +1,6 @@
-// Parquet, by hyparquet, an optional peer that loads with the first such file. One row group is held at a time; nested columns
-// (lists of messages) come as objects and lists. hyparquet believes what a file says of its counts and lengths, so everything is
-// checked against the file's size before: a damaged file of 1 kB could keep it busy for minutes.
+// Parquet, by hyparquet, an optional peer that loads with the first such file. One row group is held at a time; nested
+// columns (lists of messages) come as objects and lists. hyparquet believes what a file says of its counts and lengths,
+// so everything is checked against the file's size before: a damaged file of 1 kB could keep it busy for minutes.
 
 import type { Compressors, FileMetaData, RowGroup, SchemaTree } from 'hyparquet'
 import type { ByteSource } from '../../base/bytes.js'
@@ -18,7 +18,10 @@ const OWN_CODECS: Compressors = { SNAPPY: unpackSnappy, UNCOMPRESSED: (bytes) =>
 /** A table of data for a language model has a handful. */
 const MAX_COLUMNS = 4096
 
-/** A small file may hold millions of equal rows, because equal values take next to no bytes. It may not hold any number of them. */
+/**
+ * A small file may hold millions of equal rows, because equal values take next to no bytes. It may not hold any number
+ * of them.
+ */
 const FREE: Budget = { values: 2 ** 22, bytes: 2 ** 26 }
 const PER_BYTE: Budget = { values: 64, bytes: 1024 }
 

@@ -1,6 +1,6 @@
-// Thrift's compact protocol, in which Parquet writes its footer and the header of each page. Every length is checked against the
-// bytes that are left, so that time and memory stay in proportion to the bytes.
-// Source: https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md
+// Thrift's compact protocol, in which Parquet writes its footer and the header of each page. Every length is checked
+// against the bytes that are left, so that time and memory stay in proportion to the bytes. Source:
+// https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md
 
 /** The content of a field. 64-bit integers are skipped: no check needs them. */
 export type ThriftValue = boolean | number | undefined | Uint8Array | readonly ThriftValue[] | ThriftStruct
