@@ -4,7 +4,7 @@
 // over synchronous reads in threads and over promises.
 
 import type { ByteSource } from '../base/bytes.js'
-import { decodeWeights, encodeWeights, type WeightDtype } from '../base/dtype.js'
+import { decodeWeights, encodeWeights, isFiniteStored, type WeightDtype } from '../base/dtype.js'
 import { NumericError } from '../base/errors.js'
 import { type FloatArray, isAllFinite } from '../base/tensor.js'
 import { BLOCK_ELEMENTS, COLUMN_MULTIPLE, type MergeKernel } from '../kernels/merge-kernel.js'
@@ -182,7 +182,7 @@ export class ChunkMerger {
     const merged = kernel.chunk.subarray(0, rows * columns * sizeOf(dtype))
     // Squares of large finite values are infinite too.
     const isSuspect = weight.refusesInfinite === true && !Number.isFinite(baseSquares)
-    if (isSuspect && !isAllFinite(decodeWeights(merged, dtype))) throw infiniteError(weight)
+    if (isSuspect && !isFiniteStored(merged, dtype)) throw infiniteError(weight)
     const change = { weight, baseSquares, deltaSquares }
     if (base === undefined) return { bytes: merged, changes: [change] }
     const result = decodeWeights(merged, dtype)
