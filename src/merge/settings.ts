@@ -159,25 +159,3 @@ export function refuseWithoutPath(settings: PathSettings): void {
     })
   }
 }
-
-/** @throws ConfigError for values out of range */
-export function checkPathSettings({ threads, share }: PathSettings): void {
-  if (threads !== undefined && !(Number.isSafeInteger(threads) && threads >= 1)) {
-    throw new ConfigError({
-      where: 'threads',
-      what: 'not valid',
-      expected: 'a whole number above 0',
-      got: String(threads),
-    })
-  }
-  if (share === undefined) return
-  const { index, count } = share
-  if (!(Number.isSafeInteger(index) && Number.isSafeInteger(count) && index >= 0 && index < count)) {
-    throw new ConfigError({
-      where: 'share',
-      what: 'not valid',
-      expected: 'i/n with 0 ≤ i < n',
-      got: `${index}/${count}`,
-    })
-  }
-}

@@ -17,7 +17,7 @@ import type { MergeJob, MergeRequest } from '../merge.js'
 import { type OpenMerge, openMerge, reportPlan, summaryOf } from '../open.js'
 import { computedWeights, type OutputFile } from '../plan/layout.js'
 import { ChangeSums, type MergePlanReport, type MergeReport } from '../report.js'
-import { checkPathSettings, refuseForFormat } from '../settings.js'
+import { refuseForFormat } from '../settings.js'
 import {
   type ChunkJob,
   changesOf,
@@ -30,7 +30,7 @@ import {
   writeFully,
 } from './chunks.js'
 import { refuseForeignLinks } from './links.js'
-import { checkSpace, filesIn, foreignFiles, type OutputPlace, refuseEnding, refuseOutput } from './place.js'
+import { checkSpace, filesIn, type OutputPlace, refuseEnding, refuseOutput } from './place.js'
 import { digestOfPlan } from './plan-digest.js'
 import { Crew, threadsOf } from './threads.js'
 
@@ -93,7 +93,6 @@ class PathJob {
    * @param runs the merge is to follow: its threads start meanwhile
    */
   static async open(request: PathRequest, runs: boolean): Promise<PathJob> {
-    checkPathSettings(request)
     const { base, out, threads, share } = request
     const chosen = await chooseFormat(base, out, request)
     refuseForFormat(request, chosen.format)
@@ -209,10 +208,8 @@ class PathJob {
   /** Throws FileError when the output is what is being read, or must not be replaced. */
   async #refusePlaces(): Promise<void> {
     const { format, tensors } = this.#opened
-    const own = format === 'onnx' ? undefined : tensors
-    await refuseOutput(this.#place, this.#inputs, this.#request.overwrite ?? false, () =>
-      foreignFiles(this.#place, own),
-    )
+    const { overwrite = false } = this.#request
+    await refuseOutput(this.#place, this.#inputs, overwrite, format === 'onnx' ? undefined : tensors)
   }
 
   /**

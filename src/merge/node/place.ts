@@ -58,14 +58,16 @@ export function checkSpace(folder: string, bytes: number): void {
  * Refuses to write where the inputs are, or over something that is not a merge's output.
  *
  * @param inputs files and folders that are read
- * @param foreignFiles finds files at `out` that no merge wrote
+ * @param tensors of the new output, by which a file that a merge wrote is known; undefined for an .onnx file, which
+ *   never tells
  */
 export async function refuseOutput(
-  { out, isFile }: OutputPlace,
+  place: OutputPlace,
   inputs: readonly string[],
   overwrite: boolean,
-  foreignFiles: () => Promise<readonly string[]>,
+  tensors: ReadonlyMap<string, readonly number[]> | undefined,
 ): Promise<void> {
+  const { out, isFile } = place
   const status = await stat(out).catch(() => undefined)
   for (const input of inputs) {
     const other = await stat(input).catch(() => undefined)
@@ -89,7 +91,7 @@ export async function refuseOutput(
       throw new FileError({ where: out, what: `it holds ${inside}, which is being read`, hint: 'Choose another place' })
     }
   }
-  const foreign = await foreignFiles()
+  const foreign = await foreignFiles(place, tensors)
   if (foreign.length === 0 && overwrite) return
   const there = isFile ? 'exists already' : 'exists already and is not empty'
   throw new FileError({
@@ -105,10 +107,8 @@ export async function refuseOutput(
 /**
  * Files that no merge wrote. The record of a merge names the files of its folder. A single file is taken for a merge's
  * if it has the names and shapes of the new one.
- *
- * @param tensors of the new output; undefined for an .onnx file, which never tells
  */
-export async function foreignFiles(
+async function foreignFiles(
   { out, isFile }: OutputPlace,
   tensors: ReadonlyMap<string, readonly number[]> | undefined,
 ): Promise<string[]> {
