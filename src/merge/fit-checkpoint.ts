@@ -5,7 +5,7 @@ import { attempt, UnsupportedError } from '../base/errors.js'
 import { type Checkpoint, openCheckpoint, shardSource } from '../formats/checkpoint.js'
 import { isHeadModule } from '../peft/tied.js'
 import { type FitReport, fitReport, normOf, type PartFit, partFit } from './fit.js'
-import { type BaseReplacement, type OpenAdapters, openAdapters } from './plan/adapters.js'
+import { type BaseReplacement, type MergeParts, openAdapters } from './plan/adapters.js'
 import { type BaseModel, knowBase } from './plan/base-model.js'
 import { readConfig } from './plan/config-edit.js'
 import { findWeights, labelOf, missingError, type WeightSearch } from './plan/find-weights.js'
@@ -64,9 +64,8 @@ export async function fitCheckpoint(
 }
 
 type Config = Readonly<Record<string, unknown>> | undefined
-type Parts = Pick<OpenAdapters, 'layers' | 'replacements'>
 
-function judge(original: BaseModel, adapter: Parts) {
+function judge(original: BaseModel, adapter: MergeParts) {
   const { base } = attempt(() => resizedBase(original, adapter.replacements)).value ?? { base: original }
   const { checkpoint, config, names, ties, head } = base
   const { layers, replacements } = adapter

@@ -29,8 +29,7 @@ import {
   stampOf,
   writeFully,
 } from './chunks.js'
-import { refuseForeignLinks } from './links.js'
-import { checkSpace, filesIn, type OutputPlace, refuseEnding, refuseOutput } from './place.js'
+import { checkSpace, filesIn, type OutputPlace, refuseEnding, refuseForeignLinks, refuseOutput } from './place.js'
 import { digestOfPlan } from './plan-digest.js'
 import { Crew, threadsOf } from './threads.js'
 

@@ -119,6 +119,9 @@ export interface OpenAdapters {
   close(): Promise<void>
 }
 
+/** What a merge changes. */
+export type MergeParts = Pick<OpenAdapters, 'layers' | 'replacements'>
+
 /**
  * Opens all adapters of a merge. Layers come in the adapters' order.
  *

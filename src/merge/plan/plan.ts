@@ -5,7 +5,7 @@ import { type FloatDtype, isWeightDtype } from '../../base/dtype.js'
 import { MismatchError, UnsupportedError } from '../../base/errors.js'
 import type { Checkpoint } from '../../formats/checkpoint.js'
 import { type JsonObject, toPlain } from '../../formats/json.js'
-import type { BaseReplacement, LayerFactors } from './adapters.js'
+import type { LayerFactors, MergeParts } from './adapters.js'
 import type { BaseModel } from './base-model.js'
 import { type ConfigEdit, meaningOf } from './config-edit.js'
 import { findWeights, missingError, type WeightSearch } from './find-weights.js'
@@ -49,12 +49,6 @@ export interface MergePlan {
   /** The base's index is copied as it is. */
   readonly copiesIndex: boolean
   readonly configEdit: ConfigEdit | undefined
-}
-
-/** The parts of all adapters. */
-interface MergeParts {
-  readonly layers: readonly LayerFactors[]
-  readonly replacements: readonly BaseReplacement[]
 }
 
 /**
