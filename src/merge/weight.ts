@@ -180,9 +180,8 @@ export class ChunkMerger {
     if (!isLeftFinite) throw leftError(current, this.#left)
     if (overflows > 0) throw overflowError(chunk, weight, firstOverflow)
     const merged = kernel.chunk.subarray(0, rows * columns * sizeOf(dtype))
-    // Squares of large finite values are infinite too.
-    const isSuspect = weight.refusesInfinite === true && !Number.isFinite(baseSquares)
-    if (isSuspect && !isFiniteStored(merged, dtype)) throw infiniteError(weight)
+    // The kernel counts only what is finite in the base.
+    if (weight.refusesInfinite === true && !isFiniteStored(merged, dtype)) throw infiniteError(weight)
     const change = { weight, baseSquares, deltaSquares }
     if (base === undefined) return { bytes: merged, changes: [change] }
     const result = decodeWeights(merged, dtype)
