@@ -63,7 +63,7 @@ export async function baseWeightsOf(
     await opened.close()
     const { layers: searched } = opened
     const { names, ties } = await knowBase(checkpoint, config, opened)
-    const search = { layers: searched, names, locate: names.locate, checkpoint, ties, config }
+    const search = { layers: searched, names, checkpoint, ties, config }
     for (const layer of searched) {
       const found = findWeights(layer, search)
       if (found !== undefined) byName.set(layer.name, found)

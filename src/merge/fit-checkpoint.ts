@@ -73,7 +73,7 @@ function judge(original: BaseModel, adapter: MergeParts) {
   const note = (work: () => unknown) => problems.push(...attempt(work).problems.map(({ message }) => message))
   note(() => refuseQuantizedConfig(config, `${checkpoint.directory.name}/config.json`))
   const parts = [
-    ...judgeLayers({ layers, names, locate: names.locate, checkpoint, ties, config }),
+    ...judgeLayers({ layers, names, checkpoint, ties, config }),
     ...replacements.map((replacement) => judgeReplacement(replacement, base)),
   ]
   const [parted] = partedTies(adapter, base)
@@ -103,7 +103,7 @@ function isOfHead(tensor: string, { checkpoint, names, ties, head }: BaseModel):
 }
 
 function judgeLayers(search: WeightSearch): PartFit[] {
-  const { layers, locate, checkpoint } = search
+  const { layers, names, checkpoint } = search
   const { tensors } = checkpoint
   let suggestions = 0
   return layers.flatMap((layer): PartFit[] => {
@@ -112,7 +112,7 @@ function judgeLayers(search: WeightSearch): PartFit[] {
     // Experts of a parameter that are stored one by one have a line each.
     const label = (tensor: string) => (found !== undefined && found.length > 1 ? tensor : labelOf(layer))
     if (found !== undefined) return found.map(({ name, tensor }) => partFit(label(name), tensor.info, problem))
-    const unfit = tensors.get(`${locate(layer.name)}.${layer.tensor}`)
+    const unfit = tensors.get(`${names.locate(layer.name)}.${layer.tensor}`)
     if (unfit === undefined) {
       const isSuggested = ++suggestions <= MAX_SUGGESTIONS
       problem ??= missingError([layer], layers, isSuggested ? tensors : new Map()).message

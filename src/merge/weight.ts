@@ -181,7 +181,7 @@ export class ChunkMerger {
     if (overflows > 0) throw overflowError(chunk, weight, firstOverflow)
     const merged = kernel.chunk.subarray(0, rows * columns * sizeOf(dtype))
     // The kernel counts only what is finite in the base.
-    if (weight.refusesInfinite === true && !isFiniteStored(merged, dtype)) throw infiniteError(weight)
+    refuseInfinite(weight, merged, dtype)
     const change = { weight, baseSquares, deltaSquares }
     if (base === undefined) return { bytes: merged, changes: [change] }
     const result = decodeWeights(merged, dtype)
@@ -315,6 +315,7 @@ function narrowed(chunk: Chunk, weight: WeightPlan, values: FloatArray, base: Fl
   const stored = decodeWeights(output, weight.to)
   const overflow = stored.findIndex((value, i) => !Number.isFinite(value) && Number.isFinite(base[i]))
   if (overflow !== -1) throw overflowError(chunk, weight, overflow)
+  refuseInfinite(weight, output, weight.to)
   return output
 }
 
@@ -356,11 +357,13 @@ function overflowError({ row, column, columns }: Chunk, weight: WeightPlan, inde
   })
 }
 
-function infiniteError({ name, to }: WeightPlan): NumericError {
-  return new NumericError({
+/** Throws NumericError for a result that is not finite, where the base must be finite too. */
+function refuseInfinite({ name, refusesInfinite }: WeightPlan, bytes: Uint8Array, dtype: WeightDtype): void {
+  if (refusesInfinite !== true || isFiniteStored(bytes, dtype)) return
+  throw new NumericError({
     where: name,
-    what: `the merged weight is not finite in ${to}, as the base's is not`,
-    hint: 'The base weight is damaged: download the file again',
+    what: 'the base holds a value here that is not finite',
+    hint: 'The base weight is damaged: get the file again',
   })
 }
 

@@ -40,18 +40,13 @@ interface BaseGraph {
  * of them.
  */
 export async function openOnnxPart(input: PartInput, models?: readonly OnnxModel[]): Promise<PlanPart> {
-  const { base, chosen, closers } = input
+  const { base, chosen, sign, sources, outFile, modules, quantized, externalData = 'copy', weightsOnly = false } = input
   const graphs: BaseGraph[] = []
   for (const [i, path] of chosen.graphs.entries()) {
     const model = models?.[i] ?? (await loadOnnx(base.directory, path))
-    if (models === undefined) closers.push(() => model.close())
+    if (models === undefined) input.closers.push(() => model.close())
     graphs.push({ model, path })
   }
-  return planGraphs(graphs, input)
-}
-
-async function planGraphs(graphs: readonly BaseGraph[], input: PartInput): Promise<PlanPart> {
-  const { base, chosen, sign, sources, outFile, modules, quantized, externalData = 'copy', weightsOnly = false } = input
   const loaded = await loadAdapters(input)
   const config = await loadConfig(base.directory)
   const { shares, warnings } = await spreadAll(graphs, loaded, input, config)

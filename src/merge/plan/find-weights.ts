@@ -23,8 +23,6 @@ export interface WeightSearch {
   /** All of the merge. */
   readonly layers: readonly LayerFactors[]
   readonly names: CheckpointNames
-  /** Module name → the checkpoint's. */
-  readonly locate: (name: string) => string
   readonly checkpoint: Checkpoint
   readonly ties: Ties
   readonly config: Readonly<Record<string, unknown>> | undefined
@@ -47,26 +45,24 @@ export interface FoundWeight {
  * @throws as {@link planMerge} does, when the weight is there but cannot be merged into
  */
 export function findWeights(layer: LayerFactors, search: WeightSearch): readonly FoundWeight[] | undefined {
-  const { layers, names, locate, checkpoint, ties, config } = search
+  const { layers, names, checkpoint, ties, config } = search
   const { tensors } = checkpoint
   const own = `${layer.name}.${layer.tensor}`
   const form = names.form(own)
   if (form === undefined) throw unknownForm(own)
   if (!isPlain(form)) return inAnotherForm(layer, form, search)
   const [name] = form.tensors
-  const module = name.endsWith(`.${layer.tensor}`) ? name.slice(0, -layer.tensor.length - 1) : locate(layer.name)
+  const module = name.endsWith(`.${layer.tensor}`) ? name.slice(0, -layer.tensor.length - 1) : names.locate(layer.name)
   const group = groupOf(ties, name)
   const tensor = tensors.get(name) ?? (group && tensors.get(group.stored))
   const refuseQuantized = () =>
     refuseQuantizedModule(layer.experts === undefined ? module : name, (other) => tensors.has(other))
   if (tensor !== undefined) {
     if (!isWeightDtype(tensor.info.dtype)) refuseQuantized()
-    checkType(tensor.info)
-    if (layer.experts !== undefined) {
-      const own = stackedLayer(layer, tensor.info, layers, locate, tensors, config)
-      return [{ name, tensor, layer: own, group }]
-    }
-    const own = storedLayer(layer, module, tensor.info, search)
+    const own =
+      layer.experts === undefined
+        ? storedLayer(layer, module, tensor.info, search)
+        : stackedLayer(layer, tensor.info, layers, names.locate, tensors, config)
     checkWeight(own, tensor.info)
     return [{ name, tensor, layer: own, group }]
   }
@@ -129,20 +125,17 @@ function typesOf(
   return [...parts.filter(isMeant), String(config?.model_type)]
 }
 
-function checkType({ name, dtype }: TensorInfo): void {
-  if (isWeightDtype(dtype)) return
-  throw new UnsupportedError({
-    where: name,
-    what: 'a weight of this type cannot be merged into',
-    expected: 'fp64, fp32, fp16 or bf16',
-    got: dtype,
-    hint: 'Merge into the unquantized checkpoint',
-  })
-}
-
 function checkWeight({ name, shape: expected }: LayerFactors, info: TensorInfo): void {
-  checkType(info)
-  const { name: tensor, shape } = info
+  const { name: tensor, dtype, shape } = info
+  if (!isWeightDtype(dtype)) {
+    throw new UnsupportedError({
+      where: tensor,
+      what: 'a weight of this type cannot be merged into',
+      expected: 'fp64, fp32, fp16 or bf16',
+      got: dtype,
+      hint: 'Merge into the unquantized checkpoint',
+    })
+  }
   if (formatShape(shape) === formatShape(expected)) return
   throw new MismatchError({
     where: tensor,

@@ -31,8 +31,7 @@ function storesInputMajor(tensors: ReadonlyMap<string, CheckpointTensor>): boole
 /** All of a merge: its layers, and where their weights are. */
 interface Merge {
   readonly layers: readonly LayerFactors[]
-  /** Module name → the checkpoint's. */
-  readonly locate: (name: string) => string
+  readonly names: { locate(name: string): string }
   readonly checkpoint: { readonly tensors: ReadonlyMap<string, CheckpointTensor> }
 }
 
@@ -72,10 +71,10 @@ const misjudged = new WeakMap<Merge, LayerFactors | undefined>()
 /** A layer that is not square and about which the adapter's config is wrong. */
 function misjudgedLayer(merge: Merge): LayerFactors | undefined {
   if (!misjudged.has(merge)) {
-    const { layers, locate, checkpoint } = merge
+    const { layers, names, checkpoint } = merge
     const found = layers.find(({ name, tensor, d, k, isLinear, isInputMajor }) => {
       if (!isLinear || tensor !== 'weight' || d === k) return false
-      const shape = checkpoint.tensors.get(`${locate(name)}.weight`)?.info.shape
+      const shape = checkpoint.tensors.get(`${names.locate(name)}.weight`)?.info.shape
       const [rows, columns] = isInputMajor ? [d, k] : [k, d]
       return shape?.length === 2 && shape[0] === rows && shape[1] === columns
     })

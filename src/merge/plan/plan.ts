@@ -71,7 +71,7 @@ export function planMerge(
   if (parted !== undefined && tied === 'refuse') throw tiedError(parted, base)
   refuseUnknownTies(parts, base, tied)
   const untied = tied === 'untie' ? untiedTies(parts, base) : []
-  const byTensor = assignLayers({ layers, names, locate: names.locate, checkpoint, ties, config }, untied)
+  const byTensor = assignLayers({ layers, names, checkpoint, ties, config }, untied)
   const { placed, added } = placeReplacements(replacements, { base, untied })
   const head = planHead(base, added, options.allowMissing)
   refuseCombinations(byTensor, placed)
