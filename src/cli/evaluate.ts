@@ -3,11 +3,12 @@
 import type { AdapterToMerge, EvaluatedModel, EvaluateReport, Interval } from '../index.js'
 import { writeWhole } from '../node/command-line.js'
 import type { Cell, Report } from '../report/page.js'
-import { DATA_OPTIONS, readChatTemplate } from './data-options.js'
+import { readChatTemplate } from './data-options.js'
 import { printable } from './escape.js'
+import { flags } from './flags.js'
 import { EXIT_INTERRUPTED, interruptible } from './interrupt.js'
 import { weightedAdapters } from './merge-options.js'
-import { defineCommand, integer, repeated, text, toggle, UsageError } from './options.js'
+import { defineCommand, repeated, text, toggle, UsageError } from './options.js'
 import { refusePage } from './report-file.js'
 import { MODEL } from './sources.js'
 import { colors, Progress, print, printDocument, say, table, thousands, warn } from './terminal.js'
@@ -34,21 +35,8 @@ export const evaluate = defineCommand({
     ...SOURCES,
     weight: repeated('W', 'strength of the adapter that stands before this option; default 1'),
     mix: toggle('evaluate the sum of all adapters, and not each adapter'),
-    data: {
-      ...DATA_OPTIONS.data,
-      about: 'records: .jsonl, .json, .csv, .tsv, .parquet or .txt, or a folder of such files',
-    },
-    task: text('NAME', 'what the adapter learned; default: the task of the adapter, or that of the model'),
-    columns: DATA_OPTIONS.columns,
-    chatTemplate: DATA_OPTIONS.chatTemplate,
-    chatTemplateArgs: DATA_OPTIONS.chatTemplateArgs,
-    maxLength: integer('longer records are cut to N tokens; default: the most that the model can read', { least: 2 }),
-    generate: toggle('write an answer to each record too, and compare it with the wanted one'),
-    maxNewTokens: integer('with --generate: largest number of new tokens of an answer', { fallback: 128 }),
-    batchSize: integer('number of answers that are written together', { fallback: 8 }),
-    resamples: integer('how often the records are drawn again for the intervals', { fallback: 1000 }),
-    seed: integer('seed of these draws', { fallback: 42, least: 0 }),
-    differing: integer('how many of the records that differ most to report', { fallback: 10, least: 0 }),
+    ...flags('EvaluateOptions', 'data', 'task', 'columns', 'chatTemplate', 'chatTemplateArgs', 'maxLength'),
+    ...flags('EvaluateOptions', 'generate', 'maxNewTokens', 'batchSize', 'resamples', 'seed', 'differing'),
     html: text('FILE', 'write a report in one HTML file: the metrics, and the records that differ most'),
     overwrite: toggle('replace the file of --html if it exists'),
     ...OUTPUT_OPTIONS,
