@@ -55,7 +55,7 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
   readonly #closesModel: boolean
   readonly #openAdapter: (adapter: unknown) => Promise<LoraAdapter>
   readonly #onMissing: SessionExtras['onMissing']
-  /** By role; the first is the one that runs ask if they name none. */
+  /** Graphs by role; the first is the one that runs ask if they name none. */
   readonly #graphs = new Map<string, GraphSession>()
   #adapters: readonly string[] = []
   #changes = 0

@@ -25,7 +25,7 @@ import type { Objective, TrainedTensor } from './objective-graph.js'
 import { lengthOf, measureShapes, typicalElements } from './probe.js'
 import { checkTrainableForm } from './trainable-form.js'
 
-/** What is trained, and how. */
+/** The layers that are trained, and how. */
 export interface TrainingGraphOptions {
   readonly layers: readonly TrainedLayer[]
   /** Lets weights of the base be trained. Default: none. */
