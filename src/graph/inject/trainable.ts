@@ -7,9 +7,10 @@ import { GEMM, MATMUL } from '../match/forms/float-product.js'
 import type { Linear } from '../match/linears.js'
 import { ownBiasInput } from '../match/parameters.js'
 import { type DropoutMask, keepProbability } from '../training/dropout.js'
-import { intAttribute, intsAttribute, makeAttribute } from '../view/attributes.js'
+import { intAttribute, makeAttribute } from '../view/attributes.js'
 import { type Builder, sharedValue, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
+import { sourceOf } from '../view/source.js'
 import { adaptNodes, loraInputs, valueInfo } from './inject.js'
 
 /** A LoRA branch that is trained. */
@@ -104,9 +105,9 @@ export class TrainableLinears {
 
   /** Turns a MatMul by a weight into a Gemm of `rows` by the weight as it lies. */
   #becomeGemm(node: NodeProto, rows: Value): void {
-    const { weight, transB } = weightOperand(this.#graph, node.input[1])
+    const { value: weight, isSwapped } = sourceOf(this.#graph, node.input[1], ['Transpose'])
     node.opType = 'Gemm'
-    node.attribute = [makeAttribute('transB', transB)]
+    node.attribute = [makeAttribute('transB', isSwapped ? 1 : 0)]
     this.#graph.setInputs(node, [rows, weight])
   }
 
@@ -278,13 +279,4 @@ export class TrainableLinears {
     const g = this.#g
     return sharedValue(this.#leadingDims, x, () => g.op('Slice', [g.shape(x), g.int([0]), g.int([-1])]))
   }
-}
-
-/** The weight behind Transposes, with Gemm's transB in their place. */
-function weightOperand(graph: Graph, value: Value): { weight: Value; transB: 0 | 1 } {
-  const node = graph.producer(value)
-  if (node?.opType !== 'Transpose') return { weight: value, transB: 0 }
-  const inner = weightOperand(graph, node.input[0])
-  const isSwap = intsAttribute(node, 'perm')?.join() !== '0,1'
-  return { weight: inner.weight, transB: isSwap ? (inner.transB === 1 ? 0 : 1) : inner.transB }
 }

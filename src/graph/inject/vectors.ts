@@ -6,10 +6,10 @@ import { create } from '@bufbuild/protobuf'
 import { UnsupportedError } from '../../base/errors.js'
 import { TensorProto_DataType as DataType, type NodeProto, TensorProtoSchema } from '../../formats/onnx/gen/onnx_pb.js'
 import { NORMS, type Place, storedValue } from '../match/parameters.js'
-import { intAttribute } from '../view/attributes.js'
 import { Builder, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 import { entryOf } from '../view/operators.js'
+import { sourceOf } from '../view/source.js'
 import { valueInfo } from './inject.js'
 import { siteInput } from './sites.js'
 
@@ -113,9 +113,8 @@ function openNorm(graph: Graph, g: Builder, node: NodeProto, values: ReadonlyMap
 
 /** The type in which a node reads a stored tensor. */
 function typeOf(graph: Graph, value: Value): DataType {
-  const maker = graph.producer(value)
-  if (maker?.opType === 'Cast') return intAttribute(maker, 'to', DataType.FLOAT)
-  return graph.constant(storedValue(graph, value))?.dataType ?? DataType.FLOAT
+  const { value: stored, castTo } = sourceOf(graph, value)
+  return castTo ?? graph.constant(stored)?.dataType ?? DataType.FLOAT
 }
 
 function typed(graph: Graph, g: Builder, input: Value, like: Value): Value {

@@ -7,6 +7,7 @@ import type { Graph } from '../view/graph.js'
 import { entryOf, operatorOf } from '../view/operators.js'
 import { FLOAT_DTYPES } from './forms/float-product.js'
 import { type Linear, nodeScope, parameterModule } from './linears.js'
+import { endAlike } from './module-names.js'
 import {
   type BiasPlace,
   certainBias,
@@ -114,7 +115,7 @@ export function trainableTensor<T extends BaseTensor>(
   name: string,
   shape?: readonly number[],
 ): T {
-  const near = tensors.filter((one) => one.name.endsWith(`.${name}`) || name.endsWith(`.${one.name}`))
+  const near = tensors.filter((one) => endAlike(one.name, name))
   const found = tensors.find((one) => one.name === name) ?? (near.length === 1 ? near[0] : undefined)
   if (found === undefined) {
     const others = nearMisses(
