@@ -239,11 +239,10 @@ function declareWidth(graph: Graph, value: Value, width: number): void {
 
 /** How many keys there are, as the node takes it. Keys that fill rows up count too: the bias hides them. */
 function lengths(g: Builder, tokens: Value, past: Value, shared: Map<string, Value>) {
-  const of = (value: Value, axis: number) => g.op('Gather', [g.shape(value), g.int([axis])])
-  const total = sharedValue(shared, 'total', () => g.add(of(past, 2), of(tokens, 1)))
+  const total = sharedValue(shared, 'total', () => g.add(g.length(past, 2), g.length(tokens, 1)))
   const totalLength = sharedValue(shared, 'total as int32', () => g.cast(total, DataType.INT32))
   const seqlens = sharedValue(shared, 'keys of each row', () =>
-    g.cast(g.expand(g.sub(total, g.int([1])), of(tokens, 0)), DataType.INT32),
+    g.cast(g.expand(g.sub(total, g.int([1])), g.length(tokens, 0)), DataType.INT32),
   )
   return { total, seqlens, totalLength }
 }

@@ -29,8 +29,7 @@ export function transposed(graph: Graph, value: Value, perm: readonly number[]):
 export function unsqueezed(graph: Graph, value: Value, axis: number): Value | undefined {
   const node = makerOf(graph, value, 'Unsqueeze')
   if (node === undefined) return undefined
-  const axes = node.input.length > 1 ? graph.constant(node.input[1]) : undefined
-  const list = axes === undefined ? intsAttribute(node, 'axes') : integersOf(axes)
+  const list = graph.integers(node.input[1]) ?? intsAttribute(node, 'axes')
   return list?.length === 1 && list[0] === axis ? node.input[0] : undefined
 }
 

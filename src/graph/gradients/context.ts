@@ -3,7 +3,6 @@
 
 import { StateError } from '../../base/errors.js'
 import type { NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
-import { integersOf } from '../../formats/onnx/tensors.js'
 import { isStatic, type ProbedContent, type ProbedShape, type ShapeMap } from '../shapes/shapes.js'
 import { intAttribute, intsAttribute } from '../view/attributes.js'
 import type { Builder, Value } from '../view/builder.js'
@@ -74,8 +73,7 @@ export function intsOf(context: GradientContext, value: Value): readonly number[
 export function contentOf({ g, shapes }: GradientContext, value: Value): ProbedContent | undefined {
   const probed = shapes.contents.get(value)
   if (probed !== undefined) return probed
-  const tensor = g.graph.constant(value)
-  const integers = tensor && integersOf(tensor)
+  const integers = g.graph.integers(value)
   return integers && { value: integers, other: integers }
 }
 

@@ -6,7 +6,7 @@ import { baseTensors, trainableTensor } from '../match/base-tensors.js'
 import type { Linear } from '../match/linears.js'
 import { storedValue } from '../match/parameters.js'
 import type { TrainedTensor } from '../training/objective-graph.js'
-import { floatAttribute, makeAttribute } from '../view/attributes.js'
+import { floatAttribute, setAttribute } from '../view/attributes.js'
 import { Builder, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 import { openTokenRows, type TrainedRows } from './token-rows.js'
@@ -99,7 +99,7 @@ export function openTensors(
     const value = offset === 0 ? input : g.add(input, g.float(offset))
     for (const place of trainableTensor(all, name, shape).places) {
       if (place.kind === 'weight') weights.push({ linear: place.linear, input })
-      else if (place.kind === 'lookup') setInput(graph, place.embedding.node, place.embedding.input, input)
+      else if (place.kind === 'lookup') graph.setInput(place.embedding.node, place.embedding.input, input)
       else {
         const { node, input: at } = place.place
         const { inputs } =
@@ -116,8 +116,8 @@ export function openTensors(
 
 /** Lets a Gemm multiply by the input in the place of its weight. */
 export function openWeight(graph: Graph, node: NodeProto, { input }: OpenWeight): void {
-  setInput(graph, node, 1, input)
-  node.attribute = [...node.attribute.filter(({ name }) => name !== 'transB'), makeAttribute('transB', 1)]
+  graph.setInput(node, 1, input)
+  setAttribute(node, 'transB', 1)
 }
 
 function openVectors(
@@ -130,9 +130,9 @@ function openVectors(
   const norm = node.opType === 'EmbedLayerNormalization' ? normOfEmbeddings(graph, g, node) : undefined
   for (const [at, pieces] of inputs) {
     const value = joined(graph, g, node.input[at], pieces)
-    if (norm !== undefined) setInput(graph, norm, at - GAMMA + 1, value)
+    if (norm !== undefined) graph.setInput(norm, at - GAMMA + 1, value)
     else if (node === linear?.node && linear.form.isQuantized) addBehind(graph, g, node, at, value)
-    else setInput(graph, node, at, value)
+    else graph.setInput(node, at, value)
   }
 }
 
@@ -141,9 +141,7 @@ function joined(graph: Graph, g: Builder, stored: Value, pieces: readonly Piece[
   const sorted = [...pieces].sort((a, b) => a.start - b.start)
   const dims = graph.constant(storedValue(graph, stored))?.dims ?? []
   const width = dims.reduce((product, dim) => product * Number(dim), 1)
-  const base = (from: number, to: number) => {
-    return g.op('Slice', [g.reshape(stored, g.int([-1])), g.int([from]), g.int([to]), g.int([0])])
-  }
+  const base = (from: number, to: number) => g.slice(g.reshape(stored, g.int([-1])), from, to, 0)
   const parts: Value[] = []
   let end = 0
   for (const piece of sorted) {
@@ -176,14 +174,7 @@ function normOfEmbeddings(graph: Graph, g: Builder, node: NodeProto): NodeProto 
 function addBehind(graph: Graph, g: Builder, node: NodeProto, at: number, value: Value): void {
   const [output] = node.output
   const own = graph.freshName(`${output}/product`)
-  setInput(graph, node, at, '')
+  graph.setInput(node, at, '')
   graph.setOutput(node, 0, own)
   graph.setOutput(g.node('Add', [own, value]), 0, output)
-}
-
-function setInput(graph: Graph, node: NodeProto, at: number, value: Value): void {
-  graph.setInputs(
-    node,
-    node.input.map((other, i) => (i === at ? value : other)),
-  )
 }

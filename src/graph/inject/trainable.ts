@@ -217,15 +217,15 @@ export class TrainableLinears {
     const norm = g.op('Sqrt', [g.op('Max', [squares, g.float(LEAST_SQUARE)])])
     this.constants.push(norm)
     const magnitude = magnitudeInput(linear.name)
-    return g.div(part === undefined ? magnitude : this.#part(magnitude, part.start, linear.d, 0), norm)
+    return g.div(part === undefined ? magnitude : g.slice(magnitude, part.start, part.end, 0), norm)
   }
 
   /** Bᵀ (r, d): of a part of a module its own columns, one node for all that read it. */
   #weightB({ linear, part }: Branch): Value {
     const { weightB } = loraInputs(linear.name)
     if (part === undefined) return weightB
-    const { start } = part
-    return sharedValue(this.#columns, `${weightB}/${start}`, () => this.#part(weightB, start, linear.d, 1))
+    const { start, end } = part
+    return sharedValue(this.#columns, `${weightB}/${start}`, () => this.#g.slice(weightB, start, end, 1))
   }
 
   /** The rows (r, k) times the layer's weight: (r, d). */
@@ -237,7 +237,7 @@ export class TrainableLinears {
     const isTransposed =
       form.dequantize === undefined && isGemm ? intAttribute(node, 'transB', 0) === 1 : linear.transposed
     const product = g.op('Gemm', [rows, weight], { transB: isTransposed ? 1 : 0 })
-    return fused === undefined ? product : this.#part(product, fused.start, d, 1)
+    return fused === undefined ? product : g.slice(product, fused.start, fused.start + d, 1)
   }
 
   /** The bias that the layer's output has in it, (d). */
@@ -245,12 +245,7 @@ export class TrainableLinears {
     const input = ownBiasInput(node)
     const bias = added ?? (input === undefined ? '' : (node.input[input] ?? ''))
     if (bias === '') return undefined
-    return fused === undefined ? bias : this.#part(bias, fused.start, d, 0)
-  }
-
-  #part(value: Value, start: number, count: number, axis: number): Value {
-    const g = this.#g
-    return g.op('Slice', [value, g.int([start]), g.int([start + count]), g.int([axis])])
+    return fused === undefined ? bias : this.#g.slice(bias, fused.start, fused.start + d, 0)
   }
 
   /**

@@ -54,10 +54,7 @@ export function injectVectors(graph: Graph, vectors: readonly VectorPlaces[]): v
       }
       if (norm === undefined) {
         const value = typed(graph, g, own, node.input[input])
-        graph.setInputs(
-          node,
-          node.input.map((other, i) => (i === input ? value : other)),
-        )
+        graph.setInput(node, input, value)
         continue
       }
       const values = norms.get(node) ?? new Map<'weight' | 'bias', Value>()

@@ -32,6 +32,11 @@ export function makeAttribute(name: string, value: AttributeValue): AttributePro
   return create(AttributeProtoSchema, { name, type: AttributeType.TENSOR, t: value })
 }
 
+/** Gives a node an attribute in the place of the one of that name. */
+export function setAttribute(node: NodeProto, name: string, value: AttributeValue): void {
+  node.attribute = [...node.attribute.filter((entry) => entry.name !== name), makeAttribute(name, value)]
+}
+
 function isIntList(value: object): value is readonly number[] {
   return Array.isArray(value)
 }

@@ -101,6 +101,14 @@ export class Graph {
     this.#registerReader(node)
   }
 
+  /** Replaces one of a node's inputs. */
+  setInput(node: NodeProto, index: number, value: string): void {
+    this.setInputs(
+      node,
+      node.input.map((other, i) => (i === index ? value : other)),
+    )
+  }
+
   /** Gives one of a node's outputs another name; readers of the old name keep reading that. */
   setOutput(node: NodeProto, index: number, name: string): void {
     const old = node.output[index]

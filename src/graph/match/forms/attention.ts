@@ -88,7 +88,7 @@ export function project(
   const parts = attentionWidths(node, d).map((width) => {
     const [from, to] = [start, start + width]
     start = to
-    return g.op('Slice', [last.output[0], g.int([from]), g.int([to]), g.int([-1])])
+    return g.slice(last.output[0], from, to, -1)
   })
   return { matmul, last, parts }
 }
