@@ -2,7 +2,7 @@
 // that of the graph, or a new one as transformers puts it on an encoder of this type. The losses are in label-problems.ts.
 
 import { DataError } from '../base/errors.js'
-import { type EncoderInputs, encoderInputs } from '../graph/inputs/tokens.js'
+import { encoderInputs } from '../graph/inputs/tokens.js'
 import type { Model } from '../graph/model-folder.js'
 import type { Feeds } from '../runtime/runtime.js'
 import { fieldsOf } from '../text/records.js'
@@ -98,7 +98,7 @@ function parseLabeledText(row: unknown, where: string): LabeledText {
 class TextClassification extends LabelTask<LabeledExample> {
   readonly probe: OpenTask['probe']
   readonly #model: Model
-  readonly #inputs: EncoderInputs
+  readonly #inputs: ReturnType<typeof encoderInputs>
 
   constructor(model: Model, examples: Examples<LabeledExample>, options: LabelOptions, heads: HeadOptions) {
     const base = headBase(model)

@@ -3,7 +3,7 @@
 
 import { ConfigError, MismatchError, nearMisses, UnsupportedError } from '../base/errors.js'
 import { checkArgument, isObject, kind } from '../base/options.js'
-import type { TrainedRows } from '../graph/inject/token-rows.js'
+import type { TrainedRows } from '../graph/inject/open-base.js'
 import { findLinears, type Linear, type ModuleMap } from '../graph/match/linears.js'
 import { nameOfModule } from '../graph/match/module-names.js'
 import { type Embedding, findEmbeddings } from '../graph/match/parameters.js'

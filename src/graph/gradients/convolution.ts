@@ -8,13 +8,13 @@ import { labelOf } from '../view/operators.js'
 import { type GradientContext, type GradientRule, range, shapeOf } from './context.js'
 
 export const CONVOLUTIONS: Readonly<Record<string, GradientRule>> = {
-  // y = w ∗ x + b      dx = wᵀ ∗ dy   dw = x ∗ dy   db = Σ dy over all but the channels
+  // y = w ∗ x + b      dx = wᵀ ∗ dy   db = Σ dy over all but the channels
   Conv: (context) => {
     const { g, inputs, dy } = context
     const { dims } = shapeOf(context, inputs[0])
     return [
       () => inputGradient(context),
-      () => weightGradient(context),
+      () => refuse(context, 'a trained weight'),
       () => g.reduceSum(dy, [0, ...range(dims.length - 2).map((axis) => axis + 2)], 0),
     ]
   },
@@ -54,21 +54,6 @@ function inputGradient(context: GradientContext): Value {
     return (length + padded - dilations[i] * (size - 1) - 1) % strides[i]
   })
   return g.op('ConvTranspose', [dy, inputs[1]], { strides, dilations, pads, group, output_padding: rests })
-}
-
-/**
- * The windows of x that each element of dy reads, as a convolution of x by dy: batches are its channels, and strides
- * its dilations.
- */
-function weightGradient(context: GradientContext): Value {
-  const { g, inputs, dy } = context
-  const { kernel, strides, dilations, pads, group } = windowsOf(context)
-  if (group !== 1) refuse(context, `a trained weight in ${group} groups`)
-  const axes = kernel.map((_, i) => i + 2)
-  const swap = (value: Value) => g.transpose(value, [1, 0, ...axes])
-  const whole = g.op('Conv', [swap(inputs[0]), swap(dy)], { strides: dilations, dilations: strides, pads })
-  const cut = g.op('Slice', [whole, g.int(axes.map(() => 0)), g.int([...kernel]), g.int(axes)])
-  return swap(cut)
 }
 
 /** The length of x along an axis of the windows. */
