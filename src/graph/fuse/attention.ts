@@ -13,7 +13,16 @@ import { intAttribute } from '../view/attributes.js'
 import { Builder, sharedValue, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 import { addBias, type Mask, maskOf } from './bias.js'
-import { bothWays, concatenated, dimensionOf, makerOf, scalarOf, transposed, unsqueezed } from './patterns.js'
+import {
+  bothWays,
+  concatenated,
+  dimensionOf,
+  makerOf,
+  onlyReader,
+  scalarOf,
+  transposed,
+  unsqueezed,
+} from './patterns.js'
 import { type Rotation, rotate, rotationOf } from './rotary.js'
 
 /** Keys or values: those of the cache, and the new ones behind them. */
@@ -91,8 +100,8 @@ function attentionAt(graph: Graph, softmax: NodeProto, linears: ReadonlyMap<Valu
 
 /** The one reader of a value, if it is of this operator and reads it first. */
 function readerOf(graph: Graph, value: Value, opType: string): NodeProto | undefined {
-  const [reader, ...others] = graph.consumers(value)
-  return others.length === 0 && reader?.opType === opType && reader.input[0] === value ? reader : undefined
+  const reader = onlyReader(graph, value, opType)
+  return reader?.input[0] === value ? reader : undefined
 }
 
 /** The probabilities, with those of rows without a key as 0 where the graph does that. */

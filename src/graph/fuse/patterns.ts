@@ -12,6 +12,13 @@ export function makerOf(graph: Graph, value: Value, opType: string): NodeProto |
   return node?.opType === opType && (node.domain === '' || node.domain === 'ai.onnx') ? node : undefined
 }
 
+/** The one node that reads a value, if it is of this operator and the value is no output of the graph. */
+export function onlyReader(graph: Graph, value: Value, opType: string): NodeProto | undefined {
+  const [reader, ...others] = graph.consumers(value)
+  const isOutput = graph.outputs.some(({ name }) => name === value)
+  return reader?.opType === opType && others.length === 0 && !isOutput ? reader : undefined
+}
+
 /** The one element of a constant; undefined for other values. */
 export function scalarOf(graph: Graph, value: Value): number | undefined {
   const tensor = graph.constant(value)

@@ -1,7 +1,7 @@
 // The context of a gradient rule, and the few helpers that several rules share: shapes as constants where the probe
 // says they are static, and the sums that undo broadcasting.
 
-import { StateError } from '../../base/errors.js'
+import { StateError, UnsupportedError } from '../../base/errors.js'
 import type { NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
 import { isStatic, type ProbedContent, type ProbedShape, type ShapeMap } from '../shapes/shapes.js'
 import { intAttribute, intsAttribute } from '../view/attributes.js'
@@ -28,6 +28,11 @@ export interface GradientContext {
  * that input. The gradient has the input's shape, or, for the operators in BROADCASTING, the output's.
  */
 export type GradientRule = (context: GradientContext) => (undefined | (() => Value))[]
+
+/** @throws UnsupportedError naming the node, and what about it has no gradient */
+export function refuse({ node }: GradientContext, what: string, hint?: string): never {
+  throw new UnsupportedError({ where: labelOf(node), what, ...(hint !== undefined && { hint }) })
+}
 
 export function shapeOf({ node, shapes }: GradientContext, value: Value): ProbedShape {
   const shape = shapes.get(value)

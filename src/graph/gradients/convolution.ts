@@ -1,11 +1,9 @@
 // Gradients of a convolution: products over windows, whose gradients are convolutions too.
 
-import { UnsupportedError } from '../../base/errors.js'
 import { isStatic } from '../shapes/shapes.js'
 import { intAttribute, intsAttribute, stringAttribute } from '../view/attributes.js'
 import type { Value } from '../view/builder.js'
-import { labelOf } from '../view/operators.js'
-import { type GradientContext, type GradientRule, range, shapeOf } from './context.js'
+import { type GradientContext, type GradientRule, range, refuse, shapeOf } from './context.js'
 
 export const CONVOLUTIONS: Readonly<Record<string, GradientRule>> = {
   // y = w ∗ x + b      dx = wᵀ ∗ dy   db = Σ dy over all but the channels
@@ -14,7 +12,7 @@ export const CONVOLUTIONS: Readonly<Record<string, GradientRule>> = {
     const { dims } = shapeOf(context, inputs[0])
     return [
       () => inputGradient(context),
-      () => refuse(context, 'a trained weight'),
+      () => refuseWith(context, 'a trained weight'),
       () => g.reduceSum(dy, [0, ...range(dims.length - 2).map((axis) => axis + 2)], 0),
     ]
   },
@@ -34,7 +32,7 @@ function windowsOf(context: GradientContext): Windows {
   const { node, inputs } = context
   const kernel = shapeOf(context, inputs[1]).dims.slice(2)
   const padding = stringAttribute(node, 'auto_pad', 'NOTSET')
-  if (padding !== 'NOTSET' && padding !== 'VALID') refuse(context, `its auto_pad ${padding}`)
+  if (padding !== 'NOTSET' && padding !== 'VALID') refuseWith(context, `its auto_pad ${padding}`)
   return {
     kernel,
     strides: intsAttribute(node, 'strides') ?? kernel.map(() => 1),
@@ -59,14 +57,11 @@ function inputGradient(context: GradientContext): Value {
 /** The length of x along an axis of the windows. */
 function lengthAt(context: GradientContext, axis: number): number {
   const shape = shapeOf(context, context.inputs[0])
-  if (!isStatic(shape, axis + 2)) refuse(context, 'strides along an axis whose length changes with the input')
+  if (!isStatic(shape, axis + 2)) refuseWith(context, 'strides along an axis whose length changes with the input')
   return shape.dims[axis + 2]
 }
 
-function refuse({ node }: GradientContext, what: string): never {
-  throw new UnsupportedError({
-    where: labelOf(node),
-    what: `the gradient of a convolution with ${what} is not implemented`,
-    hint: 'Train no bias and no module in front of it: --bias none or lora_only',
-  })
+function refuseWith(context: GradientContext, what: string): never {
+  const hint = 'Train no bias and no module in front of it: --bias none or lora_only'
+  return refuse(context, `the gradient of a convolution with ${what} is not implemented`, hint)
 }

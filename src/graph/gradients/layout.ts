@@ -1,7 +1,6 @@
 // Gradients of operators that move elements without computing: views, transposes, joins, cuts and look-ups.
 
 import { create } from '@bufbuild/protobuf'
-import { UnsupportedError } from '../../base/errors.js'
 import {
   TensorProto_DataType as DataType,
   type NodeProto,
@@ -10,7 +9,6 @@ import {
 import { isStatic } from '../shapes/shapes.js'
 import { intsAttribute } from '../view/attributes.js'
 import type { Value } from '../view/builder.js'
-import { labelOf } from '../view/operators.js'
 import {
   axisOf,
   clampStart,
@@ -21,6 +19,7 @@ import {
   once,
   range,
   rankOf,
+  refuse,
   reshapeLike,
   shapeOf,
 } from './context.js'
@@ -157,10 +156,7 @@ function unslice(context: GradientContext): Value {
   const axes = axesInput ? intsOf(context, axesInput) : range(content?.value.length ?? 0)
   const steps = stepsInput ? intsOf(context, stepsInput) : axes?.map(() => 1)
   if (content === undefined || axes === undefined || steps === undefined) {
-    throw new UnsupportedError({
-      where: labelOf(context.node),
-      what: 'its starts, axes or steps are not known before the run',
-    })
+    return refuse(context, 'its starts, axes or steps are not known before the run')
   }
   const { dims, other } = shapeOf(context, x)
   const cuts = axes.map((entry, i) => {
@@ -224,12 +220,7 @@ function vector({ g }: GradientContext, entry: number | Value): Value {
 function unstride(context: GradientContext, value: Value, { axis, begin, step }: Cut & { step: number }): Value {
   const { g, inputs, outputs } = context
   const x = shapeOf(context, inputs[0])
-  if (!isStatic(x, axis)) {
-    throw new UnsupportedError({
-      where: labelOf(context.node),
-      what: `its step is ${step} along axis ${axis}, whose length changes with the input`,
-    })
-  }
+  if (!isStatic(x, axis)) refuse(context, `its step is ${step} along axis ${axis}, whose length changes with the input`)
   const length = shapeOf(context, outputs[0]).dims[axis]
   const sources = range(x.dims[axis]).map((place) => {
     const source = (place - begin) / step

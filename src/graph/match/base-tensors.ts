@@ -16,6 +16,7 @@ import {
   NORMS,
   type Place,
   placesOf,
+  shapeError,
   storedValue,
 } from './parameters.js'
 
@@ -128,14 +129,7 @@ export function trainableTensor<T extends BaseTensor>(
       ...(others.length > 0 && { hint: `Nearest: ${others.join(', ')}` }),
     })
   }
-  if (shape !== undefined && found.shape.join() !== shape.join()) {
-    throw new MismatchError({
-      where: name,
-      what: 'the adapter has another shape for this tensor',
-      expected: `(${found.shape.join(', ')}), as in the graph`,
-      got: `(${shape.join(', ')})`,
-    })
-  }
+  if (shape !== undefined && found.shape.join() !== shape.join()) throw shapeError(name, found.shape, shape)
   const { problem } = found
   if (problem !== undefined) {
     const node = nodeOf(found.places[0])

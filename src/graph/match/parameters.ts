@@ -2,7 +2,8 @@
 // of norms. As with linear layers, modules are told by node: exporters let equal tensors share one initializer under
 // another's name.
 
-import { UnsupportedError } from '../../base/errors.js'
+import { MismatchError, UnsupportedError } from '../../base/errors.js'
+import { formatShape } from '../../base/tensor.js'
 import type { TensorProto_DataType as DataType, NodeProto, TensorProto } from '../../formats/onnx/gen/onnx_pb.js'
 import { dimsOf } from '../../formats/onnx/tensors.js'
 import { floatAttribute, intAttribute, intsAttribute } from '../view/attributes.js'
@@ -95,6 +96,17 @@ export function findConvolutions(graph: Graph): Convolution[] {
 export function ofModule<T extends { readonly name: string }>(entries: readonly T[], module: string): T[] {
   const own = nameOfModule(new Set(entries.map(({ name }) => name)), module)
   return own === undefined ? [] : entries.filter(({ name }) => name === own)
+}
+
+/** The refusal of an adapter's tensor whose shape is another one than that of its place. */
+export function shapeError(where: string, expected: readonly number[], got: readonly number[]): MismatchError {
+  return new MismatchError({
+    where,
+    what: 'the adapter has another shape for this tensor',
+    expected: `${formatShape(expected)}, as in the graph`,
+    got: formatShape(got),
+    hint: 'Its base had another vocabulary or is another model',
+  })
 }
 
 /** A bias, and which of its elements are the layer's. */

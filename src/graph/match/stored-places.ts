@@ -17,6 +17,7 @@ import {
   ofModule,
   type Place,
   placesOf,
+  shapeError,
   storedValue,
 } from './parameters.js'
 import { readTokenRows } from './read-base-tensor.js'
@@ -239,16 +240,6 @@ export function normOffset(
 /** Why a norm without a known offset cannot be used. */
 export const UNKNOWN_OFFSET =
   'for this type of model, it is not known whether onnxruntime-genai has added 1 to the weights of norms'
-
-export function shapeError(where: string, expected: readonly number[], got: readonly number[]): MismatchError {
-  return new MismatchError({
-    where,
-    what: 'the adapter has another shape for this tensor',
-    expected: `${formatShape(expected)}, as in the graph`,
-    got: formatShape(got),
-    hint: 'Its base had another vocabulary or is another model',
-  })
-}
 
 export function refuse(where: string, what: string, got?: string): never {
   throw new UnsupportedError({ where, what, ...(got !== undefined && { got }) })

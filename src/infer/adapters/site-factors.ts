@@ -7,16 +7,10 @@ import type { Site, SiteNeeds, SiteRole } from '../../graph/inject/sites.js'
 import { checkVector, type VectorPlaces } from '../../graph/inject/vectors.js'
 import { findPointwise } from '../../graph/match/forms/pointwise.js'
 import type { Linear } from '../../graph/match/linears.js'
-import { type BiasPlace, type Embedding, findConvolutions, ofModule } from '../../graph/match/parameters.js'
+import { type BiasPlace, type Embedding, findConvolutions, ofModule, shapeError } from '../../graph/match/parameters.js'
 import { placeAdapter } from '../../graph/match/place-adapter.js'
 import { readVector } from '../../graph/match/read-base-tensor.js'
-import {
-  embeddingsOf,
-  type ModelPlaces,
-  placeReplacement,
-  placeTokenRows,
-  shapeError,
-} from '../../graph/match/stored-places.js'
+import { embeddingsOf, type ModelPlaces, placeReplacement, placeTokenRows } from '../../graph/match/stored-places.js'
 import { transpose } from '../../linalg/product.js'
 import type { LoraAdapter } from '../../lora/adapter.js'
 import type { ConvolutionLora } from '../../lora/kinds/convolution.js'
