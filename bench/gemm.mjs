@@ -1,7 +1,7 @@
-// GFLOP/s of matrix products: the kernels on one thread and on several, beside plain loops and (if found) tfjs-wasm, as a share of
-// what a register-only multiply-add loop reaches in the same run. Usage: npm run build && node bench/gemm.mjs [--tfjs FOLDER]
-// with FOLDER/node_modules/@tensorflow/{tfjs-core,tfjs-backend-wasm}. Contestants take turns, of several calls where one takes a few
-// milliseconds only; each one's best turn counts.
+// GFLOP/s of matrix products: the kernels on one thread and on several, beside plain loops and (if found) tfjs-wasm, as
+// a share of what a register-only multiply-add loop reaches in the same run. Usage: npm run build && node
+// bench/gemm.mjs [--tfjs FOLDER] with FOLDER/node_modules/@tensorflow/{tfjs-core,tfjs-backend-wasm}. Contestants take
+// turns, of several calls where one takes a few milliseconds only; each one's best turn counts.
 import { existsSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import { cpus } from 'node:os'
@@ -16,7 +16,10 @@ const { values: options } = parseArgs({
   options: { tfjs: { type: 'string' }, turns: { type: 'string', default: '9' } },
 })
 const TURNS = Number(options.turns)
-/** Sums that hide a fused multiply-add's latency, or that of a multiplication and an addition, while they fit 16 registers. */
+/**
+ * Sums that hide a fused multiply-add's latency, or that of a multiplication and an addition, while they fit 16
+ * registers.
+ */
 const CHAINS = [8, 10, 12, 13]
 const SHAPES = [
   { m: 512, n: 512, k: 512, bits: 32 },
@@ -27,7 +30,10 @@ const SHAPES = [
   { m: 512, n: 1024, k: 4096, bits: 64 },
 ]
 
-/** AssemblyScript of loops that do nothing but multiply and add: sum·u + v, with u and v as arguments, or V8 rebuilds them. */
+/**
+ * AssemblyScript of loops that do nothing but multiply and add: sum·u + v, with u and v as arguments, or V8 rebuilds
+ * them.
+ */
 function peakSource() {
   let source = `function madd<T>(a: v128, b: v128, c: v128): v128 {
     if (ASC_FEATURE_RELAXED_SIMD) return v128.relaxed_madd<T>(a, b, c)

@@ -1,6 +1,6 @@
-// From an empty folder to an answer of an adapter that was just trained: packs lowrank as npm publishes it, installs the archive and
-// transformers.js with npm, and runs the script "From text to an answer" of docs/transformers-js.md as it is. Prints the seconds of each part, the
-// lines of the script, and what it wrote. A step of `.ci/run`.
+// From an empty folder to an answer of an adapter that was just trained: packs lowrank as npm publishes it, installs
+// the archive and transformers.js with npm, and runs the script "From text to an answer" of docs/transformers-js.md as
+// it is. Prints the seconds of each part, the lines of the script, and what it wrote. A step of `.ci/run`.
 //
 //     npm run build && node bench/install-to-answer.mjs [--fresh]
 //

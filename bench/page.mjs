@@ -1,7 +1,8 @@
-// The page of web/ in Chromium against Node on the same machine: a training step, the first paint, and the time until the bundled model
-// is ready. Contestants take turns; the page is a new browser each round, so that nothing is cached. Beside the steps stand the plain products of
-// the model's weights, each in the ONNX Runtime of its side, on the same threads: WebAssembly multiplies 4 numbers at once and has no fused
-// multiply-add, so that their ratio is the least that a step can come to.
+// The page of web/ in Chromium against Node on the same machine: a training step, the first paint, and the time until
+// the bundled model is ready. Contestants take turns; the page is a new browser each round, so that nothing is cached.
+// Beside the steps stand the plain products of the model's weights, each in the ONNX Runtime of its side, on the same
+// threads: WebAssembly multiplies 4 numbers at once and has no fused multiply-add, so that their ratio is the least
+// that a step can come to.
 //
 //   npm run build && npm install --no-save -D onnxruntime-web@1.30.0 && node bench/page.mjs [--rounds 5] [--steps 12]
 import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'

@@ -1,5 +1,5 @@
-// How long a model takes until it can be used: to open it, to open a session that runs it, and to begin a training. Each run is a process of
-// its own, so nothing is warm but the files.
+// How long a model takes until it can be used: to open it, to open a session that runs it, and to begin a training.
+// Each run is a process of its own, so nothing is warm but the files.
 //
 //     npm run build && node bench/session-start.mjs MODEL [--rounds 5] [--threads 2]
 //

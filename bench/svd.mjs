@@ -1,6 +1,6 @@
-// The randomized SVD of a matrix without any gap among its singular values, which is the hardest kind: uniform random numbers.
-// Usage: npm run build && node bench/svd.mjs [--size 4096] [--rank 64] [--python PATH]. With an interpreter that has numpy, the
-// energy is compared with LAPACK's and the time with that of its SVD, which is a full one.
+// The randomized SVD of a matrix without any gap among its singular values, which is the hardest kind: uniform random
+// numbers. Usage: npm run build && node bench/svd.mjs [--size 4096] [--rank 64] [--python PATH]. With an interpreter
+// that has numpy, the energy is compared with LAPACK's and the time with that of its SVD, which is a full one.
 import { spawnSync } from 'node:child_process'
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { cpus, tmpdir } from 'node:os'

@@ -36,8 +36,9 @@ export function rowsOfTile(): i32 {
 }
 
 /**
- * Packs lines [first, first + lines) of the left operand for `multiply`: for each DEPTH steps all panels of `total` lines.
- * `first` is a multiple of the tile's rows. `from` points at the first element of line `first`; stride is in bytes.
+ * Packs lines [first, first + lines) of the left operand for `multiply`: for each DEPTH steps all panels of `total`
+ * lines. `first` is a multiple of the tile's rows. `from` points at the first element of line `first`; stride is in
+ * bytes.
  */
 export function packLeft(
   size: i32,

@@ -1,5 +1,5 @@
-// Storage types as vectors: how eight (f64: four) elements are widened, and rounded back once, to nearest even. The kinds are
-// numbered as `KINDS` in src/kernels/wasm-merge.ts has them.
+// Storage types as vectors: how eight (f64: four) elements are widened, and rounded back once, to nearest even. The
+// kinds are numbered as `KINDS` in src/kernels/wasm-merge.ts has them.
 
 export const BF16: i32 = 0
 export const F16: i32 = 1
@@ -20,7 +20,9 @@ export function limitOf(kind: i32): f32 {
   return f32.POSITIVE_INFINITY
 }
 
-/** A vector of one i32. `zero` is 0, but only at run time: V8 from version 13 builds literal vectors anew at every use. */
+/**
+ * A vector of one i32. `zero` is 0, but only at run time: V8 from version 13 builds literal vectors anew at every use.
+ */
 // @ts-ignore: decorator
 @inline
 export function vectorOf(value: i32, zero: i32): v128 {
@@ -44,8 +46,8 @@ export function narrowBf16(value: v128, one: v128, half: v128): v128 {
 }
 
 /**
- * The four low or high f16 of a vector, as f32; infinity and NaN come out as 65536 and more. Multiplying by 2¹¹² is exact and
- * covers subnormals too. `sign` and `rebias`: vectors of the sign bit and of 2¹¹².
+ * The four low or high f16 of a vector, as f32; infinity and NaN come out as 65536 and more. Multiplying by 2¹¹² is
+ * exact and covers subnormals too. `sign` and `rebias`: vectors of the sign bit and of 2¹¹².
  */
 // @ts-ignore: decorator
 @inline
@@ -62,7 +64,9 @@ export const F16_HALF: i32 = 0x3f000000
 /** The smallest normal f16 as f32. */
 export const F16_NORMAL: i32 = 113 << 23
 
-/** Rounded f16 in the low halves of four i32; not from 65520 on, and not for NaN. The rest: vectors of the constants. */
+/**
+ * Rounded f16 in the low halves of four i32; not from 65520 on, and not for NaN. The rest: vectors of the constants.
+ */
 // @ts-ignore: decorator
 @inline
 export function narrowF16(value: v128, sign: v128, one: v128, bias: v128, half: v128, normal: v128): v128 {
@@ -88,7 +92,9 @@ export function widen(kind: i32, at: usize): f64 {
   return <f64>((bits & 0x8000) != 0 ? -value : value)
 }
 
-/** Stores one element, rounded once; NaN as the quiet NaN without a sign. Returns whether the stored value is finite. */
+/**
+ * Stores one element, rounded once; NaN as the quiet NaN without a sign. Returns whether the stored value is finite.
+ */
 export function narrow(kind: i32, at: usize, value: f64): bool {
   if (kind == F64) {
     store<f64>(at, value != value ? NaN : value)

@@ -1,6 +1,6 @@
-// W += Σ sᵢ·Bᵢ·Aᵢ over a chunk of W in its storage type, in place: sums in f32 (f64 for F64) in the order of the ranks, each
-// scaled after its product, one rounding. Tiles of the delta are put into a strip and added from there: with the addition
-// in the micro-kernel V8 spills its sums.
+// W += Σ sᵢ·Bᵢ·Aᵢ over a chunk of W in its storage type, in place: sums in f32 (f64 for F64) in the order of the ranks,
+// each scaled after its product, one rounding. Tiles of the delta are put into a strip and added from there: with the
+// addition in the micro-kernel V8 spills its sums.
 
 import {
   BF16,
@@ -26,10 +26,15 @@ import { columnsOf, madd, multiplyTiles, ROWS, Tiles } from './tile'
 
 /** Columns of a strip of the delta: ROWS · 512 f32 stay in the first-level cache. */
 const STRIP: i32 = 512
-/** Of the packed right factor, this much is used for all rows of the chunk before the next: it stays in the second level. */
+/**
+ * Of the packed right factor, this much is used for all rows of the chunk before the next: it stays in the second
+ * level.
+ */
 const BLOCK_BYTES: i32 = 262144
 
-/** A chunk and its factors, with room for a `Tiles` behind them. The layout is mirrored by src/kernels/wasm-merge.ts. */
+/**
+ * A chunk and its factors, with room for a `Tiles` behind them. The layout is mirrored by src/kernels/wasm-merge.ts.
+ */
 @unmanaged
 class Job {
   kind: i32
@@ -71,8 +76,8 @@ export function stripBytes(): i32 {
 }
 
 /**
- * A block (rows, columns) of the right factor → its place in the panels, each of the factor's whole rank. Where it is transposed it lies
- * as (columns, rows). `to` is where its first element comes, in the first column of a panel.
+ * A block (rows, columns) of the right factor → its place in the panels, each of the factor's whole rank. Where it is
+ * transposed it lies as (columns, rows). `to` is where its first element comes, in the first column of a panel.
  */
 export function packRight(
   size: i32,
@@ -189,7 +194,10 @@ function add<T>(job: Job, first: i32, w: usize, delta: usize, count: i32): void 
   }
 }
 
-/** Whole vectors of eight, up to those that hold something that is or becomes infinite or NaN. Returns how many elements. */
+/**
+ * Whole vectors of eight, up to those that hold something that is or becomes infinite or NaN. Returns how many
+ * elements.
+ */
 // @ts-ignore: decorator
 @inline
 function addVectors(job: Job, kind: i32, w: usize, delta: usize, count: i32): i32 {

@@ -3,8 +3,8 @@
 
 /**
  * `lines` lines of `depth` elements → ⌈lines / width⌉ panels of depth · width elements at `to`, `panelBytes` apart.
- * Element p of line i is at from + i·stride + p·size where lines are contiguous, else at from + p·stride + i·size; stride is
- * in bytes.
+ * Element p of line i is at from + i·stride + p·size where lines are contiguous, else at from + p·stride + i·size;
+ * stride is in bytes.
  */
 export function pack<T>(
   from: usize,

@@ -1,15 +1,17 @@
-// The micro-kernel: a tile of ROWS × 2 vectors of C stays in registers over the whole depth. Goto and van de Geijn 2008,
-// "Anatomy of High-Performance Matrix Multiplication".
+// The micro-kernel: a tile of ROWS × 2 vectors of C stays in registers over the whole depth. Goto and van de Geijn
+// 2008, "Anatomy of High-Performance Matrix Multiplication".
 
 /**
  * For V8 up to version 12, which moves all loads of a basic block before all sums: a step with six rows then needs more
- * registers than there are, and spills, at half the speed. A break that is never taken cuts each step into two blocks that fit.
+ * registers than there are, and spills, at half the speed. A break that is never taken cuts each step into two blocks
+ * that fit.
  */
 export const IS_CUT: bool = <bool>BUILD_IS_CUT
 
 /**
- * Rows of a tile of C: what the 16 vector registers of x86 hold, one being V8's own. With fused multiply-adds 6 · 2 sums, 2 of b
- * and 1 of a; where a step is cut 5 · 2 sums, 2 of b and 3 of a; without, the products need registers too, which leaves 4 rows.
+ * Rows of a tile of C: what the 16 vector registers of x86 hold, one being V8's own. With fused multiply-adds 6 · 2
+ * sums, 2 of b and 1 of a; where a step is cut 5 · 2 sums, 2 of b and 3 of a; without, the products need registers too,
+ * which leaves 4 rows.
  */
 export const ROWS: i32 = !ASC_FEATURE_RELAXED_SIMD ? 4 : IS_CUT ? 5 : 6
 
@@ -61,12 +63,13 @@ export class Tiles {
 }
 
 /**
- * C = alpha · a·b, or + that when accumulating, of each tile; the sum over the depth is in order, alpha comes after it. Changes
- * `at`.
+ * C = alpha · a·b, or + that when accumulating, of each tile; the sum over the depth is in order, alpha comes after it.
+ * Changes `at`.
  *
- * What is not needed inside of a tile stays in memory, for registers are scarce there. Four steps a turn hide the loop's own
- * cost. The loads ahead of all tiles have no other use than that V8 then keeps the sums of its memory's address and each row's
- * offset in registers, instead of adding them up before every load. The breaks that no depth can take: see IS_CUT.
+ * What is not needed inside of a tile stays in memory, for registers are scarce there. Four steps a turn hide the
+ * loop's own cost. The loads ahead of all tiles have no other use than that V8 then keeps the sums of its memory's
+ * address and each row's offset in registers, instead of adding them up before every load. The breaks that no depth can
+ * take: see IS_CUT.
  */
 export function multiplyTiles<T>(at: Tiles): void {
   const w = sizeof<T>()

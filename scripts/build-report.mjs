@@ -1,5 +1,5 @@
-// Builds web/report to src/report/gen/template.ts: the page of a report with its script and style inside, and places for title and data.
-// With --check, only says whether the committed file is up to date.
+// Builds web/report to src/report/gen/template.ts: the page of a report with its script and style inside, and places
+// for title and data. With --check, only says whether the committed file is up to date.
 import { createHash } from 'node:crypto'
 import { readFileSync, writeFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'

@@ -1,5 +1,5 @@
-// Compiles kernels-asm/ to WebAssembly, in the builds of src/kernels/module.ts, and embeds the bytes in src/kernels/gen/. With --check it
-// writes nothing and fails when what is embedded is not what the sources give.
+// Compiles kernels-asm/ to WebAssembly, in the builds of src/kernels/module.ts, and embeds the bytes in
+// src/kernels/gen/. With --check it writes nothing and fails when what is embedded is not what the sources give.
 import { readFileSync, writeFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -41,7 +41,9 @@ async function compile(entry, options) {
   return bytes
 }
 
-/** Where the limits of the imported memory begin: their first byte says whether there is a maximum (1) and sharing (2). */
+/**
+ * Where the limits of the imported memory begin: their first byte says whether there is a maximum (1) and sharing (2).
+ */
 function memoryFlags(bytes) {
   const name = Buffer.from('\x03env\x06memory\x02')
   const offset = Buffer.from(bytes).indexOf(name) + name.length

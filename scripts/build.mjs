@@ -1,6 +1,7 @@
-// Compiles src/ to dist/. Beside it comes dist/browser.js: all of the entry for browsers in one module, for pages without a bundler.
-// Nothing is done if neither the sources nor dist/ have changed since the last build. If sources have changed, only their modules
-// are written, and a module whose source is gone is removed, so that it cannot survive in the package. Otherwise dist/ is made anew.
+// Compiles src/ to dist/. Beside it comes dist/browser.js: all of the entry for browsers in one module, for pages
+// without a bundler. Nothing is done if neither the sources nor dist/ have changed since the last build. If sources
+// have changed, only their modules are written, and a module whose source is gone is removed, so that it cannot survive
+// in the package. Otherwise dist/ is made anew.
 import { execFileSync } from 'node:child_process'
 import { createHash } from 'node:crypto'
 import { chmodSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'

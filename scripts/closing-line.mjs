@@ -1,5 +1,6 @@
-// A vitest reporter that closes the run: a line for each skipped test and for each that passed only when repeated, then `N passed, N failed` and, where it applies, `, N skipped`.
-// A file that does not load and an error outside every test count as one failure each.
+// A vitest reporter that closes the run: a line for each skipped test and for each that passed only when repeated, then
+// `N passed, N failed` and, where it applies, `, N skipped`. A file that does not load and an error outside every test
+// count as one failure each.
 
 export default class ClosingLine {
   onTestRunEnd(testModules, unhandledErrors) {

@@ -1,5 +1,6 @@
-// Measures what lowrank does on real models in the forms that people run, and writes the table of docs/graphs.md. The models are those that
-// scripts/golden/graph_table.py makes in the folder WORK. It uses the build: run `npm run build` first.
+// Measures what lowrank does on real models in the forms that people run, and writes the table of docs/graphs.md. The
+// models are those that scripts/golden/graph_table.py makes in the folder WORK. It uses the build: run `npm run build`
+// first.
 //
 //     node scripts/graph-table.mjs WORK [--only NAME …]
 //

@@ -2,7 +2,8 @@
 //
 //     node scripts/test-changed.mjs [BRANCH]
 //
-// Vitest knows which tests import a changed file. Tests of commands start programs, and others read golden data or documents: they are found here.
+// Vitest knows which tests import a changed file. Tests of commands start programs, and others read golden data or
+// documents: they are found here.
 
 import { execFileSync, spawnSync } from 'node:child_process'
 import { readdirSync, readFileSync } from 'node:fs'

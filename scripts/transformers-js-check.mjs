@@ -1,4 +1,5 @@
-// transformers.js runs the bundled model and what lowrank makes of it, and must give what lowrank gives. A step of `.ci/run`.
+// transformers.js runs the bundled model and what lowrank makes of it, and must give what lowrank gives. A step of
+// `.ci/run`.
 //
 //     node scripts/transformers-js-check.mjs SCRATCH
 //
@@ -32,9 +33,9 @@ const SENTENCES = [
 ]
 
 /**
- * What is checked, for each task. `folder` makes the model that transformers.js opens; `check` compares its pipeline with lowrank over `base` and
- * `adapter`, and returns what it compared in words. `open` opens the pipeline where transformers.js does not do so by its task; no pipeline
- * over lowrank's session has rows that are `isMergedOnly`.
+ * What is checked, for each task. `folder` makes the model that transformers.js opens; `check` compares its pipeline
+ * with lowrank over `base` and `adapter`, and returns what it compared in words. `open` opens the pipeline where
+ * transformers.js does not do so by its task; no pipeline over lowrank's session has rows that are `isMergedOnly`.
  */
 const CASES = [
   {
@@ -148,7 +149,10 @@ for (const entry of CASES) {
   await adapted.dispose()
 }
 
-/** The pipeline in two steps: `pipeline('text-classification')` looks for a class of the model's type, and has none for decoders. */
+/**
+ * The pipeline in two steps: `pipeline('text-classification')` looks for a class of the model's type, and has none for
+ * decoders.
+ */
 async function openClassifier({ AutoModel, AutoTokenizer, TextClassificationPipeline, env }, task, folder) {
   env.localModelPath = scratch
   const name = basename(folder)

@@ -1,4 +1,5 @@
-// transformers.js for scripts that hold lowrank against it. It is installed into a folder outside the project: few who develop need it.
+// transformers.js for scripts that hold lowrank against it. It is installed into a folder outside the project: few who
+// develop need it.
 
 import { execFileSync } from 'node:child_process'
 import { existsSync, mkdirSync } from 'node:fs'
@@ -13,7 +14,10 @@ const RUNTIME = 'onnxruntime-node'
 /** The project's folder. */
 export const ROOT = fileURLToPath(new URL('..', import.meta.url))
 
-/** Installs transformers.js into `folder` where it is not there yet. Throws what npm says when the package cannot be had. */
+/**
+ * Installs transformers.js into `folder` where it is not there yet. Throws what npm says when the package cannot be
+ * had.
+ */
 export function installTransformers(folder) {
   if (existsSync(join(folder, 'node_modules', PACKAGE))) return
   mkdirSync(folder, { recursive: true })
@@ -30,7 +34,8 @@ export function installTransformers(folder) {
 /**
  * transformers.js as installed in `folder`; it opens folders of this machine alone.
  *
- * @returns the module, the ONNX Runtime that it uses (two copies in one process disturb each other), and the versions of both
+ * @returns the module, the ONNX Runtime that it uses (two copies in one process disturb each other), and the versions
+ *   of both
  */
 export function loadTransformers(folder) {
   const require = createRequire(join(resolve(folder), 'package.json'))

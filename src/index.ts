@@ -1,5 +1,6 @@
 /// <reference lib="esnext.disposable" preserve="true" />
-// The public API, in Node and in browsers: what it exports and declares is the same; src/node.ts only puts Node's platform in place.
+// The public API, in Node and in browsers: what it exports and declares is the same; src/node.ts only puts Node's
+// platform in place.
 
 export { type ByteSink, type ByteSource, type Directory, MemoryDirectory } from './base/bytes.js'
 export type { FloatDtype, TensorDtype, WeightDtype } from './base/dtype.js'
@@ -23,7 +24,7 @@ export type { ToolProgress } from './base/progress.js'
 export type { FloatArray, Matrix, MatrixLike, Shaped, Tensor } from './base/tensor.js'
 export type { ConvertReport } from './exchange/convert.js'
 export type { ConvertedDtype } from './exchange/format.js'
-export { ADAPTER_FORMATS, type AdapterFormat } from './exchange/formats.js'
+export type { AdapterFormat } from './exchange/formats.js'
 export type { OnnxModel } from './formats/onnx/model.js'
 export type { WeightRange } from './formats/onnx/tensors.js'
 export type { DtypeChoice, GraphDtype } from './graph/graph-file.js'
@@ -31,7 +32,7 @@ export type { ModuleMap } from './graph/match/linears.js'
 export type { Model } from './graph/model-folder.js'
 export type { DecodeImage, ImageSource, RgbImage } from './images/image.js'
 export type { ToPlainOptions } from './index/adapters.js'
-export { TRAIN_CHOICES } from './index/choices.js'
+export { CHOICES, DEFAULTS } from './index/choices.js'
 export type { Data, DataFile, DataRecord } from './index/data.js'
 export { configureHub, type HubOptions } from './index/hub.js'
 export type { CheckpointContents, InspectOptions, InspectReport } from './index/inspect.js'
@@ -76,7 +77,7 @@ export {
 } from './index/verbs.js'
 export { webRuntime } from './index/web-runtime.js'
 export type { AdapterChoice } from './infer/adapters/choice.js'
-export { GENERATE_DEFAULTS, type SamplingOptions } from './infer/generate/sampling.js'
+export type { SamplingOptions } from './infer/generate/sampling.js'
 export type {
   AdapterSessionOptions,
   BatchOptions,
@@ -169,4 +170,4 @@ export type { PreviewExample, PreviewToken } from './train/preview.js'
 export type { EvaluationEvent, ProgressEvent, StepEvent, TrainEvents, TrainReport, TrainStage } from './train/report.js'
 export type { StepMetrics } from './train/run-folder.js'
 export type { Schedule } from './train/schedule.js'
-export { type Keep, type Preset, TRAIN_DEFAULTS, type TrainSettings } from './train/settings.js'
+export type { Keep, Preset, TrainSettings } from './train/settings.js'

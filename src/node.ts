@@ -1,4 +1,5 @@
-// The public API in Node, Bun and Deno: the same as everywhere, where strings can be paths and sessions run in worker threads.
+// The public API in Node, Bun and Deno: the same as everywhere, where strings can be paths and sessions run in worker
+// threads.
 
 import { usePathMerging } from './index/path-merging.js'
 import { usePlatform } from './index/platform.js'

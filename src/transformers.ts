@@ -83,16 +83,17 @@ export type WithAdapters<Pipeline extends PipelineLike> = Pipeline &
   ((input: Parameters<Pipeline>[0], options: AdapterCallOptions) => ReturnType<Pipeline>)
 
 /**
- * Makes a pipeline of transformers.js for a model that lowrank opens. Its weights are in memory once, and each call chooses an adapter.
- * Calls with different adapters may overlap. Needs @huggingface/transformers 4.3 or later.
+ * Makes a pipeline of transformers.js for a model that lowrank opens. Its weights are in memory once, and each call
+ * chooses an adapter. Calls with different adapters may overlap. Needs @huggingface/transformers 4.3 or later.
  *
  * @param task text-generation, feature-extraction, text-classification, token-classification or image-classification
  * @param source what `loadModel` takes: a path (not in browsers), `org/name`, a URL, picked files or a Directory
- * @returns the pipeline. Its calls take the options of transformers.js, and also `adapter`. `session.add` adds adapters later
- * @throws UnsupportedError for another task, an older transformers.js, a model type that transformers.js does not support, or a model of several
- *   graphs; MismatchError when an adapter is of another model, or this process has two ONNX Runtimes; RuntimeError when
- *   @huggingface/transformers is not installed or the graph does not open; ConfigError for an option that is not usable; FileError and
- *   FormatError when files are missing or cannot be read
+ * @returns the pipeline. Its calls take the options of transformers.js, and also `adapter`. `session.add` adds adapters
+ *   later
+ * @throws UnsupportedError for another task, an older transformers.js, a model type that transformers.js does not
+ *   support, or a model of several graphs; MismatchError when an adapter is of another model, or this process has two
+ *   ONNX Runtimes; RuntimeError when @huggingface/transformers is not installed or the graph does not open; ConfigError
+ *   for an option that is not usable; FileError and FormatError when files are missing or cannot be read
  *
  * @example
  * import { pipelineWithAdapters } from 'lowrank/transformers'
@@ -114,15 +115,16 @@ export async function pipelineWithAdapters<Task extends PipelineTask>(
 }
 
 /**
- * Adds adapters to an existing pipeline of transformers.js. It releases the pipeline's session before it opens lowrank's, so the weights
- * are in memory only once. The given pipeline still works: it runs the base model alone. If lowrank's session cannot be opened, you
- * cannot use the given pipeline any more.
+ * Adds adapters to an existing pipeline of transformers.js. It releases the pipeline's session before it opens
+ * lowrank's, so the weights are in memory only once. The given pipeline still works: it runs the base model alone. If
+ * lowrank's session cannot be opened, you cannot use the given pipeline any more.
  *
  * @param pipeline of text-generation, feature-extraction, text-classification or token-classification
  * @returns the pipeline. Its calls take the same options as before, and also `adapter`
- * @throws ConfigError for a value that is not a pipeline, or an option that is not usable; UnsupportedError for another task, a model of several
- *   graphs or an older transformers.js; MismatchError when the source or an adapter is of another model; StateError when the pipeline
- *   has adapters already; RuntimeError when the graph does not open; FileError and FormatError when files are missing or cannot be read
+ * @throws ConfigError for a value that is not a pipeline, or an option that is not usable; UnsupportedError for another
+ *   task, a model of several graphs or an older transformers.js; MismatchError when the source or an adapter is of
+ *   another model; StateError when the pipeline has adapters already; RuntimeError when the graph does not open;
+ *   FileError and FormatError when files are missing or cannot be read
  *
  * @example
  * import { env, pipeline } from '@huggingface/transformers'

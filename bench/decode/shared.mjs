@@ -50,7 +50,10 @@ export function timeInPlace(ort) {
   return () => inside
 }
 
-/** What a piece of work takes: seconds on the clock, and of the processor's time in all threads, which a busy machine changes less. */
+/**
+ * What a piece of work takes: seconds on the clock, and of the processor's time in all threads, which a busy machine
+ * changes less.
+ */
 export async function measured(work) {
   const [startedAt, cpu] = [performance.now(), process.cpuUsage()]
   const result = await work()

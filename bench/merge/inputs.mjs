@@ -1,4 +1,5 @@
-// Makes the benchmark's inputs: a checkpoint of random bf16 values in one file, in a real model's shapes, and adapters on all its linears.
+// Makes the benchmark's inputs: a checkpoint of random bf16 values in one file, in a real model's shapes, and adapters
+// on all its linears.
 
 import { randomFillSync } from 'node:crypto'
 import { closeSync, existsSync, mkdirSync, openSync, renameSync, writeFileSync, writeSync } from 'node:fs'

@@ -2,8 +2,8 @@
 //
 //     node bench/quantized/losses.mjs RECORDS.jsonl NAME=MODEL[@DTYPE][+ADAPTER] …
 //
-// RECORDS: one {"text": …} a line. MODEL: a folder with onnx/model*.onnx. Prints nats per token for each entry, over the same records of at
-// most 128 tokens, with the file's size.
+// RECORDS: one {"text": …} a line. MODEL: a folder with onnx/model*.onnx. Prints nats per token for each entry, over
+// the same records of at most 128 tokens, with the file's size.
 
 import { readdirSync, readFileSync, statSync } from 'node:fs'
 import { join } from 'node:path'

@@ -1,11 +1,13 @@
-// What adapters cost in a session: one adapter of rank 16 on q and v, or on all linear layers, against the base, while a text grows by one token
-// and over 256 tokens at once; eight adapters in one batch against one; and the same adapter merged as branches beside quantized weights.
+// What adapters cost in a session: one adapter of rank 16 on q and v, or on all linear layers, against the base, while
+// a text grows by one token and over 256 tokens at once; eight adapters in one batch against one; and the same adapter
+// merged as branches beside quantized weights.
 //
 //     npm run build && node bench/quantized/sessions.mjs MODEL [--dtype fp32,q4] [--rounds 5] [--steps 8] [--threads 2] [--rank 16] [--cpu]
 //
-// MODEL: a folder for transformers.js with a cache, such as SmolLM2-135M. Adapters are made here, with random values. Entries take turns, so that
-// drift of the machine hits all alike. A round times several steps of each entry; ratios are within a round. The first round is left out.
-// --cpu counts the time that the processor worked, with one thread: for a machine that others use as well.
+// MODEL: a folder for transformers.js with a cache, such as SmolLM2-135M. Adapters are made here, with random values.
+// Entries take turns, so that drift of the machine hits all alike. A round times several steps of each entry; ratios
+// are within a round. The first round is left out. --cpu counts the time that the processor worked, with one thread:
+// for a machine that others use as well.
 import { mkdtempSync, readdirSync, rmSync, statSync } from 'node:fs'
 import { cpus, loadavg, tmpdir } from 'node:os'
 import { join } from 'node:path'

@@ -1,9 +1,10 @@
-// A training step on quantized weights against one on float32: time, and the highest memory of each process. They take turns, step by step.
+// A training step on quantized weights against one on float32: time, and the highest memory of each process. They take
+// turns, step by step.
 //
 //     npm run build && node bench/quantized/train-step.mjs FLOAT QUANTIZED [--batch 1] [--sequence 256] [--steps 10] [--threads 2] [--cpu]
 //
-// Folders with onnx/model.onnx of one model, such as smollm2-fp32 and smollm2-q4-32 of scripts/golden/graph_table.py. --cpu counts the time that
-// the processor worked, with one thread: for a machine that others use as well.
+// Folders with onnx/model.onnx of one model, such as smollm2-fp32 and smollm2-q4-32 of scripts/golden/graph_table.py.
+// --cpu counts the time that the processor worked, with one thread: for a machine that others use as well.
 import { spawn } from 'node:child_process'
 import { readFileSync } from 'node:fs'
 import { cpus, loadavg } from 'node:os'

@@ -1,4 +1,5 @@
-// What the tools are measured on: a change with a falling spectrum, adapters and checkpoints of TinyLlama's shapes, from a fixed seed.
+// What the tools are measured on: a change with a falling spectrum, adapters and checkpoints of TinyLlama's shapes,
+// from a fixed seed.
 
 import { closeSync, mkdirSync, openSync, writeFileSync, writeSync } from 'node:fs'
 import { basename, join } from 'node:path'
@@ -81,8 +82,8 @@ export function writeModel(path, layers) {
 const SHARD_BYTES = 800e6
 
 /**
- * A base and its fine-tuned form in bf16, in shards of at most 0.8 GB: all linears change by rank 4 over a little noise, embeddings and
- * norms stay. Returns the bytes of one.
+ * A base and its fine-tuned form in bf16, in shards of at most 0.8 GB: all linears change by rank 4 over a little
+ * noise, embeddings and norms stay. Returns the bytes of one.
  */
 export function writePair(folder, layers) {
   const tensors = [['model.embed_tokens.weight', [32000, 2048]]]

@@ -1,5 +1,6 @@
-// Our side of the training benchmark: the trainer's own graph and engine in this thread, one step per request. JSON lines, as
-// peer.py. --kind says what is trained: text, labels of texts, or labels of pictures. Internal modules are used because the public trainer cannot be made to wait between two steps.
+// Our side of the training benchmark: the trainer's own graph and engine in this thread, one step per request. JSON
+// lines, as peer.py. --kind says what is trained: text, labels of texts, or labels of pictures. Internal modules are
+// used because the public trainer cannot be made to wait between two steps.
 import { readFileSync } from 'node:fs'
 import { createInterface } from 'node:readline'
 import { parseArgs } from 'node:util'
@@ -91,7 +92,10 @@ engine.start(
   { parameters, firstMoments: zeros(), secondMoments: zeros(), updates: 0 },
 )
 
-/** Milliseconds since some moment; with --cpu those in which the processor worked, which one thread makes comparable on a busy machine. */
+/**
+ * Milliseconds since some moment; with --cpu those in which the processor worked, which one thread makes comparable on
+ * a busy machine.
+ */
 function now() {
   if (!options.cpu) return performance.now()
   const { user, system } = process.cpuUsage()

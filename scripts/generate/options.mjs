@@ -1,5 +1,6 @@
-// Makes the tables of options from the types of src/: what each option may be, its default, and its help on the command line.
-// An option is written once: as a member of an interface, with a docstring. The docstring's first paragraph is its help. Tags:
+// Makes the tables of options from the types of src/: what each option may be, its default, and its help on the command
+// line. An option is written once: as a member of an interface, with a docstring. The docstring's first paragraph is
+// its help. Tags:
 //   @range an integer of at least 1 | a number in (0, 1]    what a number may be
 //   @default 8                                              what lowrank takes if the option is left out
 //   @flag DIR|FILE                                          what stands for the value in help
@@ -72,7 +73,9 @@ const DEFAULTS = {
   TrainSettings: () => true,
 }
 
-/** Kinds that are written by hand: name of a type, or of one option → the constant, its file, and how a flag writes it. */
+/**
+ * Kinds that are written by hand: name of a type, or of one option → the constant, its file, and how a flag writes it.
+ */
 const KINDS = {
   'AdapterSessionOptions.adapters': ['NAMED_ADAPTERS', 'src/index/kinds.ts'],
   'CombineOptions.adapters': ['ADAPTER_LIST', 'src/index/kinds.ts'],

@@ -1,4 +1,5 @@
-// Writes the single files of golden suites that git keeps in two tables (packed.py has the format). Tests do this before they start.
+// Writes the single files of golden suites that git keeps in two tables (packed.py has the format). Tests do this
+// before they start.
 //
 //     node scripts/golden/packed.mjs
 

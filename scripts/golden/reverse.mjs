@@ -1,5 +1,5 @@
-// Trains adapters with lowrank for check_reverse.py: OUT/BASE/{adapter,logits.json,merged}, for two bases. And writes one with a new head,
-// OUT/head, for check_head.py.
+// Trains adapters with lowrank for check_reverse.py: OUT/BASE/{adapter,logits.json,merged}, for two bases. And writes
+// one with a new head, OUT/head, for check_head.py.
 //
 //     node scripts/golden/reverse.mjs OUT
 

@@ -1,7 +1,7 @@
 // Trains classifiers of texts, words and pictures with lowrank for check_classifier.py and check_images.py:
-// OUT/{encoder,classifier,new-head,decoder,dora,bias,bias-of-lora,saved,tokens,tokens-distilbert,modernbert-norms}/{adapter,logits.json}, of
-// {mpnet,electra,deberta-v2} for texts and (NAME-tokens) words, and of {vit,dinov2} as they are, with all biases trained (NAME-bias), and with all norms trained on a fused graph (NAME-norms).
-// Needs a build.
+// OUT/{encoder,classifier,new-head,decoder,dora,bias,bias-of-lora,saved,tokens,tokens-distilbert,modernbert-norms}/{adapter,logits.json},
+// of {mpnet,electra,deberta-v2} for texts and (NAME-tokens) words, and of {vit,dinov2} as they are, with all biases
+// trained (NAME-bias), and with all norms trained on a fused graph (NAME-norms). Needs a build.
 //
 //     node scripts/golden/reverse_classifier.mjs OUT
 
@@ -32,7 +32,10 @@ const SAVED = {
   modernbert: ['attn_norm', 'mlp_norm', 'final_norm'],
 }
 
-/** What is trained: the task, the model, the folder of its golden data, or the rows, settings of the adapter, and options of the run. */
+/**
+ * What is trained: the task, the model, the folder of its golden data, or the rows, settings of the adapter, and
+ * options of the run.
+ */
 const RUNS = {
   encoder: ENCODER,
   classifier: ['text-classification', 'text-classification/classifier', 'text-classification/classifier'],

@@ -1,4 +1,5 @@
-// Reads every adapter of the conformance matrix with lowrank and writes it again, for check_conformance.py: OUT/ARCHITECTURE/OPTION.
+// Reads every adapter of the conformance matrix with lowrank and writes it again, for check_conformance.py:
+// OUT/ARCHITECTURE/OPTION.
 //
 //     node scripts/golden/reverse_conformance.mjs OUT
 

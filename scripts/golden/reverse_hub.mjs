@@ -1,4 +1,5 @@
-// Loads files of org/model through the Hub's cache that the environment names: `node reverse_hub.mjs FILE …`, after a build.
+// Loads files of org/model through the Hub's cache that the environment names: `node reverse_hub.mjs FILE …`, after a
+// build.
 import { openHub } from '../../dist/io/hub/node/open-hub.js'
 
 const directory = await openHub({ kind: 'hub', id: 'org/model', revision: 'main', path: '' })

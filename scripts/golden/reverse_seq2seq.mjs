@@ -1,4 +1,5 @@
-// Trains encoder-decoders with lowrank for check_seq2seq.py: OUT/{t5,bart,whisper}/{adapter,logits.json}. Needs a build.
+// Trains encoder-decoders with lowrank for check_seq2seq.py: OUT/{t5,bart,whisper}/{adapter,logits.json}. Needs a
+// build.
 //
 //     node scripts/golden/reverse_seq2seq.mjs OUT
 

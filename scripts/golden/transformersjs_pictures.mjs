@@ -1,9 +1,11 @@
-// Texts that transformers.js writes about a picture with the tiny models of tests/golden/graphs, alone and with PEFT's adapters merged.
+// Texts that transformers.js writes about a picture with the tiny models of tests/golden/graphs, alone and with PEFT's
+// adapters merged.
 //
 //     node scripts/golden/transformersjs_pictures.mjs SCRATCH MERGED [NAME …]
 //
-// SCRATCH: a folder for transformers.js 4.3.1, which scripts/transformers-js.mjs installs there. MERGED: what picture_texts.py --merged wrote.
-// The picture has the size that the models take, since transformers.js resizes in another way than transformers does.
+// SCRATCH: a folder for transformers.js 4.3.1, which scripts/transformers-js.mjs installs there. MERGED: what
+// picture_texts.py --merged wrote. The picture has the size that the models take, since transformers.js resizes in
+// another way than transformers does.
 
 import { cpSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { basename, dirname, join, resolve } from 'node:path'

@@ -2,8 +2,8 @@
 //
 //     node scripts/golden/transformersjs_texts.mjs SCRATCH [OUT]
 //
-// SCRATCH: a folder for transformers.js 4.3.1, which scripts/transformers-js.mjs installs there, and for the merged models.
-// tests/golden/README.md explains the fields.
+// SCRATCH: a folder for transformers.js 4.3.1, which scripts/transformers-js.mjs installs there, and for the merged
+// models. tests/golden/README.md explains the fields.
 
 import { writeFileSync } from 'node:fs'
 import { join } from 'node:path'

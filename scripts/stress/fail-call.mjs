@@ -1,5 +1,5 @@
-// With --import: the n-th call of the file system that concerns a folder fails with a code. FAIL_CALL is `code n folder`.
-// Each thread counts for itself. Calls by a descriptor count too; what Node loads modules with does not.
+// With --import: the n-th call of the file system that concerns a folder fails with a code. FAIL_CALL is `code n
+// folder`. Each thread counts for itself. Calls by a descriptor count too; what Node loads modules with does not.
 
 import fs from 'node:fs'
 import { syncBuiltinESMExports } from 'node:module'

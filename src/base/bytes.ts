@@ -1,4 +1,4 @@
-// Where bytes come from and go to, without naming a file system: io/ implements these for Node and for browsers.
+// Sources and sinks of bytes, without naming a file system: io/ implements these for Node and for browsers.
 
 import { FileError, FormatError } from './errors.js'
 import { checkArgument, OBJECT } from './options.js'
@@ -13,7 +13,10 @@ export interface ByteSource {
   readonly realPath?: string
   /** Exactly `byteLength` bytes from `offset`. Throws FileError when the range is outside the source or unreadable. */
   read(offset: number, byteLength: number): Promise<Uint8Array>
-  /** Fills memory of the caller with bytes from `offset`: new memory for each read costs more than the read. Throws as `read`. */
+  /**
+   * Fills memory of the caller with bytes from `offset`: new memory for each read costs more than the read. Throws as
+   * `read`.
+   */
   readInto?(offset: number, memory: Uint8Array): Promise<void>
   /** Closes the file. */
   close(): Promise<void>
@@ -47,7 +50,7 @@ export interface Directory {
   list(folder?: string): Promise<string[]>
   /** Names of the folders directly inside, sorted. Where this is missing, folders are found by their names alone. */
   folders?(): Promise<string[]>
-  /** Whether there is a file of that name. */
+  /** True if there is a file of that name. */
   has(path: string): Promise<boolean>
   /** Throws FileError when there is no such file. */
   open(path: string): Promise<ByteSource>
@@ -56,13 +59,13 @@ export interface Directory {
   /** Removes a file; a no-op where there is none. */
   remove(path: string): Promise<void>
   /**
-   * Adds to the end of a file, which it makes if there is none. Unlike `create` it shows what is written at once, so that a
-   * crash can leave a part of it. Folders without it have only files that appear whole.
+   * Adds to the end of a file, which it makes if there is none. Unlike `create` it shows what is written at once, so
+   * that a crash can leave a part of it. Folders without it have only files that appear whole.
    */
   append?(path: string, bytes: Uint8Array): Promise<void>
   /**
-   * Gives a file of the local file system a second name here. Throws FileError where that cannot be: another disk, a file system
-   * without hard links.
+   * Gives a file of the local file system a second name here. Throws FileError where that cannot be: another disk, a
+   * file system without hard links.
    *
    * @param realPath of the file, without symbolic links
    */
@@ -75,14 +78,14 @@ export interface Directory {
    */
   reserve?(what: string): Promise<Reservation>
   /**
-   * Writes files that appear together or not at all, while nobody else writes here. Folders without it give each file its name when
-   * it is complete.
+   * Writes files that appear together or not at all, while nobody else writes here. Folders without it give each file
+   * its name when it is complete.
    *
    * @param write gets the folder for the files
    * @throws FileError when another process writes here; what `write` throws
    */
   together?<T>(write: (folder: Directory) => Promise<T>): Promise<T>
-  /** Whether the other is this very folder, where that cannot be told from the paths of files. */
+  /** True if the other is this very folder, where that cannot be told from the paths of files. */
   isSame?(other: Directory): Promise<boolean>
 }
 
@@ -95,7 +98,8 @@ export interface Reservation {
 }
 
 /**
- * Bytes of a source for a caller that uses them before it gives the same memory again: there where the source can fill it, else elsewhere.
+ * Bytes of a source for a caller that uses them before it gives the same memory again: there where the source can fill
+ * it, else elsewhere.
  *
  * @param memory of at least `byteLength` bytes
  */
@@ -185,8 +189,8 @@ export class MemoryDirectory implements Directory {
 }
 
 /**
- * The parts of a name inside a folder. Names come out of files too (an index's shards, an ONNX tensor's location): none may lead
- * out of the folder, on any system.
+ * The parts of a name inside a folder. Names come out of files too (an index's shards, an ONNX tensor's location): none
+ * may lead out of the folder, on any system.
  *
  * @throws FileError
  */

@@ -1,5 +1,5 @@
-// Half precision: IEEE 754 binary16 (fp16) and bfloat16 (bf16) to and from fp32. Narrowing rounds once, to nearest even; NaN
-// stays NaN. Typed-array views assume a little-endian host, as every JavaScript engine in use has.
+// Half precision: IEEE 754 binary16 (fp16) and bfloat16 (bf16) to and from fp32. Narrowing rounds once, to nearest
+// even; NaN stays NaN. Typed-array views assume a little-endian host, as every JavaScript engine in use has.
 
 import { ShapeError } from './errors.js'
 import { type FloatArray, isAllFinite } from './tensor.js'
@@ -155,7 +155,7 @@ export function decodeWeights(bytes: Uint8Array, dtype: WeightDtype): FloatArray
 /** Bits of the exponent, which are all set in what is not finite. */
 const EXPONENTS = { fp16: 0x7c00, bf16: 0x7f80 } as const
 
-/** Whether stored values hold no NaN and no infinity; true for types that have none. */
+/** True if stored values hold no NaN and no infinity; true for types that have none. */
 export function isFiniteStored(bytes: Uint8Array, dtype: TensorDtype): boolean {
   if (!isWeightDtype(dtype)) return true
   const size = ELEMENT_BYTES[dtype]
@@ -179,8 +179,9 @@ export function encodeWeights(values: FloatArray, dtype: WeightDtype): Uint8Arra
 }
 
 /**
- * f64 → f32, towards zero, with a last bit of 1 where something was dropped. If this is rounded to a half type, the result is as if
- * the f64 were rounded once. Two roundings to nearest can end on the wrong side of a tie (Boldo and Melquiond 2008).
+ * f64 → f32, towards zero, with a last bit of 1 where something was dropped. If this is rounded to a half type, the
+ * result is as if the f64 were rounded once. Two roundings to nearest can end on the wrong side of a tie (Boldo and
+ * Melquiond 2008).
  */
 function roundToOdd(values: Float64Array): Float32Array {
   const result = Float32Array.from(values)

@@ -15,38 +15,38 @@ export type ErrorCode =
 
 /** The parts of an error's message. */
 export interface ErrorDetails {
-  /** What the error is about: a file, a tensor, a layer, an option. */
+  /** The file, tensor, layer or option that the error is about. */
   where?: string
-  /** What is wrong. */
+  /** The fault. */
   what: string
-  /** What lowrank expected. */
+  /** The value or form that lowrank expected. */
   expected?: string
-  /** What lowrank found instead. */
+  /** The value or form that lowrank found instead. */
   got?: string
-  /** What you can do about it: one sentence. */
+  /** One sentence that says what you can do about it. */
   hint?: string
   /** The error behind this one. */
   cause?: unknown
 }
 
 /**
- * Base of all errors that lowrank throws on purpose. `code` says which kind, so check `code` and not the text of the message;
- * `where`, `what`, `expected`, `got` and `hint` are the parts of the message.
+ * Base of all errors that lowrank throws on purpose. `code` says which kind, so check `code` and not the text of the
+ * message; `where`, `what`, `expected`, `got` and `hint` are the parts of the message.
  */
 export abstract class LowrankError extends Error {
   /** The kind of error: one for each class. */
   abstract readonly code: ErrorCode
   /** The class's name, which survives bundlers that shorten names. */
   abstract override readonly name: string
-  /** What the error is about: a file, a tensor, a layer, an option. */
+  /** The file, tensor, layer or option that the error is about. */
   declare readonly where: string | undefined
-  /** What is wrong, in one clause. */
+  /** The fault, in one clause. */
   readonly what: string
-  /** What lowrank expected. */
+  /** The value or form that lowrank expected. */
   declare readonly expected: string | undefined
-  /** What lowrank found instead. */
+  /** The value or form that lowrank found instead. */
   declare readonly got: string | undefined
-  /** What you can do about it. */
+  /** Says what you can do about it. */
   declare readonly hint: string | undefined
 
   constructor(details: ErrorDetails) {
@@ -59,7 +59,7 @@ export abstract class LowrankError extends Error {
   }
 }
 
-/** Of each part in a message: names and values out of a hostile file can have megabytes. */
+/** The most characters of each part in a message: names and values out of a hostile file can have megabytes. */
 const MAX_PART_LENGTH = 2000
 
 function formatMessage({ where, what, expected, got, hint }: ErrorDetails): string {
@@ -142,7 +142,7 @@ export function listed(files: readonly string[]): string {
   return files.slice(0, 5).join(', ') + (files.length > 5 ? `, … (${files.length} files)` : '')
 }
 
-/** What some work gave, or why it gave nothing. */
+/** The result of some work, or the reason why there is none. */
 export interface Attempt<T> {
   /** Undefined when the work failed. */
   readonly value: T | undefined
@@ -214,7 +214,7 @@ const MAX_COMPARING = 1 << 27
 /** Edits over the longer name's length: more, and the two are different words. */
 const MAX_DISTANCE = 0.6
 
-/** What an edit counts where one name contains the other, as `q_proj` and `model.q_proj`: next to nothing. */
+/** The weight of an edit where one name contains the other, as `q_proj` and `model.q_proj`: next to nothing. */
 const CONTAINED_WEIGHT = 0.01
 
 /**

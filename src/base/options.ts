@@ -1,5 +1,5 @@
-// Checks of what callers hand over. Tables of options are made from their types (scripts/generate/options.mjs). A misspelled option is
-// an error that says what was meant; nothing is ignored in silence.
+// Checks of what callers hand over. Tables of options are made from their types (scripts/generate/options.mjs). A
+// misspelled option is an error that says what was meant; nothing is ignored in silence.
 
 import { ConfigError } from './errors.js'
 import { meantBy } from './synonyms.js'
@@ -36,7 +36,8 @@ const RANGE =
   /^(a number|a finite number|an integer|a safe integer)(?: of at least (-?[\d.]+)| above (-?[\d.]+)| in ([[(])(.+), (.+)([\])]))?(, or Infinity)?$/
 
 /**
- * A number as the text says: `a safe integer`, `an integer of at least 1`, `a finite number above 0`, `a number in (0, 1]`. NaN is none.
+ * A number as the text says: `a safe integer`, `an integer of at least 1`, `a finite number above 0`, `a number in (0,
+ * 1]`. NaN is none.
  *
  * @throws Error for a text of another form
  */
@@ -104,7 +105,8 @@ export interface Elsewhere {
 }
 
 /**
- * Checks the options of a function, or of another thing that `of` names. Undefined stands for none, unless some must be given.
+ * Checks the options of a function, or of another thing that `of` names. Undefined stands for none, unless some must be
+ * given.
  *
  * @throws ConfigError naming the first option that is unknown, missing or of another kind
  */

@@ -1,4 +1,4 @@
-// What the tools tell while they run, and how they are stopped.
+// Messages of the tools while they run, and how they are stopped.
 
 import type { SignalLike } from './globals.js'
 
@@ -11,7 +11,7 @@ export interface ToolProgress {
   name: string
 }
 
-/** What each tool that takes a while has among its options. */
+/** Options of each tool that takes a while. */
 export interface ToolRun {
   /** Called after each layer or tensor. */
   onProgress?: ((progress: ToolProgress) => void) | undefined

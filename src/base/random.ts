@@ -64,7 +64,7 @@ export class Random {
     return items
   }
 
-  /** Where the stream is; assigned to a generator of any stream, it goes on from there. */
+  /** The place in the stream; assigned to a generator of any stream, it goes on from there. */
   get state(): RandomState {
     return [this.#a, this.#b, this.#c, this.#counter]
   }

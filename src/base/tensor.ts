@@ -31,9 +31,10 @@ export interface Shaped {
 /** The `like` of what is computed in double precision. */
 export const F64: FloatArray = new Float64Array()
 
-/** Whether no value is NaN or infinite. */
+/** True if no value is NaN or infinite. */
 export function isAllFinite(values: FloatArray): boolean {
-  // A product with 0 is NaN for what is not finite: faster than a look at each value. Four sums do not wait for each other.
+  // A product with 0 is NaN for what is not finite: faster than a look at each value. Four sums do not wait for each
+  // other.
   let [a, b, c, d] = [0, 0, 0, 0]
   const whole = values.length - (values.length % 4)
   for (let i = 0; i < whole; i += 4) {

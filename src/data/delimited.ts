@@ -1,5 +1,5 @@
-// CSV and TSV (RFC 4180): a first line of column names, then a row a record; all values are text. Quoted fields may hold the
-// divider, line breaks and doubled quotes. Read piece by piece, because fields may span them.
+// CSV and TSV (RFC 4180): a first line of column names, then a row a record; all values are text. Quoted fields may
+// hold the divider, line breaks and doubled quotes. Read piece by piece, because fields may span them.
 
 import type { ByteSource } from '../base/bytes.js'
 import { DataError } from '../base/errors.js'
@@ -19,8 +19,8 @@ interface Record {
  * The rows of a file, as objects by column name. Empty lines are skipped.
  *
  * @param divider what stands between fields; without it, the one that the first line has most of
- * @throws DataError naming the line: quotes that do not close or close inside a field, more or fewer fields than columns, columns
- *   without a name or with the same
+ * @throws DataError naming the line: quotes that do not close or close inside a field, more or fewer fields than
+ *   columns, columns without a name or with the same
  */
 export async function* readDelimited(source: ByteSource, divider?: string): AsyncGenerator<Row> {
   let columns: string[] | undefined

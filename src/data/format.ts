@@ -1,4 +1,5 @@
-// Which format a file of records has: its name says, and its first bytes where the name does not, or where the name is shared.
+// Which format a file of records has: its name says, and its first bytes where the name does not, or where the name is
+// shared.
 
 import type { ByteSource } from '../base/bytes.js'
 import { DataError } from '../base/errors.js'

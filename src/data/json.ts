@@ -31,7 +31,8 @@ const OPENING = new Set([...'[{'].map((character) => character.charCodeAt(0)))
 const CLOSING = new Set([...']}'].map((character) => character.charCodeAt(0)))
 
 /**
- * The elements of a file that is one JSON list. Only where an element ends is found here; what it is, JSON.parse decides.
+ * The elements of a file that is one JSON list. Only where an element ends is found here; what it is, JSON.parse
+ * decides.
  *
  * @throws DataError naming the element and its line
  */

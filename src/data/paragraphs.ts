@@ -1,5 +1,5 @@
-// Plain text files: each paragraph is a record {"text"}. Not each line, because people break lines in a paragraph, and not the
-// file, because all beyond the model's context would be lost.
+// Plain text files: each paragraph is a record {"text"}. Not each line, because people break lines in a paragraph, and
+// not the file, because all beyond the model's context would be lost.
 
 import type { ByteSource } from '../base/bytes.js'
 import type { Row } from './row.js'

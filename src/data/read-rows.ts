@@ -17,9 +17,9 @@ export interface ReadOptions {
 /**
  * All rows, in order, each with where it is: `chats.jsonl, line 3`, `data[2]`.
  *
- * @throws ConfigError when the data or `columns` is none of what they can be; DataError naming file and line where a file is not
- *   what its format asks for, a folder holds no data, or `columns` names a field that a row lacks; UnsupportedError for Parquet
- *   without hyparquet; FileError when a file cannot be read
+ * @throws ConfigError when the data or `columns` is none of what they can be; DataError naming file and line where a
+ *   file is not what its format asks for, a folder holds no data, or `columns` names a field that a row lacks;
+ *   UnsupportedError for Parquet without hyparquet; FileError when a file cannot be read
  */
 export async function* readRows(data: DataSource, options: ReadOptions = {}): AsyncGenerator<Row> {
   const { columns, name = 'data' } = options

@@ -1,4 +1,5 @@
-// The rows that every reader of data gives: one record as its file holds it, and its place. Its meaning is not known here.
+// The rows that every reader of data gives: one record as its file holds it, and its place. Its meaning is not known
+// here.
 
 /** One record, not yet checked. */
 export interface Row {

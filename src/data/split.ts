@@ -1,5 +1,5 @@
-// Which rows are held out for evaluation: a seeded choice that is made while rows stream by, so that their number need not be
-// known. One of every 1/share rows is taken, at random among them: the share is kept to within one row.
+// Which rows are held out for evaluation: a seeded choice that is made while rows stream by, so that their number need
+// not be known. One of every 1/share rows is taken, at random among them: the share is kept to within one row.
 
 import { ConfigError } from '../base/errors.js'
 import { Random } from '../base/random.js'

@@ -1,4 +1,5 @@
-// An adapter from one format into another. What a source is, its content says: names of files decide nothing but which file is looked at.
+// An adapter from one format into another. What a source is, its content says: names of files decide nothing but which
+// file is looked at.
 
 import { writeTogether } from '../base/bytes.js'
 import { ConfigError, FileError, FormatError, listed } from '../base/errors.js'

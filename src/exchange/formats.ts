@@ -15,7 +15,10 @@ interface FormatEntry {
   load(): Promise<ExchangeFormat>
 }
 
-/** All formats by name, in the order in which they are shown. A folder that has no other format is taken for one of PEFT. */
+/**
+ * All formats by name, in the order in which they are shown. A folder that has no other format is taken for one of
+ * PEFT.
+ */
 export const FORMATS = {
   peft: {
     about: 'PEFT',

@@ -1,5 +1,6 @@
-// Adapters of mlx-lm (mlx_lm/tuner/lora.py, dora.py, utils.py): adapters.safetensors and an adapter_config.json of its own. All layers have
-// one rank and one scale there, which is the scaling itself and not alpha/r. A is (k, r) and B is (r, d).
+// Adapters of mlx-lm (mlx_lm/tuner/lora.py, dora.py, utils.py): adapters.safetensors and an adapter_config.json of its
+// own. All layers have one rank and one scale there, which is the scaling itself and not alpha/r. A is (k, r) and B is
+// (r, d).
 
 import { type Directory, readJson, writeFile } from '../base/bytes.js'
 import { encodeFloats, type FloatDtype, isFloatDtype } from '../base/dtype.js'

@@ -1,5 +1,5 @@
-// Adapters for ONNX Runtime's own LoRA: named tensors that a run gets as more inputs. Names and orientation are Olive's: A becomes (k, r),
-// B becomes (r, d) and holds the scaling.
+// Adapters for ONNX Runtime's own LoRA: named tensors that a run gets as more inputs. Names and orientation are
+// Olive's: A becomes (k, r), B becomes (r, d) and holds the scaling.
 
 import { type ByteSink, type ByteSource, writeThrough } from '../base/bytes.js'
 import { decodeFloats, encodeFloats, type FloatDtype } from '../base/dtype.js'

@@ -43,7 +43,8 @@ export function pairedLayer(
 }
 
 /**
- * An adapter of these layers, at least one. Scalings become alphas; where PEFT's patterns cannot say them, they are multiplied into B.
+ * An adapter of these layers, at least one. Scalings become alphas; where PEFT's patterns cannot say them, they are
+ * multiplied into B.
  *
  * @param config what else the adapter's config says
  */

@@ -1,5 +1,5 @@
-// A checkpoint of safetensors as an index of tensors and byte ranges: one file, or a folder of shards with the index that
-// transformers writes (huggingface_hub, "Serialization"). Index and headers must agree; no weight is read here.
+// A checkpoint of safetensors as an index of tensors and byte ranges: one file, or a folder of shards with the index
+// that transformers writes (huggingface_hub, "Serialization"). Index and headers must agree; no weight is read here.
 
 import { type ByteSource, type Directory, readAll } from '../base/bytes.js'
 import { FileError, FormatError, listed, nearMisses, UnsupportedError } from '../base/errors.js'
@@ -50,8 +50,8 @@ export interface Checkpoint {
  *
  * @param path the file, or the index, inside the folder. Default: model.safetensors, else the only index, else the only
  *   safetensors file.
- * @throws FileError when there is no checkpoint, or several, or a shard is missing; FormatError when a header is corrupt, or
- *   index and shards disagree; UnsupportedError for a pickle, and when the folder holds pickles only.
+ * @throws FileError when there is no checkpoint, or several, or a shard is missing; FormatError when a header is
+ *   corrupt, or index and shards disagree; UnsupportedError for a pickle, and when the folder holds pickles only.
  */
 export async function openCheckpoint(directory: Directory, path?: string): Promise<Checkpoint> {
   const found = path ?? (await findCheckpoint(directory))

@@ -1,5 +1,6 @@
-// Event files of TensorBoard: TFRecords, each an Event of its protobuf.
-// Formats: https://www.tensorflow.org/tutorials/load_data/tfrecord, and event.proto and summary.proto of tensorboard/compat/proto.
+// Event files of TensorBoard: TFRecords, each an Event of its protobuf. Formats:
+// https://www.tensorflow.org/tutorials/load_data/tfrecord, and event.proto and summary.proto of
+// tensorboard/compat/proto.
 
 import { concatBytes } from '../base/bytes.js'
 

@@ -1,4 +1,5 @@
-// Changes single members of a JSON text. All else stays as it is written: strict readers take `1.0` and `1` for different types.
+// Changes single members of a JSON text. All else stays as it is written: strict readers take `1.0` and `1` for
+// different types.
 
 const TOKEN = /"(?:[^"\\]|\\.)*"|[{}[\],:]|[^\s{}[\],:"]+/g
 

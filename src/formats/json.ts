@@ -1,5 +1,6 @@
-// A strict JSON reader for files from strangers (RFC 8259). JSON.parse drops all but the last of equal keys in silence, turns
-// `1.0` into an integer and gives `__proto__` a meaning in careless hands; here objects are Maps and equal keys an error.
+// A strict JSON reader for files from strangers (RFC 8259). JSON.parse drops all but the last of equal keys in silence,
+// turns `1.0` into an integer and gives `__proto__` a meaning in careless hands; here objects are Maps and equal keys
+// an error.
 
 import { FormatError } from '../base/errors.js'
 
@@ -28,7 +29,9 @@ const LONE_SURROGATE = /\p{Surrogate}/u
 export interface JsonOptions {
   /** Every number must be spelled as digits alone: no sign, fraction or exponent. Default false. */
   wholeNumbers?: boolean
-  /** Takes what Python's json writes and editors add: NaN, Infinity, −Infinity, and a byte order mark. Default false. */
+  /**
+   * Takes what Python's json writes and editors add: NaN, Infinity, −Infinity, and a byte order mark. Default false.
+   */
   isLoose?: boolean
 }
 
@@ -45,8 +48,8 @@ export function parseJson(bytes: Uint8Array, where: string, options: JsonOptions
 }
 
 /**
- * Parses a document that is one object, and hands over entry after entry: of a long header only what is kept of them stays in memory.
- * Throws as {@link parseJson}, but entries before the place of an error have been handed over.
+ * Parses a document that is one object, and hands over entry after entry: of a long header only what is kept of them
+ * stays in memory. Throws as {@link parseJson}, but entries before the place of an error have been handed over.
  */
 export function parseJsonEntries(
   bytes: Uint8Array,

@@ -1,5 +1,6 @@
-// safetensors: an 8-byte little-endian header length, a JSON header, the tensors' bytes without gaps. Whatever the format
-// forbids is refused by name: https://github.com/huggingface/safetensors#format (validation as in its reference implementation).
+// safetensors: an 8-byte little-endian header length, a JSON header, the tensors' bytes without gaps. Whatever the
+// format forbids is refused by name: https://github.com/huggingface/safetensors#format (validation as in its reference
+// implementation).
 
 import { type ByteSink, type ByteSource, type Directory, writeThrough } from '../base/bytes.js'
 import { decodeWeights, isWeightDtype, type TensorDtype } from '../base/dtype.js'
@@ -72,8 +73,9 @@ export interface SafetensorsFile {
 /**
  * Reads and validates a header; no tensor is read.
  *
- * @throws FormatError that names the file, and the tensor where there is one, when the length, the JSON, a dtype, a shape
- *   or an offset is wrong, when tensors overlap or leave holes, or when the file is longer or shorter than its tensors.
+ * @throws FormatError that names the file, and the tensor where there is one, when the length, the JSON, a dtype, a
+ *   shape or an offset is wrong, when tensors overlap or leave holes, or when the file is longer or shorter than its
+ *   tensors.
  */
 export async function parseSafetensorsHeader(source: ByteSource): Promise<SafetensorsFile> {
   const where = source.name
@@ -259,11 +261,11 @@ export interface SafetensorsPlan {
 }
 
 /**
- * Lays a file out as the reference implementation does: the widest dtypes first, names in code-point order within one, the
- * header padded with spaces to a multiple of 8 bytes.
+ * Lays a file out as the reference implementation does: the widest dtypes first, names in code-point order within one,
+ * the header padded with spaces to a multiple of 8 bytes.
  *
- * @throws FormatError when a name occurs twice or cannot stand in a header, or the header would be too large; ShapeError when
- *   a shape has no size in whole bytes.
+ * @throws FormatError when a name occurs twice or cannot stand in a header, or the header would be too large;
+ *   ShapeError when a shape has no size in whole bytes.
  */
 export function planSafetensors(
   tensors: readonly TensorSpec[],
@@ -347,7 +349,10 @@ export async function writeSafetensors(
   for (const { name } of plan.tensors) await sink.write(data.get(name)!)
 }
 
-/** Writes a whole file under its name in a folder: it appears complete or not at all. Throws as {@link writeSafetensors}. */
+/**
+ * Writes a whole file under its name in a folder: it appears complete or not at all. Throws as {@link
+ * writeSafetensors}.
+ */
 export async function saveSafetensors(
   directory: Directory,
   path: string,

@@ -11,7 +11,7 @@ import { readSentenceModules, type SentenceModules } from './sentence-modules.js
 
 /** A model as `loadModel` reads it; weights stay in their file. */
 export interface Model {
-  /** The opened source: the id on the Hub, else the path or the name of the folder. */
+  /** The name of what was opened: the id on the Hub, else the path or the name of the folder. */
   readonly name: string
   /** The folder that it was read from. */
   readonly directory: Directory

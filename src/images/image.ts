@@ -13,7 +13,10 @@ export interface RgbImage {
   readonly height: number
 }
 
-/** A picture, or a file of one: its path (not in browsers), its bytes, or what the Hub's data sets have: `{ bytes, path }`. */
+/**
+ * A picture, or a file of one: its path (not in browsers), its bytes, or what the Hub's data sets have: `{ bytes, path
+ * }`.
+ */
 export type ImageSource = RgbImage | string | Uint8Array | { readonly bytes: Uint8Array; readonly path?: string | null }
 
 /** Reads a file of a picture: a path, or the file's bytes. */

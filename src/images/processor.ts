@@ -1,4 +1,5 @@
-// Turns a picture into a model's input, as transformers does by preprocessor_config.json: resize, cut out the middle, scale, normalize.
+// Turns a picture into a model's input, as transformers does by preprocessor_config.json: resize, cut out the middle,
+// scale, normalize.
 
 import { DataError } from '../base/errors.js'
 import { isObject } from '../base/options.js'

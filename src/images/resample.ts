@@ -1,5 +1,6 @@
-// Resizing of pictures to the bytes that Pillow gives, which transformers resizes with: filters of the width of the step, along rows and
-// along columns, in integers. https://github.com/python-pillow/Pillow/blob/main/src/libImaging/Resample.c
+// Resizing of pictures to the bytes that Pillow gives, which transformers resizes with: filters of the width of the
+// step, along rows and along columns, in integers.
+// https://github.com/python-pillow/Pillow/blob/main/src/libImaging/Resample.c
 
 import type { Pixels } from './image.js'
 

@@ -1,5 +1,5 @@
-// Pictures as tiles of one size, with the whole picture behind them: what Idefics3 and SmolVLM read. Sizes are transformers'
-// (image_processing_pil_idefics3.py).
+// Pictures as tiles of one size, with the whole picture behind them: what Idefics3 and SmolVLM read. Sizes are
+// transformers' (image_processing_pil_idefics3.py).
 
 import { isObject } from '../base/options.js'
 import type { Pixels } from './image.js'

@@ -1,5 +1,5 @@
-// The one place from which the rest of lowrank gets its kernels: WebAssembly where the host has it and the product is large
-// enough, the reference loops else.
+// The one place from which the rest of lowrank gets its kernels: WebAssembly where the host has it and the product is
+// large enough, the reference loops else.
 
 import { checkOptions } from '../base/options.js'
 import { KERNEL_OPTIONS } from './gen/options.js'
@@ -11,14 +11,14 @@ import { createWasmKernels, type WasmKernels } from './wasm.js'
 /** How the kernels compute. */
 export interface KernelOptions {
   /**
-   * Threads that compute a large product, the calling one among them; 1 turns worker threads off. Default in Node: one for each
-   * core, at most 8. Default in browsers: 1.
+   * Threads that compute a large product, the calling one among them; 1 turns worker threads off. Default in Node: one
+   * for each core, at most 8. Default in browsers: 1.
    * @range an integer of at least 1
    */
   threads?: number
   /**
-   * `relaxed` uses fused multiply-adds where the host has them, `plain` rounds alike on every machine, `none` leaves the
-   * reference loops. Default: the fastest that the host has.
+   * `relaxed` uses fused multiply-adds where the host has them, `plain` rounds alike on every machine, `none` leaves
+   * the reference loops. Default: the fastest that the host has.
    */
   simd?: SimdBuild | 'none'
 }

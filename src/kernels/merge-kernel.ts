@@ -1,6 +1,6 @@
-// The interface of the merge: a chunk of a weight W, in its storage type and in place, becomes W + Σ sᵢ·Bᵢ·Aᵢ. Written for
-// streaming: a worker has a kernel of its own, reads bytes of whole rows (0.5–1 MB do best) straight into `chunk`, merges,
-// and writes from there. reference-merge.ts is the definition of correct.
+// The interface of the merge: a chunk of a weight W, in its storage type and in place, becomes W + Σ sᵢ·Bᵢ·Aᵢ. Written
+// for streaming: a worker has a kernel of its own, reads bytes of whole rows (0.5–1 MB do best) straight into `chunk`,
+// merges, and writes from there. reference-merge.ts is the definition of correct.
 
 import type { WeightDtype } from '../base/dtype.js'
 import type { FloatArray } from '../base/tensor.js'

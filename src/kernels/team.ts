@@ -20,7 +20,10 @@ const FAILED = 4
 /** Each worker has one slot that it computes and one that waits, so that it need not wait for the caller. */
 const SLOTS_PER_WORKER = 2
 const MAX_THREADS = 8
-/** Places in the i32 of the memory: the bells that workers sleep on, and the signs that workers are there. The slots' states begin at 0. */
+/**
+ * Places in the i32 of the memory: the bells that workers sleep on, and the signs that workers are there. The slots'
+ * states begin at 0.
+ */
 const BELLS = 64
 const ALIVE = 96
 
@@ -29,7 +32,9 @@ export function slotsFor(threads: number): number {
   return 1 + SLOTS_PER_WORKER * (threads - 1)
 }
 
-/** Threads that a synchronous product may use on this host: 1 where it has no worker threads or cannot wait for them. */
+/**
+ * Threads that a synchronous product may use on this host: 1 where it has no worker threads or cannot wait for them.
+ */
 export function availableThreads(): number {
   if (threadsModule() === undefined || typeof SharedArrayBuffer === 'undefined') return 1
   try {

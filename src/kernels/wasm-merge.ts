@@ -1,5 +1,6 @@
-// The merge on WebAssembly SIMD. The plain build gives the same bytes as the reference loops on every machine; the relaxed one
-// has fused multiply-adds, which are faster, and closer to the exact result in the last bit of a few weights.
+// The merge on WebAssembly SIMD. The plain build gives the same bytes as the reference loops on every machine; the
+// relaxed one has fused multiply-adds, which are faster, and closer to the exact result in the last bit of a few
+// weights.
 
 import type { WeightDtype } from '../base/dtype.js'
 import type { FloatArray } from '../base/tensor.js'
@@ -52,7 +53,9 @@ const MAX_PAGES = 65536
 /** Bytes of one row of a panel: 8 f32 or 4 f64 columns. */
 const PANEL_ROW_BYTES = 32
 
-/** A merge kernel on WebAssembly, or undefined where the host, or its content security policy, has none of that build. */
+/**
+ * A merge kernel on WebAssembly, or undefined where the host, or its content security policy, has none of that build.
+ */
 export function createWasmMergeKernel(byteLength: number, build: BuildName): MergeKernel | undefined {
   const module = supports(build) ? compile(mergeBuilds[build], false) : undefined
   return module === undefined ? undefined : new WasmMergeKernel(build, module, byteLength)
@@ -72,7 +75,10 @@ export function createMergeKernel(byteLength: number, isReproducible: boolean): 
   return referenceMergeKernel(byteLength)
 }
 
-/** Memory, in order: job, terms, strip, chunk, a block as it comes, packed right factor, and what one chunk needs of the left one. */
+/**
+ * Memory, in order: job, terms, strip, chunk, a block as it comes, packed right factor, and what one chunk needs of the
+ * left one.
+ */
 class WasmMergeKernel implements MergeKernel {
   readonly name: string
   readonly #memory = new WebAssembly.Memory({ initial: 1, maximum: MAX_PAGES })

@@ -1,5 +1,5 @@
-// Matrix products on WebAssembly SIMD, by as many threads as the host gives. Every sum is taken in the same order however
-// the blocks are cut: the values do not depend on the number of threads, nor on who computed which block.
+// Matrix products on WebAssembly SIMD, by as many threads as the host gives. Every sum is taken in the same order
+// however the blocks are cut: the values do not depend on the number of threads, nor on who computed which block.
 
 import { StateError } from '../base/errors.js'
 import { gemmBuilds } from './gen/gemm.js'
@@ -30,7 +30,9 @@ interface GemmExports {
 export interface WasmKernelsOptions {
   /** Default: the fastest that the host has. */
   build?: BuildName
-  /** Threads that compute, the calling one among them. Default: one a core, at most 8; 1 where threads cannot be used. */
+  /**
+   * Threads that compute, the calling one among them. Default: one a core, at most 8; 1 where threads cannot be used.
+   */
   threads?: number
 }
 
@@ -53,8 +55,8 @@ export function createWasmKernels(options: WasmKernelsOptions = {}): WasmKernels
 const SLAB_BYTES = 2 ** 17
 
 /**
- * Products of at most so many columns and more rows are computed as Cᵀ = Bᵀ·Aᵀ: the long operand is then the right one, which
- * each thread packs block by block, in its cache.
+ * Products of at most so many columns and more rows are computed as Cᵀ = Bᵀ·Aᵀ: the long operand is then the right one,
+ * which each thread packs block by block, in its cache.
  */
 const MAX_SWAPPED_COLUMNS = 64
 /** Bytes of the right operand in a block of a swapped product. */
@@ -79,8 +81,8 @@ interface Block {
 }
 
 /**
- * Holds up to 25 MB of memory, and 15 MB for each worker thread with its own, from the first product until `dispose`. Idle
- * threads sleep and do not keep the process alive.
+ * Holds up to 25 MB of memory, and 15 MB for each worker thread with its own, from the first product until `dispose`.
+ * Idle threads sleep and do not keep the process alive.
  */
 export class WasmKernels implements Kernels, Disposable {
   readonly name: string

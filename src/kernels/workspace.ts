@@ -1,6 +1,6 @@
-// The memory in which the kernels compute: of a fixed size, with a place for the packed left operand and a few slots for
-// blocks of C. Operands live in ordinary arrays and are copied in block by block, which costs 1–3 % of a large product
-// and means that no public array ever lies in a memory that grows, or outlives it.
+// The memory in which the kernels compute: of a fixed size, with a place for the packed left operand and a few slots
+// for blocks of C. Operands live in ordinary arrays and are copied in block by block, which costs 1–3 % of a large
+// product and means that no public array ever lies in a memory that grows, or outlives it.
 
 import type { FloatArray } from '../base/tensor.js'
 
@@ -19,7 +19,9 @@ const MiB = 2 ** 20
 const LEFT_BYTES = 17 * MiB
 /** The most that one line of tiles has: 6 rows of f64, of the greatest depth. */
 const STAGING_BYTES = 6 * MAX_DEPTH * 8
-/** The raw share of the right operand, wide enough for long runs of memory where its rows are cut: at 1 MiB 8 % slower. */
+/**
+ * The raw share of the right operand, wide enough for long runs of memory where its rows are cut: at 1 MiB 8 % slower.
+ */
 const RIGHT_BYTES = 4 * MiB
 const PACKED_BYTES = DEPTH * MAX_COLUMNS * 8
 const C_BYTES = 2.25 * MiB
@@ -42,7 +44,9 @@ export interface Blocking {
   columns: number
 }
 
-/** The cut of an (m, k) @ (k, n) product of elements of `size` bytes, with at least `minBlocks` blocks if n has as many. */
+/**
+ * The cut of an (m, k) @ (k, n) product of elements of `size` bytes, with at least `minBlocks` blocks if n has as many.
+ */
 export function planBlocks(m: number, n: number, k: number, size: number, minBlocks: number): Blocking {
   const fitting = Math.floor(RIGHT_BYTES / (k * size) / COLUMN_MULTIPLE) * COLUMN_MULTIPLE
   const columns = Math.min(fitting, MAX_COLUMNS, roundUp(Math.ceil(n / minBlocks), 2 * COLUMN_MULTIPLE))
@@ -141,8 +145,8 @@ export class Workspace {
   }
 
   /**
-   * Copies a block of a matrix, `stride` elements a row, into or out of a slot's C, whose rows are of whole tiles. `isTransposed`: the block
-   * in the matrix is (columns, rows). Returns how many elements of C the block spans.
+   * Copies a block of a matrix, `stride` elements a row, into or out of a slot's C, whose rows are of whole tiles.
+   * `isTransposed`: the block in the matrix is (columns, rows). Returns how many elements of C the block spans.
    */
   moveC(slot: number, rows: number, columns: number, { matrix, start, stride, isTransposed }: Place, way: Way): number {
     const c = this.elements(matrix)

@@ -1,5 +1,6 @@
 // Eigenvalues and eigenvectors of symmetric matrices in f64: Householder tridiagonalization, then the QL algorithm with
-// implicit shifts (Golub and Van Loan, Matrix Computations, 8.3). Vectors are kept as rows, so that every loop is contiguous.
+// implicit shifts (Golub and Van Loan, Matrix Computations, 8.3). Vectors are kept as rows, so that every loop is
+// contiguous.
 
 import { NumericError } from '../base/errors.js'
 import type { Matrix } from '../base/tensor.js'
@@ -125,8 +126,8 @@ function implicitQl(d: Float64Array, e: Float64Array, vectors: Float64Array | un
 }
 
 /**
- * One implicit QL step on the block of rows `first` to `last`, whose shift is the eigenvalue of its first two rows that is nearer to
- * the first. Names are those of EISPACK's imtql2.
+ * One implicit QL step on the block of rows `first` to `last`, whose shift is the eigenvalue of its first two rows that
+ * is nearer to the first. Names are those of EISPACK's imtql2.
  */
 function qlPass(
   d: Float64Array,

@@ -38,8 +38,8 @@ export function qr(matrix: Matrix): Qr {
 }
 
 /**
- * Orthonormal rows (n, m) that span those of the matrix, n ≤ m, and the diagonal of R: where it is tiny, the matrix has no
- * direction of its own and the row is any.
+ * Orthonormal rows (n, m) that span those of the matrix, n ≤ m, and the diagonal of R: where it is tiny, the matrix has
+ * no direction of its own and the row is any.
  */
 export function orthonormalRows(rows: Matrix): { rows: Matrix; diagonal: Float64Array } {
   const [n, m] = rows.shape
@@ -109,7 +109,9 @@ function addToFactor(factor: Float64Array, vectors: Float64Array, count: number,
   factor[c * count + c] = tau
 }
 
-/** Columns [from, to) of length m become (I − V·Tᵀ·Vᵀ)·column, on the way to R, or back (I − V·T·Vᵀ)·column, in place. */
+/**
+ * Columns [from, to) of length m become (I − V·Tᵀ·Vᵀ)·column, on the way to R, or back (I − V·T·Vᵀ)·column, in place.
+ */
 function reflectColumns(
   columns: Float64Array,
   m: number,
@@ -145,15 +147,17 @@ function thinQ(panels: readonly Panel[], p: number, m: number): Float64Array {
 }
 
 /**
- * Singular values of Cholesky's factor have relative errors of about ε·κ² (Higham 2002, "Accuracy and Stability of Numerical
- * Algorithms", 10.1): with a diagonal above this share of its largest, some 1e-10.
+ * Singular values of Cholesky's factor have relative errors of about ε·κ² (Higham 2002, "Accuracy and Stability of
+ * Numerical Algorithms", 10.1): with a diagonal above this share of its largest, some 1e-10.
  */
 const WELL_CONDITIONED = 1e-3
 
 /**
- * R alone, where Q is not needed: by Cholesky from the Gram matrix where that is accurate, else by Householder reflections.
+ * R alone, where Q is not needed: by Cholesky from the Gram matrix where that is accurate, else by Householder
+ * reflections.
  *
- * @returns R (min(m, n), n) with RᵀR = MᵀM for M (m, n); M and R have the same singular values. Signs of its rows are any.
+ * @returns R (min(m, n), n) with RᵀR = MᵀM for M (m, n); M and R have the same singular values. Signs of its rows are
+ *   any.
  */
 export function triangularFactor(matrix: Matrix): Matrix {
   const [rows, columns] = matrix.shape

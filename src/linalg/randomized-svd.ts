@@ -1,5 +1,5 @@
-// The leading part of a large matrix's SVD from random starts: Halko, Martinsson and Tropp 2011 (arXiv 0909.4061), and a
-// block Krylov method (Musco and Musco 2015, arXiv 1504.05477), which flat spectra need.
+// The leading part of a large matrix's SVD from random starts: Halko, Martinsson and Tropp 2011 (arXiv 0909.4061), and
+// a block Krylov method (Musco and Musco 2015, arXiv 1504.05477), which flat spectra need.
 
 import { ConfigError } from '../base/errors.js'
 import { Random } from '../base/random.js'
@@ -40,7 +40,8 @@ const NEGLIGIBLE = 1e-12
  * Each block of directions is multiplied by W·Wᵀ and joins a basis (thick-restart block Lanczos with full
  * orthogonalization); Rayleigh–Ritz on it gives the result.
  *
- * @throws ConfigError when rank is not in [1, min(d, k)] or an option is not valid, NumericError when an element is not finite
+ * @throws ConfigError when rank is not in [1, min(d, k)] or an option is not valid, NumericError when an element is not
+ *   finite
  */
 export function randomizedSvd(weight: Matrix, rank: number, options: RandomizedSvdOptions = {}): Svd {
   const { seed = 0, oversampling = 10, iterations = 60, tolerance = 1e-6 } = options
@@ -83,8 +84,9 @@ function krylovBasis(
 }
 
 /**
- * The leading singular values and vectors, from a start (k, q) of random directions, by `iterations` powers of W·Wᵀ (Halko, Martinsson and Tropp 2011,
- * algorithms 4.4 and 5.1): u (d, q), s, vt (q, k). Cheaper than {@link randomizedSvd}, and only good where the spectrum falls.
+ * The leading singular values and vectors, from a start (k, q) of random directions, by `iterations` powers of W·Wᵀ
+ * (Halko, Martinsson and Tropp 2011, algorithms 4.4 and 5.1): u (d, q), s, vt (q, k). Cheaper than {@link
+ * randomizedSvd}, and only good where the spectrum falls.
  *
  * @throws NumericError when an element is not finite
  */
@@ -181,7 +183,9 @@ class KrylovBasis {
     return orthonormalRows(rows).rows
   }
 
-  /** Takes what the basis holds out of directions, twice, since the first time leaves rounding of the size taken out. */
+  /**
+   * Takes what the basis holds out of directions, twice, since the first time leaves rounding of the size taken out.
+   */
   #project(directions: Matrix): void {
     for (let pass = 0; pass < 2; pass++) {
       const shares = product(directions, this.rows, { transposeB: true }) // (block, d) @ (d, size)

@@ -1,5 +1,6 @@
-// The leading part of the SVD of a matrix that is read in passes: subspace iteration from random directions (Halko, Martinsson and Tropp
-// 2011, arXiv 0909.4061, algorithms 4.4 and 5.1). Products are in f32, for they are nearly all of the work; the small problems are in f64.
+// The leading part of the SVD of a matrix that is read in passes: subspace iteration from random directions (Halko,
+// Martinsson and Tropp 2011, arXiv 0909.4061, algorithms 4.4 and 5.1). Products are in f32, for they are nearly all of
+// the work; the small problems are in f64.
 
 import { Random } from '../base/random.js'
 import { F64, type FloatArray, type Matrix, zeros } from '../base/tensor.js'
@@ -31,7 +32,8 @@ const SMALL_VALUES = 1 << 20
 const NEGLIGIBLE = 1e-9
 
 /**
- * u (d, rank), s, vt (rank, k), in f64. The error ‖M − U·S·Vᵀ‖ is within a percent of the smallest there is, mostly far closer.
+ * u (d, rank), s, vt (rank, k), in f64. The error ‖M − U·S·Vᵀ‖ is within a percent of the smallest there is, mostly far
+ * closer.
  *
  * @param rank at most min(d, k)
  */

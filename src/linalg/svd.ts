@@ -1,5 +1,6 @@
-// Singular values and vectors in f64, by one-sided Jacobi rotations of a triangular factor (Drmač and Veselić 2008), which
-// finds small singular values to high relative accuracy. For matrices whose smaller side is at most some hundreds.
+// Singular values and vectors in f64, by one-sided Jacobi rotations of a triangular factor (Drmač and Veselić 2008),
+// which finds small singular values to high relative accuracy. For matrices whose smaller side is at most some
+// hundreds.
 
 import { NumericError } from '../base/errors.js'
 import { F64, isAllFinite, type Matrix, zeros } from '../base/tensor.js'
@@ -57,8 +58,8 @@ export function singularValuesOfProduct(b: Matrix, a: Matrix): Float64Array {
 }
 
 /**
- * The thin SVD of b·a for b (d, r) and a (r, k), without forming b·a: u (d, p), s, vt (p, k) with p = min(d, r, k). Both factors
- * become orthonormal ones times a small core, whose SVD is that of the product.
+ * The thin SVD of b·a for b (d, r) and a (r, k), without forming b·a: u (d, p), s, vt (p, k) with p = min(d, r, k).
+ * Both factors become orthonormal ones times a small core, whose SVD is that of the product.
  *
  * @throws NumericError when an element is not finite
  */

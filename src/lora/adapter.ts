@@ -1,5 +1,5 @@
-// LoraAdapter: one ordered map of named parts that share a config. It is what folders hold, what training yields, what merging and
-// sessions take. Most parts are linear layers; the other kinds are what else PEFT saves.
+// LoraAdapter: one ordered map of named parts that share a config. It is what folders hold, what training yields, what
+// merging and sessions take. Most parts are linear layers; the other kinds are what else PEFT saves.
 
 import type { FloatDtype } from '../base/dtype.js'
 import { ConfigError, MismatchError, nearMisses, StateError } from '../base/errors.js'
@@ -30,7 +30,10 @@ export interface PartSummary {
   name: string
   /** The kind of the part: see {@link PartKind}. */
   kind: PartKind
-  /** Shape of the weight: (d, k), (V, D), (d, in/groups, *kernel) or (E, d, k). For replaced tensors and rows: the shape of their values. */
+  /**
+   * Shape of the weight: (d, k), (V, D), (d, in/groups, *kernel) or (E, d, k). For replaced tensors and rows: the shape
+   * of their values.
+   */
   shape: readonly number[]
   /** r; of experts, that of each. Absent for values that take the base's place. */
   rank?: number
@@ -70,7 +73,10 @@ export class LoraAdapter implements Iterable<[name: string, part: AdapterPart]> 
   readonly config: LoraConfig
   /** Unusual things in the folder that the adapter was read from, such as older names of tensors. */
   readonly notes: string[] = []
-  /** The chat template (Jinja) of the chats that it was trained on: it is asked with the same. Undefined for other adapters. */
+  /**
+   * The chat template (Jinja) of the chats that it was trained on: it is asked with the same. Undefined for other
+   * adapters.
+   */
   chatTemplate: string | undefined
   /** Names of the labels of the classification head. Undefined if there is no head, or if the names are unknown. */
   labels: readonly string[] | undefined
@@ -84,7 +90,8 @@ export class LoraAdapter implements Iterable<[name: string, part: AdapterPart]> 
   }
 
   /**
-   * A new linear layer over a copy of `baseWeight` (d, k), with the rank and alpha that the config's patterns give its name.
+   * A new linear layer over a copy of `baseWeight` (d, k), with the rank and alpha that the config's patterns give its
+   * name.
    *
    * @throws ConfigError when the name is empty or taken; else as {@link LoraLayer}'s constructor
    * @example
@@ -94,7 +101,10 @@ export class LoraAdapter implements Iterable<[name: string, part: AdapterPart]> 
     return this.#add(name, () => new LoraLayer(baseWeight, this.config, name))
   }
 
-  /** A new linear layer for a weight (d, k) that stays where it is. Throws as {@link addLayer} and {@link LoraLayer.ofShape}. */
+  /**
+   * A new linear layer for a weight (d, k) that stays where it is. Throws as {@link addLayer} and {@link
+   * LoraLayer.ofShape}.
+   */
   addLayerOfShape(name: string, shape: readonly [d: number, k: number]): LoraLayer {
     return this.#add(name, () => LoraLayer.ofShape(shape, this.config, name))
   }
@@ -102,8 +112,8 @@ export class LoraAdapter implements Iterable<[name: string, part: AdapterPart]> 
   /**
    * A linear layer from copies of A (r, k) and B (d, r), without a base weight, in evaluation mode.
    *
-   * @throws ConfigError when the name is empty or taken, or vectors and config disagree; ShapeError when r is not the rank that
-   *   the config gives the name.
+   * @throws ConfigError when the name is empty or taken, or vectors and config disagree; ShapeError when r is not the
+   *   rank that the config gives the name.
    * @example
    * adapter.addFactors('model.layers.0.mlp.up_proj', [[1, 0, 2], [0, 1, 0]], [[0.5, 0], [0.25, 1]])
    */
@@ -122,8 +132,8 @@ export class LoraAdapter implements Iterable<[name: string, part: AdapterPart]> 
   }
 
   /**
-   * A convolution from copies of A (r, in, *kernel) and B (d, r/groups, 1…), without its base, in evaluation mode. Throws as
-   * {@link addFactors}.
+   * A convolution from copies of A (r, in, *kernel) and B (d, r/groups, 1…), without its base, in evaluation mode.
+   * Throws as {@link addFactors}.
    */
   addConvolution(
     name: string,
@@ -138,7 +148,8 @@ export class LoraAdapter implements Iterable<[name: string, part: AdapterPart]> 
    * A parameter of E experts from copies of A (E·r, k) and B (d, r·E), without its base.
    *
    * @param name the parameter's full name, MODULE.PARAMETER
-   * @throws ConfigError when the name is used already, or is not MODULE.PARAMETER; ShapeError when factors and rank disagree
+   * @throws ConfigError when the name is used already, or is not MODULE.PARAMETER; ShapeError when factors and rank
+   *   disagree
    */
   addExperts(name: string, weightA: MatrixLike, weightB: MatrixLike): ExpertLora {
     return this.#add(name, () => {
@@ -149,8 +160,8 @@ export class LoraAdapter implements Iterable<[name: string, part: AdapterPart]> 
   }
 
   /**
-   * A whole tensor that takes the place of the base's, or that the base does not have, as a new head. Saved as PEFT saves
-   * `modules_to_save`.
+   * A whole tensor that takes the place of the base's, or that the base does not have, as a new head. Saved as PEFT
+   * saves `modules_to_save`.
    *
    * @param name the tensor's, MODULE.TENSOR, as in `classifier.weight`
    * @param values copied when they are numbers; bytes of a file are kept as they are
@@ -168,13 +179,13 @@ export class LoraAdapter implements Iterable<[name: string, part: AdapterPart]> 
   }
 
   /**
-   * Rows (n, D) that take the place of some rows of an embedding. The part's name is MODULE[tokens]: the embedding itself can be a
-   * part, too.
+   * Rows (n, D) that take the place of some rows of an embedding. The part's name is MODULE[tokens]: the embedding
+   * itself can be a part, too.
    *
    * @param module the embedding's, as in `model.embed_tokens`
    * @param indices n different tokens, in the order of the rows
-   * @throws ConfigError when the module has rows already, or a token is not valid or given twice; ShapeError for another number of
-   *   rows
+   * @throws ConfigError when the module has rows already, or a token is not valid or given twice; ShapeError for
+   *   another number of rows
    * @example
    * adapter.addTokenRows('model.embed_tokens', [31, 7], { data: new Float32Array(2 * 64), shape: [2, 64] })
    */
@@ -209,7 +220,9 @@ export class LoraAdapter implements Iterable<[name: string, part: AdapterPart]> 
     return layer
   }
 
-  /** Removes a part from the adapter, and returns whether there was one of that name. The part itself does not change. */
+  /**
+   * Removes a part from the adapter, and returns whether there was one of that name. The part itself does not change.
+   */
   remove(name: string): boolean {
     return this.#parts.delete(name)
   }
@@ -310,8 +323,8 @@ export class LoraAdapter implements Iterable<[name: string, part: AdapterPart]> 
   /**
    * Merges all parts into their base weights. If one part cannot be merged, it merges none.
    *
-   * @throws StateError when a part is merged already or lacks the base weight that it needs, NumericError when a result is not
-   *   finite, UnsupportedError for a convolution that cannot be merged.
+   * @throws StateError when a part is merged already or lacks the base weight that it needs, NumericError when a result
+   *   is not finite, UnsupportedError for a convolution that cannot be merged.
    * @example
    * const adapter = new LoraAdapter({ rank: 2 })
    * const layer = adapter.addLayer('q_proj', baseWeight)

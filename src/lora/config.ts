@@ -1,5 +1,5 @@
-// LoraConfig: every setting of an adapter, checked once and frozen. Names are PEFT's in camelCase, except for the paper's own
-// (Hu et al. 2021, arXiv 2106.09685): rank, alpha, dropout.
+// LoraConfig: every setting of an adapter, checked once and frozen. Names are PEFT's in camelCase, except for the
+// paper's own (Hu et al. 2021, arXiv 2106.09685): rank, alpha, dropout.
 
 import { ConfigError } from '../base/errors.js'
 import { checkArgument, checkOptions, describe, isObject, OBJECT, STRING } from '../base/options.js'
@@ -56,7 +56,8 @@ export interface LoraConfig {
    */
   readonly alphaPattern: Readonly<Record<string, number>>
   /**
-   * rsLoRA (Kalajdzievski 2023, arXiv 2312.03732): scales by alpha / √rank, so that high ranks learn as fast as low ones.
+   * rsLoRA (Kalajdzievski 2023, arXiv 2312.03732): scales by alpha / √rank, so that high ranks learn as fast as low
+   * ones.
    * @default false
    */
   readonly useRslora: boolean
@@ -81,7 +82,8 @@ export interface LoraConfig {
   /** PEFT's task type: CAUSAL_LM, SEQ_CLS, … */
   readonly taskType: string | undefined
   /**
-   * DoRA (Liu et al. 2024, arXiv 2402.09353): also trains the length of each row of a weight, apart from its direction. Each step is slower.
+   * DoRA (Liu et al. 2024, arXiv 2402.09353): also trains the length of each row of a weight, apart from its direction.
+   * Each step is slower.
    * @default false
    */
   readonly useDora: boolean
@@ -101,19 +103,24 @@ export interface LoraConfig {
    */
   readonly modulesToSave: readonly string[]
   /**
-   * Parameters to adapt that are not the weight of a linear module, mostly weights of experts: full names, or their ends after a
-   * dot.
+   * Parameters to adapt that are not the weight of a linear module, mostly weights of experts: full names, or their
+   * ends after a dot.
    * @default []
    */
   readonly targetParameters: readonly string[]
-  /** The adapted model repeats layers of its base: ranges [start, end), in order. Copies of a layer share its weights. */
+  /**
+   * The adapted model repeats layers of its base: ranges [start, end), in order. Copies of a layer share its weights.
+   */
   readonly layerReplication: LayerRanges | undefined
   /**
    * A change of the input embedding also changes an output embedding that is tied to it, and they stay tied.
    * @default false
    */
   readonly ensureWeightTying: boolean
-  /** Tokens whose rows of the input embedding the adapter replaces; or tokens by module, by its name or the end of its name. */
+  /**
+   * Tokens whose rows of the input embedding the adapter replaces; or tokens by module, by its name or the end of its
+   * name.
+   */
   readonly trainableTokenIndices: readonly number[] | Readonly<Record<string, readonly number[]>> | undefined
   /**
    * Other fields of PEFT's file, unchanged and in PEFT's spelling. They do not change the result.
@@ -122,7 +129,10 @@ export interface LoraConfig {
   readonly peftFields: Readonly<Record<string, unknown>>
 }
 
-/** A config as users write it: any of the settings. The others have their defaults. Patterns can be Maps, which keep their order. */
+/**
+ * A config as users write it: any of the settings. The others have their defaults. Patterns can be Maps, which keep
+ * their order.
+ */
 export type LoraConfigInput = {
   readonly [K in keyof LoraConfig]?:
     | LoraConfig[K]
@@ -217,7 +227,10 @@ function patternTables(config: LoraConfig): { rank: PatternTable; alpha: Pattern
   return result
 }
 
-/** A resolved config as one layer sees it: with the rank and alpha that the patterns give its name, and no patterns left. */
+/**
+ * A resolved config as one layer sees it: with the rank and alpha that the patterns give its name, and no patterns
+ * left.
+ */
 export function configForLayer(config: LoraConfig, layerName: string): LoraConfig {
   checkArgument(layerName, STRING, 'name')
   if (Object.keys(config.rankPattern).length === 0 && Object.keys(config.alphaPattern).length === 0) return config
@@ -234,8 +247,8 @@ export function configForLayer(config: LoraConfig, layerName: string): LoraConfi
 }
 
 /**
- * A layer's config for a weight (d, k). PEFT's pissa and olora take no more directions than a weight has: A and B shrink to
- * min(d, k), and s stays that of the config's rank.
+ * A layer's config for a weight (d, k). PEFT's pissa and olora take no more directions than a weight has: A and B
+ * shrink to min(d, k), and s stays that of the config's rank.
  */
 export function configForShape(config: LoraConfig, [d, k]: readonly [number, number]): LoraConfig {
   const rank = Math.min(d, k)

@@ -1,5 +1,5 @@
-// DoRA (Liu et al. 2024, arXiv 2402.09353, equation 5): W' = m ⊙ (W + s·B·A) / ‖W + s·B·A‖, row by row of a weight (d, k). PEFT
-// takes the norm over the input features of each output feature, however the base stores its weight.
+// DoRA (Liu et al. 2024, arXiv 2402.09353, equation 5): W' = m ⊙ (W + s·B·A) / ‖W + s·B·A‖, row by row of a weight (d,
+// k). PEFT takes the norm over the input features of each output feature, however the base stores its weight.
 
 import type { FloatArray, Matrix } from '../base/tensor.js'
 

@@ -58,7 +58,8 @@ export function factorsOfShape(
 /**
  * New factors over a copy of W (d, k), less what its initialization takes into B·A.
  *
- * @throws ShapeError when it is no matrix; ConfigError when the rank is above min(d, k), or the initialization has no such rank
+ * @throws ShapeError when it is no matrix; ConfigError when the rank is above min(d, k), or the initialization has no
+ *   such rank
  */
 export function factorsOver(weight: MatrixLike, config: LoraConfig, name: string): Factors {
   const matrix = toMatrix(weight, where(name, 'baseWeight'))
@@ -77,7 +78,8 @@ export function factorsOver(weight: MatrixLike, config: LoraConfig, name: string
 /**
  * W − s·B₀·A₀ where the initialization takes that from W, else W itself.
  *
- * @throws UnsupportedError when W alone does not tell what was taken (pissa-niter-N, lora-ga, corda); ConfigError when the rank is above min(d, k)
+ * @throws UnsupportedError when W alone does not tell what was taken (pissa-niter-N, lora-ga, corda); ConfigError when
+ *   the rank is above min(d, k)
  */
 export function startingBase(weight: Matrix, config: LoraConfig, name: string): Matrix {
   if (!changesBase(config.init)) return weight

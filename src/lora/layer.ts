@@ -1,6 +1,6 @@
 // One adapted weight: y = x·(W + s·B·A)ᵀ with W (d, k), A (r, k), B (d, r) and s from alpha and rank. Hu et al. 2021,
-// "LoRA: Low-Rank Adaptation of Large Language Models", arXiv 2106.09685, section 4.1. Two parts are optional: a magnitude for
-// each row (DoRA, Liu et al. 2024, arXiv 2402.09353) and a bias of B (PEFT's lora_bias).
+// "LoRA: Low-Rank Adaptation of Large Language Models", arXiv 2106.09685, section 4.1. Two parts are optional: a
+// magnitude for each row (DoRA, Liu et al. 2024, arXiv 2402.09353) and a bias of B (PEFT's lora_bias).
 
 import type { FloatDtype } from '../base/dtype.js'
 import { NumericError, StateError } from '../base/errors.js'
@@ -56,7 +56,10 @@ export class LoraLayer extends Part {
   readonly kind = 'linear'
   /** The layer's name in its model, such as `model.layers.0.self_attn.q_proj`; empty for a single layer. */
   readonly name: string
-  /** The layer's settings: rank and alpha are those that the config's patterns give its name, and no rank is above what its init can use. */
+  /**
+   * The layer's settings: rank and alpha are those that the config's patterns give its name, and no rank is above what
+   * its init can use.
+   */
   readonly config: LoraConfig
   /** The type that the layer is saved in, unless saving names another: that of the file it came from, else fp32. */
   dtype: FloatDtype = 'fp32'
@@ -68,14 +71,17 @@ export class LoraLayer extends Part {
   #baseWeight: Matrix | undefined
   /** The base weight as it was before merge; present while merged. */
   #unmerged: Matrix | undefined
-  /** Values of the last forward that backward needs; `keep` has 0 for dropped elements of the input, and is absent without dropout. */
+  /**
+   * Values of the last forward that backward needs; `keep` has 0 for dropped elements of the input, and is absent
+   * without dropout.
+   */
   #tape: (Tape & { keep: Uint8Array | undefined }) | undefined
   #isTraining: boolean
 
   /**
-   * A new layer over a copy of `baseWeight` W (d, k), in training mode. The config's `init` says how A and B start; draws depend on
-   * the seed and the name. With DoRA the magnitude starts as ‖W‖. Some inits subtract s·B·A from the copy. Then the effective
-   * weight W + s·B·A is equal to W at the start. Only with `random` it is different.
+   * A new layer over a copy of `baseWeight` W (d, k), in training mode. The config's `init` says how A and B start;
+   * draws depend on the seed and the name. With DoRA the magnitude starts as ‖W‖. Some inits subtract s·B·A from the
+   * copy. Then the effective weight W + s·B·A is equal to W at the start. Only with `random` it is different.
    *
    * @throws ConfigError when the config is not valid, or the layer's rank is above min(d, k); ShapeError for no matrix
    */
@@ -99,11 +105,11 @@ export class LoraLayer extends Part {
   }
 
   /**
-   * A layer from copies of trained factors A (r, k) and B (d, r), without a base weight, in evaluation mode. If the config has no
-   * rank, the rank of A and B is used. Here the rank may be above min(d, k), but for `pissa` and `olora`.
+   * A layer from copies of trained factors A (r, k) and B (d, r), without a base weight, in evaluation mode. If the
+   * config has no rank, the rank of A and B is used. Here the rank may be above min(d, k), but for `pissa` and `olora`.
    *
-   * @throws ShapeError when the factors disagree with each other or with the config's rank; ConfigError when a magnitude or a
-   *   bias is there and the config has none, or the other way round.
+   * @throws ShapeError when the factors disagree with each other or with the config's rank; ConfigError when a
+   *   magnitude or a bias is there and the config has none, or the other way round.
    */
   static fromFactors(
     weightA: MatrixLike,
@@ -124,7 +130,8 @@ export class LoraLayer extends Part {
    * A new layer for a weight (d, k) that stays where it is: as the constructor makes it, in f32, without a base weight.
    *
    * @throws ConfigError when the config is not valid, or its rank is above min(d, k); UnsupportedError for DoRA, whose
-   *   magnitude starts from the weight's values, for a bias of B, and for an `init` that starts from the weight's values.
+   *   magnitude starts from the weight's values, for a bias of B, and for an `init` that starts from the weight's
+   *   values.
    */
   static ofShape(shape: readonly [d: number, k: number], config: LoraConfigInput = {}, name = ''): LoraLayer {
     const own = configForLayer(resolveConfig(config), name)
@@ -199,8 +206,8 @@ export class LoraLayer extends Part {
   }
 
   /**
-   * The base weight W (d, k). Some inits change it. While the layer is merged, it contains s·B·A. Undefined if the layer has no
-   * base weight. If you assign a matrix, it is copied without changes.
+   * The base weight W (d, k). Some inits change it. While the layer is merged, it contains s·B·A. Undefined if the
+   * layer has no base weight. If you assign a matrix, it is copied without changes.
    */
   get baseWeight(): Matrix | undefined {
     return this.#baseWeight
@@ -216,11 +223,12 @@ export class LoraLayer extends Part {
   }
 
   /**
-   * Gives a layer that was read from a file its weight W (d, k), copied; the factors take its precision. If the layer's `init`
-   * subtracted s·B₀·A₀ from W when training began, this does so again, as PEFT does.
+   * Gives a layer that was read from a file its weight W (d, k), copied; the factors take its precision. If the layer's
+   * `init` subtracted s·B₀·A₀ from W when training began, this does so again, as PEFT does.
    *
-   * @throws ShapeError when it is not (d, k), StateError while merged, UnsupportedError when the weight alone does not tell what
-   *   was taken from it (pissa-niter-N, lora-ga, corda), ConfigError when the rank of an init that takes from it is above min(d, k).
+   * @throws ShapeError when it is not (d, k), StateError while merged, UnsupportedError when the weight alone does not
+   *   tell what was taken from it (pissa-niter-N, lora-ga, corda), ConfigError when the rank of an init that takes from
+   *   it is above min(d, k).
    */
   attachBase(baseWeight: MatrixLike): this {
     const matrix = toMatrix(baseWeight, this.#where('baseWeight'))
@@ -247,8 +255,8 @@ export class LoraLayer extends Part {
   }
 
   /**
-   * W + s·B·A (d, k), with DoRA's magnitude m ⊙ (W + s·B·A) / ‖W + s·B·A‖, a new matrix. While merged: a copy of the base
-   * weight, which holds the delta.
+   * W + s·B·A (d, k), with DoRA's magnitude m ⊙ (W + s·B·A) / ‖W + s·B·A‖, a new matrix. While merged: a copy of the
+   * base weight, which holds the delta.
    *
    * @throws StateError without a base weight
    */
@@ -265,8 +273,8 @@ export class LoraLayer extends Part {
   }
 
   /**
-   * x (n, k) → y (n, d). In training mode, dropout is applied to the input of A, unless the layer is merged. A bias of B is added,
-   * merged or not: the layer has no bias of the base to merge it into.
+   * x (n, k) → y (n, d). In training mode, dropout is applied to the input of A, unless the layer is merged. A bias of
+   * B is added, merged or not: the layer has no bias of the base to merge it into.
    *
    * @throws ShapeError when the input has other than k columns, StateError without a base weight.
    */
@@ -290,8 +298,8 @@ export class LoraLayer extends Part {
   }
 
   /**
-   * Gradients for the last forward, with its dropout mask, from the gradient of its output (n, d). Do not change the factors
-   * between the two calls. The norms of DoRA count as constants (Liu et al. 2024, section 4.3), as in PEFT.
+   * Gradients for the last forward, with its dropout mask, from the gradient of its output (n, d). Do not change the
+   * factors between the two calls. The norms of DoRA count as constants (Liu et al. 2024, section 4.3), as in PEFT.
    *
    * @throws StateError before a forward and while merged, ShapeError when gradOutput is not (n, d).
    */

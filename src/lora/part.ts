@@ -1,5 +1,6 @@
-// Every part of an adapter has these: a name, a kind, its tensors by role, sizes, and what it does to a weight. `PartView` is the same
-// for parts in memory and in files, so that whoever walks an adapter (saving, inspecting, merging) does it once.
+// Every part of an adapter has these: a name, a kind, its tensors by role, sizes, and what it does to a weight.
+// `PartView` is the same for parts in memory and in files, so that whoever walks an adapter (saving, inspecting,
+// merging) does it once.
 
 import type { TensorDtype } from '../base/dtype.js'
 import { elementCount, type FloatArray, type Shaped, type Tensor } from '../base/tensor.js'
@@ -10,7 +11,8 @@ import type { LoraConfig } from './config.js'
  * - `linear`: a weight (d, k), by s·B·A
  * - `embedding`: rows (V, D), by s·(B·A)ᵀ
  * - `convolution`: a kernel (d, in/groups, *kernel), by s·B·A
- * - `parameter`: a tensor that no module of its own reads, mostly the stacked weights (E, d, k) of experts, by s·B·A for each
+ * - `parameter`: a tensor that no module of its own reads, mostly the stacked weights (E, d, k) of experts, by s·B·A
+ *   for each
  * - `replacement`: a whole tensor, by another one; or a tensor that the base does not have, as a new head
  * - `token-rows`: some rows of an embedding, by others
  *
@@ -58,7 +60,10 @@ export interface ReplacementView<T extends Shaped> {
   readonly module: string
   /** The name in the adapter's file, which can differ from the base's where other parts wrap the module. */
   readonly key: string
-  /** False for a copy of the base's own tensor, saved along because the vocabulary was resized or the embedding is adapted. */
+  /**
+   * False for a copy of the base's own tensor, saved along because the vocabulary was resized or the embedding is
+   * adapted.
+   */
   readonly isTrained: boolean
   readonly tensors: { readonly weight: T }
 }
@@ -98,7 +103,10 @@ export function tensorsOf<T extends Shaped>(part: {
   return Object.entries(part.tensors).filter(([, tensor]) => tensor !== undefined) as [TensorRole, T][]
 }
 
-/** How many numbers of a part are trained: all of its tensors', but for MiCA's B, which stays as it starts, and copies of the base. */
+/**
+ * How many numbers of a part are trained: all of its tensors', but for MiCA's B, which stays as it starts, and copies
+ * of the base.
+ */
 export function trainableParams(part: PartView): number {
   if (part.kind === 'replacement' && !part.isTrained) return 0
   const isMica = 'config' in part && part.config.init === 'mica'
@@ -118,14 +126,19 @@ export abstract class Part {
   abstract readonly kind: PartKind
   /** The part's own in its adapter: a module's name, or that of a tensor; empty for a part on its own. */
   abstract readonly name: string
-  /** Shape of the weight that the part changes: (d, k), (V, D), (d, in/groups, *kernel) or (E, d, k). For replaced values: their shape. */
+  /**
+   * Shape of the weight that the part changes: (d, k), (V, D), (d, in/groups, *kernel) or (E, d, k). For replaced
+   * values: their shape.
+   */
   abstract readonly shape: readonly number[]
   /** All tensors of the part, by their role. */
   abstract readonly tensors: PartView<Tensor<FloatArray>, Shaped>['tensors']
   /** The change is in the base weight. */
   abstract readonly merged: boolean
 
-  /** Puts the change into the base weight. Throws StateError when it is merged already, or lacks the base that it needs. */
+  /**
+   * Puts the change into the base weight. Throws StateError when it is merged already, or lacks the base that it needs.
+   */
   abstract merge(): void
   /** Restores the base weight bit for bit. Throws StateError when it is not merged. */
   abstract unmerge(): void

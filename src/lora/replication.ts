@@ -1,5 +1,6 @@
-// PEFT's layer_replication (tuners_utils.replicate_layers): a model whose layers are ranges of the base's, one after the other, with
-// weights that copies of a layer share. Adapters name layers of that model, so that one base weight can have several.
+// PEFT's layer_replication (tuners_utils.replicate_layers): a model whose layers are ranges of the base's, one after
+// the other, with weights that copies of a layer share. Adapters name layers of that model, so that one base weight can
+// have several.
 
 import { MismatchError } from '../base/errors.js'
 
@@ -27,7 +28,8 @@ export function isLayerRanges(value: unknown): value is LayerRanges {
 }
 
 /**
- * The base's name of a module, or of anything in it, as in `model.layers.5.mlp.up_proj`; one outside of the layers keeps its name.
+ * The base's name of a module, or of anything in it, as in `model.layers.5.mlp.up_proj`; one outside of the layers
+ * keeps its name.
  *
  * @param ranges the config's layerReplication; undefined: every name is the base's
  * @param where for the error

@@ -1,4 +1,5 @@
-// Refusals by name where only some adapters are handled: kinds of parts, vectors beside the factors, settings of the config.
+// Refusals by name where only some adapters are handled: kinds of parts, vectors beside the factors, settings of the
+// config.
 
 import { UnsupportedError } from '../base/errors.js'
 import type { LoraConfig } from './config.js'

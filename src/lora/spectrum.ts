@@ -11,8 +11,9 @@ export interface Spectrum {
   /** Singular values of s·B·A, the largest first. Empty if A or B has a value that is not finite. */
   singularValues: number[]
   /**
-   * exp of the entropy of σᵢ/Σσ: between 1, for a change along one direction, and r, for one that is the same along r (Roy and
-   * Vetterli 2007, "The effective rank: a measure of effective dimensionality", EUSIPCO). 0 for no change, NaN without values.
+   * exp of the entropy of σᵢ/Σσ: between 1, for a change along one direction, and r, for one that is the same along r
+   * (Roy and Vetterli 2007, "The effective rank: a measure of effective dimensionality", EUSIPCO). 0 for no change, NaN
+   * without values.
    */
   effectiveRank: number
   /** How many of the largest hold 99 % of the energy Σσ². 0 for no change, NaN without values. */
@@ -22,7 +23,8 @@ export interface Spectrum {
 const ENERGY = 0.99
 
 /**
- * The matrices that a part's factors are made of: one pair, or one for each expert of a parameter and each group of a convolution.
+ * The matrices that a part's factors are made of: one pair, or one for each expert of a parameter and each group of a
+ * convolution.
  *
  * @param weightA (r, k), of a convolution (r, in, *kernel), of a parameter (E·r, k)
  * @param weightB (d, r), of a convolution (d, r/groups, 1…), of a parameter (d, r·E)

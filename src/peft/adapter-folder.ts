@@ -1,5 +1,6 @@
-// Adapter folders of huggingface/peft ⇄ LoraAdapter: adapter_config.json and adapter_model.safetensors. PEFT ignores tensors that it
-// does not expect; here every tensor is used or named in an error. Keys: PEFT's docs, "checkpoint format".
+// Adapter folders of huggingface/peft ⇄ LoraAdapter: adapter_config.json and adapter_model.safetensors. PEFT ignores
+// tensors that it does not expect; here every tensor is used or named in an error. Keys: PEFT's docs, "checkpoint
+// format".
 
 import type { Directory } from '../base/bytes.js'
 import { encodeFloats, type FloatDtype, isFiniteStored } from '../base/dtype.js'
@@ -41,8 +42,8 @@ export async function loadAdapter(directory: Directory, options: LoadOptions = {
 /** How an adapter is saved. */
 export interface SaveOptions {
   /**
-   * Type of the saved A and B. Default: the type of each layer (fp32, or the type of the file it was loaded from). Replaced tensors
-   * keep their type.
+   * Type of the saved A and B. Default: the type of each layer (fp32, or the type of the file it was loaded from).
+   * Replaced tensors keep their type.
    */
   dtype?: FloatDtype | undefined
 }

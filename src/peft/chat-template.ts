@@ -1,4 +1,5 @@
-// The chat template beside an adapter that was trained on chats: chat_template.jinja, where transformers and TRL keep it.
+// The chat template beside an adapter that was trained on chats: chat_template.jinja, where transformers and TRL keep
+// it.
 
 import { type Directory, readText, writeFile } from '../base/bytes.js'
 import { CONFIG_FILE, TEMPLATE_FILE } from './file-names.js'
@@ -16,7 +17,10 @@ export async function readChatTemplate(directory: Directory, path: string): Prom
   return readText(directory, path + TEMPLATE_FILE, MAX_TEMPLATE_BYTES)
 }
 
-/** Puts an adapter's template into its folder, where it is not there yet; removes that of another adapter, which is replaced. */
+/**
+ * Puts an adapter's template into its folder, where it is not there yet; removes that of another adapter, which is
+ * replaced.
+ */
 export async function writeChatTemplate(directory: Directory, template: string | undefined): Promise<void> {
   const isThere = await directory.has(TEMPLATE_FILE)
   if (template === undefined) {

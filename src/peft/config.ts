@@ -1,5 +1,5 @@
-// adapter_config.json of huggingface/peft (tuners/lora/config.py, 0.21) ⇄ LoraConfig. A field that changes what the weights
-// mean and is not implemented is refused by name; fields without effect on the result pass through as they are.
+// adapter_config.json of huggingface/peft (tuners/lora/config.py, 0.21) ⇄ LoraConfig. A field that changes what the
+// weights mean and is not implemented is refused by name; fields without effect on the result pass through as they are.
 
 import { ConfigError, FormatError, LowrankError, UnsupportedError } from '../base/errors.js'
 import { type JsonValue, parseJson, toPlain } from '../formats/json.js'
@@ -32,7 +32,9 @@ const NAMES: ReadonlyMap<string, keyof LoraConfig> = new Map([
   ['task_type', 'taskType'],
 ])
 
-/** Whatever their value: they steer initialization, training speed or bookkeeping, or rule over fields refused below. */
+/**
+ * Whatever their value: they steer initialization, training speed or bookkeeping, or rule over fields refused below.
+ */
 const WITHOUT_EFFECT: ReadonlySet<string> = new Set([
   'auto_mapping',
   'corda_config',
@@ -69,8 +71,8 @@ const ON_WHEN_EMPTY: ReadonlySet<string> = new Set(['arrow_config', 'kasa_config
 const REQUIRED = ['r', 'lora_alpha'] as const
 
 /**
- * Fields of PEFT before 0.3, which later ones do not know: left out when saving. Layers with `enable_lora` hold factors of several
- * matrices, one beside another; `merge_weights` said when to merge.
+ * Fields of PEFT before 0.3, which later ones do not know: left out when saving. Layers with `enable_lora` hold factors
+ * of several matrices, one beside another; `merge_weights` said when to merge.
  */
 const RETIRED: ReadonlySet<string> = new Set(['enable_lora', 'merge_weights'])
 
@@ -111,11 +113,11 @@ interface ParsedConfig {
 }
 
 /**
- * The content of an adapter_config.json → config. Absent target_modules, by which PEFT means a table of architectures, become
- * `all-linear`: what is adapted, the tensors tell.
+ * The content of an adapter_config.json → config. Absent target_modules, by which PEFT means a table of architectures,
+ * become `all-linear`: what is adapted, the tensors tell.
  *
- * @throws FormatError when it is no JSON object; ConfigError when a value is out of range or missing; UnsupportedError for another
- *   method than LoRA. Each names the file and the field.
+ * @throws FormatError when it is no JSON object; ConfigError when a value is out of range or missing; UnsupportedError
+ *   for another method than LoRA. Each names the file and the field.
  */
 export function parsePeftConfig(bytes: Uint8Array, file: string): ParsedConfig {
   const json = parseJson(bytes, file, { isLoose: true })
@@ -200,7 +202,10 @@ function resolveForFile(input: LoraConfigInput, file: string): LoraConfig {
   }
 }
 
-/** An UnsupportedError for each field whose value means something that is not implemented. Throws it for other methods than LoRA. */
+/**
+ * An UnsupportedError for each field whose value means something that is not implemented. Throws it for other methods
+ * than LoRA.
+ */
 function unsupportedFields(fields: ReadonlyMap<string, unknown>, file: string): UnsupportedError[] {
   const type = fields.get('peft_type')
   if (type !== 'LORA') throw unsupported(file, 'peft_type', type, 'LORA')

@@ -25,8 +25,8 @@ interface AdapterFolder {
 }
 
 /**
- * Finds an adapter as PEFT's save_pretrained leaves it: the one named "default" in the folder itself, others in folders of their
- * names. Without a name the folder's own adapter is meant, or the only one inside.
+ * Finds an adapter as PEFT's save_pretrained leaves it: the one named "default" in the folder itself, others in folders
+ * of their names. Without a name the folder's own adapter is meant, or the only one inside.
  *
  * @throws FileError when there is none, or several and no name; the message lists them
  */
@@ -89,8 +89,8 @@ export async function readConfig({ directory, path }: AdapterFolder): Promise<{ 
 }
 
 /**
- * Opens an adapter's tensors, whose source is the caller's to close: the safetensors file if there is one, as PEFT does, else the one
- * by torch.save, in which nothing is executed.
+ * Opens an adapter's tensors, whose source is the caller's to close: the safetensors file if there is one, as PEFT
+ * does, else the one by torch.save, in which nothing is executed.
  *
  * @throws FileError when there is neither; FormatError or UnsupportedError when the file cannot be read
  */
@@ -108,12 +108,12 @@ export async function openWeights({ directory, path }: AdapterFolder): Promise<S
 }
 
 /**
- * Writes both files of an adapter. Two files cannot get their names at once, so the old config is removed before the new weights
- * get theirs: an interrupted call leaves a folder without a config, and never one that mixes two adapters. Where the config stays
- * the same, as it does while training, there is one rename only.
+ * Writes both files of an adapter. Two files cannot get their names at once, so the old config is removed before the
+ * new weights get theirs: an interrupted call leaves a folder without a config, and never one that mixes two adapters.
+ * Where the config stays the same, as it does while training, there is one rename only.
  *
- * @throws what writeSafetensors throws; FileError when the folder cannot be written: the old adapter is still there then, unless
- *   its weights were replaced already
+ * @throws what writeSafetensors throws; FileError when the folder cannot be written: the old adapter is still there
+ *   then, unless its weights were replaced already
  */
 export async function writeAdapterFiles(
   directory: Directory,

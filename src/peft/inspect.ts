@@ -17,15 +17,18 @@ import type { OpenPart } from './tensors.js'
 import { describeUnmatched, unmatchedEntries } from './unmatched.js'
 
 /**
- * A layer in numbers. Norms are NaN, which JSON writes as null, where a factor holds a value that is not finite. Singular values and ranks are
- * means over the experts of a parameter and the groups of a convolution.
+ * A layer in numbers. Norms are NaN, which JSON writes as null, where a factor holds a value that is not finite.
+ * Singular values and ranks are means over the experts of a parameter and the groups of a convolution.
  */
 export interface LayerReport extends Spectrum {
   name: string
   kind: 'linear' | 'embedding' | 'convolution' | 'parameter'
   /** Rows of B: features out; of an embedding, its features. */
   d: number
-  /** Columns of A: features in; of an embedding, its vocabulary; of a convolution, channels in times the kernel's elements. */
+  /**
+   * Columns of A: features in; of an embedding, its vocabulary; of a convolution, channels in times the kernel's
+   * elements.
+   */
   k: number
   /** r, of a parameter that of each expert. */
   rank: number
@@ -86,18 +89,21 @@ export interface AdapterReport {
 /** α is usually between r/2 and 4·r; a scaling this far from 1 is more often a mistake than a choice. */
 const UNUSUAL_SCALING = 16
 
-/** A singular value below this share of the largest is what rounding of f32 factors leaves of a zero: some units of 2⁻²³. */
+/**
+ * A singular value below this share of the largest is what rounding of f32 factors leaves of a zero: some units of
+ * 2⁻²³.
+ */
 const ROUNDING = 2 ** -20
 
 /** Tensors that are only looked through are read in pieces of so many bytes. */
 const PIECE_BYTES = 1 << 22
 
 /**
- * Shapes, scalings, norms and singular values of an adapter, and everything that loading it would refuse, in `problems`. One layer is
- * in memory at a time.
+ * Shapes, scalings, norms and singular values of an adapter, and everything that loading it would refuse, in
+ * `problems`. One layer is in memory at a time.
  *
- * @throws FileError when a file is missing; FormatError when a file cannot be read at all; ConfigError when a value of the
- *   config is out of range; UnsupportedError for another method than LoRA
+ * @throws FileError when a file is missing; FormatError when a file cannot be read at all; ConfigError when a value of
+ *   the config is out of range; UnsupportedError for another method than LoRA
  */
 export async function inspectAdapter(
   source: LoraAdapter | Directory,

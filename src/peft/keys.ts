@@ -1,5 +1,6 @@
-// Older and odder spellings of an adapter's tensor names, as PEFT spells them now: `base_model.model.MODULE.lora_A.weight`. Which ones
-// occur is taken from PEFT's own code (BaseTuner._remove_adapter_name_from_key, inject_adapter) and from issues that files caused.
+// Older and odder spellings of an adapter's tensor names, as PEFT spells them now:
+// `base_model.model.MODULE.lora_A.weight`. Which ones occur is taken from PEFT's own code
+// (BaseTuner._remove_adapter_name_from_key, inject_adapter) and from issues that files caused.
 
 import type { ByteSource } from '../base/bytes.js'
 import { FormatError, MismatchError } from '../base/errors.js'
@@ -55,8 +56,8 @@ interface Entry {
  * Gives a file's tensors the names that PEFT would give them now. Tensors stay where they are.
  *
  * @param adapterName which one to take from a file with several
- * @throws MismatchError when the file holds several adapters and none is chosen, or has no such adapter; FormatError when two tensors
- *   would get one name, or a name is longer than that of any module
+ * @throws MismatchError when the file holds several adapters and none is chosen, or has no such adapter; FormatError
+ *   when two tensors would get one name, or a name is longer than that of any module
  */
 export function normalizeKeys(file: SafetensorsFile, adapterName?: string): NormalizedTensors {
   const { source } = file
@@ -132,7 +133,9 @@ function takeAdapter(entries: readonly Entry[], wanted: string | undefined, wher
   return chosen
 }
 
-/** Drops what PEFT saves besides: a trained embedding a second time (save_embedding_layers), and the base's own weights. */
+/**
+ * Drops what PEFT saves besides: a trained embedding a second time (save_embedding_layers), and the base's own weights.
+ */
 function withoutCopies(entries: readonly Entry[], notes: string[]): readonly Entry[] {
   const own = new Set(entries.map(({ key }) => key))
   const isSecond = (key: string) => key.endsWith(SAVED_WEIGHT) && own.has(key.replace(MODULES_TO_SAVE, '$1'))

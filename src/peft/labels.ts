@@ -1,5 +1,5 @@
-// The meaning of the logits of an adapter's head. PEFT has no place for it. lowrank keeps it in the metadata of the weights' file, which PEFT
-// leaves unread, so that labels and weights cannot be separated.
+// The meaning of the logits of an adapter's head. PEFT has no place for it. lowrank keeps it in the metadata of the
+// weights' file, which PEFT leaves unread, so that labels and weights cannot be separated.
 
 import { type LoraAdapter, PROBLEM_TYPES, type ProblemType } from '../lora/adapter.js'
 

@@ -33,7 +33,10 @@ export interface CardParts {
 
 /** How adapters of a task are run. */
 interface Use {
-  /** lowrank's command, its option for the input, and an input to try; undefined where it has none, and the card shows no calls. */
+  /**
+   * lowrank's command, its option for the input, and an input to try; undefined where it has none, and the card shows
+   * no calls.
+   */
   readonly command?: readonly [name: string, option: string, input: string]
   /** The Hub's name of the task, which transformers.js's pipelines have too. */
   readonly pipeline: string

@@ -1,5 +1,6 @@
-// One adapter, in memory or in its folder: config, parts without their values, and a way to read them. Saving, inspecting, merging,
-// converting, combining and resizing walk this. A folder's tensors stay in their file, so that memory does not grow with the adapter.
+// One adapter, in memory or in its folder: config, parts without their values, and a way to read them. Saving,
+// inspecting, merging, converting, combining and resizing walk this. A folder's tensors stay in their file, so that
+// memory does not grow with the adapter.
 
 import { type Directory, MemorySource, readThere } from '../base/bytes.js'
 import { encodeWeights, type FloatDtype, isFiniteStored, isFloatDtype } from '../base/dtype.js'
@@ -34,9 +35,13 @@ export interface OpenAdapter {
   readonly unclaimed: readonly string[]
   /** Problems with config and tensors; empty unless it was opened with `isTolerant`. */
   readonly problems: readonly LowrankError[]
-  /** The sound parts. Those of a folder: layers, then experts, replaced tensors and rows of tokens; each group by name. */
+  /**
+   * The sound parts. Those of a folder: layers, then experts, replaced tensors and rows of tokens; each group by name.
+   */
   parts(): readonly OpenPart[]
-  /** The type that a part is saved in. In a file it is that of all its tensors, or fp32, which holds the others' values. */
+  /**
+   * The type that a part is saved in. In a file it is that of all its tensors, or fp32, which holds the others' values.
+   */
   dtypeOf(part: OpenPart): FloatDtype
   /** The whole adapter in memory. Throws as `read`. */
   load(): Promise<LoraAdapter>
@@ -62,8 +67,8 @@ export interface OpenOptions extends LoadOptions {
 /**
  * Opens an adapter, and checks everything but the values, which are read later.
  *
- * @throws FileError, FormatError, ConfigError, MismatchError, ShapeError or UnsupportedError for the first thing that is wrong; with
- *   `isTolerant` only where a file cannot be read at all
+ * @throws FileError, FormatError, ConfigError, MismatchError, ShapeError or UnsupportedError for the first thing that
+ *   is wrong; with `isTolerant` only where a file cannot be read at all
  */
 export async function openAdapter(source: LoraAdapter | Directory, options: OpenOptions = {}): Promise<OpenAdapter> {
   return source instanceof LoraAdapter ? openInMemory(source, options) : openFolder(source, options)
@@ -73,8 +78,8 @@ export async function openAdapter(source: LoraAdapter | Directory, options: Open
  * Opens an adapter whose B·A must be its change.
  *
  * @param use what would be done with it, for the message that refuses an adapter whose start changed the base
- * @throws UnsupportedError for such an adapter, and, unless `replicates`, for layers that share a weight of the base; what
- *   {@link openAdapter} throws
+ * @throws UnsupportedError for such an adapter, and, unless `replicates`, for layers that share a weight of the base;
+ *   what {@link openAdapter} throws
  */
 export async function openForUse(
   source: LoraAdapter | Directory,
@@ -113,7 +118,9 @@ function openInMemory(adapter: LoraAdapter, { strict = false, isTolerant = false
   }
 }
 
-/** A part in memory as if it were in a file; its tensors are views where they can be, made when somebody asks for them. */
+/**
+ * A part in memory as if it were in a file; its tensors are views where they can be, made when somebody asks for them.
+ */
 function viewOf(part: AdapterPart): OpenPart {
   const { kind, name, module } = part
   const own =

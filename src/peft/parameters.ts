@@ -1,6 +1,7 @@
-// Which adapted parameter (target_parameters) the factors of a PEFT file belong to. Their keys never carry its name: PEFT wraps a
-// module once for each of its adapted parameters, in the order in which the model's code registers them, so that the last one's
-// key is that of the module and each earlier one has a `.base_layer` more (tuners_utils._inject_parameters, lora.ParamWrapper).
+// Which adapted parameter (target_parameters) the factors of a PEFT file belong to. Their keys never carry its name:
+// PEFT wraps a module once for each of its adapted parameters, in the order in which the model's code registers them,
+// so that the last one's key is that of the module and each earlier one has a `.base_layer` more
+// (tuners_utils._inject_parameters, lora.ParamWrapper).
 
 import { attempt, FormatError, type LowrankError, MismatchError, ShapeError, UnsupportedError } from '../base/errors.js'
 import { formatShape } from '../base/tensor.js'
@@ -50,7 +51,10 @@ function registrationOrder(parameters: readonly string[], where: string): readon
   return [...parameters].sort((a, b) => REGISTRATION_ORDER.indexOf(a) - REGISTRATION_ORDER.indexOf(b))
 }
 
-/** Names that PEFT gives to the factors of a module's parameters, the earliest registered one first: the module with `.base_layer`s. */
+/**
+ * Names that PEFT gives to the factors of a module's parameters, the earliest registered one first: the module with
+ * `.base_layer`s.
+ */
 function wrappedNames(module: string, count: number): string[] {
   return Array.from({ length: count }, (_, i) => module + WRAPPED.repeat(count - 1 - i))
 }
@@ -92,7 +96,9 @@ export function savedParameters(entries: readonly string[], names: readonly stri
   return names.every(isMeant) ? entries : names
 }
 
-/** The parameters of a module that entries with a dot mean, or those that entries without one may mean, as any module's. */
+/**
+ * The parameters of a module that entries with a dot mean, or those that entries without one may mean, as any module's.
+ */
 function candidates(module: string, entries: readonly string[], isDotted: boolean): string[] {
   const found = new Set<string>()
   for (const entry of entries) {
@@ -112,8 +118,8 @@ function meantParameters(module: string, count: number, entries: readonly string
 /**
  * Takes the factors of parameters out of `found`, whose keys are modules' names with their `.base_layer`s.
  *
- * Problems are a MismatchError where keys and target_parameters disagree; UnsupportedError when nothing tells which parameter is which;
- * FormatError for half a pair; ShapeError for factors whose ranks no number of experts explains.
+ * Problems are a MismatchError where keys and target_parameters disagree; UnsupportedError when nothing tells which
+ * parameter is which; FormatError for half a pair; ShapeError for factors whose ranks no number of experts explains.
  */
 export function takeParameters(
   found: Map<string, FoundFactors>,

@@ -1,4 +1,5 @@
-// Which tensors of a PEFT file take the place of the base's, whole or in rows: what is neither a factor nor a vector of a layer.
+// Which tensors of a PEFT file take the place of the base's, whole or in rows: what is neither a factor nor a vector of
+// a layer.
 
 import { attempt, FormatError, type LowrankError, MismatchError, ShapeError, UnsupportedError } from '../base/errors.js'
 import { formatShape } from '../base/tensor.js'
@@ -34,13 +35,16 @@ type FoundKinds = ReadonlyMap<string, { readonly kind?: 'linear' | 'embedding' |
 const ROWS_SUFFIX = '.token_adapter.trainable_tokens_delta'
 
 /**
- * A model's input and output embedding, as transformers calls them. PEFT saves them whole when the vocabulary was resized, and with
- * save_embedding_layers, whatever the config says.
+ * A model's input and output embedding, as transformers calls them. PEFT saves them whole when the vocabulary was
+ * resized, and with save_embedding_layers, whatever the config says.
  */
 const EMBEDDING =
   /(^decoder|(^|\.)(embed_tokens|embed_in|embed_out|wte|word_embeddings?|tok_embeddings|tokens_embed|embeddings|shared|patch_embeddings\.projection|(generator_)?lm_head|lm_loss|proj_out|output_projection|vocab_projector|predictions\.decoder))\.(weight|bias)$/
 
-/** Buffers that a model computes from its config, and that older versions saved: nothing trains them, and nobody reads them. */
+/**
+ * Buffers that a model computes from its config, and that older versions saved: nothing trains them, and nobody reads
+ * them.
+ */
 const COMPUTED = /(^|\.)(original_inv_freq|inv_freq|position_ids|masked_bias|(cos|sin)_cached)$/
 
 /** The key in PEFT's file of an embedding's rows. */
@@ -97,8 +101,8 @@ export function claimOthers(rest: readonly AdapterTensor[], found: FoundKinds, c
 }
 
 /**
- * With bias "all", PEFT saves the biases of modules_to_save a second time, under a key that contains the adapter's name. It also
- * saves those of the base's module. Nothing reads either of them.
+ * With bias "all", PEFT saves the biases of modules_to_save a second time, under a key that contains the adapter's
+ * name. It also saves those of the base's module. Nothing reads either of them.
  */
 function isCopy(key: string, { bias, modulesToSave }: LoraConfig): boolean {
   const owner = /^(.+)\.(?:modules_to_save|original_module)\..*bias[^.]*$/s.exec(key)?.[1]
@@ -133,8 +137,8 @@ function replacementOrigin(
 }
 
 /**
- * The modules_to_save to write: the config's own, and the modules of replaced tensors that a reader would not take for what they
- * are without, as those of a new head.
+ * The modules_to_save to write: the config's own, and the modules of replaced tensors that a reader would not take for
+ * what they are without, as those of a new head.
  */
 export function savedModules(adapter: LoraAdapter): readonly string[] {
   const { config } = adapter

@@ -1,5 +1,5 @@
-// Which layer each tensor of a PEFT file belongs to, or what else it is. PEFT passes over tensors that it does not expect in
-// silence; here every tensor is claimed or named in an error. Keys: PEFT's docs, "checkpoint format".
+// Which layer each tensor of a PEFT file belongs to, or what else it is. PEFT passes over tensors that it does not
+// expect in silence; here every tensor is claimed or named in an error. Keys: PEFT's docs, "checkpoint format".
 
 import { attempt, FormatError, type LowrankError, MismatchError, ShapeError } from '../base/errors.js'
 import { elementCount, formatShape } from '../base/tensor.js'
@@ -34,7 +34,9 @@ interface ClaimedTensors {
 type FactorRole = keyof FactorTensors<AdapterTensor>
 type LayerKind = LayerPart['kind']
 
-/** End of a key of each kind and role. A newer PEFT's own `.weight` after a magnitude is accepted, but never written. */
+/**
+ * End of a key of each kind and role. A newer PEFT's own `.weight` after a magnitude is accepted, but never written.
+ */
 const SUFFIXES: Readonly<Record<LayerKind, Readonly<Record<'weightA' | 'weightB', string>>>> = {
   linear: { weightA: '.lora_A.weight', weightB: '.lora_B.weight' },
   convolution: { weightA: '.lora_A.weight', weightB: '.lora_B.weight' },
@@ -56,18 +58,22 @@ export function factorKey(name: string, role: TensorRole, kind: LayerKind = 'lin
   return KEY_PREFIX + name + suffixes[role]
 }
 
-/** The factors and vectors of one module. A linear layer's kind is also a convolution's, until their shapes are looked at. */
+/**
+ * The factors and vectors of one module. A linear layer's kind is also a convolution's, until their shapes are looked
+ * at.
+ */
 interface Found {
   kind?: LayerKind
   tensors: Partial<Record<FactorRole, AdapterTensor>>
 }
 
 /**
- * Finds out what each tensor of a file belongs to. What is sound is claimed whatever is wrong with the rest; factors that go with
- * each other count as sound, with their own rank, whatever the config says.
+ * Finds out what each tensor of a file belongs to. What is sound is claimed whatever is wrong with the rest; factors
+ * that go with each other count as sound, with their own rank, whatever the config says.
  *
- * Problems are a FormatError for a tensor that no layer claims and for half a pair; UnsupportedError for kinds of LoRA tensors that
- * are not implemented; MismatchError where tensors and config disagree; ShapeError where a shape and the config's rank do.
+ * Problems are a FormatError for a tensor that no layer claims and for half a pair; UnsupportedError for kinds of LoRA
+ * tensors that are not implemented; MismatchError where tensors and config disagree; ShapeError where a shape and the
+ * config's rank do.
  */
 export function claimTensors(
   tensors: ReadonlyMap<string, AdapterTensor>,

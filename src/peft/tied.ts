@@ -1,5 +1,6 @@
-// Output embeddings, and what PEFT's ensure_weight_tying means for them: one that is tied to the input embedding is adapted with it,
-// by the same factors the other way round, and PEFT saves them for both without naming the output embedding in target_modules.
+// Output embeddings, and what PEFT's ensure_weight_tying means for them: one that is tied to the input embedding is
+// adapted with it, by the same factors the other way round, and PEFT saves them for both without naming the output
+// embedding in target_modules.
 
 import type { LoraConfig } from '../lora/config.js'
 import { targetMatcher } from '../lora/patterns/patterns.js'
@@ -12,8 +13,8 @@ export function isHeadModule(module: string): boolean {
 }
 
 /**
- * Encoders and decoders read the embedding that is called `shared` under names of their own, and some output embeddings have a name that
- * elsewhere means other things.
+ * Encoders and decoders read the embedding that is called `shared` under names of their own, and some output embeddings
+ * have a name that elsewhere means other things.
  */
 const SHARERS = /(^|\.)((encoder|decoder)\.embed_tokens|shared|proj_out|output_projection)$/
 

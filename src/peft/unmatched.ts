@@ -1,5 +1,5 @@
-// Entries of a config that match nothing of its adapter: targets, patterns, modules to save. PEFT passes over most of them, some with a
-// warning when it makes the adapter. Each is more often a misspelled name than a choice.
+// Entries of a config that match nothing of its adapter: targets, patterns, modules to save. PEFT passes over most of
+// them, some with a warning when it makes the adapter. Each is more often a misspelled name than a choice.
 
 import { type LowrankError, MismatchError, nearMisses } from '../base/errors.js'
 import type { LoraConfig } from '../lora/config.js'

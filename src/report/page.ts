@@ -1,5 +1,6 @@
-// Makes a report: one HTML file that needs nothing else. Its script and style are built from web/report (scripts/build-report.mjs).
-// A content policy allows only these two, so texts from files stay text whatever is in them.
+// Makes a report: one HTML file that needs nothing else. Its script and style are built from web/report
+// (scripts/build-report.mjs). A content policy allows only these two, so texts from files stay text whatever is in
+// them.
 
 import { template } from './gen/template.js'
 import { generatorOf } from './generator.js'

@@ -24,8 +24,8 @@ export class Fourier {
   }
 
   /**
-   * Transforms every `stride`-th number of the frame from `start` on, and writes from `at` on: even lengths in two halves, odd ones by the
-   * sum itself.
+   * Transforms every `stride`-th number of the frame from `start` on, and writes from `at` on: even lengths in two
+   * halves, odd ones by the sum itself.
    */
   #transform(
     frame: Float64Array,

@@ -1,5 +1,5 @@
-// Turns a sound into a speech model's input: how strong each of some bands of frequencies is at each time, as transformers'
-// WhisperFeatureExtractor computes it from preprocessor_config.json.
+// Turns a sound into a speech model's input: how strong each of some bands of frequencies is at each time, as
+// transformers' WhisperFeatureExtractor computes it from preprocessor_config.json.
 
 import { DataError, FormatError } from '../base/errors.js'
 import { Fourier } from './fourier.js'

@@ -1,5 +1,5 @@
-// Rows with two answers to one prompt, one better than the other, in the forms that TRL's data sets have: the prompt is a field of its
-// own, or both answers begin with it; and all of them are texts, or messages of a chat.
+// Rows with two answers to one prompt, one better than the other, in the forms that TRL's data sets have: the prompt is
+// a field of its own, or both answers begin with it; and all of them are texts, or messages of a chat.
 
 import { DataError } from '../base/errors.js'
 import { isObject } from '../base/options.js'
@@ -18,7 +18,8 @@ const NAMES = ['chosen', 'rejected'] as const
 type Fields = Readonly<Record<string, unknown>>
 
 /**
- * @throws DataError for what has not two answers, an answer that is empty, answers that share no prompt, and messages that are no chat
+ * @throws DataError for what has not two answers, an answer that is empty, answers that share no prompt, and messages
+ *   that are no chat
  */
 export function parseAnswerPair(row: unknown, where: string): AnswerPair {
   const record: Fields = isObject(row) ? row : {}
@@ -59,7 +60,10 @@ function textsOf({ prompt, chosen, rejected }: Fields, where: string): ParsedRec
   })
 }
 
-/** The place where two texts part; a space before it belongs to the answers. If the texts are equal, the last letter is the answer, as in TRL. */
+/**
+ * The place where two texts part; a space before it belongs to the answers. If the texts are equal, the last letter is
+ * the answer, as in TRL.
+ */
 function sharedText([a, b]: readonly string[]): number {
   const most = Math.min(a.length, b.length) - 1
   let length = 0

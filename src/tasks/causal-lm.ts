@@ -1,5 +1,6 @@
-// Causal language modeling: each token is predicted from those before it. Every token of a text is a target; of a prompt and its
-// completion those of the completion, of a chat those that the assistant writes. The loss is the cross-entropy in nats per target.
+// Causal language modeling: each token is predicted from those before it. Every token of a text is a target; of a
+// prompt and its completion those of the completion, of a chat those that the assistant writes. The loss is the
+// cross-entropy in nats per target.
 
 import { DataError, FormatError, UnsupportedError } from '../base/errors.js'
 import { inputFamily } from '../graph/inputs/family.js'
@@ -283,8 +284,8 @@ const NOT_CAUSAL =
   /For(MaskedLM|PreTraining|NextSentencePrediction|(Sequence|Token|Image|Audio)Classification|QuestionAnswering|MultipleChoice)$/
 
 /**
- * Throws UnsupportedError for a model that gives no logits of the next token: one without logits, with other ones, or one that sees the
- * tokens to come.
+ * Throws UnsupportedError for a model that gives no logits of the next token: one without logits, with other ones, or
+ * one that sees the tokens to come.
  */
 export function checkCausal(model: Pick<Model, 'config' | 'vocabularySize'>, graph: Graph): void {
   const isEncoder = inputFamily(graph)?.isEncoder === true

@@ -1,4 +1,5 @@
-// How well labels are predicted: accuracy, the F1 score of each label and their mean (scikit-learn's `macro`), and the area under the curve.
+// How well labels are predicted: accuracy, the F1 score of each label and their mean (scikit-learn's `macro`), and the
+// area under the curve.
 
 /** Metrics of predicted labels. */
 export interface LabelMetrics {
@@ -49,7 +50,10 @@ export function severalMetrics(
   }
 }
 
-/** The chance that a record with the label has a higher score than one without; equal scores count half (scikit-learn's roc_auc_score). */
+/**
+ * The chance that a record with the label has a higher score than one without; equal scores count half (scikit-learn's
+ * roc_auc_score).
+ */
 export function areaUnderCurve(truth: readonly boolean[], scores: readonly number[]): number {
   const order = [...scores.keys()].sort((a, b) => scores[a] - scores[b])
   let [sum, below] = [0, 0]

@@ -1,5 +1,6 @@
-// Losses over the vectors of a whole step, each with its gradient by every vector. They are computed here and not in the graph, because
-// a vector is held against those of all other runs of the step (GradCache: Gao et al. 2021, arXiv 2101.06983).
+// Losses over the vectors of a whole step, each with its gradient by every vector. They are computed here and not in
+// the graph, because a vector is held against those of all other runs of the step (GradCache: Gao et al. 2021, arXiv
+// 2101.06983).
 
 /** Vectors of n texts, row-major (n, k). */
 export interface Vectors {
@@ -63,8 +64,8 @@ class Directions {
 }
 
 /**
- * Each text has to find its partner among those of all examples, and among the negatives: cross-entropy of cos / temperature, as
- * MultipleNegativesRankingLoss of sentence-transformers (scale = 1 / temperature).
+ * Each text has to find its partner among those of all examples, and among the negatives: cross-entropy of cos /
+ * temperature, as MultipleNegativesRankingLoss of sentence-transformers (scale = 1 / temperature).
  *
  * @param groups texts, partners, and negatives where there are some; each (n, k)
  * @param isSame whether a candidate is a second copy of what the text has to find, or of itself: it is no negative
@@ -121,7 +122,8 @@ export function cosineLoss([first, second]: readonly Vectors[], scores: readonly
 }
 
 /**
- * The mean of max(0, cos(text, negative) − cos(text, partner) + margin): TripletLoss of sentence-transformers with its cosine distance.
+ * The mean of max(0, cos(text, negative) − cos(text, partner) + margin): TripletLoss of sentence-transformers with its
+ * cosine distance.
  */
 export function tripletLoss([first, second, third]: readonly Vectors[], margin: number): VectorLoss {
   const [a, p, n] = [first, second, third].map((group) => new Directions(group))

@@ -1,5 +1,6 @@
-// Direct preference optimization (Rafailov et al. 2023, arXiv 2305.18290): of two answers to a prompt, the model learns to give the better one
-// more probability, and the other one less, compared with the model before training. The loss is −ln σ(β·margin), the mean over the pairs.
+// Direct preference optimization (Rafailov et al. 2023, arXiv 2305.18290): of two answers to a prompt, the model learns
+// to give the better one more probability, and the other one less, compared with the model before training. The loss is
+// −ln σ(β·margin), the mean over the pairs.
 
 import { DataError, StateError } from '../base/errors.js'
 import { TensorProto_DataType as DataType } from '../formats/onnx/gen/onnx_pb.js'
@@ -40,7 +41,10 @@ export interface DpoOptions {
   readonly labelSmoothing?: number | undefined
 }
 
-/** Graph inputs of the loss: which targets each answer has (pairs, targets), and how much more likely the chosen one was (pairs, 1). */
+/**
+ * Graph inputs of the loss: which targets each answer has (pairs, targets), and how much more likely the chosen one was
+ * (pairs, 1).
+ */
 const CHOSEN = 'loss/chosen'
 const REJECTED = 'loss/rejected'
 const REFERENCE = 'loss/reference'
@@ -99,8 +103,8 @@ function encodeAnswer(record: ParsedRecord, context: EncodeContext, where: strin
 }
 
 /**
- * Texts whose answers begin where one of them has other tokens than the prompt alone, as in TRL: a token at the edge can be of both, and then
- * it belongs to both answers. Chats as they are.
+ * Texts whose answers begin where one of them has other tokens than the prompt alone, as in TRL: a token at the edge
+ * can be of both, and then it belongs to both answers. Chats as they are.
  */
 function countedAfter(record: ParsedRecord, sides: readonly Example[], { model }: EncodeContext): readonly Example[] {
   if (record.kind !== 'pair') return sides

@@ -1,5 +1,5 @@
-// Embedding: one vector for a text, so that texts of like meaning have like vectors. What lies between the encoder and the vector is the
-// model's own pooling. The loss is over the vectors of a whole step, which takes two passes.
+// Embedding: one vector for a text, so that texts of like meaning have like vectors. What lies between the encoder and
+// the vector is the model's own pooling. The loss is over the vectors of a whole step, which takes two passes.
 
 import { ConfigError, DataError, UnsupportedError } from '../base/errors.js'
 import { encoderInputs } from '../graph/inputs/tokens.js'

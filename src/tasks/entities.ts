@@ -1,4 +1,5 @@
-// Entities in rows of tags such as B-PER, I-PER and O, and how well they are found, as seqeval counts: https://github.com/chakki-works/seqeval
+// Entities in rows of tags such as B-PER, I-PER and O, and how well they are found, as seqeval counts:
+// https://github.com/chakki-works/seqeval
 
 /** Consecutive words of one kind. */
 export interface TaggedRange {
@@ -20,7 +21,10 @@ export function isEntityTag(tag: string): boolean {
   return /^[BIES]-./s.test(tag)
 }
 
-/** The entities in one row of tags, as conlleval and seqeval read them: tags that no scheme allows begin or end an entity, too. */
+/**
+ * The entities in one row of tags, as conlleval and seqeval read them: tags that no scheme allows begin or end an
+ * entity, too.
+ */
 export function entitiesOf(tags: readonly string[]): TaggedRange[] {
   const found: TaggedRange[] = []
   let before = partsOf('O')
@@ -39,7 +43,10 @@ export function entitiesOf(tags: readonly string[]): TaggedRange[] {
   return found
 }
 
-/** How well entities are found: precision and recall over all of them, their F1 score and that of each type, and the share of right tags. */
+/**
+ * How well entities are found: precision and recall over all of them, their F1 score and that of each type, and the
+ * share of right tags.
+ */
 export interface EntityMetrics {
   readonly precision: number
   readonly recall: number

@@ -1,4 +1,5 @@
-// The heads that transformers puts on encoders, by type of model: for labels of whole texts, of each word, and of pictures.
+// The heads that transformers puts on encoders, by type of model: for labels of whole texts, of each word, and of
+// pictures.
 
 import { UnsupportedError } from '../base/errors.js'
 import { takesImages } from '../graph/inputs/family.js'

@@ -7,8 +7,9 @@ import type { Feeds } from '../runtime/runtime.js'
 import { appendPooling } from './pooling.js'
 
 /**
- * The rows of hidden states (batch, sequence, k) that a head computes with: that of the first token, of the last token that is no padding, the
- * mean over those that are none, that of each token, or the first one beside the mean of the others, (batch, 2k).
+ * The rows of hidden states (batch, sequence, k) that a head computes with: that of the first token, of the last token
+ * that is no padding, the mean over those that are none, that of each token, or the first one beside the mean of the
+ * others, (batch, 2k).
  */
 export type HeadRows = 'first' | 'last' | 'mean' | 'all' | 'first-and-mean'
 
@@ -46,7 +47,10 @@ export function appendRows(g: Builder, input: HeadInput): Value {
   }
 }
 
-/** The rows of a head that a graph has, where they were chosen as above: its own input is no longer what they were chosen from. */
+/**
+ * The rows of a head that a graph has, where they were chosen as above: its own input is no longer what they were
+ * chosen from.
+ */
 export function rowsAreChosen(graph: Builder['graph'], value: Value): boolean {
   const node = graph.producer(value)
   return node?.opType === 'Gather' && graph.producer(node.input[0])?.opType === 'Flatten'

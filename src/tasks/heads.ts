@@ -1,5 +1,5 @@
-// Heads: the layers from an encoder's hidden states to the logits. Training, sessions and merging use the same ones; head-forms.ts has
-// those of each type of model.
+// Heads: the layers from an encoder's hidden states to the logits. Training, sessions and merging use the same ones;
+// head-forms.ts has those of each type of model.
 
 import { MismatchError, UnsupportedError } from '../base/errors.js'
 import { isObject } from '../base/options.js'

@@ -1,5 +1,5 @@
-// The outputs that a head is trained for: one label of several, any number of labels, or a number. Each has its loss, its targets and its metrics, as
-// transformers' `problem_type` has them.
+// The outputs that a head is trained for: one label of several, any number of labels, or a number. Each has its loss,
+// its targets and its metrics, as transformers' `problem_type` has them.
 
 import { ConfigError, DataError } from '../base/errors.js'
 import { TensorProto_DataType as DataType } from '../formats/onnx/gen/onnx_pb.js'
@@ -21,7 +21,10 @@ const MULTI = 'multi_label_classification'
 export interface LabelOptions {
   /** Default: what the records look like. Labels that are integers are names, unless this says `regression`. */
   readonly problemType?: ProblemType | undefined
-  /** Weight of each label's records in the loss: by label, or `balanced`, the inverse of how often it is there. Default: 1. */
+  /**
+   * Weight of each label's records in the loss: by label, or `balanced`, the inverse of how often it is there. Default:
+   * 1.
+   */
   readonly classWeights?: 'balanced' | Readonly<Record<string, number>> | undefined
   /**
    * Share of each target that is spread over all labels.
@@ -113,7 +116,9 @@ function typeOf(targets: Iterable<Target>, placeOf: PlaceOf): ProblemType {
   })
 }
 
-/** The labels in the order of the logits: those of config.json where the data has no others, else the data's, sorted. */
+/**
+ * The labels in the order of the logits: those of config.json where the data has no others, else the data's, sorted.
+ */
 function labelsOf(targets: Iterable<Target>, known: readonly string[], placeOf: PlaceOf): readonly string[] {
   const seen = new Set<string>()
   let index = 0

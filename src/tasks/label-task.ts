@@ -1,4 +1,5 @@
-// Shared code of the tasks that give a whole input a label, several, or a number: head, loss and metrics. Inputs differ.
+// Shared code of the tasks that give a whole input a label, several, or a number: head, loss and metrics. Inputs
+// differ.
 
 import type { Model } from '../graph/model-folder.js'
 import type { ObjectiveGraph } from '../graph/training/objective-graph.js'

@@ -1,4 +1,5 @@
-// One vector for a text from those of its tokens: in the graph, so that gradients pass. Training and sessions use the same.
+// One vector for a text from those of its tokens: in the graph, so that gradients pass. Training and sessions use the
+// same.
 
 import { UnsupportedError } from '../base/errors.js'
 import { TensorProto_DataType as DataType } from '../formats/onnx/gen/onnx_pb.js'
@@ -9,7 +10,9 @@ import type { Graph } from '../graph/view/graph.js'
 /** Names that exporters give to the hidden states (batch, sequence, k), best first. */
 export const HIDDEN_OUTPUTS: readonly string[] = ['last_hidden_state', 'token_embeddings']
 
-/** The way in which a model makes one vector of many. Throws UnsupportedError, naming it, where it is not known here. */
+/**
+ * The way in which a model makes one vector of many. Throws UnsupportedError, naming it, where it is not known here.
+ */
 export function poolingOf({ pooling, others }: SentenceModules): Pooling {
   const [other] = others
   const known = POOLINGS.find((one) => one === pooling)

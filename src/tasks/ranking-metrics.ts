@@ -1,8 +1,9 @@
-// How well things are ordered: where the right one stands among candidates, and how far two orders or two quantities agree.
+// How well things are ordered: where the right one stands among candidates, and how far two orders or two quantities
+// agree.
 
 /**
- * The share of queries whose partner is among the best k, and the mean of 1 / place of the partner. Of candidates with the same score the
- * partner stands last.
+ * The share of queries whose partner is among the best k, and the mean of 1 / place of the partner. Of candidates with
+ * the same score the partner stands last.
  *
  * @param score of a query and a candidate; the partner of query i is candidate i
  */

@@ -1,5 +1,5 @@
-// Encoder-decoders: the encoder reads a whole text, and the decoder learns to write another one for it. Every token of the target counts,
-// its end included. The loss is the cross-entropy in nats per token.
+// Encoder-decoders: the encoder reads a whole text, and the decoder learns to write another one for it. Every token of
+// the target counts, its end included. The loss is the cross-entropy in nats per token.
 
 import { DataError, FileError, FormatError, UnsupportedError } from '../base/errors.js'
 import { type JoinedInputs, joinedInputs, OF_DECODER, startToken } from '../graph/inputs/encoder-decoder.js'
@@ -136,7 +136,10 @@ function heard({ directory, preprocessorConfig }: Model): LogMel {
   return processor
 }
 
-/** The tokens of a target: what ends a text stands at their end once, and what the decoder begins with is not one of them. */
+/**
+ * The tokens of a target: what ends a text stands at their end once, and what the decoder begins with is not one of
+ * them.
+ */
 function encodeTarget(
   { target: text, where }: TextPair,
   { model, maxLength, isLimited }: EncodeContext,
@@ -202,7 +205,8 @@ class Seq2Seq implements OpenTask<Seq2SeqExample> {
     this.#inputs = joinedInputs(readGraph(model.onnx.proto))
     this.#start = startToken(model)
     const { features } = this.#inputs
-    // PEFT's class feeds input_ids to the model, which sounds are none of: https://github.com/huggingface/peft/issues/1988
+    // PEFT's class feeds input_ids to the model, which sounds are none of:
+    // https://github.com/huggingface/peft/issues/1988
     this.plainUse =
       features === undefined
         ? undefined

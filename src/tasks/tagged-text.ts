@@ -1,5 +1,5 @@
-// Rows of token classification: words with their tags, or a text with the places of its entities. Both become a text, its words, and a
-// tag for each.
+// Rows of token classification: words with their tags, or a text with the places of its entities. Both become a text,
+// its words, and a tag for each.
 
 import { DataError } from '../base/errors.js'
 import { isObject } from '../base/options.js'

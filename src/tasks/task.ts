@@ -79,7 +79,10 @@ export interface TaskFacts {
     /** Settings that suit a short run. */
     readonly settings: { readonly maxSteps: number; readonly learningRate: number; readonly batchSize: number }
   }
-  /** The highest learning rate where nothing is said, with LoRA+; undefined for that of training. docs/learning.md has the measurements. */
+  /**
+   * The highest learning rate where nothing is said, with LoRA+; undefined for that of training. docs/learning.md has
+   * the measurements.
+   */
   readonly learningRate?: number
 }
 
@@ -94,7 +97,10 @@ export interface Task<Row = unknown, Example = unknown, Options extends object =
   readonly lowerIsBetter?: readonly string[]
   /** The settings that it has of its own, and what each may be; undefined for none. */
   readonly options?: OptionTable<Options>
-  /** The layers between the model's hidden states and the logits; undefined for tasks without a head, and for a head that is not known. */
+  /**
+   * The layers between the model's hidden states and the logits; undefined for tasks without a head, and for a head
+   * that is not known.
+   */
   headForm?(base: HeadBase): HeadForm | undefined
   /** Throws UnsupportedError when the model is not one for this task: before any data is read. */
   check(model: Model): void
@@ -110,7 +116,10 @@ export interface Task<Row = unknown, Example = unknown, Options extends object =
   makeList?(): ExampleList<Example>
   /** Several short examples in one, of at most `length` tokens, for tasks that can keep them apart. */
   pack?(examples: Examples<Example>, length: number): Examples<Example>
-  /** Fixes what the training examples decide. Throws DataError when they do not, ConfigError for options that do not fit them. */
+  /**
+   * Fixes what the training examples decide. Throws DataError when they do not, ConfigError for options that do not fit
+   * them.
+   */
   open(model: Model, examples: Examples<Example>, options?: Options, heads?: HeadOptions): OpenTask<Example>
 }
 
@@ -156,7 +165,10 @@ export interface OpenTask<Example = unknown> extends Objective {
   readonly problemType?: ProblemType
   /** Warnings about the examples, before they are trained on. */
   readonly warnings?: readonly string[]
-  /** How adapters of this model are run, where PEFT's class for the task's type cannot run it: their folder has no type, for PEFT's plain class. */
+  /**
+   * How adapters of this model are run, where PEFT's class for the task's type cannot run it: their folder has no type,
+   * for PEFT's plain class.
+   */
   readonly plainUse?: TaskUse | undefined
   /** Throws DataError, with the record, for an example of the evaluation data that has a target which no other had. */
   checkEvaluation?(example: Example): void
@@ -170,7 +182,10 @@ export interface OpenTask<Example = unknown> extends Objective {
    * @param length what tokens are filled up to: at least the largest cost
    */
   collate(examples: readonly Example[], length: number): Feeds
-  /** The divisor of the loss of some examples. Over the runs of a step it adds up, so that accumulating changes no result. */
+  /**
+   * The divisor of the loss of some examples. Over the runs of a step it adds up, so that accumulating changes no
+   * result.
+   */
   normalizer(examples: readonly Example[]): number
   /** All parts of an example that training sees: they have to stay the same for a run to be resumed. */
   content(example: Example): Iterable<Uint8Array | Int32Array>
@@ -181,8 +196,8 @@ export interface OpenTask<Example = unknown> extends Objective {
    */
   stepLoss?(runs: readonly StepRun<Example>[]): { readonly loss: number; readonly feeds: readonly Feeds[] }
   /**
-   * For a loss that compares the model with itself before the first step: takes what {@link Objective.forward} gave out of some
-   * examples then. Each example that is trained on or evaluated comes here once, before its loss is wanted.
+   * For a loss that compares the model with itself before the first step: takes what {@link Objective.forward} gave out
+   * of some examples then. Each example that is trained on or evaluated comes here once, before its loss is wanted.
    */
   takeReference?(outputs: Readonly<Record<string, RuntimeTensor>>, examples: readonly Example[]): void
   /** The prediction for each example of one run without gradients, from the outputs of {@link Objective.forward}. */

@@ -20,7 +20,9 @@ export type TaskName = keyof typeof LOADERS
 
 export const TASK_NAMES = Object.keys(LOADERS) as readonly TaskName[]
 
-/** The task of a model where the caller names none: the first one that claims the model, else the first of the table. */
+/**
+ * The task of a model where the caller names none: the first one that claims the model, else the first of the table.
+ */
 export async function defaultTask(model: Pick<Model, 'graphs' | 'onnx'>): Promise<TaskName> {
   for (const name of TASK_NAMES) if ((await loadTask(name)).isDefault?.(model)) return name
   return TASK_NAMES[0]
@@ -32,7 +34,10 @@ export async function loadTask(name: string): Promise<Task> {
   return (await LOADERS[name]()) as unknown as Task
 }
 
-/** The task whose head an adapter has: by PEFT's task_type, or where it tells none by the model. Undefined where none is known. */
+/**
+ * The task whose head an adapter has: by PEFT's task_type, or where it tells none by the model. Undefined where none is
+ * known.
+ */
 export async function loadTaskOf(
   { taskType }: { taskType?: string | undefined },
   base: HeadBase,

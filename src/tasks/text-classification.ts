@@ -1,5 +1,6 @@
-// Text classification: a label, several, or a number for a text or a pair of texts. What lies between the encoder and the logits, the head, is trained whole:
-// that of the graph, or a new one as transformers puts it on an encoder of this type. The losses are in label-problems.ts.
+// Text classification: a label, several, or a number for a text or a pair of texts. What lies between the encoder and
+// the logits, the head, is trained whole: that of the graph, or a new one as transformers puts it on an encoder of this
+// type. The losses are in label-problems.ts.
 
 import { DataError } from '../base/errors.js'
 import { encoderInputs } from '../graph/inputs/tokens.js'

@@ -1,5 +1,5 @@
-// Shared code of the tasks over texts: examples of different lengths side by side, filled up on the right, and the two small runs by
-// which shapes are measured.
+// Shared code of the tasks over texts: examples of different lengths side by side, filled up on the right, and the two
+// small runs by which shapes are measured.
 
 import type { TokenBatch } from '../graph/inputs/roles.js'
 import { type Model, requireTokenizer } from '../graph/model-folder.js'

@@ -1,5 +1,5 @@
-// Token classification: a tag for each word, such as those of names of people and places (IOB2). The loss is that of the tokens which words
-// begin with. What lies between the encoder and the logits, the head, is trained whole.
+// Token classification: a tag for each word, such as those of names of people and places (IOB2). The loss is that of
+// the tokens which words begin with. What lies between the encoder and the logits, the head, is trained whole.
 
 import { ConfigError, DataError } from '../base/errors.js'
 import { TensorProto_DataType as DataType } from '../formats/onnx/gen/onnx_pb.js'
@@ -225,8 +225,8 @@ class TokenClassification implements OpenTask<TaggedExample> {
 }
 
 /**
- * The tags in the order of the logits: those of config.json where the data has no others; else the data's, O first. Each type of entity
- * has a tag for its first word and one for the others, whether the data has both or not.
+ * The tags in the order of the logits: those of config.json where the data has no others; else the data's, O first.
+ * Each type of entity has a tag for its first word and one for the others, whether the data has both or not.
  */
 function labelsOf(targets: Iterable<string>, known: readonly string[]): readonly string[] {
   const seen = new Set(targets)

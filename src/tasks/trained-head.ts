@@ -1,5 +1,5 @@
-// The head that a task trains whole: that of the graph where it gives the same labels, or a new one as transformers puts it on an encoder
-// of this type.
+// The head that a task trains whole: that of the graph where it gives the same labels, or a new one as transformers
+// puts it on an encoder of this type.
 
 import { UnsupportedError } from '../base/errors.js'
 import type { Random } from '../base/random.js'
@@ -34,7 +34,10 @@ export function headBase(model: Model): HeadBase {
   return { config: model.config, graph, linears: findLinears(graph) }
 }
 
-/** Throws UnsupportedError for a graph with other logits than those of such a head, or without the hidden states that it needs. */
+/**
+ * Throws UnsupportedError for a graph with other logits than those of such a head, or without the hidden states that it
+ * needs.
+ */
 export function checkHead(form: HeadForm, base: HeadBase): void {
   requireInput(form, base.graph, trainedLayers(form, base))
   const isThere = form.layers.some(({ module }) => base.linears.some(({ name, isHead }) => isHead && name === module))

@@ -22,8 +22,8 @@ export interface Section extends Span {
 }
 
 /**
- * Finds added tokens in a text: the leftmost, of several there the longest, as the library does. Not one regular expression of them
- * all: a vocabulary can have thousands.
+ * Finds added tokens in a text: the leftmost, of several there the longest, as the library does. Not one regular
+ * expression of them all: a vocabulary can have thousands.
  */
 export class AddedTokens {
   readonly #tokens: ReadonlyMap<string, AddedToken>

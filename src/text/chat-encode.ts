@@ -1,5 +1,5 @@
-// Chats → token ids, and labels on what the assistant writes. A chat is encoded as one text, and the characters that count are
-// mapped to tokens, so that ids are those of the text that the model sees at inference.
+// Chats → token ids, and labels on what the assistant writes. A chat is encoded as one text, and the characters that
+// count are mapped to tokens, so that ids are those of the text that the model sees at inference.
 
 import { DataError, MismatchError } from '../base/errors.js'
 import type { Span } from './added-tokens.js'
@@ -36,11 +36,12 @@ export interface EncodedChat {
 }
 
 /**
- * Encodes a chat. Where the template marks what the model writes, or shows earlier turns as they were shown when they were
- * answered, it is one example; else one for each answer, rendered as at inference. Too long, it loses whole early turns, never the
- * system message or the last answer. Answers of weight 0 and empty ones are not learned.
+ * Encodes a chat. Where the template marks what the model writes, or shows earlier turns as they were shown when they
+ * were answered, it is one example; else one for each answer, rendered as at inference. Too long, it loses whole early
+ * turns, never the system message or the last answer. Answers of weight 0 and empty ones are not learned.
  *
- * @throws DataError when the template refuses the chat, MismatchError when it writes an answer in another form than it asks for one
+ * @throws DataError when the template refuses the chat, MismatchError when it writes an answer in another form than it
+ *   asks for one
  */
 export function encodeChat(chat: Chat, encoding: ChatEncoding, where: string): EncodedChat {
   const result = { examples: [] as Example[], isShortened: false, lostAnswers: 0 }
@@ -81,7 +82,10 @@ function shorterChats(chat: Chat): Chat[] {
   })
 }
 
-/** Finds the first option that gives a value, if all behind it give one too: from a guess on in ever larger steps, then by halves. */
+/**
+ * Finds the first option that gives a value, if all behind it give one too: from a guess on in ever larger steps, then
+ * by halves.
+ */
 function longest<Option, Value>(
   options: readonly Option[],
   read: (option: Option) => Value | undefined,
@@ -111,7 +115,8 @@ interface AnswerTexts {
 }
 
 /**
- * Renders the texts of a chat with the characters that the model writes, before any is cut. Without an answer to learn there is none.
+ * Renders the texts of a chat with the characters that the model writes, before any is cut. Without an answer to learn
+ * there is none.
  *
  * @throws as {@link encodeChat}
  */
@@ -235,7 +240,10 @@ function answersToLearn(
   return { answers, notes }
 }
 
-/** The answers of turns that are sure to be shown as they were asked for; undefined when one does not begin as its prompt. */
+/**
+ * The answers of turns that are sure to be shown as they were asked for; undefined when one does not begin as its
+ * prompt.
+ */
 function answerSpans({ text, ends, prompt }: RenderedTurns, answers: readonly number[]): Span[] | undefined {
   const spans = answers.map((index) => {
     // Before the first message there can be a text that belongs to none.
@@ -246,7 +254,10 @@ function answerSpans({ text, ends, prompt }: RenderedTurns, answers: readonly nu
   return isAsked ? spans : undefined
 }
 
-/** Finds the first message's answer in its text. Many templates take no empty chat, so that another one shows their prompt. */
+/**
+ * Finds the first message's answer in its text. Many templates take no empty chat, so that another one shows their
+ * prompt.
+ */
 function firstAnswerStart(template: ChatTemplate, options: RenderOptions, text: string, where: string): number {
   const question = [{ role: 'user', content: 'x' }]
   const bare = template.render(question, options, where).text
@@ -264,7 +275,8 @@ const OPEN_TAG = /<([\w:]+)>(?![\s\S]*<\/\1>)/
  *
  * @param given the messages before, without the prompt
  * @param probe those, and an answer of one letter
- * @returns undefined when the answer cannot follow the prompt: a thought is open that it does not close, or earlier turns differ
+ * @returns undefined when the answer cannot follow the prompt: a thought is open that it does not close, or earlier
+ *   turns differ
  */
 function answerStart(text: string, prompt: string, given: string, probe: string): number | undefined {
   const start = commonLength(prompt, probe)

@@ -1,5 +1,5 @@
-// A model's chat template: messages → the text that the model was trained to read, as transformers' apply_chat_template renders it.
-// The code that reads and runs templates loads with the first of them.
+// A model's chat template: messages → the text that the model was trained to read, as transformers' apply_chat_template
+// renders it. The code that reads and runs templates loads with the first of them.
 
 import { type Directory, readJson, readText } from '../base/bytes.js'
 import { FormatError } from '../base/errors.js'
@@ -16,7 +16,8 @@ const OF_PROCESSOR = 'chat_template.json'
 const SPECIAL_TOKENS = ['bos', 'eos', 'unk', 'sep', 'pad', 'cls', 'mask'].map((name) => `${name}_token`)
 
 /**
- * Reads the chat template of a model folder: chat_template.jinja, else what chat_template.json holds, else tokenizer_config.json.
+ * Reads the chat template of a model folder: chat_template.jinja, else what chat_template.json holds, else
+ * tokenizer_config.json.
  *
  * @param text another template, instead of the folder's
  * @returns undefined where the folder has none
@@ -64,8 +65,8 @@ function specialTokensOf(config: Readonly<Record<string, unknown>>): Record<stri
 }
 
 /**
- * The template with a first line for each variable of training: an adapter is asked with both, so they are kept as one text. A variable
- * that the caller sets keeps the caller's value.
+ * The template with a first line for each variable of training: an adapter is asked with both, so they are kept as one
+ * text. A variable that the caller sets keeps the caller's value.
  *
  * @param args values that JSON has
  */

@@ -1,5 +1,5 @@
-// Chats as data sets hold them → one form: a list of messages with roles, as chat templates take it. A record that is no chat is
-// refused with its place in the data. In which order roles may come, the model's template decides.
+// Chats as data sets hold them → one form: a list of messages with roles, as chat templates take it. A record that is
+// no chat is refused with its place in the data. In which order roles may come, the model's template decides.
 
 import { DataError } from '../base/errors.js'
 import { isObject } from '../base/options.js'
@@ -51,7 +51,8 @@ const SHAREGPT_ROLES: Readonly<Record<string, string>> = {
 }
 
 /**
- * The chat of a record: `messages`; ShareGPT's `conversations`; or TRL's `prompt` and `completion` as lists of messages.
+ * The chat of a record: `messages`; ShareGPT's `conversations`; or TRL's `prompt` and `completion` as lists of
+ * messages.
  *
  * @throws DataError naming the message: no role or an unknown one, no content, or a weight other than 0 and 1
  */
@@ -158,8 +159,8 @@ function toolCall(value: unknown, where: string): object {
 }
 
 /**
- * The message as transformers hands it to a template: without fields that are null, with reasoning under both of its names. Parts
- * of text become one text, because most templates take no parts.
+ * The message as transformers hands it to a template: without fields that are null, with reasoning under both of its
+ * names. Parts of text become one text, because most templates take no parts.
  */
 function checkMessage(message: unknown, where: string): ChatMessage {
   if (typeof message !== 'object' || message === null || Array.isArray(message)) {

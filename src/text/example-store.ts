@@ -1,5 +1,5 @@
-// Tokenized examples, kept small: a million chats fit into memory. Ids are written in bytes of seven bits, one to five; labels as the
-// lengths of stretches that count and do not.
+// Tokenized examples, kept small: a million chats fit into memory. Ids are written in bytes of seven bits, one to five;
+// labels as the lengths of stretches that count and do not.
 
 import { type Example, IGNORED } from './records.js'
 
@@ -17,7 +17,10 @@ export class ExampleStore implements Iterable<Example> {
   #taken = 0
   /** The place of each example: chunk · CHUNK_BYTES + offset. Half the memory will do up to 4 GiB. */
   #places: Uint32Array | Float64Array = new Uint32Array(1 << 10)
-  /** An example is packed here before its length is known. It is one array for all, since a million would be much to clear away. */
+  /**
+   * An example is packed here before its length is known. It is one array for all, since a million would be much to
+   * clear away.
+   */
   #scratch = new Uint8Array(1 << 12)
 
   get length(): number {

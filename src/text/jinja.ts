@@ -1,5 +1,5 @@
-// Jinja by @huggingface/jinja, with what it lacks beside Jinja's own: a limit on work, strip, lstrip and rstrip of given characters,
-// line ends of any system, and marks in the place of transformers' {% generation %} tags.
+// Jinja by @huggingface/jinja, with what it lacks beside Jinja's own: a limit on work, strip, lstrip and rstrip of
+// given characters, line ends of any system, and marks in the place of transformers' {% generation %} tags.
 
 import { childrenOf, type Node, variableName } from './jinja-nodes.js'
 import { markTurns } from './turnwise.js'
@@ -20,9 +20,15 @@ const MAX_WORK = 1 << 21
 const STEPS_PER_ROUND = 8
 /** Characters of a text, or elements of a list with all that is inside it. */
 const MAX_SIZE = 1 << 24
-/** So many characters of a text take about as long as an expression: those that an operator copies, and those that a filter makes. */
+/**
+ * So many characters of a text take about as long as an expression: those that an operator copies, and those that a
+ * filter makes.
+ */
 const [COPIED_PER_STEP, MADE_PER_STEP] = [64, 8]
-/** The same of a list: elements that an operator looks at, and those that a slice copies. A filter makes one in that time. */
+/**
+ * The same of a list: elements that an operator looks at, and those that a slice copies. A filter makes one in that
+ * time.
+ */
 const [SEEN_PER_STEP, SLICED_PER_STEP] = [1024, 16]
 
 /** Expressions that make a new text or list. */
@@ -183,7 +189,10 @@ function withoutComments(template: string): string {
   }
 }
 
-/** The template with a mark in the place of each tag. Blocks around the marks keep the tags' handling of the space beside them. */
+/**
+ * The template with a mark in the place of each tag. Blocks around the marks keep the tags' handling of the space
+ * beside them.
+ */
 function withMarks(template: string): string {
   return template.replace(GENERATION_TAG, (_, left: string, end: string | undefined, right: string) => {
     return `{%${left} if true %}${end === undefined ? OPEN_MARK : CLOSE_MARK}{% endif ${right}%}`

@@ -1,5 +1,5 @@
-// Short examples side by side in rows of one length: each goes into the row with the least room that still holds it, the longest first
-// (best fit decreasing, as in TRL).
+// Short examples side by side in rows of one length: each goes into the row with the least room that still holds it,
+// the longest first (best fit decreasing, as in TRL).
 
 import type { Example } from './records.js'
 

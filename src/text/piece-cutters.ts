@@ -1,5 +1,5 @@
-// Cuts texts at places that no token reaches across, for the two kinds of tokenizers that language models have: byte-level BPE
-// and SentencePiece's BPE, as their tokenizer.json describes them.
+// Cuts texts at places that no token reaches across, for the two kinds of tokenizers that language models have:
+// byte-level BPE and SentencePiece's BPE, as their tokenizer.json describes them.
 
 import * as hub from '@huggingface/tokenizers'
 import { escaped } from './added-tokens.js'
@@ -48,7 +48,10 @@ export interface Cutter {
   byteLength(token: string): number
 }
 
-/** Byte-level BPE: GPT-2, Llama 3, Qwen, SmolLM. The pre-tokenizer's own borders, found on the text before bytes are mapped. */
+/**
+ * Byte-level BPE: GPT-2, Llama 3, Qwen, SmolLM. The pre-tokenizer's own borders, found on the text before bytes are
+ * mapped.
+ */
 export function byteLevelCutter(definition: Json): Cutter | undefined {
   const list = steps(definition.pre_tokenizer, 'pretokenizers')
   const last = list.at(-1)
@@ -72,7 +75,10 @@ export function byteLevelCutter(definition: Json): Cutter | undefined {
   }
 }
 
-/** The text cut by each splitter in turn. Where the matches of its expression are the whole text, they are found faster here. */
+/**
+ * The text cut by each splitter in turn. Where the matches of its expression are the whole text, they are found faster
+ * here.
+ */
 function splitBy(text: string, splitters: readonly PreTokenizer[]): string[] {
   let pieces = [text]
   for (const splitter of splitters) {
@@ -89,8 +95,9 @@ function splitBy(text: string, splitters: readonly PreTokenizer[]): string[] {
 }
 
 /**
- * SentencePiece's BPE with bytes for what it lacks: Llama 2, Mistral, Gemma. The whole text is one word to it; but no merge reaches
- * across a space that no token has behind the character before it, and such tokens are few (`>▁</` in Gemma's).
+ * SentencePiece's BPE with bytes for what it lacks: Llama 2, Mistral, Gemma. The whole text is one word to it; but no
+ * merge reaches across a space that no token has behind the character before it, and such tokens are few (`>▁</` in
+ * Gemma's).
  */
 export function sentencePieceCutter(definition: Json, model: PieceModel): Cutter | undefined {
   const { type, byte_fallback, ignore_merges, vocab } = definition.model as Json

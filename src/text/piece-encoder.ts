@@ -1,6 +1,6 @@
-// Encoding by pieces: a text is cut where no token can reach across (added tokens, the pre-tokenizer's borders, spaces of
-// SentencePiece vocabularies), and the tokens of a piece are remembered. Gives the library's ids at ten times its speed, and tells
-// which tokens a stretch of characters has, which the library cannot.
+// Encoding by pieces: a text is cut where no token can reach across (added tokens, the pre-tokenizer's borders, spaces
+// of SentencePiece vocabularies), and the tokens of a piece are remembered. Gives the library's ids at ten times its
+// speed, and tells which tokens a stretch of characters has, which the library cannot.
 
 import { type AddedToken, AddedTokens, type Span, sectionsOf } from './added-tokens.js'
 import {
@@ -178,10 +178,17 @@ function plainSpan(start: number): SpanOf {
   return (from, to) => ({ start: start + from, end: start + to })
 }
 
-/** A place to cut a part, so that its halves are normalized as the whole is: no ASCII character combines with one before it. */
+/**
+ * A place to cut a part, so that its halves are normalized as the whole is: no ASCII character combines with one before
+ * it.
+ */
 const BEFORE_ASCII = /(?=[\0-\x7f])/
 
-/** The same for a part that a normalizer changes. @returns undefined when it changes more than what stands between its cuts */
+/**
+ * The same for a part that a normalizer changes.
+ *
+ * @returns undefined when it changes more than what stands between its cuts
+ */
 function normalizedSpan(part: string, start: number, normalized: string, cutter: Cutter): SpanOf | undefined {
   const starts: number[] = []
   const ends: number[] = []

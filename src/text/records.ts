@@ -1,5 +1,5 @@
-// The kinds of records → the texts that a language model learns from: a text, a text that follows a prompt, or a chat. One eos
-// ends each text and is a target too; a chat ends as its template ends it.
+// The kinds of records → the texts that a language model learns from: a text, a text that follows a prompt, or a chat.
+// One eos ends each text and is a target too; a chat ends as its template ends it.
 
 import { DataError, MismatchError } from '../base/errors.js'
 import { type Chat, parseChat } from './chat.js'
@@ -36,7 +36,9 @@ export const IGNORED = -100
 /** One tokenized record. */
 export interface Example {
   readonly inputIds: Int32Array
-  /** labels[i] is the token at i, or IGNORED: not shifted. Nothing predicts the first token, so it is never a target. */
+  /**
+   * labels[i] is the token at i, or IGNORED: not shifted. Nothing predicts the first token, so it is never a target.
+   */
   readonly labels: Int32Array
 }
 

@@ -1,5 +1,5 @@
-// Text ⇄ token ids, over @huggingface/tokenizers (tokenizer.json, tokenizer_config.json). Adds what training needs and the
-// library lacks: which tokens a stretch of the text has, speed, and decoding token by token.
+// Text ⇄ token ids, over @huggingface/tokenizers (tokenizer.json, tokenizer_config.json). Adds what training needs and
+// the library lacks: which tokens a stretch of the text has, speed, and decoding token by token.
 
 import * as hub from '@huggingface/tokenizers'
 import { type Directory, readJson } from '../base/bytes.js'
@@ -41,13 +41,13 @@ export interface Tokenizer {
    */
   encodePair(prompt: string, completion: string): { ids: number[]; completionStart: number }
   /**
-   * Ids of `text` as it is, and for each span the tokens that touch it: what transformers' assistant mask marks. Spans are sorted
-   * and do not overlap.
+   * Ids of `text` as it is, and for each span the tokens that touch it: what transformers' assistant mask marks. Spans
+   * are sorted and do not overlap.
    */
   encodeSpans(text: string, spans: readonly Span[]): EncodedSpans
   /**
-   * Encodes one or two texts with special tokens. `typeIds` says to which text each token belongs. Texts that are too long are cut,
-   * the longer text first, as in transformers (`truncation=True`).
+   * Encodes one or two texts with special tokens. `typeIds` says to which text each token belongs. Texts that are too
+   * long are cut, the longer text first, as in transformers (`truncation=True`).
    */
   encodeTexts(first: string, second: string | undefined, maxLength: number): EncodedTexts
   /** Text of `ids`; special tokens are left out unless asked for. */
@@ -55,7 +55,8 @@ export interface Tokenizer {
   /**
    * Decodes token ids one by one.
    *
-   * @param after ids of the tokens before. Their text is not returned, but it can change the first characters of the new text
+   * @param after ids of the tokens before. Their text is not returned, but it can change the first characters of the
+   *   new text
    */
   stream(after?: readonly number[]): TextStream
 }
@@ -129,7 +130,8 @@ export function makeTokenizer(definition: unknown, config: unknown, name: string
 }
 
 /**
- * The library gives expressions of tokenizer.json to JavaScript's own engine, which for some takes longer than anyone waits.
+ * The library gives expressions of tokenizer.json to JavaScript's own engine, which for some takes longer than anyone
+ * waits.
  *
  * @throws FormatError
  */
@@ -289,7 +291,9 @@ class HubTextTokenizer implements Tokenizer {
     })
   }
 
-  /** Calls the library. Its errors mean that it cannot work with this tokenizer.json, and become errors of that file. */
+  /**
+   * Calls the library. Its errors mean that it cannot work with this tokenizer.json, and become errors of that file.
+   */
   #ask<T>(question: () => T): T {
     try {
       return question()
@@ -320,18 +324,18 @@ class HubTextTokenizer implements Tokenizer {
   }
 
   /**
-   * Index of the first token that reaches past character `at` of `text`. The library gives no offsets, so the end of a token is
-   * where the decoded tokens up to it end. That is exact as long as decoding gives the text back. Where it does not
-   * (lower-casing, Unicode normal forms), the answer is where the tokens of text and of the text up to `at` part: it never
-   * leaves out a token behind `at`, but can take in tokens of the word before it.
+   * Index of the first token that reaches past character `at` of `text`. The library gives no offsets, so the end of a
+   * token is where the decoded tokens up to it end. That is exact as long as decoding gives the text back. Where it
+   * does not (lower-casing, Unicode normal forms), the answer is where the tokens of text and of the text up to `at`
+   * part: it never leaves out a token behind `at`, but can take in tokens of the word before it.
    */
   #firstAfter(ids: readonly number[], text: string, at: number): number {
     const decoded = this.#decodeExactly(ids)
     const shift = decoded === text ? 0 : decoded === ` ${text}` ? 1 : undefined
     if (shift === undefined) return this.#firstDifference(ids, text.slice(0, at))
     const end = at + shift
-    // Bytes of a character that is not complete yet decode to U+FFFD, which differs from the text: the token touches the
-    // character after the common part.
+    // Bytes of a character that is not complete yet decode to U+FFFD, which differs from the text: the token touches
+    // the character after the common part.
     const reachesPast = (index: number): boolean => {
       const upTo = this.#decodeExactly(ids.slice(0, index + 1))
       const common = commonLength(upTo, decoded)
@@ -378,8 +382,8 @@ class HubTextTokenizer implements Tokenizer {
 }
 
 /**
- * Decodes a growing list of tokens by a window: the tokens whose text is still open, and those just before them, because
- * decoders treat the first token of a text in its own way.
+ * Decodes a growing list of tokens by a window: the tokens whose text is still open, and those just before them,
+ * because decoders treat the first token of a text in its own way.
  */
 class WindowedStream implements TextStream {
   readonly #decode: (ids: readonly number[]) => string

@@ -1,5 +1,6 @@
-// Templates that write one message after the other, as most do: a head, the messages in a loop, and the prompt for an answer.
-// If a template shows that it does so, one rendering tells where each message ends; otherwise it takes two for each answer.
+// Templates that write one message after the other, as most do: a head, the messages in a loop, and the prompt for an
+// answer. If a template shows that it does so, one rendering tells where each message ends; otherwise it takes two for
+// each answer.
 
 import { childrenOf, type Node, nodesIn, variableName } from './jinja-nodes.js'
 
@@ -12,8 +13,8 @@ const PROMPT = 'add_generation_prompt'
 const BACKWARD_FIELDS = ['first', 'index', 'index0', 'previtem']
 
 /**
- * Puts a mark at the end of each message. This is possible if two things hold: the text of the first messages is always the
- * beginning of the text of the whole chat, and the prompt for an answer follows that text.
+ * Puts a mark at the end of each message. This is possible if two things hold: the text of the first messages is always
+ * the beginning of the text of the whole chat, and the prompt for an answer follows that text.
  *
  * @returns whether both hold
  */

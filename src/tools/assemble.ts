@@ -1,5 +1,5 @@
-// New adapters out of changed parts: each layer has its own rank, and a scaling of 1 (alpha = rank), as mergekit and PEFT's
-// add_weighted_adapter write them.
+// New adapters out of changed parts: each layer has its own rank, and a scaling of 1 (alpha = rank), as mergekit and
+// PEFT's add_weighted_adapter write them.
 
 import { LoraAdapter } from '../lora/adapter.js'
 import { configForLayer, type LoraConfig, resolveConfig } from '../lora/config.js'
@@ -20,9 +20,11 @@ export interface UniformRank {
 }
 
 /**
- * An adapter of these layers, with the settings of `config` except for rank, alpha, their patterns, and what only training needs.
+ * An adapter of these layers, with the settings of `config` except for rank, alpha, their patterns, and what only
+ * training needs.
  *
- * @param layers at least one, or values, which take the base's place; the list is empty afterwards, so that memory holds each layer once
+ * @param layers at least one, or values, which take the base's place; the list is empty afterwards, so that memory
+ *   holds each layer once
  * @param uniform Default: each layer has the rank of its factors, and a scaling of 1
  */
 export function assemble(

@@ -11,10 +11,11 @@ import type { SparseSum } from './sparse.js'
  * - `cat`: Σ weight·ΔW, with the factors beside each other
  * - `linear`: sums of the factors A and B themselves, which adds products of one adapter's B and another's A
  * - `ties`: TIES (Yadav et al. 2023, arXiv 2306.01708) of the factors
- * - `dare_linear`, `dare_ties`: `linear` and `ties` of random values of the factors (DARE, Yu et al. 2024, arXiv 2311.03099)
+ * - `dare_linear`, `dare_ties`: `linear` and `ties` of random values of the factors (DARE, Yu et al. 2024, arXiv
+ *   2311.03099)
  * - `magnitude_prune`: `linear` of the largest values of the factors
- * - `ties_svd`, `dare_linear_svd`, `dare_ties_svd`, `magnitude_prune_svd`: the same with the ΔW in place of the factors, then the closest
- *   change of the rank
+ * - `ties_svd`, `dare_linear_svd`, `dare_ties_svd`, `magnitude_prune_svd`: the same with the ΔW in place of the
+ *   factors, then the closest change of the rank
  */
 export const COMBINATION_TYPES = [
   'exact',
@@ -44,8 +45,8 @@ export interface CombineSettings extends RankChoice, ToolRun {
    */
   density?: number | undefined
   /**
-   * For `ties` and `dare_ties`: how the sign of a value is chosen. `total`: the sign of the sum. `frequency`: the sign that most
-   * adapters have. Default `total`.
+   * For `ties` and `dare_ties`: how the sign of a value is chosen. `total`: the sign of the sum. `frequency`: the sign
+   * that most adapters have. Default `total`.
    */
   majoritySignMethod?: 'total' | 'frequency' | undefined
   /**
@@ -55,8 +56,8 @@ export interface CombineSettings extends RankChoice, ToolRun {
    */
   seed?: number | undefined
   /**
-   * Gives exactly the result of PEFT's add_weighted_adapter, even if it is wrong: with rsLoRA its results are √r times too large.
-   * Only the random values of `dare` are others. Default false.
+   * Gives exactly the result of PEFT's add_weighted_adapter, even if it is wrong: with rsLoRA its results are √r times
+   * too large. Only the random values of `dare` are others. Default false.
    */
   peftCompatible?: boolean | undefined
 }

@@ -1,6 +1,6 @@
-// Several adapters as one. The exact way stacks the factors, Σ cᵢ·Bᵢ·Aᵢ = [c₁B₁, c₂B₂, …]·[A₁; A₂; …], and takes the SVD of that product
-// by way of two QR decompositions: the closest change of each rank, without a matrix of the weight's size. The other ways are those of
-// PEFT's add_weighted_adapter (0.21, tuners/lora/model.py).
+// Several adapters as one. The exact way stacks the factors, Σ cᵢ·Bᵢ·Aᵢ = [c₁B₁, c₂B₂, …]·[A₁; A₂; …], and takes the
+// SVD of that product by way of two QR decompositions: the closest change of each rank, without a matrix of the
+// weight's size. The other ways are those of PEFT's add_weighted_adapter (0.21, tuners/lora/model.py).
 
 import type { Directory } from '../base/bytes.js'
 import { ConfigError, MismatchError, StateError, UnsupportedError } from '../base/errors.js'
@@ -175,7 +175,9 @@ function checkParts(one: Opened, way: CombineWay, hasBase: boolean): void {
   }
 }
 
-/** DoRA's change is no product of two factors. It is computed from the base, and its closest change of a rank is taken. */
+/**
+ * DoRA's change is no product of two factors. It is computed from the base, and its closest change of a rank is taken.
+ */
 function checkDora({ parts, label }: Opened, { type, choice, isPeft }: CombineWay, hasBase: boolean): void {
   const refuse = (what: string, hint: string) => {
     throw new UnsupportedError({ where: label, what: `${what}, because the change of DoRA depends on the base`, hint })

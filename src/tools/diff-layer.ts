@@ -19,8 +19,8 @@ export interface AdapterDifference {
   /** ⟨ΔA, ΔB⟩/(‖ΔA‖·‖ΔB‖): 1 for the same direction, −1 for opposite ones; null where one of them is 0. */
   cosine: number | null
   /**
-   * Principal angles in degrees, smallest first, between the spaces that the changes write into (their left singular vectors). 0: they
-   * share a direction; 90: they have none in common.
+   * Principal angles in degrees, smallest first, between the spaces that the changes write into (their left singular
+   * vectors). 0: they share a direction; 90: they have none in common.
    */
   outputAngles: number[]
   /** The same for the spaces that they read from (their right singular vectors). */
@@ -32,7 +32,10 @@ export interface AdapterDifference {
 /** Directions with singular values below this share of the largest are noise, and turn angles into chance. */
 const SIGNIFICANT = 1e-3
 
-/** Compares two changes. For several matrices (groups, experts): norms over all, angles and singular values of the first. */
+/**
+ * Compares two changes. For several matrices (groups, experts): norms over all, angles and singular values of the
+ * first.
+ */
 export function compareChanges(a: Change, b: Change): AdapterDifference {
   const pairs = a.pairs.map((own, at) => [own, b.pairs[at]] as const)
   const normOf = (of: (own: FactorPair, other: FactorPair) => FactorPair) =>
@@ -88,7 +91,10 @@ function leading({ u, s, vt }: Svd, side: 'u' | 'vt'): Matrix {
   return { data: rows.data.subarray(0, rank * rows.shape[1]), shape: [rank, rows.shape[1]] }
 }
 
-/** Angles between the spaces of orthonormal rows (Björck and Golub 1973), by cosines and, where these are near 1, by sines. */
+/**
+ * Angles between the spaces of orthonormal rows (Björck and Golub 1973), by cosines and, where these are near 1, by
+ * sines.
+ */
 function principalAngles(a: Matrix, b: Matrix): number[] {
   if (a.shape[0] === 0 || b.shape[0] === 0) return []
   const [small, large] = a.shape[0] <= b.shape[0] ? [a, b] : [b, a]

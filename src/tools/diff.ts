@@ -1,4 +1,5 @@
-// How two adapters, or two checkpoints, differ: layer by layer, without full matrices for adapters and one tensor at a time for checkpoints.
+// How two adapters, or two checkpoints, differ: layer by layer, without full matrices for adapters and one tensor at a
+// time for checkpoints.
 
 import type { Directory } from '../base/bytes.js'
 import { MismatchError } from '../base/errors.js'

@@ -1,4 +1,5 @@
-// The difference of a tensor in two checkpoints as a matrix that is read in blocks of rows; it is kept where it is small.
+// The difference of a tensor in two checkpoints as a matrix that is read in blocks of rows; it is kept where it is
+// small.
 
 import { readThere } from '../base/bytes.js'
 import { decodeFloatsThere, decodeWeights, isWeightDtype, type WeightDtype } from '../base/dtype.js'
@@ -37,7 +38,9 @@ const PIECE_BYTES = 1 << 20
 /** A difference up to here stays in memory, so that its files are read once. */
 export const KEPT_VALUES = 1 << 24
 
-/** Memory that pairs of tensors use one after the other: new memory for each would wait long for the garbage collector. */
+/**
+ * Memory that pairs of tensors use one after the other: new memory for each would wait long for the garbage collector.
+ */
 export class DifferenceMemory {
   #sides: readonly Side[] = []
   #kept = new Float32Array()
@@ -60,7 +63,10 @@ export class DifferenceMemory {
     return this.#kept.subarray(0, values)
   }
 
-  /** Gives the memory back at once: what is sent to a closed port is freed, where the garbage collector would take its time. */
+  /**
+   * Gives the memory back at once: what is sent to a closed port is freed, where the garbage collector would take its
+   * time.
+   */
   async release(): Promise<void> {
     const { port1, port2 } = new MessageChannel()
     port1.postMessage(undefined, [

@@ -1,5 +1,5 @@
-// An adapter out of a base and a fine-tuned checkpoint: the closest change of a low rank for each weight that differs. Both checkpoints
-// are read a tensor at a time, and large tensors in blocks of rows.
+// An adapter out of a base and a fine-tuned checkpoint: the closest change of a low rank for each weight that differs.
+// Both checkpoints are read a tensor at a time, and large tensors in blocks of rows.
 
 import type { Directory } from '../base/bytes.js'
 import { MismatchError, nearMisses, StateError } from '../base/errors.js'
@@ -31,14 +31,14 @@ type ExtractKind = 'linear' | 'conv1d' | 'embedding' | 'parameter'
 /** How {@link extractAdapter} works. */
 export interface ExtractSettings extends RankChoice, ToolRun {
   /**
-   * How changed input and output embeddings are kept: `lora`, as layers; `save`, whole, as PEFT's modules_to_save; `skip`, not at all.
-   * If the number of tokens changed, they are saved whole instead of `lora`.
+   * How changed input and output embeddings are kept: `lora`, as layers; `save`, whole, as PEFT's modules_to_save;
+   * `skip`, not at all. If the number of tokens changed, they are saved whole instead of `lora`.
    * @default lora
    */
   embeddings?: 'lora' | 'save' | 'skip' | undefined
   /**
-   * The treatment of changed tensors that LoRA cannot carry, such as norms and biases: `save` keeps them whole, `skip` leaves them out.
-   * The result lists them in both cases.
+   * The treatment of changed tensors that LoRA cannot carry, such as norms and biases: `save` keeps them whole, `skip`
+   * leaves them out. The result lists them in both cases.
    * @default save
    */
   others?: 'save' | 'skip' | undefined
@@ -184,8 +184,8 @@ function checkRelated(base: Checkpoint, tuned: Checkpoint): void {
 }
 
 /**
- * The kind of thing that a changed tensor becomes: a layer of a kind; or `bias`, `vocabulary` for another number of tokens, and `other` for what no factors
- * carry.
+ * The kind of thing that a changed tensor becomes: a layer of a kind; or `bias`, `vocabulary` for another number of
+ * tokens, and `other` for what no factors carry.
  */
 function kindOf(
   name: string,

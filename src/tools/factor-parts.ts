@@ -1,5 +1,6 @@
-// The parts of an adapter that are products of two factors, as lists of matrix pairs: one pair for a linear layer or an embedding, one
-// for each group of a convolution and each expert of a parameter. What changes ranks works on pairs, and puts them together again.
+// The parts of an adapter that are products of two factors, as lists of matrix pairs: one pair for a linear layer or an
+// embedding, one for each group of a convolution and each expert of a parameter. What changes ranks works on pairs, and
+// puts them together again.
 
 import { elementCount, type FloatArray, type Matrix, type Shaped, type Tensor, zeros } from '../base/tensor.js'
 import { transpose } from '../linalg/product.js'

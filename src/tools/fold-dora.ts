@@ -1,5 +1,5 @@
-// DoRA layers as plain changes of their weight. DoRA's weight is m·(W + s·B·A)/‖W + s·B·A‖, a norm for each row (Liu et al. 2024,
-// arXiv 2402.09353): its difference from W depends on W, and has any rank up to that of W.
+// DoRA layers as plain changes of their weight. DoRA's weight is m·(W + s·B·A)/‖W + s·B·A‖, a norm for each row (Liu et
+// al. 2024, arXiv 2402.09353): its difference from W depends on W, and has any rank up to that of W.
 
 import type { Matrix } from '../base/tensor.js'
 import { openCheckpoint } from '../formats/checkpoint.js'
@@ -27,8 +27,8 @@ export interface DoraBase {
 /**
  * Opens the base of adapters.
  *
- * @throws MismatchError for a DoRA layer whose weight the base does not have; UnsupportedError for a quantized base; FileError and
- *   FormatError where it cannot be read
+ * @throws MismatchError for a DoRA layer whose weight the base does not have; UnsupportedError for a quantized base;
+ *   FileError and FormatError where it cannot be read
  */
 export async function openDoraBase(
   { directory, file }: CheckpointPlace,

@@ -1,13 +1,17 @@
-// How many directions of a change are kept, and what is lost with the others. By Eckart and Young (1936) the first r singular values
-// and vectors give the closest change of rank r.
+// How many directions of a change are kept, and what is lost with the others. By Eckart and Young (1936) the first r
+// singular values and vectors give the closest change of rank r.
 
 import { ConfigError } from '../base/errors.js'
 import type { Svd } from '../linalg/svd.js'
 
-/** Which rank each layer gets. With `rank` and another rule, the rank is the smaller one. Each layer keeps rank 1 at least. */
+/**
+ * Which rank each layer gets. With `rank` and another rule, the rank is the smaller one. Each layer keeps rank 1 at
+ * least.
+ */
 export interface RankChoice {
   /**
-   * r: the rank of all layers, or the largest that another rule may give. No layer gets a higher rank than the rank of its s·B·A.
+   * r: the rank of all layers, or the largest that another rule may give. No layer gets a higher rank than the rank of
+   * its s·B·A.
    * @range an integer of at least 1
    */
   rank?: number | undefined
@@ -120,7 +124,8 @@ export interface LeadingSvd {
 const FIRST_RANK = 32
 
 /**
- * The leading singular values and vectors of a full matrix, as many as a rule asks for. The search doubles until it has enough.
+ * The leading singular values and vectors of a full matrix, as many as a rule asks for. The search doubles until it has
+ * enough.
  *
  * @throws NumericError when an element is not finite
  */

@@ -1,6 +1,7 @@
-// Sums of tensors of which a part was dropped first. TIES (Yadav et al. 2023, arXiv 2306.01708, section 4): keep the largest values of each
-// tensor, elect a sign for each value, and average the values of that sign. DARE (Yu et al. 2024, arXiv 2311.03099): keep random values, and
-// divide them by the share that is kept. The steps are those of PEFT's merge_utils.
+// Sums of tensors of which a part was dropped first. TIES (Yadav et al. 2023, arXiv 2306.01708, section 4): keep the
+// largest values of each tensor, elect a sign for each value, and average the values of that sign. DARE (Yu et al.
+// 2024, arXiv 2311.03099): keep random values, and divide them by the share that is kept. The steps are those of PEFT's
+// merge_utils.
 
 import type { Random } from '../base/random.js'
 import type { FloatArray } from '../base/tensor.js'
@@ -74,7 +75,10 @@ function randomValues(values: FloatArray, density: number, random: Random): Floa
   return result
 }
 
-/** The floor(density · n) values of the largest size, and zeros for the others. Of equal ones at the edge, the first are kept. */
+/**
+ * The floor(density · n) values of the largest size, and zeros for the others. Of equal ones at the edge, the first are
+ * kept.
+ */
 function largestValues(values: FloatArray, density: number): FloatArray {
   const kept = Math.floor(density * values.length)
   const result = values.slice().fill(0)

@@ -1,5 +1,6 @@
-// A model of transformers.js runs this in place of its own session: lowrank's session with the adapter of one call. It hides the inputs
-// that take factors, and gives ONNX Runtime's own tensors, which stay where they are: a cache on the GPU is not copied.
+// A model of transformers.js runs this in place of its own session: lowrank's session with the adapter of one call. It
+// hides the inputs that take factors, and gives ONNX Runtime's own tensors, which stay where they are: a cache on the
+// GPU is not copied.
 
 import { cacheEntry, isCacheInput } from '../graph/inputs/cache.js'
 import { typeOf } from '../graph/inputs/roles.js'
@@ -128,7 +129,10 @@ export function metadataOf(graph: Graph): InputMetadata[] {
   })
 }
 
-/** Some exporters leave the size of heads to the reader. What has a name here, transformers.js fills in: the batch, or else 0. */
+/**
+ * Some exporters leave the size of heads to the reader. What has a name here, transformers.js fills in: the batch, or
+ * else 0.
+ */
 function cacheShape(graph: Graph, input: Graph['inputs'][number]): (number | string)[] {
   const { dims, axis } = cacheEntry(graph, input)
   return dims.map((dim, i) => dim ?? (i === axis ? 'past_sequence_length' : 'batch_size'))

@@ -1,5 +1,5 @@
-// The ONNX Runtime that transformers.js uses: the same module, because its pipelines know tensors by their class, and because two
-// copies of the library in one process disturb each other.
+// The ONNX Runtime that transformers.js uses: the same module, because its pipelines know tensors by their class, and
+// because two copies of the library in one process disturb each other.
 
 import { MismatchError, RuntimeError } from '../base/errors.js'
 import { isObject } from '../base/options.js'

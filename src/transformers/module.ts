@@ -54,7 +54,9 @@ export interface PipelineInstance {
   readonly processor?: unknown
 }
 
-/** The parts of the module that are named in code. Classes of models, tokenizers and pipelines are found by their names. */
+/**
+ * The parts of the module that are named in code. Classes of models, tokenizers and pipelines are found by their names.
+ */
 export interface TransformersModule {
   readonly env: {
     readonly version: string
@@ -72,7 +74,8 @@ const PARTS = ['env', 'Tensor', 'AutoConfig', 'AutoModel', 'TextGenerationPipeli
 /**
  * transformers.js, as given or as installed.
  *
- * @throws RuntimeError when it is not installed, ConfigError when the given object is another, UnsupportedError for an older version
+ * @throws RuntimeError when it is not installed, ConfigError when the given object is another, UnsupportedError for an
+ *   older version
  */
 export async function transformersModule(given: unknown): Promise<TransformersModule> {
   const module = given ?? (await importTransformers())

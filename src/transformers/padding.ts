@@ -1,5 +1,6 @@
-// Rows that transformers.js fills up on the left, where GroupQueryAttention counts keys from the left: the keys that fill up are counted
-// too, and a bias hides them. https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#com.microsoft.GroupQueryAttention
+// Rows that transformers.js fills up on the left, where GroupQueryAttention counts keys from the left: the keys that
+// fill up are counted too, and a bias hides them.
+// https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#com.microsoft.GroupQueryAttention
 
 import { UnsupportedError } from '../base/errors.js'
 import { TensorProto_DataType as DataType } from '../formats/onnx/gen/onnx_pb.js'
@@ -16,7 +17,9 @@ const [SEQLENS, BIAS] = [5, 10]
 /** Providers whose GroupQueryAttention takes a bias. */
 const TAKES_BIAS = new Set(['cpu', 'wasm'])
 
-/** Added to the scores of keys that fill up: far below all others, and finite, so that rows of nothing else stay finite. */
+/**
+ * Added to the scores of keys that fill up: far below all others, and finite, so that rows of nothing else stay finite.
+ */
 const HIDDEN = { [DataType.FLOAT]: -1e9, [DataType.FLOAT16]: -3e4 } as const
 
 /** How a graph of a pipeline computes rows that are filled up on the left. */

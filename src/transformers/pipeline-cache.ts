@@ -1,6 +1,6 @@
-// The key-value cache of texts that a pipeline writes. transformers.js holds what a step gives out as the cache, and feeds it again with the
-// next step. A step adds only a few rows: they go into arrays with room for more, and what is handed out are tensors without data. Whoever
-// reads such a tensor gets a copy.
+// The key-value cache of texts that a pipeline writes. transformers.js holds what a step gives out as the cache, and
+// feeds it again with the next step. A step adds only a few rows: they go into arrays with room for more, and what is
+// handed out are tensors without data. Whoever reads such a tensor gets a copy.
 
 import type { NewRows } from '../graph/fuse/new-rows.js'
 import { cacheEntry, isCacheInput } from '../graph/inputs/cache.js'
@@ -115,7 +115,10 @@ function isPart(tensor: RuntimeTensor | undefined, dims: readonly (number | unde
 
 const NOTHING = new Float32Array(0)
 
-/** Tensors whose data is made when somebody reads it. Each call makes a class of its own, which knows its own tensors alone. */
+/**
+ * Tensors whose data is made when somebody reads it. Each call makes a class of its own, which knows its own tensors
+ * alone.
+ */
 function lazyClass(Tensor: TensorClass) {
   return class LazyTensor extends Tensor {
     #share: Share | undefined

@@ -1,5 +1,5 @@
-// Pipelines of transformers.js whose model runs in lowrank's session. Each call gets a light copy of the model, which is bound to the
-// call's adapter: calls with other adapters may overlap.
+// Pipelines of transformers.js whose model runs in lowrank's session. Each call gets a light copy of the model, which
+// is bound to the call's adapter: calls with other adapters may overlap.
 
 import { ConfigError, nearMisses, UnsupportedError } from '../base/errors.js'
 import { checkArgument, isObject } from '../base/options.js'
@@ -17,8 +17,8 @@ import { PipelineCache } from './pipeline-cache.js'
 /** Options of each call of a pipeline with adapters, beside transformers.js's own. */
 export interface AdapterCallOptions {
   /**
-   * Name of the adapter; `{ a: 0.5, b: 1 }` adds several up, each with its weight; a list has one such choice for each text of a batch.
-   * null is the base model alone. Default null.
+   * Name of the adapter; `{ a: 0.5, b: 1 }` adds several up, each with its weight; a list has one such choice for each
+   * text of a batch. null is the base model alone. Default null.
    */
   adapter?: AdapterChoice | readonly AdapterChoice[] | undefined
   /** Options of transformers.js: max_new_tokens, streamer, pooling, top_k, … */
@@ -29,7 +29,10 @@ export interface AdapterCallOptions {
 export interface AdapterPipelineParts {
   /** The task of the pipeline. */
   readonly task: string
-  /** transformers.js's model. Its call and `generate` take `adapter` beside the inputs; without it they run the base model. */
+  /**
+   * transformers.js's model. Its call and `generate` take `adapter` beside the inputs; without it they run the base
+   * model.
+   */
   readonly model: unknown
   /** transformers.js's tokenizer. */
   readonly tokenizer: unknown
@@ -105,8 +108,8 @@ const MIN_NEAR = 5
 /**
  * The adapter of a call, and its other options.
  *
- * @throws ConfigError for a value that is no choice, and for an option whose name is nearly `adapter`: transformers.js ignores options that
- *   it does not know, and would run the base model
+ * @throws ConfigError for a value that is no choice, and for an option whose name is nearly `adapter`: transformers.js
+ *   ignores options that it does not know, and would run the base model
  */
 function choiceOf(
   options: Readonly<Record<string, unknown>>,

@@ -23,7 +23,10 @@ import { checkTask, modelClass, type PipelineTask, pipelineClass, readerOf } fro
 
 /** The adapters of a pipeline, and how its model is opened. */
 export interface PipelineOptions {
-  /** Adapters by the name that calls choose them by: in memory, or what `loadAdapter` takes. `session.add` adds others later. */
+  /**
+   * Adapters by the name that calls choose them by: in memory, or what `loadAdapter` takes. `session.add` adds others
+   * later.
+   */
   adapters?: Readonly<Record<string, LoraAdapter | Source>> | undefined
   /** The type of the graph's weights: onnx/model_q4.onnx for `q4`. Default `auto`: what config.json says, else fp32. */
   dtype?: DtypeChoice | undefined
@@ -40,13 +43,18 @@ export interface PipelineOptions {
   onDownload?: OnDownload | undefined
   /** Ends the loading of files. */
   signal?: SignalLike | undefined
-  /** The imported module @huggingface/transformers, where `import` from this package would find none or another copy. */
+  /**
+   * The imported module @huggingface/transformers, where `import` from this package would find none or another copy.
+   */
   transformers?: object | undefined
 }
 
 /** Options of {@link withAdapters}. */
 export interface WithAdaptersOptions extends Omit<PipelineOptions, 'device' | 'transformers'> {
-  /** The source that the pipeline's model was loaded from: a path, a model on the Hub, a URL, picked files or a Directory. */
+  /**
+   * The source that the pipeline's model was loaded from: a path, a model on the Hub, a URL, picked files or a
+   * Directory.
+   */
   source: Source
 }
 

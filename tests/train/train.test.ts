@@ -49,7 +49,7 @@ describe('train', () => {
       evalData: undefined,
       chatTemplate:
         '{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}',
-      maxLength: 200,
+      maxLength: 128,
       maxSteps: 1,
       on: { warning: (message) => void warnings.push(message) },
     })

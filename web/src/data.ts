@@ -1,4 +1,5 @@
-// Data of a run: a text, rows with labels, or folders of pictures. The data and the model decide what the adapter will learn.
+// Data of a run: a text, rows with labels, or folders of pictures. The data and the model decide what the adapter will
+// learn.
 
 import type { TaskFacts } from 'lowrank'
 import { byId, guarded, inputOf, make } from './dom.js'

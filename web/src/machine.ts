@@ -19,8 +19,8 @@ export async function isolate(): Promise<void> {
 }
 
 /**
- * How many threads compute. ONNX Runtime itself takes half of the processors, and at most 4: of 2 processors only one. Half are enough where
- * two of them are one core, as on many large machines.
+ * How many threads compute. ONNX Runtime itself takes half of the processors, and at most 4: of 2 processors only one.
+ * Half are enough where two of them are one core, as on many large machines.
  */
 export function threadCount(): number {
   if (!globalThis.crossOriginIsolated) return 1

@@ -166,8 +166,8 @@ export class Trainer {
   }
 
   /**
-   * Throws the error. Where the browser has no space, what the run has saved goes to memory, and the next run writes nothing to its file
-   * system.
+   * Throws the error. Where the browser has no space, what the run has saved goes to memory, and the next run writes
+   * nothing to its file system.
    */
   async #refuse(error: unknown, run?: UnfinishedRun): Promise<never> {
     if (!isFull(error)) throw error

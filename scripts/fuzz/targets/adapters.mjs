@@ -1,4 +1,5 @@
-// Adapter folders: what loads has no problems for inspect, and the other way round; what was saved loads and saves as the same bytes.
+// Adapter folders: what loads has no problems for inspect, and the other way round; what was saved loads and saves as
+// the same bytes.
 
 import { MemoryDirectory } from '../../../dist/base/bytes.js'
 import { LowrankError } from '../../../dist/base/errors.js'

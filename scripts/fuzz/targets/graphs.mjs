@@ -1,4 +1,5 @@
-// ONNX graphs: changed bytes for the reader, changed trees for lowering, the graph of the loss and the plan of a merge; config.json.
+// ONNX graphs: changed bytes for the reader, changed trees for lowering, the graph of the loss and the plan of a merge;
+// config.json.
 
 import { fromBinary, toBinary } from '@bufbuild/protobuf'
 import { MemoryDirectory } from '../../../dist/base/bytes.js'

@@ -1,7 +1,7 @@
-// How long JavaScript's engine can take for a regular expression, found without running it. The engine tries one way through the
-// expression after the other. So the number of ways counts in which a text can be read: the positions of an expression (Glushkov) are a
-// graph. Two ways around from one position by the same characters mean that every further round doubles the time. Without rounds, as in
-// (?:a|aa){24}, the ways are counted for texts of the worst kind.
+// How long JavaScript's engine can take for a regular expression, found without running it. The engine tries one way
+// through the expression after the other. So the number of ways counts in which a text can be read: the positions of an
+// expression (Glushkov) are a graph. Two ways around from one position by the same characters mean that every further
+// round doubles the time. Without rounds, as in (?:a|aa){24}, the ways are counted for texts of the worst kind.
 
 import { type CharacterTest, type Expression, ExpressionError, parseRegExp } from './parse.js'
 
@@ -185,7 +185,10 @@ function characterSets(tests: readonly CharacterTest[], codes: readonly number[]
   return tests.map((test) => byTest.get(test)!)
 }
 
-/** True if some text can be read in very many ways. The texts with the most ways so far are made longer by each kind of character. */
+/**
+ * True if some text can be read in very many ways. The texts with the most ways so far are made longer by each kind of
+ * character.
+ */
 function hasManyWays(graph: PositionGraph, first: readonly number[], sets: readonly Set<number>[]): boolean {
   const kinds = [...new Set(sets.flatMap((set) => [...set]))]
   const edges = graph.next.map((next) => [...next])

@@ -1,6 +1,7 @@
-// Regular expressions as trees, in two dialects: Python's (the re module of 3.11), in which configs of adapters choose modules, and
-// JavaScript's, into which @huggingface/tokenizers turns the expressions of a tokenizer.json. Both may come from strangers: Python's are
-// run by an engine of our own that never takes exponential time, and JavaScript's are refused where they could (cost.ts).
+// Regular expressions as trees, in two dialects: Python's (the re module of 3.11), in which configs of adapters choose
+// modules, and JavaScript's, into which @huggingface/tokenizers turns the expressions of a tokenizer.json. Both may
+// come from strangers: Python's are run by an engine of our own that never takes exponential time, and JavaScript's are
+// refused where they could (cost.ts).
 
 /** One character: true for a code point that it stands for. */
 export type CharacterTest = (code: number) => boolean
@@ -428,8 +429,8 @@ function caseless(test: CharacterTest): CharacterTest {
 }
 
 /**
- * The alternatives as one expression. Those that begin alike, such as the full names of a thousand layers, share what they begin with: a
- * text is then compared with it once. Their order stays, which decides between several matches.
+ * The alternatives as one expression. Those that begin alike, such as the full names of a thousand layers, share what
+ * they begin with: a text is then compared with it once. Their order stays, which decides between several matches.
  */
 function choiceOf(options: readonly Expression[]): Expression {
   return factored(options.map((option) => (option.kind === 'sequence' ? option.items : [option])))

@@ -1,5 +1,5 @@
-// Facts of the base that a GGUF adapter needs: the architecture, how many heads a layer has, and which tensors there are. A folder with
-// config.json tells this, or a GGUF file of the model.
+// Facts of the base that a GGUF adapter needs: the architecture, how many heads a layer has, and which tensors there
+// are. A folder with config.json tells this, or a GGUF file of the model.
 
 import { type Directory, readJson } from '../../base/bytes.js'
 import { ConfigError, FormatError, UnsupportedError } from '../../base/errors.js'
@@ -25,8 +25,8 @@ export interface GgufBase {
 
 /**
  * @param file a GGUF file in the folder. Default: config.json, else the folder's only .gguf file
- * @throws ConfigError when the folder has neither; FormatError for a damaged file; UnsupportedError for an architecture that is not
- *   implemented
+ * @throws ConfigError when the folder has neither; FormatError for a damaged file; UnsupportedError for an architecture
+ *   that is not implemented
  */
 export async function readBase(directory: Directory, file?: string): Promise<GgufBase> {
   if (file !== undefined && file !== 'config.json') return readGgufBase(directory, file)

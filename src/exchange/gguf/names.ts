@@ -16,7 +16,8 @@ export interface GgufNames {
 
 /**
  * @param model class of transformers, as in config.json's `architectures`
- * @throws UnsupportedError when llama.cpp does not know the class, or changes its weights in a way that is not implemented
+ * @throws UnsupportedError when llama.cpp does not know the class, or changes its weights in a way that is not
+ *   implemented
  */
 export function namesOfModel(model: string, where: string): GgufNames {
   const found = Object.hasOwn(MODELS, model) ? MODELS[model] : undefined

@@ -1,10 +1,14 @@
-// The order of rows in q and k. transformers turns pairs (i, i + hd/2) of a head, Llama's own code and llama.cpp turn (2i, 2i + 1), so
-// converted weights have their rows in another order (LlamaModel.permute in llama.cpp's conversion/llama.py). Of s·B·A only B has rows.
+// The order of rows in q and k. transformers turns pairs (i, i + hd/2) of a head, Llama's own code and llama.cpp turn
+// (2i, 2i + 1), so converted weights have their rows in another order (LlamaModel.permute in llama.cpp's
+// conversion/llama.py). Of s·B·A only B has rows.
 
 import { ShapeError } from '../../base/errors.js'
 import type { FloatArray } from '../../base/tensor.js'
 
-/** The `d` rows of B, or of its bytes, as llama.cpp has them, in a new array: row 2i + h of a head is row h·hd/2 + i here. */
+/**
+ * The `d` rows of B, or of its bytes, as llama.cpp has them, in a new array: row 2i + h of a head is row h·hd/2 + i
+ * here.
+ */
 export function toGgufOrder<T extends FloatArray | Uint8Array>(data: T, d: number, heads: number, where: string): T {
   return reordered(data, d, heads, where, (own, foreign) => [foreign, own])
 }

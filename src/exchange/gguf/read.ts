@@ -1,4 +1,5 @@
-// GGUF adapters → LoRA adapters with the names of transformers. The base says which architecture it is, and how many heads there are.
+// GGUF adapters → LoRA adapters with the names of transformers. The base says which architecture it is, and how many
+// heads there are.
 
 import type { ByteSource } from '../../base/bytes.js'
 import { FormatError, MismatchError, ShapeError, UnsupportedError } from '../../base/errors.js'
@@ -15,8 +16,8 @@ import { fromGgufOrder } from './permute.js'
 /**
  * Reads an adapter.
  *
- * @throws FormatError when the file is no adapter, is damaged, or half a pair is missing; MismatchError for the adapter of another
- *   architecture; UnsupportedError for what is no LoRA layer; NumericError when a value is not finite
+ * @throws FormatError when the file is no adapter, is damaged, or half a pair is missing; MismatchError for the adapter
+ *   of another architecture; UnsupportedError for what is no LoRA layer; NumericError when a value is not finite
  */
 export async function readGgufAdapter(source: ByteSource, base: GgufBase): Promise<LoraAdapter> {
   const file = await parseGguf(source)

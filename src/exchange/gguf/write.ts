@@ -1,6 +1,6 @@
-// LoRA adapters as GGUF files for llama.cpp (its convert_lora_to_gguf.py and src/llama-adapter.cpp). llama.cpp multiplies by alpha/r, or
-// by 1 where alpha is 0. Its own converter writes lora_alpha alone, and so loses rsLoRA and patterns; here alpha says the scaling where one
-// number can, and otherwise the scalings are multiplied into B.
+// LoRA adapters as GGUF files for llama.cpp (its convert_lora_to_gguf.py and src/llama-adapter.cpp). llama.cpp
+// multiplies by alpha/r, or by 1 where alpha is 0. Its own converter writes lora_alpha alone, and so loses rsLoRA and
+// patterns; here alpha says the scaling where one number can, and otherwise the scalings are multiplied into B.
 
 import type { ByteSink } from '../../base/bytes.js'
 import { type FloatDtype, isFiniteStored } from '../../base/dtype.js'
@@ -60,8 +60,8 @@ const EXPERT = /^(.*)\.experts\.(\d+)\.(\w+)$/
  * Writes a whole file into a sink, which stays the caller's to commit. Two tensors are in memory at a time.
  *
  * @param run its steps are the file's tensors
- * @throws UnsupportedError naming what GGUF cannot hold; MismatchError for a module that the base does not have, or of another shape;
- *   NumericError for a value that is not finite in the type
+ * @throws UnsupportedError naming what GGUF cannot hold; MismatchError for a module that the base does not have, or of
+ *   another shape; NumericError for a value that is not finite in the type
  */
 export async function writeGgufAdapter(
   adapter: OpenAdapter,
@@ -164,7 +164,10 @@ function stackedModule([, module, , part]: RegExpExecArray): string {
     : `${module}.experts.${part}`
 }
 
-/** The modules of a stacked parameter, with their factors: `gate_up_proj` is two tensors, unless llama.cpp has one for both. */
+/**
+ * The modules of a stacked parameter, with their factors: `gate_up_proj` is two tensors, unless llama.cpp has one for
+ * both.
+ */
 function parameterPairs(
   { name, tensors: { weightA, weightB }, experts }: Extract<FactorPart, { kind: 'parameter' }>,
   { hidden }: GgufBase,

@@ -1,5 +1,5 @@
-// Reads a header whose length nobody knows in advance, a piece at a time. Every length in it is checked against the file's before
-// anything is read or made.
+// Reads a header whose length nobody knows in advance, a piece at a time. Every length in it is checked against the
+// file's before anything is read or made.
 
 import type { ByteSource } from '../../base/bytes.js'
 import { FormatError } from '../../base/errors.js'

@@ -1,5 +1,5 @@
-// GGUF (ggml's docs/gguf.md, versions 2 and 3): metadata, a list of tensors, and their bytes. The header is read and checked; no tensor
-// is. Long lists, such as a tokenizer's words, are passed over.
+// GGUF (ggml's docs/gguf.md, versions 2 and 3): metadata, a list of tensors, and their bytes. The header is read and
+// checked; no tensor is. Long lists, such as a tokenizer's words, are passed over.
 
 import type { ByteSource } from '../../base/bytes.js'
 import { FormatError, UnsupportedError } from '../../base/errors.js'
@@ -53,8 +53,8 @@ export interface GgufFile {
 /**
  * Reads and checks a header.
  *
- * @throws FormatError that names the file, and the value or tensor where there is one, when a number, a length, a type or a range is
- *   wrong, or ranges overlap; UnsupportedError for version 1 and big-endian files
+ * @throws FormatError that names the file, and the value or tensor where there is one, when a number, a length, a type
+ *   or a range is wrong, or ranges overlap; UnsupportedError for version 1 and big-endian files
  */
 export async function parseGguf(source: ByteSource): Promise<GgufFile> {
   const where = source.name

@@ -80,8 +80,8 @@ export function decodeGguf(bytes: Uint8Array, dtype: GgufFloat): Float32Array {
 }
 
 /**
- * Numbers → little-endian bytes. Q8_0 as ggml's reference has it: blocks of 32 share the scale max|x|/127 in f16, halves round away
- * from zero. The length must be a multiple of the type's block.
+ * Numbers → little-endian bytes. Q8_0 as ggml's reference has it: blocks of 32 share the scale max|x|/127 in f16,
+ * halves round away from zero. The length must be a multiple of the type's block.
  */
 export function encodeGguf(values: Float32Array, dtype: GgufFloat): Uint8Array {
   if (dtype !== 'q8_0') return encodeFloats(values, dtype)

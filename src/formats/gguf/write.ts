@@ -28,7 +28,8 @@ export interface WrittenTensor {
 const BLOCK_BYTES = 1 << 21
 
 /**
- * Writes a whole file into a sink, which stays the caller's to commit. A block of tensors is written while the next one is read.
+ * Writes a whole file into a sink, which stays the caller's to commit. A block of tensors is written while the next one
+ * is read.
  *
  * @param onTensor called after each tensor
  */

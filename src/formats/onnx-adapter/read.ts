@@ -1,5 +1,5 @@
-// Reads .onnx_adapter files. FlatBuffers are tables that point at each other: each offset is checked against the file's length before it
-// is followed, and nothing is read twice the file's size.
+// Reads .onnx_adapter files. FlatBuffers are tables that point at each other: each offset is checked against the file's
+// length before it is followed, and nothing is read twice the file's size.
 
 import type { ByteSource } from '../../base/bytes.js'
 import { FormatError, UnsupportedError } from '../../base/errors.js'
@@ -28,8 +28,8 @@ export function isOnnxAdapter(bytes: Uint8Array): boolean {
 /**
  * The tensors of a file, in its order.
  *
- * @throws FormatError that names the file, and the tensor where there is one, when an offset, a length or a type is wrong;
- *   UnsupportedError for a later version and for types other than floats of 16 and 32 bits
+ * @throws FormatError that names the file, and the tensor where there is one, when an offset, a length or a type is
+ *   wrong; UnsupportedError for a later version and for types other than floats of 16 and 32 bits
  */
 export async function parseOnnxAdapter(source: ByteSource): Promise<OnnxAdapterEntry[]> {
   const reader = new Reader(source)

@@ -1,5 +1,6 @@
-// ONNX Runtime's .onnx_adapter: a FlatBuffers file of named tensors (onnxruntime/lora/adapter_format/adapter_schema.fbs). All tables lie
-// before the data, so that one tensor's bytes are in memory at a time.
+// ONNX Runtime's .onnx_adapter: a FlatBuffers file of named tensors
+// (onnxruntime/lora/adapter_format/adapter_schema.fbs). All tables lie before the data, so that one tensor's bytes are
+// in memory at a time.
 
 import type { ByteSink } from '../../base/bytes.js'
 import { UnsupportedError } from '../../base/errors.js'
@@ -33,7 +34,8 @@ export async function writeOnnxAdapter(
   tensors: readonly OnnxAdapterTensor[],
   onTensor?: (name: string) => Promise<void>,
 ): Promise<void> {
-  // The two vtables, which all tables of a kind share; the root table; the vector of parameters; then each parameter with its texts.
+  // The two vtables, which all tables of a kind share; the root table; the vector of parameters; then each parameter
+  // with its texts.
   const adapterTable = ROOT + 2 * VTABLE_BYTES
   const vector = adapterTable + TABLE_BYTES
   let at = vector + 4 + 4 * tensors.length

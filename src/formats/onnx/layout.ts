@@ -1,4 +1,5 @@
-// Plans the files of an .onnx: for each byte, whether it is known, copied from the model's files, or a new weight's. No weight is read.
+// Plans the files of an .onnx: for each byte, whether it is known, copied from the model's files, or a new weight's. No
+// weight is read.
 
 import { toBinary } from '@bufbuild/protobuf'
 import { FormatError } from '../../base/errors.js'
@@ -39,8 +40,8 @@ export interface OnnxLayout {
   /** Names of initializers whose content is replaced; type and shape stay. */
   readonly replaced?: ReadonlySet<string> | undefined
   /**
-   * Files beside the model's own stay as they are, under names that belong to the new file; what is new goes into the graph or, above
-   * `maxAddedBytes`, into a data file of its own. Default: all weights are written anew.
+   * Files beside the model's own stay as they are, under names that belong to the new file; what is new goes into the
+   * graph or, above `maxAddedBytes`, into a data file of its own. Default: all weights are written anew.
    */
   readonly keepsFiles?: boolean | undefined
   /** Most bytes of new weights that go into a graph whose other weights are in files. Default 32 MiB. */
@@ -68,8 +69,9 @@ const MAX_ADDED_BYTES = 1 << 25
 const MIN_EXTERNAL_BYTES = 1024
 
 /**
- * Plans the files of `proto`, a graph over `model`'s weights. Weights go into a separate file if the model had one, or if the whole
- * would be larger than protobuf's 2 GiB. Its name is `path` + `_data`, or has the ending of the model's own file.
+ * Plans the files of `proto`, a graph over `model`'s weights. Weights go into a separate file if the model had one, or
+ * if the whole would be larger than protobuf's 2 GiB. Its name is `path` + `_data`, or has the ending of the model's
+ * own file.
  *
  * @returns data files (NAME_data, NAME_data_1, … as transformers.js numbers them), and the graph, which comes last
  * @throws FormatError when `replaced` names an initializer that the graph does not have

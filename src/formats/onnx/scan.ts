@@ -115,7 +115,9 @@ class Scanner {
     return pieces
   }
 
-  /** The field that begins at `at`, which ends before `end`. Only what is length-delimited has a beginning of its body. */
+  /**
+   * The field that begins at `at`, which ends before `end`. Only what is length-delimited has a beginning of its body.
+   */
   async #field(
     at: number,
     end: number,

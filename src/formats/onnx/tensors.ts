@@ -46,7 +46,10 @@ export function dataTypeName(dataType: number): string {
   return DataType[dataType] ?? `type ${dataType}`
 }
 
-/** Bytes of a tensor's packed content; undefined for strings, types that this schema does not know, and negative dimensions. */
+/**
+ * Bytes of a tensor's packed content; undefined for strings, types that this schema does not know, and negative
+ * dimensions.
+ */
 export function byteLengthOf(dataType: number, dims: readonly number[]): number | undefined {
   const bits = BITS[dataType as DataType]
   return bits === undefined || dims.some((dim) => dim < 0) ? undefined : Math.ceil((elementCount(dims) * bits) / 8)

@@ -1,5 +1,5 @@
-// Tensors whose elements do not follow one another in their storage (transposed, sliced, expanded views), copied into row-major
-// order, and a source that has these copies after the end of the file.
+// Tensors whose elements do not follow one another in their storage (transposed, sliced, expanded views), copied into
+// row-major order, and a source that has these copies after the end of the file.
 
 import { type ByteSource, checkRange, concatBytes } from '../../base/bytes.js'
 import { FormatError } from '../../base/errors.js'
@@ -7,8 +7,8 @@ import { elementCount, formatShape } from '../../base/tensor.js'
 import type { TorchTensor } from './rebuild.js'
 
 /**
- * How much views may cost to read and to hold, beside some times the file's own length: a stride of 0 makes much out of nothing, and
- * so do many views of one storage.
+ * How much views may cost to read and to hold, beside some times the file's own length: a stride of 0 makes much out of
+ * nothing, and so do many views of one storage.
  */
 const SPARE_BYTES = 1 << 26
 const TIMES_FILE = 8
@@ -25,7 +25,8 @@ export class Gatherer {
   }
 
   /**
-   * Finds a place at which a view's elements follow one another: in its storage, or in a copy after the end of the file.
+   * Finds a place at which a view's elements follow one another: in its storage, or in a copy after the end of the
+   * file.
    *
    * @param storageStart of its storage in the file
    * @throws FormatError when the views of the file are much larger than the file

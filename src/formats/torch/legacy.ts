@@ -1,5 +1,5 @@
-// torch.save before 1.6, and since then with `_use_new_zipfile_serialization=False`: five pickles (a magic number, the protocol,
-// the machine, the value, the storages' keys), then each storage as a 64-bit length and its elements.
+// torch.save before 1.6, and since then with `_use_new_zipfile_serialization=False`: five pickles (a magic number, the
+// protocol, the machine, the value, the storages' keys), then each storage as a 64-bit length and its elements.
 
 import type { ByteSource } from '../../base/bytes.js'
 import { FormatError, UnsupportedError } from '../../base/errors.js'

@@ -1,4 +1,5 @@
-// Python values out of a pickle. Dicts are Maps and classes are names, so that no value can be mistaken for a part of this program.
+// Python values out of a pickle. Dicts are Maps and classes are names, so that no value can be mistaken for a part of
+// this program.
 
 /** A value of Python. An integer is a bigint where a number would not be exact. */
 export type PickleValue = null | boolean | number | bigint | string | PickleObject

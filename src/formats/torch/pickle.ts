@@ -1,5 +1,6 @@
-// A pickle machine that builds plain values and calls nothing: the opcodes that torch.save writes (Python's pickletools,
-// protocols 2 to 5), and of all classes and functions only those that the host names. Everything else is refused with its offset.
+// A pickle machine that builds plain values and calls nothing: the opcodes that torch.save writes (Python's
+// pickletools, protocols 2 to 5), and of all classes and functions only those that the host names. Everything else is
+// refused with its offset.
 
 import { FormatError, UnsupportedError } from '../../base/errors.js'
 import { PickleDict, PickleGlobal, PickleList, PickleObject, PickleTuple, type PickleValue } from './pickle-values.js'
@@ -9,7 +10,10 @@ export const MAX_PICKLE_BYTES = 1 << 26
 /** Python's pickler puts at most 2000 items on its stack for one dict. */
 const MAX_STACK = 1 << 16
 const MAX_MEMO = 1 << 21
-/** Tuples, dicts and what the host makes, each time they are pushed: a tensor has twelve. One takes up to 300 bytes of memory, in the file one. */
+/**
+ * Tuples, dicts and what the host makes, each time they are pushed: a tensor has twelve. One takes up to 300 bytes of
+ * memory, in the file one.
+ */
 const MAX_OBJECTS = 1 << 21
 /** Longer integers are neither sizes nor torch's magic number. */
 const MAX_INTEGER_BYTES = 16
@@ -68,8 +72,8 @@ const MARK = Symbol('mark')
  * One pickle, from `start` to its STOP.
  *
  * @param file names the file in errors
- * @throws PickleTruncatedError when the bytes end before STOP; FormatError when they are no pickle, or one that Python could
- *   not load; UnsupportedError that names the opcode or the global, and its offset, when it is not on the list
+ * @throws PickleTruncatedError when the bytes end before STOP; FormatError when they are no pickle, or one that Python
+ *   could not load; UnsupportedError that names the opcode or the global, and its offset, when it is not on the list
  */
 export function parsePickle(
   bytes: Uint8Array,

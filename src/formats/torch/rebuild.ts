@@ -1,5 +1,6 @@
-// The names that a pickle by torch.save may use: storages, the functions that rebuild tensors from them (torch/_utils.py), OrderedDict.
-// A rebuilt tensor is a view: which storage, from which element, with which sizes and strides.
+// The names that a pickle by torch.save may use: storages, the functions that rebuild tensors from them
+// (torch/_utils.py), OrderedDict. A rebuilt tensor is a view: which storage, from which element, with which sizes and
+// strides.
 
 import type { TensorDtype } from '../../base/dtype.js'
 import { FormatError, UnsupportedError } from '../../base/errors.js'

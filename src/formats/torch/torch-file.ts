@@ -1,6 +1,6 @@
-// Files by torch.save as an index of tensors and byte ranges, in the form that safetensors files have. Nothing in them is executed:
-// the pickle is read by a machine that knows tensors alone. Formats: torch/serialization.py, `_save` (zip, since 1.6) and
-// `_legacy_save`.
+// Files by torch.save as an index of tensors and byte ranges, in the form that safetensors files have. Nothing in them
+// is executed: the pickle is read by a machine that knows tensors alone. Formats: torch/serialization.py, `_save` (zip,
+// since 1.6) and `_legacy_save`.
 
 import type { ByteSource } from '../../base/bytes.js'
 import { FormatError, UnsupportedError } from '../../base/errors.js'
@@ -14,13 +14,13 @@ import { type TorchContent, TorchHost, TorchTensor } from './rebuild.js'
 import { openZip, type ZipArchive, type ZipEntry } from './zip.js'
 
 /**
- * Reads the state dict of a file by torch.save: a dict of tensors. A tensor whose elements follow one another is a range of the
- * file; others are gathered into memory, as a part of `source` after the file's end. Checksums are verified where the file has
- * them, for which it is read once. Closing `source` closes the file.
+ * Reads the state dict of a file by torch.save: a dict of tensors. A tensor whose elements follow one another is a
+ * range of the file; others are gathered into memory, as a part of `source` after the file's end. Checksums are
+ * verified where the file has them, for which it is read once. Closing `source` closes the file.
  *
- * @throws FormatError when the file is no torch file, damaged, or holds anything else than named tensors; UnsupportedError when its
- *   pickle asks for an opcode, a class or a function that such files do not need, by name and offset, or when it is big-endian or
- *   compressed. Nothing is ever executed.
+ * @throws FormatError when the file is no torch file, damaged, or holds anything else than named tensors;
+ *   UnsupportedError when its pickle asks for an opcode, a class or a function that such files do not need, by name and
+ *   offset, or when it is big-endian or compressed. Nothing is ever executed.
  */
 export async function parseTorchFile(source: ByteSource): Promise<SafetensorsFile> {
   const start = await source.read(0, Math.min(source.byteLength, 64))

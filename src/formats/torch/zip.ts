@@ -1,5 +1,6 @@
-// The zip archives that torch.save writes: stored entries only, so that an entry's content is a range of the file. Read from the
-// central directory (PKWARE APPNOTE 6.3.10, sections 4.3.7 to 4.3.16); whatever torch.save does not write is refused.
+// The zip archives that torch.save writes: stored entries only, so that an entry's content is a range of the file. Read
+// from the central directory (PKWARE APPNOTE 6.3.10, sections 4.3.7 to 4.3.16); whatever torch.save does not write is
+// refused.
 
 import type { ByteSource } from '../../base/bytes.js'
 import { FormatError, UnsupportedError } from '../../base/errors.js'

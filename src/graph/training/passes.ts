@@ -25,7 +25,7 @@ import type { Objective, TrainedTensor } from './objective-graph.js'
 import { lengthOf, measureShapes, typicalElements } from './probe.js'
 import { checkTrainableForm } from './trainable-form.js'
 
-/** The layers that are trained, and how. */
+/** The trained tensors and the settings of their training. */
 export interface TrainingGraphOptions {
   readonly layers: readonly TrainedLayer[]
   /** Lets weights of the base be trained. Default: none. */

@@ -21,8 +21,8 @@ type SharpModule = (file: string | Uint8Array) => Sharp
 let loading: Promise<SharpModule> | undefined
 
 /**
- * Reads a file, turned as its camera was held. Throws what the system says of a path that cannot be read, ConfigError when sharp is not
- * installed, and what sharp says of the file.
+ * Reads a file, turned as its camera was held. Throws what the system says of a path that cannot be read, ConfigError
+ * when sharp is not installed, and what sharp says of the file.
  */
 export async function decodeWithSharp(file: string | Uint8Array): Promise<RgbImage> {
   // A wrong path is told of first: to install sharp would not help there.

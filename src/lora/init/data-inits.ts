@@ -1,5 +1,6 @@
-// Starts that come from data: LoRA-GA from a gradient, CorDA and EVA from the inputs of layers, LoftQ from what quantizing loses.
-// Whoever trains hands these in; the results are PEFT's (tuners/lora: layer.py, corda.py, eva.py of 0.21), up to the signs of singular vectors.
+// Starts that come from data: LoRA-GA from a gradient, CorDA and EVA from the inputs of layers, LoftQ from what
+// quantizing loses. Whoever trains hands these in; the results are PEFT's (tuners/lora: layer.py, corda.py, eva.py of
+// 0.21), up to the signs of singular vectors.
 
 import { ConfigError, ShapeError, StateError } from '../../base/errors.js'
 import { checkArgument, kind } from '../../base/options.js'
@@ -17,7 +18,10 @@ import { changesBase, type Init } from './inits.js'
 
 /** How `loraGaInitialize` turns a gradient into factors; defaults are PEFT's. */
 export interface LoraGaOptions {
-  /** Which of the gradient's leading 2r singular triples go to A and which to B. Default ArB2r: the first r to A, the next to B. */
+  /**
+   * Which of the gradient's leading 2r singular triples go to A and which to B. Default ArB2r: the first r to A, the
+   * next to B.
+   */
   direction?: 'ArBr' | 'A2rBr' | 'ArB2r' | 'random' | undefined
   /** How large B is. Default `stable`: d^¼/√γ. */
   scale?: 'stable' | 'weight-svd' | 'gd-scale' | 'unit' | undefined

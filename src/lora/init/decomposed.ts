@@ -1,5 +1,5 @@
-// First factors that come out of a decomposition of the weight, as PEFT's tuners/lora/layer.py has them (0.21). All in f64; weights
-// (d, k), A (r, k), B (d, r).
+// First factors that come out of a decomposition of the weight, as PEFT's tuners/lora/layer.py has them (0.21). All in
+// f64; weights (d, k), A (r, k), B (d, r).
 
 import { F64, type Matrix, zeros } from '../../base/tensor.js'
 import { copyAs, product, transpose } from '../../linalg/product.js'
@@ -8,7 +8,10 @@ import { randomizedSvd, subspaceSvd } from '../../linalg/randomized-svd.js'
 import { type Svd, svd } from '../../linalg/svd.js'
 import type { FactorPair } from '../delta.js'
 
-/** The leading singular triples. Blocks end when they add next to nothing: triples are wanted one by one, not only their energy. */
+/**
+ * The leading singular triples. Blocks end when they add next to nothing: triples are wanted one by one, not only their
+ * energy.
+ */
 export function leadingTriples(matrix: Matrix, count: number): Svd {
   return randomizedSvd(matrix, count, { tolerance: 1e-13, iterations: 400 })
 }
@@ -30,8 +33,8 @@ export function pissaFactors(weight: Matrix, rank: number, scaling: number): Fac
 }
 
 /**
- * The same as torch's svd_lowrank finds it: subspace iterations from `start` (min(d, k), r), without oversampling, on the weight
- * or its transpose, whichever is taller.
+ * The same as torch's svd_lowrank finds it: subspace iterations from `start` (min(d, k), r), without oversampling, on
+ * the weight or its transpose, whichever is taller.
  */
 export function fastPissaFactors(weight: Matrix, start: Matrix, iterations: number, scaling: number): FactorPair {
   if (weight.shape[0] >= weight.shape[1]) return balanced(subspaceSvd(weight, start, iterations), scaling)
@@ -67,8 +70,8 @@ export function micaFactors(weight: Matrix, rank: number): FactorPair {
 }
 
 /**
- * Orthogonal factors (datta0.github.io/posts/rethink-lora-init): from N(0, 1) in `square` (r, r), `right` (k, r/2) and `left`
- * (r/2, d), with Q of square = Q·R: A = (right·Q[even rows])ᵀ/10, B = leftᵀ·Q[odd rows]/10, so that B·A = 0.
+ * Orthogonal factors (datta0.github.io/posts/rethink-lora-init): from N(0, 1) in `square` (r, r), `right` (k, r/2) and
+ * `left` (r/2, d), with Q of square = Q·R: A = (right·Q[even rows])ᵀ/10, B = leftᵀ·Q[odd rows]/10, so that B·A = 0.
  */
 export function orthogonalFactors(square: Matrix, right: Matrix, left: Matrix): FactorPair {
   const { q } = qr(square)

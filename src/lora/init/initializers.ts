@@ -1,5 +1,5 @@
-// First values of A and B. Each layer draws from its own stream, chosen by seed and name alone: neither other layers nor
-// dropout can change it.
+// First values of A and B. Each layer draws from its own stream, chosen by seed and name alone: neither other layers
+// nor dropout can change it.
 
 import { ConfigError, UnsupportedError } from '../../base/errors.js'
 import { Random } from '../../base/random.js'
@@ -91,7 +91,10 @@ function fromBase(config: LoraConfig, name: string, base: Matrix | undefined): F
   return init === 'mica' ? micaFactors(base, rank) : takenFromBase(config, name, base)
 }
 
-/** B₀·A₀ of pissa and olora, in f64, for a rank of at most min(d, k): a function of W, and of the seed for `pissa-niter-N`. */
+/**
+ * B₀·A₀ of pissa and olora, in f64, for a rank of at most min(d, k): a function of W, and of the seed for
+ * `pissa-niter-N`.
+ */
 export function takenFromBase(config: LoraConfig, name: string, base: Matrix): FactorPair {
   const { init, rank, seed } = config
   const scaling = scalingOf(config)

@@ -1,4 +1,5 @@
-// How a new layer's factors start: the names, and which starts move a part of the base weight into B·A. All but `normal` are PEFT's.
+// How a new layer's factors start: the names, and which starts move a part of the base weight into B·A. All but
+// `normal` are PEFT's.
 
 /**
  * From the layer's shape alone:
@@ -6,20 +7,23 @@
  * - `kaiming-uniform`: A ~ U(±1/√k), B = 0; PEFT's default.
  * - `gaussian`: A ~ N(0, deviation 1/r), B = 0.
  * - `random`: A ~ U(±1/√k), B ~ U(±1/√r); PEFT's `false`. The effective weight does not start as W.
- * - `orthogonal`: the rank must be even. A and B use different halves of an orthogonal basis, so B·A = 0. Values are about 1/10.
+ * - `orthogonal`: the rank must be even. A and B use different halves of an orthogonal basis, so B·A = 0. Values are
+ *   about 1/10.
  *
  * From the base weight:
- * - `pissa` (Meng et al. 2024, arXiv 2404.02948): the r largest singular values and vectors are removed from W and stored in B·A;
- *   `pissa-niter-N`: found by N subspace iterations from a random start. If the rank is higher than min(d, k), lowrank uses min(d,
- *   k). The scaling s is still computed from the rank in the config.
- * - `olora` (Büyükakyüz 2024, arXiv 2406.01775): the first r columns of Q and rows of R of W = Q·R move into B·A. The rank is limited
- *   as with `pissa`.
- * - `mica` (arXiv 2604.01694): B holds the left singular vectors of the r smallest singular values and is not trained; A = 0.
+ * - `pissa` (Meng et al. 2024, arXiv 2404.02948): the r largest singular values and vectors are removed from W and
+ *   stored in B·A; `pissa-niter-N`: found by N subspace iterations from a random start. If the rank is higher than
+ *   min(d, k), lowrank uses min(d, k). The scaling s is still computed from the rank in the config.
+ * - `olora` (Büyükakyüz 2024, arXiv 2406.01775): the first r columns of Q and rows of R of W = Q·R move into B·A. The
+ *   rank is limited as with `pissa`.
+ * - `mica` (arXiv 2604.01694): B holds the left singular vectors of the r smallest singular values and is not trained;
+ *   A = 0.
  *
  * From your data. The layer first has `kaiming-uniform` values. Then call the function of `lowrank/init`:
  * - `eva` (Paischer et al. 2024, arXiv 2410.07170): A from the directions of the layers' inputs, by `evaInitialize`.
  * - `lora-ga` (Wang et al. 2024, arXiv 2407.05000): from a gradient, by `loraGaInitialize`.
- * - `corda` (Yang et al. 2024, arXiv 2406.05223): the singular triples of W·C, with C of the layer's inputs, by `cordaInitialize`.
+ * - `corda` (Yang et al. 2024, arXiv 2406.05223): the singular triples of W·C, with C of the layer's inputs, by
+ *   `cordaInitialize`.
  */
 export type Init =
   | 'normal'
@@ -72,8 +76,8 @@ export function takesFromBase(init: Init): boolean {
 }
 
 /**
- * True if B₀·A₀ can be computed again from W alone: pissa, olora. The start of pissa-niter-N is drawn at random, and no file tells the
- * draws: another start gives other factors.
+ * True if B₀·A₀ can be computed again from W alone: pissa, olora. The start of pissa-niter-N is drawn at random, and no
+ * file tells the draws: another start gives other factors.
  */
 export function isToldByBase(init: Init): boolean {
   return init === 'pissa' || init === 'olora'

@@ -1,5 +1,5 @@
-// A convolution's factors, A (r, in, *kernel) and B (d, r/groups, 1…): their shapes, for files that hold them and layers made of
-// them.
+// A convolution's factors, A (r, in, *kernel) and B (d, r/groups, 1…): their shapes, for files that hold them and
+// layers made of them.
 
 import { ShapeError } from '../../base/errors.js'
 import { elementCount, formatShape } from '../../base/tensor.js'

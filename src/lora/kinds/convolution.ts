@@ -1,6 +1,7 @@
-// An adapted convolution of one, two or three dimensions, as PEFT has it: A is a convolution (r, in, *kernel) that moves like the
-// base's, B one of kernel 1, (d, r/groups, 1…). Flattened, they are factors of the base's weight (d, in·K), so that a linear layer
-// holds them; K is the number of a kernel's elements. A grouped convolution's A sees all channels: its change is no change of a weight.
+// An adapted convolution of one, two or three dimensions, as PEFT has it: A is a convolution (r, in, *kernel) that
+// moves like the base's, B one of kernel 1, (d, r/groups, 1…). Flattened, they are factors of the base's weight (d,
+// in·K), so that a linear layer holds them; K is the number of a kernel's elements. A grouped convolution's A sees all
+// channels: its change is no change of a weight.
 
 import { ShapeError, UnsupportedError } from '../../base/errors.js'
 import { checkTensor, elementCount, type FloatArray, formatShape, type Matrix, type Tensor } from '../../base/tensor.js'
@@ -13,8 +14,8 @@ import { convolutionShape, groupsRefusal } from './convolution-factors.js'
 import { LinearBacked } from './linear-backed.js'
 
 /**
- * An adapted convolution of one, two or three dimensions, whose weight is W + s·B·A: y = conv(x, W) + s·conv(conv(x, A), B). A has
- * shape (r, in, *kernel), B (d, r/groups, 1…), W (d, in/groups, *kernel).
+ * An adapted convolution of one, two or three dimensions, whose weight is W + s·B·A: y = conv(x, W) + s·conv(conv(x,
+ * A), B). A has shape (r, in, *kernel), B (d, r/groups, 1…), W (d, in/groups, *kernel).
  */
 export class ConvolutionLora extends LinearBacked {
   readonly kind = 'convolution'
@@ -32,7 +33,8 @@ export class ConvolutionLora extends LinearBacked {
    *
    * @param weightA (r, in, *kernel)
    * @param weightB (d, r/groups, 1…), as many dimensions
-   * @throws ShapeError when the shapes disagree, or r, in or d is no multiple of the groups; else as {@link LoraLayer.fromFactors}
+   * @throws ShapeError when the shapes disagree, or r, in or d is no multiple of the groups; else as {@link
+   *   LoraLayer.fromFactors}
    */
   constructor(
     weightA: Tensor<FloatArray>,

@@ -1,5 +1,5 @@
-// An adapted embedding: rows of E + s·(B·A)ᵀ with E (V, D), A (r, V), B (D, r). Its transpose is a linear layer's weight, which
-// does the work here, so that a DoRA magnitude has one number for each of the D features, as in PEFT.
+// An adapted embedding: rows of E + s·(B·A)ᵀ with E (V, D), A (r, V), B (D, r). Its transpose is a linear layer's
+// weight, which does the work here, so that a DoRA magnitude has one number for each of the D features, as in PEFT.
 
 import { ShapeError } from '../../base/errors.js'
 import {
@@ -32,8 +32,8 @@ export interface EmbeddingGradients {
 }
 
 /**
- * An adapted embedding: rows of E + s·(B·A)ᵀ with E (V, D), A (r, V) and B (D, r). Made from trained factors, in evaluation mode.
- * Dropout, which PEFT does not apply to embeddings, has no effect.
+ * An adapted embedding: rows of E + s·(B·A)ᵀ with E (V, D), A (r, V) and B (D, r). Made from trained factors, in
+ * evaluation mode. Dropout, which PEFT does not apply to embeddings, has no effect.
  */
 export class EmbeddingLora extends LinearBacked {
   readonly kind = 'embedding'
@@ -109,7 +109,10 @@ export class EmbeddingLora extends LinearBacked {
     return transpose(this.linear.delta())
   }
 
-  /** E + s·(B·A)ᵀ (V, D), with DoRA's magnitude, a new matrix; while merged, a copy of the base. Throws StateError without a base. */
+  /**
+   * E + s·(B·A)ᵀ (V, D), with DoRA's magnitude, a new matrix; while merged, a copy of the base. Throws StateError
+   * without a base.
+   */
   effectiveWeight(): Matrix {
     return transpose(this.linear.effectiveWeight())
   }
@@ -134,8 +137,8 @@ export class EmbeddingLora extends LinearBacked {
   }
 
   /**
-   * Gradients for the last forward from that of its output (n, D); norms of DoRA count as constants, as in PEFT. In PEFT, the
-   * padding token has no gradient. In lowrank, it has one.
+   * Gradients for the last forward from that of its output (n, D); norms of DoRA count as constants, as in PEFT. In
+   * PEFT, the padding token has no gradient. In lowrank, it has one.
    *
    * @throws StateError before a forward and while merged, ShapeError when gradOutput is not (n, D)
    */

@@ -1,6 +1,7 @@
-// An adapted parameter (PEFT's target_parameters): the weights of E experts in one tensor (E, d, k), or one matrix that no linear
-// layer owns, E = 1. Each expert is a linear layer with factors of its own, A_e (r, k) and B_e (d, r). PEFT keeps them in two
-// matrices: A (E·r, k), expert after expert, and B (d, r·E), where the experts of one rank are neighbors.
+// An adapted parameter (PEFT's target_parameters): the weights of E experts in one tensor (E, d, k), or one matrix that
+// no linear layer owns, E = 1. Each expert is a linear layer with factors of its own, A_e (r, k) and B_e (d, r). PEFT
+// keeps them in two matrices: A (E·r, k), expert after expert, and B (d, r·E), where the experts of one rank are
+// neighbors.
 
 import type { FloatDtype } from '../../base/dtype.js'
 import { ShapeError } from '../../base/errors.js'
@@ -46,8 +47,8 @@ export function expertColumns(weightB: Matrix, expert: number, experts: number):
 }
 
 /**
- * An adapted parameter: E linear layers, y = x·(W_e + s·B_e·A_e)ᵀ with W_e (d, k), A_e (r, k) and B_e (d, r). Made from trained
- * factors, in evaluation mode; PEFT has no dropout here.
+ * An adapted parameter: E linear layers, y = x·(W_e + s·B_e·A_e)ᵀ with W_e (d, k), A_e (r, k) and B_e (d, r). Made from
+ * trained factors, in evaluation mode; PEFT has no dropout here.
  */
 export class ExpertLora extends Part {
   readonly kind = 'parameter'
@@ -63,8 +64,8 @@ export class ExpertLora extends Part {
    * @param weightA (E·r, k)
    * @param weightB (d, r·E)
    * @param name the parameter's, which the config's patterns see whole
-   * @throws ShapeError when the shapes of A and B do not fit, or when their ranks are not a multiple of the config's rank for this
-   *   name
+   * @throws ShapeError when the shapes of A and B do not fit, or when their ranks are not a multiple of the config's
+   *   rank for this name
    */
   constructor(weightA: MatrixLike, weightB: MatrixLike, config: LoraConfigInput = {}, name = '') {
     super()
@@ -232,7 +233,9 @@ export class ExpertLora extends Part {
     return this.expert(expert).forward(input)
   }
 
-  /** Adds s·B·A to the base. If it fails for one expert, no expert is changed. Throws as {@link LoraLayer.merge} does. */
+  /**
+   * Adds s·B·A to the base. If it fails for one expert, no expert is changed. Throws as {@link LoraLayer.merge} does.
+   */
   merge(): void {
     mergeOrNone(this.#experts)
   }

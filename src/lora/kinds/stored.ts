@@ -1,5 +1,6 @@
-// Parts that hold values instead of factors: a whole tensor (PEFT's modules_to_save, trained biases, resized embeddings, new heads) and
-// single rows of an embedding. Bytes stay as their file has them until somebody asks for the numbers.
+// Parts that hold values instead of factors: a whole tensor (PEFT's modules_to_save, trained biases, resized
+// embeddings, new heads) and single rows of an embedding. Bytes stay as their file has them until somebody asks for the
+// numbers.
 
 import { decodeWeights, encodeWeights, isWeightDtype, type TensorDtype, type WeightDtype } from '../../base/dtype.js'
 import { ConfigError, ShapeError, StateError, UnsupportedError } from '../../base/errors.js'
@@ -151,7 +152,10 @@ export interface ReplacementOptions {
 /** A whole tensor that replaces a tensor of the base, or a new tensor, such as a classification head. */
 export class Replacement extends StoredPart {
   readonly kind = 'replacement'
-  /** False for a copy of the base's own tensor, saved along because the vocabulary was resized or the embedding is adapted. */
+  /**
+   * False for a copy of the base's own tensor, saved along because the vocabulary was resized or the embedding is
+   * adapted.
+   */
   readonly isTrained: boolean
   /** The tensor's name in the adapter's file, which can differ from the base's where other parts wrap the module. */
   readonly key: string
@@ -204,7 +208,8 @@ export class TokenRows extends StoredPart {
    * @param module the embedding, as in `model.embed_tokens`
    * @param indices n different tokens
    * @param rows (n, D)
-   * @throws ShapeError when the numbers of rows and tokens differ; ConfigError when a token is invalid or is given twice
+   * @throws ShapeError when the numbers of rows and tokens differ; ConfigError when a token is invalid or is given
+   *   twice
    */
   constructor(module: string, indices: readonly number[], rows: StoredValues) {
     checkArgument(indices, TOKENS, 'indices')

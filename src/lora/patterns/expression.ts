@@ -1,6 +1,6 @@
-// Matches Python's regular expressions in time that grows with expression × text, whatever both are: backtracking in Python's own
-// order, but never twice from the same place (memoized, as in Spencer's and V8's experimental engines). Only back-references need
-// real backtracking, within a limit.
+// Matches Python's regular expressions in time that grows with expression × text, whatever both are: backtracking in
+// Python's own order, but never twice from the same place (memoized, as in Spencer's and V8's experimental engines).
+// Only back-references need real backtracking, within a limit.
 
 import { type CharacterTest, type Expression, ExpressionError } from '../../base/expressions/parse.js'
 
@@ -11,8 +11,9 @@ const MAX_STEPS = 1 << 20
 /** The same with back-references, where a step costs more. */
 const MAX_REFERENCE_STEPS = 1 << 17
 /**
- * Steps for all texts and all expressions of a config: ten times what a list of 1000 full names on 1000 names needs, and at most two
- * seconds. A step of a long program takes up to 0.2 µs, because its places do not fit the processor's cache.
+ * Steps for all texts and all expressions of a config: ten times what a list of 1000 full names on 1000 names needs,
+ * and at most two seconds. A step of a long program takes up to 0.2 µs, because its places do not fit the processor's
+ * cache.
  */
 export const MAX_TOTAL_STEPS = 1 << 23
 /** A larger table of places is kept as a set. */
@@ -65,8 +66,8 @@ export class Matcher {
   }
 
   /**
-   * Finds the end of the first match from the text's beginning whose end is accepted, in Python's order. Ends count code points.
-   * Throws ExpressionError when it takes too long.
+   * Finds the end of the first match from the text's beginning whose end is accepted, in Python's order. Ends count
+   * code points. Throws ExpressionError when it takes too long.
    */
   matchEnd(text: string, accepts: (end: number, length: number) => boolean): number | undefined {
     const codes = Array.from(text, (character) => character.codePointAt(0)!)
@@ -162,7 +163,10 @@ class Compiler {
   }
 }
 
-/** Begins and ends of groups, by slot, and the last begin of each loop, by the negative of its place; only with back-references. */
+/**
+ * Begins and ends of groups, by slot, and the last begin of each loop, by the negative of its place; only with
+ * back-references.
+ */
 type Slots = ReadonlyMap<number, number>
 
 interface Thread {
@@ -205,7 +209,10 @@ class SetOfPlaces implements Places {
 interface Search {
   readonly program: readonly Instruction[]
   readonly accepts: (end: number) => boolean
-  /** The ways that are left to try, the last first: their slots, and their places in program and text, which as objects would cost more. */
+  /**
+   * The ways that are left to try, the last first: their slots, and their places in program and text, which as objects
+   * would cost more.
+   */
   readonly slots: Slots[]
   readonly places: number[]
   /** Splits that were tried, or are being tried, by place in program and text; only without back-references. */

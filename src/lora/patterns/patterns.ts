@@ -1,5 +1,5 @@
-// How PEFT chooses modules and their ranks by name: lists of suffixes, and Python regular expressions. Rules: huggingface/peft,
-// tuners_utils.check_target_module_exists and other.get_pattern_key.
+// How PEFT chooses modules and their ranks by name: lists of suffixes, and Python regular expressions. Rules:
+// huggingface/peft, tuners_utils.check_target_module_exists and other.get_pattern_key.
 
 import { ConfigError } from '../../base/errors.js'
 import { type Expression, ExpressionError, parseExpression } from '../../base/expressions/parse.js'
@@ -28,7 +28,10 @@ export function fullMatch(pattern: string, where: string, total?: StepCount): Pa
   return { test: (name) => attemptMatch(() => matcher.test(name), pattern, where) }
 }
 
-/** Most keys are names, often one for each layer: compiling and running them as expressions takes some hundred times as long. */
+/**
+ * Most keys are names, often one for each layer: compiling and running them as expressions takes some hundred times as
+ * long.
+ */
 const PLAIN_KEY = /^\^?(?:[\w.-]|\\[.-]){1,1000}$/
 const PRINTABLE = /^[ -~]*$/
 
@@ -123,7 +126,10 @@ export interface TargetRules {
   readonly layersPattern?: readonly string[] | string | undefined
 }
 
-/** True if an entry of modules_to_save means this module, or one around it. An entry is an end of a name, with or without a dot before it. */
+/**
+ * True if an entry of modules_to_save means this module, or one around it. An entry is an end of a name, with or
+ * without a dot before it.
+ */
 export function isInsideModule(module: string, entry: string): boolean {
   return module.endsWith(entry) || module.includes(`${entry}.`)
 }
@@ -145,8 +151,8 @@ export function stepsOf(config: object): StepCount {
 const matchers = new WeakMap<TargetRules, (moduleName: string) => boolean>()
 
 /**
- * A test of module names against a config's rules; with `all-linear` every name passes that is not excluded. The same one for the
- * same config, so that no name is paid for twice.
+ * A test of module names against a config's rules; with `all-linear` every name passes that is not excluded. The same
+ * one for the same config, so that no name is paid for twice.
  *
  * @throws ConfigError when an expression does not compile; the test throws it when matching takes too long
  */
