@@ -108,15 +108,33 @@ export async function outputNorms(
 
 async function normsOf(
   read: ReadLines,
-  { transposed, start, width }: StoredWeight,
+  stored: StoredWeight,
   { k, d }: Pick<LoraLayer, 'd' | 'k'>,
   layer: Pick<LoraLayer, 'weightA' | 'weightB' | 'scaling' | 'd' | 'k'> | undefined,
 ): Promise<OutputNorms> {
+  const norms = new OutputNorms(d)
+  const delta = layer && new StoredDelta(layer, layer.scaling, !stored.transposed, new Float32Array())
+  for await (const { block, row } of blocksOf(read, stored, { k, d })) {
+    norms.add(delta === undefined ? block : delta.addTo(block, row), row, !stored.transposed)
+  }
+  return norms
+}
+
+/** The layer's part of a weight in blocks of its rows, (rows, k) or (rows, d), each with its first row. */
+export async function* weightBlocks(model: OnnxModel, graph: Graph, linear: Linear) {
+  const { transposed, k, d, fused, form } = linear
+  const stored = { transposed, start: fused?.start ?? 0, width: fused?.width ?? d }
+  yield* blocksOf(await form.openLines(model, graph, linear), stored, { k, d })
+}
+
+async function* blocksOf(
+  read: ReadLines,
+  { transposed, start, width }: StoredWeight,
+  { k, d }: Pick<LoraLayer, 'd' | 'k'>,
+): AsyncGenerator<{ block: Matrix; row: number }> {
   // Lines of the stored weight are outputs (d, k), or inputs (k, d), whose columns are cut to the layer's.
   const columns = transposed ? k : width
   const blockRows = Math.max(1, Math.floor(BLOCK_ELEMENTS / columns))
-  const norms = new OutputNorms(d)
-  const delta = layer && new StoredDelta(layer, layer.scaling, !transposed, new Float32Array())
   const [first, end] = transposed ? [start, start + d] : [0, k]
   for (let row = first; row < end; row += blockRows) {
     const m = Math.min(blockRows, end - row)
@@ -124,9 +142,8 @@ async function normsOf(
     const block: Matrix = transposed
       ? { data: values, shape: [m, columns] }
       : { data: columnsOf(values, m, columns, start, d), shape: [m, d] }
-    norms.add(delta === undefined ? block : delta.addTo(block, row - first), row - first, !transposed)
+    yield { block, row: row - first }
   }
-  return norms
 }
 
 function columnsOf(values: Float32Array, rows: number, columns: number, start: number, count: number): Float32Array {
