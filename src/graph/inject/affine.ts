@@ -2,17 +2,16 @@
 // with y = x·Wᵀ + b is DoRA's output for c = m / ‖W + s·B·A‖ and t = (1 − c) ⊙ b (Liu et al. 2024, arXiv 2402.09353;
 // PEFT leaves the base's bias b alone), and that of a bias of B for c = 1 and t = s·biasB.
 
-import { decodeFloats } from '../../base/dtype.js'
 import { NumericError, UnsupportedError } from '../../base/errors.js'
 import type { Matrix } from '../../base/tensor.js'
 import type { OnnxModel } from '../../formats/onnx/model.js'
 import { StoredDelta } from '../../lora/delta.js'
 import { OutputNorms } from '../../lora/dora.js'
 import type { LoraLayer } from '../../lora/layer.js'
-import { FLOAT_DTYPES, openFloatLines } from '../match/forms/float-product.js'
 import type { ReadLines } from '../match/forms/form.js'
 import type { Linear } from '../match/linears.js'
-import { biasOf, type Embedding, ownBiasInput, storedValue } from '../match/parameters.js'
+import { biasOf, type Embedding, ownBiasInput } from '../match/parameters.js'
+import { openEmbedding, readVector } from '../match/read-base-tensor.js'
 import type { Graph } from '../view/graph.js'
 
 /** Weights pass in blocks of at most so many elements: 4 MiB in f32. */
@@ -66,19 +65,16 @@ function finite({ name }: { readonly name: string }, affine: Affine): Affine {
 export async function lookupScales(
   model: OnnxModel,
   graph: Graph,
-  { node, transposed, features, vocabulary, integers }: Embedding,
+  embedding: Embedding,
   layer: Pick<LoraLayer, 'name' | 'magnitude' | 'weightA' | 'weightB' | 'scaling'>,
   own?: Float32Array,
 ): Promise<Float32Array | undefined> {
+  const { transposed, features, vocabulary } = embedding
   const { magnitude, weightA, weightB, scaling } = layer
   if (magnitude === undefined) return undefined
-  const openTable = () =>
-    integers === undefined
-      ? openFloatLines(model, graph, { node, weight: storedValue(graph, node.input[0]), problem: undefined })
-      : integers.form.openLines(model, graph, integers)
   const read: ReadLines =
     own === undefined
-      ? await openTable()
+      ? await openEmbedding(model, graph, embedding)
       : async (first, count) => own.slice(first * features, (first + count) * features)
   const stored = { transposed: own === undefined && transposed, start: 0, width: features }
   const [d, k] = [features, vocabulary]
@@ -170,11 +166,4 @@ export async function ownBias(model: OnnxModel, graph: Graph, linear: Linear): P
   const values = bias && (await readVector(model, graph, node.input[input]))
   if (bias !== undefined && values !== undefined) return values.subarray(bias.start, bias.start + d)
   throw new UnsupportedError({ where: `node ${node.name}`, what: 'its bias cannot be read' })
-}
-
-/** The values of a stored tensor; undefined where they are no floats. */
-export async function readVector(model: OnnxModel, graph: Graph, value: string): Promise<Float32Array | undefined> {
-  const tensor = graph.constant(storedValue(graph, value))
-  const dtype = tensor && FLOAT_DTYPES[tensor.dataType]
-  return dtype && decodeFloats(await model.readTensor(tensor), dtype)
 }
