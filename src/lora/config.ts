@@ -48,11 +48,13 @@ export interface LoraConfig {
    *
    * JavaScript objects sort keys that are numbers first. If your keys are numbers and the order matters, use a Map.
    * @default {}
+   * @help other ranks for some modules, such as q_proj=16,v_proj=4
    */
   readonly rankPattern: Readonly<Record<string, number>>
   /**
    * Module name or expression for its end → alpha; the first key that matches counts.
    * @default {}
+   * @help other alphas for some modules, such as q_proj=32
    */
   readonly alphaPattern: Readonly<Record<string, number>>
   /**

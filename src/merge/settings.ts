@@ -2,7 +2,7 @@
 // written.
 
 import type { FloatDtype } from '../base/dtype.js'
-import { ConfigError, type LowrankError, UnsupportedError } from '../base/errors.js'
+import { ConfigError, UnsupportedError } from '../base/errors.js'
 import type { SignalLike } from '../base/globals.js'
 import type { DtypeChoice } from '../graph/graph-file.js'
 import type { ModuleMap } from '../graph/match/linears.js'
@@ -33,18 +33,20 @@ export interface MergeSettings extends RunSettings {
    */
   format?: MergeFormat | undefined
   /**
-   * Which of the base's graphs is read, by the names that transformers.js gives the files: `fp32`, `fp16`, `q8`, `q4`,
-   * … Default: what config.json says, else `fp32`. For .onnx.
+   * Which .onnx file of the base is read, by the type of its weights. Default: the type in config.json, or `fp32` if
+   * it has none.
+   * @flag TYPE
    */
   dtype?: DtypeChoice | undefined
   /**
-   * The treatment of tied embeddings that an adapter changes for one use only. Default: `refuse` in safetensors. An
-   * .onnx is always untied, as PEFT's result is.
+   * What to do if the adapter changes only one of two embeddings that are tied. `refuse`: stop with an error. `untie`:
+   * write two weights. `keep`: change both. Default: `refuse` in safetensors; an .onnx is always untied, as PEFT's
+   * result is.
    */
   tied?: TiedPolicy | undefined
   /**
-   * Goes on where something has no place or no values: layers that an .onnx export dropped are left out, and what a
-   * head needs but neither base nor adapters have is drawn anew by loaders. Default false.
+   * Leaves out layers that an .onnx export dropped, and goes on if a head needs tensors that neither the base nor the
+   * adapters have: loaders draw these anew. Default false.
    */
   allowMissing?: boolean | undefined
   /**
@@ -73,7 +75,7 @@ export interface MergeSettings extends RunSettings {
    * Where no link can be made the file is copied, and a warning says so. Default `copy`. For .onnx.
    */
   externalData?: ExternalDataMode | undefined
-  /** Throws an error if a target or pattern of the config matches no layer of the adapter. Default false. */
+  /** Stops with an error if a target or pattern of the config matches no layer of the adapter. Default false. */
   strict?: boolean | undefined
   /** The same bytes on every machine. Default false: a little faster, but the last bits depend on the machine. */
   reproducible?: boolean | undefined
@@ -99,21 +101,22 @@ export interface PathSettings {
   fsync?: boolean | undefined
 }
 
+/** Settings that only an .onnx can honor, and why. */
+const ONNX_ONLY = {
+  modules: 'it names nodes of an .onnx file',
+  quantized: 'only weights of an .onnx file can be quantized',
+  externalData: 'only an .onnx file has data files beside it',
+  dtype: 'it chooses an .onnx file; the type that is written is outDtype (--out-dtype)',
+}
+
 /**
  * @param format of the result
  * @throws UnsupportedError naming an option that this format cannot honor
  */
 export function refuseForFormat(settings: MergeSettings & PathSettings, format: MergeFormat): void {
   if (format === 'safetensors') {
-    if (settings.modules !== undefined) throw unsupported('modules', 'it names nodes of an .onnx file', format)
-    if (settings.quantized !== undefined) {
-      throw unsupported('quantized', 'only weights of an .onnx file can be quantized', format)
-    }
-    if (settings.externalData !== undefined) {
-      throw unsupported('externalData', 'only an .onnx file has data files beside it', format)
-    }
-    if (settings.dtype !== undefined) {
-      throw unsupported('dtype', 'it chooses an .onnx file; the type that is written is outDtype (--out-dtype)', format)
+    for (const [name, what] of Object.entries(ONNX_ONLY)) {
+      if (settings[name as keyof typeof ONNX_ONLY] !== undefined) throw unsupported(name, what, format)
     }
     return
   }
@@ -150,32 +153,11 @@ function unsupported(where: string, what: string, format: MergeFormat): Unsuppor
 export function refuseWithoutPath(settings: PathSettings): void {
   for (const name of ['overwrite', 'share', 'threads', 'fsync'] as const) {
     if (settings[name] === undefined || settings[name] === false) continue
-    throw notUsable(name, 'only for outputs that are named by a path', String(settings[name]))
-  }
-}
-
-/** @throws ConfigError for values out of range */
-export function checkPathSettings({ threads, share }: PathSettings): void {
-  if (threads !== undefined && !(Number.isSafeInteger(threads) && threads >= 1)) {
     throw new ConfigError({
-      where: 'threads',
-      what: 'not valid',
-      expected: 'a whole number above 0',
-      got: String(threads),
+      where: name,
+      what: 'only for outputs that are named by a path',
+      got: String(settings[name]),
+      hint: 'Leave it out, or name a path',
     })
   }
-  if (share === undefined) return
-  const { index, count } = share
-  if (!(Number.isSafeInteger(index) && Number.isSafeInteger(count) && index >= 0 && index < count)) {
-    throw new ConfigError({
-      where: 'share',
-      what: 'not valid',
-      expected: 'i/n with 0 ≤ i < n',
-      got: `${index}/${count}`,
-    })
-  }
-}
-
-function notUsable(where: string, what: string, got: string): LowrankError {
-  return new ConfigError({ where, what, got, hint: 'Leave it out, or name a path' })
 }
