@@ -15,7 +15,7 @@ export interface Kind {
   accepts(value: unknown): boolean
 }
 
-/** What each option of `T` may be: made from the type by scripts/generate/options.mjs. */
+/** The kind of each option of `T`. Tables are made from the types by scripts/generate/options.mjs. */
 export type OptionTable<T> = { readonly [K in keyof Required<T>]: Kind }
 
 /** A kind of value. */
@@ -96,7 +96,7 @@ export function orNull({ expected, accepts }: Kind): Kind {
   return kind(`${expected}, or null`, (value) => value === null || accepts(value))
 }
 
-/** Where options are that are easily given in another place. */
+/** The right places of options that people easily give in another place. */
 export interface Elsewhere {
   /** An option that is an object, and its own settings: `rank` beside `config`. */
   readonly nested?: Readonly<Record<string, readonly string[]>>

@@ -1,4 +1,5 @@
-// What a word of a person means that lowrank does not have: another tool's name for a thing, or a misspelled one.
+// Finds the word that a person meant by one that lowrank does not have: another tool's name for a thing, or a
+// misspelled word.
 
 import { editDistance } from './errors.js'
 

@@ -25,7 +25,7 @@ export function configureHub(options: HubOptions = {}): void {
   current = { ...current, ...options, ...(endpoint !== undefined && { endpoint: endpoint.replace(/\/+$/, '') }) }
 }
 
-/** What {@link configureHub} was told. */
+/** All options that {@link configureHub} was given so far. */
 export function hubOptions(): HubOptions {
   return current
 }

@@ -9,7 +9,7 @@ export function usePathMerging(loadJob: () => Promise<OpenJob>): void {
   load = loadJob
 }
 
-/** What opens a merge at this place. Undefined for a place that is no path, and where there are no paths. */
+/** The function that opens a merge at this place. Undefined if the place is no path, or the platform has no paths. */
 export async function pathMerging(out: unknown): Promise<OpenJob | undefined> {
   return typeof out === 'string' ? load?.() : undefined
 }

@@ -1,4 +1,4 @@
-// Where sessions run: worker threads of Node.
+// Runtimes for sessions: worker threads of Node.
 
 import { checkArgument, NAME } from '../base/options.js'
 import type { RuntimeHost } from '../runtime/host.js'

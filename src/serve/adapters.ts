@@ -12,7 +12,7 @@ export type ResolveAdapter = (name: string) => Promise<Source | undefined>
 
 interface Served {
   readonly name: string
-  /** Where it came from. */
+  /** The place that it was loaded from. */
   readonly root: string
   readonly created: number
   /** Loaded by a caller: it may leave again. */

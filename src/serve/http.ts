@@ -1,4 +1,4 @@
-// What every route shares: errors in OpenAI's form, JSON bodies with a limit, and streams of events.
+// Parts that all routes share: errors in OpenAI's form, JSON bodies with a limit, and streams of events.
 
 import { LowrankError } from '../base/errors.js'
 

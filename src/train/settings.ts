@@ -218,7 +218,7 @@ export function resolveSettings(input: SettingsInput): TrainSettings {
   return resolved
 }
 
-/** Whether evaluations decide about the result. */
+/** True if evaluations decide about the result. */
 export function usesBest({ keep, earlyStopping }: TrainSettings): boolean {
   return keep === 'best' || earlyStopping !== undefined
 }

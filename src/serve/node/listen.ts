@@ -6,7 +6,7 @@ import path from 'node:path'
 import { Readable } from 'node:stream'
 import type { ResolveAdapter } from '../adapters.js'
 
-/** Where a server listens. */
+/** The address on which a server listens. */
 export interface ListenOptions {
   /** Default 127.0.0.1: this machine alone. */
   readonly host?: string | undefined
