@@ -59,6 +59,8 @@ export const FLAGS = {
     profilePrefix: { form: 'text', about: 'Write a profile next to this prefix (Node).' },
     device: { form: 'names', about: "The device that runs the model, with ONNX Runtime's names: cpu, webgpu, cuda, coreml, dml, … You can give several. If the first cannot compute an operator, the next one does. Default: the CPU." },
     accuracyLevel: { form: 'word', about: "How exact the products by quantized weights (MatMulNBits) are, as ONNX Runtime counts. With 4, their inputs are rounded to 8 bits. This is faster on the CPU, most of all for several texts, and less exact. With 0 they stay floats. 4 is an error if the model has no such products. Default: what the model's file says, which is 0 if it says nothing.", words: ['', ''] },
+    maxBatch: { form: 'number', about: 'The largest number of texts that generate and stream write at the same time, over all calls. More calls wait in order.', fallback: '8' },
+    cacheBytes: { form: 'number', about: 'The largest number of bytes for the key-value caches of the texts that are written at the same time, each counted with its prompt and all tokens that it may get. A text that needs more waits until it is alone.', fallback: '1073741824' },
   },
   CombineOptions: {
     base: { form: 'text', about: 'The model of the adapters: a safetensors checkpoint. Only DoRA adapters need it, because their change depends on its weights.' },

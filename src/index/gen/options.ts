@@ -100,6 +100,8 @@ export const OPEN_SESSION_OPTIONS: OptionTable<OpenSessionOptions> = {
   profilePrefix: NAME,
   device: anyOf(NAME, listOf(NAME)),
   accuracyLevel: oneOf(0, 4),
+  maxBatch: ranged('an integer of at least 1'),
+  cacheBytes: ranged('an integer of at least 1'),
 }
 
 export const COMBINE_OPTIONS: OptionTable<CombineOptions> = {
