@@ -1,6 +1,6 @@
 // Whether the tests would notice: makes each small mistake of scripts/mutations.json in a copy of the project, and
-// expects `npm test` to fail. Each names the test that finds it, so that a mistake that is found takes seconds. npm run
-// mutations [-- --only PATTERN]
+// expects `npm test` to fail. Each names the test that finds it, so that a mistake that is found takes seconds.
+//   npm run mutations [-- --only PATTERN]
 import { execFileSync, spawnSync } from 'node:child_process'
 import { cpSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'

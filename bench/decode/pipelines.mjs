@@ -3,8 +3,8 @@
 // contestant is a process of its own, and they take turns, text by text. Ratios are within a round. One more only reads
 // as many bytes as the weights have: nothing on the CPU is faster.
 //
-//   npm run build && node bench/decode/pipelines.mjs --transformers DIR [--model models/union-3m] [--dtype fp32]
-// [--tokens 60,200] [--rounds 7] [--threads 2] [--rank 16] [--cpu]
+//   npm run build && node bench/decode/pipelines.mjs --transformers DIR [--model models/union-3m] [--dtype fp32] [--tokens 60,200]
+//     [--rounds 7] [--threads 2] [--rank 16] [--cpu]
 //
 // DIR is a folder in which `npm install @huggingface/transformers@4.3` was run. --cpu counts the time that the
 // processor worked, with one thread: for a machine that others use as well.

@@ -2,8 +2,7 @@
 // Each contestant is a process of its own, and they take turns, text by text, so that drift of the machine hits all
 // alike. One only reads as many bytes as the weights have: nothing on the CPU can be faster than that.
 //
-//   node bench/decode/run.mjs [--model models/union-3m] [--dtype fp32] [--transformers DIR] [--tokens 100] [--rounds 5]
-// [--threads 2] [--accuracy-level 4]
+//   node bench/decode/run.mjs [--model models/union-3m] [--dtype fp32] [--transformers DIR] [--tokens 100] [--rounds 5] [--threads 2] [--accuracy-level 4]
 //
 // DIR is a folder in which `npm install @huggingface/transformers@4.3` was run; without one only our own figures are
 // printed. Build first. --accuracy-level: lowrank's products with MatMulNBits; the file's own level if it is left out.

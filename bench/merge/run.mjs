@@ -1,8 +1,8 @@
 // The streaming merge beside cp and two Python scripts, in turns on one warm page cache; prints medians, ratios and
 // peak memory.
 //
-//   npm run build && node bench/merge/run.mjs [--folder out/bench-merge] [--model tinyllama] [--layers N] [--ranks
-// 16,64] [--runs 5] [--threads 2] [--python PATH] [--peer-runs 1] [--fsync] [--keep]
+//   npm run build && node bench/merge/run.mjs [--folder out/bench-merge] [--model tinyllama] [--layers N] [--ranks 16,64] [--runs 5] [--threads 2]
+//     [--python PATH] [--peer-runs 1] [--fsync] [--keep]
 //
 // --model: tinyllama (2.2 GB) or qwen3-4b (8 GB); --layers: another number of them. --python: an interpreter with
 // requirements.txt; without it the scripts are left out. --fsync waits for the disk on both sides. Free space for twice

@@ -1,17 +1,18 @@
 // The tools for adapters on large shapes, beside PyTorch, PEFT, mergekit and cp, in turns; prints medians with their
 // range, and ratios.
 //
-//   npm run build && node bench/tools/run.mjs [--part svd|combine|extract|gguf] [--rounds 3] [--size 4096] [--layers
-// 22] [--folder PATH] [--python PATH] [--full] [--mergekit PATH] [--peer-layers 1]
+//   npm run build && node bench/tools/run.mjs [--part svd|combine|extract|gguf] [--rounds 3] [--size 4096] [--layers 22] [--folder PATH]
+//     [--python PATH] [--full] [--mergekit PATH] [--peer-layers 1]
 //
 // - svd: rank 64 of a size × size change, as extract finds it, and an adapter of rank 128 of that size resized to rank
-//   64. With --python: torch.svd_lowrank on the same matrix; with --full also torch.linalg.svd of it (a minute or
-//   more), once, which gives the smallest error.
+//   64. With --python:
+//   torch.svd_lowrank on the same matrix; with --full also torch.linalg.svd of it (a minute or more), once, which gives the smallest error.
 // - combine: ten rank-16 adapters for --layers layers of TinyLlama, by the command line. With --python: PEFT's
-//   add_weighted_adapter (svd) for --peer-layers layers; its time grows with their number.
+//   add_weighted_adapter (svd)
+//   for --peer-layers layers; its time grows with their number.
 // - extract: two sharded checkpoints with --layers layers of TinyLlama's shapes (2.2 GB each), by the command line.
-//   With --mergekit, the path of mergekit-extract-lora (PyPI mergekit 0.1.5), and --python: both on --peer-layers
-//   layers, with the errors of both.
+//   With --mergekit, the path
+//   of mergekit-extract-lora (PyPI mergekit 0.1.5), and --python: both on --peer-layers layers, with the errors of both.
 // - gguf: an adapter of 100 MB into a GGUF file, cp of its file, and cp with fsync.
 //
 // --python: an interpreter with bench/tools/requirements.txt. --folder: where the inputs are (default: a temporary

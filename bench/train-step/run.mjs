@@ -1,9 +1,8 @@
 // A LoRA training step here against PEFT + PyTorch: same model, batch, rank and threads; each contestant is a process
 // of its own, and they take turns, step by step, so that drift of the machine hits all alike.
 //
-//   node bench/train-step/run.mjs [--python python3] [--models out/bench-models] [--only
-// union-3m,llama-6x384,llama-135m] [--steps 20] node bench/train-step/run.mjs --only
-// minilm-8x128,minilm-32x64,vit-small --graphs DIR
+//   node bench/train-step/run.mjs [--python python3] [--models out/bench-models] [--only union-3m,llama-6x384,llama-135m] [--steps 20]
+//   node bench/train-step/run.mjs --only minilm-8x128,minilm-32x64,vit-small --graphs DIR
 //
 // --graphs: the folder that scripts/golden/graph_table.py makes, with minilm-fp32 and minilm-source. The Python needs
 // requirements.txt; without one only our own figures are printed. Peak memory is each process's high-water mark.

@@ -1,6 +1,7 @@
 // Feeds changed valid files to everything that reads files. Only errors of lowrank may come back, in bounded time and
-// memory. npm run fuzz [-- --seconds N] [--target NAME] [--seed S] A failing input is made smaller and kept in
-// out/fuzz/. The same target and seed make the same input again.
+// memory.
+//   npm run fuzz [-- --seconds N] [--target NAME] [--seed S]
+// A failing input is made smaller and kept in out/fuzz/. The same target and seed make the same input again.
 
 import { fork } from 'node:child_process'
 import { mkdirSync, writeFileSync } from 'node:fs'

@@ -1,8 +1,10 @@
 // Makes the tables of options from the types of src/: what each option may be, its default, and its help on the command
 // line. An option is written once: as a member of an interface, with a docstring. The docstring's first paragraph is
-// its help. Tags: @range an integer of at least 1 | a number in (0, 1]    what a number may be @default 8
-// what lowrank takes if the option is left out @flag DIR|FILE                                          what stands for
-// the value in help Usage: node scripts/generate/options.mjs [--check]
+// its help. Tags:
+//   @range an integer of at least 1 | a number in (0, 1]    what a number may be
+//   @default 8                                              what lowrank takes if the option is left out
+//   @flag DIR|FILE                                          what stands for the value in help
+// Usage: node scripts/generate/options.mjs [--check]
 
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import path from 'node:path'

@@ -1,5 +1,6 @@
 // One session, whose adapters come and go while it runs: memory stays bounded, and each run gives what the first one
-// gave. node --expose-gc sessions.mjs SECONDS RUNS
+// gave.
+//   node --expose-gc sessions.mjs SECONDS RUNS
 
 import { join } from 'node:path'
 import { loadAdapter, openSession } from '../../dist/node.js'

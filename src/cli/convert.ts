@@ -1,6 +1,6 @@
 // lowrank convert: an adapter in another format.
 
-import { ADAPTER_FORMATS, type AdapterFormat } from '../index.js'
+import { type AdapterFormat, CHOICES } from '../index.js'
 import { withProgress } from './adapter-output.js'
 import { EXIT_INTERRUPTED } from './interrupt.js'
 import { choice, defineCommand, type Option, required, text, toggle } from './options.js'
@@ -23,7 +23,7 @@ export const convert = defineCommand({
   ],
   positional: { name: 'ADAPTER', about: 'adapter folder or file, or an id on the Hub' },
   options: {
-    to: { ...choice(ADAPTER_FORMATS, 'format of the result'), isRequired: true } as Option<AdapterFormat>,
+    to: { ...choice(CHOICES.convertAdapter.to, 'format of the result'), isRequired: true } as Option<AdapterFormat>,
     base: text(MODEL, 'the model of the adapter; for gguf'),
     out: required('DIR|FILE', 'result: a folder, for gguf and onnx-adapter also a file'),
     outDtype: choice(DTYPES, 'type of the factors in the result; q8_0 for gguf only', 'keep'),

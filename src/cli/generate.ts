@@ -1,7 +1,7 @@
 // lowrank generate: continues prompts and answers chats with a model, with and without adapters.
 
 import { requireChatTemplate } from '../index/model.js'
-import { type AdapterChoice, GENERATE_DEFAULTS, type GenerateResult, type LoraAdapter } from '../index.js'
+import { type AdapterChoice, DEFAULTS, type GenerateResult, type LoraAdapter } from '../index.js'
 import { DATA_OPTIONS, readChatTemplate } from './data-options.js'
 import { printable, printableProse } from './escape.js'
 import { weightedAdapters } from './merge-options.js'
@@ -51,7 +51,7 @@ export const generate = defineCommand({
     raw: toggle('continue each prompt as it is, even if the adapter was trained on chats'),
     chatTemplate: DATA_OPTIONS.chatTemplate,
     chatTemplateArgs: DATA_OPTIONS.chatTemplateArgs,
-    maxNewTokens: integer('largest number of new tokens', { fallback: GENERATE_DEFAULTS.maxNewTokens }),
+    maxNewTokens: integer('largest number of new tokens', { fallback: DEFAULTS.generate.maxNewTokens }),
     stop: repeated('TEXT', 'stop when the model writes this text; the result does not contain it'),
     temperature: decimal(
       '0: always the most likely token; 1: random, with the probabilities of the model; above 1: more random',
@@ -65,7 +65,7 @@ export const generate = defineCommand({
     logprobs: integer('with --json: show the log probability of each token, and of the N most likely tokens', {
       least: 0,
     }),
-    batchSize: integer('largest number of prompts that run together', { fallback: GENERATE_DEFAULTS.batchSize }),
+    batchSize: integer('largest number of prompts that run together', { fallback: DEFAULTS.generate.batchSize }),
     ...OUTPUT_OPTIONS,
   },
   async run(values, { occurrences }) {

@@ -1,6 +1,6 @@
 // lowrank train: a model folder and records → an adapter folder that PEFT reads too.
 
-import { TRAIN_CHOICES, TRAIN_DEFAULTS, type TrainEvents, type TrainOptions } from '../index.js'
+import { CHOICES, DEFAULTS, type TrainEvents, type TrainOptions } from '../index.js'
 import { DATA_OPTIONS, readChatTemplate } from './data-options.js'
 import { EXIT_INTERRUPTED, interruptible } from './interrupt.js'
 import {
@@ -26,10 +26,10 @@ function targetModules(): Option<string | string[]> {
     placeholder: 'all-linear|default|a,b',
     about:
       'modules to adapt: all linear layers, PEFT’s default modules for this type of model, or names such as q_proj,v_proj',
-    fallback: TRAIN_DEFAULTS.config.targetModules,
+    fallback: DEFAULTS.train.config.targetModules,
     read(occurrences) {
       const value = occurrences.at(-1)?.value
-      if (value === undefined || value === 'all-linear') return TRAIN_DEFAULTS.config.targetModules
+      if (value === undefined || value === 'all-linear') return DEFAULTS.train.config.targetModules
       if (value === 'default') return value
       const names = value.split(',').map((name) => name.trim())
       if (!names.includes('')) return names
@@ -136,19 +136,19 @@ export const train = defineCommand({
       'YAML or JSON file with the options of the run. Names are those in code, such as maxSteps. Options of the command line replace those of the file. run.json in the folder of an adapter is such a file',
     ),
     task: choice(
-      TRAIN_CHOICES.task,
+      CHOICES.train.task,
       'what the model learns: see Tasks below; default: causal-lm, or seq2seq for an encoder-decoder such as T5',
     ),
     taskOptions: taskOptions(),
     preset: choice(
-      TRAIN_CHOICES.preset,
+      CHOICES.train.preset,
       'whose defaults to use where no option is given: peft takes those of PEFT and transformers, such as alpha 8, learning rate 5e-5 and 3 epochs; default: those below',
     ),
-    rank: integer('rank of the added matrices: the size of the adapter', { fallback: TRAIN_DEFAULTS.config.rank }),
-    alpha: decimal('strength of the adapter: its change is scaled by alpha / rank', TRAIN_DEFAULTS.config.alpha),
+    rank: integer('rank of the added matrices: the size of the adapter', { fallback: DEFAULTS.train.config.rank }),
+    alpha: decimal('strength of the adapter: its change is scaled by alpha / rank', DEFAULTS.train.config.alpha),
     dropout: decimal(
       'part of the adapter’s inputs that is set to 0 during training, such as 0.1',
-      TRAIN_DEFAULTS.config.dropout,
+      DEFAULTS.train.config.dropout,
     ),
     targetModules: targetModules(),
     useRslora: toggle('rsLoRA: scale by alpha / √rank, so that high ranks learn as fast as low ones'),
@@ -158,7 +158,7 @@ export const train = defineCommand({
     rankPattern: pattern('other ranks for some modules, as NAME=RANK, such as q_proj=16,v_proj=4'),
     alphaPattern: pattern('other alphas for some modules, as NAME=ALPHA'),
     bias: choice(
-      TRAIN_CHOICES.bias,
+      CHOICES.train.bias,
       'biases of the model to train too: none, all, or those of the adapted modules',
       'none',
     ),
@@ -166,36 +166,36 @@ export const train = defineCommand({
     trainedTokens: tokens(
       'tokens whose rows of the embedding are trained too, such as special tokens: texts, or ids, such as "<tool>,32000"',
     ),
-    init: choice(TRAIN_CHOICES.init, 'how the random initial values of A and B are chosen', TRAIN_DEFAULTS.config.init),
-    epochs: integer('passes over the data', { fallback: TRAIN_DEFAULTS.epochs }),
+    init: choice(CHOICES.train.init, 'how the random initial values of A and B are chosen', DEFAULTS.train.config.init),
+    epochs: integer('passes over the data', { fallback: DEFAULTS.train.epochs }),
     maxSteps: integer('number of steps, instead of --epochs'),
-    batchSize: integer('records in a batch', { fallback: TRAIN_DEFAULTS.batchSize }),
+    batchSize: integer('records in a batch', { fallback: DEFAULTS.train.batchSize }),
     maxLength: integer('longer records are cut to N tokens; default: the model’s context'),
     learningRate: decimal(
       'highest learning rate',
-      `${TRAIN_DEFAULTS.learningRate.toExponential()}, or that of the task`,
+      `${DEFAULTS.train.learningRate.toExponential()}, or that of the task`,
     ),
     schedule: choice(
-      TRAIN_CHOICES.schedule,
+      CHOICES.train.schedule,
       'how the learning rate changes after its highest point',
-      TRAIN_DEFAULTS.schedule,
+      DEFAULTS.train.schedule,
     ),
     warmupRatio: decimal(
       'part of the steps at the start in which the learning rate rises to its highest value, such as 0.1',
-      TRAIN_DEFAULTS.warmupRatio,
+      DEFAULTS.train.warmupRatio,
     ),
     loraPlusRatio: decimal(
-      `LoRA+: how many times as fast B learns as A; default: ${TRAIN_DEFAULTS.loraPlusRatio} with the default --learning-rate, 1 with another one`,
+      `LoRA+: how many times as fast B learns as A; default: ${DEFAULTS.train.loraPlusRatio} with the default --learning-rate, 1 with another one`,
     ),
     loraFa: toggle('LoRA-FA: A stays as it starts, and only B is trained; each step is faster'),
-    weightDecay: decimal('weight decay of the optimizer, AdamW', TRAIN_DEFAULTS.weightDecay),
+    weightDecay: decimal('weight decay of the optimizer, AdamW', DEFAULTS.train.weightDecay),
     maxGradNorm: decimal(
       'largest norm of the gradient. Larger gradients are scaled down to this norm. 0 turns this off',
-      TRAIN_DEFAULTS.maxGradNorm,
+      DEFAULTS.train.maxGradNorm,
     ),
-    gradientAccumulation: integer('batches in a step', { fallback: TRAIN_DEFAULTS.gradientAccumulation }),
+    gradientAccumulation: integer('batches in a step', { fallback: DEFAULTS.train.gradientAccumulation }),
     seed: integer('the same seed, data and machine give the same adapter', {
-      fallback: TRAIN_DEFAULTS.config.seed,
+      fallback: DEFAULTS.train.config.seed,
       least: 0,
     }),
     device: DEVICE,
@@ -203,14 +203,14 @@ export const train = defineCommand({
     lowMemory: toggle('use less memory; a little slower'),
     evalEvery: integer('also measure the evaluation loss after every N steps; needs --eval-data or --eval-split'),
     keep: choice(
-      TRAIN_CHOICES.keep,
+      CHOICES.train.keep,
       'weights to save: those of the last step, or those of the best evaluation; best needs --eval-data or --eval-split',
-      TRAIN_DEFAULTS.keep,
+      DEFAULTS.train.keep,
     ),
     bestMetric: text(
       'NAME',
       'metric that decides which evaluation is best: loss, or another one, such as accuracy',
-      TRAIN_DEFAULTS.bestMetric,
+      DEFAULTS.train.bestMetric,
     ),
     earlyStopping: integer('stop after N evaluations in a row without a better one; needs --eval-data or --eval-split'),
     packing: toggle('put several short records into one row of --max-length tokens (default 512); faster'),

@@ -12,7 +12,8 @@ import { createWasmKernels, type WasmKernels } from './wasm.js'
 export interface KernelOptions {
   /**
    * Threads that compute a large product, the calling one among them; 1 turns worker threads off. Default in Node: one
-   * for each core, at most 8. Default in browsers: 1. @range an integer of at least 1
+   * for each core, at most 8. Default in browsers: 1.
+   * @range an integer of at least 1
    */
   threads?: number
   /**

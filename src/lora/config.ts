@@ -57,7 +57,8 @@ export interface LoraConfig {
   readonly alphaPattern: Readonly<Record<string, number>>
   /**
    * rsLoRA (Kalajdzievski 2023, arXiv 2312.03732): scales by alpha / √rank, so that high ranks learn as fast as low
-   * ones. @default false
+   * ones.
+   * @default false
    */
   readonly useRslora: boolean
   /**
@@ -82,7 +83,8 @@ export interface LoraConfig {
   readonly taskType: string | undefined
   /**
    * DoRA (Liu et al. 2024, arXiv 2402.09353): also trains the length of each row of a weight, apart from its direction.
-   * Each step is slower. @default false
+   * Each step is slower.
+   * @default false
    */
   readonly useDora: boolean
   /**
@@ -102,7 +104,8 @@ export interface LoraConfig {
   readonly modulesToSave: readonly string[]
   /**
    * Parameters to adapt that are not the weight of a linear module, mostly weights of experts: full names, or their
-   * ends after a dot. @default []
+   * ends after a dot.
+   * @default []
    */
   readonly targetParameters: readonly string[]
   /**

@@ -1,8 +1,9 @@
 // The forward pass of a layer that is not merged, and its gradients; a convolution is the same over its windows as
-// rows: y = x·Wᵀ + s·(x'·Aᵀ·Bᵀ + b)                        x' is x after dropout, b a bias of B (Hu et al. 2021, arXiv
-// 2106.09685) y = x·Wᵀ + c ⊙ (x'·Wᵀ + s·x'·Aᵀ·Bᵀ) − x'·Wᵀ        with a magnitude m: c = m / ‖W + s·B·A‖ (Liu et al.
-// 2024, arXiv 2402.09353) The second is PEFT's order: dropout is on the base's part of the difference, too. Norms count
-// as constants in gradients (section 4.3 there).
+// rows:
+//   y = x·Wᵀ + s·(x'·Aᵀ·Bᵀ + b)                        x' is x after dropout, b a bias of B (Hu et al. 2021, arXiv 2106.09685)
+//   y = x·Wᵀ + c ⊙ (x'·Wᵀ + s·x'·Aᵀ·Bᵀ) − x'·Wᵀ        with a magnitude m: c = m / ‖W + s·B·A‖ (Liu et al. 2024, arXiv 2402.09353)
+// The second is PEFT's order: dropout is on the base's part of the difference, too. Norms count as constants in
+// gradients (section 4.3 there).
 
 import type { FloatArray, Matrix } from '../base/tensor.js'
 import { addScaled, copyAs, product } from '../linalg/product.js'

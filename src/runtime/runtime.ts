@@ -77,7 +77,8 @@ export const DEVICE = anyOf(NAME, listOf(NAME))
 export interface SessionOptions {
   /**
    * Threads of a product. In browsers, the page must be isolated from other origins. Default: the runtime's own choice.
-   * In browsers that is half of the processors, and at most 4. @range an integer of at least 1
+   * In browsers that is half of the processors, and at most 4.
+   * @range an integer of at least 1
    */
   threads?: number
   /** Uses less memory, but runs a few percent slower: ONNX Runtime does not copy the weights. */

@@ -185,8 +185,9 @@ function plainSpan(start: number): SpanOf {
 const BEFORE_ASCII = /(?=[\0-\x7f])/
 
 /**
- * The same for a part that a normalizer changes. @returns undefined when it changes more than what stands between its
- * cuts
+ * The same for a part that a normalizer changes.
+ *
+ * @returns undefined when it changes more than what stands between its cuts
  */
 function normalizedSpan(part: string, start: number, normalized: string, cutter: Cutter): SpanOf | undefined {
   const starts: number[] = []

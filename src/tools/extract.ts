@@ -32,12 +32,14 @@ type ExtractKind = 'linear' | 'conv1d' | 'embedding' | 'parameter'
 export interface ExtractSettings extends RankChoice, ToolRun {
   /**
    * How changed input and output embeddings are kept: `lora`, as layers; `save`, whole, as PEFT's modules_to_save;
-   * `skip`, not at all. If the number of tokens changed, they are saved whole instead of `lora`. @default lora
+   * `skip`, not at all. If the number of tokens changed, they are saved whole instead of `lora`.
+   * @default lora
    */
   embeddings?: 'lora' | 'save' | 'skip' | undefined
   /**
    * The treatment of changed tensors that LoRA cannot carry, such as norms and biases: `save` keeps them whole, `skip`
-   * leaves them out. The result lists them in both cases. @default save
+   * leaves them out. The result lists them in both cases.
+   * @default save
    */
   others?: 'save' | 'skip' | undefined
 }

@@ -11,7 +11,8 @@ import type { Svd } from '../linalg/svd.js'
 export interface RankChoice {
   /**
    * r: the rank of all layers, or the largest that another rule may give. No layer gets a higher rank than the rank of
-   * its s·B·A. @range an integer of at least 1
+   * its s·B·A.
+   * @range an integer of at least 1
    */
   rank?: number | undefined
   /**

@@ -38,7 +38,7 @@ describe('project texts', () => {
     const wide = own.flatMap((path) =>
       textOf(path)
         .split('\n')
-        .filter((line) => line.length > 120 && /^\s*(\/\/|\/\*\*|\*) /.test(line) && !/\S{90}|\/\/ {4}/.test(line))
+        .filter((line) => line.length > 120 && /^\s*(\/\/|\/\*\*|\*) /.test(line) && !/\S{90}|\/\/ {3}/.test(line))
         .map((line) => `${path}: ${line}`),
     )
     expect(wide).toEqual([])

@@ -91,7 +91,8 @@ export const SELECTION: Readonly<Record<string, GradientRule>> = {
   Max: evenlyAmongEqual,
   Min: evenlyAmongEqual,
 
-  // y = min(max(x, low), high) dx = dy where low < x < high, else 0 dlow = dy where x < low dhigh = dy where x > high
+  // y = min(max(x, low), high)      dx = dy where low < x < high, else 0
+  //                                 dlow = dy where x < low   dhigh = dy where x > high
   Clip: ({ g, inputs: [x, low, high], dy }) => {
     const zero = g.float(0)
     return [

@@ -16,17 +16,20 @@ export interface SamplingOptions {
   temperature?: number | undefined
   /**
    * Keep only this many most likely tokens. Default: that of generation_config.json; 50 where it samples without one;
-   * else all. @range an integer of at least 1, or Infinity
+   * else all.
+   * @range an integer of at least 1, or Infinity
    */
   topK?: number | undefined
   /**
    * Keep the fewest most likely tokens whose probabilities sum to at least this. Default: that of
-   * generation_config.json, else 1: all. @range a number in (0, 1]
+   * generation_config.json, else 1: all.
+   * @range a number in (0, 1]
    */
   topP?: number | undefined
   /**
    * Keep the tokens that are at least this share as likely as the most likely one. Default: that of
-   * generation_config.json, else 0: all. @range a number in [0, 1]
+   * generation_config.json, else 0: all.
+   * @range a number in [0, 1]
    */
   minP?: number | undefined
   /**
