@@ -159,6 +159,26 @@ export class InferEngine {
     return true
   }
 
+  /**
+   * Lets texts go on apart from each other.
+   *
+   * @param ended texts that are finished: they leave before
+   * @returns for each text, the number under which it goes on
+   */
+  splitDecoding(id: number, ended: readonly number[]): Map<number, number> {
+    const decoding = this.#decoding(id)
+    decoding.drop(ended)
+    const alone = decoding.split()
+    this.#decodings.delete(id)
+    return new Map(
+      Array.from(alone, ([row, decoding]) => {
+        const own = this.#nextDecoding++
+        this.#decodings.set(own, decoding)
+        return [row, own]
+      }),
+    )
+  }
+
   stopDecoding(id: number): void {
     this.#decodings.delete(id)
   }

@@ -305,7 +305,7 @@ export interface GenerateResult {
 
 /**
  * A base model in memory with any number of adapters. Each run chooses one adapter, a mix, or one for each row. You can
- * start several calls at the same time; they run in order. `openSession` makes it.
+ * start several calls at the same time: texts share steps, and other calls run in order. `openSession` makes it.
  */
 export interface AdapterSession {
   /** The model of the session. Do not close it before you call `dispose`. */

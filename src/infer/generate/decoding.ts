@@ -64,7 +64,7 @@ export class Decoding {
   readonly #request: Omit<TextRequest, 'rows'>
   #rows: Row[]
   #adapters: AdapterFeeds
-  readonly #newRows: string | undefined
+  readonly #newRows: NewRows | undefined
   readonly #cache: GrowingCache | undefined
   /** The caches, if the graph gives out whole ones. */
   #past: Feeds
@@ -79,7 +79,7 @@ export class Decoding {
    */
   constructor({ rows, ...request }: TextRequest, mixes: RowFactors, rowOf?: readonly number[], newRows?: NewRows) {
     this.#request = request
-    this.#newRows = newRows?.output
+    this.#newRows = newRows
     this.#cache = newRows && new GrowingCache(newRows, rows.length)
     const cache = newRows === undefined ? request.cache : []
     this.outputNames = [
@@ -142,7 +142,7 @@ export class Decoding {
       this.#width = rows.length === 1 ? Math.min(longest, before + most) : before === 0 ? longest : before + 1
       if (this.#newRows !== undefined) {
         const isBehindOwn = padding === 'right' && before > 0 && rows.length > 1
-        this.#cache?.add(outputs[this.#newRows], isBehindOwn ? lengths.map((length) => length - 1) : undefined)
+        this.#cache?.add(outputs[this.#newRows.output], isBehindOwn ? lengths.map((length) => length - 1) : undefined)
       } else {
         this.#past = Object.fromEntries(
           cache.map(({ past, present, isOfEncoder }) => [
@@ -191,9 +191,19 @@ export class Decoding {
     this.#become([all(this), all(other)], adapters)
   }
 
+  /** The texts, each alone. */
+  split(): Map<number, Decoding> {
+    const alone = this.#rows.map(({ id }, row) => {
+      const one = new Decoding({ ...this.#request, rows: [] }, [], [], this.#newRows)
+      one.#become([{ of: this, rows: [row] }])
+      return [id, one] as const
+    })
+    return new Map(alone)
+  }
+
   /** True if both keep their caches in the same form. */
   isLike(other: Decoding): boolean {
-    return this.#newRows === other.#newRows
+    return this.#newRows?.output === other.#newRows?.output
   }
 
   /** Takes rows in the place of its own. Tokens that only filled up longer rows go. */

@@ -259,12 +259,17 @@ export class RunningTexts {
     })
   }
 
-  /** Ends the texts of a group with an error. Those that have only met at their first run try it alone. */
+  /** Ends the texts of a group with an error. Those of which the graph cannot tell the adapters apart go on alone. */
   async #fail(group: Group, error: unknown): Promise<void> {
     const { members, prepare, isRead } = group
-    if (!isRead && prepare === undefined && members.size > 1) {
+    const isMixed = new Set(Array.from(members.values(), mixOf)).size > 1
+    if (prepare === undefined && members.size > 1 && (!isRead || (isMixed && error instanceof UnsupportedError))) {
       if (error instanceof UnsupportedError) this.#mixesShare = false
-      for (const member of members.values()) this.#open([member])
+      // One whose prompt is not read begins again, so that it alone fails if it is to blame.
+      const decodings = isRead ? await this.#session.engine.splitDecoding(group.decoding!, group.ended) : undefined
+      for (const [id, member] of members) {
+        this.#groups.push({ ...group, members: new Map([[id, member]]), decoding: decodings?.get(id), ended: [] })
+      }
       members.clear()
       return
     }
