@@ -4,6 +4,7 @@
 //   @range an integer of at least 1 | a number in (0, 1]    what a number may be
 //   @default 8                                              what lowrank takes if the option is left out
 //   @flag DIR|FILE                                          what stands for the value in help
+//   @help a text                                            help that differs from the docstring, as of files
 // Usage: node scripts/generate/options.mjs [--check]
 
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
@@ -60,8 +61,8 @@ const TABLES = {
 /** Interfaces whose members are options of the command line. */
 const FLAGS = [
   ...['ClassifyOptions', 'CombineOptions', 'ConvertAdapterOptions', 'EmbedOptions', 'ExtractOptions'],
-  ...['GenerateOptions', 'InspectOptions', 'MergeOptions', 'OpenSessionOptions', 'PreviewDataOptions'],
-  ...['ResizeOptions', 'SaveOptions', 'ToPlainOptions', 'TrainConfig', 'TrainOptions', 'UnmergeOptions'],
+  ...['GenerateOptions', 'InspectOptions', 'LoadModelOptions', 'MergeOptions', 'OpenSessionOptions'],
+  ...['ResizeOptions', 'ToPlainOptions', 'TrainConfig', 'TrainOptions', 'UnmergeOptions'],
 ]
 
 /** Interfaces whose defaults the code takes from a table, and which of their members that has. */
@@ -103,16 +104,19 @@ const KINDS = {
   'TagOptions.tagNames': ['TAG_NAMES', 'src/tasks/kinds.ts'],
   'UnmergeOptions.adapters': ['ADAPTERS', 'src/index/kinds.ts'],
   AdapterChoice: ['ONE_CHOICE', 'src/infer/adapters/choice.ts'],
-  Data: ['DATA', 'src/index/kinds.ts', 'text'],
+  Data: ['DATA', 'src/index/kinds.ts', 'files'],
   LoraAdapter: ['ADAPTER', 'src/index/kinds.ts'],
-  Model: ['MODEL', 'src/index/kinds.ts'],
+  Model: ['MODEL', 'src/index/kinds.ts', 'source'],
   RuntimeHost: ['RUNTIME', 'src/index/kinds.ts'],
   SignalLike: ['SIGNAL', 'src/base/options.ts'],
-  Source: ['SOURCE', 'src/index/kinds.ts', 'text'],
-  Target: ['TARGET', 'src/index/kinds.ts', 'text'],
-  TokenChoice: ['TOKEN', 'src/index/kinds.ts', 'text'],
+  Source: ['SOURCE', 'src/index/kinds.ts', 'source'],
+  Target: ['TARGET', 'src/index/kinds.ts', 'target'],
+  TokenChoice: ['TOKEN', 'src/index/kinds.ts', 'token'],
   TaskName: ['NAME', BASE, 'text'],
 }
+
+/** How a flag writes an option, where its type does not say. */
+const FORMS = { 'TrainConfig.targetModules': 'modules' }
 
 const program = ts.createProgram(
   [...new Set(Object.values(TABLES).flatMap((files) => Object.keys(files)))].map((file) => path.join(root, file)),
@@ -193,7 +197,7 @@ function listOf(item) {
   return {
     code: `listOf(${item.code})`,
     uses: [['listOf', BASE], ...item.uses],
-    form: item.form === 'text' ? 'names' : undefined,
+    form: { text: 'names', token: 'tokens' }[item.form],
   }
 }
 
@@ -225,7 +229,8 @@ function kindOfUnion(node, member) {
   const distinct = [...new Map(kinds.map((kind) => [kind.code, kind])).values()]
   const [first] = distinct
   const uses = distinct.flatMap((kind) => kind.uses)
-  const form = distinct.find((kind) => kind.form === 'names')?.form ?? distinct.find((kind) => kind.form)?.form
+  const form =
+    distinct.find((kind) => ['names', 'tokens'].includes(kind.form))?.form ?? distinct.find((kind) => kind.form)?.form
   const words = distinct.flatMap((kind) => kind.words ?? [])
   const any =
     distinct.length === 1
@@ -245,6 +250,7 @@ function wordsOf(type, node) {
 }
 
 function oneOf(words) {
+  if (!words.every((word) => /^['"]/.test(word))) return { code: `oneOf(${words.join(', ')})`, uses: [['oneOf', BASE]] }
   return {
     code: `oneOf(${words.join(', ')})`,
     uses: [['oneOf', BASE]],
@@ -309,9 +315,9 @@ function sourceOfDefault({ tags }) {
 }
 
 /** `evalSplit` → --eval-split where it is an option of the same table; the first paragraph, without marks. */
-function helpOf(about, names) {
+function helpOf({ about, tags }, names) {
   const flag = (name) => `--${name.replaceAll(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)}`
-  return about
+  return (tags.help ?? about)
     .split(/\n\s*\n/)[0]
     .replaceAll(/\s+/g, ' ')
     .replaceAll(/\{@link (\w+) ?\}/g, '$1')
@@ -320,6 +326,11 @@ function helpOf(about, names) {
       return value === undefined || value === 'true' ? flag(name) : `${flag(name)} ${value}`
     })
     .replaceAll('`', '')
+    .replaceAll(/(\w)'(\w)/g, '$1’$2')
+    .replace(/\.? Default false\.$/, '')
+    .replace(/\.$/, '')
+    .replaceAll(/ \([^()]*arXiv[^()]*\)/g, '')
+    .replace(/^([A-Z](?=[a-z]+ )|A(?= ))/, (letter) => letter.toLowerCase())
 }
 
 /** The command line's table: how each option is written, and its help. */
@@ -331,14 +342,16 @@ function flagFile() {
         const members = membersOf(file, name)
         const names = members.map((member) => member.name)
         const entries = members.flatMap((member) => {
-          const { form, words } = kindOf(member)
+          const { form: own, words } = kindOf(member)
+          const form = FORMS[`${member.owner}.${member.name}`] ?? own
           if (form === undefined) return []
           const { tags } = member
           const fields = [
             `form: '${form}'`,
-            `about: ${quoted(helpOf(member.about, names))}`,
+            `about: ${quoted(helpOf(member, names))}`,
+            ...(tags.range === undefined ? [] : [`range: ${quoted(tags.range)}`]),
             ...(words?.length > 0 ? [`words: [${words.map(quoted).join(', ')}]`] : []),
-            ...(tags.default === undefined || tags.default === 'false'
+            ...(['false', '{}', '[]', undefined].includes(tags.default)
               ? []
               : [`fallback: ${quoted(tags.default.replaceAll('`', ''))}`]),
             ...(tags.flag === undefined ? [] : [`placeholder: ${quoted(tags.flag)}`]),

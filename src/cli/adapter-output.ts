@@ -3,16 +3,9 @@
 
 import type { LoraAdapter, RankReport, ToolProgress } from '../index.js'
 import { EXIT_INTERRUPTED, interruptible } from './interrupt.js'
-import { choice, decimal, integer, required, toggle } from './options.js'
+import { choice, required, toggle } from './options.js'
 import { refuseFolder } from './output.js'
 import { colors, Progress, peakRssBytes, print, printDocument, say, table, warn } from './terminal.js'
-
-export const RANKS = {
-  rank: integer('rank of the result; with --energy, --error or --ratio: the highest rank that a layer can get'),
-  energy: decimal('keep this part of the energy (Σσ², the sum of squared singular values) of each layer, above 0 to 1'),
-  error: decimal('lose at most this part of each layer’s change (‖ΔW − ΔW′‖/‖ΔW‖), from 0 to below 1'),
-  ratio: decimal('keep the singular values that are at least this times the largest one, above 0 to 1'),
-}
 
 export const ADAPTER_OUTPUT = {
   out: required('DIR', 'folder for the result'),

@@ -2,7 +2,8 @@
 
 import type { AdapterSession, Classification, ClassifyInput, LoraAdapter, Tagging } from '../index.js'
 import { printableProse } from './escape.js'
-import { defineCommand, integer, repeated, UsageError } from './options.js'
+import { flags } from './flags.js'
+import { defineCommand, repeated, UsageError } from './options.js'
 import { print, printDocument, say, warn } from './terminal.js'
 import { OUTPUT_OPTIONS, SESSION_OPTIONS, withSession } from './with-session.js'
 
@@ -40,8 +41,7 @@ export const classify = defineCommand({
     text: repeated('TEXT', 'text to classify'),
     image: repeated('FILE', 'picture to classify, for models that read pictures'),
     textPair: repeated('TEXT', 'second text of a pair: one for each --text'),
-    topK: integer('show the N most likely labels', { fallback: 1 }),
-    maxLength: integer('longer texts are cut to N tokens; default: the most that the model can read'),
+    ...flags('ClassifyOptions', 'topK', 'maxLength'),
     ...OUTPUT_OPTIONS,
   },
   async run({ text: texts, image: images, textPair: pairs, topK, maxLength, json, ...where }) {

@@ -1,14 +1,11 @@
 // lowrank convert: an adapter in another format.
 
-import { type AdapterFormat, CHOICES } from '../index.js'
 import { withProgress } from './adapter-output.js'
+import { flags } from './flags.js'
 import { EXIT_INTERRUPTED } from './interrupt.js'
-import { choice, defineCommand, type Option, required, text, toggle } from './options.js'
+import { defineCommand, toggle } from './options.js'
 import { refuseFolder } from './output.js'
-import { MODEL } from './sources.js'
 import { colors, peakRssBytes, printDocument, say } from './terminal.js'
-
-const DTYPES = ['fp32', 'fp16', 'bf16', 'q8_0', 'keep'] as const
 
 export const convert = defineCommand({
   name: 'convert',
@@ -23,10 +20,7 @@ export const convert = defineCommand({
   ],
   positional: { name: 'ADAPTER', about: 'adapter folder or file, or an id on the Hub' },
   options: {
-    to: { ...choice(CHOICES.convertAdapter.to, 'format of the result'), isRequired: true } as Option<AdapterFormat>,
-    base: text(MODEL, 'the model of the adapter; for gguf'),
-    out: required('DIR|FILE', 'result: a folder, for gguf and onnx-adapter also a file'),
-    outDtype: choice(DTYPES, 'type of the factors in the result; q8_0 for gguf only', 'keep'),
+    ...flags('ConvertAdapterOptions'),
     json: toggle('print one JSON document on stdout'),
   },
   async run({ to, base, out, outDtype, json }, { positional }) {

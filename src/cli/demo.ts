@@ -2,9 +2,10 @@
 
 import type { AdapterSession, LoraAdapter, Model } from '../index.js'
 import { printable } from './escape.js'
+import { flags } from './flags.js'
 import { EXIT_INTERRUPTED, interruptible } from './interrupt.js'
 import { defineCommand, integer, text, toggle } from './options.js'
-import { dtype, MODEL, RUNS } from './sources.js'
+import { MODEL, RUNS } from './sources.js'
 import { colors, duration, Progress, print, printDocument, say } from './terminal.js'
 import { SMALL_MODEL } from './welcome.js'
 
@@ -33,10 +34,10 @@ export const demo = defineCommand({
   examples: ['lowrank demo', 'lowrank demo --model models/union-3m --steps 40'],
   options: {
     model: text(MODEL, RUNS, SMALL_MODEL),
-    dtype: dtype(),
+    ...flags('LoadModelOptions', 'dtype'),
     out: text('DIR', 'folder for the adapter; replaces an earlier run of lowrank', 'lowrank-demo'),
     steps: integer('number of training steps', { fallback: 30 }),
-    threads: integer('processor threads to use; default: ONNX Runtime’s choice'),
+    ...flags('OpenSessionOptions', 'threads'),
     json: toggle('print one JSON document on stdout'),
   },
   async run({ model: source = SMALL_MODEL, dtype, out = 'lowrank-demo', steps = 30, threads, json }) {

@@ -1,6 +1,7 @@
 // lowrank embed: vectors of texts, by a model and an adapter.
 
-import { defineCommand, integer, repeated, toggle, UsageError } from './options.js'
+import { flags } from './flags.js'
+import { defineCommand, repeated, toggle, UsageError } from './options.js'
 import { print, printDocument } from './terminal.js'
 import { OUTPUT_OPTIONS, SESSION_OPTIONS, withSession } from './with-session.js'
 
@@ -19,16 +20,16 @@ export const embed = defineCommand({
     ...SESSION_OPTIONS,
     text: repeated('TEXT', 'text to embed'),
     raw: toggle('do not scale vectors to length 1'),
-    dimensions: integer('keep the first N numbers of each vector'),
-    maxLength: integer('longer texts are cut to N tokens; default: the most that the model can read'),
+    ...flags('EmbedOptions', 'pooling', 'dimensions', 'maxLength'),
     ...OUTPUT_OPTIONS,
   },
-  async run({ text: texts, raw, dimensions, maxLength, json, ...where }) {
+  async run({ text: texts, raw, pooling, dimensions, maxLength, json, ...where }) {
     if (texts.length === 0) throw new UsageError('--text TEXT is missing')
     return withSession(where, async (session, signal) => {
       const results: { adapter: string | null; text: string; vector: number[] }[] = []
       for (const adapter of where.adapter.length > 0 ? where.adapter : [null]) {
-        const vectors = await session.embed(texts, { adapter, normalize: !raw, dimensions, maxLength, signal })
+        const settings = { adapter, normalize: !raw, pooling, dimensions, maxLength, signal }
+        const vectors = await session.embed(texts, settings)
         vectors.forEach((vector, i) => void results.push({ adapter, text: texts[i], vector: [...vector] }))
       }
       if (json) printDocument({ results })

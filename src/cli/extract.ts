@@ -1,10 +1,10 @@
 // lowrank extract: an adapter out of a base and a fine-tuned model.
 
-import { ADAPTER_OUTPUT, RANKS, savedDtype, withProgress } from './adapter-output.js'
+import { ADAPTER_OUTPUT, savedDtype, withProgress } from './adapter-output.js'
+import { flags } from './flags.js'
 import { EXIT_INTERRUPTED } from './interrupt.js'
-import { choice, defineCommand, required } from './options.js'
+import { defineCommand } from './options.js'
 import { refuseFolder } from './output.js'
-import { MODEL } from './sources.js'
 import { colors, peakRssBytes, print, printDocument, say, table } from './terminal.js'
 
 /** On a terminal; the JSON document has all. */
@@ -23,19 +23,7 @@ export const extract = defineCommand({
     'lowrank extract --base models/union-3m --fine-tuned out/fine-tuned --rank 8 --out out/extracted',
   ],
   options: {
-    base: required(MODEL, 'the model before fine-tuning'),
-    fineTuned: required(MODEL, 'the model after fine-tuning'),
-    ...RANKS,
-    embeddings: choice(
-      ['lora', 'save', 'skip'],
-      'what to do with changed embeddings. lora: write A and B. save: write the whole tensor. skip: leave them out',
-      'lora',
-    ),
-    others: choice(
-      ['save', 'skip'],
-      'what to do with changed norms, biases and other tensors. save: write the whole tensor. skip: leave them out',
-      'save',
-    ),
+    ...flags('ExtractOptions'),
     ...ADAPTER_OUTPUT,
   },
   async run({ out, outDtype, json, ...options }) {

@@ -1,10 +1,160 @@
-// placeholder
+// Options of commands that are options of the API too: their help, words and ranges come from the tables that
+// scripts/generate/options.mjs makes from the types.
+
+import { FLAGS } from './gen/options.js'
+import {
+  choice,
+  decimal,
+  integer,
+  type Occurrence,
+  type Option,
+  readNumber,
+  text,
+  toggle,
+  UsageError,
+} from './options.js'
+
+/** How the command line writes an option of the API. */
 export interface Flag {
-  readonly form: string
+  readonly form: 'switch' | 'number' | 'word' | keyof Forms
   readonly about: string
+  readonly range?: string
   readonly words?: readonly string[]
   readonly fallback?: string
   readonly placeholder?: string
   readonly isRequired?: boolean
 }
+
 export type FlagTable = Readonly<Record<string, Flag>>
+
+/** What a form that is no switch, number or word is read as. */
+interface Forms {
+  text: string
+  source: string
+  target: string
+  files: string[]
+  names: string[]
+  modules: string | string[]
+  tokens: (string | number)[]
+  pairs: Record<string, string>
+  numbers: Record<string, number>
+  settings: Record<string, unknown>
+}
+
+type Tables = typeof FLAGS
+type ReadAs<F> = F extends { form: 'switch' }
+  ? boolean
+  : F extends { form: 'number' }
+    ? number
+    : F extends { form: 'word'; words: readonly (infer W)[] }
+      ? W
+      : F extends { form: infer K extends keyof Forms }
+        ? Forms[K]
+        : never
+type OptionOf<F> = Option<F extends { form: 'switch' } | { isRequired: true } ? ReadAs<F> : ReadAs<F> | undefined>
+
+/** The options of a verb of the API, or some of them, as options of a command. */
+export function flags<N extends keyof Tables, K extends keyof Tables[N] & string = keyof Tables[N] & string>(
+  name: N,
+  ...keys: K[]
+): { [P in K]: OptionOf<Tables[N][P]> } {
+  const table: FlagTable = FLAGS[name]
+  const chosen = keys.length === 0 ? Object.keys(table) : keys
+  return Object.fromEntries(chosen.map((key) => [key, optionOf(table[key])])) as never
+}
+
+function optionOf(flag: Flag): Option<unknown> {
+  const { about, words, placeholder, isRequired, range = '' } = flag
+  const isListed = placeholder !== undefined && words !== undefined
+  const [bounds] = /in [[(].*[\])]$/.exec(range) ?? []
+  return {
+    ...plainOption(flag),
+    about: isListed ? `${about}. Types: ${words.join(', ')}` : about,
+    ...(bounds !== undefined && { bounds }),
+    ...(flag.fallback !== undefined && { fallback: flag.fallback }),
+    ...(placeholder !== undefined && { placeholder }),
+    ...(isRequired && { isRequired }),
+  }
+}
+
+/** An integer is checked here, so that the message names the flag; other ranges where the value is used. */
+function plainOption({ form, about, range = '', words = [] }: Flag): Option<unknown> {
+  if (form === 'switch') return toggle(about)
+  if (form === 'word') return choice(words, about)
+  if (form !== 'number') {
+    const { placeholder, read, isRepeatable = false } = FORMS[form]
+    return {
+      placeholder,
+      about,
+      isRepeatable,
+      read: (all) => (isRepeatable ? read(all) : all.length === 0 ? undefined : read(all.slice(-1))),
+    }
+  }
+  const least = /^an? (?:safe )?integer(?: of at least (\d+))?$/.exec(range)
+  return least === null ? decimal(about) : integer(about, { least: Number(least[1] ?? 0) })
+}
+
+type Reader = { placeholder: string; read(occurrences: Occurrence[]): unknown; isRepeatable?: boolean }
+
+const one = (placeholder: string): Reader => ({ placeholder, read: text(placeholder, '').read })
+const of = (placeholder: string, read: (occurrence: Occurrence) => unknown): Reader => ({
+  placeholder,
+  read: ([occurrence]) => read(occurrence),
+})
+
+const FORMS: Readonly<Record<keyof Forms, Reader>> = {
+  text: one('TEXT'),
+  source: one('DIR|FILE|ID'),
+  target: one('DIR|FILE'),
+  files: {
+    placeholder: 'FILE|DIR',
+    isRepeatable: true,
+    read: (all) => (all.length === 0 ? undefined : all.map(({ value }) => value)),
+  },
+  names: of('a,b', namesIn),
+  modules: of('all-linear|default|a,b', (occurrence) =>
+    ['all-linear', 'default'].includes(occurrence.value) ? occurrence.value : namesIn(occurrence),
+  ),
+  tokens: of('a,N,…', (occurrence) => namesIn(occurrence).map((name) => (/^\d+$/.test(name) ? Number(name) : name))),
+  pairs: of('a=b,…', (occurrence) => Object.fromEntries(pairsIn(occurrence, 'prompt=question,completion=answer'))),
+  numbers: of('a=N,…', (occurrence) => {
+    const { flag } = occurrence
+    const pairs = pairsIn(occurrence, 'q_proj=16,v_proj=4')
+    return Object.fromEntries(pairs.map(([name, value]) => [name, readNumber({ flag, value })]))
+  }),
+  settings: of('a=b,…|JSON', (occurrence) => {
+    if (occurrence.value.trimStart().startsWith('{')) return objectIn(occurrence)
+    return Object.fromEntries(pairsIn(occurrence, 'temperature=0.05').map(([name, value]) => [name, literalOf(value)]))
+  }),
+}
+
+/** Names divided by commas. */
+function namesIn({ flag, value }: Occurrence): string[] {
+  const names = value.split(',').map((name) => name.trim())
+  if (!names.includes('')) return names
+  throw new UsageError(`${flag} takes names divided by commas, such as q_proj,v_proj; got '${value}'`)
+}
+
+/** Names with values; a name may hold an equals sign, as a regular expression does. */
+function pairsIn({ flag, value }: Occurrence, example: string): [name: string, value: string][] {
+  const pairs = value.split(',').map((pair): [string, string] => {
+    const at = pair.lastIndexOf('=')
+    return [pair.slice(0, Math.max(0, at)).trim(), pair.slice(at + 1).trim()]
+  })
+  if (pairs.every((pair) => !pair.includes(''))) return pairs
+  throw new UsageError(`${flag} takes names with values, such as ${example}; got '${value}'`)
+}
+
+function objectIn({ flag, value }: Occurrence): unknown {
+  try {
+    return JSON.parse(value)
+  } catch {
+    throw new UsageError(`${flag} takes JSON such as {"enable_thinking": false}; got '${value}'`)
+  }
+}
+
+/** A number or a truth value where the text looks like one. */
+function literalOf(value: string): unknown {
+  if (value === 'true' || value === 'false') return value === 'true'
+  return Number.isNaN(Number(value)) ? value : Number(value)
+}

@@ -1,11 +1,12 @@
 // lowrank generate: continues prompts and answers chats with a model, with and without adapters.
 
 import { requireChatTemplate } from '../index/model.js'
-import { type AdapterChoice, DEFAULTS, type GenerateResult, type LoraAdapter } from '../index.js'
-import { DATA_OPTIONS, readChatTemplate } from './data-options.js'
+import type { AdapterChoice, GenerateResult, LoraAdapter } from '../index.js'
+import { readChatTemplate } from './data-options.js'
 import { printable, printableProse } from './escape.js'
+import { flags } from './flags.js'
 import { weightedAdapters } from './merge-options.js'
-import { decimal, defineCommand, integer, repeated, text, toggle } from './options.js'
+import { defineCommand, repeated, text, toggle } from './options.js'
 import { Prompts } from './prompts.js'
 import { colors, printDocument, say } from './terminal.js'
 import { OUTPUT_OPTIONS, SESSION_OPTIONS, withSession } from './with-session.js'
@@ -49,23 +50,13 @@ export const generate = defineCommand({
       'picture that each prompt is about, for models of texts and pictures; also turns --chat on',
     ),
     raw: toggle('continue each prompt as it is, even if the adapter was trained on chats'),
-    chatTemplate: DATA_OPTIONS.chatTemplate,
-    chatTemplateArgs: DATA_OPTIONS.chatTemplateArgs,
-    maxNewTokens: integer('largest number of new tokens', { fallback: DEFAULTS.generate.maxNewTokens }),
-    stop: repeated('TEXT', 'stop when the model writes this text; the result does not contain it'),
-    temperature: decimal(
-      '0: always the most likely token; 1: random, with the probabilities of the model; above 1: more random',
-      'from generation_config.json; if it has none: 0, or 1 with --top-k, --top-p or --min-p',
+    ...flags('TrainOptions', 'chatTemplate', 'chatTemplateArgs'),
+    ...flags(
+      'GenerateOptions',
+      ...(['maxNewTokens', 'temperature', 'topK', 'topP', 'minP', 'repetitionPenalty'] as const),
+      ...(['seed', 'logprobs', 'batchSize'] as const),
     ),
-    topK: integer('choose at random from the N most likely tokens'),
-    topP: decimal('choose at random from the most likely tokens whose probabilities add up to X', 1),
-    minP: decimal('choose at random from tokens whose probability is at least X times that of the most likely one', 0),
-    repetitionPenalty: decimal('above 1: tokens that are already in the text become less likely', 1),
-    seed: integer('the same seed gives the same text; default: a new seed for each text', { least: 0 }),
-    logprobs: integer('with --json: show the log probability of each token, and of the N most likely tokens', {
-      least: 0,
-    }),
-    batchSize: integer('largest number of prompts that run together', { fallback: DEFAULTS.generate.batchSize }),
+    stop: repeated('TEXT', 'stop when the model writes this text; the result does not contain it'),
     ...OUTPUT_OPTIONS,
   },
   async run(values, { occurrences }) {

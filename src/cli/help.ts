@@ -43,6 +43,7 @@ export async function commandHelp(command: Command, useColor: boolean, columns =
     const notes = [
       option.isRequired ? 'required' : '',
       option.isRepeatable ? 'repeatable' : '',
+      option.bounds ?? '',
       option.fallback === undefined ? '' : `default ${option.fallback}`,
     ].filter((note) => note !== '')
     const plain = notes.length === 0 ? option.about : `${option.about} (${notes.join(', ')})`

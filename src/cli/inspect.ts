@@ -3,10 +3,10 @@
 import type { EmbeddingContents, FitReport, InspectReport } from '../index.js'
 import { writeWhole } from '../node/command-line.js'
 import { printable } from './escape.js'
+import { flags } from './flags.js'
 import { defineCommand, text, toggle, UsageError } from './options.js'
 import { refusePage } from './report-file.js'
 import { inspectionReport, kindOf, targetsOf } from './report-sections.js'
-import { dtype, MODEL } from './sources.js'
 import { colors, complain, print, printDocument, say, table, thousands, warn } from './terminal.js'
 
 /** On a terminal; the JSON document and the page have all. */
@@ -27,12 +27,9 @@ export const inspect = defineCommand({
   ],
   positional: { name: 'SOURCE', about: 'adapter folder, safetensors checkpoint, .onnx file, or an id on the Hub' },
   options: {
-    base: text(MODEL, 'check whether the adapter fits this model: a checkpoint or an .onnx file'),
-    dtype: dtype(),
-    relativeChange: toggle('with --base: show how much each layer changes its weight: ‖ΔW‖/‖W‖'),
+    ...flags('InspectOptions'),
     html: text('FILE', 'write a web page in one file: a heat map of the layers and their singular values'),
     overwrite: toggle('replace the file of --html if it exists'),
-    strict: toggle('report targets and patterns that match no layer as problems'),
     json: toggle('print one JSON document on stdout'),
   },
   async run({ base, dtype, relativeChange, html, overwrite, strict, json }, { positional }) {

@@ -2,9 +2,10 @@
 
 import type { MergeProgress, MergeReport, MergeSummary } from '../index.js'
 import { printable } from './escape.js'
+import { flags } from './flags.js'
 import { EXIT_INTERRUPTED, interruptible } from './interrupt.js'
-import { choice, integer, type Occurrence, type Option, readNumber, repeated, toggle, UsageError } from './options.js'
-import { ADAPTER, dtype } from './sources.js'
+import { type Occurrence, type Option, readNumber, repeated, toggle, UsageError } from './options.js'
+import { ADAPTER } from './sources.js'
 import { bytes, colors, Progress, peakRssBytes, printDocument, say, warn } from './terminal.js'
 
 export const ADAPTERS = {
@@ -17,28 +18,25 @@ export const ADAPTERS = {
 
 export const OUTPUT = {
   maxShardSize: sized('SIZE', 'split the weights into files of at most this size, such as 5GB', readSize),
-  format: choice(
-    ['onnx', 'safetensors', 'both'],
-    'file format of the result; default: onnx if the model folder has an .onnx file, else safetensors',
+  ...flags(
+    'MergeOptions',
+    ...([
+      'format',
+      'dtype',
+      'externalData',
+      'allowMissing',
+      'weightsOnly',
+      'strict',
+      'threads',
+      'reproducible',
+    ] as const),
   ),
-  dtype: dtype(),
-  externalData: choice(
-    ['copy', 'hardlink'],
-    'how unchanged data files of an .onnx file get into the result; default: copy',
-  ),
-  allowMissing: toggle(
-    'leave out layers that the .onnx file does not have, and continue if a head needs tensors that are in neither the base nor the adapter',
-  ),
-  weightsOnly: toggle('write only the weights, without configuration and tokenizer'),
-  strict: toggle('stop if a target or pattern in adapter_config.json matches no layer of the adapter'),
-  threads: integer('number of threads; default: one for each core, at most 4'),
-  reproducible: toggle('write the same bytes on every machine; a little slower'),
   shard: sized(
     'I/N',
     'split the merge into N shares, and make share I of them (0 to N-1). The last share to end gives the result its name',
     readShare,
   ),
-  overwrite: toggle('replace an earlier merge in --out'),
+  ...flags('MergeOptions', 'overwrite'),
   json: toggle('print one JSON document on stdout'),
 }
 

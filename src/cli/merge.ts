@@ -2,9 +2,9 @@
 
 import type { LayerChange, MergePlanReport } from '../index.js'
 import { printable } from './escape.js'
+import { flags } from './flags.js'
 import { ADAPTERS, API_NAMES, changesIn, OUTPUT, runMerge, sayAsides, weightedAdapters } from './merge-options.js'
-import { choice, defineCommand, required, toggle } from './options.js'
-import { MODEL } from './sources.js'
+import { defineCommand, toggle } from './options.js'
 import { bytes, colors, print, printDocument, say, table } from './terminal.js'
 
 export const merge = defineCommand({
@@ -21,21 +21,9 @@ export const merge = defineCommand({
     'lowrank merge --base models/union-3m/model.safetensors --adapter out/scripture --out out/merged.safetensors',
   ],
   options: {
-    base: required(MODEL, 'model to add the adapter to'),
+    ...flags('MergeOptions', 'base'),
     ...ADAPTERS,
-    out: required('DIR|FILE', 'result: a new folder, or a file whose name ends in .onnx or .safetensors'),
-    tied: choice(
-      ['refuse', 'untie', 'keep'],
-      'for models that use one weight as input and output embedding, if the adapter changes only one of the two. refuse: stop. untie: write two weights. keep: change both. Default: refuse; for .onnx: untie',
-    ),
-    outDtype: choice(
-      ['fp32', 'fp16', 'bf16', 'keep'],
-      'type of the weights in the result; default keep: as in the base',
-    ),
-    quantized: choice(
-      ['branches', 'requantize'],
-      'for quantized weights of an .onnx file. branches: keep them, and put A and B beside them. requantize: quantize the sum again. Default: branches',
-    ),
+    ...flags('MergeOptions', 'out', 'tied', 'outDtype', 'quantized'),
     dryRun: toggle('check everything and show the plan; write nothing'),
     verbose: toggle('show the change of each layer, not only the largest ones'),
     ...OUTPUT,

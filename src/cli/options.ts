@@ -22,6 +22,8 @@ export interface Option<T> {
   about: string
   /** The default, as help shows it. */
   fallback?: string
+  /** The range of a number, as help shows it. */
+  bounds?: string
   isRequired?: boolean
   isRepeatable?: boolean
   /** From the option's occurrences (values of a switch are empty) to what the command receives. */

@@ -1,6 +1,7 @@
 // lowrank resize: an adapter at another rank.
 
-import { ADAPTER_OUTPUT, RANKS, writeAdapter } from './adapter-output.js'
+import { ADAPTER_OUTPUT, writeAdapter } from './adapter-output.js'
+import { flags } from './flags.js'
 import { defineCommand } from './options.js'
 
 export const resize = defineCommand({
@@ -16,7 +17,7 @@ export const resize = defineCommand({
     'lowrank resize tests/golden/peft/f32 --energy 0.95 --out out/smaller --out-dtype fp16',
   ],
   positional: { name: 'ADAPTER', about: 'adapter folder, or an id on the Hub' },
-  options: { ...RANKS, ...ADAPTER_OUTPUT },
+  options: { ...flags('ResizeOptions'), ...ADAPTER_OUTPUT },
   async run({ rank, energy, error, ratio, ...output }, { positional }) {
     const node = await import('../node.js')
     return writeAdapter(output, (run) => node.resize(positional, { rank, energy, error, ratio, ...run }))

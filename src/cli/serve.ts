@@ -2,9 +2,9 @@
 
 import type { SignalLike } from '../index.js'
 import { printable } from './escape.js'
+import { flags } from './flags.js'
 import { interruptible } from './interrupt.js'
 import { defineCommand, integer, repeated, text, toggle, UsageError } from './options.js'
-import { DEVICE, dtype } from './sources.js'
 import { colors, say, warn } from './terminal.js'
 
 export const serve = defineCommand({
@@ -18,7 +18,7 @@ export const serve = defineCommand({
   examples: ['lowrank serve models/union-3m --adapter peft=tests/golden/peft/f32 --port 0'],
   positional: { name: 'MODEL', about: 'a model’s folder, or an id on the Hub' },
   options: {
-    dtype: dtype(),
+    ...flags('LoadModelOptions', 'dtype'),
     adapter: repeated('NAME=SOURCE', 'an adapter and the name by which requests choose it'),
     allowLoading: text('FOLDER', 'load adapters of this folder by their names, and on /v1/load_lora_adapter'),
     maxAdapters: integer('the largest number of adapters; the least used leaves', { fallback: 64 }),
@@ -30,8 +30,7 @@ export const serve = defineCommand({
     maxRunning: integer('requests that run at the same time', { fallback: 8 }),
     maxQueue: integer('requests that wait; the next gets status 429', { fallback: 64, least: 0 }),
     maxTokens: integer('the most new tokens of an answer. Default: the model’s context'),
-    device: DEVICE,
-    threads: integer('processor threads to use; default: ONNX Runtime’s choice'),
+    ...flags('OpenSessionOptions', 'device', 'threads'),
     quiet: toggle('print the address alone'),
   },
   async run(values, { positional }) {

@@ -1,8 +1,8 @@
 // lowrank to-plain: makes plain LoRA of an adapter whose start changed the base weights.
 
-import { defineCommand, required, text, toggle } from './options.js'
+import { flags } from './flags.js'
+import { defineCommand, required, toggle } from './options.js'
 import { refuseFolder } from './output.js'
-import { ADAPTER, MODEL } from './sources.js'
 import { colors, printDocument, say } from './terminal.js'
 
 export const toPlain = defineCommand({
@@ -15,14 +15,7 @@ export const toPlain = defineCommand({
   examples: ['lowrank to-plain tests/golden/peft/pissa --base models/union-3m --out out/plain'],
   positional: { name: 'ADAPTER', about: 'adapter folder' },
   options: {
-    base: text(
-      MODEL,
-      'the original base, a safetensors checkpoint; enough for PiSSA (but not pissa_niter_N) and OLoRA',
-    ),
-    initial: text(
-      ADAPTER,
-      'the adapter as it was before training; works for all four methods and gives an exact result',
-    ),
+    ...flags('ToPlainOptions'),
     out: required('DIR', 'folder for the result'),
     json: toggle('print one JSON document on stdout'),
   },

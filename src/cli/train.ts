@@ -1,108 +1,24 @@
 // lowrank train: a model folder and records → an adapter folder that PEFT reads too.
 
-import { CHOICES, DEFAULTS, type TrainEvents, type TrainOptions } from '../index.js'
-import { DATA_OPTIONS, readChatTemplate } from './data-options.js'
+import { CHOICES, type TrainEvents, type TrainOptions } from '../index.js'
+import { readChatTemplate } from './data-options.js'
+import { flags } from './flags.js'
 import { EXIT_INTERRUPTED, interruptible } from './interrupt.js'
-import {
-  choice,
-  decimal,
-  defineCommand,
-  flagOf,
-  integer,
-  type Option,
-  readNumber,
-  text,
-  toggle,
-  UsageError,
-} from './options.js'
+import { choice, defineCommand, flagOf, integer, type Option, text, toggle, UsageError } from './options.js'
 import { printPreview } from './preview.js'
 import { inRunFile, readRunFile } from './run-file.js'
-import { DEVICE, dtype, MODEL, RUNS } from './sources.js'
+import { MODEL, RUNS } from './sources.js'
 import { colors, duration, Progress, printDocument, say, thousands, warn } from './terminal.js'
 
-/** `all-linear`, `default`, or names divided by commas. */
-function targetModules(): Option<string | string[]> {
-  return {
-    placeholder: 'all-linear|default|a,b',
-    about:
-      'modules to adapt: all linear layers, PEFT’s default modules for this type of model, or names such as q_proj,v_proj',
-    fallback: DEFAULTS.train.config.targetModules,
-    read(occurrences) {
-      const value = occurrences.at(-1)?.value
-      if (value === undefined || value === 'all-linear') return DEFAULTS.train.config.targetModules
-      if (value === 'default') return value
-      const names = value.split(',').map((name) => name.trim())
-      if (!names.includes('')) return names
-      throw new UsageError(`--target-modules takes all-linear, default, or names such as q_proj,v_proj; got '${value}'`)
-    },
-  }
-}
+/** Settings of the new adapter, which are options of their own here. */
+const CONFIG_OPTIONS = [
+  ...(['rank', 'alpha', 'dropout', 'targetModules', 'excludeModules', 'useRslora', 'useDora', 'rankPattern'] as const),
+  ...(['alphaPattern', 'bias', 'modulesToSave', 'init', 'seed'] as const),
+]
 
-/** Names divided by commas. */
-function names(about: string): Option<string[] | undefined> {
-  return {
-    placeholder: 'a,b',
-    about,
-    read(occurrences) {
-      const last = occurrences.at(-1)
-      if (last === undefined) return undefined
-      const found = last.value.split(',').map((name) => name.trim())
-      if (!found.includes('')) return found
-      throw new UsageError(`${last.flag} takes names divided by commas; got '${last.value}'`)
-    },
-  }
-}
-
-/** Tokens divided by commas: texts, and ids where there are digits alone. */
-function tokens(about: string): Option<(string | number)[] | undefined> {
-  const list = names(about)
-  return {
-    ...list,
-    placeholder: 'a,N,…',
-    read: (occurrences) => list.read(occurrences)?.map((token) => (/^\d+$/.test(token) ? Number(token) : token)),
-  }
-}
-
-/** Numbers by module. What they may be is checked where they are used. */
-function pattern(about: string): Option<Record<string, number> | undefined> {
-  return {
-    placeholder: 'a=N,…',
-    about,
-    read(occurrences) {
-      const last = occurrences.at(-1)
-      if (last === undefined) return undefined
-      const { flag, value } = last
-      const pairs = value.split(',').map((pair) => {
-        const at = pair.lastIndexOf('=')
-        return [pair.slice(0, Math.max(0, at)).trim(), readNumber({ flag, value: pair.slice(at + 1).trim() })] as const
-      })
-      if (pairs.every(([name]) => name !== '')) return Object.fromEntries(pairs)
-      throw new UsageError(`${flag} takes modules with numbers, such as q_proj=16,v_proj=4; got '${value}'`)
-    },
-  }
-}
-
-/** Settings of the task's own: numbers where they look like numbers. */
-function taskOptions(): Option<Record<string, unknown> | undefined> {
-  return {
-    placeholder: 'a=b,…',
-    about: 'settings of the task, such as temperature=0.05 of embedding or beta=0.1 of dpo',
-    read(occurrences) {
-      const value = occurrences.at(-1)?.value
-      if (value === undefined) return undefined
-      const pairs = value.split(',').map((pair) => pair.split('=').map((part) => part.trim()))
-      if (pairs.every((pair) => pair.length === 2 && !pair.includes(''))) {
-        return Object.fromEntries(pairs.map(([name, own]) => [name, meantBy(own)]))
-      }
-      throw new UsageError(`--task-options takes settings such as temperature=0.05; got '${value}'`)
-    },
-  }
-}
-
-function meantBy(text: string): unknown {
-  if (text === 'true' || text === 'false') return text === 'true'
-  const number = Number(text)
-  return Number.isNaN(number) ? text : number
+/** An option that a file of --config may give instead. */
+function unlessInFile<T>(option: Option<T>): Option<T | undefined> {
+  return { ...option, isRequired: false, about: `${option.about}; required unless --config names it` }
 }
 
 export const train = defineCommand({
@@ -121,105 +37,27 @@ export const train = defineCommand({
     'lowrank train --model models/union-3m --data models/data/scripture.jsonl --out out/scripture-2 --save-every 20 --overwrite',
   ],
   options: {
-    model: text(MODEL, `${RUNS}; required unless --config names it`),
-    dtype: dtype(),
-    ...DATA_OPTIONS,
-    data: {
-      ...DATA_OPTIONS.data,
-      isRequired: false,
-      about: `${DATA_OPTIONS.data.about}; required unless --config names it`,
-    },
-    out: text('DIR', 'new folder for the adapter; required unless --preview is given'),
-    tensorboard: text('DIR', 'folder for an event file of TensorBoard, with the numbers of each step and evaluation'),
+    ...flags(
+      'TrainOptions',
+      ...(['model', 'dtype', 'data', 'evalData', 'evalSplit', 'columns', 'chatTemplate', 'chatTemplateArgs'] as const),
+      ...(['out', 'tensorboard'] as const),
+    ),
     config: text(
       'FILE',
       'YAML or JSON file with the options of the run. Names are those in code, such as maxSteps. Options of the command line replace those of the file. run.json in the folder of an adapter is such a file',
     ),
+    ...flags('TrainOptions', 'task', 'taskOptions', 'preset'),
+    ...flags('TrainConfig', ...CONFIG_OPTIONS),
+    ...flags('TrainOptions', 'trainedTokens', 'epochs', 'maxSteps', 'batchSize', 'maxLength'),
+    ...flags('TrainOptions'),
+    ...flags('LoadModelOptions', 'dtype'),
+    model: unlessInFile(text(MODEL, RUNS)),
+    data: unlessInFile(flags('TrainOptions', 'data').data),
     task: choice(
       CHOICES.train.task,
       'what the model learns: see Tasks below; default: causal-lm, or seq2seq for an encoder-decoder such as T5',
     ),
-    taskOptions: taskOptions(),
-    preset: choice(
-      CHOICES.train.preset,
-      'whose defaults to use where no option is given: peft takes those of PEFT and transformers, such as alpha 8, learning rate 5e-5 and 3 epochs; default: those below',
-    ),
-    rank: integer('rank of the added matrices: the size of the adapter', { fallback: DEFAULTS.train.config.rank }),
-    alpha: decimal('strength of the adapter: its change is scaled by alpha / rank', DEFAULTS.train.config.alpha),
-    dropout: decimal(
-      'part of the adapter’s inputs that is set to 0 during training, such as 0.1',
-      DEFAULTS.train.config.dropout,
-    ),
-    targetModules: targetModules(),
-    useRslora: toggle('rsLoRA: scale by alpha / √rank, so that high ranks learn as fast as low ones'),
-    useDora: toggle(
-      'DoRA: also train the length of each row of a weight, apart from the direction of the row; each step is slower',
-    ),
-    rankPattern: pattern('other ranks for some modules, as NAME=RANK, such as q_proj=16,v_proj=4'),
-    alphaPattern: pattern('other alphas for some modules, as NAME=ALPHA'),
-    bias: choice(
-      CHOICES.train.bias,
-      'biases of the model to train too: none, all, or those of the adapted modules',
-      'none',
-    ),
-    modulesToSave: names('modules to train and save as a whole, by the ends of their names, such as norm,lm_head'),
-    trainedTokens: tokens(
-      'tokens whose rows of the embedding are trained too, such as special tokens: texts, or ids, such as "<tool>,32000"',
-    ),
-    init: choice(CHOICES.train.init, 'how the random initial values of A and B are chosen', DEFAULTS.train.config.init),
-    epochs: integer('passes over the data', { fallback: DEFAULTS.train.epochs }),
-    maxSteps: integer('number of steps, instead of --epochs'),
-    batchSize: integer('records in a batch', { fallback: DEFAULTS.train.batchSize }),
-    maxLength: integer('longer records are cut to N tokens; default: the model’s context'),
-    learningRate: decimal(
-      'highest learning rate',
-      `${DEFAULTS.train.learningRate.toExponential()}, or that of the task`,
-    ),
-    schedule: choice(
-      CHOICES.train.schedule,
-      'how the learning rate changes after its highest point',
-      DEFAULTS.train.schedule,
-    ),
-    warmupRatio: decimal(
-      'part of the steps at the start in which the learning rate rises to its highest value, such as 0.1',
-      DEFAULTS.train.warmupRatio,
-    ),
-    loraPlusRatio: decimal(
-      `LoRA+: how many times as fast B learns as A; default: ${DEFAULTS.train.loraPlusRatio} with the default --learning-rate, 1 with another one`,
-    ),
-    loraFa: toggle('LoRA-FA: A stays as it starts, and only B is trained; each step is faster'),
-    weightDecay: decimal('weight decay of the optimizer, AdamW', DEFAULTS.train.weightDecay),
-    maxGradNorm: decimal(
-      'largest norm of the gradient. Larger gradients are scaled down to this norm. 0 turns this off',
-      DEFAULTS.train.maxGradNorm,
-    ),
-    gradientAccumulation: integer('batches in a step', { fallback: DEFAULTS.train.gradientAccumulation }),
-    seed: integer('the same seed, data and machine give the same adapter', {
-      fallback: DEFAULTS.train.config.seed,
-      least: 0,
-    }),
-    device: DEVICE,
-    threads: integer('processor threads to use; default: ONNX Runtime’s choice'),
-    lowMemory: toggle('use less memory; a little slower'),
-    evalEvery: integer('also measure the evaluation loss after every N steps; needs --eval-data or --eval-split'),
-    keep: choice(
-      CHOICES.train.keep,
-      'weights to save: those of the last step, or those of the best evaluation; best needs --eval-data or --eval-split',
-      DEFAULTS.train.keep,
-    ),
-    bestMetric: text(
-      'NAME',
-      'metric that decides which evaluation is best: loss, or another one, such as accuracy',
-      DEFAULTS.train.bestMetric,
-    ),
-    earlyStopping: integer('stop after N evaluations in a row without a better one; needs --eval-data or --eval-split'),
-    packing: toggle('put several short records into one row of --max-length tokens (default 512); faster'),
-    newHead: toggle(
-      'start with a new head for the labels of the data, also where the model has a head that fits; for the tasks with labels',
-    ),
-    saveEvery: integer('save every N steps, so that --resume can continue after a crash'),
-    resume: toggle('continue the unfinished run in --out'),
-    overwrite: toggle('replace an earlier run of lowrank in --out'),
+    init: { ...choice(CHOICES.train.init, flags('TrainConfig', 'init').init.about), fallback: 'kaiming-uniform' },
     preview: integer('show the tokens of the first N examples, and which of them count for the loss; trains nothing'),
     json: toggle('print one JSON document on stdout'),
   },
@@ -284,22 +122,6 @@ export const train = defineCommand({
     return interrupted ? EXIT_INTERRUPTED : 0
   },
 })
-
-/** Settings of the new adapter, which are options of their own here. */
-const CONFIG_OPTIONS = [
-  'rank',
-  'alpha',
-  'dropout',
-  'targetModules',
-  'useRslora',
-  'useDora',
-  'rankPattern',
-  'alphaPattern',
-  'bias',
-  'modulesToSave',
-  'init',
-  'seed',
-] as const
 
 /** The options of a file, replaced by those that were given. */
 async function withFile(

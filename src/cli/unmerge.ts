@@ -1,9 +1,9 @@
 // lowrank unmerge: removes adapters from a merged model, and says how close that comes to the original.
 
 import type { UnmergeReport } from '../index.js'
+import { flags } from './flags.js'
 import { ADAPTERS, API_NAMES, OUTPUT, runMerge, weightedAdapters } from './merge-options.js'
-import { choice, defineCommand, required, text } from './options.js'
-import { MODEL } from './sources.js'
+import { defineCommand } from './options.js'
 import { print, say, table, thousands } from './terminal.js'
 
 export const unmerge = defineCommand({
@@ -18,11 +18,9 @@ export const unmerge = defineCommand({
     'lowrank unmerge --merged out/scripture-mix --adapter out/scripture --adapter tests/golden/peft/f32 --weight 0.5 --out out/base --original models/union-3m',
   ],
   options: {
-    merged: required(MODEL, 'merged model'),
+    ...flags('UnmergeOptions', 'merged'),
     ...ADAPTERS,
-    out: required('DIR|FILE', 'result: a new folder, or a file whose name ends in .onnx or .safetensors'),
-    original: text(MODEL, 'the original base: count the values that differ from it; only for safetensors checkpoints'),
-    tied: choice(['refuse', 'keep'], 'use keep if you merged with --tied keep; default: refuse'),
+    ...flags('UnmergeOptions', 'out', 'original', 'tied'),
     ...OUTPUT,
   },
   apiNames: API_NAMES,

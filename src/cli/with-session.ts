@@ -5,23 +5,23 @@ import path from 'node:path'
 import { otherBase } from '../index/base-name.js'
 import type { AdapterSession, DtypeChoice, LoraAdapter, LoraConfig } from '../index.js'
 import { printable } from './escape.js'
+import { flags } from './flags.js'
 import { EXIT_INTERRUPTED, interruptible } from './interrupt.js'
-import { integer, repeated, text, toggle, UsageError } from './options.js'
-import { ADAPTER, DEVICE, dtype, MODEL, RUNS } from './sources.js'
+import { repeated, text, toggle, UsageError } from './options.js'
+import { ADAPTER, MODEL, RUNS } from './sources.js'
 import { colors, say, warn } from './terminal.js'
 
 /** What runs. */
 export const SESSION_OPTIONS = {
   model: text(MODEL, `${RUNS}; default: the base of the first adapter`),
-  dtype: dtype(),
+  ...flags('LoadModelOptions', 'dtype'),
   adapter: repeated(ADAPTER, 'adapter: a folder, or an id on the Hub'),
-  allowMissing: toggle('leave out layers that the .onnx file does not have'),
+  ...flags('OpenSessionOptions', 'allowMissing'),
 }
 
 /** How it runs and answers. */
 export const OUTPUT_OPTIONS = {
-  device: DEVICE,
-  threads: integer('processor threads to use; default: ONNX Runtime’s choice'),
+  ...flags('OpenSessionOptions', 'device', 'threads'),
   json: toggle('print one JSON document on stdout'),
 }
 
@@ -31,7 +31,7 @@ interface SessionValues {
   /** Adapters have their folders as names. */
   readonly adapter: readonly string[]
   readonly allowMissing: boolean
-  readonly device: string | undefined
+  readonly device: readonly string[] | undefined
   readonly threads: number | undefined
 }
 

@@ -30,11 +30,16 @@ export async function saveAdapter(adapter: LoraAdapter, target: Target, options:
 /** Give one of the two: the base or the initial adapter. */
 export interface ToPlainOptions {
   /**
-   * The base as it was before training: a safetensors checkpoint, or a function that gives its weights (d, k) by the layer's name, of
-   * which one is held at a time. Enough for `pissa` and `olora`, but not for `pissa-niter-N`.
+   * The base as it was before training: a safetensors checkpoint, or a function that gives its weights (d, k) by the
+   * layer's name, of which one is held at a time. Enough for `pissa` and `olora`, but not for `pissa-niter-N`.
+   * @help the original base, a safetensors checkpoint; enough for PiSSA (but not pissa_niter_N) and OLoRA
    */
   base?: Source | BaseWeights | undefined
-  /** The adapter as it was before training, if you saved it. Exact for every start; `pissa-niter-N`, `lora-ga` and `corda` need it. */
+  /**
+   * The adapter as it was before training, if you saved it. Exact for every start; `pissa-niter-N`, `lora-ga` and
+   * `corda` need it.
+   * @flag DIR|ID
+   */
   initial?: Source | LoraAdapter | undefined
 }
 

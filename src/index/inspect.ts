@@ -32,14 +32,16 @@ export type InspectReport =
 
 /** How an adapter is looked at. */
 export interface InspectOptions {
-  /** A model to compare the adapter with. It takes the same values as `base` of {@link merge}. Only for adapters in folders. */
+  /** A model that the adapter in a folder should fit: a checkpoint or an .onnx file. */
   base?: Source | undefined
-  /** Reports ‖s·B·A‖ / ‖W‖ for each layer. This reads the weights of the base. Default false. */
+  /** With `base`: reports ‖s·B·A‖ / ‖W‖ for each layer. This reads the weights of the base. Default false. */
   relativeChange?: boolean | undefined
   /** Counts targets and patterns of the config that match nothing as problems. Default false: warnings. */
   strict?: boolean | undefined
   /**
-   * Which graph to inspect if the folder has several. Default: the checkpoint; if there is none, the graph that config.json names.
+   * Which graph to inspect if the folder has several. Default: the checkpoint; if there is none, the graph that
+   * config.json names.
+   * @flag TYPE
    */
   dtype?: DtypeChoice | undefined
 }

@@ -20,7 +20,7 @@ export interface MergingOptions extends Omit<MergeSettings, 'tied' | 'outDtype' 
 
 /** Options of {@link merge}. */
 export interface MergeOptions extends MergingOptions, Pick<MergeSettings, 'tied' | 'outDtype' | 'quantized'> {
-  /** A folder with a model, an .onnx file, a safetensors file or its index. */
+  /** The model to add the adapter to: a folder, an .onnx file, a safetensors file or its index. */
   base: Source
 }
 

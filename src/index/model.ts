@@ -18,7 +18,11 @@ export interface LoadModelOptions {
    * calling thread. Default in Node: worker threads with the onnxruntime-node of your project. In a browser you must set it.
    */
   runtime?: RuntimeHost | undefined
-  /** The type of the graph's weights: onnx/model_q4.onnx for `q4`. Default `auto`: what config.json says, else fp32. */
+  /**
+   * Type of the weights, which chooses the .onnx file: onnx/model_q4.onnx for `q4`. Default `auto`: the type in
+   * config.json, or fp32 if it has none.
+   * @flag TYPE
+   */
   dtype?: DtypeChoice | undefined
   /** If the source is a folder: path of the .onnx file in that folder. Default: by `dtype`. */
   onnxPath?: string | undefined

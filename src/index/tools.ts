@@ -75,7 +75,7 @@ function isWeighted(
 export interface ExtractOptions extends ExtractSettings {
   /** The model before fine-tuning: a safetensors checkpoint. */
   base: Source
-  /** The model after it: a checkpoint with the same names. */
+  /** The model after fine-tuning: a checkpoint with the same names. */
   fineTuned: Source
 }
 

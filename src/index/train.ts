@@ -31,15 +31,29 @@ export interface TrainOptions extends Omit<TrainingOptions, 'model' | 'data' | '
   readonly model: Model | Source
   /** Which graph of a model that is not open yet: see {@link loadModel}. */
   readonly dtype?: DtypeChoice | undefined
-  /** The training data: records; the path of a file or folder with records (JSONL, JSON, CSV, TSV, Parquet, text); a Blob; or a list of files. */
+  /**
+   * The training data: records; the path of a file or folder with records (JSONL, JSON, CSV, TSV, Parquet, text); a
+   * Blob; or a list of files.
+   * @help training data: .jsonl, .json, .csv, .tsv, .parquet or .txt, or a folder of such files
+   */
   readonly data: Data
-  /** Records for measuring the loss before and after training. Same forms as `data`. */
+  /**
+   * Records for measuring the loss before and after training. Same forms as `data`.
+   * @help evaluation data: lowrank measures the loss on it before and after training
+   */
   readonly evalData?: Data | undefined
-  /** The folder for adapter, metrics and state. Without it nothing is written. */
+  /**
+   * The folder for adapter, metrics and state. Without it nothing is written.
+   * @flag DIR
+   * @help new folder for the adapter; required unless --preview is given
+   */
   readonly out?: Target | undefined
   /**
-   * A folder for TensorBoard: `train` adds an event file with the loss, the learning rate and the norm of the gradients of each step, and
-   * with the metrics of each evaluation. Each run should have a folder of its own. A resumed run takes the same folder.
+   * A folder for an event file of TensorBoard: the loss, the learning rate and the norm of the gradients of each step,
+   * and the metrics of each evaluation.
+   *
+   * Each run should have a folder of its own. A resumed run takes the same folder.
+   * @flag DIR
    */
   readonly tensorboard?: Target | undefined
 }

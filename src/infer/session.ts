@@ -15,8 +15,9 @@ export interface AdapterSessionOptions extends Omit<SessionOptions, 'executionPr
   /** The first adapters: name → adapter. Runs choose an adapter by this name. */
   adapters?: Readonly<Record<string, LoraAdapter>> | undefined
   /**
-   * The device that runs the model, with ONNX Runtime's names: cpu, webgpu, cuda, coreml, dml, … You can give several.
-   * If the first cannot compute an operator, the next one does. Default: the CPU.
+   * Where the model runs, with ONNX Runtime's names: cpu, webgpu, cuda, coreml, dml, … You can give several. If the
+   * first cannot compute an operator, the next one does. Default: the CPU.
+   * @flag NAME,…
    */
   device?: string | readonly string[] | undefined
   /** Module name → name of its node or weight. Needed only if the graph does not name its modules. */
@@ -83,7 +84,10 @@ export interface ChatOptions {
    * chats. Otherwise the template in the model's folder.
    */
   chatTemplate?: string | undefined
-  /** Further variables of the template, such as `{ enable_thinking: false }`. */
+  /**
+   * Further variables of the template, such as `{ enable_thinking: false }`.
+   * @help variables of the chat template, such as enable_thinking=false
+   */
   chatTemplateArgs?: Readonly<Record<string, unknown>> | undefined
   /** Descriptions of the functions that the model may call (JSON Schema). */
   tools?: readonly object[] | undefined

@@ -33,18 +33,20 @@ export interface MergeSettings extends RunSettings {
    */
   format?: MergeFormat | undefined
   /**
-   * Which of the base's graphs is read, by the names that transformers.js gives the files: `fp32`, `fp16`, `q8`, `q4`,
-   * … Default: what config.json says, else `fp32`. For .onnx.
+   * Which .onnx file of the base is read, by the type of its weights. Default: the type in config.json, or `fp32` if
+   * it has none.
+   * @flag TYPE
    */
   dtype?: DtypeChoice | undefined
   /**
-   * The treatment of tied embeddings that an adapter changes for one use only. Default: `refuse` in safetensors. An
-   * .onnx is always untied, as PEFT's result is.
+   * What to do if the adapter changes only one of two embeddings that are tied. `refuse`: stop with an error. `untie`:
+   * write two weights. `keep`: change both. Default: `refuse` in safetensors; an .onnx is always untied, as PEFT's
+   * result is.
    */
   tied?: TiedPolicy | undefined
   /**
-   * Goes on where something has no place or no values: layers that an .onnx export dropped are left out, and what a
-   * head needs but neither base nor adapters have is drawn anew by loaders. Default false.
+   * Leaves out layers that an .onnx export dropped, and goes on if a head needs tensors that neither the base nor the
+   * adapters have: loaders draw these anew. Default false.
    */
   allowMissing?: boolean | undefined
   /**
@@ -73,7 +75,7 @@ export interface MergeSettings extends RunSettings {
    * Where no link can be made the file is copied, and a warning says so. Default `copy`. For .onnx.
    */
   externalData?: ExternalDataMode | undefined
-  /** Throws an error if a target or pattern of the config matches no layer of the adapter. Default false. */
+  /** Stops with an error if a target or pattern of the config matches no layer of the adapter. Default false. */
   strict?: boolean | undefined
   /** The same bytes on every machine. Default false: a little faster, but the last bits depend on the machine. */
   reproducible?: boolean | undefined

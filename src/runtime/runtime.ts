@@ -76,8 +76,9 @@ export const DEVICE = anyOf(NAME, listOf(NAME))
 /** How ONNX Runtime opens and runs a graph. */
 export interface SessionOptions {
   /**
-   * Threads of a product. In browsers, the page must be isolated from other origins. Default: the runtime's own choice.
-   * In browsers that is half of the processors, and at most 4.
+   * Number of processor threads. Default: the runtime's own choice.
+   *
+   * In browsers, the page must be isolated from other origins, and the default is half of the processors, at most 4.
    * @range an integer of at least 1
    */
   threads?: number

@@ -37,7 +37,11 @@ export type CombinationType = (typeof COMBINATION_TYPES)[number]
 
 /** How {@link combineAdapters} combines. */
 export interface CombineSettings extends RankChoice, ToolRun {
-  /** PEFT's name of the way, or `exact`. Default `exact`; with `peftCompatible`, `svd` as in PEFT. */
+  /**
+   * `exact`: the weighted sum. `svd`: the sum, at the largest rank of the adapters. `cat`: the sum, with the factors
+   * beside each other. The others are those of PEFT's add_weighted_adapter. Default `exact`; with `peftCompatible`,
+   * `svd` as in PEFT.
+   */
   combinationType?: CombinationType | undefined
   /**
    * For `ties`, `dare` and `magnitude_prune`: the share of each adapter's values that is kept.

@@ -10,23 +10,24 @@ import type { Svd } from '../linalg/svd.js'
  */
 export interface RankChoice {
   /**
-   * r: the rank of all layers, or the largest that another rule may give. No layer gets a higher rank than the rank of
-   * its s·B·A.
+   * Rank of the result; with `energy`, `error` or `ratio`: the highest rank that a layer can get. No layer gets a
+   * higher rank than the rank of its s·B·A.
    * @range an integer of at least 1
    */
   rank?: number | undefined
   /**
-   * The smallest rank that keeps this share of the energy Σσ².
+   * Keeps this share of the energy Σσ², the sum of the squared singular values, of each layer, at the lowest rank that
+   * does.
    * @range a number in (0, 1]
    */
   energy?: number | undefined
   /**
-   * The smallest rank whose error ‖ΔW − ΔW'‖/‖ΔW‖ (Frobenius) is not above this.
+   * Loses at most this share of the change of each layer, ‖ΔW − ΔW'‖/‖ΔW‖ (Frobenius), at the lowest rank that does.
    * @range a number in [0, 1)
    */
   error?: number | undefined
   /**
-   * Keeps the singular values σᵢ that are at least this share of σ₁.
+   * Keeps the singular values that are at least this share of the largest one.
    * @range a number in (0, 1]
    */
   ratio?: number | undefined

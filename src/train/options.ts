@@ -44,14 +44,17 @@ export interface TrainConfig
    */
   readonly dropout?: number | undefined
   /**
-   * Module names or their last parts; a regular expression for whole names; `all-linear`; or `default`: what PEFT adapts in a model
-   * of that type.
+   * Module names or their last parts; a regular expression for whole names; `all-linear`; or `default`: what PEFT
+   * adapts in a model of that type.
    * @default all-linear
+   * @help modules to adapt: all linear layers, PEFT's default modules for this type of model, or names such as
+   * q_proj,v_proj
    */
   readonly targetModules?: readonly string[] | string | undefined
   /**
-   * How the adapter starts.
+   * How the random initial values of A and B are chosen, or computed.
    * @default kaiming-uniform
+   * @help how the random initial values of A and B are chosen
    */
   readonly init?: Init | undefined
   /**
@@ -76,22 +79,36 @@ export interface TrainingOptions extends Optional<TrainSettings> {
   readonly model: Model
   /** The task. Default: `causal-lm`, to continue texts, or `seq2seq` for a model with an encoder and a decoder, such as T5. */
   readonly task?: TaskName | undefined
-  /** Settings that only this task has, such as the temperature of its loss. */
+  /**
+   * Settings that only this task has, such as the temperature of its loss.
+   * @help settings of the task, such as temperature=0.05 of embedding or beta=0.1 of dpo
+   */
   readonly taskOptions?: Readonly<Record<string, unknown>> | undefined
   /** The training data. */
   readonly data: TrainingData
   /** Data for measuring the loss before and after training. */
   readonly evalData?: TrainingData | undefined
   /**
-   * Share of the records, that is used as `evalData` and not trained on. The seed decides which records.
+   * Share of the records that is used as `evalData` and not trained on. The seed decides which records.
    * @range a number in (0, 1)
    */
   readonly evalSplit?: number | undefined
-  /** Field of a record → its name in your data: `{ prompt: 'question', completion: 'answer' }`. Other fields are left out. */
+  /**
+   * Field of a record → its name in your data: `{ prompt: 'question', completion: 'answer' }`. Other fields are left
+   * out.
+   * @help names of the fields in your data, as LOWRANK_NAME=YOUR_NAME, such as prompt=question,completion=answer
+   */
   readonly columns?: ColumnNames | undefined
-  /** Text of a chat template (Jinja). Default: the model's own. */
+  /**
+   * Text of a chat template (Jinja). Default: the model's own.
+   * @flag FILE
+   * @help file with a chat template (Jinja) to use instead of the model's own
+   */
   readonly chatTemplate?: string | undefined
-  /** Further variables of the chat template: `{ enable_thinking: false }`. */
+  /**
+   * Further variables of the chat template: `{ enable_thinking: false }`.
+   * @help variables of the chat template, such as enable_thinking=false
+   */
   readonly chatTemplateArgs?: Readonly<Record<string, unknown>> | undefined
   /**
    * Reads a file of a picture: its path, or its bytes. Default: in Node by sharp, if it is installed; in browsers what the browser can
@@ -104,9 +121,11 @@ export interface TrainingOptions extends Optional<TrainSettings> {
    */
   readonly preset?: Preset | undefined
   /**
-   * Tokens whose rows of the embedding are trained too, as PEFT's trainable_token_indices: `['<tool>', 32000]`, or by module,
-   * `{ embed_tokens: ['<tool>'], lm_head: ['<tool>'] }`. An output layer that is tied to the embedding uses the same rows. All tokens
-   * must have rows in the graph already. Default: none.
+   * Tokens whose rows of the embedding are trained too, as PEFT's trainable_token_indices: `['<tool>', 32000]`, or by
+   * module, `{ embed_tokens: ['<tool>'], lm_head: ['<tool>'] }`. An output layer that is tied to the embedding uses
+   * the same rows. All tokens must have rows in the graph already. Default: none.
+   * @help tokens whose rows of the embedding are trained too, such as special tokens: texts, or ids, such as
+   * "<tool>,32000"
    */
   readonly trainedTokens?: TrainedTokens | undefined
   /** Settings of the new adapter. */

@@ -65,8 +65,9 @@ export interface TrainSettings {
    */
   loraPlusRatio: number | undefined
   /**
-   * LoRA-FA (Zhang et al. 2023, arXiv 2308.03303): A stays as it starts, and only B is trained. As in PEFT, the gradient of B is multiplied by
-   * (A·Aᵀ)⁻¹/s² before AdamW. Not together with DoRA.
+   * LoRA-FA (Zhang et al. 2023, arXiv 2308.03303): A stays as it starts, and only B is trained. Each step is faster.
+   *
+   * As in PEFT, the gradient of B is multiplied by (A·Aᵀ)⁻¹/s² before AdamW. Not together with DoRA.
    * @default false
    */
   loraFa: boolean
@@ -83,8 +84,9 @@ export interface TrainSettings {
    */
   maxGradNorm: number
   /**
-   * Where the model runs, with ONNX Runtime's names: cpu, webgpu, cuda, coreml, dml, … You can give several. If the first cannot
-   * compute an operator, the next one does. The optimizer always runs on the CPU. Default: the CPU.
+   * Where the model runs, with ONNX Runtime's names: cpu, webgpu, cuda, coreml, dml, … You can give several. If the
+   * first cannot compute an operator, the next one does. The optimizer always runs on the CPU. Default: the CPU.
+   * @flag NAME,…
    */
   device: string | readonly string[] | undefined
   /**
@@ -125,9 +127,10 @@ export interface TrainSettings {
    */
   keep: Keep
   /**
-   * What the best evaluation is judged by: `loss`, or a metric of the task, such as accuracy or mrr. Lower is better for loss and perplexity,
-   * higher for all others.
+   * What the best evaluation is judged by: `loss`, or a metric of the task, such as accuracy or mrr. Lower is better
+   * for loss and perplexity, higher for all others.
    * @default loss
+   * @flag NAME
    */
   bestMetric: string
   /**

@@ -9,8 +9,9 @@ export const GENERATE_DEFAULTS = Object.freeze(GENERATE_OPTIONS_DEFAULTS)
 /** How the next token is chosen from the logits. What is left out is taken from the model's generation_config.json. */
 export interface SamplingOptions {
   /**
-   * 0 takes the most likely token. Default: that of generation_config.json where it samples (do_sample) or where topK,
-   * topP or minP is given, else 0.
+   * 0 always takes the most likely token; 1 draws with the probabilities of the model; above 1 is more random.
+   * Default: that of generation_config.json where it samples (do_sample) or where `topK`, `topP` or `minP` is given,
+   * else 0.
    * @range a finite number of at least 0
    */
   temperature?: number | undefined
