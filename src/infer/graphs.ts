@@ -15,7 +15,6 @@ import type { Feeds, OutputOptions, RuntimeTensor } from '../runtime/runtime.js'
 import type { Mix } from './adapters/choice.js'
 import type { AdapterHead } from './adapters/heads.js'
 import type { InferEngine } from './engine.js'
-import type { RunningTexts } from './generate/running-texts.js'
 
 /** Runs one of the model's graphs, with an adapter for each row. */
 export type RunGraph = (role: string, feeds: Feeds, mixes: readonly Mix[]) => Promise<Record<string, RuntimeTensor>>
@@ -28,8 +27,6 @@ export interface WholeSession {
   /** The engine of the first graph. */
   readonly engine: Remote<InferEngine>
   readonly runGraph: RunGraph
-  /** The texts that are being written. */
-  readonly texts: RunningTexts
   /** Runs the first graph, whatever heads the adapters have. */
   runMain(feeds: Feeds, mixes: readonly Mix[], outputs: readonly string[]): Promise<Record<string, RuntimeTensor>>
   /** Does something with the engine of the first graph: see GraphSession. */

@@ -18,7 +18,7 @@ import { hasPlace, readParts } from './adapters/parts.js'
 import type { InferEngine } from './engine.js'
 import { batchOf, checkName, checkRanks, plainFeeds } from './feeds.js'
 import { RUN_OPTIONS } from './gen/options.js'
-import { generate, streamText } from './generate/generate.js'
+import { generate, streamText, type TextSession } from './generate/generate.js'
 import { RunningTexts, TEXT_BOUNDS, type TextBounds } from './generate/running-texts.js'
 import { GraphSession, type NamedParts } from './graph-session.js'
 import {
@@ -217,10 +217,10 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
     return this.#main.tried(action)
   }
 
-  generate(this: WholeSession, prompt: Prompt, options?: GenerateOptions): Promise<GenerateResult>
-  generate(this: WholeSession, prompts: readonly Prompt[], options?: GenerateOptions): Promise<GenerateResult[]>
+  generate(this: TextSession, prompt: Prompt, options?: GenerateOptions): Promise<GenerateResult>
+  generate(this: TextSession, prompts: readonly Prompt[], options?: GenerateOptions): Promise<GenerateResult[]>
   async generate(
-    this: WholeSession,
+    this: TextSession,
     prompts: Prompt | readonly Prompt[],
     options: GenerateOptions = {},
   ): Promise<GenerateResult | GenerateResult[]> {
@@ -228,7 +228,7 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
   }
 
   stream(
-    this: WholeSession,
+    this: TextSession,
     prompt: Prompt,
     options: StreamOptions = {},
   ): AsyncGenerator<string, GenerateResult, undefined> {

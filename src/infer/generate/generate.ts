@@ -17,14 +17,20 @@ import { checkCausality } from './causality.js'
 import type { NextToken } from './decoding.js'
 import { encodeSource, readSource } from './encoder-source.js'
 import { type EncodedPrompt, encodePrompt, imagesOf, isOnePrompt, PROMPT, PROMPTS } from './prompts.js'
-import type { RunningText, TextJob } from './running-texts.js'
+import type { RunningText, RunningTexts, TextJob } from './running-texts.js'
 import { GENERATE_DEFAULTS, resolveSampling } from './sampling.js'
 import { type TextGraph, textGraphOf } from './text-graph.js'
 import { type TextLimits, TextRow } from './text-row.js'
 
+/** A session that writes texts. */
+export interface TextSession extends WholeSession {
+  /** The texts that are being written. */
+  readonly texts: RunningTexts
+}
+
 /** See AdapterSession.generate. */
 export async function generate<P extends Prompt | readonly Prompt[]>(
-  session: WholeSession,
+  session: TextSession,
   prompts: P,
   options: GenerateOptions = {},
 ): Promise<P extends Prompt ? GenerateResult : GenerateResult[]> {
@@ -47,7 +53,7 @@ export async function generate<P extends Prompt | readonly Prompt[]>(
 
 /** See AdapterSession.stream. */
 export async function* streamText(
-  session: WholeSession,
+  session: TextSession,
   prompt: Prompt,
   options: StreamOptions = {},
 ): AsyncGenerator<string, GenerateResult, undefined> {
@@ -67,7 +73,7 @@ export async function* streamText(
 
 /** Writes all texts, and gives their pieces as they become certain. */
 async function* writeTexts(
-  session: WholeSession,
+  session: TextSession,
   prompts: readonly Prompt[],
   images: readonly ImageSource[][],
   options: GenerateOptions,
