@@ -94,7 +94,7 @@ function newestOf(g: Builder, source: Source, part: CachePart, ids: Value, share
   const { attention, present } = source
   const [keys] = attention.input.slice(5)
   const places = sharedValue(shared, `places ${keys}`, () => {
-    const sequence = lengthOf(g, ids, 1)
+    const sequence = g.length(ids, 1)
     const count = g.add(g.reshape(g.cast(keys, DataType.INT64), g.int([-1, 1, 1, 1])), g.int([1]))
     const first = g.op('Max', [g.sub(count, sequence), g.int([0])])
     const steps = g.op('Range', [g.int(0), g.reshape(sequence, g.int([])), g.int(1)])
@@ -106,13 +106,9 @@ function newestOf(g: Builder, source: Source, part: CachePart, ids: Value, share
   return g.op('GatherElements', [present, index], { axis: 2 })
 }
 
-function lengthOf(g: Builder, value: Value, axis: number): Value {
-  return g.op('Gather', [g.shape(value), g.int([axis])])
-}
-
 /** Tokens in the cache, (1). */
 function pastLength(g: Builder, ids: Value, mask: Value, shared: Map<string, Value>): Value {
-  return sharedValue(shared, 'past', () => g.sub(lengthOf(g, mask, 1), lengthOf(g, ids, 1)))
+  return sharedValue(shared, 'past', () => g.sub(g.length(mask, 1), g.length(ids, 1)))
 }
 
 /** Attention itself, and what asks for the shape alone. */
@@ -126,7 +122,7 @@ function countByMask(g: Builder, part: CachePart, ids: Value, mask: Value, share
   for (const reader of graph.consumers(part.past).filter(({ opType }) => opType === 'Shape')) {
     const shape = sharedValue(shared, `${part.heads} ${part.size}`, () => {
       const past = pastLength(g, ids, mask, shared)
-      return g.concat([lengthOf(g, mask, 0), g.int([part.heads]), past, g.int([part.size])], 0)
+      return g.concat([g.length(mask, 0), g.int([part.heads]), past, g.int([part.size])], 0)
     })
     graph.replaceUses(reader.output[0], shape)
   }
