@@ -1,7 +1,7 @@
 // The part of inference that runs: one session with LoRA inputs, the adapters' arrays, and the caches of texts being
 // written. It lives in a worker or in the caller's thread; caches and logits never leave it while texts grow.
 
-import { StateError } from '../base/errors.js'
+import { StateError, UnsupportedError } from '../base/errors.js'
 import type { NewRows } from '../graph/fuse/new-rows.js'
 import { ROWS_INPUT, SLOTS_INPUT } from '../graph/inject/inject.js'
 import type { SiteGroup } from '../graph/inject/sites.js'
@@ -118,9 +118,7 @@ export class InferEngine {
   startDecoding({ mixes, ...request }: DecodingRequest): number {
     const id = this.#nextDecoding++
     const { distinct, rowOf } = distinctMixes(mixes)
-    const isEven = request.rows.every(({ promptIds: { length } }) => length === request.rows[0].promptIds.length)
-    const newRows = request.padding === 'right' && !isEven ? undefined : this.#open?.newRows
-    this.#decodings.set(id, new Decoding(request, this.#factorsOf(distinct), rowOf, newRows))
+    this.#decodings.set(id, new Decoding(request, this.#factorsOf(distinct), rowOf, this.#open?.newRows))
     return id
   }
 
@@ -129,16 +127,66 @@ export class InferEngine {
    *
    * @param ended texts that are finished: they leave before
    * @param given what the graph is fed in the place of tokens
+   * @param most how many tokens of a prompt that is alone are read at once. There is no token before all are
    */
-  async nextTokens(id: number, ended: readonly number[], given: Feeds = {}): Promise<NextToken[]> {
-    const decoding = this.#decodings.get(id)
-    if (decoding === undefined) throw new StateError({ where: `text ${id}`, what: 'it is finished' })
+  async nextTokens(id: number, ended: readonly number[], given: Feeds = {}, most?: number): Promise<NextToken[]> {
+    const decoding = this.#decoding(id)
     decoding.drop(ended)
-    return decoding.take(await this.#run(decoding.feeds(given), decoding.adapters, decoding.outputNames))
+    const outputs = await this.#run(decoding.feeds(given, most), decoding.adapters, decoding.outputNames)
+    return decoding.take(outputs, most)
+  }
+
+  /**
+   * Lets texts go on together with others. All of their prompts are read.
+   *
+   * @param ended texts that are finished: they leave before
+   * @returns false if the graph cannot tell the adapters of these rows apart: nothing is joined then
+   */
+  joinDecodings(id: number, other: number, ended: readonly number[]): boolean {
+    const [into, from] = [this.#decoding(id), this.#decoding(other)]
+    into.drop(ended)
+    from.drop(ended)
+    if (!into.isLike(from)) return false
+    const adapters = into.adaptersWith(from)
+    try {
+      adapters.for(this.#open?.groups ?? [])
+    } catch (error) {
+      if (error instanceof UnsupportedError) return false
+      throw error
+    }
+    into.join(from, adapters)
+    this.#decodings.delete(other)
+    return true
+  }
+
+  /**
+   * Lets texts go on apart from each other.
+   *
+   * @param ended texts that are finished: they leave before
+   * @returns for each text, the number under which it goes on
+   */
+  splitDecoding(id: number, ended: readonly number[]): Map<number, number> {
+    const decoding = this.#decoding(id)
+    decoding.drop(ended)
+    const alone = decoding.split()
+    this.#decodings.delete(id)
+    return new Map(
+      Array.from(alone, ([row, decoding]) => {
+        const own = this.#nextDecoding++
+        this.#decodings.set(own, decoding)
+        return [row, own]
+      }),
+    )
   }
 
   stopDecoding(id: number): void {
     this.#decodings.delete(id)
+  }
+
+  #decoding(id: number): Decoding {
+    const decoding = this.#decodings.get(id)
+    if (decoding === undefined) throw new StateError({ where: `text ${id}`, what: 'it is finished' })
+    return decoding
   }
 
   /** Closes the session after the runs that were asked for before. */

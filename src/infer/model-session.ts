@@ -18,7 +18,8 @@ import { hasPlace, readParts } from './adapters/parts.js'
 import type { InferEngine } from './engine.js'
 import { batchOf, checkName, checkRanks, plainFeeds } from './feeds.js'
 import { RUN_OPTIONS } from './gen/options.js'
-import { generate, streamText } from './generate/generate.js'
+import { generate, streamText, type TextSession } from './generate/generate.js'
+import { RunningTexts, TEXT_BOUNDS, type TextBounds } from './generate/running-texts.js'
 import { GraphSession, type NamedParts } from './graph-session.js'
 import {
   mainRole,
@@ -52,6 +53,8 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
   readonly model: M
   /** @internal */
   readonly decodeImage: DecodeImage | undefined
+  /** @internal */
+  readonly texts: RunningTexts
   readonly #closesModel: boolean
   readonly #openAdapter: (adapter: unknown) => Promise<LoraAdapter>
   readonly #onMissing: SessionExtras['onMissing']
@@ -63,10 +66,17 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
   #lastChange: Promise<unknown> = Promise.resolve()
   #disposal: Promise<void> | undefined
 
-  private constructor(model: M, closesModel: boolean, allowMissing: boolean, extras: SessionExtras) {
+  private constructor(
+    model: M,
+    closesModel: boolean,
+    allowMissing: boolean,
+    extras: SessionExtras,
+    bounds: TextBounds,
+  ) {
     const { decodeImage, openAdapter, onMissing = () => {} } = extras
     this.model = model
     this.decodeImage = decodeImage
+    this.texts = new RunningTexts(this, bounds)
     this.#closesModel = closesModel
     this.#openAdapter = openAdapter ?? (async (adapter) => adapter as LoraAdapter)
     this.#onMissing = allowMissing ? onMissing : undefined
@@ -85,6 +95,8 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
       allowMissing = false,
       modules = {},
       device,
+      maxBatch = TEXT_BOUNDS.maxBatch,
+      cacheBytes = TEXT_BOUNDS.cacheBytes,
       ...options
     }: AdapterSessionOptions = {},
     closesModel = false,
@@ -101,7 +113,7 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
       beforeOpen: async () => {},
       onWarning,
     }
-    const session = new ModelSession(model, closesModel, allowMissing, extras)
+    const session = new ModelSession(model, closesModel, allowMissing, extras, { maxBatch, cacheBytes })
     try {
       const main = await GraphSession.start(model, {
         ...own,
@@ -205,10 +217,10 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
     return this.#main.tried(action)
   }
 
-  generate(this: WholeSession, prompt: Prompt, options?: GenerateOptions): Promise<GenerateResult>
-  generate(this: WholeSession, prompts: readonly Prompt[], options?: GenerateOptions): Promise<GenerateResult[]>
+  generate(this: TextSession, prompt: Prompt, options?: GenerateOptions): Promise<GenerateResult>
+  generate(this: TextSession, prompts: readonly Prompt[], options?: GenerateOptions): Promise<GenerateResult[]>
   async generate(
-    this: WholeSession,
+    this: TextSession,
     prompts: Prompt | readonly Prompt[],
     options: GenerateOptions = {},
   ): Promise<GenerateResult | GenerateResult[]> {
@@ -216,7 +228,7 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
   }
 
   stream(
-    this: WholeSession,
+    this: TextSession,
     prompt: Prompt,
     options: StreamOptions = {},
   ): AsyncGenerator<string, GenerateResult, undefined> {

@@ -33,6 +33,20 @@ export interface AdapterSessionOptions extends Omit<SessionOptions, 'executionPr
    * nothing.
    */
   accuracyLevel?: 0 | 4 | undefined
+  /**
+   * The largest number of texts that `generate` and `stream` write at the same time, over all calls. More calls wait in
+   * order. A call with a larger `batchSize` may have more.
+   * @range an integer of at least 1
+   * @default 8
+   */
+  maxBatch?: number | undefined
+  /**
+   * The largest number of bytes for the key-value caches of the texts that are written at the same time, each counted
+   * with its prompt and all tokens that it may get. A text that needs more waits until it is alone.
+   * @range an integer of at least 1
+   * @default 1073741824
+   */
+  cacheBytes?: number | undefined
 }
 
 /** Options of `run`. */
@@ -122,7 +136,8 @@ export interface StreamOptions extends SamplingOptions, ChatOptions {
 /** How texts are continued. */
 export interface GenerateOptions extends StreamOptions {
   /**
-   * The largest number of prompts that run together. A larger number is faster and needs more memory.
+   * The largest number of prompts that run together. A larger number is faster and needs more memory. If the session's
+   * `maxBatch` is smaller, the default is that.
    * @range an integer of at least 1
    * @default 8
    */
@@ -294,7 +309,7 @@ export interface GenerateResult {
 
 /**
  * A base model in memory with any number of adapters. Each run chooses one adapter, a mix, or one for each row. You can
- * start several calls at the same time; they run in order. `openSession` makes it.
+ * start several calls at the same time: texts share steps, and other calls run in order. `openSession` makes it.
  */
 export interface AdapterSession {
   /** The model of the session. Do not close it before you call `dispose`. */

@@ -44,7 +44,7 @@ export interface HandlerOptions {
   resolveAdapter?: ResolveAdapter | undefined
   /** The largest number of adapters. Above it, the loaded adapter that was not used for the longest time leaves. Default 64. */
   maxAdapters?: number | undefined
-  /** Requests that run at the same time. Default 8. */
+  /** Requests that run at the same time. Default: the session's `maxBatch`, which is 8. */
   maxRunning?: number | undefined
   /** Requests that wait. The next gets status 429. Default 64. */
   maxQueue?: number | undefined
@@ -154,7 +154,13 @@ class Server {
   readonly #routes: Readonly<Record<string, Route>>
 
   constructor(session: AdapterSession, name: string, options: HandlerOptions) {
-    const { resolveAdapter: resolve, maxAdapters = 64, maxRunning = 8, maxQueue = 64, maxTokens } = options
+    const {
+      resolveAdapter: resolve,
+      maxAdapters = 64,
+      maxRunning = options.session?.maxBatch ?? 8,
+      maxQueue = 64,
+      maxTokens,
+    } = options
     this.#session = session
     this.#name = name
     this.#options = options

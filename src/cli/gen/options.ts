@@ -82,6 +82,8 @@ export const FLAGS = {
     modules: { form: 'pairs', about: 'module name → name of its node or weight. Needed only if the graph does not name its modules' },
     optimization: { form: 'word', about: "graph optimization level. Default 'all'", words: ['disabled', 'basic', 'extended', 'all'] },
     profilePrefix: { form: 'text', about: 'write a profile next to this prefix (Node)' },
+    maxBatch: { form: 'number', about: 'the largest number of texts that generate and stream write at the same time, over all calls. More calls wait in order. A call with a larger batchSize may have more', range: 'an integer of at least 1', fallback: '8' },
+    cacheBytes: { form: 'number', about: 'the largest number of bytes for the key-value caches of the texts that are written at the same time, each counted with its prompt and all tokens that it may get. A text that needs more waits until it is alone', range: 'an integer of at least 1', fallback: '1073741824' },
   },
   CombineOptions: {
     base: { form: 'source', about: 'the model of the adapters: a safetensors checkpoint. Only DoRA adapters need it, because their change depends on its weights' },
@@ -172,7 +174,7 @@ export const FLAGS = {
     batchSize: { form: 'number', about: 'texts in one run', range: 'an integer of at least 1', fallback: '8' },
   },
   GenerateOptions: {
-    batchSize: { form: 'number', about: 'the largest number of prompts that run together. A larger number is faster and needs more memory', range: 'an integer of at least 1', fallback: '8' },
+    batchSize: { form: 'number', about: 'the largest number of prompts that run together. A larger number is faster and needs more memory. If the session’s maxBatch is smaller, the default is that', range: 'an integer of at least 1', fallback: '8' },
     maxNewTokens: { form: 'number', about: 'the largest number of new tokens. The text also ends when the model’s context is full', range: 'an integer of at least 1', fallback: '128' },
     stop: { form: 'names', about: 'generation ends before the first of these texts. Default: none. The answer to a chat always ends where its turn ends' },
     logprobs: { form: 'number', about: 'how many of the most likely tokens get a score at each step, in addition to the chosen token. Default: no scores', range: 'an integer of at least 0' },

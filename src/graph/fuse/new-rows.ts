@@ -3,7 +3,11 @@
 // tokens to come.
 
 import { create } from '@bufbuild/protobuf'
-import { type NodeProto, ValueInfoProtoSchema } from '../../formats/onnx/gen/onnx_pb.js'
+import {
+  TensorProto_DataType as DataType,
+  type NodeProto,
+  ValueInfoProtoSchema,
+} from '../../formats/onnx/gen/onnx_pb.js'
 import { headSizeOf, isCacheInput } from '../inputs/cache.js'
 import { dimsOfInput, splitInputs, typeOf } from '../inputs/roles.js'
 import { intAttribute } from '../view/attributes.js'
@@ -55,14 +59,22 @@ export function giveNewRows(graph: Graph): NewRows | undefined {
   const g = new Builder(graph, 'cache')
   const shared = new Map<string, Value>()
   for (const part of parts) countByMask(g, part, ids, mask, shared)
-  const rows = sources.map((source) => (isByHead ? newestOf(g, source!.present, ids, mask, shared) : source!.rows!))
+  const rows = sources.map((source, i) => (isByHead ? newestOf(g, source!, parts[i], ids, shared) : source!.rows!))
   const output = g.op('Concat', rows, { axis: isByHead ? 1 : 2 }, 'new_rows')
   graph.outputs.push(create(ValueInfoProtoSchema, { name: output }))
   return { output, isByHead, ids, mask, parts }
 }
 
+/** Where a part's new rows are. */
+interface Source {
+  readonly attention: NodeProto
+  readonly present: Value
+  /** The new rows alone; undefined if attention makes them itself. */
+  readonly rows: Value | undefined
+}
+
 /** The places of a part's new rows: behind those of the cache, and alone unless attention makes them itself. */
-function sourceOf(graph: Graph, past: string): { present: Value; rows: Value | undefined } | undefined {
+function sourceOf(graph: Graph, past: string): Source | undefined {
   const readers = graph.consumers(past)
   const [attention, ...more] = readers.filter(({ opType }) => opType === 'GroupQueryAttention')
   if (attention === undefined || more.length > 0 || !readers.every(isReader)) return undefined
@@ -71,13 +83,27 @@ function sourceOf(graph: Graph, past: string): { present: Value; rows: Value | u
   if (place === undefined || present === '') return undefined
   const isRotated = intAttribute(attention, 'do_rotary', 0) !== 0
   const rows = attention.input[place - 2]
-  return { present, rows: isRotated || rows === '' ? undefined : rows }
+  return { attention, present, rows: isRotated || rows === '' ? undefined : rows }
 }
 
-/** The tokens that a run adds, of (batch, heads, tokens, size). */
-function newestOf(g: Builder, present: Value, ids: Value, mask: Value, shared: Map<string, Value>): Value {
-  const total = sharedValue(shared, 'total', () => g.length(mask, 1))
-  return g.op('Slice', [present, pastLength(g, ids, mask, shared), total, g.int([2])])
+/**
+ * The tokens that a run adds, of (batch, heads, tokens, size): the last keys of each row, as attention counts them. A
+ * row of a first run that is filled up has fewer keys than tokens, and begins at 0.
+ */
+function newestOf(g: Builder, source: Source, part: CachePart, ids: Value, shared: Map<string, Value>): Value {
+  const { attention, present } = source
+  const [keys] = attention.input.slice(5)
+  const places = sharedValue(shared, `places ${keys}`, () => {
+    const sequence = g.length(ids, 1)
+    const count = g.add(g.reshape(g.cast(keys, DataType.INT64), g.int([-1, 1, 1, 1])), g.int([1]))
+    const first = g.op('Max', [g.sub(count, sequence), g.int([0])])
+    const steps = g.op('Range', [g.int(0), g.reshape(sequence, g.int([])), g.int(1)])
+    return g.add(first, g.reshape(steps, g.int([1, 1, -1, 1])))
+  })
+  const index = sharedValue(shared, `places ${keys} ${part.heads} ${part.size}`, () =>
+    g.op('Expand', [places, g.int([1, part.heads, 1, part.size])]),
+  )
+  return g.op('GatherElements', [present, index], { axis: 2 })
 }
 
 /** Tokens in the cache, (1). */

@@ -127,6 +127,8 @@ export const OPEN_SESSION_OPTIONS: OptionTable<OpenSessionOptions> = {
   optimization: oneOf('disabled', 'basic', 'extended', 'all'),
   profilePrefix: NAME,
   accuracyLevel: oneOf(0, 4),
+  maxBatch: ranged('an integer of at least 1'),
+  cacheBytes: ranged('an integer of at least 1'),
 }
 
 export const COMBINE_OPTIONS: OptionTable<CombineOptions> = {

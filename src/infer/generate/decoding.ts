@@ -4,14 +4,14 @@
 // right, where nothing looks.
 
 import { f16ToF32 } from '../../base/dtype.js'
-import { UnsupportedError } from '../../base/errors.js'
+import { type SerializedError, serializeError, UnsupportedError } from '../../base/errors.js'
 import { Random } from '../../base/random.js'
 import type { NewRows } from '../../graph/fuse/new-rows.js'
 import { type CacheEntry, emptyTensor } from '../../graph/inputs/cache.js'
 import { type RoleInput, roleFeeds } from '../../graph/inputs/roles.js'
 import type { Feeds, RuntimeTensor } from '../../runtime/runtime.js'
 import { AdapterFeeds, type RowFactors } from '../adapters/row-factors.js'
-import { GrowingCache } from './growing-cache.js'
+import { GrowingCache, joinRows, type MovedRows } from './growing-cache.js'
 import { penalizeRepetition, type ScoredToken, sampleToken, scoreTokens } from './next-token.js'
 import type { Sampling } from './sampling.js'
 
@@ -20,6 +20,8 @@ export type Padding = 'left' | 'right' | 'none'
 
 /** A text to continue. */
 export interface RowRequest {
+  /** Its number among the texts of the session. */
+  readonly id: number
   readonly promptIds: readonly number[]
   readonly sampling: Sampling
   readonly seed: number
@@ -41,29 +43,28 @@ export interface TextRequest {
 
 /** The next token of one of the texts. */
 export interface NextToken {
-  /** Index of the text in its request. */
+  /** Number of the text. */
   readonly row: number
   readonly id: number
   readonly scores: { readonly chosen: ScoredToken; readonly top: readonly ScoredToken[] } | undefined
+  /** The reason why there is no token, such as logits that are not finite. The other texts go on. */
+  readonly failure?: SerializedError
 }
 
 interface Row extends RowRequest {
-  readonly index: number
   readonly tokens: number[]
   /** All of them, for the penalty on repetition. */
   readonly known: Set<number>
   readonly random: Random
-  /** Index of its adapters. */
-  readonly mix: number
+  readonly mix: RowFactors[number]
 }
 
 export class Decoding {
   readonly outputNames: readonly string[]
-  readonly #request: TextRequest
-  readonly #mixes: RowFactors
+  readonly #request: Omit<TextRequest, 'rows'>
   #rows: Row[]
   #adapters: AdapterFeeds
-  readonly #newRows: string | undefined
+  readonly #newRows: NewRows | undefined
   readonly #cache: GrowingCache | undefined
   /** The caches, if the graph gives out whole ones. */
   #past: Feeds
@@ -74,29 +75,27 @@ export class Decoding {
   /**
    * Mixes and rows as {@link AdapterFeeds} takes them.
    *
-   * @param newRows of a graph that gives out what a step adds to the cache. Then no row is filled up on the right
+   * @param newRows of a graph that gives out what a step adds to the cache
    */
-  constructor(request: TextRequest, mixes: RowFactors, rowOf?: readonly number[], newRows?: NewRows) {
+  constructor({ rows, ...request }: TextRequest, mixes: RowFactors, rowOf?: readonly number[], newRows?: NewRows) {
     this.#request = request
-    this.#mixes = mixes
-    this.#newRows = newRows?.output
-    this.#cache = newRows && new GrowingCache(newRows, request.rows.length)
+    this.#newRows = newRows
+    this.#cache = newRows && new GrowingCache(newRows, rows.length)
     const cache = newRows === undefined ? request.cache : []
     this.outputNames = [
       request.logits,
       ...(newRows === undefined ? cache.map(({ present }) => present) : [newRows.output]),
     ]
-    this.#rows = request.rows.map((row, index) => ({
+    this.#rows = rows.map((row, index) => ({
       ...row,
-      index,
       tokens: [...row.promptIds],
       known: new Set(row.promptIds),
       random: new Random(row.seed, 'sampling'),
-      mix: rowOf?.[index] ?? 0,
+      mix: mixes[rowOf?.[index] ?? 0] ?? [],
     }))
-    this.#adapters = this.#adapterFeeds()
+    this.#adapters = adaptersOf(this.#rows)
     this.#context = request.context ?? {}
-    this.#past = Object.fromEntries(cache.map((entry) => [entry.past, emptyTensor(entry, request.rows.length)]))
+    this.#past = Object.fromEntries(cache.map((entry) => [entry.past, emptyTensor(entry, rows.length)]))
   }
 
   get adapters(): AdapterFeeds {
@@ -107,75 +106,148 @@ export class Decoding {
    * The feeds of the next run: all tokens at first and without a cache, afterwards the newest one of each row.
    *
    * @param given what takes the place of tokens
+   * @param most how many tokens of a prompt that is alone are read at once
    */
-  feeds(given: Feeds): Feeds {
+  feeds(given: Feeds, most = Number.POSITIVE_INFINITY): Feeds {
     const { roles, padding } = this.#request
     const isLeft = padding === 'left'
     const [batch, past] = [this.#rows.length, this.#width]
-    const total = past === 0 ? Math.max(...this.#rows.map(({ tokens }) => tokens.length)) : past + 1
+    const longest = Math.max(...this.#rows.map(({ tokens }) => tokens.length))
+    const isAlone = batch === 1
+    const total = isAlone ? Math.min(longest, past + most) : past === 0 ? longest : past + 1
     const sequence = total - past
     const inputIds = new Int32Array(batch * sequence)
     const attentionMask = new Uint8Array(batch * total)
     this.#rows.forEach(({ tokens }, row) => {
-      const { length } = tokens
-      const fed = past === 0 ? tokens : tokens.slice(-1)
+      const length = Math.min(tokens.length, total)
+      const fed = isAlone ? tokens.slice(past, total) : past === 0 ? tokens : tokens.slice(-1)
       inputIds.set(fed, row * sequence + (isLeft ? sequence - fed.length : 0))
       const start = row * total + (isLeft ? total - length : 0)
       attentionMask.fill(1, start, start + length)
     })
-    const isEven = sequence === 1 || this.#rows.every(({ tokens }) => tokens.length === total)
+    const isEven = isAlone || sequence === 1 || this.#rows.every(({ tokens }) => tokens.length === total)
     const logitsToKeep = isLeft || isEven ? 1 : undefined
     const tokens = roleFeeds(roles, { batch, sequence, past, inputIds, attentionMask, logitsToKeep })
     return { ...tokens, ...this.#context, ...given, ...(this.#cache?.feeds ?? this.#past) }
   }
 
-  /** Takes the outputs of the run, and chooses what comes next in each row. */
-  take(outputs: Readonly<Record<string, RuntimeTensor>>): NextToken[] {
-    const { cache, logits } = this.#request
+  /** Takes the outputs of the run, and chooses what comes next in each row: nothing before its prompt is read. */
+  take(outputs: Readonly<Record<string, RuntimeTensor>>, most = Number.POSITIVE_INFINITY): NextToken[] {
+    const { cache, logits, padding } = this.#request
     const rows = this.#lastLogits(outputs[logits])
+    const lengths = this.#rows.map(({ tokens }) => tokens.length)
+    const longest = Math.max(...lengths)
     if (cache.length > 0) {
-      const isFirst = this.#width === 0
-      this.#width = isFirst ? Math.max(...this.#rows.map(({ tokens }) => tokens.length)) : this.#width + 1
-      if (this.#newRows !== undefined) this.#cache?.add(outputs[this.#newRows])
-      else {
+      const before = this.#width
+      this.#width = rows.length === 1 ? Math.min(longest, before + most) : before === 0 ? longest : before + 1
+      if (this.#newRows !== undefined) {
+        const isBehindOwn = padding === 'right' && before > 0 && rows.length > 1
+        this.#cache?.add(outputs[this.#newRows.output], isBehindOwn ? lengths.map((length) => length - 1) : undefined)
+      } else {
         this.#past = Object.fromEntries(
           cache.map(({ past, present, isOfEncoder }) => [
             past,
-            isOfEncoder && !isFirst ? this.#past[past] : outputs[present],
+            isOfEncoder && before > 0 ? this.#past[past] : outputs[present],
           ]),
         )
       }
+      if (this.#width < longest) return []
     }
-    return this.#rows.map((row, i) => {
-      const { index, tokens, known, random, sampling, scores } = row
-      const id = sampleToken(penalizeRepetition(rows[i], known, sampling.repetitionPenalty), sampling, () =>
-        random.uniform(),
-      )
-      tokens.push(id)
-      known.add(id)
-      return { row: index, id, scores: scores === undefined ? undefined : scoreTokens(rows[i], id, scores) }
+    return this.#rows.map((row, i): NextToken => {
+      try {
+        return this.#nextToken(row, rows[i])
+      } catch (error) {
+        return { row: row.id, id: -1, scores: undefined, failure: serializeError(error) }
+      }
     })
+  }
+
+  #nextToken({ id: row, tokens, known, random, sampling, scores }: Row, logits: Float32Array): NextToken {
+    const penalized = penalizeRepetition(logits, known, sampling.repetitionPenalty)
+    const id = sampleToken(penalized, sampling, () => random.uniform())
+    tokens.push(id)
+    known.add(id)
+    return { row, id, scores: scores === undefined ? undefined : scoreTokens(logits, id, scores) }
   }
 
   /** Lets texts that have ended leave. */
   drop(ended: readonly number[]): void {
-    const kept = this.#rows.flatMap(({ index }, i) => (ended.includes(index) ? [] : [i]))
-    if (kept.length === this.#rows.length) return
-    const count = this.#rows.length
-    this.#rows = kept.map((i) => this.#rows[i])
-    const keep = (feeds: Feeds): Feeds =>
-      Object.fromEntries(Object.entries(feeds).map(([name, tensor]) => [name, rowsOf(tensor, kept, count)]))
-    this.#cache?.keep(kept)
-    this.#past = keep(this.#past)
-    this.#context = keep(this.#context)
-    this.#adapters = this.#adapterFeeds()
+    const kept = this.#rows.flatMap(({ id }, i) => (ended.includes(id) ? [] : [i]))
+    if (kept.length < this.#rows.length && kept.length > 0) this.#become([{ of: this, rows: kept }])
   }
 
-  #adapterFeeds(): AdapterFeeds {
-    return new AdapterFeeds(
-      this.#mixes,
-      this.#rows.map(({ mix }) => mix),
+  /** The feeds of the adapters of these texts and others together. */
+  adaptersWith(other: Decoding): AdapterFeeds {
+    return adaptersOf([...this.#rows, ...other.#rows])
+  }
+
+  /**
+   * Lets the texts of another, of the same graph and read as these, join.
+   *
+   * @param adapters see {@link adaptersWith}
+   */
+  join(other: Decoding, adapters: AdapterFeeds): void {
+    const all = (of: Decoding) => ({ of, rows: [...of.#rows.keys()] })
+    this.#become([all(this), all(other)], adapters)
+  }
+
+  /** The texts, each alone. */
+  split(): Map<number, Decoding> {
+    const alone = this.#rows.map(({ id }, row) => {
+      const one = new Decoding({ ...this.#request, rows: [] }, [], [], this.#newRows)
+      one.#become([{ of: this, rows: [row] }])
+      return [id, one] as const
+    })
+    return new Map(alone)
+  }
+
+  /** True if both keep their caches in the same form. */
+  isLike(other: Decoding): boolean {
+    return this.#newRows?.output === other.#newRows?.output
+  }
+
+  /** Takes rows in the place of its own. Tokens that only filled up longer rows go. */
+  #become(
+    parts: readonly { readonly of: Decoding; readonly rows: readonly number[] }[],
+    adapters?: AdapterFeeds,
+  ): void {
+    const { cache, padding } = this.#request
+    // The newest token of each row is not in the cache yet.
+    const widths = parts.map(({ of, rows }) =>
+      of.#width === 0 ? 0 : Math.max(...rows.map((row) => of.#rows[row].tokens.length)) - 1,
     )
+    const width = Math.max(...widths)
+    const moved = parts.map(({ of, rows }, i): MovedRows & { of: Decoding } => {
+      const [from, to] = padding === 'left' ? [of.#width - widths[i], width - widths[i]] : [0, 0]
+      return { of, rows, from, count: widths[i], to }
+    })
+    const whole = (tensorOf: (of: Decoding) => RuntimeTensor) => {
+      const length = tensorOf(this).dims[1]
+      return joinRows(
+        moved.map(({ of, rows }) => ({ rows, from: 0, count: length, to: 0, tensor: tensorOf(of) })),
+        1,
+        length,
+      )
+    }
+    this.#cache?.become(
+      moved.map((part) => ({ ...part, cache: part.of.#cache! })),
+      width,
+    )
+    const axes = new Map(cache.map(({ past, axis, isOfEncoder }) => [past, isOfEncoder ? undefined : axis]))
+    this.#past = Object.fromEntries(
+      Object.keys(this.#past).map((name) => {
+        const axis = axes.get(name)
+        if (axis === undefined) return [name, whole((of) => of.#past[name])]
+        const tensors = moved.map((part) => ({ ...part, tensor: part.of.#past[name] }))
+        return [name, joinRows(tensors, axis, width)]
+      }),
+    )
+    this.#context = Object.fromEntries(
+      Object.keys(this.#context).map((name) => [name, whole((of) => of.#context[name])]),
+    )
+    this.#rows = parts.flatMap(({ of, rows }) => rows.map((row) => of.#rows[row]))
+    this.#width = width
+    this.#adapters = adapters ?? adaptersOf(this.#rows)
   }
 
   /**
@@ -217,13 +289,18 @@ export class Decoding {
   }
 }
 
-/** Some rows of the first axis, of which there are `count`. */
-function rowsOf(tensor: RuntimeTensor, rows: readonly number[], count: number): RuntimeTensor {
-  const { data, dims } = tensor
-  const size = data.length / Math.max(1, count)
-  const kept = new (data.constructor as Float32ArrayConstructor)(rows.length * size)
-  rows.forEach((row, i) => {
-    kept.set((data as Float32Array).subarray(row * size, (row + 1) * size), i * size)
+/** The feeds of the adapters of rows. Rows with the same adapters share them. */
+function adaptersOf(rows: readonly Pick<Row, 'mix'>[]): AdapterFeeds {
+  const distinct: Row['mix'][] = []
+  const rowOf = rows.map(({ mix }) => {
+    const known = distinct.findIndex((other) => isSameMix(mix, other))
+    return known >= 0 ? known : distinct.push(mix) - 1
   })
-  return { ...tensor, data: kept, dims: [rows.length, ...dims.slice(1)] }
+  return new AdapterFeeds(distinct, rowOf)
+}
+
+function isSameMix(a: Row['mix'], b: Row['mix']): boolean {
+  return (
+    a.length === b.length && a.every(({ factors, weight }, i) => b[i].factors === factors && b[i].weight === weight)
+  )
 }

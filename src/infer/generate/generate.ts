@@ -2,35 +2,35 @@
 // key-value cache where the graph has one, else by running the whole text for each token.
 
 import { checkArgument, checkOptions } from '../../base/options.js'
-import type { OnnxModel } from '../../formats/onnx/model.js'
-import { STATES_MASK } from '../../graph/inputs/encoder-decoder.js'
-import { inputFamily } from '../../graph/inputs/family.js'
-import { type TokenInputs, tokenInputs, VECTORS } from '../../graph/inputs/tokens.js'
-import { logitsName } from '../../graph/match/linears.js'
 import { type Model, requireTokenizer } from '../../graph/model-folder.js'
-import { readGraph } from '../../graph/view/graph.js'
 import type { ImageSource } from '../../images/image.js'
 import type { Feeds } from '../../runtime/runtime.js'
-import { checkCausal } from '../../tasks/causal-lm.js'
 import { type AdapterChoice, type Mix, mixesOf } from '../adapters/choice.js'
-import type { DecodingRequest } from '../engine.js'
 import { GENERATE_OPTIONS, STREAM_OPTIONS } from '../gen/options.js'
-import { requireDecoder, type WholeSession } from '../graphs.js'
+import type { WholeSession } from '../graphs.js'
 import { readsNoPictures } from '../pictures/picture-places.js'
 import { PromptPictures } from '../pictures/pictures.js'
 import { type OpenEmbedding, openEmbedding } from '../pictures/token-vectors.js'
 import type { GenerateOptions, GenerateResult, Prompt, StreamOptions, TokenScore } from '../session.js'
-import { batchesOf, paddingOf } from './batching.js'
+import { batchesOf } from './batching.js'
 import { checkCausality } from './causality.js'
-import type { NextToken, Padding } from './decoding.js'
-import { type EncodedSource, encodedSource, encodeSource, readSource } from './encoder-source.js'
+import type { NextToken } from './decoding.js'
+import { encodeSource, readSource } from './encoder-source.js'
 import { type EncodedPrompt, encodePrompt, imagesOf, isOnePrompt, PROMPT, PROMPTS } from './prompts.js'
+import type { RunningText, RunningTexts, TextJob } from './running-texts.js'
 import { GENERATE_DEFAULTS, resolveSampling } from './sampling.js'
-import { TextRow } from './text-row.js'
+import { type TextGraph, textGraphOf } from './text-graph.js'
+import { type TextLimits, TextRow } from './text-row.js'
+
+/** A session that writes texts. */
+export interface TextSession extends WholeSession {
+  /** The texts that are being written. */
+  readonly texts: RunningTexts
+}
 
 /** See AdapterSession.generate. */
 export async function generate<P extends Prompt | readonly Prompt[]>(
-  session: WholeSession,
+  session: TextSession,
   prompts: P,
   options: GenerateOptions = {},
 ): Promise<P extends Prompt ? GenerateResult : GenerateResult[]> {
@@ -40,16 +40,20 @@ export async function generate<P extends Prompt | readonly Prompt[]>(
   const { onText } = options
   const images = imagesOf(options.images, isOne ? undefined : prompts.length)
   const texts = writeTexts(session, isOne ? [prompts] : prompts, images, options)
-  for (;;) {
-    const { value, done } = await texts.next()
-    if (done) return (isOne ? value[0] : value) as never
-    onText?.(value.piece, value.row)
+  try {
+    for (;;) {
+      const { value, done } = await texts.next()
+      if (done) return (isOne ? value[0] : value) as never
+      onText?.(value.piece, value.row)
+    }
+  } finally {
+    await texts.return([])
   }
 }
 
 /** See AdapterSession.stream. */
 export async function* streamText(
-  session: WholeSession,
+  session: TextSession,
   prompt: Prompt,
   options: StreamOptions = {},
 ): AsyncGenerator<string, GenerateResult, undefined> {
@@ -69,13 +73,13 @@ export async function* streamText(
 
 /** Writes all texts, and gives their pieces as they become certain. */
 async function* writeTexts(
-  session: WholeSession,
+  session: TextSession,
   prompts: readonly Prompt[],
   images: readonly ImageSource[][],
   options: GenerateOptions,
 ): AsyncGenerator<{ row: number; piece: string }, GenerateResult[], undefined> {
   const startedAt = performance.now()
-  const { seed = freshSeed(), batchSize = GENERATE_DEFAULTS.batchSize } = options
+  const { seed = freshSeed(), batchSize = Math.min(GENERATE_DEFAULTS.batchSize, session.texts.maxBatch) } = options
   const isList = Array.isArray(options.adapter)
   const mixes = mixesOf(options.adapter as AdapterChoice | readonly AdapterChoice[], prompts.length)
   session.checkMixes(mixes)
@@ -101,120 +105,177 @@ async function* writeTexts(
     const recorded = session.chatTemplateOf(mix)
     encoded.push(await encodePrompt(session.model, prompt, options, { recorded, pictures, where }))
   }
+  const events = new TextEvents()
+  const sampling = resolveSampling(options, session.model.generationConfig)
+  const texts = encoded.map((prompt, i): WrittenText => {
+    const ids = source === undefined ? prompt.ids : source.startIds
+    const request = { promptIds: ids, sampling, seed: seed + i, scores: options.logprobs }
+    const limits = textLimits(session.model, { ...prompt, ids }, options)
+    return new WrittenText(session.model, request, { index: i, prompt, mix: mixes[isList ? i : 0], limits, events })
+  })
+  const batches = graph.shares
+    ? texts.map((text) => [text])
+    : batchesOf(
+        encoded.map(({ ids }) => ids.length),
+        batchSize,
+        padding,
+      ).map((batch) => batch.map((i) => texts[i]))
+  const call = session.texts.add({
+    graph,
+    batchSize,
+    signal: options.signal,
+    jobs: batches.map((batch) => (graph.shares ? { texts: batch } : aloneJob(session, graph, embedding, batch))),
+  })
   const results: GenerateResult[] = []
-  const lengths = encoded.map(({ ids }) => ids.length)
-  for (const batch of batchesOf(lengths, batchSize, padding)) {
-    const texts = batch.map((i) => ({
-      row: i,
-      seed: seed + i,
-      prompt: encoded[i],
-      mix: mixes[isList ? i : 0],
-    }))
-    for await (const event of writeBatch(session, texts, embedding, options)) {
-      if (event.piece !== '') yield event
-      if (event.result !== undefined) {
-        results[event.row] = { ...event.result, seconds: (performance.now() - startedAt) / 1000 }
-      }
+  try {
+    for (let growing = texts.length; growing > 0; ) {
+      const { row, piece, result } = await events.next()
+      options.signal?.throwIfAborted()
+      if (piece !== '') yield { row, piece }
+      options.signal?.throwIfAborted()
+      if (result === undefined) continue
+      results[row] = { ...result, seconds: (performance.now() - startedAt) / 1000 }
+      growing--
     }
+  } finally {
+    call.leave()
   }
   return results
 }
 
-/** A text of a batch. */
-interface BatchText {
-  /** Its index among all prompts. */
-  readonly row: number
-  readonly seed: number
-  readonly prompt: EncodedPrompt
-  readonly mix: Mix
-}
-
 interface TextEvent {
+  /** Index of the text among the prompts of its call. */
   readonly row: number
   readonly piece: string
-  /** Once, at its end. */
+  /** The result, once, at the end of the text. */
   readonly result?: Omit<GenerateResult, 'seconds'>
 }
 
-/** Writes the texts of one batch, which a step continues all at once. */
-async function* writeBatch(
-  session: WholeSession,
-  texts: readonly BatchText[],
-  embedding: OpenEmbedding | undefined,
-  options: GenerateOptions,
-): AsyncGenerator<TextEvent, void, undefined> {
-  const { model, engine } = session
-  const { inputs, logits, padding, source } = textGraphOf(model)
-  const { signal, logprobs } = options
-  const sampling = resolveSampling(options, model.generationConfig)
-  const mixes = texts.map(({ mix }) => mix)
-  const prompts = texts.map(({ prompt }) => (source === undefined ? prompt : { ...prompt, ids: source.startIds }))
-  const rows = prompts.map((prompt) => textRow(model, prompt, options))
-  const scores: TokenScore[][] = texts.map(() => [])
-  const read = (feeds: Feeds) => session.runGraph('encoder', feeds, mixes)
-  const encoded = texts.map(({ prompt }) => prompt)
-  const vectorRows = texts.map(({ prompt: { ids, pictures }, mix }) => ({ ids, pictures, mix }))
-  const vectors = embedding?.(vectorRows, padding, (...asked) => session.runGraph(...asked))
-  const context = source && (await readSource(model, source, encoded, read))
-  const request: DecodingRequest = {
-    rows: texts.map(({ seed }, i) => ({ promptIds: prompts[i].ids, sampling, seed, scores: logprobs })),
-    mixes,
-    logits,
-    roles: inputs.roles,
-    cache: inputs.cache,
-    padding,
-    context,
+/** The events of a call's texts until the call takes them. */
+class TextEvents {
+  readonly #events: TextEvent[] = []
+  #failure: { readonly error: unknown } | undefined
+  #wake = () => {}
+
+  push(event: TextEvent): void {
+    this.#events.push(event)
+    this.#wake()
   }
-  let decoding = 0
-  /** The first step, before which all prompts are read. */
-  const begin = (given: Feeds | undefined) =>
-    session.tried(async () => {
-      if (decoding > 0) await engine.stopDecoding(decoding)
-      decoding = await engine.startDecoding(request)
-      return engine.nextTokens(decoding, [], given)
-    })
-  try {
-    let ended: number[] = []
-    for (let growing = rows.length; growing > 0; growing -= ended.length) {
-      signal?.throwIfAborted()
-      const given = await vectors?.feeds()
-      const next = await (decoding === 0 ? begin(given) : session.engine.nextTokens(decoding, ended, given))
-      ended = []
-      for (const token of next) {
-        const row = rows[token.row]
-        const piece = row.push(token.id)
-        if (row.finish !== 'eos' && token.scores !== undefined) scores[token.row].push(scoreOf(model, token))
-        if (row.finish === undefined) {
-          yield { row: texts[token.row].row, piece }
-          continue
-        }
-        ended.push(token.row)
-        yield {
-          row: texts[token.row].row,
-          piece,
-          result: resultOf(row, texts[token.row], scores[token.row], logprobs),
-        }
-      }
-      vectors?.push(next, ended)
+
+  fail(error: unknown): void {
+    this.#failure ??= { error }
+    this.#wake()
+  }
+
+  async next(): Promise<TextEvent> {
+    for (;;) {
+      const event = this.#events.shift()
+      if (event !== undefined) return event
+      if (this.#failure !== undefined) throw this.#failure.error
+      await new Promise<void>((resolve) => {
+        this.#wake = resolve
+      })
     }
-  } finally {
-    // An engine that has ended holds no texts.
-    await engine.stopDecoding(decoding).catch(() => {})
   }
 }
 
-function textRow(
+/** A text of a call. */
+interface TextPlace {
+  /** Its index among the prompts of its call. */
+  readonly index: number
+  readonly prompt: EncodedPrompt
+  readonly mix: Mix
+  readonly limits: TextLimits
+  readonly events: TextEvents
+}
+
+class WrittenText implements RunningText {
+  readonly request: RunningText['request']
+  readonly mostTokens: number
+  readonly #model: Model
+  readonly #place: TextPlace
+  readonly #row: TextRow
+  readonly #scores: TokenScore[] = []
+
+  constructor(model: Model, request: RunningText['request'], place: TextPlace) {
+    this.request = request
+    this.mostTokens = place.limits.maxTokens
+    this.#model = model
+    this.#place = place
+    this.#row = new TextRow(requireTokenizer(model).stream(request.promptIds), place.limits)
+  }
+
+  get prompt(): EncodedPrompt {
+    return this.#place.prompt
+  }
+
+  get mix(): Mix {
+    return this.#place.mix
+  }
+
+  take(token: NextToken): boolean {
+    const { index, events } = this.#place
+    const row = this.#row
+    const piece = row.push(token.id)
+    if (row.finish !== 'eos' && token.scores !== undefined) this.#scores.push(scoreOf(this.#model, token))
+    const isGrowing = row.finish === undefined
+    events.push({ row: index, piece, ...(!isGrowing && { result: this.#result() }) })
+    return isGrowing
+  }
+
+  fail(error: unknown): void {
+    this.#place.events.fail(error)
+  }
+
+  #result(): Omit<GenerateResult, 'seconds'> {
+    const { text, tokenIds, finish } = this.#row
+    return {
+      text,
+      tokens: tokenIds.length,
+      promptTokens: this.prompt.ids.length,
+      tokenIds,
+      finish: finish!,
+      seed: this.request.seed,
+      ...(this.request.scores !== undefined && { logprobs: this.#scores }),
+    }
+  }
+}
+
+/** Texts that run by themselves, and what their graph reads beside tokens. */
+function aloneJob(
+  session: WholeSession,
+  { source, padding }: TextGraph,
+  embedding: OpenEmbedding | undefined,
+  texts: readonly WrittenText[],
+): TextJob {
+  const mixes = texts.map(({ mix }) => mix)
+  const prompts = texts.map(({ prompt }) => prompt)
+  const read = (feeds: Feeds) => session.runGraph('encoder', feeds, mixes)
+  return {
+    texts,
+    prepare: async (ids) => ({
+      context: source && (await readSource(session.model, source, prompts, read)),
+      vectors: embedding?.(
+        prompts.map((prompt, i) => ({ id: ids[i], ids: prompt.ids, pictures: prompt.pictures, mix: mixes[i] })),
+        padding,
+        (...asked) => session.runGraph(...asked),
+      ),
+    }),
+  }
+}
+
+function textLimits(
   model: Model,
   { ids, endIds, stops }: EncodedPrompt,
   { stop = [], maxNewTokens = GENERATE_DEFAULTS.maxNewTokens }: GenerateOptions,
-): TextRow {
+): TextLimits {
   const room = (model.contextLength ?? Number.POSITIVE_INFINITY) - ids.length
-  return new TextRow(requireTokenizer(model).stream(ids), {
+  return {
     endIds: new Set([...model.eosTokenIds, ...endIds]),
     stops: [...stops, ...[stop].flat()],
     maxTokens: Math.min(maxNewTokens, room),
     atMost: maxNewTokens <= room ? 'max-new-tokens' : 'context',
-  })
+  }
 }
 
 function scoreOf(model: Model, { scores }: NextToken): TokenScore {
@@ -226,56 +287,7 @@ function scoreOf(model: Model, { scores }: NextToken): TokenScore {
   return { ...named(chosen), top: top.map(named) }
 }
 
-function resultOf(
-  { text, tokenIds, finish }: TextRow,
-  { seed, prompt }: BatchText,
-  scores: TokenScore[],
-  logprobs: number | undefined,
-): Omit<GenerateResult, 'seconds'> {
-  return {
-    text,
-    tokens: tokenIds.length,
-    promptTokens: prompt.ids.length,
-    tokenIds,
-    finish: finish!,
-    seed,
-    ...(logprobs !== undefined && { logprobs: scores }),
-  }
-}
-
 /** One that no text was drawn with before, of 32 bits: short enough to type again. */
 function freshSeed(): number {
   return crypto.getRandomValues(new Uint32Array(1))[0]
-}
-
-/** The facts about a graph that writing texts needs. */
-interface TextGraph {
-  readonly inputs: TokenInputs
-  readonly logits: string
-  readonly padding: Padding
-  /** The encoder's part, for a decoder that reads one. */
-  readonly source: EncodedSource | undefined
-  /** It reads the vectors of tokens, which another graph gives. */
-  readonly takesVectors: boolean
-}
-
-/** Facts about each graph, so that it is looked at once and not for each text. */
-const textGraphs = new WeakMap<OnnxModel, TextGraph>()
-
-/** Throws UnsupportedError when the model does not continue texts, FileError when its decoder is missing. */
-function textGraphOf(model: Model): TextGraph {
-  const { onnx } = model
-  const known = textGraphs.get(onnx)
-  if (known !== undefined) return known
-  const graph = readGraph(onnx.proto)
-  requireDecoder(model)
-  const source = encodedSource(model, graph)
-  if (source === undefined) checkCausal(model, graph)
-  const takesVectors = inputFamily(graph)?.reads === 'vectors'
-  const inputs = tokenInputs(graph, takesVectors ? new Set([VECTORS]) : source?.inputs)
-  // Prompts are filled up for the encoder, whose mask hides what fills them up.
-  const padding = source === undefined ? paddingOf(graph, inputs) : source.inputs.has(STATES_MASK) ? 'right' : 'none'
-  const made = { inputs, logits: logitsName(graph), padding, source, takesVectors } as const
-  textGraphs.set(onnx, made)
-  return made
 }

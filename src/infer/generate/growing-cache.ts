@@ -7,11 +7,20 @@ import type { Feeds, RuntimeTensor } from '../../runtime/runtime.js'
 /** Tokens that arrays grow by. More room costs time too: attention clears arrays as long as those that it is fed. */
 const STEP = 64
 
+/** Where the tokens of some rows of a batch go in another one. */
+export interface MovedRows {
+  readonly rows: readonly number[]
+  /** The first token that is copied, how many are, and where the first goes. */
+  readonly from: number
+  readonly count: number
+  readonly to: number
+}
+
 export class GrowingCache {
   readonly #parts: readonly CachePart[]
   readonly #isByHead: boolean
   #batch: number
-  /** Tokens of each row that are in the arrays, and how many fit. */
+  /** Tokens of the longest row, and how many fit. */
   #length = 0
   #capacity = 0
   #arrays: readonly Float32Array[]
@@ -28,7 +37,7 @@ export class GrowingCache {
     this.#feeds = this.#grow(this.#length)
   }
 
-  /** Tokens of each row. */
+  /** Tokens of the longest row. */
   get length(): number {
     return this.#length
   }
@@ -40,73 +49,111 @@ export class GrowingCache {
 
   /** A copy of the first tokens of a part: (batch, heads, length, size). What is in the cache stays as it is. */
   read(part: number, length: number): Float32Array {
-    const { heads, size } = this.#parts[part]
-    return rowsOf(this.#arrays[part], { count: this.#batch * heads, from: this.#capacity * size, to: length * size })
+    const rows = { rows: [...Array(this.#batch).keys()], from: 0, count: length, to: 0 }
+    return joinRows([{ ...rows, tensor: this.#tensor(part) }], 2, length).data as Float32Array
   }
 
-  /** Adds the rows of a run, as {@link NewRows} says. */
-  add({ data, dims }: RuntimeTensor): void {
+  /**
+   * Adds the rows of a run, as {@link NewRows} says.
+   *
+   * @param places where the first new token of each text goes. Default: behind the longest
+   */
+  add({ data, dims }: RuntimeTensor, places?: readonly number[]): void {
     const sequence = dims[this.#isByHead ? 2 : 1]
     const rows = data as Float32Array
     const width = rows.length / (this.#batch * sequence)
-    if (this.#length + sequence > this.#capacity) this.#feeds = this.#grow(this.#length + sequence)
+    const length = Math.max(...(places ?? [this.#length])) + sequence
+    if (length > this.#capacity) this.#feeds = this.#grow(length)
     let first = 0
     this.#parts.forEach(({ heads, size }, i) => {
       const array = this.#arrays[i]
       for (let row = 0; row < this.#batch; row++) {
+        const place = places?.[row] ?? this.#length
         for (let step = 0; step < sequence; step++) {
           for (let head = 0; head < heads; head++) {
             const at = first + head * size
             const from = this.#isByHead
               ? (row * width + at) * sequence + step * size
               : (row * sequence + step) * width + at
-            const to = ((row * heads + head) * this.#capacity + this.#length + step) * size
+            const to = ((row * heads + head) * this.#capacity + place + step) * size
             for (let j = 0; j < size; j++) array[to + j] = rows[from + j]
           }
         }
       }
       first += heads * size
     })
-    this.#length += sequence
+    this.#length = length
   }
 
-  /** Lets go of all rows but these. */
-  keep(rows: readonly number[]): void {
-    this.#arrays = this.#arrays.map((array) => {
-      const size = array.length / this.#batch
-      const kept = new Float32Array(rows.length * size)
-      rows.forEach((row, i) => void kept.set(array.subarray(row * size, (row + 1) * size), i * size))
-      return kept
+  /**
+   * Takes rows of several caches of one graph, this one among them or not, in the place of its own.
+   *
+   * @param length tokens of the longest of these rows
+   */
+  become(parts: readonly (MovedRows & { readonly cache: GrowingCache })[], length: number): void {
+    const capacity = roomFor(length)
+    this.#arrays = this.#parts.map((_, i) => {
+      const moved = parts.map((part) => ({ ...part, tensor: part.cache.#tensor(i) }))
+      return joinRows(moved, 2, capacity).data as Float32Array
     })
-    this.#batch = rows.length
+    this.#batch = parts.reduce((sum, { rows }) => sum + rows.length, 0)
+    this.#length = length
+    this.#capacity = capacity
     this.#feeds = this.#tensors()
   }
 
   /** @returns the feeds of larger arrays, in which as many tokens fit */
   #grow(length: number): Feeds {
-    const capacity = Math.ceil(length / STEP) * STEP
-    this.#arrays = this.#parts.map(({ heads, size }, i) => {
-      const count = this.#batch * heads
-      return rowsOf(this.#arrays[i], { count, from: this.#capacity * size, to: capacity * size })
-    })
+    const capacity = roomFor(length)
+    const rows = { rows: [...Array(this.#batch).keys()], from: 0, count: this.#capacity, to: 0 }
+    this.#arrays = this.#parts.map(
+      (_, i) => joinRows([{ ...rows, tensor: this.#tensor(i) }], 2, capacity).data as Float32Array,
+    )
     this.#capacity = capacity
     return this.#tensors()
   }
 
   #tensors(): Feeds {
-    return Object.fromEntries(
-      this.#parts.map(({ past, heads, size }, i) => {
-        const dims = [this.#batch, heads, this.#capacity, size]
-        return [past, { type: 'float32', data: this.#arrays[i], dims } satisfies RuntimeTensor]
-      }),
-    )
+    return Object.fromEntries(this.#parts.map(({ past }, i) => [past, this.#tensor(i)]))
+  }
+
+  #tensor(part: number): RuntimeTensor {
+    const { heads, size } = this.#parts[part]
+    return { type: 'float32', data: this.#arrays[part], dims: [this.#batch, heads, this.#capacity, size] }
   }
 }
 
-/** `count` rows of `from` numbers as rows of `to` numbers, cut or filled up with zeros. */
-function rowsOf(data: Float32Array, { count, from, to }: Record<'count' | 'from' | 'to', number>): Float32Array {
-  const rows = new Float32Array(count * to)
-  const kept = Math.min(from, to)
-  for (let row = 0; row < count; row++) rows.set(data.subarray(row * from, row * from + kept), row * to)
-  return rows
+function roomFor(length: number): number {
+  return Math.ceil(length / STEP) * STEP
+}
+
+/**
+ * Rows of several tensors under one another, zeros where nothing goes.
+ *
+ * @param axis of the tokens, above 0
+ * @param length of this axis in the result
+ */
+export function joinRows(
+  parts: readonly (MovedRows & { readonly tensor: RuntimeTensor })[],
+  axis: number,
+  length: number,
+): RuntimeTensor {
+  const [{ tensor: first }] = parts
+  const product = (dims: readonly number[]) => dims.reduce((all, dim) => all * dim, 1)
+  const [outer, inner] = [product(first.dims.slice(1, axis)), product(first.dims.slice(axis + 1))]
+  const batch = parts.reduce((sum, { rows }) => sum + rows.length, 0)
+  const DataArray = first.data.constructor as Float32ArrayConstructor
+  const data = new DataArray(batch * outer * length * inner)
+  let block = 0
+  for (const { tensor, rows, from, count, to } of parts) {
+    const source = tensor.data as Float32Array
+    const own = tensor.dims[axis]
+    for (const row of rows) {
+      for (let i = 0; i < outer; i++, block++) {
+        const start = ((row * outer + i) * own + from) * inner
+        data.set(source.subarray(start, start + count * inner), (block * length + to) * inner)
+      }
+    }
+  }
+  return { type: first.type, data, dims: [batch, ...first.dims.slice(1, axis), length, ...first.dims.slice(axis + 1)] }
 }

@@ -18,13 +18,15 @@ const EMBEDDING = 'embed_tokens'
 
 /** A text of a batch. */
 export interface VectorRow {
+  /** Its number, by which tokens name it. Default: its place. */
+  readonly id?: number
   readonly ids: readonly number[]
   readonly pictures: PictureVectors | undefined
   readonly mix: Mix
 }
 
 interface Row extends VectorRow {
-  readonly index: number
+  readonly id: number
   /** Tokens that the next run reads. */
   next: readonly number[]
   /** Positions of all tokens (3, length), where pictures lie on a grid, and the one behind them. */
@@ -103,17 +105,17 @@ export class TokenVectors {
     this.#rows = rows.map((row, index) => {
       const positions = hasGrids ? gridPositions(row.ids, row.pictures) : undefined
       const after = positions === undefined ? 0 : Math.max(...positions.map((axis) => Math.max(...axis))) + 1
-      return { ...row, index, next: row.ids, positions, after }
+      return { id: index, ...row, next: row.ids, positions, after }
     })
   }
 
   /** Lets texts that have ended leave, and takes the newest token of the others. */
   push(newest: readonly NextToken[], ended: readonly number[]): void {
-    for (const { row: index, id } of newest) {
-      const row = this.#rows.find((one) => one.index === index)
+    for (const { row: text, id } of newest) {
+      const row = this.#rows.find((one) => one.id === text)
       if (row !== undefined) row.next = [id]
     }
-    this.#rows = this.#rows.filter(({ index }) => !ended.includes(index))
+    this.#rows = this.#rows.filter(({ id }) => !ended.includes(id))
   }
 
   /** The feeds of the decoder's next run in the place of tokens. */

@@ -1,0 +1,73 @@
+// What writing texts needs to know about a graph.
+
+import type { OnnxModel } from '../../formats/onnx/model.js'
+import type { CacheEntry } from '../../graph/inputs/cache.js'
+import { STATES_MASK } from '../../graph/inputs/encoder-decoder.js'
+import { inputFamily } from '../../graph/inputs/family.js'
+import { type TokenInputs, tokenInputs, VECTORS } from '../../graph/inputs/tokens.js'
+import { logitsName } from '../../graph/match/linears.js'
+import type { Model } from '../../graph/model-folder.js'
+import { readGraph } from '../../graph/view/graph.js'
+import { checkCausal } from '../../tasks/causal-lm.js'
+import { requireDecoder } from '../graphs.js'
+import { paddingOf } from './batching.js'
+import type { Padding } from './decoding.js'
+import { type EncodedSource, encodedSource } from './encoder-source.js'
+
+/** The facts about a graph that writing texts needs. */
+export interface TextGraph {
+  readonly inputs: TokenInputs
+  readonly logits: string
+  readonly padding: Padding
+  /** The encoder's part, for a decoder that reads one. */
+  readonly source: EncodedSource | undefined
+  /** It reads the vectors of tokens, which another graph gives. */
+  readonly takesVectors: boolean
+  /** Texts of several calls can share its runs. */
+  readonly shares: boolean
+  /** A prompt that is alone can be read in pieces. */
+  readonly takesPieces: boolean
+  /** Bytes of cache that a token takes. */
+  readonly tokenBytes: number
+}
+
+/** Facts about each graph, so that it is looked at once and not for each text. */
+const textGraphs = new WeakMap<OnnxModel, TextGraph>()
+
+/** Throws UnsupportedError when the model does not continue texts, FileError when its decoder is missing. */
+export function textGraphOf(model: Model): TextGraph {
+  const { onnx } = model
+  const known = textGraphs.get(onnx)
+  if (known !== undefined) return known
+  const graph = readGraph(onnx.proto)
+  requireDecoder(model)
+  const source = encodedSource(model, graph)
+  if (source === undefined) checkCausal(model, graph)
+  const takesVectors = inputFamily(graph)?.reads === 'vectors'
+  const inputs = tokenInputs(graph, takesVectors ? new Set([VECTORS]) : source?.inputs)
+  // Prompts are filled up for the encoder, whose mask hides what fills them up.
+  const padding = source === undefined ? paddingOf(graph, inputs) : source.inputs.has(STATES_MASK) ? 'right' : 'none'
+  const { cache, roles } = inputs
+  // Rows of a product of integers have one scale together.
+  const mixesRows = graph.nodes.some(({ opType }) => opType === 'DynamicQuantizeLinear')
+  const isAlone = source !== undefined || takesVectors || cache.length === 0 || mixesRows
+  const shares = !isAlone && padding !== 'none' && cache.every(({ dims }) => dims[0] === undefined)
+  const made: TextGraph = {
+    inputs,
+    logits: logitsName(graph),
+    padding,
+    source,
+    takesVectors,
+    shares,
+    takesPieces: shares && !roles.some(({ role }) => role === 'usesCache'),
+    tokenBytes: cache.reduce((sum, entry) => sum + bytesOf(entry), 0),
+  }
+  textGraphs.set(onnx, made)
+  return made
+}
+
+/** Bytes that a token takes in a part of the cache. */
+function bytesOf({ dims, axis, type }: CacheEntry): number {
+  const size = { float16: 2, float64: 8 }[type as string] ?? 4
+  return dims.reduce<number>((product, dim, i) => (i === axis ? product : product * (dim ?? 1)), size)
+}
