@@ -115,7 +115,7 @@ export function refuseForFormat(settings: MergeSettings & PathSettings, format: 
       throw unsupported('externalData', 'only an .onnx file has data files beside it', format)
     }
     if (settings.dtype !== undefined) {
-      throw unsupported('dtype', 'it chooses an .onnx file; the type that is written is outDtype (--out-dtype)', format)
+      throw unsupported('dtype', 'it chooses an .onnx file; the type that is written is `outDtype`', format)
     }
     return
   }
@@ -143,8 +143,8 @@ function unsupported(where: string, what: string, format: MergeFormat): Unsuppor
     got: `a result in the format '${format}'`,
     hint:
       format === 'safetensors'
-        ? "Leave it out, or merge into the .onnx: format: 'onnx' (--format onnx)"
-        : "Leave it out, or merge into safetensors: format: 'safetensors' (--format safetensors)",
+        ? "Leave it out, or merge into the .onnx: `format: 'onnx'`"
+        : "Leave it out, or merge into safetensors: `format: 'safetensors'`",
   })
 }
 

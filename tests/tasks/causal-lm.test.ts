@@ -170,7 +170,7 @@ describe('records of every kind', () => {
     expect(new Set(texts).size).toBe(40)
     await expect(encodeBoth(rows.slice(0, 1), { isHeldOut: () => true })).rejects.toThrow('it holds no records')
     await expect(encodeBoth(rows, { isHeldOut: () => false })).rejects.toThrow(
-      /data.jsonl, the part for evaluation: it holds no records.*there are 40 records in all: raise evalSplit/s,
+      /data.jsonl, the part for evaluation: it holds no records.*there are 40 records in all: raise `evalSplit`/s,
     )
   })
 })

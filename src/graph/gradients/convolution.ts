@@ -82,6 +82,6 @@ function refuse({ node }: GradientContext, what: string): never {
   throw new UnsupportedError({
     where: labelOf(node),
     what: `the gradient of a convolution with ${what} is not implemented`,
-    hint: 'Train no bias and no module in front of it: --bias none or lora_only',
+    hint: 'Train no bias and no module in front of it: `bias: none` or `bias: lora_only`',
   })
 }

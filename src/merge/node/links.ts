@@ -53,7 +53,7 @@ function foreignLinkError(where: string, target: string): FileError {
     where,
     what: 'a link that leads out of the folder of the base',
     got: target,
-    hint: 'Put the file itself there, or merge the weights alone: weightsOnly: true (--weights-only)',
+    hint: 'Put the file itself there, or merge the weights alone: `weightsOnly: true`',
   })
 }
 

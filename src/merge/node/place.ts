@@ -97,7 +97,7 @@ export async function refuseOutput(
     what: overwrite ? `not overwritten, because no merge wrote ${listed(foreign)}` : there,
     hint:
       foreign.length === 0
-        ? 'Choose another place for the result, or replace it with overwrite (--overwrite)'
+        ? 'Choose another place for the result, or replace it with `overwrite`'
         : 'Choose another place',
   })
 }
