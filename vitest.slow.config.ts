@@ -1,23 +1,17 @@
 // Tests that take long, or need a browser: `npm run test:slow`.
+
+import { readdirSync, readFileSync } from 'node:fs'
+import { join } from 'node:path'
 import { defineConfig } from 'vitest/config'
 import { settings } from './vitest.config.js'
 
 /** They wait for programs and browsers, which take several times as long on a busy machine. */
 const LIMIT_MS = 300_000
 
-/** These try a part of their inputs in `npm test`, and all here. */
-const THOROUGH = [
-  ...[
-    'base/dtype',
-    'data/read-rows',
-    'formats/json',
-    'formats/onnx',
-    'formats/safetensors-attacks',
-    'formats/torch',
-    'formats/torch-attacks',
-  ],
-  ...['linalg/linalg', 'lora/patterns/expression', 'peft/keys', 'peft/refused', 'text/expression-cost'],
-]
+/** Tests that try a part of their inputs in `npm test`, and all here: those that import tests/thorough.ts. */
+const THOROUGH = readdirSync('tests', { recursive: true, encoding: 'utf8' })
+  .filter((path) => path.endsWith('.test.ts') && readFileSync(join('tests', path), 'utf8').includes("/thorough.js'"))
+  .map((path) => `tests/${path.replaceAll('\\', '/')}`)
 
 export default defineConfig({
   test: {
@@ -27,6 +21,6 @@ export default defineConfig({
     // Browsers and signals meet the machine's other work. The closing lines name each test that needed its second try.
     retry: process.env.CI === undefined ? 0 : 1,
     env: { THOROUGH: '1' },
-    include: ['tests/**/*.slow.test.ts', ...THOROUGH.map((name) => `tests/${name}.test.ts`)],
+    include: ['tests/**/*.slow.test.ts', ...THOROUGH],
   },
 })

@@ -23,7 +23,7 @@ from peft_kinds import build
 SEED = 5
 DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64", torch.int64: "I64", torch.int32: "I32",
           torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL", torch.float8_e4m3fn: "F8_E4M3", torch.uint16: "U16"}
-ADAPTERS = {"linear": {}, "all-together": {"_use_new_zipfile_serialization": False}, "embedding": {}}
+ADAPTERS = ["linear", "all-together", "embedding"]
 
 
 class Calls:
@@ -84,36 +84,30 @@ def save_all(out):
 
     for name, value in values().items():
         save(f"{name}.bin", value)
-        if name not in ("many", "types-v3"):  # torch cannot read untyped storages in a legacy file
-            save(f"{name}-legacy.bin", value, _use_new_zipfile_serialization=False)
     for protocol in (3, 4, 5):
         save(f"views-protocol-{protocol}.bin", values()["views"], pickle_protocol=protocol)
-    save("legacy-protocol-4.bin", values()["plain"], pickle_protocol=4, _use_new_zipfile_serialization=False)
     torch.serialization.set_crc32_options(False)
     save("no-checksums.bin", values()["plain"])
     torch.serialization.set_crc32_options(True)
     for name, (value, named) in REFUSED.items():
         torch.save(value, out / f"{name}.bin")
         refused[f"{name}.bin"] = named
-    torch.save(REFUSED["system"][0], out / "system-legacy.bin", _use_new_zipfile_serialization=False)
-    refused["system-legacy.bin"] = REFUSED["system"][1]
+    torch.save(values()["plain"], out / "legacy.bin", _use_new_zipfile_serialization=False)
+    refused["legacy.bin"] = "torch 1.6"
     with unittest.mock.patch.object(sys, "byteorder", "big"):
-        for name, zipped in (("big", True), ("big-legacy", False)):
-            torch.save(values()["plain"], out / f"{name}.bin", _use_new_zipfile_serialization=zipped)
-            refused[f"{name}.bin"] = "little-endian"
+        torch.save(values()["plain"], out / "big.bin")
+    refused["big.bin"] = "little-endian"
     return loads, refused
 
 
 def save_adapters(out):
     from peft import PeftModel
-    real = torch.save
-    for case, options in ADAPTERS.items():
+    for case in ADAPTERS:
         adapted = PeftModel.from_pretrained(build("qwen2"), GOLDEN / "kinds" / case)
         config = adapted.peft_config["default"]
         config.target_modules = sorted(config.target_modules)
         config.base_model_name_or_path = "tiny-qwen2"
-        with unittest.mock.patch.object(torch, "save", lambda *args: real(*args, **options)):
-            adapted.save_pretrained(fresh(out / case), safe_serialization=False, save_embedding_layers=False)
+        adapted.save_pretrained(fresh(out / case), safe_serialization=False, save_embedding_layers=False)
         (out / case / "README.md").unlink(missing_ok=True)
 
 

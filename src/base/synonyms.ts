@@ -13,7 +13,7 @@ const SYNONYMS: Readonly<Record<string, string>> = {
   base: 'model base_model base_model_name_or_path model_id model_name model_name_or_path model_path',
   adapter:
     'adapter_dir adapter_id adapter_model adapter_name_or_path adapter_path lora lora_model_dir lora_path peft_model_id',
-  adapters: 'adapter adapter_path lora loras lora_modules',
+  adapters: 'adapter adaptor adapter_path lora loras lora_modules',
   merged: 'model base',
   fineTuned: 'finetuned tuned model_tuned',
   out: 'output output_dir output_path save_dir save_path adapter_path o',

@@ -1,6 +1,6 @@
 // lowrank train: a model folder and records → an adapter folder that PEFT reads too.
 
-import { TRAIN_CHOICES, type TrainEvents, type TrainOptions } from '../index.js'
+import { CHOICES, type TrainEvents, type TrainOptions } from '../index.js'
 import { readChatTemplate } from './data-options.js'
 import { flags } from './flags.js'
 import { EXIT_INTERRUPTED, interruptible } from './interrupt.js'
@@ -55,10 +55,10 @@ export const train = defineCommand({
     model: unlessInFile(text(MODEL, RUNS)),
     data: unlessInFile(flags('TrainOptions', 'data').data),
     task: choice(
-      TRAIN_CHOICES.task,
+      CHOICES.train.task,
       'what the model learns: see Tasks below; default: causal-lm, or seq2seq for an encoder-decoder such as T5',
     ),
-    init: { ...choice(TRAIN_CHOICES.init, flags('TrainConfig', 'init').init.about), fallback: 'kaiming-uniform' },
+    init: { ...choice(CHOICES.train.init, flags('TrainConfig', 'init').init.about), fallback: 'kaiming-uniform' },
     preview: integer('show the tokens of the first N examples, and which of them count for the loss; trains nothing'),
     json: toggle('print one JSON document on stdout'),
   },

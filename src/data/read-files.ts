@@ -30,7 +30,7 @@ export async function* rowsOfFile(source: ByteSource, columns: ColumnNames | und
     case 'tsv':
       return yield* readDelimited(source, '\t')
     case 'parquet': {
-      const { readParquet } = await import('./parquet/read-parquet.js')
+      const { readParquet } = await import('./parquet.js')
       return yield* readParquet(source, columns)
     }
     case 'text':

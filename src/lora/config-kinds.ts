@@ -47,5 +47,5 @@ export const TOKEN_INDICES: Kind = kind(
 )
 
 function isTable({ accepts }: Kind): (value: unknown) => boolean {
-  return (value) => isObject(value) && Object.values(value).every(accepts)
+  return (value) => isObject(value) && !(value instanceof Map) && Object.values(value).every(accepts)
 }

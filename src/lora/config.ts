@@ -160,10 +160,15 @@ const resolved = new WeakSet<LoraConfigInput>()
 export function resolveConfig(input: LoraConfigInput = {}): LoraConfig {
   if (resolved.has(input)) return input as LoraConfig
   checkArgument(input, OBJECT, 'config')
-  checkOptions(input, 'a LoRA config', LORA_CONFIG)
+  const { rankPattern, alphaPattern } = input
+  const given = {
+    ...input,
+    ...(rankPattern instanceof Map && { rankPattern: orderedTable(rankPattern) }),
+    ...(alphaPattern instanceof Map && { alphaPattern: orderedTable(alphaPattern) }),
+  }
+  checkOptions(given, 'a LoRA config', LORA_CONFIG)
   const entries = Object.entries(LORA_CONFIG_DEFAULTS).map(([key, fallback]) => {
-    const given = input[key as keyof LoraConfig]
-    return [key, freeze((given instanceof Map ? orderedTable(given) : given) ?? fallback)]
+    return [key, freeze(given[key as keyof LoraConfig] ?? fallback)]
   })
   const config = Object.freeze(Object.fromEntries(entries)) as LoraConfig
   checkTogether(config)

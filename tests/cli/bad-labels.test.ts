@@ -31,7 +31,7 @@ const good = [
 const many = Array.from({ length: 10_002 }, (_, i) => ({ text: 'a', label: `label ${i}` }))
 
 const CASES: Readonly<Record<string, Case>> = {
-  'a missing label': { rows: [...good, { text: 'a king' }], row: 2, message: /not a text with a label.*got text/ },
+  'a missing label': { rows: [...good, { text: 'a king' }], row: 2, message: /not a text with a label.*got "text"/ },
   'a label that is null': { rows: [...good, { text: 'a', label: null }], row: 2, message: /not a text with a label/ },
   'labels and lists of labels': {
     rows: [...good, { text: 'a king', label: ['ham'] }],
@@ -73,7 +73,7 @@ const CASES: Readonly<Record<string, Case>> = {
   'a pair without a partner': {
     rows: [{ text: 'a', textPair: 'b' }, { text: 'c' }],
     row: 1,
-    message: /no pair of texts.*got text/,
+    message: /no pair of texts.*got "text"/,
     task: 'embedding',
   },
   'a picture that is not there': {

@@ -143,7 +143,7 @@ export const FUNCTIONS: Record<string, Call> = {
         overwrite: false,
         signal: new AbortController().signal,
         on: {},
-        ...lowrank.TRAIN_DEFAULTS,
+        ...lowrank.DEFAULTS.train,
         maxSteps: 1,
       },
     ],

@@ -52,6 +52,9 @@ describe('out of range', () => {
     ['targetModules with an empty name', { targetModules: [''] }, /^targetModules: /],
     ['targetModules no expression', { targetModules: '(q_proj' }, /^targetModules: not a regular expression/],
     ['rankPattern with rank 0', { rankPattern: { q: 0 } }, /^rankPattern: .*got \{"q":0\}/],
+    ['a Map of ranks with rank 0', { rankPattern: new Map([['q', 0]]) }, /^rankPattern: .*got \{"q":0\}/],
+    ['a Map of alphas with none', { alphaPattern: new Map([['q', null]]) as never }, /^alphaPattern: /],
+    ['a Map of tokens', { trainableTokenIndices: new Map([['embed', [1]]]) as never }, /^trainableTokenIndices: /],
     ['rankPattern no expression', { rankPattern: { '(q': 2 } }, /^rankPattern \(q: not a regular expression/],
     ['alphaPattern with no number', { alphaPattern: { q: Number.NaN } }, /^alphaPattern: /],
     [

@@ -241,7 +241,7 @@ const LOADING = {
     'src/train/run.ts',
   ],
   peers: [
-    ...['src/transformers/module.ts', 'src/data/parquet/read-parquet.ts', 'src/images/node/decode.ts'],
+    ...['src/transformers/module.ts', 'src/data/parquet.ts', 'src/images/node/decode.ts'],
     ...['src/text/compiled-template.ts', 'src/text/chat-template.ts'],
   ],
 }

@@ -48,7 +48,7 @@ describe.skipIf(transformers === undefined)('pipelines with adapters', () => {
       ],
     ] as const) {
       const out = join(scratch, name)
-      await merge({ base: `${UNION}/onnx/model.onnx`, adapters: adapters as never, out })
+      await merge({ base: `${UNION}/onnx/model.onnx`, adapters: adapters as never, out, threads: 1 })
       transformers.env.localModelPath = scratch
       const merged = await transformers.pipeline('text-generation', name, { dtype: 'fp32' })
       expected[name] = []
@@ -155,7 +155,7 @@ describe.skipIf(transformers === undefined)('pipelines with adapters', () => {
     const folder = join(scratch, 'features')
     await saveAdapter(adapter, new NodeDirectory(folder))
     const out = join(scratch, 'features-merged')
-    await merge({ base: `${ENCODER}/onnx/model.onnx`, adapters: adapter, out })
+    await merge({ base: `${ENCODER}/onnx/model.onnx`, adapters: adapter, out, threads: 1 })
     transformers.env.localModelPath = scratch
     const merged = await transformers.pipeline('feature-extraction', 'features-merged', { dtype: 'fp32' })
     const base = await plain('feature-extraction', ENCODER)
@@ -192,7 +192,7 @@ describe.skipIf(transformers === undefined)('pipelines with adapters', () => {
     const found = await Promise.all(Object.keys(adapters).map((adapter) => texts(write, { adapter })))
     for (const [i, adapter] of Object.values(adapters).entries()) {
       const out = join(scratch, `cache-${i}`)
-      await merge({ base: `${UNION}/onnx/model.onnx`, adapters: adapter, out })
+      await merge({ base: `${UNION}/onnx/model.onnx`, adapters: adapter, out, threads: 1 })
       const merged = await plain('text-generation', out)
       const expected = await texts(merged, {})
       expect(found[i].texts).toEqual(expected.texts)

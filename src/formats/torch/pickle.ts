@@ -15,8 +15,8 @@ const MAX_MEMO = 1 << 21
  * memory, in the file one.
  */
 const MAX_OBJECTS = 1 << 21
-/** Longer integers are neither sizes nor torch's magic number. */
-const MAX_INTEGER_BYTES = 16
+/** Longer integers are no sizes. */
+const MAX_INTEGER_BYTES = 8
 
 /** The names that a pickle may use, and their meaning. */
 export interface PickleHost {
@@ -25,9 +25,6 @@ export interface PickleHost {
   /** The value of a persistent id. Throws FormatError or UnsupportedError. */
   persistent(id: PickleValue, where: string): PickleValue
 }
-
-/** The pickle goes on after the bytes that were given. */
-export class PickleTruncatedError extends FormatError {}
 
 /** Names of opcodes that are known, and never run. */
 const REFUSED: ReadonlyMap<number, string> = new Map([
@@ -69,52 +66,43 @@ const REFUSED: ReadonlyMap<number, string> = new Map([
 const MARK = Symbol('mark')
 
 /**
- * One pickle, from `start` to its STOP.
+ * The value of a pickle.
  *
  * @param file names the file in errors
- * @throws PickleTruncatedError when the bytes end before STOP; FormatError when they are no pickle, or one that Python
- *   could not load; UnsupportedError that names the opcode or the global, and its offset, when it is not on the list
+ * @throws FormatError when the bytes are no pickle, or one that Python could not load; UnsupportedError that names the
+ *   opcode or the global, and its offset, when it is not on the list
  */
-export function parsePickle(
-  bytes: Uint8Array,
-  file: string,
-  host: PickleHost,
-  start = 0,
-): { value: PickleValue; end: number } {
-  const machine = new Machine(bytes, file, host, start)
-  return { value: machine.run(), end: machine.at }
+export function parsePickle(bytes: Uint8Array, file: string, host: PickleHost): PickleValue {
+  return new Machine(bytes, file, host).run()
 }
 
 class Machine {
-  at: number
+  #at = 0
   readonly #bytes: Uint8Array
   readonly #view: DataView
   readonly #file: string
   readonly #host: PickleHost
-  readonly #start: number
   readonly #stack: (PickleValue | typeof MARK)[] = []
   readonly #memo = new Map<number, PickleValue>()
   #objects = 0
   /** The place of the opcode that runs. */
-  #opcodeAt: number
+  #opcodeAt = 0
 
-  constructor(bytes: Uint8Array, file: string, host: PickleHost, start: number) {
-    this.at = start
+  constructor(bytes: Uint8Array, file: string, host: PickleHost) {
     this.#bytes = bytes
     this.#view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength)
     this.#file = file
     this.#host = host
-    this.#start = start
-    this.#opcodeAt = start
   }
 
   run(): PickleValue {
     for (;;) {
-      this.#opcodeAt = this.at
+      this.#opcodeAt = this.#at
       const opcode = this.#bytes[this.#take(1)]
       if (opcode === 0x2e /* STOP */) {
         const value = this.#pop()
         if (this.#stack.length > 0) this.#fail('STOP with more than one value')
+        if (this.#at !== this.#bytes.length) this.#fail(`the file goes on after its pickle’s end at ${this.#at}`)
         return value
       }
       this.#step(opcode)
@@ -235,21 +223,20 @@ class Machine {
   }
 
   #take(count: number): number {
-    const at = this.at
+    const at = this.#at
     if (at + count > this.#bytes.length) {
-      throw new PickleTruncatedError({
+      throw new FormatError({
         where: this.#where(),
         what: 'the pickle goes on after the end',
         hint: 'The file may be cut short: download it again',
       })
     }
-    if (at + count - this.#start > MAX_PICKLE_BYTES) this.#fail(`longer than ${MAX_PICKLE_BYTES} bytes`)
-    this.at += count
+    this.#at += count
     return at
   }
 
   #checkProtocol(protocol: number): void {
-    if (this.#opcodeAt !== this.#start) this.#fail('PROTO after the beginning')
+    if (this.#opcodeAt !== 0) this.#fail('PROTO after the beginning')
     if (protocol < 2 || protocol > 5) this.#fail(`no protocol ${protocol}`)
   }
 
@@ -299,12 +286,12 @@ class Machine {
 
   /** Up to a line feed. Names of modules are short. */
   #line(): string {
-    const end = this.#bytes.subarray(0, this.at + 256).indexOf(0x0a, this.at)
+    const end = this.#bytes.subarray(0, this.#at + 256).indexOf(0x0a, this.#at)
     if (end < 0) {
       this.#take(256)
       this.#fail('a name of more than 256 bytes')
     }
-    const line = this.#text(end - this.at)
+    const line = this.#text(end - this.#at)
     this.#take(1)
     return line
   }

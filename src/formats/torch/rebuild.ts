@@ -99,13 +99,6 @@ export class TorchTensor extends PickleObject {
   }
 }
 
-/** The value that was saved, and where the bytes of its storages begin. */
-export interface TorchContent {
-  readonly value: PickleValue
-  /** The storages by their keys. */
-  readonly offsets: ReadonlyMap<string, number>
-}
-
 /** Resolves the names in one pickle, and collects its storages. */
 export class TorchHost implements PickleHost {
   readonly storages = new Map<string, TorchStorage>()
@@ -114,7 +107,6 @@ export class TorchHost implements PickleHost {
   constructor() {
     const functions: Record<string, PickleGlobal['call']> = {
       'collections.OrderedDict': orderedDict,
-      'torch._utils._rebuild_tensor': (args, where) => rebuildTensor(args, 4, where),
       'torch._utils._rebuild_tensor_v2': (args, where) => rebuildTensor(args, 6, where),
       'torch._utils._rebuild_tensor_v3': (args, where) => rebuildTensor(args, 7, where),
       'torch._utils._rebuild_parameter': rebuildParameter,
@@ -128,14 +120,13 @@ export class TorchHost implements PickleHost {
     return this.#globals.get(name)
   }
 
-  /** ('storage', class, key, device, length), in legacy files with None after it. */
+  /** ('storage', class, key, device, length) */
   persistent(id: PickleValue, where: string): TorchStorage {
     const items = id instanceof PickleTuple ? id.items : []
-    const [tag, storageClass, key, device, length, view = null] = items
+    const [tag, storageClass, key, device, length] = items
     const type = storageClass instanceof PickleGlobal ? STORAGES.get(storageClass.name) : undefined
     if (
-      items.length < 5 ||
-      items.length > 6 ||
+      items.length !== 5 ||
       tag !== 'storage' ||
       type === undefined ||
       typeof key !== 'string' ||
@@ -144,9 +135,6 @@ export class TorchHost implements PickleHost {
       !isSize(length * type.bytes)
     ) {
       throw new FormatError({ where, what: 'a persistent id that is not a storage of torch' })
-    }
-    if (view !== null) {
-      throw new UnsupportedError({ where, what: 'a storage that is part of another, as torch saved it before 1.0' })
     }
     const known = this.storages.get(key)
     if (known === undefined) {
@@ -172,15 +160,15 @@ function orderedDict(args: readonly PickleValue[], where: string): PickleDict {
   return new PickleDict(true)
 }
 
-/** (storage, offset, size, stride[, requires_grad, hooks[, dtype][, metadata]]) */
-function rebuildTensor(args: readonly PickleValue[], count: 4 | 6 | 7, where: string): TorchTensor {
+/** (storage, offset, size, stride, requires_grad, hooks[, dtype][, metadata]) */
+function rebuildTensor(args: readonly PickleValue[], count: 6 | 7, where: string): TorchTensor {
   const [storage, offset, size, stride, , hooks] = args
   const metadata = args[count] ?? null
-  if (args.length < count || args.length > (count === 4 ? 4 : count + 1)) {
+  if (args.length < count || args.length > count + 1) {
     throw new FormatError({ where, what: 'a tensor with another number of arguments', got: `${args.length}` })
   }
   if (!(storage instanceof TorchStorage)) throw new FormatError({ where, what: 'a tensor without a storage' })
-  checkExtras(count === 4 ? null : hooks, metadata, where)
+  checkExtras(hooks, metadata, where)
   let type = storage.type
   if (count === 7) {
     const dtype = args[6]

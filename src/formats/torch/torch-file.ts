@@ -1,16 +1,15 @@
 // Files by torch.save as an index of tensors and byte ranges, in the form that safetensors files have. Nothing in them
-// is executed: the pickle is read by a machine that knows tensors alone. Formats: torch/serialization.py, `_save` (zip,
-// since 1.6) and `_legacy_save`.
+// is executed: the pickle is read by a machine that knows tensors alone. Format: torch/serialization.py, `_save`: a zip
+// archive, since torch 1.6. PEFT is younger than that.
 
 import type { ByteSource } from '../../base/bytes.js'
 import { FormatError, UnsupportedError } from '../../base/errors.js'
 import { elementCount } from '../../base/tensor.js'
 import type { SafetensorsFile, TensorInfo } from '../safetensors.js'
 import { GatheredSource, Gatherer } from './gather.js'
-import { readLegacy } from './legacy.js'
 import { MAX_PICKLE_BYTES, parsePickle } from './pickle.js'
-import { PickleDict } from './pickle-values.js'
-import { type TorchContent, TorchHost, TorchTensor } from './rebuild.js'
+import { PickleDict, type PickleValue } from './pickle-values.js'
+import { TorchHost, TorchTensor } from './rebuild.js'
 import { openZip, type ZipArchive, type ZipEntry } from './zip.js'
 
 /**
@@ -20,12 +19,19 @@ import { openZip, type ZipArchive, type ZipEntry } from './zip.js'
  *
  * @throws FormatError when the file is no torch file, damaged, or holds anything else than named tensors;
  *   UnsupportedError when its pickle asks for an opcode, a class or a function that such files do not need, by name and
- *   offset, or when it is big-endian or compressed. Nothing is ever executed.
+ *   offset, or when it is big-endian, compressed, or in the form of torch before 1.6. Nothing is ever executed.
  */
 export async function parseTorchFile(source: ByteSource): Promise<SafetensorsFile> {
   const start = await source.read(0, Math.min(source.byteLength, 64))
   const signature = String.fromCharCode(...start.subarray(0, 2))
-  if (signature !== 'PK' && start[0] !== 0x80) {
+  if (start[0] === 0x80) {
+    throw new UnsupportedError({
+      where: source.name,
+      what: 'a pickle and no zip archive: if it is by torch.save, then in the form from before torch 1.6',
+      hint: 'Load it with torch, if you trust it, and save it again: torch.save(torch.load(path), path)',
+    })
+  }
+  if (signature !== 'PK') {
     const isPointer = String.fromCharCode(...start).startsWith('version https://git-lfs')
     throw new FormatError({
       where: source.name,
@@ -33,8 +39,14 @@ export async function parseTorchFile(source: ByteSource): Promise<SafetensorsFil
       ...(isPointer && { hint: 'It only points to one: fetch it with Git LFS' }),
     })
   }
-  const content = signature === 'PK' ? await readZip(source) : await readLegacy(source)
-  return indexTensors(source, content)
+  return indexTensors(source, await readZip(source))
+}
+
+/** The value that was saved, and where the bytes of its storages begin. */
+interface TorchContent {
+  readonly value: PickleValue
+  /** The storages by their keys. */
+  readonly offsets: ReadonlyMap<string, number>
 }
 
 async function readZip(source: ByteSource): Promise<TorchContent> {
@@ -52,13 +64,7 @@ async function readZip(source: ByteSource): Promise<TorchContent> {
   await checkByteOrder(source, archive, folder)
   const host = new TorchHost()
   const pickle = await readEntry(source, archive, pickles[0], MAX_PICKLE_BYTES)
-  const { value, end } = parsePickle(pickle, `${source.name}: ${pickles[0].name}`, host)
-  if (end !== pickle.byteLength) {
-    throw new FormatError({
-      where: `${source.name}: ${pickles[0].name}`,
-      what: `goes on after its pickle’s end at ${end}`,
-    })
-  }
+  const value = parsePickle(pickle, `${source.name}: ${pickles[0].name}`, host)
   const storages = [...host.storages.values()]
   const entries = storages.map(({ key, byteLength }) => {
     const entry = archive.entries.get(`${folder}data/${key}`)

@@ -1,0 +1,302 @@
+// Parquet, by hyparquet, an optional peer that loads with the first such file. One row group is held at a time; nested
+// columns (lists of messages) come as objects and lists. hyparquet believes what a file says of its counts and lengths:
+// a damaged file of 1 kB can keep it busy for minutes. So it runs in a thread that is ended when it takes too much time
+// or memory. Pages of browsers have no such thread: there the checks of the footer and a look at the clock after each
+// page of the file must do.
+
+import type { ColumnChunk, Compressors, FileMetaData, RowGroup } from 'hyparquet'
+import type { ByteSource } from '../base/bytes.js'
+import { DataError, LowrankError, UnsupportedError } from '../base/errors.js'
+import type { ColumnNames } from './columns.js'
+import type { Row } from './row.js'
+
+/** Bounds for reading one file of `byteLength` bytes. */
+export interface ParquetLimits {
+  /** Time that hyparquet works, without the time in which it waits for bytes of the file. */
+  readonly ms: number
+  /** Growth of the process's memory while it works, in bytes. Also bounds its JavaScript heap. */
+  readonly memoryBytes: number
+  /** Entries of columns, empty ones included. A small file may hold millions, because equal values take no room. */
+  readonly values: number
+  /** Bytes of pages after decompression. */
+  readonly pageBytes: number
+}
+
+const limitsFor = (byteLength: number): ParquetLimits => ({
+  ms: 10_000 + byteLength / 1024,
+  memoryBytes: 2 ** 30 + 32 * byteLength,
+  values: 2 ** 22 + 64 * byteLength,
+  pageBytes: 2 ** 26 + 1024 * byteLength,
+})
+
+/** A table of data for a language model has a handful. hyparquet's time grows with the square of their number. */
+const MAX_COLUMNS = 4096
+const WATCH_MS = 50
+/** Codecs that hyparquet reads itself; the others are in hyparquet-compressors. */
+const OWN_CODECS = ['SNAPPY', 'UNCOMPRESSED']
+
+/**
+ * The rows of a Parquet file. Of the columns only those that `columns` names are read, if it is given.
+ *
+ * @param limits for tests
+ * @throws UnsupportedError when a package to read it is not installed, DataError when the file is no Parquet or broken
+ */
+export async function* readParquet(
+  source: ByteSource,
+  columns?: ColumnNames,
+  limits = limitsFor(source.byteLength),
+): AsyncGenerator<Row> {
+  const reader = startThread(source, limits) ?? readHere(source, limits)
+  try {
+    const metadata = await reader.footer()
+    const nameOf = ({ meta_data }: ColumnChunk) => meta_data?.path_in_schema[0]
+    const names = new Set(
+      metadata.row_groups.flatMap(({ columns }) => columns.flatMap((column) => nameOf(column) ?? [])),
+    )
+    // Parts of such a value may be named many times over.
+    if (metadata.schema.some(({ logical_type }) => logical_type?.type === 'VARIANT')) {
+      throw broken(source, 'a column of VARIANT values, which lowrank does not read')
+    }
+    const named = Object.values(columns ?? {})
+    // If a name is wrong, the rows tell all that there are.
+    const wanted = new Set<string | undefined>(
+      named.length > 0 && named.every((name) => names.has(name)) ? named : names,
+    )
+    if (wanted.size > MAX_COLUMNS) {
+      throw new DataError({
+        where: source.name,
+        what: 'more columns than are read',
+        expected: `at most ${MAX_COLUMNS}`,
+        got: String(wanted.size),
+        hint: "Name the columns to read, as in `columns: { text: 'NAME' }`",
+      })
+    }
+    const groups = metadata.row_groups.map((group) => ({
+      ...group,
+      columns: group.columns.filter((column) => wanted.has(nameOf(column))),
+    }))
+    checkCounts(source, groups, limits)
+    let first = 0
+    for (const group of groups) {
+      const rows = await reader.rows({ ...metadata, row_groups: [group] })
+      const last = rows.at(-1)
+      // A null of a nested column is undefined, too.
+      const flat = group.columns.flatMap(({ meta_data }) =>
+        meta_data!.path_in_schema[1] ? [] : meta_data!.path_in_schema,
+      )
+      if (last !== undefined && flat.some((name) => last[name] === undefined)) {
+        throw broken(source, `fewer values than ${group.num_rows} rows need`)
+      }
+      for (const [i, row] of rows.entries())
+        yield { row: withNumbers(row), where: `${source.name}, row ${first + i + 1}` }
+      first += rows.length
+    }
+  } finally {
+    reader.close()
+  }
+}
+
+/** Throws DataError when the footer has counts that are no such, or that a file of this size does not hold. */
+function checkCounts(source: ByteSource, groups: readonly RowGroup[], { values, pageBytes }: ParquetLimits): void {
+  const sums = { values: 0, bytes: 0 }
+  for (const { num_rows, columns } of groups) {
+    if (columns.length === 0 && num_rows !== 0n) throw broken(source, `${num_rows} rows without columns`)
+    for (const { meta_data } of columns) {
+      const { num_values, total_uncompressed_size: bytes, total_compressed_size: size } = meta_data!
+      const start = meta_data!.dictionary_page_offset || meta_data!.data_page_offset
+      for (const count of [num_rows, num_values, bytes, size, start]) {
+        if (!(count >= 0n && count <= Number.MAX_SAFE_INTEGER)) throw broken(source, `a count of ${count}`)
+      }
+      if (Number(start) + Number(size) > source.byteLength) throw broken(source, 'a column outside the file')
+      if (num_values < num_rows) throw broken(source, `${num_values} values for ${num_rows} rows`)
+      sums.values += Number(num_values)
+      sums.bytes += Number(bytes)
+    }
+  }
+  if (sums.values > values) throw broken(source, 'more values than a file of its size can hold')
+  if (sums.bytes > pageBytes) throw broken(source, 'more bytes than a file of its size can hold')
+}
+
+/** hyparquet, in this thread or another. */
+interface Reader {
+  footer(): Promise<FileMetaData>
+  /** The rows of the groups in `metadata`, with the columns that are left in it. */
+  rows(metadata: FileMetaData): Promise<Record<string, unknown>[]>
+  close(): void
+}
+
+/** The script of the thread: a string, so that it needs no file of its own in anyone's bundle. */
+const SCRIPT = `
+const { parentPort: port, workerData } = require('worker_threads')
+const { createRequire } = require('module')
+const { pathToFileURL } = require('url')
+const load = (name) => {
+  try {
+    return import(pathToFileURL(createRequire(workerData.from).resolve(name)).href)
+  } catch {
+    throw { missing: name }
+  }
+}
+const waiting = []
+const file = {
+  byteLength: workerData.byteLength,
+  slice: (start, end = file.byteLength) =>
+    new Promise((resolve) => port.postMessage({ asked: waiting.push(resolve) - 1, start, end })),
+}
+port.on('message', async ({ asked, bytes, metadata, codecs }) => {
+  if (asked !== undefined) return waiting[asked](bytes)
+  try {
+    const { parquetMetadataAsync, parquetReadObjects } = await load('hyparquet')
+    const compressors = codecs ? (await load('hyparquet-compressors')).compressors : undefined
+    port.postMessage({ ready: true })
+    const result = metadata
+      ? await parquetReadObjects({ file, metadata, compressors })
+      : await parquetMetadataAsync(file, { geoparquet: false })
+    port.postMessage({ result })
+  } catch (error) {
+    port.postMessage({ missing: error?.missing, failure: String(error?.message ?? error) })
+  }
+})
+`
+
+/** A reader in a worker thread of Node; undefined where there are none. */
+function startThread(source: ByteSource, limits: ParquetLimits): Reader | undefined {
+  // Looked up at run time, so that bundles for browsers hold no trace of Node's modules.
+  const threads = globalThis.process?.getBuiltinModule?.('worker_threads')
+  if (threads === undefined) return undefined
+  const worker = new threads.Worker(SCRIPT, {
+    eval: true,
+    // Nothing of the caller's: loaders, and the parts of a test runner.
+    execArgv: [],
+    env: {},
+    workerData: { from: import.meta.url, byteLength: source.byteLength },
+    resourceLimits: { maxOldGenerationSizeMb: limits.memoryBytes / 2 ** 20 },
+  })
+  worker.unref()
+  let spentMs = 0
+
+  const call = <T>(request: object) =>
+    new Promise<T>((resolve, reject) => {
+      const startRss = process.memoryUsage.rss()
+      // For hyparquet to load, and then for bytes that it asked for.
+      let waits = 1
+      let last = performance.now()
+      const timer = setInterval(() => {
+        const now = performance.now()
+        if (waits === 0) spentMs += now - last
+        last = now
+        const isLarge = process.memoryUsage.rss() - startRss > limits.memoryBytes
+        if (isLarge) end(tooMuch(source, `${Math.round(limits.memoryBytes / 2 ** 20)} MiB of memory`))
+        else if (spentMs > limits.ms) end(tooMuch(source, `${Math.round(limits.ms / 1000)} s`))
+      }, WATCH_MS)
+      const end = (error: unknown) => {
+        clearInterval(timer)
+        worker.removeAllListeners()
+        void worker.terminate()
+        reject(error)
+      }
+      worker.removeAllListeners()
+      worker.on('error', (cause) => end(broken(source, cause instanceof Error ? cause.message : String(cause), cause)))
+      worker.on('exit', (code) => end(broken(source, `its thread ended with code ${code}`)))
+      worker.on('message', ({ missing, ready, result, failure, asked: index, start, end: stop }) => {
+        if (missing !== undefined) end(notInstalled(missing))
+        else if (failure !== undefined) end(broken(source, failure))
+        else if (ready) waits--
+        else if (index !== undefined) {
+          waits++
+          slice(source, start, stop).then((bytes) => {
+            waits--
+            last = performance.now()
+            worker.postMessage({ asked: index, bytes }, [bytes])
+          }, end)
+        } else {
+          clearInterval(timer)
+          resolve(result as T)
+        }
+      })
+      worker.postMessage(request)
+    })
+  return {
+    footer: () => call({}),
+    rows: (metadata) => call({ metadata, codecs: needsCodecs(metadata) }),
+    close: () => void worker.terminate(),
+  }
+}
+
+/** A reader in this thread. */
+function readHere(source: ByteSource, { ms }: ParquetLimits): Reader {
+  let readAt = performance.now()
+  const file = {
+    byteLength: source.byteLength,
+    async slice(start: number, end = source.byteLength): Promise<ArrayBuffer> {
+      const bytes = await slice(source, start, end)
+      readAt = performance.now()
+      return bytes
+    },
+  }
+  const onPage = () => {
+    if (performance.now() - readAt > ms) throw tooMuch(source, `${Math.round(ms / 1000)} s`)
+  }
+  const attempt = async <T>(read: () => Promise<T>): Promise<T> => {
+    try {
+      return await read()
+    } catch (cause) {
+      if (cause instanceof LowrankError) throw cause
+      throw broken(source, cause instanceof Error ? cause.message : String(cause), cause)
+    }
+  }
+  return {
+    footer: () => attempt(async () => (await load(false)).parquetMetadataAsync(file, { geoparquet: false })),
+    rows: (metadata) =>
+      attempt(async () => {
+        const { parquetReadObjects, compressors } = await load(needsCodecs(metadata))
+        return parquetReadObjects({ file, metadata, onPage, compressors })
+      }),
+    close() {},
+  }
+}
+
+async function load(needsCodecs: boolean) {
+  let name = 'hyparquet'
+  // In a `try` bundlers take these packages for optional, and build where they are not installed.
+  try {
+    const { parquetMetadataAsync, parquetReadObjects } = await import('hyparquet')
+    if (needsCodecs) name = 'hyparquet-compressors'
+    const compressors: Compressors = needsCodecs ? (await import('hyparquet-compressors')).compressors : {}
+    return { parquetMetadataAsync, parquetReadObjects, compressors }
+  } catch (cause) {
+    throw notInstalled(name, cause)
+  }
+}
+
+async function slice(source: ByteSource, start: number, end: number): Promise<ArrayBuffer> {
+  const bytes = await source.read(start, Math.min(end, source.byteLength) - start)
+  // Not slice: that of Node's Buffer copies nothing.
+  return new Uint8Array(bytes).buffer
+}
+
+const needsCodecs = ({ row_groups }: FileMetaData) =>
+  row_groups.some(({ columns }) => columns.some(({ meta_data }) => !OWN_CODECS.includes(meta_data?.codec ?? '')))
+
+/** The value with 64-bit integers as numbers, as JSON has them, where they are exact. */
+function withNumbers(value: unknown): unknown {
+  if (typeof value === 'bigint') return Number.isSafeInteger(Number(value)) ? Number(value) : value
+  if (Array.isArray(value)) return value.map(withNumbers)
+  if (typeof value !== 'object' || value === null || Object.getPrototypeOf(value) !== Object.prototype) return value
+  return Object.fromEntries(Object.entries(value).map(([name, inner]) => [name, withNumbers(inner)]))
+}
+
+const tooMuch = (source: ByteSource, what: string) => broken(source, `it takes more than ${what}`)
+
+function broken({ name }: ByteSource, message: string, cause?: unknown): DataError {
+  return new DataError({ where: name, what: `cannot be read as Parquet (${message})`, cause })
+}
+
+function notInstalled(name: string, cause?: unknown): UnsupportedError {
+  return new UnsupportedError({
+    where: 'Parquet',
+    what: `the package ${name} is not installed`,
+    hint: `Run npm install ${name}, or write the data as JSONL`,
+    cause,
+  })
+}
