@@ -76,7 +76,7 @@ describe('lowrank train --preview', () => {
   })
 
   it.each([
-    ['a missing template', ['--data', chats], 1, /the model has no chat template.*--chat-template FILE/],
+    ['a missing template', ['--data', chats], 1, /the model has no chat template.*--chat-template/],
     [
       'a template that is not there',
       ['--data', chats, '--chat-template', 'none.jinja'],

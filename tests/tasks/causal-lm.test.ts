@@ -159,7 +159,7 @@ describe('records of every kind', () => {
     expect((missing as Error).message).toContain(
       'union-3m: the data contains chats, but the model has no chat template',
     )
-    expect((missing as Error).message).toContain('--chat-template FILE')
+    expect((missing as Error).message).toContain('`chatTemplate`')
   })
 
   it('holds out a share of the rows', async () => {
