@@ -247,14 +247,18 @@ export async function readAll(source: ByteSource): Promise<Uint8Array> {
 }
 
 /** Writes one whole file: it appears complete or not at all. */
-export async function writeFile(directory: Directory, path: string, content: Uint8Array | string): Promise<void> {
+export async function writeFile(
+  directory: Pick<Directory, 'create'>,
+  path: string,
+  content: Uint8Array | string,
+): Promise<void> {
   const bytes = typeof content === 'string' ? new TextEncoder().encode(content) : content
   await writeThrough(directory, path, (sink) => sink.write(bytes))
 }
 
 /** The same for a file that `write` gives piece by piece; what it throws is thrown, and nothing is left then. */
 export async function writeThrough(
-  directory: Directory,
+  directory: Pick<Directory, 'create'>,
   path: string,
   write: (sink: ByteSink) => Promise<void>,
 ): Promise<void> {

@@ -6,8 +6,8 @@ import type { ColumnNames } from './columns.js'
 import { readDelimited } from './delimited.js'
 import { DATA_ENDINGS, detectFormat, formatOfName } from './format.js'
 import { readJsonArray, readJsonLines } from './json.js'
-import { readParagraphs } from './paragraphs.js'
 import type { Row } from './row.js'
+import { checkLength, textLines } from './text-chunks.js'
 
 /** Files beside data that have the endings of data. */
 const NO_DATA = /^(\.|readme|licen[cs]e|dataset_infos?)/i
@@ -75,4 +75,31 @@ export async function* rowsOfFolder(directory: Directory, columns: ColumnNames |
       await source.close()
     }
   }
+}
+
+/**
+ * The paragraphs of a text file, each a record {"text"}: lines between empty ones. Not each line, because people break
+ * lines in a paragraph, and not the file, because all beyond the model's context would be lost.
+ */
+async function* readParagraphs(source: ByteSource): AsyncGenerator<Row> {
+  let lines: string[] = []
+  let length = 0
+  let first = 1
+  const record = (): Row => {
+    const row = { text: lines.join('\n') }
+    lines = []
+    length = 0
+    return { row, where: `${source.name}, line ${first}` }
+  }
+  for await (const { text, number } of textLines(source)) {
+    if (text.trim() === '') {
+      if (lines.length > 0) yield record()
+      continue
+    }
+    if (lines.length === 0) first = number
+    lines.push(text)
+    length += text.length
+    checkLength(length, `${source.name}, line ${first}`)
+  }
+  if (lines.length > 0) yield record()
 }

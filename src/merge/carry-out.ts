@@ -1,13 +1,12 @@
 // Carries out a merge's plan in this thread, over Directory and ByteSink, in Node and in browsers. Memory depends
 // neither on the model nor on a tensor. Node's way with threads, in merge/node, shares all but reading and writing.
 
-import type { ByteSource, Directory } from '../base/bytes.js'
+import type { ByteSink, ByteSource, Directory } from '../base/bytes.js'
 import { FileError } from '../base/errors.js'
 import { type OpenMerge, summaryOf } from './open.js'
 import { Chunks, type OutputFile } from './plan/layout.js'
 import { ChangeSums, type MergeReport } from './report.js'
 import type { RunSettings } from './settings.js'
-import { StagedDirectory } from './staged.js'
 import { ChunkMerger, mergeChunk } from './weight.js'
 
 /**
@@ -25,7 +24,7 @@ export async function carryOut(merge: OpenMerge, out: Directory, options: RunSet
   const merger = new ChunkMerger(isReproducible)
   const warnings = [...merge.summary.warnings]
   const totalBytes = files.reduce((sum, { byteLength }) => sum + byteLength, 0)
-  const staged = new StagedDirectory(out, totalBytes, options)
+  const staged = new StagedFiles(out, totalBytes, options)
   try {
     for (const file of files) {
       const reason = file.link === undefined ? '' : await tryLink(staged, file.path, sources[file.link])
@@ -66,7 +65,11 @@ async function* bytesOf(
 }
 
 /** Undefined if the file became a link; else the reason why it did not. */
-export async function tryLink(directory: Directory, path: string, source: ByteSource): Promise<string | undefined> {
+export async function tryLink(
+  directory: Pick<Directory, 'link'>,
+  path: string,
+  source: ByteSource,
+): Promise<string | undefined> {
   if (source.realPath === undefined) return 'only files of one disk can be linked'
   try {
     await directory.link?.(path, source.realPath)
@@ -91,4 +94,64 @@ async function refuseBaseAsOutput({ base, format, files, sources }: OpenMerge, o
 
 function baseAsOutputError(where: string): FileError {
   return new FileError({ where, what: 'the output is the base itself', hint: 'Choose another place for it' })
+}
+
+/** New files of a folder that get their names when `commit` is called, in the order in which they were made. */
+class StagedFiles implements Pick<Directory, 'create' | 'link'> {
+  readonly #target: Directory
+  readonly #options: RunSettings
+  readonly #totalBytes: number
+  readonly #files: { path: string; sink: ByteSink }[] = []
+  readonly #links: string[] = []
+  writtenBytes = 0
+
+  constructor(target: Directory, totalBytes: number, options: RunSettings) {
+    this.#target = target
+    this.#totalBytes = totalBytes
+    this.#options = options
+  }
+
+  async create(path: string): Promise<ByteSink> {
+    const sink = await this.#target.create(path)
+    this.#files.push({ path, sink })
+    return {
+      name: sink.name,
+      write: async (bytes) => {
+        this.#options.signal?.throwIfAborted()
+        await sink.write(bytes)
+        this.writtenBytes += bytes.byteLength
+        this.#options.onProgress?.({ writtenBytes: this.writtenBytes, totalBytes: this.#totalBytes })
+      },
+      commit: async () => {},
+      abort: () => sink.abort(),
+    }
+  }
+
+  /** The link has its name at once; `abort` takes it away. */
+  async link(path: string, realPath: string): Promise<void> {
+    if (this.#target.link === undefined) throw new FileError({ where: path, what: 'no hard links can be made here' })
+    await this.#target.link(path, realPath)
+    this.#links.push(path)
+  }
+
+  async commit(): Promise<void> {
+    this.#options.signal?.throwIfAborted()
+    const named: string[] = []
+    try {
+      for (const { path, sink } of this.#files) {
+        await sink.commit()
+        named.push(path)
+      }
+    } catch (error) {
+      for (const path of named) await this.#target.remove(path)
+      throw error
+    }
+  }
+
+  /** Drops what has not got its name yet. */
+  async abort(): Promise<void> {
+    // The first file may have made the folder, which goes only when it is empty.
+    for (const { sink } of this.#files.toReversed()) await sink.abort()
+    for (const path of this.#links) await this.#target.remove(path)
+  }
 }

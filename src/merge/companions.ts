@@ -1,20 +1,60 @@
-// Finds the files of a base's folder that go along with a result, from any folder to any folder.
+// The files of a base's folder that go along with a result, from any folder to any folder: what loaders read beside the
+// weights, and the licenses. A list of what is taken, because a folder may hold anything, such as training scripts,
+// other copies of the weights or private notes.
 
 import { type Directory, readAll, readJson, writeFile, writeThrough } from '../base/bytes.js'
 import { LowrankError } from '../base/errors.js'
-import {
-  importedModules,
-  isCompanion,
-  isCompanionFolder,
-  isTokenizerFile,
-  MODULE_HOLDERS,
-  namedModules,
-  RECORD_FILE,
-} from './plan/companions.js'
+
+/** Files of tokenizers, as transformers 5 (VOCAB_FILES_NAMES) and older models name them. */
+const TOKENIZERS = [
+  /^(tokenizer|tokenizer\.[^/]+|tokenizer_config|special_tokens_map|added_tokens|tekken|normalizer)\.json$/,
+  /^(vocab|[a-z]+[-_]vocab|vocab[-_][\w-]+|byte_maps|emoji)\.(json|txt)$/,
+  /^((merges|dict)\.txt|bpe\.codes|[\w.-]+\.(model|spm|tiktoken|tokenizer|vocab))$/,
+]
+
+/** Files that go along, by their names in the folder. */
+const FILES = [
+  // Configuration
+  /^(config|generation_config|genai_config)\.json$/,
+  ...TOKENIZERS,
+  // Chat templates
+  /^chat_template\.(jinja|json)$/,
+  /^additional_chat_templates\/[^/]+\.jinja$/,
+  // Processors of images, videos and sound
+  /^((video_|image_)?(pre)?processor|audio_tokenizer|feature_extractor|processor)_config\.json$/,
+  // sentence-transformers: which modules follow the model, and those that follow, with their own small weights
+  /^(modules|config_sentence_transformers|sentence_[a-z]+_config)\.json$/,
+  /^\d+_[A-Z]\w*\/(config\.json|model\.safetensors|pytorch_model\.bin)$/,
+  // Licenses
+  /^(LICEN[CS]E|NOTICE|COPYING|USE_POLICY)([._-][^/]*)?$/i,
+]
+
+const FOLDERS = /^(additional_chat_templates|\d+_[A-Z]\w*)$/
+
+/** In a folder that a merge wrote: says how. Only such a folder is ever replaced. */
+export const RECORD_FILE = 'lowrank-merge.json'
+
+/** Files that may name Python modules of the model's own: `auto_map` of transformers. */
+const MODULE_HOLDERS = ['config.json', 'tokenizer_config.json', 'preprocessor_config.json', 'processor_config.json']
 
 const COPY_BYTES = 1 << 20
 /** Python files that models bring along have kilobytes. */
 const MAX_MODULE_BYTES = 1 << 24
+
+/** True if a file of this name belongs to a tokenizer. */
+export function isTokenizerFile(name: string): boolean {
+  return TOKENIZERS.some((pattern) => pattern.test(name))
+}
+
+/** True if a file goes along. `path` is relative to the folder, with `/` between the parts. */
+export function isCompanion(path: string): boolean {
+  return FILES.some((pattern) => pattern.test(path))
+}
+
+/** True if a folder inside the base's may hold files that go along. */
+export function isCompanionFolder(name: string): boolean {
+  return FOLDERS.test(name)
+}
 
 /** A small file of a result. */
 export interface OtherFile {
@@ -24,7 +64,7 @@ export interface OtherFile {
   /** Its text, unless it is a copy of the base's file. */
   readonly text?: string
   /** Writes it, whole or not at all. */
-  write(to: Directory): Promise<void>
+  write(to: Pick<Directory, 'create'>): Promise<void>
 }
 
 /** The files of a base's folder that go along. */
@@ -84,7 +124,7 @@ export function textFile(path: string, text: string): OtherFile {
   return { path, byteLength: bytes.byteLength, text, write: (to) => writeFile(to, path, bytes) }
 }
 
-async function copyFile(from: Directory, path: string, to: Directory): Promise<void> {
+async function copyFile(from: Directory, path: string, to: Pick<Directory, 'create'>): Promise<void> {
   const source = await from.open(path)
   try {
     await writeThrough(to, path, async (sink) => {
@@ -125,4 +165,30 @@ async function readLeniently(base: Directory, name: string): Promise<unknown> {
     if (error instanceof LowrankError && error.code === 'FORMAT') return undefined
     throw error
   }
+}
+
+/**
+ * The Python files that `auto_map` of a config names. Those of another repository (`org/name--module.Class`) are not in
+ * the folder.
+ */
+function namedModules(config: unknown): string[] {
+  const map = isObject(config) ? config.auto_map : undefined
+  if (!isObject(map)) return []
+  const names = Object.values(map).flat()
+  return names.flatMap((name) =>
+    typeof name === 'string' && /^\w+\.\w+$/.test(name) ? `${name.split('.')[0]}.py` : [],
+  )
+}
+
+/** The Python files beside a module that it imports: `from .name import …` and `from . import name`. */
+function importedModules(text: string): string[] {
+  const beside = [...text.matchAll(/^\s*from\s+\.(\w+)\s+import\b/gm)].map(([, name]) => name)
+  const listed = [...text.matchAll(/^\s*from\s+\.\s+import\s+([\w, ]+)/gm)].flatMap(([, names]) =>
+    names.split(/[\s,]+/),
+  )
+  return [...beside, ...listed].filter((name) => name !== '').map((name) => `${name}.py`)
+}
+
+function isObject(value: unknown): value is Record<string, unknown> {
+  return typeof value === 'object' && value !== null && !Array.isArray(value)
 }

@@ -59,17 +59,11 @@ export async function baseWeightsOf(
 ): Promise<(name: string) => Promise<Matrix>> {
   const byName = new Map<string, readonly FoundWeight[]>()
   if (layers.length > 0) {
-    const { layers: searched, close } = await openAdapters([placeholders(layers, fanInFanOut)])
-    await close()
-    const { names, ties } = await knowBase(checkpoint, config, {
-      layers: searched,
-      replacements: [],
-      tasks: new Set(),
-      classes: new Set(),
-      sources: [],
-      meanings: [],
-    })
-    const search = { layers: searched, names, locate: names.locate, checkpoint, ties, config }
+    const opened = await openAdapters([placeholders(layers, fanInFanOut)])
+    await opened.close()
+    const { layers: searched } = opened
+    const { names, ties } = await knowBase(checkpoint, config, opened)
+    const search = { layers: searched, names, checkpoint, ties, config }
     for (const layer of searched) {
       const found = findWeights(layer, search)
       if (found !== undefined) byName.set(layer.name, found)

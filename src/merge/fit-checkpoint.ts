@@ -1,17 +1,14 @@
 // How an adapter fits a checkpoint: the checks of a merge's plan, part by part, each problem noted instead of thrown.
 
-import type { ByteSource, Directory } from '../base/bytes.js'
-import { decodeWeights, isWeightDtype } from '../base/dtype.js'
+import type { Directory } from '../base/bytes.js'
 import { attempt, UnsupportedError } from '../base/errors.js'
 import { type Checkpoint, openCheckpoint, shardSource } from '../formats/checkpoint.js'
-import type { TensorInfo } from '../formats/safetensors.js'
 import { isHeadModule } from '../peft/tied.js'
-import { type FitReport, fitReport, missingPart, type PartFit } from './fit.js'
-import { type BaseReplacement, type OpenAdapters, openAdapters } from './plan/adapters.js'
+import { type FitReport, fitReport, normOf, type PartFit, partFit } from './fit.js'
+import { type BaseReplacement, type MergeParts, openAdapters } from './plan/adapters.js'
 import { type BaseModel, knowBase } from './plan/base-model.js'
 import { readConfig } from './plan/config-edit.js'
 import { findWeights, labelOf, missingError, type WeightSearch } from './plan/find-weights.js'
-import { CHUNK_BYTES } from './plan/layout.js'
 import { groupOf } from './plan/names/ties.js'
 import { isEmbeddingModule } from './plan/names/vocabulary.js'
 import { placeReplacements } from './plan/place-replacements.js'
@@ -67,9 +64,8 @@ export async function fitCheckpoint(
 }
 
 type Config = Readonly<Record<string, unknown>> | undefined
-type Parts = Pick<OpenAdapters, 'layers' | 'replacements'>
 
-function judge(original: BaseModel, adapter: Parts) {
+function judge(original: BaseModel, adapter: MergeParts) {
   const { base } = attempt(() => resizedBase(original, adapter.replacements)).value ?? { base: original }
   const { checkpoint, config, names, ties, head } = base
   const { layers, replacements } = adapter
@@ -77,7 +73,7 @@ function judge(original: BaseModel, adapter: Parts) {
   const note = (work: () => unknown) => problems.push(...attempt(work).problems.map(({ message }) => message))
   note(() => refuseQuantizedConfig(config, `${checkpoint.directory.name}/config.json`))
   const parts = [
-    ...judgeLayers({ layers, names, locate: names.locate, checkpoint, ties, config }),
+    ...judgeLayers({ layers, names, checkpoint, ties, config }),
     ...replacements.map((replacement) => judgeReplacement(replacement, base)),
   ]
   const [parted] = partedTies(adapter, base)
@@ -107,7 +103,7 @@ function isOfHead(tensor: string, { checkpoint, names, ties, head }: BaseModel):
 }
 
 function judgeLayers(search: WeightSearch): PartFit[] {
-  const { layers, locate, checkpoint } = search
+  const { layers, names, checkpoint } = search
   const { tensors } = checkpoint
   let suggestions = 0
   return layers.flatMap((layer): PartFit[] => {
@@ -116,11 +112,12 @@ function judgeLayers(search: WeightSearch): PartFit[] {
     // Experts of a parameter that are stored one by one have a line each.
     const label = (tensor: string) => (found !== undefined && found.length > 1 ? tensor : labelOf(layer))
     if (found !== undefined) return found.map(({ name, tensor }) => partFit(label(name), tensor.info, problem))
-    const unfit = tensors.get(`${locate(layer.name)}.${layer.tensor}`)
-    if (unfit !== undefined) return [partFit(labelOf(layer), unfit.info, problem)]
-    const isSuggested = ++suggestions <= MAX_SUGGESTIONS
-    problem ??= missingError([layer], layers, isSuggested ? tensors : new Map()).message
-    return [missingPart(labelOf(layer), problem)]
+    const unfit = tensors.get(`${names.locate(layer.name)}.${layer.tensor}`)
+    if (unfit === undefined) {
+      const isSuggested = ++suggestions <= MAX_SUGGESTIONS
+      problem ??= missingError([layer], layers, isSuggested ? tensors : new Map()).message
+    }
+    return [partFit(labelOf(layer), unfit?.info, problem)]
   })
 }
 
@@ -130,12 +127,7 @@ function judgeReplacement(replacement: BaseReplacement, base: BaseModel): PartFi
   const problem = attempt(() => placeReplacements([replacement], { base, untied: [] })).problems[0]?.message ?? null
   const name = names.form(tensor)?.tensors[0].replace('*', '0') ?? tensor
   const info = checkpoint.tensors.get(name)?.info ?? checkpoint.tensors.get(groupOf(ties, name)?.stored ?? '')?.info
-  if (info !== undefined) return partFit(tensor, info, problem)
-  return problem === null ? partFit(tensor, { ...own, name }, null) : missingPart(tensor, problem)
-}
-
-function partFit(name: string, { name: tensor, shape, dtype }: TensorInfo, problem: string | null): PartFit {
-  return { name, tensor, shape, dtype, problem, relativeChange: null }
+  return partFit(tensor, info ?? (problem === null ? { ...own, name } : undefined), problem)
 }
 
 function vocabularyOf({ tensors }: Checkpoint, config: Config) {
@@ -156,18 +148,7 @@ async function addRelativeChanges(
     const normDelta = part.tensor?.endsWith('.bias') ? undefined : normDeltas.get(part.name)
     const tensor = part.tensor === null ? undefined : checkpoint.tensors.get(part.tensor)
     if (normDelta === undefined || tensor === undefined || part.problem !== null) continue
-    const base = await normOfTensor(shardSource(checkpoint, tensor.shard), tensor.info)
+    const base = await normOf(shardSource(checkpoint, tensor.shard), tensor.info, { isInputMajor: false })
     if (base > 0) part.relativeChange = normDelta / base
   }
-}
-
-/** Frobenius, in pieces. */
-async function normOfTensor(source: ByteSource, { dtype, offset, byteLength }: TensorInfo): Promise<number> {
-  if (!isWeightDtype(dtype)) return 0
-  let sum = 0
-  for (let done = 0; done < byteLength; done += CHUNK_BYTES) {
-    const bytes = await source.read(offset + done, Math.min(CHUNK_BYTES, byteLength - done))
-    for (const value of decodeWeights(bytes, dtype)) sum += value * value
-  }
-  return Math.sqrt(sum)
 }

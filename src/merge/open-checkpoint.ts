@@ -3,8 +3,8 @@
 
 import { MismatchError } from '../base/errors.js'
 import { openCheckpoint } from '../formats/checkpoint.js'
-import { adapterTexts } from './adapter-texts.js'
-import { copyOf, findCompanions, type OtherFile, textFile } from './companions.js'
+import { copyOf, type OtherFile, textFile } from './companions.js'
+import { otherFiles } from './other-files.js'
 import type { PartInput, PlanPart } from './parts.js'
 import { openAdapters, requireFiniteReplacements } from './plan/adapters.js'
 import { knowBase } from './plan/base-model.js'
@@ -32,24 +32,14 @@ export async function openCheckpointPart(input: PartInput): Promise<PlanPart> {
   const others: OtherFile[] = []
   let leftOut: readonly string[] = []
   if (!weightsOnly) {
-    const texts =
-      sign === -1
-        ? { files: [], warnings: [] }
-        : await adapterTexts(
-            directory,
-            adapters.map(({ adapter }) => adapter),
-            rowsOfEmbedding(plan),
-          )
-    warnings.push(...texts.warnings)
-    const edited =
-      plan.configEdit && config && editConfig(config.bytes, plan.configEdit, `${directory.name}/${CONFIG_FILE}`)
-    const changed = [...texts.files, ...(edited === undefined ? [] : [textFile(CONFIG_FILE, edited)])]
     const own = [
       ...checkpoint.shards.map((shard) => shard.path),
       ...(checkpoint.indexPath === undefined ? [] : [checkpoint.indexPath]),
       ...chosen.graphs.map((graph) => graph.replace(/\/.*/, '/')),
     ]
-    const companions = await findCompanions(directory, new Set(own), changed)
+    const edited = plan.configEdit && config && editConfig(config, plan.configEdit)
+    const companions = await otherFiles(input, new Set(own), edited, rowsOfEmbedding(plan))
+    warnings.push(...companions.warnings)
     others.push(...companions.files)
     leftOut = companions.leftOut
   }

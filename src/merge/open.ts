@@ -38,7 +38,6 @@ export async function openMerge(
   models?: readonly OnnxModel[],
 ): Promise<OpenMerge> {
   const { sign = 1, reproducible: isReproducible = false, base } = input
-  const list = isList(input.adapters) ? input.adapters : [input.adapters]
   const closers: (() => Promise<void>)[] = []
   const sources: ByteSource[] = []
   const baseFiles = new Map<ByteSource, number>()
@@ -46,7 +45,7 @@ export async function openMerge(
     for (const closeOne of closers.splice(0)) await closeOne()
   }
   try {
-    const adapters = list.map(weighted)
+    const adapters = [input.adapters].flat().map(weighted)
     const part: PartInput = { ...input, chosen, adapters, sign, sources, baseFiles, closers }
     const parts: PlanPart[] = []
     if (chosen.format !== 'onnx') {
@@ -111,8 +110,4 @@ export function reportPlan(merge: OpenMerge, out: string): MergePlanReport {
     files: files.map(({ path: name, byteLength }) => ({ name, byteLength })),
     layers: [...layers],
   }
-}
-
-function isList<T>(value: T | readonly T[]): value is readonly T[] {
-  return Array.isArray(value)
 }

@@ -1,6 +1,6 @@
 // The reports of merging: of a plan, on the way, and at the end. The same for .onnx files and safetensors checkpoints.
 
-import type { Renamed } from './plan/names/renamed.js'
+import type { Renamed } from './plan/names/choose.js'
 import type { ChunkChange } from './weight.js'
 
 /** Which kinds of models a result has. */

@@ -2,7 +2,7 @@
 // written.
 
 import type { FloatDtype } from '../base/dtype.js'
-import { ConfigError, type LowrankError, UnsupportedError } from '../base/errors.js'
+import { ConfigError, UnsupportedError } from '../base/errors.js'
 import type { SignalLike } from '../base/globals.js'
 import type { DtypeChoice } from '../graph/graph-file.js'
 import type { ModuleMap } from '../graph/match/linears.js'
@@ -101,21 +101,22 @@ export interface PathSettings {
   fsync?: boolean | undefined
 }
 
+/** Settings that only an .onnx can honor, and why. */
+const ONNX_ONLY = {
+  modules: 'it names nodes of an .onnx file',
+  quantized: 'only weights of an .onnx file can be quantized',
+  externalData: 'only an .onnx file has data files beside it',
+  dtype: 'it chooses an .onnx file; the type that is written is `outDtype`',
+}
+
 /**
  * @param format of the result
  * @throws UnsupportedError naming an option that this format cannot honor
  */
 export function refuseForFormat(settings: MergeSettings & PathSettings, format: MergeFormat): void {
   if (format === 'safetensors') {
-    if (settings.modules !== undefined) throw unsupported('modules', 'it names nodes of an .onnx file', format)
-    if (settings.quantized !== undefined) {
-      throw unsupported('quantized', 'only weights of an .onnx file can be quantized', format)
-    }
-    if (settings.externalData !== undefined) {
-      throw unsupported('externalData', 'only an .onnx file has data files beside it', format)
-    }
-    if (settings.dtype !== undefined) {
-      throw unsupported('dtype', 'it chooses an .onnx file; the type that is written is `outDtype`', format)
+    for (const [name, what] of Object.entries(ONNX_ONLY)) {
+      if (settings[name as keyof typeof ONNX_ONLY] !== undefined) throw unsupported(name, what, format)
     }
     return
   }
@@ -152,32 +153,11 @@ function unsupported(where: string, what: string, format: MergeFormat): Unsuppor
 export function refuseWithoutPath(settings: PathSettings): void {
   for (const name of ['overwrite', 'share', 'threads', 'fsync'] as const) {
     if (settings[name] === undefined || settings[name] === false) continue
-    throw notUsable(name, 'only for outputs that are named by a path', String(settings[name]))
-  }
-}
-
-/** @throws ConfigError for values out of range */
-export function checkPathSettings({ threads, share }: PathSettings): void {
-  if (threads !== undefined && !(Number.isSafeInteger(threads) && threads >= 1)) {
     throw new ConfigError({
-      where: 'threads',
-      what: 'not valid',
-      expected: 'a whole number above 0',
-      got: String(threads),
+      where: name,
+      what: 'only for outputs that are named by a path',
+      got: String(settings[name]),
+      hint: 'Leave it out, or name a path',
     })
   }
-  if (share === undefined) return
-  const { index, count } = share
-  if (!(Number.isSafeInteger(index) && Number.isSafeInteger(count) && index >= 0 && index < count)) {
-    throw new ConfigError({
-      where: 'share',
-      what: 'not valid',
-      expected: 'i/n with 0 ≤ i < n',
-      got: `${index}/${count}`,
-    })
-  }
-}
-
-function notUsable(where: string, what: string, got: string): LowrankError {
-  return new ConfigError({ where, what, got, hint: 'Leave it out, or name a path' })
 }

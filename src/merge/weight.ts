@@ -4,7 +4,7 @@
 // over synchronous reads in threads and over promises.
 
 import type { ByteSource } from '../base/bytes.js'
-import { decodeWeights, encodeWeights, type WeightDtype } from '../base/dtype.js'
+import { decodeWeights, encodeWeights, isFiniteStored, type WeightDtype } from '../base/dtype.js'
 import { NumericError } from '../base/errors.js'
 import { type FloatArray, isAllFinite } from '../base/tensor.js'
 import { BLOCK_ELEMENTS, COLUMN_MULTIPLE, type MergeKernel } from '../kernels/merge-kernel.js'
@@ -180,6 +180,8 @@ export class ChunkMerger {
     if (!isLeftFinite) throw leftError(current, this.#left)
     if (overflows > 0) throw overflowError(chunk, weight, firstOverflow)
     const merged = kernel.chunk.subarray(0, rows * columns * sizeOf(dtype))
+    // The kernel counts only what is finite in the base.
+    refuseInfinite(weight, merged, dtype)
     const change = { weight, baseSquares, deltaSquares }
     if (base === undefined) return { bytes: merged, changes: [change] }
     const result = decodeWeights(merged, dtype)
@@ -313,6 +315,7 @@ function narrowed(chunk: Chunk, weight: WeightPlan, values: FloatArray, base: Fl
   const stored = decodeWeights(output, weight.to)
   const overflow = stored.findIndex((value, i) => !Number.isFinite(value) && Number.isFinite(base[i]))
   if (overflow !== -1) throw overflowError(chunk, weight, overflow)
+  refuseInfinite(weight, output, weight.to)
   return output
 }
 
@@ -351,6 +354,16 @@ function overflowError({ row, column, columns }: Chunk, weight: WeightPlan, inde
       layers.length === 0
         ? 'The type that was asked for is too narrow for this base'
         : 'The values of the adapter are too large for this type: check its scaling and its weight',
+  })
+}
+
+/** Throws NumericError for a result that is not finite, where the base must be finite too. */
+function refuseInfinite({ name, refusesInfinite }: WeightPlan, bytes: Uint8Array, dtype: WeightDtype): void {
+  if (refusesInfinite !== true || isFiniteStored(bytes, dtype)) return
+  throw new NumericError({
+    where: name,
+    what: 'the base holds a value here that is not finite',
+    hint: 'The base weight is damaged: get the file again',
   })
 }
 

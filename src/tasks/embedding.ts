@@ -2,7 +2,7 @@
 // the vector is the model's own pooling. The loss is over the vectors of a whole step, which takes two passes.
 
 import { ConfigError, DataError, UnsupportedError } from '../base/errors.js'
-import { type EncoderInputs, encoderInputs } from '../graph/inputs/tokens.js'
+import { encoderInputs } from '../graph/inputs/tokens.js'
 import type { Model } from '../graph/model-folder.js'
 import type { Pooling } from '../graph/sentence-modules.js'
 import type { ObjectiveGraph } from '../graph/training/objective-graph.js'
@@ -131,7 +131,7 @@ function parseRelatedTexts(row: unknown, where: string): RelatedTexts {
 class Embedding implements OpenTask<RelatedExample> {
   readonly probe: OpenTask['probe']
   readonly #model: Model
-  readonly #inputs: EncoderInputs
+  readonly #inputs: ReturnType<typeof encoderInputs>
   readonly #pooling: Pooling
   readonly #loss: NonNullable<EmbeddingOptions['loss']>
   readonly #options: EmbeddingOptions

@@ -3,7 +3,7 @@
 // type. The losses are in label-problems.ts.
 
 import { DataError } from '../base/errors.js'
-import { type EncoderInputs, encoderInputs } from '../graph/inputs/tokens.js'
+import { encoderInputs } from '../graph/inputs/tokens.js'
 import type { Model } from '../graph/model-folder.js'
 import type { Feeds } from '../runtime/runtime.js'
 import { fieldsOf } from '../text/records.js'
@@ -99,7 +99,7 @@ function parseLabeledText(row: unknown, where: string): LabeledText {
 class TextClassification extends LabelTask<LabeledExample> {
   readonly probe: OpenTask['probe']
   readonly #model: Model
-  readonly #inputs: EncoderInputs
+  readonly #inputs: ReturnType<typeof encoderInputs>
 
   constructor(model: Model, examples: Examples<LabeledExample>, options: LabelOptions, heads: HeadOptions) {
     const base = headBase(model)

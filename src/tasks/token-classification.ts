@@ -3,7 +3,7 @@
 
 import { ConfigError, DataError } from '../base/errors.js'
 import { TensorProto_DataType as DataType } from '../formats/onnx/gen/onnx_pb.js'
-import { type EncoderInputs, encoderInputs } from '../graph/inputs/tokens.js'
+import { encoderInputs } from '../graph/inputs/tokens.js'
 import { type Model, requireTokenizer } from '../graph/model-folder.js'
 import type { ObjectiveGraph } from '../graph/training/objective-graph.js'
 import type { Value } from '../graph/view/builder.js'
@@ -96,7 +96,7 @@ class TokenClassification implements OpenTask<TaggedExample> {
   readonly head: TrainedHead
   readonly probe: OpenTask['probe']
   readonly #model: Model
-  readonly #inputs: EncoderInputs
+  readonly #inputs: ReturnType<typeof encoderInputs>
   readonly #problem: LabelProblem
   readonly #names: readonly string[] | undefined
 

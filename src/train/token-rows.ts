@@ -3,11 +3,11 @@
 
 import { ConfigError, MismatchError, nearMisses, UnsupportedError } from '../base/errors.js'
 import { checkArgument, isObject, kind } from '../base/options.js'
-import { readTokenRows } from '../graph/inject/read-base-tensor.js'
-import type { TrainedRows } from '../graph/inject/token-rows.js'
+import type { TrainedRows } from '../graph/inject/open-base.js'
 import { findLinears, type Linear, type ModuleMap } from '../graph/match/linears.js'
 import { nameOfModule } from '../graph/match/module-names.js'
 import { type Embedding, findEmbeddings } from '../graph/match/parameters.js'
+import { readTokenRows } from '../graph/match/read-base-tensor.js'
 import { tiedHeads } from '../graph/match/stored-places.js'
 import type { Model } from '../graph/model-folder.js'
 import { type Graph, readGraph } from '../graph/view/graph.js'

@@ -2,9 +2,9 @@
 
 import { MismatchError, nearMisses, UnsupportedError } from '../base/errors.js'
 import { type BaseOpener, baseOpener, type WholeTensor } from '../graph/inject/open-base.js'
-import { readBaseTensor } from '../graph/inject/read-base-tensor.js'
 import { type BaseTensor, baseTensors, trainableTensor } from '../graph/match/base-tensors.js'
 import { findLinears } from '../graph/match/linears.js'
+import { readBaseTensor } from '../graph/match/read-base-tensor.js'
 import { normOffset, UNKNOWN_OFFSET } from '../graph/match/stored-places.js'
 import { readGraph } from '../graph/view/graph.js'
 import type { LoraAdapter } from '../lora/adapter.js'

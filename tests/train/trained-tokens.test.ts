@@ -7,11 +7,12 @@ import { LowrankError } from '../../src/base/errors.js'
 import { loadOnnx } from '../../src/formats/onnx/model.js'
 import { parseSafetensorsHeader, readTensorF32 } from '../../src/formats/safetensors.js'
 import { valueInfo } from '../../src/graph/inject/inject.js'
-import { readTokenRows } from '../../src/graph/inject/read-base-tensor.js'
-import { openTokenRows } from '../../src/graph/inject/token-rows.js'
+import { openTokenRows } from '../../src/graph/inject/open-base.js'
 import { findEmbeddings } from '../../src/graph/match/parameters.js'
+import { readTokenRows } from '../../src/graph/match/read-base-tensor.js'
 import type { Model } from '../../src/graph/model-folder.js'
 import { sessionModel } from '../../src/graph/session-model.js'
+import { Builder } from '../../src/graph/view/builder.js'
 import { Graph } from '../../src/graph/view/graph.js'
 import { ModelSession } from '../../src/infer/model-session.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
@@ -320,7 +321,7 @@ it.each(['int4', 'uint4-zeros', 'packed', 'int8', 'uint8'])(
     const wanted = tokens.flatMap((token: number) => [...table.data.subarray(token * 32, (token + 1) * 32)])
     expect(largestDifference(await readTokenRows(onnx, graph, embedding, tokens), wanted)).toBeLessThan(1e-6)
     const rows = { name: 'rows', tokens, features: 32, embedding: embedding.name, heads: [] }
-    const [{ input, shape }] = openTokenRows(graph, [rows]).trained
+    const [{ input, shape }] = openTokenRows(new Builder(graph, 'trained'), [rows])
     graph.inputs.push(valueInfo(input, DataType.FLOAT, shape))
     const runtime = await loadNodeRuntime()
     const session = await runtime.createSession(await sessionModel(onnx, graph.toModel()), { threads: 1 })

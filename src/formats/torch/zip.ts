@@ -4,7 +4,6 @@
 
 import type { ByteSource } from '../../base/bytes.js'
 import { FormatError, UnsupportedError } from '../../base/errors.js'
-import { crc32 } from './crc32.js'
 
 const END = { signature: 0x06054b50, bytes: 22 }
 const ZIP64_LOCATOR = { signature: 0x07064b50, bytes: 20 }
@@ -265,4 +264,30 @@ function viewOf(bytes: Uint8Array): DataView {
 
 function damaged(where: string): FormatError {
   return new FormatError({ where, what: 'the archive’s directory is damaged', hint: 'Download the file again' })
+}
+
+const TABLES = makeTables()
+
+function makeTables(): Uint32Array[] {
+  const first = Uint32Array.from({ length: 256 }, (_, byte) => {
+    let value = byte
+    for (let bit = 0; bit < 8; bit++) value = value & 1 ? (value >>> 1) ^ 0xedb88320 : value >>> 1
+    return value
+  })
+  const tables = [first]
+  for (let i = 1; i < 4; i++) tables.push(tables[i - 1].map((value) => (value >>> 8) ^ first[value & 0xff]))
+  return tables
+}
+
+/** CRC-32 of bytes, after those that `crc` is of (ISO 3309, polynomial 0xedb88320): four bytes a step. */
+export function crc32(bytes: Uint8Array, crc = 0): number {
+  const [t0, t1, t2, t3] = TABLES
+  let c = ~crc
+  let at = 0
+  for (const end = bytes.length - 3; at < end; at += 4) {
+    c ^= bytes[at] | (bytes[at + 1] << 8) | (bytes[at + 2] << 16) | (bytes[at + 3] << 24)
+    c = t3[c & 0xff] ^ t2[(c >>> 8) & 0xff] ^ t1[(c >>> 16) & 0xff] ^ t0[c >>> 24]
+  }
+  for (; at < bytes.length; at++) c = t0[(c ^ bytes[at]) & 0xff] ^ (c >>> 8)
+  return ~c >>> 0
 }

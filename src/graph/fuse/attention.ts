@@ -4,16 +4,25 @@
 // https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#com.microsoft.GroupQueryAttention
 
 import { TensorProto_DataType as DataType, type NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
-import { integersOf } from '../../formats/onnx/tensors.js'
 import { valueInfo } from '../inject/inject.js'
 import { isCacheInput } from '../inputs/cache.js'
 import { dimsOfInput, typeOf } from '../inputs/roles.js'
 import { findLinears, type Linear } from '../match/linears.js'
-import { intAttribute, intsAttribute } from '../view/attributes.js'
+import { columnsOf } from '../match/packed.js'
+import { intAttribute } from '../view/attributes.js'
 import { Builder, sharedValue, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 import { addBias, type Mask, maskOf } from './bias.js'
-import { bothWays, concatenated, dimensionOf, makerOf, scalarOf, transposed, unsqueezed } from './patterns.js'
+import {
+  bothWays,
+  concatenated,
+  dimensionOf,
+  makerOf,
+  onlyReader,
+  scalarOf,
+  transposed,
+  unsqueezed,
+} from './patterns.js'
 import { type Rotation, rotate, rotationOf } from './rotary.js'
 
 /** Keys or values: those of the cache, and the new ones behind them. */
@@ -91,8 +100,8 @@ function attentionAt(graph: Graph, softmax: NodeProto, linears: ReadonlyMap<Valu
 
 /** The one reader of a value, if it is of this operator and reads it first. */
 function readerOf(graph: Graph, value: Value, opType: string): NodeProto | undefined {
-  const [reader, ...others] = graph.consumers(value)
-  return others.length === 0 && reader?.opType === opType && reader.input[0] === value ? reader : undefined
+  const reader = onlyReader(graph, value, opType)
+  return reader?.input[0] === value ? reader : undefined
 }
 
 /** The probabilities, with those of rows without a key as 0 where the graph does that. */
@@ -171,8 +180,8 @@ function headsOf(graph: Graph, query: Value, size: number, linears: ReadonlyMap<
       open.push(...(node?.input ?? []))
       continue
     }
-    const isWhole = linear !== undefined && linear.fused === undefined
-    const width = packed !== undefined ? partWidth(graph, node!, value, packed) : isWhole ? linear.d : undefined
+    const cut = packed && columnsOf(graph, node!, packed.fused?.width ?? packed.d)?.[node!.output.indexOf(value)]
+    const width = packed !== undefined ? cut && cut[1] - cut[0] : linear?.fused === undefined ? linear?.d : undefined
     return width !== undefined && width % size === 0 ? width / size : undefined
   }
   return undefined
@@ -184,25 +193,6 @@ function linearBehind(graph: Graph, node: NodeProto, linears: ReadonlyMap<Value,
   const [whole] = node.input
   const sum = makerOf(graph, whole, 'Add')?.input ?? []
   return [whole, ...sum].map((value) => linears.get(value)).find((linear) => linear !== undefined)
-}
-
-/**
- * How many columns of a packed layer's output a Split or a Slice gives as a value; undefined where the graph does not
- * tell.
- */
-function partWidth(graph: Graph, node: NodeProto, value: Value, { d, fused }: Linear): number | undefined {
-  const width = fused?.width ?? d
-  const axis = node.opType === 'Split' ? intAttribute(node, 'axis', 0) : scalarOf(graph, node.input[3] ?? '')
-  if (axis !== -1 && axis !== 2) return undefined
-  if (node.opType === 'Split') {
-    const sizes = graph.constant(node.input[1] ?? '')
-    const widths = intsAttribute(node, 'split') ?? (sizes && integersOf(sizes))
-    return widths === undefined ? width / node.output.length : widths[node.output.indexOf(value)]
-  }
-  const [from, to] = [scalarOf(graph, node.input[1]), scalarOf(graph, node.input[2])]
-  if (from === undefined || to === undefined) return undefined
-  const place = (at: number) => Math.min(at < 0 ? at + width : at, width)
-  return place(to) - place(from)
 }
 
 /** How far a query is from its linear layer: a rotation and a norm lie between. */
@@ -258,11 +248,10 @@ function declareWidth(graph: Graph, value: Value, width: number): void {
 
 /** How many keys there are, as the node takes it. Keys that fill rows up count too: the bias hides them. */
 function lengths(g: Builder, tokens: Value, past: Value, shared: Map<string, Value>) {
-  const of = (value: Value, axis: number) => g.op('Gather', [g.shape(value), g.int([axis])])
-  const total = sharedValue(shared, 'total', () => g.add(of(past, 2), of(tokens, 1)))
+  const total = sharedValue(shared, 'total', () => g.add(g.length(past, 2), g.length(tokens, 1)))
   const totalLength = sharedValue(shared, 'total as int32', () => g.cast(total, DataType.INT32))
   const seqlens = sharedValue(shared, 'keys of each row', () =>
-    g.cast(g.expand(g.sub(total, g.int([1])), of(tokens, 0)), DataType.INT32),
+    g.cast(g.expand(g.sub(total, g.int([1])), g.length(tokens, 0)), DataType.INT32),
   )
   return { total, seqlens, totalLength }
 }

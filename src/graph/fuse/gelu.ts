@@ -4,7 +4,7 @@
 import type { NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
 import { Builder, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
-import { bothWays, makerOf, scalarOf } from './patterns.js'
+import { bothWays, makerOf, onlyReader, scalarOf } from './patterns.js'
 
 /** How far a constant may be from what it stands for: its last digits as float32. */
 const TOLERANCE = 1e-6
@@ -54,11 +54,4 @@ function isHalfOf(graph: Graph, value: Value, x: Value): boolean {
 function isAbout(graph: Graph, value: Value, expected: number): boolean {
   const scalar = scalarOf(graph, value)
   return scalar !== undefined && Math.abs(scalar / expected - 1) < TOLERANCE
-}
-
-/** The one node that reads a value, if it is of this operator and the value is no output of the graph. */
-function onlyReader(graph: Graph, value: Value, opType: string): NodeProto | undefined {
-  const [reader, ...others] = graph.consumers(value)
-  const isOutput = graph.outputs.some(({ name }) => name === value)
-  return reader?.opType === opType && others.length === 0 && !isOutput ? reader : undefined
 }

@@ -76,17 +76,13 @@ function sourceOf(graph: Graph, past: string): { present: Value; rows: Value | u
 
 /** The tokens that a run adds, of (batch, heads, tokens, size). */
 function newestOf(g: Builder, present: Value, ids: Value, mask: Value, shared: Map<string, Value>): Value {
-  const total = sharedValue(shared, 'total', () => lengthOf(g, mask, 1))
+  const total = sharedValue(shared, 'total', () => g.length(mask, 1))
   return g.op('Slice', [present, pastLength(g, ids, mask, shared), total, g.int([2])])
-}
-
-function lengthOf(g: Builder, value: Value, axis: number): Value {
-  return g.op('Gather', [g.shape(value), g.int([axis])])
 }
 
 /** Tokens in the cache, (1). */
 function pastLength(g: Builder, ids: Value, mask: Value, shared: Map<string, Value>): Value {
-  return sharedValue(shared, 'past', () => g.sub(lengthOf(g, mask, 1), lengthOf(g, ids, 1)))
+  return sharedValue(shared, 'past', () => g.sub(g.length(mask, 1), g.length(ids, 1)))
 }
 
 /** Attention itself, and what asks for the shape alone. */
@@ -100,7 +96,7 @@ function countByMask(g: Builder, part: CachePart, ids: Value, mask: Value, share
   for (const reader of graph.consumers(part.past).filter(({ opType }) => opType === 'Shape')) {
     const shape = sharedValue(shared, `${part.heads} ${part.size}`, () => {
       const past = pastLength(g, ids, mask, shared)
-      return g.concat([lengthOf(g, mask, 0), g.int([part.heads]), past, g.int([part.size])], 0)
+      return g.concat([g.length(mask, 0), g.int([part.heads]), past, g.int([part.size])], 0)
     })
     graph.replaceUses(reader.output[0], shape)
   }

@@ -12,6 +12,13 @@ export function makerOf(graph: Graph, value: Value, opType: string): NodeProto |
   return node?.opType === opType && (node.domain === '' || node.domain === 'ai.onnx') ? node : undefined
 }
 
+/** The one node that reads a value, if it is of this operator and the value is no output of the graph. */
+export function onlyReader(graph: Graph, value: Value, opType: string): NodeProto | undefined {
+  const [reader, ...others] = graph.consumers(value)
+  const isOutput = graph.outputs.some(({ name }) => name === value)
+  return reader?.opType === opType && others.length === 0 && !isOutput ? reader : undefined
+}
+
 /** The one element of a constant; undefined for other values. */
 export function scalarOf(graph: Graph, value: Value): number | undefined {
   const tensor = graph.constant(value)
@@ -29,8 +36,7 @@ export function transposed(graph: Graph, value: Value, perm: readonly number[]):
 export function unsqueezed(graph: Graph, value: Value, axis: number): Value | undefined {
   const node = makerOf(graph, value, 'Unsqueeze')
   if (node === undefined) return undefined
-  const axes = node.input.length > 1 ? graph.constant(node.input[1]) : undefined
-  const list = axes === undefined ? intsAttribute(node, 'axes') : integersOf(axes)
+  const list = graph.integers(node.input[1]) ?? intsAttribute(node, 'axes')
   return list?.length === 1 && list[0] === axis ? node.input[0] : undefined
 }
 

@@ -3,7 +3,6 @@
 // right.
 // https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#com.microsoft.RotaryEmbedding
 
-import { integersOf } from '../../formats/onnx/tensors.js'
 import { type Builder, sharedValue, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 import { bothWays, concatenated, dimensionOf, makerOf, scalarOf, unsqueezed } from './patterns.js'
@@ -78,8 +77,8 @@ function rangeOf(graph: Graph, value: Value, x: Value, size: number): { from: nu
 
 /** A place on x's last axis: a constant, or half of the axis. */
 function placeOf(graph: Graph, value: Value, x: Value, size: number): number | undefined {
-  const tensor = graph.constant(value)
-  if (tensor !== undefined) return integersOf(tensor)?.[0]
+  const constant = graph.integers(value)
+  if (constant !== undefined) return constant[0]
   const node = graph.producer(value)
   if (node?.opType === 'Unsqueeze' || node?.opType === 'Cast') return placeOf(graph, node.input[0], x, size)
   if (node?.opType !== 'Div' || scalarOf(graph, node.input[1]) !== 2) return undefined
@@ -102,11 +101,11 @@ export function rotate(
 ): Value {
   const cacheOf = (angles: Value) =>
     sharedValue(shared, `half of ${angles}`, () => {
-      const half = g.op('Slice', [angles, g.int([0]), g.int([size / 2]), g.int([2])])
+      const half = g.slice(angles, 0, size / 2, 2)
       return g.reshape(half, g.int([-1, size / 2]))
     })
   const places = sharedValue(shared, `places in ${cos}`, () => {
-    const sizes = (value: Value) => g.op('Slice', [g.shape(value), g.int([0]), g.int([2]), g.int([0])])
+    const sizes = (value: Value) => g.slice(g.shape(value), 0, 2, 0)
     const own = sizes(cos)
     const count = g.op('ReduceProd', [own], { keepdims: 0 })
     const rows = g.reshape(g.op('Range', [g.int(0), count, g.int(1)]), own)

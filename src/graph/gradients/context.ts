@@ -1,9 +1,8 @@
 // The context of a gradient rule, and the few helpers that several rules share: shapes as constants where the probe
 // says they are static, and the sums that undo broadcasting.
 
-import { StateError } from '../../base/errors.js'
+import { StateError, UnsupportedError } from '../../base/errors.js'
 import type { NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
-import { integersOf } from '../../formats/onnx/tensors.js'
 import { isStatic, type ProbedContent, type ProbedShape, type ShapeMap } from '../shapes/shapes.js'
 import { intAttribute, intsAttribute } from '../view/attributes.js'
 import type { Builder, Value } from '../view/builder.js'
@@ -29,6 +28,11 @@ export interface GradientContext {
  * that input. The gradient has the input's shape, or, for the operators in BROADCASTING, the output's.
  */
 export type GradientRule = (context: GradientContext) => (undefined | (() => Value))[]
+
+/** @throws UnsupportedError naming the node, and what about it has no gradient */
+export function refuse({ node }: GradientContext, what: string, hint?: string): never {
+  throw new UnsupportedError({ where: labelOf(node), what, ...(hint !== undefined && { hint }) })
+}
 
 export function shapeOf({ node, shapes }: GradientContext, value: Value): ProbedShape {
   const shape = shapes.get(value)
@@ -74,8 +78,7 @@ export function intsOf(context: GradientContext, value: Value): readonly number[
 export function contentOf({ g, shapes }: GradientContext, value: Value): ProbedContent | undefined {
   const probed = shapes.contents.get(value)
   if (probed !== undefined) return probed
-  const tensor = g.graph.constant(value)
-  const integers = tensor && integersOf(tensor)
+  const integers = g.graph.integers(value)
   return integers && { value: integers, other: integers }
 }
 

@@ -1,7 +1,6 @@
 // Gradients of operators that move elements without computing: views, transposes, joins, cuts and look-ups.
 
 import { create } from '@bufbuild/protobuf'
-import { UnsupportedError } from '../../base/errors.js'
 import {
   TensorProto_DataType as DataType,
   type NodeProto,
@@ -10,7 +9,6 @@ import {
 import { isStatic } from '../shapes/shapes.js'
 import { intsAttribute } from '../view/attributes.js'
 import type { Value } from '../view/builder.js'
-import { labelOf } from '../view/operators.js'
 import {
   axisOf,
   clampStart,
@@ -21,6 +19,7 @@ import {
   once,
   range,
   rankOf,
+  refuse,
   reshapeLike,
   shapeOf,
 } from './context.js'
@@ -72,7 +71,7 @@ export const LAYOUT: Readonly<Record<string, GradientRule>> = {
       const sizes = isKnown
         ? g.int(lengths.map(({ value }) => value))
         : g.concat(
-            inputs.map((x) => lengthOf(context, x, axis)),
+            inputs.map((x) => g.length(x, axis)),
             0,
           )
       return g.node('Split', [dy, sizes], { axis }, inputs.length).output
@@ -157,10 +156,7 @@ function unslice(context: GradientContext): Value {
   const axes = axesInput ? intsOf(context, axesInput) : range(content?.value.length ?? 0)
   const steps = stepsInput ? intsOf(context, stepsInput) : axes?.map(() => 1)
   if (content === undefined || axes === undefined || steps === undefined) {
-    throw new UnsupportedError({
-      where: labelOf(context.node),
-      what: 'its starts, axes or steps are not known before the run',
-    })
+    return refuse(context, 'its starts, axes or steps are not known before the run')
   }
   const { dims, other } = shapeOf(context, x)
   const cuts = axes.map((entry, i) => {
@@ -173,7 +169,7 @@ function unslice(context: GradientContext): Value {
       otherBegin: clampStart(otherStart, other[axis], steps[i]),
       atRunTime: () => {
         const given = g.cast(g.op('Gather', [starts, g.int([i])]), DataType.INT64)
-        return start < 0 ? g.add(given, lengthOf(context, x, axis)) : given
+        return start < 0 ? g.add(given, g.length(x, axis)) : given
       },
     }
   })
@@ -213,7 +209,7 @@ function pad(context: GradientContext, value: Value, cuts: readonly Cut[]): Valu
 /** How much of x lies behind the part at run time. */
 function restOf(context: GradientContext, part: Value, axis: number, begin: Value): Value {
   const { g, inputs } = context
-  return g.sub(g.sub(lengthOf(context, inputs[0], axis), begin), lengthOf(context, part, axis))
+  return g.sub(g.sub(g.length(inputs[0], axis), begin), g.length(part, axis))
 }
 
 function vector({ g }: GradientContext, entry: number | Value): Value {
@@ -224,12 +220,7 @@ function vector({ g }: GradientContext, entry: number | Value): Value {
 function unstride(context: GradientContext, value: Value, { axis, begin, step }: Cut & { step: number }): Value {
   const { g, inputs, outputs } = context
   const x = shapeOf(context, inputs[0])
-  if (!isStatic(x, axis)) {
-    throw new UnsupportedError({
-      where: labelOf(context.node),
-      what: `its step is ${step} along axis ${axis}, whose length changes with the input`,
-    })
-  }
+  if (!isStatic(x, axis)) refuse(context, `its step is ${step} along axis ${axis}, whose length changes with the input`)
   const length = shapeOf(context, outputs[0]).dims[axis]
   const sources = range(x.dims[axis]).map((place) => {
     const source = (place - begin) / step
@@ -257,7 +248,7 @@ function ungather(context: GradientContext): Value {
     otherBegin: clampStart(content.other[0], other[axis], 1),
     atRunTime: () => {
       const given = g.cast(indexRank === 0 ? g.unsqueeze(indices, [0]) : indices, DataType.INT64)
-      return content.value[0] < 0 ? g.add(given, lengthOf(context, x, axis)) : given
+      return content.value[0] < 0 ? g.add(given, g.length(x, axis)) : given
     },
   }
   return pad(context, indexRank === 0 ? g.unsqueeze(dy, [axis]) : dy, [cut])
@@ -276,7 +267,7 @@ function scatter(context: GradientContext, axis: number): Value {
   const otherAxes = range(rank + indexRank - 1).filter((i) => !indexAxes.includes(i))
   const rows = g.op('Flatten', [g.transpose(dy, [...indexAxes, ...otherAxes])], { axis: indexRank }) // (indices, rest)
 
-  const length = lengthOf(context, x, axis)
+  const length = g.length(x, axis)
   const flat = g.cast(g.reshape(indices, g.int([1, -1])), DataType.INT64)
   const wrapped = g.where(g.op('Less', [flat, g.int(0)]), g.add(flat, length), flat)
   const places = g.op('Range', [g.int(0), g.op('Squeeze', [length]), g.int(1)])
@@ -288,11 +279,6 @@ function scatter(context: GradientContext, axis: number): Value {
     g.reshape(g.matmul(oneHot, rows), shape),
     range(rank).map((i) => perm.indexOf(i)),
   )
-}
-
-/** The length of an axis at run time, as a vector of one. */
-function lengthOf({ g }: GradientContext, value: Value, axis: number): Value {
-  return g.op('Gather', [g.shape(value), g.int([axis])])
 }
 
 const KEY = 'lowrank.distinct'

@@ -1,11 +1,19 @@
 // Gradients of matrix products. A weight is never transposed as a value: ONNX Runtime would fold the Transpose into a
 // second copy of it, so products with a 2-D right side go through Gemm, whose transB costs nothing.
 
-import { UnsupportedError } from '../../base/errors.js'
 import { floatAttribute, intAttribute, intsAttribute } from '../view/attributes.js'
 import type { Value } from '../view/builder.js'
-import { labelOf } from '../view/operators.js'
-import { type GradientContext, type GradientRule, once, range, rankOf, reshapeLike, shapeOf, sumTo } from './context.js'
+import {
+  type GradientContext,
+  type GradientRule,
+  once,
+  range,
+  rankOf,
+  refuse,
+  reshapeLike,
+  shapeOf,
+  sumTo,
+} from './context.js'
 
 export const PRODUCTS: Readonly<Record<string, GradientRule>> = {
   // y = a·b      da = dy·bᵀ   db = aᵀ·dy
@@ -33,10 +41,7 @@ export const PRODUCTS: Readonly<Record<string, GradientRule>> = {
     const { node, inputs } = context
     const ranks = inputs.map((input) => rankOf(context, input))
     if (Math.min(...ranks) < 2 || intAttribute(node, 'transBatchA', 0) || intAttribute(node, 'transBatchB', 0)) {
-      throw new UnsupportedError({
-        where: labelOf(node),
-        what: 'the gradient with a vector or with transposed batch axes is not implemented',
-      })
+      refuse(context, 'the gradient with a vector or with transposed batch axes is not implemented')
     }
     return transposingProduct(context, 'com.microsoft:FusedMatMul').map(
       (thunk, i) => () => sumBatch(context, thunk(), inputs[i]),

@@ -63,7 +63,7 @@ function byBlocks(g: Builder, product: Product, dy: Value): Value | undefined {
   // reads it, where it would else make all of them first.
   const weights = blocks.map(([first, count]) => form.dequantizeRows?.(g, product, first, count))
   if (!weights.every((weight) => weight !== undefined)) return undefined
-  const parts = blocks.map(([first, count]) => g.op('Slice', [dy, g.int([first]), g.int([first + count]), g.int([1])]))
+  const parts = blocks.map(([first, count]) => g.slice(dy, first, first + count, 1))
   return parts.reduce<Value | undefined>(
     (sum, part, i) => g.op('Gemm', sum === undefined ? [part, weights[i]] : [part, weights[i], sum]),
     undefined,

@@ -1,10 +1,8 @@
 // Gradients of reductions, and of what is built on one: softmax and the normalizations.
 
-import { UnsupportedError } from '../../base/errors.js'
 import { isStatic } from '../shapes/shapes.js'
 import { floatAttribute, intAttribute } from '../view/attributes.js'
 import type { Value } from '../view/builder.js'
-import { labelOf } from '../view/operators.js'
 import {
   axesOf,
   axisOf,
@@ -13,6 +11,7 @@ import {
   once,
   range,
   rankOf,
+  refuse,
   sameShape,
   shapeOf,
   spread,
@@ -99,12 +98,10 @@ function normalizedAxes(context: GradientContext): number[] {
  * The optional outputs (mean, inverse deviation) that a normalization keeps for its gradient, asked for if they are
  * not.
  */
-function statistics({ g, node, dys }: GradientContext, count: number): Value[] {
+function statistics(context: GradientContext, count: number): Value[] {
+  const { g, node, dys } = context
   if (dys.slice(1).some((dy) => dy !== undefined)) {
-    throw new UnsupportedError({
-      where: labelOf(node),
-      what: 'the loss depends on its mean or deviation output, whose gradient is not implemented',
-    })
+    refuse(context, 'the loss depends on its mean or deviation output, whose gradient is not implemented')
   }
   for (let i = 1; i <= count; i++) node.output[i] ||= g.graph.freshName(`${node.output[0]}/statistic`)
   g.graph.invalidate()

@@ -2,17 +2,16 @@
 // with y = x·Wᵀ + b is DoRA's output for c = m / ‖W + s·B·A‖ and t = (1 − c) ⊙ b (Liu et al. 2024, arXiv 2402.09353;
 // PEFT leaves the base's bias b alone), and that of a bias of B for c = 1 and t = s·biasB.
 
-import { decodeFloats } from '../../base/dtype.js'
 import { NumericError, UnsupportedError } from '../../base/errors.js'
 import type { Matrix } from '../../base/tensor.js'
 import type { OnnxModel } from '../../formats/onnx/model.js'
 import { StoredDelta } from '../../lora/delta.js'
 import { OutputNorms } from '../../lora/dora.js'
 import type { LoraLayer } from '../../lora/layer.js'
-import { FLOAT_DTYPES, openFloatLines } from '../match/forms/float-product.js'
 import type { ReadLines } from '../match/forms/form.js'
 import type { Linear } from '../match/linears.js'
-import { biasOf, type Embedding, ownBiasInput, storedValue } from '../match/parameters.js'
+import { biasOf, type Embedding, ownBiasInput } from '../match/parameters.js'
+import { openEmbedding, readVector } from '../match/read-base-tensor.js'
 import type { Graph } from '../view/graph.js'
 
 /** Weights pass in blocks of at most so many elements: 4 MiB in f32. */
@@ -66,19 +65,16 @@ function finite({ name }: { readonly name: string }, affine: Affine): Affine {
 export async function lookupScales(
   model: OnnxModel,
   graph: Graph,
-  { node, transposed, features, vocabulary, integers }: Embedding,
+  embedding: Embedding,
   layer: Pick<LoraLayer, 'name' | 'magnitude' | 'weightA' | 'weightB' | 'scaling'>,
   own?: Float32Array,
 ): Promise<Float32Array | undefined> {
+  const { transposed, features, vocabulary } = embedding
   const { magnitude, weightA, weightB, scaling } = layer
   if (magnitude === undefined) return undefined
-  const openTable = () =>
-    integers === undefined
-      ? openFloatLines(model, graph, { node, weight: storedValue(graph, node.input[0]), problem: undefined })
-      : integers.form.openLines(model, graph, integers)
   const read: ReadLines =
     own === undefined
-      ? await openTable()
+      ? await openEmbedding(model, graph, embedding)
       : async (first, count) => own.slice(first * features, (first + count) * features)
   const stored = { transposed: own === undefined && transposed, start: 0, width: features }
   const [d, k] = [features, vocabulary]
@@ -112,15 +108,33 @@ export async function outputNorms(
 
 async function normsOf(
   read: ReadLines,
-  { transposed, start, width }: StoredWeight,
+  stored: StoredWeight,
   { k, d }: Pick<LoraLayer, 'd' | 'k'>,
   layer: Pick<LoraLayer, 'weightA' | 'weightB' | 'scaling' | 'd' | 'k'> | undefined,
 ): Promise<OutputNorms> {
+  const norms = new OutputNorms(d)
+  const delta = layer && new StoredDelta(layer, layer.scaling, !stored.transposed, new Float32Array())
+  for await (const { block, row } of blocksOf(read, stored, { k, d })) {
+    norms.add(delta === undefined ? block : delta.addTo(block, row), row, !stored.transposed)
+  }
+  return norms
+}
+
+/** The layer's part of a weight in blocks of its rows, (rows, k) or (rows, d), each with its first row. */
+export async function* weightBlocks(model: OnnxModel, graph: Graph, linear: Linear) {
+  const { transposed, k, d, fused, form } = linear
+  const stored = { transposed, start: fused?.start ?? 0, width: fused?.width ?? d }
+  yield* blocksOf(await form.openLines(model, graph, linear), stored, { k, d })
+}
+
+async function* blocksOf(
+  read: ReadLines,
+  { transposed, start, width }: StoredWeight,
+  { k, d }: Pick<LoraLayer, 'd' | 'k'>,
+): AsyncGenerator<{ block: Matrix; row: number }> {
   // Lines of the stored weight are outputs (d, k), or inputs (k, d), whose columns are cut to the layer's.
   const columns = transposed ? k : width
   const blockRows = Math.max(1, Math.floor(BLOCK_ELEMENTS / columns))
-  const norms = new OutputNorms(d)
-  const delta = layer && new StoredDelta(layer, layer.scaling, !transposed, new Float32Array())
   const [first, end] = transposed ? [start, start + d] : [0, k]
   for (let row = first; row < end; row += blockRows) {
     const m = Math.min(blockRows, end - row)
@@ -128,9 +142,8 @@ async function normsOf(
     const block: Matrix = transposed
       ? { data: values, shape: [m, columns] }
       : { data: columnsOf(values, m, columns, start, d), shape: [m, d] }
-    norms.add(delta === undefined ? block : delta.addTo(block, row - first), row - first, !transposed)
+    yield { block, row: row - first }
   }
-  return norms
 }
 
 function columnsOf(values: Float32Array, rows: number, columns: number, start: number, count: number): Float32Array {
@@ -153,11 +166,4 @@ export async function ownBias(model: OnnxModel, graph: Graph, linear: Linear): P
   const values = bias && (await readVector(model, graph, node.input[input]))
   if (bias !== undefined && values !== undefined) return values.subarray(bias.start, bias.start + d)
   throw new UnsupportedError({ where: `node ${node.name}`, what: 'its bias cannot be read' })
-}
-
-/** The values of a stored tensor; undefined where they are no floats. */
-export async function readVector(model: OnnxModel, graph: Graph, value: string): Promise<Float32Array | undefined> {
-  const tensor = graph.constant(storedValue(graph, value))
-  const dtype = tensor && FLOAT_DTYPES[tensor.dataType]
-  return dtype && decodeFloats(await model.readTensor(tensor), dtype)
 }

@@ -216,7 +216,7 @@ function addToParts(
   }
   const pieces: Value[] = []
   let at = 0
-  const slice = (from: number, to: number) => g.op('Slice', [base, g.int([from]), g.int([to]), g.int([-1])])
+  const slice = (from: number, to: number) => g.slice(base, from, to, -1)
   for (const part of sorted) {
     if (start(part) > at) pieces.push(slice(at, start(part)))
     at = start(part) + part.d

@@ -1,15 +1,15 @@
-// Weights of the base that a graph trains: whole tensors, and single rows of embeddings.
+// Weights of the base that a graph trains: whole tensors, and single rows of embeddings. Rows are inputs in lookups of
+// their tokens, and in output layers, where a row gives the logit of its token; the embedding itself stays in its file.
 
-import type { NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
+import { TensorProto_DataType as DataType, type NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
 import type { CustomGradients } from '../gradients/backward.js'
 import { baseTensors, trainableTensor } from '../match/base-tensors.js'
 import type { Linear } from '../match/linears.js'
-import { storedValue } from '../match/parameters.js'
+import { findEmbeddings, ownBiasInput, storedValue } from '../match/parameters.js'
 import type { TrainedTensor } from '../training/objective-graph.js'
-import { floatAttribute, makeAttribute } from '../view/attributes.js'
+import { floatAttribute, setAttribute } from '../view/attributes.js'
 import { Builder, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
-import { openTokenRows, type TrainedRows } from './token-rows.js'
 
 /** Opens weights of the base in a graph. Training without any of them needs none of this code. */
 export interface BaseOpener {
@@ -39,17 +39,32 @@ export function baseOpener(tensors: readonly WholeTensor[], rows: readonly Train
     optional: new Set(tensors.flatMap(({ name, isOptional }) => (isOptional ? [name] : []))),
     open(graph, linears) {
       const whole = openTensors(graph, linears, tensors)
-      const ofTokens = openTokenRows(graph, rows)
+      const g = new Builder(graph, 'trained')
+      const ofTokens = openTokenRows(g, rows)
+      /** The output layers with trained rows; none where the loss needs no logits. */
+      let heads: readonly Linear[] = []
       return {
-        trained: [...whole.trained, ...ofTokens.trained],
-        layersOf: (all) => [...whole.weights.map(({ linear }) => linear), ...ofTokens.headsOf(all)],
+        trained: [...whole.trained, ...ofTokens],
+        layersOf(all) {
+          heads = all.filter(({ name }) => rows.some((one) => one.heads.includes(name)))
+          return [...whole.weights.map(({ linear }) => linear), ...heads]
+        },
         openLayers(inRows, custom) {
           for (const weight of whole.weights) openWeight(graph, inRows.get(weight.linear.node)!.node, weight)
-          ofTokens.openHeads(inRows, custom)
+          for (const { name, tokens, heads: own } of rows) {
+            for (const head of heads.filter((one) => own.includes(one.name))) {
+              openHead(g, inRows.get(head.node)!, { rows: inputOf(name), tokens, custom })
+            }
+          }
         },
       }
     },
   }
+}
+
+/** The graph input that holds what is trained. */
+function inputOf(name: string): Value {
+  return `trained/${name}`
 }
 
 /** A tensor of the base that is trained. */
@@ -61,6 +76,19 @@ export interface WholeTensor {
   readonly isOptional: boolean
   /** The number that the graph adds to it: see `normOffset`. */
   readonly offset: number
+}
+
+/** Rows (m, D) of an embedding that are trained. */
+export interface TrainedRows {
+  /** As the adapter calls them: model.embed_tokens[tokens] */
+  readonly name: string
+  /** m different tokens, in the order of the rows. */
+  readonly tokens: readonly number[]
+  readonly features: number
+  /** The graph's name of the embedding; undefined for rows of an output layer alone. */
+  readonly embedding: string | undefined
+  /** The graph's names of the output layers that have these rows. */
+  readonly heads: readonly string[]
 }
 
 /** A product whose weight is trained. It takes the input when it is a Gemm. */
@@ -95,11 +123,11 @@ export function openTensors(
   const weights: OpenWeight[] = []
   const vectors = new Map<NodeProto, { readonly linear: Linear | undefined; readonly inputs: Map<number, Piece[]> }>()
   const trained = tensors.map(({ name, shape, offset }): TrainedTensor => {
-    const input = `trained/${name}`
+    const input = inputOf(name)
     const value = offset === 0 ? input : g.add(input, g.float(offset))
     for (const place of trainableTensor(all, name, shape).places) {
       if (place.kind === 'weight') weights.push({ linear: place.linear, input })
-      else if (place.kind === 'lookup') setInput(graph, place.embedding.node, place.embedding.input, input)
+      else if (place.kind === 'lookup') graph.setInput(place.embedding.node, place.embedding.input, input)
       else {
         const { node, input: at } = place.place
         const { inputs } =
@@ -116,8 +144,8 @@ export function openTensors(
 
 /** Lets a Gemm multiply by the input in the place of its weight. */
 export function openWeight(graph: Graph, node: NodeProto, { input }: OpenWeight): void {
-  setInput(graph, node, 1, input)
-  node.attribute = [...node.attribute.filter(({ name }) => name !== 'transB'), makeAttribute('transB', 1)]
+  graph.setInput(node, 1, input)
+  setAttribute(node, 'transB', 1)
 }
 
 function openVectors(
@@ -130,9 +158,9 @@ function openVectors(
   const norm = node.opType === 'EmbedLayerNormalization' ? normOfEmbeddings(graph, g, node) : undefined
   for (const [at, pieces] of inputs) {
     const value = joined(graph, g, node.input[at], pieces)
-    if (norm !== undefined) setInput(graph, norm, at - GAMMA + 1, value)
+    if (norm !== undefined) graph.setInput(norm, at - GAMMA + 1, value)
     else if (node === linear?.node && linear.form.isQuantized) addBehind(graph, g, node, at, value)
-    else setInput(graph, node, at, value)
+    else graph.setInput(node, at, value)
   }
 }
 
@@ -141,9 +169,7 @@ function joined(graph: Graph, g: Builder, stored: Value, pieces: readonly Piece[
   const sorted = [...pieces].sort((a, b) => a.start - b.start)
   const dims = graph.constant(storedValue(graph, stored))?.dims ?? []
   const width = dims.reduce((product, dim) => product * Number(dim), 1)
-  const base = (from: number, to: number) => {
-    return g.op('Slice', [g.reshape(stored, g.int([-1])), g.int([from]), g.int([to]), g.int([0])])
-  }
+  const base = (from: number, to: number) => g.slice(g.reshape(stored, g.int([-1])), from, to, 0)
   const parts: Value[] = []
   let end = 0
   for (const piece of sorted) {
@@ -176,14 +202,58 @@ function normOfEmbeddings(graph: Graph, g: Builder, node: NodeProto): NodeProto 
 function addBehind(graph: Graph, g: Builder, node: NodeProto, at: number, value: Value): void {
   const [output] = node.output
   const own = graph.freshName(`${output}/product`)
-  setInput(graph, node, at, '')
+  graph.setInput(node, at, '')
   graph.setOutput(node, 0, own)
   graph.setOutput(g.node('Add', [own, value]), 0, output)
 }
 
-function setInput(graph: Graph, node: NodeProto, at: number, value: Value): void {
-  graph.setInputs(
-    node,
-    node.input.map((other, i) => (i === at ? value : other)),
-  )
+/** Lets lookups read rows that are inputs: where a token is one of theirs, its row takes the place of the base's. */
+export function openTokenRows(g: Builder, rows: readonly TrainedRows[]): TrainedTensor[] {
+  const { graph } = g
+  const embeddings = findEmbeddings(graph)
+  for (const { name, tokens, embedding } of rows) {
+    for (const { node, last } of embeddings.filter((one) => one.name === embedding)) {
+      const [output] = last.output
+      const base = graph.freshName(`${output}/base`)
+      graph.setOutput(last, 0, base)
+      const token = g.unsqueeze(g.cast(node.input[1], DataType.INT64), [-1])
+      // (…, m), with a 1 where the token is the row's: the product with the rows has a gradient of few operators.
+      const places = g.cast(g.op('Equal', [token, g.int(tokens)]), DataType.FLOAT)
+      const isTrained = g.cast(g.reduceSum(places, [-1]), DataType.BOOL)
+      const replaced = g.node('Where', [isTrained, g.matmul(places, inputOf(name)), base])
+      graph.setOutput(replaced, 0, output)
+    }
+  }
+  return rows.map(({ name, tokens, features }) => {
+    return { name, input: inputOf(name), shape: [tokens.length, features] }
+  })
+}
+
+/**
+ * Writes x·Rᵀ over the logits of the rows' tokens. Both the logits and their gradient are the largest tensors of a run:
+ * ScatterElements can write where they are.
+ */
+function openHead(
+  g: Builder,
+  { node, last, input }: Linear,
+  { rows, tokens, custom }: { rows: Value; tokens: readonly number[]; custom: CustomGradients },
+): void {
+  const { graph } = g
+  const [output] = last.output
+  const base = graph.freshName(`${output}/base`)
+  graph.setOutput(last, 0, base)
+  const columns = g.int(tokens)
+  const product = g.op('Gemm', [input, rows], { transB: 1 })
+  const bias = ownBiasInput(node)
+  const own = bias === undefined ? product : g.add(product, g.op('Gather', [node.input[bias], columns]))
+  const places = g.expand(g.unsqueeze(columns, [0]), g.shape(own))
+  const replaced = g.node('ScatterElements', [base, places, own], { axis: 1 })
+  graph.setOutput(replaced, 0, output)
+  custom.set(output, {
+    inputs: [base, own],
+    rule: ({ g: back, dy }) => [
+      () => back.op('ScatterElements', [dy, places, back.expand(back.float(0), back.shape(own))], { axis: 1 }),
+      () => back.op('Gather', [dy, columns], { axis: 1 }),
+    ],
+  })
 }

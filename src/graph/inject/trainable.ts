@@ -7,9 +7,10 @@ import { GEMM, MATMUL } from '../match/forms/float-product.js'
 import type { Linear } from '../match/linears.js'
 import { ownBiasInput } from '../match/parameters.js'
 import { type DropoutMask, keepProbability } from '../training/dropout.js'
-import { intAttribute, intsAttribute, makeAttribute } from '../view/attributes.js'
+import { intAttribute, makeAttribute } from '../view/attributes.js'
 import { type Builder, sharedValue, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
+import { sourceOf } from '../view/source.js'
 import { adaptNodes, loraInputs, valueInfo } from './inject.js'
 
 /** A LoRA branch that is trained. */
@@ -104,9 +105,9 @@ export class TrainableLinears {
 
   /** Turns a MatMul by a weight into a Gemm of `rows` by the weight as it lies. */
   #becomeGemm(node: NodeProto, rows: Value): void {
-    const { weight, transB } = weightOperand(this.#graph, node.input[1])
+    const { value: weight, isSwapped } = sourceOf(this.#graph, node.input[1], ['Transpose'])
     node.opType = 'Gemm'
-    node.attribute = [makeAttribute('transB', transB)]
+    node.attribute = [makeAttribute('transB', isSwapped ? 1 : 0)]
     this.#graph.setInputs(node, [rows, weight])
   }
 
@@ -216,15 +217,15 @@ export class TrainableLinears {
     const norm = g.op('Sqrt', [g.op('Max', [squares, g.float(LEAST_SQUARE)])])
     this.constants.push(norm)
     const magnitude = magnitudeInput(linear.name)
-    return g.div(part === undefined ? magnitude : this.#part(magnitude, part.start, linear.d, 0), norm)
+    return g.div(part === undefined ? magnitude : g.slice(magnitude, part.start, part.end, 0), norm)
   }
 
   /** Bᵀ (r, d): of a part of a module its own columns, one node for all that read it. */
   #weightB({ linear, part }: Branch): Value {
     const { weightB } = loraInputs(linear.name)
     if (part === undefined) return weightB
-    const { start } = part
-    return sharedValue(this.#columns, `${weightB}/${start}`, () => this.#part(weightB, start, linear.d, 1))
+    const { start, end } = part
+    return sharedValue(this.#columns, `${weightB}/${start}`, () => this.#g.slice(weightB, start, end, 1))
   }
 
   /** The rows (r, k) times the layer's weight: (r, d). */
@@ -236,7 +237,7 @@ export class TrainableLinears {
     const isTransposed =
       form.dequantize === undefined && isGemm ? intAttribute(node, 'transB', 0) === 1 : linear.transposed
     const product = g.op('Gemm', [rows, weight], { transB: isTransposed ? 1 : 0 })
-    return fused === undefined ? product : this.#part(product, fused.start, d, 1)
+    return fused === undefined ? product : g.slice(product, fused.start, fused.start + d, 1)
   }
 
   /** The bias that the layer's output has in it, (d). */
@@ -244,12 +245,7 @@ export class TrainableLinears {
     const input = ownBiasInput(node)
     const bias = added ?? (input === undefined ? '' : (node.input[input] ?? ''))
     if (bias === '') return undefined
-    return fused === undefined ? bias : this.#part(bias, fused.start, d, 0)
-  }
-
-  #part(value: Value, start: number, count: number, axis: number): Value {
-    const g = this.#g
-    return g.op('Slice', [value, g.int([start]), g.int([start + count]), g.int([axis])])
+    return fused === undefined ? bias : this.#g.slice(bias, fused.start, fused.start + d, 0)
   }
 
   /**
@@ -278,13 +274,4 @@ export class TrainableLinears {
     const g = this.#g
     return sharedValue(this.#leadingDims, x, () => g.op('Slice', [g.shape(x), g.int([0]), g.int([-1])]))
   }
-}
-
-/** The weight behind Transposes, with Gemm's transB in their place. */
-function weightOperand(graph: Graph, value: Value): { weight: Value; transB: 0 | 1 } {
-  const node = graph.producer(value)
-  if (node?.opType !== 'Transpose') return { weight: value, transB: 0 }
-  const inner = weightOperand(graph, node.input[0])
-  const isSwap = intsAttribute(node, 'perm')?.join() !== '0,1'
-  return { weight: inner.weight, transB: isSwap ? (inner.transB === 1 ? 0 : 1) : inner.transB }
 }

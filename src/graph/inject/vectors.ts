@@ -6,10 +6,10 @@ import { create } from '@bufbuild/protobuf'
 import { UnsupportedError } from '../../base/errors.js'
 import { TensorProto_DataType as DataType, type NodeProto, TensorProtoSchema } from '../../formats/onnx/gen/onnx_pb.js'
 import { NORMS, type Place, storedValue } from '../match/parameters.js'
-import { intAttribute } from '../view/attributes.js'
 import { Builder, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 import { entryOf } from '../view/operators.js'
+import { sourceOf } from '../view/source.js'
 import { valueInfo } from './inject.js'
 import { siteInput } from './sites.js'
 
@@ -54,10 +54,7 @@ export function injectVectors(graph: Graph, vectors: readonly VectorPlaces[]): v
       }
       if (norm === undefined) {
         const value = typed(graph, g, own, node.input[input])
-        graph.setInputs(
-          node,
-          node.input.map((other, i) => (i === input ? value : other)),
-        )
+        graph.setInput(node, input, value)
         continue
       }
       const values = norms.get(node) ?? new Map<'weight' | 'bias', Value>()
@@ -113,9 +110,8 @@ function openNorm(graph: Graph, g: Builder, node: NodeProto, values: ReadonlyMap
 
 /** The type in which a node reads a stored tensor. */
 function typeOf(graph: Graph, value: Value): DataType {
-  const maker = graph.producer(value)
-  if (maker?.opType === 'Cast') return intAttribute(maker, 'to', DataType.FLOAT)
-  return graph.constant(storedValue(graph, value))?.dataType ?? DataType.FLOAT
+  const { value: stored, castTo } = sourceOf(graph, value)
+  return castTo ?? graph.constant(stored)?.dataType ?? DataType.FLOAT
 }
 
 function typed(graph: Graph, g: Builder, input: Value, like: Value): Value {

@@ -2,7 +2,7 @@
 
 import { UnsupportedError } from '../../base/errors.js'
 import type { NodeProto, ValueInfoProto } from '../../formats/onnx/gen/onnx_pb.js'
-import { dimsOf, integersOf } from '../../formats/onnx/tensors.js'
+import { dimsOf } from '../../formats/onnx/tensors.js'
 import type { RuntimeTensor, TensorData, TensorType } from '../../runtime/runtime.js'
 import { intAttribute } from '../view/attributes.js'
 import type { Graph } from '../view/graph.js'
@@ -132,8 +132,7 @@ function widthOf(graph: Graph, value: string): number | undefined {
   if (node.opType === 'MatMulNBits') return intAttribute(node, 'N', 0)
   if (node.opType === 'Reshape') {
     // Behind a norm of each head.
-    const shape = graph.constant(node.input[1])
-    const last = shape && integersOf(shape)?.at(-1)
+    const last = graph.integers(node.input[1])?.at(-1)
     return last !== undefined && last > 0 ? last : undefined
   }
   if (!['RotaryEmbedding', 'Add', 'Cast', 'Identity'].includes(node.opType)) return undefined

@@ -9,7 +9,7 @@ import type { Model } from '../model-folder.js'
 import type { Graph } from '../view/graph.js'
 import { entryOf } from '../view/operators.js'
 import { BRANCH, cacheLayout, emptyTensor, isCacheInput } from './cache.js'
-import { dimsOfInput, roleFeeds, splitInputs, type TokenBatch } from './roles.js'
+import { dimsOfInput, ones, roleFeeds, splitInputs, type TokenBatch } from './roles.js'
 
 export const HIDDEN_STATES = 'encoder_hidden_states'
 export const STATES_MASK = 'encoder_attention_mask'
@@ -51,8 +51,7 @@ export function completeEncoderDecoderFeeds(graph: Graph, feeds: Feeds): Feeds {
   const completed: Record<string, RuntimeTensor> = { ...feeds }
   for (const input of missing) {
     const { name } = input
-    if (name === STATES_MASK)
-      completed[name] = { type: 'int64', data: new BigInt64Array(batch * length).fill(1n), dims: [batch, length] }
+    if (name === STATES_MASK) completed[name] = ones('int64', [batch, length])
     else if (name === BRANCH) completed[name] = { type: 'bool', data: Uint8Array.of(0), dims: [1] }
     else if (isCacheInput(input)) completed[name] = emptyTensor(cacheLayout(graph, input), batch)
   }

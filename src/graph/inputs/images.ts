@@ -2,9 +2,9 @@
 
 import { UnsupportedError } from '../../base/errors.js'
 import { TensorProto_DataType as DataType } from '../../formats/onnx/gen/onnx_pb.js'
-import type { Feeds, RuntimeTensor } from '../../runtime/runtime.js'
+import type { Feeds } from '../../runtime/runtime.js'
 import type { Graph } from '../view/graph.js'
-import { dimsOfInput, typeOf } from './roles.js'
+import { dimsOfInput, ones, typeOf } from './roles.js'
 
 /** The name that exporters give to the input (batch, 3, height, width). */
 export const PIXELS = 'pixel_values'
@@ -37,14 +37,8 @@ export function completePixelFeeds(graph: Graph, feeds: Feeds): Feeds {
   const mask = graph.inputs.find(({ name }) => name === MASK)
   const pixels = feeds[PIXELS]
   if (mask === undefined || feeds[MASK] !== undefined || pixels?.dims.length !== 4) return feeds
-  const dims = [pixels.dims[0], pixels.dims[2], pixels.dims[3]]
-  const count = dims.reduce((product, dim) => product * dim, 1)
-  const type = typeOf(mask)
-  const all: RuntimeTensor =
-    type === 'bool'
-      ? { type, data: new Uint8Array(count).fill(1), dims }
-      : { type: 'int64', data: new BigInt64Array(count).fill(1n), dims }
-  return { ...feeds, [MASK]: all }
+  const [batch, , height, width] = pixels.dims
+  return { ...feeds, [MASK]: ones(typeOf(mask) === 'bool' ? 'bool' : 'int64', [batch, height, width]) }
 }
 
 /** In which pieces a graph takes a picture. */
@@ -88,10 +82,7 @@ export function visionFeeds(graph: Pick<Graph, 'inputs'>, { pixels, dims, grid }
     const { name } = input
     if (name === TILE_MASK) {
       const [batch, tiles, , height, width] = dims
-      const count = batch * tiles * height * width
-      const type = typeOf(input) === 'bool' ? 'bool' : 'int64'
-      const data = type === 'bool' ? new Uint8Array(count).fill(1) : new BigInt64Array(count).fill(1n)
-      feeds[name] = { type, data, dims: [batch, tiles, height, width] }
+      feeds[name] = ones(typeOf(input) === 'bool' ? 'bool' : 'int64', [batch, tiles, height, width])
     } else if (GRIDS.includes(name) && grid !== undefined) {
       feeds[name] = { type: 'int64', data: BigInt64Array.from(grid, BigInt), dims: [1, 3] }
     }

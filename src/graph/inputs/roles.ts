@@ -142,6 +142,12 @@ function roleFeed({ role, type, rank }: RoleInput, tokens: TokenBatch): RuntimeT
   }
 }
 
+/** A mask that shows all. */
+export function ones(type: 'bool' | 'int64', dims: readonly number[]): RuntimeTensor {
+  const count = dims.reduce((product, dim) => product * dim, 1)
+  return { type, data: type === 'bool' ? new Uint8Array(count).fill(1) : new BigInt64Array(count).fill(1n), dims }
+}
+
 /** (batch, sequence) as (3, batch, sequence): by time, height and width, which for text are one. */
 function onThreeAxes({ type, data, dims }: RuntimeTensor): RuntimeTensor {
   const all = new (data.constructor as BigInt64ArrayConstructor)(3 * data.length)

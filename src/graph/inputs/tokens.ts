@@ -23,6 +23,16 @@ export interface TokenInputs {
   emptyCache(batch: number): Feeds
 }
 
+/** What a graph has to be, and what others say of inputs that it has besides. */
+const DECODER = {
+  unknown: 'inputs of unknown meaning',
+  expected: 'a causal language model: input_ids, attention_mask, position_ids, past_key_values.*',
+}
+const ENCODER = {
+  unknown: 'inputs that no encoder of texts has',
+  expected: 'an encoder: input_ids, attention_mask, token_type_ids',
+}
+
 /**
  * The roles of a graph's inputs.
  *
@@ -30,26 +40,25 @@ export interface TokenInputs {
  * @throws UnsupportedError naming the inputs whose meaning is not known, or a graph without input_ids
  */
 export function tokenInputs(graph: Graph, given: ReadonlySet<string> = new Set()): TokenInputs {
+  return inputsOf(graph, given, DECODER)
+}
+
+function inputsOf(graph: Graph, given: ReadonlySet<string>, kind: typeof DECODER): TokenInputs {
   const { roles, others } = splitInputs(graph)
   const cache = others.filter(isCacheInput).map((input) => cacheEntry(graph, input))
   const unknown = others.filter((input) => !isCacheInput(input) && !given.has(input.name)).map(({ name }) => name)
   const vectors = graph.inputs.map(({ name }) => name).filter((name) => name === VECTORS && given.has(name))
   if (unknown.length > 0 || !(vectors.length > 0 || roles.some(({ role }) => role === 'inputIds'))) {
-    const names = graph.inputs.map(({ name }) => name).join(', ')
-    if (unknown.includes(VECTORS)) {
-      throw new UnsupportedError({
-        where: 'ONNX model',
-        what: 'it reads the vectors of tokens, which another graph of the model gives',
-        expected: 'a causal language model that reads input_ids',
-        got: `inputs ${names}`,
-        hint: 'Sessions write texts with all of its graphs (generate), and merges take adapters for all of them',
-      })
-    }
+    const isForOthers = kind === DECODER && unknown.includes(VECTORS)
+    const what = unknown.length > 0 ? `${kind.unknown}: ${unknown.join(', ')}` : 'no input named input_ids'
     throw new UnsupportedError({
       where: 'ONNX model',
-      what: unknown.length > 0 ? `inputs of unknown meaning: ${unknown.join(', ')}` : 'no input named input_ids',
-      expected: 'a causal language model: input_ids, attention_mask, position_ids, past_key_values.*',
-      got: `inputs ${names}`,
+      what: isForOthers ? 'it reads the vectors of tokens, which another graph of the model gives' : what,
+      expected: isForOthers ? 'a causal language model that reads input_ids' : kind.expected,
+      got: `inputs ${graph.inputs.map(({ name }) => name).join(', ')}`,
+      ...(isForOthers && {
+        hint: 'Sessions write texts with all of its graphs (generate), and merges take adapters for all of them',
+      }),
     })
   }
   return {
@@ -87,31 +96,13 @@ export function completeTokenFeeds(graph: Graph, feeds: Feeds): Feeds {
   }
 }
 
-export interface EncoderInputs {
-  /** Feeds for all of the graph's inputs. */
-  feeds(tokens: TokenBatch): Feeds
-}
-
 /**
- * The roles of a graph's inputs.
+ * Feeds for all inputs of a graph that reads whole texts, by the roles of its inputs.
  *
  * @throws UnsupportedError naming the inputs whose meaning is not known, a cache of unknown layout, or a graph without
  *   input_ids
  */
-export function encoderInputs(graph: Graph): EncoderInputs {
-  const { roles, others: all } = splitInputs(graph)
-  const cache = all.filter(isCacheInput).map((input) => cacheEntry(graph, input))
-  const others = all.filter((input) => !isCacheInput(input))
-  if (others.length > 0 || !roles.some(({ role }) => role === 'inputIds')) {
-    const unknown = others.map(({ name }) => name).join(', ')
-    throw new UnsupportedError({
-      where: 'ONNX model',
-      what: others.length > 0 ? `inputs that no encoder of texts has: ${unknown}` : 'no input named input_ids',
-      expected: 'an encoder: input_ids, attention_mask, token_type_ids',
-      got: `inputs ${graph.inputs.map(({ name }) => name).join(', ')}`,
-    })
-  }
-  const emptyCache = (batch: number) =>
-    Object.fromEntries(cache.map((entry) => [entry.past, emptyTensor(entry, batch)]))
-  return { feeds: (tokens) => ({ ...roleFeeds(roles, tokens), ...emptyCache(tokens.batch) }) }
+export function encoderInputs(graph: Graph): { feeds(tokens: TokenBatch): Feeds } {
+  const { feeds, emptyCache } = inputsOf(graph, new Set(), ENCODER)
+  return { feeds: (tokens) => ({ ...feeds(tokens), ...emptyCache(tokens.batch) }) }
 }

@@ -18,19 +18,20 @@ export function readWholeTexts(graph: Graph): void {
   const g = new Builder(graph, 'inputs')
   const ids = roles.find(({ role }) => role === 'inputIds')
   const mask = roles.find(({ role }) => role === 'attentionMask')
-  const lengthOf = (axis: number) => g.op('Gather', [g.shape(ids!.name), g.int([axis])], { axis: 0 })
   const replace = (input: Value, value: Value) => {
     graph.replaceUses(input, value)
     graph.inputs = graph.inputs.filter(({ name }) => name !== input)
   }
   const empty = ({ type, dims, axis }: CacheEntry) => {
-    const shape = dims.map((dim, i) => (i === axis ? g.int([0]) : dim === undefined ? lengthOf(0) : g.int([dim])))
+    const shape = dims.map((dim, i) =>
+      i === axis ? g.int([0]) : dim === undefined ? g.length(ids!.name, 0) : g.int([dim]),
+    )
     const value = g.op('ConstantOfShape', [g.concat(shape, 0)])
     return type === 'float16' ? g.cast(value, DataType.FLOAT16) : value
   }
   const positions = () => {
     if (mask === undefined) {
-      const row = g.op('Range', [g.int(0), g.op('Squeeze', [lengthOf(1)]), g.int(1)])
+      const row = g.op('Range', [g.int(0), g.op('Squeeze', [g.length(ids!.name, 1)]), g.int(1)])
       return g.expand(row, g.shape(ids!.name))
     }
     const counted = g.op('CumSum', [g.cast(mask.name, DataType.INT64), g.int(1)])

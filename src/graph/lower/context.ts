@@ -2,7 +2,6 @@
 
 import { UnsupportedError } from '../../base/errors.js'
 import { TensorProto_DataType as DataType, type NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
-import { integersOf } from '../../formats/onnx/tensors.js'
 import { intAttribute, intsAttribute } from '../view/attributes.js'
 import type { Builder, Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
@@ -57,13 +56,10 @@ export function dimsIn(graph: Graph, value: Value): readonly (number | undefined
       const known = before()
       return intsAttribute(maker, 'perm')?.map((axis) => known?.[axis])
     }
-    case 'Reshape': {
-      const shape = graph.constant(maker.input[1])
-      return shape && integersOf(shape)?.map((dim) => (dim > 0 ? dim : undefined))
-    }
+    case 'Reshape':
+      return graph.integers(maker.input[1])?.map((dim) => (dim > 0 ? dim : undefined))
     case 'ReduceSum': {
-      const axes = graph.constant(maker.input[1] ?? '')
-      const summed = (axes && integersOf(axes)) ?? intsAttribute(maker, 'axes')
+      const summed = graph.integers(maker.input[1]) ?? intsAttribute(maker, 'axes')
       const known = before()
       const isFlat = summed !== undefined && intAttribute(maker, 'keepdims', 1) === 0
       return isFlat

@@ -7,6 +7,7 @@ import type { Graph } from '../view/graph.js'
 import { entryOf, operatorOf } from '../view/operators.js'
 import { FLOAT_DTYPES } from './forms/float-product.js'
 import { type Linear, nodeScope, parameterModule } from './linears.js'
+import { endAlike } from './module-names.js'
 import {
   type BiasPlace,
   certainBias,
@@ -15,6 +16,7 @@ import {
   NORMS,
   type Place,
   placesOf,
+  shapeError,
   storedValue,
 } from './parameters.js'
 
@@ -114,7 +116,7 @@ export function trainableTensor<T extends BaseTensor>(
   name: string,
   shape?: readonly number[],
 ): T {
-  const near = tensors.filter((one) => one.name.endsWith(`.${name}`) || name.endsWith(`.${one.name}`))
+  const near = tensors.filter((one) => endAlike(one.name, name))
   const found = tensors.find((one) => one.name === name) ?? (near.length === 1 ? near[0] : undefined)
   if (found === undefined) {
     const others = nearMisses(
@@ -127,14 +129,7 @@ export function trainableTensor<T extends BaseTensor>(
       ...(others.length > 0 && { hint: `Nearest: ${others.join(', ')}` }),
     })
   }
-  if (shape !== undefined && found.shape.join() !== shape.join()) {
-    throw new MismatchError({
-      where: name,
-      what: 'the adapter has another shape for this tensor',
-      expected: `(${found.shape.join(', ')}), as in the graph`,
-      got: `(${shape.join(', ')})`,
-    })
-  }
+  if (shape !== undefined && found.shape.join() !== shape.join()) throw shapeError(name, found.shape, shape)
   const { problem } = found
   if (problem !== undefined) {
     const node = nodeOf(found.places[0])

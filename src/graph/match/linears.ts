@@ -158,11 +158,16 @@ function moduleName(graph: Graph, product: Product): string {
  * `['', 'model', …, 'model.layers.0.self_attn.q_proj', 'linear']`, outermost first.
  */
 function scopeName(node: NodeProto): string | undefined {
-  const scopes = node.metadataProps.find(({ key }) => key === 'pkg.torch.onnx.name_scopes')?.value
-  if (scopes === undefined) return undefined
-  const names = [...scopes.matchAll(/'([^']*)'/g)].map((match) => match[1])
-  const module = names.at(-2)
-  return module === undefined || module === '' ? undefined : module
+  const scopes = node.metadataProps.find(({ key }) => key === SCOPES)?.value
+  return (scopes && scopesIn(scopes).at(-2)) || undefined
+}
+
+/** The key of that metadata. */
+export const SCOPES = 'pkg.torch.onnx.name_scopes'
+
+/** The modules in that list. */
+export function scopesIn(list: string): string[] {
+  return [...list.matchAll(/'([^']*)'/g)].map((match) => match[1])
 }
 
 /** The module that a node of any kind belongs to, from its metadata or its name. */

@@ -11,6 +11,11 @@ const VISION = new Set(['vision_model', 'vision_tower', 'vision_encoder', 'visua
 /** Modules that read texts, in models that also read pictures. */
 const LANGUAGE = new Set(['language_model', 'text_model'])
 
+/** True if two names are the same, or one is the other with modules before it. */
+export function endAlike(a: string, b: string): boolean {
+  return a === b || a.endsWith(`.${b}`) || b.endsWith(`.${a}`)
+}
+
 /** Which part of a model of texts and pictures a name says that its module is in; undefined: it says nothing. */
 export function sideOf(name: string): 'vision' | 'language' | undefined {
   const segments = name.split('.')
@@ -68,7 +73,7 @@ export function nameOfModule(names: ReadonlySet<string>, name: string): string |
   const module = withoutWrapper(name)
   if (names.has(module)) return module
   const all = [...names]
-  const near = all.filter((other) => other.endsWith(`.${module}`) || module.endsWith(`.${other}`))
+  const near = all.filter((other) => endAlike(other, module))
   if (near.length > 0) return near.length === 1 ? near[0] : undefined
   const own = core(module)
   const alike = all.filter((other) => core(other) === own)
@@ -79,10 +84,7 @@ export function nameOfModule(names: ReadonlySet<string>, name: string): string |
   })
   if (doubled.length > 0) return doubled.length === 1 ? doubled[0] : undefined
   const wanted = newest(module)
-  const versions = all.filter((other) => {
-    const renamed = newest(other)
-    return renamed === wanted || renamed.endsWith(`.${wanted}`) || wanted.endsWith(`.${renamed}`)
-  })
+  const versions = all.filter((other) => endAlike(newest(other), wanted))
   return versions.length === 1 ? versions[0] : undefined
 }
 

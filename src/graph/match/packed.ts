@@ -2,13 +2,12 @@
 // and one module in several products.
 
 import type { NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
-import { integersOf } from '../../formats/onnx/tensors.js'
 import { LoraLayer } from '../../lora/layer.js'
 import { intAttribute, intsAttribute } from '../view/attributes.js'
-import type { Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 import { ATTENTION, attentionWidths, INTEGER_ATTENTION } from './forms/attention.js'
 import type { Form, Linear } from './forms/form.js'
+import { endAlike } from './module-names.js'
 
 /** Modules that some models have as one and some exporters as several, with their parts in order. */
 const PACKED: Readonly<Record<string, readonly string[]>> = {
@@ -38,8 +37,7 @@ export function packedParts(graph: Graph, linear: Linear): Linear[] | undefined 
     output = consumers[0].output[0]
     consumers = graph.consumers(output)
   }
-  const widths =
-    headWidths(consumers, linear.d) ?? splitWidths(graph, consumers) ?? sliceWidths(graph, consumers, output)
+  const widths = headWidths(consumers, linear.d) ?? cutWidths(graph, consumers, linear.d)
   const total = widths?.reduce((sum, width) => sum + width, 0)
   if (widths === undefined || widths.length !== names.length || total !== linear.d) return undefined
   return partsOf(
@@ -86,30 +84,34 @@ function headWidths(consumers: readonly NodeProto[], width: number): number[] | 
   return [heads * headSize, kvHeads * headSize, kvHeads * headSize]
 }
 
-/** Widths by a Split along the last axis, behind which norms of query and key may stand. */
-function splitWidths(graph: Graph, consumers: readonly NodeProto[]): number[] | undefined {
+/** Widths by a Split, behind which norms of query and key may stand, or by Slices, one a part. */
+function cutWidths(graph: Graph, consumers: readonly NodeProto[], width: number): number[] | undefined {
   const split = consumers.find(({ opType }) => opType === 'Split')
-  if (split === undefined) return undefined
-  const axis = intAttribute(split, 'axis', 0)
-  if (axis !== -1 && axis !== 2) return undefined
-  const sizes = graph.constant(split.input[1] ?? '')
-  return intsAttribute(split, 'split') ?? (sizes && integersOf(sizes))
-}
-
-/** Widths by Slices along the last axis, one a part. */
-function sliceWidths(graph: Graph, consumers: readonly NodeProto[], output: Value): number[] | undefined {
-  const ranges = consumers.flatMap((node) => {
-    if (node.opType !== 'Slice' || node.input[0] !== output) return []
-    const [starts, ends, axes] = [1, 2, 3].map((input) => {
-      const tensor = graph.constant(node.input[input] ?? '')
-      return tensor && integersOf(tensor)
-    })
-    const isLast = axes?.length === 1 && (axes[0] === -1 || axes[0] === 2)
-    return isLast && starts !== undefined && ends !== undefined ? [[starts[0], ends[0]]] : []
-  })
-  const sorted = ranges.sort((a, b) => a[0] - b[0])
+  const cuts = (split === undefined ? consumers : [split]).flatMap((node) => columnsOf(graph, node, width) ?? [])
+  const sorted = cuts.sort((a, b) => a[0] - b[0])
   const isGapless = sorted.every(([start], i) => start === (i === 0 ? 0 : sorted[i - 1][1]))
   return sorted.length > 0 && isGapless ? sorted.map(([start, end]) => end - start) : undefined
+}
+
+/**
+ * The columns [start, end) that a Split or a Slice cuts out of (…, sequence, width), for each of its outputs; undefined
+ * for other nodes, and where the graph does not tell.
+ */
+export function columnsOf(graph: Graph, node: NodeProto, width: number): [start: number, end: number][] | undefined {
+  if (node.opType === 'Split') {
+    if (![-1, 2].includes(intAttribute(node, 'axis', 0))) return undefined
+    const equal = (node.input[1] ?? '') === '' ? node.output.map(() => width / node.output.length) : undefined
+    let end = 0
+    return (intsAttribute(node, 'split') ?? graph.integers(node.input[1]) ?? equal)?.map((own) => {
+      end += own
+      return [end - own, end]
+    })
+  }
+  if (node.opType !== 'Slice') return undefined
+  const [starts, ends, axes] = [1, 2, 3].map((input) => graph.integers(node.input[input]))
+  if (starts === undefined || ends === undefined || axes?.length !== 1 || ![-1, 2].includes(axes[0])) return undefined
+  const place = (at: number) => Math.min(at < 0 ? at + width : at, width)
+  return [[place(starts[0]), place(ends[0])]]
 }
 
 /** The product that holds a module together with others, where the graph does not tell which outputs are whose. */
@@ -119,7 +121,7 @@ export function unsplitOwner(linears: readonly Linear[], module: string): Linear
   if (own === undefined) return undefined
   const whole = module.slice(0, at) + own[0]
   return linears.find(({ name, fused }) => {
-    return fused === undefined && (name === whole || name.endsWith(`.${whole}`) || whole.endsWith(`.${name}`))
+    return fused === undefined && endAlike(name, whole)
   })
 }
 
@@ -151,16 +153,8 @@ export function partsForGraph<T extends { readonly name: string; readonly d: num
     const whole = [{ name, d, k, layer, start: 0 }]
     const at = name.lastIndexOf('.') + 1
     const parts = Object.hasOwn(PACKED, name.slice(at)) ? PACKED[name.slice(at)] : undefined
-    const isThere = [...modules].some(
-      (module) => module === name || name.endsWith(`.${module}`) || module.endsWith(`.${name}`),
-    )
-    if (parts === undefined || isThere) return whole
-    const found = parts.map((part) => {
-      const wanted = name.slice(0, at) + part
-      return [...widths].find(
-        ([other]) => other === wanted || wanted.endsWith(`.${other}`) || other.endsWith(`.${wanted}`),
-      )
-    })
+    if (parts === undefined || [...modules].some((module) => endAlike(module, name))) return whole
+    const found = parts.map((part) => [...widths].find(([other]) => endAlike(other, name.slice(0, at) + part)))
     if (found.some((one) => one === undefined)) return whole
     if (found.reduce((sum, one) => sum + (one?.[1] ?? 0), 0) !== d) return whole
     let start = 0

@@ -2,17 +2,19 @@
 // of norms. As with linear layers, modules are told by node: exporters let equal tensors share one initializer under
 // another's name.
 
-import { UnsupportedError } from '../../base/errors.js'
+import { MismatchError, UnsupportedError } from '../../base/errors.js'
+import { formatShape } from '../../base/tensor.js'
 import type { TensorProto_DataType as DataType, NodeProto, TensorProto } from '../../formats/onnx/gen/onnx_pb.js'
 import { dimsOf } from '../../formats/onnx/tensors.js'
 import { floatAttribute, intAttribute, intsAttribute } from '../view/attributes.js'
 import type { Graph } from '../view/graph.js'
 import { entryOf, operatorOf } from '../view/operators.js'
+import { sourceOf } from '../view/source.js'
 import { PACKED_ATTENTION } from './forms/attention.js'
 import { constantWeight } from './forms/float-product.js'
 import { findLookups, lookupModule } from './forms/lookup.js'
 import { type Linear, nodeScope, parameterModule } from './linears.js'
-import { nameOfModule } from './module-names.js'
+import { endAlike, nameOfModule } from './module-names.js'
 
 /** An input of a node that takes a stored tensor, perhaps through Transpose, Cast or Identity. */
 export interface Place {
@@ -21,13 +23,9 @@ export interface Place {
   readonly input: number
 }
 
-/** Nodes that hand a weight on to the node that computes with it. */
-export const HANDS_ON: ReadonlySet<string> = new Set(['Transpose', 'Cast', 'Identity'])
-
 /** The stored value behind a weight that arrives as `value`: an initializer's name, or a Constant node's output. */
 export function storedValue(graph: Graph, value: string): string {
-  const maker = graph.producer(value)
-  return maker !== undefined && HANDS_ON.has(maker.opType) ? storedValue(graph, maker.input[0]) : value
+  return sourceOf(graph, value).value
 }
 
 function storedTensor(graph: Graph, value: string): { name: string; tensor: TensorProto } | undefined {
@@ -98,6 +96,17 @@ export function findConvolutions(graph: Graph): Convolution[] {
 export function ofModule<T extends { readonly name: string }>(entries: readonly T[], module: string): T[] {
   const own = nameOfModule(new Set(entries.map(({ name }) => name)), module)
   return own === undefined ? [] : entries.filter(({ name }) => name === own)
+}
+
+/** The refusal of an adapter's tensor whose shape is another one than that of its place. */
+export function shapeError(where: string, expected: readonly number[], got: readonly number[]): MismatchError {
+  return new MismatchError({
+    where,
+    what: 'the adapter has another shape for this tensor',
+    expected: `${formatShape(expected)}, as in the graph`,
+    got: formatShape(got),
+    hint: 'Its base had another vocabulary or is another model',
+  })
 }
 
 /** A bias, and which of its elements are the layer's. */
@@ -233,9 +242,7 @@ export function placesOf(graph: Graph, tensor: string, shape: readonly number[])
   const sources = new Set(found.map(({ node, input }) => storedTensor(graph, node.input[input])?.name))
   if (sources.size === 1) return found
   if (sources.size > 1) return []
-  const near = [...graph.initializers.keys()].filter(
-    (name) => tensor.endsWith(`.${name}`) || name.endsWith(`.${tensor}`),
-  )
+  const near = [...graph.initializers.keys()].filter((name) => endAlike(name, tensor))
   const own = graph.initializers.has(tensor) ? tensor : near.length === 1 ? near[0] : undefined
   if (own === undefined || !fits(own)) return []
   const readers = graph.consumers(own)

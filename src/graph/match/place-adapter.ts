@@ -22,27 +22,28 @@ export interface PlacedLayer {
 }
 
 /** A part of the graph that an execution provider has compiled, with its weights. */
-const COMPILED = 'EPContext'
+export const COMPILED = 'EPContext'
+
+/** Products of weights that are stored as integers. */
+export const INTEGER_PRODUCTS: readonly string[] = [
+  'MatMulNBits',
+  'MatMulBnb4',
+  'MatMulInteger',
+  'MatMulIntegerToFloat',
+  'DynamicQuantizeMatMul',
+  'QLinearMatMul',
+  'QGemm',
+  'QMoE',
+]
 
 /**
  * Operators that may hold a layer which no form finds: integer products without a float input, those of other execution
  * providers, and sub-graphs.
  */
-const OPAQUE = new Set([
-  'MatMulInteger',
-  'QLinearMatMul',
-  'QGemm',
-  'MatMulIntegerToFloat',
-  'DynamicQuantizeMatMul',
-  'MatMulBnb4',
-  COMPILED,
-  'PackedAttention',
-  'LongformerAttention',
-  'DecoderAttention',
-  'QOrderedMatMul',
-  'QOrderedAttention',
-  'Loop',
-  'Scan',
+const OPAQUE: ReadonlySet<string> = new Set([
+  ...INTEGER_PRODUCTS,
+  ...[COMPILED, 'PackedAttention', 'LongformerAttention', 'DecoderAttention', 'QOrderedMatMul', 'QOrderedAttention'],
+  ...['Loop', 'Scan'],
 ])
 
 /** Layers that ONNX Runtime's optimizer packs into one Attention node. */

@@ -1,7 +1,7 @@
 // Places in a graph for the tensors of an adapter that replace the base's own: whole tensors (modules_to_save, biases),
 // and rows of an embedding (trainable_token_indices). For sessions and for merging.
 
-import { decodeFloats, isWeightDtype } from '../../base/dtype.js'
+import { isWeightDtype } from '../../base/dtype.js'
 import { MismatchError, nearMisses, UnsupportedError } from '../../base/errors.js'
 import { formatShape } from '../../base/tensor.js'
 import type { TensorProto } from '../../formats/onnx/gen/onnx_pb.js'
@@ -9,7 +9,6 @@ import type { OnnxModel } from '../../formats/onnx/model.js'
 import { byteLengthOf } from '../../formats/onnx/tensors.js'
 import type { Replacement, TokenRows } from '../../lora/kinds/stored.js'
 import type { Graph } from '../view/graph.js'
-import { FLOAT_DTYPES } from './forms/float-product.js'
 import { type Linear, nodeScope } from './linears.js'
 import {
   type BiasPlace,
@@ -18,8 +17,10 @@ import {
   ofModule,
   type Place,
   placesOf,
+  shapeError,
   storedValue,
 } from './parameters.js'
+import { readTokenRows } from './read-base-tensor.js'
 
 /** A graph, and what of it adapters can change. */
 export interface ModelPlaces {
@@ -240,16 +241,6 @@ export function normOffset(
 export const UNKNOWN_OFFSET =
   'for this type of model, it is not known whether onnxruntime-genai has added 1 to the weights of norms'
 
-export function shapeError(where: string, expected: readonly number[], got: readonly number[]): MismatchError {
-  return new MismatchError({
-    where,
-    what: 'the adapter has another shape for this tensor',
-    expected: `${formatShape(expected)}, as in the graph`,
-    got: formatShape(got),
-    hint: 'Its base had another vocabulary or is another model',
-  })
-}
-
 export function refuse(where: string, what: string, got?: string): never {
   throw new UnsupportedError({ where, what, ...(got !== undefined && { got }) })
 }
@@ -260,9 +251,6 @@ export function refuse(where: string, what: string, got?: string): never {
 
 /** Tokens that are compared, in two stretches: untied embeddings differ in all. */
 const COMPARED_TOKENS = 64
-
-/** Elements of a piece of a weight: 4 MiB in f32. */
-const PIECE_ELEMENTS = 1 << 20
 
 /** The heads that use the values of an embedding. Of separate initializers 64 tokens from two places are compared. */
 export async function tiedHeads(
@@ -290,58 +278,16 @@ const QUANTIZED_DISTANCE = 0.4
 async function standsFor(model: OnnxModel, graph: Graph, embedding: Embedding, head: Linear): Promise<boolean> {
   const count = Math.min(COMPARED_TOKENS, embedding.vocabulary)
   const first = Math.floor((embedding.vocabulary - count) / 2)
-  const values = await embeddingTokens(model, graph, embedding, first, count)
-  if (values === undefined || head.problem !== undefined) return false
-  const others = await headTokens(model, graph, head, first, count)
+  if (embedding.integers?.problem !== undefined || head.problem !== undefined) return false
+  const tokens = Array.from({ length: count }, (_, i) => first + i)
+  const values = await readTokenRows(model, graph, embedding, tokens)
+  const others = await readTokenRows(model, graph, head, tokens)
   let [square, distance] = [0, 0]
   for (let i = 0; i < values.length; i++) {
     square += values[i] ** 2
     distance += (values[i] - others[i]) ** 2
   }
   return distance < QUANTIZED_DISTANCE ** 2 * square
-}
-
-/** Some tokens (count, features) of an embedding; undefined where they cannot be read. */
-async function embeddingTokens(
-  model: OnnxModel,
-  graph: Graph,
-  { vocabulary, features, transposed, node, integers }: Embedding,
-  first: number,
-  count: number,
-): Promise<Float32Array | undefined> {
-  if (integers !== undefined) {
-    return integers.problem === undefined
-      ? (await integers.form.openLines(model, graph, integers))(first, count)
-      : undefined
-  }
-  const tensor = graph.constant(storedValue(graph, node.input[0])) as TensorProto
-  const dtype = FLOAT_DTYPES[tensor.dataType]
-  if (dtype === undefined) return undefined
-  const size = byteLengthOf(tensor.dataType, [1]) ?? 0
-  const shape = { vocabulary, features, size, first, count, isTokenMajor: !transposed }
-  return decodeFloats(await tokensOf(model, tensor, shape), dtype)
-}
-
-/** Some tokens (count, features) of a head. Of one that is stored (k, d) all is read, in pieces. */
-async function headTokens(
-  model: OnnxModel,
-  graph: Graph,
-  head: Linear,
-  first: number,
-  count: number,
-): Promise<Float32Array> {
-  const { transposed, k, d } = head
-  const read = await head.form.openLines(model, graph, head)
-  if (transposed) return read(first, count)
-  const result = new Float32Array(count * k)
-  const lines = Math.max(1, Math.floor(PIECE_ELEMENTS / d))
-  for (let line = 0; line < k; line += lines) {
-    const piece = await read(line, Math.min(lines, k - line))
-    for (let i = 0; i < piece.length / d; i++) {
-      for (let j = 0; j < count; j++) result[j * k + line + i] = piece[i * d + first + j]
-    }
-  }
-  return result
 }
 
 async function haveSameTokens(

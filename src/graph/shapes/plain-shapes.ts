@@ -3,7 +3,6 @@
 // faster.
 
 import { TensorProto_DataType as DataType, type NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
-import { integersOf } from '../../formats/onnx/tensors.js'
 import { valueInfo } from '../inject/inject.js'
 import { type Builder, sharedValue, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
@@ -76,7 +75,7 @@ class PlainTargets {
   #length(name: string): Value {
     return sharedValue(this.#lengths, name, () => {
       const { input, axis } = this.#sources.get(name) as RunLength
-      return this.#g.op('Gather', [this.#g.shape(input), this.#g.int([axis])])
+      return this.#g.length(input, axis)
     })
   }
 }
@@ -86,8 +85,7 @@ class PlainTargets {
  * probed.
  */
 function targetContent(graph: Graph, shapes: ShapeMap, target: Value): ProbedContent | undefined {
-  const constant = graph.constant(target)
-  if (constant !== undefined && integersOf(constant) !== undefined) return undefined
+  if (graph.integers(target) !== undefined) return undefined
   const maker = graph.producer(target)
   const shape = maker?.opType === 'Shape' && maker.attribute.length === 0 ? shapes.get(maker.input[0]) : undefined
   return shape === undefined ? shapes.contents.get(target) : { value: shape.dims, other: shape.other }
@@ -179,8 +177,7 @@ export function mergeReshapes(graph: Graph, shapes: ShapeMap): void {
 /** True if a target shape does not depend on the shape before it: it has no 0, which would copy a dimension. */
 function isIndependent(graph: Graph, shapes: ShapeMap, shape: Value): boolean {
   if (graph.producer(shape)?.opType === 'Shape') return true
-  const constant = graph.constant(shape)
   const content = shapes.contents.get(shape)
-  const dims = constant === undefined ? content && [...content.value, ...content.other] : integersOf(constant)
+  const dims = graph.integers(shape) ?? (content && [...content.value, ...content.other])
   return dims !== undefined && !dims.includes(0)
 }

@@ -12,7 +12,7 @@ import { dimsOfInput } from '../inputs/roles.js'
 import { findProduct } from '../match/forms/forms.js'
 import { ownBiasInput } from '../match/parameters.js'
 import type { ShapeMap } from '../shapes/shapes.js'
-import { constantTensor, intAttribute, makeAttribute } from '../view/attributes.js'
+import { constantTensor, intAttribute, setAttribute } from '../view/attributes.js'
 import { Builder, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 
@@ -22,7 +22,7 @@ export function computeInFloat32(graph: Graph): void {
   const isHalf = (tensor: TensorProto | undefined) => tensor?.dataType === DataType.FLOAT16
   for (const node of [...graph.nodes]) {
     if (node.opType === 'Cast' && intAttribute(node, 'to', 0) === DataType.FLOAT16) {
-      node.attribute = [...node.attribute.filter(({ name }) => name !== 'to'), makeAttribute('to', DataType.FLOAT)]
+      setAttribute(node, 'to', DataType.FLOAT)
     } else if (['Constant', 'ConstantOfShape'].includes(node.opType) && isHalf(constantTensor(node))) {
       const output = node.output[0]
       const half = graph.freshName(`${output}/half`)
@@ -32,14 +32,9 @@ export function computeInFloat32(graph: Graph): void {
   }
   for (const [name, tensor] of [...graph.initializers]) {
     if (!isHalf(tensor)) continue
-    const readers = [...graph.consumers(name)]
-    const value = g.cast(name, DataType.FLOAT)
-    for (const reader of readers) {
-      graph.setInputs(
-        reader,
-        reader.input.map((input) => (input === name ? value : input)),
-      )
-    }
+    const cast = g.node('Cast', [name], { to: DataType.FLOAT })
+    graph.replaceUses(name, cast.output[0])
+    graph.setInputs(cast, [name])
   }
   graph.inputs = graph.inputs.map(inFloat32)
   graph.outputs = graph.outputs.map(inFloat32)

@@ -9,19 +9,13 @@ import { externalTensor, isExternal, weightRange } from '../../formats/onnx/tens
 import { dropEmptyCache, takeBranchWithoutCache } from '../inputs/cache.js'
 import { HIDDEN_STATES, OF_DECODER, STATES_MASK } from '../inputs/encoder-decoder.js'
 import { inputFamily } from '../inputs/family.js'
-import { findLinears, logitsName } from '../match/linears.js'
+import { findLinears, logitsName, SCOPES, scopesIn } from '../match/linears.js'
 import type { Model } from '../model-folder.js'
 import { Graph, readGraph } from '../view/graph.js'
 import { raiseOpset } from '../view/opset.js'
 
 /** The encoder's weights are found under their locations in this folder. */
 const ENCODER_FILES = 'encoder/'
-
-/**
- * Key of the metadata of torch.onnx's dynamo exporter: a Python list of the modules around a node, whose last entry is
- * no module.
- */
-const SCOPES = 'pkg.torch.onnx.name_scopes'
 
 /**
  * The model with one graph in the place of its encoder and its decoder. Its inputs are those of the encoder, and those
@@ -72,7 +66,7 @@ function joined(encoder: OnnxModel, decoder: OnnxModel): OnnxModel {
       const moved = inModule(name, within)
       return taken.has(moved) ? `${moved}/of encoder` : moved
     },
-    node: (node) => ({ name: nodeName(node.name, within, nodeNames), metadataProps: scopesIn(node, within) }),
+    node: (node) => ({ name: nodeName(node.name, within, nodeNames), metadataProps: scopesWithin(node, within) }),
   })
   const files = new Map(decoder.files)
   for (const [location, file] of encoder.files) files.set(ENCODER_FILES + location, file)
@@ -108,11 +102,11 @@ function nodeName(name: string, module: string, taken: ReadonlySet<string>): str
   return own !== '' && taken.has(own) ? `${own}_of_encoder` : own
 }
 
-function scopesIn({ metadataProps }: NodeProto, module: string): NodeProto['metadataProps'] {
+function scopesWithin({ metadataProps }: NodeProto, module: string): NodeProto['metadataProps'] {
   if (module === '') return metadataProps
   return metadataProps.map((entry) => {
     if (entry.key !== SCOPES) return entry
-    const names = [...entry.value.matchAll(/'([^']*)'/g)].map((match) => match[1])
+    const names = scopesIn(entry.value)
     const moved = names.map((name, i) => (name === '' || i === names.length - 1 ? name : `${module}.${name}`))
     return copyMessage(entry, { value: `[${moved.map((name) => `'${name}'`).join(', ')}]` })
   })

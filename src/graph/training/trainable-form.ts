@@ -6,23 +6,9 @@ import { TensorProto_DataType as DataType, type GraphProto, type NodeProto } fro
 import { dataTypeName } from '../../formats/onnx/tensors.js'
 import { abilitiesOf } from '../match/forms/forms.js'
 import { findLinears } from '../match/linears.js'
+import { COMPILED, INTEGER_PRODUCTS } from '../match/place-adapter.js'
 import { type Graph, subgraphs } from '../view/graph.js'
 import { listByOperator } from '../view/operators.js'
-
-/** Products of weights that are stored as integers. */
-const INTEGER_PRODUCTS = new Set([
-  'MatMulNBits',
-  'MatMulBnb4',
-  'MatMulInteger',
-  'MatMulIntegerToFloat',
-  'DynamicQuantizeMatMul',
-  'QLinearMatMul',
-  'QGemm',
-  'QMoE',
-])
-
-/** Parts of a graph that an execution provider has compiled: their layers cannot be seen. */
-const COMPILED = 'EPContext'
 
 const FLOAT_EXPORT = "Train on the model's float32 export: the adapter also fits this one"
 /** The hint for graphs in which sessions find no layer to adapt either. */
@@ -40,7 +26,8 @@ export function checkTrainableForm(graph: Graph): void {
   const linears = new Map(findLinears(graph).map((linear) => [linear.node, linear]))
   for (const node of graph.nodes) {
     const operator = node.opType
-    if (INTEGER_PRODUCTS.has(operator) && !linears.has(node)) found.push({ operator, node, hint: FLOAT_EXPORT_ONLY })
+    if (INTEGER_PRODUCTS.includes(operator) && !linears.has(node))
+      found.push({ operator, node, hint: FLOAT_EXPORT_ONLY })
     else if (operator === COMPILED) found.push({ operator, node, hint: NOT_COMPILED })
     else if (subgraphs(node).some(multiplies)) found.push({ operator, node, hint: NOT_NESTED })
   }
@@ -57,6 +44,7 @@ export function checkTrainableForm(graph: Graph): void {
 }
 
 function multiplies(graph: GraphProto): boolean {
-  const isProduct = ({ opType }: NodeProto) => opType === 'MatMul' || opType === 'Gemm' || INTEGER_PRODUCTS.has(opType)
+  const isProduct = ({ opType }: NodeProto) =>
+    opType === 'MatMul' || opType === 'Gemm' || INTEGER_PRODUCTS.includes(opType)
   return graph.node.some((node) => isProduct(node) || subgraphs(node).some(multiplies))
 }

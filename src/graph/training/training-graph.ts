@@ -78,7 +78,7 @@ export async function buildLossGraph(
     graph.outputs = graph.outputs.slice(1)
     graph.prune({ inputs: true })
   }
-  return finish(model, graph, forward, 0, [])
+  return finish(model, graph, forward, 0, new Map())
 }
 
 /**
@@ -105,19 +105,17 @@ export async function buildTrainingGraph(
   return { ...whole, sessionModel: open, parameters: trained, firstPass }
 }
 
-/** A dropout mask, and the length that tells its rows. */
-interface MaskRows {
-  readonly mask: DropoutMask
-  readonly rows: Length | number
-}
+/** The number of rows of each mask, or the length that tells it. */
+type MaskRows = ReadonlyMap<DropoutMask, Length | number>
 
-function rowsOf(masks: readonly DropoutMask[], shapes: ShapeMap, lengths: readonly Length[]): MaskRows[] {
-  return masks.map((mask) => {
+function rowsOf(masks: readonly DropoutMask[], shapes: ShapeMap, lengths: readonly Length[]): MaskRows {
+  const entries = masks.map((mask) => {
     const { dims, other } = shapes.get(mask.of) ?? { dims: [], other: [] }
     const rows = lengthOf(lengths, dims[0], other[0]) ?? (dims[0] === other[0] ? dims[0] : undefined)
     if (rows === undefined) throw new StateError({ where: mask.input, what: 'the number of its rows has no name' })
-    return { mask, rows }
+    return [mask, rows] as const
   })
+  return new Map(entries)
 }
 
 function finish(
@@ -125,12 +123,11 @@ function finish(
   graph: Graph,
   { parameters, predictions }: Forward,
   dropout: number,
-  masks: readonly MaskRows[],
+  rows: MaskRows,
 ): LossGraph {
   graph.prune()
   const proto = graph.toModel()
   const names = new Set(graph.inputs.map(({ name }) => name))
-  const rows = new Map(masks.map((entry) => [entry.mask, entry.rows]))
   return {
     loss: LOSS,
     predictions,
@@ -138,7 +135,7 @@ function finish(
     tensors: parameters,
     sessionModel: () => sessionModel(model, proto),
     feeds(feeds, { normalizer, dropout: draw }) {
-      if (masks.length > 0 && draw === undefined) throw new StateError({ where: 'dropout', what: 'no draw was given' })
+      if (rows.size > 0 && draw === undefined) throw new StateError({ where: 'dropout', what: 'no draw was given' })
       const lengthIn = (mask: DropoutMask) => {
         const length = rows.get(mask) ?? 0
         return typeof length === 'number' ? length : length.of(feeds)

@@ -32,6 +32,11 @@ export function makeAttribute(name: string, value: AttributeValue): AttributePro
   return create(AttributeProtoSchema, { name, type: AttributeType.TENSOR, t: value })
 }
 
+/** Gives a node an attribute in the place of the one of that name. */
+export function setAttribute(node: NodeProto, name: string, value: AttributeValue): void {
+  node.attribute = [...node.attribute.filter((entry) => entry.name !== name), makeAttribute(name, value)]
+}
+
 function isIntList(value: object): value is readonly number[] {
   return Array.isArray(value)
 }
@@ -61,26 +66,15 @@ export function stringAttribute(node: NodeProto, name: string, fallback: string)
 /** A Constant node's content, in whichever attribute it is. */
 export function constantTensor(node: NodeProto): TensorProto | undefined {
   const [entry] = node.attribute
-  switch (entry?.name) {
-    case 'value':
-      return entry.t
-    case 'value_int':
-      return create(TensorProtoSchema, { dataType: DataType.INT64, int64Data: [entry.i] })
-    case 'value_ints':
-      return create(TensorProtoSchema, {
-        dataType: DataType.INT64,
-        dims: [BigInt(entry.ints.length)],
-        int64Data: [...entry.ints],
-      })
-    case 'value_float':
-      return create(TensorProtoSchema, { dataType: DataType.FLOAT, floatData: [entry.f] })
-    case 'value_floats':
-      return create(TensorProtoSchema, {
-        dataType: DataType.FLOAT,
-        dims: [BigInt(entry.floats.length)],
-        floatData: [...entry.floats],
-      })
-    default:
-      return undefined
-  }
+  if (entry?.name === 'value') return entry.t
+  const [, kind, list] = /^value_(int|float)(s?)$/.exec(entry?.name ?? '') ?? []
+  if (kind === undefined) return undefined
+  const [integers, floats] = list === '' ? [[entry.i], [entry.f]] : [[...entry.ints], [...entry.floats]]
+  const dims = list === '' ? [] : [BigInt(Math.max(entry.ints.length, entry.floats.length))]
+  return create(TensorProtoSchema, {
+    dims,
+    ...(kind === 'int'
+      ? { dataType: DataType.INT64, int64Data: integers }
+      : { dataType: DataType.FLOAT, floatData: floats }),
+  })
 }

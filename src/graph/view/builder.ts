@@ -98,6 +98,11 @@ export class Builder {
   expand = (a: Value, shape: Value): Value => this.op('Expand', [a, shape])
   concat = (values: readonly Value[], axis: number): Value => this.op('Concat', values, { axis })
   where = (condition: Value, a: Value, b: Value): Value => this.op('Where', [condition, a, b])
+  /** The length of one axis as a vector of one. */
+  length = (a: Value, axis: number): Value => this.op('Gather', [this.shape(a), this.int([axis])])
+  /** The elements [from, to) along one axis. */
+  slice = (a: Value, from: number, to: number, axis: number): Value =>
+    this.op('Slice', [a, this.int([from]), this.int([to]), this.int([axis])])
   unsqueeze = (a: Value, axes: readonly number[]): Value => this.op('Unsqueeze', [a, this.int(axes)])
   reduceSum = (a: Value, axes: readonly number[], keepdims = 1): Value =>
     this.op('ReduceSum', [a, this.int(axes)], { keepdims })

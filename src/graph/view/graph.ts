@@ -13,6 +13,7 @@ import {
   type ValueInfoProto,
 } from '../../formats/onnx/gen/onnx_pb.js'
 import { copyMessage } from '../../formats/onnx/messages.js'
+import { integersOf } from '../../formats/onnx/tensors.js'
 import { constantTensor } from './attributes.js'
 import { Branches } from './branches.js'
 import { labelOf } from './operators.js'
@@ -100,6 +101,14 @@ export class Graph {
     this.#registerReader(node)
   }
 
+  /** Replaces one of a node's inputs. */
+  setInput(node: NodeProto, index: number, value: string): void {
+    this.setInputs(
+      node,
+      node.input.map((other, i) => (i === index ? value : other)),
+    )
+  }
+
   /** Gives one of a node's outputs another name; readers of the old name keep reading that. */
   setOutput(node: NodeProto, index: number, name: string): void {
     const old = node.output[index]
@@ -157,6 +166,12 @@ export class Graph {
     const node = this.producer(value)
     if (node?.opType === 'Identity') return this.constant(node.input[0])
     return node?.opType === 'Constant' ? constantTensor(node) : undefined
+  }
+
+  /** The integers in a constant that the model file itself holds; undefined for other values. */
+  integers(value = ''): number[] | undefined {
+    const tensor = this.constant(value)
+    return tensor && integersOf(tensor)
   }
 
   /** The values that an If's branches give as one of its outputs, by branch; undefined for other nodes. */

@@ -2,20 +2,15 @@
 // values in the place of the base's. sites.ts of the graph says which part becomes which input.
 
 import { NumericError, UnsupportedError } from '../../base/errors.js'
-import { affineOf, lookupScales, ownBias, readVector } from '../../graph/inject/affine.js'
+import { affineOf, lookupScales, ownBias } from '../../graph/inject/affine.js'
 import type { Site, SiteNeeds, SiteRole } from '../../graph/inject/sites.js'
 import { checkVector, type VectorPlaces } from '../../graph/inject/vectors.js'
 import { findPointwise } from '../../graph/match/forms/pointwise.js'
 import type { Linear } from '../../graph/match/linears.js'
-import { type BiasPlace, type Embedding, findConvolutions, ofModule } from '../../graph/match/parameters.js'
+import { type BiasPlace, type Embedding, findConvolutions, ofModule, shapeError } from '../../graph/match/parameters.js'
 import { placeAdapter } from '../../graph/match/place-adapter.js'
-import {
-  embeddingsOf,
-  type ModelPlaces,
-  placeReplacement,
-  placeTokenRows,
-  shapeError,
-} from '../../graph/match/stored-places.js'
+import { readVector } from '../../graph/match/read-base-tensor.js'
+import { embeddingsOf, type ModelPlaces, placeReplacement, placeTokenRows } from '../../graph/match/stored-places.js'
 import { transpose } from '../../linalg/product.js'
 import type { LoraAdapter } from '../../lora/adapter.js'
 import type { ConvolutionLora } from '../../lora/kinds/convolution.js'

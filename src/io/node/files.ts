@@ -1,7 +1,7 @@
 // Files on disk behind ByteSource, ByteSink and Directory. Reads are positional, so that one source
 // serves many readers; writes go to a temporary name beside the target and get the final one complete or never.
 
-import { constants } from 'node:fs'
+import { constants, type Dirent, type Stats } from 'node:fs'
 import { access, type FileHandle, link, open, readdir, realpath, rename, stat, unlink } from 'node:fs/promises'
 import path from 'node:path'
 import {
@@ -44,32 +44,12 @@ export class NodeDirectory implements Directory {
     this.#options = options
   }
 
-  async list(folder?: string): Promise<string[]> {
-    const target = folder === undefined ? this.name : this.#resolve(folder)
-    try {
-      const entries = await readdir(target, { withFileTypes: true })
-      const names = await Promise.all(entries.map(async (entry) => ((await isFile(target, entry)) ? [entry.name] : [])))
-      return names.flat().sort()
-    } catch (error) {
-      if (codeOf(error) === 'ENOENT') return []
-      throw listError(target, error)
-    }
+  list(folder?: string): Promise<string[]> {
+    return namesIn(folder === undefined ? this.name : this.#resolve(folder), (status) => status.isFile())
   }
 
-  async folders(): Promise<string[]> {
-    try {
-      const entries = await readdir(this.name, { withFileTypes: true })
-      const names = await Promise.all(
-        entries.map(async (entry) => {
-          const isFolder = entry.isDirectory() || (await isDirectory(path.join(this.name, entry.name)))
-          return isFolder ? [entry.name] : []
-        }),
-      )
-      return names.flat().sort()
-    } catch (error) {
-      if (codeOf(error) === 'ENOENT') return []
-      throw listError(this.name, error)
-    }
+  folders(): Promise<string[]> {
+    return namesIn(this.name, (status) => status.isDirectory())
   }
 
   async has(file: string): Promise<boolean> {
@@ -261,36 +241,31 @@ export async function createFile(file: string, { fsync = true }: FileOptions = {
     firstMade = await makeFolders(folder)
     await removeUnfinished(file)
     const temporary = unfinishedName(file)
-    return new FileSink(await open(temporary, 'wx'), { name: file, temporary, firstMade, fsync })
+    return new FileSink(file, await open(temporary, 'wx'), { temporary, firstMade, fsync })
   } catch (error) {
     if (firstMade !== undefined) await removeEmptyFolders(folder, firstMade)
     throw fileError(file, 'cannot be written', error)
   }
 }
 
+/** A file that is being written under another name. */
+interface UnfinishedFile {
+  readonly temporary: string
+  /** The outermost folder that was made for this file. */
+  readonly firstMade: string | undefined
+  readonly fsync: boolean
+}
+
 class FileSink implements ByteSink {
   readonly name: string
   readonly #handle: FileHandle
-  readonly #temporary: string
-  /** The outermost folder that was made for this file. */
-  readonly #firstMade: string | undefined
-  readonly #fsync: boolean
+  readonly #file: UnfinishedFile
   #state: 'open' | 'committed' | 'aborted' = 'open'
 
-  constructor(
-    handle: FileHandle,
-    {
-      name,
-      temporary,
-      firstMade,
-      fsync,
-    }: { name: string; temporary: string; firstMade: string | undefined; fsync: boolean },
-  ) {
-    this.#handle = handle
+  constructor(name: string, handle: FileHandle, file: UnfinishedFile) {
     this.name = name
-    this.#temporary = temporary
-    this.#firstMade = firstMade
-    this.#fsync = fsync
+    this.#handle = handle
+    this.#file = file
   }
 
   async write(bytes: Uint8Array): Promise<void> {
@@ -306,34 +281,43 @@ class FileSink implements ByteSink {
   }
 
   async commit(): Promise<void> {
+    const { temporary, fsync } = this.#file
     try {
       // Without this a crash could leave the final name on a file whose bytes never reached the disk.
-      if (this.#fsync) await this.#handle.sync()
+      if (fsync) await this.#handle.sync()
       await this.#handle.close()
-      await rename(this.#temporary, this.name)
+      await rename(temporary, this.name)
     } catch (error) {
       throw fileError(this.name, 'cannot be written', error)
     }
     this.#state = 'committed'
-    if (this.#fsync) await syncFolder(path.dirname(this.name))
+    if (fsync) await syncFolder(path.dirname(this.name))
   }
 
   async abort(): Promise<void> {
     if (this.#state !== 'open') return
     this.#state = 'aborted'
+    const { temporary, firstMade } = this.#file
     await this.#handle.close().catch(() => {})
-    await unlink(this.#temporary).catch(() => {})
-    if (this.#firstMade !== undefined) await removeEmptyFolders(path.dirname(this.name), this.#firstMade)
+    await unlink(temporary).catch(() => {})
+    if (firstMade !== undefined) await removeEmptyFolders(path.dirname(this.name), firstMade)
   }
 }
 
-async function isFile(folder: string, entry: { name: string; isFile(): boolean; isSymbolicLink(): boolean }) {
-  if (!entry.isSymbolicLink()) return entry.isFile()
-  const target = await stat(path.join(folder, entry.name)).catch(() => undefined)
-  return target?.isFile() ?? false
-}
-
-function listError(where: string, error: unknown): FileError {
-  if (codeOf(error) !== 'ENOTDIR') return fileError(where, 'cannot be listed', error)
-  return new FileError({ where, what: 'no folder but a file, or inside one', hint: 'Name a folder', cause: error })
+/** Names of what a folder holds, sorted; links count as what they lead to. Empty if there is no such folder. */
+async function namesIn(folder: string, isMeant: (status: Dirent | Stats) => boolean): Promise<string[]> {
+  try {
+    const entries = await readdir(folder, { withFileTypes: true })
+    const names = entries.map(async (entry) => {
+      const isLink = entry.isSymbolicLink()
+      const status = isLink ? await stat(path.join(folder, entry.name)).catch(() => undefined) : entry
+      return status !== undefined && isMeant(status) ? [entry.name] : []
+    })
+    return (await Promise.all(names)).flat().sort()
+  } catch (error) {
+    if (codeOf(error) === 'ENOENT') return []
+    if (codeOf(error) !== 'ENOTDIR') throw fileError(folder, 'cannot be listed', error)
+    const what = 'no folder but a file, or inside one'
+    throw new FileError({ where: folder, what, hint: 'Name a folder', cause: error })
+  }
 }

@@ -61,14 +61,6 @@ export function chunkCount({ segments }: Segmented): number {
   return segments.reduce((sum, segment) => sum + new Chunks(segment).count, 0)
 }
 
-/** Indices of the files that are written in part. */
-export function begunFiles({ files, shared: { done } }: ChunkJob): number[] {
-  return [...files.keys()].filter((i) => {
-    const count = Atomics.load(done, i)
-    return count > 0 && count < chunkCount(files[i])
-  })
-}
-
 interface Place {
   file: number
   segment: Segment
@@ -217,7 +209,7 @@ export function stampOf(file: Readable): string {
   return `${size} ${mtimeNs}`
 }
 
-/** Empties a file that is to be removed, so that its bytes need not reach the disk before. */
+/** Empties a file that is to be removed: network file systems would send its bytes to the disk when it is closed. */
 export function discard(fd: number): void {
   try {
     ftruncateSync(fd)

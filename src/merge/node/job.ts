@@ -1,25 +1,24 @@
 // A merge into a path: planned, made in a hidden folder beside it by several threads, and renamed when it is whole. A
 // job may also make a share of the files alone. The files that a killed job has finished are not made again.
 
-import { closeSync, mkdirSync, openSync } from 'node:fs'
+import { closeSync, mkdirSync, openSync, fsync as syncFile } from 'node:fs'
 import { readdir } from 'node:fs/promises'
 import path from 'node:path'
+import { promisify } from 'node:util'
 import { type ByteSource, readAll, readJson, writeFile } from '../../base/bytes.js'
-import { FileError, NumericError } from '../../base/errors.js'
+import { ConfigError, FileError, MismatchError, NumericError } from '../../base/errors.js'
 import { fileError } from '../../io/node/errors.js'
 import { locate, NodeDirectory } from '../../io/node/files.js'
 import { isMountPoint, realOutput, WholeOutput } from '../../io/node/whole-output.js'
 import { tryLink } from '../carry-out.js'
-import { findCompanions } from '../companions.js'
-import { chooseFormat } from '../format.js'
+import { findCompanions, RECORD_FILE } from '../companions.js'
+import { chooseFormat, type MergeBase } from '../format.js'
 import type { MergeJob, MergeRequest } from '../merge.js'
 import { type OpenMerge, openMerge, reportPlan, summaryOf } from '../open.js'
-import { RECORD_FILE } from '../plan/companions.js'
 import { computedWeights, type OutputFile } from '../plan/layout.js'
 import { ChangeSums, type MergePlanReport, type MergeReport } from '../report.js'
-import { checkPathSettings, refuseForFormat } from '../settings.js'
+import { refuseForFormat } from '../settings.js'
 import {
-  begunFiles,
   type ChunkJob,
   changesOf,
   chunkCount,
@@ -30,10 +29,7 @@ import {
   stampOf,
   writeFully,
 } from './chunks.js'
-import { Flusher } from './flush.js'
-import { mountedError, severalFilesError, withHint, withShardHint } from './job-errors.js'
-import { refuseForeignLinks } from './links.js'
-import { checkSpace, filesIn, foreignFiles, type OutputPlace, refuseEnding, refuseOutput } from './place.js'
+import { checkSpace, filesIn, type OutputPlace, refuseEnding, refuseForeignLinks, refuseOutput } from './place.js'
 import { digestOfPlan } from './plan-digest.js'
 import { Crew, threadsOf } from './threads.js'
 
@@ -96,7 +92,6 @@ class PathJob {
    * @param runs the merge is to follow: its threads start meanwhile
    */
   static async open(request: PathRequest, runs: boolean): Promise<PathJob> {
-    checkPathSettings(request)
     const { base, out, threads, share } = request
     const chosen = await chooseFormat(base, out, request)
     refuseForFormat(request, chosen.format)
@@ -212,10 +207,8 @@ class PathJob {
   /** Throws FileError when the output is what is being read, or must not be replaced. */
   async #refusePlaces(): Promise<void> {
     const { format, tensors } = this.#opened
-    const own = format === 'onnx' ? undefined : tensors
-    await refuseOutput(this.#place, this.#inputs, this.#request.overwrite ?? false, () =>
-      foreignFiles(this.#place, own),
-    )
+    const { overwrite = false } = this.#request
+    await refuseOutput(this.#place, this.#inputs, overwrite, format === 'onnx' ? undefined : tensors)
   }
 
   /**
@@ -229,11 +222,10 @@ class PathJob {
     if (crew === undefined || missing.length === 0) return
     const { signal, onProgress } = this.#request
     const closers: (() => void)[] = []
-    const flusher = this.#isDurable ? new Flusher() : undefined
     /** Descriptors of the files that are not finished. */
     const open = new Map<number, number>()
     try {
-      const sources = await openSources(opened.sources, closers)
+      const sources = openSources(opened.sources, closers)
       const stamps = sources.map(stampOf)
       const refuseChanges = () => {
         const changed = sources.find((file, i) => stampOf(file) !== stamps[i])
@@ -253,7 +245,7 @@ class PathJob {
         return created
       })
       const onFile = async (i: number) => {
-        await flusher?.finish(outputs[i])
+        if (this.#isDurable) await sync(outputs[i])
         refuseChanges()
         closeSync(outputs[i].fd)
         open.delete(i)
@@ -271,11 +263,11 @@ class PathJob {
       const segmented = files.map(({ segments }) => ({ segments }))
       const shared = createShared(segmented, crew.threads)
       const { isReproducible } = opened
-      const readable = await shareSources(opened.sources, sources)
+      for (const [i, one] of sources.entries()) if ('bytes' in one) one.bytes.set(await readAll(opened.sources[i]))
       const job: ChunkJob = {
         files: segmented,
         outputs,
-        sources: readable,
+        sources,
         threads: crew.threads,
         isReproducible,
         shared,
@@ -283,7 +275,6 @@ class PathJob {
       await crew.run(job, {
         signal,
         onProgress: (bytes) => {
-          for (const file of begunFiles(job)) flusher?.send(outputs[file])
           onProgress?.({ writtenBytes: keptBytes + bytes, totalBytes, keptBytes })
         },
         onFile,
@@ -293,7 +284,6 @@ class PathJob {
       for (const fd of open.values()) discard(fd)
       throw error
     } finally {
-      await flusher?.end()
       for (const fd of open.values()) closeSync(fd)
       for (const close of closers) close()
     }
@@ -361,35 +351,33 @@ async function unfinishedFiles(
   return result
 }
 
-/** @param closers gets what closes the files that are opened, also of those before an error */
-async function openSources(sources: readonly ByteSource[], closers: (() => void)[]): Promise<Readable[]> {
-  return sources.map((source): Readable => {
-    if (source.realPath === undefined) return { name: source.name, bytes: new Uint8Array() }
-    const fd = openForReading(source.realPath)
+/**
+ * The sources as threads read them: those without a file get shared memory, which is to be filled.
+ *
+ * @param closers gets what closes the files that are opened, also of those before an error
+ */
+function openSources(sources: readonly ByteSource[], closers: (() => void)[]): Readable[] {
+  return sources.map(({ name, realPath, byteLength }): Readable => {
+    if (realPath === undefined) return { name, bytes: new Uint8Array(new SharedArrayBuffer(byteLength)) }
+    const fd = openForReading(realPath)
     closers.push(() => closeSync(fd))
-    return { name: source.realPath, fd }
+    return { name: realPath, fd }
   })
-}
-
-/** The sources as threads read them: those without a file in memory that is shared. */
-async function shareSources(sources: readonly ByteSource[], opened: readonly Readable[]): Promise<Readable[]> {
-  const result: Readable[] = []
-  for (const [i, source] of sources.entries()) {
-    if ('fd' in opened[i]) {
-      result.push(opened[i])
-      continue
-    }
-    const bytes = new Uint8Array(new SharedArrayBuffer(source.byteLength))
-    bytes.set(await readAll(source))
-    result.push({ name: source.name, bytes })
-  }
-  return result
 }
 
 function createFile(name: string): { name: string; fd: number } {
   try {
     mkdirSync(path.dirname(name), { recursive: true })
     return { name, fd: openSync(name, 'wx') }
+  } catch (error) {
+    throw fileError(name, 'cannot be written', error)
+  }
+}
+
+/** Waits until a file is on the disk. */
+async function sync({ name, fd }: { name: string; fd: number }): Promise<void> {
+  try {
+    await promisify(syncFile)(fd)
   } catch (error) {
     throw fileError(name, 'cannot be written', error)
   }
@@ -406,4 +394,51 @@ async function hasFiles(folder: string | undefined): Promise<boolean> {
 
 function sizeOf(files: readonly { readonly byteLength: number }[]): number {
   return files.reduce((sum, { byteLength }) => sum + byteLength, 0)
+}
+
+function mountedError(out: string): FileError {
+  return new FileError({
+    where: out,
+    what: 'a file system is mounted here, so the finished output cannot get this name',
+    hint: `Choose a folder in it, such as ${path.join(out, 'merged')}`,
+  })
+}
+
+function severalFilesError(out: string, files: number): ConfigError {
+  if (files <= 1)
+    return new ConfigError({
+      where: out,
+      what: 'one file has no shares',
+      hint: 'Choose a folder, or leave out `share`',
+    })
+  return new ConfigError({
+    where: out,
+    what: `the output has ${files} files, so it needs a folder`,
+    hint: 'Choose a folder, or a larger `maxShardBytes`',
+  })
+}
+
+/** The error; where a base is one file of several, with what to do about that. */
+function withShardHint(error: unknown, { file = '' }: MergeBase): unknown {
+  const isMissing = error instanceof MismatchError && error.where === 'adapter'
+  if (!isMissing || !/-\d{5}-of-\d{5}\.safetensors$/.test(file)) return error
+  const { where, what, expected } = error
+  const hint = 'The base is one of several files: give their folder'
+  return new MismatchError({ where, what, expected, hint, cause: error })
+}
+
+/** The error, with what can be done about a full disk or is left to go on with. */
+function withHint(error: unknown, isLeft: boolean): unknown {
+  if (!(error instanceof FileError)) return error
+  const { where, what, expected, got, hint, cause } = error
+  const code = (cause as NodeJS.ErrnoException | undefined)?.code ?? ''
+  const kept = isLeft ? 'The finished files are kept: give the same command again to go on' : undefined
+  const room = isLeft
+    ? 'The finished files are kept: make room, then give the same command again'
+    : 'Make room, or choose another disk'
+  const isFull = ['ENOSPC', 'EDQUOT'].includes(code)
+  const isLimited = ['EMFILE', 'ENFILE'].includes(code)
+  const files = 'Raise the limit of open files (ulimit -n), or take fewer threads'
+  const advice = isFull ? room : isLimited ? files : (hint ?? kept)
+  return new FileError({ where, what, expected, got, hint: advice, cause })
 }

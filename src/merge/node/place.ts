@@ -1,4 +1,5 @@
-// Checks the place of a merge's output, before anything is written and again before the output gets its name.
+// Checks the places of a merge: of its output, before anything is written and again before the output gets its name, and
+// of links in the base's folder.
 
 import { statfsSync } from 'node:fs'
 import { readdir, realpath, stat } from 'node:fs/promises'
@@ -9,7 +10,7 @@ import { formatShape } from '../../base/tensor.js'
 import { openCheckpoint } from '../../formats/checkpoint.js'
 import { fileError } from '../../io/node/errors.js'
 import { locate, NodeDirectory } from '../../io/node/files.js'
-import { RECORD_FILE } from '../plan/companions.js'
+import { isCompanion, isCompanionFolder, RECORD_FILE } from '../companions.js'
 import type { MergeFormat } from '../report.js'
 
 /** Place of a merge's result. */
@@ -58,14 +59,16 @@ export function checkSpace(folder: string, bytes: number): void {
  * Refuses to write where the inputs are, or over something that is not a merge's output.
  *
  * @param inputs files and folders that are read
- * @param foreignFiles finds files at `out` that no merge wrote
+ * @param tensors of the new output, by which a file that a merge wrote is known; undefined for an .onnx file, which
+ *   never tells
  */
 export async function refuseOutput(
-  { out, isFile }: OutputPlace,
+  place: OutputPlace,
   inputs: readonly string[],
   overwrite: boolean,
-  foreignFiles: () => Promise<readonly string[]>,
+  tensors: ReadonlyMap<string, readonly number[]> | undefined,
 ): Promise<void> {
+  const { out, isFile } = place
   const status = await stat(out).catch(() => undefined)
   for (const input of inputs) {
     const other = await stat(input).catch(() => undefined)
@@ -89,7 +92,7 @@ export async function refuseOutput(
       throw new FileError({ where: out, what: `it holds ${inside}, which is being read`, hint: 'Choose another place' })
     }
   }
-  const foreign = await foreignFiles()
+  const foreign = await foreignFiles(place, tensors)
   if (foreign.length === 0 && overwrite) return
   const there = isFile ? 'exists already' : 'exists already and is not empty'
   throw new FileError({
@@ -105,10 +108,8 @@ export async function refuseOutput(
 /**
  * Files that no merge wrote. The record of a merge names the files of its folder. A single file is taken for a merge's
  * if it has the names and shapes of the new one.
- *
- * @param tensors of the new output; undefined for an .onnx file, which never tells
  */
-export async function foreignFiles(
+async function foreignFiles(
   { out, isFile }: OutputPlace,
   tensors: ReadonlyMap<string, readonly number[]> | undefined,
 ): Promise<string[]> {
@@ -142,4 +143,66 @@ async function looksMerged(out: string, tensors: ReadonlyMap<string, readonly nu
     if (error instanceof LowrankError) return false
     throw error
   }
+}
+
+/**
+ * Refuses links in a base's folder that lead out of it: what they lead to is copied into what people upload. In the Hub's
+ * cache all files are links to blobs beside the folder; those are the repository's own.
+ *
+ * @param folder of the base
+ * @param copied names of the files that go along
+ * @throws FileError for a link among them that leads nowhere or out of the folder
+ */
+export async function refuseForeignLinks(folder: string, copied: readonly string[]): Promise<void> {
+  const real = await realpath(folder)
+  const names = new Set([...(await linksIn(real)), ...copied])
+  for (const name of names) {
+    const file = path.join(real, name)
+    const target = await realpath(file).catch(() => undefined)
+    if (target === undefined) throw brokenLinkError(path.join(folder, name))
+    if (!isInside(target, real) && !isInside(target, blobsOf(real)))
+      throw foreignLinkError(path.join(folder, name), target)
+  }
+}
+
+/** Links that would go along if they led to files. */
+async function linksIn(real: string): Promise<string[]> {
+  try {
+    const entries = await readdir(real, { withFileTypes: true })
+    const links = entries.filter((entry) => entry.isSymbolicLink()).map(({ name }) => name)
+    return links.filter((name) => isCompanion(name) || isCompanionFolder(name))
+  } catch (error) {
+    throw fileError(real, 'cannot be listed', error)
+  }
+}
+
+/** The folder that a snapshot of the Hub's cache links to; undefined for other folders. */
+function blobsOf(real: string): string | undefined {
+  const parts = real.split(path.sep)
+  const at = parts.lastIndexOf('snapshots')
+  return at > 0 && at < parts.length - 1 ? [...parts.slice(0, at), 'blobs'].join(path.sep) : undefined
+}
+
+function isInside(target: string, folder: string | undefined): boolean {
+  if (folder === undefined) return false
+  const relative = path.relative(folder, target)
+  return !relative.startsWith('..') && !path.isAbsolute(relative)
+}
+
+function foreignLinkError(where: string, target: string): FileError {
+  return new FileError({
+    where,
+    what: 'a link that leads out of the folder of the base',
+    got: target,
+    hint: 'Put the file itself there, or merge the weights alone: `weightsOnly: true`',
+  })
+}
+
+function brokenLinkError(where: string): FileError {
+  return new FileError({
+    where,
+    what: 'this link points to a place that does not exist',
+    expected: 'a file that goes along with the weights',
+    hint: 'Download it again, or remove the link',
+  })
 }

@@ -14,6 +14,7 @@ import {
   findEmbeddings,
   ofModule,
   type Place,
+  shapeError,
 } from '../../graph/match/parameters.js'
 import { placeAdapter } from '../../graph/match/place-adapter.js'
 import {
@@ -22,7 +23,6 @@ import {
   placeReplacement,
   placeTokenRows,
   refuse,
-  shapeError,
 } from '../../graph/match/stored-places.js'
 import { floatAttribute } from '../../graph/view/attributes.js'
 import type { Graph } from '../../graph/view/graph.js'

@@ -14,11 +14,9 @@ import { LoraAdapter } from '../../lora/adapter.js'
 import { GRAPH_PARTS, requireHandled } from '../../lora/requirements.js'
 import type { OpenAdapter } from '../../peft/open.js'
 import type { OpenPart } from '../../peft/tensors.js'
-import { type FitReport, fitReport, missingPart, type PartFit } from '../fit.js'
-import { Chunks, type OutputTensor, segmentsOf } from '../plan/layout.js'
-import { ChunkMerger, mergeChunk } from '../weight.js'
+import { type FitReport, fitReport, normOf, type PartFit, partFit } from '../fit.js'
 import { findHead } from './head.js'
-import { type OnnxMergePlan, planOnnxMerge } from './plan.js'
+import { planOnnxMerge } from './plan.js'
 
 /** Options of a look at a fit. */
 interface FitOnnxOptions {
@@ -42,40 +40,40 @@ export async function fitOnnx(
     if (!(error instanceof LowrankError)) throw error
     problems.push(error.message)
   })
-  const norms = new Map<string, number>()
-  for (const part of adapter.parts()) {
+  const fitOf = async (part: OpenPart): Promise<PartFit> => {
     const { name } = part
-    if (!mayHold(roleOf(path), name)) {
-      parts.push(missingPart(name, `${name}: it belongs to another graph than ${path}`))
-      continue
-    }
     if (part.kind === 'replacement' && head?.isReplaced === false && head.placed.tensors.has(name)) {
-      const { dtype, shape } = part.tensors.weight
-      parts.push({ name, tensor: name, shape, dtype, problem: null, relativeChange: null })
+      return partFit(name, { ...part.tensors.weight, name })
+    }
+    requireHandled({ config: adapter.config, parts: () => [part] }, GRAPH_PARTS, 'merging into ONNX models')
+    // A part of a head alone is no head.
+    const about = head?.placed.tensors.has(name) ? {} : { config }
+    const sources: ByteSource[] = [...model.files.values()]
+    const stub = [{ adapter: stubOf(part, adapter), weight: 1 }]
+    const { targets, branches } = await planOnnxMerge(model, stub, about, sources)
+    const [target] = targets.values()
+    if (target === undefined) {
+      // A layer whose weight is integers gets a branch beside it.
+      const { weight, k, d, form } = branches[0].linear
+      return partFit(name, { name: weight, shape: [d, k], dtype: form.name })
+    }
+    const fit = partFit(name, target.base)
+    const normDelta = 'config' in part ? normDeltas?.get(name) : undefined
+    if (normDelta === undefined) return fit
+    const norm = await normOf(sources[target.source], target.base, target.layers[0])
+    return { ...fit, relativeChange: norm > 0 ? normDelta / norm : null }
+  }
+  for (const part of adapter.parts()) {
+    const name = part.kind === 'token-rows' ? part.module : part.name
+    if (!mayHold(roleOf(path), part.name)) {
+      parts.push(partFit(part.name, undefined, `${part.name}: it belongs to another graph than ${path}`))
       continue
     }
-    const place = async () => {
-      requireHandled({ config: adapter.config, parts: () => [part] }, GRAPH_PARTS, 'merging into ONNX models')
-      // A part of a head alone is no head.
-      const about = head?.placed.tensors.has(name) ? {} : { config }
-      const sources: ByteSource[] = [...model.files.values()]
-      const stub = [{ adapter: stubOf(part, adapter), weight: 1 }]
-      const { targets, branches } = await planOnnxMerge(model, stub, about, sources)
-      if (targets.size === 0) return branchFit(name, branches[0])
-      const [target] = targets.values()
-      const { name: tensor, shape, dtype } = target.base
-      const normDelta = 'config' in part ? normDeltas?.get(name) : undefined
-      let relativeChange: number | null = null
-      if (normDelta !== undefined) {
-        const [{ region, isInputMajor }] = target.layers
-        const key = JSON.stringify([tensor, region, isInputMajor])
-        if (!norms.has(key)) norms.set(key, await baseNorm(target, sources))
-        const base = norms.get(key)!
-        relativeChange = base > 0 ? normDelta / base : null
-      }
-      return { name, tensor, shape, dtype, problem: null, relativeChange }
-    }
-    parts.push(await placed(part.kind === 'token-rows' ? part.module : name, place))
+    const fit = await fitOf(part).catch((error: unknown) => {
+      if (!(error instanceof LowrankError)) throw error
+      return partFit(name, undefined, error.message)
+    })
+    parts.push(fit)
   }
   return fitReport({
     base: model.name,
@@ -91,12 +89,6 @@ export async function fitOnnx(
   })
 }
 
-/** A layer whose weight is integers gets a branch beside it. */
-function branchFit(name: string, { linear }: OnnxMergePlan['branches'][number]): PartFit {
-  const { weight, k, d, form } = linear
-  return { name, tensor: weight, shape: [d, k], dtype: form.name, problem: null, relativeChange: null }
-}
-
 /** How an adapter fits a model of several graphs: each of its parts needs a place in one of them. */
 export function joinFits(base: string, fits: readonly FitReport[]): FitReport {
   if (fits.length === 1) return fits[0]
@@ -109,15 +101,6 @@ export function joinFits(base: string, fits: readonly FitReport[]): FitReport {
   })
   const vocabulary = fits.map((fit) => fit.vocabulary).find((rows) => rows !== null) ?? null
   return fitReport({ ...first, base, parts, vocabulary })
-}
-
-async function placed(name: string, place: () => Promise<PartFit>): Promise<PartFit> {
-  try {
-    return await place()
-  } catch (error) {
-    if (!(error instanceof LowrankError)) throw error
-    return missingPart(name, error.message)
-  }
 }
 
 /** Finds the place of the adapter's head. Throws MismatchError when it does not fit. */
@@ -149,22 +132,6 @@ function stubOf(part: OpenPart, { config }: OpenAdapter): LoraAdapter {
   else if (part.kind === 'embedding') stub.addEmbedding(name, matrix(weightA), matrix(weightB), vectors)
   else stub.addFactors(name, matrix(weightA), matrix(weightB), vectors)
   return stub
-}
-
-/** Frobenius norm of the layer's part of its weight. */
-async function baseNorm(target: OutputTensor, sources: readonly ByteSource[]): Promise<number> {
-  const layers = target.layers.map((layer) => ({ ...layer, scales: undefined }))
-  const merger = new ChunkMerger(false)
-  let sum = 0
-  for (const segment of segmentsOf({ ...target, layers }, 0)) {
-    if (segment.weight === undefined) continue
-    const chunks = new Chunks(segment)
-    for (let i = 0; i < chunks.count; i++) {
-      const { changes } = await mergeChunk(merger, chunks.at(i), sources)
-      for (const { baseSquares } of changes) sum += baseSquares
-    }
-  }
-  return Math.sqrt(sum)
 }
 
 /** The number of outputs of the output embedding, as far as the graph tells. */

@@ -13,15 +13,14 @@ import { Graph } from '../../graph/view/graph.js'
 import { LoraAdapter } from '../../lora/adapter.js'
 import { loadAdapter } from '../../peft/adapter-folder.js'
 import { requireMatched } from '../../peft/unmatched.js'
-import { adapterTexts } from '../adapter-texts.js'
-import { findCompanions, type OtherFile, textFile } from '../companions.js'
+import type { OtherFile } from '../companions.js'
+import { otherFiles } from '../other-files.js'
 import type { PartInput, PlanPart } from '../parts.js'
-import { CONFIG_FILE, type Config, editConfig, headWarning, loadConfig } from '../plan/config-edit.js'
+import { type Config, editConfig, editForHub, headWarning, loadConfig } from '../plan/config-edit.js'
 import { coalesce, type Literal, type OutputFile, type Segment, segmentsOf } from '../plan/layout.js'
 import type { LayerChange } from '../report.js'
 import { collectEdits } from './edits.js'
 import { findMergedHead } from './head.js'
-import { editForHub } from './hub-config.js'
 import { type OnnxMergePlan, planOnnxMerge } from './plan.js'
 
 /** An adapter in memory, and how much of it is merged. */
@@ -41,18 +40,13 @@ interface BaseGraph {
  * of them.
  */
 export async function openOnnxPart(input: PartInput, models?: readonly OnnxModel[]): Promise<PlanPart> {
-  const { base, chosen, closers } = input
+  const { base, chosen, sign, sources, outFile, modules, quantized, externalData = 'copy', weightsOnly = false } = input
   const graphs: BaseGraph[] = []
   for (const [i, path] of chosen.graphs.entries()) {
     const model = models?.[i] ?? (await loadOnnx(base.directory, path))
-    if (models === undefined) closers.push(() => model.close())
+    if (models === undefined) input.closers.push(() => model.close())
     graphs.push({ model, path })
   }
-  return planGraphs(graphs, input)
-}
-
-async function planGraphs(graphs: readonly BaseGraph[], input: PartInput): Promise<PlanPart> {
-  const { base, chosen, sign, sources, outFile, modules, quantized, externalData = 'copy', weightsOnly = false } = input
   const loaded = await loadAdapters(input)
   const config = await loadConfig(base.directory)
   const { shares, warnings } = await spreadAll(graphs, loaded, input, config)
@@ -82,23 +76,11 @@ async function planGraphs(graphs: readonly BaseGraph[], input: PartInput): Promi
   const others: OtherFile[] = []
   const leftOut: string[] = []
   if (hasCompanions) {
-    const texts =
-      sign === -1
-        ? { files: [], warnings: [] }
-        : await adapterTexts(
-            base.directory,
-            input.adapters.map(({ adapter }) => adapter),
-          )
-    warnings.push(...texts.warnings)
     const read = graphs.flatMap(({ model }) => [...model.files.keys()])
     const own = new Set([...files.map(({ path }) => path), ...read].map((name) => name.replace(/\/.*/, '/')))
-    const where = `${base.directory.name}/${CONFIG_FILE}`
-    const edited = head && config && editConfig(config.bytes, { untied: [], dtype: undefined, head }, where)
-    const text = config && editForHub(edited ?? new TextDecoder().decode(config.bytes), written, where)
-    const companions = await findCompanions(base.directory, own, [
-      ...texts.files,
-      ...(text === undefined ? [] : [textFile(CONFIG_FILE, text)]),
-    ])
+    const edited = head && config && editConfig(config, { untied: [], dtype: undefined, head })
+    const companions = await otherFiles(input, own, config && editForHub(config, edited ?? config.text, written))
+    warnings.push(...companions.warnings)
     others.push(...companions.files)
     leftOut.push(...companions.leftOut)
   }

@@ -8,8 +8,9 @@ import { copyMessage } from '../../formats/onnx/messages.js'
 import type { OnnxModel } from '../../formats/onnx/model.js'
 import { hasCacheBranches, takeBranchWithoutCache } from '../../graph/inputs/cache.js'
 import { findLinears, type ModuleMap } from '../../graph/match/linears.js'
-import { HANDS_ON, storedValue } from '../../graph/match/parameters.js'
+import { storedValue } from '../../graph/match/parameters.js'
 import { Graph, implicitInputs } from '../../graph/view/graph.js'
+import { HANDS_ON } from '../../graph/view/source.js'
 import type { LoraAdapter } from '../../lora/adapter.js'
 import type { LayerMagnitude } from '../plan/adapters.js'
 import type { HeadEdit } from '../plan/config-edit.js'
@@ -156,7 +157,7 @@ function hasOtherReaders(
   if (inSubgraphs.has(value) || graph.outputs.some(({ name }) => name === value)) return true
   return graph.consumers(value).some((reader) => {
     if (nodes.has(reader)) return false
-    return !HANDS_ON.has(reader.opType) || hasOtherReaders(graph, reader.output[0], nodes, inSubgraphs)
+    return !HANDS_ON.includes(reader.opType) || hasOtherReaders(graph, reader.output[0], nodes, inSubgraphs)
   })
 }
 

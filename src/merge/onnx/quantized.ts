@@ -2,11 +2,10 @@
 // beside them, as constants of the graph; unmerging takes exactly these out again.
 
 import { MismatchError, UnsupportedError } from '../../base/errors.js'
-import type { Matrix } from '../../base/tensor.js'
 import type { TensorProto } from '../../formats/onnx/gen/onnx_pb.js'
 import type { OnnxModel } from '../../formats/onnx/model.js'
 import { addBranches, type BranchValues, branchTensors, FACTOR_TYPES } from '../../graph/inject/add-branches.js'
-import { affineOf } from '../../graph/inject/affine.js'
+import { affineOf, weightBlocks } from '../../graph/inject/affine.js'
 import type { Linear } from '../../graph/match/linears.js'
 import { findBranches, type MergedBranch, removeBranch } from '../../graph/match/merged-branches.js'
 import type { Graph } from '../../graph/view/graph.js'
@@ -14,9 +13,6 @@ import { normOfProduct, transpose } from '../../linalg/product.js'
 import { StoredDelta } from '../../lora/delta.js'
 import type { LoraLayer } from '../../lora/layer.js'
 import type { LayerChange } from '../report.js'
-
-/** Weights pass in blocks of at most so many elements: 4 MiB in f32. */
-const BLOCK_ELEMENTS = 1 << 20
 
 /**
  * The treatment of quantized weights: `branches` leaves them and adds the factors beside them; `requantize` quantizes W
@@ -178,24 +174,17 @@ function refuseDoraSums(layers: readonly QuantizedLayer[], present: readonly Mer
 export async function branchChange(model: OnnxModel, graph: Graph, one: QuantizedLayer): Promise<LayerChange> {
   const { name, layer, linear, weight } = one
   if (linear.problem !== undefined) return { name, relativeChange: Number.NaN }
-  const { transposed, k, d, fused, form } = linear
-  const read = await form.openLines(model, graph, linear)
-  const [start, width] = [fused?.start ?? 0, fused?.width ?? d]
-  const columns = transposed ? k : width
-  const lines = Math.max(1, Math.floor(BLOCK_ELEMENTS / columns))
-  const [first, end] = transposed ? [start, start + d] : [0, k]
+  const { transposed, k, d } = linear
   const scale = layer.magnitude === undefined ? undefined : (await affineOf(model, graph, linear, layer))?.scale
   const delta = new StoredDelta(layer, weight * layer.scaling, !transposed, new Float32Array())
   let [base, change] = [0, 0]
-  for (let line = first; line < end; line += lines) {
-    const count = Math.min(lines, end - line)
-    const values = ownColumns(await read(line, count), columns, transposed ? 0 : start, transposed ? k : d)
+  for await (const { block, row } of weightBlocks(model, graph, linear)) {
+    const values = block.data
     for (const value of values) base += value * value
     if (scale === undefined) continue
-    const block: Matrix = { data: values.slice(), shape: [count, transposed ? k : d] }
-    const sum = delta.addTo(block, line - first).data
+    const sum = delta.addTo({ data: values.slice(), shape: block.shape }, row).data
     for (let i = 0; i < values.length; i++) {
-      const output = transposed ? line - start + Math.floor(i / k) : i % d
+      const output = transposed ? row + Math.floor(i / k) : i % d
       change += (scale[output] * sum[i] - values[i]) ** 2
     }
   }
@@ -204,9 +193,4 @@ export async function branchChange(model: OnnxModel, graph: Graph, one: Quantize
       ? Math.abs(weight * layer.scaling) * normOfProduct(layer.weightB, layer.weightA)
       : Math.sqrt(change)
   return { name, relativeChange: norm === 0 ? 0 : norm / Math.sqrt(base) }
-}
-
-function ownColumns(values: Float32Array, columns: number, start: number, count: number): Float32Array {
-  if (count === columns) return values
-  return values.filter((_, i) => i % columns >= start && i % columns < start + count)
 }

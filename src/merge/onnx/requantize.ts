@@ -2,7 +2,7 @@
 // node. What that adds to the error of the weight is measured.
 
 import { concatBytes } from '../../base/bytes.js'
-import { encodeFloats, f16ToF32, f32ToF16 } from '../../base/dtype.js'
+import { decodeFloats, encodeFloats } from '../../base/dtype.js'
 import { NumericError, UnsupportedError } from '../../base/errors.js'
 import { isAllFinite, type Matrix } from '../../base/tensor.js'
 import type { NodeProto, TensorProto } from '../../formats/onnx/gen/onnx_pb.js'
@@ -126,7 +126,7 @@ async function newWeight(
   const { node, k } = layers[0].linear
   const layout = blockLayout(node)
   const hasZeroPoints = (node.input[ZERO_POINTS] ?? '') !== ''
-  const roundScale = dtype === 'fp32' ? Math.fround : dtype === 'fp16' ? roundF16 : roundBf16
+  const roundScale = (scale: number) => decodeFloats(encodeFloats(Float32Array.of(scale), dtype), dtype)[0]
   const parts = []
   for (const { name, layer, linear, weight } of layers) {
     parts.push({
@@ -161,9 +161,8 @@ async function newWeight(
         hint: 'Check the adapter: its values are too large, or the base weight is damaged',
       })
     }
-    const piece = quantizeRows(values, layout, hasZeroPoints, roundScale)
+    const { stored, ...piece } = quantizeRows(values, layout, hasZeroPoints, roundScale)
     pieces.push(piece)
-    const stored = dequantized(piece, layout)
     for (const { start, d, sums } of parts) {
       const [from, to] = [Math.max(first, start), Math.min(first + count, start + d)]
       for (let i = (from - first) * k; i < (to - first) * k; i++) {
@@ -183,26 +182,6 @@ async function newWeight(
   }
 }
 
-/** The floats that quantized rows stand for, (rows, k). */
-function dequantized(
-  { packed, scales, zeroPoints }: QuantizedRows,
-  layout: ReturnType<typeof blockLayout>,
-): Float32Array {
-  const { bits, blockSize, blocks, k } = layout
-  const rows = scales.length / blocks
-  const zeroBytes = Math.ceil((blocks * bits) / 8)
-  const at = (bytes: Uint8Array, i: number) => (bits === 8 ? bytes[i] : (bytes[i >> 1] >> (4 * (i % 2))) & 15)
-  const result = new Float32Array(rows * k)
-  for (let row = 0; row < rows; row++) {
-    for (let j = 0; j < k; j++) {
-      const block = Math.floor(j / blockSize)
-      const zero = zeroPoints === undefined ? 1 << (bits - 1) : at(zeroPoints.subarray(row * zeroBytes), block)
-      result[row * k + j] = scales[row * blocks + block] * (at(packed, row * blocks * blockSize + j) - zero)
-    }
-  }
-  return result
-}
-
 function joined(pieces: readonly QuantizedRows[]): QuantizedRows {
   if (pieces.length === 1) return pieces[0]
   const scales = new Float32Array(pieces.reduce((sum, piece) => sum + piece.scales.length, 0))
@@ -217,14 +196,4 @@ function joined(pieces: readonly QuantizedRows[]): QuantizedRows {
     scales,
     zeroPoints: zeroPoints.length === 0 ? undefined : concatBytes(zeroPoints),
   }
-}
-
-function roundF16(value: number): number {
-  return f16ToF32(f32ToF16(Float32Array.of(value)))[0]
-}
-
-function roundBf16(value: number): number {
-  const bits = new Uint32Array(Float32Array.of(value).buffer)
-  bits[0] = (bits[0] + 0x7fff + ((bits[0] >>> 16) & 1)) & 0xffff0000
-  return new Float32Array(bits.buffer)[0]
 }

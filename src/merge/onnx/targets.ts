@@ -51,7 +51,7 @@ export function targetOf(
   const shape = dimsOf(stored)
   const info = { name: stored.name, dtype, shape, offset, byteLength: byteLengthOf(stored.dataType, shape)! }
   const layers = parts.map((part) => layerOf(part, shape, isInputMajor, context))
-  const target = { name, dtype, base: info, source, layers, isReplaced: false, rows: [] }
+  const target = { name, dtype, base: info, source, layers, isReplaced: false, rows: [], refusesInfinite: true }
   return values === undefined ? target : { ...target, ...replacedBy(values, target, context) }
 }
 

@@ -2,9 +2,9 @@
 // comes, so that memory does not grow with the adapter.
 
 import { type ByteSource, MemorySource } from '../../base/bytes.js'
-import { decodeWeights, encodeWeights, isWeightDtype, type WeightDtype } from '../../base/dtype.js'
+import { encodeWeights, isFiniteStored, isWeightDtype, type WeightDtype } from '../../base/dtype.js'
 import { MismatchError, UnsupportedError } from '../../base/errors.js'
-import { elementCount, type FloatArray, isAllFinite, type Shaped, type Tensor } from '../../base/tensor.js'
+import { elementCount, type FloatArray, type Shaped, type Tensor } from '../../base/tensor.js'
 import type { TensorInfo } from '../../formats/safetensors.js'
 import { scalingOf } from '../../lora/config.js'
 import { notFinite } from '../../lora/factors.js'
@@ -119,6 +119,9 @@ export interface OpenAdapters {
   close(): Promise<void>
 }
 
+/** What a merge changes. */
+export type MergeParts = Pick<OpenAdapters, 'layers' | 'replacements'>
+
 /**
  * Opens all adapters of a merge. Layers come in the adapters' order.
  *
@@ -166,11 +169,10 @@ export async function openAdapters(
 export async function requireFiniteReplacements({ replacements, sources }: OpenAdapters): Promise<void> {
   for (const { source: index, info } of replacements) {
     const { name, dtype, offset, byteLength } = info
-    if (!isWeightDtype(dtype)) continue
     const source = sources[index]
     for (let at = 0; at < byteLength; at += READ_BYTES) {
       const bytes = await source.read(offset + at, Math.min(READ_BYTES, byteLength - at))
-      if (isAllFinite(decodeWeights(bytes, dtype))) continue
+      if (isFiniteStored(bytes, dtype)) continue
       throw notFinite(source.name === name ? name : `${source.name}: ${name}`)
     }
   }

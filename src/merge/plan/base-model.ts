@@ -4,7 +4,7 @@ import type { ByteSource } from '../../base/bytes.js'
 import { type Checkpoint, shardSource } from '../../formats/checkpoint.js'
 import type { TensorInfo } from '../../formats/safetensors.js'
 import type { Meaning } from '../../peft/labels.js'
-import type { BaseReplacement, LayerFactors } from './adapters.js'
+import type { BaseReplacement, OpenAdapters } from './adapters.js'
 import { namesIn } from './find-weights.js'
 import type { CheckpointNames } from './names/choose.js'
 import { loadTables, type ModelHead } from './names/tables.js'
@@ -27,26 +27,13 @@ export interface BaseModel {
   readonly meanings: readonly Meaning[]
 }
 
-/** The parts of adapters. */
-interface Parts {
-  readonly layers: readonly LayerFactors[]
-  readonly replacements: readonly BaseReplacement[]
-  /** task_type of their configs. */
-  readonly tasks: ReadonlySet<string>
-  /** Classes of models that their configs name. */
-  readonly classes: ReadonlySet<string>
-  /** That hold the replacements' values. */
-  readonly sources: readonly ByteSource[]
-  readonly meanings: readonly Meaning[]
-}
-
 const COMPARED_BYTES = 1 << 20
 
 /** Reads the tables, and compares those tied tensors that the adapters touch and the base stores more than once. */
 export async function knowBase(
   checkpoint: Checkpoint,
   config: Readonly<Record<string, unknown>> | undefined,
-  { layers, replacements, tasks, classes, sources, meanings }: Parts,
+  { layers, replacements, tasks, classes, sources, meanings }: Omit<OpenAdapters, 'close'>,
 ): Promise<BaseModel> {
   const tables = await loadTables()
   const names = namesIn(checkpoint, { layers, replacements, classes }, config, tables)
@@ -80,14 +67,10 @@ export async function knowBase(
 async function equalMembers({ members, stored }: TieGroup, checkpoint: Checkpoint): Promise<readonly string[]> {
   const result: string[] = []
   for (const name of members) {
-    if (name === stored || !checkpoint.tensors.has(name) || (await areEqual(stored, name, checkpoint)))
-      result.push(name)
+    const isOther = name !== stored && checkpoint.tensors.has(name)
+    if (!isOther || (await areSame(placeOf(stored, checkpoint), placeOf(name, checkpoint)))) result.push(name)
   }
   return result
-}
-
-function areEqual(one: string, other: string, checkpoint: Checkpoint): Promise<boolean> {
-  return areSame(placeOf(one, checkpoint), placeOf(other, checkpoint))
 }
 
 /** A tensor, and what holds its bytes. */

@@ -5,13 +5,14 @@ import { type Directory, parsePythonJson, readAll } from '../../base/bytes.js'
 import type { FloatDtype } from '../../base/dtype.js'
 import { FormatError, MismatchError } from '../../base/errors.js'
 import { setMember } from '../../formats/json-edit.js'
+import { dtypeOf } from '../../graph/graph-file.js'
 import type { Meaning } from '../../peft/labels.js'
 
 export const CONFIG_FILE = 'config.json'
 
 /** The content of config.json. */
 export interface Config {
-  readonly bytes: Uint8Array
+  readonly text: string
   readonly values: Readonly<Record<string, unknown>>
 }
 
@@ -36,37 +37,29 @@ export interface HeadEdit extends Meaning {
 
 const TORCH_NAMES: Readonly<Record<FloatDtype, string>> = { fp32: 'float32', fp16: 'float16', bf16: 'bfloat16' }
 
+/** What transformers.js reads of config.json: the type of the graph, and how many data files it has. */
+const HUB_MEMBER = 'transformers.js_config'
+
 const DTYPE_NAMES = ['dtype', 'torch_dtype'] as const
 
 /** The model's and, where that is a part of it, the language model's, with the way to each. */
-function partsOf(config: Readonly<Record<string, unknown>>): { part: Record<string, unknown>; path: string[] }[] {
-  const text = config.text_config
-  const isPart = typeof text === 'object' && text !== null && !Array.isArray(text)
-  return [
-    { part: config, path: [] },
-    ...(isPart ? [{ part: text as Record<string, unknown>, path: ['text_config'] }] : []),
-  ]
+function partsOf(config: Config['values']): { part: Config['values']; path: string[] }[] {
+  const { text_config: text } = config
+  return [{ part: config, path: [] }, ...(isObject(text) ? [{ part: text, path: ['text_config'] }] : [])]
 }
 
 /** A dtype that config.json has and that is not this one. */
-export function otherDtype(config: Readonly<Record<string, unknown>>, dtype: FloatDtype): string | undefined {
+export function otherDtype(config: Config['values'], dtype: FloatDtype): string | undefined {
   const said = partsOf(config).flatMap(({ part }) => DTYPE_NAMES.flatMap((name) => part[name] ?? []))
   return said.map(String).find((name) => name !== TORCH_NAMES[dtype])
 }
 
 /** config.json with tie_word_embeddings, the dtype and the head as the merge has made them; all else stays. */
 export function editConfig(
-  content: Uint8Array,
+  { text: original, values: config }: Config,
   { untied, dtype, vocabulary, head }: ConfigEdit,
-  where: string,
 ): string {
-  let text = new TextDecoder().decode(content)
-  let config: Record<string, unknown>
-  try {
-    config = parsePythonJson(text) as Record<string, unknown>
-  } catch (cause) {
-    throw new FormatError({ where, what: 'not valid JSON', cause })
-  }
+  let text = original
   const parts = partsOf(config)
   for (const way of untied) {
     text = setMember(text, [...way, 'tie_word_embeddings'], false)
@@ -91,7 +84,7 @@ export function editConfig(
 
 function withHead(
   text: string,
-  config: Record<string, unknown>,
+  config: Config['values'],
   { architecture, count, labels, problemType }: HeadEdit,
 ): string {
   let edited = architecture === undefined ? text : setMember(text, ['architectures'], [architecture])
@@ -105,9 +98,39 @@ function withHead(
 }
 
 /** transformers takes two where config.json has none. */
-function labelCount({ id2label, num_labels }: Record<string, unknown>): number {
+function labelCount({ id2label, num_labels }: Config['values']): number {
   if (typeof id2label === 'object' && id2label !== null) return Object.keys(id2label).length
   return typeof num_labels === 'number' ? num_labels : 2
+}
+
+/** A graph of a result. */
+interface WrittenGraph {
+  /** In the model's folder. */
+  readonly path: string
+  /** How many it has beside it: NAME_data, NAME_data_1, … */
+  readonly dataFiles: number
+}
+
+/** config.json with the types and data files of all graphs of a result, as transformers.js reads them. */
+export function editForHub({ values }: Config, text: string, graphs: readonly WrittenGraph[]): string {
+  const { [HUB_MEMBER]: found } = values
+  const before = isObject(found) ? found : {}
+  const own: Record<string, unknown> = { ...before }
+  const withData = graphs.filter(({ dataFiles }) => dataFiles > 0)
+  if (withData.length > 0) {
+    own.use_external_data_format = Object.fromEntries(withData.map(({ path, dataFiles }) => [nameOf(path), dataFiles]))
+  } else delete own.use_external_data_format
+  const dtypes = graphs.map(({ path }) => dtypeOf(path))
+  const [first] = dtypes
+  // Without a word transformers.js takes fp32, and q8 in browsers without a GPU.
+  const isTold = before.dtype !== undefined || dtypes.some((dtype) => dtype !== 'fp32')
+  if (isTold && first !== undefined && dtypes.every((dtype) => dtype === first)) own.dtype = first
+  if (JSON.stringify(own) === JSON.stringify(before)) return text
+  return setMember(text, [HUB_MEMBER], own)
+}
+
+function nameOf(path: string): string {
+  return path.slice(path.lastIndexOf('/') + 1)
 }
 
 /** The warning about a head if the result gets no config.json. */
@@ -134,7 +157,7 @@ export function meaningOf(adapters: readonly Meaning[], count: number | undefine
 }
 
 /** The values of config.json, where there is one. Throws FormatError when it is no JSON object. */
-export async function readConfig(base: Directory): Promise<Readonly<Record<string, unknown>> | undefined> {
+export async function readConfig(base: Directory): Promise<Config['values'] | undefined> {
   return (await loadConfig(base))?.values
 }
 
@@ -143,10 +166,9 @@ export async function loadConfig(base: Directory): Promise<Config | undefined> {
   if (!(await base.has(CONFIG_FILE))) return undefined
   const source = await base.open(CONFIG_FILE)
   try {
-    const bytes = await readAll(source)
-    const values: unknown = parsePythonJson(new TextDecoder().decode(bytes))
-    if (typeof values === 'object' && values !== null && !Array.isArray(values))
-      return { bytes, values: values as Record<string, unknown> }
+    const text = new TextDecoder().decode(await readAll(source))
+    const values = parsePythonJson(text)
+    if (isObject(values)) return { text, values }
     throw new FormatError({ where: source.name, what: 'not a JSON object' })
   } catch (cause) {
     if (!(cause instanceof SyntaxError)) throw cause
@@ -154,4 +176,8 @@ export async function loadConfig(base: Directory): Promise<Config | undefined> {
   } finally {
     await source.close()
   }
+}
+
+function isObject(value: unknown): value is Record<string, unknown> {
+  return typeof value === 'object' && value !== null && !Array.isArray(value)
 }

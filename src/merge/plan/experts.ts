@@ -2,14 +2,14 @@
 // factors of its own, or the experts' matrices one by one, as transformers stores most models whose parameters it holds
 // stacked.
 
-import { isWeightDtype } from '../../base/dtype.js'
-import { MismatchError, UnsupportedError } from '../../base/errors.js'
+import { MismatchError } from '../../base/errors.js'
 import { formatShape } from '../../base/tensor.js'
 import type { CheckpointTensor } from '../../formats/checkpoint.js'
 import type { TensorInfo } from '../../formats/safetensors.js'
 import { sizeOfDtype } from '../../kernels/merge-kernel.js'
 import { parameterLayout } from '../../lora/kinds/experts.js'
 import type { Factor, LayerFactors } from './adapters.js'
+import type { StoredForm } from './names/rules.js'
 
 /**
  * Models whose experts are stored as (E, k, d): transformers holds them so too (`is_transposed`), or turns them when it
@@ -73,7 +73,7 @@ function columnsOf(factor: Factor, first: number, columns: number): Factor {
  *
  * @param siblings all layers of the merge: those of one module are stored the same way
  * @param locate module name → the checkpoint's
- * @throws UnsupportedError for a type that cannot be merged into, MismatchError for a tensor of another shape
+ * @throws MismatchError for a tensor of another shape
  */
 export function stackedLayer(
   layer: LayerFactors,
@@ -84,15 +84,6 @@ export function stackedLayer(
   config: Readonly<Record<string, unknown>> | undefined,
 ): LayerFactors {
   const { d, k, experts = 1 } = layer
-  if (!isWeightDtype(info.dtype)) {
-    throw new UnsupportedError({
-      where: info.name,
-      what: 'a parameter of this type cannot be merged into',
-      expected: 'fp64, fp32, fp16 or bf16',
-      got: info.dtype,
-      hint: 'Merge into the unquantized checkpoint',
-    })
-  }
   const layout = parameterLayout(
     info.shape,
     { experts, d, k },
@@ -137,60 +128,28 @@ export function isInputMajorModel(config: Readonly<Record<string, unknown>> | un
 }
 
 /**
- * A stacked parameter's layer as layers of the matrices that the checkpoint holds one by one; undefined when it does
- * not.
+ * The form of a stacked parameter whose matrices the checkpoint holds one by one; undefined where it does not.
  *
  * @param module the layer's, as the checkpoint has it
  */
-export function separateLayers(
-  layer: LayerFactors,
+export function separateForm(
+  { experts, tensor: parameter }: LayerFactors,
   module: string,
   tensors: Tensors,
-): readonly { readonly tensor: string; readonly layer: LayerFactors }[] | undefined {
-  const { experts, tensor: parameter } = layer
+  config: Readonly<Record<string, unknown>> | undefined,
+): StoredForm | undefined {
   if (experts === undefined) return undefined
   const mixtral = module.replace(/\.mlp\.(experts|gate)$/, '.block_sparse_moe.$1')
   if (experts === 1 && mixtral !== module && tensors.has(`${mixtral}.${parameter}`)) {
-    return [{ tensor: `${mixtral}.${parameter}`, layer: { ...layer, shape: [layer.d, layer.k], experts: undefined } }]
+    return { tensors: [`${mixtral}.${parameter}`], isTurned: false, share: undefined }
   }
   for (const parts of PARTS.flatMap((table) => (Object.hasOwn(table, parameter) ? [table[parameter]] : []))) {
     for (const stem of new Set([module, mixtral])) {
-      const namesOf = (expert: number) => parts.map((part) => `${stem}.${expert}.${part}.weight`)
-      if (!namesOf(0).every((name) => tensors.has(name))) continue
-      const result = Array.from({ length: experts }, (_, e) => split(layer, e, namesOf(e), tensors)).flat()
-      const next = namesOf(experts).find((name) => tensors.has(name))
-      if (next === undefined) return result
-      throw new MismatchError({
-        where: next,
-        what: 'the base has more experts than the adapter',
-        expected: `${experts}`,
-      })
+      const names = parts.map((part) => `${stem}.*.${part}.weight`)
+      if (!names.every((name) => tensors.has(name.replace('*', '0')))) continue
+      // Matrices of their own are linear layers' in every model, and so (d, k).
+      return { tensors: names, isTurned: isInputMajorModel(config), share: undefined }
     }
   }
   return undefined
-}
-
-/** One expert's layer by its parts, whose rows follow one another. */
-function split(layer: LayerFactors, expert: number, names: readonly string[], tensors: Tensors) {
-  let row = 0
-  const result = names.map((tensor) => {
-    const rows = tensors.get(tensor)?.info.shape[0]
-    if (rows === undefined) {
-      throw new MismatchError({
-        where: tensor,
-        what: 'the base has fewer experts than the adapter',
-        expected: `${layer.experts}`,
-      })
-    }
-    const own = expertLayer(layer, expert, row, rows)
-    row += rows
-    return { tensor, layer: own }
-  })
-  if (row === layer.d) return result
-  throw new MismatchError({
-    where: names[0],
-    what: `the adapter has another shape for ${layer.name}.${layer.tensor}`,
-    expected: `${layer.d} rows in ${names.join(' and ')}`,
-    got: `${row}`,
-  })
 }

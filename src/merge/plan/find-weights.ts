@@ -7,7 +7,7 @@ import { formatShape } from '../../base/tensor.js'
 import type { Checkpoint, CheckpointTensor } from '../../formats/checkpoint.js'
 import type { TensorInfo } from '../../formats/safetensors.js'
 import type { LayerFactors, OpenAdapters } from './adapters.js'
-import { separateLayers, stackedLayer } from './experts.js'
+import { separateForm, stackedLayer } from './experts.js'
 import { fusionHint } from './fused.js'
 import { type CheckpointNames, chooseNames } from './names/choose.js'
 import { isPlain, layersOfForm, unknownForm } from './names/forms.js'
@@ -23,8 +23,6 @@ export interface WeightSearch {
   /** All of the merge. */
   readonly layers: readonly LayerFactors[]
   readonly names: CheckpointNames
-  /** Module name → the checkpoint's. */
-  readonly locate: (name: string) => string
   readonly checkpoint: Checkpoint
   readonly ties: Ties
   readonly config: Readonly<Record<string, unknown>> | undefined
@@ -47,33 +45,29 @@ export interface FoundWeight {
  * @throws as {@link planMerge} does, when the weight is there but cannot be merged into
  */
 export function findWeights(layer: LayerFactors, search: WeightSearch): readonly FoundWeight[] | undefined {
-  const { layers, names, locate, checkpoint, ties, config } = search
+  const { layers, names, checkpoint, ties, config } = search
   const { tensors } = checkpoint
   const own = `${layer.name}.${layer.tensor}`
   const form = names.form(own)
   if (form === undefined) throw unknownForm(own)
   if (!isPlain(form)) return inAnotherForm(layer, form, search)
   const [name] = form.tensors
-  const module = name.endsWith(`.${layer.tensor}`) ? name.slice(0, -layer.tensor.length - 1) : locate(layer.name)
+  const module = name.endsWith(`.${layer.tensor}`) ? name.slice(0, -layer.tensor.length - 1) : names.locate(layer.name)
   const group = groupOf(ties, name)
   const tensor = tensors.get(name) ?? (group && tensors.get(group.stored))
   const refuseQuantized = () =>
     refuseQuantizedModule(layer.experts === undefined ? module : name, (other) => tensors.has(other))
   if (tensor !== undefined) {
     if (!isWeightDtype(tensor.info.dtype)) refuseQuantized()
-    if (layer.experts !== undefined) {
-      const own = stackedLayer(layer, tensor.info, layers, locate, tensors, config)
-      return [{ name, tensor, layer: own, group }]
-    }
-    const own = storedLayer(layer, module, tensor.info, search)
+    const own =
+      layer.experts === undefined
+        ? storedLayer(layer, module, tensor.info, search)
+        : stackedLayer(layer, tensor.info, layers, names.locate, tensors, config)
     checkWeight(own, tensor.info)
     return [{ name, tensor, layer: own, group }]
   }
-  const parts = separateLayers(layer, module, tensors)?.map(({ tensor: part, layer: own }) => {
-    return { name: part, tensor: tensors.get(part)!, layer: own, group: undefined }
-  })
-  for (const { layer: own, tensor: part } of parts ?? []) checkWeight(own, part.info)
-  if (parts !== undefined) return parts
+  const separate = separateForm(layer, module, tensors, config)
+  if (separate !== undefined) return inAnotherForm(layer, separate, search)
   refuseQuantized()
   if (layer.experts === undefined && layer.tensor === 'bias' && tensors.has(`${module}.weight`)) {
     throw new MismatchError({
@@ -109,7 +103,7 @@ export function namesIn(
       const module = stored.slice(0, -layer.tensor.length - 1)
       // A bias has its weight beside it, where the base has none.
       if (layer.experts === undefined) return layer.tensor === 'bias' && tensors.has(`${module}.weight`)
-      return separateLayers(layer, module, tensors) !== undefined
+      return separateForm(layer, module, tensors, config) !== undefined
     }
     return { name: `${layer.name}.${layer.tensor}`, isThere }
   })

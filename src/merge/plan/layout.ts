@@ -34,6 +34,8 @@ export interface OutputTensor {
   readonly columns?: ReplacedColumns | undefined
   /** The report's entry for its change. Default: one for each layer, by its `report`. */
   readonly report?: string | undefined
+  /** A base's value that is not finite is an error. Default false: it stays as it is. */
+  readonly refusesInfinite?: boolean | undefined
 }
 
 /** A row of a tensor with values from elsewhere. */
@@ -62,6 +64,8 @@ export interface WeightPlan {
   readonly layers: readonly LayerFactors[]
   /** The report's entries that its change belongs to. */
   readonly reports: readonly string[]
+  /** As {@link OutputTensor.refusesInfinite}. */
+  readonly refusesInfinite: boolean | undefined
   /**
    * It is held as f32 (f64 if it is stored so) while it is computed: its type changes, or there is more to do than to
    * add.
@@ -303,13 +307,14 @@ function segmentOf(tensor: OutputTensor, offset: number, replacedRow?: number): 
 }
 
 function weightOf(
-  { name, dtype, base, report }: OutputTensor,
+  { name, dtype, base, report, refusesInfinite }: OutputTensor,
   { rows, columns, layers }: Pick<WeightPlan, 'rows' | 'columns' | 'layers'>,
 ): WeightPlan {
   const isWidened = base.dtype !== dtype || layers.some(({ scales }) => scales !== undefined)
   const types = { from: base.dtype as WeightDtype, to: dtype as WeightDtype }
   const reports = report === undefined ? layers.flatMap((layer) => layer.report ?? []) : [report]
-  return { name, ...types, rows, columns, layers, reports: [...new Set(reports)], isWidened, replaced: undefined }
+  const told = { reports: [...new Set(reports)], refusesInfinite }
+  return { name, ...types, rows, columns, layers, ...told, isWidened, replaced: undefined }
 }
 
 /** Joins copies that follow one another on both sides, so that small tensors do not make small chunks. */

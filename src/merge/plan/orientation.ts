@@ -16,19 +16,22 @@ const WIDENING = /(^|\.)(c_attn|c_fc)\.weight$/
 
 /** True if a module is one of Conv1D in a checkpoint: such models store all of them as (k, d). */
 export function isConv1dModule(module: string, tensors: ReadonlyMap<string, CheckpointTensor>): boolean {
-  if (!CONV1D_NAMES.test(module)) return false
+  return CONV1D_NAMES.test(module) && storesInputMajor(tensors) === true
+}
+
+/** True if the layers of Conv1D's names that are not square are stored as (k, d); undefined where there is none. */
+function storesInputMajor(tensors: ReadonlyMap<string, CheckpointTensor>): boolean | undefined {
   for (const [name, { info }] of tensors) {
     const [rows, columns] = info.shape
     if (info.shape.length === 2 && WIDENING.test(name) && rows !== columns) return rows < columns
   }
-  return false
+  return undefined
 }
 
 /** All of a merge: its layers, and where their weights are. */
 interface Merge {
   readonly layers: readonly LayerFactors[]
-  /** Module name → the checkpoint's. */
-  readonly locate: (name: string) => string
+  readonly names: { locate(name: string): string }
   readonly checkpoint: { readonly tensors: ReadonlyMap<string, CheckpointTensor> }
 }
 
@@ -56,11 +59,7 @@ function squareIsInputMajor(module: string, { isInputMajor, d, k }: LayerFactors
       hint: 'Merge this adapter with PEFT, which asks the model itself',
     })
   }
-  for (const [name, { info }] of merge.checkpoint.tensors) {
-    const [rows, columns] = info.shape
-    if (info.shape.length === 2 && rows !== columns && WIDENING.test(name)) return rows < columns
-  }
-  return isInputMajor
+  return storesInputMajor(merge.checkpoint.tensors) ?? isInputMajor
 }
 
 /**
@@ -72,10 +71,10 @@ const misjudged = new WeakMap<Merge, LayerFactors | undefined>()
 /** A layer that is not square and about which the adapter's config is wrong. */
 function misjudgedLayer(merge: Merge): LayerFactors | undefined {
   if (!misjudged.has(merge)) {
-    const { layers, locate, checkpoint } = merge
+    const { layers, names, checkpoint } = merge
     const found = layers.find(({ name, tensor, d, k, isLinear, isInputMajor }) => {
       if (!isLinear || tensor !== 'weight' || d === k) return false
-      const shape = checkpoint.tensors.get(`${locate(name)}.weight`)?.info.shape
+      const shape = checkpoint.tensors.get(`${names.locate(name)}.weight`)?.info.shape
       const [rows, columns] = isInputMajor ? [d, k] : [k, d]
       return shape?.length === 2 && shape[0] === rows && shape[1] === columns
     })

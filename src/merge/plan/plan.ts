@@ -2,15 +2,15 @@
 // weight, in the right shape, before anything is written.
 
 import { type FloatDtype, isWeightDtype } from '../../base/dtype.js'
-import { ConfigError, MismatchError, UnsupportedError } from '../../base/errors.js'
+import { MismatchError, UnsupportedError } from '../../base/errors.js'
 import type { Checkpoint } from '../../formats/checkpoint.js'
 import { type JsonObject, toPlain } from '../../formats/json.js'
-import type { BaseReplacement, LayerFactors } from './adapters.js'
+import type { LayerFactors, MergeParts } from './adapters.js'
 import type { BaseModel } from './base-model.js'
 import { type ConfigEdit, meaningOf } from './config-edit.js'
 import { findWeights, missingError, type WeightSearch } from './find-weights.js'
 import { layOut, type OutputFile, type OutputTensor, outputBytes } from './layout.js'
-import { type Renamed, renamedTensors } from './names/renamed.js'
+import { type Renamed, renamedTensors } from './names/choose.js'
 import type { TieGroup } from './names/ties.js'
 import { type AddedTensor, placeReplacements } from './place-replacements.js'
 import { refuseQuantizedConfig } from './refusals.js'
@@ -38,8 +38,6 @@ export interface MergePlan {
   readonly files: readonly OutputFile[]
   /** The output's tensors: name → shape. */
   readonly tensors: ReadonlyMap<string, readonly number[]>
-  /** Names of those that adapters change or replace. */
-  readonly changed: ReadonlySet<string>
   /** Names of those that the base does not have: a head's. */
   readonly added: readonly string[]
   /** Tensors that the base calls otherwise than the adapters do. */
@@ -51,12 +49,6 @@ export interface MergePlan {
   /** The base's index is copied as it is. */
   readonly copiesIndex: boolean
   readonly configEdit: ConfigEdit | undefined
-}
-
-/** The parts of all adapters. */
-interface MergeParts {
-  readonly layers: readonly LayerFactors[]
-  readonly replacements: readonly BaseReplacement[]
 }
 
 /**
@@ -72,15 +64,14 @@ export function planMerge(
   const replacements = all.filter((replacement) => !original.unchanged.has(replacement))
   const { base, vocabulary } = resizedBase(original, replacements)
   const { checkpoint, config, names, ties } = base
-  const { tied = 'refuse', maxShardBytes } = options
-  checkShardSize(maxShardBytes)
+  const { tied = 'refuse' } = options
   refuseQuantizedConfig(config, `${checkpoint.directory.name}/config.json`)
   const parts = { layers, replacements }
   const [parted] = partedTies(parts, base)
   if (parted !== undefined && tied === 'refuse') throw tiedError(parted, base)
   refuseUnknownTies(parts, base, tied)
   const untied = tied === 'untie' ? untiedTies(parts, base) : []
-  const byTensor = assignLayers({ layers, names, locate: names.locate, checkpoint, ties, config }, untied)
+  const byTensor = assignLayers({ layers, names, checkpoint, ties, config }, untied)
   const { placed, added } = placeReplacements(replacements, { base, untied })
   const head = planHead(base, added, options.allowMissing)
   refuseCombinations(byTensor, placed)
@@ -90,16 +81,6 @@ export function planMerge(
   ]
   const renamed = renamedTensors(tensors, names)
   return { ...planOutput({ checkpoint, byTensor, placed, added, untied, head, vocabulary }, options), renamed }
-}
-
-function checkShardSize(maxShardBytes: number | undefined): void {
-  if (maxShardBytes === undefined || (Number.isSafeInteger(maxShardBytes) && maxShardBytes > 0)) return
-  throw new ConfigError({
-    where: 'maxShardBytes',
-    what: 'not valid',
-    expected: 'a whole number of bytes above 0',
-    got: String(maxShardBytes),
-  })
 }
 
 /** The changes of the output's tensors. */
@@ -119,7 +100,7 @@ interface Changes {
 }
 
 function planOutput(changes: Changes, { dtype, maxShardBytes, path }: PlanOptions): Omit<MergePlan, 'renamed'> {
-  const { checkpoint, placed, added, untied, head, vocabulary } = changes
+  const { checkpoint, added, untied, head, vocabulary } = changes
   const outputs = outputTensors(changes, dtype)
   const all = outputs.flat()
   const files = layOut(checkpoint, outputs, { maxShardBytes, path })
@@ -133,12 +114,10 @@ function planOutput(changes: Changes, { dtype, maxShardBytes, path }: PlanOption
     metadata.size < checkpoint.indexMetadata.size
   const newIndexPath = maxShardBytes === undefined ? checkpoint.indexPath : files.length > 1 ? INDEX_FILE : undefined
   const edit = { untied: untied.map(({ path: way }) => way), dtype, vocabulary, head }
-  const changed = all.filter(({ name, layers }) => layers.length > 0 || placed.has(name) || added.has(name))
   return {
     files,
     tensors: new Map(all.map(({ name, base }) => [name, base.shape])),
-    changed: new Set(changed.map(({ name }) => name)),
-    weights: changed.filter(({ layers }) => layers.length > 0).map(({ name, layers }) => ({ name, layers })),
+    weights: all.filter(({ layers }) => layers.length > 0).map(({ name, layers }) => ({ name, layers })),
     index: isRelaid && newIndexPath !== undefined ? newIndex(newIndexPath, files, all, metadata) : undefined,
     copiesIndex: !isRelaid && checkpoint.indexPath !== undefined,
     added: [...added.keys()],

@@ -3,7 +3,7 @@
 
 import { MismatchError } from '../../base/errors.js'
 import { isHeadModule } from '../../peft/tied.js'
-import type { BaseReplacement, LayerFactors } from './adapters.js'
+import type { LayerFactors, MergeParts } from './adapters.js'
 import type { BaseModel } from './base-model.js'
 import { groupOf, type TieGroup } from './names/ties.js'
 import { isEmbeddingModule } from './names/vocabulary.js'
@@ -20,18 +20,13 @@ interface Touched {
   readonly tensor: string
 }
 
-type Parts = {
-  readonly layers: readonly LayerFactors[]
-  readonly replacements: readonly BaseReplacement[]
-}
-
 /** The base's name for the tensor that a layer changes. */
 export function tensorOf({ name, tensor }: LayerFactors, { names }: Pick<BaseModel, 'names'>): string {
   return names.locate(`${name}.${tensor}`)
 }
 
 /** Tied weights that parts change for one of their uses. Rows for both uses, and layers of both alike, are none. */
-export function partedTies({ layers, replacements }: Parts, base: BaseModel): Touched[] {
+export function partedTies({ layers, replacements }: MergeParts, base: BaseModel): Touched[] {
   return touchedTies(
     [
       ...layers.filter(({ isTied }) => !isTied).map((layer) => tensorOf(layer, base)),
@@ -46,7 +41,7 @@ export function partedTies({ layers, replacements }: Parts, base: BaseModel): To
 /**
  * Tied weights to be untied: those with a layer, and those of which a whole tensor or rows for one use are replaced.
  */
-export function untiedTies({ layers, replacements }: Parts, base: BaseModel): TieGroup[] {
+export function untiedTies({ layers, replacements }: MergeParts, base: BaseModel): TieGroup[] {
   const parting = replacements.filter(({ rows, isTied }) => rows === undefined || !isTied)
   const touched = touchedTies(
     [...layers.map((layer) => tensorOf(layer, base)), ...parting.map(({ tensor }) => base.names.locate(tensor))],
@@ -69,7 +64,7 @@ function touchedTies(tensors: readonly string[], { ties }: BaseModel): Touched[]
  *
  * @throws MismatchError that names the tensor
  */
-export function refuseUnknownTies(parts: Parts, base: BaseModel, tied: TiedPolicy): void {
+export function refuseUnknownTies(parts: MergeParts, base: BaseModel, tied: TiedPolicy): void {
   if (base.ties.isKnown || tied === 'keep') return
   const { tensors } = base.checkpoint
   const hasHead = [...tensors.keys()].some((name) => name.endsWith('.weight') && isHeadModule(name.slice(0, -7)))

@@ -18,8 +18,6 @@ const SKETCHES: TensorSketch[] = [
 let events: string[] = []
 /** Bytes that still find room. */
 let room = Number.POSITIVE_INFINITY
-/** Each write takes its time. */
-let isSlow = false
 /** What the file system says that it has. */
 let free: number | undefined
 
@@ -37,7 +35,6 @@ vi.mock('node:fs', async (original) => {
       const bytes = args[3] as unknown as number
       if (bytes > room) throw Object.assign(new Error('ENOSPC: no space left on device, write'), { code: 'ENOSPC' })
       room -= bytes
-      if (isSlow) Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 60)
       return fs.writeSync(...args)
     },
     fsync: (fd: number, done: (error: Error | null) => void) => {
@@ -45,11 +42,6 @@ vi.mock('node:fs', async (original) => {
         events.push(`sync ${names.get(fd)}`)
         done(error)
       })
-    },
-    fdatasync: (fd: number, done: (error: Error | null) => void) => {
-      events.push(`send ${names.get(fd)}`)
-      // A busy disk would take so long that nothing else is sent.
-      setImmediate(done, null)
     },
     ftruncateSync: (fd: number) => {
       events.push(`empty ${names.get(fd)}`)
@@ -92,7 +84,6 @@ beforeEach(async () => {
   events = []
   room = Number.POSITIVE_INFINITY
   free = undefined
-  isSlow = false
 })
 afterEach(() => rm(folder, { recursive: true, force: true }))
 
@@ -147,19 +138,6 @@ describe('the result has its name', () => {
     await merge({ fsync: false })
     expect(events.filter((event) => event.startsWith('sync'))).toEqual([])
   })
-})
-
-it('a result is sent to the disk while more is computed, where it is waited for', async () => {
-  const { merge } = await layOut([...SKETCHES, ['large_proj.weight', 'bf16', [600, 4096]]])
-  const indexOf = (what: string) =>
-    events.findIndex((event) => event.startsWith(`${what} `) && /model-00002-of-00002\.safetensors$/.test(event))
-  isSlow = true
-  await merge()
-  expect(indexOf('send')).toBeGreaterThan(-1)
-  expect(indexOf('send')).toBeLessThan(indexOf('sync'))
-  events = []
-  await merge({ fsync: false, overwrite: true })
-  expect(events.filter((event) => /^(send|sync)/.test(event))).toEqual([])
 })
 
 describe('a disk', () => {

@@ -4,7 +4,7 @@ import { readFileSync } from 'node:fs'
 import { MemoryDirectory } from '../../../src/base/bytes.js'
 import { elementCount } from '../../../src/base/tensor.js'
 import type { TensorBytes } from '../../../src/formats/safetensors.js'
-import { crc32 } from '../../../src/formats/torch/crc32.js'
+import { crc32 } from '../../../src/formats/torch/zip.js'
 import { goldenPath } from '../../golden.js'
 import { safetensors } from '../toolkit.js'
 

@@ -2,7 +2,6 @@
 // attention over them, in one node. Operator:
 // https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#commicrosoftattention
 
-import { UnsupportedError } from '../../../base/errors.js'
 import { TensorProto_DataType as DataType, type NodeProto } from '../../../formats/onnx/gen/onnx_pb.js'
 import { dataTypeName, dimsOf } from '../../../formats/onnx/tensors.js'
 import { intAttribute, intsAttribute } from '../../view/attributes.js'
@@ -11,6 +10,7 @@ import type { Graph } from '../../view/graph.js'
 import { operatorOf } from '../../view/operators.js'
 import { constantWeight, MATMUL, openFloatLines } from './float-product.js'
 import type { Form } from './form.js'
+import { unreadable } from './integers.js'
 
 /** The operator, as {@link operatorOf} names it. */
 export const PACKED_ATTENTION = 'com.microsoft:Attention'
@@ -88,7 +88,7 @@ export function project(
   const parts = attentionWidths(node, d).map((width) => {
     const [from, to] = [start, start + width]
     start = to
-    return g.op('Slice', [last.output[0], g.int([from]), g.int([to]), g.int([-1])])
+    return g.slice(last.output[0], from, to, -1)
   })
   return { matmul, last, parts }
 }
@@ -118,12 +118,7 @@ export const INTEGER_ATTENTION: Form = {
     }
   },
 
-  async openLines(_model, _graph, { node, problem }) {
-    throw new UnsupportedError({
-      where: `node ${node.name}`,
-      what: `its weight is not read: ${problem}`,
-      got: node.opType,
-      ...(INTEGER_ATTENTION.closedHint !== undefined && { hint: INTEGER_ATTENTION.closedHint }),
-    })
+  async openLines(_model, _graph, product) {
+    throw unreadable(product)
   },
 }

@@ -7,13 +7,14 @@ import {
   type TensorProto,
 } from '../../../formats/onnx/gen/onnx_pb.js'
 import { dataTypeName, dimsOf } from '../../../formats/onnx/tensors.js'
-import { floatAttribute, intAttribute, intsAttribute } from '../../view/attributes.js'
+import { floatAttribute, intAttribute } from '../../view/attributes.js'
 import type { Value } from '../../view/builder.js'
 import type { Graph } from '../../view/graph.js'
 import { operatorOf } from '../../view/operators.js'
+import { type Source, sourceOf } from '../../view/source.js'
 import { FLOAT_DTYPES } from './float-product.js'
 import type { Form } from './form.js'
-import { castConstant, integerType, readFloats, readIntegers, requireReadable, viewOf } from './integers.js'
+import { castConstant, integerType, openIntegers, requireReadable, viewOf } from './integers.js'
 
 export const DEQUANTIZE_LINEAR: Form = {
   name: 'DequantizeLinear',
@@ -23,10 +24,11 @@ export const DEQUANTIZE_LINEAR: Form = {
     const isGemm = operatorOf(node) === 'Gemm'
     if (!isGemm && operatorOf(node) !== 'MatMul') return undefined
     if (isGemm && intAttribute(node, 'transA', 0) === 1) return undefined
-    const source = dequantizer(graph, node.input[1], isGemm && intAttribute(node, 'transB', 0) === 1)
+    const source = dequantizer(graph, node.input[1])
     const tensor = source && graph.constant(source.maker.input[0])
     if (source === undefined || tensor === undefined || tensor.dims.length !== 2) return undefined
-    const { maker, transposed } = source
+    const { maker, isSwapped } = source
+    const transposed = isSwapped !== (isGemm && intAttribute(node, 'transB', 0) === 1)
     const [rows, columns] = dimsOf(tensor)
     const [k, d] = transposed ? [columns, rows] : [rows, columns]
     const [input, output] = [node.input[0], node.output[0]]
@@ -45,27 +47,16 @@ export const DEQUANTIZE_LINEAR: Form = {
 
   async openLines(model, graph, product) {
     requireReadable(product)
-    const { maker } = dequantizer(graph, product.node.input[1], false)!
+    const { maker } = dequantizer(graph, product.node.input[1])!
     const tensor = graph.constant(maker.input[0]) as TensorProto
-    const type = integerType(tensor.dataType)!
-    const columns = dimsOf(tensor)[1]
-    const scales = await readFloats(model, graph, maker.input[1])
-    const zeros = graph.constant(maker.input[2] ?? '')
-    const zeroPoints = zeros && (await readIntegers(model, zeros, type, 0, scales.length))
-    const index = scaleIndex(graph, maker)
-    return async (first, count) => {
-      const integers = await readIntegers(model, tensor, type, first * columns, count * columns)
-      const result = new Float32Array(count * columns)
-      for (let i = 0; i < result.length; i++) {
-        const at = index(first + Math.floor(i / columns), i % columns)
-        result[i] = scales[at] * (integers[i] - (zeroPoints?.[at] ?? 0))
-      }
-      return result
-    }
+    return openIntegers(model, graph, {
+      ...{ tensor, type: integerType(tensor.dataType)!, width: dimsOf(tensor)[1] },
+      ...{ scales: maker.input[1], zeroPoints: maker.input[2], scaleAt: scaleIndex(graph, maker) },
+    })
   },
 
   dequantize(g, { node }) {
-    const { maker } = dequantizer(g.graph, node.input[1], false)!
+    const { maker } = dequantizer(g.graph, node.input[1])!
     const copy = g.node('DequantizeLinear', [viewOf(g.graph, maker.input[0]), ...maker.input.slice(1)])
     copy.domain = maker.domain
     copy.attribute = [...maker.attribute]
@@ -74,27 +65,10 @@ export const DEQUANTIZE_LINEAR: Form = {
 }
 
 /** The DequantizeLinear behind a value, through Transpose, Cast and Identity. */
-function dequantizer(
-  graph: Graph,
-  value: Value,
-  transposed: boolean,
-  castTo?: DataType,
-): { maker: NodeProto; transposed: boolean; castTo: DataType | undefined } | undefined {
-  const maker = graph.producer(value)
-  switch (maker?.opType) {
-    case 'DequantizeLinear':
-      return { maker, transposed, castTo }
-    case 'Identity':
-      return dequantizer(graph, maker.input[0], transposed, castTo)
-    case 'Cast':
-      return dequantizer(graph, maker.input[0], transposed, castTo ?? intAttribute(maker, 'to', DataType.FLOAT))
-    case 'Transpose': {
-      const isSwap = (intsAttribute(maker, 'perm') ?? [1, 0]).join() === '1,0'
-      return dequantizer(graph, maker.input[0], isSwap ? !transposed : transposed, castTo)
-    }
-    default:
-      return undefined
-  }
+function dequantizer(graph: Graph, value: Value): (Omit<Source, 'value'> & { maker: NodeProto }) | undefined {
+  const { value: floats, ...source } = sourceOf(graph, value)
+  const maker = graph.producer(floats)
+  return maker?.opType === 'DequantizeLinear' ? { ...source, maker } : undefined
 }
 
 function axisOf(maker: NodeProto): number {

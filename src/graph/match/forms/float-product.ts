@@ -5,10 +5,11 @@ import { UnsupportedError } from '../../../base/errors.js'
 import { TensorProto_DataType as DataType, type TensorProto } from '../../../formats/onnx/gen/onnx_pb.js'
 import type { OnnxModel } from '../../../formats/onnx/model.js'
 import { dataTypeName, dimsOf } from '../../../formats/onnx/tensors.js'
-import { floatAttribute, intAttribute, intsAttribute } from '../../view/attributes.js'
+import { floatAttribute, intAttribute } from '../../view/attributes.js'
 import type { Value } from '../../view/builder.js'
 import type { Graph } from '../../view/graph.js'
 import { operatorOf } from '../../view/operators.js'
+import { sourceOf } from '../../view/source.js'
 import type { Form, FormName, Product, ReadLines } from './form.js'
 
 /** ONNX's float types that weights are read and written in, in safetensors' spelling. */
@@ -82,23 +83,10 @@ export interface ConstantWeight {
 const FLOATS: readonly number[] = [DataType.FLOAT, DataType.FLOAT16, DataType.BFLOAT16, DataType.DOUBLE]
 
 /** The 2-D float initializer behind a value, through Transpose, Cast and Identity. */
-export function constantWeight(
-  graph: Graph,
-  value: Value,
-  transposed: boolean,
-  castTo?: DataType,
-): ConstantWeight | undefined {
-  const node = graph.producer(value)
-  if (node?.opType === 'Transpose') {
-    const perm = intsAttribute(node, 'perm')
-    const isSwap = perm === undefined || (perm[0] === 1 && perm[1] === 0)
-    return isSwap ? constantWeight(graph, node.input[0], !transposed, castTo) : undefined
-  }
-  if (node?.opType === 'Cast') {
-    return constantWeight(graph, node.input[0], transposed, castTo ?? intAttribute(node, 'to', DataType.FLOAT))
-  }
+export function constantWeight(graph: Graph, from: Value, transposed: boolean): ConstantWeight | undefined {
+  const { value, isSwapped, castTo } = sourceOf(graph, from)
   const tensor = graph.constant(value)
   if (tensor === undefined || !FLOATS.includes(tensor.dataType) || tensor.dims.length !== 2) return undefined
   const name = tensor.name !== '' && graph.initializers.has(tensor.name) ? tensor.name : value
-  return { name, tensor, transposed, dataType: castTo ?? tensor.dataType }
+  return { name, tensor, transposed: transposed !== isSwapped, dataType: castTo ?? tensor.dataType }
 }

@@ -14,11 +14,11 @@ import {
   isExternal,
   weightRange,
 } from '../../../formats/onnx/tensors.js'
-import { intAttribute } from '../../view/attributes.js'
 import type { Value } from '../../view/builder.js'
 import type { Graph } from '../../view/graph.js'
+import { sourceOf } from '../../view/source.js'
 import { FLOAT_DTYPES } from './float-product.js'
-import type { Product } from './form.js'
+import type { Product, ReadLines } from './form.js'
 
 /** An integer type of weights. */
 export interface IntegerType {
@@ -70,6 +70,41 @@ export async function readIntegers(
   return unpack(bytes, type, first - (from * 8) / type.bits, count)
 }
 
+/** A stored matrix of integers with its scales and zero points. */
+interface IntegerMatrix {
+  readonly tensor: TensorProto
+  readonly type: IntegerType
+  readonly width: number
+  readonly scales: Value
+  /** '' or undefined: all are `middle`. */
+  readonly zeroPoints: Value | undefined
+  readonly middle?: number
+  /** Which of the scales an element has. */
+  scaleAt(line: number, column: number): number
+  /** Which of the zero points an element has. Default: as `scaleAt`. */
+  zeroAt?(line: number, column: number): number
+}
+
+/** Opens a matrix whose elements stand for scale · (q − zero point). */
+export async function openIntegers(model: OnnxModel, graph: Graph, matrix: IntegerMatrix): Promise<ReadLines> {
+  const { tensor, type, width, middle = 0, scaleAt, zeroAt = scaleAt } = matrix
+  const scales = await readFloats(model, graph, matrix.scales)
+  const zeros = graph.constant(matrix.zeroPoints ?? '')
+  const bytes = zeros && (await model.readTensor(zeros))
+  const zeroPoints = bytes && unpack(bytes, type, 0, (bytes.length * 8) / type.bits)
+  return async (first, count) => {
+    const integers = await readIntegers(model, tensor, type, first * width, count * width)
+    const result = new Float32Array(count * width)
+    for (let line = first, i = 0; line < first + count; line++) {
+      for (let column = 0; column < width; column++, i++) {
+        const zero = zeroPoints === undefined ? middle : zeroPoints[zeroAt(line, column)]
+        result[i] = scales[scaleAt(line, column)] * (integers[i] - zero)
+      }
+    }
+    return result
+  }
+}
+
 /** All floats of a constant. */
 export async function readFloats(model: OnnxModel, graph: Graph, value: Value): Promise<Float32Array> {
   const tensor = graph.constant(value) as TensorProto
@@ -86,22 +121,26 @@ export async function readFloats(model: OnnxModel, graph: Graph, value: Value): 
 }
 
 /** @throws UnsupportedError naming the node and what of its layout is not understood */
-export function requireReadable({ node, problem, layout }: Product): void {
-  if (problem === undefined) return
-  throw new UnsupportedError({
+export function requireReadable(product: Product): void {
+  if (product.problem !== undefined) throw unreadable(product)
+}
+
+export function unreadable({ form, node, problem, layout }: Product): UnsupportedError {
+  return new UnsupportedError({
     where: `node ${node.name}`,
     what: `its quantized weight cannot be read: ${problem}`,
     got: `${node.opType}, ${layout}`,
-    hint: 'Sessions and merges as branches do not read it; for all else take another export of the model',
+    hint:
+      form.closedHint ??
+      'Sessions and merges as branches do not read it; for all else take another export of the model',
   })
 }
 
 /** A constant, perhaps behind a Cast, and the type in which it arrives. */
 export function castConstant(graph: Graph, value: Value): { tensor: TensorProto; dataType: number } | undefined {
-  const maker = graph.producer(value)
-  const isCast = maker?.opType === 'Cast'
-  const tensor = graph.constant(isCast ? maker.input[0] : value)
-  return tensor && { tensor, dataType: isCast ? intAttribute(maker, 'to', DataType.FLOAT) : tensor.dataType }
+  const { value: stored, castTo } = sourceOf(graph, value, ['Cast'])
+  const tensor = graph.constant(stored)
+  return tensor && { tensor, dataType: castTo ?? tensor.dataType }
 }
 
 /** The number of elements of a constant; undefined if there is none. */

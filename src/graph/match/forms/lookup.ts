@@ -13,28 +13,13 @@ import { intAttribute } from '../../view/attributes.js'
 import type { Value } from '../../view/builder.js'
 import type { Graph } from '../../view/graph.js'
 import { operatorOf } from '../../view/operators.js'
+import { sourceOf } from '../../view/source.js'
 import { nodeScope, parameterModule } from '../linears.js'
 import type { Form, Linear, Product } from './form.js'
-import {
-  castConstant,
-  countOf,
-  type IntegerType,
-  integerType,
-  readFloats,
-  readIntegers,
-  requireReadable,
-} from './integers.js'
+import { castConstant, countOf, type IntegerType, integerType, openIntegers, requireReadable } from './integers.js'
 
 /** The output of graphs that are an embedding alone, and its module in all models that are exported so. */
 const [EMBEDS, EMBEDDING] = ['inputs_embeds', 'embed_tokens']
-
-/** The table behind a value, perhaps in another shape: a table that is the head's weight as well is one. */
-function storedTable(graph: Graph, value: Value): { name: Value; tensor: TensorProto } | undefined {
-  const maker = graph.producer(value)
-  if (maker?.opType === 'Reshape' || maker?.opType === 'Identity') return storedTable(graph, maker.input[0])
-  const tensor = graph.constant(value)
-  return tensor && { name: value, tensor }
-}
 
 /** How the integers of a GatherBlockQuantized are packed. */
 function blockType(node: NodeProto, tensor: TensorProto): IntegerType | undefined {
@@ -50,10 +35,11 @@ const BLOCKS: Form = {
 
   find(graph, node) {
     if (operatorOf(node) !== 'com.microsoft:GatherBlockQuantized') return undefined
-    const table = storedTable(graph, node.input[0])
+    // A table that is the head's weight as well has another shape there.
+    const name = sourceOf(graph, node.input[0], ['Reshape', 'Identity']).value
+    const tensor = graph.constant(name)
     const scales = castConstant(graph, node.input[2])
-    if (table === undefined || scales === undefined || scales.tensor.dims.length !== 2) return undefined
-    const { name, tensor } = table
+    if (tensor === undefined || scales === undefined || scales.tensor.dims.length !== 2) return undefined
     const type = blockType(node, tensor)
     const k = dimsOf(scales.tensor)[0]
     const isPacked = tensor.dataType === DataType.UINT8
@@ -77,21 +63,18 @@ const BLOCKS: Form = {
     const { node, weight, d } = product
     const tensor = graph.constant(weight) as TensorProto
     const type = blockType(node, tensor) as IntegerType
-    const scales = await readFloats(model, graph, node.input[2])
     const blockSize = intAttribute(node, 'block_size', 128)
     const blocks = Math.ceil(d / blockSize)
-    const zeros = graph.constant(node.input[3] ?? '')
+    const isPacked = tensor.dataType === DataType.UINT8
     // In bytes of two, each row begins with a byte of its own.
-    const stride = tensor.dataType === DataType.UINT8 ? (Math.ceil((blocks * type.bits) / 8) * 8) / type.bits : blocks
-    const middle = tensor.dataType === DataType.UINT8 ? 1 << (type.bits - 1) : 0
-    const zeroPoints = zeros && (await readIntegers(model, zeros, type, 0, product.k * stride))
-    return async (first, count) => {
-      const integers = await readIntegers(model, tensor, type, first * d, count * d)
-      return Float32Array.from({ length: count * d }, (_, i) => {
-        const [row, block] = [first + Math.floor(i / d), Math.floor((i % d) / blockSize)]
-        return scales[row * blocks + block] * (integers[i] - (zeroPoints?.[row * stride + block] ?? middle))
-      })
-    }
+    const stride = isPacked ? (Math.ceil((blocks * type.bits) / 8) * 8) / type.bits : blocks
+    const block = (column: number) => Math.floor(column / blockSize)
+    return openIntegers(model, graph, {
+      ...{ tensor, type, width: d, scales: node.input[2], zeroPoints: node.input[3] },
+      middle: isPacked ? 1 << (type.bits - 1) : 0,
+      scaleAt: (row, column) => row * blocks + block(column),
+      zeroAt: (row, column) => row * stride + block(column),
+    })
   },
 }
 
@@ -121,14 +104,10 @@ const INTEGERS: Form = {
     requireReadable(product)
     const { last, weight, d } = product
     const tensor = graph.constant(weight) as TensorProto
-    const type = integerType(tensor.dataType) as IntegerType
-    const [scale] = await readFloats(model, graph, last.input[1])
-    const zeros = graph.constant(last.input[2] ?? '')
-    const [zero] = zeros === undefined ? [0] : await readIntegers(model, zeros, type, 0, 1)
-    return async (first, count) => {
-      const integers = await readIntegers(model, tensor, type, first * d, count * d)
-      return Float32Array.from(integers, (integer) => scale * (integer - zero))
-    }
+    return openIntegers(model, graph, {
+      ...{ tensor, type: integerType(tensor.dataType) as IntegerType, width: d },
+      ...{ scales: last.input[1], zeroPoints: last.input[2], scaleAt: () => 0 },
+    })
   },
 }
 

@@ -81,7 +81,7 @@ export const MATMUL_BNB4: Form = {
     const bytes = g.reshape(node.input[1], target)
     const numbers = g.op('Gather', [g.float(pairs, [256, 2]), g.cast(bytes, DataType.INT32)]) // (bytes, 2)
     const scales = g.reshape(node.input[2], g.int([blocks, 1]))
-    const cut = (values: Value) => g.op('Slice', [g.reshape(values, g.int([-1])), g.int([0]), g.int([count])])
+    const cut = (values: Value) => g.slice(g.reshape(values, g.int([-1])), 0, count, 0)
     if (count % blockSize === 0 && count % 2 === 0) {
       return g.reshape(g.mul(g.reshape(numbers, g.int([blocks, blockSize])), scales), g.int([d, k]))
     }

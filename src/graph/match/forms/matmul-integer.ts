@@ -13,7 +13,7 @@ import type { Graph } from '../../view/graph.js'
 import { operatorOf } from '../../view/operators.js'
 import { FLOAT_DTYPES } from './float-product.js'
 import type { Form, Product } from './form.js'
-import { countOf, integerType, readFloats, readIntegers, requireReadable, viewOf } from './integers.js'
+import { countOf, integerType, openIntegers, requireReadable, viewOf } from './integers.js'
 
 /** The inputs of an 8-bit weight, its scales and its zero points. */
 export interface IntegerWeight {
@@ -113,31 +113,13 @@ function scaling(graph: Graph, node: NodeProto): { last: NodeProto; scale: Value
 
 async function openLines(...[model, graph, found]: Parameters<Form['openLines']>): ReturnType<Form['openLines']> {
   requireReadable(found)
-  const { d } = found
-  const parts = integerWeight(graph, found) as IntegerWeight
-  const tensor = graph.constant(parts.weight) as TensorProto
-  const type = integerType(tensor.dataType)!
-  const scales = await readFloats(model, graph, parts.scale)
-  const zeros = graph.constant(parts.zeroPoint)
-  const zeroPoints =
-    zeros &&
-    (await readIntegers(
-      model,
-      zeros,
-      type,
-      0,
-      dimsOf(zeros).reduce((a, b) => a * b, 1),
-    ))
-  return async (first, count) => {
-    const integers = await readIntegers(model, tensor, type, first * d, count * d)
-    const result = new Float32Array(count * d)
-    for (let i = 0; i < result.length; i++) {
-      const output = i % d
-      const zero = zeroPoints === undefined ? 0 : zeroPoints[zeroPoints.length === 1 ? 0 : output]
-      result[i] = scales[scales.length === 1 ? 0 : output] * (integers[i] - zero)
-    }
-    return result
-  }
+  const { weight, scale, zeroPoint } = integerWeight(graph, found) as IntegerWeight
+  const tensor = graph.constant(weight) as TensorProto
+  const placeIn = (value: Value) => (countOf(graph, value) === 1 ? () => 0 : (_: number, output: number) => output)
+  return openIntegers(model, graph, {
+    ...{ tensor, type: integerType(tensor.dataType)!, width: found.d, scales: scale, zeroPoints: zeroPoint },
+    ...{ scaleAt: placeIn(scale), zeroAt: placeIn(zeroPoint) },
+  })
 }
 
 function dequantize(g: Builder, found: Product): Value {
@@ -158,10 +140,7 @@ function problemOf(graph: Graph, tensor: TensorProto, parts: IntegerWeight | und
   if (parts === undefined || scales === undefined || FLOAT_DTYPES[scales.dataType] === undefined) {
     return 'scales that are no float constant'
   }
-  const isOneOrAll = (value: Value) => {
-    const count = graph.constant(value)?.dims.reduce((all, dim) => all * Number(dim), 1)
-    return count === 1 || count === d
-  }
+  const isOneOrAll = (value: Value) => [1, d].includes(countOf(graph, value) ?? 0)
   if (!isOneOrAll(parts.scale)) return `scales for other than ${d} outputs`
   if (parts.zeroPoint === '') return undefined
   if (graph.constant(parts.zeroPoint)?.dataType !== tensor.dataType) return 'zero points of another type'

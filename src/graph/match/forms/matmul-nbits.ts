@@ -124,7 +124,7 @@ function floatRows(g: Builder, node: NodeProto, rows: RowRange): Value {
   const integers = integersOnce(graph, node.input[WEIGHT], { dataType, dims, rows })
   const ofRows = (value: Value) => {
     if (count === of) return value
-    return g.op('Slice', [g.reshape(value, g.int([of, blocks])), g.int([first]), g.int([first + count]), g.int([0])])
+    return g.slice(g.reshape(value, g.int([of, blocks])), first, first + count, 0)
   }
   const scales = g.reshape(ofRows(node.input[SCALES]), g.int(shape))
   const zero =
@@ -141,7 +141,7 @@ function floatRows(g: Builder, node: NodeProto, rows: RowRange): Value {
         g.mul(g.reshape(scales, g.int([-1, 1])), floatZeroPoints(g, node)),
       )
   const padded = g.reshape(values, g.int([count, blocks * blockSize]))
-  return k === blocks * blockSize ? padded : g.op('Slice', [padded, g.int([0]), g.int([k]), g.int([1])])
+  return k === blocks * blockSize ? padded : g.slice(padded, 0, k, 1)
 }
 
 const views = new WeakMap<Graph, Map<string, Value>>()
@@ -185,7 +185,7 @@ function floatZeroPoints(g: Builder, node: NodeProto): Value {
   const high = g.op('Floor', [g.mul(bytes, g.float(1 / 16))])
   const low = g.sub(bytes, g.mul(high, g.float(16)))
   const pairs = g.reshape(g.concat([low, high], 2), g.int([d, -1]))
-  return g.reshape(g.op('Slice', [pairs, g.int([0]), g.int([blocks]), g.int([1])]), g.int([-1, 1]))
+  return g.reshape(g.slice(pairs, 0, blocks, 1), g.int([-1, 1]))
 }
 
 /** True if a node's zero points are numbers in the type of its scales, and no packed integers. */

@@ -2,12 +2,12 @@
 // graph does not tell whether the model has a convolution there or a linear layer: adapters of both are placed on it,
 // and those of linear layers are trained.
 
-import { TensorProto_DataType as DataType, type NodeProto } from '../../../formats/onnx/gen/onnx_pb.js'
 import { dimsOf } from '../../../formats/onnx/tensors.js'
 import { intAttribute, intsAttribute } from '../../view/attributes.js'
-import { Builder, type Value } from '../../view/builder.js'
+import { Builder } from '../../view/builder.js'
 import type { Graph } from '../../view/graph.js'
 import { operatorOf } from '../../view/operators.js'
+import { sourceOf } from '../../view/source.js'
 import { nodeScope, parameterModule } from '../linears.js'
 import { moduleFinder } from '../match.js'
 import { ofModule } from '../parameters.js'
@@ -25,14 +25,14 @@ export const POINTWISE: Form = {
   find(graph, node) {
     if (operatorOf(node) !== 'Conv' || intAttribute(node, 'group', 1) !== 1) return undefined
     const moves = (name: string, still: number) => intsAttribute(node, name)?.some((value) => value !== still) ?? false
-    const { weight, cast } = storedWeight(graph, node)
+    const { value: weight, castTo } = sourceOf(graph, node.input[1], ['Cast'])
     const tensor = graph.constant(weight)
     if (tensor === undefined || FLOAT_DTYPES[tensor.dataType] === undefined) return undefined
     const [d, k, ...kernel] = dimsOf(tensor)
     if (kernel.some((size) => size !== 1) || moves('strides', 1) || moves('pads', 0)) return undefined
     const [input, output] = [node.input[0], node.output[0]]
     return {
-      ...{ form: POINTWISE, node, last: node, weight, dataType: cast ?? tensor.dataType, transposed: true },
+      ...{ form: POINTWISE, node, last: node, weight, dataType: castTo ?? tensor.dataType, transposed: true },
       ...{ k, d, input, output, layout: 'kernel 1', problem: undefined },
     }
   },
@@ -41,13 +41,13 @@ export const POINTWISE: Form = {
 
   expose(graph, product) {
     const { node, weight, d, k } = product
-    const { cast } = storedWeight(graph, node)
+    const { castTo } = sourceOf(graph, node.input[1], ['Cast'])
     const g = new Builder(graph, node.name || node.output[0])
     const isFlat = dimsOf(graph.constant(weight)!).length === 3
     const flat = isFlat ? node.input[0] : g.reshape(node.input[0], g.int([0, 0, -1]))
     const input = g.transpose(flat, [0, 2, 1]) // (B, n, k)
     const view = viewOf(graph, weight, { dims: [d, k] })
-    const matmul = g.node('MatMul', [input, g.transpose(cast === undefined ? view : g.cast(view, cast), [1, 0])])
+    const matmul = g.node('MatMul', [input, g.transpose(castTo === undefined ? view : g.cast(view, castTo), [1, 0])])
     const bias = node.input[2] ?? ''
     const last = bias === '' ? matmul : g.node('Add', [matmul.output[0], bias])
     const part = (from: number, to: number) => g.op('Slice', [g.shape(node.input[0]), g.int([from]), g.int([to])])
@@ -69,14 +69,6 @@ export function findPointwise(graph: Graph): Linear[] {
     const name = nodeScope(node) ?? parameterModule(product.weight) ?? node.name
     return [{ ...product, name, isHead: false, fused: undefined }]
   })
-}
-
-/** The stored weight of a convolution, and the type to which it is cast; undefined where it is not. */
-function storedWeight(graph: Graph, { input }: NodeProto): { weight: Value; cast: DataType | undefined } {
-  const maker = graph.producer(input[1])
-  return maker?.opType === 'Cast'
-    ? { weight: maker.input[0], cast: intAttribute(maker, 'to', DataType.FLOAT) }
-    : { weight: input[1], cast: undefined }
 }
 
 /**

@@ -12,6 +12,11 @@ export interface QuantizedRows {
   readonly zeroPoints: Uint8Array | undefined
 }
 
+/** Quantized rows, and the floats (rows, k) that they stand for. */
+interface QuantizedBlock extends QuantizedRows {
+  readonly stored: Float32Array
+}
+
 /**
  * @param values (rows, k)
  * @param roundScale to the type in which scales are stored
@@ -21,7 +26,7 @@ export function quantizeRows(
   { bits, blockSize, blocks, k }: BlockLayout,
   hasZeroPoints: boolean,
   roundScale: (scale: number) => number,
-): QuantizedRows {
+): QuantizedBlock {
   const rows = values.length / k
   const [largest, middle] = [(1 << bits) - 1, 1 << (bits - 1)]
   const width = blocks * blockSize
@@ -29,6 +34,7 @@ export function quantizeRows(
   const scales = new Float32Array(rows * blocks)
   const zeroBytes = Math.ceil((blocks * bits) / 8)
   const zeroPoints = hasZeroPoints ? new Uint8Array(rows * zeroBytes) : undefined
+  const floats = new Float32Array(values.length)
   const put = (bytes: Uint8Array, at: number, value: number) => {
     if (bits === 8) bytes[at] = value
     else bytes[at >> 1] |= at % 2 === 0 ? value : value << 4
@@ -46,14 +52,16 @@ export function quantizeRows(
       const inverse = stored === 0 ? 0 : Math.fround(1 / stored)
       for (let i = from; i < to; i++) {
         const integer = roundAway(Math.fround(Math.fround(values[i] * inverse) + zero))
-        put(packed, row * width + block * blockSize + (i - from), Math.min(largest, Math.max(0, integer)))
+        const clamped = Math.min(largest, Math.max(0, integer))
+        put(packed, row * width + block * blockSize + (i - from), clamped)
+        floats[i] = stored * (clamped - zero)
       }
     }
     // Unused halves have the bits that ONNX Runtime's quantizer writes there.
     if (zeroPoints !== undefined && bits === 4 && blocks % 2 === 1)
       put(zeroPoints.subarray(row * zeroBytes), blocks, middle)
   }
-  return { packed, scales, zeroPoints }
+  return { packed, scales, zeroPoints, stored: floats }
 }
 
 function symmetric(values: Float32Array, from: number, to: number, middle: number): { scale: number; zero: number } {

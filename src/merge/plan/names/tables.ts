@@ -32,15 +32,7 @@ export interface ModelHead {
 }
 
 /** The tables of transformers' models. */
-export interface ModelTables {
-  isKnown(modelType: string): boolean
-  names(modelType: string): readonly NameEntry[]
-  /** True if the name of the class begins as those of this type do. */
-  isClassOf(name: string, modelType: string): boolean
-  /** Ties by class, in the order of the table. */
-  ties(modelType: string): ReadonlyMap<string, readonly ModelTie[]>
-  head(modelType: string, task: string): ModelHead | undefined
-}
+export type ModelTables = ReturnType<typeof readTables>
 
 /** The content of the generated file. The script that makes it says how to read it. */
 interface GeneratedTables {
@@ -73,7 +65,7 @@ interface TypeEntry {
   readonly prefix: string
 }
 
-function readTables({ rules, names, ties, heads, types }: GeneratedTables): ModelTables {
+function readTables({ rules, names, ties, heads, types }: GeneratedTables) {
   const known = new Map(types.split(' ').map(parseType))
   const parsed = new Map<number, NameRules>()
   const rulesAt = (index: number) => {
@@ -82,10 +74,13 @@ function readTables({ rules, names, ties, heads, types }: GeneratedTables): Mode
     return own
   }
   return {
-    isKnown: (type) => known.has(type),
-    names: (type) => (Object.hasOwn(names, type) ? names[type].split(' ').map((one) => nameEntry(one, rulesAt)) : []),
-    isClassOf: (name, type) => name.startsWith(known.get(type)?.stem ?? `${name}.`),
-    ties: (type) => {
+    isKnown: (type: string) => known.has(type),
+    names: (type: string): readonly NameEntry[] =>
+      Object.hasOwn(names, type) ? names[type].split(' ').map((one) => nameEntry(one, rulesAt)) : [],
+    /** True if the name of the class begins as those of this type do. */
+    isClassOf: (name: string, type: string) => name.startsWith(known.get(type)?.stem ?? `${name}.`),
+    /** Ties by class, in the order of the table. */
+    ties: (type: string): ReadonlyMap<string, readonly ModelTie[]> => {
       const result = new Map<string, readonly ModelTie[]>()
       const entry = known.get(type)
       if (entry === undefined) return result
@@ -101,7 +96,7 @@ function readTables({ rules, names, ties, heads, types }: GeneratedTables): Mode
       }
       return result
     },
-    head: (type, task) => {
+    head: (type: string, task: string): ModelHead | undefined => {
       const entry = known.get(type)
       if (entry === undefined || !Object.hasOwn(heads, task)) return undefined
       const found = Object.entries(heads[task]).find(([, owners]) => owners.split(' ').includes(type))

@@ -1,12 +1,14 @@
-// The texts of a result that are the adapters': their chat template and their tokenizer, which they were trained with.
+// The files of a result beside its weights: the base's, an edited config.json, and what adapters were trained with, their
+// chat template and their tokenizer.
 
 import { type Directory, readJson } from '../base/bytes.js'
 import { LowrankError } from '../base/errors.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import { readChatTemplate } from '../peft/chat-template.js'
 import { TEMPLATE_FILE } from '../peft/file-names.js'
-import { copyOf, type OtherFile, textFile } from './companions.js'
-import { isTokenizerFile } from './plan/companions.js'
+import { copyOf, findCompanions, isTokenizerFile, type OtherFile, textFile } from './companions.js'
+import type { PartInput } from './parts.js'
+import { CONFIG_FILE } from './plan/config-edit.js'
 import type { MergeAdapter } from './weighted.js'
 
 /** The files that adapters give a result. */
@@ -26,16 +28,32 @@ interface Tokens {
 const MARKERS = /<\|[^|<>{}\s]{1,40}\|>|<[a-z]+(?:_[a-z]+)+>/g
 
 /**
- * The chat template and the tokenizer of the adapters. A tokenizer goes along if it has tokens that the base's has not,
- * or another token at the end of texts; else the base's stays.
+ * The files that go along with the weights.
  *
- * @param base its folder
+ * @param own files and folders (`onnx/`) of which the result has its own version
+ * @param config the text of the new config.json; undefined where the base's stays
  * @param vocabulary rows of the result's input embedding, where they are known
  */
-export async function adapterTexts(
+export async function otherFiles(
+  { base: { directory }, adapters, sign }: PartInput,
+  own: ReadonlySet<string>,
+  config: string | undefined,
+  vocabulary?: number,
+) {
+  const folders = sign === -1 ? [] : adapters.map(({ adapter }) => adapter)
+  const { files, warnings } = await adapterTexts(directory, folders, vocabulary)
+  const changed = config === undefined ? files : [...files, textFile(CONFIG_FILE, config)]
+  return { ...(await findCompanions(directory, own, changed)), warnings }
+}
+
+/**
+ * The chat template and the tokenizer of the adapters. A tokenizer goes along if it has tokens that the base's has not,
+ * or another token at the end of texts; else the base's stays.
+ */
+async function adapterTexts(
   base: Directory,
   adapters: readonly MergeAdapter[],
-  vocabulary?: number,
+  vocabulary: number | undefined,
 ): Promise<AdapterTexts> {
   const files: OtherFile[] = []
   const warnings: string[] = []

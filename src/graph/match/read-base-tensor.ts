@@ -1,14 +1,14 @@
 // The values of a tensor of the base, or of some of its rows, in the shape that it has in PyTorch.
 
+import { decodeFloats } from '../../base/dtype.js'
 import { UnsupportedError } from '../../base/errors.js'
 import type { OnnxModel } from '../../formats/onnx/model.js'
-import type { BaseTensor } from '../match/base-tensors.js'
-import { openFloatLines } from '../match/forms/float-product.js'
-import type { ReadLines } from '../match/forms/form.js'
-import type { Linear } from '../match/linears.js'
-import { type Embedding, storedValue } from '../match/parameters.js'
 import type { Graph } from '../view/graph.js'
-import { readVector } from './affine.js'
+import type { BaseTensor } from './base-tensors.js'
+import { FLOAT_DTYPES, openFloatLines } from './forms/float-product.js'
+import type { ReadLines } from './forms/form.js'
+import type { Linear } from './linears.js'
+import { type Embedding, storedValue } from './parameters.js'
 
 /**
  * Its values in f32, in the tensor's shape.
@@ -38,8 +38,19 @@ export async function readBaseTensor(
   return transposed ? lines : swapped(lines, [k, d])
 }
 
+/** The values of a stored tensor; undefined where they are no floats. */
+export async function readVector(model: OnnxModel, graph: Graph, value: string): Promise<Float32Array | undefined> {
+  const tensor = graph.constant(storedValue(graph, value))
+  const dtype = tensor && FLOAT_DTYPES[tensor.dataType]
+  return dtype && decodeFloats(await model.readTensor(tensor), dtype)
+}
+
 /** Opens the stored lines of an embedding: rows of tokens, or of features where it is transposed. */
-async function openEmbedding(model: OnnxModel, graph: Graph, { node, input, integers }: Embedding): Promise<ReadLines> {
+export async function openEmbedding(
+  model: OnnxModel,
+  graph: Graph,
+  { node, input, integers }: Embedding,
+): Promise<ReadLines> {
   if (integers !== undefined) return integers.form.openLines(model, graph, integers)
   return openFloatLines(model, graph, { node, weight: storedValue(graph, node.input[input]), problem: undefined })
 }
