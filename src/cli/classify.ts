@@ -36,6 +36,7 @@ export const classify = defineCommand({
     'lowrank classify --model tests/golden/text-classification/classifier --text "a good day" --text "a grim night" --top-k 3 --json',
     'lowrank classify --model tests/golden/token-classification/distilbert --text "Captain Ahab saw Nantucket."',
   ],
+  subject: ['model'],
   options: {
     ...SESSION_OPTIONS,
     text: repeated('TEXT', 'text to classify'),

@@ -16,6 +16,7 @@ export const combine = defineCommand({
     'lowrank combine --adapter tests/golden/peft/f32 --adapter tests/golden/peft/rslora --weight 0.5 --rank 8 --out out/combined',
     'lowrank combine --adapter tests/golden/peft/f32 --adapter tests/golden/peft/bf16 --combination-type ties --density 0.5 --out out/ties',
   ],
+  subject: ['adapter'],
   options: {
     ...ADAPTERS,
     ...flags('CombineOptions'),

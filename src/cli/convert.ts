@@ -3,8 +3,9 @@
 import { withProgress } from './adapter-output.js'
 import { flags } from './flags.js'
 import { EXIT_INTERRUPTED } from './interrupt.js'
-import { defineCommand, toggle } from './options.js'
+import { defineCommand, required, toggle } from './options.js'
 import { refuseFolder } from './output.js'
+import { MODEL } from './sources.js'
 import { colors, peakRssBytes, printDocument, say } from './terminal.js'
 
 export const convert = defineCommand({
@@ -18,15 +19,16 @@ export const convert = defineCommand({
     'lowrank convert tests/golden/peft/f32 --to gguf --base models/union-3m --out out/adapter.gguf',
     'lowrank convert tests/golden/peft/rslora --to mlx --out out/mlx',
   ],
-  positional: { name: 'ADAPTER', about: 'adapter folder or file, or an id on the Hub' },
+  subject: ['adapter'],
   options: {
+    adapter: required(MODEL, 'adapter: a folder, a file, or an id on the Hub'),
     ...flags('ConvertAdapterOptions'),
     json: toggle('print one JSON document on stdout'),
   },
-  async run({ to, base, out, outDtype, json }, { positional }) {
+  async run({ adapter, to, base, out, outDtype, json }) {
     const node = await import('../node.js')
     if (to === 'peft' || to === 'mlx') await refuseFolder(out)
-    const report = await withProgress((run) => node.convertAdapter(positional, { to, out, base, outDtype, ...run }))
+    const report = await withProgress((run) => node.convertAdapter(adapter, { to, out, base, outDtype, ...run }))
     if (report === undefined) return EXIT_INTERRUPTED
     if (json) printDocument({ ...report, peakRssBytes: peakRssBytes() })
     for (const note of report.notes) say(`note: ${note}`)

@@ -32,6 +32,7 @@ export const demo = defineCommand({
     'The adapter stays in --out. The model comes from the Hub once; later runs find it in the cache.',
   ].join('\n'),
   examples: ['lowrank demo', 'lowrank demo --model models/union-3m --steps 40'],
+  subject: ['model'],
   options: {
     model: text(MODEL, RUNS, SMALL_MODEL),
     ...flags('LoadModelOptions', 'dtype'),

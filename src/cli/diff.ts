@@ -25,6 +25,7 @@ export const diff = defineCommand({
     'lowrank diff --a tests/golden/peft/f32 --b tests/golden/peft/bf16',
     'lowrank diff --a tests/golden/peft/f32 --b tests/golden/peft/rslora --html out/diff.html',
   ],
+  subject: ['a', 'b'],
   options: {
     a: required(MODEL, 'an adapter folder, or a safetensors checkpoint'),
     b: required(MODEL, 'another one of the same kind'),

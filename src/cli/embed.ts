@@ -16,6 +16,7 @@ export const embed = defineCommand({
     'lowrank embed --model tests/golden/text-classification/encoder --adapter tests/golden/embedding/adapter-init --text "The sea was calm."',
     'lowrank embed --model tests/golden/text-classification/encoder --text "a good day" --text "a grim night" --json',
   ],
+  subject: ['model'],
   options: {
     ...SESSION_OPTIONS,
     text: repeated('TEXT', 'text to embed'),

@@ -22,6 +22,7 @@ export const extract = defineCommand({
     'lowrank merge --base models/union-3m --adapter tests/golden/peft/f32 --format safetensors --out out/fine-tuned',
     'lowrank extract --base models/union-3m --fine-tuned out/fine-tuned --rank 8 --out out/extracted',
   ],
+  subject: ['fineTuned'],
   options: {
     ...flags('ExtractOptions'),
     ...ADAPTER_OUTPUT,

@@ -37,6 +37,7 @@ export const generate = defineCommand({
     'lowrank generate --model models/union-3m --adapter out/scripture --prompt "And the people" --temperature 0.7 --top-k 40',
     'lowrank generate --model HuggingFaceTB/SmolLM2-135M-Instruct --chat --system "Answer in one word." --prompt "What floats?"',
   ],
+  subject: ['model'],
   options: {
     ...SESSION_OPTIONS,
     weight: repeated('W', 'strength of the adapter that stands before this option; default 1'),

@@ -1,7 +1,7 @@
 // The help texts: rendered from the same declarations that parse the command line.
 
 import { createColors } from 'picocolors'
-import { type Command, flagOf } from './options.js'
+import { aliasOf, type Command, flagOf, nameOf } from './options.js'
 
 const COLUMN = 31
 /** Longer lines are hard to read; narrower than the least, a terminal breaks them itself. */
@@ -38,10 +38,13 @@ export function programHelp(commands: readonly Pick<Command, 'name' | 'summary'>
 /** Help of one command, for a terminal of so many columns. */
 export async function commandHelp(command: Command, useColor: boolean, columns = MAX_COLUMNS): Promise<string> {
   const { bold, cyan } = createColors(useColor)
+  const { subject = [] } = command
+  const alias = aliasOf(command.options)
   const lines = Object.entries(command.options).map(([key, option]) => {
     const flag = option.placeholder === undefined ? flagOf(key) : `${flagOf(key)} ${option.placeholder}`
     const notes = [
       option.isRequired ? 'required' : '',
+      alias?.key === key ? `or ${alias.flag}` : '',
       option.isRepeatable ? 'repeatable' : '',
       option.bounds ?? '',
       option.fallback === undefined ? '' : `default ${option.fallback}`,
@@ -54,19 +57,21 @@ export async function commandHelp(command: Command, useColor: boolean, columns =
     const gap = flag.length + 2 < COLUMN ? ' '.repeat(COLUMN - 2 - flag.length) : `\n${' '.repeat(COLUMN)}`
     return `  ${cyan(flag)}${gap}${about}`
   })
-  const needed = Object.entries(command.options).filter(([, option]) => option.isRequired)
+  const needed = Object.entries(command.options).filter(([key, option]) => option.isRequired && !subject.includes(key))
   const words = [
-    ...(command.positional === undefined ? [] : [command.positional.name]),
+    ...subject.map((key) => {
+      const { isRequired, isRepeatable } = command.options[key]
+      return `${isRequired ? nameOf(key) : `[${nameOf(key)}]`}${isRepeatable ? ' …' : ''}`
+    }),
     ...needed.map(([key, option]) => `${flagOf(key)} ${option.placeholder}`),
     '[options]',
   ]
-  const { positional } = command
   return [
     command.about,
     '',
     bold('Usage'),
     `  lowrank ${command.name} ${words.join(' ')}`,
-    ...(positional === undefined ? [] : ['', `  ${cyan(positional.name)}  ${positional.about}`]),
+    ...subject.map((key) => `  ${nameOf(key)} is the value of ${flagOf(key)}, which may be left out in front of it`),
     '',
     bold('Options'),
     ...lines,

@@ -4,9 +4,10 @@ import type { EmbeddingContents, FitReport, InspectReport } from '../index.js'
 import { writeWhole } from '../node/command-line.js'
 import { printable } from './escape.js'
 import { flags } from './flags.js'
-import { defineCommand, text, toggle, UsageError } from './options.js'
+import { defineCommand, required, text, toggle, UsageError } from './options.js'
 import { refusePage } from './report-file.js'
 import { inspectionReport, kindOf, targetsOf } from './report-sections.js'
+import { MODEL } from './sources.js'
 import { colors, complain, print, printDocument, say, table, thousands, warn } from './terminal.js'
 
 /** On a terminal; the JSON document and the page have all. */
@@ -25,22 +26,23 @@ export const inspect = defineCommand({
     'lowrank inspect out/scripture --base models/union-3m --relative-change --html out/scripture.html',
     'lowrank inspect models/union-3m/onnx/model.onnx',
   ],
-  positional: { name: 'SOURCE', about: 'adapter folder, safetensors checkpoint, .onnx file, or an id on the Hub' },
+  subject: ['source'],
   options: {
+    source: required(MODEL, 'an adapter’s folder, a safetensors checkpoint, an .onnx file, or an id on the Hub'),
     ...flags('InspectOptions'),
     html: text('FILE', 'write a web page in one file: a heat map of the layers and their singular values'),
     overwrite: toggle('replace the file of --html if it exists'),
     json: toggle('print one JSON document on stdout'),
   },
-  async run({ base, dtype, relativeChange, html, overwrite, strict, json }, { positional }) {
+  async run({ source, base, dtype, relativeChange, html, overwrite, strict, json }) {
     if (relativeChange && base === undefined) throw new UsageError('--relative-change needs --base DIR|FILE|ID')
     const node = await import('../node.js')
     if (html !== undefined) await refusePage(html, overwrite)
-    const report = await node.inspect(positional, { base, dtype, relativeChange, strict })
+    const report = await node.inspect(source, { base, dtype, relativeChange, strict })
     if (html !== undefined) {
       if (report.kind !== 'adapter') throw new UsageError('--html works for adapters only; SOURCE is a model')
       const { reportPage } = await import('../report/page.js')
-      await writeWhole(html, reportPage(inspectionReport(report, positional)))
+      await writeWhole(html, reportPage(inspectionReport(report, source)))
       say(`Wrote ${colors.bold(html)}`)
     }
     if (json) printDocument({ ...report })

@@ -20,6 +20,7 @@ export const merge = defineCommand({
     'lowrank merge --base models/union-3m --adapter out/scripture --adapter tests/golden/peft/f32 --weight 0.5 --format safetensors --out out/scripture-mix',
     'lowrank merge --base models/union-3m/model.safetensors --adapter out/scripture --out out/merged.safetensors',
   ],
+  subject: ['base'],
   options: {
     ...flags('MergeOptions', 'base'),
     ...ADAPTERS,

@@ -47,12 +47,13 @@ export interface Command<O extends Options = Options> {
   more?(): Promise<Readonly<Record<string, readonly string[]>>>
   /** Lines that run as they are in the project's folder. */
   examples: readonly string[]
-  positional?: { name: string; about: string }
+  /** The options whose values may come first, without their names; the last takes several if it is repeatable. */
+  subject?: readonly (keyof O & string)[]
   /** Keys are camelCase names of the options. */
   options: O
   /** Names of the API's options that have another key here: for messages. */
   apiNames?: Readonly<Record<string, keyof O & string>>
-  run(values: Values<O>, context: { positional: string; occurrences: Occurrence[] }): Promise<number>
+  run(values: Values<O>, context: { occurrences: Occurrence[] }): Promise<number>
 }
 
 /** Keeps the types of a command's options; the caller sees a plain Command. */
@@ -156,8 +157,7 @@ export function flagOf(key: string): string {
 /** Checks a command's arguments against its options and reads them. Throws UsageError. */
 export function parseCommand(command: Command, args: readonly string[]) {
   const { options } = command
-  const { occurrences, positionals } = findOccurrences(options, args)
-  checkPositionals(command, positionals)
+  const occurrences = findOccurrences(command, args)
   for (const [key, { isRequired, placeholder }] of Object.entries(options)) {
     if (isRequired && !occurrences.some(({ flag }) => flag === flagOf(key))) {
       throw new UsageError(`${flagOf(key)} ${placeholder} is missing`)
@@ -168,12 +168,14 @@ export function parseCommand(command: Command, args: readonly string[]) {
       return [key, option.read(occurrences.filter(({ flag }) => flag === flagOf(key)))]
     }),
   )
-  return { values, positional: positionals[0] ?? '', occurrences }
+  return { values, occurrences }
 }
 
 /** What is on the command line, in its order. Throws UsageError for what the options do not allow. */
-function findOccurrences(options: Options, args: readonly string[]) {
+function findOccurrences({ name, options, subject = [] }: Command, args: readonly string[]): Occurrence[] {
   const byFlag = new Map(Object.entries(options).map(([key, option]) => [flagOf(key), option]))
+  const alias = aliasOf(options)
+  if (alias !== undefined) byFlag.set(alias.flag, options[alias.key])
   const { tokens } = parseArgs({
     args: [...args],
     strict: false,
@@ -187,20 +189,43 @@ function findOccurrences(options: Options, args: readonly string[]) {
     ),
   })
   const occurrences: Occurrence[] = []
-  const positionals: string[] = []
+  const left = [...subject]
+  const add = (flag: string, value: string, isRepeatable = false) => {
+    if (!isRepeatable && occurrences.some((other) => other.flag === flag)) {
+      throw new UsageError(`${flag} is given twice`)
+    }
+    occurrences.push({ flag, value })
+  }
   for (const token of tokens) {
-    if (token.kind === 'positional') positionals.push(token.value)
+    if (token.kind === 'positional') {
+      const [key] = left
+      if (key === undefined) {
+        const many = subject.length > 0 ? `: 'lowrank ${name}' takes ${subject.map(nameOf).join(' and ')}` : ''
+        throw new UsageError(`unexpected argument '${token.value}'${many}; did you forget an option in front of it?`)
+      }
+      if (!options[key].isRepeatable) left.shift()
+      add(flagOf(key), token.value, options[key].isRepeatable)
+    }
     if (token.kind !== 'option') continue
     const { rawName: flag, value, inlineValue } = token
     const option = byFlag.get(flag)
     if (option === undefined) throw new UsageError(unknownOption(flag, [...byFlag.keys()]))
     checkValue(flag, value, inlineValue ?? false, option)
-    if (!option.isRepeatable && occurrences.some((other) => other.flag === flag)) {
-      throw new UsageError(`${flag} is given twice`)
-    }
-    occurrences.push({ flag, value: value ?? '' })
+    add(flag === alias?.flag ? flagOf(alias.key) : flag, value ?? '', option.isRepeatable)
   }
-  return { occurrences, positionals }
+  return occurrences
+}
+
+/** `--model` and `--base` mean the same where a command has one of the two. */
+export function aliasOf(options: Options): { flag: string; key: string } | undefined {
+  const [key, ...others] = ['model', 'base'].filter((name) => Object.hasOwn(options, name))
+  if (key === undefined || others.length > 0) return undefined
+  return { flag: key === 'model' ? '--base' : '--model', key }
+}
+
+/** fineTuned → FINE-TUNED, as it stands in help without its name. */
+export function nameOf(key: string): string {
+  return flagOf(key).slice(2).toUpperCase()
 }
 
 /** @param isInline the value came as in --flag=value, so that it may begin with dashes */
@@ -218,16 +243,6 @@ function checkValue(
     throw new UsageError(`${flag} needs a value: ${flag} ${placeholder}`)
   }
   if (value === '' && /DIR|FILE/.test(placeholder)) throw new UsageError(`${flag} is empty`)
-}
-
-function checkPositionals({ name, positional }: Command, positionals: readonly string[]): void {
-  if (positional === undefined && positionals.length > 0) {
-    throw new UsageError(`unexpected argument '${positionals[0]}'; did you forget an option in front of it?`)
-  }
-  if (positional !== undefined && positionals.length !== 1) {
-    const got = positionals.length === 0 ? 'none' : positionals.map((value) => `'${value}'`).join(' and ')
-    throw new UsageError(`'lowrank ${name}' takes one ${positional.name}; got ${got}`)
-  }
 }
 
 function unknownOption(flag: string, known: string[]): string {

@@ -6,7 +6,7 @@ import { ConfigError, configureHub, LowrankError } from '../index.js'
 import { showDownloads } from './downloads.js'
 import { commandHelp, programHelp } from './help.js'
 import { type Command, flagOf, parseCommand, UsageError } from './options.js'
-import { complain, print, say, usesColor, warn } from './terminal.js'
+import { complain, print, say, spellMessages, usesColor, warn } from './terminal.js'
 
 export const EXIT_KNOWN_ERROR = 1
 const EXIT_USAGE = 2
@@ -49,10 +49,11 @@ export async function run(args: readonly string[]): Promise<number> {
   const options = end === -1 ? rest : rest.slice(0, end)
   if (options.includes('--help') || options.includes('-h'))
     return show(await commandHelp(command, usesColor(process.stdout), process.stdout.columns))
-  const { values, positional, occurrences } = parseCommand(command, rest)
+  const { values, occurrences } = parseCommand(command, rest)
+  spellMessages((message) => inFlags(message, command))
   configureHub({ onDownload: showDownloads(), onWarning: warn })
   try {
-    return await command.run(values, { positional, occurrences })
+    return await command.run(values, { occurrences })
   } catch (error) {
     if (!(error instanceof LowrankError)) throw error
     const flag = flagAt(error, command)
@@ -62,10 +63,29 @@ export async function run(args: readonly string[]): Promise<number> {
 }
 
 /** The option that an error of the API is about, as it is written on the command line; undefined for other errors. */
-function flagAt({ where }: LowrankError, { options, apiNames = {} }: Command): string | undefined {
-  if (where === undefined) return undefined
-  const key = Object.hasOwn(apiNames, where) ? apiNames[where] : where
+function flagAt({ where }: LowrankError, command: Command): string | undefined {
+  return where === undefined ? undefined : flagNamed(where, command)
+}
+
+function flagNamed(name: string, { options, apiNames = {} }: Command): string | undefined {
+  const key = Object.hasOwn(apiNames, name) ? apiNames[name] : name
   return Object.hasOwn(options, key) ? flagOf(key) : undefined
+}
+
+/** A message with its options as a command writes them: `` `maxSteps: 4` `` becomes --max-steps 4. */
+export function inFlags(message: string, command: Command): string {
+  return message.replaceAll(/`(\w+)(?:: ([^`]+))?`/g, (span, name: string, value?: string) => {
+    const flag = flagNamed(name, command)
+    if (flag === undefined) return span
+    const written = value
+      ?.replaceAll(/[{}[\]'"]/g, '')
+      .trim()
+      .replaceAll(/\s*:\s*/g, '=')
+      .replaceAll(/,\s*/g, ',')
+    return written === undefined || written === 'true'
+      ? flag
+      : `${flag} ${/\s/.test(written) ? `"${written}"` : written}`
+  })
 }
 
 function show(text: string): number {

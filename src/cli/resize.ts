@@ -2,7 +2,8 @@
 
 import { ADAPTER_OUTPUT, writeAdapter } from './adapter-output.js'
 import { flags } from './flags.js'
-import { defineCommand } from './options.js'
+import { defineCommand, required } from './options.js'
+import { ADAPTER } from './sources.js'
 
 export const resize = defineCommand({
   name: 'resize',
@@ -16,10 +17,14 @@ export const resize = defineCommand({
     'lowrank resize tests/golden/peft/f32 --rank 2 --out out/rank-2',
     'lowrank resize tests/golden/peft/f32 --energy 0.95 --out out/smaller --out-dtype fp16',
   ],
-  positional: { name: 'ADAPTER', about: 'adapter folder, or an id on the Hub' },
-  options: { ...flags('ResizeOptions'), ...ADAPTER_OUTPUT },
-  async run({ rank, energy, error, ratio, ...output }, { positional }) {
+  subject: ['adapter'],
+  options: {
+    adapter: required(ADAPTER, 'adapter: a folder, or an id on the Hub'),
+    ...flags('ResizeOptions'),
+    ...ADAPTER_OUTPUT,
+  },
+  async run({ adapter, rank, energy, error, ratio, ...output }) {
     const node = await import('../node.js')
-    return writeAdapter(output, (run) => node.resize(positional, { rank, energy, error, ratio, ...run }))
+    return writeAdapter(output, (run) => node.resize(adapter, { rank, energy, error, ratio, ...run }))
   },
 })

@@ -4,7 +4,8 @@ import type { SignalLike } from '../index.js'
 import { printable } from './escape.js'
 import { flags } from './flags.js'
 import { interruptible } from './interrupt.js'
-import { defineCommand, integer, repeated, text, toggle, UsageError } from './options.js'
+import { defineCommand, integer, repeated, required, text, toggle, UsageError } from './options.js'
+import { MODEL, RUNS } from './sources.js'
 import { colors, say, warn } from './terminal.js'
 
 export const serve = defineCommand({
@@ -16,8 +17,9 @@ export const serve = defineCommand({
     'Ctrl-C or SIGTERM: answers what has begun, refuses what is new, and stops.',
   ].join('\n'),
   examples: ['lowrank serve models/union-3m --adapter peft=tests/golden/peft/f32 --port 0'],
-  positional: { name: 'MODEL', about: 'a model’s folder, or an id on the Hub' },
+  subject: ['model'],
   options: {
+    model: required(MODEL, RUNS),
     ...flags('LoadModelOptions', 'dtype'),
     adapter: repeated('NAME=SOURCE', 'an adapter and the name by which requests choose it'),
     allowLoading: text('FOLDER', 'load adapters of this folder by their names, and on /v1/load_lora_adapter'),
@@ -33,7 +35,7 @@ export const serve = defineCommand({
     ...flags('OpenSessionOptions', 'device', 'threads'),
     quiet: toggle('print the address alone'),
   },
-  async run(values, { positional }) {
+  async run(values) {
     const { adapter, allowLoading, host = '127.0.0.1', port, apiKey, origin, device, threads, quiet } = values
     const { createHandler, folderOfAdapters, listen } = await import('../serve/node/entry.js')
     const { loadModel } = await import('../node.js')
@@ -41,7 +43,7 @@ export const serve = defineCommand({
     const environment = process.env.LOWRANK_API_KEY
     const keys = [...apiKey, ...(environment ? [environment] : [])]
     const isLocal = ['127.0.0.1', 'localhost', '::1'].includes(host)
-    const model = await loadModel(positional, { dtype: values.dtype })
+    const model = await loadModel(values.model, { dtype: values.dtype })
     try {
       const handler = await createHandler({
         model,

@@ -29,12 +29,19 @@ export function say(line = ''): void {
 
 /** Something to look at that stops nothing. */
 export function warn(line: string): void {
-  say(`${colors.yellow('warning:')} ${printable(line)}`)
+  say(`${colors.yellow('warning:')} ${printable(spelled(line))}`)
+}
+
+let spelled = (message: string): string => message
+
+/** Sets how messages are written that name options as code does. */
+export function spellMessages(spell: (message: string) => string): void {
+  spelled = spell
 }
 
 /** What is wrong. */
 export function complain(label: 'error' | 'problem', message: string): void {
-  say(`${colors.red(`${label}:`)} ${printable(message)}`)
+  say(`${colors.red(`${label}:`)} ${printable(spelled(message))}`)
 }
 
 /** A command's product: a table, a text. */

@@ -3,6 +3,7 @@
 import { flags } from './flags.js'
 import { defineCommand, required, toggle } from './options.js'
 import { refuseFolder } from './output.js'
+import { ADAPTER } from './sources.js'
 import { colors, printDocument, say } from './terminal.js'
 
 export const toPlain = defineCommand({
@@ -13,16 +14,17 @@ export const toPlain = defineCommand({
     'The result works with the original base, and has twice the rank. Give --base or --initial.',
   ].join('\n'),
   examples: ['lowrank to-plain tests/golden/peft/pissa --base models/union-3m --out out/plain'],
-  positional: { name: 'ADAPTER', about: 'adapter folder' },
+  subject: ['adapter'],
   options: {
+    adapter: required(ADAPTER, 'adapter: a folder, or an id on the Hub'),
     ...flags('ToPlainOptions'),
     out: required('DIR', 'folder for the result'),
     json: toggle('print one JSON document on stdout'),
   },
-  async run({ base, initial, out, json }, { positional }) {
+  async run({ adapter: source, base, initial, out, json }) {
     const node = await import('../node.js')
     await refuseFolder(out)
-    const adapter = await node.loadAdapter(positional)
+    const adapter = await node.loadAdapter(source)
     const plain = await node.toPlain(adapter, { base, initial })
     await node.saveAdapter(plain, out)
     const { init } = adapter.config

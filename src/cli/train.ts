@@ -36,6 +36,7 @@ export const train = defineCommand({
     'lowrank train --model models/union-3m --data models/data/scripture.jsonl --out out/scripture --learning-rate 5e-3',
     'lowrank train --model models/union-3m --data models/data/scripture.jsonl --out out/scripture-2 --save-every 20 --overwrite',
   ],
+  subject: ['model'],
   options: {
     ...flags(
       'TrainOptions',

@@ -17,6 +17,7 @@ export const unmerge = defineCommand({
     'lowrank unmerge --merged out/scripture-model --adapter out/scripture --out out/base-onnx',
     'lowrank unmerge --merged out/scripture-mix --adapter out/scripture --adapter tests/golden/peft/f32 --weight 0.5 --out out/base --original models/union-3m',
   ],
+  subject: ['merged'],
   options: {
     ...flags('UnmergeOptions', 'merged'),
     ...ADAPTERS,

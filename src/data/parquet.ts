@@ -68,7 +68,7 @@ export async function* readParquet(
         what: 'more columns than are read',
         expected: `at most ${MAX_COLUMNS}`,
         got: String(wanted.size),
-        hint: 'Name the columns to read with columns (--columns text=NAME)',
+        hint: "Name the columns to read, as in `columns: { text: 'NAME' }`",
       })
     }
     const groups = metadata.row_groups.map((group) => ({

@@ -62,7 +62,7 @@ export async function openSession(model: Model | Source, given: OpenSessionOptio
     const need = sessionMemory(opened.onnx, options.lowMemory)
     const limits = memoryLimits(opened)
     checkWeightsFit(need, limits)
-    const help = ["dtype 'q4' (--dtype q4), if the model has it", ...(options.lowMemory ? [] : ['lowMemory: true'])]
+    const help = ["`dtype: 'q4'`, if the model has it", ...(options.lowMemory ? [] : ['`lowMemory: true`'])]
     const warning = memoryWarning(need, limits, { what: 'The model', help })
     if (warning !== undefined) onWarning(warning)
     const onMissing = (name: string, layers: readonly string[]) =>

@@ -76,6 +76,6 @@ function requireSame(wish: MergeFormat | undefined, format: 'onnx' | 'safetensor
     where: 'format',
     what: `it cannot be ${wish}: ${because}`,
     expected: format,
-    hint: 'Use folders for both, or leave out format (--format)',
+    hint: 'Use folders for both, or leave out `format`',
   })
 }

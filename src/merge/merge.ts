@@ -78,7 +78,7 @@ export async function unmerge(
       throw new UnsupportedError({
         where: 'original',
         what: 'lowrank cannot compare the values of .onnx files',
-        hint: 'Leave out original (--original), or unmerge a safetensors checkpoint',
+        hint: 'Leave out `original`, or unmerge a safetensors checkpoint',
       })
     }
     const report = await job.run()

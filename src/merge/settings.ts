@@ -106,7 +106,7 @@ const ONNX_ONLY = {
   modules: 'it names nodes of an .onnx file',
   quantized: 'only weights of an .onnx file can be quantized',
   externalData: 'only an .onnx file has data files beside it',
-  dtype: 'it chooses an .onnx file; the type that is written is outDtype (--out-dtype)',
+  dtype: 'it chooses an .onnx file; the type that is written is `outDtype`',
 }
 
 /**
@@ -144,8 +144,8 @@ function unsupported(where: string, what: string, format: MergeFormat): Unsuppor
     got: `a result in the format '${format}'`,
     hint:
       format === 'safetensors'
-        ? "Leave it out, or merge into the .onnx: format: 'onnx' (--format onnx)"
-        : "Leave it out, or merge into safetensors: format: 'safetensors' (--format safetensors)",
+        ? "Leave it out, or merge into the .onnx: `format: 'onnx'`"
+        : "Leave it out, or merge into safetensors: `format: 'safetensors'`",
   })
 }
 

@@ -33,7 +33,7 @@ export function parseAnswerPair(row: unknown, where: string): AnswerPair {
       what: 'not a pair of answers',
       expected: '"prompt", "chosen" and "rejected" as texts, or as lists of messages',
       got: fieldsOf(record),
-      hint: 'If your fields have other names, use columns (--columns prompt=question,chosen=better,rejected=worse)',
+      hint: "If your fields have other names, use `columns: { prompt: 'question', chosen: 'better', rejected: 'worse' }`",
     })
   }
   const empty = NAMES.find((name) => isEmpty(record[name]))

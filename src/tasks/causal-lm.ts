@@ -125,7 +125,7 @@ function encode(record: ParsedRecord, context: EncodeContext): Encoded<Example> 
       throw new FormatError({
         where: context.model.directory.name,
         what: 'the data contains chats, but the model has no chat template',
-        hint: 'Give a template with chatTemplate (--chat-template FILE), or use records with "prompt" and "completion"',
+        hint: 'Give a template with `chatTemplate`, or use records with "prompt" and "completion"',
       })
     }
   }

@@ -113,7 +113,7 @@ function parseRelatedTexts(row: unknown, where: string): RelatedTexts {
       what,
       expected: '"text" and "textPair" (or anchor and positive, sentence1 and sentence2), and "negative" or "score"',
       got,
-      hint: 'If the fields have other names, give them with columns: { text: …, textPair: … }',
+      hint: 'If the fields have other names, give them with `columns: { text: …, textPair: … }`',
     })
   const names = FIELDS.find(([first, second]) => first in record && second in record)
   if (names === undefined) throw refuse('no pair of texts', fieldsOf(record))

@@ -69,7 +69,7 @@ export const imageClassification: Task<LabeledImage, ImageExample, LabelOptions>
       what: 'not a picture with a label',
       expected: '"image": a path, the bytes of a file, or { data, width, height }; and "label"',
       got: fieldsOf(row),
-      hint: 'If the fields have other names, give them with columns: { image: …, label: … }',
+      hint: 'If the fields have other names, give them with `columns: { image: …, label: … }`',
     })
   },
 

@@ -174,7 +174,7 @@ function encodeTarget(
     what: 'longer than the model can write',
     expected: `at most ${limit} tokens`,
     got: String(ids.length),
-    hint: `Shorten it, or cut all texts that are too long: maxLength ${limit} (--max-length ${limit})`,
+    hint: `Shorten it, or cut all texts that are too long: \`maxLength: ${limit}\``,
   })
 }
 

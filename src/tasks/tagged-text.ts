@@ -40,7 +40,7 @@ export function parseTaggedText(row: unknown, where: string): TaggedText {
     expected:
       '"words" and "tags": lists of the same length; or "text", and "entities": a list of { start, end, label }',
     got: fieldsOf(record),
-    hint: 'If the fields have other names, give them with columns: { words: …, tags: … }',
+    hint: 'If the fields have other names, give them with `columns: { words: …, tags: … }`',
   })
 }
 

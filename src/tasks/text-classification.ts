@@ -92,7 +92,7 @@ function parseLabeledText(row: unknown, where: string): LabeledText {
     what: 'not a text with a label',
     expected: '"text", "label" and, for pairs, "textPair": texts; a label may be a number, or a list of labels',
     got: fieldsOf(record),
-    hint: 'If the fields have other names, give them with columns: { text: …, label: … }',
+    hint: 'If the fields have other names, give them with `columns: { text: …, label: … }`',
   })
 }
 

@@ -27,7 +27,7 @@ const TARGETS = ['target', 'output', 'label', 'summary', 'highlights', 'translat
 const SOUNDS = ['audio', 'input_features']
 const SPOKEN = ['target', 'label', 'text', 'sentence', 'transcription', 'transcript']
 
-const RENAME = 'Name your fields with columns (--columns text=article,target=summary)'
+const RENAME = "Name your fields, as in `columns: { text: 'article', target: 'summary' }`"
 
 /** Throws DataError for what has not one text or sound and one target. */
 export function parseTextPair(row: unknown, where: string): TextPair {

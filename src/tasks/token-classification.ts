@@ -194,7 +194,7 @@ class TokenClassification implements OpenTask<TaggedExample> {
         what: 'they are numbers, and nothing tells their names',
         expected: 'names such as B-PER and O, or the task option tagNames',
         got: String(tag),
-        hint: 'Give the names in the order of the numbers: --task-options "tagNames=O B-PER I-PER B-LOC I-LOC"',
+        hint: "Give the names in the order of the numbers: `taskOptions: { tagNames: 'O B-PER I-PER B-LOC I-LOC' }`",
       })
     }
     const name = this.#names[tag]

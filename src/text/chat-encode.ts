@@ -292,7 +292,7 @@ function notAsAsked({ name }: ChatTemplate, text: string, prompt: string, where:
     what: `the chat template (${name}) writes an answer in another form than it asks for one`,
     expected: JSON.stringify(prompt.slice(Math.max(0, at - 20), at + 40)),
     got: JSON.stringify(text.slice(Math.max(0, at - 20), at + 40)),
-    hint: 'Set its variables with chatTemplateArgs (--chat-template-args), or give a template that marks answers with {% generation %}',
+    hint: 'Set its variables with `chatTemplateArgs`, or give a template that marks answers with {% generation %}',
   })
 }
 

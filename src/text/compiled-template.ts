@@ -32,7 +32,7 @@ export async function compileChatTemplate(source: TemplateSource): Promise<ChatT
       throw new FormatError({
         where,
         what: `the chat template cannot be read (${messageOf(cause)})`,
-        hint: 'Give another one with chatTemplate (--chat-template FILE)',
+        hint: 'Give another one with `chatTemplate`',
         cause,
       })
     }
@@ -44,7 +44,7 @@ export async function compileChatTemplate(source: TemplateSource): Promise<ChatT
       where,
       what: 'several chat templates and none named default',
       got: [...compiled.keys()].join(', '),
-      hint: 'Give one with chatTemplate (--chat-template FILE)',
+      hint: 'Give one with `chatTemplate`',
     })
   }
   const templateFor = (tools: RenderOptions['tools']) =>
@@ -68,7 +68,7 @@ export async function compileChatTemplate(source: TemplateSource): Promise<ChatT
       throw new DataError({
         where: record,
         what: `the model's chat template does not take this chat (${messageOf(cause)})`,
-        hint: 'Change the record, or give another template with chatTemplate (--chat-template FILE)',
+        hint: 'Change the record, or give another template with `chatTemplate`',
         cause,
       })
     }

@@ -52,7 +52,7 @@ const KINDS = [
   ['text'],
 ] as const
 
-const RENAME = 'If your fields have other names, use columns (--columns prompt=question,completion=answer)'
+const RENAME = "If your fields have other names, use `columns: { prompt: 'question', completion: 'answer' }`"
 
 /**
  * A row of data as a record.
@@ -69,7 +69,7 @@ export function parseRecord(value: unknown, where: string): ParsedRecord {
       where,
       what: 'the record has fields of two kinds of records',
       got: fieldsOf(value),
-      hint: 'Say which fields to use with columns (--columns text=text)',
+      hint: "Say which fields to use, as in `columns: { text: 'text' }`",
     })
   }
   const parsed = kinds.length === 1 ? parseKind(kinds[0][0], record, where) : undefined

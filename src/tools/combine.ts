@@ -189,7 +189,7 @@ function checkDora({ parts, label }: Opened, { type, choice, isPeft }: CombineWa
     refuse(`${type} does not combine DoRA adapters`, `Use ${FULL_RANK_TYPES.join(', ')}, with the base and a rank`)
   }
   if (!hasBase) {
-    refuse('DoRA adapters cannot be combined without their base', 'Give the base (`--base`) and a rank')
+    refuse('DoRA adapters cannot be combined without their base', 'Give the base (`base`) and a rank')
   }
   const other = [...parts.values()].find((part) => isDora(part) && part.kind !== 'linear')
   if (other !== undefined) {

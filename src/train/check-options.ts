@@ -96,17 +96,17 @@ function checkTogether(options: TrainingOptions, settings: TrainSettings): void 
     throw new ConfigError({
       where: 'evalData',
       what: `${evaluates[0]} needs records to evaluate`,
-      hint: 'Give evalData (--eval-data), or evalSplit (--eval-split)',
+      hint: 'Give `evalData`, or `evalSplit`',
     })
   }
   if (settings.bestMetric !== TRAIN_DEFAULTS.bestMetric && !usesBest(settings)) {
     throw new ConfigError({
       where: 'bestMetric',
-      what: 'it has no effect without keep: best (--keep best) or earlyStopping',
+      what: 'it has no effect without `keep: best` or `earlyStopping`',
     })
   }
   if (evalData !== undefined && evalSplit !== undefined) {
-    throw new ConfigError({ where: 'evalSplit', what: 'not together with evalData (--eval-data): use one of the two' })
+    throw new ConfigError({ where: 'evalSplit', what: 'not together with `evalData`: use one of the two' })
   }
   if (options.resume && options.overwrite) {
     throw new ConfigError({ where: 'resume', what: 'not together with overwrite: use one of the two' })

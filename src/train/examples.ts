@@ -94,7 +94,7 @@ export async function encodeRows(rows: Rows, options: EncodeOptions): Promise<En
   }
   requireExamples(kept, name, maxLength)
   if (options.isHeldOut !== undefined) {
-    const hint = `there are ${kept.rows} records in all: raise evalSplit (--eval-split), or leave it out`
+    const hint = `there are ${kept.rows} records in all: raise \`evalSplit\`, or leave it out`
     requireExamples(heldOut, `${name}, the part for evaluation`, maxLength, hint)
   }
   const chatTemplate = used && recordTemplate(used.text, options.chatTemplateArgs)

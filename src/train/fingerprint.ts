@@ -61,7 +61,7 @@ export async function fingerprintOf(parts: FingerprintParts): Promise<Record<str
     ...Object.entries(config),
     ['task', task],
     ...Object.entries(taskOptions).map(([key, value]): [string, unknown] => [`option ${key} of the task`, value]),
-    ['number of steps, from maxSteps (--max-steps) or epochs (--epochs)', totalSteps],
+    ['number of steps, from `maxSteps` or `epochs`', totalSteps],
     ['model', new Hash().add(serializeModel(model.onnx.proto)).digest()],
     ['base weights', await weightsDigest(model.onnx.files.values())],
     ['data', digestOf(open, examples)],

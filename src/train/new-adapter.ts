@@ -89,7 +89,7 @@ function refuseEmbeddings(graph: Graph, config: LoraConfig): void {
     where: 'targetModules',
     what: `${name} is an embedding, and LoRA of an embedding cannot be trained here`,
     expected: 'linear layers',
-    hint: `Leave it out (excludeModules: ${exclude}). trainedTokens (--trained-tokens) trains some of its rows, modulesToSave (--modules-to-save) all of them`,
+    hint: `Leave it out with \`excludeModules: ${exclude}\`. \`trainedTokens\` trains some of its rows, \`modulesToSave\` all of them`,
   })
 }
 

@@ -55,10 +55,10 @@ export async function checkRunFolder(directory: Directory, use: FolderUse): Prom
       where,
       what: isFinished ? 'the run in this folder is finished' : 'there is no unfinished run in this folder',
       hint: isFinished
-        ? 'Replace it with overwrite (--overwrite), or choose another folder'
+        ? 'Replace it with `overwrite`, or choose another folder'
         : isStarted
-          ? 'The run in it was stopped before it saved anything. Replace it with overwrite (--overwrite)'
-          : 'Leave out resume (--resume)',
+          ? 'The run in it was stopped before it saved anything. Replace it with `overwrite`'
+          : 'Leave out `resume`',
     })
   }
   if (files.length === 0) return
@@ -68,9 +68,7 @@ export async function checkRunFolder(directory: Directory, use: FolderUse): Prom
       where,
       what: 'the output folder is not empty',
       got: listed(files),
-      hint: isOurs
-        ? 'Use resume (--resume) or overwrite (--overwrite), or choose another folder'
-        : 'Choose another folder',
+      hint: isOurs ? 'Use `resume` or `overwrite`, or choose another folder' : 'Choose another folder',
     })
   }
   if ((await readMarker(directory)) === undefined) {

@@ -291,7 +291,7 @@ function checkAlone(adapter: LoraAdapter, { name }: Table, rows: string): void {
     what: `rows of ${name} cannot be trained together with ${other.kind === 'linear' ? 'a layer of LoRA there' : 'its whole weight'}`,
     hint:
       other.kind === 'linear'
-        ? 'Leave this module out of targetModules (--target-modules), or use excludeModules'
-        : 'Leave this module out of modulesToSave (--modules-to-save), or train its rows alone',
+        ? 'Leave this module out of `targetModules`, or use `excludeModules`'
+        : 'Leave this module out of `modulesToSave`, or train its rows alone',
   })
 }

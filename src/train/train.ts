@@ -172,9 +172,9 @@ function warnOfMemory<Example>(
   const warning = memoryWarning(trainingMemory(model, { batch: rows * batch, sequence, lowMemory }), limits, {
     what: `Training with ${batch} records of ${isCut ? 'up to ' : ''}${sequence} tokens in a batch`,
     help: [
-      ...(batch > 1 ? ['a smaller batchSize (--batch-size) with more gradientAccumulation'] : []),
-      ...(isCut ? ['a shorter maxLength (--max-length)'] : []),
-      ...(lowMemory ? [] : ['lowMemory (--low-memory)']),
+      ...(batch > 1 ? ['a smaller `batchSize` with more `gradientAccumulation`'] : []),
+      ...(isCut ? ['a shorter `maxLength`'] : []),
+      ...(lowMemory ? [] : ['`lowMemory`']),
     ],
   })
   if (warning !== undefined) (on?.warning ?? console.warn)(warning)
@@ -188,7 +188,7 @@ async function checkTask(task: Task, model: Model): Promise<void> {
     const others = error instanceof UnsupportedError ? await tasksFor(model) : []
     if (!(error instanceof UnsupportedError) || others.length === 0) throw error
     const { where, what, expected, got } = error
-    const hint = `This model can be trained for ${others.map(({ name }) => name).join(' or ')}: set the option task (--task)`
+    const hint = `This model can be trained for ${others.map(({ name }) => name).join(' or ')}: set \`task\``
     throw new UnsupportedError({ what, hint, cause: error, ...defined({ where, expected, got }) })
   }
 }

@@ -353,7 +353,7 @@ describe('wrong usage', () => {
     [['merge', '--base', MODEL, '--out', 'x'], /--adapter DIR\|ID is missing/],
     [['merge', '--base', MODEL, '--weight', '1', '--adapter', PEFT, '--out', 'x'], /--weight W comes after/],
     [['generate', '--model', MODEL], /--prompt TEXT is missing/],
-    [['inspect'], /takes one SOURCE/],
+    [['inspect'], /--source DIR\|FILE\|ID is missing/],
     [['inspekt', 'x'], /did you mean inspect\?/],
     [['--model', 'x'], /the command comes first/],
   ])('%j exits with 2', async (args, message) => {

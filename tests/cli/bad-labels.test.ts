@@ -91,7 +91,7 @@ const CASES: Readonly<Record<string, Case>> = {
   'no target': {
     rows: [{ text: 'a', target: 'b' }, { text: 'a' }],
     row: 1,
-    message: /no target: a text that the model learns to write.*"target".*got "text" \(string\).*--columns/s,
+    message: /no target: a text that the model learns to write.*"target".*got "text" \(string\).*columns/s,
     task: 'seq2seq',
     model: BART,
   },
@@ -112,20 +112,20 @@ const CASES: Readonly<Record<string, Case>> = {
   'two fields that could be the target': {
     rows: [{ text: 'a', summary: 'b', label: 'c' }],
     row: 0,
-    message: /more than one field could be the text or the target.*--columns/s,
+    message: /more than one field could be the text or the target.*columns/s,
     task: 'seq2seq',
     model: BART,
   },
   'a target that is too long for the model': {
     rows: [{ text: 'a', target: 'the sea '.repeat(60) }],
     row: 0,
-    message: /target: longer than the model can write; expected at most 64 tokens, got \d+.*--max-length 64/s,
+    message: /target: longer than the model can write; expected at most 64 tokens, got \d+.*max-?[lL]ength:? 64/s,
     task: 'seq2seq',
     model: BART,
   },
   'texts to continue for an encoder-decoder': {
     rows: [{ text: 'a' }],
-    message: /it is an encoder-decoder.*can be trained for seq2seq: set the option task/s,
+    message: /it is an encoder-decoder.*can be trained for seq2seq: set `?(--)?task/s,
     task: 'causal-lm',
     model: BART,
   },

@@ -52,7 +52,7 @@ describe('chats on the command line', () => {
 
   it.each<[string, string[], number, RegExp]>([
     ['--raw with --chat', [...question, '--raw', '--chat'], 2, /--raw and --chat cannot be used together/],
-    ['no template', [...question, '--chat'], 1, /no chat template.*--chat-template FILE/],
+    ['no template', [...question, '--chat'], 1, /no chat template.*--chat-template/],
     ['no file', ['--messages', 'no.json'], 1, /no.json: no such file/],
     ['no chat', ['--messages', ONNX], 1, /not a chat; expected JSON/],
     ['an empty stop', [...question, '--stop='], 2, /--stop: not valid/],

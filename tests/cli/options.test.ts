@@ -13,6 +13,8 @@ import {
   toggle,
   UsageError,
 } from '../../src/cli/options.js'
+import { inFlags } from '../../src/cli/program.js'
+import { filesIn, textOf } from '../structure/project.js'
 
 const command = defineCommand({
   name: 'fit',
@@ -106,11 +108,26 @@ describe('parseCommand', () => {
     expect(error.message).toContain(message)
   })
 
-  it('takes exactly one positional where a command has one', () => {
-    const inspect = { ...command, options: {}, positional: { name: 'PATH', about: 'what to inspect' } }
-    expect(parseCommand(inspect, ['some/path']).positional).toBe('some/path')
-    expect(() => parseCommand(inspect, [])).toThrow('takes one PATH; got none')
-    expect(() => parseCommand(inspect, ['a', 'b'])).toThrow("got 'a' and 'b'")
+  it('takes what a command is about without its name', () => {
+    const about = { ...command, subject: ['model', 'adapter'] }
+    expect(parseCommand(about, ['a/model', 'x', '--rank', '2', 'y']).values).toMatchObject({
+      model: 'a/model',
+      adapter: ['x', 'y'],
+      rank: 2,
+    })
+    expect(parseCommand(about, ['--adapter', 'x', 'a/model']).values.model).toBe('a/model')
+    expect(() => parseCommand(about, [])).toThrow('--model DIR is missing')
+    expect(() => parseCommand(about, ['a', '--model', 'b'])).toThrow('--model is given twice')
+    expect(() => parseCommand({ ...command, subject: ['model'] }, ['a', 'b'])).toThrow(
+      "unexpected argument 'b': 'lowrank fit' takes MODEL",
+    )
+  })
+
+  it('takes --base for --model, and the other way around', () => {
+    expect(parse('--base', 'm').model).toBe('m')
+    expect(failure('--base', 'm', '--model', 'm').message).toBe('--model is given twice')
+    const based = { ...command, options: { base: required('DIR', 'the base') } }
+    expect(parseCommand(based, ['--model', 'm']).values).toEqual({ base: 'm' })
   })
 })
 
@@ -122,5 +139,31 @@ describe('commandHelp', () => {
     expect(help).toMatch(/--rank N .*default 8/)
     expect(help).toMatch(/--schedule cosine\|linear .*default cosine/)
     expect(help).toMatch(/--weight-decay X .*default 1e-3/)
+  })
+})
+
+describe('inFlags', () => {
+  it.each([
+    ['Use `weightDecay`, or leave out `json`', 'Use --weight-decay, or leave out --json'],
+    ['Set `json: true`', 'Set --json'],
+    ["Use `schedule: 'linear'`", 'Use --schedule linear'],
+    ["Use `note: { prompt: 'question', completion: 'answer' }`", 'Use --note prompt=question,completion=answer'],
+    ["Use `note: { tagNames: 'O B-PER' }`", 'Use --note "tagNames=O B-PER"'],
+    ["Leave out `adapter: ['a', 'b']`", 'Leave out --adapter a,b'],
+    ['Run `npm install` or `lowrank merge`; `other: 1` and `share` stay', undefined],
+  ])('writes %j as the command line does', (message, expected = message) => {
+    expect(inFlags(message, command)).toBe(expected)
+  })
+
+  it('is how messages name options: none has a flag of its own', () => {
+    const others = /optimum-cli|npm install|lowrank [a-z$]|execArgv|command: \[|style\./
+    const lines = filesIn('src', ['.ts']).flatMap((path) => {
+      if (/^src\/(cli|report|serve)\//.test(path)) return []
+      return textOf(path)
+        .split('\n')
+        .filter((line) => /^(?!\s*(\*|\/[/*])).*['"`].*[ (`]--[a-z]/.test(line) && !others.test(line))
+        .map((line) => `${path}: ${line.trim()}`)
+    })
+    expect(lines).toEqual([])
   })
 })

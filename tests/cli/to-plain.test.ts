@@ -83,7 +83,7 @@ it.each([
     /none of its layers/,
   ],
   ['another init', [join(golden, 'loftq'), '--base', MODEL], 1, /init_lora_weights.*loftq/],
-  ['no adapter', ['--base', MODEL], 2, /takes one ADAPTER/],
+  ['no adapter', ['--base', MODEL], 2, /--adapter DIR\|ID is missing/],
 ])('refuses %s and leaves nothing', async (_, args, exit, message) => {
   const out = join(scratch, 'refused')
   const { code, stdout, stderr } = await lowrankHere('to-plain', ...args, '--out', out)

@@ -74,7 +74,7 @@ describe('a folder with an .onnx and a checkpoint', () => {
   it('is replaced and unmerged as a whole', async () => {
     await expect(merge({ base: MODEL, out: place('default'), ...here })).rejects.toMatchObject({
       code: 'FILE',
-      hint: 'Choose another place for the result, or replace it with overwrite (--overwrite)',
+      hint: 'Choose another place for the result, or replace it with `overwrite`',
     })
     await merge({ base: MODEL, out: place('default'), ...here, overwrite: true, weightsOnly: true })
     expect(readdirSync(place('default'))).toEqual(['lowrank-merge.json', 'onnx'])

@@ -159,7 +159,7 @@ describe('records of every kind', () => {
     expect((missing as Error).message).toContain(
       'union-3m: the data contains chats, but the model has no chat template',
     )
-    expect((missing as Error).message).toContain('--chat-template FILE')
+    expect((missing as Error).message).toContain('`chatTemplate`')
   })
 
   it('holds out a share of the rows', async () => {
@@ -170,7 +170,7 @@ describe('records of every kind', () => {
     expect(new Set(texts).size).toBe(40)
     await expect(encodeBoth(rows.slice(0, 1), { isHeldOut: () => true })).rejects.toThrow('it holds no records')
     await expect(encodeBoth(rows, { isHeldOut: () => false })).rejects.toThrow(
-      /data.jsonl, the part for evaluation: it holds no records.*there are 40 records in all: raise evalSplit/s,
+      /data.jsonl, the part for evaluation: it holds no records.*there are 40 records in all: raise `evalSplit`/s,
     )
   })
 })

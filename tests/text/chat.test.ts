@@ -185,7 +185,7 @@ describe('loadChatTemplate', () => {
     expect(error.message).toContain(
       "chats.jsonl, line 3: the model's chat template does not take this chat (Only one user)",
     )
-    expect(error.message).toContain('--chat-template FILE')
+    expect(error.message).toContain('`chatTemplate`')
   })
 
   it('refuses the characters that it marks with', async () => {
@@ -259,7 +259,7 @@ describe('encodeChat', () => {
     )
     expect(error).toBeInstanceOf(MismatchError)
     expect(error.message).toContain('writes an answer in another form than it asks for one')
-    expect(error.message).toContain('--chat-template-args')
+    expect(error.message).toContain('`chatTemplateArgs`')
   })
 
   it('loses early turns when it is too long, never the system message or the last answer', async () => {

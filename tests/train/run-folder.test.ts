@@ -81,7 +81,7 @@ describe('checkRunFolder', () => {
   it('overwrites what lowrank wrote, and resumes what is not finished', async () => {
     const directory = new MemoryDirectory({}, 'out')
     await writeMarker(directory, 'unfinished')
-    await expect(checkRunFolder(directory, 'new')).rejects.toThrow('Use resume (--resume) or overwrite (--overwrite)')
+    await expect(checkRunFolder(directory, 'new')).rejects.toThrow('Use `resume` or `overwrite`')
     await expect(checkRunFolder(directory, 'resume')).rejects.toThrow(/no unfinished run.*overwrite/)
     await writeState(directory, names, engine, run)
     await checkRunFolder(directory, 'resume')
@@ -105,7 +105,7 @@ describe('checkRunFolder', () => {
       const directory = new MemoryDirectory({ [partial]: '' }, 'out')
       await checkRunFolder(directory, 'new')
       await checkRunFolder(directory, 'overwrite')
-      await expect(checkRunFolder(directory, 'resume')).rejects.toThrow('Leave out resume (--resume)')
+      await expect(checkRunFolder(directory, 'resume')).rejects.toThrow('Leave out `resume`')
       for (const use of ['new', 'overwrite'] as const) {
         directory.files.set(partial, new Uint8Array())
         const writer = begin(directory, use)

@@ -120,6 +120,6 @@ export function noTensor(module: string, { architecture }: GgufNames): MismatchE
   return new MismatchError({
     where: module,
     what: `llama.cpp has no tensor for this module in models of the architecture ${architecture}`,
-    hint: 'Check that --base is the model that the adapter was trained on',
+    hint: 'Check that `base` is the model that the adapter was trained on',
   })
 }

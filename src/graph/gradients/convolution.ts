@@ -62,6 +62,6 @@ function lengthAt(context: GradientContext, axis: number): number {
 }
 
 function refuseWith(context: GradientContext, what: string): never {
-  const hint = 'Train no bias and no module in front of it: --bias none or lora_only'
+  const hint = 'Train no bias and no module in front of it: `bias: none` or `bias: lora_only`'
   return refuse(context, `the gradient of a convolution with ${what} is not implemented`, hint)
 }

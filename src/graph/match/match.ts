@@ -149,7 +149,7 @@ export function missingError(
   }
   if (2 * missing.length < count) {
     hints.push(
-      `The adapter's other layers are there, so that the export may have dropped ${it}, as an export without a head drops the pooler: use an export that has ${it}, or leave ${it} out with allowMissing (--allow-missing)`,
+      `The adapter's other layers are there, so that the export may have dropped ${it}, as an export without a head drops the pooler: use an export that has ${it}, or leave ${it} out with \`allowMissing\``,
     )
   }
   return new MismatchError({

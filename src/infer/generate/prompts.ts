@@ -143,7 +143,7 @@ export function noTemplate(model: string): FormatError {
   return new FormatError({
     where: model,
     what: 'this model has no chat template, and the prompt is a chat',
-    hint: 'Give one with chatTemplate (--chat-template FILE), or give the prompt as text',
+    hint: 'Give one with `chatTemplate`, or give the prompt as text',
   })
 }
 

@@ -72,7 +72,7 @@ function checkConvertible(adapter: LoraAdapter, from: BaseWeights | LoraAdapter)
   throw new UnsupportedError({
     where: 'init',
     what: `the initial values of an adapter with init ${init} cannot be computed from the base weights`,
-    expected: 'the adapter as it was before training (initial, --initial)',
+    expected: 'the adapter as it was before training (`initial`)',
   })
 }
 

@@ -409,12 +409,12 @@ function severalFilesError(out: string, files: number): ConfigError {
     return new ConfigError({
       where: out,
       what: 'one file has no shares',
-      hint: 'Choose a folder, or leave out share (--shard)',
+      hint: 'Choose a folder, or leave out `share`',
     })
   return new ConfigError({
     where: out,
     what: `the output has ${files} files, so it needs a folder`,
-    hint: 'Choose a folder, or a larger maxShardBytes (--max-shard-size)',
+    hint: 'Choose a folder, or a larger `maxShardBytes`',
   })
 }
 

@@ -100,7 +100,7 @@ export async function refuseOutput(
     what: overwrite ? `not overwritten, because no merge wrote ${listed(foreign)}` : there,
     hint:
       foreign.length === 0
-        ? 'Choose another place for the result, or replace it with overwrite (--overwrite)'
+        ? 'Choose another place for the result, or replace it with `overwrite`'
         : 'Choose another place',
   })
 }
@@ -194,7 +194,7 @@ function foreignLinkError(where: string, target: string): FileError {
     where,
     what: 'a link that leads out of the folder of the base',
     got: target,
-    hint: 'Put the file itself there, or merge the weights alone: weightsOnly: true (--weights-only)',
+    hint: 'Put the file itself there, or merge the weights alone: `weightsOnly: true`',
   })
 }
 

@@ -82,7 +82,7 @@ export function planRequantization(
 function checkNode(graph: Graph, node: NodeProto, own: readonly QuantizedLayer[]): void {
   const [{ name, linear }] = own
   const where = `node ${node.name}`
-  const hint = "Merge with quantized: 'branches' (--quantized branches)"
+  const hint = "Merge with `quantized: 'branches'`"
   if (linear.form !== MATMUL_NBITS) {
     const what = 'weights of this form are not quantized again'
     throw new UnsupportedError({ where, what, expected: MATMUL_NBITS.name, got: linear.form.name, hint })

@@ -285,7 +285,7 @@ function planHead(
     throw new MismatchError({
       where: missing,
       what: `a ${head.architecture} needs this tensor, which neither the base nor the adapter has. PEFT fills it with random numbers and does not save it, so the trained model cannot be restored`,
-      hint: 'Train with it in modules_to_save, or merge into a base that has it. With allowMissing (--allow-missing), loaders fill it with random numbers',
+      hint: 'Train with it in modules_to_save, or merge into a base that has it. With `allowMissing`, loaders fill it with random numbers',
     })
   }
   const labelled = head.labelled.map((name) => added.get(names.locate(name))).find((tensor) => tensor !== undefined)

@@ -207,7 +207,7 @@ describe('mergeFiles', () => {
     await merge(false)
     await expect(merge(false)).rejects.toMatchObject({
       code: 'FILE',
-      hint: 'Choose another place for the result, or replace it with overwrite (--overwrite)',
+      hint: 'Choose another place for the result, or replace it with `overwrite`',
     })
     await merge(true)
     expect(await weights(setup.out)).toEqual(await expected(setup))

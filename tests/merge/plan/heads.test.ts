@@ -59,7 +59,7 @@ test('what nobody has is named, and may be missing on demand', async () => {
   await expect(mergeCheckpoint(base, adapterOf('bert'), out)).rejects.toMatchObject({
     code: 'MISMATCH',
     where: 'bert.pooler.dense.weight',
-    hint: expect.stringContaining('--allow-missing'),
+    hint: expect.stringContaining('`allowMissing`'),
   })
   expect(out.files.size).toBe(0)
   const report = await fitCheckpoint(base, adapterOf('bert'))
