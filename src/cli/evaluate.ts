@@ -31,6 +31,7 @@ export const evaluate = defineCommand({
     'lowrank evaluate --model models/union-3m --adapter out/scripture --data models/data/scripture.eval.jsonl',
     'lowrank evaluate --adapter out/scripture --data models/data/scripture.eval.jsonl --html out/evaluation.html',
   ],
+  subject: ['adapter'],
   options: {
     ...SOURCES,
     weight: repeated('W', 'strength of the adapter that stands before this option; default 1'),
