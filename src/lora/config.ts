@@ -12,7 +12,7 @@ import type { LayerRanges } from './replication.js'
 /** Which biases of the base an adapter can replace. */
 export const BIASES = ['none', 'all', 'lora_only'] as const
 
-/** A complete config. Make one with {@link resolveConfig}. */
+/** A complete config, as `adapter.config` holds it. */
 export interface LoraConfig {
   /**
    * Rank r of A and B.
@@ -152,10 +152,6 @@ const resolved = new WeakSet<LoraConfigInput>()
  * Fills in defaults, checks every field and freezes the result. A resolved config may be passed again.
  *
  * @throws ConfigError that names the first field that is unknown, out of range or contradicts another.
- *
- * @example
- * const config = resolveConfig({ rank: 4, targetModules: ['q_proj'] })
- * console.log(config.alpha, config.init) // defaults
  */
 export function resolveConfig(input: LoraConfigInput = {}): LoraConfig {
   if (resolved.has(input)) return input as LoraConfig

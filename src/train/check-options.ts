@@ -102,7 +102,7 @@ function checkTogether(options: TrainingOptions, settings: TrainSettings): void 
   if (settings.bestMetric !== TRAIN_DEFAULTS.bestMetric && !usesBest(settings)) {
     throw new ConfigError({
       where: 'bestMetric',
-      what: 'it has no effect without `keep: best` or `earlyStopping`',
+      what: "it has no effect without `keep: 'best'` or `earlyStopping`",
     })
   }
   if (evalData !== undefined && evalSplit !== undefined) {

@@ -73,7 +73,7 @@ describe('training an encoder as a language model', () => {
   it('names the tasks that the encoder can be trained for', async () => {
     const opened = await loadModel(new NodeDirectory('tests/golden/text-classification/encoder'), { runtime })
     await expect(train({ model: opened, data: [{ text: 'And' }] })).rejects.toThrow(
-      /it is an encoder, which does not continue texts.*This model can be trained for .*text-classification.*: set the option task/,
+      /it is an encoder, which does not continue texts.*This model can be trained for .*text-classification.*: set `task`/,
     )
     await opened.close()
   })

@@ -69,7 +69,7 @@ describe('a chat', () => {
   })
 
   it.each<[string, unknown, object, new (...args: never[]) => Error, RegExp]>([
-    ['no template', MESSAGES, {}, FormatError, /no chat template.*Give one with chatTemplate/s],
+    ['no template', MESSAGES, {}, FormatError, /no chat template.*Give one with `chatTemplate`/s],
     [
       'an answer at its end',
       [...MESSAGES, { role: 'assistant', content: 'x' }],

@@ -206,7 +206,7 @@ describe('what is refused before anything is written', () => {
   }
 
   it.each(['int8', 'bnb4-nf4', 'qdq-int8', 'uint8-fused'])('requantize on %s', async (name) => {
-    await refused(name, { quantized: 'requantize' }, /model\/fc1\/.*not quantized again.*--quantized branches/s)
+    await refused(name, { quantized: 'requantize' }, /model\/fc1\/.*not quantized again.*`quantized: 'branches'`/s)
   })
 
   it('requantize where zero points are floats', async () => {

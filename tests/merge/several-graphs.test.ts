@@ -138,7 +138,7 @@ describe('allowMissing', () => {
     const adapter = await loadAdapter(new NodeDirectory(adapterOf('t5')))
     const base = { directory: new NodeDirectory(graphsFolder('t5')), file: 'onnx/encoder_model.onnx' }
     const out = new MemoryDirectory()
-    await expect(mergeFolders({ base, adapters: adapter, out })).rejects.toThrow(/leave them out with allowMissing/)
+    await expect(mergeFolders({ base, adapters: adapter, out })).rejects.toThrow(/leave them out with `allowMissing`/)
     const report = await mergeFolders({ base, adapters: adapter, out, allowMissing: true })
     expect(report.warnings).toEqual([expect.stringMatching(/^left out, .*: decoder\.block\.0/)])
     expect(report.layers.every(({ name }) => name.startsWith('encoder.'))).toBe(true)

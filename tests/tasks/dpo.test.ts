@@ -345,7 +345,12 @@ describe('training', () => {
   it.each<[what: string, options: Partial<TrainingOptions>, error: new (...args: never[]) => Error, message: RegExp]>([
     ['an unknown option', { taskOptions: { Beta: 1 } }, ConfigError, /Did you mean beta/],
     ['a beta of 0', { taskOptions: { beta: 0 } }, ConfigError, /beta.*a finite number above 0/],
-    ['much smoothing', { taskOptions: { labelSmoothing: 0.5 } }, ConfigError, /labelSmoothing.*in \[0, 0\.5\), got 0\.5/],
+    [
+      'much smoothing',
+      { taskOptions: { labelSmoothing: 0.5 } },
+      ConfigError,
+      /labelSmoothing.*in \[0, 0\.5\), got 0\.5/,
+    ],
     ['packing', { packing: true }, ConfigError, /the task dpo cannot put several records into one row/],
     ['a new head', { newHead: true }, ConfigError, /the task dpo trains no head/],
   ])('refuses %s', async (_, options, error, message) => {

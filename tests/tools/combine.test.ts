@@ -200,7 +200,7 @@ describe('combine', () => {
       'DoRA',
       { rank: 1, useDora: true },
       (made: LoraAdapter) => made.addFactors('q', [[1, 0]], [[1], [2]], { magnitude: [1, 1] }),
-      /DoRA adapters cannot be combined without their base.*--base/,
+      /DoRA adapters cannot be combined without their base.*`base`/,
     ],
     [
       'PiSSA',

@@ -148,7 +148,7 @@ describe('bad settings', () => {
   it.each([
     [{ keep: 'best', evalData: undefined, evalEvery: undefined }, /^evalData: keep best needs records/],
     [{ earlyStopping: 2, evalData: undefined, evalEvery: undefined }, /^evalData: earlyStopping needs records/],
-    [{ bestMetric: 'perplexity' }, /^bestMetric: it has no effect without keep/],
+    [{ bestMetric: 'perplexity' }, /^bestMetric: it has no effect without `keep: 'best'`/],
     [{ keep: 'worst' as never }, /^keep: /],
     [{ earlyStopping: 0 }, /^earlyStopping: /],
   ] as [Partial<TrainingOptions>, RegExp][])('%j', async (options, message) => {

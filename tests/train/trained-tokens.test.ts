@@ -360,12 +360,12 @@ describe('refuses', () => {
     [
       'LoRA on the output layer with the same weight',
       { trainedTokens: [5], config: { targetModules: ['q_proj', 'lm_head'] } },
-      /rows of lm_head cannot be trained together with a layer of LoRA.*--target-modules/s,
+      /rows of lm_head cannot be trained together with a layer of LoRA.*`targetModules`/s,
     ],
     [
       'the whole embedding',
       { trainedTokens: [5], config: { modulesToSave: ['embed_tokens'] } },
-      /rows of model\.embed_tokens cannot be trained together with its whole weight.*--modules-to-save/s,
+      /rows of model\.embed_tokens cannot be trained together with its whole weight.*`modulesToSave`/s,
     ],
     [
       'other tokens of a tied output layer that stays tied',

@@ -227,8 +227,8 @@ export async function readGgufTensor({ source }: GgufFile, tensor: GgufTensor): 
 }
 
 /**
- * A place in a source that moves forward. It reads a header whose length nobody knows in advance, a piece at a time, and
- * checks every length in it against the file's before anything is read or made.
+ * A place in a source that moves forward. It reads a header whose length nobody knows in advance, a piece at a time,
+ * and checks every length in it against the file's before anything is read or made.
  */
 class Cursor {
   readonly #source: ByteSource

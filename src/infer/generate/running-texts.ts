@@ -1,5 +1,5 @@
-// The texts of a session that are being written. Calls share steps: a text joins the others once its prompt is read, and
-// leaves when it ends. Groups of texts of similar length take turns, and so do texts whose graph cannot be shared.
+// The texts of a session that are being written. Calls share steps: a text joins the others once its prompt is read,
+// and leaves when it ends. Groups of texts of similar length take turns, and so do texts whose graph cannot be shared.
 
 import { deserializeError, UnsupportedError } from '../../base/errors.js'
 import type { SignalLike } from '../../base/globals.js'

@@ -242,7 +242,7 @@ describe('folders that must not load', () => {
     ['DoRA', ConfigError, 'target', { use_dora: true }, PAIR],
     ['dropout', ConfigError, 'target', { lora_dropout: 0.1 }, PAIR],
     ['fan_in_fan_out', ConfigError, 'target', { fan_in_fan_out: true }, PAIR],
-    ['names that are one text', ConfigError, 'names of parameters', { target_parameters: 'experts.down_proj' }, PAIR],
+    ['names that are one text', ConfigError, 'a list of names', { target_parameters: 'experts.down_proj' }, PAIR],
   ])('%s', async (_, type, message, config, tensors) => {
     const error = (await load(config, tensors).catch((reason) => reason)) as Error
     expect(error).toBeInstanceOf(type)
