@@ -19,6 +19,7 @@ const PAGES = [
   'adapters',
   'merging',
   'inspecting-adapters',
+  'evaluating',
   'tools',
   'formats',
 ]
