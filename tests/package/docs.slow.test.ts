@@ -166,7 +166,10 @@ describe.skipIf(process.platform === 'win32')('the jobs of merging.md', () => {
       '--max-shard-size',
       '500kB',
     ]
-    for (const args of [merged, ['merge', '--base', 'base', '--adapter', 'adapter', '--out', 'whole']]) {
+    for (const args of [
+      merged,
+      ['merge', '--base', 'base', '--adapter', 'adapter', '--out', 'whole', '--reproducible'],
+    ]) {
       const { status, stderr } = consumer.node(BINARY, ...args)
       expect(status, stderr).toBe(0)
     }
@@ -189,7 +192,8 @@ describe.skipIf(process.platform === 'win32')('the jobs of merging.md', () => {
     const digests = (folder: string) =>
       readdirSync(join(consumer.folder, folder)).map((name) => {
         const bytes = readFileSync(join(consumer.folder, folder, name))
-        return [name, createHash('sha256').update(bytes).digest('hex')]
+        // The record of a share tells how much a layer changes only for the files of this share.
+        return [name, name === 'lowrank-merge.json' ? '' : createHash('sha256').update(bytes).digest('hex')]
       })
     expect(digests('whole').length).toBeGreaterThan(20)
     expect(digests('merged')).toEqual(digests('whole'))
@@ -197,23 +201,20 @@ describe.skipIf(process.platform === 'win32')('the jobs of merging.md', () => {
   }
 
   it('in Kubernetes', () => {
-    const [shares, finish] = blocksOf('merging').flatMap(([language, text]) => (language === 'yaml' ? text : []))
-    const commandOf = (yaml: string): string[] => JSON.parse(/^ *command: (\[.*\])$/m.exec(yaml)![1])
-    const completions = Number(/completions: (\d+)/.exec(shares)![1])
-    expect(shares).toMatch(/completionMode: Indexed/)
-    const [sh, flag, command] = commandOf(shares)
+    const [yaml] = blocksOf('merging').flatMap(([language, text]) => (language === 'yaml' ? text : []))
+    const [sh, flag, command]: string[] = JSON.parse(/^ *command: (\[.*\])$/m.exec(yaml)![1])
+    const completions = Number(/completions: (\d+)/.exec(yaml)![1])
+    expect(yaml).toMatch(/completionMode: Indexed/)
     expect([sh, flag]).toEqual(['sh', '-c'])
     for (let i = 0; i < completions; i++) run(command, { JOB_COMPLETION_INDEX: String(i) })
-    run(commandOf(finish).join(' '))
     expectWhole()
   })
 
   it('in Slurm', () => {
     const [, text] = blocksOf('merging').find(([, block]) => block.includes('sbatch'))!
     const [first, last] = /--array=(\d+)-(\d+)/.exec(text)!.slice(1).map(Number)
-    const [share, finish] = [...text.matchAll(/--wrap(?: \\\n)? *'(.*)'/g)].map(([, command]) => command)
+    const [, share] = /--wrap(?: \\\n)? *'(.*)'/.exec(text)!
     for (let i = first; i <= last; i++) run(share, { SLURM_ARRAY_TASK_ID: String(i) })
-    run(finish)
     expectWhole()
   })
 })
