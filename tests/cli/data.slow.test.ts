@@ -89,7 +89,12 @@ describe('lowrank train --preview', () => {
       2,
       /--chat-template-args takes names with values/,
     ],
-    ['columns without names', ['--data', chats, '--columns', 'prompt'], 2, /--columns takes names with values, such as/],
+    [
+      'columns without names',
+      ['--data', chats, '--columns', 'prompt'],
+      2,
+      /--columns takes names with values, such as/,
+    ],
     ['a column that is not there', ['--data', chats, '--columns', 'text=txt'], 1, /line 1: no field "txt"/],
     ['Parquet that is none', ['--data', file('x.parquet', 'abc')], 1, /x\.parquet: cannot be read as Parquet/],
     ['broken quotes', ['--data', file('x.csv', 'text\n"open\n')], 1, /x\.csv, line 2: a quote that never closes/],

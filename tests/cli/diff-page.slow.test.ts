@@ -20,7 +20,7 @@ describe.skipIf(chromium === undefined)('a comparison’s page', () => {
     const page = await openPage(file)
     try {
       const counts = await page.evaluate(
-        '({ rows: document.querySelectorAll("tbody tr").length, cells: document.querySelectorAll(".map rect").length, headings: [...document.querySelectorAll("h2")].map((one) => one.textContent) })',
+        '({ rows: document.querySelectorAll(".table tbody tr").length, cells: document.querySelectorAll(".map .cell").length, headings: [...document.querySelectorAll("h2")].map((one) => one.textContent) })',
       )
       expect(counts.rows).toBeGreaterThan(5)
       expect(counts.cells).toBe(counts.rows)
