@@ -27,7 +27,7 @@ export interface Flag {
 
 export type FlagTable = Readonly<Record<string, Flag>>
 
-/** What a form that is no switch, number or word is read as. */
+/** The reader of each form that is no switch, number or word. */
 interface Forms {
   text: string
   source: string

@@ -1,4 +1,4 @@
-// What commands share that name models and adapters: how sources stand in help.
+// Names of sources in help, for all commands that take models and adapters.
 
 /** A model: a path, a model on the Hub, or a URL. */
 export const MODEL = 'DIR|FILE|ID'

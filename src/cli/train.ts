@@ -170,7 +170,7 @@ interface StepPace {
   stepMs: number | undefined
 }
 
-/** What follows the first Ctrl-C. A step cannot be interrupted, so people are told how long it may take. */
+/** Tells what follows the first Ctrl-C. A step cannot be interrupted, so it says how long one may take. */
 function finishing({ stepMs }: StepPace): string {
   return `Finishing the step${stepMs === undefined ? '' : `, which takes about ${Math.ceil(stepMs / 1000)} s`}, then saving.`
 }

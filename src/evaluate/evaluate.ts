@@ -77,7 +77,7 @@ export interface EvaluateSettings
 export interface EvaluatedModel {
   /** The name of the adapter; null for the base. */
   readonly name: string | null
-  /** By name, the loss first. Losses are in nats. chrF goes from 0 to 100, shares from 0 to 1. */
+  /** Metrics by name, the loss first. Losses are in nats. chrF goes from 0 to 100, shares from 0 to 1. */
   readonly metrics: Readonly<Record<string, Interval>>
   /** These metrics minus those of the first model, record by record; null for the first model. */
   readonly differences: Readonly<Record<string, Interval>> | null
@@ -130,7 +130,7 @@ interface Contender {
   readonly name: string | null
   readonly open: OpenTask
   readonly adapter: LoraAdapter
-  /** What it wrote, and how good that is; empty without `generate`. */
+  /** The answer and its scores. Empty without `generate`. */
   texts: { readonly text: string; readonly counts: TextCounts }[]
 }
 

@@ -65,7 +65,7 @@ export function giveNewRows(graph: Graph): NewRows | undefined {
   return { output, isByHead, ids, mask, parts }
 }
 
-/** Where a part's new rows are. */
+/** The place of a part's new rows. */
 interface Source {
   readonly attention: NodeProto
   readonly present: Value
