@@ -13,7 +13,7 @@ import { readRows } from '../dist/data/read-rows.js'
 import { NodeDirectory, openFile } from '../dist/io/node/files.js'
 import { loadTask } from '../dist/tasks/tasks.js'
 import { loadTokenizer } from '../dist/text/tokenizer.js'
-import { encodeRows } from '../dist/train/examples.js'
+import { encodeRows } from '../dist/train/rows/examples.js'
 
 const { values } = parseArgs({
   options: {

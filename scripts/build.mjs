@@ -78,7 +78,7 @@ async function bundle(entry, { write = false, plugins = [] } = {}) {
 }
 
 // A worker's script may not come from another server than the page, but a copy that the page itself holds may.
-const WORKER = /new Worker\(new URL\('\.\.\/(\w+)\/worker\.js', import\.meta\.url\), \{ type: 'module' \}\)/g
+const WORKER = /new Worker\(new URL\('(?:\.\.\/)+(\w+)\/worker\.js', import\.meta\.url\), \{ type: 'module' \}\)/g
 const inlineWorkers = {
   name: 'inline-workers',
   enforce: 'pre',

@@ -47,7 +47,8 @@ export type {
   UnmergeOptions,
 } from './index/merge-options.js'
 export type { LoadModelOptions } from './index/model.js'
-export { nodeRuntime } from './index/runtimes.js'
+export { nodeRuntime } from './index/platform/runtimes.js'
+export { webRuntime } from './index/platform/web-runtime.js'
 export type { AdapterSession, OpenSessionOptions } from './index/session.js'
 export type { Source, Target } from './index/sources.js'
 export type {
@@ -79,7 +80,6 @@ export {
   trainingTasks,
   unmerge,
 } from './index/verbs.js'
-export { webRuntime } from './index/web-runtime.js'
 export type { AdapterChoice } from './infer/adapters/choice.js'
 export type { SamplingOptions } from './infer/generate/sampling.js'
 export type {
@@ -170,8 +170,8 @@ export type { AdapterDifference } from './tools/diff-layer.js'
 export type { ExtractedLayer, ExtractResult } from './tools/extract.js'
 export type { RankReport, ResizeResult } from './tools/resize.js'
 export type { TrainConfig, TrainingData, TrainingOptions, TrainResult } from './train/options.js'
-export type { PreviewExample, PreviewToken } from './train/preview.js'
 export type { EvaluationEvent, ProgressEvent, StepEvent, TrainEvents, TrainReport, TrainStage } from './train/report.js'
-export type { StepMetrics } from './train/run-folder.js'
+export type { PreviewExample, PreviewToken } from './train/rows/preview.js'
+export type { StepMetrics } from './train/saved/run-folder.js'
 export type { Schedule } from './train/schedule.js'
 export type { Keep, Preset, TrainSettings } from './train/settings.js'

@@ -1,4 +1,5 @@
-// Pages in Chromium, where there is one: built from a TypeScript entry, served from this process, told to report by a POST.
+// Pages in Chromium, where there is one: built from a TypeScript entry, served from this process, told to report by a
+// POST.
 
 import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import { createServer } from 'node:http'

@@ -1,6 +1,7 @@
-// A Chromium of its own, where there is one, spoken to over the DevTools protocol. It ends with the process that started it, however
-// that ends: Chromium does so when its pipe is closed. Its profile is then removed by the shell that runs it, which outlives both.
-// A worker of Vitest ends with Vitest, which does not see to that when it is stopped.
+// A Chromium of its own, where there is one, spoken to over the DevTools protocol. It ends with the process that
+// started it, however that ends: Chromium does so when its pipe is closed. Its profile is then removed by the shell
+// that runs it, which outlives both. A worker of Vitest ends with Vitest, which does not see to that when it is
+// stopped.
 
 import { spawn, spawnSync } from 'node:child_process'
 import { mkdtempSync, rmSync } from 'node:fs'

@@ -133,7 +133,10 @@ export function expectClose(got: Values, expected: Values, tolerance: number): v
   }
 }
 
-/** That a folder, loaded and saved, has the bytes and the config that PEFT gave it, but for how a config spells its numbers. */
+/**
+ * That a folder, loaded and saved, has the bytes and the config that PEFT gave it, but for how a config spells its
+ * numbers.
+ */
 export async function expectSavedAlike(folder: string): Promise<void> {
   const saved = new MemoryDirectory()
   await saveAdapter(await loadAdapter(new NodeDirectory(folder)), saved)

@@ -1,5 +1,5 @@
-// Loaded before every program and thread of the tests: sessions take one thread unless they are told otherwise. Several test
-// files run at a time, and threads of ONNX Runtime that wait for work in a loop take the time of the others.
+// Loaded before every program and thread of the tests: sessions take one thread unless they are told otherwise. Several
+// test files run at a time, and threads of ONNX Runtime that wait for work in a loop take the time of the others.
 
 import { createRequire } from 'node:module'
 

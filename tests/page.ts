@@ -3,7 +3,9 @@
 import { pathToFileURL } from 'node:url'
 import { type Message, startChromium, WITHOUT_GPU } from './chromium.js'
 
-/** What the protocol calls them: https://chromedevtools.github.io/devtools-protocol/tot/Input/#method-dispatchKeyEvent */
+/**
+ * What the protocol calls them: https://chromedevtools.github.io/devtools-protocol/tot/Input/#method-dispatchKeyEvent
+ */
 const KEYS = {
   Tab: { key: 'Tab', code: 'Tab', windowsVirtualKeyCode: 9 },
   Enter: { key: 'Enter', code: 'Enter', windowsVirtualKeyCode: 13, text: '\r' },

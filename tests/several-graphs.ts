@@ -53,7 +53,9 @@ export async function firstFeeds(name: string): Promise<Feeds> {
 
 type Outputs = Record<string, { data: unknown; dims: readonly number[] }>
 
-/** Runs a folder's encoder and decoder in stock ONNX Runtime: the logits of the last two tokens, whole and with a cache. */
+/**
+ * Runs a folder's encoder and decoder in stock ONNX Runtime: the logits of the last two tokens, whole and with a cache.
+ */
 export async function stockLogits(
   folder: string,
   name: string,

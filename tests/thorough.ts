@@ -1,4 +1,5 @@
-// How much tests with very many inputs try: a part of them in `npm test`, all in `npm run test:slow`, which runs their files again.
+// How much tests with very many inputs try: a part of them in `npm test`, all in `npm run test:slow`, which runs their
+// files again.
 
 export const THOROUGH = process.env.THOROUGH !== undefined
 

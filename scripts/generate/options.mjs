@@ -52,7 +52,7 @@ const TABLES = {
   'src/tasks/gen/options.ts': {
     'src/tasks/dpo.ts': ['DpoOptions'],
     'src/tasks/embedding.ts': ['EmbeddingOptions'],
-    'src/tasks/label-problems.ts': ['LabelOptions'],
+    'src/tasks/labels/label-problems.ts': ['LabelOptions'],
     'src/tasks/token-classification.ts': ['TagOptions'],
   },
   'src/train/gen/options.ts': { 'src/train/options.ts': ['TrainConfig'], 'src/train/settings.ts': ['TrainSettings'] },

@@ -1,8 +1,8 @@
 // One command line, its exit code, and what can happen to its outputs.
 
 import { hasStuckWorker } from '../node/command-line.js'
-import { interruptedBy } from './interrupt.js'
 import { EXIT_KNOWN_ERROR, isWriteError, report, run } from './program.js'
+import { interruptedBy } from './show/interrupt.js'
 
 const args = process.argv.slice(2)
 let outputError: NodeJS.ErrnoException | undefined

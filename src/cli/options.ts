@@ -4,7 +4,10 @@
 import { parseArgs } from 'node:util'
 import { meantBy } from '../base/synonyms.js'
 
-/** The command line itself is wrong (exit code 2): an option does not exist, is missing, or has a value that is not valid. */
+/**
+ * The command line itself is wrong (exit code 2): an option does not exist, is missing, or has a value that is not
+ * valid.
+ */
 export class UsageError extends Error {
   override readonly name = 'UsageError'
 }
@@ -17,7 +20,7 @@ export interface Occurrence {
 
 /** An option of a command. */
 export interface Option<T> {
-  /** What stands for the value in help. Absent: a switch without a value. */
+  /** The word for the value in help. Absent: a switch without a value. */
   placeholder?: string
   about: string
   /** The default, as help shows it. */
@@ -30,10 +33,10 @@ export interface Option<T> {
   read(occurrences: Occurrence[]): T
 }
 
-/** By their names in camelCase. */
+/** The options by their names in camelCase. */
 // biome-ignore lint/suspicious/noExplicitAny: each option has its own type of value
 export type Options = Record<string, Option<any>>
-/** What a command receives: by name, what each option reads. */
+/** The values that a command receives, by the name of the option. */
 export type Values<O extends Options> = { [K in keyof O]: O[K] extends Option<infer T> ? T : never }
 
 /** A command of `lowrank`. */
@@ -171,7 +174,7 @@ export function parseCommand(command: Command, args: readonly string[]) {
   return { values, occurrences }
 }
 
-/** What is on the command line, in its order. Throws UsageError for what the options do not allow. */
+/** The arguments and options of a command line, in its order. Throws UsageError for what the options do not allow. */
 function findOccurrences({ name, options, subject = [] }: Command, args: readonly string[]): Occurrence[] {
   const byFlag = new Map(Object.entries(options).map(([key, option]) => [flagOf(key), option]))
   const alias = aliasOf(options)

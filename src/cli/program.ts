@@ -3,10 +3,10 @@
 import { readFileSync } from 'node:fs'
 import { meantBy } from '../base/synonyms.js'
 import { ConfigError, configureHub, LowrankError } from '../index.js'
-import { showDownloads } from './downloads.js'
-import { commandHelp, programHelp } from './help.js'
 import { type Command, flagOf, parseCommand, UsageError } from './options.js'
-import { complain, print, say, spellMessages, usesColor, warn } from './terminal.js'
+import { showDownloads } from './run/downloads.js'
+import { commandHelp, programHelp } from './show/help.js'
+import { complain, print, say, spellMessages, usesColor, warn } from './show/terminal.js'
 
 export const EXIT_KNOWN_ERROR = 1
 const EXIT_USAGE = 2
@@ -14,32 +14,35 @@ const EXIT_USAGE = 2
 const EXIT_BUG = 70
 
 const COMMANDS: Record<string, () => Promise<Command>> = {
-  demo: async () => (await import('./demo.js')).demo,
-  train: async () => (await import('./train.js')).train,
-  evaluate: async () => (await import('./evaluate.js')).evaluate,
-  merge: async () => (await import('./merge.js')).merge,
-  unmerge: async () => (await import('./unmerge.js')).unmerge,
-  combine: async () => (await import('./combine.js')).combine,
-  resize: async () => (await import('./resize.js')).resize,
-  convert: async () => (await import('./convert.js')).convert,
-  diff: async () => (await import('./diff.js')).diff,
-  extract: async () => (await import('./extract.js')).extract,
-  'to-plain': async () => (await import('./to-plain.js')).toPlain,
-  inspect: async () => (await import('./inspect.js')).inspect,
-  generate: async () => (await import('./generate.js')).generate,
-  classify: async () => (await import('./classify.js')).classify,
-  embed: async () => (await import('./embed.js')).embed,
-  serve: async () => (await import('./serve.js')).serve,
+  demo: async () => (await import('./run/demo.js')).demo,
+  train: async () => (await import('./run/train.js')).train,
+  evaluate: async () => (await import('./run/evaluate.js')).evaluate,
+  merge: async () => (await import('./manage/merge.js')).merge,
+  unmerge: async () => (await import('./manage/unmerge.js')).unmerge,
+  combine: async () => (await import('./manage/combine.js')).combine,
+  resize: async () => (await import('./manage/resize.js')).resize,
+  convert: async () => (await import('./manage/convert.js')).convert,
+  diff: async () => (await import('./manage/diff.js')).diff,
+  extract: async () => (await import('./manage/extract.js')).extract,
+  'to-plain': async () => (await import('./manage/to-plain.js')).toPlain,
+  inspect: async () => (await import('./manage/inspect.js')).inspect,
+  generate: async () => (await import('./run/generate.js')).generate,
+  classify: async () => (await import('./run/classify.js')).classify,
+  embed: async () => (await import('./run/embed.js')).embed,
+  serve: async () => (await import('./run/serve.js')).serve,
 }
 
-/** Runs one command line, without the program's name. Rejects with whatever is no error of lowrank; `report` turns it into an exit code. */
+/**
+ * Runs one command line, without the program's name. Rejects with whatever is no error of lowrank; `report` turns it
+ * into an exit code.
+ */
 export async function run(args: readonly string[]): Promise<number> {
   const [name, ...rest] = args
   if (name === '--version' || name === '-v') return show(version())
   if (name === undefined || name === '--help' || name === '-h' || name === 'help') {
     if (name === 'help' && rest.length > 0) return run([rest[0], '--help'])
     if (name === undefined)
-      return show(await (await import('./welcome.js')).welcome(version(), usesColor(process.stdout)))
+      return show(await (await import('./show/welcome.js')).welcome(version(), usesColor(process.stdout)))
     const commands = await Promise.all(Object.values(COMMANDS).map((load) => load()))
     return show(programHelp(commands, usesColor(process.stdout)))
   }
@@ -128,7 +131,7 @@ export function report(error: unknown, name: string | undefined): number {
   return EXIT_BUG
 }
 
-/** Of stdout, such as a full disk behind `> file`: files of ours fail with errors of ours. */
+/** Handles errors of stdout, such as a full disk behind `> file`. Other files report errors of lowrank. */
 export function isWriteError(error: unknown): error is NodeJS.ErrnoException {
   return error instanceof Error && (error as NodeJS.ErrnoException).syscall === 'write'
 }

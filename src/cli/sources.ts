@@ -5,6 +5,6 @@ export const MODEL = 'DIR|FILE|ID'
 /** An adapter: the same, without single files. */
 export const ADAPTER = 'DIR|ID'
 
-/** What a model that runs can be. */
+/** The help text for sources of a model that runs. */
 export const RUNS =
   'model: an id on the Hub, a folder (config.json, tokenizer.json, onnx/model.onnx), or its .onnx file'

@@ -1,4 +1,5 @@
-// Adapters: read from PEFT's folders, written to them, and made plain. What knows PEFT's files loads with the first call.
+// Adapters: read from PEFT's folders, written to them, and made plain. What knows PEFT's files loads with the first
+// call.
 
 import { writeTogether } from '../base/bytes.js'
 import { ConfigError, UnsupportedError } from '../base/errors.js'

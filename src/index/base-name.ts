@@ -1,5 +1,6 @@
-// A warning where an adapter is run or merged on another base than the one that it names. Names are compared by what stays of them when a
-// model is exported, quantized or copied into a folder; a base whose name nobody knows is not doubted.
+// A warning where an adapter is run or merged on another base than the one that it names. Names are compared by what
+// stays of them when a model is exported, quantized or copied into a folder; a base whose name nobody knows is not
+// doubted.
 
 import { type Directory, readJson } from '../base/bytes.js'
 
@@ -10,11 +11,11 @@ export interface NamedBase {
   readonly config: Readonly<Record<string, unknown>>
 }
 
-/** What forms of one model add to its name. */
+/** Endings that other forms of one model add to its name. */
 const FORMS = /[-_.](onnx|web|gqa|fp32|fp16|f16|bf16|q4f16|q4|q8|int4|int8|uint8|bnb4|4bit|8bit|quantized|hf)$/
 
 /**
- * What to tell of an adapter on this base; undefined where the names agree, or one is not known.
+ * The warning about an adapter on this base; undefined where the names agree, or one is not known.
  *
  * @param adapter its name, for the message
  * @param named its `base_model_name_or_path`
@@ -43,7 +44,7 @@ export async function otherBaseOf(
   return otherBase(adapter.name, typeof named === 'string' ? named : undefined, { directory: base, config })
 }
 
-/** What is no such file is said by who needs it. */
+/** Returns undefined if there is no such file: the caller reports it. */
 async function object(directory: Directory, path: string): Promise<Record<string, unknown>> {
   const value = (await directory.has(path)) ? await readJson(directory, path).catch(() => undefined) : undefined
   return typeof value === 'object' && value !== null ? (value as Record<string, unknown>) : {}

@@ -1,4 +1,4 @@
-// What `data` can be in train: records in memory, or files and folders however they are named.
+// Forms of `data` in train: records in memory, or files and folders however they are named.
 
 import type { ByteSource, Directory } from '../base/bytes.js'
 import type { BlobLike } from '../base/globals.js'
@@ -7,12 +7,18 @@ import { BlobSource } from '../io/web/files.js'
 import type { TextRecord } from '../text/records.js'
 import type { TrainingData } from '../train/options.js'
 import { isBlob, isPath } from './kinds.js'
-import { platform } from './platform.js'
+import { platform } from './platform/platform.js'
 
-/** A file of records, or a folder of such files: its path (not in browsers), a Blob such as a picked File, or one that is open. */
+/**
+ * A file of records, or a folder of such files: its path (not in browsers), a Blob such as a picked File, or one that
+ * is open.
+ */
 export type DataFile = string | BlobLike | ByteSource | Directory
 
-/** One record: a {@link TextRecord}, one with other field names (`columns`), or one of another task, such as `{ text, label }`. */
+/**
+ * One record: a {@link TextRecord}, one with other field names (`columns`), or one of another task, such as `{ text,
+ * label }`.
+ */
 export type DataRecord = TextRecord | Readonly<Record<string, unknown>>
 
 /** Records, or files of them: JSONL, JSON, CSV, TSV, Parquet, text. */
@@ -36,7 +42,7 @@ export async function openData(data: Data, where: string, onOpen: (file: ByteSou
   return opened
 }
 
-/** What a file input gives. */
+/** A picked file, as a file input gives it. */
 function isFileList(value: unknown): value is ArrayLike<unknown> {
   return hasMethods(value, 'item') && typeof (value as { length?: unknown }).length === 'number'
 }

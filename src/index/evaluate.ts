@@ -13,7 +13,7 @@ import { EVALUATE_OPTIONS } from './gen/options.js'
 import { MODEL } from './kinds.js'
 import type { AdapterToMerge } from './merge-options.js'
 import { loadModel } from './model.js'
-import { platform } from './platform.js'
+import { platform } from './platform/platform.js'
 import type { Source } from './sources.js'
 
 /** Options of {@link evaluate}. */

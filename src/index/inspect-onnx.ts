@@ -1,4 +1,4 @@
-// What the graphs of an ONNX model take, give, and have to adapt.
+// Inputs, outputs and layers to adapt of the graphs of an ONNX model.
 
 import type { Directory } from '../base/bytes.js'
 import { loadOnnx } from '../formats/onnx/model.js'
@@ -28,7 +28,10 @@ export interface LinearContents {
   name: string
   /** The graph that it is in. */
   graph: GraphRole
-  /** `Conv` is a convolution of kernel 1, as which some exporters write a linear layer. The target `all-linear` leaves it out. */
+  /**
+   * `Conv` is a convolution of kernel 1, as which some exporters write a linear layer. The target `all-linear` leaves
+   * it out.
+   */
   form: FormName
   /** How the weight is stored. */
   layout: string
@@ -41,7 +44,7 @@ export interface LinearContents {
   merge: MergeWay[]
   /** Adapters are trained on it. */
   train: boolean
-  /** What of its layout lowrank does not understand; null: nothing. */
+  /** The part of its layout that lowrank does not understand; null: none. */
   problem: string | null
   /** How many adapters a merge has put beside its weight. */
   branches: number
@@ -62,7 +65,7 @@ export interface EmbeddingContents {
   features: number
   /** Ways of merging an adapted embedding into it, the default first. Sessions run all of them. */
   merge: MergeWay[]
-  /** What of its layout lowrank does not understand; null: nothing. */
+  /** The part of its layout that lowrank does not understand; null: none. */
   problem: string | null
 }
 

@@ -1,4 +1,4 @@
-// What a source holds: an adapter, a checkpoint or an ONNX model, and how an adapter fits a base.
+// Contents of a source: an adapter, a checkpoint or an ONNX model, and how an adapter fits a base.
 
 import type { Directory } from '../base/bytes.js'
 import { ConfigError, FileError, listed } from '../base/errors.js'

@@ -1,4 +1,5 @@
-// The kinds of values that callers hand over, for the tables of options (gen/options.ts): models, adapters, places and data.
+// The kinds of values that callers hand over, for the tables of options (gen/options.ts): models, adapters, places and
+// data.
 
 import { anyOf, hasMethods, isObject, type Kind, kind, listOf, NAME, ranged } from '../base/options.js'
 import { isDataSource } from '../data/source.js'

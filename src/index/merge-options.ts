@@ -14,7 +14,10 @@ export type AdapterToMerge =
 export interface MergingOptions extends Omit<MergeSettings, 'tied' | 'outDtype' | 'quantized'>, PathSettings {
   /** One adapter, or several adapters. Their changes are added. */
   adapters: AdapterToMerge | readonly AdapterToMerge[]
-  /** The place of the result. A path that ends in .onnx or .safetensors is a file. Other paths are folders, which also get the base's configuration and tokenizer. */
+  /**
+   * The place of the result. A path that ends in .onnx or .safetensors is a file. Other paths are folders, which also
+   * get the base's configuration and tokenizer.
+   */
   out: Target
 }
 
@@ -30,6 +33,9 @@ export interface UnmergeOptions extends MergingOptions {
   merged: Source
   /** The original base checkpoint. The report counts the values that differ from it. Not for .onnx. */
   original?: Source | undefined
-  /** Use `keep` if the merge used `tied: 'keep'`. Leave it out if the merge used `untie`. Default `refuse`. Not for .onnx. */
+  /**
+   * Use `keep` if the merge used `tied: 'keep'`. Leave it out if the merge used `untie`. Default `refuse`. Not for
+   * .onnx.
+   */
   tied?: 'refuse' | 'keep' | undefined
 }

@@ -1,4 +1,5 @@
-// Merging and unmerging: opens what is read, and hands the work to the code for the place of the result, a path or a folder.
+// Merging and unmerging: opens what is read, and hands the work to the code for the place of the result, a path or a
+// folder.
 
 import type { Directory } from '../base/bytes.js'
 import { checkOptions, isObject } from '../base/options.js'
@@ -12,7 +13,7 @@ import { otherBaseOf } from './base-name.js'
 import { MERGE_OPTIONS, UNMERGE_OPTIONS } from './gen/options.js'
 import { ADAPTER, SOURCE } from './kinds.js'
 import type { AdapterToMerge, MergeOptions, MergingOptions, UnmergeOptions } from './merge-options.js'
-import { pathMerging } from './path-merging.js'
+import { pathMerging } from './platform/path-merging.js'
 import { openFolder, openSource, openTarget, type Source } from './sources.js'
 
 /** See the entry. */
@@ -74,7 +75,7 @@ async function openAll(options: MergeOptions, reading: Pick<RemoteOptions, 'read
   return { base: opened, adapters, warnings: await baseWarnings(opened.directory, adapters) }
 }
 
-/** What to tell of adapters that name another base. */
+/** Warnings about adapters that name another base. */
 async function baseWarnings(base: Directory, adapters: readonly AdapterInput[]): Promise<string[]> {
   const told = await Promise.all(
     adapters.map(async (one) => {

@@ -8,14 +8,15 @@ import type { Model } from '../graph/model-folder.js'
 import type { OnDownload } from '../io/hub/directory.js'
 import type { RuntimeHost } from '../runtime/host.js'
 import { LOAD_MODEL_OPTIONS } from './gen/options.js'
-import { platform } from './platform.js'
+import { platform } from './platform/platform.js'
 import { openSource, type Source } from './sources.js'
 
 /** Options of {@link loadModel}. */
 export interface LoadModelOptions {
   /**
-   * Where sessions of the model run: `nodeRuntime()`, `webRuntime(url)`, or `{ module }` with the imported ONNX Runtime for the
-   * calling thread. Default in Node: worker threads with the onnxruntime-node of your project. In a browser you must set it.
+   * The runtime in which sessions of the model run: `nodeRuntime()`, `webRuntime(url)`, or `{ module }` with the
+   * imported ONNX Runtime for the calling thread. Default in Node: worker threads with the onnxruntime-node of your
+   * project. In a browser you must set it.
    */
   runtime?: RuntimeHost | undefined
   /**
@@ -35,7 +36,10 @@ export interface LoadModelOptions {
 /** Files of models that ONNX Runtime does not run. */
 const OTHER_FILES = /\.(gguf|safetensors|bin|pt|pth|ckpt|json)$/
 
-/** Throws FormatError when a model has no chat template. Loads nothing else of it: its weights may be large, and on a server. */
+/**
+ * Throws FormatError when a model has no chat template. Loads nothing else of it: its weights may be large, and on a
+ * server.
+ */
 export async function requireChatTemplate(source: Source): Promise<void> {
   const { directory } = await openSource(source, 'source')
   const { loadChatTemplate } = await import('../text/chat-template.js')

@@ -8,23 +8,24 @@ import type { LoraAdapter } from '../lora/adapter.js'
 import { openAdapter } from './adapters.js'
 import { OPEN_SESSION_OPTIONS } from './gen/options.js'
 import { MODEL } from './kinds.js'
-import { checkWeightsFit, memoryLimits } from './memory.js'
 import { loadModel } from './model.js'
-import { platform } from './platform.js'
+import { checkWeightsFit, memoryLimits } from './platform/memory.js'
+import { platform } from './platform/platform.js'
 import type { Source } from './sources.js'
 
 /** A base model in memory with any number of adapters. `openSession` opens it. */
 export interface AdapterSession extends BaseSession {
   /**
-   * Copies an adapter into the session; runs choose it by `name`. If no earlier adapter changes the same modules, the session loads
-   * the base again, and two copies are in memory for a short time. To avoid this, pass the adapter to `openSession`. The same
-   * happens with the first adapter that has DoRA or biases of B for a module.
+   * Copies an adapter into the session; runs choose it by `name`. If no earlier adapter changes the same modules, the
+   * session loads the base again, and two copies are in memory for a short time. To avoid this, pass the adapter to
+   * `openSession`. The same happens with the first adapter that has DoRA or biases of B for a module.
    *
    * @param adapter an adapter in memory, or any source that {@link loadAdapter} accepts
-   * @throws MismatchError when a layer has no module in the model, or another shape there; UnsupportedError when the session cannot
-   *   run a part of the adapter; NumericError when a weight is not finite; StateError when the name is used already or the session
-   *   is closed; ConfigError when an argument is not valid; what {@link loadAdapter} throws. If `add` throws, the session does not
-   *   change.
+   * @throws MismatchError when a layer has no module in the model, or another shape there; UnsupportedError when the
+   *   session cannot
+   *   run a part of the adapter; NumericError when a weight is not finite; StateError when the name is used already or
+   *   the session is closed; ConfigError when an argument is not valid; what {@link loadAdapter} throws. If `add`
+   *   throws, the session does not change.
    *
    * @example
    * const session = await openSession('models/union-3m')
@@ -37,11 +38,14 @@ export interface AdapterSession extends BaseSession {
 
 /** Options of {@link openSession}. */
 export interface OpenSessionOptions extends Omit<AdapterSessionOptions, 'adapters'> {
-  /** The first adapters: name → adapter in memory, or any source that {@link loadAdapter} accepts. Runs choose by this name. */
+  /**
+   * The first adapters: name → adapter in memory, or any source that {@link loadAdapter} accepts. Runs choose by this
+   * name.
+   */
   adapters?: Readonly<Record<string, LoraAdapter | Source>> | undefined
   /**
-   * Hears before opening if the model needs more memory than there is, by an estimate; and with `allowMissing` which layers of an adapter
-   * are left out, also at each `add`. Default: console.warn.
+   * Hears before opening if the model needs more memory than there is, by an estimate; and with `allowMissing` which
+   * layers of an adapter are left out, also at each `add`. Default: console.warn.
    */
   onWarning?: ((message: string) => void) | undefined
 }

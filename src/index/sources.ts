@@ -9,7 +9,7 @@ import type { Located } from '../io/locate.js'
 import { FilesDirectory } from '../io/web/directories.js'
 import { hubOptions } from './hub.js'
 import { SOURCE, TARGET } from './kinds.js'
-import { platform } from './platform.js'
+import { platform } from './platform/platform.js'
 
 /**
  * A place to read a model, an adapter or a checkpoint from: a path (not in browsers), a model on the Hub (`org/name`,

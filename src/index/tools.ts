@@ -32,7 +32,10 @@ export interface ResizeOptions extends RankChoice, ToolRun {}
 export interface CombineOptions extends CombineSettings {
   /** Adapters for one base, with their weights. Ranks and layers may differ. */
   adapters: readonly AdapterToMerge[]
-  /** The model of the adapters: a safetensors checkpoint. Only DoRA adapters need it, because their change depends on its weights. */
+  /**
+   * The model of the adapters: a safetensors checkpoint. Only DoRA adapters need it, because their change depends on
+   * its weights.
+   */
   base?: Source | undefined
 }
 

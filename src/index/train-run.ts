@@ -14,7 +14,10 @@ export type TrainEvent =
 
 /** A run of `train`: a promise of its result. `for await` over it gives its events. */
 export interface TrainRun extends Promise<TrainResult>, AsyncIterable<TrainEvent> {
-  /** Waits after the current step until `resume` is called, or the signal ends the run. Model and optimizer stay in memory. */
+  /**
+   * Waits after the current step until `resume` is called, or the signal ends the run. Model and optimizer stay in
+   * memory.
+   */
   pause(): void
   /** Goes on after `pause`. Without it, nothing happens. */
   resume(): void

@@ -11,22 +11,22 @@ import { tasksFor } from '../tasks/tasks.js'
 import type { RunSources } from '../train/about-run.js'
 import { TRAIN_CONFIG } from '../train/gen/options.js'
 import type { TrainConfig, TrainingData, TrainingOptions, TrainResult } from '../train/options.js'
-import { type PreviewExample, previewExamples } from '../train/preview.js'
+import { type PreviewExample, previewExamples } from '../train/rows/preview.js'
 import { defaultsOf } from '../train/settings.js'
 import { train as trainOpened } from '../train/train.js'
 import { type Data, openData } from './data.js'
 import { PREVIEW_DATA_OPTIONS, PREVIEW_DATA_OPTIONS_DEFAULTS, TRAIN_EVENTS, TRAIN_OPTIONS } from './gen/options.js'
 import { MODEL } from './kinds.js'
-import { memoryLimits } from './memory.js'
 import { loadModel } from './model.js'
-import { platform } from './platform.js'
+import { memoryLimits } from './platform/memory.js'
+import { platform } from './platform/platform.js'
 import { openTarget, type Source, type Target } from './sources.js'
 
 /** Options of {@link train}. */
 export interface TrainOptions extends Omit<TrainingOptions, 'model' | 'data' | 'evalData' | 'out' | 'tensorboard'> {
   /**
-   * The base: an open model (`train` does not close it), or any source that {@link loadModel} accepts. Its weights are read, never
-   * changed.
+   * The base: an open model (`train` does not close it), or any source that {@link loadModel} accepts. Its weights are
+   * read, never changed.
    */
   readonly model: Model | Source
   /** Which graph of a model that is not open yet: see {@link loadModel}. */
@@ -131,8 +131,8 @@ function named(data: Data): string | readonly string[] | undefined {
 }
 
 /**
- * Opens data and model, runs `work`, and closes what it opened. The data come first: a wrong path should not be found after the
- * download of a model.
+ * Opens data and model, runs `work`, and closes what it opened. The data come first: a wrong path should not be found
+ * after the download of a model.
  */
 async function withOpened<T>(
   { model, dtype, data, evalData, signal }: Pick<TrainOptions, 'model' | 'dtype' | 'data' | 'evalData' | 'signal'>,

@@ -1,4 +1,5 @@
-// The functions of the public API. Each loads its code with the first call: a page that only computes with LoRA layers stays small.
+// The functions of the public API. Each loads its code with the first call: a page that only computes with LoRA layers
+// stays small.
 
 import { isObject } from '../base/options.js'
 import type { EvaluateReport } from '../evaluate/evaluate.js'
@@ -14,7 +15,7 @@ import type { CombineResult } from '../tools/combine.js'
 import type { DiffReport } from '../tools/diff.js'
 import type { ExtractResult } from '../tools/extract.js'
 import type { ResizeResult } from '../tools/resize.js'
-import type { PreviewExample } from '../train/preview.js'
+import type { PreviewExample } from '../train/rows/preview.js'
 import type { ToPlainOptions } from './adapters.js'
 import type { EvaluateOptions } from './evaluate.js'
 import type { InspectOptions, InspectReport } from './inspect.js'
@@ -27,10 +28,12 @@ import type { PreviewDataOptions, TrainOptions } from './train.js'
 import { followRun, type TrainRun } from './train-run.js'
 
 /**
- * Opens a model. The source is an id on the Hub, a model folder (config.json, tokenizer.json, onnx/model.onnx), or an .onnx file.
- * lowrank reads the weights from their file when it needs them. Call `close()` when you no longer need the model.
+ * Opens a model. The source is an id on the Hub, a model folder (config.json, tokenizer.json, onnx/model.onnx), or an
+ * .onnx file. lowrank reads the weights from their file when it needs them. Call `close()` when you no longer need the
+ * model.
  *
- * @throws FileError when a file is missing or cannot be downloaded, FormatError when a file cannot be read, RuntimeError without
+ * @throws FileError when a file is missing or cannot be downloaded, FormatError when a file cannot be read,
+ *   RuntimeError without
  *   onnxruntime-node, ConfigError for a source or an option that is not valid
  *
  * @example
@@ -43,18 +46,19 @@ export async function loadModel(source: Source, options?: LoadModelOptions): Pro
 }
 
 /**
- * Reads a PEFT adapter folder. The factors A and B are converted to f32. Each layer's `dtype` is the type in the file. Layers have
- * no base weight. They are in evaluation mode (no dropout). Ranks above min(d, k) are allowed.
+ * Reads a PEFT adapter folder. The factors A and B are converted to f32. Each layer's `dtype` is the type in the file.
+ * Layers have no base weight. They are in evaluation mode (no dropout). Ranks above min(d, k) are allowed.
  *
- * Older spellings of tensor names are read, and listed in the adapter's `notes`. If there is no safetensors file, adapter_model.bin
- * is read. lowrank never runs code from it.
+ * Older spellings of tensor names are read, and listed in the adapter's `notes`. If there is no safetensors file,
+ * adapter_model.bin is read. lowrank never runs code from it.
  *
- * @throws FileError when a file is missing, or the folder holds several adapters and none is named; FormatError when a file is
- *   corrupt, when no layer uses one of its tensors, or when A has no B; ConfigError when a value of the config is out of range or
- *   missing, or an argument is not valid; UnsupportedError when the config or a tensor means something that is not implemented;
- *   MismatchError when the config's target_modules leave a tensor out, the file has no adapter of that name, or with `strict` a
- *   setting matches nothing; ShapeError when a shape disagrees with the config's rank; NumericError when a value is not finite.
- *   Each names the file, and the field or tensor.
+ * @throws FileError when a file is missing, or the folder holds several adapters and none is named; FormatError when a
+ *   file is
+ *   corrupt, when no layer uses one of its tensors, or when A has no B; ConfigError when a value of the config is out
+ *   of range or missing, or an argument is not valid; UnsupportedError when the config or a tensor means something that
+ *   is not implemented; MismatchError when the config's target_modules leave a tensor out, the file has no adapter of
+ *   that name, or with `strict` a setting matches nothing; ShapeError when a shape disagrees with the config's rank;
+ *   NumericError when a value is not finite. Each names the file, and the field or tensor.
  *
  * @example
  * const adapter = await loadAdapter('tests/golden/peft/f32')
@@ -65,13 +69,14 @@ export async function loadAdapter(source: Source, options?: LoadOptions): Promis
 }
 
 /**
- * Writes a folder that PEFT loads. Both files are complete before either gets its name. An interrupted save leaves a whole adapter
- * or a folder without a config, never a mixture of two adapters. If `targetModules` does not match the adapter's layers, the saved
- * config lists the names of the layers instead.
+ * Writes a folder that PEFT loads. Both files are complete before either gets its name. An interrupted save leaves a
+ * whole adapter or a folder without a config, never a mixture of two adapters. If `targetModules` does not match the
+ * adapter's layers, the saved config lists the names of the layers instead.
  *
- * @throws StateError when there is no layer; ConfigError when `dtype` is none of fp32, fp16 and bf16, or an argument is not valid;
- *   NumericError when a value is not finite, or would not be finite in the type of the file; MismatchError when the config excludes a layer;
- *   FileError when the folder cannot be written.
+ * @throws StateError when there is no layer; ConfigError when `dtype` is none of fp32, fp16 and bf16, or an argument is
+ *   not valid;
+ *   NumericError when a value is not finite, or would not be finite in the type of the file; MismatchError when the
+ *   config excludes a layer; FileError when the folder cannot be written.
  *
  * @example
  * const adapter = await loadAdapter('tests/golden/peft/f32')
@@ -82,14 +87,16 @@ export async function saveAdapter(adapter: LoraAdapter, target: Target, options?
 }
 
 /**
- * Trains an adapter. It checks the model, the data and the folder before it writes anything. `await` gives the result. `for await` over
- * the returned run gives its events, and `pause()` and `resume()` stop it between two steps.
+ * Trains an adapter. It checks the model, the data and the folder before it writes anything. `await` gives the result.
+ * `for await` over the returned run gives its events, and `pause()` and `resume()` stop it between two steps.
  *
- * @throws ConfigError when an option is unknown or out of range, contradicts another option, or needs an option that is missing,
- *   and when PEFT has no default modules for the model; DataError for records that are not valid, FileError when `out` cannot be used or a path does
- *   not exist, MismatchError when no module matches, or when the run in `out` has other options, data or weights, UnsupportedError
- *   for graphs that cannot be trained and adapters with more than linear layers and DoRA, StateError when `adapter` is merged or has
- *   no layers, NumericError with the number of the step when the loss is not finite. The last adapter with a finite loss is saved
+ * @throws ConfigError when an option is unknown or out of range, contradicts another option, or needs an option that is
+ *   missing,
+ *   and when PEFT has no default modules for the model; DataError for records that are not valid, FileError when `out`
+ *   cannot be used or a path does not exist, MismatchError when no module matches, or when the run in `out` has other
+ *   options, data or weights, UnsupportedError for graphs that cannot be trained and adapters with more than linear
+ *   layers and DoRA, StateError when `adapter` is merged or has no layers, NumericError with the number of the step
+ *   when the loss is not finite. The last adapter with a finite loss is saved
  *
  * @example
  * const { adapter, report } = await train({
@@ -109,7 +116,8 @@ export function train(options: TrainOptions): TrainRun {
 }
 
 /**
- * The tasks that a model can be trained for: what each learns, its records, and how its adapters are run. Without a model, all tasks.
+ * The tasks that a model can be trained for: what each learns, its records, and how its adapters are run. Without a
+ * model, all tasks.
  *
  * @throws ConfigError when `model` is no open model
  *
@@ -138,12 +146,14 @@ export async function previewData(options: PreviewDataOptions): Promise<PreviewE
 }
 
 /**
- * Opens a session: a model with adapters. It runs in a worker. If the model's runtime is a module object, it runs in this thread.
- * You choose an adapter for each run. All adapters share one copy of the base.
+ * Opens a session: a model with adapters. It runs in a worker. If the model's runtime is a module object, it runs in
+ * this thread. You choose an adapter for each run. All adapters share one copy of the base.
  *
- * @param model an open model, or any source that {@link loadModel} accepts. `dispose` closes the model only if the session opened
+ * @param model an open model, or any source that {@link loadModel} accepts. `dispose` closes the model only if the
+ *   session opened
  *   it
- * @throws MismatchError when an adapter does not fit the model, RuntimeError when ONNX Runtime cannot be found or cannot open the
+ * @throws MismatchError when an adapter does not fit the model, RuntimeError when ONNX Runtime cannot be found or
+ *   cannot open the
  *   model, ConfigError for an option that is unknown or not valid; what {@link loadModel} and {@link loadAdapter} throw
  *
  * @example
@@ -156,14 +166,15 @@ export async function openSession(model: Model | Source, options?: OpenSessionOp
 }
 
 /**
- * Writes a copy of a model with adapters inside: W + Σ weight · s·B·A for every weight that an adapter changes, rounded once to the
- * stored type. All other tensors are copied byte for byte. The files of the result appear together, or not at all. Without `format`, the
- * result is an .onnx file if the base's folder has one, else a checkpoint.
+ * Writes a copy of a model with adapters inside: W + Σ weight · s·B·A for every weight that an adapter changes, rounded
+ * once to the stored type. All other tensors are copied byte for byte. The files of the result appear together, or not
+ * at all. Without `format`, the result is an .onnx file if the base's folder has one, else a checkpoint.
  *
- * @throws ConfigError for an option that is unknown or not valid; FileError when a path does not exist, when `out` is not empty,
- *   or when `out` is the folder of the base; FormatError when a file is damaged; MismatchError when an adapter does not fit, or
- *   changes tied embeddings; UnsupportedError naming what cannot be merged, or an option that does not work with the format; NumericError
- *   naming the tensor when a value is not finite
+ * @throws ConfigError for an option that is unknown or not valid; FileError when a path does not exist, when `out` is
+ *   not empty,
+ *   or when `out` is the folder of the base; FormatError when a file is damaged; MismatchError when an adapter does not
+ *   fit, or changes tied embeddings; UnsupportedError naming what cannot be merged, or an option that does not work
+ *   with the format; NumericError naming the tensor when a value is not finite
  *
  * @example
  * const report = await merge({ base: 'models/union-3m', adapters: 'tests/golden/peft/f32', out: 'out/with-adapter' })
@@ -174,7 +185,8 @@ export async function merge(options: MergeOptions): Promise<MergeReport> {
 }
 
 /**
- * Shows what {@link merge} would do, and writes nothing. It throws the errors of `merge`, except those for values that are not finite.
+ * Shows what {@link merge} would do, and writes nothing. It throws the errors of `merge`, except those for values that
+ * are not finite.
  *
  * @example
  * const plan = await planMerge({ base: 'models/union-3m', adapters: 'tests/golden/peft/f32', out: 'out/planned' })
@@ -185,28 +197,31 @@ export async function planMerge(options: MergeOptions): Promise<MergePlanReport>
 }
 
 /**
- * Removes adapters from a merged model and writes the base again. Give the merged adapters with their weights. In f32, only the
- * last digits can differ. In bf16 and f16, more values differ, because the merge rounded them. For a checkpoint, pass `original` to
- * count them.
+ * Removes adapters from a merged model and writes the base again. Give the merged adapters with their weights. In f32,
+ * only the last digits can differ. In bf16 and f16, more values differ, because the merge rounded them. For a
+ * checkpoint, pass `original` to count them.
  *
- * @throws what {@link merge} throws; UnsupportedError where values of the base were replaced, and for `original` of an .onnx file
+ * @throws what {@link merge} throws; UnsupportedError where values of the base were replaced, and for `original` of an
+ *   .onnx file
  *
  * @example
  * const adapters = 'tests/golden/peft/f32'
  * await merge({ base: 'models/union-3m', adapters, out: 'out/merged-once', format: 'safetensors' })
- * const { differences } = await unmerge({ merged: 'out/merged-once', adapters, out: 'out/base', original: 'models/union-3m' })
- * console.log(differences?.differing, differences?.largest)
+ * const { differences } = await unmerge({ merged: 'out/merged-once', adapters, out: 'out/base', original:
+ * 'models/union-3m' }) console.log(differences?.differing, differences?.largest)
  */
 export async function unmerge(options: UnmergeOptions): Promise<UnmergeReport> {
   return (await import('./merge.js')).unmerge(options)
 }
 
 /**
- * Shows what is in an adapter folder, a safetensors file or checkpoint, an .onnx file, a folder with one of them, or an adapter in memory.
- * If an adapter cannot be loaded, the report lists all its problems and its valid parts.
+ * Shows what is in an adapter folder, a safetensors file or checkpoint, an .onnx file, a folder with one of them, or an
+ * adapter in memory. If an adapter cannot be loaded, the report lists all its problems and its valid parts.
  *
- * @throws FileError when the source does not exist or is none of these; FormatError when it is damaged; ConfigError when a value of
- *   an adapter's config is out of range, or when the source is a model and an option is only for adapters; UnsupportedError for an adapter that is not LoRA
+ * @throws FileError when the source does not exist or is none of these; FormatError when it is damaged; ConfigError
+ *   when a value of
+ *   an adapter's config is out of range, or when the source is a model and an option is only for adapters;
+ *   UnsupportedError for an adapter that is not LoRA
  *
  * @example
  * const report = await inspect('tests/golden/peft/f32', { base: 'models/union-3m' })
@@ -217,15 +232,16 @@ export async function inspect(target: Source | LoraAdapter, options?: InspectOpt
 }
 
 /**
- * Turns an adapter that started as PiSSA, OLoRA, LoRA-GA or CorDA into plain LoRA of twice the rank: A' = [A; A₀], B' = [B, −B₀].
- * These methods change the base before training, so the adapter fits only the changed base. The plain adapter fits the original
- * base, and can be merged and swapped like any other.
+ * Turns an adapter that started as PiSSA, OLoRA, LoRA-GA or CorDA into plain LoRA of twice the rank: A' = [A; A₀], B' =
+ * [B, −B₀]. These methods change the base before training, so the adapter fits only the changed base. The plain adapter
+ * fits the original base, and can be merged and swapped like any other.
  *
  * The initial values of `pissa-niter-N` are random, and no file contains them. So such an adapter needs `initial`.
  *
- * @throws FileError or FormatError when base or adapter cannot be read; ConfigError when the adapter is plain already, or when both
- *   or neither of `base` and `initial` are given; UnsupportedError when the initial values cannot be computed from the base
- *   weights, and for convolutions and parameters; MismatchError when a layer has no weight or another shape
+ * @throws FileError or FormatError when base or adapter cannot be read; ConfigError when the adapter is plain already,
+ *   or when both
+ *   or neither of `base` and `initial` are given; UnsupportedError when the initial values cannot be computed from the
+ *   base weights, and for convolutions and parameters; MismatchError when a layer has no weight or another shape
  *
  * @example
  * const plain = await toPlain('tests/golden/peft/pissa', { base: 'models/union-3m' })
@@ -236,17 +252,20 @@ export async function toPlain(adapter: Source | LoraAdapter, options: ToPlainOpt
 }
 
 /**
- * Makes one adapter from several adapters of the same base. By default, its change is exactly the weighted sum Σ weight·s·B·A. The
- * adapters may use rsLoRA and patterns, and may have different ranks and layers. With `rank`, `energy`, `error` or `ratio` it is the
- * closest change of a lower rank. `combinationType` chooses one of PEFT's other methods, and `peftCompatible` gives the same numbers as
- * PEFT's add_weighted_adapter.
+ * Makes one adapter from several adapters of the same base. By default, its change is exactly the weighted sum Σ
+ * weight·s·B·A. The adapters may use rsLoRA and patterns, and may have different ranks and layers. With `rank`,
+ * `energy`, `error` or `ratio` it is the closest change of a lower rank. `combinationType` chooses one of PEFT's other
+ * methods, and `peftCompatible` gives the same numbers as PEFT's add_weighted_adapter.
  *
- * lowrank reads adapters in folders one layer at a time. It works on the factors, and makes no matrix as large as a weight. There are two
- * exceptions: types such as `ties_svd` make one for each adapter, and DoRA layers need one. DoRA layers also need `base` and a rule for the rank.
+ * lowrank reads adapters in folders one layer at a time. It works on the factors, and makes no matrix as large as a
+ * weight. There are two exceptions: types such as `ties_svd` make one for each adapter, and DoRA layers need one. DoRA
+ * layers also need `base` and a rule for the rank.
  *
- * @throws ConfigError for an option that is unknown, not valid or not used by the combination type, and for layers of different ranks
- *   where factors are added; MismatchError when the adapters belong to different bases; UnsupportedError for DoRA without `base`, for
- *   adapters whose initial values changed their base, and for replaced tensors that cannot be added; what {@link loadAdapter} throws
+ * @throws ConfigError for an option that is unknown, not valid or not used by the combination type, and for layers of
+ *   different ranks
+ *   where factors are added; MismatchError when the adapters belong to different bases; UnsupportedError for DoRA
+ *   without `base`, for adapters whose initial values changed their base, and for replaced tensors that cannot be
+ *   added; what {@link loadAdapter} throws
  *
  * @example
  * const { adapter, error } = await combine({
@@ -261,10 +280,12 @@ export async function combine(options: CombineOptions): Promise<CombineResult> {
 }
 
 /**
- * Gives an adapter a lower rank. The result is the closest change of that rank. It comes from the singular values of each layer's s·B·A,
- * which lowrank computes exactly. `energy`, `error` and `ratio` choose a rank for each layer. The result has alpha = rank in all layers.
+ * Gives an adapter a lower rank. The result is the closest change of that rank. It comes from the singular values of
+ * each layer's s·B·A, which lowrank computes exactly. `energy`, `error` and `ratio` choose a rank for each layer. The
+ * result has alpha = rank in all layers.
  *
- * @throws ConfigError for an option that is unknown or not valid, and when no rule is given; UnsupportedError for an adapter whose initial values
+ * @throws ConfigError for an option that is unknown or not valid, and when no rule is given; UnsupportedError for an
+ *   adapter whose initial values
  *   changed its base; StateError for an adapter without ranks; what {@link loadAdapter} throws
  *
  * @example
@@ -277,13 +298,15 @@ export async function resize(adapter: Source | LoraAdapter, options: ResizeOptio
 }
 
 /**
- * Writes an adapter in another format: PEFT's folder, a GGUF file for llama.cpp, a folder for mlx-lm, or an .onnx_adapter for ONNX Runtime.
- * The format of the source is recognized by its content. The result changes the base in the same way as the source: scalings of rsLoRA and patterns
- * are written in the way that the format has for them, and the rows of q and k get llama.cpp's order.
+ * Writes an adapter in another format: PEFT's folder, a GGUF file for llama.cpp, a folder for mlx-lm, or an
+ * .onnx_adapter for ONNX Runtime. The format of the source is recognized by its content. The result changes the base in
+ * the same way as the source: scalings of rsLoRA and patterns are written in the way that the format has for them, and
+ * the rows of q and k get llama.cpp's order.
  *
- * @throws UnsupportedError naming what the format cannot hold, such as DoRA in GGUF, and for models that llama.cpp does not have;
- *   MismatchError when the adapter does not fit the base; FormatError for a damaged source; FileError when the result exists already;
- *   ConfigError for an option that is unknown or not usable, and for GGUF without `base`
+ * @throws UnsupportedError naming what the format cannot hold, such as DoRA in GGUF, and for models that llama.cpp does
+ *   not have;
+ *   MismatchError when the adapter does not fit the base; FormatError for a damaged source; FileError when the result
+ *   exists already; ConfigError for an option that is unknown or not usable, and for GGUF without `base`
  *
  * @example
  * const { layers, notes } = await convertAdapter('tests/golden/peft/f32', {
@@ -301,13 +324,14 @@ export async function convertAdapter(
 }
 
 /**
- * Makes an adapter of a fine-tuned model: for each weight that differs from the base, the closest change of a low rank. Both checkpoints
- * are read one tensor at a time, and large tensors in blocks, so that memory does not grow with the models. Changed norms, biases and
- * resized embeddings are kept whole.
+ * Makes an adapter of a fine-tuned model: for each weight that differs from the base, the closest change of a low rank.
+ * Both checkpoints are read one tensor at a time, and large tensors in blocks, so that memory does not grow with the
+ * models. Changed norms, biases and resized embeddings are kept whole.
  *
- * @throws ConfigError for an option that is unknown or not usable, and without a rule for ranks; MismatchError when the checkpoints do not
- *   belong together; UnsupportedError for quantized checkpoints; NumericError naming a tensor with a value that is not finite; StateError when
- *   nothing differs; FileError and FormatError for files that are missing or damaged
+ * @throws ConfigError for an option that is unknown or not usable, and without a rule for ranks; MismatchError when the
+ *   checkpoints do not
+ *   belong together; UnsupportedError for quantized checkpoints; NumericError naming a tensor with a value that is not
+ *   finite; StateError when nothing differs; FileError and FormatError for files that are missing or damaged
  *
  * @example
  * await merge({ base: 'models/union-3m', adapters: 'tests/golden/peft/f32', out: 'out/tuned', format: 'safetensors' })
@@ -320,14 +344,17 @@ export async function extract(options: ExtractOptions): Promise<ExtractResult> {
 }
 
 /**
- * Measures finished adapters on records: the task's metrics for the base and for each adapter, with intervals that hold 95 % of the draws
- * of a bootstrap over the records, the difference to the base, record by record, and the records that differ most. The numbers are those of
- * an evaluation in `train`. With `generate` the models answer the records too, and the answers are compared with the wanted ones.
+ * Measures finished adapters on records: the task's metrics for the base and for each adapter, with intervals that hold
+ * 95 % of the draws of a bootstrap over the records, the difference to the base, record by record, and the records that
+ * differ most. The numbers are those of an evaluation in `train`. With `generate` the models answer the records too,
+ * and the answers are compared with the wanted ones.
  *
  * A base without a head for the labels is left out. Differences are then those to the first adapter.
  *
- * @throws DataError for records that the task cannot use, or with labels that an adapter does not give; MismatchError when an adapter does
- *   not fit the model; UnsupportedError for a model that is not one for the task; what {@link loadAdapter} and {@link loadModel} throw
+ * @throws DataError for records that the task cannot use, or with labels that an adapter does not give; MismatchError
+ *   when an adapter does
+ *   not fit the model; UnsupportedError for a model that is not one for the task; what {@link loadAdapter} and {@link
+ *   loadModel} throw
  *
  * @example
  * const { models } = await evaluate({
@@ -342,10 +369,12 @@ export async function evaluate(options: EvaluateOptions): Promise<EvaluateReport
 }
 
 /**
- * Shows how two adapters, or two checkpoints, differ. For adapters: norms, the cosine of both changes, and the principal angles between the
- * spaces that they write into and read from. For checkpoints: the relative change of each tensor. Both name what differs most.
+ * Shows how two adapters, or two checkpoints, differ. For adapters: norms, the cosine of both changes, and the
+ * principal angles between the spaces that they write into and read from. For checkpoints: the relative change of each
+ * tensor. Both name what differs most.
  *
- * @throws MismatchError when a layer or tensor is not the same in both; ConfigError when one is an adapter and the other a checkpoint; what
+ * @throws MismatchError when a layer or tensor is not the same in both; ConfigError when one is an adapter and the
+ *   other a checkpoint; what
  *   {@link loadAdapter} throws
  *
  * @example

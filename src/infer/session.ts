@@ -15,8 +15,8 @@ export interface AdapterSessionOptions extends Omit<SessionOptions, 'executionPr
   /** The first adapters: name → adapter. Runs choose an adapter by this name. */
   adapters?: Readonly<Record<string, LoraAdapter>> | undefined
   /**
-   * Where the model runs, with ONNX Runtime's names: cpu, webgpu, cuda, coreml, dml, … You can give several. If the
-   * first cannot compute an operator, the next one does. Default: the CPU.
+   * The devices that run the model, with ONNX Runtime's names: cpu, webgpu, cuda, coreml, dml, … You can give several.
+   * If the first cannot compute an operator, the next one does. Default: the CPU.
    * @flag NAME,…
    */
   device?: string | readonly string[] | undefined

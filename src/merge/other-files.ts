@@ -1,5 +1,5 @@
-// The files of a result beside its weights: the base's, an edited config.json, and what adapters were trained with, their
-// chat template and their tokenizer.
+// The files of a result beside its weights: the base's, an edited config.json, and what adapters were trained with,
+// their chat template and their tokenizer.
 
 import { type Directory, readJson } from '../base/bytes.js'
 import { LowrankError } from '../base/errors.js'

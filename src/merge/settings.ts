@@ -39,9 +39,9 @@ export interface MergeSettings extends RunSettings {
    */
   dtype?: DtypeChoice | undefined
   /**
-   * What to do if the adapter changes only one of two embeddings that are tied. `refuse`: stop with an error. `untie`:
-   * write two weights. `keep`: change both. Default: `refuse` in safetensors; an .onnx is always untied, as PEFT's
-   * result is.
+   * The way to go on if the adapter changes only one of two embeddings that are tied. `refuse`: stop with an error.
+   * `untie`: write two weights. `keep`: change both. Default: `refuse` in safetensors; an .onnx is always untied, as
+   * PEFT's result is.
    */
   tied?: TiedPolicy | undefined
   /**

@@ -2,7 +2,7 @@
 
 import { freemem } from 'node:os'
 import { FileError } from '../base/errors.js'
-import type { Platform } from '../index/platform.js'
+import type { Platform } from '../index/platform/platform.js'
 import { locate, NodeDirectory, openFile } from '../io/node/files.js'
 import type { EngineKind } from '../runtime/host.js'
 import { resolveNodeRuntime } from '../runtime/node/runtime.js'

@@ -1,5 +1,5 @@
-// Checks bodies: each route has a table of its fields. A field that is not in it, or that asks for something that is not done, is an
-// error that names it.
+// Checks bodies: each route has a table of its fields. A field that is not in it, or that asks for something that is
+// not done, is an error that names it.
 
 import { nearMisses } from '../base/errors.js'
 import { anyOf, BOOLEAN, isObject, type Kind, kind, listOf, oneOf, orNull, STRING } from '../base/options.js'

@@ -1,5 +1,5 @@
-// A server as one function from Request to Response, for Hono, Bun, Deno, Next.js and node:http: OpenAI's routes over one session whose
-// adapters requests choose by `model`.
+// A server as one function from Request to Response, for Hono, Bun, Deno, Next.js and node:http: OpenAI's routes over
+// one session whose adapters requests choose by `model`.
 
 import { COUNT, checkOptions, FUNCTION, listOf, NAME, needed, type OptionTable, STRING } from '../base/options.js'
 import type { Model } from '../graph/model-folder.js'
@@ -36,13 +36,24 @@ export interface HandlerOptions {
   name?: string | undefined
   /** Keys that callers must send as `Authorization: Bearer KEY`. Default: none are needed. */
   apiKeys?: readonly string[] | undefined
-  /** Values of the header Host that are answered, without ports. Default: all. A server on localhost should name its own, so that no page reaches it by another name. */
+  /**
+   * Values of the header Host that are answered, without ports. Default: all. A server on localhost should name its
+   * own, so that no page reaches it by another name.
+   */
   hosts?: readonly string[] | undefined
-  /** Pages that may call from a browser, such as `https://example.com`. Default: none but pages of the server itself. */
+  /**
+   * Pages that may call from a browser, such as `https://example.com`. Default: none but pages of the server itself.
+   */
   origins?: readonly string[] | undefined
-  /** Finds an adapter that is not loaded yet by its name. `folderOfAdapters` makes one for a folder. Default: nothing is loaded. */
+  /**
+   * Finds an adapter that is not loaded yet by its name. `folderOfAdapters` makes one for a folder. Default: nothing is
+   * loaded.
+   */
   resolveAdapter?: ResolveAdapter | undefined
-  /** The largest number of adapters. Above it, the loaded adapter that was not used for the longest time leaves. Default 64. */
+  /**
+   * The largest number of adapters. Above it, the loaded adapter that was not used for the longest time leaves. Default
+   * 64.
+   */
   maxAdapters?: number | undefined
   /** Requests that run at the same time. Default: the session's `maxBatch`, which is 8. */
   maxRunning?: number | undefined
@@ -99,8 +110,9 @@ const TABLE: OptionTable<HandlerOptions> = {
 const TOKENS_WITHOUT_CONTEXT = 4096
 
 /**
- * Opens a model with adapters, and gives a function that answers HTTP requests in OpenAI's form: `/v1/models`, `/v1/chat/completions`,
- * `/v1/completions`, `/v1/embeddings`, `/classify`, `/health`, `/metrics`, and vLLM's `/v1/load_lora_adapter`.
+ * Opens a model with adapters, and gives a function that answers HTTP requests in OpenAI's form: `/v1/models`,
+ * `/v1/chat/completions`, `/v1/completions`, `/v1/embeddings`, `/classify`, `/health`, `/metrics`, and vLLM's
+ * `/v1/load_lora_adapter`.
  *
  * @throws ConfigError for an option that is unknown or not valid; what `openSession` throws
  *

@@ -103,8 +103,8 @@ export async function readJson(request: Request, maxBytes: number): Promise<Reco
 }
 
 /**
- * Answers with server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html), closed by `[DONE]`. An error before the
- * first event is thrown, one after it is an event.
+ * Answers with server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html), closed by `[DONE]`.
+ * An error before the first event is thrown, one after it is an event.
  *
  * @param write sends events until it returns. It stops when the signal says that the caller left
  * @param onError hears what ends the stream early

@@ -1,5 +1,5 @@
-// OpenAI's messages → those of a chat template: parts of text become one text, pictures come beside them, and arguments of calls are objects,
-// as templates expect.
+// OpenAI's messages → those of a chat template: parts of text become one text, pictures come beside them, and arguments
+// of calls are objects, as templates expect.
 
 import { isObject } from '../base/options.js'
 import type { MessageOfParts, MessagePart } from '../text/chat.js'

@@ -1,5 +1,5 @@
-// Counts for Prometheus (https://prometheus.io/docs/instrumenting/exposition_formats/), with vLLM's names where they mean the same. So the
-// Gateway API Inference Extension of Kubernetes can route to replicas.
+// Counts for Prometheus (https://prometheus.io/docs/instrumenting/exposition_formats/), with vLLM's names where they
+// mean the same. So the Gateway API Inference Extension of Kubernetes can route to replicas.
 
 /** Upper bounds in seconds. */
 const BOUNDS = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60]

@@ -1,4 +1,5 @@
-// Answers /v1/chat/completions and /v1/completions: fields → options of `generate`, and its results → OpenAI's objects, whole or as events.
+// Answers /v1/chat/completions and /v1/completions: fields → options of `generate`, and its results → OpenAI's objects,
+// whole or as events.
 
 import type { AdapterSession } from '../index/session.js'
 import type { AdapterChoice } from '../infer/adapters/choice.js'

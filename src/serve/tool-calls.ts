@@ -1,5 +1,6 @@
-// Finds the calls of functions in what a model wrote: Hermes' and Qwen's form, <tool_call>{"name", "arguments"}</tool_call>, and Llama 3's, a
-// single JSON object with name and parameters. A text in another form stays a text.
+// Finds the calls of functions in what a model wrote: Hermes' and Qwen's form, <tool_call>{"name",
+// "arguments"}</tool_call>, and Llama 3's, a single JSON object with name and parameters. A text in another form stays
+// a text.
 
 /** A call, as OpenAI's answers hold it. `arguments` is JSON. */
 export interface ToolCall {

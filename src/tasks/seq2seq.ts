@@ -12,6 +12,7 @@ import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 import { type LogMel, logMel } from '../sounds/log-mel.js'
 import { checkVocabulary } from '../text/records.js'
 import { checkWidth } from './causal-lm.js'
+import { parseTextPair, type TextPair } from './labels/text-pair.js'
 import {
   countCorrect,
   nextTokenLoss,
@@ -24,7 +25,6 @@ import {
   tokenMetrics,
 } from './next-tokens.js'
 import type { EncodeContext, OpenTask, Task, TaskUse } from './task.js'
-import { parseTextPair, type TextPair } from './text-pair.js'
 import { encodeTexts, PROBE_BATCHES, roundUp, tokenBatch, tokenLengths } from './token-batch.js'
 
 /** A tokenized row. */

@@ -9,8 +9,8 @@ import type { DecodeImage } from '../images/image.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 import type { ChatMessage } from '../text/chat.js'
 import type { ChatTemplate } from '../text/template.js'
-import type { HeadBase, HeadForm } from './heads.js'
-import type { ProblemType } from './label-problems.js'
+import type { HeadBase, HeadForm } from './heads/heads.js'
+import type { ProblemType } from './labels/label-problems.js'
 
 /** The model and the limits that a row is encoded for. */
 export interface EncodeContext {

@@ -2,7 +2,7 @@
 
 import { ConfigError, LowrankError, nearMisses } from '../base/errors.js'
 import type { Model } from '../graph/model-folder.js'
-import type { HeadBase } from './heads.js'
+import type { HeadBase } from './heads/heads.js'
 import type { Task } from './task.js'
 
 const LOADERS = {

@@ -8,12 +8,12 @@ import type { Model } from '../graph/model-folder.js'
 import type { Feeds } from '../runtime/runtime.js'
 import { fieldsOf } from '../text/records.js'
 import { LABEL_OPTIONS } from './gen/options.js'
-import { findHead, requireHead } from './head-forms.js'
-import { type LabelOptions, type Target, targetOf } from './label-problems.js'
-import { LabelTask, labelBytes } from './label-task.js'
+import { findHead, requireHead } from './heads/head-forms.js'
+import { checkHead, headBase } from './heads/trained-head.js'
+import { type LabelOptions, type Target, targetOf } from './labels/label-problems.js'
+import { LabelTask, labelBytes } from './labels/label-task.js'
 import type { Examples, HeadOptions, OpenTask, Task } from './task.js'
 import { encodeTexts, PROBE_BATCHES, tokenBatch, tokenLengths } from './token-batch.js'
-import { checkHead, headBase } from './trained-head.js'
 
 /** A row of data. */
 export interface LabeledText {

@@ -11,7 +11,10 @@ import type { TrainingData, TrainingOptions } from './options.js'
 import type { RunReport } from './run.js'
 import { TRAIN_DEFAULTS, type TrainSettings } from './settings.js'
 
-/** The base as an adapter names it: the id or the path that was opened. config.json's own name can be that of another model. */
+/**
+ * The base as an adapter names it: the id or the path that was opened. config.json's own name can be that of another
+ * model.
+ */
 export function baseNameOf({ directory }: Pick<Model, 'directory'>): Pick<LoraConfigInput, 'peftFields'> & {
   baseModel: string
 } {

@@ -1,4 +1,5 @@
-// The best evaluation of a run so far, and how many in a row were no better: decides whose weights are kept, and when a run ends early.
+// The best evaluation of a run so far, and how many in a row were no better: decides whose weights are kept, and when a
+// run ends early.
 
 import { ConfigError, nearMisses } from '../base/errors.js'
 

@@ -1,4 +1,5 @@
-// Checks of a run before anything is computed: of its options before the data is read, and of the adapter's tensors before the first step.
+// Checks of a run before anything is computed: of its options before the data is read, and of the adapter's tensors
+// before the first step.
 
 import { ConfigError, MismatchError, StateError } from '../base/errors.js'
 import { checkColumnNames } from '../data/columns.js'
@@ -44,7 +45,10 @@ export function checkOptions(options: TrainingOptions, settings: TrainSettings):
   return config
 }
 
-/** Throws ConfigError for a start that needs more than shapes: `train` would begin with other values than the config says. */
+/**
+ * Throws ConfigError for a start that needs more than shapes: `train` would begin with other values than the config
+ * says.
+ */
 function checkInit(init: Init): void {
   if ((DRAWN_INITS as readonly Init[]).includes(init)) return
   throw new ConfigError({
@@ -114,8 +118,8 @@ function checkTogether(options: TrainingOptions, settings: TrainSettings): void 
 }
 
 /**
- * Throws MismatchError unless the adapter has the tensors of the task's head, and the base has all others that it replaces;
- * UnsupportedError for one that cannot be trained.
+ * Throws MismatchError unless the adapter has the tensors of the task's head, and the base has all others that it
+ * replaces; UnsupportedError for one that cannot be trained.
  */
 export function checkParts(adapter: LoraAdapter, context: Context): void {
   const { open } = context

@@ -1,4 +1,5 @@
-// The part of the base that DoRA needs: the norm of each row of a weight. Magnitudes start from these norms, and outputs are divided by them.
+// The part of the base that DoRA needs: the norm of each row of a weight. Magnitudes start from these norms, and
+// outputs are divided by them.
 
 import { outputNorms } from '../graph/inject/affine.js'
 import { withPointwise } from '../graph/match/forms/pointwise.js'
@@ -20,7 +21,8 @@ interface Named {
 /**
  * Σ w² of each row (d) of these layers' weights, as the model has them.
  *
- * @throws UnsupportedError naming the node when its weight cannot be read; MismatchError when the model has no such layer
+ * @throws UnsupportedError naming the node when its weight cannot be read; MismatchError when the model has no such
+ *   layer
  */
 export async function squaresOfRows(
   model: Model,

@@ -1,5 +1,5 @@
-// The part of training that computes: parameters, their optimizer, and the sessions that give loss and gradients. It lives
-// in a worker or in the caller's thread; gradients never leave it.
+// The part of training that computes: parameters, their optimizer, and the sessions that give loss and gradients. It
+// lives in a worker or in the caller's thread; gradients never leave it.
 
 import { StateError } from '../base/errors.js'
 import { transfer } from '../runtime/rpc.js'
@@ -106,8 +106,8 @@ export class TrainEngine extends SessionTable {
   }
 
   /**
-   * Some outputs of a graph, whatever its gradients; nothing changes. Of a loss that many runs make together this is the first pass: the
-   * second is a step whose loss is Σ (output · fed gradient).
+   * Some outputs of a graph, whatever its gradients; nothing changes. Of a loss that many runs make together this is
+   * the first pass: the second is a step whose loss is Σ (output · fed gradient).
    */
   async forward(
     { session, feeds }: Omit<Pass, 'loss'>,

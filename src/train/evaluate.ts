@@ -1,8 +1,8 @@
 // Runs without gradients: an evaluation, and what a task wants to know of the model before the first step.
 
 import type { Examples, OpenTask } from '../tasks/task.js'
-import { examplesOf, type MicroBatch, type PlanOptions, planEpoch, planEvaluation } from './batches.js'
 import type { TrainEvents } from './report.js'
+import { examplesOf, type MicroBatch, type PlanOptions, planEpoch, planEvaluation } from './rows/batches.js'
 import type { TrainingSessions } from './sessions.js'
 
 export interface EvaluateParts {
@@ -51,8 +51,9 @@ export async function evaluate(
 }
 
 /**
- * Runs the model as it is before the first step over all examples that are trained on or evaluated, for a task that compares with it. A resumed
- * run computes the same numbers again, in the same batches. When the signal ends it, the task has a part of them.
+ * Runs the model as it is before the first step over all examples that are trained on or evaluated, for a task that
+ * compares with it. A resumed run computes the same numbers again, in the same batches. When the signal ends it, the
+ * task has a part of them.
  */
 export async function takeReference(
   parts: EvaluateParts & { readonly examples: Examples<unknown>; readonly seed: number; readonly totalSteps: number },

@@ -1,4 +1,5 @@
-// The adapter that a training starts from: which modules it adapts, which tensors it trains whole, and what they begin with.
+// The adapter that a training starts from: which modules it adapts, which tensors it trains whole, and what they begin
+// with.
 
 import { UnsupportedError } from '../base/errors.js'
 import { Random } from '../base/random.js'
@@ -15,7 +16,7 @@ import type { OpenTask, Task } from '../tasks/task.js'
 import { addDoraLayer, squaresOfRows } from './dora.js'
 import type { TrainingOptions } from './options.js'
 import type { TrainEvents } from './report.js'
-import { addTokenRows, withTokens } from './token-rows.js'
+import { addTokenRows, withTokens } from './rows/token-rows.js'
 import { addWhole, savedTensors, trainedBiases } from './whole-tensors.js'
 
 /** Types of models whose AutoModel has a pooler, which exports that give the vectors of tokens leave out. */
@@ -24,7 +25,8 @@ const WITH_POOLER = new Set(['bert', 'camembert', 'mpnet', 'roberta', 'xlm-rober
 /**
  * A new adapter of a model for a task.
  *
- * @throws MismatchError where the targets or the modules to save match nothing; UnsupportedError naming a tensor that cannot be trained
+ * @throws MismatchError where the targets or the modules to save match nothing; UnsupportedError naming a tensor that
+ *   cannot be trained
  */
 export async function newAdapter(
   model: Model,
@@ -113,7 +115,10 @@ function tellOfPointwise(
   )
 }
 
-/** Says to PEFT that modules which the targets mean are not adapted: they are trained whole, or the graph does not have them. */
+/**
+ * Says to PEFT that modules which the targets mean are not adapted: they are trained whole, or the graph does not have
+ * them.
+ */
 function without(
   { excludeModules = [] }: LoraConfig,
   skipped: ReadonlySet<string>,

@@ -1,5 +1,5 @@
-// AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101) on flat arrays, as torch.optim.AdamW computes it, and clipping by
-// the global gradient norm (Pascanu et al. 2013, arXiv 1211.5063).
+// AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101) on flat arrays, as torch.optim.AdamW computes it, and clipping
+// by the global gradient norm (Pascanu et al. 2013, arXiv 1211.5063).
 
 import { ShapeError } from '../base/errors.js'
 
@@ -9,7 +9,10 @@ export interface AdamWOptions {
   epsilon: number
   /** Factors of the learning rate, one for each parameter. Default: 1 for all. */
   rates?: readonly number[]
-  /** Matrices (r, r) that multiply the gradients (r, d) of the parameters from the left; undefined for none. Default: none. */
+  /**
+   * Matrices (r, r) that multiply the gradients (r, d) of the parameters from the left; undefined for none. Default:
+   * none.
+   */
   factors?: readonly (Float64Array | undefined)[] | undefined
   /** Decoupled: each step multiplies a parameter by 1 − learningRate·weightDecay. */
   weightDecay: number
@@ -109,7 +112,9 @@ export function gradientNorm(gradients: readonly Float32Array[]): number {
   return Math.sqrt(sum)
 }
 
-/** The factor that brings gradients of this norm to a norm of at most `maxNorm`; a `maxNorm` of 0 turns clipping off. */
+/**
+ * The factor that brings gradients of this norm to a norm of at most `maxNorm`; a `maxNorm` of 0 turns clipping off.
+ */
 export function clipFactor(norm: number, maxNorm: number): number {
   // The small term is PyTorch's, which keeps equality with torch.nn.utils.clip_grad_norm_.
   return maxNorm === 0 ? 1 : Math.min(1, maxNorm / (norm + 1e-6))

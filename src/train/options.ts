@@ -22,7 +22,10 @@ export type TrainingData =
   | Directory
   | readonly (ByteSource | Directory)[]
 
-/** Settings of a new adapter. The settings below have their own defaults in training. All other settings are as in {@link LoraConfig}. */
+/**
+ * Settings of a new adapter. The settings below have their own defaults in training. All other settings are as in
+ * {@link LoraConfig}.
+ */
 export interface TrainConfig
   extends Omit<LoraConfigInput, 'alpha' | 'dropout' | 'init' | 'rank' | 'seed' | 'targetModules'> {
   /**
@@ -58,7 +61,8 @@ export interface TrainConfig
    */
   readonly init?: Init | undefined
   /**
-   * Seed for the initial values, dropout and the order of records. The same seed, data and machine give the same adapter.
+   * Seed for the initial values, dropout and the order of records. The same seed, data and machine give the same
+   * adapter.
    * @range a safe integer
    * @default 42
    */
@@ -77,7 +81,10 @@ type Optional<T> = { readonly [K in keyof T]?: T[K] | undefined }
 export interface TrainingOptions extends Optional<TrainSettings> {
   /** The base. Training reads its weights and never changes them. It does not close the model. */
   readonly model: Model
-  /** The task. Default: `causal-lm`, to continue texts, or `seq2seq` for a model with an encoder and a decoder, such as T5. */
+  /**
+   * The task. Default: `causal-lm`, to continue texts, or `seq2seq` for a model with an encoder and a decoder, such as
+   * T5.
+   */
   readonly task?: TaskName | undefined
   /**
    * Settings that only this task has, such as the temperature of its loss.
@@ -111,13 +118,14 @@ export interface TrainingOptions extends Optional<TrainSettings> {
    */
   readonly chatTemplateArgs?: Readonly<Record<string, unknown>> | undefined
   /**
-   * Reads a file of a picture: its path, or its bytes. Default: in Node by sharp, if it is installed; in browsers what the browser can
-   * show. Records may also hold pictures as `{ data, width, height }`.
+   * Reads a file of a picture: its path, or its bytes. Default: in Node by sharp, if it is installed; in browsers what
+   * the browser can show. Records may also hold pictures as `{ data, width, height }`.
    */
   readonly decodeImage?: DecodeImage | undefined
   /**
-   * Whose defaults count where the options and `config` say nothing. `peft`: those of PEFT's LoraConfig and of transformers' TrainingArguments,
-   * such as rank 8, alpha 8, a learning rate of 5e-5 and 3 epochs. Default: lowrank's own.
+   * Whose defaults count where the options and `config` say nothing. `peft`: those of PEFT's LoraConfig and of
+   * transformers' TrainingArguments, such as rank 8, alpha 8, a learning rate of 5e-5 and 3 epochs. Default: lowrank's
+   * own.
    */
   readonly preset?: Preset | undefined
   /**
@@ -143,8 +151,8 @@ export interface TrainingOptions extends Optional<TrainSettings> {
   /** Replaces the run in `out`. */
   readonly overwrite?: boolean | undefined
   /**
-   * Ends the run after the current step, or at once in an evaluation. The run is saved and reported as interrupted; a resumed run makes up for the
-   * evaluation. If the run stops before its first step, the old run in `out` stays.
+   * Ends the run after the current step, or at once in an evaluation. The run is saved and reported as interrupted; a
+   * resumed run makes up for the evaluation. If the run stops before its first step, the old run in `out` stays.
    */
   readonly signal?: SignalLike | undefined
   /** Functions that are called while the run makes progress. */

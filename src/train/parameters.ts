@@ -1,5 +1,6 @@
-// Between the tensors of an adapter and what the training graph is fed: A (r, k) as it is, B (d, r) as Bᵀ (r, d), DoRA's m (d),
-// tensors of a head and rows of tokens as they are. LoRA+ and LoRA-FA change the rates and the gradients of some of them.
+// Between the tensors of an adapter and what the training graph is fed: A (r, k) as it is, B (d, r) as Bᵀ (r, d),
+// DoRA's m (d), tensors of a head and rows of tokens as they are. LoRA+ and LoRA-FA change the rates and the gradients
+// of some of them.
 
 import { MismatchError } from '../base/errors.js'
 import { F64, type Matrix, zeros } from '../base/tensor.js'
@@ -74,13 +75,16 @@ export function loraPlusRates(
 
 /** A small number that PEFT adds to the diagonal of A·Aᵀ. */
 const DAMPING = 1e-8
-/** Relative to the largest eigenvalue and the size: smaller ones count as zero, as torch.linalg.pinv takes them in float32. */
+/**
+ * Relative to the largest eigenvalue and the size: smaller ones count as zero, as torch.linalg.pinv takes them in
+ * float32.
+ */
 const CUTOFF = 2 ** -23
 
 /**
- * The factors of LoRA-FA (Zhang et al. 2023, arXiv 2308.03303), where A stays as it started and only B learns. The gradient of each Bᵀ (r, d) is
- * multiplied by (A·Aᵀ)⁻¹/s² (r, r) from the left. The step of B then changes the weight as nearly as B alone can to the full gradient of the
- * weight. PEFT does the same (optimizers/lorafa.py).
+ * The factors of LoRA-FA (Zhang et al. 2023, arXiv 2308.03303), where A stays as it started and only B learns. The
+ * gradient of each Bᵀ (r, d) is multiplied by (A·Aᵀ)⁻¹/s² (r, r) from the left. The step of B then changes the weight
+ * as nearly as B alone can to the full gradient of the weight. PEFT does the same (optimizers/lorafa.py).
  *
  * @param names of the trained tensors: those that are no B have no factor
  */

@@ -1,6 +1,6 @@
 // The words of a training run: events while it goes on, and a report at its end.
 
-import type { StepMetrics } from './run-folder.js'
+import type { StepMetrics } from './saved/run-folder.js'
 
 /** One optimizer step that was made. */
 export interface StepEvent extends StepMetrics {
@@ -63,15 +63,18 @@ export interface TrainReport {
   stoppedEarly: boolean
   /** Null without evaluation data, or when interrupted. `after` is of the weights that the adapter has. */
   evalLoss: { before: number; after: number } | null
-  /** Other metrics of the weights that the adapter has, by name: perplexity, accuracy, … Null if there was no evaluation. */
+  /**
+   * Other metrics of the weights that the adapter has, by name: perplexity, accuracy, … Null if there was no
+   * evaluation.
+   */
   evalMetrics: Record<string, number> | null
   /** Training records longer than the limit, which lost their end. */
   truncatedRecords: number
   /** Training records without a target: left out. */
   skippedRecords: number
   /**
-   * True if the head started as a new one: the model has none, or one for other labels, or the option `newHead` was set. Null if the
-   * task trains no head, or the run trains an adapter further.
+   * True if the head started as a new one: the model has none, or one for other labels, or the option `newHead` was
+   * set. Null if the task trains no head, or the run trains an adapter further.
    */
   newHead: boolean | null
   /** Names of the labels, in the order of the logits. Null if the task has no labels. */
@@ -82,7 +85,9 @@ export interface TrainReport {
   totalParams: number
   /** Duration of this process's part of the run, in seconds. */
   seconds: number
-  /** Median duration of a step in milliseconds, without the first two steps. Null if there are no more than two steps. */
+  /**
+   * Median duration of a step in milliseconds, without the first two steps. Null if there are no more than two steps.
+   */
   stepMillis: number | null
   /** Highest memory use of the process, in bytes. Null in a browser. */
   peakRssBytes: number | null

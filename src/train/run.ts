@@ -1,19 +1,19 @@
-// One run of the training loop: steps, evaluations, saves, and its end, whichever it is: done, interrupted, or a number that
-// is not finite.
+// One run of the training loop: steps, evaluations, saves, and its end, whichever it is: done, interrupted, or a number
+// that is not finite.
 
 import { NumericError } from '../base/errors.js'
 import { type Engine, openEngine } from '../runtime/host.js'
 import type { Examples } from '../tasks/task.js'
-import { costOf, examplesOf, type PlanOptions, planEpoch, type StepPlan, stepsPerEpoch } from './batches.js'
 import { BestEvaluation, type Evaluation } from './best.js'
 import type { EngineState, TrainEngine } from './engine.js'
 import { costsOf, evaluate, takeReference } from './evaluate.js'
-import { checkFingerprint, fingerprintOf } from './fingerprint.js'
 import { gradientFactors, loraPlusRates, readParameters, writeParameters } from './parameters.js'
 import { Pace, peakRssBytes, steadyMedian, type TrainEvents, type TrainReport } from './report.js'
-import { resumeRun, type StepMetrics } from './run-folder.js'
-import { type RunPlace, withRunPlace } from './run-place.js'
-import { RunWriter } from './run-writer.js'
+import { costOf, examplesOf, type PlanOptions, planEpoch, type StepPlan, stepsPerEpoch } from './rows/batches.js'
+import { checkFingerprint, fingerprintOf } from './saved/fingerprint.js'
+import { resumeRun, type StepMetrics } from './saved/run-folder.js'
+import { type RunPlace, withRunPlace } from './saved/run-place.js'
+import { RunWriter } from './saved/run-writer.js'
 import { learningRates } from './schedule.js'
 import { type SessionParts, TrainingSessions } from './sessions.js'
 import { usesBest } from './settings.js'
@@ -61,7 +61,8 @@ export type RunReport = Pick<
 /**
  * Trains the adapter.
  *
- * @throws NumericError naming the step at which a loss or gradient was not finite; the adapter then has the factors of the
+ * @throws NumericError naming the step at which a loss or gradient was not finite; the adapter then has the factors of
+ *   the
  *   last finite loss, and is saved if there was an update
  */
 export async function trainAdapter(input: RunInput): Promise<RunReport> {
@@ -137,7 +138,10 @@ class Run {
     }
   }
 
-  /** Gives the engine what the first step of this process starts from: the adapter, or the state of a run that was stopped. */
+  /**
+   * Gives the engine what the first step of this process starts from: the adapter, or the state of a run that was
+   * stopped.
+   */
   async #start(): Promise<void> {
     const { out, adapter, open, settings } = this.#input
     const { parameters } = this.#sessions
@@ -174,7 +178,9 @@ class Run {
     return engine
   }
 
-  /** Evaluates before the first step, and after the last step of a run that was stopped before its evaluation had ended. */
+  /**
+   * Evaluates before the first step, and after the last step of a run that was stopped before its evaluation had ended.
+   */
   async #makeUp(): Promise<void> {
     const last = this.#metrics.at(-1)
     this.#evalLossBefore ??= (await this.#evaluate(0))?.loss
@@ -276,7 +282,10 @@ class Run {
     if (evaluation !== undefined) metrics.evalLoss = evaluation.loss
   }
 
-  /** The loss and the metrics of the evaluation records; undefined without any, or when the run is interrupted meanwhile. */
+  /**
+   * The loss and the metrics of the evaluation records; undefined without any, or when the run is interrupted
+   * meanwhile.
+   */
   async #evaluate(step: number): Promise<Evaluation | undefined> {
     const { on, evalExamples } = this.#input
     if (evalExamples === undefined) return undefined

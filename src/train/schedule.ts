@@ -1,4 +1,5 @@
-// The learning rate over a run: linear warm-up, then cosine (Loshchilov and Hutter 2017, arXiv 1608.03983), linear or none.
+// The learning rate over a run: linear warm-up, then cosine (Loshchilov and Hutter 2017, arXiv 1608.03983), linear or
+// none.
 
 import { ConfigError, nearMisses } from '../base/errors.js'
 

@@ -1,5 +1,6 @@
-// The two sessions of a training run: the graph with gradients, and the one that only evaluates. Each takes batches of any
-// shape, and has its own activations and, in default mode, its own copy of the weights: one goes before the other comes.
+// The two sessions of a training run: the graph with gradients, and the one that only evaluates. Each takes batches of
+// any shape, and has its own activations and, in default mode, its own copy of the weights: one goes before the other
+// comes.
 
 import type { ModuleMap } from '../graph/match/linears.js'
 import type { Model } from '../graph/model-folder.js'
@@ -107,14 +108,14 @@ export class TrainingSessions {
     return new TrainingSessions(parts, engine, runtime.name, { training, evaluation })
   }
 
-  /** What the engine holds. Only training has gradients. */
+  /** The session that the engine holds. Only training has gradients. */
   get parameters(): readonly TrainedParameter[] {
     return this.#training?.parameters ?? this.#evaluation.tensors.map((tensor) => ({ ...tensor, gradient: '' }))
   }
 
   /**
-   * One optimizer step. Where the loss of a task needs all batches of the step at once, a first pass gives the loss, and the gradients that
-   * the second one is fed.
+   * One optimizer step. Where the loss of a task needs all batches of the step at once, a first pass gives the loss,
+   * and the gradients that the second one is fed.
    *
    * @param step its number, which chooses the dropout masks
    * @param rate the learning rate
@@ -156,7 +157,9 @@ export class TrainingSessions {
     return this.#pass(this.#training!, feeds, normalizer, draw)
   }
 
-  /** The first of two passes of a step, with the dropout of the second. Only for tasks with a {@link OpenTask.stepLoss}. */
+  /**
+   * The first of two passes of a step, with the dropout of the second. Only for tasks with a {@link OpenTask.stepLoss}.
+   */
   firstPass(feeds: Feeds, draw: Draw): Promise<GraphPass> {
     return this.#pass(this.#training!.firstPass!, feeds, 1, draw)
   }

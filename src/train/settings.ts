@@ -42,7 +42,8 @@ export interface TrainSettings {
    */
   maxLength: number | undefined
   /**
-   * Highest learning rate of the schedule. Some tasks have a default of their own: see docs/tasks.md. It belongs to LoRA+: see `loraPlusRatio`.
+   * Highest learning rate of the schedule. Some tasks have a default of their own: see docs/tasks.md. It belongs to
+   * LoRA+: see `loraPlusRatio`.
    * @range a number in (0, 10]
    * @default 3e-4
    */
@@ -59,7 +60,8 @@ export interface TrainSettings {
    */
   warmupRatio: number
   /**
-   * LoRA+ (Hayou et al. 2024, arXiv 2402.12354): the learning rate of B and of biases is that of all other tensors times this number. With another `learningRate` than the default, the default is 1.
+   * LoRA+ (Hayou et al. 2024, arXiv 2402.12354): the learning rate of B and of biases is that of all other tensors
+   * times this number. With another `learningRate` than the default, the default is 1.
    * @range a number in [1, 1000]
    * @default 16
    */
@@ -84,8 +86,8 @@ export interface TrainSettings {
    */
   maxGradNorm: number
   /**
-   * Where the model runs, with ONNX Runtime's names: cpu, webgpu, cuda, coreml, dml, … You can give several. If the
-   * first cannot compute an operator, the next one does. The optimizer always runs on the CPU. Default: the CPU.
+   * The devices that run the model, with ONNX Runtime's names: cpu, webgpu, cuda, coreml, dml, … You can give several.
+   * If the first cannot compute an operator, the next one does. The optimizer always runs on the CPU. Default: the CPU.
    * @flag NAME,…
    */
   device: string | readonly string[] | undefined
@@ -100,8 +102,8 @@ export interface TrainSettings {
    */
   lowMemory: boolean
   /**
-   * Starts with a new head, also where the model has one that fits, and takes the labels of the data alone. Otherwise a head of the model is
-   * trained further if it gives the labels of the data.
+   * Starts with a new head, also where the model has one that fits, and takes the labels of the data alone. Otherwise a
+   * head of the model is trained further if it gives the labels of the data.
    * @default false
    */
   newHead: boolean
@@ -116,8 +118,8 @@ export interface TrainSettings {
    */
   packing: boolean
   /**
-   * Number of steps between two evaluations. Needs `evalData` or `evalSplit`. Default: only before and after training. With `keep: 'best'`
-   * or `earlyStopping`: after each pass over the data too.
+   * Number of steps between two evaluations. Needs `evalData` or `evalSplit`. Default: only before and after training.
+   * With `keep: 'best'` or `earlyStopping`: after each pass over the data too.
    * @range an integer of at least 1
    */
   evalEvery: number | undefined
@@ -127,8 +129,8 @@ export interface TrainSettings {
    */
   keep: Keep
   /**
-   * What the best evaluation is judged by: `loss`, or a metric of the task, such as accuracy or mrr. Lower is better
-   * for loss and perplexity, higher for all others.
+   * The measure that tells the best evaluation: `loss`, or a metric of the task, such as accuracy or mrr. Lower is
+   * better for loss and perplexity, higher for all others.
    * @default loss
    * @flag NAME
    */
@@ -140,7 +142,10 @@ export interface TrainSettings {
   earlyStopping: number | undefined
 }
 
-/** The defaults of the API and the command line. docs/learning.md has the measurements behind the learning rate and LoRA+. */
+/**
+ * The defaults of the API and the command line. docs/learning.md has the measurements behind the learning rate and
+ * LoRA+.
+ */
 export const TRAIN_DEFAULTS = Object.freeze({
   ...TRAIN_SETTINGS_DEFAULTS,
   /** Defaults of a new adapter. Settings that are not here have the defaults of LoraConfig. */
@@ -154,8 +159,8 @@ export const PRESETS = ['peft'] as const
 export type Preset = (typeof PRESETS)[number]
 
 /**
- * The defaults of PEFT 0.21.2's LoraConfig, and for the run those of transformers 5.24's TrainingArguments, which PEFT's users train with.
- * Written out, so that a change of lowrank's own defaults does not change them.
+ * The defaults of PEFT 0.21.2's LoraConfig, and for the run those of transformers 5.24's TrainingArguments, which
+ * PEFT's users train with. Written out, so that a change of lowrank's own defaults does not change them.
  */
 const PEFT_DEFAULTS = Object.freeze({
   epochs: 3,

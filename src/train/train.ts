@@ -15,13 +15,13 @@ import type { Examples, OpenTask, Task } from '../tasks/task.js'
 import { defaultTask, loadTask, tasksFor } from '../tasks/tasks.js'
 import { cardOf, type RunSources, runRecord } from './about-run.js'
 import { checkOptions, checkParts } from './check-options.js'
-import { EventLog } from './event-log.js'
-import { type EncodedSource, encodeRows } from './examples.js'
 import { newAdapter } from './new-adapter.js'
 import type { TrainingData, TrainingOptions, TrainResult } from './options.js'
 import type { TrainReport } from './report.js'
+import { type EncodedSource, encodeRows } from './rows/examples.js'
 import { type RunInput, type RunReport, trainAdapter } from './run.js'
-import { checkRunFolder } from './run-folder.js'
+import { EventLog } from './saved/event-log.js'
+import { checkRunFolder } from './saved/run-folder.js'
 import { resolveSettings, type TrainSettings, withRateOfTask } from './settings.js'
 
 /** Surroundings of a run, beside its options. */
@@ -35,12 +35,15 @@ export interface RunContext {
 }
 
 /**
- * Trains an adapter of a model that is open. Nothing is written before the model, the data and the folder have been found usable.
+ * Trains an adapter of a model that is open. Nothing is written before the model, the data and the folder have been
+ * found usable.
  *
- * @throws ConfigError when a setting or the adapter's config is out of range, or options contradict or lack one another;
- *   UnsupportedError for graphs, adapters and configs that cannot be trained; StateError when the adapter has no layer, or one that is
- *   merged; DataError for records, FileError for the folder, MismatchError when no module matches or a run to resume is of other parts,
- *   NumericError naming the step when the loss is not finite (the adapter is saved as it was when it last was finite)
+ * @throws ConfigError when a setting or the adapter's config is out of range, or options contradict or lack one
+ *   another;
+ *   UnsupportedError for graphs, adapters and configs that cannot be trained; StateError when the adapter has no layer,
+ *   or one that is merged; DataError for records, FileError for the folder, MismatchError when no module matches or a
+ *   run to resume is of other parts, NumericError naming the step when the loss is not finite (the adapter is saved as
+ *   it was when it last was finite)
  */
 export async function train(given: TrainingOptions, context: RunContext = {}): Promise<TrainResult> {
   const startedAt = performance.now()

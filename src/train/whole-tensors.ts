@@ -1,4 +1,5 @@
-// Tensors of the base that a run trains whole, as PEFT's bias and modules_to_save say: which ones a config means, and what they start from.
+// Tensors of the base that a run trains whole, as PEFT's bias and modules_to_save say: which ones a config means, and
+// what they start from.
 
 import { MismatchError, nearMisses, UnsupportedError } from '../base/errors.js'
 import { type BaseOpener, baseOpener, type WholeTensor } from '../graph/inject/open-base.js'
@@ -11,7 +12,7 @@ import type { LoraAdapter } from '../lora/adapter.js'
 import type { LoraConfig } from '../lora/config.js'
 import { moduleOf } from '../lora/part.js'
 import { isInsideModule } from '../lora/patterns/patterns.js'
-import { type Context, trainedRows } from './token-rows.js'
+import { type Context, trainedRows } from './rows/token-rows.js'
 
 export type { Context }
 
@@ -45,7 +46,8 @@ function tensorsOf({ model, open, modules }: Context): Named[] {
 /**
  * The tensors of the modules that modulesToSave names.
  *
- * @throws MismatchError for an entry that names no module; UnsupportedError naming the tensor that cannot be trained on this graph
+ * @throws MismatchError for an entry that names no module; UnsupportedError naming the tensor that cannot be trained on
+ *   this graph
  */
 export function savedTensors(context: Context, config: LoraConfig): readonly Named[] {
   const { modulesToSave, ensureWeightTying } = config
@@ -114,7 +116,8 @@ export async function addWhole(adapter: LoraAdapter, { model }: Context, tensors
 /**
  * The tensors of an adapter that are trained whole and are not of the task's head.
  *
- * @throws MismatchError for one that the base does not have, or has in another shape; UnsupportedError for one that cannot be trained
+ * @throws MismatchError for one that the base does not have, or has in another shape; UnsupportedError for one that
+ *   cannot be trained
  */
 export function wholeTensors(adapter: LoraAdapter, context: Context): WholeTensor[] {
   const { config } = adapter
@@ -141,7 +144,8 @@ export function wholeTensors(adapter: LoraAdapter, context: Context): WholeTenso
 /**
  * Opens a graph for training of the tensors and rows of the base that an adapter has.
  *
- * @throws MismatchError for one that the base does not have, or has in another shape; UnsupportedError for one that cannot be trained
+ * @throws MismatchError for one that the base does not have, or has in another shape; UnsupportedError for one that
+ *   cannot be trained
  */
 export async function baseOf(adapter: LoraAdapter, context: Context): Promise<BaseOpener> {
   return baseOpener(wholeTensors(adapter, context), await trainedRows(adapter, context))

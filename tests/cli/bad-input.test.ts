@@ -1,4 +1,5 @@
-// What cannot work: one message that says what is wrong, exit code 1, or 2 for a wrong command line, and nothing left behind.
+// What cannot work: one message that says what is wrong, exit code 1, or 2 for a wrong command line, and nothing left
+// behind.
 
 import { copyFileSync, cpSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
@@ -44,7 +45,9 @@ function damagedAdapter(): string {
   return folder
 }
 
-/** Each case: what follows `lowrank train --out …`, what the message has to name, and the exit code where it is not 1. */
+/**
+ * Each case: what follows `lowrank train --out …`, what the message has to name, and the exit code where it is not 1.
+ */
 const TRAIN: [what: string, args: () => string[], message: RegExp, code?: number][] = [
   ['a missing model', () => ['--model', join(scratch, 'nowhere')], /nowhere: no such file or folder/],
   ['an empty model folder', () => ['--model', golden], /no ONNX model/],

@@ -1,4 +1,5 @@
-// Records of tasks that cannot be learned from: one message that names the record, before training, on the command line and in code.
+// Records of tasks that cannot be learned from: one message that names the record, before training, on the command line
+// and in code.
 
 import { existsSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'

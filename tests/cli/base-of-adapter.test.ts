@@ -4,7 +4,7 @@ import { mkdirSync, mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, expect, it } from 'vitest'
-import { baseOf } from '../../src/cli/with-session.js'
+import { baseOf } from '../../src/cli/run/with-session.js'
 
 let folder: string
 beforeAll(() => {

@@ -4,7 +4,7 @@ import { spawnSync } from 'node:child_process'
 import { closeSync, existsSync, openSync, readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { beforeAll, describe, expect, it } from 'vitest'
-import { welcome } from '../../src/cli/welcome.js'
+import { welcome } from '../../src/cli/show/welcome.js'
 import { lowrankHere } from './in-process.js'
 import { binary, DATA, MODEL, ONNX, type Outcome, QUICK, root, scratchFolder, start } from './lowrank.js'
 

@@ -12,7 +12,10 @@ const program: typeof import('../../src/cli/program.js') = await import(
 /** Only one command at a time may own stdout and stderr. */
 let last: Promise<unknown> = Promise.resolve()
 
-/** What `lowrank ...args` does, its exit code and its outputs. What needs a process of its own (signals, pipes, memory) takes `lowrank`. */
+/**
+ * What `lowrank ...args` does, its exit code and its outputs. What needs a process of its own (signals, pipes, memory)
+ * takes `lowrank`.
+ */
 export function lowrankHere(...args: readonly string[]): Promise<Outcome> {
   const outcome = last.then(() => capture(args))
   last = outcome.catch(() => {})

@@ -1,4 +1,5 @@
-// What commands do with the less usual adapters: strict configs, stacks of experts, replicated layers, PEFT's default targets.
+// What commands do with the less usual adapters: strict configs, stacks of experts, replicated layers, PEFT's default
+// targets.
 
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'

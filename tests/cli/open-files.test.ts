@@ -1,4 +1,5 @@
-// Limits of open files that are too low for the modules of lowrank, or for the files of a command: a message, and no stack.
+// Limits of open files that are too low for the modules of lowrank, or for the files of a command: a message, and no
+// stack.
 
 import { spawnSync } from 'node:child_process'
 import { mkdtempSync, rmSync } from 'node:fs'

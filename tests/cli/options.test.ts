@@ -1,5 +1,4 @@
 import { describe, expect, it } from 'vitest'
-import { commandHelp } from '../../src/cli/help.js'
 import {
   choice,
   decimal,
@@ -14,6 +13,7 @@ import {
   UsageError,
 } from '../../src/cli/options.js'
 import { inFlags } from '../../src/cli/program.js'
+import { commandHelp } from '../../src/cli/show/help.js'
 import { filesIn, textOf } from '../structure/project.js'
 
 const command = defineCommand({

@@ -1,7 +1,7 @@
 // What people see while a command works.
 
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest'
-import { Progress } from '../../src/cli/terminal.js'
+import { Progress } from '../../src/cli/show/terminal.js'
 
 const { isTTY } = process.stderr
 let written = ''

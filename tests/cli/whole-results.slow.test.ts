@@ -1,5 +1,5 @@
-// Results of every kind, disturbed: processes that are killed at random changes to the file system, and several that write to one
-// place at once, with slow renames. Each result is wholly one command's, and nothing is left beside it.
+// Results of every kind, disturbed: processes that are killed at random changes to the file system, and several that
+// write to one place at once, with slow renames. Each result is wholly one command's, and nothing is left beside it.
 // WHOLE_ROUNDS=20 makes more rounds; WHOLE_SEED=n others.
 
 import { spawn } from 'node:child_process'

@@ -1,4 +1,5 @@
-// Runs one cell of the matrix through the public paths, and says what conforms: counts, forward, merged weights, the file again.
+// Runs one cell of the matrix through the public paths, and says what conforms: counts, forward, merged weights, the
+// file again.
 
 import path from 'node:path'
 import { MemoryDirectory, MemorySource } from '../../src/base/bytes.js'
@@ -216,7 +217,10 @@ class CellRun {
     return option === 'tied-saved' && architecture !== 't5' ? 'untie' : 'keep'
   }
 
-  /** The base's tensors, and the output layer's where it was tied and is not any more: the original values of what it was tied to. */
+  /**
+   * The base's tensors, and the output layer's where it was tied and is not any more: the original values of what it
+   * was tied to.
+   */
   #untied(base: ReadonlyMap<string, Tensor>): ReadonlyMap<string, Tensor> {
     const embedding = [...base].find(([name]) => /(embed_tokens|wte|word_embeddings)\.weight$/.test(name))
     if (this.#tiedPolicy() !== 'untie' || embedding === undefined) return base
@@ -278,7 +282,10 @@ class CellRun {
     if (!(error <= TOLERANCES[check])) this.#problem(check, `${what}: ${error} off`)
   }
 
-  /** Rounding keeps order: a value is within `slack` of the exact one, rounded once, if it lies between the rounded bounds. */
+  /**
+   * Rounding keeps order: a value is within `slack` of the exact one, rounded once, if it lies between the rounded
+   * bounds.
+   */
   #rounded(check: Check, name: string, got: Float32Array, exact: Float32Array, dtype: FloatDtype, slack: number): void {
     const round = (values: Float32Array) => decodeFloats(encodeFloats(values, dtype), dtype)
     const [low, high] = [round(exact.map((value) => value - slack)), round(exact.map((value) => value + slack))]
@@ -349,8 +356,8 @@ function largest(values: Float32Array): number {
 }
 
 /**
- * With bias "all" PEFT saves the biases of modules_to_save once more under keys that it never reads, and those of the base's modules.
- * The file without them, in the order in which PEFT's library writes tensors.
+ * With bias "all" PEFT saves the biases of modules_to_save once more under keys that it never reads, and those of the
+ * base's modules. The file without them, in the order in which PEFT's library writes tensors.
  */
 async function withoutCopies(file: Uint8Array): Promise<Uint8Array> {
   const { source, tensors, metadata } = await parseSafetensorsHeader(new MemorySource(file))

@@ -1,4 +1,5 @@
-// The conformance matrix: a test for each cell, and the table in docs/ that says what conforms (`npm run conformance` writes it).
+// The conformance matrix: a test for each cell, and the table in docs/ that says what conforms (`npm run conformance`
+// writes it).
 
 import path from 'node:path'
 import { beforeAll, describe, expect, test } from 'vitest'

@@ -1,4 +1,5 @@
-// Where PEFT does something else than what its adapter means: both results, side by side. docs/conformance.md lists them.
+// Where PEFT does something else than what its adapter means: both results, side by side. docs/conformance.md lists
+// them.
 
 import path from 'node:path'
 import { describe, expect, test } from 'vitest'

@@ -1,4 +1,5 @@
-// The conformance matrix as scripts/golden/conformance.py made it: cells, their bases, and what PEFT counts and computes.
+// The conformance matrix as scripts/golden/conformance.py made it: cells, their bases, and what PEFT counts and
+// computes.
 
 import { existsSync, readdirSync, readFileSync } from 'node:fs'
 import path from 'node:path'

@@ -1,5 +1,5 @@
-// Whether the matrix would notice: adapters are changed before lowrank reads them as a wrong implementation would read them, and
-// the cells must turn red, in the checks that the mistake concerns.
+// Whether the matrix would notice: adapters are changed before lowrank reads them as a wrong implementation would read
+// them, and the cells must turn red, in the checks that the mistake concerns.
 
 import { describe, expect, test } from 'vitest'
 import type { MemoryDirectory } from '../../src/base/bytes.js'

@@ -1,4 +1,5 @@
-// Cells that lowrank refuses and PEFT does not: the reason, and what the error must say. Each is in the table of docs/conformance.md.
+// Cells that lowrank refuses and PEFT does not: the reason, and what the error must say. Each is in the table of
+// docs/conformance.md.
 
 import type { Cell } from './golden.js'
 

@@ -1,5 +1,5 @@
-// Parquet files whose counts and lengths are lies. hyparquet follows many of them for minutes, or until there is no memory: each must
-// end as a DataError in bounded time.
+// Parquet files whose counts and lengths are lies. hyparquet follows many of them for minutes, or until there is no
+// memory: each must end as a DataError in bounded time.
 
 import { readFileSync } from 'node:fs'
 import { describe, expect, it, vi } from 'vitest'

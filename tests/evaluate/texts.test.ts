@@ -4,7 +4,7 @@ import { readFileSync } from 'node:fs'
 import { expect, it } from 'vitest'
 import { bootstrap } from '../../src/evaluate/bootstrap.js'
 import { countTexts, textMetrics } from '../../src/evaluate/texts.js'
-import { problemOf } from '../../src/tasks/label-problems.js'
+import { problemOf } from '../../src/tasks/labels/label-problems.js'
 
 const golden: {
   labels: { truth: number[]; logits: number[][]; metrics: Record<string, number> }[]

@@ -1,5 +1,5 @@
-// GGUF adapters against those of llama.cpp's own converter, back to PEFT, and what is refused. That llama.cpp gives PEFT's logits with them is
-// checked by scripts/golden/check_gguf.mjs.
+// GGUF adapters against those of llama.cpp's own converter, back to PEFT, and what is refused. That llama.cpp gives
+// PEFT's logits with them is checked by scripts/golden/check_gguf.mjs.
 
 import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
@@ -7,7 +7,7 @@ import { join } from 'node:path'
 import { describe, expect, it } from 'vitest'
 import { MemoryDirectory, MemorySource } from '../../src/base/bytes.js'
 import { type GgufFile, parseGguf, readGgufTensor } from '../../src/formats/gguf/gguf.js'
-import { usePlatform } from '../../src/index/platform.js'
+import { usePlatform } from '../../src/index/platform/platform.js'
 import { convertAdapter, resize } from '../../src/index/tools.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'

@@ -1,11 +1,11 @@
-// mlx-lm and .onnx_adapter: there and back, a file that ONNX Runtime wrote, and what is refused. That mlx-lm and ONNX Runtime open the results
-// is checked by scripts/golden/check_exchange.py.
+// mlx-lm and .onnx_adapter: there and back, a file that ONNX Runtime wrote, and what is refused. That mlx-lm and ONNX
+// Runtime open the results is checked by scripts/golden/check_exchange.py.
 
 import { readFileSync } from 'node:fs'
 import { describe, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../src/base/bytes.js'
 import { FORMATS, formatOf } from '../../src/exchange/formats.js'
-import { usePlatform } from '../../src/index/platform.js'
+import { usePlatform } from '../../src/index/platform/platform.js'
 import { convertAdapter } from '../../src/index/tools.js'
 import { CHOICES } from '../../src/index.js'
 import { NodeDirectory } from '../../src/io/node/files.js'

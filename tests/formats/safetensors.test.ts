@@ -24,7 +24,8 @@ function floats(name: string, values: number[], shape = [values.length]): Tensor
 }
 
 describe('writing', () => {
-  // The bytes of safetensors 0.8.0: save({'b': f32 (2, 2), 'a': f16 (3), 'é': i64 (0), 'z\n\x7f': u8 ()}, {'format': 'pt'})
+  // The bytes of safetensors 0.8.0: save({'b': f32 (2, 2), 'a': f16 (3), 'é': i64 (0), 'z\n\x7f': u8 ()}, {'format':
+  // 'pt'})
   test('gives the bytes of the reference implementation', async () => {
     const bytes = await write(
       [

@@ -1,4 +1,5 @@
-// Threats to a reader of pickles from strangers, one test each: code that would run, claims about memory, archives that lie.
+// Threats to a reader of pickles from strangers, one test each: code that would run, claims about memory, archives that
+// lie.
 
 import { describe, expect, test } from 'vitest'
 import { MemorySource } from '../../src/base/bytes.js'

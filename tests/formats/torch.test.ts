@@ -1,4 +1,5 @@
-// Files that torch.save wrote (tests/golden/torch), and damage to them: nothing else than their tensors or an error of ours comes out.
+// Files that torch.save wrote (tests/golden/torch), and damage to them: nothing else than their tensors or an error of
+// ours comes out.
 
 import { readFileSync } from 'node:fs'
 import path from 'node:path'

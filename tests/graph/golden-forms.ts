@@ -1,4 +1,5 @@
-// Graphs of two linear layers in each form, with PyTorch's numbers (tests/golden/forms), and how they are opened and compared.
+// Graphs of two linear layers in each form, with PyTorch's numbers (tests/golden/forms), and how they are opened and
+// compared.
 
 import { readFileSync } from 'node:fs'
 import { f16ToF32, f32ToF16 } from '../../src/base/dtype.js'
@@ -19,7 +20,10 @@ export const GOLDEN_FORMS = Object.keys(GOLDEN.quantizesInputs)
 /** Whether the graph makes integers of its inputs as it runs. */
 export const quantizesInputs = (name: string) => GOLDEN.quantizesInputs[name]
 
-/** x (2, 5, 48), y (2, 5, 24) of the base, `adapted` as y, g as y; weights (d, k), factors and gradients: fc1.weight, fc1.A, fc1.A.gradient. */
+/**
+ * x (2, 5, 48), y (2, 5, 24) of the base, `adapted` as y, g as y; weights (d, k), factors and gradients: fc1.weight,
+ * fc1.A, fc1.A.gradient.
+ */
 export type FormNumbers = Values
 
 export const X_DIMS = [2, 5, 48]

@@ -1,5 +1,5 @@
-// At least one case for every rule of the table: shapes, broadcasting, attributes, opsets, and where values are safe from
-// kinks and poles.
+// At least one case for every rule of the table: shapes, broadcasting, attributes, opsets, and where values are safe
+// from kinks and poles.
 
 import type { Builder, Value } from '../../src/graph/view/builder.js'
 import type { BoolInput, FloatInput, GradientCase, IntInput } from './gradient-check.js'

@@ -1,5 +1,6 @@
-// Checks a gradient rule on a graph of one node, or the walker on a few: directional derivatives by central differences (five points, so
-// that f32 can take wide steps) against what the backward nodes compute, in one session of onnxruntime-node.
+// Checks a gradient rule on a graph of one node, or the walker on a few: directional derivatives by central differences
+// (five points, so that f32 can take wide steps) against what the backward nodes compute, in one session of
+// onnxruntime-node.
 
 import { create } from '@bufbuild/protobuf'
 import { Random } from '../../src/base/random.js'

@@ -1,4 +1,5 @@
-// Encoder and decoder as one graph: also where both number their nodes and values in the same way, as torch.onnx(dynamo=True) does.
+// Encoder and decoder as one graph: also where both number their nodes and values in the same way, as
+// torch.onnx(dynamo=True) does.
 
 import * as ort from 'onnxruntime-node'
 import { expect, it } from 'vitest'
@@ -18,7 +19,9 @@ import { graphsFolder, int64, worst } from '../several-graphs.js'
 
 const KEY = 'pkg.torch.onnx.name_scopes'
 
-/** A graph with names as torch.onnx's dynamo exporter gives them: numbers, and the modules of a node in its metadata. */
+/**
+ * A graph with names as torch.onnx's dynamo exporter gives them: numbers, and the modules of a node in its metadata.
+ */
 function asByDynamo(onnx: OnnxModel): OnnxModel {
   const graph = new Graph(onnx.proto)
   takeBranchWithoutCache(graph)

@@ -35,7 +35,9 @@ const bools = (values: number[], dims: number[]): RuntimeTensor => ({
   dims,
 })
 
-/** GroupQueryAttention's inputs: rows of `lengths` tokens in a batch of `sequence`, an empty cache of `width` channels. */
+/**
+ * GroupQueryAttention's inputs: rows of `lengths` tokens in a batch of `sequence`, an empty cache of `width` channels.
+ */
 export const grouped = (
   [query, key, value]: readonly (RuntimeTensor | undefined)[],
   lengths: number[],

@@ -58,7 +58,8 @@ describe('shapes by running', () => {
     const points = [zeros([2, 3, 3]), zeros([5, 7, 3])] as const
     const result = await probeShapes(graph, open, points, new Set([y, hidden, shape]), new Set([y, hidden]))
     expect(result.get(hidden)).toEqual({ dims: [2, 3, 4], other: [5, 7, 4] })
-    // What a graph gives out is held until its end, and what only its last nodes read until these run: the last node runs first.
+    // What a graph gives out is held until its end, and what only its last nodes read until these run: the last node
+    // runs first.
     const { node, output } = probed!.graph!
     expect(output.map(({ name }) => name)).not.toContain(y)
     expect(output.map(({ name }) => name)).not.toContain(hidden)

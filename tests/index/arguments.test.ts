@@ -1,5 +1,5 @@
-// Plain JavaScript is a first-class caller: whatever is handed to a public function, the only errors are ours, and a misspelled
-// option names the one that was meant.
+// Plain JavaScript is a first-class caller: whatever is handed to a public function, the only errors are ours, and a
+// misspelled option names the one that was meant.
 
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import * as init from '../../src/init.js'

@@ -1,5 +1,5 @@
-// A right call of every public function, class and method, and what its misspelled options were meant for: arguments.test.ts makes
-// them wrong.
+// A right call of every public function, class and method, and what its misspelled options were meant for:
+// arguments.test.ts makes them wrong.
 
 import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'

@@ -1,5 +1,5 @@
-// The code of README and docs/ against the package's declarations, all blocks in one program; and the examples of public functions.
-// A comment `<!-- given: … -->` before a block declares what its reader has already.
+// The code of README and docs/ against the package's declarations, all blocks in one program; and the examples of
+// public functions. A comment `<!-- given: … -->` before a block declares what its reader has already.
 
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
@@ -7,7 +7,10 @@ import ts from 'typescript'
 import { describe, expect, it } from 'vitest'
 import { filesIn, root } from '../structure/project.js'
 
-/** Beside what the readers have installed: that package is not part of this project, and bundlers make an URL of such an import. */
+/**
+ * Beside what the readers have installed: that package is not part of this project, and bundlers make an URL of such an
+ * import.
+ */
 const SURROUNDINGS = `
 declare module '@huggingface/transformers'
 declare module '*?url' { const url: string; export default url }

@@ -1,5 +1,5 @@
-// Adapters that replace norms, on graphs of onnxruntime-genai's builder: in sessions, merged, and trained further. Against PEFT
-// (tests/golden/genai-norms).
+// Adapters that replace norms, on graphs of onnxruntime-genai's builder: in sessions, merged, and trained further.
+// Against PEFT (tests/golden/genai-norms).
 
 import { readFileSync } from 'node:fs'
 import { describe, expect, it } from 'vitest'

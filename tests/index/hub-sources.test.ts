@@ -1,4 +1,5 @@
-// Every verb that takes a model, an adapter or a base takes one of the Hub: what it asks for, and that it does what it does with a path.
+// Every verb that takes a model, an adapter or a base takes one of the Hub: what it asks for, and that it does what it
+// does with a path.
 
 import { readdirSync, readFileSync } from 'node:fs'
 import path from 'node:path'

@@ -1,4 +1,5 @@
-// inspect of ONNX models: every linear layer with its form and what can be done with it, all graphs, and the types that a folder has.
+// inspect of ONNX models: every linear layer with its form and what can be done with it, all graphs, and the types that
+// a folder has.
 
 import { describe, expect, it } from 'vitest'
 import { MemoryDirectory, readAll } from '../../src/base/bytes.js'
@@ -24,7 +25,8 @@ describe('a folder', () => {
     expect(dtypes).toEqual({ decoder_model_merged: ['fp32'], encoder_model: ['fp32'] })
     const names = linears.map(({ graph, name }) => `${graph} ${name}`)
     expect(new Set(names).size).toBe(names.length)
-    // Of two layers each: q, k, v, o of the encoder and twice of the decoder, and three of both feed-forwards; and the head.
+    // Of two layers each: q, k, v, o of the encoder and twice of the decoder, and three of both feed-forwards; and the
+    // head.
     expect(linears.filter(({ graph }) => graph === 'encoder')).toHaveLength(14)
     expect(linears.filter(({ graph }) => graph === 'decoder')).toHaveLength(23)
     expect(linears.every(({ run, merge, train }) => run && merge[0] === 'weights' && train)).toBe(true)

@@ -1,5 +1,5 @@
-// Linear layers that an exporter wrote as convolutions of kernel 1: sessions, merges and inspect, against PEFT's outputs for adapters of the
-// linear layers (tests/golden/pointwise), and training against PyTorch's gradients.
+// Linear layers that an exporter wrote as convolutions of kernel 1: sessions, merges and inspect, against PEFT's
+// outputs for adapters of the linear layers (tests/golden/pointwise), and training against PyTorch's gradients.
 
 import { readFileSync } from 'node:fs'
 import { describe, expect, it } from 'vitest'

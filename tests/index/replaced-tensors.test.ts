@@ -1,5 +1,5 @@
-// Adapters that replace whole tensors, on graphs where these are easy to miss: a head that computes the last token alone, and norms in both
-// branches of an `If`. Against PEFT's logits (tests/golden/replaced).
+// Adapters that replace whole tensors, on graphs where these are easy to miss: a head that computes the last token
+// alone, and norms in both branches of an `If`. Against PEFT's logits (tests/golden/replaced).
 
 import { readFileSync } from 'node:fs'
 import { describe, expect, it } from 'vitest'

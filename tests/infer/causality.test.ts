@@ -15,7 +15,10 @@ import { addInput, addOutput, DataType, emptyGraph, floatTensor } from '../graph
 
 const runtime = { module: ort as unknown as OrtModule }
 
-/** E[ids]·W (batch, sequence, width), of each token alone or with the mean of all tokens added, which sees those to come. */
+/**
+ * E[ids]·W (batch, sequence, width), of each token alone or with the mean of all tokens added, which sees those to
+ * come.
+ */
 function logitsOf(width: number, seesAll: boolean): Uint8Array {
   const graph = emptyGraph(17)
   const g = new Builder(graph, 'lm')

@@ -1,4 +1,5 @@
-// Decoders of onnxruntime-genai whose caches are of another kind than Llama's: LFM2's convolutions, Gemma 2's sliding windows.
+// Decoders of onnxruntime-genai whose caches are of another kind than Llama's: LFM2's convolutions, Gemma 2's sliding
+// windows.
 
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { parseSafetensorsHeader, readTensorF32 } from '../../src/formats/safetensors.js'

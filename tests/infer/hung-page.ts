@@ -2,7 +2,7 @@
 
 import { MemoryDirectory } from '../../src/base/bytes.js'
 import { loadModel } from '../../src/graph/model-folder.js'
-import { webRuntime } from '../../src/index/web-runtime.js'
+import { webRuntime } from '../../src/index/platform/web-runtime.js'
 import { ModelSession } from '../../src/infer/model-session.js'
 
 export interface HungPageResult {

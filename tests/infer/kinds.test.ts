@@ -1,4 +1,5 @@
-// Adapters that are more than W + s·B·A in sessions: DoRA and biases of B, against PEFT's logits (tests/golden/onnx-kinds).
+// Adapters that are more than W + s·B·A in sessions: DoRA and biases of B, against PEFT's logits
+// (tests/golden/onnx-kinds).
 
 import { readFileSync } from 'node:fs'
 import { create } from '@bufbuild/protobuf'

@@ -1,4 +1,5 @@
-// The kernels in Chromium, where there is one: with and without SharedArrayBuffer, and where a policy forbids WebAssembly.
+// The kernels in Chromium, where there is one: with and without SharedArrayBuffer, and where a policy forbids
+// WebAssembly.
 
 import { fileURLToPath } from 'node:url'
 import { describe, expect, test } from 'vitest'

@@ -1,6 +1,6 @@
-// One suite for every implementation of MergeKernel, against the definition written out: each sum in order and in f32, the
-// scale after the product, one rounding by search among the values that the type has. Fused multiply-adds may leave some of the
-// roundings out.
+// One suite for every implementation of MergeKernel, against the definition written out: each sum in order and in f32,
+// the scale after the product, one rounding by search among the values that the type has. Fused multiply-adds may leave
+// some of the roundings out.
 
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'

@@ -1,4 +1,5 @@
-// What browser.slow.test.ts runs in a page: products and a merge on what the page's policies allow, against the reference loops.
+// What browser.slow.test.ts runs in a page: products and a merge on what the page's policies allow, against the
+// reference loops.
 
 import { defaultKernels } from '../../src/kernels/index.js'
 import type { MergeKernel } from '../../src/kernels/merge-kernel.js'

@@ -1,4 +1,5 @@
-// What only a process of its own can show: that it ends, what it holds, and how layers compute where WebAssembly is forbidden.
+// What only a process of its own can show: that it ends, what it holds, and how layers compute where WebAssembly is
+// forbidden.
 
 import { execFileSync } from 'node:child_process'
 import { mkdtempSync, rmSync } from 'node:fs'
@@ -18,7 +19,10 @@ beforeAll(async () => {
   await build({ configFile: false, logLevel: 'silent', build: options })
 })
 
-/** Runs a script with the bundle's exports in scope, and `product(n)`, which gives an n × n × n product of fixed matrices. */
+/**
+ * Runs a script with the bundle's exports in scope, and `product(n)`, which gives an n × n × n product of fixed
+ * matrices.
+ */
 function run(script: string): unknown {
   const source = `
     import { configureKernels, defaultKernels, disposeKernels, LoraLayer } from '${pathToFileURL(join(folder, 'child.mjs'))}'

@@ -1,4 +1,5 @@
-// One suite for every implementation of Kernels: shapes with odd tails, transposes, strides of views, alpha and beta, NaN.
+// One suite for every implementation of Kernels: shapes with odd tails, transposes, strides of views, alpha and beta,
+// NaN.
 
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'

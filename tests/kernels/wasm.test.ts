@@ -7,7 +7,10 @@ import { createMergeKernel } from '../../src/kernels/wasm-merge.js'
 import { LoraLayer } from '../../src/lora/layer.js'
 import { kernelSuite } from './suite.js'
 
-/** Products that are cut (in depth, in rows, in columns, and into slabs of a left operand), and their results by the reference. */
+/**
+ * Products that are cut (in depth, in rows, in columns, and into slabs of a left operand), and their results by the
+ * reference.
+ */
 const CUT = [
   [5, 9, 9000],
   [1300, 3, 4200],

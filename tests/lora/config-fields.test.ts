@@ -1,4 +1,5 @@
-// Every field of PEFT's LoraConfig (tests/golden/config/fields.json): supported, kept as it is, or refused by name. None is forgotten.
+// Every field of PEFT's LoraConfig (tests/golden/config/fields.json): supported, kept as it is, or refused by name.
+// None is forgotten.
 
 import { readFileSync } from 'node:fs'
 import { expect, test } from 'vitest'
@@ -10,8 +11,8 @@ const golden = new URL('../golden/config/fields.json', import.meta.url)
 const defaults: Record<string, unknown> = JSON.parse(readFileSync(golden, 'utf8')).fields
 
 /**
- * `supported`: a field of LoraConfig; `kept`: without effect on what the weights mean, written again as it was; `refused`; each
- * with a value other than the default. `with`: fields that PEFT asks for beside it.
+ * `supported`: a field of LoraConfig; `kept`: without effect on what the weights mean, written again as it was;
+ * `refused`; each with a value other than the default. `with`: fields that PEFT asks for beside it.
  */
 const FIELDS: Record<string, { is: 'supported' | 'kept' | 'refused'; value: unknown; with?: Record<string, unknown> }> =
   {

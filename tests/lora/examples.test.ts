@@ -27,7 +27,9 @@ function scope() {
 const sources = [
   ...filesIn('src/lora', ['.ts']),
   ...filesIn('src/peft', ['.ts']),
-  ...['index/init', 'index/runtimes', 'index/web-runtime', 'kernels/index'].map((name) => `src/${name}.ts`),
+  ...['index/init', 'index/platform/runtimes', 'index/platform/web-runtime', 'kernels/index'].map(
+    (name) => `src/${name}.ts`,
+  ),
 ]
 const examples = sources.flatMap((path) => {
   const comments = readFileSync(join(root, path), 'utf8').matchAll(/\/\*\*(.*?)\*\//gs)

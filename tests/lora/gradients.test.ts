@@ -1,5 +1,5 @@
-// Outputs and gradients of single layers against PyTorch's autograd through PEFT's (tests/golden/gradients): DoRA, biases of B,
-// dropout, embeddings.
+// Outputs and gradients of single layers against PyTorch's autograd through PEFT's (tests/golden/gradients): DoRA,
+// biases of B, dropout, embeddings.
 
 import { describe, expect, test, vi } from 'vitest'
 import type { FloatArray, Tensor } from '../../src/base/tensor.js'

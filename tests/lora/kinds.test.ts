@@ -1,4 +1,5 @@
-// Adapters of every kind as PEFT saves them (tests/golden/kinds), on bases of a few kB: numbers, outputs, merged weights, and back.
+// Adapters of every kind as PEFT saves them (tests/golden/kinds), on bases of a few kB: numbers, outputs, merged
+// weights, and back.
 
 import path from 'node:path'
 import { describe, expect, test } from 'vitest'

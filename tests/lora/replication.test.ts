@@ -1,4 +1,5 @@
-// layer_replication: adapters of a model whose layers are repeated, against what PEFT makes of the base (tests/golden/config).
+// layer_replication: adapters of a model whose layers are repeated, against what PEFT makes of the base
+// (tests/golden/config).
 
 import { readFileSync } from 'node:fs'
 import path from 'node:path'

@@ -1,4 +1,5 @@
-// Which kind of model a merge writes, and which options each kind can honor, from path to path and from folder to folder.
+// Which kind of model a merge writes, and which options each kind can honor, from path to path and from folder to
+// folder.
 
 import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'

@@ -1,4 +1,5 @@
-// A head that an adapter brings, merged into .onnx files: the logits of PEFT's merged model, and the config.json that goes with them.
+// A head that an adapter brings, merged into .onnx files: the logits of PEFT's merged model, and the config.json that
+// goes with them.
 
 import { readFileSync } from 'node:fs'
 import { describe, expect, it } from 'vitest'

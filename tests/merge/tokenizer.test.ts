@@ -1,4 +1,5 @@
-// The tokenizer of a result: an adapter's, where it has tokens that the base's has not, as TRL, LLaMA-Factory and axolotl save it.
+// The tokenizer of a result: an adapter's, where it has tokens that the base's has not, as TRL, LLaMA-Factory and
+// axolotl save it.
 
 import { expect, it } from 'vitest'
 import { MemoryDirectory } from '../../src/base/bytes.js'

@@ -1,5 +1,6 @@
-// The package in the hands of other tools: bundlers, a page without one, Bun, Deno, and the oldest TypeScript that reads the declarations.
-// Those that are no development dependencies are installed by .ci/run; without them a test is skipped, and says so.
+// The package in the hands of other tools: bundlers, a page without one, Bun, Deno, and the oldest TypeScript that
+// reads the declarations. Those that are no development dependencies are installed by .ci/run; without them a test is
+// skipped, and says so.
 
 import { execFileSync, spawnSync } from 'node:child_process'
 import { copyFileSync, existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'

@@ -1,5 +1,6 @@
-// The documents as their readers use them: every command and every block of code for Node runs in a project that has the package
-// installed, from the first page to the last, the jobs of a cluster make one result, and every link inside the repository leads somewhere.
+// The documents as their readers use them: every command and every block of code for Node runs in a project that has
+// the package installed, from the first page to the last, the jobs of a cluster make one result, and every link inside
+// the repository leads somewhere.
 
 import { spawnSync } from 'node:child_process'
 import { createHash } from 'node:crypto'
@@ -76,7 +77,8 @@ describe('README and the pages of docs/', () => {
 
   it('are all here', () => {
     const pages = readdirSync(join(repository, 'docs')).filter((name) => name.endsWith('.md'))
-    // transformers-js.md needs that package: its blocks run in tests/transformers. A server does not end: tests/serve runs one.
+    // transformers-js.md needs that package: its blocks run in tests/transformers. A server does not end: tests/serve
+    // runs one.
     expect(pages.sort()).toEqual(
       [...PAGES, 'conformance', 'learning', 'reliability', 'serving', 'transformers-js', 'words', 'graphs', 'speed']
         .map((page) => `${page}.md`)

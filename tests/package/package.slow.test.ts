@@ -142,7 +142,8 @@ describe('the types', () => {
   })
 })
 
-// Without any host's types, with Node's, and as a bundler's template has them; declarations of packages are checked as well.
+// Without any host's types, with Node's, and as a bundler's template has them; declarations of packages are checked as
+// well.
 describe.each([
   { moduleResolution: 'nodenext', lib: ['ES2022'], types: [] },
   { moduleResolution: 'nodenext', lib: ['ES2022'], types: ['node'] },

@@ -1,4 +1,5 @@
-// What a page fetches of lowrank, from opening a model to the first trained step and the first answer: few have fast networks.
+// What a page fetches of lowrank, from opening a model to the first trained step and the first answer: few have fast
+// networks.
 
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import { createRequire } from 'node:module'

@@ -1,4 +1,5 @@
-// Configs as old PEFT versions wrote them, incomplete ones, and the order of patterns that JavaScript objects would change.
+// Configs as old PEFT versions wrote them, incomplete ones, and the order of patterns that JavaScript objects would
+// change.
 
 import { describe, expect, test } from 'vitest'
 import { MemoryDirectory } from '../../src/base/bytes.js'

@@ -1,4 +1,5 @@
-// Names of tensors that older PEFT versions and wrappers of models leave behind. Golden: tests/golden/torch/adapters, raw and twice.
+// Names of tensors that older PEFT versions and wrappers of models leave behind. Golden: tests/golden/torch/adapters,
+// raw and twice.
 
 import { readFileSync } from 'node:fs'
 import path from 'node:path'

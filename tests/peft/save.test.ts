@@ -17,7 +17,9 @@ function make(id: number, alpha = id): LoraAdapter {
 
 const CRASH = new Error('the power went')
 
-/** Fails at the given operation, and then at every one: nothing cleans up after a crash. Returns how many there were. */
+/**
+ * Fails at the given operation, and then at every one: nothing cleans up after a crash. Returns how many there were.
+ */
 function crashing(directory: MemoryDirectory, at: number, isPermanent = true): () => number {
   let count = 0
   const guard = <A extends unknown[], R>(operation: (...args: A) => Promise<R>) => {

@@ -1,4 +1,5 @@
-// Feeds that come again with each run, such as an adapter's factors: they are made ready once, and a run leaves nothing of its own in them.
+// Feeds that come again with each run, such as an adapter's factors: they are made ready once, and a run leaves nothing
+// of its own in them.
 
 import { expect, it } from 'vitest'
 import { type OrtModule, runtimeOf } from '../../src/runtime/onnxruntime.js'

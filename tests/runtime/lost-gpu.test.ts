@@ -1,4 +1,5 @@
-// A GPU that is lost: the messages are those of onnxruntime-web 1.30 in Chromium (lost-gpu.slow.test.ts) and of a report from Windows.
+// A GPU that is lost: the messages are those of onnxruntime-web 1.30 in Chromium (lost-gpu.slow.test.ts) and of a
+// report from Windows.
 
 import { expect, it } from 'vitest'
 import { RuntimeError } from '../../src/base/errors.js'

@@ -1,4 +1,5 @@
-// Graphs that only run on another execution provider: the operator, its node and the providers that have it, before anything is written.
+// Graphs that only run on another execution provider: the operator, its node and the providers that have it, before
+// anything is written.
 
 import { describe, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../src/base/bytes.js'

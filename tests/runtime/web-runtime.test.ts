@@ -1,6 +1,6 @@
 import { expect, it } from 'vitest'
 import { ConfigError } from '../../src/base/errors.js'
-import { webRuntime } from '../../src/index/web-runtime.js'
+import { webRuntime } from '../../src/index/platform/web-runtime.js'
 
 it('takes the URLs of a bundle and its .wasm file', () => {
   const [specifier, wasm] = ['https://example.org/ort.mjs', 'https://example.org/ort-1a2b3c.wasm']

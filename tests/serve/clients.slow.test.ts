@@ -1,4 +1,5 @@
-// Clients that others wrote, against `lowrank serve`: OpenAI's own, Vercel's AI SDK, and LangChain. Each is skipped where it is not installed.
+// Clients that others wrote, against `lowrank serve`: OpenAI's own, Vercel's AI SDK, and LangChain. Each is skipped
+// where it is not installed.
 
 import { createRequire } from 'node:module'
 import { loadModel, type Model } from 'lowrank'

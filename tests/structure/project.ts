@@ -9,7 +9,9 @@ export const root = join(dirname(fileURLToPath(import.meta.url)), '..', '..')
 
 const NOT_OURS = new Set(['node_modules', 'dist', 'out', '.git', '.venv', 'golden', 'gen', 'models'])
 
-/** Paths below `folder`, relative to the project with `/` between their parts, without what is installed or generated. */
+/**
+ * Paths below `folder`, relative to the project with `/` between their parts, without what is installed or generated.
+ */
 export function filesIn(folder: string, extensions: readonly string[]): string[] {
   return readdirSync(join(root, folder), { withFileTypes: true }).flatMap((entry) => {
     const path = join(folder, entry.name)

@@ -1,11 +1,11 @@
 // Habits that a reader relies on: short files with a header, and texts that mean the same on every machine.
 
+import { dirname } from 'node:path'
 import { describe, expect, it } from 'vitest'
 import { filesIn, textOf } from './project.js'
 
 const MAX_LINES = 600
-/** Folders whose comments are still wider than 120 columns. */
-const WIDE = ['src/merge/', 'src/io/', 'src/cli/', 'src/index/', 'src/train/', 'src/serve/', 'src/node/', 'tests/']
+const MAX_FILES = 20
 
 const code = ['src', 'tests', 'examples', 'bench', 'scripts'].flatMap((folder) =>
   filesIn(folder, ['.ts', '.mjs', '.js']),
@@ -32,9 +32,7 @@ describe('project texts', () => {
   })
 
   it('keeps comments within 120 columns', () => {
-    const own = [...code, ...filesIn('web', ['.ts']), ...filesIn('kernels-asm', ['.ts'])].filter(
-      (path) => !WIDE.some((folder) => path.startsWith(folder)),
-    )
+    const own = [...code, ...filesIn('web', ['.ts']), ...filesIn('kernels-asm', ['.ts'])]
     const wide = own.flatMap((path) =>
       textOf(path)
         .split('\n')
@@ -42,6 +40,26 @@ describe('project texts', () => {
         .map((line) => `${path}: ${line}`),
     )
     expect(wide).toEqual([])
+  })
+
+  it('begins comments of the sources with a noun or a verb', () => {
+    const riddles = filesIn('src', ['.ts']).flatMap((path) => {
+      const lines = textOf(path).split('\n')
+      return lines.flatMap((line, i) => {
+        const before = lines[i - 1]?.trim() ?? ''
+        const [, opening] = /^\s*(\/\*\*|\/\/|\*) (?:Of|By|Whether|What|Those|Where) /.exec(line) ?? []
+        const isFirst = { '/**': true, '//': !before.startsWith('//'), '*': before === '/**' }[opening ?? ''] ?? false
+        return isFirst ? [`${path}: ${line.trim()}`] : []
+      })
+    })
+    expect(riddles).toEqual([])
+  })
+
+  it(`has no folder of sources with more than ${MAX_FILES} files`, () => {
+    const sizes = new Map<string, number>()
+    for (const path of [...filesIn('src', ['.ts']), ...filesIn('web', ['.ts'])])
+      sizes.set(dirname(path), (sizes.get(dirname(path)) ?? 0) + 1)
+    expect([...sizes].filter(([, files]) => files > MAX_FILES)).toEqual([])
   })
 
   it('has each paragraph of Markdown on one line', () => {

@@ -1,4 +1,5 @@
-// A task is one file, and one line in the table: a toy task that is added so is trained, and the command line, the model card and the page have it.
+// A task is one file, and one line in the table: a toy task that is added so is trained, and the command line, the
+// model card and the page have it.
 
 import { cpSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
@@ -76,8 +77,8 @@ describe('a task that is one file and one line', () => {
   })
 
   it('stands in the help of the command line', async () => {
-    const { train }: { train: Command } = await import(join(folder, 'src/cli/train.ts'))
-    const { commandHelp } = await import(join(folder, 'src/cli/help.ts'))
+    const { train }: { train: Command } = await import(join(folder, 'src/cli/run/train.ts'))
+    const { commandHelp } = await import(join(folder, 'src/cli/show/help.ts'))
     const help: string = await commandHelp(train, false)
     expect(help).toMatch(/--task [a-z0-9|-]*toy/)
     expect(help).toMatch(/ toy {2}to echo a toy \(learning rate 2e-3\)\n +\{"toy":"The sea","size":3\}/)

@@ -11,7 +11,7 @@ import { causalLm, checkCausal } from '../../src/tasks/causal-lm.js'
 import { loadTask } from '../../src/tasks/tasks.js'
 import type { Example } from '../../src/text/records.js'
 import { makeTokenizer } from '../../src/text/tokenizer.js'
-import { type EncodeOptions, encodeRows } from '../../src/train/examples.js'
+import { type EncodeOptions, encodeRows } from '../../src/train/rows/examples.js'
 import { addInput, addOutput, DataType, emptyGraph } from '../graph/toolkit.js'
 
 const folder = new URL('../../models/union-3m/', import.meta.url)

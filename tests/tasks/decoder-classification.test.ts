@@ -1,5 +1,5 @@
-// Decoders that give labels to texts: the losses, gradients and logits of PEFT's *ForSequenceClassification on graphs of several
-// exporters, in training, in a session, and merged.
+// Decoders that give labels to texts: the losses, gradients and logits of PEFT's *ForSequenceClassification on graphs
+// of several exporters, in training, in a session, and merged.
 
 import { readFileSync } from 'node:fs'
 import * as ort from 'onnxruntime-node'
@@ -15,7 +15,7 @@ import type { OrtModule } from '../../src/runtime/onnxruntime.js'
 import type { Task } from '../../src/tasks/task.js'
 import { tasksFor } from '../../src/tasks/tasks.js'
 import { type LabeledExample, textClassification } from '../../src/tasks/text-classification.js'
-import { encodeRows } from '../../src/train/examples.js'
+import { encodeRows } from '../../src/train/rows/examples.js'
 import { train } from '../../src/train/train.js'
 import { relativeError } from '../graph/golden.js'
 import { maxDifference } from '../infer/models.js'
@@ -31,7 +31,10 @@ interface Golden extends GoldenRun {
   logits: number[][]
 }
 
-/** Graph → the model whose numbers it must give; graphs whose inputs transformers.js and others feed a classifier, without a cache. */
+/**
+ * Graph → the model whose numbers it must give; graphs whose inputs transformers.js and others feed a classifier,
+ * without a cache.
+ */
 const GRAPHS = {
   'llama-optimum': 'llama',
   'llama-genai': 'llama',

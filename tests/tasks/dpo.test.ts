@@ -1,4 +1,5 @@
-// Direct preference optimization: tokens, probabilities, losses, gradients, steps and rewards of TRL's DPOTrainer, and what is refused.
+// Direct preference optimization: tokens, probabilities, losses, gradients, steps and rewards of TRL's DPOTrainer, and
+// what is refused.
 
 import { readFileSync } from 'node:fs'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
@@ -13,11 +14,11 @@ import { openEngine } from '../../src/runtime/host.js'
 import { type AnswerExample, type DpoOptions, dpo } from '../../src/tasks/dpo.js'
 import type { Task } from '../../src/tasks/task.js'
 import { TrainEngine } from '../../src/train/engine.js'
-import { encodeRows } from '../../src/train/examples.js'
 import type { TrainingOptions } from '../../src/train/options.js'
 import { readParameters } from '../../src/train/parameters.js'
-import { previewExamples } from '../../src/train/preview.js'
 import type { EvaluationEvent } from '../../src/train/report.js'
+import { encodeRows } from '../../src/train/rows/examples.js'
+import { previewExamples } from '../../src/train/rows/preview.js'
 import { TrainingSessions } from '../../src/train/sessions.js'
 import { resolveSettings } from '../../src/train/settings.js'
 import { train as trainAdapter } from '../../src/train/train.js'

@@ -1,4 +1,5 @@
-// MPNet, ELECTRA and DeBERTa-v2, with labels for texts and for words, and as vectors: PEFT's losses, gradients and logits on optimum's exports.
+// MPNet, ELECTRA and DeBERTa-v2, with labels for texts and for words, and as vectors: PEFT's losses, gradients and
+// logits on optimum's exports.
 
 import { readFileSync } from 'node:fs'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
@@ -14,7 +15,7 @@ import { embedding, type RelatedExample } from '../../src/tasks/embedding.js'
 import type { Task } from '../../src/tasks/task.js'
 import { type LabeledExample, textClassification } from '../../src/tasks/text-classification.js'
 import { type TaggedExample, tokenClassification } from '../../src/tasks/token-classification.js'
-import { encodeRows } from '../../src/train/examples.js'
+import { encodeRows } from '../../src/train/rows/examples.js'
 import { train as trainAdapter } from '../../src/train/train.js'
 import { relativeError } from '../graph/golden.js'
 import { directoryOf, inThread, maxDifference, openModel } from '../infer/models.js'

@@ -37,7 +37,9 @@ interface EmbeddingRun {
   readonly parts: readonly (readonly number[])[]
 }
 
-/** Checks losses and steps from `adapter-init` in a folder of golden data, and the gradients where a step is one run. */
+/**
+ * Checks losses and steps from `adapter-init` in a folder of golden data, and the gradients where a step is one run.
+ */
 export async function checkEmbeddingRun(
   model: Model,
   examples: readonly RelatedExample[],

@@ -1,4 +1,5 @@
-// Heads by type of model: the tensors that PEFT saves, and the logits of transformers, in a graph and computed by a session.
+// Heads by type of model: the tensors that PEFT saves, and the logits of transformers, in a graph and computed by a
+// session.
 
 import { readFileSync } from 'node:fs'
 import { beforeAll, describe, expect, it } from 'vitest'
@@ -11,9 +12,9 @@ import { NodeDirectory } from '../../src/io/node/files.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
 import { loadNodeRuntime } from '../../src/runtime/node/runtime.js'
 import type { Feeds } from '../../src/runtime/runtime.js'
-import { findHead } from '../../src/tasks/head-forms.js'
-import type { HeadBase } from '../../src/tasks/heads.js'
-import { appendHead, headTensors, placeHead } from '../../src/tasks/heads.js'
+import { findHead } from '../../src/tasks/heads/head-forms.js'
+import type { HeadBase } from '../../src/tasks/heads/heads.js'
+import { appendHead, headTensors, placeHead } from '../../src/tasks/heads/heads.js'
 import { addInput, addOutput, DataType, emptyGraph, floats, floatTensor } from '../graph/toolkit.js'
 import { maxDifference } from '../infer/models.js'
 

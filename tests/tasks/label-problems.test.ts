@@ -1,4 +1,5 @@
-// What heads are trained to give: losses and gradients of PyTorch, metrics of scikit-learn, and what sessions make of it.
+// What heads are trained to give: losses and gradients of PyTorch, metrics of scikit-learn, and what sessions make of
+// it.
 
 import { readFileSync } from 'node:fs'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
@@ -12,13 +13,13 @@ import { NodeDirectory } from '../../src/io/node/files.js'
 import { merge } from '../../src/merge/merge.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
 import { openEngine } from '../../src/runtime/host.js'
-import { areaUnderCurve, severalMetrics } from '../../src/tasks/classification-metrics.js'
-import type { LabelOptions } from '../../src/tasks/label-problems.js'
+import { areaUnderCurve, severalMetrics } from '../../src/tasks/labels/classification-metrics.js'
+import type { LabelOptions } from '../../src/tasks/labels/label-problems.js'
 import type { Task } from '../../src/tasks/task.js'
 import { type LabeledExample, textClassification } from '../../src/tasks/text-classification.js'
 import { TrainEngine } from '../../src/train/engine.js'
-import { encodeRows } from '../../src/train/examples.js'
 import { readParameters } from '../../src/train/parameters.js'
+import { encodeRows } from '../../src/train/rows/examples.js'
 import { TrainingSessions } from '../../src/train/sessions.js'
 import { resolveSettings } from '../../src/train/settings.js'
 import { train as trainAdapter } from '../../src/train/train.js'

@@ -1,4 +1,5 @@
-// ModernBERT, whose head takes the mean of all tokens: PEFT's losses, gradients and logits on optimum's export of the encoder.
+// ModernBERT, whose head takes the mean of all tokens: PEFT's losses, gradients and logits on optimum's export of the
+// encoder.
 
 import { readFileSync } from 'node:fs'
 import { expect, it } from 'vitest'
@@ -10,7 +11,7 @@ import { merge } from '../../src/merge/merge.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
 import type { Task } from '../../src/tasks/task.js'
 import { type LabeledExample, textClassification } from '../../src/tasks/text-classification.js'
-import { encodeRows } from '../../src/train/examples.js'
+import { encodeRows } from '../../src/train/rows/examples.js'
 import { relativeError } from '../graph/golden.js'
 import { directoryOf, inThread, maxDifference, openModel } from '../infer/models.js'
 import { checkGoldenRun, type GoldenRun } from './golden-run.js'

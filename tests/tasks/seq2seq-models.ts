@@ -11,7 +11,7 @@ import { NodeDirectory } from '../../src/io/node/files.js'
 import type { OrtModule } from '../../src/runtime/onnxruntime.js'
 import { type Seq2SeqExample, seq2seq } from '../../src/tasks/seq2seq.js'
 import type { Task } from '../../src/tasks/task.js'
-import { encodeRows } from '../../src/train/examples.js'
+import { encodeRows } from '../../src/train/rows/examples.js'
 import { checkGoldenRun, type GoldenRun } from './golden-run.js'
 
 export const runtime = { module: ort as unknown as OrtModule }

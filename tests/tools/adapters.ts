@@ -1,4 +1,5 @@
-// Adapters with random factors, and their changes as plain matrices, computed by loops that share no code with the tools.
+// Adapters with random factors, and their changes as plain matrices, computed by loops that share no code with the
+// tools.
 
 import { Random } from '../../src/base/random.js'
 import { elementCount, type FloatArray, type Tensor } from '../../src/base/tensor.js'

@@ -3,7 +3,7 @@
 import { describe, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../src/base/bytes.js'
 import { loadAdapter } from '../../src/index/adapters.js'
-import { usePlatform } from '../../src/index/platform.js'
+import { usePlatform } from '../../src/index/platform/platform.js'
 import { resize } from '../../src/index/tools.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import { svd } from '../../src/linalg/svd.js'

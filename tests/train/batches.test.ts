@@ -1,6 +1,6 @@
 import fc from 'fast-check'
 import { describe, expect, it } from 'vitest'
-import { costOf, examplesOf, planEpoch, planEvaluation, stepsPerEpoch } from '../../src/train/batches.js'
+import { costOf, examplesOf, planEpoch, planEvaluation, stepsPerEpoch } from '../../src/train/rows/batches.js'
 
 const lengthsOf = fc.array(fc.integer({ min: 1, max: 100 }), { minLength: 1, maxLength: 300 })
 const sizeOf = fc.record({ batchSize: fc.integer({ min: 1, max: 9 }), accumulation: fc.integer({ min: 1, max: 4 }) })

@@ -5,7 +5,7 @@ import { loadModel, type Model } from '../../src/graph/model-folder.js'
 import { BestEvaluation } from '../../src/train/best.js'
 import type { TrainingOptions, TrainResult } from '../../src/train/options.js'
 import type { EvaluationEvent } from '../../src/train/report.js'
-import { METRICS_FILE, STATE_FILE } from '../../src/train/run-folder.js'
+import { METRICS_FILE, STATE_FILE } from '../../src/train/saved/run-folder.js'
 import { abortAt, data, folder, module, trainTiny, WEIGHTS } from './tiny.js'
 
 let model: Model

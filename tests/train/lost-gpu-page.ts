@@ -1,8 +1,9 @@
-// What lost-gpu.slow.test.ts runs in a page: the GPU is lost in the middle of a training, and of a text, and what can be done after it.
+// What lost-gpu.slow.test.ts runs in a page: the GPU is lost in the middle of a training, and of a text, and what can
+// be done after it.
 
 import { MemoryDirectory } from '../../src/base/bytes.js'
 import { loadModel } from '../../src/graph/model-folder.js'
-import { webRuntime } from '../../src/index/web-runtime.js'
+import { webRuntime } from '../../src/index/platform/web-runtime.js'
 import { generate } from '../../src/infer/generate/generate.js'
 import { ModelSession } from '../../src/infer/model-session.js'
 import { train } from '../../src/train/train.js'

@@ -1,5 +1,6 @@
-// The GPU of a page goes away in the middle of a run, in Chromium: an error says so, the saved steps are there, and the work goes on.
-// The runtime for browsers is large, so that it is no dependency: npm install --no-save -D onnxruntime-web@1.30.0
+// The GPU of a page goes away in the middle of a run, in Chromium: an error says so, the saved steps are there, and the
+// work goes on. The runtime for browsers is large, so that it is no dependency: npm install --no-save -D
+// onnxruntime-web@1.30.0
 
 import { readFileSync } from 'node:fs'
 import path from 'node:path'
@@ -11,7 +12,10 @@ import type { LostGpuResult } from './lost-gpu-page.js'
 
 const runtime = webRuntimeFolder()
 
-/** Before ONNX Runtime's script: its device is destroyed when the page says so. `lost` then resolves as for a GPU that failed. */
+/**
+ * Before ONNX Runtime's script: its device is destroyed when the page says so. `lost` then resolves as for a GPU that
+ * failed.
+ */
 const LOSABLE = `
 const request = GPUAdapter.prototype.requestDevice
 GPUAdapter.prototype.requestDevice = async function (...options) {

@@ -1,4 +1,5 @@
-// DoRA, rsLoRA, trained biases and trained modules: PEFT's gradients, losses and weights. DoRA with dropout: PEFT's gradients with given masks.
+// DoRA, rsLoRA, trained biases and trained modules: PEFT's gradients, losses and weights. DoRA with dropout: PEFT's
+// gradients with given masks.
 
 import { readFileSync } from 'node:fs'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
@@ -17,7 +18,7 @@ import { loadTask } from '../../src/tasks/tasks.js'
 import { squaresOfRows } from '../../src/train/dora.js'
 import type { TrainingOptions } from '../../src/train/options.js'
 import { readParameters } from '../../src/train/parameters.js'
-import { STATE_FILE } from '../../src/train/run-folder.js'
+import { STATE_FILE } from '../../src/train/saved/run-folder.js'
 import { train } from '../../src/train/train.js'
 import { openModel } from '../infer/models.js'
 import { abortAt, WEIGHTS } from './tiny.js'

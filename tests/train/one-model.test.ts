@@ -1,5 +1,5 @@
-// One loaded model for training and sessions at the same time: its graph is opened once, both give what they give alone, and the session
-// takes what was trained without loading again.
+// One loaded model for training and sessions at the same time: its graph is opened once, both give what they give
+// alone, and the session takes what was trained without loading again.
 
 import { expect, it } from 'vitest'
 import type { ByteSource } from '../../src/base/bytes.js'

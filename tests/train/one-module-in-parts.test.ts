@@ -1,5 +1,6 @@
-// A module of an adapter that the graph computes as several products, as onnxruntime-genai writes Phi-3's gate_up_proj: DoRA, dropout, and a
-// loaded adapter that is trained further. Plain gradients are in tests/graph/training-graph.test.ts.
+// A module of an adapter that the graph computes as several products, as onnxruntime-genai writes Phi-3's gate_up_proj:
+// DoRA, dropout, and a loaded adapter that is trained further. Plain gradients are in
+// tests/graph/training-graph.test.ts.
 
 import { afterAll, beforeAll, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../src/base/bytes.js'

@@ -1,8 +1,9 @@
-// What browser.slow.test.ts runs in a page: training and generating in Web Workers, with a model and records that the page fetches.
+// What browser.slow.test.ts runs in a page: training and generating in Web Workers, with a model and records that the
+// page fetches.
 
 import { MemoryDirectory } from '../../src/base/bytes.js'
 import { loadModel } from '../../src/graph/model-folder.js'
-import { webRuntime } from '../../src/index/web-runtime.js'
+import { webRuntime } from '../../src/index/platform/web-runtime.js'
 import { type Job, type JobResult, runJob } from './job.js'
 
 /** What the page fetches to know what to do. */

@@ -1,4 +1,5 @@
-// The preset peft: the defaults of PEFT's LoraConfig and of transformers' TrainingArguments (tests/golden/training-methods/defaults.json).
+// The preset peft: the defaults of PEFT's LoraConfig and of transformers' TrainingArguments
+// (tests/golden/training-methods/defaults.json).
 
 import { readFileSync } from 'node:fs'
 import { describe, expect, it } from 'vitest'

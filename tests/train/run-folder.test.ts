@@ -2,7 +2,7 @@ import { describe, expect, it } from 'vitest'
 import { type Directory, MemoryDirectory, readAll } from '../../src/base/bytes.js'
 import { FileError, FormatError, MismatchError } from '../../src/base/errors.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
-import { checkFingerprint } from '../../src/train/fingerprint.js'
+import { checkFingerprint } from '../../src/train/saved/fingerprint.js'
 import {
   checkRunFolder,
   clearRunFolder,
@@ -18,8 +18,8 @@ import {
   writeMarker,
   writeMetrics,
   writeState,
-} from '../../src/train/run-folder.js'
-import { RunWriter } from '../../src/train/run-writer.js'
+} from '../../src/train/saved/run-folder.js'
+import { RunWriter } from '../../src/train/saved/run-writer.js'
 
 const line = (step: number): StepMetrics => ({
   step,

@@ -5,7 +5,7 @@ import { type ByteSink, MemoryDirectory } from '../../src/base/bytes.js'
 import type { Model } from '../../src/graph/model-folder.js'
 import type { TrainingOptions } from '../../src/train/options.js'
 import type { EvaluationEvent, TrainReport } from '../../src/train/report.js'
-import { METRICS_FILE } from '../../src/train/run-folder.js'
+import { METRICS_FILE } from '../../src/train/saved/run-folder.js'
 import { data, trainTiny, WEIGHTS } from './tiny.js'
 
 /** The best evaluation is that after step 2. */

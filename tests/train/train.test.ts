@@ -9,7 +9,7 @@ import { loadAdapter } from '../../src/peft/adapter-folder.js'
 import type { OrtModule } from '../../src/runtime/onnxruntime.js'
 import type { TrainingOptions } from '../../src/train/options.js'
 import type { EvaluationEvent, StepEvent, TrainReport } from '../../src/train/report.js'
-import { METRICS_FILE, STATE_FILE } from '../../src/train/run-folder.js'
+import { METRICS_FILE, STATE_FILE } from '../../src/train/saved/run-folder.js'
 import { abortAt, data, evalData, folder, module, path, trainTiny, WEIGHTS } from './tiny.js'
 
 let model: Model

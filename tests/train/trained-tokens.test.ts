@@ -1,4 +1,5 @@
-// Single rows of embeddings that are trained: PEFT's gradients and steps, and that sessions, merges and resumed runs take them.
+// Single rows of embeddings that are trained: PEFT's gradients and steps, and that sessions, merges and resumed runs
+// take them.
 
 import { readFileSync } from 'node:fs'
 import { afterAll, describe, expect, it } from 'vitest'
@@ -25,10 +26,10 @@ import type { OpenTask } from '../../src/tasks/task.js'
 import { TrainEngine } from '../../src/train/engine.js'
 import type { TrainingOptions } from '../../src/train/options.js'
 import { loraPlusRates, readParameters, writeParameters } from '../../src/train/parameters.js'
-import { STATE_FILE } from '../../src/train/run-folder.js'
+import { addTokenRows } from '../../src/train/rows/token-rows.js'
+import { STATE_FILE } from '../../src/train/saved/run-folder.js'
 import { TrainingSessions } from '../../src/train/sessions.js'
 import { resolveSettings } from '../../src/train/settings.js'
-import { addTokenRows } from '../../src/train/token-rows.js'
 import { train } from '../../src/train/train.js'
 import { DataType } from '../graph/toolkit.js'
 import { directoryOf, feedsOf, inThread, maxDifference, openModel } from '../infer/models.js'

@@ -1,4 +1,5 @@
-// Biases and modules that are trained whole: which ones a new adapter has, what they start from, and that all else of lowrank takes them.
+// Biases and modules that are trained whole: which ones a new adapter has, what they start from, and that all else of
+// lowrank takes them.
 
 import { readFileSync } from 'node:fs'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'

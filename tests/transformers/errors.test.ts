@@ -32,7 +32,10 @@ describe('pipelines with adapters', () => {
   })
 })
 
-/** A model and a pipeline in the manner of transformers.js: functions whose classes have the methods, and which ignore unknown options. */
+/**
+ * A model and a pipeline in the manner of transformers.js: functions whose classes have the methods, and which ignore
+ * unknown options.
+ */
 class Callable {
   constructor(parts: object) {
     const closure = (...args: unknown[]): unknown =>

@@ -1,4 +1,5 @@
-// What a user does: `npm install` of lowrank and transformers.js in either order, a page built by Vite, opened in Chromium.
+// What a user does: `npm install` of lowrank and transformers.js in either order, a page built by Vite, opened in
+// Chromium.
 
 import { execFileSync } from 'node:child_process'
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'

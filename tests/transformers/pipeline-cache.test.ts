@@ -1,4 +1,5 @@
-// The caches that sessions of pipelines hand out, against ONNX Runtime on the model's own file, which gives out whole caches.
+// The caches that sessions of pipelines hand out, against ONNX Runtime on the model's own file, which gives out whole
+// caches.
 
 import * as ort from 'onnxruntime-node'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
@@ -12,7 +13,10 @@ import { maxDifference, openModel, recordingRuntime } from '../infer/models.js'
 
 type Tensors = Record<string, ort.Tensor>
 
-/** Attention that is written out, and GroupQueryAttention on rows that it rotates itself, and on such that are rotated before. */
+/**
+ * Attention that is written out, and GroupQueryAttention on rows that it rotates itself, and on such that are rotated
+ * before.
+ */
 const UNION = 'models/union-3m'
 const FUSED = ['tests/golden/models/llama-genai', 'tests/golden/models/llama-genai-rotary']
 const PAST = 'past_key_values.1.value'
@@ -36,7 +40,9 @@ async function open(path: string) {
 const int64 = (rows: readonly (readonly number[])[]) =>
   new ort.Tensor('int64', BigInt64Array.from(rows.flat(), BigInt), [rows.length, rows[0].length])
 
-/** Feeds of new tokens behind a cache; -1 fills rows up, and `hidden` says how many tokens of the cache do in each row. */
+/**
+ * Feeds of new tokens behind a cache; -1 fills rows up, and `hidden` says how many tokens of the cache do in each row.
+ */
 function feedsOf(rows: readonly (readonly number[])[], past: Tensors, hidden = rows.map(() => 0)): Tensors {
   const { dims } = past[PAST]
   const masks = rows.map((row, i) => [

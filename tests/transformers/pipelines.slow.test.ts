@@ -1,4 +1,5 @@
-// Pipelines of transformers.js with adapters, held against PEFT's tokens and against transformers.js itself on the merged model.
+// Pipelines of transformers.js with adapters, held against PEFT's tokens and against transformers.js itself on the
+// merged model.
 
 import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'

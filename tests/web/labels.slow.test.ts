@@ -1,4 +1,5 @@
-// The page learns labels, in Chromium: for texts of a table, and for pictures in folders. Of both it gives the labels that were taught.
+// The page learns labels, in Chromium: for texts of a table, and for pictures in folders. Of both it gives the labels
+// that were taught.
 
 import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'

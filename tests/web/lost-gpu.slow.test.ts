@@ -1,4 +1,5 @@
-// The GPU goes away while the page trains on it, and while it writes: a click goes on with WebAssembly, and nothing is lost. In Chromium.
+// The GPU goes away while the page trains on it, and while it writes: a click goes on with WebAssembly, and nothing is
+// lost. In Chromium.
 
 import { join } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
@@ -6,7 +7,10 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { WEBGPU } from '../chromium.js'
 import { canOpenSite, openSite, root, type Site } from './site.js'
 
-/** Before ONNX Runtime's script: its device is destroyed when the test says so. `lost` then resolves as for a GPU that failed. */
+/**
+ * Before ONNX Runtime's script: its device is destroyed when the test says so. `lost` then resolves as for a GPU that
+ * failed.
+ */
 const LOSABLE = `
 const request = GPUAdapter.prototype.requestDevice
 GPUAdapter.prototype.requestDevice = async function (...options) {

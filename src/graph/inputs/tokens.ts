@@ -23,7 +23,7 @@ export interface TokenInputs {
   emptyCache(batch: number): Feeds
 }
 
-/** What a graph has to be, and what others say of inputs that it has besides. */
+/** The kind of graph that is expected, and messages about further inputs. */
 const DECODER = {
   unknown: 'inputs of unknown meaning',
   expected: 'a causal language model: input_ids, attention_mask, position_ids, past_key_values.*',

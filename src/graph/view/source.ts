@@ -8,7 +8,7 @@ import type { Graph } from './graph.js'
 /** Nodes that hand a weight on to the node that computes with it. */
 export const HANDS_ON: readonly string[] = ['Transpose', 'Cast', 'Identity']
 
-/** What lies behind a value. */
+/** The origin of a value. */
 export interface Source {
   /** An initializer's name, or a node's output. */
   readonly value: Value

@@ -7,7 +7,7 @@ import type { Feeds, RuntimeTensor } from '../../runtime/runtime.js'
 /** Tokens that arrays grow by. More room costs time too: attention clears arrays as long as those that it is fed. */
 const STEP = 64
 
-/** Where the tokens of some rows of a batch go in another one. */
+/** The places in another batch for the tokens of some rows of a batch. */
 export interface MovedRows {
   readonly rows: readonly number[]
   /** The first token that is copied, how many are, and where the first goes. */

@@ -1,4 +1,4 @@
-// What writing texts needs to know about a graph.
+// Facts about a graph that writing texts needs.
 
 import type { OnnxModel } from '../../formats/onnx/model.js'
 import type { CacheEntry } from '../../graph/inputs/cache.js'

@@ -2,7 +2,7 @@
 
 import { anyOf, checkOptions, isObject, kind, STRING } from '../../base/options.js'
 import { requireTokenizer } from '../../graph/model-folder.js'
-import { entitiesOf } from '../../tasks/entities.js'
+import { entitiesOf } from '../../tasks/labels/entities.js'
 import type { Span } from '../../text/added-tokens.js'
 import { checkVocabulary } from '../../text/records.js'
 import { type EncodedWords, encodeWords, joinWords, wordsIn } from '../../text/words.js'

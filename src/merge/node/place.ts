@@ -1,5 +1,5 @@
-// Checks the places of a merge: of its output, before anything is written and again before the output gets its name, and
-// of links in the base's folder.
+// Checks the places of a merge: of its output, before anything is written and again before the output gets its name,
+// and of links in the base's folder.
 
 import { statfsSync } from 'node:fs'
 import { readdir, realpath, stat } from 'node:fs/promises'
@@ -146,8 +146,8 @@ async function looksMerged(out: string, tensors: ReadonlyMap<string, readonly nu
 }
 
 /**
- * Refuses links in a base's folder that lead out of it: what they lead to is copied into what people upload. In the Hub's
- * cache all files are links to blobs beside the folder; those are the repository's own.
+ * Refuses links in a base's folder that lead out of it: what they lead to is copied into what people upload. In the
+ * Hub's cache all files are links to blobs beside the folder; those are the repository's own.
  *
  * @param folder of the base
  * @param copied names of the files that go along

@@ -119,7 +119,7 @@ export interface OpenAdapters {
   close(): Promise<void>
 }
 
-/** What a merge changes. */
+/** The tensors that a merge changes. */
 export type MergeParts = Pick<OpenAdapters, 'layers' | 'replacements'>
 
 /**

@@ -37,7 +37,7 @@ export interface HeadEdit extends Meaning {
 
 const TORCH_NAMES: Readonly<Record<FloatDtype, string>> = { fp32: 'float32', fp16: 'float16', bf16: 'bfloat16' }
 
-/** What transformers.js reads of config.json: the type of the graph, and how many data files it has. */
+/** The part of config.json that transformers.js reads: the type of the graph, and how many data files it has. */
 const HUB_MEMBER = 'transformers.js_config'
 
 const DTYPE_NAMES = ['dtype', 'torch_dtype'] as const

@@ -3,7 +3,7 @@
 import type { DpoOptions } from '../dpo.js'
 import { type OptionTable, ranged, oneOf, anyOf } from '../../base/options.js'
 import type { EmbeddingOptions } from '../embedding.js'
-import type { LabelOptions } from '../label-problems.js'
+import type { LabelOptions } from '../labels/label-problems.js'
 import { CLASS_WEIGHTS, TAG_NAMES } from '../kinds.js'
 import type { TagOptions } from '../token-classification.js'
 

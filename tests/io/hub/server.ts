@@ -1,5 +1,5 @@
-// A server with the Hub's routes over files in memory, and a second one, of another origin, where large files lie. It notes what
-// is asked of it, and fails on demand.
+// A server with the Hub's routes over files in memory, and a second one, of another origin, where large files lie. It
+// notes what is asked of it, and fails on demand.
 
 import { createHash } from 'node:crypto'
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http'

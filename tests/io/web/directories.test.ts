@@ -1,5 +1,5 @@
-// The folders of browsers, in Node: picked files, streams, and a stand-in for the File System API whose writes can fail. With the
-// real one they are tested in Chromium, by tests/merge/chunks/browser.slow.test.ts.
+// The folders of browsers, in Node: picked files, streams, and a stand-in for the File System API whose writes can
+// fail. With the real one they are tested in Chromium, by tests/merge/chunks/browser.slow.test.ts.
 
 import { describe, expect, test } from 'vitest'
 import { readAll, writeFile } from '../../../src/base/bytes.js'

@@ -1,4 +1,5 @@
-// A stand-in for a folder of the File System API, in memory: what HandleDirectory uses of it. Writes of more than `quota` bytes fail.
+// A stand-in for a folder of the File System API, in memory: what HandleDirectory uses of it. Writes of more than
+// `quota` bytes fail.
 
 import { HandleDirectory } from '../../../src/io/web/directories.js'
 

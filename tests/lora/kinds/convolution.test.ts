@@ -1,4 +1,5 @@
-// Convolutions against their definition, and what they refuse; tests/lora/kinds.test.ts and gradients.test.ts compare with PEFT.
+// Convolutions against their definition, and what they refuse; tests/lora/kinds.test.ts and gradients.test.ts compare
+// with PEFT.
 
 import { describe, expect, test } from 'vitest'
 import { ConfigError, ShapeError, StateError } from '../../../src/base/errors.js'

@@ -1,4 +1,5 @@
-// Python's regular expressions: what Python's own engine says (tests/golden/expressions.json), and how long hostile ones take.
+// Python's regular expressions: what Python's own engine says (tests/golden/expressions.json), and how long hostile
+// ones take.
 
 import { readFileSync } from 'node:fs'
 import fc from 'fast-check'

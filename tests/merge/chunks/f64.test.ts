@@ -1,4 +1,5 @@
-// Weights in F64, alone and beside others: what they get is computed in f64, and what the others get from F64 adapters is not.
+// Weights in F64, alone and beside others: what they get is computed in f64, and what the others get from F64 adapters
+// is not.
 
 import { mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'

@@ -27,7 +27,9 @@ interface Float32Sums {
   /** [place, bits] where it is not the float64 result. */
   unlikeFloat64: [number, number][]
 }
-/** In so many values of union-3m torch's float32 sum rounds to another bf16: its matrix product adds in another order. */
+/**
+ * In so many values of union-3m torch's float32 sum rounds to another bf16: its matrix product adds in another order.
+ */
 const UNLIKE_TORCH: Record<string, { differing: number; values: number }> = {
   f32: { differing: 0, values: 294912 },
   rslora: { differing: 1, values: 294912 },

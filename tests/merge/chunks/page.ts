@@ -1,4 +1,5 @@
-// What browser.slow.test.ts runs in a page: merges from picked files into the origin's private file system and into streams.
+// What browser.slow.test.ts runs in a page: merges from picked files into the origin's private file system and into
+// streams.
 
 import { FilesDirectory, HandleDirectory, type MergeProgress, StreamDirectory } from '../../../src/index.js'
 import { createMergeKernel } from '../../../src/kernels/wasm-merge.js'

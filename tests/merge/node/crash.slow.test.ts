@@ -1,5 +1,5 @@
-// A merge that is killed before each of its changes to the file system, one after the other: what has the output's name is always
-// whole, and the next merge, continued or not, gives the whole result.
+// A merge that is killed before each of its changes to the file system, one after the other: what has the output's name
+// is always whole, and the next merge, continued or not, gives the whole result.
 
 import { fork } from 'node:child_process'
 import { existsSync } from 'node:fs'

@@ -1,5 +1,5 @@
-// What a merge asks of the disk: room before it writes, all of the result synced before it has its name, and a clear word when
-// the disk fills up on the way.
+// What a merge asks of the disk: room before it writes, all of the result synced before it has its name, and a clear
+// word when the disk fills up on the way.
 
 import { existsSync } from 'node:fs'
 import { mkdtemp, readdir, rm } from 'node:fs/promises'

@@ -1,4 +1,5 @@
-// Merges of .onnx models into paths: in shares, going on after a stop, and into the same bytes as from folder to folder.
+// Merges of .onnx models into paths: in shares, going on after a stop, and into the same bytes as from folder to
+// folder.
 
 import { existsSync } from 'node:fs'
 import { mkdtemp, rm } from 'node:fs/promises'

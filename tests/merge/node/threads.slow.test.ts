@@ -1,4 +1,5 @@
-// Adapters of every kind, merged by several threads: the bytes are those of one, whatever the types and files of the base.
+// Adapters of every kind, merged by several threads: the bytes are those of one, whatever the types and files of the
+// base.
 
 import { readdirSync, readFileSync } from 'node:fs'
 import { mkdtemp, rm } from 'node:fs/promises'

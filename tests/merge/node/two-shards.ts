@@ -30,7 +30,10 @@ export async function layOutShards(folder: string) {
   }
 }
 
-/** A signal that does something when a merge looks at it for the `count`-th time: first when it starts, then before it gives the result its name. */
+/**
+ * A signal that does something when a merge looks at it for the `count`-th time: first when it starts, then before it
+ * gives the result its name.
+ */
 export function interfering(count: number, interfere: () => void): AbortSignal {
   const { signal } = new AbortController()
   let calls = 0

@@ -1,5 +1,5 @@
-// Adapters of classifiers on bases without their head, against what PEFT merges and transformers saves (tests/golden/heads,
-// scripts/golden/heads.py).
+// Adapters of classifiers on bases without their head, against what PEFT merges and transformers saves
+// (tests/golden/heads, scripts/golden/heads.py).
 
 import { describe, expect, test } from 'vitest'
 import { MemoryDirectory } from '../../../src/base/bytes.js'

@@ -1,5 +1,5 @@
-// Adapters and bases whose names transformers 5 changes between its modules and its checkpoints, against what PEFT merges and
-// transformers saves (tests/golden/names, scripts/golden/names.py).
+// Adapters and bases whose names transformers 5 changes between its modules and its checkpoints, against what PEFT
+// merges and transformers saves (tests/golden/names, scripts/golden/names.py).
 
 import { readFileSync } from 'node:fs'
 import path from 'node:path'

@@ -1,4 +1,5 @@
-// Vocabularies that were grown or cut before training (add_tokens and resize_token_embeddings): PEFT saves the embeddings whole.
+// Vocabularies that were grown or cut before training (add_tokens and resize_token_embeddings): PEFT saves the
+// embeddings whole.
 
 import { describe, expect, it } from 'vitest'
 import { MemoryDirectory, readJson } from '../../../src/base/bytes.js'

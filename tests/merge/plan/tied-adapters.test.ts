@@ -1,5 +1,5 @@
-// ensure_weight_tying: adapters that change tied embeddings alike, against what PEFT computes (tests/golden/config). Its own merge
-// adds a tied LoRA twice; the merged values here are those that give its logits.
+// ensure_weight_tying: adapters that change tied embeddings alike, against what PEFT computes (tests/golden/config).
+// Its own merge adds a tied LoRA twice; the merged values here are those that give its logits.
 
 import { readFileSync } from 'node:fs'
 import path from 'node:path'

@@ -1,0 +1,70 @@
+// Shared parts of the commands that write an adapter: the options of ranks and of the output, progress, and the table
+// of what was lost.
+
+import type { LoraAdapter, RankReport, ToolProgress } from '../../index.js'
+import { choice, required, toggle } from '../options.js'
+import { EXIT_INTERRUPTED, interruptible } from '../show/interrupt.js'
+import { refuseFolder } from '../show/output.js'
+import { colors, Progress, peakRssBytes, print, printDocument, say, table, warn } from '../show/terminal.js'
+
+export const ADAPTER_OUTPUT = {
+  out: required('DIR', 'folder for the result'),
+  outDtype: choice(['fp32', 'fp16', 'bf16', 'keep'], 'type of the factors in the result', 'keep'),
+  json: toggle('print one JSON document on stdout'),
+}
+
+/** The type that the API saves in; undefined for each layer's own. */
+export function savedDtype(outDtype: 'fp32' | 'fp16' | 'bf16' | 'keep'): 'fp32' | 'fp16' | 'bf16' | undefined {
+  return outDtype === 'keep' ? undefined : outDtype
+}
+
+/** Result of a tool that makes an adapter. */
+interface Made {
+  adapter: LoraAdapter
+  layers: RankReport[]
+  error: number
+  warnings?: string[]
+}
+
+/** Runs work with a bar; Ctrl-C ends it. Undefined when it was stopped. */
+export async function withProgress<T>(
+  work: (run: { signal: AbortSignal; onProgress: (progress: ToolProgress) => void }) => Promise<T>,
+): Promise<T | undefined> {
+  const progress = new Progress()
+  const onProgress = ({ done, total, name }: ToolProgress) => progress.update(done, total, `  ${name}`)
+  try {
+    return await interruptible('Stopping. Nothing is written.', (signal) => work({ signal, onProgress }))
+  } catch (error) {
+    if (!(error instanceof DOMException && error.name === 'AbortError')) throw error
+    say('Stopped.')
+    return undefined
+  } finally {
+    progress.end()
+  }
+}
+
+/** Makes an adapter, writes it, and tells what became of its layers. Returns the exit code. */
+export async function writeAdapter(
+  { out, outDtype, json }: { out: string; outDtype: 'fp32' | 'fp16' | 'bf16' | 'keep'; json: boolean },
+  work: Parameters<typeof withProgress<Made>>[0],
+): Promise<number> {
+  const node = await import('../../node.js')
+  await refuseFolder(out)
+  const made = await withProgress(work)
+  if (made === undefined) return EXIT_INTERRUPTED
+  const { adapter, layers, error, warnings = [] } = made
+  await node.saveAdapter(adapter, out, { dtype: savedDtype(outDtype) })
+  if (json) printDocument({ out, layers, error, warnings, peakRssBytes: peakRssBytes() })
+  else
+    print(
+      table([
+        ['layer', 'rank before', 'rank after', '‖ΔW‖', 'lost'],
+        ...layers.map((one) => [one.name, one.fromRank, one.rank, one.norm, one.error]),
+      ]),
+    )
+  warnings.forEach(warn)
+  const ranks = [...new Set(layers.map(({ rank }) => rank))].sort((a, b) => a - b)
+  const shown = ranks.length > 1 ? `ranks ${ranks[0]} to ${ranks.at(-1)}` : `rank ${ranks[0]}`
+  say(`Wrote ${colors.bold(out)}: ${layers.length} layers of ${shown}, ${(100 * error).toPrecision(3)} % lost`)
+  return 0
+}

@@ -1,0 +1,30 @@
+// lowrank combine: several adapters as one.
+
+import { flags } from '../flags.js'
+import { defineCommand } from '../options.js'
+import { ADAPTER_OUTPUT, writeAdapter } from './adapter-output.js'
+import { ADAPTERS, weightedAdapters } from './merge-options.js'
+
+export const combine = defineCommand({
+  name: 'combine',
+  summary: 'make one adapter from several adapters',
+  about: [
+    'Adds the changes of adapters for the same base. By default, the result is exactly their weighted sum. Its rank can be as high as the sum of all ranks.',
+    '--rank, --energy, --error or --ratio give the best approximation with a lower rank. --combination-type chooses another method, such as those of PEFT.',
+  ].join('\n'),
+  examples: [
+    'lowrank combine --adapter tests/golden/peft/f32 --adapter tests/golden/peft/rslora --weight 0.5 --rank 8 --out out/combined',
+    'lowrank combine --adapter tests/golden/peft/f32 --adapter tests/golden/peft/bf16 --combination-type ties --density 0.5 --out out/ties',
+  ],
+  subject: ['adapter'],
+  options: {
+    ...ADAPTERS,
+    ...flags('CombineOptions'),
+    ...ADAPTER_OUTPUT,
+  },
+  async run({ adapter: _adapter, weight: _weight, out, outDtype, json, ...settings }, { occurrences }) {
+    const node = await import('../../node.js')
+    const adapters = weightedAdapters(occurrences)
+    return writeAdapter({ out, outDtype, json }, (run) => node.combine({ adapters, ...settings, ...run }))
+  },
+})

@@ -1,0 +1,79 @@
+// lowrank diff: how two adapters, or two checkpoints, differ.
+
+import type { DiffReport } from '../../index.js'
+import { writeWhole } from '../../node/command-line.js'
+import { defineCommand, required, text, toggle } from '../options.js'
+import { EXIT_INTERRUPTED } from '../show/interrupt.js'
+import { refusePage } from '../show/report-file.js'
+import { diffReport, meanOf } from '../show/report-sections.js'
+import { colors, print, printDocument, say, table, warn } from '../show/terminal.js'
+import { MODEL } from '../sources.js'
+import { withProgress } from './adapter-output.js'
+
+/** On a terminal; the JSON document has all. */
+const MAX_NAMES = 5
+
+export const diff = defineCommand({
+  name: 'diff',
+  summary: 'show how two adapters, or two checkpoints, differ',
+  about: [
+    'For adapters, shows the norms of both changes and the cosine between them. Also shows the mean principal angles between the spaces',
+    'of their outputs, and between the spaces of their inputs. 0° means the same space. 90° means that the spaces have nothing in common.',
+    'For checkpoints, shows the relative change of each tensor.',
+  ].join('\n'),
+  examples: [
+    'lowrank diff --a tests/golden/peft/f32 --b tests/golden/peft/bf16',
+    'lowrank diff --a tests/golden/peft/f32 --b tests/golden/peft/rslora --html out/diff.html',
+  ],
+  subject: ['a', 'b'],
+  options: {
+    a: required(MODEL, 'an adapter folder, or a safetensors checkpoint'),
+    b: required(MODEL, 'another one of the same kind'),
+    html: text('FILE', 'write a web page in one file: a heat map of the layers'),
+    overwrite: toggle('replace the file of --html if it exists'),
+    json: toggle('print one JSON document on stdout'),
+  },
+  async run({ a, b, html, overwrite, json }) {
+    const node = await import('../../node.js')
+    if (html !== undefined) await refusePage(html, overwrite, 'diff')
+    const report = await withProgress((run) => node.diff(a, b, run))
+    if (report === undefined) return EXIT_INTERRUPTED
+    if (html !== undefined) {
+      const { reportPage } = await import('../../report/page.js')
+      await writeWhole(html, reportPage(diffReport(report, a, b)))
+      say(`Wrote ${colors.bold(html)}`)
+    }
+    if (json) printDocument({ a, b, ...report })
+    else print(lines(report))
+    for (const [names, owner] of [
+      [report.onlyA, 'a'],
+      [report.onlyB, 'b'],
+    ] as const) {
+      if (names.length > 0)
+        warn(
+          `only in ${owner}: ${names.slice(0, MAX_NAMES).join(', ')}${names.length > MAX_NAMES ? `, … (${names.length})` : ''}`,
+        )
+    }
+    say(`They differ by ${(100 * report.relativeChange).toPrecision(3)} % of a`)
+    if (report.topMovers.length > 0) say(`Most: ${report.topMovers.slice(0, MAX_NAMES).join(', ')}`)
+    return 0
+  },
+})
+
+function lines(report: DiffReport): string {
+  if (report.kind === 'checkpoints') {
+    const changed = report.tensors.filter(({ normDifference }) => normDifference > 0)
+    const rows = changed.map(({ name, shape, normA, normDifference, relativeChange }) => [
+      ...[name, shape.join('×'), normA, normDifference],
+      relativeChange,
+    ])
+    if (rows.length === 0) return 'All tensors that both have are equal'
+    return table([['tensor', 'shape', '‖a‖', '‖b − a‖', '‖b − a‖/‖a‖'], ...rows])
+  }
+  const angle = (angles: readonly number[]) => (angles.length === 0 ? '–' : `${meanOf(angles).toFixed(1)}°`)
+  const rows = report.layers.map((one) => [
+    ...[one.name, one.normA, one.normB, one.cosine === null ? '–' : one.cosine.toFixed(3)],
+    ...[angle(one.outputAngles), angle(one.inputAngles), one.relativeChange],
+  ])
+  return table([['layer', '‖ΔA‖', '‖ΔB‖', 'cosine', 'output', 'input', '‖ΔB − ΔA‖/‖ΔA‖'], ...rows])
+}

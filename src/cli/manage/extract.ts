@@ -1,0 +1,54 @@
+// lowrank extract: an adapter out of a base and a fine-tuned model.
+
+import { flags } from '../flags.js'
+import { defineCommand } from '../options.js'
+import { EXIT_INTERRUPTED } from '../show/interrupt.js'
+import { refuseFolder } from '../show/output.js'
+import { colors, peakRssBytes, print, printDocument, say, table } from '../show/terminal.js'
+import { ADAPTER_OUTPUT, savedDtype, withProgress } from './adapter-output.js'
+
+/** On a terminal; the JSON document has all. */
+const MAX_NAMES = 5
+
+export const extract = defineCommand({
+  name: 'extract',
+  summary: 'make an adapter from a fine-tuned model',
+  about: [
+    'Compares a fine-tuned safetensors checkpoint with its base, and writes the closest adapter.',
+    'Give --rank. Or give --energy, --error or --ratio: then lowrank chooses a rank for each weight.',
+    'The column "lost" is ‖ΔW − s·B·A‖/‖ΔW‖ of each weight.',
+  ].join('\n'),
+  examples: [
+    'lowrank merge --base models/union-3m --adapter tests/golden/peft/f32 --format safetensors --out out/fine-tuned',
+    'lowrank extract --base models/union-3m --fine-tuned out/fine-tuned --rank 8 --out out/extracted',
+  ],
+  subject: ['fineTuned'],
+  options: {
+    ...flags('ExtractOptions'),
+    ...ADAPTER_OUTPUT,
+  },
+  async run({ out, outDtype, json, ...options }) {
+    const node = await import('../../node.js')
+    await refuseFolder(out)
+    const made = await withProgress((run) => node.extract({ ...options, ...run }))
+    if (made === undefined) return EXIT_INTERRUPTED
+    const { adapter, ...report } = made
+    await node.saveAdapter(adapter, out, { dtype: savedDtype(outDtype) })
+    const { layers, error, saved, skipped, missing } = report
+    if (json) printDocument({ out, ...report, peakRssBytes: peakRssBytes() })
+    else if (layers.length > 0) {
+      const rows = layers.map((one) => [one.name, one.rank, one.norm, one.relativeChange, one.error])
+      print(table([['weight', 'rank', '‖ΔW‖', '‖ΔW‖/‖W‖', 'lost'], ...rows]))
+    }
+    list('kept whole', saved)
+    list('changed, but left out', skipped)
+    list('not in the fine-tuned model', missing)
+    say(`Wrote ${colors.bold(out)}: ${layers.length} layers, ${(100 * error).toPrecision(3)} % of the change is lost`)
+    return 0
+  },
+})
+
+function list(label: string, names: readonly string[]): void {
+  if (names.length === 0) return
+  say(`${label}: ${names.slice(0, MAX_NAMES).join(', ')}${names.length > MAX_NAMES ? `, … (${names.length})` : ''}`)
+}

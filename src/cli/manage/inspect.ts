@@ -1,0 +1,186 @@
+// lowrank inspect: what an adapter, a checkpoint or an ONNX model holds.
+
+import type { EmbeddingContents, FitReport, InspectReport } from '../../index.js'
+import { writeWhole } from '../../node/command-line.js'
+import { flags } from '../flags.js'
+import { defineCommand, required, text, toggle, UsageError } from '../options.js'
+import { printable } from '../show/escape.js'
+import { refusePage } from '../show/report-file.js'
+import { inspectionReport, kindOf, targetsOf } from '../show/report-sections.js'
+import { colors, complain, print, printDocument, say, table, thousands, warn } from '../show/terminal.js'
+import { MODEL } from '../sources.js'
+
+/** On a terminal; the JSON document and the page have all. */
+const MAX_PROBLEMS = 20
+
+export const inspect = defineCommand({
+  name: 'inspect',
+  summary: 'show what is in an adapter or a model',
+  about: [
+    'For an adapter: shows its configuration. For each layer, it shows the shape, the scaling, and how much it changes the weight.',
+    'For a broken adapter: lists all problems, and exits with 1.',
+    'For an .onnx model: lists the layers that an adapter can change. For a safetensors checkpoint: lists its tensors.',
+  ].join('\n'),
+  examples: [
+    'lowrank inspect out/scripture',
+    'lowrank inspect out/scripture --base models/union-3m --relative-change --html out/scripture.html',
+    'lowrank inspect models/union-3m/onnx/model.onnx',
+  ],
+  subject: ['source'],
+  options: {
+    source: required(MODEL, 'an adapter’s folder, a safetensors checkpoint, an .onnx file, or an id on the Hub'),
+    ...flags('InspectOptions'),
+    html: text('FILE', 'write a web page in one file: a heat map of the layers and their singular values'),
+    overwrite: toggle('replace the file of --html if it exists'),
+    json: toggle('print one JSON document on stdout'),
+  },
+  async run({ source, base, dtype, relativeChange, html, overwrite, strict, json }) {
+    if (relativeChange && base === undefined) throw new UsageError('--relative-change needs --base DIR|FILE|ID')
+    const node = await import('../../node.js')
+    if (html !== undefined) await refusePage(html, overwrite)
+    const report = await node.inspect(source, { base, dtype, relativeChange, strict })
+    if (html !== undefined) {
+      if (report.kind !== 'adapter') throw new UsageError('--html works for adapters only; SOURCE is a model')
+      const { reportPage } = await import('../../report/page.js')
+      await writeWhole(html, reportPage(inspectionReport(report, source)))
+      say(`Wrote ${colors.bold(html)}`)
+    }
+    if (json) printDocument({ ...report })
+    else print(lines(report).join('\n'))
+    if (report.kind !== 'adapter') return 0
+    report.warnings.forEach(warn)
+    const problems = [...report.problems.map(({ message }) => message), ...misfits(report.fit)]
+    for (const problem of problems.slice(0, MAX_PROBLEMS)) complain('problem', problem)
+    if (problems.length > MAX_PROBLEMS) say(`… and ${problems.length - MAX_PROBLEMS} more; --json has them all`)
+    return problems.length > 0 ? 1 : 0
+  },
+})
+
+function misfits(fit: FitReport | undefined): string[] {
+  if (fit === undefined) return []
+  return [...fit.problems, ...fit.parts.flatMap(({ problem }) => problem ?? [])]
+}
+
+function lines(report: InspectReport): string[] {
+  switch (report.kind) {
+    case 'adapter':
+      return adapterLines(report)
+    case 'checkpoint':
+      return [
+        heading(
+          'Checkpoint',
+          `${report.tensors.length} tensors, ${thousands(report.params)} parameters` +
+            (report.files.length > 1 ? `, ${report.files.length} files` : ''),
+        ),
+        table([
+          ['tensor', 'type', 'shape'],
+          ...report.tensors.map(({ name, dtype, shape }) => [name, dtype, shape.join('×')]),
+        ]),
+      ]
+    case 'onnx':
+      return onnxLines(report)
+  }
+}
+
+const CONVOLUTIONS =
+  'Conv: convolutions of kernel 1, as which some exporters write linear layers. The target all-linear leaves them out, as PEFT’s does.'
+
+function onnxLines({ graphs, dtypes, linears, embeddings }: InspectReport & { kind: 'onnx' }): string[] {
+  const isSeveral = graphs.length > 1
+  const types = Object.entries(dtypes).map(([name, own]) => `${isSeveral ? `${name}: ` : ''}${own.join(', ')}`)
+  const yes = (is: boolean) => (is ? 'yes' : 'no')
+  return [
+    heading('ONNX model', `${linears.length} linear layers${isSeveral ? ` in ${graphs.length} graphs` : ''}`),
+    ...(types.length > 0 ? [`types    ${printable(types.join('; '))}`] : []),
+    ...graphs.flatMap(({ role, inputs, outputs }) => [
+      ...(isSeveral ? ['', colors.bold(role)] : []),
+      `inputs   ${printable(inputs.join(', '))}`,
+      `outputs  ${printable(outputs.join(', '))}`,
+    ]),
+    '',
+    table([
+      ['linear layer', ...(isSeveral ? ['graph'] : []), 'form', 'd', 'k', 'run', 'merge', 'train'],
+      ...linears.map(({ name, graph, form, layout, d, k, isHead, run, merge, train, problem, branches }) => {
+        const beside = branches === 0 ? '' : ` + ${branches} merged beside it`
+        const stored = `${form} (${layout})${beside}${isHead ? ', head' : ''}${problem === null ? '' : `: ${problem}`}`
+        const able = [yes(run), merge.join(', ') || 'no', yes(train)]
+        return [name, ...(isSeveral ? [graph] : []), stored, d, k, ...able]
+      }),
+    ]),
+    ...(linears.some(({ form }) => form === 'Conv') ? ['', CONVOLUTIONS] : []),
+    ...(embeddings.length === 0 ? [] : ['', embeddingTable(embeddings, isSeveral)]),
+  ]
+}
+
+function embeddingTable(embeddings: readonly EmbeddingContents[], isSeveral: boolean): string {
+  return table([
+    ['embedding', ...(isSeveral ? ['graph'] : []), 'form', 'rows', 'columns', 'merge'],
+    ...embeddings.map(({ name, graph, form, layout, vocabulary, features, merge, problem }) => {
+      const stored = `${form} (${layout})${problem === null ? '' : `: ${problem}`}`
+      return [name, ...(isSeveral ? [graph] : []), stored, vocabulary, features, merge.join(', ')]
+    }),
+  ])
+}
+
+function adapterLines({
+  config,
+  trainableParams,
+  layers,
+  replacements,
+  fit,
+}: InspectReport & { kind: 'adapter' }): string[] {
+  const settings: [string, string][] = [
+    ['base model', config.baseModel ?? 'not named'],
+    ['rank, alpha', `${config.rank}, ${config.alpha}${config.useRslora ? ' (rsLoRA: scaling alpha/√rank)' : ''}`],
+    ['targets', targetsOf(config)],
+  ]
+  return [
+    heading('LoRA adapter', `${layers.length} layers, ${thousands(trainableParams)} parameters`),
+    ...settings.map(([name, value]) => `${name.padEnd(12)} ${printable(value)}`),
+    '',
+    table([
+      ['layer', 'kind', 'd', 'k', 'rank', 'alpha', 'scaling', 'type', '‖A‖', '‖B‖', '‖s·B·A‖', 'eff. rank'],
+      ...layers.map((layer) => {
+        const { name, d, k, rank, alpha, scaling, dtype, normA, normB, normDelta, effectiveRank } = layer
+        const shown = Number.isNaN(effectiveRank) ? 'no number' : effectiveRank.toFixed(1)
+        return [name, kindOf(layer), d, k, rank, alpha, scaling, dtype, normA, normB, normDelta, shown]
+      }),
+    ]),
+    ...(replacements.length === 0 ? [] : ['', replacementTable(replacements)]),
+    ...(fit === undefined ? [] : ['', ...fitLines(fit)]),
+  ]
+}
+
+function fitLines({ base, parts, vocabulary, isTied, notes }: FitReport): string[] {
+  const fitting = parts.filter(({ problem }) => problem === null)
+  const types = [...new Set(fitting.flatMap(({ dtype }) => dtype ?? []))]
+  const changed = parts.filter(({ relativeChange }) => relativeChange !== null)
+  return [
+    heading(
+      `Fit to ${base}`,
+      `${fitting.length} of ${parts.length} parts fit${types.length > 0 ? `, weights in ${types.join(', ')}` : ''}`,
+    ),
+    ...(vocabulary === null ? [] : [`vocabulary   ${thousands(vocabulary)}${isTied ? ', tied embeddings' : ''}`]),
+    ...notes.map((note) => `note         ${printable(note)}`),
+    ...(changed.length > 0
+      ? [
+          '',
+          table([
+            ['layer', 'weight', '‖s·B·A‖/‖W‖'],
+            ...changed.map(({ name, tensor, relativeChange }) => [name, tensor!, relativeChange!]),
+          ]),
+        ]
+      : []),
+  ]
+}
+
+function replacementTable(replacements: (InspectReport & { kind: 'adapter' })['replacements']): string {
+  return table([
+    ['replaces', 'rows', 'type', 'shape'],
+    ...replacements.map(({ name, rows, dtype, shape }) => [name, rows ?? 'all', dtype, shape.join('×')]),
+  ])
+}
+
+function heading(kind: string, facts: string): string {
+  return `${colors.bold(kind)}: ${facts}`
+}

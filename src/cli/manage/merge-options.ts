@@ -1,0 +1,154 @@
+// Parts that `merge` and `unmerge` share on the command line: options, adapters with their weights, and the run with
+// its progress.
+
+import type { MergeProgress, MergeReport, MergeSummary } from '../../index.js'
+import { flags } from '../flags.js'
+import { type Occurrence, type Option, readNumber, repeated, toggle, UsageError } from '../options.js'
+import { printable } from '../show/escape.js'
+import { EXIT_INTERRUPTED, interruptible } from '../show/interrupt.js'
+import { bytes, colors, Progress, peakRssBytes, printDocument, say, warn } from '../show/terminal.js'
+import { ADAPTER } from '../sources.js'
+
+export const ADAPTERS = {
+  adapter: {
+    ...repeated(ADAPTER, 'adapter: a folder, or an id on the Hub. You can give several: their changes are added'),
+    isRequired: true,
+  },
+  weight: repeated('W', 'strength of the adapter that stands before this option; default 1'),
+}
+
+export const OUTPUT = {
+  maxShardSize: sized('SIZE', 'split the weights into files of at most this size, such as 5GB', readSize),
+  ...flags(
+    'MergeOptions',
+    ...([
+      'format',
+      'dtype',
+      'externalData',
+      'allowMissing',
+      'weightsOnly',
+      'strict',
+      'threads',
+      'reproducible',
+    ] as const),
+  ),
+  shard: sized(
+    'I/N',
+    'split the merge into N shares, and make share I of them (0 to N-1). The last share to end gives the result its name',
+    readShare,
+  ),
+  ...flags('MergeOptions', 'overwrite'),
+  json: toggle('print one JSON document on stdout'),
+}
+
+/** Names of the API's options that have another name here. */
+export const API_NAMES = { maxShardBytes: 'maxShardSize', share: 'shard' } as const
+
+/** The changes of a model, in a few words. */
+export function changesIn({ changed, tensors, branches }: MergeSummary): string {
+  const beside = branches === undefined ? '' : `, ${branches} layers with factors beside their quantized weights`
+  return `${changed} of ${tensors} tensors changed${beside}`
+}
+
+function outcome(report: MergeReport): string {
+  const [out, seconds] = [colors.bold(report.out), `${report.seconds.toFixed(1)} s`]
+  const changed = changesIn(report)
+  if (report.missing !== undefined)
+    return `Made ${bytes(report.bytes)} in ${out}: ${changed}, ${seconds}. ${report.missing.length} files of other shares are missing.`
+  if (report.bytes === 0) return `Nothing was left to do. The result is ${out}`
+  return `Wrote ${out}: ${bytes(report.bytes)}, ${changed}, ${seconds}`
+}
+
+/** Runs a merge with a bar; Ctrl-C ends it. Returns the exit code. */
+export async function runMerge<R extends MergeReport>(
+  json: boolean,
+  work: (run: { signal: AbortSignal; onProgress: (progress: MergeProgress) => void }) => Promise<R>,
+  show: (report: R) => void,
+): Promise<number> {
+  const progress = new Progress()
+  const startedAt = performance.now()
+  const onProgress = ({ writtenBytes, totalBytes, keptBytes = 0 }: MergeProgress) => {
+    const megabytes = (value: number) => Math.round(Math.min(value, totalBytes) / 1e6)
+    const rate = ((writtenBytes - keptBytes) / (performance.now() - startedAt)) * 1000
+    progress.update(megabytes(writtenBytes), megabytes(totalBytes), ` MB  ${bytes(rate)}/s`)
+  }
+  try {
+    const report = await interruptible('Stopping. --out does not change.', (signal) => work({ signal, onProgress }))
+    progress.end()
+    if (json) printDocument({ ...(report as MergeReport), peakRssBytes: peakRssBytes() })
+    else show(report)
+    sayAsides(report)
+    say(outcome(report))
+    return 0
+  } catch (error) {
+    if (!(error instanceof DOMException && error.name === 'AbortError')) throw error
+    progress.end()
+    say('Stopped. If the result has several files, the finished ones are kept: the same command continues.')
+    return EXIT_INTERRUPTED
+  } finally {
+    progress.end()
+  }
+}
+
+/** Kinds of tensors under other names that are shown. */
+const MAX_RENAMED = 3
+
+/**
+ * Lines about tensors found under other names, new tensors, warnings, and the files of the base that the result does
+ * not need.
+ */
+export function sayAsides({ leftOut, warnings, added, renamed }: MergeSummary): void {
+  for (const { from, to, count } of renamed.slice(0, MAX_RENAMED)) {
+    const many = count > 1 ? ` (${count} tensors)` : ''
+    say(`${printable(from)} is ${to.map(printable).join(' and ')} in this base${many}`)
+  }
+  if (renamed.length > MAX_RENAMED)
+    say(`… and ${renamed.length - MAX_RENAMED} other kinds of tensors under other names`)
+  if (added.length > 0) say(`New in the result: ${added.map(printable).join(', ')}`)
+  warnings.forEach(warn)
+  if (leftOut.length > 0) say(`Not copied from the base: ${leftOut.map(printable).join(', ')}`)
+}
+
+/** An option whose one value has a form of its own. */
+export function sized<T>(
+  placeholder: string,
+  about: string,
+  read: (occurrence: Occurrence) => T,
+): Option<T | undefined> {
+  return { placeholder, about, read: (occurrences) => occurrences.map(read).at(-1) }
+}
+
+/** 500MB, 5GB or a number of bytes; decimal units, as transformers counts them. */
+function readSize({ flag, value }: Occurrence): number {
+  const [, number, unit] = /^(\d+(?:\.\d+)?)\s*(KB|MB|GB|TB|B)?$/i.exec(value) ?? []
+  const size = Math.floor(Number(number) * 1000 ** ['B', 'KB', 'MB', 'GB', 'TB'].indexOf((unit ?? 'B').toUpperCase()))
+  if (number !== undefined && size > 0 && Number.isSafeInteger(size)) return size
+  throw new UsageError(`${flag} is a size such as 5GB; got '${value}'`)
+}
+
+function readShare({ flag, value }: Occurrence): { index: number; count: number } {
+  const [, index, count] = /^(\d+)\/(\d+)$/.exec(value) ?? []
+  if (index === undefined)
+    throw new UsageError(
+      `${flag} needs the number of the share and the number of all shares, such as 0/4; got '${value}'`,
+    )
+  if (Number(index) >= Number(count)) {
+    const last = Number(count) > 0 ? `; the last of ${count} shares is ${Number(count) - 1}/${count}` : ''
+    throw new UsageError(`${flag} counts shares from 0; got '${value}'${last}`)
+  }
+  return { index: Number(index), count: Number(count) }
+}
+
+/** Each --adapter with the --weight that follows it. */
+export function weightedAdapters(occurrences: readonly Occurrence[]): { adapter: string; weight?: number }[] {
+  const adapters: { adapter: string; weight?: number }[] = []
+  for (const occurrence of occurrences) {
+    if (occurrence.flag === '--adapter') adapters.push({ adapter: occurrence.value })
+    if (occurrence.flag !== '--weight') continue
+    const adapter = adapters.at(-1)
+    if (adapter === undefined) throw new UsageError('--weight W comes after the --adapter that it belongs to')
+    if (adapter.weight !== undefined) throw new UsageError(`${adapter.adapter} has two weights`)
+    adapter.weight = readNumber(occurrence)
+  }
+  return adapters
+}

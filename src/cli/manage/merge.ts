@@ -1,0 +1,79 @@
+// lowrank merge: adds an adapter to a base model's weights, so that the result runs without LoRA.
+
+import type { LayerChange, MergePlanReport } from '../../index.js'
+import { flags } from '../flags.js'
+import { defineCommand, toggle } from '../options.js'
+import { printable } from '../show/escape.js'
+import { bytes, colors, print, printDocument, say, table } from '../show/terminal.js'
+import { ADAPTERS, API_NAMES, changesIn, OUTPUT, runMerge, sayAsides, weightedAdapters } from './merge-options.js'
+
+export const merge = defineCommand({
+  name: 'merge',
+  summary: 'write a copy of a model with the adapter inside',
+  about: [
+    'Writes a new model whose weights contain the adapter: W + scaling · B · A, in the weight types of the base.',
+    'The base is an .onnx file, a .safetensors file, or a folder. If the folder has an .onnx file, the result is an .onnx file too:',
+    '`lowrank generate` runs it. --format safetensors writes the checkpoint, and --format both writes both.',
+  ].join('\n'),
+  examples: [
+    'lowrank merge --base models/union-3m --adapter out/scripture --out out/scripture-model',
+    'lowrank merge --base models/union-3m --adapter out/scripture --adapter tests/golden/peft/f32 --weight 0.5 --format safetensors --out out/scripture-mix',
+    'lowrank merge --base models/union-3m/model.safetensors --adapter out/scripture --out out/merged.safetensors',
+  ],
+  subject: ['base'],
+  options: {
+    ...flags('MergeOptions', 'base'),
+    ...ADAPTERS,
+    ...flags('MergeOptions', 'out', 'tied', 'outDtype', 'quantized'),
+    dryRun: toggle('check everything and show the plan; write nothing'),
+    verbose: toggle('show the change of each layer, not only the largest ones'),
+    ...OUTPUT,
+  },
+  apiNames: API_NAMES,
+  async run(
+    { dryRun, verbose, json, maxShardSize, shard, adapter: _adapter, weight: _weight, ...rest },
+    { occurrences },
+  ) {
+    const adapters = weightedAdapters(occurrences)
+    const options = { ...rest, adapters, maxShardBytes: maxShardSize, share: shard }
+    const node = await import('../../node.js')
+    if (dryRun) return showPlan(await node.planMerge(options), json)
+    return runMerge(
+      json,
+      (run) => node.merge({ ...options, ...run }),
+      ({ layers }) => showChanges(layers, verbose),
+    )
+  },
+})
+
+/** Layers that are shown without --verbose. */
+const SHOWN_CHANGES = 10
+
+/** How much layers changed: the range, and a table of the largest changes or of all. */
+function showChanges(layers: readonly LayerChange[], isVerbose: boolean): void {
+  if (layers.length === 0) return
+  const sorted = layers.toSorted((a, b) => (b.relativeChange ?? -1) - (a.relativeChange ?? -1))
+  const known = sorted.flatMap(({ relativeChange }) => relativeChange ?? [])
+  if (known.length > 1) {
+    const [most, middle, least] = [known[0], known[known.length >> 1], known[known.length - 1]].map((x) =>
+      x.toPrecision(3),
+    )
+    say(`Change ‖ΔW‖/‖W‖ of ${layers.length} layers: from ${least} to ${most}, in the middle ${middle}`)
+  }
+  const shown = isVerbose ? layers : sorted.slice(0, SHOWN_CHANGES)
+  const heading = shown.length < layers.length ? `${SHOWN_CHANGES} largest changes` : 'layer'
+  const isRequantized = layers.some(({ quantizationError }) => quantizationError !== undefined)
+  const rows = shown.map(({ name, relativeChange, quantizationError }) => {
+    return [name, relativeChange ?? '–', ...(isRequantized ? [quantizationError ?? ''] : [])]
+  })
+  print(table([[heading, 'change ‖ΔW‖/‖W‖', ...(isRequantized ? ['added error'] : [])], ...rows]))
+  if (shown.length < layers.length) say(`--verbose shows all ${layers.length} layers`)
+}
+
+function showPlan(plan: MergePlanReport, json: boolean): number {
+  if (json) printDocument({ ...plan, dryRun: true })
+  else print(plan.layers.map(({ name }) => printable(name)).join('\n'))
+  sayAsides(plan)
+  say(`Would write ${colors.bold(plan.out)}: ${bytes(plan.bytes)}, ${changesIn(plan)}`)
+  return 0
+}

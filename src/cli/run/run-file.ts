@@ -1,0 +1,48 @@
+// The file of a run's options: JSON, or YAML, of which JSON is a part. Its names are those of train() in code.
+
+import { ConfigError, FormatError, type TrainOptions } from '../../index.js'
+import { readTextFile } from './data-options.js'
+
+/**
+ * The options in the file. What they are worth, train() checks.
+ *
+ * @throws FileError when it cannot be read, FormatError when it is no YAML or JSON, or no object
+ */
+export async function readRunFile(file: string): Promise<Partial<TrainOptions>> {
+  const text = await readTextFile(file)
+  const { parse, YAMLParseError } = await import('yaml')
+  let value: unknown
+  try {
+    value = parse(text, { logLevel: 'error' })
+  } catch (cause) {
+    const what = cause instanceof Error ? cause.message.split('\n')[0] : String(cause)
+    const kind = cause instanceof YAMLParseError ? 'not valid YAML or JSON' : 'cannot be read'
+    throw new FormatError({ where: file, what: `${kind} (${what.replace(/:$/, '')})`, cause })
+  }
+  if (typeof value === 'object' && value !== null && !Array.isArray(value)) return value as Partial<TrainOptions>
+  throw new FormatError({
+    where: file,
+    what: 'not the options of a run',
+    expected: 'names with values, such as model, data, out and maxSteps',
+    got: Array.isArray(value) ? 'a list' : value === null ? 'nothing' : typeof value,
+  })
+}
+
+/** The error, naming the file where an option of it is what is wrong. */
+export function inRunFile(error: unknown, file: string, given: ReadonlySet<string>, own: object): unknown {
+  if (!(error instanceof ConfigError) || error.where === undefined) return error
+  const { where, what, expected, got, hint } = error
+  const [name] = where.split(/[.[]/)
+  const { config = {} } = own as { config?: unknown }
+  const isThere =
+    Object.hasOwn(own, name) || (typeof config === 'object' && config !== null && Object.hasOwn(config, name))
+  if (!isThere || given.has(name)) return error
+  return new ConfigError({
+    where: `${file}: ${where}`,
+    what,
+    cause: error,
+    ...(expected !== undefined && { expected }),
+    ...(got !== undefined && { got }),
+    ...(hint !== undefined && { hint }),
+  })
+}

@@ -1,0 +1,91 @@
+// lowrank serve: OpenAI's HTTP routes over one model and many adapters.
+
+import type { SignalLike } from '../../index.js'
+import { flags } from '../flags.js'
+import { defineCommand, integer, repeated, required, text, toggle, UsageError } from '../options.js'
+import { printable } from '../show/escape.js'
+import { interruptible } from '../show/interrupt.js'
+import { colors, say, warn } from '../show/terminal.js'
+import { MODEL, RUNS } from '../sources.js'
+
+export const serve = defineCommand({
+  name: 'serve',
+  summary: 'answer HTTP requests in OpenAI’s form, with an adapter for each',
+  about: [
+    'Opens the model once. The “model” of a request chooses the base or an adapter by its name.',
+    'Routes: /v1/models, /v1/chat/completions, /v1/completions, /v1/embeddings, /classify, /health, /metrics.',
+    'Ctrl-C or SIGTERM: answers what has begun, refuses what is new, and stops.',
+  ].join('\n'),
+  examples: ['lowrank serve models/union-3m --adapter peft=tests/golden/peft/f32 --port 0'],
+  subject: ['model'],
+  options: {
+    model: required(MODEL, RUNS),
+    ...flags('LoadModelOptions', 'dtype'),
+    adapter: repeated('NAME=SOURCE', 'an adapter and the name by which requests choose it'),
+    allowLoading: text('FOLDER', 'load adapters of this folder by their names, and on /v1/load_lora_adapter'),
+    maxAdapters: integer('the largest number of adapters; the least used leaves', { fallback: 64 }),
+    name: text('NAME', 'the name of the base. Default: the last part of MODEL'),
+    host: text('HOST', 'the address to listen on. Default: 127.0.0.1, this machine alone'),
+    port: integer('the port; 0 takes a free one', { fallback: 8000, least: 0 }),
+    apiKey: repeated('KEY', 'a key that callers must send; also LOWRANK_API_KEY'),
+    origin: repeated('ORIGIN', 'a page that may call from a browser, such as https://example.com'),
+    maxRunning: integer('requests that run at the same time', { fallback: 8 }),
+    maxQueue: integer('requests that wait; the next gets status 429', { fallback: 64, least: 0 }),
+    maxTokens: integer('the most new tokens of an answer. Default: the model’s context'),
+    ...flags('OpenSessionOptions', 'device', 'threads'),
+    quiet: toggle('print the address alone'),
+  },
+  async run(values) {
+    const { adapter, allowLoading, host = '127.0.0.1', port, apiKey, origin, device, threads, quiet } = values
+    const { createHandler, folderOfAdapters, listen } = await import('../../serve/node/entry.js')
+    const { loadModel } = await import('../../node.js')
+    const adapters = Object.fromEntries(adapter.map(adapterOf))
+    const environment = process.env.LOWRANK_API_KEY
+    const keys = [...apiKey, ...(environment ? [environment] : [])]
+    const isLocal = ['127.0.0.1', 'localhost', '::1'].includes(host)
+    const model = await loadModel(values.model, { dtype: values.dtype })
+    try {
+      const handler = await createHandler({
+        model,
+        adapters,
+        name: values.name,
+        session: { device, threads, maxBatch: values.maxRunning, onWarning: warn },
+        apiKeys: keys.length > 0 ? keys : undefined,
+        hosts: isLocal ? ['127.0.0.1', 'localhost', '[::1]'] : undefined,
+        origins: origin,
+        resolveAdapter: allowLoading === undefined ? undefined : folderOfAdapters(allowLoading),
+        maxAdapters: values.maxAdapters,
+        maxQueue: values.maxQueue,
+        maxTokens: values.maxTokens,
+        onError: (error) => warn(error instanceof Error ? (error.stack ?? error.message) : String(error)),
+      })
+      const { server, url } = await listen(handler, { host, port })
+      say(`${colors.bold(url)} serves ${printable([handler.base, ...Object.keys(adapters)].join(', '))}`)
+      if (!quiet) say(exampleOf(url, Object.keys(adapters)[0] ?? handler.base, keys.length > 0))
+      if (!isLocal && keys.length === 0) warn('Everybody who reaches this address can use it: give --api-key KEY')
+      await interruptible('Answering what has begun.', untilAborted)
+      server.close()
+      await handler.close()
+      server.closeAllConnections()
+      return 0
+    } finally {
+      await model.close()
+    }
+  },
+})
+
+function adapterOf(given: string): [name: string, source: string] {
+  const [, name, source] = /^([^=]+)=(.+)$/.exec(given) ?? []
+  if (name === undefined) throw new UsageError(`--adapter ${given}: write NAME=SOURCE`)
+  return [name, source]
+}
+
+function exampleOf(url: string, model: string, hasKey: boolean): string {
+  const body = JSON.stringify({ model, prompt: 'And the people', max_tokens: 20 })
+  const key = hasKey ? ' -H "Authorization: Bearer KEY"' : ''
+  return `Try: curl ${url}/v1/completions -H "Content-Type: application/json"${key} -d '${body}'`
+}
+
+function untilAborted(signal: SignalLike): Promise<void> {
+  return new Promise((resolve) => signal.addEventListener('abort', () => resolve(), { once: true }))
+}

@@ -1,0 +1,219 @@
+// lowrank train: a model folder and records → an adapter folder that PEFT reads too.
+
+import { CHOICES, type TrainEvents, type TrainOptions } from '../../index.js'
+import { flags } from '../flags.js'
+import { choice, defineCommand, flagOf, integer, type Option, text, toggle, UsageError } from '../options.js'
+import { EXIT_INTERRUPTED, interruptible } from '../show/interrupt.js'
+import { printPreview } from '../show/preview.js'
+import { colors, duration, Progress, printDocument, say, thousands, warn } from '../show/terminal.js'
+import { MODEL, RUNS } from '../sources.js'
+import { readChatTemplate } from './data-options.js'
+import { inRunFile, readRunFile } from './run-file.js'
+
+/** Settings of the new adapter, which are options of their own here. */
+const CONFIG_OPTIONS = [
+  ...(['rank', 'alpha', 'dropout', 'targetModules', 'excludeModules', 'useRslora', 'useDora', 'rankPattern'] as const),
+  ...(['alphaPattern', 'bias', 'modulesToSave', 'init', 'seed'] as const),
+]
+
+/** An option that a file of --config may give instead. */
+function unlessInFile<T>(option: Option<T>): Option<T | undefined> {
+  return { ...option, isRequired: false, about: `${option.about}; required unless --config names it` }
+}
+
+export const train = defineCommand({
+  name: 'train',
+  summary: 'fine-tune an adapter on your texts or chats',
+  about: [
+    'Trains a LoRA adapter: a small set of new weights that learns from your data. The model itself does not change.',
+    'Records are {"text": "…"}, {"prompt": "…", "completion": "…"}, {"question": "…", "answer": "…"} or chats: {"messages": […]}.',
+    'From {"text"} records, the adapter learns the whole text. From the others, it learns the completion, the answer, or the messages of the assistant.',
+    'With another --task, the records have other fields: see Tasks below, and docs/tasks.md.',
+    '--preview 3 shows the tokens of three examples, and which of these tokens it learns.',
+  ].join('\n'),
+  more: async () => ({ Tasks: await tasksInHelp() }),
+  examples: [
+    'lowrank train --model models/union-3m --data models/data/scripture.jsonl --out out/scripture --learning-rate 5e-3',
+    'lowrank train --model models/union-3m --data models/data/scripture.jsonl --out out/scripture-2 --save-every 20 --overwrite',
+  ],
+  subject: ['model'],
+  options: {
+    ...flags(
+      'TrainOptions',
+      ...(['model', 'dtype', 'data', 'evalData', 'evalSplit', 'columns', 'chatTemplate', 'chatTemplateArgs'] as const),
+      ...(['out', 'tensorboard'] as const),
+    ),
+    config: text(
+      'FILE',
+      'YAML or JSON file with the options of the run. Names are those in code, such as maxSteps. Options of the command line replace those of the file. run.json in the folder of an adapter is such a file',
+    ),
+    ...flags('TrainOptions', 'task', 'taskOptions', 'preset'),
+    ...flags('TrainConfig', ...CONFIG_OPTIONS),
+    ...flags('TrainOptions', 'trainedTokens', 'epochs', 'maxSteps', 'batchSize', 'maxLength'),
+    ...flags('TrainOptions'),
+    ...flags('LoadModelOptions', 'dtype'),
+    model: unlessInFile(text(MODEL, RUNS)),
+    data: unlessInFile(flags('TrainOptions', 'data').data),
+    task: choice(
+      CHOICES.train.task,
+      'what the model learns: see Tasks below; default: causal-lm, or seq2seq for an encoder-decoder such as T5',
+    ),
+    init: { ...choice(CHOICES.train.init, flags('TrainConfig', 'init').init.about), fallback: 'kaiming-uniform' },
+    preview: integer('show the tokens of the first N examples, and which of them count for the loss; trains nothing'),
+    json: toggle('print one JSON document on stdout'),
+  },
+  async run(values, { occurrences }) {
+    const { preview, json, config: file, ...own } = values
+    const given = new Set(Object.keys(own).filter((key) => occurrences.some(({ flag }) => flag === flagOf(key))))
+    const fromFile = file === undefined ? {} : await readRunFile(file)
+    const options = await withFile(fromFile, own, given)
+    const { model, data, out, task } = options
+    // A misspelled name in the file is a likely reason, so the message lists the names that it has.
+    const inSight = file === undefined ? '' : `; ${file} has ${Object.keys(fromFile).join(', ') || 'no options'}`
+    if (model === undefined) throw new UsageError(`--model ${MODEL} is missing${inSight}`)
+    if (data === undefined) throw new UsageError(`--data FILE|DIR is missing${inSight}`)
+    if (options.resume && options.overwrite) throw new UsageError('--resume and --overwrite cannot be used together')
+    const node = await import('../../node.js')
+    const inFile = (error: unknown): never => {
+      throw file === undefined ? error : inRunFile(error, file, given, fromFile)
+    }
+    if (preview !== undefined) {
+      const { columns, maxLength, chatTemplate, chatTemplateArgs } = options
+      const about = { model, task, data, columns, maxLength, chatTemplate, chatTemplateArgs, count: preview }
+      const examples = await node.previewData(about).catch(inFile)
+      if (json) printDocument({ examples })
+      else printPreview(examples)
+      return 0
+    }
+    if (typeof out !== 'string') throw new UsageError('--out DIR is missing')
+    const progress = new Progress()
+    const pace: StepPace = { stepMs: undefined }
+    const result = await interruptible(
+      () => finishing(pace),
+      (signal) => node.train({ ...options, model, data, signal, on: narrate(progress, pace) }),
+    )
+      .catch(stoppedLoading)
+      .catch(inFile)
+      .finally(() => progress.end())
+    if (result === undefined) return EXIT_INTERRUPTED
+    const { report } = result
+    const { interrupted } = report
+    const isChat = result.adapter.chatTemplate !== undefined
+    const form = options.dtype === undefined ? '' : ` --dtype ${options.dtype}`
+    if (interrupted && options.overwrite && report.steps === 0) {
+      say(`Stopped before the first step: ${colors.bold(out)} did not change.`)
+      if (json) printDocument({ ...report, out })
+      return EXIT_INTERRUPTED
+    }
+    const { stoppedEarly, keptStep } = report
+    if (stoppedEarly) say(`Ended early, after ${options.earlyStopping} evaluations in a row that were not better.`)
+    if (!interrupted && keptStep < report.steps) say(`Kept the weights of step ${keptStep}, whose evaluation was best.`)
+    say(
+      `${interrupted ? 'Stopped' : 'Done'} after ${report.steps} ${report.steps === 1 ? 'step' : 'steps'} in ${duration(report.seconds * 1000)}: ` +
+        `${thousands(report.trainableParams)} parameters in ${colors.bold(out)}`,
+    )
+    if (interrupted)
+      say(`To continue, run the same command with --resume${options.overwrite ? ' in place of --overwrite' : ''}.`)
+    else {
+      const [command, option, input] = await triedWith(node, task)
+      const words = `${option} "${isChat ? 'Who are you?' : input}"`
+      say(`Try it: npx lowrank ${command} --model ${quote(String(model))}${form} --adapter ${quote(out)} ${words}`)
+    }
+    if (json) printDocument({ ...report, out })
+    return interrupted ? EXIT_INTERRUPTED : 0
+  },
+})
+
+/** The options of a file, replaced by those that were given. */
+async function withFile(
+  file: Partial<TrainOptions>,
+  values: Readonly<Record<string, unknown>>,
+  given: ReadonlySet<string>,
+): Promise<Partial<TrainOptions>> {
+  const isConfig = (key: string) => (CONFIG_OPTIONS as readonly string[]).includes(key)
+  const pick = (keys: readonly string[]) => Object.fromEntries(keys.map((key) => [key, values[key]]))
+  const config = pick(CONFIG_OPTIONS.filter((key) => given.has(key)))
+  const template = given.has('chatTemplate') && (await readChatTemplate(values.chatTemplate as string))
+  return {
+    ...file,
+    ...pick([...given].filter((key) => !isConfig(key))),
+    ...(template && { chatTemplate: template }),
+    ...(Object.keys(config).length > 0 && { config: { ...file.config, ...config } }),
+  }
+}
+
+/** The command that runs the adapters of a task, its option for the input, and an input. */
+async function triedWith({ trainingTasks }: typeof import('../../node.js'), task: string | undefined) {
+  const tasks = await trainingTasks()
+  const { use } = tasks.find(({ name }) => name === task) ?? tasks[0]
+  return use.command ?? tasks[0].use.command!
+}
+
+/** A line for each task in the help: what it learns, its records, and its learning rate where it has one of its own. */
+async function tasksInHelp(): Promise<string[]> {
+  const { trainingTasks } = await import('../../node.js')
+  return (await trainingTasks()).flatMap(({ name, learns, records, learningRate }) => [
+    `  ${colors.cyan(name)}  ${learns}${learningRate === undefined ? '' : ` (learning rate ${learningRate.toExponential()})`}`,
+    ...records.map((record) => `    ${JSON.stringify(record)}`),
+  ])
+}
+
+/** Ctrl-C while the model came: what has come is kept. */
+function stoppedLoading(error: unknown): undefined {
+  if (!(error instanceof DOMException && error.name === 'AbortError')) throw error
+  say('Stopped before training. Run the same command again: the download continues.')
+  return undefined
+}
+
+/** How long steps take. */
+interface StepPace {
+  stepMs: number | undefined
+}
+
+/** Tells what follows the first Ctrl-C. A step cannot be interrupted, so it says how long one may take. */
+function finishing({ stepMs }: StepPace): string {
+  return `Finishing the step${stepMs === undefined ? '' : `, which takes about ${Math.ceil(stepMs / 1000)} s`}, then saving.`
+}
+
+/** Tells people what a run does. */
+function narrate(progress: Progress, pace: StepPace): TrainEvents {
+  let evaluations = 0
+  let parts = new Progress()
+  const clear = () => {
+    parts.clear()
+    progress.clear()
+  }
+  return {
+    stage(stage) {
+      clear()
+      parts = new Progress()
+      if (stage === 'encode') say('Reading the data …')
+      if (stage === 'prepare') say('Building the training graph …')
+    },
+    progress({ stage, done, total }) {
+      // A line for each stage is enough if nobody watches.
+      if (!process.stderr.isTTY) return
+      if (done === total) parts.clear()
+      else parts.update(done, total, stage === 'evaluate' ? ' batches evaluated' : ' parts of the training graph')
+    },
+    evaluation({ step, loss, metrics }) {
+      clear()
+      evaluations++
+      const when = evaluations === 1 && step === 0 ? 'before training' : `after step ${step}`
+      const others = Object.entries(metrics).map(([name, value]) => `${name} ${value.toFixed(value < 10 ? 3 : 1)}`)
+      say(`Evaluation loss ${when}: ${colors.bold(loss.toFixed(3))} (${others.join(', ')})`)
+    },
+    step({ step, totalSteps, loss, tokensPerSecond, elapsedMs }) {
+      pace.stepMs = elapsedMs
+      progress.update(step, totalSteps, `  loss ${loss.toFixed(3)}  ${thousands(tokensPerSecond)} tokens/s`)
+    },
+    warning(message) {
+      clear()
+      warn(message)
+    },
+  }
+}
+
+function quote(word: string): string {
+  return /^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`
+}

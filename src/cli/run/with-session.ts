@@ -1,0 +1,108 @@
+// Parts that all commands share that run a model with adapters: the options, opening, warnings about another base,
+// Ctrl-C, and the end.
+
+import { existsSync } from 'node:fs'
+import path from 'node:path'
+import { otherBase } from '../../index/base-name.js'
+import type { AdapterSession, DtypeChoice, LoraAdapter, LoraConfig } from '../../index.js'
+import { flags } from '../flags.js'
+import { repeated, text, toggle, UsageError } from '../options.js'
+import { printable } from '../show/escape.js'
+import { EXIT_INTERRUPTED, interruptible } from '../show/interrupt.js'
+import { colors, say, warn } from '../show/terminal.js'
+import { ADAPTER, MODEL, RUNS } from '../sources.js'
+
+/** The model and its adapters, as options of the command line. */
+export const SESSION_OPTIONS = {
+  model: text(MODEL, `${RUNS}; default: the base of the first adapter`),
+  ...flags('LoadModelOptions', 'dtype'),
+  adapter: repeated(ADAPTER, 'adapter: a folder, or an id on the Hub'),
+  ...flags('OpenSessionOptions', 'allowMissing'),
+}
+
+/** How it runs and answers. */
+export const OUTPUT_OPTIONS = {
+  ...flags('OpenSessionOptions', 'device', 'threads'),
+  json: toggle('print one JSON document on stdout'),
+}
+
+interface SessionValues {
+  readonly model: string | undefined
+  readonly dtype: DtypeChoice | undefined
+  /** Adapters have their folders as names. */
+  readonly adapter: readonly string[]
+  readonly allowMissing: boolean
+  readonly device: readonly string[] | undefined
+  readonly threads: number | undefined
+}
+
+/**
+ * Opens a model with adapters for `use`, and closes it.
+ *
+ * @param use gets the session, a signal that Ctrl-C and a closed output give, and the adapters by their folders
+ * @param check gets the adapters and where the model comes from, before that is loaded
+ * @returns the exit code
+ */
+export async function withSession(
+  { model: named, dtype, adapter: folders, allowMissing, device, threads }: SessionValues,
+  use: (session: AdapterSession, signal: AbortSignal, adapters: ReadonlyMap<string, LoraAdapter>) => Promise<number>,
+  check?: (source: string, adapters: ReadonlyMap<string, LoraAdapter>) => Promise<void>,
+): Promise<number> {
+  if (named === undefined && folders.length === 0) throw new UsageError(`--model ${MODEL} is missing`)
+  const node = await import('../../node.js')
+  const adapters: [string, LoraAdapter][] = []
+  for (const folder of folders) adapters.push([folder, await node.loadAdapter(folder)])
+  const source = named ?? baseOf(folders[0], adapters[0]?.[1].config)
+  if (source === undefined) throw new UsageError(`${folders[0]} does not name its base: give it with --model ${MODEL}`)
+  if (named === undefined) say(`The base is ${colors.bold(printable(source))}, as ${folders[0]} names it`)
+  await check?.(source, new Map(adapters))
+  const model = await node.loadModel(source, { dtype })
+  try {
+    for (const [folder, { config }] of adapters) {
+      const other = otherBase(folder, config.baseModel, model)
+      if (other !== undefined) warn(other)
+    }
+    const session = await node.openSession(model, {
+      adapters: Object.fromEntries(adapters),
+      allowMissing,
+      device,
+      threads,
+      onWarning: warn,
+    })
+    try {
+      return await interruptible('Stopping.', async (interrupt) => {
+        const closed = new AbortController()
+        process.stdout.once('error', () => closed.abort())
+        return use(session, AbortSignal.any([interrupt, closed.signal]), new Map(adapters))
+      })
+    } catch (error) {
+      if (!(error instanceof DOMException && error.name === 'AbortError')) throw error
+      return EXIT_INTERRUPTED
+    } finally {
+      await session.dispose()
+    }
+  } finally {
+    await model.close()
+  }
+}
+
+/**
+ * The base that an adapter names. A relative path is looked for in the working directory, and then from the adapter's
+ * folder upwards: so both can be moved together. An id on the Hub gets the revision that the adapter names.
+ */
+export function baseOf(folder: string, config: Pick<LoraConfig, 'baseModel' | 'peftFields'>): string | undefined {
+  const { baseModel, peftFields } = config
+  if (baseModel === undefined || existsSync(baseModel)) return baseModel
+  if (/^\.{1,2}[/\\]/.test(baseModel)) {
+    for (let from = path.resolve(folder); ; from = path.dirname(from)) {
+      const found = path.resolve(from, baseModel)
+      if (existsSync(found)) return found
+      if (path.dirname(from) === from) return baseModel
+    }
+  }
+  const { revision } = peftFields
+  return typeof revision === 'string' && ID.test(baseModel) ? `hf:${baseModel}@${revision}` : baseModel
+}
+
+/** `org/name`, as models are called on the Hub. */
+const ID = /^[\w-][\w.-]*\/[\w.-]+$/

@@ -1,0 +1,49 @@
+// Ctrl-C, SIGTERM, by which schedulers end jobs, and SIGHUP of a terminal that closes: the first asks the work to
+// finish its step and save, the second stops at once.
+
+import { say } from './terminal.js'
+
+/** The exit code that shells report for a program that SIGINT ended: 128 + 2. */
+export const EXIT_INTERRUPTED = 130
+
+const SIGNALS = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const
+
+let first: NodeJS.Signals | undefined
+
+/** The signal that asked this process to end; undefined if none did. */
+export function interruptedBy(): NodeJS.Signals | undefined {
+  return first
+}
+
+/**
+ * Runs `work` with an AbortSignal that the first of these signals aborts; a second ends the process with nothing more
+ * written.
+ *
+ * @param promise says what happens after the first one
+ */
+export async function interruptible<T>(
+  promise: string | (() => string),
+  work: (signal: AbortSignal) => Promise<T>,
+): Promise<T> {
+  const controller = new AbortController()
+  const onInterrupt = (name: NodeJS.Signals): void => {
+    if (controller.signal.aborted) {
+      // Not process.exit: that waits for workers, and one that is inside ONNX Runtime then aborts the process.
+      process.removeAllListeners(name)
+      process.kill(process.pid, name)
+      return
+    }
+    say(
+      `\n${typeof promise === 'string' ? promise : promise()}${name === 'SIGINT' ? ' Press Ctrl-C again to stop at once.' : ''}`,
+    )
+    first = name
+    controller.abort()
+  }
+  for (const name of SIGNALS) process.on(name, onInterrupt)
+  try {
+    return await work(controller.signal)
+  } finally {
+    // Once asked to stop, the process ends soon: until then a second signal means the same as before.
+    if (!controller.signal.aborted) for (const name of SIGNALS) process.off(name, onInterrupt)
+  }
+}

@@ -1,0 +1,41 @@
+// Guards the file of a report: it replaces nothing but a report of the same command.
+
+import { type FileHandle, open } from 'node:fs/promises'
+import { FileError } from '../../index.js'
+import { generatorOf } from '../../report/generator.js'
+
+/** The start of a page, which names the command that made it. */
+const START_BYTES = 2000
+
+/**
+ * @throws FileError when the file is there, and is no page or may not be replaced
+ */
+export async function refusePage(file: string, mayReplace: boolean, command = 'inspect'): Promise<void> {
+  const start = await startOf(file)
+  if (start === undefined) return
+  if (!mayReplace) {
+    throw new FileError({ where: file, what: 'exists already', hint: 'Choose another file, or use --overwrite' })
+  }
+  if (start.includes(generatorOf(command))) return
+  throw new FileError({
+    where: file,
+    what: `not overwritten, because lowrank ${command} did not write it`,
+    hint: 'Choose another place',
+  })
+}
+
+/** The start of a file; undefined where there is none. */
+async function startOf(file: string): Promise<string | undefined> {
+  let handle: FileHandle | undefined
+  try {
+    handle = await open(file)
+    const { buffer, bytesRead } = await handle.read(Buffer.alloc(START_BYTES), 0, START_BYTES, 0)
+    return buffer.toString('utf8', 0, bytesRead)
+  } catch (cause) {
+    const { code, message } = cause as NodeJS.ErrnoException
+    if (code === 'ENOENT' || code === 'ENOTDIR') return undefined
+    throw new FileError({ where: file, what: `cannot be read: ${message}`, cause })
+  } finally {
+    await handle?.close()
+  }
+}

@@ -1,0 +1,189 @@
+// The reports of inspect and diff, as sections of a page.
+
+import type { DiffReport, InspectReport, PartFit } from '../../node.js'
+import type { Report, ReportLayer, Section, Shown } from '../../report/page.js'
+import { thousands } from './terminal.js'
+
+export type AdapterInspection = InspectReport & { kind: 'adapter' }
+
+const INSPECT_COLUMNS: readonly Shown[] = [
+  ['kind', 'kind'],
+  ['d', 'd'],
+  ['k', 'k'],
+  ['rank', 'rank'],
+  ['alpha', 'alpha'],
+  ['scaling', 'scaling'],
+  ['dtype', 'type'],
+]
+
+const INSPECT_MEASURES: readonly Shown[] = [
+  ['normDelta', '‖s·B·A‖'],
+  ['relativeChange', '‖s·B·A‖/‖W‖'],
+  ['effectiveRank', 'effective rank'],
+  ['rank99', 'rank for 99 %'],
+  ['normA', '‖A‖'],
+  ['normB', '‖B‖'],
+]
+
+/** @param title the adapter's path */
+export function inspectionReport(report: AdapterInspection, title: string): Report {
+  const { layers, fit } = report
+  const fits = new Map(fit?.parts.map((part) => [part.name, part]))
+  const problems = [
+    ...report.problems.map(({ message }) => message),
+    ...(fit?.problems ?? []),
+    ...(fit?.parts.flatMap(({ problem }) => problem ?? []) ?? []),
+  ]
+  const fitColumn: Shown[] = fit === undefined ? [] : [['fits', 'fits']]
+  return {
+    title,
+    command: 'inspect',
+    sections: [
+      { kind: 'facts', facts: factsOf(report) },
+      { kind: 'messages', level: 'problem', texts: problems },
+      { kind: 'messages', level: 'warning', texts: report.warnings },
+      { kind: 'messages', level: 'note', texts: fit?.notes ?? [] },
+      {
+        kind: 'layers',
+        layers: layers.map((layer) => reportLayer(layer, fits.get(layer.name))),
+        columns: [...INSPECT_COLUMNS, ...fitColumn],
+        measures: INSPECT_MEASURES,
+        spectra: 's·B·A',
+      },
+    ],
+  }
+}
+
+function reportLayer(layer: AdapterInspection['layers'][number], fit: PartFit | undefined): ReportLayer {
+  const { name, d, k, rank, alpha, scaling, dtype } = layer
+  return {
+    ...{ name, d, k, rank, alpha, dtype },
+    kind: kindOf(layer),
+    scaling: digits(scaling) ?? scaling,
+    normA: digits(layer.normA),
+    normB: digits(layer.normB),
+    normDelta: digits(layer.normDelta),
+    effectiveRank: digits(layer.effectiveRank),
+    rank99: digits(layer.rank99),
+    relativeChange: digits(fit?.relativeChange ?? null),
+    fits: fit?.problem === null ? 'yes' : 'no',
+    singularValues: layer.singularValues.map((value) => digits(value) ?? 0),
+  }
+}
+
+function factsOf({ config, layers, trainableParams, replacements, fit }: AdapterInspection): [string, string][] {
+  const facts: [string, string][] = [
+    ['base model', config.baseModel ?? 'not named'],
+    ['layers', `${thousands(layers.length)}, with ${thousands(trainableParams)} trained parameters`],
+    ['rank, alpha', `${config.rank}, ${config.alpha}${config.useRslora ? ' (rsLoRA: scaling alpha/√rank)' : ''}`],
+    ['targets', targetsOf(config)],
+  ]
+  for (const { name, rows, dtype, shape } of replacements) {
+    const share = rows === undefined ? '' : `${rows} row${rows === 1 ? '' : 's'} of `
+    facts.push(['replaces', `${share}${name}, ${dtype} ${shape.join('×')}`])
+  }
+  if (fit !== undefined) {
+    const fitting = fit.parts.filter(({ problem }) => problem === null)
+    facts.push(['fit', `${fitting.length} of ${fit.parts.length} parts fit ${fit.base}`])
+  }
+  return facts
+}
+
+export function targetsOf({ targetModules, targetParameters }: AdapterInspection['config']): string {
+  return [targetModules, targetParameters].flat().join(', ')
+}
+
+/** The kind of a layer in words, as in `linear, DoRA`. */
+export function kindOf({ kind, experts, hasMagnitude, hasBias }: AdapterInspection['layers'][number]): string {
+  const parts = [experts === undefined || experts === 1 ? kind : `${kind}, ${experts} experts`]
+  if (hasMagnitude) parts.push('DoRA')
+  if (hasBias) parts.push('bias')
+  return parts.join(', ')
+}
+
+/** The comparison of a and b, named by their paths. */
+export function diffReport(report: DiffReport, a: string, b: string): Report {
+  const only = [
+    ...report.onlyA.map((name) => `only in a: ${name}`),
+    ...report.onlyB.map((name) => `only in b: ${name}`),
+  ]
+  return {
+    title: `${a} → ${b}`,
+    command: 'diff',
+    sections: [
+      {
+        kind: 'facts',
+        facts: [
+          ['a', a],
+          ['b', b],
+          ['differ by', `${(100 * report.relativeChange).toPrecision(3)} % of a`],
+          ['most', report.topMovers.slice(0, 5).join(', ') || 'nothing differs'],
+        ],
+      },
+      { kind: 'messages', level: 'warning', texts: only.slice(0, 20) },
+      report.kind === 'adapters' ? adapterLayers(report) : tensorLayers(report),
+    ],
+  }
+}
+
+function adapterLayers({ layers }: DiffReport & { kind: 'adapters' }): Section {
+  return {
+    kind: 'layers',
+    spectra: 'ΔB − ΔA',
+    columns: [
+      ['kind', 'kind'],
+      ['shape', 'shape'],
+    ],
+    measures: [
+      ['normDifference', '‖ΔB − ΔA‖'],
+      ['relativeChange', '‖ΔB − ΔA‖/‖ΔA‖'],
+      ['outputAngle', 'output angle'],
+      ['inputAngle', 'input angle'],
+      ['normA', '‖ΔA‖'],
+      ['normB', '‖ΔB‖'],
+    ],
+    layers: layers.map(({ name, kind, shape, outputAngles, inputAngles, singularValues, ...numbers }) => ({
+      name,
+      kind,
+      shape: shape.join('×'),
+      outputAngle: digits(meanOf(outputAngles)),
+      inputAngle: digits(meanOf(inputAngles)),
+      normDifference: digits(numbers.normDifference),
+      relativeChange: digits(numbers.relativeChange),
+      normA: digits(numbers.normA),
+      normB: digits(numbers.normB),
+      singularValues: singularValues.map((value) => digits(value) ?? 0),
+    })),
+  }
+}
+
+function tensorLayers({ tensors }: DiffReport & { kind: 'checkpoints' }): Section {
+  return {
+    kind: 'layers',
+    spectra: 'b − a',
+    columns: [['shape', 'shape']],
+    measures: [
+      ['relativeChange', '‖b − a‖/‖a‖'],
+      ['normDifference', '‖b − a‖'],
+      ['normA', '‖a‖'],
+    ],
+    layers: tensors.map(({ name, shape, normA, normDifference, relativeChange }) => ({
+      name,
+      shape: shape.join('×'),
+      normA: digits(normA),
+      normDifference: digits(normDifference),
+      relativeChange: digits(relativeChange),
+      singularValues: [],
+    })),
+  }
+}
+
+/** The mean, NaN if there are no angles. */
+export function meanOf(angles: readonly number[]): number {
+  return angles.reduce((sum, angle) => sum + angle, 0) / angles.length
+}
+
+/** A few digits: the page only draws them. */
+function digits(value: number | null): number | null {
+  return value !== null && Number.isFinite(value) ? Number(value.toPrecision(6)) : null
+}

@@ -1,0 +1,152 @@
+// Output that people see: messages and progress on stderr, a command's own product on stdout. With --json stdout
+// carries exactly one JSON document.
+
+import { createColors } from 'picocolors'
+import { printable, printableJson, printableLines } from './escape.js'
+
+/** Time between two progress lines where nobody watches. */
+const PLAIN_INTERVAL_MS = 5000
+/** Redraws of the bar per second are limited: a terminal over a network draws slowly. */
+const BAR_INTERVAL_MS = 80
+const MAX_BAR = 30
+/** Shorter bars show nothing: a narrow terminal has none. */
+const MIN_BAR = 10
+
+export const colors = createColors(usesColor(process.stderr))
+
+/** True if colors are on: NO_COLOR and FORCE_COLOR decide, else the terminal. */
+export function usesColor(stream: NodeJS.WriteStream): boolean {
+  const { NO_COLOR, FORCE_COLOR, TERM } = process.env
+  if (NO_COLOR !== undefined && NO_COLOR !== '') return false
+  if (FORCE_COLOR !== undefined && FORCE_COLOR !== '0') return true
+  return stream.isTTY === true && TERM !== 'dumb'
+}
+
+/** A line for people. What comes from files and may hold line ends goes through `printable` first. */
+export function say(line = ''): void {
+  process.stderr.write(`${printableLines(line)}\n`)
+}
+
+/** Something to look at that stops nothing. */
+export function warn(line: string): void {
+  say(`${colors.yellow('warning:')} ${printable(spelled(line))}`)
+}
+
+let spelled = (message: string): string => message
+
+/** Sets how messages are written that name options as code does. */
+export function spellMessages(spell: (message: string) => string): void {
+  spelled = spell
+}
+
+/** The message of an error. */
+export function complain(label: 'error' | 'problem', message: string): void {
+  say(`${colors.red(`${label}:`)} ${printable(spelled(message))}`)
+}
+
+/** A command's product: a table, a text. */
+export function print(lines: string): void {
+  process.stdout.write(`${printableLines(lines)}\n`)
+}
+
+/** The one document of a --json run. */
+export function printDocument(document: Record<string, unknown>): void {
+  process.stdout.write(`${printableJson(JSON.stringify({ version: 1, ...document }, null, 2))}\n`)
+}
+
+/** One line of progress that is redrawn on a terminal, and now and then a plain line elsewhere. */
+export class Progress {
+  readonly #stream = process.stderr
+  #first: { at: number; done: number } | undefined
+  /** A terminal is drawn on at once; elsewhere the first line takes its time too. */
+  #drawnAt = process.stderr.isTTY ? Number.NEGATIVE_INFINITY : performance.now()
+  #isComplete = false
+  #isOpen = false
+
+  /** @param done of `total`; @param detail what follows the count, such as a loss and a rate */
+  update(done: number, total: number, detail: string): void {
+    const now = performance.now()
+    this.#first ??= { at: now, done }
+    const interval = this.#stream.isTTY ? BAR_INTERVAL_MS : PLAIN_INTERVAL_MS
+    const isNews = done === total ? !this.#isComplete : now - this.#drawnAt >= interval
+    if (!isNews) return
+    this.#drawnAt = now
+    this.#isComplete = done === total
+    const count = `${String(done).padStart(String(total).length)}/${total}`
+    const rest = `${count}${detail}${this.#timeLeft(now, done, total)}`
+    if (!this.#stream.isTTY) {
+      say(rest)
+      return
+    }
+    // A line that the terminal breaks is not redrawn but repeated.
+    const columns = (this.#stream.columns || 80) - 1
+    const width = Math.min(MAX_BAR, columns - rest.length - 2)
+    const filled = total === 0 ? 0 : Math.round((width * Math.min(done, total)) / total)
+    const bar = width < MIN_BAR ? '' : `${colors.cyan('━'.repeat(filled)) + colors.dim('━'.repeat(width - filled))}  `
+    this.#stream.write(`\r\x1b[2K${bar}${rest.slice(0, columns)}`)
+    this.#isOpen = true
+  }
+
+  #timeLeft(now: number, done: number, total: number): string {
+    const first = this.#first!
+    if (done >= total || done === first.done) return ''
+    return `  ${duration(((now - first.at) / (done - first.done)) * (total - done))} left`
+  }
+
+  /** Makes room for a message: an unfinished bar is redrawn below it. */
+  clear(): void {
+    if (this.#isComplete) this.end()
+    if (this.#isOpen) this.#stream.write('\r\x1b[2K')
+    this.#isOpen = false
+    if (this.#stream.isTTY) this.#drawnAt = Number.NEGATIVE_INFINITY
+  }
+
+  /** Ends the line, leaving what it showed last. */
+  end(): void {
+    if (this.#isOpen) this.#stream.write('\n')
+    this.#isOpen = false
+  }
+}
+
+/** 83000 → '1:23' */
+export function duration(milliseconds: number): string {
+  const seconds = Math.round(milliseconds / 1000)
+  const minutes = Math.floor(seconds / 60) % 60
+  const hours = Math.floor(seconds / 3600)
+  const pad = (value: number) => String(value).padStart(2, '0')
+  return hours > 0 ? `${hours}:${pad(minutes)}:${pad(seconds % 60)}` : `${minutes}:${pad(seconds % 60)}`
+}
+
+/** 1234567 → '1,234,567' */
+export function thousands(value: number): string {
+  return Math.round(value).toLocaleString('en-US')
+}
+
+/** 12_345_678 → '12.3 MB' */
+export function bytes(value: number): string {
+  const units = ['B', 'kB', 'MB', 'GB', 'TB']
+  const power = Math.min(units.length - 1, value < 1000 ? 0 : Math.floor(Math.log10(value) / 3))
+  const scaled = value / 1000 ** power
+  return `${power === 0 || scaled >= 100 ? Math.round(scaled) : scaled.toFixed(1)} ${units[power]}`
+}
+
+/** The process's high-water mark of resident memory. */
+export function peakRssBytes(): number {
+  return process.resourceUsage().maxRSS * 1024
+}
+
+/** Columns of text, padded to their widest cell; the first row is the heading. Numbers go right. */
+export function table(rows: readonly (readonly (string | number)[])[]): string {
+  const cells = rows.map((row) => row.map((cell) => (typeof cell === 'number' ? figure(cell) : printable(cell))))
+  const widths = rows[0].map((_, column) => Math.max(...cells.map((row) => row[column].length)))
+  const isNumeric = rows[0].map((_, column) => typeof rows.at(-1)![column] === 'number')
+  return cells
+    .map((row) => row.map((cell, i) => (isNumeric[i] ? cell.padStart(widths[i]) : cell.padEnd(widths[i]))))
+    .map((row) => row.join('  ').trimEnd())
+    .join('\n')
+}
+
+function figure(value: number): string {
+  if (Number.isInteger(value)) return String(value)
+  return Math.abs(value) < 1e-3 || Math.abs(value) >= 1e5 ? value.toExponential(2) : value.toPrecision(4)
+}

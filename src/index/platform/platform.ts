@@ -1,0 +1,74 @@
+// Differences between Node and browsers: how a string is opened, and where sessions run. src/node.ts puts Node's
+// platform in place before anything is called; without it this is a browser.
+
+import type { ByteSource, Directory } from '../../base/bytes.js'
+import { ConfigError } from '../../base/errors.js'
+import type { DecodeImage } from '../../images/image.js'
+import type { RemoteOptions } from '../../io/hub/directory.js'
+import type { Located } from '../../io/locate.js'
+import type { RuntimeHost } from '../../runtime/host.js'
+
+/** Opens what strings name. `where` is the argument that holds the string, for messages. */
+export interface Platform {
+  /** A folder or a file: a path, a model on the Hub, or a URL. */
+  open(text: string, where: string, options: RemoteOptions): Promise<Located>
+  /** A file of data, or a folder of such files. */
+  openData(text: string, where: string): Promise<ByteSource | Directory>
+  /** A folder that is written; it need not be there yet. */
+  target(text: string, where: string): Directory
+  /** The runtime of sessions that name none. */
+  defaultRuntime(): RuntimeHost
+  /** Reads files of pictures. */
+  readonly decodeImage: DecodeImage
+  /** Bytes of memory that are free; undefined where the platform does not tell. */
+  freeMemory?(): number | undefined
+  /** See nodeRuntime of the entry. */
+  nodeRuntime(specifier: string | undefined): RuntimeHost
+}
+
+const browser: Platform = {
+  open: async (text, where, options) =>
+    (await import('../../io/web/open-source.js')).openTextInBrowser(text, where, options),
+  openData: async (text, where) => {
+    throw noPaths(text, where)
+  },
+  target(text, where) {
+    throw noPaths(text, where)
+  },
+  decodeImage: async (file) => (await import('../../images/decode-in-browser.js')).decodeInBrowser(file),
+  defaultRuntime() {
+    throw new ConfigError({
+      where: 'runtime',
+      what: 'missing: a page says where onnxruntime-web lies',
+      expected: 'webRuntime(url), or { module } with the imported onnxruntime-web',
+    })
+  },
+  nodeRuntime() {
+    throw new ConfigError({
+      where: 'nodeRuntime',
+      what: 'runs in Node, Bun and Deno only',
+      hint: 'Call webRuntime(url)',
+    })
+  },
+}
+
+function noPaths(text: string, where: string): ConfigError {
+  return new ConfigError({
+    where,
+    what: 'a path, and browsers open none',
+    expected: 'picked files or a Directory, such as FilesDirectory or HandleDirectory',
+    got: JSON.stringify(text),
+  })
+}
+
+let current = browser
+
+/** The platform that the program runs on. */
+export function platform(): Platform {
+  return current
+}
+
+/** Called once, by the entry for Node. */
+export function usePlatform(other: Platform): void {
+  current = other
+}

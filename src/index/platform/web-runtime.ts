@@ -1,0 +1,44 @@
+// The runtime of sessions in browsers: a Web Worker that imports ONNX Runtime by URL.
+
+import { ConfigError } from '../../base/errors.js'
+import { checkArgument, NAME } from '../../base/options.js'
+import type { EngineKind, RuntimeHost } from '../../runtime/host.js'
+import { startNoted, webWorkerPort } from '../../runtime/web-worker.js'
+
+/**
+ * A host whose sessions live in Web Workers, so that a run leaves the page responsive.
+ *
+ * @param url of an onnxruntime-web bundle, absolute or relative to the page: the worker imports it, where no bundler
+ *   resolves bare names. Vite: `import url from 'onnxruntime-web/wasm?url'`
+ * @param wasm URL of its .wasm file. Needed if the .wasm file is in another folder or has another name, as after a Vite
+ *   build:
+ *   `import wasm from 'onnxruntime-web/ort-wasm-simd-threaded.wasm?url'`
+ * @throws ConfigError when `url` or `wasm` is not a URL
+ *
+ * @example
+ * const runtime = webRuntime('https://cdn.jsdelivr.net/npm/onnxruntime-web@1.30.0/dist/ort.wasm.min.mjs')
+ */
+export function webRuntime(url: string, wasm?: string): RuntimeHost {
+  return {
+    specifier: absolute('url', url),
+    wasm: wasm === undefined ? undefined : absolute('wasm', wasm),
+    spawn: (kind) => webWorkerPort(...startNoted(() => startWorker(kind))),
+  }
+}
+
+function absolute(where: string, url: string): string {
+  checkArgument(url, NAME, where)
+  try {
+    return new URL(url, globalThis.location?.href).href
+  } catch (cause) {
+    const expected = 'a URL, absolute or relative to the page'
+    throw new ConfigError({ where, what: 'no address of a file', expected, got: JSON.stringify(url), cause })
+  }
+}
+
+/** Written out for each kind: bundlers look for exactly this expression. */
+function startWorker(kind: EngineKind): Worker {
+  return kind === 'train'
+    ? new Worker(new URL('../../train/worker.js', import.meta.url), { type: 'module' })
+    : new Worker(new URL('../../infer/worker.js', import.meta.url), { type: 'module' })
+}

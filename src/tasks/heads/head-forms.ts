@@ -1,0 +1,159 @@
+// The heads that transformers puts on encoders, by type of model: for labels of whole texts, of each word, and of
+// pictures.
+
+import { UnsupportedError } from '../../base/errors.js'
+import { takesImages } from '../../graph/inputs/family.js'
+import type { HeadBase, HeadForm, HeadLayer } from './heads.js'
+
+type Config = Readonly<Record<string, unknown>>
+type Forms = Readonly<Record<string, (config: Config) => HeadForm | undefined>>
+
+/** A head with one layer between the first token and the classifier, outside of the classifier's module. */
+function pooled(encoder: string, module: string, activation: HeadLayer['activation']): HeadForm {
+  const name = module.replace(`${encoder}.`, '').replace(/\.dense$/, '')
+  const layers = [{ module, activation }, { module: 'classifier' }]
+  return { encoder, rows: 'first', layers, modulesToSave: ['classifier', name] }
+}
+
+/** A head whose module has both layers. */
+function dense(encoder: string, activation: HeadLayer['activation']): HeadForm {
+  const layers = [{ module: 'classifier.dense', activation }, { module: 'classifier.out_proj' }]
+  return { encoder, rows: 'first', layers, modulesToSave: ['classifier'] }
+}
+
+/** One layer over each token. */
+function words(encoder: string): HeadForm {
+  return { encoder, rows: 'all', layers: [{ module: 'classifier' }], modulesToSave: ['classifier'] }
+}
+
+/** Undefined where the config asks for what is not known here. */
+function modernBert(config: Config): HeadForm | undefined {
+  const pooling = config.classifier_pooling ?? 'cls'
+  if (pooling !== 'cls' && pooling !== 'mean') return undefined
+  return modernBertHead(config, pooling === 'cls' ? 'first' : 'mean')
+}
+
+function modernBertHead(config: Config, rows: HeadForm['rows']): HeadForm | undefined {
+  const { classifier_activation, classifier_bias, norm_bias, norm_eps } = config
+  if ((classifier_activation ?? 'gelu') !== 'gelu') return undefined
+  const epsilon = typeof norm_eps === 'number' ? norm_eps : 1e-5
+  return {
+    encoder: 'model',
+    rows,
+    layers: [
+      { module: 'head.dense', hasBias: classifier_bias === true, activation: 'Gelu' },
+      { module: 'head.norm', kind: 'norm', hasBias: norm_bias === true, epsilon },
+      { module: 'classifier' },
+    ],
+    modulesToSave: ['classifier', 'head'],
+  }
+}
+
+/** One layer over the last token of a text. */
+function continued(encoder: string): (config: Config) => HeadForm {
+  return ({ pad_token_id: pad }) => {
+    const padTokenId = typeof pad === 'number' ? pad : undefined
+    const layers = [{ module: 'score', hasBias: false }]
+    return { encoder, rows: 'last', padTokenId, layers, modulesToSave: ['score'] }
+  }
+}
+
+/** Decoders by the name that transformers gives the part in front of their head. */
+const DECODERS: Readonly<Record<string, readonly string[]>> = {
+  gpt_neox: ['gpt_neox'],
+  model: [
+    ...['arcee', 'diffllama', 'doge', 'exaone4', 'gemma', 'gemma2', 'gemma3_text', 'glm', 'glm4', 'gpt_oss', 'helium'],
+    ...['jamba', 'jetmoe', 'llama', 'minimax', 'ministral', 'mistral', 'mixtral', 'nemotron', 'olmo', 'olmo2', 'olmo3'],
+    ...['opt', 'persimmon', 'phi', 'phi3', 'phimoe', 'qwen2', 'qwen2_moe', 'qwen3', 'qwen3_moe', 'seed_oss', 'smollm3'],
+    ...['stablelm', 'starcoder2'],
+  ],
+  transformer: ['bloom', 'falcon', 'gpt2', 'gpt_bigcode', 'gpt_neo', 'gptj', 'mpt'],
+}
+
+const DECODER_FORMS: Forms = Object.fromEntries(
+  Object.entries(DECODERS).flatMap(([encoder, types]) => types.map((type) => [type, continued(encoder)])),
+)
+
+function deberta(config: Config): HeadForm | undefined {
+  return (config.pooler_hidden_act ?? 'gelu') === 'gelu' ? pooled('deberta', 'pooler.dense', 'Gelu') : undefined
+}
+
+/** Heads of transformers for sequence classification, by model_type. */
+const TEXT_FORMS: Forms = {
+  ...DECODER_FORMS,
+  albert: () => pooled('albert', 'albert.pooler', 'Tanh'),
+  bert: () => pooled('bert', 'bert.pooler.dense', 'Tanh'),
+  camembert: () => dense('roberta', 'Tanh'),
+  deberta,
+  'deberta-v2': deberta,
+  distilbert: () => pooled('distilbert', 'pre_classifier', 'Relu'),
+  electra: () => dense('electra', 'Gelu'),
+  modernbert: modernBert,
+  mpnet: () => dense('mpnet', 'Tanh'),
+  roberta: () => dense('roberta', 'Tanh'),
+  'xlm-roberta': () => dense('roberta', 'Tanh'),
+}
+
+/** Heads of transformers for token classification, by model_type. */
+const TOKEN_FORMS: Forms = {
+  albert: () => words('albert'),
+  bert: () => words('bert'),
+  camembert: () => words('roberta'),
+  deberta: () => words('deberta'),
+  'deberta-v2': () => words('deberta'),
+  distilbert: () => words('distilbert'),
+  electra: () => words('electra'),
+  modernbert: (config) => modernBertHead(config, 'all'),
+  mpnet: () => words('mpnet'),
+  roberta: () => words('roberta'),
+  'xlm-roberta': () => words('roberta'),
+}
+
+/** A layer over the first token, or over it and the mean of the others. */
+function pictures(encoder: string, architecture: string, rows: HeadForm['rows'] = 'first'): HeadForm {
+  const layers = [{ module: 'classifier' }]
+  return { encoder, rows, layers, modulesToSave: ['classifier'], architecture: `${architecture}ForImageClassification` }
+}
+
+/** Heads of transformers for image classification, by model_type. */
+const IMAGE_FORMS: Forms = {
+  deit: () => pictures('deit', 'DeiT'),
+  dinov2: () => pictures('dinov2', 'Dinov2', 'first-and-mean'),
+  vit: () => pictures('vit', 'ViT'),
+}
+
+/** The heads of each kind of inputs: by type of model, and the rows of a head that only the graph knows. */
+const KINDS = {
+  text: { forms: TEXT_FORMS, rows: 'first', task: 'text-classification' },
+  token: { forms: TOKEN_FORMS, rows: 'all', task: 'token-classification' },
+  image: { forms: IMAGE_FORMS, rows: 'first', task: 'image-classification' },
+} as const
+
+/** Inputs that get labels: whole texts, the words of a text, or pictures. */
+export type HeadKind = keyof typeof KINDS
+
+/** The head that this type of model has for labels, or that its graph has; undefined if neither is known. */
+export function findHead(kind: HeadKind, base: HeadBase): HeadForm | undefined {
+  if (kind === 'image' && !takesImages(base.graph)) return undefined
+  const forms: Forms = KINDS[kind].forms
+  const type = String(base.config.model_type)
+  return (Object.hasOwn(forms, type) ? forms[type](base.config) : undefined) ?? headInGraph(base, KINDS[kind].rows)
+}
+
+/** @throws UnsupportedError if the head is not known */
+export function requireHead(kind: HeadKind, base: HeadBase): HeadForm {
+  const found = findHead(kind, base)
+  if (found !== undefined) return found
+  throw new UnsupportedError({
+    where: 'model_type',
+    what: 'the head that this type of model has for classification is not known',
+    expected: Object.keys(KINDS[kind].forms).join(', '),
+    got: String(base.config.model_type),
+    hint: `Export the model with its head: optimum-cli export onnx --task ${KINDS[kind].task}`,
+  })
+}
+
+function headInGraph({ linears }: HeadBase, rows: HeadForm['rows']): HeadForm | undefined {
+  const head = linears.find(({ name, isHead }) => isHead && /^(classifier|score)$/.test(name))
+  return head && { encoder: '', rows, layers: [{ module: head.name }], modulesToSave: [head.name] }
+}

@@ -1,0 +1,128 @@
+// Which of the hidden states a head computes with, as transformers chooses them: in a graph, and from what a run gave.
+
+import { TensorProto_DataType as DataType } from '../../formats/onnx/gen/onnx_pb.js'
+import { markDistinct } from '../../graph/gradients/layout.js'
+import type { Builder, Value } from '../../graph/view/builder.js'
+import type { Feeds } from '../../runtime/runtime.js'
+import { appendPooling } from './pooling.js'
+
+/**
+ * The rows of hidden states (batch, sequence, k) that a head computes with: that of the first token, of the last token
+ * that is no padding, the mean over those that are none, that of each token, or the first one beside the mean of the
+ * others, (batch, 2k).
+ */
+export type HeadRows = 'first' | 'last' | 'mean' | 'all' | 'first-and-mean'
+
+/** The input of the first of some layers of a head. */
+export interface HeadInput {
+  /** (batch, sequence, k); (n, k) where the rows are `given` */
+  readonly value: Value
+  readonly rows: HeadRows | 'given'
+  /** The token that config.json names for padding: in front of it is the last row. */
+  readonly padTokenId?: number | undefined
+}
+
+const IDS = 'input_ids'
+const MASK = 'attention_mask'
+
+/** Appends the choice of rows: (n, k). */
+export function appendRows(g: Builder, input: HeadInput): Value {
+  const { value, rows } = input
+  switch (rows) {
+    case 'given':
+      return value
+    case 'all':
+      return g.op('Flatten', [value], { axis: -1 })
+    case 'last':
+      return lastRows(g, input)
+    case 'mean':
+      return takes(g, MASK) ? appendPooling(g, value, MASK, 'mean') : g.reduceMean(value, [1], 0)
+    case 'first':
+    case 'first-and-mean': {
+      const first = g.op('Gather', [value, g.int(0)], { axis: 1 })
+      if (rows === 'first') return first
+      const others = g.op('Slice', [value, g.int([1]), g.int([Number.MAX_SAFE_INTEGER]), g.int([1])])
+      return g.concat([first, g.reduceMean(others, [1], 0)], -1)
+    }
+  }
+}
+
+/**
+ * The rows of a head that a graph has, where they were chosen as above: its own input is no longer what they were
+ * chosen from.
+ */
+export function rowsAreChosen(graph: Builder['graph'], value: Value): boolean {
+  const node = graph.producer(value)
+  return node?.opType === 'Gather' && graph.producer(node.input[0])?.opType === 'Flatten'
+}
+
+function lastRows(g: Builder, { value, padTokenId }: HeadInput): Value {
+  const shape = g.shape(value)
+  const [batch, sequence] = [0, 1].map((axis) => g.op('Gather', [shape, g.int(axis)], { axis: 0 }))
+  const count = (length: Value) => g.op('Range', [g.int(0), length, g.int(1)])
+  const marks: Value[] = []
+  if (padTokenId !== undefined && takes(g, IDS)) {
+    const isPad = g.op('Equal', [g.cast(IDS, DataType.INT64), g.int(padTokenId)])
+    marks.push(g.cast(g.op('Not', [isPad]), DataType.INT64))
+  }
+  if (takes(g, MASK)) marks.push(g.cast(MASK, DataType.INT64))
+  const last =
+    marks.length === 0
+      ? g.sub(sequence, g.int(1))
+      : g.reduceMax(
+          marks.reduce((places, mark) => g.mul(places, mark), count(sequence)),
+          [1],
+          0,
+        )
+  const rows = g.add(g.mul(count(batch), sequence), last)
+  const node = g.node('Gather', [g.op('Flatten', [value], { axis: -1 }), rows], { axis: 0 })
+  markDistinct(node)
+  return node.output[0]
+}
+
+function takes({ graph }: Builder, input: string): boolean {
+  return graph.inputs.some(({ name }) => name === input)
+}
+
+/** The same rows of what a run gave. */
+export function chooseRows(
+  values: Float32Array,
+  dims: readonly number[],
+  { rows, padTokenId }: HeadInput,
+  feeds: Feeds,
+): Float32Array {
+  if (rows === 'given' || rows === 'all') return values
+  const [batch, sequence, k] = dims
+  const width = rows === 'first-and-mean' ? 2 * k : k
+  const result = new Float32Array(batch * width)
+  for (let row = 0; row < batch; row++) {
+    const own = values.subarray(row * sequence * k, (row + 1) * sequence * k)
+    const isReal = (i: number) => Number(feeds[MASK]?.data[row * sequence + i] ?? 1) !== 0
+    const isPad = (i: number) => padTokenId !== undefined && Number(feeds[IDS]?.data[row * sequence + i]) === padTokenId
+    const places = [...Array(sequence).keys()]
+    const target = result.subarray(row * width, (row + 1) * width)
+    if (rows === 'mean') addMean(own, places.filter(isReal), target)
+    else {
+      const place =
+        rows === 'last'
+          ? Math.max(
+              0,
+              places.findLastIndex((i) => isReal(i) && !isPad(i)),
+            )
+          : 0
+      target.set(own.subarray(place * k, (place + 1) * k))
+      if (rows === 'first-and-mean') addMean(own, places.slice(1), target.subarray(k))
+    }
+  }
+  return result
+}
+
+/** The mean of some rows of (sequence, k). */
+function addMean(values: Float32Array, places: readonly number[], mean: Float32Array): void {
+  const k = mean.length
+  for (let j = 0; j < k; j++) {
+    let sum = 0
+    for (const i of places) sum += values[i * k + j]
+    mean[j] = sum / places.length
+  }
+}

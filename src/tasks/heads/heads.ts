@@ -1,0 +1,231 @@
+// Heads: the layers from an encoder's hidden states to the logits. Training, sessions and merging use the same ones;
+// head-forms.ts has those of each type of model.
+
+import { MismatchError, UnsupportedError } from '../../base/errors.js'
+import { isObject } from '../../base/options.js'
+import { formatShape } from '../../base/tensor.js'
+import { findLinears, type Linear } from '../../graph/match/linears.js'
+import type { Builder, Value } from '../../graph/view/builder.js'
+import type { Graph } from '../../graph/view/graph.js'
+import { appendRows, type HeadInput, type HeadRows, rowsAreChosen } from './head-rows.js'
+import { HIDDEN_OUTPUTS } from './pooling.js'
+
+const POOLED = 'pooler_output'
+
+/** A layer of a head: y = activation(x·Wᵀ + b), or the norm of x. The last one gives the logits. */
+export interface HeadLayer {
+  readonly module: string
+  /** Default `linear`. */
+  readonly kind?: 'linear' | 'norm'
+  /** Default true. */
+  readonly hasBias?: boolean
+  /** The small number that a norm adds to the variance. */
+  readonly epsilon?: number
+  readonly activation?: 'Tanh' | 'Relu' | 'Gelu'
+}
+
+/** The layers of a head, and how PEFT saves them. */
+export interface HeadForm {
+  /** How transformers calls the encoder: exports of the encoder alone lack this first part of the names. */
+  readonly encoder: string
+  readonly rows: HeadRows
+  /** See {@link HeadInput.padTokenId}. */
+  readonly padTokenId?: number | undefined
+  /** From the hidden states on. */
+  readonly layers: readonly HeadLayer[]
+  /** Modules that PEFT is told to save whole. */
+  readonly modulesToSave: readonly string[]
+  /** transformers' class of the whole, where PEFT's task_type does not tell it. */
+  readonly architecture?: string
+}
+
+/** The part of a model that a head depends on. */
+export interface HeadBase {
+  /** config.json */
+  readonly config: Readonly<Record<string, unknown>>
+  readonly graph: Graph
+  readonly linears: readonly Linear[]
+}
+
+/** The labels that config.json names, in the order of the logits. */
+export function namedLabels({ id2label }: HeadBase['config']): string[] {
+  const named = Object.entries(isObject(id2label) ? id2label : {})
+  return named.sort(([a], [b]) => Number(a) - Number(b)).map(([, label]) => String(label))
+}
+
+/** All layers of a new head; of a head in the graph those that PEFT saves by itself. */
+export function trainedLayers({ layers }: HeadForm, { graph, linears }: HeadBase): readonly HeadLayer[] {
+  const isThere = ({ module }: HeadLayer) => linears.some(({ name }) => name === module)
+  const first = layers.findIndex(({ module }) => /^(classifier|score)\b/.test(module))
+  if (isThere(layers[first])) return layers.slice(first)
+  const hasPooled = graph.outputs.some(({ name }) => name === POOLED)
+  return hasPooled && layers[0].module.includes('pooler') ? layers.slice(1) : layers
+}
+
+/** How wide the input of the first of these layers is. Throws UnsupportedError when nothing tells it. */
+export function headWidth({ rows }: HeadForm, { config, linears }: HeadBase, layers: readonly HeadLayer[]): number {
+  const isInput = ({ name, isHead }: Linear) => name === layers[0].module || (rows === 'last' && isHead)
+  const own = linears.find(isInput)?.k
+  if (own !== undefined) return own
+  const width = [config.hidden_size, config.dim, config.d_model, config.n_embd].find((value) =>
+    Number.isSafeInteger(value),
+  )
+  if (width !== undefined) return (width as number) * (rows === 'first-and-mean' ? 2 : 1)
+  throw new UnsupportedError({ where: 'config.json', what: 'it does not tell the width of the hidden states' })
+}
+
+/**
+ * The graph's value that goes into the first of these layers.
+ *
+ * @param layers the last ones of the form
+ * @returns undefined where the graph has no such value
+ */
+export function headInput(form: HeadForm, graph: Graph, [{ module }]: readonly HeadLayer[]): HeadInput | undefined {
+  const linears = findLinears(graph)
+  const own = linears.find(({ name }) => name === module)
+  if (own !== undefined) return ownInput(form, graph, own.input)
+  const output = (names: readonly string[]) => graph.outputs.find(({ name }) => names.includes(name))?.name
+  if (module !== form.layers[0].module) {
+    const value = output([POOLED])
+    return value === undefined ? undefined : { value, rows: 'given' }
+  }
+  const { rows, padTokenId } = form
+  const other =
+    rows === 'last'
+      ? // What a decoder's output layer computes with is what its last norm gives.
+        linears.find(({ isHead }) => isHead)?.input
+      : graph.outputs.find(({ name }) => name !== 'logits')?.name
+  const value = output(HIDDEN_OUTPUTS) ?? other
+  return value === undefined ? undefined : { value, rows, padTokenId }
+}
+
+/** The input of a head that the graph has. */
+function ownInput({ rows, padTokenId }: HeadForm, graph: Graph, value: Value): HeadInput {
+  // Exports of decoders choose among the logits of all tokens; a head that a merge has appended chooses first.
+  if (rows === 'last' && !rowsAreChosen(graph, value)) return { value, rows, padTokenId }
+  if (rows !== 'all') return { value, rows: 'given' }
+  // A head that a merge has appended gets its rows from a Flatten.
+  const node = graph.producer(value)
+  return { value: node?.opType === 'Flatten' ? node.input[0] : value, rows }
+}
+
+/** The layers of a head that an adapter brings, and where they begin. */
+export interface PlacedHead {
+  readonly layers: readonly HeadLayer[]
+  readonly input: HeadInput
+  /** How many logits it gives. */
+  readonly count: number
+  /** Names of the adapter's tensors that it is made from. */
+  readonly tensors: ReadonlySet<string>
+  /** The graph has layers of this name in front of its logits, which these take the place of. */
+  readonly isInGraph: boolean
+  /** See {@link HeadForm.architecture}. */
+  readonly architecture: string | undefined
+}
+
+/**
+ * The head of an adapter: the last layers of the form, from the first one that the adapter has.
+ *
+ * @param shapeOf shapes of the adapter's whole tensors, by name
+ * @returns undefined where it has none of them
+ * @throws MismatchError when layers are missing, or do not fit the model or one another
+ */
+export function placeHead(
+  form: HeadForm,
+  base: HeadBase,
+  shapeOf: (tensor: string) => readonly number[] | undefined,
+): PlacedHead | undefined {
+  const own = form.layers.map(({ module }) => shapeOf(`${module}.weight`) !== undefined)
+  const first = own.indexOf(true)
+  if (first === -1) return undefined
+  const layers = form.layers.slice(first)
+  const missing = layers.find((_, i) => !own[first + i])
+  if (missing !== undefined) {
+    throw new MismatchError({
+      where: `${missing.module}.weight`,
+      what: 'the adapter replaces a layer of the head, but not this one, which follows it',
+      hint: 'Train it with all layers of the head in modules_to_save',
+    })
+  }
+  const input = headInput(form, base.graph, layers)
+  if (input === undefined) {
+    throw new MismatchError({
+      where: first === 0 ? 'adapter' : `${form.layers[first - 1].module}.weight`,
+      what: 'the head of the adapter needs it, and neither the adapter nor the graph has it',
+      got: `outputs ${base.graph.outputs.map(({ name }) => name).join(', ')}`,
+      hint: 'Export the model with its pooler or its head, or train with all layers of the head in modules_to_save',
+    })
+  }
+  let count = headWidth(form, base, layers)
+  for (const { module, kind } of layers) {
+    const weight = shapeOf(`${module}.weight`)!
+    const bias = shapeOf(`${module}.bias`) ?? [weight[0]]
+    const expected = kind === 'norm' ? [count] : [weight[0], count]
+    if (weight.join() !== expected.join() || bias.join() !== String(weight[0])) {
+      throw new MismatchError({
+        where: `${module}.weight`,
+        what: 'the head of the adapter does not fit the model',
+        expected: kind === 'norm' ? `(${count})` : `(d, ${count}) and a bias of (d)`,
+        got: `${formatShape(weight)} and ${formatShape(bias)}`,
+      })
+    }
+    count = weight[0]
+  }
+  const tensors = layers.flatMap(({ module }) => [`${module}.weight`, `${module}.bias`])
+  const isInGraph = base.linears.some(({ name, isHead }) => isHead && name === layers.at(-1)?.module)
+  return { layers, input, count, tensors: new Set(tensors), isInGraph, architecture: form.architecture }
+}
+
+/**
+ * Appends a head to the graph.
+ *
+ * @param tensorOf the value that holds a tensor, by its name; undefined where a layer has no bias
+ * @returns the logits (batch, labels), or (batch, sequence, labels) where each token has its own
+ */
+export function appendHead(
+  g: Builder,
+  input: HeadInput,
+  layers: readonly HeadLayer[],
+  tensorOf: (tensor: string) => Value | undefined,
+): Value {
+  let x = appendRows(g, input)
+  for (const { module, kind, activation, epsilon = 1e-5 } of layers) {
+    const path = module.replaceAll('.', '/')
+    const weight = tensorOf(`${module}.weight`)!
+    const bias = tensorOf(`${module}.bias`)
+    if (kind === 'norm') {
+      const centered = g.sub(x, g.reduceMean(x, [-1]))
+      const variance = g.reduceMean(g.mul(centered, centered), [-1])
+      const scaled = g.div(centered, g.op('Sqrt', [g.add(variance, g.float(epsilon))]))
+      x = g.op('Mul', [scaled, weight], {}, `${path}/Mul`)
+      if (bias !== undefined) x = g.add(x, bias)
+    } else {
+      // Nodes have their module's name, by which layers are found again.
+      x = g.op('Gemm', bias === undefined ? [x, weight] : [x, weight, bias], { transB: 1 }, `${path}/Gemm`)
+    }
+    if (activation === 'Gelu') x = gelu(g, x)
+    else if (activation !== undefined) x = g.op(activation, [x], {}, `${path}/${activation}`)
+  }
+  if (input.rows !== 'all') return x
+  const shape = g.op('Slice', [g.op('Shape', [input.value]), g.int([0]), g.int([2])])
+  return g.op('Reshape', [x, g.op('Concat', [shape, g.int([-1])], { axis: 0 })])
+}
+
+/** x/2 · (1 + erf(x/√2)), in operators that every runtime has. */
+function gelu(g: Builder, x: Value): Value {
+  const erf = g.op('Erf', [g.mul(x, g.float(Math.SQRT1_2))])
+  return g.mul(g.mul(x, g.float(0.5)), g.add(erf, g.float(1)))
+}
+
+/** The tensors of new layers, in their order. */
+export function headTensors(
+  layers: readonly HeadLayer[],
+  width: number,
+  count: number,
+): { readonly layer: HeadLayer; readonly member: 'weight' | 'bias'; readonly shape: readonly number[] }[] {
+  return layers.flatMap((layer, i) => {
+    const d = i === layers.length - 1 ? count : width
+    const weight = { layer, member: 'weight' as const, shape: layer.kind === 'norm' ? [width] : [d, width] }
+    return layer.hasBias === false ? [weight] : [weight, { layer, member: 'bias' as const, shape: [d] }]
+  })
+}

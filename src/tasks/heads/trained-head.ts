@@ -1,0 +1,171 @@
+// The head that a task trains whole: that of the graph where it gives the same labels, or a new one as transformers
+// puts it on an encoder of this type.
+
+import { UnsupportedError } from '../../base/errors.js'
+import type { Random } from '../../base/random.js'
+import { elementCount } from '../../base/tensor.js'
+import { type BaseTensor, baseTensors } from '../../graph/match/base-tensors.js'
+import { findLinears, logitsName } from '../../graph/match/linears.js'
+import { readBaseTensor } from '../../graph/match/read-base-tensor.js'
+import type { Model } from '../../graph/model-folder.js'
+import type { ObjectiveGraph } from '../../graph/training/objective-graph.js'
+import type { Value } from '../../graph/view/builder.js'
+import { type Graph, readGraph } from '../../graph/view/graph.js'
+import type { Head, HeadOptions } from '../task.js'
+import type { HeadInput } from './head-rows.js'
+import {
+  appendHead,
+  type HeadBase,
+  type HeadForm,
+  type HeadLayer,
+  headInput,
+  headTensors,
+  headWidth,
+  namedLabels,
+  trainedLayers,
+} from './heads.js'
+
+/** The standard deviation of a new head where config.json gives none: that of transformers. */
+const INITIALIZER_RANGE = 0.02
+
+/** The parts of a model by which its head is found. */
+export function headBase(model: Model): HeadBase {
+  const graph = readGraph(model.onnx.proto)
+  return { config: model.config, graph, linears: findLinears(graph) }
+}
+
+/**
+ * Throws UnsupportedError for a graph with other logits than those of such a head, or without the hidden states that it
+ * needs.
+ */
+export function checkHead(form: HeadForm, base: HeadBase): void {
+  requireInput(form, base.graph, trainedLayers(form, base))
+  const isThere = form.layers.some(({ module }) => base.linears.some(({ name, isHead }) => isHead && name === module))
+  const logits = base.graph.outputs.find(({ name }) => name === logitsName(base.graph))
+  const type = logits?.type?.value
+  const axes = type?.case === 'tensorType' ? type.value.shape?.dim.length : undefined
+  const expected = form.rows === 'all' ? 3 : 2
+  if (!isThere || axes === undefined || axes === expected) return
+  throw new UnsupportedError({
+    where: 'ONNX model',
+    what: `its head gives labels to ${axes === 3 ? 'tokens' : 'whole inputs'}, which is another task`,
+    expected: `logits of ${expected} axes`,
+    got: `${logits?.name} of ${axes} axes`,
+    hint: 'Export the model without its head: optimum-cli export onnx --task feature-extraction',
+  })
+}
+
+function requireInput(form: HeadForm, graph: Graph, layers: readonly HeadLayer[]): HeadInput {
+  const input = headInput(form, graph, layers)
+  if (input !== undefined) return input
+  const got = graph.outputs.map(({ name }) => name).join(', ')
+  throw new UnsupportedError({ where: 'ONNX model', what: 'no output has the hidden states that a head needs', got })
+}
+
+/** Labels that a message names. */
+const TOLD = 5
+
+/** A head on a model, with a logit for each label. */
+export class TrainedHead implements Head {
+  readonly modulesToSave: readonly string[]
+  readonly tensors: Head['tensors']
+  readonly isNew: boolean
+  /** Warnings about the head that is trained. */
+  readonly warnings: readonly string[]
+  readonly #model: Model
+  readonly #form: HeadForm
+  /** The layers that are trained, the last ones of the form. */
+  readonly #layers: readonly HeadLayer[]
+  readonly #hasPrefix: boolean
+
+  constructor(model: Model, form: HeadForm, labels: readonly string[], { newHead = false }: HeadOptions) {
+    const base = headBase(model)
+    this.#model = model
+    this.#form = form
+    this.#layers = trainedLayers(form, base)
+    this.#hasPrefix = base.linears.some(({ name }) => name.startsWith(`${form.encoder}.`))
+    this.modulesToSave = form.modulesToSave.filter((module) =>
+      this.#layers.some((layer) => `.${layer.module}.`.includes(`.${module}.`)),
+    )
+    const tensors = headTensors(this.#layers, headWidth(form, base, this.#layers), labels.length)
+    const own = ownHead(base, this.#layers)
+    const fits = own !== undefined && own.labels.join('\n') === labels.join('\n') && own.has(tensors)
+    this.isNew = newHead || !fits
+    this.warnings = own === undefined || newHead || fits ? [] : [replaced(own.labels, labels)]
+    this.tensors = tensors.map((tensor) => ({
+      name: `${tensor.layer.module}.${tensor.member}`,
+      shape: tensor.shape,
+      start: async (random: Random) => {
+        if (this.isNew) return this.#newValues(tensor, random)
+        const stored = own?.tensorOf(tensor)
+        // A head of a graph without a bias is one whose bias is 0.
+        if (stored === undefined) return new Float32Array(elementCount(tensor.shape))
+        return readBaseTensor(model.onnx, base.graph, stored)
+      },
+    }))
+  }
+
+  /** The input of the first layer that is trained. Throws UnsupportedError if the graph does not have it. */
+  input({ graph }: ObjectiveGraph): HeadInput {
+    return requireInput(this.#form, graph, this.#layers)
+  }
+
+  /** Builds the head with new trained tensors. */
+  logits(graph: ObjectiveGraph, input: HeadInput): Value {
+    const parameters = new Map(this.tensors.map(({ name, shape }) => [name, graph.parameter(name, shape)]))
+    return appendHead(graph.g, input, this.#layers, (name) => parameters.get(name))
+  }
+
+  /** The name that a module of the graph has in the PyTorch model with the head. */
+  moduleName(name: string): string {
+    const isWhole = this.#hasPrefix || this.#form.layers.some(({ module }) => module === name)
+    return isWhole || this.#form.encoder === '' ? name : `${this.#form.encoder}.${name}`
+  }
+
+  /** As transformers starts a new head. */
+  #newValues({ layer: { kind }, member, shape }: Tensor, random: Random): Float32Array {
+    const range = this.#model.config.initializer_range
+    const deviation = typeof range === 'number' ? range : INITIALIZER_RANGE
+    if (kind === 'norm') return new Float32Array(elementCount(shape)).fill(member === 'weight' ? 1 : 0)
+    return Float32Array.from({ length: elementCount(shape) }, () =>
+      member === 'bias' ? 0 : deviation * random.normal(),
+    )
+  }
+}
+
+type Tensor = ReturnType<typeof headTensors>[number]
+
+/** The head that a graph has. */
+interface OwnHead {
+  /** As config.json names them, or as transformers names those without a name. */
+  readonly labels: readonly string[]
+  /** Undefined where the graph has none, or it cannot be read. */
+  tensorOf(tensor: Tensor): BaseTensor | undefined
+  /** True if it has all weights in these shapes. */
+  has(tensors: readonly Tensor[]): boolean
+}
+
+/** Undefined for a graph without a head. */
+function ownHead({ config, graph, linears }: HeadBase, layers: readonly HeadLayer[]): OwnHead | undefined {
+  const last = linears.find(({ name, isHead }) => isHead && name === layers.at(-1)?.module)
+  if (last === undefined) return undefined
+  const named = namedLabels(config)
+  const labels = named.length > 0 ? named : Array.from({ length: last.d }, (_, i) => `LABEL_${i}`)
+  const stored = new Map(baseTensors(graph, linears).map((tensor) => [tensor.name, tensor]))
+  const tensorOf = ({ layer, member, shape }: Tensor) => {
+    const found = stored.get(`${layer.module}.${member}`)
+    return found?.shape.join() === shape.join() ? found : undefined
+  }
+  const has = (tensors: readonly Tensor[]) =>
+    tensors.every((tensor) => tensor.member === 'bias' || tensorOf(tensor) !== undefined)
+  return { labels, tensorOf, has }
+}
+
+function replaced(before: readonly string[], now: readonly string[]): string {
+  return `the head of the model gives ${told(before)}, and the data has ${told(now)}: a new head is trained`
+}
+
+function told(labels: readonly string[]): string {
+  const shown = labels.slice(0, TOLD).join(', ')
+  return labels.length > TOLD ? `${shown}, … (${labels.length} labels)` : shown
+}

@@ -1,0 +1,368 @@
+// The outputs that a head is trained for: one label of several, any number of labels, or a number. Each has its loss,
+// its targets and its metrics, as transformers' `problem_type` has them.
+
+import { ConfigError, DataError } from '../../base/errors.js'
+import { TensorProto_DataType as DataType } from '../../formats/onnx/gen/onnx_pb.js'
+import type { ObjectiveGraph } from '../../graph/training/objective-graph.js'
+import type { Value } from '../../graph/view/builder.js'
+import type { Feeds } from '../../runtime/runtime.js'
+import { pearson, spearman } from '../ranking-metrics.js'
+import { areaUnderCurve, classificationMetrics, severalMetrics } from './classification-metrics.js'
+
+/** The label of a record: one, several, or a number. */
+export type Target = string | readonly string[] | number
+
+/** In transformers' words. */
+export type ProblemType = 'single_label_classification' | typeof MULTI | 'regression'
+
+const MULTI = 'multi_label_classification'
+
+/** How labels are trained. */
+export interface LabelOptions {
+  /** Default: what the records look like. Labels that are integers are names, unless this says `regression`. */
+  readonly problemType?: ProblemType | undefined
+  /**
+   * Weight of each label's records in the loss: by label, or `balanced`, the inverse of how often it is there. Default:
+   * 1.
+   */
+  readonly classWeights?: 'balanced' | Readonly<Record<string, number>> | undefined
+  /**
+   * Share of each target that is spread over all labels.
+   * @range a number in [0, 1)
+   * @default 0
+   */
+  readonly labelSmoothing?: number | undefined
+}
+
+/** Most labels of a head. */
+const MAX_LABELS = 10_000
+/** More labels than these have no number of their own among the metrics. */
+const MAX_REPORTED = 20
+
+/** Graph inputs of the loss: [row, label] int64 (records, 2), or a number for each logit, float (records, labels). */
+const PAIRS = 'loss/labels'
+const DENSE = 'loss/targets'
+
+/** A problem, once its records are known. */
+export interface LabelProblem {
+  readonly type: ProblemType
+  /** Names of the logits, in their order. */
+  readonly labels: readonly string[]
+  /** Throws DataError for a target that is none of these, naming `where` it is. */
+  check(target: Target, where: string): void
+  /** Σ over the records. */
+  loss(graph: ObjectiveGraph, logits: Value): Value
+  targets(targets: readonly Target[]): Feeds
+  /** The divisor of the sum. */
+  normalizer(targets: readonly Target[]): number
+  /** @param logits one list a record */
+  metrics(targets: readonly Target[], logits: readonly Float32Array[]): Record<string, number>
+}
+
+/**
+ * The problem that the records pose.
+ *
+ * @param known labels of the model's own config.json
+ * @param whereOf the record of a target, by its number, for messages
+ * @throws DataError for records of different kinds, or with nothing to learn; ConfigError for options that do not fit
+ */
+export function problemOf(
+  targets: () => Iterable<Target>,
+  known: readonly string[],
+  options: LabelOptions,
+  whereOf?: (index: number) => string,
+): LabelProblem {
+  const placeOf = (index: number) => (whereOf === undefined ? 'label' : `${whereOf(index)}, label`)
+  const type = options.problemType ?? typeOf(targets(), placeOf)
+  const { classWeights, labelSmoothing } = options
+  const unused =
+    classWeights !== undefined ? 'classWeights' : labelSmoothing !== undefined ? 'labelSmoothing' : undefined
+  if (type !== 'single_label_classification' && unused !== undefined) {
+    throw new ConfigError({ where: `taskOptions.${unused}`, what: 'only for one label a record', got: type })
+  }
+  if (type === 'regression') return new Quantity(targets(), placeOf)
+  const labels = labelsOf(targets(), known, placeOf)
+  return type === 'single_label_classification' ? new OneLabel(labels, targets(), options) : new SeveralLabels(labels)
+}
+
+/** Gives the place that a message names, from the number of a target. */
+type PlaceOf = (index: number) => string
+
+const KINDS: Readonly<Record<ProblemType, string>> = {
+  single_label_classification: 'one label',
+  multi_label_classification: 'a list of labels',
+  regression: 'a number',
+}
+
+function typeOf(targets: Iterable<Target>, placeOf: PlaceOf): ProblemType {
+  /** Number of the first target of each kind. */
+  const firsts = new Map<ProblemType, number>()
+  let index = 0
+  for (const target of targets) {
+    const isText = typeof target === 'string'
+    const kind = isText ? 'single_label_classification' : typeof target === 'number' ? 'regression' : MULTI
+    if (!firsts.has(kind)) firsts.set(kind, index)
+    index++
+  }
+  // Numbers without a fraction look like names.
+  if (firsts.has('regression')) firsts.delete('single_label_classification')
+  const [first, second] = firsts.entries()
+  if (second === undefined) return first[0]
+  throw new DataError({
+    where: placeOf(second[1]),
+    what: 'records have labels of different kinds',
+    expected: `${KINDS[first[0]]}, as in the records before`,
+    got: KINDS[second[0]],
+  })
+}
+
+/**
+ * The labels in the order of the logits: those of config.json where the data has no others, else the data's, sorted.
+ */
+function labelsOf(targets: Iterable<Target>, known: readonly string[], placeOf: PlaceOf): readonly string[] {
+  const seen = new Set<string>()
+  let index = 0
+  let tooMany: number | undefined
+  for (const target of targets) {
+    for (const label of [target].flat()) seen.add(String(label))
+    if (seen.size > MAX_LABELS) tooMany ??= index
+    index++
+  }
+  if (known.length > 1 && [...seen].every((label) => known.includes(label))) return known
+  if (seen.size < 2) {
+    throw new DataError({
+      where: 'label',
+      what: 'all records have the same label, so there is nothing to learn',
+      got: [...seen].map((label) => JSON.stringify(label)).join(),
+    })
+  }
+  if (tooMany !== undefined) {
+    throw new DataError({
+      where: placeOf(tooMany),
+      what: 'the records have more labels than a head can have',
+      expected: `at most ${MAX_LABELS}`,
+      got: String(seen.size),
+      hint: 'If the labels are numbers to learn, set the task option problemType=regression',
+    })
+  }
+  const isNumbered = [...seen].every((label) => /^\d+$/.test(label))
+  return [...seen].sort(isNumbered ? (a, b) => Number(a) - Number(b) : undefined)
+}
+
+function numberOf(labels: ReadonlyMap<string, number>, target: Target, where = 'label'): number {
+  const id = typeof target === 'string' ? labels.get(target) : undefined
+  if (id !== undefined) return id
+  throw new DataError({
+    where,
+    what: 'no record of the training data has it',
+    expected: [...labels.keys()].slice(0, 20).join(', '),
+    got: JSON.stringify(target),
+  })
+}
+
+const dense = (values: Float32Array, rows: number): Feeds => ({
+  [DENSE]: { type: 'float32', data: values, dims: [rows, values.length / rows] },
+})
+
+/** Cross-entropy in nats, as torch.nn.CrossEntropyLoss, with its weights and its label smoothing. */
+class OneLabel implements LabelProblem {
+  readonly type = 'single_label_classification'
+  readonly labels: readonly string[]
+  readonly #ids: ReadonlyMap<string, number>
+  /** Weight of each label; undefined: 1. */
+  readonly #weights: Float64Array | undefined
+  readonly #smoothing: number
+
+  constructor(
+    labels: readonly string[],
+    targets: Iterable<Target>,
+    { classWeights, labelSmoothing = 0 }: LabelOptions,
+  ) {
+    this.labels = labels
+    this.#ids = new Map(labels.map((label, i) => [label, i]))
+    this.#smoothing = labelSmoothing
+    this.#weights = classWeights && this.#weightsOf(classWeights, targets)
+  }
+
+  check(target: Target, where: string): void {
+    numberOf(this.#ids, target, where)
+  }
+
+  loss(graph: ObjectiveGraph, logits: Value): Value {
+    if (this.#isPlain) return graph.crossEntropy(logits, graph.input(PAIRS, DataType.INT64, ['records', 2]))
+    const { g } = graph
+    const shares = graph.input(DENSE, DataType.FLOAT, ['records', this.labels.length])
+    const logs = g.op('LogSoftmax', [logits], { axis: -1 })
+    return g.neg(g.op('ReduceSum', [g.mul(shares, logs)], { keepdims: 0 }))
+  }
+
+  targets(targets: readonly Target[]): Feeds {
+    const ids = targets.map((target) => numberOf(this.#ids, target))
+    if (this.#isPlain) {
+      const pairs = ids.flatMap((id, row) => [row, id])
+      return { [PAIRS]: { type: 'int64', data: BigInt64Array.from(pairs, BigInt), dims: [ids.length, 2] } }
+    }
+    const count = this.labels.length
+    const shares = new Float32Array(ids.length * count)
+    ids.forEach((id, row) => {
+      for (let k = 0; k < count; k++) {
+        const share = this.#smoothing / count + (k === id ? 1 - this.#smoothing : 0)
+        shares[row * count + k] = share * this.#weight(k)
+      }
+    })
+    return dense(shares, ids.length)
+  }
+
+  normalizer(targets: readonly Target[]): number {
+    if (this.#weights === undefined) return targets.length
+    return targets.reduce<number>((sum, target) => sum + this.#weight(numberOf(this.#ids, target)), 0)
+  }
+
+  metrics(targets: readonly Target[], logits: readonly Float32Array[]): Record<string, number> {
+    const truth = targets.map((target) => numberOf(this.#ids, target))
+    const { scores, ...metrics } = classificationMetrics(
+      truth,
+      logits.map((own) => own.indexOf(Math.max(...own))),
+    )
+    const isBinary = this.labels.length === 2 && new Set(truth).size === 2
+    const auc = isBinary
+      ? areaUnderCurve(
+          truth.map((id) => id === 1),
+          logits.map(([a, b]) => b - a),
+        )
+      : undefined
+    return { ...metrics, ...(auc !== undefined && { auc }), ...reported(this.labels, scores) }
+  }
+
+  get #isPlain(): boolean {
+    return this.#weights === undefined && this.#smoothing === 0
+  }
+
+  #weight(label: number): number {
+    return this.#weights?.[label] ?? 1
+  }
+
+  #weightsOf(given: NonNullable<LabelOptions['classWeights']>, targets: Iterable<Target>): Float64Array {
+    const weights = new Float64Array(this.labels.length).fill(1)
+    if (given === 'balanced') {
+      const counts = new Float64Array(this.labels.length)
+      for (const target of targets) counts[numberOf(this.#ids, target)]++
+      const seen = counts.filter((count) => count > 0)
+      const total = seen.reduce((sum, count) => sum + count, 0)
+      return weights.map((one, i) => (counts[i] === 0 ? one : total / (seen.length * counts[i])))
+    }
+    for (const [label, weight] of Object.entries(given)) weights[numberOf(this.#ids, label)] = weight
+    return weights
+  }
+}
+
+/** Binary cross-entropy, the mean over labels, as torch.nn.BCEWithLogitsLoss. */
+class SeveralLabels implements LabelProblem {
+  readonly type = 'multi_label_classification'
+  readonly labels: readonly string[]
+  readonly #ids: ReadonlyMap<string, number>
+
+  constructor(labels: readonly string[]) {
+    this.labels = labels
+    this.#ids = new Map(labels.map((label, i) => [label, i]))
+  }
+
+  check(target: Target, where: string): void {
+    for (const label of [target].flat()) numberOf(this.#ids, label, where)
+  }
+
+  loss(graph: ObjectiveGraph, logits: Value): Value {
+    const { g } = graph
+    const targets = graph.input(DENSE, DataType.FLOAT, ['records', this.labels.length])
+    const losses = g.sub(g.op('Softplus', [logits]), g.mul(logits, targets))
+    return g.mul(g.op('ReduceSum', [losses], { keepdims: 0 }), g.float(1 / this.labels.length))
+  }
+
+  targets(targets: readonly Target[]): Feeds {
+    const count = this.labels.length
+    const values = new Float32Array(targets.length * count)
+    targets.forEach((target, row) => {
+      for (const label of [target].flat()) values[row * count + numberOf(this.#ids, label)] = 1
+    })
+    return dense(values, targets.length)
+  }
+
+  normalizer(targets: readonly Target[]): number {
+    return targets.length
+  }
+
+  metrics(targets: readonly Target[], logits: readonly Float32Array[]): Record<string, number> {
+    const truth = targets.map((target) => new Set([target].flat().map((label) => numberOf(this.#ids, label))))
+    const predicted = logits.map((own) => new Set([...own.keys()].filter((i) => own[i] > 0)))
+    const { scores, ...metrics } = severalMetrics(truth, predicted, this.labels.length)
+    return { ...metrics, ...reported(this.labels, scores) }
+  }
+}
+
+/** The mean of squared differences. */
+class Quantity implements LabelProblem {
+  readonly type = 'regression'
+  readonly labels = ['LABEL_0']
+
+  constructor(targets: Iterable<Target>, placeOf: PlaceOf) {
+    const seen = new Set<number>()
+    let index = 0
+    for (const target of targets) {
+      const value = quantityOf(target, placeOf(index++))
+      if (seen.size < 2) seen.add(value)
+    }
+    if (seen.size > 1) return
+    throw new DataError({
+      where: 'label',
+      what: 'all records have the same number, so there is nothing to learn',
+      got: [...seen].join(),
+    })
+  }
+
+  check(target: Target, where: string): void {
+    quantityOf(target, where)
+  }
+
+  loss(graph: ObjectiveGraph, logits: Value): Value {
+    const { g } = graph
+    const difference = g.sub(logits, graph.input(DENSE, DataType.FLOAT, ['records', 1]))
+    return g.op('ReduceSum', [g.mul(difference, difference)], { keepdims: 0 })
+  }
+
+  targets(targets: readonly Target[]): Feeds {
+    return dense(
+      Float32Array.from(targets, (target) => quantityOf(target)),
+      targets.length,
+    )
+  }
+
+  normalizer(targets: readonly Target[]): number {
+    return targets.length
+  }
+
+  metrics(targets: readonly Target[], logits: readonly Float32Array[]): Record<string, number> {
+    const [truth, predicted] = [targets.map((target) => quantityOf(target)), logits.map(([value]) => value)]
+    return { pearson: pearson(truth, predicted), spearman: spearman(truth, predicted) }
+  }
+}
+
+function quantityOf(target: Target, where = 'label'): number {
+  const value = typeof target === 'object' || target === '' ? Number.NaN : Number(target)
+  if (Number.isFinite(value)) return value
+  throw new DataError({ where, what: 'not a number to learn', got: JSON.stringify(target) })
+}
+
+/** The F1 score of each label, where there are few. */
+export function reported(labels: readonly string[], scores: readonly number[]): Record<string, number> {
+  if (labels.length > MAX_REPORTED) return {}
+  return Object.fromEntries(scores.flatMap((score, i) => (Number.isNaN(score) ? [] : [[`f1/${labels[i]}`, score]])))
+}
+
+/** Numbers without a fraction are names, until a task option says that they are numbers. */
+export function targetOf(label: unknown): Target | undefined {
+  const isName = (value: unknown) =>
+    typeof value === 'string' || typeof value === 'boolean' || Number.isSafeInteger(value)
+  if (isName(label)) return String(label)
+  if (typeof label === 'number' && Number.isFinite(label)) return label
+  return Array.isArray(label) && label.every(isName) ? label.map(String) : undefined
+}

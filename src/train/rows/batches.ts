@@ -1,0 +1,91 @@
+// Which examples run together in each optimizer step: seeded shuffling, and batches of like lengths. What a step trains
+// on depends on batchSize · accumulation only, so that accumulating changes no result.
+
+import { Random } from '../../base/random.js'
+import type { Examples } from '../../tasks/task.js'
+import { roundUp } from '../../tasks/token-batch.js'
+
+/** Which examples run together, and the length they are padded to. */
+export interface MicroBatch {
+  readonly examples: readonly number[]
+  readonly sequence: number
+}
+
+/** The micro-batches of one optimizer step. */
+export type StepPlan = readonly MicroBatch[]
+
+export interface PlanOptions {
+  batchSize: number
+  /** Micro-batches of a step. */
+  accumulation: number
+  /** No run is longer: the model's context. */
+  limit: number
+}
+
+/**
+ * Steps whose examples are sorted by length together: enough for batches of like lengths, few enough that what follows
+ * what stays random.
+ */
+const WINDOW_STEPS = 16
+
+/**
+ * The steps of one epoch, in order. Each example is in one of them; the last step of the last window has what is left
+ * over. Depends on (seed, epoch) alone, so that a resumed run finds the same order.
+ *
+ * @param lengths tokens of each example
+ */
+export function planEpoch(lengths: readonly number[], seed: number, epoch: number, options: PlanOptions): StepPlan[] {
+  const random = new Random(seed, `shuffle/${epoch}`)
+  const order = random.shuffle(Array.from(lengths, (_, index) => index))
+  const stepSize = options.batchSize * options.accumulation
+  const steps: StepPlan[] = []
+  for (const window of chunks(order, stepSize * WINDOW_STEPS)) {
+    window.sort((a, b) => lengths[a] - lengths[b])
+    const inWindow = chunks(window, stepSize)
+    steps.push(...random.shuffle(inWindow).map((examples) => microBatches(examples, lengths, options)))
+  }
+  return steps
+}
+
+/** Batches that hold every example once, by falling length, for evaluation. */
+export function planEvaluation(
+  lengths: readonly number[],
+  options: Pick<PlanOptions, 'batchSize' | 'limit'>,
+): MicroBatch[] {
+  const order = Array.from(lengths, (_, index) => index).sort((a, b) => lengths[b] - lengths[a])
+  return microBatches(order, lengths, options)
+}
+
+/** Optimizer steps of one epoch: the last may have fewer examples. */
+export function stepsPerEpoch(examples: number, options: Pick<PlanOptions, 'batchSize' | 'accumulation'>): number {
+  return Math.ceil(examples / (options.batchSize * options.accumulation))
+}
+
+function microBatches(
+  examples: readonly number[],
+  lengths: readonly number[],
+  { batchSize, limit }: Pick<PlanOptions, 'batchSize' | 'limit'>,
+): MicroBatch[] {
+  return chunks(examples, batchSize).map((batch) => {
+    const longest = batch.reduce((most, index) => Math.max(most, lengths[index]), 0)
+    return { examples: batch, sequence: Math.min(roundUp(longest), limit) }
+  })
+}
+
+/** The examples of some micro-batches, in their order. */
+export function examplesOf<Example>(examples: Examples<Example>, plans: readonly MicroBatch[]): Example[] {
+  return plans.flatMap((plan) => plan.examples.map((index) => examples.at(index) as Example))
+}
+
+/** The cost of some micro-batches, padding aside. */
+export function costOf(costs: readonly number[], plans: readonly MicroBatch[]): number {
+  return sum(plans, (plan) => sum(plan.examples, (index) => costs[index]))
+}
+
+function sum<T>(items: readonly T[], value: (item: T) => number): number {
+  return items.reduce((total, item) => total + value(item), 0)
+}
+
+function chunks<T>(items: readonly T[], size: number): T[][] {
+  return Array.from({ length: Math.ceil(items.length / size) }, (_, i) => items.slice(i * size, (i + 1) * size))
+}

@@ -1,0 +1,169 @@
+// Rows of data → the examples of a task, with counts of what was cut or left out.
+
+import { ConfigError, DataError } from '../../base/errors.js'
+import type { Rows } from '../../data/row.js'
+import type { Model } from '../../graph/model-folder.js'
+import type { DecodeImage } from '../../images/image.js'
+import type { EncodeContext, ExampleList, Task } from '../../tasks/task.js'
+import { loadChatTemplate, recordTemplate } from '../../text/chat-template.js'
+import type { ChatTemplate } from '../../text/template.js'
+
+/** Longest time without a pause for the thread's other work. */
+const YIELD_MS = 16
+
+/** Node's own waits for nothing; a timer waits for a millisecond at least. */
+const nextTurn: (then: (_: unknown) => void) => unknown = globalThis.setImmediate ?? globalThis.setTimeout
+
+/** Rows between looks at the clock. */
+const ROWS_PER_LOOK = 16
+
+/** Examples from the rows of one source, or from the part of it that is held out, with counts. */
+export interface EncodedRows {
+  readonly examples: ExampleList<unknown>
+  rows: number
+  /** Rows that were longer than the limit. */
+  truncatedRecords: number
+  /** Rows left out because no target was left in them. */
+  skippedRecords: number
+  /** Parts of rows that are not learned, with the number of rows that have them: "have empty answers …". */
+  readonly notes: Map<string, number>
+}
+
+/** Examples from all rows of one source. */
+export interface EncodedSource {
+  readonly kept: EncodedRows
+  readonly heldOut: EncodedRows
+  /** The limit that held. */
+  readonly maxLength: number
+  /** The chat template that rows needed, with its variables; undefined where none did. */
+  readonly chatTemplate: string | undefined
+}
+
+export interface EncodeOptions {
+  readonly task: Task
+  readonly model: Model
+  /** Most tokens of an example; default: the model's context. */
+  readonly maxLength?: number | undefined
+  /** Text of a chat template instead of the model's. */
+  readonly chatTemplate?: string | undefined
+  /** Further variables of the chat template. */
+  readonly chatTemplateArgs?: Readonly<Record<string, unknown>> | undefined
+  readonly decodeImage?: DecodeImage | undefined
+  /** Tells of each row, in order, whether it is held out for evaluation. */
+  readonly isHeldOut?: ((index: number) => boolean) | undefined
+  /** Name of the source, for messages. */
+  readonly name: string
+}
+
+/**
+ * Encodes rows in order, pausing now and then so that the thread stays responsive.
+ *
+ * @returns the rows to train on, and those that are held out
+ * @throws DataError for what is no row of the task, or when no row has a target; ConfigError for a limit that the model
+ *   cannot have;
+ *   what the task throws
+ */
+export async function encodeRows(rows: Rows, options: EncodeOptions): Promise<EncodedSource> {
+  const { task, name, isHeldOut = () => false } = options
+  const own = await encodeContext(options)
+  const { maxLength } = own
+  let used: ChatTemplate | undefined
+  const context: EncodeContext = {
+    ...own,
+    chatTemplate() {
+      const template = own.chatTemplate()
+      used ??= template
+      return template
+    },
+  }
+  const [kept, heldOut] = [emptyRows(task), emptyRows(task)]
+  let pausedAt = performance.now()
+  let count = 0
+  for await (const { row, where } of rows) {
+    const part = isHeldOut(count++) ? heldOut : kept
+    part.rows++
+    const parsed = task.parse(row, where)
+    const encoded = task.encode(task.load === undefined ? parsed : await task.load(parsed, context), context)
+    if (encoded.isTruncated) part.truncatedRecords++
+    if (encoded.examples.length === 0) part.skippedRecords++
+    for (const note of encoded.notes ?? []) part.notes.set(note, (part.notes.get(note) ?? 0) + 1)
+    for (const example of encoded.examples) part.examples.push(example)
+    if (count % ROWS_PER_LOOK === 0 && performance.now() - pausedAt > YIELD_MS) {
+      await new Promise((resolve) => nextTurn(resolve))
+      pausedAt = performance.now()
+    }
+  }
+  requireExamples(kept, name, maxLength)
+  if (options.isHeldOut !== undefined) {
+    const hint = `there are ${kept.rows} records in all: raise \`evalSplit\`, or leave it out`
+    requireExamples(heldOut, `${name}, the part for evaluation`, maxLength, hint)
+  }
+  const chatTemplate = used && recordTemplate(used.text, options.chatTemplateArgs)
+  return { kept, heldOut, maxLength, chatTemplate }
+}
+
+function emptyRows(task: Task): EncodedRows {
+  return { examples: task.makeList?.() ?? [], rows: 0, truncatedRecords: 0, skippedRecords: 0, notes: new Map() }
+}
+
+/**
+ * Makes the context that rows are encoded in. The chat template is read at once, since that takes time; errors in it
+ * are thrown when a row needs it.
+ *
+ * @throws ConfigError for a limit that the model cannot have
+ */
+export async function encodeContext(
+  options: Pick<EncodeOptions, 'model' | 'maxLength' | 'chatTemplate' | 'chatTemplateArgs' | 'decodeImage'>,
+): Promise<EncodeContext> {
+  const { model, chatTemplate, chatTemplateArgs, decodeImage } = options
+  const maxLength = resolveMaxLength(options.maxLength, model.contextLength)
+  const loaded = await loadChatTemplate(model.directory, chatTemplate).then(
+    (template) => ({ template }),
+    (error: unknown) => ({ error }),
+  )
+  return {
+    model,
+    maxLength,
+    isLimited: options.maxLength !== undefined,
+    chatTemplateArgs,
+    decodeImage,
+    chatTemplate() {
+      if ('error' in loaded) throw loaded.error
+      return loaded.template
+    },
+  }
+}
+
+function requireExamples(found: EncodedRows, where: string, maxLength: number, hintIfNone?: string): void {
+  const { examples, rows, truncatedRecords } = found
+  if (examples.length > 0) return
+  const hint = truncatedRecords > 0 ? `maxLength ${maxLength} cuts off every completion: raise it` : hintIfNone
+  if (rows === 0) throw new DataError({ where, what: 'it holds no records', hint: hintIfNone })
+  throw new DataError({ where, what: 'no record has a token to learn from', hint })
+}
+
+/**
+ * The most tokens of an example: the limit asked for, else the context.
+ *
+ * @throws ConfigError when the limit is no integer above 1 or exceeds the context
+ */
+function resolveMaxLength(maxLength: number | undefined, contextLength: number | undefined): number {
+  if (maxLength === undefined) return contextLength ?? Number.POSITIVE_INFINITY
+  if (!Number.isSafeInteger(maxLength) || maxLength < 2) {
+    throw new ConfigError({
+      where: 'maxLength',
+      what: 'out of range',
+      expected: 'an integer above 1',
+      got: String(maxLength),
+    })
+  }
+  if (contextLength !== undefined && maxLength > contextLength) {
+    throw new ConfigError({
+      where: 'maxLength',
+      what: "above the model's context",
+      expected: `at most ${contextLength}`,
+      got: String(maxLength),
+    })
+  }
+  return maxLength
+}

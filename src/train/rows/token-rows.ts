@@ -1,0 +1,300 @@
+// Single rows of embeddings that a run trains, as PEFT's trainable_token_indices says: which tokens and modules are
+// meant, and what the rows start from.
+
+import { ConfigError, MismatchError, nearMisses, UnsupportedError } from '../../base/errors.js'
+import { checkArgument, isObject, kind } from '../../base/options.js'
+import type { TrainedRows } from '../../graph/inject/open-base.js'
+import { findLinears, type Linear, type ModuleMap } from '../../graph/match/linears.js'
+import { nameOfModule } from '../../graph/match/module-names.js'
+import { type Embedding, findEmbeddings } from '../../graph/match/parameters.js'
+import { readTokenRows } from '../../graph/match/read-base-tensor.js'
+import { tiedHeads } from '../../graph/match/stored-places.js'
+import type { Model } from '../../graph/model-folder.js'
+import { type Graph, readGraph } from '../../graph/view/graph.js'
+import type { LoraAdapter } from '../../lora/adapter.js'
+import { type LoraConfig, resolveConfig } from '../../lora/config.js'
+import type { OpenTask } from '../../tasks/task.js'
+import type { TokenChoice, TrainedTokens } from '../options.js'
+
+/** The model, task and names by which modules are found. */
+export interface Context {
+  readonly model: Model
+  readonly open: OpenTask
+  readonly modules: ModuleMap | undefined
+}
+
+/** An embedding of the model's tokens, or an output layer, by the name that it has in the adapter. */
+interface Table {
+  readonly name: string
+  readonly place: Embedding | Linear
+  readonly vocabulary: number
+  readonly features: number
+}
+
+const OPTION = 'trainedTokens'
+
+const isToken = (value: unknown) => {
+  return typeof value === 'number'
+    ? Number.isSafeInteger(value) && value >= 0
+    : typeof value === 'string' && value !== ''
+}
+const isTokens = (value: unknown) => Array.isArray(value) && value.length > 0 && value.every(isToken)
+const isByModule = (value: unknown) => {
+  return isObject(value) && Object.keys(value).length > 0 && Object.values(value).every(isTokens)
+}
+
+const TRAINED_TOKENS = kind(
+  'a list of tokens, each text or an id; or an object with such lists by module',
+  (value) => isTokens(value) || isByModule(value),
+)
+
+/**
+ * The config of a new adapter with the tokens whose rows are trained.
+ *
+ * @throws ConfigError for what are no tokens, and naming the token that the tokenizer does not have, or that is given
+ *   twice
+ */
+export function withTokens(config: LoraConfig, model: Model, given: TrainedTokens | undefined): LoraConfig {
+  if (config.trainableTokenIndices !== undefined) {
+    throw new ConfigError({ where: 'trainableTokenIndices', what: `in training, this is the option ${OPTION}` })
+  }
+  if (given === undefined) return config
+  return resolveConfig({ ...config, trainableTokenIndices: tokenIndices(model, given) })
+}
+
+/** Token ids, in the form of the config: of the input embedding, or by module. */
+function tokenIndices(model: Model, given: TrainedTokens): NonNullable<LoraConfig['trainableTokenIndices']> {
+  checkArgument(given, TRAINED_TOKENS, OPTION)
+  if (isList(given)) return idsOf(model, given, OPTION)
+  return Object.fromEntries(
+    Object.entries(given).map(([module, tokens]) => [module, idsOf(model, tokens, `${OPTION}.${module}`)]),
+  )
+}
+
+function isList(given: TrainedTokens): given is readonly TokenChoice[] {
+  return Array.isArray(given)
+}
+
+function idsOf(model: Model, tokens: readonly TokenChoice[], where: string): number[] {
+  const ids = tokens.map((token) => (typeof token === 'number' ? token : idOf(model, token, where)))
+  const second = ids.findIndex((id, i) => ids.indexOf(id) < i)
+  if (second === -1) return ids
+  const first = tokens[ids.indexOf(ids[second])]
+  const isSame = first === tokens[second]
+  throw new ConfigError({
+    where,
+    what: `the token ${JSON.stringify(tokens[second])} is given twice`,
+    ...(!isSame && { got: `${JSON.stringify(first)} has the id ${ids[second]}, too` }),
+  })
+}
+
+function idOf({ tokenizer, name }: Model, token: string, where: string): number {
+  if (tokenizer === undefined) {
+    const what = `the model has no tokenizer that knows the token ${JSON.stringify(token)}`
+    throw new ConfigError({ where, what, expected: 'ids of tokens', got: name })
+  }
+  const id = tokenizer.tokenId(token)
+  if (id !== undefined) return id
+  const parts = tokenizer.encode(token, { specialTokens: false })
+  throw new ConfigError({
+    where,
+    what: `the tokenizer has no token ${JSON.stringify(token)}`,
+    expected: 'tokens as tokenizer.json spells them, or their ids',
+    hint:
+      parts.length === 1
+        ? `The token for this text has the id ${parts[0]}`
+        : `The tokenizer splits this text into ${parts.length} tokens: ${parts.join(', ')}. To add a token, use add_tokens and resize_token_embeddings in Python, and export the model again`,
+  })
+}
+
+/**
+ * Adds the rows that the adapter's config asks for, with the base's values. Of tied embeddings, the output layer uses
+ * the same rows, as in PEFT.
+ *
+ * @throws MismatchError for a module that the graph does not have, or a token beyond its rows; UnsupportedError for a
+ *   graph whose rows cannot
+ *   be trained
+ */
+export async function addTokenRows(adapter: LoraAdapter, context: Context): Promise<void> {
+  const { trainableTokenIndices: given } = adapter.config
+  if (given === undefined) return
+  checkModel(context.model)
+  const tables = tablesOf(context)
+  const wanted: { table: Table; tokens: readonly number[] }[] = Array.isArray(given)
+    ? [{ table: inputEmbedding(tables, context), tokens: given }]
+    : Object.entries(given).map(([module, tokens]) => ({ table: tableOf(tables, module), tokens }))
+  const { onnx } = context.model
+  const graph = readGraph(onnx.proto)
+  const embedding = wanted.find(({ table }) => isEmbedding(table))
+  const tied = embedding === undefined ? [] : await headsTiedTo(embedding.table, context)
+  for (const { table, tokens } of wanted) {
+    const { name, place, features } = table
+    checkRange(table, tokens)
+    if (tied.includes(place.name)) {
+      if (tokens.join() === embedding?.tokens.join()) continue
+      if (adapter.config.ensureWeightTying) throw notTied(name)
+    }
+    adapter.addTokenRows(name, tokens, {
+      data: await readTokenRows(onnx, graph, place, tokens),
+      shape: [tokens.length, features],
+    })
+  }
+}
+
+/**
+ * The rows of an adapter, and where the graph has them.
+ *
+ * @throws MismatchError for rows that do not fit the base; UnsupportedError where something else of the adapter changes
+ *   the same weight
+ */
+export async function trainedRows(adapter: LoraAdapter, context: Context): Promise<TrainedRows[]> {
+  const parts = adapter.parts('token-rows')
+  if (parts.length === 0) return []
+  checkModel(context.model)
+  const tables = tablesOf(context)
+  const rows: TrainedRows[] = []
+  for (const part of parts) {
+    const { name, module, indices, shape } = part
+    const table = tableOf(tables, module)
+    checkRange(table, indices)
+    if (shape[1] !== table.features) {
+      const [expected, got] = [table.features, shape[1]].map((width) => `(${indices.length}, ${width})`)
+      throw new MismatchError({
+        where: name,
+        what: 'the rows have another length than those of the graph',
+        expected,
+        got,
+      })
+    }
+    const tied = isEmbedding(table) ? await headsTiedTo(table, context) : [table.place.name]
+    const ofOthers = tables.filter((one) => one !== table && parts.some((other) => other.module === one.name))
+    const heads = tied.filter((head) => !ofOthers.some(({ place }) => place.name === head))
+    const changed = [table, ...tables.filter(({ place }) => heads.includes(place.name))]
+    for (const one of changed) checkAlone(adapter, one, name)
+    rows.push({
+      name,
+      tokens: indices,
+      features: table.features,
+      embedding: isEmbedding(table) ? table.place.name : undefined,
+      heads,
+    })
+  }
+  return rows
+}
+
+/** Throws UnsupportedError for an encoder with a decoder: PEFT's one shared embedding is several in their graphs. */
+function checkModel({ name, graphs }: Model): void {
+  if (graphs.encoder === undefined) return
+  throw new UnsupportedError({
+    where: OPTION,
+    what: 'rows of an embedding cannot be trained in a model with an encoder and a decoder',
+    expected: 'a model that is one of the two',
+    got: name,
+  })
+}
+
+function isEmbedding({ place }: Table): boolean {
+  return 'vocabulary' in place
+}
+
+/** The embeddings that tokens are looked up in, and the output layers. */
+function tablesOf({ model, open, modules }: Context): Table[] {
+  const graph = readGraph(model.onnx.proto)
+  const named = (place: Embedding | Linear, vocabulary: number, features: number) => {
+    return { name: open.head?.moduleName(place.name) ?? place.name, place, vocabulary, features }
+  }
+  const embeddings = findEmbeddings(graph)
+    .filter(({ node }) => isOfTokens(graph, node.input[1]))
+    .map((embedding) => named(embedding, embedding.vocabulary, embedding.features))
+  const heads = findLinears(graph, modules)
+    .filter(({ isHead, fused }) => isHead && fused === undefined)
+    .map((linear) => named(linear, linear.d, linear.k))
+  return [...new Map([...heads, ...embeddings].map((table) => [table.name, table])).values()]
+}
+
+/** Nodes that give the tokens that they get. */
+const HANDS_TOKENS_ON = new Set(['Cast', 'Identity', 'Reshape', 'Flatten', 'Squeeze', 'Unsqueeze'])
+
+/** True for the graph's input of token ids, or a value that only reshapes it. */
+function isOfTokens(graph: Graph, value: string): boolean {
+  const maker = graph.producer(value)
+  if (maker === undefined) return /(^|_)input_ids$/.test(value) && graph.inputs.some(({ name }) => name === value)
+  return HANDS_TOKENS_ON.has(maker.opType) && isOfTokens(graph, maker.input[0])
+}
+
+/** Throws UnsupportedError unless there is one. */
+function inputEmbedding(tables: readonly Table[], { model }: Context): Table {
+  const found = tables.filter(isEmbedding)
+  if (found.length === 1) return found[0]
+  const graph = readGraph(model.onnx.proto)
+  const readers = graph.nodes.filter(
+    ({ input, opType }) => opType !== 'Shape' && input.some((value) => isOfTokens(graph, value)),
+  )
+  throw new UnsupportedError({
+    where: OPTION,
+    what: 'rows of the input embedding cannot be trained on this graph',
+    expected: 'one embedding that reads input_ids, by Gather or GatherBlockQuantized',
+    got:
+      found.length > 0
+        ? found.map(({ name }) => name).join(', ')
+        : readers.map(({ name, opType }) => `${name} (${opType})`).join(', ') || 'a graph that reads no input_ids',
+    ...(found.length > 1 && { hint: `Name the module: ${OPTION}: { ${JSON.stringify(found[0].name)}: [...] }` }),
+  })
+}
+
+function notTied(head: string): ConfigError {
+  return new ConfigError({
+    where: OPTION,
+    what: `${head} is tied to the embedding, and would have other trained tokens`,
+    expected: 'the same tokens for both, or ensureWeightTying: false',
+  })
+}
+
+/** Throws MismatchError unless one table has this name, or a name with this end. */
+function tableOf(tables: readonly Table[], module: string): Table {
+  const names = tables.map(({ name }) => name)
+  const name = nameOfModule(new Set(names), module)
+  const found = tables.find((table) => table.name === name)
+  if (found !== undefined) return found
+  const near = nearMisses(module, names)
+  throw new MismatchError({
+    where: OPTION,
+    what: `the graph has no embedding of input_ids, and no output layer, with the name ${module}`,
+    expected: names.join(', ') || 'a graph that reads input_ids',
+    ...(near.length > 0 && { hint: `Did you mean ${near.join(' or ')}?` }),
+  })
+}
+
+function checkRange({ name, vocabulary }: Table, tokens: readonly number[]): void {
+  const outside = tokens.find((token) => token >= vocabulary)
+  if (outside === undefined) return
+  throw new MismatchError({
+    where: OPTION,
+    what: `${name} has no row for the token ${outside}`,
+    expected: `ids from 0 to ${vocabulary - 1}`,
+    got: String(outside),
+    hint: 'The number of rows is fixed in the graph. Use an id that the model has, or add rows in Python by resize_token_embeddings and export the model again',
+  })
+}
+
+async function headsTiedTo({ place }: Table, { model, modules }: Context): Promise<string[]> {
+  const graph = readGraph(model.onnx.proto)
+  const heads = await tiedHeads(place as Embedding, { model: model.onnx, graph, linears: findLinears(graph, modules) })
+  return [...new Set(heads.map(({ name }) => name))]
+}
+
+/** Throws UnsupportedError where a layer or a whole tensor of the adapter changes the weight whose rows are trained. */
+function checkAlone(adapter: LoraAdapter, { name }: Table, rows: string): void {
+  const other = [adapter.get(name, 'linear'), adapter.get(`${name}.weight`, 'replacement')].find(
+    (part) => part !== undefined,
+  )
+  if (other === undefined) return
+  throw new UnsupportedError({
+    where: rows,
+    what: `rows of ${name} cannot be trained together with ${other.kind === 'linear' ? 'a layer of LoRA there' : 'its whole weight'}`,
+    hint:
+      other.kind === 'linear'
+        ? 'Leave this module out of `targetModules`, or use `excludeModules`'
+        : 'Leave this module out of `modulesToSave`, or train its rows alone',
+  })
+}

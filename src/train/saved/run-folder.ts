@@ -1,0 +1,296 @@
+// The folder that a training run writes: the adapter as PEFT reads it, metrics.jsonl (a line a step), lowrank.json (the
+// marker that lowrank wrote the folder), and, while the run is not finished, the state it can be resumed from.
+
+import { type Directory, readAll, readJson, writeFile } from '../../base/bytes.js'
+import { FileError, FormatError, listed } from '../../base/errors.js'
+import { parseSafetensorsHeader, readTensorF32, saveSafetensors, type TensorBytes } from '../../formats/safetensors.js'
+import { CARD_FILE, TEMPLATE_FILE } from '../../peft/file-names.js'
+import type { BestState, Evaluation } from '../best.js'
+import type { EngineState } from '../engine.js'
+
+export const MARKER_FILE = 'lowrank.json'
+export const METRICS_FILE = 'metrics.jsonl'
+export const STATE_FILE = 'training-state.safetensors'
+/** The run's options, which repeat it. */
+export const RECORD_FILE = 'run.json'
+
+/** All that a run writes, and all that overwriting removes. */
+const RUN_FILES = [
+  'adapter_config.json',
+  'adapter_model.safetensors',
+  TEMPLATE_FILE,
+  METRICS_FILE,
+  STATE_FILE,
+  RECORD_FILE,
+  CARD_FILE,
+  MARKER_FILE,
+]
+
+export interface Marker {
+  version: 1
+  kind: 'training run'
+  status: 'unfinished' | 'finished'
+  /** Name of the task, which the adapter's own files do not tell. */
+  task?: string
+}
+
+/** Permission of a run: for an empty folder only, to go on with the run in it, or to replace that run. */
+export type FolderUse = 'new' | 'resume' | 'overwrite'
+
+/**
+ * Checks that a run may write into the folder; writes nothing.
+ *
+ * @throws FileError when the folder is not empty and `use` does not cover what is in it, or there is nothing to resume
+ */
+export async function checkRunFolder(directory: Directory, use: FolderUse): Promise<void> {
+  // Unfinished files of a killed run do not count.
+  const files = (await directory.list()).filter((file) => !isPartial(file))
+  const where = directory.name
+  if (use === 'resume') {
+    if (await directory.has(STATE_FILE)) return
+    const marker = await readMarker(directory)
+    const isFinished = marker?.status === 'finished'
+    const isStarted = marker !== undefined
+    throw new FileError({
+      where,
+      what: isFinished ? 'the run in this folder is finished' : 'there is no unfinished run in this folder',
+      hint: isFinished
+        ? 'Replace it with `overwrite`, or choose another folder'
+        : isStarted
+          ? 'The run in it was stopped before it saved anything. Replace it with `overwrite`'
+          : 'Leave out `resume`',
+    })
+  }
+  if (files.length === 0) return
+  if (use === 'new') {
+    const isOurs = (await readMarker(directory)) !== undefined
+    throw new FileError({
+      where,
+      what: 'the output folder is not empty',
+      got: listed(files),
+      hint: isOurs ? 'Use `resume` or `overwrite`, or choose another folder' : 'Choose another folder',
+    })
+  }
+  if ((await readMarker(directory)) === undefined) {
+    throw new FileError({
+      where,
+      what: 'not overwritten, because lowrank did not write this folder',
+      expected: `a folder with ${MARKER_FILE}`,
+      got: listed(files),
+      hint: 'Choose another folder, or empty this one yourself',
+    })
+  }
+}
+
+/** The marker; undefined if there is none that lowrank wrote. */
+export async function readMarker(directory: Directory): Promise<Marker | undefined> {
+  if (!(await directory.has(MARKER_FILE))) return undefined
+  const value = (await readJson(directory, MARKER_FILE)) as Partial<Marker> | null
+  return value?.version === 1 && value.kind === 'training run' ? (value as Marker) : undefined
+}
+
+export async function writeMarker(directory: Directory, status: Marker['status'], task?: string): Promise<void> {
+  const marker: Marker = { version: 1, kind: 'training run', status, ...(task !== undefined && { task }) }
+  await writeFile(directory, MARKER_FILE, `${JSON.stringify(marker, null, 2)}\n`)
+}
+
+/**
+ * Removes the files of an earlier run, and nothing else. The marker goes last: until then the folder counts as ours.
+ */
+export async function clearRunFolder(directory: Directory): Promise<void> {
+  await removePartialFiles(directory)
+  await removeFiles(directory, RUN_FILES)
+}
+
+const PARTIAL_FILE = /^\.(.+)\.[0-9a-f]{8}-\d+-\d*-[0-9a-f]{8}\.tmp$/
+
+/** True for an unfinished file of a killed run: in Node, files get their names when they are complete. */
+function isPartial(file: string): boolean {
+  return RUN_FILES.includes(PARTIAL_FILE.exec(file)?.[1] ?? '')
+}
+
+export async function removePartialFiles(directory: Directory): Promise<void> {
+  await removeFiles(directory, (await directory.list()).filter(isPartial))
+}
+
+export async function removeFiles(directory: Directory, files: readonly string[]): Promise<void> {
+  for (const file of files) if (await directory.has(file)) await directory.remove(file)
+}
+
+/** One line of metrics.jsonl. */
+export interface StepMetrics {
+  /** Counts from 1. */
+  step: number
+  /** Counts from 0. */
+  epoch: number
+  /** Nats per target token, before the update. */
+  loss: number
+  /** The rate of this step's update. */
+  learningRate: number
+  /** Before clipping. */
+  gradientNorm: number
+  /** Tokens of the step, padding aside. */
+  tokens: number
+  /** Milliseconds of the whole step, without evaluations. */
+  elapsedMs: number
+  /** Loss of the evaluation after this step, if there was one. */
+  evalLoss?: number
+}
+
+export async function writeMetrics(directory: Directory, metrics: readonly StepMetrics[]): Promise<void> {
+  await writeFile(directory, METRICS_FILE, linesOf(metrics))
+}
+
+/** Adds lines to those that are there. Only for a folder that has `append`. */
+export async function appendMetrics(directory: Directory, metrics: readonly StepMetrics[]): Promise<void> {
+  await directory.append?.(METRICS_FILE, new TextEncoder().encode(linesOf(metrics)))
+}
+
+function linesOf(metrics: readonly StepMetrics[]): string {
+  return metrics.map((line) => `${JSON.stringify(line)}\n`).join('')
+}
+
+/**
+ * The lines of the first `steps` steps. What follows them, whole or cut off by a crash, belongs to steps that are made
+ * anew.
+ *
+ * @throws FormatError when they are not there
+ */
+export async function readMetrics(directory: Directory, steps: number): Promise<StepMetrics[]> {
+  const source = await directory.open(METRICS_FILE)
+  try {
+    const lines = new TextDecoder()
+      .decode(await readAll(source))
+      .split('\n')
+      .slice(0, steps)
+    const metrics = lines.map((line) => JSON.parse(line) as StepMetrics | null)
+    const isOfStep = (entry: StepMetrics | null, i: number): entry is StepMetrics => entry?.step === i + 1
+    if (metrics.length === steps && metrics.every(isOfStep)) return metrics
+    throw new SyntaxError(`lines of steps 1 to ${steps} expected`)
+  } catch (cause) {
+    if (!(cause instanceof SyntaxError)) throw cause
+    throw new FormatError({
+      where: source.name,
+      what: `it does not belong to the state beside it (${cause.message})`,
+      hint: 'Overwrite the run, or train into another folder',
+      cause,
+    })
+  } finally {
+    await source.close()
+  }
+}
+
+/** The state of a run, beside its tensors. */
+export interface RunState {
+  /** Optimizer updates done. */
+  step: number
+  /** Digests of the run's parts: a resumed run needs the same. */
+  fingerprint: Record<string, string>
+  evalLossBefore: number | null
+  /**
+   * The last evaluation after a step; undefined before the first. A step whose evaluation was due and is not here still
+   * needs it.
+   */
+  latest?: Evaluation | undefined
+  /** The best evaluation after a step; undefined before the first. */
+  best?: BestState | undefined
+}
+
+const STATE_PARTS = ['parameters', 'firstMoments', 'secondMoments'] as const
+
+/** Writes the state: one file, so that its parts belong together. `names` has one entry per parameter. */
+export async function writeState(
+  directory: Directory,
+  names: readonly string[],
+  engine: EngineState,
+  run: RunState,
+): Promise<void> {
+  const tensors = ([...STATE_PARTS, 'best'] as const).flatMap((part) =>
+    (engine[part] ?? []).map(
+      (values, i): TensorBytes => ({
+        name: `${part}/${names[i]}`,
+        dtype: 'fp32',
+        shape: [values.length],
+        data: new Uint8Array(values.buffer, values.byteOffset, values.byteLength),
+      }),
+    ),
+  )
+  await saveSafetensors(directory, STATE_FILE, tensors, { run: JSON.stringify(run) })
+}
+
+/**
+ * Reads what {@link writeState} wrote.
+ *
+ * @param check sees the run before its tensors are read, and throws when it is another run's
+ * @throws FormatError when the file is damaged or holds other parameters
+ */
+export async function readState(
+  directory: Directory,
+  names: readonly string[],
+  check: (run: RunState) => void,
+): Promise<{ engine: EngineState; run: RunState }> {
+  const source = await directory.open(STATE_FILE)
+  try {
+    const file = await parseSafetensorsHeader(source)
+    const run = parseRun(file.metadata.run, source.name)
+    check(run)
+    const read = async (part: string): Promise<Float32Array[]> => {
+      const arrays: Float32Array[] = []
+      for (const name of names) arrays.push((await readTensorF32(file, `${part}/${name}`)).data)
+      return arrays
+    }
+    const engine: EngineState = {
+      parameters: await read('parameters'),
+      firstMoments: await read('firstMoments'),
+      secondMoments: await read('secondMoments'),
+      updates: run.step,
+      ...(file.tensors.has(`best/${names[0]}`) && { best: await read('best') }),
+    }
+    return { engine, run }
+  } finally {
+    await source.close()
+  }
+}
+
+/**
+ * Reads the state of a run that goes on, and the metrics of its steps. Unfinished files of a killed run are removed.
+ *
+ * @throws as {@link readState}
+ */
+export async function resumeRun(
+  directory: Directory,
+  ...state: readonly [names: readonly string[], check: (run: RunState) => void]
+): Promise<{ engine: EngineState; run: RunState; metrics: StepMetrics[] }> {
+  const { engine, run } = await readState(directory, ...state)
+  await removePartialFiles(directory)
+  return { engine, run, metrics: await readMetrics(directory, run.step) }
+}
+
+function parseRun(text: string | undefined, where: string): RunState {
+  try {
+    const run: unknown = JSON.parse(text ?? '')
+    if (isRunState(run)) return run
+  } catch {
+    // Falls through: no JSON is as bad as JSON of something else.
+  }
+  throw new FormatError({ where, what: 'not the state of a training run' })
+}
+
+function isRunState(value: unknown): value is RunState {
+  if (typeof value !== 'object' || value === null) return false
+  const { step, fingerprint, evalLossBefore, latest, best } = value as Partial<RunState>
+  return (
+    (latest === undefined || isEvaluation(latest)) &&
+    (best === undefined || (Number.isSafeInteger(best?.stale) && isEvaluation(best.best))) &&
+    Number.isSafeInteger(step) &&
+    Number(step) >= 0 &&
+    typeof fingerprint === 'object' &&
+    fingerprint !== null &&
+    (evalLossBefore === null || typeof evalLossBefore === 'number')
+  )
+}
+
+function isEvaluation(value: unknown): value is Evaluation {
+  const { step, loss, metrics } = (value ?? {}) as Partial<Evaluation>
+  return typeof loss === 'number' && Number.isSafeInteger(step) && typeof metrics === 'object' && metrics !== null
+}

@@ -1,0 +1,111 @@
+// Writes the folder of a run, in an order that any interruption leaves usable: what is there is complete, but for the
+// metrics, and the state counts no steps that these lack.
+
+import { type Directory, writeFile } from '../../base/bytes.js'
+import type { LoraAdapter } from '../../lora/adapter.js'
+import { saveAdapter } from '../../peft/adapter-folder.js'
+import { CARD_FILE } from '../../peft/file-names.js'
+import type { EngineState } from '../engine.js'
+import {
+  appendMetrics,
+  clearRunFolder,
+  type FolderUse,
+  RECORD_FILE,
+  type RunState,
+  removeFiles,
+  removePartialFiles,
+  STATE_FILE,
+  type StepMetrics,
+  writeMarker,
+  writeMetrics,
+  writeState,
+} from './run-folder.js'
+import type { RunPlace } from './run-place.js'
+
+/** Often enough to watch, seldom enough to be free. */
+const METRICS_INTERVAL_MS = 2000
+
+/** The name of the task and the options, for those who open the folder. */
+export interface RunMeaning {
+  readonly task: string
+  /** Text of run.json; undefined for a run that cannot be written down. */
+  readonly record?: string | undefined
+}
+
+/** Writes a run's folder. */
+export class RunWriter {
+  readonly #directory: Directory
+  readonly #use: FolderUse
+  readonly #task: string
+  readonly #record: string | undefined
+  readonly #metrics: readonly StepMetrics[]
+  /** True when the marker is there and belongs to this run. */
+  #isBegun: boolean
+  #hasSaved: boolean
+  /** Lines in the file; undefined while it is not this run's, or may hold lines that a resumed run makes anew. */
+  #writtenLines: number | undefined
+  /** The first line is written at once: a folder that takes none should end the run before it has trained. */
+  #metricsAt = Number.NEGATIVE_INFINITY
+
+  /** @param metrics the run's own list, which grows with each step */
+  constructor({ directory, use }: RunPlace, { task, record }: RunMeaning, metrics: readonly StepMetrics[]) {
+    this.#task = task
+    this.#record = record
+    this.#directory = directory
+    this.#use = use
+    this.#metrics = metrics
+    this.#isBegun = use === 'resume'
+    this.#hasSaved = use === 'resume'
+  }
+
+  /** Now and then writes the lines of the steps. */
+  async stepTaken(): Promise<void> {
+    // A run that replaces another leaves it in place until it saves.
+    const mayWrite = this.#isBegun || this.#use === 'new'
+    if (mayWrite && performance.now() - this.#metricsAt >= METRICS_INTERVAL_MS)
+      await this.#writeMetrics(this.#directory)
+  }
+
+  /**
+   * Saves adapter and, if given, the state to go on from. A run that is to be replaced stays until there was a step.
+   */
+  async save(
+    adapter: LoraAdapter,
+    state?: { names: readonly string[]; engine: EngineState; run: RunState },
+  ): Promise<void> {
+    if (this.#use === 'overwrite' && this.#metrics.length === 0) return
+    await this.#writeMetrics(this.#directory)
+    if (state !== undefined) await writeState(this.#directory, state.names, state.engine, state.run)
+    await saveAdapter(adapter, this.#directory)
+    this.#hasSaved = true
+  }
+
+  /** Marks the run, which has been saved, as finished, and drops its state. */
+  async finish(card?: string): Promise<void> {
+    if (card !== undefined) await writeFile(this.#directory, CARD_FILE, card)
+    await writeMarker(this.#directory, 'finished', this.#task)
+    await removeFiles(this.#directory, [STATE_FILE])
+  }
+
+  /** After a failure: leaves nothing of a run that has saved nothing. */
+  async abandon(): Promise<void> {
+    if (this.#isBegun && !this.#hasSaved) await clearRunFolder(this.#directory)
+  }
+
+  async #writeMetrics(directory: Directory): Promise<void> {
+    if (!this.#isBegun) {
+      if (this.#use === 'overwrite') await clearRunFolder(directory)
+      else await removePartialFiles(directory)
+      await writeMarker(directory, 'unfinished', this.#task)
+      if (this.#record !== undefined) await writeFile(directory, RECORD_FILE, this.#record)
+      this.#isBegun = true
+    }
+    if (this.#writtenLines === undefined || directory.append === undefined) {
+      await writeMetrics(directory, this.#metrics)
+    } else if (this.#writtenLines < this.#metrics.length) {
+      await appendMetrics(directory, this.#metrics.slice(this.#writtenLines))
+    }
+    this.#writtenLines = this.#metrics.length
+    this.#metricsAt = performance.now()
+  }
+}
