@@ -190,7 +190,7 @@ async function taskOf(model: Model, adapters: readonly LoraAdapter[], name: stri
   if (name !== undefined) return loadTask(name)
   const { taskType } = adapters[0]?.config ?? {}
   const own = taskType === undefined ? undefined : await loadTaskOf({ taskType }, headBase(model))
-  return own ?? loadTask(await defaultTask(model))
+  return own ?? loadTask(defaultTask(model))
 }
 
 async function read(

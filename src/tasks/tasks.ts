@@ -1,7 +1,9 @@
 // The table of tasks: a line each. A task's file loads when it is first asked for.
 
 import { ConfigError, LowrankError, nearMisses } from '../base/errors.js'
+import { inputFamily } from '../graph/inputs/family.js'
 import type { Model } from '../graph/model-folder.js'
+import { readGraph } from '../graph/view/graph.js'
 import type { HeadBase } from './heads/heads.js'
 import type { Task } from './task.js'
 
@@ -20,12 +22,10 @@ export type TaskName = keyof typeof LOADERS
 
 export const TASK_NAMES = Object.keys(LOADERS) as readonly TaskName[]
 
-/**
- * The task of a model where the caller names none: the first one that claims the model, else the first of the table.
- */
-export async function defaultTask(model: Pick<Model, 'graphs' | 'onnx'>): Promise<TaskName> {
-  for (const name of TASK_NAMES) if ((await loadTask(name)).isDefault?.(model)) return name
-  return TASK_NAMES[0]
+/** The task of a model where the caller names none. */
+export function defaultTask({ graphs, onnx }: Pick<Model, 'graphs' | 'onnx'>): TaskName {
+  const hasEncoder = graphs.encoder !== undefined || inputFamily(readGraph(onnx.proto))?.behindEncoder !== undefined
+  return hasEncoder ? 'seq2seq' : 'causal-lm'
 }
 
 /** @throws ConfigError for a name that no task has */

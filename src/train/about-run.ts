@@ -5,7 +5,6 @@ import type { DtypeChoice } from '../graph/graph-file.js'
 import type { Model } from '../graph/model-folder.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import { type LoraConfig, type LoraConfigInput, resolveConfig } from '../lora/config.js'
-import { modelCard } from '../peft/model-card.js'
 import type { OpenTask, Task } from '../tasks/task.js'
 import type { TrainingData, TrainingOptions } from './options.js'
 import type { RunReport } from './run.js'
@@ -62,7 +61,7 @@ function configOf(config: LoraConfig): Record<string, unknown> {
 }
 
 /** README.md of a run that is done. */
-export function cardOf(
+export async function cardOf(
   { evalLoss, evalMetrics, steps }: Pick<RunReport, 'evalLoss' | 'evalMetrics' | 'steps'>,
   run: {
     options: TrainingOptions
@@ -72,7 +71,7 @@ export function cardOf(
     adapter: LoraAdapter
     settings: TrainSettings
   },
-): string {
+): Promise<string> {
   const { options, sources, task, adapter, settings } = run
   const { model, out, data, evalData, evalSplit } = options
   const { config, labels, problemType } = adapter
@@ -83,7 +82,7 @@ export function cardOf(
   const own = dataNames(sources?.data, data)
   const use = run.open.plainUse ?? task.use
   const isVectors = use.command?.[0] === 'embed'
-  return modelCard({
+  return (await import('../peft/model-card.js')).modelCard({
     folder: out?.name ?? '',
     base: hubId === undefined ? baseName : (sources?.model.replace(/^hf:/, '') ?? hubId),
     baseName,

@@ -35,7 +35,7 @@ export interface RunInput extends SessionParts {
   /** Text of run.json. */
   readonly record?: string | undefined
   /** Makes the model card of a run that is done. */
-  readonly card?: ((report: RunReport) => string) | undefined
+  readonly card?: ((report: RunReport) => Promise<string>) | undefined
   readonly signal: AbortSignal | undefined
   /** Gives what the next step waits for; undefined while it need not wait. */
   readonly wait?: (() => Promise<void> | undefined) | undefined
@@ -215,7 +215,7 @@ class Run {
     // The last evaluation may be the best.
     if (isDone && this.#keepsBest) await this.#save()
     const report = this.#reportOf(isDone)
-    if (isDone) await this.#writer?.finish(card?.(report))
+    if (isDone) await this.#writer?.finish(await card?.(report))
     return report
   }
 

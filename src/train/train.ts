@@ -7,7 +7,6 @@ import { isByteSource, isDirectory } from '../data/source.js'
 import { planSplit } from '../data/split.js'
 import { type MemoryLimit, memoryWarning, trainingMemory } from '../graph/memory.js'
 import type { Model } from '../graph/model-folder.js'
-import { joinGraphs } from '../graph/training/joined-graph.js'
 import { checkTrainableForm } from '../graph/training/trainable-form.js'
 import { readGraph } from '../graph/view/graph.js'
 import type { LoraAdapter } from '../lora/adapter.js'
@@ -20,7 +19,7 @@ import type { TrainingData, TrainingOptions, TrainResult } from './options.js'
 import type { TrainReport } from './report.js'
 import { type EncodedSource, encodeRows } from './rows/examples.js'
 import { type RunInput, type RunReport, trainAdapter } from './run.js'
-import { EventLog } from './saved/event-log.js'
+import type { EventLog } from './saved/event-log.js'
 import { checkRunFolder } from './saved/run-folder.js'
 import { resolveSettings, type TrainSettings, withRateOfTask } from './settings.js'
 
@@ -65,8 +64,8 @@ async function prepare(
   const isJoined = graphs.encoder !== undefined && graphs.decoder !== undefined
   const options = {
     ...given,
-    model: isJoined ? await joinGraphs(given.model) : given.model,
-    task: given.task ?? (await defaultTask(given.model)),
+    model: isJoined ? await (await import('../graph/training/joined-graph.js')).joinGraphs(given.model) : given.model,
+    task: given.task ?? defaultTask(given.model),
   }
   const { model, out, on = {}, modules, signal, taskOptions, evalSplit, tensorboard } = options
   const task = await loadTask(options.task)
@@ -102,7 +101,7 @@ async function prepare(
   checkParts(adapter, { model, open, modules })
   if (open.labels !== undefined) adapter.labels = open.labels
   if (open.problemType !== undefined) adapter.problemType = open.problemType
-  const log = tensorboard && (await EventLog.open(tensorboard, use === 'resume'))
+  const log = tensorboard && (await (await import('./saved/event-log.js')).EventLog.open(tensorboard, use === 'resume'))
   const about = { options, sources, task, open, adapter, settings }
   const input: RunInput = {
     model,

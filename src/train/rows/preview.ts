@@ -38,7 +38,7 @@ export type PreviewOptions = Pick<
  */
 export async function previewExamples(options: PreviewOptions, count: number): Promise<PreviewExample[]> {
   const { model, data, columns } = options
-  const task = await loadTask(options.task ?? (await defaultTask(options.model)))
+  const task = await loadTask(options.task ?? defaultTask(options.model))
   if (task.tokens === undefined) throw new UnsupportedError({ where: task.name, what: 'this task has no preview' })
   const context = await encodeContext(options)
   const tokenizer = requireTokenizer(model)
