@@ -92,6 +92,7 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
     {
       accuracyLevel,
       adapters = {},
+      allow,
       allowMissing = false,
       modules = {},
       device,
@@ -109,6 +110,7 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
     const own = {
       runtime,
       modules,
+      allow,
       edit: setLevel ?? (() => {}),
       beforeOpen: async () => {},
       onWarning,
@@ -355,6 +357,7 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
           parts[i].push({ name, ...(await readParts(graphs[i], share, shares.length > 1)) })
         }
       }
+      for (const [i, graph] of graphs.entries()) graph.requireInputs(parts[i])
       for (const [i, graph] of graphs.entries()) await graph.add(parts[i])
       this.#adapters = [...this.#adapters, ...adapters.map(([name]) => name)]
       this.#changes += adapters.length
