@@ -13,7 +13,7 @@ import type { Feeds, OutputOptions, RuntimeTensor, SessionOptions } from '../run
 import { type AllowedInputs, type AllowedKind, allowedInputs, requireAllowed } from './adapters/allowed.js'
 import { type Mix, refuseAdapter } from './adapters/choice.js'
 import { type AdapterHead, runWithHeads } from './adapters/heads.js'
-import type { AdapterParts, OpenAdapter } from './adapters/parts.js'
+import type { NamedParts, OpenAdapter } from './adapters/parts.js'
 import { buffersOf, needsOf } from './adapters/site-factors.js'
 import type { InferEngine } from './engine.js'
 import type { SessionBase } from './graphs.js'
@@ -31,9 +31,6 @@ export interface GraphOptions {
   /** See AdapterSessionOptions. */
   readonly allow: readonly AllowedKind[] | undefined
 }
-
-/** An adapter's part in a graph, under the name by which runs choose it. */
-export type NamedParts = AdapterParts & { readonly name: string }
 
 /** One graph of a model, its engine, and the adapters that runs can choose. */
 export class GraphSession {

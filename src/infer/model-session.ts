@@ -14,13 +14,13 @@ import type { Remote } from '../runtime/rpc.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 import { type Mix, mixesOf, refuseAdapter, requireMixable } from './adapters/choice.js'
 import type { AdapterHead } from './adapters/heads.js'
-import { hasPlace, readParts } from './adapters/parts.js'
+import { hasPlace, type NamedParts, readParts } from './adapters/parts.js'
 import type { InferEngine } from './engine.js'
 import { batchOf, checkName, checkRanks, plainFeeds } from './feeds.js'
 import { RUN_OPTIONS } from './gen/options.js'
 import { generate, streamText, type TextSession } from './generate/generate.js'
 import { RunningTexts, TEXT_BOUNDS, type TextBounds } from './generate/running-texts.js'
-import { GraphSession, type NamedParts } from './graph-session.js'
+import { GraphSession } from './graph-session.js'
 import {
   mainRole,
   otherGraphs,

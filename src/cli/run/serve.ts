@@ -87,7 +87,7 @@ function adapterOf(given: string): [name: string, source: string] {
   return [name, source]
 }
 
-/** The names of `--allow`, with commas between them or in several flags. Those that there are not, the handler refuses. */
+/** Kinds after `--allow`: several names with commas, or several flags. The handler refuses unknown ones. */
 function kindsOf(allow: readonly string[]): OpenSessionOptions['allow'] {
   return ['lora', ...allow.flatMap((names) => names.split(','))] as OpenSessionOptions['allow']
 }

@@ -6,7 +6,7 @@ import { findEmbeddings } from '../../graph/match/parameters.js'
 import type { Value } from '../../graph/view/builder.js'
 import { type HeadBase, headInput, trainedLayers } from '../../tasks/heads/heads.js'
 import { loadTask, TASK_NAMES } from '../../tasks/tasks.js'
-import type { NamedParts } from '../graph-session.js'
+import type { NamedParts } from './parts.js'
 
 /** A kind of parts that adapters can have. */
 export type AllowedKind = 'lora' | 'dora' | 'biases' | 'embeddings' | 'heads'
