@@ -1,4 +1,4 @@
-// The loss over a large vocabulary, some rows at a time: the logits of all tokens would be the largest values of a step.
+// The loss over a large vocabulary, some rows at a time: the logits of all tokens would be the largest value of a step.
 // One Scan computes the logits of a block of rows from the output layer's weight, their losses, and the gradient by the
 // layer's input at once, so that no logits live longer than their block. TRL's chunked loss does the same:
 // https://huggingface.co/docs/trl/main/en/reducing_memory_usage

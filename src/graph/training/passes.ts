@@ -53,7 +53,7 @@ export class Work {
   readonly options: TrainingGraphOptions
   /** The graph gives out what the objective predicts. */
   readonly predicts: boolean
-  /** Where shapes are measured; undefined for a graph without gradients. */
+  /** Measures shapes; undefined for a graph without gradients. */
   readonly runtime: Runtime | undefined
   readonly graph: Graph
   /** Appends the backward part. */
