@@ -24,6 +24,8 @@ export interface OpenPage {
   navigate(address: string): Promise<void>
   /** Sets the size of the window and the color scheme. */
   show(view: { width: number; height: number; scheme?: 'light' | 'dark' }): Promise<void>
+  /** Opens a further tab of the same browser; resolves with its own {@link evaluate}. */
+  openTab(address: string): Promise<OpenPage['evaluate']>
   /** Kills the process of the tab. The next address opens in a new one. */
   crash(): Promise<void>
   /** Drops files or folders of this machine on the page's top left corner. */
@@ -70,14 +72,19 @@ export async function openPage(address: string, flags: readonly string[] = WITHO
       await loaded
     }
     await navigate(address)
-    const evaluate = async (expression: string) => {
+    const evaluateIn = (session: string) => async (expression: string) => {
       const { result, exceptionDetails } = await send(
         'Runtime.evaluate',
         { expression, returnByValue: true, awaitPromise: true },
-        sessionId,
+        session,
       )
       if (exceptionDetails !== undefined) throw new Error(JSON.stringify(exceptionDetails))
       return result.value
+    }
+    const evaluate = evaluateIn(sessionId)
+    const openTab = async (url: string) => {
+      const tab = await send('Target.createTarget', { url })
+      return evaluateIn((await send('Target.attachToTarget', { targetId: tab.targetId, flatten: true })).sessionId)
     }
     const show = async ({ width, height, scheme = 'light' }: Parameters<OpenPage['show']>[0]) => {
       const metrics = { width, height, deviceScaleFactor: 1, mobile: width < 600 }
@@ -120,7 +127,21 @@ export async function openPage(address: string, flags: readonly string[] = WITHO
       const { data } = await send('Page.captureScreenshot', options, sessionId)
       return Buffer.from(data, 'base64')
     }
-    return { ...page, evaluate, navigate, show, crash, drop, setQuota, press, type, download, screenshot, close }
+    return {
+      ...page,
+      evaluate,
+      openTab,
+      navigate,
+      show,
+      crash,
+      drop,
+      setQuota,
+      press,
+      type,
+      download,
+      screenshot,
+      close,
+    }
   } catch (error) {
     await close()
     throw error

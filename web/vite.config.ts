@@ -7,8 +7,18 @@ import { defineConfig, type Plugin } from 'vite'
 
 const here = dirname(fileURLToPath(import.meta.url))
 const models = join(here, '..', 'models')
+/** Untrained, and of 0.1 MB: the one of the tests. */
+const pictures = join(here, '..', 'tests', 'golden', 'image-classification', 'vit')
 const FILES: Record<string, string> = {
-  'sample.jsonl': join(models, 'data', 'whaling.jsonl'),
+  ...Object.fromEntries(
+    ['mails.csv', 'whaling.jsonl', 'questions.jsonl'].map((name) => [`samples/${name}`, join(models, 'data', name)]),
+  ),
+  ...Object.fromEntries(
+    ['config.json', 'preprocessor_config.json', 'onnx/model.onnx'].map((name) => [
+      `model-pictures/${name}`,
+      join(pictures, name),
+    ]),
+  ),
   ...Object.fromEntries(
     ['config.json', 'generation_config.json', 'tokenizer.json', 'tokenizer_config.json', 'onnx/model.onnx'].map(
       (name) => [`model/${name}`, join(models, 'union-3m', name)],
@@ -16,7 +26,7 @@ const FILES: Record<string, string> = {
   ),
 }
 
-/** The small model and the sample, beside the page. */
+/** The small models and the samples, beside the page. */
 const bundledModel: Plugin = {
   name: 'bundled-model',
   configureServer(server) {

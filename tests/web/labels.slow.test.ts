@@ -58,7 +58,7 @@ describe.skipIf(!canOpenSite)('the page', { timeout: 300_000 }, () => {
   /** The first label of each card. */
   const firstLabels = (): Promise<string[]> =>
     site.page.evaluate(
-      "[...document.querySelectorAll('.answer')].map((one) => one.querySelector('.scores span')?.textContent ?? '')",
+      "[...document.querySelectorAll('#answers .answer')].map((one) => one.querySelector('.scores span')?.textContent ?? '')",
     )
   const type = (text: string) =>
     site.page.evaluate(`(() => {
@@ -81,7 +81,7 @@ describe.skipIf(!canOpenSite)('the page', { timeout: 300_000 }, () => {
     expect(await site.text('lesson')).toBe('The adapter will learn labels for texts.')
     await site.fill({ steps: 40, 'learning-rate': 0.02, 'batch-size': 6 })
     await site.click('start')
-    await site.until("document.querySelectorAll('.answer').length === 2")
+    await site.until("document.querySelectorAll('#answers .answer').length === 2")
     expect(await site.text('write-heading')).toBe('Compare its labels')
     const given: string[] = []
     for (const { text } of moods) {
@@ -113,7 +113,7 @@ describe.skipIf(!canOpenSite)('the page', { timeout: 300_000 }, () => {
     expect(await site.text('train-heading')).toBe('Teach it your pictures')
     // Nothing is left of the run of the model before.
     expect(await site.text('number-step')).toBe('–')
-    expect(await site.page.evaluate("document.getElementById('layers-table').hidden")).toBe(true)
+    expect(await site.page.evaluate("document.getElementById('layers').hidden")).toBe(true)
     expect(await site.page.evaluate("document.getElementById('length').hidden")).toBe(true)
     await site.fill({ steps: 250, 'learning-rate': 0.01, 'batch-size': 8 })
     await site.picture('labels-pictures')
@@ -127,7 +127,7 @@ describe.skipIf(!canOpenSite)('the page', { timeout: 300_000 }, () => {
     expect(await site.text('gallery')).toMatch(/(warm|cold) 16.*(warm|cold) 16/)
     await open(VIT, 'vit')
     await site.click('start')
-    await site.until("document.querySelectorAll('.answer').length === 2")
+    await site.until("document.querySelectorAll('#answers .answer').length === 2")
     expect(await site.text('number-unit')).toBe('Pictures/second')
     expect(Number((await site.text('number-speed')).replaceAll(',', ''))).toBeGreaterThan(0)
 
@@ -159,19 +159,19 @@ describe.skipIf(!canOpenSite)('the page', { timeout: 300_000 }, () => {
   })
 
   it('learns labels on the model that writes, which goes on writing', async () => {
-    await site.click('bundled')
+    await site.page.evaluate("document.querySelector('#models button').click()")
     await site.until("document.getElementById('model-state').textContent.startsWith('Open: union-3m')")
     await site.click('no-pictures')
     await type(moods.map((row) => JSON.stringify(row)).join('\n'))
     expect(await site.text('lesson')).toBe('The adapter will learn labels for texts.')
     await site.fill({ steps: 2, 'batch-size': 2, tokens: 4 })
     await site.click('start')
-    await site.until("document.querySelectorAll('.answer').length === 2")
+    await site.until("document.querySelectorAll('#answers .answer').length === 2")
     await give()
     const [alone, label] = await firstLabels()
     expect(alone).toBe('')
     expect(['up', 'down']).toContain(label)
-    expect(await site.page.evaluate("document.querySelector('.answer .text').textContent.length")).toBeGreaterThan(5)
+    expect(await site.page.evaluate("document.querySelector('#answers .text').textContent.length")).toBeGreaterThan(5)
   })
 
   it('has no errors on the console', () => {

@@ -56,7 +56,7 @@ describe.skipIf(!canOpenSite)('a page whose GPU is lost', { timeout: 300_000 }, 
     await site.picture('lost-gpu')
     await site.watchSteps()
     await press('Go on with WebAssembly')
-    await site.until("document.querySelectorAll('.answer').length === 2")
+    await site.until("document.querySelectorAll('#answers .answer').length === 2")
     // The first that is shown follows a saved one, of which each tenth is.
     const steps = await site.page.evaluate('[...globalThis.steps]')
     expect(steps[0]).toMatch(/^[1-3]1\/40$/)
@@ -67,10 +67,10 @@ describe.skipIf(!canOpenSite)('a page whose GPU is lost', { timeout: 300_000 }, 
 
   it('keeps the adapters, and writes again', async () => {
     await onGpu()
-    expect(await site.page.evaluate("document.querySelectorAll('.answer').length")).toBe(2)
+    expect(await site.page.evaluate("document.querySelectorAll('#answers .answer').length")).toBe(2)
     await site.fill({ tokens: 400, temperature: 0 })
     await site.click('generate')
-    await site.until("document.querySelector('.answer .text').textContent.length > 30")
+    await site.until("document.querySelector('#answers .text').textContent.length > 30")
     await lose()
     await site.until("!document.getElementById('error').hidden")
     expect(await site.text('error')).toMatch(/The model cannot write.*the GPU was lost/)
@@ -81,7 +81,7 @@ describe.skipIf(!canOpenSite)('a page whose GPU is lost', { timeout: 300_000 }, 
     await site.until("!document.getElementById('generate').disabled")
     await setTimeout(100)
     const texts = await site.page.evaluate(
-      "[...document.querySelectorAll('.answer .text')].map((one) => one.textContent)",
+      "[...document.querySelectorAll('#answers .text')].map((one) => one.textContent)",
     )
     expect(texts).toHaveLength(2)
     expect(texts[0]).not.toBe(texts[1])

@@ -1,6 +1,6 @@
 // The page of web/ in Chromium, built and served as on a static host, and what a user does on it.
 
-import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { cpSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import type { AddressInfo } from 'node:net'
 import { tmpdir } from 'node:os'
@@ -38,7 +38,7 @@ export interface Site {
   choose(id: string, value: string): Promise<void>
   /** Waits until an expression is true; fails with what the page says. */
   until(expression: string): Promise<void>
-  /** Waits until a model is open. */
+  /** Opens the small model unless one is open. */
   ready(): Promise<void>
   /** Loads the page anew. */
   reload(): Promise<void>
@@ -60,6 +60,7 @@ export async function openSite(
   const folder = mkdtempSync(join(tmpdir(), 'lowrank-site-'))
   const settings = { configFile: join(root, 'web', 'vite.config.ts'), logLevel: 'silent' as const }
   await build({ ...settings, build: { outDir: folder, emptyOutDir: true } })
+  cpSync(join(root, 'tests/golden/peft/rslora'), join(folder, 'linked'), { recursive: true })
   for (const name of readdirSync(join(folder, 'assets')).filter((file) => /\.m?js$/.test(file))) {
     const path = join(folder, 'assets', name)
     const edited = edit(name, readFileSync(path, 'utf8'))
@@ -79,7 +80,12 @@ export async function openSite(
     }
     throw new Error(`${expression} never came: ${await page.evaluate('document.body.innerText')}`)
   }
-  const ready = () => until("!document.getElementById('start').disabled && crossOriginIsolated")
+  const isOpen = "document.getElementById('model-state').textContent.startsWith('Open: ')"
+  const ready = async () => {
+    await until("document.body.dataset.ready === '' && crossOriginIsolated")
+    if (!(await page.evaluate(isOpen))) await page.evaluate("document.querySelector('#models button').click()")
+    await until(isOpen)
+  }
   const element = (id: string) => `document.getElementById(${JSON.stringify(id)})`
   return {
     page,
@@ -88,7 +94,9 @@ export async function openSite(
     click: (id) => page.evaluate(`${element(id)}.click()`),
     async fill(fields) {
       for (const [id, value] of Object.entries(fields))
-        await page.evaluate(`${element(id)}.value = ${JSON.stringify(String(value))}`)
+        await page.evaluate(
+          `${element(id)}.value = ${JSON.stringify(String(value))}; ${element(id)}.dispatchEvent(new Event('input'))`,
+        )
     },
     choose: (id, value) =>
       page.evaluate(

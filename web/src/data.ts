@@ -14,7 +14,9 @@ export interface Picture {
 export interface LearningData {
   /** Name of the file; the ending tells the form. */
   readonly name: string
+  /** The first part, which tells what it is; all of it unless it is a large file. */
   readonly text: string
+  readonly blob: Blob
   /** Not empty where pictures are learned, and no text. */
   readonly pictures: readonly Picture[]
 }
@@ -26,6 +28,17 @@ export type PageTask = TaskFacts & Required<Pick<TaskFacts, 'page'>>
 export const PICTURE = /\.(png|jpe?g|webp|gif|bmp|avif)$/i
 /** Pictures shown of each label. */
 const SHOWN = 6
+/** A text field with more makes browsers slow: such a file is used as it is. */
+const MOST_SHOWN = 20 << 20
+/** The part that tells what a file is. */
+const HEAD_BYTES = 1 << 16
+/** First bytes of files that are no text. */
+const NO_TEXT: readonly (readonly [RegExp, string])[] = [
+  [/^(\x89PNG|\xff\xd8\xff|GIF8|BM.{4}\0|RIFF.{4}WEBP)/s, 'a picture'],
+  [/^PK[^ -~]{2}/, 'a zip archive'],
+  [/^%PDF-/, 'a PDF'],
+  [/\0/, 'no text'],
+]
 
 /** Fields of the records: the first line tells. A text has one field. */
 export function fieldsOf(text: string, tasks: readonly PageTask[]): readonly string[] {
@@ -67,7 +80,7 @@ export function taskOf(open: OpenModel, { text, pictures }: Pick<LearningData, '
   if (pictures.length === 0 && open.reads === 'pictures')
     throw new Error(`${open.name} reads pictures. Open a folder that has a folder of pictures for each label.`)
   if (pictures.length === 0 && text.trim() === '')
-    throw new Error('There is no text to learn from. Write or paste some, or use the sample.')
+    throw new Error('There is no text to learn from. Write or paste some, or choose a recipe.')
   const task = bestTask(pictures.length > 0 ? ['image', 'label'] : fieldsOf(text, open.tasks), open.tasks)
   if (task !== undefined) return task
   throw new Error(
@@ -99,6 +112,8 @@ export function picturesOf(files: readonly File[]): Picture[] {
 export class DataField {
   #pictures: readonly Picture[] = []
   #open: OpenModel | undefined
+  /** A file that is too large to be shown. */
+  #large: { file: Blob; head: string } | undefined
   readonly #urls: string[] = []
   readonly #learns: (task: PageTask) => void
 
@@ -108,17 +123,17 @@ export class DataField {
     const area = this.#area
     area.addEventListener('input', () => {
       delete area.dataset.name
+      this.#large = undefined
       byId('data-state').textContent = ''
       this.#tell()
     })
-    byId('sample').addEventListener('click', () => void guarded('The sample cannot be loaded', () => this.#sample()))
     inputOf('data-file').addEventListener('change', ({ target }) => {
       const file = (target as HTMLInputElement).files?.[0]
-      if (file !== undefined) void guarded('The file cannot be read', () => this.#read(file))
+      if (file !== undefined) void guarded('train', 'The file cannot be read', () => this.read(file))
     })
     inputOf('pictures-folder').addEventListener('change', ({ target }) => {
       const files = [...((target as HTMLInputElement).files ?? [])]
-      void guarded('The pictures cannot be opened', async () => this.show(picturesOf(files)))
+      void guarded('train', 'The pictures cannot be opened', async () => this.show(picturesOf(files)))
     })
     byId('no-pictures').addEventListener('click', () => this.show([]))
     area.addEventListener('dragover', (event) => {
@@ -132,7 +147,7 @@ export class DataField {
       // A folder has no bytes; the page opens it.
       if (file === undefined || event.dataTransfer?.items[0]?.webkitGetAsEntry()?.isDirectory) return
       event.preventDefault()
-      void guarded('The file cannot be read', () => this.#read(file))
+      void guarded('train', 'The file cannot be read', () => this.read(file))
     })
   }
 
@@ -143,18 +158,13 @@ export class DataField {
   }
 
   get value(): LearningData {
-    const { value: text, dataset } = this.#area
+    const { value, dataset } = this.#area
+    const text = this.#large?.head ?? value
     const start = text.trimStart()
     const isTable = fieldsOf(start, this.#open?.tasks ?? []).length > 1
     const ending = /^[[{]/.test(start) ? 'jsonl' : isTable ? (/\t/.test(start) ? 'tsv' : 'csv') : 'txt'
-    return { name: dataset.name ?? `pasted.${ending}`, text, pictures: this.#pictures }
-  }
-
-  /** Shows a text in place of what was there. */
-  write(text: string, name?: string): void {
-    this.#area.value = text
-    if (name !== undefined) this.#area.dataset.name = name
-    this.show([])
+    const blob = this.#large?.file ?? new Blob([value])
+    return { name: dataset.name ?? `pasted.${ending}`, text, blob, pictures: this.#pictures }
   }
 
   /** Shows pictures in place of the text; the text again where there are none. */
@@ -196,15 +206,27 @@ export class DataField {
     }
   }
 
-  async #sample(): Promise<void> {
-    const response = await fetch(new URL('sample.jsonl', document.baseURI))
-    if (!response.ok) throw new Error(`sample.jsonl: the server answers ${response.status}.`)
-    await this.#read(new File([await response.text()], 'moby-dick.jsonl'))
-  }
-
-  async #read(file: File): Promise<void> {
-    this.write(await file.text(), file.name)
-    byId('data-state').textContent = `${file.name}, ${(file.size / 1000).toFixed(0)} kB`
+  /**
+   * Shows a text in place of what was there; of a large file its name alone.
+   *
+   * @throws Error for a file that is no text
+   */
+  async read(file: Blob, name: string = (file as File).name): Promise<void> {
+    const start = await file.slice(0, HEAD_BYTES).arrayBuffer()
+    const bytes = String.fromCharCode(...new Uint8Array(start))
+    const kind = NO_TEXT.find(([first]) => first.test(bytes))?.[1]
+    if (kind !== undefined) {
+      const hint = kind === 'a picture' ? ' Press “Open pictures” to learn from pictures.' : ''
+      throw new Error(`${name} is ${kind}. The page learns from texts, tables and JSON lines.${hint}`)
+    }
+    const isLarge = file.size > MOST_SHOWN
+    this.#large = isLarge ? { file, head: new TextDecoder().decode(start) } : undefined
+    const area = this.#area
+    area.value = isLarge ? '' : await file.text()
+    area.dataset.name = name
+    area.placeholder = isLarge ? `${name} is too large to be shown. It is used as it is.` : ''
+    byId('data-state').textContent = `${name}, ${(file.size / 1000).toFixed(0)} kB`
+    this.show([])
   }
 
   get #area(): HTMLTextAreaElement {

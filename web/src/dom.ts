@@ -1,4 +1,6 @@
-// Elements by id, new elements, and the banner that shows errors.
+// Elements by id, new elements, and the banner that shows errors in the page's words.
+
+import { LowrankError } from 'lowrank'
 
 /** The element of index.html with this id. */
 export function byId<E extends HTMLElement = HTMLElement>(id: string): E {
@@ -38,28 +40,60 @@ export class MendableError extends Error {
   }
 }
 
-/** Shows what went wrong above the cards. */
-export function showError(title: string, error: unknown): void {
-  const banner = byId('error')
-  const message = error instanceof Error ? error.message : String(error)
+/** The message of an error without advice for callers of the library: options, flags, variables of the environment. */
+function wordsOf(error: unknown): string {
+  if (!(error instanceof Error)) return String(error)
+  if (!(error instanceof LowrankError)) return error.message
+  const { where, what, expected, got, hint = '' } = error
+  const isForCallers = /`|--\w|[a-z][A-Z]|[A-Z]+_[A-Z]+|\w: /.test(hint)
+  const place = where === undefined ? '' : `${LABELS[where] ?? where}: `
+  const found = got === undefined ? '' : ` Found: ${got}.`
+  return `${place}${what}${expected === undefined ? '.' : `. Expected: ${expected}.`}${found}${isForCallers ? '' : ` ${hint}`}`
+}
+
+/** The page's names of the options that it sets. */
+const LABELS: Readonly<Record<string, string>> = {
+  maxSteps: 'Steps',
+  learningRate: 'Learning rate',
+  batchSize: 'Records a step',
+  maxLength: 'Most tokens a record',
+  rank: 'Rank',
+  maxNewTokens: 'Most new tokens',
+  temperature: 'Temperature',
+}
+
+/** The element that shows what went wrong, in the card where it did. */
+const banner = make('div', { id: 'error', class: 'error', role: 'alert', hidden: '' })
+document.querySelector('main')?.prepend(banner)
+
+/** @param place id of the card that it belongs to */
+export function showError(place: string, title: string, error: unknown): void {
   const buttons = [button('Close', () => clearError())]
-  if (error instanceof MendableError) buttons.unshift(button(error.label, () => void guarded(title, error.mend)))
-  banner.replaceChildren(make('strong', {}, title), message, make('div', { class: 'row' }, ...buttons))
+  if (error instanceof MendableError) buttons.unshift(button(error.label, () => void guarded(place, title, error.mend)))
+  const cause = error instanceof MendableError ? error.cause : error
+  banner.replaceChildren(make('strong', {}, title), wordsOf(cause), make('div', { class: 'row' }, ...buttons))
+  const card = byId(place)
+  if (card instanceof HTMLDetailsElement) card.open = true
+  card.append(banner)
   banner.hidden = false
   banner.scrollIntoView({ block: 'nearest' })
 }
 
 export function clearError(): void {
-  byId('error').hidden = true
+  banner.hidden = true
 }
 
-/** Runs what a click asks for; an error goes to the banner. */
-export async function guarded(title: string, work: () => Promise<void>): Promise<void> {
+/**
+ * Runs what a click asks for.
+ *
+ * @param place id of the card that shows an error
+ */
+export async function guarded(place: string, title: string, work: () => Promise<void>): Promise<void> {
   clearError()
   try {
     await work()
   } catch (error) {
     if (error instanceof DOMException && error.name === 'AbortError') return
-    showError(title, error)
+    showError(place, title, error)
   }
 }

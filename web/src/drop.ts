@@ -16,7 +16,7 @@ export function setUpDrop(takers: Takers): void {
     event.preventDefault()
     const entry = [...(event.dataTransfer?.items ?? [])].map((item) => item.webkitGetAsEntry()).find(isFolder)
     if (entry === undefined) return
-    void guarded('The folder cannot be opened', async () => {
+    void guarded('train', 'The folder cannot be opened', async () => {
       const files = await filesOf(entry)
       const has = (name: RegExp) => files.some(({ webkitRelativePath }) => name.test(webkitRelativePath))
       if (has(/^[^/]+\/adapter_config\.json$/)) return takers.adapter(entry.name, files)

@@ -33,18 +33,31 @@ export async function showLayers(name: string, adapter: LoraAdapter): Promise<vo
   ]
   const head = make('thead', {}, make('tr', {}, ...headings.map((text) => make('th', { scope: 'col' }, text))))
   byId('heat').replaceChildren(heatMap(layers, largest))
-  byId('heat').hidden = false
   byId('layers-table').replaceChildren(make('table', {}, head, make('tbody', {}, ...rows)))
-  byId('layers-table').hidden = false
-  byId('spectra-help').hidden = false
-  byId('layers-state').textContent =
-    `${name}: ${report.trainableParams.toLocaleString()} trained parameters in ${layers.length} layers.`
+  byId('layers').hidden = false
+  byId('layers-state').textContent = inWords(name, report.trainableParams, layers)
 }
 
 /** Shows no layers: the adapter was of another model. */
 export function hideLayers(): void {
-  for (const id of ['heat', 'spectra-help', 'layers-table']) byId(id).hidden = true
-  byId('layers-state').textContent = 'Train or open an adapter. Each layer that it changes is listed here.'
+  byId('layers').hidden = true
+}
+
+type Layer = Spectrum & { readonly name: string; readonly rank: number; readonly normDelta: number }
+
+/** Tells in words how large the change is, and where. */
+function inWords(name: string, parameters: number, layers: readonly Layer[]): string {
+  const [most] = layers
+  if (most === undefined) return `${name} changes no layers.`
+  const all = layers.reduce((sum, { normDelta }) => sum + normDelta ** 2, 0)
+  let [share, count] = [0, 0]
+  while (share < all / 2) share += layers[count++].normDelta ** 2
+  const ranks = layers.map(({ effectiveRank }) => effectiveRank).filter((rank) => !Number.isNaN(rank))
+  const mean = ranks.reduce((sum, rank) => sum + rank, 0) / ranks.length
+  const used = Number.isNaN(mean)
+    ? ''
+    : ` On average it uses ${mean.toFixed(1)} of its ${most.rank} ranks${mean < most.rank / 2 ? ': a lower rank may be enough' : ''}.`
+  return `${name}: ${parameters.toLocaleString()} trained parameters in ${layers.length} layers. Half of the change is in ${count} of them, most in ${most.name}.${used}`
 }
 
 /** A cell for each block (row) and module (column); the fuller its colour, the larger the change. */

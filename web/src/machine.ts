@@ -2,6 +2,12 @@
 
 import { byId, inputOf, make } from './dom.js'
 
+/** A phone shows parts that are large folded. */
+export function foldOnPhones(): void {
+  if (!matchMedia('(max-width: 40rem)').matches) return
+  for (const part of document.querySelectorAll<HTMLDetailsElement>('details.fold')) part.open = false
+}
+
 const ASKED = 'lowrank-isolation-asked'
 
 /** Asks a service worker to isolate the page, which gives WebAssembly threads. It reloads the page once. */

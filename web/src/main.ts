@@ -1,31 +1,111 @@
-// The page: choose a model, teach it, compare what it writes.
+// The page: choose what it shall learn, teach it, compare, keep.
 
-import { guarded } from './dom.js'
+import type { LoraAdapter } from 'lowrank'
+import { setUpKept } from './adapters.js'
+import { byId, guarded, inputOf } from './dom.js'
+import { drawnPictures } from './drawn.js'
 import { setUpDrop } from './drop.js'
-import { isolate, showMachine } from './machine.js'
-import { type Device, setUpModels } from './models.js'
-import { Trainer } from './train.js'
+import { showLines } from './lines.js'
+import { askAboutLink } from './link.js'
+import { foldOnPhones, isolate, showMachine } from './machine.js'
+import { type Device, isSame, type ModelChoice, type OpenModel, setUpModels } from './models.js'
+import { type Recipe, setUpRecipes } from './recipes.js'
+import { isFull, type KeptAdapter, keepAdapter, keptAdapters, openKept } from './store.js'
+import { readJob, Trainer } from './train.js'
 import { Writer } from './write.js'
 
+/** Pictures of each label that the recipe draws. */
+const DRAWN = 16
+
 await isolate()
+foldOnPhones()
 void showMachine()
 
+let opened: OpenModel | undefined
+const choose = (choice: ModelChoice) => models.choose(choice)
 const reopen = (device: Device) => models.reopen(device)
 const writer = new Writer(reopen)
-const trainer = new Trainer((name, adapter) => writer.add(name, adapter), reopen)
+const trainer = new Trainer({
+  choose,
+  reopen,
+  sample: (adapter) => writer.sample(adapter),
+  async trained(adapter, job) {
+    const names = new Set((await keptAdapters()).map(({ name }) => name))
+    const name = nextFree(job.name, (one) => names.has(one) || writer.has(one))
+    await writer.add(name, adapter)
+    showLines({ ...job, name })
+    byId('write').scrollIntoView({ block: 'nearest' })
+    try {
+      await keepAdapter(name, adapter, { job, modelName: job.modelName })
+    } catch (error) {
+      if (!isFull(error)) throw error
+      byId('disk').textContent = 'The browser has no more space: download the adapter to keep it.'
+      byId('disk').hidden = false
+    }
+    await listKept()
+  },
+  changed: () => listKept(),
+})
 const models = setUpModels(async (open) => {
   await writer.use(open)
   trainer.use(open)
+  opened = open
 })
+const listKept = setUpKept((kept) => useKept(kept))
+
+function nextFree(wanted: string, isTaken: (name: string) => boolean): string {
+  let name = wanted
+  for (let i = 2; isTaken(name); i++) name = `${wanted}-${i}`
+  return name
+}
+
+/** Opens an adapter beside its model. */
+async function openBeside(
+  choice: ModelChoice | undefined,
+  name: string,
+  read: () => Promise<LoraAdapter>,
+): Promise<void> {
+  if (choice !== undefined && (opened === undefined || !isSame(opened.choice, choice))) await choose(choice)
+  await writer.add(name, await read())
+  byId('write').scrollIntoView()
+}
+
+async function useKept({ name, job }: KeptAdapter): Promise<void> {
+  if (!writer.has(name)) await openBeside(job?.choice, name, () => openKept(name))
+  if (job !== undefined) showLines({ ...job, name })
+}
+
+async function useRecipe({ file, model, prompts, settings }: Recipe): Promise<void> {
+  trainer.want(model)
+  for (const [id, value] of Object.entries(settings)) inputOf(id).value = String(value)
+  const [prompt] = prompts
+  if (prompt !== undefined) inputOf('prompt').value = prompt
+  if (file === null) trainer.data.show(await drawnPictures(DRAWN))
+  else {
+    const response = await fetch(new URL(`samples/${file}`, document.baseURI))
+    if (!response.ok) throw new Error(`${file}: the server answers ${response.status}.`)
+    await trainer.data.read(await response.blob(), file)
+  }
+  const task = file === null ? 'image-classification' : file.endsWith('.csv') ? 'text-classification' : 'causal-lm'
+  const name = model.kind === 'hub' ? model.id : 'union-3m'
+  showLines(readJob({ name, choice: model }, file ?? 'pictures', task))
+}
 
 setUpDrop({
   model: models.openFolder,
   adapter: (name, files) => writer.openFolder(name, files),
-  pictures: (pictures) => trainer.learnFrom(pictures),
+  pictures: (pictures) => trainer.data.show(pictures),
 })
 
-await guarded('The last run cannot be read', async () => {
-  const choice = await trainer.restore()
-  // The small model comes from the same server, so it is opened without a click.
-  await models.choose(choice !== undefined && choice.kind !== 'folder' ? choice : { kind: 'bundled' })
+const chooseRecipe = setUpRecipes((recipe) => {
+  void guarded('hello', 'The recipe cannot be loaded', () => useRecipe(recipe))
 })
+await guarded('train', 'The last run cannot be read', async () => {
+  if (!(await trainer.restore())) chooseRecipe('mails')
+  await listKept()
+  askAboutLink(async (choice, name, read) => {
+    await openBeside(choice, name, read)
+    await writer.write()
+  })
+})
+document.body.dataset.ready = ''

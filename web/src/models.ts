@@ -6,10 +6,21 @@ import wasm from 'onnxruntime-web/ort-wasm-simd-threaded.wasm?url'
 import ort from 'onnxruntime-web/wasm?url'
 import gpuOrt from 'onnxruntime-web/webgpu?url'
 import type { PageTask } from './data.js'
-import { buttonOf, byId, guarded, inputOf } from './dom.js'
+import { byId, guarded, inputOf, make } from './dom.js'
+import offered from './models.json'
 
 /** How a model can be opened again after a reload. */
-export type ModelChoice = { kind: 'bundled' } | { kind: 'hub'; id: string } | { kind: 'folder' }
+export type ModelChoice =
+  | { readonly kind: 'bundled'; readonly name?: string }
+  | { readonly kind: 'hub'; readonly id: string; readonly dtype?: GraphDtype }
+  | { readonly kind: 'folder' }
+
+type GraphDtype = 'q4' | 'q8'
+
+/** Models that the page offers: what people read of them, and the GB that training takes at most. */
+export const MODELS = offered as readonly (Omit<(typeof offered)[number], 'choice'> & {
+  readonly choice: ModelChoice
+})[]
 
 export interface OpenModel {
   readonly model: Model
@@ -37,44 +48,48 @@ const RUNTIMES = { wasm: webRuntime(ort, wasm), webgpu: webRuntime(gpuOrt, gpuWa
 /** Calls `opened` for each model that the user opens. */
 export function setUpModels(opened: (model: OpenModel) => Promise<void>) {
   let last: (() => Promise<void>) | undefined
-  const buttons = () => [buttonOf('bundled'), byId('hub').querySelector('button') as HTMLButtonElement]
-  const open = (choice: ModelChoice, source: Parameters<typeof loadModel>[0]): Promise<void> => {
+  const buttons = () => document.querySelectorAll<HTMLButtonElement>('#models button, #hub button')
+  const open = async (choice: ModelChoice, source: Parameters<typeof loadModel>[0]): Promise<void> => {
     last = () => open(choice, source)
-    return guarded('The model cannot be opened', async () => {
-      const state = byId('model-state')
-      const meter = byId('model-meter')
-      const before = state.textContent
-      state.textContent = 'Opening…'
-      meter.hidden = false
-      for (const one of buttons()) one.disabled = true
-      try {
-        const device = inputOf('device').value as Device
-        configureHub({ token: inputOf('token').value.trim() || undefined })
-        const model = await loadModel(source, { runtime: RUNTIMES[device] })
-        const name = choice.kind === 'bundled' ? 'union-3m' : model.name
-        const tasks = (await trainingTasks(model)).filter((task): task is PageTask => task.page !== undefined)
-        const takesChats = await hasTemplate(model)
-        await opened({ model, source, name, choice, device, ...abilities(model), tasks, takesChats })
-        const layers = Number(model.config.num_hidden_layers)
-        const parts = [
-          model.config.model_type,
-          Number.isFinite(layers) ? `${layers} blocks` : undefined,
-          device === 'webgpu' ? 'on WebGPU' : undefined,
-        ]
-        state.textContent = `Open: ${name} (${parts.filter(Boolean).join(', ')})`
-      } catch (error) {
-        // The model that was open before still is.
-        state.textContent = before
-        throw withAccess(error)
-      } finally {
-        meter.hidden = true
-        for (const one of buttons()) one.disabled = false
-      }
-    })
+    const state = byId('model-state')
+    const meter = byId('model-meter')
+    const before = state.textContent
+    state.textContent = 'Opening…'
+    meter.hidden = false
+    for (const one of buttons()) one.disabled = true
+    try {
+      const device = inputOf('device').value as Device
+      configureHub({ token: inputOf('token').value.trim() || undefined })
+      const dtype = choice.kind === 'hub' ? choice.dtype : undefined
+      const model = await loadModel(source, { runtime: RUNTIMES[device], ...(dtype && { dtype }) })
+      const name = choice.kind === 'bundled' ? (choice.name ?? 'union-3m') : model.name
+      const tasks = (await trainingTasks(model)).filter((task): task is PageTask => task.page !== undefined)
+      const takesChats = await hasTemplate(model)
+      await opened({ model, source, name, choice, device, ...abilities(model), tasks, takesChats })
+      const layers = Number(model.config.num_hidden_layers)
+      const parts = [
+        model.config.model_type,
+        Number.isFinite(layers) ? `${layers} blocks` : undefined,
+        device === 'webgpu' ? 'on WebGPU' : undefined,
+      ]
+      state.textContent = `Open: ${name} (${parts.filter(Boolean).join(', ')})`
+    } catch (error) {
+      // The model that was open before still is.
+      state.textContent = before
+      throw withAccess(error)
+    } finally {
+      meter.hidden = true
+      for (const one of buttons()) one.disabled = false
+    }
   }
-  const choose = async (choice: ModelChoice) => {
-    if (choice.kind === 'bundled') await open(choice, new URL('model/', document.baseURI).href)
+  const shown = (work: () => Promise<void>) => guarded('model', 'The model cannot be opened', work)
+  const openFolder = (files: readonly File[]) => shown(() => open({ kind: 'folder' }, files))
+  /** Opens a model that no folder has to be picked for. */
+  const choose = async (choice: ModelChoice): Promise<void> => {
+    const path = choice.kind === 'bundled' && choice.name !== undefined ? `model-${choice.name}/` : 'model/'
+    if (choice.kind === 'bundled') await open(choice, new URL(path, document.baseURI).href)
     if (choice.kind === 'hub') await open(choice, `hf:${choice.id.replace(/^hf:/, '')}`)
+    if (choice.kind === 'folder') throw new Error('Open the folder of its model first, in part 1.')
   }
   configureHub({
     onDownload({ name, byteLength, receivedBytes }) {
@@ -86,21 +101,36 @@ export function setUpModels(opened: (model: OpenModel) => Promise<void>) {
         `${name.split('/').at(-1)}: ${figure(receivedBytes)} of ${figure(byteLength)}`
     },
   })
-  buttonOf('bundled').addEventListener('click', () => void choose({ kind: 'bundled' }))
+  const { deviceMemory } = navigator as { deviceMemory?: number }
+  byId('models').replaceChildren(
+    ...MODELS.map(({ choice, name, facts, memory, lead }) => {
+      const isLarge = deviceMemory !== undefined && deviceMemory <= memory
+      const fits = isLarge ? `This device has ${deviceMemory} GB: too little to train it.` : lead
+      const card = make(
+        'button',
+        { type: 'button', class: 'choice' },
+        make('strong', {}, name),
+        facts,
+        make('span', {}, fits),
+      )
+      card.addEventListener('click', () => void shown(() => choose(choice)))
+      return card
+    }),
+  )
   byId('hub').addEventListener('submit', (event) => {
     event.preventDefault()
     const field = inputOf('hub-id')
-    void choose({ kind: 'hub', id: field.value.trim() || field.placeholder })
+    void shown(() => choose({ kind: 'hub', id: field.value.trim() || field.placeholder }))
   })
   inputOf('folder').addEventListener('change', ({ target }) => {
     const { files } = target as HTMLInputElement
-    if (files !== null && files.length > 0) void open({ kind: 'folder' }, files)
+    if (files !== null && files.length > 0) void openFolder([...files])
   })
   byId('choices').addEventListener('submit', (event) => event.preventDefault())
-  inputOf('device').addEventListener('change', () => void last?.())
+  inputOf('device').addEventListener('change', () => void shown(async () => last?.()))
   return {
     choose,
-    openFolder: (files: readonly File[]) => open({ kind: 'folder' }, files),
+    openFolder,
     /** Opens the same model again, to compute with something else. */
     reopen: async (device: Device) => {
       inputOf('device').value = device
@@ -108,6 +138,8 @@ export function setUpModels(opened: (model: OpenModel) => Promise<void>) {
     },
   }
 }
+
+export const isSame = (a: ModelChoice, b: ModelChoice): boolean => JSON.stringify(a) === JSON.stringify(b)
 
 /** The Hub's refusals name an environment variable, which a page has not. */
 function withAccess(error: unknown): unknown {

@@ -1,15 +1,17 @@
 // The run that goes on in this page, kept in the browser's own file system so that a reload does not lose it.
 
-import { type Directory, HandleDirectory, MemoryDirectory, type TrainOptions } from 'lowrank'
+import { type Directory, HandleDirectory, MemoryDirectory, type StepEvent, type TrainOptions } from 'lowrank'
 import type { Picture } from './data.js'
 import type { ModelChoice } from './models.js'
+import { folderAt, read, removeFolder, write } from './store.js'
 
 /** The settings and data by which a run can be continued. */
 export interface Job {
   readonly name: string
   readonly choice: ModelChoice
   readonly modelName: string
-  readonly data: { readonly name: string; readonly text: string }
+  /** Name of the file; the ending tells the form. */
+  readonly dataName: string
   readonly task: TrainOptions['task']
   readonly settings: {
     readonly maxSteps: number
@@ -24,75 +26,105 @@ export interface Job {
 export interface UnfinishedRun {
   readonly job: Job
   readonly folder: Directory
+  readonly data: Blob
   readonly pictures: readonly Picture[]
 }
 
 const FOLDER = 'lowrank-run'
 const JOB = 'job.json'
+const DATA = 'data'
 const PICTURES = 'pictures'
 /** Labels of the pictures, whose files are numbered. */
 const LABELS = 'labels.json'
 
-async function root(): Promise<FileSystemDirectoryHandle | undefined> {
-  try {
-    return await navigator.storage.getDirectory()
-  } catch {
-    // Private windows of some browsers have no such file system.
-    return undefined
-  }
-}
-
 /** Starts a new run: what an earlier one left is removed. The folder is in memory if the browser keeps no files. */
-export async function beginRun(job: Job, pictures: readonly Picture[]): Promise<Directory> {
-  const handle = await root()
-  if (handle === undefined) return new MemoryDirectory()
-  await handle.removeEntry(FOLDER, { recursive: true }).catch(() => {})
-  const folder = await handle.getDirectoryHandle(FOLDER, { create: true })
+export async function beginRun(job: Job, data: Blob, pictures: readonly Picture[]): Promise<Directory> {
+  await endRun()
+  const folder = await folderAt(FOLDER)
+  if (folder === undefined) return new MemoryDirectory()
   const kept = await folder.getDirectoryHandle(PICTURES, { create: true })
   for (const [i, { file }] of pictures.entries()) await write(kept, String(i), file)
   await write(kept, LABELS, JSON.stringify(pictures.map(({ label }) => label)))
+  await write(folder, DATA, data)
   await write(folder, JOB, JSON.stringify(job))
   return new HandleDirectory(await folder.getDirectoryHandle('adapter', { create: true }))
-}
-
-async function write(folder: FileSystemDirectoryHandle, name: string, content: string | Blob): Promise<void> {
-  const file = await folder.getFileHandle(name, { create: true })
-  const writable = await file.createWritable()
-  await writable.write(content)
-  await writable.close()
-}
-
-async function read(folder: FileSystemDirectoryHandle, name: string): Promise<File> {
-  return (await folder.getFileHandle(name)).getFile()
 }
 
 /** The run that an earlier visit did not finish. */
 export async function unfinishedRun(): Promise<UnfinishedRun | undefined> {
   try {
-    const folder = await (await root())?.getDirectoryHandle(FOLDER)
+    const folder = await folderAt(FOLDER, false)
     if (folder === undefined) return undefined
     const job: Job = JSON.parse(await (await read(folder, JOB)).text())
     const kept = await folder.getDirectoryHandle(PICTURES)
     const labels: string[] = JSON.parse(await (await read(kept, LABELS)).text())
     const pictures = await Promise.all(labels.map(async (label, i) => ({ label, file: await read(kept, String(i)) })))
-    return { job, folder: new HandleDirectory(await folder.getDirectoryHandle('adapter')), pictures }
+    const data = await read(folder, DATA)
+    return { job, data, folder: new HandleDirectory(await folder.getDirectoryHandle('adapter')), pictures }
   } catch {
     return undefined
   }
 }
 
-/** The files of a run, held by this page alone. */
-export async function copyToMemory(folder: Directory): Promise<MemoryDirectory> {
-  const copy = new MemoryDirectory()
-  for (const name of await folder.list()) {
-    const file = await folder.open(name)
-    copy.files.set(name, await file.read(0, file.byteLength))
-    await file.close()
-  }
-  return copy
+/** The steps of a run that its folder tells. */
+export async function savedSteps({ folder }: Pick<UnfinishedRun, 'folder'>): Promise<Omit<StepEvent, 'totalSteps'>[]> {
+  if (!(await folder.has('metrics.jsonl'))) return []
+  const file = await folder.open('metrics.jsonl')
+  const text = new TextDecoder().decode(await file.read(0, file.byteLength))
+  await file.close()
+  return text.split('\n').flatMap((line) => (line === '' ? [] : [JSON.parse(line)]))
 }
 
 /** Forgets the run. */
-export async function endRun(): Promise<void> {
-  await (await root())?.removeEntry(FOLDER, { recursive: true }).catch(() => {})
+export const endRun = (): Promise<void> => removeFolder(FOLDER)
+
+const NAME = 'lowrank-run'
+
+/** A message of the tab that has the run to the other tabs. */
+export type RunNews =
+  | { readonly kind: 'step'; readonly event: StepEvent; readonly unit: string }
+  | { readonly kind: 'say'; readonly text: string }
+
+/** The tabs of this page: one at a time has the run, and the others watch it. */
+export class RunLock {
+  readonly #channel = new BroadcastChannel(NAME)
+  #leave: (() => void) | undefined
+
+  /** @param hears gets the news of another tab's run */
+  constructor(hears: (news: RunNews) => void) {
+    this.#channel.onmessage = ({ data }) => hears(data)
+  }
+
+  get isOurs(): boolean {
+    return this.#leave !== undefined
+  }
+
+  /** Takes the run, and keeps it until it is left or the tab ends; false where another tab has it. */
+  take(): Promise<boolean> {
+    // Pages without https have no locks.
+    if (this.isOurs || !('locks' in navigator)) return Promise.resolve(true)
+    return new Promise((resolve) => {
+      void navigator.locks.request(NAME, { ifAvailable: true }, (lock) => {
+        resolve(lock !== null)
+        if (lock === null) return
+        return new Promise<void>((leave) => {
+          this.#leave = leave
+        })
+      })
+    })
+  }
+
+  leave(): void {
+    this.#leave?.()
+    this.#leave = undefined
+  }
+
+  /** Resolves when no other tab has the run any more. */
+  async free(): Promise<void> {
+    await navigator.locks?.request(NAME, { mode: 'shared' }, () => {})
+  }
+
+  tell(news: RunNews): void {
+    this.#channel.postMessage(news)
+  }
 }

@@ -1,98 +1,176 @@
-// Training in the page: start, pause, continue after a reload, stop.
+// Training in the page: start, pause, continue after a reload, stop. One tab at a time has the run; others watch it.
 
-import { type LoraAdapter, MemoryDirectory, RuntimeError, type StepEvent, train } from 'lowrank'
+import { type LoraAdapter, loadAdapter, MemoryDirectory, RuntimeError, type StepEvent, train } from 'lowrank'
 import { drawCurve } from './curve.js'
 import { DataField, type PageTask, type Picture, taskOf } from './data.js'
-import { buttonOf, byId, guarded, inputOf, MendableError } from './dom.js'
+import { buttonOf, byId, guarded, inputOf, MendableError, make } from './dom.js'
 import { threadCount } from './machine.js'
-import type { Device, ModelChoice, OpenModel } from './models.js'
-import { beginRun, copyToMemory, endRun, type Job, type UnfinishedRun, unfinishedRun } from './runs.js'
+import { type Device, isSame, type ModelChoice, type OpenModel } from './models.js'
+import {
+  beginRun,
+  endRun,
+  type Job,
+  RunLock,
+  type RunNews,
+  savedSteps,
+  type UnfinishedRun,
+  unfinishedRun,
+} from './runs.js'
+import { filesOf, isFull } from './store.js'
 
 /** A closed page loses at most this many steps. */
 const SAVE_EVERY = 10
 
 const STAGES = {
-  encode: 'Reading the text…',
-  prepare: 'Building the training graph…',
+  encode: 'Reading the data…',
+  prepare: 'Making the model ready to learn…',
   evaluate: 'Measuring…',
-  train: 'Training…',
+  train: 'Learning…',
   save: 'Saving…',
 }
 
+/** The parts of the page that the trainer uses. */
+export interface Surroundings {
+  /** Opens a model, which then comes to `use`. */
+  choose(choice: ModelChoice): Promise<void>
+  /** Opens the same model again, to compute with something else. */
+  reopen(device: Device): Promise<void>
+  /** Resolves with the answer of an unfinished adapter to the input of the page; undefined while the page is busy. */
+  sample(adapter: LoraAdapter): Promise<string | undefined>
+  /** Takes the adapter of a run that is done. */
+  trained(adapter: LoraAdapter, job: Job): Promise<void>
+  /** The run of another tab has ended. */
+  changed(): Promise<void>
+}
+
 export class Trainer {
-  readonly #data = new DataField(suggest)
+  readonly data = new DataField(suggest)
+  readonly #page: Surroundings
+  readonly #lock = new RunLock((news) => this.#hear(news))
   #open: OpenModel | undefined
+  /** The model that "Teach it" opens. */
+  #wanted: ModelChoice = { kind: 'bundled' }
   #running: { abort: AbortController; keeps: boolean } | undefined
   #paused: UnfinishedRun | undefined
+  #isWatching = false
   #losses: number[] = []
   /** True if the browser had no space for a run. */
   #isInMemory = false
-  readonly #trained: (name: string, adapter: LoraAdapter) => Promise<void>
+  #isSampling = false
+  #stage: keyof typeof STAGES = 'encode'
 
-  readonly #reopen: (device: Device) => Promise<void>
-
-  /** @param reopen opens the same model again, to compute with something else */
-  constructor(
-    trained: (name: string, adapter: LoraAdapter) => Promise<void>,
-    reopen: (device: Device) => Promise<void>,
-  ) {
-    this.#trained = trained
-    this.#reopen = reopen
-    buttonOf('start').addEventListener('click', () => void guarded('Training stopped', () => this.#start()))
+  constructor(page: Surroundings) {
+    this.#page = page
+    const start = () => void guarded('train', 'Training stopped', () => this.#start())
+    buttonOf('start').addEventListener('click', start)
     buttonOf('pause').addEventListener('click', () => this.#interrupt(false))
     buttonOf('stop').addEventListener('click', () => this.#interrupt(true))
+    addEventListener('beforeunload', (event) => {
+      if (this.#running !== undefined) event.preventDefault()
+    })
   }
 
   /** The model that is trained from now on. */
   use(open: OpenModel): void {
     if (this.#open !== undefined && this.#open.source !== open.source) this.#forget()
     this.#open = open
-    this.#data.use(open)
+    this.#wanted = open.choice
+    this.data.use(open)
     const length = inputOf('max-length')
     length.max = String(open.model.contextLength ?? 4096)
     if (Number(length.value) > Number(length.max)) length.value = length.max
-    this.#buttons()
   }
 
-  /** Shows pictures to learn from. */
-  learnFrom(pictures: readonly Picture[]): void {
-    this.#data.show(pictures)
+  /** The model that "Teach it" opens, if another one is open. */
+  want(choice: ModelChoice): void {
+    this.#wanted = choice
   }
 
-  /** Offers to continue the run that an earlier visit left; tells how its model is opened. */
-  async restore(): Promise<ModelChoice | undefined> {
-    this.#paused = await unfinishedRun()
-    if (this.#paused === undefined) return undefined
-    const { job, pictures } = this.#paused
-    this.#data.write(job.data.text, job.data.name)
-    this.#data.show(pictures)
-    this.#say(`A run of ${job.modelName} is not finished. Open this model, then press Continue.`)
+  /** Offers to continue the run that an earlier visit left, or watches the run of another tab. */
+  async restore(): Promise<boolean> {
+    const run = await unfinishedRun()
+    if (run === undefined) return false
+    const { job, pictures } = run
+    await this.data.read(run.data, job.dataName)
+    if (pictures.length > 0) this.data.show(pictures)
+    const events = await savedSteps(run)
+    this.#losses = events.map(({ loss }) => loss)
+    drawCurve(curve(), this.#losses, job.settings.maxSteps)
+    const last = events.at(-1)
+    if (last !== undefined) {
+      byId('number-step').textContent = `${last.step}/${job.settings.maxSteps}`
+      byId('number-loss').textContent = last.loss.toFixed(2)
+    }
+    if (await this.#lock.take()) {
+      this.#paused = run
+      this.#say(
+        `A run of ${job.modelName} is not finished: ${events.length} of ${job.settings.maxSteps} steps are saved.`,
+      )
+      this.#buttons()
+    } else void this.#watch()
+    return true
+  }
+
+  /** Shows the run of another tab until that one leaves it. */
+  async #watch(): Promise<void> {
+    if (this.#isWatching) return
+    this.#isWatching = true
     this.#buttons()
-    return job.choice
+    this.#say('Another tab of this page has a run. This tab only watches it.')
+    await this.#lock.free()
+    this.#isWatching = false
+    if (!(await this.restore())) this.#say('The run of the other tab has ended.')
+    this.#buttons()
+    await this.#page.changed()
+  }
+
+  #hear(news: RunNews): void {
+    if (this.#lock.isOurs) return
+    void this.#watch()
+    if (news.kind === 'step') this.#showStep(news.event, news.unit)
+    else byId('train-state').textContent = `The other tab: ${news.text}`
   }
 
   async #start(): Promise<void> {
-    const open = this.#open
-    if (open === undefined) return
-    const isResumed = this.#paused !== undefined
-    const run = this.#paused ?? (await this.#begin(open))
-    const { job, folder } = run
-    if (job.modelName !== open.name) {
-      throw new Error(`The run is of ${job.modelName}, and ${open.name} is open. Open ${job.modelName}.`)
+    if (!(await this.#lock.take())) return void this.#watch()
+    // One that cannot be left is still there.
+    const choice = this.#paused?.job.choice ?? this.#wanted
+    try {
+      buttonOf('start').disabled = true
+      if (this.#open === undefined || !isSame(this.#open.choice, choice)) {
+        this.#say('Opening the model…')
+        await this.#page.choose(choice)
+      }
+      const open = this.#open as OpenModel
+      const isResumed = this.#paused !== undefined
+      const run = this.#paused ?? (await this.#begin(open))
+      if (run.job.modelName !== open.name) {
+        throw new Error(`The run is of ${run.job.modelName}, and ${open.name} is open. Open ${run.job.modelName}.`)
+      }
+      await this.#run(open, run, isResumed)
+    } finally {
+      this.#running = undefined
+      if (this.#paused === undefined) this.#lock.leave()
+      this.#buttons()
     }
+  }
+
+  async #run(open: OpenModel, run: UnfinishedRun, isResumed: boolean): Promise<void> {
+    const { job, folder } = run
     const abort = new AbortController()
     this.#running = { abort, keeps: false }
     this.#paused = undefined
     this.#buttons()
-    const { name, settings, data, task } = job
+    const { settings, task } = job
     const { rank, ...rest } = settings
+    const unit = run.pictures.length > 0 ? 'Pictures/second' : 'Tokens/second'
     try {
       const { adapter, report } = await train({
         model: open.model,
         device: open.device,
         threads: threadCount(),
         task,
-        data: run.pictures.length > 0 ? await rowsOf(run.pictures) : new File([data.text], data.name),
+        data: run.pictures.length > 0 ? await rowsOf(run.pictures) : new File([run.data], job.dataName),
         ...rest,
         config: { rank, alpha: 2 * rank },
         saveEvery: SAVE_EVERY,
@@ -101,8 +179,18 @@ export class Trainer {
         ...(isResumed && (await folder.has('adapter_config.json')) ? { resume: true } : { overwrite: true }),
         signal: abort.signal,
         on: {
-          stage: (stage) => this.#say(STAGES[stage]),
-          step: (event) => this.#showStep(event, run.pictures.length > 0),
+          stage: (stage) => {
+            this.#stage = stage
+            this.#showStage(STAGES[stage], stage === 'train' ? undefined : 0)
+          },
+          progress: ({ stage, done, total }) => {
+            if (stage === this.#stage) this.#showStage(STAGES[stage], done / total)
+          },
+          step: (event) => {
+            this.#showStep(event, unit)
+            this.#lock.tell({ kind: 'step', event, unit })
+            if (event.step > 1 && (event.step - 1) % SAVE_EVERY === 0) void this.#sample(event.step - 1, folder)
+          },
           warning: (message) => this.#say(message),
         },
       })
@@ -115,38 +203,55 @@ export class Trainer {
       }
       const seconds = Math.max(1, Math.round(report.seconds))
       this.#say(`Trained ${report.trainableParams.toLocaleString()} parameters in ${seconds} s. Try it below.`)
+      await this.#page.trained(adapter, job)
       await endRun()
-      await this.#trained(name, adapter)
     } catch (error) {
+      if (isFull(error) && !(folder instanceof MemoryDirectory)) return this.#goOnInMemory(open, run)
       // A GPU or a worker that is gone: what was saved before is still there.
       if (error instanceof RuntimeError && (await folder.has('adapter_config.json'))) {
         this.#paused = run
         this.#say('The last saved step is kept. Press Continue, or first choose another way to compute in part 1.')
       }
-      await this.#refuse(
-        open.device === 'webgpu' && error instanceof RuntimeError ? this.#withoutGpu(error) : error,
-        run,
-      )
+      throw open.device === 'webgpu' && error instanceof RuntimeError ? this.#withoutGpu(error) : error
     } finally {
-      this.#running = undefined
-      this.#buttons()
+      byId('stage').hidden = true
     }
   }
 
   /** A new run of what the form says. */
   async #begin(open: OpenModel): Promise<UnfinishedRun> {
-    const { pictures, ...data } = this.#data.value
-    const job = readJob(open, data, taskOf(open, { ...data, pictures }).name as Job['task'])
+    const { pictures, blob, text, name } = this.data.value
+    const job = readJob(open, name, taskOf(open, { text, pictures }).name as Job['task'])
     this.#losses = []
-    const folder = this.#isInMemory
-      ? new MemoryDirectory()
-      : await beginRun(job, pictures).catch((error) => this.#refuse(error))
-    return { job, folder, pictures }
+    byId('samples').replaceChildren()
+    if (this.#isInMemory) return { job, data: blob, folder: new MemoryDirectory(), pictures }
+    try {
+      return { job, data: blob, folder: await beginRun(job, blob, pictures), pictures }
+    } catch (error) {
+      if (!isFull(error)) throw error
+      this.#leaveDisk()
+      return { job, data: blob, folder: new MemoryDirectory(), pictures }
+    }
+  }
+
+  /** The browser has no more space: the run goes on from what it saved, in memory. */
+  async #goOnInMemory(open: OpenModel, run: UnfinishedRun): Promise<void> {
+    this.#leaveDisk()
+    const folder = await filesOf(run.folder)
+    await endRun()
+    await this.#run(open, { ...run, folder }, true)
+  }
+
+  #leaveDisk(): void {
+    this.#isInMemory = true
+    byId('disk').textContent =
+      'The browser grants this page no more space. The run goes on in memory, and a reload would lose it.'
+    byId('disk').hidden = false
   }
 
   #withoutGpu(error: RuntimeError): MendableError {
     return new MendableError(error, 'Go on with WebAssembly', async () => {
-      await this.#reopen('wasm')
+      await this.#page.reopen('wasm')
       if (this.#open?.device === 'wasm') await this.#start()
     })
   }
@@ -155,7 +260,7 @@ export class Trainer {
     if (this.#running === undefined) {
       // A paused run that is not wanted.
       this.#paused = undefined
-      void endRun()
+      void endRun().then(() => this.#lock.leave())
       this.#say('The run is removed.')
       this.#buttons()
       return
@@ -165,35 +270,36 @@ export class Trainer {
     this.#say(keeps ? 'Stopping after this step…' : 'Pausing after this step…')
   }
 
-  /**
-   * Throws the error. Where the browser has no space, what the run has saved goes to memory, and the next run writes
-   * nothing to its file system.
-   */
-  async #refuse(error: unknown, run?: UnfinishedRun): Promise<never> {
-    if (!isFull(error)) throw error
-    this.#isInMemory = true
-    const isSaved = run !== undefined && (await run.folder.has('adapter_config.json'))
-    if (isSaved) this.#paused = { ...run, folder: await copyToMemory(run.folder) }
-    await endRun()
-    const next = isSaved
-      ? 'Press Continue: the run goes on from its last saved step'
-      : 'Press Train again: the run then stays'
-    this.#say(`${next} in memory.`)
-    throw new Error(
-      `The browser grants this page no more space for the run. ${next} in memory, and a reload loses it.`,
-      { cause: error },
-    )
+  /** Lists what the adapter that was saved last answers. One that is late or fails is passed over. */
+  async #sample(step: number, folder: UnfinishedRun['folder']): Promise<void> {
+    if (this.#isSampling) return
+    this.#isSampling = true
+    try {
+      const text = await this.#page.sample(await loadAdapter(folder))
+      if (text !== undefined) byId('samples').append(make('li', {}, make('strong', {}, `Step ${step}: `), text))
+    } catch {
+    } finally {
+      this.#isSampling = false
+    }
   }
 
-  #showStep(event: StepEvent, isOfPictures: boolean): void {
+  #showStage(text: string, share: number | undefined): void {
+    const stage = byId<HTMLProgressElement>('stage')
+    stage.hidden = false
+    if (share !== undefined) stage.value = share
+    this.#say(text)
+  }
+
+  #showStep(event: StepEvent, unit: string): void {
     const { step, loss, totalSteps, secondsLeft } = event
-    const rate = isOfPictures ? event.examplesPerSecond : event.tokensPerSecond
+    const rate = unit === 'Pictures/second' ? event.examplesPerSecond : event.tokensPerSecond
     this.#losses[step - 1] = loss
     for (let i = step - 2; i >= 0 && this.#losses[i] === undefined; i--) this.#losses[i] = loss
     drawCurve(curve(), this.#losses, totalSteps)
+    byId<HTMLProgressElement>('stage').value = step / totalSteps
     byId('number-step').textContent = `${step}/${totalSteps}`
     byId('number-loss').textContent = loss.toFixed(2)
-    byId('number-unit').textContent = isOfPictures ? 'Pictures/second' : 'Tokens/second'
+    byId('number-unit').textContent = unit
     byId('number-speed').textContent =
       rate < 10 ? rate.toLocaleString(undefined, { maximumSignificantDigits: 2 }) : Math.round(rate).toLocaleString()
     byId('number-left').textContent =
@@ -205,6 +311,7 @@ export class Trainer {
   #forget(): void {
     this.#losses = []
     drawCurve(curve(), [], 0)
+    byId('samples').replaceChildren()
     for (const id of ['step', 'loss', 'speed', 'left']) byId(`number-${id}`).textContent = '–'
     byId('curve-caption').textContent = 'The loss of each step appears here.'
     if (this.#paused === undefined) this.#say('')
@@ -212,22 +319,17 @@ export class Trainer {
 
   #say(text: string): void {
     byId('train-state').textContent = text
+    if (this.#lock.isOurs) this.#lock.tell({ kind: 'say', text })
   }
 
   #buttons(): void {
     const isRunning = this.#running !== undefined
-    buttonOf('start').disabled = isRunning || this.#open === undefined
-    buttonOf('start').textContent = this.#paused === undefined ? 'Train' : 'Continue'
-    buttonOf('pause').disabled = !isRunning
-    buttonOf('stop').disabled = !isRunning && this.#paused === undefined
+    buttonOf('start').disabled = isRunning || this.#isWatching
+    buttonOf('start').textContent = this.#paused === undefined ? 'Teach it' : 'Continue'
+    buttonOf('pause').hidden = !isRunning
+    buttonOf('stop').hidden = !isRunning && this.#paused === undefined
     buttonOf('stop').textContent = this.#paused === undefined ? 'Stop and keep' : 'Remove the run'
   }
-}
-
-/** The browser's own error, or lowrank's with it as the cause. */
-function isFull(error: unknown): boolean {
-  for (let one = error; one instanceof Error; one = one.cause) if (one.name === 'QuotaExceededError') return true
-  return false
 }
 
 const curve = () => document.getElementById('curve') as unknown as SVGElement
@@ -256,7 +358,11 @@ function rowsOf(pictures: readonly Picture[]): Promise<{ image: Uint8Array; labe
 }
 
 /** The form as a run. */
-function readJob({ name, choice }: OpenModel, data: Job['data'], task: Job['task']): Job {
+export function readJob(
+  { name, choice }: Pick<OpenModel, 'name' | 'choice'>,
+  dataName: string,
+  task: Job['task'],
+): Job {
   const number = (id: string, label: string) => {
     const field = inputOf(id)
     const value = Number(field.value)
@@ -271,7 +377,7 @@ function readJob({ name, choice }: OpenModel, data: Job['data'], task: Job['task
         .replace(/[^\w.-]+/g, '-') || 'mine',
     choice,
     modelName: name,
-    data,
+    dataName,
     task,
     settings: {
       maxSteps: number('steps', 'Steps'),

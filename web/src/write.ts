@@ -8,7 +8,8 @@ import {
   RuntimeError,
   UnsupportedError,
 } from 'lowrank'
-import { downloadAdapter, readArchive } from './adapters.js'
+import { download, filesOfAdapter, readArchive } from './adapters.js'
+import { differences } from './differences.js'
 import { button, buttonOf, byId, guarded, inputOf, MendableError, make } from './dom.js'
 import { hideLayers, showLayers } from './layers.js'
 import { threadCount } from './machine.js'
@@ -17,10 +18,20 @@ import type { Device, OpenModel } from './models.js'
 /** Labels listed of each input. */
 const SHOWN_LABELS = 5
 
+/** The name of the card that adds all adapters up. */
+const MIX = 'All of them mixed'
+/** Tokens of a sample while the model learns. */
+const SAMPLE_TOKENS = 24
+/** The name of an unfinished adapter in the session. */
+const SAMPLE = 'a sample'
+
 interface Card {
   readonly element: HTMLElement
   readonly text: HTMLElement
+  /** How long the answer took. */
   readonly speed: HTMLElement
+  /** How strong the adapter is: 1 as it was trained. */
+  readonly strength: HTMLInputElement
 }
 
 export class Writer {
@@ -29,8 +40,6 @@ export class Writer {
   readonly #adapters = new Map<string, LoraAdapter>()
   readonly #cards = new Map<string | null, Card>()
   #stop: AbortController | undefined
-  /** The same for all cards of a click. */
-  #seed = 0
   /** For models that read pictures. */
   #picture: File | undefined
 
@@ -38,14 +47,17 @@ export class Writer {
   constructor(reopen: (device: Device) => Promise<void>) {
     byId('prompt-form').addEventListener('submit', (event) => {
       event.preventDefault()
-      void guarded('The model cannot write', async () => {
+      void guarded('write', 'The model cannot write', async () => {
         try {
-          await this.#write()
+          await this.write()
         } catch (error) {
           const isLost = error instanceof RuntimeError && this.#open?.device === 'webgpu'
           throw isLost ? new MendableError(error, 'Go on with WebAssembly', () => reopen('wasm')) : error
         }
       })
+    })
+    addEventListener('beforeunload', (event) => {
+      if (this.#stop !== undefined) event.preventDefault()
     })
     buttonOf('quiet').addEventListener('click', () => this.#stop?.abort())
     const chooser = inputOf('picture')
@@ -108,9 +120,32 @@ export class Writer {
     byId('write-heading').textContent = writes ? 'Compare what it writes' : 'Compare its labels'
   }
 
+  /** True for the adapter of a card. */
+  has(name: string): boolean {
+    return this.#adapters.has(name)
+  }
+
+  /** Resolves with the answer of an unfinished adapter; undefined while the session is busy, and for pictures. */
+  async sample(adapter: LoraAdapter): Promise<string | undefined> {
+    const session = this.#session
+    const prompt = inputOf('prompt').value
+    if (session === undefined || this.#stop !== undefined || this.#open?.reads !== 'text') return undefined
+    await session.add(SAMPLE, adapter)
+    try {
+      if (adapter.config.taskType !== 'SEQ_CLS') {
+        const options = { adapter: SAMPLE, temperature: 0, maxNewTokens: SAMPLE_TOKENS }
+        return prompt + (await session.generate(prompt, options)).text
+      }
+      const { labels } = await session.classify(prompt, { adapter: SAMPLE, topK: 1 })
+      return `“${prompt}” is ${labels[0].label} (${Math.round(labels[0].score * 100)} %)`
+    } finally {
+      await session.remove(SAMPLE)
+    }
+  }
+
   /** Adds an adapter under the next free name, and shows what it changes. */
   async add(wanted: string, adapter: LoraAdapter): Promise<void> {
-    if (this.#session === undefined) throw new Error('No model is open. Choose a model first.')
+    if (this.#session === undefined) throw new Error('No model is open. Open one in part 1 first.')
     let name = wanted
     for (let i = 2; this.#adapters.has(name); i++) name = `${wanted}-${i}`
     await this.#session.add(name, adapter)
@@ -125,19 +160,28 @@ export class Writer {
   }
 
   #openAdapter(name: string, read: () => Promise<LoraAdapter>): Promise<void> {
-    return guarded('The adapter cannot be opened', async () => this.add(name, await read()))
+    return guarded('write', 'The adapter cannot be opened', async () => this.add(name, await read()))
   }
 
   #addCard(name: string | null): void {
     const speed = make('span')
     const text = make('div', { class: 'text', 'aria-live': 'polite' })
     const row = make('div', { class: 'row' })
-    if (name !== null) {
-      const adapter = this.#adapters.get(name) as LoraAdapter
+    const strength = make('input', { type: 'range', min: '0', max: '2', step: '0.1', value: '1' })
+    const adapter = name === null ? undefined : this.#adapters.get(name)
+    if (name !== null && adapter !== undefined) {
+      const tell = make('output', {}, '1')
+      strength.addEventListener('input', () => {
+        tell.textContent = strength.value
+      })
+      const act = (label: string, title: string, work: () => Promise<void>) =>
+        button(label, () => void guarded('write', title, work))
       row.append(
-        button('Download', () => void guarded('The adapter cannot be saved', () => downloadAdapter(name, adapter))),
-        button('Show layers', () => void guarded('The layers cannot be shown', () => showLayers(name, adapter))),
-        button('Remove', () => void guarded('The adapter cannot be removed', () => this.#remove(name))),
+        // A head gives its labels whole.
+        ...(this.#givesLabels(name) ? [] : [make('label', { class: 'strength' }, 'Strength', strength, tell)]),
+        act('Download', 'The adapter cannot be saved', async () => download(name, await filesOfAdapter(name, adapter))),
+        act('Show layers', 'The layers cannot be shown', () => showLayers(name, adapter)),
+        act('Remove', 'The adapter cannot be removed', () => this.#remove(name)),
       )
     }
     const element = make(
@@ -148,7 +192,10 @@ export class Writer {
       row,
     )
     byId('answers').append(element)
-    this.#cards.set(name, { element, text, speed })
+    this.#cards.set(name, { element, text, speed, strength })
+    // Heads of labels cannot be added up.
+    const mixable = [...this.#adapters].filter(([one]) => !this.#givesLabels(one))
+    if (adapter !== undefined && mixable.length === 2 && !this.#cards.has(MIX)) this.#addCard(MIX)
   }
 
   /** The picture that gets labels; none where it is undefined. */
@@ -163,15 +210,25 @@ export class Writer {
   async #remove(name: string): Promise<void> {
     await this.#session?.remove(name)
     this.#adapters.delete(name)
-    this.#cards.get(name)?.element.remove()
-    this.#cards.delete(name)
+    for (const one of this.#adapters.size < 2 ? [name, MIX] : [name]) {
+      this.#cards.get(one)?.element.remove()
+      this.#cards.delete(one)
+    }
   }
 
-  async #write(): Promise<void> {
+  /** The adapters of a card, each with its strength. */
+  #choiceOf(name: string | null): Record<string, number> | null {
+    if (name === null) return null
+    const names = name === MIX ? [...this.#adapters.keys()].filter((one) => !this.#givesLabels(one)) : [name]
+    return Object.fromEntries(names.map((one) => [one, Number(this.#cards.get(one)?.strength.value ?? 1)]))
+  }
+
+  /** Gives the answers of the model alone and of all adapters. */
+  async write(): Promise<void> {
     const session = this.#session
     if (session === undefined) return
     this.#stop = new AbortController()
-    this.#seed = Math.floor(Math.random() * 2 ** 31)
+    const { signal } = this.#stop
     buttonOf('generate').disabled = true
     buttonOf('quiet').disabled = false
     try {
@@ -181,66 +238,83 @@ export class Writer {
           card.element.classList.add('writing')
           try {
             if (this.#givesLabels(adapter)) await this.#label(session, adapter, card)
-            else await this.#continue(session, adapter, card, this.#stop!.signal)
+            else await this.#continue(session, adapter, card, signal)
           } finally {
             card.element.classList.remove('writing')
           }
         }),
       )
     } finally {
+      this.#stop = undefined
       buttonOf('generate').disabled = false
       buttonOf('quiet').disabled = true
     }
+    this.#mark()
   }
+
+  /** Marks the words of each adapter that the model alone does not write. */
+  #mark(): void {
+    const [alone, ...others] = [...this.#cards.values()].map(({ text }) => text)
+    const written = (text: HTMLElement) => text.querySelector('.written')
+    const base = written(alone)?.textContent
+    for (const text of others) {
+      const own = written(text)
+      if (base == null || own === null) continue
+      const parts = differences(own.textContent ?? '', base)
+      own.replaceChildren(...parts.map(([part, isNew]) => (isNew ? make('mark', {}, part) : part)))
+    }
+  }
+
   /** True if an adapter, or the model alone, gives labels. */
   #givesLabels(name: string | null): boolean {
     const adapter = name === null ? undefined : this.#adapters.get(name)
     return this.#open?.writes === false || adapter?.config.taskType === 'SEQ_CLS'
   }
 
-  async #continue(session: AdapterSession, adapter: string | null, { text, speed }: Card, signal: AbortSignal) {
+  async #continue(session: AdapterSession, name: string | null, { text, speed }: Card, signal: AbortSignal) {
     const prompt = inputOf('prompt').value
     const isChat = inputOf('as-chat').checked
-    text.replaceChildren(make('span', { class: 'prompt' }, isChat ? '' : prompt))
+    const written = make('span', { class: 'written' })
+    text.replaceChildren(make('span', { class: 'prompt' }, isChat ? '' : prompt), written)
     const from = performance.now()
-    let pieces = 0
     try {
       const stream = session.stream(isChat ? [{ role: 'user', content: prompt }] : prompt, {
-        adapter,
+        adapter: this.#choiceOf(name),
         temperature: Number(inputOf('temperature').value),
-        seed: this.#seed,
+        seed: Number(inputOf('seed').value),
         maxNewTokens: Number(inputOf('tokens').value),
         signal,
       })
       for await (const piece of stream) {
-        text.append(piece)
-        pieces++
+        written.append(piece)
       }
     } finally {
-      speed.textContent = `${Math.round(pieces / ((performance.now() - from) / 1000))} pieces/s`
+      speed.textContent = secondsSince(from)
     }
   }
 
-  async #label(session: AdapterSession, adapter: string | null, { text, speed }: Card): Promise<void> {
+  async #label(session: AdapterSession, name: string | null, { text, speed }: Card): Promise<void> {
     const { reads } = this.#open as OpenModel
     if (reads === 'pictures' && this.#picture === undefined) throw new Error('Choose a picture first.')
     const input = this.#picture === undefined ? inputOf('prompt').value : await bytesOf(this.#picture)
     const from = performance.now()
     try {
-      const { labels } = await session.classify(input, { adapter, topK: SHOWN_LABELS })
+      const { labels } = await session.classify(input, { adapter: name, topK: SHOWN_LABELS })
       text.replaceChildren(make('ol', { class: 'scores' }, ...labels.map(scoreLine)))
-      speed.textContent = `${Math.round(performance.now() - from)} ms`
+      speed.textContent = secondsSince(from)
     } catch (error) {
       // A model without a head has labels by its adapters alone.
-      if (adapter !== null || !(error instanceof UnsupportedError)) throw error
+      if (name !== null || !(error instanceof UnsupportedError)) throw error
       text.textContent = 'The model alone gives no labels.'
     }
   }
 }
 
+const secondsSince = (from: number) => `${((performance.now() - from) / 1000).toFixed(2)} s`
+
 const bytesOf = async (file: File) => new Uint8Array(await file.arrayBuffer())
 
-function scoreLine({ label, score }: { label: string; score: number }): HTMLElement {
+export function scoreLine({ label, score }: { label: string; score: number }): HTMLElement {
   const bar = make('span', { class: 'bar', 'aria-hidden': 'true' })
   bar.style.width = `${Math.max(1, score * 100)}%`
   return make('li', {}, make('span', {}, label), make('span', {}, `${Math.round(score * 100)} %`), bar)

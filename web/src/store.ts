@@ -1,0 +1,126 @@
+// The browser's own file system (OPFS): folders of this page, and "My adapters" in one of them.
+
+import { type Directory, HandleDirectory, type LoraAdapter, loadAdapter, MemoryDirectory, saveAdapter } from 'lowrank'
+import type { Job } from './runs.js'
+
+const ADAPTERS = 'lowrank-adapters'
+const ABOUT = 'about.json'
+
+/** An adapter that this browser keeps. */
+export interface KeptAdapter {
+  readonly name: string
+  /** The run that made it; undefined for one that was opened. */
+  readonly job: Job | undefined
+  readonly bytes: number
+  /** The model that it belongs to, for people. */
+  readonly modelName: string
+}
+
+/** A folder of this page; undefined where the browser keeps no files, as private windows of some do. */
+export async function folderAt(name: string, create = true): Promise<FileSystemDirectoryHandle | undefined> {
+  try {
+    return await (await navigator.storage.getDirectory()).getDirectoryHandle(name, { create })
+  } catch {
+    return undefined
+  }
+}
+
+/** Removes a folder of this page. */
+export async function removeFolder(name: string): Promise<void> {
+  const root = await navigator.storage.getDirectory().catch(() => undefined)
+  await root?.removeEntry(name, { recursive: true }).catch(() => {})
+}
+
+export async function write(folder: FileSystemDirectoryHandle, name: string, content: string | Blob): Promise<void> {
+  const writable = await (await folder.getFileHandle(name, { create: true })).createWritable()
+  await writable.write(content)
+  await writable.close()
+}
+
+export const read = async (folder: FileSystemDirectoryHandle, name: string): Promise<File> =>
+  (await folder.getFileHandle(name)).getFile()
+
+/** The files of a folder in memory, by path. */
+export async function filesOf(folder: Directory): Promise<MemoryDirectory> {
+  const copy = new MemoryDirectory()
+  for (const name of await folder.list()) {
+    const file = await folder.open(name)
+    copy.files.set(name, await file.read(0, file.byteLength))
+    await file.close()
+  }
+  return copy
+}
+
+/** True if the browser refused to keep more, or lowrank's error has that as its cause. */
+export function isFull(error: unknown): boolean {
+  for (let one = error; one instanceof Error; one = one.cause) if (one.name === 'QuotaExceededError') return true
+  return false
+}
+
+/** Keeps an adapter under a name that no other has, with the run that made it. */
+export async function keepAdapter(
+  name: string,
+  adapter: LoraAdapter,
+  about: Pick<KeptAdapter, 'job' | 'modelName'>,
+): Promise<void> {
+  const folder = await folderAt(ADAPTERS)
+  if (folder === undefined) return
+  const own = await folder.getDirectoryHandle(name, { create: true })
+  try {
+    await saveAdapter(adapter, new HandleDirectory(own))
+    await write(own, ABOUT, JSON.stringify(about))
+  } catch (error) {
+    await folder.removeEntry(name, { recursive: true }).catch(() => {})
+    throw error
+  }
+}
+
+/** All that are kept. A folder without its last file is of a tab that ended: it is passed over. */
+export async function keptAdapters(): Promise<KeptAdapter[]> {
+  const folder = await folderAt(ADAPTERS, false)
+  const kept: KeptAdapter[] = []
+  for await (const handle of folder?.values() ?? []) {
+    if (handle.kind !== 'directory') continue
+    try {
+      const about = JSON.parse(await (await read(handle, ABOUT)).text())
+      let bytes = 0
+      for await (const file of handle.values()) if (file.kind === 'file') bytes += (await file.getFile()).size
+      kept.push({ job: undefined, ...about, name: handle.name, bytes })
+    } catch {}
+  }
+  return kept.sort((a, b) => a.name.localeCompare(b.name))
+}
+
+/** The folder of one that is kept. */
+async function folderOf(name: string): Promise<HandleDirectory> {
+  const folder = await folderAt(ADAPTERS)
+  if (folder === undefined) throw new Error('This browser keeps no files now.')
+  return new HandleDirectory(await folder.getDirectoryHandle(name), name)
+}
+
+export const openKept = async (name: string): Promise<LoraAdapter> => loadAdapter(await folderOf(name))
+
+export async function removeKept(name: string): Promise<void> {
+  await (await folderAt(ADAPTERS))?.removeEntry(name, { recursive: true })
+}
+
+/** Gives one that is kept another name, which no other has. */
+export async function renameKept(from: string, to: string): Promise<void> {
+  const { files } = await filesOf(await folderOf(from))
+  const own = await (await folderAt(ADAPTERS))!.getDirectoryHandle(to, { create: true })
+  const about = files.get(ABOUT)!
+  for (const [name, bytes] of files) if (name !== ABOUT) await write(own, name, new Blob([bytes as BlobPart]))
+  // The last file: it says that the folder is whole.
+  await write(own, ABOUT, new Blob([about as BlobPart]))
+  await removeKept(from)
+}
+
+/** The files of those with these names, below folders of these names. */
+export async function keptFiles(names: readonly string[]): Promise<Record<string, Uint8Array>> {
+  const all: Record<string, Uint8Array> = {}
+  for (const name of names) {
+    for (const [path, bytes] of (await filesOf(await folderOf(name))).files)
+      if (path !== ABOUT) all[`${name}/${path}`] = bytes
+  }
+  return all
+}
