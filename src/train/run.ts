@@ -5,6 +5,7 @@ import { NumericError } from '../base/errors.js'
 import { type Engine, openEngine } from '../runtime/host.js'
 import type { Examples } from '../tasks/task.js'
 import { BestEvaluation, type Evaluation } from './best.js'
+import type { CardSources } from './card.js'
 import type { EngineState, TrainEngine } from './engine.js'
 import { costsOf, evaluate, takeReference } from './evaluate.js'
 import { gradientFactors, loraPlusRates, readParameters, writeParameters } from './parameters.js'
@@ -34,8 +35,8 @@ export interface RunInput extends SessionParts {
   readonly out: RunPlace | undefined
   /** Text of run.json. */
   readonly record?: string | undefined
-  /** Makes the model card of a run that is done. */
-  readonly card?: ((report: RunReport) => Promise<string>) | undefined
+  /** For the model card of a run that is done. */
+  readonly card?: CardSources | undefined
   readonly signal: AbortSignal | undefined
   /** Gives what the next step waits for; undefined while it need not wait. */
   readonly wait?: (() => Promise<void> | undefined) | undefined
@@ -215,7 +216,7 @@ class Run {
     // The last evaluation may be the best.
     if (isDone && this.#keepsBest) await this.#save()
     const report = this.#reportOf(isDone)
-    if (isDone) await this.#writer?.finish(await card?.(report))
+    if (isDone) await this.#writer?.finish(card && (await import('./card.js')).cardOf(report, card))
     return report
   }
 

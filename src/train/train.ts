@@ -7,19 +7,21 @@ import { isByteSource, isDirectory } from '../data/source.js'
 import { planSplit } from '../data/split.js'
 import { type MemoryLimit, memoryWarning, trainingMemory } from '../graph/memory.js'
 import type { Model } from '../graph/model-folder.js'
+import { joinGraphs } from '../graph/training/joined-graph.js'
 import { checkTrainableForm } from '../graph/training/trainable-form.js'
 import { readGraph } from '../graph/view/graph.js'
 import type { LoraAdapter } from '../lora/adapter.js'
+import { defaultTask } from '../tasks/default-task.js'
 import type { Examples, OpenTask, Task } from '../tasks/task.js'
-import { defaultTask, loadTask, tasksFor } from '../tasks/tasks.js'
-import { cardOf, type RunSources, runRecord } from './about-run.js'
+import { loadTask, tasksFor } from '../tasks/tasks.js'
+import { type RunSources, runRecord } from './about-run.js'
 import { checkOptions, checkParts } from './check-options.js'
 import { newAdapter } from './new-adapter.js'
 import type { TrainingData, TrainingOptions, TrainResult } from './options.js'
 import type { TrainReport } from './report.js'
 import { type EncodedSource, encodeRows } from './rows/examples.js'
 import { type RunInput, type RunReport, trainAdapter } from './run.js'
-import type { EventLog } from './saved/event-log.js'
+import { EventLog } from './saved/event-log.js'
 import { checkRunFolder } from './saved/run-folder.js'
 import { resolveSettings, type TrainSettings, withRateOfTask } from './settings.js'
 
@@ -64,7 +66,7 @@ async function prepare(
   const isJoined = graphs.encoder !== undefined && graphs.decoder !== undefined
   const options = {
     ...given,
-    model: isJoined ? await (await import('../graph/training/joined-graph.js')).joinGraphs(given.model) : given.model,
+    model: isJoined ? await joinGraphs(given.model) : given.model,
     task: given.task ?? defaultTask(given.model),
   }
   const { model, out, on = {}, modules, signal, taskOptions, evalSplit, tensorboard } = options
@@ -101,8 +103,7 @@ async function prepare(
   checkParts(adapter, { model, open, modules })
   if (open.labels !== undefined) adapter.labels = open.labels
   if (open.problemType !== undefined) adapter.problemType = open.problemType
-  const log = tensorboard && (await (await import('./saved/event-log.js')).EventLog.open(tensorboard, use === 'resume'))
-  const about = { options, sources, task, open, adapter, settings }
+  const log = tensorboard && (await EventLog.open(tensorboard, use === 'resume'))
   const input: RunInput = {
     model,
     task: task.name,
@@ -116,7 +117,7 @@ async function prepare(
     evalExamples: evalRecords.rows === 0 ? undefined : evalRecords.examples,
     out: out === undefined ? undefined : { directory: out, use },
     record: sources && runRecord(options, sources, { settings, config }),
-    card: (report) => cardOf(report, about),
+    card: { options, sources, task, open, adapter, settings },
     signal,
     wait,
     on: log === undefined ? on : log.heard(on),
