@@ -32,7 +32,7 @@ import type { FactorView, ReplacementView, TokenRowsView } from '../../lora/part
 import { GRAPH_PARTS, requireHandled } from '../../lora/requirements.js'
 import type { AdapterTensor } from '../../peft/keys.js'
 import type { OpenPart } from '../../peft/tensors.js'
-import type { BaseReplacement, LayerFactors, OpenAdapters, WeightedPart } from '../plan/adapters.js'
+import type { BaseReplacement, GraphShare, LayerFactors, OpenAdapters } from '../plan/adapters.js'
 import { layerOfRows } from '../plan/experts.js'
 import type { Fit, PlacedPart } from '../plan/fit.js'
 import type { OutputTensor } from '../plan/layout.js'
@@ -41,13 +41,6 @@ import { joinPlaced, type Placed, placedAt } from '../plan/place-replacements.js
 import { refuseCombination } from '../plan/plan.js'
 import { requireWeightOne } from '../weighted.js'
 import type { QuantizedPart, QuantizedPolicy } from './quantized.js'
-
-/** Parts of one of the adapters of a merge. */
-export interface GraphShare extends WeightedPart {
-  /** Number of the adapter among those that are merged. */
-  readonly index: number
-  readonly parts: readonly OpenPart[]
-}
 
 /** The changes of the tensor that comes in at a place. */
 export interface Edit extends Place {

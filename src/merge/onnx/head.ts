@@ -14,9 +14,9 @@ import type { PartOfKind } from '../../lora/adapter.js'
 import type { OpenAdapter } from '../../peft/open.js'
 import { appendHead, type PlacedHead, placeHead } from '../../tasks/heads/heads.js'
 import { loadTaskOf } from '../../tasks/tasks.js'
+import type { GraphShare } from '../plan/adapters.js'
 import { type HeadEdit, meaningOf } from '../plan/config-edit.js'
 import { loadTables } from '../plan/names/tables.js'
-import type { GraphShare } from './edits.js'
 
 const LOGITS = 'logits'
 

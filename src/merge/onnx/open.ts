@@ -14,12 +14,12 @@ import { Graph } from '../../graph/view/graph.js'
 import type { OtherFile } from '../companions.js'
 import { otherFiles } from '../other-files.js'
 import { openPartAdapters, type PartInput, type PlanPart, unfinishedPart } from '../parts.js'
-import { type OpenAdapters, requireFiniteReplacements } from '../plan/adapters.js'
+import { type GraphShare, type OpenAdapters, requireFiniteReplacements } from '../plan/adapters.js'
 import { type Config, editConfig, editForHub, headWarning, loadConfig } from '../plan/config-edit.js'
 import { Fit } from '../plan/fit.js'
 import { coalesce, type Literal, type OutputFile, type Segment, segmentsOf } from '../plan/layout.js'
 import type { LayerChange } from '../report.js'
-import { collectEdits, type GraphShare } from './edits.js'
+import { collectEdits } from './edits.js'
 import { findMergedHead } from './head.js'
 import { type OnnxMergePlan, planOnnxMerge } from './plan.js'
 
@@ -84,7 +84,7 @@ export async function openOnnxPart(input: PartInput, models?: readonly OnnxModel
     const vocabulary = plans.find((plan) => plan.vocabulary !== undefined)?.vocabulary
     const edit = { untied: [], dtype: undefined, vocabulary, head }
     const text = config && editForHub(config, editConfig(config, edit), written)
-    const companions = await otherFiles(input, own, text, vocabulary ?? fit.vocabulary ?? undefined)
+    const companions = await otherFiles(input, own, text, vocabulary)
     warnings.push(...companions.warnings)
     others.push(...companions.files)
     leftOut.push(...companions.leftOut)

@@ -13,8 +13,8 @@ import type { Graph } from '../../graph/view/graph.js'
 import { normOfProduct, transpose } from '../../linalg/product.js'
 import { StoredDelta } from '../../lora/delta.js'
 import type { LoraLayer } from '../../lora/layer.js'
+import type { GraphShare } from '../plan/adapters.js'
 import type { LayerChange } from '../report.js'
-import type { GraphShare } from './edits.js'
 
 /**
  * The treatment of quantized weights: `branches` leaves them and adds the factors beside them; `requantize` quantizes W

@@ -13,6 +13,7 @@ import type { FactorView, ParameterView } from '../../lora/part.js'
 import { requireOwnLayers, requireUnchangedBase } from '../../lora/requirements.js'
 import type { AdapterTensor } from '../../peft/keys.js'
 import { type OpenAdapter, type OpenOptions, openAdapter, tensorPlace } from '../../peft/open.js'
+import type { OpenPart } from '../../peft/tensors.js'
 import { isHeadModule } from '../../peft/tied.js'
 import { type AdapterInput, refuseWeighted, weighted } from '../weighted.js'
 
@@ -114,6 +115,13 @@ export interface BaseReplacement {
 export interface WeightedPart {
   readonly adapter: OpenAdapter
   readonly weight: number
+}
+
+/** Parts of one of the adapters of a merge. */
+export interface GraphShare extends WeightedPart {
+  /** Number of the adapter among those that are merged. */
+  readonly index: number
+  readonly parts: readonly OpenPart[]
 }
 
 /** The tensors that a merge changes. */

@@ -1,4 +1,4 @@
-// What does not fit, of a plan: collected instead of thrown, so that a look at an adapter's fit sees all.
+// Problems of a plan: collected instead of thrown, so that a look at an adapter's fit sees all.
 
 import { attempt, LowrankError } from '../../base/errors.js'
 import type { LayerFactors } from './adapters.js'
@@ -14,11 +14,11 @@ export interface PlacedPart {
   readonly source?: number
 }
 
-/** What a plan finds out about its adapters and its base. */
+/** Findings of a plan about its adapters and its base. */
 export class Fit {
   /** All, in the order in which they are found. A merge throws the first. */
   readonly problems: LowrankError[] = []
-  /** Those of them that are no part's. */
+  /** Problems among them that are no part's. */
   readonly whole: LowrankError[] = []
   readonly parts: PlacedPart[] = []
   readonly notes: string[] = []

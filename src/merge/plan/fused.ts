@@ -2,7 +2,7 @@
 // below the other, by head, by group of heads), so that an adapter of the one is not merged into the other, but told
 // why.
 
-/** What is together, the names of the one module, and those of the separate ones. */
+/** Content that belongs together, names of the one module, and names of the separate ones. */
 const FUSIONS: readonly (readonly [content: string, whole: RegExp, parts: RegExp])[] = [
   [
     'queries, keys and values',

@@ -140,7 +140,7 @@ function addTo(result: Map<string, Placed>, tensor: string, placed: Placed): voi
   result.set(tensor, joinPlaced(tensor, result.get(tensor), placed))
 }
 
-/** What two parts give one tensor: rows of it that belong to several of the model's come together. */
+/** Joins the values that two parts give one tensor: rows that belong to several of the model's come together. */
 export function joinPlaced(tensor: string, before: Placed | undefined, placed: Placed): Placed {
   if (before === undefined) return placed
   const taken = new Set(before.rows?.map(({ index }) => index))
