@@ -1,6 +1,7 @@
 // A run of lowrank as a folder that TRL goes on with: settings, rows, template, the adapter that it starts from, and a
 // script for what the settings cannot say.
 
+import { stringify } from 'yaml'
 import { type Directory, MemoryDirectory, writeFile, writeThrough, writeTogether } from '../base/bytes.js'
 import { FileError, listed } from '../base/errors.js'
 import { saveAdapter } from '../peft/adapter-folder.js'
@@ -102,7 +103,6 @@ export async function handOff(
   const yaml = handed.command === undefined ? { ...trainingArguments(run), ...modelSettings(run) } : trlSettings(run)
   const only = scriptOnly(run, handed.command)
   const differences = differencesOf(run, options)
-  const { stringify } = await import('yaml')
   const order = orderOf(run, costsOf(examples, input.open.cost.bind(input.open)), options)
   const lines = (own: Rows, indices: readonly number[]) => linesOf(own, indices, { handed, open: input.open, run })
 

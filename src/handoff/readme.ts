@@ -2,7 +2,7 @@
 
 import type { HandedRun } from './settings-file.js'
 
-/** What the README tells beside the run. */
+/** Facts that the README tells beside the run. */
 interface Told {
   /** The settings file. */
   readonly file: string

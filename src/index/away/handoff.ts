@@ -1,15 +1,15 @@
 // Handing a run off: finds the run's options, opens what they name, and writes the folder.
 
-import { type Directory, readJson } from '../base/bytes.js'
-import { ConfigError, FileError } from '../base/errors.js'
-import { checkArgument, checkOptions, isObject, oneOf } from '../base/options.js'
-import type { HandoffReport } from '../handoff/handoff.js'
-import type { LoraAdapter } from '../lora/adapter.js'
-import { loadAdapter } from '../peft/adapter-folder.js'
-import { RECORD_FILE, readMarker, STATE_FILE, stepsOf } from '../train/saved/run-folder.js'
-import { HANDOFF_OPTIONS } from './gen/options.js'
-import { isDirectory, openFolder, openTarget, type Source, type Target } from './sources.js'
-import { type TrainOptions, withTraining } from './train.js'
+import { type Directory, readJson } from '../../base/bytes.js'
+import { ConfigError, FileError } from '../../base/errors.js'
+import { checkArgument, checkOptions, isObject, oneOf } from '../../base/options.js'
+import type { HandoffReport } from '../../handoff/handoff.js'
+import type { LoraAdapter } from '../../lora/adapter.js'
+import { loadAdapter } from '../../peft/adapter-folder.js'
+import { RECORD_FILE, readMarker, STATE_FILE, stepsOf } from '../../train/saved/run-folder.js'
+import { HANDOFF_OPTIONS } from '../gen/options.js'
+import { isDirectory, openFolder, openTarget, type Source, type Target } from '../sources.js'
+import { type TrainOptions, withTraining } from '../train.js'
 
 /** Options of `handoff`. */
 export interface HandoffOptions {
@@ -38,7 +38,7 @@ export interface HandoffOptions {
 export async function handoff(run: Source | TrainOptions, options: HandoffOptions): Promise<HandoffReport> {
   checkOptions(options, 'handoff', HANDOFF_OPTIONS)
   checkArgument(options.to, oneOf('trl'), 'to')
-  const { handOff } = await import('../handoff/handoff.js')
+  const { handOff } = await import('../../handoff/handoff.js')
   const { out, base, rows = 'tokens' } = options
   const found = isOptions(run) ? { options: run, stepsDone: 0 } : await foundRun(await openFolder(run, 'run'))
   return withTraining(found.options, (opened, context) =>

@@ -1,17 +1,17 @@
 // An adapter's folder → a repository of the Hub, by the Hub's own client, which sends large files in parts and skips
 // those that the Hub has: a push that broke goes on where it was.
 
-import { type Directory, readAll } from '../base/bytes.js'
-import { ConfigError, FileError, UnsupportedError } from '../base/errors.js'
-import { checkArgument, checkOptions, kind } from '../base/options.js'
-import { CARD_FILE, TEMPLATE_FILE } from '../peft/file-names.js'
-import { openAdapter } from '../peft/open.js'
-import { checkBase } from '../train/saved/base-record.js'
-import { MARKER_FILE, RECORD_FILE } from '../train/saved/run-folder.js'
-import { PUSH_OPTIONS } from './gen/options.js'
-import { loadModel } from './model.js'
-import { platform } from './platform/platform.js'
-import { openFolder, type Source } from './sources.js'
+import { type Directory, readAll } from '../../base/bytes.js'
+import { ConfigError, FileError, UnsupportedError } from '../../base/errors.js'
+import { checkArgument, checkOptions, kind } from '../../base/options.js'
+import { CARD_FILE, TEMPLATE_FILE } from '../../peft/file-names.js'
+import { openAdapter } from '../../peft/open.js'
+import { checkBase } from '../../train/saved/base-record.js'
+import { MARKER_FILE, RECORD_FILE } from '../../train/saved/run-folder.js'
+import { PUSH_OPTIONS } from '../gen/options.js'
+import { loadModel } from '../model.js'
+import { platform } from '../platform/platform.js'
+import { openFolder, type Source } from '../sources.js'
 
 /** Options of `push`. */
 export interface PushOptions {
