@@ -17,7 +17,11 @@ for (const load of Object.values(COMMANDS)) {
   const command = await load()
   parts.push(`## ${command.name}`, '```text', await commandHelp(command, false), '```')
 }
-const text = `${parts.join('\n\n').replaceAll('```text\n\n', '```text\n').replaceAll('\n\n```\n', '\n```\n')}\n`.replace(/\n\n```\n$/, '\n```\n')
+const text =
+  `${parts.join('\n\n').replaceAll('```text\n\n', '```text\n').replaceAll('\n\n```\n', '\n```\n')}\n`.replace(
+    /\n\n```\n$/,
+    '\n```\n',
+  )
 if (!process.argv.includes('--check')) writeFileSync(page, text)
 else if (readFileSync(page, 'utf8') !== text) {
   console.error('docs/commands.md is not up to date. Run node scripts/build.mjs && node scripts/generate/commands.mjs')
