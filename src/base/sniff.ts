@@ -1,6 +1,10 @@
 // Tells from its first bytes which kind of file a wrong file is, for error messages.
 
-import type { ByteSource } from './bytes.js'
+/** The part of a source of bytes that is needed here. */
+interface Source {
+  readonly byteLength: number
+  read(offset: number, length: number): Promise<Uint8Array>
+}
 
 interface Foreign {
   /** With its article, as in `a GGUF file`. */
@@ -11,7 +15,7 @@ interface Foreign {
 const TELLING_BYTES = 24
 
 /** The kind of the file, if its first bytes tell; undefined otherwise. */
-export async function sniff(source: ByteSource): Promise<Foreign | undefined> {
+export async function sniff(source: Source): Promise<Foreign | undefined> {
   const bytes = await source.read(0, Math.min(TELLING_BYTES, source.byteLength))
   const text = String.fromCharCode(...bytes)
   if (text.startsWith('version https://git-lfs')) {
