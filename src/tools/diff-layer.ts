@@ -3,8 +3,8 @@
 import { F64, type Matrix } from '../base/tensor.js'
 import { inPrecisionOf, normOfProduct, product, transpose } from '../linalg/product.js'
 import { type Svd, svd, svdOfProduct } from '../linalg/svd.js'
-import type { FactorPair } from '../lora/delta.js'
-import { beside, type Change, scaled, stacked } from './factor-parts.js'
+import { type FactorPair, scaled } from '../lora/delta.js'
+import { beside, type Change, stacked } from './factor-parts.js'
 
 /** Two changes of one weight, ΔA and ΔB, in numbers. */
 export interface AdapterDifference {
