@@ -42,15 +42,11 @@ export interface ZipRange {
 
 /** An archive's entries, and where the central directory begins. */
 export class ZipArchive {
-  readonly entries: ReadonlyMap<string, ZipEntry>
-  readonly #source: ByteSource
-  readonly #directoryStart: number
-
-  constructor(source: ByteSource, entries: ReadonlyMap<string, ZipEntry>, directoryStart: number) {
-    this.#source = source
-    this.entries = entries
-    this.#directoryStart = directoryStart
-  }
+  constructor(
+    private readonly source: ByteSource,
+    readonly entries: ReadonlyMap<string, ZipEntry>,
+    private readonly directoryStart: number,
+  ) {}
 
   /**
    * Finds the contents of entries, in the given order. Their bytes are read once, for their checksums.
@@ -64,10 +60,10 @@ export class ZipArchive {
       .map((entry, i) => ({ entry, end: ranges[i].offset + ranges[i].byteLength }))
       .sort((a, b) => a.entry.headerOffset - b.entry.headerOffset)
     inOrder.forEach(({ entry, end }, i) => {
-      const next = i + 1 < inOrder.length ? inOrder[i + 1].entry.headerOffset : this.#directoryStart
+      const next = i + 1 < inOrder.length ? inOrder[i + 1].entry.headerOffset : this.directoryStart
       if (end > next) {
         throw new FormatError({
-          where: `${this.#source.name}: ${entry.name}`,
+          where: `${this.source.name}: ${entry.name}`,
           what: 'overlaps what comes after it in the archive',
           expected: `an end at ${next} at most`,
           got: `${end}`,
@@ -79,12 +75,12 @@ export class ZipArchive {
   }
 
   async #rangeOf({ name, headerOffset, byteLength }: ZipEntry): Promise<ZipRange> {
-    const where = `${this.#source.name}: ${name}`
+    const where = `${this.source.name}: ${name}`
     const got = `byte ${headerOffset}`
     const nameBytes = new TextEncoder().encode(name)
     const start = headerOffset + LOCAL.bytes + nameBytes.byteLength
-    if (start > this.#directoryStart) throw new FormatError({ where, what: 'begins outside the archive', got })
-    const header = await recordAt(this.#source, headerOffset, LOCAL, nameBytes.byteLength)
+    if (start > this.directoryStart) throw new FormatError({ where, what: 'begins outside the archive', got })
+    const header = await recordAt(this.source, headerOffset, LOCAL, nameBytes.byteLength)
     const isSame = nameBytes.every((byte, i) => header?.getUint8(LOCAL.bytes + i) === byte)
     if (header === undefined || header.getUint16(26, true) !== nameBytes.byteLength || !isSame) {
       throw new FormatError({ where, what: 'has no header of this name where the directory says', got })
@@ -96,11 +92,11 @@ export class ZipArchive {
     if (crc === 0) return
     let actual = 0
     for (let at = 0; at < byteLength; at += READ_BYTES) {
-      actual = crc32(await this.#source.read(offset + at, Math.min(READ_BYTES, byteLength - at)), actual)
+      actual = crc32(await this.source.read(offset + at, Math.min(READ_BYTES, byteLength - at)), actual)
     }
     if (actual === crc) return
     throw new FormatError({
-      where: `${this.#source.name}: ${name}`,
+      where: `${this.source.name}: ${name}`,
       what: 'its checksum is wrong',
       expected: crc.toString(16),
       got: actual.toString(16),
