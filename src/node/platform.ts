@@ -34,6 +34,7 @@ export const nodePlatform: Platform = {
   },
   decodeImage: async (file) => (await import('../images/node/decode.js')).decodeWithSharp(file),
   target: (text) => new NodeDirectory(text),
+  openJob: async () => (await import('../merge/node/job.js')).openPathJob,
   // availableMemory heeds a container's limit; it came with Node 20.13.
   freeMemory: () => process.availableMemory?.() ?? freemem(),
   defaultRuntime: () => runtimeOf(resolveNodeRuntime()),
