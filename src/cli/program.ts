@@ -13,7 +13,8 @@ const EXIT_USAGE = 2
 /** EX_SOFTWARE of sysexits.h: an internal error. */
 const EXIT_BUG = 70
 
-const COMMANDS: Record<string, () => Promise<Command>> = {
+/** The commands by name, in the order of the help. */
+export const COMMANDS: Record<string, () => Promise<Command>> = {
   demo: async () => (await import('./run/demo.js')).demo,
   train: async () => (await import('./run/train.js')).train,
   evaluate: async () => (await import('./run/evaluate.js')).evaluate,

@@ -46,7 +46,7 @@ export const FLAGS = {
     reproducible: { form: 'switch', about: 'the same bytes on every machine. Default false: a little faster, but the last bits depend on the machine' },
     modules: { form: 'pairs', about: 'module name → name of the node or of its weight, where an .onnx file’s own names do not tell' },
     overwrite: { form: 'switch', about: 'replaces an output that a merge wrote' },
-    threads: { form: 'number', about: 'number of threads, including the calling thread. Default: one for each core, at most 4', range: 'an integer of at least 1' },
+    threads: { form: 'number', about: 'number of threads, including the calling thread. Default: one for each core, at most 4', range: 'an integer in [1, 1024]' },
     fsync: { form: 'switch', about: 'waits until all files are written to the disk (fsync). Default true' },
     tied: { form: 'word', about: 'the way to go on if the adapter changes only one of two embeddings that are tied. refuse: stop with an error. untie: write two weights. keep: change both. Default: refuse in safetensors; an .onnx is always untied, as PEFT’s result is', words: ['refuse', 'untie', 'keep'] },
     outDtype: { form: 'word', about: 'type of the weights that are written; all fp64, fp32, fp16 and bf16 tensors are converted. Default keep. In an .onnx it is the type of the factors beside quantized weights, fp32 or fp16', words: ['keep', 'fp32', 'fp16', 'bf16'] },
@@ -67,7 +67,7 @@ export const FLAGS = {
     reproducible: { form: 'switch', about: 'the same bytes on every machine. Default false: a little faster, but the last bits depend on the machine' },
     modules: { form: 'pairs', about: 'module name → name of the node or of its weight, where an .onnx file’s own names do not tell' },
     overwrite: { form: 'switch', about: 'replaces an output that a merge wrote' },
-    threads: { form: 'number', about: 'number of threads, including the calling thread. Default: one for each core, at most 4', range: 'an integer of at least 1' },
+    threads: { form: 'number', about: 'number of threads, including the calling thread. Default: one for each core, at most 4', range: 'an integer in [1, 1024]' },
     fsync: { form: 'switch', about: 'waits until all files are written to the disk (fsync). Default true' },
   },
   LoadModelOptions: {
@@ -76,7 +76,7 @@ export const FLAGS = {
   },
   OpenSessionOptions: {
     device: { form: 'names', about: 'the devices that run the model, with ONNX Runtime’s names: cpu, webgpu, cuda, coreml, dml, … You can give several. If the first cannot compute an operator, the next one does. Default: the CPU', placeholder: 'NAME,…' },
-    threads: { form: 'number', about: 'number of processor threads. Default: the runtime’s own choice', range: 'an integer of at least 1' },
+    threads: { form: 'number', about: 'number of processor threads. Default: the runtime’s own choice', range: 'an integer in [1, 1024]' },
     lowMemory: { form: 'switch', about: 'uses less memory, but runs a few percent slower: ONNX Runtime does not copy the weights' },
     allowMissing: { form: 'switch', about: 'leaves out layers of an adapter if the export does not have their module. Default false: such layers are an error' },
     modules: { form: 'pairs', about: 'module name → name of its node or weight. Needed only if the graph does not name its modules' },

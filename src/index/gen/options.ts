@@ -78,7 +78,7 @@ export const MERGE_OPTIONS: OptionTable<MergeOptions> = {
   onProgress: FUNCTION,
   overwrite: BOOLEAN,
   share: SHARE,
-  threads: ranged('an integer of at least 1'),
+  threads: ranged('an integer in [1, 1024]'),
   fsync: BOOLEAN,
   tied: oneOf('refuse', 'untie', 'keep'),
   outDtype: anyOf(oneOf('keep'), oneOf('fp32', 'fp16', 'bf16')),
@@ -104,7 +104,7 @@ export const UNMERGE_OPTIONS: OptionTable<UnmergeOptions> = {
   onProgress: FUNCTION,
   overwrite: BOOLEAN,
   share: SHARE,
-  threads: ranged('an integer of at least 1'),
+  threads: ranged('an integer in [1, 1024]'),
   fsync: BOOLEAN,
 }
 
@@ -120,7 +120,7 @@ export const OPEN_SESSION_OPTIONS: OptionTable<OpenSessionOptions> = {
   adapters: NAMED_ADAPTERS,
   onWarning: FUNCTION,
   device: anyOf(NAME, listOf(NAME)),
-  threads: ranged('an integer of at least 1'),
+  threads: ranged('an integer in [1, 1024]'),
   lowMemory: BOOLEAN,
   allowMissing: BOOLEAN,
   modules: OBJECT,

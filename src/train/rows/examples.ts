@@ -135,9 +135,10 @@ export async function encodeContext(
 }
 
 function requireExamples(found: EncodedRows, where: string, maxLength: number, hintIfNone?: string): void {
-  const { examples, rows, truncatedRecords } = found
+  const { examples, rows, truncatedRecords, notes } = found
   if (examples.length > 0) return
-  const hint = truncatedRecords > 0 ? `maxLength ${maxLength} cuts off every completion: raise it` : hintIfNone
+  const told = notes.size > 0 ? `Its records ${[...notes.keys()].join('; ')}` : hintIfNone
+  const hint = truncatedRecords > 0 ? `maxLength ${maxLength} cuts off every completion: raise it` : told
   if (rows === 0) throw new DataError({ where, what: 'it holds no records', hint: hintIfNone })
   throw new DataError({ where, what: 'no record has a token to learn from', hint })
 }
