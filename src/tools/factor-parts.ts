@@ -3,7 +3,7 @@
 // puts them together again.
 
 import { elementCount, type FloatArray, type Matrix, type Shaped, type Tensor, zeros } from '../base/tensor.js'
-import { transpose } from '../linalg/product.js'
+import { stacked } from '../linalg/product.js'
 import type { AdapterPart, PartOfKind } from '../lora/adapter.js'
 import { type FactorPair, scaled } from '../lora/delta.js'
 import type { LayerVectors } from '../lora/factors.js'
@@ -76,23 +76,6 @@ export function changedPart({ kind, name, dtype, tensors }: PartShell, { pairs, 
       biasB: vector(vectors.biasB),
     },
   } as PartValues
-}
-
-/** Matrices (rᵢ, n) over each other: (Σrᵢ, n), in the precision of the first. */
-export function stacked(matrices: readonly Matrix[]): Matrix {
-  const rows = matrices.reduce((sum, { shape }) => sum + shape[0], 0)
-  const result = zeros(rows, matrices[0].shape[1], matrices[0].data)
-  let at = 0
-  for (const { data } of matrices) {
-    result.data.set(data, at)
-    at += data.length
-  }
-  return result
-}
-
-/** Matrices (d, rᵢ) beside each other: (d, Σrᵢ). */
-export function beside(matrices: readonly Matrix[]): Matrix {
-  return transpose(stacked(matrices.map(transpose)))
 }
 
 /** B_e (d, r) of all experts as B (d, r·E): column p·E + e is column p of expert e. */
