@@ -31,6 +31,11 @@ export const FORMATS = {
     dtypes: ['q8_0'],
     load: async () => (await import('./gguf/format.js')).GGUF,
   },
+  ollama: {
+    about: 'Ollama: the adapter as GGUF, with a Modelfile',
+    dtypes: ['q8_0'],
+    load: async () => (await import('./ollama/ollama.js')).OLLAMA,
+  },
   mlx: {
     about: 'mlx-lm',
     files: ['adapter_config.json', 'adapters.safetensors'],
@@ -46,6 +51,7 @@ export const FORMATS = {
 /**
  * - `peft`: a folder with adapter_config.json and adapter_model.safetensors
  * - `gguf`: a file for llama.cpp and what is built on it
+ * - `ollama`: a folder with such a file, and a Modelfile with the chat template
  * - `mlx`: a folder for mlx-lm
  * - `onnx-adapter`: a file for ONNX Runtime's own LoRA
  */

@@ -27,11 +27,23 @@ export const FLAGS = {
     threads: { form: 'number', about: 'threads of the runtime. Default: its own choice. In browsers that is half of the processors, and at most 4', range: 'an integer of at least 1' },
     lowMemory: { form: 'switch', about: 'uses less memory; a little slower' },
   },
+  HandoffOptions: {
+    to: { form: 'word', about: 'the program that goes on. trl: Hugging Face TRL, with PEFT and accelerate', words: ['trl'], isRequired: true },
+    out: { form: 'target', about: 'the new folder', placeholder: 'DIR', isRequired: true },
+    base: { form: 'text', about: 'the base as transformers opens it: an id on the Hub, or a folder. Default: the base that the run names. A repository of ONNX files needs it: the original weights are elsewhere', placeholder: 'DIR|ID' },
+    rows: { form: 'word', about: 'the rows of texts and chats. tokens: the tokens and labels that lowrank would train on. records: the records themselves, which TRL turns into tokens, for another base or other data beside them', words: ['tokens', 'records'], fallback: 'tokens' },
+  },
   InspectOptions: {
     base: { form: 'source', about: 'a model that the adapter in a folder should fit: a checkpoint or an .onnx file' },
     relativeChange: { form: 'switch', about: 'with --base: reports ‖s·B·A‖ / ‖W‖ for each layer. This reads the weights of the base' },
     strict: { form: 'switch', about: 'counts targets and patterns of the config that match nothing as problems. Default false: warnings' },
     dtype: { form: 'word', about: 'which graph to inspect if the folder has several. Default: the checkpoint; if there is none, the graph that config.json names', words: ['auto', 'fp32', 'fp16', 'q8', 'int8', 'uint8', 'q4', 'q4f16', 'bnb4', 'q2', 'q2f16', 'q1', 'q1f16'], placeholder: 'TYPE' },
+  },
+  AddLoraInputsOptions: {
+    out: { form: 'target', about: 'the new folder for the model', placeholder: 'DIR', isRequired: true },
+    dtype: { form: 'word', about: 'which graph of the model: see loadModel', words: ['auto', 'fp32', 'fp16', 'q8', 'int8', 'uint8', 'q4', 'q4f16', 'bnb4', 'q2', 'q2f16', 'q1', 'q1f16'] },
+    rank: { form: 'number', about: 'the one rank that adapters may have. Default: any, which some devices other than the CPU do not take', range: 'an integer of at least 1' },
+    targetModules: { form: 'names', about: 'modules that adapters may change, as in LoraConfig. Default: all-linear' },
   },
   MergeOptions: {
     base: { form: 'source', about: 'the model to add the adapter to: a folder, an .onnx file, a safetensors file or its index', isRequired: true },
@@ -74,6 +86,12 @@ export const FLAGS = {
     dtype: { form: 'word', about: 'type of the weights, which chooses the .onnx file: onnx/model_q4.onnx for q4. Default auto: the type in config.json, or fp32 if it has none', words: ['auto', 'fp32', 'fp16', 'q8', 'int8', 'uint8', 'q4', 'q4f16', 'bnb4', 'q2', 'q2f16', 'q1', 'q1f16'], placeholder: 'TYPE' },
     onnxPath: { form: 'text', about: 'if the source is a folder: path of the .onnx file in that folder. Default: by --dtype' },
   },
+  PushOptions: {
+    public: { form: 'switch', about: 'makes a new repository public. Default: only you, or your organization, can see it' },
+    branch: { form: 'text', about: 'the branch', fallback: 'main' },
+    message: { form: 'text', about: 'the first line of the commit. Default: Upload an adapter' },
+    base: { form: 'source', about: 'the model that the adapter is meant for. If the folder records the digest of another one, nothing is sent', placeholder: 'DIR|ID' },
+  },
   OpenSessionOptions: {
     device: { form: 'names', about: 'the devices that run the model, with ONNX Runtime’s names: cpu, webgpu, cuda, coreml, dml, … You can give several. If the first cannot compute an operator, the next one does. Default: the CPU', placeholder: 'NAME,…' },
     threads: { form: 'number', about: 'number of processor threads. Default: the runtime’s own choice', range: 'an integer in [1, 1024]' },
@@ -98,7 +116,7 @@ export const FLAGS = {
     ratio: { form: 'number', about: 'keeps the singular values that are at least this share of the largest one', range: 'a number in (0, 1]' },
   },
   ConvertAdapterOptions: {
-    to: { form: 'word', about: 'the format of the result: peft, gguf, mlx or onnx-adapter', words: ['peft', 'gguf', 'mlx', 'onnx-adapter'], isRequired: true },
+    to: { form: 'word', about: 'the format of the result: peft, gguf, ollama, mlx or onnx-adapter', words: ['peft', 'gguf', 'ollama', 'mlx', 'onnx-adapter'], isRequired: true },
     out: { form: 'target', about: 'the place of the result: a folder. For gguf and onnx-adapter, it can also be a file', isRequired: true },
     base: { form: 'source', about: 'the model of the adapter: a folder with config.json, or a GGUF file. Converting from and to GGUF needs it' },
     outDtype: { form: 'word', about: 'the type of the factors in the result. Default keep: that of each layer. q8_0 is for GGUF alone', words: ['q8_0', 'keep', 'fp32', 'fp16', 'bf16'] },
@@ -124,6 +142,7 @@ export const FLAGS = {
     dtype: { form: 'word', about: 'which graph of a model that is not open yet: see loadModel', words: ['auto', 'fp32', 'fp16', 'q8', 'int8', 'uint8', 'q4', 'q4f16', 'bnb4', 'q2', 'q2f16', 'q1', 'q1f16'] },
     data: { form: 'files', about: 'training data: .jsonl, .json, .csv, .tsv, .parquet or .txt, or a folder of such files', isRequired: true },
     evalData: { form: 'files', about: 'evaluation data: lowrank measures the loss on it before and after training' },
+    adapter: { form: 'source', about: 'an adapter to train further instead of a new one, such as one that comes back from TRL; its folder stays as it is', placeholder: 'DIR|ID' },
     out: { form: 'target', about: 'new folder for the adapter; required unless --preview is given', placeholder: 'DIR' },
     tensorboard: { form: 'target', about: 'a folder for an event file of TensorBoard: the loss, the learning rate and the norm of the gradients of each step, and the metrics of each evaluation', placeholder: 'DIR' },
     task: { form: 'text', about: 'the task. Default: causal-lm, to continue texts, or seq2seq for a model with an encoder and a decoder, such as T5' },

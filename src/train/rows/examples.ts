@@ -51,6 +51,8 @@ export interface EncodeOptions {
   readonly decodeImage?: DecodeImage | undefined
   /** Tells of each row, in order, whether it is held out for evaluation. */
   readonly isHeldOut?: ((index: number) => boolean) | undefined
+  /** Hears of each row: as the task parsed it, and how many examples it gave. */
+  readonly onRow?: ((row: unknown, examples: number, isHeldOut: boolean) => void) | undefined
   /** Name of the source, for messages. */
   readonly name: string
 }
@@ -88,6 +90,7 @@ export async function encodeRows(rows: Rows, options: EncodeOptions): Promise<En
     if (encoded.examples.length === 0) part.skippedRecords++
     for (const note of encoded.notes ?? []) part.notes.set(note, (part.notes.get(note) ?? 0) + 1)
     for (const example of encoded.examples) part.examples.push(example)
+    options.onRow?.(parsed, encoded.examples.length, part === heldOut)
     if (count % ROWS_PER_LOOK === 0 && performance.now() - pausedAt > YIELD_MS) {
       await new Promise((resolve) => nextTurn(resolve))
       pausedAt = performance.now()
