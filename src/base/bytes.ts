@@ -229,7 +229,7 @@ export function concatBytes(chunks: readonly Uint8Array[]): Uint8Array {
   return result
 }
 
-/** What each byte does to a CRC of 32 bits, the lowest bit first. */
+/** The change that each byte makes to a CRC of 32 bits, the lowest bit first. */
 export function crcTable(polynomial: number): Uint32Array {
   return Uint32Array.from({ length: 256 }, (_, byte) => {
     let value = byte

@@ -140,7 +140,7 @@ export async function openZip(source: ByteSource): Promise<ZipArchive> {
   return new ZipArchive(source, entries, start)
 }
 
-/** Where the directory lies, how many entries it has, and where the end records begin. */
+/** Finds where the directory lies, how many entries it has, and where the end records begin. */
 async function findDirectory(source: ByteSource) {
   const where = source.name
   const endOffset = source.byteLength - END.bytes
@@ -246,7 +246,7 @@ function damaged(where: string): FormatError {
   return new FormatError({ where, what: 'the archive’s directory is damaged', hint: 'Download the file again' })
 }
 
-/** What each byte does to a checksum, and what it does one, two and three bytes later. */
+/** The change that each byte makes to a checksum, and that after one, two and three more bytes. */
 const TABLES = [crcTable(0xedb88320)]
 for (let i = 1; i < 4; i++) TABLES.push(TABLES[i - 1].map((value) => (value >>> 8) ^ TABLES[0][value & 0xff]))
 
