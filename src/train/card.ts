@@ -9,7 +9,7 @@ import type { TrainingData, TrainingOptions } from './options.js'
 import type { TrainReport } from './report.js'
 import type { TrainSettings } from './settings.js'
 
-/** What a model card tells, besides the result. */
+/** Facts about a run that its model card tells, besides the result. */
 export interface CardSources {
   readonly options: TrainingOptions
   readonly sources: RunSources | undefined
