@@ -419,8 +419,8 @@ function inPrecisionOf(base: WeightDtype, values: FloatArray): FloatArray {
   return values instanceof Float32Array ? values : Float32Array.from(values)
 }
 
-// Ranges of bounded size hold the bytes of factors that a chunk needs. Large factors, such as those of an embedding, are
-// never held whole. The exception is the right factor, which the kernel packs.
+// Ranges of bounded size hold the bytes of factors that a chunk needs. Large factors, such as those of an embedding,
+// are never held whole. The exception is the right factor, which the kernel packs.
 
 /** A block (rows, columns) of a factor as it is stored: whole rows, or a part of one. */
 export interface FactorRange {

@@ -439,8 +439,8 @@ const READ_BYTES = 4 << 20
 
 /**
  * Digest of a plan: processes that have the same one make the same files. It covers the effects of the options, all
- * bytes of the adapters, and for each file of the base its header, its size and, above 16 MiB, 256 pieces of 64 KiB from
- * its first byte to its last. Where files lie and when they were written does not count.
+ * bytes of the adapters, and for each file of the base its header, its size and, above 16 MiB, 256 pieces of 64 KiB
+ * from its first byte to its last. Where files lie and when they were written does not count.
  *
  * @param sign −1 to unmerge
  */
