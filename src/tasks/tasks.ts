@@ -1,9 +1,7 @@
 // The table of tasks: a line each. A task's file loads when it is first asked for.
 
 import { ConfigError, LowrankError, nearMisses } from '../base/errors.js'
-import { inputFamily } from '../graph/inputs/family.js'
 import type { Model } from '../graph/model-folder.js'
-import { readGraph } from '../graph/view/graph.js'
 import type { HeadBase } from './heads/heads.js'
 import type { Task } from './task.js'
 
@@ -21,12 +19,6 @@ const LOADERS = {
 export type TaskName = keyof typeof LOADERS
 
 export const TASK_NAMES = Object.keys(LOADERS) as readonly TaskName[]
-
-/** The task of a model where the caller names none. */
-export function defaultTask({ graphs, onnx }: Pick<Model, 'graphs' | 'onnx'>): TaskName {
-  const hasEncoder = graphs.encoder !== undefined || inputFamily(readGraph(onnx.proto))?.behindEncoder !== undefined
-  return hasEncoder ? 'seq2seq' : 'causal-lm'
-}
 
 /** @throws ConfigError for a name that no task has */
 export async function loadTask(name: string): Promise<Task> {

@@ -25,6 +25,8 @@ import { type TextLimits, TextRow } from './text-row.js'
 export interface TextSession extends WholeSession {
   /** The texts that are being written. */
   readonly texts: RunningTexts
+  /** The code for pictures in prompts, which few models need. */
+  pictureCode(): Promise<typeof import('../pictures/pictures.js') & typeof import('../pictures/token-vectors.js')>
 }
 
 /** See AdapterSession.generate. */
@@ -87,10 +89,8 @@ async function* writeTexts(
   if (!takesVectors && images.some(({ length }) => length > 0)) {
     throw readsNoPictures(session.model)
   }
-  const embedding = takesVectors
-    ? await (await import('../pictures/token-vectors.js')).openEmbedding(session.model, graph.inputs)
-    : undefined
-  const reading = takesVectors ? await import('../pictures/pictures.js') : undefined
+  const reading = takesVectors ? await session.pictureCode() : undefined
+  const embedding = await reading?.openEmbedding(session.model, graph.inputs)
   if (source === undefined && graph.inputs.cache.length === 0) {
     await checkCausality(session.model, session.engine, graph)
   }

@@ -3,7 +3,8 @@
 import { UnsupportedError } from '../../base/errors.js'
 import { readRows } from '../../data/read-rows.js'
 import { requireTokenizer } from '../../graph/model-folder.js'
-import { defaultTask, loadTask } from '../../tasks/tasks.js'
+import { defaultTask } from '../../tasks/default-task.js'
+import { loadTask } from '../../tasks/tasks.js'
 import type { TrainingOptions } from '../options.js'
 import { encodeContext } from './examples.js'
 
