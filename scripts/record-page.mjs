@@ -1,5 +1,5 @@
-// Records the answers that the page shows before anything is loaded: web/src/recorded.json. It trains each recipe of the
-// bundled model as the page does, with threads for two processors.
+// Records the answers that the page shows before anything is loaded: web/src/recorded.json. It trains each recipe of
+// the bundled model as the page does, with threads for two processors.
 //   npm run build && node scripts/record-page.mjs
 import { readFileSync, writeFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
