@@ -27,7 +27,7 @@ const TABLES = {
     'src/index/model.ts': ['LoadModelOptions'],
     'src/index/session.ts': ['OpenSessionOptions'],
     'src/index/tools.ts': ['CombineOptions', 'ConvertAdapterOptions', 'DiffOptions', 'ExtractOptions', 'ResizeOptions'],
-    'src/index/train.ts': ['PreviewDataOptions', 'TrainOptions'],
+    'src/index/train.ts': ['CheckDataOptions', 'TrainOptions'],
     'src/lora/init/data-inits.ts': ['CordaOptions', 'EvaOptions', 'LoftqOptions', 'LoraGaOptions'],
     'src/peft/adapter-folder.ts': ['SaveOptions'],
     'src/peft/open.ts': ['LoadOptions'],
@@ -61,7 +61,7 @@ const TABLES = {
 
 /** Interfaces whose members are options of the command line. */
 const FLAGS = [
-  ...['ClassifyOptions', 'CombineOptions', 'ConvertAdapterOptions', 'EmbedOptions'],
+  ...['CheckDataOptions', 'ClassifyOptions', 'CombineOptions', 'ConvertAdapterOptions', 'EmbedOptions'],
   ...['EvaluateOptions', 'ExtractOptions'],
   ...['GenerateOptions', 'InspectOptions', 'LoadModelOptions', 'MergeOptions', 'OpenSessionOptions'],
   ...['ResizeOptions', 'ToPlainOptions', 'TrainConfig', 'TrainOptions', 'UnmergeOptions'],
@@ -69,7 +69,6 @@ const FLAGS = [
 
 /** Interfaces whose defaults the code takes from a table, and which of their members that has. */
 const DEFAULTS = {
-  PreviewDataOptions: ({ tags }) => tags.default !== undefined,
   GenerateOptions: ({ tags }) => tags.default !== undefined,
   LoraConfig: () => true,
   TrainConfig: ({ owner }) => owner === 'TrainConfig',

@@ -14,7 +14,9 @@ const EXIT_USAGE = 2
 const EXIT_BUG = 70
 
 const COMMANDS: Record<string, () => Promise<Command>> = {
+  init: async () => (await import('./run/init.js')).init,
   demo: async () => (await import('./run/demo.js')).demo,
+  data: async () => (await import('./run/data.js')).data,
   train: async () => (await import('./run/train.js')).train,
   evaluate: async () => (await import('./run/evaluate.js')).evaluate,
   merge: async () => (await import('./manage/merge.js')).merge,
@@ -27,6 +29,7 @@ const COMMANDS: Record<string, () => Promise<Command>> = {
   'to-plain': async () => (await import('./manage/to-plain.js')).toPlain,
   inspect: async () => (await import('./manage/inspect.js')).inspect,
   generate: async () => (await import('./run/generate.js')).generate,
+  chat: async () => (await import('./run/chat.js')).chat,
   classify: async () => (await import('./run/classify.js')).classify,
   embed: async () => (await import('./run/embed.js')).embed,
   serve: async () => (await import('./run/serve.js')).serve,

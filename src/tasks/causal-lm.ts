@@ -122,13 +122,18 @@ function encode(record: ParsedRecord, context: EncodeContext): Encoded<Example> 
     case 'chat': {
       const template = context.chatTemplate()
       if (template !== undefined) return encodeTurns(record.chat, template, context, record.where)
-      throw new FormatError({
-        where: context.model.directory.name,
-        what: 'the data contains chats, but the model has no chat template',
-        hint: 'Give a template with `chatTemplate`, or use records with "prompt" and "completion"',
-      })
+      throw noTemplateForChats(context.model.directory.name)
     }
   }
+}
+
+/** @param where the model's folder */
+export function noTemplateForChats(where: string): FormatError {
+  return new FormatError({
+    where,
+    what: 'the data contains chats, but the model has no chat template',
+    hint: 'Give a template with `chatTemplate`, or use records with "prompt" and "completion"',
+  })
 }
 
 /** The prompt of a record as it is encoded, and the last answer. */

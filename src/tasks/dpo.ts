@@ -60,7 +60,10 @@ export const dpo: Task<AnswerPair, AnswerExample, DpoOptions> = {
   name: 'dpo',
   peftType: 'CAUSAL_LM',
   learns: 'to prefer one answer to another',
-  records: [{ prompt: 'How was the sea?', chosen: 'Calm.', rejected: 'It was a sea.' }],
+  records: [
+    { prompt: 'How was the sea?', chosen: 'Calm.', rejected: 'It was a sea.' },
+    { chosen: 'The sea was calm.', rejected: 'The sea was a sea.' },
+  ],
   use: causalLm.use,
   options: DPO_OPTIONS,
 

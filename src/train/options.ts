@@ -82,8 +82,8 @@ export interface TrainingOptions extends Optional<TrainSettings> {
   /** The base. Training reads its weights and never changes them. It does not close the model. */
   readonly model: Model
   /**
-   * The task. Default: `causal-lm`, to continue texts, or `seq2seq` for a model with an encoder and a decoder, such as
-   * T5.
+   * The task. Default: the one that the fields of the first record fit, such as `dpo` for `chosen` and `rejected`, if
+   * the model can be trained for it; else `causal-lm`, or `seq2seq` for a model with an encoder and a decoder.
    */
   readonly task?: TaskName | undefined
   /**
@@ -95,6 +95,12 @@ export interface TrainingOptions extends Optional<TrainSettings> {
   readonly data: TrainingData
   /** Data for measuring the loss before and after training. */
   readonly evalData?: TrainingData | undefined
+  /**
+   * How many records that are not valid are left out. With more, training ends before its first step.
+   * @range an integer of at least 0
+   * @default 0
+   */
+  readonly skipInvalid?: number | undefined
   /**
    * Share of the records that is used as `evalData` and not trained on. The seed decides which records.
    * @range a number in (0, 1)

@@ -37,6 +37,8 @@ export interface ProgressEvent {
 
 /** Callbacks. If one throws an error, the run stops. */
 export interface TrainEvents {
+  /** Called once the task is known: the one of the options, or the one that the first record fits. */
+  task?(name: string): void
   /** Called when a stage begins. A stage can begin several times, such as `evaluate`. */
   stage?(stage: TrainStage): void
   /** Parts of a stage that are done: while the graph is built, and while it evaluates. */
@@ -51,6 +53,8 @@ export interface TrainEvents {
 
 /** A run at its end, whether it is done or interrupted. */
 export interface TrainReport {
+  /** The task that was trained. */
+  task: string
   /** Optimizer updates, with those before a resume. */
   steps: number
   /** Tokens of all steps, padding aside. */

@@ -1,8 +1,9 @@
 // Training: model + records → adapter. `train` prepares what the options ask for, runs the steps, and reports.
 
-import { ConfigError, listed, UnsupportedError } from '../base/errors.js'
+import { ConfigError, DataError, listed, UnsupportedError } from '../base/errors.js'
 import { checkOptions as checkTable } from '../base/options.js'
 import { readRows } from '../data/read-rows.js'
+import type { OnInvalid, Row, Rows } from '../data/row.js'
 import { isByteSource, isDirectory } from '../data/source.js'
 import { planSplit } from '../data/split.js'
 import { type MemoryLimit, memoryWarning, trainingMemory } from '../graph/memory.js'
@@ -12,7 +13,7 @@ import { checkTrainableForm } from '../graph/training/trainable-form.js'
 import { readGraph } from '../graph/view/graph.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { Examples, OpenTask, Task } from '../tasks/task.js'
-import { defaultTask, loadTask, tasksFor } from '../tasks/tasks.js'
+import { loadTask, type TaskName, taskOfRow, tasksFor } from '../tasks/tasks.js'
 import { cardOf, type RunSources, runRecord } from './about-run.js'
 import { checkOptions, checkParts } from './check-options.js'
 import { newAdapter } from './new-adapter.js'
@@ -66,10 +67,10 @@ async function prepare(
   const options = {
     ...given,
     model: isJoined ? await joinGraphs(given.model) : given.model,
-    task: given.task ?? (await defaultTask(given.model)),
   }
-  const { model, out, on = {}, modules, signal, taskOptions, evalSplit, tensorboard } = options
-  const task = await loadTask(options.task)
+  const { model, out, on = {}, modules, signal, taskOptions, evalSplit, tensorboard, evalData } = options
+  const data = await sourceOf(options, options.data, 'data')
+  const task = given.task === undefined ? await taskOfRow(data.first?.row, given.model) : await loadTask(given.task)
   checkTable(taskOptions, `the task ${task.name}`, task.options ?? {})
   const settings = withRateOfTask(plain, given, task.learningRate)
   checkTrainableForm(readGraph(model.onnx.proto))
@@ -77,14 +78,14 @@ async function prepare(
   const use = options.resume ? 'resume' : options.overwrite ? 'overwrite' : 'new'
   if (out !== undefined) await checkRunFolder(out, use)
 
+  on.task?.(task.name)
   on.stage?.('encode')
   const isHeldOut = evalSplit === undefined ? undefined : planSplit(evalSplit, config.seed)
-  const encoded = await encode(options, settings, task, options.data, 'data', isHeldOut)
-  const { evalData } = options
+  const encoded = await encode(options, settings, task, data, isHeldOut)
   const evalRecords =
     evalData === undefined
       ? encoded.heldOut
-      : (await encode(options, settings, task, evalData, 'evalData', undefined)).kept
+      : (await encode(options, settings, task, await sourceOf(options, evalData, 'evalData'), undefined)).kept
   const examples = settings.packing ? pack(task, encoded.kept.examples, settings, model) : encoded.kept.examples
   const open = task.open(model, examples, taskOptions, { newHead: settings.newHead })
   if (settings.newHead && open.head === undefined) {
@@ -103,7 +104,7 @@ async function prepare(
   if (open.labels !== undefined) adapter.labels = open.labels
   if (open.problemType !== undefined) adapter.problemType = open.problemType
   const log = tensorboard && (await EventLog.open(tensorboard, use === 'resume'))
-  const about = { options, sources, task, open, adapter, settings }
+  const about = { options: { ...options, task: task.name as TaskName }, sources, task, open, adapter, settings }
   const input: RunInput = {
     model,
     task: task.name,
@@ -116,7 +117,7 @@ async function prepare(
     examples,
     evalExamples: evalRecords.rows === 0 ? undefined : evalRecords.examples,
     out: out === undefined ? undefined : { directory: out, use },
-    record: sources && runRecord(options, sources, { settings, config }),
+    record: sources && runRecord(about.options, sources, { settings, config }),
     card: (report) => cardOf(report, about),
     signal,
     wait,
@@ -127,12 +128,13 @@ async function prepare(
 
 /** The part of the report that is known beside the loop. */
 function reportOf(
-  { adapter, open, settings }: RunInput,
+  { task, adapter, open, settings }: RunInput,
   { kept }: EncodedSource,
   isNew: boolean,
 ): Omit<TrainReport, keyof RunReport | 'seconds'> {
   const { totalTrainable, totalParams } = adapter.summary()
   return {
+    task,
     truncatedRecords: kept.truncatedRecords,
     skippedRecords: kept.skippedRecords,
     trainableParams: totalTrainable - (settings.loraFa ? elementsOfA(adapter) : 0),
@@ -203,24 +205,57 @@ function defined(parts: Record<string, string | undefined>): Record<string, stri
   )
 }
 
+/** The rows of one source, which has been opened to see the first one. */
+interface RowSource {
+  readonly where: string
+  readonly first: Row | undefined
+  readonly rows: Rows
+  /** Errors of the rows that are left out. */
+  readonly invalid: DataError[]
+  readonly onInvalid: OnInvalid | undefined
+}
+
+async function sourceOf(options: TrainingOptions, data: TrainingData, name: string): Promise<RowSource> {
+  const { columns, skipInvalid: most = 0 } = options
+  const where = nameOf(data, name)
+  const invalid: DataError[] = []
+  const onInvalid = (error: DataError) => {
+    if (invalid.push(error) <= most) return
+    throw new DataError({
+      where,
+      what: `more than ${most} records are not valid`,
+      got: error.message,
+      hint: '`lowrank data` shows all of them',
+    })
+  }
+  const taking = most > 0 ? onInvalid : undefined
+  const left = readRows(data, { name, columns, onInvalid: taking })
+  const { value: first, done = false } = await left.next()
+  const rows = (async function* () {
+    if (!done) yield first as Row
+    yield* left
+  })()
+  return { where, first: done ? undefined : (first as Row), rows, invalid, onInvalid: taking }
+}
+
 async function encode(
-  { model, on, columns, chatTemplate, chatTemplateArgs, decodeImage }: TrainingOptions,
+  { model, on, chatTemplate, chatTemplateArgs, decodeImage }: TrainingOptions,
   settings: TrainSettings,
   task: Task,
-  data: TrainingData,
-  name: string,
+  { rows, where, invalid, onInvalid }: RowSource,
   isHeldOut: ((index: number) => boolean) | undefined,
 ): Promise<EncodedSource> {
-  const where = nameOf(data, name)
   const { maxLength } = settings
-  const encoding = { task, model, maxLength, chatTemplate, chatTemplateArgs, decodeImage, isHeldOut, name: where }
-  const encoded = await encodeRows(readRows(data, { name, columns }), encoding)
+  const name = where
+  const encoding = { task, model, maxLength, chatTemplate, chatTemplateArgs, decodeImage, isHeldOut, onInvalid, name }
+  const encoded = await encodeRows(rows, encoding)
   const { kept, heldOut } = encoded
   const all = kept.rows + heldOut.rows
   const warn = (count: number, what: string) => {
     if (count > 0) on?.warning?.(`${where}: ${count} of ${all} records ${what}`)
   }
   warn(kept.truncatedRecords + heldOut.truncatedRecords, `cut to ${encoded.maxLength} tokens`)
+  warn(invalid.length, `left out, because they are not valid: ${invalid[0]?.message}`)
   warn(kept.skippedRecords + heldOut.skippedRecords, 'left out, because they have no target')
   for (const note of new Set([...kept.notes.keys(), ...heldOut.notes.keys()])) {
     warn((kept.notes.get(note) ?? 0) + (heldOut.notes.get(note) ?? 0), note)

@@ -12,7 +12,7 @@ import { refusePage } from '../show/report-file.js'
 import { colors, Progress, print, printDocument, say, table, thousands, warn } from '../show/terminal.js'
 import { MODEL } from '../sources.js'
 import { readChatTemplate } from './data-options.js'
-import { baseOf, OUTPUT_OPTIONS, SESSION_OPTIONS } from './with-session.js'
+import { baseOfAdapter, OUTPUT_OPTIONS, SESSION_OPTIONS } from './with-session.js'
 
 const { allowMissing: _, ...SOURCES } = SESSION_OPTIONS
 
@@ -59,11 +59,7 @@ export const evaluate = defineCommand({
     if (html !== undefined) await refusePage(html, overwrite, 'evaluate')
     const weighted = weightedAdapters(occurrences)
     const node = await import('../../node.js')
-    const source = named ?? baseOf(folders[0], (await node.loadAdapter(folders[0])).config)
-    if (source === undefined) {
-      throw new UsageError(`${folders[0]} does not name its base: give it with --model ${MODEL}`)
-    }
-    if (named === undefined) say(`The base is ${colors.bold(printable(source))}, as ${folders[0]} names it`)
+    const source = named ?? (await baseOfAdapter(folders[0]))
     const progress = new Progress()
     try {
       const report = await interruptible('Stopping.', async (signal) =>

@@ -2,9 +2,8 @@
 
 import { CHOICES, type TrainEvents, type TrainOptions } from '../../index.js'
 import { flags } from '../flags.js'
-import { choice, defineCommand, flagOf, integer, type Option, text, toggle, UsageError } from '../options.js'
+import { choice, defineCommand, flagOf, type Option, text, toggle, UsageError } from '../options.js'
 import { EXIT_INTERRUPTED, interruptible } from '../show/interrupt.js'
-import { printPreview } from '../show/preview.js'
 import { colors, duration, Progress, printDocument, say, thousands, warn } from '../show/terminal.js'
 import { MODEL, RUNS } from '../sources.js'
 import { readChatTemplate } from './data-options.js'
@@ -29,7 +28,7 @@ export const train = defineCommand({
     'Records are {"text": "…"}, {"prompt": "…", "completion": "…"}, {"question": "…", "answer": "…"} or chats: {"messages": […]}.',
     'From {"text"} records, the adapter learns the whole text. From the others, it learns the completion, the answer, or the messages of the assistant.',
     'With another --task, the records have other fields: see Tasks below, and docs/tasks.md.',
-    '--preview 3 shows the tokens of three examples, and which of these tokens it learns.',
+    '`lowrank data` checks the records first, and shows which tokens it learns.',
   ].join('\n'),
   more: async () => ({ Tasks: await tasksInHelp() }),
   examples: [
@@ -56,18 +55,17 @@ export const train = defineCommand({
     data: unlessInFile(flags('TrainOptions', 'data').data),
     task: choice(
       CHOICES.train.task,
-      'what the model learns: see Tasks below; default: causal-lm, or seq2seq for an encoder-decoder such as T5',
+      'what the model learns: see Tasks below; default: the task that the first record fits',
     ),
     init: { ...choice(CHOICES.train.init, flags('TrainConfig', 'init').init.about), fallback: 'kaiming-uniform' },
-    preview: integer('show the tokens of the first N examples, and which of them count for the loss; trains nothing'),
     json: toggle('print one JSON document on stdout'),
   },
   async run(values, { occurrences }) {
-    const { preview, json, config: file, ...own } = values
+    const { json, config: file, ...own } = values
     const given = new Set(Object.keys(own).filter((key) => occurrences.some(({ flag }) => flag === flagOf(key))))
     const fromFile = file === undefined ? {} : await readRunFile(file)
     const options = await withFile(fromFile, own, given)
-    const { model, data, out, task } = options
+    const { model, data, out } = options
     // A misspelled name in the file is a likely reason, so the message lists the names that it has.
     const inSight = file === undefined ? '' : `; ${file} has ${Object.keys(fromFile).join(', ') || 'no options'}`
     if (model === undefined) throw new UsageError(`--model ${MODEL} is missing${inSight}`)
@@ -76,14 +74,6 @@ export const train = defineCommand({
     const node = await import('../../node.js')
     const inFile = (error: unknown): never => {
       throw file === undefined ? error : inRunFile(error, file, given, fromFile)
-    }
-    if (preview !== undefined) {
-      const { columns, maxLength, chatTemplate, chatTemplateArgs } = options
-      const about = { model, task, data, columns, maxLength, chatTemplate, chatTemplateArgs, count: preview }
-      const examples = await node.previewData(about).catch(inFile)
-      if (json) printDocument({ examples })
-      else printPreview(examples)
-      return 0
     }
     if (typeof out !== 'string') throw new UsageError('--out DIR is missing')
     const progress = new Progress()
@@ -115,7 +105,7 @@ export const train = defineCommand({
     if (interrupted)
       say(`To continue, run the same command with --resume${options.overwrite ? ' in place of --overwrite' : ''}.`)
     else {
-      const [command, option, input] = await triedWith(node, task)
+      const [command, option, input] = await triedWith(node, report.task)
       const words = `${option} "${isChat ? 'Who are you?' : input}"`
       say(`Try it: npx lowrank ${command} --model ${quote(String(model))}${form} --adapter ${quote(out)} ${words}`)
     }
@@ -143,7 +133,7 @@ async function withFile(
 }
 
 /** The command that runs the adapters of a task, its option for the input, and an input. */
-async function triedWith({ trainingTasks }: typeof import('../../node.js'), task: string | undefined) {
+async function triedWith({ trainingTasks }: typeof import('../../node.js'), task: string) {
   const tasks = await trainingTasks()
   const { use } = tasks.find(({ name }) => name === task) ?? tasks[0]
   return use.command ?? tasks[0].use.command!
@@ -184,6 +174,9 @@ function narrate(progress: Progress, pace: StepPace): TrainEvents {
     progress.clear()
   }
   return {
+    task(name) {
+      say(`Task: ${colors.bold(name)}`)
+    },
     stage(stage) {
       clear()
       parts = new Progress()

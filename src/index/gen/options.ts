@@ -10,7 +10,7 @@ import type { MergeOptions, UnmergeOptions } from '../merge-options.js'
 import type { LoadModelOptions } from '../model.js'
 import type { OpenSessionOptions } from '../session.js'
 import type { CombineOptions, ConvertAdapterOptions, DiffOptions, ExtractOptions, ResizeOptions } from '../tools.js'
-import type { PreviewDataOptions, TrainOptions } from '../train.js'
+import type { CheckDataOptions, TrainOptions } from '../train.js'
 import type { CordaOptions, EvaOptions, LoftqOptions, LoraGaOptions } from '../../lora/init/data-inits.js'
 import type { SaveOptions } from '../../peft/adapter-folder.js'
 import type { LoadOptions } from '../../peft/open.js'
@@ -183,21 +183,20 @@ export const RESIZE_OPTIONS: OptionTable<ResizeOptions> = {
   signal: SIGNAL,
 }
 
-export const PREVIEW_DATA_OPTIONS: OptionTable<PreviewDataOptions> = {
-  count: ranged('an integer of at least 1'),
+export const CHECK_DATA_OPTIONS: OptionTable<CheckDataOptions> = {
+  model: anyOf(MODEL, SOURCE),
+  preview: ranged('an integer of at least 0'),
   task: NAME,
   columns: OBJECT,
   maxLength: ranged('an integer of at least 2'),
   chatTemplate: NAME,
   chatTemplateArgs: OBJECT,
+  decodeImage: FUNCTION,
   dtype: anyOf(oneOf('auto'), oneOf('fp32', 'fp16', 'q8', 'int8', 'uint8', 'q4', 'q4f16', 'bnb4', 'q2', 'q2f16', 'q1', 'q1f16'), OBJECT),
-  model: needed(anyOf(MODEL, SOURCE)),
+  signal: SIGNAL,
   data: needed(DATA),
+  evalData: DATA,
 }
-
-export const PREVIEW_DATA_OPTIONS_DEFAULTS = {
-  count: 3,
-} as const satisfies Partial<PreviewDataOptions>
 
 export const TRAIN_OPTIONS: OptionTable<TrainOptions> = {
   model: needed(anyOf(MODEL, SOURCE)),
@@ -236,6 +235,7 @@ export const TRAIN_OPTIONS: OptionTable<TrainOptions> = {
   earlyStopping: ranged('an integer of at least 1'),
   modules: OBJECT,
   signal: SIGNAL,
+  skipInvalid: ranged('an integer of at least 0'),
   evalSplit: ranged('a number in (0, 1)'),
   preset: oneOf('peft'),
   trainedTokens: anyOf(listOf(TOKEN), OBJECT),
@@ -277,6 +277,7 @@ export const LOAD_OPTIONS: OptionTable<LoadOptions> = {
 }
 
 export const TRAIN_EVENTS: OptionTable<TrainEvents> = {
+  task: FUNCTION,
   stage: FUNCTION,
   progress: FUNCTION,
   step: FUNCTION,
