@@ -1,5 +1,6 @@
 // lowrank chat, init, and the commands that read records: what they print and write.
 
+import { spawnSync } from 'node:child_process'
 import { existsSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { PassThrough } from 'node:stream'
@@ -7,7 +8,7 @@ import { expect, it } from 'vitest'
 import { talk } from '../../src/cli/run/chat.js'
 import type { AdapterSession, StreamOptions } from '../../src/index.js'
 import { lowrankHere } from './in-process.js'
-import { root, scratchFolder, start } from './lowrank.js'
+import { binary, root, scratchFolder } from './lowrank.js'
 
 const scratch = scratchFolder()
 const classifier = join(root, 'tests/golden/text-classification/classifier')
@@ -15,9 +16,12 @@ const encoder = join(root, 'tests/golden/text-classification/encoder')
 
 /** A program whose standard input is a text. */
 function piped(args: readonly string[], text: string) {
-  const { child, done } = start(args)
-  child.stdin!.end(text)
-  return done
+  const {
+    status: code,
+    stdout,
+    stderr,
+  } = spawnSync(process.execPath, [binary, ...args], { input: text, encoding: 'utf8' })
+  return { code, stdout, stderr }
 }
 
 /** A session that answers with what it was asked, word by word, and waits before each word. */
@@ -101,7 +105,7 @@ it('answers lines of standard input with a model', async () => {
   const model = join(root, 'models/union-3m')
   const template = join(root, 'models/data/chat.jinja')
   const args = ['chat', '--model', model, '--chat-template', template, '--max-new-tokens', '3', '--temperature', '0']
-  const { code, stdout, stderr } = await piped(args, 'Who is the captain?\nAnd then?\n')
+  const { code, stdout, stderr } = piped(args, 'Who is the captain?\nAnd then?\n')
   expect([code, stdout.trimEnd().split('\n').length > 0], stderr).toEqual([0, true])
   const none = await lowrankHere('chat', '--model', model)
   expect([none.code, none.stderr]).toEqual([1, expect.stringMatching(/no chat template/)])
@@ -140,7 +144,7 @@ it('classifies and embeds the records of a file, as texts one by one', async () 
 
 it('tags lines of standard input', async () => {
   const model = join(root, 'tests/golden/token-classification/distilbert')
-  const { code, stdout, stderr } = await piped(
+  const { code, stdout, stderr } = piped(
     ['classify', model, '--data', '-'],
     'Captain Ahab saw Nantucket.\n\n{"text": "No one.", "id": 7}\n',
   )

@@ -126,6 +126,7 @@ class Records {
   onRecord: (hash: number, where: string) => void = () => {}
   readonly #options: CheckDataInput
   readonly #preview: number
+  readonly #hash = new RecordHash()
 
   constructor(options: CheckDataInput, preview: number) {
     this.#options = options
@@ -162,11 +163,11 @@ class Records {
 
   /** @param length tokens; undefined for the characters of the row */
   #take(row: unknown, where: string, length: number | undefined): void {
-    const { hash, characters } = contentOf(row)
+    const hash = this.#hash.of(row)
     this.count++
     this.onRecord(hash, where)
     this.hashes.add(hash)
-    countOne(this.lengths, rounded(length ?? characters))
+    countOne(this.lengths, rounded(length ?? this.#hash.characters))
     if (!isObject(row)) return
     countOne(this.forms, Object.keys(row).join(', '), MAX_FORMS)
     for (const label of labelsOf(row)) countOne(this.labels, label, MAX_LABELS)
@@ -210,6 +211,7 @@ function mostFrequent(counts: ReadonlyMap<string, number>): Record<string, numbe
 
 /** The labels and tags of a row, in the fields that tasks have for them. */
 function labelsOf({ label, labels, tags, entities }: Readonly<Record<string, unknown>>): string[] {
+  if (label === undefined && labels === undefined && tags === undefined && entities === undefined) return []
   const ofEntities = Array.isArray(entities) ? entities.map((one) => (isObject(one) ? one.label : undefined)) : []
   return [label ?? labels, tags, ofEntities]
     .flat()
@@ -242,37 +244,48 @@ function lengthsOf(counts: ReadonlyMap<number, number>, unit: LengthReport['unit
   return { unit, total, least: sorted[0][0], median, most: sorted[sorted.length - 1][0], histogram }
 }
 
-/** A hash of all fields of a record, and the characters of its texts. */
-function contentOf(row: unknown): { hash: number; characters: number } {
-  let [low, high, characters] = [0x811c9dc5, 0x9dc5811c, 0]
-  const add = (code: number) => {
-    low = Math.imul(low ^ code, 0x01000193)
-    high = Math.imul(high ^ code, 0x85ebca6b)
-    high ^= high >>> 13
+/** Hashes records one after the other: a new object for each would be work for the garbage collector. */
+class RecordHash {
+  /** Characters of all texts of the record. */
+  characters = 0
+  #low = 0
+  #high = 0
+
+  /** A hash of all fields of a record: a whole number from 1 to 2^53. */
+  of(row: unknown): number {
+    this.#low = 0x811c9dc5
+    this.#high = 0x9dc5811c
+    this.characters = 0
+    this.#walk(row)
+    return (this.#low >>> 0) * 2 ** 21 + (this.#high >>> 11) + 1
   }
-  const text = (value: string) => {
-    for (let i = 0; i < value.length; i++) add(value.charCodeAt(i))
-    add(0x110000)
-  }
-  const walk = (value: unknown): void => {
+
+  #walk(value: unknown): void {
     if (typeof value === 'string') {
-      characters += value.length
-      text(value)
+      this.characters += value.length
+      this.#text(value)
     } else if (Array.isArray(value)) {
-      add(0x110001)
-      for (const item of value) walk(item)
-      add(0x110002)
+      for (let i = 0; i < value.length; i++) this.#walk(value[i])
+      this.#text('\0]')
     } else if (isObject(value) && !ArrayBuffer.isView(value)) {
-      add(0x110003)
       for (const key in value) {
-        text(key)
-        walk(value[key])
+        this.#text(key)
+        this.#walk(value[key])
       }
-      add(0x110004)
-    } else text(String(value))
+      this.#text('\0}')
+    } else this.#text(`\0${value}`)
   }
-  walk(row)
-  return { hash: (low >>> 0) * 2 ** 21 + (high >>> 11) + 1, characters }
+
+  #text(value: string): void {
+    let [low, high] = [this.#low, this.#high]
+    for (let i = 0; i < value.length; i++) {
+      const code = value.charCodeAt(i)
+      low = Math.imul(low ^ code, 0x01000193)
+      high = Math.imul(high ^ code, 0x85ebca6b) ^ (low >>> 15)
+    }
+    this.#low = Math.imul(low ^ value.length, 0x01000193)
+    this.#high = Math.imul(high ^ value.length, 0x85ebca6b)
+  }
 }
 
 /** Numbers that are whole and above 0: 16 bytes for each. Sets of JavaScript end at 16 million. */
