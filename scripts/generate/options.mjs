@@ -52,6 +52,7 @@ const TABLES = {
   'src/tasks/gen/options.ts': {
     'src/tasks/dpo.ts': ['DpoOptions'],
     'src/tasks/embedding.ts': ['EmbeddingOptions'],
+    'src/tasks/kto.ts': ['KtoOptions'],
     'src/tasks/labels/label-problems.ts': ['LabelOptions'],
     'src/tasks/token-classification.ts': ['TagOptions'],
   },

@@ -19,6 +19,7 @@ const COMMANDS: Record<string, () => Promise<Command>> = {
   data: async () => (await import('./run/data.js')).data,
   train: async () => (await import('./run/train.js')).train,
   evaluate: async () => (await import('./run/evaluate.js')).evaluate,
+  report: async () => (await import('./manage/report.js')).report,
   merge: async () => (await import('./manage/merge.js')).merge,
   unmerge: async () => (await import('./manage/unmerge.js')).unmerge,
   combine: async () => (await import('./manage/combine.js')).combine,

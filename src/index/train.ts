@@ -48,7 +48,7 @@ export interface TrainOptions extends Omit<TrainingOptions, 'model' | 'data' | '
   /**
    * The folder for adapter, metrics and state. Without it nothing is written.
    * @flag DIR
-   * @help new folder for the adapter; required
+   * @help new folder for the adapter; required without --gate
    */
   readonly out?: Target | undefined
   /**
@@ -97,6 +97,7 @@ export async function train(options: TrainOptions, wait?: () => Promise<void> | 
     return await trainOpened(
       {
         ...rest,
+        ...(options.on === undefined && { on: platform().watch?.() }),
         config: withDefaultTargets(options, model),
         model,
         data,
@@ -105,7 +106,12 @@ export async function train(options: TrainOptions, wait?: () => Promise<void> | 
         out: options.out === undefined ? undefined : openTarget(options.out, 'out'),
         tensorboard: options.tensorboard === undefined ? undefined : openTarget(options.tensorboard, 'tensorboard'),
       },
-      { limits: memoryLimits(model), sources: sourcesOf(options), wait },
+      {
+        limits: memoryLimits(model),
+        sources: sourcesOf(options),
+        page: async (...parts) => (await import('./run-page.js')).pageOfRun(...parts),
+        wait,
+      },
     )
   })
 }

@@ -7,6 +7,7 @@ import { locate, NodeDirectory, openFile } from '../io/node/files.js'
 import type { EngineKind } from '../runtime/host.js'
 import { resolveNodeRuntime } from '../runtime/node/runtime.js'
 import { spawnNodeWorker } from '../runtime/node/worker.js'
+import { watchOnTerminal } from './watch.js'
 
 const WORKERS: Record<EngineKind, URL> = {
   train: new URL('../train/node/worker.js', import.meta.url),
@@ -35,6 +36,7 @@ export const nodePlatform: Platform = {
   decodeImage: async (file) => (await import('../images/node/decode.js')).decodeWithSharp(file),
   target: (text) => new NodeDirectory(text),
   // availableMemory heeds a container's limit; it came with Node 20.13.
+  watch: watchOnTerminal,
   freeMemory: () => process.availableMemory?.() ?? freemem(),
   defaultRuntime: () => runtimeOf(resolveNodeRuntime()),
   nodeRuntime: (specifier = resolveNodeRuntime()) => runtimeOf(specifier),

@@ -32,6 +32,7 @@ import {
   countCorrect,
   nextTokenLoss,
   PROBED_TARGETS,
+  predictedTokens,
   predictTokens,
   probeTargets,
   rowFeeds,
@@ -99,6 +100,23 @@ export const causalLm: Task<ParsedRecord, Example> = {
   question: questionOf,
 
   tokens: ({ inputIds, labels }) => ({ ids: inputIds, counts: (i) => i > 0 && labels[i] !== IGNORED }),
+
+  writing: {
+    prompt(text, { model, chatTemplate, chatTemplateArgs: args }, isChat) {
+      const tokenizer = requireTokenizer(model)
+      const template = isChat ? chatTemplate() : undefined
+      if (template === undefined) return [...tokenizer.encode(text)]
+      const messages = [{ role: 'user', content: text }]
+      const rendered = template.render(messages, { args, addGenerationPrompt: true }, 'sample')
+      return [...tokenizer.encode(rendered.text, { specialTokens: false })]
+    },
+    next(ids) {
+      const inputIds = Int32Array.from([...ids, 0])
+      const labels = inputIds.slice().fill(IGNORED, 0, ids.length)
+      return { inputIds, labels }
+    },
+    chosen: (outputs) => Array.from(predictedTokens(outputs), Number),
+  },
 
   makeList: () => new ExampleStore(),
 

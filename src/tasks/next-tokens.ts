@@ -55,12 +55,17 @@ export function predictTokens(graph: ObjectiveGraph, { chosen }: RowChoice): voi
   graph.predict(graph.g.cast(graph.g.op('ArgMax', [chosen], { axis: 1, keepdims: 0 }), DataType.FLOAT))
 }
 
+/** The tokens that {@link predictTokens} gives out. */
+export function predictedTokens(outputs: Readonly<Record<string, RuntimeTensor>>): Float32Array {
+  return Object.values(outputs).find(({ dims }) => dims.length === 1)?.data as Float32Array
+}
+
 /** @param targets of each text, in the order of the rows */
 export function countCorrect(
   outputs: Readonly<Record<string, RuntimeTensor>>,
   targets: readonly ArrayLike<number>[],
 ): TokenCounts[] {
-  const found = Object.values(outputs).find(({ dims }) => dims.length === 1)?.data as Float32Array
+  const found = predictedTokens(outputs)
   let at = 0
   return targets.map((own) => {
     let correct = 0

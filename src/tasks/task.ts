@@ -121,6 +121,8 @@ export interface Task<Row = unknown, Example = unknown, Options extends object =
   question?(row: Row, context: EncodeContext): Question | undefined
   /** For previews: the tokens of an example, which of them are targets, and the label of the whole, if it has one. */
   tokens?(example: Example): { readonly ids: Int32Array; counts(index: number): boolean; readonly label?: string }
+  /** How the graph of an evaluation writes texts, token by token; undefined for tasks that write none. */
+  readonly writing?: Writing<Example>
   /** Makes the store of the examples. Default: a list. A packed store has a million examples in memory. */
   makeList?(): ExampleList<Example>
   /** Several short examples in one, of at most `length` tokens, for tasks that can keep them apart. */
@@ -130,6 +132,16 @@ export interface Task<Row = unknown, Example = unknown, Options extends object =
    * them.
    */
   open(model: Model, examples: Examples<Example>, options?: Options, heads?: HeadOptions): OpenTask<Example>
+}
+
+/** Texts, written with the graph of an evaluation. */
+export interface Writing<Example> {
+  /** The tokens of a prompt; with `isChat` it is a question, and the chat template is around it. */
+  prompt(text: string, context: EncodeContext, isChat: boolean): readonly number[]
+  /** An example whose one target follows these tokens. */
+  next(ids: readonly number[]): Example
+  /** The most likely token of each example, from the outputs of {@link Objective.forward}. */
+  chosen(outputs: Readonly<Record<string, RuntimeTensor>>): number[]
 }
 
 /** Which head is trained. */
@@ -183,6 +195,11 @@ export interface OpenTask<Example = unknown> extends Objective {
   checkEvaluation?(example: Example): void
   /** Rows of a run that one example takes. Default 1. */
   readonly rowsOfExample?: number
+  /**
+   * Examples are compared with those that stand beside them in the data: batches keep the order of the data, and have at
+   * least two. Default: any batches.
+   */
+  readonly needsNeighbors?: boolean
   /** Tokens of an example: examples of like cost run together. */
   cost(example: Example): number
   /**

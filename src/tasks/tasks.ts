@@ -11,6 +11,7 @@ const LOADERS = {
   dpo: async () => (await import('./dpo.js')).dpo,
   embedding: async () => (await import('./embedding.js')).embedding,
   'image-classification': async () => (await import('./image-classification.js')).imageClassification,
+  kto: async () => (await import('./kto.js')).kto,
   seq2seq: async () => (await import('./seq2seq.js')).seq2seq,
   'text-classification': async () => (await import('./text-classification.js')).textClassification,
   'token-classification': async () => (await import('./token-classification.js')).tokenClassification,

@@ -82,17 +82,20 @@ function configOf(config: LoraConfig): Record<string, unknown> {
   )
 }
 
+/** Parts of a run that its card and its page tell of. */
+export interface AboutRun {
+  readonly options: TrainingOptions
+  readonly sources: RunSources | undefined
+  readonly task: Task
+  readonly open: OpenTask
+  readonly adapter: LoraAdapter
+  readonly settings: TrainSettings
+}
+
 /** README.md of a run that is done. */
 export function cardOf(
   { evalLoss, evalMetrics, steps }: Pick<RunReport, 'evalLoss' | 'evalMetrics' | 'steps'>,
-  run: {
-    options: TrainingOptions
-    sources: RunSources | undefined
-    task: Task
-    open: OpenTask
-    adapter: LoraAdapter
-    settings: TrainSettings
-  },
+  run: AboutRun,
 ): string {
   const { options, sources, task, adapter, settings } = run
   const { model, out, data, evalData, evalSplit } = options

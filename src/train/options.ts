@@ -154,6 +154,11 @@ export interface TrainingOptions extends Optional<TrainSettings> {
   readonly tensorboard?: Directory | undefined
   /** Continues the unfinished run in `out`. The result is the same as without the stop. */
   readonly resume?: boolean | undefined
+  /**
+   * Keeps the state of the run when it is done, so that `resume` with more steps makes it longer. With a constant schedule
+   * the weights are those of one long run; other schedules end with the first part, and a warning says so.
+   */
+  readonly keepState?: boolean | undefined
   /** Replaces the run in `out`. */
   readonly overwrite?: boolean | undefined
   /**
@@ -161,7 +166,16 @@ export interface TrainingOptions extends Optional<TrainSettings> {
    * resumed run makes up for the evaluation. If the run stops before its first step, the old run in `out` stays.
    */
   readonly signal?: SignalLike | undefined
-  /** Functions that are called while the run makes progress. */
+  /**
+   * Prompts that the model answers before training, at each evaluation and at the end, with the most likely tokens, up
+   * to 40. If the records are chats, each prompt is a question. The weights that are trained are used, and do not
+   * change. For tasks that continue texts.
+   */
+  readonly sample?: readonly string[] | undefined
+  /**
+   * Functions that are called while the run makes progress. Default: lines on standard error if that is a terminal, else
+   * nothing. `{}` is silent.
+   */
   readonly on?: TrainEvents | undefined
 }
 

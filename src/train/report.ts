@@ -1,5 +1,6 @@
 // The words of a training run: events while it goes on, and a report at its end.
 
+import type { SampleEvent } from './samples.js'
 import type { StepMetrics } from './saved/run-folder.js'
 
 /** One optimizer step that was made. */
@@ -47,6 +48,8 @@ export interface TrainEvents {
   step?(event: StepEvent): void
   /** After each evaluation. */
   evaluation?(event: EvaluationEvent): void
+  /** After each writing of the answers to the prompts of `sample`. */
+  sample?(event: SampleEvent): void
   /** Called once for each warning, such as records that were cut or skipped. */
   warning?(message: string): void
 }
@@ -72,6 +75,10 @@ export interface TrainReport {
    * evaluation.
    */
   evalMetrics: Record<string, number> | null
+  /** All evaluations, that before training first. `evaluations.jsonl` in the run's folder has them too. */
+  evaluations: EvaluationEvent[]
+  /** The answers to the prompts of `sample`: before training, at each evaluation and at the end. */
+  samples: SampleEvent[]
   /** Training records longer than the limit, which lost their end. */
   truncatedRecords: number
   /** Training records without a target: left out. */

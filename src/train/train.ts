@@ -14,15 +14,16 @@ import { readGraph } from '../graph/view/graph.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { Examples, OpenTask, Task } from '../tasks/task.js'
 import { loadTask, type TaskName, taskOfRow, tasksFor } from '../tasks/tasks.js'
-import { cardOf, type RunSources, runRecord } from './about-run.js'
+import { type AboutRun, cardOf, type RunSources, runRecord } from './about-run.js'
 import { checkOptions, checkParts } from './check-options.js'
 import { newAdapter } from './new-adapter.js'
 import type { TrainingData, TrainingOptions, TrainResult } from './options.js'
 import type { TrainReport } from './report.js'
-import { type EncodedSource, encodeRows } from './rows/examples.js'
+import { type EncodedSource, encodeContext, encodeRows } from './rows/examples.js'
 import { type RunInput, type RunReport, trainAdapter } from './run.js'
+import { Sampler } from './samples.js'
 import { EventLog } from './saved/event-log.js'
-import { checkRunFolder } from './saved/run-folder.js'
+import { checkRunFolder, type StepMetrics } from './saved/run-folder.js'
 import { resolveSettings, type TrainSettings, withRateOfTask } from './settings.js'
 
 /** Surroundings of a run, beside its options. */
@@ -31,6 +32,8 @@ export interface RunContext {
   readonly limits?: readonly MemoryLimit[]
   /** Names of the model and the data for run.json; undefined for those from memory. */
   readonly sources?: RunSources | undefined
+  /** Makes the page of a run. */
+  readonly page?: (about: AboutRun, report: RunReport, steps: readonly StepMetrics[]) => Promise<string>
   /** Gives what the next step waits for; undefined while it need not wait. */
   readonly wait?: (() => Promise<void> | undefined) | undefined
 }
@@ -58,7 +61,7 @@ export async function train(given: TrainingOptions, context: RunContext = {}): P
 /** Checks all options, reads the data, and makes the adapter: all that a run needs. */
 async function prepare(
   given: TrainingOptions,
-  { limits = [], sources, wait }: RunContext,
+  { limits = [], sources, page, wait }: RunContext,
 ): Promise<{ input: RunInput; encoded: EncodedSource; log: EventLog | undefined }> {
   const plain = resolveSettings(given)
   const config = checkOptions(given, plain)
@@ -91,6 +94,13 @@ async function prepare(
   if (settings.newHead && open.head === undefined) {
     throw new ConfigError({ where: 'newHead', what: `the task ${task.name} trains no head` })
   }
+  if (open.needsNeighbors && settings.batchSize < 2) {
+    throw new ConfigError({
+      where: 'batchSize',
+      what: `the task ${task.name} compares records of a batch`,
+      expected: 'at least 2',
+    })
+  }
   for (const warning of open.warnings ?? []) on.warning?.(warning)
   if (open.checkEvaluation !== undefined) {
     for (const example of evalRecords.examples) open.checkEvaluation(example)
@@ -104,6 +114,10 @@ async function prepare(
   if (open.labels !== undefined) adapter.labels = open.labels
   if (open.problemType !== undefined) adapter.problemType = open.problemType
   const log = tensorboard && (await EventLog.open(tensorboard, use === 'resume'))
+  const sampler =
+    options.sample === undefined || options.sample.length === 0
+      ? undefined
+      : new Sampler(options.sample, task, await encodeContext(options), encoded.chatTemplate !== undefined)
   const about = { options: { ...options, task: task.name as TaskName }, sources, task, open, adapter, settings }
   const input: RunInput = {
     model,
@@ -119,6 +133,9 @@ async function prepare(
     out: out === undefined ? undefined : { directory: out, use },
     record: sources && runRecord(about.options, sources, { settings, config }),
     card: (report) => cardOf(report, about),
+    page: page && ((report, steps) => page(about, report, steps)),
+    sampler,
+    keepState: options.keepState ?? false,
     signal,
     wait,
     on: log === undefined ? on : log.heard(on),

@@ -37,7 +37,17 @@ export const evaluate = defineCommand({
     weight: repeated('W', 'strength of the adapter that stands before this option; default 1'),
     mix: toggle('evaluate the sum of all adapters, and not each adapter'),
     ...flags('EvaluateOptions', 'data', 'task', 'columns', 'chatTemplate', 'chatTemplateArgs', 'maxLength'),
-    ...flags('EvaluateOptions', 'generate', 'maxNewTokens', 'batchSize', 'resamples', 'seed', 'differing'),
+    ...flags(
+      'EvaluateOptions',
+      'generate',
+      'judge',
+      'judgeModel',
+      'maxNewTokens',
+      'batchSize',
+      'resamples',
+      'seed',
+      'differing',
+    ),
     html: text('FILE', 'write a report in one HTML file: the metrics, and the records that differ most'),
     overwrite: toggle('replace the file of --html if it exists'),
     ...OUTPUT_OPTIONS,
@@ -67,6 +77,7 @@ export const evaluate = defineCommand({
           ...options,
           model: source,
           dtype,
+          judgeKey: process.env.LOWRANK_JUDGE_KEY,
           adapters: adaptersOf(weighted, mix),
           task: options.task as Parameters<typeof node.evaluate>[0]['task'],
           chatTemplate: await readChatTemplate(chatTemplate),
@@ -123,6 +134,10 @@ function show({ task, records, tokens, models, differBy, differing }: EvaluateRe
         ]),
       ]),
     )
+    if (model.judged !== undefined) {
+      const { won, tied, lost } = model.judged
+      print(`Judged: ${won} better, ${tied} as good, ${lost} worse`)
+    }
     print('')
   }
   if (differing.length === 0) return

@@ -1,7 +1,7 @@
 // Made by scripts/generate/options.mjs from the types. Do not edit.
 
 import type { ToPlainOptions } from '../adapters.js'
-import { type OptionTable, anyOf, FUNCTION, needed, oneOf, OBJECT, ranged, BOOLEAN, SIGNAL, NAME, listOf } from '../../base/options.js'
+import { type OptionTable, anyOf, FUNCTION, needed, oneOf, OBJECT, ranged, BOOLEAN, NAME, SIGNAL, listOf } from '../../base/options.js'
 import { SOURCE, ADAPTER, MODEL, NAMED_ADAPTERS, DATA, ENDPOINT, ADAPTERS, TARGET, SHARE, RUNTIME, ADAPTER_LIST, TOKEN } from '../kinds.js'
 import type { EvaluateOptions } from '../evaluate.js'
 import type { HubOptions } from '../hub.js'
@@ -28,6 +28,10 @@ export const EVALUATE_OPTIONS: OptionTable<EvaluateOptions> = {
   data: needed(DATA),
   batchSize: ranged('an integer of at least 1'),
   generate: BOOLEAN,
+  judge: NAME,
+  judgeModel: NAME,
+  judgeKey: NAME,
+  against: NAME,
   maxNewTokens: ranged('an integer of at least 1'),
   resamples: ranged('an integer of at least 1'),
   seed: ranged('a safe integer'),
@@ -242,7 +246,9 @@ export const TRAIN_OPTIONS: OptionTable<TrainOptions> = {
   config: OBJECT,
   adapter: ADAPTER,
   resume: BOOLEAN,
+  keepState: BOOLEAN,
   overwrite: BOOLEAN,
+  sample: listOf(NAME),
   on: OBJECT,
 }
 
@@ -282,6 +288,7 @@ export const TRAIN_EVENTS: OptionTable<TrainEvents> = {
   progress: FUNCTION,
   step: FUNCTION,
   evaluation: FUNCTION,
+  sample: FUNCTION,
   warning: FUNCTION,
 }
 

@@ -7,6 +7,7 @@ import type { DecodeImage } from '../../images/image.js'
 import type { RemoteOptions } from '../../io/hub/directory.js'
 import type { Located } from '../../io/locate.js'
 import type { RuntimeHost } from '../../runtime/host.js'
+import type { TrainEvents } from '../../train/report.js'
 
 /** Opens what strings name. `where` is the argument that holds the string, for messages. */
 export interface Platform {
@@ -20,6 +21,8 @@ export interface Platform {
   defaultRuntime(): RuntimeHost
   /** Reads files of pictures. */
   readonly decodeImage: DecodeImage
+  /** Tells people how a training goes, where there is a terminal. */
+  watch?(): TrainEvents | undefined
   /** Bytes of memory that are free; undefined where the platform does not tell. */
   freeMemory?(): number | undefined
   /** See nodeRuntime of the entry. */
