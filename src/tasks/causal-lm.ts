@@ -33,11 +33,11 @@ import {
   nextTokenLoss,
   PROBED_TARGETS,
   predictedTokens,
-  predictTokens,
   probeTargets,
   rowFeeds,
   type TokenCounts,
   targetsLength,
+  textLosses,
   tokenMetrics,
 } from './next-tokens.js'
 import type { EncodeContext, Encoded, OpenTask, Question, Task } from './task.js'
@@ -115,7 +115,7 @@ export const causalLm: Task<ParsedRecord, Example> = {
       const labels = inputIds.slice().fill(IGNORED, 0, ids.length)
       return { inputIds, labels }
     },
-    chosen: (outputs) => Array.from(predictedTokens(outputs), Number),
+    chosen: predictedTokens,
   },
 
   makeList: () => new ExampleStore(),
@@ -231,7 +231,6 @@ class CausalLm implements OpenTask<Example> {
       checkAllTokens(shapeOf(choice.all))
       checkWidth(this.#model, shapeOf(choice.chosen)?.dims[1])
     })
-    predictTokens(graph, choice)
     return loss
   }
 
@@ -269,6 +268,8 @@ class CausalLm implements OpenTask<Example> {
       examples.map(({ labels }) => labels.subarray(1).filter((label) => label !== IGNORED)),
     )
   }
+
+  exampleLosses = textLosses
 
   metrics({ loss, predictions }: { loss: number; predictions: readonly unknown[] }): Record<string, number> {
     return tokenMetrics(loss, predictions as TokenCounts[])

@@ -32,6 +32,8 @@ interface JudgedRow {
 export interface JudgedExample {
   readonly own: Example
   readonly isWanted: boolean
+  /** All tokens of the answer, also those that are cut off behind its own prompt. */
+  readonly answer: Int32Array
   /** Most tokens of a prompt with another answer. */
   readonly limit: number
 }
@@ -112,9 +114,11 @@ export const kto: Task<JudgedRow, JudgedExample, KtoOptions> = {
     const { examples, notes } = encodeAnswer(record, context, where)
     const { maxLength } = context
     const sides = examples.length === 0 ? [] : countedAfter(record, examples, context)
-    const kept = sides.map((side) => cutTo(side, maxLength)).filter(({ labels }) => countTargets(labels) > 0)
+    const all = sides.map((side) => {
+      return { own: cutTo(side, maxLength), isWanted, answer: side.inputIds.slice(startOf(side)), limit: maxLength }
+    })
     return {
-      examples: kept.map((own) => ({ own, isWanted, limit: maxLength })),
+      examples: all.filter(({ own }) => countTargets(own.labels) > 0),
       isTruncated: sides.some(({ inputIds }) => inputIds.length > maxLength),
       ...(notes && { notes }),
     }
@@ -223,8 +227,8 @@ class Kto implements OpenTask<JudgedExample> {
     return examples.length
   }
 
-  content({ own: { inputIds, labels }, isWanted }: JudgedExample): Int32Array[] {
-    return [inputIds, labels, Int32Array.of(Number(isWanted))]
+  content({ own: { inputIds, labels }, isWanted, answer }: JudgedExample): Int32Array[] {
+    return [inputIds, labels, answer, Int32Array.of(Number(isWanted))]
   }
 
   takeReference(outputs: Readonly<Record<string, RuntimeTensor>>, examples: readonly JudgedExample[]): void {
@@ -255,10 +259,13 @@ class Kto implements OpenTask<JudgedExample> {
   }
 }
 
+/** The first target. */
+function startOf({ labels }: Example): number {
+  return labels.findIndex((label) => label !== IGNORED)
+}
+
 /** The prompt of one example with the answer of another. */
-function withAnswerOf({ own, limit }: JudgedExample, { own: other }: JudgedExample): Example {
-  const startOf = ({ labels }: Example) => labels.findIndex((label) => label !== IGNORED)
-  const answer = other.inputIds.subarray(startOf(other))
+function withAnswerOf({ own, limit }: JudgedExample, { answer }: JudgedExample): Example {
   const start = startOf(own)
   const inputIds = Int32Array.from([...own.inputIds.subarray(0, start), ...answer]).slice(0, limit)
   return { inputIds, labels: inputIds.slice().fill(IGNORED, 0, start) }

@@ -228,6 +228,8 @@ export interface OpenTask<Example = unknown> extends Objective {
   takeReference?(outputs: Readonly<Record<string, RuntimeTensor>>, examples: readonly Example[]): void
   /** The prediction for each example of one run without gradients, from the outputs of {@link Objective.forward}. */
   predict?(outputs: Readonly<Record<string, RuntimeTensor>>, examples: readonly Example[]): unknown[]
+  /** The loss of each example, from {@link predict}. Without it, an evaluation runs each example alone to know it. */
+  exampleLosses?(predictions: readonly unknown[]): number[]
   /** The values of each example, for metrics that are means over the examples. Default: no metric is. */
   values?(predictions: readonly unknown[]): Record<string, readonly number[]>
   /** Numbers that say how good the model is, by name: of the loss over all examples, and of what was predicted. */

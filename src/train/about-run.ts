@@ -94,7 +94,7 @@ export interface AboutRun {
 
 /** README.md of a run that is done. */
 export function cardOf(
-  { evalLoss, evalMetrics, steps }: Pick<RunReport, 'evalLoss' | 'evalMetrics' | 'steps'>,
+  { evalLoss, evalMetrics, evaluations, steps }: Pick<RunReport, 'evalLoss' | 'evalMetrics' | 'evaluations' | 'steps'>,
   run: AboutRun,
 ): string {
   const { options, sources, task, adapter, settings } = run
@@ -117,6 +117,7 @@ export function cardOf(
     evalData: evalData === undefined ? own : dataNames(sources?.evalData, evalData),
     evalShare: evalData === undefined ? evalSplit : undefined,
     metrics: evalLoss === null ? {} : { loss: evalLoss.after, ...evalMetrics },
+    before: evalLoss === null ? {} : { loss: evalLoss.before, ...evaluations[0]?.metrics },
     settings: {
       task: task.name,
       steps,

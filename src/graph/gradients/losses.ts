@@ -35,16 +35,16 @@ export function rowLosses(g: Builder, logits: Value, targets: Value): RowLosses 
 }
 
 /**
- * The sum over rows of −ln softmax(logits)[target], a scalar, and its gradient by the logits.
+ * The sum over rows of −ln softmax(logits)[target], a scalar, its gradient by the logits, and the losses of the rows.
  *
  * @param logits (m, V)
  * @param targets int64 (m, 2): row number and target of each row
  */
-export function crossEntropy(g: Builder, logits: Value, targets: Value): { loss: Value; gradient: CustomGradient } {
+export function crossEntropy(g: Builder, logits: Value, targets: Value) {
   const { losses, slopes } = rowLosses(g, logits, targets)
   const gradient: CustomGradient = {
     inputs: [logits],
     rule: ({ g, dy }) => [() => (dy === g.float(1) ? slopes(g) : g.mul(slopes(g), dy))],
   }
-  return { loss: g.reduceSum(losses, [0], 0), gradient }
+  return { loss: g.reduceSum(losses, [0], 0), losses, gradient }
 }
