@@ -7,6 +7,8 @@ import { readRows } from '../data/read-rows.js'
 import { isByteSource, isDirectory } from '../data/source.js'
 import type { DtypeChoice } from '../graph/graph-file.js'
 import type { Model } from '../graph/model-folder.js'
+import { LoraAdapter } from '../lora/adapter.js'
+import { loadAdapter } from '../peft/adapter-folder.js'
 import { defaultTargetModules } from '../peft/default-targets.js'
 import { noTemplateForChats } from '../tasks/causal-lm.js'
 import type { TaskFacts } from '../tasks/task.js'
@@ -16,17 +18,18 @@ import { TRAIN_CONFIG } from '../train/gen/options.js'
 import type { TrainConfig, TrainingData, TrainingOptions, TrainResult } from '../train/options.js'
 import { checkRecords, type DataReport } from '../train/rows/check.js'
 import { defaultsOf } from '../train/settings.js'
-import { train as trainOpened } from '../train/train.js'
+import { type RunContext, train as trainOpened } from '../train/train.js'
 import { type Data, openData } from './data.js'
 import { CHECK_DATA_OPTIONS, TRAIN_EVENTS, TRAIN_OPTIONS } from './gen/options.js'
 import { MODEL } from './kinds.js'
 import { loadModel, requireChatTemplate } from './model.js'
 import { memoryLimits } from './platform/memory.js'
 import { platform } from './platform/platform.js'
-import { openTarget, type Source, type Target } from './sources.js'
+import { openFolder, openTarget, type Source, type Target } from './sources.js'
 
 /** Options of {@link train}. */
-export interface TrainOptions extends Omit<TrainingOptions, 'model' | 'data' | 'evalData' | 'out' | 'tensorboard'> {
+export interface TrainOptions
+  extends Omit<TrainingOptions, 'model' | 'data' | 'evalData' | 'adapter' | 'out' | 'tensorboard'> {
   /**
    * The base: an open model (`train` does not close it), or any source that {@link loadModel} accepts. Its weights are
    * read, never changed.
@@ -45,6 +48,14 @@ export interface TrainOptions extends Omit<TrainingOptions, 'model' | 'data' | '
    * @help evaluation data: lowrank measures the loss on it before and after training
    */
   readonly evalData?: Data | undefined
+  /**
+   * Trains this adapter further instead of a new one: one in memory, whose factors are changed in place, or a folder of
+   * PEFT, such as one that comes back from TRL, which stays as it is.
+   * @flag DIR|ID
+   * @help an adapter to train further instead of a new one, such as one that comes back from TRL; its folder stays as
+   * it is
+   */
+  readonly adapter?: LoraAdapter | Source | undefined
   /**
    * The folder for adapter, metrics and state. Without it nothing is written.
    * @flag DIR
@@ -88,17 +99,26 @@ export interface CheckDataOptions
 
 /** See the entry. */
 export async function train(options: TrainOptions, wait?: () => Promise<void> | undefined): Promise<TrainResult> {
+  return withTraining(options, (opened, context) => trainOpened(opened, { ...context, wait }))
+}
+
+/** Checks the options of a run, opens what they name, runs `work`, and closes what it opened. */
+export async function withTraining<T>(
+  options: TrainOptions,
+  work: (opened: TrainingOptions, context: RunContext) => Promise<T>,
+): Promise<T> {
   const nested = { config: Object.keys(TRAIN_CONFIG), on: Object.keys(TRAIN_EVENTS) }
   checkOptions(options, 'train', TRAIN_OPTIONS, { nested })
   checkOptions(options.on, 'train’s `on`', TRAIN_EVENTS)
   checkOptions(options.config, 'train’s `config`', TRAIN_CONFIG)
   return withOpened(options, async (model, data, evalData) => {
     const { dtype: _, ...rest } = options
-    return await trainOpened(
+    return await work(
       {
         ...rest,
         ...(options.on === undefined && { on: platform().watch?.() }),
         config: withDefaultTargets(options, model),
+        adapter: await adapterOf(options.adapter),
         model,
         data,
         evalData,
@@ -110,7 +130,6 @@ export async function train(options: TrainOptions, wait?: () => Promise<void> | 
         limits: memoryLimits(model),
         sources: sourcesOf(options),
         page: async (...parts) => (await import('./run-page.js')).pageOfRun(...parts),
-        wait,
       },
     )
   })
@@ -132,6 +151,11 @@ export async function trainingTasks(model?: Model): Promise<TaskFacts[]> {
   return tasks.map(({ name, learns, records, use, page, learningRate }) => {
     return { name, learns, records, use, ...(page && { page }), ...(learningRate !== undefined && { learningRate }) }
   })
+}
+
+async function adapterOf(adapter: TrainOptions['adapter']): Promise<LoraAdapter | undefined> {
+  if (adapter === undefined || adapter instanceof LoraAdapter) return adapter
+  return loadAdapter(await openFolder(adapter, 'adapter'))
 }
 
 /** Names for a file that repeats the run: paths, ids and URLs. Undefined if model or data came from memory. */

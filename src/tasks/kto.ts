@@ -5,7 +5,6 @@
 import { DataError, StateError } from '../base/errors.js'
 import { isObject } from '../base/options.js'
 import { TensorProto_DataType as DataType } from '../formats/onnx/gen/onnx_pb.js'
-import { rowLosses } from '../graph/gradients/losses.js'
 import { tokenInputs } from '../graph/inputs/tokens.js'
 import type { Model } from '../graph/model-folder.js'
 import type { ObjectiveGraph } from '../graph/training/objective-graph.js'
@@ -22,7 +21,7 @@ import type { OpenTask, Task } from './task.js'
 import { ownLength, PROBE_BATCHES, padded, roundUp, tokenBatch, tokenLengths } from './token-batch.js'
 
 /** A row of data: an answer with its prompt, and whether it is wanted. */
-interface JudgedRow {
+export interface JudgedRow {
   readonly record: ParsedRecord
   readonly isWanted: boolean
   readonly where: string
@@ -175,12 +174,7 @@ class Kto implements OpenTask<JudgedExample> {
       checkAllTokens(shapeOf(choice.all), SIDES)
       checkWidth(this.#model, shapeOf(choice.chosen)?.dims[1])
     })
-    const { losses, slopes } = rowLosses(g, choice.chosen, targets)
-    graph.customGradients.set(losses, {
-      inputs: [choice.chosen],
-      rule: ({ g, dy }) => [() => g.mul(slopes(g), g.unsqueeze(dy, [1]))],
-    })
-    const column = g.unsqueeze(losses, [1])
+    const column = g.unsqueeze(graph.rowLosses(choice.chosen, targets), [1])
     const input = (name: string) => graph.input(name, DataType.FLOAT, ['answers', 1])
     // −ln(probability) of each answer, (answers, 1)
     const [own, other] = [OWN, OTHER].map((name) => {

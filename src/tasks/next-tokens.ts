@@ -1,7 +1,6 @@
 // Shared code of the tasks that predict tokens: the rows of the logits that have a target, and the loss over them.
 
 import { TensorProto_DataType as DataType } from '../formats/onnx/gen/onnx_pb.js'
-import { crossEntropy } from '../graph/gradients/losses.js'
 import { logitsName } from '../graph/match/linears.js'
 import type { ObjectiveGraph, RowChoice } from '../graph/training/objective-graph.js'
 import type { Value } from '../graph/view/builder.js'
@@ -32,8 +31,8 @@ export function chooseTargets(graph: ObjectiveGraph): { choice: RowChoice; targe
 export function nextTokenLoss(graph: ObjectiveGraph): { choice: RowChoice; loss: Value } {
   const { g } = graph
   const { choice, targets } = chooseTargets(graph)
-  const { loss, losses, gradient } = crossEntropy(g, choice.chosen, targets)
-  graph.customGradients.set(loss, gradient)
+  const loss = graph.crossEntropy(choice.chosen, targets)
+  const { losses } = graph.losses[graph.losses.length - 1]
   const tokens = g.cast(g.op('ArgMax', [choice.chosen], { axis: 1, keepdims: 0 }), DataType.FLOAT)
   graph.predict(g.op('Concat', [g.unsqueeze(tokens, [1]), g.unsqueeze(losses, [1])], { axis: 1 }))
   return { choice, loss }

@@ -11,6 +11,7 @@ import { gradientFactors, loraPlusRates, readParameters, writeParameters } from 
 import { Pace, peakRssBytes, steadyMedian, type TrainEvents, type TrainReport } from './report.js'
 import { costOf, examplesOf, type PlanOptions, planEpoch, type StepPlan, stepsPerEpoch } from './rows/batches.js'
 import type { SampleEvent, Sampler } from './samples.js'
+import { recordOfBase } from './saved/base-record.js'
 import { checkFingerprint, fingerprintOf, stepsIn } from './saved/fingerprint.js'
 import { resumeRun, type StepMetrics } from './saved/run-folder.js'
 import { type RunPlace, withRunPlace } from './saved/run-place.js'
@@ -232,7 +233,13 @@ class Run {
     // The last evaluation may be the best.
     if (isDone && (this.#keepsBest || keepState)) await this.#save()
     const report = this.#reportOf(isDone)
-    if (isDone) await this.#writer?.finish(report, card?.(report), await page?.(report, this.#metrics), keepState)
+    if (isDone) {
+      await this.#writer?.finish(report, recordOfBase(this.#input.model, this.#fingerprint), {
+        card: card?.(report),
+        page: await page?.(report, this.#metrics),
+        keepState,
+      })
+    }
     return report
   }
 

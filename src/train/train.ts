@@ -12,6 +12,7 @@ import { joinGraphs } from '../graph/training/joined-graph.js'
 import { checkTrainableForm } from '../graph/training/trainable-form.js'
 import { readGraph } from '../graph/view/graph.js'
 import type { LoraAdapter } from '../lora/adapter.js'
+import type { LoraConfig } from '../lora/config.js'
 import type { Examples, OpenTask, Task } from '../tasks/task.js'
 import { loadTask, type TaskName, taskOfRow, tasksFor } from '../tasks/tasks.js'
 import { type AboutRun, cardOf, type RunSources, runRecord } from './about-run.js'
@@ -19,7 +20,7 @@ import { checkOptions, checkParts } from './check-options.js'
 import { newAdapter } from './new-adapter.js'
 import type { TrainingData, TrainingOptions, TrainResult } from './options.js'
 import type { TrainReport } from './report.js'
-import { type EncodedSource, encodeContext, encodeRows } from './rows/examples.js'
+import { type EncodedSource, type EncodeOptions, encodeContext, encodeRows } from './rows/examples.js'
 import { type RunInput, type RunReport, trainAdapter } from './run.js'
 import { Sampler } from './samples.js'
 import { EventLog } from './saved/event-log.js'
@@ -36,6 +37,16 @@ export interface RunContext {
   readonly page?: (about: AboutRun, report: RunReport, steps: readonly StepMetrics[]) => Promise<string>
   /** Gives what the next step waits for; undefined while it need not wait. */
   readonly wait?: (() => Promise<void> | undefined) | undefined
+  /** Hears of each row that became examples: as the task parsed it, and for which data. */
+  readonly onRow?: ((row: unknown, examples: number, isEvaluation: boolean) => void) | undefined
+}
+
+/** All that a run needs, before it starts. */
+export interface PreparedRun {
+  readonly input: RunInput
+  readonly encoded: EncodedSource
+  readonly log: EventLog | undefined
+  readonly config: LoraConfig
 }
 
 /**
@@ -59,10 +70,10 @@ export async function train(given: TrainingOptions, context: RunContext = {}): P
 }
 
 /** Checks all options, reads the data, and makes the adapter: all that a run needs. */
-async function prepare(
+export async function prepare(
   given: TrainingOptions,
-  { limits = [], sources, page, wait }: RunContext,
-): Promise<{ input: RunInput; encoded: EncodedSource; log: EventLog | undefined }> {
+  { limits = [], sources, page, wait, onRow }: RunContext,
+): Promise<PreparedRun> {
   const plain = resolveSettings(given)
   const config = checkOptions(given, plain)
   const { graphs } = given.model
@@ -84,11 +95,15 @@ async function prepare(
   on.task?.(task.name)
   on.stage?.('encode')
   const isHeldOut = evalSplit === undefined ? undefined : planSplit(evalSplit, config.seed)
-  const encoded = await encode(options, settings, task, data, isHeldOut)
+  const encoded = await encode(options, settings, task, data, { isHeldOut, onRow })
   const evalRecords =
     evalData === undefined
       ? encoded.heldOut
-      : (await encode(options, settings, task, await sourceOf(options, evalData, 'evalData'), undefined)).kept
+      : (
+          await encode(options, settings, task, await sourceOf(options, evalData, 'evalData'), {
+            onRow: (row, count) => onRow?.(row, count, true),
+          })
+        ).kept
   const examples = settings.packing ? pack(task, encoded.kept.examples, settings, model) : encoded.kept.examples
   const open = task.open(model, examples, taskOptions, { newHead: settings.newHead })
   if (settings.newHead && open.head === undefined) {
@@ -140,7 +155,7 @@ async function prepare(
     wait,
     on: log === undefined ? on : log.heard(on),
   }
-  return { input, encoded, log }
+  return { input, encoded, log, config }
 }
 
 /** The part of the report that is known beside the loop. */
@@ -260,12 +275,11 @@ async function encode(
   settings: TrainSettings,
   task: Task,
   { rows, where, invalid, onInvalid }: RowSource,
-  isHeldOut: ((index: number) => boolean) | undefined,
+  { isHeldOut, onRow }: Pick<EncodeOptions, 'isHeldOut' | 'onRow'>,
 ): Promise<EncodedSource> {
   const { maxLength } = settings
-  const name = where
-  const encoding = { task, model, maxLength, chatTemplate, chatTemplateArgs, decodeImage, isHeldOut, onInvalid, name }
-  const encoded = await encodeRows(rows, encoding)
+  const encoding = { task, model, maxLength, chatTemplate, chatTemplateArgs, decodeImage, isHeldOut, onRow, onInvalid }
+  const encoded = await encodeRows(rows, { ...encoding, name: where })
   const { kept, heldOut } = encoded
   const all = kept.rows + heldOut.rows
   const warn = (count: number, what: string) => {

@@ -76,7 +76,7 @@ describe('--judge', () => {
     '--model',
     model,
     '--adapter',
-    adapter,
+    join(scratch, 'tiny'),
     '--data',
     pairs,
     '--threads',
@@ -127,19 +127,19 @@ describe('train --gate', () => {
   }
   const own = join(scratch, 'gated')
   const weights = () => readFileSync(join(own, 'adapter_model.safetensors'), 'base64')
-  const quick = ['--max-steps', '4', '--learning-rate', '5e-2', '--threads', '1']
+  const quick = ['--max-steps', '4', '--threads', '1', '--learning-rate']
 
   it('replaces an adapter only if it is not worse on held-out records', async () => {
     const start = ['--model', model, '--data', data('good.jsonl', good), '--out', own, '--rank', '2']
-    await lowrankHere('train', ...start, ...quick)
+    await lowrankHere('train', ...start, ...quick, '5e-3')
     const before = weights()
     const other = data('other.jsonl', 'zzz qqq xxx zzz qqq xxx')
-    const gate = ['train', '--adapter', own, '--gate', data('held.jsonl', good), ...quick, '--json']
-    const worse = await lowrankHere(...gate, '--data', other)
+    const gate = ['train', '--adapter', own, '--gate', data('held.jsonl', good), '--json']
+    const worse = await lowrankHere(...gate, '--data', other, ...quick, '5e-2')
     expect([worse.code, worse.stderr]).toEqual([0, expect.stringMatching(/stays as it was: the loss on 4 held-out/)])
     expect(JSON.parse(worse.stdout).gate).toMatchObject({ isReplaced: false, records: 4 })
     expect(weights()).toBe(before)
-    const better = await lowrankHere(...gate, '--data', data('good.jsonl', good))
+    const better = await lowrankHere(...gate, '--data', data('good.jsonl', good), ...quick, '2e-3')
     expect([better.code, better.stderr]).toEqual([0, expect.stringMatching(/was replaced: the loss on 4 held-out/)])
     expect(weights()).not.toBe(before)
   })

@@ -195,10 +195,11 @@ describe('RunWriter', () => {
     const adapterFiles = ['adapter_config.json', 'adapter_model.safetensors', 'evaluations.jsonl']
     expect(await directory.list()).toEqual([...adapterFiles, MARKER_FILE, METRICS_FILE, STATE_FILE].sort())
     expect((await readMarker(directory))?.status).toBe('unfinished')
-    await writer.finish(run, 'card', 'page')
+    const base = { graph: 'model.onnx', weights: '0123' }
+    await writer.finish(run, base, { card: 'card', page: 'page' })
     const written = [...adapterFiles, 'README.md', 'report.html', MARKER_FILE, METRICS_FILE].sort()
     expect(await directory.list()).toEqual(written)
-    expect((await readMarker(directory))?.status).toBe('finished')
+    expect(await readMarker(directory)).toMatchObject({ status: 'finished', base })
   })
 
   it('leaves the old run in place until it saves', async () => {

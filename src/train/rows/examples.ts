@@ -4,7 +4,7 @@ import { ConfigError, DataError } from '../../base/errors.js'
 import type { OnInvalid, Rows } from '../../data/row.js'
 import type { Model } from '../../graph/model-folder.js'
 import type { DecodeImage } from '../../images/image.js'
-import type { EncodeContext, Encoded, ExampleList, Task } from '../../tasks/task.js'
+import type { EncodeContext, ExampleList, Task } from '../../tasks/task.js'
 import { droppedLabelNote } from '../../tasks/tasks.js'
 import { loadChatTemplate, recordTemplate } from '../../text/chat-template.js'
 import type { ChatTemplate } from '../../text/template.js'
@@ -54,6 +54,8 @@ export interface EncodeOptions {
   readonly onInvalid?: OnInvalid | undefined
   /** Tells of each row, in order, whether it is held out for evaluation. */
   readonly isHeldOut?: ((index: number) => boolean) | undefined
+  /** Hears of each row: as the task parsed it, and how many examples it gave. */
+  readonly onRow?: ((row: unknown, examples: number, isHeldOut: boolean) => void) | undefined
   /** Name of the source, for messages. */
   readonly name: string
 }
@@ -85,16 +87,18 @@ export async function encodeRows(rows: Rows, options: EncodeOptions): Promise<En
   for await (const { row, where } of rows) {
     const part = isHeldOut(count++) ? heldOut : kept
     part.rows++
-    const encoded = await encodeRow(task, row, where, context).catch((error: unknown) => {
+    const read = await encodeRow(task, row, where, context).catch((error: unknown) => {
       if (!(error instanceof DataError) || options.onInvalid === undefined) throw error
       options.onInvalid(error)
     })
-    if (encoded === undefined) continue
+    if (read === undefined) continue
+    const { parsed, encoded } = read
     if (encoded.isTruncated) part.truncatedRecords++
     if (encoded.examples.length === 0) part.skippedRecords++
     for (const note of [...(encoded.notes ?? []), ...droppedLabelNote(task, row)])
       part.notes.set(note, (part.notes.get(note) ?? 0) + 1)
     for (const example of encoded.examples) part.examples.push(example)
+    options.onRow?.(parsed, encoded.examples.length, part === heldOut)
     if (count % ROWS_PER_LOOK === 0 && performance.now() - pausedAt > YIELD_MS) {
       await new Promise((resolve) => nextTurn(resolve))
       pausedAt = performance.now()
@@ -109,9 +113,10 @@ export async function encodeRows(rows: Rows, options: EncodeOptions): Promise<En
   return { kept, heldOut, maxLength, chatTemplate }
 }
 
-async function encodeRow(task: Task, row: unknown, where: string, context: EncodeContext): Promise<Encoded<unknown>> {
+async function encodeRow(task: Task, row: unknown, where: string, context: EncodeContext) {
   const parsed = task.parse(row, where)
-  return task.encode(task.load === undefined ? parsed : await task.load(parsed, context), context)
+  const encoded = task.encode(task.load === undefined ? parsed : await task.load(parsed, context), context)
+  return { parsed, encoded }
 }
 
 function emptyRows(task: Task): EncodedRows {
@@ -147,9 +152,10 @@ export async function encodeContext(
 }
 
 function requireExamples(found: EncodedRows, where: string, maxLength: number, hintIfNone?: string): void {
-  const { examples, rows, truncatedRecords } = found
+  const { examples, rows, truncatedRecords, notes } = found
   if (examples.length > 0) return
-  const hint = truncatedRecords > 0 ? `maxLength ${maxLength} cuts off every completion: raise it` : hintIfNone
+  const told = notes.size > 0 ? `Its records ${[...notes.keys()].join('; ')}` : hintIfNone
+  const hint = truncatedRecords > 0 ? `maxLength ${maxLength} cuts off every completion: raise it` : told
   if (rows === 0) throw new DataError({ where, what: 'it holds no records', hint: hintIfNone })
   throw new DataError({ where, what: 'no record has a token to learn from', hint })
 }

@@ -8,6 +8,7 @@ import { CARD_FILE } from '../../peft/file-names.js'
 import type { EngineState } from '../engine.js'
 import {
   appendMetrics,
+  type BaseRecord,
   clearRunFolder,
   EVALUATIONS_FILE,
   type FolderUse,
@@ -88,11 +89,19 @@ export class RunWriter {
   }
 
   /** Marks the run, which has been saved, as finished, and drops its state if it is not kept. */
-  async finish(watched: Watched, card?: string, page?: string, keepState = false): Promise<void> {
+  async finish(
+    watched: Watched,
+    base: BaseRecord,
+    {
+      card,
+      page,
+      keepState = false,
+    }: { card?: string | undefined; page?: string | undefined; keepState?: boolean } = {},
+  ): Promise<void> {
     await this.#writeEvaluations(watched)
     if (page !== undefined) await writeFile(this.#directory, PAGE_FILE, page)
     if (card !== undefined) await writeFile(this.#directory, CARD_FILE, card)
-    await writeMarker(this.#directory, 'finished', this.#task)
+    await writeMarker(this.#directory, 'finished', { task: this.#task, base })
     if (!keepState) await removeFiles(this.#directory, [STATE_FILE])
   }
 
@@ -111,7 +120,7 @@ export class RunWriter {
     if (!this.#isBegun) {
       if (this.#use === 'overwrite') await clearRunFolder(directory)
       else await removePartialFiles(directory)
-      await writeMarker(directory, 'unfinished', this.#task)
+      await writeMarker(directory, 'unfinished', { task: this.#task })
       if (this.#record !== undefined) await writeFile(directory, RECORD_FILE, this.#record)
       this.#isBegun = true
     }
