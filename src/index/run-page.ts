@@ -4,13 +4,13 @@ import { inspectAdapter } from '../peft/inspect.js'
 import type { ReportLayer, Section } from '../report/page.js'
 import { reportPage } from '../report/page.js'
 import { runReport } from '../report/run.js'
-import type { AboutRun } from '../train/about-run.js'
+import type { CardSources } from '../train/card.js'
 import type { RunReport } from '../train/run.js'
 import type { StepMetrics } from '../train/saved/run-folder.js'
 
 /** The text of report.html. */
 export async function pageOfRun(
-  { options, sources, task, adapter, settings }: AboutRun,
+  { options, sources, task, adapter, settings }: CardSources,
   report: RunReport,
   steps: readonly StepMetrics[],
 ): Promise<string> {

@@ -1,7 +1,6 @@
 // The table of tasks: a line each. A task's file loads when it is first asked for.
 
 import { ConfigError, LowrankError, nearMisses } from '../base/errors.js'
-import { isObject } from '../base/options.js'
 import type { Model } from '../graph/model-folder.js'
 import type { HeadBase } from './heads/heads.js'
 import type { Task } from './task.js'
@@ -21,51 +20,6 @@ const LOADERS = {
 export type TaskName = keyof typeof LOADERS
 
 export const TASK_NAMES = Object.keys(LOADERS) as readonly TaskName[]
-
-/**
- * The task of a model where the caller names none: the first one that claims the model, else the first of the table.
- */
-export async function defaultTask(model: Pick<Model, 'graphs' | 'onnx'>): Promise<TaskName> {
-  for (const name of TASK_NAMES) if ((await loadTask(name)).isDefault?.(model)) return name
-  return TASK_NAMES[0]
-}
-
-/**
- * The tasks whose records have the fields of a row, by the samples of each task: those with the most fields first, and
- * of equal ones the default first.
- */
-async function tasksOfRow(row: unknown, first: TaskName): Promise<Task[]> {
-  if (!isObject(row)) return []
-  const has = ([field, value]: [string, unknown]) =>
-    row[field] !== undefined && row[field] !== null && (typeof value !== 'boolean' || isTruth(row[field]))
-  const fitting: { task: Task; fields: number }[] = []
-  for (const name of new Set([first, ...TASK_NAMES])) {
-    const task = await loadTask(name)
-    const found = task.records.map(Object.entries).filter((fields) => fields.every(has))
-    if (found.length > 0) fitting.push({ task, fields: Math.max(...found.map(({ length }) => length)) })
-  }
-  return fitting.sort((a, b) => b.fields - a.fields).map(({ task }) => task)
-}
-
-/** True for a truth value, also as a file of CSV has it. */
-export function isTruth(value: unknown): boolean {
-  return typeof value === 'boolean' || (typeof value === 'string' && /^(true|false)$/i.test(value))
-}
-
-/** A note about the field that labels a row, where the task does not learn it. */
-export function droppedLabelNote({ name, records }: Pick<Task, 'name' | 'records'>, row: unknown): string[] {
-  const fields = ['label', 'labels']
-  if (!isObject(row) || records.some((record) => fields.some((field) => Object.hasOwn(record, field)))) return []
-  const field = fields.find((one) => row[one] !== undefined && row[one] !== null)
-  return field === undefined ? [] : [`have a field "${field}", which the task ${name} does not learn`]
-}
-
-/** The task of a row for which no task is named: by its fields, if the model can be trained for it. */
-export async function taskOfRow(row: unknown, model: Model | undefined): Promise<Task> {
-  const own = model === undefined ? TASK_NAMES[0] : await defaultTask(model)
-  for (const task of await tasksOfRow(row, own)) if (model === undefined || canTrain(task, model)) return task
-  return loadTask(own)
-}
 
 /** @throws ConfigError for a name that no task has */
 export async function loadTask(name: string): Promise<Task> {
@@ -95,7 +49,8 @@ export async function tasksFor(model?: Model): Promise<Task[]> {
   return model === undefined ? tasks : tasks.filter((task) => canTrain(task, model))
 }
 
-function canTrain(task: Task, model: Model): boolean {
+/** True if the task takes the model. */
+export function canTrain(task: Task, model: Model): boolean {
   try {
     task.check(model)
     return true

@@ -5,6 +5,7 @@ import { NumericError } from '../base/errors.js'
 import { type Engine, openEngine } from '../runtime/host.js'
 import type { Examples } from '../tasks/task.js'
 import { BestEvaluation, type Evaluation } from './best.js'
+import type { CardSources } from './card.js'
 import type { EngineState, TrainEngine } from './engine.js'
 import { costsOf, evaluate, takeReference } from './evaluate.js'
 import { gradientFactors, loraPlusRates, readParameters, writeParameters } from './parameters.js'
@@ -36,8 +37,8 @@ export interface RunInput extends SessionParts {
   readonly out: RunPlace | undefined
   /** Text of run.json. */
   readonly record?: string | undefined
-  /** Makes the model card of a run that is done. */
-  readonly card?: ((report: RunReport) => string) | undefined
+  /** For the model card of a run that is done. */
+  readonly card?: CardSources | undefined
   /** Makes the page of a run that is done. */
   readonly page?: ((report: RunReport, steps: readonly StepMetrics[]) => Promise<string>) | undefined
   readonly sampler?: Sampler | undefined
@@ -235,7 +236,7 @@ class Run {
     const report = this.#reportOf(isDone)
     if (isDone) {
       await this.#writer?.finish(report, recordOfBase(this.#input.model, this.#fingerprint), {
-        card: card?.(report),
+        card: card && (await import('./card.js')).cardOf(report, card),
         page: await page?.(report, this.#metrics),
         keepState,
       })

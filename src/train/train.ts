@@ -14,8 +14,10 @@ import { readGraph } from '../graph/view/graph.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { LoraConfig } from '../lora/config.js'
 import type { Examples, OpenTask, Task } from '../tasks/task.js'
-import { loadTask, type TaskName, taskOfRow, tasksFor } from '../tasks/tasks.js'
-import { type AboutRun, cardOf, type RunSources, runRecord } from './about-run.js'
+import { taskOfRow } from '../tasks/task-of-row.js'
+import { loadTask, type TaskName, tasksFor } from '../tasks/tasks.js'
+import { type RunSources, runRecord } from './about-run.js'
+import type { CardSources } from './card.js'
 import { checkOptions, checkParts } from './check-options.js'
 import { newAdapter } from './new-adapter.js'
 import type { TrainingData, TrainingOptions, TrainResult } from './options.js'
@@ -34,7 +36,7 @@ export interface RunContext {
   /** Names of the model and the data for run.json; undefined for those from memory. */
   readonly sources?: RunSources | undefined
   /** Makes the page of a run. */
-  readonly page?: (about: AboutRun, report: RunReport, steps: readonly StepMetrics[]) => Promise<string>
+  readonly page?: (about: CardSources, report: RunReport, steps: readonly StepMetrics[]) => Promise<string>
   /** Gives what the next step waits for; undefined while it need not wait. */
   readonly wait?: (() => Promise<void> | undefined) | undefined
   /** Hears of each row that became examples: as the task parsed it, and for which data. */
@@ -147,7 +149,7 @@ export async function prepare(
     evalExamples: evalRecords.rows === 0 ? undefined : evalRecords.examples,
     out: out === undefined ? undefined : { directory: out, use },
     record: sources && runRecord(about.options, sources, { settings, config }),
-    card: (report) => cardOf(report, about),
+    card: about,
     page: page && ((report, steps) => page(about, report, steps)),
     sampler,
     keepState: options.keepState ?? false,

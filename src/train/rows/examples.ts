@@ -5,7 +5,7 @@ import type { OnInvalid, Rows } from '../../data/row.js'
 import type { Model } from '../../graph/model-folder.js'
 import type { DecodeImage } from '../../images/image.js'
 import type { EncodeContext, ExampleList, Task } from '../../tasks/task.js'
-import { droppedLabelNote } from '../../tasks/tasks.js'
+import { droppedLabelNote } from '../../tasks/task-of-row.js'
 import { loadChatTemplate, recordTemplate } from '../../text/chat-template.js'
 import type { ChatTemplate } from '../../text/template.js'
 
