@@ -1,5 +1,5 @@
-// Judgements of two answers by another model, which any server in OpenAI's form runs. Each pair is asked in both orders:
-// an answer wins where it is better in both, and everything else is a tie.
+// Judgements of two answers by another model, which any server in OpenAI's form runs. Each pair is asked in both
+// orders: an answer wins where it is better in both, and everything else is a tie.
 
 import { ConfigError, RuntimeError } from '../base/errors.js'
 

@@ -194,8 +194,8 @@ export interface OpenTask<Example = unknown> extends Objective {
   /** Rows of a run that one example takes. Default 1. */
   readonly rowsOfExample?: number
   /**
-   * Examples are compared with those that stand beside them in the data: batches keep the order of the data, and have at
-   * least two. Default: any batches.
+   * Examples are compared with those that stand beside them in the data: batches keep the order of the data, and have
+   * at least two. Default: any batches.
    */
   readonly needsNeighbors?: boolean
   /** Tokens of an example: examples of like cost run together. */

@@ -155,8 +155,8 @@ export interface TrainingOptions extends Optional<TrainSettings> {
   /** Continues the unfinished run in `out`. The result is the same as without the stop. */
   readonly resume?: boolean | undefined
   /**
-   * Keeps the state of the run when it is done, so that `resume` with more steps makes it longer. With a constant schedule
-   * the weights are those of one long run; other schedules end with the first part, and a warning says so.
+   * Keeps the state of the run when it is done, so that `resume` with more steps makes it longer. With a constant
+   * schedule the weights are those of one long run; other schedules end with the first part, and a warning says so.
    */
   readonly keepState?: boolean | undefined
   /** Replaces the run in `out`. */
@@ -173,8 +173,8 @@ export interface TrainingOptions extends Optional<TrainSettings> {
    */
   readonly sample?: readonly string[] | undefined
   /**
-   * Functions that are called while the run makes progress. Default: lines on standard error if that is a terminal, else
-   * nothing. `{}` is silent.
+   * Functions that are called while the run makes progress. Default: lines on standard error if that is a terminal,
+   * else nothing. `{}` is silent.
    */
   readonly on?: TrainEvents | undefined
 }

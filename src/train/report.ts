@@ -1,7 +1,6 @@
 // The words of a training run: events while it goes on, and a report at its end.
 
-import type { SampleEvent } from './samples.js'
-import type { StepMetrics } from './saved/run-folder.js'
+import type { SampleEvent, StepMetrics } from './saved/run-folder.js'
 
 /** One optimizer step that was made. */
 export interface StepEvent extends StepMetrics {

@@ -1,21 +1,15 @@
-// Answers of the model while it learns: the most likely tokens, by the graph and the weights of the evaluations. Nothing
-// else is loaded for them, so each token reads its whole text again.
+// Answers of the model while it learns: the most likely tokens, by the graph and the weights of the evaluations.
+// Nothing else is loaded for them, so each token reads its whole text again.
 
 import { ConfigError } from '../base/errors.js'
 import { requireTokenizer } from '../graph/model-folder.js'
 import type { EncodeContext, Task } from '../tasks/task.js'
 import { roundUp } from '../tasks/token-batch.js'
+import type { SampleEvent } from './saved/run-folder.js'
 import type { TrainingSessions } from './sessions.js'
 
 /** New tokens of an answer. */
 const LENGTH = 40
-
-/** Answers to the prompts of a run. */
-export interface SampleEvent {
-  /** Optimizer steps done: 0 before the first. */
-  step: number
-  samples: { readonly prompt: string; readonly text: string }[]
-}
 
 /** Writes the answers of a run. */
 export class Sampler {

@@ -7,7 +7,6 @@ import { parseSafetensorsHeader, readTensorF32, saveSafetensors, type TensorByte
 import { CARD_FILE, TEMPLATE_FILE } from '../../peft/file-names.js'
 import type { BestState, Evaluation } from '../best.js'
 import type { EngineState } from '../engine.js'
-import type { SampleEvent } from '../samples.js'
 
 export const MARKER_FILE = 'lowrank.json'
 export const METRICS_FILE = 'metrics.jsonl'
@@ -201,13 +200,22 @@ export async function readMetrics(directory: Directory, steps: number): Promise<
   }
 }
 
+/** Answers to the prompts of a run. */
+export interface SampleEvent {
+  /** Optimizer steps done: 0 before the first. */
+  step: number
+  samples: { readonly prompt: string; readonly text: string }[]
+}
+
 /** The state of a run, beside its tensors. */
 export interface RunState {
   /** Optimizer updates done. */
   step: number
   /** Digests of the run's parts: a resumed run needs the same. */
   fingerprint: Record<string, string>
-  /** All evaluations, that before the first step too. A step whose evaluation was due and is not here still needs it. */
+  /**
+   * All evaluations, that before the first step too. A step whose evaluation was due and is not here still needs it.
+   */
   evaluations: Evaluation[]
   /** Answers to the prompts of `sample`. */
   samples: SampleEvent[]
