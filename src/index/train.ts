@@ -91,7 +91,7 @@ export async function train(options: TrainOptions, wait?: () => Promise<void> | 
         out: options.out === undefined ? undefined : openTarget(options.out, 'out'),
         tensorboard: options.tensorboard === undefined ? undefined : openTarget(options.tensorboard, 'tensorboard'),
       },
-      { limits: memoryLimits(model), sources: sourcesOf(options), wait },
+      { limits: memoryLimits(model), memoryUse: platform().memoryUse, sources: sourcesOf(options), wait },
     )
   })
 }

@@ -8,7 +8,7 @@ import { BestEvaluation, type Evaluation } from './best.js'
 import type { EngineState, TrainEngine } from './engine.js'
 import { costsOf, evaluate, takeReference } from './evaluate.js'
 import { gradientFactors, loraPlusRates, readParameters, writeParameters } from './parameters.js'
-import { Pace, peakRssBytes, steadyMedian, type TrainEvents, type TrainReport } from './report.js'
+import { type MemoryUse, Pace, peakRssBytes, steadyMedian, type TrainEvents, type TrainReport } from './report.js'
 import { costOf, examplesOf, type PlanOptions, planEpoch, type StepPlan, stepsPerEpoch } from './rows/batches.js'
 import { checkFingerprint, fingerprintOf } from './saved/fingerprint.js'
 import { resumeRun, type StepMetrics } from './saved/run-folder.js'
@@ -37,6 +37,8 @@ export interface RunInput extends SessionParts {
   /** Makes the model card of a run that is done. */
   readonly card?: ((report: RunReport) => string) | undefined
   readonly signal: AbortSignal | undefined
+  /** Memory of the process, where the system tells it. */
+  readonly memoryUse?: (() => MemoryUse | undefined) | undefined
   /** Gives what the next step waits for; undefined while it need not wait. */
   readonly wait?: (() => Promise<void> | undefined) | undefined
   readonly on: TrainEvents
@@ -54,6 +56,7 @@ export type RunReport = Pick<
   | 'evalMetrics'
   | 'stepMillis'
   | 'peakRssBytes'
+  | 'memory'
   | 'interrupted'
   | 'runtime'
 >
@@ -100,6 +103,7 @@ class Run {
   readonly #pace = new Pace()
   /** Milliseconds of each step of this process. */
   readonly #times: number[] = []
+  #memory: MemoryUse | null = null
   /** Digests of the run's parts at its start; empty without a folder. */
   #fingerprint: Record<string, string> = {}
   #evalLossBefore: number | undefined
@@ -253,6 +257,7 @@ class Run {
     if (!Number.isFinite(gradientNorm)) return this.#fail(`step ${step + 1}`, `the gradient's norm is ${gradientNorm}`)
     const elapsedMs = performance.now() - startedAt
     this.#times.push(elapsedMs)
+    this.#measureMemory()
     return {
       step: step + 1,
       epoch,
@@ -348,9 +353,17 @@ class Run {
       evalMetrics: after === undefined ? null : { ...after.metrics },
       stepMillis: steadyMedian(this.#times),
       peakRssBytes: peakRssBytes(),
+      memory: this.#memory,
       interrupted: !isDone,
       runtime: this.#sessions.runtimeName,
     }
+  }
+
+  #measureMemory(): void {
+    const now = this.#input.memoryUse?.()
+    if (now === undefined) return
+    const { anonymous, mapped } = this.#memory ?? now
+    this.#memory = { anonymous: Math.max(anonymous, now.anonymous), mapped: Math.max(mapped, now.mapped) }
   }
 
   #tell(metrics: StepMetrics): void {

@@ -7,6 +7,7 @@ import type { DecodeImage } from '../../images/image.js'
 import type { RemoteOptions } from '../../io/hub/directory.js'
 import type { Located } from '../../io/locate.js'
 import type { RuntimeHost } from '../../runtime/host.js'
+import type { MemoryUse } from '../../train/report.js'
 
 /** Opens what strings name. `where` is the argument that holds the string, for messages. */
 export interface Platform {
@@ -22,6 +23,8 @@ export interface Platform {
   readonly decodeImage: DecodeImage
   /** Bytes of memory that are free; undefined where the platform does not tell. */
   freeMemory?(): number | undefined
+  /** Memory of this process; undefined where the system does not tell. */
+  readonly memoryUse?: () => MemoryUse | undefined
   /** See nodeRuntime of the entry. */
   nodeRuntime(specifier: string | undefined): RuntimeHost
 }
