@@ -8,6 +8,7 @@ import {
   TensorProto_DataType as DataType,
   type GraphProto,
   ModelProtoSchema,
+  type NodeProto,
   OperatorSetIdProtoSchema,
   type ValueInfoProto,
 } from '../../formats/onnx/gen/onnx_pb.js'
@@ -114,5 +115,12 @@ function bodyOf(outer: Graph, { x, weight, bias, transB, k }: Head, given: reado
     largest: () => valueInfo(g.op('ArgMax', [logits], { axis: 1, keepdims: 0 }), DataType.INT64, ['rows']),
   }
   body.outputs = given.map((name) => outputs[name]())
+  // ONNX Runtime begins with the last node that nobody reads: what reads the logits alone comes first, and the
+  // probabilities then take their place, and the slopes that of the probabilities.
+  for (const { name } of body.outputs.filter((_, i) => given[i] !== 'gradients')) {
+    const node = body.producer(name) as NodeProto
+    body.remove(node)
+    body.add(node)
+  }
   return body.toModel().graph as GraphProto
 }
