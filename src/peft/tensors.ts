@@ -35,8 +35,8 @@ type FactorRole = keyof FactorTensors<AdapterTensor>
 type LayerKind = LayerPart['kind']
 
 /**
- * Ends of keys by role and kind; a convolution's are a linear layer's. A newer PEFT's own `.weight` after a magnitude is
- * accepted, but never written.
+ * Ends of keys by role and kind; a convolution's are a linear layer's. A newer PEFT's own `.weight` after a magnitude
+ * is accepted, but never written.
  */
 const ENDS: readonly { readonly role: FactorRole; readonly kind?: LayerKind; readonly end: string }[] = [
   { role: 'weightA', kind: 'linear', end: '.lora_A.weight' },
