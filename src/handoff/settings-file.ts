@@ -129,7 +129,10 @@ export function modelSettings({ base, config }: HandedRun): Record<string, unkno
 }
 
 /** Parts of the run that `trl` cannot do from its settings file alone, each as a noun. */
-export function scriptOnly({ task, settings, peft, stepsDone }: HandedRun, command: string | undefined): string[] {
+export function scriptOnly(
+  { task, settings, peft, stepsDone, hasTemplate }: HandedRun,
+  command: string | undefined,
+): string[] {
   const isOff = (value: unknown) =>
     value === null ||
     value === undefined ||
@@ -140,6 +143,8 @@ export function scriptOnly({ task, settings, peft, stepsDone }: HandedRun, comma
     ...(command === undefined ? [`the task ${task}`] : []),
     ...(stepsDone > 0 ? ['the steps that are made'] : []),
     ...((settings.loraPlusRatio ?? 1) === 1 ? [] : [`LoRA+ (B learns ${settings.loraPlusRatio} times as fast)`]),
+    // SFT has a setting for it.
+    ...(hasTemplate && command === 'dpo' ? ['the chat template'] : []),
     ...(settings.loraFa ? ['LoRA-FA'] : []),
     ...(settings.earlyStopping === undefined ? [] : ['early stopping']),
     ...fields.filter((field) => !isOff(peft[field])),
