@@ -3,7 +3,7 @@
 import type { Directory } from '../base/bytes.js'
 import { loadOnnx } from '../formats/onnx/model.js'
 import { dataTypeName } from '../formats/onnx/tensors.js'
-import { type GraphDtype, type GraphRole, graphDtypes, roleOf } from '../graph/graph-file.js'
+import { type GraphDtype, type GraphRole, graphDtypes, graphName, roleOf } from '../graph/graph-file.js'
 import type { FormName } from '../graph/match/forms/form.js'
 import { abilitiesOf, type MergeWay } from '../graph/match/forms/forms.js'
 import { otherPointwise } from '../graph/match/forms/pointwise.js'
@@ -140,10 +140,4 @@ function embeddingsOf(graph: Graph, role: GraphRole): EmbeddingContents[] {
     return { name, graph: role, form: form.name, layout, vocabulary, features, merge, problem: problem ?? null }
   })
   return [...new Map(found.map((one) => [one.name, one])).values()]
-}
-
-/** onnx/decoder_model_merged_q4.onnx → decoder_model_merged */
-function graphName(file: string): string {
-  const name = file.slice(file.lastIndexOf('/') + 1)
-  return name.replace(/(_(fp16|quantized|int8|uint8|q4|q4f16|bnb4|q2|q2f16|q1|q1f16))?\.onnx$/, '')
 }

@@ -4,8 +4,7 @@
 
 import { MismatchError, UnsupportedError } from '../../base/errors.js'
 import { formatShape } from '../../base/tensor.js'
-import type { TensorProto_DataType as DataType, NodeProto, TensorProto } from '../../formats/onnx/gen/onnx_pb.js'
-import { dimsOf } from '../../formats/onnx/tensors.js'
+import { type DataType, dimsOf, type NodeProto, type TensorProto } from '../../formats/onnx/tensors.js'
 import { floatAttribute, intAttribute, intsAttribute } from '../view/attributes.js'
 import type { Graph } from '../view/graph.js'
 import { entryOf, operatorOf } from '../view/operators.js'

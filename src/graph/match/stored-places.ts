@@ -4,9 +4,7 @@
 import { isWeightDtype } from '../../base/dtype.js'
 import { MismatchError, nearMisses, UnsupportedError } from '../../base/errors.js'
 import { formatShape } from '../../base/tensor.js'
-import type { TensorProto } from '../../formats/onnx/gen/onnx_pb.js'
 import type { OnnxModel } from '../../formats/onnx/model.js'
-import { byteLengthOf } from '../../formats/onnx/tensors.js'
 import type { Replacement, TokenRows } from '../../lora/kinds/stored.js'
 import type { Graph } from '../view/graph.js'
 import { type Linear, nodeScope } from './linears.js'
@@ -252,34 +250,29 @@ export function refuse(where: string, what: string, got?: string): never {
 /** Tokens that are compared, in two stretches: untied embeddings differ in all. */
 const COMPARED_TOKENS = 64
 
+/** 4 bits change a weight by about a tenth of its norm; between untied weights the distance is larger than the norm. */
+const QUANTIZED_DISTANCE = 0.4
+
 /** The heads that use the values of an embedding. Of separate initializers 64 tokens from two places are compared. */
 export async function tiedHeads(
   embedding: Embedding,
   { model, graph, linears }: Pick<ModelPlaces, 'model' | 'graph' | 'linears'>,
 ): Promise<Linear[]> {
-  const { vocabulary, features, node } = embedding
-  const result: Linear[] = []
-  for (const linear of linears) {
-    if (!linear.isHead || linear.d !== vocabulary || linear.k !== features) continue
-    if (linear.form.isQuantized || embedding.integers !== undefined) {
-      if (await standsFor(model, graph, embedding, linear)) result.push(linear)
-      continue
-    }
-    const [one, other] = [storedValue(graph, node.input[0]), storedValue(graph, linear.node.input[1])]
-    if (one === other || (await haveSameTokens(model, graph, one, embedding, other, linear))) result.push(linear)
-  }
-  return result
+  const { vocabulary, features } = embedding
+  const heads = linears.filter(({ isHead, d, k }) => isHead && d === vocabulary && k === features)
+  const isTied = await Promise.all(heads.map((head) => haveSameTokens(model, graph, embedding, head)))
+  return heads.filter((_, i) => isTied[i])
 }
 
-/** 4 bits change a weight by about a tenth of its norm; between untied weights the distance is larger than the norm. */
-const QUANTIZED_DISTANCE = 0.4
-
-/** True if a head has about an embedding's values, where one of the two or both are stored as integers. */
-async function standsFor(model: OnnxModel, graph: Graph, embedding: Embedding, head: Linear): Promise<boolean> {
-  const count = Math.min(COMPARED_TOKENS, embedding.vocabulary)
-  const first = Math.floor((embedding.vocabulary - count) / 2)
-  if (embedding.integers?.problem !== undefined || head.problem !== undefined) return false
-  const tokens = Array.from({ length: count }, (_, i) => first + i)
+/** True if a head has an embedding's values, or about these where one of the two or both are stored as integers. */
+async function haveSameTokens(model: OnnxModel, graph: Graph, embedding: Embedding, head: Linear): Promise<boolean> {
+  const { node, integers, vocabulary } = embedding
+  const isExact = !head.form.isQuantized && integers === undefined
+  if (isExact && storedValue(graph, node.input[0]) === storedValue(graph, head.node.input[1])) return true
+  if (!isExact && (integers?.problem ?? head.problem) !== undefined) return false
+  const count = Math.min(COMPARED_TOKENS / 2, vocabulary)
+  const starts = [0, Math.floor((vocabulary - count) / 2)]
+  const tokens = starts.flatMap((first) => Array.from({ length: count }, (_, i) => first + i))
   const values = await readTokenRows(model, graph, embedding, tokens)
   const others = await readTokenRows(model, graph, head, tokens)
   let [square, distance] = [0, 0]
@@ -287,43 +280,5 @@ async function standsFor(model: OnnxModel, graph: Graph, embedding: Embedding, h
     square += values[i] ** 2
     distance += (values[i] - others[i]) ** 2
   }
-  return distance < QUANTIZED_DISTANCE ** 2 * square
-}
-
-async function haveSameTokens(
-  model: OnnxModel,
-  graph: Graph,
-  one: string,
-  embedding: Embedding,
-  other: string,
-  head: Linear,
-): Promise<boolean> {
-  const { vocabulary, features } = embedding
-  const [a, b] = [graph.constant(one) as TensorProto, graph.constant(other) as TensorProto]
-  if (a.dataType !== b.dataType) return false
-  const size = byteLengthOf(a.dataType, [1]) ?? 0
-  const count = Math.min(COMPARED_TOKENS / 2, vocabulary)
-  for (const first of [0, Math.floor((vocabulary - count) / 2)]) {
-    const shape = { vocabulary, features, size, first, count }
-    const tokens = await tokensOf(model, a, { ...shape, isTokenMajor: !embedding.transposed })
-    const same = await tokensOf(model, b, { ...shape, isTokenMajor: head.transposed })
-    if (tokens.some((byte, i) => byte !== same[i])) return false
-  }
-  return true
-}
-
-/** The bytes of some tokens (count, features), however the matrix is stored. */
-async function tokensOf(
-  model: OnnxModel,
-  tensor: TensorProto,
-  shape: { vocabulary: number; features: number; size: number; first: number; count: number; isTokenMajor: boolean },
-): Promise<Uint8Array> {
-  const { vocabulary, features, size, first, count, isTokenMajor } = shape
-  if (isTokenMajor) return model.readPart(tensor, first * features * size, count * features * size)
-  const result = new Uint8Array(count * features * size)
-  for (let j = 0; j < features; j++) {
-    const column = await model.readPart(tensor, (j * vocabulary + first) * size, count * size)
-    for (let i = 0; i < count; i++) result.set(column.subarray(i * size, (i + 1) * size), (i * features + j) * size)
-  }
-  return result
+  return isExact ? distance === 0 : distance < QUANTIZED_DISTANCE ** 2 * square
 }

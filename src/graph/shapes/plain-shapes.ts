@@ -2,7 +2,7 @@
 // what they come to: constants, and the lengths of a few inputs. Those alone are left: opening a large graph is much
 // faster.
 
-import { TensorProto_DataType as DataType, type NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
+import { DataType, type NodeProto } from '../../formats/onnx/tensors.js'
 import { valueInfo } from '../inject/inject.js'
 import { type Builder, sharedValue, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'

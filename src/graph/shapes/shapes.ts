@@ -3,9 +3,14 @@
 
 import { create } from '@bufbuild/protobuf'
 import { elementCount } from '../../base/tensor.js'
-import { type ModelProto, NodeProtoSchema, ValueInfoProtoSchema } from '../../formats/onnx/gen/onnx_pb.js'
 import { copyMessage } from '../../formats/onnx/messages.js'
-import { dimsOf, integersOf } from '../../formats/onnx/tensors.js'
+import {
+  dimsOf,
+  integersOf,
+  type ModelProto,
+  NodeProtoSchema,
+  ValueInfoProtoSchema,
+} from '../../formats/onnx/tensors.js'
 import type { Feeds, RuntimeSession, RuntimeTensor } from '../../runtime/runtime.js'
 import type { Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'

@@ -2,8 +2,8 @@
 
 import { StateError } from '../../base/errors.js'
 import { elementCount } from '../../base/tensor.js'
-import { TensorProto_DataType as DataType, type NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
 import type { OnnxModel } from '../../formats/onnx/model.js'
+import { DataType, type NodeProto } from '../../formats/onnx/tensors.js'
 import type { Feeds, Runtime } from '../../runtime/runtime.js'
 import { setAccuracyLevel } from '../accuracy-level.js'
 import { fuseGelu } from '../fuse/gelu.js'

@@ -1,8 +1,8 @@
 // A form of a linear layer tells how the layer looks in a graph, where its input and output are, and how its weight is
 // read.
 
-import type { TensorProto_DataType as DataType, NodeProto } from '../../../formats/onnx/gen/onnx_pb.js'
 import type { OnnxModel } from '../../../formats/onnx/model.js'
+import type { DataType, NodeProto } from '../../../formats/onnx/tensors.js'
 import type { Builder, Value } from '../../view/builder.js'
 import type { Graph } from '../../view/graph.js'
 
@@ -16,7 +16,6 @@ export type FormName =
   | 'DynamicQuantizeMatMul'
   | 'DequantizeLinear'
   | 'Attention'
-  | 'QAttention'
   | 'Conv'
   | 'GatherBlockQuantized'
 
@@ -46,6 +45,16 @@ export interface Product {
   readonly problem: string | undefined
 }
 
+/** The product of a node that takes its float input first and gives the output itself, but for what `own` says. */
+export function productOf(
+  form: Form,
+  node: NodeProto,
+  own: Omit<Product, 'form' | 'node' | 'last' | 'input' | 'output' | 'problem'> & Partial<Product>,
+): Product {
+  const { last = node } = own
+  return { form, node, last, input: node.input[0], output: last.output[0], problem: undefined, ...own }
+}
+
 /** Reads stored lines [first, first + count) of a weight as f32: rows of the stored (d, k) or (k, d). */
 export type ReadLines = (first: number, count: number) => Promise<Float32Array>
 
@@ -56,8 +65,6 @@ export interface Form {
   readonly isQuantized: boolean
   /** The input is the number of a row of the weight, as in an embedding. Default false. */
   readonly isLookup?: boolean
-  /** Advice for people, in a form that takes no adapter. */
-  readonly closedHint?: string
   /** The product that this node computes, if it has this form. */
   find(graph: Graph, node: NodeProto): Product | undefined
   /**
