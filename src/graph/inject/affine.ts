@@ -10,8 +10,8 @@ import { OutputNorms } from '../../lora/dora.js'
 import type { LoraLayer } from '../../lora/layer.js'
 import type { ReadLines } from '../match/forms/form.js'
 import type { Linear } from '../match/linears.js'
-import { biasOf, type Embedding, ownBiasInput } from '../match/parameters.js'
-import { openEmbedding, readVector } from '../match/read-base-tensor.js'
+import { biasOf, ownBiasInput } from '../match/parameters.js'
+import { readVector } from '../match/read-base-tensor.js'
 import type { Graph } from '../view/graph.js'
 
 /** Weights pass in blocks of at most so many elements: 4 MiB in f32. */
@@ -65,19 +65,18 @@ function finite({ name }: { readonly name: string }, affine: Affine): Affine {
 export async function lookupScales(
   model: OnnxModel,
   graph: Graph,
-  embedding: Embedding,
+  embedding: Linear,
   layer: Pick<LoraLayer, 'name' | 'magnitude' | 'weightA' | 'weightB' | 'scaling'>,
   own?: Float32Array,
 ): Promise<Float32Array | undefined> {
-  const { transposed, features, vocabulary } = embedding
+  const { transposed, d, k, form } = embedding
   const { magnitude, weightA, weightB, scaling } = layer
   if (magnitude === undefined) return undefined
   const read: ReadLines =
     own === undefined
-      ? await openEmbedding(model, graph, embedding)
-      : async (first, count) => own.slice(first * features, (first + count) * features)
-  const stored = { transposed: own === undefined && transposed, start: 0, width: features }
-  const [d, k] = [features, vocabulary]
+      ? await form.openLines(model, graph, embedding)
+      : async (first, count) => own.slice(first * d, (first + count) * d)
+  const stored = { transposed: own === undefined && transposed, start: 0, width: d }
   const norms = await normsOf(read, stored, { d, k }, { weightA, weightB, scaling, d, k })
   return finite(layer, { scale: Float32Array.from(norms.scales(magnitude)), shift: new Float32Array(0) }).scale
 }

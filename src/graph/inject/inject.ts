@@ -13,7 +13,6 @@ import {
   ValueInfoProtoSchema,
 } from '../../formats/onnx/tensors.js'
 import type { Linear } from '../match/linears.js'
-import type { Embedding } from '../match/parameters.js'
 import { Builder, sharedValue, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 import { type SiteNeeds, type SiteRole, sharedInput, siteInput } from './sites.js'
@@ -244,7 +243,7 @@ export const SLOTS_INPUT = 'lora/slots'
  *
  * @param needs what each module gets; those without an entry stay
  */
-export function injectEmbeddings(graph: Graph, embeddings: readonly Embedding[], needs: SiteNeeds): void {
+export function injectEmbeddings(graph: Graph, embeddings: readonly Linear[], needs: SiteNeeds): void {
   const own = embeddings.filter(({ name }) => needs.has(name))
   if (own.length === 0) return
   const g = new Builder(graph, 'lora')
@@ -254,13 +253,13 @@ export function injectEmbeddings(graph: Graph, embeddings: readonly Embedding[],
       graph.inputs.push(valueInfo(siteInput(name, role), role === 'rowOf' ? DataType.INT64 : DataType.FLOAT))
     }
   }
-  for (const { name, node, last, vocabulary, dataType } of own) {
+  for (const { name, input, last, k, dataType } of own) {
     const roles = needs.get(name)!
     const typed = (value: Value) => (dataType === DataType.FLOAT ? value : g.cast(value, dataType))
     const table = (role: 'A' | 'rows' | 'rowOf', index: Value) => g.op('Gather', [siteInput(name, role), index])
     graph.putBehind(last.output[0], (base) => {
       let value = base
-      const token = g.add(g.cast(node.input[1], DataType.INT64), g.mul(SLOTS_INPUT, g.int(vocabulary)))
+      const token = g.add(g.cast(input, DataType.INT64), g.mul(SLOTS_INPUT, g.int(k)))
       if (roles.has('rowOf')) {
         const row = table('rowOf', token)
         value = g.where(g.unsqueeze(g.op('Equal', [row, g.int(0)]), [-1]), value, typed(table('rows', row)))

@@ -4,8 +4,10 @@
 import { DataType, type NodeProto } from '../../formats/onnx/tensors.js'
 import type { CustomGradients } from '../gradients/backward.js'
 import { baseTensors, trainableTensor } from '../match/base-tensors.js'
+import { weightInput } from '../match/forms/form.js'
+import { findEmbeddings } from '../match/forms/lookup.js'
 import type { Linear } from '../match/linears.js'
-import { findEmbeddings, ownBiasInput, storedValue } from '../match/parameters.js'
+import { ownBiasInput, storedValue } from '../match/parameters.js'
 import type { TrainedTensor } from '../training/objective-graph.js'
 import { floatAttribute, setAttribute } from '../view/attributes.js'
 import { Builder, type Value } from '../view/builder.js'
@@ -126,9 +128,11 @@ export function openTensors(
     const input = inputOf(name)
     const value = offset === 0 ? input : g.add(input, g.float(offset))
     for (const place of trainableTensor(all, name, shape).places) {
-      if (place.kind === 'weight') weights.push({ linear: place.linear, input })
-      else if (place.kind === 'lookup') graph.setInput(place.embedding.node, place.embedding.input, input)
-      else {
+      if (place.kind === 'weight') {
+        const { linear } = place
+        if (linear.form.isLookup) graph.setInput(linear.node, weightInput(linear), input)
+        else weights.push({ linear, input })
+      } else {
         const { node, input: at } = place.place
         const { inputs } =
           vectors.get(node) ?? vectors.set(node, { linear: place.linear, inputs: new Map() }).get(node)!

@@ -5,13 +5,13 @@ import { concatBytes } from '../../base/bytes.js'
 import { MismatchError, UnsupportedError } from '../../base/errors.js'
 import type { FloatArray, Matrix } from '../../base/tensor.js'
 import type { OnnxModel } from '../../formats/onnx/model.js'
+import { weightInput } from '../../graph/match/forms/form.js'
+import { findEmbeddings } from '../../graph/match/forms/lookup.js'
 import { findLinears, type Linear, type ModuleMap } from '../../graph/match/linears.js'
 import {
   biasOf,
   type Convolution,
-  type Embedding,
   findConvolutions,
-  findEmbeddings,
   ofModule,
   type Place,
   shapeError,
@@ -165,11 +165,11 @@ class Edits {
     for (const embedding of adapter.parts('embedding')) {
       const { name, weightA, weightB, magnitude, vocabulary, features, scaling } = embedding
       const part = { name, weightA, weightB, scale: weight * scaling, magnitude, start: 0 }
-      for (const place of embeddingsOf(this.#places, name, [vocabulary, features])) {
-        const { integers: linear } = place
-        const isPossible = linear === undefined ? weight === 1 : Math.abs(weight) === 1
+      for (const linear of embeddingsOf(this.#places, name, [vocabulary, features])) {
+        const { isQuantized } = linear.form
+        const isPossible = isQuantized ? Math.abs(weight) === 1 : weight === 1
         if (magnitude !== undefined && !isPossible) throw weightedError(name, 'a DoRA layer', weight)
-        if (linear === undefined) this.#embedding(place).add(part, `${index}:${name}`)
+        if (!isQuantized) this.#weightOf(linear, linear.name).add(part, `${index}:${name}`)
         else this.quantized.push({ adapter: index, name, layer: embedding.product, linear, weight })
       }
     }
@@ -211,8 +211,6 @@ class Edits {
       if (place.kind === 'weight') {
         const { linear, module, isInputMajor } = place
         this.#weightOf(linear, module).replace(tensor, isInputMajor === linear.transposed, key)
-      } else if (place.kind === 'lookup') {
-        this.#embedding(place.embedding).replace(tensor, place.embedding.transposed, key)
       } else if (place.kind === 'bias') {
         const { bias, linear } = place
         const edit = this.#at(bias, tensor.name, true)
@@ -226,26 +224,15 @@ class Edits {
   async addRows(index: number, tensor: TokenRows, isReplaced: (module: string) => boolean): Promise<void> {
     const { module, indices } = tensor
     const key = `${index}#${module}`
-    for (const place of await placeTokenRows(this.#places, tensor, isReplaced)) {
-      if (place.kind === 'weight') {
-        const { linear } = place
-        this.#weightOf(linear, linear.name).replaceLines(tensor, linear.transposed ? 0 : 1, indices, key)
-      } else {
-        const { embedding } = place
-        this.#embedding(embedding).replaceLines(tensor, embedding.transposed ? 1 : 0, indices, key)
-      }
+    for (const linear of await placeTokenRows(this.#places, tensor, isReplaced)) {
+      const isByRows = linear.transposed !== (linear.form.isLookup === true)
+      this.#weightOf(linear, linear.name).replaceLines(tensor, isByRows ? 0 : 1, indices, key)
     }
-  }
-
-  #embedding(place: Embedding): EditBuilder {
-    if (place.integers !== undefined) refuseUnmergeable(place.integers)
-    // E (V, D) is a weight of V inputs and D outputs.
-    return this.#at(place, `${place.name}.weight`, !place.transposed)
   }
 
   #weightOf(linear: Linear, module: string): EditBuilder {
     refuseUnmergeable(linear)
-    return this.#at({ node: linear.node, input: 1 }, `${module}.weight`, !linear.transposed)
+    return this.#at({ node: linear.node, input: weightInput(linear) }, `${module}.weight`, !linear.transposed)
   }
 
   #at({ node, input }: Place, name: string, isInputMajor: boolean): EditBuilder {

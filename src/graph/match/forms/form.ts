@@ -17,6 +17,7 @@ export type FormName =
   | 'DequantizeLinear'
   | 'Attention'
   | 'Conv'
+  | 'Gather'
   | 'GatherBlockQuantized'
 
 /** A product of an input and a constant weight, as one node or a few: output (…, d) = input (…, k) @ W. */
@@ -55,6 +56,11 @@ export function productOf(
   return { form, node, last, input: node.input[0], output: last.output[0], problem: undefined, ...own }
 }
 
+/** The input of a product's node that takes its float weight. */
+export function weightInput({ form }: Pick<Product, 'form'>): 0 | 1 {
+  return form.isLookup ? 0 : 1
+}
+
 /** Reads stored lines [first, first + count) of a weight as f32: rows of the stored (d, k) or (k, d). */
 export type ReadLines = (first: number, count: number) => Promise<Float32Array>
 
@@ -63,7 +69,10 @@ export interface Form {
   readonly name: FormName
   /** True if the weight is stored as integers, with scales. */
   readonly isQuantized: boolean
-  /** The input is the number of a row of the weight, as in an embedding. Default false. */
+  /**
+   * The input is the number of a row of the weight, as in an embedding E (V, D): as a product it takes one token, V in
+   * and D out. Default false.
+   */
   readonly isLookup?: boolean
   /** The product that this node computes, if it has this form. */
   find(graph: Graph, node: NodeProto): Product | undefined

@@ -1,6 +1,5 @@
-// Lookups of embeddings E (V, D) in integers: GatherBlockQuantized (4 or 8 bits in blocks, as quantizers of ONNX
-// Runtime and onnxruntime-genai write them), and a Gather of int8 or uint8 before DequantizeLinear. As products they
-// take one token: V in, D out. Operator:
+// Lookups of embeddings: a Gather of floats, GatherBlockQuantized (4 or 8 bits in blocks, as quantizers of ONNX Runtime
+// and onnxruntime-genai write them), and a Gather of int8 or uint8 before DequantizeLinear. Operator:
 // https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#commicrosoftgatherblockquantized
 
 import { DataType, dataTypeName, dimsOf, type NodeProto, type TensorProto } from '../../../formats/onnx/tensors.js'
@@ -10,6 +9,7 @@ import type { Graph } from '../../view/graph.js'
 import { operatorOf } from '../../view/operators.js'
 import { sourceOf } from '../../view/source.js'
 import { nodeScope, parameterModule } from '../linears.js'
+import { constantWeight, openFloatLines } from './float-product.js'
 import { type Form, type Linear, productOf } from './form.js'
 import { castConstant, countOf, type IntegerType, integerForm, integerType } from './integers.js'
 
@@ -96,21 +96,35 @@ const INTEGERS: Form = integerForm({
   },
 })
 
-/**
- * The module of a lookup. An embedding that was exported alone has no name there: a graph that gives its rows is all of
- * it.
- */
-export function lookupModule(graph: Graph, node: NodeProto, weight: Value): string {
-  const isWhole = graph.outputs.some(({ name }) => name === EMBEDS) && graph.inputs.length === 1
-  return nodeScope(node) ?? parameterModule(weight) ?? (isWhole ? EMBEDDING : node.name)
+const FLOATS: Form = {
+  name: 'Gather',
+  isQuantized: false,
+  isLookup: true,
+
+  find(graph, node) {
+    if (operatorOf(node) !== 'Gather' || intAttribute(node, 'axis', 0) !== 0) return undefined
+    const weight = constantWeight(graph, node.input[0], false)
+    if (weight === undefined) return undefined
+    const { name, transposed, dataType, tensor } = weight
+    const [k, d] = transposed ? dimsOf(tensor).reverse() : dimsOf(tensor)
+    const layout = dataTypeName(dataType).toLowerCase()
+    return productOf(FLOATS, node, { weight: name, dataType, transposed, k, d, layout, input: node.input[1] })
+  },
+
+  openLines: openFloatLines,
 }
 
-/** The lookups in tables of integers. */
-export function findLookups(graph: Graph): Linear[] {
+/** All lookups in constant matrices, among them tables that are no embeddings. */
+export function findEmbeddings(graph: Graph): Linear[] {
   return graph.nodes.flatMap((node) => {
-    const product = BLOCKS.find(graph, node) ?? INTEGERS.find(graph, node)
+    const product = FLOATS.find(graph, node) ?? BLOCKS.find(graph, node) ?? INTEGERS.find(graph, node)
     if (product === undefined) return []
-    const name = lookupModule(graph, node, product.weight)
-    return [{ ...product, name, isHead: false, fused: undefined }]
+    return [{ ...product, name: lookupModule(graph, node, product.weight), isHead: false, fused: undefined }]
   })
+}
+
+/** An embedding that was exported alone has no name there: a graph that gives its rows is all of it. */
+function lookupModule(graph: Graph, node: NodeProto, weight: Value): string {
+  const isWhole = graph.outputs.some(({ name }) => name === EMBEDS) && graph.inputs.length === 1
+  return nodeScope(node) ?? parameterModule(weight) ?? (isWhole ? EMBEDDING : node.name)
 }
