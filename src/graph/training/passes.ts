@@ -45,12 +45,6 @@ export interface TrainedParameter extends TrainedTensor {
 
 /** A graph on its way to a training graph, and what passes have found out about it. */
 export class Work {
-  readonly model: OnnxModel
-  readonly objective: Objective
-  readonly options: TrainingGraphOptions
-  /** The graph gives out what the objective predicts. */
-  readonly predicts: boolean
-  readonly runtime: Runtime | undefined
   readonly graph: Graph
   /** Appends the backward part. */
   readonly g: Builder
@@ -65,18 +59,14 @@ export class Work {
   /** Values that are computed a second time, and which each is a copy of. */
   copies!: ReadonlyMap<Value, Value>
 
+  /** @param predicts the graph gives out what the objective predicts */
   constructor(
-    model: OnnxModel,
-    objective: Objective,
-    options: TrainingGraphOptions,
-    predicts: boolean,
-    runtime?: Runtime,
+    readonly model: OnnxModel,
+    readonly objective: Objective,
+    readonly options: TrainingGraphOptions,
+    readonly predicts: boolean,
+    readonly runtime?: Runtime,
   ) {
-    this.model = model
-    this.objective = objective
-    this.options = options
-    this.predicts = predicts
-    this.runtime = runtime
     this.graph = new Graph(model.proto)
     this.g = new Builder(this.graph, 'backward')
   }

@@ -2,7 +2,7 @@
 // values in the place of the base's. sites.ts of the graph says which part becomes which input.
 
 import { NumericError, UnsupportedError } from '../../base/errors.js'
-import { affineOf, lookupScales, ownBias } from '../../graph/inject/affine.js'
+import { affineOf, ownBias } from '../../graph/inject/affine.js'
 import type { Site, SiteNeeds, SiteRole } from '../../graph/inject/sites.js'
 import { checkVector, type VectorPlaces } from '../../graph/inject/vectors.js'
 import { findPointwise } from '../../graph/match/forms/pointwise.js'
@@ -208,7 +208,8 @@ async function lookupFactors(
 ): Promise<SiteFactors> {
   if (layer === undefined) return { ...NOTHING, kind: 'lookup', replaced }
   if (replaced?.lines !== undefined) throw bothOf(name)
-  const scale = await lookupScales(model, graph, embedding, layer, replaced?.data.subarray(embedding.d))
+  const own = replaced?.data.subarray(embedding.d)
+  const scale = layer.magnitude && (await affineOf(model, graph, embedding, layer.product, own))?.scale
   return { ...NOTHING, ...layerFactors(name, layer, scale), kind: 'lookup', scale, replaced }
 }
 
