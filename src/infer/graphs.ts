@@ -1,11 +1,8 @@
-// The graphs of a model in one session: which there are besides the one that it is asked first, and which layers of an
-// adapter are in each.
+// The graphs of a model in one session: which there are besides the one that it is asked first.
 
-import { FileError, MismatchError } from '../base/errors.js'
+import { FileError } from '../base/errors.js'
 import type { OnnxModel } from '../formats/onnx/model.js'
 import { type GraphRole, roleOf } from '../graph/graph-file.js'
-import { missingError } from '../graph/match/match.js'
-import { type ModelGraph, spreadAdapter } from '../graph/match/spread.js'
 import type { Model } from '../graph/model-folder.js'
 import { type Graph, readGraph } from '../graph/view/graph.js'
 import type { DecodeImage } from '../images/image.js'
@@ -58,7 +55,7 @@ export interface SessionExtras extends OutputOptions {
   openAdapter?: ((adapter: unknown) => Promise<LoraAdapter>) | undefined
   /** Hears that a graph runs in a slower form. Default: console.warn. */
   onWarning?: ((message: string) => void) | undefined
-  /** With `allowMissing`, hears which layers of which adapter are left out. */
+  /** Hears which layers of which adapter are left out. */
   onMissing?: ((adapter: string, layers: readonly string[]) => void) | undefined
 }
 
@@ -88,35 +85,4 @@ export async function otherGraphs(
   const roles = (Object.keys(graphs) as GraphRole[]).slice(1)
   const others = roles.filter((role) => !(isMerged && role === 'decoder_with_past'))
   return Promise.all(others.map(async (role) => ({ role, onnx: (await model.openGraph?.(role))!, runtime })))
-}
-
-/**
- * An adapter's share of each graph.
- *
- * @param onMissing hears which layers are in no graph, and so are left out; undefined: they are an error
- * @param hasPlace whether a graph has a place for a part that is no linear layer. What none has stays with the first
- *   one, which says why
- * @throws MismatchError naming the layers that are in no graph, unless they are to be left out, or all are
- */
-export async function shareAdapter(
-  graphs: readonly ModelGraph[],
-  adapter: LoraAdapter,
-  onMissing: ((layers: readonly string[]) => void) | undefined,
-  hasPlace: (graph: number, part: string) => Promise<boolean>,
-): Promise<LoraAdapter[]> {
-  if (graphs.length === 1 && onMissing === undefined) return [adapter]
-  const { parts: found, missing: all } = await spreadAdapter(graphs, adapter, hasPlace)
-  const isRefused = (name: string) => onMissing === undefined && adapter.get(name, 'linear') === undefined
-  const missing = all.filter((name) => !isRefused(name))
-  const parts = [new Set([...found[0], ...all.filter(isRefused)]), ...found.slice(1)]
-  if (missing.length === adapter.size && missing.length > 0 && onMissing !== undefined) {
-    throw new MismatchError({ where: 'adapter', what: 'the model has no module for any of its layers' })
-  }
-  if (missing.length > 0 && onMissing === undefined) {
-    const modules = graphs.flatMap(({ linears }) => linears.map(({ name }) => name))
-    const names = graphs.map(({ name }) => name)
-    throw missingError(missing, modules, adapter.size, names)
-  }
-  if (missing.length > 0) onMissing?.(missing)
-  return parts.map((names) => adapter.only(names))
 }

@@ -6,7 +6,7 @@ import { checkArgument, checkOptions, kind, NAME } from '../base/options.js'
 import { accuracyEdit } from '../graph/accuracy-level.js'
 import type { NewRows } from '../graph/fuse/new-rows.js'
 import { completeFeeds } from '../graph/inputs/family.js'
-import type { ModelGraph } from '../graph/match/spread.js'
+import { type ModelGraph, spreadAdapter } from '../graph/match/spread.js'
 import type { DecodeImage } from '../images/image.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import { STOP_MS, settlesWithin } from '../runtime/host.js'
@@ -21,14 +21,7 @@ import { RUN_OPTIONS } from './gen/options.js'
 import { generate, streamText, type TextSession } from './generate/generate.js'
 import { RunningTexts, TEXT_BOUNDS, type TextBounds } from './generate/running-texts.js'
 import { GraphSession, type NamedParts } from './graph-session.js'
-import {
-  mainRole,
-  otherGraphs,
-  type SessionBase,
-  type SessionExtras,
-  shareAdapter,
-  type WholeSession,
-} from './graphs.js'
+import { mainRole, otherGraphs, type SessionBase, type SessionExtras, type WholeSession } from './graphs.js'
 import type {
   AdapterSession,
   AdapterSessionOptions,
@@ -57,7 +50,8 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
   readonly texts: RunningTexts
   readonly #closesModel: boolean
   readonly #openAdapter: (adapter: unknown) => Promise<LoraAdapter>
-  readonly #onMissing: SessionExtras['onMissing']
+  readonly #allowsMissing: boolean
+  readonly #onMissing: NonNullable<SessionExtras['onMissing']>
   /** Graphs by role; the first is the one that runs ask if they name none. */
   readonly #graphs = new Map<string, GraphSession>()
   #adapters: readonly string[] = []
@@ -79,7 +73,8 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
     this.texts = new RunningTexts(this, bounds)
     this.#closesModel = closesModel
     this.#openAdapter = openAdapter ?? (async (adapter) => adapter as LoraAdapter)
-    this.#onMissing = allowMissing ? onMissing : undefined
+    this.#allowsMissing = allowMissing
+    this.#onMissing = onMissing
   }
 
   /**
@@ -345,12 +340,9 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
             hint: 'Call remove first, or choose another name',
           })
         }
-        const shares = await shareAdapter(
-          this.#modelGraphs(),
-          adapter,
-          this.#onMissing?.bind(undefined, name),
-          (graph, part) => hasPlace(graphs[graph], adapter, part),
-        )
+        const has = (graph: number, part: string) => hasPlace(graphs[graph], adapter, part)
+        const { shares, left } = await spreadAdapter(this.#modelGraphs(), adapter, this.#allowsMissing, has)
+        if (left.length > 0) this.#onMissing(name, left)
         for (const [i, share] of shares.entries()) {
           parts[i].push({ name, ...(await readParts(graphs[i], share, shares.length > 1)) })
         }

@@ -4,6 +4,7 @@
 
 import { DataType, type NodeProto } from '../../formats/onnx/tensors.js'
 import { valueInfo } from '../inject/inject.js'
+import { intAttribute } from '../view/attributes.js'
 import { type Builder, sharedValue, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 import type { ProbedContent, ProbedShape, ShapeMap } from './shapes.js'
@@ -131,6 +132,16 @@ export function declareShapes(
   })
   graph.valueInfo = [...new Set(values)].flatMap((value) => declare(value, DataType.FLOAT) ?? [])
 }
+
+/** False for what is known to be no float32: an input of another type, or what is only moved or cast from one. */
+export function isFloat(graph: Graph, value: Value): boolean {
+  const maker = graph.producer(value)
+  if (maker?.opType === 'Cast') return intAttribute(maker, 'to', DataType.FLOAT) === DataType.FLOAT
+  if (maker !== undefined) return !MOVES.has(maker.opType) || isFloat(graph, maker.input[0])
+  return (graph.declared(value)?.elemType ?? DataType.FLOAT) === DataType.FLOAT
+}
+
+const MOVES = new Set(['Reshape', 'Squeeze', 'Unsqueeze', 'Flatten', 'Identity', 'Transpose'])
 
 // A Reshape of a Reshape needs only the second. Linear layers in rows leave many such pairs.
 

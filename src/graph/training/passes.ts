@@ -14,7 +14,7 @@ import { takeBranchWithoutCache } from '../inputs/cache.js'
 import { lowerForTraining } from '../lower/lower.js'
 import type { ModuleMap } from '../match/linears.js'
 import { recompute } from '../recompute/recompute.js'
-import { declareShapes, mergeReshapes, plainShapes } from '../shapes/plain-shapes.js'
+import { declareShapes, isFloat, mergeReshapes, plainShapes } from '../shapes/plain-shapes.js'
 import type { ShapeMap } from '../shapes/shapes.js'
 import { Builder, type Value } from '../view/builder.js'
 import { Graph } from '../view/graph.js'
@@ -260,7 +260,8 @@ export const TRAINING_PASSES: readonly Pass[] = [
     needs: ['recomputed'],
     gives: [],
     run({ graph, shapes, path, copies: again, objective }) {
-      const reshaped = graph.nodes.filter(({ opType }) => opType === 'Reshape').map(({ output }) => output[0])
+      const isReshape = ({ opType, input }: NodeProto) => opType === 'Reshape' && isFloat(graph, input[0])
+      const reshaped = graph.nodes.filter(isReshape).map(({ output }) => output[0])
       const copies = [...again].flatMap(([copy, original]) => (path.values.has(original) ? [copy] : []))
       const values = [...path.values, ...copies, ...reshaped]
       declareShapes(graph, shapes, values, (dim, other) => lengthOf(objective.probe.lengths, dim, other)?.name)

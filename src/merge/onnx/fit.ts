@@ -8,7 +8,7 @@ import type { OnnxModel } from '../../formats/onnx/model.js'
 import type { TensorInfo } from '../../formats/safetensors.js'
 import { roleOf } from '../../graph/graph-file.js'
 import { findLinears } from '../../graph/match/linears.js'
-import { mayHold } from '../../graph/match/spread.js'
+import { mayHold, unusedPoolers } from '../../graph/match/spread.js'
 import { Graph } from '../../graph/view/graph.js'
 import { LoraAdapter } from '../../lora/adapter.js'
 import { GRAPH_PARTS, requireHandled } from '../../lora/requirements.js'
@@ -36,12 +36,17 @@ export async function fitOnnx(
 ): Promise<FitReport> {
   const parts: PartFit[] = []
   const problems: string[] = []
+  const notes: string[] = []
+  const names = adapter.parts().map(({ name }) => name)
+  const unused = unusedPoolers(findLinears(new Graph(model.proto)), names)
+  if (unused.length > 0) notes.push(`it is left out, because nothing would read what it gives: ${unused.join(', ')}`)
   const head = await headOf(model, adapter, config).catch((error: unknown) => {
     if (!(error instanceof LowrankError)) throw error
     problems.push(error.message)
   })
   const fitOf = async (part: OpenPart): Promise<PartFit> => {
     const { name } = part
+    if (unused.includes(name)) return partFit(name, undefined)
     if (part.kind === 'replacement' && head?.isReplaced === false && head.placed.tensors.has(name)) {
       return partFit(name, { ...part.tensors.weight, name })
     }
@@ -75,6 +80,9 @@ export async function fitOnnx(
     })
     parts.push(fit)
   }
+  if (head?.isReplaced === false) {
+    notes.push(`it brings a head, which the base has not: ${[...head.placed.tensors].join(', ')}`)
+  }
   return fitReport({
     base: model.name,
     kind: 'onnx',
@@ -82,10 +90,7 @@ export async function fitOnnx(
     vocabulary: vocabularyOf(model),
     isTied: null,
     problems,
-    notes:
-      head?.isReplaced === false
-        ? [`it brings a head, which the base has not: ${[...head.placed.tensors].join(', ')}`]
-        : [],
+    notes,
   })
 }
 

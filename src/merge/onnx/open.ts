@@ -7,7 +7,6 @@ import { type OnnxFile, planOnnx } from '../../formats/onnx/layout.js'
 import { loadOnnx, type OnnxModel } from '../../formats/onnx/model.js'
 import { roleOf } from '../../graph/graph-file.js'
 import { findLinears, type ModuleMap } from '../../graph/match/linears.js'
-import { missingError } from '../../graph/match/match.js'
 import { spreadAdapter } from '../../graph/match/spread.js'
 import { Graph } from '../../graph/view/graph.js'
 import { LoraAdapter } from '../../lora/adapter.js'
@@ -184,7 +183,6 @@ async function spreadAll(
   { modules, allowMissing = false }: PartInput,
   config: Config | undefined,
 ): Promise<{ shares: WeightedLora[][]; warnings: string[] }> {
-  if (bases.length === 1 && !allowMissing) return { shares: [[...adapters]], warnings: [] }
   const graphs = bases.map(({ model, path }) => {
     const graph = new Graph(model.proto)
     return { graph, role: roleOf(path), name: path, linears: findLinears(graph, modules) }
@@ -192,24 +190,20 @@ async function spreadAll(
   const shares: WeightedLora[][] = bases.map(() => [])
   const warnings: string[] = []
   for (const { adapter, weight } of adapters) {
-    const heads = await Promise.all(
-      graphs.map(({ graph, linears }) => findMergedHead(graph, linears, config?.values ?? {}, [adapter])),
-    )
-    const hasPlace = async (i: number, name: string) =>
-      heads[i]?.placed.tensors.has(name) === true ||
-      isPlaced(bases[i].model, graphs[i].graph, adapter.only(new Set([name])), modules, config)
-    const { parts: own, missing } = await spreadAdapter(graphs, adapter, hasPlace)
-    if (missing.length > 0) {
-      const linears = graphs.flatMap(({ linears }) => linears.map(({ name }) => name))
-      const paths = bases.map(({ path }) => path)
-      if (!allowMissing) throw missingError(missing, linears, adapter.size, paths)
-      if (missing.length === adapter.size) {
-        throw new MismatchError({ where: 'adapter', what: 'the model has no module for any of its layers' })
-      }
-      warnings.push(`left out, because the model has no module for it: ${missing.join(', ')}`)
+    const heads = new Map<number, ReturnType<typeof findMergedHead>>()
+    const headOf = (i: number) => {
+      const { graph, linears } = graphs[i]
+      const head = heads.get(i) ?? findMergedHead(graph, linears, config?.values ?? {}, [adapter])
+      heads.set(i, head)
+      return head
     }
-    own.forEach((names, i) => {
-      if (names.size > 0) shares[i].push({ adapter: adapter.only(names), weight })
+    const hasPlace = async (i: number, name: string) =>
+      (await headOf(i))?.placed.tensors.has(name) === true ||
+      isPlaced(bases[i].model, graphs[i].graph, adapter.only(new Set([name])), modules, config)
+    const { shares: own, left } = await spreadAdapter(graphs, adapter, allowMissing, hasPlace)
+    if (left.length > 0) warnings.push(`left out, because the model has no module for it: ${left.join(', ')}`)
+    own.forEach((share, i) => {
+      if (share.size > 0 || bases.length === 1) shares[i].push({ adapter: share, weight })
     })
   }
   return { shares, warnings }
