@@ -202,8 +202,14 @@ export interface EmbedOptions extends BatchOptions {
   dimensions?: number | undefined
 }
 
-/** An input of `classify`: a text or a pair of texts; or for models that read pictures, a picture. */
-export type ClassifyInput = TextOrPair | ImageSource
+/** A sound as data sets of the Hub have it: samples from −1 to 1, and how many there are in a second. */
+export interface SoundInput {
+  readonly array: ArrayLike<number>
+  readonly sampling_rate: number
+}
+
+/** An input of `classify`: a text or a pair of texts; for models that read pictures or sounds, one of these. */
+export type ClassifyInput = TextOrPair | ImageSource | SoundInput
 
 /** How texts or pictures are classified. */
 export interface ClassifyOptions extends BatchOptions {

@@ -28,7 +28,8 @@ it.each<[string | undefined, Input[]]>([
   ['pixels', [['pixel_values', FLOAT, ['batch_size', 3, 'height', 'width']]]],
   ['pixels', [['pixel_values', FLOAT, ['batch_size', 3, 'height', 'width']], ids, mask]],
   ['encoder-decoder', [['encoder_attention_mask', INT64, ['b', 's']], ids, states]],
-  [undefined, [['input_features', FLOAT, ['batch_size', 80, 3000]]]],
+  ['features', [['input_features', FLOAT, ['batch_size', 80, 3000]]]],
+  [undefined, [['input_values', FLOAT, ['batch_size', 16000]]]],
 ])('%s', (family, inputs) => {
   expect(inputFamily(graphOf(...inputs))?.name).toBe(family)
 })

@@ -35,7 +35,7 @@ export function startToken({ generationConfig, config, directory }: StartOf): nu
 type StartOf = Pick<Model, 'generationConfig' | 'config' | 'directory'>
 
 /** Sounds as a model reads them: (batch, bands, times). */
-const FEATURES = 'input_features'
+export const FEATURES = 'input_features'
 
 /** A batch for the encoder: tokens, or sounds. */
 export type EncoderBatch = TokenBatch | { readonly batch: number; readonly features: Float32Array }

@@ -1,11 +1,11 @@
-// THE table of the families of inputs that graphs have, and the feeds that callers may leave out. To add a family, add an
-// entry: nothing else names families.
+// THE table of the families of inputs that graphs have, and the feeds that callers may leave out. To add a family, add
+// an entry: nothing else names families.
 
 import type { Feeds, RuntimeTensor } from '../../runtime/runtime.js'
 import type { Graph } from '../view/graph.js'
 import { entryOf } from '../view/operators.js'
 import { cacheLayout, emptyTensor, isCacheInput } from './cache.js'
-import { HIDDEN_STATES, OF_DECODER, STATES_MASK } from './encoder-decoder.js'
+import { FEATURES, HIDDEN_STATES, OF_DECODER, STATES_MASK } from './encoder-decoder.js'
 import { PIXELS } from './images.js'
 import { ones, roleFeeds, splitInputs, typeOf } from './roles.js'
 import { VECTORS } from './tokens.js'
@@ -15,7 +15,7 @@ export interface InputFamily {
   readonly name: string
   /** True for a graph with inputs of these names. */
   has(inputs: ReadonlySet<string>): boolean
-  readonly reads: 'tokens' | 'vectors' | 'pictures'
+  readonly reads: 'tokens' | 'vectors' | 'pictures' | 'sounds'
   /** A graph that reads whole texts, and continues none. */
   readonly isEncoder?: boolean
   /** A decoder that writes behind an encoder, in a graph of its own or together with it. */
@@ -26,6 +26,7 @@ export interface InputFamily {
 const FAMILIES: readonly InputFamily[] = [
   { name: 'encoder-decoder', has: (inputs) => inputs.has(HIDDEN_STATES), reads: 'tokens', behindEncoder: 'alone' },
   { name: 'joined', has: (inputs) => inputs.has(`${OF_DECODER}input_ids`), reads: 'tokens', behindEncoder: 'together' },
+  { name: 'features', has: (inputs) => inputs.has(FEATURES), reads: 'sounds' },
   { name: 'pixels', has: (inputs) => inputs.has(PIXELS), reads: 'pictures' },
   {
     name: 'tokens',
@@ -36,15 +37,10 @@ const FAMILIES: readonly InputFamily[] = [
   { name: 'vectors', has: (inputs) => inputs.has(VECTORS), reads: 'vectors' },
 ]
 
-/** The family of a graph's inputs; undefined for others, such as an embedding's or an audio model's. */
+/** The family of a graph's inputs; undefined for others, such as an embedding's. */
 export function inputFamily({ inputs }: Pick<Graph, 'inputs'>): InputFamily | undefined {
   const names = new Set(inputs.map(({ name }) => name))
   return FAMILIES.find((family) => family.has(names))
-}
-
-/** True if a graph reads pictures. */
-export function takesImages(graph: Pick<Graph, 'inputs'>): boolean {
-  return inputFamily(graph)?.reads === 'pictures'
 }
 
 function isPast(name: string): boolean {

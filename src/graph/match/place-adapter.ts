@@ -24,7 +24,7 @@ export interface PlacedLayer {
 /** A part of the graph that an execution provider has compiled, with its weights. */
 export const COMPILED = 'EPContext'
 
-/** What ONNX Runtime's quantizer makes of an Attention operator: products of integers, inside of one node. */
+/** The operator that ONNX Runtime's quantizer makes of Attention: products of integers, inside of one node. */
 const INTEGER_ATTENTION = 'QAttention'
 
 /** Products of weights that are stored as integers. */

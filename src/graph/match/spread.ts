@@ -77,14 +77,14 @@ function namesOf(parts: readonly { readonly name: string }[]): Set<string> {
 }
 
 /**
- * Layers of a pooler that the one graph of a model lacks, whose head reads something else: transformers builds such a
- * model without it, so that nothing would read what it gives.
+ * Layers and tensors of a pooler that the one graph of a model lacks, whose head reads something else: transformers
+ * builds such a model without it, so that nothing would read what it gives.
  */
 export function unusedPoolers(linears: readonly Linear[], names: readonly string[]): string[] {
   const poolers = names.filter((name) => /(^|\.)pooler(\.|$)/.test(name))
   if (poolers.length === 0 || !linears.some(({ isHead }) => isHead)) return []
   const { find } = moduleFinder(linears)
-  return poolers.filter((name) => find(name) === undefined)
+  return poolers.filter((name) => find(name.replace(/\.(weight|bias)$/, '')) === undefined)
 }
 
 /**

@@ -2,8 +2,8 @@
 
 import { DataError } from '../../base/errors.js'
 import { isObject } from '../../base/options.js'
-import type { Sound } from '../../sounds/log-mel.js'
 import { fieldsOf } from '../../text/records.js'
+import { SOUND_FIELDS, type SoundSource, soundOf } from '../sounds.js'
 
 /** A row of data. */
 export interface TextPair {
@@ -13,18 +13,14 @@ export interface TextPair {
   readonly where: string
 }
 
-/** The input: a text, a sound, or features of a sound (bands, times), row by row. */
-export type Source =
-  | { readonly kind: 'text'; readonly text: string }
-  | { readonly kind: 'sound'; readonly sound: Sound }
-  | { readonly kind: 'features'; readonly values: Float32Array }
+/** The input. */
+export type Source = { readonly kind: 'text'; readonly text: string } | SoundSource
 
 /** Names of what is read, and of what is written. */
 const TEXTS = ['text', 'input', 'source', 'question', 'prompt', 'document', 'article', 'dialogue']
 const TARGETS = ['target', 'output', 'label', 'summary', 'highlights', 'translation', 'answer', 'completion']
 
-/** Names of sounds, and of what is said in them. */
-const SOUNDS = ['audio', 'input_features']
+/** Names of what is said in sounds. */
 const SPOKEN = ['target', 'label', 'text', 'sentence', 'transcription', 'transcript']
 
 const RENAME = "Name your fields, as in `columns: { text: 'article', target: 'summary' }`"
@@ -34,8 +30,8 @@ export function parseTextPair(row: unknown, where: string): TextPair {
   const record = isObject(row) ? row : {}
   const isThere = (name: string) => record[name] !== undefined && record[name] !== null
   const isInstruction = isThere('instruction')
-  const isSound = SOUNDS.some(isThere)
-  const sources = isSound ? SOUNDS.filter(isThere) : isInstruction ? ['instruction'] : TEXTS.filter(isThere)
+  const isSound = SOUND_FIELDS.some(isThere)
+  const sources = isSound ? SOUND_FIELDS.filter(isThere) : isInstruction ? ['instruction'] : TEXTS.filter(isThere)
   const targets = (isSound ? SPOKEN : TARGETS).filter(isThere)
   const refuse = (what: string, hint: string) =>
     new DataError({
@@ -74,33 +70,4 @@ function textOf(record: Readonly<Record<string, unknown>>, value: unknown, isIns
   const { input } = record
   const isLonger = isInstruction && typeof input === 'string' && input !== ''
   return { kind: 'text', text: isLonger ? `${value}\n\n${input}` : value }
-}
-
-/** As data sets of the Hub have sounds: { array, sampling_rate }; or features as lists in a list. */
-function soundOf(name: string, value: unknown, where: string): Source {
-  const numbers = (list: unknown, place: string): Float32Array => {
-    const isList = Array.isArray(list) || list instanceof Float32Array || list instanceof Float64Array
-    const rows = isList ? Array.from(list as ArrayLike<number | ArrayLike<number>>) : []
-    const values = Float32Array.from(rows.flatMap((row) => (typeof row === 'number' ? row : Array.from(row))))
-    if (values.length > 0 && values.every(Number.isFinite)) return values
-    throw new DataError({
-      where: `${where}, ${place}`,
-      what: 'not numbers',
-      expected: name === 'audio' ? '{ array, sampling_rate }, with samples from −1 to 1' : 'lists of finite numbers',
-      got: isList ? `${(list as ArrayLike<number>).length} entries` : kindOf(list),
-    })
-  }
-  if (name === 'input_features') return { kind: 'features', values: numbers(value, name) }
-  const { array, sampling_rate: rate } = isObject(value) ? value : {}
-  if (typeof rate === 'number') return { kind: 'sound', sound: { samples: numbers(array, 'audio.array'), rate } }
-  throw new DataError({
-    where: `${where}, audio`,
-    what: 'not a sound',
-    expected: '{ array, sampling_rate }, with samples from −1 to 1. Files of sounds are not read',
-    got: kindOf(value),
-  })
-}
-
-function kindOf(value: unknown): string {
-  return value === null ? 'null' : Array.isArray(value) ? 'list' : typeof value
 }

@@ -92,7 +92,7 @@ interface IntegerMatrix {
 }
 
 interface IntegerForm extends Omit<Form, 'isQuantized' | 'openLines'> {
-  /** Of a product that is understood. */
+  /** The matrix of a product whose layout is understood. */
   matrix(graph: Graph, product: Product): IntegerMatrix
 }
 
