@@ -18,7 +18,6 @@ KINDS = {"plain": {}, "dora": {"use_dora": True}, "dora-rslora": {"use_dora": Tr
 CONFIG = {"r": 2, "lora_alpha": 5}
 LAYERS = {  # name: (layer, shape of its input, kinds)
     "linear": (lambda: nn.Linear(7, 5), (3, 7), list(KINDS)),
-    "embedding": (lambda: nn.Embedding(6, 5), (4,), ["plain", "dora"]),
 }
 DROPPED = ["linear"]
 
@@ -48,20 +47,16 @@ def make(layer, shape, kind, dropout):
     with torch.no_grad():
         for p in parameters.values():
             p.copy_((p + 0.3 * random(p.shape)).float())  # what the file holds exactly
-    is_embedding = isinstance(base, nn.Embedding)
-    tensors = {"weight": base.weight, "input": torch.tensor([3, 0, 5, 3]) if is_embedding else random(*shape).requires_grad_()}
+    tensors = {"weight": base.weight, "input": random(*shape).requires_grad_()}
     if dropout:
         tensors["keep"] = (torch.rand(shape, generator=generator) >= dropout).double()
         module.lora_dropout["default"] = Dropout(tensors["keep"], dropout)
     module.train()
-    output = module(tensors["input"])
-    if not is_embedding:
-        output = output - base.bias
+    output = module(tensors["input"]) - base.bias
     tensors |= {"output": output, "grad_output": random(*output.shape)}
     names = {"lora_A.default.weight": "lora_A", "lora_B.default.weight": "lora_B", "lora_B.default.bias": "bias",
              "lora_magnitude_vector.default.weight": "magnitude"}
-    names |= {f"lora_embedding_{f}.default": f"lora_{f}" for f in "AB"}
-    wanted = {names[k]: p for k, p in parameters.items()} | ({} if is_embedding else {"input": tensors["input"]})
+    wanted = {names[k]: p for k, p in parameters.items()} | {"input": tensors["input"]}
     gradients = torch.autograd.grad((output * tensors["grad_output"]).sum(), list(wanted.values()))
     tensors |= wanted | {f"gradient/{k}": g for k, g in zip(wanted, gradients)}
     config = {"rank": CONFIG["r"], "alpha": CONFIG["lora_alpha"], "useDora": "dora" in kind, "useRslora": "rslora" in kind,

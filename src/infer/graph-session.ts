@@ -10,9 +10,10 @@ import { type Graph, readGraph } from '../graph/view/graph.js'
 import { type Engine, openEngine } from '../runtime/host.js'
 import { type Remote, transfer } from '../runtime/rpc.js'
 import type { Feeds, OutputOptions, RuntimeTensor, SessionOptions } from '../runtime/runtime.js'
+import { type AllowedInputs, type AllowedKind, allowedInputs, requireAllowed } from './adapters/allowed.js'
 import { type Mix, refuseAdapter } from './adapters/choice.js'
 import { type AdapterHead, runWithHeads } from './adapters/heads.js'
-import type { AdapterParts, OpenAdapter } from './adapters/parts.js'
+import type { NamedParts, OpenAdapter } from './adapters/parts.js'
 import { buffersOf, needsOf } from './adapters/site-factors.js'
 import type { InferEngine } from './engine.js'
 import type { SessionBase } from './graphs.js'
@@ -27,10 +28,9 @@ export interface GraphOptions {
   /** Called when all is checked, before the runtime reads weights. */
   readonly beforeOpen: () => Promise<void>
   readonly onWarning: (message: string) => void
+  /** See AdapterSessionOptions. */
+  readonly allow: readonly AllowedKind[] | undefined
 }
-
-/** An adapter's part in a graph, under the name by which runs choose it. */
-export type NamedParts = AdapterParts & { readonly name: string }
 
 /** One graph of a model, its engine, and the adapters that runs can choose. */
 export class GraphSession {
@@ -90,20 +90,37 @@ export class GraphSession {
     return this.#adapters.get(name) ?? refuseAdapter(name, [...this.#adapters.keys()])
   }
 
+  /**
+   * Throws UnsupportedError for an adapter that needs inputs which the open graph does not have, if it may get no new
+   * ones.
+   */
+  requireInputs(adapters: readonly NamedParts[]): void {
+    if (this.#needs === undefined || this.#options.allow === undefined) return
+    const has = { modules: this.#needs.modules, given: new Set([...this.#given, ...this.outputNames]) }
+    for (const adapter of adapters) requireAllowed(adapter, needsOf(adapter.factors), has)
+  }
+
   /** Opens the graph with the inputs that these adapters need, and gives their arrays to the engine. */
   async add(adapters: readonly NamedParts[]): Promise<void> {
-    const before = this.#needs ?? { modules: new Map(), vectors: new Map() }
+    const first = this.#needs === undefined ? await this.#allowed() : undefined
+    const before = this.#needs ?? { modules: first!.modules, vectors: new Map<string, Vector>() }
     const modules = joinNeeds([before.modules, ...adapters.map(({ factors }) => needsOf(factors))])
     const newVectors = adapters.flatMap(({ vectors }) => vectors.map((vector) => [vector.name, vector] as const))
     const vectors = new Map<string, Vector>([...before.vectors, ...newVectors])
     const inputs = adapters.flatMap(({ about: { head } }) => head?.input.value ?? [])
-    const given = new Set([...this.#given, ...inputs.filter((value) => !this.outputNames.includes(value))])
+    const isNew = (value: string) => !this.outputNames.includes(value)
+    const given = new Set([...this.#given, ...(first?.given ?? []), ...inputs.filter(isNew)])
     const isSame = sizeOf(modules) === sizeOf(before.modules) && given.size === this.#given.size
     if (this.#needs === undefined || !isSame) await this.#open({ modules, vectors }, given)
     for (const { name, about, factors } of adapters) {
       await this.engine.addAdapter(name, transfer(factors, buffersOf(factors)))
       this.#adapters.set(name, about)
     }
+  }
+
+  async #allowed(): Promise<AllowedInputs> {
+    const { base, graph, linears } = this
+    return allowedInputs(this.#options.allow ?? [], { config: base.config ?? {}, graph, linears })
   }
 
   async remove(name: string): Promise<void> {

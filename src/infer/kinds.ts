@@ -9,7 +9,9 @@ const isOneOrMore = (value: unknown) => [value].flat().every(isImageSource)
 export const IMAGE: Kind = kind('a picture: a path, the bytes of a file, or { data, width, height }', isImageSource)
 
 /** A sound. */
-export const SOUND: Kind = kind('a sound: { array, sampling_rate }', (value) => isObject(value) && 'array' in value)
+export const SOUND: Kind = kind('the features of a sound: { input_features }', (value) => {
+  return isObject(value) && 'input_features' in value
+})
 
 /** Pictures of one prompt, or of several. */
 export const IMAGES: Kind = kind(

@@ -14,13 +14,13 @@ import type { Remote } from '../runtime/rpc.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 import { type Mix, mixesOf, refuseAdapter, requireMixable } from './adapters/choice.js'
 import type { AdapterHead } from './adapters/heads.js'
-import { hasPlace, readParts } from './adapters/parts.js'
+import { hasPlace, type NamedParts, readParts } from './adapters/parts.js'
 import type { InferEngine } from './engine.js'
 import { batchOf, checkName, checkRanks, plainFeeds } from './feeds.js'
 import { RUN_OPTIONS } from './gen/options.js'
 import { generate, streamText, type TextSession } from './generate/generate.js'
 import { RunningTexts, TEXT_BOUNDS, type TextBounds } from './generate/running-texts.js'
-import { GraphSession, type NamedParts } from './graph-session.js'
+import { GraphSession } from './graph-session.js'
 import { mainRole, otherGraphs, type SessionBase, type SessionExtras, type WholeSession } from './graphs.js'
 import type {
   AdapterSession,
@@ -87,6 +87,7 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
     {
       accuracyLevel,
       adapters = {},
+      allow,
       allowMissing = false,
       modules = {},
       device,
@@ -104,6 +105,7 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
     const own = {
       runtime,
       modules,
+      allow,
       edit: setLevel ?? (() => {}),
       beforeOpen: async () => {},
       onWarning,
@@ -347,6 +349,7 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
           parts[i].push({ name, ...(await readParts(graphs[i], share, shares.length > 1)) })
         }
       }
+      for (const [i, graph] of graphs.entries()) graph.requireInputs(parts[i])
       for (const [i, graph] of graphs.entries()) await graph.add(parts[i])
       this.#adapters = [...this.#adapters, ...adapters.map(([name]) => name)]
       this.#changes += adapters.length

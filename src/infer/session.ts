@@ -7,6 +7,7 @@ import type { ImageSource } from '../images/image.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { Feeds, RuntimeTensor, SessionOptions } from '../runtime/runtime.js'
 import type { MessageOfParts } from '../text/chat.js'
+import type { AllowedKind } from './adapters/allowed.js'
 import type { AdapterChoice } from './adapters/choice.js'
 import type { SamplingOptions } from './generate/sampling.js'
 
@@ -26,6 +27,13 @@ export interface AdapterSessionOptions extends Omit<SessionOptions, 'executionPr
    * Leaves out layers of an adapter if the export does not have their module. Default false: such layers are an error.
    */
   allowMissing?: boolean | undefined
+  /**
+   * The parts that adapters of later `add` calls may have. The graph is opened with inputs for them at all layers, so
+   * that `add` never opens it again, and an adapter with other parts is an error. `lora`: linear layers. `dora`: their
+   * magnitudes. `biases`: their biases. `embeddings`: embeddings, trained tokens, and the output layer. `heads`: heads
+   * of classifiers. Default: any, and the graph is opened again for what is new.
+   */
+  allow?: readonly AllowedKind[] | undefined
   /**
    * How exact the products by quantized weights (MatMulNBits) are, as ONNX Runtime counts. With 4, their inputs are
    * rounded to 8 bits. This is faster on the CPU, most of all for several texts, and less exact. With 0 they stay
@@ -202,10 +210,9 @@ export interface EmbedOptions extends BatchOptions {
   dimensions?: number | undefined
 }
 
-/** A sound as data sets of the Hub have it: samples from −1 to 1, and how many there are in a second. */
+/** A sound as the processor of a speech model gives it: (bands, times), as lists in a list, or row by row. */
 export interface SoundInput {
-  readonly array: ArrayLike<number>
-  readonly sampling_rate: number
+  readonly input_features: ArrayLike<number> | readonly ArrayLike<number>[]
 }
 
 /** An input of `classify`: a text or a pair of texts; for models that read pictures or sounds, one of these. */

@@ -12,12 +12,26 @@ export type ResolveAdapter = (name: string) => Promise<Source | undefined>
 
 interface Served {
   readonly name: string
+  /** Its name in the session: two that follow one another under one name are there at the same time. */
+  readonly key: string
   /** The place that it was loaded from. */
   readonly root: string
   readonly created: number
   /** Loaded by a caller: it may leave again. */
   readonly isLoaded: boolean
   usedAt: number
+  /** Requests that wait or run with it. */
+  uses: number
+  /** No new request gets it. It leaves the session with the last one that has it. */
+  isGone: boolean
+}
+
+/** The adapters of a request, which stay until it calls `end`. */
+export interface Chosen {
+  readonly adapter: AdapterChoice
+  /** Their names. */
+  readonly names: readonly string[]
+  end(): void
 }
 
 export interface RegistryOptions {
@@ -25,19 +39,22 @@ export interface RegistryOptions {
   readonly base: string
   readonly resolve: ResolveAdapter | undefined
   readonly maxAdapters: number
+  /** Hears why an adapter could not leave. */
+  readonly onError: (error: unknown) => void
 }
 
 export class AdapterRegistry {
   readonly #session: AdapterSession
   readonly #options: RegistryOptions
   readonly #served = new Map<string, Served>()
-  readonly #loading = new Map<string, Promise<void>>()
+  readonly #loading = new Map<string, Promise<Served>>()
   readonly #createdAt = seconds()
+  #loads = 0
 
   constructor(session: AdapterSession, options: RegistryOptions) {
     this.#session = session
     this.#options = options
-    for (const name of session.adapters) this.#add(name, name, false)
+    for (const name of session.adapters) this.#add(name, name, name, false)
   }
 
   /** The list of `/v1/models`. */
@@ -55,18 +72,36 @@ export class AdapterRegistry {
    *
    * @throws HttpError 404 for a name that is not served
    */
-  async choose({ model, adapter }: Fields): Promise<AdapterChoice> {
+  async choose({ model, adapter }: Fields): Promise<Chosen> {
     const { base } = this.#options
-    if (adapter !== undefined) {
-      const mix = adapter as Readonly<Record<string, number>>
-      for (const name of Object.keys(mix)) await this.#use(name, 'adapter')
-      return mix
+    const taken: Served[] = []
+    const end = () => {
+      for (const served of taken.splice(0)) {
+        served.uses--
+        this.#leaveIfUnused(served)
+      }
     }
-    if (model === undefined || model === base) return null
+    const take = async (name: string, param: string) => {
+      const served = await this.#find(name, param)
+      served.usedAt = performance.now()
+      served.uses++
+      taken.push(served)
+      return served.key
+    }
+    if (adapter !== undefined) {
+      const mix: Record<string, number> = {}
+      try {
+        for (const [name, weight] of Object.entries(adapter as object)) mix[await take(name, 'adapter')] = weight
+      } catch (error) {
+        end()
+        throw error
+      }
+      return { adapter: mix, names: Object.keys(adapter as object), end }
+    }
+    if (model === undefined || model === base) return { adapter: null, names: [], end }
     const asked = model as string
     const name = asked.startsWith(`${base}:`) && !this.#served.has(asked) ? asked.slice(base.length + 1) : asked
-    await this.#use(name, 'model')
-    return name
+    return { adapter: await take(name, 'model'), names: [name], end }
   }
 
   /** Loads an adapter from the allowed folder, as vLLM's route does. */
@@ -83,52 +118,63 @@ export class AdapterRegistry {
 
   async unload(name: string): Promise<void> {
     if (this.#options.resolve === undefined) throw notAllowed()
-    if (!this.#served.delete(name)) throw unknownModel(name, 'lora_name', [...this.#served.keys()])
-    await this.#session.remove(name)
+    const served = this.#served.get(name)
+    if (served === undefined) throw unknownModel(name, 'lora_name', [...this.#served.keys()])
+    this.#retire(served)
   }
 
-  async #use(name: string, param: string): Promise<void> {
+  #retire(served: Served): void {
+    this.#served.delete(served.name)
+    served.isGone = true
+    this.#leaveIfUnused(served)
+  }
+
+  #leaveIfUnused({ key, uses, isGone }: Served): void {
+    if (isGone && uses === 0) this.#session.remove(key).catch(this.#options.onError)
+  }
+
+  async #find(name: string, param: string): Promise<Served> {
     await this.#loading.get(name)
     const served = this.#served.get(name)
-    if (served !== undefined) {
-      served.usedAt = performance.now()
-      return
-    }
+    if (served !== undefined) return served
     const source = await this.#options.resolve?.(name)
     if (source === undefined) throw unknownModel(name, param, [this.#options.base, ...this.#served.keys()])
-    await this.#load(name, source, name)
+    return this.#load(name, source, name)
   }
 
   /** Loads once, whoever asks for it at the same time. */
-  async #load(name: string, source: Source, root: string): Promise<void> {
+  async #load(name: string, source: Source, root: string): Promise<Served> {
     const loading = this.#loading.get(name) ?? this.#loadNow(name, source, root)
     this.#loading.set(name, loading)
     try {
-      await loading
+      return await loading
     } finally {
       this.#loading.delete(name)
     }
   }
 
-  async #loadNow(name: string, source: Source, root: string): Promise<void> {
+  async #loadNow(name: string, source: Source, root: string): Promise<Served> {
+    const key = this.#session.adapters.includes(name) ? `${name}#${++this.#loads}` : name
     try {
-      await this.#session.add(name, source)
+      await this.#session.add(key, source)
     } catch (error) {
       if (!(error instanceof LowrankError)) throw error
       throw new HttpError(400, `The adapter ${JSON.stringify(name)} cannot be loaded: ${error.message}`, {
         code: 'adapter_invalid',
       })
     }
-    this.#add(name, root, true)
-    const loaded = [...this.#served.values()].filter(({ isLoaded }) => isLoaded).sort((a, b) => a.usedAt - b.usedAt)
-    for (const { name: oldest } of loaded.slice(0, Math.max(0, this.#served.size - this.#options.maxAdapters))) {
-      this.#served.delete(oldest)
-      await this.#session.remove(oldest)
-    }
+    const served = this.#add(name, key, root, true)
+    const loaded = [...this.#served.values()].filter((one) => one.isLoaded && one !== served)
+    const tooMany = Math.max(0, this.#served.size - this.#options.maxAdapters)
+    for (const oldest of loaded.sort((a, b) => a.usedAt - b.usedAt).slice(0, tooMany)) this.#retire(oldest)
+    return served
   }
 
-  #add(name: string, root: string, isLoaded: boolean): void {
-    this.#served.set(name, { name, root, isLoaded, created: seconds(), usedAt: performance.now() })
+  #add(name: string, key: string, root: string, isLoaded: boolean): Served {
+    const now = performance.now()
+    const served = { name, key, root, isLoaded, created: seconds(), usedAt: now, uses: 0, isGone: false }
+    this.#served.set(name, served)
+    return served
   }
 }
 

@@ -31,7 +31,7 @@ export class Gate {
    */
   async enter(signal: AbortSignal): Promise<() => void> {
     signal.throwIfAborted()
-    if (this.#isClosed) throw new HttpError(503, 'The server is stopping', { retryAfter: 5 })
+    this.checkOpen()
     if (this.#running >= this.#maxRunning) {
       if (this.#waiting.length >= this.#maxWaiting) {
         throw new HttpError(429, `${this.#waiting.length} requests wait already`, {
@@ -64,6 +64,11 @@ export class Gate {
       else this.#running--
       this.#tellIdle()
     }
+  }
+
+  /** Throws HttpError 503 once it is closed. */
+  checkOpen(): void {
+    if (this.#isClosed) throw new HttpError(503, 'The server is stopping', { retryAfter: 5 })
   }
 
   /** Refuses new requests, and waits until all others have ended. */

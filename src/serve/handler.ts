@@ -30,7 +30,10 @@ export interface HandlerOptions {
   model: Model | Source
   /** The first adapters: name → adapter. Requests choose by this name. */
   adapters?: OpenSessionOptions['adapters']
-  /** How the session is opened: device, threads, accuracyLevel and the like. */
+  /**
+   * How the session is opened: device, threads, accuracyLevel and the like. `allow` names the parts that later adapters
+   * may have. Default `['lora']`, if adapters can be loaded.
+   */
   session?: Omit<OpenSessionOptions, 'adapters'> | undefined
   /** The name under which the base is served. Default: the last part of the model's name. */
   name?: string | undefined
@@ -131,7 +134,8 @@ const TOKENS_WITHOUT_CONTEXT = 4096
 export async function createHandler(options: HandlerOptions): Promise<Handler> {
   checkOptions(options, 'createHandler', TABLE)
   const { model, adapters, session: opening, name: given } = options
-  const session = await openSession(model, { ...opening, adapters })
+  const { allow = options.resolveAdapter && (['lora'] as const) } = opening ?? {}
+  const session = await openSession(model, { ...opening, allow, adapters })
   const name = given ?? (session.model.name.replace(/\/+$/, '').split('/').at(-1) || 'base')
   const server = new Server(session, name, options)
   const handler = (request: Request) => server.handle(request)
@@ -148,6 +152,14 @@ interface Call {
   readonly signal: AbortSignal
 }
 
+/** A place among the running requests. */
+interface Place {
+  readonly adapter: AdapterChoice
+  /** Aborted once the caller has left, or the time is over. */
+  readonly signal: AbortSignal
+  leave(): void
+}
+
 interface Route {
   readonly table: FieldTable
   readonly required: readonly string[]
@@ -161,6 +173,8 @@ class Server {
   readonly #registry: AdapterRegistry
   readonly #gate: Gate
   readonly #metrics = new Metrics()
+  /** Requests without a response. */
+  readonly #answering = new Set<Promise<Response>>()
   readonly #limits: { maxTokens: number }
   readonly #maxAdapters: number
   readonly #routes: Readonly<Record<string, Route>>
@@ -177,25 +191,25 @@ class Server {
     this.#name = name
     this.#options = options
     this.#maxAdapters = maxAdapters
-    this.#registry = new AdapterRegistry(session, { base: name, resolve, maxAdapters })
+    const onError = (error: unknown) => void this.#told(error)
+    this.#registry = new AdapterRegistry(session, { base: name, resolve, maxAdapters, onError })
     this.#gate = new Gate(maxRunning, maxQueue)
     this.#limits = { maxTokens: maxTokens ?? session.model.contextLength ?? TOKENS_WITHOUT_CONTEXT }
     this.#routes = this.#routesOf()
   }
 
-  drain(): Promise<void> {
-    return this.#gate.drain()
+  async drain(): Promise<void> {
+    await this.#gate.drain()
+    await Promise.allSettled(this.#answering)
   }
 
   async handle(request: Request): Promise<Response> {
     const { pathname } = new URL(request.url)
     const origin = request.headers.get('origin')
-    let response: Response
-    try {
-      response = await this.#answer(request, pathname, origin)
-    } catch (error) {
-      response = errorResponse(this.#told(error))
-    }
+    const answering = this.#answer(request, pathname, origin)
+    this.#answering.add(answering)
+    const response = await answering.catch((error) => errorResponse(this.#told(error, request.signal)))
+    this.#answering.delete(answering)
     this.#metrics.answered(Object.hasOwn(this.#routes, pathname) ? pathname : 'other', response.status)
     if (origin !== null && this.#options.origins?.includes(origin)) {
       response.headers.set('access-control-allow-origin', origin)
@@ -205,7 +219,8 @@ class Server {
   }
 
   /** Tells the log of what no caller caused. */
-  #told(error: unknown): HttpError {
+  #told(error: unknown, signal?: AbortSignal): HttpError {
+    if (signal?.aborted) return new HttpError(499, 'The caller left')
     const told = httpError(error, (text) => text.replaceAll(this.#session.model.directory.name, this.#name))
     if (told.status >= 500 && !(error instanceof HttpError)) (this.#options.onError ?? console.error)(error)
     return told
@@ -232,10 +247,10 @@ class Server {
     if (route === undefined)
       throw new HttpError(404, `There is no ${request.method} ${pathname} here`, { code: 'not_found' })
     if (request.method !== 'POST') throw new HttpError(405, `${pathname} takes POST`)
+    this.#gate.checkOpen()
     const body = await readJson(request, this.#options.maxBodyBytes ?? 8 << 20)
     const fields = checkFields(body, route.table, route.required)
-    const timeout = AbortSignal.timeout(1000 * (this.#options.timeoutSeconds ?? 600))
-    return route.run({ fields, signal: AbortSignal.any([request.signal, timeout]) })
+    return route.run({ fields, signal: request.signal })
   }
 
   #routesOf(): Readonly<Record<string, Route>> {
@@ -243,14 +258,10 @@ class Server {
       table: CLASSIFY_FIELDS,
       required: ['input'],
       run: (call) =>
-        this.#readings(call, (adapter) => {
+        this.#readings(call, ({ adapter, signal }) => {
           if (typeof adapter === 'object' && adapter !== null)
             throw new HttpError(400, 'classify takes no mix', { param: 'adapter' })
-          return classification(this.#session, call.fields, {
-            adapter,
-            model: this.#modelOf(call),
-            signal: call.signal,
-          })
+          return classification(this.#session, call.fields, { adapter, model: this.#modelOf(call), signal })
         }),
     }
     return {
@@ -268,8 +279,8 @@ class Server {
         table: EMBEDDING_FIELDS,
         required: ['input'],
         run: (call) =>
-          this.#readings(call, (adapter) => {
-            return embeddings(this.#session, call.fields, { adapter, model: this.#modelOf(call), signal: call.signal })
+          this.#readings(call, ({ adapter, signal }) => {
+            return embeddings(this.#session, call.fields, { adapter, model: this.#modelOf(call), signal })
           }),
       },
       '/v1/classify': classify,
@@ -298,25 +309,19 @@ class Server {
     return (fields.model as string | undefined) ?? this.#name
   }
 
-  async #readings(call: Call, read: (adapter: AdapterChoice) => Promise<object>): Promise<Response> {
-    const adapter = await this.#registry.choose(call.fields)
-    const leave = await this.#enter(adapter, call.signal)
+  async #readings(call: Call, read: (place: Place) => Promise<object>): Promise<Response> {
+    const place = await this.#enter(call)
     try {
-      return Response.json(await read(adapter))
+      return Response.json(await read(place))
     } finally {
-      leave()
+      place.leave()
     }
   }
 
-  async #texts(
-    call: Call,
-    read: (fields: Fields, adapter: AdapterChoice, limits: { maxTokens: number }) => TextRequest,
-  ): Promise<Response> {
+  async #texts(call: Call, read: (fields: Fields, limits: { maxTokens: number }) => TextRequest): Promise<Response> {
     const startedAt = performance.now()
-    const { fields, signal } = call
-    const adapter = await this.#registry.choose(fields)
-    const request = read(fields, adapter, this.#limits)
-    const leave = await this.#enter(adapter, signal)
+    const request = read(call.fields, this.#limits)
+    const { adapter, signal, leave } = await this.#enter(call)
     const run = async (ended: AbortSignal, send?: (event: object) => void) => {
       let lastAt: number | undefined
       const onPiece = () => {
@@ -326,7 +331,8 @@ class Server {
         lastAt = now
       }
       try {
-        const done = await answer(this.#session, request, this.#modelOf(call), { signal: ended, send, onPiece })
+        const asked = { adapter, model: this.#modelOf(call), signal: ended, send, onPiece }
+        const done = await answer(this.#session, request, asked)
         this.#metrics.tokens(done.promptTokens, done.newTokens)
         return done.body
       } finally {
@@ -336,22 +342,44 @@ class Server {
     if (!request.isStream) return Response.json(await run(signal))
     return eventStream(
       async (send, left) => void (await run(AbortSignal.any([signal, left]), send)),
-      (error) => this.#told(error),
+      (error, left) => this.#told(error, AbortSignal.any([call.signal, left])),
     )
   }
 
-  /** Waits for a place, and counts it for the adapter. Returns what gives the place back. */
-  async #enter(adapter: AdapterChoice, signal: AbortSignal): Promise<() => void> {
-    const names = typeof adapter === 'string' ? [adapter] : Object.keys(adapter ?? {})
+  /** Finds the adapters of a request, waits for a place, and counts it for them. */
+  async #enter({ fields, signal: left }: Call): Promise<Place> {
+    const { adapter, names, end: release } = await this.#registry.choose(fields)
+    const { timeoutSeconds = 600 } = this.#options
+    const over = new AbortController()
+    const late = new HttpError(503, `The answer took longer than ${timeoutSeconds} seconds`, { code: 'timeout' })
+    const timer = setTimeout(() => over.abort(late), 1000 * timeoutSeconds)
+    const end = () => {
+      clearTimeout(timer)
+      release()
+    }
+    const signal = AbortSignal.any([left, over.signal])
     const count = (state: 'running' | 'waiting', change: 1 | -1) => {
       for (const name of names) this.#metrics.adapter(name, state, change)
     }
     count('waiting', 1)
-    const leave = await this.#gate.enter(signal).finally(() => count('waiting', -1))
+    let leave: () => void
+    try {
+      leave = await this.#gate.enter(signal)
+    } catch (error) {
+      end()
+      throw error
+    } finally {
+      count('waiting', -1)
+    }
     count('running', 1)
-    return () => {
-      count('running', -1)
-      leave()
+    return {
+      adapter,
+      signal,
+      leave() {
+        count('running', -1)
+        end()
+        leave()
+      },
     }
   }
 

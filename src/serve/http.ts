@@ -111,7 +111,7 @@ export async function readJson(request: Request, maxBytes: number): Promise<Reco
  */
 export async function eventStream(
   write: (send: (event: object) => void, signal: AbortSignal) => Promise<void>,
-  onError: (error: unknown) => HttpError,
+  onError: (error: unknown, left: AbortSignal) => HttpError,
 ): Promise<Response> {
   const left = new AbortController()
   const encoder = new TextEncoder()
@@ -141,7 +141,7 @@ export async function eventStream(
     }
     write(send, left.signal).then(end, (error) => {
       if (!hasBegun) return fail(error)
-      line(JSON.stringify(errorBody(onError(error))))
+      line(JSON.stringify(errorBody(onError(error, left.signal))))
       end()
     })
   })

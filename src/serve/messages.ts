@@ -36,11 +36,13 @@ function contentOf(content: unknown, param: string, images: Uint8Array[]): strin
 
 /** The bytes of a data URL. Addresses are not fetched: a caller could reach what only the server can. */
 function pictureOf(url: unknown, param: string): Uint8Array {
-  const [, data] = /^data:image\/[\w.+-]+;base64,([A-Za-z0-9+/=\s]+)$/.exec(String(url)) ?? []
-  if (data === undefined) {
-    throw new HttpError(400, `${param}: pictures come as data URLs, data:image/png;base64,…`, { param })
+  const [, data] = /^data:image\/[\w.+-]+;base64,(.+)$/s.exec(String(url)) ?? []
+  try {
+    if (data !== undefined) return Uint8Array.from(atob(data), (char) => char.charCodeAt(0))
+  } catch {
+    // No base64.
   }
-  return Uint8Array.from(atob(data), (char) => char.charCodeAt(0))
+  throw new HttpError(400, `${param}: pictures come as data URLs, data:image/png;base64,…`, { param })
 }
 
 function withObjects(call: unknown): unknown {

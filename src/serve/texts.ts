@@ -17,7 +17,6 @@ export interface TextRequest {
   readonly options: GenerateOptions
   /** Answers to each prompt. */
   readonly n: number
-  readonly adapter: AdapterChoice
   /** Makes the object or the events of this route. */
   readonly form: AnswerForm
   /** The scores of the prompts, which are part of the answer. */
@@ -86,7 +85,7 @@ function streaming(fields: Fields): Pick<TextRequest, 'isStream' | 'includesUsag
 }
 
 /** A request to /v1/chat/completions. */
-export function chatRequest(fields: Fields, adapter: AdapterChoice, limits: { maxTokens: number }): TextRequest {
+export function chatRequest(fields: Fields, limits: { maxTokens: number }): TextRequest {
   const { messages, images } = readMessages(fields.messages as readonly Fields[])
   if (fields.top_logprobs !== undefined && fields.logprobs !== true) {
     throw new HttpError(400, 'top_logprobs needs "logprobs": true', { param: 'top_logprobs' })
@@ -96,7 +95,6 @@ export function chatRequest(fields: Fields, adapter: AdapterChoice, limits: { ma
   const asked = fields.max_completion_tokens ?? fields.max_tokens
   return {
     prompts: [messages],
-    adapter,
     echo: undefined,
     ...streaming(fields),
     form: chatForm(usesTools, fields.logprobs === true),
@@ -157,7 +155,7 @@ function chatScore({ text, logprob, top }: TokenScore): object {
 const COMPLETION_TOKENS = 16
 
 /** A request to /v1/completions. */
-export function completionRequest(fields: Fields, adapter: AdapterChoice, limits: { maxTokens: number }): TextRequest {
+export function completionRequest(fields: Fields, limits: { maxTokens: number }): TextRequest {
   const prompt = fields.prompt as string | readonly string[] | readonly number[] | readonly (readonly number[])[]
   const isIds = Array.isArray(prompt) && typeof prompt[0] === 'number'
   const list = (typeof prompt === 'string' || isIds ? [prompt] : prompt) as readonly (string | readonly number[])[]
@@ -173,7 +171,6 @@ export function completionRequest(fields: Fields, adapter: AdapterChoice, limits
   }
   return {
     prompts: list.map((one) => (typeof one === 'string' ? one : { ids: one })),
-    adapter,
     echo: isEcho ? { scores } : undefined,
     ...shared,
     form: completionForm(scores !== undefined, fields.max_tokens === 0),
@@ -224,17 +221,24 @@ function finishReason({ finish }: GenerateResult): 'stop' | 'length' {
   return finish === 'max-new-tokens' || finish === 'context' ? 'length' : 'stop'
 }
 
-/** Hears of each new piece, for the metrics. */
-export type OnPiece = () => void
+/** How a request runs. */
+export interface AnswerOptions {
+  readonly adapter: AdapterChoice
+  /** The name that the answer carries. */
+  readonly model: string
+  readonly signal: AbortSignal
+  /** Gets the events of a stream. */
+  readonly send?: ((event: object) => void) | undefined
+  /** Hears of each new piece, for the metrics. */
+  onPiece(): void
+}
 
 /** Runs a request. Events go to `send` while it runs; without it, the whole answer is returned. */
 export async function answer(
   session: AdapterSession,
-  request: TextRequest,
-  model: string,
-  { signal, send, onPiece }: { signal: AbortSignal; send?: (event: object) => void; onPiece: OnPiece },
+  { prompts, options, n, form, echo, includesUsage }: TextRequest,
+  { adapter, model, signal, send, onPiece }: AnswerOptions,
 ): Promise<{ body: object; promptTokens: number; newTokens: number }> {
-  const { prompts, options, n, adapter, form, echo, includesUsage } = request
   const created = seconds()
   const id = `${form.idPrefix}${crypto.randomUUID()}`
   const event = (choices: object[], usage?: object) =>

@@ -8,24 +8,17 @@ import type { Model } from '../graph/model-folder.js'
 import { readGraph } from '../graph/view/graph.js'
 import type { Feeds } from '../runtime/runtime.js'
 import { fieldsOf } from '../text/records.js'
+import { checkSize, FEATURES_FIELD, featuresOf, HEAR } from './features.js'
 import { LABEL_OPTIONS } from './gen/options.js'
 import { findHead, requireHead } from './heads/head-forms.js'
 import { checkHead, headBase } from './heads/trained-head.js'
 import { type LabelOptions, type Target, targetOf } from './labels/label-problems.js'
 import { LabelTask, labelBytes } from './labels/label-task.js'
-import { SOUND_FIELDS, type SoundSource, soundFeatures, soundOf } from './sounds.js'
 import type { Examples, HeadOptions, OpenTask, Task } from './task.js'
 
-/** A row of data. */
-export interface LabeledSound {
-  readonly source: SoundSource
-  readonly label: Target
-  readonly where: string
-}
-
-/** A sound as the model reads it. */
+/** A row of data: a sound as the model reads it. */
 export interface SoundExample {
-  /** (bands, times) */
+  /** (bands, times), row by row */
   readonly values: Float32Array
   readonly label: Target
   /** The record, for messages. */
@@ -33,11 +26,11 @@ export interface SoundExample {
 }
 
 /** PEFT has no task_type for sounds: its model for none takes all inputs. */
-export const audioClassification: Task<LabeledSound, SoundExample, LabelOptions> = {
+export const audioClassification: Task<SoundExample, SoundExample, LabelOptions> = {
   name: 'audio-classification',
   peftType: undefined,
   learns: 'to give sounds labels',
-  records: [{ audio: { array: [0, 0.1], sampling_rate: 16000 }, label: 'calm' }],
+  records: [{ input_features: [[0.1, 0.2]], label: 'calm' }],
   use: { pipeline: 'audio-classification', autoClass: 'AutoModelForAudioClassification', onlyMerged: true },
   learningRate: 1e-3,
   headForm: (base) => findHead('audio', base),
@@ -52,22 +45,19 @@ export const audioClassification: Task<LabeledSound, SoundExample, LabelOptions>
   parse(row, where) {
     const record = isObject(row) ? row : {}
     const label = targetOf(record.label ?? record.labels)
-    const [field, other] = SOUND_FIELDS.filter((name) => (record[name] ?? null) !== null)
-    if (field !== undefined && other === undefined && label !== undefined) {
-      return { source: soundOf(field, record[field], where), label, where }
-    }
+    const features = record[FEATURES_FIELD]
+    if (features !== undefined && label !== undefined) return { values: featuresOf(features, where), label, where }
     throw new DataError({
       where,
       what: 'not a sound with a label',
-      expected: '"audio": { array, sampling_rate }, or "input_features"; and "label"',
+      expected: `"${FEATURES_FIELD}", (bands, times), and "label"`,
       got: fieldsOf(row),
-      hint: 'If the fields have other names, give them with `columns: { audio: …, label: … }`',
+      hint: record.audio === undefined ? `Name your fields: \`columns: { ${FEATURES_FIELD}: …, label: … }\`` : HEAR,
     })
   },
 
-  encode({ source, label, where }, { model }) {
-    const { values, isCut } = soundFeatures(model, source, soundSize(model), where)
-    return { examples: [{ values, label, where }], isTruncated: isCut }
+  encode({ values, label, where }, { model }) {
+    return { examples: [{ values: checkSize(values, soundSize(model), where), label, where }], isTruncated: false }
   },
 
   open: (model, examples, options = {}, heads = {}) => new AudioClassification(model, examples, options, heads),

@@ -11,6 +11,7 @@ import { readGraph } from '../graph/view/graph.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 import { checkVocabulary } from '../text/records.js'
 import { checkWidth } from './causal-lm.js'
+import { checkSize } from './features.js'
 import { parseTextPair, type TextPair } from './labels/text-pair.js'
 import {
   countCorrect,
@@ -23,7 +24,6 @@ import {
   targetsLength,
   tokenMetrics,
 } from './next-tokens.js'
-import { soundFeatures } from './sounds.js'
 import type { EncodeContext, OpenTask, Task, TaskUse } from './task.js'
 import { encodeTexts, PROBE_BATCHES, roundUp, tokenBatch, tokenLengths } from './token-batch.js'
 
@@ -102,15 +102,14 @@ function encodeSource(
     throw new DataError({
       where,
       what: size === undefined ? 'the model reads texts, not sounds' : 'the model reads sounds, not texts',
-      expected: size === undefined ? '"text" and "target"' : '"audio": { array, sampling_rate }, and "text"',
+      expected: size === undefined ? '"text" and "target"' : '"input_features": (bands, times), and "text"',
     })
   }
   if (source.kind === 'text') {
     const { inputIds, isTruncated } = encodeTexts(model, source.text, undefined, maxLength)
     return { source: inputIds, isCut: isTruncated }
   }
-  const { values, isCut } = soundFeatures(model, source, size as readonly [number, number], where)
-  return { source: values, isCut }
+  return { source: checkSize(source.values, size as readonly [number, number], where), isCut: false }
 }
 
 /**

@@ -3,7 +3,7 @@
 import { cpSync, mkdtempSync, rmSync, symlinkSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { loadModel, type Model } from 'lowrank'
+import { LoraAdapter, loadModel, type Model, saveAdapter } from 'lowrank'
 import { createHandler, folderOfAdapters, type Handler, type HandlerOptions } from 'lowrank/server'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { goldenPath } from '../golden.js'
@@ -171,6 +171,50 @@ describe('adapters', () => {
     await own.close()
   })
 
+  it('stay for the requests that have them when they are unloaded, and new ones of the same name come', async () => {
+    const own = await create({ resolveAdapter: folderOfAdapters(allowed) })
+    const long = { ...QUICK, model: 'f32', max_tokens: 100 }
+    const alone = await post('/v1/completions', long, own)
+    const running = post('/v1/completions', long, own)
+    const waiting = Array.from({ length: 10 }, () => post('/v1/completions', { ...long, max_tokens: 20 }, own))
+    await expect.poll(async () => (await own(request('/metrics'))).text()).toContain('running_lora_adapters="f32"')
+    const change = async (path: string, body: object) => (await own(request(path, body))).status
+    expect(await change('/v1/unload_lora_adapter', { lora_name: 'f32' })).toBe(200)
+    expect(await change('/v1/load_lora_adapter', { lora_name: 'f32', lora_path: 'bf16' })).toBe(200)
+    const other = await post('/v1/completions', long, own)
+    expect((await running).body.choices).toEqual(alone.body.choices)
+    for (const { status, body } of await Promise.all(waiting)) {
+      expect([status, alone.body.choices[0].text.startsWith(body.choices[0].text)]).toEqual([200, true])
+    }
+    expect(other.body.choices).toEqual((await post('/v1/completions', { ...long, model: 'bf16' }, own)).body.choices)
+    await expect.poll(() => own.session.adapters).toEqual(['f32#1', 'bf16'])
+    await own.close()
+  })
+
+  it('with parts that the server was not opened for get status 400', async () => {
+    const dora = join(scratch, 'dora')
+    const adapter = new LoraAdapter({ rank: 1, alpha: 1, useDora: true })
+    const factors = [
+      { data: new Float32Array(576).fill(0.1), shape: [1, 576] } as const,
+      Array.from({ length: 192 }, () => [0.1]),
+    ] as const
+    adapter.addFactors('model.layers.0.mlp.down_proj', ...factors, { magnitude: new Float32Array(192).fill(1) })
+    await saveAdapter(adapter, dora)
+    const [own, ready] = await Promise.all(
+      [undefined, { allow: ['lora', 'dora'] as const }].map((session) => {
+        return create({ resolveAdapter: async () => dora, session })
+      }),
+    )
+    const refused = await post('/v1/completions', { ...QUICK, model: 'dora' }, own)
+    expect([refused.status, refused.body.error.code]).toEqual([400, 'adapter_invalid'])
+    expect(refused.body.error.message).toMatch(/without inputs for parts that it has: dora.*--allow/s)
+    expect((await post('/v1/completions', { ...QUICK, model: 'dora' }, ready)).status).toBe(200)
+    const closing = ready(request('/v1/load_lora_adapter', { lora_name: 'x', lora_path: 'x' }))
+    await Promise.all([own.close(), ready.close()])
+    expect((await closing).status).toBe(200)
+    expect((await ready(request('/v1/load_lora_adapter', { lora_name: 'y', lora_path: 'x' }))).status).toBe(503)
+  })
+
   it('are not loaded where that is off', async () => {
     const response = await handler(request('/v1/load_lora_adapter', { lora_name: 'x', lora_path: 'f32' }))
     expect(response.status).toBe(403)
@@ -203,6 +247,12 @@ describe('bad requests', () => {
     [{ messages: [{ role: 'user', content: [{ type: 'input_audio' }] }] }, 'messages[0].content[0]'],
     [
       { messages: [{ role: 'user', content: [{ type: 'image_url', image_url: { url: 'http://127.0.0.1/a.png' } }] }] },
+      'messages[0].content[0]',
+    ],
+    [
+      {
+        messages: [{ role: 'user', content: [{ type: 'image_url', image_url: { url: 'data:image/png;base64,A' } }] }],
+      },
       'messages[0].content[0]',
     ],
     [{ messages: [] }, 'messages'],

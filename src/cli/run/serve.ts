@@ -1,6 +1,6 @@
 // lowrank serve: OpenAI's HTTP routes over one model and many adapters.
 
-import type { SignalLike } from '../../index.js'
+import type { OpenSessionOptions, SignalLike } from '../../index.js'
 import { flags } from '../flags.js'
 import { defineCommand, integer, repeated, required, text, toggle, UsageError } from '../options.js'
 import { printable } from '../show/escape.js'
@@ -23,6 +23,7 @@ export const serve = defineCommand({
     ...flags('LoadModelOptions', 'dtype'),
     adapter: repeated('NAME=SOURCE', 'an adapter and the name by which requests choose it'),
     allowLoading: text('FOLDER', 'load adapters of this folder by their names, and on /v1/load_lora_adapter'),
+    allow: repeated('KIND', 'parts of adapters that come later, beside lora: dora, biases, embeddings or heads'),
     maxAdapters: integer('the largest number of adapters; the least used leaves', { fallback: 64 }),
     name: text('NAME', 'the name of the base. Default: the last part of MODEL'),
     host: text('HOST', 'the address to listen on. Default: 127.0.0.1, this machine alone'),
@@ -36,7 +37,7 @@ export const serve = defineCommand({
     quiet: toggle('print the address alone'),
   },
   async run(values) {
-    const { adapter, allowLoading, host = '127.0.0.1', port, apiKey, origin, device, threads, quiet } = values
+    const { adapter, allow, allowLoading, host = '127.0.0.1', port, apiKey, origin, device, threads, quiet } = values
     const { createHandler, folderOfAdapters, listen } = await import('../../serve/node/entry.js')
     const { loadModel } = await import('../../node.js')
     const adapters = Object.fromEntries(adapter.map(adapterOf))
@@ -49,7 +50,13 @@ export const serve = defineCommand({
         model,
         adapters,
         name: values.name,
-        session: { device, threads, maxBatch: values.maxRunning, onWarning: warn },
+        session: {
+          allow: allowLoading === undefined ? undefined : kindsOf(allow),
+          device,
+          threads,
+          maxBatch: values.maxRunning,
+          onWarning: warn,
+        },
         apiKeys: keys.length > 0 ? keys : undefined,
         hosts: isLocal ? ['127.0.0.1', 'localhost', '[::1]'] : undefined,
         origins: origin,
@@ -78,6 +85,11 @@ function adapterOf(given: string): [name: string, source: string] {
   const [, name, source] = /^([^=]+)=(.+)$/.exec(given) ?? []
   if (name === undefined) throw new UsageError(`--adapter ${given}: write NAME=SOURCE`)
   return [name, source]
+}
+
+/** Kinds after `--allow`: several names with commas, or several flags. The handler refuses unknown ones. */
+function kindsOf(allow: readonly string[]): OpenSessionOptions['allow'] {
+  return ['lora', ...allow.flatMap((names) => names.split(','))] as OpenSessionOptions['allow']
 }
 
 function exampleOf(url: string, model: string, hasKey: boolean): string {

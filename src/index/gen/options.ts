@@ -126,6 +126,7 @@ export const OPEN_SESSION_OPTIONS: OptionTable<OpenSessionOptions> = {
   modules: OBJECT,
   optimization: oneOf('disabled', 'basic', 'extended', 'all'),
   profilePrefix: NAME,
+  allow: listOf(oneOf('lora', 'dora', 'biases', 'embeddings', 'heads')),
   accuracyLevel: oneOf(0, 4),
   maxBatch: ranged('an integer of at least 1'),
   cacheBytes: ranged('an integer of at least 1'),

@@ -22,6 +22,9 @@ export interface OpenAdapter extends Mixable {
 /** An adapter in one graph, and the facts about it. */
 export type AdapterParts = AdapterSites & { readonly about: OpenAdapter }
 
+/** An adapter's part in a graph, under the name by which runs choose it. */
+export type NamedParts = AdapterParts & { readonly name: string }
+
 /** A graph of a session. */
 interface SessionGraph {
   readonly base: SessionBase

@@ -11,7 +11,7 @@ import { type DecodeImage, type ImageSource, readImage } from '../../images/imag
 import { imageProcessor } from '../../images/processor.js'
 import type { Feeds } from '../../runtime/runtime.js'
 import { soundFeeds, soundSize } from '../../tasks/audio-classification.js'
-import { soundFeatures, soundOf } from '../../tasks/sounds.js'
+import { checkSize, featuresOf } from '../../tasks/features.js'
 import { tokenBatch } from '../../tasks/token-batch.js'
 import { checkVocabulary } from '../../text/records.js'
 import type { BatchOptions, SoundInput, TextOrPair } from '../session.js'
@@ -141,8 +141,8 @@ export async function* imageBatches(
 /**
  * All sounds, in their order.
  *
- * @throws UnsupportedError when the graph reads more than sounds; DataError for what is no sound of the model's rate;
- *   FileError when no file tells how it is read; the signal's reason
+ * @throws UnsupportedError when the graph reads more than sounds; DataError for other features than the model
+ *   takes; the signal's reason
  */
 export function* soundBatches(
   model: Model,
@@ -152,9 +152,9 @@ export function* soundBatches(
   const size = soundSize(model)
   for (let from = 0; from < sounds.length; from += batchSize) {
     signal?.throwIfAborted()
-    const own = sounds.slice(from, from + batchSize).map((sound, i) => {
+    const own = sounds.slice(from, from + batchSize).map(({ input_features: features }, i) => {
       const where = `sound ${from + i + 1}`
-      return soundFeatures(model, soundOf('audio', sound, where), size, where).values
+      return checkSize(featuresOf(features, where), size, where)
     })
     yield { texts: own.map((_, i) => from + i), feeds: soundFeeds(own, size) }
   }

@@ -1,9 +1,9 @@
-// Rows with a text or a sound, and what is to be written for it, as data sets call the two.
+// Rows with a text or the features of a sound, and what is to be written for it, as data sets call the two.
 
 import { DataError } from '../../base/errors.js'
 import { isObject } from '../../base/options.js'
 import { fieldsOf } from '../../text/records.js'
-import { SOUND_FIELDS, type SoundSource, soundOf } from '../sounds.js'
+import { FEATURES_FIELD, featuresOf, HEAR } from '../features.js'
 
 /** A row of data. */
 export interface TextPair {
@@ -13,8 +13,10 @@ export interface TextPair {
   readonly where: string
 }
 
-/** The input. */
-export type Source = { readonly kind: 'text'; readonly text: string } | SoundSource
+/** The input: a text, or features of a sound (bands, times), row by row. */
+export type Source =
+  | { readonly kind: 'text'; readonly text: string }
+  | { readonly kind: 'features'; readonly values: Float32Array }
 
 /** Names of what is read, and of what is written. */
 const TEXTS = ['text', 'input', 'source', 'question', 'prompt', 'document', 'article', 'dialogue']
@@ -25,13 +27,13 @@ const SPOKEN = ['target', 'label', 'text', 'sentence', 'transcription', 'transcr
 
 const RENAME = "Name your fields, as in `columns: { text: 'article', target: 'summary' }`"
 
-/** Throws DataError for what has not one text or sound and one target. */
+/** Throws DataError for what has not one text, or features, and one target. */
 export function parseTextPair(row: unknown, where: string): TextPair {
   const record = isObject(row) ? row : {}
   const isThere = (name: string) => record[name] !== undefined && record[name] !== null
   const isInstruction = isThere('instruction')
-  const isSound = SOUND_FIELDS.some(isThere)
-  const sources = isSound ? SOUND_FIELDS.filter(isThere) : isInstruction ? ['instruction'] : TEXTS.filter(isThere)
+  const isSound = isThere(FEATURES_FIELD)
+  const sources = isSound ? [FEATURES_FIELD] : isInstruction ? ['instruction'] : TEXTS.filter(isThere)
   const targets = (isSound ? SPOKEN : TARGETS).filter(isThere)
   const refuse = (what: string, hint: string) =>
     new DataError({
@@ -44,9 +46,11 @@ export function parseTextPair(row: unknown, where: string): TextPair {
   if (sources.length > 1 || targets.length > 1) {
     throw refuse('more than one field could be the text or the target', RENAME)
   }
-  if (sources.length === 0) throw refuse('no text to read', RENAME)
+  if (sources.length === 0) throw refuse('no text to read', isThere('audio') ? HEAR : RENAME)
   const own = record[sources[0]]
-  const source = isSound ? soundOf(sources[0], own, where) : textOf(record, own, isInstruction)
+  const source = isSound
+    ? ({ kind: 'features', values: featuresOf(own, where) } as const)
+    : textOf(record, own, isInstruction)
   if (source === undefined) throw refuse('no text to read', RENAME)
   const target = record[targets[0]]
   if (typeof target !== 'string') {

@@ -1,0 +1,69 @@
+// The inputs that a session's graph gets for adapters that come later, by the kinds of parts that its caller allows.
+
+import { UnsupportedError } from '../../base/errors.js'
+import type { SiteNeeds, SiteRole } from '../../graph/inject/sites.js'
+import { findEmbeddings } from '../../graph/match/forms/lookup.js'
+import type { Value } from '../../graph/view/builder.js'
+import { type HeadBase, headInput, trainedLayers } from '../../tasks/heads/heads.js'
+import { loadTask, TASK_NAMES } from '../../tasks/tasks.js'
+import type { NamedParts } from './parts.js'
+
+/** A kind of parts that adapters can have. */
+export type AllowedKind = 'lora' | 'dora' | 'biases' | 'embeddings' | 'heads'
+
+/** The inputs of modules, and the values that a graph gives out beside the model's outputs. */
+export interface AllowedInputs {
+  readonly modules: SiteNeeds
+  readonly given: ReadonlySet<Value>
+}
+
+/** The inputs of each kind at a linear layer; those of all layers, or of the output layer alone. */
+const LINEAR: Readonly<Record<AllowedKind, { inner: readonly SiteRole[]; head: readonly SiteRole[] }>> = {
+  lora: { inner: ['A', 'B'], head: [] },
+  dora: { inner: ['scale', 'shift'], head: [] },
+  biases: { inner: ['shift'], head: [] },
+  embeddings: { inner: [], head: ['A', 'B', 'scale', 'shift', 'weight', 'columns'] },
+  heads: { inner: [], head: [] },
+}
+
+/** The inputs that adapters of these kinds can need. */
+export async function allowedInputs(kinds: readonly AllowedKind[], base: HeadBase): Promise<AllowedInputs> {
+  const { graph, linears } = base
+  const modules = new Map<string, ReadonlySet<SiteRole>>()
+  for (const { name, isHead } of linears) {
+    const roles = kinds.flatMap((kind) => LINEAR[kind][isHead ? 'head' : 'inner'])
+    if (roles.length > 0) modules.set(name, new Set(roles))
+  }
+  if (kinds.includes('embeddings')) {
+    for (const { name } of findEmbeddings(graph)) modules.set(name, new Set(['A', 'B', 'rows', 'rowOf']))
+  }
+  const given = new Set<Value>()
+  for (const name of kinds.includes('heads') ? TASK_NAMES : []) {
+    const form = (await loadTask(name)).headForm?.(base)
+    const input = form && headInput(form, graph, trainedLayers(form, base))
+    if (input !== undefined && !graph.outputs.some((output) => output.name === input.value)) given.add(input.value)
+  }
+  return { modules, given }
+}
+
+/** Throws UnsupportedError for an adapter that needs more than a graph has. */
+export function requireAllowed({ name, factors, about }: NamedParts, needs: SiteNeeds, has: AllowedInputs): void {
+  const missing = new Set<AllowedKind | 'replaced weights'>()
+  for (const [module, roles] of needs) {
+    const isLookup = factors.get(module)?.kind === 'lookup'
+    for (const role of roles) {
+      if (has.modules.get(module)?.has(role)) continue
+      if (isLookup || role === 'columns') missing.add('embeddings')
+      else if (role === 'weight' || role === 'values') missing.add('replaced weights')
+      else missing.add(role === 'scale' ? 'dora' : role === 'shift' ? 'biases' : 'lora')
+    }
+  }
+  const value = about.head?.input.value
+  if (value !== undefined && !has.given.has(value)) missing.add('heads')
+  if (missing.size === 0) return
+  throw new UnsupportedError({
+    where: `adapter ${JSON.stringify(name)}`,
+    what: `the graph was opened without inputs for parts that it has: ${[...missing].join(', ')}`,
+    hint: 'Name these kinds in `allow` (--allow of lowrank serve), or give the adapter when the session is opened',
+  })
+}
