@@ -2,6 +2,7 @@
 
 import { FileError, FormatError } from './errors.js'
 import { checkArgument, OBJECT } from './options.js'
+import { sniff } from './sniff.js'
 
 /** Random access to immutable bytes: a file, a Blob, a range of a URL, an array. */
 export interface ByteSource {
@@ -321,7 +322,9 @@ async function withText<T>(directory: Directory, path: string, maxBytes: number,
     throw new FormatError({ where, what: 'too large', expected: `at most ${maxBytes} bytes`, got: `${byteLength}` })
   } catch (cause) {
     if (!(cause instanceof SyntaxError)) throw cause
-    throw new FormatError({ where, what: `not valid JSON (${cause.message})`, cause })
+    const other = await sniff(source)
+    const what = other === undefined ? `not valid JSON (${cause.message})` : `not JSON but ${other.name}`
+    throw new FormatError({ where, what, hint: other?.hint, cause })
   } finally {
     await source.close()
   }

@@ -132,7 +132,7 @@ async function comparable(
 
 /** Options of {@link convertAdapter}. */
 export interface ConvertAdapterOptions extends ToolRun {
-  /** The format of the result: `peft`, `gguf`, `mlx` or `onnx-adapter`. */
+  /** The format of the result: `peft`, `gguf`, `ollama`, `mlx` or `onnx-adapter`. */
   to: AdapterFormat
   /** The place of the result: a folder. For `gguf` and `onnx-adapter`, it can also be a file. */
   out: Target

@@ -6,7 +6,7 @@ import { checkArgument, checkOptions, kind, NAME } from '../base/options.js'
 import { accuracyEdit } from '../graph/accuracy-level.js'
 import type { NewRows } from '../graph/fuse/new-rows.js'
 import { completeFeeds } from '../graph/inputs/family.js'
-import { type ModelGraph, spreadAdapter } from '../graph/match/spread.js'
+import type { ModelGraph } from '../graph/match/spread.js'
 import type { DecodeImage } from '../images/image.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import { STOP_MS, settlesWithin } from '../runtime/host.js'
@@ -21,7 +21,14 @@ import { RUN_OPTIONS } from './gen/options.js'
 import { generate, streamText, type TextSession } from './generate/generate.js'
 import { RunningTexts, TEXT_BOUNDS, type TextBounds } from './generate/running-texts.js'
 import { GraphSession } from './graph-session.js'
-import { mainRole, otherGraphs, type SessionBase, type SessionExtras, type WholeSession } from './graphs.js'
+import {
+  mainRole,
+  otherGraphs,
+  type SessionBase,
+  type SessionExtras,
+  shareAdapter,
+  type WholeSession,
+} from './graphs.js'
 import type {
   AdapterSession,
   AdapterSessionOptions,
@@ -343,8 +350,8 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
           })
         }
         const has = (graph: number, part: string) => hasPlace(graphs[graph], adapter, part)
-        const { shares, left } = await spreadAdapter(this.#modelGraphs(), adapter, this.#allowsMissing, has)
-        if (left.length > 0) this.#onMissing(name, left)
+        const tell = this.#onMissing.bind(undefined, name)
+        const shares = await shareAdapter(this.#modelGraphs(), adapter, this.#allowsMissing, tell, has)
         for (const [i, share] of shares.entries()) {
           parts[i].push({ name, ...(await readParts(graphs[i], share, shares.length > 1)) })
         }

@@ -7,7 +7,7 @@ import { type OpenMerge, summaryOf } from './open.js'
 import { Chunks, type OutputFile } from './plan/layout.js'
 import { ChangeSums, type MergeReport } from './report.js'
 import type { RunSettings } from './settings.js'
-import { ChunkMerger, mergeChunk } from './weight.js'
+import { ChunkMerger } from './weight.js'
 
 /**
  * Writes all files of a plan. They appear together, and those that name others come last.
@@ -21,7 +21,7 @@ export async function carryOut(merge: OpenMerge, out: Directory, options: RunSet
   await merge.prepare()
   const { files, sources, others, isReproducible } = merge
   const sums = new ChangeSums()
-  const merger = new ChunkMerger(isReproducible)
+  const merger = new ChunkMerger(sources, isReproducible)
   const warnings = [...merge.summary.warnings]
   const totalBytes = files.reduce((sum, { byteLength }) => sum + byteLength, 0)
   const staged = new StagedFiles(out, totalBytes, options)
@@ -31,7 +31,7 @@ export async function carryOut(merge: OpenMerge, out: Directory, options: RunSet
       if (reason === undefined) continue
       if (reason !== '') warnings.push(`${file.path} is a copy, not a hard link: ${reason}`)
       const sink = await staged.create(file.path)
-      for await (const bytes of bytesOf(file, sources, merger, sums)) await sink.write(bytes)
+      for await (const bytes of bytesOf(file, merger, sums)) await sink.write(bytes)
     }
     for (const file of others) await file.write(staged)
     const layers = await merge.changes(sums)
@@ -47,7 +47,6 @@ export async function carryOut(merge: OpenMerge, out: Directory, options: RunSet
 
 async function* bytesOf(
   { literals, segments }: OutputFile,
-  sources: readonly ByteSource[],
   merger: ChunkMerger,
   sums: ChangeSums,
 ): AsyncGenerator<Uint8Array> {
@@ -56,7 +55,7 @@ async function* bytesOf(
     else {
       const chunks = new Chunks(piece)
       for (let i = 0; i < chunks.count; i++) {
-        const { bytes, changes } = await mergeChunk(merger, chunks.at(i), sources)
+        const { bytes, changes } = await merger.merge(chunks.at(i))
         for (const change of changes) sums.add(change)
         yield bytes
       }

@@ -6,7 +6,7 @@ import type { ByteSource } from '../base/bytes.js'
 import { decodeWeights } from '../base/dtype.js'
 import type { LayerMagnitude } from './plan/adapters.js'
 import { Chunks, type OutputFile, sizeOf, type WeightPlan, windowsOf } from './plan/layout.js'
-import { ChunkMerger, inPrecisionOf, mergeChunk } from './weight.js'
+import { ChunkMerger, inPrecisionOf } from './weight.js'
 
 const SCALE_BYTES = 8
 
@@ -18,7 +18,7 @@ export async function computeScales(
   isReproducible: boolean,
 ): Promise<void> {
   if (magnitudes.length === 0) return
-  const merger = new ChunkMerger(isReproducible)
+  const merger = new ChunkMerger(sources, isReproducible)
   const bySource = new Map(magnitudes.map((magnitude) => [magnitude.layer.scales!.source, magnitude]))
   for (const segment of files.flatMap(({ segments }) => segments)) {
     if (segment.weight === undefined) continue
@@ -29,7 +29,7 @@ export async function computeScales(
     const chunks = new Chunks({ ...segment, weight })
     for (let i = 0; i < chunks.count; i++) {
       const chunk = chunks.at(i)
-      const { bytes } = await mergeChunk(merger, chunk, sources)
+      const { bytes } = await merger.merge(chunk)
       const values = decodeWeights(bytes, weight.to)
       for (const [j, window] of scaled.entries()) {
         const { isInputMajor } = window.weight.layers[0]

@@ -53,6 +53,8 @@ export async function openMerge(
     }
     if (chosen.format !== 'safetensors') parts.push(await (await import('./onnx/open.js')).openOnnxPart(part, models))
     const plan = parts.reduce(joined)
+    const [problem] = parts.flatMap(({ fit }) => fit.problems)
+    if (problem !== undefined && !input.onlyFits) throw problem
     // A weight file of its own, or a folder of several.
     const [file] = chosen.format === 'safetensors' && plan.files.length === 1 ? plan.files : []
     const graph = chosen.format === 'onnx' && chosen.graphs.length === 1 ? plan.files.at(-1) : undefined

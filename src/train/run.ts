@@ -10,6 +10,7 @@ import { costsOf, evaluate, takeReference } from './evaluate.js'
 import { gradientFactors, loraPlusRates, readParameters, writeParameters } from './parameters.js'
 import { Pace, peakRssBytes, steadyMedian, type TrainEvents, type TrainReport } from './report.js'
 import { costOf, examplesOf, type PlanOptions, planEpoch, type StepPlan, stepsPerEpoch } from './rows/batches.js'
+import { recordOfBase } from './saved/base-record.js'
 import { checkFingerprint, fingerprintOf } from './saved/fingerprint.js'
 import { resumeRun, type StepMetrics } from './saved/run-folder.js'
 import { type RunPlace, withRunPlace } from './saved/run-place.js'
@@ -215,7 +216,7 @@ class Run {
     // The last evaluation may be the best.
     if (isDone && this.#keepsBest) await this.#save()
     const report = this.#reportOf(isDone)
-    if (isDone) await this.#writer?.finish(card?.(report))
+    if (isDone) await this.#writer?.finish(card?.(report), recordOfBase(this.#input.model, this.#fingerprint))
     return report
   }
 

@@ -11,6 +11,7 @@ import { joinGraphs } from '../graph/training/joined-graph.js'
 import { checkTrainableForm } from '../graph/training/trainable-form.js'
 import { readGraph } from '../graph/view/graph.js'
 import type { LoraAdapter } from '../lora/adapter.js'
+import type { LoraConfig } from '../lora/config.js'
 import type { Examples, OpenTask, Task } from '../tasks/task.js'
 import { defaultTask, loadTask, tasksFor } from '../tasks/tasks.js'
 import { cardOf, type RunSources, runRecord } from './about-run.js'
@@ -18,7 +19,7 @@ import { checkOptions, checkParts } from './check-options.js'
 import { newAdapter } from './new-adapter.js'
 import type { TrainingData, TrainingOptions, TrainResult } from './options.js'
 import type { TrainReport } from './report.js'
-import { type EncodedSource, encodeRows } from './rows/examples.js'
+import { type EncodedSource, type EncodeOptions, encodeRows } from './rows/examples.js'
 import { type RunInput, type RunReport, trainAdapter } from './run.js'
 import { EventLog } from './saved/event-log.js'
 import { checkRunFolder } from './saved/run-folder.js'
@@ -32,6 +33,16 @@ export interface RunContext {
   readonly sources?: RunSources | undefined
   /** Gives what the next step waits for; undefined while it need not wait. */
   readonly wait?: (() => Promise<void> | undefined) | undefined
+  /** Hears of each row that became examples: as the task parsed it, and for which data. */
+  readonly onRow?: ((row: unknown, examples: number, isEvaluation: boolean) => void) | undefined
+}
+
+/** All that a run needs, before it starts. */
+export interface PreparedRun {
+  readonly input: RunInput
+  readonly encoded: EncodedSource
+  readonly log: EventLog | undefined
+  readonly config: LoraConfig
 }
 
 /**
@@ -55,10 +66,10 @@ export async function train(given: TrainingOptions, context: RunContext = {}): P
 }
 
 /** Checks all options, reads the data, and makes the adapter: all that a run needs. */
-async function prepare(
+export async function prepare(
   given: TrainingOptions,
-  { limits = [], sources, wait }: RunContext,
-): Promise<{ input: RunInput; encoded: EncodedSource; log: EventLog | undefined }> {
+  { limits = [], sources, wait, onRow }: RunContext,
+): Promise<PreparedRun> {
   const plain = resolveSettings(given)
   const config = checkOptions(given, plain)
   const { graphs } = given.model
@@ -79,12 +90,16 @@ async function prepare(
 
   on.stage?.('encode')
   const isHeldOut = evalSplit === undefined ? undefined : planSplit(evalSplit, config.seed)
-  const encoded = await encode(options, settings, task, options.data, 'data', isHeldOut)
+  const encoded = await encode(options, settings, task, options.data, 'data', { isHeldOut, onRow })
   const { evalData } = options
   const evalRecords =
     evalData === undefined
       ? encoded.heldOut
-      : (await encode(options, settings, task, evalData, 'evalData', undefined)).kept
+      : (
+          await encode(options, settings, task, evalData, 'evalData', {
+            onRow: (row, count) => onRow?.(row, count, true),
+          })
+        ).kept
   const examples = settings.packing ? pack(task, encoded.kept.examples, settings, model) : encoded.kept.examples
   const open = task.open(model, examples, taskOptions, { newHead: settings.newHead })
   if (settings.newHead && open.head === undefined) {
@@ -122,7 +137,7 @@ async function prepare(
     wait,
     on: log === undefined ? on : log.heard(on),
   }
-  return { input, encoded, log }
+  return { input, encoded, log, config }
 }
 
 /** The part of the report that is known beside the loop. */
@@ -209,11 +224,21 @@ async function encode(
   task: Task,
   data: TrainingData,
   name: string,
-  isHeldOut: ((index: number) => boolean) | undefined,
+  { isHeldOut, onRow }: Pick<EncodeOptions, 'isHeldOut' | 'onRow'>,
 ): Promise<EncodedSource> {
   const where = nameOf(data, name)
   const { maxLength } = settings
-  const encoding = { task, model, maxLength, chatTemplate, chatTemplateArgs, decodeImage, isHeldOut, name: where }
+  const encoding = {
+    task,
+    model,
+    maxLength,
+    chatTemplate,
+    chatTemplateArgs,
+    decodeImage,
+    isHeldOut,
+    onRow,
+    name: where,
+  }
   const encoded = await encodeRows(readRows(data, { name, columns }), encoding)
   const { kept, heldOut } = encoded
   const all = kept.rows + heldOut.rows

@@ -23,6 +23,7 @@ const PAGES = [
   'evaluating',
   'tools',
   'formats',
+  'handoff',
 ]
 
 /** What the pages open on the Hub is in the cache, by the bundled model. */

@@ -68,7 +68,10 @@ describe('project texts', () => {
       .filter((path) => path.endsWith('.md'))
       .flatMap((path) => {
         let isCode = false
-        const lines = textOf(path).split('\n')
+        // Fields at the head of a page are no prose.
+        const lines = textOf(path)
+          .replace(/^---\n.*?\n---\n/s, (head) => head.replaceAll(/.+/g, ''))
+          .split('\n')
         return lines.flatMap((line, i) => {
           if (line.trim().startsWith('```')) isCode = !isCode
           const before = lines[i - 1] ?? ''

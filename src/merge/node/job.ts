@@ -6,13 +6,13 @@ import { readdir } from 'node:fs/promises'
 import path from 'node:path'
 import { promisify } from 'node:util'
 import { type ByteSource, readAll, readJson, writeFile } from '../../base/bytes.js'
-import { ConfigError, FileError, MismatchError, NumericError } from '../../base/errors.js'
+import { ConfigError, FileError, NumericError } from '../../base/errors.js'
 import { fileError } from '../../io/node/errors.js'
 import { locate, NodeDirectory } from '../../io/node/files.js'
 import { isMountPoint, realOutput, WholeOutput } from '../../io/node/whole-output.js'
 import { tryLink } from '../carry-out.js'
 import { findCompanions, RECORD_FILE } from '../companions.js'
-import { chooseFormat, type MergeBase } from '../format.js'
+import { chooseFormat } from '../format.js'
 import type { MergeJob, MergeRequest } from '../merge.js'
 import { type OpenMerge, openMerge, reportPlan, summaryOf } from '../open.js'
 import { computedWeights, type OutputFile } from '../plan/layout.js'
@@ -21,7 +21,6 @@ import { refuseForFormat } from '../settings.js'
 import {
   type ChunkJob,
   changesOf,
-  chunkCount,
   createShared,
   discard,
   openForReading,
@@ -113,9 +112,7 @@ class PathJob {
     const crew = runs ? new Crew(threadsOf(threads)) : undefined
     let opened: OpenMerge | undefined
     try {
-      opened = await openMerge(own, chosen).catch((error) => {
-        throw withShardHint(error, base)
-      })
+      opened = await openMerge(own, chosen)
       const isSplit = chosen.format === 'safetensors' && opened.files.length > 1
       if (isFile && (isSplit || share !== undefined)) throw severalFilesError(out, isSplit ? opened.files.length : 1)
       return new PathJob(request, place, opened, crew)
@@ -256,7 +253,6 @@ class PathJob {
           signal?.throwIfAborted()
           writeFully(outputs[i], typeof bytes === 'function' ? await bytes() : bytes, offset)
         }
-        if (chunkCount(files[i]) === 0) await onFile(i)
       }
       const totalBytes = sizeOf(this.#own)
       const keptBytes = totalBytes - sizeOf(missing)
@@ -416,15 +412,6 @@ function severalFilesError(out: string, files: number): ConfigError {
     what: `the output has ${files} files, so it needs a folder`,
     hint: 'Choose a folder, or a larger `maxShardBytes`',
   })
-}
-
-/** The error; where a base is one file of several, with what to do about that. */
-function withShardHint(error: unknown, { file = '' }: MergeBase): unknown {
-  const isMissing = error instanceof MismatchError && error.where === 'adapter'
-  if (!isMissing || !/-\d{5}-of-\d{5}\.safetensors$/.test(file)) return error
-  const { where, what, expected } = error
-  const hint = 'The base is one of several files: give their folder'
-  return new MismatchError({ where, what, expected, hint, cause: error })
 }
 
 /** The error, with what can be done about a full disk or is left to go on with. */

@@ -7,7 +7,7 @@ import { formatShape } from '../../base/tensor.js'
 import type { Checkpoint, CheckpointTensor } from '../../formats/checkpoint.js'
 import type { TensorInfo } from '../../formats/safetensors.js'
 import type { LayerFactors, OpenAdapters } from './adapters.js'
-import { separateForm, stackedLayer } from './experts.js'
+import { stackedLayer } from './experts.js'
 import { fusionHint } from './fused.js'
 import { type CheckpointNames, chooseNames } from './names/choose.js'
 import { isPlain, layersOfForm, unknownForm } from './names/forms.js'
@@ -66,8 +66,6 @@ export function findWeights(layer: LayerFactors, search: WeightSearch): readonly
     checkWeight(own, tensor.info)
     return [{ name, tensor, layer: own, group }]
   }
-  const separate = separateForm(layer, module, tensors, config)
-  if (separate !== undefined) return inAnotherForm(layer, separate, search)
   refuseQuantized()
   if (layer.experts === undefined && layer.tensor === 'bias' && tensors.has(`${module}.weight`)) {
     throw new MismatchError({
@@ -98,14 +96,10 @@ export function namesIn(
   config: Readonly<Record<string, unknown>> | undefined,
   tables: ModelTables,
 ): CheckpointNames {
-  const wanted = layers.map((layer) => {
-    const isThere = (stored: string) => {
-      const module = stored.slice(0, -layer.tensor.length - 1)
-      // A bias has its weight beside it, where the base has none.
-      if (layer.experts === undefined) return layer.tensor === 'bias' && tensors.has(`${module}.weight`)
-      return separateForm(layer, module, tensors, config) !== undefined
-    }
-    return { name: `${layer.name}.${layer.tensor}`, isThere }
+  const wanted = layers.map(({ name, tensor }) => {
+    // A bias has its weight beside it, where the base has none.
+    const isThere = (stored: string) => tensor === 'bias' && tensors.has(`${stored.slice(0, -'.bias'.length)}.weight`)
+    return { name: `${name}.${tensor}`, isThere }
   })
   const entries = typesOf(config, classes, tables).flatMap((type) => tables.names(type))
   return chooseNames(layers.length > 0 ? wanted : replacements.map(({ tensor: name }) => ({ name })), tensors, entries)
@@ -156,13 +150,15 @@ export function labelOf({ name, tensor, experts }: LayerFactors): string {
 export function missingError(
   missing: readonly LayerFactors[],
   layers: readonly LayerFactors[],
-  tensors: ReadonlyMap<string, CheckpointTensor>,
+  { tensors, shards: [{ path }, ...others] }: Checkpoint,
 ): MismatchError {
   const labels = [...new Set(missing.map(labelOf))]
   const modules = [...tensors.keys()].map((name) => name.replace(/\.weight$/, ''))
   const near = nearMisses(labels[0], modules)
-  const hint =
-    fusionHint(labels[0], modules) ?? (near.length > 0 ? `Nearest to the first: ${near.join(', ')}` : undefined)
+  const isPart = others.length === 0 && /-\d{5}-of-\d{5}\.safetensors$/.test(path)
+  const hint = isPart
+    ? 'The base is one of several files: give their folder'
+    : (fusionHint(labels[0], modules) ?? (near.length > 0 ? `Nearest to the first: ${near.join(', ')}` : undefined))
   const isNone = labels.length === new Set(layers.map(labelOf)).size
   const shown = labels.slice(0, 5).join(', ') + (labels.length > 5 ? `, … (${labels.length} in all)` : '')
   return new MismatchError({

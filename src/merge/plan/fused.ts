@@ -2,34 +2,14 @@
 // below the other, by head, by group of heads), so that an adapter of the one is not merged into the other, but told
 // why.
 
-interface Fusion {
-  readonly content: string
-  /** Names of the one module. */
-  readonly whole: readonly string[]
-  /** Names of the separate ones. */
-  readonly parts: readonly (readonly string[])[]
-}
-
-const FUSIONS: readonly Fusion[] = [
-  {
-    content: 'queries, keys and values',
-    whole: ['qkv_proj', 'query_key_value', 'c_attn', 'Wqkv', 'wqkv', 'W_pack', 'qkv'],
-    parts: [
-      ['q_proj', 'k_proj', 'v_proj'],
-      ['query', 'key', 'value'],
-      ['q_lin', 'k_lin', 'v_lin'],
-      ['wq', 'wk', 'wv'],
-      ['q', 'k', 'v'],
-    ],
-  },
-  {
-    content: 'gate and up projection',
-    whole: ['gate_up_proj', 'gate_up'],
-    parts: [
-      ['gate_proj', 'up_proj'],
-      ['w1', 'w3'],
-    ],
-  },
+/** Content that belongs together, names of the one module, and names of the separate ones. */
+const FUSIONS: readonly (readonly [content: string, whole: RegExp, parts: RegExp])[] = [
+  [
+    'queries, keys and values',
+    /(^|\.)(qkv_proj|query_key_value|c_attn|[Ww]qkv|W_pack|qkv)$/,
+    /(^|\.)([qkv]_(proj|lin)|query|key|value|w?[qkv])$/,
+  ],
+  ['gate and up projection', /(^|\.)(gate_up_proj|gate_up)$/, /(^|\.)(gate_proj|up_proj|w1|w3)$/],
 ]
 
 /**
@@ -39,21 +19,16 @@ const FUSIONS: readonly Fusion[] = [
  * @param modules of the base
  */
 export function fusionHint(missing: string, modules: readonly string[]): string | undefined {
-  const own = lastPart(missing)
   const block = blockOf(missing)
-  const near = modules.filter((module) => blockOf(module) === block)
-  const named = (names: readonly string[]) =>
-    names.flatMap((name) => near.filter((module) => lastPart(module) === name))
-  for (const { content, whole, parts } of FUSIONS) {
-    if (parts.some((names) => names.includes(own))) {
-      const [fused] = named(whole)
-      if (fused === undefined) continue
-      return `The base has ${content} in one module, ${fused}: train the adapter on that, or merge into a base that has ${own}`
-    }
-    if (!whole.includes(own)) continue
-    const separate = parts.map(named).find((found) => found.length > 0)
-    if (separate === undefined) continue
-    return `The base has ${content} apart, in ${separate.join(', ')}: train the adapter on those, or merge into a base that has ${own}`
+  const own = missing.slice(missing.lastIndexOf('.') + 1)
+  for (const [content, whole, parts] of FUSIONS) {
+    const [isWhole, isPart] = [whole.test(missing), parts.test(missing)]
+    if (!isWhole && !isPart) continue
+    const near = modules.filter((module) => blockOf(module) === block && (isPart ? whole : parts).test(module))
+    if (near.length === 0) continue
+    const how = isPart ? `in one module, ${near[0]}` : `apart, in ${near.join(', ')}`
+    const which = isPart ? 'that' : 'those'
+    return `The base has ${content} ${how}: train the adapter on ${which}, or merge into a base that has ${own}`
   }
   return undefined
 }
@@ -61,8 +36,4 @@ export function fusionHint(missing: string, modules: readonly string[]): string 
 /** Up to the last number: a layer of the model. Without one, the parent. */
 function blockOf(module: string): string {
   return /^.*\.\d+(?=\.)|^\d+(?=\.)/.exec(module)?.[0] ?? module.slice(0, Math.max(0, module.lastIndexOf('.')))
-}
-
-function lastPart(module: string): string {
-  return module.slice(module.lastIndexOf('.') + 1)
 }
