@@ -1,4 +1,4 @@
-// Builds the site into site/dist: the pages of docs/, API pages from docstrings, a page of errors from their classes,
+// Builds the site into site/out/site: the pages of docs/, API pages from docstrings, a page of errors from their classes,
 // llms.txt and each page as Markdown. Usage: npm ci && npm run build, in this folder.
 
 import { execFileSync } from 'node:child_process'
@@ -9,13 +9,14 @@ import ts from 'typescript'
 
 const site = path.dirname(fileURLToPath(import.meta.url))
 const root = path.dirname(site)
-const pages = path.join(site, 'pages')
+const pages = path.join(site, 'out', 'pages')
+const dist = path.join(site, 'out', 'site')
 const SOURCE = 'https://github.com/lowrank/lowrank/blob/main/'
 const bin = (name) => path.join(site, 'node_modules', '.bin', name)
 const read = (...names) => readFileSync(path.join(...names), 'utf8')
 
 rmSync(pages, { recursive: true, force: true })
-mkdirSync(path.join(pages, 'public'), { recursive: true })
+mkdirSync(pages, { recursive: true })
 
 /** A page of docs/ for the site: links out of docs/ lead to the repository, and notes for tests are gone. */
 function forSite(text) {
@@ -74,14 +75,15 @@ if (lost.length > 0) throw new Error(`site/outline.json and the pages differ: ${
 const api = JSON.parse(read(apiFolder, 'typedoc-sidebar.json'))
 writeFileSync(path.join(pages, 'outline.json'), JSON.stringify({ pages: outline, api }))
 
+execFileSync(bin('vitepress'), ['build', site], { stdio: 'inherit' })
+
 const titled = ({ text, link }) => `- [${text}](${link.slice(1)}.md)`
 const llms = outline.map(({ text, items }) => `## ${text}\n\n${items.map(titled).join('\n')}`).join('\n\n')
 const about = /^> (.*)$/m.exec(read(root, 'README.md'))?.[1] ?? 'LoRA for TypeScript: train, run, merge and serve adapters of ONNX models.'
-writeFileSync(path.join(pages, 'public/llms.txt'), `# lowrank\n\n> ${about}\n\n${llms}\n\n- [A skill for agents](SKILL.md)\n`)
-for (const page of all) cpSync(path.join(pages, `${page}.md`), path.join(pages, 'public', `${page}.md`))
-cpSync(path.join(site, 'SKILL.md'), path.join(pages, 'public/SKILL.md'))
+writeFileSync(path.join(dist, 'llms.txt'), `# lowrank\n\n> ${about}\n\n${llms}\n\n- [A skill for agents](SKILL.md)\n`)
+for (const page of all) cpSync(path.join(pages, `${page}.md`), path.join(dist, `${page}.md`))
+cpSync(path.join(site, 'SKILL.md'), path.join(dist, 'SKILL.md'))
 
-execFileSync(bin('vitepress'), ['build', site], { stdio: 'inherit' })
 for (const name of ['index.html', 'llms.txt', 'training.md', 'api/index.html']) {
-  if (!existsSync(path.join(site, 'dist', name))) throw new Error(`the site has no ${name}`)
+  if (!existsSync(path.join(dist, name))) throw new Error(`the site has no ${name}`)
 }

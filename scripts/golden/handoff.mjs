@@ -2,7 +2,7 @@
 // Usage: node scripts/golden/handoff.mjs OUT
 
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs'
-import { handoff } from '../../dist/handoff-entry.js'
+import { handoff } from '../../dist/handoff-entry/node/entry.js'
 import { saveAdapter, train } from '../../dist/node.js'
 
 const [out] = process.argv.slice(2)

@@ -3,7 +3,7 @@
 // Usage: node scripts/golden/lora_inputs.mjs OUT
 
 import { mkdirSync, writeFileSync } from 'node:fs'
-import { addLoraInputs } from '../../dist/handoff-entry.js'
+import { addLoraInputs } from '../../dist/handoff-entry/node/entry.js'
 import { convertAdapter, openSession } from '../../dist/node.js'
 
 const [out] = process.argv.slice(2)

@@ -2,7 +2,7 @@
 // Usage: node scripts/golden/push.mjs ADAPTER OUT, after a build
 
 import { mkdirSync, writeFileSync } from 'node:fs'
-import { push } from '../../dist/handoff-entry.js'
+import { push } from '../../dist/handoff-entry/node/entry.js'
 import { configureHub } from '../../dist/node.js'
 import { startHub } from './hub_to_push.mjs'
 

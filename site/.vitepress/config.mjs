@@ -3,13 +3,13 @@
 
 import { readFileSync } from 'node:fs'
 
-const { pages, api } = JSON.parse(readFileSync(new URL('../pages/outline.json', import.meta.url), 'utf8'))
+const { pages, api } = JSON.parse(readFileSync(new URL('../out/pages/outline.json', import.meta.url), 'utf8'))
 
 export default {
   title: 'lowrank',
   description: 'LoRA for TypeScript: train, run, merge and serve adapters of ONNX models in Node and the browser.',
-  srcDir: 'pages',
-  outDir: 'dist',
+  srcDir: 'out/pages',
+  outDir: 'out/site',
   base: process.env.SITE_BASE ?? '/',
   cleanUrls: true,
   lastUpdated: false,

@@ -229,6 +229,15 @@ export function concatBytes(chunks: readonly Uint8Array[]): Uint8Array {
   return result
 }
 
+/** The change that each byte makes to a CRC of 32 bits, the lowest bit first. */
+export function crcTable(polynomial: number): Uint32Array {
+  return Uint32Array.from({ length: 256 }, (_, byte) => {
+    let value = byte
+    for (let bit = 0; bit < 8; bit++) value = value & 1 ? (value >>> 1) ^ polynomial : value >>> 1
+    return value
+  })
+}
+
 /** Throws FileError unless [offset, offset + byteLength) lies inside the source. */
 export function checkRange(source: ByteSource, offset: number, byteLength: number): void {
   if (offset < 0 || byteLength < 0 || offset + byteLength > source.byteLength) {

@@ -60,13 +60,6 @@ export type AdapterFormat = keyof typeof FORMATS
 /** Names of all formats that adapters can be converted from and to. */
 export const ADAPTER_FORMATS = Object.freeze(Object.keys(FORMATS)) as readonly AdapterFormat[]
 
-/** Types that factors can be written in: those of all formats, and those that some formats have besides. */
-export const CONVERTED_DTYPES: readonly ConvertedDtype[] = [
-  ...(['fp32', 'fp16', 'bf16'] as const),
-  ...ADAPTER_FORMATS.flatMap((name) => formatOf(name).dtypes ?? []).filter((dtype, i, all) => all.indexOf(dtype) === i),
-  'keep',
-]
-
 /** A format's entry. */
 export function formatOf(name: AdapterFormat): FormatEntry {
   return FORMATS[name]

@@ -35,6 +35,7 @@ export const nodePlatform: Platform = {
   },
   decodeImage: async (file) => (await import('../images/node/decode.js')).decodeWithSharp(file),
   target: (text) => new NodeDirectory(text),
+  openJob: async () => (await import('../merge/node/job.js')).openPathJob,
   async hubAccess() {
     const { hubEnvironment, hubToken } = await import('../io/hub/node/environment.js')
     const { endpoint = hubEnvironment().endpoint, token = await hubToken() } = hubOptions()

@@ -67,7 +67,7 @@ const LAYERS: Record<string, readonly string[]> = {
   handoff: ['base', 'lora', 'peft', 'tasks', 'train', 'text'],
   index: below('index', 'node', 'handoff-entry', 'init', 'transformers', 'serve', 'server', 'cli'),
   node: below('node', 'handoff-entry', 'init', 'transformers', 'serve', 'server', 'cli'),
-  'handoff-entry': ['handoff', 'index'],
+  'handoff-entry': ['handoff', 'index', 'node'],
   init: ['lora', 'index'],
   transformers: ['base', 'formats', 'graph', 'infer', 'index', 'io', 'lora', 'node', 'runtime', 'text'],
   // Commands use the public API, and `base` and `report` besides: guesses for misspelled words, and pages.
@@ -248,7 +248,7 @@ const LOADING = {
     'src/index/',
     'src/cli/',
     'src/node.ts',
-    'src/handoff-entry.ts',
+    'src/handoff-entry/entry.ts',
     'src/transformers.ts',
     'src/infer/model-session.ts',
   ],

@@ -21,8 +21,7 @@ export const loraInputs = defineCommand({
     json: toggle('print one JSON document on stdout'),
   },
   async run({ model, out, dtype, rank, targetModules, json }) {
-    await import('../../node.js')
-    const { addLoraInputs } = await import('../../handoff-entry.js')
+    const { addLoraInputs } = await import('../../handoff-entry/node/entry.js')
     await refuseFolder(out)
     const report = await addLoraInputs(model, { out, dtype, rank, targetModules })
     if (json) printDocument({ ...report })

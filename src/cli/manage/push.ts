@@ -21,8 +21,7 @@ export const push = defineCommand({
     json: toggle('print one JSON document on stdout'),
   },
   async run({ adapter, repository, json, ...options }) {
-    await import('../../node.js')
-    const handoff = await import('../../handoff-entry.js')
+    const handoff = await import('../../handoff-entry/node/entry.js')
     const report = await handoff.push(adapter, repository, options)
     if (json) printDocument({ ...report })
     say(`Sent ${report.files.length} files: ${colors.bold(report.url)}`)

@@ -23,8 +23,7 @@ export const handoff = defineCommand({
     json: toggle('print one JSON document on stdout'),
   },
   async run({ run, to, out, base, rows, json }) {
-    await import('../../node.js')
-    const { handoff: handOff } = await import('../../handoff-entry.js')
+    const { handoff: handOff } = await import('../../handoff-entry/node/entry.js')
     const options = /\.(json|ya?ml)$/i.test(run) ? await readRunFile(run) : run
     const report = await handOff(options as string, { to, out, base, rows })
     if (json) printDocument({ ...report })

@@ -27,7 +27,6 @@ import {
   refuse,
 } from '../../graph/match/stored-places.js'
 import { floatAttribute } from '../../graph/view/attributes.js'
-import { convolutionShape } from '../../lora/kinds/convolution-factors.js'
 import type { FactorView, ReplacementView, TokenRowsView } from '../../lora/part.js'
 import { GRAPH_PARTS, requireHandled } from '../../lora/requirements.js'
 import type { AdapterTensor } from '../../peft/keys.js'
@@ -185,10 +184,8 @@ class Edits {
       this.#weightOf(linear, name).add(layer, start, `${index}:${linear.name}`)
     }
     if (wholeBias === undefined) return
-    const bias = biasOf(graph, linear)
-    if (bias === undefined) throw noBias(name)
-    const values = part.d === whole.d ? wholeBias : layerOfRows(wholeBias, part.start, part.d)
-    this.#at(bias, `${name}.bias`).add(values, bias.start, `${index}:${name}.bias`)
+    const bias = part.d === whole.d ? wholeBias : layerOfRows(wholeBias, part.start, part.d)
+    this.#addBias(share, name, bias, biasOf(graph, linear))
   }
 
   #addQuantized(part: QuantizedPart): void {
@@ -210,24 +207,32 @@ class Edits {
     }
   }
 
-  addConvolution(share: GraphShare, { name, tensors }: FactorPart): void {
+  addConvolution(share: GraphShare, { name }: FactorPart): void {
     const { weight: layer, bias } = this.#layersOf(share, name)
     if (layer.scales !== undefined) requireWeightOne(name, share.weight)
-    const { d, channels, kernel, groups } = convolutionShape(tensors.weightA.shape, tensors.weightB.shape, name)
     const places = ofModule(findConvolutions(this.#places.graph), name)
     if (places.length === 0) refuse(name, 'the graph has no convolution of this name')
     for (const place of places) {
-      const expected = [d, channels / groups, ...kernel]
-      if (place.groups !== groups || place.shape.join() !== expected.join())
-        throw shapeError(name, place.shape, expected)
+      // A convolution of several groups is refused before.
+      if (place.groups !== 1 || place.shape.join() !== layer.shape.join()) {
+        throw shapeError(name, place.shape, layer.shape)
+      }
       // PEFT's A moves without the base's dilation, so that no change of the weight is what it does.
       if (place.dilations.some((dilation) => dilation !== 1)) refuse(name, 'a dilated convolution cannot be merged')
       this.#at(place, `${name}.weight`).add(layer, 0, `${share.index}:${name}`)
       if (bias === undefined) continue
-      if (place.bias === undefined) throw noBias(name)
-      const own = this.#at({ node: place.node, input: place.bias }, `${name}.bias`)
-      own.add(bias, 0, `${share.index}:${name}.bias`)
+      this.#addBias(share, name, bias, place.bias && { node: place.node, input: place.bias, start: 0 })
     }
+  }
+
+  #addBias({ index }: GraphShare, name: string, bias: LayerFactors, place?: (Place & { start: number }) | 0): void {
+    if (!place) {
+      throw new MismatchError({
+        where: name,
+        what: 'the adapter has a bias of B (lora_bias), but the graph has no bias here to add it to',
+      })
+    }
+    this.#at(place, `${name}.bias`).add(bias, place.start, `${index}:${name}.bias`)
   }
 
   /** A whole tensor: a linear layer's weight or bias, an embedding, or what a norm reads. */
@@ -437,13 +442,6 @@ function transposed(bytes: Uint8Array, [rows, columns]: readonly number[], size:
     }
   }
   return result
-}
-
-function noBias(name: string): MismatchError {
-  return new MismatchError({
-    where: name,
-    what: 'the adapter has a bias of B (lora_bias), but the graph has no bias here to add it to',
-  })
 }
 
 /** Throws UnsupportedError for a weight whose values cannot be changed. */

@@ -1,16 +1,16 @@
 // lowrank/handoff: a run goes on elsewhere.
 
-import type { HandoffReport } from './handoff/handoff.js'
-import type { HandoffOptions } from './index/away/handoff.js'
-import type { AddLoraInputsOptions, LoraInputsReport } from './index/away/lora-inputs.js'
-import type { PushOptions, PushReport } from './index/away/push.js'
-import type { Source } from './index/sources.js'
-import type { TrainOptions } from './index/train.js'
+import type { HandoffReport } from '../handoff/handoff.js'
+import type { HandoffOptions } from '../index/away/handoff.js'
+import type { AddLoraInputsOptions, LoraInputsReport } from '../index/away/lora-inputs.js'
+import type { PushOptions, PushReport } from '../index/away/push.js'
+import type { Source } from '../index/sources.js'
+import type { TrainOptions } from '../index/train.js'
 
-export type { HandoffReport } from './handoff/handoff.js'
-export type { HandoffOptions } from './index/away/handoff.js'
-export type { AddLoraInputsOptions, LoraInputsReport } from './index/away/lora-inputs.js'
-export type { PushOptions, PushReport } from './index/away/push.js'
+export type { HandoffReport } from '../handoff/handoff.js'
+export type { HandoffOptions } from '../index/away/handoff.js'
+export type { AddLoraInputsOptions, LoraInputsReport } from '../index/away/lora-inputs.js'
+export type { PushOptions, PushReport } from '../index/away/push.js'
 
 /**
  * Writes a folder with which another program goes on with a run, where GPUs are: settings, rows, chat template, the
@@ -25,7 +25,7 @@ export type { PushOptions, PushReport } from './index/away/push.js'
  * const { steps, differences } = await handoff('out/run', { to: 'trl', out: 'out/for-gpus' })
  */
 export async function handoff(run: Source | TrainOptions, options: HandoffOptions): Promise<HandoffReport> {
-  return (await import('./index/away/handoff.js')).handoff(run, options)
+  return (await import('../index/away/handoff.js')).handoff(run, options)
 }
 
 /**
@@ -39,7 +39,7 @@ export async function handoff(run: Source | TrainOptions, options: HandoffOption
  * const { inputs } = await addLoraInputs('models/union-3m', { out: 'out/with-inputs', targetModules: ['q_proj'] })
  */
 export async function addLoraInputs(model: Source, options: AddLoraInputsOptions): Promise<LoraInputsReport> {
-  return (await import('./index/away/lora-inputs.js')).addLoraInputs(model, options)
+  return (await import('../index/away/lora-inputs.js')).addLoraInputs(model, options)
 }
 
 /**
@@ -56,5 +56,5 @@ export async function addLoraInputs(model: Source, options: AddLoraInputsOptions
  * const { url, files } = await push('out/scripture', 'me/scripture')
  */
 export async function push(adapter: Source, repository: string, options?: PushOptions): Promise<PushReport> {
-  return (await import('./index/away/push.js')).push(adapter, repository, options)
+  return (await import('../index/away/push.js')).push(adapter, repository, options)
 }
