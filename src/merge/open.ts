@@ -3,11 +3,11 @@
 
 import type { ByteSource, Directory } from '../base/bytes.js'
 import type { OnnxModel } from '../formats/onnx/model.js'
-import { computeScales } from './dora-scales.js'
 import type { ChosenFormat } from './format.js'
 import type { MergeInput, PartInput, PlanPart } from './parts.js'
 import type { OutputFile } from './plan/layout.js'
 import type { MergeFormat, MergePlanReport } from './report.js'
+import { computeScales } from './weight.js'
 import { weighted } from './weighted.js'
 
 /** A planned merge, with the files that it reads. */

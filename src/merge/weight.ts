@@ -7,9 +7,8 @@ import { NumericError } from '../base/errors.js'
 import { type FloatArray, isAllFinite } from '../base/tensor.js'
 import { BLOCK_ELEMENTS, COLUMN_MULTIPLE, type MergeKernel } from '../kernels/merge-kernel.js'
 import { createMergeKernel } from '../kernels/wasm-merge.js'
-import { columnRanges, type FactorRange, leftRanges, rightRanges, wholeRange } from './factor-ranges.js'
-import type { Factor, FactorSlice, LayerFactors } from './plan/adapters.js'
-import { CHUNK_BYTES, type Chunk, sizeOf, type WeightPlan } from './plan/layout.js'
+import type { Factor, FactorSlice, LayerFactors, LayerMagnitude } from './plan/adapters.js'
+import { CHUNK_BYTES, type Chunk, Chunks, type OutputFile, sizeOf, type WeightPlan, windowsOf } from './plan/layout.js'
 
 /** The state of the weight that the last chunk belonged to. */
 interface Current {
@@ -415,7 +414,133 @@ function leftError({ weight, rank, starts }: Current, left: FloatArray): Numeric
 }
 
 /** Values in the precision that a base of this type is computed in: f64 for fp64, else f32. */
-export function inPrecisionOf(base: WeightDtype, values: FloatArray): FloatArray {
+function inPrecisionOf(base: WeightDtype, values: FloatArray): FloatArray {
   if (base === 'fp64') return values instanceof Float64Array ? values : Float64Array.from(values)
   return values instanceof Float32Array ? values : Float32Array.from(values)
+}
+
+// Ranges of bounded size hold the bytes of factors that a chunk needs. Large factors, such as those of an embedding,
+// are never held whole. The exception is the right factor, which the kernel packs.
+
+/** A block (rows, columns) of a factor as it is stored: whole rows, or a part of one. */
+export interface FactorRange {
+  readonly factor: Factor
+  readonly row: number
+  readonly rows: number
+  readonly column: number
+  readonly columns: number
+  /** The place of its bytes in the factor's source. */
+  readonly offset: number
+  readonly byteLength: number
+}
+
+/** The ranges of the right factor of a layer: A (r, k), or B (d, r) where the weight is stored (k, d). */
+export function rightRanges({ a, b, isInputMajor }: LayerFactors): FactorRange[] {
+  if (isInputMajor) return rowRanges(b, 0, b.rows, COLUMN_MULTIPLE)
+  if (a.columns <= BLOCK_ELEMENTS) return rowRanges(a, 0, a.rows)
+  const ranges: FactorRange[] = []
+  for (let row = 0; row < a.rows; row++) {
+    for (let column = 0; column < a.columns; column += BLOCK_ELEMENTS) {
+      ranges.push(rangeOf(a, row, 1, column, Math.min(BLOCK_ELEMENTS, a.columns - column)))
+    }
+  }
+  return ranges
+}
+
+/**
+ * The ranges of the left factor for the rows [row, row + rows) of a weight: B (d, r), or A (r, k) where the weight is
+ * stored (k, d).
+ */
+export function leftRanges({ a, b, isInputMajor }: LayerFactors, row: number, rows: number): FactorRange[] {
+  if (!isInputMajor) return rowRanges(b, row, rows)
+  return rows === a.columns ? rowRanges(a, 0, a.rows) : columnRanges(a, row, rows)
+}
+
+/** Columns [column, column + columns) of a factor, row by row. */
+function columnRanges(factor: Factor, column: number, columns: number): FactorRange[] {
+  return Array.from({ length: factor.rows }, (_, row) => rangeOf(factor, row, 1, column, columns))
+}
+
+/** A factor as one block. */
+function wholeRange(factor: Factor): FactorRange {
+  return rangeOf(factor, 0, factor.rows)
+}
+
+/** Blocks of whole rows, of a multiple of so many where more follow. */
+function rowRanges(factor: Factor, first: number, count: number, multiple = 1): FactorRange[] {
+  const most = Math.max(multiple, Math.floor(BLOCK_ELEMENTS / factor.columns / multiple) * multiple)
+  const ranges: FactorRange[] = []
+  for (let row = first; row < first + count; row += most) {
+    ranges.push(rangeOf(factor, row, Math.min(most, first + count - row)))
+  }
+  return ranges
+}
+
+function rangeOf(factor: Factor, row: number, rows: number, column = 0, columns = factor.columns): FactorRange {
+  const size = sizeOf(factor.dtype)
+  const offset = factor.offset + (row * factor.columns + column) * size
+  return { factor, row, rows, column, columns, offset, byteLength: rows * columns * size }
+}
+
+/** Scales are float64. */
+const SCALE_BYTES = 8
+
+/**
+ * Fills in the scales of all DoRA layers of a plan, m / ‖W + s·B·A‖ by output. They take one pass over each such weight
+ * before the merge, because a norm needs the whole row, and a weight that is stored (k, d) is read across its rows.
+ */
+export async function computeScales(
+  files: readonly Pick<OutputFile, 'segments'>[],
+  sources: readonly ChunkSource[],
+  magnitudes: readonly LayerMagnitude[],
+  isReproducible: boolean,
+): Promise<void> {
+  if (magnitudes.length === 0) return
+  const merger = new ChunkMerger(sources, isReproducible)
+  const bySource = new Map(magnitudes.map((magnitude) => [magnitude.layer.scales!.source, magnitude]))
+  for (const segment of files.flatMap(({ segments }) => segments)) {
+    if (segment.weight === undefined) continue
+    const scaled = windowsOf(segment.weight).filter(({ weight }) => weight.layers[0]?.scales !== undefined)
+    if (scaled.length === 0) continue
+    const weight = withoutScales(segment.weight)
+    const sums = scaled.map(({ weight: { layers } }) => new Float64Array(layers[0].d))
+    const chunks = new Chunks({ ...segment, weight })
+    for (let i = 0; i < chunks.count; i++) {
+      const chunk = chunks.at(i)
+      const { bytes } = await merger.merge(chunk)
+      const values = decodeWeights(bytes, weight.to)
+      for (const [j, window] of scaled.entries()) {
+        const { isInputMajor } = window.weight.layers[0]
+        const [first, end] = [window.column, window.column + window.weight.columns]
+        for (let at = 0; at < values.length; at++) {
+          const column = chunk.column + (at % chunk.columns)
+          if (column < first || column >= end) continue
+          sums[j][isInputMajor ? column - first : chunk.row + Math.floor(at / chunk.columns)] += values[at] ** 2
+        }
+      }
+    }
+    for (const [j, { weight: own }] of scaled.entries()) {
+      const { scales: place, d } = own.layers[0]
+      const { magnitude, scales } = bySource.get(place!.source)!
+      const first = place!.offset / SCALE_BYTES
+      const { dtype, offset, source } = magnitude
+      const bytes = await sources[source].read(offset + first * sizeOf(dtype), d * sizeOf(dtype))
+      const values = inPrecisionOf(weight.from, decodeWeights(bytes, dtype))
+      sums[j].forEach((square, output) => {
+        scales[first + output] = values[output] / Math.sqrt(square)
+      })
+    }
+  }
+}
+
+/** The weight with W + s·B·A, in the precision that it is computed in. */
+function withoutScales(weight: WeightPlan): WeightPlan {
+  const to = weight.from === 'fp64' ? 'fp64' : 'fp32'
+  return {
+    ...weight,
+    to,
+    isWidened: weight.from !== to,
+    layers: weight.layers.map((layer) => ({ ...layer, scales: undefined })),
+    windows: weight.windows?.map(({ column, weight: own }) => ({ column, weight: withoutScales(own) })),
+  }
 }

@@ -5,6 +5,7 @@ import { NumericError } from '../base/errors.js'
 import { type Engine, openEngine } from '../runtime/host.js'
 import type { Examples } from '../tasks/task.js'
 import { BestEvaluation, type Evaluation } from './best.js'
+import type { CardSources } from './card.js'
 import type { EngineState, TrainEngine } from './engine.js'
 import { costsOf, evaluate, takeReference } from './evaluate.js'
 import { gradientFactors, loraPlusRates, readParameters, writeParameters } from './parameters.js'
@@ -35,8 +36,8 @@ export interface RunInput extends SessionParts {
   readonly out: RunPlace | undefined
   /** Text of run.json. */
   readonly record?: string | undefined
-  /** Makes the model card of a run that is done. */
-  readonly card?: ((report: RunReport) => string) | undefined
+  /** For the model card of a run that is done. */
+  readonly card?: CardSources | undefined
   readonly signal: AbortSignal | undefined
   /** Gives what the next step waits for; undefined while it need not wait. */
   readonly wait?: (() => Promise<void> | undefined) | undefined
@@ -216,7 +217,10 @@ class Run {
     // The last evaluation may be the best.
     if (isDone && this.#keepsBest) await this.#save()
     const report = this.#reportOf(isDone)
-    if (isDone) await this.#writer?.finish(card?.(report), recordOfBase(this.#input.model, this.#fingerprint))
+    if (isDone) {
+      const text = card && (await import('./card.js')).cardOf(report, card)
+      await this.#writer?.finish(text, recordOfBase(this.#input.model, this.#fingerprint))
+    }
     return report
   }
 

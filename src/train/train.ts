@@ -12,9 +12,10 @@ import { checkTrainableForm } from '../graph/training/trainable-form.js'
 import { readGraph } from '../graph/view/graph.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { LoraConfig } from '../lora/config.js'
+import { defaultTask } from '../tasks/default-task.js'
 import type { Examples, OpenTask, Task } from '../tasks/task.js'
-import { defaultTask, loadTask, tasksFor } from '../tasks/tasks.js'
-import { cardOf, type RunSources, runRecord } from './about-run.js'
+import { loadTask, tasksFor } from '../tasks/tasks.js'
+import { type RunSources, runRecord } from './about-run.js'
 import { checkOptions, checkParts } from './check-options.js'
 import { newAdapter } from './new-adapter.js'
 import type { TrainingData, TrainingOptions, TrainResult } from './options.js'
@@ -77,7 +78,7 @@ export async function prepare(
   const options = {
     ...given,
     model: isJoined ? await joinGraphs(given.model) : given.model,
-    task: given.task ?? (await defaultTask(given.model)),
+    task: given.task ?? defaultTask(given.model),
   }
   const { model, out, on = {}, modules, signal, taskOptions, evalSplit, tensorboard } = options
   const task = await loadTask(options.task)
@@ -118,7 +119,6 @@ export async function prepare(
   if (open.labels !== undefined) adapter.labels = open.labels
   if (open.problemType !== undefined) adapter.problemType = open.problemType
   const log = tensorboard && (await EventLog.open(tensorboard, use === 'resume'))
-  const about = { options, sources, task, open, adapter, settings }
   const input: RunInput = {
     model,
     task: task.name,
@@ -132,7 +132,7 @@ export async function prepare(
     evalExamples: evalRecords.rows === 0 ? undefined : evalRecords.examples,
     out: out === undefined ? undefined : { directory: out, use },
     record: sources && runRecord(options, sources, { settings, config }),
-    card: (report) => cardOf(report, about),
+    card: { options, sources, task, open, adapter, settings },
     signal,
     wait,
     on: log === undefined ? on : log.heard(on),

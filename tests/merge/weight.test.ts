@@ -8,12 +8,11 @@ import { Random } from '../../src/base/random.js'
 import { NodeProtoSchema } from '../../src/formats/onnx/gen/onnx_pb.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
 import { LoraLayer } from '../../src/lora/layer.js'
-import { computeScales } from '../../src/merge/dora-scales.js'
 import { type Edit, EditBuilder } from '../../src/merge/onnx/edits.js'
 import { openAdapters } from '../../src/merge/plan/adapters.js'
 import { Chunks, segmentsOf } from '../../src/merge/plan/layout.js'
 import { ChangeSums, type LayerChange } from '../../src/merge/report.js'
-import { ChunkMerger } from '../../src/merge/weight.js'
+import { ChunkMerger, computeScales } from '../../src/merge/weight.js'
 
 function randomMatrix(rows: number, columns: number, seed: number) {
   const random = new Random(seed, 'test')

@@ -8,10 +8,10 @@ import { elementCount } from '../../base/tensor.js'
 import type { TensorProto } from '../../formats/onnx/gen/onnx_pb.js'
 import { byteLengthOf, dataTypeName, dimsOf, inlineBytes, isExternal, weightRange } from '../../formats/onnx/tensors.js'
 import { FLOAT_DTYPES } from '../../graph/match/forms/float-product.js'
+import { weightInput } from '../../graph/match/forms/form.js'
 import type { Linear } from '../../graph/match/linears.js'
 import {
   biasOf,
-  type Embedding,
   findConvolutions,
   ofModule,
   type Place,
@@ -27,7 +27,6 @@ import {
   refuse,
 } from '../../graph/match/stored-places.js'
 import { floatAttribute } from '../../graph/view/attributes.js'
-import { convolutionShape } from '../../lora/kinds/convolution-factors.js'
 import type { FactorView, ReplacementView, TokenRowsView } from '../../lora/part.js'
 import { GRAPH_PARTS, requireHandled } from '../../lora/requirements.js'
 import type { AdapterTensor } from '../../peft/keys.js'
@@ -185,10 +184,8 @@ class Edits {
       this.#weightOf(linear, name).add(layer, start, `${index}:${linear.name}`)
     }
     if (wholeBias === undefined) return
-    const bias = biasOf(graph, linear)
-    if (bias === undefined) throw noBias(name)
-    const values = part.d === whole.d ? wholeBias : layerOfRows(wholeBias, part.start, part.d)
-    this.#at(bias, `${name}.bias`).add(values, bias.start, `${index}:${name}.bias`)
+    const bias = part.d === whole.d ? wholeBias : layerOfRows(wholeBias, part.start, part.d)
+    this.#addBias(share, name, bias, biasOf(graph, linear))
   }
 
   #addQuantized(part: QuantizedPart): void {
@@ -199,32 +196,43 @@ class Edits {
 
   addEmbedding(share: GraphShare, { name, tensors: { weightA, weightB } }: FactorPart): void {
     const { weight: layer } = this.#layersOf(share, name)
-    for (const place of embeddingsOf(this.#places, name, [weightA.shape[1], weightB.shape[0]])) {
-      const { integers: linear } = place
-      if (layer.scales !== undefined) requireWeightOne(name, share.weight, linear !== undefined)
-      if (linear !== undefined) this.#addQuantized({ share, name, part: { name, d: layer.d, start: 0 }, linear })
-      else this.#embedding(place).add({ ...layer, isInputMajor: !place.transposed }, 0, `${share.index}:${name}`)
+    for (const linear of embeddingsOf(this.#places, name, [weightA.shape[1], weightB.shape[0]])) {
+      const { form, transposed } = linear
+      if (layer.scales !== undefined) requireWeightOne(name, share.weight, form.isQuantized)
+      if (form.isQuantized) this.#addQuantized({ share, name, part: { name, d: layer.d, start: 0 }, linear })
+      else {
+        const own = { ...layer, isInputMajor: !transposed }
+        this.#weightOf(linear, linear.name).add(own, 0, `${share.index}:${name}`)
+      }
     }
   }
 
-  addConvolution(share: GraphShare, { name, tensors }: FactorPart): void {
+  addConvolution(share: GraphShare, { name }: FactorPart): void {
     const { weight: layer, bias } = this.#layersOf(share, name)
     if (layer.scales !== undefined) requireWeightOne(name, share.weight)
-    const { d, channels, kernel, groups } = convolutionShape(tensors.weightA.shape, tensors.weightB.shape, name)
     const places = ofModule(findConvolutions(this.#places.graph), name)
     if (places.length === 0) refuse(name, 'the graph has no convolution of this name')
     for (const place of places) {
-      const expected = [d, channels / groups, ...kernel]
-      if (place.groups !== groups || place.shape.join() !== expected.join())
-        throw shapeError(name, place.shape, expected)
+      // A convolution of several groups is refused before.
+      if (place.groups !== 1 || place.shape.join() !== layer.shape.join()) {
+        throw shapeError(name, place.shape, layer.shape)
+      }
       // PEFT's A moves without the base's dilation, so that no change of the weight is what it does.
       if (place.dilations.some((dilation) => dilation !== 1)) refuse(name, 'a dilated convolution cannot be merged')
       this.#at(place, `${name}.weight`).add(layer, 0, `${share.index}:${name}`)
       if (bias === undefined) continue
-      if (place.bias === undefined) throw noBias(name)
-      const own = this.#at({ node: place.node, input: place.bias }, `${name}.bias`)
-      own.add(bias, 0, `${share.index}:${name}.bias`)
+      this.#addBias(share, name, bias, place.bias && { node: place.node, input: place.bias, start: 0 })
     }
+  }
+
+  #addBias({ index }: GraphShare, name: string, bias: LayerFactors, place?: (Place & { start: number }) | 0): void {
+    if (!place) {
+      throw new MismatchError({
+        where: name,
+        what: 'the adapter has a bias of B (lora_bias), but the graph has no bias here to add it to',
+      })
+    }
+    this.#at(place, `${name}.bias`).add(bias, place.start, `${index}:${name}.bias`)
   }
 
   /** A whole tensor: a linear layer's weight or bias, an embedding, or what a norm reads. */
@@ -238,8 +246,6 @@ class Edits {
       if (place.kind === 'weight') {
         const { linear, module, isInputMajor } = place
         this.#weightOf(linear, module).replace(values, isInputMajor === linear.transposed, key)
-      } else if (place.kind === 'lookup') {
-        this.#embedding(place.embedding).replace(values, place.embedding.transposed, key)
       } else if (place.kind === 'bias') {
         const { bias, linear } = place
         const edit = this.#at(bias, name)
@@ -260,7 +266,7 @@ class Edits {
     const [embedding] = ofModule(this.#places.embeddings, module)
     const [head] = ofModule(this.#places.linears, module)
     const rows = head?.isHead && head.k === shape[1] ? head.d : shape[0]
-    return embedding?.features === shape[1] ? [embedding.vocabulary, shape[1]] : [rows, shape[1]]
+    return embedding?.d === shape[1] ? [embedding.k, shape[1]] : [rows, shape[1]]
   }
 
   /** Rows of an embedding, or of the head: the same tokens, in tied embeddings of both. */
@@ -272,11 +278,9 @@ class Edits {
     const isReplaced = (other: string) => {
       return adapter.parts().some((own) => own.kind === 'token-rows' && own.module === other)
     }
-    for (const place of await placeTokenRows(this.#places, view, isReplaced)) {
-      if (place.kind === 'weight') {
-        const { linear } = place
-        this.#weightOf(linear, linear.name).replaceRows(rows, !linear.transposed, key)
-      } else this.#embedding(place.embedding).replaceRows(rows, place.embedding.transposed, key)
+    for (const linear of await placeTokenRows(this.#places, view, isReplaced)) {
+      const isByColumns = linear.transposed === (linear.form.isLookup === true)
+      this.#weightOf(linear, linear.name).replaceRows(rows, isByColumns, key)
     }
   }
 
@@ -311,14 +315,9 @@ class Edits {
     return { ...values, info: own, source: this.#opened.sources.push(made) - 1 }
   }
 
-  #embedding(place: Embedding): EditBuilder {
-    if (place.integers !== undefined) refuseUnmergeable(place.integers)
-    return this.#at(place, `${place.name}.weight`)
-  }
-
   #weightOf(linear: Linear, module: string): EditBuilder {
     refuseUnmergeable(linear)
-    return this.#at({ node: linear.node, input: 1 }, `${module}.weight`)
+    return this.#at({ node: linear.node, input: weightInput(linear) }, `${module}.weight`)
   }
 
   #at({ node, input }: Place, name: string): EditBuilder {
@@ -443,13 +442,6 @@ function transposed(bytes: Uint8Array, [rows, columns]: readonly number[], size:
     }
   }
   return result
-}
-
-function noBias(name: string): MismatchError {
-  return new MismatchError({
-    where: name,
-    what: 'the adapter has a bias of B (lora_bias), but the graph has no bias here to add it to',
-  })
 }
 
 /** Throws UnsupportedError for a weight whose values cannot be changed. */
