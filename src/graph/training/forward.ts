@@ -1,7 +1,7 @@
 // The forward part of a training graph: the model with LoRA branches, and what the objective builds on its outputs.
 
 import { create } from '@bufbuild/protobuf'
-import { TensorProto_DataType as DataType, type NodeProto, TensorProtoSchema } from '../../formats/onnx/gen/onnx_pb.js'
+import { DataType, type NodeProto, TensorProtoSchema } from '../../formats/onnx/tensors.js'
 import { type CustomGradients, gradientPath } from '../gradients/backward.js'
 import { quantizedGradient } from '../gradients/quantized.js'
 import { loraInputs, valueInfo } from '../inject/inject.js'
