@@ -96,6 +96,7 @@ export type {
   Prompt,
   PromptImages,
   RunOptions,
+  SoundInput,
   StreamOptions,
   TaggedWord,
   Tagging,
@@ -172,6 +173,6 @@ export type { RankReport, ResizeResult } from './tools/resize.js'
 export type { TrainConfig, TrainingData, TrainingOptions, TrainResult } from './train/options.js'
 export type { EvaluationEvent, ProgressEvent, StepEvent, TrainEvents, TrainReport, TrainStage } from './train/report.js'
 export type { DataReport, LengthReport, PreviewExample, PreviewToken } from './train/rows/check.js'
-export type { StepMetrics } from './train/saved/run-folder.js'
+export type { SampleEvent, StepMetrics } from './train/saved/run-folder.js'
 export type { Schedule } from './train/schedule.js'
 export type { Keep, Preset, TrainSettings } from './train/settings.js'

@@ -128,6 +128,7 @@ export async function withTraining<T>(
       },
       {
         limits: memoryLimits(model),
+        memoryUse: platform().memoryUse,
         sources: sourcesOf(options),
         page: async (...parts) => (await import('./run-page.js')).pageOfRun(...parts),
       },

@@ -27,6 +27,7 @@ export function watchOnTerminal(): TrainEvents | undefined {
     sample({ samples }) {
       for (const { text } of samples) line(`lowrank: ${text.replaceAll(/\p{Cc}/gu, ' ')}`)
     },
+    note: (message) => line(`lowrank: ${message}`),
     warning: (message) => line(`lowrank: ${message}`),
   }
 }

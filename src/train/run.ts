@@ -9,7 +9,7 @@ import type { CardSources } from './card.js'
 import type { EngineState, TrainEngine } from './engine.js'
 import { costsOf, evaluate, takeReference } from './evaluate.js'
 import { gradientFactors, loraPlusRates, readParameters, writeParameters } from './parameters.js'
-import { Pace, peakRssBytes, steadyMedian, type TrainEvents, type TrainReport } from './report.js'
+import { type MemoryUse, Pace, peakRssBytes, steadyMedian, type TrainEvents, type TrainReport } from './report.js'
 import { costOf, examplesOf, type PlanOptions, planEpoch, type StepPlan, stepsPerEpoch } from './rows/batches.js'
 import type { Sampler } from './samples.js'
 import { recordOfBase } from './saved/base-record.js'
@@ -45,6 +45,8 @@ export interface RunInput extends SessionParts {
   /** The state stays when the run is done. Default false. */
   readonly keepState?: boolean
   readonly signal: AbortSignal | undefined
+  /** Memory of the process, where the system tells it. */
+  readonly memoryUse?: (() => MemoryUse | undefined) | undefined
   /** Gives what the next step waits for; undefined while it need not wait. */
   readonly wait?: (() => Promise<void> | undefined) | undefined
   readonly on: TrainEvents
@@ -64,6 +66,7 @@ export type RunReport = Pick<
   | 'samples'
   | 'stepMillis'
   | 'peakRssBytes'
+  | 'memory'
   | 'interrupted'
   | 'runtime'
 >
@@ -110,6 +113,7 @@ class Run {
   readonly #pace = new Pace()
   /** Milliseconds of each step of this process. */
   readonly #times: number[] = []
+  #memory: MemoryUse | null = null
   /** Digests of the run's parts at its start; empty without a folder. */
   #fingerprint: Record<string, string> = {}
   readonly #evaluations: Evaluation[] = []
@@ -284,6 +288,7 @@ class Run {
     if (!Number.isFinite(gradientNorm)) return this.#fail(`step ${step + 1}`, `the gradient's norm is ${gradientNorm}`)
     const elapsedMs = performance.now() - startedAt
     this.#times.push(elapsedMs)
+    this.#measureMemory()
     return {
       step: step + 1,
       epoch,
@@ -389,9 +394,17 @@ class Run {
       samples: this.#samples,
       stepMillis: steadyMedian(this.#times),
       peakRssBytes: peakRssBytes(),
+      memory: this.#memory,
       interrupted: !isDone,
       runtime: this.#sessions.runtimeName,
     }
+  }
+
+  #measureMemory(): void {
+    const now = this.#input.memoryUse?.()
+    if (now === undefined) return
+    const { anonymous, mapped } = this.#memory ?? now
+    this.#memory = { anonymous: Math.max(anonymous, now.anonymous), mapped: Math.max(mapped, now.mapped) }
   }
 
   #tell(metrics: StepMetrics): void {

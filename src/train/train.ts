@@ -6,7 +6,7 @@ import { readRows } from '../data/read-rows.js'
 import type { OnInvalid, Row, Rows } from '../data/row.js'
 import { isByteSource, isDirectory } from '../data/source.js'
 import { planSplit } from '../data/split.js'
-import { type MemoryLimit, memoryWarning, trainingMemory } from '../graph/memory.js'
+import { choosesLowMemory, gigabytes, type MemoryLimit, memoryWarning, trainingMemory } from '../graph/memory.js'
 import type { Model } from '../graph/model-folder.js'
 import { joinGraphs } from '../graph/training/joined-graph.js'
 import { checkTrainableForm } from '../graph/training/trainable-form.js'
@@ -21,7 +21,7 @@ import type { CardSources } from './card.js'
 import { checkOptions, checkParts } from './check-options.js'
 import { newAdapter } from './new-adapter.js'
 import type { TrainingData, TrainingOptions, TrainResult } from './options.js'
-import type { TrainReport } from './report.js'
+import type { MemoryUse, TrainReport } from './report.js'
 import { type EncodedSource, type EncodeOptions, encodeContext, encodeRows } from './rows/examples.js'
 import { type RunInput, type RunReport, trainAdapter } from './run.js'
 import { Sampler } from './samples.js'
@@ -33,6 +33,8 @@ import { resolveSettings, type TrainSettings, withRateOfTask } from './settings.
 export interface RunContext {
   /** Memory that there is: a run that needs more says so. */
   readonly limits?: readonly MemoryLimit[]
+  /** Memory of the process, where the system tells it. */
+  readonly memoryUse?: (() => MemoryUse | undefined) | undefined
   /** Names of the model and the data for run.json; undefined for those from memory. */
   readonly sources?: RunSources | undefined
   /** Makes the page of a run. */
@@ -74,7 +76,7 @@ export async function train(given: TrainingOptions, context: RunContext = {}): P
 /** Checks all options, reads the data, and makes the adapter: all that a run needs. */
 export async function prepare(
   given: TrainingOptions,
-  { limits = [], sources, page, wait, onRow }: RunContext,
+  { limits = [], memoryUse, sources, page, wait, onRow }: RunContext,
 ): Promise<PreparedRun> {
   const plain = resolveSettings(given)
   const config = checkOptions(given, plain)
@@ -88,7 +90,7 @@ export async function prepare(
   const data = await sourceOf(options, options.data, 'data')
   const task = given.task === undefined ? await taskOfRow(data.first?.row, given.model) : await loadTask(given.task)
   checkTable(taskOptions, `the task ${task.name}`, task.options ?? {})
-  const settings = withRateOfTask(plain, given, task.learningRate)
+  let settings = withRateOfTask(plain, given, task.learningRate)
   checkTrainableForm(readGraph(model.onnx.proto))
   await checkTask(task, model)
   const use = options.resume ? 'resume' : options.overwrite ? 'overwrite' : 'new'
@@ -122,7 +124,7 @@ export async function prepare(
   if (open.checkEvaluation !== undefined) {
     for (const example of evalRecords.examples) open.checkEvaluation(example)
   }
-  warnOfMemory(options, settings, limits, examples, open)
+  settings = planMemory(options, settings, limits, examples, open)
 
   on.stage?.('prepare')
   const adapter = options.adapter ?? (await newAdapter(model, config, { ...options, task, open }))
@@ -155,6 +157,7 @@ export async function prepare(
     keepState: options.keepState ?? false,
     signal,
     wait,
+    memoryUse,
     on: log === undefined ? on : log.heard(on),
   }
   return { input, encoded, log, config }
@@ -196,19 +199,29 @@ function pack(
   throw new ConfigError({ where: 'packing', what: `the task ${task.name} cannot put several records into one row` })
 }
 
-function warnOfMemory<Example>(
+/** The settings with the choice of memory or speed made, which a line tells where it costs speed. */
+function planMemory<Example>(
   { model, on }: TrainingOptions,
-  { batchSize: batch, lowMemory }: TrainSettings,
+  settings: TrainSettings,
   limits: readonly MemoryLimit[],
   examples: Iterable<Example>,
   task: OpenTask<Example>,
-): void {
+): TrainSettings {
+  const { batchSize: batch, fast } = settings
   let sequence = 0
   for (const example of examples) sequence = Math.max(sequence, task.cost(example))
   const { rowsOfExample: rows = 1 } = task
   // Pictures all have one size.
   const isCut = task.probe.lengths.some(({ name }) => name !== 'batch')
-  const warning = memoryWarning(trainingMemory(model, { batch: rows * batch, sequence, lowMemory }), limits, {
+  const needOf = (isLow: boolean) => trainingMemory(model, { batch: rows * batch, sequence, lowMemory: isLow })
+  const lowMemory = settings.lowMemory ?? (!fast && choosesLowMemory(needOf(false), limits))
+  if (lowMemory && settings.lowMemory === undefined) {
+    const { weights } = needOf(true)
+    on?.note?.(
+      `The weights, ${gigabytes(weights)}, are not copied for faster products, which saves twice as much memory: \`fast\` copies them`,
+    )
+  }
+  const warning = memoryWarning(needOf(lowMemory), limits, {
     what: `Training with ${batch} records of ${isCut ? 'up to ' : ''}${sequence} tokens in a batch`,
     help: [
       ...(batch > 1 ? ['a smaller `batchSize` with more `gradientAccumulation`'] : []),
@@ -217,6 +230,7 @@ function warnOfMemory<Example>(
     ],
   })
   if (warning !== undefined) (on?.warning ?? console.warn)(warning)
+  return { ...settings, lowMemory }
 }
 
 /** Throws what the task's check throws, with the tasks that the model can be trained for. */

@@ -257,6 +257,7 @@ export const TRAIN_OPTIONS: OptionTable<TrainOptions> = {
   loraFa: BOOLEAN,
   weightDecay: ranged('a number in [0, 1]'),
   maxGradNorm: ranged('a finite number of at least 0'),
+  fast: BOOLEAN,
   newHead: BOOLEAN,
   saveEvery: ranged('an integer of at least 1'),
   packing: BOOLEAN,
@@ -315,6 +316,7 @@ export const TRAIN_EVENTS: OptionTable<TrainEvents> = {
   step: FUNCTION,
   evaluation: FUNCTION,
   sample: FUNCTION,
+  note: FUNCTION,
   warning: FUNCTION,
 }
 
