@@ -96,7 +96,7 @@ describe('texts', () => {
     expect(body.choices.map(({ index }: any) => index)).toEqual([0, 1, 2, 3])
     const { body: one } = await post('/v1/completions', QUICK)
     expect(new Set(body.choices.map(({ text }: any) => text))).toEqual(new Set([one.choices[0].text]))
-    expect(body.usage).toEqual({ prompt_tokens: 10, completion_tokens: 32, total_tokens: 42 })
+    expect(body.usage).toMatchObject({ prompt_tokens: 10, completion_tokens: 32, total_tokens: 42 })
   })
 
   it('with echo carry the scores of the prompt, which are those of the tokens as answers', async () => {
@@ -131,6 +131,18 @@ describe('texts', () => {
     const parts = await events('/v1/chat/completions', chat)
     expect(parts[0].choices[0].delta.role).toBe('assistant')
     expect(parts.map(({ choices: [{ delta }] }) => delta.content ?? '').join('')).toBe(body.choices[0].message.content)
+  })
+
+  it('are read once, and not shared by callers of other keys', async () => {
+    const own = await create({ apiKeys: ['one', 'two'] })
+    const cached = async (key: string) => {
+      const prompt = PROMPT.repeat(20)
+      const response = await own(request('/v1/completions', { ...QUICK, prompt }, { authorization: `Bearer ${key}` }))
+      return (await response.json()).usage.prompt_tokens_details.cached_tokens
+    }
+    expect([await cached('one'), await cached('two')]).toEqual([0, 0])
+    expect([await cached('one'), await cached('two')]).toEqual([80, 80])
+    await own.close()
   })
 
   it('stop when the caller leaves, and the place is free again', async () => {

@@ -109,7 +109,14 @@ async function* writeTexts(
   const sampling = resolveSampling(options, session.model.generationConfig)
   const texts = encoded.map((prompt, i): WrittenText => {
     const ids = source === undefined ? prompt.ids : source.startIds
-    const request = { promptIds: ids, sampling, seed: seed + i, scores: options.logprobs }
+    const request = {
+      promptIds: ids,
+      sampling,
+      seed: seed + i,
+      scores: options.logprobs,
+      scope: options.cacheScope ?? '',
+      baseTokens: 0,
+    }
     const limits = textLimits(session.model, { ...prompt, ids }, options)
     return new WrittenText(session.model, request, { index: i, prompt, mix: mixes[isList ? i : 0], limits, events })
   })
@@ -196,6 +203,7 @@ class WrittenText implements RunningText {
   readonly #place: TextPlace
   readonly #row: TextRow
   readonly #scores: TokenScore[] = []
+  #cachedTokens = 0
 
   constructor(model: Model, request: RunningText['request'], place: TextPlace) {
     this.request = request
@@ -216,6 +224,7 @@ class WrittenText implements RunningText {
   take(token: NextToken): boolean {
     const { index, events } = this.#place
     const row = this.#row
+    this.#cachedTokens += token.cachedTokens ?? 0
     const piece = row.push(token.id)
     if (row.finish !== 'eos' && token.scores !== undefined) this.#scores.push(scoreOf(this.#model, token))
     const isGrowing = row.finish === undefined
@@ -233,6 +242,7 @@ class WrittenText implements RunningText {
       text,
       tokens: tokenIds.length,
       promptTokens: this.prompt.ids.length,
+      cachedTokens: this.#cachedTokens,
       tokenIds,
       finish: finish!,
       seed: this.request.seed,
