@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""The peer of the training benchmark: makes random Llama and ViT models and trains LoRA on them with PEFT and PyTorch.
+"""The peer of the training benchmark: makes random Llama, Gemma and ViT models and trains LoRA on them with PEFT and PyTorch.
 
     peer.py make  NAME DIR            config.json, model.safetensors and onnx/model.onnx (TorchScript exporter) with seeded random weights
-                                      NAME: a Llama of SHAPES, or vit-small
+                                      NAME: a decoder of SHAPES, or vit-small
     peer.py serve DIR ATTENTION ...   trains on request: one JSON command a line on stdin, one JSON answer a line on stdout
 
 Versions: requirements.txt.
@@ -14,6 +14,9 @@ import torch
 SHAPES = {  # name: hidden, layers, heads, key/value heads, intermediate, vocabulary
     "llama-6x384": (384, 6, 12, 4, 1024, 8192),
     "llama-135m": (576, 30, 9, 3, 1536, 49152),
+    "llama-600m": (1024, 28, 16, 8, 3072, 151936),
+    "llama-1100m": (2048, 22, 32, 4, 5632, 32000),
+    "gemma3-270m": (640, 18, 4, 1, 2048, 262144),
 }
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 ENCODER_TARGETS = r".*encoder.*(query|key|value|dense)"
@@ -48,13 +51,16 @@ def make_vit(folder):
 def make(name, folder):
     if name == "vit-small":
         return make_vit(folder)
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM
     hidden, layers, heads, kv_heads, intermediate, vocabulary = SHAPES[name]
     torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(
+    is_gemma = name.startswith("gemma3")
+    Model, Config = (Gemma3ForCausalLM, Gemma3TextConfig) if is_gemma else (LlamaForCausalLM, LlamaConfig)
+    own = {"head_dim": 256, "query_pre_attn_scalar": 256} if is_gemma else {}
+    model = Model(Config(
         hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=kv_heads,
-        intermediate_size=intermediate, vocab_size=vocabulary, max_position_embeddings=2048, tie_word_embeddings=True,
-        attn_implementation="eager", bos_token_id=0, eos_token_id=1, pad_token_id=2, use_cache=False)).eval()
+        intermediate_size=intermediate, vocab_size=vocabulary, max_position_embeddings=2048, tie_word_embeddings=name != "llama-1100m",
+        attn_implementation="eager", bos_token_id=0, eos_token_id=1, pad_token_id=2, use_cache=False, **own)).eval()
     model.save_pretrained(folder)
 
     class Logits(torch.nn.Module):
@@ -69,6 +75,7 @@ def make(name, folder):
             positions = torch.arange(length)
             visible = (positions[None, :] <= positions[:, None])[None, None] & attention_mask[:, None, None, :].bool()
             mask = torch.where(visible, 0.0, torch.finfo(torch.float32).min)
+            mask = {"full_attention": mask, "sliding_attention": mask} if is_gemma else mask
             return self.model(input_ids=input_ids, attention_mask=mask, position_ids=positions[None], use_cache=False).logits
 
     os.makedirs(os.path.join(folder, "onnx"), exist_ok=True)

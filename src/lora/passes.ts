@@ -1,5 +1,4 @@
-// The forward pass of a layer that is not merged, and its gradients; a convolution is the same over its windows as
-// rows:
+// The forward pass of a linear layer that is not merged, and its gradients:
 //   y = x·Wᵀ + s·(x'·Aᵀ·Bᵀ + b)                        x' is x after dropout, b a bias of B (Hu et al. 2021, arXiv 2106.09685)
 //   y = x·Wᵀ + c ⊙ (x'·Wᵀ + s·x'·Aᵀ·Bᵀ) − x'·Wᵀ        with a magnitude m: c = m / ‖W + s·B·A‖ (Liu et al. 2024, arXiv 2402.09353)
 // The second is PEFT's order: dropout is on the base's part of the difference, too. Norms count as constants in
@@ -22,11 +21,8 @@ export interface PassWeights {
   readonly biasB: FloatArray | undefined
 }
 
-/** The values that turn the outputs of W and A into y. */
-export type ChangeWeights = Omit<PassWeights, 'base' | 'weightA'>
-
 /** m (d), and ‖W + s·B·A‖ (d), row by row. */
-export interface Dora {
+interface Dora {
   readonly magnitude: FloatArray
   readonly norms: Float64Array
 }
@@ -41,15 +37,11 @@ interface PassInputs {
 }
 
 /** Values of the forward pass that the backward pass needs. */
-export interface Tape extends ChangeTape {
+export interface Tape {
   readonly branch: Matrix
   /** A sees what W sees. */
   readonly isShared: boolean
-}
-
-/** Values of {@link addChange} that {@link changeGradients} needs. */
-export interface ChangeTape {
-  /** There was dropout: x' is not x. */
+  /** There were dropout and a magnitude. */
   readonly hasDropped: boolean
   /** (n, r) */
   readonly hidden: Matrix
@@ -89,79 +81,43 @@ export function forwardPass(
   { base, branch, dropped }: PassInputs,
   dora: Dora | undefined,
 ): { output: Matrix; tape: Tape } {
+  const { weightB, scaling, biasB } = weights
   const ofWeight = (x: Matrix) => product(x, weights.base, { transposeB: true }) // (n, k) @ (k, d) → (n, d)
   const hidden = product(branch, weights.weightA, { transposeB: true }) // (n, k) @ (k, r) → (n, r)
-  const frozen = dora && dropped && ofWeight(dropped)
-  const { output, tape } = addChange(weights, ofWeight(base), frozen, hidden, dora)
-  return { output, tape: { ...tape, branch, isShared: branch === base } }
-}
-
-/**
- * The formulas above where x·Wᵀ and x'·Aᵀ are there.
- *
- * @param output x·Wᵀ (n, d), which becomes y where there is no magnitude
- * @param dropped x'·Wᵀ with dropout
- * @param hidden x'·Aᵀ (n, r)
- */
-export function addChange(
-  { weightB, scaling, biasB }: ChangeWeights,
-  output: Matrix,
-  dropped: Matrix | undefined,
-  hidden: Matrix,
-  dora: Dora | undefined,
-): { output: Matrix; tape: ChangeTape } {
-  const hasDropped = dropped !== undefined
   const added = (addTo: Matrix) => product(hidden, weightB, { transposeB: true, scale: scaling, addTo }) // (n, r) @ (r, d)
+  const own = { branch, isShared: branch === base, hidden }
+  const output = ofWeight(base)
   if (dora === undefined) {
     addBias(added(output), biasB, scaling)
-    return { output, tape: { hidden, hasDropped, dora } }
+    return { output, tape: { ...own, hasDropped: false, dora } }
   }
   const { magnitude, norms } = dora
-  const frozen = dropped ?? output
+  const hasDropped = dropped !== undefined
+  const frozen = hasDropped ? ofWeight(dropped) : output
   const adapted = added(copyAs(frozen, frozen.data))
   const scales = norms.map((norm, i) => magnitude[i] / norm)
   const scaled = scaleColumns(copyAs(adapted, adapted.data), scales)
   const y = hasDropped ? addScaled(addScaled(output, frozen, -1), scaled, 1) : scaled
-  return { output: y, tape: { hidden, hasDropped, dora: { adapted, scales, norms } } }
+  return { output: y, tape: { ...own, hasDropped, dora: { adapted, scales, norms } } }
 }
 
 /** From dY (n, d), for the weights that the forward pass had. */
 export function backwardPass(weights: PassWeights, tape: Tape, dy: Matrix): PassGradients {
-  const { base, weightA } = weights
-  const { hidden, adapted, ...own } = changeGradients(weights, tape, dy)
-  const hasOtherInput = tape.hasDropped && tape.dora !== undefined
+  const { base, weightA, weightB, scaling, biasB } = weights
+  const { dora } = tape
+  const adapted = dora === undefined ? dy : scaleColumns(copyAs(dy, dy.data), dora.scales)
+  const hidden = product(adapted, weightB, { scale: scaling }) // (n, d) @ (d, r) → (n, r)
+  const ofB = product(adapted, tape.hidden, { transposeA: true, scale: scaling }) // (d, n) @ (n, r) → (d, r)
   const input = product(tape.hasDropped ? dy : adapted, base) // (n, d) @ (d, k) → (n, k)
   const branch = product(hidden, weightA, tape.isShared ? { addTo: input } : {}) // (n, r) @ (r, k) → (n, k)
   return {
-    ...own,
     weightA: product(hidden, tape.branch, { transposeA: true }), // (r, n) @ (n, k) → (r, k)
-    base: input,
-    branch: tape.isShared ? undefined : branch,
-    dropped: hasOtherInput ? product(addScaled(adapted, dy, -1), base) : undefined,
-  }
-}
-
-/** Gradients that go back through addChange. */
-interface ChangeGradients extends Pick<PassGradients, 'weightB' | 'magnitude' | 'biasB'> {
-  /** To what the magnitude multiplies (n, d); dY itself where there is none. */
-  readonly adapted: Matrix
-  /** (n, r) */
-  readonly hidden: Matrix
-}
-
-/** From dY (n, d), for the weights that addChange had. */
-export function changeGradients(
-  { weightB, scaling, biasB }: ChangeWeights,
-  { hidden, dora }: ChangeTape,
-  dy: Matrix,
-): ChangeGradients {
-  const adapted = dora === undefined ? dy : scaleColumns(copyAs(dy, dy.data), dora.scales)
-  return {
-    adapted,
-    hidden: product(adapted, weightB, { scale: scaling }), // (n, d) @ (d, r) → (n, r)
-    weightB: product(adapted, hidden, { transposeA: true, scale: scaling }), // (d, n) @ (n, r) → (d, r)
+    weightB: ofB,
     magnitude: dora && columnSums(dy, (at, j) => dora.adapted.data[at] / dora.norms[j]),
     biasB: biasB && columnSums(dy, () => scaling),
+    base: input,
+    branch: tape.isShared ? undefined : branch,
+    dropped: tape.hasDropped ? product(addScaled(adapted, dy, -1), base) : undefined,
   }
 }
 

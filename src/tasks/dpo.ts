@@ -4,7 +4,6 @@
 
 import { DataError, StateError } from '../base/errors.js'
 import { TensorProto_DataType as DataType } from '../formats/onnx/gen/onnx_pb.js'
-import { rowLosses } from '../graph/gradients/losses.js'
 import { tokenInputs } from '../graph/inputs/tokens.js'
 import { type Model, requireTokenizer } from '../graph/model-folder.js'
 import type { ObjectiveGraph } from '../graph/training/objective-graph.js'
@@ -169,12 +168,7 @@ class Dpo implements OpenTask<AnswerExample> {
       checkAllTokens(shapeOf(choice.all), SIDES)
       checkWidth(this.#model, shapeOf(choice.chosen)?.dims[1])
     })
-    const { losses, slopes } = rowLosses(g, choice.chosen, targets)
-    graph.customGradients.set(losses, {
-      inputs: [choice.chosen],
-      rule: ({ g, dy }) => [() => g.mul(slopes(g), g.unsqueeze(dy, [1]))],
-    })
-    const column = g.unsqueeze(losses, [1])
+    const column = g.unsqueeze(graph.rowLosses(choice.chosen, targets), [1])
     // −ln(probability) of each answer, (pairs, 1)
     const [chosen, rejected] = [CHOSEN, REJECTED].map((name) => {
       return g.op('MatMul', [graph.input(name, DataType.FLOAT, ['pairs', 'targets']), column])

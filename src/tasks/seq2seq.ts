@@ -1,7 +1,7 @@
 // Encoder-decoders: the encoder reads a whole text, and the decoder learns to write another one for it. Every token of
 // the target counts, its end included. The loss is the cross-entropy in nats per token.
 
-import { DataError, FileError, FormatError, UnsupportedError } from '../base/errors.js'
+import { DataError, FormatError, UnsupportedError } from '../base/errors.js'
 import { type JoinedInputs, joinedInputs, OF_DECODER, startToken } from '../graph/inputs/encoder-decoder.js'
 import { inputFamily } from '../graph/inputs/family.js'
 import { type Model, requireTokenizer } from '../graph/model-folder.js'
@@ -9,7 +9,6 @@ import type { Length, ObjectiveGraph } from '../graph/training/objective-graph.j
 import type { Value } from '../graph/view/builder.js'
 import { readGraph } from '../graph/view/graph.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
-import { type LogMel, logMel } from '../sounds/log-mel.js'
 import { checkVocabulary } from '../text/records.js'
 import { checkWidth } from './causal-lm.js'
 import { parseTextPair, type TextPair } from './labels/text-pair.js'
@@ -102,7 +101,7 @@ function encodeSource(
     throw new DataError({
       where,
       what: size === undefined ? 'the model reads texts, not sounds' : 'the model reads sounds, not texts',
-      expected: size === undefined ? '"text" and "target"' : '"audio": { array, sampling_rate }, and "text"',
+      expected: size === undefined ? '"text" and "target"' : '"input_features": (bands, times), and "text"',
     })
   }
   if (source.kind === 'text') {
@@ -110,32 +109,13 @@ function encodeSource(
     return { source: inputIds, isCut: isTruncated }
   }
   const [bands, times] = size as readonly [number, number]
-  const { values, isCut } =
-    source.kind === 'features' ? { ...source, isCut: false } : heard(model).features(source.sound, `${where}, audio`)
-  if (values.length === bands * times) return { source: values, isCut }
+  if (source.values.length === bands * times) return { source: source.values, isCut: false }
   throw new DataError({
-    where: source.kind === 'features' ? `${where}, input_features` : `${model.directory.name}/preprocessor_config.json`,
+    where: `${where}, input_features`,
     what: 'not as many numbers as the model takes',
     expected: `${bands} x ${times}`,
-    got: String(values.length),
+    got: String(source.values.length),
   })
-}
-
-/** One for each model: filters and windows are made for all of its sounds. */
-const PROCESSORS = new WeakMap<object, LogMel>()
-
-function heard({ directory, preprocessorConfig }: Model): LogMel {
-  const where = `${directory.name}/preprocessor_config.json`
-  if (preprocessorConfig === undefined) {
-    throw new FileError({
-      where,
-      what: 'missing: it says how sounds become numbers',
-      hint: 'Copy it from where the model came from, or give "input_features" in the place of "audio"',
-    })
-  }
-  const processor = PROCESSORS.get(preprocessorConfig) ?? logMel(preprocessorConfig, where)
-  PROCESSORS.set(preprocessorConfig, processor)
-  return processor
 }
 
 /**

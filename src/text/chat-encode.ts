@@ -5,7 +5,7 @@ import { DataError, MismatchError } from '../base/errors.js'
 import type { Span } from './added-tokens.js'
 import type { Chat, ChatMessage } from './chat.js'
 import { type Example, IGNORED } from './records.js'
-import type { ChatTemplate, RenderedTurns, RenderOptions } from './template.js'
+import type { ChatTemplate, RenderOptions } from './template.js'
 import { commonLength, type Tokenizer } from './tokenizer.js'
 
 /** How chats of one model are encoded. */
@@ -149,11 +149,6 @@ function answerTexts(
   const promptOf = (index: number, text: string) =>
     index > 0 ? render(index, true).text : text.slice(0, firstAnswerStart(template, options, text, where))
 
-  const turns = template.marksGeneration
-    ? undefined
-    : template.renderTurns(messages.slice(0, lastAnswer + 1), options, where)
-  const quick = turns && answerSpans(turns, answers)
-  if (turns !== undefined && quick !== undefined) return one({ text: turns.text, spans: quick })
   const all = render(lastAnswer + 1)
   if (template.marksGeneration) {
     const { text, generated } = all
@@ -238,20 +233,6 @@ function answersToLearn(
     ...(answers.length < own.length ? ['have empty answers, which are not learned'] : []),
   ]
   return { answers, notes }
-}
-
-/**
- * The answers of turns that are sure to be shown as they were asked for; undefined when one does not begin as its
- * prompt.
- */
-function answerSpans({ text, ends, prompt }: RenderedTurns, answers: readonly number[]): Span[] | undefined {
-  const spans = answers.map((index) => {
-    // Before the first message there can be a text that belongs to none.
-    const start = index > 0 ? ends[index - 1] : text.slice(0, ends[0]).indexOf(prompt)
-    return { start: start + prompt.length, end: ends[index] }
-  })
-  const isAsked = spans.every(({ start, end }) => start <= end && text.startsWith(prompt, start - prompt.length))
-  return isAsked ? spans : undefined
 }
 
 /**

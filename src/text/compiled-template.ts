@@ -3,7 +3,7 @@
 import { DataError, FormatError } from '../base/errors.js'
 import type { Span } from './added-tokens.js'
 import type { MessageOfParts } from './chat.js'
-import { CLOSE_MARK, type CompiledTemplate, compileJinja, OPEN_MARK, type Renderer } from './jinja.js'
+import { CLOSE_MARK, type CompiledTemplate, compileJinja, OPEN_MARK } from './jinja.js'
 import {
   type ChatTemplate,
   DEFAULT_TEMPLATE,
@@ -11,7 +11,6 @@ import {
   type RenderOptions,
   type TemplateSource,
 } from './template.js'
-import { TURN_MARK } from './turnwise.js'
 
 /** The name of the template for chats with tools, in a list of templates. */
 const TOOL_TEMPLATE = 'tool_use'
@@ -50,7 +49,7 @@ export async function compileChatTemplate(source: TemplateSource): Promise<ChatT
   const templateFor = (tools: RenderOptions['tools']) =>
     compiled.get(tools !== undefined && compiled.has(TOOL_TEMPLATE) ? TOOL_TEMPLATE : fallback)!
   const run = (
-    render: Renderer,
+    { render }: CompiledTemplate,
     messages: readonly MessageOfParts[],
     options: RenderOptions,
     record: string,
@@ -78,23 +77,9 @@ export async function compileChatTemplate(source: TemplateSource): Promise<ChatT
     text: source.texts.get(fallback) as string,
     marksGeneration: compiled.get(fallback)!.marksGeneration,
     render(messages, options, record) {
-      const { render, marksGeneration } = templateFor(options.tools)
-      const text = run(render, messages, options, record)
-      return marksGeneration ? readMarks(text, record) : { text, generated: [] }
-    },
-    renderTurns(messages, options, record) {
-      const render = templateFor(options.tools).renderTurns
-      if (render === undefined) return undefined
-      const parts = run(render, messages, { ...options, addGenerationPrompt: true }, record).split(TURN_MARK)
-      // Messages may hold the mark themselves.
-      if (parts.length !== messages.length + 1) return undefined
-      const prompt = parts.pop() as string
-      let end = 0
-      const ends = parts.map((part) => {
-        end += part.length
-        return end
-      })
-      return { text: parts.join(''), ends, prompt }
+      const template = templateFor(options.tools)
+      const text = run(template, messages, options, record)
+      return template.marksGeneration ? readMarks(text, record) : { text, generated: [] }
     },
   }
 }

@@ -1,9 +1,6 @@
 // Jinja by @huggingface/jinja, with what it lacks beside Jinja's own: a limit on work, strip, lstrip and rstrip of
 // given characters, line ends of any system, and marks in the place of transformers' {% generation %} tags.
 
-import { childrenOf, type Node, variableName } from './jinja-nodes.js'
-import { markTurns } from './turnwise.js'
-
 /** Characters that Unicode reserves for a program's own use. They stand where a generated part begins and ends. */
 export const [OPEN_MARK, CLOSE_MARK] = ['\ufdd0', '\ufdd1']
 
@@ -37,14 +34,15 @@ const MAKERS = new Set<string | undefined>(['FilterExpression', 'CallExpression'
 /** Expressions whose list can be larger than the parts that it was made of. */
 const HOLDERS = new Set([...MAKERS, 'ArrayLiteral', 'TupleLiteral', 'ObjectLiteral', 'BinaryExpression'])
 
-/** A template that renders variables. */
-export type Renderer = (variables: Readonly<Record<string, unknown>>) => string
+/** A node of a parsed template, as @huggingface/jinja has it. Fields beside its type depend on it. */
+interface Node {
+  type: string
+  [field: string]: unknown
+}
 
 /** A template, ready to render. */
 export interface CompiledTemplate {
-  readonly render: Renderer
-  /** The same with {@link TURN_MARK} behind each message, where the template allows it. */
-  readonly renderTurns: Renderer | undefined
+  render(variables: Readonly<Record<string, unknown>>): string
   /** It marks what the model writes. */
   readonly marksGeneration: boolean
 }
@@ -77,16 +75,11 @@ export function compileJinja(library: Jinja, template: string): CompiledTemplate
   if (template.length > MAX_TEMPLATE_LENGTH) throw new SyntaxError(`more than ${MAX_TEMPLATE_LENGTH} characters`)
   if (LONG_SPACE.test(template)) throw new SyntaxError('more than 300 spaces in a row')
   const text = withMarks(template.replace(/\r\n?/g, '\n'))
-  const parse = (): Node => {
-    const program = new library.Template(text).parsed as Node
-    replaceMethods(program)
-    return program
-  }
-  const [program, turns] = [parse(), parse()]
+  const program = new library.Template(text).parsed as Node
+  replaceMethods(program)
   const run = runnerOf(library)
   return {
     render: (variables) => run(program, variables),
-    renderTurns: markTurns(turns) ? (variables) => run(turns, variables) : undefined,
     marksGeneration: withoutComments(template).search(GENERATION_TAG) >= 0,
   }
 }
@@ -248,4 +241,21 @@ function replaceMethods(node: Node): void {
   if (!Object.hasOwn(ARGUMENTS, name) || !ARGUMENTS[name].includes(call.args.length)) return
   const args = [isMethod ? object : node.operand, ...call.args]
   Object.assign(node, { type: 'CallExpression', callee: { type: 'Identifier', value: `${PREFIX}${name}` }, args })
+}
+
+/** The nodes directly inside a node: in fields, lists and maps. */
+function* childrenOf(node: Node): Generator<Node> {
+  for (const value of Object.values(node)) {
+    const items = value instanceof Map ? [...value.keys(), ...value.values()] : Array.isArray(value) ? value : [value]
+    for (const item of items) if (isNode(item)) yield item
+  }
+}
+
+function isNode(value: unknown): value is Node {
+  return typeof value === 'object' && value !== null && typeof (value as Node).type === 'string'
+}
+
+/** The name of a variable; undefined for other nodes. */
+function variableName(node: unknown): string | undefined {
+  return isNode(node) && node.type === 'Identifier' ? (node.value as string) : undefined
 }

@@ -2,7 +2,7 @@
 // of SentencePiece vocabularies), and the tokens of a piece are remembered. Gives the library's ids at ten times its
 // speed, and tells which tokens a stretch of characters has, which the library cannot.
 
-import { type AddedToken, AddedTokens, type Span, sectionsOf } from './added-tokens.js'
+import { type AddedToken, AddedTokens, type Section, type Span, sectionsOf } from './added-tokens.js'
 import {
   byteLevelCutter,
   type Cutter,
@@ -33,9 +33,7 @@ export class PieceEncoder {
   readonly #addedNormalized: AddedTokens | undefined
   /** True if a token starts behind its leading spaces. */
   readonly #trimsSpaces: boolean
-  readonly #cache = new Map<string, readonly number[]>()
-  /** The places of tokens inside of pieces at whose tokens a span began or ended. */
-  readonly #places = new Map<string, readonly PlacedToken[] | 'unknown'>()
+  readonly #cache = new Map<string, Piece>()
 
   /** @returns undefined for tokenizers that cannot be cut into pieces */
   static create(definition: Json, model: PieceModel): PieceEncoder | undefined {
@@ -63,87 +61,70 @@ export class PieceEncoder {
    */
   encode(text: string, spans: readonly Span[]): EncodedSpans | undefined {
     const ids: number[] = []
-    const tracker = new SpanTracker(spans)
+    /** The place of each token in the text, if somebody asks for it. */
+    const places: Span[] | undefined = spans.length === 0 ? undefined : []
+    const add = ({ id, start, end }: Section) => {
+      ids.push(id!)
+      places?.push({ start, end })
+    }
     let sectionIndex = 0
     for (const section of sectionsOf(text, 0, this.#added)) {
       const index = sectionIndex++
       if (section.id !== undefined) {
-        tracker.visitToken(section, ids.length)
-        ids.push(section.id)
+        add(section)
         continue
       }
       const plain = text.slice(section.start, section.end)
       // Characters keep their places as long as a normalizer changes none of them.
       if (this.#addedNormalized !== undefined && this.#hub.normalizer?.(plain) !== plain) return undefined
       for (const part of sectionsOf(plain, section.start, this.#addedNormalized)) {
-        if (part.id !== undefined) {
-          tracker.visitToken(part, ids.length)
-          ids.push(part.id)
-        } else if (!this.#encodePart(text.slice(part.start, part.end), part.start, index, ids, tracker))
-          return undefined
+        if (part.id !== undefined) add(part)
+        else if (!this.#encodePart(text.slice(part.start, part.end), part.start, index, ids, places)) return undefined
       }
     }
-    return { ids, ranges: tracker.finish(ids.length) }
+    const ranges = spans.map(({ start, end }) => {
+      return [firstOf(places!, (token) => token.end > start), firstOf(places!, (token) => token.start >= end)] as const
+    })
+    return { ids, ranges }
   }
 
-  #encodePart(part: string, start: number, sectionIndex: number, ids: number[], tracker: SpanTracker): boolean {
+  #encodePart(part: string, start: number, sectionIndex: number, ids: number[], places: Span[] | undefined): boolean {
     const normalized = this.#cutter.normalize(part)
     const spanOf = normalized === part ? plainSpan(start) : normalizedSpan(part, start, normalized, this.#cutter)
     const pieces = spanOf && this.#cutter.cut(normalized, sectionIndex)
     if (spanOf === undefined || pieces === undefined) return false
     let at = -this.#cutter.prefixLength(normalized, pieces)
-    const isPlain = normalized === part
     for (const text of pieces) {
-      const pieceIds = this.#idsOf(text)
-      if (pieceIds === undefined) return false
-      const end = at + text.length
-      // Most pieces lie between two borders: nothing is made for them.
-      if (tracker.isDue(isPlain ? start + end : spanOf(at, end).end, this.#trimsSpaces)) {
-        const tokens = this.#tokensIn(text, at, spanOf)
-        if (tokens === undefined) return false
-        tracker.visit(spanOf(at, end).end, ids.length, tokens, this.#trimsSpaces)
+      const own = this.#known(text)
+      if (own === undefined || (places && own.places === undefined)) return false
+      for (let i = 0; i < own.ids.length; i++) ids.push(own.ids[i])
+      if (places !== undefined) {
+        for (const { start: from, end, leadingSpaces } of own.places!) {
+          const span = spanOf(at + from, at + end)
+          places.push(this.#trimsSpaces ? { start: span.start + leadingSpaces, end: span.end } : span)
+        }
       }
-      for (let i = 0; i < pieceIds.length; i++) ids.push(pieceIds[i])
-      at = end
+      at += text.length
     }
     return at === normalized.length
   }
 
-  #idsOf(piece: string): readonly number[] | undefined {
+  /** Undefined for a piece with a token that the vocabulary lacks. */
+  #known(piece: string): Piece | undefined {
     const known = this.#cache.get(piece)
     if (known !== undefined) return known
-    const ids = this.#tokensOf(piece).map((token) => this.#hub.token_to_id(token))
+    const tokens = this.#hub.model?.([this.#cutter.toModel(piece)]) ?? []
+    const ids = tokens.map((token) => this.#hub.token_to_id(token))
     if (ids.includes(undefined)) return undefined
+    const made = { ids: ids as number[], places: this.#placesIn(piece, tokens) }
     if (piece.length <= MAX_CACHED_LENGTH) {
       if (this.#cache.size >= MAX_CACHED_PIECES) this.#cache.clear()
-      this.#cache.set(piece, ids as number[])
+      this.#cache.set(piece, made)
     }
-    return ids as number[]
+    return made
   }
 
-  #tokensOf(piece: string): string[] {
-    return this.#hub.model?.([this.#cutter.toModel(piece)]) ?? []
-  }
-
-  /**
-   * Finds the place of each token of a piece in the text; the tokens of one character share its place.
-   *
-   * @param at where the piece starts in its part
-   * @returns undefined when the tokens do not spell the piece
-   */
-  #tokensIn(piece: string, at: number, spanOf: SpanOf): PlacedToken[] | undefined {
-    let places = this.#places.get(piece)
-    if (places === undefined) {
-      places = this.#placesIn(piece)
-      if (this.#places.size >= MAX_CACHED_PIECES) this.#places.clear()
-      if (piece.length <= MAX_CACHED_LENGTH) this.#places.set(piece, places)
-    }
-    if (places === 'unknown') return undefined
-    return places.map(({ start, end, leadingSpaces }) => ({ ...spanOf(at + start, at + end), leadingSpaces }))
-  }
-
-  /** Places inside the piece. */
-  #placesIn(piece: string): readonly PlacedToken[] | 'unknown' {
+  #placesIn(piece: string, tokens: readonly string[]): PlacedToken[] | undefined {
     const characterOf: number[] = []
     const endOf: number[] = []
     let index = 0
@@ -155,18 +136,25 @@ export class PieceEncoder {
       index += character.length
     }
     let byte = 0
-    const tokens = this.#tokensOf(piece).map((token) => {
+    const places = tokens.map((token) => {
       const start = characterOf[byte]
       byte += this.#cutter.byteLength(token)
       const end = endOf[Math.min(byte, endOf.length) - 1]
       const text = piece.slice(start, end)
       return { start, end, leadingSpaces: text.length - text.replace(/^ +/, '').length }
     })
-    return byte === characterOf.length ? tokens : 'unknown'
+    return byte === characterOf.length ? places : undefined
   }
 }
 
-/** A token in the text. */
+/** The tokens of a piece. */
+interface Piece {
+  readonly ids: readonly number[]
+  /** Places in the piece; those of one character's tokens are the same. Undefined where the tokens do not spell it. */
+  readonly places: readonly PlacedToken[] | undefined
+}
+
+/** A token in its piece. */
 interface PlacedToken extends Span {
   readonly leadingSpaces: number
 }
@@ -207,49 +195,13 @@ function normalizedSpan(part: string, start: number, normalized: string, cutter:
   return spelled === normalized ? (from, to) => ({ start: starts[from], end: ends[to - 1] }) : undefined
 }
 
-/** Finds the tokens of spans while pieces come by in order. */
-class SpanTracker {
-  /** Starts and ends in turn. */
-  readonly #borders: number[]
-  readonly #found: number[] = []
-
-  constructor(spans: readonly Span[]) {
-    this.#borders = spans.flatMap(({ start, end }) => [start, end])
+/** The number of the first place for which something holds that holds for all behind it; their count if for none. */
+function firstOf(places: readonly Span[], holds: (place: Span) => boolean): number {
+  let [low, high] = [0, places.length]
+  while (low < high) {
+    const middle = (low + high) >> 1
+    if (holds(places[middle])) high = middle
+    else low = middle + 1
   }
-
-  /** True if a border lies in the piece, or lies before it and is not yet found. */
-  isDue(end: number, trimsSpaces: boolean): boolean {
-    const border = this.#borders[this.#found.length]
-    return border !== undefined && (border < end || (border === end && trimsSpaces))
-  }
-
-  /**
-   * @param end of the piece
-   * @param first index of its first token
-   */
-  visit(end: number, first: number, tokens: readonly PlacedToken[], trimsSpaces: boolean): void {
-    while (this.isDue(end, trimsSpaces)) {
-      const number = this.#found.length
-      const border = this.#borders[number]
-      const isStart = number % 2 === 0
-      const index = isStart
-        ? tokens.findIndex((token) => token.end > border)
-        : tokens.findIndex(({ start, leadingSpaces }) => start + (trimsSpaces ? leadingSpaces : 0) >= border)
-      if (index < 0 && border === end) return
-      this.#found.push(first + (index < 0 ? tokens.length : index))
-    }
-  }
-
-  /** An added token: it has its place alone. */
-  visitToken({ start, end }: Span, index: number): void {
-    for (let border = this.#borders[this.#found.length]; border < end; border = this.#borders[this.#found.length]) {
-      const isStart = this.#found.length % 2 === 0
-      this.#found.push(isStart || border <= start ? index : index + 1)
-    }
-  }
-
-  finish(length: number): (readonly [number, number])[] {
-    while (this.#found.length < this.#borders.length) this.#found.push(length)
-    return Array.from({ length: this.#found.length / 2 }, (_, i) => [this.#found[2 * i], this.#found[2 * i + 1]])
-  }
+  return low
 }

@@ -1,7 +1,7 @@
 // A chat template: messages → text.
 
 import type { Span } from './added-tokens.js'
-import type { ChatMessage, MessageOfParts } from './chat.js'
+import type { MessageOfParts } from './chat.js'
 
 /** The template of a list that is used, unless a chat has tools and there is one for them. */
 export const DEFAULT_TEMPLATE = 'default'
@@ -23,14 +23,6 @@ export interface RenderedChat {
   readonly generated: readonly Span[]
 }
 
-/** A chat as text, with the end of each message in it. */
-export interface RenderedTurns {
-  readonly text: string
-  readonly ends: readonly number[]
-  /** The text that follows the messages where an answer is asked for. */
-  readonly prompt: string
-}
-
 /** Renders the chats of one model. */
 export interface ChatTemplate {
   /** For messages: the file it came from. */
@@ -39,13 +31,6 @@ export interface ChatTemplate {
   readonly text: string
   /** It marks what the model writes. */
   readonly marksGeneration: boolean
-  /**
-   * Renders messages and finds where each ends; with what the template adds where an answer is asked for.
-   *
-   * @returns undefined where one rendering does not tell
-   * @throws as {@link render}
-   */
-  renderTurns(messages: readonly ChatMessage[], options: RenderOptions, where: string): RenderedTurns | undefined
   /**
    * Renders messages.
    *

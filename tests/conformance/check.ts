@@ -321,7 +321,11 @@ function moduleOf(adapter: LoraAdapter, expected: ExpectedLayer, weight: Tensor)
     const layer = adapter.get(name, 'embedding')?.attachBase(matrix(weight))
     return (
       layer && {
-        forward: (input) => layer.forward(input.data).data,
+        forward: (input) => {
+          const { data, shape } = layer.effectiveWeight()
+          const row = (token: number) => [...data.subarray(token * shape[1], (token + 1) * shape[1])]
+          return Float64Array.from(Array.from(input.data).flatMap(row))
+        },
         effectiveWeight: () => layer.effectiveWeight().data,
         ...changes(layer),
       }

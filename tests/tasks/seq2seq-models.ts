@@ -29,13 +29,13 @@ interface Golden extends GoldenRun {
 }
 
 /** A golden model; that of sounds has no tokenizer of its own. */
-export function openTiny(name: string, more: Record<string, string> = {}): Promise<Model> {
+export function openTiny(name: string): Promise<Model> {
   const folder = `tests/golden/graphs/${name}`
   if (name !== 'whisper') return loadModel(new NodeDirectory(folder), { runtime })
   const own = ['config.json', 'onnx/encoder_model.onnx', 'onnx/decoder_model_merged.onnx'].map((file) => [folder, file])
   const tokenizer = ['tokenizer.json', 'tokenizer_config.json'].map((file) => ['models/union-3m', file])
   const files = [...own, ...tokenizer].map(([from, file]) => [file, Uint8Array.from(readFileSync(`${from}/${file}`))])
-  return loadModel(new MemoryDirectory({ ...Object.fromEntries(files), ...more }), { runtime })
+  return loadModel(new MemoryDirectory(Object.fromEntries(files)), { runtime })
 }
 
 /** The features that the golden script gives to a row. */

@@ -28,13 +28,14 @@ describe.each(['t5', 'bart'])('%s', (name) => {
 })
 
 describe('a model of sounds', () => {
-  const audio = { array: Array.from({ length: 8000 }, (_, i) => Math.sin(i / 9)), sampling_rate: 16000 }
-
   it.each([
-    [{ audio, sentence: 'a' }, /preprocessor_config.json: missing.*"input_features"/s],
+    [{ audio: 'a.wav', text: 'a', target: 'b' }, /the model reads sounds, not texts/],
     [{ text: 'a', target: 'b' }, /data\[0\]: the model reads sounds, not texts/],
-    [{ audio: { array: [0, Number.NaN], sampling_rate: 16000 }, text: 'a' }, /data\[0\], audio.array: not numbers/],
-    [{ audio: 'a.wav', text: 'a' }, /data\[0\], audio: not a sound.*Files of sounds are not read/],
+    [{ input_features: [[0, Number.NaN]], text: 'a' }, /data\[0\], input_features: not numbers/],
+    [
+      { audio: 'a.wav', sentence: 'a' },
+      /data\[0\]: no text to read.*compute them with the processor of transformers.js/s,
+    ],
     [{ input_features: [[1, 2]], text: 'a' }, /input_features: not as many numbers.*4 x 3000.*got 2/],
   ])('refuses a row: %#', async (row, message) => {
     const model = await openTiny('whisper')

@@ -2,7 +2,6 @@
 // no LogSoftmax, OneHot or SoftmaxCrossEntropyLoss of its own.
 
 import type { Builder, Value } from '../view/builder.js'
-import type { CustomGradient } from './backward.js'
 
 /** Each row's −ln softmax(logits)[target], and what their gradients are made of. */
 export interface RowLosses {
@@ -32,19 +31,4 @@ export function rowLosses(g: Builder, logits: Value, targets: Value): RowLosses 
       return g.op('ScatterElements', [probabilities, columns, g.unsqueeze(byTargets, [1])], { axis: 1 })
     },
   }
-}
-
-/**
- * The sum over rows of −ln softmax(logits)[target], a scalar, and its gradient by the logits.
- *
- * @param logits (m, V)
- * @param targets int64 (m, 2): row number and target of each row
- */
-export function crossEntropy(g: Builder, logits: Value, targets: Value): { loss: Value; gradient: CustomGradient } {
-  const { losses, slopes } = rowLosses(g, logits, targets)
-  const gradient: CustomGradient = {
-    inputs: [logits],
-    rule: ({ g, dy }) => [() => (dy === g.float(1) ? slopes(g) : g.mul(slopes(g), dy))],
-  }
-  return { loss: g.reduceSum(losses, [0], 0), gradient }
 }

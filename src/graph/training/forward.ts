@@ -16,6 +16,7 @@ import { partsForGraph } from '../match/packed.js'
 import { Builder, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 import type { DropoutMask } from './dropout.js'
+import { lossInBlocks } from './loss-blocks.js'
 import { type Objective, ObjectiveGraph, type RowChoice, type TrainedTensor } from './objective-graph.js'
 
 /** A layer of the adapter that is trained. */
@@ -41,6 +42,10 @@ export interface ForwardOptions {
   readonly modules: ModuleMap | undefined
   /** Gives out what the objective predicts besides the loss. */
   readonly predicts: boolean
+  /** Logits of a usual run that are larger are computed in blocks of this size, in bytes. */
+  readonly logitBytes: number
+  /** False where the loss alone is wanted. */
+  readonly hasGradients: boolean
 }
 
 export interface Forward {
@@ -120,6 +125,7 @@ export function buildForward(graph: Graph, objective: Objective, options: Forwar
     const gradient = product && quantizedGradient(product)
     if (product !== undefined && gradient !== undefined) own.customGradients.set(product.output, gradient)
   }
+  lossInBlocks(own, options.logitBytes, options.hasGradients)
   graph.inputs.push(valueInfo(LOSS_SCALE, DataType.FLOAT, []))
   graph.rename(own.g.mul(sum, LOSS_SCALE), LOSS)
   graph.outputs = [valueInfo(LOSS, DataType.FLOAT, []), ...predicted]

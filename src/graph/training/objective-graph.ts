@@ -3,9 +3,9 @@
 
 import { TensorProto_DataType as DataType } from '../../formats/onnx/gen/onnx_pb.js'
 import type { Feeds } from '../../runtime/runtime.js'
-import type { CustomGradients } from '../gradients/backward.js'
+import type { CustomGradient, CustomGradients } from '../gradients/backward.js'
 import { markDistinct } from '../gradients/layout.js'
-import { crossEntropy } from '../gradients/losses.js'
+import { rowLosses } from '../gradients/losses.js'
 import { valueInfo } from '../inject/inject.js'
 import type { RunLength } from '../shapes/plain-shapes.js'
 import type { ProbedShape } from '../shapes/shapes.js'
@@ -18,6 +18,20 @@ export interface RowChoice {
   all: Value
   /** The rows that were chosen. */
   readonly chosen: Value
+}
+
+/** Cross-entropies of rows, and the gradient that is theirs. */
+export interface LossOfRows {
+  /** (m, V) */
+  readonly logits: Value
+  /** int64 (m, 2): row number and target of each row */
+  readonly targets: Value
+  /** (m) */
+  readonly losses: Value
+  /** Their sum, where that is what is wanted: a scalar. */
+  readonly sum: Value | undefined
+  /** Gradients (m, …) of the losses, times the gradient by the sum or by each loss. */
+  scaled(g: Builder, gradients: Value, dy: Value): Value
 }
 
 /** Sees the measured shapes, and throws what is wrong with them. */
@@ -36,6 +50,7 @@ export class ObjectiveGraph {
   readonly g: Builder
   readonly customGradients: CustomGradients = new Map()
   readonly choices: RowChoice[] = []
+  readonly losses: LossOfRows[] = []
   readonly parameters: TrainedTensor[] = []
   readonly checks: ShapeCheck[] = []
   readonly predictions: Value[] = []
@@ -88,9 +103,25 @@ export class ObjectiveGraph {
    * @param targets int64 (m, 2): row number and target of each row
    */
   crossEntropy(logits: Value, targets: Value): Value {
-    const { loss, gradient } = crossEntropy(this.g, logits, targets)
-    this.customGradients.set(loss, gradient)
-    return loss
+    const { losses, slopes } = rowLosses(this.g, logits, targets)
+    const sum = this.g.reduceSum(losses, [0], 0)
+    const scaled: LossOfRows['scaled'] = (g, gradients, dy) => (dy === g.float(1) ? gradients : g.mul(gradients, dy))
+    this.#addLoss({ logits, targets, losses, sum, scaled }, slopes)
+    return sum
+  }
+
+  /** −ln softmax(logits)[target] of each row, (m): parameters as in {@link crossEntropy}. */
+  rowLosses(logits: Value, targets: Value): Value {
+    const { losses, slopes } = rowLosses(this.g, logits, targets)
+    const scaled: LossOfRows['scaled'] = (g, gradients, dy) => g.mul(gradients, g.unsqueeze(dy, [1]))
+    this.#addLoss({ logits, targets, losses, sum: undefined, scaled }, slopes)
+    return losses
+  }
+
+  #addLoss(loss: LossOfRows, slopes: (g: Builder) => Value): void {
+    this.losses.push(loss)
+    const rule: CustomGradient['rule'] = ({ g, dy }) => [() => loss.scaled(g, slopes(g), dy)]
+    this.customGradients.set(loss.sum ?? loss.losses, { inputs: [loss.logits], rule })
   }
 
   /**

@@ -21,6 +21,7 @@ import { Graph } from '../view/graph.js'
 import { raiseOpset } from '../view/opset.js'
 import { computeInFloat32, keepOneCopy } from './float32.js'
 import { buildForward, type Forward, LOSS, LOSS_SCALE, type TrainedLayer } from './forward.js'
+import { LOGIT_BYTES } from './loss-blocks.js'
 import type { Objective, TrainedTensor } from './objective-graph.js'
 import { lengthOf, measureShapes, typicalElements } from './probe.js'
 import { checkTrainableForm } from './trainable-form.js'
@@ -36,6 +37,8 @@ export interface TrainingGraphOptions {
   readonly modules?: ModuleMap | undefined
   /** Also gives the graph without gradients whose predictions the loss of a step is computed from. Default false. */
   readonly twoPasses?: boolean | undefined
+  /** Logits of a usual run that are larger, in bytes, never exist whole. Default 64 MiB. */
+  readonly logitBytes?: number | undefined
 }
 
 /** A trained tensor, and the output that holds the loss's gradient by it. */
@@ -50,6 +53,7 @@ export class Work {
   readonly options: TrainingGraphOptions
   /** The graph gives out what the objective predicts. */
   readonly predicts: boolean
+  /** Measures shapes; undefined for a graph without gradients. */
   readonly runtime: Runtime | undefined
   readonly graph: Graph
   /** Appends the backward part. */
@@ -147,8 +151,10 @@ export const FORWARD_PASSES: readonly Pass[] = [
     gives: ['loss'],
     run(work) {
       const { graph, objective, options, predicts } = work
-      const { layers, base, dropout = 0, modules } = options
-      work.forward = buildForward(graph, objective, { layers, base, dropout, modules, predicts })
+      const { layers, base, dropout = 0, modules, logitBytes = LOGIT_BYTES } = options
+      const hasGradients = work.runtime !== undefined
+      const given = { layers, base, dropout, modules, predicts, logitBytes, hasGradients }
+      work.forward = buildForward(graph, objective, given)
       graph.prune({ inputs: true })
     },
   },

@@ -6,6 +6,7 @@ import {
   AttributeProtoSchema,
   AttributeProto_AttributeType as AttributeType,
   TensorProto_DataType as DataType,
+  type GraphProto,
   type NodeProto,
   type TensorProto,
   TensorProtoSchema,
@@ -16,8 +17,8 @@ export interface FloatAttribute {
   readonly float: number
 }
 
-/** number → INT, number[] → INTS, {float} → FLOAT, string → STRING, TensorProto → TENSOR. */
-export type AttributeValue = number | readonly number[] | FloatAttribute | string | TensorProto
+/** number → INT, number[] → INTS, {float} → FLOAT, string → STRING, TensorProto → TENSOR, GraphProto → GRAPH. */
+export type AttributeValue = number | readonly number[] | FloatAttribute | string | TensorProto | GraphProto
 
 export type Attributes = Readonly<Record<string, AttributeValue>>
 
@@ -29,6 +30,9 @@ export function makeAttribute(name: string, value: AttributeValue): AttributePro
   }
   if (isIntList(value)) return create(AttributeProtoSchema, { name, type: AttributeType.INTS, ints: value.map(BigInt) })
   if ('float' in value) return create(AttributeProtoSchema, { name, type: AttributeType.FLOAT, f: value.float })
+  if (value.$typeName === 'onnx.GraphProto') {
+    return create(AttributeProtoSchema, { name, type: AttributeType.GRAPH, g: value })
+  }
   return create(AttributeProtoSchema, { name, type: AttributeType.TENSOR, t: value })
 }
 

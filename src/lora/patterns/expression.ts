@@ -4,51 +4,54 @@
 
 import { type CharacterTest, type Expression, ExpressionError } from '../../base/expressions/parse.js'
 
-/** Longer programs come from no person: `{1000}` in `{1000}` does. */
-const MAX_INSTRUCTIONS = 200_000
+/** Larger expressions come from no person: `{1000}` in `{1000}` is one. */
+const MAX_NODES = 200_000
 /** Steps for one text. A list of 1000 full names after `.*` needs less than half. */
 const MAX_STEPS = 1 << 20
 /** The same with back-references, where a step costs more. */
 const MAX_REFERENCE_STEPS = 1 << 17
 /**
  * Steps for all texts and all expressions of a config: ten times what a list of 1000 full names on 1000 names needs,
- * and at most two seconds. A step of a long program takes up to 0.2 µs, because its places do not fit the processor's
- * cache.
+ * and at most two seconds.
  */
 export const MAX_TOTAL_STEPS = 1 << 23
-/** A larger table of places is kept as a set. */
-const MAX_TABLE_BITS = 1 << 25
-/** To clear so many bytes takes about as long as a step. */
-const BYTES_PER_STEP = 256
 
 /** The steps that the matchers which share it have taken together. */
 export interface StepCount {
   steps: number
 }
 
-type Instruction =
-  | { readonly op: 'character'; readonly test: CharacterTest }
-  | { readonly op: 'position'; readonly test: (text: readonly number[], at: number) => boolean }
-  | {
-      readonly op: 'split'
-      readonly first: number
-      readonly second: number
-      /** The instruction after a loop; only loops have it. */
-      readonly exit?: number
-    }
-  | { readonly op: 'save'; readonly slot: number }
-  | { readonly op: 'reference'; readonly number: number; readonly isCaseless: boolean }
+/** A part of an expression, with what follows it. */
+type Node =
+  | { readonly op: 'end' }
+  | { readonly op: 'character'; readonly test: CharacterTest; readonly next: Node }
+  | { readonly op: 'position'; readonly test: (text: readonly number[], at: number) => boolean; readonly next: Node }
+  | { readonly op: 'save'; readonly slot: number; readonly next: Node }
+  | { readonly op: 'reference'; readonly number: number; readonly isCaseless: boolean; readonly next: Node }
   | {
       readonly op: 'look'
-      readonly program: readonly Instruction[]
+      readonly inside: Node
       readonly isBehind: boolean
       readonly isNegative: boolean
+      readonly next: Node
     }
-  | { readonly op: 'end' }
+  | Split
+
+/** Two ways to go on; the second is for when the first fails. */
+interface Split {
+  readonly op: 'split'
+  readonly id: number
+  first: Node
+  second: Node
+  /** The node after a loop; only loops have it. */
+  readonly exit?: Node
+}
+
+const END: Node = { op: 'end' }
 
 /** An expression that is ready to match. */
 export class Matcher {
-  readonly #program: readonly Instruction[]
+  readonly #start: Node
   readonly #hasReferences: boolean
   readonly #total: StepCount
 
@@ -56,7 +59,7 @@ export class Matcher {
   constructor(expression: Expression, total: StepCount = { steps: 0 }) {
     this.#total = total
     const compiler = new Compiler()
-    this.#program = compiler.compile(expression)
+    this.#start = compiler.compile(expression, END)
     this.#hasReferences = compiler.hasReferences
   }
 
@@ -71,152 +74,75 @@ export class Matcher {
    */
   matchEnd(text: string, accepts: (end: number, length: number) => boolean): number | undefined {
     const codes = Array.from(text, (character) => character.codePointAt(0)!)
-    return new Run(codes, this.#hasReferences, this.#total).match(this.#program, 0, (end) => accepts(end, codes.length))
+    return new Run(codes, this.#hasReferences, this.#total).match(this.#start, 0, (end) => accepts(end, codes.length))
       ?.at
   }
 }
 
+/** Builds expressions from their ends. */
 class Compiler {
   hasReferences = false
   #count = 0
+  #splits = 0
 
-  compile(expression: Expression): Instruction[] {
-    const program: Instruction[] = []
-    this.#add(expression, program)
-    program.push({ op: 'end' })
-    return program
-  }
-
-  #add(expression: Expression, program: Instruction[]): void {
-    if (++this.#count > MAX_INSTRUCTIONS) throw new ExpressionError('it is too large')
+  compile(expression: Expression, next: Node): Node {
+    if (++this.#count > MAX_NODES) throw new ExpressionError('it is too large')
     switch (expression.kind) {
       case 'character':
-        program.push({ op: 'character', test: expression.test })
-        return
+        return { op: 'character', test: expression.test, next }
       case 'position':
-        program.push({ op: 'position', test: expression.test })
-        return
+        return { op: 'position', test: expression.test, next }
       case 'sequence':
-        for (const item of expression.items) this.#add(item, program)
-        return
-      case 'choice':
-        this.#addChoice(expression.options, program)
-        return
+        return expression.items.reduceRight((node, item) => this.compile(item, node), next)
+      case 'choice': {
+        const [last, ...others] = [...expression.options].reverse()
+        return others.reduce((node, option) => this.#split(this.compile(option, next), node), this.compile(last, next))
+      }
       case 'repeat':
-        this.#addRepeat(expression, program)
-        return
-      case 'group':
-        program.push({ op: 'save', slot: 2 * expression.number })
-        this.#add(expression.item, program)
-        program.push({ op: 'save', slot: 2 * expression.number + 1 })
-        return
+        return this.#repeat(expression, next)
+      case 'group': {
+        const slot = 2 * expression.number
+        return { op: 'save', slot, next: this.compile(expression.item, { op: 'save', slot: slot + 1, next }) }
+      }
       case 'reference':
         this.hasReferences = true
-        program.push({ op: 'reference', number: expression.number, isCaseless: expression.isCaseless })
-        return
-      case 'look':
-        program.push({
-          op: 'look',
-          program: this.compile(expression.item),
-          isBehind: expression.isBehind,
-          isNegative: expression.isNegative,
-        })
+        return { op: 'reference', number: expression.number, isCaseless: expression.isCaseless, next }
+      case 'look': {
+        const { item, isBehind, isNegative } = expression
+        return { op: 'look', inside: this.compile(item, END), isBehind, isNegative, next }
+      }
     }
   }
 
-  /** split → option, jump to the end; split → … */
-  #addChoice(options: readonly Expression[], program: Instruction[]): void {
-    const jumps: number[] = []
-    for (const [i, option] of options.entries()) {
-      const split = program.length
-      const isLast = i === options.length - 1
-      if (!isLast) program.push({ op: 'end' })
-      this.#add(option, program)
-      if (isLast) break
-      jumps.push(program.length)
-      program.push({ op: 'end' })
-      program[split] = { op: 'split', first: split + 1, second: program.length }
-    }
-    for (const jump of jumps) program[jump] = { op: 'split', first: program.length, second: program.length }
-  }
-
-  #addRepeat({ item, min, max, isLazy }: Expression & { kind: 'repeat' }, program: Instruction[]): void {
-    for (let i = 0; i < min; i++) this.#add(item, program)
-    const order = (inside: number, after: number) => {
-      return { op: 'split' as const, first: isLazy ? after : inside, second: isLazy ? inside : after }
-    }
+  #repeat({ item, min, max, isLazy }: Expression & { kind: 'repeat' }, next: Node): Node {
+    let node = next
     if (max === Number.POSITIVE_INFINITY) {
-      const split = program.length
-      program.push({ op: 'end' })
-      this.#add(item, program)
-      program.push({ op: 'split', first: split, second: split })
-      program[split] = { ...order(split + 1, program.length), exit: program.length }
-      return
+      const loop = this.#split(next, next, next)
+      loop[isLazy ? 'second' : 'first'] = this.compile(item, loop)
+      node = loop
+    } else {
+      for (let i = min; i < max; i++) {
+        const inside = this.compile(item, node)
+        node = isLazy ? this.#split(next, inside) : this.#split(inside, next)
+      }
     }
-    const splits: number[] = []
-    for (let i = min; i < max; i++) {
-      splits.push(program.length)
-      program.push({ op: 'end' })
-      this.#add(item, program)
-    }
-    for (const split of splits) program[split] = order(split + 1, program.length)
+    for (let i = 0; i < min; i++) node = this.compile(item, node)
+    return node
+  }
+
+  #split(first: Node, second: Node, exit?: Node): Split {
+    return { op: 'split', id: this.#splits++, first, second, ...(exit && { exit }) }
   }
 }
 
-/**
- * Begins and ends of groups, by slot, and the last begin of each loop, by the negative of its place; only with
- * back-references.
- */
+/** Begins and ends of groups, by slot, and the last begin of each loop, by −1 − its id; only with back-references. */
 type Slots = ReadonlyMap<number, number>
 
+/** A way that is followed, or left to try. */
 interface Thread {
-  pc: number
+  node: Node
   at: number
   slots: Slots
-}
-
-/** A set of places. */
-interface Places {
-  /** Adds a place. Returns true if it is new. */
-  add(place: number): boolean
-}
-
-class TableOfPlaces implements Places {
-  readonly #bits: Uint8Array
-
-  constructor(byteLength: number) {
-    this.#bits = new Uint8Array(byteLength)
-  }
-
-  add(place: number): boolean {
-    const [at, bit] = [place >> 3, 1 << (place & 7)]
-    if ((this.#bits[at] & bit) !== 0) return false
-    this.#bits[at] |= bit
-    return true
-  }
-}
-
-class SetOfPlaces implements Places {
-  readonly #places = new Set<number>()
-
-  add(place: number): boolean {
-    const { size } = this.#places
-    return this.#places.add(place).size > size
-  }
-}
-
-/** One program on its way through a text. */
-interface Search {
-  readonly program: readonly Instruction[]
-  readonly accepts: (end: number) => boolean
-  /**
-   * The ways that are left to try, the last first: their slots, and their places in program and text, which as objects
-   * would cost more.
-   */
-  readonly slots: Slots[]
-  readonly places: number[]
-  /** Splits that were tried, or are being tried, by place in program and text; only without back-references. */
-  readonly seen: Places
 }
 
 /** One text being matched. */
@@ -232,121 +158,102 @@ class Run {
     this.#hasReferences = hasReferences
   }
 
-  /** The first match from `start` whose end is accepted: where it ends, and its groups. */
+  /** The first match from a place whose end is accepted: where it ends, and its groups. */
   match(
-    program: readonly Instruction[],
-    start: number,
+    node: Node,
+    at: number,
     accepts: (end: number) => boolean,
     slots: Slots = new Map(),
   ): Readonly<Thread> | undefined {
-    const seen = this.#places(program)
-    const search: Search = { program, accepts, slots: [], places: [], seen }
-    const thread: Thread = { pc: 0, at: start, slots }
-    for (;;) {
-      if (this.#follow(thread, search)) return thread
-      const next = search.slots.pop()
-      if (next === undefined) return undefined
-      thread.slots = next
-      thread.at = search.places.pop()!
-      thread.pc = search.places.pop()!
+    /** The ways that are left to try, the last first. */
+    const left: Thread[] = [{ node, at, slots }]
+    /** Splits that were tried, or are being tried, by their place in the text; only without back-references. */
+    const seen = new Set<number>()
+    for (let thread = left.pop(); thread !== undefined; thread = left.pop()) {
+      while (thread.node.op !== 'end') {
+        this.#count()
+        const goesOn = thread.node.op === 'split' ? this.#split(thread.node, thread, left, seen) : this.#step(thread)
+        if (!goesOn) break
+      }
+      if (thread.node.op !== 'end') continue
+      this.#count()
+      if (accepts(thread.at)) return thread
     }
+    return undefined
   }
 
-  #places(program: readonly Instruction[]): Places {
-    const bits = program.length * (this.#text.length + 1)
-    if (this.#hasReferences || bits > MAX_TABLE_BITS) return new SetOfPlaces()
-    const byteLength = Math.ceil(bits / 8)
-    this.#count(Math.ceil(byteLength / BYTES_PER_STEP))
-    return new TableOfPlaces(byteLength)
-  }
-
-  #count(steps: number): void {
-    this.#steps += steps
-    this.#total.steps += steps
-    if (this.#steps > (this.#hasReferences ? MAX_REFERENCE_STEPS : MAX_STEPS))
+  #count(): void {
+    if (++this.#steps > (this.#hasReferences ? MAX_REFERENCE_STEPS : MAX_STEPS))
       throw new ExpressionError('it takes too long to match')
-    if (this.#total.steps > MAX_TOTAL_STEPS) throw new ExpressionError('it takes too long to match so many names')
-  }
-
-  /** Runs a thread to its end, and says whether that is a match. */
-  #follow(thread: Thread, search: Search): boolean {
-    for (;;) {
-      this.#count(1)
-      const instruction = search.program[thread.pc]
-      if (instruction.op === 'end') return search.accepts(thread.at)
-      const goesOn =
-        instruction.op === 'split' ? this.#split(instruction, thread, search) : this.#step(instruction, thread)
-      if (!goesOn) return false
-    }
+    if (++this.#total.steps > MAX_TOTAL_STEPS) throw new ExpressionError('it takes too long to match so many names')
   }
 
   /** Takes the first way and leaves the second for later. */
-  #split({ first, second, exit }: Instruction & { op: 'split' }, thread: Thread, search: Search): boolean {
-    const { pc, at } = thread
+  #split({ id, first, second, exit }: Split, thread: Thread, left: Thread[], seen: Set<number>): boolean {
+    const { at, slots } = thread
     if (!this.#hasReferences) {
       // Whatever follows from here was tried, or is being tried: a loop that takes nothing ends here too.
-      if (!search.seen.add(pc * (this.#text.length + 1) + at)) return false
+      const { size } = seen
+      if (seen.add(id * (this.#text.length + 1) + at).size === size) return false
     } else if (exit !== undefined) {
-      if (thread.slots.get(-pc) === at) {
+      if (slots.get(-1 - id) === at) {
         // A round that took nothing is the last.
-        thread.pc = exit
+        thread.node = exit
         return true
       }
-      thread.slots = new Map(thread.slots).set(-pc, at)
+      thread.slots = new Map(slots).set(-1 - id, at)
     }
-    if (first === second) {
-      thread.pc = first
-      return true
-    }
-    const next = search.program[first]
-    if (next.op === 'character' && (at === this.#text.length || !next.test(this.#text[at]))) {
-      // The first way ends at once: most options of a long list do.
-      thread.pc = second
-      return true
-    }
-    search.places.push(second, at)
-    search.slots.push(thread.slots)
-    thread.pc = first
+    // Most options of a long list end at once.
+    const ends = first.op === 'character' && (at === this.#text.length || !first.test(this.#text[at]))
+    if (!ends) left.push({ node: second, at, slots: thread.slots })
+    thread.node = ends ? second : first
     return true
   }
 
-  /** Goes past one instruction, if the text allows it. */
-  #step(instruction: Exclude<Instruction, { op: 'end' | 'split' }>, thread: Thread): boolean {
-    thread.pc++
-    switch (instruction.op) {
+  /** Goes past one node, if the text allows it. */
+  #step(thread: Thread): boolean {
+    const { at, slots } = thread
+    const node = thread.node as Exclude<Node, { op: 'end' | 'split' }>
+    switch (node.op) {
       case 'save':
-        if (this.#hasReferences) thread.slots = new Map(thread.slots).set(instruction.slot, thread.at)
-        return true
+        if (this.#hasReferences) thread.slots = new Map(slots).set(node.slot, at)
+        break
       case 'character':
-        return thread.at < this.#text.length && instruction.test(this.#text[thread.at++])
+        if (at === this.#text.length || !node.test(this.#text[at])) return false
+        thread.at++
+        break
       case 'position':
-        return instruction.test(this.#text, thread.at)
+        if (!node.test(this.#text, at)) return false
+        break
       case 'look': {
-        const groups = this.#look(instruction, thread)
-        if (!instruction.isNegative && groups !== undefined) thread.slots = new Map([...thread.slots, ...groups])
-        return (groups === undefined) === instruction.isNegative
+        const groups = this.#look(node, thread)
+        if ((groups === undefined) !== node.isNegative) return false
+        if (groups !== undefined) thread.slots = new Map([...slots, ...groups])
+        break
       }
       case 'reference': {
-        const end = this.#repeated(instruction, thread)
-        if (end !== undefined) thread.at = end
-        return end !== undefined
+        const end = this.#repeated(node, thread)
+        if (end === undefined) return false
+        thread.at = end
       }
     }
+    thread.node = node.next
+    return true
   }
 
   /** Groups after what is ahead or behind; undefined where it is not there. */
-  #look({ program, isBehind }: Instruction & { op: 'look' }, { at, slots }: Thread): Slots | undefined {
+  #look({ inside, isBehind }: Node & { op: 'look' }, { at, slots }: Thread): Slots | undefined {
     const onlyGroups = (all: Slots) => new Map([...all].filter(([slot]) => slot > 0))
     const outer = onlyGroups(slots)
     for (let start = at; start >= (isBehind ? 0 : at); start--) {
-      const found = this.match(program, start, (end) => !isBehind || end === at, outer)
+      const found = this.match(inside, start, (end) => !isBehind || end === at, outer)
       if (found !== undefined) return onlyGroups(found.slots)
     }
     return undefined
   }
 
   /** After the text of a group again; undefined when it is not there. */
-  #repeated({ number, isCaseless }: Instruction & { op: 'reference' }, { at, slots }: Thread): number | undefined {
+  #repeated({ number, isCaseless }: Node & { op: 'reference' }, { at, slots }: Thread): number | undefined {
     const [start, end] = [slots.get(2 * number), slots.get(2 * number + 1)]
     if (start === undefined || end === undefined) return undefined
     const fold = (code: number) => (isCaseless ? String.fromCodePoint(code).toLowerCase() : code)

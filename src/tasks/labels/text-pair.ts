@@ -1,8 +1,7 @@
-// Rows with a text or a sound, and what is to be written for it, as data sets call the two.
+// Rows with a text or the features of a sound, and what is to be written for it, as data sets call the two.
 
 import { DataError } from '../../base/errors.js'
 import { isObject } from '../../base/options.js'
-import type { Sound } from '../../sounds/log-mel.js'
 import { fieldsOf } from '../../text/records.js'
 
 /** A row of data. */
@@ -13,29 +12,31 @@ export interface TextPair {
   readonly where: string
 }
 
-/** The input: a text, a sound, or features of a sound (bands, times), row by row. */
+/** The input: a text, or features of a sound (bands, times), row by row. */
 export type Source =
   | { readonly kind: 'text'; readonly text: string }
-  | { readonly kind: 'sound'; readonly sound: Sound }
   | { readonly kind: 'features'; readonly values: Float32Array }
 
 /** Names of what is read, and of what is written. */
 const TEXTS = ['text', 'input', 'source', 'question', 'prompt', 'document', 'article', 'dialogue']
 const TARGETS = ['target', 'output', 'label', 'summary', 'highlights', 'translation', 'answer', 'completion']
 
-/** Names of sounds, and of what is said in them. */
-const SOUNDS = ['audio', 'input_features']
+/** The name of features of sounds, as transformers has it, and names of what is said in them. */
+const FEATURES = 'input_features'
 const SPOKEN = ['target', 'label', 'text', 'sentence', 'transcription', 'transcript']
 
 const RENAME = "Name your fields, as in `columns: { text: 'article', target: 'summary' }`"
 
-/** Throws DataError for what has not one text or sound and one target. */
+const HEAR =
+  'Sounds are read as input_features: compute them with the processor of transformers.js (AutoProcessor), as for its own models'
+
+/** Throws DataError for what has not one text, or features, and one target. */
 export function parseTextPair(row: unknown, where: string): TextPair {
   const record = isObject(row) ? row : {}
   const isThere = (name: string) => record[name] !== undefined && record[name] !== null
   const isInstruction = isThere('instruction')
-  const isSound = SOUNDS.some(isThere)
-  const sources = isSound ? SOUNDS.filter(isThere) : isInstruction ? ['instruction'] : TEXTS.filter(isThere)
+  const isSound = isThere(FEATURES)
+  const sources = isSound ? [FEATURES] : isInstruction ? ['instruction'] : TEXTS.filter(isThere)
   const targets = (isSound ? SPOKEN : TARGETS).filter(isThere)
   const refuse = (what: string, hint: string) =>
     new DataError({
@@ -48,9 +49,9 @@ export function parseTextPair(row: unknown, where: string): TextPair {
   if (sources.length > 1 || targets.length > 1) {
     throw refuse('more than one field could be the text or the target', RENAME)
   }
-  if (sources.length === 0) throw refuse('no text to read', RENAME)
+  if (sources.length === 0) throw refuse('no text to read', isThere('audio') ? HEAR : RENAME)
   const own = record[sources[0]]
-  const source = isSound ? soundOf(sources[0], own, where) : textOf(record, own, isInstruction)
+  const source = isSound ? featuresOf(own, where) : textOf(record, own, isInstruction)
   if (source === undefined) throw refuse('no text to read', RENAME)
   const target = record[targets[0]]
   if (typeof target !== 'string') {
@@ -76,31 +77,16 @@ function textOf(record: Readonly<Record<string, unknown>>, value: unknown, isIns
   return { kind: 'text', text: isLonger ? `${value}\n\n${input}` : value }
 }
 
-/** As data sets of the Hub have sounds: { array, sampling_rate }; or features as lists in a list. */
-function soundOf(name: string, value: unknown, where: string): Source {
-  const numbers = (list: unknown, place: string): Float32Array => {
-    const isList = Array.isArray(list) || list instanceof Float32Array || list instanceof Float64Array
-    const rows = isList ? Array.from(list as ArrayLike<number | ArrayLike<number>>) : []
-    const values = Float32Array.from(rows.flatMap((row) => (typeof row === 'number' ? row : Array.from(row))))
-    if (values.length > 0 && values.every(Number.isFinite)) return values
-    throw new DataError({
-      where: `${where}, ${place}`,
-      what: 'not numbers',
-      expected: name === 'audio' ? '{ array, sampling_rate }, with samples from −1 to 1' : 'lists of finite numbers',
-      got: isList ? `${(list as ArrayLike<number>).length} entries` : kindOf(list),
-    })
-  }
-  if (name === 'input_features') return { kind: 'features', values: numbers(value, name) }
-  const { array, sampling_rate: rate } = isObject(value) ? value : {}
-  if (typeof rate === 'number') return { kind: 'sound', sound: { samples: numbers(array, 'audio.array'), rate } }
+/** Features as lists in a list, or as one list. */
+function featuresOf(value: unknown, where: string): Source {
+  const isList = Array.isArray(value) || value instanceof Float32Array || value instanceof Float64Array
+  const rows = isList ? Array.from(value as ArrayLike<number | ArrayLike<number>>) : []
+  const values = Float32Array.from(rows.flatMap((row) => (typeof row === 'number' ? row : Array.from(row))))
+  if (values.length > 0 && values.every(Number.isFinite)) return { kind: 'features', values }
   throw new DataError({
-    where: `${where}, audio`,
-    what: 'not a sound',
-    expected: '{ array, sampling_rate }, with samples from −1 to 1. Files of sounds are not read',
-    got: kindOf(value),
+    where: `${where}, ${FEATURES}`,
+    what: 'not numbers',
+    expected: 'lists of finite numbers',
+    got: isList ? `${rows.length} entries` : value === null ? 'null' : typeof value,
   })
-}
-
-function kindOf(value: unknown): string {
-  return value === null ? 'null' : Array.isArray(value) ? 'list' : typeof value
 }

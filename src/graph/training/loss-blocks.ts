@@ -1,0 +1,123 @@
+// The loss over a large vocabulary, some rows at a time: the logits of all tokens would be the largest value of a step.
+// One Scan computes the logits of a block of rows from the output layer's weight, their losses, and the gradient by the
+// layer's input at once, so that no logits live longer than their block. TRL's chunked loss does the same:
+// https://huggingface.co/docs/trl/main/en/reducing_memory_usage
+
+import { create } from '@bufbuild/protobuf'
+import {
+  TensorProto_DataType as DataType,
+  type GraphProto,
+  ModelProtoSchema,
+  OperatorSetIdProtoSchema,
+  type ValueInfoProto,
+} from '../../formats/onnx/gen/onnx_pb.js'
+import { dimsOf } from '../../formats/onnx/tensors.js'
+import { rowLosses } from '../gradients/losses.js'
+import { valueInfo } from '../inject/inject.js'
+import { floatAttribute, intAttribute } from '../view/attributes.js'
+import { Builder, type Value } from '../view/builder.js'
+import { Graph } from '../view/graph.js'
+import { sourceOf } from '../view/source.js'
+import type { LossOfRows, ObjectiveGraph } from './objective-graph.js'
+
+/** The largest logits that are computed whole, in bytes, and what those of a block take. */
+export const LOGIT_BYTES = 2 ** 26
+/** Rows of a usual run. */
+const USUAL_ROWS = 256
+
+/**
+ * Computes losses in blocks where the logits of a usual run are larger than `bytes`, and come from a float weight that
+ * is not trained. All others stay as they are: those of adapted output layers too, whose own gradients need the logits.
+ *
+ * @param hasGradients false where the loss alone is wanted
+ */
+export function lossInBlocks(own: ObjectiveGraph, bytes: number, hasGradients: boolean): void {
+  for (const loss of own.losses) {
+    const head = headOf(own.graph, loss.logits)
+    if (head === undefined || 4 * USUAL_ROWS * head.d <= bytes) continue
+    const rows = Math.max(1, Math.floor(bytes / (4 * head.d)))
+    replace(own, loss, head, { rows, hasGradients })
+  }
+}
+
+interface Head {
+  /** (m, k) */
+  readonly x: Value
+  readonly weight: Value
+  readonly bias: Value | undefined
+  readonly transB: number
+  readonly k: number
+  readonly d: number
+}
+
+/** The output layer that gives these logits as they are, if it is one product by a constant. */
+function headOf(graph: Graph, logits: Value): Head | undefined {
+  const node = graph.producer(sourceOf(graph, logits, ['Cast', 'Identity']).value)
+  if (node?.opType !== 'Gemm' || intAttribute(node, 'transA', 0) === 1) return undefined
+  if (floatAttribute(node, 'alpha', 1) !== 1 || floatAttribute(node, 'beta', 1) !== 1) return undefined
+  const [x, weight, bias] = node.input
+  const tensor = graph.constant(sourceOf(graph, weight, ['Cast', 'Identity']).value)
+  if (tensor?.dims.length !== 2 || (bias !== undefined && graph.constant(bias) === undefined)) return undefined
+  const transB = intAttribute(node, 'transB', 0)
+  const [k, d] = transB === 1 ? dimsOf(tensor).toReversed() : dimsOf(tensor)
+  return { x, weight, bias, transB, k, d }
+}
+
+function replace(
+  { graph, g, customGradients }: ObjectiveGraph,
+  { logits, targets, losses, sum, scaled }: LossOfRows,
+  head: Head,
+  { rows, hasGradients }: { rows: number; hasGradients: boolean },
+): void {
+  const { x, k, d } = head
+  const largest = graph.consumers(logits).find(({ opType }) => opType === 'ArgMax')?.output[0]
+  const given = ['losses', ...(hasGradients ? ['gradients'] : []), ...(largest === undefined ? [] : ['largest'])]
+  const count = g.length(x, 0)
+  const ceil = (a: Value, b: Value) => g.div(g.sub(g.add(a, b), g.int([1])), b)
+  const blocks = ceil(count, g.int([rows]))
+  const size = ceil(count, blocks)
+  // Blocks of one size: some more rows fill up the last one, and what comes of them is cut off.
+  const missing = g.sub(g.mul(blocks, size), count)
+  const filled = (value: Value, zero: Value) =>
+    g.op('Pad', [value, g.concat([g.int([0, 0]), missing, g.int([0])], 0), zero])
+  const parted = (value: Value, width: number) => g.reshape(value, g.concat([blocks, size, g.int([width])], 0))
+  // The numbers of rows begin anew in each block.
+  const pairs = g.op('Mod', [filled(targets, g.int(0)), g.concat([size, g.int([d])], 0)])
+  const scan = g.node(
+    'Scan',
+    [parted(filled(x, g.float(0)), k), parted(pairs, 2)],
+    { body: bodyOf(graph, head, given), num_scan_inputs: 2 },
+    given.length,
+  )
+  const whole = (by: Builder, name: string, shape: readonly number[]) => {
+    const joined = by.reshape(scan.output[given.indexOf(name)], by.int(shape))
+    return by.op('Slice', [joined, by.int([0]), count, by.int([0])])
+  }
+  const all = whole(g, 'losses', [-1])
+  graph.replaceUses(losses, all)
+  if (largest !== undefined) graph.replaceUses(largest, whole(g, 'largest', [-1]))
+  if (!hasGradients) return
+  customGradients.delete(losses)
+  customGradients.set(sum ?? all, {
+    inputs: [x],
+    rule: ({ g, dy }) => [() => scaled(g, whole(g, 'gradients', [-1, k]), dy)],
+  })
+}
+
+/** From rows of x and their targets to what is given of them. The weight is that of the outer graph. */
+function bodyOf(outer: Graph, { x, weight, bias, transB, k }: Head, given: readonly string[]): GraphProto {
+  const opsetImport = [create(OperatorSetIdProtoSchema, { version: BigInt(outer.opset()) })]
+  const body = new Graph(create(ModelProtoSchema, { irVersion: 8n, opsetImport, graph: { name: 'loss in blocks' } }))
+  const g = new Builder(body, outer.freshName('loss/block'))
+  const [rows, pairs] = [body.freshName(`${g.scope}/${x}`), body.freshName(`${g.scope}/targets`)]
+  body.inputs = [valueInfo(rows, DataType.FLOAT, ['rows', k]), valueInfo(pairs, DataType.INT64, ['rows', 2])]
+  const logits = g.op('Gemm', bias === undefined ? [rows, weight] : [rows, weight, bias], { transB })
+  const { losses, slopes } = rowLosses(g, logits, pairs)
+  const outputs: Record<string, () => ValueInfoProto> = {
+    losses: () => valueInfo(losses, DataType.FLOAT, ['rows']),
+    gradients: () => valueInfo(g.op('Gemm', [slopes(g), weight], { transB: 1 - transB }), DataType.FLOAT, ['rows', k]),
+    largest: () => valueInfo(g.op('ArgMax', [logits], { axis: 1, keepdims: 0 }), DataType.INT64, ['rows']),
+  }
+  body.outputs = given.map((name) => outputs[name]())
+  return body.toModel().graph as GraphProto
+}

@@ -1,0 +1,155 @@
+// The loss in blocks of rows against the loss over whole logits: values, gradients, predictions, and where it is used.
+
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import type { OnnxModel } from '../../src/formats/onnx/model.js'
+import type { Model } from '../../src/graph/model-folder.js'
+import type { Objective } from '../../src/graph/training/objective-graph.js'
+import {
+  buildLossGraph,
+  buildTrainingGraph,
+  type LossGraph,
+  type TrainedLayer,
+} from '../../src/graph/training/training-graph.js'
+import type { LoraAdapter } from '../../src/lora/adapter.js'
+import { loadNodeRuntime } from '../../src/runtime/node/runtime.js'
+import type { Feeds, RuntimeTensor } from '../../src/runtime/runtime.js'
+import { dpo } from '../../src/tasks/dpo.js'
+import {
+  causalOf,
+  collated,
+  factorFeeds,
+  golden,
+  layersOf,
+  MODELS,
+  openAdapter,
+  openModel,
+  relativeError,
+  targetCount,
+  UNION,
+} from './golden.js'
+
+const runtime = await loadNodeRuntime()
+
+const operators = ({ proto }: LossGraph) => new Set(proto.graph?.node.map(({ opType }) => opType))
+
+async function run(graph: LossGraph, feeds: Feeds): Promise<Record<string, RuntimeTensor>> {
+  const session = await runtime.createSession(await graph.sessionModel(), { threads: 1 })
+  const outputs = await session.run(feeds)
+  await session.dispose()
+  return outputs
+}
+
+const CASES: [name: string, model: string, numbers: string][] = [
+  ['a tied head that is stored once', UNION, 'tests/golden/train-union'],
+  ['a head of its own', `${MODELS}/llama-dynamo`, `${MODELS}/llama-dynamo/golden`],
+  ['a model without rotary embeddings', `${MODELS}/gpt2-optimum`, `${MODELS}/gpt2-optimum/golden`],
+]
+
+describe.each(CASES)('%s', (_, modelFolder, folder) => {
+  const numbers = golden(folder)
+  let model: OnnxModel
+  let adapter: LoraAdapter
+  let layers: TrainedLayer[]
+  /** Room for the logits of three rows. */
+  let logitBytes: number
+
+  beforeAll(async () => {
+    model = await openModel(modelFolder)
+    adapter = await openAdapter(`${folder}/adapter-init`)
+    layers = layersOf(adapter)
+    const logits = model.proto.graph?.output[0].type?.value
+    const width = logits?.case === 'tensorType' ? logits.value.shape?.dim.at(-1)?.value : undefined
+    logitBytes = 3 * 4 * Number(width?.value)
+  })
+  afterAll(() => model.close())
+
+  const feedsOf = (graph: LossGraph, index: number, objective = causalOf(model)) => {
+    const batch = numbers.batches[index]
+    return {
+      ...graph.feeds(collated(objective, batch), { normalizer: targetCount(batch) }),
+      ...factorFeeds(graph.tensors, adapter),
+    }
+  }
+
+  it('has the loss and the gradients of whole logits', async () => {
+    const build = (bytes?: number) =>
+      buildTrainingGraph(model, runtime, causalOf(model), { layers, ...(bytes && { logitBytes: bytes }) })
+    const [whole, parted] = [await build(), await build(logitBytes)]
+    expect(operators(whole)).not.toContain('Scan')
+    expect(operators(parted)).toContain('Scan')
+    expect(operators(parted)).not.toContain('ScatterElements')
+    for (const index of numbers.batches.keys()) {
+      const expected = await run(whole, feedsOf(whole, index))
+      const actual = await run(parted, feedsOf(parted, index))
+      expect(Math.abs(Number(actual.loss.data[0]) / Number(expected.loss.data[0]) - 1)).toBeLessThan(1e-6)
+      expect(parted.parameters.map(({ name }) => name)).toEqual(whole.parameters.map(({ name }) => name))
+      whole.parameters.forEach(({ name, gradient }, i) => {
+        const own = actual[parted.parameters[i].gradient].data as Float32Array
+        expect(relativeError(own, expected[gradient].data as Float32Array), name).toBeLessThan(1e-5)
+      })
+    }
+  })
+
+  it('predicts the same tokens without gradients', async () => {
+    const build = (bytes?: number) =>
+      buildLossGraph(model, causalOf(model), { layers, ...(bytes && { logitBytes: bytes }) })
+    const [whole, parted] = [await build(), await build(logitBytes)]
+    expect(operators(parted)).toContain('Scan')
+    const expected = await run(whole, feedsOf(whole, 0))
+    const actual = await run(parted, feedsOf(parted, 0))
+    expect(Math.abs(Number(actual.loss.data[0]) / Number(expected.loss.data[0]) - 1)).toBeLessThan(1e-6)
+    expect(actual[parted.predictions[0]].data).toEqual(expected[whole.predictions[0]].data)
+  })
+})
+
+describe('on one small model', () => {
+  const folder = `${MODELS}/llama-dynamo`
+  let model: OnnxModel
+  let adapter: LoraAdapter
+  beforeAll(async () => {
+    model = await openModel(folder)
+    adapter = await openAdapter(`${folder}/golden/adapter-init`)
+  })
+  afterAll(() => model.close())
+
+  const logitBytes = 4096
+
+  it('gives preferences the same gradients', async () => {
+    const answer = (...inputIds: number[]) => ({
+      inputIds: Int32Array.from(inputIds),
+      labels: Int32Array.from(inputIds, (id, i) => (i < 2 ? -100 : id)),
+    })
+    const examples = [
+      { chosen: answer(5, 6, 7, 8, 9), rejected: answer(5, 6, 9, 4) },
+      { chosen: answer(3, 4, 11), rejected: answer(3, 4, 12, 13, 14) },
+    ]
+    const task = dpo.open({ onnx: model, padTokenId: 0 } as Model, [])
+    const reference = { data: Float32Array.of(-1, -2, -3, -1), dims: [2, 2], type: 'float32' } as const
+    task.takeReference?.({ reference }, examples as never)
+    const results: RuntimeTensor[][] = []
+    for (const bytes of [undefined, logitBytes]) {
+      const graph = await buildTrainingGraph(model, runtime, task as Objective, {
+        layers: layersOf(adapter),
+        ...(bytes && { logitBytes: bytes }),
+      })
+      expect(operators(graph).has('Scan')).toBe(bytes !== undefined)
+      const feeds = graph.feeds(task.collate(examples as never, 5), { normalizer: 2 })
+      const outputs = await run(graph, { ...feeds, ...factorFeeds(graph.tensors, adapter) })
+      results.push([outputs.loss, ...graph.parameters.map(({ gradient }) => outputs[gradient])])
+    }
+    results[0].forEach(({ data }, i) => {
+      expect(relativeError(results[1][i].data as Float32Array, data as Float32Array)).toBeLessThan(1e-5)
+    })
+  })
+
+  it('is left out where the output layer is trained: its gradient needs all logits', async () => {
+    const lmHead = { name: 'lm_head', d: 0, k: 0, rank: 2, scaling: 1 }
+    const tensor = model.proto.graph?.initializer.find(({ name }) => name === 'lm_head.weight')
+    const [d, k] = tensor?.dims.map(Number) ?? [0, 0]
+    const graph = await buildTrainingGraph(model, runtime, causalOf(model), {
+      layers: [...layersOf(adapter), { ...lmHead, d, k }],
+      logitBytes,
+    })
+    expect(operators(graph)).not.toContain('Scan')
+  })
+})
