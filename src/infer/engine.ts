@@ -15,12 +15,14 @@ import type {
   SessionModel,
   SessionOptions,
 } from '../runtime/runtime.js'
+import type { Vocabulary } from '../text/vocabulary.js'
 import { distinctMixes, type Mix } from './adapters/choice.js'
 import { AdapterFeeds, type RowFactors } from './adapters/row-factors.js'
 import type { AdapterFactors } from './adapters/site-factors.js'
 import { groupFeeds } from './adapters/site-feeds.js'
 import { needsColumns, runColumns, type TokenColumns } from './column-runs.js'
 import { Decoding, type NextToken, type TextRequest } from './generate/decoding.js'
+import { Grammars } from './generate/grammars.js'
 import { PrefixStore } from './generate/prefix-store.js'
 
 export interface OpenRequest {
@@ -76,6 +78,7 @@ export class InferEngine {
   #last: { readonly mixes: readonly Mix[]; readonly feeds: AdapterFeeds } | undefined
   readonly #decodings = new Map<number, Decoding>()
   readonly #prefixes = new PrefixStore()
+  readonly #grammars = new Grammars()
   #prefixBytes = 0
   #open: OpenSession | undefined
   #keepsTensors = false
@@ -133,6 +136,19 @@ export class InferEngine {
     return id
   }
 
+  /**
+   * Compiles a schema that texts will have to fit.
+   *
+   * @param vocabulary is needed once
+   * @returns false if it is missing
+   */
+  async prepareSchema(schema: string, vocabulary?: Vocabulary): Promise<boolean> {
+    if (vocabulary !== undefined) this.#grammars.setVocabulary(vocabulary)
+    if (!this.#grammars.hasVocabulary) return false
+    await this.#grammars.compile(schema)
+    return true
+  }
+
   /** Keeps what was read of texts. */
   #keep(decoding: Decoding, ids?: readonly number[]): void {
     if (this.#prefixBytes === 0) return
@@ -156,6 +172,7 @@ export class InferEngine {
     const decoding = this.#decoding(id)
     this.#drop(decoding, ended)
     const { isReading } = decoding
+    await decoding.prepare(this.#grammars)
     const outputs = await this.#run(decoding.feeds(given, most), decoding.adapters, decoding.outputNames)
     const tokens = decoding.take(outputs, most)
     // A prompt that others share may be there for them before its text ends.
@@ -209,6 +226,7 @@ export class InferEngine {
   stopDecoding(id: number): void {
     const decoding = this.#decodings.get(id)
     if (decoding !== undefined) this.#keep(decoding)
+    decoding?.release()
     this.#decodings.delete(id)
   }
 

@@ -144,6 +144,11 @@ export interface StreamOptions extends SamplingOptions, ChatOptions {
    * @range a safe integer
    */
   seed?: number | undefined
+  /**
+   * A JSON schema that the text has to fit, or `{ type: 'object' }` for any object. Each text that ends by itself is
+   * JSON and fits; one that `maxNewTokens` cuts may not. Needs the package @mlc-ai/web-xgrammar.
+   */
+  schema?: object | undefined
   /** Calls with other names do not share what was read: see `prefixCache`. Default: all share it. */
   cacheScope?: string | undefined
   /** Stops the generation after the current token. The promise rejects with the signal's reason. */

@@ -64,6 +64,7 @@ function sharedOptions(
     })
   }
   return {
+    schema: schemaOf(fields.response_format as Fields | undefined),
     maxNewTokens: Math.max(1, asked),
     stop: stop as string | string[] | undefined,
     seed: seed as number | undefined,
@@ -73,6 +74,11 @@ function sharedOptions(
     minP: minP as number | undefined,
     repetitionPenalty: repetitionPenalty as number | undefined,
   }
+}
+
+function schemaOf(format: Fields | undefined): object | undefined {
+  if (format?.type === 'json_object') return { type: 'object' }
+  return format?.type === 'json_schema' ? (format.json_schema as { schema: object }).schema : undefined
 }
 
 function streaming(fields: Fields): Pick<TextRequest, 'isStream' | 'includesUsage' | 'n'> {

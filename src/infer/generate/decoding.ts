@@ -11,6 +11,7 @@ import { type CacheEntry, emptyTensor } from '../../graph/inputs/cache.js'
 import { type RoleInput, roleFeeds } from '../../graph/inputs/roles.js'
 import type { Feeds, RuntimeTensor } from '../../runtime/runtime.js'
 import { AdapterFeeds, isSameMix, type RowFactors } from '../adapters/row-factors.js'
+import type { Grammars, TextGrammar } from './grammars.js'
 import { GrowingCache, joinRows, type MovedRows } from './growing-cache.js'
 import { penalizeRepetition, type ScoredToken, sampleToken, scoreTokens } from './next-token.js'
 import type { ReadText } from './prefix-store.js'
@@ -35,6 +36,8 @@ export interface RowRequest {
   readonly scope: string
   /** Tokens that the base alone reads, before the adapter. Such a text is read alone. */
   readonly baseTokens: number
+  /** The schema that the text has to fit, and the tokens that may end it. */
+  readonly schema?: { readonly text: string; readonly ends: readonly number[] } | undefined
 }
 
 /** How texts are to be continued. */
@@ -67,8 +70,10 @@ interface Row extends RowRequest {
   readonly known: Set<number>
   readonly random: Random
   readonly mix: RowFactors[number]
-  /** Its logits were not finite. */
-  isBroken: boolean
+  /** The reason why it cannot go on, such as logits that are not finite. */
+  failure: unknown
+  /** Chooses among the tokens that fit a schema. */
+  grammar: TextGrammar | undefined
 }
 
 export class Decoding {
@@ -105,7 +110,8 @@ export class Decoding {
       known: new Set(row.promptIds),
       random: new Random(row.seed, 'sampling'),
       mix: mixes[rowOf?.[index] ?? 0] ?? [],
-      isBroken: false,
+      failure: undefined,
+      grammar: undefined,
     }))
     this.#adapters = adaptersOf(this.#rows)
     this.#context = request.context ?? {}
@@ -132,15 +138,28 @@ export class Decoding {
    * @param ids numbers of texts. Default: all
    */
   *read(ids?: readonly number[]): Iterable<{ text: ReadText; copy: () => Feeds }> {
-    for (const [row, { id, tokens, mix, scope, baseTokens, isBroken }] of this.#rows.entries()) {
+    for (const [row, { id, tokens, mix, scope, baseTokens, failure }] of this.#rows.entries()) {
       // The newest token is not in the cache yet.
       const count = Math.min(this.#width, tokens.length - 1)
-      if (isBroken || count <= 0 || (ids !== undefined && !ids.includes(id))) continue
+      if (failure !== undefined || count <= 0 || (ids !== undefined && !ids.includes(id))) continue
       const own = { tokens: tokens.slice(0, count), mix, scope, form: this.#newRows?.output }
       const from = this.#request.padding === 'left' ? this.#width - count : 0
       yield {
         text: { ...own, baseTokens: mix.length === 0 ? Number.POSITIVE_INFINITY : baseTokens },
         copy: () => this.#cut(this.#cache?.feeds ?? this.#past, { rows: [row], from, count, to: 0 }),
+      }
+    }
+  }
+
+  /** Gets ready for tokens that fit schemas. */
+  async prepare(grammars: Grammars): Promise<void> {
+    for (const row of this.#rows) {
+      if (row.schema === undefined) continue
+      try {
+        row.grammar ??= await grammars.start(row.schema.text, row.schema.ends)
+        await row.grammar.prepare()
+      } catch (error) {
+        row.failure = error
       }
     }
   }
@@ -231,16 +250,22 @@ export class Decoding {
       try {
         return this.#nextToken(row, rows[i])
       } catch (error) {
-        row.isBroken = true
+        row.failure = error
         return { row: row.id, id: -1, scores: undefined, failure: serializeError(error) }
       }
     })
   }
 
-  #nextToken({ id: row, promptIds, tokens, known, random, sampling, scores }: Row, logits: Float32Array): NextToken {
+  #nextToken(
+    { id: row, promptIds, tokens, known, random, sampling, scores, grammar, failure }: Row,
+    logits: Float32Array,
+  ): NextToken {
+    if (failure !== undefined) throw failure
     const isFirst = tokens.length === promptIds.length
     const penalized = penalizeRepetition(logits, known, sampling.repetitionPenalty)
-    const id = sampleToken(penalized, sampling, () => random.uniform())
+    const allowed = grammar?.masked(penalized) ?? penalized
+    const id = sampleToken(allowed, sampling, () => random.uniform())
+    grammar?.accept(id)
     tokens.push(id)
     known.add(id)
     const scored = scores === undefined ? undefined : scoreTokens(logits, id, scores)
@@ -249,8 +274,18 @@ export class Decoding {
 
   /** Lets texts that have ended leave. */
   drop(ended: readonly number[]): void {
+    this.release(ended)
     const kept = this.#rows.flatMap(({ id }, i) => (ended.includes(id) ? [] : [i]))
     if (kept.length < this.#rows.length && kept.length > 0) this.#become([{ of: this, rows: kept }])
+  }
+
+  /** Frees what texts have beside their tokens. Default: all texts */
+  release(ids?: readonly number[]): void {
+    for (const row of this.#rows) {
+      if (ids !== undefined && !ids.includes(row.id)) continue
+      row.grammar?.dispose()
+      row.grammar = undefined
+    }
   }
 
   /** The feeds of the adapters of these texts and others together. */

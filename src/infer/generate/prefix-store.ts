@@ -5,7 +5,7 @@ import type { Feeds } from '../../runtime/runtime.js'
 import { isSameMix, type RowFactors } from '../adapters/row-factors.js'
 import type { AdapterFactors } from '../adapters/site-factors.js'
 
-/** What decides whether a cache can be used for a text. */
+/** The facts that decide whether a cache can be used for a text. */
 export interface ReadText {
   /** The tokens that are read, or to be read. */
   readonly tokens: readonly number[]
@@ -27,7 +27,7 @@ export interface ReadPrefix extends ReadText {
 const LEAST_TOKENS = 32
 
 export class PrefixStore {
-  /** Those used last come last. */
+  /** Caches in the order of their last use. */
   readonly #kept = new Set<ReadPrefix>()
 
   /** The longest beginning of a text that was read, and how many tokens of it count. */
