@@ -21,10 +21,13 @@ const TABLES = {
   'src/index/gen/options.ts': {
     'src/index/adapters.ts': ['ToPlainOptions'],
     'src/index/evaluate.ts': ['EvaluateOptions'],
+    'src/index/away/handoff.ts': ['HandoffOptions'],
     'src/index/hub.ts': ['HubOptions'],
     'src/index/inspect.ts': ['InspectOptions'],
+    'src/index/away/lora-inputs.ts': ['AddLoraInputsOptions'],
     'src/index/merge-options.ts': ['MergeOptions', 'UnmergeOptions'],
     'src/index/model.ts': ['LoadModelOptions'],
+    'src/index/away/push.ts': ['PushOptions'],
     'src/index/session.ts': ['OpenSessionOptions'],
     'src/index/tools.ts': ['CombineOptions', 'ConvertAdapterOptions', 'DiffOptions', 'ExtractOptions', 'ResizeOptions'],
     'src/index/train.ts': ['PreviewDataOptions', 'TrainOptions'],
@@ -61,10 +64,12 @@ const TABLES = {
 
 /** Interfaces whose members are options of the command line. */
 const FLAGS = [
+  'AddLoraInputsOptions',
   ...['ClassifyOptions', 'CombineOptions', 'ConvertAdapterOptions', 'EmbedOptions'],
   ...['EvaluateOptions', 'ExtractOptions'],
-  ...['GenerateOptions', 'InspectOptions', 'LoadModelOptions', 'MergeOptions', 'OpenSessionOptions'],
-  ...['ResizeOptions', 'ToPlainOptions', 'TrainConfig', 'TrainOptions', 'UnmergeOptions'],
+  ...['GenerateOptions', 'HandoffOptions', 'InspectOptions', 'LoadModelOptions', 'MergeOptions'],
+  'OpenSessionOptions',
+  ...['PushOptions', 'ResizeOptions', 'ToPlainOptions', 'TrainConfig', 'TrainOptions', 'UnmergeOptions'],
 ]
 
 /** Interfaces whose defaults the code takes from a table, and which of their members that has. */
@@ -85,6 +90,7 @@ const KINDS = {
   'EvaluateOptions.adapters': ['NAMED_ADAPTERS', 'src/index/kinds.ts'],
   'HubOptions.endpoint': ['ENDPOINT', 'src/index/kinds.ts'],
   'LabelOptions.classWeights': ['CLASS_WEIGHTS', 'src/tasks/kinds.ts'],
+  'AddLoraInputsOptions.targetModules': ['MODULES', 'src/lora/config-kinds.ts', 'names'],
   'LoraConfig.targetModules': ['MODULES', 'src/lora/config-kinds.ts', 'names'],
   'LoraConfig.excludeModules': ['MODULES', 'src/lora/config-kinds.ts', 'names'],
   'LoraConfig.layersPattern': ['MODULES', 'src/lora/config-kinds.ts', 'names'],

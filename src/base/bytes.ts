@@ -2,6 +2,7 @@
 
 import { FileError, FormatError } from './errors.js'
 import { checkArgument, OBJECT } from './options.js'
+import { sniff } from './sniff.js'
 
 /** Random access to immutable bytes: a file, a Blob, a range of a URL, an array. */
 export interface ByteSource {
@@ -228,6 +229,15 @@ export function concatBytes(chunks: readonly Uint8Array[]): Uint8Array {
   return result
 }
 
+/** The change that each byte makes to a CRC of 32 bits, the lowest bit first. */
+export function crcTable(polynomial: number): Uint32Array {
+  return Uint32Array.from({ length: 256 }, (_, byte) => {
+    let value = byte
+    for (let bit = 0; bit < 8; bit++) value = value & 1 ? (value >>> 1) ^ polynomial : value >>> 1
+    return value
+  })
+}
+
 /** Throws FileError unless [offset, offset + byteLength) lies inside the source. */
 export function checkRange(source: ByteSource, offset: number, byteLength: number): void {
   if (offset < 0 || byteLength < 0 || offset + byteLength > source.byteLength) {
@@ -321,7 +331,9 @@ async function withText<T>(directory: Directory, path: string, maxBytes: number,
     throw new FormatError({ where, what: 'too large', expected: `at most ${maxBytes} bytes`, got: `${byteLength}` })
   } catch (cause) {
     if (!(cause instanceof SyntaxError)) throw cause
-    throw new FormatError({ where, what: `not valid JSON (${cause.message})`, cause })
+    const other = await sniff(source)
+    const what = other === undefined ? `not valid JSON (${cause.message})` : `not JSON but ${other.name}`
+    throw new FormatError({ where, what, hint: other?.hint, cause })
   } finally {
     await source.close()
   }

@@ -243,18 +243,20 @@ export function nearMisses(name: string, candidates: Iterable<string>, limit = 3
     .map(({ candidate }) => candidate)
 }
 
-/** Levenshtein's distance: letters to change, add or leave out. */
+/** Letters to change, add, leave out, or exchange with the next one (optimal string alignment distance). */
 export function editDistance(a: string, b: string): number {
-  const row = Uint16Array.from({ length: b.length + 1 }, (_, j) => j)
-  for (let i = 0; i < a.length; i++) {
-    let diagonal = row[0]
-    row[0] = i + 1
+  const rows = [[], [], Array.from({ length: b.length + 1 }, (_, j) => j)] as number[][]
+  for (let i = 1; i <= a.length; i++) {
+    const [before, above] = [rows[1], rows[2]]
+    const row = [i]
     for (let j = 1; j <= b.length; j++) {
-      const above = row[j]
-      const isSame = a.charCodeAt(i) === b.charCodeAt(j - 1)
-      row[j] = Math.min(above + 1, row[j - 1] + 1, diagonal + (isSame ? 0 : 1))
-      diagonal = above
+      const isSame = a[i - 1] === b[j - 1]
+      row[j] = Math.min(above[j] + 1, row[j - 1] + 1, above[j - 1] + (isSame ? 0 : 1))
+      const isExchanged = i > 1 && j > 1 && a[i - 1] === b[j - 2] && a[i - 2] === b[j - 1]
+      if (isExchanged) row[j] = Math.min(row[j], before[j - 2] + 1)
     }
+    rows.shift()
+    rows.push(row)
   }
-  return row[b.length]
+  return rows[2][b.length]
 }

@@ -154,3 +154,10 @@ export function elementCount(shape: readonly number[]): number {
 function isDim(value: unknown): boolean {
   return Number.isInteger(value) && Number(value) >= 0
 }
+
+/** Python's round: halves go to the even neighbor. */
+export function halfToEven(value: number): number {
+  const floor = Math.floor(value)
+  if (value - floor !== 0.5) return Math.round(value)
+  return floor % 2 === 0 ? floor : floor + 1
+}

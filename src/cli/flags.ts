@@ -90,8 +90,8 @@ function plainOption({ form, about, range = '', words = [] }: Flag): Option<unkn
       read: (all) => (isRepeatable ? read(all) : all.length === 0 ? undefined : read(all.slice(-1))),
     }
   }
-  const least = /^an? (?:safe )?integer(?: of at least (\d+))?$/.exec(range)
-  return least === null ? decimal(about) : integer(about, { least: Number(least[1] ?? 0) })
+  const least = /^an? (?:safe )?integer(?: of at least (\d+)| in \[(\d+), \d+\])?$/.exec(range)
+  return least === null ? decimal(about) : integer(about, { least: Number(least[1] ?? least[2] ?? 0) })
 }
 
 type Reader = { placeholder: string; read(occurrences: Occurrence[]): unknown; isRepeatable?: boolean }
@@ -116,7 +116,7 @@ const FORMS: Readonly<Record<keyof Forms, Reader>> = {
     ['all-linear', 'default'].includes(occurrence.value) ? occurrence.value : namesIn(occurrence),
   ),
   tokens: of('a,N,…', (occurrence) => namesIn(occurrence).map((name) => (/^\d+$/.test(name) ? Number(name) : name))),
-  pairs: of('a=b,…', (occurrence) => Object.fromEntries(pairsIn(occurrence, 'prompt=question,completion=answer'))),
+  pairs: of('a=b,…', (occurrence) => Object.fromEntries(pairsIn(occurrence, 'a=b,c=d'))),
   numbers: of('a=N,…', (occurrence) => {
     const { flag } = occurrence
     const pairs = pairsIn(occurrence, 'q_proj=16,v_proj=4')
@@ -132,7 +132,7 @@ const FORMS: Readonly<Record<keyof Forms, Reader>> = {
 function namesIn({ flag, value }: Occurrence): string[] {
   const names = value.split(',').map((name) => name.trim())
   if (!names.includes('')) return names
-  throw new UsageError(`${flag} takes names divided by commas, such as q_proj,v_proj; got '${value}'`)
+  throw new UsageError(`${flag} takes names divided by commas, such as a,b; got '${value}'`)
 }
 
 /** Names with values; a name may hold an equals sign, as a regular expression does. */

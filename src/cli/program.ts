@@ -13,10 +13,13 @@ const EXIT_USAGE = 2
 /** EX_SOFTWARE of sysexits.h: an internal error. */
 const EXIT_BUG = 70
 
-const COMMANDS: Record<string, () => Promise<Command>> = {
+/** The commands by name, in the order of the help. */
+export const COMMANDS: Record<string, () => Promise<Command>> = {
   demo: async () => (await import('./run/demo.js')).demo,
   train: async () => (await import('./run/train.js')).train,
   evaluate: async () => (await import('./run/evaluate.js')).evaluate,
+  handoff: async () => (await import('./run/handoff.js')).handoff,
+  'lora-inputs': async () => (await import('./manage/lora-inputs.js')).loraInputs,
   merge: async () => (await import('./manage/merge.js')).merge,
   unmerge: async () => (await import('./manage/unmerge.js')).unmerge,
   combine: async () => (await import('./manage/combine.js')).combine,
@@ -25,6 +28,7 @@ const COMMANDS: Record<string, () => Promise<Command>> = {
   diff: async () => (await import('./manage/diff.js')).diff,
   extract: async () => (await import('./manage/extract.js')).extract,
   'to-plain': async () => (await import('./manage/to-plain.js')).toPlain,
+  push: async () => (await import('./manage/push.js')).push,
   inspect: async () => (await import('./manage/inspect.js')).inspect,
   generate: async () => (await import('./run/generate.js')).generate,
   classify: async () => (await import('./run/classify.js')).classify,

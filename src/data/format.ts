@@ -3,6 +3,7 @@
 
 import type { ByteSource } from '../base/bytes.js'
 import { DataError } from '../base/errors.js'
+import { sniff } from '../base/sniff.js'
 
 /** The formats that can be read. */
 export type DataFormat = 'jsonl' | 'json-array' | 'csv' | 'tsv' | 'parquet' | 'text'
@@ -34,16 +35,16 @@ export function formatOfName(name: string): DataFormat | 'json' | undefined {
 /**
  * The format of a file.
  *
- * @throws DataError when neither its name nor its content tells, or it is compressed
+ * @throws DataError when neither its name nor its content tells, or it is a file of another kind
  */
 export async function detectFormat(source: ByteSource): Promise<DataFormat> {
   const head = await source.read(0, Math.min(HEAD_BYTES, source.byteLength))
-  if (head[0] === 0x1f && head[1] === 0x8b) {
-    throw new DataError({ where: source.name, what: 'it is compressed (gzip)', hint: 'Unpack it first' })
-  }
   const text = new TextDecoder().decode(head)
   if (text.startsWith('PAR1')) return 'parquet'
   const named = formatOfName(source.name)
+  const other = named === 'text' ? undefined : await sniff(source)
+  if (other !== undefined)
+    throw new DataError({ where: source.name, what: `no records but ${other.name}`, hint: other.hint })
   if (named !== undefined && named !== 'json') return named
   const first = text.trimStart()[0]
   if (first === '[') return 'json-array'

@@ -9,10 +9,11 @@ import type { Model } from '../graph/model-folder.js'
 import { joinGraphs } from '../graph/training/joined-graph.js'
 import { ModelSession } from '../infer/model-session.js'
 import type { LoraAdapter } from '../lora/adapter.js'
+import { defaultTask } from '../tasks/default-task.js'
 import { namedLabels } from '../tasks/heads/heads.js'
 import { headBase } from '../tasks/heads/trained-head.js'
 import type { OpenTask, Question, Task } from '../tasks/task.js'
-import { defaultTask, loadTask, loadTaskOf } from '../tasks/tasks.js'
+import { loadTask, loadTaskOf } from '../tasks/tasks.js'
 import { checkParts } from '../train/check-options.js'
 import type { TrainingOptions } from '../train/options.js'
 import { encodeContext } from '../train/rows/examples.js'
@@ -190,7 +191,7 @@ async function taskOf(model: Model, adapters: readonly LoraAdapter[], name: stri
   if (name !== undefined) return loadTask(name)
   const { taskType } = adapters[0]?.config ?? {}
   const own = taskType === undefined ? undefined : await loadTaskOf({ taskType }, headBase(model))
-  return own ?? loadTask(await defaultTask(model))
+  return own ?? loadTask(defaultTask(model))
 }
 
 async function read(

@@ -3,7 +3,7 @@
 
 import { writeTogether } from '../base/bytes.js'
 import { ConfigError, FileError, FormatError, listed } from '../base/errors.js'
-import { sniff } from '../formats/sniff.js'
+import { sniff } from '../base/sniff.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import { openAdapter } from '../peft/open.js'
 import type { ExchangeFormat, Place, WriteSettings } from './format.js'

@@ -31,6 +31,11 @@ export const FORMATS = {
     dtypes: ['q8_0'],
     load: async () => (await import('./gguf/format.js')).GGUF,
   },
+  ollama: {
+    about: 'Ollama: the adapter as GGUF, with a Modelfile',
+    dtypes: ['q8_0'],
+    load: async () => (await import('./ollama/ollama.js')).OLLAMA,
+  },
   mlx: {
     about: 'mlx-lm',
     files: ['adapter_config.json', 'adapters.safetensors'],
@@ -46,6 +51,7 @@ export const FORMATS = {
 /**
  * - `peft`: a folder with adapter_config.json and adapter_model.safetensors
  * - `gguf`: a file for llama.cpp and what is built on it
+ * - `ollama`: a folder with such a file, and a Modelfile with the chat template
  * - `mlx`: a folder for mlx-lm
  * - `onnx-adapter`: a file for ONNX Runtime's own LoRA
  */
@@ -53,13 +59,6 @@ export type AdapterFormat = keyof typeof FORMATS
 
 /** Names of all formats that adapters can be converted from and to. */
 export const ADAPTER_FORMATS = Object.freeze(Object.keys(FORMATS)) as readonly AdapterFormat[]
-
-/** Types that factors can be written in: those of all formats, and those that some formats have besides. */
-export const CONVERTED_DTYPES: readonly ConvertedDtype[] = [
-  ...(['fp32', 'fp16', 'bf16'] as const),
-  ...ADAPTER_FORMATS.flatMap((name) => formatOf(name).dtypes ?? []),
-  'keep',
-]
 
 /** A format's entry. */
 export function formatOf(name: AdapterFormat): FormatEntry {

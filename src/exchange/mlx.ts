@@ -8,9 +8,10 @@ import { FormatError, UnsupportedError } from '../base/errors.js'
 import { Steps } from '../base/progress.js'
 import { type FloatArray, formatShape, isAllFinite, type Matrix, type Tensor } from '../base/tensor.js'
 import { parseSafetensorsHeader, readTensorF32, saveSafetensors, type TensorBytes } from '../formats/safetensors.js'
-import { transpose } from '../linalg/product.js'
+import { transpose, transposeAs } from '../linalg/product.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import { scalingOf } from '../lora/config.js'
+import { padded, scaled } from '../lora/delta.js'
 import { notFinite } from '../lora/factors.js'
 import type { FactorTensors, FactorView } from '../lora/part.js'
 import type { AdapterTensor } from '../peft/keys.js'
@@ -55,17 +56,17 @@ async function writeMlx(adapter: OpenAdapter, { directory }: Place, settings: Wr
     const { name, config } = part
     const { weightA, weightB, magnitude } = (await adapter.read(name)).tensors as FactorTensors<Tensor<FloatArray>>
     const type = floatDtype(settings.dtype, adapter.dtypeOf(part))
-    const [[r, k], [d]] = [weightA.shape, weightB.shape]
-    const factor = isUniform ? 1 : scalingOf(config)
-    const a = new Float32Array(k * rank)
-    for (let i = 0; i < k; i++) for (let j = 0; j < r; j++) a[i * rank + j] = weightA.data[j * k + i]
-    const b = new Float32Array(rank * d)
-    for (let j = 0; j < r; j++) for (let i = 0; i < d; i++) b[j * d + i] = factor * weightB.data[i * r + j]
+    const { weightA: a, weightB: b } = padded(
+      { weightA: matrixOf(weightA), weightB: scaled(matrixOf(weightB), isUniform ? 1 : scalingOf(config)) },
+      rank,
+    )
+    const turned = (suffix: string, { data, shape: [d, k] }: Matrix) =>
+      tensor(suffix, [k, d], transposeAs({ data, shape: [d, k] }, F32).data as Float32Array)
     const tensor = (suffix: string, shape: number[], data: Float32Array): TensorBytes => {
       return { name: `${name}.${suffix}`, dtype: type, shape, data: encodeFloats(data, type) }
     }
-    tensors.push(tensor('lora_a', [k, rank], a), tensor('lora_b', [rank, d], b))
-    if (magnitude !== undefined) tensors.push(tensor('m', [d], Float32Array.from(magnitude.data)))
+    tensors.push(turned('lora_a', a), turned('lora_b', b))
+    if (magnitude !== undefined) tensors.push(tensor('m', [...magnitude.shape], Float32Array.from(magnitude.data)))
     await steps.next(name)
   }
   const hasDora = parts.some(({ tensors: { magnitude } }) => magnitude !== undefined)
@@ -91,6 +92,12 @@ async function writeMlx(adapter: OpenAdapter, { directory }: Place, settings: Wr
       : [`layers have different ranks: all get ${rank}, with zeros`]),
   ]
   return { layers: parts.length, notes }
+}
+
+const F32 = new Float32Array()
+
+function matrixOf({ data, shape }: Tensor<FloatArray>): Matrix {
+  return { data, shape: [shape[0], shape[1]] }
 }
 
 /** Modules inside of a layer by their path in it; others by their whole path. */

@@ -5,6 +5,7 @@ import { FormatError, ShapeError } from '../base/errors.js'
 import { type FloatArray, formatShape, type Matrix } from '../base/tensor.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import { configForLayer, type LoraConfigInput, resolveConfig } from '../lora/config.js'
+import { padded, scaled } from '../lora/delta.js'
 
 /** A layer of a foreign file. */
 export interface ReadLayer {
@@ -73,7 +74,9 @@ export function adapterOf(layers: readonly ReadLayer[], config: LoraConfigInput)
   const uniform = resolveConfig({ ...own, rank: most, alpha: most, rankPattern: {}, alphaPattern: {} })
   const adapter = new LoraAdapter(isSaid ? own : uniform)
   for (const layer of layers) {
-    const { name, kind, weightA: a, weightB: b, magnitude } = isSaid ? layer : padded(layer, most)
+    const { name, kind, magnitude } = layer
+    const scaledB = { weightA: layer.weightA, weightB: scaled(layer.weightB, layer.scaling) }
+    const { weightA: a, weightB: b } = isSaid ? layer : padded(scaledB, most)
     const vector = magnitude && { data: magnitude, shape: [magnitude.length] }
     const tensors = { weightA: a, weightB: b, magnitude: vector }
     adapter.addPart({ kind, name, module: name, config: adapter.config, tensors, dtype: layer.dtype })
@@ -84,15 +87,4 @@ export function adapterOf(layers: readonly ReadLayer[], config: LoraConfigInput)
 /** The ends of the names. Saving gives full names where these mean other layers too. */
 function shortTargets(names: readonly string[]): string[] {
   return [...new Set(names.map((name) => name.slice(name.lastIndexOf('.') + 1)))].sort()
-}
-
-/** With its scaling in B, and zeros up to a rank. */
-function padded(layer: ReadLayer, rank: number): ReadLayer {
-  const { weightA, weightB, scaling } = layer
-  const [[r, k], [d]] = [weightA.shape, weightB.shape]
-  const a = new Float32Array(rank * k)
-  a.set(weightA.data)
-  const b = new Float32Array(d * rank)
-  for (let i = 0; i < d; i++) for (let j = 0; j < r; j++) b[i * rank + j] = scaling * weightB.data[i * r + j]
-  return { ...layer, weightA: { data: a, shape: [rank, k] }, weightB: { data: b, shape: [d, rank] }, scaling: 1 }
 }

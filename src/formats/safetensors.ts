@@ -5,9 +5,9 @@
 import { type ByteSink, type ByteSource, type Directory, writeThrough } from '../base/bytes.js'
 import { decodeWeights, isWeightDtype, type TensorDtype } from '../base/dtype.js'
 import { FormatError, nearMisses, ShapeError, UnsupportedError } from '../base/errors.js'
+import { sniff } from '../base/sniff.js'
 import { elementCount, formatShape, type Tensor } from '../base/tensor.js'
 import { type JsonValue, parseJsonEntries } from './json.js'
-import { sniff } from './sniff.js'
 
 /** As in the reference implementation: a larger header is an attack on the reader's memory. */
 const MAX_HEADER_BYTES = 100_000_000

@@ -3,6 +3,7 @@
 
 import { DataError } from '../base/errors.js'
 import { isObject } from '../base/options.js'
+import { halfToEven } from '../base/tensor.js'
 import type { Pixels } from './image.js'
 import { isCount, type PreprocessorConfig, refuse, type Size, scalingOf, writePlanes } from './preprocessor-config.js'
 import { isResample, resize } from './resample.js'
@@ -110,11 +111,4 @@ function sizeOf({ width, height }: Size, factor: number, config: PreprocessorCon
     return { width: up(width), height: up(height) }
   }
   return nearest
-}
-
-/** Python's round. */
-function halfToEven(value: number): number {
-  const floor = Math.floor(value)
-  if (value - floor !== 0.5) return Math.round(value)
-  return floor % 2 === 0 ? floor : floor + 1
 }

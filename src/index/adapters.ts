@@ -1,15 +1,17 @@
 // Adapters: read from PEFT's folders, written to them, and made plain. What knows PEFT's files loads with the first
 // call.
 
-import { writeTogether } from '../base/bytes.js'
+import { type Directory, writeTogether } from '../base/bytes.js'
 import { ConfigError, UnsupportedError } from '../base/errors.js'
-import { checkArgument, checkOptions } from '../base/options.js'
+import { checkArgument, checkOptions, isObject } from '../base/options.js'
+import type { RemoteOptions } from '../io/hub/directory.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import type { BaseWeights } from '../lora/init/to-plain.js'
 import type { SaveOptions } from '../peft/adapter-folder.js'
 import type { LoadOptions } from '../peft/open.js'
 import { LOAD_OPTIONS, SAVE_OPTIONS, TO_PLAIN_OPTIONS } from './gen/options.js'
 import { ADAPTER, ADAPTER_SOURCE } from './kinds.js'
+import type { AdapterToMerge } from './merge-options.js'
 import { openFolder, openSource, openTarget, type Source, type Target } from './sources.js'
 
 /** See the entry. */
@@ -82,4 +84,22 @@ export async function openAdapter(adapter: Source | LoraAdapter, where: string):
   checkArgument(adapter, ADAPTER_SOURCE, where)
   const directory = await openFolder(adapter, where)
   return (await import('../peft/adapter-folder.js')).loadAdapter(directory)
+}
+
+/** An adapter in memory, or the folder of a source: what reads an adapter part by part takes both. */
+export async function adapterOrFolder(
+  adapter: Source | LoraAdapter,
+  where: string,
+  options: RemoteOptions = {},
+): Promise<LoraAdapter | Directory> {
+  if (adapter instanceof LoraAdapter) return adapter
+  checkArgument(adapter, ADAPTER_SOURCE, where)
+  return openFolder(adapter, where, options)
+}
+
+/** The same with its weight, where it has one. */
+export async function weightedAdapter(given: AdapterToMerge, options: RemoteOptions = {}) {
+  const isAlone = !isObject(given) || !('adapter' in given) || ADAPTER.accepts(given)
+  const { adapter, weight } = (isAlone ? { adapter: given } : given) as { adapter: LoraAdapter; weight?: number }
+  return { adapter: await adapterOrFolder(adapter, 'adapters', options), ...(weight !== undefined && { weight }) }
 }

@@ -126,30 +126,8 @@ async function fitTo(
   normDeltas: ReadonlyMap<string, number> | undefined,
 ): Promise<FitReport> {
   const opened = await openSource(base, 'base', { readsRanges: normDeltas === undefined })
-  const onnx = await findOnnx(opened)
-  if (onnx.length === 0) {
-    const { fitCheckpoint } = await import('../merge/fit-checkpoint.js')
-    return fitCheckpoint(opened.directory, directory, { basePath: opened.file, normDeltas })
-  }
-  const { openAdapter } = await import('../peft/open.js')
-  const adapter = await openAdapter(directory, { isTolerant: true })
-  try {
-    const config = await (await import('../merge/plan/config-edit.js')).readConfig(opened.directory)
-    const { loadOnnx } = await import('../formats/onnx/model.js')
-    const { fitOnnx, joinFits } = await import('../merge/onnx/fit.js')
-    const fits: FitReport[] = []
-    for (const path of onnx) {
-      const model = await loadOnnx(opened.directory, path)
-      try {
-        fits.push(await fitOnnx(model, adapter, { config, normDeltas, path }))
-      } finally {
-        await model.close()
-      }
-    }
-    return joinFits(opened.directory.name, fits)
-  } finally {
-    await adapter.close()
-  }
+  const { fitOf } = await import('../merge/fit.js')
+  return fitOf(opened, directory, await findOnnx(opened), normDeltas)
 }
 
 async function inspectCheckpoint(directory: Directory, file: string | undefined): Promise<InspectReport> {

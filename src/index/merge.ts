@@ -2,24 +2,24 @@
 // folder.
 
 import type { Directory } from '../base/bytes.js'
-import { checkOptions, isObject } from '../base/options.js'
+import { checkOptions } from '../base/options.js'
 import type { RemoteOptions } from '../io/hub/directory.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import * as verbs from '../merge/merge.js'
 import type { MergePlanReport, MergeReport } from '../merge/report.js'
 import { refuseWithoutPath } from '../merge/settings.js'
-import type { AdapterInput } from '../merge/weighted.js'
+import { weightedAdapter } from './adapters.js'
 import { otherBaseOf } from './base-name.js'
 import { MERGE_OPTIONS, UNMERGE_OPTIONS } from './gen/options.js'
-import { ADAPTER, SOURCE } from './kinds.js'
+import { SOURCE } from './kinds.js'
 import type { AdapterToMerge, MergeOptions, MergingOptions, UnmergeOptions } from './merge-options.js'
-import { pathMerging } from './platform/path-merging.js'
-import { openFolder, openSource, openTarget, type Source } from './sources.js'
+import { platform } from './platform/platform.js'
+import { openSource, openTarget } from './sources.js'
 
 /** See the entry. */
 export async function merge(options: MergeOptions): Promise<MergeReport> {
   checkOptions(options, 'merge', MERGE_OPTIONS)
-  const open = await pathMerging(options.out)
+  const open = await jobFor(options)
   // A merge into a folder reads each byte of the base once: what does not stay here need not be kept.
   const { warnings, ...opened } = await openAll(options, { readsRanges: open === undefined })
   const report = await verbs.merge({ ...options, ...opened, out: targetOf(options, open) }, open)
@@ -29,7 +29,7 @@ export async function merge(options: MergeOptions): Promise<MergeReport> {
 /** See the entry. */
 export async function planMerge(options: MergeOptions): Promise<MergePlanReport> {
   checkOptions(options, 'planMerge', MERGE_OPTIONS)
-  const open = await pathMerging(options.out)
+  const open = await jobFor(options)
   const { warnings, ...opened } = await openAll(options, { readsRanges: true })
   const report = await verbs.planMerge({ ...options, ...opened, out: targetOf(options, open) }, open)
   return { ...report, warnings: [...report.warnings, ...warnings] }
@@ -38,7 +38,7 @@ export async function planMerge(options: MergeOptions): Promise<MergePlanReport>
 /** See the entry. */
 export async function unmerge(options: UnmergeOptions): Promise<verbs.UnmergeReport> {
   checkOptions(options, 'unmerge', UNMERGE_OPTIONS)
-  const open = await pathMerging(options.out)
+  const open = await jobFor(options)
   const reading = { readsRanges: open === undefined }
   const { base: merged, adapters } = await openAll({ ...options, base: options.merged }, reading)
   const original =
@@ -46,6 +46,11 @@ export async function unmerge(options: UnmergeOptions): Promise<verbs.UnmergeRep
       ? undefined
       : await openSource(options.original, 'original', { ...remote(options), ...reading })
   return verbs.unmerge({ ...options, merged, adapters, original, out: targetOf(options, open) }, open)
+}
+
+/** The way of merging into a path; undefined where the place is none, or the platform has none. */
+async function jobFor({ out }: MergingOptions): Promise<verbs.OpenJob | undefined> {
+  return typeof out === 'string' ? platform().openJob?.() : undefined
 }
 
 function targetOf(options: MergingOptions, open: verbs.OpenJob | undefined): Directory | string {
@@ -62,25 +67,16 @@ function remote({ signal }: MergingOptions): RemoteOptions {
 async function openAll(options: MergeOptions, reading: Pick<RemoteOptions, 'readsRanges'>) {
   const { base, adapters: given } = options
   const list = (Array.isArray(given) && !SOURCE.accepts(given) ? given : [given]) as AdapterToMerge[]
-  const open = async (adapter: LoraAdapter | Source): Promise<LoraAdapter | Directory> =>
-    ADAPTER.accepts(adapter) ? (adapter as LoraAdapter) : openFolder(adapter as Source, 'adapters', remote(options))
-  const adapters = await Promise.all(
-    list.map(async (one): Promise<AdapterInput> => {
-      if (!isObject(one) || !('adapter' in one)) return open(one as LoraAdapter | Source)
-      const { adapter, weight } = one as { adapter: LoraAdapter | Source; weight?: number }
-      return { adapter: await open(adapter), ...(weight !== undefined && { weight }) }
-    }),
-  )
+  const adapters = await Promise.all(list.map((one) => weightedAdapter(one, remote(options))))
   const opened = await openSource(base, 'base', { ...remote(options), ...reading })
   return { base: opened, adapters, warnings: await baseWarnings(opened.directory, adapters) }
 }
 
 /** Warnings about adapters that name another base. */
-async function baseWarnings(base: Directory, adapters: readonly AdapterInput[]): Promise<string[]> {
+async function baseWarnings(base: Directory, adapters: readonly { adapter: LoraAdapter | Directory }[]) {
   const told = await Promise.all(
-    adapters.map(async (one) => {
-      const directory = 'adapter' in one ? one.adapter : one
-      return directory instanceof LoraAdapter ? undefined : otherBaseOf({ name: directory.name, directory }, base)
+    adapters.map(({ adapter }) => {
+      return adapter instanceof LoraAdapter ? undefined : otherBaseOf({ name: adapter.name, directory: adapter }, base)
     }),
   )
   return told.filter((warning) => warning !== undefined)

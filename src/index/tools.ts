@@ -2,7 +2,7 @@
 
 import type { Directory } from '../base/bytes.js'
 import { ConfigError } from '../base/errors.js'
-import { checkArgument, checkOptions, isObject } from '../base/options.js'
+import { checkArgument, checkOptions } from '../base/options.js'
 import type { ToolRun } from '../base/progress.js'
 import type { ConvertReport } from '../exchange/convert.js'
 import type { ConvertedDtype, Place } from '../exchange/format.js'
@@ -14,6 +14,7 @@ import type { DiffReport } from '../tools/diff.js'
 import type { ExtractResult, ExtractSettings } from '../tools/extract.js'
 import type { RankChoice } from '../tools/rank.js'
 import type { ResizeResult } from '../tools/resize.js'
+import { adapterOrFolder, weightedAdapter } from './adapters.js'
 import {
   COMBINE_OPTIONS,
   CONVERT_ADAPTER_OPTIONS,
@@ -21,9 +22,9 @@ import {
   EXTRACT_OPTIONS,
   RESIZE_OPTIONS,
 } from './gen/options.js'
-import { ADAPTER, ADAPTER_SOURCE } from './kinds.js'
+import { ADAPTER_SOURCE } from './kinds.js'
 import type { AdapterToMerge } from './merge-options.js'
-import { isDirectory, openFolder, openSource, openTarget, type Source, type Target } from './sources.js'
+import { isDirectory, openSource, openTarget, type Source, type Target } from './sources.js'
 
 /** How {@link resize} chooses ranks. */
 export interface ResizeOptions extends RankChoice, ToolRun {}
@@ -37,13 +38,6 @@ export interface CombineOptions extends CombineSettings {
    * its weights.
    */
   base?: Source | undefined
-}
-
-/** An adapter in memory, or the folder of a source. */
-export async function adapterOrFolder(adapter: Source | LoraAdapter, where: string): Promise<LoraAdapter | Directory> {
-  if (adapter instanceof LoraAdapter) return adapter
-  checkArgument(adapter, ADAPTER_SOURCE, where)
-  return openFolder(adapter, where)
 }
 
 /** See the entry. */
@@ -61,17 +55,8 @@ export async function combine(options: CombineOptions): Promise<CombineResult> {
   const { adapters, base, ...settings } = options
   const { combineAdapters } = await import('../tools/combine.js')
   const inputs = []
-  for (const given of adapters) {
-    const { adapter, weight = 1 } = isWeighted(given) ? given : { adapter: given }
-    inputs.push({ adapter: await adapterOrFolder(adapter, 'adapters'), weight })
-  }
+  for (const given of adapters) inputs.push({ weight: 1, ...(await weightedAdapter(given)) })
   return combineAdapters(inputs, settings, base === undefined ? undefined : await openSource(base, 'base'))
-}
-
-function isWeighted(
-  given: AdapterToMerge,
-): given is { readonly adapter: LoraAdapter | Source; readonly weight?: number } {
-  return isObject(given) && 'adapter' in given && !ADAPTER.accepts(given)
 }
 
 /** Options of {@link extract}. */
@@ -132,7 +117,7 @@ async function comparable(
 
 /** Options of {@link convertAdapter}. */
 export interface ConvertAdapterOptions extends ToolRun {
-  /** The format of the result: `peft`, `gguf`, `mlx` or `onnx-adapter`. */
+  /** The format of the result: `peft`, `gguf`, `ollama`, `mlx` or `onnx-adapter`. */
   to: AdapterFormat
   /** The place of the result: a folder. For `gguf` and `onnx-adapter`, it can also be a file. */
   out: Target

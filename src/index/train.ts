@@ -5,6 +5,8 @@ import { ConfigError } from '../base/errors.js'
 import { checkArgument, checkOptions } from '../base/options.js'
 import type { DtypeChoice } from '../graph/graph-file.js'
 import type { Model } from '../graph/model-folder.js'
+import { LoraAdapter } from '../lora/adapter.js'
+import { loadAdapter } from '../peft/adapter-folder.js'
 import { defaultTargetModules } from '../peft/default-targets.js'
 import type { TaskFacts } from '../tasks/task.js'
 import { tasksFor } from '../tasks/tasks.js'
@@ -13,17 +15,18 @@ import { TRAIN_CONFIG } from '../train/gen/options.js'
 import type { TrainConfig, TrainingData, TrainingOptions, TrainResult } from '../train/options.js'
 import { type PreviewExample, previewExamples } from '../train/rows/preview.js'
 import { defaultsOf } from '../train/settings.js'
-import { train as trainOpened } from '../train/train.js'
+import { type RunContext, train as trainOpened } from '../train/train.js'
 import { type Data, openData } from './data.js'
 import { PREVIEW_DATA_OPTIONS, PREVIEW_DATA_OPTIONS_DEFAULTS, TRAIN_EVENTS, TRAIN_OPTIONS } from './gen/options.js'
 import { MODEL } from './kinds.js'
 import { loadModel } from './model.js'
 import { memoryLimits } from './platform/memory.js'
 import { platform } from './platform/platform.js'
-import { openTarget, type Source, type Target } from './sources.js'
+import { openFolder, openTarget, type Source, type Target } from './sources.js'
 
 /** Options of {@link train}. */
-export interface TrainOptions extends Omit<TrainingOptions, 'model' | 'data' | 'evalData' | 'out' | 'tensorboard'> {
+export interface TrainOptions
+  extends Omit<TrainingOptions, 'model' | 'data' | 'evalData' | 'adapter' | 'out' | 'tensorboard'> {
   /**
    * The base: an open model (`train` does not close it), or any source that {@link loadModel} accepts. Its weights are
    * read, never changed.
@@ -42,6 +45,14 @@ export interface TrainOptions extends Omit<TrainingOptions, 'model' | 'data' | '
    * @help evaluation data: lowrank measures the loss on it before and after training
    */
   readonly evalData?: Data | undefined
+  /**
+   * Trains this adapter further instead of a new one: one in memory, whose factors are changed in place, or a folder of
+   * PEFT, such as one that comes back from TRL, which stays as it is.
+   * @flag DIR|ID
+   * @help an adapter to train further instead of a new one, such as one that comes back from TRL; its folder stays as
+   * it is
+   */
+  readonly adapter?: LoraAdapter | Source | undefined
   /**
    * The folder for adapter, metrics and state. Without it nothing is written.
    * @flag DIR
@@ -74,16 +85,25 @@ export interface PreviewDataOptions
 
 /** See the entry. */
 export async function train(options: TrainOptions, wait?: () => Promise<void> | undefined): Promise<TrainResult> {
+  return withTraining(options, (opened, context) => trainOpened(opened, { ...context, wait }))
+}
+
+/** Checks the options of a run, opens what they name, runs `work`, and closes what it opened. */
+export async function withTraining<T>(
+  options: TrainOptions,
+  work: (opened: TrainingOptions, context: RunContext) => Promise<T>,
+): Promise<T> {
   const nested = { config: Object.keys(TRAIN_CONFIG), on: Object.keys(TRAIN_EVENTS) }
   checkOptions(options, 'train', TRAIN_OPTIONS, { nested })
   checkOptions(options.on, 'train’s `on`', TRAIN_EVENTS)
   checkOptions(options.config, 'train’s `config`', TRAIN_CONFIG)
   return withOpened(options, async (model, data, evalData) => {
     const { dtype: _, ...rest } = options
-    return await trainOpened(
+    return await work(
       {
         ...rest,
         config: withDefaultTargets(options, model),
+        adapter: await adapterOf(options.adapter),
         model,
         data,
         evalData,
@@ -91,7 +111,7 @@ export async function train(options: TrainOptions, wait?: () => Promise<void> | 
         out: options.out === undefined ? undefined : openTarget(options.out, 'out'),
         tensorboard: options.tensorboard === undefined ? undefined : openTarget(options.tensorboard, 'tensorboard'),
       },
-      { limits: memoryLimits(model), sources: sourcesOf(options), wait },
+      { limits: memoryLimits(model), sources: sourcesOf(options) },
     )
   })
 }
@@ -111,6 +131,11 @@ export async function trainingTasks(model?: Model): Promise<TaskFacts[]> {
   return tasks.map(({ name, learns, records, use, page, learningRate }) => {
     return { name, learns, records, use, ...(page && { page }), ...(learningRate !== undefined && { learningRate }) }
   })
+}
+
+async function adapterOf(adapter: TrainOptions['adapter']): Promise<LoraAdapter | undefined> {
+  if (adapter === undefined || adapter instanceof LoraAdapter) return adapter
+  return loadAdapter(await openFolder(adapter, 'adapter'))
 }
 
 /** Names for a file that repeats the run: paths, ids and URLs. Undefined if model or data came from memory. */

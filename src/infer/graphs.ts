@@ -105,7 +105,7 @@ export async function shareAdapter(
   hasPlace: (graph: number, part: string) => Promise<boolean>,
 ): Promise<LoraAdapter[]> {
   if (graphs.length === 1 && onMissing === undefined) return [adapter]
-  const { parts: found, missing: all } = await spreadAdapter(graphs, adapter, hasPlace)
+  const { parts: found, missing: all } = await spreadAdapter(graphs, adapter.parts(), hasPlace)
   const isRefused = (name: string) => onMissing === undefined && adapter.get(name, 'linear') === undefined
   const missing = all.filter((name) => !isRefused(name))
   const parts = [new Set([...found[0], ...all.filter(isRefused)]), ...found.slice(1)]

@@ -220,6 +220,11 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
     return this.#main.tried(action)
   }
 
+  /** @internal */
+  async pictureCode(): ReturnType<TextSession['pictureCode']> {
+    return { ...(await import('./pictures/pictures.js')), ...(await import('./pictures/token-vectors.js')) }
+  }
+
   generate(this: TextSession, prompt: Prompt, options?: GenerateOptions): Promise<GenerateResult>
   generate(this: TextSession, prompts: readonly Prompt[], options?: GenerateOptions): Promise<GenerateResult[]>
   async generate(

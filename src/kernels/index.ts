@@ -13,7 +13,7 @@ export interface KernelOptions {
   /**
    * Threads that compute a large product, the calling one among them; 1 turns worker threads off. Default in Node: one
    * for each core, at most 8. Default in browsers: 1.
-   * @range an integer of at least 1
+   * @range an integer in [1, 1024]
    */
   threads?: number
   /**

@@ -65,12 +65,21 @@ export function normOfProduct(b: Matrix, a: Matrix): number {
   return Math.sqrt(Math.max(sum, 0))
 }
 
-/** The rows of one matrix over those of another: (m, k) and (n, k) → (m + n, k), in the precision of the first. */
-export function stackRows(top: Matrix, bottom: Matrix): Matrix {
-  const result = zeros(top.shape[0] + bottom.shape[0], top.shape[1], top.data)
-  result.data.set(top.data)
-  result.data.set(bottom.data, top.data.length)
+/** Matrices (rᵢ, n) over each other: (Σrᵢ, n), in the precision of the first. */
+export function stacked(matrices: readonly Matrix[]): Matrix {
+  const rows = matrices.reduce((sum, { shape }) => sum + shape[0], 0)
+  const result = zeros(rows, matrices[0].shape[1], matrices[0].data)
+  let at = 0
+  for (const { data } of matrices) {
+    result.data.set(data, at)
+    at += data.length
+  }
   return result
+}
+
+/** Matrices (d, rᵢ) beside each other: (d, Σrᵢ). */
+export function beside(matrices: readonly Matrix[]): Matrix {
+  return transpose(stacked(matrices.map(transpose)))
 }
 
 /** I (n, n), in f64. */

@@ -5,7 +5,7 @@ import { ConfigError } from '../base/errors.js'
 import { Random } from '../base/random.js'
 import { F64, formatShape, type Matrix, zeros } from '../base/tensor.js'
 import { symmetricEigen, symmetricEigenvalues } from './eigen.js'
-import { copyAs, identity, product, stackRows, transpose } from './product.js'
+import { copyAs, identity, product, stacked, transpose } from './product.js'
 import { orthonormalRows } from './qr.js'
 import { checkFinite, type Svd, svd } from './svd.js'
 
@@ -155,8 +155,8 @@ class KrylovBasis {
     const next = this.#newDirections(product(newest, this.#weight, { transposeB: true }), random) // (block, k) @ (k, d)
     if (this.size + this.#block > MAX_BLOCKS * this.#block) this.shrink(KEPT_BLOCKS * this.#block)
     const image = product(next, this.#weight) // (block, d) @ (d, k)
-    this.rows = stackRows(this.rows, next)
-    this.image = stackRows(this.image, image)
+    this.rows = stacked([this.rows, next])
+    this.image = stacked([this.image, image])
     const shared = product(image, this.image, { transposeB: true }) // (block, k) @ (k, size)
     this.gram = bordered(this.gram, shared)
   }

@@ -111,11 +111,3 @@ async function transposedTimes(matrix: StreamedMatrix, left: Matrix, q: number):
   })
   return { data: result, shape: [q, k] }
 }
-
-/** A matrix in memory, as one that is streamed. */
-export function inMemory({ data, shape }: Matrix): StreamedMatrix {
-  const own: Matrix = { data: data instanceof Float32Array ? data : Float32Array.from(data), shape }
-  let energy = 0
-  for (let i = 0; i < own.data.length; i++) energy += own.data[i] * own.data[i]
-  return { shape, energy, forEachBlock: async (use) => use(own, 0) }
-}

@@ -142,9 +142,6 @@ export type LoraConfigInput = {
     | undefined
 }
 
-/** Names of all settings. */
-export const CONFIG_FIELDS: readonly string[] = Object.keys(LORA_CONFIG)
-
 /** Results of resolveConfig: frozen, so that they need not be checked again for every layer. */
 const resolved = new WeakSet<LoraConfigInput>()
 

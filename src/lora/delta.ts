@@ -1,7 +1,7 @@
 // W + s·B·A (Hu et al. 2021, arXiv 2106.09685, section 4.1), in place: of a whole weight, or of rows of one as it is
 // stored.
 
-import type { FloatArray, Matrix } from '../base/tensor.js'
+import { type FloatArray, type Matrix, zeros } from '../base/tensor.js'
 import type { Kernels } from '../kernels/reference.js'
 import { inPrecisionOf, product, transpose } from '../linalg/product.js'
 
@@ -16,6 +16,24 @@ export interface FactorPair {
 /** base (d, k) += s·B·A, in place, and returned. */
 export function addDelta(base: Matrix, { weightA, weightB }: FactorPair, scaling: number): Matrix {
   return product(weightB, weightA, { scale: scaling, addTo: base }) // (d, r) @ (r, k) → (d, k)
+}
+
+/** Zero columns of B and zero rows of A up to a rank, which change nothing. */
+export function padded({ weightA, weightB }: FactorPair, rank: number): FactorPair {
+  const [r, k] = weightA.shape
+  if (r === rank) return { weightA, weightB }
+  const a = zeros(rank, k, weightA.data)
+  a.data.set(weightA.data)
+  const d = weightB.shape[0]
+  const b = zeros(d, rank, weightB.data)
+  for (let i = 0; i < d; i++) b.data.set(weightB.data.subarray(i * r, (i + 1) * r), i * rank)
+  return { weightA: a, weightB: b }
+}
+
+/** scale · matrix, a new matrix in f32 or f64 as it was; the matrix itself where the scale is 1. */
+export function scaled(matrix: Matrix, scale: number): Matrix {
+  if (scale === 1) return matrix
+  return { data: matrix.data.map((value) => scale * value) as FloatArray, shape: matrix.shape }
 }
 
 /**

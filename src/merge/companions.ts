@@ -4,6 +4,7 @@
 
 import { type Directory, readAll, readJson, writeFile, writeThrough } from '../base/bytes.js'
 import { LowrankError } from '../base/errors.js'
+import { isObject } from '../base/options.js'
 
 /** Files of tokenizers, as transformers 5 (VOCAB_FILES_NAMES) and older models name them. */
 const TOKENIZERS = [
@@ -157,24 +158,27 @@ async function modulesOf(base: Directory, files: ReadonlySet<string>): Promise<R
   return result
 }
 
-/** The content of a JSON file. Undefined for a file that is no JSON: it is copied as it is, and names nothing. */
-async function readLeniently(base: Directory, name: string): Promise<unknown> {
+/** The content of a JSON file. Empty where it is no JSON object: it is copied as it is, and tells nothing. */
+export async function readLeniently(base: Directory, name: string): Promise<Record<string, unknown>> {
   try {
-    return await readJson(base, name)
+    return objectOf(await readJson(base, name))
   } catch (error) {
-    if (error instanceof LowrankError && error.code === 'FORMAT') return undefined
+    if (error instanceof LowrankError) return {}
     throw error
   }
+}
+
+/** A value if it is an object; else an empty one. */
+export function objectOf(value: unknown): Record<string, unknown> {
+  return isObject(value) ? value : {}
 }
 
 /**
  * The Python files that `auto_map` of a config names. Those of another repository (`org/name--module.Class`) are not in
  * the folder.
  */
-function namedModules(config: unknown): string[] {
-  const map = isObject(config) ? config.auto_map : undefined
-  if (!isObject(map)) return []
-  const names = Object.values(map).flat()
+function namedModules(config: Record<string, unknown>): string[] {
+  const names = Object.values(objectOf(config.auto_map)).flat()
   return names.flatMap((name) =>
     typeof name === 'string' && /^\w+\.\w+$/.test(name) ? `${name.split('.')[0]}.py` : [],
   )
@@ -187,8 +191,4 @@ function importedModules(text: string): string[] {
     names.split(/[\s,]+/),
   )
   return [...beside, ...listed].filter((name) => name !== '').map((name) => `${name}.py`)
-}
-
-function isObject(value: unknown): value is Record<string, unknown> {
-  return typeof value === 'object' && value !== null && !Array.isArray(value)
 }

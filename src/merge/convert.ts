@@ -69,7 +69,7 @@ export async function baseWeightsOf(
       if (found !== undefined) byName.set(layer.name, found)
     }
     const missing = searched.filter(({ name }) => !byName.has(name))
-    if (missing.length > 0) throw missingError(missing, searched, checkpoint.tensors)
+    if (missing.length > 0) throw missingError(missing, searched, checkpoint)
   }
   return async (name): Promise<Matrix> => {
     const parts: Matrix[] = []

@@ -1,11 +1,13 @@
-// How an adapter fits a base: what a merge would find for each of its parts, without one that writes or stops at the
-// first error.
+// How an adapter fits a base: the parts of a merge's plan, their places, and all problems. A merge throws the first
+// problem; a look at the fit lists all.
 
-import type { ByteSource } from '../base/bytes.js'
+import type { Directory } from '../base/bytes.js'
 import { decodeWeights, isWeightDtype } from '../base/dtype.js'
 import { elementCount } from '../base/tensor.js'
 import type { TensorInfo } from '../formats/safetensors.js'
-import type { LayerFactors } from './plan/adapters.js'
+import type { ChosenFormat, MergeBase } from './format.js'
+import { type OpenMerge, openMerge } from './open.js'
+import type { PlacedPart } from './plan/fit.js'
 import { CHUNK_BYTES, sizeOf } from './plan/layout.js'
 
 /** One layer, or a tensor that replaces the base's, and its place in the base. */
@@ -41,42 +43,71 @@ export interface FitReport {
   notes: string[]
 }
 
-/** @param info the base's tensor; undefined for a part without a place there */
-export function partFit(
-  name: string,
-  info: { readonly name: string; readonly shape: readonly number[]; readonly dtype: string } | undefined,
-  problem: string | null = null,
-): PartFit {
-  const { name: tensor, shape, dtype } = info ?? { name: null, shape: null, dtype: null }
-  return { name, tensor, shape, dtype, problem, relativeChange: null }
+/**
+ * Compares an adapter with a base: plans their merge without weights. Problems of the adapter itself are passed over.
+ *
+ * @param normDeltas ‖s·B·A‖ by layer: then the weights are read, and each layer has its relative change
+ * @throws FileError or FormatError when base or adapter cannot be read
+ */
+export async function fitOf(
+  base: MergeBase,
+  adapter: Directory,
+  graphs: readonly string[] = [],
+  normDeltas?: ReadonlyMap<string, number>,
+): Promise<FitReport> {
+  const isOnnx = graphs.length > 0
+  const chosen: ChosenFormat = {
+    format: isOnnx ? 'onnx' : 'safetensors',
+    graphs,
+    checkpoint: isOnnx ? undefined : base.file,
+  }
+  const merge = await openMerge({ base, adapters: adapter, tied: isOnnx ? undefined : 'untie', onlyFits: true }, chosen)
+  try {
+    const { where, vocabulary, isTied, whole, notes, problems } = merge.fit
+    const parts: PartFit[] = []
+    for (const part of merge.fit.parts) {
+      const { name: tensor, shape, dtype } = part.info ?? { name: null, shape: null, dtype: null }
+      const relativeChange = await relativeChangeOf(part, merge, normDeltas?.get(part.name))
+      parts.push({ name: part.name, tensor, shape, dtype, problem: part.problem?.message ?? null, relativeChange })
+    }
+    return {
+      base: where,
+      kind: isOnnx ? 'onnx' : 'checkpoint',
+      fits: problems.length === 0,
+      parts,
+      vocabulary,
+      isTied,
+      problems: whole.map(({ message }) => message),
+      notes,
+    }
+  } finally {
+    await merge.close()
+  }
 }
 
-export function fitReport(report: Omit<FitReport, 'fits'>): FitReport {
-  const fits = report.problems.length === 0 && report.parts.every(({ problem }) => problem === null)
-  const { base, kind, ...rest } = report
-  return { base, kind, fits, ...rest }
-}
-
-/** Frobenius norm of a weight, or of the rows or columns of it that are a layer's; it is read in pieces. */
-export async function normOf(
-  source: ByteSource,
-  { dtype, shape, offset, byteLength }: TensorInfo,
-  { region, isInputMajor }: Pick<LayerFactors, 'region' | 'isInputMajor'>,
-): Promise<number> {
-  if (!isWeightDtype(dtype)) return 0
+/** ‖s·B·A‖ / ‖W‖, where W are the rows or columns of a weight that are the layer's. It is read in pieces. */
+async function relativeChangeOf(
+  { info, source, layer, problem }: PlacedPart,
+  { sources }: OpenMerge,
+  normDelta: number | undefined,
+): Promise<number | null> {
+  if (normDelta === undefined || layer === undefined || layer.tensor === 'bias' || problem !== undefined) return null
+  const { dtype, shape, offset, byteLength } = info as TensorInfo
+  if (!isWeightDtype(dtype)) return null
+  const { region, isInputMajor } = layer
   const columns = elementCount(shape.slice(1))
   const rowBytes = columns * sizeOf(dtype)
-  const inRows = region === undefined || isInputMajor ? undefined : region
+  const inRows = isInputMajor ? undefined : region
   const inColumns = isInputMajor ? region : undefined
   const first = (inRows?.first ?? 0) * rowBytes
   const end = inRows === undefined ? byteLength : first + inRows.count * rowBytes
   let sum = 0
   for (let at = first; at < end; at += CHUNK_BYTES) {
-    const values = decodeWeights(await source.read(offset + at, Math.min(CHUNK_BYTES, end - at)), dtype)
+    const values = decodeWeights(await sources[source!].read(offset + at, Math.min(CHUNK_BYTES, end - at)), dtype)
     for (let i = 0; i < values.length; i++) {
       const column = inColumns && ((at / sizeOf(dtype) + i) % columns) - inColumns.first
       if (column === undefined || (column >= 0 && column < inColumns!.count)) sum += values[i] ** 2
     }
   }
-  return Math.sqrt(sum)
+  return sum > 0 ? normDelta / Math.sqrt(sum) : null
 }

@@ -83,8 +83,7 @@ export async function unmerge(
     }
     const report = await job.run()
     if (original === undefined || rest.share !== undefined) return { ...report, differences: undefined }
-    const { directory, file } = await job.result(report)
-    return { ...report, differences: await compareCheckpoints(directory, original.directory, file, original.file) }
+    return { ...report, differences: await compareCheckpoints(await job.result(report), original) }
   })
 }
 

@@ -2,19 +2,23 @@
 // config.json, is made here, so that it cannot fail once weights are written.
 
 import { MismatchError } from '../base/errors.js'
-import { openCheckpoint } from '../formats/checkpoint.js'
+import { type Checkpoint, openCheckpoint } from '../formats/checkpoint.js'
+import { isHeadModule } from '../peft/tied.js'
 import { copyOf, type OtherFile, textFile } from './companions.js'
 import { otherFiles } from './other-files.js'
-import type { PartInput, PlanPart } from './parts.js'
-import { openAdapters, requireFiniteReplacements } from './plan/adapters.js'
+import { openPartAdapters, type PartInput, type PlanPart, unfinishedPart } from './parts.js'
+import { requireFiniteReplacements } from './plan/adapters.js'
 import { knowBase } from './plan/base-model.js'
-import { CONFIG_FILE, editConfig, headWarning, loadConfig, otherDtype } from './plan/config-edit.js'
+import { CONFIG_FILE, type Config, editConfig, headWarning, loadConfig, otherDtype } from './plan/config-edit.js'
+import { Fit } from './plan/fit.js'
+import { renamedTensors } from './plan/names/choose.js'
 import { isEmbeddingModule } from './plan/names/vocabulary.js'
-import { type MergePlan, planMerge } from './plan/plan.js'
+import { type MergePlan, placeParts, planOutput } from './plan/plan.js'
+import { requireWeightOne } from './weighted.js'
 
-/** Plans the part of a merge that is a checkpoint. Throws what openCheckpoint, openAdapters and planMerge throw. */
+/** Plans the part of a merge that is a checkpoint. Throws what openCheckpoint and openAdapters throw. */
 export async function openCheckpointPart(input: PartInput): Promise<PlanPart> {
-  const { base, chosen, adapters, sign, sources, closers, outFile: path, weightsOnly = false } = input
+  const { base, chosen, sources, closers, outFile: path, weightsOnly = false, onlyFits = false } = input
   const { directory } = base
   const checkpoint = await openCheckpoint(directory, chosen.checkpoint)
   closers.push(checkpoint.close)
@@ -22,11 +26,19 @@ export async function openCheckpointPart(input: PartInput): Promise<PlanPart> {
     sources.push(file.source)
     input.baseFiles.set(file.source, dataStart)
   }
-  const opened = await openAdapters(adapters, sign, input, sources)
-  closers.push(opened.close)
+  const opened = await openPartAdapters(input)
   const config = await loadConfig(directory)
   const dtype = input.outDtype === 'keep' ? undefined : input.outDtype
-  const plan = planMerge(await knowBase(checkpoint, config?.values, opened), opened, { ...input, dtype, path })
+  const fit = new Fit(onlyFits)
+  fit.where = `${directory.name}/${chosen.checkpoint ?? checkpoint.indexPath ?? checkpoint.shards[0].path}`
+  Object.assign(fit, vocabularyOf(checkpoint.tensors, config?.values))
+  fit.add(...opened.problems)
+  for (const { layer, weight } of opened.magnitudes) fit.note(() => requireWeightOne(layer.name, weight))
+  const model = await knowBase(checkpoint, config?.values, opened)
+  const options = { ...input, dtype, path }
+  const changes = placeParts(model, opened, options, fit)
+  if (onlyFits || fit.problems.length > 0) return unfinishedPart(fit)
+  const plan = planOutput(changes, options)
   const warnings = configWarnings(plan, config?.values, { weightsOnly, where: directory.name })
   await requireFiniteReplacements(opened)
   const others: OtherFile[] = []
@@ -38,7 +50,7 @@ export async function openCheckpointPart(input: PartInput): Promise<PlanPart> {
       ...chosen.graphs.map((graph) => graph.replace(/\/.*/, '/')),
     ]
     const edited = plan.configEdit && config && editConfig(config, plan.configEdit)
-    const companions = await otherFiles(input, new Set(own), edited, rowsOfEmbedding(plan))
+    const companions = await otherFiles(input, new Set(own), edited, changes.vocabulary ?? fit.vocabulary ?? undefined)
     warnings.push(...companions.warnings)
     others.push(...companions.files)
     leftOut = companions.leftOut
@@ -52,8 +64,8 @@ export async function openCheckpointPart(input: PartInput): Promise<PlanPart> {
     others,
     magnitudes: opened.magnitudes,
     summary: {
-      added: [...plan.added],
-      renamed: [...plan.renamed],
+      added: [...changes.added.keys()],
+      renamed: renamedTensors(opened, model.names),
       copied,
       leftOut: [...leftOut],
       warnings,
@@ -63,6 +75,7 @@ export async function openCheckpointPart(input: PartInput): Promise<PlanPart> {
       adapters: layers.map(({ name: module, rank, scale }) => ({ module, rank, scale })),
     })),
     tensors: plan.tensors,
+    fit,
     changes: async (sums) => names.map((name) => ({ name, relativeChange: sums.relativeChange(name) })),
   }
 }
@@ -97,10 +110,14 @@ function configWarnings(
   ]
 }
 
-/** Rows of the input embedding, where its name tells which one it is. */
-function rowsOfEmbedding({ tensors }: MergePlan): number | undefined {
-  const found = [...tensors].find(([name]) => name.endsWith('.weight') && isEmbeddingModule(moduleOf(name)))
-  return found?.[1][0]
+/** Rows of the input embedding and whether it is tied, where its name tells which one it is. */
+function vocabularyOf(tensors: Checkpoint['tensors'], config: Config['values'] | undefined) {
+  const modules = [...tensors.keys()].flatMap((name) => (name.endsWith('.weight') ? moduleOf(name) : []))
+  const embedding = modules.find(isEmbeddingModule)
+  const vocabulary = embedding === undefined ? null : (tensors.get(`${embedding}.weight`)!.info.shape[0] ?? null)
+  const said = config?.tie_word_embeddings
+  const isTied = typeof said === 'boolean' ? said : embedding === undefined ? null : !modules.some(isHeadModule)
+  return { vocabulary, isTied }
 }
 
 function moduleOf(tensor: string): string {

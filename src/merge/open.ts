@@ -3,11 +3,11 @@
 
 import type { ByteSource, Directory } from '../base/bytes.js'
 import type { OnnxModel } from '../formats/onnx/model.js'
-import { computeScales } from './dora-scales.js'
 import type { ChosenFormat } from './format.js'
 import type { MergeInput, PartInput, PlanPart } from './parts.js'
 import type { OutputFile } from './plan/layout.js'
 import type { MergeFormat, MergePlanReport } from './report.js'
+import { computeScales } from './weight.js'
 import { weighted } from './weighted.js'
 
 /** A planned merge, with the files that it reads. */
@@ -53,6 +53,8 @@ export async function openMerge(
     }
     if (chosen.format !== 'safetensors') parts.push(await (await import('./onnx/open.js')).openOnnxPart(part, models))
     const plan = parts.reduce(joined)
+    const [problem] = parts.flatMap(({ fit }) => fit.problems)
+    if (problem !== undefined && !input.onlyFits) throw problem
     // A weight file of its own, or a folder of several.
     const [file] = chosen.format === 'safetensors' && plan.files.length === 1 ? plan.files : []
     const graph = chosen.format === 'onnx' && chosen.graphs.length === 1 ? plan.files.at(-1) : undefined

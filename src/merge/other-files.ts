@@ -1,12 +1,19 @@
 // The files of a result beside its weights: the base's, an edited config.json, and what adapters were trained with,
 // their chat template and their tokenizer.
 
-import { type Directory, readJson } from '../base/bytes.js'
-import { LowrankError } from '../base/errors.js'
+import type { Directory } from '../base/bytes.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import { readChatTemplate } from '../peft/chat-template.js'
 import { TEMPLATE_FILE } from '../peft/file-names.js'
-import { copyOf, findCompanions, isTokenizerFile, type OtherFile, textFile } from './companions.js'
+import {
+  copyOf,
+  findCompanions,
+  isTokenizerFile,
+  type OtherFile,
+  objectOf,
+  readLeniently,
+  textFile,
+} from './companions.js'
 import type { PartInput } from './parts.js'
 import { CONFIG_FILE } from './plan/config-edit.js'
 import type { MergeAdapter } from './weighted.js'
@@ -119,9 +126,9 @@ function isOther(tokens: Tokens, base: Tokens | undefined): boolean {
 
 /** The tokens of a folder's tokenizer; undefined where it has none. */
 async function tokensOf(folder: Directory): Promise<Tokens | undefined> {
-  const tokenizer = await jsonOf(folder, 'tokenizer.json')
-  const added = await jsonOf(folder, 'added_tokens.json')
-  const config = await jsonOf(folder, 'tokenizer_config.json')
+  const jsonOf = async (name: string) => ((await folder.has(name)) ? readLeniently(folder, name) : undefined)
+  const [tokenizer, added] = [await jsonOf('tokenizer.json'), await jsonOf('added_tokens.json')]
+  const config = await jsonOf('tokenizer_config.json')
   if (tokenizer === undefined && added === undefined) return undefined
   const ids = new Map<string, number>()
   const add = (text: unknown, id: unknown) => {
@@ -139,19 +146,4 @@ async function tokensOf(folder: Directory): Promise<Tokens | undefined> {
   const eos = config?.eos_token
   const text = typeof eos === 'string' ? eos : objectOf(eos).content
   return { ids, eos: typeof text === 'string' ? text : undefined }
-}
-
-async function jsonOf(folder: Directory, name: string): Promise<Record<string, unknown> | undefined> {
-  if (!(await folder.has(name))) return undefined
-  try {
-    return objectOf(await readJson(folder, name))
-  } catch (error) {
-    // A damaged tokenizer says nothing of its tokens.
-    if (error instanceof LowrankError) return undefined
-    throw error
-  }
-}
-
-function objectOf(value: unknown): Record<string, unknown> {
-  return typeof value === 'object' && value !== null ? (value as Record<string, unknown>) : {}
 }

@@ -3,7 +3,8 @@
 import type { ByteSource } from '../base/bytes.js'
 import type { OtherFile } from './companions.js'
 import type { ChosenFormat, MergeBase } from './format.js'
-import type { LayerMagnitude } from './plan/adapters.js'
+import { type LayerMagnitude, type OpenAdapters, openAdapters } from './plan/adapters.js'
+import type { Fit } from './plan/fit.js'
 import type { OutputFile } from './plan/layout.js'
 import type { ChangeSums, LayerChange, MergePlanReport, MergeSummary } from './report.js'
 import type { MergeSettings } from './settings.js'
@@ -18,6 +19,8 @@ export interface MergeInput extends MergeSettings {
   outFile?: string | undefined
   /** −1 to unmerge. Default 1. */
   sign?: 1 | -1 | undefined
+  /** Finds out how the adapters fit, and plans no file. Default false. */
+  onlyFits?: boolean | undefined
 }
 
 /** The input of each part of a plan, a checkpoint's and an .onnx's. */
@@ -45,4 +48,28 @@ export interface PlanPart {
   readonly tensors: ReadonlyMap<string, readonly number[]>
   /** The changes of the layers, once all is written. */
   changes(sums: ChangeSums): Promise<LayerChange[]>
+  readonly fit: Fit
+}
+
+/** Opens the adapters of a merge for one part of its plan. Throws what openAdapters throws. */
+export async function openPartAdapters(input: PartInput): Promise<OpenAdapters> {
+  const { adapters, sign, strict, onlyFits, sources, closers } = input
+  const opened = await openAdapters(adapters, sign, { strict, isTolerant: onlyFits }, sources)
+  closers.push(() => opened.close())
+  return opened
+}
+
+/** A part that plans no file, because something does not fit, or that was all to be found out. */
+export function unfinishedPart(fit: Fit): PlanPart {
+  const summary = { added: [], renamed: [], copied: [], leftOut: [], warnings: [] }
+  return {
+    files: [],
+    others: [],
+    magnitudes: [],
+    summary,
+    layers: [],
+    tensors: new Map(),
+    changes: async () => [],
+    fit,
+  }
 }

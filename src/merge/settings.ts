@@ -94,7 +94,7 @@ export interface PathSettings {
   share?: { index: number; count: number } | undefined
   /**
    * Number of threads, including the calling thread. Default: one for each core, at most 4.
-   * @range an integer of at least 1
+   * @range an integer in [1, 1024]
    */
   threads?: number | undefined
   /** Waits until all files are written to the disk (fsync). Default true. */

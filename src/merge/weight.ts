@@ -1,17 +1,14 @@
 // The one computation of a merge: W + Σ w·s·B·A, rounded once to the type that is written (Hu et al. 2021, arXiv
 // 2106.09685, section 4.1), or m ⊙ (W + s·B·A) / ‖W + s·B·A‖ (DoRA, Liu et al. 2024, arXiv 2402.09353, equation 5). It
-// works on one chunk at a time, with a kernel. Reading and writing stay with the caller, so that the same code runs
-// over synchronous reads in threads and over promises.
+// reads and works on one chunk at a time, with a kernel. Writing stays with the caller.
 
-import type { ByteSource } from '../base/bytes.js'
 import { decodeWeights, encodeWeights, isFiniteStored, type WeightDtype } from '../base/dtype.js'
 import { NumericError } from '../base/errors.js'
 import { type FloatArray, isAllFinite } from '../base/tensor.js'
 import { BLOCK_ELEMENTS, COLUMN_MULTIPLE, type MergeKernel } from '../kernels/merge-kernel.js'
 import { createMergeKernel } from '../kernels/wasm-merge.js'
-import { columnRanges, type FactorRange, leftRanges, rightRanges, wholeRange } from './factor-ranges.js'
-import type { Factor, FactorSlice, LayerFactors } from './plan/adapters.js'
-import { CHUNK_BYTES, type Chunk, sizeOf, type WeightPlan } from './plan/layout.js'
+import type { Factor, FactorSlice, LayerFactors, LayerMagnitude } from './plan/adapters.js'
+import { CHUNK_BYTES, type Chunk, Chunks, type OutputFile, sizeOf, type WeightPlan, windowsOf } from './plan/layout.js'
 
 /** The state of the weight that the last chunk belonged to. */
 interface Current {
@@ -50,130 +47,128 @@ interface ChunkResult {
   readonly changes: readonly ChunkChange[]
 }
 
-/** Reads what a chunk needs, and computes it. */
-export async function mergeChunk(
-  merger: ChunkMerger,
-  chunk: Chunk,
-  sources: readonly ByteSource[],
-): Promise<ChunkResult> {
-  const { segment, baseOffset, baseBytes } = chunk
-  if (segment.weight === undefined)
-    return { bytes: await sources[segment.source].read(baseOffset, baseBytes), changes: [] }
-  for (const range of merger.begin(chunk)) {
-    merger.take(range, await sources[range.factor.source].read(range.offset, range.byteLength))
-  }
-  merger.input(chunk).set(await sources[segment.source].read(baseOffset, baseBytes))
-  return merger.merge(chunk)
+/** A source of bytes. In threads it answers at once. */
+export interface ChunkSource {
+  read(offset: number, byteLength: number): Uint8Array | Promise<Uint8Array>
+  readInto?(offset: number, memory: Uint8Array): void | Promise<void>
 }
 
 /** Merges the chunks of one thread. */
 export class ChunkMerger {
+  readonly #sources: readonly ChunkSource[]
   readonly #makeKernel: () => MergeKernel
   readonly #kernel: MergeKernel
   /** Mergers of a weight's windows, each with a kernel that keeps its right factor. */
   readonly #inner: ChunkMerger[] = []
   /** For base bytes that the kernel does not compute in place. */
   #outside = new Uint8Array()
+  /** Room for a part of a factor, used again for the next: fresh memory costs more than reading into it. */
+  #staging = new Uint8Array()
   #current: Current | undefined
   /** The chunk's rows of the left factors (rows, Σ r), side by side. */
   #left: FloatArray = new Float32Array()
   #row = 0
-  /** Values of replaced columns, each with the chunk's rows. */
-  #columns: FloatArray[] = []
   /** The B (d, r·E) of each layer of which the last expert took its columns. The next expert usually takes its own. */
   readonly #stacks = new Map<number, Stack>()
 
   /** @param isReproducible gives the same bytes on every machine, by leaving fused multiply-adds out */
-  constructor(isReproducible: boolean, makeKernel = () => createMergeKernel(CHUNK_BYTES, isReproducible)) {
+  constructor(
+    sources: readonly ChunkSource[],
+    isReproducible: boolean,
+    makeKernel = () => createMergeKernel(CHUNK_BYTES, isReproducible),
+  ) {
+    this.#sources = sources
     this.#makeKernel = makeKernel
     this.#kernel = makeKernel()
   }
 
-  /** The memory that the base's bytes of a chunk must be put into. */
-  input({ segment, baseBytes }: Chunk): Uint8Array {
-    const { weight } = segment
-    const isInside = weight === undefined || !(weight.isWidened || weight.windows || weight.columnValues)
-    if (isInside) return this.#kernel.chunk.subarray(0, baseBytes)
-    if (this.#outside.byteLength < baseBytes) this.#outside = new Uint8Array(Math.max(baseBytes, CHUNK_BYTES))
-    return this.#outside.subarray(0, baseBytes)
-  }
-
   /**
-   * Begins a chunk, and tells what to read of the factors and hand to `take`, one after the other: right factors for
-   * the first chunk of a weight, the chunk's rows of the left ones for all. An expert's columns of B lie between those
-   * of the others, so that B is read as a whole, once for experts that follow each other.
-   */
-  begin({ segment: { weight }, row, rows }: Chunk): FactorRange[] {
-    if (weight === undefined) return []
-    if (weight.columnValues !== undefined) {
-      this.#columns = []
-      return columnRanges(weight.columnValues.values, 'columns', 0, row, rows)
-    }
-    if (weight.windows === undefined) return this.#beginWeight(weight, row, rows)
-    return weight.windows.flatMap((own, i) => {
-      this.#inner[i] ??= new ChunkMerger(false, this.#makeKernel)
-      return this.#inner[i].#beginWeight(own.weight, row, rows).map((range) => ({ ...range, window: i }))
-    })
-  }
-
-  #beginWeight(weight: WeightPlan, row: number, rows: number): FactorRange[] {
-    const isNew = weight !== this.#current?.weight
-    if (isNew) this.#current = this.#open(weight)
-    this.#makeLeft(rows, weight.from)
-    this.#row = row
-    const { layers } = weight
-    const left = layers.flatMap((layer, i) => (isStacked(layer, false) ? [] : leftRanges(layer, i, row, rows)))
-    return isNew ? [...layers.flatMap((layer, i) => this.#firstRanges(layer, i, weight.from)), ...left] : left
-  }
-
-  /**
-   * Takes the bytes of a range that `begin` has asked for; they can be overwritten afterwards.
-   *
-   * @throws NumericError naming the factor that holds a value that is not finite
-   */
-  take(range: FactorRange, bytes: Uint8Array): void {
-    if (range.use === 'columns') {
-      this.#columns.push(decodeWeights(bytes, range.factor.dtype).slice())
-      return
-    }
-    if (range.window !== undefined) {
-      this.#inner[range.window].take({ ...range, window: undefined }, bytes)
-      return
-    }
-    const current = this.#current!
-    const { from } = current.weight
-    const values = factorValues(range.factor, bytes, from)
-    if (range.use === 'right') this.#putRight(current, range, values)
-    else if (range.use === 'left') this.#putLeft(current, range, values)
-    else if (range.use === 'stack')
-      this.#stacks.set(range.layer, { factor: range.factor, base: from, values: values.slice() })
-    else {
-      if (!isAllFinite(values)) throw nonFiniteError(range.factor, values)
-      current.scales = values.slice()
-    }
-  }
-
-  /**
-   * Computes a chunk whose bytes are in `input` and whose ranges have been taken.
+   * Reads what a chunk needs, and computes it: right factors for the first chunk of a weight, the chunk's rows of the
+   * left ones for all.
    *
    * @throws NumericError naming the factor that holds a value that is not finite, or the tensor with a result that is
    *   not finite where the base was
    */
-  merge(chunk: Chunk): ChunkResult {
-    const { weight } = chunk.segment
-    if (weight === undefined) return { bytes: this.#kernel.chunk.subarray(0, chunk.baseBytes), changes: [] }
-    if (weight.columnValues !== undefined) return this.#replaceColumns(chunk, weight, weight.columnValues)
-    return weight.windows === undefined ? this.#mergeWeight(chunk, weight) : this.#mergeWindows(chunk, weight)
+  async merge(chunk: Chunk): Promise<ChunkResult> {
+    const { row, rows, segment, baseOffset, baseBytes } = chunk
+    const { weight, source } = segment
+    if (weight === undefined) {
+      return { bytes: await this.#read(source, baseOffset, this.#kernel.chunk.subarray(0, baseBytes)), changes: [] }
+    }
+    const isWhole = weight.windows === undefined && weight.columnValues === undefined
+    if (isWhole) await this.#readFactors(weight, row, rows)
+    const room = this.#roomFor(weight, baseBytes)
+    const input = await this.#read(source, baseOffset, room)
+    if (weight.columnValues !== undefined) return this.#replaceColumns(chunk, weight, weight.columnValues, input)
+    if (!isWhole) return this.#mergeWindows(chunk, weight, input)
+    if (input !== room) room.set(input)
+    return this.#mergeWeight(chunk, weight, room)
   }
 
-  #mergeWeight(chunk: Chunk, weight: WeightPlan): ChunkResult {
+  /** The memory that the base's bytes of a chunk must be put into. */
+  #roomFor({ isWidened, windows, columnValues }: WeightPlan, byteLength: number): Uint8Array {
+    if (!isWidened && windows === undefined && columnValues === undefined) {
+      return this.#kernel.chunk.subarray(0, byteLength)
+    }
+    if (this.#outside.byteLength < byteLength) this.#outside = new Uint8Array(Math.max(byteLength, CHUNK_BYTES))
+    return this.#outside.subarray(0, byteLength)
+  }
+
+  /** Reads bytes into this memory, or elsewhere. */
+  async #read(source: number, offset: number, memory: Uint8Array): Promise<Uint8Array> {
+    const own = this.#sources[source]
+    if (own.readInto === undefined) return own.read(offset, memory.byteLength)
+    await own.readInto(offset, memory)
+    return memory
+  }
+
+  /** Reads a block of a factor, valid until the next one, in the precision for a base of this type. */
+  async #readBlock({ factor, offset, byteLength }: FactorRange, base: WeightDtype): Promise<FloatArray> {
+    if (this.#staging.byteLength < byteLength) this.#staging = new Uint8Array(byteLength)
+    const bytes = await this.#read(factor.source, offset, this.#staging.subarray(0, byteLength))
+    return factorValues(factor, bytes, base)
+  }
+
+  /**
+   * Reads the factors of a chunk's rows. An expert's columns of B lie between those of the others, so that B is read as
+   * a whole, once for experts that follow each other.
+   */
+  async #readFactors(weight: WeightPlan, row: number, rows: number): Promise<void> {
+    const isNew = weight !== this.#current?.weight
+    const current = isNew || this.#current === undefined ? this.#open(weight) : this.#current
+    this.#current = current
+    const { from } = weight
+    this.#makeLeft(rows, from)
+    this.#row = row
+    for (const [i, layer] of weight.layers.entries()) {
+      const { b, scales } = layer
+      if (isNew && !isStacked(layer, true)) {
+        for (const range of rightRanges(layer)) this.#putRight(current, i, range, await this.#readBlock(range, from))
+      }
+      if (isNew && b.slice !== undefined && !isSame(this.#stacks.get(i), b, from)) {
+        const values = await this.#readBlock(wholeRange(b), from)
+        this.#stacks.set(i, { factor: b, base: from, values: values.slice() })
+      }
+      if (isNew && scales !== undefined) {
+        const values = await this.#readBlock(wholeRange(scales), from)
+        if (!isAllFinite(values)) throw nonFiniteError(scales, values)
+        current.scales = values.slice()
+      }
+      if (isStacked(layer, false)) continue
+      for (const range of leftRanges(layer, row, rows)) {
+        this.#putLeft(current, i, range, await this.#readBlock(range, from))
+      }
+    }
+    this.#unstack(current, rows)
+  }
+
+  #mergeWeight(chunk: Chunk, weight: WeightPlan, input: Uint8Array): ChunkResult {
     const { rows, column, columns } = chunk
     const kernel = this.#kernel
     const current = this.#current!
-    this.#unstack(current, rows)
     const isConverted = weight.isWidened
     const dtype = !isConverted ? weight.to : weight.from === 'fp64' ? 'fp64' : 'fp32'
-    const base = isConverted ? decodeWeights(this.input(chunk), weight.from) : undefined
+    const base = isConverted ? decodeWeights(input, weight.from) : undefined
     if (base !== undefined) kernel.chunk.set(encodeWeights(base, dtype))
     const job = { dtype, rows, column, columns, left: this.#left, terms: weight.layers } as const
     const { baseSquares, deltaSquares, overflows, firstOverflow, isLeftFinite } = kernel.merge(job)
@@ -190,27 +185,26 @@ export class ChunkMerger {
   }
 
   /** Computes each window in a kernel of its own; all else keeps its bytes. */
-  #mergeWindows(chunk: Chunk, weight: WeightPlan): ChunkResult {
+  async #mergeWindows(chunk: Chunk, weight: WeightPlan, input: Uint8Array): Promise<ChunkResult> {
     const { from, to, windows = [] } = weight
     const { rows, columns } = chunk
-    const input = this.input(chunk)
     const output = from === to ? input.slice() : encodeWeights(decodeWeights(input, from), to).slice()
     const [size, written] = [sizeOf(from), sizeOf(to)]
     const changes: ChunkChange[] = []
     for (const [i, { column: first, weight: own }] of windows.entries()) {
+      this.#inner[i] ??= new ChunkMerger(this.#sources, false, this.#makeKernel)
       const inner = this.#inner[i]
+      await inner.#readFactors(own, chunk.row, rows)
       // Only a single row can be larger than a kernel's memory.
       const most = rows === 1 ? CHUNK_BYTES / 8 : own.columns
       for (let column = 0; column < own.columns; column += most) {
         const width = Math.min(most, own.columns - column)
-        const segment = { ...chunk.segment, weight: own }
-        const piece = { ...chunk, segment, column, columns: width, baseBytes: rows * width * size }
-        const room = inner.input(piece)
+        const room = inner.#roomFor(own, rows * width * size)
         for (let row = 0; row < rows; row++) {
           const start = (row * columns + first + column) * size
           room.set(input.subarray(start, start + width * size), row * width * size)
         }
-        const { bytes, changes: changed } = inner.merge(piece)
+        const { bytes, changes: changed } = inner.#mergeWeight({ ...chunk, column, columns: width }, own, room)
         changes.push(...changed)
         for (let row = 0; row < rows; row++) {
           const start = row * width * written
@@ -221,13 +215,20 @@ export class ChunkMerger {
     return { bytes: output, changes }
   }
 
-  #replaceColumns(chunk: Chunk, weight: WeightPlan, { indices }: NonNullable<WeightPlan['columnValues']>): ChunkResult {
-    const { rows, column, columns } = chunk
-    const base = decodeWeights(this.input(chunk), weight.from)
+  async #replaceColumns(
+    chunk: Chunk,
+    weight: WeightPlan,
+    { indices, values }: NonNullable<WeightPlan['columnValues']>,
+    input: Uint8Array,
+  ): Promise<ChunkResult> {
+    const { row, rows, column, columns } = chunk
+    const base = decodeWeights(input, weight.from)
     const result = base.slice()
-    for (const [i, index] of indices.entries()) {
+    for (const [i, range] of columnRanges(values, row, rows).entries()) {
+      const index = indices[i]
       if (index < column || index >= column + columns) continue
-      for (let row = 0; row < rows; row++) result[row * columns + index - column] = this.#columns[i][row]
+      const own = await this.#readBlock(range, 'fp64')
+      for (let j = 0; j < rows; j++) result[j * columns + index - column] = own[j]
     }
     return { bytes: narrowed(chunk, weight, result, base), changes: [] }
   }
@@ -243,15 +244,6 @@ export class ChunkMerger {
     return { weight, rank, starts, isUnstacked: false, scales: undefined }
   }
 
-  /** The ranges that a weight's first chunk needs beside its rows of the left factors. */
-  #firstRanges(layer: LayerFactors, i: number, base: WeightDtype): FactorRange[] {
-    const { b, scales } = layer
-    const ranges = isStacked(layer, true) ? [] : rightRanges(layer, i)
-    if (b.slice !== undefined && !isSame(this.#stacks.get(i), b, base)) ranges.push(wholeRange(b, 'stack', i))
-    if (scales !== undefined) ranges.push(wholeRange(scales, 'scales', i))
-    return ranges
-  }
-
   #makeLeft(rows: number, base: WeightDtype): void {
     const length = rows * this.#current!.rank
     const isDouble = base === 'fp64'
@@ -260,8 +252,8 @@ export class ChunkMerger {
   }
 
   /** Puts a block of A (r, k) into the kernel; or of B (d, r), whose rows are the right factor's columns. */
-  #putRight({ weight, starts }: Current, range: FactorRange, values: FloatArray): void {
-    const { factor, layer, row, rows, column, columns } = range
+  #putRight({ weight, starts }: Current, layer: number, range: FactorRange, values: FloatArray): void {
+    const { factor, row, rows, column, columns } = range
     const start = starts[layer]
     const block = weight.layers[layer].isInputMajor
       ? { row: start, rows: columns, column: row, columns: rows, isTransposed: true }
@@ -270,8 +262,8 @@ export class ChunkMerger {
   }
 
   /** Puts a block of B (d, r) into the left factor; or of A (r, k), whose columns are the left factor's rows. */
-  #putLeft({ weight, rank, starts }: Current, range: FactorRange, values: FloatArray): void {
-    const { layer, row, rows, column, columns } = range
+  #putLeft({ weight, rank, starts }: Current, layer: number, range: FactorRange, values: FloatArray): void {
+    const { row, rows, column, columns } = range
     const left = this.#left
     const start = starts[layer]
     if (weight.layers[layer].isInputMajor) {
@@ -295,9 +287,9 @@ export class ChunkMerger {
     for (let i = 0; i < layers.length; i++) {
       const { b, isInputMajor, d, rank } = layers[i]
       if (b.slice === undefined) continue
-      const part = (row: number, count: number): [FactorRange, FloatArray] => {
+      const part = (row: number, count: number): [number, FactorRange, FloatArray] => {
         const values = columnsOf(this.#stacks.get(i)!, b.columns, b.slice!, row, count) // (count, r)
-        return [{ ...wholeRange(b, 'stack', i), row, rows: count, columns: rank }, values]
+        return [i, { ...wholeRange(b), row, rows: count, columns: rank }, values]
       }
       if (!isInputMajor) this.#putLeft(current, ...part(this.#row, rows))
       else if (!current.isUnstacked) {
@@ -422,7 +414,133 @@ function leftError({ weight, rank, starts }: Current, left: FloatArray): Numeric
 }
 
 /** Values in the precision that a base of this type is computed in: f64 for fp64, else f32. */
-export function inPrecisionOf(base: WeightDtype, values: FloatArray): FloatArray {
+function inPrecisionOf(base: WeightDtype, values: FloatArray): FloatArray {
   if (base === 'fp64') return values instanceof Float64Array ? values : Float64Array.from(values)
   return values instanceof Float32Array ? values : Float32Array.from(values)
+}
+
+// Ranges of bounded size hold the bytes of factors that a chunk needs. Large factors, such as those of an embedding,
+// are never held whole. The exception is the right factor, which the kernel packs.
+
+/** A block (rows, columns) of a factor as it is stored: whole rows, or a part of one. */
+export interface FactorRange {
+  readonly factor: Factor
+  readonly row: number
+  readonly rows: number
+  readonly column: number
+  readonly columns: number
+  /** The place of its bytes in the factor's source. */
+  readonly offset: number
+  readonly byteLength: number
+}
+
+/** The ranges of the right factor of a layer: A (r, k), or B (d, r) where the weight is stored (k, d). */
+export function rightRanges({ a, b, isInputMajor }: LayerFactors): FactorRange[] {
+  if (isInputMajor) return rowRanges(b, 0, b.rows, COLUMN_MULTIPLE)
+  if (a.columns <= BLOCK_ELEMENTS) return rowRanges(a, 0, a.rows)
+  const ranges: FactorRange[] = []
+  for (let row = 0; row < a.rows; row++) {
+    for (let column = 0; column < a.columns; column += BLOCK_ELEMENTS) {
+      ranges.push(rangeOf(a, row, 1, column, Math.min(BLOCK_ELEMENTS, a.columns - column)))
+    }
+  }
+  return ranges
+}
+
+/**
+ * The ranges of the left factor for the rows [row, row + rows) of a weight: B (d, r), or A (r, k) where the weight is
+ * stored (k, d).
+ */
+export function leftRanges({ a, b, isInputMajor }: LayerFactors, row: number, rows: number): FactorRange[] {
+  if (!isInputMajor) return rowRanges(b, row, rows)
+  return rows === a.columns ? rowRanges(a, 0, a.rows) : columnRanges(a, row, rows)
+}
+
+/** Columns [column, column + columns) of a factor, row by row. */
+function columnRanges(factor: Factor, column: number, columns: number): FactorRange[] {
+  return Array.from({ length: factor.rows }, (_, row) => rangeOf(factor, row, 1, column, columns))
+}
+
+/** A factor as one block. */
+function wholeRange(factor: Factor): FactorRange {
+  return rangeOf(factor, 0, factor.rows)
+}
+
+/** Blocks of whole rows, of a multiple of so many where more follow. */
+function rowRanges(factor: Factor, first: number, count: number, multiple = 1): FactorRange[] {
+  const most = Math.max(multiple, Math.floor(BLOCK_ELEMENTS / factor.columns / multiple) * multiple)
+  const ranges: FactorRange[] = []
+  for (let row = first; row < first + count; row += most) {
+    ranges.push(rangeOf(factor, row, Math.min(most, first + count - row)))
+  }
+  return ranges
+}
+
+function rangeOf(factor: Factor, row: number, rows: number, column = 0, columns = factor.columns): FactorRange {
+  const size = sizeOf(factor.dtype)
+  const offset = factor.offset + (row * factor.columns + column) * size
+  return { factor, row, rows, column, columns, offset, byteLength: rows * columns * size }
+}
+
+/** Scales are float64. */
+const SCALE_BYTES = 8
+
+/**
+ * Fills in the scales of all DoRA layers of a plan, m / ‖W + s·B·A‖ by output. They take one pass over each such weight
+ * before the merge, because a norm needs the whole row, and a weight that is stored (k, d) is read across its rows.
+ */
+export async function computeScales(
+  files: readonly Pick<OutputFile, 'segments'>[],
+  sources: readonly ChunkSource[],
+  magnitudes: readonly LayerMagnitude[],
+  isReproducible: boolean,
+): Promise<void> {
+  if (magnitudes.length === 0) return
+  const merger = new ChunkMerger(sources, isReproducible)
+  const bySource = new Map(magnitudes.map((magnitude) => [magnitude.layer.scales!.source, magnitude]))
+  for (const segment of files.flatMap(({ segments }) => segments)) {
+    if (segment.weight === undefined) continue
+    const scaled = windowsOf(segment.weight).filter(({ weight }) => weight.layers[0]?.scales !== undefined)
+    if (scaled.length === 0) continue
+    const weight = withoutScales(segment.weight)
+    const sums = scaled.map(({ weight: { layers } }) => new Float64Array(layers[0].d))
+    const chunks = new Chunks({ ...segment, weight })
+    for (let i = 0; i < chunks.count; i++) {
+      const chunk = chunks.at(i)
+      const { bytes } = await merger.merge(chunk)
+      const values = decodeWeights(bytes, weight.to)
+      for (const [j, window] of scaled.entries()) {
+        const { isInputMajor } = window.weight.layers[0]
+        const [first, end] = [window.column, window.column + window.weight.columns]
+        for (let at = 0; at < values.length; at++) {
+          const column = chunk.column + (at % chunk.columns)
+          if (column < first || column >= end) continue
+          sums[j][isInputMajor ? column - first : chunk.row + Math.floor(at / chunk.columns)] += values[at] ** 2
+        }
+      }
+    }
+    for (const [j, { weight: own }] of scaled.entries()) {
+      const { scales: place, d } = own.layers[0]
+      const { magnitude, scales } = bySource.get(place!.source)!
+      const first = place!.offset / SCALE_BYTES
+      const { dtype, offset, source } = magnitude
+      const bytes = await sources[source].read(offset + first * sizeOf(dtype), d * sizeOf(dtype))
+      const values = inPrecisionOf(weight.from, decodeWeights(bytes, dtype))
+      sums[j].forEach((square, output) => {
+        scales[first + output] = values[output] / Math.sqrt(square)
+      })
+    }
+  }
+}
+
+/** The weight with W + s·B·A, in the precision that it is computed in. */
+function withoutScales(weight: WeightPlan): WeightPlan {
+  const to = weight.from === 'fp64' ? 'fp64' : 'fp32'
+  return {
+    ...weight,
+    to,
+    isWidened: weight.from !== to,
+    layers: weight.layers.map((layer) => ({ ...layer, scales: undefined })),
+    windows: weight.windows?.map(({ column, weight: own }) => ({ column, weight: withoutScales(own) })),
+  }
 }

@@ -45,7 +45,12 @@ export function refuseWeighted(parts: readonly Pick<PartView, 'name' | 'kind'>[]
   if (part !== undefined) throw weightedError(part.name, 'what replaces the base’s values', weight)
 }
 
-export function weightedError(where: string, what: string, weight: number): UnsupportedError {
+/** Throws UnsupportedError for a DoRA layer with another weight than 1, or, where it can be unmerged, than ±1. */
+export function requireWeightOne(layer: string, weight: number, canUnmerge = false): void {
+  if (weight !== 1 && !(canUnmerge && weight === -1)) throw weightedError(layer, 'a DoRA layer', weight)
+}
+
+function weightedError(where: string, what: string, weight: number): UnsupportedError {
   return new UnsupportedError({
     where,
     what: `${what} cannot be merged with a weight, or unmerged`,

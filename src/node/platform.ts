@@ -2,6 +2,7 @@
 
 import { freemem } from 'node:os'
 import { FileError } from '../base/errors.js'
+import { hubOptions } from '../index/hub.js'
 import type { Platform } from '../index/platform/platform.js'
 import { locate, NodeDirectory, openFile } from '../io/node/files.js'
 import type { EngineKind } from '../runtime/host.js'
@@ -34,6 +35,12 @@ export const nodePlatform: Platform = {
   },
   decodeImage: async (file) => (await import('../images/node/decode.js')).decodeWithSharp(file),
   target: (text) => new NodeDirectory(text),
+  openJob: async () => (await import('../merge/node/job.js')).openPathJob,
+  async hubAccess() {
+    const { hubEnvironment, hubToken } = await import('../io/hub/node/environment.js')
+    const { endpoint = hubEnvironment().endpoint, token = await hubToken() } = hubOptions()
+    return { endpoint, token }
+  },
   // availableMemory heeds a container's limit; it came with Node 20.13.
   freeMemory: () => process.availableMemory?.() ?? freemem(),
   defaultRuntime: () => runtimeOf(resolveNodeRuntime()),

@@ -109,6 +109,10 @@ function openingHint(message: string, providers: readonly string[] = []): string
       ? 'WebGPU needs a build of onnxruntime-web that has it, such as ort.webgpu.bundle.min.mjs, and its .wasm file'
       : 'This page has no WebGPU: it needs https or localhost, and a browser with it. Choose device: wasm'
   }
+  const device = providers.find((name) => name !== 'cpu')
+  if (device !== undefined && /AppendExecutionProvider/.test(message)) {
+    return `The device ${device} does not start on this machine: its driver or libraries are missing. Choose device: cpu`
+  }
   if (!/no available backend/.test(message)) return undefined
   return 'In a browser its .wasm file lies beside its script, or webRuntime(url, wasm) is told where it is'
 }

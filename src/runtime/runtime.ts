@@ -79,7 +79,7 @@ export interface SessionOptions {
    * Number of processor threads. Default: the runtime's own choice.
    *
    * In browsers, the page must be isolated from other origins, and the default is half of the processors, at most 4.
-   * @range an integer of at least 1
+   * @range an integer in [1, 1024]
    */
   threads?: number
   /** Uses less memory, but runs a few percent slower: ONNX Runtime does not copy the weights. */

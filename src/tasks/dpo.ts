@@ -75,7 +75,9 @@ export const dpo: Task<AnswerPair, AnswerExample, DpoOptions> = {
     const { maxLength } = context
     const [own, other] = countedAfter(chosen, sides, context).map((side) => cutTo(side, maxLength))
     const isTruncated = sides.some(({ inputIds }) => inputIds.length > maxLength)
-    const isUseless = [own, other].some(({ labels }) => countTargets(labels) === 0) || isSame(own, other)
+    const areEqual = isSame(own, other)
+    if (areEqual) notes.push('have two answers that are the same, and are left out')
+    const isUseless = [own, other].some(({ labels }) => countTargets(labels) === 0) || areEqual
     return { examples: isUseless ? [] : [{ chosen: own, rejected: other }], isTruncated, notes }
   },
 

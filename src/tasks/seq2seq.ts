@@ -47,11 +47,6 @@ export const seq2seq: Task<TextPair, Seq2SeqExample> = {
   },
   lowerIsBetter: ['perplexity'],
 
-  isDefault({ graphs, onnx }) {
-    const family = inputFamily(readGraph(onnx.proto))
-    return family?.behindEncoder !== undefined || graphs.encoder !== undefined
-  },
-
   check(model) {
     const graph = readGraph(model.onnx.proto)
     if (inputFamily(graph)?.behindEncoder === 'together') return void joinedInputs(graph)

@@ -98,8 +98,6 @@ export interface Task<Row = unknown, Example = unknown, Options extends object =
   extends TaskFacts {
   /** PEFT's task_type in adapter_config.json; undefined where it has none for this. */
   readonly peftType: string | undefined
-  /** True for a model that is trained for this task where nothing else is said. Default: none. */
-  isDefault?(model: Pick<Model, 'graphs' | 'onnx'>): boolean
   /** Its metrics that are better when they are lower, as the loss is. */
   readonly lowerIsBetter?: readonly string[]
   /** The settings that it has of its own, and what each may be; undefined for none. */

@@ -20,14 +20,6 @@ export type TaskName = keyof typeof LOADERS
 
 export const TASK_NAMES = Object.keys(LOADERS) as readonly TaskName[]
 
-/**
- * The task of a model where the caller names none: the first one that claims the model, else the first of the table.
- */
-export async function defaultTask(model: Pick<Model, 'graphs' | 'onnx'>): Promise<TaskName> {
-  for (const name of TASK_NAMES) if ((await loadTask(name)).isDefault?.(model)) return name
-  return TASK_NAMES[0]
-}
-
 /** @throws ConfigError for a name that no task has */
 export async function loadTask(name: string): Promise<Task> {
   checkTaskName(name)

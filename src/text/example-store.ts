@@ -11,12 +11,11 @@ const MAX_NUMBER_BYTES = 5
 
 /** A list of examples of which each is packed, and unpacked when it is asked for. */
 export class ExampleStore implements Iterable<Example> {
-  #length = 0
   readonly #chunks: Uint8Array[] = []
   /** Bytes of the last chunk that are taken. */
   #taken = 0
-  /** The place of each example: chunk · CHUNK_BYTES + offset. Half the memory will do up to 4 GiB. */
-  #places: Uint32Array | Float64Array = new Uint32Array(1 << 10)
+  /** The place of each example: chunk · CHUNK_BYTES + offset. */
+  readonly #places: number[] = []
   /**
    * An example is packed here before its length is known. It is one array for all, since a million would be much to
    * clear away.
@@ -24,7 +23,7 @@ export class ExampleStore implements Iterable<Example> {
   #scratch = new Uint8Array(1 << 12)
 
   get length(): number {
-    return this.#length
+    return this.#places.length
   }
 
   /** Adds an example, whose labels are its ids or {@link IGNORED}. */
@@ -44,8 +43,8 @@ export class ExampleStore implements Iterable<Example> {
 
   /** The example at an index; undefined outside the list. */
   at(index: number): Example | undefined {
-    if (!(index >= 0 && index < this.#length)) return undefined
     const place = this.#places[index]
+    if (place === undefined) return undefined
     const bytes = this.#chunks[Math.floor(place / CHUNK_BYTES)]
     let at = place % CHUNK_BYTES
     const read = (): number => {
@@ -68,7 +67,7 @@ export class ExampleStore implements Iterable<Example> {
   }
 
   *[Symbol.iterator](): Generator<Example> {
-    for (let i = 0; i < this.#length; i++) yield this.at(i) as Example
+    for (let i = 0; i < this.length; i++) yield this.at(i) as Example
   }
 
   /** Writes a number, and returns where the next one begins. */
@@ -85,16 +84,8 @@ export class ExampleStore implements Iterable<Example> {
       this.#chunks.push(new Uint8Array(Math.max(CHUNK_BYTES, bytes.length)))
       this.#taken = 0
     }
-    const place = (this.#chunks.length - 1) * CHUNK_BYTES + this.#taken
+    this.#places.push((this.#chunks.length - 1) * CHUNK_BYTES + this.#taken)
     this.#chunks[this.#chunks.length - 1].set(bytes, this.#taken)
-    if (place >= 2 ** 32 && this.#places instanceof Uint32Array) this.#places = Float64Array.from(this.#places)
-    if (this.#length === this.#places.length) {
-      const places = this.#places
-      this.#places =
-        places instanceof Uint32Array ? new Uint32Array(2 * places.length) : new Float64Array(2 * places.length)
-      this.#places.set(places)
-    }
-    this.#places[this.#length++] = place
     this.#taken += bytes.length
   }
 }

@@ -3,8 +3,9 @@
 
 import { LoraAdapter } from '../lora/adapter.js'
 import { configForLayer, type LoraConfig, resolveConfig } from '../lora/config.js'
+import { padded } from '../lora/delta.js'
 import type { PartValues } from '../lora/part.js'
-import { type Change, changedPart, configRank, type PartShell, padded } from './factor-parts.js'
+import { type Change, changedPart, configRank, type PartShell } from './factor-parts.js'
 
 /** A layer of the adapter to be. */
 export interface NewLayer {

@@ -4,13 +4,13 @@
 import { ConfigError } from '../base/errors.js'
 import { Random } from '../base/random.js'
 import { type FloatArray, type Matrix, zeros } from '../base/tensor.js'
-import { addScaled, copyAs, norm, normOfProduct, product } from '../linalg/product.js'
+import { addScaled, beside, copyAs, norm, normOfProduct, product, stacked } from '../linalg/product.js'
 import { randomizedSvd } from '../linalg/randomized-svd.js'
-import type { FactorPair } from '../lora/delta.js'
+import { type FactorPair, scaled } from '../lora/delta.js'
 import type { CombinationType, CombineWay } from './combine-settings.js'
-import { beside, type Change, configRank, type FactorPart, padded, scaled, stacked } from './factor-parts.js'
+import { type Change, configRank, type FactorPart } from './factor-parts.js'
 import { type LeadingSvd, leadingSvd, type RankChoice } from './rank.js'
-import { balancedPair, type RankReport, truncatedChange } from './resize.js'
+import { closestPairs, type RankReport, truncatedChange } from './resize.js'
 import { sparseSum } from './sparse.js'
 
 /** A layer of one adapter. */
@@ -173,13 +173,8 @@ async function closest(part: FactorPart, matrices: readonly Matrix[], choice: Ra
       await leadingSvd({ shape: matrix.shape, energy: norm(matrix) ** 2, decompose }, { ...choice, rank: most }),
     )
   }
-  const rank = Math.max(...found.map((one) => one.rank))
-  const total = Math.hypot(...found.map((one) => one.norm))
-  const lost = Math.hypot(...found.map((one) => one.norm * one.error))
-  return {
-    pairs: found.map((one) => padded(balancedPair(one.svd, one.rank, like), rank)),
-    report: { rank: rank * each, norm: total, error: total === 0 ? 0 : lost / total },
-  }
+  const { pairs, rank, ...report } = closestPairs(found, like)
+  return { pairs, report: { rank: rank * each, ...report } }
 }
 
 function normOf(pairs: readonly FactorPair[]): number {

@@ -1,10 +1,10 @@
 // How the changes of one layer differ in two adapters, from their factors alone.
 
 import { F64, type Matrix } from '../base/tensor.js'
-import { inPrecisionOf, normOfProduct, product, transpose } from '../linalg/product.js'
+import { beside, inPrecisionOf, normOfProduct, product, stacked, transpose } from '../linalg/product.js'
 import { type Svd, svd, svdOfProduct } from '../linalg/svd.js'
-import type { FactorPair } from '../lora/delta.js'
-import { beside, type Change, scaled, stacked } from './factor-parts.js'
+import { type FactorPair, scaled } from '../lora/delta.js'
+import type { Change } from './factor-parts.js'
 
 /** Two changes of one weight, ΔA and ΔB, in numbers. */
 export interface AdapterDifference {

@@ -18,9 +18,9 @@ import { refuseQuantizedConfig } from '../merge/plan/refusals.js'
 import { isHeadModule } from '../peft/tied.js'
 import { assemble, type NewLayer } from './assemble.js'
 import { DifferenceMemory, differenceOf, hasSameBytes, KEPT_VALUES, type Located, requireFloat } from './difference.js'
-import { padded } from './factor-parts.js'
-import { checkRankChoice, type LeadingSvd, leadingSvd, type RankChoice } from './rank.js'
-import { balancedPair, totalError } from './resize.js'
+import type { PartShell } from './factor-parts.js'
+import { checkRankChoice, leadingSvd, type RankChoice } from './rank.js'
+import { closestPairs, totalError } from './resize.js'
 
 /** A tensor that is kept whole. */
 type NewTensor = ReplacementView<StoredTensor>
@@ -233,32 +233,17 @@ async function extractLayer(
     const decompose = (rank: number) => streamedSvd(matrix, rank)
     found.push(await leadingSvd({ shape: matrix.shape, energy: matrix.energy, decompose }, job))
   }
-  const rank = Math.max(...found.map((one) => one.rank))
-  const lost = Math.hypot(...found.map((one) => one.norm * one.error))
-  const layer = layerOf(kind === 'parameter' ? name : moduleOf(name), kind, found, rank)
-  const { norm, baseNorm } = difference
-  const relativeChange = baseNorm === 0 ? Number.POSITIVE_INFINITY : norm / baseNorm
-  return { layer, report: { name, rank, norm, relativeChange, error: lost / norm } }
-}
-
-/**
- * A layer whose scaling is 1.
- *
- * @param found the SVD of the weight as it is stored, (rows, columns); of a parameter one for each expert
- * @param rank at least that of each
- */
-function layerOf(name: string, kind: ExtractKind, found: readonly LeadingSvd[], rank: number): NewLayer {
-  const like = new Float32Array()
-  const stored = found.map((one) => padded(balancedPair(one.svd, one.rank, like), rank))
+  // Each is the SVD of the weight as it is stored.
+  const { pairs: stored, rank, error } = closestPairs(found, new Float32Array())
   const isTurned = kind === 'embedding' || kind === 'conv1d'
   const pairs = stored.map(({ weightA, weightB }) => {
     return isTurned ? { weightA: transpose(weightB), weightB: transpose(weightA) } : { weightA, weightB }
   })
-  const [tensors] = pairs
-  return {
-    part: { kind: kind === 'conv1d' ? 'linear' : kind, name, dtype: 'fp32', tensors },
-    change: { pairs, vectors: {} },
-  }
+  const own = { kind: kind === 'conv1d' ? 'linear' : kind, name: kind === 'parameter' ? name : moduleOf(name) } as const
+  const part: PartShell = { ...own, dtype: 'fp32', tensors: pairs[0] }
+  const { norm, baseNorm } = difference
+  const relativeChange = baseNorm === 0 ? Number.POSITIVE_INFINITY : norm / baseNorm
+  return { layer: { part, change: { pairs, vectors: {} } }, report: { name, rank, norm, relativeChange, error } }
 }
 
 /**

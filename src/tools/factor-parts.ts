@@ -3,9 +3,9 @@
 // puts them together again.
 
 import { elementCount, type FloatArray, type Matrix, type Shaped, type Tensor, zeros } from '../base/tensor.js'
-import { transpose } from '../linalg/product.js'
+import { stacked } from '../linalg/product.js'
 import type { AdapterPart, PartOfKind } from '../lora/adapter.js'
-import type { FactorPair } from '../lora/delta.js'
+import { type FactorPair, scaled } from '../lora/delta.js'
 import type { LayerVectors } from '../lora/factors.js'
 import type { PartValues } from '../lora/part.js'
 import { factorPairs } from '../lora/spectrum.js'
@@ -76,41 +76,6 @@ export function changedPart({ kind, name, dtype, tensors }: PartShell, { pairs, 
       biasB: vector(vectors.biasB),
     },
   } as PartValues
-}
-
-/** Zero columns of B and zero rows of A up to a rank, which change nothing. */
-export function padded({ weightA, weightB }: FactorPair, rank: number): FactorPair {
-  const [r, k] = weightA.shape
-  if (r === rank) return { weightA, weightB }
-  const a = zeros(rank, k, weightA.data)
-  a.data.set(weightA.data)
-  const d = weightB.shape[0]
-  const b = zeros(d, rank, weightB.data)
-  for (let i = 0; i < d; i++) b.data.set(weightB.data.subarray(i * r, (i + 1) * r), i * rank)
-  return { weightA: a, weightB: b }
-}
-
-/** scale · matrix, a new matrix in f32 or f64 as it was; the matrix itself where the scale is 1. */
-export function scaled(matrix: Matrix, scale: number): Matrix {
-  if (scale === 1) return matrix
-  return { data: matrix.data.map((value) => scale * value) as FloatArray, shape: matrix.shape }
-}
-
-/** Matrices (rᵢ, n) over each other: (Σrᵢ, n), in the precision of the first. */
-export function stacked(matrices: readonly Matrix[]): Matrix {
-  const rows = matrices.reduce((sum, { shape }) => sum + shape[0], 0)
-  const result = zeros(rows, matrices[0].shape[1], matrices[0].data)
-  let at = 0
-  for (const { data } of matrices) {
-    result.data.set(data, at)
-    at += data.length
-  }
-  return result
-}
-
-/** Matrices (d, rᵢ) beside each other: (d, Σrᵢ). */
-export function beside(matrices: readonly Matrix[]): Matrix {
-  return transpose(stacked(matrices.map(transpose)))
 }
 
 /** B_e (d, r) of all experts as B (d, r·E): column p·E + e is column p of expert e. */

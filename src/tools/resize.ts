@@ -8,12 +8,12 @@ import { F64, type Matrix, zeros } from '../base/tensor.js'
 import { copyAs } from '../linalg/product.js'
 import { type Svd, svdOfProduct } from '../linalg/svd.js'
 import type { LoraAdapter } from '../lora/adapter.js'
-import type { FactorPair } from '../lora/delta.js'
+import { type FactorPair, padded } from '../lora/delta.js'
 import type { PartValues } from '../lora/part.js'
 import { openForUse } from '../peft/open.js'
 import { assemble, type NewLayer } from './assemble.js'
 import { type Change, changeOf, configRank, type FactorPart, isFactorPart, shellOf } from './factor-parts.js'
-import { chosenRank, energyOf, type RankChoice } from './rank.js'
+import { chosenRank, energyOf, type LeadingSvd, type RankChoice } from './rank.js'
 
 /** Result for one layer. */
 export interface RankReport {
@@ -95,7 +95,7 @@ export function truncatedChange(
 }
 
 /** B = U·√S (d, rank) and A = √S·Vᵀ (rank, k): halves of one size, so that neither overflows a half type. */
-export function balancedPair({ u, s, vt }: Svd, rank: number, like: Float32Array | Float64Array): FactorPair {
+function balancedPair({ u, s, vt }: Svd, rank: number, like: Float32Array | Float64Array): FactorPair {
   const [d, p] = u.shape
   const k = vt.shape[1]
   const used = Math.min(rank, p)
@@ -108,6 +108,15 @@ export function balancedPair({ u, s, vt }: Svd, rank: number, like: Float32Array
   }
   const inPrecision = (matrix: Matrix) => copyAs(matrix, like)
   return { weightA: inPrecision(a), weightB: inPrecision(b) }
+}
+
+/** Leading parts of several matrices as pairs of one rank, the largest that one of them needs. */
+export function closestPairs(found: readonly LeadingSvd[], like: Float32Array | Float64Array) {
+  const rank = Math.max(...found.map((one) => one.rank))
+  const norm = Math.hypot(...found.map((one) => one.norm))
+  const lost = Math.hypot(...found.map((one) => one.norm * one.error))
+  const pairs = found.map((one) => padded(balancedPair(one.svd, one.rank, like), rank))
+  return { pairs, rank, norm, error: norm === 0 ? 0 : lost / norm }
 }
 
 /** √Σ(error·norm)² / √Σnorm². */

@@ -5,11 +5,13 @@ import { NumericError } from '../base/errors.js'
 import { type Engine, openEngine } from '../runtime/host.js'
 import type { Examples } from '../tasks/task.js'
 import { BestEvaluation, type Evaluation } from './best.js'
+import type { CardSources } from './card.js'
 import type { EngineState, TrainEngine } from './engine.js'
 import { costsOf, evaluate, takeReference } from './evaluate.js'
 import { gradientFactors, loraPlusRates, readParameters, writeParameters } from './parameters.js'
 import { Pace, peakRssBytes, steadyMedian, type TrainEvents, type TrainReport } from './report.js'
 import { costOf, examplesOf, type PlanOptions, planEpoch, type StepPlan, stepsPerEpoch } from './rows/batches.js'
+import { recordOfBase } from './saved/base-record.js'
 import { checkFingerprint, fingerprintOf } from './saved/fingerprint.js'
 import { resumeRun, type StepMetrics } from './saved/run-folder.js'
 import { type RunPlace, withRunPlace } from './saved/run-place.js'
@@ -34,8 +36,8 @@ export interface RunInput extends SessionParts {
   readonly out: RunPlace | undefined
   /** Text of run.json. */
   readonly record?: string | undefined
-  /** Makes the model card of a run that is done. */
-  readonly card?: ((report: RunReport) => string) | undefined
+  /** For the model card of a run that is done. */
+  readonly card?: CardSources | undefined
   readonly signal: AbortSignal | undefined
   /** Gives what the next step waits for; undefined while it need not wait. */
   readonly wait?: (() => Promise<void> | undefined) | undefined
@@ -215,7 +217,10 @@ class Run {
     // The last evaluation may be the best.
     if (isDone && this.#keepsBest) await this.#save()
     const report = this.#reportOf(isDone)
-    if (isDone) await this.#writer?.finish(card?.(report))
+    if (isDone) {
+      const text = card && (await import('./card.js')).cardOf(report, card)
+      await this.#writer?.finish(text, recordOfBase(this.#input.model, this.#fingerprint))
+    }
     return report
   }
 

@@ -11,14 +11,16 @@ import { joinGraphs } from '../graph/training/joined-graph.js'
 import { checkTrainableForm } from '../graph/training/trainable-form.js'
 import { readGraph } from '../graph/view/graph.js'
 import type { LoraAdapter } from '../lora/adapter.js'
+import type { LoraConfig } from '../lora/config.js'
+import { defaultTask } from '../tasks/default-task.js'
 import type { Examples, OpenTask, Task } from '../tasks/task.js'
-import { defaultTask, loadTask, tasksFor } from '../tasks/tasks.js'
-import { cardOf, type RunSources, runRecord } from './about-run.js'
+import { loadTask, tasksFor } from '../tasks/tasks.js'
+import { type RunSources, runRecord } from './about-run.js'
 import { checkOptions, checkParts } from './check-options.js'
 import { newAdapter } from './new-adapter.js'
 import type { TrainingData, TrainingOptions, TrainResult } from './options.js'
 import type { TrainReport } from './report.js'
-import { type EncodedSource, encodeRows } from './rows/examples.js'
+import { type EncodedSource, type EncodeOptions, encodeRows } from './rows/examples.js'
 import { type RunInput, type RunReport, trainAdapter } from './run.js'
 import { EventLog } from './saved/event-log.js'
 import { checkRunFolder } from './saved/run-folder.js'
@@ -32,6 +34,16 @@ export interface RunContext {
   readonly sources?: RunSources | undefined
   /** Gives what the next step waits for; undefined while it need not wait. */
   readonly wait?: (() => Promise<void> | undefined) | undefined
+  /** Hears of each row that became examples: as the task parsed it, and for which data. */
+  readonly onRow?: ((row: unknown, examples: number, isEvaluation: boolean) => void) | undefined
+}
+
+/** All that a run needs, before it starts. */
+export interface PreparedRun {
+  readonly input: RunInput
+  readonly encoded: EncodedSource
+  readonly log: EventLog | undefined
+  readonly config: LoraConfig
 }
 
 /**
@@ -55,10 +67,10 @@ export async function train(given: TrainingOptions, context: RunContext = {}): P
 }
 
 /** Checks all options, reads the data, and makes the adapter: all that a run needs. */
-async function prepare(
+export async function prepare(
   given: TrainingOptions,
-  { limits = [], sources, wait }: RunContext,
-): Promise<{ input: RunInput; encoded: EncodedSource; log: EventLog | undefined }> {
+  { limits = [], sources, wait, onRow }: RunContext,
+): Promise<PreparedRun> {
   const plain = resolveSettings(given)
   const config = checkOptions(given, plain)
   const { graphs } = given.model
@@ -66,7 +78,7 @@ async function prepare(
   const options = {
     ...given,
     model: isJoined ? await joinGraphs(given.model) : given.model,
-    task: given.task ?? (await defaultTask(given.model)),
+    task: given.task ?? defaultTask(given.model),
   }
   const { model, out, on = {}, modules, signal, taskOptions, evalSplit, tensorboard } = options
   const task = await loadTask(options.task)
@@ -79,12 +91,16 @@ async function prepare(
 
   on.stage?.('encode')
   const isHeldOut = evalSplit === undefined ? undefined : planSplit(evalSplit, config.seed)
-  const encoded = await encode(options, settings, task, options.data, 'data', isHeldOut)
+  const encoded = await encode(options, settings, task, options.data, 'data', { isHeldOut, onRow })
   const { evalData } = options
   const evalRecords =
     evalData === undefined
       ? encoded.heldOut
-      : (await encode(options, settings, task, evalData, 'evalData', undefined)).kept
+      : (
+          await encode(options, settings, task, evalData, 'evalData', {
+            onRow: (row, count) => onRow?.(row, count, true),
+          })
+        ).kept
   const examples = settings.packing ? pack(task, encoded.kept.examples, settings, model) : encoded.kept.examples
   const open = task.open(model, examples, taskOptions, { newHead: settings.newHead })
   if (settings.newHead && open.head === undefined) {
@@ -103,7 +119,6 @@ async function prepare(
   if (open.labels !== undefined) adapter.labels = open.labels
   if (open.problemType !== undefined) adapter.problemType = open.problemType
   const log = tensorboard && (await EventLog.open(tensorboard, use === 'resume'))
-  const about = { options, sources, task, open, adapter, settings }
   const input: RunInput = {
     model,
     task: task.name,
@@ -117,12 +132,12 @@ async function prepare(
     evalExamples: evalRecords.rows === 0 ? undefined : evalRecords.examples,
     out: out === undefined ? undefined : { directory: out, use },
     record: sources && runRecord(options, sources, { settings, config }),
-    card: (report) => cardOf(report, about),
+    card: { options, sources, task, open, adapter, settings },
     signal,
     wait,
     on: log === undefined ? on : log.heard(on),
   }
-  return { input, encoded, log }
+  return { input, encoded, log, config }
 }
 
 /** The part of the report that is known beside the loop. */
@@ -209,11 +224,21 @@ async function encode(
   task: Task,
   data: TrainingData,
   name: string,
-  isHeldOut: ((index: number) => boolean) | undefined,
+  { isHeldOut, onRow }: Pick<EncodeOptions, 'isHeldOut' | 'onRow'>,
 ): Promise<EncodedSource> {
   const where = nameOf(data, name)
   const { maxLength } = settings
-  const encoding = { task, model, maxLength, chatTemplate, chatTemplateArgs, decodeImage, isHeldOut, name: where }
+  const encoding = {
+    task,
+    model,
+    maxLength,
+    chatTemplate,
+    chatTemplateArgs,
+    decodeImage,
+    isHeldOut,
+    onRow,
+    name: where,
+  }
   const encoded = await encodeRows(readRows(data, { name, columns }), encoding)
   const { kept, heldOut } = encoded
   const all = kept.rows + heldOut.rows

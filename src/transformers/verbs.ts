@@ -34,7 +34,7 @@ export interface PipelineOptions {
   device?: string | undefined
   /**
    * Threads of a run on the processor. Default: ONNX Runtime's own choice.
-   * @range an integer of at least 1
+   * @range an integer in [1, 1024]
    */
   threads?: number | undefined
   /** Module name → name of the node or of its weight, where the graph's own names do not tell. */

@@ -31,6 +31,8 @@ it.each([
   ['info', 'inspect'],
   ['serve', undefined],
   ['convrt', 'convert'],
+  ['trian', 'train'],
+  ['megre', 'merge'],
 ])('command %s: %s', (word, meant) => {
   expect(meantBy(word, COMMANDS)).toBe(meant)
 })

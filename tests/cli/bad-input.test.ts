@@ -10,6 +10,7 @@ import { MODEL, ONNX, type Outcome, QUICK, root, scratchFolder } from './lowrank
 const scratch = scratchFolder()
 const golden = join(root, 'tests', 'golden')
 const PEFT = join(golden, 'peft', 'f32')
+const LFS = 'version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n'
 
 /** A copy of the model folder, changed by `change`. */
 function changedModel(name: string, change: (folder: string) => void): string {
@@ -92,6 +93,31 @@ const TRAIN: [what: string, args: () => string[], message: RegExp, code?: number
   ['a warm-up above 1', () => ['--warmup-ratio', '1.5'], /--warmup-ratio: .*got 1\.5/, 2],
   ['zero steps', () => ['--max-steps', '0'], /--max-steps takes a whole number above 0; got '0'/, 2],
   ['nothing to resume', () => ['--resume'], /no unfinished run/],
+  ['an archive named as a table', () => ['--data', file('zip.csv', 'PK\x03\x04')], /zip\.csv: no records but a/],
+  [
+    'records that Git LFS keeps',
+    () => ['--data', file('lfs.jsonl', LFS)],
+    /lfs\.jsonl: no records but a pointer of Git LFS/,
+  ],
+  ['Parquet that Git LFS keeps', () => ['--data', file('lfs.parquet', LFS)], /lfs\.parquet: .*pointer of Git LFS/],
+  ['records of a page that was not found', () => ['--data', file('404.json', '<!DOCTYPE html>')], /page of HTML/],
+  [
+    'a tokenizer that Git LFS keeps',
+    () => ['--model', changedModel('lfs-tokenizer', (m) => writeFileSync(join(m, 'tokenizer.json'), LFS))],
+    /tokenizer\.json: not JSON but a pointer of Git LFS\. Fetch the file itself/,
+  ],
+  [
+    'a config that is a page',
+    () => ['--model', changedModel('page', (m) => writeFileSync(join(m, 'config.json'), '<html>'))],
+    /config\.json: not JSON but a page of HTML/,
+  ],
+  ['a million threads', () => ['--threads', '1000000'], /--threads: .*\[1, 1024\], got 1000000/, 2],
+  [
+    'pairs whose answers are the same',
+    () => ['--task', 'dpo', '--data', file('same.jsonl', '{"prompt":"a ","chosen":"b c","rejected":"b c"}')],
+    /no record has a token to learn from.*two answers that are the same/,
+  ],
+  ['a file of options that is a folder', () => ['--config', scratch], /a folder, not a file/],
 ]
 
 function expectRefusal({ code, stdout, stderr }: Outcome, message: RegExp, expected = 1) {

@@ -1,5 +1,7 @@
 // lowrank serve, as a process: it answers over HTTP, and a signal lets it finish what has begun.
 
+import { once } from 'node:events'
+import { type AddressInfo, createServer } from 'node:net'
 import { expect, it } from 'vitest'
 import { lowrank, MODEL, start } from './lowrank.js'
 
@@ -33,4 +35,26 @@ it('answers, and after SIGTERM finishes what has begun and ends with 0', async (
 it('refuses an adapter without a name', async () => {
   const { code, stderr } = await lowrank('serve', MODEL, '--adapter', 'tests/golden/peft/f32')
   expect([code, stderr]).toEqual([2, expect.stringMatching(/write NAME=SOURCE/)])
+})
+
+it.each([
+  ['a port that does not exist', ['--port', '99999'], 2, /--port: .*\[0, 65535\], got 99999/],
+  ['a host that is not found', ['--port', '0', '--host', 'nowhere.invalid'], 2, /--host: .*nowhere\.invalid/],
+])('refuses %s', async (_, args, code, message) => {
+  const outcome = await lowrank('serve', MODEL, ...args)
+  expect([outcome.code, outcome.stderr]).toEqual([code, expect.stringMatching(message)])
+})
+
+it('refuses a port that another program uses', async () => {
+  const other = createServer().listen(0, '127.0.0.1')
+  await once(other, 'listening')
+  const { port } = other.address() as AddressInfo
+  const { code, stderr } = await lowrank('serve', MODEL, '--port', `${port}`)
+  other.close()
+  expect([code, stderr]).toEqual([2, expect.stringMatching(/--port: used by another program.*0 takes a free one/)])
+})
+
+it('reads a prompt of 20 kB from the command line', async () => {
+  const { code, stderr } = await lowrank('generate', MODEL, '--prompt', 'sea '.repeat(5000))
+  expect([code, stderr]).toEqual([1, expect.stringMatching(/--prompt: .*fewer than 256 tokens, got 10002/)])
 })

@@ -30,7 +30,9 @@ const blocks = new Map(
   }),
 )
 
-const entries = ['index', 'init', 'transformers', 'serve/node/entry'].map((name) => join(root, 'dist', `${name}.d.ts`))
+const entries = ['index', 'handoff-entry/entry', 'init', 'transformers', 'serve/node/entry'].map((name) =>
+  join(root, 'dist', `${name}.d.ts`),
+)
 const surroundings = join(root, 'docs', 'surroundings.d.ts')
 
 function programOf(): ts.Program {

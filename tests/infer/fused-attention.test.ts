@@ -1,11 +1,11 @@
 import { describe, expect, it } from 'vitest'
+import { MemoryDirectory } from '../../src/base/bytes.js'
 import { abilitiesOf } from '../../src/graph/match/forms/forms.js'
 import { findLinears } from '../../src/graph/match/linears.js'
 import { matchTargets } from '../../src/graph/match/match.js'
 import { checkTrainableForm } from '../../src/graph/training/trainable-form.js'
 import { Graph } from '../../src/graph/view/graph.js'
 import { ModelSession } from '../../src/infer/model-session.js'
-import { collectEdits } from '../../src/merge/onnx/edits.js'
 import {
   errorAtTokens,
   FUSED,
@@ -17,6 +17,7 @@ import {
   openFused,
   PLAIN,
 } from '../graph/fused-encoders.js'
+import { mergeOnnx } from '../merge/toolkit.js'
 import { inThread } from './models.js'
 
 describe.each([...FUSED, ...FUSED_NORMS, ...PLAIN])('a session on $name', ({ model, name }) => {
@@ -93,7 +94,7 @@ describe('attention in int8', () => {
       /encoder\.layer\.0\.attention\.self\.\w+: .*attention in integers.*QAttention.*op_types_to_quantize/,
     )
     const graph = new Graph(onnx.proto)
-    await expect(collectEdits(onnx, graph, [{ adapter, weight: 1 }], {})).rejects.toThrow(/QAttention/)
+    await expect(mergeOnnx(onnx, adapter, new MemoryDirectory())).rejects.toThrow(/QAttention/)
     expect(() => checkTrainableForm(graph)).toThrow(/not through QAttention with attention in integers/)
     const closed = findLinears(graph).filter(({ form }) => form.name === 'QAttention')
     expect(closed).toHaveLength(6)

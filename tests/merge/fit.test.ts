@@ -5,8 +5,13 @@ import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { afterAll, describe, expect, test } from 'vitest'
-import { MemoryDirectory } from '../../src/base/bytes.js'
-import { fitCheckpoint } from '../../src/merge/fit-checkpoint.js'
+import { type Directory, MemoryDirectory } from '../../src/base/bytes.js'
+import { LowrankError } from '../../src/base/errors.js'
+import { NodeDirectory } from '../../src/io/node/files.js'
+import { fitOf } from '../../src/merge/fit.js'
+import type { MergeBase } from '../../src/merge/format.js'
+import { merge as mergeFolders } from '../../src/merge/merge.js'
+import { openMerge } from '../../src/merge/open.js'
 import { type InspectReport, inspect, merge } from '../../src/node.js'
 import { saveAdapter } from '../../src/peft/adapter-folder.js'
 import { adapter, base, type TensorSketch } from './toolkit.js'
@@ -15,7 +20,7 @@ const golden = fileURLToPath(new URL('../golden', import.meta.url))
 const scratch = mkdtempSync(path.join(tmpdir(), 'lowrank-fit-'))
 afterAll(() => rmSync(scratch, { recursive: true, force: true }))
 
-async function fitOf(target: string, model: string) {
+async function fitTo(target: string, model: string) {
   const report = (await inspect(target, { base: model, relativeChange: true })) as InspectReport & { kind: 'adapter' }
   return report.fit!
 }
@@ -25,7 +30,7 @@ const cases = readdirSync(kinds, { withFileTypes: true }).flatMap((entry) => (en
 
 test.each(cases.filter((name) => !name.includes('groups')))('%s fits the base that it was made for', async (name) => {
   const { base: file } = JSON.parse(readFileSync(path.join(kinds, name, 'expected.json'), 'utf8'))
-  const fit = await fitOf(path.join(kinds, name), path.join(kinds, `${file}.safetensors`))
+  const fit = await fitTo(path.join(kinds, name), path.join(kinds, `${file}.safetensors`))
   expect(fit).toMatchObject({
     kind: 'checkpoint',
     fits: true,
@@ -47,7 +52,7 @@ test.each([
   const tied = name.includes('ONNX') ? undefined : 'keep'
   const report = await merge({ base: from, adapters: lora, out: path.join(scratch, name), tied, threads: 1 })
   const expected = new Map(report.layers.map((layer) => [layer.name, layer.relativeChange]))
-  const { parts, fits } = await fitOf(lora, from)
+  const { parts, fits } = await fitTo(lora, from)
   expect(fits).toBe(true)
   expect(parts.length).toBeGreaterThan(2)
   for (const part of parts) {
@@ -76,7 +81,7 @@ describe('what does not fit is told part by part', () => {
       lm_head: [12, 8],
     })
     await saveAdapter(lora, folder)
-    const fit = await fitCheckpoint(await base(sketches, { shards: 2 }), folder)
+    const fit = await fitOf({ directory: await base(sketches, { shards: 2 }) }, folder)
     expect(fit).toMatchObject({ fits: false, vocabulary: 10, isTied: false, base: 'base/model.safetensors.index.json' })
     expect(fit.parts).toEqual([
       expect.objectContaining({
@@ -114,7 +119,7 @@ describe('what does not fit is told part by part', () => {
     const folder = new MemoryDirectory()
     await saveAdapter(adapter({ 'model.layers.0.q_proj': [8, 8] }), folder)
     const config = { quantization_config: { quant_method: 'awq' } }
-    const fit = await fitCheckpoint(await base(sketches, { config }), folder)
+    const fit = await fitOf({ directory: await base(sketches, { config }) }, folder)
     expect(fit.fits).toBe(false)
     expect(fit.problems).toEqual([expect.stringMatching(/quantized base \(awq\)/)])
   })
@@ -122,8 +127,8 @@ describe('what does not fit is told part by part', () => {
   test('tied embeddings are a note: a merge can be told what to do', async () => {
     const folder = new MemoryDirectory()
     await saveAdapter(adapter({ lm_head: [10, 8] }), folder)
-    const fit = await fitCheckpoint(
-      await base(sketches, { config: { model_type: 'llama', tie_word_embeddings: true } }),
+    const fit = await fitOf(
+      { directory: await base(sketches, { config: { model_type: 'llama', tie_word_embeddings: true } }) },
       folder,
     )
     expect(fit).toMatchObject({ fits: true, isTied: true })
@@ -136,22 +141,22 @@ describe('what does not fit is told part by part', () => {
   test('another vocabulary', async () => {
     const folder = new MemoryDirectory()
     await saveAdapter(adapter({ 'model.embed_tokens': [12, 8] }), folder)
-    const { parts } = await fitCheckpoint(await base(sketches), folder)
+    const { parts } = await fitOf({ directory: await base(sketches) }, folder)
     expect(parts[0].problem).toMatch(/another vocabulary/)
   })
 
   test('in ONNX models: missing modules, shapes, quantized weights', async () => {
     const lora = path.join(golden, 'models/llama-optimum/golden/adapter-init')
-    const others = await fitOf(lora, path.join(golden, 'models/gpt2-optimum/onnx/model.onnx'))
+    const others = await fitTo(lora, path.join(golden, 'models/gpt2-optimum/onnx/model.onnx'))
     expect(others.fits).toBe(false)
     for (const { tensor, problem } of others.parts) {
       expect([tensor, problem]).toEqual([null, expect.stringMatching(/no module for model\.layers/)])
     }
-    const quantized = await fitOf(lora, path.join(golden, 'models/llama-q4'))
+    const quantized = await fitTo(lora, path.join(golden, 'models/llama-q4'))
     const first = quantized.parts.filter(({ name }) => name.includes('layers.0.self_attn'))
     expect(first.map(({ problem, dtype }) => [problem, dtype])).toEqual(first.map(() => [null, 'MatMulNBits']))
     expect(quantized.parts.some(({ problem }) => problem?.includes('no module for model.layers.1'))).toBe(true)
-    const experts = await fitOf(path.join(golden, 'experts/gpt-oss'), path.join(golden, 'models/llama-optimum'))
+    const experts = await fitTo(path.join(golden, 'experts/gpt-oss'), path.join(golden, 'models/llama-optimum'))
     expect(experts.parts.map(({ problem }) => problem)).toContainEqual(
       expect.stringMatching(/target_parameters.* not implemented/),
     )
@@ -160,12 +165,86 @@ describe('what does not fit is told part by part', () => {
   test.each(['dora', 'tokens', 'embedding', 'modules-to-save', 'lora-bias', 'bias-all'])(
     'in ONNX models: %s fits, and not a graph of another shape',
     async (name) => {
-      const fit = await fitOf(path.join(kinds, name), path.join(golden, 'onnx-kinds/qwen2-ts.onnx'))
+      const fit = await fitTo(path.join(kinds, name), path.join(golden, 'onnx-kinds/qwen2-ts.onnx'))
       expect(fit.parts.map(({ problem }) => problem)).toEqual(fit.parts.map(() => null))
       for (const { tensor, shape } of fit.parts)
         expect([tensor, shape]).toEqual([expect.any(String), expect.any(Array)])
-      const other = await fitOf(path.join(kinds, name), path.join(golden, 'models/qwen2-optimum'))
+      const other = await fitTo(path.join(kinds, name), path.join(golden, 'models/qwen2-optimum'))
       expect(other.parts.map(({ problem }) => problem)).not.toContain(null)
     },
   )
+})
+
+describe('a merge throws the first problem of its plan, and a look at the fit lists all', () => {
+  /** The first problem, once it is what a merge throws, and the report that lists all. */
+  async function problemsOf(base: MergeBase, lora: Directory, graphs: string[] = []) {
+    const format = graphs.length === 0 ? 'safetensors' : 'onnx'
+    const tied = graphs.length === 0 ? 'untie' : undefined
+    const planned = await openMerge(
+      { base, adapters: lora, tied, onlyFits: true },
+      { format, graphs, checkpoint: undefined },
+    )
+    const [first] = planned.fit.problems
+    await planned.close()
+    const merging = mergeFolders({ base, adapters: lora, tied, format, out: new MemoryDirectory() })
+    const thrown = await merging.catch((error: unknown) => error)
+    expect(thrown).toBeInstanceOf(LowrankError)
+    expect((thrown as LowrankError).message).toBe(first.message)
+    expect((thrown as LowrankError).code).toBe(first.code)
+    const { fits, parts, problems } = await fitOf(base, lora, graphs)
+    expect(fits).toBe(false)
+    const listed = [...problems, ...parts.flatMap(({ problem }) => problem ?? [])]
+    return { first, listed }
+  }
+
+  const llama = { model_type: 'llama', tie_word_embeddings: false }
+  const sketches: TensorSketch[] = [
+    ['model.embed_tokens.weight', 'fp32', [10, 8]],
+    ['lm_head.weight', 'fp32', [10, 8]],
+    ['model.layers.0.self_attn.q_proj.weight', 'fp32', [8, 8]],
+    ['model.layers.0.self_attn.k_proj.weight', 'fp32', [4, 8]],
+    ['model.layers.0.self_attn.v_proj.qweight', 'I32', [4, 8]],
+    ['model.layers.0.self_attn.o_proj.weight', 'F8_E4M3', [8, 8]],
+  ]
+  const q4 = { ...llama, quantization_config: { load_in_4bit: true } }
+  test.each<[string, string[], Record<string, unknown>, number]>([
+    ['a shape', ['k_proj'], llama, 1],
+    ['a shape after a layer that is missing', ['a_proj', 'k_proj', 'q_proj'], llama, 2],
+    ['layers that are all missing', ['a_proj', 'b_proj'], llama, 2],
+    ['a quantized weight and a type', ['v_proj', 'o_proj', 'q_proj'], llama, 2],
+    ['a quantized base', ['q_proj'], q4, 1],
+    ['all of these', ['a_proj', 'k_proj', 'o_proj', 'q_proj', 'v_proj'], q4, 5],
+  ])('%s, in a checkpoint', async (_, names, config, count) => {
+    const lora = new MemoryDirectory({}, 'adapter')
+    const layers = names.map((name) => [`model.layers.0.self_attn.${name}`, [8, 8]] as const)
+    await saveAdapter(adapter(Object.fromEntries(layers)), lora)
+    const { listed } = await problemsOf({ directory: await base(sketches, { config }) }, lora)
+    expect(listed).toHaveLength(count)
+  })
+
+  test('replaced values, in a checkpoint', async () => {
+    const own = adapter({ 'model.layers.0.self_attn.q_proj': [8, 8] }, { modulesToSave: ['embed_tokens', 'score'] })
+    const values = (rows: number) => ({ data: new Float32Array(rows * 8), shape: [rows, 8] })
+    own.addReplacement('model.embed_tokens.weight', values(10), { isTrained: true })
+    own.addReplacement('model.score.weight', values(2), { isTrained: true })
+    own.addReplacement('model.layers.0.self_attn.k_proj.weight', values(5), { isTrained: true })
+    const lora = new MemoryDirectory({}, 'adapter')
+    await saveAdapter(own, lora)
+    const { first, listed } = await problemsOf({ directory: await base(sketches, { config: llama }) }, lora)
+    expect(first.message).toMatch(/another shape/)
+    expect(listed).toHaveLength(2)
+  })
+
+  test.each([
+    ['kinds/dora', 'models/qwen2-optimum'],
+    ['kinds/tokens', 'models/qwen2-optimum'],
+    ['kinds/modules-to-save', 'models/qwen2-optimum'],
+    ['kinds/embedding', 'models/llama-q4'],
+    ['experts/gpt-oss', 'models/llama-optimum'],
+    ['models/llama-optimum/golden/adapter-init', 'models/gpt2-optimum'],
+  ])('%s in %s', async (lora, model) => {
+    const directory = new NodeDirectory(path.join(golden, model))
+    const { listed } = await problemsOf({ directory }, new NodeDirectory(path.join(golden, lora)), ['onnx/model.onnx'])
+    expect(listed.length).toBeGreaterThan(0)
+  })
 })

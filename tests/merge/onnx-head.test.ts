@@ -8,10 +8,9 @@ import { MismatchError, UnsupportedError } from '../../src/base/errors.js'
 import { loadModel } from '../../src/graph/model-folder.js'
 import { ModelSession } from '../../src/infer/model-session.js'
 import type { LoraAdapter } from '../../src/lora/adapter.js'
+import { fitOf } from '../../src/merge/fit.js'
 import { merge, planMerge, unmerge } from '../../src/merge/merge.js'
-import { fitOnnx } from '../../src/merge/onnx/fit.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
-import { openAdapter } from '../../src/peft/open.js'
 import { directoryOf, inThread, maxDifference, openModel } from '../infer/models.js'
 
 const folder = 'tests/golden/text-classification'
@@ -92,13 +91,9 @@ describe.each(['encoder', 'classifier'])('the export of the %s', (name) => {
     const adapter = await withTwoLabels(name)
     const plan = await planMerge({ base, adapters: adapter, out: new MemoryDirectory() })
     expect(plan.added).toContain('classifier.bias')
-    const model = await openModel(`${folder}/${name}`)
-    const opened = await openAdapter(directoryOf(`${folder}/${name}/golden/adapter-init`))
-    const fit = await fitOnnx(model.onnx, opened, { config: model.config })
+    const fit = await fitOf(base, directoryOf(`${folder}/${name}/golden/adapter-init`), ['onnx/model.onnx'])
     expect(fit).toMatchObject({ fits: true, problems: [] })
     expect(fit.notes).toHaveLength(name === 'encoder' ? 1 : 0)
-    await opened.close()
-    await model.close()
   })
 
   it('refuses labels that are not as many, two heads, and taking a head away', async () => {

@@ -3,12 +3,15 @@
 import { readFileSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
 import { describe, expect, it } from 'vitest'
-import { MemoryDirectory, MemorySource } from '../../src/base/bytes.js'
+import { MemoryDirectory, MemorySource, readJson } from '../../src/base/bytes.js'
 import { LowrankError } from '../../src/base/errors.js'
 import { Random } from '../../src/base/random.js'
 import { copyMessage } from '../../src/formats/onnx/messages.js'
 import { loadOnnx, OnnxModel } from '../../src/formats/onnx/model.js'
 import { parseSafetensorsHeader, readTensorF32 } from '../../src/formats/safetensors.js'
+import { findLinears } from '../../src/graph/match/linears.js'
+import { findEmbeddings } from '../../src/graph/match/parameters.js'
+import { readTokenRows } from '../../src/graph/match/read-base-tensor.js'
 import { sessionModel } from '../../src/graph/session-model.js'
 import { Builder } from '../../src/graph/view/builder.js'
 import { Graph } from '../../src/graph/view/graph.js'
@@ -43,11 +46,12 @@ async function expectedLogits(name: string): Promise<Float32Array> {
   return (await readTensorF32(logitsFile, name)).data
 }
 
-async function logitsOf(model: OnnxModel): Promise<Float32Array> {
+async function logitsOf(model: OnnxModel, tokenOf = (token: number) => token): Promise<Float32Array> {
   const session = await runtime.createSession(await sessionModel(model, model.proto), { threads: 1 })
   const feeds: Feeds = {}
   for (const [name, rows] of Object.entries(inputs)) {
-    feeds[name] = { type: 'int64', data: BigInt64Array.from(rows.flat(), BigInt), dims: [rows.length, rows[0].length] }
+    const values = name === 'input_ids' ? rows.flat().map(tokenOf) : rows.flat()
+    feeds[name] = { type: 'int64', data: BigInt64Array.from(values, BigInt), dims: [rows.length, rows[0].length] }
   }
   const names = new Set(model.proto.graph?.input.map(({ name }) => name))
   const used = Object.fromEntries(Object.entries(feeds).filter(([name]) => names.has(name)))
@@ -325,3 +329,61 @@ function aConvolution(name: string, channels: number, d: number): LoraAdapter {
   adapter.addConvolution(name, ones(1, channels, 3), ones(d, 1, 1))
   return adapter
 }
+
+describe('a vocabulary that grows by copies of three tokens (add_tokens, resize_token_embeddings)', () => {
+  /** The embeddings as PEFT saves them, with three more rows. */
+  async function grown(base: OnnxModel, hasHead: boolean) {
+    const graph = new Graph(base.proto)
+    const embedding = findEmbeddings(graph).find(({ name }) => name === 'model.embed_tokens')!
+    const head = findLinears(graph).find(({ isHead }) => isHead)!
+    const { vocabulary } = embedding
+    const copies = [...new Set(inputs.input_ids.flat())].slice(0, 3)
+    const tokens = [...Array(vocabulary).keys(), ...copies]
+    const lora = new LoraAdapter({ rank: 1 })
+    for (const [name, place] of [['model.embed_tokens', embedding] as const, ['lm_head', head] as const]) {
+      if (place === head && !hasHead) continue
+      const data = await readTokenRows(base, graph, place, tokens)
+      const values = { data, shape: [tokens.length, data.length / tokens.length] }
+      lora.addReplacement(`${name}.weight`, values, { isTrained: false })
+    }
+    return { lora, copies, vocabulary }
+  }
+
+  it.each([
+    ['qwen2-ts.onnx', true],
+    ['qwen2-dynamo.onnx', true],
+    ['qwen2-tied-ts.onnx', false],
+    ['qwen2-tied-dynamo.onnx', false],
+    ['qwen2-tied-dynamo.onnx', true],
+  ])('%s: the new tokens do what the old ones do (head saved too: %s)', async (file, hasHead) => {
+    const base = await loadOnnx(folder, file)
+    const { lora, copies, vocabulary } = await grown(base, hasHead)
+    const config = { model_type: 'qwen2', vocab_size: vocabulary }
+    const companions = new MemoryDirectory({ 'config.json': JSON.stringify(config) })
+    const out = new MemoryDirectory()
+    await mergeOnnx(base, lora, out, { companions })
+    const merged = await loadOnnx(out, file)
+    const want = await logitsOf(base)
+    for (const isNew of [false, true]) {
+      const got = await logitsOf(merged, (token) => {
+        return isNew && copies.includes(token) ? vocabulary + copies.indexOf(token) : token
+      })
+      const texts = Array.from({ length: want.length / vocabulary }, (_, i) => {
+        const row = want.subarray(i * vocabulary, (i + 1) * vocabulary)
+        return [...row, ...copies.map((token) => row[token])]
+      })
+      expect(maxDifference(got, Float32Array.from(texts.flat()))).toBeLessThan(TOLERANCE)
+    }
+    expect(await readJson(out, 'config.json')).toMatchObject({ vocab_size: vocabulary + 3 })
+    await base.close()
+  })
+
+  it('without the head of an untied model it is refused, and told what to save', async () => {
+    const base = await loadOnnx(folder, 'qwen2-ts.onnx')
+    const { lora } = await grown(base, false)
+    const hint = expect.stringMatching(/save_embedding_layers/)
+    const expected = { code: 'MISMATCH', where: 'lm_head', hint }
+    await expect(mergeOnnx(base, lora, new MemoryDirectory())).rejects.toMatchObject(expected)
+    await base.close()
+  })
+})

@@ -1,25 +1,18 @@
 import { create } from '@bufbuild/protobuf'
 import fc from 'fast-check'
 import { describe, expect, it } from 'vitest'
-import { type ByteSource, concatBytes } from '../../src/base/bytes.js'
+import { type ByteSource, concatBytes, MemorySource } from '../../src/base/bytes.js'
 import { decodeFloats, encodeFloats, type FloatDtype } from '../../src/base/dtype.js'
 import { NumericError } from '../../src/base/errors.js'
 import { Random } from '../../src/base/random.js'
-import {
-  TensorProto_DataType as DataType,
-  ModelProtoSchema,
-  NodeProtoSchema,
-  TensorProtoSchema,
-} from '../../src/formats/onnx/gen/onnx_pb.js'
-import { OnnxModel } from '../../src/formats/onnx/model.js'
+import { NodeProtoSchema } from '../../src/formats/onnx/gen/onnx_pb.js'
+import { LoraAdapter } from '../../src/lora/adapter.js'
 import { LoraLayer } from '../../src/lora/layer.js'
-import { computeScales } from '../../src/merge/dora-scales.js'
-import type { EditPart, NewValues } from '../../src/merge/onnx/edits.js'
-import { targetOf } from '../../src/merge/onnx/targets.js'
-import type { LayerMagnitude } from '../../src/merge/plan/adapters.js'
+import { type Edit, EditBuilder } from '../../src/merge/onnx/edits.js'
+import { openAdapters } from '../../src/merge/plan/adapters.js'
 import { Chunks, segmentsOf } from '../../src/merge/plan/layout.js'
 import { ChangeSums, type LayerChange } from '../../src/merge/report.js'
-import { ChunkMerger, mergeChunk } from '../../src/merge/weight.js'
+import { ChunkMerger, computeScales } from '../../src/merge/weight.js'
 
 function randomMatrix(rows: number, columns: number, seed: number) {
   const random = new Random(seed, 'test')
@@ -31,9 +24,30 @@ function makeLayer(d: number, k: number, rank: number, seed: number): LoraLayer 
   return LoraLayer.fromFactors(randomMatrix(rank, k, seed), randomMatrix(d, rank, seed + 1), { rank, alpha: 3 })
 }
 
-function partOf(name: string, layer: LoraLayer, start = 0, weight = 1): EditPart {
-  const { weightA, weightB, magnitude, scaling } = layer
-  return { name, weightA, weightB, scale: weight * scaling, magnitude, start }
+/** A layer, the first of the weight's outputs that is its own, and how much of it is merged. */
+interface Part {
+  readonly name: string
+  readonly layer: LoraLayer
+  readonly start: number
+  readonly weight: number
+}
+
+function partOf(name: string, layer: LoraLayer, start = 0, weight = 1): Part {
+  return { name, layer, start, weight }
+}
+
+function adapterOf({ name, layer }: Part): LoraAdapter {
+  const { weightA, weightB, magnitude, rank, scaling } = layer
+  const adapter = new LoraAdapter({ rank, alpha: scaling * rank, useDora: magnitude !== undefined })
+  adapter.addFactors(name, weightA, weightB, { magnitude })
+  return adapter
+}
+
+/** New values: all, turned or not, or some rows or columns. */
+interface Values {
+  readonly tensor: { readonly dtype: FloatDtype; readonly shape: readonly number[]; readonly data: Uint8Array }
+  readonly isTransposed?: boolean
+  readonly lines?: { readonly axis: 0 | 1; readonly indices: readonly number[] }
 }
 
 function transposed(data: Float32Array, rows: number, columns: number): Float32Array {
@@ -47,33 +61,45 @@ interface Target {
   /** As stored: (d, k), or (k, d) when `isInputMajor`. */
   readonly shape: readonly [rows: number, columns: number]
   readonly isInputMajor: boolean
-  readonly values?: NewValues | undefined
-  readonly parts: readonly EditPart[]
+  readonly values?: Values | undefined
+  readonly parts: readonly Part[]
 }
-
-const TYPES = { fp32: DataType.FLOAT, fp16: DataType.FLOAT16, bf16: DataType.BFLOAT16 }
 
 /** What a merge makes of a weight. */
 async function merged({ name, dtype, shape, isInputMajor, parts, values }: Target, weight: Uint8Array) {
-  const sources: ByteSource[] = []
-  const magnitudes: LayerMagnitude[] = []
-  const dims = shape.map(BigInt)
-  const stored = create(TensorProtoSchema, { name, dataType: TYPES[dtype], dims, rawData: weight })
+  const sources: ByteSource[] = [new MemorySource(weight, name)]
+  const inputs = parts.map((part) => ({ adapter: adapterOf(part), weight: part.weight }))
+  const { layers, magnitudes } =
+    parts.length === 0 ? { layers: [], magnitudes: [] } : await openAdapters(inputs, 1, {}, sources)
+  const info = { name, dtype, shape, offset: 0, byteLength: weight.byteLength }
+  const base = { name, dtype, base: info, source: 0, layers: [], isReplaced: false, rows: [], refusesInfinite: true }
   const node = create(NodeProtoSchema, { name: 'node' })
-  const edit = { node, input: 1, name, isInputMajor, parts: [...parts], values, keys: [] }
-  const model = new OnnxModel('model', 'model.onnx', create(ModelProtoSchema), new Map())
-  const segments = segmentsOf(targetOf(name, edit, stored, { model, sources, magnitudes }), 0)
+  const edit: Edit = { node, input: 1, name, weight: name, base, layers: [], placed: undefined, keys: [] }
+  const builder = new EditBuilder(edit, sources, () => {})
+  layers.forEach((layer, i) => void builder.add({ ...layer, isInputMajor }, parts[i].start, ''))
+  if (values !== undefined) {
+    const { tensor, isTransposed = false, lines } = values
+    const { data, ...stored } = tensor
+    const own = { ...stored, name, offset: 0, byteLength: data.byteLength }
+    const source = sources.push(new MemorySource(data, name)) - 1
+    const replacement = { adapter: 0, tensor: name, source, info: own, rows: lines?.indices, isTied: false }
+    if (lines === undefined) builder.replace(replacement, isTransposed, '')
+    else builder.replaceRows(replacement, lines.axis === 1, '')
+  }
+  const segments = segmentsOf({ ...edit.base, layers: edit.layers, ...edit.placed }, 0)
   await computeScales([{ segments }], sources, magnitudes, true)
   const reads: number[] = []
-  const [base] = sources
+  const [stored] = sources
   sources[0] = {
-    ...base,
+    name,
+    byteLength: stored.byteLength,
+    close: () => stored.close(),
     read: (offset, byteLength) => {
       reads.push(offset, byteLength)
-      return base.read(offset, byteLength)
+      return stored.read(offset, byteLength)
     },
   }
-  const merger = new ChunkMerger(true)
+  const merger = new ChunkMerger(sources, true)
   const sums = new ChangeSums()
   const chunks: Uint8Array[] = []
   for (const segment of segments) {
@@ -83,12 +109,12 @@ async function merged({ name, dtype, shape, isInputMajor, parts, values }: Targe
         chunks.push(await sources[segment.source].read(all.at(i).baseOffset, all.at(i).baseBytes))
         continue
       }
-      const { bytes, changes } = await mergeChunk(merger, all.at(i), sources)
+      const { bytes, changes } = await merger.merge(all.at(i))
       chunks.push(bytes.slice())
       for (const change of changes) sums.add(change)
     }
   }
-  const names = new Set(parts.flatMap((part) => part.name ?? []))
+  const names = new Set(parts.map((part) => part.name))
   const changes = [...names].map((own): LayerChange => ({ name: own, relativeChange: sums.relativeChange(own) }))
   return { bytes: concatBytes(chunks), changes, reads }
 }
@@ -165,7 +191,7 @@ describe('a merged weight', () => {
     async (isInputMajor) => {
       const k = 5
       const layers = [makeLayer(4, k, 2, 1), makeLayer(3, k, 1, 11)]
-      const parts: EditPart[] = [partOf('q', layers[0]), partOf('v', layers[1], 6)]
+      const parts: Part[] = [partOf('q', layers[0]), partOf('v', layers[1], 6)]
       const weight = randomMatrix(9, k, 20).data // q: rows 0 to 3, then two of nobody, v: 6 to 8
       const input = encodeFloats(isInputMajor ? transposed(weight, 9, k) : weight, 'fp32')
       const shape = isInputMajor ? ([k, 9] as const) : ([9, k] as const)
@@ -276,17 +302,16 @@ describe('a merged weight', () => {
 
   it('puts new values in place of the base’s, whole or by line, before layers are added', async () => {
     const base = Float32Array.of(1, 2, 3, 4, 5, 6) // (2, 3)
-    const run = async (values: Target['values'], parts: EditPart[] = []) => {
+    const run = async (values: Target['values'], parts: Part[] = []) => {
       const target = { name: 'w', dtype: 'fp32', shape: [2, 3], isInputMajor: false, parts, values } as const
       return [...decodeFloats((await merged(target, encodeFloats(base, 'fp32'))).bytes, 'fp32')]
     }
     const tensor = (shape: number[], ...values: number[]) => {
       return { dtype: 'fp16' as const, shape, data: encodeFloats(Float32Array.from(values), 'fp16').slice() }
     }
-    const all = { isTransposed: false, lines: undefined }
-    const lines = (axis: 0 | 1, ...indices: number[]) => ({ isTransposed: false, lines: { axis, indices } })
-    expect(await run({ ...all, tensor: tensor([2, 3], 9, 8, 7, 6, 5, 4) })).toEqual([9, 8, 7, 6, 5, 4])
-    const turned = { ...all, tensor: tensor([3, 2], 9, 6, 8, 5, 7, 4), isTransposed: true }
+    const lines = (axis: 0 | 1, ...indices: number[]) => ({ lines: { axis, indices } })
+    expect(await run({ tensor: tensor([2, 3], 9, 8, 7, 6, 5, 4) })).toEqual([9, 8, 7, 6, 5, 4])
+    const turned = { tensor: tensor([3, 2], 9, 6, 8, 5, 7, 4), isTransposed: true }
     expect(await run(turned)).toEqual([9, 8, 7, 6, 5, 4])
     expect(await run({ ...lines(0, 1), tensor: tensor([1, 3], 7, 8, 9) })).toEqual([1, 2, 3, 7, 8, 9])
     expect(await run({ ...lines(1, 2, 0), tensor: tensor([2, 2], 10, 20, 30, 40) })).toEqual([30, 2, 10, 40, 5, 20])

@@ -31,7 +31,7 @@ describe('the tarball', () => {
   it('has what package.json names, types first', () => {
     const { exports, bin } = JSON.parse(readFileSync(join(repository, 'package.json'), 'utf8'))
     expect(Object.keys(exports['.'])).toEqual(['types', 'node', 'default'])
-    for (const name of ['.', './init']) {
+    for (const name of ['.', './handoff', './init']) {
       for (const path of Object.values<string>(exports[name])) expect(consumer.packed).toContain(path.slice(2))
     }
     expect(readFileSync(join(repository, bin.lowrank), 'utf8')).toMatch(/^#!\/usr\/bin\/env node\n/)

@@ -4,7 +4,8 @@ import { MemoryDirectory } from '../../src/base/bytes.js'
 import { UnsupportedError } from '../../src/base/errors.js'
 import { loadModel } from '../../src/graph/model-folder.js'
 import { joinGraphs } from '../../src/graph/training/joined-graph.js'
-import { defaultTask, tasksFor } from '../../src/tasks/tasks.js'
+import { defaultTask } from '../../src/tasks/default-task.js'
+import { tasksFor } from '../../src/tasks/tasks.js'
 import { train } from '../../src/train/train.js'
 import { checkGolden, encode, openTiny, ROWS, runtime } from './seq2seq-models.js'
 
@@ -62,6 +63,6 @@ describe('a model that is not whole', () => {
 it('an encoder-decoder can be trained for this task alone', async () => {
   const model = await openTiny('t5')
   expect((await tasksFor(await joinGraphs(model))).map(({ name }) => name)).toEqual(['seq2seq'])
-  expect(await defaultTask(model)).toBe('seq2seq')
+  expect(defaultTask(model)).toBe('seq2seq')
   await model.close()
 })

@@ -3,11 +3,12 @@
 import { describe, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../src/base/bytes.js'
 import { Random } from '../../src/base/random.js'
+import type { Matrix } from '../../src/base/tensor.js'
 import { saveSafetensors } from '../../src/formats/safetensors.js'
 import { usePlatform } from '../../src/index/platform/platform.js'
 import { extract } from '../../src/index/tools.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
-import { inMemory, streamedSvd } from '../../src/linalg/streamed-svd.js'
+import { type StreamedMatrix, streamedSvd } from '../../src/linalg/streamed-svd.js'
 import { svd } from '../../src/linalg/svd.js'
 import { merge } from '../../src/merge/merge.js'
 import { nodePlatform } from '../../src/node/platform.js'
@@ -275,3 +276,11 @@ describe('streamedSvd', () => {
     }
   })
 })
+
+/** A matrix in memory, as one that is streamed. */
+function inMemory({ data, shape }: Matrix): StreamedMatrix {
+  const own: Matrix = { data: data instanceof Float32Array ? data : Float32Array.from(data), shape }
+  let energy = 0
+  for (let i = 0; i < own.data.length; i++) energy += own.data[i] * own.data[i]
+  return { shape, energy, forEachBlock: async (use) => use(own, 0) }
+}

@@ -195,9 +195,10 @@ describe('RunWriter', () => {
     const adapterFiles = ['adapter_config.json', 'adapter_model.safetensors']
     expect(await directory.list()).toEqual([...adapterFiles, MARKER_FILE, METRICS_FILE, STATE_FILE].sort())
     expect((await readMarker(directory))?.status).toBe('unfinished')
-    await writer.finish()
+    const base = { graph: 'model.onnx', weights: '0123' }
+    await writer.finish(undefined, base)
     expect(await directory.list()).toEqual([...adapterFiles, MARKER_FILE, METRICS_FILE].sort())
-    expect((await readMarker(directory))?.status).toBe('finished')
+    expect(await readMarker(directory)).toMatchObject({ status: 'finished', base })
   })
 
   it('leaves the old run in place until it saves', async () => {

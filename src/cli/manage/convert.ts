@@ -12,8 +12,8 @@ export const convert = defineCommand({
   name: 'convert',
   summary: 'write an adapter in another format',
   about: [
-    'Formats: peft; gguf for llama.cpp, Ollama, LM Studio and wllama; mlx for mlx-lm; onnx-adapter for the LoRA of ONNX Runtime.',
-    'lowrank finds the format of ADAPTER from its content. For gguf, give the model with --base: a folder with its config.json, or its GGUF file.',
+    'Formats: peft; gguf for llama.cpp, LM Studio and wllama; ollama for a folder with such a file and a Modelfile; mlx for mlx-lm; onnx-adapter for the LoRA of ONNX Runtime.',
+    'lowrank finds the format of ADAPTER from its content. For gguf and ollama, give the model with --base: a folder with its config.json, or its GGUF file.',
   ].join('\n'),
   examples: [
     'lowrank convert tests/golden/peft/f32 --to gguf --base models/union-3m --out out/adapter.gguf',
@@ -27,7 +27,7 @@ export const convert = defineCommand({
   },
   async run({ adapter, to, base, out, outDtype, json }) {
     const node = await import('../../node.js')
-    if (to === 'peft' || to === 'mlx') await refuseFolder(out)
+    if (to === 'peft' || to === 'mlx' || to === 'ollama') await refuseFolder(out)
     const report = await withProgress((run) => node.convertAdapter(adapter, { to, out, base, outDtype, ...run }))
     if (report === undefined) return EXIT_INTERRUPTED
     if (json) printDocument({ ...report, peakRssBytes: peakRssBytes() })

@@ -8,15 +8,16 @@ export async function readChatTemplate(file: string | undefined): Promise<string
   return file === undefined ? undefined : readTextFile(file)
 }
 
+const UNREADABLE: Readonly<Record<string, string>> = { ENOENT: 'no such file', EISDIR: 'a folder, not a file' }
+
 /** A file that an option names, as text. Throws FileError when it cannot be read. */
 export async function readTextFile(file: string): Promise<string> {
   try {
     return await readFile(file, 'utf8')
   } catch (cause) {
-    const isMissing = (cause as NodeJS.ErrnoException).code === 'ENOENT'
     throw new FileError({
       where: file,
-      what: isMissing ? 'no such file' : `cannot be read (${(cause as Error).message})`,
+      what: UNREADABLE[(cause as NodeJS.ErrnoException).code ?? ''] ?? `cannot be read (${(cause as Error).message})`,
       cause,
     })
   }

@@ -3,7 +3,7 @@
 import { fromBinary, toBinary } from '@bufbuild/protobuf'
 import { type ByteSource, checkRange, type Directory } from '../../base/bytes.js'
 import { FileError, FormatError } from '../../base/errors.js'
-import { sniff } from '../sniff.js'
+import { sniff } from '../../base/sniff.js'
 import { type ModelProto, ModelProtoSchema, type TensorProto } from './gen/onnx_pb.js'
 import { tensorsOf } from './messages.js'
 import { scanSkeleton } from './scan.js'

@@ -1,6 +1,7 @@
 // Reads an .onnx file without its weights: a copy of the protobuf in which the content of every large tensor is
 // replaced by external_data, a range of that very file. Wire format: https://protobuf.dev/programming-guides/encoding/
 
+import { BinaryWriter, WireType } from '@bufbuild/protobuf/wire'
 import { type ByteSource, concatBytes } from '../../base/bytes.js'
 import { FormatError } from '../../base/errors.js'
 
@@ -30,9 +31,6 @@ const CHILDREN: Record<Kind, Readonly<Record<number, Kind>>> = {
 
 const TENSOR = { dataType: 2, floatData: 4, rawData: 9, externalData: 13, dataLocation: 14 }
 const FLOAT = 1
-
-/** How a field's value is written. */
-const WIRE = { varint: 0, fixed64: 1, lengthDelimited: 2, fixed32: 5 }
 
 /** A run of the file's bytes, or bytes made here. */
 type Piece = readonly [start: number, end: number] | Uint8Array
@@ -137,15 +135,15 @@ class Scanner {
     end: number,
   ): Promise<{ bodyStart?: number; bodyEnd: number; value?: number }> {
     switch (wireType) {
-      case WIRE.varint: {
+      case WireType.Varint: {
         const { value, end: bodyEnd } = await this.#varint(at, end)
         return { bodyEnd, value }
       }
-      case WIRE.fixed64:
+      case WireType.Bit64:
         return { bodyEnd: at + 8 }
-      case WIRE.fixed32:
+      case WireType.Bit32:
         return { bodyEnd: at + 4 }
-      case WIRE.lengthDelimited: {
+      case WireType.LengthDelimited: {
         const { value: length, end: bodyStart } = await this.#varint(at, end)
         if (bodyStart + length > end) {
           throw this.error(`byte ${fieldStart} announces ${length} bytes, more than there are`)
@@ -159,16 +157,14 @@ class Scanner {
 
   /** The fields of a TensorProto that point at a range of the file. */
   #reference(offset: number, byteLength: number): Uint8Array {
-    const entry = (key: string, value: string) => {
-      const body = concatBytes([...stringField(1, key), ...stringField(2, value)])
-      return [lengthDelimited(TENSOR.externalData, body.byteLength), body]
+    const writer = new BinaryWriter()
+    const entries = { location: this.#location, offset: `${offset}`, length: `${byteLength}` }
+    for (const [key, value] of Object.entries(entries)) {
+      writer.tag(TENSOR.externalData, WireType.LengthDelimited).fork()
+      writer.tag(1, WireType.LengthDelimited).string(key)
+      writer.tag(2, WireType.LengthDelimited).string(value).join()
     }
-    return concatBytes([
-      ...entry('location', this.#location),
-      ...entry('offset', `${offset}`),
-      ...entry('length', `${byteLength}`),
-      Uint8Array.of(TENSOR.dataLocation * 8, 1),
-    ])
+    return writer.tag(TENSOR.dataLocation, WireType.Varint).uint32(1).finish()
   }
 
   /** A number in base 128, seven bits a byte; exact below 2⁵³. */
@@ -202,22 +198,7 @@ function sizeOf(pieces: readonly Piece[]): number {
   return pieces.reduce((sum, piece) => sum + (piece instanceof Uint8Array ? piece.byteLength : piece[1] - piece[0]), 0)
 }
 
-function stringField(field: number, text: string): Uint8Array[] {
-  const bytes = new TextEncoder().encode(text)
-  return [lengthDelimited(field, bytes.byteLength), bytes]
-}
-
 /** Tag and length of a length-delimited field. */
 export function lengthDelimited(field: number, byteLength: number): Uint8Array {
-  return Uint8Array.from([...varintBytes(field * 8 + WIRE.lengthDelimited), ...varintBytes(byteLength)])
-}
-
-function varintBytes(value: number): number[] {
-  const bytes: number[] = []
-  let rest = value
-  while (rest >= 128) {
-    bytes.push((rest % 128) + 128)
-    rest = Math.floor(rest / 128)
-  }
-  return [...bytes, rest]
+  return new BinaryWriter().tag(field, WireType.LengthDelimited).int64(byteLength).finish()
 }

@@ -13,11 +13,9 @@ export abstract class PickleObject {
 /** A tuple. */
 export class PickleTuple extends PickleObject {
   readonly kind = 'tuple'
-  readonly items: readonly PickleValue[]
 
-  constructor(items: readonly PickleValue[]) {
+  constructor(readonly items: readonly PickleValue[]) {
     super()
-    this.items = items
   }
 }
 
@@ -31,24 +29,21 @@ export class PickleList extends PickleObject {
 export class PickleDict extends PickleObject {
   readonly kind = 'dict'
   readonly entries = new Map<string | number, PickleValue>()
-  /** It is a collections.OrderedDict, which can have attributes. */
-  readonly isOrdered: boolean
 
-  constructor(isOrdered = false) {
+  /** @param isOrdered it is a collections.OrderedDict, which can have attributes */
+  constructor(readonly isOrdered = false) {
     super()
-    this.isOrdered = isOrdered
   }
 }
 
 /** A class or function by its name; `call` stands for calling it. */
 export class PickleGlobal extends PickleObject {
   readonly kind = 'global'
-  readonly name: string
-  readonly call: ((args: readonly PickleValue[], where: string) => PickleValue) | undefined
 
-  constructor(name: string, call?: (args: readonly PickleValue[], where: string) => PickleValue) {
+  constructor(
+    readonly name: string,
+    readonly call?: (args: readonly PickleValue[], where: string) => PickleValue,
+  ) {
     super()
-    this.name = name
-    this.call = call
   }
 }

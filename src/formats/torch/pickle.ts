@@ -26,42 +26,16 @@ export interface PickleHost {
   persistent(id: PickleValue, where: string): PickleValue
 }
 
-/** Names of opcodes that are known, and never run. */
-const REFUSED: ReadonlyMap<number, string> = new Map([
-  [0x30, 'POP'],
-  [0x31, 'POP_MARK'],
-  [0x32, 'DUP'],
-  [0x42, 'BINBYTES'],
-  [0x43, 'SHORT_BINBYTES'],
-  [0x46, 'FLOAT'],
-  [0x49, 'INT'],
-  [0x4c, 'LONG'],
-  [0x50, 'PERSID'],
-  [0x53, 'STRING'],
-  [0x54, 'BINSTRING'],
-  [0x55, 'SHORT_BINSTRING'],
-  [0x56, 'UNICODE'],
-  [0x64, 'DICT'],
-  [0x67, 'GET'],
-  [0x69, 'INST'],
-  [0x6c, 'LIST'],
-  [0x6f, 'OBJ'],
-  [0x70, 'PUT'],
-  [0x81, 'NEWOBJ'],
-  [0x82, 'EXT1'],
-  [0x83, 'EXT2'],
-  [0x84, 'EXT4'],
-  [0x8b, 'LONG4'],
-  [0x8d, 'BINUNICODE8'],
-  [0x8e, 'BINBYTES8'],
-  [0x8f, 'EMPTY_SET'],
-  [0x90, 'ADDITEMS'],
-  [0x91, 'FROZENSET'],
-  [0x92, 'NEWOBJ_EX'],
-  [0x96, 'BYTEARRAY8'],
-  [0x97, 'NEXT_BUFFER'],
-  [0x98, 'READONLY_BUFFER'],
-])
+/** Opcodes that are known, and never run: their names with their numbers. */
+const REFUSED: ReadonlyMap<number, string> = new Map(
+  `POP 30, POP_MARK 31, DUP 32, BINBYTES 42, SHORT_BINBYTES 43, FLOAT 46, INT 49, LONG 4c, PERSID 50, STRING 53,
+  BINSTRING 54, SHORT_BINSTRING 55, UNICODE 56, DICT 64, GET 67, INST 69, LIST 6c, OBJ 6f, PUT 70, NEWOBJ 81, EXT1 82,
+  EXT2 83, EXT4 84, LONG4 8b, BINUNICODE8 8d, BINBYTES8 8e, EMPTY_SET 8f, ADDITEMS 90, FROZENSET 91, NEWOBJ_EX 92,
+  BYTEARRAY8 96, NEXT_BUFFER 97, READONLY_BUFFER 98`
+    .split(',')
+    .map((entry) => entry.trim().split(' '))
+    .map(([name, number]) => [Number.parseInt(number, 16), name]),
+)
 
 const MARK = Symbol('mark')
 
@@ -77,6 +51,46 @@ export function parsePickle(bytes: Uint8Array, file: string, host: PickleHost): 
 }
 
 class Machine {
+  /** Opcodes that push a value. */
+  static readonly #VALUES: ReadonlyMap<number, (machine: Machine) => PickleValue | typeof MARK> = new Map([
+    [0x4e /* NONE */, () => null],
+    [0x88 /* NEWTRUE */, () => true],
+    [0x89 /* NEWFALSE */, () => false],
+    [0x4a /* BININT */, (m) => m.#view.getInt32(m.#take(4), true)],
+    [0x4b /* BININT1 */, (m) => m.#u8()],
+    [0x4d /* BININT2 */, (m) => m.#view.getUint16(m.#take(2), true)],
+    [0x8a /* LONG1 */, (m) => m.#integer(m.#u8())],
+    [0x47 /* BINFLOAT */, (m) => m.#view.getFloat64(m.#take(8), false)],
+    [0x58 /* BINUNICODE */, (m) => m.#text(m.#u32())],
+    [0x8c /* SHORT_BINUNICODE */, (m) => m.#text(m.#u8())],
+    [0x28 /* MARK */, () => MARK],
+    [0x29 /* EMPTY_TUPLE */, () => new PickleTuple([])],
+    [0x85 /* TUPLE1 */, (m) => new PickleTuple(m.#popMany(1))],
+    [0x86 /* TUPLE2 */, (m) => new PickleTuple(m.#popMany(2))],
+    [0x87 /* TUPLE3 */, (m) => new PickleTuple(m.#popMany(3))],
+    [0x74 /* TUPLE */, (m) => new PickleTuple(m.#popMarked())],
+    [0x5d /* EMPTY_LIST */, () => new PickleList()],
+    [0x7d /* EMPTY_DICT */, () => new PickleDict()],
+    [0x68 /* BINGET */, (m) => m.#remembered(m.#u8())],
+    [0x6a /* LONG_BINGET */, (m) => m.#remembered(m.#u32())],
+    [0x63 /* GLOBAL */, (m) => m.#global(m.#line(), m.#line())],
+    [0x93 /* STACK_GLOBAL */, (m) => m.#global(...m.#popMany(2))],
+    [0x52 /* REDUCE */, (m) => m.#reduce()],
+    [0x62 /* BUILD */, (m) => m.#build()],
+    [0x51 /* BINPERSID */, (m) => m.#host.persistent(m.#pop(), m.#where())],
+  ] as [number, (machine: Machine) => PickleValue | typeof MARK][])
+  /** Opcodes that do something else. */
+  static readonly #ACTS: ReadonlyMap<number, (machine: Machine) => unknown> = new Map([
+    [0x80 /* PROTO */, (m) => m.#checkProtocol(m.#u8())],
+    [0x95 /* FRAME */, (m) => m.#take(8)],
+    [0x61 /* APPEND */, (m) => m.#append(m.#popMany(1))],
+    [0x65 /* APPENDS */, (m) => m.#append(m.#popMarked())],
+    [0x73 /* SETITEM */, (m) => m.#setItems(m.#popMany(2))],
+    [0x75 /* SETITEMS */, (m) => m.#setItems(m.#popMarked())],
+    [0x71 /* BINPUT */, (m) => m.#remember(m.#u8())],
+    [0x72 /* LONG_BINPUT */, (m) => m.#remember(m.#u32())],
+    [0x94 /* MEMOIZE */, (m) => m.#remember(m.#memo.size)],
+  ] as [number, (machine: Machine) => unknown][])
   #at = 0
   readonly #bytes: Uint8Array
   readonly #view: DataView
@@ -105,103 +119,12 @@ class Machine {
         if (this.#at !== this.#bytes.length) this.#fail(`the file goes on after its pickle’s end at ${this.#at}`)
         return value
       }
-      this.#step(opcode)
+      const push = Machine.#VALUES.get(opcode)
+      const act = Machine.#ACTS.get(opcode)
+      if (push !== undefined) this.#push(push(this))
+      else if (act !== undefined) act(this)
+      else this.#refuse(opcode)
     }
-  }
-
-  #step(opcode: number): void {
-    const value = this.#valueOf(opcode)
-    if (value !== undefined) this.#push(value)
-    else if (!this.#act(opcode)) this.#refuse(opcode)
-  }
-
-  /** The value that an opcode pushes; undefined if it does something else. */
-  #valueOf(opcode: number): PickleValue | typeof MARK | undefined {
-    const view = this.#view
-    switch (opcode) {
-      case 0x4e: // NONE
-        return null
-      case 0x88: // NEWTRUE
-        return true
-      case 0x89: // NEWFALSE
-        return false
-      case 0x4a: // BININT
-        return view.getInt32(this.#take(4), true)
-      case 0x4b: // BININT1
-        return view.getUint8(this.#take(1))
-      case 0x4d: // BININT2
-        return view.getUint16(this.#take(2), true)
-      case 0x8a: // LONG1
-        return this.#integer(view.getUint8(this.#take(1)))
-      case 0x47: // BINFLOAT
-        return view.getFloat64(this.#take(8), false)
-      case 0x58: // BINUNICODE
-        return this.#text(view.getUint32(this.#take(4), true))
-      case 0x8c: // SHORT_BINUNICODE
-        return this.#text(view.getUint8(this.#take(1)))
-      case 0x28: // MARK
-        return MARK
-      case 0x29: // EMPTY_TUPLE
-        return new PickleTuple([])
-      case 0x85: // TUPLE1
-      case 0x86: // TUPLE2
-      case 0x87: // TUPLE3
-        return new PickleTuple(this.#popMany(opcode - 0x84))
-      case 0x74: // TUPLE
-        return new PickleTuple(this.#popMarked())
-      case 0x5d: // EMPTY_LIST
-        return new PickleList()
-      case 0x7d: // EMPTY_DICT
-        return new PickleDict()
-      case 0x68: // BINGET
-        return this.#remembered(view.getUint8(this.#take(1)))
-      case 0x6a: // LONG_BINGET
-        return this.#remembered(view.getUint32(this.#take(4), true))
-      case 0x63: // GLOBAL
-        return this.#global(this.#line(), this.#line())
-      case 0x93: // STACK_GLOBAL
-        return this.#global(...this.#popMany(2))
-      case 0x52: // REDUCE
-        return this.#reduce()
-      case 0x62: // BUILD
-        return this.#build()
-      case 0x51: // BINPERSID
-        return this.#host.persistent(this.#pop(), this.#where())
-    }
-  }
-
-  /** False for an opcode that is not on the list. */
-  #act(opcode: number): boolean {
-    switch (opcode) {
-      case 0x80: // PROTO
-        this.#checkProtocol(this.#view.getUint8(this.#take(1)))
-        return true
-      case 0x95: // FRAME
-        this.#take(8)
-        return true
-      case 0x61: // APPEND
-        this.#append(this.#popMany(1))
-        return true
-      case 0x65: // APPENDS
-        this.#append(this.#popMarked())
-        return true
-      case 0x73: // SETITEM
-        this.#setItems(this.#popMany(2))
-        return true
-      case 0x75: // SETITEMS
-        this.#setItems(this.#popMarked())
-        return true
-      case 0x71: // BINPUT
-        this.#remember(this.#view.getUint8(this.#take(1)))
-        return true
-      case 0x72: // LONG_BINPUT
-        this.#remember(this.#view.getUint32(this.#take(4), true))
-        return true
-      case 0x94: // MEMOIZE
-        this.#remember(this.#memo.size)
-        return true
-    }
-    return false
   }
 
   #where(): string {
@@ -233,6 +156,14 @@ class Machine {
     }
     this.#at += count
     return at
+  }
+
+  #u8(): number {
+    return this.#view.getUint8(this.#take(1))
+  }
+
+  #u32(): number {
+    return this.#view.getUint32(this.#take(4), true)
   }
 
   #checkProtocol(protocol: number): void {

@@ -47,16 +47,14 @@ const DTYPES: ReadonlyMap<string, TorchType> = new Map([
 /** A block of memory that tensors share, known by its key. */
 export class TorchStorage extends PickleObject {
   readonly kind = 'storage'
-  readonly key: string
-  readonly type: TorchType
-  /** In elements of its type. */
-  readonly length: number
 
-  constructor(key: string, type: TorchType, length: number) {
+  /** @param length in elements of its type */
+  constructor(
+    readonly key: string,
+    readonly type: TorchType,
+    readonly length: number,
+  ) {
     super()
-    this.key = key
-    this.type = type
-    this.length = length
   }
 
   get byteLength(): number {
@@ -67,25 +65,15 @@ export class TorchStorage extends PickleObject {
 /** A view of a storage. Offset and strides count elements of the tensor's type. */
 export class TorchTensor extends PickleObject {
   readonly kind = 'tensor'
-  readonly storage: TorchStorage
-  readonly type: TorchType
-  readonly offset: number
-  readonly shape: readonly number[]
-  readonly strides: readonly number[]
 
   constructor(
-    storage: TorchStorage,
-    type: TorchType,
-    offset: number,
-    shape: readonly number[],
-    strides: readonly number[],
+    readonly storage: TorchStorage,
+    readonly type: TorchType,
+    readonly offset: number,
+    readonly shape: readonly number[],
+    readonly strides: readonly number[],
   ) {
     super()
-    this.storage = storage
-    this.type = type
-    this.offset = offset
-    this.shape = shape
-    this.strides = strides
   }
 
   /** Its elements follow one another in row-major order. */

@@ -2,16 +2,24 @@
 // from the central directory (PKWARE APPNOTE 6.3.10, sections 4.3.7 to 4.3.16); whatever torch.save does not write is
 // refused.
 
-import type { ByteSource } from '../../base/bytes.js'
+import { type ByteSource, crcTable } from '../../base/bytes.js'
 import { FormatError, UnsupportedError } from '../../base/errors.js'
 
-const END = { signature: 0x06054b50, bytes: 22 }
-const ZIP64_LOCATOR = { signature: 0x07064b50, bytes: 20 }
-const ZIP64_END = { signature: 0x06064b50, bytes: 56 }
-const CENTRAL = { signature: 0x02014b50, bytes: 46 }
-const LOCAL = { signature: 0x04034b50, bytes: 30 }
+/** Signature and length of a record, without what its lengths add. */
+interface RecordKind {
+  readonly signature: number
+  readonly bytes: number
+}
+
+const END: RecordKind = { signature: 0x06054b50, bytes: 22 }
+const ZIP64_LOCATOR: RecordKind = { signature: 0x07064b50, bytes: 20 }
+const ZIP64_END: RecordKind = { signature: 0x06064b50, bytes: 56 }
+const CENTRAL: RecordKind = { signature: 0x02014b50, bytes: 46 }
+const LOCAL: RecordKind = { signature: 0x04034b50, bytes: 30 }
 const ZIP64_EXTRA = 1
 const ENCRYPTED = 0x41
+/** Stands in 32 bits for a number that the zip64 records have. */
+const IN_ZIP64 = 0xffffffff
 
 /** An adapter with 100,000 tensors has about 8 MB. */
 const MAX_DIRECTORY_BYTES = 1 << 26
@@ -34,15 +42,11 @@ export interface ZipRange {
 
 /** An archive's entries, and where the central directory begins. */
 export class ZipArchive {
-  readonly entries: ReadonlyMap<string, ZipEntry>
-  readonly #source: ByteSource
-  readonly #directoryStart: number
-
-  constructor(source: ByteSource, entries: ReadonlyMap<string, ZipEntry>, directoryStart: number) {
-    this.#source = source
-    this.entries = entries
-    this.#directoryStart = directoryStart
-  }
+  constructor(
+    private readonly source: ByteSource,
+    readonly entries: ReadonlyMap<string, ZipEntry>,
+    private readonly directoryStart: number,
+  ) {}
 
   /**
    * Finds the contents of entries, in the given order. Their bytes are read once, for their checksums.
@@ -56,10 +60,10 @@ export class ZipArchive {
       .map((entry, i) => ({ entry, end: ranges[i].offset + ranges[i].byteLength }))
       .sort((a, b) => a.entry.headerOffset - b.entry.headerOffset)
     inOrder.forEach(({ entry, end }, i) => {
-      const next = i + 1 < inOrder.length ? inOrder[i + 1].entry.headerOffset : this.#directoryStart
+      const next = i + 1 < inOrder.length ? inOrder[i + 1].entry.headerOffset : this.directoryStart
       if (end > next) {
         throw new FormatError({
-          where: `${this.#source.name}: ${entry.name}`,
+          where: `${this.source.name}: ${entry.name}`,
           what: 'overlaps what comes after it in the archive',
           expected: `an end at ${next} at most`,
           got: `${end}`,
@@ -71,37 +75,28 @@ export class ZipArchive {
   }
 
   async #rangeOf({ name, headerOffset, byteLength }: ZipEntry): Promise<ZipRange> {
-    const where = `${this.#source.name}: ${name}`
+    const where = `${this.source.name}: ${name}`
+    const got = `byte ${headerOffset}`
     const nameBytes = new TextEncoder().encode(name)
-    const headerBytes = LOCAL.bytes + nameBytes.byteLength
-    if (headerOffset + headerBytes > this.#directoryStart) {
-      throw new FormatError({ where, what: 'begins outside the archive', got: `byte ${headerOffset}` })
+    const start = headerOffset + LOCAL.bytes + nameBytes.byteLength
+    if (start > this.directoryStart) throw new FormatError({ where, what: 'begins outside the archive', got })
+    const header = await recordAt(this.source, headerOffset, LOCAL, nameBytes.byteLength)
+    const isSame = nameBytes.every((byte, i) => header?.getUint8(LOCAL.bytes + i) === byte)
+    if (header === undefined || header.getUint16(26, true) !== nameBytes.byteLength || !isSame) {
+      throw new FormatError({ where, what: 'has no header of this name where the directory says', got })
     }
-    const header = viewOf(await this.#source.read(headerOffset, headerBytes))
-    const isSame = nameBytes.every((byte, i) => header.getUint8(LOCAL.bytes + i) === byte)
-    if (
-      header.getUint32(0, true) !== LOCAL.signature ||
-      header.getUint16(26, true) !== nameBytes.byteLength ||
-      !isSame
-    ) {
-      throw new FormatError({
-        where,
-        what: 'has no header of this name where the directory says',
-        got: `byte ${headerOffset}`,
-      })
-    }
-    return { offset: headerOffset + headerBytes + header.getUint16(28, true), byteLength }
+    return { offset: start + header.getUint16(28, true), byteLength }
   }
 
   async #check({ name, crc }: ZipEntry, { offset, byteLength }: ZipRange): Promise<void> {
     if (crc === 0) return
     let actual = 0
     for (let at = 0; at < byteLength; at += READ_BYTES) {
-      actual = crc32(await this.#source.read(offset + at, Math.min(READ_BYTES, byteLength - at)), actual)
+      actual = crc32(await this.source.read(offset + at, Math.min(READ_BYTES, byteLength - at)), actual)
     }
     if (actual === crc) return
     throw new FormatError({
-      where: `${this.#source.name}: ${name}`,
+      where: `${this.source.name}: ${name}`,
       what: 'its checksum is wrong',
       expected: crc.toString(16),
       got: actual.toString(16),
@@ -145,53 +140,41 @@ export async function openZip(source: ByteSource): Promise<ZipArchive> {
   return new ZipArchive(source, entries, start)
 }
 
-interface DirectoryPlace {
-  readonly start: number
-  readonly byteLength: number
-  readonly count: number
-  /** The offset at which the end records begin. */
-  readonly end: number
-}
-
-async function findDirectory(source: ByteSource): Promise<DirectoryPlace> {
+/** Finds where the directory lies, how many entries it has, and where the end records begin. */
+async function findDirectory(source: ByteSource) {
   const where = source.name
   const endOffset = source.byteLength - END.bytes
-  const end = endOffset < 0 ? undefined : viewOf(await source.read(endOffset, END.bytes))
-  if (end === undefined || end.getUint32(0, true) !== END.signature) {
-    throw new FormatError({
-      where,
-      what: 'the archive has no end record',
-      hint: 'The file may be cut short: download it again',
-    })
+  const end = await recordAt(source, endOffset, END)
+  if (end === undefined) {
+    const hint = 'The file may be cut short: download it again'
+    throw new FormatError({ where, what: 'the archive has no end record', hint })
   }
-  if (
-    end.getUint16(4, true) !== 0 ||
-    end.getUint16(6, true) !== 0 ||
-    end.getUint16(8, true) !== end.getUint16(10, true)
-  ) {
+  const [disk, directoryDisk, ownCount, count] = [4, 6, 8, 10].map((at) => end.getUint16(at, true))
+  if (disk !== 0 || directoryDisk !== 0 || ownCount !== count) {
     throw new FormatError({ where, what: 'a part of an archive in several files' })
   }
-  const place = {
-    start: end.getUint32(16, true),
-    byteLength: end.getUint32(12, true),
-    count: end.getUint16(10, true),
-    end: endOffset,
-  }
-  if (place.start !== 0xffffffff && place.byteLength !== 0xffffffff && place.count !== 0xffff) return place
-
+  const place = { start: end.getUint32(16, true), byteLength: end.getUint32(12, true), count, end: endOffset }
+  if (place.start !== IN_ZIP64 && place.byteLength !== IN_ZIP64 && count !== 0xffff) return place
   const locatorOffset = endOffset - ZIP64_LOCATOR.bytes
-  const locator = locatorOffset < 0 ? undefined : viewOf(await source.read(locatorOffset, ZIP64_LOCATOR.bytes))
-  if (locator?.getUint32(0, true) !== ZIP64_LOCATOR.signature) throw damaged(where)
-  const recordOffset = sizeAt(locator, 8, where)
-  if (recordOffset + ZIP64_END.bytes > locatorOffset) throw damaged(where)
-  const record = viewOf(await source.read(recordOffset, ZIP64_END.bytes))
-  if (record.getUint32(0, true) !== ZIP64_END.signature) throw damaged(where)
-  return {
-    start: sizeAt(record, 48, where),
-    byteLength: sizeAt(record, 40, where),
-    count: sizeAt(record, 32, where),
-    end: recordOffset,
-  }
+  const locator = await recordAt(source, locatorOffset, ZIP64_LOCATOR)
+  const recordOffset = locator === undefined ? locatorOffset : sizeAt(locator, 8, where)
+  const isBefore = recordOffset + ZIP64_END.bytes <= locatorOffset
+  const record = isBefore ? await recordAt(source, recordOffset, ZIP64_END) : undefined
+  if (record === undefined) throw damaged(where)
+  const [total, byteLength, start] = [32, 40, 48].map((at) => sizeAt(record, at, where))
+  return { start, byteLength, count: total, end: recordOffset }
+}
+
+/** A record with so many bytes behind it; undefined where the file has none of this kind. */
+async function recordAt(
+  source: ByteSource,
+  offset: number,
+  { signature, bytes }: RecordKind,
+  more = 0,
+): Promise<DataView | undefined> {
+  if (offset < 0) return undefined
+  const view = viewOf(await source.read(offset, bytes + more))
+  return view.getUint32(0, true) === signature ? view : undefined
 }
 
 function parseEntry(view: DataView, at: number, file: string): { entry: ZipEntry; bytes: number } {
@@ -232,22 +215,19 @@ function parseEntry(view: DataView, at: number, file: string): { entry: ZipEntry
 
 /** Fills in the sizes and the offset that do not fit 32 bits (APPNOTE 4.5.3). */
 function readZip64(view: DataView, start: number, byteLength: number, values: number[], where: string): void {
-  if (!values.includes(0xffffffff)) return
-  for (let at = start; at + 4 <= start + byteLength; ) {
-    const fieldBytes = view.getUint16(at + 2, true)
-    const end = at + 4 + fieldBytes
-    if (end > start + byteLength) break
-    if (view.getUint16(at, true) === ZIP64_EXTRA) {
-      let field = at + 4
-      for (const [i, value] of values.entries()) {
-        if (value !== 0xffffffff) continue
-        if (field + 8 > end) throw damaged(where)
-        values[i] = sizeAt(view, field, where)
-        field += 8
-      }
-      return
+  if (!values.includes(IN_ZIP64)) return
+  for (let at = start, next = at; at + 4 <= start + byteLength; at = next) {
+    next = at + 4 + view.getUint16(at + 2, true)
+    if (next > start + byteLength) return
+    if (view.getUint16(at, true) !== ZIP64_EXTRA) continue
+    let field = at + 4
+    for (const [i, value] of values.entries()) {
+      if (value !== IN_ZIP64) continue
+      if (field + 8 > next) throw damaged(where)
+      values[i] = sizeAt(view, field, where)
+      field += 8
     }
-    at = end
+    return
   }
 }
 
@@ -266,18 +246,9 @@ function damaged(where: string): FormatError {
   return new FormatError({ where, what: 'the archive’s directory is damaged', hint: 'Download the file again' })
 }
 
-const TABLES = makeTables()
-
-function makeTables(): Uint32Array[] {
-  const first = Uint32Array.from({ length: 256 }, (_, byte) => {
-    let value = byte
-    for (let bit = 0; bit < 8; bit++) value = value & 1 ? (value >>> 1) ^ 0xedb88320 : value >>> 1
-    return value
-  })
-  const tables = [first]
-  for (let i = 1; i < 4; i++) tables.push(tables[i - 1].map((value) => (value >>> 8) ^ first[value & 0xff]))
-  return tables
-}
+/** The change that each byte makes to a checksum, and that after one, two and three more bytes. */
+const TABLES = [crcTable(0xedb88320)]
+for (let i = 1; i < 4; i++) TABLES.push(TABLES[i - 1].map((value) => (value >>> 8) ^ TABLES[0][value & 0xff]))
 
 /** CRC-32 of bytes, after those that `crc` is of (ISO 3309, polynomial 0xedb88320): four bytes a step. */
 export function crc32(bytes: Uint8Array, crc = 0): number {

@@ -11,7 +11,7 @@ import { inseparable, PACKED_ATTENTION } from './forms/attention.js'
 import { withPointwise } from './forms/pointwise.js'
 import type { Linear } from './linears.js'
 import { matchLayers, moduleFinder } from './match.js'
-import { layerOfPart, partsForGraph, unsplitOwner } from './packed.js'
+import { type LayerPart, layerOfPart, partsForGraph, unsplitOwner } from './packed.js'
 
 /** A layer of an adapter and a linear layer of the graph that it adapts. */
 export interface PlacedLayer {
@@ -50,12 +50,9 @@ const OPAQUE: ReadonlySet<string> = new Set([
 const QUERY_KEY_VALUE = /\b(query|key|value|[qkv]_(proj|lin))$/
 
 /**
- * Places the linear layers, whatever else the adapter holds. Some may be convolutions of kernel 1 in the graph.
+ * Places the linear layers, whatever else the adapter holds.
  *
- * @param found the linear layers of `graph`
- * @param splitsWholes as {@link partsForGraph}
- * @throws MismatchError when the adapter is empty, a layer has no module in the graph or another shape there, or two
- *   layers have the same module; UnsupportedError when a module is there in a form that cannot be adapted
+ * @throws MismatchError when the adapter has none; what {@link placeLayers} throws
  */
 export function placeAdapter(
   graph: Graph,
@@ -65,20 +62,38 @@ export function placeAdapter(
 ): PlacedLayer[] {
   const own = adapter.parts('linear')
   if (own.length === 0) throw new MismatchError({ where: 'adapter', what: 'it has no layers' })
+  const layers = new Map<LayerPart<LoraLayer>, LoraLayer>()
+  return placeLayers(graph, found, own, splitsWholes).map(({ part, linear }) => {
+    const layer = layers.get(part) ?? layerOfPart(part)
+    layers.set(part, layer)
+    return { name: part.layer.name, layer, linear }
+  })
+}
+
+/**
+ * Places linear layers by their names and shapes. Some may be convolutions of kernel 1 in the graph.
+ *
+ * @param found the linear layers of `graph`
+ * @param splitsWholes as {@link partsForGraph}
+ * @throws MismatchError when a layer has no module in the graph or another shape there, or two layers have the same
+ *   module; UnsupportedError when a module is there in a form that cannot be adapted
+ */
+export function placeLayers<T extends { readonly name: string; readonly d: number; readonly k: number }>(
+  graph: Graph,
+  found: readonly Linear[],
+  own: readonly T[],
+  splitsWholes = false,
+): { part: LayerPart<T>; linear: Linear }[] {
   const linears = withPointwise(
     graph,
     found,
     own.map(({ name }) => name),
   )
   const parts = partsForGraph(linears, own, splitsWholes)
-  const layers = new Map(parts.map((part) => [part, layerOfPart(part)]))
-  const placed = matchOrRefuse(graph, linears, parts).map(({ layer: part, linear }) => ({
-    name: part.layer.name,
-    layer: layers.get(part)!,
-    linear,
-  }))
+  const placed = matchOrRefuse(graph, linears, parts).map(({ layer: part, linear }) => ({ part, linear }))
   const owners = new Map<string, string>()
-  for (const { name, linear } of placed) {
+  for (const { part, linear } of placed) {
+    const { name } = part.layer
     const owner = owners.get(linear.name)
     if (owner !== undefined && owner !== name) {
       throw new MismatchError({ where: linear.name, what: `two layers of the adapter mean it: ${owner} and ${name}` })

@@ -1,7 +1,7 @@
 // How an adapter spreads over the graphs of a model: encoder and decoder, or one alone. Each layer needs a module in at
 // least one of them; what an export has dropped can be left out.
 
-import type { LoraAdapter } from '../../lora/adapter.js'
+import type { PartView } from '../../lora/part.js'
 import type { GraphRole } from '../graph-file.js'
 import type { Graph } from '../view/graph.js'
 import { withPointwise } from './forms/pointwise.js'
@@ -33,14 +33,14 @@ export interface Spread {
  */
 export async function spreadAdapter(
   graphs: readonly ModelGraph[],
-  adapter: LoraAdapter,
+  adapter: readonly Pick<PartView, 'name' | 'kind'>[],
   hasPlace: (graph: number, part: string) => Promise<boolean>,
 ): Promise<Spread> {
-  const layers = adapter.parts('linear').map(({ name }) => name)
+  const layers = adapter.filter(({ kind }) => kind === 'linear').map(({ name }) => name)
   const finders = graphs.map(({ graph, linears }) => moduleFinder(withPointwise(graph, linears, layers)))
   const parts = graphs.map(() => new Set<string>())
   const missing: string[] = []
-  for (const part of adapter.parts()) {
+  for (const part of adapter) {
     let isPlaced = false
     for (const [i, { role }] of graphs.entries()) {
       if (!mayHold(role, part.name)) continue

@@ -69,7 +69,7 @@ export type StoredPlace =
  */
 export async function placeReplacement(
   places: ModelPlaces,
-  tensor: Replacement,
+  tensor: Pick<Replacement, 'name' | 'module' | 'dtype' | 'shape' | 'isTrained'>,
   isConv1d: boolean,
   isReplaced: (name: string) => boolean,
 ): Promise<StoredPlace[]> {
@@ -127,7 +127,7 @@ function typeOf({ model_type: type }: ModelPlaces['config']): string {
  */
 export async function placeTokenRows(
   places: ModelPlaces,
-  tensor: TokenRows,
+  tensor: Pick<TokenRows, 'module' | 'indices' | 'dtype' | 'shape'>,
   isReplaced: (module: string) => boolean,
 ): Promise<(WeightPlace | EmbeddingPlace)[]> {
   const { module, indices, shape } = tensor

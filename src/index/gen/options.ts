@@ -2,12 +2,16 @@
 
 import type { ToPlainOptions } from '../adapters.js'
 import { type OptionTable, anyOf, FUNCTION, needed, oneOf, OBJECT, ranged, BOOLEAN, SIGNAL, NAME, listOf } from '../../base/options.js'
-import { SOURCE, ADAPTER, MODEL, NAMED_ADAPTERS, DATA, ENDPOINT, ADAPTERS, TARGET, SHARE, RUNTIME, ADAPTER_LIST, TOKEN } from '../kinds.js'
+import { SOURCE, ADAPTER, MODEL, NAMED_ADAPTERS, DATA, TARGET, ENDPOINT, ADAPTERS, SHARE, RUNTIME, ADAPTER_LIST, TOKEN } from '../kinds.js'
 import type { EvaluateOptions } from '../evaluate.js'
+import type { HandoffOptions } from '../away/handoff.js'
 import type { HubOptions } from '../hub.js'
 import type { InspectOptions } from '../inspect.js'
+import type { AddLoraInputsOptions } from '../away/lora-inputs.js'
+import { MODULES } from '../../lora/config-kinds.js'
 import type { MergeOptions, UnmergeOptions } from '../merge-options.js'
 import type { LoadModelOptions } from '../model.js'
+import type { PushOptions } from '../away/push.js'
 import type { OpenSessionOptions } from '../session.js'
 import type { CombineOptions, ConvertAdapterOptions, DiffOptions, ExtractOptions, ResizeOptions } from '../tools.js'
 import type { PreviewDataOptions, TrainOptions } from '../train.js'
@@ -47,6 +51,13 @@ export const EVALUATE_OPTIONS: OptionTable<EvaluateOptions> = {
   lowMemory: BOOLEAN,
 }
 
+export const HANDOFF_OPTIONS: OptionTable<HandoffOptions> = {
+  to: needed(oneOf('trl')),
+  out: needed(TARGET),
+  base: NAME,
+  rows: oneOf('tokens', 'records'),
+}
+
 export const HUB_OPTIONS: OptionTable<HubOptions> = {
   endpoint: ENDPOINT,
   token: NAME,
@@ -59,6 +70,13 @@ export const INSPECT_OPTIONS: OptionTable<InspectOptions> = {
   relativeChange: BOOLEAN,
   strict: BOOLEAN,
   dtype: anyOf(oneOf('auto'), oneOf('fp32', 'fp16', 'q8', 'int8', 'uint8', 'q4', 'q4f16', 'bnb4', 'q2', 'q2f16', 'q1', 'q1f16'), OBJECT),
+}
+
+export const ADD_LORA_INPUTS_OPTIONS: OptionTable<AddLoraInputsOptions> = {
+  out: needed(TARGET),
+  dtype: anyOf(oneOf('auto'), oneOf('fp32', 'fp16', 'q8', 'int8', 'uint8', 'q4', 'q4f16', 'bnb4', 'q2', 'q2f16', 'q1', 'q1f16'), OBJECT),
+  rank: ranged('an integer of at least 1'),
+  targetModules: MODULES,
 }
 
 export const MERGE_OPTIONS: OptionTable<MergeOptions> = {
@@ -78,7 +96,7 @@ export const MERGE_OPTIONS: OptionTable<MergeOptions> = {
   onProgress: FUNCTION,
   overwrite: BOOLEAN,
   share: SHARE,
-  threads: ranged('an integer of at least 1'),
+  threads: ranged('an integer in [1, 1024]'),
   fsync: BOOLEAN,
   tied: oneOf('refuse', 'untie', 'keep'),
   outDtype: anyOf(oneOf('keep'), oneOf('fp32', 'fp16', 'bf16')),
@@ -104,7 +122,7 @@ export const UNMERGE_OPTIONS: OptionTable<UnmergeOptions> = {
   onProgress: FUNCTION,
   overwrite: BOOLEAN,
   share: SHARE,
-  threads: ranged('an integer of at least 1'),
+  threads: ranged('an integer in [1, 1024]'),
   fsync: BOOLEAN,
 }
 
@@ -116,11 +134,18 @@ export const LOAD_MODEL_OPTIONS: OptionTable<LoadModelOptions> = {
   signal: SIGNAL,
 }
 
+export const PUSH_OPTIONS: OptionTable<PushOptions> = {
+  public: BOOLEAN,
+  branch: NAME,
+  message: NAME,
+  base: SOURCE,
+}
+
 export const OPEN_SESSION_OPTIONS: OptionTable<OpenSessionOptions> = {
   adapters: NAMED_ADAPTERS,
   onWarning: FUNCTION,
   device: anyOf(NAME, listOf(NAME)),
-  threads: ranged('an integer of at least 1'),
+  threads: ranged('an integer in [1, 1024]'),
   lowMemory: BOOLEAN,
   allowMissing: BOOLEAN,
   modules: OBJECT,
@@ -150,7 +175,7 @@ export const COMBINE_OPTIONS: OptionTable<CombineOptions> = {
 }
 
 export const CONVERT_ADAPTER_OPTIONS: OptionTable<ConvertAdapterOptions> = {
-  to: needed(oneOf('peft', 'gguf', 'mlx', 'onnx-adapter')),
+  to: needed(oneOf('peft', 'gguf', 'ollama', 'mlx', 'onnx-adapter')),
   out: needed(TARGET),
   base: SOURCE,
   outDtype: anyOf(oneOf('q8_0', 'keep'), oneOf('fp32', 'fp16', 'bf16')),
@@ -206,6 +231,7 @@ export const TRAIN_OPTIONS: OptionTable<TrainOptions> = {
   dtype: anyOf(oneOf('auto'), oneOf('fp32', 'fp16', 'q8', 'int8', 'uint8', 'q4', 'q4f16', 'bnb4', 'q2', 'q2f16', 'q1', 'q1f16'), OBJECT),
   data: needed(DATA),
   evalData: DATA,
+  adapter: anyOf(ADAPTER, SOURCE),
   out: TARGET,
   tensorboard: TARGET,
   task: NAME,
@@ -242,7 +268,6 @@ export const TRAIN_OPTIONS: OptionTable<TrainOptions> = {
   preset: oneOf('peft'),
   trainedTokens: anyOf(listOf(TOKEN), OBJECT),
   config: OBJECT,
-  adapter: ADAPTER,
   resume: BOOLEAN,
   overwrite: BOOLEAN,
   on: OBJECT,

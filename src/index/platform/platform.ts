@@ -6,7 +6,9 @@ import { ConfigError } from '../../base/errors.js'
 import type { DecodeImage } from '../../images/image.js'
 import type { RemoteOptions } from '../../io/hub/directory.js'
 import type { Located } from '../../io/locate.js'
+import type { OpenJob } from '../../merge/merge.js'
 import type { RuntimeHost } from '../../runtime/host.js'
+import { hubOptions } from '../hub.js'
 
 /** Opens what strings name. `where` is the argument that holds the string, for messages. */
 export interface Platform {
@@ -16,6 +18,10 @@ export interface Platform {
   openData(text: string, where: string): Promise<ByteSource | Directory>
   /** A folder that is written; it need not be there yet. */
   target(text: string, where: string): Directory
+  /** Loads the way of merging into a path, with threads. */
+  openJob?(): Promise<OpenJob>
+  /** The Hub's address, and the token for it where there is one. */
+  hubAccess(): Promise<{ endpoint: string; token: string | undefined }>
   /** The runtime of sessions that name none. */
   defaultRuntime(): RuntimeHost
   /** Reads files of pictures. */
@@ -34,6 +40,10 @@ const browser: Platform = {
   },
   target(text, where) {
     throw noPaths(text, where)
+  },
+  async hubAccess() {
+    const { endpoint = 'https://huggingface.co', token } = hubOptions()
+    return { endpoint, token }
   },
   decodeImage: async (file) => (await import('../../images/decode-in-browser.js')).decodeInBrowser(file),
   defaultRuntime() {

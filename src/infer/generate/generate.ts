@@ -10,8 +10,7 @@ import { type AdapterChoice, type Mix, mixesOf } from '../adapters/choice.js'
 import { GENERATE_OPTIONS, STREAM_OPTIONS } from '../gen/options.js'
 import type { WholeSession } from '../graphs.js'
 import { readsNoPictures } from '../pictures/picture-places.js'
-import { PromptPictures } from '../pictures/pictures.js'
-import { type OpenEmbedding, openEmbedding } from '../pictures/token-vectors.js'
+import type { OpenEmbedding } from '../pictures/token-vectors.js'
 import type { GenerateOptions, GenerateResult, Prompt, StreamOptions, TokenScore } from '../session.js'
 import { batchesOf } from './batching.js'
 import { checkCausality } from './causality.js'
@@ -28,6 +27,8 @@ import { type TextLimits, TextRow } from './text-row.js'
 export interface TextSession extends WholeSession {
   /** The texts that are being written. */
   readonly texts: RunningTexts
+  /** The code for pictures in prompts, which few models need. */
+  pictureCode(): Promise<typeof import('../pictures/pictures.js') & typeof import('../pictures/token-vectors.js')>
 }
 
 /** See AdapterSession.generate. */
@@ -90,7 +91,8 @@ async function* writeTexts(
   if (!takesVectors && images.some(({ length }) => length > 0)) {
     throw readsNoPictures(session.model)
   }
-  const embedding = takesVectors ? await openEmbedding(session.model, graph.inputs) : undefined
+  const reading = takesVectors ? await session.pictureCode() : undefined
+  const embedding = await reading?.openEmbedding(session.model, graph.inputs)
   if (source === undefined && graph.inputs.cache.length === 0) {
     await checkCausality(session.model, session.engine, graph)
   }
@@ -103,7 +105,7 @@ async function* writeTexts(
     }
     options.signal?.throwIfAborted()
     const mix = mixes[isList ? i : 0]
-    const pictures = takesVectors ? new PromptPictures(session, images[i], mix, where) : undefined
+    const pictures = reading && new reading.PromptPictures(session, images[i], mix, where)
     const recorded = session.chatTemplateOf(mix)
     encoded.push(await encodePrompt(session.model, prompt, options, { recorded, pictures, where }))
   }

@@ -5,7 +5,16 @@
 import { ConfigError, ShapeError, StateError } from '../../base/errors.js'
 import { checkArgument, kind } from '../../base/options.js'
 import { Random } from '../../base/random.js'
-import { checkShape, F64, formatShape, type Matrix, type MatrixLike, toMatrix, zeros } from '../../base/tensor.js'
+import {
+  checkShape,
+  F64,
+  formatShape,
+  halfToEven,
+  type Matrix,
+  type MatrixLike,
+  toMatrix,
+  zeros,
+} from '../../base/tensor.js'
 import { addScaled, copyAs, product } from '../../linalg/product.js'
 import type { Svd } from '../../linalg/svd.js'
 import { LoraAdapter } from '../adapter.js'
@@ -309,10 +318,4 @@ function leadingRows({ s, vt }: Directions, rank: number, whiten: boolean): Matr
     for (let j = 0; j < k; j++) row[j] *= factor
   }
   return result
-}
-
-/** Python's round. */
-function halfToEven(value: number): number {
-  const rounded = Math.round(value)
-  return Math.abs(value % 1) === 0.5 && rounded % 2 !== 0 ? rounded - 1 : rounded
 }

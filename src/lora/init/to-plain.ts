@@ -2,11 +2,11 @@
 // change of W is s·(B·A − B₀·A₀) = s·[B, −B₀]·[A; A₀]: PEFT's conversion (LoraModel.subtract_mutated_init).
 
 import { ConfigError, MismatchError, UnsupportedError } from '../../base/errors.js'
-import { checkShape, formatShape, type Matrix, type MatrixLike, toMatrix, zeros } from '../../base/tensor.js'
-import { stackRows } from '../../linalg/product.js'
+import { checkShape, formatShape, type MatrixLike, toMatrix, zeros } from '../../base/tensor.js'
+import { beside, stacked } from '../../linalg/product.js'
 import { LoraAdapter } from '../adapter.js'
 import { configForLayer, type LoraConfig } from '../config.js'
-import type { FactorPair } from '../delta.js'
+import { type FactorPair, scaled } from '../delta.js'
 import { checkRank, where } from '../factors.js'
 import type { LoraLayer } from '../layer.js'
 import { takenFromBase } from './initializers.js'
@@ -38,13 +38,14 @@ export async function toPlain(adapter: LoraAdapter, from: BaseWeights | LoraAdap
       const first = from instanceof LoraAdapter ? firstOf(from, part) : await takenFrom(from, part)
       // PEFT's starts can have fewer directions than the config's rank: zeros fill up to it.
       const missing = configForLayer(result.config, name).rank - 2 * part.rank
-      const a = stackRows(stackRows(weightA, first.weightA), zeros(missing, part.k, weightA.data))
-      result.addFactors(name, a, besideNegated(weightB, first.weightB, missing), { magnitude, biasB })
+      const a = stacked([weightA, first.weightA, zeros(missing, part.k, weightA.data)])
+      const b = beside([weightB, scaled(first.weightB, -1), zeros(part.d, missing, weightB.data)])
+      result.addFactors(name, a, b, { magnitude, biasB })
     } else if (part.kind === 'embedding') {
       const { weightA, weightB, magnitude, dtype } = part
       // Their starts change no weight: zeros fill what the config's rank asks for.
-      const a = stackRows(weightA, zeros(...weightA.shape, weightA.data))
-      const b = besideNegated(weightB, zeros(...weightB.shape, weightB.data))
+      const a = stacked([weightA, zeros(...weightA.shape, weightA.data)])
+      const b = beside([weightB, zeros(...weightB.shape, weightB.data)])
       result.addEmbedding(name, a, b, { magnitude }).dtype = dtype
     } else result.addPart(part)
   }
@@ -104,16 +105,4 @@ function firstOf(start: LoraAdapter, { name, weightA, weightB, scaling }: LoraLa
   const expected = `${shapes({ weightA, weightB })}, scaling ${scaling}`
   if (got === expected) return first
   throw new MismatchError({ where: name, what: 'not the layer as it was before training', expected, got })
-}
-
-/** [B, −B₀] of two matrices (d, r), in the precision of the first, and columns of zeros. */
-function besideNegated(b: Matrix, first: Matrix, zeroColumns = 0): Matrix {
-  const [d, r] = b.shape
-  const columns = 2 * r + zeroColumns
-  const result = zeros(d, columns, b.data)
-  for (let i = 0; i < d; i++) {
-    result.data.set(b.data.subarray(i * r, (i + 1) * r), i * columns)
-    for (let j = 0; j < r; j++) result.data[i * columns + r + j] = -first.data[i * r + j]
-  }
-  return result
 }

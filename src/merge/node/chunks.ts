@@ -5,9 +5,9 @@
 import { fstatSync, ftruncateSync, openSync, readSync, writeSync } from 'node:fs'
 import { FileError } from '../../base/errors.js'
 import { fileError } from '../../io/node/errors.js'
-import { type Chunk, Chunks, computedWeights, type OutputFile, type Segment, type WeightPlan } from '../plan/layout.js'
+import { Chunks, computedWeights, type OutputFile, type Segment, type WeightPlan } from '../plan/layout.js'
 import { ChangeSums } from '../report.js'
-import { ChunkMerger } from '../weight.js'
+import { ChunkMerger, type ChunkSource } from '../weight.js'
 
 /** A file by its descriptor, which threads share, or bytes that they share. */
 export type Readable =
@@ -56,9 +56,11 @@ export function stopAll({ control }: SharedState): void {
   Atomics.store(control, STOP, 1)
 }
 
-/** The number of chunks of a file. Files of literal bytes alone have none. */
-export function chunkCount({ segments }: Segmented): number {
-  return segments.reduce((sum, segment) => sum + new Chunks(segment).count, 0)
+/** Tells for each file whether all of its chunks are written. Files of literal bytes alone have none. */
+export function areFinished({ files, shared: { done } }: ChunkJob): boolean[] {
+  return files.map(({ segments }, i) => {
+    return Atomics.load(done, i) === segments.reduce((sum, segment) => sum + new Chunks(segment).count, 0)
+  })
 }
 
 interface Place {
@@ -73,17 +75,15 @@ export class ChunkLoop {
   readonly #thread: number
   readonly #merger: ChunkMerger
   readonly #places: readonly Place[]
-  readonly #chunkCounts: readonly number[]
   /** Numbers of the computed weights. */
   readonly #weights: ReadonlyMap<WeightPlan, number>
   readonly #total: number
-  #staging = new Uint8Array()
   #at = 0
 
   constructor(job: ChunkJob, thread: number) {
     this.#job = job
     this.#thread = thread
-    this.#merger = new ChunkMerger(job.isReproducible)
+    this.#merger = new ChunkMerger(job.sources.map(sourceOf), job.isReproducible)
     const places: Place[] = []
     let firstChunk = 0
     job.files.forEach((output, file) => {
@@ -95,55 +95,28 @@ export class ChunkLoop {
     })
     this.#places = places
     this.#total = firstChunk
-    this.#chunkCounts = job.files.map(chunkCount)
     this.#weights = new Map(computedWeights(job.files).map((weight, i) => [weight, i]))
   }
 
-  /**
-   * Works on one chunk.
-   *
-   * @param finished called when it was the last one of its file
-   * @returns whether there may be more
-   */
-  step(finished: (file: number) => void): boolean {
+  /** Works on one chunk. Returns true if there may be more. */
+  async step(): Promise<boolean> {
     const { shared } = this.#job
     if (Atomics.load(shared.control, STOP) !== 0) return false
     const number = Atomics.add(shared.control, NEXT, 1)
     if (number >= this.#total) return false
     const place = this.#find(number)
     const chunk = place.chunks.at(number - place.firstChunk)
-    const bytes = this.#compute(chunk, place)
-    const output = this.#job.outputs[place.file]
-    writeFully(output, bytes, chunk.offset)
-    shared.written[this.#thread] += bytes.byteLength
-    // Orders the plain stores above for whoever reads the count.
-    const done = Atomics.add(shared.done, place.file, 1) + 1
-    if (done === this.#chunkCounts[place.file]) finished(place.file)
-    return true
-  }
-
-  #compute(chunk: Chunk, { segment }: Place): Uint8Array {
-    const { sources, shared } = this.#job
-    for (const range of this.#merger.begin(chunk)) {
-      const room = this.#stage(range.byteLength)
-      readFully(sources[range.factor.source], room, range.offset)
-      this.#merger.take(range, room)
-    }
-    const input = this.#merger.input(chunk)
-    readFully(sources[segment.source], input, chunk.baseOffset)
-    const result = this.#merger.merge(chunk)
-    for (const { weight, baseSquares, deltaSquares } of result.changes) {
+    const { bytes, changes } = await this.#merger.merge(chunk)
+    for (const { weight, baseSquares, deltaSquares } of changes) {
       const at = 2 * (this.#thread * this.#weights.size + this.#weights.get(weight)!)
       shared.squares[at] += baseSquares
       shared.squares[at + 1] += deltaSquares
     }
-    return result.bytes
-  }
-
-  /** Room for a part of a factor, used again for the next: fresh memory costs more than reading into it. */
-  #stage(byteLength: number): Uint8Array {
-    if (this.#staging.byteLength < byteLength) this.#staging = new Uint8Array(byteLength)
-    return this.#staging.subarray(0, byteLength)
+    writeFully(this.#job.outputs[place.file], bytes, chunk.offset)
+    shared.written[this.#thread] += bytes.byteLength
+    // Orders the plain stores above for whoever reads the count.
+    Atomics.add(shared.done, place.file, 1)
+    return true
   }
 
   /** Chunks come in order, so that the place is the last one or a little further. */
@@ -167,20 +140,27 @@ export function changesOf({ files, shared: { squares }, threads }: ChunkJob): Ch
   return sums
 }
 
-function readFully(source: Readable, target: Uint8Array, offset: number): void {
-  if ('bytes' in source) {
-    target.set(source.bytes.subarray(offset, offset + target.byteLength))
-    return
-  }
-  try {
-    for (let done = 0; done < target.byteLength; ) {
-      const count = readSync(source.fd, target, done, target.byteLength - done, offset + done)
-      if (count === 0) throw new FileError({ where: source.name, what: 'became shorter while it was being read' })
-      done += count
+/** A file or shared bytes, as a source that answers at once. */
+function sourceOf(readable: Readable): ChunkSource {
+  if ('bytes' in readable) return { read: (offset, byteLength) => readable.bytes.subarray(offset, offset + byteLength) }
+  const { name, fd } = readable
+  const readInto = (offset: number, memory: Uint8Array) => {
+    try {
+      for (let done = 0; done < memory.byteLength; ) {
+        const count = readSync(fd, memory, done, memory.byteLength - done, offset + done)
+        if (count === 0) throw new FileError({ where: name, what: 'became shorter while it was being read' })
+        done += count
+      }
+    } catch (error) {
+      throw fileError(name, 'cannot be read', error)
     }
-  } catch (error) {
-    throw fileError(source.name, 'cannot be read', error)
   }
+  const read = (offset: number, byteLength: number) => {
+    const memory = new Uint8Array(byteLength)
+    readInto(offset, memory)
+    return memory
+  }
+  return { read, readInto }
 }
 
 export function writeFully({ name, fd }: { name: string; fd: number }, bytes: Uint8Array, offset: number): void {

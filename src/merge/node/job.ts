@@ -1,18 +1,20 @@
 // A merge into a path: planned, made in a hidden folder beside it by several threads, and renamed when it is whole. A
 // job may also make a share of the files alone. The files that a killed job has finished are not made again.
 
+import { createHash, type Hash } from 'node:crypto'
 import { closeSync, mkdirSync, openSync, fsync as syncFile } from 'node:fs'
 import { readdir } from 'node:fs/promises'
 import path from 'node:path'
 import { promisify } from 'node:util'
+import { crc32 } from 'node:zlib'
 import { type ByteSource, readAll, readJson, writeFile } from '../../base/bytes.js'
-import { ConfigError, FileError, MismatchError, NumericError } from '../../base/errors.js'
+import { ConfigError, FileError, NumericError } from '../../base/errors.js'
 import { fileError } from '../../io/node/errors.js'
 import { locate, NodeDirectory } from '../../io/node/files.js'
 import { isMountPoint, realOutput, WholeOutput } from '../../io/node/whole-output.js'
 import { tryLink } from '../carry-out.js'
 import { findCompanions, RECORD_FILE } from '../companions.js'
-import { chooseFormat, type MergeBase } from '../format.js'
+import { chooseFormat } from '../format.js'
 import type { MergeJob, MergeRequest } from '../merge.js'
 import { type OpenMerge, openMerge, reportPlan, summaryOf } from '../open.js'
 import { computedWeights, type OutputFile } from '../plan/layout.js'
@@ -21,7 +23,6 @@ import { refuseForFormat } from '../settings.js'
 import {
   type ChunkJob,
   changesOf,
-  chunkCount,
   createShared,
   discard,
   openForReading,
@@ -30,7 +31,6 @@ import {
   writeFully,
 } from './chunks.js'
 import { checkSpace, filesIn, type OutputPlace, refuseEnding, refuseForeignLinks, refuseOutput } from './place.js'
-import { digestOfPlan } from './plan-digest.js'
 import { Crew, threadsOf } from './threads.js'
 
 /** Opens a merge into a path. Throws FileError also for what the file system says of any of the files. */
@@ -113,9 +113,7 @@ class PathJob {
     const crew = runs ? new Crew(threadsOf(threads)) : undefined
     let opened: OpenMerge | undefined
     try {
-      opened = await openMerge(own, chosen).catch((error) => {
-        throw withShardHint(error, base)
-      })
+      opened = await openMerge(own, chosen)
       const isSplit = chosen.format === 'safetensors' && opened.files.length > 1
       if (isFile && (isSplit || share !== undefined)) throw severalFilesError(out, isSplit ? opened.files.length : 1)
       return new PathJob(request, place, opened, crew)
@@ -256,7 +254,6 @@ class PathJob {
           signal?.throwIfAborted()
           writeFully(outputs[i], typeof bytes === 'function' ? await bytes() : bytes, offset)
         }
-        if (chunkCount(files[i]) === 0) await onFile(i)
       }
       const totalBytes = sizeOf(this.#own)
       const keptBytes = totalBytes - sizeOf(missing)
@@ -418,15 +415,6 @@ function severalFilesError(out: string, files: number): ConfigError {
   })
 }
 
-/** The error; where a base is one file of several, with what to do about that. */
-function withShardHint(error: unknown, { file = '' }: MergeBase): unknown {
-  const isMissing = error instanceof MismatchError && error.where === 'adapter'
-  if (!isMissing || !/-\d{5}-of-\d{5}\.safetensors$/.test(file)) return error
-  const { where, what, expected } = error
-  const hint = 'The base is one of several files: give their folder'
-  return new MismatchError({ where, what, expected, hint, cause: error })
-}
-
 /** The error, with what can be done about a full disk or is left to go on with. */
 function withHint(error: unknown, isLeft: boolean): unknown {
   if (!(error instanceof FileError)) return error
@@ -441,4 +429,52 @@ function withHint(error: unknown, isLeft: boolean): unknown {
   const files = 'Raise the limit of open files (ulimit -n), or take fewer threads'
   const advice = isFull ? room : isLimited ? files : (hint ?? kept)
   return new FileError({ where, what, expected, got, hint: advice, cause })
+}
+
+const SAMPLES = 256
+const SAMPLE_BYTES = 64 << 10
+/** Files of a base up to this size are read whole, larger ones in samples. */
+const WHOLE_BYTES = SAMPLES * SAMPLE_BYTES
+const READ_BYTES = 4 << 20
+
+/**
+ * Digest of a plan: processes that have the same one make the same files. It covers the effects of the options, all
+ * bytes of the adapters, and for each file of the base its header, its size and, above 16 MiB, 256 pieces of 64 KiB
+ * from its first byte to its last. Where files lie and when they were written does not count.
+ *
+ * @param sign −1 to unmerge
+ */
+async function digestOfPlan(
+  { files, others, sources, baseFiles, isReproducible }: OpenMerge,
+  sign: 1 | -1,
+): Promise<string> {
+  const hash = createHash('sha256')
+  const segments = files.map(({ literals: _, ...file }) => file)
+  const small = others.map(({ path, byteLength, text }) => ({ path, byteLength, text }))
+  hash.update(JSON.stringify({ version: 5, segments, small, sign, isReproducible }, withoutPlace))
+  for (const { bytes } of files.flatMap(({ literals }) => literals)) if (typeof bytes !== 'function') hash.update(bytes)
+  for (const source of sources) {
+    const headerBytes = baseFiles.get(source)
+    const isWhole = headerBytes === undefined || source.byteLength <= WHOLE_BYTES
+    await addRange(hash, source, 0, isWhole ? source.byteLength : headerBytes)
+    for (let i = 0; !isWhole && i < SAMPLES; i++) {
+      const at = Math.floor((i * (source.byteLength - SAMPLE_BYTES)) / (SAMPLES - 1))
+      await addRange(hash, source, at, at + SAMPLE_BYTES)
+    }
+  }
+  return hash.digest('hex').slice(0, 16)
+}
+
+/** Factors carry the name of the file that they are in. */
+function withoutPlace(_key: string, value: unknown): unknown {
+  const isFactor = typeof value === 'object' && value !== null && 'source' in value && 'offset' in value
+  return isFactor ? { ...value, name: '' } : value
+}
+
+/** Adds the CRC-32s of a range: several times as fast as hashing its bytes, and sure to tell any change by accident. */
+async function addRange(hash: Hash, source: ByteSource, start: number, end: number): Promise<void> {
+  hash.update(`${source.byteLength} `)
+  for (let at = start; at < end; at += READ_BYTES) {
+    hash.update(`${crc32(await source.read(at, Math.min(READ_BYTES, end - at)))} `)
+  }
 }

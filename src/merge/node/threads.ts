@@ -5,8 +5,8 @@ import { availableParallelism } from 'node:os'
 import { Worker } from 'node:worker_threads'
 import { deserializeError, RuntimeError } from '../../base/errors.js'
 import { workerOptions } from '../../runtime/node/worker.js'
-import { type ChunkJob, ChunkLoop, stopAll } from './chunks.js'
-import type { WorkerMessage, WorkerTask } from './worker.js'
+import { areFinished, type ChunkJob, ChunkLoop, stopAll } from './chunks.js'
+import type { WorkerTask } from './worker.js'
 
 export interface RunOptions {
   signal?: AbortSignal | undefined
@@ -38,7 +38,6 @@ export class Crew {
   readonly #exits: readonly Promise<void>[]
   #failure: unknown
   #job: ChunkJob | undefined
-  #finished: (file: number) => void = () => {}
 
   constructor(threads: number) {
     this.threads = threads
@@ -63,7 +62,14 @@ export class Crew {
     this.#job = job
     const pending: Promise<void>[] = []
     const fail = (error: unknown) => this.#fail(error)
-    this.#finished = (file) => void pending.push(onFile(file).catch(fail))
+    const finished = new Set<number>()
+    const tellFinished = () => {
+      for (const [file, isFinished] of areFinished(job).entries()) {
+        if (!isFinished || finished.has(file)) continue
+        finished.add(file)
+        pending.push(onFile(file).catch(fail))
+      }
+    }
     const written = () => job.shared.written.reduce((sum, bytes) => sum + bytes, 0)
     const abort = () => fail(signal?.reason)
     signal?.addEventListener('abort', abort)
@@ -73,7 +79,8 @@ export class Crew {
         worker.ref()
         worker.postMessage({ job, thread: i + 1 } satisfies WorkerTask)
       })
-      await Promise.all([this.#runHere(job).catch(fail), ...this.#exits])
+      await Promise.all([this.#runHere(job, tellFinished).catch(fail), ...this.#exits])
+      tellFinished()
       await Promise.all(pending)
       if (this.#failure !== undefined) throw this.#failure
       onProgress(written())
@@ -88,11 +95,12 @@ export class Crew {
     for (const worker of this.#workers) void worker.terminate()
   }
 
-  async #runHere(job: ChunkJob): Promise<void> {
+  async #runHere(job: ChunkJob, tellFinished: () => void): Promise<void> {
     const loop = new ChunkLoop(job, 0)
     for (let isMore = true; isMore; ) {
       const until = performance.now() + TURN_MS
-      while (isMore && performance.now() < until) isMore = loop.step(this.#finished)
+      while (isMore && performance.now() < until) isMore = await loop.step()
+      tellFinished()
       await new Promise((resolve) => setImmediate(resolve))
     }
   }
@@ -102,11 +110,10 @@ export class Crew {
     return new Promise((resolve) => {
       let isReady = false
       let isMissed = false
-      worker.on('message', (message: WorkerMessage) => {
-        if (message.kind === 'ready') isReady = true
-        else if (message.kind === 'file') this.#finished(message.file)
-        else this.#fail(deserializeError(message.error))
+      worker.on('online', () => {
+        isReady = true
       })
+      worker.on('message', (error) => this.#fail(deserializeError(error)))
       worker.on('error', (cause: NodeJS.ErrnoException) => {
         // The system has no room for another thread: the other threads do its work.
         isMissed = !isReady && SCARCE.includes(cause.code ?? '')

@@ -10,20 +10,12 @@ export interface WorkerTask {
   thread: number
 }
 
-/** Message of a worker to its owner. */
-export type WorkerMessage =
-  | { kind: 'ready' }
-  | { kind: 'file'; file: number }
-  | { kind: 'error'; error: ReturnType<typeof serializeError> }
-
-parentPort?.once('message', ({ job, thread }: WorkerTask) => {
-  const tell = (message: WorkerMessage) => parentPort?.postMessage(message)
-  tell({ kind: 'ready' })
+parentPort?.once('message', async ({ job, thread }: WorkerTask) => {
   try {
     const loop = new ChunkLoop(job, thread)
-    while (loop.step((file) => tell({ kind: 'file', file }))) {}
+    while (await loop.step()) {}
   } catch (error) {
     stopAll(job.shared)
-    tell({ kind: 'error', error: serializeError(error) })
+    parentPort?.postMessage(serializeError(error))
   }
 })

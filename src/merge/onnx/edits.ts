@@ -1,22 +1,24 @@
 // The changes of adapters in an ONNX graph, place by place. A place is one input of one node: what becomes of the
 // initializers behind it, which may be shared, is the plan's to decide.
 
-import { concatBytes } from '../../base/bytes.js'
-import { MismatchError, UnsupportedError } from '../../base/errors.js'
-import type { FloatArray, Matrix } from '../../base/tensor.js'
-import type { OnnxModel } from '../../formats/onnx/model.js'
-import { findLinears, type Linear, type ModuleMap } from '../../graph/match/linears.js'
+import { type ByteSource, checkRange, MemorySource } from '../../base/bytes.js'
+import { decodeWeights, type WeightDtype } from '../../base/dtype.js'
+import { attempt, LowrankError, MismatchError, UnsupportedError } from '../../base/errors.js'
+import { elementCount } from '../../base/tensor.js'
+import type { TensorProto } from '../../formats/onnx/gen/onnx_pb.js'
+import { byteLengthOf, dataTypeName, dimsOf, inlineBytes, isExternal, weightRange } from '../../formats/onnx/tensors.js'
+import { FLOAT_DTYPES } from '../../graph/match/forms/float-product.js'
+import type { Linear } from '../../graph/match/linears.js'
 import {
   biasOf,
-  type Convolution,
   type Embedding,
   findConvolutions,
-  findEmbeddings,
   ofModule,
   type Place,
   shapeError,
+  storedValue,
 } from '../../graph/match/parameters.js'
-import { placeAdapter } from '../../graph/match/place-adapter.js'
+import { placeLayers } from '../../graph/match/place-adapter.js'
 import {
   embeddingsOf,
   type ModelPlaces,
@@ -25,50 +27,30 @@ import {
   refuse,
 } from '../../graph/match/stored-places.js'
 import { floatAttribute } from '../../graph/view/attributes.js'
-import type { Graph } from '../../graph/view/graph.js'
-import type { LoraAdapter } from '../../lora/adapter.js'
-import type { ConvolutionLora } from '../../lora/kinds/convolution.js'
-import { groupsRefusal } from '../../lora/kinds/convolution-factors.js'
-import { type Replacement, rowsName, type StoredTensor, type TokenRows } from '../../lora/kinds/stored.js'
+import type { FactorView, ReplacementView, TokenRowsView } from '../../lora/part.js'
 import { GRAPH_PARTS, requireHandled } from '../../lora/requirements.js'
-import { refuseWeighted, weightedError } from '../weighted.js'
-import type { QuantizedLayer, QuantizedPolicy } from './quantized.js'
-
-/** One layer of one adapter within a weight. */
-export interface EditPart {
-  /** The layer's name in the adapter. Undefined for a part that no report names. */
-  readonly name: string | undefined
-  /** A (r, k) */
-  readonly weightA: Matrix
-  /** B (d, r) */
-  readonly weightB: Matrix
-  /** weight · s, by which B·A is multiplied. */
-  readonly scale: number
-  /** DoRA's m (d). Such a part has its outputs for itself. */
-  readonly magnitude: FloatArray | undefined
-  /**
-   * The first of the weight's output features that is the layer's. It is above 0 in weights that several layers share.
-   */
-  readonly start: number
-}
-
-/** Values that take the base's place before the parts are added: all of them, or some rows or columns. */
-export interface NewValues {
-  readonly tensor: StoredTensor
-  /** The tensor is (columns, rows). Only if it holds all values. */
-  readonly isTransposed: boolean
-  /** The rows (axis 0) or columns (axis 1) that the tensor (n, …) holds. Undefined: all. */
-  readonly lines: { readonly axis: 0 | 1; readonly indices: readonly number[] } | undefined
-}
+import type { AdapterTensor } from '../../peft/keys.js'
+import type { OpenPart } from '../../peft/tensors.js'
+import type { BaseReplacement, GraphShare, LayerFactors, OpenAdapters } from '../plan/adapters.js'
+import { layerOfRows } from '../plan/experts.js'
+import type { Fit, PlacedPart } from '../plan/fit.js'
+import type { OutputTensor } from '../plan/layout.js'
+import { isVocabularyModule } from '../plan/names/vocabulary.js'
+import { joinPlaced, type Placed, placedAt } from '../plan/place-replacements.js'
+import { refuseCombination } from '../plan/plan.js'
+import { requireWeightOne } from '../weighted.js'
+import type { QuantizedPart, QuantizedPolicy } from './quantized.js'
 
 /** The changes of the tensor that comes in at a place. */
 export interface Edit extends Place {
   /** The tensor's name as the adapter has it, for messages and for a copy of its own. */
   readonly name: string
-  /** Stored (k, d). */
-  readonly isInputMajor: boolean
-  readonly parts: EditPart[]
-  values: NewValues | undefined
+  /** The value that holds it: an initializer, or a Constant node's output. */
+  readonly weight: string
+  /** The stored tensor, without a change. */
+  readonly base: OutputTensor
+  readonly layers: LayerFactors[]
+  placed: Placed | undefined
   /** Names all that is done to it: places with the same list can keep sharing one tensor. */
   readonly keys: string[]
 }
@@ -76,265 +58,396 @@ export interface Edit extends Place {
 /** How edits are collected. */
 interface CollectOptions {
   readonly policy?: QuantizedPolicy | undefined
-  /** The content of config.json. */
-  readonly config?: Readonly<Record<string, unknown>> | undefined
-  /** Tensors of adapters that are no edits of the graph. Default: none. */
-  readonly isElsewhere?: (adapter: LoraAdapter, tensor: string) => boolean
+  /** Tells whole tensors that need no place, because they are a new head's. Default: none. */
+  readonly isElsewhere?: (share: GraphShare, tensor: string) => boolean
 }
 
 /**
- * Reads weights only to tell whether embeddings are tied, for adapters that replace some of their values.
+ * Finds the places of parts of adapters. Reads weights only to tell whether embeddings are tied, for adapters that
+ * replace some of their values.
  *
- * @param isElsewhere whole tensors that need no place, because they are a new head's
- * @throws MismatchError when an adapter is empty or does not fit; UnsupportedError naming what cannot be found in the
- *   graph for certain, is there in a form that cannot be changed, or cannot be combined
+ * Problems are a MismatchError when a part does not fit; UnsupportedError naming what cannot be found in the graph for
+ * certain, is there in a form that cannot be changed, or cannot be combined.
+ *
+ * @param opened the adapters, and the sources of the plan
+ * @param fit gets the parts, their places and all problems
  */
 export async function collectEdits(
-  model: OnnxModel,
-  graph: Graph,
-  adapters: readonly { readonly adapter: LoraAdapter; readonly weight: number }[],
-  modules: ModuleMap,
-  { policy, config = {}, isElsewhere = () => false }: CollectOptions = {},
-): Promise<{ edits: Edit[]; quantized: readonly QuantizedLayer[] }> {
-  const linears = findLinears(graph, modules)
-  const edits = new Edits({ model, graph, linears, config, embeddings: findEmbeddings(graph) }, policy)
-  for (const [index, { adapter, weight }] of adapters.entries()) {
-    requireHandled(adapter, GRAPH_PARTS, 'merging into ONNX models')
-    refuseWeighted(adapter.parts(), weight)
-    if (adapter.size === 0) throw new MismatchError({ where: 'adapter', what: 'it has no layers' })
-    edits.addLayers(index, adapter, weight)
-    for (const replacement of adapter.parts('replacement')) {
-      if (isElsewhere(adapter, replacement.name)) continue
-      await edits.addReplacement(index, replacement, adapter.config.fanInFanOut, (other) => adapter.has(other))
-    }
-    for (const rows of adapter.parts('token-rows')) {
-      await edits.addRows(index, rows, (other) => adapter.has(rowsName(other)))
+  places: ModelPlaces,
+  shares: readonly GraphShare[],
+  opened: OpenAdapters,
+  fit: Fit,
+  { policy, isElsewhere = () => false }: CollectOptions = {},
+): Promise<{ edits: Edit[]; quantized: readonly QuantizedPart[] }> {
+  const edits = new Edits(places, opened, policy)
+  for (const share of shares) {
+    await edits.addLinears(share, fit)
+    for (const part of share.parts) {
+      if (part.kind === 'linear') continue
+      await edits.note(fit, part, async () => {
+        const own = { config: share.adapter.config, parts: () => [part] }
+        requireHandled(own, GRAPH_PARTS, 'merging into ONNX models')
+        if (part.kind === 'embedding') edits.addEmbedding(share, part)
+        else if (part.kind === 'convolution') edits.addConvolution(share, part)
+        else if (part.kind === 'token-rows') await edits.addRows(share, part)
+        else if (part.kind === 'replacement' && !isElsewhere(share, part.name)) await edits.addReplacement(share, part)
+      })
     }
   }
-  for (const edit of edits.all()) refuseCombination(edit)
-  return { edits: edits.all(), quantized: edits.quantized }
+  const all = edits.all()
+  for (const { name, layers, placed } of all) fit.note(() => refuseCombination(name, layers, placed))
+  return { edits: all, quantized: edits.quantized }
 }
 
-class Edits {
-  readonly #graph: Graph
-  readonly #linears: readonly Linear[]
-  readonly #places: ModelPlaces
-  readonly #convolutions: readonly Convolution[]
-  readonly #byPlace = new Map<Place['node'], Map<number, Edit>>()
-  /** Layers whose weights are integers. */
-  readonly quantized: QuantizedLayer[] = []
-  readonly #policy: QuantizedPolicy | undefined
+type FactorPart = FactorView<AdapterTensor>
 
-  constructor(places: ModelPlaces, policy: QuantizedPolicy | undefined) {
-    const { graph, linears } = places
-    this.#policy = policy
-    this.#graph = graph
-    this.#linears = linears
+class Edits {
+  readonly #places: ModelPlaces
+  readonly #opened: OpenAdapters
+  readonly #policy: QuantizedPolicy | undefined
+  readonly #byPlace = new Map<Place['node'], Map<number, Edit>>()
+  readonly #stored = new Map<string, OutputTensor>()
+  /** Layers whose weights are integers. */
+  readonly quantized: QuantizedPart[] = []
+  /** Tensors of the part that is being added, and of its layers. */
+  #touched: Pick<PlacedPart, 'info' | 'layer' | 'source'>[] = []
+
+  constructor(places: ModelPlaces, opened: OpenAdapters, policy: QuantizedPolicy | undefined) {
     this.#places = places
-    this.#convolutions = findConvolutions(graph)
+    this.#opened = opened
+    this.#policy = policy
   }
 
   all(): Edit[] {
     return [...this.#byPlace.values()].flatMap((edits) => [...edits.values()])
   }
 
-  /** Linear layers, convolutions, their biases of B, and embeddings. */
-  addLayers(index: number, adapter: LoraAdapter, weight: number): void {
-    const linears = adapter.parts('linear').length === 0 ? [] : placeAdapter(this.#graph, this.#linears, adapter)
-    for (const { name, layer, linear } of linears) {
-      const { weightA, weightB, magnitude, biasB } = layer
-      if (linear.form.isQuantized) {
-        if (magnitude !== undefined && Math.abs(weight) !== 1) throw weightedError(name, 'a DoRA layer', weight)
-        this.quantized.push({ adapter: index, name, layer, linear, weight })
-        if (this.#policy !== 'requantize') continue
-      } else if (magnitude !== undefined && weight !== 1) throw weightedError(name, 'a DoRA layer', weight)
-      const scale = weight * layer.scaling
-      const start = linear.fused?.start ?? 0
-      if (!linear.form.isQuantized) {
-        this.#weightOf(linear, name).add(
-          { name: layer.name, weightA, weightB, scale, magnitude, start },
-          `${index}:${linear.name}`,
-        )
-      }
-      if (biasB === undefined) continue
-      const bias = biasOf(this.#graph, linear)
-      if (bias === undefined) throw noBias(name)
-      this.#at(bias, `${name}.bias`, true).add(biasPart(biasB, scale, bias.start), `${index}:${name}.bias`)
+  /** Adds a part, and tells its place. */
+  async note(fit: Fit, part: OpenPart, work: () => void | Promise<void>, before?: LowrankError): Promise<void> {
+    this.#touched = []
+    let problem = before
+    try {
+      if (before === undefined) await work()
+    } catch (error) {
+      if (!(error instanceof LowrankError)) throw error
+      problem = error
+      fit.problems.push(error)
     }
-    for (const convolution of adapter.parts('convolution')) this.#addConvolution(index, convolution, weight)
-    for (const embedding of adapter.parts('embedding')) {
-      const { name, weightA, weightB, magnitude, vocabulary, features, scaling } = embedding
-      const part = { name, weightA, weightB, scale: weight * scaling, magnitude, start: 0 }
-      for (const place of embeddingsOf(this.#places, name, [vocabulary, features])) {
-        const { integers: linear } = place
-        const isPossible = linear === undefined ? weight === 1 : Math.abs(weight) === 1
-        if (magnitude !== undefined && !isPossible) throw weightedError(name, 'a DoRA layer', weight)
-        if (linear === undefined) this.#embedding(place).add(part, `${index}:${name}`)
-        else this.quantized.push({ adapter: index, name, layer: embedding.product, linear, weight })
+    const [first] = this.#touched
+    const own = part.kind === 'replacement' ? { ...part.tensors.weight, name: part.name } : undefined
+    const name = part.kind === 'token-rows' ? part.module : part.name
+    fit.parts.push(problem === undefined ? { name, ...(first ?? { info: own }) } : { name, info: undefined, problem })
+  }
+
+  /** Linear layers, and their biases of B. */
+  async addLinears(share: GraphShare, fit: Fit): Promise<void> {
+    const { graph, linears } = this.#places
+    const own = share.parts.flatMap((part) => {
+      if (part.kind !== 'linear') return []
+      const { weightA, weightB } = part.tensors
+      return { name: part.name, d: weightB.shape[0], k: weightA.shape[1], part }
+    })
+    if (own.length === 0) return
+    const { value: placed, problems } = attempt(() => placeLayers(graph, linears, own))
+    fit.problems.push(...problems)
+    if (placed === undefined && !fit.listsAll) return
+    for (const one of own) {
+      // If one does not fit, each is looked at alone.
+      const alone = placed === undefined ? attempt(() => placeLayers(graph, linears, [one])) : undefined
+      const mine = alone?.value ?? placed?.filter(({ part }) => part.layer === one) ?? []
+      const add = () => {
+        for (const { part, linear } of mine) this.#addLinear(share, one.part, part, linear)
       }
+      await this.note(fit, one.part, add, alone?.problems[0])
     }
   }
 
-  #addConvolution(index: number, layer: ConvolutionLora, weight: number): void {
-    const { name, d, k, channels, kernel, groups, magnitude, biasB } = layer
-    if (magnitude !== undefined && weight !== 1) throw weightedError(name, 'a DoRA layer', weight)
-    const places = ofModule(this.#convolutions, name)
+  #addLinear(
+    share: GraphShare,
+    { name }: FactorPart,
+    part: { readonly name: string; readonly d: number; readonly start: number },
+    linear: Linear,
+  ): void {
+    const { weight, index } = share
+    const { graph } = this.#places
+    const { weight: whole, bias: wholeBias } = this.#layersOf(share, name)
+    const own = part.d === whole.d ? whole : layerOfRows(whole, part.start, part.d)
+    const { isQuantized } = linear.form
+    if (own.scales !== undefined) requireWeightOne(name, weight, isQuantized)
+    const start = linear.fused?.start ?? 0
+    if (isQuantized) {
+      this.#addQuantized({ share, name, part, linear })
+      // Branches add the bias themselves.
+      if (this.#policy !== 'requantize') return
+    } else {
+      const layer = { ...own, name: part.name, isInputMajor: !linear.transposed }
+      this.#weightOf(linear, name).add(layer, start, `${index}:${linear.name}`)
+    }
+    if (wholeBias === undefined) return
+    const bias = part.d === whole.d ? wholeBias : layerOfRows(wholeBias, part.start, part.d)
+    this.#addBias(share, name, bias, biasOf(graph, linear))
+  }
+
+  #addQuantized(part: QuantizedPart): void {
+    const { form, weight, k, d } = part.linear
+    this.#touched.push({ info: { name: weight, shape: [d, k], dtype: form.name } })
+    this.quantized.push(part)
+  }
+
+  addEmbedding(share: GraphShare, { name, tensors: { weightA, weightB } }: FactorPart): void {
+    const { weight: layer } = this.#layersOf(share, name)
+    for (const place of embeddingsOf(this.#places, name, [weightA.shape[1], weightB.shape[0]])) {
+      const { integers: linear } = place
+      if (layer.scales !== undefined) requireWeightOne(name, share.weight, linear !== undefined)
+      if (linear !== undefined) this.#addQuantized({ share, name, part: { name, d: layer.d, start: 0 }, linear })
+      else this.#embedding(place).add({ ...layer, isInputMajor: !place.transposed }, 0, `${share.index}:${name}`)
+    }
+  }
+
+  addConvolution(share: GraphShare, { name }: FactorPart): void {
+    const { weight: layer, bias } = this.#layersOf(share, name)
+    if (layer.scales !== undefined) requireWeightOne(name, share.weight)
+    const places = ofModule(findConvolutions(this.#places.graph), name)
     if (places.length === 0) refuse(name, 'the graph has no convolution of this name')
-    const scale = weight * layer.scaling
     for (const place of places) {
-      const expected = [d, channels / groups, ...kernel]
-      if (place.groups !== groups || place.shape.join() !== expected.join())
-        throw shapeError(name, place.shape, expected)
-      if (groups > 1) refuse(name, groupsRefusal(groups))
+      // A convolution of several groups is refused before.
+      if (place.groups !== 1 || place.shape.join() !== layer.shape.join()) {
+        throw shapeError(name, place.shape, layer.shape)
+      }
       // PEFT's A moves without the base's dilation, so that no change of the weight is what it does.
       if (place.dilations.some((dilation) => dilation !== 1)) refuse(name, 'a dilated convolution cannot be merged')
-      const weightA: Matrix = { data: layer.weightA.data, shape: [layer.rank, k] }
-      const weightB: Matrix = { data: layer.weightB.data, shape: [d, layer.rank] }
-      const part = { name, weightA, weightB, scale, magnitude, start: 0 }
-      this.#at(place, `${name}.weight`, false).add(part, `${index}:${name}`)
-      if (biasB === undefined) continue
-      if (place.bias === undefined) throw noBias(name)
-      const bias = this.#at({ node: place.node, input: place.bias }, `${name}.bias`, true)
-      bias.add(biasPart(biasB, scale, 0), `${index}:${name}.bias`)
+      this.#at(place, `${name}.weight`).add(layer, 0, `${share.index}:${name}`)
+      if (bias === undefined) continue
+      this.#addBias(share, name, bias, place.bias && { node: place.node, input: place.bias, start: 0 })
     }
+  }
+
+  #addBias({ index }: GraphShare, name: string, bias: LayerFactors, place?: (Place & { start: number }) | 0): void {
+    if (!place) {
+      throw new MismatchError({
+        where: name,
+        what: 'the adapter has a bias of B (lora_bias), but the graph has no bias here to add it to',
+      })
+    }
+    this.#at(place, `${name}.bias`).add(bias, place.start, `${index}:${name}.bias`)
   }
 
   /** A whole tensor: a linear layer's weight or bias, an embedding, or what a norm reads. */
-  async addReplacement(
-    index: number,
-    tensor: Replacement,
-    isConv1d: boolean,
-    isReplaced: (name: string) => boolean,
-  ): Promise<void> {
-    const key = `${index}=${tensor.name}`
-    for (const place of await placeReplacement(this.#places, tensor, isConv1d, isReplaced)) {
+  async addReplacement({ index, adapter }: GraphShare, part: ReplacementView<AdapterTensor>): Promise<void> {
+    const { name } = part
+    const key = `${index}=${name}`
+    const values = this.#replacement(index, name, false)
+    const view = { ...part.tensors.weight, ...part, shape: this.#shapeBefore(part) }
+    const isReplaced = (other: string) => adapter.parts().some(({ name: own }) => own === other)
+    for (const place of await placeReplacement(this.#places, view, adapter.config.fanInFanOut, isReplaced)) {
       if (place.kind === 'weight') {
         const { linear, module, isInputMajor } = place
-        this.#weightOf(linear, module).replace(tensor, isInputMajor === linear.transposed, key)
+        this.#weightOf(linear, module).replace(values, isInputMajor === linear.transposed, key)
       } else if (place.kind === 'lookup') {
-        this.#embedding(place.embedding).replace(tensor, place.embedding.transposed, key)
+        this.#embedding(place.embedding).replace(values, place.embedding.transposed, key)
       } else if (place.kind === 'bias') {
         const { bias, linear } = place
-        const edit = this.#at(bias, tensor.name, true)
-        if (bias.width === linear.d) edit.replace(tensor, false, key)
-        else edit.replaceElements(tensor, bias.start, key)
-      } else this.#at(place.place, tensor.name, false).replace(shifted(tensor, place.offset), false, key)
+        const edit = this.#at(bias, name)
+        if (bias.width === linear.d) edit.replace(values, false, key)
+        else {
+          const { shape } = values.info
+          const rows = Array.from({ length: shape[0] }, (_, i) => bias.start + i)
+          edit.put(placedAt(values.source, values.info, rows), key)
+        }
+      } else this.#at(place.place, name).replace(this.#shifted(values, place.offset), false, key)
     }
   }
 
+  /** The shape that a replaced tensor has, but for the rows that a vocabulary has grown by. */
+  #shapeBefore({ name, module, tensors }: ReplacementView<AdapterTensor>): readonly number[] {
+    const { shape } = tensors.weight
+    if (shape.length !== 2 || !name.endsWith('.weight') || !isVocabularyModule(module)) return shape
+    const [embedding] = ofModule(this.#places.embeddings, module)
+    const [head] = ofModule(this.#places.linears, module)
+    const rows = head?.isHead && head.k === shape[1] ? head.d : shape[0]
+    return embedding?.features === shape[1] ? [embedding.vocabulary, shape[1]] : [rows, shape[1]]
+  }
+
   /** Rows of an embedding, or of the head: the same tokens, in tied embeddings of both. */
-  async addRows(index: number, tensor: TokenRows, isReplaced: (module: string) => boolean): Promise<void> {
-    const { module, indices } = tensor
+  async addRows({ index, adapter }: GraphShare, part: TokenRowsView<AdapterTensor>): Promise<void> {
+    const { module, tensors } = part
     const key = `${index}#${module}`
-    for (const place of await placeTokenRows(this.#places, tensor, isReplaced)) {
+    const rows = this.#replacement(index, `${module}.weight`, true)
+    const view = { ...tensors.weight, ...part }
+    const isReplaced = (other: string) => {
+      return adapter.parts().some((own) => own.kind === 'token-rows' && own.module === other)
+    }
+    for (const place of await placeTokenRows(this.#places, view, isReplaced)) {
       if (place.kind === 'weight') {
         const { linear } = place
-        this.#weightOf(linear, linear.name).replaceLines(tensor, linear.transposed ? 0 : 1, indices, key)
-      } else {
-        const { embedding } = place
-        this.#embedding(embedding).replaceLines(tensor, embedding.transposed ? 1 : 0, indices, key)
-      }
+        this.#weightOf(linear, linear.name).replaceRows(rows, !linear.transposed, key)
+      } else this.#embedding(place.embedding).replaceRows(rows, place.embedding.transposed, key)
     }
+  }
+
+  #layersOf({ index }: GraphShare, module: string): { weight: LayerFactors; bias: LayerFactors | undefined } {
+    const { layers, problems } = this.#opened
+    const own = layers.filter(({ name, adapter }) => name === module && adapter === index)
+    const weight = own.find(({ tensor }) => tensor === 'weight')
+    // Its factors are of a kind that cannot be merged.
+    if (weight === undefined) throw problems.find(({ where }) => where === module) ?? problems[0]
+    return { weight, bias: own.find(({ tensor }) => tensor === 'bias') }
+  }
+
+  #replacement(index: number, tensor: string, isRows: boolean): BaseReplacement {
+    const { replacements } = this.#opened
+    return replacements.find((own) => {
+      return own.adapter === index && own.tensor === tensor && (own.rows !== undefined) === isRows
+    })!
+  }
+
+  /** The values plus a number, in f32 where that is another one than 0. */
+  #shifted(values: BaseReplacement, offset: number): BaseReplacement {
+    if (offset === 0) return values
+    const { info, source } = values
+    const { shape, name } = info
+    const byteLength = 4 * elementCount(shape)
+    const made = new MadeSource(name, byteLength, async () => {
+      const bytes = await this.#opened.sources[source].read(info.offset, info.byteLength)
+      const numbers = Float32Array.from(decodeWeights(bytes, info.dtype as WeightDtype), (value) => value + offset)
+      return new Uint8Array(numbers.buffer)
+    })
+    const own = { name, dtype: 'fp32', shape, offset: 0, byteLength } as const
+    return { ...values, info: own, source: this.#opened.sources.push(made) - 1 }
   }
 
   #embedding(place: Embedding): EditBuilder {
     if (place.integers !== undefined) refuseUnmergeable(place.integers)
-    // E (V, D) is a weight of V inputs and D outputs.
-    return this.#at(place, `${place.name}.weight`, !place.transposed)
+    return this.#at(place, `${place.name}.weight`)
   }
 
   #weightOf(linear: Linear, module: string): EditBuilder {
     refuseUnmergeable(linear)
-    return this.#at({ node: linear.node, input: 1 }, `${module}.weight`, !linear.transposed)
+    return this.#at({ node: linear.node, input: 1 }, `${module}.weight`)
   }
 
-  #at({ node, input }: Place, name: string, isInputMajor: boolean): EditBuilder {
+  #at({ node, input }: Place, name: string): EditBuilder {
     const ofNode = this.#byPlace.get(node) ?? new Map<number, Edit>()
     this.#byPlace.set(node, ofNode)
-    const edit = ofNode.get(input) ?? { node, input, name, isInputMajor, parts: [], values: undefined, keys: [] }
+    const weight = storedValue(this.#places.graph, node.input[input])
+    const base = this.#stored.get(weight) ?? this.#storedTensor(weight, node.name)
+    this.#stored.set(weight, base)
+    const edit = ofNode.get(input) ?? { node, input, name, weight, base, layers: [], placed: undefined, keys: [] }
     ofNode.set(input, edit)
-    return new EditBuilder(edit)
+    const touch = (layer?: LayerFactors) => {
+      this.#touched.push({ info: base.base, source: base.source, ...(layer && { layer }) })
+    }
+    return new EditBuilder(edit, this.#opened.sources, touch)
+  }
+
+  /** A tensor of the graph. Throws UnsupportedError when it has another type than f32, f16 and bf16. */
+  #storedTensor(weight: string, node: string): OutputTensor {
+    const { model, graph } = this.#places
+    const { sources } = this.#opened
+    const stored = graph.constant(weight) as TensorProto
+    const dtype = FLOAT_DTYPES[stored.dataType]
+    if (dtype === undefined) {
+      throw new UnsupportedError({
+        where: `node ${node}`,
+        what: 'its weight has a type that cannot be merged into',
+        expected: 'FLOAT, FLOAT16 or BFLOAT16',
+        got: dataTypeName(stored.dataType),
+      })
+    }
+    const shape = dimsOf(stored)
+    const range = isExternal(stored) ? weightRange(stored, model.name) : undefined
+    const source =
+      range === undefined
+        ? sources.push(new MemorySource(inlineBytes(stored, model.name), stored.name)) - 1
+        : sources.indexOf(model.file(range.location))
+    const byteLength = byteLengthOf(stored.dataType, shape)!
+    const base = { name: stored.name, dtype, shape, offset: range?.offset ?? 0, byteLength }
+    return { name: weight, dtype, base, source, layers: [], isReplaced: false, rows: [], refusesInfinite: true }
   }
 }
 
-/** The values plus a number, in f32 where that is another one than 0. */
-function shifted(tensor: Replacement, offset: number): StoredTensor {
-  if (offset === 0) return tensor
-  const values = Float32Array.from(tensor.weight.data, (value) => value + offset)
-  return { dtype: 'fp32', shape: tensor.shape, data: new Uint8Array(values.buffer) }
-}
+/** Adds the parts of adapters to an edit. */
+export class EditBuilder {
+  constructor(
+    readonly edit: Edit,
+    readonly sources: ByteSource[],
+    readonly touch: (layer?: LayerFactors) => void,
+  ) {}
 
-class EditBuilder {
-  constructor(readonly edit: Edit) {}
-
-  add(part: EditPart, key: string): void {
-    this.edit.parts.push(part)
-    this.edit.keys.push(`${key}@${part.start}`)
+  /** @param start the first of the tensor's outputs that is the layer's */
+  add(layer: LayerFactors, start: number, key: string): void {
+    const { shape } = this.edit.base.base
+    const isBias = layer.tensor === 'bias'
+    const outputs = layer.isInputMajor ? elementCount(shape.slice(1)) : shape[0]
+    const count = isBias ? layer.k : layer.d
+    const region = count === outputs ? undefined : { first: start, count }
+    const own = { ...layer, shape, region, report: isBias ? undefined : layer.name }
+    this.edit.layers.push(own)
+    this.edit.keys.push(`${key}@${start}`)
+    this.touch(own)
   }
 
-  replace(tensor: StoredTensor, isTransposed: boolean, key: string): void {
-    this.#setValues({ tensor, isTransposed, lines: undefined }, `${key}${isTransposed ? 'ᵀ' : ''}`)
+  /** Puts values in the place of all. They may be (columns, rows). */
+  replace({ info, source }: BaseReplacement, isTransposed: boolean, key: string): void {
+    const { name, shape: stored } = this.edit.base.base
+    const { dtype, offset, byteLength } = info
+    const own = isTransposed ? info.shape.toReversed() : info.shape
+    const shape = elementCount(own) === elementCount(stored) ? stored : own
+    const base = { name, dtype, shape, offset, byteLength }
+    const label = `${key}${isTransposed ? 'ᵀ' : ''}`
+    if (!isTransposed) this.put({ base, source, isReplaced: true }, label)
+    else {
+      const turned = new MadeSource(name, byteLength, async () => {
+        return transposed(await this.sources[source].read(offset, byteLength), shape, byteLength / elementCount(shape))
+      })
+      this.put({ base: { ...base, offset: 0 }, source: this.sources.push(turned) - 1, isReplaced: true }, label)
+    }
   }
 
-  replaceLines(tensor: StoredTensor, axis: 0 | 1, indices: readonly number[], key: string): void {
-    this.#setValues({ tensor, isTransposed: false, lines: { axis, indices } }, `${key}/${axis}`)
+  /** Puts rows in the place of so many rows, or of columns. */
+  replaceRows({ info, source, rows = [] }: BaseReplacement, isInColumns: boolean, key: string): void {
+    const { name, offset, dtype } = info
+    const factor = { name, source, offset, dtype: dtype as WeightDtype, rows: rows.length, columns: info.shape[1] }
+    if (isInColumns) this.put({ columns: { indices: rows, values: factor } }, `${key}/1`)
+    else this.put(placedAt(source, info, rows), `${key}/0`)
   }
 
-  /** The elements of a vector from `start` on. Several tensors can each replace their own. */
-  replaceElements(tensor: StoredTensor, start: number, key: string): void {
-    const { dtype, data, shape } = tensor
-    const indices = Array.from({ length: shape[0] }, (_, i) => start + i)
-    const { values: before } = this.edit
-    const held = before?.lines
-    if (before === undefined || held === undefined) {
-      this.#setValues({ tensor, isTransposed: false, lines: { axis: 1, indices } }, key)
-      return
-    }
-    if (before.tensor.dtype !== dtype || held.indices.some((index) => indices.includes(index))) {
-      refuse(this.edit.name, 'two parts of the adapters replace its values, or have them in different types')
-    }
-    const both = [...held.indices, ...indices]
-    this.edit.values = {
-      tensor: { dtype, shape: [both.length], data: concatBytes([before.tensor.data, data]) },
-      isTransposed: false,
-      lines: { axis: 1, indices: both },
-    }
+  put(placed: Placed, key: string): void {
+    this.edit.placed = joinPlaced(this.edit.name, this.edit.placed, placed)
     this.edit.keys.push(key)
-  }
-
-  #setValues(values: NewValues, key: string): void {
-    if (this.edit.values !== undefined) refuse(this.edit.name, 'two parts of the adapters replace its values')
-    this.edit.values = values
-    this.edit.keys.push(key)
+    this.touch()
   }
 }
 
-/** s·biasB as a product of 1 (1, 1) and biasB (d, 1): a bias is a weight of one input. */
-function biasPart(biasB: FloatArray, scale: number, start: number): EditPart {
-  const weightA: Matrix = { data: Float32Array.of(1), shape: [1, 1] }
-  const weightB: Matrix = { data: biasB, shape: [biasB.length, 1] }
-  return { name: undefined, weightA, weightB, scale, magnitude: undefined, start }
-}
+/** Bytes that are made when they are first read. */
+class MadeSource implements ByteSource {
+  #made: Promise<Uint8Array> | undefined
 
-/** Throws UnsupportedError for changes that are no sum, combined with other changes of the same values. */
-function refuseCombination({ name, parts, values }: Edit): void {
-  const end = ({ start, weightB }: EditPart) => start + weightB.shape[0]
-  const isMixed = parts.some(({ magnitude, start }, i) => {
-    return (
-      magnitude !== undefined && parts.some((other, j) => j !== i && other.start < end(parts[i]) && start < end(other))
-    )
-  })
-  if (isMixed) refuse(name, 'a DoRA layer and another adapter’s layer on one weight cannot be merged together')
-  if (values?.lines !== undefined && parts.length > 0) {
-    refuse(name, 'replaced rows (trainable_token_indices) and a layer on one tensor cannot be merged together')
+  constructor(
+    readonly name: string,
+    readonly byteLength: number,
+    readonly make: () => Promise<Uint8Array>,
+  ) {}
+
+  async read(offset: number, byteLength: number): Promise<Uint8Array> {
+    checkRange(this, offset, byteLength)
+    this.#made ??= this.make()
+    return (await this.#made).subarray(offset, offset + byteLength)
   }
+
+  async close(): Promise<void> {}
 }
 
-function noBias(name: string): MismatchError {
-  return new MismatchError({
-    where: name,
-    what: 'the adapter has a bias of B (lora_bias), but the graph has no bias here to add it to',
-  })
+/** A matrix (rows, columns) of values that are given as (columns, rows), of `size` bytes each. */
+function transposed(bytes: Uint8Array, [rows, columns]: readonly number[], size: number): Uint8Array {
+  const result = new Uint8Array(bytes.byteLength)
+  for (let row = 0, at = 0; row < rows; row++) {
+    for (let column = 0; column < columns; column++) {
+      const from = (column * rows + row) * size
+      for (let i = 0; i < size; i++, at++) result[at] = bytes[from + i]
+    }
+  }
+  return result
 }
 
 /** Throws UnsupportedError for a weight whose values cannot be changed. */

@@ -10,64 +10,52 @@ import { readWholeTexts } from '../../graph/inputs/without-cache.js'
 import type { Linear } from '../../graph/match/linears.js'
 import { Builder } from '../../graph/view/builder.js'
 import type { Graph } from '../../graph/view/graph.js'
-import type { LoraAdapter } from '../../lora/adapter.js'
+import type { PartOfKind } from '../../lora/adapter.js'
+import type { OpenAdapter } from '../../peft/open.js'
 import { appendHead, type PlacedHead, placeHead } from '../../tasks/heads/heads.js'
 import { loadTaskOf } from '../../tasks/tasks.js'
+import type { GraphShare } from '../plan/adapters.js'
 import { type HeadEdit, meaningOf } from '../plan/config-edit.js'
 import { loadTables } from '../plan/names/tables.js'
 
 const LOGITS = 'logits'
 
 /** The head of one of the adapters of a merge. */
-interface MergedHead {
-  readonly adapter: LoraAdapter
+export interface MergedHead {
+  readonly adapter: OpenAdapter
   readonly placed: PlacedHead
   /** The graph has layers of these shapes, which get new values; else new layers are appended. */
   readonly isReplaced: boolean
 }
 
-/** An adapter, as far as its head's place needs it. */
-type HeadOwner = Pick<LoraAdapter, 'config'> & { shapeOf(tensor: string): readonly number[] | undefined }
-
 /**
- * Finds the place of an adapter's head.
+ * Finds the place of the one head of the adapters.
  *
  * @param config config.json of the model
- * @returns undefined where it brings none that is known
- * @throws MismatchError when it does not fit
+ * @returns undefined where they bring none that is known
+ * @throws MismatchError when it does not fit; UnsupportedError when two bring one
  */
-export async function findHead(
-  graph: Graph,
-  linears: readonly Linear[],
-  config: Readonly<Record<string, unknown>>,
-  { config: about, shapeOf }: HeadOwner,
-): Promise<Omit<MergedHead, 'adapter'> | undefined> {
-  const base = { config, graph, linears }
-  const task = await loadTaskOf(about, base)
-  const form = task?.headForm?.(base)
-  const placed = form && placeHead(form, base, shapeOf)
-  if (placed === undefined) return undefined
-  const isReplaced = placed.layers.every(({ module, kind }) => {
-    if (kind === 'norm') return true
-    const [d, k] = shapeOf(`${module}.weight`)!
-    return linears.some((linear) => linear.name === module && linear.d === d && linear.k === k)
-  })
-  return { placed, isReplaced }
-}
-
-/** The one head of the adapters. Throws UnsupportedError when two bring one. */
 export async function findMergedHead(
   graph: Graph,
   linears: readonly Linear[],
   config: Readonly<Record<string, unknown>>,
-  adapters: readonly LoraAdapter[],
+  adapters: readonly Pick<GraphShare, 'adapter' | 'parts'>[],
 ): Promise<MergedHead | undefined> {
   const heads: MergedHead[] = []
-  for (const adapter of adapters) {
-    if (adapter.parts('replacement').length === 0) continue
-    const shapeOf = (tensor: string) => adapter.get(tensor, 'replacement')?.shape
-    const found = await findHead(graph, linears, config, { config: adapter.config, shapeOf })
-    if (found !== undefined) heads.push({ adapter, ...found })
+  for (const { adapter, parts } of adapters) {
+    const own = parts.flatMap((part) => (part.kind === 'replacement' ? part : []))
+    if (own.length === 0) continue
+    const shapes = new Map(own.map(({ name, tensors }) => [name, tensors.weight.shape]))
+    const base = { config, graph, linears }
+    const form = (await loadTaskOf(adapter.config, base))?.headForm?.(base)
+    const placed = form && placeHead(form, base, (name) => shapes.get(name))
+    if (placed === undefined) continue
+    const isReplaced = placed.layers.every(({ module, kind }) => {
+      if (kind === 'norm') return true
+      const [d, k] = shapes.get(`${module}.weight`)!
+      return linears.some((linear) => linear.name === module && linear.d === d && linear.k === k)
+    })
+    heads.push({ adapter, placed, isReplaced })
   }
   if (heads.length < 2) return heads[0]
   const [{ placed }] = heads
@@ -84,15 +72,23 @@ export async function findMergedHead(
  *
  * @returns names of the new initializers
  */
-export function writeHead(graph: Graph, linears: readonly Linear[], { adapter, placed }: MergedHead): string[] {
+export async function writeHead(
+  graph: Graph,
+  linears: readonly Linear[],
+  { adapter, placed }: MergedHead,
+): Promise<string[]> {
   if (placed.input.rows === 'last') readWholeTexts(graph)
   graph.outputs = [valueInfo(placed.input.value, DataType.FLOAT)]
   graph.prune()
   const added: string[] = []
   const g = new Builder(graph, '')
   const isHalf = linears.some(({ dataType }) => dataType === DataType.FLOAT16)
+  const values = new Map<string, PartOfKind<'replacement'>>()
+  for (const { name } of adapter.parts()) {
+    if (placed.tensors.has(name)) values.set(name, (await adapter.read(name)) as PartOfKind<'replacement'>)
+  }
   const tensorOf = (name: string) => {
-    const part = adapter.get(name, 'replacement')
+    const part = values.get(name)
     if (part === undefined) return undefined
     const rawData = encodeFloats(Float32Array.from(part.weight.data), 'fp32')
     const dims = part.shape.map(BigInt)
@@ -117,5 +113,5 @@ export async function headEdit(
   { adapter, placed: { count, architecture } }: MergedHead,
 ): Promise<HeadEdit> {
   const head = (await loadTables()).head(String(config.model_type), String(adapter.config.taskType))
-  return { architecture: head?.architecture ?? architecture, count, ...meaningOf([adapter], count) }
+  return { architecture: head?.architecture ?? architecture, count, ...meaningOf([{ adapter }], count) }
 }

@@ -2,32 +2,26 @@
 // weights hold W + Σ w·s·B·A, of the same types, which runs anywhere without LoRA inputs. An adapter spreads over the
 // graphs.
 
-import { LowrankError, MismatchError, UnsupportedError } from '../../base/errors.js'
+import { MismatchError, UnsupportedError } from '../../base/errors.js'
 import { type OnnxFile, planOnnx } from '../../formats/onnx/layout.js'
 import { loadOnnx, type OnnxModel } from '../../formats/onnx/model.js'
 import { roleOf } from '../../graph/graph-file.js'
-import { findLinears, type ModuleMap } from '../../graph/match/linears.js'
+import { findLinears } from '../../graph/match/linears.js'
 import { missingError } from '../../graph/match/match.js'
+import { findEmbeddings } from '../../graph/match/parameters.js'
 import { spreadAdapter } from '../../graph/match/spread.js'
 import { Graph } from '../../graph/view/graph.js'
-import { LoraAdapter } from '../../lora/adapter.js'
-import { loadAdapter } from '../../peft/adapter-folder.js'
-import { requireMatched } from '../../peft/unmatched.js'
 import type { OtherFile } from '../companions.js'
 import { otherFiles } from '../other-files.js'
-import type { PartInput, PlanPart } from '../parts.js'
+import { openPartAdapters, type PartInput, type PlanPart, unfinishedPart } from '../parts.js'
+import { type GraphShare, type OpenAdapters, requireFiniteReplacements } from '../plan/adapters.js'
 import { type Config, editConfig, editForHub, headWarning, loadConfig } from '../plan/config-edit.js'
+import { Fit } from '../plan/fit.js'
 import { coalesce, type Literal, type OutputFile, type Segment, segmentsOf } from '../plan/layout.js'
 import type { LayerChange } from '../report.js'
 import { collectEdits } from './edits.js'
 import { findMergedHead } from './head.js'
 import { type OnnxMergePlan, planOnnxMerge } from './plan.js'
-
-/** An adapter in memory, and how much of it is merged. */
-interface WeightedLora {
-  readonly adapter: LoraAdapter
-  readonly weight: number
-}
 
 /** A graph of a merge, by its place in the base's folder. */
 interface BaseGraph {
@@ -47,9 +41,18 @@ export async function openOnnxPart(input: PartInput, models?: readonly OnnxModel
     if (models === undefined) input.closers.push(() => model.close())
     graphs.push({ model, path })
   }
-  const loaded = await loadAdapters(input)
+  for (const { model } of graphs) {
+    for (const file of model.files.values()) {
+      sources.push(file)
+      input.baseFiles.set(file, 0)
+    }
+  }
+  const opened = await openPartAdapters(input)
   const config = await loadConfig(base.directory)
-  const { shares, warnings } = await spreadAll(graphs, loaded, input, config)
+  const fit = new Fit(input.onlyFits)
+  fit.where = graphs.length === 1 ? graphs[0].model.name : base.directory.name
+  fit.add(...opened.problems)
+  const { shares, warnings } = await spreadAll(graphs, opened, input, config, fit)
   const factors = input.outDtype === 'fp32' || input.outDtype === 'fp16' ? input.outDtype : undefined
   const asked = { config: config?.values, modules, quantized, factors, isUnmerge: sign === -1 }
   const files: OutputFile[] = []
@@ -57,11 +60,8 @@ export async function openOnnxPart(input: PartInput, models?: readonly OnnxModel
   const written: { path: string; dataFiles: number }[] = []
   for (const [i, { model, path: own }] of graphs.entries()) {
     const path = (graphs.length === 1 ? outFile : undefined) ?? own
-    for (const file of model.files.values()) {
-      sources.push(file)
-      input.baseFiles.set(file, 0)
-    }
-    const plan = await planOnnxMerge(model, shares[i], asked, sources)
+    const plan = await planOnnxMerge(model, shares[i], opened, fit, asked)
+    if (plan === undefined) continue
     plans.push(plan)
     const isBranched = plan.branches.length > 0
     const replaced = new Set([...plan.targets.keys(), ...plan.requantized.keys()])
@@ -70,6 +70,9 @@ export async function openOnnxPart(input: PartInput, models?: readonly OnnxModel
     const of = { model, plan, input, isLinked: isBranched && externalData === 'hardlink' }
     files.push(...planned.map((file, j) => outputFile(file, j === planned.length - 1, of)))
   }
+  sortParts(fit, opened)
+  if (plans.length < graphs.length) return unfinishedPart(fit)
+  await requireFiniteReplacements(opened)
   if (factors !== undefined && plans.every(({ branches }) => branches.length === 0)) throw noFactors()
   const head = plans.find((plan) => plan.head !== undefined)?.head
   const hasCompanions = !weightsOnly && chosen.format === 'onnx'
@@ -78,8 +81,10 @@ export async function openOnnxPart(input: PartInput, models?: readonly OnnxModel
   if (hasCompanions) {
     const read = graphs.flatMap(({ model }) => [...model.files.keys()])
     const own = new Set([...files.map(({ path }) => path), ...read].map((name) => name.replace(/\/.*/, '/')))
-    const edited = head && config && editConfig(config, { untied: [], dtype: undefined, head })
-    const companions = await otherFiles(input, own, config && editForHub(config, edited ?? config.text, written))
+    const vocabulary = plans.find((plan) => plan.vocabulary !== undefined)?.vocabulary
+    const edit = { untied: [], dtype: undefined, vocabulary, head }
+    const text = config && editForHub(config, editConfig(config, edit), written)
+    const companions = await otherFiles(input, own, text, vocabulary)
     warnings.push(...companions.warnings)
     others.push(...companions.files)
     leftOut.push(...companions.leftOut)
@@ -88,11 +93,11 @@ export async function openOnnxPart(input: PartInput, models?: readonly OnnxModel
   const isTold = chosen.format === 'both' || (hasCompanions && config !== undefined)
   if (head !== undefined && !isTold) warnings.push(headWarning(head))
   const branches = plans.reduce((sum, plan) => sum + plan.branches.length, 0)
-  const layers = inOrder(plans.flatMap(namesOf), loaded)
+  const layers = inOrder(plans.flatMap(namesOf), opened)
   return {
     files,
     others,
-    magnitudes: plans.flatMap(({ magnitudes }) => magnitudes),
+    magnitudes: opened.magnitudes,
     summary: {
       ...(branches > 0 && { branches }),
       added: plans.flatMap(({ added }) => added),
@@ -103,13 +108,14 @@ export async function openOnnxPart(input: PartInput, models?: readonly OnnxModel
     },
     layers: layers.map((name) => ({ name })),
     tensors: new Map(),
+    fit,
     async changes(sums) {
       const changes = new Map<string, LayerChange>()
       for (const plan of plans) {
         for (const name of plan.reports) changes.set(name, { name, relativeChange: sums.relativeChange(name) })
         for (const change of await plan.changes()) changes.set(change.name, change)
       }
-      return inOrder(changes.keys(), loaded).map((name) => changes.get(name)!)
+      return inOrder(changes.keys(), opened).map((name) => changes.get(name)!)
     },
   }
 }
@@ -157,76 +163,74 @@ function noFactors(): UnsupportedError {
   })
 }
 
-/** Reads the adapters that are folders. Throws MismatchError when there is none. */
-async function loadAdapters({ adapters, sign, strict = false }: PartInput): Promise<WeightedLora[]> {
-  const result: WeightedLora[] = []
-  for (const [i, { adapter, weight }] of adapters.entries()) {
-    const loaded = adapter instanceof LoraAdapter ? adapter : await loadAdapter(adapter)
-    if (strict) requireMatched(loaded, `adapter ${i + 1}`)
-    result.push({ adapter: loaded, weight: sign * weight })
-  }
-  if (result.length === 0) throw new MismatchError({ where: 'adapters', what: 'there is no layer to merge' })
-  return result
-}
-
 /** Names of layers, each once, in the adapters' order. */
-function inOrder(names: Iterable<string>, adapters: readonly WeightedLora[]): string[] {
+function inOrder(names: Iterable<string>, { adapters }: OpenAdapters): string[] {
   const all = new Set(names)
-  const own = adapters.flatMap(({ adapter }) => adapter.names()).filter((name) => all.has(name))
+  const own = adapters.flatMap(({ adapter }) => adapter.parts().map(({ name }) => name)).filter((name) => all.has(name))
   // A module that the graph computes as several has its parts' names there.
   return [...new Set([...own, ...all])]
+}
+
+/** Puts the parts into the adapters' order, each once: where a part goes to several graphs, with its first problem. */
+function sortParts({ parts }: Fit, { adapters }: OpenAdapters): void {
+  const names = adapters.flatMap(({ adapter }) =>
+    adapter.parts().map((part) => (part.kind === 'token-rows' ? part.module : part.name)),
+  )
+  const found = names.map((name) => {
+    const own = parts.filter((part) => part.name === name)
+    return own.find(({ problem }) => problem !== undefined) ?? own[0]
+  })
+  parts.splice(0, parts.length, ...found.filter((part) => part !== undefined))
 }
 
 /** The share of each graph in the adapters. */
 async function spreadAll(
   bases: readonly BaseGraph[],
-  adapters: readonly WeightedLora[],
+  opened: OpenAdapters,
   { modules, allowMissing = false }: PartInput,
   config: Config | undefined,
-): Promise<{ shares: WeightedLora[][]; warnings: string[] }> {
-  if (bases.length === 1 && !allowMissing) return { shares: [[...adapters]], warnings: [] }
+  fit: Fit,
+): Promise<{ shares: GraphShare[][]; warnings: string[] }> {
+  const all = opened.adapters.map((one, index): GraphShare => ({ ...one, index, parts: one.adapter.parts() }))
+  if (bases.length === 1 && !allowMissing) return { shares: [all], warnings: [] }
   const graphs = bases.map(({ model, path }) => {
     const graph = new Graph(model.proto)
-    return { graph, role: roleOf(path), name: path, linears: findLinears(graph, modules) }
+    const linears = findLinears(graph, modules)
+    const places = { model, graph, linears, config: config?.values ?? {}, embeddings: findEmbeddings(graph) }
+    return { ...places, role: roleOf(path), name: path }
   })
-  const shares: WeightedLora[][] = bases.map(() => [])
+  const shares: GraphShare[][] = bases.map(() => [])
   const warnings: string[] = []
-  for (const { adapter, weight } of adapters) {
+  for (const share of all) {
     const heads = await Promise.all(
-      graphs.map(({ graph, linears }) => findMergedHead(graph, linears, config?.values ?? {}, [adapter])),
+      graphs.map(({ graph, linears, config }) => {
+        return findMergedHead(graph, linears, config, [share]).catch((error) => fit.refused(error))
+      }),
     )
-    const hasPlace = async (i: number, name: string) =>
-      heads[i]?.placed.tensors.has(name) === true ||
-      isPlaced(bases[i].model, graphs[i].graph, adapter.only(new Set([name])), modules, config)
-    const { parts: own, missing } = await spreadAdapter(graphs, adapter, hasPlace)
+    const hasPlace = async (i: number, name: string) => {
+      if (heads[i]?.placed.tensors.has(name)) return true
+      const scratch = new Fit()
+      const parts = share.parts.filter((part) => part.name === name)
+      await collectEdits(graphs[i], [{ ...share, parts }], opened, scratch)
+      return scratch.problems.length === 0
+    }
+    const { parts: own, missing } = await spreadAdapter(graphs, share.parts, hasPlace)
     if (missing.length > 0) {
       const linears = graphs.flatMap(({ linears }) => linears.map(({ name }) => name))
       const paths = bases.map(({ path }) => path)
-      if (!allowMissing) throw missingError(missing, linears, adapter.size, paths)
-      if (missing.length === adapter.size) {
-        throw new MismatchError({ where: 'adapter', what: 'the model has no module for any of its layers' })
+      if (!allowMissing) {
+        fit.problems.push(missingError(missing, linears, share.parts.length, paths))
+        for (const name of missing) {
+          fit.parts.push({ name, info: undefined, problem: missingError([name], linears, share.parts.length, paths) })
+        }
+      } else if (missing.length === share.parts.length) {
+        fit.add(new MismatchError({ where: 'adapter', what: 'the model has no module for any of its layers' }))
       }
       warnings.push(`left out, because the model has no module for it: ${missing.join(', ')}`)
     }
     own.forEach((names, i) => {
-      if (names.size > 0) shares[i].push({ adapter: adapter.only(names), weight })
+      if (names.size > 0) shares[i].push({ ...share, parts: share.parts.filter(({ name }) => names.has(name)) })
     })
   }
   return { shares, warnings }
-}
-
-async function isPlaced(
-  model: OnnxModel,
-  graph: Graph,
-  part: LoraAdapter,
-  modules: ModuleMap = {},
-  config: Config | undefined,
-): Promise<boolean> {
-  try {
-    await collectEdits(model, graph, [{ adapter: part, weight: 1 }], modules, { config: config?.values })
-    return true
-  } catch (error) {
-    if (error instanceof LowrankError) return false
-    throw error
-  }
 }

@@ -1,38 +1,45 @@
 // Plans a merge into an ONNX graph: which initializers change, and which places need one of their own because the
 // exporter let them share it.
 
-import type { ByteSource } from '../../base/bytes.js'
+import { create } from '@bufbuild/protobuf'
 import { UnsupportedError } from '../../base/errors.js'
-import type { ModelProto, NodeProto, TensorProto } from '../../formats/onnx/gen/onnx_pb.js'
+import { type ModelProto, type NodeProto, type TensorProto, TensorProtoSchema } from '../../formats/onnx/gen/onnx_pb.js'
 import { copyMessage } from '../../formats/onnx/messages.js'
 import type { OnnxModel } from '../../formats/onnx/model.js'
 import { hasCacheBranches, takeBranchWithoutCache } from '../../graph/inputs/cache.js'
 import { findLinears, type ModuleMap } from '../../graph/match/linears.js'
-import { storedValue } from '../../graph/match/parameters.js'
+import { findEmbeddings } from '../../graph/match/parameters.js'
 import { Graph, implicitInputs } from '../../graph/view/graph.js'
 import { HANDS_ON } from '../../graph/view/source.js'
-import type { LoraAdapter } from '../../lora/adapter.js'
-import type { LayerMagnitude } from '../plan/adapters.js'
+import type { GraphShare, OpenAdapters } from '../plan/adapters.js'
 import type { HeadEdit } from '../plan/config-edit.js'
+import type { Fit } from '../plan/fit.js'
 import type { OutputTensor } from '../plan/layout.js'
 import type { LayerChange } from '../report.js'
 import { collectEdits, type Edit } from './edits.js'
 import { findMergedHead, headEdit, writeHead } from './head.js'
-import { branchChange, mergeBranches, type QuantizedLayer, type QuantizedPolicy, unmergeBranches } from './quantized.js'
+import {
+  branchChange,
+  mergeBranches,
+  type QuantizedLayer,
+  type QuantizedPolicy,
+  readQuantized,
+  unmergeBranches,
+} from './quantized.js'
 import { planRequantization } from './requantize.js'
-import { targetOf } from './targets.js'
+import { resizeVocabulary } from './resized.js'
 
 export interface OnnxMergePlan {
   /** The graph of the result. */
   readonly proto: ModelProto
   /** Weights that change, by the name of the initializer in `proto`. */
   readonly targets: ReadonlyMap<string, OutputTensor>
-  /** DoRA layers of the targets. */
-  readonly magnitudes: readonly LayerMagnitude[]
   /** Names of initializers that the base does not have: a new head's. */
   readonly added: readonly string[]
   /** The head, as config.json describes it. Undefined if the adapters bring none. */
   readonly head: HeadEdit | undefined
+  /** Rows of the embeddings, where they are other than the base's. */
+  readonly vocabulary: number | undefined
   /** Layers with quantized weights that got a branch, or lost one. */
   readonly branches: readonly QuantizedLayer[]
   /** Makes the tensors of weights that are quantized again, by the name of the initializer. */
@@ -59,50 +66,62 @@ interface OnnxPlanOptions {
 }
 
 /** Places whose tensor becomes the same: one tensor, the same changes. */
-interface Group {
-  /** The value that holds it: an initializer, or a Constant node's output. */
-  readonly weight: string
-  readonly edits: [Edit, ...Edit[]]
-}
+type Group = [Edit, ...Edit[]]
 
 /**
  * Plans the graph of a result.
  *
- * @param sources the plan's, with the files of the model. They get what the adapters hold
- * @throws what {@link collectEdits}, {@link findMergedHead} and {@link targetOf} throw
+ * @param shares the parts of the adapters that go into this graph
+ * @param opened the adapters, and the sources of the plan, with the files of the model
+ * @param fit gets the parts, their places and all problems
+ * @returns undefined if something does not fit, or only that was to be found out
  */
 export async function planOnnxMerge(
   model: OnnxModel,
-  adapters: readonly { readonly adapter: LoraAdapter; readonly weight: number }[],
-  { config = {}, modules = {}, factors, quantized: policy, isUnmerge = false }: OnnxPlanOptions = {},
-  sources: ByteSource[] = [...model.files.values()],
-): Promise<OnnxMergePlan> {
+  shares: readonly GraphShare[],
+  opened: OpenAdapters,
+  fit: Fit,
+  { config = {}, modules = {}, factors, quantized: policy, isUnmerge = false }: OnnxPlanOptions,
+): Promise<OnnxMergePlan | undefined> {
   const graph = new Graph(model.proto)
   let linears = findLinears(graph, modules)
-  const loaded = adapters.map(({ adapter }) => adapter)
-  let head = await findMergedHead(graph, linears, config, loaded)
+  const findHead = () => findMergedHead(graph, linears, config, shares).catch((error) => fit.refused(error))
+  let head = await findHead()
   if (head?.isReplaced === false && head.placed.input.rows === 'last' && hasCacheBranches(graph)) {
     // A head reads whole texts: what reads a cache has no use any more, and the head's input may lie in it.
     takeBranchWithoutCache(graph)
     graph.prune()
     linears = findLinears(graph, modules)
-    head = await findMergedHead(graph, linears, config, loaded)
+    head = await findHead()
   }
-  const isElsewhere = (adapter: LoraAdapter, tensor: string) =>
+  const isElsewhere = ({ adapter }: GraphShare, tensor: string) =>
     head?.isReplaced === false && head.adapter === adapter && head.placed.tensors.has(tensor)
-  const { edits, quantized } = await collectEdits(model, graph, adapters, modules, { policy, config, isElsewhere })
-  if (policy !== undefined && quantized.length === 0) throw nothingQuantized(graph, policy)
-  const groups = groupByWeight(graph, edits)
+  if (head?.isReplaced === false) {
+    fit.notes.push(`it brings a head, which the base has not: ${[...head.placed.tensors].join(', ')}`)
+  }
+  const places = { model, graph, linears, config, embeddings: findEmbeddings(graph) }
+  const { edits, quantized: parts } = await collectEdits(places, shares, opened, fit, { policy, isElsewhere })
+  const vocabulary = fit.note(() => resizeVocabulary(places, edits))
+  fit.vocabulary ??= linears.find(({ isHead }) => isHead)?.d ?? null
+  if (fit.problems.length > 0 || fit.listsAll) return undefined
+  if (policy !== undefined && parts.length === 0) throw nothingQuantized(graph, policy)
   const inSubgraphs = new Set(graph.nodes.flatMap(implicitInputs))
   const targets = new Map<string, OutputTensor>()
-  const magnitudes: LayerMagnitude[] = []
-  for (const group of groups) {
-    const source = graph.constant(group.weight) as TensorProto
-    const readers = new Set(group.edits.map((edit) => edit.node))
-    const isShared = !graph.initializers.has(group.weight) || hasOtherReaders(graph, group.weight, readers, inSubgraphs)
-    const name = isShared ? giveOwnWeight(graph, group, source) : group.weight
-    targets.set(name, targetOf(name, group.edits[0], source, { model, sources, magnitudes }))
+  for (const group of groupByWeight(edits)) {
+    const [{ weight, layers, placed, base }] = group
+    const readers = new Set(group.map((edit) => edit.node))
+    const isShared = !graph.initializers.has(weight) || hasOtherReaders(graph, weight, readers, inSubgraphs)
+    const name = isShared ? giveOwnWeight(graph, group) : weight
+    targets.set(name, { ...base, name, layers, ...placed })
+    const { dataType } = graph.initializers.get(name)!
+    const shape = placed?.base?.shape.map(BigInt)
+    // The vocabulary has grown.
+    if (shape !== undefined && shape.join() !== graph.initializers.get(name)!.dims.join()) {
+      graph.addInitializer(create(TensorProtoSchema, { name, dataType, dims: shape }))
+    }
   }
+  const quantized: QuantizedLayer[] = []
+  for (const part of parts) quantized.push(await readQuantized(part))
   const changed: LayerChange[] = []
   const before = new Graph(model.proto)
   let requantized: OnnxMergePlan['requantized'] = new Map()
@@ -111,10 +130,10 @@ export async function planOnnxMerge(
   } else if (isUnmerge) await unmergeBranches(model, graph, quantized)
   else await mergeBranches(model, graph, quantized, factors)
   const branches = policy === 'requantize' ? [] : quantized
-  const added = head?.isReplaced === false ? writeHead(graph, linears, head) : []
+  const added = head?.isReplaced === false ? await writeHead(graph, linears, head) : []
   const ofHead = { added, head: head && (await headEdit(config, head)) }
   return {
-    ...{ proto: graph.toModel(), targets, magnitudes, ...ofHead, branches, requantized },
+    ...{ proto: graph.toModel(), targets, ...ofHead, branches, requantized, vocabulary },
     reports: [...targets.values()].flatMap(({ layers }) => layers.flatMap(({ report }) => report ?? [])),
     quantized: policy === 'requantize' ? quantized.map(({ name }) => name) : [],
     async changes() {
@@ -135,14 +154,13 @@ function nothingQuantized(graph: Graph, policy: QuantizedPolicy): UnsupportedErr
   })
 }
 
-function groupByWeight(graph: Graph, edits: readonly Edit[]): Group[] {
+function groupByWeight(edits: readonly Edit[]): Group[] {
   const groups = new Map<string, Group>()
   for (const edit of edits) {
-    const weight = storedValue(graph, edit.node.input[edit.input])
-    const key = JSON.stringify([weight, edit.parts.length > 0 && edit.isInputMajor, edit.keys])
+    const key = JSON.stringify([edit.weight, edit.layers[0]?.isInputMajor ?? false, edit.keys])
     const group = groups.get(key)
-    if (group !== undefined) group.edits.push(edit)
-    else groups.set(key, { weight, edits: [edit] })
+    if (group !== undefined) group.push(edit)
+    else groups.set(key, [edit])
   }
   return [...groups.values()]
 }
@@ -162,9 +180,10 @@ function hasOtherReaders(
 }
 
 /** A copy of the weight under a new name, with copies of the nodes that hand it on, for the group's places alone. */
-function giveOwnWeight(graph: Graph, { weight, edits }: Group, source: TensorProto): string {
-  const name = graph.freshName(edits[0].name)
-  graph.addInitializer(copyMessage(source, { name }))
+function giveOwnWeight(graph: Graph, edits: Group): string {
+  const [{ weight, name: own }] = edits
+  const name = graph.freshName(own)
+  graph.addInitializer(copyMessage(graph.constant(weight) as TensorProto, { name }))
   for (const { node, input } of edits) node.input[input] = ownPath(graph, node.input[input], weight, name)
   graph.invalidate()
   if (graph.consumers(weight).length === 0 && !isNeeded(graph, weight)) graph.initializers.delete(weight)

@@ -8,10 +8,12 @@ import { addBranches, type BranchValues, branchTensors, FACTOR_TYPES } from '../
 import { affineOf, weightBlocks } from '../../graph/inject/affine.js'
 import type { Linear } from '../../graph/match/linears.js'
 import { findBranches, type MergedBranch, removeBranch } from '../../graph/match/merged-branches.js'
+import { layerOfPart } from '../../graph/match/packed.js'
 import type { Graph } from '../../graph/view/graph.js'
 import { normOfProduct, transpose } from '../../linalg/product.js'
 import { StoredDelta } from '../../lora/delta.js'
 import type { LoraLayer } from '../../lora/layer.js'
+import type { GraphShare } from '../plan/adapters.js'
 import type { LayerChange } from '../report.js'
 
 /**
@@ -20,7 +22,16 @@ import type { LayerChange } from '../report.js'
  */
 export type QuantizedPolicy = 'branches' | 'requantize'
 
-/** A layer of an adapter that is meant for a layer with integer weights. */
+/** A layer of an adapter, or some of its outputs, that is meant for a layer with integer weights. */
+export interface QuantizedPart {
+  readonly share: GraphShare
+  /** The layer's name in the adapter. */
+  readonly name: string
+  readonly part: { readonly name: string; readonly d: number; readonly start: number }
+  readonly linear: Linear
+}
+
+/** The same with its values. */
 export interface QuantizedLayer {
   /** Number of the adapter among those that are merged. */
   readonly adapter: number
@@ -30,6 +41,14 @@ export interface QuantizedLayer {
   readonly linear: Linear
   /** The adapter's weight in the merge; that of an unmerge has the other sign. */
   readonly weight: number
+}
+
+/** Reads the values of a layer. Throws as the adapter's `read`. */
+export async function readQuantized({ share, name, part, linear }: QuantizedPart): Promise<QuantizedLayer> {
+  const { adapter, index, weight } = share
+  const own = await adapter.read(name)
+  const layer = own.kind === 'embedding' ? own.product : layerOfPart({ ...part, k: linear.k, layer: own as LoraLayer })
+  return { adapter: index, name, layer, linear, weight }
 }
 
 /**

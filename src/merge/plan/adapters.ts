@@ -3,18 +3,19 @@
 
 import { type ByteSource, MemorySource } from '../../base/bytes.js'
 import { encodeWeights, isFiniteStored, isWeightDtype, type WeightDtype } from '../../base/dtype.js'
-import { MismatchError, UnsupportedError } from '../../base/errors.js'
+import { attempt, type LowrankError, MismatchError, UnsupportedError } from '../../base/errors.js'
 import { elementCount, type FloatArray, type Shaped, type Tensor } from '../../base/tensor.js'
 import type { TensorInfo } from '../../formats/safetensors.js'
 import { scalingOf } from '../../lora/config.js'
 import { notFinite } from '../../lora/factors.js'
 import { convolutionShape, groupsRefusal } from '../../lora/kinds/convolution-factors.js'
 import type { FactorView, ParameterView } from '../../lora/part.js'
+import { requireOwnLayers, requireUnchangedBase } from '../../lora/requirements.js'
 import type { AdapterTensor } from '../../peft/keys.js'
-import type { Meaning } from '../../peft/labels.js'
-import { type OpenAdapter, type OpenOptions, openForUse, tensorPlace } from '../../peft/open.js'
+import { type OpenAdapter, type OpenOptions, openAdapter, tensorPlace } from '../../peft/open.js'
+import type { OpenPart } from '../../peft/tensors.js'
 import { isHeadModule } from '../../peft/tied.js'
-import { type AdapterInput, refuseWeighted, weighted, weightedError } from '../weighted.js'
+import { type AdapterInput, refuseWeighted, weighted } from '../weighted.js'
 
 const READ_BYTES = 1 << 20
 
@@ -46,6 +47,8 @@ export interface FactorSlice {
 /** One layer of one adapter. */
 export interface LayerFactors {
   readonly name: string
+  /** Number of the adapter among those that are merged. */
+  readonly adapter: number
   readonly d: number
   readonly k: number
   readonly rank: number
@@ -89,10 +92,14 @@ export interface LayerMagnitude {
   /** m (d) */
   readonly magnitude: Factor
   readonly scales: Float64Array
+  /** How much of the adapter is merged. */
+  readonly weight: number
 }
 
 /** Values in the place of a tensor of the base, or of some of its rows. */
 export interface BaseReplacement {
+  /** Number of the adapter among those that are merged. */
+  readonly adapter: number
   /** The base's tensor, as the adapter names it. */
   readonly tensor: string
   /** Which of the adapters' sources holds the new values, at `info`. */
@@ -104,19 +111,17 @@ export interface BaseReplacement {
   readonly isTied: boolean
 }
 
-/** The parts of all adapters of a merge, and the sources that hold them. */
-export interface OpenAdapters {
-  readonly layers: readonly LayerFactors[]
-  readonly magnitudes: readonly LayerMagnitude[]
-  readonly replacements: readonly BaseReplacement[]
-  /** task_type of the configs. */
-  readonly tasks: ReadonlySet<string>
-  /** Classes of the models that they were made for, where the configs name them. */
-  readonly classes: ReadonlySet<string>
-  /** The meaning of the logits of their heads, one entry for each adapter. */
-  readonly meanings: readonly Meaning[]
-  readonly sources: readonly ByteSource[]
-  close(): Promise<void>
+/** An open adapter, and how much of it is merged. */
+export interface WeightedPart {
+  readonly adapter: OpenAdapter
+  readonly weight: number
+}
+
+/** Parts of one of the adapters of a merge. */
+export interface GraphShare extends WeightedPart {
+  /** Number of the adapter among those that are merged. */
+  readonly index: number
+  readonly parts: readonly OpenPart[]
 }
 
 /** The tensors that a merge changes. */
@@ -128,8 +133,8 @@ export type MergeParts = Pick<OpenAdapters, 'layers' | 'replacements'>
  * @param sign −1 to take adapters out again
  * @param options as openAdapter's: with `isTolerant`, what is wrong with an adapter is passed over
  * @param sources the plan's, which get those of the adapters
- * @throws what openAdapter throws; ConfigError when a weight is not valid, MismatchError when there is nothing to
- *   merge, UnsupportedError when a part that is no sum would be weighted or unmerged
+ * @throws what openAdapter throws; ConfigError when a weight is not valid; UnsupportedError when a part that is no sum
+ *   would be weighted or unmerged
  */
 export async function openAdapters(
   inputs: readonly AdapterInput[],
@@ -137,26 +142,21 @@ export async function openAdapters(
   { strict = false, isTolerant = false }: Pick<OpenOptions, 'strict' | 'isTolerant'> = {},
   sources: ByteSource[] = [],
 ): Promise<OpenAdapters> {
-  const closers: (() => Promise<void>)[] = []
-  const close = async () => {
-    for (const closeOne of closers.splice(0)) await closeOne()
-  }
+  const found = new OpenAdapters(sources)
   try {
-    const found = new FoundParts(sources)
     for (const [i, input] of inputs.entries()) {
       const { adapter, weight } = weighted(input, i)
-      const opened = await openForUse(adapter, 'merging', { strict, isTolerant })
-      closers.push(opened.close)
+      const opened = await openAdapter(adapter, { strict, isTolerant })
+      found.adapters.push({ adapter: opened, weight: sign * weight })
       refuseWeighted(opened.parts(), sign * weight)
       found.add(opened, sign * weight)
     }
-    const { layers, magnitudes, replacements, tasks, classes, meanings } = found
-    if (layers.length === 0 && replacements.length === 0) {
-      throw new MismatchError({ where: 'adapters', what: 'there is no layer to merge' })
+    if (found.adapters.every(({ adapter }) => adapter.parts().length === 0)) {
+      found.problems.push(new MismatchError({ where: 'adapters', what: 'there is no layer to merge' }))
     }
-    return { layers, magnitudes, replacements, tasks, classes, meanings, sources, close }
+    return found
   } catch (error) {
-    await close()
+    await found.close()
     throw error
   }
 }
@@ -178,13 +178,18 @@ export async function requireFiniteReplacements({ replacements, sources }: OpenA
   }
 }
 
-class FoundParts {
+/** The parts of all adapters of a merge, and the sources that hold them. */
+export class OpenAdapters {
+  readonly adapters: WeightedPart[] = []
+  /** Why they cannot be merged into any base. */
+  readonly problems: LowrankError[] = []
   readonly layers: LayerFactors[] = []
   readonly magnitudes: LayerMagnitude[] = []
   readonly replacements: BaseReplacement[] = []
+  /** task_type of the configs. */
   readonly tasks = new Set<string>()
+  /** Classes of the models that they were made for, where the configs name them. */
   readonly classes = new Set<string>()
-  readonly meanings: Meaning[] = []
   readonly #numbers = new Map<ByteSource, number>()
 
   constructor(readonly sources: ByteSource[]) {}
@@ -192,7 +197,9 @@ class FoundParts {
   add(adapter: OpenAdapter, weight: number): void {
     const parts = adapter.parts()
     const { ensureWeightTying, taskType, peftFields } = adapter.config
-    this.meanings.push(adapter.meaning)
+    this.#note(() => requireUnchangedBase(adapter, 'merging'))
+    this.#note(() => requireOwnLayers(adapter, 'merging'))
+    const own = { adapter: this.adapters.length - 1 }
     if (taskType !== undefined) this.tasks.add(taskType)
     const mapping = peftFields.auto_mapping as { base_model_class?: unknown } | null | undefined
     if (typeof mapping?.base_model_class === 'string') this.classes.add(mapping.base_model_class)
@@ -205,14 +212,22 @@ class FoundParts {
         const placed = this.#place(tensors.weight)
         // PEFT saves some tensors along, such as resized embeddings. They belong to the base, which ties them.
         const isTied = ensureWeightTying || !part.isTrained
-        this.replacements.push({ tensor: name, rows: undefined, isTied, ...placed })
+        this.replacements.push({ ...own, tensor: name, rows: undefined, isTied, ...placed })
       } else if (part.kind === 'token-rows') {
         const tensor = `${part.module}.weight`
         const placed = this.#place(part.tensors.weight)
-        this.replacements.push({ tensor, rows: part.indices, isTied: isShared, ...placed })
-      } else if (part.kind === 'parameter') this.#addExperts(part, weight)
-      else this.#addLayer(part, weight)
+        this.replacements.push({ ...own, tensor, rows: part.indices, isTied: isShared, ...placed })
+      } else if (part.kind === 'parameter') this.#note(() => this.#addExperts(part, weight))
+      else this.#note(() => this.#addLayer(part, weight))
     }
+  }
+
+  async close(): Promise<void> {
+    for (const { adapter } of this.adapters.splice(0)) await adapter.close()
+  }
+
+  #note(work: () => void): void {
+    this.problems.push(...attempt(work).problems)
   }
 
   /** The number of a tensor's source, which a file's tensors share. */
@@ -254,12 +269,10 @@ class FoundParts {
     const stored = { isLinear: kind === 'linear', isInputMajor, shape }
     const isTied = config.ensureWeightTying && magnitude === undefined
     const matrix = { tensor: 'weight', experts: undefined, isTied }
-    const layer = { name, d, k, rank, scale, ...stored, a, b, ...matrix, scales }
+    const own = { name, adapter: this.adapters.length - 1 }
+    const layer = { ...own, d, k, rank, scale, ...stored, a, b, ...matrix, scales }
     this.layers.push(layer)
-    if (magnitude !== undefined) {
-      if (weight !== 1) throw weightedError(name, 'a DoRA layer', weight)
-      this.magnitudes.push({ layer, magnitude, scales: values })
-    }
+    if (magnitude !== undefined) this.magnitudes.push({ layer, magnitude, scales: values, weight })
     if (tensors.biasB === undefined) return
     // s·biasB is the product of 1 (1, 1) and biasB (1, d).
     const one = matrixFactor(`${name}: one`, { data: Float32Array.of(1), shape: [1, 1] }, this.sources)
@@ -277,7 +290,7 @@ class FoundParts {
       isTied,
       scales: undefined,
     }
-    this.layers.push({ name, scale, ...bias })
+    this.layers.push({ ...own, scale, ...bias })
   }
 
   #addExperts({ name: full, module, config, experts, tensors }: ParameterView<AdapterTensor>, weight: number): void {
@@ -286,7 +299,7 @@ class FoundParts {
     const [d, k, { rank }] = [b.rows, a.columns, config]
     const stored = { isLinear: false, isInputMajor: false, shape: [experts, d, k] }
     const factors = { d, k, rank, scale, ...stored, a, b, isTied: config.ensureWeightTying }
-    const own = { name: module, tensor: full.slice(module.length + 1) }
+    const own = { name: module, adapter: this.adapters.length - 1, tensor: full.slice(module.length + 1) }
     this.layers.push({ ...own, ...factors, experts, scales: undefined })
   }
 }
@@ -304,7 +317,7 @@ function convolutionWeight({ weightA, weightB }: FactorView<Shaped>['tensors'], 
 }
 
 /** The place of a DoRA layer's scales (d), which are computed later. */
-export function scalesFactor(layer: string, scales: Float64Array, sources: ByteSource[]): Factor {
+function scalesFactor(layer: string, scales: Float64Array, sources: ByteSource[]): Factor {
   return matrixFactor(`${layer}: scales`, { data: scales, shape: [1, scales.length] }, sources)
 }
 
@@ -313,7 +326,7 @@ function matrixSize(shape: readonly number[]): { rows: number; columns: number }
 }
 
 /** A matrix in memory as a factor: it becomes a source of its own. */
-export function matrixFactor(name: string, { data, shape }: Tensor<FloatArray>, sources: ByteSource[]): Factor {
+function matrixFactor(name: string, { data, shape }: Tensor<FloatArray>, sources: ByteSource[]): Factor {
   const dtype = data instanceof Float64Array ? 'fp64' : 'fp32'
   const bytes = encodeWeights(data, dtype)
   return {

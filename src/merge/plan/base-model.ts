@@ -3,7 +3,6 @@
 import type { ByteSource } from '../../base/bytes.js'
 import { type Checkpoint, shardSource } from '../../formats/checkpoint.js'
 import type { TensorInfo } from '../../formats/safetensors.js'
-import type { Meaning } from '../../peft/labels.js'
 import type { BaseReplacement, OpenAdapters } from './adapters.js'
 import { namesIn } from './find-weights.js'
 import type { CheckpointNames } from './names/choose.js'
@@ -23,8 +22,7 @@ export interface BaseModel {
    * The head of the adapters' task in this type of model. Undefined without one task, or for a model that is not known.
    */
   readonly head: ModelHead | undefined
-  /** The meaning of the logits of the adapters' heads. */
-  readonly meanings: readonly Meaning[]
+  readonly adapters: OpenAdapters['adapters']
 }
 
 const COMPARED_BYTES = 1 << 20
@@ -33,7 +31,7 @@ const COMPARED_BYTES = 1 << 20
 export async function knowBase(
   checkpoint: Checkpoint,
   config: Readonly<Record<string, unknown>> | undefined,
-  { layers, replacements, tasks, classes, sources, meanings }: Omit<OpenAdapters, 'close'>,
+  { adapters, layers, replacements, tasks, classes, sources }: OpenAdapters,
 ): Promise<BaseModel> {
   const tables = await loadTables()
   const names = namesIn(checkpoint, { layers, replacements, classes }, config, tables)
@@ -60,7 +58,7 @@ export async function knowBase(
   }
   const [task] = tasks
   const head = tasks.size === 1 ? tables.head(String(config?.model_type), task) : undefined
-  return { checkpoint, config, names, ties, unchanged, head, meanings }
+  return { checkpoint, config, names, ties, unchanged, head, adapters }
 }
 
 /** transformers does not tie stored tensors of different values. */

@@ -4,6 +4,7 @@
 import { type Directory, parsePythonJson, readAll } from '../../base/bytes.js'
 import type { FloatDtype } from '../../base/dtype.js'
 import { FormatError, MismatchError } from '../../base/errors.js'
+import { isObject } from '../../base/options.js'
 import { setMember } from '../../formats/json-edit.js'
 import { dtypeOf } from '../../graph/graph-file.js'
 import type { Meaning } from '../../peft/labels.js'
@@ -144,8 +145,13 @@ export function headWarning({ architecture = 'model with a head', labels }: Head
  *
  * @throws MismatchError for labels that are not as many as the head gives
  */
-export function meaningOf(adapters: readonly Meaning[], count: number | undefined): Meaning {
-  const told = adapters.find(({ labels, problemType }) => labels !== undefined || problemType !== undefined)
+export function meaningOf(
+  adapters: readonly { readonly adapter: { readonly meaning: Meaning } }[],
+  count: number | undefined,
+): Meaning {
+  const told = adapters
+    .map(({ adapter }) => adapter.meaning)
+    .find(({ labels, problemType }) => labels !== undefined || problemType !== undefined)
   const { labels, problemType } = told ?? { labels: undefined, problemType: undefined }
   if (labels === undefined || count === undefined || labels.length === count) return { labels, problemType }
   throw new MismatchError({
@@ -176,8 +182,4 @@ export async function loadConfig(base: Directory): Promise<Config | undefined> {
   } finally {
     await source.close()
   }
-}
-
-function isObject(value: unknown): value is Record<string, unknown> {
-  return typeof value === 'object' && value !== null && !Array.isArray(value)
 }

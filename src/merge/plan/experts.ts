@@ -9,7 +9,6 @@ import type { TensorInfo } from '../../formats/safetensors.js'
 import { sizeOfDtype } from '../../kernels/merge-kernel.js'
 import { parameterLayout } from '../../lora/kinds/experts.js'
 import type { Factor, LayerFactors } from './adapters.js'
-import type { StoredForm } from './names/rules.js'
 
 /**
  * Models whose experts are stored as (E, k, d): transformers holds them so too (`is_transposed`), or turns them when it
@@ -23,15 +22,6 @@ const INPUT_MAJOR_MODELS: ReadonlySet<unknown> = new Set([
   'qwen3_vl_moe',
   'qwen3_vl_moe_text',
 ])
-
-/**
- * The matrices that transformers 5 stacks, and saves one by one (conversion_mapping.py: qwen2_moe, nemotron_h, mixtral
- * and what is like them).
- */
-const PARTS: readonly Readonly<Record<string, readonly string[]>>[] = [
-  { gate_up_proj: ['gate_proj', 'up_proj'], up_proj: ['up_proj'], down_proj: ['down_proj'] },
-  { gate_up_proj: ['w1', 'w3'], down_proj: ['w2'] },
-]
 
 type Tensors = ReadonlyMap<string, CheckpointTensor>
 
@@ -125,31 +115,4 @@ function isInputMajor(
 export function isInputMajorModel(config: Readonly<Record<string, unknown>> | undefined): boolean {
   const text = config?.text_config as Record<string, unknown> | null | undefined
   return INPUT_MAJOR_MODELS.has(config?.model_type) || INPUT_MAJOR_MODELS.has(text?.model_type)
-}
-
-/**
- * The form of a stacked parameter whose matrices the checkpoint holds one by one; undefined where it does not.
- *
- * @param module the layer's, as the checkpoint has it
- */
-export function separateForm(
-  { experts, tensor: parameter }: LayerFactors,
-  module: string,
-  tensors: Tensors,
-  config: Readonly<Record<string, unknown>> | undefined,
-): StoredForm | undefined {
-  if (experts === undefined) return undefined
-  const mixtral = module.replace(/\.mlp\.(experts|gate)$/, '.block_sparse_moe.$1')
-  if (experts === 1 && mixtral !== module && tensors.has(`${mixtral}.${parameter}`)) {
-    return { tensors: [`${mixtral}.${parameter}`], isTurned: false, share: undefined }
-  }
-  for (const parts of PARTS.flatMap((table) => (Object.hasOwn(table, parameter) ? [table[parameter]] : []))) {
-    for (const stem of new Set([module, mixtral])) {
-      const names = parts.map((part) => `${stem}.*.${part}.weight`)
-      if (!names.every((name) => tensors.has(name.replace('*', '0')))) continue
-      // Matrices of their own are linear layers' in every model, and so (d, k).
-      return { tensors: names, isTurned: isInputMajorModel(config), share: undefined }
-    }
-  }
-  return undefined
 }

@@ -7,8 +7,7 @@ import { formatShape } from '../../base/tensor.js'
 import type { Checkpoint, CheckpointTensor } from '../../formats/checkpoint.js'
 import type { TensorInfo } from '../../formats/safetensors.js'
 import type { LayerFactors, OpenAdapters } from './adapters.js'
-import { separateForm, stackedLayer } from './experts.js'
-import { fusionHint } from './fused.js'
+import { stackedLayer } from './experts.js'
 import { type CheckpointNames, chooseNames } from './names/choose.js'
 import { isPlain, layersOfForm, unknownForm } from './names/forms.js'
 import type { StoredForm } from './names/rules.js'
@@ -66,8 +65,6 @@ export function findWeights(layer: LayerFactors, search: WeightSearch): readonly
     checkWeight(own, tensor.info)
     return [{ name, tensor, layer: own, group }]
   }
-  const separate = separateForm(layer, module, tensors, config)
-  if (separate !== undefined) return inAnotherForm(layer, separate, search)
   refuseQuantized()
   if (layer.experts === undefined && layer.tensor === 'bias' && tensors.has(`${module}.weight`)) {
     throw new MismatchError({
@@ -98,14 +95,10 @@ export function namesIn(
   config: Readonly<Record<string, unknown>> | undefined,
   tables: ModelTables,
 ): CheckpointNames {
-  const wanted = layers.map((layer) => {
-    const isThere = (stored: string) => {
-      const module = stored.slice(0, -layer.tensor.length - 1)
-      // A bias has its weight beside it, where the base has none.
-      if (layer.experts === undefined) return layer.tensor === 'bias' && tensors.has(`${module}.weight`)
-      return separateForm(layer, module, tensors, config) !== undefined
-    }
-    return { name: `${layer.name}.${layer.tensor}`, isThere }
+  const wanted = layers.map(({ name, tensor }) => {
+    // A bias has its weight beside it, where the base has none.
+    const isThere = (stored: string) => tensor === 'bias' && tensors.has(`${stored.slice(0, -'.bias'.length)}.weight`)
+    return { name: `${name}.${tensor}`, isThere }
   })
   const entries = typesOf(config, classes, tables).flatMap((type) => tables.names(type))
   return chooseNames(layers.length > 0 ? wanted : replacements.map(({ tensor: name }) => ({ name })), tensors, entries)
@@ -156,13 +149,15 @@ export function labelOf({ name, tensor, experts }: LayerFactors): string {
 export function missingError(
   missing: readonly LayerFactors[],
   layers: readonly LayerFactors[],
-  tensors: ReadonlyMap<string, CheckpointTensor>,
+  { tensors, shards: [{ path }, ...others] }: Checkpoint,
 ): MismatchError {
   const labels = [...new Set(missing.map(labelOf))]
   const modules = [...tensors.keys()].map((name) => name.replace(/\.weight$/, ''))
   const near = nearMisses(labels[0], modules)
-  const hint =
-    fusionHint(labels[0], modules) ?? (near.length > 0 ? `Nearest to the first: ${near.join(', ')}` : undefined)
+  const isPart = others.length === 0 && /-\d{5}-of-\d{5}\.safetensors$/.test(path)
+  const hint = isPart
+    ? 'The base is one of several files: give their folder'
+    : (fusionHint(labels[0], modules) ?? (near.length > 0 ? `Nearest to the first: ${near.join(', ')}` : undefined))
   const isNone = labels.length === new Set(layers.map(labelOf)).size
   const shown = labels.slice(0, 5).join(', ') + (labels.length > 5 ? `, … (${labels.length} in all)` : '')
   return new MismatchError({
@@ -171,4 +166,44 @@ export function missingError(
     expected: `a tensor ${labels[0]}${missing[0].experts === undefined ? '.weight' : ''}`,
     ...(hint !== undefined && { hint }),
   })
+}
+
+// Modules that some checkpoints keep as one and others apart. How the parts lie in the whole differs by model (one
+// below the other, by head, by group of heads), so that an adapter of the one is not merged into the other, but told
+// why.
+
+/** Content that belongs together, names of the one module, and names of the separate ones. */
+const FUSIONS: readonly (readonly [content: string, whole: RegExp, parts: RegExp])[] = [
+  [
+    'queries, keys and values',
+    /(^|\.)(qkv_proj|query_key_value|c_attn|[Ww]qkv|W_pack|qkv)$/,
+    /(^|\.)([qkv]_(proj|lin)|query|key|value|w?[qkv])$/,
+  ],
+  ['gate and up projection', /(^|\.)(gate_up_proj|gate_up)$/, /(^|\.)(gate_proj|up_proj|w1|w3)$/],
+]
+
+/**
+ * Why a module is not in the base, when the base has the same weights fused or apart, in the same block of the model;
+ * undefined when that is not so.
+ *
+ * @param modules of the base
+ */
+function fusionHint(missing: string, modules: readonly string[]): string | undefined {
+  const block = blockOf(missing)
+  const own = missing.slice(missing.lastIndexOf('.') + 1)
+  for (const [content, whole, parts] of FUSIONS) {
+    const [isWhole, isPart] = [whole.test(missing), parts.test(missing)]
+    if (!isWhole && !isPart) continue
+    const near = modules.filter((module) => blockOf(module) === block && (isPart ? whole : parts).test(module))
+    if (near.length === 0) continue
+    const how = isPart ? `in one module, ${near[0]}` : `apart, in ${near.join(', ')}`
+    const which = isPart ? 'that' : 'those'
+    return `The base has ${content} ${how}: train the adapter on ${which}, or merge into a base that has ${own}`
+  }
+  return undefined
+}
+
+/** Up to the last number: a layer of the model. Without one, the parent. */
+function blockOf(module: string): string {
+  return /^.*\.\d+(?=\.)|^\d+(?=\.)/.exec(module)?.[0] ?? module.slice(0, Math.max(0, module.lastIndexOf('.')))
 }

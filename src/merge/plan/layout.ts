@@ -198,28 +198,27 @@ export function segmentsOf(tensor: OutputTensor, offset: number): Segment[] {
       return segmentOf(expert, offset + e * mergedBytes)
     })
   }
-  if (layers.some(({ region }) => region !== undefined)) {
-    return layers[0].isInputMajor ? [windowSegment(tensor, offset)] : regionSegments(tensor, offset)
-  }
-  if (rows.length === 0) return [segmentOf(tensor, offset, tensor.isReplaced ? 0 : undefined)]
-  const rowBytes = base.byteLength / base.shape[0]
-  const mergedRowBytes = outputBytes(tensor) / base.shape[0]
-  const result: Segment[] = []
-  let at = 0
-  const keep = (end: number) => {
-    if (end === at) return
-    const piece = { ...base, offset: base.offset + at * rowBytes, byteLength: (end - at) * rowBytes }
-    result.push(segmentOf({ ...tensor, base: piece }, offset + at * mergedRowBytes))
-    at = end
-  }
-  for (const { index, count, ...row } of runsOf(rows)) {
-    keep(index)
-    const values = { ...tensor, source: row.source, base: { ...base, ...row } }
-    result.push(segmentOf(values, offset + index * mergedRowBytes, index))
-    at = index + count
-  }
-  keep(base.shape[0])
-  return result
+  const hasRegions = layers.some(({ region }) => region !== undefined)
+  if (hasRegions && layers[0].isInputMajor) return [windowSegment(tensor, offset)]
+  if (!hasRegions && rows.length === 0) return [segmentOf(tensor, offset, tensor.isReplaced ? 0 : undefined)]
+  const height = base.shape[0]
+  const [rowBytes, mergedRowBytes] = [base.byteLength / height, outputBytes(tensor) / height]
+  const runs = runsOf(rows)
+  const ends = runs.flatMap(({ index, count }) => [index, index + count])
+  return cutsOf(layers, height, ends).map(({ first, end, layers: own }) => {
+    const shape = [end - first, ...base.shape.slice(1)]
+    const place = offset + first * mergedRowBytes
+    const run = runs.find(({ index, count }) => index <= first && first < index + count)
+    if (run === undefined) {
+      const piece = { ...base, shape, offset: base.offset + first * rowBytes, byteLength: (end - first) * rowBytes }
+      return segmentOf({ ...tensor, base: piece, layers: own }, place)
+    }
+    const { dtype, source, index, count } = run
+    const bytes = run.byteLength / count
+    const from = run.offset + (first - index) * bytes
+    const values = { ...base, shape, dtype, offset: from, byteLength: (end - first) * bytes }
+    return segmentOf({ ...tensor, source, base: values, layers: own }, place, first)
+  })
 }
 
 /** Rows in order; those that follow one another in the tensor and in their source are one. */
@@ -240,14 +239,16 @@ function runsOf(rows: readonly OutputRow[]): (OutputRow & { count: number })[] {
 }
 
 /**
- * The layers of a tensor that some of its rows or columns have in common: cut where a layer's region begins or ends.
+ * The layers of a tensor that some of its rows or columns have in common: cut where a layer's region begins or ends,
+ * and at other places.
  */
-function cutsOf(layers: readonly LayerFactors[], length: number) {
+function cutsOf(layers: readonly LayerFactors[], length: number, others: readonly number[] = []) {
   const ranges = layers.map((layer) => {
     const { first, count } = layer.region ?? { first: 0, count: length }
     return { layer: { ...layer, region: undefined }, first, end: first + count }
   })
-  const cuts = [...new Set([0, length, ...ranges.flatMap(({ first, end }) => [first, end])])].sort((a, b) => a - b)
+  const ends = ranges.flatMap(({ first, end }) => [first, end])
+  const cuts = [...new Set([0, length, ...ends, ...others])].sort((a, b) => a - b)
   return cuts.slice(1).map((end, i) => {
     const first = cuts[i]
     const own = ranges
@@ -257,23 +258,6 @@ function cutsOf(layers: readonly LayerFactors[], length: number) {
         return isWhole ? range.layer : layerOfRows(range.layer, first - range.first, end - first)
       })
     return { first, end, layers: own }
-  })
-}
-
-/** A tensor whose rows belong to several weights of the model. */
-function regionSegments(tensor: OutputTensor, offset: number): Segment[] {
-  const { base } = tensor
-  const height = base.shape[0]
-  const rowBytes = base.byteLength / height
-  return cutsOf(tensor.layers, height).flatMap(({ first, end, layers }) => {
-    const shape = [end - first, ...base.shape.slice(1)]
-    const piece = { ...base, shape, offset: base.offset + first * rowBytes, byteLength: (end - first) * rowBytes }
-    // Replaced rows are those of weights without a layer.
-    const rows = tensor.rows.flatMap((row) =>
-      first <= row.index && row.index < end ? { ...row, index: row.index - first } : [],
-    )
-    const place = offset + (first * outputBytes(tensor)) / height
-    return segmentsOf({ ...tensor, base: piece, layers, rows }, place)
   })
 }
 

@@ -1,18 +1,20 @@
 // The places of replaced tensors and rows in a checkpoint: the base's tensor of that name, in its type and shape.
 
 import { isWeightDtype, type TensorDtype } from '../../base/dtype.js'
-import { MismatchError, nearMisses, UnsupportedError } from '../../base/errors.js'
+import { attempt, MismatchError, nearMisses, UnsupportedError } from '../../base/errors.js'
 import { elementCount, formatShape } from '../../base/tensor.js'
 import type { Checkpoint } from '../../formats/checkpoint.js'
 import type { TensorInfo } from '../../formats/safetensors.js'
 import type { BaseReplacement } from './adapters.js'
 import type { BaseModel } from './base-model.js'
+import type { Fit } from './fit.js'
 import type { OutputTensor } from './layout.js'
 import { isPlain, unknownForm } from './names/forms.js'
 import type { StoredForm } from './names/rules.js'
 import { groupOf, type TieGroup, type Ties } from './names/ties.js'
 
-type Placed = Pick<OutputTensor, 'base' | 'source' | 'isReplaced'> | Pick<OutputTensor, 'rows'>
+/** Values in the place of a tensor's own: of all, of rows, or of columns. */
+export type Placed = Partial<Pick<OutputTensor, 'base' | 'source' | 'isReplaced' | 'rows' | 'columns'>>
 
 /** A tensor that the base does not have. */
 export interface AddedTensor {
@@ -31,23 +33,25 @@ interface Placing {
 }
 
 /**
+ * Problems are a MismatchError when the base has no such tensor, and it belongs to no head, or another shape of it;
+ * UnsupportedError when two replace one tensor.
+ *
  * @returns by tensor of the output, what it has in place of the base's own, and what the base has not
- * @throws MismatchError when the base has no such tensor, and it belongs to no head, or another shape of it;
- *   UnsupportedError when two replace one tensor
  */
-export function placeReplacements(replacements: readonly BaseReplacement[], placing: Placing) {
-  const { checkpoint, names, ties, head } = placing.base
+export function placeReplacements(replacements: readonly BaseReplacement[], placing: Placing, fit: Fit) {
+  const { base } = placing
+  const { checkpoint, names, ties, head } = base
   const { tensors } = checkpoint
   const placed = new Map<string, Placed>()
   const added = new Map<string, AddedTensor>()
-  for (const replacement of replacements) {
+  const place = (replacement: BaseReplacement) => {
     const { tensor, source, info, rows } = replacement
-    if (isBuffer(tensor) && !tensors.has(names.locate(tensor))) continue
+    if (isBuffer(tensor) && !tensors.has(names.locate(tensor))) return
     const form = names.form(tensor)
     if (form === undefined) throw unknownForm(tensor)
     if (!isPlain(form)) {
       for (const [own, one] of placeForm(replacement, form, checkpoint)) addTo(placed, own, one)
-      continue
+      return
     }
     for (const own of targetsOf(replacement, replacements, placing)) {
       const stored = tensors.get(own) ?? tensors.get(groupOf(ties, own)?.stored ?? own)
@@ -57,12 +61,27 @@ export function placeReplacements(replacements: readonly BaseReplacement[], plac
         continue
       }
       if (rows !== undefined || head?.tensors.includes(tensor) !== true) throw missingError(own, tensors.keys())
-      if (added.has(own))
-        throw new UnsupportedError({ where: own, what: 'two parts of the adapters replace its values' })
+      if (added.has(own)) throw twiceError(own)
       added.set(own, { info, source, dtype: addedDtype(info, checkpoint) })
     }
   }
+  for (const replacement of replacements) {
+    const [problem] = attempt(() => place(replacement)).problems
+    if (problem !== undefined) fit.problems.push(problem)
+    const { tensor: name, info } = replacement
+    fit.parts.push({
+      name,
+      info: storedOf(name, base) ?? (problem === undefined ? { ...info, name } : undefined),
+      problem,
+    })
+  }
   return { placed, added }
+}
+
+/** The base's tensor for a part of an adapter. */
+export function storedOf(tensor: string, { checkpoint: { tensors }, names, ties }: BaseModel): TensorInfo | undefined {
+  const name = names.form(tensor)?.tensors[0].replace('*', '0') ?? tensor
+  return (tensors.get(name) ?? tensors.get(groupOf(ties, name)?.stored ?? name))?.info
 }
 
 /**
@@ -117,15 +136,22 @@ function isHeadBias(name: string, ties: Ties): boolean {
   return group !== undefined && !group.isBias
 }
 
-/** Rows of one tensor that belong to several of the model's come together. */
 function addTo(result: Map<string, Placed>, tensor: string, placed: Placed): void {
-  const before = result.get(tensor)
-  const isApart = before !== undefined && 'rows' in before && 'rows' in placed
-  const taken = new Set(isApart ? before.rows.map(({ index }) => index) : [])
-  if (before !== undefined && (!isApart || placed.rows.some(({ index }) => taken.has(index)))) {
-    throw new UnsupportedError({ where: tensor, what: 'two parts of the adapters replace its values' })
+  result.set(tensor, joinPlaced(tensor, result.get(tensor), placed))
+}
+
+/** Joins the values that two parts give one tensor: rows that belong to several of the model's come together. */
+export function joinPlaced(tensor: string, before: Placed | undefined, placed: Placed): Placed {
+  if (before === undefined) return placed
+  const taken = new Set(before.rows?.map(({ index }) => index))
+  if (before.rows === undefined || placed.rows === undefined || placed.rows.some(({ index }) => taken.has(index))) {
+    throw twiceError(tensor)
   }
-  result.set(tensor, isApart ? { rows: [...before.rows, ...placed.rows] } : placed)
+  return { rows: [...before.rows, ...placed.rows] }
+}
+
+function twiceError(where: string): UnsupportedError {
+  return new UnsupportedError({ where, what: 'two parts of the adapters replace its values' })
 }
 
 /** A tensor that the checkpoint has as rows of a larger one, or in several. */
@@ -162,7 +188,7 @@ function placeForm(
 }
 
 /** @param source holds the new values, at `info` */
-function placedAt(source: number, info: TensorInfo, rows: readonly number[] | undefined): Placed {
+export function placedAt(source: number, info: TensorInfo, rows: readonly number[] | undefined): Placed {
   if (rows === undefined) return { base: info, source, isReplaced: true }
   const rowBytes = info.byteLength / Math.max(1, info.shape[0] ?? 1)
   return {

@@ -1,23 +1,26 @@
 // Plans a merge into a checkpoint: pure, from names, types and shapes. Strict: every layer of every adapter finds its
-// weight, in the right shape, before anything is written.
+// weight, in the right shape, before anything is written. All that does not fit is noted; a merge throws the first.
 
 import { type FloatDtype, isWeightDtype } from '../../base/dtype.js'
-import { MismatchError, UnsupportedError } from '../../base/errors.js'
-import type { Checkpoint } from '../../formats/checkpoint.js'
+import { attempt, MismatchError, UnsupportedError } from '../../base/errors.js'
+import { formatShape } from '../../base/tensor.js'
+import type { Checkpoint, CheckpointTensor } from '../../formats/checkpoint.js'
 import { type JsonObject, toPlain } from '../../formats/json.js'
-import type { LayerFactors, MergeParts } from './adapters.js'
+import type { BaseReplacement, LayerFactors, MergeParts } from './adapters.js'
 import type { BaseModel } from './base-model.js'
 import { type ConfigEdit, meaningOf } from './config-edit.js'
-import { findWeights, missingError, type WeightSearch } from './find-weights.js'
+import { findWeights, labelOf, missingError, type WeightSearch } from './find-weights.js'
+import type { Fit } from './fit.js'
 import { layOut, type OutputFile, type OutputTensor, outputBytes } from './layout.js'
-import { type Renamed, renamedTensors } from './names/choose.js'
-import type { TieGroup } from './names/ties.js'
-import { type AddedTensor, placeReplacements } from './place-replacements.js'
+import { groupOf, type TieGroup } from './names/ties.js'
+import { isVocabularyModule } from './names/vocabulary.js'
+import { type AddedTensor, type Placed, placeReplacements, storedOf } from './place-replacements.js'
 import { refuseQuantizedConfig } from './refusals.js'
-import { resizedBase } from './resized.js'
 import { partedTies, refuseUnknownTies, type TiedPolicy, tensorOf, tiedError, untiedTies } from './tied.js'
 
 const INDEX_FILE = 'model.safetensors.index.json'
+/** Near misses are looked for this often: each costs a comparison with every name of the base. */
+const MAX_SUGGESTIONS = 20
 
 /** Options that shape the output. */
 export interface PlanOptions {
@@ -38,10 +41,6 @@ export interface MergePlan {
   readonly files: readonly OutputFile[]
   /** The output's tensors: name → shape. */
   readonly tensors: ReadonlyMap<string, readonly number[]>
-  /** Names of those that the base does not have: a head's. */
-  readonly added: readonly string[]
-  /** Tensors that the base calls otherwise than the adapters do. */
-  readonly renamed: readonly Renamed[]
   /** Changed tensors and the layers that change them, in the base's order. */
   readonly weights: readonly { readonly name: string; readonly layers: readonly LayerFactors[] }[]
   /** The new index; undefined when the base's is copied, or the output is a single file. */
@@ -52,44 +51,51 @@ export interface MergePlan {
 }
 
 /**
- * @throws MismatchError naming the layers without a weight, with near misses, or the weight of another shape, or the
- *   tied embedding, or what the head lacks; UnsupportedError for quantized bases and for weights that are not fp64,
- *   fp32, fp16 or bf16
+ * Finds the places of all parts of the adapters in a base.
+ *
+ * Problems are a MismatchError naming the layers without a weight, with near misses, or the weight of another shape, or
+ * the tied embedding, or what the head lacks; UnsupportedError for quantized bases and for weights that are not fp64,
+ * fp32, fp16 or bf16.
+ *
+ * @param fit gets the parts, their places and all problems
  */
-export function planMerge(
-  original: BaseModel,
-  { layers, replacements: all }: MergeParts,
-  options: PlanOptions = {},
-): MergePlan {
-  const replacements = all.filter((replacement) => !original.unchanged.has(replacement))
-  const { base, vocabulary } = resizedBase(original, replacements)
+export function placeParts(original: BaseModel, parts: MergeParts, options: PlanOptions, fit: Fit): Changes {
+  const { layers } = parts
+  const isKept = (replacement: BaseReplacement) => original.unchanged.has(replacement)
+  const replacements = parts.replacements.filter((replacement) => !isKept(replacement))
+  const { base, vocabulary } = fit.note(() => resizedBase(original, replacements)) ?? { base: original }
   const { checkpoint, config, names, ties } = base
   const { tied = 'refuse' } = options
-  refuseQuantizedConfig(config, `${checkpoint.directory.name}/config.json`)
-  const parts = { layers, replacements }
-  const [parted] = partedTies(parts, base)
-  if (parted !== undefined && tied === 'refuse') throw tiedError(parted, base)
-  refuseUnknownTies(parts, base, tied)
-  const untied = tied === 'untie' ? untiedTies(parts, base) : []
-  const byTensor = assignLayers({ layers, names, checkpoint, ties, config }, untied)
-  const { placed, added } = placeReplacements(replacements, { base, untied })
-  const head = planHead(base, added, options.allowMissing)
-  refuseCombinations(byTensor, placed)
-  const tensors = [
-    ...layers.map(({ name, tensor }) => `${name}.${tensor}`),
-    ...replacements.map(({ tensor }) => tensor),
-  ]
-  const renamed = renamedTensors(tensors, names)
-  return { ...planOutput({ checkpoint, byTensor, placed, added, untied, head, vocabulary }, options), renamed }
+  fit.note(() => refuseQuantizedConfig(config, `${checkpoint.directory.name}/config.json`))
+  const changed = { layers, replacements }
+  const [parted] = partedTies(changed, base)
+  if (parted !== undefined && tied === 'refuse') fit.add(tiedError(parted, base))
+  if (parted !== undefined) {
+    const members = parted.group.members.join(' and ')
+    fit.notes.push(`it changes tied embeddings, ${members}: a merge has to untie or keep them`)
+  }
+  fit.note(() => refuseUnknownTies(changed, base, tied))
+  const untied = tied === 'untie' ? untiedTies(changed, base) : []
+  const byTensor = assignLayers({ layers, names, checkpoint, ties, config }, untied, fit)
+  const { placed, added } = placeReplacements(replacements, { base, untied }, fit)
+  for (const { tensor } of parts.replacements.filter(isKept))
+    fit.parts.push({ name: tensor, info: storedOf(tensor, base) })
+  const head = fit.note(() => planHead(base, added, options.allowMissing))
+  if (added.size > 0) {
+    const list = [...added.keys()].join(', ')
+    fit.notes.push(`it brings the head of a ${base.head?.architecture}, which the base has not: ${list}`)
+  }
+  for (const [name, own] of byTensor) fit.note(() => refuseCombination(name, own, placed.get(name)))
+  return { checkpoint, byTensor, placed, added, untied, head, vocabulary }
 }
 
 /** The changes of the output's tensors. */
-interface Changes {
+export interface Changes {
   readonly checkpoint: Checkpoint
   /** Output tensor → the layers merged into it. */
   readonly byTensor: ReadonlyMap<string, readonly LayerFactors[]>
   /** Output tensor → what it has in place of the base's own. */
-  readonly placed: ReadonlyMap<string, Partial<OutputTensor>>
+  readonly placed: ReadonlyMap<string, Placed>
   /** Tensors that the base does not have. */
   readonly added: ReadonlyMap<string, AddedTensor>
   /** Tied weights that all become tensors of their own. */
@@ -99,8 +105,9 @@ interface Changes {
   readonly vocabulary: number | undefined
 }
 
-function planOutput(changes: Changes, { dtype, maxShardBytes, path }: PlanOptions): Omit<MergePlan, 'renamed'> {
-  const { checkpoint, added, untied, head, vocabulary } = changes
+/** The files of the result, once all parts have a place. */
+export function planOutput(changes: Changes, { dtype, maxShardBytes, path }: PlanOptions): MergePlan {
+  const { checkpoint, untied, head, vocabulary } = changes
   const outputs = outputTensors(changes, dtype)
   const all = outputs.flat()
   const files = layOut(checkpoint, outputs, { maxShardBytes, path })
@@ -120,7 +127,6 @@ function planOutput(changes: Changes, { dtype, maxShardBytes, path }: PlanOption
     weights: all.filter(({ layers }) => layers.length > 0).map(({ name, layers }) => ({ name, layers })),
     index: isRelaid && newIndexPath !== undefined ? newIndex(newIndexPath, files, all, metadata) : undefined,
     copiesIndex: !isRelaid && checkpoint.indexPath !== undefined,
-    added: [...added.keys()],
     configEdit: [untied[0], dtype, vocabulary, head].some((part) => part !== undefined) ? edit : undefined,
   }
 }
@@ -151,8 +157,8 @@ function outputTensors({ checkpoint, byTensor, placed, added, untied }: Changes,
 }
 
 /** Output tensor → the layers merged into it. */
-function assignLayers(search: WeightSearch, untied: readonly TieGroup[]): Map<string, LayerFactors[]> {
-  const { layers, checkpoint } = search
+function assignLayers(search: WeightSearch, untied: readonly TieGroup[], fit: Fit): Map<string, LayerFactors[]> {
+  const { layers, checkpoint, names } = search
   const { tensors } = checkpoint
   const result = new Map<string, LayerFactors[]>()
   const add = (tensor: string, layer: LayerFactors) => {
@@ -162,16 +168,27 @@ function assignLayers(search: WeightSearch, untied: readonly TieGroup[]): Map<st
   }
   const missing: LayerFactors[] = []
   for (const layer of layers) {
-    const found = findWeights(layer, search)
-    if (found === undefined) missing.push(layer)
-    for (const { name, layer: own, group } of found ?? []) {
+    const { value: found, problems } = attempt(() => findWeights(layer, search))
+    let [problem] = problems
+    if (problem !== undefined) fit.problems.push(problem)
+    else if (found === undefined) {
+      const isSuggested = missing.push(layer) <= MAX_SUGGESTIONS
+      problem = missingError([layer], layers, isSuggested ? checkpoint : { ...checkpoint, tensors: new Map() })
+    }
+    for (const { name, layer: own, group, tensor } of found ?? []) {
+      // Experts of a parameter that are stored one by one have a line each.
+      const label = found!.length > 1 ? name : labelOf(layer)
+      fit.parts.push({ name: label, info: tensor.info, source: tensor.shard, layer: own })
       if (group === undefined || untied.includes(group)) add(name, own)
       else if (!isRepeated(own, name, group, search)) {
         for (const member of group.members) if (tensors.has(member)) add(member, own)
       }
     }
+    if (problem === undefined) continue
+    const unfit = tensors.get(`${names.locate(layer.name)}.${layer.tensor}`)
+    fit.parts.push({ name: labelOf(layer), info: unfit?.info, problem })
   }
-  if (missing.length > 0) throw missingError(missing, layers, tensors)
+  if (missing.length > 0) fit.problems.push(missingError(missing, layers, checkpoint))
   return result
 }
 
@@ -190,37 +207,30 @@ function isRepeated(
   })
 }
 
-/** True if each layer has rows of the tensor for itself. */
-function areApart(layers: readonly LayerFactors[]): boolean {
-  const regions = layers.flatMap(({ region }) => region ?? []).sort((a, b) => a.first - b.first)
-  return regions.length === layers.length && regions.every(({ first }, i) => i === 0 || endOf(regions[i - 1]) <= first)
+/** True if one of two layers changes outputs that the other changes too. */
+function overlap({ region: a }: LayerFactors, { region: b }: LayerFactors): boolean {
+  return a === undefined || b === undefined || (a.first < b.first + b.count && b.first < a.first + a.count)
 }
 
-function isInside(row: number, { region }: LayerFactors): boolean {
-  return region === undefined || (region.first <= row && row < endOf(region))
-}
-
-function endOf({ first, count }: NonNullable<LayerFactors['region']>): number {
-  return first + count
+function isInside(row: number, { region, isInputMajor }: LayerFactors): boolean {
+  return region === undefined || isInputMajor || (region.first <= row && row < region.first + region.count)
 }
 
 /** Throws UnsupportedError for changes that are no sum, combined with other changes of the same tensor. */
-function refuseCombinations(
-  byTensor: ReadonlyMap<string, readonly LayerFactors[]>,
-  placed: ReadonlyMap<string, Partial<OutputTensor>>,
-): void {
-  for (const [name, layers] of byTensor) {
-    const isDora = layers.some(({ scales }) => scales !== undefined)
-    const rows = placed.get(name)?.rows ?? []
-    const hasRows = rows.some(({ index }) => layers.some((layer) => isInside(index, layer)))
-    if (!hasRows && !(isDora && layers.length > 1 && !areApart(layers))) continue
-    throw new UnsupportedError({
-      where: name,
-      what: hasRows
-        ? 'replaced rows (trainable_token_indices) and a layer on one tensor cannot be merged together'
-        : 'a DoRA layer and another adapter’s layer on one weight cannot be merged together',
-    })
-  }
+export function refuseCombination(where: string, layers: readonly LayerFactors[], placed: Placed | undefined): void {
+  const isMixed = layers.some((layer) => {
+    return layer.scales !== undefined && layers.some((other) => other !== layer && overlap(layer, other))
+  })
+  const hasRows =
+    placed?.rows?.some(({ index }) => layers.some((layer) => isInside(index, layer))) === true ||
+    (placed?.columns !== undefined && layers.length > 0)
+  if (!hasRows && !isMixed) return
+  throw new UnsupportedError({
+    where,
+    what: hasRows
+      ? 'replaced rows (trainable_token_indices) and a layer on one tensor cannot be merged together'
+      : 'a DoRA layer and another adapter’s layer on one weight cannot be merged together',
+  })
 }
 
 function outputTensor(
@@ -272,7 +282,7 @@ function newIndex(
  * @throws MismatchError naming a tensor that the head needs and nobody has, unless it may be missing
  */
 function planHead(
-  { checkpoint, names, head, meanings }: BaseModel,
+  { checkpoint, names, head, adapters }: BaseModel,
   added: ReadonlyMap<string, AddedTensor>,
   allowMissing = false,
 ): ConfigEdit['head'] {
@@ -290,5 +300,56 @@ function planHead(
   }
   const labelled = head.labelled.map((name) => added.get(names.locate(name))).find((tensor) => tensor !== undefined)
   const count = labelled?.info.shape[0]
-  return { architecture: head.architecture, count, ...meaningOf(meanings, count) }
+  return { architecture: head.architecture, count, ...meaningOf(adapters, count) }
+}
+
+/** A base, with the vocabulary that adapters give it. */
+interface ResizedBase {
+  readonly base: BaseModel
+  /** Number of rows; undefined where the base's stays. */
+  readonly vocabulary: number | undefined
+}
+
+/**
+ * Gives a base the vocabulary of grown embeddings: after resize_token_embeddings PEFT saves them whole. They take the
+ * base's place with as many rows as they have, and layers on them fit their shape.
+ *
+ * @throws MismatchError where the embeddings would have different numbers of rows
+ */
+function resizedBase(base: BaseModel, replacements: readonly BaseReplacement[]): ResizedBase {
+  const { checkpoint, names, ties } = base
+  const tensors = new Map<string, CheckpointTensor>(checkpoint.tensors)
+  const sizes = new Map<string, readonly number[]>()
+  for (const { tensor, info, rows } of replacements) {
+    const name = names.locate(tensor)
+    const stored = tensors.get(name) ?? tensors.get(groupOf(ties, name)?.stored ?? name)
+    if (rows !== undefined || stored === undefined || !isVocabulary(tensor)) continue
+    const [[count, ...rest], [own, ...others]] = [info.shape, stored.info.shape]
+    if (count === own || rest.join() !== others.join()) continue
+    for (const member of groupOf(ties, name)?.members ?? [name]) if (tensors.has(member)) sizes.set(member, info.shape)
+  }
+  if (sizes.size === 0) return { base, vocabulary: undefined }
+  for (const [name, shape] of sizes) {
+    const tensor = tensors.get(name)!
+    tensors.set(name, { ...tensor, info: { ...tensor.info, shape } })
+  }
+  const [[first, [vocabulary]]] = sizes
+  const before = checkpoint.tensors.get(first)!.info.shape[0]
+  for (const [name, { info }] of tensors) {
+    if (!isVocabulary(name) || info.shape[0] === vocabulary) continue
+    // Tables of another size before, such as those of positions, are none of the vocabulary.
+    if (!sizes.has(name) && info.shape[0] !== before) continue
+    throw new MismatchError({
+      where: name,
+      what: `the adapter gives ${first} another number of rows, but not this tensor`,
+      expected: formatShape([vocabulary, ...info.shape.slice(1)]),
+      got: formatShape(info.shape),
+      hint: 'Save the adapter with all embeddings that resize_token_embeddings has changed: save_embedding_layers=True',
+    })
+  }
+  return { base: { ...base, checkpoint: { ...checkpoint, tensors } }, vocabulary }
+}
+
+function isVocabulary(tensor: string): boolean {
+  return /\.(weight|bias)$/.test(tensor) && isVocabularyModule(tensor.replace(/\.(weight|bias)$/, ''))
 }

@@ -9,9 +9,21 @@ import type { Port } from '../rpc.js'
  * `--input-type=module`, which a program given with -e has. The rest cannot be listed instead: in a list a worker
  * refuses options of V8, such as --max-old-space-size.
  */
-export function workerOptions(): { execArgv?: [] } {
-  return process.execArgv.some((option) => option.startsWith('--input-type')) ? { execArgv: [] } : {}
+export function workerOptions(): { execArgv?: []; resourceLimits?: { stackSizeMb: number } } {
+  const { execArgv, argv } = process
+  const characters = [...execArgv, ...argv].reduce((sum, { length }) => sum + length, 0)
+  return {
+    ...(execArgv.some((option) => option.startsWith('--input-type')) && { execArgv: [] as [] }),
+    ...(characters > SHORT_COMMAND && { resourceLimits: { stackSizeMb: 4 + characters * STACK_MB } }),
+  }
 }
+
+/**
+ * ONNX Runtime reads the command line of the process with std::regex, whose stack grows with each character (about 300
+ * bytes). A worker's stack has 4 MB: without a larger one, a prompt of 16 kB on the command line ends the process.
+ */
+const SHORT_COMMAND = 4000
+const STACK_MB = 0.001
 
 /** Threads that were given up and have not ended. */
 const stuck = new Set<Worker>()

@@ -4,7 +4,11 @@ import { realpath } from 'node:fs/promises'
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http'
 import path from 'node:path'
 import { Readable } from 'node:stream'
+import { ConfigError } from '../../base/errors.js'
+import { checkArgument, ranged } from '../../base/options.js'
 import type { ResolveAdapter } from '../adapters.js'
+
+const PORT = ranged('an integer in [0, 65535]')
 
 /** The address on which a server listens. */
 export interface ListenOptions {
@@ -19,6 +23,7 @@ export interface ListenOptions {
  *
  * @param handler as `createHandler` gives it
  * @returns the server, which listens, and its address
+ * @throws ConfigError for a port that is not valid or in use, and for an address that this machine does not have
  *
  * @example
  * import { createHandler, listen } from 'lowrank/server'
@@ -33,16 +38,28 @@ export async function listen(
   handler: (request: Request) => Promise<Response>,
   { host = '127.0.0.1', port = 8000 }: ListenOptions = {},
 ): Promise<{ server: Server; url: string }> {
+  checkArgument(port, PORT, 'port')
   const server = createServer((request, response) => void answer(handler, request, response))
   // A request whose headers or body come too slowly would hold its socket.
   server.requestTimeout = 60_000
   await new Promise<void>((resolve, reject) => {
-    server.once('error', reject)
+    server.once('error', (cause) => reject(notListening(cause, host, port)))
     server.listen(port, host, resolve)
   })
   const address = server.address()
   const own = typeof address === 'object' && address !== null ? address.port : port
   return { server, url: `http://${host.includes(':') ? `[${host}]` : host}:${own}` }
+}
+
+function notListening(cause: NodeJS.ErrnoException, host: string, port: number): Error {
+  const isUsed = cause.code === 'EADDRINUSE'
+  return new ConfigError({
+    where: isUsed || cause.code === 'EACCES' ? 'port' : 'host',
+    what: isUsed ? 'used by another program' : `cannot be listened on (${cause.code ?? cause.message})`,
+    got: isUsed ? `${port}` : `${host}:${port}`,
+    hint: isUsed ? 'Choose another port; 0 takes a free one' : 'Choose another address',
+    cause,
+  })
 }
 
 async function answer(

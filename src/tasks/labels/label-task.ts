@@ -1,6 +1,7 @@
 // Shared code of the tasks that give a whole input a label, several, or a number: head, loss and metrics. Inputs
 // differ.
 
+import { describe } from '../../base/options.js'
 import type { Model } from '../../graph/model-folder.js'
 import type { ObjectiveGraph } from '../../graph/training/objective-graph.js'
 import type { Value } from '../../graph/view/builder.js'
@@ -102,7 +103,7 @@ function rareLabels(examples: Iterable<Labeled>): string[] {
   }
   const rare = [...seen].filter(([, { count }]) => count === 1)
   if (rare.length === 0) return []
-  const told = rare.slice(0, TOLD).map(([label, { where }]) => `${JSON.stringify(label)} (${where})`)
+  const told = rare.slice(0, TOLD).map(([label, { where }]) => `${describe(label)} (${where})`)
   const more = rare.length > TOLD ? `, and ${rare.length - TOLD} more` : ''
   return [`labels that one record alone has, so that there is little to learn of them: ${told.join(', ')}${more}`]
 }

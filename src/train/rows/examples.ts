@@ -51,6 +51,8 @@ export interface EncodeOptions {
   readonly decodeImage?: DecodeImage | undefined
   /** Tells of each row, in order, whether it is held out for evaluation. */
   readonly isHeldOut?: ((index: number) => boolean) | undefined
+  /** Hears of each row: as the task parsed it, and how many examples it gave. */
+  readonly onRow?: ((row: unknown, examples: number, isHeldOut: boolean) => void) | undefined
   /** Name of the source, for messages. */
   readonly name: string
 }
@@ -88,6 +90,7 @@ export async function encodeRows(rows: Rows, options: EncodeOptions): Promise<En
     if (encoded.examples.length === 0) part.skippedRecords++
     for (const note of encoded.notes ?? []) part.notes.set(note, (part.notes.get(note) ?? 0) + 1)
     for (const example of encoded.examples) part.examples.push(example)
+    options.onRow?.(parsed, encoded.examples.length, part === heldOut)
     if (count % ROWS_PER_LOOK === 0 && performance.now() - pausedAt > YIELD_MS) {
       await new Promise((resolve) => nextTurn(resolve))
       pausedAt = performance.now()
@@ -135,9 +138,10 @@ export async function encodeContext(
 }
 
 function requireExamples(found: EncodedRows, where: string, maxLength: number, hintIfNone?: string): void {
-  const { examples, rows, truncatedRecords } = found
+  const { examples, rows, truncatedRecords, notes } = found
   if (examples.length > 0) return
-  const hint = truncatedRecords > 0 ? `maxLength ${maxLength} cuts off every completion: raise it` : hintIfNone
+  const told = notes.size > 0 ? `Its records ${[...notes.keys()].join('; ')}` : hintIfNone
+  const hint = truncatedRecords > 0 ? `maxLength ${maxLength} cuts off every completion: raise it` : told
   if (rows === 0) throw new DataError({ where, what: 'it holds no records', hint: hintIfNone })
   throw new DataError({ where, what: 'no record has a token to learn from', hint })
 }

@@ -3,7 +3,8 @@
 import { UnsupportedError } from '../../base/errors.js'
 import { readRows } from '../../data/read-rows.js'
 import { requireTokenizer } from '../../graph/model-folder.js'
-import { defaultTask, loadTask } from '../../tasks/tasks.js'
+import { defaultTask } from '../../tasks/default-task.js'
+import { loadTask } from '../../tasks/tasks.js'
 import type { TrainingOptions } from '../options.js'
 import { encodeContext } from './examples.js'
 
@@ -38,7 +39,7 @@ export type PreviewOptions = Pick<
  */
 export async function previewExamples(options: PreviewOptions, count: number): Promise<PreviewExample[]> {
   const { model, data, columns } = options
-  const task = await loadTask(options.task ?? (await defaultTask(options.model)))
+  const task = await loadTask(options.task ?? defaultTask(options.model))
   if (task.tokens === undefined) throw new UnsupportedError({ where: task.name, what: 'this task has no preview' })
   const context = await encodeContext(options)
   const tokenizer = requireTokenizer(model)

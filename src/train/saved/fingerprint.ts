@@ -18,6 +18,9 @@ const WITHOUT_EFFECT: ReadonlySet<keyof TrainSettings> = new Set([
   'saveEvery',
 ])
 
+/** The entry of the base's weights. */
+export const BASE_WEIGHTS = 'base weights'
+
 export interface FingerprintParts {
   model: Model
   /** As it was before the first step. */
@@ -63,7 +66,7 @@ export async function fingerprintOf(parts: FingerprintParts): Promise<Record<str
     ...Object.entries(taskOptions).map(([key, value]): [string, unknown] => [`option ${key} of the task`, value]),
     ['number of steps, from `maxSteps` or `epochs`', totalSteps],
     ['model', new Hash().add(serializeModel(model.onnx.proto)).digest()],
-    ['base weights', await weightsDigest(model.onnx.files.values())],
+    [BASE_WEIGHTS, await weightsDigest(model.onnx.files.values())],
     ['data', digestOf(open, examples)],
     ['evaluation data', evalExamples && digestOf(open, evalExamples)],
     ['adapter', weights.digest()],
@@ -92,8 +95,8 @@ export function checkFingerprint(stored: Readonly<Record<string, string>>, now: 
   }
 }
 
-/** In the order in which the graph names them. */
-async function weightsDigest(files: Iterable<ByteSource>): Promise<string> {
+/** A digest of weights, in the order in which the graph names them. */
+export async function weightsDigest(files: Iterable<ByteSource>): Promise<string> {
   const hash = new Hash()
   for (const source of files) {
     const { byteLength } = source

@@ -26,12 +26,22 @@ const RUN_FILES = [
   MARKER_FILE,
 ]
 
+/** The base of a run. */
+export interface BaseRecord {
+  /** The graph's file in the model's folder. */
+  readonly graph: string
+  /** Digest of the weights. */
+  readonly weights: string
+}
+
 export interface Marker {
   version: 1
   kind: 'training run'
   status: 'unfinished' | 'finished'
   /** Name of the task, which the adapter's own files do not tell. */
   task?: string
+  /** The model that the adapter was made for. */
+  base?: BaseRecord
 }
 
 /** Permission of a run: for an empty folder only, to go on with the run in it, or to replace that run. */
@@ -89,8 +99,12 @@ export async function readMarker(directory: Directory): Promise<Marker | undefin
   return value?.version === 1 && value.kind === 'training run' ? (value as Marker) : undefined
 }
 
-export async function writeMarker(directory: Directory, status: Marker['status'], task?: string): Promise<void> {
-  const marker: Marker = { version: 1, kind: 'training run', status, ...(task !== undefined && { task }) }
+export async function writeMarker(
+  directory: Directory,
+  status: Marker['status'],
+  about: Pick<Marker, 'task' | 'base'> = {},
+): Promise<void> {
+  const marker: Marker = { version: 1, kind: 'training run', status, ...about }
   await writeFile(directory, MARKER_FILE, `${JSON.stringify(marker, null, 2)}\n`)
 }
 
@@ -247,6 +261,16 @@ export async function readState(
       ...(file.tensors.has(`best/${names[0]}`) && { best: await read('best') }),
     }
     return { engine, run }
+  } finally {
+    await source.close()
+  }
+}
+
+/** Steps that an unfinished run has saved. */
+export async function stepsOf(directory: Directory): Promise<number> {
+  const source = await directory.open(STATE_FILE)
+  try {
+    return parseRun((await parseSafetensorsHeader(source)).metadata.run, source.name).step
   } finally {
     await source.close()
   }

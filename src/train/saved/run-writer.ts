@@ -8,6 +8,7 @@ import { CARD_FILE } from '../../peft/file-names.js'
 import type { EngineState } from '../engine.js'
 import {
   appendMetrics,
+  type BaseRecord,
   clearRunFolder,
   type FolderUse,
   RECORD_FILE,
@@ -81,9 +82,9 @@ export class RunWriter {
   }
 
   /** Marks the run, which has been saved, as finished, and drops its state. */
-  async finish(card?: string): Promise<void> {
+  async finish(card: string | undefined, base: BaseRecord): Promise<void> {
     if (card !== undefined) await writeFile(this.#directory, CARD_FILE, card)
-    await writeMarker(this.#directory, 'finished', this.#task)
+    await writeMarker(this.#directory, 'finished', { task: this.#task, base })
     await removeFiles(this.#directory, [STATE_FILE])
   }
 
@@ -96,7 +97,7 @@ export class RunWriter {
     if (!this.#isBegun) {
       if (this.#use === 'overwrite') await clearRunFolder(directory)
       else await removePartialFiles(directory)
-      await writeMarker(directory, 'unfinished', this.#task)
+      await writeMarker(directory, 'unfinished', { task: this.#task })
       if (this.#record !== undefined) await writeFile(directory, RECORD_FILE, this.#record)
       this.#isBegun = true
     }

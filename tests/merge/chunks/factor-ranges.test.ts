@@ -1,8 +1,8 @@
 import fc from 'fast-check'
 import { expect, it } from 'vitest'
 import { BLOCK_ELEMENTS, COLUMN_MULTIPLE } from '../../../src/kernels/merge-kernel.js'
-import { type FactorRange, leftRanges, rightRanges } from '../../../src/merge/factor-ranges.js'
 import type { Factor, LayerFactors } from '../../../src/merge/plan/adapters.js'
+import { type FactorRange, leftRanges, rightRanges } from '../../../src/merge/weight.js'
 
 const START = 64
 
@@ -13,6 +13,7 @@ function factor(rows: number, columns: number): Factor {
 function layer(rank: number, d: number, k: number, isInputMajor: boolean): LayerFactors {
   const others = {
     name: 'm',
+    adapter: 0,
     scale: 1,
     isLinear: false,
     shape: [],
@@ -42,7 +43,7 @@ it('cover a right factor once, and what a chunk needs of a left one', () => {
   fc.assert(
     fc.property(size, size, size, fc.boolean(), fc.nat(59), size, (rank, d, k, isInputMajor, start, count) => {
       const own = layer(rank, d, k, isInputMajor)
-      const right = elementsOf(rightRanges(own, 0)).sort((a, b) => a - b)
+      const right = elementsOf(rightRanges(own)).sort((a, b) => a - b)
       expect(right).toEqual(upTo(isInputMajor ? d * rank : rank * k))
       const all = isInputMajor ? k : d
       const row = Math.min(start, all - 1)
@@ -51,7 +52,7 @@ it('cover a right factor once, and what a chunk needs of a left one', () => {
         const at = isInputMajor ? element % k : Math.floor(element / rank)
         return at >= row && at < row + rows
       }
-      const left = elementsOf(leftRanges(own, 0, row, rows)).sort((a, b) => a - b)
+      const left = elementsOf(leftRanges(own, row, rows)).sort((a, b) => a - b)
       expect(left).toEqual(upTo(isInputMajor ? rank * k : d * rank).filter(isNeeded))
     }),
   )
@@ -63,14 +64,14 @@ it.each([
   ['an embedding', layer(64, 4096, 151_936, true)],
   ['a rank above a block of columns', layer(9000, 100, 16, true)],
 ])('come in blocks: %s', (_, own) => {
-  const ranges = rightRanges(own, 0)
+  const ranges = rightRanges(own)
   expect(ranges.length).toBeGreaterThan(1)
   for (const { row, rows, column, columns } of ranges) {
     if (rows > (own.isInputMajor ? COLUMN_MULTIPLE : 1)) expect(rows * columns).toBeLessThanOrEqual(BLOCK_ELEMENTS)
     else expect(columns).toBeLessThanOrEqual(Math.max(BLOCK_ELEMENTS, own.rank))
     expect((own.isInputMajor ? row : column) % COLUMN_MULTIPLE).toBe(0)
   }
-  for (const { rows, columns } of leftRanges(own, 0, 0, 100)) {
+  for (const { rows, columns } of leftRanges(own, 0, 100)) {
     expect(rows * columns).toBeLessThanOrEqual(BLOCK_ELEMENTS)
   }
 })

@@ -34,7 +34,7 @@ describe('compareCheckpoints', () => {
     const one = await checkpoint('bf16', halves(0x3f80, 0x4000, 0x8000, 0x0001, 0xbf80))
     // 1 and 3 steps, 2, 0, the smallest below 0, −1
     const other = await checkpoint('bf16', halves(0x3f83, 0x4000, 0x0000, 0x8001, 0xbf80))
-    const differences = await compareCheckpoints(one, other)
+    const differences = await compareCheckpoints({ directory: one }, { directory: other })
     expect(differences).toEqual({
       differing: 3,
       values: 5,
@@ -46,18 +46,27 @@ describe('compareCheckpoints', () => {
 
   it('takes f32, what is not finite, and whole numbers', async () => {
     const f32 = (...values: number[]) => checkpoint('fp32', new Uint8Array(Float32Array.from(values).buffer))
-    expect(await compareCheckpoints(await f32(1, 2), await f32(1 + 2 ** -23, 2))).toMatchObject({
+    expect(
+      await compareCheckpoints({ directory: await f32(1, 2) }, { directory: await f32(1 + 2 ** -23, 2) }),
+    ).toMatchObject({
       differing: 1,
       largest: 2 ** -23,
       steps: 1,
     })
-    expect(await compareCheckpoints(await f32(1, Number.NaN), await f32(1, 2))).toMatchObject({
+    expect(
+      await compareCheckpoints({ directory: await f32(1, Number.NaN) }, { directory: await f32(1, 2) }),
+    ).toMatchObject({
       differing: 1,
       largest: Number.POSITIVE_INFINITY,
     })
-    expect(await compareCheckpoints(await f32(Number.NaN), await f32(Number.NaN))).toMatchObject({ differing: 0 })
+    expect(
+      await compareCheckpoints({ directory: await f32(Number.NaN) }, { directory: await f32(Number.NaN) }),
+    ).toMatchObject({ differing: 0 })
     const longs = (value: bigint) => checkpoint('I64', new Uint8Array(BigInt64Array.of(7n, value).buffer))
-    expect(await compareCheckpoints(await longs(1n), await longs(-1n))).toMatchObject({ differing: 1, values: 2 })
+    expect(await compareCheckpoints({ directory: await longs(1n) }, { directory: await longs(-1n) })).toMatchObject({
+      differing: 1,
+      values: 2,
+    })
   })
 
   it('refuses checkpoints of other tensors', async () => {
@@ -67,7 +76,10 @@ describe('compareCheckpoints', () => {
       await checkpoint('bf16', halves(1, 2, 3)),
       await checkpoint('bf16', halves(1, 2), 'y'),
     ]) {
-      await expect(compareCheckpoints(one, other)).rejects.toMatchObject({ code: 'MISMATCH', where: 'x' })
+      await expect(compareCheckpoints({ directory: one }, { directory: other })).rejects.toMatchObject({
+        code: 'MISMATCH',
+        where: 'x',
+      })
     }
   })
 })
@@ -86,7 +98,7 @@ describe('unmergeCheckpoint', () => {
     expect(differences).toMatchObject({ differing, steps: ulps, values: 32 * 16 + 24 * 16 + 16 })
     expect(differences?.tensors.map((tensor) => tensor.name)).toEqual([name])
     // What the merge changes is far larger than what it cannot give back.
-    const change = await compareCheckpoints(merged, original)
+    const change = await compareCheckpoints({ directory: merged }, { directory: original })
     expect(differences!.largest).toBeLessThan(change.largest / 50)
   })
 
@@ -98,7 +110,7 @@ describe('unmergeCheckpoint', () => {
     await mergeCheckpoint(original, lora, merged, { tied: 'keep' })
     await expect(unmergeCheckpoint(merged, lora, out)).rejects.toMatchObject({ code: 'MISMATCH' })
     const { differences } = await unmergeCheckpoint(merged, lora, out, { tied: 'keep', original })
-    const change = await compareCheckpoints(merged, original)
+    const change = await compareCheckpoints({ directory: merged }, { directory: original })
     expect(change.differing).toBeGreaterThan(400)
     expect(differences!.largest).toBeLessThan(change.largest / 50)
   })

@@ -196,16 +196,19 @@ test('experts one by one that are stacked without being joined', async () => {
     { data: normals(new Random(1, 'a'), 6), shape: [2, 3] as const },
     { data: normals(new Random(1, 'b'), 8), shape: [4, 2] as const },
   ] as const
-  const parameter = adapter.addExperts('mixer.experts.up_proj', ...factors)
+  const parameter = adapter.addExperts('model.layers.0.mixer.experts.up_proj', ...factors)
   const values: Values = new Map(
-    [0, 1].map((e) => [`mixer.experts.${e}.up_proj.weight`, { data: new Float32Array(12), shape: [4, 3] }]),
+    [0, 1].map((e) => [
+      `backbone.layers.0.mixer.experts.${e}.up_proj.weight`,
+      { data: new Float32Array(12), shape: [4, 3] },
+    ]),
   )
   const out = new MemoryDirectory()
-  await mergeCheckpoint(await checkpointOf(values, '{}'), adapter, out)
+  await mergeCheckpoint(await checkpointOf(values, '{"model_type": "nemotron_h"}'), adapter, out)
   const { data } = parameter.delta()
   const expected = new Map(
     [0, 1].map((e) => [
-      `mixer.experts.${e}.up_proj.weight`,
+      `backbone.layers.0.mixer.experts.${e}.up_proj.weight`,
       { data: Float32Array.from(data.subarray(e * 12, e * 12 + 12)), shape: [4, 3] },
     ]),
   )
@@ -216,7 +219,8 @@ describe('what does not fit', () => {
   const merge = async (change: (values: Values) => void, file = 'fused', name = 'mixtral') => {
     const values = await tensorsIn(folderOf(`${baseOf(name)}-base`), `${file}.safetensors`)
     change(values)
-    return mergeCheckpoint(await checkpointOf(values, '{}'), folderOf(name), new MemoryDirectory())
+    const config = readFileSync(goldenPath('experts', `${baseOf(name)}-base`, 'config.json'), 'utf8')
+    return mergeCheckpoint(await checkpointOf(values, config), folderOf(name), new MemoryDirectory())
   }
   const stem = 'model.layers.0.mlp.experts'
   const expert = 'model.layers.0.block_sparse_moe.experts'

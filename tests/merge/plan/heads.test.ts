@@ -4,7 +4,7 @@
 import { describe, expect, test } from 'vitest'
 import { MemoryDirectory } from '../../../src/base/bytes.js'
 import { NodeDirectory } from '../../../src/io/node/files.js'
-import { fitCheckpoint } from '../../../src/merge/fit-checkpoint.js'
+import { fitOf } from '../../../src/merge/fit.js'
 import { deviation, goldenPath, tensorsIn } from '../../golden.js'
 import { mergeCheckpoint } from '../toolkit.js'
 import { baseOf, sketchOf } from './formula-base.js'
@@ -47,7 +47,7 @@ describe.each(WHOLE)('%s', (name) => {
   })
 
   test('fits, with a note', async () => {
-    const report = await fitCheckpoint(await baseOf(sketch), adapterOf(name))
+    const report = await fitOf({ directory: await baseOf(sketch) }, adapterOf(name))
     expect(report).toMatchObject({ fits: true, problems: [] })
     expect(report.notes).toEqual([expect.stringMatching(/brings the head of a \w+/)])
   })
@@ -62,7 +62,7 @@ test('what nobody has is named, and may be missing on demand', async () => {
     hint: expect.stringContaining('`allowMissing`'),
   })
   expect(out.files.size).toBe(0)
-  const report = await fitCheckpoint(base, adapterOf('bert'))
+  const report = await fitOf({ directory: base }, adapterOf('bert'))
   expect(report.fits).toBe(false)
   expect(report.problems).toEqual([expect.stringMatching(/bert\.pooler\.dense\.weight/)])
   await mergeCheckpoint(base, adapterOf('bert'), out, { allowMissing: true })

@@ -7,7 +7,7 @@ import { describe, expect, test } from 'vitest'
 import { MemoryDirectory } from '../../../src/base/bytes.js'
 import type { TensorBytes } from '../../../src/formats/safetensors.js'
 import { NodeDirectory } from '../../../src/io/node/files.js'
-import { fitCheckpoint } from '../../../src/merge/fit-checkpoint.js'
+import { fitOf } from '../../../src/merge/fit.js'
 import { saveAdapter } from '../../../src/peft/adapter-folder.js'
 import { deviation, goldenNames, goldenPath, tensorsIn } from '../../golden.js'
 import {
@@ -39,7 +39,7 @@ describe.each(NAMES)('%s', (name) => {
   })
 
   test('fits, by inspect', async () => {
-    const report = await fitCheckpoint(await baseOf(sketchOf('names', name)), adapter)
+    const report = await fitOf({ directory: await baseOf(sketchOf('names', name)) }, adapter)
     expect(report.problems).toEqual([])
     expect(report.parts.filter(({ problem }) => problem !== null)).toEqual([])
     expect(report.fits).toBe(true)
@@ -95,7 +95,7 @@ describe('forms that are not implemented are refused by name, and inspect says s
     await expect(mergeCheckpoint(base, permuted, new MemoryDirectory())).rejects.toThrow(refused)
     const folder = new MemoryDirectory()
     await saveAdapter(permuted, folder)
-    const { fits, parts } = await fitCheckpoint(base, folder)
+    const { fits, parts } = await fitOf({ directory: base }, folder)
     expect(fits).toBe(false)
     const problems = parts.map(({ problem }) => problem).filter((problem) => problem !== null)
     expect(problems).toEqual([expect.stringContaining('a form that is not implemented')])

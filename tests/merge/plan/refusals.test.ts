@@ -65,7 +65,7 @@ describe('fused modules', () => {
     expect(await refusal(LLAMA, layer(`${ATTENTION}.qkv_proj`))).toMatchObject({
       code: 'MISMATCH',
       hint:
-        `The base has queries, keys and values apart, in ${ATTENTION}.q_proj, ${ATTENTION}.k_proj, ${ATTENTION}.v_proj: ` +
+        `The base has queries, keys and values apart, in ${ATTENTION}.k_proj, ${ATTENTION}.q_proj, ${ATTENTION}.v_proj: ` +
         'train the adapter on those, or merge into a base that has qkv_proj',
     })
     const { hint } = await refusal(LLAMA, layer('model.layers.0.mlp.gate_up_proj'))

@@ -5,7 +5,7 @@ import { describe, expect, it } from 'vitest'
 import { MemoryDirectory, readJson } from '../../../src/base/bytes.js'
 import { Random } from '../../../src/base/random.js'
 import type { LoraAdapter } from '../../../src/lora/adapter.js'
-import { fitCheckpoint } from '../../../src/merge/fit-checkpoint.js'
+import { fitOf } from '../../../src/merge/fit.js'
 import { saveAdapter } from '../../../src/peft/adapter-folder.js'
 import {
   adapter,
@@ -76,7 +76,7 @@ describe.each([23, 17])('a vocabulary of 20 that becomes %d', (rows) => {
     expect(await readJson(out, 'config.json')).toMatchObject({ vocab_size: rows })
     const folder = new MemoryDirectory({}, 'adapter')
     await saveAdapter(lora, folder)
-    expect(await fitCheckpoint(from, folder)).toMatchObject({ fits: true, problems: [] })
+    expect(await fitOf({ directory: from }, folder)).toMatchObject({ fits: true, problems: [] })
   })
 
   it('a layer on the head is added to the new rows', async () => {

@@ -7,7 +7,7 @@ import { describe, expect, test } from 'vitest'
 import { MemoryDirectory } from '../../../src/base/bytes.js'
 import { MismatchError } from '../../../src/base/errors.js'
 import { NodeDirectory } from '../../../src/io/node/files.js'
-import { fitCheckpoint } from '../../../src/merge/fit-checkpoint.js'
+import { fitOf } from '../../../src/merge/fit.js'
 import type { TiedPolicy } from '../../../src/merge/plan/tied.js'
 import { loadAdapter } from '../../../src/peft/adapter-folder.js'
 import { deviation, expectSavedAlike, goldenPath, tensorsIn } from '../../golden.js'
@@ -49,7 +49,7 @@ describe.each(NAMES)('%s', (name) => {
       }
       expect(JSON.parse(new TextDecoder().decode(out.files.get('config.json'))).tie_word_embeddings).toBe(true)
     }
-    const report = await fitCheckpoint(base(), new NodeDirectory(folder))
+    const report = await fitOf({ directory: base() }, new NodeDirectory(folder))
     expect(report).toMatchObject({ fits: true, problems: [], notes: [] })
   })
 })
@@ -79,7 +79,7 @@ test('DoRA changes the two uses in two ways: a choice is needed, and one weight 
       expect(deviation(got.get(key.slice('merged.'.length))!.data, data), key).toBeLessThan(1e-6)
     }
   }
-  const report = await fitCheckpoint(base(), folder)
+  const report = await fitOf({ directory: base() }, folder)
   expect(report).toMatchObject({ fits: true, notes: [expect.stringMatching(/has to untie or keep/)] })
 })
 

@@ -6,7 +6,7 @@ import { encodeFloats } from '../../../src/base/dtype.js'
 import { Random } from '../../../src/base/random.js'
 import type { FloatArray } from '../../../src/base/tensor.js'
 import type { LoraAdapter } from '../../../src/lora/adapter.js'
-import { fitCheckpoint } from '../../../src/merge/fit-checkpoint.js'
+import { fitOf } from '../../../src/merge/fit.js'
 import type { TiedPolicy } from '../../../src/merge/plan/tied.js'
 import { saveAdapter } from '../../../src/peft/adapter-folder.js'
 import { adapter, base, floats, mergeCheckpoint, normals, readTensors, type TensorSketch } from '../toolkit.js'
@@ -133,7 +133,7 @@ describe.each([
   it.each([[[EMBEDDING]], [[HEAD]], [[EMBEDDING, HEAD]]])('fit, with a choice to make: %j', async (names) => {
     const folder = new MemoryDirectory()
     await saveAdapter(replacing(...names), folder)
-    const report = await fitCheckpoint(await base(sketches, { config, copies: { [HEAD]: EMBEDDING } }), folder)
+    const report = await fitOf({ directory: await base(sketches, { config, copies: { [HEAD]: EMBEDDING } }) }, folder)
     expect(report).toMatchObject({ fits: true, problems: [], notes: [expect.stringMatching(/has to untie or keep/)] })
     const places = report.parts.filter(({ name }) => names.includes(name)).map(({ tensor }) => tensor)
     expect(places.sort()).toEqual(names.map((name) => (sketches === STORED ? name : EMBEDDING)).sort())
@@ -142,7 +142,7 @@ describe.each([
   it('rows fit without a choice', async () => {
     const folder = new MemoryDirectory()
     await saveAdapter(withRows(), folder)
-    const report = await fitCheckpoint(await base(sketches, { config, copies: { [HEAD]: EMBEDDING } }), folder)
+    const report = await fitOf({ directory: await base(sketches, { config, copies: { [HEAD]: EMBEDDING } }) }, folder)
     expect(report).toMatchObject({ fits: true, notes: [] })
     expect(report.parts.map(({ name }) => name)).toContain(EMBEDDING)
   })
@@ -200,7 +200,10 @@ describe.each([
         await expect(run(sketches, lora)).rejects.toMatchObject(refused)
         const folder = new MemoryDirectory()
         await saveAdapter(lora, folder)
-        const report = await fitCheckpoint(await base(sketches, { config, copies: { [HEAD]: EMBEDDING } }), folder)
+        const report = await fitOf(
+          { directory: await base(sketches, { config, copies: { [HEAD]: EMBEDDING } }) },
+          folder,
+        )
         expect(report).toMatchObject({ fits: true, notes: [expect.stringMatching(/has to untie or keep/)] })
       }
     })

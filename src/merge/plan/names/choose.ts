@@ -3,6 +3,7 @@
 
 import type { CheckpointTensor } from '../../../formats/checkpoint.js'
 import { withoutWrapper } from '../../../graph/match/module-names.js'
+import type { MergeParts } from '../adapters.js'
 import type { NameRules, StoredForm } from './rules.js'
 import type { NameEntry } from './tables.js'
 
@@ -147,11 +148,13 @@ export interface Renamed {
 /**
  * Tensors that a merge found under other names than the adapters', by patterns: a model has thousands of tensors, but
  * few kinds of them.
- *
- * @param tensors as the adapters name them
  */
-export function renamedTensors(tensors: Iterable<string>, names: CheckpointNames): Renamed[] {
+export function renamedTensors({ layers, replacements }: MergeParts, names: CheckpointNames): Renamed[] {
   const found = new Map<string, Renamed>()
+  const tensors = [
+    ...layers.map(({ name, tensor }) => `${name}.${tensor}`),
+    ...replacements.map(({ tensor }) => tensor),
+  ]
   for (const tensor of new Set(tensors)) {
     const stored = names.form(tensor)?.tensors
     if (stored === undefined || (stored.length === 1 && stored[0] === tensor)) continue

@@ -1,0 +1,29 @@
+// The site's settings. Pages are made by ../build.mjs from docs/, the API and the code of errors. A dead link ends the
+// build.
+
+import { readFileSync } from 'node:fs'
+
+const { pages, api } = JSON.parse(readFileSync(new URL('../out/pages/outline.json', import.meta.url), 'utf8'))
+
+export default {
+  title: 'lowrank',
+  description: 'LoRA for TypeScript: train, run, merge and serve adapters of ONNX models in Node and the browser.',
+  srcDir: 'out/pages',
+  outDir: 'out/site',
+  base: process.env.SITE_BASE ?? '/',
+  cleanUrls: true,
+  lastUpdated: false,
+  markdown: { html: false },
+  themeConfig: {
+    search: { provider: 'local' },
+    nav: [
+      { text: 'Guide', link: '/first-adapter' },
+      { text: 'API', link: '/api/' },
+      { text: 'Speed', link: '/speed' },
+      { text: 'Errors', link: '/errors' },
+    ],
+    sidebar: { '/api/': api, '/': pages },
+    socialLinks: [{ icon: 'github', link: 'https://github.com/lowrank/lowrank' }],
+    outline: [2, 3],
+  },
+}

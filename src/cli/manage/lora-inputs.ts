@@ -1,0 +1,31 @@
+// lowrank lora-inputs: a model whose graph takes .onnx_adapter files of ONNX Runtime.
+
+import { flags } from '../flags.js'
+import { defineCommand, required, toggle } from '../options.js'
+import { refuseFolder } from '../show/output.js'
+import { colors, printDocument, say } from '../show/terminal.js'
+import { MODEL, RUNS } from '../sources.js'
+
+export const loraInputs = defineCommand({
+  name: 'lora-inputs',
+  summary: 'let a model take the adapters of ONNX Runtime',
+  about: [
+    'Writes the model with inputs for A and B beside its linear layers. ONNX Runtime’s own LoraAdapter (C, C++, C#, Python, genai) then runs adapters on it.',
+    'Make the adapters with lowrank convert --to onnx-adapter. A run without an adapter is a run of the base.',
+  ].join('\n'),
+  examples: ['lowrank lora-inputs models/union-3m --target-modules q_proj,v_proj --out out/with-inputs'],
+  subject: ['model'],
+  options: {
+    model: required(MODEL, RUNS),
+    ...flags('AddLoraInputsOptions'),
+    json: toggle('print one JSON document on stdout'),
+  },
+  async run({ model, out, dtype, rank, targetModules, json }) {
+    const { addLoraInputs } = await import('../../handoff-entry/node/entry.js')
+    await refuseFolder(out)
+    const report = await addLoraInputs(model, { out, dtype, rank, targetModules })
+    if (json) printDocument({ ...report })
+    say(`Wrote ${colors.bold(report.out)}: ${report.graph} has inputs for ${report.modules.length} modules`)
+    return 0
+  },
+})

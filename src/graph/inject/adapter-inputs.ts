@@ -1,0 +1,39 @@
+// A graph that takes an adapter with each run, by the names of .onnx_adapter files: inputs that have a default, so that
+// a run without an adapter is a run of the base.
+
+import { create } from '@bufbuild/protobuf'
+import { TensorProtoSchema } from '../../formats/onnx/gen/onnx_pb.js'
+import { byteLengthOf } from '../../formats/onnx/tensors.js'
+import type { Linear } from '../match/linears.js'
+import { Builder } from '../view/builder.js'
+import type { Graph } from '../view/graph.js'
+import { adaptNodes, valueInfo } from './inject.js'
+
+/**
+ * Adds inputs beside linear layers: NAME.lora_A.weight (k, r) and NAME.lora_B.weight (r, d), in the type in which the
+ * layer computes. ONNX Runtime's LoraAdapter feeds them; else they are zeros.
+ *
+ * @param rank of the adapters; undefined for any rank
+ * @returns names of the inputs
+ */
+export function addAdapterInputs(graph: Graph, linears: readonly Linear[], rank: number | undefined): string[] {
+  const g = new Builder(graph, 'lora_inputs')
+  const names = new Set<string>()
+  const input = ({ name, dataType }: Linear, half: 'A' | 'B', dims: (number | string)[]): string => {
+    const full = `${name}.lora_${half}.weight`
+    if (names.has(full)) return full
+    names.add(full)
+    graph.inputs.push(valueInfo(full, dataType, dims))
+    const shape = dims.map((dim) => (typeof dim === 'number' ? dim : 1))
+    const rawData = new Uint8Array(byteLengthOf(dataType, shape)!)
+    graph.addInitializer(create(TensorProtoSchema, { name: full, dataType, dims: shape.map(BigInt), rawData }))
+    return full
+  }
+  adaptNodes(graph, g, linears, (linear, base) => {
+    const r = rank ?? `${linear.name}.rank`
+    const low = g.matmul(linear.input, input(linear, 'A', [linear.k, r]))
+    const product = g.node('MatMul', [low, input(linear, 'B', [r, linear.d])])
+    return base === undefined ? product : g.node('Add', [base, product.output[0]])
+  })
+  return [...names]
+}

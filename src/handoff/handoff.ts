@@ -1,0 +1,231 @@
+// A run of lowrank as a folder that TRL goes on with: settings, rows, template, the adapter that it starts from, and a
+// script for what the settings cannot say.
+
+import { stringify } from 'yaml'
+import { type Directory, MemoryDirectory, writeFile, writeThrough, writeTogether } from '../base/bytes.js'
+import { FileError, listed } from '../base/errors.js'
+import { saveAdapter } from '../peft/adapter-folder.js'
+import type { Examples, OpenTask } from '../tasks/task.js'
+import type { TaskName } from '../tasks/tasks.js'
+import { baseNameOf } from '../train/about-run.js'
+import type { TrainingOptions } from '../train/options.js'
+import { planEpoch, stepsPerEpoch } from '../train/rows/batches.js'
+import { prepare, type RunContext } from '../train/train.js'
+import { markedTemplate } from './marked-template.js'
+import { readmeOf } from './readme.js'
+import { type HandedTask, handedTask } from './rows.js'
+import { trainScript } from './script.js'
+import { type HandedRun, modelSettings, scriptOnly, trainingArguments, trlSettings } from './settings-file.js'
+
+/** How a run is handed off. */
+export interface HandoffSettings {
+  readonly out: Directory
+  /** The base as transformers opens it; undefined for the name that the adapter gives it. */
+  readonly base: string | undefined
+  readonly rows: 'tokens' | 'records'
+  /** Steps that the run has made. */
+  readonly stepsDone: number
+}
+
+/** Result of `handoff`. */
+export interface HandoffReport {
+  /** The folder that was written. */
+  out: string
+  /** The settings file for `trl` and for train.py. */
+  settings: string
+  /** Rows to train on. */
+  rows: number
+  /** Rows for evaluation. */
+  evalRows: number
+  /** Steps that are left. */
+  steps: number
+  /** Parts of the run that only train.py can do, and not `trl` with the settings file. */
+  scriptOnly: string[]
+  /** Parts of the run that are not the same there, each as a sentence. */
+  differences: string[]
+}
+
+/** The examples of one data set, with the records that they are of. */
+interface Rows {
+  readonly examples: Examples<unknown>
+  readonly parsed: readonly unknown[]
+}
+
+/** Hands a run off, as the public function `handoff` says (index/handoff.ts). */
+export async function handOff(
+  options: TrainingOptions,
+  context: RunContext,
+  { out, base, rows, stepsDone }: HandoffSettings,
+): Promise<HandoffReport> {
+  const files = (await out.list()).concat((await out.folders?.()) ?? [])
+  if (files.length > 0) {
+    throw new FileError({
+      where: out.name,
+      what: 'the folder is not empty',
+      got: listed(files),
+      hint: 'Choose another',
+    })
+  }
+  const parsed: [unknown[], unknown[]] = [[], []]
+  const onRow = (row: unknown, examples: number, isEvaluation: boolean) => {
+    for (let i = 0; i < examples; i++) parsed[isEvaluation ? 1 : 0].push(row)
+  }
+  const plain = { ...options, packing: false, out: undefined, tensorboard: undefined }
+  const { input, encoded } = await prepare(plain, { ...context, onRow })
+  const task = input.task as TaskName
+  const handed = handedTask(task, options.taskOptions)
+  const settings = { ...input.settings, packing: options.packing ?? false }
+  const { examples, evalExamples, adapter } = input
+  const isReadable = rows === 'records' || handed.row === undefined
+  const template =
+    encoded.chatTemplate && (handed.marksAnswers ? markedTemplate(encoded.chatTemplate) : encoded.chatTemplate)
+
+  const folder = new MemoryDirectory()
+  await saveAdapter(adapter, folder)
+  const peft = JSON.parse(new TextDecoder().decode(folder.files.get('adapter_config.json')))
+  const plan = { batchSize: settings.batchSize, accumulation: settings.gradientAccumulation }
+  const totalSteps = settings.maxSteps ?? settings.epochs * stepsPerEpoch(examples.length, plan)
+  const run: HandedRun = {
+    task,
+    taskOptions: options.taskOptions ?? {},
+    settings,
+    config: adapter.config,
+    peft,
+    base: base ?? baseNameOf(options.model).baseModel,
+    stepsDone,
+    totalSteps,
+    maxLength: encoded.maxLength,
+    hasEvaluation: evalExamples !== undefined,
+    hasTemplate: template !== undefined,
+    isReadable,
+  }
+  const file = `${handed.command ?? 'args'}.yaml`
+  const yaml = handed.command === undefined ? { ...trainingArguments(run), ...modelSettings(run) } : trlSettings(run)
+  const only = scriptOnly(run, handed.command)
+  const differences = differencesOf(run, options)
+  const order = orderOf(run, costsOf(examples, input.open.cost.bind(input.open)), options)
+  const lines = (own: Rows, indices: readonly number[]) => linesOf(own, indices, { handed, open: input.open, run })
+
+  await writeTogether(out, async (target) => {
+    // Python reads YAML 1.1: `no` is a truth value there, and 1e-8 a text.
+    const text = stringify(yaml, { version: '1.1' }).replace(/^(\w+: \d+)(e-\d+)$/gm, '$1.0$2')
+    await writeFile(target, file, text)
+    await writeThrough(target, 'data/train.jsonl', async (sink) => {
+      for (const line of lines({ examples, parsed: parsed[0] }, order)) await sink.write(line)
+    })
+    if (evalExamples !== undefined) {
+      const all = Array.from({ length: evalExamples.length }, (_, index) => index)
+      await writeThrough(target, 'data/eval.jsonl', async (sink) => {
+        for (const line of lines({ examples: evalExamples, parsed: parsed[1] }, all)) await sink.write(line)
+      })
+    }
+    if (template !== undefined) await writeFile(target, 'chat_template.jinja', template)
+    for (const [name, bytes] of folder.files) await writeFile(target, `adapter/${name}`, bytes)
+    await writeFile(target, 'train.py', trainScript(scriptValues(run, input.open, file)))
+    await writeFile(target, 'README.md', readmeOf(run, { file, command: handed.command, only, differences }))
+  })
+  return {
+    out: out.name,
+    settings: file,
+    rows: examples.length,
+    evalRows: evalExamples?.length ?? 0,
+    steps: totalSteps - stepsDone,
+    scriptOnly: only,
+    differences,
+  }
+}
+
+function costsOf(examples: Examples<unknown>, cost: (example: unknown) => number): number[] {
+  return Array.from(examples, cost)
+}
+
+/**
+ * The rows in the order of the run's first pass, from the next step on. A step that is smaller than others comes last:
+ * elsewhere rows are counted off.
+ */
+function orderOf(
+  { settings, config, stepsDone }: HandedRun,
+  costs: readonly number[],
+  { model }: TrainingOptions,
+): number[] {
+  const plan = {
+    batchSize: settings.batchSize,
+    accumulation: settings.gradientAccumulation,
+    limit: model.contextLength ?? Number.POSITIVE_INFINITY,
+  }
+  const steps = planEpoch(costs, config.seed, 0, plan).map((step) => step.flatMap(({ examples }) => examples))
+  const size = plan.batchSize * plan.accumulation
+  const done = steps.length === 0 ? 0 : stepsDone % steps.length
+  const turned = [...steps.slice(done), ...steps.slice(0, done)]
+  return [...turned.filter(({ length }) => length === size), ...turned.filter(({ length }) => length < size)].flat()
+}
+
+function* linesOf(
+  { examples, parsed }: Rows,
+  indices: readonly number[],
+  { handed, open, run: { isReadable, hasTemplate } }: { handed: HandedTask; open: OpenTask; run: HandedRun },
+): Generator<Uint8Array> {
+  const encoder = new TextEncoder()
+  const write = isReadable ? handed.record : undefined
+  const seen = new Set<unknown>()
+  for (const index of indices) {
+    const record = parsed[index]
+    // A chat that gives an example for each answer is one record.
+    if (write !== undefined && seen.has(record)) continue
+    seen.add(record)
+    const row = write === undefined ? handed.row!(examples.at(index), open) : write(record, hasTemplate)
+    yield encoder.encode(`${JSON.stringify(row)}\n`)
+  }
+}
+
+/** Values that train.py takes from the run. */
+function scriptValues(
+  run: HandedRun,
+  { labels, problemType }: { labels?: readonly string[]; problemType?: string },
+  file: string,
+) {
+  const { task, taskOptions, settings, stepsDone, maxLength } = run
+  return {
+    task,
+    task_options: taskOptions,
+    settings: file,
+    labels: labels ?? null,
+    problem_type: problemType ?? null,
+    lora_plus_ratio: settings.loraPlusRatio ?? 1,
+    lora_fa: settings.loraFa,
+    schedule: settings.schedule,
+    warmup_ratio: settings.warmupRatio,
+    steps_done: stepsDone,
+    early_stopping: settings.earlyStopping ?? null,
+    batch_size: settings.batchSize,
+    max_length: Number.isFinite(maxLength) ? maxLength : null,
+  }
+}
+
+/** Sentences about what is not the same there. */
+function differencesOf(
+  { settings, config, peft, stepsDone, totalSteps }: HandedRun,
+  options: TrainingOptions,
+): string[] {
+  const quantized = /_(q\w+|bnb4|u?int8|quantized)(?:f16)?\.onnx$/.exec(options.model.onnxPath)
+  return [
+    ...(quantized
+      ? [
+          'The run trained on a quantized graph; here the base has its own weights. For 4 bits, set load_in_4bit: bitsandbytes rounds in another way.',
+        ]
+      : []),
+    'The settings say bf16: true, for the speed of GPUs. With --bf16 false the numbers are those of lowrank.',
+    ...(config.dropout > 0 ? ['Dropout draws other random numbers.'] : []),
+    ...(settings.packing
+      ? ['TRL packs in another way, and keeps records apart only with FlashAttention or a kernel like it.']
+      : []),
+    ...(stepsDone > 0
+      ? [`The adapter of step ${stepsDone} goes along. The moments of its optimizer do not: AdamW starts anew.`]
+      : []),
+    ...(settings.epochs > 1 && totalSteps > 0 ? ['Passes over the data are shuffled by other random numbers.'] : []),
+    ...(settings.keep === 'best' && stepsDone > 0
+      ? ['The adapter that goes along is that of the best evaluation.']
+      : []),
+    ...(peft.trainable_token_indices ? ['Rows of trained tokens go along with the adapter, as PEFT keeps them.'] : []),
+  ]
+}

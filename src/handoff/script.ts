@@ -1,0 +1,234 @@
+// train.py of a handed-off run: what the settings files of TRL cannot say, in one script for all tasks.
+
+/**
+ * The script. It reads its settings from the YAML file beside it, and starts from the adapter in `adapter/`.
+ *
+ * @param run values that it takes from the run
+ */
+export function trainScript(run: object): string {
+  return SCRIPT.replace('{RUN}', () => JSON.stringify(JSON.stringify(run, null, 1)).replaceAll('\\n', '\\n"\n    "'))
+}
+
+/** Versions that the goldens were made with. */
+export const PINNED = {
+  trl: '1.16.0',
+  peft: '0.21.2',
+  transformers: '5.24.0',
+  accelerate: '1.15.0',
+  datasets: '5.2.0',
+  'sentence-transformers': '6.2.0',
+}
+
+const SCRIPT = `# /// script
+# requires-python = ">=3.10"
+# dependencies = [
+${Object.entries(PINNED)
+  .map(([name, version]) => `#   "${name}==${version}",\n`)
+  .join('')}# ]
+# ///
+"""Goes on with a run of lowrank: same records, same order, same settings, same start values.
+
+Options of the command line replace those of the settings file: --bf16 false --output_dir elsewhere
+HANDOFF_REPO=owner/name takes this folder from a data set on the Hub.
+"""
+
+import json
+import math
+import os
+import sys
+from pathlib import Path
+
+import torch
+from datasets import load_dataset
+from peft import PeftModel
+
+RUN = json.loads(
+    {RUN}
+)
+
+if "HANDOFF_REPO" in os.environ:
+    from huggingface_hub import snapshot_download
+
+    folder = Path(snapshot_download(os.environ["HANDOFF_REPO"], repo_type="dataset"))
+else:
+    folder = Path(__file__).resolve().parent
+
+
+class LikeLowrank:
+    """The optimizer and the learning rates of lowrank, for any Trainer."""
+
+    def create_optimizer(self, *_, **__):
+        if self.optimizer is not None:
+            return self.optimizer
+        rate, decay = self.args.learning_rate, self.args.weight_decay
+        if RUN["lora_fa"]:
+            from peft.optimizers import create_lorafa_optimizer
+
+            config = self.model.peft_config["default"]
+            self.optimizer = create_lorafa_optimizer(
+                self.model, r=config.r, lora_alpha=config.lora_alpha, lr=rate, weight_decay=decay,
+                use_rslora=config.use_rslora,
+            )
+            return self.optimizer
+        # LoRA+: B and vectors learn faster.
+        fast, slow = [], []
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                (fast if "lora_B" in name or parameter.ndim == 1 else slow).append(parameter)
+        groups = [{"params": slow, "lr": rate}, {"params": fast, "lr": rate * RUN["lora_plus_ratio"]}]
+        self.optimizer = torch.optim.AdamW(
+            [group for group in groups if group["params"]], lr=rate, betas=(0.9, 0.999), eps=1e-8, weight_decay=decay
+        )
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps, optimizer=None):
+        if self.lr_scheduler is None:
+            done = RUN["steps_done"]
+            total = num_training_steps + done
+            warmup = math.ceil(RUN["warmup_ratio"] * total - 1e-9)
+
+            def factor(step):
+                step += done
+                if step < warmup:
+                    return (step + 1) / warmup
+                progress = (step - warmup) / max(1, total - warmup)
+                if RUN["schedule"] == "cosine":
+                    return 0.5 * (1 + math.cos(math.pi * progress))
+                return 1 - progress if RUN["schedule"] == "linear" else 1.0
+
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)
+        return self.lr_scheduler
+
+
+def settings(*types):
+    """The settings file, and the options of the command line above it."""
+    from trl import TrlParser
+
+    argv = sys.argv[1:]
+    if "--config" not in argv:
+        argv = ["--config", str(folder / RUN["settings"]), *argv]
+    return TrlParser(types).parse_args_and_config(args=argv, fail_with_unknown_args=False)[: len(types)]
+
+
+def rows():
+    files = {"train": str(folder / "data/train.jsonl")}
+    if (folder / "data/eval.jsonl").exists():
+        files["test"] = str(folder / "data/eval.jsonl")
+    data = load_dataset("json", data_files=files)
+    return data["train"], data.get("test")
+
+
+def with_adapter(model):
+    # The base runs without dropout, as in lowrank.
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.0
+    return PeftModel.from_pretrained(model, str(folder / "adapter"), is_trainable=True)
+
+
+def callbacks():
+    if RUN["early_stopping"] is None:
+        return []
+    from transformers import EarlyStoppingCallback
+
+    return [EarlyStoppingCallback(early_stopping_patience=RUN["early_stopping"])]
+
+
+def language_model():
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import DPOConfig, DPOTrainer, ModelConfig, SFTConfig, SFTTrainer
+
+    config, base = (DPOConfig, DPOTrainer) if RUN["task"] == "dpo" else (SFTConfig, SFTTrainer)
+    args, own = settings(config, ModelConfig)
+    model = AutoModelForCausalLM.from_pretrained(
+        own.model_name_or_path, revision=own.model_revision, dtype=own.dtype, attn_implementation=own.attn_implementation
+    )
+    tokenizer = AutoTokenizer.from_pretrained(own.model_name_or_path, revision=own.model_revision)
+    template = folder / "chat_template.jinja"
+    if template.exists():
+        tokenizer.chat_template = template.read_text()
+        # Done here, wherever the script runs.
+        args.chat_template_path = None
+    trainer = type("Trainer", (LikeLowrank, base), {})
+    train, test = rows()
+    return trainer(
+        model=with_adapter(model), args=args, train_dataset=train, eval_dataset=test, processing_class=tokenizer,
+        callbacks=callbacks(),
+    )
+
+
+def classifier():
+    from transformers import (
+        AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer,
+        DataCollatorForTokenClassification, DataCollatorWithPadding, Trainer, TrainingArguments,
+    )
+    from trl import ModelConfig
+
+    args, own = settings(TrainingArguments, ModelConfig)
+    is_tags = RUN["task"] == "token-classification"
+    auto = AutoModelForTokenClassification if is_tags else AutoModelForSequenceClassification
+    names = RUN["labels"] or ["LABEL_0"]
+    model = auto.from_pretrained(
+        own.model_name_or_path, revision=own.model_revision, dtype=own.dtype, num_labels=len(names),
+        id2label=dict(enumerate(names)), label2id={name: index for index, name in enumerate(names)},
+        **({} if is_tags else {"problem_type": RUN["problem_type"]}), ignore_mismatched_sizes=True,
+    )
+    tokenizer = AutoTokenizer.from_pretrained(own.model_name_or_path, revision=own.model_revision)
+    collator = DataCollatorForTokenClassification if is_tags else DataCollatorWithPadding
+    train, test = rows()
+    return type("Trainer", (LikeLowrank, Trainer), {})(
+        model=with_adapter(model), args=args, train_dataset=train, eval_dataset=test, processing_class=tokenizer,
+        data_collator=collator(tokenizer), callbacks=callbacks(),
+    )
+
+
+def embedder():
+    from sentence_transformers import (
+        SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments, losses,
+    )
+    from sentence_transformers.losses import TripletDistanceMetric
+    from trl import ModelConfig
+
+    args, own = settings(SentenceTransformerTrainingArguments, ModelConfig)
+    model = SentenceTransformer(own.model_name_or_path, revision=own.model_revision)
+    model.max_seq_length = RUN["max_length"] or model.max_seq_length
+    model[0].auto_model = with_adapter(model[0].auto_model)
+    options = RUN["task_options"]
+    train, test = rows()
+    name = options.get("loss") or ("cosine" if "score" in train.column_names else "in-batch")
+    if name == "cosine":
+        loss = losses.CosineSimilarityLoss(model)
+    elif name == "triplet":
+        loss = losses.TripletLoss(model, TripletDistanceMetric.COSINE, options.get("margin", 0.2))
+    else:
+        loss = losses.CachedMultipleNegativesRankingLoss(
+            model, scale=1 / options.get("temperature", 0.05), mini_batch_size=RUN["batch_size"]
+        )
+    return type("Trainer", (LikeLowrank, SentenceTransformerTrainer), {})(
+        model=model, args=args, train_dataset=train, eval_dataset=test, loss=loss, callbacks=callbacks(),
+    )
+
+
+def make():
+    makers = {"embedding": embedder, "text-classification": classifier, "token-classification": classifier}
+    return makers.get(RUN["task"], language_model)()
+
+
+def main():
+    trainer = make()
+    trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
+    out = trainer.args.output_dir
+    if RUN["task"] == "embedding":
+        trainer.model[0].auto_model.save_pretrained(out)
+    else:
+        trainer.save_model(out)
+    if trainer.args.push_to_hub:
+        trainer.push_to_hub()
+    print("The adapter is in", out)
+
+
+if __name__ == "__main__":
+    main()
+`

@@ -1,0 +1,147 @@
+// The settings of a run in the words of transformers and TRL. Every value is written out, because their defaults differ
+// from those of lowrank.
+
+import type { LoraConfig } from '../lora/config.js'
+import type { TaskName } from '../tasks/tasks.js'
+import { type TrainSettings, usesBest } from '../train/settings.js'
+
+/** Facts that the settings follow from. */
+export interface HandedRun {
+  readonly task: TaskName
+  readonly taskOptions: Readonly<Record<string, unknown>>
+  readonly settings: TrainSettings
+  readonly config: LoraConfig
+  /** adapter_config.json of the adapter that goes along. */
+  readonly peft: Readonly<Record<string, unknown>>
+  /** The base as transformers opens it. */
+  readonly base: string
+  /** Steps that the run has made. */
+  readonly stepsDone: number
+  readonly totalSteps: number
+  /** Most tokens of a record; infinite where nothing limits it. */
+  readonly maxLength: number
+  readonly hasEvaluation: boolean
+  readonly hasTemplate: boolean
+  /** The rows are the records, and not tokens. */
+  readonly isReadable: boolean
+}
+
+/** Settings of transformers' TrainingArguments. */
+export function trainingArguments(run: HandedRun): Record<string, unknown> {
+  const { settings, config, stepsDone, totalSteps, hasEvaluation } = run
+  const { evalEvery, saveEvery, bestMetric } = settings
+  const isEmbedding = run.task === 'embedding'
+  // The vectors of a whole step are compared with one another, so that it is one batch there.
+  const [batch, accumulation] = isEmbedding
+    ? [settings.batchSize * settings.gradientAccumulation, 1]
+    : [settings.batchSize, settings.gradientAccumulation]
+  const isWhole = settings.maxSteps === undefined && stepsDone === 0
+  const keepsBest = usesBest(settings) && settings.keep === 'best'
+  const every = evalEvery === undefined ? { strategy: 'epoch' } : { strategy: 'steps', steps: evalEvery }
+  const saves = keepsBest
+    ? every
+    : saveEvery === undefined
+      ? { strategy: 'epoch' }
+      : { strategy: 'steps', steps: saveEvery }
+  return {
+    output_dir: 'out',
+    ...(isWhole ? { num_train_epochs: settings.epochs } : { max_steps: totalSteps - stepsDone }),
+    per_device_train_batch_size: batch,
+    per_device_eval_batch_size: settings.batchSize,
+    gradient_accumulation_steps: accumulation,
+    learning_rate: settings.learningRate,
+    lr_scheduler_type: settings.schedule,
+    warmup_steps: Math.ceil(settings.warmupRatio * totalSteps - 1e-9),
+    optim: 'adamw_torch',
+    weight_decay: settings.weightDecay,
+    adam_beta1: 0.9,
+    adam_beta2: 0.999,
+    adam_epsilon: 1e-8,
+    max_grad_norm: settings.maxGradNorm,
+    // The rows are in the order of the run's own first pass.
+    train_sampling_strategy: totalSteps - stepsDone > 0 && settings.epochs > 1 ? 'random' : 'sequential',
+    dataloader_drop_last: false,
+    seed: Math.abs(config.seed) % 2 ** 32,
+    bf16: true,
+    fp16: false,
+    gradient_checkpointing: settings.lowMemory,
+    logging_steps: 1,
+    report_to: 'none',
+    eval_strategy: hasEvaluation ? every.strategy : 'no',
+    ...(hasEvaluation && { eval_on_start: true }),
+    ...(hasEvaluation && evalEvery !== undefined && { eval_steps: evalEvery }),
+    save_strategy: saves.strategy,
+    ...('steps' in saves && { save_steps: saves.steps }),
+    load_best_model_at_end: keepsBest,
+    ...(keepsBest && { metric_for_best_model: bestMetric === 'loss' ? 'eval_loss' : `eval_${bestMetric}` }),
+  }
+}
+
+/** Settings of TRL's command for the task, above those of transformers. */
+export function trlSettings(run: HandedRun): Record<string, unknown> {
+  const { task, taskOptions, settings, peft, maxLength, isReadable, hasTemplate } = run
+  const length = Number.isFinite(maxLength) ? maxLength : null
+  const own =
+    task === 'dpo'
+      ? {
+          max_length: length,
+          truncation_mode: 'keep_start',
+          loss_type: ['sigmoid'],
+          beta: taskOptions.beta ?? 0.1,
+          label_smoothing: taskOptions.labelSmoothing ?? 0,
+          disable_dropout: settings !== undefined && run.config.dropout === 0,
+          precompute_ref_log_probs: false,
+        }
+      : {
+          max_length: length,
+          truncation_mode: 'keep_start',
+          packing: settings.packing,
+          ...(settings.packing && { packing_strategy: 'bfd' }),
+          shuffle_dataset: false,
+          loss_type: 'nll',
+          completion_only_loss: null,
+          assistant_only_loss: isReadable && hasTemplate,
+          ...(isReadable && hasTemplate && { chat_template_path: 'chat_template.jinja' }),
+        }
+  return {
+    ...trainingArguments(run),
+    ...own,
+    dataset_name: 'data',
+    ...modelSettings(run),
+    use_peft: true,
+    lora_task_type: peft.task_type,
+    lora_r: peft.r,
+    lora_alpha: peft.lora_alpha,
+    lora_dropout: peft.lora_dropout,
+    lora_target_modules: peft.target_modules,
+    ...(peft.modules_to_save !== null && { lora_modules_to_save: peft.modules_to_save }),
+    use_rslora: peft.use_rslora,
+    use_dora: peft.use_dora,
+  }
+}
+
+/** The base, in the words of TRL's ModelConfig. */
+export function modelSettings({ base, config }: HandedRun): Record<string, unknown> {
+  const { revision } = config.peftFields
+  return { model_name_or_path: base, model_revision: revision ?? 'main', dtype: 'float32', load_in_4bit: false }
+}
+
+/** Parts of the run that `trl` cannot do from its settings file alone, each as a noun. */
+export function scriptOnly({ task, settings, peft, stepsDone }: HandedRun, command: string | undefined): string[] {
+  const isOff = (value: unknown) =>
+    value === null ||
+    value === undefined ||
+    value === false ||
+    (typeof value === 'object' && Object.keys(value).length === 0)
+  const fields = ['rank_pattern', 'alpha_pattern', 'exclude_modules', 'layers_to_transform', 'trainable_token_indices']
+  return [
+    ...(command === undefined ? [`the task ${task}`] : []),
+    ...(stepsDone > 0 ? ['the steps that are made'] : []),
+    ...((settings.loraPlusRatio ?? 1) === 1 ? [] : [`LoRA+ (B learns ${settings.loraPlusRatio} times as fast)`]),
+    ...(settings.loraFa ? ['LoRA-FA'] : []),
+    ...(settings.earlyStopping === undefined ? [] : ['early stopping']),
+    ...fields.filter((field) => !isOff(peft[field])),
+    ...(peft.bias === 'none' ? [] : ['trained biases']),
+    ...(peft.init_lora_weights === true ? [] : ['init_lora_weights']),
+  ]
+}

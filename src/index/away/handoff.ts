@@ -1,0 +1,70 @@
+// Handing a run off: finds the run's options, opens what they name, and writes the folder.
+
+import { type Directory, readJson } from '../../base/bytes.js'
+import { ConfigError, FileError } from '../../base/errors.js'
+import { checkArgument, checkOptions, isObject, oneOf } from '../../base/options.js'
+import type { HandoffReport } from '../../handoff/handoff.js'
+import type { LoraAdapter } from '../../lora/adapter.js'
+import { loadAdapter } from '../../peft/adapter-folder.js'
+import { RECORD_FILE, readMarker, STATE_FILE, stepsOf } from '../../train/saved/run-folder.js'
+import { HANDOFF_OPTIONS } from '../gen/options.js'
+import { isDirectory, openFolder, openTarget, type Source, type Target } from '../sources.js'
+import { type TrainOptions, withTraining } from '../train.js'
+
+/** Options of `handoff`. */
+export interface HandoffOptions {
+  /** The program that goes on. `trl`: Hugging Face TRL, with PEFT and accelerate. */
+  readonly to: 'trl'
+  /**
+   * The new folder.
+   * @flag DIR
+   */
+  readonly out: Target
+  /**
+   * The base as transformers opens it: an id on the Hub, or a folder. Default: the base that the run names. A
+   * repository of ONNX files needs it: the original weights are elsewhere.
+   * @flag DIR|ID
+   */
+  readonly base?: string | undefined
+  /**
+   * The rows of texts and chats. `tokens`: the tokens and labels that lowrank would train on. `records`: the records
+   * themselves, which TRL turns into tokens, for another base or other data beside them.
+   * @default tokens
+   */
+  readonly rows?: 'tokens' | 'records' | undefined
+}
+
+/** See the entry. */
+export async function handoff(run: Source | TrainOptions, options: HandoffOptions): Promise<HandoffReport> {
+  checkOptions(options, 'handoff', HANDOFF_OPTIONS)
+  checkArgument(options.to, oneOf('trl'), 'to')
+  const { handOff } = await import('../../handoff/handoff.js')
+  const { out, base, rows = 'tokens' } = options
+  const found = isOptions(run) ? { options: run, stepsDone: 0 } : await foundRun(await openFolder(run, 'run'))
+  return withTraining(found.options, (opened, context) =>
+    handOff(opened, context, { out: openTarget(out, 'out'), base, rows, stepsDone: found.stepsDone }),
+  )
+}
+
+function isOptions(run: Source | TrainOptions): run is TrainOptions {
+  return isObject(run) && !isDirectory(run) && 'model' in run
+}
+
+/** The options of a run's folder, with its adapter if the run is not finished. */
+async function foundRun(directory: Directory): Promise<{ options: TrainOptions; stepsDone: number }> {
+  const where = directory.name
+  if (!(await directory.has(RECORD_FILE))) {
+    throw new FileError({
+      where,
+      what: `no ${RECORD_FILE}, which holds the options of a run`,
+      hint: 'Name the folder of a run of lowrank, or give the options of `train`. A run of records in memory has no such file',
+    })
+  }
+  const options = (await readJson(directory, RECORD_FILE)) as TrainOptions
+  if (!isObject(options)) throw new ConfigError({ where: `${where}/${RECORD_FILE}`, what: 'not the options of a run' })
+  const isOpen = (await readMarker(directory))?.status === 'unfinished' && (await directory.has(STATE_FILE))
+  if (!isOpen) return { options, stepsDone: 0 }
+  const adapter: LoraAdapter = await loadAdapter(directory)
+  const { config: _, newHead: _head, trainedTokens: _tokens, ...rest } = options
+  return { options: { ...rest, adapter }, stepsDone: await stepsOf(directory) }
+}

@@ -1,0 +1,102 @@
+// A model's graph with inputs for adapters, for ONNX Runtime's own LoRA.
+
+import { type Directory, writeThrough, writeTogether } from '../../base/bytes.js'
+import { FileError, listed } from '../../base/errors.js'
+import { checkOptions } from '../../base/options.js'
+import { planOnnx } from '../../formats/onnx/layout.js'
+import type { OnnxModel } from '../../formats/onnx/model.js'
+import type { DtypeChoice } from '../../graph/graph-file.js'
+import { addAdapterInputs } from '../../graph/inject/adapter-inputs.js'
+import { exposeProducts, findLinears } from '../../graph/match/linears.js'
+import { matchTargets } from '../../graph/match/match.js'
+import { Graph } from '../../graph/view/graph.js'
+import { resolveConfig } from '../../lora/config.js'
+import { findCompanions } from '../../merge/companions.js'
+import { ADD_LORA_INPUTS_OPTIONS } from '../gen/options.js'
+import { loadModel } from '../model.js'
+import { openTarget, type Source, type Target } from '../sources.js'
+
+/** Options of `addLoraInputs`. */
+export interface AddLoraInputsOptions {
+  /**
+   * The new folder for the model.
+   * @flag DIR
+   */
+  readonly out: Target
+  /** Which graph of the model: see {@link loadModel}. */
+  readonly dtype?: DtypeChoice | undefined
+  /**
+   * The one rank that adapters may have. Default: any, which some devices other than the CPU do not take.
+   * @range an integer of at least 1
+   */
+  readonly rank?: number | undefined
+  /** Modules that adapters may change, as in {@link LoraConfig}. Default: `all-linear`. */
+  readonly targetModules?: readonly string[] | string | undefined
+}
+
+/** Result of `addLoraInputs`. */
+export interface LoraInputsReport {
+  /** The folder that was written. */
+  out: string
+  /** The graph in it. */
+  graph: string
+  /** Modules that adapters may change. */
+  modules: string[]
+  /** Names of the new inputs. */
+  inputs: string[]
+}
+
+/** See the entry. */
+export async function addLoraInputs(source: Source, options: AddLoraInputsOptions): Promise<LoraInputsReport> {
+  checkOptions(options, 'addLoraInputs', ADD_LORA_INPUTS_OPTIONS)
+  const { dtype, rank, targetModules = 'all-linear' } = options
+  const out = openTarget(options.out, 'out')
+  const files = (await out.list()).concat((await out.folders?.()) ?? [])
+  if (files.length > 0) {
+    throw new FileError({
+      where: out.name,
+      what: 'the folder is not empty',
+      got: listed(files),
+      hint: 'Choose another',
+    })
+  }
+  const model = await loadModel(source, { dtype })
+  try {
+    const graph = new Graph(model.onnx.proto)
+    const found = matchTargets(findLinears(graph), resolveConfig({ targetModules }))
+    const linears = exposeProducts(graph, found)
+    const inputs = addAdapterInputs(graph, linears, rank)
+    const path = model.onnxPath
+    const planned = await planOnnx(model.onnx, graph.toModel(), path, { keepsFiles: true })
+    const own = new Set(path.includes('/') ? [`${path.slice(0, path.indexOf('/'))}/`] : [path])
+    const companions = await findCompanions(model.directory, own)
+    await writeTogether(out, async (folder) => {
+      for (const file of companions.files) await file.write(folder)
+      for (const { path: name, pieces } of planned) await writePieces(folder, name, pieces, model.onnx)
+    })
+    return { out: out.name, graph: path, modules: [...new Set(linears.map(({ name }) => name))], inputs }
+  } finally {
+    await model.close()
+  }
+}
+
+const CHUNK_BYTES = 1 << 22
+
+async function writePieces(
+  folder: Directory,
+  path: string,
+  pieces: Awaited<ReturnType<typeof planOnnx>>[number]['pieces'],
+  onnx: OnnxModel,
+): Promise<void> {
+  await writeThrough(folder, path, async (sink) => {
+    for (const piece of pieces) {
+      if ('bytes' in piece) await sink.write(piece.bytes)
+      else if ('location' in piece) {
+        const source = onnx.file(piece.location)
+        for (let at = 0; at < piece.byteLength; at += CHUNK_BYTES) {
+          await sink.write(await source.read(piece.from + at, Math.min(CHUNK_BYTES, piece.byteLength - at)))
+        }
+      }
+    }
+  })
+}

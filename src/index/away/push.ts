@@ -1,0 +1,128 @@
+// An adapter's folder → a repository of the Hub, by the Hub's own client, which sends large files in parts and skips
+// those that the Hub has: a push that broke goes on where it was.
+
+import { type Directory, readAll } from '../../base/bytes.js'
+import { ConfigError, FileError, UnsupportedError } from '../../base/errors.js'
+import { checkArgument, checkOptions, kind } from '../../base/options.js'
+import { CARD_FILE, TEMPLATE_FILE } from '../../peft/file-names.js'
+import { openAdapter } from '../../peft/open.js'
+import { checkBase } from '../../train/saved/base-record.js'
+import { MARKER_FILE, RECORD_FILE } from '../../train/saved/run-folder.js'
+import { PUSH_OPTIONS } from '../gen/options.js'
+import { loadModel } from '../model.js'
+import { platform } from '../platform/platform.js'
+import { openFolder, type Source } from '../sources.js'
+
+/** Options of `push`. */
+export interface PushOptions {
+  /** Makes a new repository public. Default: only you, or your organization, can see it. */
+  readonly public?: boolean | undefined
+  /**
+   * The branch.
+   * @default main
+   */
+  readonly branch?: string | undefined
+  /** The first line of the commit. Default: Upload an adapter. */
+  readonly message?: string | undefined
+  /**
+   * The model that the adapter is meant for. If the folder records the digest of another one, nothing is sent.
+   * @flag DIR|ID
+   */
+  readonly base?: Source | undefined
+}
+
+/** Result of `push`. */
+export interface PushReport {
+  /** The address of the repository. */
+  url: string
+  /** The commit. */
+  commit: string
+  /** Files that the repository has now. */
+  files: string[]
+}
+
+/** Files of an adapter, and no others: a folder may hold checkpoints, data and private notes. */
+const OWN_FILES = [
+  'adapter_config.json',
+  'adapter_model.safetensors',
+  TEMPLATE_FILE,
+  CARD_FILE,
+  RECORD_FILE,
+  MARKER_FILE,
+]
+
+const REPOSITORY = kind('owner/name', (value) => /^[\w.-]+\/[\w.-]+$/.test(String(value)))
+
+/** See the entry. */
+export async function push(adapter: Source, repository: string, options: PushOptions = {}): Promise<PushReport> {
+  checkArgument(repository, REPOSITORY, 'repository')
+  checkOptions(options, 'push', PUSH_OPTIONS)
+  const { branch = 'main', message = 'Upload an adapter', base } = options
+  const directory = await openFolder(adapter, 'adapter')
+  // A damaged adapter is found here, before anything is sent.
+  const opened = await openAdapter(directory, {})
+  await opened.close()
+  if (base !== undefined) await requireBase(directory, base)
+  const { endpoint, token } = await platform().hubAccess()
+  if (token === undefined) {
+    const hint = 'Set HF_TOKEN, or run hf auth login: the token needs the right to write'
+    throw new ConfigError({ where: 'token', what: 'there is none for the Hub', hint })
+  }
+  const { createRepo, uploadFiles } = await client()
+  const hub = { repo: { type: 'model', name: repository }, accessToken: token, hubUrl: endpoint } as const
+  const names = (await directory.list()).filter((name) => OWN_FILES.includes(name))
+  try {
+    await createRepo({ ...hub, visibility: options.public ? 'public' : 'private' }).catch((error: unknown) => {
+      // The Hub's word for a repository that is there.
+      if (statusOf(error) !== 409) throw error
+    })
+    const files = []
+    for (const path of names) files.push({ path, content: await blobOf(directory, path) })
+    const sent = await uploadFiles({ ...hub, files, branch, commitTitle: message })
+    return { url: `${endpoint}/${repository}`, commit: sent!.commit.oid, files: names }
+  } catch (cause) {
+    throw refused(cause, repository)
+  }
+}
+
+async function requireBase(directory: Directory, base: Source): Promise<void> {
+  const model = await loadModel(base)
+  try {
+    await checkBase(directory, model)
+  } finally {
+    await model.close()
+  }
+}
+
+async function blobOf(directory: Directory, path: string): Promise<Blob> {
+  const source = await directory.open(path)
+  try {
+    return new Blob([Uint8Array.from(await readAll(source))])
+  } finally {
+    await source.close()
+  }
+}
+
+/** The Hub's client. In a `try` bundlers take the package for optional, and build where it is not installed. */
+async function client(): Promise<typeof import('@huggingface/hub')> {
+  try {
+    return await import('@huggingface/hub')
+  } catch (cause) {
+    const what = 'the package @huggingface/hub is not installed'
+    throw new UnsupportedError({ where: 'push', what, hint: 'Run npm install @huggingface/hub', cause })
+  }
+}
+
+function statusOf(error: unknown): number | undefined {
+  return (error as { statusCode?: number } | null)?.statusCode
+}
+
+function refused(cause: unknown, where: string): FileError {
+  const status = statusOf(cause)
+  const message = cause instanceof Error ? cause.message : String(cause)
+  const isAccess = status === 401 || status === 403
+  const hint = isAccess
+    ? 'The token needs the right to write there: see https://huggingface.co/settings/tokens'
+    : 'Run the same command again: large files that arrived are not sent twice'
+  return new FileError({ where, what: `the Hub did not take it (${message})`, hint, cause })
+}

@@ -1,0 +1,75 @@
+// README.md of a run: the model card. Only runs that write a folder load it.
+
+import { isByteSource, isDirectory } from '../data/source.js'
+import type { LoraAdapter } from '../lora/adapter.js'
+import { modelCard } from '../peft/model-card.js'
+import type { OpenTask, Task } from '../tasks/task.js'
+import { baseNameOf, type RunSources } from './about-run.js'
+import type { TrainingData, TrainingOptions } from './options.js'
+import type { TrainReport } from './report.js'
+import type { TrainSettings } from './settings.js'
+
+/** Facts about a run that its model card tells, besides the result. */
+export interface CardSources {
+  readonly options: TrainingOptions
+  readonly sources: RunSources | undefined
+  readonly task: Task
+  readonly open: OpenTask
+  readonly adapter: LoraAdapter
+  readonly settings: TrainSettings
+}
+
+/** README.md of a run that is done. */
+export function cardOf(
+  { evalLoss, evalMetrics, steps }: Pick<TrainReport, 'evalLoss' | 'evalMetrics' | 'steps'>,
+  run: CardSources,
+): string {
+  const { options, sources, task, adapter, settings } = run
+  const { model, out, data, evalData, evalSplit } = options
+  const { config, labels, problemType } = adapter
+  const { hubId } = model.directory
+  const { baseModel: baseName } = baseNameOf(model)
+  const { learningRate, schedule, batchSize, gradientAccumulation, loraPlusRatio, loraFa, weightDecay } = settings
+  const { rank, alpha, dropout, useRslora, useDora, seed } = config
+  const own = dataNames(sources?.data, data)
+  const use = run.open.plainUse ?? task.use
+  const isVectors = use.command?.[0] === 'embed'
+  return modelCard({
+    folder: out?.name ?? '',
+    base: hubId === undefined ? baseName : (sources?.model.replace(/^hf:/, '') ?? hubId),
+    baseName,
+    config,
+    use,
+    data: own,
+    evalData: evalData === undefined ? own : dataNames(sources?.evalData, evalData),
+    evalShare: evalData === undefined ? evalSplit : undefined,
+    metrics: evalLoss === null ? {} : { loss: evalLoss.after, ...evalMetrics },
+    settings: {
+      task: task.name,
+      steps,
+      'learning rate': learningRate,
+      schedule,
+      'records in a step': batchSize * gradientAccumulation,
+      rank,
+      alpha,
+      dropout,
+      'LoRA+ ratio': loraPlusRatio,
+      'LoRA-FA': loraFa || undefined,
+      'weight decay': weightDecay === 0 ? undefined : weightDecay,
+      rsLoRA: useRslora || undefined,
+      DoRA: useDora || undefined,
+      seed,
+    },
+    labels,
+    problemType,
+    pooling: isVectors ? model.sentence.pooling : undefined,
+    normalize: isVectors && model.sentence.normalize,
+  })
+}
+
+/** Names of the data in a card: of data in memory, nothing is known. */
+function dataNames(sources: RunSources['data'] | undefined, data: TrainingData): string[] {
+  if (sources !== undefined) return [sources].flat()
+  const files = Array.isArray(data) ? data : [data]
+  return files.flatMap((file) => (isByteSource(file) || isDirectory(file) ? [file.name] : []))
+}

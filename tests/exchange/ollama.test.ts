@@ -1,0 +1,66 @@
+// Adapters for Ollama: the template in Go's language renders to the text of the chat template. Go itself rendered the
+// golden texts (scripts/golden/ollama.mjs).
+
+import { readFileSync } from 'node:fs'
+import { describe, expect, it } from 'vitest'
+import { MemoryDirectory } from '../../src/base/bytes.js'
+import { goTemplate, turnShape } from '../../src/exchange/ollama/turns.js'
+import { convertAdapter } from '../../src/node.js'
+import { compileChatTemplate } from '../../src/text/compiled-template.js'
+import { goldenPath } from '../golden.js'
+
+interface Case {
+  name: string
+  jinja: string
+  bos: string
+  specialTokens: Record<string, string>
+  template: string
+  chats: { role: string; content: string }[][]
+  texts: string[]
+}
+const golden: Case[] = JSON.parse(readFileSync(goldenPath('ollama.json'), 'utf8'))
+const compile = (jinja: string, specialTokens = {}) =>
+  compileChatTemplate({ name: 'template', texts: new Map([['default', jinja]]), specialTokens })
+
+describe.each(golden)('$name', ({ jinja, bos, specialTokens, template, chats, texts }) => {
+  it('is written in Go’s language as Go rendered it', async () => {
+    expect(goTemplate(turnShape(await compile(jinja, specialTokens), bos))).toBe(template)
+  })
+
+  it('renders to the text of the chat template behind the first token', async () => {
+    const own = await compile(jinja, specialTokens)
+    for (const [i, chat] of chats.entries()) {
+      expect(bos + texts[i]).toBe(own.render(chat, { addGenerationPrompt: true }, 'chat').text)
+    }
+  })
+})
+
+it.each([
+  ['without turns', '{{ messages | length }} messages'],
+  [
+    'that shows earlier answers in another way',
+    '{% for m in messages %}{{ m.role }}: {{ m.content if loop.last or m.role == "user" else "" }}\n{% endfor %}',
+  ],
+])('refuses a template %s', async (_, jinja) => {
+  const template = await compile(jinja)
+  expect(() => turnShape(template, '')).toThrow(/cannot be written in Go's language.*Convert to gguf/)
+})
+
+it('writes adapter.gguf and a Modelfile', async () => {
+  const out = new MemoryDirectory({}, 'out')
+  const files = {
+    'tokenizer_config.json': '{"bos_token": "<|bos|>"}',
+    'config.json': readFileSync('models/union-3m/config.json'),
+  }
+  const base = new MemoryDirectory(
+    { ...files, 'chat_template.jinja': readFileSync('models/data/chat.jinja', 'utf8') },
+    'models/mine',
+  )
+  const report = await convertAdapter(goldenPath('peft', 'f32'), { to: 'ollama', base, out })
+  const modelfile = new TextDecoder().decode(out.files.get('Modelfile'))
+  expect(modelfile).toMatch(
+    /^FROM \.\/models\/mine\nADAPTER \.\/adapter\.gguf\nTEMPLATE """.+"""\nPARAMETER stop "<\|eos\|>"\n$/,
+  )
+  expect(new TextDecoder().decode(out.files.get('adapter.gguf')!.subarray(0, 4))).toBe('GGUF')
+  expect(report).toMatchObject({ to: 'ollama', layers: 12 })
+})

@@ -1,0 +1,171 @@
+// Handing off: rows, settings and script; that TRL's losses and weights, which scripts/golden/handoff.py measured, are
+// those of lowrank; and that the adapter that comes back goes on here.
+
+import { readFileSync } from 'node:fs'
+import { loadAdapter, MemoryDirectory, openSession, type TrainOptions, train } from 'lowrank'
+import { handoff } from 'lowrank/handoff'
+import { beforeAll, describe, expect, it } from 'vitest'
+import { parse } from 'yaml'
+import { loadChatTemplate } from '../../src/text/chat-template.js'
+import { goldenPath } from '../golden.js'
+
+interface Golden {
+  first: { input_ids: number[][]; labels?: number[][]; completion_mask?: number[][] }
+  losses: number[]
+  weights: Record<string, number[]>
+}
+
+const read = (name: string) => JSON.parse(readFileSync(goldenPath('handoff', name), 'utf8'))
+const cases: Record<string, TrainOptions> = read('cases.json')
+const golden: Record<string, Golden> & { logits: number[] } = read('golden.json')
+const MODEL = 'models/union-3m'
+
+async function handed(options: TrainOptions, more: { rows?: 'records' } = {}) {
+  const out = new MemoryDirectory()
+  const report = await handoff(options, { to: 'trl', out, ...more })
+  const text = (name: string) => new TextDecoder().decode(out.files.get(name))
+  const rows = text('data/train.jsonl')
+    .trim()
+    .split('\n')
+    .map((line) => JSON.parse(line))
+  return { out, report, text, rows, settings: parse(text(report.settings), { version: '1.1' }) }
+}
+
+/** Rows without the padding of a batch. */
+const unpadded = (rows: number[][], labels: number[][]) =>
+  rows.map((row, i) => {
+    const end = labels[i].findLastIndex((label) => label !== -100) + 1
+    return { input_ids: row.slice(0, end), labels: labels[i].slice(0, end) }
+  })
+
+const trained = Object.keys(cases).filter((name) => cases[name].model === MODEL)
+
+describe.each(trained)('a run of %s', (name) => {
+  it('has the losses and the weights that TRL comes to', async () => {
+    const { adapter, report } = await train(cases[name])
+    report.trainLoss.forEach((loss, step) => void expect(Math.abs(loss - golden[name].losses[step])).toBeLessThan(1e-4))
+    const layers = Object.entries(golden[name].weights).filter(([key]) => /lora_[AB]/.test(key))
+    expect(layers.length).toBe(2 * adapter.size)
+    for (const [key, wanted] of layers) {
+      const [, module, half] = /^base_model\.model\.(.+)\.lora_([AB])\.weight$/.exec(key)!
+      const layer = adapter.parts('linear').find((part) => part.name === module)!
+      const { data } = half === 'A' ? layer.weightA : layer.weightB
+      wanted.forEach((value, i) => void expect(Math.abs(value - data[i])).toBeLessThan(1e-4))
+    }
+  })
+
+  if (cases[name].task !== undefined) return
+  it('is handed off with the tokens and labels of TRL’s first batch', async () => {
+    const { rows, report } = await handed(cases[name])
+    const { input_ids, labels } = golden[name].first
+    expect(rows.slice(0, input_ids.length)).toEqual(unpadded(input_ids, labels!))
+    expect(report).toMatchObject({ rows: 20, steps: 5, settings: 'sft.yaml' })
+  })
+})
+
+it.each(['labels', 'tags'])('%s are those of the first batch of transformers', async (name) => {
+  const { rows, settings } = await handed(cases[name])
+  const { input_ids, labels } = golden[name] as unknown as { input_ids: number[][]; labels: number[][] | number[] }
+  const cut = (row: number[], i: number) => row.slice(0, rows[i].input_ids.length)
+  expect(rows.slice(0, 2).map((row) => row.input_ids)).toEqual(input_ids.map(cut))
+  expect(rows.slice(0, 2).map((row) => row.labels)).toEqual(
+    labels.map((one, i) => (Array.isArray(one) ? cut(one, i) : one)),
+  )
+  expect(settings).toMatchObject({ max_steps: 1, per_device_train_batch_size: 2 })
+})
+
+describe('the folder', () => {
+  it('has every setting, the adapter, and a script for what YAML cannot say', async () => {
+    const { settings, text, out, report } = await handed(cases['lora-plus'])
+    expect(settings).toMatchObject({ max_steps: 5, learning_rate: 3e-4, adam_epsilon: 1e-8, eval_strategy: 'no' })
+    expect(settings).toMatchObject({ warmup_steps: 2, train_sampling_strategy: 'sequential', lora_r: 2, seed: 3 })
+    expect(report.scriptOnly).toEqual(['LoRA+ (B learns 16 times as fast)', 'init_lora_weights'])
+    expect(text('train.py')).toContain('lora_plus_ratio')
+    for (const command of [
+      'uv run train.py',
+      'accelerate launch',
+      'hf jobs uv run',
+      'sky launch',
+      'SBATCH',
+      'TrainJob',
+    ])
+      expect(text('README.md')).toContain(command)
+    const adapter = new MemoryDirectory()
+    for (const [name, bytes] of out.files)
+      if (name.startsWith('adapter/')) adapter.files.set(name.slice('adapter/'.length), bytes)
+    expect((await loadAdapter(adapter)).size).toBe(12)
+  })
+
+  it('has records, and a template that marks answers, where these are asked for', async () => {
+    const { rows, settings, text } = await handed(cases.dora, { rows: 'records' })
+    expect(rows[0].messages.at(-1).role).toBe('assistant')
+    expect(settings).toMatchObject({ assistant_only_loss: true, chat_template_path: 'chat_template.jinja' })
+    const [own, marked] = await Promise.all(
+      [cases.dora.chatTemplate, text('chat_template.jinja')].map((jinja) =>
+        loadChatTemplate(new MemoryDirectory(), jinja),
+      ),
+    )
+    const chat = [
+      { role: 'user', content: 'Who?' },
+      { role: 'assistant', content: 'Ahab.' },
+      { role: 'user', content: 'Where?' },
+    ]
+    for (const addGenerationPrompt of [false, true]) {
+      const options = { addGenerationPrompt }
+      expect(marked!.render(chat, options, 'chat').text).toBe(own!.render(chat, options, 'chat').text)
+    }
+    const { generated, text: all } = marked!.render(chat, {}, 'chat')
+    expect(generated.map(({ start, end }) => all.slice(start, end))).toEqual(['Ahab.<|eos|>\n'])
+  })
+
+  it('goes on with an unfinished run from its last save', async () => {
+    const out = new MemoryDirectory({}, 'run')
+    const stop = new AbortController()
+    const data = goldenPath('../../models/data/scripture.jsonl')
+    const on = { step: ({ step }: { step: number }) => void (step === 2 && stop.abort()) }
+    const config = { rank: 2, targetModules: ['q_proj'] }
+    await train({ model: MODEL, data, config, batchSize: 1, maxSteps: 5, maxLength: 16, out, on, signal: stop.signal })
+    const target = new MemoryDirectory()
+    const report = await handoff(out, { to: 'trl', out: target })
+    expect(report.steps).toBe(3)
+    expect(report.differences.join()).toContain('adapter of step 2 goes along')
+    expect(new TextDecoder().decode(target.files.get('train.py'))).toContain('\\"steps_done\\": 2')
+    expect(target.files.get('adapter/adapter_model.safetensors')).toEqual(out.files.get('adapter_model.safetensors'))
+  })
+
+  it.each([
+    [{ task: 'seq2seq' }, 'encoder'],
+    [{ taskOptions: { beta: 1 } }, 'beta'],
+  ] as const)('refuses %o', async (more, words) => {
+    await expect(handed({ ...cases['lora-plus'], ...more } as TrainOptions)).rejects.toThrow(words)
+  })
+})
+
+describe('the adapter that comes back', () => {
+  const back = goldenPath('handoff', 'back')
+  let logits: Float32Array
+
+  beforeAll(async () => {
+    const session = await openSession(MODEL, { adapters: { back } })
+    const ids = { type: 'int64', data: BigInt64Array.from([0n, 35n, 274n, 630n]), dims: [1, 4] } as const
+    const mask = { type: 'int64', data: BigInt64Array.from([1n, 1n, 1n, 1n]), dims: [1, 4] } as const
+    const outputs = await session.run({ input_ids: ids, attention_mask: mask }, { adapter: 'back' })
+    const { data, dims } = outputs.logits
+    logits = (data as Float32Array).slice(-dims.at(-1)!)
+    await session.dispose()
+  })
+
+  it('gives PEFT’s logits', () => {
+    golden.logits.forEach((value, i) => void expect(Math.abs(value - logits[i])).toBeLessThan(1e-3))
+  })
+
+  it('is trained further, and is no run to resume', async () => {
+    const { data } = cases['lora-plus']
+    const { adapter, report } = await train({ model: MODEL, data, adapter: back, batchSize: 2, maxSteps: 1 })
+    expect(report).toMatchObject({ steps: 1, trainLoss: [expect.any(Number)] })
+    const [own] = adapter.parts('linear')
+    const before = (await loadAdapter(back)).get(own.name)!
+    expect(own.weightB.data).not.toEqual('weightB' in before && before.weightB.data)
+    await expect(train({ model: MODEL, data, out: back, resume: true })).rejects.toThrow('no unfinished run')
+  })
+})
