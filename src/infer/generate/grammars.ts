@@ -44,7 +44,7 @@ async function loadLibrary(): Promise<Library> {
   const isNode = scope.location === undefined
   if (isNode) scope.location = { href: import.meta.url }
   try {
-    const module = (await import(/* @vite-ignore */ PACKAGE)) as Partial<Library>
+    const module = (await import('@mlc-ai/web-xgrammar')) as unknown as Partial<Library>
     const found = module.Grammar === undefined ? scope.xgrammar! : (module as Library)
     await found.Grammar.builtinJSONGrammar()
     return found
