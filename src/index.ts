@@ -96,6 +96,7 @@ export type {
   Prompt,
   PromptImages,
   RunOptions,
+  SoundInput,
   StreamOptions,
   TaggedWord,
   Tagging,

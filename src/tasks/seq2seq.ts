@@ -11,6 +11,7 @@ import { readGraph } from '../graph/view/graph.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 import { checkVocabulary } from '../text/records.js'
 import { checkWidth } from './causal-lm.js'
+import { checkSize } from './features.js'
 import { parseTextPair, type TextPair } from './labels/text-pair.js'
 import {
   countCorrect,
@@ -103,14 +104,7 @@ function encodeSource(
     const { inputIds, isTruncated } = encodeTexts(model, source.text, undefined, maxLength)
     return { source: inputIds, isCut: isTruncated }
   }
-  const [bands, times] = size as readonly [number, number]
-  if (source.values.length === bands * times) return { source: source.values, isCut: false }
-  throw new DataError({
-    where: `${where}, input_features`,
-    what: 'not as many numbers as the model takes',
-    expected: `${bands} x ${times}`,
-    got: String(source.values.length),
-  })
+  return { source: checkSize(source.values, size as readonly [number, number], where), isCut: false }
 }
 
 /**

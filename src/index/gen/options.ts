@@ -255,6 +255,7 @@ export const TRAIN_OPTIONS: OptionTable<TrainOptions> = {
   loraFa: BOOLEAN,
   weightDecay: ranged('a number in [0, 1]'),
   maxGradNorm: ranged('a finite number of at least 0'),
+  fast: BOOLEAN,
   newHead: BOOLEAN,
   saveEvery: ranged('an integer of at least 1'),
   packing: BOOLEAN,
@@ -308,6 +309,7 @@ export const TRAIN_EVENTS: OptionTable<TrainEvents> = {
   progress: FUNCTION,
   step: FUNCTION,
   evaluation: FUNCTION,
+  note: FUNCTION,
   warning: FUNCTION,
 }
 
