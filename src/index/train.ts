@@ -111,7 +111,7 @@ export async function withTraining<T>(
         out: options.out === undefined ? undefined : openTarget(options.out, 'out'),
         tensorboard: options.tensorboard === undefined ? undefined : openTarget(options.tensorboard, 'tensorboard'),
       },
-      { limits: memoryLimits(model), sources: sourcesOf(options) },
+      { limits: memoryLimits(model), memoryUse: platform().memoryUse, sources: sourcesOf(options) },
     )
   })
 }

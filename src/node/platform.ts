@@ -1,5 +1,6 @@
 // Node, Bun and Deno: strings can be paths, and sessions run in worker threads.
 
+import { readFileSync } from 'node:fs'
 import { freemem } from 'node:os'
 import { FileError } from '../base/errors.js'
 import { hubOptions } from '../index/hub.js'
@@ -25,6 +26,14 @@ function notPath({ where, what }: FileError): FileError {
   })
 }
 
+/** Linux tells the two parts: https://man7.org/linux/man-pages/man5/proc_pid_status.5.html */
+function memoryUse() {
+  if (process.platform !== 'linux') return undefined
+  const status = readFileSync('/proc/self/status', 'utf8')
+  const bytes = (name: string) => 1024 * Number(new RegExp(`^${name}:\\s+(\\d+)`, 'm').exec(status)?.[1] ?? 0)
+  return { anonymous: bytes('RssAnon'), mapped: bytes('RssFile') }
+}
+
 export const nodePlatform: Platform = {
   open: async (text, where, options) => (await import('../io/node/open-source.js')).openText(text, where, options),
   openData: async (text) => {
@@ -43,6 +52,7 @@ export const nodePlatform: Platform = {
   },
   // availableMemory heeds a container's limit; it came with Node 20.13.
   freeMemory: () => process.availableMemory?.() ?? freemem(),
+  memoryUse,
   defaultRuntime: () => runtimeOf(resolveNodeRuntime()),
   nodeRuntime: (specifier = resolveNodeRuntime()) => runtimeOf(specifier),
 }

@@ -45,8 +45,18 @@ export interface TrainEvents {
   step?(event: StepEvent): void
   /** After each evaluation. */
   evaluation?(event: EvaluationEvent): void
+  /** Called with a line about what lowrank chose itself, such as less memory at a little less speed. */
+  note?(message: string): void
   /** Called once for each warning, such as records that were cut or skipped. */
   warning?(message: string): void
+}
+
+/** Memory of a process in bytes, in two parts. */
+export interface MemoryUse {
+  /** Memory that it made itself. */
+  anonymous: number
+  /** Mapped from files. */
+  mapped: number
 }
 
 /** A run at its end, whether it is done or interrupted. */
@@ -91,6 +101,11 @@ export interface TrainReport {
   stepMillis: number | null
   /** Highest memory use of the process, in bytes. Null in a browser. */
   peakRssBytes: number | null
+  /**
+   * Most memory after a step, in bytes: what the process made itself, and what it mapped from files, such as weights,
+   * which the system can take back. Null where the system does not tell.
+   */
+  memory: MemoryUse | null
   /** True if the signal ended the run before its last step, or before the evaluation that follows it. */
   interrupted: boolean
   /** Name and version of ONNX Runtime. */

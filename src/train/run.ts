@@ -9,7 +9,7 @@ import type { CardSources } from './card.js'
 import type { EngineState, TrainEngine } from './engine.js'
 import { costsOf, evaluate, takeReference } from './evaluate.js'
 import { gradientFactors, loraPlusRates, readParameters, writeParameters } from './parameters.js'
-import { Pace, peakRssBytes, steadyMedian, type TrainEvents, type TrainReport } from './report.js'
+import { type MemoryUse, Pace, peakRssBytes, steadyMedian, type TrainEvents, type TrainReport } from './report.js'
 import { costOf, examplesOf, type PlanOptions, planEpoch, type StepPlan, stepsPerEpoch } from './rows/batches.js'
 import { recordOfBase } from './saved/base-record.js'
 import { checkFingerprint, fingerprintOf } from './saved/fingerprint.js'
@@ -39,6 +39,8 @@ export interface RunInput extends SessionParts {
   /** For the model card of a run that is done. */
   readonly card?: CardSources | undefined
   readonly signal: AbortSignal | undefined
+  /** Memory of the process, where the system tells it. */
+  readonly memoryUse?: (() => MemoryUse | undefined) | undefined
   /** Gives what the next step waits for; undefined while it need not wait. */
   readonly wait?: (() => Promise<void> | undefined) | undefined
   readonly on: TrainEvents
@@ -56,6 +58,7 @@ export type RunReport = Pick<
   | 'evalMetrics'
   | 'stepMillis'
   | 'peakRssBytes'
+  | 'memory'
   | 'interrupted'
   | 'runtime'
 >
@@ -102,6 +105,7 @@ class Run {
   readonly #pace = new Pace()
   /** Milliseconds of each step of this process. */
   readonly #times: number[] = []
+  #memory: MemoryUse | null = null
   /** Digests of the run's parts at its start; empty without a folder. */
   #fingerprint: Record<string, string> = {}
   #evalLossBefore: number | undefined
@@ -258,6 +262,7 @@ class Run {
     if (!Number.isFinite(gradientNorm)) return this.#fail(`step ${step + 1}`, `the gradient's norm is ${gradientNorm}`)
     const elapsedMs = performance.now() - startedAt
     this.#times.push(elapsedMs)
+    this.#measureMemory()
     return {
       step: step + 1,
       epoch,
@@ -353,9 +358,17 @@ class Run {
       evalMetrics: after === undefined ? null : { ...after.metrics },
       stepMillis: steadyMedian(this.#times),
       peakRssBytes: peakRssBytes(),
+      memory: this.#memory,
       interrupted: !isDone,
       runtime: this.#sessions.runtimeName,
     }
+  }
+
+  #measureMemory(): void {
+    const now = this.#input.memoryUse?.()
+    if (now === undefined) return
+    const { anonymous, mapped } = this.#memory ?? now
+    this.#memory = { anonymous: Math.max(anonymous, now.anonymous), mapped: Math.max(mapped, now.mapped) }
   }
 
   #tell(metrics: StepMetrics): void {

@@ -5,7 +5,7 @@ import { checkOptions as checkTable } from '../base/options.js'
 import { readRows } from '../data/read-rows.js'
 import { isByteSource, isDirectory } from '../data/source.js'
 import { planSplit } from '../data/split.js'
-import { type MemoryLimit, memoryWarning, trainingMemory } from '../graph/memory.js'
+import { choosesLowMemory, gigabytes, type MemoryLimit, memoryWarning, trainingMemory } from '../graph/memory.js'
 import type { Model } from '../graph/model-folder.js'
 import { joinGraphs } from '../graph/training/joined-graph.js'
 import { checkTrainableForm } from '../graph/training/trainable-form.js'
@@ -19,7 +19,7 @@ import { type RunSources, runRecord } from './about-run.js'
 import { checkOptions, checkParts } from './check-options.js'
 import { newAdapter } from './new-adapter.js'
 import type { TrainingData, TrainingOptions, TrainResult } from './options.js'
-import type { TrainReport } from './report.js'
+import type { MemoryUse, TrainReport } from './report.js'
 import { type EncodedSource, type EncodeOptions, encodeRows } from './rows/examples.js'
 import { type RunInput, type RunReport, trainAdapter } from './run.js'
 import { EventLog } from './saved/event-log.js'
@@ -30,6 +30,8 @@ import { resolveSettings, type TrainSettings, withRateOfTask } from './settings.
 export interface RunContext {
   /** Memory that there is: a run that needs more says so. */
   readonly limits?: readonly MemoryLimit[]
+  /** Memory of the process, where the system tells it. */
+  readonly memoryUse?: (() => MemoryUse | undefined) | undefined
   /** Names of the model and the data for run.json; undefined for those from memory. */
   readonly sources?: RunSources | undefined
   /** Gives what the next step waits for; undefined while it need not wait. */
@@ -69,7 +71,7 @@ export async function train(given: TrainingOptions, context: RunContext = {}): P
 /** Checks all options, reads the data, and makes the adapter: all that a run needs. */
 export async function prepare(
   given: TrainingOptions,
-  { limits = [], sources, wait, onRow }: RunContext,
+  { limits = [], memoryUse, sources, wait, onRow }: RunContext,
 ): Promise<PreparedRun> {
   const plain = resolveSettings(given)
   const config = checkOptions(given, plain)
@@ -83,7 +85,7 @@ export async function prepare(
   const { model, out, on = {}, modules, signal, taskOptions, evalSplit, tensorboard } = options
   const task = await loadTask(options.task)
   checkTable(taskOptions, `the task ${task.name}`, task.options ?? {})
-  const settings = withRateOfTask(plain, given, task.learningRate)
+  let settings = withRateOfTask(plain, given, task.learningRate)
   checkTrainableForm(readGraph(model.onnx.proto))
   await checkTask(task, model)
   const use = options.resume ? 'resume' : options.overwrite ? 'overwrite' : 'new'
@@ -110,7 +112,7 @@ export async function prepare(
   if (open.checkEvaluation !== undefined) {
     for (const example of evalRecords.examples) open.checkEvaluation(example)
   }
-  warnOfMemory(options, settings, limits, examples, open)
+  settings = planMemory(options, settings, limits, examples, open)
 
   on.stage?.('prepare')
   const adapter = options.adapter ?? (await newAdapter(model, config, { ...options, task, open }))
@@ -135,6 +137,7 @@ export async function prepare(
     card: { options, sources, task, open, adapter, settings },
     signal,
     wait,
+    memoryUse,
     on: log === undefined ? on : log.heard(on),
   }
   return { input, encoded, log, config }
@@ -175,19 +178,29 @@ function pack(
   throw new ConfigError({ where: 'packing', what: `the task ${task.name} cannot put several records into one row` })
 }
 
-function warnOfMemory<Example>(
+/** The settings with the choice of memory or speed made, which a line tells where it costs speed. */
+function planMemory<Example>(
   { model, on }: TrainingOptions,
-  { batchSize: batch, lowMemory }: TrainSettings,
+  settings: TrainSettings,
   limits: readonly MemoryLimit[],
   examples: Iterable<Example>,
   task: OpenTask<Example>,
-): void {
+): TrainSettings {
+  const { batchSize: batch, fast } = settings
   let sequence = 0
   for (const example of examples) sequence = Math.max(sequence, task.cost(example))
   const { rowsOfExample: rows = 1 } = task
   // Pictures all have one size.
   const isCut = task.probe.lengths.some(({ name }) => name !== 'batch')
-  const warning = memoryWarning(trainingMemory(model, { batch: rows * batch, sequence, lowMemory }), limits, {
+  const needOf = (isLow: boolean) => trainingMemory(model, { batch: rows * batch, sequence, lowMemory: isLow })
+  const lowMemory = settings.lowMemory ?? (!fast && choosesLowMemory(needOf(false), limits))
+  if (lowMemory && settings.lowMemory === undefined) {
+    const { weights } = needOf(true)
+    on?.note?.(
+      `The weights, ${gigabytes(weights)}, are not copied for faster products, which saves twice as much memory: \`fast\` copies them`,
+    )
+  }
+  const warning = memoryWarning(needOf(lowMemory), limits, {
     what: `Training with ${batch} records of ${isCut ? 'up to ' : ''}${sequence} tokens in a batch`,
     help: [
       ...(batch > 1 ? ['a smaller `batchSize` with more `gradientAccumulation`'] : []),
@@ -196,6 +209,7 @@ function warnOfMemory<Example>(
     ],
   })
   if (warning !== undefined) (on?.warning ?? console.warn)(warning)
+  return { ...settings, lowMemory }
 }
 
 /** Throws what the task's check throws, with the tasks that the model can be trained for. */

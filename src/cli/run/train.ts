@@ -5,7 +5,7 @@ import { flags } from '../flags.js'
 import { choice, defineCommand, flagOf, integer, type Option, text, toggle, UsageError } from '../options.js'
 import { EXIT_INTERRUPTED, interruptible } from '../show/interrupt.js'
 import { printPreview } from '../show/preview.js'
-import { colors, duration, Progress, printDocument, say, thousands, warn } from '../show/terminal.js'
+import { colors, duration, note, Progress, printDocument, say, thousands, warn } from '../show/terminal.js'
 import { MODEL, RUNS } from '../sources.js'
 import { readChatTemplate } from './data-options.js'
 import { inRunFile, readRunFile } from './run-file.js'
@@ -206,6 +206,10 @@ function narrate(progress: Progress, pace: StepPace): TrainEvents {
     step({ step, totalSteps, loss, tokensPerSecond, elapsedMs }) {
       pace.stepMs = elapsedMs
       progress.update(step, totalSteps, `  loss ${loss.toFixed(3)}  ${thousands(tokensPerSecond)} tokens/s`)
+    },
+    note(message) {
+      clear()
+      note(message)
     },
     warning(message) {
       clear()

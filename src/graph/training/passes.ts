@@ -13,6 +13,7 @@ import type { BaseOpener } from '../inject/open-base.js'
 import { takeBranchWithoutCache } from '../inputs/cache.js'
 import { lowerForTraining } from '../lower/lower.js'
 import type { ModuleMap } from '../match/linears.js'
+import { LOGIT_BYTES } from '../memory.js'
 import { recompute } from '../recompute/recompute.js'
 import { declareShapes, isFloat, mergeReshapes, plainShapes } from '../shapes/plain-shapes.js'
 import type { ShapeMap } from '../shapes/shapes.js'
@@ -21,7 +22,6 @@ import { Graph } from '../view/graph.js'
 import { raiseOpset } from '../view/opset.js'
 import { computeInFloat32, keepOneCopy } from './float32.js'
 import { buildForward, type Forward, LOSS, LOSS_SCALE, type TrainedLayer } from './forward.js'
-import { LOGIT_BYTES } from './loss-blocks.js'
 import type { Objective, TrainedTensor } from './objective-graph.js'
 import { lengthOf, measureShapes, typicalElements } from './probe.js'
 import { checkTrainableForm } from './trainable-form.js'
@@ -37,8 +37,8 @@ export interface TrainingGraphOptions {
   readonly modules?: ModuleMap | undefined
   /** Also gives the graph without gradients whose predictions the loss of a step is computed from. Default false. */
   readonly twoPasses?: boolean | undefined
-  /** Logits of a usual run that are larger, in bytes, never exist whole. Default 64 MiB. */
-  readonly logitBytes?: number | undefined
+  /** Sizes from which the loss is computed in blocks. Default: {@link LOGIT_BYTES}. */
+  readonly logitBytes?: typeof LOGIT_BYTES | undefined
 }
 
 /** A trained tensor, and the output that holds the loss's gradient by it. */

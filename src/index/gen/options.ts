@@ -155,6 +155,7 @@ export const OPEN_SESSION_OPTIONS: OptionTable<OpenSessionOptions> = {
   accuracyLevel: oneOf(0, 4),
   maxBatch: ranged('an integer of at least 1'),
   cacheBytes: ranged('an integer of at least 1'),
+  prefixCache: ranged('an integer of at least 0'),
 }
 
 export const COMBINE_OPTIONS: OptionTable<CombineOptions> = {
@@ -254,6 +255,7 @@ export const TRAIN_OPTIONS: OptionTable<TrainOptions> = {
   loraFa: BOOLEAN,
   weightDecay: ranged('a number in [0, 1]'),
   maxGradNorm: ranged('a finite number of at least 0'),
+  fast: BOOLEAN,
   newHead: BOOLEAN,
   saveEvery: ranged('an integer of at least 1'),
   packing: BOOLEAN,
@@ -307,6 +309,7 @@ export const TRAIN_EVENTS: OptionTable<TrainEvents> = {
   progress: FUNCTION,
   step: FUNCTION,
   evaluation: FUNCTION,
+  note: FUNCTION,
   warning: FUNCTION,
 }
 

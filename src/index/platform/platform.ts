@@ -8,6 +8,7 @@ import type { RemoteOptions } from '../../io/hub/directory.js'
 import type { Located } from '../../io/locate.js'
 import type { OpenJob } from '../../merge/merge.js'
 import type { RuntimeHost } from '../../runtime/host.js'
+import type { MemoryUse } from '../../train/report.js'
 import { hubOptions } from '../hub.js'
 
 /** Opens what strings name. `where` is the argument that holds the string, for messages. */
@@ -28,6 +29,8 @@ export interface Platform {
   readonly decodeImage: DecodeImage
   /** Bytes of memory that are free; undefined where the platform does not tell. */
   freeMemory?(): number | undefined
+  /** Memory of this process; undefined where the system does not tell. */
+  readonly memoryUse?: () => MemoryUse | undefined
   /** See nodeRuntime of the entry. */
   nodeRuntime(specifier: string | undefined): RuntimeHost
 }

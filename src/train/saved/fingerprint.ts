@@ -15,6 +15,8 @@ const WITHOUT_EFFECT: ReadonlySet<keyof TrainSettings> = new Set([
   'maxSteps',
   'device',
   'threads',
+  'lowMemory',
+  'fast',
   'saveEvery',
 ])
 
