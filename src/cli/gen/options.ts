@@ -106,6 +106,7 @@ export const FLAGS = {
     profilePrefix: { form: 'text', about: 'write a profile next to this prefix (Node)' },
     maxBatch: { form: 'number', about: 'the largest number of texts that generate and stream write at the same time, over all calls. More calls wait in order. A call with a larger batchSize may have more', range: 'an integer of at least 1', fallback: '8' },
     cacheBytes: { form: 'number', about: 'the largest number of bytes for the key-value caches of the texts that are written at the same time, each counted with its prompt and all tokens that it may get. A text that needs more waits until it is alone', range: 'an integer of at least 1', fallback: '1073741824' },
+    prefixCache: { form: 'number', about: 'the largest number of bytes for the key-value caches of texts that have ended. A text that begins like one of them, such as the next turn of a chat, with the same adapters, does not read this part again. 0 keeps none', range: 'an integer of at least 0', fallback: '268435456' },
   },
   CombineOptions: {
     base: { form: 'source', about: 'the model of the adapters: a safetensors checkpoint. Only DoRA adapters need it, because their change depends on its weights' },
@@ -218,6 +219,7 @@ export const FLAGS = {
     stop: { form: 'names', about: 'generation ends before the first of these texts. Default: none. The answer to a chat always ends where its turn ends' },
     logprobs: { form: 'number', about: 'how many of the most likely tokens get a score at each step, in addition to the chosen token. Default: no scores', range: 'an integer of at least 0' },
     seed: { form: 'number', about: 'the same seed gives the same text. With several prompts, the second has seed + 1, and so on. Default: a new random seed for each call. The result contains the seed', range: 'a safe integer' },
+    cacheScope: { form: 'text', about: 'calls with other names do not share what was read: see prefixCache. Default: all share it' },
     temperature: { form: 'number', about: '0 always takes the most likely token; 1 draws with the probabilities of the model; above 1 is more random. Default: that of generation_config.json where it samples (do_sample) or where --top-k, --top-p or --min-p is given, else 0', range: 'a finite number of at least 0' },
     topK: { form: 'number', about: 'keep only this many most likely tokens. Default: that of generation_config.json; 50 where it samples without one; else all', range: 'an integer of at least 1, or Infinity' },
     topP: { form: 'number', about: 'keep the fewest most likely tokens whose probabilities sum to at least this. Default: that of generation_config.json, else 1: all', range: 'a number in (0, 1]' },

@@ -159,6 +159,7 @@ export const OPEN_SESSION_OPTIONS: OptionTable<OpenSessionOptions> = {
   accuracyLevel: oneOf(0, 4),
   maxBatch: ranged('an integer of at least 1'),
   cacheBytes: ranged('an integer of at least 1'),
+  prefixCache: ranged('an integer of at least 0'),
 }
 
 export const COMBINE_OPTIONS: OptionTable<CombineOptions> = {
