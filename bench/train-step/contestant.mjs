@@ -109,8 +109,10 @@ async function step() {
   return { millis: now() - started, loss }
 }
 
-function peakRssBytes() {
-  return Number(/VmHWM:\s+(\d+)/.exec(readFileSync('/proc/self/status', 'utf8'))[1]) * 1024
+function memory() {
+  const status = readFileSync('/proc/self/status', 'utf8')
+  const bytes = (name) => Number(new RegExp(`${name}:\\s+(\\d+)`).exec(status)[1]) * 1024
+  return { peakRssBytes: bytes('VmHWM'), anonymous: bytes('RssAnon'), mapped: bytes('RssFile') }
 }
 
 for await (const line of createInterface({ input: process.stdin })) {
@@ -123,7 +125,7 @@ for await (const line of createInterface({ input: process.stdin })) {
     const results = []
     for (let i = 0; i < (question.steps ?? 1); i++) results.push(await step())
     const millis = results.map((result) => result.millis).toSorted((a, b) => a - b)[results.length >> 1]
-    answer = { millis, loss: results[results.length - 1].loss, peakRssBytes: peakRssBytes() }
+    answer = { millis, loss: results[results.length - 1].loss, ...memory() }
   }
   console.log(JSON.stringify(answer))
 }

@@ -86,9 +86,10 @@ def make(name, folder):
                       dynamic_axes={"input_ids": axes, "attention_mask": axes, "logits": axes})
 
 
-def peak_rss():
+def memory():
     with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
+        sizes = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in status if line.startswith(("VmHWM", "Rss"))}
+    return {"peakRssBytes": sizes["VmHWM"], "anonymous": sizes["RssAnon"], "mapped": sizes["RssFile"]}
 
 
 def sgemm_rate():
@@ -98,10 +99,10 @@ def sgemm_rate():
     return 2 * 1024 * 4096 * 4096 / best / 1e9
 
 
-def timed(call):
-    start = time.perf_counter()
+def timed(call, clock=time.perf_counter):
+    start = clock()
     call()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def model_of(kind, folder, attention, rank):
@@ -125,7 +126,7 @@ def model_of(kind, folder, attention, rank):
     return get_peft_model(base, config)
 
 
-def serve(folder, attention, rank, batch, sequence, threads, kind):
+def serve(folder, attention, rank, batch, sequence, threads, kind, cpu):
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     model = model_of(kind, folder, attention, rank)
@@ -157,8 +158,9 @@ def serve(folder, attention, rank, batch, sequence, threads, kind):
             answer = {}
         elif command["do"] == "step":
             losses = []
-            millis = [1000 * timed(lambda: losses.append(step())) for _ in range(command.get("steps", 1))]
-            answer = {"millis": statistics.median(millis), "loss": losses[-1], "peakRssBytes": peak_rss()}
+            clock = time.process_time if cpu else time.perf_counter
+            millis = [1000 * timed(lambda: losses.append(step()), clock) for _ in range(command.get("steps", 1))]
+            answer = {"millis": statistics.median(millis), "loss": losses[-1], **memory()}
         print(json.dumps(answer), flush=True)
 
 
@@ -172,13 +174,14 @@ def main():
     serve_parser.add_argument("folder")
     serve_parser.add_argument("attention", choices=("eager", "sdpa"))
     serve_parser.add_argument("--kind", default="causal-lm", choices=("causal-lm", "text-classification", "image-classification"))
+    serve_parser.add_argument("--cpu", action="store_true", help="time of the processor, not of the clock")
     for name, default in (("rank", 8), ("batch", 8), ("sequence", 128), ("threads", 2)):
         serve_parser.add_argument("--" + name, type=int, default=default)
     args = parser.parse_args()
     if args.action == "make":
         make(args.name, args.folder)
     else:
-        serve(args.folder, args.attention, args.rank, args.batch, args.sequence, args.threads, args.kind)
+        serve(args.folder, args.attention, args.rank, args.batch, args.sequence, args.threads, args.kind, args.cpu)
 
 
 if __name__ == "__main__":

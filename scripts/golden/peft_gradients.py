@@ -2,7 +2,7 @@
 
     peft_gradients.py [--out tests/golden/gradients]
 
-cases.json: the config and geometry of each case. tensors.safetensors, under CASE/NAME: weight, lora_A, lora_B, magnitude, bias (of B); input,
+cases.json: the config of each case. tensors.safetensors, under CASE/NAME: weight, lora_A, lora_B, magnitude, bias (of B); input,
 keep (1 where dropout lets through), output (without the base's bias); grad_output, and gradient/NAME of Σ grad_output·output.
 """
 import argparse
@@ -18,14 +18,8 @@ KINDS = {"plain": {}, "dora": {"use_dora": True}, "dora-rslora": {"use_dora": Tr
 CONFIG = {"r": 2, "lora_alpha": 5}
 LAYERS = {  # name: (layer, shape of its input, kinds)
     "linear": (lambda: nn.Linear(7, 5), (3, 7), list(KINDS)),
-    "conv1d": (lambda: nn.Conv1d(3, 4, 3, stride=2, padding=1), (2, 3, 6), list(KINDS)),
-    "conv2d": (lambda: nn.Conv2d(2, 3, (3, 2), stride=(1, 2), padding=(1, 0)), (2, 2, 4, 5), ["plain", "dora", "bias"]),
-    "conv3d": (lambda: nn.Conv3d(2, 3, 2, padding=1), (1, 2, 2, 3, 2), ["plain", "dora", "bias"]),
-    "groups": (lambda: nn.Conv2d(4, 6, 2, groups=2), (2, 4, 3, 3), ["plain", "dora", "bias"]),
-    "embedding": (lambda: nn.Embedding(6, 5), (4,), ["plain", "dora"]),
-    "dilated": (lambda: nn.Conv1d(2, 3, 3, padding="same", dilation=2), (2, 2, 6), ["plain", "dora"]),
 }
-DROPPED = ["linear", "conv1d", "groups", "dilated"]
+DROPPED = ["linear"]
 
 
 class Dropout(nn.Module):
@@ -53,26 +47,21 @@ def make(layer, shape, kind, dropout):
     with torch.no_grad():
         for p in parameters.values():
             p.copy_((p + 0.3 * random(p.shape)).float())  # what the file holds exactly
-    is_embedding = isinstance(base, nn.Embedding)
-    tensors = {"weight": base.weight, "input": torch.tensor([3, 0, 5, 3]) if is_embedding else random(*shape).requires_grad_()}
+    tensors = {"weight": base.weight, "input": random(*shape).requires_grad_()}
     if dropout:
         tensors["keep"] = (torch.rand(shape, generator=generator) >= dropout).double()
         module.lora_dropout["default"] = Dropout(tensors["keep"], dropout)
     module.train()
-    output = module(tensors["input"])
-    if not is_embedding:
-        output = output - base.bias.view(-1, *[1] * (len(shape) - 2))
+    output = module(tensors["input"]) - base.bias
     tensors |= {"output": output, "grad_output": random(*output.shape)}
     names = {"lora_A.default.weight": "lora_A", "lora_B.default.weight": "lora_B", "lora_B.default.bias": "bias",
              "lora_magnitude_vector.default.weight": "magnitude"}
-    names |= {f"lora_embedding_{f}.default": f"lora_{f}" for f in "AB"}
-    wanted = {names[k]: p for k, p in parameters.items()} | ({} if is_embedding else {"input": tensors["input"]})
+    wanted = {names[k]: p for k, p in parameters.items()} | {"input": tensors["input"]}
     gradients = torch.autograd.grad((output * tensors["grad_output"]).sum(), list(wanted.values()))
     tensors |= wanted | {f"gradient/{k}": g for k, g in zip(wanted, gradients)}
     config = {"rank": CONFIG["r"], "alpha": CONFIG["lora_alpha"], "useDora": "dora" in kind, "useRslora": "rslora" in kind,
               "loraBias": kind == "bias", "dropout": dropout}
-    geometry = {k: getattr(base, k) for k in ("stride", "padding", "dilation") if hasattr(base, k)}
-    return {"layer": type(base).__name__, "config": config, "geometry": geometry}, tensors
+    return {"layer": type(base).__name__, "config": config}, tensors
 
 
 def main():

@@ -23,8 +23,7 @@ const SUFFIXES = {
 /** Weight type of an .onnx file. With `f16` in the name, the model also computes in float16. */
 export type GraphDtype = keyof typeof SUFFIXES
 
-/** All of them. */
-export const GRAPH_DTYPES = Object.keys(SUFFIXES) as readonly GraphDtype[]
+const DTYPES = Object.keys(SUFFIXES) as readonly GraphDtype[]
 
 /**
  * One type for all graphs of a model, or an object from graph name to type. `auto` uses the type in config.json, or
@@ -35,10 +34,8 @@ export type DtypeChoice = GraphDtype | 'auto' | Readonly<Record<string, GraphDty
 /** Folders that hold graphs, first match first. */
 const FOLDERS = ['onnx/', '']
 
-/** Which graph is looked for. */
-export interface GraphWanted {
-  /** The file's name without suffix and ending. Default: `model`. */
-  readonly name?: string | undefined
+/** The type that is asked for. */
+interface Wanted {
   /** Default: `auto`. */
   readonly dtype?: DtypeChoice | undefined
   /** config.json, whose `transformers.js_config` may choose. */
@@ -68,119 +65,93 @@ const PARTS: Readonly<Record<Exclude<GraphRole, 'model'>, readonly string[]>> = 
 /**
  * The graphs of a model by their role: one, or those of encoder, decoder and what else there is.
  *
- * @throws as {@link findGraph} when there is none
+ * @throws ConfigError for an unknown dtype; FileError when there is no graph, or one of them is there in other types
+ *   only: without it the model is not whole
  */
-export async function findGraphs(
-  directory: Directory,
-  wanted: Omit<GraphWanted, 'name'>,
-): Promise<Partial<Record<GraphRole, string>>> {
-  const whole = await pathOf(directory, { ...wanted, name: 'model' })
+export async function findGraphs(directory: Directory, wanted: Wanted): Promise<Partial<Record<GraphRole, string>>> {
+  const find = async (name: string) => {
+    for (const path of pathsOf(name, wantedDtype(name, wanted))) if (await directory.has(path)) return path
+    return undefined
+  }
+  const whole = await find('model')
   if (whole !== undefined) return { model: whole }
   const graphs: Partial<Record<GraphRole, string>> = {}
+  const lacking: string[] = []
   for (const [role, names] of Object.entries(PARTS) as [GraphRole, readonly string[]][]) {
-    for (const name of names) graphs[role] ??= await pathOf(directory, { ...wanted, name })
-    if (graphs[role] === undefined) delete graphs[role]
+    for (const name of names) graphs[role] ??= await find(name)
+    if (graphs[role] !== undefined) continue
+    delete graphs[role]
+    if (role !== 'decoder_with_past') lacking.push(...names)
   }
-  if (Object.keys(graphs).length === 0) return { model: await findGraph(directory, wanted) }
-  for (const [role, names] of Object.entries(PARTS) as [GraphRole, readonly string[]][]) {
-    if (graphs[role] === undefined && role !== 'decoder_with_past') await refuseOtherDtype(directory, names, wanted)
-  }
-  return graphs
-}
-
-/**
- * Throws FileError for a part that is there in other types than the one that is asked for: without it the model is not
- * whole.
- */
-async function refuseOtherDtype(
-  directory: Directory,
-  names: readonly string[],
-  wanted: Omit<GraphWanted, 'name'>,
-): Promise<void> {
-  for (const name of names) {
-    const [there] = await graphDtypes(directory, name)
-    if (there === undefined) continue
+  const isEmpty = Object.keys(graphs).length === 0
+  for (const name of isEmpty ? ['model'] : lacking) {
+    const there = await graphDtypes(directory, name)
+    if (there.length === 0) continue
+    const dtype = wantedDtype(name, wanted)
     throw new FileError({
       where: directory.name,
-      what: `no graph ${name} in ${wantedDtype({ ...wanted, name })}`,
-      expected: pathsOf(name, wantedDtype({ ...wanted, name }))[0],
-      got: (await graphDtypes(directory, name)).join(', '),
-      hint: `Choose a dtype for each graph, such as { ${name}: '${there}' }`,
-    })
-  }
-}
-
-/** The role of a graph whose file is named. */
-export function roleOf(path: string): GraphRole {
-  const file = path.slice(path.lastIndexOf('/') + 1)
-  const name = Object.values(SUFFIXES)
-    .reduce((rest, suffix) => rest.replace(`${suffix}.onnx`, '.onnx'), file)
-    .replace(/\.onnx$/, '')
-  const part = Object.entries(PARTS).find(([, names]) => names.includes(name))
-  return part === undefined ? 'model' : (part[0] as GraphRole)
-}
-
-/** The type that a graph's name tells; undefined for other names. */
-export function dtypeOf(path: string): GraphDtype | undefined {
-  const file = path.slice(path.lastIndexOf('/') + 1)
-  const named = (Object.entries(SUFFIXES) as [GraphDtype, string][]).filter(([, suffix]) =>
-    file.endsWith(`${suffix}.onnx`),
-  )
-  // fp32 has no suffix, which every name ends in.
-  return named.sort((a, b) => b[1].length - a[1].length)[0]?.[0]
-}
-
-/**
- * The path of a graph.
- *
- * @throws ConfigError for an unknown dtype; FileError naming the types that there are, when there is no graph of this
- *   one
- */
-export async function findGraph(directory: Directory, { name = 'model', dtype, config }: GraphWanted): Promise<string> {
-  const path = await pathOf(directory, { name, dtype, config })
-  if (path !== undefined) return path
-  const wanted = wantedDtype({ name, dtype, config })
-  const there = await graphDtypes(directory, name)
-  if (there.length > 0) {
-    throw new FileError({
-      where: directory.name,
-      what: `no ${name === 'model' ? 'graph' : `graph ${name}`} in ${wanted}`,
-      expected: pathsOf(name, wanted)[0],
+      what: `no ${isEmpty ? 'graph' : `graph ${name}`} in ${dtype}`,
+      expected: pathsOf(name, dtype)[0],
       got: there.join(', '),
-      hint: `Choose the dtype ${there.join(' or ')}`,
+      hint: isEmpty
+        ? `Choose the dtype ${there.join(' or ')}`
+        : `Choose a dtype for each graph, such as { ${name}: '${there[0]}' }`,
     })
   }
+  if (!isEmpty) return graphs
   const files = await directory.list()
   const hasCheckpoint = files.some((file) => /^(?!adapter_).*\.safetensors(\.index\.json)?$/.test(file))
   throw new FileError({
     where: directory.name,
     what: 'no ONNX model in this folder',
-    expected: pathsOf(name, wanted).join(' or '),
+    expected: pathsOf('model', wantedDtype('model', wanted)).join(' or '),
     hint: hasCheckpoint
       ? 'Its safetensors checkpoint can be merged, but not run: take an ONNX export, such as those of onnx-community on the Hub'
       : 'Name a folder as on the Hub for transformers.js, or the .onnx file itself',
   })
 }
 
-async function pathOf(directory: Directory, { name = 'model', ...wanted }: GraphWanted): Promise<string | undefined> {
-  for (const path of pathsOf(name, wantedDtype({ name, ...wanted }))) if (await directory.has(path)) return path
-  return undefined
+/** The role of a graph whose file is named. */
+export function roleOf(path: string): GraphRole {
+  const { name } = partsOf(path)
+  const part = Object.entries(PARTS).find(([, names]) => names.includes(name))
+  return part === undefined ? 'model' : (part[0] as GraphRole)
 }
 
-function wantedDtype({ name = 'model', dtype, config }: GraphWanted): GraphDtype {
-  const asked = typeof dtype === 'object' ? (Object.hasOwn(dtype, name) ? dtype[name] : undefined) : dtype
-  return asked === undefined || asked === 'auto' ? (configuredDtype(config, name) ?? 'fp32') : checkDtype(asked)
+/** The type that a graph's name tells; undefined for other names. */
+export function dtypeOf(path: string): GraphDtype | undefined {
+  return partsOf(path).dtype
+}
+
+/** onnx/decoder_model_merged_q4.onnx → decoder_model_merged */
+export function graphName(path: string): string {
+  return partsOf(path).name
+}
+
+function partsOf(path: string): { name: string; dtype: GraphDtype | undefined } {
+  const file = path.slice(path.lastIndexOf('/') + 1)
+  const endings = DTYPES.map((dtype) => ({ dtype, ending: `${SUFFIXES[dtype]}.onnx` }))
+  // fp32 has no suffix, which every name ends in.
+  const [found] = endings
+    .filter(({ ending }) => file.endsWith(ending))
+    .sort((a, b) => b.ending.length - a.ending.length)
+  return { name: found === undefined ? file : file.slice(0, -found.ending.length), dtype: found?.dtype }
+}
+
+function wantedDtype(name: string, { dtype, config }: Wanted): GraphDtype {
+  const asked = typeof dtype === 'object' ? dtype[name] : dtype
+  return asked === undefined || asked === 'auto' ? (configuredDtype(name, config) ?? 'fp32') : checkDtype(asked)
 }
 
 /** The types in which a folder has a graph. */
 export async function graphDtypes(directory: Directory, name = 'model'): Promise<GraphDtype[]> {
-  const there = await Promise.all(
-    GRAPH_DTYPES.map(async (dtype) => {
-      for (const path of pathsOf(name, dtype)) if (await directory.has(path)) return [dtype]
-      return []
+  const isThere = await Promise.all(
+    DTYPES.map(async (dtype) => {
+      for (const path of pathsOf(name, dtype)) if (await directory.has(path)) return true
+      return false
     }),
   )
-  return there.flat()
+  return DTYPES.filter((_, i) => isThere[i])
 }
 
 /**
@@ -194,15 +165,11 @@ export async function defaultGraphs(directory: Directory, dtype?: DtypeChoice): 
   const config = hasConfig ? ((await readJson(directory, 'config.json')) as Record<string, unknown> | null) : null
   const wanted = { dtype, config: config ?? {} }
   if (dtype !== undefined) return Object.values(await findGraphs(directory, wanted))
-  for (const [names, isWhole] of [[['model'], true] as const, [Object.values(PARTS).flat(), false] as const]) {
-    for (const name of names) {
-      const there = await graphDtypes(directory, name)
-      if (there.length === 0) continue
-      const chosen = configuredDtype(wanted.config, name) ?? 'fp32'
-      const own = there.includes(chosen) ? chosen : there[0]
-      if (isWhole) return [await findGraph(directory, { dtype: own })]
-      return Object.values(await findGraphs(directory, { ...wanted, ...(own !== chosen && { dtype: own }) }))
-    }
+  for (const name of ['model', ...Object.values(PARTS).flat()]) {
+    const there = await graphDtypes(directory, name)
+    if (there.length === 0) continue
+    const isChosen = there.includes(configuredDtype(name, wanted.config) ?? 'fp32')
+    return Object.values(await findGraphs(directory, isChosen ? wanted : { ...wanted, dtype: there[0] }))
   }
   return []
 }
@@ -212,28 +179,22 @@ function pathsOf(name: string, dtype: GraphDtype): string[] {
 }
 
 /** The dtype that config.json chooses; an unknown word chooses nothing, as in transformers.js. */
-export function configuredDtype(
-  config: Readonly<Record<string, unknown>> | undefined,
-  name = 'model',
-): GraphDtype | undefined {
+function configuredDtype(name: string, config: Wanted['config']): GraphDtype | undefined {
   const own = config?.['transformers.js_config'] as { dtype?: unknown } | null | undefined
   const chosen = own?.dtype
   const dtype = typeof chosen === 'object' && chosen !== null ? (chosen as Record<string, unknown>)[name] : chosen
-  return isDtype(dtype) ? dtype : undefined
-}
-
-function isDtype(value: unknown): value is GraphDtype {
-  return typeof value === 'string' && Object.hasOwn(SUFFIXES, value)
+  return DTYPES.find((known) => known === dtype)
 }
 
 /** @throws ConfigError with a near miss */
 function checkDtype(value: string): GraphDtype {
-  if (isDtype(value)) return value
-  const near = nearMisses(value, [...GRAPH_DTYPES], 1)[0]
+  const known = DTYPES.find((dtype) => dtype === value)
+  if (known !== undefined) return known
+  const [near] = nearMisses(value, DTYPES, 1)
   throw new ConfigError({
     where: 'dtype',
     what: 'no type that graphs are published in',
-    expected: `auto, ${GRAPH_DTYPES.join(', ')}`,
+    expected: `auto, ${DTYPES.join(', ')}`,
     got: JSON.stringify(value),
     ...(near !== undefined && { hint: `Did you mean ${near}?` }),
   })

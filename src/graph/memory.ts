@@ -40,6 +40,30 @@ export function sessionMemory(onnx: OnnxModel, lowMemory = false): MemoryNeed {
   return { weights, total: weights * (lowMemory ? 1 : 2) }
 }
 
+/** Weights from this size on are not repacked for training unless that is asked for. */
+const LARGE_WEIGHTS = 2 ** 28
+
+/**
+ * The choice that a training run makes where none is given: repacked weights are faster, but those of a large model
+ * would be most of its memory.
+ *
+ * @param need what the run needs with repacked weights
+ */
+export function choosesLowMemory({ weights, total }: MemoryNeed, limits: readonly MemoryLimit[]): boolean {
+  return weights >= LARGE_WEIGHTS || limits.some(({ bytes }) => bytes < total)
+}
+
+/** The largest logits of a usual run that are computed whole, in bytes, and what those of a block take at most. */
+export const LOGIT_BYTES = { whole: 2 ** 26, block: 2 ** 27 }
+/** Rows of a usual run. A product reads all of its weight for each block, so that few rows in a block cost time. */
+const USUAL_ROWS = 256
+
+/** Rows whose logits exist at one time; infinite where those of all rows do. */
+export function rowsOfBlock(vocabulary: number, { whole, block } = LOGIT_BYTES): number {
+  if (4 * USUAL_ROWS * vocabulary <= whole) return Number.POSITIVE_INFINITY
+  return Math.max(1, Math.floor(block / (4 * vocabulary)))
+}
+
 /** Values that training keeps of a token, in numbers of f32: measured on decoders with LoRA on all linear layers. */
 const KEPT = { hidden: 6, intermediate: 3, logits: 2 }
 
@@ -61,8 +85,8 @@ export function trainingMemory(
   const layers = number('num_hidden_layers', 'n_layer', 'num_layers', 'n_layers')
   const intermediate = number('intermediate_size', 'n_inner', 'ffn_dim', 'd_ff', 'hidden_dim') || 4 * hidden
   const perLayer = KEPT.hidden * hidden + KEPT.intermediate * intermediate
-  const perToken = 4 * (layers * perLayer + KEPT.logits * vocabularySize)
-  return { ...session, total: session.total + batch * sequence * perToken }
+  const logits = 4 * KEPT.logits * Math.min(batch * sequence, rowsOfBlock(vocabularySize)) * vocabularySize
+  return { ...session, total: session.total + batch * sequence * 4 * layers * perLayer + logits }
 }
 
 /** A limit of memory. */
@@ -90,6 +114,6 @@ export function memoryWarning(
   return `${what} needs about ${gigabytes(need.total)} of memory, and ${limit.of} ${gigabytes(limit.bytes)}${advice}`
 }
 
-function gigabytes(bytes: number): string {
+export function gigabytes(bytes: number): string {
   return bytes >= 1e9 ? `${(bytes / 1e9).toFixed(1)} GB` : `${Math.ceil(bytes / 1e6)} MB`
 }

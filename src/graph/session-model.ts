@@ -1,10 +1,9 @@
 // A graph over a model's weights in the form that a runtime opens: the weights stay in their files.
 
 import { readAll } from '../base/bytes.js'
-import type { ModelProto } from '../formats/onnx/gen/onnx_pb.js'
 import { mapTensors, tensorsOf } from '../formats/onnx/messages.js'
 import { type OnnxModel, serializeModel } from '../formats/onnx/model.js'
-import { externalTensor, isExternal, weightRange } from '../formats/onnx/tensors.js'
+import { externalTensor, isExternal, type ModelProto, weightRange } from '../formats/onnx/tensors.js'
 import type { SessionModel } from '../runtime/runtime.js'
 
 /**

@@ -2,7 +2,15 @@
 // script for what the settings cannot say.
 
 import { stringify } from 'yaml'
-import { type Directory, MemoryDirectory, writeFile, writeThrough, writeTogether } from '../base/bytes.js'
+import {
+  type Directory,
+  MemoryDirectory,
+  readAll,
+  readJson,
+  writeFile,
+  writeThrough,
+  writeTogether,
+} from '../base/bytes.js'
 import { FileError, listed } from '../base/errors.js'
 import { saveAdapter } from '../peft/adapter-folder.js'
 import type { Examples, OpenTask } from '../tasks/task.js'
@@ -23,8 +31,8 @@ export interface HandoffSettings {
   /** The base as transformers opens it; undefined for the name that the adapter gives it. */
   readonly base: string | undefined
   readonly rows: 'tokens' | 'records'
-  /** Steps that the run has made. */
-  readonly stepsDone: number
+  /** An unfinished run: its folder, with the adapter that goes along, and its steps. */
+  readonly unfinished: { readonly directory: Directory; readonly steps: number } | undefined
 }
 
 /** Result of `handoff`. */
@@ -45,6 +53,8 @@ export interface HandoffReport {
   differences: string[]
 }
 
+const ADAPTER_FILES = ['adapter_config.json', 'adapter_model.safetensors']
+
 /** The examples of one data set, with the records that they are of. */
 interface Rows {
   readonly examples: Examples<unknown>
@@ -55,7 +65,7 @@ interface Rows {
 export async function handOff(
   options: TrainingOptions,
   context: RunContext,
-  { out, base, rows, stepsDone }: HandoffSettings,
+  { out, base, rows, unfinished }: HandoffSettings,
 ): Promise<HandoffReport> {
   const files = (await out.list()).concat((await out.folders?.()) ?? [])
   if (files.length > 0) {
@@ -81,10 +91,13 @@ export async function handOff(
     encoded.chatTemplate && (handed.marksAnswers ? markedTemplate(encoded.chatTemplate) : encoded.chatTemplate)
 
   const folder = new MemoryDirectory()
-  await saveAdapter(adapter, folder)
-  const peft = JSON.parse(new TextDecoder().decode(folder.files.get('adapter_config.json')))
+  if (unfinished === undefined) await saveAdapter(adapter, folder)
+  else for (const name of ADAPTER_FILES) await copyFile(unfinished.directory, name, folder)
+  const peft = (await readJson(folder, 'adapter_config.json')) as Record<string, unknown>
   const plan = { batchSize: settings.batchSize, accumulation: settings.gradientAccumulation }
-  const totalSteps = settings.maxSteps ?? settings.epochs * stepsPerEpoch(examples.length, plan)
+  const stepsOfPass = stepsPerEpoch(examples.length, plan)
+  const totalSteps = settings.maxSteps ?? settings.epochs * stepsOfPass
+  const stepsDone = unfinished?.steps ?? 0
   const run: HandedRun = {
     task,
     taskOptions: options.taskOptions ?? {},
@@ -94,6 +107,7 @@ export async function handOff(
     base: base ?? baseNameOf(options.model).baseModel,
     stepsDone,
     totalSteps,
+    isOnePass: totalSteps <= stepsOfPass,
     maxLength: encoded.maxLength,
     hasEvaluation: evalExamples !== undefined,
     hasTemplate: template !== undefined,
@@ -103,7 +117,11 @@ export async function handOff(
   const yaml = handed.command === undefined ? { ...trainingArguments(run), ...modelSettings(run) } : trlSettings(run)
   const only = scriptOnly(run, handed.command)
   const differences = differencesOf(run, options)
-  const order = orderOf(run, costsOf(examples, input.open.cost.bind(input.open)), options)
+  const order = orderOf(
+    run,
+    Array.from(examples, (example) => input.open.cost(example)),
+    options,
+  )
   const lines = (own: Rows, indices: readonly number[]) => linesOf(own, indices, { handed, open: input.open, run })
 
   await writeTogether(out, async (target) => {
@@ -135,8 +153,13 @@ export async function handOff(
   }
 }
 
-function costsOf(examples: Examples<unknown>, cost: (example: unknown) => number): number[] {
-  return Array.from(examples, cost)
+async function copyFile(from: Directory, name: string, to: Directory): Promise<void> {
+  const source = await from.open(name)
+  try {
+    await writeFile(to, name, await readAll(source))
+  } finally {
+    await source.close()
+  }
 }
 
 /**
@@ -204,7 +227,7 @@ function scriptValues(
 
 /** Sentences about what is not the same there. */
 function differencesOf(
-  { settings, config, peft, stepsDone, totalSteps }: HandedRun,
+  { settings, config, peft, stepsDone, isOnePass }: HandedRun,
   options: TrainingOptions,
 ): string[] {
   const quantized = /_(q\w+|bnb4|u?int8|quantized)(?:f16)?\.onnx$/.exec(options.model.onnxPath)
@@ -222,7 +245,7 @@ function differencesOf(
     ...(stepsDone > 0
       ? [`The adapter of step ${stepsDone} goes along. The moments of its optimizer do not: AdamW starts anew.`]
       : []),
-    ...(settings.epochs > 1 && totalSteps > 0 ? ['Passes over the data are shuffled by other random numbers.'] : []),
+    ...(isOnePass ? [] : ['Passes over the data are shuffled by other random numbers.']),
     ...(settings.keep === 'best' && stepsDone > 0
       ? ['The adapter that goes along is that of the best evaluation.']
       : []),

@@ -29,7 +29,7 @@ ${totalSteps - stepsDone} steps${stepsDone > 0 ? `, after ${stepsDone} that are 
 | file | what it is |
 | --- | --- |
 | \`${file}\` | all settings, written out |
-| \`data/train.jsonl\`${run.hasEvaluation ? ', `data/eval.jsonl`' : ''} | ${isReadable ? 'the records' : 'the tokens and labels of the records, as lowrank made them'}, in the order of training |
+| \`data/train.jsonl\`${run.hasEvaluation ? ', `data/eval.jsonl`' : ''} | ${isReadable ? 'the records' : 'the tokens and labels of the records, as lowrank made them'}, in the order of lowrank's first pass |
 | \`adapter/\` | the adapter that training starts from |
 ${hasTemplate ? '| `chat_template.jinja` | the chat template, with marks around what the assistant writes |\n' : ''}| \`train.py\` | starts the run: optimizer, learning rates and start values as in lowrank |
 ${isPath ? `\nThe base is a folder: copy it to where you train, and say where it is with \`--model_name_or_path\`. It needs weights that transformers reads, such as model.safetensors.\n` : /onnx/i.test(base) ? `\nThe name of the base tells of ONNX files. transformers needs the repository with the original weights: \`--model_name_or_path\`.\n` : ''}

@@ -26,7 +26,7 @@ ${Object.entries(PINNED)
   .map(([name, version]) => `#   "${name}==${version}",\n`)
   .join('')}# ]
 # ///
-"""Goes on with a run of lowrank: same records, same order, same settings, same start values.
+"""Goes on with a run of lowrank: the same records, settings and start values.
 
 Options of the command line replace those of the settings file: --bf16 false --output_dir elsewhere
 HANDOFF_REPO=owner/name takes this folder from a data set on the Hub.

@@ -18,6 +18,8 @@ export interface HandedRun {
   /** Steps that the run has made. */
   readonly stepsDone: number
   readonly totalSteps: number
+  /** No record comes twice. */
+  readonly isOnePass: boolean
   /** Most tokens of a record; infinite where nothing limits it. */
   readonly maxLength: number
   readonly hasEvaluation: boolean
@@ -28,7 +30,7 @@ export interface HandedRun {
 
 /** Settings of transformers' TrainingArguments. */
 export function trainingArguments(run: HandedRun): Record<string, unknown> {
-  const { settings, config, stepsDone, totalSteps, hasEvaluation } = run
+  const { settings, config, stepsDone, totalSteps, isOnePass, hasEvaluation } = run
   const { evalEvery, saveEvery, bestMetric } = settings
   const isEmbedding = run.task === 'embedding'
   // The vectors of a whole step are compared with one another, so that it is one batch there.
@@ -59,7 +61,7 @@ export function trainingArguments(run: HandedRun): Record<string, unknown> {
     adam_epsilon: 1e-8,
     max_grad_norm: settings.maxGradNorm,
     // The rows are in the order of the run's own first pass.
-    train_sampling_strategy: totalSteps - stepsDone > 0 && settings.epochs > 1 ? 'random' : 'sequential',
+    train_sampling_strategy: isOnePass ? 'sequential' : 'random',
     dataloader_drop_last: false,
     seed: Math.abs(config.seed) % 2 ** 32,
     bf16: true,
@@ -89,7 +91,7 @@ export function trlSettings(run: HandedRun): Record<string, unknown> {
           loss_type: ['sigmoid'],
           beta: taskOptions.beta ?? 0.1,
           label_smoothing: taskOptions.labelSmoothing ?? 0,
-          disable_dropout: settings !== undefined && run.config.dropout === 0,
+          disable_dropout: run.config.dropout === 0,
           precompute_ref_log_probs: false,
         }
       : {
@@ -127,7 +129,10 @@ export function modelSettings({ base, config }: HandedRun): Record<string, unkno
 }
 
 /** Parts of the run that `trl` cannot do from its settings file alone, each as a noun. */
-export function scriptOnly({ task, settings, peft, stepsDone }: HandedRun, command: string | undefined): string[] {
+export function scriptOnly(
+  { task, settings, peft, stepsDone, hasTemplate }: HandedRun,
+  command: string | undefined,
+): string[] {
   const isOff = (value: unknown) =>
     value === null ||
     value === undefined ||
@@ -138,6 +143,8 @@ export function scriptOnly({ task, settings, peft, stepsDone }: HandedRun, comma
     ...(command === undefined ? [`the task ${task}`] : []),
     ...(stepsDone > 0 ? ['the steps that are made'] : []),
     ...((settings.loraPlusRatio ?? 1) === 1 ? [] : [`LoRA+ (B learns ${settings.loraPlusRatio} times as fast)`]),
+    // SFT has a setting for it.
+    ...(hasTemplate && command === 'dpo' ? ['the chat template'] : []),
     ...(settings.loraFa ? ['LoRA-FA'] : []),
     ...(settings.earlyStopping === undefined ? [] : ['early stopping']),
     ...fields.filter((field) => !isOff(peft[field])),

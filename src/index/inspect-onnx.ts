@@ -2,14 +2,13 @@
 
 import type { Directory } from '../base/bytes.js'
 import { loadOnnx } from '../formats/onnx/model.js'
-import { dataTypeName } from '../formats/onnx/tensors.js'
-import { type GraphDtype, type GraphRole, graphDtypes, roleOf } from '../graph/graph-file.js'
+import { type GraphDtype, type GraphRole, graphDtypes, graphName, roleOf } from '../graph/graph-file.js'
 import type { FormName } from '../graph/match/forms/form.js'
 import { abilitiesOf, type MergeWay } from '../graph/match/forms/forms.js'
+import { findEmbeddings } from '../graph/match/forms/lookup.js'
 import { otherPointwise } from '../graph/match/forms/pointwise.js'
 import { findLinears } from '../graph/match/linears.js'
 import { findBranches } from '../graph/match/merged-branches.js'
-import { findEmbeddings } from '../graph/match/parameters.js'
 import { Graph } from '../graph/view/graph.js'
 
 /** One graph of a model. */
@@ -56,7 +55,7 @@ export interface EmbeddingContents {
   name: string
   /** The graph that it is in. */
   graph: GraphRole
-  form: FormName | 'Gather'
+  form: FormName
   /** How the table is stored. */
   layout: string
   /** V: number of rows. */
@@ -127,23 +126,9 @@ export async function inspectGraphs(
 }
 
 function embeddingsOf(graph: Graph, role: GraphRole): EmbeddingContents[] {
-  const found = findEmbeddings(graph).map(({ name, vocabulary, features, integers, dataType }): EmbeddingContents => {
-    const {
-      form,
-      layout,
-      problem = null,
-    } = integers ?? {
-      form: { name: 'Gather' as const },
-      layout: dataTypeName(dataType).toLowerCase(),
-    }
-    const merge: MergeWay[] = integers === undefined ? ['weights'] : ['branches']
-    return { name, graph: role, form: form.name, layout, vocabulary, features, merge, problem: problem ?? null }
+  const found = findEmbeddings(graph).map(({ name, k, d, form, layout, problem = null }): EmbeddingContents => {
+    const merge: MergeWay[] = [form.isQuantized ? 'branches' : 'weights']
+    return { name, graph: role, form: form.name, layout, vocabulary: k, features: d, merge, problem }
   })
   return [...new Map(found.map((one) => [one.name, one])).values()]
-}
-
-/** onnx/decoder_model_merged_q4.onnx → decoder_model_merged */
-function graphName(file: string): string {
-  const name = file.slice(file.lastIndexOf('/') + 1)
-  return name.replace(/(_(fp16|quantized|int8|uint8|q4|q4f16|bnb4|q2|q2f16|q1|q1f16))?\.onnx$/, '')
 }

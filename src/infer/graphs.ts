@@ -5,7 +5,7 @@ import { FileError, MismatchError } from '../base/errors.js'
 import type { OnnxModel } from '../formats/onnx/model.js'
 import { type GraphRole, roleOf } from '../graph/graph-file.js'
 import { missingError } from '../graph/match/match.js'
-import { type ModelGraph, spreadAdapter } from '../graph/match/spread.js'
+import { type ModelGraph, spreadAdapter, unusedPoolers } from '../graph/match/spread.js'
 import type { Model } from '../graph/model-folder.js'
 import { type Graph, readGraph } from '../graph/view/graph.js'
 import type { DecodeImage } from '../images/image.js'
@@ -58,7 +58,7 @@ export interface SessionExtras extends OutputOptions {
   openAdapter?: ((adapter: unknown) => Promise<LoraAdapter>) | undefined
   /** Hears that a graph runs in a slower form. Default: console.warn. */
   onWarning?: ((message: string) => void) | undefined
-  /** With `allowMissing`, hears which layers of which adapter are left out. */
+  /** Hears which layers of which adapter are left out. */
   onMissing?: ((adapter: string, layers: readonly string[]) => void) | undefined
 }
 
@@ -93,7 +93,8 @@ export async function otherGraphs(
 /**
  * An adapter's share of each graph.
  *
- * @param onMissing hears which layers are in no graph, and so are left out; undefined: they are an error
+ * @param allowsMissing layers that are in no graph are left out; else they are an error
+ * @param onMissing hears which layers are left out
  * @param hasPlace whether a graph has a place for a part that is no linear layer. What none has stays with the first
  *   one, which says why
  * @throws MismatchError naming the layers that are in no graph, unless they are to be left out, or all are
@@ -101,22 +102,29 @@ export async function otherGraphs(
 export async function shareAdapter(
   graphs: readonly ModelGraph[],
   adapter: LoraAdapter,
-  onMissing: ((layers: readonly string[]) => void) | undefined,
+  allowsMissing: boolean,
+  onMissing: (layers: readonly string[]) => void,
   hasPlace: (graph: number, part: string) => Promise<boolean>,
 ): Promise<LoraAdapter[]> {
-  if (graphs.length === 1 && onMissing === undefined) return [adapter]
+  const unused = unusedPoolers(graphs, adapter.names())
+  if (unused.length > 0) {
+    onMissing(unused)
+    const others = adapter.only(new Set(adapter.names().filter((name) => !unused.includes(name))))
+    return shareAdapter(graphs, others, allowsMissing, onMissing, hasPlace)
+  }
+  if (graphs.length === 1 && !allowsMissing) return [adapter]
   const { parts: found, missing: all } = await spreadAdapter(graphs, adapter.parts(), hasPlace)
-  const isRefused = (name: string) => onMissing === undefined && adapter.get(name, 'linear') === undefined
+  const isRefused = (name: string) => !allowsMissing && adapter.get(name, 'linear') === undefined
   const missing = all.filter((name) => !isRefused(name))
   const parts = [new Set([...found[0], ...all.filter(isRefused)]), ...found.slice(1)]
-  if (missing.length === adapter.size && missing.length > 0 && onMissing !== undefined) {
+  if (missing.length === adapter.size && missing.length > 0 && allowsMissing) {
     throw new MismatchError({ where: 'adapter', what: 'the model has no module for any of its layers' })
   }
-  if (missing.length > 0 && onMissing === undefined) {
+  if (missing.length > 0 && !allowsMissing) {
     const modules = graphs.flatMap(({ linears }) => linears.map(({ name }) => name))
     const names = graphs.map(({ name }) => name)
     throw missingError(missing, modules, adapter.size, names)
   }
-  if (missing.length > 0) onMissing?.(missing)
+  if (missing.length > 0) onMissing(missing)
   return parts.map((names) => adapter.only(names))
 }

@@ -57,7 +57,8 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
   readonly texts: RunningTexts
   readonly #closesModel: boolean
   readonly #openAdapter: (adapter: unknown) => Promise<LoraAdapter>
-  readonly #onMissing: SessionExtras['onMissing']
+  readonly #allowsMissing: boolean
+  readonly #onMissing: NonNullable<SessionExtras['onMissing']>
   /** Graphs by role; the first is the one that runs ask if they name none. */
   readonly #graphs = new Map<string, GraphSession>()
   #adapters: readonly string[] = []
@@ -79,7 +80,8 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
     this.texts = new RunningTexts(this, bounds)
     this.#closesModel = closesModel
     this.#openAdapter = openAdapter ?? (async (adapter) => adapter as LoraAdapter)
-    this.#onMissing = allowMissing ? onMissing : undefined
+    this.#allowsMissing = allowMissing
+    this.#onMissing = onMissing
   }
 
   /**
@@ -98,6 +100,7 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
       device,
       maxBatch = TEXT_BOUNDS.maxBatch,
       cacheBytes = TEXT_BOUNDS.cacheBytes,
+      prefixCache = TEXT_BOUNDS.prefixCache,
       ...options
     }: AdapterSessionOptions = {},
     closesModel = false,
@@ -115,7 +118,7 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
       beforeOpen: async () => {},
       onWarning,
     }
-    const session = new ModelSession(model, closesModel, allowMissing, extras, { maxBatch, cacheBytes })
+    const session = new ModelSession(model, closesModel, allowMissing, extras, { maxBatch, cacheBytes, prefixCache })
     try {
       const main = await GraphSession.start(model, {
         ...own,
@@ -352,12 +355,9 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
             hint: 'Call remove first, or choose another name',
           })
         }
-        const shares = await shareAdapter(
-          this.#modelGraphs(),
-          adapter,
-          this.#onMissing?.bind(undefined, name),
-          (graph, part) => hasPlace(graphs[graph], adapter, part),
-        )
+        const has = (graph: number, part: string) => hasPlace(graphs[graph], adapter, part)
+        const tell = this.#onMissing.bind(undefined, name)
+        const shares = await shareAdapter(this.#modelGraphs(), adapter, this.#allowsMissing, tell, has)
         for (const [i, share] of shares.entries()) {
           parts[i].push({ name, ...(await readParts(graphs[i], share, shares.length > 1)) })
         }

@@ -9,9 +9,10 @@ import { injectEmbeddings, injectLora } from '../graph/inject/inject.js'
 import type { Site, SiteGroup, SiteNeeds } from '../graph/inject/sites.js'
 import { injectVectors, type VectorPlaces } from '../graph/inject/vectors.js'
 import { type TokenInputs, tokenInputs, VECTORS } from '../graph/inputs/tokens.js'
+import { findEmbeddings } from '../graph/match/forms/lookup.js'
 import { findPointwise } from '../graph/match/forms/pointwise.js'
 import { exposeProducts, findLinears, type ModuleMap } from '../graph/match/linears.js'
-import { findEmbeddings, placesOf } from '../graph/match/parameters.js'
+import { placesOf } from '../graph/match/parameters.js'
 import type { Value } from '../graph/view/builder.js'
 import { Graph, readGraph, subgraphs } from '../graph/view/graph.js'
 import type { TokenColumns } from './column-runs.js'
@@ -128,9 +129,7 @@ function adaptGraph(graph: Graph, names: ModuleMap, needs: GraphNeeds): { groups
   for (const { name, k, d } of linears) {
     add({ kind: 'linear', module: name, k, d, isForAllRows: forAll.has(name) })
   }
-  for (const { name, vocabulary, features } of embeddings) {
-    add({ kind: 'lookup', module: name, k: vocabulary, d: features })
-  }
+  for (const { name, k, d } of embeddings) add({ kind: 'lookup', module: name, k, d })
   for (const { name, base } of vectors) add({ kind: 'vector', module: name, k: 1, d: base.length, base })
   const groups = shared.map((group) => group.map((module) => sites.get(module)!))
   const isShared = new Set(shared.flat())

@@ -1,5 +1,6 @@
 // Node, Bun and Deno: strings can be paths, and sessions run in worker threads.
 
+import { readFileSync } from 'node:fs'
 import { freemem } from 'node:os'
 import { FileError } from '../base/errors.js'
 import { hubOptions } from '../index/hub.js'
@@ -8,6 +9,7 @@ import { locate, NodeDirectory, openFile } from '../io/node/files.js'
 import type { EngineKind } from '../runtime/host.js'
 import { resolveNodeRuntime } from '../runtime/node/runtime.js'
 import { spawnNodeWorker } from '../runtime/node/worker.js'
+import { watchOnTerminal } from './watch.js'
 
 const WORKERS: Record<EngineKind, URL> = {
   train: new URL('../train/node/worker.js', import.meta.url),
@@ -23,6 +25,14 @@ function notPath({ where, what }: FileError): FileError {
     what,
     hint: "A string is the path of a file. To train on a text itself, give a record: { text: '…' }",
   })
+}
+
+/** Linux tells the two parts: https://man7.org/linux/man-pages/man5/proc_pid_status.5.html */
+function memoryUse() {
+  if (process.platform !== 'linux') return undefined
+  const status = readFileSync('/proc/self/status', 'utf8')
+  const bytes = (name: string) => 1024 * Number(new RegExp(`^${name}:\\s+(\\d+)`, 'm').exec(status)?.[1] ?? 0)
+  return { anonymous: bytes('RssAnon'), mapped: bytes('RssFile') }
 }
 
 export const nodePlatform: Platform = {
@@ -42,7 +52,9 @@ export const nodePlatform: Platform = {
     return { endpoint, token }
   },
   // availableMemory heeds a container's limit; it came with Node 20.13.
+  watch: watchOnTerminal,
   freeMemory: () => process.availableMemory?.() ?? freemem(),
+  memoryUse,
   defaultRuntime: () => runtimeOf(resolveNodeRuntime()),
   nodeRuntime: (specifier = resolveNodeRuntime()) => runtimeOf(specifier),
 }

@@ -35,27 +35,22 @@ type FactorRole = keyof FactorTensors<AdapterTensor>
 type LayerKind = LayerPart['kind']
 
 /**
- * End of a key of each kind and role. A newer PEFT's own `.weight` after a magnitude is accepted, but never written.
+ * Ends of keys by role and kind; a convolution's are a linear layer's. A newer PEFT's own `.weight` after a magnitude
+ * is accepted, but never written.
  */
-const SUFFIXES: Readonly<Record<LayerKind, Readonly<Record<'weightA' | 'weightB', string>>>> = {
-  linear: { weightA: '.lora_A.weight', weightB: '.lora_B.weight' },
-  convolution: { weightA: '.lora_A.weight', weightB: '.lora_B.weight' },
-  embedding: { weightA: '.lora_embedding_A', weightB: '.lora_embedding_B' },
-}
-const VECTOR_SUFFIXES = { magnitude: '.lora_magnitude_vector', biasB: '.lora_B.bias' } as const
-const ROLES: readonly { readonly pattern: RegExp; readonly role: FactorRole; readonly kind?: LayerKind }[] = [
-  { pattern: /^(.+)\.lora_A\.weight$/s, role: 'weightA', kind: 'linear' },
-  { pattern: /^(.+)\.lora_B\.weight$/s, role: 'weightB', kind: 'linear' },
-  { pattern: /^(.+)\.lora_embedding_A$/s, role: 'weightA', kind: 'embedding' },
-  { pattern: /^(.+)\.lora_embedding_B$/s, role: 'weightB', kind: 'embedding' },
-  { pattern: /^(.+)\.lora_magnitude_vector(?:\.weight)?$/s, role: 'magnitude' },
-  { pattern: /^(.+)\.lora_B\.bias$/s, role: 'biasB' },
+const ENDS: readonly { readonly role: FactorRole; readonly kind?: LayerKind; readonly end: string }[] = [
+  { role: 'weightA', kind: 'linear', end: '.lora_A.weight' },
+  { role: 'weightB', kind: 'linear', end: '.lora_B.weight' },
+  { role: 'weightA', kind: 'embedding', end: '.lora_embedding_A' },
+  { role: 'weightB', kind: 'embedding', end: '.lora_embedding_B' },
+  { role: 'magnitude', end: '.lora_magnitude_vector' },
+  { role: 'biasB', end: '.lora_B.bias' },
 ]
 
 /** The key in PEFT's file of a layer's factor or vector. */
 export function factorKey(name: string, role: TensorRole, kind: LayerKind = 'linear'): string {
-  const suffixes: Partial<Record<TensorRole, string>> = { ...SUFFIXES[kind], ...VECTOR_SUFFIXES }
-  return KEY_PREFIX + name + suffixes[role]
+  const own = kind === 'convolution' ? 'linear' : kind
+  return KEY_PREFIX + name + ENDS.find((one) => one.role === role && (one.kind ?? own) === own)!.end
 }
 
 /**
@@ -136,9 +131,9 @@ function findFactors(tensors: ReadonlyMap<string, AdapterTensor>, file: string) 
 function partOf({ name }: AdapterTensor): { module: string; role: FactorRole; kind?: LayerKind } | undefined {
   const key = withoutPrefix(name)
   if (key === undefined) return undefined
-  for (const { pattern, role, kind } of ROLES) {
-    const module = pattern.exec(key)?.[1]
-    if (module !== undefined) return { module, role, kind }
+  for (const { end, role, kind } of ENDS) {
+    const bare = role === 'magnitude' ? key.replace(/\.weight$/, '') : key
+    if (bare.endsWith(end) && bare.length > end.length) return { module: bare.slice(0, -end.length), role, kind }
   }
   return undefined
 }
@@ -185,7 +180,7 @@ function complete(name: string, { kind, tensors }: Found, { config, file }: Clai
 }
 
 function checkVectors({ name, config, tensors: { weightA, magnitude, biasB } }: LayerPart, file: string): void {
-  const vectors: [keyof typeof VECTOR_SUFFIXES, AdapterTensor | undefined, string, boolean][] = [
+  const vectors: ['magnitude' | 'biasB', AdapterTensor | undefined, string, boolean][] = [
     ['magnitude', magnitude, 'use_dora', config.useDora],
     ['biasB', biasB, 'lora_bias', config.loraBias],
   ]

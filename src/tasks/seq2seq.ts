@@ -11,16 +11,17 @@ import { readGraph } from '../graph/view/graph.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 import { checkVocabulary } from '../text/records.js'
 import { checkWidth } from './causal-lm.js'
+import { checkSize } from './features.js'
 import { parseTextPair, type TextPair } from './labels/text-pair.js'
 import {
   countCorrect,
   nextTokenLoss,
   PROBED_TARGETS,
-  predictTokens,
   probeTargets,
   rowFeeds,
   type TokenCounts,
   targetsLength,
+  textLosses,
   tokenMetrics,
 } from './next-tokens.js'
 import type { EncodeContext, OpenTask, Task, TaskUse } from './task.js'
@@ -103,14 +104,7 @@ function encodeSource(
     const { inputIds, isTruncated } = encodeTexts(model, source.text, undefined, maxLength)
     return { source: inputIds, isCut: isTruncated }
   }
-  const [bands, times] = size as readonly [number, number]
-  if (source.values.length === bands * times) return { source: source.values, isCut: false }
-  throw new DataError({
-    where: `${where}, input_features`,
-    what: 'not as many numbers as the model takes',
-    expected: `${bands} x ${times}`,
-    got: String(source.values.length),
-  })
+  return { source: checkSize(source.values, size as readonly [number, number], where), isCut: false }
 }
 
 /**
@@ -200,7 +194,6 @@ class Seq2Seq implements OpenTask<Seq2SeqExample> {
   forward(graph: ObjectiveGraph): Value {
     const { choice, loss } = nextTokenLoss(graph)
     graph.check((shapeOf) => checkWidth(this.#model, shapeOf(choice.chosen)?.dims[1]))
-    predictTokens(graph, choice)
     return loss
   }
 
@@ -240,6 +233,8 @@ class Seq2Seq implements OpenTask<Seq2SeqExample> {
       examples.map(({ target }) => target),
     )
   }
+
+  exampleLosses = textLosses
 
   metrics({ loss, predictions }: { loss: number; predictions: readonly unknown[] }): Record<string, number> {
     return tokenMetrics(loss, predictions as TokenCounts[])

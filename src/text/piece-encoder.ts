@@ -96,10 +96,12 @@ export class PieceEncoder {
     let at = -this.#cutter.prefixLength(normalized, pieces)
     for (const text of pieces) {
       const own = this.#known(text)
-      if (own === undefined || (places && own.places === undefined)) return false
+      if (own === undefined) return false
       for (let i = 0; i < own.ids.length; i++) ids.push(own.ids[i])
       if (places !== undefined) {
-        for (const { start: from, end, leadingSpaces } of own.places!) {
+        own.places ??= this.#placesIn(text)
+        if (own.places === 'unknown') return false
+        for (const { start: from, end, leadingSpaces } of own.places) {
           const span = spanOf(at + from, at + end)
           places.push(this.#trimsSpaces ? { start: span.start + leadingSpaces, end: span.end } : span)
         }
@@ -113,10 +115,9 @@ export class PieceEncoder {
   #known(piece: string): Piece | undefined {
     const known = this.#cache.get(piece)
     if (known !== undefined) return known
-    const tokens = this.#hub.model?.([this.#cutter.toModel(piece)]) ?? []
-    const ids = tokens.map((token) => this.#hub.token_to_id(token))
+    const ids = this.#tokensOf(piece).map((token) => this.#hub.token_to_id(token))
     if (ids.includes(undefined)) return undefined
-    const made = { ids: ids as number[], places: this.#placesIn(piece, tokens) }
+    const made: Piece = { ids: ids as number[], places: undefined }
     if (piece.length <= MAX_CACHED_LENGTH) {
       if (this.#cache.size >= MAX_CACHED_PIECES) this.#cache.clear()
       this.#cache.set(piece, made)
@@ -124,7 +125,11 @@ export class PieceEncoder {
     return made
   }
 
-  #placesIn(piece: string, tokens: readonly string[]): PlacedToken[] | undefined {
+  #tokensOf(piece: string): string[] {
+    return this.#hub.model?.([this.#cutter.toModel(piece)]) ?? []
+  }
+
+  #placesIn(piece: string): readonly PlacedToken[] | 'unknown' {
     const characterOf: number[] = []
     const endOf: number[] = []
     let index = 0
@@ -136,22 +141,25 @@ export class PieceEncoder {
       index += character.length
     }
     let byte = 0
-    const places = tokens.map((token) => {
+    const places = this.#tokensOf(piece).map((token) => {
       const start = characterOf[byte]
       byte += this.#cutter.byteLength(token)
       const end = endOf[Math.min(byte, endOf.length) - 1]
       const text = piece.slice(start, end)
       return { start, end, leadingSpaces: text.length - text.replace(/^ +/, '').length }
     })
-    return byte === characterOf.length ? places : undefined
+    return byte === characterOf.length ? places : 'unknown'
   }
 }
 
 /** The tokens of a piece. */
 interface Piece {
   readonly ids: readonly number[]
-  /** Places in the piece; those of one character's tokens are the same. Undefined where the tokens do not spell it. */
-  readonly places: readonly PlacedToken[] | undefined
+  /**
+   * Places in the piece, once somebody has asked; those of one character's tokens are the same. `unknown` where the
+   * tokens do not spell it.
+   */
+  places: readonly PlacedToken[] | 'unknown' | undefined
 }
 
 /** A token in its piece. */

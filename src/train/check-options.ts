@@ -37,6 +37,9 @@ export function checkOptions(options: TrainingOptions, settings: TrainSettings):
       got: '1',
     })
   }
+  if (settings.lowMemory && settings.fast) {
+    throw new ConfigError({ where: 'fast', what: 'not together with lowMemory: use one of the two' })
+  }
   if (settings.loraFa && config.useDora) {
     throw new ConfigError({ where: 'loraFa', what: 'not together with DoRA: use one of the two' })
   }

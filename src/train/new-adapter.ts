@@ -3,10 +3,10 @@
 
 import { UnsupportedError } from '../base/errors.js'
 import { Random } from '../base/random.js'
+import { findEmbeddings } from '../graph/match/forms/lookup.js'
 import { otherPointwise } from '../graph/match/forms/pointwise.js'
 import { findLinears, type Linear } from '../graph/match/linears.js'
 import { matchTargets } from '../graph/match/match.js'
-import { findEmbeddings } from '../graph/match/parameters.js'
 import type { Model } from '../graph/model-folder.js'
 import { type Graph, readGraph } from '../graph/view/graph.js'
 import { LoraAdapter } from '../lora/adapter.js'

@@ -189,7 +189,7 @@ export class TrainingSessions {
     const model = await graph.sessionModel()
     id = (
       await this.#engine.openSession(model, {
-        lowMemory,
+        lowMemory: lowMemory === true,
         exactProducts: true,
         ...(device === undefined ? {} : { executionProviders: [device].flat() }),
         ...(threads === undefined ? {} : { threads }),

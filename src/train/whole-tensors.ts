@@ -70,7 +70,7 @@ export function savedTensors(context: Context, config: LoraConfig): readonly Nam
   for (const { name, base } of found) {
     trainableTensor([{ ...base, name }], name)
     const isEmbedding = base.places.some(
-      (place) => place.kind === 'lookup' || (place.kind === 'weight' && place.linear.isHead),
+      (place) => place.kind === 'weight' && (place.linear.isHead || place.linear.form.isLookup),
     )
     if (!ensureWeightTying || !isEmbedding) continue
     throw new UnsupportedError({

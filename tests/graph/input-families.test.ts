@@ -28,7 +28,8 @@ it.each<[string | undefined, Input[]]>([
   ['pixels', [['pixel_values', FLOAT, ['batch_size', 3, 'height', 'width']]]],
   ['pixels', [['pixel_values', FLOAT, ['batch_size', 3, 'height', 'width']], ids, mask]],
   ['encoder-decoder', [['encoder_attention_mask', INT64, ['b', 's']], ids, states]],
-  [undefined, [['input_features', FLOAT, ['batch_size', 80, 3000]]]],
+  ['features', [['input_features', FLOAT, ['batch_size', 80, 3000]]]],
+  [undefined, [['input_values', FLOAT, ['batch_size', 16000]]]],
 ])('%s', (family, inputs) => {
   expect(inputFamily(graphOf(...inputs))?.name).toBe(family)
 })
@@ -68,7 +69,9 @@ describe('what a caller leaves out', () => {
     for (const part of ['decoder', 'encoder']) expect(feeds[`past_key_values.0.${part}.key`].dims).toEqual([2, 4, 0, 8])
     expect(valuesOf(feeds.use_cache_branch)).toEqual([0])
     const later = { ...given, 'past_key_values.0.decoder.key': floats(FLOAT, Array(64).fill(0), [2, 4, 1, 8]) }
-    expect(completeFeeds(graph, later)).toBe(later)
+    const { use_cache_branch, ...others } = completeFeeds(graph, later)
+    expect(valuesOf(use_cache_branch)).toEqual([1])
+    expect(Object.keys(others).sort()).toEqual([...Object.keys(later), 'encoder_attention_mask'].sort())
   })
 })
 

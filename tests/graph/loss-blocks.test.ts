@@ -73,7 +73,10 @@ describe.each(CASES)('%s', (_, modelFolder, folder) => {
 
   it('has the loss and the gradients of whole logits', async () => {
     const build = (bytes?: number) =>
-      buildTrainingGraph(model, runtime, causalOf(model), { layers, ...(bytes && { logitBytes: bytes }) })
+      buildTrainingGraph(model, runtime, causalOf(model), {
+        layers,
+        ...(bytes && { logitBytes: { whole: bytes, block: bytes } }),
+      })
     const [whole, parted] = [await build(), await build(logitBytes)]
     expect(operators(whole)).not.toContain('Scan')
     expect(operators(parted)).toContain('Scan')
@@ -92,7 +95,7 @@ describe.each(CASES)('%s', (_, modelFolder, folder) => {
 
   it('predicts the same tokens without gradients', async () => {
     const build = (bytes?: number) =>
-      buildLossGraph(model, causalOf(model), { layers, ...(bytes && { logitBytes: bytes }) })
+      buildLossGraph(model, causalOf(model), { layers, ...(bytes && { logitBytes: { whole: bytes, block: bytes } }) })
     const [whole, parted] = [await build(), await build(logitBytes)]
     expect(operators(parted)).toContain('Scan')
     const expected = await run(whole, feedsOf(whole, 0))
@@ -130,7 +133,7 @@ describe('on one small model', () => {
     for (const bytes of [undefined, logitBytes]) {
       const graph = await buildTrainingGraph(model, runtime, task as Objective, {
         layers: layersOf(adapter),
-        ...(bytes && { logitBytes: bytes }),
+        ...(bytes && { logitBytes: { whole: bytes, block: bytes } }),
       })
       expect(operators(graph).has('Scan')).toBe(bytes !== undefined)
       const feeds = graph.feeds(task.collate(examples as never, 5), { normalizer: 2 })
@@ -148,7 +151,7 @@ describe('on one small model', () => {
     const [d, k] = tensor?.dims.map(Number) ?? [0, 0]
     const graph = await buildTrainingGraph(model, runtime, causalOf(model), {
       layers: [...layersOf(adapter), { ...lmHead, d, k }],
-      logitBytes,
+      logitBytes: { whole: logitBytes, block: logitBytes },
     })
     expect(operators(graph)).not.toContain('Scan')
   })

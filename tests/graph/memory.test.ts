@@ -1,8 +1,11 @@
 // The estimate against what was measured: peak memory of training steps in bench/train-step, on a machine with 2 cores.
 
 import { statSync } from 'node:fs'
+import { create } from '@bufbuild/protobuf'
 import { describe, expect, it } from 'vitest'
-import { memoryWarning, sessionMemory, trainingMemory, weightBytes } from '../../src/graph/memory.js'
+import { ModelProtoSchema } from '../../src/formats/onnx/gen/onnx_pb.js'
+import type { OnnxModel } from '../../src/formats/onnx/model.js'
+import { choosesLowMemory, memoryWarning, sessionMemory, trainingMemory, weightBytes } from '../../src/graph/memory.js'
 import { openModel } from '../infer/models.js'
 
 describe('memory', () => {
@@ -30,6 +33,23 @@ describe('memory', () => {
     const total = need.total - sessionMemory(model.onnx, lowMemory).total + weights
     expect(Math.abs(total / 1e6 / measured - 1)).toBeLessThan(0.25)
     await model.close()
+  })
+
+  it('copies the weights of small models, where there is room', () => {
+    const limits = [{ bytes: 1e9, of: 'this machine has free' }]
+    expect(choosesLowMemory({ weights: 90e6, total: 5e8 }, limits)).toBe(false)
+    expect(choosesLowMemory({ weights: 90e6, total: 2e9 }, limits)).toBe(true)
+    expect(choosesLowMemory({ weights: 500e6, total: 6e8 }, [])).toBe(true)
+  })
+
+  it('counts the logits of a large vocabulary by blocks', () => {
+    const config = { hidden_size: 8, num_hidden_layers: 1 }
+    const need = (vocabularySize: number, sequence: number) => {
+      const model = { onnx: { proto: create(ModelProtoSchema) } as OnnxModel, config, vocabularySize }
+      return trainingMemory(model, { batch: 1, sequence }).total
+    }
+    expect(need(32_000, 2048)).toBeGreaterThan(2 * need(32_000, 512))
+    expect(need(262_144, 2048)).toBeLessThan(1.1 * need(262_144, 512))
   })
 
   it('says what is needed, what there is, and what helps', () => {

@@ -123,10 +123,14 @@ describe('the folder', () => {
     const stop = new AbortController()
     const data = goldenPath('../../models/data/scripture.jsonl')
     const on = { step: ({ step }: { step: number }) => void (step === 2 && stop.abort()) }
-    const config = { rank: 2, targetModules: ['q_proj'] }
+    const config = { rank: 2, targetModules: ['q_proj'], seed: 5 }
     await train({ model: MODEL, data, config, batchSize: 1, maxSteps: 5, maxLength: 16, out, on, signal: stop.signal })
     const target = new MemoryDirectory()
     const report = await handoff(out, { to: 'trl', out: target })
+    // The record has the seed, by which records are chosen and ordered: PEFT's config has none.
+    const { rows } = await handed({ model: MODEL, data, config, batchSize: 1, maxSteps: 5, maxLength: 16 })
+    const next = new TextDecoder().decode(target.files.get('data/train.jsonl')).split('\n')[0]
+    expect(JSON.parse(next)).toEqual(rows[2])
     expect(report.steps).toBe(3)
     expect(report.differences.join()).toContain('adapter of step 2 goes along')
     expect(new TextDecoder().decode(target.files.get('train.py'))).toContain('\\"steps_done\\": 2')

@@ -4,7 +4,7 @@ import { describe, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../src/base/bytes.js'
 import { UnsupportedError } from '../../src/base/errors.js'
 import { loadOnnx, type OnnxModel } from '../../src/formats/onnx/model.js'
-import { findEmbeddings } from '../../src/graph/match/parameters.js'
+import { findEmbeddings } from '../../src/graph/match/forms/lookup.js'
 import { Graph } from '../../src/graph/view/graph.js'
 import { ModelSession } from '../../src/infer/model-session.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
@@ -89,9 +89,9 @@ describe.each(GOLDEN.forms)('an embedding as %s', (name) => {
   it('is found, and read', async () => {
     const [onnx, numbers] = [await open(name), await numbersOf(name)]
     const graph = new Graph(onnx.proto)
-    const [{ integers, ...found }] = findEmbeddings(graph)
-    expect(found).toMatchObject({ name: MODULE, vocabulary: 40, features: 32, transposed: false })
-    const read = await integers!.form.openLines(onnx, graph, integers!)
+    const [found] = findEmbeddings(graph)
+    expect(found).toMatchObject({ name: MODULE, k: 40, d: 32, transposed: false })
+    const read = await found.form.openLines(onnx, graph, found)
     const values = Float32Array.from([...(await read(0, 7)), ...(await read(7, 33))])
     expect(deviation(values, dataOf(numbers, 'table'))).toBeLessThan(1e-6)
     await onnx.close()

@@ -9,8 +9,8 @@ import { Random } from '../../src/base/random.js'
 import { copyMessage } from '../../src/formats/onnx/messages.js'
 import { loadOnnx, OnnxModel } from '../../src/formats/onnx/model.js'
 import { parseSafetensorsHeader, readTensorF32 } from '../../src/formats/safetensors.js'
+import { findEmbeddings } from '../../src/graph/match/forms/lookup.js'
 import { findLinears } from '../../src/graph/match/linears.js'
-import { findEmbeddings } from '../../src/graph/match/parameters.js'
 import { readTokenRows } from '../../src/graph/match/read-base-tensor.js'
 import { sessionModel } from '../../src/graph/session-model.js'
 import { Builder } from '../../src/graph/view/builder.js'
@@ -336,7 +336,7 @@ describe('a vocabulary that grows by copies of three tokens (add_tokens, resize_
     const graph = new Graph(base.proto)
     const embedding = findEmbeddings(graph).find(({ name }) => name === 'model.embed_tokens')!
     const head = findLinears(graph).find(({ isHead }) => isHead)!
-    const { vocabulary } = embedding
+    const { k: vocabulary } = embedding
     const copies = [...new Set(inputs.input_ids.flat())].slice(0, 3)
     const tokens = [...Array(vocabulary).keys(), ...copies]
     const lora = new LoraAdapter({ rank: 1 })

@@ -32,6 +32,11 @@ export function warn(line: string): void {
   say(`${colors.yellow('warning:')} ${printable(spelled(line))}`)
 }
 
+/** A choice that lowrank made itself. */
+export function note(line: string): void {
+  say(printable(spelled(line)))
+}
+
 let spelled = (message: string): string => message
 
 /** Sets how messages are written that name options as code does. */

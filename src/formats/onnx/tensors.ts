@@ -12,6 +12,10 @@ import {
   TensorProtoSchema,
 } from './gen/onnx_pb.js'
 
+/** The messages of ONNX's files. Two that everything reads have short names. */
+export * from './gen/onnx_pb.js'
+export { AttributeProto_AttributeType as AttributeType, TensorProto_DataType as DataType } from './gen/onnx_pb.js'
+
 /** Bits of an element. */
 const BITS: Partial<Record<DataType, number>> = {
   [DataType.FLOAT]: 32,

@@ -3,7 +3,7 @@
 // numbers. Only for providers that add a bias:
 // https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#com.microsoft.GroupQueryAttention
 
-import { TensorProto_DataType as DataType, type NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
+import { DataType, type NodeProto } from '../../formats/onnx/tensors.js'
 import { valueInfo } from '../inject/inject.js'
 import { isCacheInput } from '../inputs/cache.js'
 import { dimsOfInput, typeOf } from '../inputs/roles.js'

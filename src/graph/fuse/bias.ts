@@ -1,6 +1,6 @@
 // The mask that written-out attention adds to its scores, as the bias that fused attention takes.
 
-import type { NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
+import type { NodeProto } from '../../formats/onnx/tensors.js'
 import { isCacheInput } from '../inputs/cache.js'
 import { splitInputs } from '../inputs/roles.js'
 import { type Builder, sharedValue, type Value } from '../view/builder.js'

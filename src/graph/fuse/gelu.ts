@@ -1,7 +1,7 @@
 // GELU that an exporter wrote out, x·(1 + erf(x/√2))/2, as one operator. In training each of its five values would be
 // kept until the gradient reads it; the operator's gradient needs x alone.
 
-import type { NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
+import type { NodeProto } from '../../formats/onnx/tensors.js'
 import { Builder, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 import { bothWays, makerOf, onlyReader, scalarOf } from './patterns.js'
@@ -16,8 +16,7 @@ export function fuseGelu(graph: Graph): void {
     const found = geluAround(graph, node)
     if (found === undefined) continue
     const value = g.op('com.microsoft:Gelu', [found.input])
-    graph.remove(found.last)
-    graph.rename(value, found.last.output[0])
+    graph.replace(found.last, [value])
   }
   graph.requireOpset('com.microsoft', 1)
   graph.prune()

@@ -3,11 +3,7 @@
 // tokens to come.
 
 import { create } from '@bufbuild/protobuf'
-import {
-  TensorProto_DataType as DataType,
-  type NodeProto,
-  ValueInfoProtoSchema,
-} from '../../formats/onnx/gen/onnx_pb.js'
+import { DataType, type NodeProto, ValueInfoProtoSchema } from '../../formats/onnx/tensors.js'
 import { headSizeOf, isCacheInput } from '../inputs/cache.js'
 import { dimsOfInput, splitInputs, typeOf } from '../inputs/roles.js'
 import { intAttribute } from '../view/attributes.js'

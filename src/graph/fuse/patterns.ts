@@ -1,7 +1,6 @@
 // Small questions about the nodes behind a value, which the matching of written-out attention asks again and again.
 
-import type { NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
-import { floatsOf, integersOf } from '../../formats/onnx/tensors.js'
+import { floatsOf, integersOf, type NodeProto } from '../../formats/onnx/tensors.js'
 import { intAttribute, intsAttribute } from '../view/attributes.js'
 import type { Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'

@@ -3,7 +3,7 @@
 
 import { UnsupportedError } from '../../base/errors.js'
 import { elementCount } from '../../base/tensor.js'
-import type { NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
+import type { NodeProto } from '../../formats/onnx/tensors.js'
 import type { ShapeMap } from '../shapes/shapes.js'
 import { type Builder, sharedValue, type Value } from '../view/builder.js'
 import { type Graph, implicitInputs } from '../view/graph.js'

@@ -1,7 +1,6 @@
 // Gradients of elementwise operators. Those with several inputs broadcast: the walker sums their gradients down.
 
-import { TensorProto_DataType as DataType } from '../../formats/onnx/gen/onnx_pb.js'
-import { floatsOf, integersOf } from '../../formats/onnx/tensors.js'
+import { DataType, floatsOf, integersOf } from '../../formats/onnx/tensors.js'
 import { floatAttribute, intAttribute, stringAttribute } from '../view/attributes.js'
 import type { Builder, Value } from '../view/builder.js'
 import { operatorOf } from '../view/operators.js'

@@ -1,7 +1,7 @@
 // Gradients of slices that lie side by side are one Concat, instead of a sum of tensors padded with zeros: rotary
 // embeddings cut each head in two halves.
 
-import type { NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
+import type { NodeProto } from '../../formats/onnx/tensors.js'
 import { isStatic, type ShapeMap, staticContent } from '../shapes/shapes.js'
 import type { Builder, Value } from '../view/builder.js'
 import { clampStart } from './context.js'

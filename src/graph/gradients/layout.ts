@@ -1,11 +1,7 @@
 // Gradients of operators that move elements without computing: views, transposes, joins, cuts and look-ups.
 
 import { create } from '@bufbuild/protobuf'
-import {
-  TensorProto_DataType as DataType,
-  type NodeProto,
-  StringStringEntryProtoSchema,
-} from '../../formats/onnx/gen/onnx_pb.js'
+import { DataType, type NodeProto, StringStringEntryProtoSchema } from '../../formats/onnx/tensors.js'
 import { isStatic } from '../shapes/shapes.js'
 import { intsAttribute } from '../view/attributes.js'
 import type { Value } from '../view/builder.js'

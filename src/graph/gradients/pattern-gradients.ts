@@ -1,8 +1,7 @@
 // Gradients of two nodes at once, where that takes fewer passes over large tensors than the table's rules one by one.
 // The walker asks here first; leaving this file out changes no result but the rounding.
 
-import type { NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
-import { floatsOf } from '../../formats/onnx/tensors.js'
+import { floatsOf, type NodeProto } from '../../formats/onnx/tensors.js'
 import { intAttribute } from '../view/attributes.js'
 import type { Builder, Value } from '../view/builder.js'
 import type { GradientContext, GradientRule } from './gradients.js'

@@ -2,8 +2,7 @@
 // a run without an adapter is a run of the base.
 
 import { create } from '@bufbuild/protobuf'
-import { TensorProtoSchema } from '../../formats/onnx/gen/onnx_pb.js'
-import { byteLengthOf } from '../../formats/onnx/tensors.js'
+import { byteLengthOf, TensorProtoSchema } from '../../formats/onnx/tensors.js'
 import type { Linear } from '../match/linears.js'
 import { Builder } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
@@ -32,8 +31,8 @@ export function addAdapterInputs(graph: Graph, linears: readonly Linear[], rank:
   adaptNodes(graph, g, linears, (linear, base) => {
     const r = rank ?? `${linear.name}.rank`
     const low = g.matmul(linear.input, input(linear, 'A', [linear.k, r]))
-    const product = g.node('MatMul', [low, input(linear, 'B', [r, linear.d])])
-    return base === undefined ? product : g.node('Add', [base, product.output[0]])
+    const product = g.matmul(low, input(linear, 'B', [r, linear.d]))
+    return base === undefined ? product : g.add(base, product)
   })
   return [...names]
 }

@@ -5,8 +5,7 @@ import { create } from '@bufbuild/protobuf'
 import { encodeFloats, type FloatDtype } from '../../base/dtype.js'
 import { NumericError, UnsupportedError } from '../../base/errors.js'
 import { isAllFinite } from '../../base/tensor.js'
-import { TensorProto_DataType as DataType, TensorProtoSchema } from '../../formats/onnx/gen/onnx_pb.js'
-import { dataTypeName } from '../../formats/onnx/tensors.js'
+import { DataType, dataTypeName, TensorProtoSchema } from '../../formats/onnx/tensors.js'
 import type { Linear } from '../match/linears.js'
 import { type BranchFactors, branchFactors, branchScope } from '../match/merged-branches.js'
 import { Builder, type Value } from '../view/builder.js'
@@ -98,11 +97,11 @@ export function addBranches(
         const low = linear.form.isLookup
           ? use(g.op('Gather', [factors.weightA, linear.input]))
           : g.matmul(linear.input, use(factors.weightA))
-        const product = g.node('MatMul', [low, use(factors.weightB)])
+        const product = g.matmul(low, use(factors.weightB))
         if (base === undefined) return product
-        const sum = g.node('Add', [base, product.output[0]])
+        const sum = g.add(base, product)
         if (factors.affine === undefined) return sum
-        return g.node('Add', [g.mul(sum.output[0], use(factors.affine.scale)), use(factors.affine.shift)])
+        return g.add(g.mul(sum, use(factors.affine.scale)), use(factors.affine.shift))
       },
       (linear) => valuesOf.get(linear)?.affine !== undefined,
     )

@@ -10,8 +10,8 @@ import { OutputNorms } from '../../lora/dora.js'
 import type { LoraLayer } from '../../lora/layer.js'
 import type { ReadLines } from '../match/forms/form.js'
 import type { Linear } from '../match/linears.js'
-import { biasOf, type Embedding, ownBiasInput } from '../match/parameters.js'
-import { openEmbedding, readVector } from '../match/read-base-tensor.js'
+import { biasOf, ownBiasInput } from '../match/parameters.js'
+import { readVector } from '../match/read-base-tensor.js'
 import type { Graph } from '../view/graph.js'
 
 /** Weights pass in blocks of at most so many elements: 4 MiB in f32. */
@@ -26,6 +26,7 @@ export interface Affine {
 /**
  * Reads the base's weight for DoRA alone.
  *
+ * @param own what the adapter has in the place of an embedding E (V, D)
  * @returns undefined for a layer that needs neither
  * @throws UnsupportedError naming the node when DoRA's scales cannot be computed from its weight, NumericError when a
  *   value is not finite
@@ -35,13 +36,21 @@ export async function affineOf(
   graph: Graph,
   linear: Linear,
   layer: LoraLayer,
+  own?: Float32Array,
 ): Promise<Affine | undefined> {
   const { magnitude, d } = layer
   if (magnitude === undefined) {
     const shift = layer.biasDelta()
     return shift && finite(layer, { scale: new Float32Array(d).fill(1), shift: Float32Array.from(shift) })
   }
-  const norms = await outputNorms(model, graph, linear, layer)
+  const norms =
+    own === undefined
+      ? await outputNorms(model, graph, linear, layer)
+      : await normsOf(
+          async (row, count) => own.slice(row * d, (row + count) * d),
+          { ...linear, transposed: false },
+          layer,
+        )
   const scale = Float32Array.from(norms.scales(magnitude))
   const bias = await ownBias(model, graph, linear)
   return finite(layer, { scale, shift: scale.map((c, i) => (bias === undefined ? 0 : (1 - c) * bias[i])) })
@@ -56,41 +65,6 @@ function finite({ name }: { readonly name: string }, affine: Affine): Affine {
 }
 
 /**
- * The scales m / ‖E + s·(B·A)ᵀ‖ (D) of an embedding's features.
- *
- * @param own what the adapter has in the place of E (V, D)
- * @returns undefined for one without DoRA
- * @throws NumericError when a value is not finite
- */
-export async function lookupScales(
-  model: OnnxModel,
-  graph: Graph,
-  embedding: Embedding,
-  layer: Pick<LoraLayer, 'name' | 'magnitude' | 'weightA' | 'weightB' | 'scaling'>,
-  own?: Float32Array,
-): Promise<Float32Array | undefined> {
-  const { transposed, features, vocabulary } = embedding
-  const { magnitude, weightA, weightB, scaling } = layer
-  if (magnitude === undefined) return undefined
-  const read: ReadLines =
-    own === undefined
-      ? await openEmbedding(model, graph, embedding)
-      : async (first, count) => own.slice(first * features, (first + count) * features)
-  const stored = { transposed: own === undefined && transposed, start: 0, width: features }
-  const [d, k] = [features, vocabulary]
-  const norms = await normsOf(read, stored, { d, k }, { weightA, weightB, scaling, d, k })
-  return finite(layer, { scale: Float32Array.from(norms.scales(magnitude)), shift: new Float32Array(0) }).scale
-}
-
-/** How a weight lies in a graph, and which outputs of it are the layer's. */
-interface StoredWeight {
-  /** (d, k), not (k, d) */
-  readonly transposed: boolean
-  readonly start: number
-  readonly width: number
-}
-
-/**
  * Norms of W, or of W + s·B·A where a layer is given, by output of the layer.
  *
  * @throws UnsupportedError naming the node when its weight cannot be read
@@ -101,37 +75,25 @@ export async function outputNorms(
   linear: Linear,
   layer?: LoraLayer,
 ): Promise<OutputNorms> {
-  const { transposed, k, d, fused, form } = linear
-  const stored = { transposed, start: fused?.start ?? 0, width: fused?.width ?? d }
-  return normsOf(await form.openLines(model, graph, linear), stored, { k, d }, layer)
+  return normsOf(await linear.form.openLines(model, graph, linear), linear, layer)
 }
 
-async function normsOf(
-  read: ReadLines,
-  stored: StoredWeight,
-  { k, d }: Pick<LoraLayer, 'd' | 'k'>,
-  layer: Pick<LoraLayer, 'weightA' | 'weightB' | 'scaling' | 'd' | 'k'> | undefined,
-): Promise<OutputNorms> {
-  const norms = new OutputNorms(d)
-  const delta = layer && new StoredDelta(layer, layer.scaling, !stored.transposed, new Float32Array())
-  for await (const { block, row } of blocksOf(read, stored, { k, d })) {
-    norms.add(delta === undefined ? block : delta.addTo(block, row), row, !stored.transposed)
+async function normsOf(read: ReadLines, linear: Linear, layer: LoraLayer | undefined): Promise<OutputNorms> {
+  const norms = new OutputNorms(linear.d)
+  const delta = layer && new StoredDelta(layer, layer.scaling, !linear.transposed, new Float32Array())
+  for await (const { block, row } of blocksOf(read, linear)) {
+    norms.add(delta === undefined ? block : delta.addTo(block, row), row, !linear.transposed)
   }
   return norms
 }
 
 /** The layer's part of a weight in blocks of its rows, (rows, k) or (rows, d), each with its first row. */
 export async function* weightBlocks(model: OnnxModel, graph: Graph, linear: Linear) {
-  const { transposed, k, d, fused, form } = linear
-  const stored = { transposed, start: fused?.start ?? 0, width: fused?.width ?? d }
-  yield* blocksOf(await form.openLines(model, graph, linear), stored, { k, d })
+  yield* blocksOf(await linear.form.openLines(model, graph, linear), linear)
 }
 
-async function* blocksOf(
-  read: ReadLines,
-  { transposed, start, width }: StoredWeight,
-  { k, d }: Pick<LoraLayer, 'd' | 'k'>,
-): AsyncGenerator<{ block: Matrix; row: number }> {
+async function* blocksOf(read: ReadLines, { transposed, k, d, fused }: Linear) {
+  const { start, width } = fused ?? { start: 0, width: d }
   // Lines of the stored weight are outputs (d, k), or inputs (k, d), whose columns are cut to the layer's.
   const columns = transposed ? k : width
   const blockRows = Math.max(1, Math.floor(BLOCK_ELEMENTS / columns))

@@ -4,17 +4,15 @@
 
 import { create } from '@bufbuild/protobuf'
 import {
-  TensorProto_DataType as DataType,
-  type NodeProto,
+  DataType,
   TensorShapeProto_DimensionSchema,
   TensorShapeProtoSchema,
   TypeProto_TensorSchema,
   TypeProtoSchema,
   type ValueInfoProto,
   ValueInfoProtoSchema,
-} from '../../formats/onnx/gen/onnx_pb.js'
+} from '../../formats/onnx/tensors.js'
 import type { Linear } from '../match/linears.js'
-import type { Embedding } from '../match/parameters.js'
 import { Builder, sharedValue, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 import { type SiteNeeds, type SiteRole, sharedInput, siteInput } from './sites.js'
@@ -119,12 +117,12 @@ export function injectLora(
       terms.push(roles.has('columns') ? g.op('Gather', [product, columns], { axis: -1 }) : product)
     }
     const flat = (value: Value) => (isFlat ? g.reshape(value, g.int([-1, d])) : value)
-    if (base === undefined) return nodeOf(g, flat(typed(terms[0])))
-    if (!isAffine(roles)) return g.node('Add', [base, flat(typed(terms[0]))])
+    if (base === undefined) return flat(typed(terms[0]))
+    if (!isAffine(roles)) return g.add(base, flat(typed(terms[0])))
     if (roles.has('shift')) terms.push(siteInput(name, 'shift'))
     const rows = isFlat ? byRow(base, d) : base
     const scaled = roles.has('scale') ? g.mul(rows, typed(siteInput(name, 'scale'))) : rows
-    return nodeOf(g, flat(terms.reduce((sum, term) => g.add(sum, typed(term)), scaled)))
+    return flat(terms.reduce((sum, term) => g.add(sum, typed(term)), scaled))
   }
   adaptNodes(graph, g, linears, makeDelta, (linear) => isAffine(rolesOf(linear)))
   return { takesRows, shared }
@@ -163,17 +161,13 @@ function isAffine(roles: ReadonlySet<SiteRole>): boolean {
   return roles.has('scale') || roles.has('shift')
 }
 
-function nodeOf({ graph }: Builder, value: Value): NodeProto {
-  return graph.producer(value) as NodeProto
-}
-
 /** True if a layer takes all rows of a batch as one matrix (n, k). */
 function isMatrix({ form }: Linear): boolean {
   return form.name === 'Gemm'
 }
 
 /** Appends what gives base + delta (…, d), or the delta alone where no base is given. */
-export type MakeDelta = (linear: Linear, base: Value | undefined) => NodeProto
+export type MakeDelta = (linear: Linear, base: Value | undefined) => Value
 
 /**
  * Adds the delta of each linear to its node's output. Readers of the output get the sum.
@@ -190,13 +184,12 @@ export function adaptNodes(
   const byNode = new Map<Linear['node'], Linear[]>()
   for (const linear of linears) byNode.set(linear.node, [...(byNode.get(linear.node) ?? []), linear])
   for (const parts of byNode.values()) {
-    const { last } = parts[0]
-    const output = last.output[0]
-    const base = graph.freshName(`${output}/base`)
-    graph.setOutput(last, 0, base)
-    const isWhole = parts[0].fused === undefined
-    const sum = isWhole ? makeDelta(parts[0], base) : addToParts(g, base, parts, makeDelta, parts.some(needsBase))
-    graph.setOutput(sum, 0, output)
+    const [{ last, fused }] = parts
+    graph.putBehind(last.output[0], (base) => {
+      return fused === undefined
+        ? makeDelta(parts[0], base)
+        : addToParts(g, base, parts, makeDelta, parts.some(needsBase))
+    })
   }
 }
 
@@ -207,12 +200,12 @@ function addToParts(
   parts: readonly Linear[],
   makeDelta: MakeDelta,
   needsBase: boolean,
-): NodeProto {
+): Value {
   const sorted = [...parts].sort((a, b) => start(a) - start(b))
   const width = sorted[0].fused?.width ?? 0
   if (!needsBase && sorted.reduce((sum, { d }) => sum + d, 0) === width) {
-    const deltas = sorted.map((part) => makeDelta(part, undefined).output[0])
-    return g.node('Add', [base, g.concat(deltas, -1)])
+    const deltas = sorted.map((part) => makeDelta(part, undefined))
+    return g.add(base, g.concat(deltas, -1))
   }
   const pieces: Value[] = []
   let at = 0
@@ -220,10 +213,10 @@ function addToParts(
   for (const part of sorted) {
     if (start(part) > at) pieces.push(slice(at, start(part)))
     at = start(part) + part.d
-    pieces.push(makeDelta(part, slice(start(part), at)).output[0])
+    pieces.push(makeDelta(part, slice(start(part), at)))
   }
   if (at < width) pieces.push(slice(at, width))
-  return g.node('Concat', pieces, { axis: -1 })
+  return g.concat(pieces, -1)
 }
 
 function start(linear: Linear): number {
@@ -250,7 +243,7 @@ export const SLOTS_INPUT = 'lora/slots'
  *
  * @param needs what each module gets; those without an entry stay
  */
-export function injectEmbeddings(graph: Graph, embeddings: readonly Embedding[], needs: SiteNeeds): void {
+export function injectEmbeddings(graph: Graph, embeddings: readonly Linear[], needs: SiteNeeds): void {
   const own = embeddings.filter(({ name }) => needs.has(name))
   if (own.length === 0) return
   const g = new Builder(graph, 'lora')
@@ -260,23 +253,19 @@ export function injectEmbeddings(graph: Graph, embeddings: readonly Embedding[],
       graph.inputs.push(valueInfo(siteInput(name, role), role === 'rowOf' ? DataType.INT64 : DataType.FLOAT))
     }
   }
-  for (const { name, node, last, vocabulary, dataType } of own) {
+  for (const { name, input, last, k, dataType } of own) {
     const roles = needs.get(name)!
     const typed = (value: Value) => (dataType === DataType.FLOAT ? value : g.cast(value, dataType))
     const table = (role: 'A' | 'rows' | 'rowOf', index: Value) => g.op('Gather', [siteInput(name, role), index])
-    const [output] = last.output
-    let value = graph.freshName(`${output}/base`)
-    graph.setOutput(last, 0, value)
-    const offset = g.mul(SLOTS_INPUT, g.int(vocabulary))
-    const token = g.add(g.cast(node.input[1], DataType.INT64), offset)
-    if (roles.has('rowOf')) {
-      const row = table('rowOf', token)
-      const isKept = g.unsqueeze(g.op('Equal', [row, g.int(0)]), [-1])
-      value = g.where(isKept, value, typed(table('rows', row)))
-    }
-    if (roles.has('scale')) value = g.mul(value, typed(siteInput(name, 'scale')))
-    if (roles.has('A')) value = g.add(value, typed(g.matmul(table('A', token), siteInput(name, 'B'))))
-    const maker = graph.producer(value)!
-    graph.setOutput(maker, 0, output)
+    graph.putBehind(last.output[0], (base) => {
+      let value = base
+      const token = g.add(g.cast(input, DataType.INT64), g.mul(SLOTS_INPUT, g.int(k)))
+      if (roles.has('rowOf')) {
+        const row = table('rowOf', token)
+        value = g.where(g.unsqueeze(g.op('Equal', [row, g.int(0)]), [-1]), value, typed(table('rows', row)))
+      }
+      if (roles.has('scale')) value = g.mul(value, typed(siteInput(name, 'scale')))
+      return roles.has('A') ? g.add(value, typed(g.matmul(table('A', token), siteInput(name, 'B')))) : value
+    })
   }
 }

@@ -1,11 +1,13 @@
 // Weights of the base that a graph trains: whole tensors, and single rows of embeddings. Rows are inputs in lookups of
 // their tokens, and in output layers, where a row gives the logit of its token; the embedding itself stays in its file.
 
-import { TensorProto_DataType as DataType, type NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
+import { DataType, type NodeProto } from '../../formats/onnx/tensors.js'
 import type { CustomGradients } from '../gradients/backward.js'
 import { baseTensors, trainableTensor } from '../match/base-tensors.js'
+import { weightInput } from '../match/forms/form.js'
+import { findEmbeddings } from '../match/forms/lookup.js'
 import type { Linear } from '../match/linears.js'
-import { findEmbeddings, ownBiasInput, storedValue } from '../match/parameters.js'
+import { ownBiasInput, storedValue } from '../match/parameters.js'
 import type { TrainedTensor } from '../training/objective-graph.js'
 import { floatAttribute, setAttribute } from '../view/attributes.js'
 import { Builder, type Value } from '../view/builder.js'
@@ -126,9 +128,11 @@ export function openTensors(
     const input = inputOf(name)
     const value = offset === 0 ? input : g.add(input, g.float(offset))
     for (const place of trainableTensor(all, name, shape).places) {
-      if (place.kind === 'weight') weights.push({ linear: place.linear, input })
-      else if (place.kind === 'lookup') graph.setInput(place.embedding.node, place.embedding.input, input)
-      else {
+      if (place.kind === 'weight') {
+        const { linear } = place
+        if (linear.form.isLookup) graph.setInput(linear.node, weightInput(linear), input)
+        else weights.push({ linear, input })
+      } else {
         const { node, input: at } = place.place
         const { inputs } =
           vectors.get(node) ?? vectors.set(node, { linear: place.linear, inputs: new Map() }).get(node)!
@@ -200,11 +204,8 @@ function normOfEmbeddings(graph: Graph, g: Builder, node: NodeProto): NodeProto 
 
 /** Adds a bias behind a product by integers, whose own gradient knows of its float input alone. */
 function addBehind(graph: Graph, g: Builder, node: NodeProto, at: number, value: Value): void {
-  const [output] = node.output
-  const own = graph.freshName(`${output}/product`)
   graph.setInput(node, at, '')
-  graph.setOutput(node, 0, own)
-  graph.setOutput(g.node('Add', [own, value]), 0, output)
+  graph.putBehind(node.output[0], (product) => g.add(product, value), 'product')
 }
 
 /** Lets lookups read rows that are inputs: where a token is one of theirs, its row takes the place of the base's. */
@@ -213,15 +214,11 @@ export function openTokenRows(g: Builder, rows: readonly TrainedRows[]): Trained
   const embeddings = findEmbeddings(graph)
   for (const { name, tokens, embedding } of rows) {
     for (const { node, last } of embeddings.filter((one) => one.name === embedding)) {
-      const [output] = last.output
-      const base = graph.freshName(`${output}/base`)
-      graph.setOutput(last, 0, base)
       const token = g.unsqueeze(g.cast(node.input[1], DataType.INT64), [-1])
       // (…, m), with a 1 where the token is the row's: the product with the rows has a gradient of few operators.
       const places = g.cast(g.op('Equal', [token, g.int(tokens)]), DataType.FLOAT)
       const isTrained = g.cast(g.reduceSum(places, [-1]), DataType.BOOL)
-      const replaced = g.node('Where', [isTrained, g.matmul(places, inputOf(name)), base])
-      graph.setOutput(replaced, 0, output)
+      graph.putBehind(last.output[0], (base) => g.where(isTrained, g.matmul(places, inputOf(name)), base))
     }
   }
   return rows.map(({ name, tokens, features }) => {
@@ -238,17 +235,13 @@ function openHead(
   { node, last, input }: Linear,
   { rows, tokens, custom }: { rows: Value; tokens: readonly number[]; custom: CustomGradients },
 ): void {
-  const { graph } = g
   const [output] = last.output
-  const base = graph.freshName(`${output}/base`)
-  graph.setOutput(last, 0, base)
   const columns = g.int(tokens)
   const product = g.op('Gemm', [input, rows], { transB: 1 })
   const bias = ownBiasInput(node)
   const own = bias === undefined ? product : g.add(product, g.op('Gather', [node.input[bias], columns]))
   const places = g.expand(g.unsqueeze(columns, [0]), g.shape(own))
-  const replaced = g.node('ScatterElements', [base, places, own], { axis: 1 })
-  graph.setOutput(replaced, 0, output)
+  const base = g.graph.putBehind(output, (logits) => g.op('ScatterElements', [logits, places, own], { axis: 1 }))
   custom.set(output, {
     inputs: [base, own],
     rule: ({ g: back, dy }) => [

@@ -2,7 +2,7 @@
 // whose factors are graph inputs: y' = y + s·(drop(x)·Aᵀ)·Bᵀ. Gemm takes a transposed weight as it is, so that the
 // backward pass needs no copy of it.
 
-import { TensorProto_DataType as DataType, type NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
+import { DataType, type NodeProto } from '../../formats/onnx/tensors.js'
 import { GEMM, MATMUL } from '../match/forms/float-product.js'
 import type { Linear } from '../match/linears.js'
 import { ownBiasInput } from '../match/parameters.js'
@@ -57,31 +57,32 @@ export class TrainableLinears {
    * stays, and so does what several nodes compute, whose output is only seen as rows.
    */
   toRows(linear: Linear): Linear {
-    const { node, k, d, form } = linear
+    const { node, k, form } = linear
     if (form === GEMM || node.opType === 'Gemm') return linear
     if (node !== linear.last) return this.#outputToRows(linear)
     const [x, y] = [node.input[0], node.output[0]]
     const rows = this.#rowsOf(x, k)
-    const output = this.#graph.freshName(`${y}/rows`)
     if (form === MATMUL) this.#becomeGemm(node, rows)
     else this.#graph.setInputs(node, [rows, ...node.input.slice(1)])
-    this.#graph.setOutput(node, 0, output)
-    const width = linear.fused?.width ?? d
-    const shape = this.#g.concat([this.#leadingDimsOf(x), this.#g.int([width])], 0)
-    this.#graph.setOutput(this.#g.node('Reshape', [output, shape]), 0, y)
+    const output = this.#graph.putBehind(y, (own) => this.#g.reshape(own, this.#outputShape(linear, x)), 'rows')
     return { ...linear, form: form === MATMUL ? GEMM : form, input: rows, output }
   }
 
   #outputToRows(linear: Linear): Linear {
     const { last, input, k, d, fused } = linear
-    const y = last.output[0]
-    const own = this.#graph.freshName(`${y}/product`)
-    this.#graph.setOutput(last, 0, own)
-    const width = fused?.width ?? d
-    const rows = this.#g.node('Reshape', [own, this.#g.int([-1, width])])
-    const shape = this.#g.concat([this.#leadingDimsOf(input), this.#g.int([width])], 0)
-    this.#graph.setOutput(this.#g.node('Reshape', [rows.output[0], shape]), 0, y)
-    return { ...linear, last: rows, input: this.#rowsOf(input, k), output: rows.output[0] }
+    const g = this.#g
+    let output = ''
+    const turn = (own: Value) => {
+      output = g.reshape(own, g.int([-1, fused?.width ?? d]))
+      return g.reshape(output, this.#outputShape(linear, input))
+    }
+    this.#graph.putBehind(last.output[0], turn, 'product')
+    return { ...linear, last: this.#graph.producer(output) as NodeProto, input: this.#rowsOf(input, k), output }
+  }
+
+  /** The shape (…, d) of a product of x (…, k). */
+  #outputShape({ d, fused }: Linear, x: Value): Value {
+    return this.#g.concat([this.#leadingDimsOf(x), this.#g.int([fused?.width ?? d])], 0)
   }
 
   /**
@@ -131,8 +132,8 @@ export class TrainableLinears {
         // With dropout 1 nothing is kept, and nothing is to grow.
         const alpha = { float: keep === 0 ? 0 : scaling / keep }
         const low = lows.get(linear) ?? this.#low(x, weightA)
-        const sum = g.node('Gemm', base === undefined ? [low, weightB] : [low, weightB, base], { alpha })
-        return baseSquares === undefined ? sum : this.#scaled(branch, sum.output[0])
+        const sum = g.op('Gemm', base === undefined ? [low, weightB] : [low, weightB, base], { alpha })
+        return baseSquares === undefined ? sum : this.#scaled(branch, sum)
       },
       (linear) => byLinear.get(linear)?.baseSquares !== undefined,
     )
@@ -174,19 +175,19 @@ export class TrainableLinears {
    * DoRA's output of what plain LoRA gives, y = x·(W + s·B·A)ᵀ + b: c ⊙ y + (1 − c) ⊙ b (Liu et al. 2024, arXiv
    * 2402.09353, equation 5).
    */
-  #scaled(branch: Branch, y: Value): NodeProto {
+  #scaled(branch: Branch, y: Value): Value {
     const g = this.#g
     const scale = this.#doraScale(branch)
     const bias = this.#ownBias(branch.linear)
-    const scaled = g.node('Mul', [y, scale])
-    return bias === undefined ? scaled : g.node('Add', [scaled.output[0], g.sub(bias, g.mul(scale, bias))])
+    const scaled = g.mul(y, scale)
+    return bias === undefined ? scaled : g.add(scaled, g.sub(bias, g.mul(scale, bias)))
   }
 
   /**
    * DoRA's output with dropout, as in PEFT: with x' = drop(x), y + (c − 1) ⊙ x'·Wᵀ + c ⊙ s·(x'·Aᵀ)·Bᵀ. The base's own
    * output y stays that of x, which takes a second product by W.
    */
-  #scaledOfDropped(branch: Branch, y: Value, kept: Value, keep: number): NodeProto {
+  #scaledOfDropped(branch: Branch, y: Value, kept: Value, keep: number): Value {
     const g = this.#g
     const { linear, scaling } = branch
     const { weightA } = loraInputs(linear.name)
@@ -196,7 +197,7 @@ export class TrainableLinears {
     const low = g.op('Gemm', [kept, weightA], { transB: 1 })
     const sum = g.op('Gemm', [low, weightB, ofBase], { alpha: { float: scaling * growth } })
     const scaled = g.mul(sum, this.#doraScale(branch))
-    return g.node('Add', [y, g.sub(scaled, ofBase)])
+    return g.add(y, g.sub(scaled, ofBase))
   }
 
   /**

@@ -4,7 +4,7 @@
 
 import { create } from '@bufbuild/protobuf'
 import { UnsupportedError } from '../../base/errors.js'
-import { TensorProto_DataType as DataType, type NodeProto, TensorProtoSchema } from '../../formats/onnx/gen/onnx_pb.js'
+import { DataType, type NodeProto, TensorProtoSchema } from '../../formats/onnx/tensors.js'
 import { NORMS, type Place, storedValue } from '../match/parameters.js'
 import { Builder, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
@@ -75,13 +75,13 @@ function isConvolutionBias({ node, input }: Place): boolean {
 
 /** Takes the bias out of a convolution, and adds `own`, (d) or (rows, 1, d), to its channels (rows, d, …). */
 function addToChannels(graph: Graph, g: Builder, node: NodeProto, own: Value): void {
-  const [bias, output] = [node.input[CONVOLUTION_BIAS], node.output[0]]
-  const plain = graph.freshName(`${output}/base`)
+  const bias = node.input[CONVOLUTION_BIAS]
   graph.setInputs(node, node.input.slice(0, CONVOLUTION_BIAS))
-  graph.setOutput(node, 0, plain)
-  const lengths = g.op('Slice', [g.shape(plain), g.int([2]), g.int([MANY])])
-  const shape = g.concat([g.int([-1, widthOf(graph, bias)]), g.div(lengths, lengths)], 0)
-  graph.setOutput(g.node('Add', [plain, g.reshape(typed(graph, g, own, bias), shape)]), 0, output)
+  graph.putBehind(node.output[0], (plain) => {
+    const lengths = g.op('Slice', [g.shape(plain), g.int([2]), g.int([MANY])])
+    const shape = g.concat([g.int([-1, widthOf(graph, bias)]), g.div(lengths, lengths)], 0)
+    return g.add(plain, g.reshape(typed(graph, g, own, bias), shape))
+  })
 }
 
 function widthOf(graph: Graph, value: Value): number {
@@ -94,18 +94,16 @@ function openNorm(graph: Graph, g: Builder, node: NodeProto, values: ReadonlyMap
   const inputs = [...node.input]
   const [weight, ownBias] = [inputs[places.weight], inputs[places.bias] ?? '']
   const bias = values.get('bias') ?? (values.has('weight') ? ownBias : '')
-  const [output] = node.output
-  let value = graph.freshName(`${output}/base`)
   // Only EmbedLayerNormalization has to be given one.
   if (bias !== '') inputs[places.bias] = node.opType === 'EmbedLayerNormalization' ? filled(graph, ownBias, 0) : ''
   while (inputs.at(-1) === '') inputs.pop()
   if (values.has('weight')) inputs[places.weight] = filled(graph, weight, 1)
   graph.setInputs(node, inputs)
-  graph.setOutput(node, 0, value)
   const own = values.get('weight')
-  if (own !== undefined) value = g.mul(value, typed(graph, g, own, weight))
-  if (bias !== '') value = g.add(value, bias === ownBias ? bias : typed(graph, g, bias, weight))
-  graph.setOutput(graph.producer(value)!, 0, output)
+  graph.putBehind(node.output[0], (base) => {
+    const value = own === undefined ? base : g.mul(base, typed(graph, g, own, weight))
+    return bias === '' ? value : g.add(value, bias === ownBias ? bias : typed(graph, g, bias, weight))
+  })
 }
 
 /** The type in which a node reads a stored tensor. */

@@ -1,8 +1,7 @@
 // Key-value caches: which inputs and outputs hold them, and an empty one.
 
 import { UnsupportedError } from '../../base/errors.js'
-import type { NodeProto, ValueInfoProto } from '../../formats/onnx/gen/onnx_pb.js'
-import { dimsOf } from '../../formats/onnx/tensors.js'
+import { dimsOf, type NodeProto, type ValueInfoProto } from '../../formats/onnx/tensors.js'
 import type { RuntimeTensor, TensorData, TensorType } from '../../runtime/runtime.js'
 import { intAttribute } from '../view/attributes.js'
 import type { Graph } from '../view/graph.js'
@@ -40,7 +39,7 @@ export function dropEmptyCache(graph: Graph): void {
  * The input that chooses between the branches of a merged decoder: one that reads a cache, and one for the first
  * tokens.
  */
-export const BRANCH = 'use_cache_branch'
+const BRANCH = 'use_cache_branch'
 
 /** True for a merged decoder: one whose layers lie in branches. */
 export function hasCacheBranches(graph: Graph): boolean {

@@ -2,14 +2,12 @@
 // the branch that is taken. Names are those of optimum and transformers.js.
 
 import { FormatError, UnsupportedError } from '../../base/errors.js'
-import type { ValueInfoProto } from '../../formats/onnx/gen/onnx_pb.js'
 import { copyMessage } from '../../formats/onnx/messages.js'
-import type { Feeds, RuntimeTensor } from '../../runtime/runtime.js'
+import type { ValueInfoProto } from '../../formats/onnx/tensors.js'
+import type { Feeds } from '../../runtime/runtime.js'
 import type { Model } from '../model-folder.js'
 import type { Graph } from '../view/graph.js'
-import { entryOf } from '../view/operators.js'
-import { BRANCH, cacheLayout, emptyTensor, isCacheInput } from './cache.js'
-import { dimsOfInput, ones, roleFeeds, splitInputs, type TokenBatch } from './roles.js'
+import { dimsOfInput, roleFeeds, splitInputs, type TokenBatch } from './roles.js'
 
 export const HIDDEN_STATES = 'encoder_hidden_states'
 export const STATES_MASK = 'encoder_attention_mask'
@@ -36,30 +34,8 @@ export function startToken({ generationConfig, config, directory }: StartOf): nu
 
 type StartOf = Pick<Model, 'generationConfig' | 'config' | 'directory'>
 
-/**
- * Feeds with what the first call of a text needs besides tokens and hidden states: a mask of ones, empty caches, the
- * branch without a cache. Once a cache is fed, the rest is the caller's.
- *
- * @throws UnsupportedError for a cache of a layout that is not known
- */
-export function completeEncoderDecoderFeeds(graph: Graph, feeds: Feeds): Feeds {
-  const states = feeds[HIDDEN_STATES] ?? feeds.input_ids
-  const missing = graph.inputs.filter(({ name }) => entryOf(feeds, name) === undefined)
-  const isFirst = !graph.inputs.some((input) => isCacheInput(input) && feeds[input.name] !== undefined)
-  if (states === undefined || missing.length === 0 || !isFirst) return feeds
-  const [batch, length] = states.dims
-  const completed: Record<string, RuntimeTensor> = { ...feeds }
-  for (const input of missing) {
-    const { name } = input
-    if (name === STATES_MASK) completed[name] = ones('int64', [batch, length])
-    else if (name === BRANCH) completed[name] = { type: 'bool', data: Uint8Array.of(0), dims: [1] }
-    else if (isCacheInput(input)) completed[name] = emptyTensor(cacheLayout(graph, input), batch)
-  }
-  return completed
-}
-
 /** Sounds as a model reads them: (batch, bands, times). */
-const FEATURES = 'input_features'
+export const FEATURES = 'input_features'
 
 /** A batch for the encoder: tokens, or sounds. */
 export type EncoderBatch = TokenBatch | { readonly batch: number; readonly features: Float32Array }

@@ -1,7 +1,7 @@
 // Inputs of encoders over pictures.
 
 import { UnsupportedError } from '../../base/errors.js'
-import { TensorProto_DataType as DataType } from '../../formats/onnx/gen/onnx_pb.js'
+import { DataType } from '../../formats/onnx/tensors.js'
 import type { Feeds } from '../../runtime/runtime.js'
 import type { Graph } from '../view/graph.js'
 import { dimsOfInput, ones, typeOf } from './roles.js'
@@ -28,17 +28,6 @@ export function checkImageInputs(graph: Pick<Graph, 'inputs'>): void {
 /** @param pixels (batch, 3, height, width) */
 export function imageFeeds(pixels: Float32Array, batch: number, height: number, width: number): Feeds {
   return { [PIXELS]: { type: 'float32', data: pixels, dims: [batch, 3, height, width] } }
-}
-
-const MASK = 'pixel_mask'
-
-/** Feeds with a mask of all pixels where the caller leaves it out. */
-export function completePixelFeeds(graph: Graph, feeds: Feeds): Feeds {
-  const mask = graph.inputs.find(({ name }) => name === MASK)
-  const pixels = feeds[PIXELS]
-  if (mask === undefined || feeds[MASK] !== undefined || pixels?.dims.length !== 4) return feeds
-  const [batch, , height, width] = pixels.dims
-  return { ...feeds, [MASK]: ones(typeOf(mask) === 'bool' ? 'bool' : 'int64', [batch, height, width]) }
 }
 
 /** In which pieces a graph takes a picture. */

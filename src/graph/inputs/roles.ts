@@ -1,6 +1,6 @@
 // The meaning of inputs over tokens, whichever exporter named them, and the feeds for them.
 
-import { TensorProto_DataType as DataType, type ValueInfoProto } from '../../formats/onnx/gen/onnx_pb.js'
+import { DataType, type ValueInfoProto } from '../../formats/onnx/tensors.js'
 import type { Feeds, RuntimeTensor, TensorType } from '../../runtime/runtime.js'
 import type { Graph } from '../view/graph.js'
 

@@ -3,7 +3,6 @@
 import { UnsupportedError } from '../../base/errors.js'
 import type { Feeds } from '../../runtime/runtime.js'
 import type { Graph } from '../view/graph.js'
-import { entryOf } from '../view/operators.js'
 import { type CacheEntry, cacheEntry, emptyTensor, isCacheInput } from './cache.js'
 import { type RoleInput, roleFeeds, splitInputs, type TokenBatch } from './roles.js'
 
@@ -67,32 +66,6 @@ function inputsOf(graph: Graph, given: ReadonlySet<string>, kind: typeof DECODER
     vectors,
     feeds: (tokens) => roleFeeds(roles, tokens),
     emptyCache: (batch) => Object.fromEntries(cache.map((entry) => [entry.past, emptyTensor(entry, batch)])),
-  }
-}
-
-/**
- * Feeds with what a language model needs besides its tokens or their vectors, where the caller leaves it out: a mask of
- * ones, positions that count the mask's ones, an empty cache. Inputs of unknown meaning are left to the caller.
- *
- * @throws UnsupportedError when a cache that is left out has an unknown layout
- */
-export function completeTokenFeeds(graph: Graph, feeds: Feeds): Feeds {
-  const isFed = ({ name }: { readonly name: string }) => entryOf(feeds, name) !== undefined
-  const { input_ids: ids, [VECTORS]: vectors } = feeds
-  if (graph.inputs.every(isFed) || (ids?.dims.length !== 2 && vectors?.dims.length !== 3)) return feeds
-  const [batch, sequence] = (ids ?? vectors).dims
-  const { roles, others } = splitInputs(graph)
-  const caches = others.filter(isCacheInput)
-  const fedCache = caches.find((input) => isFed(input) && feeds[input.name].dims.length === 4)
-  const past = fedCache === undefined ? 0 : (feeds[fedCache.name].dims.at(-2) ?? 0)
-  const inputIds = (ids?.data ?? []) as ArrayLike<bigint>
-  const mask = feeds.attention_mask?.data as ArrayLike<bigint> | undefined
-  const attentionMask = mask ?? new Uint8Array(batch * (past + sequence)).fill(1)
-  const emptyCaches = past > 0 ? [] : caches.filter((input) => !isFed(input))
-  return {
-    ...roleFeeds(roles, { batch, sequence, past, inputIds, attentionMask }),
-    ...Object.fromEntries(emptyCaches.map((input) => [input.name, emptyTensor(cacheEntry(graph, input), batch)])),
-    ...feeds,
   }
 }
 

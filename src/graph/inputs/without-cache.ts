@@ -1,7 +1,7 @@
 // A decoder that reads whole texts alone: nothing is fed of a cache, nor of positions. Its inputs are then those of an
 // encoder, which is what programs feed that run classifiers.
 
-import { TensorProto_DataType as DataType } from '../../formats/onnx/gen/onnx_pb.js'
+import { DataType } from '../../formats/onnx/tensors.js'
 import { Builder, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 import { type CacheEntry, cacheEntry, isCacheInput } from './cache.js'

@@ -2,7 +2,7 @@
 // and values is empty in training, so its inputs are left out. Query heads that share a key head are one more axis of
 // the products: the keys are never repeated in memory.
 
-import { TensorProto_DataType as DataType } from '../../formats/onnx/gen/onnx_pb.js'
+import { DataType } from '../../formats/onnx/tensors.js'
 import { inseparable, PACKED_ATTENTION, project } from '../match/forms/attention.js'
 import { floatAttribute, intAttribute } from '../view/attributes.js'
 import type { Builder, Value } from '../view/builder.js'

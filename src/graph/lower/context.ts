@@ -1,7 +1,7 @@
 // The context and the result of a lowering, and what it can tell of values from the graph alone.
 
 import { UnsupportedError } from '../../base/errors.js'
-import { TensorProto_DataType as DataType, type NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
+import { DataType, type NodeProto } from '../../formats/onnx/tensors.js'
 import { intAttribute, intsAttribute } from '../view/attributes.js'
 import type { Builder, Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'

@@ -2,7 +2,7 @@
 // names stay as prefixes, so that whatever is matched by name still is.
 
 import { UnsupportedError } from '../../base/errors.js'
-import type { NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
+import type { NodeProto } from '../../formats/onnx/tensors.js'
 import { floatAttribute } from '../view/attributes.js'
 import { Builder, sharedValue, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
@@ -65,7 +65,7 @@ export function lowerForTraining(graph: Graph, nodes: readonly NodeProto[] = gra
 }
 
 function replace(graph: Graph, node: NodeProto, lowering: Lowering, shared: LoweringContext['shared']): void {
-  const outputs = [...node.output]
+  const { output: outputs } = node
   const reads = (output: number) => {
     const name = outputs[output]
     if (!name) return false
@@ -80,10 +80,5 @@ function replace(graph: Graph, node: NodeProto, lowering: Lowering, shared: Lowe
       what: `training with its output ${i} (${name}) is not implemented`,
     })
   }
-  graph.nodes = graph.nodes.filter((other) => other !== node)
-  graph.invalidate()
-  for (const [i, name] of outputs.entries()) {
-    const value = values[i]
-    if (name && value !== undefined) graph.rename(value, name)
-  }
+  graph.replace(node, values)
 }

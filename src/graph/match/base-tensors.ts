@@ -6,24 +6,14 @@ import { dimsOf } from '../../formats/onnx/tensors.js'
 import type { Graph } from '../view/graph.js'
 import { entryOf, operatorOf } from '../view/operators.js'
 import { FLOAT_DTYPES } from './forms/float-product.js'
+import { findEmbeddings } from './forms/lookup.js'
 import { type Linear, nodeScope, parameterModule } from './linears.js'
 import { endAlike } from './module-names.js'
-import {
-  type BiasPlace,
-  certainBias,
-  type Embedding,
-  findEmbeddings,
-  NORMS,
-  type Place,
-  placesOf,
-  shapeError,
-  storedValue,
-} from './parameters.js'
+import { type BiasPlace, certainBias, NORMS, type Place, placesOf, shapeError, storedValue } from './parameters.js'
 
 /** A place that reads a tensor. A vector can be a part of the stored one, and begin at `start`. */
 export type TensorPlace =
   | { readonly kind: 'weight'; readonly linear: Linear }
-  | { readonly kind: 'lookup'; readonly embedding: Embedding }
   | { readonly kind: 'vector'; readonly place: Place; readonly part: BiasPlace | undefined; readonly linear?: Linear }
 
 /** A tensor of the model, and all that reads it. */
@@ -51,24 +41,16 @@ export function baseTensors(graph: Graph, linears: readonly Linear[]): BaseTenso
     const places = [...(own?.places ?? []), ...tensor.places]
     tensors.set(name, { ...(own ?? { ...tensor, name, module }), places })
   }
-  for (const linear of linears) {
-    const { name, d, k } = linear
-    const shape = [d, k]
-    add(name, 'weight', {
-      shape,
-      places: [{ kind: 'weight', linear }],
-      problem: weightProblem(linear),
-    })
+  for (const linear of [...linears, ...findEmbeddings(graph)]) {
+    const { name, d, k, form } = linear
+    const shape = form.isLookup ? [k, d] : [d, k]
+    if (form.isLookup && tensors.has(`${name}.weight`)) continue
+    add(name, 'weight', { shape, places: [{ kind: 'weight', linear }], problem: weightProblem(linear) })
+    if (form.isLookup) continue
     const bias = certainBias(graph, linear)
     if (bias === undefined) continue
     const part = bias.width === d ? undefined : bias
     add(name, 'bias', { shape: [d], places: [{ kind: 'vector', place: bias, part, linear }], problem: undefined })
-  }
-  for (const embedding of findEmbeddings(graph)) {
-    const { name, vocabulary, features, integers } = embedding
-    if (tensors.has(`${name}.weight`)) continue
-    const problem = integers === undefined ? undefined : 'its weight is stored as integers'
-    add(name, 'weight', { shape: [vocabulary, features], places: [{ kind: 'lookup', embedding }], problem })
   }
   for (const [name, shape] of vectorNames(graph)) {
     if (tensors.has(name)) continue
@@ -86,7 +68,7 @@ function weightProblem({ name, form, fused }: Linear): string | undefined {
   if (CONV1D.test(name)) return 'PyTorch has a Conv1D there, whose weight is stored (k, d)'
   if (form.isQuantized) return 'its weight is stored as integers'
   if (fused !== undefined) return 'the graph has its weight and those of other layers in one tensor'
-  return form.name === 'MatMul' || form.name === 'Gemm' ? undefined : `a ${form.name} computes it`
+  return ['MatMul', 'Gemm', 'Gather'].includes(form.name) ? undefined : `a ${form.name} computes it`
 }
 
 /** Names and shapes of the vectors that nodes read, by the nodes' own names or those of the initializers. */
@@ -144,6 +126,5 @@ export function trainableTensor<T extends BaseTensor>(
 }
 
 function nodeOf(place: TensorPlace): Place['node'] {
-  if (place.kind === 'weight') return place.linear.node
-  return place.kind === 'lookup' ? place.embedding.node : place.place.node
+  return place.kind === 'weight' ? place.linear.node : place.place.node
 }

@@ -1,13 +1,14 @@
 // Finds the linear layers of a graph and gives each the name of its module in the original model. Names come from
 // nodes: exporters share equal initializers under another layer's name.
 
-import type { NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
+import type { NodeProto } from '../../formats/onnx/tensors.js'
 import type { Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
+import { ATTENTION } from './forms/attention.js'
 import type { Linear, Product } from './forms/form.js'
 import { findProduct } from './forms/forms.js'
 import { findBranches } from './merged-branches.js'
-import { isPackedAttention, packedParts } from './packed.js'
+import { packedParts } from './packed.js'
 
 export type { Linear }
 
@@ -25,7 +26,7 @@ export function findLinears(graph: Graph, modules: ModuleMap = {}): Linear[] {
     const mapped = named.get(node.name) ?? named.get(weight)
     const name = mapped ?? firstCall(graph, firstCalls, product) ?? moduleName(graph, product)
     const linear: Linear = { ...product, name, isHead: heads.has(product), fused: undefined }
-    const isPacked = mapped === undefined || isPackedAttention(product.form)
+    const isPacked = mapped === undefined || product.form === ATTENTION
     return (isPacked ? packedParts(graph, linear) : undefined) ?? [linear]
   })
 }
@@ -147,7 +148,7 @@ function firstCall(graph: Graph, others: Map<string, Product>, product: Product)
 function moduleName(graph: Graph, product: Product): string {
   const { node, weight, output, form } = product
   // The optimizer names such nodes anew, but not what they give.
-  if (isPackedAttention(form)) return nodeScope(node) ?? pathScope(output) ?? node.name
+  if (form === ATTENTION) return nodeScope(node) ?? pathScope(output) ?? node.name
   const name =
     scopeName(node) ?? nodeModule(node.name) ?? parameterModule(weight) ?? biasModule(graph, product) ?? node.name
   return withAliases(name === '' ? output : name)

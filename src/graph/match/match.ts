@@ -2,9 +2,9 @@
 
 import { ConfigError, MismatchError, nearMisses } from '../../base/errors.js'
 import { isAllLinear, type TargetRules, targetMatcher } from '../../lora/patterns/patterns.js'
+import { ATTENTION } from './forms/attention.js'
 import type { Linear } from './linears.js'
 import { nameOfModule } from './module-names.js'
-import { isPackedAttention } from './packed.js'
 
 /**
  * The linear layers that a new adapter gets. `all-linear` leaves out the output embedding, and takes a fused layer's
@@ -45,7 +45,7 @@ export function matchTargets(linears: readonly Linear[], rules: TargetRules): Li
 function wholeModules(linears: readonly Linear[]): Linear[] {
   return linears.flatMap((linear) => {
     const { fused, form } = linear
-    return fused?.start === 0 && !isPackedAttention(form)
+    return fused?.start === 0 && form !== ATTENTION
       ? [{ ...linear, name: fused.module, d: fused.width, fused: undefined }]
       : []
   })

@@ -1,7 +1,7 @@
 // LoRA branches that a merge has put beside quantized weights: constant factors, and the nodes that add their product.
 // They are told by their names, lora/NUMBER/MODULE/…, where all branches of one merged adapter have one number.
 
-import type { NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
+import type { NodeProto } from '../../formats/onnx/tensors.js'
 import type { Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 

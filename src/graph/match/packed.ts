@@ -1,23 +1,18 @@
 // Layers that the graph computes otherwise than the model has them: query, key and value side by side in one product,
 // and one module in several products.
 
-import type { NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
+import type { NodeProto } from '../../formats/onnx/tensors.js'
 import { LoraLayer } from '../../lora/layer.js'
 import { intAttribute, intsAttribute } from '../view/attributes.js'
 import type { Graph } from '../view/graph.js'
-import { ATTENTION, attentionWidths, INTEGER_ATTENTION } from './forms/attention.js'
-import type { Form, Linear } from './forms/form.js'
+import { ATTENTION, attentionWidths } from './forms/attention.js'
+import type { Linear } from './forms/form.js'
 import { endAlike } from './module-names.js'
 
 /** Modules that some models have as one and some exporters as several, with their parts in order. */
 const PACKED: Readonly<Record<string, readonly string[]>> = {
   qkv_proj: ['q_proj', 'k_proj', 'v_proj'],
   gate_up_proj: ['gate_proj', 'up_proj'],
-}
-
-/** True if an operator of this form holds query, key and value by itself. */
-export function isPackedAttention(form: Form): boolean {
-  return form === ATTENTION || form === INTEGER_ATTENTION
 }
 
 /**
@@ -27,7 +22,7 @@ export function isPackedAttention(form: Form): boolean {
  * @returns undefined for a product of one layer, or where the widths cannot be told
  */
 export function packedParts(graph: Graph, linear: Linear): Linear[] | undefined {
-  if (isPackedAttention(linear.form)) return attentionParts(linear)
+  if (linear.form === ATTENTION) return attentionParts(linear)
   const at = linear.name.lastIndexOf('.') + 1
   const names = Object.hasOwn(PACKED, linear.name.slice(at)) ? PACKED[linear.name.slice(at)] : undefined
   if (names === undefined) return undefined

@@ -4,15 +4,12 @@
 
 import { MismatchError, UnsupportedError } from '../../base/errors.js'
 import { formatShape } from '../../base/tensor.js'
-import type { TensorProto_DataType as DataType, NodeProto, TensorProto } from '../../formats/onnx/gen/onnx_pb.js'
-import { dimsOf } from '../../formats/onnx/tensors.js'
+import { dimsOf, type NodeProto, type TensorProto } from '../../formats/onnx/tensors.js'
 import { floatAttribute, intAttribute, intsAttribute } from '../view/attributes.js'
 import type { Graph } from '../view/graph.js'
 import { entryOf, operatorOf } from '../view/operators.js'
 import { sourceOf } from '../view/source.js'
 import { PACKED_ATTENTION } from './forms/attention.js'
-import { constantWeight } from './forms/float-product.js'
-import { findLookups, lookupModule } from './forms/lookup.js'
 import { type Linear, nodeScope, parameterModule } from './linears.js'
 import { endAlike, nameOfModule } from './module-names.js'
 
@@ -32,42 +29,6 @@ function storedTensor(graph: Graph, value: string): { name: string; tensor: Tens
   const name = storedValue(graph, value)
   const tensor = graph.constant(name)
   return tensor && { name, tensor }
-}
-
-/** A lookup of rows of an embedding E (V, D): a Gather, or an operator that makes floats of integers as well. */
-export interface Embedding extends Place {
-  /** Module name, as in PEFT's files: model.embed_tokens */
-  readonly name: string
-  readonly vocabulary: number
-  readonly features: number
-  /** The initializer is stored (D, V). */
-  readonly transposed: boolean
-  /** Float type of the rows that it gives. */
-  readonly dataType: DataType
-  /** The node whose first output is the rows. The same as `node`, except where another one makes floats of them. */
-  readonly last: NodeProto
-  /** The lookup as a product of one token, where E is stored as integers. */
-  readonly integers: Linear | undefined
-}
-
-/** All lookups in constant matrices, among them tables that are no embeddings. */
-export function findEmbeddings(graph: Graph): Embedding[] {
-  const integers = findLookups(graph).map((own): Embedding => {
-    const { name, node, last, k: vocabulary, d: features, dataType, transposed } = own
-    return { name, node, last, input: 0, vocabulary, features, transposed, dataType, integers: own }
-  })
-  const floats = graph.nodes.flatMap((node): Embedding[] => {
-    if (node.opType !== 'Gather' || intAttribute(node, 'axis', 0) !== 0) return []
-    const weight = constantWeight(graph, node.input[0], false)
-    if (weight === undefined) return []
-    const dims = dimsOf(weight.tensor)
-    const { transposed, dataType } = weight
-    const [vocabulary, features] = transposed ? [dims[1], dims[0]] : dims
-    const name = lookupModule(graph, node, weight.name)
-    const own = { name, node, last: node, input: 0, vocabulary, features, transposed, dataType }
-    return [{ ...own, integers: undefined }]
-  })
-  return [...floats, ...integers]
 }
 
 /** A convolution by a constant float kernel (d, in/groups, *kernel). */

@@ -1,7 +1,7 @@
 // Places of an adapter's layers in a graph, for sessions and for merging.
 
 import { MismatchError, UnsupportedError } from '../../base/errors.js'
-import type { NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
+import type { NodeProto } from '../../formats/onnx/tensors.js'
 import type { LoraAdapter } from '../../lora/adapter.js'
 import type { LoraLayer } from '../../lora/layer.js'
 import { stringAttribute } from '../view/attributes.js'
@@ -24,6 +24,9 @@ export interface PlacedLayer {
 /** A part of the graph that an execution provider has compiled, with its weights. */
 export const COMPILED = 'EPContext'
 
+/** The operator that ONNX Runtime's quantizer makes of Attention: products of integers, inside of one node. */
+const INTEGER_ATTENTION = 'QAttention'
+
 /** Products of weights that are stored as integers. */
 export const INTEGER_PRODUCTS: readonly string[] = [
   'MatMulNBits',
@@ -34,6 +37,7 @@ export const INTEGER_PRODUCTS: readonly string[] = [
   'QLinearMatMul',
   'QGemm',
   'QMoE',
+  INTEGER_ATTENTION,
 ]
 
 /**
@@ -99,14 +103,6 @@ export function placeLayers<T extends { readonly name: string; readonly d: numbe
       throw new MismatchError({ where: linear.name, what: `two layers of the adapter mean it: ${owner} and ${name}` })
     }
     owners.set(linear.name, name)
-    const { form, node, problem } = linear
-    if (form.closedHint === undefined) continue
-    throw new UnsupportedError({
-      where: name,
-      what: `the graph computes it in a form that no adapter runs on: ${problem}`,
-      got: `node ${node.name} (${node.opType})`,
-      hint: form.closedHint,
-    })
   }
   return placed
 }
@@ -116,45 +112,40 @@ function matchOrRefuse<T extends { name: string; d: number; k: number }>(
   linears: readonly Linear[],
   layers: readonly T[],
 ): { layer: T; linear: Linear }[] {
-  try {
-    return matchLayers(linears, layers)
-  } catch (error) {
-    const names = new Set(linears.map(({ name }) => name))
-    const found = new Set(linears.map(({ node }) => node))
-    const { find } = moduleFinder(linears)
-    for (const { name } of layers) {
-      const whole = find(name) === undefined ? unsplitOwner(linears, name) : undefined
-      if (whole !== undefined) throw unsplittable(name, whole, error)
-    }
-    const asksForQkv = layers.some(({ name }) => QUERY_KEY_VALUE.test(name) && find(name) === undefined)
-    const isOpaque = (node: NodeProto) =>
-      OPAQUE.has(node.opType) || (asksForQkv && operatorOf(node) === PACKED_ATTENTION)
-    const opaque = graph.nodes.filter((node) => isOpaque(node) && !found.has(node))
-    if (opaque.length === 0 || layers.every(({ name }) => names.has(name))) throw error
-    const shown = opaque.slice(0, 4).map((node) => {
-      const problem = operatorOf(node) === PACKED_ATTENTION ? inseparable(graph, node) : undefined
-      const maker = node.opType === COMPILED ? stringAttribute(node, 'source', 'an execution provider') : undefined
-      const note = problem === undefined ? (maker === undefined ? '' : ` by ${maker}`) : ` with ${problem}`
-      return `${node.name} (${node.opType}${note})`
-    })
-    throw new UnsupportedError({
-      where: 'ONNX model',
-      what: 'modules of the adapter are missing from the graph, or in a form that cannot be adapted',
-      expected: 'linear layers with a float input and a constant weight, outside of sub-graphs',
-      got: shown.join(', ') + (opaque.length > 4 ? `, … (${opaque.length} in all)` : ''),
-      hint: 'Use another export of the model',
-      cause: error,
-    })
+  const { find } = moduleFinder(linears)
+  const missing = layers.map(({ name }) => name).filter((name) => find(name) === undefined)
+  for (const name of missing) {
+    const whole = unsplitOwner(linears, name)
+    if (whole !== undefined) throw unsplittable(name, whole)
   }
+  const found = new Set(linears.map(({ node }) => node))
+  const asksForQkv = missing.some((name) => QUERY_KEY_VALUE.test(name))
+  const isOpaque = (node: NodeProto) => OPAQUE.has(node.opType) || (asksForQkv && operatorOf(node) === PACKED_ATTENTION)
+  const opaque = missing.length === 0 ? [] : graph.nodes.filter((node) => isOpaque(node) && !found.has(node))
+  if (opaque.length === 0) return matchLayers(linears, layers)
+  const shown = opaque.slice(0, 4).map((node) => {
+    const problem = operatorOf(node) === PACKED_ATTENTION ? inseparable(graph, node) : undefined
+    const maker = node.opType === COMPILED ? stringAttribute(node, 'source', 'an execution provider') : undefined
+    const note = problem === undefined ? (maker === undefined ? '' : ` by ${maker}`) : ` with ${problem}`
+    return `${node.name} (${node.opType}${note})`
+  })
+  throw new UnsupportedError({
+    where: missing[0],
+    what: 'it is missing from the graph, or in a form that cannot be adapted',
+    expected: 'linear layers with a float input and a constant weight, outside of sub-graphs',
+    got: shown.join(', ') + (opaque.length > 4 ? `, … (${opaque.length} in all)` : ''),
+    hint: opaque.some(({ opType }) => opType === INTEGER_ATTENTION)
+      ? 'Quantize the graph without its attention (op_types_to_quantize of ONNX Runtime), or quantize the graph that was not fused'
+      : 'Use another export of the model',
+  })
 }
 
-function unsplittable(module: string, { name, node, d }: Linear, cause: unknown): UnsupportedError {
+function unsplittable(module: string, { name, node, d }: Linear): UnsupportedError {
   return new UnsupportedError({
     where: module,
     what: `the graph computes it as a part of ${name}, and does not tell which outputs are its own`,
     expected: 'an attention operator with numbers of heads, or a Split or Slices, behind that product',
     got: `node ${node.name} (${node.opType}) with ${d} outputs`,
     hint: 'Use an export that has the layers one by one, such as with fuse_qkv=false of onnxruntime-genai',
-    cause,
   })
 }

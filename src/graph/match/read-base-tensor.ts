@@ -5,10 +5,9 @@ import { UnsupportedError } from '../../base/errors.js'
 import type { OnnxModel } from '../../formats/onnx/model.js'
 import type { Graph } from '../view/graph.js'
 import type { BaseTensor } from './base-tensors.js'
-import { FLOAT_DTYPES, openFloatLines } from './forms/float-product.js'
-import type { ReadLines } from './forms/form.js'
+import { FLOAT_DTYPES } from './forms/float-product.js'
 import type { Linear } from './linears.js'
-import { type Embedding, storedValue } from './parameters.js'
+import { storedValue } from './parameters.js'
 
 /**
  * Its values in f32, in the tensor's shape.
@@ -27,15 +26,11 @@ export async function readBaseTensor(
     const start = place.part?.start ?? 0
     return values.slice(start, start + shape[0])
   }
-  if (place.kind === 'lookup') {
-    const { vocabulary, features, transposed } = place.embedding
-    const read = await openEmbedding(model, graph, place.embedding)
-    const lines = await read(0, transposed ? features : vocabulary)
-    return transposed ? swapped(lines, [features, vocabulary]) : lines
-  }
   const { form, transposed, k, d } = place.linear
   const lines = await (await form.openLines(model, graph, place.linear))(0, transposed ? d : k)
-  return transposed ? lines : swapped(lines, [k, d])
+  // PyTorch has a weight (d, k), and an embedding (k, d).
+  if (transposed !== (form.isLookup === true)) return lines
+  return swapped(lines, transposed ? [d, k] : [k, d])
 }
 
 /** The values of a stored tensor; undefined where they are no floats. */
@@ -43,16 +38,6 @@ export async function readVector(model: OnnxModel, graph: Graph, value: string):
   const tensor = graph.constant(storedValue(graph, value))
   const dtype = tensor && FLOAT_DTYPES[tensor.dataType]
   return dtype && decodeFloats(await model.readTensor(tensor), dtype)
-}
-
-/** Opens the stored lines of an embedding: rows of tokens, or of features where it is transposed. */
-export async function openEmbedding(
-  model: OnnxModel,
-  graph: Graph,
-  { node, input, integers }: Embedding,
-): Promise<ReadLines> {
-  if (integers !== undefined) return integers.form.openLines(model, graph, integers)
-  return openFloatLines(model, graph, { node, weight: storedValue(graph, node.input[input]), problem: undefined })
 }
 
 /** Elements that are in memory at one time: 4 MiB in f32. */
@@ -67,14 +52,15 @@ const PIECE_ELEMENTS = 1 << 20
 export async function readTokenRows(
   model: OnnxModel,
   graph: Graph,
-  place: Embedding | Linear,
+  place: Linear,
   tokens: readonly number[],
 ): Promise<Float32Array> {
-  const isEmbedding = 'vocabulary' in place
-  const read = isEmbedding ? await openEmbedding(model, graph, place) : await place.form.openLines(model, graph, place)
-  const [count, width] = isEmbedding ? [place.vocabulary, place.features] : [place.d, place.k]
+  const { form, transposed, k, d } = place
+  const isEmbedding = form.isLookup === true
+  const read = await form.openLines(model, graph, place)
+  const [count, width] = isEmbedding ? [k, d] : [d, k]
   const rows = new Float32Array(tokens.length * width)
-  if (isEmbedding !== place.transposed) {
+  if (isEmbedding !== transposed) {
     for (const [i, token] of tokens.entries()) rows.set(await read(token, 1), i * width)
     return rows
   }

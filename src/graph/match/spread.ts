@@ -1,5 +1,5 @@
 // How an adapter spreads over the graphs of a model: encoder and decoder, or one alone. Each layer needs a module in at
-// least one of them; what an export has dropped can be left out.
+// least one of them; what an export has dropped can be left out, and what nothing would read is.
 
 import type { PartView } from '../../lora/part.js'
 import type { GraphRole } from '../graph-file.js'
@@ -51,6 +51,17 @@ export async function spreadAdapter(
     if (!isPlaced) missing.push(part.name)
   }
   return { parts, missing }
+}
+
+/**
+ * Parts in a pooler that the one graph of a model lacks, whose head reads something else: transformers builds such a
+ * model without it, so that nothing would read what it gives.
+ */
+export function unusedPoolers(graphs: readonly ModelGraph[], names: readonly string[]): string[] {
+  const poolers = names.filter((name) => /(^|\.)pooler(\.|$)/.test(name))
+  if (poolers.length === 0 || graphs.length > 1 || !graphs[0].linears.some(({ isHead }) => isHead)) return []
+  const { find } = moduleFinder(graphs[0].linears)
+  return poolers.filter((name) => find(name.replace(/\.(weight|bias)$/, '')) === undefined)
 }
 
 /**

@@ -4,22 +4,11 @@
 import { isWeightDtype } from '../../base/dtype.js'
 import { MismatchError, nearMisses, UnsupportedError } from '../../base/errors.js'
 import { formatShape } from '../../base/tensor.js'
-import type { TensorProto } from '../../formats/onnx/gen/onnx_pb.js'
 import type { OnnxModel } from '../../formats/onnx/model.js'
-import { byteLengthOf } from '../../formats/onnx/tensors.js'
 import type { Replacement, TokenRows } from '../../lora/kinds/stored.js'
 import type { Graph } from '../view/graph.js'
 import { type Linear, nodeScope } from './linears.js'
-import {
-  type BiasPlace,
-  certainBias,
-  type Embedding,
-  ofModule,
-  type Place,
-  placesOf,
-  shapeError,
-  storedValue,
-} from './parameters.js'
+import { type BiasPlace, certainBias, ofModule, type Place, placesOf, shapeError } from './parameters.js'
 import { readTokenRows } from './read-base-tensor.js'
 
 /** A graph, and what of it adapters can change. */
@@ -27,12 +16,12 @@ export interface ModelPlaces {
   readonly model: OnnxModel
   readonly graph: Graph
   readonly linears: readonly Linear[]
-  readonly embeddings: readonly Embedding[]
+  readonly embeddings: readonly Linear[]
   /** config.json; empty where it is not known. */
   readonly config: Readonly<Record<string, unknown>>
 }
 
-/** A linear layer whose weight is replaced. */
+/** A linear layer or an embedding whose weight is replaced. */
 export interface WeightPlace {
   readonly kind: 'weight'
   readonly linear: Linear
@@ -42,16 +31,9 @@ export interface WeightPlace {
   readonly isInputMajor: boolean
 }
 
-/** An embedding whose weight is replaced. */
-export interface EmbeddingPlace {
-  readonly kind: 'lookup'
-  readonly embedding: Embedding
-}
-
 /** The place of a replaced tensor. */
 export type StoredPlace =
   | WeightPlace
-  | EmbeddingPlace
   | { readonly kind: 'bias'; readonly linear: Linear; readonly bias: BiasPlace }
   | {
       readonly kind: 'other'
@@ -90,7 +72,7 @@ export async function placeReplacement(
   if (member === 'weight' && ofModule(places.embeddings, module).length > 0) {
     const found: StoredPlace[] = []
     for (const embedding of embeddingsOf(places, module, [shape[0], shape[1]])) {
-      found.push({ kind: 'lookup', embedding })
+      found.push({ kind: 'weight', linear: embedding, module: embedding.name, isInputMajor: true })
       // A trained copy is the embedding's alone in PEFT; one that is only saved along is the base's own, which both
       // uses read.
       const heads = tensor.isTrained ? [] : await tiedHeads(embedding, places)
@@ -129,7 +111,7 @@ export async function placeTokenRows(
   places: ModelPlaces,
   tensor: Pick<TokenRows, 'module' | 'indices' | 'dtype' | 'shape'>,
   isReplaced: (module: string) => boolean,
-): Promise<(WeightPlace | EmbeddingPlace)[]> {
+): Promise<Linear[]> {
   const { module, indices, shape } = tensor
   if (!isWeightDtype(tensor.dtype)) refuse(module, 'rows of this type cannot take a place in the graph', tensor.dtype)
   const inRange = (vocabulary: number) => {
@@ -137,17 +119,17 @@ export async function placeTokenRows(
     if (outside === undefined) return
     throw new MismatchError({ where: module, what: `no row ${outside} to replace`, expected: `below ${vocabulary}` })
   }
-  const ofHead = (linear: Linear): WeightPlace => {
+  const ofHead = (linear: Linear) => {
     if (linear.k !== shape[1]) throw shapeError(module, [indices.length, linear.k], shape)
     inRange(linear.d)
-    return { kind: 'weight', linear, module: linear.name, isInputMajor: false }
+    return linear
   }
   const heads = ofModule(places.linears, module)
   if (heads.length > 0) return heads.map(ofHead)
-  const found: (WeightPlace | EmbeddingPlace)[] = []
+  const found: Linear[] = []
   for (const embedding of embeddingsOf(places, module, [undefined, shape[1]])) {
-    inRange(embedding.vocabulary)
-    found.push({ kind: 'lookup', embedding })
+    inRange(embedding.k)
+    found.push(embedding)
     const tied = await tiedHeads(embedding, places)
     found.push(...tied.filter(({ name }) => !isReplaced(name)).map(ofHead))
   }
@@ -164,7 +146,7 @@ export function embeddingsOf(
   { graph, embeddings }: ModelPlaces,
   module: string,
   [vocabulary, features]: readonly [number | undefined, number | undefined],
-): Embedding[] {
+): Linear[] {
   const found = ofModule(embeddings, module)
   if (found.length === 0) {
     const ops = graph.nodes.filter((node) => nodeScope(node) === module).map(({ opType }) => opType)
@@ -177,9 +159,9 @@ export function embeddingsOf(
     })
   }
   for (const place of found) {
-    const [v, d] = [vocabulary ?? place.vocabulary, features ?? place.features]
-    if (v === place.vocabulary && d === place.features) continue
-    throw shapeError(module, [place.vocabulary, place.features], [v, d])
+    const { k, d } = place
+    const own = [vocabulary ?? k, features ?? d]
+    if (own[0] !== k || own[1] !== d) throw shapeError(module, [k, d], own)
   }
   return found
 }
@@ -252,78 +234,36 @@ export function refuse(where: string, what: string, got?: string): never {
 /** Tokens that are compared, in two stretches: untied embeddings differ in all. */
 const COMPARED_TOKENS = 64
 
-/** The heads that use the values of an embedding. Of separate initializers 64 tokens from two places are compared. */
-export async function tiedHeads(
-  embedding: Embedding,
-  { model, graph, linears }: Pick<ModelPlaces, 'model' | 'graph' | 'linears'>,
-): Promise<Linear[]> {
-  const { vocabulary, features, node } = embedding
-  const result: Linear[] = []
-  for (const linear of linears) {
-    if (!linear.isHead || linear.d !== vocabulary || linear.k !== features) continue
-    if (linear.form.isQuantized || embedding.integers !== undefined) {
-      if (await standsFor(model, graph, embedding, linear)) result.push(linear)
-      continue
-    }
-    const [one, other] = [storedValue(graph, node.input[0]), storedValue(graph, linear.node.input[1])]
-    if (one === other || (await haveSameTokens(model, graph, one, embedding, other, linear))) result.push(linear)
-  }
-  return result
-}
-
 /** 4 bits change a weight by about a tenth of its norm; between untied weights the distance is larger than the norm. */
 const QUANTIZED_DISTANCE = 0.4
 
-/** True if a head has about an embedding's values, where one of the two or both are stored as integers. */
-async function standsFor(model: OnnxModel, graph: Graph, embedding: Embedding, head: Linear): Promise<boolean> {
-  const count = Math.min(COMPARED_TOKENS, embedding.vocabulary)
-  const first = Math.floor((embedding.vocabulary - count) / 2)
-  if (embedding.integers?.problem !== undefined || head.problem !== undefined) return false
-  const tokens = Array.from({ length: count }, (_, i) => first + i)
-  const values = await readTokenRows(model, graph, embedding, tokens)
-  const others = await readTokenRows(model, graph, head, tokens)
+/** The heads that use the values of an embedding. Of separate initializers 64 tokens from two places are compared. */
+export async function tiedHeads(
+  embedding: Linear,
+  { model, graph, linears }: Pick<ModelPlaces, 'model' | 'graph' | 'linears'>,
+): Promise<Linear[]> {
+  const heads = linears.filter(({ isHead, d, k }) => isHead && d === embedding.k && k === embedding.d)
+  const isTied = await Promise.all(heads.map((head) => haveSameTokens(model, graph, embedding, head)))
+  return heads.filter((_, i) => isTied[i])
+}
+
+/** True if a head has an embedding's values, or about these where one of the two or both are stored as integers. */
+async function haveSameTokens(model: OnnxModel, graph: Graph, embedding: Linear, head: Linear): Promise<boolean> {
+  const both = [embedding, head]
+  const isExact = both.every(({ form }) => !form.isQuantized)
+  if (isExact && embedding.weight === head.weight) return true
+  if (!isExact && both.some(({ problem }) => problem !== undefined)) return false
+  const count = Math.min(COMPARED_TOKENS / 2, head.d)
+  const starts = [0, Math.floor((head.d - count) / 2)]
+  const tokens = starts.flatMap((first) => Array.from({ length: count }, (_, i) => first + i))
+  const [values, others] = [
+    await readTokenRows(model, graph, embedding, tokens),
+    await readTokenRows(model, graph, head, tokens),
+  ]
   let [square, distance] = [0, 0]
   for (let i = 0; i < values.length; i++) {
     square += values[i] ** 2
     distance += (values[i] - others[i]) ** 2
   }
-  return distance < QUANTIZED_DISTANCE ** 2 * square
-}
-
-async function haveSameTokens(
-  model: OnnxModel,
-  graph: Graph,
-  one: string,
-  embedding: Embedding,
-  other: string,
-  head: Linear,
-): Promise<boolean> {
-  const { vocabulary, features } = embedding
-  const [a, b] = [graph.constant(one) as TensorProto, graph.constant(other) as TensorProto]
-  if (a.dataType !== b.dataType) return false
-  const size = byteLengthOf(a.dataType, [1]) ?? 0
-  const count = Math.min(COMPARED_TOKENS / 2, vocabulary)
-  for (const first of [0, Math.floor((vocabulary - count) / 2)]) {
-    const shape = { vocabulary, features, size, first, count }
-    const tokens = await tokensOf(model, a, { ...shape, isTokenMajor: !embedding.transposed })
-    const same = await tokensOf(model, b, { ...shape, isTokenMajor: head.transposed })
-    if (tokens.some((byte, i) => byte !== same[i])) return false
-  }
-  return true
-}
-
-/** The bytes of some tokens (count, features), however the matrix is stored. */
-async function tokensOf(
-  model: OnnxModel,
-  tensor: TensorProto,
-  shape: { vocabulary: number; features: number; size: number; first: number; count: number; isTokenMajor: boolean },
-): Promise<Uint8Array> {
-  const { vocabulary, features, size, first, count, isTokenMajor } = shape
-  if (isTokenMajor) return model.readPart(tensor, first * features * size, count * features * size)
-  const result = new Uint8Array(count * features * size)
-  for (let j = 0; j < features; j++) {
-    const column = await model.readPart(tensor, (j * vocabulary + first) * size, count * size)
-    for (let i = 0; i < count; i++) result.set(column.subarray(i * size, (i + 1) * size), (i * features + j) * size)
-  }
-  return result
+  return isExact ? distance === 0 : distance < QUANTIZED_DISTANCE ** 2 * square
 }

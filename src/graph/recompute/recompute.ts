@@ -4,7 +4,7 @@
 // lies behind the cut is computed again.
 
 import { create } from '@bufbuild/protobuf'
-import { type NodeProto, NodeProtoSchema } from '../../formats/onnx/gen/onnx_pb.js'
+import { type NodeProto, NodeProtoSchema } from '../../formats/onnx/tensors.js'
 import { GRADIENTS } from '../gradients/gradients.js'
 import type { ProbedShape, ShapeMap } from '../shapes/shapes.js'
 import { intAttribute } from '../view/attributes.js'

@@ -2,8 +2,9 @@
 // what they come to: constants, and the lengths of a few inputs. Those alone are left: opening a large graph is much
 // faster.
 
-import { TensorProto_DataType as DataType, type NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
+import { DataType, type NodeProto } from '../../formats/onnx/tensors.js'
 import { valueInfo } from '../inject/inject.js'
+import { intAttribute } from '../view/attributes.js'
 import { type Builder, sharedValue, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 import type { ProbedContent, ProbedShape, ShapeMap } from './shapes.js'
@@ -20,12 +21,26 @@ export interface RunLength {
  * @param lengths axes of graph inputs whose lengths at the two probe points occur in no other meaning
  */
 export function plainShapes(g: Builder, shapes: ShapeMap, lengths: readonly RunLength[]): void {
-  const targets = new PlainTargets(g, shapes, lengths)
+  const sources = new Map(
+    lengths.map((length) => {
+      const { dims, other } = shapes.get(length.input) ?? { dims: [], other: [] }
+      return [lengthName(dims[length.axis], other[length.axis]), length]
+    }),
+  )
+  const made = new Map<string, Value>()
+  const vectorOf = (run: number[] | string) => {
+    if (typeof run !== 'string') return g.int(run)
+    const { input, axis } = sources.get(run) as RunLength
+    return sharedValue(made, run, () => g.length(input, axis))
+  }
   for (const node of [...g.graph.nodes]) {
     const content = isShaping(node) ? targetContent(g.graph, shapes, node.input[1]) : undefined
     const entries = content && plainEntries(node, content, shapes.get(node.input[0]))
-    if (content === undefined || entries === undefined || !targets.canMake(entries)) continue
-    const target = targets.make(entries)
+    if (content === undefined || !entries?.every((entry) => typeof entry === 'number' || sources.has(entry))) continue
+    const target = sharedValue(made, `[${entries.join()}]`, () => {
+      const parts = constantsJoined(entries).map(vectorOf)
+      return parts.length === 1 ? parts[0] : g.concat(parts, 0)
+    })
     if (node.opType === 'Reshape' && !content.value.includes(-1)) {
       if (g.graph.constant(target) === undefined) shapes.contents.set(target, content)
       shapes.set(node.output[0], { dims: content.value, other: content.other })
@@ -40,45 +55,6 @@ function isShaping({ opType }: NodeProto): boolean {
 
 /** An entry of a target: a number, or the name of a length that differs between runs. */
 type Entry = number | string
-
-/** The vectors that targets are made of, each made once. */
-class PlainTargets {
-  readonly #g: Builder
-  /** Name of a length → where it can be read. */
-  readonly #sources: ReadonlyMap<string, RunLength>
-  readonly #lengths = new Map<string, Value>()
-  readonly #targets = new Map<string, Value>()
-
-  constructor(g: Builder, shapes: ShapeMap, lengths: readonly RunLength[]) {
-    this.#g = g
-    this.#sources = new Map(
-      lengths.map((length) => {
-        const { dims, other } = shapes.get(length.input) ?? { dims: [], other: [] }
-        return [lengthName(dims[length.axis], other[length.axis]), length]
-      }),
-    )
-  }
-
-  canMake(entries: readonly Entry[]): boolean {
-    return entries.every((entry) => typeof entry === 'number' || this.#sources.has(entry))
-  }
-
-  make(entries: readonly Entry[]): Value {
-    return sharedValue(this.#targets, entries.join(), () => {
-      const parts = constantsJoined(entries).map((run) =>
-        typeof run === 'string' ? this.#length(run) : this.#g.int(run),
-      )
-      return parts.length === 1 ? parts[0] : this.#g.concat(parts, 0)
-    })
-  }
-
-  #length(name: string): Value {
-    return sharedValue(this.#lengths, name, () => {
-      const { input, axis } = this.#sources.get(name) as RunLength
-      return this.#g.length(input, axis)
-    })
-  }
-}
 
 /**
  * The entries of a computed target; undefined for a constant, which is plain already, and for a value that was not
@@ -156,6 +132,16 @@ export function declareShapes(
   })
   graph.valueInfo = [...new Set(values)].flatMap((value) => declare(value, DataType.FLOAT) ?? [])
 }
+
+/** False for what is known to be no float32: an input of another type, or what is only moved or cast from one. */
+export function isFloat(graph: Graph, value: Value): boolean {
+  const maker = graph.producer(value)
+  if (maker?.opType === 'Cast') return intAttribute(maker, 'to', DataType.FLOAT) === DataType.FLOAT
+  if (maker !== undefined) return !MOVES.has(maker.opType) || isFloat(graph, maker.input[0])
+  return (graph.declared(value)?.elemType ?? DataType.FLOAT) === DataType.FLOAT
+}
+
+const MOVES = new Set(['Reshape', 'Squeeze', 'Unsqueeze', 'Flatten', 'Identity', 'Transpose'])
 
 // A Reshape of a Reshape needs only the second. Linear layers in rows leave many such pairs.
 

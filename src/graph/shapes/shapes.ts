@@ -3,12 +3,10 @@
 
 import { create } from '@bufbuild/protobuf'
 import { elementCount } from '../../base/tensor.js'
-import { type ModelProto, NodeProtoSchema, ValueInfoProtoSchema } from '../../formats/onnx/gen/onnx_pb.js'
-import { copyMessage } from '../../formats/onnx/messages.js'
-import { dimsOf, integersOf } from '../../formats/onnx/tensors.js'
+import { dimsOf, integersOf, type ModelProto, ValueInfoProtoSchema } from '../../formats/onnx/tensors.js'
 import type { Feeds, RuntimeSession, RuntimeTensor } from '../../runtime/runtime.js'
-import type { Value } from '../view/builder.js'
-import type { Graph } from '../view/graph.js'
+import { Builder, type Value } from '../view/builder.js'
+import { Graph } from '../view/graph.js'
 
 /** A value's dimensions at the two probe points. */
 export interface ProbedShape {
@@ -110,37 +108,14 @@ function withShapeOutputs(
   graph: Graph,
   values: readonly Value[],
   floats: ReadonlySet<Value>,
-): { model: ModelProto; shapeNames: string[] } {
-  const model = graph.toModel()
-  const proto = model.graph as NonNullable<ModelProto['graph']>
-  const shapeNames = values.map((_, i) => graph.freshName(`probe/shape_${i}`))
-  const known = new Set(proto.output.map(({ name }) => name))
-  const output = (name: string) => create(ValueInfoProtoSchema, { name })
-  return {
-    shapeNames,
-    model: copyMessage(model, {
-      graph: copyMessage(proto, {
-        node: [
-          ...proto.node,
-          ...values
-            .map((value, i) =>
-              create(NodeProtoSchema, {
-                name: shapeNames[i],
-                opType: 'Shape',
-                input: [value],
-                output: [shapeNames[i]],
-              }),
-            )
-            .reverse(),
-        ],
-        output: [
-          ...proto.output,
-          ...values.filter((value) => !known.has(value) && !floats.has(value)).map(output),
-          ...shapeNames.map(output),
-        ],
-      }),
-    }),
-  }
+): { model: ModelProto; shapeNames: ReadonlyMap<Value, Value> } {
+  const probe = new Graph(graph.toModel())
+  const g = new Builder(probe, 'probe')
+  const known = new Set(probe.outputs.map(({ name }) => name))
+  const shapeNames = new Map(values.toReversed().map((value) => [value, g.shape(value)]))
+  const given = values.filter((value) => !known.has(value) && !floats.has(value))
+  probe.outputs.push(...[...given, ...shapeNames.values()].map((name) => create(ValueInfoProtoSchema, { name })))
+  return { model: probe.toModel(), shapeNames }
 }
 
 /** All dimensions, then the content of what turned out to be small: the rest never leaves the runtime. */
@@ -148,11 +123,11 @@ async function runPoint(
   session: RuntimeSession,
   feeds: Feeds,
   values: readonly Value[],
-  shapeNames: readonly string[],
+  shapeNames: ReadonlyMap<Value, Value>,
   floats: ReadonlySet<Value>,
 ): Promise<{ dims: Map<Value, number[]>; contents: Record<Value, RuntimeTensor> }> {
-  const results = await session.run(feeds, shapeNames)
-  const dims = new Map(values.map((value, i) => [value, Array.from(results[shapeNames[i]].data, Number)]))
+  const results = await session.run(feeds, [...shapeNames.values()])
+  const dims = new Map(values.map((value) => [value, Array.from(results[shapeNames.get(value)!].data, Number)]))
   const small = values.filter(
     (value) => !floats.has(value) && elementCount(dims.get(value) as number[]) <= MAX_PROBED_ELEMENTS,
   )

@@ -1,11 +1,7 @@
 // Graphs in half precision, computed in float32 for training: gradients would leave the range of float16. The weights
 // in the file stay as they are; each is cast where it is read.
 
-import {
-  TensorProto_DataType as DataType,
-  type TensorProto,
-  type ValueInfoProto,
-} from '../../formats/onnx/gen/onnx_pb.js'
+import { DataType, type TensorProto, type ValueInfoProto } from '../../formats/onnx/tensors.js'
 import { isMadeWhole } from '../gradients/quantized.js'
 import { valueInfo } from '../inject/inject.js'
 import { dimsOfInput } from '../inputs/roles.js'
@@ -24,10 +20,7 @@ export function computeInFloat32(graph: Graph): void {
     if (node.opType === 'Cast' && intAttribute(node, 'to', 0) === DataType.FLOAT16) {
       setAttribute(node, 'to', DataType.FLOAT)
     } else if (['Constant', 'ConstantOfShape'].includes(node.opType) && isHalf(constantTensor(node))) {
-      const output = node.output[0]
-      const half = graph.freshName(`${output}/half`)
-      graph.setOutput(node, 0, half)
-      graph.setOutput(g.node('Cast', [half], { to: DataType.FLOAT }), 0, output)
+      graph.putBehind(node.output[0], (half) => g.cast(half, DataType.FLOAT), 'half')
     }
   }
   for (const [name, tensor] of [...graph.initializers]) {

@@ -1,7 +1,7 @@
 // The forward part of a training graph: the model with LoRA branches, and what the objective builds on its outputs.
 
 import { create } from '@bufbuild/protobuf'
-import { TensorProto_DataType as DataType, type NodeProto, TensorProtoSchema } from '../../formats/onnx/gen/onnx_pb.js'
+import { DataType, type NodeProto, TensorProtoSchema } from '../../formats/onnx/tensors.js'
 import { type CustomGradients, gradientPath } from '../gradients/backward.js'
 import { quantizedGradient } from '../gradients/quantized.js'
 import { loraInputs, valueInfo } from '../inject/inject.js'
@@ -13,6 +13,7 @@ import { withPointwise } from '../match/forms/pointwise.js'
 import { exposeProducts, findLinears, type Linear, type ModuleMap, reachesRowWise } from '../match/linears.js'
 import { matchLayers } from '../match/match.js'
 import { partsForGraph } from '../match/packed.js'
+import type { LOGIT_BYTES } from '../memory.js'
 import { Builder, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 import type { DropoutMask } from './dropout.js'
@@ -42,8 +43,8 @@ export interface ForwardOptions {
   readonly modules: ModuleMap | undefined
   /** Gives out what the objective predicts besides the loss. */
   readonly predicts: boolean
-  /** Logits of a usual run that are larger are computed in blocks of this size, in bytes. */
-  readonly logitBytes: number
+  /** Sizes from which the loss is computed in blocks. */
+  readonly logitBytes: typeof LOGIT_BYTES
   /** False where the loss alone is wanted. */
   readonly hasGradients: boolean
 }

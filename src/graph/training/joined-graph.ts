@@ -2,10 +2,18 @@
 // stay in their files.
 
 import { UnsupportedError } from '../../base/errors.js'
-import type { AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto } from '../../formats/onnx/gen/onnx_pb.js'
 import { copyMessage, mapTensors } from '../../formats/onnx/messages.js'
 import { OnnxModel } from '../../formats/onnx/model.js'
-import { externalTensor, isExternal, weightRange } from '../../formats/onnx/tensors.js'
+import {
+  type AttributeProto,
+  externalTensor,
+  type GraphProto,
+  isExternal,
+  type ModelProto,
+  type NodeProto,
+  type TensorProto,
+  weightRange,
+} from '../../formats/onnx/tensors.js'
 import { dropEmptyCache, takeBranchWithoutCache } from '../inputs/cache.js'
 import { HIDDEN_STATES, OF_DECODER, STATES_MASK } from '../inputs/encoder-decoder.js'
 import { inputFamily } from '../inputs/family.js'

@@ -8,35 +8,31 @@ import {
   TensorProto_DataType as DataType,
   type GraphProto,
   ModelProtoSchema,
+  type NodeProto,
   OperatorSetIdProtoSchema,
   type ValueInfoProto,
 } from '../../formats/onnx/gen/onnx_pb.js'
 import { dimsOf } from '../../formats/onnx/tensors.js'
 import { rowLosses } from '../gradients/losses.js'
 import { valueInfo } from '../inject/inject.js'
+import { type LOGIT_BYTES, rowsOfBlock } from '../memory.js'
 import { floatAttribute, intAttribute } from '../view/attributes.js'
 import { Builder, type Value } from '../view/builder.js'
 import { Graph } from '../view/graph.js'
 import { sourceOf } from '../view/source.js'
 import type { LossOfRows, ObjectiveGraph } from './objective-graph.js'
 
-/** The largest logits that are computed whole, in bytes, and what those of a block take. */
-export const LOGIT_BYTES = 2 ** 26
-/** Rows of a usual run. */
-const USUAL_ROWS = 256
-
 /**
- * Computes losses in blocks where the logits of a usual run are larger than `bytes`, and come from a float weight that
+ * Computes losses in blocks where the logits of a usual run are large, and come from a float weight that
  * is not trained. All others stay as they are: those of adapted output layers too, whose own gradients need the logits.
  *
  * @param hasGradients false where the loss alone is wanted
  */
-export function lossInBlocks(own: ObjectiveGraph, bytes: number, hasGradients: boolean): void {
+export function lossInBlocks(own: ObjectiveGraph, bytes: typeof LOGIT_BYTES, hasGradients: boolean): void {
   for (const loss of own.losses) {
     const head = headOf(own.graph, loss.logits)
-    if (head === undefined || 4 * USUAL_ROWS * head.d <= bytes) continue
-    const rows = Math.max(1, Math.floor(bytes / (4 * head.d)))
-    replace(own, loss, head, { rows, hasGradients })
+    const rows = rowsOfBlock(head?.d ?? 0, bytes)
+    if (head !== undefined && Number.isFinite(rows)) replace(own, loss, head, { rows, hasGradients })
   }
 }
 
@@ -119,5 +115,12 @@ function bodyOf(outer: Graph, { x, weight, bias, transB, k }: Head, given: reado
     largest: () => valueInfo(g.op('ArgMax', [logits], { axis: 1, keepdims: 0 }), DataType.INT64, ['rows']),
   }
   body.outputs = given.map((name) => outputs[name]())
+  // ONNX Runtime begins with the last node that nobody reads: what reads the logits alone comes first, and the
+  // probabilities then take their place, and the slopes that of the probabilities.
+  for (const { name } of body.outputs.filter((_, i) => given[i] !== 'gradients')) {
+    const node = body.producer(name) as NodeProto
+    body.remove(node)
+    body.add(node)
+  }
   return body.toModel().graph as GraphProto
 }

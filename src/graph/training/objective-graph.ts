@@ -1,7 +1,7 @@
 // The graph that an objective builds on: the model's outputs, inputs of its own, new trained tensors, and two operators
 // with gradients of their own: the choice of rows, and the cross-entropy.
 
-import { TensorProto_DataType as DataType } from '../../formats/onnx/gen/onnx_pb.js'
+import { DataType } from '../../formats/onnx/tensors.js'
 import type { Feeds } from '../../runtime/runtime.js'
 import type { CustomGradient, CustomGradients } from '../gradients/backward.js'
 import { markDistinct } from '../gradients/layout.js'

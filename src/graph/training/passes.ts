@@ -2,8 +2,8 @@
 
 import { StateError } from '../../base/errors.js'
 import { elementCount } from '../../base/tensor.js'
-import { TensorProto_DataType as DataType, type NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
 import type { OnnxModel } from '../../formats/onnx/model.js'
+import { DataType, type NodeProto } from '../../formats/onnx/tensors.js'
 import type { Feeds, Runtime } from '../../runtime/runtime.js'
 import { setAccuracyLevel } from '../accuracy-level.js'
 import { fuseGelu } from '../fuse/gelu.js'
@@ -13,15 +13,15 @@ import type { BaseOpener } from '../inject/open-base.js'
 import { takeBranchWithoutCache } from '../inputs/cache.js'
 import { lowerForTraining } from '../lower/lower.js'
 import type { ModuleMap } from '../match/linears.js'
+import { LOGIT_BYTES } from '../memory.js'
 import { recompute } from '../recompute/recompute.js'
-import { declareShapes, mergeReshapes, plainShapes } from '../shapes/plain-shapes.js'
+import { declareShapes, isFloat, mergeReshapes, plainShapes } from '../shapes/plain-shapes.js'
 import type { ShapeMap } from '../shapes/shapes.js'
 import { Builder, type Value } from '../view/builder.js'
 import { Graph } from '../view/graph.js'
 import { raiseOpset } from '../view/opset.js'
 import { computeInFloat32, keepOneCopy } from './float32.js'
 import { buildForward, type Forward, LOSS, LOSS_SCALE, type TrainedLayer } from './forward.js'
-import { LOGIT_BYTES } from './loss-blocks.js'
 import type { Objective, TrainedTensor } from './objective-graph.js'
 import { lengthOf, measureShapes, typicalElements } from './probe.js'
 import { checkTrainableForm } from './trainable-form.js'
@@ -37,8 +37,8 @@ export interface TrainingGraphOptions {
   readonly modules?: ModuleMap | undefined
   /** Also gives the graph without gradients whose predictions the loss of a step is computed from. Default false. */
   readonly twoPasses?: boolean | undefined
-  /** Logits of a usual run that are larger, in bytes, never exist whole. Default 64 MiB. */
-  readonly logitBytes?: number | undefined
+  /** Sizes from which the loss is computed in blocks. Default: {@link LOGIT_BYTES}. */
+  readonly logitBytes?: typeof LOGIT_BYTES | undefined
 }
 
 /** A trained tensor, and the output that holds the loss's gradient by it. */
@@ -48,13 +48,6 @@ export interface TrainedParameter extends TrainedTensor {
 
 /** A graph on its way to a training graph, and what passes have found out about it. */
 export class Work {
-  readonly model: OnnxModel
-  readonly objective: Objective
-  readonly options: TrainingGraphOptions
-  /** The graph gives out what the objective predicts. */
-  readonly predicts: boolean
-  /** Measures shapes; undefined for a graph without gradients. */
-  readonly runtime: Runtime | undefined
   readonly graph: Graph
   /** Appends the backward part. */
   readonly g: Builder
@@ -69,18 +62,14 @@ export class Work {
   /** Values that are computed a second time, and which each is a copy of. */
   copies!: ReadonlyMap<Value, Value>
 
+  /** @param predicts the graph gives out what the objective predicts */
   constructor(
-    model: OnnxModel,
-    objective: Objective,
-    options: TrainingGraphOptions,
-    predicts: boolean,
-    runtime?: Runtime,
+    readonly model: OnnxModel,
+    readonly objective: Objective,
+    readonly options: TrainingGraphOptions,
+    readonly predicts: boolean,
+    readonly runtime?: Runtime,
   ) {
-    this.model = model
-    this.objective = objective
-    this.options = options
-    this.predicts = predicts
-    this.runtime = runtime
     this.graph = new Graph(model.proto)
     this.g = new Builder(this.graph, 'backward')
   }
@@ -276,7 +265,8 @@ export const TRAINING_PASSES: readonly Pass[] = [
     needs: ['recomputed'],
     gives: [],
     run({ graph, shapes, path, copies: again, objective }) {
-      const reshaped = graph.nodes.filter(({ opType }) => opType === 'Reshape').map(({ output }) => output[0])
+      const isReshape = ({ opType, input }: NodeProto) => opType === 'Reshape' && isFloat(graph, input[0])
+      const reshaped = graph.nodes.filter(isReshape).map(({ output }) => output[0])
       const copies = [...again].flatMap(([copy, original]) => (path.values.has(original) ? [copy] : []))
       const values = [...path.values, ...copies, ...reshaped]
       declareShapes(graph, shapes, values, (dim, other) => lengthOf(objective.probe.lengths, dim, other)?.name)

@@ -3,7 +3,7 @@
 // Softmax.
 
 import { UnsupportedError } from '../../base/errors.js'
-import { TensorProto_DataType as DataType, type NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
+import { DataType, type NodeProto } from '../../formats/onnx/tensors.js'
 import type { RoleInput } from '../inputs/roles.js'
 import { intAttribute } from '../view/attributes.js'
 import type { Value } from '../view/builder.js'

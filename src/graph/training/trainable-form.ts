@@ -2,8 +2,7 @@
 // precision.
 
 import { UnsupportedError } from '../../base/errors.js'
-import { TensorProto_DataType as DataType, type GraphProto, type NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
-import { dataTypeName } from '../../formats/onnx/tensors.js'
+import { DataType, dataTypeName, type GraphProto, type NodeProto } from '../../formats/onnx/tensors.js'
 import { abilitiesOf } from '../match/forms/forms.js'
 import { findLinears } from '../match/linears.js'
 import { COMPILED, INTEGER_PRODUCTS } from '../match/place-adapter.js'

@@ -2,8 +2,8 @@
 // Base weights stay in their file; trained tensors, inputs and targets are fed.
 
 import { StateError } from '../../base/errors.js'
-import type { ModelProto } from '../../formats/onnx/gen/onnx_pb.js'
 import type { OnnxModel } from '../../formats/onnx/model.js'
+import type { ModelProto } from '../../formats/onnx/tensors.js'
 import type { Feeds, Runtime, SessionModel } from '../../runtime/runtime.js'
 import { sessionModel } from '../session-model.js'
 import type { ShapeMap } from '../shapes/shapes.js'

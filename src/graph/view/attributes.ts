@@ -4,13 +4,13 @@ import { create } from '@bufbuild/protobuf'
 import {
   type AttributeProto,
   AttributeProtoSchema,
-  AttributeProto_AttributeType as AttributeType,
-  TensorProto_DataType as DataType,
+  AttributeType,
+  DataType,
   type GraphProto,
   type NodeProto,
   type TensorProto,
   TensorProtoSchema,
-} from '../../formats/onnx/gen/onnx_pb.js'
+} from '../../formats/onnx/tensors.js'
 
 /** A FLOAT attribute; a bare number is an INT. */
 export interface FloatAttribute {

@@ -3,13 +3,8 @@
 // node back.
 
 import { create } from '@bufbuild/protobuf'
-import {
-  type AttributeProto,
-  type NodeProto,
-  NodeProtoSchema,
-  type TensorProto,
-} from '../../formats/onnx/gen/onnx_pb.js'
 import { copyMessage } from '../../formats/onnx/messages.js'
+import { type AttributeProto, type NodeProto, NodeProtoSchema, type TensorProto } from '../../formats/onnx/tensors.js'
 
 /** One branch of an If. */
 interface Branch {

@@ -3,12 +3,12 @@
 
 import { create } from '@bufbuild/protobuf'
 import {
-  TensorProto_DataType as DataType,
+  DataType,
   type NodeProto,
   NodeProtoSchema,
   type TensorProto,
   TensorProtoSchema,
-} from '../../formats/onnx/gen/onnx_pb.js'
+} from '../../formats/onnx/tensors.js'
 import { type Attributes, makeAttribute } from './attributes.js'
 import type { Graph } from './graph.js'
 

@@ -3,17 +3,17 @@
 
 import { create } from '@bufbuild/protobuf'
 import { FormatError, StateError } from '../../base/errors.js'
+import { copyMessage } from '../../formats/onnx/messages.js'
 import {
   type AttributeProto,
   type GraphProto,
+  integersOf,
   type ModelProto,
   type NodeProto,
   OperatorSetIdProtoSchema,
   type TensorProto,
   type ValueInfoProto,
-} from '../../formats/onnx/gen/onnx_pb.js'
-import { copyMessage } from '../../formats/onnx/messages.js'
-import { integersOf } from '../../formats/onnx/tensors.js'
+} from '../../formats/onnx/tensors.js'
 import { constantTensor } from './attributes.js'
 import { Branches } from './branches.js'
 import { labelOf } from './operators.js'
@@ -125,6 +125,21 @@ export class Graph {
     this.setOutput(maker, maker.output.indexOf(value), name)
   }
 
+  /**
+   * Lets readers of a value read what `make` makes of it, which gets its name.
+   *
+   * @returns the name that the value has from then on, with `hint` at its end
+   */
+  putBehind(value: string, make: (base: string) => string, hint = 'base'): string {
+    const maker = this.producer(value) as NodeProto
+    const base = this.freshName(`${value}/${hint}`)
+    this.setOutput(maker, maker.output.indexOf(value), base)
+    const made = make(base)
+    const last = this.producer(made) as NodeProto
+    this.setOutput(last, last.output.indexOf(made), value)
+    return base
+  }
+
   /** Call after changing `nodes`, or a node's inputs or outputs, in another way than by a method. */
   invalidate(): void {
     this.#producers = undefined
@@ -142,6 +157,15 @@ export class Graph {
   remove(node: NodeProto): void {
     this.nodes = this.nodes.filter((other) => other !== node)
     this.invalidate()
+  }
+
+  /** Puts values in the place of a node's outputs; an output without a value is left without a maker. */
+  replace(node: NodeProto, values: readonly (string | undefined)[]): void {
+    this.remove(node)
+    node.output.forEach((name, i) => {
+      const value = values[i]
+      if (name !== '' && value !== undefined) this.rename(value, name)
+    })
   }
 
   #registerReader(node: NodeProto): void {

@@ -1,6 +1,6 @@
 // Names of operators in tables and of nodes in messages, and what several tables say of the same operators.
 
-import type { NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
+import type { NodeProto } from '../../formats/onnx/tensors.js'
 
 /** The key of a node's operator in tables: its type, after its domain and a colon outside the standard domain. */
 export function operatorOf({ domain, opType }: Pick<NodeProto, 'domain' | 'opType'>): string {

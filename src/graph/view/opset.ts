@@ -2,7 +2,7 @@
 // an input instead of an attribute, and Softmax another meaning. Changes: https://onnx.ai/onnx/repo-docs/Changelog.html
 
 import { UnsupportedError } from '../../base/errors.js'
-import type { NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
+import type { NodeProto } from '../../formats/onnx/tensors.js'
 import { intAttribute, intsAttribute, makeAttribute } from './attributes.js'
 import { Builder } from './builder.js'
 import { type Graph, subgraphs } from './graph.js'

@@ -1,6 +1,6 @@
 // The stored tensor behind a value, which nodes may hand on in another type or with its axes swapped.
 
-import { TensorProto_DataType as DataType } from '../../formats/onnx/gen/onnx_pb.js'
+import { DataType } from '../../formats/onnx/tensors.js'
 import { intAttribute, intsAttribute } from './attributes.js'
 import type { Value } from './builder.js'
 import type { Graph } from './graph.js'

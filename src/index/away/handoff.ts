@@ -4,8 +4,6 @@ import { type Directory, readJson } from '../../base/bytes.js'
 import { ConfigError, FileError } from '../../base/errors.js'
 import { checkArgument, checkOptions, isObject, oneOf } from '../../base/options.js'
 import type { HandoffReport } from '../../handoff/handoff.js'
-import type { LoraAdapter } from '../../lora/adapter.js'
-import { loadAdapter } from '../../peft/adapter-folder.js'
 import { RECORD_FILE, readMarker, STATE_FILE, stepsOf } from '../../train/saved/run-folder.js'
 import { HANDOFF_OPTIONS } from '../gen/options.js'
 import { isDirectory, openFolder, openTarget, type Source, type Target } from '../sources.js'
@@ -40,9 +38,9 @@ export async function handoff(run: Source | TrainOptions, options: HandoffOption
   checkArgument(options.to, oneOf('trl'), 'to')
   const { handOff } = await import('../../handoff/handoff.js')
   const { out, base, rows = 'tokens' } = options
-  const found = isOptions(run) ? { options: run, stepsDone: 0 } : await foundRun(await openFolder(run, 'run'))
+  const found = isOptions(run) ? { options: run } : await foundRun(await openFolder(run, 'run'))
   return withTraining(found.options, (opened, context) =>
-    handOff(opened, context, { out: openTarget(out, 'out'), base, rows, stepsDone: found.stepsDone }),
+    handOff(opened, context, { out: openTarget(out, 'out'), base, rows, unfinished: found.unfinished }),
   )
 }
 
@@ -50,8 +48,14 @@ function isOptions(run: Source | TrainOptions): run is TrainOptions {
   return isObject(run) && !isDirectory(run) && 'model' in run
 }
 
-/** The options of a run's folder, with its adapter if the run is not finished. */
-async function foundRun(directory: Directory): Promise<{ options: TrainOptions; stepsDone: number }> {
+/** A run, and where it stands if it is not finished. */
+interface FoundRun {
+  readonly options: TrainOptions
+  readonly unfinished?: { readonly directory: Directory; readonly steps: number }
+}
+
+/** The run of a folder. */
+async function foundRun(directory: Directory): Promise<FoundRun> {
   const where = directory.name
   if (!(await directory.has(RECORD_FILE))) {
     throw new FileError({
@@ -63,8 +67,5 @@ async function foundRun(directory: Directory): Promise<{ options: TrainOptions; 
   const options = (await readJson(directory, RECORD_FILE)) as TrainOptions
   if (!isObject(options)) throw new ConfigError({ where: `${where}/${RECORD_FILE}`, what: 'not the options of a run' })
   const isOpen = (await readMarker(directory))?.status === 'unfinished' && (await directory.has(STATE_FILE))
-  if (!isOpen) return { options, stepsDone: 0 }
-  const adapter: LoraAdapter = await loadAdapter(directory)
-  const { config: _, newHead: _head, trainedTokens: _tokens, ...rest } = options
-  return { options: { ...rest, adapter }, stepsDone: await stepsOf(directory) }
+  return isOpen ? { options, unfinished: { directory, steps: await stepsOf(directory) } } : { options }
 }

@@ -2,7 +2,7 @@
 
 import { UnsupportedError } from '../../base/errors.js'
 import type { SiteNeeds, SiteRole } from '../../graph/inject/sites.js'
-import { findEmbeddings } from '../../graph/match/parameters.js'
+import { findEmbeddings } from '../../graph/match/forms/lookup.js'
 import type { Value } from '../../graph/view/builder.js'
 import { type HeadBase, headInput, trainedLayers } from '../../tasks/heads/heads.js'
 import { loadTask, TASK_NAMES } from '../../tasks/tasks.js'

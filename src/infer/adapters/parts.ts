@@ -2,8 +2,8 @@
 // takes.
 
 import { LowrankError, MismatchError } from '../../base/errors.js'
+import { findEmbeddings } from '../../graph/match/forms/lookup.js'
 import type { Linear } from '../../graph/match/linears.js'
-import { findEmbeddings } from '../../graph/match/parameters.js'
 import type { Graph } from '../../graph/view/graph.js'
 import type { LoraAdapter } from '../../lora/adapter.js'
 import { GRAPH_PARTS, requireHandled } from '../../lora/requirements.js'

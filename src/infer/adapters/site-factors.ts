@@ -2,12 +2,12 @@
 // values in the place of the base's. sites.ts of the graph says which part becomes which input.
 
 import { NumericError, UnsupportedError } from '../../base/errors.js'
-import { affineOf, lookupScales, ownBias } from '../../graph/inject/affine.js'
+import { affineOf, ownBias } from '../../graph/inject/affine.js'
 import type { Site, SiteNeeds, SiteRole } from '../../graph/inject/sites.js'
 import { checkVector, type VectorPlaces } from '../../graph/inject/vectors.js'
 import { findPointwise } from '../../graph/match/forms/pointwise.js'
 import type { Linear } from '../../graph/match/linears.js'
-import { type BiasPlace, type Embedding, findConvolutions, ofModule, shapeError } from '../../graph/match/parameters.js'
+import { type BiasPlace, findConvolutions, ofModule, shapeError } from '../../graph/match/parameters.js'
 import { placeAdapter } from '../../graph/match/place-adapter.js'
 import { readVector } from '../../graph/match/read-base-tensor.js'
 import { embeddingsOf, type ModelPlaces, placeReplacement, placeTokenRows } from '../../graph/match/stored-places.js'
@@ -78,7 +78,7 @@ interface LinearParts {
 
 /** The parts of an adapter at one embedding. */
 interface LookupParts {
-  readonly embedding: Embedding
+  readonly embedding: Linear
   readonly name: string
   layer?: EmbeddingLora
   /** (1 + m, D) */
@@ -99,7 +99,7 @@ export async function adapterSites(places: ModelPlaces, adapter: LoraAdapter): P
   const vectors = new Map<string, VectorPlaces & { base: Float32Array; values: Float32Array }>()
   const linearOf = (linear: Linear, name = linear.name) =>
     entry<LinearParts>(linears, linear.name, () => ({ linear, name }))
-  const lookupOf = (embedding: Embedding) =>
+  const lookupOf = (embedding: Linear) =>
     entry<LookupParts>(lookups, embedding.name, () => ({ embedding, name: embedding.name }))
   const own = adapter.parts('linear').length === 0 ? [] : placeAdapter(graph, places.linears, adapter, true)
   for (const { name, layer, linear } of own) linearOf(linear, name).layer ??= layer
@@ -114,9 +114,10 @@ export async function adapterSites(places: ModelPlaces, adapter: LoraAdapter): P
   for (const tensor of adapter.parts('replacement')) {
     const isReplaced = (other: string) => adapter.has(other)
     for (const place of await placeReplacement(places, tensor, adapter.config.fanInFanOut, isReplaced)) {
-      if (place.kind === 'weight') linearOf(place.linear).replaced = whole(tensor, place.isInputMajor)
-      else if (place.kind === 'lookup') lookupOf(place.embedding).replaced = wholeLookup(tensor)
-      else if (place.kind === 'bias') {
+      if (place.kind === 'weight') {
+        if (place.linear.form.isLookup) lookupOf(place.linear).replaced = wholeLookup(tensor)
+        else linearOf(place.linear).replaced = whole(tensor, place.isInputMajor)
+      } else if (place.kind === 'bias') {
         linearOf(place.linear).bias = { place: place.bias, values: valuesOf(tensor) }
       } else {
         checkVector(tensor.name, place.place)
@@ -134,8 +135,8 @@ export async function adapterSites(places: ModelPlaces, adapter: LoraAdapter): P
   }
   for (const rows of adapter.parts('token-rows')) {
     for (const place of await placeTokenRows(places, rows, (other) => adapter.has(rowsName(other)))) {
-      if (place.kind === 'weight') linearOf(place.linear).replaced = columnsOf(rows, place.linear.k)
-      else lookupOf(place.embedding).replaced = rowsOf(rows)
+      if (place.form.isLookup) lookupOf(place).replaced = rowsOf(rows)
+      else linearOf(place).replaced = columnsOf(rows, place.k)
     }
   }
   const factors = new Map<string, SiteFactors>()
@@ -207,7 +208,8 @@ async function lookupFactors(
 ): Promise<SiteFactors> {
   if (layer === undefined) return { ...NOTHING, kind: 'lookup', replaced }
   if (replaced?.lines !== undefined) throw bothOf(name)
-  const scale = await lookupScales(model, graph, embedding, layer, replaced?.data.subarray(embedding.features))
+  const own = replaced?.data.subarray(embedding.d)
+  const scale = layer.magnitude && (await affineOf(model, graph, embedding, layer.product, own))?.scale
   return { ...NOTHING, ...layerFactors(name, layer, scale), kind: 'lookup', scale, replaced }
 }
 

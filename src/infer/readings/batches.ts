@@ -10,9 +10,11 @@ import type { Graph } from '../../graph/view/graph.js'
 import { type DecodeImage, type ImageSource, readImage } from '../../images/image.js'
 import { imageProcessor } from '../../images/processor.js'
 import type { Feeds } from '../../runtime/runtime.js'
+import { soundFeeds, soundSize } from '../../tasks/audio-classification.js'
+import { checkSize, featuresOf } from '../../tasks/features.js'
 import { tokenBatch } from '../../tasks/token-batch.js'
 import { checkVocabulary } from '../../text/records.js'
-import type { BatchOptions, TextOrPair } from '../session.js'
+import type { BatchOptions, SoundInput, TextOrPair } from '../session.js'
 
 /** Texts or pictures in a run where nothing else is asked for. */
 const BATCH_SIZE = 8
@@ -100,9 +102,9 @@ export function* batchesOf(
   }
 }
 
-/** A batch of pictures. */
+/** A batch of pictures or sounds. */
 export interface ImageBatch {
-  /** Numbers of the pictures. */
+  /** Numbers of the inputs. */
   readonly texts: readonly number[]
   readonly feeds: Feeds
 }
@@ -133,5 +135,27 @@ export async function* imageBatches(
       processor.write(fitted, pixels.subarray(i * size, (i + 1) * size))
     }
     yield { texts: own.map((_, i) => from + i), feeds: imageFeeds(pixels, own.length, height, width) }
+  }
+}
+
+/**
+ * All sounds, in their order.
+ *
+ * @throws UnsupportedError when the graph reads more than sounds; DataError for other features than the model
+ *   takes; the signal's reason
+ */
+export function* soundBatches(
+  model: Model,
+  sounds: readonly SoundInput[],
+  { batchSize = BATCH_SIZE, signal }: BatchOptions,
+): Generator<ImageBatch, void> {
+  const size = soundSize(model)
+  for (let from = 0; from < sounds.length; from += batchSize) {
+    signal?.throwIfAborted()
+    const own = sounds.slice(from, from + batchSize).map(({ input_features: features }, i) => {
+      const where = `sound ${from + i + 1}`
+      return checkSize(featuresOf(features, where), size, where)
+    })
+    yield { texts: own.map((_, i) => from + i), feeds: soundFeeds(own, size) }
   }
 }

@@ -1,16 +1,16 @@
-// Texts or pictures in, labels out: by the head that an adapter brings, or by the model's own logits.
+// Texts, pictures or sounds in, labels out: by the head that an adapter brings, or by the model's own logits.
 
 import { checkOptions } from '../../base/options.js'
-import { takesImages } from '../../graph/inputs/family.js'
+import { inputFamily } from '../../graph/inputs/family.js'
 import { readGraph } from '../../graph/view/graph.js'
 import type { ImageSource } from '../../images/image.js'
 import { mixesOf } from '../adapters/choice.js'
 import { floatsOf } from '../feeds.js'
 import { CLASSIFY_OPTIONS } from '../gen/options.js'
 import type { WholeSession } from '../graphs.js'
-import { IMAGE } from '../kinds.js'
-import type { Classification, ClassifyInput, ClassifyOptions, TextOrPair } from '../session.js'
-import { batchesOf, encodeTexts, imageBatches, listOfTexts, TEXT_OR_PAIR } from './batches.js'
+import { IMAGE, SOUND } from '../kinds.js'
+import type { Classification, ClassifyInput, ClassifyOptions, SoundInput, TextOrPair } from '../session.js'
+import { batchesOf, encodeTexts, imageBatches, listOfTexts, soundBatches, TEXT_OR_PAIR } from './batches.js'
 import { checkFinite, labelsFor, logitsOf, softmax } from './logits.js'
 
 /** See AdapterSession.classify. */
@@ -21,15 +21,20 @@ export async function classify(
 ): Promise<Classification | Classification[]> {
   checkOptions(options, 'classify', CLASSIFY_OPTIONS)
   const { adapter, topK = 1 } = options
-  const isImages = takesImages(readGraph(session.model.onnx.proto))
-  const list = isImages ? listOfTexts(inputs as ImageSource, IMAGE) : listOfTexts(inputs as TextOrPair, TEXT_OR_PAIR)
+  const { onnx } = session.model
+  const reads = inputFamily(readGraph(onnx.proto))?.reads
+  const kind = reads === 'pictures' ? IMAGE : reads === 'sounds' ? SOUND : TEXT_OR_PAIR
+  const list = listOfTexts<ClassifyInput>(inputs, kind)
   session.checkMixes(mixesOf(adapter, undefined))
   const source = logitsOf(session, adapter ?? undefined, 'texts')
-  const encoded = isImages ? undefined : encodeTexts(session.model, list as readonly TextOrPair[], options.maxLength)
+  const isText = kind === TEXT_OR_PAIR
+  const encoded = isText ? encodeTexts(session.model, list as readonly TextOrPair[], options.maxLength) : undefined
   const batches =
-    encoded === undefined
-      ? imageBatches(session, source.graph, list as readonly ImageSource[], options)
-      : batchesOf(session.model, source.graph, encoded, options)
+    encoded !== undefined
+      ? batchesOf(session.model, source.graph, encoded, options)
+      : kind === IMAGE
+        ? imageBatches(session, source.graph, list as readonly ImageSource[], options)
+        : soundBatches(session.model, list as readonly SoundInput[], options)
   const results: Classification[] = Array(list.length)
   for await (const batch of batches) {
     const logits = await source.run(batch.feeds)

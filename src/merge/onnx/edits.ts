@@ -8,10 +8,10 @@ import { elementCount } from '../../base/tensor.js'
 import type { TensorProto } from '../../formats/onnx/gen/onnx_pb.js'
 import { byteLengthOf, dataTypeName, dimsOf, inlineBytes, isExternal, weightRange } from '../../formats/onnx/tensors.js'
 import { FLOAT_DTYPES } from '../../graph/match/forms/float-product.js'
+import { weightInput } from '../../graph/match/forms/form.js'
 import type { Linear } from '../../graph/match/linears.js'
 import {
   biasOf,
-  type Embedding,
   findConvolutions,
   ofModule,
   type Place,
@@ -196,11 +196,14 @@ class Edits {
 
   addEmbedding(share: GraphShare, { name, tensors: { weightA, weightB } }: FactorPart): void {
     const { weight: layer } = this.#layersOf(share, name)
-    for (const place of embeddingsOf(this.#places, name, [weightA.shape[1], weightB.shape[0]])) {
-      const { integers: linear } = place
-      if (layer.scales !== undefined) requireWeightOne(name, share.weight, linear !== undefined)
-      if (linear !== undefined) this.#addQuantized({ share, name, part: { name, d: layer.d, start: 0 }, linear })
-      else this.#embedding(place).add({ ...layer, isInputMajor: !place.transposed }, 0, `${share.index}:${name}`)
+    for (const linear of embeddingsOf(this.#places, name, [weightA.shape[1], weightB.shape[0]])) {
+      const { form, transposed } = linear
+      if (layer.scales !== undefined) requireWeightOne(name, share.weight, form.isQuantized)
+      if (form.isQuantized) this.#addQuantized({ share, name, part: { name, d: layer.d, start: 0 }, linear })
+      else {
+        const own = { ...layer, isInputMajor: !transposed }
+        this.#weightOf(linear, linear.name).add(own, 0, `${share.index}:${name}`)
+      }
     }
   }
 
@@ -243,8 +246,6 @@ class Edits {
       if (place.kind === 'weight') {
         const { linear, module, isInputMajor } = place
         this.#weightOf(linear, module).replace(values, isInputMajor === linear.transposed, key)
-      } else if (place.kind === 'lookup') {
-        this.#embedding(place.embedding).replace(values, place.embedding.transposed, key)
       } else if (place.kind === 'bias') {
         const { bias, linear } = place
         const edit = this.#at(bias, name)
@@ -265,7 +266,7 @@ class Edits {
     const [embedding] = ofModule(this.#places.embeddings, module)
     const [head] = ofModule(this.#places.linears, module)
     const rows = head?.isHead && head.k === shape[1] ? head.d : shape[0]
-    return embedding?.features === shape[1] ? [embedding.vocabulary, shape[1]] : [rows, shape[1]]
+    return embedding?.d === shape[1] ? [embedding.k, shape[1]] : [rows, shape[1]]
   }
 
   /** Rows of an embedding, or of the head: the same tokens, in tied embeddings of both. */
@@ -277,11 +278,9 @@ class Edits {
     const isReplaced = (other: string) => {
       return adapter.parts().some((own) => own.kind === 'token-rows' && own.module === other)
     }
-    for (const place of await placeTokenRows(this.#places, view, isReplaced)) {
-      if (place.kind === 'weight') {
-        const { linear } = place
-        this.#weightOf(linear, linear.name).replaceRows(rows, !linear.transposed, key)
-      } else this.#embedding(place.embedding).replaceRows(rows, place.embedding.transposed, key)
+    for (const linear of await placeTokenRows(this.#places, view, isReplaced)) {
+      const isByColumns = linear.transposed === (linear.form.isLookup === true)
+      this.#weightOf(linear, linear.name).replaceRows(rows, isByColumns, key)
     }
   }
 
@@ -316,14 +315,9 @@ class Edits {
     return { ...values, info: own, source: this.#opened.sources.push(made) - 1 }
   }
 
-  #embedding(place: Embedding): EditBuilder {
-    if (place.integers !== undefined) refuseUnmergeable(place.integers)
-    return this.#at(place, `${place.name}.weight`)
-  }
-
   #weightOf(linear: Linear, module: string): EditBuilder {
     refuseUnmergeable(linear)
-    return this.#at({ node: linear.node, input: 1 }, `${module}.weight`)
+    return this.#at({ node: linear.node, input: weightInput(linear) }, `${module}.weight`)
   }
 
   #at({ node, input }: Place, name: string): EditBuilder {

@@ -6,10 +6,10 @@ import { MismatchError, UnsupportedError } from '../../base/errors.js'
 import { type OnnxFile, planOnnx } from '../../formats/onnx/layout.js'
 import { loadOnnx, type OnnxModel } from '../../formats/onnx/model.js'
 import { roleOf } from '../../graph/graph-file.js'
+import { findEmbeddings } from '../../graph/match/forms/lookup.js'
 import { findLinears } from '../../graph/match/linears.js'
 import { missingError } from '../../graph/match/match.js'
-import { findEmbeddings } from '../../graph/match/parameters.js'
-import { spreadAdapter } from '../../graph/match/spread.js'
+import { spreadAdapter, unusedPoolers } from '../../graph/match/spread.js'
 import { Graph } from '../../graph/view/graph.js'
 import type { OtherFile } from '../companions.js'
 import { otherFiles } from '../other-files.js'
@@ -192,7 +192,6 @@ async function spreadAll(
   fit: Fit,
 ): Promise<{ shares: GraphShare[][]; warnings: string[] }> {
   const all = opened.adapters.map((one, index): GraphShare => ({ ...one, index, parts: one.adapter.parts() }))
-  if (bases.length === 1 && !allowMissing) return { shares: [all], warnings: [] }
   const graphs = bases.map(({ model, path }) => {
     const graph = new Graph(model.proto)
     const linears = findLinears(graph, modules)
@@ -201,7 +200,19 @@ async function spreadAll(
   })
   const shares: GraphShare[][] = bases.map(() => [])
   const warnings: string[] = []
-  for (const share of all) {
+  for (const whole of all) {
+    const names = whole.parts.map(({ name }) => name)
+    const unused = unusedPoolers(graphs, names)
+    const share = { ...whole, parts: whole.parts.filter(({ name }) => !unused.includes(name)) }
+    if (unused.length > 0) {
+      warnings.push(`left out, because the model has no module for it: ${unused.join(', ')}`)
+      fit.notes.push(`left out, because nothing would read what it gives: ${unused.join(', ')}`)
+      fit.parts.push(...unused.map((name) => ({ name, info: undefined })))
+    }
+    if (bases.length === 1 && !allowMissing) {
+      shares[0].push(share)
+      continue
+    }
     const heads = await Promise.all(
       graphs.map(({ graph, linears, config }) => {
         return findMergedHead(graph, linears, config, [share]).catch((error) => fit.refused(error))

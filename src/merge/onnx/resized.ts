@@ -30,9 +30,7 @@ export function resizeVocabulary({ graph, linears, embeddings }: ModelPlaces, ed
     ...heads
       .filter((head) => !isGrown(head.node) || biasOf(graph, head) !== undefined)
       .map(({ name, k }) => ({ name, width: k })),
-    ...embeddings
-      .filter((own) => own.vocabulary === rows && !isGrown(own.node))
-      .map(({ name, features }) => ({ name, width: features })),
+    ...embeddings.filter((own) => own.k === rows && !isGrown(own.node)).map(({ name, d }) => ({ name, width: d })),
   ]
   for (const { name, width } of left) {
     throw new MismatchError({

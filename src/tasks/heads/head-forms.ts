@@ -1,8 +1,8 @@
-// The heads that transformers puts on encoders, by type of model: for labels of whole texts, of each word, and of
-// pictures.
+// The heads that transformers puts on encoders, by type of model: for labels of whole texts, of each word, of pictures
+// and of sounds.
 
 import { UnsupportedError } from '../../base/errors.js'
-import { takesImages } from '../../graph/inputs/family.js'
+import { inputFamily } from '../../graph/inputs/family.js'
 import type { HeadBase, HeadForm, HeadLayer } from './heads.js'
 
 type Config = Readonly<Record<string, unknown>>
@@ -122,20 +122,34 @@ const IMAGE_FORMS: Forms = {
   vit: () => pictures('vit', 'ViT'),
 }
 
+/** Two layers over the mean of all times, whose first one transformers puts in front of the mean. */
+function whisper({ use_weighted_layer_sum: isWeighted, classifier_proj_size: width }: Config): HeadForm | undefined {
+  if (isWeighted === true) return undefined
+  const projector = { module: 'projector', isOfEach: true, width: typeof width === 'number' ? width : 256 }
+  return {
+    ...{ encoder: 'encoder', rows: 'mean', layers: [projector, { module: 'classifier' }] },
+    ...{ modulesToSave: ['projector', 'classifier'], architecture: 'WhisperForAudioClassification' },
+  }
+}
+
+/** Heads of transformers for audio classification, by model_type. */
+const AUDIO_FORMS: Forms = { whisper }
+
 /** The heads of each kind of inputs: by type of model, and the rows of a head that only the graph knows. */
 const KINDS = {
-  text: { forms: TEXT_FORMS, rows: 'first', task: 'text-classification' },
-  token: { forms: TOKEN_FORMS, rows: 'all', task: 'token-classification' },
-  image: { forms: IMAGE_FORMS, rows: 'first', task: 'image-classification' },
+  text: { forms: TEXT_FORMS, rows: 'first', reads: undefined, task: 'text-classification' },
+  token: { forms: TOKEN_FORMS, rows: 'all', reads: undefined, task: 'token-classification' },
+  image: { forms: IMAGE_FORMS, rows: 'first', reads: 'pictures', task: 'image-classification' },
+  audio: { forms: AUDIO_FORMS, rows: 'mean', reads: 'sounds', task: 'audio-classification' },
 } as const
 
-/** Inputs that get labels: whole texts, the words of a text, or pictures. */
+/** Inputs that get labels: whole texts, the words of a text, pictures, or sounds. */
 export type HeadKind = keyof typeof KINDS
 
 /** The head that this type of model has for labels, or that its graph has; undefined if neither is known. */
 export function findHead(kind: HeadKind, base: HeadBase): HeadForm | undefined {
-  if (kind === 'image' && !takesImages(base.graph)) return undefined
-  const forms: Forms = KINDS[kind].forms
+  const { forms, reads }: { forms: Forms; reads?: string | undefined } = KINDS[kind]
+  if (reads !== undefined && inputFamily(base.graph)?.reads !== reads) return undefined
   const type = String(base.config.model_type)
   return (Object.hasOwn(forms, type) ? forms[type](base.config) : undefined) ?? headInGraph(base, KINDS[kind].rows)
 }

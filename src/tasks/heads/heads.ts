@@ -22,6 +22,13 @@ export interface HeadLayer {
   /** The small number that a norm adds to the variance. */
   readonly epsilon?: number
   readonly activation?: 'Tanh' | 'Relu' | 'Gelu'
+  /** How many outputs it has. Default: as many as inputs, and for the last one as many as labels. */
+  readonly width?: number
+  /**
+   * transformers computes it for each row, before the mean over them. A layer without an activation may as well follow
+   * the mean.
+   */
+  readonly isOfEach?: boolean
 }
 
 /** The layers of a head, and how PEFT saves them. */
@@ -80,9 +87,15 @@ export function headWidth({ rows }: HeadForm, { config, linears }: HeadBase, lay
  * @param layers the last ones of the form
  * @returns undefined where the graph has no such value
  */
-export function headInput(form: HeadForm, graph: Graph, [{ module }]: readonly HeadLayer[]): HeadInput | undefined {
+export function headInput(
+  form: HeadForm,
+  graph: Graph,
+  [{ module, isOfEach }]: readonly HeadLayer[],
+): HeadInput | undefined {
   const linears = findLinears(graph)
   const own = linears.find(({ name }) => name === module)
+  // A Gemm takes rows, which a head that a merge has appended has chosen.
+  if (isOfEach && own !== undefined && own.form.name !== 'Gemm') return { value: own.input, rows: form.rows }
   if (own !== undefined) return ownInput(form, graph, own.input)
   const output = (names: readonly string[]) => graph.outputs.find(({ name }) => names.includes(name))?.name
   if (module !== form.layers[0].module) {
@@ -223,9 +236,11 @@ export function headTensors(
   width: number,
   count: number,
 ): { readonly layer: HeadLayer; readonly member: 'weight' | 'bias'; readonly shape: readonly number[] }[] {
+  let k = width
   return layers.flatMap((layer, i) => {
-    const d = i === layers.length - 1 ? count : width
-    const weight = { layer, member: 'weight' as const, shape: layer.kind === 'norm' ? [width] : [d, width] }
+    const d = i === layers.length - 1 ? count : (layer.width ?? k)
+    const weight = { layer, member: 'weight' as const, shape: layer.kind === 'norm' ? [k] : [d, k] }
+    k = d
     return layer.hasBias === false ? [weight] : [weight, { layer, member: 'bias' as const, shape: [d] }]
   })
 }

@@ -3,6 +3,7 @@
 import { DataError } from '../../base/errors.js'
 import { isObject } from '../../base/options.js'
 import { fieldsOf } from '../../text/records.js'
+import { FEATURES_FIELD, featuresOf, HEAR } from '../features.js'
 
 /** A row of data. */
 export interface TextPair {
@@ -21,22 +22,18 @@ export type Source =
 const TEXTS = ['text', 'input', 'source', 'question', 'prompt', 'document', 'article', 'dialogue']
 const TARGETS = ['target', 'output', 'label', 'summary', 'highlights', 'translation', 'answer', 'completion']
 
-/** The name of features of sounds, as transformers has it, and names of what is said in them. */
-const FEATURES = 'input_features'
+/** Names of what is said in sounds. */
 const SPOKEN = ['target', 'label', 'text', 'sentence', 'transcription', 'transcript']
 
 const RENAME = "Name your fields, as in `columns: { text: 'article', target: 'summary' }`"
-
-const HEAR =
-  'Sounds are read as input_features: compute them with the processor of transformers.js (AutoProcessor), as for its own models'
 
 /** Throws DataError for what has not one text, or features, and one target. */
 export function parseTextPair(row: unknown, where: string): TextPair {
   const record = isObject(row) ? row : {}
   const isThere = (name: string) => record[name] !== undefined && record[name] !== null
   const isInstruction = isThere('instruction')
-  const isSound = isThere(FEATURES)
-  const sources = isSound ? [FEATURES] : isInstruction ? ['instruction'] : TEXTS.filter(isThere)
+  const isSound = isThere(FEATURES_FIELD)
+  const sources = isSound ? [FEATURES_FIELD] : isInstruction ? ['instruction'] : TEXTS.filter(isThere)
   const targets = (isSound ? SPOKEN : TARGETS).filter(isThere)
   const refuse = (what: string, hint: string) =>
     new DataError({
@@ -51,7 +48,9 @@ export function parseTextPair(row: unknown, where: string): TextPair {
   }
   if (sources.length === 0) throw refuse('no text to read', isThere('audio') ? HEAR : RENAME)
   const own = record[sources[0]]
-  const source = isSound ? featuresOf(own, where) : textOf(record, own, isInstruction)
+  const source = isSound
+    ? ({ kind: 'features', values: featuresOf(own, where) } as const)
+    : textOf(record, own, isInstruction)
   if (source === undefined) throw refuse('no text to read', RENAME)
   const target = record[targets[0]]
   if (typeof target !== 'string') {
@@ -75,18 +74,4 @@ function textOf(record: Readonly<Record<string, unknown>>, value: unknown, isIns
   const { input } = record
   const isLonger = isInstruction && typeof input === 'string' && input !== ''
   return { kind: 'text', text: isLonger ? `${value}\n\n${input}` : value }
-}
-
-/** Features as lists in a list, or as one list. */
-function featuresOf(value: unknown, where: string): Source {
-  const isList = Array.isArray(value) || value instanceof Float32Array || value instanceof Float64Array
-  const rows = isList ? Array.from(value as ArrayLike<number | ArrayLike<number>>) : []
-  const values = Float32Array.from(rows.flatMap((row) => (typeof row === 'number' ? row : Array.from(row))))
-  if (values.length > 0 && values.every(Number.isFinite)) return { kind: 'features', values }
-  throw new DataError({
-    where: `${where}, ${FEATURES}`,
-    what: 'not numbers',
-    expected: 'lists of finite numbers',
-    got: isList ? `${rows.length} entries` : value === null ? 'null' : typeof value,
-  })
 }

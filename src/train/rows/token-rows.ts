@@ -4,9 +4,9 @@
 import { ConfigError, MismatchError, nearMisses, UnsupportedError } from '../../base/errors.js'
 import { checkArgument, isObject, kind } from '../../base/options.js'
 import type { TrainedRows } from '../../graph/inject/open-base.js'
+import { findEmbeddings } from '../../graph/match/forms/lookup.js'
 import { findLinears, type Linear, type ModuleMap } from '../../graph/match/linears.js'
 import { nameOfModule } from '../../graph/match/module-names.js'
-import { type Embedding, findEmbeddings } from '../../graph/match/parameters.js'
 import { readTokenRows } from '../../graph/match/read-base-tensor.js'
 import { tiedHeads } from '../../graph/match/stored-places.js'
 import type { Model } from '../../graph/model-folder.js'
@@ -26,7 +26,7 @@ export interface Context {
 /** An embedding of the model's tokens, or an output layer, by the name that it has in the adapter. */
 interface Table {
   readonly name: string
-  readonly place: Embedding | Linear
+  readonly place: Linear
   readonly vocabulary: number
   readonly features: number
 }
@@ -194,21 +194,22 @@ function checkModel({ name, graphs }: Model): void {
 }
 
 function isEmbedding({ place }: Table): boolean {
-  return 'vocabulary' in place
+  return place.form.isLookup === true
 }
 
 /** The embeddings that tokens are looked up in, and the output layers. */
 function tablesOf({ model, open, modules }: Context): Table[] {
   const graph = readGraph(model.onnx.proto)
-  const named = (place: Embedding | Linear, vocabulary: number, features: number) => {
+  const named = (place: Linear): Table => {
+    const [vocabulary, features] = place.form.isLookup ? [place.k, place.d] : [place.d, place.k]
     return { name: open.head?.moduleName(place.name) ?? place.name, place, vocabulary, features }
   }
   const embeddings = findEmbeddings(graph)
-    .filter(({ node }) => isOfTokens(graph, node.input[1]))
-    .map((embedding) => named(embedding, embedding.vocabulary, embedding.features))
+    .filter(({ input }) => isOfTokens(graph, input))
+    .map(named)
   const heads = findLinears(graph, modules)
     .filter(({ isHead, fused }) => isHead && fused === undefined)
-    .map((linear) => named(linear, linear.d, linear.k))
+    .map(named)
   return [...new Map([...heads, ...embeddings].map((table) => [table.name, table])).values()]
 }
 
@@ -279,7 +280,7 @@ function checkRange({ name, vocabulary }: Table, tokens: readonly number[]): voi
 
 async function headsTiedTo({ place }: Table, { model, modules }: Context): Promise<string[]> {
   const graph = readGraph(model.onnx.proto)
-  const heads = await tiedHeads(place as Embedding, { model: model.onnx, graph, linears: findLinears(graph, modules) })
+  const heads = await tiedHeads(place, { model: model.onnx, graph, linears: findLinears(graph, modules) })
   return [...new Set(heads.map(({ name }) => name))]
 }
 

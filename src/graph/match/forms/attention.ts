@@ -2,15 +2,13 @@
 // attention over them, in one node. Operator:
 // https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#commicrosoftattention
 
-import { TensorProto_DataType as DataType, type NodeProto } from '../../../formats/onnx/gen/onnx_pb.js'
-import { dataTypeName, dimsOf } from '../../../formats/onnx/tensors.js'
+import { dataTypeName, dimsOf, type NodeProto } from '../../../formats/onnx/tensors.js'
 import { intAttribute, intsAttribute } from '../../view/attributes.js'
 import { Builder, type Value } from '../../view/builder.js'
 import type { Graph } from '../../view/graph.js'
 import { operatorOf } from '../../view/operators.js'
 import { constantWeight, MATMUL, openFloatLines } from './float-product.js'
-import type { Form } from './form.js'
-import { unreadable } from './integers.js'
+import { type Form, productOf } from './form.js'
 
 /** The operator, as {@link operatorOf} names it. */
 export const PACKED_ATTENTION = 'com.microsoft:Attention'
@@ -31,12 +29,8 @@ export const ATTENTION: Form = {
     if (weight === undefined || weight.transposed) return undefined
     const [k, d] = dimsOf(weight.tensor)
     const { name, dataType } = weight
-    const [input, output] = [node.input[X], node.output[0]]
-    return {
-      ...{ form: ATTENTION, node, last: node, weight: name, dataType, transposed: false, k, d, input, output },
-      layout: dataTypeName(weight.tensor.dataType).toLowerCase(),
-      problem: undefined,
-    }
+    const layout = dataTypeName(weight.tensor.dataType).toLowerCase()
+    return productOf(ATTENTION, node, { weight: name, dataType, transposed: false, k, d, layout })
   },
 
   openLines: openFloatLines,
@@ -48,9 +42,7 @@ export const ATTENTION: Form = {
     const inputs = [...parts, '', node.input[MASK] ?? '', node.input[SCORE_BIAS] ?? '']
     const attention = g.node('com.microsoft:MultiHeadAttention', inputs)
     attention.attribute = node.attribute.filter(({ name }) => SHARED.includes(name))
-    const [output] = node.output
-    graph.remove(node)
-    graph.setOutput(attention, 0, output)
+    graph.replace(node, attention.output)
     return { ...product, form: MATMUL, node: matmul, last, output: last.output[0], bias: node.input[BIAS] || undefined }
   },
 }
@@ -91,34 +83,4 @@ export function project(
     return g.slice(last.output[0], from, to, -1)
   })
   return { matmul, last, parts }
-}
-
-// QAttention: what ONNX Runtime's quantizer makes of an Attention operator. Query, key and value are products of
-// integers inside the node, so that nothing can be added to them. Listed, so that its layers are refused by their
-// names. Operator: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#commicrosoftqattention
-
-export const INTEGER_ATTENTION: Form = {
-  name: 'QAttention',
-  isQuantized: true,
-  closedHint:
-    'Quantize the graph without its attention (op_types_to_quantize of ONNX Runtime), or quantize the graph that was not fused',
-
-  find(graph, node) {
-    if (operatorOf(node) !== 'com.microsoft:QAttention') return undefined
-    const tensor = graph.constant(node.input[WEIGHT])
-    if (tensor?.dims.length !== 2) return undefined
-    const [k, d] = dimsOf(tensor)
-    const quantize = graph.producer(node.input[X])
-    const input = quantize?.opType === 'DynamicQuantizeLinear' ? quantize.input[0] : node.input[X]
-    const kind = tensor.dataType === DataType.INT8 ? 'int8' : 'uint8'
-    return {
-      ...{ form: INTEGER_ATTENTION, node, last: node, weight: node.input[WEIGHT], dataType: DataType.FLOAT },
-      ...{ transposed: false, k, d, input, output: node.output[0], layout: `${kind}, inputs quantized as it runs` },
-      problem: 'attention in integers, in one node with its products',
-    }
-  },
-
-  async openLines(_model, _graph, product) {
-    throw unreadable(product)
-  },
 }

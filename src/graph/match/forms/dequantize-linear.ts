@@ -1,24 +1,18 @@
 // DequantizeLinear in front of a MatMul or Gemm: integers of 4 or 8 bits with one scale, one for each line, or one for
 // each block. The form of QDQ exports. Operator: https://onnx.ai/onnx/operators/onnx__DequantizeLinear.html
 
-import {
-  TensorProto_DataType as DataType,
-  type NodeProto,
-  type TensorProto,
-} from '../../../formats/onnx/gen/onnx_pb.js'
-import { dataTypeName, dimsOf } from '../../../formats/onnx/tensors.js'
+import { DataType, dataTypeName, dimsOf, type NodeProto, type TensorProto } from '../../../formats/onnx/tensors.js'
 import { floatAttribute, intAttribute } from '../../view/attributes.js'
 import type { Value } from '../../view/builder.js'
 import type { Graph } from '../../view/graph.js'
 import { operatorOf } from '../../view/operators.js'
 import { type Source, sourceOf } from '../../view/source.js'
 import { FLOAT_DTYPES } from './float-product.js'
-import type { Form } from './form.js'
-import { castConstant, integerType, openIntegers, requireReadable, viewOf } from './integers.js'
+import { type Form, productOf } from './form.js'
+import { castConstant, integerForm, integerType, viewOf } from './integers.js'
 
-export const DEQUANTIZE_LINEAR: Form = {
+export const DEQUANTIZE_LINEAR: Form = integerForm({
   name: 'DequantizeLinear',
-  isQuantized: true,
 
   find(graph, node) {
     const isGemm = operatorOf(node) === 'Gemm'
@@ -31,28 +25,26 @@ export const DEQUANTIZE_LINEAR: Form = {
     const transposed = isSwapped !== (isGemm && intAttribute(node, 'transB', 0) === 1)
     const [rows, columns] = dimsOf(tensor)
     const [k, d] = transposed ? [columns, rows] : [rows, columns]
-    const [input, output] = [node.input[0], node.output[0]]
     const blockSize = intAttribute(maker, 'block_size', 0)
     const scales = castConstant(graph, maker.input[1])
     const kind = dataTypeName(tensor.dataType).toLowerCase()
     const shared = (scales?.tensor.dims.length ?? 0) === 0 ? 'one scale' : 'a scale for each line'
     const alpha = isGemm ? floatAttribute(node, 'alpha', 1) : 1
-    return {
-      ...{ form: DEQUANTIZE_LINEAR, node, last: node, weight: maker.input[0], transposed, k, d, input, output },
+    return productOf(DEQUANTIZE_LINEAR, node, {
+      ...{ weight: maker.input[0], transposed, k, d },
       dataType: source.castTo ?? scales?.dataType ?? DataType.FLOAT,
       layout: `${kind}, ${blockSize > 0 ? `blocks of ${blockSize}` : shared}`,
       problem: alpha === 1 ? problemOf(graph, maker, tensor) : `alpha ${alpha}`,
-    }
+    })
   },
 
-  async openLines(model, graph, product) {
-    requireReadable(product)
-    const { maker } = dequantizer(graph, product.node.input[1])!
+  matrix(graph, { node }) {
+    const { maker } = dequantizer(graph, node.input[1])!
     const tensor = graph.constant(maker.input[0]) as TensorProto
-    return openIntegers(model, graph, {
+    return {
       ...{ tensor, type: integerType(tensor.dataType)!, width: dimsOf(tensor)[1] },
       ...{ scales: maker.input[1], zeroPoints: maker.input[2], scaleAt: scaleIndex(graph, maker) },
-    })
+    }
   },
 
   dequantize(g, { node }) {
@@ -62,7 +54,7 @@ export const DEQUANTIZE_LINEAR: Form = {
     copy.attribute = [...maker.attribute]
     return copy.output[0]
   },
-}
+})
 
 /** The DequantizeLinear behind a value, through Transpose, Cast and Identity. */
 function dequantizer(graph: Graph, value: Value): (Omit<Source, 'value'> & { maker: NodeProto }) | undefined {

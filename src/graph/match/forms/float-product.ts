@@ -2,15 +2,14 @@
 
 import { decodeFloats, type FloatDtype } from '../../../base/dtype.js'
 import { UnsupportedError } from '../../../base/errors.js'
-import { TensorProto_DataType as DataType, type TensorProto } from '../../../formats/onnx/gen/onnx_pb.js'
 import type { OnnxModel } from '../../../formats/onnx/model.js'
-import { dataTypeName, dimsOf } from '../../../formats/onnx/tensors.js'
+import { DataType, dataTypeName, dimsOf, type TensorProto } from '../../../formats/onnx/tensors.js'
 import { floatAttribute, intAttribute } from '../../view/attributes.js'
 import type { Value } from '../../view/builder.js'
 import type { Graph } from '../../view/graph.js'
 import { operatorOf } from '../../view/operators.js'
 import { sourceOf } from '../../view/source.js'
-import type { Form, FormName, Product, ReadLines } from './form.js'
+import { type Form, type FormName, type Product, productOf, type ReadLines } from './form.js'
 
 /** ONNX's float types that weights are read and written in, in safetensors' spelling. */
 export const FLOAT_DTYPES: Partial<Record<number, FloatDtype>> = {
@@ -33,14 +32,10 @@ function floatProduct(name: FormName & ('MatMul' | 'Gemm')): Form {
       const dims = dimsOf(weight.tensor)
       const { transposed, dataType } = weight
       const [k, d] = transposed ? [dims[1], dims[0]] : dims
-      const [input, output] = [node.input[0], node.output[0]]
       const layout = dataTypeName(weight.tensor.dataType).toLowerCase()
       const alpha = isGemm ? floatAttribute(node, 'alpha', 1) : 1
       const problem = alpha === 1 ? undefined : `alpha ${alpha}`
-      return {
-        ...{ form, node, last: node, weight: weight.name, dataType, transposed, k, d, input, output },
-        ...{ layout, problem },
-      }
+      return productOf(form, node, { weight: weight.name, dataType, transposed, k, d, layout, problem })
     },
 
     openLines: openFloatLines,

@@ -1,8 +1,8 @@
 // A form of a linear layer tells how the layer looks in a graph, where its input and output are, and how its weight is
 // read.
 
-import type { TensorProto_DataType as DataType, NodeProto } from '../../../formats/onnx/gen/onnx_pb.js'
 import type { OnnxModel } from '../../../formats/onnx/model.js'
+import type { DataType, NodeProto } from '../../../formats/onnx/tensors.js'
 import type { Builder, Value } from '../../view/builder.js'
 import type { Graph } from '../../view/graph.js'
 
@@ -16,8 +16,8 @@ export type FormName =
   | 'DynamicQuantizeMatMul'
   | 'DequantizeLinear'
   | 'Attention'
-  | 'QAttention'
   | 'Conv'
+  | 'Gather'
   | 'GatherBlockQuantized'
 
 /** A product of an input and a constant weight, as one node or a few: output (…, d) = input (…, k) @ W. */
@@ -46,6 +46,21 @@ export interface Product {
   readonly problem: string | undefined
 }
 
+/** The product of a node that takes its float input first and gives the output itself, but for what `own` says. */
+export function productOf(
+  form: Form,
+  node: NodeProto,
+  own: Omit<Product, 'form' | 'node' | 'last' | 'input' | 'output' | 'problem'> & Partial<Product>,
+): Product {
+  const { last = node } = own
+  return { form, node, last, input: node.input[0], output: last.output[0], problem: undefined, ...own }
+}
+
+/** The input of a product's node that takes its float weight. */
+export function weightInput({ form }: Pick<Product, 'form'>): 0 | 1 {
+  return form.isLookup ? 0 : 1
+}
+
 /** Reads stored lines [first, first + count) of a weight as f32: rows of the stored (d, k) or (k, d). */
 export type ReadLines = (first: number, count: number) => Promise<Float32Array>
 
@@ -54,10 +69,11 @@ export interface Form {
   readonly name: FormName
   /** True if the weight is stored as integers, with scales. */
   readonly isQuantized: boolean
-  /** The input is the number of a row of the weight, as in an embedding. Default false. */
+  /**
+   * The input is the number of a row of the weight, as in an embedding E (V, D): as a product it takes one token, V in
+   * and D out. Default false.
+   */
   readonly isLookup?: boolean
-  /** Advice for people, in a form that takes no adapter. */
-  readonly closedHint?: string
   /** The product that this node computes, if it has this form. */
   find(graph: Graph, node: NodeProto): Product | undefined
   /**

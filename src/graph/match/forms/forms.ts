@@ -1,8 +1,8 @@
 // THE table of the forms that linear layers have in graphs. To add one, write a file of this folder and list it here.
 
-import { TensorProto_DataType as DataType, type NodeProto } from '../../../formats/onnx/gen/onnx_pb.js'
+import { DataType, type NodeProto } from '../../../formats/onnx/tensors.js'
 import type { Graph } from '../../view/graph.js'
-import { ATTENTION, INTEGER_ATTENTION } from './attention.js'
+import { ATTENTION } from './attention.js'
 import { DEQUANTIZE_LINEAR } from './dequantize-linear.js'
 import { FLOAT_DTYPES, GEMM, MATMUL } from './float-product.js'
 import type { Form, Product } from './form.js'
@@ -19,7 +19,6 @@ export const FORMS: readonly Form[] = [
   DYNAMIC_QUANTIZE_MATMUL,
   DEQUANTIZE_LINEAR,
   ATTENTION,
-  INTEGER_ATTENTION,
 ]
 
 /** The product by a constant weight that a node computes; undefined if it computes none. */
@@ -48,7 +47,7 @@ export interface Abilities {
 
 /** The uses of a layer of this form and layout. */
 export function abilitiesOf({ form, dataType, problem }: Product): Abilities {
-  const run = FLOAT_DTYPES[dataType] !== undefined && form.closedHint === undefined
+  const run = FLOAT_DTYPES[dataType] !== undefined
   const isReadable = problem === undefined
   const quantized: MergeWay[] = form === MATMUL_NBITS && isReadable ? ['branches', 'requantize'] : ['branches']
   return {

@@ -3,22 +3,23 @@
 
 import { decodeFloats } from '../../../base/dtype.js'
 import { UnsupportedError } from '../../../base/errors.js'
-import { TensorProto_DataType as DataType, type TensorProto } from '../../../formats/onnx/gen/onnx_pb.js'
 import { copyMessage } from '../../../formats/onnx/messages.js'
 import type { OnnxModel } from '../../../formats/onnx/model.js'
 import {
+  DataType,
   dataTypeName,
   externalTensor,
   inlineBytes,
   inlineTensor,
   isExternal,
+  type TensorProto,
   weightRange,
 } from '../../../formats/onnx/tensors.js'
 import type { Value } from '../../view/builder.js'
 import type { Graph } from '../../view/graph.js'
 import { sourceOf } from '../../view/source.js'
 import { FLOAT_DTYPES } from './float-product.js'
-import type { Product, ReadLines } from './form.js'
+import type { Form, Product } from './form.js'
 
 /** An integer type of weights. */
 export interface IntegerType {
@@ -74,40 +75,67 @@ export async function readIntegers(
 interface IntegerMatrix {
   readonly tensor: TensorProto
   readonly type: IntegerType
+  /** Integers of a line. */
   readonly width: number
+  /** The first of them, which stand for values; those behind only fill a block. Default: all. */
+  readonly kept?: number
   readonly scales: Value
-  /** '' or undefined: all are `middle`. */
+  /** Integers, or floats; '' or undefined: all are `middle`. */
   readonly zeroPoints: Value | undefined
   readonly middle?: number
+  /** Neighbors in a line that share scale and zero point. Default 1. */
+  readonly block?: number
   /** Which of the scales an element has. */
   scaleAt(line: number, column: number): number
   /** Which of the zero points an element has. Default: as `scaleAt`. */
   zeroAt?(line: number, column: number): number
 }
 
-/** Opens a matrix whose elements stand for scale · (q − zero point). */
-export async function openIntegers(model: OnnxModel, graph: Graph, matrix: IntegerMatrix): Promise<ReadLines> {
-  const { tensor, type, width, middle = 0, scaleAt, zeroAt = scaleAt } = matrix
-  const scales = await readFloats(model, graph, matrix.scales)
-  const zeros = graph.constant(matrix.zeroPoints ?? '')
-  const bytes = zeros && (await model.readTensor(zeros))
-  const zeroPoints = bytes && unpack(bytes, type, 0, (bytes.length * 8) / type.bits)
-  return async (first, count) => {
-    const integers = await readIntegers(model, tensor, type, first * width, count * width)
-    const result = new Float32Array(count * width)
-    for (let line = first, i = 0; line < first + count; line++) {
-      for (let column = 0; column < width; column++, i++) {
-        const zero = zeroPoints === undefined ? middle : zeroPoints[zeroAt(line, column)]
-        result[i] = scales[scaleAt(line, column)] * (integers[i] - zero)
+interface IntegerForm extends Omit<Form, 'isQuantized' | 'openLines'> {
+  /** The matrix of a product whose layout is understood. */
+  matrix(graph: Graph, product: Product): IntegerMatrix
+}
+
+/** A form whose weight is a matrix of integers. Elements stand for scale · (q − zero point). */
+export function integerForm({ matrix: matrixOf, ...form }: IntegerForm): Form {
+  return {
+    ...form,
+    isQuantized: true,
+    async openLines(model, graph, product) {
+      requireReadable(product)
+      const matrix = matrixOf(graph, product)
+      const { tensor, type, width, kept = width, middle = 0, block = 1, scaleAt, zeroAt = scaleAt } = matrix
+      const scales = await readFloats(model, graph, matrix.scales)
+      const zeroPoints = await readZeroPoints(model, graph, matrix)
+      return async (first, count) => {
+        const integers = await readIntegers(model, tensor, type, first * width, count * width)
+        const result = new Float32Array(count * kept)
+        let at = 0
+        for (let line = 0; line < count; line++) {
+          for (let from = 0; from < kept; from += block) {
+            const scale = scales[scaleAt(first + line, from)]
+            const zero = zeroPoints === undefined ? middle : zeroPoints[zeroAt(first + line, from)]
+            const end = line * width + Math.min(kept, from + block)
+            for (let i = line * width + from; i < end; i++) result[at++] = scale * (integers[i] - zero)
+          }
+        }
+        return result
       }
-    }
-    return result
+    },
   }
 }
 
-/** All floats of a constant. */
+async function readZeroPoints(model: OnnxModel, graph: Graph, { zeroPoints, type }: IntegerMatrix) {
+  const tensor = castConstant(graph, zeroPoints ?? '')?.tensor
+  if (tensor === undefined) return undefined
+  if (FLOAT_DTYPES[tensor.dataType] !== undefined) return readFloats(model, graph, zeroPoints ?? '')
+  const bytes = await model.readTensor(tensor)
+  return unpack(bytes, type, 0, (bytes.length * 8) / type.bits)
+}
+
+/** All floats of a constant, perhaps behind a Cast. */
 export async function readFloats(model: OnnxModel, graph: Graph, value: Value): Promise<Float32Array> {
-  const tensor = graph.constant(value) as TensorProto
+  const { tensor } = castConstant(graph, value)!
   const dtype = FLOAT_DTYPES[tensor.dataType]
   if (dtype === undefined) {
     throw new UnsupportedError({
@@ -121,18 +149,13 @@ export async function readFloats(model: OnnxModel, graph: Graph, value: Value): 
 }
 
 /** @throws UnsupportedError naming the node and what of its layout is not understood */
-export function requireReadable(product: Product): void {
-  if (product.problem !== undefined) throw unreadable(product)
-}
-
-export function unreadable({ form, node, problem, layout }: Product): UnsupportedError {
-  return new UnsupportedError({
+export function requireReadable({ node, problem, layout }: Product): void {
+  if (problem === undefined) return
+  throw new UnsupportedError({
     where: `node ${node.name}`,
     what: `its quantized weight cannot be read: ${problem}`,
     got: `${node.opType}, ${layout}`,
-    hint:
-      form.closedHint ??
-      'Sessions and merges as branches do not read it; for all else take another export of the model',
+    hint: 'Sessions and merges as branches do not read it; for all else take another export of the model',
   })
 }
 

@@ -1,22 +1,17 @@
-// Lookups of embeddings E (V, D) in integers: GatherBlockQuantized (4 or 8 bits in blocks, as quantizers of ONNX
-// Runtime and onnxruntime-genai write them), and a Gather of int8 or uint8 before DequantizeLinear. As products they
-// take one token: V in, D out. Operator:
+// Lookups of embeddings: a Gather of floats, GatherBlockQuantized (4 or 8 bits in blocks, as quantizers of ONNX Runtime
+// and onnxruntime-genai write them), and a Gather of int8 or uint8 before DequantizeLinear. Operator:
 // https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#commicrosoftgatherblockquantized
 
-import {
-  TensorProto_DataType as DataType,
-  type NodeProto,
-  type TensorProto,
-} from '../../../formats/onnx/gen/onnx_pb.js'
-import { dataTypeName, dimsOf } from '../../../formats/onnx/tensors.js'
+import { DataType, dataTypeName, dimsOf, type NodeProto, type TensorProto } from '../../../formats/onnx/tensors.js'
 import { intAttribute } from '../../view/attributes.js'
 import type { Value } from '../../view/builder.js'
 import type { Graph } from '../../view/graph.js'
 import { operatorOf } from '../../view/operators.js'
 import { sourceOf } from '../../view/source.js'
 import { nodeScope, parameterModule } from '../linears.js'
-import type { Form, Linear, Product } from './form.js'
-import { castConstant, countOf, type IntegerType, integerType, openIntegers, requireReadable } from './integers.js'
+import { constantWeight, openFloatLines } from './float-product.js'
+import { type Form, type Linear, productOf } from './form.js'
+import { castConstant, countOf, type IntegerType, integerForm, integerType } from './integers.js'
 
 /** The output of graphs that are an embedding alone, and its module in all models that are exported so. */
 const [EMBEDS, EMBEDDING] = ['inputs_embeds', 'embed_tokens']
@@ -28,9 +23,8 @@ function blockType(node: NodeProto, tensor: TensorProto): IntegerType | undefine
   return bits === 4 || bits === 8 ? { bits, isSigned: false } : undefined
 }
 
-const BLOCKS: Form = {
+const BLOCKS: Form = integerForm({
   name: 'GatherBlockQuantized',
-  isQuantized: true,
   isLookup: true,
 
   find(graph, node) {
@@ -48,19 +42,15 @@ const BLOCKS: Form = {
     const isRows = intAttribute(node, 'gather_axis', 0) === 0 && intAttribute(node, 'quantize_axis', 1) === 1
     const hasZeroPoints = (node.input[3] ?? '') !== ''
     const kind = `${type?.bits ?? intAttribute(node, 'bits', 4)} bits, blocks of ${intAttribute(node, 'block_size', 128)}`
-    return {
-      ...{ form: BLOCKS, node, last: node, weight: name, dataType: scales.dataType, transposed: false, k, d },
-      ...{ input: node.input[1], output: node.output[0], layout: `${kind}${hasZeroPoints ? ', zero points' : ''}` },
-      problem:
-        type !== undefined && isRows && Number.isInteger(d)
-          ? undefined
-          : `integers of ${dataTypeName(tensor.dataType)}`,
-    }
+    const isKnown = type !== undefined && isRows && Number.isInteger(d)
+    return productOf(BLOCKS, node, {
+      ...{ weight: name, dataType: scales.dataType, transposed: false, k, d, input: node.input[1] },
+      layout: `${kind}${hasZeroPoints ? ', zero points' : ''}`,
+      problem: isKnown ? undefined : `integers of ${dataTypeName(tensor.dataType)}`,
+    })
   },
 
-  async openLines(model, graph, product) {
-    requireReadable(product)
-    const { node, weight, d } = product
+  matrix(graph, { node, weight, d }) {
     const tensor = graph.constant(weight) as TensorProto
     const type = blockType(node, tensor) as IntegerType
     const blockSize = intAttribute(node, 'block_size', 128)
@@ -68,19 +58,17 @@ const BLOCKS: Form = {
     const isPacked = tensor.dataType === DataType.UINT8
     // In bytes of two, each row begins with a byte of its own.
     const stride = isPacked ? (Math.ceil((blocks * type.bits) / 8) * 8) / type.bits : blocks
-    const block = (column: number) => Math.floor(column / blockSize)
-    return openIntegers(model, graph, {
-      ...{ tensor, type, width: d, scales: node.input[2], zeroPoints: node.input[3] },
+    return {
+      ...{ tensor, type, width: d, scales: node.input[2], zeroPoints: node.input[3], block: blockSize },
       middle: isPacked ? 1 << (type.bits - 1) : 0,
-      scaleAt: (row, column) => row * blocks + block(column),
-      zeroAt: (row, column) => row * stride + block(column),
-    })
+      scaleAt: (row, column) => row * blocks + Math.floor(column / blockSize),
+      zeroAt: (row, column) => row * stride + Math.floor(column / blockSize),
+    }
   },
-}
+})
 
-const INTEGERS: Form = {
+const INTEGERS: Form = integerForm({
   name: 'DequantizeLinear',
-  isQuantized: true,
   isLookup: true,
 
   find(graph, node) {
@@ -92,40 +80,51 @@ const INTEGERS: Form = {
     const [k, d] = dimsOf(tensor)
     const scale = castConstant(graph, last.input[1])
     const isOne = scale !== undefined && countOf(graph, last.input[1]) === 1
-    return {
-      ...{ form: INTEGERS, node, last, weight: node.input[0], dataType: scale?.dataType ?? DataType.FLOAT },
-      ...{ transposed: false, k, d, input: node.input[1], output: last.output[0] },
+    return productOf(INTEGERS, node, {
+      ...{ last, weight: node.input[0], dataType: scale?.dataType ?? DataType.FLOAT },
+      ...{ transposed: false, k, d, input: node.input[1] },
       layout: `${dataTypeName(tensor.dataType).toLowerCase()}, one scale`,
       problem: isOne ? undefined : 'scales of several lines',
-    }
-  },
-
-  async openLines(model, graph, product) {
-    requireReadable(product)
-    const { last, weight, d } = product
-    const tensor = graph.constant(weight) as TensorProto
-    return openIntegers(model, graph, {
-      ...{ tensor, type: integerType(tensor.dataType) as IntegerType, width: d },
-      ...{ scales: last.input[1], zeroPoints: last.input[2], scaleAt: () => 0 },
     })
   },
+
+  matrix(graph, { last, weight, d }) {
+    const tensor = graph.constant(weight) as TensorProto
+    const type = integerType(tensor.dataType) as IntegerType
+    const [, scales, zeroPoints] = last.input
+    return { tensor, type, width: d, scales, zeroPoints, block: d, scaleAt: () => 0 }
+  },
+})
+
+const FLOATS: Form = {
+  name: 'Gather',
+  isQuantized: false,
+  isLookup: true,
+
+  find(graph, node) {
+    if (operatorOf(node) !== 'Gather' || intAttribute(node, 'axis', 0) !== 0) return undefined
+    const weight = constantWeight(graph, node.input[0], false)
+    if (weight === undefined) return undefined
+    const { name, transposed, dataType, tensor } = weight
+    const [k, d] = transposed ? dimsOf(tensor).reverse() : dimsOf(tensor)
+    const layout = dataTypeName(dataType).toLowerCase()
+    return productOf(FLOATS, node, { weight: name, dataType, transposed, k, d, layout, input: node.input[1] })
+  },
+
+  openLines: openFloatLines,
 }
 
-/**
- * The module of a lookup. An embedding that was exported alone has no name there: a graph that gives its rows is all of
- * it.
- */
-export function lookupModule(graph: Graph, node: NodeProto, weight: Value): string {
+/** All lookups in constant matrices, among them tables that are no embeddings. */
+export function findEmbeddings(graph: Graph): Linear[] {
+  return graph.nodes.flatMap((node) => {
+    const product = FLOATS.find(graph, node) ?? BLOCKS.find(graph, node) ?? INTEGERS.find(graph, node)
+    if (product === undefined) return []
+    return [{ ...product, name: lookupModule(graph, node, product.weight), isHead: false, fused: undefined }]
+  })
+}
+
+/** An embedding that was exported alone has no name there: a graph that gives its rows is all of it. */
+function lookupModule(graph: Graph, node: NodeProto, weight: Value): string {
   const isWhole = graph.outputs.some(({ name }) => name === EMBEDS) && graph.inputs.length === 1
   return nodeScope(node) ?? parameterModule(weight) ?? (isWhole ? EMBEDDING : node.name)
-}
-
-/** The lookups in tables of integers. */
-export function findLookups(graph: Graph): Linear[] {
-  return graph.nodes.flatMap((node) => {
-    const product: Product | undefined = BLOCKS.find(graph, node) ?? INTEGERS.find(graph, node)
-    if (product === undefined) return []
-    const name = lookupModule(graph, node, product.weight)
-    return [{ ...product, name, isHead: false, fused: undefined }]
-  })
 }

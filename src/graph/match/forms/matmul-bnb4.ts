@@ -2,16 +2,12 @@
 // `_bnb4` files. Tables: NF4 of QLoRA (Dettmers et al. 2023, arXiv 2305.14314, appendix E) and FP4 of bitsandbytes, as
 // in ONNX Runtime's blockwise_quant_block_bnb4.h.
 
-import {
-  TensorProto_DataType as DataType,
-  type NodeProto,
-  type TensorProto,
-} from '../../../formats/onnx/gen/onnx_pb.js'
+import { DataType, type NodeProto, type TensorProto } from '../../../formats/onnx/tensors.js'
 import { intAttribute } from '../../view/attributes.js'
 import type { Value } from '../../view/builder.js'
 import type { Graph } from '../../view/graph.js'
 import { operatorOf } from '../../view/operators.js'
-import type { Form } from './form.js'
+import { type Form, productOf } from './form.js'
 import { countOf, readFloats, requireReadable } from './integers.js'
 
 /** Tables by `quant_type`. */
@@ -38,14 +34,13 @@ export const MATMUL_BNB4: Form = {
     if (operatorOf(node) !== 'com.microsoft:MatMulBnb4') return undefined
     if (graph.constant(node.input[1]) === undefined) return undefined
     const [k, d] = [intAttribute(node, 'K', 0), intAttribute(node, 'N', 0)]
-    const [input, output] = [node.input[0], node.output[0]]
     const type = intAttribute(node, 'quant_type', 1)
-    return {
-      ...{ form: MATMUL_BNB4, node, last: node, weight: node.input[1], transposed: true, k, d, input, output },
+    return productOf(MATMUL_BNB4, node, {
+      ...{ weight: node.input[1], transposed: true, k, d },
       dataType: graph.constant(node.input[2])?.dataType ?? DataType.FLOAT,
       layout: `4 bits (${NAMES[type] ?? `type ${type}`}), blocks of ${intAttribute(node, 'block_size', 0)}`,
       problem: problemOf(graph, node),
-    }
+    })
   },
 
   async openLines(model, graph, product) {

@@ -2,18 +2,13 @@
 // `_int8` and `_uint8` files: DynamicQuantizeLinear → MatMulInteger → Cast → Mul by both scales. The layer's input is
 // the float one, its output that of the last Mul.
 
-import {
-  TensorProto_DataType as DataType,
-  type NodeProto,
-  type TensorProto,
-} from '../../../formats/onnx/gen/onnx_pb.js'
-import { dimsOf } from '../../../formats/onnx/tensors.js'
+import { DataType, dimsOf, type NodeProto, type TensorProto } from '../../../formats/onnx/tensors.js'
 import type { Builder, Value } from '../../view/builder.js'
 import type { Graph } from '../../view/graph.js'
 import { operatorOf } from '../../view/operators.js'
 import { FLOAT_DTYPES } from './float-product.js'
-import type { Form, Product } from './form.js'
-import { countOf, integerType, openIntegers, requireReadable, viewOf } from './integers.js'
+import { type Form, type Product, productOf } from './form.js'
+import { countOf, integerForm, integerType, viewOf } from './integers.js'
 
 /** The inputs of an 8-bit weight, its scales and its zero points. */
 export interface IntegerWeight {
@@ -36,9 +31,8 @@ export function integerWeight(graph: Graph, { node, last }: Product): IntegerWei
     : { weight: node.input[1], scale, zeroPoint: zeroPoint ?? '' }
 }
 
-export const MATMUL_INTEGER: Form = {
+export const MATMUL_INTEGER: Form = integerForm({
   name: 'MatMulInteger',
-  isQuantized: true,
 
   find(graph, node) {
     const isFused = operatorOf(node) === 'com.microsoft:MatMulIntegerToFloat'
@@ -49,31 +43,28 @@ export const MATMUL_INTEGER: Form = {
     return last && product(graph, MATMUL_INTEGER, node, last, quantize.input[0])
   },
 
-  openLines,
+  matrix,
   dequantize,
-}
+})
 
-export const DYNAMIC_QUANTIZE_MATMUL: Form = {
+export const DYNAMIC_QUANTIZE_MATMUL: Form = integerForm({
   name: 'DynamicQuantizeMatMul',
-  isQuantized: true,
 
   find(graph, node) {
     if (operatorOf(node) !== 'com.microsoft:DynamicQuantizeMatMul') return undefined
     return product(graph, DYNAMIC_QUANTIZE_MATMUL, node, node, node.input[0])
   },
 
-  openLines,
+  matrix,
   dequantize,
-}
+})
 
 function product(graph: Graph, form: Form, node: NodeProto, last: NodeProto, input: Value): Product | undefined {
   const tensor = graph.constant(node.input[1])
   if (tensor === undefined || tensor.dims.length !== 2) return undefined
   const [k, d] = dimsOf(tensor)
-  const found = {
-    ...{ form, node, last, weight: node.input[1], transposed: false, k, d, input, output: last.output[0] },
-    ...{ dataType: DataType.FLOAT, layout: '', problem: undefined },
-  }
+  const own = { last, input, weight: node.input[1], transposed: false, k, d, dataType: DataType.FLOAT, layout: '' }
+  const found = productOf(form, node, own)
   const parts = integerWeight(graph, found)
   const scales = parts && graph.constant(parts.scale)
   const isPerOutput = scales !== undefined && scales.dims.length > 0 && Number(scales.dims.at(-1)) > 1
@@ -111,15 +102,14 @@ function scaling(graph: Graph, node: NodeProto): { last: NodeProto; scale: Value
   return { last, scale }
 }
 
-async function openLines(...[model, graph, found]: Parameters<Form['openLines']>): ReturnType<Form['openLines']> {
-  requireReadable(found)
+function matrix(graph: Graph, found: Product) {
   const { weight, scale, zeroPoint } = integerWeight(graph, found) as IntegerWeight
   const tensor = graph.constant(weight) as TensorProto
   const placeIn = (value: Value) => (countOf(graph, value) === 1 ? () => 0 : (_: number, output: number) => output)
-  return openIntegers(model, graph, {
+  return {
     ...{ tensor, type: integerType(tensor.dataType)!, width: found.d, scales: scale, zeroPoints: zeroPoint },
     ...{ scaleAt: placeIn(scale), zeroAt: placeIn(zeroPoint) },
-  })
+  }
 }
 
 function dequantize(g: Builder, found: Product): Value {

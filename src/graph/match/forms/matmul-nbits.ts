@@ -4,28 +4,19 @@
 
 import { create } from '@bufbuild/protobuf'
 import {
-  TensorProto_DataType as DataType,
+  DataType,
+  dataTypeName,
   type NodeProto,
   type TensorProto,
   TensorProtoSchema,
-} from '../../../formats/onnx/gen/onnx_pb.js'
-import { dataTypeName } from '../../../formats/onnx/tensors.js'
+} from '../../../formats/onnx/tensors.js'
 import { type Attributes, intAttribute } from '../../view/attributes.js'
 import type { Builder, Value } from '../../view/builder.js'
 import type { Graph } from '../../view/graph.js'
 import { operatorOf } from '../../view/operators.js'
 import { FLOAT_DTYPES } from './float-product.js'
-import type { Form, Product } from './form.js'
-import {
-  castConstant,
-  countOf,
-  type RowRange,
-  readFloats,
-  readIntegers,
-  requireReadable,
-  unpack,
-  viewOf,
-} from './integers.js'
+import { type Form, productOf } from './form.js'
+import { castConstant, countOf, integerForm, type RowRange, viewOf } from './integers.js'
 
 /** The numbers of a node's layout. */
 export interface BlockLayout {
@@ -47,9 +38,8 @@ export function blockLayout(node: NodeProto): BlockLayout {
 /** Inputs of the node, after the float one. */
 const [WEIGHT, SCALES, ZERO_POINTS, GROUPS] = [1, 2, 3, 4]
 
-export const MATMUL_NBITS: Form = {
+export const MATMUL_NBITS: Form = integerForm({
   name: 'MatMulNBits',
-  isQuantized: true,
 
   find(graph, node) {
     if (operatorOf(node) !== 'com.microsoft:MatMulNBits') return undefined
@@ -57,37 +47,23 @@ export const MATMUL_NBITS: Form = {
     if (weight === undefined) return undefined
     const { bits, blockSize, k, d } = blockLayout(node)
     const hasZeroPoints = (node.input[ZERO_POINTS] ?? '') !== ''
-    const [input, output] = [node.input[0], node.output[0]]
-    return {
-      ...{ form: MATMUL_NBITS, node, last: node, weight: node.input[WEIGHT], transposed: true, k, d, input, output },
+    return productOf(MATMUL_NBITS, node, {
+      ...{ weight: node.input[WEIGHT], transposed: true, k, d },
       dataType: castConstant(graph, node.input[SCALES])?.dataType ?? DataType.FLOAT,
       layout: `${bits} bits, blocks of ${blockSize}${hasZeroPoints ? ', zero points' : ''}`,
       problem: problemOf(graph, node, weight),
-    }
+    })
   },
 
-  async openLines(model, graph, product) {
-    requireReadable(product)
-    const { node, k } = product
+  matrix(graph, { node, weight, k }) {
     const { bits, blockSize, blocks } = blockLayout(node)
-    const tensor = graph.constant(node.input[WEIGHT]) as TensorProto
-    const scales = await readFloats(model, graph, node.input[SCALES])
-    const zeroPoint = await openZeroPoints(model, graph, product)
-    const width = blocks * blockSize
-    return async (first, count) => {
-      const integers = await readIntegers(model, tensor, { bits, isSigned: false }, first * width, count * width)
-      const result = new Float32Array(count * k)
-      for (let row = 0; row < count; row++) {
-        for (let block = 0; block < blocks; block++) {
-          const scale = scales[(first + row) * blocks + block]
-          const zero = zeroPoint(first + row, block)
-          const end = Math.min(k, (block + 1) * blockSize)
-          for (let j = block * blockSize; j < end; j++) {
-            result[row * k + j] = scale * (integers[row * width + j] - zero)
-          }
-        }
-      }
-      return result
+    const [, , scales, zeroPoints] = node.input
+    const zerosPerRow = hasFloatZeroPoints(graph, node) ? blocks : (Math.ceil((blocks * bits) / 8) * 8) / bits
+    return {
+      ...{ tensor: graph.constant(weight) as TensorProto, type: { bits, isSigned: false }, scales, zeroPoints },
+      ...{ width: blocks * blockSize, kept: k, middle: 1 << (bits - 1), block: blockSize },
+      scaleAt: (row, column) => row * blocks + column / blockSize,
+      zeroAt: (row, column) => row * zerosPerRow + column / blockSize,
     }
   },
 
@@ -98,7 +74,7 @@ export const MATMUL_NBITS: Form = {
   dequantizeRows(g, { node, d }, first, count) {
     return hasRowsOfZeroPoints(g.graph, node) ? floatRows(g, node, { first, count, of: d }) : undefined
   },
-}
+})
 
 /**
  * True if DequantizeLinear can read the zero points as they lie. With 4 bits two share a byte, and the last one of an
@@ -192,27 +168,6 @@ function floatZeroPoints(g: Builder, node: NodeProto): Value {
 export function hasFloatZeroPoints(graph: Graph, node: NodeProto): boolean {
   const name = node.input[ZERO_POINTS] ?? ''
   return name !== '' && graph.constant(name)?.dataType !== DataType.UINT8
-}
-
-/** The zero point of a block: integers packed row by row, floats, or the middle of the range where there is none. */
-async function openZeroPoints(
-  model: Parameters<Form['openLines']>[0],
-  graph: Graph,
-  { node }: Product,
-): Promise<(row: number, block: number) => number> {
-  const { bits, blocks } = blockLayout(node)
-  const name = node.input[ZERO_POINTS] ?? ''
-  if (name === '') return () => 1 << (bits - 1)
-  const tensor = graph.constant(name) as TensorProto
-  if (tensor.dataType !== DataType.UINT8) {
-    const floats = await readFloats(model, graph, name)
-    return (row, block) => floats[row * blocks + block]
-  }
-  const rowBytes = Math.ceil((blocks * bits) / 8)
-  const bytes = await model.readTensor(tensor)
-  const perRow = (rowBytes * 8) / bits
-  const integers = unpack(bytes, { bits, isSigned: false }, 0, bytes.length * (8 / bits))
-  return (row, block) => integers[row * perRow + block]
 }
 
 /** The part of a node that is not as the operator's documentation says; undefined if all is. */

@@ -12,7 +12,7 @@ import { nodeScope, parameterModule } from '../linears.js'
 import { moduleFinder } from '../match.js'
 import { ofModule } from '../parameters.js'
 import { FLOAT_DTYPES, MATMUL, openFloatLines } from './float-product.js'
-import type { Form, Linear } from './form.js'
+import { type Form, type Linear, productOf } from './form.js'
 import { viewOf } from './integers.js'
 
 /** More axes than a tensor has. */
@@ -30,11 +30,8 @@ export const POINTWISE: Form = {
     if (tensor === undefined || FLOAT_DTYPES[tensor.dataType] === undefined) return undefined
     const [d, k, ...kernel] = dimsOf(tensor)
     if (kernel.some((size) => size !== 1) || moves('strides', 1) || moves('pads', 0)) return undefined
-    const [input, output] = [node.input[0], node.output[0]]
-    return {
-      ...{ form: POINTWISE, node, last: node, weight, dataType: castTo ?? tensor.dataType, transposed: true },
-      ...{ k, d, input, output, layout: 'kernel 1', problem: undefined },
-    }
+    const dataType = castTo ?? tensor.dataType
+    return productOf(POINTWISE, node, { weight, dataType, transposed: true, k, d, layout: 'kernel 1' })
   },
 
   openLines: openFloatLines,
@@ -54,9 +51,7 @@ export const POINTWISE: Form = {
     const channels = g.node('Transpose', [last.output[0]], { perm: [0, 2, 1] })
     const whole = () => g.concat([part(0, 1), g.int([d]), part(2, MANY)], 0)
     const back = isFlat ? channels : g.node('Reshape', [channels.output[0], whole()])
-    const [output] = node.output
-    graph.remove(node)
-    graph.setOutput(back, 0, output)
+    graph.replace(node, back.output)
     return { ...product, form: MATMUL, node: matmul, last, input, output: last.output[0] }
   },
 }

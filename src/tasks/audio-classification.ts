@@ -1,0 +1,127 @@
+// Audio classification: a label, several, or a number for a sound.
+
+import { DataError, UnsupportedError } from '../base/errors.js'
+import { isObject } from '../base/options.js'
+import { FEATURES } from '../graph/inputs/encoder-decoder.js'
+import { dimsOfInput, typeOf } from '../graph/inputs/roles.js'
+import type { Model } from '../graph/model-folder.js'
+import { readGraph } from '../graph/view/graph.js'
+import type { Feeds } from '../runtime/runtime.js'
+import { fieldsOf } from '../text/records.js'
+import { checkSize, FEATURES_FIELD, featuresOf, HEAR } from './features.js'
+import { LABEL_OPTIONS } from './gen/options.js'
+import { findHead, requireHead } from './heads/head-forms.js'
+import { checkHead, headBase } from './heads/trained-head.js'
+import { type LabelOptions, type Target, targetOf } from './labels/label-problems.js'
+import { LabelTask, labelBytes } from './labels/label-task.js'
+import type { Examples, HeadOptions, OpenTask, Task } from './task.js'
+
+/** A row of data: a sound as the model reads it. */
+export interface SoundExample {
+  /** (bands, times), row by row */
+  readonly values: Float32Array
+  readonly label: Target
+  /** The record, for messages. */
+  readonly where: string
+}
+
+/** PEFT has no task_type for sounds: its model for none takes all inputs. */
+export const audioClassification: Task<SoundExample, SoundExample, LabelOptions> = {
+  name: 'audio-classification',
+  peftType: undefined,
+  learns: 'to give sounds labels',
+  records: [{ input_features: [[0.1, 0.2]], label: 'calm' }],
+  use: { pipeline: 'audio-classification', autoClass: 'AutoModelForAudioClassification', onlyMerged: true },
+  learningRate: 1e-3,
+  headForm: (base) => findHead('audio', base),
+  options: LABEL_OPTIONS,
+
+  check(model) {
+    const base = headBase(model)
+    soundSize(model)
+    checkHead(requireHead('audio', base), base)
+  },
+
+  parse(row, where) {
+    const record = isObject(row) ? row : {}
+    const label = targetOf(record.label ?? record.labels)
+    const features = record[FEATURES_FIELD]
+    if (features !== undefined && label !== undefined) return { values: featuresOf(features, where), label, where }
+    throw new DataError({
+      where,
+      what: 'not a sound with a label',
+      expected: `"${FEATURES_FIELD}", (bands, times), and "label"`,
+      got: fieldsOf(row),
+      hint: record.audio === undefined ? `Name your fields: \`columns: { ${FEATURES_FIELD}: …, label: … }\`` : HEAR,
+    })
+  },
+
+  encode({ values, label, where }, { model }) {
+    return { examples: [{ values: checkSize(values, soundSize(model), where), label, where }], isTruncated: false }
+  },
+
+  open: (model, examples, options = {}, heads = {}) => new AudioClassification(model, examples, options, heads),
+}
+
+/**
+ * The (bands, times) of the sounds that an encoder reads.
+ *
+ * @throws UnsupportedError for a graph that reads more, or something else
+ */
+export function soundSize({ onnx, config }: Pick<Model, 'onnx' | 'config'>): readonly [number, number] {
+  const { inputs } = readGraph(onnx.proto)
+  const [input, ...others] = inputs
+  const dims = input === undefined ? [] : dimsOfInput(input)
+  const { num_mel_bins: bands, max_source_positions: positions } = config
+  const size = [dims[1] ?? bands, dims[2] ?? 2 * Number(positions)]
+  const isKnown = size.every((length) => Number.isSafeInteger(length)) && dims.length === 3
+  if (input?.name === FEATURES && others.length === 0 && typeOf(input) === 'float32' && isKnown) {
+    return size as [number, number]
+  }
+  throw new UnsupportedError({
+    where: 'ONNX model',
+    what: 'it does not read sounds alone, or they have a form that is not known',
+    expected: `one input ${FEATURES}, float32, (batch, bands, times)`,
+    got: `inputs ${inputs.map(({ name }) => name).join(', ')}`,
+  })
+}
+
+/** The feeds of sounds (bands, times). */
+export function soundFeeds(sounds: readonly Float32Array[], [bands, times]: readonly [number, number]): Feeds {
+  const data = new Float32Array(sounds.length * bands * times)
+  sounds.forEach((values, i) => void data.set(values, i * bands * times))
+  return { [FEATURES]: { type: 'float32', data, dims: [sounds.length, bands, times] } }
+}
+
+/** Sounds of the two runs by which shapes are measured. */
+const PROBED = [2, 5] as const
+
+class AudioClassification extends LabelTask<SoundExample> {
+  readonly probe: OpenTask['probe']
+  readonly #size: readonly [number, number]
+
+  constructor(model: Model, examples: Examples<SoundExample>, options: LabelOptions, heads: HeadOptions) {
+    super(model, requireHead('audio', headBase(model)), examples, options, heads)
+    this.#size = soundSize(model)
+    const silence = new Float32Array(this.#size[0] * this.#size[1])
+    const feeds = (batch: number) =>
+      this.collate(Array(batch).fill({ values: silence, label: this.anyTarget, where: 'probe' }))
+    const of = (run: Feeds) => run[FEATURES].dims[0]
+    const batch = { name: 'batch', probed: PROBED, of, source: { input: FEATURES, axis: 0 } }
+    this.probe = { feeds: [feeds(PROBED[0]), feeds(PROBED[1])], lengths: [batch] }
+  }
+
+  /** Two times become one token. */
+  cost(): number {
+    return Math.ceil(this.#size[1] / 2)
+  }
+
+  collate(examples: readonly SoundExample[]): Feeds {
+    const sounds = examples.map(({ values }) => values)
+    return { ...soundFeeds(sounds, this.#size), ...this.targetFeeds(examples) }
+  }
+
+  content({ values, label }: SoundExample): Uint8Array[] {
+    return [new Uint8Array(values.buffer, values.byteOffset, values.byteLength), labelBytes(label)]
+  }
+}

@@ -1,0 +1,36 @@
+// Features of sounds, (bands, times): the numbers that speech models read.
+
+import { DataError } from '../base/errors.js'
+
+/** The name that transformers gives them. */
+export const FEATURES_FIELD = 'input_features'
+
+/** Advice for a row or a call with a sound itself. */
+export const HEAR =
+  'Sounds are read as input_features: compute them with the processor of transformers.js (AutoProcessor), as for its own models'
+
+/** Reads features: lists in a list, or one list. Throws DataError for what are no finite numbers. */
+export function featuresOf(value: unknown, where: string): Float32Array {
+  const isList = Array.isArray(value) || value instanceof Float32Array || value instanceof Float64Array
+  const rows = isList ? Array.from(value as ArrayLike<number | ArrayLike<number>>) : []
+  const values = Float32Array.from(rows.flatMap((row) => (typeof row === 'number' ? row : Array.from(row))))
+  if (values.length > 0 && values.every(Number.isFinite)) return values
+  throw new DataError({
+    where: `${where}, ${FEATURES_FIELD}`,
+    what: 'not numbers',
+    expected: 'lists of finite numbers',
+    got: isList ? `${rows.length} entries` : value === null ? 'null' : typeof value,
+  })
+}
+
+/** Returns the features, or throws DataError unless there are as many as the model takes. */
+export function checkSize(values: Float32Array, size: readonly [number, number], where: string): Float32Array {
+  const [bands, times] = size
+  if (values.length === bands * times) return values
+  throw new DataError({
+    where: `${where}, ${FEATURES_FIELD}`,
+    what: 'not as many numbers as the model takes',
+    expected: `${bands} x ${times}`,
+    got: String(values.length),
+  })
+}

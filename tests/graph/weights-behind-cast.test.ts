@@ -1,0 +1,109 @@
+// Weights in float16 that a Cast turns to float32 in front of what reads them, as converters of ONNX write them.
+
+import { create } from '@bufbuild/protobuf'
+import * as ort from 'onnxruntime-node'
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { MemoryDirectory } from '../../src/base/bytes.js'
+import { decodeFloats, encodeFloats } from '../../src/base/dtype.js'
+import { serializeModel } from '../../src/formats/onnx/model.js'
+import { DataType, dimsOf, TensorProtoSchema } from '../../src/formats/onnx/tensors.js'
+import { findLinears } from '../../src/graph/match/linears.js'
+import { loadModel, type Model } from '../../src/graph/model-folder.js'
+import { Builder } from '../../src/graph/view/builder.js'
+import { Graph } from '../../src/graph/view/graph.js'
+import { ModelSession } from '../../src/infer/model-session.js'
+import { NodeDirectory } from '../../src/io/node/files.js'
+import type { LoraConfigInput } from '../../src/lora/config.js'
+import { merge } from '../../src/merge/merge.js'
+import type { OrtModule } from '../../src/runtime/onnxruntime.js'
+import { train } from '../../src/train/train.js'
+
+const runtime = { module: ort as unknown as OrtModule }
+const names = ['llama-optimum', 'gpt2-optimum'] as const
+const models = new Map<string, { cast: Model; plain: Model }>()
+
+/** The model with its weights rounded to float16: in float16 behind a Cast, or as the same numbers in float32. */
+async function rounded(name: string, isCast: boolean): Promise<Model> {
+  const directory = new NodeDirectory(`tests/golden/models/${name}`)
+  const { onnx } = await loadModel(directory, { runtime })
+  const graph = new Graph(onnx.proto)
+  const g = new Builder(graph, 'cast')
+  for (const [value, tensor] of [...graph.initializers]) {
+    if (tensor.dataType !== DataType.FLOAT) continue
+    const half = encodeFloats(decodeFloats(await onnx.readTensor(tensor), 'fp32'), 'fp16')
+    const dims = dimsOf(tensor).map(BigInt)
+    if (!isCast) {
+      const rawData = encodeFloats(decodeFloats(half, 'fp16'), 'fp32')
+      graph.addInitializer(create(TensorProtoSchema, { name: value, dataType: DataType.FLOAT, dims, rawData }))
+      continue
+    }
+    const cast = g.node('Cast', [value], { to: DataType.FLOAT })
+    graph.replaceUses(value, cast.output[0])
+    graph.setInputs(cast, [value])
+    graph.addInitializer(create(TensorProtoSchema, { name: value, dataType: DataType.FLOAT16, dims, rawData: half }))
+  }
+  const files = await Promise.all(
+    (await directory.list())
+      .filter((file) => file.endsWith('.json'))
+      .map(async (file) => {
+        const source = await directory.open(file)
+        return [file, await source.read(0, source.byteLength)] as const
+      }),
+  )
+  await onnx.close()
+  const own = Object.fromEntries([...files, ['onnx/model.onnx', serializeModel(graph.toModel())]])
+  return loadModel(new MemoryDirectory(own, name), { runtime })
+}
+
+beforeAll(async () => {
+  for (const name of names) models.set(name, { cast: await rounded(name, true), plain: await rounded(name, false) })
+})
+afterAll(async () => {
+  for (const { cast, plain } of models.values()) await Promise.all([cast.close(), plain.close()])
+})
+
+const feeds = { input_ids: { type: 'int64', data: BigInt64Array.of(1n, 3n, 5n, 2n), dims: [1, 4] } } as const
+const deviation = (a: ArrayLike<number>, b: ArrayLike<number>) =>
+  Math.max(...Array.from(a, (value, i) => Math.abs(value - b[i])))
+
+async function logitsOf(model: Model, adapters: object) {
+  const session = await ModelSession.open(model, { adapters: adapters as never, threads: 1 })
+  const { logits } = await session.run(feeds, { adapter: Object.keys(adapters)[0] ?? null })
+  await session.dispose()
+  return logits.data as Float32Array
+}
+
+describe.each(names)('%s', (name) => {
+  it('has its layers, by the names that they have without the casts', () => {
+    const [cast, plain] = [models.get(name)!.cast, models.get(name)!.plain].map(({ onnx }) =>
+      findLinears(new Graph(onnx.proto)).map((linear) => [linear.name, linear.d, linear.k, linear.dataType]),
+    )
+    expect(cast).toEqual(plain)
+  })
+
+  const config: LoraConfigInput = name.startsWith('gpt2')
+    ? { targetModules: ['c_attn'], modulesToSave: ['wte'], bias: 'lora_only' }
+    : { useDora: true, modulesToSave: ['norm'] }
+  it('is trained, run and merged as without the casts', async () => {
+    const { cast, plain } = models.get(name)!
+    const runs = await Promise.all(
+      [cast, plain].map((model) =>
+        train({
+          ...{ model, config, out: new MemoryDirectory(), maxSteps: 2, batchSize: 2, learningRate: 1e-2, threads: 1 },
+          data: [{ text: 'In the beginning' }, { text: 'And God said' }],
+        }),
+      ),
+    )
+    expect(deviation(runs[0].report.trainLoss, runs[1].report.trainLoss)).toBeLessThan(1e-4)
+    const { adapter } = runs[0]
+    const [own, wanted] = [await logitsOf(cast, { adapter }), await logitsOf(plain, { adapter })]
+    expect(deviation(own, wanted)).toBeLessThan(1e-4)
+    expect(deviation(own, await logitsOf(cast, {}))).toBeGreaterThan(0.1)
+    const out = new MemoryDirectory()
+    await merge({ base: { directory: cast.directory }, adapters: adapter, out })
+    const merged = await loadModel(out, { runtime })
+    // The merged weights are rounded to float16.
+    expect(deviation(await logitsOf(merged, {}), own)).toBeLessThan(0.02)
+    await merged.close()
+  })
+})
