@@ -18,11 +18,9 @@ export interface KeptAdapter {
 
 /** A folder of this page; undefined where the browser keeps no files, as private windows of some do. */
 export async function folderAt(name: string, create = true): Promise<FileSystemDirectoryHandle | undefined> {
-  try {
-    return await (await navigator.storage.getDirectory()).getDirectoryHandle(name, { create })
-  } catch {
-    return undefined
-  }
+  const root = await navigator.storage?.getDirectory().catch(() => undefined)
+  const folder = root?.getDirectoryHandle(name, { create })
+  return create ? folder : folder?.catch(() => undefined)
 }
 
 /** Removes a folder of this page. */
