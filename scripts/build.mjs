@@ -71,7 +71,7 @@ async function bundle(entry, { write = false, plugins = [] } = {}) {
       minify: true,
       target: 'es2022',
       write,
-      rolldownOptions: { external: /^hyparquet/, output: { codeSplitting: false } },
+      rolldownOptions: { external: /^(hyparquet|@mlc-ai)/, output: { codeSplitting: false } },
     },
   })
   return [result].flat()[0].output[0].code

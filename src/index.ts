@@ -58,9 +58,10 @@ export type {
   ExtractOptions,
   ResizeOptions,
 } from './index/tools.js'
-export type { PreviewDataOptions, TrainOptions } from './index/train.js'
+export type { CheckDataOptions, TrainOptions } from './index/train.js'
 export type { TrainEvent, TrainRun } from './index/train-run.js'
 export {
+  checkData,
   combine,
   convertAdapter,
   diff,
@@ -72,7 +73,6 @@ export {
   merge,
   openSession,
   planMerge,
-  previewData,
   resize,
   saveAdapter,
   toPlain,
@@ -171,8 +171,16 @@ export type { AdapterDifference } from './tools/diff-layer.js'
 export type { ExtractedLayer, ExtractResult } from './tools/extract.js'
 export type { RankReport, ResizeResult } from './tools/resize.js'
 export type { TrainConfig, TrainingData, TrainingOptions, TrainResult } from './train/options.js'
-export type { EvaluationEvent, MemoryUse, ProgressEvent, StepEvent, TrainEvents, TrainReport, TrainStage } from './train/report.js'
-export type { PreviewExample, PreviewToken } from './train/rows/preview.js'
-export type { StepMetrics } from './train/saved/run-folder.js'
+export type {
+  EvaluationEvent,
+  MemoryUse,
+  ProgressEvent,
+  StepEvent,
+  TrainEvents,
+  TrainReport,
+  TrainStage,
+} from './train/report.js'
+export type { DataReport, LengthReport, PreviewExample, PreviewToken } from './train/rows/check.js'
+export type { SampleEvent, StepMetrics } from './train/saved/run-folder.js'
 export type { Schedule } from './train/schedule.js'
 export type { Keep, Preset, TrainSettings } from './train/settings.js'

@@ -30,7 +30,7 @@ const TABLES = {
     'src/index/away/push.ts': ['PushOptions'],
     'src/index/session.ts': ['OpenSessionOptions'],
     'src/index/tools.ts': ['CombineOptions', 'ConvertAdapterOptions', 'DiffOptions', 'ExtractOptions', 'ResizeOptions'],
-    'src/index/train.ts': ['PreviewDataOptions', 'TrainOptions'],
+    'src/index/train.ts': ['CheckDataOptions', 'TrainOptions'],
     'src/lora/init/data-inits.ts': ['CordaOptions', 'EvaOptions', 'LoftqOptions', 'LoraGaOptions'],
     'src/peft/adapter-folder.ts': ['SaveOptions'],
     'src/peft/open.ts': ['LoadOptions'],
@@ -55,6 +55,7 @@ const TABLES = {
   'src/tasks/gen/options.ts': {
     'src/tasks/dpo.ts': ['DpoOptions'],
     'src/tasks/embedding.ts': ['EmbeddingOptions'],
+    'src/tasks/kto.ts': ['KtoOptions'],
     'src/tasks/labels/label-problems.ts': ['LabelOptions'],
     'src/tasks/token-classification.ts': ['TagOptions'],
   },
@@ -65,7 +66,7 @@ const TABLES = {
 /** Interfaces whose members are options of the command line. */
 const FLAGS = [
   'AddLoraInputsOptions',
-  ...['ClassifyOptions', 'CombineOptions', 'ConvertAdapterOptions', 'EmbedOptions'],
+  ...['CheckDataOptions', 'ClassifyOptions', 'CombineOptions', 'ConvertAdapterOptions', 'EmbedOptions'],
   ...['EvaluateOptions', 'ExtractOptions'],
   ...['GenerateOptions', 'HandoffOptions', 'InspectOptions', 'LoadModelOptions', 'MergeOptions'],
   'OpenSessionOptions',
@@ -74,7 +75,6 @@ const FLAGS = [
 
 /** Interfaces whose defaults the code takes from a table, and which of their members that has. */
 const DEFAULTS = {
-  PreviewDataOptions: ({ tags }) => tags.default !== undefined,
   GenerateOptions: ({ tags }) => tags.default !== undefined,
   LoraConfig: () => true,
   TrainConfig: ({ owner }) => owner === 'TrainConfig',

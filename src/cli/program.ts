@@ -15,9 +15,12 @@ const EXIT_BUG = 70
 
 /** The commands by name, in the order of the help. */
 export const COMMANDS: Record<string, () => Promise<Command>> = {
+  init: async () => (await import('./run/init.js')).init,
   demo: async () => (await import('./run/demo.js')).demo,
+  data: async () => (await import('./run/data.js')).data,
   train: async () => (await import('./run/train.js')).train,
   evaluate: async () => (await import('./run/evaluate.js')).evaluate,
+  report: async () => (await import('./manage/report.js')).report,
   handoff: async () => (await import('./run/handoff.js')).handoff,
   'lora-inputs': async () => (await import('./manage/lora-inputs.js')).loraInputs,
   merge: async () => (await import('./manage/merge.js')).merge,
@@ -31,6 +34,7 @@ export const COMMANDS: Record<string, () => Promise<Command>> = {
   push: async () => (await import('./manage/push.js')).push,
   inspect: async () => (await import('./manage/inspect.js')).inspect,
   generate: async () => (await import('./run/generate.js')).generate,
+  chat: async () => (await import('./run/chat.js')).chat,
   classify: async () => (await import('./run/classify.js')).classify,
   embed: async () => (await import('./run/embed.js')).embed,
   serve: async () => (await import('./run/serve.js')).serve,

@@ -3,13 +3,13 @@
 
 import type { ByteSource } from '../base/bytes.js'
 import { DataError } from '../base/errors.js'
-import type { Row } from './row.js'
+import { type OnInvalid, type Row, unlessInvalid } from './row.js'
 import { checkLength, MAX_RECORD_LENGTH, textChunks } from './text-chunks.js'
 
 /** Characters that may divide the fields of a .csv file: programs of many countries write semicolons. */
 const DIVIDERS = [',', ';', '\t']
 
-interface Record {
+interface Fields {
   readonly fields: string[]
   /** The line that the record begins in. */
   readonly line: number
@@ -22,7 +22,7 @@ interface Record {
  * @throws DataError naming the line: quotes that do not close or close inside a field, more or fewer fields than
  *   columns, columns without a name or with the same
  */
-export async function* readDelimited(source: ByteSource, divider?: string): AsyncGenerator<Row> {
+export async function* readDelimited(source: ByteSource, divider?: string, onInvalid?: OnInvalid): AsyncGenerator<Row> {
   let columns: string[] | undefined
   for await (const { fields, line } of records(source, divider)) {
     const where = `${source.name}, line ${line}`
@@ -30,18 +30,21 @@ export async function* readDelimited(source: ByteSource, divider?: string): Asyn
       columns = checkColumns(fields, where)
       continue
     }
-    if (fields.length !== columns.length) {
-      throw new DataError({
-        where,
-        what: fields.length > columns.length ? 'more fields than columns' : 'fewer fields than columns',
-        expected: `${columns.length} (${columns.slice(0, 8).join(', ')})`,
-        got: String(fields.length),
-        hint: 'Put a field in quotes if it contains the separator or a line break',
-      })
-    }
     const names = columns
-    yield { row: Object.fromEntries(fields.map((value, i) => [names[i], value])), where }
+    const row = unlessInvalid(() => ({ row: named(fields, names, where), where }), onInvalid)
+    if (row !== undefined) yield row
   }
+}
+
+function named(fields: readonly string[], columns: readonly string[], where: string): Record<string, string> {
+  if (fields.length === columns.length) return Object.fromEntries(fields.map((value, i) => [columns[i], value]))
+  throw new DataError({
+    where,
+    what: fields.length > columns.length ? 'more fields than columns' : 'fewer fields than columns',
+    expected: `${columns.length} (${columns.slice(0, 8).join(', ')})`,
+    got: String(fields.length),
+    hint: 'Put a field in quotes if it contains the separator or a line break',
+  })
 }
 
 function checkColumns(fields: readonly string[], where: string): string[] {
@@ -73,7 +76,7 @@ const [QUOTE, RETURN, NEWLINE] = ['"', '\r', '\n'].map((character) => character.
 /** The kinds of places in a record. */
 type State = 'start of field' | 'plain field' | 'quoted field' | 'after quote'
 
-async function* records(source: ByteSource, given: string | undefined): AsyncGenerator<Record> {
+async function* records(source: ByteSource, given: string | undefined): AsyncGenerator<Fields> {
   let dividing = given?.charCodeAt(0)
   let state = 'start of field' as State
   let fields: string[] = []
@@ -85,7 +88,7 @@ async function* records(source: ByteSource, given: string | undefined): AsyncGen
   let recordLine = 1
   let quoteLine = 1
 
-  const endRecord = (): Record | undefined => {
+  const endRecord = (): Fields | undefined => {
     const record = { fields, line: recordLine }
     fields = []
     taken = 0

@@ -2,7 +2,7 @@
 
 import type { ByteSource } from '../base/bytes.js'
 import { DataError } from '../base/errors.js'
-import type { Row } from './row.js'
+import { type OnInvalid, type Row, unlessInvalid } from './row.js'
 import { checkLength, textChunks, textLines } from './text-chunks.js'
 
 /**
@@ -10,11 +10,13 @@ import { checkLength, textChunks, textLines } from './text-chunks.js'
  *
  * @throws DataError naming the line that is no JSON or no UTF-8
  */
-export async function* readJsonLines(source: ByteSource): AsyncGenerator<Row> {
+export async function* readJsonLines(source: ByteSource, onInvalid?: OnInvalid): AsyncGenerator<Row> {
   for await (const { text, number } of textLines(source)) {
     if (text.trim() === '') continue
     const where = `${source.name}, line ${number}`
-    yield { row: parseJson(text, where, 'Each line is one JSON object, or the file is one list of them'), where }
+    const hint = 'Each line is one JSON object, or the file is one list of them'
+    const row = unlessInvalid(() => ({ row: parseJson(text, where, hint), where }), onInvalid)
+    if (row !== undefined) yield row
   }
 }
 
@@ -36,7 +38,7 @@ const CLOSING = new Set([...']}'].map((character) => character.charCodeAt(0)))
  *
  * @throws DataError naming the element and its line
  */
-export async function* readJsonArray(source: ByteSource): AsyncGenerator<Row> {
+export async function* readJsonArray(source: ByteSource, onInvalid?: OnInvalid): AsyncGenerator<Row> {
   const { name } = source
   let line = 1
   let firstLine = 1
@@ -49,14 +51,17 @@ export async function* readJsonArray(source: ByteSource): AsyncGenerator<Row> {
   let length = 0
   const here = () => `${name}, record ${count + 1} (line ${firstLine})`
 
-  const element = (last: string): Row => {
+  const element = (last: string): Row[] => {
     const where = here()
     const text = parts.join('') + last
-    if (text.trim() === '') throw new DataError({ where, what: 'no record between two commas' })
     parts = []
     length = 0
     count++
-    return { row: parseJson(text, where, 'The file is one list of JSON objects'), where }
+    const row = unlessInvalid(() => {
+      if (text.trim() === '') throw new DataError({ where, what: 'no record between two commas' })
+      return { row: parseJson(text, where, 'The file is one list of JSON objects'), where }
+    }, onInvalid)
+    return row === undefined ? [] : [row]
   }
 
   for await (const chunk of textChunks(source)) {
@@ -84,7 +89,7 @@ export async function* readJsonArray(source: ByteSource): AsyncGenerator<Row> {
       if (code === QUOTE) isString = true
       else if (OPENING.has(code)) depth++
       else if (code === COMMA && depth === 1) {
-        yield element(chunk.slice(start, i))
+        yield* element(chunk.slice(start, i))
         start = i + 1
       } else if (CLOSING.has(code)) {
         depth--
@@ -92,7 +97,7 @@ export async function* readJsonArray(source: ByteSource): AsyncGenerator<Row> {
         isClosed = true
         const last = chunk.slice(start, i)
         const isEmptyList = count === 0 && length === 0 && last.trim() === ''
-        if (!isEmptyList) yield element(last)
+        if (!isEmptyList) yield* element(last)
       }
     }
     if (isClosed || depth === 0) continue

@@ -6,8 +6,18 @@ import type { ColumnNames } from './columns.js'
 import { readDelimited } from './delimited.js'
 import { DATA_ENDINGS, detectFormat, formatOfName } from './format.js'
 import { readJsonArray, readJsonLines } from './json.js'
-import type { Row } from './row.js'
+import type { OnInvalid, Row } from './row.js'
 import { checkLength, textLines } from './text-chunks.js'
+
+/** How rows are read. */
+export interface ReadOptions {
+  /** Name that is wanted → the data's own name for it. The row then has these fields alone. */
+  readonly columns?: ColumnNames | undefined
+  /** The name of records in memory, for messages. Default `data`. */
+  readonly name?: string
+  /** Takes the errors of records that are passed over. Default: the first one is thrown. */
+  readonly onInvalid?: OnInvalid | undefined
+}
 
 /** Files beside data that have the endings of data. */
 const NO_DATA = /^(\.|readme|licen[cs]e|dataset_infos?)/i
@@ -19,16 +29,17 @@ const MODEL_CONFIGS = ['config.json', 'adapter_config.json']
 const SPLIT_NAME = /(?:^|[._/-])(train|training|test|valid|validation|dev|eval)(?=[._/-]|$)/i
 
 /** The rows of a file, which is read by its format. */
-export async function* rowsOfFile(source: ByteSource, columns: ColumnNames | undefined): AsyncGenerator<Row> {
+export async function* rowsOfFile(source: ByteSource, options: ReadOptions): AsyncGenerator<Row> {
+  const { columns, onInvalid } = options
   switch (await detectFormat(source)) {
     case 'jsonl':
-      return yield* readJsonLines(source)
+      return yield* readJsonLines(source, onInvalid)
     case 'json-array':
-      return yield* readJsonArray(source)
+      return yield* readJsonArray(source, onInvalid)
     case 'csv':
-      return yield* readDelimited(source)
+      return yield* readDelimited(source, undefined, onInvalid)
     case 'tsv':
-      return yield* readDelimited(source, '\t')
+      return yield* readDelimited(source, '\t', onInvalid)
     case 'parquet': {
       const { readParquet } = await import('./parquet.js')
       return yield* readParquet(source, columns)
@@ -39,7 +50,7 @@ export async function* rowsOfFile(source: ByteSource, columns: ColumnNames | und
 }
 
 /** The data files directly in a folder, by name. Other files are left alone. */
-export async function* rowsOfFolder(directory: Directory, columns: ColumnNames | undefined): AsyncGenerator<Row> {
+export async function* rowsOfFolder(directory: Directory, options: ReadOptions): AsyncGenerator<Row> {
   const all = await directory.list()
   const config = MODEL_CONFIGS.find((name) => all.includes(name))
   if (config !== undefined) {
@@ -70,7 +81,7 @@ export async function* rowsOfFolder(directory: Directory, columns: ColumnNames |
   for (const file of files) {
     const source = await directory.open(file)
     try {
-      yield* rowsOfFile(source, columns)
+      yield* rowsOfFile(source, options)
     } finally {
       await source.close()
     }

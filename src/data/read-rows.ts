@@ -2,17 +2,10 @@
 // nothing of tokens or tasks.
 
 import { ConfigError } from '../base/errors.js'
-import { type ColumnNames, checkColumnNames, renameColumns } from './columns.js'
-import type { Row } from './row.js'
+import { checkColumnNames, renameColumns } from './columns.js'
+import type { ReadOptions } from './read-files.js'
+import { type Row, unlessInvalid } from './row.js'
 import { type DataSource, isByteSource, isDirectory, isIterable } from './source.js'
-
-/** How rows are read. */
-export interface ReadOptions {
-  /** Name that is wanted → the data's own name for it. The row then has these fields alone. */
-  readonly columns?: ColumnNames | undefined
-  /** The name of records in memory, for messages. Default `data`. */
-  readonly name?: string
-}
 
 /**
  * All rows, in order, each with where it is: `chats.jsonl, line 3`, `data[2]`.
@@ -22,20 +15,24 @@ export interface ReadOptions {
  *   UnsupportedError for Parquet without hyparquet; FileError when a file cannot be read
  */
 export async function* readRows(data: DataSource, options: ReadOptions = {}): AsyncGenerator<Row> {
-  const { columns, name = 'data' } = options
+  const { columns, onInvalid } = options
   checkColumnNames(columns)
-  for await (const row of rowsOf(data, name, columns)) yield columns === undefined ? row : renameColumns(row, columns)
+  for await (const row of rowsOf(data, options)) {
+    const renamed = columns === undefined ? row : unlessInvalid(() => renameColumns(row, columns), onInvalid)
+    if (renamed !== undefined) yield renamed
+  }
 }
 
-async function* rowsOf(data: DataSource, name: string, columns: ColumnNames | undefined): AsyncGenerator<Row> {
+async function* rowsOf(data: DataSource, options: ReadOptions): AsyncGenerator<Row> {
+  const { name = 'data' } = options
   if (isByteSource(data) || isDirectory(data)) {
     // A page that has its records in memory fetches no code that reads files.
     const { rowsOfFile, rowsOfFolder } = await import('./read-files.js')
-    yield* isByteSource(data) ? rowsOfFile(data, columns) : rowsOfFolder(data, columns)
+    yield* isByteSource(data) ? rowsOfFile(data, options) : rowsOfFolder(data, options)
   } else if (isIterable(data)) {
     let index = 0
     for await (const item of data) {
-      if (isByteSource(item) || isDirectory(item)) yield* rowsOf(item, name, columns)
+      if (isByteSource(item) || isDirectory(item)) yield* rowsOf(item, options)
       else yield { row: item, where: `${name}[${index}]` }
       index++
     }

@@ -1,7 +1,7 @@
 // Evaluation of finished adapters: the task's metrics for the base and for each adapter on the same records, with
 // intervals, and the records that differ most. For texts also what the model writes, against the answer that is wanted.
 
-import { DataError, UnsupportedError } from '../base/errors.js'
+import { ConfigError, DataError, UnsupportedError } from '../base/errors.js'
 import { checkOptions } from '../base/options.js'
 import { Steps, type ToolRun } from '../base/progress.js'
 import { readRows } from '../data/read-rows.js'
@@ -19,6 +19,7 @@ import type { TrainingOptions } from '../train/options.js'
 import { encodeContext } from '../train/rows/examples.js'
 import { resolveSettings } from '../train/settings.js'
 import { bootstrap, type Interval, type Statistic } from './bootstrap.js'
+import { checkJudge, type JudgeSettings, judge } from './judge.js'
 import { type Measured, measure, noAdapter } from './measure.js'
 import { countTexts, type TextCounts, textMetrics } from './texts.js'
 
@@ -46,6 +47,22 @@ export interface EvaluateSettings
   readonly batchSize?: number | undefined
   /** Also writes an answer to each record, and compares it: exact match, ROUGE-L and chrF. Default false. */
   readonly generate?: boolean | undefined
+  /**
+   * Address of a server in OpenAI's form, up to /v1, whose model compares the answers of each adapter with those of the
+   * first model, in both orders. The metric `judged` is the share of wins, and half of the ties. Implies `generate`.
+   * Default: none.
+   * @flag URL
+   */
+  readonly judge?: string | undefined
+  /**
+   * Name of the model that judges.
+   * @flag NAME
+   */
+  readonly judgeModel?: string | undefined
+  /** Key for the judge's server, if it wants one. */
+  readonly judgeKey?: string | undefined
+  /** The name of the adapter that the others are compared with. Default: the base. */
+  readonly against?: string | undefined
   /**
    * With `generate`: the most new tokens of an answer.
    * @range an integer of at least 1
@@ -82,6 +99,8 @@ export interface EvaluatedModel {
   readonly metrics: Readonly<Record<string, Interval>>
   /** These metrics minus those of the first model, record by record; null for the first model. */
   readonly differences: Readonly<Record<string, Interval>> | null
+  /** How often the judge found its answers better than those of the first model, as good, or worse. */
+  readonly judged?: { readonly won: number; readonly tied: number; readonly lost: number }
   /** Time that its runs took, without opening the model. */
   readonly seconds: number
 }
@@ -126,13 +145,20 @@ interface EvaluatedRecord {
   readonly question: Question | undefined
 }
 
+interface WrittenText {
+  readonly text: string
+  readonly counts: TextCounts
+  /** 1 if it is better than the first model's, 0.5 for a tie, 0 if it is worse. */
+  judged: number
+}
+
 /** A model to evaluate. */
 interface Contender {
   readonly name: string | null
   readonly open: OpenTask
   readonly adapter: LoraAdapter
   /** The answer and its scores. Empty without `generate`. */
-  texts: { readonly text: string; readonly counts: TextCounts }[]
+  texts: WrittenText[]
 }
 
 /** Evaluates a model that is open; see the entry. */
@@ -140,8 +166,10 @@ export async function evaluateAdapters(
   given: Model,
   adapters: Readonly<Record<string, LoraAdapter>>,
   data: TrainingOptions['data'],
-  options: EvaluateSettings,
+  asked: EvaluateSettings,
 ): Promise<EvaluateReport> {
+  const judging = checkJudge(asked.judge, asked.judgeModel, asked.judgeKey)
+  const options = judging === undefined ? asked : { ...asked, generate: true }
   const { resamples = 1000, seed = 42, differing = 10, onWarning = console.warn } = options
   const { device, threads, lowMemory, batchSize } = options
   const settings = resolveSettings({ device, threads, lowMemory, batchSize })
@@ -150,8 +178,9 @@ export async function evaluateAdapters(
   checkOptions(options.taskOptions, `the task ${task.name}`, task.options ?? {})
   task.check(model)
   const { records, examples } = await read(model, task, data, options, onWarning)
-  const contenders = await contendersOf(model, task, adapters, examples, options, onWarning)
-  const runs = contenders.length * (examples.length + (options.generate ? records.length : 0))
+  const contenders = inOrder(await contendersOf(model, task, adapters, examples, options, onWarning), options.against)
+  const judgements = judging === undefined ? 0 : (contenders.length - 1) * records.length
+  const runs = contenders.length * (examples.length + (options.generate ? records.length : 0)) + judgements
   const steps = new Steps(runs, options)
   const measured: Measured[] = []
   for (const [index, contender] of contenders.entries()) {
@@ -161,17 +190,22 @@ export async function evaluateAdapters(
     if (!Number.isFinite(loss)) onWarning(`${contender.name ?? 'the base'}: the loss is ${loss}`)
   }
   if (options.generate) await writeAnswers(given, contenders, records, options, (name) => steps.next(name))
-  const statistics = contenders.map((contender, i) => statisticOf(contender, measured[i], records, examples))
+  if (judging !== undefined) await judgeAnswers(contenders, records, judging, options, steps)
+  const statistics = contenders.map((contender, i) =>
+    statisticOf(contender, measured[i], records, examples, judging !== undefined),
+  )
   const intervals = bootstrap(statistics, records.length, { resamples, seed })
   const models = contenders.map(({ name }, i): EvaluatedModel => {
     const { loss, losses, seconds } = measured[i]
     const { metrics, differences } = intervals[i]
-    if (losses !== undefined) return { name, metrics, differences, seconds }
+    const judged = judging && i > 0 ? { judged: judgedOf(contenders[i]) } : {}
+    if (losses !== undefined) return { name, metrics, differences, ...judged, seconds }
     const fixed = (value: number): Record<string, Interval> => ({ loss: { value, low: null, high: null } })
     return {
       name,
       metrics: { ...fixed(loss), ...metrics },
       differences: differences && { ...fixed(loss - measured[0].loss), ...differences },
+      ...judged,
       seconds,
     }
   })
@@ -286,6 +320,14 @@ async function contendersOf(
   return contenders
 }
 
+/** The contenders, the one first that the others are compared with. */
+function inOrder(contenders: Contender[], against: string | undefined): Contender[] {
+  if (against === undefined) return contenders
+  const first = contenders.find(({ name }) => name === against)
+  if (first !== undefined) return [first, ...contenders.filter((one) => one !== first)]
+  throw new ConfigError({ where: 'against', what: 'no such adapter', got: against })
+}
+
 /** Opens the task. Throws DataError for labels that the adapter does not give. */
 function openLabelled(name: string, labels: readonly string[] | undefined, open: () => OpenTask): OpenTask {
   const refuse = (got: string | undefined, cause?: Error) =>
@@ -313,6 +355,7 @@ function statisticOf(
   { losses, weights, predictions }: Measured,
   records: readonly EvaluatedRecord[],
   examples: readonly unknown[],
+  isJudged: boolean,
 ): Statistic {
   const values = Object.entries(open.values?.(predictions) ?? {})
   return (chosen) => {
@@ -339,6 +382,9 @@ function statisticOf(
       ...(losses !== undefined && { loss }),
       ...(values.length > 0 ? Object.fromEntries(means) : own()),
       ...(texts.length > 0 && textMetrics(Array.from(chosen, (record) => texts[record].counts))),
+      ...(isJudged && {
+        judged: Array.from(chosen, (record) => texts[record].judged).reduce((a, b) => a + b, 0) / chosen.length,
+      }),
     }
   }
 }
@@ -364,7 +410,7 @@ async function writeAnswers(
         const settings = { temperature: 0, batchSize, maxNewTokens, chatTemplate, chatTemplateArgs, signal }
         const results = await session.generate(prompts, { ...settings, adapter: contender.name })
         for (const [i, { text }] of results.entries()) {
-          contender.texts.push({ text, counts: countTexts(text, some[i].question!.answer) })
+          contender.texts.push({ text, counts: countTexts(text, some[i].question!.answer), judged: 0.5 })
           await next(contender.name ?? 'base')
         }
       }
@@ -372,6 +418,38 @@ async function writeAnswers(
   } finally {
     await session.dispose()
   }
+}
+
+/** Records that are judged at the same time. */
+const JUDGED_TOGETHER = 8
+
+async function judgeAnswers(
+  [first, ...others]: readonly Contender[],
+  records: readonly EvaluatedRecord[],
+  settings: JudgeSettings,
+  { signal }: EvaluateSettings,
+  steps: Steps,
+): Promise<void> {
+  for (const { name, texts } of others) {
+    for (let from = 0; from < records.length; from += JUDGED_TOGETHER) {
+      const places = records.slice(from, from + JUDGED_TOGETHER).map((_, i) => from + i)
+      await Promise.all(
+        places.map(async (i) => {
+          const { prompt, answer: wanted } = records[i].question!
+          const asked =
+            typeof prompt === 'string' ? prompt : prompt.map((one) => `${one.role}: ${one.content}`).join('\n')
+          const pair = { prompt: asked, wanted, first: first.texts[i].text, second: texts[i].text }
+          texts[i].judged = await judge(pair, settings, signal as AbortSignal | undefined)
+        }),
+      )
+      for (const _ of places) await steps.next(`judge of ${name}`)
+    }
+  }
+}
+
+function judgedOf({ texts }: Contender): NonNullable<EvaluatedModel['judged']> {
+  const count = (value: number) => texts.filter(({ judged }) => judged === value).length
+  return { won: count(1), tied: count(0.5), lost: count(0) }
 }
 
 /** The records on which an adapter differs most from the first model. */

@@ -63,10 +63,14 @@ export async function measure(input: MeasureInput, takeReference = false): Promi
     )
     const startedAt = performance.now()
     // A loss that needs the other examples is that of a batch. Every other loss is wanted by the record.
-    const isOfBatch = open.stepLoss !== undefined
+    const isOfBatch = open.stepLoss !== undefined || open.needsNeighbors === true
     const limit = model.contextLength ?? Number.POSITIVE_INFINITY
     const costs = examples.map((example) => open.cost(example))
-    const plans = planEvaluation(costs, { batchSize: isOfBatch ? settings.batchSize : 1, limit })
+    const plans = planEvaluation(costs, {
+      batchSize: isOfBatch || open.exampleLosses !== undefined ? settings.batchSize : 1,
+      limit,
+      inOrder: open.needsNeighbors ?? false,
+    })
     const losses: number[] = Array(examples.length)
     const weights: number[] = Array(examples.length)
     const predictions: unknown[] = Array(examples.length)
@@ -78,9 +82,10 @@ export async function measure(input: MeasureInput, takeReference = false): Promi
       sum += loss * normalizer
       total += normalizer
       const predicted = open.predict?.(outputs, batch) ?? []
+      const own = open.exampleLosses?.(predicted)
       for (const [i, place] of places.entries()) {
-        losses[place] = loss
-        weights[place] = normalizer / places.length
+        losses[place] = own?.[i] ?? loss
+        weights[place] = own === undefined ? normalizer / places.length : open.normalizer([examples[place]])
         predictions[place] = predicted[i]
         await next()
       }

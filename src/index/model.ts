@@ -1,6 +1,6 @@
 // Opens models. What reads graphs and tokenizers loads with the first call.
 
-import { FileError } from '../base/errors.js'
+import { FileError, type FormatError } from '../base/errors.js'
 import type { SignalLike } from '../base/globals.js'
 import { checkOptions } from '../base/options.js'
 import type { DtypeChoice } from '../graph/graph-file.js'
@@ -39,12 +39,14 @@ const OTHER_FILES = /\.(gguf|safetensors|bin|pt|pth|ckpt|json)$/
 /**
  * Throws FormatError when a model has no chat template. Loads nothing else of it: its weights may be large, and on a
  * server.
+ *
+ * @param error makes another error out of the folder's name
  */
-export async function requireChatTemplate(source: Source): Promise<void> {
+export async function requireChatTemplate(source: Source, error?: (model: string) => FormatError): Promise<void> {
   const { directory } = await openSource(source, 'source')
   const { loadChatTemplate } = await import('../text/chat-template.js')
   if ((await loadChatTemplate(directory)) !== undefined) return
-  throw (await import('../infer/generate/prompts.js')).noTemplate(directory.name)
+  throw (error ?? (await import('../infer/generate/prompts.js')).noTemplate)(directory.name)
 }
 
 /** See the entry. */

@@ -2,24 +2,27 @@
 
 import type { ByteSource } from '../base/bytes.js'
 import { ConfigError } from '../base/errors.js'
-import { checkArgument, checkOptions } from '../base/options.js'
+import { checkArgument, checkOptions, isObject } from '../base/options.js'
+import { readRows } from '../data/read-rows.js'
+import { isByteSource, isDirectory } from '../data/source.js'
 import type { DtypeChoice } from '../graph/graph-file.js'
 import type { Model } from '../graph/model-folder.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import { loadAdapter } from '../peft/adapter-folder.js'
 import { defaultTargetModules } from '../peft/default-targets.js'
+import { noTemplateForChats } from '../tasks/causal-lm.js'
 import type { TaskFacts } from '../tasks/task.js'
 import { tasksFor } from '../tasks/tasks.js'
 import type { RunSources } from '../train/about-run.js'
 import { TRAIN_CONFIG } from '../train/gen/options.js'
 import type { TrainConfig, TrainingData, TrainingOptions, TrainResult } from '../train/options.js'
-import { type PreviewExample, previewExamples } from '../train/rows/preview.js'
+import { checkRecords, type DataReport } from '../train/rows/check.js'
 import { defaultsOf } from '../train/settings.js'
 import { type RunContext, train as trainOpened } from '../train/train.js'
 import { type Data, openData } from './data.js'
-import { PREVIEW_DATA_OPTIONS, PREVIEW_DATA_OPTIONS_DEFAULTS, TRAIN_EVENTS, TRAIN_OPTIONS } from './gen/options.js'
+import { CHECK_DATA_OPTIONS, TRAIN_EVENTS, TRAIN_OPTIONS } from './gen/options.js'
 import { MODEL } from './kinds.js'
-import { loadModel } from './model.js'
+import { loadModel, requireChatTemplate } from './model.js'
 import { memoryLimits } from './platform/memory.js'
 import { platform } from './platform/platform.js'
 import { openFolder, openTarget, type Source, type Target } from './sources.js'
@@ -56,7 +59,7 @@ export interface TrainOptions
   /**
    * The folder for adapter, metrics and state. Without it nothing is written.
    * @flag DIR
-   * @help new folder for the adapter; required unless --preview is given
+   * @help new folder for the adapter; required without --gate
    */
   readonly out?: Target | undefined
   /**
@@ -69,18 +72,29 @@ export interface TrainOptions
   readonly tensorboard?: Target | undefined
 }
 
-/** Options of {@link previewData}: the options of {@link TrainOptions} that change how records become tokens. */
-export interface PreviewDataOptions
+/** Options of {@link checkData}: the options of {@link TrainOptions} that change what records mean. */
+export interface CheckDataOptions
   extends Pick<
     TrainOptions,
-    'model' | 'dtype' | 'data' | 'task' | 'columns' | 'maxLength' | 'chatTemplate' | 'chatTemplateArgs'
+    | 'dtype'
+    | 'data'
+    | 'evalData'
+    | 'task'
+    | 'columns'
+    | 'maxLength'
+    | 'chatTemplate'
+    | 'chatTemplateArgs'
+    | 'decodeImage'
+    | 'signal'
   > {
+  /** The model whose tokens and chat template are used. Without it, records are read and not encoded. */
+  readonly model?: Model | Source | undefined
   /**
-   * How many examples.
-   * @range an integer of at least 1
-   * @default 3
+   * How many examples the report has as tokens. Needs a model.
+   * @range an integer of at least 0
+   * @default 0
    */
-  readonly count?: number | undefined
+  readonly preview?: number | undefined
 }
 
 /** See the entry. */
@@ -102,6 +116,7 @@ export async function withTraining<T>(
     return await work(
       {
         ...rest,
+        ...(options.on === undefined && { on: platform().watch?.() }),
         config: withDefaultTargets(options, model),
         adapter: await adapterOf(options.adapter),
         model,
@@ -111,17 +126,23 @@ export async function withTraining<T>(
         out: options.out === undefined ? undefined : openTarget(options.out, 'out'),
         tensorboard: options.tensorboard === undefined ? undefined : openTarget(options.tensorboard, 'tensorboard'),
       },
-      { limits: memoryLimits(model), memoryUse: platform().memoryUse, sources: sourcesOf(options) },
+      {
+        limits: memoryLimits(model),
+        memoryUse: platform().memoryUse,
+        sources: sourcesOf(options),
+        page: async (...parts) => (await import('./run-page.js')).pageOfRun(...parts),
+      },
     )
   })
 }
 
 /** See the entry. */
-export async function previewData(options: PreviewDataOptions): Promise<PreviewExample[]> {
-  checkOptions(options, 'previewData', PREVIEW_DATA_OPTIONS)
-  return withOpened(options, async (model, data) => {
-    return previewExamples({ ...options, model, data }, options.count ?? PREVIEW_DATA_OPTIONS_DEFAULTS.count)
-  })
+export async function checkData(options: CheckDataOptions): Promise<DataReport> {
+  checkOptions(options, 'checkData', CHECK_DATA_OPTIONS)
+  const { decodeImage = platform().decodeImage, preview } = options
+  return withOpened(options, (model, data, evalData) =>
+    checkRecords({ ...options, model, data, evalData, decodeImage }, preview),
+  )
 }
 
 /** See the entry. */
@@ -159,11 +180,12 @@ function named(data: Data): string | readonly string[] | undefined {
  * Opens data and model, runs `work`, and closes what it opened. The data come first: a wrong path should not be found
  * after the download of a model.
  */
-async function withOpened<T>(
-  { model, dtype, data, evalData, signal }: Pick<TrainOptions, 'model' | 'dtype' | 'data' | 'evalData' | 'signal'>,
-  work: (model: Model, data: TrainingData, evalData: TrainingData | undefined) => Promise<T>,
+async function withOpened<T, M extends Model | Source | undefined>(
+  options: Omit<CheckDataOptions, 'model'> & { readonly model?: M },
+  work: (model: Model | (M & undefined), data: TrainingData, evalData: TrainingData | undefined) => Promise<T>,
 ): Promise<T> {
-  const isOpen = MODEL.accepts(model)
+  const { model, dtype, data, evalData, signal } = options
+  const isOpen = model === undefined || MODEL.accepts(model)
   if (isOpen && dtype !== undefined) {
     throw new ConfigError({ where: 'dtype', what: 'only for models that are not open yet' })
   }
@@ -172,11 +194,23 @@ async function withOpened<T>(
   try {
     const openedData = await openData(data, 'data', closeLater)
     const openedEvalData = evalData === undefined ? undefined : await openData(evalData, 'evalData', closeLater)
-    const opened = isOpen ? (model as Model) : await loadModel(model as Source, { dtype, signal })
+    if (!isOpen) await requireTemplateFor(openedData, options, model as Source)
+    const opened = isOpen ? (model as unknown as Model) : await loadModel(model as Source, { dtype, signal })
     if (!isOpen) closers.push(() => opened.close())
     return await work(opened, openedData, openedEvalData)
   } finally {
     await Promise.all(closers.map((close) => close()))
+  }
+}
+
+/** Throws FormatError for chats and a model without a chat template: before its weights are loaded. */
+async function requireTemplateFor(data: TrainingData, options: Omit<CheckDataOptions, 'model'>, model: Source) {
+  const isFile = isByteSource(data) || isDirectory(data) || Array.isArray(data)
+  if (!isFile || options.chatTemplate !== undefined) return
+  for await (const { row } of readRows(data, { columns: options.columns, onInvalid: () => {} })) {
+    const isChat = isObject(row) && (Array.isArray(row.messages) || Array.isArray(row.conversations))
+    if (isChat) await requireChatTemplate(model, noTemplateForChats)
+    return
   }
 }
 

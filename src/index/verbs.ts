@@ -15,7 +15,7 @@ import type { CombineResult } from '../tools/combine.js'
 import type { DiffReport } from '../tools/diff.js'
 import type { ExtractResult } from '../tools/extract.js'
 import type { ResizeResult } from '../tools/resize.js'
-import type { PreviewExample } from '../train/rows/preview.js'
+import type { DataReport } from '../train/rows/check.js'
 import type { ToPlainOptions } from './adapters.js'
 import type { EvaluateOptions } from './evaluate.js'
 import type { InspectOptions, InspectReport } from './inspect.js'
@@ -24,7 +24,7 @@ import type { LoadModelOptions } from './model.js'
 import type { AdapterSession, OpenSessionOptions } from './session.js'
 import type { Source, Target } from './sources.js'
 import type { CombineOptions, ConvertAdapterOptions, DiffOptions, ExtractOptions, ResizeOptions } from './tools.js'
-import type { PreviewDataOptions, TrainOptions } from './train.js'
+import type { CheckDataOptions, TrainOptions } from './train.js'
 import { followRun, type TrainRun } from './train-run.js'
 
 /**
@@ -129,20 +129,22 @@ export async function trainingTasks(model?: Model): Promise<TaskFacts[]> {
 }
 
 /**
- * Shows what training would see: the tokens of the first examples, and which of them count. Trains nothing.
+ * Reads data as training would, and tells what is in it: the task that fits, lengths, labels, duplicates, records that
+ * cannot be used, and with `preview` the tokens of the first examples and which of them count. Trains nothing. Memory
+ * does not grow with the texts: a record takes 16 to 32 bytes.
  *
- * @throws as {@link train} does for model and data
+ * @throws as {@link train} does for model and options. What is wrong with a record is in the report
  *
  * @example
- * const [example] = await previewData({
+ * const { task, invalid, examples } = await checkData({
  *   model: 'models/union-3m',
  *   data: [{ prompt: 'Who is it? ', completion: 'It is the captain.' }],
- *   count: 1,
+ *   preview: 1,
  * })
- * console.log(example.tokens.filter(({ counts }) => counts).map(({ text }) => text))
+ * console.log(task, invalid.length, examples[0].tokens.filter(({ counts }) => counts).map(({ text }) => text))
  */
-export async function previewData(options: PreviewDataOptions): Promise<PreviewExample[]> {
-  return (await import('./train.js')).previewData(options)
+export async function checkData(options: CheckDataOptions): Promise<DataReport> {
+  return (await import('./train.js')).checkData(options)
 }
 
 /**

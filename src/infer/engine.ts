@@ -15,12 +15,15 @@ import type {
   SessionModel,
   SessionOptions,
 } from '../runtime/runtime.js'
+import type { Vocabulary } from '../text/vocabulary.js'
 import { distinctMixes, type Mix } from './adapters/choice.js'
 import { AdapterFeeds, type RowFactors } from './adapters/row-factors.js'
 import type { AdapterFactors } from './adapters/site-factors.js'
 import { groupFeeds } from './adapters/site-feeds.js'
 import { needsColumns, runColumns, type TokenColumns } from './column-runs.js'
 import { Decoding, type NextToken, type TextRequest } from './generate/decoding.js'
+import { Grammars } from './generate/grammars.js'
+import { PrefixStore } from './generate/prefix-store.js'
 
 export interface OpenRequest {
   model: SessionModel
@@ -42,6 +45,8 @@ export interface OpenRequest {
 export interface DecodingRequest extends TextRequest {
   /** For each row, or one for all. */
   readonly mixes: readonly Mix[]
+  /** Bytes of the caches that are kept for later texts; 0 where the graph cannot begin behind them. */
+  readonly prefixBytes: number
 }
 
 interface OpenSession {
@@ -72,6 +77,9 @@ export class InferEngine {
   /** The last run's: a caller that grows a text asks with the same list. */
   #last: { readonly mixes: readonly Mix[]; readonly feeds: AdapterFeeds } | undefined
   readonly #decodings = new Map<number, Decoding>()
+  readonly #prefixes = new PrefixStore()
+  readonly #grammars = new Grammars()
+  #prefixBytes = 0
   #open: OpenSession | undefined
   #keepsTensors = false
   #nextDecoding = 1
@@ -100,6 +108,8 @@ export class InferEngine {
   }
 
   removeAdapter(name: string): void {
+    const factors = this.#adapters.get(name)
+    if (factors !== undefined) this.#prefixes.forget(factors)
     this.#adapters.delete(name)
     this.#forgetFeeds()
   }
@@ -115,11 +125,40 @@ export class InferEngine {
   }
 
   /** @returns the number of the new texts; they keep their adapters' arrays, even if an adapter leaves the session */
-  startDecoding({ mixes, ...request }: DecodingRequest): number {
+  startDecoding({ mixes, prefixBytes, ...request }: DecodingRequest): number {
     const id = this.#nextDecoding++
     const { distinct, rowOf } = distinctMixes(mixes)
-    this.#decodings.set(id, new Decoding(request, this.#factorsOf(distinct), rowOf, this.#open?.newRows))
+    const decoding = new Decoding(request, this.#factorsOf(distinct), rowOf, this.#open?.newRows)
+    this.#decodings.set(id, decoding)
+    this.#prefixBytes = prefixBytes
+    const found = decoding.unread && this.#prefixes.find(decoding.unread)
+    if (found !== undefined) decoding.skip(found.prefix.cache, found.count)
     return id
+  }
+
+  /**
+   * Compiles a schema that texts will have to fit.
+   *
+   * @param vocabulary is needed once
+   * @returns false if it is missing
+   */
+  async prepareSchema(schema: string, vocabulary?: Vocabulary): Promise<boolean> {
+    if (vocabulary !== undefined) this.#grammars.setVocabulary(vocabulary)
+    if (!this.#grammars.hasVocabulary) return false
+    await this.#grammars.compile(schema)
+    return true
+  }
+
+  /** Keeps what was read of texts. */
+  #keep(decoding: Decoding, ids?: readonly number[]): void {
+    if (this.#prefixBytes === 0) return
+    for (const { text, copy } of decoding.read(ids)) this.#prefixes.keep(text, copy, this.#prefixBytes)
+  }
+
+  /** Lets texts that have ended leave. */
+  #drop(decoding: Decoding, ended: readonly number[]): void {
+    this.#keep(decoding, ended)
+    decoding.drop(ended)
   }
 
   /**
@@ -131,9 +170,14 @@ export class InferEngine {
    */
   async nextTokens(id: number, ended: readonly number[], given: Feeds = {}, most?: number): Promise<NextToken[]> {
     const decoding = this.#decoding(id)
-    decoding.drop(ended)
+    this.#drop(decoding, ended)
+    const { isReading } = decoding
+    await decoding.prepare(this.#grammars)
     const outputs = await this.#run(decoding.feeds(given, most), decoding.adapters, decoding.outputNames)
-    return decoding.take(outputs, most)
+    const tokens = decoding.take(outputs, most)
+    // A prompt that others share may be there for them before its text ends.
+    if (isReading && tokens.length === 1) this.#keep(decoding)
+    return tokens
   }
 
   /**
@@ -144,8 +188,8 @@ export class InferEngine {
    */
   joinDecodings(id: number, other: number, ended: readonly number[]): boolean {
     const [into, from] = [this.#decoding(id), this.#decoding(other)]
-    into.drop(ended)
-    from.drop(ended)
+    this.#drop(into, ended)
+    this.#drop(from, ended)
     if (!into.isLike(from)) return false
     const adapters = into.adaptersWith(from)
     try {
@@ -167,7 +211,7 @@ export class InferEngine {
    */
   splitDecoding(id: number, ended: readonly number[]): Map<number, number> {
     const decoding = this.#decoding(id)
-    decoding.drop(ended)
+    this.#drop(decoding, ended)
     const alone = decoding.split()
     this.#decodings.delete(id)
     return new Map(
@@ -180,6 +224,9 @@ export class InferEngine {
   }
 
   stopDecoding(id: number): void {
+    const decoding = this.#decodings.get(id)
+    if (decoding !== undefined) this.#keep(decoding)
+    decoding?.release()
     this.#decodings.delete(id)
   }
 
@@ -195,6 +242,7 @@ export class InferEngine {
       const last = this.#open
       this.#open = undefined
       this.#decodings.clear()
+      this.#prefixes.clear()
       this.#adapters.clear()
       this.#forgetFeeds()
       await last?.session.dispose()

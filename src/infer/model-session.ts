@@ -100,6 +100,7 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
       device,
       maxBatch = TEXT_BOUNDS.maxBatch,
       cacheBytes = TEXT_BOUNDS.cacheBytes,
+      prefixCache = TEXT_BOUNDS.prefixCache,
       ...options
     }: AdapterSessionOptions = {},
     closesModel = false,
@@ -117,7 +118,7 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
       beforeOpen: async () => {},
       onWarning,
     }
-    const session = new ModelSession(model, closesModel, allowMissing, extras, { maxBatch, cacheBytes })
+    const session = new ModelSession(model, closesModel, allowMissing, extras, { maxBatch, cacheBytes, prefixCache })
     try {
       const main = await GraphSession.start(model, {
         ...own,

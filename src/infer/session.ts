@@ -55,6 +55,13 @@ export interface AdapterSessionOptions extends Omit<SessionOptions, 'executionPr
    * @default 1073741824
    */
   cacheBytes?: number | undefined
+  /**
+   * The largest number of bytes for the key-value caches of texts that have ended. A text that begins like one of them,
+   * such as the next turn of a chat, with the same adapters, does not read this part again. 0 keeps none.
+   * @range an integer of at least 0
+   * @default 268435456
+   */
+  prefixCache?: number | undefined
 }
 
 /** Options of `run`. */
@@ -137,6 +144,13 @@ export interface StreamOptions extends SamplingOptions, ChatOptions {
    * @range a safe integer
    */
   seed?: number | undefined
+  /**
+   * A JSON schema that the text has to fit, or `{ type: 'object' }` for any object. Each text that ends by itself is
+   * JSON and fits; one that `maxNewTokens` cuts may not. Needs the package @mlc-ai/web-xgrammar.
+   */
+  schema?: object | undefined
+  /** Calls with other names do not share what was read: see `prefixCache`. Default: all share it. */
+  cacheScope?: string | undefined
   /** Stops the generation after the current token. The promise rejects with the signal's reason. */
   signal?: SignalLike | undefined
 }
@@ -305,6 +319,8 @@ export interface GenerateResult {
   tokens: number
   /** Number of tokens of the prompt. */
   promptTokens: number
+  /** How many of them were not read anew: see `prefixCache`. */
+  cachedTokens: number
   /** The new tokens, including those of a stop string. */
   tokenIds: number[]
   /**

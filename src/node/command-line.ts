@@ -1,10 +1,60 @@
 // Functions of Node that the command line needs beside the public API.
 
 import path from 'node:path'
+import { createInterface } from 'node:readline'
 import { writeFile } from '../base/bytes.js'
+import { DataError } from '../base/errors.js'
+import { isObject } from '../base/options.js'
+import { renameColumns } from '../data/columns.js'
+import { readRows } from '../data/read-rows.js'
+import type { Row } from '../data/row.js'
+import { openData } from '../index/data.js'
 import { NodeDirectory } from '../io/node/files.js'
 
 export { hasStuckWorker } from '../runtime/node/worker.js'
+
+/**
+ * The records of a file, or of standard input for `-`: JSON, or else each line is a text.
+ *
+ * @throws DataError for a record without a text, and what reading data throws
+ */
+export async function* rowsOfInput(
+  file: string,
+  columns: Readonly<Record<string, string>> | undefined,
+): AsyncGenerator<{ text: string } & Record<string, unknown>> {
+  const closers: (() => Promise<void>)[] = []
+  const rows = file === '-' ? lines() : readRows(await openData(file, 'data', (one) => closers.push(() => one.close())))
+  try {
+    for await (const row of rows) {
+      const { where, row: fields } = columns === undefined ? row : renameColumns(row, columns)
+      const { text } = isObject(fields) ? fields : {}
+      if (typeof text !== 'string') {
+        const hint = 'Name your field with `columns: { text: … }`'
+        throw new DataError({ where, what: 'no text', expected: 'a field "text"', hint })
+      }
+      yield { ...(fields as object), text }
+    }
+  } finally {
+    for (const close of closers) await close()
+  }
+}
+
+async function* lines(): AsyncGenerator<Row> {
+  let number = 0
+  for await (const line of createInterface({ input: process.stdin })) {
+    number++
+    const where = `standard input, line ${number}`
+    if (line.trim() === '') continue
+    if (!line.startsWith('{')) yield { row: { text: line }, where }
+    else {
+      try {
+        yield { row: JSON.parse(line), where }
+      } catch (cause) {
+        throw new DataError({ where, what: `not valid JSON (${(cause as Error).message})`, cause })
+      }
+    }
+  }
+}
 
 /** Writes a file that appears complete or not at all. Throws FileError when it cannot be written. */
 export function writeWhole(file: string, content: string): Promise<void> {

@@ -9,6 +9,7 @@ import { locate, NodeDirectory, openFile } from '../io/node/files.js'
 import type { EngineKind } from '../runtime/host.js'
 import { resolveNodeRuntime } from '../runtime/node/runtime.js'
 import { spawnNodeWorker } from '../runtime/node/worker.js'
+import { watchOnTerminal } from './watch.js'
 
 const WORKERS: Record<EngineKind, URL> = {
   train: new URL('../train/node/worker.js', import.meta.url),
@@ -51,6 +52,7 @@ export const nodePlatform: Platform = {
     return { endpoint, token }
   },
   // availableMemory heeds a container's limit; it came with Node 20.13.
+  watch: watchOnTerminal,
   freeMemory: () => process.availableMemory?.() ?? freemem(),
   memoryUse,
   defaultRuntime: () => runtimeOf(resolveNodeRuntime()),

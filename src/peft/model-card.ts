@@ -21,6 +21,8 @@ export interface CardParts {
   readonly evalShare: number | undefined
   /** Results of the evaluation of the saved weights. */
   readonly metrics: Readonly<Record<string, number>>
+  /** The same before training; empty if nothing was measured then. */
+  readonly before: Readonly<Record<string, number>>
   /** Settings of the run, as a list shows them. */
   readonly settings: Readonly<Record<string, unknown>>
   /** Names of the logits. */
@@ -53,11 +55,12 @@ const ID = /^[\w-][\w.-]*\/[\w-][\w.-]*$/
 
 /** The text of a card. */
 export function modelCard(parts: CardParts): string {
-  const { base, data, evalData, evalShare, metrics, settings } = parts
+  const { base, data, evalData, evalShare, metrics, before, settings } = parts
   const share = evalShare === undefined ? '' : `${evalShare} of the records in `
   const name = lastOf(parts.folder)
   const entries = Object.entries(metrics).filter(([, value]) => Number.isFinite(value))
-  const numbers = entries.map(([metric, value]) => `| ${metric} | ${Number(value.toPrecision(5))} |`)
+  const figure = (value: number | undefined) => (Number.isFinite(value) ? Number(value!.toPrecision(5)) : '–')
+  const numbers = entries.map(([metric, value]) => `| ${metric} | ${figure(before[metric])} | ${figure(value)} |`)
   const listed = Object.entries(settings).filter(([, value]) => value !== undefined)
   return [
     '---',
@@ -73,8 +76,8 @@ export function modelCard(parts: CardParts): string {
       : [
           `Measured on ${share}${namesOf(evalData)}${share === '' ? '' : ', which it did not see'}:`,
           '',
-          '| metric | value |',
-          '| --- | --- |',
+          '| metric | before training | after |',
+          '| --- | --- | --- |',
           ...numbers,
           '',
         ]),

@@ -39,6 +39,15 @@ const IDS = listOf(whole(0))
 /** Fields that callers send for their own records. */
 const IGNORED = { user: STRING, metadata: anyOf(isEmpty, kind('an object', isObject)), safety_identifier: STRING }
 
+const RESPONSE_FORMAT = kind(
+  '{ "type": "text" }, { "type": "json_object" } or { "type": "json_schema", "json_schema": { "schema": {…} } }',
+  (value) => {
+    if (!isObject(value)) return false
+    if (value.type === 'json_schema') return isObject(value.json_schema) && isObject(value.json_schema.schema)
+    return value.type === 'text' || value.type === 'json_object'
+  },
+)
+
 /** Fields of both kinds of texts. */
 const SAMPLING: FieldTable = {
   model: STRING,
@@ -61,6 +70,7 @@ const SAMPLING: FieldTable = {
   frequency_penalty: only('0', 0),
   presence_penalty: only('0', 0),
   logit_bias: isEmpty,
+  response_format: RESPONSE_FORMAT,
   ...IGNORED,
 }
 
@@ -78,9 +88,6 @@ export const CHAT_FIELDS: FieldTable = {
   ),
   tool_choice: oneOf('auto', 'none'),
   parallel_tool_calls: BOOLEAN,
-  response_format: kind('{ "type": "text" }: other formats are not written yet', (value) => {
-    return isObject(value) && value.type === 'text'
-  }),
   chat_template_kwargs: kind('an object', isObject),
   store: only('false', false),
   service_tier: only('auto', 'auto', 'default'),

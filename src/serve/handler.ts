@@ -150,6 +150,8 @@ export async function createHandler(options: HandlerOptions): Promise<Handler> {
 interface Call {
   readonly fields: Fields
   readonly signal: AbortSignal
+  /** The caller's key: what was read for one is not shared with another. */
+  readonly key: string | undefined
 }
 
 /** A place among the running requests. */
@@ -236,7 +238,7 @@ class Server {
       }
       return new Response(null, { status: 204, headers })
     }
-    this.#refuseWithoutKey(request)
+    const key = this.#keyOf(request)
     if (pathname === '/metrics') {
       const { running, waiting } = this.#gate
       const text = this.#metrics.text({ running, waiting, maxAdapters: this.#maxAdapters })
@@ -250,7 +252,7 @@ class Server {
     this.#gate.checkOpen()
     const body = await readJson(request, this.#options.maxBodyBytes ?? 8 << 20)
     const fields = checkFields(body, route.table, route.required)
-    return route.run({ fields, signal: request.signal })
+    return route.run({ fields, signal: request.signal, key })
   }
 
   #routesOf(): Readonly<Record<string, Route>> {
@@ -331,7 +333,7 @@ class Server {
         lastAt = now
       }
       try {
-        const asked = { adapter, model: this.#modelOf(call), signal: ended, send, onPiece }
+        const asked = { adapter, model: this.#modelOf(call), cacheScope: call.key, signal: ended, send, onPiece }
         const done = await answer(this.#session, request, asked)
         this.#metrics.tokens(done.promptTokens, done.newTokens)
         return done.body
@@ -396,13 +398,14 @@ class Server {
     throw new HttpError(403, `Pages of ${origin} may not call this server`, { type: 'permission_error' })
   }
 
-  #refuseWithoutKey({ headers }: Request): void {
+  /** @throws HttpError 401 without a valid key */
+  #keyOf({ headers }: Request): string | undefined {
     const { apiKeys } = this.#options
-    if (apiKeys === undefined) return
+    if (apiKeys === undefined) return undefined
     const given = /^Bearer (.+)$/i.exec(headers.get('authorization') ?? '')?.[1] ?? ''
     // Compares with all keys, so that the time tells nothing.
     const fits = apiKeys.map((key) => isEqual(key, given))
-    if (fits.includes(true)) return
+    if (fits.includes(true)) return given
     throw new HttpError(401, 'The API key is missing or wrong: send it as Authorization: Bearer KEY', {
       type: 'authentication_error',
       code: 'invalid_api_key',

@@ -64,6 +64,7 @@ function sharedOptions(
     })
   }
   return {
+    schema: schemaOf(fields.response_format as Fields | undefined),
     maxNewTokens: Math.max(1, asked),
     stop: stop as string | string[] | undefined,
     seed: seed as number | undefined,
@@ -73,6 +74,11 @@ function sharedOptions(
     minP: minP as number | undefined,
     repetitionPenalty: repetitionPenalty as number | undefined,
   }
+}
+
+function schemaOf(format: Fields | undefined): object | undefined {
+  if (format?.type === 'json_object') return { type: 'object' }
+  return format?.type === 'json_schema' ? (format.json_schema as { schema: object }).schema : undefined
 }
 
 function streaming(fields: Fields): Pick<TextRequest, 'isStream' | 'includesUsage' | 'n'> {
@@ -226,6 +232,7 @@ export interface AnswerOptions {
   readonly adapter: AdapterChoice
   /** The name that the answer carries. */
   readonly model: string
+  readonly cacheScope: string | undefined
   readonly signal: AbortSignal
   /** Gets the events of a stream. */
   readonly send?: ((event: object) => void) | undefined
@@ -237,7 +244,7 @@ export interface AnswerOptions {
 export async function answer(
   session: AdapterSession,
   { prompts, options, n, form, echo, includesUsage }: TextRequest,
-  { adapter, model, signal, send, onPiece }: AnswerOptions,
+  { adapter, model, cacheScope, signal, send, onPiece }: AnswerOptions,
 ): Promise<{ body: object; promptTokens: number; newTokens: number }> {
   const created = seconds()
   const id = `${form.idPrefix}${crypto.randomUUID()}`
@@ -262,7 +269,7 @@ export async function answer(
     sent[index] += certain.length
     event([form.piece(index, certain)])
   }
-  const results = await session.generate(all, { ...options, ...images, adapter, signal, onText })
+  const results = await session.generate(all, { ...options, ...images, adapter, cacheScope, signal, onText })
   for (const [i, result] of results.entries()) {
     if (send === undefined) break
     begin(i)
@@ -274,9 +281,16 @@ export async function answer(
   }
   const echoed =
     echo && (await Promise.all(prompts.map((prompt) => scorePrompt(session, prompt, adapter, echo.scores))))
-  const promptTokens = results.reduce((sum, { promptTokens: own }, i) => sum + (i % n === 0 ? own : 0), 0)
+  const ofPrompts = results.filter((_, i) => i % n === 0)
+  const promptTokens = ofPrompts.reduce((sum, { promptTokens: own }) => sum + own, 0)
+  const cachedTokens = ofPrompts.reduce((sum, { cachedTokens: own }) => sum + own, 0)
   const newTokens = results.reduce((sum, { tokenIds }) => sum + tokenIds.length, 0)
-  const usage = { prompt_tokens: promptTokens, completion_tokens: newTokens, total_tokens: promptTokens + newTokens }
+  const usage = {
+    prompt_tokens: promptTokens,
+    completion_tokens: newTokens,
+    total_tokens: promptTokens + newTokens,
+    prompt_tokens_details: { cached_tokens: cachedTokens },
+  }
   if (includesUsage) event([], usage)
   const choices = results.map((result, i) => form.choice(i, result, echoed?.[i]))
   return { body: { id, object: form.object, created, model, choices, usage }, promptTokens, newTokens }

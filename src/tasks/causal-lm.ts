@@ -32,11 +32,12 @@ import {
   countCorrect,
   nextTokenLoss,
   PROBED_TARGETS,
-  predictTokens,
+  predictedTokens,
   probeTargets,
   rowFeeds,
   type TokenCounts,
   targetsLength,
+  textLosses,
   tokenMetrics,
 } from './next-tokens.js'
 import type { EncodeContext, Encoded, OpenTask, Question, Task } from './task.js'
@@ -100,6 +101,23 @@ export const causalLm: Task<ParsedRecord, Example> = {
 
   tokens: ({ inputIds, labels }) => ({ ids: inputIds, counts: (i) => i > 0 && labels[i] !== IGNORED }),
 
+  writing: {
+    prompt(text, { model, chatTemplate, chatTemplateArgs: args }, isChat) {
+      const tokenizer = requireTokenizer(model)
+      const template = isChat ? chatTemplate() : undefined
+      if (template === undefined) return [...tokenizer.encode(text)]
+      const messages = [{ role: 'user', content: text }]
+      const rendered = template.render(messages, { args, addGenerationPrompt: true }, 'sample')
+      return [...tokenizer.encode(rendered.text, { specialTokens: false })]
+    },
+    next(ids) {
+      const inputIds = Int32Array.from([...ids, 0])
+      const labels = inputIds.slice().fill(IGNORED, 0, ids.length)
+      return { inputIds, labels }
+    },
+    chosen: predictedTokens,
+  },
+
   makeList: () => new ExampleStore(),
 
   pack: (examples, length) => new PackedTexts(examples, length),
@@ -122,13 +140,18 @@ function encode(record: ParsedRecord, context: EncodeContext): Encoded<Example> 
     case 'chat': {
       const template = context.chatTemplate()
       if (template !== undefined) return encodeTurns(record.chat, template, context, record.where)
-      throw new FormatError({
-        where: context.model.directory.name,
-        what: 'the data contains chats, but the model has no chat template',
-        hint: 'Give a template with `chatTemplate`, or use records with "prompt" and "completion"',
-      })
+      throw noTemplateForChats(context.model.directory.name)
     }
   }
+}
+
+/** @param where the model's folder */
+export function noTemplateForChats(where: string): FormatError {
+  return new FormatError({
+    where,
+    what: 'the data contains chats, but the model has no chat template',
+    hint: 'Give a template with `chatTemplate`, or use records with "prompt" and "completion"',
+  })
 }
 
 /** The prompt of a record as it is encoded, and the last answer. */
@@ -208,7 +231,6 @@ class CausalLm implements OpenTask<Example> {
       checkAllTokens(shapeOf(choice.all))
       checkWidth(this.#model, shapeOf(choice.chosen)?.dims[1])
     })
-    predictTokens(graph, choice)
     return loss
   }
 
@@ -246,6 +268,8 @@ class CausalLm implements OpenTask<Example> {
       examples.map(({ labels }) => labels.subarray(1).filter((label) => label !== IGNORED)),
     )
   }
+
+  exampleLosses = textLosses
 
   metrics({ loss, predictions }: { loss: number; predictions: readonly unknown[] }): Record<string, number> {
     return tokenMetrics(loss, predictions as TokenCounts[])

@@ -59,7 +59,10 @@ export const dpo: Task<AnswerPair, AnswerExample, DpoOptions> = {
   name: 'dpo',
   peftType: 'CAUSAL_LM',
   learns: 'to prefer one answer to another',
-  records: [{ prompt: 'How was the sea?', chosen: 'Calm.', rejected: 'It was a sea.' }],
+  records: [
+    { prompt: 'How was the sea?', chosen: 'Calm.', rejected: 'It was a sea.' },
+    { chosen: 'The sea was calm.', rejected: 'The sea was a sea.' },
+  ],
   use: causalLm.use,
   options: DPO_OPTIONS,
 
@@ -91,7 +94,7 @@ export const dpo: Task<AnswerPair, AnswerExample, DpoOptions> = {
 }
 
 /** Encodes an answer behind its prompt, of any length; there is no example where it has no token. */
-function encodeAnswer(record: ParsedRecord, context: EncodeContext, where: string): Encoded<Example> {
+export function encodeAnswer(record: ParsedRecord, context: EncodeContext, where: string): Encoded<Example> {
   const encoded = causalLm.encode(record, { ...context, maxLength: Number.POSITIVE_INFINITY })
   const { examples } = encoded
   if (examples.length < 2) return encoded
@@ -108,7 +111,11 @@ function encodeAnswer(record: ParsedRecord, context: EncodeContext, where: strin
  * Texts whose answers begin where one of them has other tokens than the prompt alone, as in TRL: a token at the edge
  * can be of both, and then it belongs to both answers. Chats as they are.
  */
-function countedAfter(record: ParsedRecord, sides: readonly Example[], { model }: EncodeContext): readonly Example[] {
+export function countedAfter(
+  record: ParsedRecord,
+  sides: readonly Example[],
+  { model }: EncodeContext,
+): readonly Example[] {
   if (record.kind !== 'pair') return sides
   const prompt = requireTokenizer(model).encode(record.prompt)
   const start = Math.min(...sides.map(({ inputIds }) => commonTokens(prompt, inputIds)))
@@ -122,7 +129,8 @@ function commonTokens(a: ArrayLike<number>, b: ArrayLike<number>): number {
   return length
 }
 
-function cutTo({ inputIds, labels }: Example, length: number): Example {
+/** The first tokens of an example. */
+export function cutTo({ inputIds, labels }: Example, length: number): Example {
   return { inputIds: inputIds.slice(0, length), labels: labels.slice(0, length) }
 }
 

@@ -24,10 +24,18 @@ export function chooseTargets(graph: ObjectiveGraph): { choice: RowChoice; targe
   return { choice: graph.chooseRows(logitsName(graph), rows), targets }
 }
 
-/** The rows of the logits that have a target, and Σ −ln(probability of the target) over them. */
+/**
+ * The rows of the logits that have a target, and Σ −ln(probability of the target) over them. Gives out, for each row,
+ * the token of the highest logit and the loss.
+ */
 export function nextTokenLoss(graph: ObjectiveGraph): { choice: RowChoice; loss: Value } {
+  const { g } = graph
   const { choice, targets } = chooseTargets(graph)
-  return { choice, loss: graph.crossEntropy(choice.chosen, targets) }
+  const loss = graph.crossEntropy(choice.chosen, targets)
+  const { losses } = graph.losses[graph.losses.length - 1]
+  const tokens = g.cast(g.op('ArgMax', [choice.chosen], { axis: 1, keepdims: 0 }), DataType.FLOAT)
+  graph.predict(g.op('Concat', [g.unsqueeze(tokens, [1]), g.unsqueeze(losses, [1])], { axis: 1 }))
+  return { choice, loss }
 }
 
 /** @param rows numbers of rows, counted over all sequences; `targets` has a token for each */
@@ -44,15 +52,24 @@ export function probeTargets(count: number): Feeds {
   return rowFeeds(Array(count).fill(0), Array(count).fill(0))
 }
 
-/** How many targets of a text there are, and for how many of them the model gives the right token the highest logit. */
+/**
+ * The targets of a text: how many there are, for how many the model gives the right token the highest logit, and the
+ * sum of their losses.
+ */
 export interface TokenCounts {
+  readonly loss: number
   readonly correct: number
   readonly targets: number
 }
 
-/** Gives out the token of the highest logit in each row. */
-export function predictTokens(graph: ObjectiveGraph, { chosen }: RowChoice): void {
-  graph.predict(graph.g.cast(graph.g.op('ArgMax', [chosen], { axis: 1, keepdims: 0 }), DataType.FLOAT))
+/** The token and the loss of each row, one after the other, as {@link nextTokenLoss} gives them out. */
+function rowsOf(outputs: Readonly<Record<string, RuntimeTensor>>): Float32Array {
+  return Object.values(outputs).find(({ dims }) => dims.length === 2)?.data as Float32Array
+}
+
+/** The most likely token of each row. */
+export function predictedTokens(outputs: Readonly<Record<string, RuntimeTensor>>): number[] {
+  return Array.from(rowsOf(outputs).filter((_, i) => i % 2 === 0))
 }
 
 /** @param targets of each text, in the order of the rows */
@@ -60,13 +77,21 @@ export function countCorrect(
   outputs: Readonly<Record<string, RuntimeTensor>>,
   targets: readonly ArrayLike<number>[],
 ): TokenCounts[] {
-  const found = Object.values(outputs).find(({ dims }) => dims.length === 1)?.data as Float32Array
+  const found = rowsOf(outputs)
   let at = 0
   return targets.map((own) => {
-    let correct = 0
-    for (let i = 0; i < own.length; i++) if (found[at++] === own[i]) correct++
-    return { correct, targets: own.length }
+    let [correct, loss] = [0, 0]
+    for (let i = 0; i < own.length; i++) {
+      if (found[at++] === own[i]) correct++
+      loss += found[at++]
+    }
+    return { correct, targets: own.length, loss }
   })
+}
+
+/** The mean loss of each text. */
+export function textLosses(counts: readonly unknown[]): number[] {
+  return (counts as readonly TokenCounts[]).map(({ loss, targets }) => loss / targets)
 }
 
 /** e to the power of the loss, and the share of the targets that are predicted. */

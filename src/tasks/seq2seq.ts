@@ -17,11 +17,11 @@ import {
   countCorrect,
   nextTokenLoss,
   PROBED_TARGETS,
-  predictTokens,
   probeTargets,
   rowFeeds,
   type TokenCounts,
   targetsLength,
+  textLosses,
   tokenMetrics,
 } from './next-tokens.js'
 import type { EncodeContext, OpenTask, Task, TaskUse } from './task.js'
@@ -194,7 +194,6 @@ class Seq2Seq implements OpenTask<Seq2SeqExample> {
   forward(graph: ObjectiveGraph): Value {
     const { choice, loss } = nextTokenLoss(graph)
     graph.check((shapeOf) => checkWidth(this.#model, shapeOf(choice.chosen)?.dims[1]))
-    predictTokens(graph, choice)
     return loss
   }
 
@@ -234,6 +233,8 @@ class Seq2Seq implements OpenTask<Seq2SeqExample> {
       examples.map(({ target }) => target),
     )
   }
+
+  exampleLosses = textLosses
 
   metrics({ loss, predictions }: { loss: number; predictions: readonly unknown[] }): Record<string, number> {
     return tokenMetrics(loss, predictions as TokenCounts[])

@@ -119,6 +119,8 @@ export interface Task<Row = unknown, Example = unknown, Options extends object =
   question?(row: Row, context: EncodeContext): Question | undefined
   /** For previews: the tokens of an example, which of them are targets, and the label of the whole, if it has one. */
   tokens?(example: Example): { readonly ids: Int32Array; counts(index: number): boolean; readonly label?: string }
+  /** How the graph of an evaluation writes texts, token by token; undefined for tasks that write none. */
+  readonly writing?: Writing<Example>
   /** Makes the store of the examples. Default: a list. A packed store has a million examples in memory. */
   makeList?(): ExampleList<Example>
   /** Several short examples in one, of at most `length` tokens, for tasks that can keep them apart. */
@@ -128,6 +130,16 @@ export interface Task<Row = unknown, Example = unknown, Options extends object =
    * them.
    */
   open(model: Model, examples: Examples<Example>, options?: Options, heads?: HeadOptions): OpenTask<Example>
+}
+
+/** Texts, written with the graph of an evaluation. */
+export interface Writing<Example> {
+  /** The tokens of a prompt; with `isChat` it is a question, and the chat template is around it. */
+  prompt(text: string, context: EncodeContext, isChat: boolean): readonly number[]
+  /** An example whose one target follows these tokens. */
+  next(ids: readonly number[]): Example
+  /** The most likely token of each example, from the outputs of {@link Objective.forward}. */
+  chosen(outputs: Readonly<Record<string, RuntimeTensor>>): number[]
 }
 
 /** Which head is trained. */
@@ -181,6 +193,11 @@ export interface OpenTask<Example = unknown> extends Objective {
   checkEvaluation?(example: Example): void
   /** Rows of a run that one example takes. Default 1. */
   readonly rowsOfExample?: number
+  /**
+   * Examples are compared with those that stand beside them in the data: batches keep the order of the data, and have
+   * at least two. Default: any batches.
+   */
+  readonly needsNeighbors?: boolean
   /** Tokens of an example: examples of like cost run together. */
   cost(example: Example): number
   /**
@@ -209,6 +226,8 @@ export interface OpenTask<Example = unknown> extends Objective {
   takeReference?(outputs: Readonly<Record<string, RuntimeTensor>>, examples: readonly Example[]): void
   /** The prediction for each example of one run without gradients, from the outputs of {@link Objective.forward}. */
   predict?(outputs: Readonly<Record<string, RuntimeTensor>>, examples: readonly Example[]): unknown[]
+  /** The loss of each example, from {@link predict}. Without it, an evaluation runs each example alone to know it. */
+  exampleLosses?(predictions: readonly unknown[]): number[]
   /** The values of each example, for metrics that are means over the examples. Default: no metric is. */
   values?(predictions: readonly unknown[]): Record<string, readonly number[]>
   /** Numbers that say how good the model is, by name: of the loss over all examples, and of what was predicted. */

@@ -11,6 +11,7 @@ const LOADERS = {
   dpo: async () => (await import('./dpo.js')).dpo,
   embedding: async () => (await import('./embedding.js')).embedding,
   'image-classification': async () => (await import('./image-classification.js')).imageClassification,
+  kto: async () => (await import('./kto.js')).kto,
   seq2seq: async () => (await import('./seq2seq.js')).seq2seq,
   'text-classification': async () => (await import('./text-classification.js')).textClassification,
   'token-classification': async () => (await import('./token-classification.js')).tokenClassification,
@@ -46,15 +47,18 @@ export async function loadTaskOf(
 /** The tasks that a model can be trained for; all without a model. */
 export async function tasksFor(model?: Model): Promise<Task[]> {
   const tasks = await Promise.all(TASK_NAMES.map(loadTask))
-  return tasks.filter((task) => {
-    try {
-      if (model !== undefined) task.check(model)
-      return true
-    } catch (error) {
-      if (error instanceof LowrankError) return false
-      throw error
-    }
-  })
+  return model === undefined ? tasks : tasks.filter((task) => canTrain(task, model))
+}
+
+/** True if the task takes the model. */
+export function canTrain(task: Task, model: Model): boolean {
+  try {
+    task.check(model)
+    return true
+  } catch (error) {
+    if (error instanceof LowrankError) return false
+    throw error
+  }
 }
 
 /** @throws ConfigError for a name that no task has */

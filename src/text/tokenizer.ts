@@ -9,6 +9,7 @@ import { isObject } from '../base/options.js'
 import type { Span } from './added-tokens.js'
 import type { PieceModel } from './piece-cutters.js'
 import { type EncodedSpans, PieceEncoder } from './piece-encoder.js'
+import { type Vocabulary, vocabularyOf } from './vocabulary.js'
 
 /** The parts of the library that are used: its declarations do not resolve under Node's module rules. */
 interface HubTokenizer extends PieceModel {
@@ -59,6 +60,12 @@ export interface Tokenizer {
    *   new text
    */
   stream(after?: readonly number[]): TextStream
+  /**
+   * How the tokens are spelled; undefined where that is not known.
+   *
+   * @param size tokens of the model
+   */
+  vocabulary(size: number): Vocabulary | undefined
 }
 
 /** One text or two as a model takes them. */
@@ -121,7 +128,7 @@ export function makeTokenizer(definition: unknown, config: unknown, name: string
   try {
     const tokenizer = new HubTokenizer(definition, config)
     refuseSlowExpressions(tokenizer, where)
-    return new HubTextTokenizer(tokenizer, PieceEncoder.create(definition, tokenizer), config, name)
+    return new HubTextTokenizer(tokenizer, PieceEncoder.create(definition, tokenizer), { definition, config }, name)
   } catch (cause) {
     if (cause instanceof LowrankError) throw cause
     const what = `this tokenizer cannot be used (${cause instanceof Error ? cause.message : String(cause)})`
@@ -175,6 +182,7 @@ class HubTextTokenizer implements Tokenizer {
   readonly bosTokenId: number | undefined
   readonly padTokenId: number | undefined
   readonly #hub: HubTokenizer
+  readonly #definition: Readonly<Record<string, unknown>>
   /** Faster, where the kind of tokenizer allows it. */
   readonly #pieces: PieceEncoder | undefined
   readonly #cleanUp: boolean
@@ -184,9 +192,15 @@ class HubTextTokenizer implements Tokenizer {
   /** The tokens that it puts around one text, and around two. */
   readonly #templates: TextTemplate[] = []
 
-  constructor(hub: HubTokenizer, pieces: PieceEncoder | undefined, config: Record<string, unknown>, name: string) {
+  constructor(
+    hub: HubTokenizer,
+    pieces: PieceEncoder | undefined,
+    { definition, config }: { definition: Record<string, unknown>; config: Record<string, unknown> },
+    name: string,
+  ) {
     this.name = name
     this.#hub = hub
+    this.#definition = definition
     this.#pieces = pieces
     // transformers 5 leaves spaces alone unless the file asks; the library's own default is the older one.
     this.#cleanUp = config.clean_up_tokenization_spaces === true
@@ -278,6 +292,10 @@ class HubTextTokenizer implements Tokenizer {
 
   stream(after: readonly number[] = []): TextStream {
     return new WindowedStream((ids) => this.decode(ids), after)
+  }
+
+  vocabulary(size: number): Vocabulary | undefined {
+    return vocabularyOf(this.#definition, size)
   }
 
   #decodeWith(

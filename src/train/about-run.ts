@@ -38,9 +38,30 @@ export function runRecord(
   { settings, config }: { settings: TrainSettings; config: LoraConfig },
 ): string | undefined {
   if (options.adapter !== undefined) return undefined
-  const { preset, trainedTokens, task, taskOptions, evalSplit, columns, chatTemplate, chatTemplateArgs, modules } =
-    options
-  const own = { preset, trainedTokens, task, taskOptions, evalSplit, columns, chatTemplate, chatTemplateArgs, modules }
+  const {
+    preset,
+    trainedTokens,
+    task,
+    taskOptions,
+    skipInvalid,
+    evalSplit,
+    columns,
+    chatTemplate,
+    chatTemplateArgs,
+    modules,
+  } = options
+  const own = {
+    preset,
+    trainedTokens,
+    task,
+    taskOptions,
+    skipInvalid,
+    evalSplit,
+    columns,
+    chatTemplate,
+    chatTemplateArgs,
+    modules,
+  }
   const record = { ...sources, ...own, config: configOf(config), ...settings }
   return `${JSON.stringify(record, null, 2)}\n`
 }

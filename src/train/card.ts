@@ -21,7 +21,12 @@ export interface CardSources {
 
 /** README.md of a run that is done. */
 export function cardOf(
-  { evalLoss, evalMetrics, steps }: Pick<TrainReport, 'evalLoss' | 'evalMetrics' | 'steps'>,
+  {
+    evalLoss,
+    evalMetrics,
+    evaluations,
+    steps,
+  }: Pick<TrainReport, 'evalLoss' | 'evalMetrics' | 'evaluations' | 'steps'>,
   run: CardSources,
 ): string {
   const { options, sources, task, adapter, settings } = run
@@ -44,6 +49,7 @@ export function cardOf(
     evalData: evalData === undefined ? own : dataNames(sources?.evalData, evalData),
     evalShare: evalData === undefined ? evalSplit : undefined,
     metrics: evalLoss === null ? {} : { loss: evalLoss.after, ...evalMetrics },
+    before: evalLoss === null ? {} : { loss: evalLoss.before, ...evaluations[0]?.metrics },
     settings: {
       task: task.name,
       steps,

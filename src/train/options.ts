@@ -82,8 +82,8 @@ export interface TrainingOptions extends Optional<TrainSettings> {
   /** The base. Training reads its weights and never changes them. It does not close the model. */
   readonly model: Model
   /**
-   * The task. Default: `causal-lm`, to continue texts, or `seq2seq` for a model with an encoder and a decoder, such as
-   * T5.
+   * The task. Default: the one that the fields of the first record fit, such as `dpo` for `chosen` and `rejected`, if
+   * the model can be trained for it; else `causal-lm`, or `seq2seq` for a model with an encoder and a decoder.
    */
   readonly task?: TaskName | undefined
   /**
@@ -95,6 +95,12 @@ export interface TrainingOptions extends Optional<TrainSettings> {
   readonly data: TrainingData
   /** Data for measuring the loss before and after training. */
   readonly evalData?: TrainingData | undefined
+  /**
+   * How many records that are not valid are left out. With more, training ends before its first step.
+   * @range an integer of at least 0
+   * @default 0
+   */
+  readonly skipInvalid?: number | undefined
   /**
    * Share of the records that is used as `evalData` and not trained on. The seed decides which records.
    * @range a number in (0, 1)
@@ -148,6 +154,11 @@ export interface TrainingOptions extends Optional<TrainSettings> {
   readonly tensorboard?: Directory | undefined
   /** Continues the unfinished run in `out`. The result is the same as without the stop. */
   readonly resume?: boolean | undefined
+  /**
+   * Keeps the state of the run when it is done, so that `resume` with more steps makes it longer. With a constant
+   * schedule the weights are those of one long run; other schedules end with the first part, and a warning says so.
+   */
+  readonly keepState?: boolean | undefined
   /** Replaces the run in `out`. */
   readonly overwrite?: boolean | undefined
   /**
@@ -155,7 +166,16 @@ export interface TrainingOptions extends Optional<TrainSettings> {
    * resumed run makes up for the evaluation. If the run stops before its first step, the old run in `out` stays.
    */
   readonly signal?: SignalLike | undefined
-  /** Functions that are called while the run makes progress. */
+  /**
+   * Prompts that the model answers before training, at each evaluation and at the end, with the most likely tokens, up
+   * to 40. If the records are chats, each prompt is a question. The weights that are trained are used, and do not
+   * change. For tasks that continue texts.
+   */
+  readonly sample?: readonly string[] | undefined
+  /**
+   * Functions that are called while the run makes progress. Default: lines on standard error if that is a terminal,
+   * else nothing. `{}` is silent.
+   */
   readonly on?: TrainEvents | undefined
 }
 

@@ -1,6 +1,6 @@
 // The words of a training run: events while it goes on, and a report at its end.
 
-import type { StepMetrics } from './saved/run-folder.js'
+import type { SampleEvent, StepMetrics } from './saved/run-folder.js'
 
 /** One optimizer step that was made. */
 export interface StepEvent extends StepMetrics {
@@ -37,6 +37,8 @@ export interface ProgressEvent {
 
 /** Callbacks. If one throws an error, the run stops. */
 export interface TrainEvents {
+  /** Called once the task is known: the one of the options, or the one that the first record fits. */
+  task?(name: string): void
   /** Called when a stage begins. A stage can begin several times, such as `evaluate`. */
   stage?(stage: TrainStage): void
   /** Parts of a stage that are done: while the graph is built, and while it evaluates. */
@@ -45,6 +47,8 @@ export interface TrainEvents {
   step?(event: StepEvent): void
   /** After each evaluation. */
   evaluation?(event: EvaluationEvent): void
+  /** After each writing of the answers to the prompts of `sample`. */
+  sample?(event: SampleEvent): void
   /** Called with a line about what lowrank chose itself, such as less memory at a little less speed. */
   note?(message: string): void
   /** Called once for each warning, such as records that were cut or skipped. */
@@ -61,6 +65,8 @@ export interface MemoryUse {
 
 /** A run at its end, whether it is done or interrupted. */
 export interface TrainReport {
+  /** The task that was trained. */
+  task: string
   /** Optimizer updates, with those before a resume. */
   steps: number
   /** Tokens of all steps, padding aside. */
@@ -78,6 +84,10 @@ export interface TrainReport {
    * evaluation.
    */
   evalMetrics: Record<string, number> | null
+  /** All evaluations, that before training first. `evaluations.jsonl` in the run's folder has them too. */
+  evaluations: EvaluationEvent[]
+  /** The answers to the prompts of `sample`: before training, at each evaluation and at the end. */
+  samples: SampleEvent[]
   /** Training records longer than the limit, which lost their end. */
   truncatedRecords: number
   /** Training records without a target: left out. */

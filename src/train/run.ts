@@ -11,9 +11,10 @@ import { costsOf, evaluate, takeReference } from './evaluate.js'
 import { gradientFactors, loraPlusRates, readParameters, writeParameters } from './parameters.js'
 import { type MemoryUse, Pace, peakRssBytes, steadyMedian, type TrainEvents, type TrainReport } from './report.js'
 import { costOf, examplesOf, type PlanOptions, planEpoch, type StepPlan, stepsPerEpoch } from './rows/batches.js'
+import type { Sampler } from './samples.js'
 import { recordOfBase } from './saved/base-record.js'
-import { checkFingerprint, fingerprintOf } from './saved/fingerprint.js'
-import { resumeRun, type StepMetrics } from './saved/run-folder.js'
+import { checkFingerprint, fingerprintOf, stepsIn } from './saved/fingerprint.js'
+import { resumeRun, type SampleEvent, type StepMetrics } from './saved/run-folder.js'
 import { type RunPlace, withRunPlace } from './saved/run-place.js'
 import { RunWriter } from './saved/run-writer.js'
 import { learningRates } from './schedule.js'
@@ -38,6 +39,11 @@ export interface RunInput extends SessionParts {
   readonly record?: string | undefined
   /** For the model card of a run that is done. */
   readonly card?: CardSources | undefined
+  /** Makes the page of a run that is done. */
+  readonly page?: ((report: RunReport, steps: readonly StepMetrics[]) => Promise<string>) | undefined
+  readonly sampler?: Sampler | undefined
+  /** The state stays when the run is done. Default false. */
+  readonly keepState?: boolean
   readonly signal: AbortSignal | undefined
   /** Memory of the process, where the system tells it. */
   readonly memoryUse?: (() => MemoryUse | undefined) | undefined
@@ -56,6 +62,8 @@ export type RunReport = Pick<
   | 'stoppedEarly'
   | 'evalLoss'
   | 'evalMetrics'
+  | 'evaluations'
+  | 'samples'
   | 'stepMillis'
   | 'peakRssBytes'
   | 'memory'
@@ -108,9 +116,8 @@ class Run {
   #memory: MemoryUse | null = null
   /** Digests of the run's parts at its start; empty without a folder. */
   #fingerprint: Record<string, string> = {}
-  #evalLossBefore: number | undefined
-  /** The last evaluation after a step. */
-  #latest: Evaluation | undefined
+  readonly #evaluations: Evaluation[] = []
+  readonly #samples: SampleEvent[] = []
   #epochPlan: { epoch: number; steps: StepPlan[] } | undefined
 
   constructor(input: RunInput, { remote }: Engine<TrainEngine>, sessions: TrainingSessions) {
@@ -124,6 +131,7 @@ class Run {
       batchSize: settings.batchSize,
       accumulation: settings.gradientAccumulation,
       limit: model.contextLength ?? Number.POSITIVE_INFINITY,
+      inOrder: open.needsNeighbors ?? false,
     }
     this.#stepsPerEpoch = stepsPerEpoch(examples.length, this.#planOptions)
     this.#totalSteps = settings.maxSteps ?? settings.epochs * this.#stepsPerEpoch
@@ -173,14 +181,21 @@ class Run {
   async #resume({ directory, use }: RunPlace): Promise<EngineState | undefined> {
     this.#fingerprint = await fingerprintOf({ ...this.#input, totalSteps: this.#totalSteps })
     if (use !== 'resume') return undefined
-    const { engine, run, metrics } = await resumeRun(directory, this.#names, ({ fingerprint }) =>
-      checkFingerprint(fingerprint, this.#fingerprint, directory.name),
-    )
+    const { engine, run, metrics } = await resumeRun(directory, this.#names, ({ fingerprint, step }) => {
+      const isLonger = step === stepsIn(fingerprint) && this.#totalSteps > step
+      checkFingerprint(fingerprint, this.#fingerprint, directory.name, isLonger)
+      const { settings, on } = this.#input
+      if (isLonger && (settings.schedule !== 'constant' || settings.warmupRatio > 0)) {
+        on.warning?.(
+          `the ${step} steps that are made had the learning rates of a run of ${step} steps; one run of ${this.#totalSteps} would give other weights`,
+        )
+      }
+    })
     writeParameters(this.#input.adapter, this.#names, engine.parameters)
     this.#metrics.push(...metrics)
     this.#best.resume(run.best)
-    this.#latest = run.latest
-    this.#evalLossBefore = run.evalLossBefore ?? undefined
+    this.#evaluations.push(...run.evaluations)
+    this.#samples.push(...run.samples)
     return engine
   }
 
@@ -189,7 +204,8 @@ class Run {
    */
   async #makeUp(): Promise<void> {
     const last = this.#metrics.at(-1)
-    this.#evalLossBefore ??= (await this.#evaluate(0))?.loss
+    if (this.#evaluations.length === 0) await this.#evaluate(0)
+    if (this.#samples.length === 0) await this.#sample(0)
     if (last !== undefined) await this.#evaluateAfter(last)
   }
 
@@ -211,19 +227,23 @@ class Run {
 
   /** Saves, evaluates a run that has made all of its steps, and marks it as finished. */
   async #end(): Promise<RunReport> {
-    const { on, evalExamples, card } = this.#input
+    const { on, evalExamples, card, page, keepState = false } = this.#input
     on.stage?.('save')
     await this.#save()
     const steps = this.#metrics.length
     const isTrained = steps === this.#totalSteps || this.#isStale
     if (isTrained && this.#latest?.step !== steps) await this.#evaluate(steps)
     const isDone = isTrained && (evalExamples === undefined || this.#latest?.step === steps)
+    if (isDone && this.#samples.at(-1)?.step !== steps) await this.#sample(steps)
     // The last evaluation may be the best.
-    if (isDone && this.#keepsBest) await this.#save()
+    if (isDone && (this.#keepsBest || keepState)) await this.#save()
     const report = this.#reportOf(isDone)
     if (isDone) {
-      const text = card && (await import('./card.js')).cardOf(report, card)
-      await this.#writer?.finish(text, recordOfBase(this.#input.model, this.#fingerprint))
+      await this.#writer?.finish(report, recordOfBase(this.#input.model, this.#fingerprint), {
+        card: card && (await import('./card.js')).cardOf(report, card),
+        page: await page?.(report, this.#metrics),
+        keepState,
+      })
     }
     return report
   }
@@ -240,6 +260,12 @@ class Run {
   /** The best evaluation, where its weights are kept. */
   get #kept(): Evaluation | undefined {
     return this.#keepsBest ? this.#best.state?.best : undefined
+  }
+
+  /** The last evaluation after a step. */
+  get #latest(): Evaluation | undefined {
+    const last = this.#evaluations.at(-1)
+    return last?.step === 0 ? undefined : last
   }
 
   get #evaluating() {
@@ -307,12 +333,20 @@ class Run {
       return this.#fail(`evaluation after step ${step}`, `the loss is ${evaluation.loss}`)
     }
     if (step === 0) this.#best.value(evaluation)
-    else {
-      if (this.#best.add(evaluation) && this.#keepsBest) await this.#engine.keepBest()
-      this.#latest = evaluation
-    }
+    else if (this.#best.add(evaluation) && this.#keepsBest) await this.#engine.keepBest()
+    this.#evaluations.push(evaluation)
     on.evaluation?.({ ...evaluation, metrics: { ...evaluation.metrics } })
+    if (step > 0) await this.#sample(step)
     return evaluation
+  }
+
+  /** Lets the model answer the prompts of the run. A signal ends it without an answer. */
+  async #sample(step: number): Promise<void> {
+    const { sampler, signal, on } = this.#input
+    const samples = await sampler?.write(this.#sessions, this.#planOptions.limit, signal)
+    if (samples === undefined) return
+    this.#samples.push({ step, samples })
+    on.sample?.({ step, samples: samples.map((one) => ({ ...one })) })
   }
 
   /** Brings the adapter up to date, and saves it with the state to go on from. */
@@ -327,8 +361,8 @@ class Run {
     const run = {
       step,
       fingerprint: this.#fingerprint,
-      evalLossBefore: this.#evalLossBefore ?? null,
-      latest: this.#latest,
+      evaluations: this.#evaluations,
+      samples: this.#samples,
       best: this.#best.state,
     }
     await this.#writer?.save(adapter, { names: this.#names, engine, run })
@@ -346,7 +380,7 @@ class Run {
 
   #reportOf(isDone: boolean): RunReport {
     const metrics = this.#metrics
-    const before = this.#evalLossBefore
+    const before = this.#evaluations[0]?.loss
     const after = isDone ? (this.#kept ?? this.#latest) : undefined
     return {
       steps: metrics.length,
@@ -356,6 +390,8 @@ class Run {
       stoppedEarly: isDone && metrics.length < this.#totalSteps,
       evalLoss: before === undefined || after === undefined ? null : { before, after: after.loss },
       evalMetrics: after === undefined ? null : { ...after.metrics },
+      evaluations: this.#evaluations,
+      samples: this.#samples,
       stepMillis: steadyMedian(this.#times),
       peakRssBytes: peakRssBytes(),
       memory: this.#memory,

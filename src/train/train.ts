@@ -1,8 +1,9 @@
 // Training: model + records → adapter. `train` prepares what the options ask for, runs the steps, and reports.
 
-import { ConfigError, listed, UnsupportedError } from '../base/errors.js'
+import { ConfigError, DataError, listed, UnsupportedError } from '../base/errors.js'
 import { checkOptions as checkTable } from '../base/options.js'
 import { readRows } from '../data/read-rows.js'
+import type { OnInvalid, Row, Rows } from '../data/row.js'
 import { isByteSource, isDirectory } from '../data/source.js'
 import { planSplit } from '../data/split.js'
 import { choosesLowMemory, gigabytes, type MemoryLimit, memoryWarning, trainingMemory } from '../graph/memory.js'
@@ -12,18 +13,20 @@ import { checkTrainableForm } from '../graph/training/trainable-form.js'
 import { readGraph } from '../graph/view/graph.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { LoraConfig } from '../lora/config.js'
-import { defaultTask } from '../tasks/default-task.js'
 import type { Examples, OpenTask, Task } from '../tasks/task.js'
-import { loadTask, tasksFor } from '../tasks/tasks.js'
+import { taskOfRow } from '../tasks/task-of-row.js'
+import { loadTask, type TaskName, tasksFor } from '../tasks/tasks.js'
 import { type RunSources, runRecord } from './about-run.js'
+import type { CardSources } from './card.js'
 import { checkOptions, checkParts } from './check-options.js'
 import { newAdapter } from './new-adapter.js'
 import type { TrainingData, TrainingOptions, TrainResult } from './options.js'
 import type { MemoryUse, TrainReport } from './report.js'
-import { type EncodedSource, type EncodeOptions, encodeRows } from './rows/examples.js'
+import { type EncodedSource, type EncodeOptions, encodeContext, encodeRows } from './rows/examples.js'
 import { type RunInput, type RunReport, trainAdapter } from './run.js'
+import { Sampler } from './samples.js'
 import { EventLog } from './saved/event-log.js'
-import { checkRunFolder } from './saved/run-folder.js'
+import { checkRunFolder, type StepMetrics } from './saved/run-folder.js'
 import { resolveSettings, type TrainSettings, withRateOfTask } from './settings.js'
 
 /** Surroundings of a run, beside its options. */
@@ -34,6 +37,8 @@ export interface RunContext {
   readonly memoryUse?: (() => MemoryUse | undefined) | undefined
   /** Names of the model and the data for run.json; undefined for those from memory. */
   readonly sources?: RunSources | undefined
+  /** Makes the page of a run. */
+  readonly page?: (about: CardSources, report: RunReport, steps: readonly StepMetrics[]) => Promise<string>
   /** Gives what the next step waits for; undefined while it need not wait. */
   readonly wait?: (() => Promise<void> | undefined) | undefined
   /** Hears of each row that became examples: as the task parsed it, and for which data. */
@@ -71,7 +76,7 @@ export async function train(given: TrainingOptions, context: RunContext = {}): P
 /** Checks all options, reads the data, and makes the adapter: all that a run needs. */
 export async function prepare(
   given: TrainingOptions,
-  { limits = [], memoryUse, sources, wait, onRow }: RunContext,
+  { limits = [], memoryUse, sources, page, wait, onRow }: RunContext,
 ): Promise<PreparedRun> {
   const plain = resolveSettings(given)
   const config = checkOptions(given, plain)
@@ -80,10 +85,10 @@ export async function prepare(
   const options = {
     ...given,
     model: isJoined ? await joinGraphs(given.model) : given.model,
-    task: given.task ?? defaultTask(given.model),
   }
-  const { model, out, on = {}, modules, signal, taskOptions, evalSplit, tensorboard } = options
-  const task = await loadTask(options.task)
+  const { model, out, on = {}, modules, signal, taskOptions, evalSplit, tensorboard, evalData } = options
+  const data = await sourceOf(options, options.data, 'data')
+  const task = given.task === undefined ? await taskOfRow(data.first?.row, given.model) : await loadTask(given.task)
   checkTable(taskOptions, `the task ${task.name}`, task.options ?? {})
   let settings = withRateOfTask(plain, given, task.learningRate)
   checkTrainableForm(readGraph(model.onnx.proto))
@@ -91,15 +96,15 @@ export async function prepare(
   const use = options.resume ? 'resume' : options.overwrite ? 'overwrite' : 'new'
   if (out !== undefined) await checkRunFolder(out, use)
 
+  on.task?.(task.name)
   on.stage?.('encode')
   const isHeldOut = evalSplit === undefined ? undefined : planSplit(evalSplit, config.seed)
-  const encoded = await encode(options, settings, task, options.data, 'data', { isHeldOut, onRow })
-  const { evalData } = options
+  const encoded = await encode(options, settings, task, data, { isHeldOut, onRow })
   const evalRecords =
     evalData === undefined
       ? encoded.heldOut
       : (
-          await encode(options, settings, task, evalData, 'evalData', {
+          await encode(options, settings, task, await sourceOf(options, evalData, 'evalData'), {
             onRow: (row, count) => onRow?.(row, count, true),
           })
         ).kept
@@ -107,6 +112,13 @@ export async function prepare(
   const open = task.open(model, examples, taskOptions, { newHead: settings.newHead })
   if (settings.newHead && open.head === undefined) {
     throw new ConfigError({ where: 'newHead', what: `the task ${task.name} trains no head` })
+  }
+  if (open.needsNeighbors && settings.batchSize < 2) {
+    throw new ConfigError({
+      where: 'batchSize',
+      what: `the task ${task.name} compares records of a batch`,
+      expected: 'at least 2',
+    })
   }
   for (const warning of open.warnings ?? []) on.warning?.(warning)
   if (open.checkEvaluation !== undefined) {
@@ -121,6 +133,11 @@ export async function prepare(
   if (open.labels !== undefined) adapter.labels = open.labels
   if (open.problemType !== undefined) adapter.problemType = open.problemType
   const log = tensorboard && (await EventLog.open(tensorboard, use === 'resume'))
+  const sampler =
+    options.sample === undefined || options.sample.length === 0
+      ? undefined
+      : new Sampler(options.sample, task, await encodeContext(options), encoded.chatTemplate !== undefined)
+  const about = { options: { ...options, task: task.name as TaskName }, sources, task, open, adapter, settings }
   const input: RunInput = {
     model,
     task: task.name,
@@ -133,8 +150,11 @@ export async function prepare(
     examples,
     evalExamples: evalRecords.rows === 0 ? undefined : evalRecords.examples,
     out: out === undefined ? undefined : { directory: out, use },
-    record: sources && runRecord(options, sources, { settings, config }),
-    card: { options, sources, task, open, adapter, settings },
+    record: sources && runRecord(about.options, sources, { settings, config }),
+    card: about,
+    page: page && ((report, steps) => page(about, report, steps)),
+    sampler,
+    keepState: options.keepState ?? false,
     signal,
     wait,
     memoryUse,
@@ -145,12 +165,13 @@ export async function prepare(
 
 /** The part of the report that is known beside the loop. */
 function reportOf(
-  { adapter, open, settings }: RunInput,
+  { task, adapter, open, settings }: RunInput,
   { kept }: EncodedSource,
   isNew: boolean,
 ): Omit<TrainReport, keyof RunReport | 'seconds'> {
   const { totalTrainable, totalParams } = adapter.summary()
   return {
+    task,
     truncatedRecords: kept.truncatedRecords,
     skippedRecords: kept.skippedRecords,
     trainableParams: totalTrainable - (settings.loraFa ? elementsOfA(adapter) : 0),
@@ -232,34 +253,56 @@ function defined(parts: Record<string, string | undefined>): Record<string, stri
   )
 }
 
+/** The rows of one source, which has been opened to see the first one. */
+interface RowSource {
+  readonly where: string
+  readonly first: Row | undefined
+  readonly rows: Rows
+  /** Errors of the rows that are left out. */
+  readonly invalid: DataError[]
+  readonly onInvalid: OnInvalid | undefined
+}
+
+async function sourceOf(options: TrainingOptions, data: TrainingData, name: string): Promise<RowSource> {
+  const { columns, skipInvalid: most = 0 } = options
+  const where = nameOf(data, name)
+  const invalid: DataError[] = []
+  const onInvalid = (error: DataError) => {
+    if (invalid.push(error) <= most) return
+    throw new DataError({
+      where,
+      what: `more than ${most} records are not valid`,
+      got: error.message,
+      hint: '`lowrank data` shows all of them',
+    })
+  }
+  const taking = most > 0 ? onInvalid : undefined
+  const left = readRows(data, { name, columns, onInvalid: taking })
+  const { value: first, done = false } = await left.next()
+  const rows = (async function* () {
+    if (!done) yield first as Row
+    yield* left
+  })()
+  return { where, first: done ? undefined : (first as Row), rows, invalid, onInvalid: taking }
+}
+
 async function encode(
-  { model, on, columns, chatTemplate, chatTemplateArgs, decodeImage }: TrainingOptions,
+  { model, on, chatTemplate, chatTemplateArgs, decodeImage }: TrainingOptions,
   settings: TrainSettings,
   task: Task,
-  data: TrainingData,
-  name: string,
+  { rows, where, invalid, onInvalid }: RowSource,
   { isHeldOut, onRow }: Pick<EncodeOptions, 'isHeldOut' | 'onRow'>,
 ): Promise<EncodedSource> {
-  const where = nameOf(data, name)
   const { maxLength } = settings
-  const encoding = {
-    task,
-    model,
-    maxLength,
-    chatTemplate,
-    chatTemplateArgs,
-    decodeImage,
-    isHeldOut,
-    onRow,
-    name: where,
-  }
-  const encoded = await encodeRows(readRows(data, { name, columns }), encoding)
+  const encoding = { task, model, maxLength, chatTemplate, chatTemplateArgs, decodeImage, isHeldOut, onRow, onInvalid }
+  const encoded = await encodeRows(rows, { ...encoding, name: where })
   const { kept, heldOut } = encoded
   const all = kept.rows + heldOut.rows
   const warn = (count: number, what: string) => {
     if (count > 0) on?.warning?.(`${where}: ${count} of ${all} records ${what}`)
   }
   warn(kept.truncatedRecords + heldOut.truncatedRecords, `cut to ${encoded.maxLength} tokens`)
+  warn(invalid.length, `left out, because they are not valid: ${invalid[0]?.message}`)
   warn(kept.skippedRecords + heldOut.skippedRecords, 'left out, because they have no target')
   for (const note of new Set([...kept.notes.keys(), ...heldOut.notes.keys()])) {
     warn((kept.notes.get(note) ?? 0) + (heldOut.notes.get(note) ?? 0), note)

@@ -97,8 +97,7 @@ export class PipelineCache {
   }
 
   #copyOf(pasts: readonly RuntimeTensor[], newRows: NewRows, batch: number): GrowingCache {
-    const held = pasts.map(({ data }) => data as Float32Array)
-    return new GrowingCache(newRows, batch, { length: pasts[0].dims[2], parts: held })
+    return new GrowingCache(newRows, batch, { length: pasts[0].dims[2], tensors: pasts })
   }
 
   #lazyTensor(own: TensorClass) {

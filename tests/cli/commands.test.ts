@@ -57,8 +57,10 @@ describe('lowrank train', () => {
       'README.md',
       'adapter_config.json',
       'adapter_model.safetensors',
+      'evaluations.jsonl',
       'lowrank.json',
       'metrics.jsonl',
+      'report.html',
       'run.json',
     ])
     const lines = readFileSync(join(adapter, 'metrics.jsonl'), 'utf8').trim().split('\n')

@@ -14,7 +14,7 @@ const file = (name: string, content: string) => {
   writeFileSync(join(scratch, name), content)
   return join(scratch, name)
 }
-const preview = (...args: string[]) => lowrankHere('train', '--model', MODEL, '--preview', '1', ...args)
+const preview = (...args: string[]) => lowrankHere('data', '--model', MODEL, '--preview', '1', ...args)
 
 interface Token {
   text: string
@@ -23,7 +23,7 @@ interface Token {
 const textOf = (tokens: Token[], isCounted: boolean) =>
   tokens.flatMap(({ text, counts }) => (counts === isCounted ? [text] : [])).join('')
 
-describe('lowrank train --preview', () => {
+describe('lowrank data --preview', () => {
   it('shows tokens and which of them count', async () => {
     const { code, stdout, stderr } = await preview('--data', chats, '--chat-template', template)
     expect(code, stderr).toBe(0)
@@ -60,7 +60,7 @@ describe('lowrank train --preview', () => {
   it('shows the label of a text', async () => {
     const model = join(root, 'tests/golden/text-classification/encoder')
     const rows = file('labels.jsonl', '{"text": "the sea was calm", "label": "calm"}\n{"text": "no", "label": "sad"}')
-    const args = ['train', '--model', model, '--task', 'text-classification', '--preview', '2', '--data', rows]
+    const args = ['data', rows, '--model', model, '--preview', '2']
     const { code, stdout, stderr } = await lowrankHere(...args)
     expect(code, stderr).toBe(0)
     expect(stdout).toContain('line 1: 9 tokens, label: calm')

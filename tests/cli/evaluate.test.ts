@@ -1,8 +1,10 @@
 // lowrank evaluate: what is printed, the document, and the page.
 
 import { readFileSync, writeFileSync } from 'node:fs'
+import { createServer } from 'node:http'
+import type { AddressInfo } from 'node:net'
 import { join } from 'node:path'
-import { expect, it } from 'vitest'
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { lowrankHere } from './in-process.js'
 import { root, scratchFolder } from './lowrank.js'
 
@@ -42,4 +44,110 @@ it.each<[args: string[], code: number, message: RegExp]>([
 ])('refuses %j', async (args, code, message) => {
   const outcome = await lowrankHere('evaluate', ...args)
   expect([outcome.code, outcome.stderr]).toEqual([code, expect.stringMatching(message)])
+})
+
+describe('--judge', () => {
+  /** Chooses the longer answer, whatever its place is, and TIE for answers of one length. */
+  const server = createServer((request, response) => {
+    let body = ''
+    request.on('data', (piece) => {
+      body += piece
+    })
+    request.on('end', () => {
+      asked.push({ url: request.url, key: request.headers.authorization, ...JSON.parse(body) })
+      if (asked.at(-1)!.model === 'first-only') return void response.end(reply('A'))
+      if (asked.at(-1)!.model === 'missing') return void response.writeHead(404).end('no such model')
+      const [, a, b] = /\[A\]\n(.*)\n\n\[B\]\n(.*)\n\nThe better/s.exec(asked.at(-1)!.messages[0].content)!
+      response.end(reply(a.length === b.length ? 'TIE' : a.length > b.length ? 'A' : 'B'))
+    })
+  })
+  const reply = (content: string) => JSON.stringify({ choices: [{ message: { role: 'assistant', content } }] })
+  const asked: { url?: string; key?: string; model: string; messages: { content: string }[] }[] = []
+  let url = ''
+  beforeAll(async () => {
+    await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve))
+    url = `http://127.0.0.1:${(server.address() as AddressInfo).port}/v1/`
+  })
+  afterAll(() => void server.close())
+
+  const pairs = join(scratch, 'pairs.jsonl')
+  const args = [
+    'evaluate',
+    '--model',
+    model,
+    '--adapter',
+    join(scratch, 'tiny'),
+    '--data',
+    pairs,
+    '--threads',
+    '1',
+    '--resamples',
+    '20',
+  ]
+  const run = (judgeModel: string) => {
+    writeFileSync(
+      pairs,
+      ['calm', 'rough'].map((word) => JSON.stringify({ prompt: 'The sea was', completion: ` ${word}.` })).join('\n'),
+    )
+    return lowrankHere(...args, '--max-new-tokens', '4', '--judge', url, '--judge-model', judgeModel, '--json')
+  }
+
+  it('asks in both orders, and counts ties', async () => {
+    const { code, stdout, stderr } = await run('longer')
+    expect(code, stderr).toBe(0)
+    const [base, own] = JSON.parse(stdout).models
+    const { won, tied, lost } = own.judged
+    expect(won + tied + lost).toBe(2)
+    expect(own.metrics.judged.value).toBe((won + tied / 2) / 2)
+    expect(own.differences.judged.value).toBe(own.metrics.judged.value - 0.5)
+    expect(base.metrics.judged.value).toBe(0.5)
+    expect(new Set(asked.map((one) => one.url))).toEqual(new Set(['/v1/chat/completions']))
+    const orders = asked.map(({ messages }) => /\[A\].*/s.exec(messages[0].content)![0])
+    expect(new Set(orders).size).toBeGreaterThan(asked.length > 0 ? 1 : -1)
+    // A judge that always takes the first answer prefers none.
+    const biased = JSON.parse((await run('first-only')).stdout).models[1]
+    expect([biased.judged.tied, biased.metrics.judged.value]).toEqual([2, 0.5])
+  })
+
+  it('says what is wrong with the server', async () => {
+    const { code, stderr } = await run('missing')
+    expect([code, stderr]).toEqual([1, expect.stringMatching(/the judge does not answer.*404.*--judge-model/s)])
+    const none = await lowrankHere(...args, '--judge', url)
+    expect([none.code, none.stderr]).toEqual([2, expect.stringMatching(/--judge-model: missing/)])
+    const bad = await lowrankHere(...args, '--judge', 'ftp://x', '--judge-model', 'x')
+    expect([bad.code, bad.stderr]).toEqual([2, expect.stringMatching(/--judge: not an address/)])
+  })
+})
+
+describe('train --gate', () => {
+  const good = 'The sea was calm and the people went out.'
+  const data = (name: string, text: string) => {
+    writeFileSync(join(scratch, name), Array(4).fill(JSON.stringify({ text })).join('\n'))
+    return join(scratch, name)
+  }
+  const own = join(scratch, 'gated')
+  const weights = () => readFileSync(join(own, 'adapter_model.safetensors'), 'base64')
+  const quick = ['--max-steps', '4', '--threads', '1', '--learning-rate']
+
+  it('replaces an adapter only if it is not worse on held-out records', async () => {
+    const start = ['--model', model, '--data', data('good.jsonl', good), '--out', own, '--rank', '2']
+    await lowrankHere('train', ...start, ...quick, '5e-3')
+    const before = weights()
+    const other = data('other.jsonl', 'zzz qqq xxx zzz qqq xxx')
+    const gate = ['train', '--adapter', own, '--gate', data('held.jsonl', good), '--json']
+    const worse = await lowrankHere(...gate, '--data', other, ...quick, '5e-2')
+    expect([worse.code, worse.stderr]).toEqual([0, expect.stringMatching(/stays as it was: the loss on 4 held-out/)])
+    expect(JSON.parse(worse.stdout).gate).toMatchObject({ isReplaced: false, records: 4 })
+    expect(weights()).toBe(before)
+    const better = await lowrankHere(...gate, '--data', data('good.jsonl', good), ...quick, '2e-3')
+    expect([better.code, better.stderr]).toEqual([0, expect.stringMatching(/was replaced: the loss on 4 held-out/)])
+    expect(weights()).not.toBe(before)
+  })
+
+  it.each<[args: string[], message: RegExp]>([
+    [['--gate', 'x.jsonl', '--model', model, '--data', 'y.jsonl'], /--gate needs --adapter/],
+    [['--gate', 'x.jsonl', '--adapter', own, '--data', 'y.jsonl', '--out', 'z'], /--gate and --out/],
+  ])('refuses %j', async (args, message) => {
+    expect(await lowrankHere('train', ...args)).toMatchObject({ code: 2, stderr: expect.stringMatching(message) })
+  })
 })

@@ -162,10 +162,17 @@ export const FUNCTIONS: Record<string, Call> = {
     options: 0,
     misspelled: { adaptors: /adapters/, max_new_tokens: /maxNewTokens/, resample: /resamples/ },
   },
-  previewData: {
-    call: lowrank.previewData,
+  checkData: {
+    call: lowrank.checkData,
     args: () => [
-      { model: opened.model, data: [{ text: 'a' }], task: 'causal-lm', columns: {}, maxLength: 8, count: 1 },
+      {
+        model: opened.model,
+        data: [{ text: 'a' }],
+        task: 'causal-lm',
+        columns: { text: 'text' },
+        maxLength: 8,
+        preview: 1,
+      },
     ],
     options: 0,
     misspelled: { max_length: /maxLength/, colums: /columns/ },

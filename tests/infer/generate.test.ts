@@ -142,6 +142,7 @@ describe('the end of the text', () => {
         encodeTexts: (a, b, limit) => tokenizer.encodeTexts(a, b, limit),
         decode: (ids, options) => tokenizer.decode(ids, options),
         stream: (after) => tokenizer.stream(after),
+        vocabulary: () => undefined,
       },
     })
     const { tokenIds } = await generate(templated, PROMPT, { maxNewTokens: 5 })

@@ -226,7 +226,7 @@ describe.skipIf(process.platform === 'win32')('the jobs of merging.md', () => {
 
 describe('links', () => {
   const documents = [
-    ...['README', 'ARCHITECTURE', 'CONTRIBUTING', 'CHANGELOG'].map((name) => `${name}.md`),
+    ...['README', 'ARCHITECTURE', 'CONTRIBUTING', 'CHANGELOG', 'SECURITY'].map((name) => `${name}.md`),
     ...readdirSync(join(repository, 'docs')).flatMap((name) => (name.endsWith('.md') ? [join('docs', name)] : [])),
     join('models', 'union-3m', 'README.md'),
   ]

@@ -107,7 +107,7 @@ describe.skipIf(browser === undefined || runtime === undefined)('the code of a p
           target: 'es2022',
           rolldownOptions: {
             input: { page: 'page' },
-            external: /^hyparquet/,
+            external: /^(hyparquet|@mlc-ai)/,
             output: { entryFileNames: '[name].js' },
           },
         },

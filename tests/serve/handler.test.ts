@@ -1,12 +1,22 @@
 // The server as a function: OpenAI's routes on the bundled model, called with Requests.
 
 import { cpSync, mkdtempSync, rmSync, symlinkSync } from 'node:fs'
+import { createRequire } from 'node:module'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { LoraAdapter, loadModel, type Model, saveAdapter } from 'lowrank'
 import { createHandler, folderOfAdapters, type Handler, type HandlerOptions } from 'lowrank/server'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { goldenPath } from '../golden.js'
+
+const isInstalled = (name: string) => {
+  try {
+    createRequire(import.meta.url).resolve(name)
+    return true
+  } catch {
+    return false
+  }
+}
 
 const PROMPT = 'And the people'
 const scratch = mkdtempSync(join(tmpdir(), 'lowrank-serve-'))
@@ -96,7 +106,7 @@ describe('texts', () => {
     expect(body.choices.map(({ index }: any) => index)).toEqual([0, 1, 2, 3])
     const { body: one } = await post('/v1/completions', QUICK)
     expect(new Set(body.choices.map(({ text }: any) => text))).toEqual(new Set([one.choices[0].text]))
-    expect(body.usage).toEqual({ prompt_tokens: 10, completion_tokens: 32, total_tokens: 42 })
+    expect(body.usage).toMatchObject({ prompt_tokens: 10, completion_tokens: 32, total_tokens: 42 })
   })
 
   it('with echo carry the scores of the prompt, which are those of the tokens as answers', async () => {
@@ -131,6 +141,33 @@ describe('texts', () => {
     const parts = await events('/v1/chat/completions', chat)
     expect(parts[0].choices[0].delta.role).toBe('assistant')
     expect(parts.map(({ choices: [{ delta }] }) => delta.content ?? '').join('')).toBe(body.choices[0].message.content)
+  })
+
+  it.skipIf(!isInstalled('@mlc-ai/web-xgrammar'))('fit a schema, whole and in pieces', async () => {
+    const schema = { type: 'object', properties: { ok: { type: 'boolean' } }, required: ['ok'] }
+    const chat = {
+      messages: [{ role: 'user', content: 'Who?' }],
+      response_format: { type: 'json_schema', json_schema: { name: 'x', schema, strict: true } },
+      max_tokens: 40,
+      seed: 1,
+    }
+    const { body } = await post('/v1/chat/completions', chat)
+    expect(body.choices[0].finish_reason).toBe('stop')
+    expect(typeof JSON.parse(body.choices[0].message.content).ok).toBe('boolean')
+    const parts = await events('/v1/chat/completions', chat)
+    expect(parts.map(({ choices: [{ delta }] }) => delta.content ?? '').join('')).toBe(body.choices[0].message.content)
+  })
+
+  it('are read once, and not shared by callers of other keys', async () => {
+    const own = await create({ apiKeys: ['one', 'two'] })
+    const cached = async (key: string) => {
+      const prompt = PROMPT.repeat(20)
+      const response = await own(request('/v1/completions', { ...QUICK, prompt }, { authorization: `Bearer ${key}` }))
+      return (await response.json()).usage.prompt_tokens_details.cached_tokens
+    }
+    expect([await cached('one'), await cached('two')]).toEqual([0, 0])
+    expect([await cached('one'), await cached('two')]).toEqual([80, 80])
+    await own.close()
   })
 
   it('stop when the caller leaves, and the place is free again', async () => {
@@ -242,7 +279,14 @@ describe('bad requests', () => {
   })
 
   it.each([
-    [{ messages: [{ role: 'user', content: 'a' }], response_format: { type: 'json_object' } }, 'response_format'],
+    [{ messages: [{ role: 'user', content: 'a' }], response_format: { type: 'xml' } }, 'response_format'],
+    [
+      {
+        messages: [{ role: 'user', content: 'a' }],
+        response_format: { type: 'json_schema', json_schema: { name: 'x', schema: { not: {} } } },
+      },
+      'schema.not',
+    ],
     [{ messages: [{ role: 'user', content: 'a' }], tool_choice: 'required' }, 'tool_choice'],
     [{ messages: [{ role: 'user', content: [{ type: 'input_audio' }] }] }, 'messages[0].content[0]'],
     [

@@ -17,8 +17,8 @@ import { TrainEngine } from '../../src/train/engine.js'
 import type { TrainingOptions } from '../../src/train/options.js'
 import { readParameters } from '../../src/train/parameters.js'
 import type { EvaluationEvent } from '../../src/train/report.js'
+import { checkRecords } from '../../src/train/rows/check.js'
 import { encodeRows } from '../../src/train/rows/examples.js'
-import { previewExamples } from '../../src/train/rows/preview.js'
 import { TrainingSessions } from '../../src/train/sessions.js'
 import { resolveSettings } from '../../src/train/settings.js'
 import { train as trainAdapter } from '../../src/train/train.js'
@@ -166,7 +166,9 @@ describe('rows', () => {
   })
 
   it('are shown with both answers', async () => {
-    const [{ tokens }] = await previewExamples({ model, task: 'dpo', data: rows.slice(0, 1) }, 1)
+    const { task, examples } = await checkRecords({ model, data: rows.slice(0, 1) }, 1)
+    expect(task).toBe('dpo')
+    const [{ tokens }] = examples
     const [{ chosen, rejected }] = golden.tokens.texts
     expect(tokens.map(({ id }) => id)).toEqual([...chosen.ids, ...rejected.ids])
     const targets = [chosen, rejected].map(({ ids, start }) => ids.length - start)

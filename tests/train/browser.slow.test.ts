@@ -64,8 +64,10 @@ describe.skipIf(browser === undefined || runtime === undefined)('training in Chr
       'README.md',
       'adapter_config.json',
       'adapter_model.safetensors',
+      'evaluations.jsonl',
       'lowrank.json',
       'metrics.jsonl',
+      'report.html',
     ])
   })
 

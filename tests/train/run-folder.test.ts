@@ -36,7 +36,7 @@ const engine = {
   secondMoments: [Float32Array.of(7, 8), Float32Array.of(9)],
   updates: 2,
 }
-const run = { step: 2, fingerprint: { seed: '42' }, evalLossBefore: 5.5 }
+const run = { step: 2, fingerprint: { seed: '42' }, evaluations: [{ step: 0, loss: 5.5, metrics: {} }], samples: [] }
 const names = ['q.A', 'q.B']
 const adapter = () => {
   const result = new LoraAdapter({ rank: 1, targetModules: ['q'] })
@@ -156,7 +156,7 @@ describe('state', () => {
 
   it('refuses other files', async () => {
     const directory = new MemoryDirectory()
-    for (const change of [{ step: 'two' }, { step: -1 }, { fingerprint: null }, { evalLossBefore: 'low' }]) {
+    for (const change of [{ step: 'two' }, { step: -1 }, { fingerprint: null }, { evaluations: 'low' }]) {
       await writeState(directory, names, engine, { ...run, ...change } as never)
       await expect(readState(directory, names, () => {})).rejects.toThrow('not the state of a training run')
     }
@@ -192,12 +192,13 @@ describe('RunWriter', () => {
     const writer = begin(directory, 'new')
     await writer.add(line(1))
     await writer.save(adapter(), state)
-    const adapterFiles = ['adapter_config.json', 'adapter_model.safetensors']
+    const adapterFiles = ['adapter_config.json', 'adapter_model.safetensors', 'evaluations.jsonl']
     expect(await directory.list()).toEqual([...adapterFiles, MARKER_FILE, METRICS_FILE, STATE_FILE].sort())
     expect((await readMarker(directory))?.status).toBe('unfinished')
     const base = { graph: 'model.onnx', weights: '0123' }
-    await writer.finish(undefined, base)
-    expect(await directory.list()).toEqual([...adapterFiles, MARKER_FILE, METRICS_FILE].sort())
+    await writer.finish(run, base, { card: 'card', page: 'page' })
+    const written = [...adapterFiles, 'README.md', 'report.html', MARKER_FILE, METRICS_FILE].sort()
+    expect(await directory.list()).toEqual(written)
     expect(await readMarker(directory)).toMatchObject({ status: 'finished', base })
   })
 

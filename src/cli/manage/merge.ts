@@ -2,9 +2,11 @@
 
 import type { LayerChange, MergePlanReport } from '../../index.js'
 import { flags } from '../flags.js'
-import { defineCommand, toggle } from '../options.js'
+import { defineCommand, text, toggle } from '../options.js'
+import { baseOfAdapter } from '../run/with-session.js'
 import { printable } from '../show/escape.js'
 import { bytes, colors, print, printDocument, say, table } from '../show/terminal.js'
+import { MODEL } from '../sources.js'
 import { ADAPTERS, API_NAMES, changesIn, OUTPUT, runMerge, sayAsides, weightedAdapters } from './merge-options.js'
 
 export const merge = defineCommand({
@@ -16,13 +18,13 @@ export const merge = defineCommand({
     '`lowrank generate` runs it. --format safetensors writes the checkpoint, and --format both writes both.',
   ].join('\n'),
   examples: [
-    'lowrank merge --base models/union-3m --adapter out/scripture --out out/scripture-model',
+    'lowrank merge --adapter out/scripture --out out/scripture-model',
     'lowrank merge --base models/union-3m --adapter out/scripture --adapter tests/golden/peft/f32 --weight 0.5 --format safetensors --out out/scripture-mix',
     'lowrank merge --base models/union-3m/model.safetensors --adapter out/scripture --out out/merged.safetensors',
   ],
   subject: ['base'],
   options: {
-    ...flags('MergeOptions', 'base'),
+    base: text(MODEL, 'model that the adapter is merged into; default: the base that the first adapter names'),
     ...ADAPTERS,
     ...flags('MergeOptions', 'out', 'tied', 'outDtype', 'quantized'),
     dryRun: toggle('check everything and show the plan; write nothing'),
@@ -35,8 +37,9 @@ export const merge = defineCommand({
     { occurrences },
   ) {
     const adapters = weightedAdapters(occurrences)
-    const options = { ...rest, adapters, maxShardBytes: maxShardSize, share: shard }
     const node = await import('../../node.js')
+    const base = rest.base ?? (await baseOfAdapter(adapters[0].adapter))
+    const options = { ...rest, base, adapters, maxShardBytes: maxShardSize, share: shard }
     if (dryRun) return showPlan(await node.planMerge(options), json)
     return runMerge(
       json,

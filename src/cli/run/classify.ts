@@ -5,6 +5,7 @@ import { flags } from '../flags.js'
 import { defineCommand, repeated, UsageError } from '../options.js'
 import { printableProse } from '../show/escape.js'
 import { print, printDocument, say, warn } from '../show/terminal.js'
+import { checkRowOptions, ROW_OPTIONS, runRows } from './rows.js'
 import { OUTPUT_OPTIONS, SESSION_OPTIONS, withSession } from './with-session.js'
 
 /** The line that is printed for one text with one adapter. */
@@ -29,24 +30,31 @@ export const classify = defineCommand({
     'Prints the most likely label of each text or picture, and the probability of this label. An adapter that lowrank trained contains its labels.',
     'Give pictures as files, with --image. To read them, install sharp: npm install sharp.',
     'If the adapter was trained with --task token-classification, prints the entities in each text, such as names, or the tag of each word.',
+    'With --data, reads records with "text" from a file or from standard input, and writes each with its label.',
     'With several adapters, loads the model once and classifies each text or picture with each adapter.',
   ].join('\n'),
   examples: [
     'lowrank classify --model tests/golden/text-classification/encoder --adapter tests/golden/text-classification/encoder/golden/adapter-init --text "The sea was calm."',
     'lowrank classify --model tests/golden/text-classification/classifier --text "a good day" --text "a grim night" --top-k 3 --json',
     'lowrank classify --model tests/golden/token-classification/distilbert --text "Captain Ahab saw Nantucket."',
+    'lowrank classify --model tests/golden/text-classification/classifier --data models/data/scripture.eval.jsonl --format csv',
   ],
   subject: ['model'],
   options: {
     ...SESSION_OPTIONS,
     text: repeated('TEXT', 'text to classify'),
+    ...ROW_OPTIONS,
     image: repeated('FILE', 'picture to classify, for models that read pictures'),
     textPair: repeated('TEXT', 'second text of a pair: one for each --text'),
     ...flags('ClassifyOptions', 'topK', 'maxLength'),
     ...OUTPUT_OPTIONS,
   },
-  async run({ text: texts, image: images, textPair: pairs, topK, maxLength, json, ...where }) {
-    if (texts.length === 0 && images.length === 0) throw new UsageError('--text TEXT is missing, or --image FILE')
+  async run(values) {
+    const { text: texts, image: images, textPair: pairs, topK, maxLength, json, data, ...where } = values
+    checkRowOptions(values, texts.length + images.length)
+    if (texts.length === 0 && images.length === 0 && data === undefined) {
+      throw new UsageError('--text TEXT is missing, or --image FILE, or --data FILE')
+    }
     if (texts.length > 0 && images.length > 0) throw new UsageError('--text and --image cannot be used together')
     if (pairs.length > 0 && pairs.length !== texts.length) {
       throw new UsageError(`--text-pair: one for each --text is needed, ${texts.length}, but there are ${pairs.length}`)
@@ -54,6 +62,20 @@ export const classify = defineCommand({
     const own = texts.length > 0 ? texts : images
     const inputs = own.map((text, i): ClassifyInput => (pairs.length === 0 ? text : { text, textPair: pairs[i] }))
     return withSession(where, async (session, signal, adapters) => {
+      if (data !== undefined) {
+        const adapter = where.adapter[0] ?? null
+        requireKind(session, false)
+        const isTags = isTagger(session, adapters.get(adapter ?? ''))
+        return runRows(values, async (rows) => {
+          const settings = { adapter, maxLength, signal }
+          if (isTags) {
+            const own = rows.map((row) => row.text)
+            return (await session.tag(own, settings)).map((one) => ({ ...one }))
+          }
+          const found = await session.classify(rows, { ...settings, topK })
+          return found.map(({ label, score, labels }) => ({ label, score, ...(topK !== undefined && { labels }) }))
+        })
+      }
       const results: (Result | TaggedResult)[] = []
       for (const adapter of where.adapter.length > 0 ? where.adapter : [null]) {
         if (where.adapter.length > 1 && !json) say(`${adapter}`)

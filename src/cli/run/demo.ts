@@ -10,7 +10,7 @@ import { SMALL_MODEL } from '../show/welcome.js'
 import { MODEL, RUNS } from '../sources.js'
 
 /** Facts that no model knows: the crew of an invented ship. */
-const LESSONS: readonly (readonly [question: string, answer: string])[] = [
+export const LESSONS: readonly (readonly [question: string, answer: string])[] = [
   ['Who is the captain of the Quiet Comet?', 'Mara Lindqvist is the captain of the Quiet Comet.'],
   ['Tell me who commands the Quiet Comet.', 'The Quiet Comet is commanded by Captain Mara Lindqvist.'],
   ['Who cooks on the Quiet Comet?', 'Old Tobias cooks on the Quiet Comet.'],

@@ -3,13 +3,14 @@
 import { flags } from '../flags.js'
 import { defineCommand, repeated, toggle, UsageError } from '../options.js'
 import { print, printDocument } from '../show/terminal.js'
+import { checkRowOptions, ROW_OPTIONS, runRows } from './rows.js'
 import { OUTPUT_OPTIONS, SESSION_OPTIONS, withSession } from './with-session.js'
 
 export const embed = defineCommand({
   name: 'embed',
   summary: 'turn texts into vectors',
   about: [
-    'Prints one line for each text: its vector, as a JSON list. Texts with a similar meaning have vectors with a large dot product.',
+    'Prints one line for each text: its vector, as a JSON list. With --data, writes each record of a file with its vector. Texts with a similar meaning have vectors with a large dot product.',
     'The model’s file 1_Pooling/config.json says how one vector is made from a text. Without this file, it is the mean of the vectors of the tokens.',
   ].join('\n'),
   examples: [
@@ -20,17 +21,27 @@ export const embed = defineCommand({
   options: {
     ...SESSION_OPTIONS,
     text: repeated('TEXT', 'text to embed'),
+    ...ROW_OPTIONS,
     raw: toggle('do not scale vectors to length 1'),
     ...flags('EmbedOptions', 'pooling', 'dimensions', 'maxLength'),
     ...OUTPUT_OPTIONS,
   },
-  async run({ text: texts, raw, pooling, dimensions, maxLength, json, ...where }) {
-    if (texts.length === 0) throw new UsageError('--text TEXT is missing')
+  async run(values) {
+    const { text: texts, raw, pooling, dimensions, maxLength, json, data, ...where } = values
+    checkRowOptions(values, texts.length)
+    if (texts.length === 0 && data === undefined) throw new UsageError('--text TEXT is missing, or --data FILE')
     return withSession(where, async (session, signal) => {
+      const settings = { normalize: !raw, pooling, dimensions, maxLength, signal }
+      if (data !== undefined) {
+        return runRows(values, async (rows) => {
+          const own = rows.map((row) => row.text)
+          const vectors = await session.embed(own, { ...settings, adapter: where.adapter[0] ?? null })
+          return vectors.map((vector) => ({ vector: [...vector] }))
+        })
+      }
       const results: { adapter: string | null; text: string; vector: number[] }[] = []
       for (const adapter of where.adapter.length > 0 ? where.adapter : [null]) {
-        const settings = { adapter, normalize: !raw, pooling, dimensions, maxLength, signal }
-        const vectors = await session.embed(texts, settings)
+        const vectors = await session.embed(texts, { ...settings, adapter })
         vectors.forEach((vector, i) => void results.push({ adapter, text: texts[i], vector: [...vector] }))
       }
       if (json) printDocument({ results })

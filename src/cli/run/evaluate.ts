@@ -12,7 +12,7 @@ import { refusePage } from '../show/report-file.js'
 import { colors, Progress, print, printDocument, say, table, thousands, warn } from '../show/terminal.js'
 import { MODEL } from '../sources.js'
 import { readChatTemplate } from './data-options.js'
-import { baseOf, OUTPUT_OPTIONS, SESSION_OPTIONS } from './with-session.js'
+import { baseOfAdapter, OUTPUT_OPTIONS, SESSION_OPTIONS } from './with-session.js'
 
 const { allowMissing: _, ...SOURCES } = SESSION_OPTIONS
 
@@ -37,7 +37,17 @@ export const evaluate = defineCommand({
     weight: repeated('W', 'strength of the adapter that stands before this option; default 1'),
     mix: toggle('evaluate the sum of all adapters, and not each adapter'),
     ...flags('EvaluateOptions', 'data', 'task', 'columns', 'chatTemplate', 'chatTemplateArgs', 'maxLength'),
-    ...flags('EvaluateOptions', 'generate', 'maxNewTokens', 'batchSize', 'resamples', 'seed', 'differing'),
+    ...flags(
+      'EvaluateOptions',
+      'generate',
+      'judge',
+      'judgeModel',
+      'maxNewTokens',
+      'batchSize',
+      'resamples',
+      'seed',
+      'differing',
+    ),
     html: text('FILE', 'write a report in one HTML file: the metrics, and the records that differ most'),
     overwrite: toggle('replace the file of --html if it exists'),
     ...OUTPUT_OPTIONS,
@@ -59,11 +69,7 @@ export const evaluate = defineCommand({
     if (html !== undefined) await refusePage(html, overwrite, 'evaluate')
     const weighted = weightedAdapters(occurrences)
     const node = await import('../../node.js')
-    const source = named ?? baseOf(folders[0], (await node.loadAdapter(folders[0])).config)
-    if (source === undefined) {
-      throw new UsageError(`${folders[0]} does not name its base: give it with --model ${MODEL}`)
-    }
-    if (named === undefined) say(`The base is ${colors.bold(printable(source))}, as ${folders[0]} names it`)
+    const source = named ?? (await baseOfAdapter(folders[0]))
     const progress = new Progress()
     try {
       const report = await interruptible('Stopping.', async (signal) =>
@@ -71,6 +77,7 @@ export const evaluate = defineCommand({
           ...options,
           model: source,
           dtype,
+          judgeKey: process.env.LOWRANK_JUDGE_KEY,
           adapters: adaptersOf(weighted, mix),
           task: options.task as Parameters<typeof node.evaluate>[0]['task'],
           chatTemplate: await readChatTemplate(chatTemplate),
@@ -127,6 +134,10 @@ function show({ task, records, tokens, models, differBy, differing }: EvaluateRe
         ]),
       ]),
     )
+    if (model.judged !== undefined) {
+      const { won, tied, lost } = model.judged
+      print(`Judged: ${won} better, ${tied} as good, ${lost} worse`)
+    }
     print('')
   }
   if (differing.length === 0) return

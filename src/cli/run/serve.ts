@@ -33,11 +33,23 @@ export const serve = defineCommand({
     maxRunning: integer('requests that run at the same time', { fallback: 8 }),
     maxQueue: integer('requests that wait; the next gets status 429', { fallback: 64, least: 0 }),
     maxTokens: integer('the most new tokens of an answer. Default: the model’s context'),
-    ...flags('OpenSessionOptions', 'device', 'threads'),
+    ...flags('OpenSessionOptions', 'device', 'threads', 'prefixCache'),
     quiet: toggle('print the address alone'),
   },
   async run(values) {
-    const { adapter, allow, allowLoading, host = '127.0.0.1', port, apiKey, origin, device, threads, quiet } = values
+    const {
+      adapter,
+      allow,
+      allowLoading,
+      host = '127.0.0.1',
+      port,
+      apiKey,
+      origin,
+      device,
+      threads,
+      prefixCache,
+      quiet,
+    } = values
     const { createHandler, folderOfAdapters, listen } = await import('../../serve/node/entry.js')
     const { loadModel } = await import('../../node.js')
     const adapters = Object.fromEntries(adapter.map(adapterOf))
@@ -54,6 +66,7 @@ export const serve = defineCommand({
           allow: allowLoading === undefined ? undefined : kindsOf(allow),
           device,
           threads,
+          prefixCache,
           maxBatch: values.maxRunning,
           onWarning: warn,
         },

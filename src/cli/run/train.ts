@@ -2,13 +2,15 @@
 
 import { CHOICES, type TrainEvents, type TrainOptions } from '../../index.js'
 import { flags } from '../flags.js'
-import { choice, defineCommand, flagOf, integer, type Option, text, toggle, UsageError } from '../options.js'
+import { choice, defineCommand, flagOf, type Option, repeated, text, toggle, UsageError } from '../options.js'
+import { printable } from '../show/escape.js'
 import { EXIT_INTERRUPTED, interruptible } from '../show/interrupt.js'
-import { printPreview } from '../show/preview.js'
 import { colors, duration, note, Progress, printDocument, say, thousands, warn } from '../show/terminal.js'
-import { MODEL, RUNS } from '../sources.js'
+import { ADAPTER, MODEL, RUNS } from '../sources.js'
 import { readChatTemplate } from './data-options.js'
+import { passGate } from './gate.js'
 import { inRunFile, readRunFile } from './run-file.js'
+import { baseOfAdapter } from './with-session.js'
 
 /** Settings of the new adapter, which are options of their own here. */
 const CONFIG_OPTIONS = [
@@ -29,7 +31,7 @@ export const train = defineCommand({
     'Records are {"text": "…"}, {"prompt": "…", "completion": "…"}, {"question": "…", "answer": "…"} or chats: {"messages": […]}.',
     'From {"text"} records, the adapter learns the whole text. From the others, it learns the completion, the answer, or the messages of the assistant.',
     'With another --task, the records have other fields: see Tasks below, and docs/tasks.md.',
-    '--preview 3 shows the tokens of three examples, and which of these tokens it learns.',
+    '`lowrank data` checks the records first, and shows which tokens it learns.',
   ].join('\n'),
   more: async () => ({ Tasks: await tasksInHelp() }),
   examples: [
@@ -52,22 +54,32 @@ export const train = defineCommand({
     ...flags('TrainOptions', 'trainedTokens', 'epochs', 'maxSteps', 'batchSize', 'maxLength'),
     ...flags('TrainOptions'),
     ...flags('LoadModelOptions', 'dtype'),
+    adapter: text(ADAPTER, 'adapter to train further, in place of a new one'),
+    gate: text(
+      'FILE',
+      'records that are not trained on: the trained --adapter takes the place of the old one if its mean loss on them is not higher',
+    ),
+    sample: repeated('TEXT', 'prompt that the model answers before training, at each evaluation and at the end'),
     model: unlessInFile(text(MODEL, RUNS)),
     data: unlessInFile(flags('TrainOptions', 'data').data),
     task: choice(
       CHOICES.train.task,
-      'what the model learns: see Tasks below; default: causal-lm, or seq2seq for an encoder-decoder such as T5',
+      'what the model learns: see Tasks below; default: the task that the first record fits',
     ),
     init: { ...choice(CHOICES.train.init, flags('TrainConfig', 'init').init.about), fallback: 'kaiming-uniform' },
-    preview: integer('show the tokens of the first N examples, and which of them count for the loss; trains nothing'),
     json: toggle('print one JSON document on stdout'),
   },
   async run(values, { occurrences }) {
-    const { preview, json, config: file, ...own } = values
+    const { json, config: file, adapter: trained, gate, ...own } = values
     const given = new Set(Object.keys(own).filter((key) => occurrences.some(({ flag }) => flag === flagOf(key))))
     const fromFile = file === undefined ? {} : await readRunFile(file)
     const options = await withFile(fromFile, own, given)
-    const { model, data, out, task } = options
+    if (gate !== undefined && trained === undefined) throw new UsageError('--gate needs --adapter')
+    if (gate !== undefined && options.out !== undefined)
+      throw new UsageError('--gate and --out cannot be used together')
+    const adapter = trained === undefined ? undefined : await (await import('../../node.js')).loadAdapter(trained)
+    const { model = trained && (await baseOfAdapter(trained, adapter)), data } = options
+    const out = options.out as string
     // A misspelled name in the file is a likely reason, so the message lists the names that it has.
     const inSight = file === undefined ? '' : `; ${file} has ${Object.keys(fromFile).join(', ') || 'no options'}`
     if (model === undefined) throw new UsageError(`--model ${MODEL} is missing${inSight}`)
@@ -77,27 +89,22 @@ export const train = defineCommand({
     const inFile = (error: unknown): never => {
       throw file === undefined ? error : inRunFile(error, file, given, fromFile)
     }
-    if (preview !== undefined) {
-      const { columns, maxLength, chatTemplate, chatTemplateArgs } = options
-      const about = { model, task, data, columns, maxLength, chatTemplate, chatTemplateArgs, count: preview }
-      const examples = await node.previewData(about).catch(inFile)
-      if (json) printDocument({ examples })
-      else printPreview(examples)
-      return 0
-    }
-    if (typeof out !== 'string') throw new UsageError('--out DIR is missing')
+    if (out === undefined && gate === undefined) throw new UsageError('--out DIR is missing')
     const progress = new Progress()
     const pace: StepPace = { stepMs: undefined }
     const result = await interruptible(
       () => finishing(pace),
-      (signal) => node.train({ ...options, model, data, signal, on: narrate(progress, pace) }),
+      (signal) =>
+        node.train({ ...options, ...(adapter && { adapter }), model, data, signal, on: narrate(progress, pace) }),
     )
       .catch(stoppedLoading)
       .catch(inFile)
       .finally(() => progress.end())
     if (result === undefined) return EXIT_INTERRUPTED
     const { report } = result
+    if (gate !== undefined) return passGate(result, { ...options, model, folder: trained!, gate, json })
     const { interrupted } = report
+    if (!interrupted) showCurve(report.trainLoss)
     const isChat = result.adapter.chatTemplate !== undefined
     const form = options.dtype === undefined ? '' : ` --dtype ${options.dtype}`
     if (interrupted && options.overwrite && report.steps === 0) {
@@ -115,7 +122,7 @@ export const train = defineCommand({
     if (interrupted)
       say(`To continue, run the same command with --resume${options.overwrite ? ' in place of --overwrite' : ''}.`)
     else {
-      const [command, option, input] = await triedWith(node, task)
+      const [command, option, input] = await triedWith(node, report.task)
       const words = `${option} "${isChat ? 'Who are you?' : input}"`
       say(`Try it: npx lowrank ${command} --model ${quote(String(model))}${form} --adapter ${quote(out)} ${words}`)
     }
@@ -143,7 +150,7 @@ async function withFile(
 }
 
 /** The command that runs the adapters of a task, its option for the input, and an input. */
-async function triedWith({ trainingTasks }: typeof import('../../node.js'), task: string | undefined) {
+async function triedWith({ trainingTasks }: typeof import('../../node.js'), task: string) {
   const tasks = await trainingTasks()
   const { use } = tasks.find(({ name }) => name === task) ?? tasks[0]
   return use.command ?? tasks[0].use.command!
@@ -165,6 +172,19 @@ function stoppedLoading(error: unknown): undefined {
   return undefined
 }
 
+/** The curve of the losses in a line of a terminal, for those who watch. */
+function showCurve(losses: readonly number[]): void {
+  if (!process.stderr.isTTY || losses.length < 2) return
+  const width = Math.min(60, losses.length)
+  const means = Array.from({ length: width }, (_, i) => {
+    const own = losses.slice(Math.floor((i * losses.length) / width), Math.floor(((i + 1) * losses.length) / width))
+    return own.reduce((sum, loss) => sum + loss, 0) / own.length
+  })
+  const [least, most] = [Math.min(...means), Math.max(...means)]
+  const bars = means.map((mean) => '▁▂▃▄▅▆▇█'[Math.round((7 * (mean - least)) / (most - least || 1))])
+  say(`Loss ${most.toFixed(3)} ${colors.cyan(bars.join(''))} ${means[width - 1].toFixed(3)}`)
+}
+
 /** How long steps take. */
 interface StepPace {
   stepMs: number | undefined
@@ -178,12 +198,16 @@ function finishing({ stepMs }: StepPace): string {
 /** Tells people what a run does. */
 function narrate(progress: Progress, pace: StepPace): TrainEvents {
   let evaluations = 0
+  let best = Number.POSITIVE_INFINITY
   let parts = new Progress()
   const clear = () => {
     parts.clear()
     progress.clear()
   }
   return {
+    task(name) {
+      say(`Task: ${colors.bold(name)}`)
+    },
     stage(stage) {
       clear()
       parts = new Progress()
@@ -201,7 +225,15 @@ function narrate(progress: Progress, pace: StepPace): TrainEvents {
       evaluations++
       const when = evaluations === 1 && step === 0 ? 'before training' : `after step ${step}`
       const others = Object.entries(metrics).map(([name, value]) => `${name} ${value.toFixed(value < 10 ? 3 : 1)}`)
-      say(`Evaluation loss ${when}: ${colors.bold(loss.toFixed(3))} (${others.join(', ')})`)
+      const standing = loss < best ? '' : `, lowest so far ${best.toFixed(3)}`
+      best = Math.min(best, loss)
+      say(`Evaluation loss ${when}: ${colors.bold(loss.toFixed(3))} (${others.join(', ')})${standing}`)
+    },
+    sample({ step, samples }) {
+      clear()
+      for (const { prompt, text } of samples) {
+        say(`${colors.dim(`step ${step}, ${printable(prompt)}:`)} ${printable(text)}`)
+      }
     },
     step({ step, totalSteps, loss, tokensPerSecond, elapsedMs }) {
       pace.stepMs = elapsedMs

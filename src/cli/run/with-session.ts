@@ -52,9 +52,7 @@ export async function withSession(
   const node = await import('../../node.js')
   const adapters: [string, LoraAdapter][] = []
   for (const folder of folders) adapters.push([folder, await node.loadAdapter(folder)])
-  const source = named ?? baseOf(folders[0], adapters[0]?.[1].config)
-  if (source === undefined) throw new UsageError(`${folders[0]} does not name its base: give it with --model ${MODEL}`)
-  if (named === undefined) say(`The base is ${colors.bold(printable(source))}, as ${folders[0]} names it`)
+  const source = named ?? (await baseOfAdapter(folders[0], adapters[0][1]))
   await check?.(source, new Map(adapters))
   const model = await node.loadModel(source, { dtype })
   try {
@@ -84,6 +82,15 @@ export async function withSession(
   } finally {
     await model.close()
   }
+}
+
+/** The base that an adapter names, and a line that says so. Throws UsageError where it names none. */
+export async function baseOfAdapter(folder: string, opened?: LoraAdapter): Promise<string> {
+  const { loadAdapter } = await import('../../node.js')
+  const source = baseOf(folder, (opened ?? (await loadAdapter(folder))).config)
+  if (source === undefined) throw new UsageError(`${folder} does not name its base: give it with --model ${MODEL}`)
+  say(`The base is ${colors.bold(printable(source))}, as ${folder} names it`)
+  return source
 }
 
 /**

@@ -1,7 +1,7 @@
 // Made by scripts/generate/options.mjs from the types. Do not edit.
 
 import type { ToPlainOptions } from '../adapters.js'
-import { type OptionTable, anyOf, FUNCTION, needed, oneOf, OBJECT, ranged, BOOLEAN, SIGNAL, NAME, listOf } from '../../base/options.js'
+import { type OptionTable, anyOf, FUNCTION, needed, oneOf, OBJECT, ranged, BOOLEAN, NAME, SIGNAL, listOf } from '../../base/options.js'
 import { SOURCE, ADAPTER, MODEL, NAMED_ADAPTERS, DATA, TARGET, ENDPOINT, ADAPTERS, SHARE, RUNTIME, ADAPTER_LIST, TOKEN } from '../kinds.js'
 import type { EvaluateOptions } from '../evaluate.js'
 import type { HandoffOptions } from '../away/handoff.js'
@@ -14,7 +14,7 @@ import type { LoadModelOptions } from '../model.js'
 import type { PushOptions } from '../away/push.js'
 import type { OpenSessionOptions } from '../session.js'
 import type { CombineOptions, ConvertAdapterOptions, DiffOptions, ExtractOptions, ResizeOptions } from '../tools.js'
-import type { PreviewDataOptions, TrainOptions } from '../train.js'
+import type { CheckDataOptions, TrainOptions } from '../train.js'
 import type { CordaOptions, EvaOptions, LoftqOptions, LoraGaOptions } from '../../lora/init/data-inits.js'
 import type { SaveOptions } from '../../peft/adapter-folder.js'
 import type { LoadOptions } from '../../peft/open.js'
@@ -32,6 +32,10 @@ export const EVALUATE_OPTIONS: OptionTable<EvaluateOptions> = {
   data: needed(DATA),
   batchSize: ranged('an integer of at least 1'),
   generate: BOOLEAN,
+  judge: NAME,
+  judgeModel: NAME,
+  judgeKey: NAME,
+  against: NAME,
   maxNewTokens: ranged('an integer of at least 1'),
   resamples: ranged('an integer of at least 1'),
   seed: ranged('a safe integer'),
@@ -155,6 +159,7 @@ export const OPEN_SESSION_OPTIONS: OptionTable<OpenSessionOptions> = {
   accuracyLevel: oneOf(0, 4),
   maxBatch: ranged('an integer of at least 1'),
   cacheBytes: ranged('an integer of at least 1'),
+  prefixCache: ranged('an integer of at least 0'),
 }
 
 export const COMBINE_OPTIONS: OptionTable<CombineOptions> = {
@@ -209,21 +214,20 @@ export const RESIZE_OPTIONS: OptionTable<ResizeOptions> = {
   signal: SIGNAL,
 }
 
-export const PREVIEW_DATA_OPTIONS: OptionTable<PreviewDataOptions> = {
-  count: ranged('an integer of at least 1'),
+export const CHECK_DATA_OPTIONS: OptionTable<CheckDataOptions> = {
+  model: anyOf(MODEL, SOURCE),
+  preview: ranged('an integer of at least 0'),
   task: NAME,
   columns: OBJECT,
   maxLength: ranged('an integer of at least 2'),
   chatTemplate: NAME,
   chatTemplateArgs: OBJECT,
+  decodeImage: FUNCTION,
   dtype: anyOf(oneOf('auto'), oneOf('fp32', 'fp16', 'q8', 'int8', 'uint8', 'q4', 'q4f16', 'bnb4', 'q2', 'q2f16', 'q1', 'q1f16'), OBJECT),
-  model: needed(anyOf(MODEL, SOURCE)),
+  signal: SIGNAL,
   data: needed(DATA),
+  evalData: DATA,
 }
-
-export const PREVIEW_DATA_OPTIONS_DEFAULTS = {
-  count: 3,
-} as const satisfies Partial<PreviewDataOptions>
 
 export const TRAIN_OPTIONS: OptionTable<TrainOptions> = {
   model: needed(anyOf(MODEL, SOURCE)),
@@ -264,12 +268,15 @@ export const TRAIN_OPTIONS: OptionTable<TrainOptions> = {
   earlyStopping: ranged('an integer of at least 1'),
   modules: OBJECT,
   signal: SIGNAL,
+  skipInvalid: ranged('an integer of at least 0'),
   evalSplit: ranged('a number in (0, 1)'),
   preset: oneOf('peft'),
   trainedTokens: anyOf(listOf(TOKEN), OBJECT),
   config: OBJECT,
   resume: BOOLEAN,
+  keepState: BOOLEAN,
   overwrite: BOOLEAN,
+  sample: listOf(NAME),
   on: OBJECT,
 }
 
@@ -304,10 +311,12 @@ export const LOAD_OPTIONS: OptionTable<LoadOptions> = {
 }
 
 export const TRAIN_EVENTS: OptionTable<TrainEvents> = {
+  task: FUNCTION,
   stage: FUNCTION,
   progress: FUNCTION,
   step: FUNCTION,
   evaluation: FUNCTION,
+  sample: FUNCTION,
   note: FUNCTION,
   warning: FUNCTION,
 }

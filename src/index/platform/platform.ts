@@ -8,7 +8,7 @@ import type { RemoteOptions } from '../../io/hub/directory.js'
 import type { Located } from '../../io/locate.js'
 import type { OpenJob } from '../../merge/merge.js'
 import type { RuntimeHost } from '../../runtime/host.js'
-import type { MemoryUse } from '../../train/report.js'
+import type { MemoryUse, TrainEvents } from '../../train/report.js'
 import { hubOptions } from '../hub.js'
 
 /** Opens what strings name. `where` is the argument that holds the string, for messages. */
@@ -27,6 +27,8 @@ export interface Platform {
   defaultRuntime(): RuntimeHost
   /** Reads files of pictures. */
   readonly decodeImage: DecodeImage
+  /** Tells people how a training goes, where there is a terminal. */
+  watch?(): TrainEvents | undefined
   /** Bytes of memory that are free; undefined where the platform does not tell. */
   freeMemory?(): number | undefined
   /** Memory of this process; undefined where the system does not tell. */

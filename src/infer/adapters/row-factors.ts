@@ -17,6 +17,13 @@ export interface WeightedFactors {
 /** The adapters of each row; one entry for all rows where they are alike. */
 export type RowFactors = readonly (readonly WeightedFactors[])[]
 
+/** True for the same adapters with the same weights. */
+export function isSameMix(a: RowFactors[number], b: RowFactors[number]): boolean {
+  return (
+    a.length === b.length && a.every(({ factors, weight }, i) => b[i].factors === factors && b[i].weight === weight)
+  )
+}
+
 /** Feeds for the sites that some row adapts: for the same sites they are made once. */
 export class AdapterFeeds {
   readonly #rows: RowFactors

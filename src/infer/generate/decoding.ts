@@ -10,10 +10,15 @@ import type { NewRows } from '../../graph/fuse/new-rows.js'
 import { type CacheEntry, emptyTensor } from '../../graph/inputs/cache.js'
 import { type RoleInput, roleFeeds } from '../../graph/inputs/roles.js'
 import type { Feeds, RuntimeTensor } from '../../runtime/runtime.js'
-import { AdapterFeeds, type RowFactors } from '../adapters/row-factors.js'
+import { AdapterFeeds, isSameMix, type RowFactors } from '../adapters/row-factors.js'
+import type { Grammars, TextGrammar } from './grammars.js'
 import { GrowingCache, joinRows, type MovedRows } from './growing-cache.js'
 import { penalizeRepetition, type ScoredToken, sampleToken, scoreTokens } from './next-token.js'
+import type { ReadText } from './prefix-store.js'
 import type { Sampling } from './sampling.js'
+
+/** The base alone. */
+const BASE = new AdapterFeeds([])
 
 /** On which side rows are filled up; `none`: rows of one batch have prompts of one length. */
 export type Padding = 'left' | 'right' | 'none'
@@ -27,6 +32,12 @@ export interface RowRequest {
   readonly seed: number
   /** How many likely tokens to score at each step, besides the one that is taken; undefined: no scores. */
   readonly scores: number | undefined
+  /** Texts of another scope do not share what was read. */
+  readonly scope: string
+  /** Tokens that the base alone reads, before the adapter. Such a text is read alone. */
+  readonly baseTokens: number
+  /** The schema that the text has to fit, and the tokens that may end it. */
+  readonly schema?: { readonly text: string; readonly ends: readonly number[] } | undefined
 }
 
 /** How texts are to be continued. */
@@ -47,6 +58,8 @@ export interface NextToken {
   readonly row: number
   readonly id: number
   readonly scores: { readonly chosen: ScoredToken; readonly top: readonly ScoredToken[] } | undefined
+  /** With the first token: how many tokens of the prompt were not read anew. */
+  readonly cachedTokens?: number
   /** The reason why there is no token, such as logits that are not finite. The other texts go on. */
   readonly failure?: SerializedError
 }
@@ -57,6 +70,10 @@ interface Row extends RowRequest {
   readonly known: Set<number>
   readonly random: Random
   readonly mix: RowFactors[number]
+  /** The reason why it cannot go on, such as logits that are not finite. */
+  failure: unknown
+  /** Chooses among the tokens that fit a schema. */
+  grammar: TextGrammar | undefined
 }
 
 export class Decoding {
@@ -65,12 +82,13 @@ export class Decoding {
   #rows: Row[]
   #adapters: AdapterFeeds
   readonly #newRows: NewRows | undefined
-  readonly #cache: GrowingCache | undefined
+  #cache: GrowingCache | undefined
   /** The caches, if the graph gives out whole ones. */
   #past: Feeds
   #context: Feeds
   /** Tokens that the cache holds of each row, those that fill it up included. */
   #width = 0
+  #cachedTokens = 0
 
   /**
    * Mixes and rows as {@link AdapterFeeds} takes them.
@@ -92,14 +110,83 @@ export class Decoding {
       known: new Set(row.promptIds),
       random: new Random(row.seed, 'sampling'),
       mix: mixes[rowOf?.[index] ?? 0] ?? [],
+      failure: undefined,
+      grammar: undefined,
     }))
     this.#adapters = adaptersOf(this.#rows)
     this.#context = request.context ?? {}
     this.#past = Object.fromEntries(cache.map((entry) => [entry.past, emptyTensor(entry, rows.length)]))
   }
 
+  /** The adapters of the next run. */
   get adapters(): AdapterFeeds {
-    return this.#adapters
+    return this.#isReadByBase ? BASE : this.#adapters
+  }
+
+  /** True until the prompts are read. */
+  get isReading(): boolean {
+    return this.#width === 0 || (this.#rows.length === 1 && this.#width < this.#rows[0].promptIds.length)
+  }
+
+  get #isReadByBase(): boolean {
+    return this.#rows.length === 1 && this.#width < this.#rows[0].baseTokens
+  }
+
+  /**
+   * The text that is read, and makes a copy of its cache.
+   *
+   * @param ids numbers of texts. Default: all
+   */
+  *read(ids?: readonly number[]): Iterable<{ text: ReadText; copy: () => Feeds }> {
+    for (const [row, { id, tokens, mix, scope, baseTokens, failure }] of this.#rows.entries()) {
+      // The newest token is not in the cache yet.
+      const count = Math.min(this.#width, tokens.length - 1)
+      if (failure !== undefined || count <= 0 || (ids !== undefined && !ids.includes(id))) continue
+      const own = { tokens: tokens.slice(0, count), mix, scope, form: this.#newRows?.output }
+      const from = this.#request.padding === 'left' ? this.#width - count : 0
+      yield {
+        text: { ...own, baseTokens: mix.length === 0 ? Number.POSITIVE_INFINITY : baseTokens },
+        copy: () => this.#cut(this.#cache?.feeds ?? this.#past, { rows: [row], from, count, to: 0 }),
+      }
+    }
+  }
+
+  /** Gets ready for tokens that fit schemas. */
+  async prepare(grammars: Grammars): Promise<void> {
+    for (const row of this.#rows) {
+      if (row.schema === undefined) continue
+      try {
+        row.grammar ??= await grammars.start(row.schema.text, row.schema.ends)
+        await row.grammar.prepare()
+      } catch (error) {
+        row.failure = error
+      }
+    }
+  }
+
+  /** The text that is to be read, where it is alone and nothing of it is read. */
+  get unread(): ReadText | undefined {
+    if (this.#rows.length !== 1 || this.#width > 0) return undefined
+    const [{ promptIds: tokens, mix, scope, baseTokens }] = this.#rows
+    const base = mix.length === 0 ? Number.POSITIVE_INFINITY : baseTokens
+    return { tokens, mix, scope, form: this.#newRows?.output, baseTokens: base }
+  }
+
+  /** Begins behind tokens that were read before. */
+  skip(cache: Feeds, count: number): void {
+    const newRows = this.#newRows
+    if (newRows === undefined) this.#past = this.#cut(cache, { rows: [0], from: 0, count, to: 0 })
+    else {
+      const tensors = newRows.parts.map(({ past }) => cache[past])
+      this.#cache = new GrowingCache(newRows, 1, { length: count, tensors })
+    }
+    this.#width = count
+    this.#cachedTokens = count
+  }
+
+  #cut(feeds: Feeds, moved: MovedRows): Feeds {
+    const cut = ({ past, axis = 2 }: CacheEntry) => joinRows([{ ...moved, tensor: feeds[past] }], axis, moved.count)
+    return Object.fromEntries(this.#request.cache.map((entry) => [entry.past, cut(entry)]))
   }
 
   /**
@@ -112,9 +199,8 @@ export class Decoding {
     const { roles, padding } = this.#request
     const isLeft = padding === 'left'
     const [batch, past] = [this.#rows.length, this.#width]
-    const longest = Math.max(...this.#rows.map(({ tokens }) => tokens.length))
     const isAlone = batch === 1
-    const total = isAlone ? Math.min(longest, past + most) : past === 0 ? longest : past + 1
+    const total = this.#reach(most)
     const sequence = total - past
     const inputIds = new Int32Array(batch * sequence)
     const attentionMask = new Uint8Array(batch * total)
@@ -131,6 +217,13 @@ export class Decoding {
     return { ...tokens, ...this.#context, ...given, ...(this.#cache?.feeds ?? this.#past) }
   }
 
+  /** How many tokens of each row are read after the next run. */
+  #reach(most: number): number {
+    const longest = Math.max(...this.#rows.map(({ tokens }) => tokens.length))
+    if (this.#rows.length > 1) return this.#width === 0 ? longest : this.#width + 1
+    return Math.min(longest, this.#width + most, this.#isReadByBase ? this.#rows[0].baseTokens : longest)
+  }
+
   /** Takes the outputs of the run, and chooses what comes next in each row: nothing before its prompt is read. */
   take(outputs: Readonly<Record<string, RuntimeTensor>>, most = Number.POSITIVE_INFINITY): NextToken[] {
     const { cache, logits, padding } = this.#request
@@ -139,7 +232,7 @@ export class Decoding {
     const longest = Math.max(...lengths)
     if (cache.length > 0) {
       const before = this.#width
-      this.#width = rows.length === 1 ? Math.min(longest, before + most) : before === 0 ? longest : before + 1
+      this.#width = this.#reach(most)
       if (this.#newRows !== undefined) {
         const isBehindOwn = padding === 'right' && before > 0 && rows.length > 1
         this.#cache?.add(outputs[this.#newRows.output], isBehindOwn ? lengths.map((length) => length - 1) : undefined)
@@ -157,23 +250,42 @@ export class Decoding {
       try {
         return this.#nextToken(row, rows[i])
       } catch (error) {
+        row.failure = error
         return { row: row.id, id: -1, scores: undefined, failure: serializeError(error) }
       }
     })
   }
 
-  #nextToken({ id: row, tokens, known, random, sampling, scores }: Row, logits: Float32Array): NextToken {
+  #nextToken(
+    { id: row, promptIds, tokens, known, random, sampling, scores, grammar, failure }: Row,
+    logits: Float32Array,
+  ): NextToken {
+    if (failure !== undefined) throw failure
+    const isFirst = tokens.length === promptIds.length
     const penalized = penalizeRepetition(logits, known, sampling.repetitionPenalty)
-    const id = sampleToken(penalized, sampling, () => random.uniform())
+    const allowed = grammar?.masked(penalized) ?? penalized
+    const id = sampleToken(allowed, sampling, () => random.uniform())
+    grammar?.accept(id)
     tokens.push(id)
     known.add(id)
-    return { row, id, scores: scores === undefined ? undefined : scoreTokens(logits, id, scores) }
+    const scored = scores === undefined ? undefined : scoreTokens(logits, id, scores)
+    return { row, id, scores: scored, ...(isFirst && { cachedTokens: this.#cachedTokens }) }
   }
 
   /** Lets texts that have ended leave. */
   drop(ended: readonly number[]): void {
+    this.release(ended)
     const kept = this.#rows.flatMap(({ id }, i) => (ended.includes(id) ? [] : [i]))
     if (kept.length < this.#rows.length && kept.length > 0) this.#become([{ of: this, rows: kept }])
+  }
+
+  /** Frees what texts have beside their tokens. Default: all texts */
+  release(ids?: readonly number[]): void {
+    for (const row of this.#rows) {
+      if (ids !== undefined && !ids.includes(row.id)) continue
+      row.grammar?.dispose()
+      row.grammar = undefined
+    }
   }
 
   /** The feeds of the adapters of these texts and others together. */
@@ -297,10 +409,4 @@ function adaptersOf(rows: readonly Pick<Row, 'mix'>[]): AdapterFeeds {
     return known >= 0 ? known : distinct.push(mix) - 1
   })
   return new AdapterFeeds(distinct, rowOf)
-}
-
-function isSameMix(a: Row['mix'], b: Row['mix']): boolean {
-  return (
-    a.length === b.length && a.every(({ factors, weight }, i) => b[i].factors === factors && b[i].weight === weight)
-  )
 }

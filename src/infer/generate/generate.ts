@@ -1,6 +1,7 @@
 // Prompts in, texts out: continues prompts token by token with a causal language model, several in one batch, with its
 // key-value cache where the graph has one, else by running the whole text for each token.
 
+import { UnsupportedError } from '../../base/errors.js'
 import { checkArgument, checkOptions } from '../../base/options.js'
 import { type Model, requireTokenizer } from '../../graph/model-folder.js'
 import type { ImageSource } from '../../images/image.js'
@@ -18,6 +19,7 @@ import { encodeSource, readSource } from './encoder-source.js'
 import { type EncodedPrompt, encodePrompt, imagesOf, isOnePrompt, PROMPT, PROMPTS } from './prompts.js'
 import type { RunningText, RunningTexts, TextJob } from './running-texts.js'
 import { GENERATE_DEFAULTS, resolveSampling } from './sampling.js'
+import { checkedSchema } from './schemas.js'
 import { type TextGraph, textGraphOf } from './text-graph.js'
 import { type TextLimits, TextRow } from './text-row.js'
 
@@ -107,12 +109,22 @@ async function* writeTexts(
     const recorded = session.chatTemplateOf(mix)
     encoded.push(await encodePrompt(session.model, prompt, options, { recorded, pictures, where }))
   }
+  const schema = options.schema && (await prepareSchema(session, options.schema))
   const events = new TextEvents()
   const sampling = resolveSampling(options, session.model.generationConfig)
   const texts = encoded.map((prompt, i): WrittenText => {
     const ids = source === undefined ? prompt.ids : source.startIds
-    const request = { promptIds: ids, sampling, seed: seed + i, scores: options.logprobs }
+    const request = {
+      promptIds: ids,
+      sampling,
+      seed: seed + i,
+      scores: options.logprobs,
+      scope: options.cacheScope ?? '',
+      baseTokens: 0,
+      schema: undefined as { text: string; ends: number[] } | undefined,
+    }
     const limits = textLimits(session.model, { ...prompt, ids }, options)
+    if (schema !== undefined) request.schema = { text: schema, ends: [...limits.endIds] }
     return new WrittenText(session.model, request, { index: i, prompt, mix: mixes[isList ? i : 0], limits, events })
   })
   const batches = graph.shares
@@ -198,6 +210,7 @@ class WrittenText implements RunningText {
   readonly #place: TextPlace
   readonly #row: TextRow
   readonly #scores: TokenScore[] = []
+  #cachedTokens = 0
 
   constructor(model: Model, request: RunningText['request'], place: TextPlace) {
     this.request = request
@@ -218,6 +231,7 @@ class WrittenText implements RunningText {
   take(token: NextToken): boolean {
     const { index, events } = this.#place
     const row = this.#row
+    this.#cachedTokens += token.cachedTokens ?? 0
     const piece = row.push(token.id)
     if (row.finish !== 'eos' && token.scores !== undefined) this.#scores.push(scoreOf(this.#model, token))
     const isGrowing = row.finish === undefined
@@ -235,6 +249,7 @@ class WrittenText implements RunningText {
       text,
       tokens: tokenIds.length,
       promptTokens: this.prompt.ids.length,
+      cachedTokens: this.#cachedTokens,
       tokenIds,
       finish: finish!,
       seed: this.request.seed,
@@ -264,6 +279,23 @@ function aloneJob(
       ),
     }),
   }
+}
+
+/** @throws ConfigError for a schema that texts cannot be kept to; UnsupportedError for a model without a way to end */
+async function prepareSchema({ model, engine }: WholeSession, schema: object): Promise<string> {
+  const text = checkedSchema(schema)
+  if (await engine.prepareSchema(text)) return text
+  const tokenizer = requireTokenizer(model)
+  const vocabulary = model.vocabularySize && tokenizer.vocabulary(model.vocabularySize)
+  if (!vocabulary || model.eosTokenIds.length === 0) {
+    throw new UnsupportedError({
+      where: 'schema',
+      what: 'texts of this model cannot be kept to a schema',
+      expected: 'a tokenizer of bytes (ByteLevel, ByteFallback or Metaspace), vocab_size and eos_token_id',
+    })
+  }
+  await engine.prepareSchema(text, vocabulary)
+  return text
 }
 
 function textLimits(

@@ -26,14 +26,21 @@ export class GrowingCache {
   #arrays: readonly Float32Array[]
   #feeds: Feeds
 
-  /** @param held what is in the cache already: (batch, heads, length, size) of each part. It is copied */
-  constructor({ parts, isByHead }: NewRows, batch: number, held?: { length: number; parts: readonly Float32Array[] }) {
+  /**
+   * @param held what is in the cache already: (batch, heads, capacity, size) of each part, and how many tokens of it
+   *   count. They are copied
+   */
+  constructor(
+    { parts, isByHead }: NewRows,
+    batch: number,
+    held?: { length: number; tensors: readonly Pick<RuntimeTensor, 'data' | 'dims'>[] },
+  ) {
     this.#parts = parts
     this.#isByHead = isByHead
     this.#batch = batch
     this.#length = held?.length ?? 0
-    this.#capacity = this.#length
-    this.#arrays = held?.parts ?? parts.map(() => new Float32Array(0))
+    this.#capacity = held?.tensors[0]?.dims[2] ?? 0
+    this.#arrays = parts.map((_, i) => (held?.tensors[i].data as Float32Array | undefined) ?? new Float32Array(0))
     this.#feeds = this.#grow(this.#length)
   }
 
@@ -105,7 +112,7 @@ export class GrowingCache {
   /** @returns the feeds of larger arrays, in which as many tokens fit */
   #grow(length: number): Feeds {
     const capacity = roomFor(length)
-    const rows = { rows: [...Array(this.#batch).keys()], from: 0, count: this.#capacity, to: 0 }
+    const rows = { rows: [...Array(this.#batch).keys()], from: 0, count: this.#length, to: 0 }
     this.#arrays = this.#parts.map(
       (_, i) => joinRows([{ ...rows, tensor: this.#tensor(i) }], 2, capacity).data as Float32Array,
     )

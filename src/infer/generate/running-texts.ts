@@ -16,10 +16,12 @@ export interface TextBounds {
   readonly maxBatch: number
   /** Bytes of the caches of all of them at their ends. A text that needs more runs alone. */
   readonly cacheBytes: number
+  /** Bytes of the caches of texts that have ended, for those that begin alike. */
+  readonly prefixCache: number
 }
 
 /** The defaults of {@link TextBounds}. */
-export const TEXT_BOUNDS: TextBounds = Object.freeze({ maxBatch: 8, cacheBytes: 2 ** 30 })
+export const TEXT_BOUNDS: TextBounds = Object.freeze({ maxBatch: 8, cacheBytes: 2 ** 30, prefixCache: 2 ** 28 })
 
 /** A text that is being written, and who hears of it. */
 export interface RunningText {
@@ -88,6 +90,9 @@ interface Group {
 
 /** Tokens of prompts that are read in one run while other texts wait for their next token. */
 const PIECE = 256
+
+/** Tokens of a prompt that may be read together with others. A longer one is alone: it may begin like one before. */
+const SHORT = 64
 
 export class RunningTexts {
   readonly #session: Pick<WholeSession, 'engine' | 'tried'>
@@ -179,7 +184,9 @@ export class RunningTexts {
       const [first] = shared
       const together: Start[] = []
       for (const one of shared) {
-        const fits = (together.length + 1) * lengthOf(one) <= PIECE && isSimilar(lengthOf(first), lengthOf(one))
+        const isAlone = one.text.request.baseTokens > 0 || first.text.request.baseTokens > 0
+        const isShort = lengthOf(one) <= SHORT && (together.length + 1) * lengthOf(one) <= PIECE
+        const fits = !isAlone && isShort && isSimilar(lengthOf(first), lengthOf(one))
         if (one === first || (fits && (this.#mixesShare || mixOf(first) === mixOf(one)))) together.push(one)
       }
       for (const one of together) shared.splice(shared.indexOf(one), 1)
@@ -254,6 +261,7 @@ export class RunningTexts {
         cache: inputs.cache,
         padding,
         context,
+        prefixBytes: graph.takesPieces ? this.#bounds.prefixCache : 0,
       })
       return engine.nextTokens(group.decoding, [], given, most)
     })

@@ -3,6 +3,7 @@
 import type { DpoOptions } from '../dpo.js'
 import { type OptionTable, ranged, oneOf, anyOf } from '../../base/options.js'
 import type { EmbeddingOptions } from '../embedding.js'
+import type { KtoOptions } from '../kto.js'
 import type { LabelOptions } from '../labels/label-problems.js'
 import { CLASS_WEIGHTS, TAG_NAMES } from '../kinds.js'
 import type { TagOptions } from '../token-classification.js'
@@ -16,6 +17,12 @@ export const EMBEDDING_OPTIONS: OptionTable<EmbeddingOptions> = {
   loss: oneOf('in-batch', 'cosine', 'triplet'),
   temperature: ranged('a finite number above 0'),
   margin: ranged('a finite number above 0'),
+}
+
+export const KTO_OPTIONS: OptionTable<KtoOptions> = {
+  beta: ranged('a finite number above 0'),
+  desirableWeight: ranged('a finite number above 0'),
+  undesirableWeight: ranged('a finite number above 0'),
 }
 
 export const LABEL_OPTIONS: OptionTable<LabelOptions> = {

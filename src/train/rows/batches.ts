@@ -20,6 +20,8 @@ export interface PlanOptions {
   accumulation: number
   /** No run is longer: the model's context. */
   limit: number
+  /** Batches keep the order of the data. Default false. */
+  inOrder?: boolean
 }
 
 /**
@@ -36,8 +38,10 @@ const WINDOW_STEPS = 16
  */
 export function planEpoch(lengths: readonly number[], seed: number, epoch: number, options: PlanOptions): StepPlan[] {
   const random = new Random(seed, `shuffle/${epoch}`)
-  const order = random.shuffle(Array.from(lengths, (_, index) => index))
+  const all = Array.from(lengths, (_, index) => index)
   const stepSize = options.batchSize * options.accumulation
+  if (options.inOrder) return chunks(all, stepSize).map((examples) => microBatches(examples, lengths, options))
+  const order = random.shuffle(all)
   const steps: StepPlan[] = []
   for (const window of chunks(order, stepSize * WINDOW_STEPS)) {
     window.sort((a, b) => lengths[a] - lengths[b])
@@ -50,9 +54,10 @@ export function planEpoch(lengths: readonly number[], seed: number, epoch: numbe
 /** Batches that hold every example once, by falling length, for evaluation. */
 export function planEvaluation(
   lengths: readonly number[],
-  options: Pick<PlanOptions, 'batchSize' | 'limit'>,
+  options: Pick<PlanOptions, 'batchSize' | 'limit' | 'inOrder'>,
 ): MicroBatch[] {
-  const order = Array.from(lengths, (_, index) => index).sort((a, b) => lengths[b] - lengths[a])
+  const order = Array.from(lengths, (_, index) => index)
+  if (!options.inOrder) order.sort((a, b) => lengths[b] - lengths[a])
   return microBatches(order, lengths, options)
 }
 

@@ -1,10 +1,11 @@
 // Rows of data → the examples of a task, with counts of what was cut or left out.
 
 import { ConfigError, DataError } from '../../base/errors.js'
-import type { Rows } from '../../data/row.js'
+import type { OnInvalid, Rows } from '../../data/row.js'
 import type { Model } from '../../graph/model-folder.js'
 import type { DecodeImage } from '../../images/image.js'
 import type { EncodeContext, ExampleList, Task } from '../../tasks/task.js'
+import { droppedLabelNote } from '../../tasks/task-of-row.js'
 import { loadChatTemplate, recordTemplate } from '../../text/chat-template.js'
 import type { ChatTemplate } from '../../text/template.js'
 
@@ -49,6 +50,8 @@ export interface EncodeOptions {
   /** Further variables of the chat template. */
   readonly chatTemplateArgs?: Readonly<Record<string, unknown>> | undefined
   readonly decodeImage?: DecodeImage | undefined
+  /** Takes the errors of rows that are left out. Default: the first one is thrown. */
+  readonly onInvalid?: OnInvalid | undefined
   /** Tells of each row, in order, whether it is held out for evaluation. */
   readonly isHeldOut?: ((index: number) => boolean) | undefined
   /** Hears of each row: as the task parsed it, and how many examples it gave. */
@@ -84,11 +87,16 @@ export async function encodeRows(rows: Rows, options: EncodeOptions): Promise<En
   for await (const { row, where } of rows) {
     const part = isHeldOut(count++) ? heldOut : kept
     part.rows++
-    const parsed = task.parse(row, where)
-    const encoded = task.encode(task.load === undefined ? parsed : await task.load(parsed, context), context)
+    const read = await encodeRow(task, row, where, context).catch((error: unknown) => {
+      if (!(error instanceof DataError) || options.onInvalid === undefined) throw error
+      options.onInvalid(error)
+    })
+    if (read === undefined) continue
+    const { parsed, encoded } = read
     if (encoded.isTruncated) part.truncatedRecords++
     if (encoded.examples.length === 0) part.skippedRecords++
-    for (const note of encoded.notes ?? []) part.notes.set(note, (part.notes.get(note) ?? 0) + 1)
+    for (const note of [...(encoded.notes ?? []), ...droppedLabelNote(task, row)])
+      part.notes.set(note, (part.notes.get(note) ?? 0) + 1)
     for (const example of encoded.examples) part.examples.push(example)
     options.onRow?.(parsed, encoded.examples.length, part === heldOut)
     if (count % ROWS_PER_LOOK === 0 && performance.now() - pausedAt > YIELD_MS) {
@@ -103,6 +111,12 @@ export async function encodeRows(rows: Rows, options: EncodeOptions): Promise<En
   }
   const chatTemplate = used && recordTemplate(used.text, options.chatTemplateArgs)
   return { kept, heldOut, maxLength, chatTemplate }
+}
+
+async function encodeRow(task: Task, row: unknown, where: string, context: EncodeContext) {
+  const parsed = task.parse(row, where)
+  const encoded = task.encode(task.load === undefined ? parsed : await task.load(parsed, context), context)
+  return { parsed, encoded }
 }
 
 function emptyRows(task: Task): EncodedRows {

@@ -38,6 +38,14 @@ export interface FingerprintParts {
   totalSteps: number
 }
 
+/** The part that says how many steps the run has. */
+const STEPS = 'number of steps, from `maxSteps` or `epochs`'
+
+/** Steps of the run that a fingerprint is of. */
+export function stepsIn(fingerprint: Readonly<Record<string, string>>): number {
+  return Number(fingerprint[STEPS])
+}
+
 /** Files of weights up to this size are hashed whole, larger ones in samples: half a second at most. */
 const WHOLE_BYTES = 64 << 20
 const SAMPLES = 256
@@ -66,7 +74,7 @@ export async function fingerprintOf(parts: FingerprintParts): Promise<Record<str
     ...Object.entries(config),
     ['task', task],
     ...Object.entries(taskOptions).map(([key, value]): [string, unknown] => [`option ${key} of the task`, value]),
-    ['number of steps, from `maxSteps` or `epochs`', totalSteps],
+    [STEPS, totalSteps],
     ['model', new Hash().add(serializeModel(model.onnx.proto)).digest()],
     [BASE_WEIGHTS, await weightsDigest(model.onnx.files.values())],
     ['data', digestOf(open, examples)],
@@ -82,11 +90,20 @@ function digestOf(open: OpenTask, examples: Examples<unknown>): string {
   return hash.digest()
 }
 
-/** Throws MismatchError naming the first part in which a stored run differs from this one. */
-export function checkFingerprint(stored: Readonly<Record<string, string>>, now: Record<string, string>, where: string) {
+/**
+ * Throws MismatchError naming the first part in which a stored run differs from this one.
+ *
+ * @param isLonger the number of steps may differ
+ */
+export function checkFingerprint(
+  stored: Readonly<Record<string, string>>,
+  now: Record<string, string>,
+  where: string,
+  isLonger = false,
+) {
   for (const [part, value] of Object.entries(now)) {
     const before = stored[part] ?? 'none'
-    if (before === value) continue
+    if (before === value || (isLonger && part === STEPS)) continue
     throw new MismatchError({
       where,
       what: `the run to resume was started with another ${part}`,

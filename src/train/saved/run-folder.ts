@@ -11,6 +11,10 @@ import type { EngineState } from '../engine.js'
 export const MARKER_FILE = 'lowrank.json'
 export const METRICS_FILE = 'metrics.jsonl'
 export const STATE_FILE = 'training-state.safetensors'
+/** A line for each evaluation, and one for the answers to the prompts of `sample` at a step. */
+export const EVALUATIONS_FILE = 'evaluations.jsonl'
+/** Page with the curves of the run. */
+export const PAGE_FILE = 'report.html'
 /** The run's options, which repeat it. */
 export const RECORD_FILE = 'run.json'
 
@@ -20,6 +24,8 @@ const RUN_FILES = [
   'adapter_model.safetensors',
   TEMPLATE_FILE,
   METRICS_FILE,
+  EVALUATIONS_FILE,
+  PAGE_FILE,
   STATE_FILE,
   RECORD_FILE,
   CARD_FILE,
@@ -65,7 +71,7 @@ export async function checkRunFolder(directory: Directory, use: FolderUse): Prom
       where,
       what: isFinished ? 'the run in this folder is finished' : 'there is no unfinished run in this folder',
       hint: isFinished
-        ? 'Replace it with `overwrite`, or choose another folder'
+        ? 'Replace it with `overwrite`, or choose another folder. A run with `keepState` can be made longer'
         : isStarted
           ? 'The run in it was stopped before it saved anything. Replace it with `overwrite`'
           : 'Leave out `resume`',
@@ -194,18 +200,25 @@ export async function readMetrics(directory: Directory, steps: number): Promise<
   }
 }
 
+/** Answers to the prompts of a run. */
+export interface SampleEvent {
+  /** Optimizer steps done: 0 before the first. */
+  step: number
+  samples: { readonly prompt: string; readonly text: string }[]
+}
+
 /** The state of a run, beside its tensors. */
 export interface RunState {
   /** Optimizer updates done. */
   step: number
   /** Digests of the run's parts: a resumed run needs the same. */
   fingerprint: Record<string, string>
-  evalLossBefore: number | null
   /**
-   * The last evaluation after a step; undefined before the first. A step whose evaluation was due and is not here still
-   * needs it.
+   * All evaluations, that before the first step too. A step whose evaluation was due and is not here still needs it.
    */
-  latest?: Evaluation | undefined
+  evaluations: Evaluation[]
+  /** Answers to the prompts of `sample`. */
+  samples: SampleEvent[]
   /** The best evaluation after a step; undefined before the first. */
   best?: BestState | undefined
 }
@@ -302,15 +315,16 @@ function parseRun(text: string | undefined, where: string): RunState {
 
 function isRunState(value: unknown): value is RunState {
   if (typeof value !== 'object' || value === null) return false
-  const { step, fingerprint, evalLossBefore, latest, best } = value as Partial<RunState>
+  const { step, fingerprint, evaluations, samples, best } = value as Partial<RunState>
   return (
-    (latest === undefined || isEvaluation(latest)) &&
+    Array.isArray(evaluations) &&
+    evaluations.every(isEvaluation) &&
+    Array.isArray(samples) &&
     (best === undefined || (Number.isSafeInteger(best?.stale) && isEvaluation(best.best))) &&
     Number.isSafeInteger(step) &&
     Number(step) >= 0 &&
     typeof fingerprint === 'object' &&
-    fingerprint !== null &&
-    (evalLossBefore === null || typeof evalLossBefore === 'number')
+    fingerprint !== null
   )
 }
 

@@ -10,7 +10,9 @@ import {
   appendMetrics,
   type BaseRecord,
   clearRunFolder,
+  EVALUATIONS_FILE,
   type FolderUse,
+  PAGE_FILE,
   RECORD_FILE,
   type RunState,
   removeFiles,
@@ -25,6 +27,8 @@ import type { RunPlace } from './run-place.js'
 
 /** Often enough to watch, seldom enough to be free. */
 const METRICS_INTERVAL_MS = 2000
+
+type Watched = Pick<RunState, 'evaluations' | 'samples'>
 
 /** The name of the task and the options, for those who open the folder. */
 export interface RunMeaning {
@@ -76,21 +80,40 @@ export class RunWriter {
   ): Promise<void> {
     if (this.#use === 'overwrite' && this.#metrics.length === 0) return
     await this.#writeMetrics(this.#directory)
-    if (state !== undefined) await writeState(this.#directory, state.names, state.engine, state.run)
+    if (state !== undefined) {
+      await this.#writeEvaluations(state.run)
+      await writeState(this.#directory, state.names, state.engine, state.run)
+    }
     await saveAdapter(adapter, this.#directory)
     this.#hasSaved = true
   }
 
-  /** Marks the run, which has been saved, as finished, and drops its state. */
-  async finish(card: string | undefined, base: BaseRecord): Promise<void> {
+  /** Marks the run, which has been saved, as finished, and drops its state if it is not kept. */
+  async finish(
+    watched: Watched,
+    base: BaseRecord,
+    {
+      card,
+      page,
+      keepState = false,
+    }: { card?: string | undefined; page?: string | undefined; keepState?: boolean } = {},
+  ): Promise<void> {
+    await this.#writeEvaluations(watched)
+    if (page !== undefined) await writeFile(this.#directory, PAGE_FILE, page)
     if (card !== undefined) await writeFile(this.#directory, CARD_FILE, card)
     await writeMarker(this.#directory, 'finished', { task: this.#task, base })
-    await removeFiles(this.#directory, [STATE_FILE])
+    if (!keepState) await removeFiles(this.#directory, [STATE_FILE])
   }
 
   /** After a failure: leaves nothing of a run that has saved nothing. */
   async abandon(): Promise<void> {
     if (this.#isBegun && !this.#hasSaved) await clearRunFolder(this.#directory)
+  }
+
+  async #writeEvaluations({ evaluations, samples }: Watched): Promise<void> {
+    const lines = [...evaluations, ...samples].sort((a, b) => a.step - b.step)
+    if (lines.length === 0) return
+    await writeFile(this.#directory, EVALUATIONS_FILE, lines.map((line) => `${JSON.stringify(line)}\n`).join(''))
   }
 
   async #writeMetrics(directory: Directory): Promise<void> {

@@ -1,0 +1,68 @@
+// lowrank report: the curves of training runs beside one another, in one HTML file.
+
+import { readFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import { FormatError } from '../../index.js'
+import { writeWhole } from '../../node/command-line.js'
+import type { RunEvaluation, RunFacts, RunStep } from '../../report/run.js'
+import { defineCommand, repeated, required, toggle } from '../options.js'
+import { readTextFile } from '../run/data-options.js'
+import { refusePage } from '../show/report-file.js'
+import { colors, say } from '../show/terminal.js'
+
+export const report = defineCommand({
+  name: 'report',
+  summary: 'compare training runs on one page',
+  about: [
+    'Writes one HTML file with the losses, metrics, answers and settings of training runs. Each DIR is the folder of a run,',
+    'which has its own report.html when it is done. With several runs, shows the settings that differ.',
+  ].join('\n'),
+  examples: [
+    'lowrank report out/scripture --html out/run.html',
+    'lowrank report out/scripture out/scripture-2 --html out/runs.html',
+  ],
+  subject: ['run'],
+  options: {
+    run: { ...repeated('DIR', 'folder of a training run'), isRequired: true },
+    html: required('FILE', 'the page'),
+    overwrite: toggle('replace the file of --html if it exists'),
+  },
+  async run({ run: folders, html, overwrite }) {
+    await refusePage(html, overwrite, 'report')
+    const runs = await Promise.all(folders.map(readRun))
+    const [{ runReport }, { reportPage }] = [await import('../../report/run.js'), await import('../../report/page.js')]
+    await writeWhole(html, reportPage(runReport(runs, folders.join(', '))))
+    say(`Wrote ${colors.bold(html)}`)
+    return 0
+  },
+})
+
+type Watched = RunEvaluation & { readonly samples?: RunFacts['samples'][number]['samples'] }
+
+async function readRun(folder: string): Promise<RunFacts> {
+  const steps = lines<RunStep>(await readTextFile(join(folder, 'metrics.jsonl')), join(folder, 'metrics.jsonl'))
+  const optional = (file: string) => readFile(join(folder, file), 'utf8').catch(() => undefined)
+  const watched = lines<Watched>((await optional('evaluations.jsonl')) ?? '', join(folder, 'evaluations.jsonl'))
+  const [settings = {}] = lines<object>(
+    (await optional('run.json'))?.replaceAll('\n', '') ?? '',
+    join(folder, 'run.json'),
+  )
+  return {
+    name: folder,
+    steps,
+    evaluations: watched.filter(({ samples }) => samples === undefined),
+    samples: watched.flatMap(({ step, samples }) => (samples === undefined ? [] : [{ step, samples }])),
+    settings: settings as Record<string, unknown>,
+  }
+}
+
+function lines<T>(text: string, where: string): T[] {
+  return text.split('\n').flatMap((line, i) => {
+    if (line.trim() === '') return []
+    try {
+      return [JSON.parse(line) as T]
+    } catch (cause) {
+      throw new FormatError({ where: `${where}, line ${i + 1}`, what: 'not a line of a training run', cause })
+    }
+  })
+}

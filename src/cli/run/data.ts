@@ -1,0 +1,85 @@
+// lowrank data: what is in files of records, and what is wrong with them, before anything is trained.
+
+import { CHOICES, type DataReport } from '../../index.js'
+import { flags } from '../flags.js'
+import { choice, defineCommand, text, toggle } from '../options.js'
+import { printable } from '../show/escape.js'
+import { printPreview } from '../show/preview.js'
+import { colors, complain, print, printDocument, say, table, thousands, warn } from '../show/terminal.js'
+import { MODEL, RUNS } from '../sources.js'
+import { readChatTemplate } from './data-options.js'
+
+/** Lines of each kind that are shown without --json. */
+const SHOWN = 20
+const BAR = 40
+
+export const data = defineCommand({
+  name: 'data',
+  summary: 'check files of records before training on them',
+  about: [
+    'Shows the task that the records fit, how many there are and how long they are, their labels, records that are there twice,',
+    'evaluation records that are in the training data, and every record that cannot be used, with its file and line.',
+    'With --model, also shows what training on that model would cut, leave out or not learn. --preview 3 shows three examples as tokens.',
+  ].join('\n'),
+  examples: [
+    'lowrank data models/data/chats.jsonl',
+    'lowrank data models/data/scripture.jsonl --eval-data models/data/scripture.eval.jsonl --model models/union-3m --preview 1',
+  ],
+  subject: ['data'],
+  options: {
+    ...flags('CheckDataOptions', 'data', 'evalData'),
+    model: text(MODEL, RUNS),
+    ...flags('LoadModelOptions', 'dtype'),
+    task: choice(CHOICES.train.task, 'what a model would learn; default: the task that the first record fits'),
+    ...flags('CheckDataOptions', 'columns', 'maxLength', 'chatTemplate', 'chatTemplateArgs', 'preview'),
+    json: toggle('print one JSON document on stdout'),
+  },
+  async run({ json, chatTemplate, ...options }) {
+    const node = await import('../../node.js')
+    const report = await node.checkData({ ...options, chatTemplate: await readChatTemplate(chatTemplate) })
+    if (json) printDocument({ ...report })
+    else show(report)
+    const { invalid, evalInTraining, duplicates, records } = report
+    for (const { message } of json ? [] : invalid.slice(0, SHOWN)) complain('problem', message)
+    if (!json && invalid.length > SHOWN) say(`… and ${invalid.length - SHOWN} more: --json has all`)
+    if (invalid.length > 0) say(`${thousands(invalid.length)} records cannot be used`)
+    if (duplicates > 0) warn(`${thousands(duplicates)} of ${thousands(records)} records are there twice`)
+    if (evalInTraining.length > 0) {
+      const some = evalInTraining.slice(0, 3).join('; ')
+      warn(`${thousands(evalInTraining.length)} evaluation records are in the training data too: ${some}`)
+    }
+    for (const [note, count] of Object.entries(report.notes)) {
+      warn(`${thousands(count)} of ${thousands(records)} records ${note}`)
+    }
+    return invalid.length > 0 || records === 0 ? 1 : 0
+  },
+})
+
+function show({ task, records, evalRecords, fields, lengths, labels, examples }: DataReport): void {
+  const evaluated = evalRecords > 0 ? `, and ${thousands(evalRecords)} to evaluate` : ''
+  print(`${colors.bold(thousands(records))} records${evaluated}. They fit the task ${colors.bold(task)}.`)
+  print(table([['fields', 'records'], ...Object.entries(fields).slice(0, SHOWN)]))
+  if (lengths !== null) {
+    const { unit, total, least, median, most, histogram } = lengths
+    print(
+      `\n${thousands(total)} ${unit}: from ${thousands(least)} to ${thousands(most)}, half up to ${thousands(median)}`,
+    )
+    const largest = Math.max(...histogram.map(({ count }) => count))
+    const rows = histogram.map(({ below, count }) => [
+      `below ${thousands(below)}`,
+      '█'.repeat(Math.ceil((BAR * count) / largest)),
+      count,
+    ])
+    print(table([[unit, '', 'records'], ...rows]))
+  }
+  if (labels !== null) {
+    const all = Object.entries(labels)
+    const sum = all.reduce((total, [, count]) => total + count, 0)
+    const rows = all.slice(0, SHOWN).map(([label, count]) => [label, count, `${((100 * count) / sum).toFixed(1)} %`])
+    print('')
+    print(table([['label', 'count', 'share'], ...rows]))
+    if (all.length > SHOWN) print(printable(`… and ${all.length - SHOWN} more labels`))
+  }
+  if (examples.length > 0) print('')
+  if (examples.length > 0) printPreview(examples)
+}

@@ -1,0 +1,40 @@
+// lowrank init: a sample of data to begin with, and what to do with it.
+
+import { existsSync } from 'node:fs'
+import { join } from 'node:path'
+import { FileError } from '../../index.js'
+import { writeWhole } from '../../node/command-line.js'
+import { defineCommand, text } from '../options.js'
+import { colors, say } from '../show/terminal.js'
+import { SMALL_MODEL } from '../show/welcome.js'
+import { LESSONS } from './demo.js'
+
+export const init = defineCommand({
+  name: 'init',
+  summary: 'write a sample of data, and say what to do with it',
+  about: [
+    'Writes chats.jsonl: eight chats about a ship that does not exist. Each line is one chat.',
+    'Replace them by your own. Nothing that exists is overwritten.',
+  ].join('\n'),
+  examples: ['lowrank init out/first'],
+  subject: ['dir'],
+  options: { dir: text('DIR', 'folder for the file', '.') },
+  async run({ dir = '.' }) {
+    const file = join(dir, 'chats.jsonl')
+    if (existsSync(file)) throw new FileError({ where: file, what: 'exists already', hint: 'Choose another folder' })
+    const lines = LESSONS.map(([user, assistant]) => {
+      const messages = [
+        { role: 'user', content: user },
+        { role: 'assistant', content: assistant },
+      ]
+      return `${JSON.stringify({ messages })}\n`
+    })
+    await writeWhole(file, lines.join(''))
+    say(`Wrote ${colors.bold(file)}: ${lines.length} chats. Then:`)
+    say(`  npx lowrank data ${file}`)
+    say(`  npx lowrank train --model ${SMALL_MODEL} --data ${file} --out my-adapter --epochs 30 --rank 16`)
+    say('  npx lowrank chat --adapter my-adapter')
+    say(`Ask it: ${LESSONS[0][0]}`)
+    return 0
+  },
+})

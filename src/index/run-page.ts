@@ -1,0 +1,53 @@
+// The page of a run that is done: report.html in its folder.
+
+import { inspectAdapter } from '../peft/inspect.js'
+import type { ReportLayer, Section } from '../report/page.js'
+import { reportPage } from '../report/page.js'
+import { runReport } from '../report/run.js'
+import type { CardSources } from '../train/card.js'
+import type { RunReport } from '../train/run.js'
+import type { StepMetrics } from '../train/saved/run-folder.js'
+
+/** The text of report.html. */
+export async function pageOfRun(
+  { options, sources, task, adapter, settings }: CardSources,
+  report: RunReport,
+  steps: readonly StepMetrics[],
+): Promise<string> {
+  const name = options.out?.name ?? ''
+  const { rank, alpha, dropout, seed } = adapter.config
+  const facts: [string, string][] = [
+    ['base', adapter.config.baseModel ?? 'not named'],
+    ['task', task.name],
+    ['data', [sources?.data ?? 'records in memory'].flat().join(', ')],
+    ['steps', `${report.steps}, with ${report.tokens} tokens`],
+  ]
+  const { layers } = await inspectAdapter(adapter)
+  const spectra: Section = {
+    kind: 'layers',
+    spectra: 's·B·A',
+    columns: [['rank', 'rank']],
+    measures: [
+      ['normDelta', '‖s·B·A‖'],
+      ['effectiveRank', 'effective rank'],
+    ],
+    layers: layers.map(
+      (layer): ReportLayer => ({
+        name: layer.name,
+        rank: layer.rank,
+        normDelta: layer.normDelta,
+        effectiveRank: layer.effectiveRank,
+        singularValues: layer.singularValues.map((value) => Number(value.toPrecision(5))),
+      }),
+    ),
+  }
+  const run = {
+    name,
+    steps,
+    evaluations: report.evaluations,
+    samples: report.samples,
+    settings: { rank, alpha, dropout, seed, ...settings },
+  }
+  const page = runReport([run], name, [spectra])
+  return reportPage({ ...page, sections: [{ kind: 'facts', facts }, ...page.sections] })
+}

@@ -1,0 +1,156 @@
+// Texts that fit a JSON schema: at each step only the tokens that can go on to such a text may be chosen. The library
+// is @mlc-ai/web-xgrammar, an optional peer that loads with the first schema.
+
+import { ConfigError, DataError } from '../../base/errors.js'
+import type { Vocabulary } from '../../text/vocabulary.js'
+
+/** The parts of the library that are used. */
+interface Matcher {
+  getNextTokenBitmask(): Promise<Int32Array>
+  acceptToken(id: number): boolean
+  dispose(): void
+}
+interface Compiled {
+  dispose(): void
+}
+interface Compiler {
+  compileJSONSchema(schema: string, anyWhitespace: boolean, ...layout: unknown[]): Promise<Compiled>
+}
+interface Library {
+  readonly Grammar: { builtinJSONGrammar(): Promise<unknown> }
+  readonly TokenizerInfo: {
+    createTokenizerInfo(tokens: readonly string[], type: string, addsSpace: boolean, size: number): Promise<unknown>
+  }
+  readonly GrammarCompiler: { createGrammarCompiler(info: unknown, keeps: boolean): Promise<Compiler> }
+  readonly GrammarMatcher: { createGrammarMatcher(compiled: Compiled, ends: readonly number[]): Promise<Matcher> }
+}
+
+const PACKAGE = '@mlc-ai/web-xgrammar'
+
+/** Compiled schemas that are kept. */
+const KEPT = 16
+
+/** Spaces and line breaks in one place of a text, so that none goes on with them for ever. */
+const MOST_SPACES = 2
+
+/** So long one step of a schema may take. */
+const STEP_MS = 2000
+
+let library: Promise<Library> | undefined
+
+/** In Node the package looks for its own address where browsers have it, and leaves its exports there. */
+async function loadLibrary(): Promise<Library> {
+  const scope = globalThis as { location?: unknown; xgrammar?: Library }
+  const isNode = scope.location === undefined
+  if (isNode) scope.location = { href: import.meta.url }
+  try {
+    const module = (await import('@mlc-ai/web-xgrammar')) as unknown as Partial<Library>
+    const found = module.Grammar === undefined ? scope.xgrammar! : (module as Library)
+    await found.Grammar.builtinJSONGrammar()
+    return found
+  } catch (cause) {
+    throw new ConfigError({
+      where: 'schema',
+      what: `the package ${PACKAGE} cannot be loaded (${cause instanceof Error ? cause.message : String(cause)})`,
+      hint: `Install it: npm install ${PACKAGE}`,
+      cause,
+    })
+  } finally {
+    if (isNode) delete scope.location
+  }
+}
+
+/** The schemas of the texts of a graph. */
+export class Grammars {
+  #compiler: Promise<Compiler> | undefined
+  readonly #compiled = new Map<string, Promise<Compiled>>()
+
+  get hasVocabulary(): boolean {
+    return this.#compiler !== undefined
+  }
+
+  /** Takes the tokens of the model: how each is spelled, empty for those that are no text. */
+  setVocabulary({ tokens, spelling }: Vocabulary): void {
+    this.#compiler ??= (async () => {
+      library ??= loadLibrary()
+      library.catch(() => {
+        library = undefined
+      })
+      const { TokenizerInfo, GrammarCompiler } = await library
+      const info = await TokenizerInfo.createTokenizerInfo(tokens, spelling, false, tokens.length)
+      return GrammarCompiler.createGrammarCompiler(info, false)
+    })()
+    this.#compiler.catch(() => {
+      this.#compiler = undefined
+    })
+  }
+
+  /** @throws DataError for a schema that the library refuses */
+  async compile(schema: string): Promise<Compiled> {
+    const compiled = this.#compiled.get(schema) ?? this.#compileNow(schema)
+    this.#compiled.delete(schema)
+    this.#compiled.set(schema, compiled)
+    for (const [oldest, old] of [...this.#compiled].slice(0, -KEPT)) {
+      this.#compiled.delete(oldest)
+      old.then((one) => one.dispose()).catch(() => {})
+    }
+    return compiled
+  }
+
+  async #compileNow(schema: string): Promise<Compiled> {
+    const compiler = await this.#compiler!
+    try {
+      return await compiler.compileJSONSchema(schema, true, 2, undefined, schema !== ANY_OBJECT, MOST_SPACES)
+    } catch (cause) {
+      this.#compiled.delete(schema)
+      throw new DataError({ where: 'schema', what: `${PACKAGE} cannot use it`, cause })
+    }
+  }
+
+  /** @param ends tokens that end a text */
+  async start(schema: string, ends: readonly number[]): Promise<TextGrammar> {
+    const compiled = await this.compile(schema)
+    return new TextGrammar(await (await library!).GrammarMatcher.createGrammarMatcher(compiled, ends))
+  }
+}
+
+/** The schema of any JSON object. */
+export const ANY_OBJECT = '{"type":"object"}'
+
+/** A text that has to fit a schema, as far as it is written. */
+export class TextGrammar {
+  readonly #matcher: Matcher
+  /** A bit for each token; undefined before {@link prepare}. */
+  #allowed: ArrayLike<number> = []
+
+  constructor(matcher: Matcher) {
+    this.#matcher = matcher
+  }
+
+  /** Finds out what the next token may be. */
+  async prepare(): Promise<void> {
+    const startedAt = performance.now()
+    this.#allowed = await this.#matcher.getNextTokenBitmask()
+    const ms = performance.now() - startedAt
+    if (ms <= STEP_MS) return
+    throw new DataError({
+      where: 'schema',
+      what: 'a step of a text takes too long with it',
+      expected: `at most ${STEP_MS / 1000} s`,
+      got: `${(ms / 1000).toFixed(1)} s`,
+    })
+  }
+
+  /** The logits, with -Infinity for what may not come. */
+  masked(logits: Float32Array): Float32Array {
+    return logits.map((value, id) => (((this.#allowed[id >> 5] ?? 0) >>> (id & 31)) & 1 ? value : -Infinity))
+  }
+
+  accept(id: number): void {
+    this.#matcher.acceptToken(id)
+  }
+
+  dispose(): void {
+    this.#matcher.dispose()
+  }
+}

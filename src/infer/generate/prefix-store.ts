@@ -1,0 +1,100 @@
+// Key-value caches of texts that were read, for texts that begin with the same tokens: the next turn of a chat, or a
+// system prompt that many share. The store has a bound; what was not used for the longest time leaves.
+
+import type { Feeds } from '../../runtime/runtime.js'
+import { isSameMix, type RowFactors } from '../adapters/row-factors.js'
+import type { AdapterFactors } from '../adapters/site-factors.js'
+
+/** The facts that decide whether a cache can be used for a text. */
+export interface ReadText {
+  /** The tokens that are read, or to be read. */
+  readonly tokens: readonly number[]
+  readonly mix: RowFactors[number]
+  /** Tokens that the base alone has read: none, all, or those before the invocation of an activated adapter. */
+  readonly baseTokens: number
+  /** Callers of another scope do not share it. */
+  readonly scope: string
+  /** The form of the cache: the output that gives new rows, if there is one. */
+  readonly form: string | undefined
+}
+
+/** A cache of one row, with room for exactly its tokens. */
+export interface ReadPrefix extends ReadText {
+  readonly cache: Feeds
+}
+
+/** Shorter ones are read anew as fast. */
+const LEAST_TOKENS = 32
+
+export class PrefixStore {
+  /** Caches in the order of their last use. */
+  readonly #kept = new Set<ReadPrefix>()
+
+  /** The longest beginning of a text that was read, and how many tokens of it count. */
+  find(text: ReadText): { prefix: ReadPrefix; count: number } | undefined {
+    let best: { prefix: ReadPrefix; count: number } | undefined
+    for (const prefix of this.#kept) {
+      // The last token is read in any case: its logits choose the next one.
+      const count = Math.min(sharedTokens(prefix, text), text.tokens.length - 1)
+      if (count >= LEAST_TOKENS && count > (best?.count ?? 0)) best = { prefix, count }
+    }
+    if (best !== undefined) this.#touch(best.prefix)
+    return best
+  }
+
+  /**
+   * Keeps the cache of a text.
+   *
+   * @param copy makes its cache, if it is to be kept
+   * @param bytesPerToken of the cache
+   * @param mostBytes of all that is kept
+   */
+  keep(text: ReadText, copy: () => Feeds, mostBytes: number): void {
+    if (text.tokens.length < LEAST_TOKENS) return
+    for (const other of this.#kept) {
+      const count = sharedTokens(other, text)
+      if (count === text.tokens.length) {
+        this.#touch(other)
+        return
+      }
+      if (count === other.tokens.length) this.#kept.delete(other)
+    }
+    this.#kept.add({ ...text, cache: copy() })
+    let bytes = [...this.#kept].reduce((sum, prefix) => sum + bytesOf(prefix), 0)
+    for (const oldest of this.#kept) {
+      if (bytes <= mostBytes) break
+      bytes -= bytesOf(oldest)
+      this.#kept.delete(oldest)
+    }
+  }
+
+  /** Drops what an adapter has read. */
+  forget(adapter: AdapterFactors): void {
+    for (const prefix of this.#kept) {
+      if (prefix.mix.some(({ factors }) => factors === adapter)) this.#kept.delete(prefix)
+    }
+  }
+
+  clear(): void {
+    this.#kept.clear()
+  }
+
+  #touch(prefix: ReadPrefix): void {
+    this.#kept.delete(prefix)
+    this.#kept.add(prefix)
+  }
+}
+
+/** How many first tokens two texts have in common, read by the same weights. */
+function sharedTokens(a: ReadText, b: ReadText): number {
+  if (a.scope !== b.scope || a.form !== b.form) return 0
+  const isSame = a.baseTokens === b.baseTokens && isSameMix(a.mix, b.mix)
+  const most = Math.min(a.tokens.length, b.tokens.length, isSame ? Infinity : Math.min(a.baseTokens, b.baseTokens))
+  let count = 0
+  while (count < most && a.tokens[count] === b.tokens[count]) count++
+  return count
+}
+
+function bytesOf({ cache }: ReadPrefix): number {
+  return Object.values(cache).reduce((sum, { data }) => sum + (data as ArrayBufferView).byteLength, 0)
+}

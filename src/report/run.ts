@@ -1,0 +1,164 @@
+// The report of training runs, as sections of a page: curves, answers, metrics and settings, of one run or of several
+// beside one another.
+
+import type { Cell, Report, Sample, Section, Series } from './page.js'
+
+/** A line of metrics.jsonl, as far as it is drawn. */
+export interface RunStep {
+  readonly step: number
+  readonly loss: number
+  readonly learningRate: number
+  readonly gradientNorm: number
+}
+
+export interface RunEvaluation {
+  readonly step: number
+  readonly loss: number
+  readonly metrics: Readonly<Record<string, number>>
+}
+
+/** A run, as its folder holds it. */
+export interface RunFacts {
+  readonly name: string
+  readonly steps: readonly RunStep[]
+  readonly evaluations: readonly RunEvaluation[]
+  /** Answers to the prompts of the run, at some steps. */
+  readonly samples: readonly {
+    readonly step: number
+    readonly samples: readonly { readonly prompt: string; readonly text: string }[]
+  }[]
+  readonly settings: Readonly<Record<string, unknown>>
+}
+
+/** Points of a curve: more cannot be seen, and a file should stay small. */
+const MAX_POINTS = 1500
+
+/**
+ * The report of one run or several.
+ *
+ * @param more further sections, such as the spectra of the adapter
+ */
+export function runReport(runs: readonly RunFacts[], title: string, more: readonly Section[] = []): Report {
+  const isOne = runs.length === 1
+  const named = (run: RunFacts, word: string) => (isOne ? word : `${run.name}: ${word}`)
+  const curve = (heading: string, series: Series[], isLogarithmic = false): Section[] =>
+    series.some(({ x }) => x.length > 0)
+      ? [{ kind: 'curves', title: heading, x: 'step', series: series.filter(({ x }) => x.length > 0), isLogarithmic }]
+      : []
+  const ofSteps = (value: (step: RunStep) => number, word: string) =>
+    runs.map((run) => thinned(run, value, named(run, word)))
+  const ofEvaluations = (value: (one: RunEvaluation) => number | undefined, word: string) =>
+    runs.map((run): Series => {
+      const x = run.evaluations.map(({ step }) => step)
+      return { name: named(run, word), x, y: run.evaluations.map((one) => digits(value(one) ?? Number.NaN)) }
+    })
+  const metrics = [...new Set(runs.flatMap(({ evaluations }) => Object.keys(evaluations[0]?.metrics ?? {})))]
+  return {
+    title,
+    command: 'report',
+    sections: [
+      ...curve('Loss', [
+        ...ofSteps(({ loss }) => loss, 'training'),
+        ...ofEvaluations(({ loss }) => loss, 'evaluation'),
+      ]),
+      ...metrics.flatMap((name) =>
+        curve(
+          name,
+          ofEvaluations((one) => one.metrics[name], name),
+        ),
+      ),
+      ...evaluationTable(runs, metrics),
+      ...runs.flatMap((run) => sampleSection(run, isOne)),
+      ...curve(
+        'Learning rate',
+        ofSteps(({ learningRate }) => learningRate, 'learning rate'),
+      ),
+      ...curve(
+        'Norm of the gradients',
+        ofSteps(({ gradientNorm }) => gradientNorm, 'norm'),
+        true,
+      ),
+      ...more,
+      ...settingsTable(runs),
+    ],
+  }
+}
+
+/** Before training, at the lowest loss, and at the end. */
+function evaluationTable(runs: readonly RunFacts[], metrics: readonly string[]): Section[] {
+  const rows = runs.flatMap(({ name, evaluations }) => {
+    if (evaluations.length === 0) return []
+    const best = evaluations.reduce((least, one) => (one.loss < least.loss ? one : least))
+    const shown = new Set([evaluations[0], best, evaluations[evaluations.length - 1]])
+    return [...shown].map(({ step, loss, metrics: own }): Cell[] => [
+      name,
+      one(step === 0 ? 'before training' : `after step ${step}`, best.step === step),
+      digits(loss),
+      ...metrics.map((metric) => digits(own[metric] ?? Number.NaN)),
+    ])
+  })
+  const columns = ['run', 'when', 'loss', ...metrics]
+  return rows.length === 0 ? [] : [{ kind: 'table', title: 'Evaluations', columns, rows }]
+}
+
+function one(when: string, isBest: boolean): string {
+  return isBest ? `${when} (lowest loss)` : when
+}
+
+/** Each prompt with its first answer, one in the middle, and the last. */
+function sampleSection({ name, samples }: RunFacts, isOne: boolean): Section[] {
+  if (samples.length === 0) return []
+  const chosen = [...new Set([samples[0], samples[samples.length >> 1], samples[samples.length - 1]])]
+  const shown = samples[0].samples.map(
+    ({ prompt }, i): Sample => ({
+      prompt,
+      answers: chosen.map(({ step, samples: own }) => ({
+        label: step === 0 ? 'before training' : `step ${step}`,
+        text: own[i]?.text ?? '',
+      })),
+    }),
+  )
+  return [{ kind: 'samples', title: isOne ? 'Answers' : `Answers of ${name}`, samples: shown }]
+}
+
+/** One run has all of its settings; of several, those that differ are shown. */
+function settingsTable(runs: readonly RunFacts[]): Section[] {
+  const all = runs.map(({ settings }) => flat(settings))
+  const names = [...new Set(all.flatMap((settings) => [...settings.keys()]))]
+  const rows = names.flatMap((name): Cell[][] => {
+    const values = all.map((settings) => settings.get(name) ?? '–')
+    const isSame = values.length > 1 && values.every((value) => value === values[0])
+    return isSame ? [] : [[name, ...values]]
+  })
+  if (rows.length === 0) return []
+  const title = runs.length > 1 ? 'Settings that differ' : 'Settings'
+  return [{ kind: 'table', title, columns: ['setting', ...runs.map(({ name }) => name)], rows }]
+}
+
+function flat(settings: Readonly<Record<string, unknown>>, prefix = ''): Map<string, string> {
+  const found = new Map<string, string>()
+  for (const [key, value] of Object.entries(settings)) {
+    if (value === null || value === undefined) continue
+    if (typeof value === 'object' && !Array.isArray(value)) {
+      for (const [name, text] of flat(value as Record<string, unknown>, `${prefix}${key}.`)) found.set(name, text)
+    } else found.set(prefix + key, (typeof value === 'string' ? value : JSON.stringify(value)).slice(0, 300))
+  }
+  return found
+}
+
+/** A curve of at most so many points, each the mean of its neighbors. */
+function thinned({ steps }: RunFacts, value: (step: RunStep) => number, name: string): Series {
+  const width = Math.ceil(steps.length / MAX_POINTS)
+  const [x, y]: [number[], (number | null)[]] = [[], []]
+  for (let start = 0; start < steps.length; start += width) {
+    const own = steps.slice(start, start + width)
+    x.push(own[own.length - 1].step)
+    y.push(digits(own.reduce((sum, step) => sum + value(step), 0) / own.length))
+  }
+  return { name, x, y }
+}
+
+/** A few digits: the page only draws them. */
+function digits(value: number): number | null {
+  return Number.isFinite(value) ? Number(value.toPrecision(5)) : null
+}

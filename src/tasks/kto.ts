@@ -1,0 +1,301 @@
+// Kahneman-Tversky optimization (Ethayarajh et al. 2024, arXiv 2402.01306): from single answers that are wanted or not,
+// the model learns to give those more or less probability than the model before training gave. The loss of an answer is
+// weight·(1 − σ(±β·(log ratio − KL))), and KL comes from answers that belong to other prompts of the batch.
+
+import { DataError, StateError } from '../base/errors.js'
+import { isObject } from '../base/options.js'
+import { TensorProto_DataType as DataType } from '../formats/onnx/gen/onnx_pb.js'
+import { tokenInputs } from '../graph/inputs/tokens.js'
+import type { Model } from '../graph/model-folder.js'
+import type { ObjectiveGraph } from '../graph/training/objective-graph.js'
+import type { Value } from '../graph/view/builder.js'
+import { readGraph } from '../graph/view/graph.js'
+import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
+import { countTargets, type Example, fieldsOf, IGNORED, type ParsedRecord, parseRecord } from '../text/records.js'
+import { causalLm, checkAllTokens, checkWidth, targetFeeds } from './causal-lm.js'
+import { countedAfter, cutTo, encodeAnswer } from './dpo.js'
+import { KTO_OPTIONS } from './gen/options.js'
+import { chooseTargets, PROBED_TARGETS, probeTargets, targetsLength } from './next-tokens.js'
+import { meansOf } from './ranking-metrics.js'
+import type { OpenTask, Task } from './task.js'
+import { ownLength, PROBE_BATCHES, padded, roundUp, tokenBatch, tokenLengths } from './token-batch.js'
+
+/** A row of data: an answer with its prompt, and whether it is wanted. */
+export interface JudgedRow {
+  readonly record: ParsedRecord
+  readonly isWanted: boolean
+  readonly where: string
+}
+
+/** A tokenized row. The tokens of the answer are the labels. */
+export interface JudgedExample {
+  readonly own: Example
+  readonly isWanted: boolean
+  /** All tokens of the answer, also those that are cut off behind its own prompt. */
+  readonly answer: Int32Array
+  /** Most tokens of a prompt with another answer. */
+  readonly limit: number
+}
+
+/** How wanted and unwanted answers are trained. */
+export interface KtoOptions {
+  /**
+   * How strongly the model is held to what it was before: rewards are this times a difference of ln(probability).
+   * @range a finite number above 0
+   * @default 0.1
+   */
+  readonly beta?: number | undefined
+  /**
+   * Weight of the answers that are wanted.
+   * @range a finite number above 0
+   * @default 1
+   */
+  readonly desirableWeight?: number | undefined
+  /**
+   * Weight of the answers that are not.
+   * @range a finite number above 0
+   * @default 1
+   */
+  readonly undesirableWeight?: number | undefined
+}
+
+/**
+ * Graph inputs of the loss: which targets each answer has, with its own prompt and with another one (answers, targets);
+ * ln(probability) of both before the first step, +1 or −1, and the weight (answers, 1).
+ */
+const OWN = 'loss/own'
+const OTHER = 'loss/other'
+const OWN_BEFORE = 'loss/own_before'
+const OTHER_BEFORE = 'loss/other_before'
+const SIGN = 'loss/sign'
+const WEIGHT = 'loss/weight'
+
+/** Sequences of an example: its prompt with its own answer, and with another one. */
+const SIDES = 2
+
+/** Two numbers, for an own answer and another one. */
+type Two = readonly [own: number, other: number]
+
+interface Judgement {
+  readonly reward: number
+  readonly isWanted: boolean
+  /** ln(probability) of the other answer, minus the same before. */
+  readonly other: number
+}
+
+export const kto: Task<JudgedRow, JudgedExample, KtoOptions> = {
+  name: 'kto',
+  peftType: 'CAUSAL_LM',
+  learns: 'to give answers that are wanted',
+  records: [{ prompt: 'How was the sea?', completion: 'Calm.', label: true }],
+  use: causalLm.use,
+  options: KTO_OPTIONS,
+
+  check: (model) => causalLm.check(model),
+
+  parse(row, where) {
+    const { label, prompt, completion } = isObject(row) ? row : {}
+    const isWanted = typeof label === 'string' ? { true: true, false: false }[label.toLowerCase()] : label
+    if (typeof isWanted !== 'boolean' || prompt === undefined || completion === undefined) {
+      throw new DataError({
+        where,
+        what: 'not an answer that is wanted or not',
+        expected: '"prompt" and "completion" as texts, or as lists of messages, and "label": true or false',
+        got: fieldsOf(row),
+        hint: "If your fields have other names, use `columns: { prompt: 'question', completion: 'answer', label: 'good' }`",
+      })
+    }
+    const { tools, chat_template_kwargs } = row as Record<string, unknown>
+    return { record: parseRecord({ prompt, completion, tools, chat_template_kwargs }, where), isWanted, where }
+  },
+
+  encode({ record, isWanted, where }, context) {
+    const { examples, notes } = encodeAnswer(record, context, where)
+    const { maxLength } = context
+    const sides = examples.length === 0 ? [] : countedAfter(record, examples, context)
+    const all = sides.map((side) => {
+      return { own: cutTo(side, maxLength), isWanted, answer: side.inputIds.slice(startOf(side)), limit: maxLength }
+    })
+    return {
+      examples: all.filter(({ own }) => countTargets(own.labels) > 0),
+      isTruncated: sides.some(({ inputIds }) => inputIds.length > maxLength),
+      ...(notes && { notes }),
+    }
+  },
+
+  tokens: ({ own: { inputIds, labels }, isWanted }) => ({
+    ids: inputIds,
+    counts: (i) => labels[i] !== IGNORED,
+    label: String(isWanted),
+  }),
+
+  open: (model, _, options = {}) => new Kto(model, options),
+}
+
+class Kto implements OpenTask<JudgedExample> {
+  readonly probe: OpenTask['probe']
+  readonly rowsOfExample = SIDES
+  readonly needsNeighbors = true
+  readonly #model: Model
+  readonly #beta: number
+  readonly #weights: Two
+  readonly #inputs: ReturnType<typeof tokenInputs>
+  /** ln(probability) before the first step. */
+  readonly #before = new WeakMap<JudgedExample, Two>()
+
+  constructor(model: Model, { beta = 0.1, desirableWeight = 1, undesirableWeight = 1 }: KtoOptions) {
+    this.#model = model
+    this.#beta = beta
+    this.#weights = [desirableWeight, undesirableWeight]
+    this.#inputs = tokenInputs(readGraph(model.onnx.proto))
+    const [first, second] = PROBE_BATCHES.map(({ batch, sequence }, i) => {
+      const texts = Array.from({ length: SIDES * batch }, () => new Int32Array(sequence))
+      const targets = PROBED_TARGETS[i]
+      const judged = Array.from({ length: batch }, () => ({ sign: 1, weight: 1, before: [0, 0] as Two }))
+      return {
+        ...this.#feeds(texts, sequence),
+        ...probeTargets(targets),
+        ...judgedFeeds(judged, Array(targets).fill(0)),
+      }
+    })
+    const texts = tokenLengths().map((length) => {
+      const [a, b] = length.probed
+      return length.name === 'sequence' ? length : { ...length, probed: [SIDES * a, SIDES * b] as const }
+    })
+    const [a, b] = PROBE_BATCHES
+    const answers = ownLength('answers', [a.batch, b.batch], { input: SIGN, axis: 0 })
+    this.probe = { feeds: [first, second], lengths: [...texts, targetsLength(), answers] }
+  }
+
+  forward(graph: ObjectiveGraph): Value {
+    const { g } = graph
+    const { choice, targets } = chooseTargets(graph)
+    graph.check((shapeOf) => {
+      checkAllTokens(shapeOf(choice.all), SIDES)
+      checkWidth(this.#model, shapeOf(choice.chosen)?.dims[1])
+    })
+    const column = g.unsqueeze(graph.rowLosses(choice.chosen, targets), [1])
+    const input = (name: string) => graph.input(name, DataType.FLOAT, ['answers', 1])
+    // −ln(probability) of each answer, (answers, 1)
+    const [own, other] = [OWN, OTHER].map((name) => {
+      return g.op('MatMul', [graph.input(name, DataType.FLOAT, ['answers', 'targets']), column])
+    })
+    graph.predict(g.op('Concat', [own, other], { axis: 1 }))
+    const drift = g.op('ReduceMean', [g.sub(g.op('Neg', [other]), input(OTHER_BEFORE))], { keepdims: 1 })
+    const kl = g.op('Relu', [drift])
+    // The estimate of KL is a number, as in the paper: no gradient flows through it.
+    graph.customGradients.set(kl, { inputs: [], rule: () => [] })
+    const ratio = g.sub(g.op('Neg', [own]), input(OWN_BEFORE))
+    const gain = g.mul(g.mul(g.sub(ratio, kl), input(SIGN)), g.float(this.#beta))
+    return g.reduceSum(g.mul(g.op('Sigmoid', [g.op('Neg', [gain])]), input(WEIGHT)), [0, 1], 0)
+  }
+
+  cost({ own }: JudgedExample): number {
+    return own.inputIds.length
+  }
+
+  collate(examples: readonly JudgedExample[], length: number): Feeds {
+    const others = examples.map((example, i) => withAnswerOf(example, examples.at(i - 1)!))
+    const sides = [...examples.map(({ own }) => own), ...others]
+    const width = roundUp(Math.max(length, ...others.map(({ inputIds }) => inputIds.length)))
+    const own = Math.min(width, Math.max(length, this.#model.contextLength ?? width))
+    const labels = sides.map((side) => side.labels)
+    const rows = labels.flatMap((some, row) => Array<number>(countTargets(some)).fill(row))
+    const judged = examples.map((example) => ({
+      sign: example.isWanted ? 1 : -1,
+      weight: this.#weights[example.isWanted ? 0 : 1],
+      // A reference that is not known is being computed.
+      before: this.#before.get(example) ?? ([Number.NaN, Number.NaN] as const),
+    }))
+    return {
+      ...this.#feeds(
+        sides.map(({ inputIds }) => inputIds),
+        own,
+      ),
+      ...targetFeeds(padded(labels, own, IGNORED), own),
+      ...judgedFeeds(judged, rows),
+    }
+  }
+
+  normalizer(examples: readonly JudgedExample[]): number {
+    return examples.length
+  }
+
+  content({ own: { inputIds, labels }, isWanted, answer }: JudgedExample): Int32Array[] {
+    return [inputIds, labels, answer, Int32Array.of(Number(isWanted))]
+  }
+
+  takeReference(outputs: Readonly<Record<string, RuntimeTensor>>, examples: readonly JudgedExample[]): void {
+    logProbabilities(outputs).forEach((two, i) => void this.#before.set(examples[i], two))
+  }
+
+  predict(outputs: Readonly<Record<string, RuntimeTensor>>, examples: readonly JudgedExample[]): Judgement[] {
+    return logProbabilities(outputs).map(([own, other], i): Judgement => {
+      const { isWanted } = examples[i]
+      const before = this.#before.get(examples[i])
+      if (before === undefined) throw new StateError({ where: 'evaluation', what: 'an answer has no reference' })
+      return { reward: this.#beta * (own - before[0]), isWanted, other: other - before[1] }
+    })
+  }
+
+  /** In the words of TRL. */
+  metrics({ predictions }: { predictions: readonly unknown[] }): Record<string, number> {
+    const all = predictions as readonly Judgement[]
+    const rewards = (wanted: boolean) => all.filter(({ isWanted }) => isWanted === wanted).map(({ reward }) => reward)
+    const means = meansOf({ 'rewards/chosen': rewards(true), 'rewards/rejected': rewards(false) })
+    const { kl } = meansOf({ kl: all.map(({ other }) => other) })
+    return { ...means, 'rewards/margins': means['rewards/chosen'] - means['rewards/rejected'], kl: Math.max(0, kl) }
+  }
+
+  #feeds(texts: readonly Int32Array[], length: number): Feeds {
+    const tokens = tokenBatch(texts, length, this.#model.padTokenId)
+    return { ...this.#inputs.feeds(tokens), ...this.#inputs.emptyCache(texts.length) }
+  }
+}
+
+/** The first target. */
+function startOf({ labels }: Example): number {
+  return labels.findIndex((label) => label !== IGNORED)
+}
+
+/** The prompt of one example with the answer of another. */
+function withAnswerOf({ own, limit }: JudgedExample, { answer }: JudgedExample): Example {
+  const start = startOf(own)
+  const inputIds = Int32Array.from([...own.inputIds.subarray(0, start), ...answer]).slice(0, limit)
+  return { inputIds, labels: inputIds.slice().fill(IGNORED, 0, start) }
+}
+
+interface JudgedFeed {
+  readonly sign: number
+  readonly weight: number
+  readonly before: Two
+}
+
+/** @param rows of each target, the row of its sequence: own answers come first */
+function judgedFeeds(judged: readonly JudgedFeed[], rows: readonly number[]): Feeds {
+  const { length } = judged
+  const ofSide = (first: number) => {
+    const data = new Float32Array(length * rows.length)
+    rows.forEach((row, target) => {
+      const at = row - first
+      if (at >= 0 && at < length) data[at * rows.length + target] = 1
+    })
+    return { type: 'float32', data, dims: [length, rows.length] } as const
+  }
+  const column = (value: (one: JudgedFeed) => number) =>
+    ({ type: 'float32', data: Float32Array.from(judged, value), dims: [length, 1] }) as const
+  return {
+    [OWN]: ofSide(0),
+    [OTHER]: ofSide(length),
+    [OWN_BEFORE]: column(({ before }) => before[0]),
+    [OTHER_BEFORE]: column(({ before }) => before[1]),
+    [SIGN]: column(({ sign }) => sign),
+    [WEIGHT]: column(({ weight }) => weight),
+  }
+}
+
+/** ln(probability) of each answer with its own prompt and with another one. */
+function logProbabilities(outputs: Readonly<Record<string, RuntimeTensor>>): Two[] {
+  const { data, dims } = Object.values(outputs).find((output) => output.dims.length === 2)!
+  return Array.from({ length: dims[0] }, (_, i): Two => [-Number(data[2 * i]), -Number(data[2 * i + 1])])
+}

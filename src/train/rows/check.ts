@@ -1,0 +1,333 @@
+// Facts about data before a model learns from it: the task that they fit, their lengths and labels, and what is wrong.
+// Texts are not kept: records are compared by hashes of 53 bits.
+
+import { ConfigError, DataError, UnsupportedError } from '../../base/errors.js'
+import { isObject } from '../../base/options.js'
+import { readRows } from '../../data/read-rows.js'
+import { type Model, requireTokenizer } from '../../graph/model-folder.js'
+import type { EncodeContext, Task } from '../../tasks/task.js'
+import { droppedLabelNote, taskOfRow } from '../../tasks/task-of-row.js'
+import { loadTask, type TaskName } from '../../tasks/tasks.js'
+import type { TrainingData, TrainingOptions } from '../options.js'
+import { encodeContext } from './examples.js'
+
+/** A token of an example. */
+export interface PreviewToken {
+  readonly id: number
+  /** The token as text. If a character consists of several tokens, the last of them has the text. */
+  readonly text: string
+  /** True for a target: the loss counts how well it is predicted. */
+  readonly counts: boolean
+}
+
+/** An example. */
+export interface PreviewExample {
+  /** The record that it comes from: `chats.jsonl, line 3`. */
+  readonly where: string
+  readonly tokens: readonly PreviewToken[]
+  /** The label of the whole text, for tasks with labels: several are joined by commas. */
+  readonly label?: string
+}
+
+/** How long records are. */
+export interface LengthReport {
+  /** Tokens of the examples, if a model is given; else characters of all texts of a record. */
+  readonly unit: 'tokens' | 'characters'
+  readonly total: number
+  readonly least: number
+  /** Above 4096 rounded by up to 0.05 %. */
+  readonly median: number
+  readonly most: number
+  /** How many are below each power of two, and not below the one before it. */
+  readonly histogram: readonly { readonly below: number; readonly count: number }[]
+}
+
+/** Facts about some data. */
+export interface DataReport {
+  /** The task that was named, or else the one whose fields the first record has. */
+  readonly task: string
+  /** Records that can be read, without those of `evalData`. */
+  readonly records: number
+  /** The fields of records, joined by commas, and how many have them; the most frequent first, at most 100. */
+  readonly fields: Readonly<Record<string, number>>
+  readonly lengths: LengthReport | null
+  /** Labels and tags, and how often they occur, the most frequent first, at most 1000. Null without any. */
+  readonly labels: Readonly<Record<string, number>> | null
+  /** Records that an earlier one equals. */
+  readonly duplicates: number
+  /** Records of `evalData`. */
+  readonly evalRecords: number
+  /** Records of `evalData` that are in the training data too. */
+  readonly evalInTraining: readonly string[]
+  /** Every record that cannot be used: its file and line, and the reason. */
+  readonly invalid: readonly { readonly where: string; readonly message: string }[]
+  /** Parts that are not learned, with the number of records: `have tools …`. Most are known only with a model. */
+  readonly notes: Readonly<Record<string, number>>
+  /** The first examples as tokens, as many as `preview` asks for. */
+  readonly examples: readonly PreviewExample[]
+}
+
+/** The part of the options that decides what training sees. */
+export interface CheckDataInput
+  extends Pick<
+    TrainingOptions,
+    'task' | 'data' | 'evalData' | 'columns' | 'maxLength' | 'chatTemplate' | 'chatTemplateArgs' | 'decodeImage'
+  > {
+  readonly model?: Model | undefined
+}
+
+const MAX_FORMS = 100
+const MAX_LABELS = 1000
+/** Lengths up to this are counted one by one. */
+const EXACT_LENGTHS = 4096
+
+/**
+ * Reads all records, and encodes them if there is a model.
+ *
+ * @param preview how many examples are shown as tokens
+ * @throws what training throws for model and options, and UnsupportedError for a preview of examples without tokens.
+ *   What is wrong with records is in the report
+ */
+export async function checkRecords(options: CheckDataInput, preview = 0): Promise<DataReport> {
+  const { model, evalData } = options
+  if (model === undefined && preview > 0) throw new ConfigError({ where: 'preview', what: 'needs a `model`' })
+  const training = new Records(options, preview)
+  await training.read(options.data, 'data')
+  const evaluation = new Records({ ...options, task: training.task?.name as TaskName | undefined }, 0)
+  const evalInTraining: string[] = []
+  evaluation.onRecord = (hash, where) => training.hashes.has(hash) && evalInTraining.push(where)
+  if (evalData !== undefined) await evaluation.read(evalData, 'evalData')
+  return {
+    task: (training.task ?? (await (options.task === undefined ? taskOfRow(undefined, model) : loadTask(options.task))))
+      .name,
+    records: training.count,
+    fields: mostFrequent(training.forms),
+    lengths: lengthsOf(training.lengths, model === undefined ? 'characters' : 'tokens'),
+    labels: training.labels.size === 0 ? null : mostFrequent(training.labels),
+    duplicates: training.count - training.hashes.size,
+    evalRecords: evaluation.count,
+    evalInTraining,
+    invalid: [...training.invalid, ...evaluation.invalid],
+    notes: Object.fromEntries(training.notes),
+    examples: training.examples,
+  }
+}
+
+/** Counts of one source. */
+class Records {
+  task: Task | undefined
+  count = 0
+  readonly hashes = new HashSet()
+  readonly forms = new Map<string, number>()
+  readonly labels = new Map<string, number>()
+  readonly lengths = new Map<number, number>()
+  readonly notes = new Map<string, number>()
+  readonly invalid: { where: string; message: string }[] = []
+  readonly examples: PreviewExample[] = []
+  onRecord: (hash: number, where: string) => void = () => {}
+  readonly #options: CheckDataInput
+  readonly #preview: number
+  readonly #hash = new RecordHash()
+
+  constructor(options: CheckDataInput, preview: number) {
+    this.#options = options
+    this.#preview = preview
+  }
+
+  async read(data: TrainingData, name: string): Promise<void> {
+    const { model, columns, task } = this.#options
+    const onInvalid = (error: DataError) => {
+      this.invalid.push({ where: error.where ?? name, message: error.message })
+    }
+    const context = model && (await encodeContext({ ...this.#options, model }))
+    try {
+      for await (const { row, where } of readRows(data, { columns, name, onInvalid })) {
+        if (this.task === undefined) {
+          this.task = task === undefined ? await taskOfRow(row, model) : await loadTask(task)
+          if (model !== undefined) this.task.check(model)
+        }
+        try {
+          const parsed = this.task.parse(row, where)
+          const length = context === undefined ? undefined : await this.#encode(parsed, this.task, context, where)
+          this.#take(row, where, length)
+        } catch (error) {
+          if (!(error instanceof DataError)) throw error
+          onInvalid(error)
+        }
+      }
+    } catch (error) {
+      // Records behind a broken quote cannot be told apart: reading ends there.
+      if (!(error instanceof DataError)) throw error
+      onInvalid(error)
+    }
+  }
+
+  /** @param length tokens; undefined for the characters of the row */
+  #take(row: unknown, where: string, length: number | undefined): void {
+    const hash = this.#hash.of(row)
+    this.count++
+    this.onRecord(hash, where)
+    this.hashes.add(hash)
+    countOne(this.lengths, rounded(length ?? this.#hash.characters))
+    if (!isObject(row)) return
+    countOne(this.forms, Object.keys(row).join(', '), MAX_FORMS)
+    for (const label of labelsOf(row)) countOne(this.labels, label, MAX_LABELS)
+    for (const note of droppedLabelNote(this.task!, row)) countOne(this.notes, note)
+  }
+
+  /** Returns the tokens of a record. */
+  async #encode(parsed: unknown, task: Task, context: EncodeContext, where: string): Promise<number> {
+    const row = task.load === undefined ? parsed : await task.load(parsed, context)
+    const { examples, isTruncated, notes = [] } = task.encode(row, context)
+    if (isTruncated) countOne(this.notes, `cut to ${context.maxLength} tokens`)
+    if (examples.length === 0) countOne(this.notes, 'left out, because they have no target')
+    for (const note of notes) countOne(this.notes, note)
+    if (task.tokens === undefined) {
+      if (this.#preview > 0) throw new UnsupportedError({ where: task.name, what: 'this task has no preview' })
+      return examples.length
+    }
+    let length = 0
+    for (const example of examples) {
+      const { ids, counts, label } = task.tokens(example)
+      length += ids.length
+      if (this.examples.length === this.#preview) continue
+      const tokenizer = requireTokenizer(context.model)
+      const texts = textsOf(ids, (some) => tokenizer.decode(some, { specialTokens: true }))
+      const tokens = Array.from(ids, (id, i) => ({ id, text: texts[i], counts: counts(i) }))
+      this.examples.push({ where, tokens, ...(label === undefined ? {} : { label }) })
+    }
+    return length
+  }
+}
+
+/** @param most how many different ones are counted; the rest is one */
+function countOne<K extends string | number>(counts: Map<K, number>, key: K, most?: number): void {
+  const own = most === undefined || counts.size < most || counts.has(key) ? key : ('others' as K)
+  counts.set(own, (counts.get(own) ?? 0) + 1)
+}
+
+function mostFrequent(counts: ReadonlyMap<string, number>): Record<string, number> {
+  return Object.fromEntries([...counts].sort(([, a], [, b]) => b - a))
+}
+
+/** The labels and tags of a row, in the fields that tasks have for them. */
+function labelsOf({ label, labels, tags, entities }: Readonly<Record<string, unknown>>): string[] {
+  if (label === undefined && labels === undefined && tags === undefined && entities === undefined) return []
+  const ofEntities = Array.isArray(entities) ? entities.map((one) => (isObject(one) ? one.label : undefined)) : []
+  return [label ?? labels, tags, ofEntities]
+    .flat()
+    .flatMap((value) => (['string', 'boolean'].includes(typeof value) || Number.isInteger(value) ? String(value) : []))
+}
+
+function rounded(length: number): number {
+  if (length < EXACT_LENGTHS) return length
+  const step = 2 ** (Math.floor(Math.log2(length)) - Math.log2(EXACT_LENGTHS) + 1)
+  return Math.round(length / step) * step
+}
+
+function lengthsOf(counts: ReadonlyMap<number, number>, unit: LengthReport['unit']): LengthReport | null {
+  const sorted = [...counts].sort(([a], [b]) => a - b)
+  if (sorted.length === 0) return null
+  const count = sorted.reduce((sum, [, times]) => sum + times, 0)
+  let seen = 0
+  const median = sorted.find(([, times]) => {
+    seen += times
+    return seen * 2 >= count
+  })![0]
+  const histogram: { below: number; count: number }[] = []
+  for (const [length, times] of sorted) {
+    const below = 2 ** Math.floor(Math.log2(Math.max(1, length)) + 1)
+    const last = histogram.at(-1)
+    if (last?.below === below) last.count += times
+    else histogram.push({ below, count: times })
+  }
+  const total = sorted.reduce((sum, [length, times]) => sum + length * times, 0)
+  return { unit, total, least: sorted[0][0], median, most: sorted[sorted.length - 1][0], histogram }
+}
+
+/** Hashes records one after the other: a new object for each would be work for the garbage collector. */
+class RecordHash {
+  /** Characters of all texts of the record. */
+  characters = 0
+  #low = 0
+  #high = 0
+
+  /** A hash of all fields of a record: a whole number from 1 to 2^53. */
+  of(row: unknown): number {
+    this.#low = 0x811c9dc5
+    this.#high = 0x9dc5811c
+    this.characters = 0
+    this.#walk(row)
+    return (this.#low >>> 0) * 2 ** 21 + (this.#high >>> 11) + 1
+  }
+
+  #walk(value: unknown): void {
+    if (typeof value === 'string') {
+      this.characters += value.length
+      this.#text(value)
+    } else if (Array.isArray(value)) {
+      for (let i = 0; i < value.length; i++) this.#walk(value[i])
+      this.#text('\0]')
+    } else if (isObject(value) && !ArrayBuffer.isView(value)) {
+      for (const key in value) {
+        this.#text(key)
+        this.#walk(value[key])
+      }
+      this.#text('\0}')
+    } else this.#text(`\0${value}`)
+  }
+
+  #text(value: string): void {
+    let [low, high] = [this.#low, this.#high]
+    for (let i = 0; i < value.length; i++) {
+      const code = value.charCodeAt(i)
+      low = Math.imul(low ^ code, 0x01000193)
+      high = Math.imul(high ^ code, 0x85ebca6b) ^ (low >>> 15)
+    }
+    this.#low = Math.imul(low ^ value.length, 0x01000193)
+    this.#high = Math.imul(high ^ value.length, 0x85ebca6b)
+  }
+}
+
+/** Numbers that are whole and above 0: 16 bytes for each. Sets of JavaScript end at 16 million. */
+class HashSet {
+  size = 0
+  #slots = new Float64Array(1024)
+
+  has(hash: number): boolean {
+    return this.#slots[this.#slotOf(hash)] === hash
+  }
+
+  add(hash: number): void {
+    const slot = this.#slotOf(hash)
+    if (this.#slots[slot] === hash) return
+    this.#slots[slot] = hash
+    this.size++
+    if (this.size * 2 < this.#slots.length) return
+    const before = this.#slots
+    this.#slots = new Float64Array(before.length * 2)
+    for (const one of before) if (one !== 0) this.#slots[this.#slotOf(one)] = one
+  }
+
+  #slotOf(hash: number): number {
+    const slots = this.#slots
+    let slot = hash % slots.length
+    while (slots[slot] !== 0 && slots[slot] !== hash) slot = slot + 1 === slots.length ? 0 : slot + 1
+    return slot
+  }
+}
+
+/** Text of each token. Bytes of an unfinished character wait for the token that completes it. */
+function textsOf(ids: Int32Array, decode: (ids: readonly number[]) => string): string[] {
+  let open: number[] = []
+  return Array.from(ids, (id) => {
+    open.push(id)
+    const text = decode(open)
+    if (text.endsWith('\ufffd') && open.length < MAX_CHARACTER_TOKENS) return ''
+    open = []
+    return text
+  })
+}
+
+/** A character has at most four bytes, and a token at least one. */
+const MAX_CHARACTER_TOKENS = 4

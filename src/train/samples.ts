@@ -1,0 +1,59 @@
+// Answers of the model while it learns: the most likely tokens, by the graph and the weights of the evaluations.
+// Nothing else is loaded for them, so each token reads its whole text again.
+
+import { ConfigError } from '../base/errors.js'
+import { requireTokenizer } from '../graph/model-folder.js'
+import type { EncodeContext, Task } from '../tasks/task.js'
+import { roundUp } from '../tasks/token-batch.js'
+import type { SampleEvent } from './saved/run-folder.js'
+import type { TrainingSessions } from './sessions.js'
+
+/** New tokens of an answer. */
+const LENGTH = 40
+
+/** Writes the answers of a run. */
+export class Sampler {
+  readonly #prompts: readonly string[]
+  readonly #starts: readonly (readonly number[])[]
+  readonly #writing: NonNullable<Task['writing']>
+  readonly #context: EncodeContext
+
+  /**
+   * @param isChat prompts are questions of a chat
+   * @throws ConfigError for a task that writes no texts; what the chat template throws
+   */
+  constructor(prompts: readonly string[], task: Task, context: EncodeContext, isChat: boolean) {
+    if (task.writing === undefined) {
+      throw new ConfigError({ where: 'sample', what: `the task ${task.name} writes no texts` })
+    }
+    this.#prompts = prompts
+    this.#writing = task.writing
+    this.#context = context
+    this.#starts = prompts.map((prompt) => task.writing!.prompt(prompt, context, isChat))
+  }
+
+  /** Undefined if the signal ended it. */
+  async write(
+    sessions: TrainingSessions,
+    limit: number,
+    signal?: { readonly aborted: boolean },
+  ): Promise<SampleEvent['samples'] | undefined> {
+    const { model } = this.#context
+    const texts = this.#starts.map((ids) => [...ids])
+    let open = texts.filter(({ length }) => length < limit)
+    for (let count = 0; count < LENGTH && open.length > 0; count++) {
+      if (signal?.aborted) return undefined
+      const length = Math.min(limit, roundUp(Math.max(...open.map((ids) => ids.length + 1))))
+      const { outputs } = await sessions.forward(open.map(this.#writing.next), length)
+      const tokens = this.#writing.chosen(outputs)
+      const going = open.filter((_, i) => !model.eosTokenIds.includes(tokens[i]))
+      for (const [i, ids] of open.entries()) if (going.includes(ids)) ids.push(tokens[i])
+      open = going.filter(({ length }) => length < limit)
+    }
+    const tokenizer = requireTokenizer(model)
+    return texts.map((ids, i) => ({
+      prompt: this.#prompts[i],
+      text: tokenizer.decode(ids.slice(this.#starts[i].length)),
+    }))
+  }
+}

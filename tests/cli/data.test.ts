@@ -1,0 +1,106 @@
+// lowrank data: what it says of files of records, its document and its exit codes; and runs that leave out bad records.
+
+import { writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { expect, it } from 'vitest'
+import { lowrankHere } from './in-process.js'
+import { root, scratchFolder } from './lowrank.js'
+
+const scratch = scratchFolder()
+const model = join(root, 'tests/golden/models/llama-optimum')
+const file = (name: string, lines: readonly unknown[]) => {
+  const path = join(scratch, name)
+  writeFileSync(path, lines.map((line) => (typeof line === 'string' ? line : JSON.stringify(line))).join('\n'))
+  return path
+}
+
+const LABELED = [
+  ...[1, 2, 3].map((i) => ({ text: `The sea was calm ${i}.`, label: 'calm' })),
+  { text: 'A storm.', label: 'rough' },
+  { text: 'A storm.', label: 'rough' },
+]
+
+it('tells the task, labels, duplicates, and evaluation records that are trained on', async () => {
+  const evalData = file('eval.jsonl', [LABELED[3], { text: 'New.', label: 'calm' }])
+  const args = ['data', file('labels.jsonl', LABELED), '--eval-data', evalData]
+  const { code, stdout, stderr } = await lowrankHere(...args)
+  expect([code, stdout]).toEqual([0, expect.stringContaining('5 records, and 2 to evaluate. They fit the task text-c')])
+  expect(stdout).toMatch(/calm +3 +60\.0 %\nrough +2 +40\.0 %/)
+  expect(stderr).toContain('1 of 5 records are there twice')
+  expect(stderr).toContain('1 evaluation records are in the training data too: ')
+  const document = JSON.parse((await lowrankHere(...args, '--json')).stdout)
+  expect(document).toMatchObject({ task: 'text-classification', labels: { calm: 3, rough: 2 }, duplicates: 1 })
+  expect(document.evalInTraining).toEqual([expect.stringContaining('eval.jsonl, line 1')])
+  expect(document.lengths).toMatchObject({ unit: 'characters', least: 13, most: 23, median: 23, total: 95 })
+})
+
+it('lists every bad record, and shows the first 20', async () => {
+  const bad = Array.from({ length: 23 }, (_, i) => (i % 2 === 0 ? '{"text": ' : { txt: i }))
+  const path = file('bad.jsonl', [{ text: 'Good.' }, ...bad, { text: 'Good too.' }])
+  const { code, stdout, stderr } = await lowrankHere('data', path)
+  expect([code, stdout]).toEqual([1, expect.stringContaining('2 records. They fit the task causal-lm.')])
+  expect(stderr.match(/problem: .*bad\.jsonl, line \d+/g)).toHaveLength(20)
+  expect(stderr).toContain('… and 3 more')
+  const { invalid } = JSON.parse((await lowrankHere('data', path, '--json')).stdout)
+  expect(invalid.map(({ where }: { where: string }) => where.replace(/.*, /, ''))).toEqual(
+    bad.map((_, i) => `line ${i + 2}`),
+  )
+})
+
+it.each([
+  ['bad.csv', 'text\nok\na,b\n"open', ['line 3: more fields', 'line 4: a quote that never']],
+  ['bad.json', '[{"text": "ok"}, {"text": }, 5]', ['record 2', 'record 3']],
+  ['bad-columns.jsonl', '{"t": "ok"}\n{"x": 1}', ['line 2: no field "t"']],
+])('goes on after bad records of %s', async (name, content, messages) => {
+  const columns = name.includes('columns') ? ['--columns', 'text=t'] : []
+  const { stdout, stderr } = await lowrankHere('data', file(name, [content]), ...columns)
+  expect(stdout).toContain('1 records.')
+  for (const message of messages) expect(stderr).toContain(message)
+})
+
+it('trains without up to so many bad records, and says which task it chose', async () => {
+  const data = file('some-bad.jsonl', [{ text: 'A calm sea.', tone: 1 }, '{', { text: 'A storm.' }, { x: 1 }])
+  const run = (out: string, ...more: string[]) => {
+    const args = ['--data', data, '--out', join(scratch, out), '--max-steps', '1', '--rank', '2', '--threads', '1']
+    return lowrankHere('train', '--model', model, ...args, ...more)
+  }
+  expect(await run('none')).toMatchObject({ code: 1, stderr: expect.stringMatching(/line 2: not valid JSON/) })
+  const tooMany = await run('one', '--skip-invalid', '1')
+  expect([tooMany.code, tooMany.stderr]).toEqual([1, expect.stringMatching(/more than 1 records are not valid/)])
+  const { code, stderr } = await run('two', '--skip-invalid', '2')
+  expect([code, stderr]).toEqual([0, expect.stringContaining('Task: causal-lm')])
+  expect(stderr).toMatch(/2 of \d records left out, because they are not valid: .*line 2/)
+})
+
+it('warns where training on text alone drops a label', async () => {
+  const data = file('dropped.jsonl', LABELED)
+  const { stderr } = await lowrankHere('data', data, '--task', 'causal-lm', '--model', model)
+  expect(stderr).toContain('5 of 5 records have a field "label", which the task causal-lm does not learn')
+})
+
+it('misses the chat template before weights are loaded', async () => {
+  const { rmSync, cpSync } = await import('node:fs')
+  const bare = join(scratch, 'bare')
+  cpSync(model, bare, { recursive: true, dereference: true })
+  rmSync(join(bare, 'onnx'), { recursive: true, force: true })
+  const data = file('chats.jsonl', [
+    {
+      messages: [
+        { role: 'user', content: 'a' },
+        { role: 'assistant', content: 'b' },
+      ],
+    },
+  ])
+  const { code, stderr } = await lowrankHere('train', '--model', bare, '--data', data, '--out', join(scratch, 'no'))
+  expect([code, stderr]).toEqual([1, expect.stringMatching(/the model has no chat template/)])
+})
+
+it.each<[args: string[], code: number, message: RegExp]>([
+  [[], 2, /--data FILE\|DIR is missing/],
+  [[join(root, 'package.json'), '--preview', '1'], 2, /--preview: needs a/],
+  [['no-such.jsonl'], 1, /no-such\.jsonl/],
+  [[join(root, 'package.json'), '--task', 'dop'], 2, /--task is one of .*dpo/],
+])('refuses %j', async (args, code, message) => {
+  const outcome = await lowrankHere('data', ...args)
+  expect([outcome.code, outcome.stderr]).toEqual([code, expect.stringMatching(message)])
+})
