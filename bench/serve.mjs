@@ -1,10 +1,16 @@
-// Many callers of one session: eight short prompts, 64 tokens each, on four adapters of rank 16. First all callers at
-// once, whose texts share steps, then the same calls one after the other. Prints tokens a second and their ratio.
+// Many callers of one session, on four adapters of rank 16:
 //
-//     npm run build && node bench/serve.mjs [MODEL …] [--rounds 3] [--threads 2] [--tokens 64]
+// - short: eight short prompts, 64 tokens each. First all callers at once, whose texts share steps, then the same calls
+//   one after the other. Tokens a second and their ratio.
+// - spread: prompts and answers of many lengths, which come one by one; two of them are long chats. The same ratio, and
+//   the time to the first token and between tokens.
+// - turn: the time to the first token of 50 new tokens after a chat of 2,000, against reading all of them.
+// - idle: the time of a token of the base, with inputs for adapters that nobody uses, against the plain graph.
+//
+//     npm run build && node bench/serve.mjs [MODEL …] [--rounds 3] [--threads 2] [--tokens 64] [--only short,turn]
 //
 // MODEL: a folder of a causal language model, such as smollm2-fp32 of scripts/golden/graph_table.py. Default:
-// models/union-3m.
+// models/union-3m. Lengths are smaller where a model's context is.
 import { cpus, loadavg } from 'node:os'
 import { parseArgs } from 'node:util'
 import { LoraAdapter, loadModel, openSession } from 'lowrank'
@@ -17,9 +23,11 @@ const { values: options, positionals } = parseArgs({
     rounds: { type: 'string', default: '3' },
     threads: { type: 'string', default: String(Math.min(2, cpus().length)) },
     tokens: { type: 'string', default: '64' },
+    only: { type: 'string', default: 'short,spread,turn,idle' },
   },
 })
 const [rounds, threads, maxNewTokens] = [options.rounds, options.threads, options.tokens].map(Number)
+const only = options.only.split(',')
 const RANK = 16
 const ADAPTERS = 4
 const PROMPTS = [
@@ -51,38 +59,116 @@ function makeAdapter(linears) {
 
 const median = (values) => [...values].sort((a, b) => a - b)[Math.floor(values.length / 2)]
 
+const percentile = (values, share) => [...values].sort((a, b) => a - b)[Math.floor(share * (values.length - 1))]
+const ms = (value) => `${(1000 * value).toFixed(0)} ms`
+const pause = (time) => new Promise((resolve) => setTimeout(resolve, time))
+
+async function timed(action) {
+  const startedAt = performance.now()
+  const results = await action()
+  const seconds = (performance.now() - startedAt) / 1000
+  return { results, rate: results.reduce((sum, { tokens }) => sum + tokens, 0) / seconds }
+}
+
+const timeOf = async (action) => {
+  const startedAt = performance.now()
+  await action()
+  return (performance.now() - startedAt) / 1000
+}
+
+/** The same calls at once and one after the other, in turns. */
+async function compare(name, count, together, one) {
+  const rates = { together: [], apart: [] }
+  let differ = 0
+  for (let round = 0; round < rounds; round++) {
+    const all = await timed(together)
+    const apart = await timed(async () => {
+      const results = []
+      for (let i = 0; i < count; i++) results.push(await one(i))
+      return results
+    })
+    rates.together.push(all.rate)
+    rates.apart.push(apart.rate)
+    differ += apart.results.filter(({ text }, i) => text !== all.results[i].text).length
+  }
+  const [most, least] = [median(rates.together), median(rates.apart)]
+  console.log(
+    `  ${name}: ${most.toFixed(1)} tokens/s together, ${least.toFixed(1)} one after the other: ${(most / least).toFixed(2)} x; ${differ} of ${rounds * count} texts differ`,
+  )
+}
+
 async function measure(folder) {
   // No text ends before its last token.
   const model = { ...(await loadModel(folder)), eosTokenIds: [], generationConfig: {} }
   const linears = findLinears(new Graph(model.onnx.proto)).filter(({ name }) => name.includes('layers.'))
   const adapters = Object.fromEntries(Array.from({ length: ADAPTERS }, (_, i) => [`a${i}`, makeAdapter(linears)]))
-  const session = await openSession(model, { adapters, threads })
-  const write = (prompt, i) => session.generate(prompt, { adapter: `a${i % ADAPTERS}`, maxNewTokens, temperature: 0 })
-  const timed = async (action) => {
-    const startedAt = performance.now()
-    const results = await action()
-    const seconds = (performance.now() - startedAt) / 1000
-    return { results, rate: results.reduce((sum, { tokens }) => sum + tokens, 0) / seconds }
+  const scale = Math.min(1, ((model.contextLength ?? 4096) - 64) / 2400)
+  const scaled = (tokens) => Math.max(4, Math.round(tokens * scale))
+  const words = model.tokenizer.encode(PROMPTS.join(' '))
+  const promptOf = (tokens, start = 0) => ({
+    ids: Array.from({ length: tokens }, (_, i) => words[(i * 7 + start) % words.length]),
+  })
+  const session = await openSession(model, { adapters, threads, prefixCache: 0 })
+  console.log(folder)
+  if (only.includes('short')) {
+    const write = (i) => session.generate(PROMPTS[i], { adapter: `a${i % ADAPTERS}`, maxNewTokens, temperature: 0 })
+    await write(0)
+    await compare('short', PROMPTS.length, () => Promise.all(PROMPTS.map((_, i) => write(i))), write)
   }
-  await write(PROMPTS[0], 0)
-  const rates = { together: [], apart: [] }
-  let differ = 0
-  for (let round = 0; round < rounds; round++) {
-    const together = await timed(() => Promise.all(PROMPTS.map(write)))
-    const apart = await timed(async () => {
-      const results = []
-      for (const [i, prompt] of PROMPTS.entries()) results.push(await write(prompt, i))
-      return results
-    })
-    rates.together.push(together.rate)
-    rates.apart.push(apart.rate)
-    differ += apart.results.filter(({ text }, i) => text !== together.results[i].text).length
+  if (only.includes('spread')) {
+    const lengths = [20, 600, 60, 2000, 150, 300, 40, 2000, 90, 20, 450, 120].map(scaled)
+    const answers = [256, 16, 128, 64, 32, 96, 200, 48, 16, 160, 64, 80].map(scaled)
+    const [firsts, nexts] = [[], []]
+    const write = async (i, isTimed = false) => {
+      const call = { adapter: `a${i % ADAPTERS}`, maxNewTokens: answers[i], temperature: 0 }
+      let at = performance.now()
+      let isFirst = true
+      const onText = () => {
+        const now = performance.now()
+        if (isTimed) (isFirst ? firsts : nexts).push((now - at) / 1000)
+        at = now
+        isFirst = false
+      }
+      return session.generate(promptOf(lengths[i], i), { ...call, onText })
+    }
+    const together = () => Promise.all(lengths.map((_, i) => pause(i * 50).then(() => write(i, true))))
+    await compare('spread', lengths.length, together, write)
+    const shown = (values) => `p50 ${ms(percentile(values, 0.5))}, p95 ${ms(percentile(values, 0.95))}`
+    console.log(`    first token ${shown(firsts)}; between tokens ${shown(nexts)}`)
   }
-  const [together, apart] = [median(rates.together), median(rates.apart)]
-  console.log(
-    `${folder}: ${together.toFixed(1)} tokens/s together, ${apart.toFixed(1)} one after the other: ${(together / apart).toFixed(2)} x; ${differ} of ${rounds * PROMPTS.length} texts differ`,
-  )
   await session.dispose()
+  if (only.includes('turn')) {
+    const chats = await openSession(model, { adapters, threads })
+    const [whole, turns] = [[], []]
+    for (let round = 0; round < rounds; round++) {
+      const chat = promptOf(scaled(2000), round + 1)
+      const quick = { adapter: 'a0', maxNewTokens: 1, temperature: 0 }
+      whole.push(await timeOf(() => chats.generate(chat, quick)))
+      const next = { ids: [...chat.ids, ...promptOf(scaled(50), 3).ids] }
+      turns.push(await timeOf(() => chats.generate(next, quick)))
+    }
+    const [all, turn] = [median(whole), median(turns)]
+    console.log(
+      `  turn: ${ms(turn)} for ${scaled(50)} tokens after ${scaled(2000)}, ${ms(all)} to read those: ${(turn / all).toFixed(3)}`,
+    )
+    await chats.dispose()
+  }
+  if (only.includes('idle')) {
+    const kinds = { plain: undefined, lora: ['lora'], 'lora and dora': ['lora', 'dora'] }
+    const times = Object.fromEntries(Object.keys(kinds).map((name) => [name, []]))
+    const sessions = {}
+    for (const [name, allow] of Object.entries(kinds)) sessions[name] = await openSession(model, { allow, threads })
+    for (let round = 0; round <= rounds; round++) {
+      for (const [name, one] of Object.entries(sessions)) {
+        const seconds = await timeOf(() => one.generate(PROMPTS[0], { maxNewTokens, temperature: 0 }))
+        if (round > 0) times[name].push(seconds / maxNewTokens)
+      }
+    }
+    const [plain, ...others] = Object.keys(kinds).map((name) => median(times[name]))
+    const shown = others.map((time, i) => `${(time / plain).toFixed(2)} x with ${Object.keys(kinds)[i + 1]}`)
+    console.log(`  idle: ${(1000 * plain).toFixed(1)} ms a token without inputs, ${shown.join(', ')}`)
+    for (const one of Object.values(sessions)) await one.dispose()
+  }
   await model.close()
 }
 

@@ -171,7 +171,15 @@ export type { AdapterDifference } from './tools/diff-layer.js'
 export type { ExtractedLayer, ExtractResult } from './tools/extract.js'
 export type { RankReport, ResizeResult } from './tools/resize.js'
 export type { TrainConfig, TrainingData, TrainingOptions, TrainResult } from './train/options.js'
-export type { EvaluationEvent, ProgressEvent, StepEvent, TrainEvents, TrainReport, TrainStage } from './train/report.js'
+export type {
+  EvaluationEvent,
+  MemoryUse,
+  ProgressEvent,
+  StepEvent,
+  TrainEvents,
+  TrainReport,
+  TrainStage,
+} from './train/report.js'
 export type { DataReport, LengthReport, PreviewExample, PreviewToken } from './train/rows/check.js'
 export type { SampleEvent, StepMetrics } from './train/saved/run-folder.js'
 export type { Schedule } from './train/schedule.js'

@@ -10,7 +10,7 @@ export type TrainEvent =
   | ({ type: 'evaluation' } & EvaluationEvent)
   | ({ type: 'progress' } & ProgressEvent)
   | { type: 'stage'; stage: TrainStage }
-  | { type: 'warning'; message: string }
+  | { type: 'note' | 'warning'; message: string }
 
 /** A run of `train`: a promise of its result. `for await` over it gives its events. */
 export interface TrainRun extends Promise<TrainResult>, AsyncIterable<TrainEvent> {
@@ -81,6 +81,7 @@ function heard(on: unknown, tell: (event: TrainEvent) => void, isFollowed: () =>
     evaluation: then(own.evaluation, (event: EvaluationEvent) => ({ type: 'evaluation', ...event })),
     progress: then(own.progress, (event: ProgressEvent) => ({ type: 'progress', ...event })),
     stage: then(own.stage, (stage: TrainStage) => ({ type: 'stage', stage })),
+    note: then(own.note, (message: string) => ({ type: 'note', message })),
     // If nobody hears warnings, the important ones go to the console.
     get warning() {
       return own.warning === undefined && !isFollowed() ? undefined : warning

@@ -33,6 +33,7 @@ const STATUS: Partial<Record<LowrankError['code'], number>> = {
   UNSUPPORTED: 400,
   FORMAT: 400,
   SHAPE: 400,
+  NUMERIC: 400,
   STATE: 503,
 }
 

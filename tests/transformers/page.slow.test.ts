@@ -60,7 +60,7 @@ describe.skipIf(browser === undefined || transformers === undefined)('a page wit
         minify: false,
         rolldownOptions: {
           input: join(repository, 'tests/transformers/page.mjs'),
-          external: /^hyparquet/,
+          external: /^(hyparquet|@mlc-ai)/,
           output: { entryFileNames: '[name].js' },
         },
       },
