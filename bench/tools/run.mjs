@@ -35,7 +35,7 @@ import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
 import { disposeKernels } from '../../dist/kernels/index.js'
-import { inMemory, streamedSvd } from '../../dist/linalg/streamed-svd.js'
+import { streamedSvd } from '../../dist/linalg/streamed-svd.js'
 import { convertAdapter, LoraAdapter, resize } from '../../dist/node.js'
 import { change, noise, writeModel } from './inputs.mjs'
 
@@ -102,6 +102,12 @@ function peer(...args) {
   })
   if (status !== 0) throw new Error(stderr)
   return JSON.parse(stdout.trim().split('\n').at(-1))
+}
+
+/** A matrix in memory, as one block. */
+function inMemory({ data, shape }) {
+  const energy = data.reduce((sum, value) => sum + value * value, 0)
+  return { shape, energy, forEachBlock: async (use) => use({ data, shape }, 0) }
 }
 
 async function benchSvd() {

@@ -93,7 +93,7 @@ export interface TrainSettings {
   device: string | readonly string[] | undefined
   /**
    * Threads of the runtime. Default: its own choice. In browsers that is half of the processors, and at most 4.
-   * @range an integer of at least 1
+   * @range an integer in [1, 1024]
    */
   threads: number | undefined
   /**

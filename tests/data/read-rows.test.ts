@@ -314,7 +314,8 @@ describe('sources', () => {
       close: async () => {},
     }
     expect(await all(counting)).toHaveLength(200_000)
-    const [head, ...rest] = reads
+    // The first reads tell the format, and the kind of a file that is none.
+    const [head, , ...rest] = reads
     expect(head).toBeLessThan(10_000)
     expect(rest.reduce((sum, n) => sum + n)).toBe(bytes.length)
     expect(Math.max(...rest)).toBeLessThanOrEqual(1 << 20)

@@ -38,8 +38,10 @@ let model: Model
 beforeAll(async () => {
   mkdirSync(join(root, 'out'), { recursive: true })
   folder = mkdtempSync(join(root, 'out', 'toy-'))
-  for (const part of ['src', 'web/src', 'package.json'])
-    cpSync(join(root, part), join(folder, part), { recursive: true })
+  for (const part of ['src', 'web/src']) cpSync(join(root, part), join(folder, part), { recursive: true })
+  // The page imports the package by its name.
+  const manifest = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8'))
+  writeFileSync(join(folder, 'package.json'), JSON.stringify({ ...manifest, exports: './src/node.ts' }))
   writeFileSync(join(folder, 'src/tasks/toy.ts'), TOY)
   const table = join(folder, 'src/tasks/tasks.ts')
   const before = readFileSync(table, 'utf8')

@@ -63,11 +63,11 @@ const LABELS: Readonly<Record<string, string>> = {
 }
 
 /** The element that shows what went wrong, in the card where it did. */
-const banner = make('div', { id: 'error', class: 'error', role: 'alert', hidden: '' })
-document.querySelector('main')?.prepend(banner)
+const bannerOf = () => byId('error')
 
 /** @param place id of the card that it belongs to */
 export function showError(place: string, title: string, error: unknown): void {
+  const banner = bannerOf()
   const buttons = [button('Close', () => clearError())]
   if (error instanceof MendableError) buttons.unshift(button(error.label, () => void guarded(place, title, error.mend)))
   const cause = error instanceof MendableError ? error.cause : error
@@ -80,7 +80,7 @@ export function showError(place: string, title: string, error: unknown): void {
 }
 
 export function clearError(): void {
-  banner.hidden = true
+  bannerOf().hidden = true
 }
 
 /**

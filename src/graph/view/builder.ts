@@ -79,6 +79,8 @@ export class Builder {
     key: string,
     init: Pick<TensorProto, 'dataType' | 'dims'> & Partial<Pick<TensorProto, 'floatData' | 'doubleData' | 'int64Data'>>,
   ): Value {
+    // One that nobody read may have been pruned since.
+    if (!this.graph.initializers.has(this.#constants.get(key) ?? '')) this.#constants.delete(key)
     return sharedValue(this.#constants, key, () => {
       const name = this.graph.freshName(`${this.scope}/constant`)
       return this.graph.addInitializer(create(TensorProtoSchema, { name, ...init }))

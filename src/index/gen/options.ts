@@ -51,7 +51,7 @@ export const EVALUATE_OPTIONS: OptionTable<EvaluateOptions> = {
   chatTemplateArgs: OBJECT,
   decodeImage: FUNCTION,
   device: anyOf(NAME, listOf(NAME)),
-  threads: ranged('an integer of at least 1'),
+  threads: ranged('an integer in [1, 1024]'),
   lowMemory: BOOLEAN,
 }
 
@@ -245,7 +245,7 @@ export const TRAIN_OPTIONS: OptionTable<TrainOptions> = {
   chatTemplateArgs: OBJECT,
   decodeImage: FUNCTION,
   device: anyOf(NAME, listOf(NAME)),
-  threads: ranged('an integer of at least 1'),
+  threads: ranged('an integer in [1, 1024]'),
   lowMemory: BOOLEAN,
   epochs: ranged('an integer of at least 1'),
   maxSteps: ranged('an integer of at least 1'),

@@ -55,7 +55,7 @@ export const TRAIN_SETTINGS: OptionTable<TrainSettings> = {
   weightDecay: ranged('a number in [0, 1]'),
   maxGradNorm: ranged('a finite number of at least 0'),
   device: anyOf(NAME, listOf(NAME)),
-  threads: ranged('an integer of at least 1'),
+  threads: ranged('an integer in [1, 1024]'),
   lowMemory: BOOLEAN,
   fast: BOOLEAN,
   newHead: BOOLEAN,
