@@ -1,4 +1,4 @@
-// The tables of options are made from the types, and are up to date.
+// The tables of options are made from the types, and the page of commands from them. Both are up to date.
 
 import { execFileSync } from 'node:child_process'
 import { join } from 'node:path'
@@ -8,4 +8,8 @@ import { root } from './project.js'
 it('has tables of options that are what the types say', { timeout: 120_000 }, () => {
   const script = join(root, 'scripts/generate/options.mjs')
   expect(execFileSync(process.execPath, [script, '--check'], { encoding: 'utf8' })).toContain('up to date')
+})
+
+it('has a page of commands that is what their help says', () => {
+  execFileSync(process.execPath, [join(root, 'scripts/generate/commands.mjs'), '--check'])
 })
