@@ -16,8 +16,8 @@ let current: HubOptions = {}
  *
  * @example
  * configureHub({
- *   onDownload: ({ name, byteLength, receivedBytes }) => console.log(`${name}: ${receivedBytes} of ${byteLength}
- * bytes`), })
+ *   onDownload: ({ name, byteLength }) => console.log(`${name}: ${byteLength} bytes`),
+ * })
  */
 export function configureHub(options: HubOptions = {}): void {
   checkOptions(options, 'configureHub', HUB_OPTIONS)

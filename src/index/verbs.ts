@@ -209,8 +209,9 @@ export async function planMerge(options: MergeOptions): Promise<MergePlanReport>
  * @example
  * const adapters = 'tests/golden/peft/f32'
  * await merge({ base: 'models/union-3m', adapters, out: 'out/merged-once', format: 'safetensors' })
- * const { differences } = await unmerge({ merged: 'out/merged-once', adapters, out: 'out/base', original:
- * 'models/union-3m' }) console.log(differences?.differing, differences?.largest)
+ * const original = 'models/union-3m'
+ * const { differences } = await unmerge({ merged: 'out/merged-once', adapters, out: 'out/base', original })
+ * console.log(differences?.differing, differences?.largest)
  */
 export async function unmerge(options: UnmergeOptions): Promise<UnmergeReport> {
   return (await import('./merge.js')).unmerge(options)

@@ -2,6 +2,7 @@
 // that is not finite.
 
 import { NumericError } from '../base/errors.js'
+import type { SignalLike } from '../base/globals.js'
 import { type Engine, openEngine } from '../runtime/host.js'
 import type { Examples } from '../tasks/task.js'
 import { BestEvaluation, type Evaluation } from './best.js'
@@ -44,7 +45,7 @@ export interface RunInput extends SessionParts {
   readonly sampler?: Sampler | undefined
   /** The state stays when the run is done. Default false. */
   readonly keepState?: boolean
-  readonly signal: AbortSignal | undefined
+  readonly signal: SignalLike | undefined
   /** Memory of the process, where the system tells it. */
   readonly memoryUse?: (() => MemoryUse | undefined) | undefined
   /** Gives what the next step waits for; undefined while it need not wait. */
