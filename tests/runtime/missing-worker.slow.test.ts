@@ -78,7 +78,7 @@ describe.skipIf(browser === undefined)('a page without the scripts of its worker
   it('without a bundler, whose server has the modules alone', async () => {
     const folder = output('plain')
     const page = `
-      import { webRuntime } from './index/web-runtime.js'
+      import { webRuntime } from './index/platform/web-runtime.js'
       import { connect } from './runtime/rpc.js'
 
       const of = (kind) => connect(webRuntime('/ort.mjs').spawn(kind)).remote.loadRuntime('/ort.mjs')
@@ -128,6 +128,7 @@ describe.skipIf(browser === undefined)('a page without the scripts of its worker
         'onnxruntime-web': 'undefined',
         'onnxruntime-web/webgpu': 'undefined',
         'onnxruntime-web/wasm': 'undefined',
+        '@mlc-ai/web-xgrammar': 'undefined',
       },
       target: ['web', 'es2022'],
     }
@@ -149,7 +150,7 @@ describe.skipIf(browser === undefined)('a page without the scripts of its worker
     const places = {
       alias: { lowrank },
       nodePaths: [join(root, 'node_modules')],
-      external: ['onnxruntime-web', 'hyparquet*'],
+      external: ['onnxruntime-web', 'hyparquet*', '@mlc-ai/*'],
     }
     await build({ ...form, ...places, outdir: folder, entryPoints: [entry] })
     const urls = await expectNamed(

@@ -4,6 +4,6 @@ import { execFileSync } from 'node:child_process'
 import { expect, it } from 'vitest'
 
 it('give each caller its own text while adapters and callers come and go', () => {
-  const args = ['--expose-gc', 'scripts/stress/callers.mjs', '--requests', '800', '--adapters', '24']
+  const args = ['--expose-gc', 'scripts/stress/callers.mjs', '--requests', '120', '--adapters', '12']
   expect(execFileSync(process.execPath, args, { encoding: 'utf8' })).toContain('0 problems')
 }, 900_000)
