@@ -67,7 +67,6 @@ describe.skipIf(browser === undefined || runtime === undefined)('training in Chr
       'evaluations.jsonl',
       'lowrank.json',
       'metrics.jsonl',
-      'report.html',
     ])
   })
 
