@@ -46,7 +46,7 @@ it.each(rows.map(([, code, name, entry, limit]) => [code, name, entry, Number(li
         target: 'es2022',
         rolldownOptions: {
           input: { program: 'program' },
-          external: /^(hyparquet|@huggingface\/(hub|transformers)|onnxruntime)/,
+          external: /^(hyparquet|@huggingface\/(hub|transformers)|@mlc-ai|onnxruntime)/,
         },
       },
     })
