@@ -1,6 +1,6 @@
 // Sources and sinks of bytes, without naming a file system: io/ implements these for Node and for browsers.
 
-import { FileError, FormatError } from './errors.js'
+import { FileError, FormatError, listed } from './errors.js'
 import { checkArgument, OBJECT } from './options.js'
 import { sniff } from './sniff.js'
 
@@ -312,6 +312,18 @@ const MAX_JSON_BYTES = 1 << 28
  */
 export async function readText(directory: Directory, path: string, maxBytes: number): Promise<string> {
   return withText(directory, path, maxBytes, (text) => text)
+}
+
+/** @throws FileError if something is in the folder */
+export async function requireEmpty(folder: Directory): Promise<void> {
+  const found = (await folder.list()).concat((await folder.folders?.()) ?? [])
+  if (found.length === 0) return
+  throw new FileError({
+    where: folder.name,
+    what: 'the folder is not empty',
+    got: listed(found),
+    hint: 'Choose another',
+  })
 }
 
 /**

@@ -7,11 +7,11 @@ import {
   MemoryDirectory,
   readAll,
   readJson,
+  requireEmpty,
   writeFile,
   writeThrough,
   writeTogether,
 } from '../base/bytes.js'
-import { FileError, listed } from '../base/errors.js'
 import { saveAdapter } from '../peft/adapter-folder.js'
 import type { Examples, OpenTask } from '../tasks/task.js'
 import type { TaskName } from '../tasks/tasks.js'
@@ -67,15 +67,7 @@ export async function handOff(
   context: RunContext,
   { out, base, rows, unfinished }: HandoffSettings,
 ): Promise<HandoffReport> {
-  const files = (await out.list()).concat((await out.folders?.()) ?? [])
-  if (files.length > 0) {
-    throw new FileError({
-      where: out.name,
-      what: 'the folder is not empty',
-      got: listed(files),
-      hint: 'Choose another',
-    })
-  }
+  await requireEmpty(out)
   const parsed: [unknown[], unknown[]] = [[], []]
   const onRow = (row: unknown, examples: number, isEvaluation: boolean) => {
     for (let i = 0; i < examples; i++) parsed[isEvaluation ? 1 : 0].push(row)

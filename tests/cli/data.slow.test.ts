@@ -27,7 +27,7 @@ describe('lowrank data --preview', () => {
   it('shows tokens and which of them count', async () => {
     const { code, stdout, stderr } = await preview('--data', chats, '--chat-template', template)
     expect(code, stderr).toBe(0)
-    expect(stdout).toMatch(/^.*chats\.jsonl, line 1: \d+ tokens, \d+ of them count\n<│/)
+    expect(stdout).toMatch(/^.*chats\.jsonl, line 1: \d+ tokens, \d+ of them count\n<│/m)
     expect(stdout.replaceAll('│', '')).toContain('<|assistant|>⏎\n⟦Ahab is the captain.<|eos|>⏎⟧')
   })
 
@@ -100,14 +100,14 @@ describe('lowrank data --preview', () => {
     ['broken quotes', ['--data', file('x.csv', 'text\n"open\n')], 1, /x\.csv, line 2: a quote that never closes/],
     [
       'an unknown role',
-      ['--data', file('roles.jsonl', '{"messages": [{"role": "bot", "content": "a"}]}')],
+      ['--chat-template', template, '--data', file('roles.jsonl', '{"messages": [{"role": "bot", "content": "a"}]}')],
       1,
       /line 1, message 1: an unknown role/,
     ],
     ['a folder of a model', ['--data', MODEL], 1, /union-3m: this folder holds a model/],
   ])('refuses %s', async (_, args, expected, message) => {
-    const { code, stderr } = await preview(...args)
-    expect([code, stderr]).toEqual([expected, expect.stringMatching(message)])
+    const { code, stdout, stderr } = await preview(...args)
+    expect([code, stdout + stderr]).toEqual([expected, expect.stringMatching(message)])
   })
 })
 

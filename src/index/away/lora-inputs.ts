@@ -1,7 +1,6 @@
 // A model's graph with inputs for adapters, for ONNX Runtime's own LoRA.
 
-import { type Directory, writeThrough, writeTogether } from '../../base/bytes.js'
-import { FileError, listed } from '../../base/errors.js'
+import { type Directory, requireEmpty, writeThrough, writeTogether } from '../../base/bytes.js'
 import { checkOptions } from '../../base/options.js'
 import { planOnnx } from '../../formats/onnx/layout.js'
 import type { OnnxModel } from '../../formats/onnx/model.js'
@@ -51,15 +50,7 @@ export async function addLoraInputs(source: Source, options: AddLoraInputsOption
   checkOptions(options, 'addLoraInputs', ADD_LORA_INPUTS_OPTIONS)
   const { dtype, rank, targetModules = 'all-linear' } = options
   const out = openTarget(options.out, 'out')
-  const files = (await out.list()).concat((await out.folders?.()) ?? [])
-  if (files.length > 0) {
-    throw new FileError({
-      where: out.name,
-      what: 'the folder is not empty',
-      got: listed(files),
-      hint: 'Choose another',
-    })
-  }
+  await requireEmpty(out)
   const model = await loadModel(source, { dtype })
   try {
     const graph = new Graph(model.onnx.proto)
