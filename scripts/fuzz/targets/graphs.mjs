@@ -10,7 +10,7 @@ import { lowerForTraining } from '../../../dist/graph/lower/lower.js'
 import { loadModel } from '../../../dist/graph/model-folder.js'
 import { buildLossGraph } from '../../../dist/graph/training/training-graph.js'
 import { Graph } from '../../../dist/graph/view/graph.js'
-import { planOnnxMerge } from '../../../dist/merge/onnx/plan.js'
+import { planMerge } from '../../../dist/node.js'
 import { loadAdapter } from '../../../dist/peft/adapter-folder.js'
 import { causalLm } from '../../../dist/tasks/causal-lm.js'
 import { filesLike, folder, read } from '../inputs.mjs'
@@ -32,13 +32,14 @@ function mutateModel(random, bytes) {
 async function checkGraph(bytes, name) {
   const files = Object.entries(folder(`${MODELS}/${name}/onnx`))
   const data = Object.fromEntries(files.map(([file, content]) => [`onnx/${file}`, content]))
-  const load = () => loadOnnx(new MemoryDirectory({ ...data, 'onnx/model.onnx': bytes }), 'onnx/model.onnx')
+  const model = () => new MemoryDirectory({ ...data, 'onnx/model.onnx': bytes })
+  const load = () => loadOnnx(model(), 'onnx/model.onnx')
   const adapter = await loadAdapter(new MemoryDirectory(folder(`${MODELS}/${name}/golden/adapter-init`)))
   const layers = adapter.parts('linear').map(({ name, d, k, rank, scaling }) => ({ name, d, k, rank, scaling }))
   const uses = [
     (onnx) => lowerForTraining(new Graph(onnx.proto)),
     (onnx) => buildLossGraph(onnx, causalLm.open({ onnx, padTokenId: 0 }, []), { layers }),
-    (onnx) => planOnnxMerge(onnx, [{ adapter, weight: 1 }]),
+    () => planMerge({ base: model(), adapters: adapter, out: new MemoryDirectory(), format: 'onnx' }),
   ]
   let refusal
   for (const use of uses) {

@@ -47,7 +47,6 @@ export const targets = [
       const texts = new Map([['default', bytes.toString()]])
       const template = await compileChatTemplate({ name: 'input', texts, specialTokens: SPECIAL_TOKENS })
       template.render(MESSAGES, { addGenerationPrompt: true }, 'line 1')
-      template.renderTurns(MESSAGES, {}, 'line 1')
     },
   },
   data('data-delimited', () => filesLike(/^data\/.*\.[ct]sv$/), mutateText),
