@@ -2,7 +2,7 @@
 
 import { spawn } from 'node:child_process'
 import { readdirSync, readFileSync } from 'node:fs'
-import { join } from 'node:path'
+import { basename, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 
 export const root = fileURLToPath(new URL('../../', import.meta.url))
@@ -60,7 +60,14 @@ const RECORDS = new Set(['lowrank-merge.json', 'metrics.jsonl', 'lowrank-train.j
 export function contents(folder) {
   const entries = readdirSync(folder, { recursive: true, withFileTypes: true }).filter((entry) => entry.isFile())
   const kept = entries.filter(({ name }) => !RECORDS.has(name)).map(({ parentPath, name }) => join(parentPath, name))
-  return new Map(kept.map((path) => [path.slice(folder.length + 1), readFileSync(path)]).sort())
+  return new Map(kept.map((path) => [path.slice(folder.length + 1), contentOf(path, basename(folder))]).sort())
+}
+
+/** A report has the name of its folder in its title and in its tables. */
+function contentOf(path, folder) {
+  const bytes = readFileSync(path)
+  if (basename(path) !== 'report.html') return bytes
+  return Buffer.from(bytes.toString().replace(`<title>${folder} `, '<title>').replaceAll(`"${folder}"`, '""'))
 }
 
 /** Throws where a folder differs from what an undisturbed run made. */

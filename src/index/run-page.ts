@@ -14,7 +14,8 @@ export async function pageOfRun(
   report: RunReport,
   steps: readonly StepMetrics[],
 ): Promise<string> {
-  const name = options.out?.name ?? ''
+  // The folder's own name: the same run gives the same bytes wherever it is.
+  const name = options.out?.name.split(/[/\\]/).findLast((part) => part !== '') ?? ''
   const { rank, alpha, dropout, seed } = adapter.config
   const facts: [string, string][] = [
     ['base', adapter.config.baseModel ?? 'not named'],
