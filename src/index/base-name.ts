@@ -4,22 +4,14 @@
 
 import { type Directory, readJson } from '../base/bytes.js'
 
-/** A base that is open. */
 export interface NamedBase {
   readonly directory: Directory
   /** config.json */
   readonly config: Readonly<Record<string, unknown>>
 }
 
-/** Endings that other forms of one model add to its name. */
 const FORMS = /[-_.](onnx|web|gqa|fp32|fp16|f16|bf16|q4f16|q4|q8|int4|int8|uint8|bnb4|4bit|8bit|quantized|hf)$/
 
-/**
- * The warning about an adapter on this base; undefined where the names agree, or one is not known.
- *
- * @param adapter its name, for the message
- * @param named its `base_model_name_or_path`
- */
 export function otherBase(adapter: string, named: string | undefined, base: NamedBase): string | undefined {
   const { directory, config } = base
   const { hubId } = directory
@@ -31,7 +23,6 @@ export function otherBase(adapter: string, named: string | undefined, base: Name
   return `${adapter} names ${named} as its base, which is not ${hubId}`
 }
 
-/** {@link otherBase} of an adapter in a folder, and a base in another. */
 export async function otherBaseOf(
   adapter: { readonly name: string; readonly directory: Directory },
   base: Directory,

@@ -8,7 +8,6 @@ import type { CardSources } from '../train/card.js'
 import type { RunReport } from '../train/run.js'
 import type { StepMetrics } from '../train/saved/run-folder.js'
 
-/** The text of report.html. */
 export async function pageOfRun(
   { options, sources, task, adapter, settings }: CardSources,
   report: RunReport,

@@ -8,7 +8,6 @@ const COLUMN = 31
 const MAX_COLUMNS = 110
 const MIN_COLUMNS = 60
 
-/** Help of the whole program. */
 export function programHelp(commands: readonly Pick<Command, 'name' | 'summary'>[], useColor: boolean): string {
   const { bold, cyan } = createColors(useColor)
   return [
@@ -35,7 +34,6 @@ export function programHelp(commands: readonly Pick<Command, 'name' | 'summary'>
   ].join('\n')
 }
 
-/** Help of one command, for a terminal of so many columns. */
 export async function commandHelp(command: Command, useColor: boolean, columns = MAX_COLUMNS): Promise<string> {
   const { bold, cyan } = createColors(useColor)
   const { subject = [] } = command

@@ -25,7 +25,6 @@ const INSPECT_MEASURES: readonly Shown[] = [
   ['normB', '‖B‖'],
 ]
 
-/** @param title the adapter's path */
 export function inspectionReport(report: AdapterInspection, title: string): Report {
   const { layers, fit } = report
   const fits = new Map(fit?.parts.map((part) => [part.name, part]))
@@ -101,7 +100,6 @@ export function kindOf({ kind, experts, hasMagnitude, hasBias }: AdapterInspecti
   return parts.join(', ')
 }
 
-/** The comparison of a and b, named by their paths. */
 export function diffReport(report: DiffReport, a: string, b: string): Report {
   const only = [
     ...report.onlyA.map((name) => `only in a: ${name}`),
@@ -178,7 +176,6 @@ function tensorLayers({ tensors }: DiffReport & { kind: 'checkpoints' }): Sectio
   }
 }
 
-/** The mean, NaN if there are no angles. */
 export function meanOf(angles: readonly number[]): number {
   return angles.reduce((sum, angle) => sum + angle, 0) / angles.length
 }
