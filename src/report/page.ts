@@ -75,7 +75,6 @@ export interface Report {
   readonly sections: readonly Section[]
 }
 
-/** The report as the text of an HTML file. */
 export function reportPage(report: Report): string {
   const { title, command } = report
   const parts = {

@@ -17,7 +17,6 @@ export interface RunEvaluation {
   readonly metrics: Readonly<Record<string, number>>
 }
 
-/** A run, as its folder holds it. */
 export interface RunFacts {
   readonly name: string
   readonly steps: readonly RunStep[]
@@ -33,11 +32,6 @@ export interface RunFacts {
 /** Points of a curve: more cannot be seen, and a file should stay small. */
 const MAX_POINTS = 1500
 
-/**
- * The report of one run or several.
- *
- * @param more further sections, such as the spectra of the adapter
- */
 export function runReport(runs: readonly RunFacts[], title: string, more: readonly Section[] = []): Report {
   const isOne = runs.length === 1
   const named = (run: RunFacts, word: string) => (isOne ? word : `${run.name}: ${word}`)
@@ -158,7 +152,6 @@ function thinned({ steps }: RunFacts, value: (step: RunStep) => number, name: st
   return { name, x, y }
 }
 
-/** A few digits: the page only draws them. */
 function digits(value: number): number | null {
   return Number.isFinite(value) ? Number(value.toPrecision(5)) : null
 }
