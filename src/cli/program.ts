@@ -15,7 +15,6 @@ const EXIT_BUG = 70
 
 export const COMMANDS: Record<string, () => Promise<Command>> = {
   init: async () => (await import('./run/init.js')).init,
-  demo: async () => (await import('./run/demo.js')).demo,
   data: async () => (await import('./run/data.js')).data,
   train: async () => (await import('./run/train.js')).train,
   evaluate: async () => (await import('./run/evaluate.js')).evaluate,
@@ -45,8 +44,6 @@ export async function run(args: readonly string[]): Promise<number> {
   if (name === '--version' || name === '-v') return show(version())
   if (name === undefined || name === '--help' || name === '-h' || name === 'help') {
     if (name === 'help' && rest.length > 0) return run([rest[0], '--help'])
-    if (name === undefined)
-      return show(await (await import('./show/welcome.js')).welcome(version(), usesColor(process.stdout)))
     const commands = await Promise.all(Object.values(COMMANDS).map((load) => load()))
     return show(programHelp(commands, usesColor(process.stdout)))
   }

@@ -1,7 +1,7 @@
 // The page of a run that is done: report.html in its folder.
 
 import { inspectAdapter } from '../peft/inspect.js'
-import type { ReportLayer, Section } from '../report/page.js'
+import type { Section } from '../report/page.js'
 import { reportPage } from '../report/page.js'
 import { runReport } from '../report/run.js'
 import type { CardSources } from '../train/card.js'
@@ -31,15 +31,7 @@ export async function pageOfRun(
       ['normDelta', '‖s·B·A‖'],
       ['effectiveRank', 'effective rank'],
     ],
-    layers: layers.map(
-      (layer): ReportLayer => ({
-        name: layer.name,
-        rank: layer.rank,
-        normDelta: layer.normDelta,
-        effectiveRank: layer.effectiveRank,
-        singularValues: layer.singularValues.map((value) => Number(value.toPrecision(5))),
-      }),
-    ),
+    layers: layers.map((layer) => ({ ...layer })),
   }
   const run = {
     name,

@@ -24,7 +24,7 @@ export function programHelp(commands: readonly Pick<Command, 'name' | 'summary'>
     `  ${cyan('--version'.padEnd(10))}show the version`,
     '',
     bold('Examples'),
-    '  lowrank demo',
+    '  lowrank init',
     '  lowrank train --model HuggingFaceTB/SmolLM2-135M-Instruct --data chats.jsonl --out my-adapter',
     '  lowrank generate --adapter my-adapter --prompt "Once upon a time"',
     '  lowrank merge --base HuggingFaceTB/SmolLM2-135M-Instruct --adapter my-adapter --out my-model',

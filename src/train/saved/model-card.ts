@@ -1,7 +1,8 @@
 // The README.md of an adapter folder: a model card with the metadata that the Hub reads
 // (https://huggingface.co/docs/hub/model-cards#model-card-metadata), and the calls that run the adapter.
 
-import type { LoraConfig } from '../lora/config.js'
+import type { LoraConfig } from '../../lora/config.js'
+import type { TaskUse } from '../../tasks/task.js'
 
 export interface CardParts {
   readonly folder: string
@@ -10,7 +11,7 @@ export interface CardParts {
   /** The base as the adapter names it: an id on the Hub, or a path. */
   readonly baseName: string
   readonly config: LoraConfig
-  readonly use: Use
+  readonly use: TaskUse
   readonly data: readonly string[]
   readonly evalData: readonly string[]
   /** The share of the data that was kept for evaluation, if the metrics are of such a share. */
@@ -24,22 +25,6 @@ export interface CardParts {
   /** How the vectors of tokens become one; undefined for models that give no vectors. */
   readonly pooling: string | undefined
   readonly normalize: boolean
-}
-
-interface Use {
-  /**
-   * lowrank's command, its option for the input, and an input to try; undefined where it has none, and the card shows
-   * no calls.
-   */
-  readonly command?: readonly [name: string, option: string, input: string]
-  /** The Hub's name of the task, which transformers.js's pipelines have too. */
-  readonly pipeline: string
-  /** The class of transformers that loads the base. */
-  readonly autoClass: string
-  /** True where transformers.js runs them only merged. */
-  readonly onlyMerged?: boolean
-  /** Further tags. */
-  readonly tags?: readonly string[]
 }
 
 const ID = /^[\w-][\w.-]*\/[\w-][\w.-]*$/
