@@ -76,7 +76,7 @@ export async function otherGraphs(
   return Promise.all(others.map(async (role) => ({ role, onnx: (await model.openGraph?.(role))!, runtime })))
 }
 
-/** What no graph has a place for stays with the first one, which says why. `onMissing` hears of layers left out. */
+/** Parts without a place stay with the first graph, which says why. `onMissing` hears of layers left out. */
 export async function shareAdapter(
   graphs: readonly ModelGraph[],
   adapter: LoraAdapter,

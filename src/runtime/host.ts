@@ -56,7 +56,7 @@ interface WorkerControl {
   loadRuntime(specifier: string, wasm?: string, threads?: number): void
 }
 
-/** Where a worker has the engine, this thread does not load its code. `threads`: default ONNX Runtime's own choice. */
+/** This thread loads no code of an engine that a worker has. `threads`: default ONNX Runtime's own choice. */
 export async function openEngine<T extends Disposable>(
   host: RuntimeHost,
   kind: EngineKind,

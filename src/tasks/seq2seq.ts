@@ -106,7 +106,7 @@ function encodeSource(
   return { source: checkSize(source.values, size as readonly [number, number], where), isCut: false }
 }
 
-/** What ends a text stands at its end once, and what the decoder begins with is not one of the tokens. */
+/** The token that ends a text stands there once, and the one that the decoder begins with is left out. */
 function encodeTarget(
   { target: text, where }: TextPair,
   { model, maxLength, isLimited }: EncodeContext,

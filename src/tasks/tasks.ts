@@ -27,7 +27,7 @@ export async function loadTask(name: string): Promise<Task> {
   return (await LOADERS[name]()) as unknown as Task
 }
 
-/** By PEFT's task_type, or where it tells none by the model. */
+/** Looks at PEFT's task_type, or where it tells none at the model. */
 export async function loadTaskOf(
   { taskType }: { taskType?: string | undefined },
   base: HeadBase,

@@ -23,7 +23,7 @@ export interface RunSources {
   readonly evalData?: string | readonly string[] | undefined
 }
 
-/** Where the adapter goes is left out: a repeated run goes somewhere else. Undefined for an adapter from memory. */
+/** Without the output: a repeated run goes somewhere else. Undefined for an adapter from memory. */
 export function runRecord(
   options: Omit<TrainingOptions, 'model' | 'data' | 'evalData'>,
   sources: RunSources,

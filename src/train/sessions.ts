@@ -102,7 +102,7 @@ export class TrainingSessions {
     return this.#training?.parameters ?? this.#evaluation.tensors.map((tensor) => ({ ...tensor, gradient: '' }))
   }
 
-  /** Where a loss needs all batches at once, a first pass gives it, and the gradients that the second one is fed. */
+  /** A loss that needs all batches at once comes from a first pass, with the gradients that the second one is fed. */
   async step(batches: readonly Batch[], step: number, rate: number): Promise<StepResult> {
     const { open } = this.#parts
     let feeds = batches.map(({ examples, length }) => open.collate(examples, length))

@@ -124,7 +124,7 @@ export function metadataOf(graph: Graph): InputMetadata[] {
   })
 }
 
-/** What has a name here, transformers.js fills in: the batch, or else 0. Some exporters leave out the size of heads. */
+/** Sizes by number as far as they are known: transformers.js takes 0 for a name other than the batch's. */
 function cacheShape(graph: Graph, input: Graph['inputs'][number]): (number | string)[] {
   const { dims, axis } = cacheEntry(graph, input)
   return dims.map((dim, i) => dim ?? (i === axis ? 'past_sequence_length' : 'batch_size'))

@@ -45,7 +45,7 @@ export function appendRows(g: Builder, input: HeadInput): Value {
   }
 }
 
-/** Where the rows were chosen as above, a head's own input is no longer what they were chosen from. */
+/** A head behind rows that were chosen as above no longer has the input that they were chosen from. */
 export function rowsAreChosen(graph: Builder['graph'], value: Value): boolean {
   const node = graph.producer(value)
   return node?.opType === 'Gather' && graph.producer(node.input[0])?.opType === 'Flatten'

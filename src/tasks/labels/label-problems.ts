@@ -102,7 +102,7 @@ function typeOf(targets: Iterable<Target>, placeOf: PlaceOf): ProblemType {
   })
 }
 
-/** Those of config.json where the data has no others, else the data's, sorted. */
+/** The labels of config.json where the data has no others, else the data's, sorted. */
 function labelsOf(targets: Iterable<Target>, known: readonly string[], placeOf: PlaceOf): readonly string[] {
   const seen = new Set<string>()
   let index = 0

@@ -153,7 +153,7 @@ function linesOf(metrics: readonly StepMetrics[]): string {
   return metrics.map((line) => `${JSON.stringify(line)}\n`).join('')
 }
 
-/** What follows the lines of these steps, whole or cut off by a crash, belongs to steps that are made anew. */
+/** Lines behind these steps, whole or cut off by a crash, belong to steps that are made anew. */
 export async function readMetrics(directory: Directory, steps: number): Promise<StepMetrics[]> {
   const source = await directory.open(METRICS_FILE)
   try {
