@@ -6,17 +6,11 @@ import type { Model } from '../../graph/model-folder.js'
 import { BASE_WEIGHTS, weightsDigest } from './fingerprint.js'
 import { type BaseRecord, readMarker } from './run-folder.js'
 
-/** The record of a model, from the digests of its run. */
 export function recordOfBase({ onnxPath }: Pick<Model, 'onnxPath'>, fingerprint: Record<string, string>): BaseRecord {
   return { graph: onnxPath, weights: JSON.parse(fingerprint[BASE_WEIGHTS]) }
 }
 
-/**
- * Checks that an adapter was made for a model. A folder without a record, or with that of another file of the model,
- * such as a quantized one, tells nothing.
- *
- * @throws MismatchError when the weights are not those of the training
- */
+/** Without a record, or for another file of the model, such as a quantized one, nothing can be told. */
 export async function checkBase(adapter: Directory, model: Pick<Model, 'onnx' | 'onnxPath' | 'name'>): Promise<void> {
   const { base } = (await readMarker(adapter)) ?? {}
   if (base === undefined || base.graph !== model.onnxPath) return

@@ -9,7 +9,6 @@ import type { LoraAdapter } from '../../lora/adapter.js'
 import type { Examples, OpenTask } from '../../tasks/task.js'
 import { type TrainSettings, usesBest } from '../settings.js'
 
-/** Settings that change no weight. */
 const WITHOUT_EFFECT: ReadonlySet<keyof TrainSettings> = new Set([
   'epochs',
   'maxSteps',
@@ -20,16 +19,13 @@ const WITHOUT_EFFECT: ReadonlySet<keyof TrainSettings> = new Set([
   'saveEvery',
 ])
 
-/** The entry of the base's weights. */
 export const BASE_WEIGHTS = 'base weights'
 
 export interface FingerprintParts {
   model: Model
   /** As it was before the first step. */
   adapter: LoraAdapter
-  /** Name of the task. */
   task: string
-  /** Its own settings. */
   taskOptions: Readonly<Record<string, unknown>> | undefined
   open: OpenTask
   examples: Examples<unknown>
@@ -41,7 +37,6 @@ export interface FingerprintParts {
 /** The part that says how many steps the run has. */
 const STEPS = 'number of steps, from `maxSteps` or `epochs`'
 
-/** Steps of the run that a fingerprint is of. */
 export function stepsIn(fingerprint: Readonly<Record<string, string>>): number {
   return Number(fingerprint[STEPS])
 }
@@ -51,11 +46,7 @@ const WHOLE_BYTES = 64 << 20
 const SAMPLES = 256
 const SAMPLE_BYTES = 64 << 10
 
-/**
- * One short text for each part, under the name that an error calls it. Of files of weights above 64 MiB that is their
- * length and 256 pieces of 64 KiB, evenly spaced from the first byte to the last: other weights differ nearly
- * everywhere, and a change of a few of them can go unnoticed.
- */
+/** Large files of weights are sampled: a change of a few weights can go unnoticed. */
 export async function fingerprintOf(parts: FingerprintParts): Promise<Record<string, string>> {
   const { model, adapter, task, taskOptions = {}, open, examples, evalExamples, settings, totalSteps } = parts
   const weights = new Hash()
@@ -90,11 +81,7 @@ function digestOf(open: OpenTask, examples: Examples<unknown>): string {
   return hash.digest()
 }
 
-/**
- * Throws MismatchError naming the first part in which a stored run differs from this one.
- *
- * @param isLonger the number of steps may differ
- */
+/** `isLonger`: the number of steps may differ. */
 export function checkFingerprint(
   stored: Readonly<Record<string, string>>,
   now: Record<string, string>,
@@ -131,7 +118,7 @@ export async function weightsDigest(files: Iterable<ByteSource>): Promise<string
   return hash.digest()
 }
 
-/** Two FNV-1a hashes side by side: tells apart what was mixed up, and is no protection against an attack. */
+/** Two FNV-1a hashes side by side: no protection against an attack. */
 class Hash {
   #a = 0x811c9dc5
   #b = 0x9e3779b9
