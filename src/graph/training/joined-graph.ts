@@ -23,7 +23,7 @@ import { Graph, readGraph } from '../view/graph.js'
 import { raiseOpset } from '../view/opset.js'
 
 /** The encoder's weights are found under their locations in this folder. */
-const ENCODER_FILES = 'encoder/'
+export const ENCODER_FILES = 'encoder/'
 
 /**
  * The model with one graph in the place of its encoder and its decoder. Its inputs are those of the encoder, and those

@@ -2,13 +2,12 @@
 // metrics, and the state counts no steps that these lack.
 
 import { type Directory, writeFile } from '../../base/bytes.js'
-import type { LoraAdapter } from '../../lora/adapter.js'
+import type { BaseRecord, LoraAdapter } from '../../lora/adapter.js'
 import { saveAdapter } from '../../peft/adapter-folder.js'
 import { CARD_FILE } from '../../peft/file-names.js'
 import type { EngineState } from '../engine.js'
 import {
   appendMetrics,
-  type BaseRecord,
   clearRunFolder,
   EVALUATIONS_FILE,
   type FolderUse,
