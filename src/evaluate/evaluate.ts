@@ -1,5 +1,4 @@
-// Evaluation of finished adapters: the task's metrics for the base and for each adapter on the same records, with
-// intervals, and the records that differ most. For texts also what the model writes, against the answer that is wanted.
+// Finished adapters against the base: metrics with intervals, the records that differ most, and what models write.
 
 import { ConfigError, DataError, UnsupportedError } from '../base/errors.js'
 import { checkOptions } from '../base/options.js'
@@ -141,7 +140,6 @@ const MAX_RECORD = 2000
 interface EvaluatedRecord {
   readonly where: string
   readonly record: string
-  /** Places of its examples. */
   readonly examples: readonly number[]
   readonly question: Question | undefined
 }
@@ -153,7 +151,6 @@ interface WrittenText {
   judged: number
 }
 
-/** A model to evaluate. */
 interface Contender {
   readonly name: string | null
   readonly open: OpenTask
@@ -162,7 +159,6 @@ interface Contender {
   texts: WrittenText[]
 }
 
-/** Evaluates a model that is open; see the entry. */
 export async function evaluateAdapters(
   given: Model,
   adapters: Readonly<Record<string, LoraAdapter>>,
@@ -225,7 +221,6 @@ export async function evaluateAdapters(
   }
 }
 
-/** The task that is named, or that of the first adapter's head, or that of the model. */
 async function taskOf(model: Model, adapters: readonly LoraAdapter[], name: string | undefined): Promise<Task> {
   if (name !== undefined) return loadTask(name)
   const { taskType } = adapters[0]?.config ?? {}
@@ -333,7 +328,6 @@ function inOrder(contenders: Contender[], against: string | undefined): Contende
   throw new ConfigError({ where: 'against', what: 'no such adapter', got: against })
 }
 
-/** Opens the task. Throws DataError for labels that the adapter does not give. */
 function openLabelled(name: string, labels: readonly string[] | undefined, open: () => OpenTask): OpenTask {
   const refuse = (got: string | undefined, cause?: Error) =>
     new DataError({

@@ -2,10 +2,9 @@
 
 import type { ByteSource } from '../base/bytes.js'
 import type { BaseRecord } from '../lora/adapter.js'
+import { ENCODER_FILES } from './inputs/encoder-decoder.js'
 import type { Model } from './model-folder.js'
-import { ENCODER_FILES } from './training/joined-graph.js'
 
-/** The part of a model that has the weights. */
 type Weights = Pick<Model, 'onnx' | 'onnxPath'>
 
 /** The record of a model; of an encoder and its decoder, that of the decoder. */
@@ -35,9 +34,8 @@ const SAMPLES = 256
 const SAMPLE_BYTES = 64 << 10
 
 /**
- * A digest of weights, in the order in which the graph names them. Of files above 64 MiB it takes their length and 256
- * pieces of 64 KiB, evenly spaced from the first byte to the last: other weights differ nearly everywhere, and a change
- * of a few of them can go unnoticed.
+ * A digest of weights, in the order in which the graph names them. Large files are sampled: a change of a few weights
+ * can go unnoticed.
  */
 export async function weightsDigest(files: Iterable<ByteSource>): Promise<string> {
   const hash = new Hash()
@@ -55,7 +53,7 @@ export async function weightsDigest(files: Iterable<ByteSource>): Promise<string
   return hash.digest()
 }
 
-/** Two FNV-1a hashes side by side: tells apart what was mixed up, and is no protection against an attack. */
+/** Two FNV-1a hashes side by side: no protection against an attack. */
 export class Hash {
   #a = 0x811c9dc5
   #b = 0x9e3779b9

@@ -87,11 +87,6 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
     this.#onWarning = onWarning
   }
 
-  /**
-   * See openSession of the entry.
-   *
-   * @param closesModel disposing the session closes the model too
-   */
   static async open<M extends SessionBase>(
     model: M,
     {
@@ -168,7 +163,6 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
     return this.#main.newRows
   }
 
-  /** @internal The engine of the first graph. Throws StateError when the session is disposed. */
   get engine(): Remote<InferEngine> {
     this.checkOpen()
     return this.#main.engine
@@ -205,16 +199,11 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
     return outputs
   }
 
-  /**
-   * @internal Runs one of the model's graphs for all of its outputs, or for some. Throws MismatchError for an unknown
-   * role.
-   */
   runGraph(role: string, feeds: Feeds, mixes: readonly Mix[]): Promise<Record<string, RuntimeTensor>> {
     this.checkOpen()
     return this.#graph(role).run(feeds, mixes)
   }
 
-  /** @internal Runs the first graph, whatever heads the adapters have. */
   runMain(feeds: Feeds, mixes: readonly Mix[], outputs: readonly string[]): Promise<Record<string, RuntimeTensor>> {
     this.checkOpen()
     return this.#main.run(feeds, mixes, [], outputs)
@@ -299,24 +288,19 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
     await this.dispose()
   }
 
-  /** @internal Throws StateError when the session is disposed. */
   checkOpen(): void {
     if (this.#disposal !== undefined) throw new StateError({ where: 'session', what: 'the session is closed' })
   }
 
-  /**
-   * @internal Throws MismatchError unless runs can choose these adapters, UnsupportedError for a mix that is no sum.
-   */
   checkMixes(mixes: readonly Mix[]): void {
     for (const graph of this.#graphs.values()) requireMixable(mixes, (name) => graph.adapter(name))
   }
 
-  /** @internal The head that an adapter brings to the first graph. */
   headOf(name: string): AdapterHead | undefined {
     return this.#main.adapter(name).head
   }
 
-  /** @internal The head of all rows together. Throws UnsupportedError where they have different ones. */
+  /** Throws where rows have different ones. */
   headFor(mixes: readonly Mix[]): AdapterHead | undefined {
     const heads = new Set(headsFor(mixes, (name) => this.headOf(name)))
     if (heads.size === 1) return [...heads][0]
@@ -327,7 +311,6 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
     })
   }
 
-  /** @internal The chat template that an adapter was trained with; undefined for one that was not trained on chats. */
   chatTemplateOf(mix: Mix): string | undefined {
     return mix.map(({ name }) => this.#main.adapter(name).chatTemplate).find((template) => template !== undefined)
   }
@@ -337,7 +320,6 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
     return main
   }
 
-  /** @throws MismatchError when the model has no graph of that role */
   #graph(role: string): GraphSession {
     checkName('graph', role, this.graphs)
     return this.#graphs.get(role)!
@@ -389,7 +371,7 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
   }
 }
 
-/** The heads that the rows' logits come from. Throws UnsupportedError where an adapter of a mix has one. */
+/** Throws where an adapter of a mix has one. */
 function headsFor(
   mixes: readonly Mix[],
   headOf: (name: string) => AdapterHead | undefined,

@@ -9,7 +9,6 @@ import type { LoraAdapter } from '../../lora/adapter.js'
 import type { Examples, OpenTask } from '../../tasks/task.js'
 import { type TrainSettings, usesBest } from '../settings.js'
 
-/** Settings that change no weight. */
 const WITHOUT_EFFECT: ReadonlySet<keyof TrainSettings> = new Set([
   'epochs',
   'maxSteps',
@@ -24,9 +23,7 @@ export interface FingerprintParts {
   model: Model
   /** As it was before the first step. */
   adapter: LoraAdapter
-  /** Name of the task. */
   task: string
-  /** Its own settings. */
   taskOptions: Readonly<Record<string, unknown>> | undefined
   open: OpenTask
   examples: Examples<unknown>
@@ -38,7 +35,6 @@ export interface FingerprintParts {
 /** The part that says how many steps the run has. */
 const STEPS = 'number of steps, from `maxSteps` or `epochs`'
 
-/** Steps of the run that a fingerprint is of. */
 export function stepsIn(fingerprint: Readonly<Record<string, string>>): number {
   return Number(fingerprint[STEPS])
 }
@@ -78,11 +74,7 @@ function digestOf(open: OpenTask, examples: Examples<unknown>): string {
   return hash.digest()
 }
 
-/**
- * Throws MismatchError naming the first part in which a stored run differs from this one.
- *
- * @param isLonger the number of steps may differ
- */
+/** `isLonger`: the number of steps may differ. */
 export function checkFingerprint(
   stored: Readonly<Record<string, string>>,
   now: Record<string, string>,
