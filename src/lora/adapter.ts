@@ -90,7 +90,7 @@ export class LoraAdapter implements Iterable<[name: string, part: AdapterPart]> 
   labels: readonly string[] | undefined
   /** The type of the labels, as transformers' `problem_type`. Undefined if no file contains it. */
   problemType: ProblemType | undefined
-  /** What lowrank trained it on, as its folder records it. Undefined for other adapters. */
+  /** The base that lowrank trained it on, as its folder records it. Undefined for other adapters. */
   trainedOn: BaseRecord | undefined
   readonly #parts = new Map<string, AdapterPart>()
 

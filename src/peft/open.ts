@@ -31,7 +31,7 @@ export interface OpenAdapter {
   readonly meaning: Meaning
   /** The template of the chats that it was trained on. */
   readonly chatTemplate: string | undefined
-  /** What lowrank trained it on. */
+  /** See {@link LoraAdapter.trainedOn}. */
   readonly trainedOn: BaseRecord | undefined
   /** Names of tensors that nothing claims. */
   readonly unclaimed: readonly string[]
