@@ -66,7 +66,7 @@ function randomValues(values: FloatArray, density: number, random: Random): Floa
   return result
 }
 
-/** Of equal ones at the edge, the first are kept. */
+/** If equal ones are at the edge, the first are kept. */
 function largestValues(values: FloatArray, density: number): FloatArray {
   const kept = Math.floor(density * values.length)
   const result = values.slice().fill(0)
