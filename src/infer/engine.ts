@@ -20,7 +20,6 @@ import { distinctMixes, type Mix } from './adapters/choice.js'
 import { AdapterFeeds, type RowFactors } from './adapters/row-factors.js'
 import type { AdapterFactors } from './adapters/site-factors.js'
 import { groupFeeds } from './adapters/site-feeds.js'
-import { needsColumns, runColumns, type TokenColumns } from './column-runs.js'
 import { Decoding, type NextToken, type TextRequest } from './generate/decoding.js'
 import { Grammars } from './generate/grammars.js'
 import { PrefixStore } from './generate/prefix-store.js'
@@ -32,8 +31,6 @@ export interface OpenRequest {
   takesRows: boolean
   /** Rank of the zeros fed where there is nothing to add: 0, or 1 where the runtime takes no empty tensors. */
   idleRank: 0 | 1
-  /** The token inputs of a graph whose attention takes several texts with a cache one token at a time. */
-  columns: TokenColumns | undefined
   /** The output of a graph that gives out the rows that a step adds to the cache. */
   newRows: NewRows | undefined
   options: SessionOptions & OutputOptions
@@ -51,7 +48,6 @@ interface OpenSession {
   inputNames: ReadonlyMap<string, string>
   takesRows: boolean
   idle: Feeds
-  columns: TokenColumns | undefined
   newRows: NewRows | undefined
   /** The model's outputs, where the graph gives more: what a run gives when nothing is asked for. */
   outputNames: readonly string[] | undefined
@@ -245,7 +241,7 @@ export class InferEngine {
   #run(feeds: Feeds, adapters: AdapterFeeds, wanted: readonly string[] | undefined) {
     return this.#afterRuns(async () => {
       if (this.#open === undefined) throw new StateError({ where: 'session', what: 'it is not open' })
-      const { session, groups, inputNames, takesRows, idle, columns, kept } = this.#open
+      const { session, groups, inputNames, takesRows, idle, kept } = this.#open
       const outputNames = wanted ?? this.#open.outputNames
       let held = kept.get(adapters)
       if (held === undefined) {
@@ -257,9 +253,7 @@ export class InferEngine {
         held = Object.fromEntries(all.map(([name, tensor]) => [inputNames.get(name) ?? name, tensor]))
         kept.set(adapters, held)
       }
-      if (columns === undefined || !needsColumns(columns, feeds)) return session.run(feeds, outputNames, held)
-      const run = (inputs: Feeds, names: readonly string[]) => session.run(inputs, names, held)
-      return runColumns(run, columns, feeds, outputNames ?? session.outputNames)
+      return session.run(feeds, outputNames, held)
     })
   }
 

@@ -277,31 +277,20 @@ class RecordHash {
   }
 }
 
-/** Numbers that are whole and above 0: 16 bytes for each. Sets of JavaScript end at 16 million. */
+/** Whole numbers in 64 sets: one set of JavaScript ends at 16 million. */
 class HashSet {
-  size = 0
-  #slots = new Float64Array(1024)
+  readonly #sets = Array.from({ length: 64 }, () => new Set<number>())
+
+  get size(): number {
+    return this.#sets.reduce((sum, { size }) => sum + size, 0)
+  }
 
   has(hash: number): boolean {
-    return this.#slots[this.#slotOf(hash)] === hash
+    return this.#sets[hash % 64].has(hash)
   }
 
   add(hash: number): void {
-    const slot = this.#slotOf(hash)
-    if (this.#slots[slot] === hash) return
-    this.#slots[slot] = hash
-    this.size++
-    if (this.size * 2 < this.#slots.length) return
-    const before = this.#slots
-    this.#slots = new Float64Array(before.length * 2)
-    for (const one of before) if (one !== 0) this.#slots[this.#slotOf(one)] = one
-  }
-
-  #slotOf(hash: number): number {
-    const slots = this.#slots
-    let slot = hash % slots.length
-    while (slots[slot] !== 0 && slots[slot] !== hash) slot = slot + 1 === slots.length ? 0 : slot + 1
-    return slot
+    this.#sets[hash % 64].add(hash)
   }
 }
 
