@@ -175,18 +175,18 @@ function questionOf(record: ParsedRecord, context: EncodeContext): Question | un
 }
 
 function encodePair(prompt: string, completion: string, { model, maxLength }: EncodeContext): Encoded<Example> {
-  const tokenizer = requireTokenizer(model)
-  const [eosTokenId] = model.eosTokenIds
-  if (eosTokenId === undefined) {
-    throw new FormatError({
-      where: tokenizer.name,
-      what: 'no file names the token that ends a text',
-      hint: 'Add eos_token to tokenizer_config.json, or eos_token_id to config.json',
-    })
-  }
-  const { inputIds, labels } = encodeText(prompt, completion, tokenizer, eosTokenId)
+  const { inputIds, labels } = encodeText(prompt, completion, requireTokenizer(model), eosOf(model))
   const example = { inputIds: inputIds.slice(0, maxLength), labels: labels.slice(0, maxLength) }
   return { examples: [example], isTruncated: inputIds.length > maxLength }
+}
+
+export function eosOf({ eosTokenIds: [eosTokenId], directory }: Pick<Model, 'eosTokenIds' | 'directory'>): number {
+  if (eosTokenId !== undefined) return eosTokenId
+  throw new FormatError({
+    where: directory.name,
+    what: 'no file names the token that ends a text',
+    hint: 'Add eos_token to tokenizer_config.json, or eos_token_id to config.json',
+  })
 }
 
 function encodeTurns(chat: Chat, template: ChatTemplate, context: EncodeContext, where: string): Encoded<Example> {

@@ -105,15 +105,7 @@ interface AnswerTexts {
 }
 
 /** Renders the texts of a chat before any is cut. Without an answer to learn there is none. */
-export function markChat(
-  chat: Chat,
-  encoding: Pick<ChatEncoding, 'template' | 'args'>,
-  where: string,
-): (MarkedText & { readonly upTo: Chat })[] {
-  return answerTexts(chat, encoding, where).texts.map(({ upTo, mark }) => ({ ...mark(), upTo }))
-}
-
-function answerTexts(
+export function answerTexts(
   chat: Chat,
   { template, args }: Pick<ChatEncoding, 'template' | 'args'>,
   where: string,

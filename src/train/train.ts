@@ -222,14 +222,8 @@ async function checkTask(task: Task, model: Model): Promise<void> {
     if (!(error instanceof UnsupportedError) || others.length === 0) throw error
     const { where, what, expected, got } = error
     const hint = `This model can be trained for ${others.map(({ name }) => name).join(' or ')}: set \`task\``
-    throw new UnsupportedError({ what, hint, cause: error, ...defined({ where, expected, got }) })
+    throw new UnsupportedError({ where, what, expected, got, hint, cause: error })
   }
-}
-
-function defined(parts: Record<string, string | undefined>): Record<string, string> {
-  return Object.fromEntries(
-    Object.entries(parts).flatMap(([key, value]) => (value === undefined ? [] : [[key, value]])),
-  )
 }
 
 interface RowSource {

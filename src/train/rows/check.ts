@@ -119,7 +119,6 @@ class Records {
   onRecord: (hash: number, where: string) => void = () => {}
   readonly #options: CheckDataInput
   readonly #preview: number
-  readonly #hash = new RecordHash()
 
   constructor(options: CheckDataInput, preview: number) {
     this.#options = options
@@ -156,11 +155,11 @@ class Records {
 
   /** `length`: tokens; undefined for the characters of the row. */
   #take(row: unknown, where: string, length: number | undefined): void {
-    const hash = this.#hash.of(row)
+    const { characters, hash } = measured(row)
     this.count++
     this.onRecord(hash, where)
     this.hashes.add(hash)
-    countOne(this.lengths, rounded(length ?? this.#hash.characters))
+    countOne(this.lengths, rounded(length ?? characters))
     if (!isObject(row)) return
     countOne(this.forms, Object.keys(row).join(', '), MAX_FORMS)
     for (const label of labelsOf(row)) countOne(this.labels, label, MAX_LABELS)
@@ -234,47 +233,20 @@ function lengthsOf(counts: ReadonlyMap<number, number>, unit: LengthReport['unit
   return { unit, total, least: sorted[0][0], median, most: sorted[sorted.length - 1][0], histogram }
 }
 
-/** Hashes records one after the other: a new object for each would be work for the garbage collector. */
-class RecordHash {
-  characters = 0
-  #low = 0
-  #high = 0
-
-  /** A hash of all fields of a record: a whole number from 1 to 2^53. */
-  of(row: unknown): number {
-    this.#low = 0x811c9dc5
-    this.#high = 0x9dc5811c
-    this.characters = 0
-    this.#walk(row)
-    return (this.#low >>> 0) * 2 ** 21 + (this.#high >>> 11) + 1
+/** Characters of all texts of a record, and a hash of all its fields: a whole number of 53 bits. */
+function measured(row: unknown): { characters: number; hash: number } {
+  let characters = 0
+  const text = JSON.stringify(row, (_, value: unknown) => {
+    if (typeof value === 'string') characters += value.length
+    return typeof value === 'bigint' || ArrayBuffer.isView(value) ? String(value) : value
+  })
+  let [low, high] = [0x811c9dc5, 0x9dc5811c]
+  for (let i = 0; i < text.length; i++) {
+    const code = text.charCodeAt(i)
+    low = Math.imul(low ^ code, 0x01000193)
+    high = Math.imul(high ^ code, 0x85ebca6b) ^ (low >>> 15)
   }
-
-  #walk(value: unknown): void {
-    if (typeof value === 'string') {
-      this.characters += value.length
-      this.#text(value)
-    } else if (Array.isArray(value)) {
-      for (let i = 0; i < value.length; i++) this.#walk(value[i])
-      this.#text('\0]')
-    } else if (isObject(value) && !ArrayBuffer.isView(value)) {
-      for (const key in value) {
-        this.#text(key)
-        this.#walk(value[key])
-      }
-      this.#text('\0}')
-    } else this.#text(`\0${value}`)
-  }
-
-  #text(value: string): void {
-    let [low, high] = [this.#low, this.#high]
-    for (let i = 0; i < value.length; i++) {
-      const code = value.charCodeAt(i)
-      low = Math.imul(low ^ code, 0x01000193)
-      high = Math.imul(high ^ code, 0x85ebca6b) ^ (low >>> 15)
-    }
-    this.#low = Math.imul(low ^ value.length, 0x01000193)
-    this.#high = Math.imul(high ^ value.length, 0x85ebca6b)
-  }
+  return { characters, hash: (low >>> 0) * 2 ** 21 + (high >>> 11) }
 }
 
 /** Whole numbers in 64 sets: one set of JavaScript ends at 16 million. */
