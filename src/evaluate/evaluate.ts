@@ -154,7 +154,6 @@ interface Contender {
   readonly name: string | null
   readonly open: OpenTask
   readonly adapter: LoraAdapter
-  /** The answer and its scores. Empty without `generate`. */
   texts: WrittenText[]
 }
 
@@ -315,7 +314,6 @@ async function contendersOf(
   return contenders
 }
 
-/** The contenders, the one first that the others are compared with. */
 function inOrder(contenders: Contender[], against: string | undefined): Contender[] {
   if (against === undefined) return contenders
   const first = contenders.find(({ name }) => name === against)
@@ -343,7 +341,6 @@ function openLabelled(name: string, labels: readonly string[] | undefined, open:
   }
 }
 
-/** The metrics of some records: over their examples, as after a training. */
 function statisticOf(
   { open, texts }: Contender,
   { losses, weights, predictions }: Measured,
@@ -383,7 +380,6 @@ function statisticOf(
   }
 }
 
-/** Writes an answer to each record with each model, the most likely token at each step. */
 async function writeAnswers(
   model: Model,
   contenders: readonly Contender[],
@@ -414,7 +410,6 @@ async function writeAnswers(
   }
 }
 
-/** Records that are judged at the same time. */
 const JUDGED_TOGETHER = 8
 
 async function judgeAnswers(
@@ -446,7 +441,6 @@ function judgedOf({ texts }: Contender): NonNullable<EvaluatedModel['judged']> {
   return { won: count(1), tied: count(0.5), lost: count(0) }
 }
 
-/** The records on which an adapter differs most from the first model. */
 function differingRecords(
   contenders: readonly Contender[],
   measured: readonly Measured[],

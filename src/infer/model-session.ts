@@ -52,7 +52,6 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
   readonly #graphs = new Map<string, GraphSession>()
   #adapters: readonly string[] = []
   #changes = 0
-  /** Changes of the session follow one another. */
   #lastChange: Promise<unknown> = Promise.resolve()
   #disposal: Promise<void> | undefined
 

@@ -26,7 +26,6 @@ const isEmpty = kind(
   (value) => isObject(value) && Object.keys(value).length === 0,
 )
 
-/** A choice of adapters: weights by name. */
 const MIX = kind('weights by name, such as { "a": 0.5, "b": 0.5 }', isMix)
 
 const TEXT_OR_TEXTS = anyOf(STRING, listOf(STRING))

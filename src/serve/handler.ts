@@ -221,7 +221,6 @@ class Server {
     return response
   }
 
-  /** Tells the log of what no caller caused. */
   #told(error: unknown, signal?: AbortSignal): HttpError {
     if (signal?.aborted) return new HttpError(499, 'The caller left')
     const told = httpError(error, (text) => text.replaceAll(this.#session.model.directory.name, this.#name))
@@ -328,8 +327,9 @@ class Server {
       let lastAt: number | undefined
       const onPiece = () => {
         const now = performance.now()
-        if (lastAt === undefined) this.#metrics.firstToken((now - startedAt) / 1000)
-        else this.#metrics.nextToken((now - lastAt) / 1000)
+        const { first, between } = this.#metrics
+        if (lastAt === undefined) first.add((now - startedAt) / 1000)
+        else between.add((now - lastAt) / 1000)
         lastAt = now
       }
       try {

@@ -153,7 +153,6 @@ export function noTemplateForChats(where: string): FormatError {
   })
 }
 
-/** The prompt of a record as it is encoded, and the last answer. */
 function questionOf(record: ParsedRecord, context: EncodeContext): Question | undefined {
   switch (record.kind) {
     case 'text':
@@ -207,7 +206,6 @@ export class PackedTexts extends PackedExamples {
 class CausalLm implements OpenTask<Example> {
   readonly probe: OpenTask['probe']
   readonly #model: Model
-  /** The packed examples, if rows hold several records. */
   readonly #packed: PackedTexts | undefined
   readonly #inputs: ReturnType<typeof tokenInputs>
 
@@ -319,7 +317,6 @@ export function targetFeeds(labels: ArrayLike<number>, length: number): Feeds {
   return rowFeeds(rows, targets)
 }
 
-/** Endings of architectures that predict something else than the next token. */
 const NOT_CAUSAL =
   /For(MaskedLM|PreTraining|NextSentencePrediction|(Sequence|Token|Image|Audio)Classification|QuestionAnswering|MultipleChoice)$/
 

@@ -159,7 +159,6 @@ class Dpo extends TwoAnswers<AnswerExample> implements OpenTask<AnswerExample> {
     return [chosen, rejected].flatMap(({ inputIds, labels }) => [inputIds, labels])
   }
 
-  /** The rewards of both answers. */
   predict(outputs: Readonly<Record<string, RuntimeTensor>>, examples: readonly AnswerExample[]): Two[] {
     return this.changes(outputs, examples).map(
       ([chosen, rejected]): Two => [this.#beta * chosen, this.#beta * rejected],

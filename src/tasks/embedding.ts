@@ -58,7 +58,6 @@ const FIELDS = [
 
 const GRADIENT = 'loss/vector-gradients'
 const MASK = 'attention_mask'
-/** Places that recall is told for. */
 const RECALLS = [1, 10]
 
 export const embedding: Task<RelatedTexts, RelatedExample, EmbeddingOptions> = {

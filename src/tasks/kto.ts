@@ -187,7 +187,6 @@ function startOf({ labels }: Example): number {
   return labels.findIndex((label) => label !== IGNORED)
 }
 
-/** The prompt of one example with the answer of another. */
 function withAnswerOf({ own, limit }: JudgedExample, { answer }: JudgedExample): Example {
   const start = startOf(own)
   const inputIds = Int32Array.from([...own.inputIds.subarray(0, start), ...answer]).slice(0, limit)

@@ -25,7 +25,6 @@ function isTruth(value: unknown): boolean {
   return typeof value === 'boolean' || (typeof value === 'string' && /^(true|false)$/i.test(value))
 }
 
-/** A note about the field that labels a row, where the task does not learn it. */
 export function droppedLabelNote({ name, records }: Pick<Task, 'name' | 'records'>, row: unknown): string[] {
   const fields = ['label', 'labels']
   if (!isObject(row) || records.some((record) => fields.some((field) => Object.hasOwn(record, field)))) return []

@@ -14,10 +14,8 @@ import { chooseTargets, PROBED_TARGETS, probeTargets, targetsLength } from './ne
 import type { OpenTask } from './task.js'
 import { ownLength, PROBE_BATCHES, padded, tokenBatch, tokenLengths } from './token-batch.js'
 
-/** Answers of an example. */
 export const SIDES = 2
 
-/** A number of each answer. */
 export type Two = readonly [number, number]
 
 type Outputs = Readonly<Record<string, RuntimeTensor>>
@@ -35,7 +33,6 @@ export class TwoAnswers<Example extends object> {
   readonly #model: Model
   readonly #names: Names
   readonly #inputs: ReturnType<typeof tokenInputs>
-  /** ln(probability) before the first step. */
   readonly #before = new WeakMap<Example, Two>()
 
   /** `columns`: the other feeds of the loss for n examples. */
@@ -115,7 +112,6 @@ export class TwoAnswers<Example extends object> {
     return { ...this.#inputs.feeds(tokens), ...this.#inputs.emptyCache(texts.length) }
   }
 
-  /** `rows`: of each target, the row of its answer. */
   #sideFeeds(n: number, rows: readonly number[]): Feeds {
     const feeds = this.#names.sides.map((name, side) => {
       const data = new Float32Array(n * rows.length)
@@ -129,7 +125,6 @@ export class TwoAnswers<Example extends object> {
   }
 }
 
-/** A number for each example, (n, 1). */
 export function columnFeed(values: readonly number[]): RuntimeTensor {
   return { type: 'float32', data: Float32Array.from(values), dims: [values.length, 1] }
 }

@@ -8,7 +8,6 @@ import { type ChatTemplate, DEFAULT_TEMPLATE, type TemplateSource } from './temp
 /** The longest known templates have some 20 kB. */
 export const MAX_TEMPLATE_BYTES = 1_000_000
 
-/** The file of models of texts and pictures. */
 const OF_PROCESSOR = 'chat_template.json'
 
 /** Special tokens that templates may name. */
@@ -67,7 +66,6 @@ export function recordTemplate(text: string, args: Readonly<Record<string, unkno
   return lines.length === 0 ? text : `${lines.join('\n')}\n{{- '' }}${text}`
 }
 
-/** A value as Jinja writes it. */
 function literal(value: unknown): string {
   if (value === null || value === undefined) return 'none'
   if (Array.isArray(value)) return `[${value.map(literal).join(', ')}]`

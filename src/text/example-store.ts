@@ -5,7 +5,6 @@ import { type Example, IGNORED } from './records.js'
 /** Tokens of a block, of which examples take parts: an array of its own for each of a million takes twice the time. */
 const BLOCK = 1 << 18
 
-/** A list of examples whose labels are their ids or {@link IGNORED}. */
 export class ExampleStore implements Iterable<Example> {
   /** The ids. One whose label is ignored has all bits turned. */
   readonly #packed: Int32Array[] = []

@@ -34,7 +34,6 @@ interface Node {
 
 export interface CompiledTemplate {
   render(variables: Readonly<Record<string, unknown>>): string
-  /** It marks what the model writes. */
   readonly marksGeneration: boolean
 }
 

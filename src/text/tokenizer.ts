@@ -79,11 +79,9 @@ export interface EncodedTexts {
   kept: number
 }
 
-/** The tokens that the template puts around texts: ids, and the type of each. */
 interface TextTemplate {
   /** Before the first text, between them or behind it, behind the second. */
   readonly around: readonly { readonly ids: readonly number[]; readonly typeIds: readonly number[] }[]
-  /** The types of the texts' own tokens. */
   readonly types: readonly number[]
 }
 
@@ -171,7 +169,6 @@ class HubTextTokenizer implements Tokenizer {
   readonly padTokenId: number | undefined
   readonly #hub: HubTokenizer
   readonly #definition: Readonly<Record<string, unknown>>
-  /** Faster, where the kind of tokenizer allows it. */
   readonly #pieces: PieceEncoder | undefined
   readonly #cleanUp: boolean
   readonly #templates: TextTemplate[] = []
@@ -388,7 +385,6 @@ class HubTextTokenizer implements Tokenizer {
 class WindowedStream implements TextStream {
   readonly #decode: (ids: readonly number[]) => string
   #window: number[]
-  /** How many tokens of the window have given their text already. */
   #done: number
 
   constructor(decode: (ids: readonly number[]) => string, after: readonly number[]) {

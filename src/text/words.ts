@@ -53,7 +53,6 @@ function startsOf(tokenizer: Tokenizer, text: string, words: readonly Span[]): (
   return ranges.map(([first, end]) => (first < end ? first : undefined))
 }
 
-/** The text between two spaces, with the first of them. */
 interface Chunk {
   readonly text: string
   readonly words: readonly Span[]

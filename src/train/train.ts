@@ -167,7 +167,6 @@ function elementsOfA(adapter: LoraAdapter): number {
   return adapter.parts('linear').reduce((sum, { rank, k }) => sum + rank * k, 0)
 }
 
-/** Tokens of a packed row where nothing is said. */
 const PACKED_LENGTH = 512
 
 function pack(
@@ -230,7 +229,6 @@ interface RowSource {
   readonly where: string
   readonly first: Row | undefined
   readonly rows: Rows
-  /** Errors of the rows that are left out. */
   readonly invalid: DataError[]
   readonly onInvalid: OnInvalid | undefined
 }

@@ -73,7 +73,6 @@ export interface Mixable {
   readonly scales: boolean
   /** The base's tensors that it replaces, and those of which it replaces some values. */
   readonly replaced: ReadonlyMap<string, 'whole' | 'rows'>
-  /** Modules whose weights it adds to. */
   readonly added: ReadonlySet<string>
 }
 

@@ -77,10 +77,8 @@ export function labelBytes(label: Target): Uint8Array {
   return new TextEncoder().encode(typeof label === 'string' ? label : JSON.stringify(label))
 }
 
-/** Labels that are told of by name when they are seen once. */
 const TOLD = 5
 
-/** Warnings about labels that one record alone has: there is nothing to compare them with. */
 function rareLabels(examples: Iterable<Labeled>): string[] {
   const seen = new Map<string, { where: string; count: number }>()
   for (const { label: target, where } of examples) {

@@ -278,5 +278,4 @@ function textsOf(ids: Int32Array, decode: (ids: readonly number[]) => string): s
   })
 }
 
-/** A character has at most four bytes, and a token at least one. */
 const MAX_CHARACTER_TOKENS = 4

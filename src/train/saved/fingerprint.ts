@@ -23,7 +23,6 @@ export const BASE_WEIGHTS = 'base weights'
 
 export interface FingerprintParts {
   model: Model
-  /** As it was before the first step. */
   adapter: LoraAdapter
   task: string
   taskOptions: Readonly<Record<string, unknown>> | undefined
@@ -34,7 +33,6 @@ export interface FingerprintParts {
   totalSteps: number
 }
 
-/** The part that says how many steps the run has. */
 const STEPS = 'number of steps, from `maxSteps` or `epochs`'
 
 export function stepsIn(fingerprint: Readonly<Record<string, string>>): number {
@@ -101,7 +99,6 @@ export function checkFingerprint(
   }
 }
 
-/** A digest of weights, in the order in which the graph names them. */
 export async function weightsDigest(files: Iterable<ByteSource>): Promise<string> {
   const hash = new Hash()
   for (const source of files) {
