@@ -212,7 +212,7 @@ function start(linear: Linear): number {
   return linear.fused?.start ?? 0
 }
 
-// Where rows of a batch have adapters of their own, tables stand under one another, and a token is looked up in the
+// If rows of a batch have adapters of their own, tables stand under one another, and a token is looked up in the
 // table of its row's slot.
 
 /** The graph input, (1) or (rows, 1), that tells which table each row of the batch has. */

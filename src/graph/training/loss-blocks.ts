@@ -21,10 +21,7 @@ import { Graph } from '../view/graph.js'
 import { sourceOf } from '../view/source.js'
 import type { LossOfRows, ObjectiveGraph } from './objective-graph.js'
 
-/**
- * Only where logits are large, and come from a float weight that is not trained: gradients of an adapted output layer need
- * the logits.
- */
+/** Only large logits from a float weight that is not trained: gradients of an adapted output layer need logits. */
 export function lossInBlocks(own: ObjectiveGraph, bytes: typeof LOGIT_BYTES, hasGradients: boolean): void {
   for (const loss of own.losses) {
     const head = headOf(own.graph, loss.logits)
