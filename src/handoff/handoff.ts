@@ -25,7 +25,6 @@ import { type HandedTask, handedTask } from './rows.js'
 import { trainScript } from './script.js'
 import { type HandedRun, modelSettings, scriptOnly, trainingArguments, trlSettings } from './settings-file.js'
 
-/** How a run is handed off. */
 export interface HandoffSettings {
   readonly out: Directory
   /** The base as transformers opens it; undefined for the name that the adapter gives it. */
@@ -55,13 +54,11 @@ export interface HandoffReport {
 
 const ADAPTER_FILES = ['adapter_config.json', 'adapter_model.safetensors']
 
-/** The examples of one data set, with the records that they are of. */
 interface Rows {
   readonly examples: Examples<unknown>
   readonly parsed: readonly unknown[]
 }
 
-/** Hands a run off, as the public function `handoff` says (index/handoff.ts). */
 export async function handOff(
   options: TrainingOptions,
   context: RunContext,
@@ -99,7 +96,7 @@ export async function handOff(
     base: base ?? baseNameOf(options.model).baseModel,
     stepsDone,
     totalSteps,
-    isOnePass: totalSteps <= stepsOfPass,
+    isInOrder: totalSteps <= stepsOfPass || input.open.needsNeighbors === true,
     maxLength: encoded.maxLength,
     hasEvaluation: evalExamples !== undefined,
     hasTemplate: template !== undefined,
@@ -112,7 +109,7 @@ export async function handOff(
   const order = orderOf(
     run,
     Array.from(examples, (example) => input.open.cost(example)),
-    options,
+    { limit: options.model.contextLength, inOrder: input.open.needsNeighbors ?? false },
   )
   const lines = (own: Rows, indices: readonly number[]) => linesOf(own, indices, { handed, open: input.open, run })
 
@@ -154,19 +151,17 @@ async function copyFile(from: Directory, name: string, to: Directory): Promise<v
   }
 }
 
-/**
- * The rows in the order of the run's first pass, from the next step on. A step that is smaller than others comes last:
- * elsewhere rows are counted off.
- */
+/** From the next step on. A step that is smaller than others comes last: elsewhere rows are counted off. */
 function orderOf(
   { settings, config, stepsDone }: HandedRun,
   costs: readonly number[],
-  { model }: TrainingOptions,
+  { limit = Number.POSITIVE_INFINITY, inOrder }: { limit: number | undefined; inOrder: boolean },
 ): number[] {
   const plan = {
     batchSize: settings.batchSize,
     accumulation: settings.gradientAccumulation,
-    limit: model.contextLength ?? Number.POSITIVE_INFINITY,
+    limit,
+    inOrder,
   }
   const steps = planEpoch(costs, config.seed, 0, plan).map((step) => step.flatMap(({ examples }) => examples))
   const size = plan.batchSize * plan.accumulation
@@ -193,7 +188,6 @@ function* linesOf(
   }
 }
 
-/** Values that train.py takes from the run. */
 function scriptValues(
   run: HandedRun,
   { labels, problemType }: { labels?: readonly string[]; problemType?: string },
@@ -217,9 +211,8 @@ function scriptValues(
   }
 }
 
-/** Sentences about what is not the same there. */
 function differencesOf(
-  { settings, config, peft, stepsDone, isOnePass }: HandedRun,
+  { task, settings, config, peft, stepsDone, isInOrder }: HandedRun,
   options: TrainingOptions,
 ): string[] {
   const quantized = /_(q\w+|bnb4|u?int8|quantized)(?:f16)?\.onnx$/.exec(options.model.onnxPath)
@@ -237,7 +230,15 @@ function differencesOf(
     ...(stepsDone > 0
       ? [`The adapter of step ${stepsDone} goes along. The moments of its optimizer do not: AdamW starts anew.`]
       : []),
-    ...(isOnePass ? [] : ['Passes over the data are shuffled by other random numbers.']),
+    ...(isInOrder ? [] : ['Passes over the data are shuffled by other random numbers.']),
+    ...(stepsDone > 0 && (task === 'dpo' || task === 'kto')
+      ? ['TRL compares with the adapter that goes along, and not with the model before the first step.']
+      : []),
+    ...(task === 'kto'
+      ? [
+          'The KL term pairs each prompt with the answer of the row before it in the batch. Batches of another size have other pairs, and several GPUs take the mean of their KL terms: divide gradient_accumulation_steps only, and the loss still differs a little.',
+        ]
+      : []),
     ...(settings.keep === 'best' && stepsDone > 0
       ? ['The adapter that goes along is that of the best evaluation.']
       : []),

@@ -2,14 +2,13 @@
 
 import { isByteSource, isDirectory } from '../data/source.js'
 import type { LoraAdapter } from '../lora/adapter.js'
-import { modelCard } from '../peft/model-card.js'
 import type { OpenTask, Task } from '../tasks/task.js'
 import { baseNameOf, type RunSources } from './about-run.js'
 import type { TrainingData, TrainingOptions } from './options.js'
 import type { TrainReport } from './report.js'
+import { modelCard } from './saved/model-card.js'
 import type { TrainSettings } from './settings.js'
 
-/** Facts about a run that its model card tells, besides the result. */
 export interface CardSources {
   readonly options: TrainingOptions
   readonly sources: RunSources | undefined
@@ -19,7 +18,6 @@ export interface CardSources {
   readonly settings: TrainSettings
 }
 
-/** README.md of a run that is done. */
 export function cardOf(
   {
     evalLoss,
