@@ -4,6 +4,7 @@ import { ConfigError, DataError, UnsupportedError } from '../base/errors.js'
 import { checkOptions } from '../base/options.js'
 import { Steps, type ToolRun } from '../base/progress.js'
 import { readRows } from '../data/read-rows.js'
+import { otherWeights } from '../graph/base-record.js'
 import type { Model } from '../graph/model-folder.js'
 import { joinGraphs } from '../graph/training/joined-graph.js'
 import { ModelSession } from '../infer/model-session.js'
@@ -172,6 +173,10 @@ export async function evaluateAdapters(
   const task = await taskOf(given, Object.values(adapters), options.task)
   checkOptions(options.taskOptions, `the task ${task.name}`, task.options ?? {})
   task.check(model)
+  for (const [name, { trainedOn }] of Object.entries(adapters)) {
+    const other = await otherWeights(trainedOn, model)
+    if (other !== undefined) onWarning(`${name}: ${other}`)
+  }
   const { records, examples } = await read(model, task, data, options, onWarning)
   const contenders = inOrder(await contendersOf(model, task, adapters, examples, options, onWarning), options.against)
   const judgements = judging === undefined ? 0 : (contenders.length - 1) * records.length

@@ -32,7 +32,7 @@ export interface WholeSession {
 
 export interface SessionBase
   extends Pick<Model, 'onnx' | 'runtime'>,
-    Partial<Pick<Model, 'config' | 'graphs' | 'openGraph'>> {
+    Partial<Pick<Model, 'config' | 'graphs' | 'onnxPath' | 'name' | 'openGraph'>> {
   close?(): Promise<void>
 }
 
@@ -43,7 +43,7 @@ export interface SessionExtras extends OutputOptions {
   decodeImage?: DecodeImage | undefined
   /** Opens what `add` is called with. Default: it is an adapter already. */
   openAdapter?: ((adapter: unknown) => Promise<LoraAdapter>) | undefined
-  /** Hears that a graph runs in a slower form. Default: console.warn. */
+  /** Hears of graphs in a slower form, and of adapters of another base. Default: console.warn. */
   onWarning?: ((message: string) => void) | undefined
   /** Hears which layers of which adapter are left out. */
   onMissing?: ((adapter: string, layers: readonly string[]) => void) | undefined

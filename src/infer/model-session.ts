@@ -4,6 +4,7 @@
 import { StateError, UnsupportedError } from '../base/errors.js'
 import { checkArgument, checkOptions, kind, NAME } from '../base/options.js'
 import { accuracyEdit } from '../graph/accuracy-level.js'
+import { otherWeights } from '../graph/base-record.js'
 import type { NewRows } from '../graph/fuse/new-rows.js'
 import { completeFeeds } from '../graph/inputs/family.js'
 import type { ModelGraph } from '../graph/match/spread.js'
@@ -48,6 +49,7 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
   readonly #openAdapter: (adapter: unknown) => Promise<LoraAdapter>
   readonly #allowsMissing: boolean
   readonly #onMissing: NonNullable<SessionExtras['onMissing']>
+  readonly #onWarning: NonNullable<SessionExtras['onWarning']>
   /** Graphs by role; the first is the one that runs ask if they name none. */
   readonly #graphs = new Map<string, GraphSession>()
   #adapters: readonly string[] = []
@@ -62,7 +64,7 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
     extras: SessionExtras,
     bounds: TextBounds,
   ) {
-    const { decodeImage, openAdapter, onMissing = () => {} } = extras
+    const { decodeImage, openAdapter, onMissing = () => {}, onWarning = console.warn } = extras
     this.model = model
     this.decodeImage = decodeImage
     this.texts = new RunningTexts(this, bounds)
@@ -70,6 +72,7 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
     this.#openAdapter = openAdapter ?? (async (adapter) => adapter as LoraAdapter)
     this.#allowsMissing = allowMissing
     this.#onMissing = onMissing
+    this.#onWarning = onWarning
   }
 
   static async open<M extends SessionBase>(
@@ -307,6 +310,10 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
       for (const [i, graph] of graphs.entries()) await graph.add(parts[i])
       this.#adapters = [...this.#adapters, ...adapters.map(([name]) => name)]
       this.#changes += adapters.length
+      for (const [name, { trainedOn }] of adapters) {
+        const other = await otherWeights(trainedOn, this.model)
+        if (other !== undefined) this.#onWarning(`${name}: ${other}`)
+      }
     })
   }
 

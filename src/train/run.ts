@@ -2,6 +2,7 @@
 
 import { NumericError } from '../base/errors.js'
 import type { SignalLike } from '../base/globals.js'
+import { recordOfBase } from '../graph/base-record.js'
 import { type Engine, openEngine } from '../runtime/host.js'
 import type { Examples } from '../tasks/task.js'
 import { BestEvaluation, type Evaluation } from './best.js'
@@ -12,7 +13,6 @@ import { gradientFactors, loraPlusRates, startOf, writeParameters } from './para
 import { type MemoryUse, Pace, peakRssBytes, steadyMedian, type TrainEvents, type TrainReport } from './report.js'
 import { costOf, examplesOf, type PlanOptions, planEpoch, type StepPlan, stepsPerEpoch } from './rows/batches.js'
 import type { Sampler } from './samples.js'
-import { recordOfBase } from './saved/base-record.js'
 import { checkFingerprint, fingerprintOf, stepsIn } from './saved/fingerprint.js'
 import { resumeRun, type SampleEvent, type StepMetrics } from './saved/run-folder.js'
 import { type RunPlace, withRunPlace } from './saved/run-place.js'
@@ -211,7 +211,9 @@ class Run {
     if (isDone && (this.#keepsBest || keepState)) await this.#save()
     const report = this.#reportOf(isDone)
     if (isDone) {
-      await this.#writer?.finish(report, recordOfBase(this.#input.model, this.#fingerprint), {
+      const base = await recordOfBase(this.#input.model)
+      this.#input.adapter.trainedOn = base
+      await this.#writer?.finish(report, base, {
         card: card && (await import('./card.js')).cardOf(report, card),
         page: await page?.(report, this.#metrics),
         keepState,

@@ -1,9 +1,9 @@
 // Short digests of a run's parts: a run may be resumed only with the parts that it was started with, else its result
 // would be neither of the two.
 
-import type { ByteSource } from '../../base/bytes.js'
 import { MismatchError } from '../../base/errors.js'
 import { serializeModel } from '../../formats/onnx/model.js'
+import { Hash, weightsDigest } from '../../graph/base-record.js'
 import type { Model } from '../../graph/model-folder.js'
 import type { LoraAdapter } from '../../lora/adapter.js'
 import type { Examples, OpenTask } from '../../tasks/task.js'
@@ -18,8 +18,6 @@ const WITHOUT_EFFECT: ReadonlySet<keyof TrainSettings> = new Set([
   'fast',
   'saveEvery',
 ])
-
-export const BASE_WEIGHTS = 'base weights'
 
 export interface FingerprintParts {
   model: Model
@@ -39,12 +37,7 @@ export function stepsIn(fingerprint: Readonly<Record<string, string>>): number {
   return Number(fingerprint[STEPS])
 }
 
-/** Files of weights up to this size are hashed whole, larger ones in samples: half a second at most. */
-const WHOLE_BYTES = 64 << 20
-const SAMPLES = 256
-const SAMPLE_BYTES = 64 << 10
-
-/** Large files of weights are sampled: a change of a few weights can go unnoticed. */
+/** One short text for each part, under the name that an error calls it. */
 export async function fingerprintOf(parts: FingerprintParts): Promise<Record<string, string>> {
   const { model, adapter, task, taskOptions = {}, open, examples, evalExamples, settings, totalSteps } = parts
   const weights = new Hash()
@@ -65,7 +58,7 @@ export async function fingerprintOf(parts: FingerprintParts): Promise<Record<str
     ...Object.entries(taskOptions).map(([key, value]): [string, unknown] => [`option ${key} of the task`, value]),
     [STEPS, totalSteps],
     ['model', new Hash().add(serializeModel(model.onnx.proto)).digest()],
-    [BASE_WEIGHTS, await weightsDigest(model.onnx.files.values())],
+    ['base weights', await weightsDigest(model.onnx.files.values())],
     ['data', digestOf(open, examples)],
     ['evaluation data', evalExamples && digestOf(open, evalExamples)],
     ['adapter', weights.digest()],
@@ -96,43 +89,6 @@ export function checkFingerprint(
       got: value,
       hint: 'Resume with the options, data and weights of the first start, or overwrite the run',
     })
-  }
-}
-
-export async function weightsDigest(files: Iterable<ByteSource>): Promise<string> {
-  const hash = new Hash()
-  for (const source of files) {
-    const { byteLength } = source
-    const isWhole = byteLength <= WHOLE_BYTES
-    const count = isWhole ? Math.ceil(byteLength / SAMPLE_BYTES) : SAMPLES
-    const stride = isWhole ? SAMPLE_BYTES : (byteLength - SAMPLE_BYTES) / (SAMPLES - 1)
-    for (let i = 0; i < count; i++) {
-      const start = Math.floor(i * stride)
-      hash.add(await source.read(start, Math.min(SAMPLE_BYTES, byteLength - start)))
-    }
-    hash.add(new TextEncoder().encode(String(byteLength)))
-  }
-  return hash.digest()
-}
-
-/** Two FNV-1a hashes side by side: no protection against an attack. */
-class Hash {
-  #a = 0x811c9dc5
-  #b = 0x9e3779b9
-
-  add(values: Uint8Array | Int32Array): this {
-    let [a, b] = [this.#a, this.#b]
-    for (let i = 0; i < values.length; i++) {
-      a = Math.imul(a ^ values[i], 0x01000193)
-      b = Math.imul(b ^ values[i] ^ (b >>> 13), 0x01000193)
-    }
-    this.#a = Math.imul(a ^ values.length, 0x01000193)
-    this.#b = Math.imul(b ^ values.length, 0x01000193)
-    return this
-  }
-
-  digest(): string {
-    return [this.#a, this.#b].map((word) => (word >>> 0).toString(16).padStart(8, '0')).join('')
   }
 }
 

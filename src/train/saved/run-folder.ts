@@ -3,11 +3,11 @@
 import { type Directory, readAll, readJson, writeFile } from '../../base/bytes.js'
 import { FileError, FormatError, listed } from '../../base/errors.js'
 import { parseSafetensorsHeader, readTensorF32, saveSafetensors, type TensorBytes } from '../../formats/safetensors.js'
-import { CARD_FILE, TEMPLATE_FILE } from '../../peft/file-names.js'
+import type { BaseRecord } from '../../lora/adapter.js'
+import { CARD_FILE, MARKER_FILE, TEMPLATE_FILE } from '../../peft/file-names.js'
 import type { BestState, Evaluation } from '../best.js'
 import type { EngineState } from '../engine.js'
 
-export const MARKER_FILE = 'lowrank.json'
 export const METRICS_FILE = 'metrics.jsonl'
 export const STATE_FILE = 'training-state.safetensors'
 /** A line for each evaluation, and one for the answers to the prompts of `sample` at a step. */
@@ -27,11 +27,6 @@ const RUN_FILES = [
   CARD_FILE,
   MARKER_FILE,
 ]
-
-export interface BaseRecord {
-  readonly graph: string
-  readonly weights: string
-}
 
 export interface Marker {
   version: 1

@@ -1,13 +1,12 @@
 // Writes a run's folder so that any interruption leaves it usable: the state counts no steps that the metrics lack.
 
 import { type Directory, writeFile } from '../../base/bytes.js'
-import type { LoraAdapter } from '../../lora/adapter.js'
+import type { BaseRecord, LoraAdapter } from '../../lora/adapter.js'
 import { saveAdapter } from '../../peft/adapter-folder.js'
 import { CARD_FILE } from '../../peft/file-names.js'
 import type { EngineState } from '../engine.js'
 import {
   appendMetrics,
-  type BaseRecord,
   clearRunFolder,
   EVALUATIONS_FILE,
   type FolderUse,
