@@ -1,1 +1,112 @@
 // The tasks of pipelines that adapters can be used in: which classes of transformers.js stand behind each.
+
+import { readJson, readText } from '../base/bytes.js'
+import { FileError, nearMisses, UnsupportedError } from '../base/errors.js'
+import { isObject } from '../base/options.js'
+import type { Model } from '../graph/model-folder.js'
+import { MAX_TEMPLATE_BYTES } from '../text/chat-template.js'
+import { type Class, classNamed, type PreTrainedModel, type TransformersModule } from './module.js'
+
+/** A task of transformers.js's pipelines. */
+export type PipelineTask =
+  | 'text-generation'
+  | 'feature-extraction'
+  | 'text-classification'
+  | 'token-classification'
+  | 'image-classification'
+
+const CLASSES: Readonly<Record<PipelineTask, { readonly auto: string; readonly pipeline: string }>> = {
+  'text-generation': { auto: 'AutoModelForCausalLM', pipeline: 'TextGenerationPipeline' },
+  'feature-extraction': { auto: 'AutoModel', pipeline: 'FeatureExtractionPipeline' },
+  'text-classification': { auto: 'AutoModelForSequenceClassification', pipeline: 'TextClassificationPipeline' },
+  'token-classification': { auto: 'AutoModelForTokenClassification', pipeline: 'TokenClassificationPipeline' },
+  'image-classification': { auto: 'AutoModelForImageClassification', pipeline: 'ImageClassificationPipeline' },
+}
+
+export function checkTask(task: unknown): asserts task is PipelineTask {
+  const names = Object.keys(CLASSES)
+  if (typeof task === 'string' && names.includes(task)) return
+  const near = typeof task === 'string' ? nearMisses(task, names, 1)[0] : undefined
+  throw new UnsupportedError({
+    where: 'task',
+    what: 'pipelines of this task take no adapters',
+    expected: names.join(', '),
+    got: String(task),
+    ...(near !== undefined && { hint: `Did you mean ${near}?` }),
+  })
+}
+
+export function pipelineClass<T>(transformers: TransformersModule, task: PipelineTask): Class<T> {
+  return classNamed<T>(transformers, CLASSES[task].pipeline)
+}
+
+/** The tables in which the Auto classes of transformers.js look models up. */
+interface AutoClass {
+  readonly MODEL_CLASS_MAPPINGS: readonly ReadonlyMap<string, string>[]
+  readonly BASE_IF_FAIL?: boolean
+}
+
+export function modelClass(
+  transformers: TransformersModule,
+  task: PipelineTask,
+  { config, name }: Model,
+): Class<PreTrainedModel> {
+  const auto = classNamed(transformers, CLASSES[task].auto) as unknown as AutoClass
+  const type = String(config.model_type)
+  const found = auto.MODEL_CLASS_MAPPINGS.map((mapping) => mapping.get(type)).find((one) => one !== undefined)
+  if (found !== undefined) return classNamed<PreTrainedModel>(transformers, found)
+  if (auto.BASE_IF_FAIL) return classNamed<PreTrainedModel>(transformers, 'PreTrainedModel')
+  throw new UnsupportedError({
+    where: name,
+    what: `@huggingface/transformers ${transformers.env.version} has no ${task} for models of this type`,
+    got: type,
+    ...(task === 'text-classification' && {
+      hint: 'session.classify of openSession gives labels with models that transformers.js has no class for',
+    }),
+  })
+}
+
+export interface InputReader {
+  readonly tokenizer?: unknown
+  readonly processor?: unknown
+}
+
+/** For pictures, its image processor. */
+export async function readerOf(
+  transformers: TransformersModule,
+  task: PipelineTask,
+  model: Model,
+): Promise<InputReader> {
+  return task === 'image-classification'
+    ? { processor: processorOf(transformers, model) }
+    : { tokenizer: await tokenizerOf(transformers, model) }
+}
+
+function processorOf(transformers: TransformersModule, { preprocessorConfig, name }: Model): object {
+  if (preprocessorConfig === undefined) {
+    throw new FileError({
+      where: name,
+      what: 'no preprocessor_config.json in this folder, which says how pictures are resized',
+      hint: 'Copy it from where the model came from',
+    })
+  }
+  const named = String(preprocessorConfig.image_processor_type ?? '').replace(/Fast$/, '')
+  const Processor = classNamed<object>(transformers, named, 'ImageProcessor')
+  return new Processor({ ...preprocessorConfig })
+}
+
+async function tokenizerOf(transformers: TransformersModule, model: Model): Promise<unknown> {
+  const { directory } = model
+  const tokenizer = await readJson(directory, 'tokenizer.json')
+  const hasConfig = await directory.has('tokenizer_config.json')
+  const config = hasConfig ? await readJson(directory, 'tokenizer_config.json') : {}
+  const settings = isObject(config) ? { ...config } : {}
+  // Newer folders hold the template in a file of its own, which transformers.js does not look for.
+  const template = 'chat_template.jinja'
+  if (settings.chat_template === undefined && (await directory.has(template))) {
+    settings.chat_template = await readText(directory, template, MAX_TEMPLATE_BYTES)
+  }
+  const named = String(settings.tokenizer_class ?? '').replace(/Fast$/, '')
+  const Tokenizer = classNamed<object>(transformers, named, 'PreTrainedTokenizer')
+  return new Tokenizer(tokenizer, settings)
+}
