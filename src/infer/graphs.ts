@@ -33,6 +33,8 @@ export interface WholeSession {
   tried<T>(action: () => Promise<T>): Promise<T>
   /** Throws MismatchError unless runs can choose these adapters. */
   checkMixes(mixes: readonly Mix[]): void
+  /** The tokens from which on a mix counts; undefined for one that always does. */
+  invocationOf(mix: Mix): readonly number[] | undefined
   /** The head that an adapter brings to the first graph. */
   headOf(name: string): AdapterHead | undefined
   /** The chat template that an adapter was trained with; undefined for one that was not trained on chats. */

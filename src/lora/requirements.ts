@@ -6,8 +6,11 @@ import type { LoraConfig } from './config.js'
 import { changesBase, isToldByBase } from './init/inits.js'
 import { type PartKind, type PartView, tensorsOf } from './part.js'
 
-/** Something that code can handle: a kind of parts, or a vector that parts have beside their factors. */
-export type Handled = PartKind | 'magnitude' | 'biasB'
+/**
+ * Something that code can handle: a kind of parts, a vector that parts have beside their factors, or the tokens that
+ * turn an adapter on.
+ */
+export type Handled = PartKind | 'magnitude' | 'biasB' | 'invocation'
 
 /** Parts and vectors that adapters can have where their base is a graph: in sessions, and in merges. */
 export const GRAPH_PARTS: readonly Handled[] = [
@@ -20,6 +23,9 @@ export const GRAPH_PARTS: readonly Handled[] = [
   'token-rows',
 ]
 
+/** Parts of an activated LoRA: as in PEFT, linear layers alone. */
+export const ACTIVATED_PARTS: readonly Handled[] = ['linear', 'biasB', 'invocation']
+
 const MEANINGS: Readonly<Record<Handled, string>> = {
   linear: 'linear layers',
   magnitude: 'magnitudes of DoRA (use_dora)',
@@ -29,6 +35,7 @@ const MEANINGS: Readonly<Record<Handled, string>> = {
   parameter: 'adapted parameters (target_parameters)',
   replacement: 'whole tensors (modules_to_save, bias)',
   'token-rows': 'rows of tokens (trainable_token_indices)',
+  invocation: 'tokens that turn the adapter on (alora_invocation_tokens)',
 }
 
 /** An adapter in memory or its open folder. */
@@ -72,14 +79,17 @@ export function requireHandled(adapter: AnyAdapter, handled: readonly Handled[],
 
 /** The first part that is, or has, something else than is handled, in words. */
 export function unhandledPart(
-  adapter: Pick<AnyAdapter, 'parts'>,
+  adapter: AnyAdapter,
   handled: readonly Handled[],
 ): { name: string; meaning: string; expected: string } | undefined {
+  const expected = handled.map((need) => MEANINGS[need]).join(', ')
+  if (adapter.config.aloraInvocationTokens !== undefined && !handled.includes('invocation')) {
+    return { name: 'alora_invocation_tokens', meaning: MEANINGS.invocation, expected }
+  }
   for (const part of adapter.parts()) {
     const vectors = tensorsOf(part).flatMap(([role]) => (role === 'magnitude' || role === 'biasB' ? [role] : []))
     const other = [part.kind, ...vectors].find((need) => !handled.includes(need))
     if (other === undefined) continue
-    const expected = handled.map((need) => MEANINGS[need]).join(', ')
     return { name: part.name, meaning: MEANINGS[other], expected }
   }
   return undefined
@@ -92,6 +102,16 @@ export function requireOwnLayers({ config: { layerReplication } }: Pick<AnyAdapt
     where: 'layer_replication',
     what: `not implemented for ${use}: layers of the adapted model share one weight of the base, but not what is added to it`,
     got: JSON.stringify(layerReplication).slice(0, 200),
+  })
+}
+
+/** Throws UnsupportedError for an activated LoRA, which changes no text before its invocation. */
+export function requireAlwaysOn({ config }: Pick<AnyAdapter, 'config'>, use: string): void {
+  if (config.aloraInvocationTokens === undefined) return
+  throw new UnsupportedError({
+    where: 'alora_invocation_tokens',
+    what: `an activated LoRA, which changes a text from these tokens on alone, cannot be used for ${use}`,
+    got: JSON.stringify(config.aloraInvocationTokens).slice(0, 200),
   })
 }
 
