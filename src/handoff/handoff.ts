@@ -99,7 +99,7 @@ export async function handOff(
     base: base ?? baseNameOf(options.model).baseModel,
     stepsDone,
     totalSteps,
-    isOnePass: totalSteps <= stepsOfPass,
+    isInOrder: totalSteps <= stepsOfPass || input.open.needsNeighbors === true,
     maxLength: encoded.maxLength,
     hasEvaluation: evalExamples !== undefined,
     hasTemplate: template !== undefined,
@@ -112,7 +112,7 @@ export async function handOff(
   const order = orderOf(
     run,
     Array.from(examples, (example) => input.open.cost(example)),
-    options,
+    { limit: options.model.contextLength, inOrder: input.open.needsNeighbors ?? false },
   )
   const lines = (own: Rows, indices: readonly number[]) => linesOf(own, indices, { handed, open: input.open, run })
 
@@ -161,12 +161,13 @@ async function copyFile(from: Directory, name: string, to: Directory): Promise<v
 function orderOf(
   { settings, config, stepsDone }: HandedRun,
   costs: readonly number[],
-  { model }: TrainingOptions,
+  { limit = Number.POSITIVE_INFINITY, inOrder }: { limit: number | undefined; inOrder: boolean },
 ): number[] {
   const plan = {
     batchSize: settings.batchSize,
     accumulation: settings.gradientAccumulation,
-    limit: model.contextLength ?? Number.POSITIVE_INFINITY,
+    limit,
+    inOrder,
   }
   const steps = planEpoch(costs, config.seed, 0, plan).map((step) => step.flatMap(({ examples }) => examples))
   const size = plan.batchSize * plan.accumulation
@@ -219,7 +220,7 @@ function scriptValues(
 
 /** Sentences about what is not the same there. */
 function differencesOf(
-  { settings, config, peft, stepsDone, isOnePass }: HandedRun,
+  { task, settings, config, peft, stepsDone, isInOrder }: HandedRun,
   options: TrainingOptions,
 ): string[] {
   const quantized = /_(q\w+|bnb4|u?int8|quantized)(?:f16)?\.onnx$/.exec(options.model.onnxPath)
@@ -237,7 +238,15 @@ function differencesOf(
     ...(stepsDone > 0
       ? [`The adapter of step ${stepsDone} goes along. The moments of its optimizer do not: AdamW starts anew.`]
       : []),
-    ...(isOnePass ? [] : ['Passes over the data are shuffled by other random numbers.']),
+    ...(isInOrder ? [] : ['Passes over the data are shuffled by other random numbers.']),
+    ...(stepsDone > 0 && (task === 'dpo' || task === 'kto')
+      ? ['TRL compares with the adapter that goes along, and not with the model before the first step.']
+      : []),
+    ...(task === 'kto'
+      ? [
+          'The KL term pairs each prompt with the answer of the row before it in the batch. Batches of another size have other pairs, and several GPUs take the mean of their KL terms: divide gradient_accumulation_steps only, and the loss still differs a little.',
+        ]
+      : []),
     ...(settings.keep === 'best' && stepsDone > 0
       ? ['The adapter that goes along is that of the best evaluation.']
       : []),

@@ -3,6 +3,7 @@
 import { UnsupportedError } from '../base/errors.js'
 import type { AnswerPair } from '../tasks/answer-pairs.js'
 import type { RelatedTexts } from '../tasks/embedding.js'
+import type { JudgedRow } from '../tasks/kto.js'
 import type { OpenTask } from '../tasks/task.js'
 import type { TaskName } from '../tasks/tasks.js'
 import type { LabeledExample } from '../tasks/text-classification.js'
@@ -15,7 +16,7 @@ type Row = Readonly<Record<string, unknown>>
 /** How the rows of a task are written. */
 export interface HandedTask {
   /** The file of settings, for tasks that `trl` has a command for. */
-  readonly command?: 'sft' | 'dpo'
+  readonly command?: 'sft' | 'dpo' | 'kto'
   /** Settings of the task that the script can follow. */
   readonly options: readonly string[]
   /** True where the loss counts what an assistant writes, so that the template has to mark it. */
@@ -52,6 +53,15 @@ const HANDED: { readonly [Name in TaskName]?: HandedTask } = {
       const { chosen, rejected } = parsed as AnswerPair
       const [own, other] = [turnsOf(chosen), turnsOf(rejected)]
       return { prompt: own.prompt, chosen: own.answer, rejected: other.answer, ...own.more }
+    },
+  },
+  kto: {
+    command: 'kto',
+    options: ['beta', 'desirableWeight', 'undesirableWeight'],
+    record(parsed) {
+      const { record, isWanted } = parsed as JudgedRow
+      const { prompt, answer, more } = turnsOf(record)
+      return { prompt, completion: answer, label: isWanted, ...more }
     },
   },
   embedding: {

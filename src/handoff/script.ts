@@ -138,9 +138,11 @@ def callbacks():
 
 def language_model():
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from trl import DPOConfig, DPOTrainer, ModelConfig, SFTConfig, SFTTrainer
+    import trl
+    from trl import ModelConfig
 
-    config, base = (DPOConfig, DPOTrainer) if RUN["task"] == "dpo" else (SFTConfig, SFTTrainer)
+    kind = {"dpo": "DPO", "kto": "KTO"}.get(RUN["task"], "SFT")
+    config, base = getattr(trl, f"{kind}Config"), getattr(trl, f"{kind}Trainer")
     args, own = settings(config, ModelConfig)
     model = AutoModelForCausalLM.from_pretrained(
         own.model_name_or_path, revision=own.model_revision, dtype=own.dtype, attn_implementation=own.attn_implementation

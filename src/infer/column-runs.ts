@@ -5,7 +5,6 @@
 import type { TokenInputs } from '../graph/inputs/tokens.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 
-/** The inputs over tokens of a graph with fused attention. */
 export interface TokenColumns {
   /** Inputs (batch, sequence), input_ids among them or what takes its place: vectors (batch, sequence, features). */
   readonly tokens: readonly string[]
@@ -26,7 +25,6 @@ export function tokenColumns({ roles, cache, vectors }: TokenInputs): TokenColum
 /** Runs tokens of all texts, from the one with this number on. */
 type Run = (feeds: Feeds, outputNames: readonly string[], first: number) => Promise<Record<string, RuntimeTensor>>
 
-/** True if fused attention refuses a run. */
 export function needsColumns({ tokens, cache }: TokenColumns, feeds: Feeds): boolean {
   const [batch, sequence] = feeds[tokens[0]]?.dims ?? []
   const past = feeds[cache[0]?.past]?.dims[2] ?? 0
@@ -68,7 +66,6 @@ export async function runColumns(
   return Object.fromEntries(joined)
 }
 
-/** Some columns of a tensor: its second axis, or its only one. */
 function columnsOf(tensor: RuntimeTensor, from: number, to: number): RuntimeTensor {
   const axis = Math.min(1, tensor.dims.length - 1)
   const [before, [width, ...after]] = [tensor.dims.slice(0, axis), tensor.dims.slice(axis)]
@@ -83,7 +80,6 @@ function columnsOf(tensor: RuntimeTensor, from: number, to: number): RuntimeTens
   return like(tensor, data, [...before, to - from, ...after])
 }
 
-/** (batch, columns, …) side by side. */
 function join(parts: readonly RuntimeTensor[]): RuntimeTensor {
   const [{ data: first, dims }] = parts
   const [batch, , ...rest] = dims

@@ -5,3 +5,5 @@ export const CONFIG_FILE = 'adapter_config.json'
 export const CARD_FILE = 'README.md'
 /** The chat template of the tokenizer that the adapter was trained with. */
 export const TEMPLATE_FILE = 'chat_template.jinja'
+/** The marker of a folder that lowrank's training wrote. */
+export const MARKER_FILE = 'lowrank.json'

@@ -1,14 +1,16 @@
 // The files of an adapter folder: which folder and which of its files PEFT would read, opening and writing them.
 
-import { type ByteSink, type ByteSource, type Directory, readAll, writeFile } from '../base/bytes.js'
+import { type ByteSink, type ByteSource, type Directory, readAll, readJson, writeFile } from '../base/bytes.js'
 import { FileError, FormatError, listed } from '../base/errors.js'
+import { isObject } from '../base/options.js'
 import {
   parseSafetensorsHeader,
   type SafetensorsFile,
   type TensorBytes,
   writeSafetensors,
 } from '../formats/safetensors.js'
-import { CONFIG_FILE } from './file-names.js'
+import type { BaseRecord } from '../lora/adapter.js'
+import { CONFIG_FILE, MARKER_FILE } from './file-names.js'
 
 const WEIGHTS_FILE = 'adapter_model.safetensors'
 /** The weights of PEFT before 0.6, and since then with safe_serialization=False. */
@@ -168,4 +170,13 @@ export async function writeAdapterFiles(
 
 function isSame(a: Uint8Array, b: Uint8Array): boolean {
   return a.byteLength === b.byteLength && a.every((byte, i) => byte === b[i])
+}
+
+/** The base that lowrank's training recorded beside an adapter; undefined where there is no such record. */
+export async function readBaseRecord(directory: Directory, path = ''): Promise<BaseRecord | undefined> {
+  if (!(await directory.has(path + MARKER_FILE))) return undefined
+  // A damaged record tells nothing; the adapter is as it is.
+  const value = await readJson(directory, path + MARKER_FILE).catch(() => undefined)
+  const base = isObject(value) ? value.base : undefined
+  return isObject(base) ? (base as unknown as BaseRecord) : undefined
 }

@@ -7,14 +7,14 @@ import { encodeWeights, type FloatDtype, isFiniteStored, isFloatDtype } from '..
 import type { LowrankError } from '../base/errors.js'
 import { isAllFinite, type Tensor } from '../base/tensor.js'
 import { readTensorF32 } from '../formats/safetensors.js'
-import { type AdapterPart, LoraAdapter } from '../lora/adapter.js'
+import { type AdapterPart, type BaseRecord, LoraAdapter } from '../lora/adapter.js'
 import type { LoraConfig } from '../lora/config.js'
 import { notFinite } from '../lora/factors.js'
 import { type StoredTensor, tensorsOf } from '../lora/part.js'
 import { requireOwnLayers, requireUnchangedBase } from '../lora/requirements.js'
 import { readChatTemplate } from './chat-template.js'
 import { parsePeftConfig } from './config.js'
-import { findAdapter, openWeights, readConfig } from './files.js'
+import { findAdapter, openWeights, readBaseRecord, readConfig } from './files.js'
 import { type AdapterTensor, normalizeKeys } from './keys.js'
 import { type Meaning, readMeaning } from './labels.js'
 import { claimTensors, type OpenPart } from './tensors.js'
@@ -31,6 +31,8 @@ export interface OpenAdapter {
   readonly meaning: Meaning
   /** The template of the chats that it was trained on. */
   readonly chatTemplate: string | undefined
+  /** See {@link LoraAdapter.trainedOn}. */
+  readonly trainedOn: BaseRecord | undefined
   /** Names of tensors that nothing claims. */
   readonly unclaimed: readonly string[]
   /** Problems with config and tensors; empty unless it was opened with `isTolerant`. */
@@ -99,7 +101,7 @@ export async function openForUse(
 
 function openInMemory(adapter: LoraAdapter, { strict = false, isTolerant = false }: OpenOptions): OpenAdapter {
   const parts = adapter.parts().map(viewOf)
-  const { config, notes, chatTemplate } = adapter
+  const { config, notes, chatTemplate, trainedOn } = adapter
   const problems = strict ? unmatchedProblems({ config, parts: () => parts }, 'adapter') : []
   if (!isTolerant) throwFirst(problems)
   return {
@@ -108,6 +110,7 @@ function openInMemory(adapter: LoraAdapter, { strict = false, isTolerant = false
     notes,
     meaning: adapter,
     chatTemplate,
+    trainedOn,
     unclaimed: [],
     problems,
     parts: () => parts,
@@ -164,6 +167,7 @@ async function openFolder(
   try {
     const { tensors, notes: keyNotes } = normalizeKeys(opened, name)
     const chatTemplate = await readChatTemplate(folder.directory, folder.path)
+    const trainedOn = await readBaseRecord(folder.directory, folder.path)
     const isInside = name === undefined && folder.path !== ''
     const { notes: meaningNotes, ...meaning } = readMeaning(opened.metadata)
     const inside = isInside ? [`an adapter in ${folder.path}, its only one`] : []
@@ -180,6 +184,7 @@ async function openFolder(
       notes,
       meaning,
       chatTemplate,
+      trainedOn,
       unclaimed,
       problems: all,
       parts: () => parts,
@@ -187,7 +192,7 @@ async function openFolder(
       async load() {
         const adapter = new LoraAdapter(config)
         adapter.notes.push(...notes)
-        Object.assign(adapter, meaning, { chatTemplate })
+        Object.assign(adapter, meaning, { chatTemplate, trainedOn })
         for (const part of parts) await addPart(adapter, part)
         return adapter
       },

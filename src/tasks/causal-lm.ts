@@ -145,7 +145,6 @@ function encode(record: ParsedRecord, context: EncodeContext): Encoded<Example> 
   }
 }
 
-/** @param where the model's folder */
 export function noTemplateForChats(where: string): FormatError {
   return new FormatError({
     where,
@@ -197,11 +196,9 @@ function encodeTurns(chat: Chat, template: ChatTemplate, context: EncodeContext,
   return { examples, isTruncated: isShortened || lostAnswers > 0, notes }
 }
 
-/** Texts that share rows, and what keeps them apart in the graph. */
 export class PackedTexts extends PackedExamples {
   readonly separate = separateRecords
 
-  /** @param records the record of each token, from 1 on */
   feeds(records: Int32Array, dims: readonly number[]): Feeds {
     return { [RECORDS]: { type: 'int32', data: records, dims } }
   }
@@ -308,11 +305,7 @@ function recordsOf(
   return { records, positionIds }
 }
 
-/**
- * The positions that predict a target, and which: position i predicts label i + 1 of its row.
- *
- * @param labels (rows, length)
- */
+/** Position i predicts label i + 1 of its row. `labels`: (rows, length). */
 export function targetFeeds(labels: ArrayLike<number>, length: number): Feeds {
   const rows: number[] = []
   const targets: number[] = []
@@ -330,10 +323,7 @@ export function targetFeeds(labels: ArrayLike<number>, length: number): Feeds {
 const NOT_CAUSAL =
   /For(MaskedLM|PreTraining|NextSentencePrediction|(Sequence|Token|Image|Audio)Classification|QuestionAnswering|MultipleChoice)$/
 
-/**
- * Throws UnsupportedError for a model that gives no logits of the next token: one without logits, with other ones, or
- * one that sees the tokens to come.
- */
+/** Refuses logits of other things than the next token, and models that see the tokens to come. */
 export function checkCausal(model: Pick<Model, 'config' | 'vocabularySize'>, graph: Graph): void {
   const isEncoder = inputFamily(graph)?.isEncoder === true
   const refuse = (got: string) =>
@@ -352,7 +342,6 @@ export function checkCausal(model: Pick<Model, 'config' | 'vocabularySize'>, gra
   else checkWidth(model, findLinears(graph).find(({ isHead }) => isHead)?.d)
 }
 
-/** @param got what is there in the place of a causal language model's logits */
 export function notCausal(what = 'it does not continue texts', got?: string): UnsupportedError {
   return new UnsupportedError({
     where: 'ONNX model',
@@ -363,7 +352,6 @@ export function notCausal(what = 'it does not continue texts', got?: string): Un
   })
 }
 
-/** Throws UnsupportedError where there are fewer logits than tokens. */
 export function checkWidth({ vocabularySize = 0 }: Pick<Model, 'vocabularySize'>, width: number | undefined): void {
   if (width === undefined || width >= vocabularySize) return
   throw new UnsupportedError({
@@ -374,11 +362,7 @@ export function checkWidth({ vocabularySize = 0 }: Pick<Model, 'vocabularySize'>
   })
 }
 
-/**
- * Throws UnsupportedError unless there is a row of logits for each token.
- *
- * @param times how many times as many sequences as {@link PROBE_BATCHES} has were measured
- */
+/** `times`: how many times as many sequences as {@link PROBE_BATCHES} has were measured. */
 export function checkAllTokens(shape: ProbedShape | undefined, times = 1): void {
   const counts = [shape?.dims[0], shape?.other[0]]
   if (PROBE_BATCHES.every(({ batch, sequence }, i) => counts[i] === times * batch * sequence)) return

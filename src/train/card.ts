@@ -9,7 +9,6 @@ import type { TrainingData, TrainingOptions } from './options.js'
 import type { TrainReport } from './report.js'
 import type { TrainSettings } from './settings.js'
 
-/** Facts about a run that its model card tells, besides the result. */
 export interface CardSources {
   readonly options: TrainingOptions
   readonly sources: RunSources | undefined
@@ -19,7 +18,6 @@ export interface CardSources {
   readonly settings: TrainSettings
 }
 
-/** README.md of a run that is done. */
 export function cardOf(
   {
     evalLoss,

@@ -21,7 +21,6 @@ const CLASSES: Readonly<Record<PipelineTask, { readonly auto: string; readonly p
   'image-classification': { auto: 'AutoModelForImageClassification', pipeline: 'ImageClassificationPipeline' },
 }
 
-/** Throws UnsupportedError for a task whose pipelines take no adapters. */
 export function checkTask(task: unknown): asserts task is PipelineTask {
   const names = Object.keys(CLASSES)
   if (typeof task === 'string' && names.includes(task)) return
@@ -35,7 +34,6 @@ export function checkTask(task: unknown): asserts task is PipelineTask {
   })
 }
 
-/** The class of a task's pipelines. */
 export function pipelineClass<T>(transformers: TransformersModule, task: PipelineTask): Class<T> {
   return classNamed<T>(transformers, CLASSES[task].pipeline)
 }
@@ -46,11 +44,6 @@ interface AutoClass {
   readonly BASE_IF_FAIL?: boolean
 }
 
-/**
- * The class of a task's models, by the model's type.
- *
- * @throws UnsupportedError when transformers.js has none
- */
 export function modelClass(
   transformers: TransformersModule,
   task: PipelineTask,
@@ -71,17 +64,12 @@ export function modelClass(
   })
 }
 
-/** The part of a pipeline that reads its input. */
 export interface InputReader {
   readonly tokenizer?: unknown
   readonly processor?: unknown
 }
 
-/**
- * transformers.js's tokenizer of a model, or for pictures its image processor.
- *
- * @throws FileError when the model has no file for it
- */
+/** For pictures, its image processor. */
 export async function readerOf(
   transformers: TransformersModule,
   task: PipelineTask,

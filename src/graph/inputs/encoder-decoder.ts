@@ -12,6 +12,9 @@ import { dimsOfInput, roleFeeds, splitInputs, type TokenBatch } from './roles.js
 export const HIDDEN_STATES = 'encoder_hidden_states'
 export const STATES_MASK = 'encoder_attention_mask'
 
+/** A joined graph finds the encoder's weights under their locations in this folder. */
+export const ENCODER_FILES = 'encoder/'
+
 /** The prefix of the decoder's own inputs, in graphs that hold both encoder and decoder. */
 export const OF_DECODER = 'decoder_'
 

@@ -15,15 +15,12 @@ import {
   weightRange,
 } from '../../formats/onnx/tensors.js'
 import { dropEmptyCache, takeBranchWithoutCache } from '../inputs/cache.js'
-import { HIDDEN_STATES, OF_DECODER, STATES_MASK } from '../inputs/encoder-decoder.js'
+import { ENCODER_FILES, HIDDEN_STATES, OF_DECODER, STATES_MASK } from '../inputs/encoder-decoder.js'
 import { inputFamily } from '../inputs/family.js'
 import { findLinears, logitsName, SCOPES, scopesIn } from '../match/linears.js'
 import type { Model } from '../model-folder.js'
 import { Graph, readGraph } from '../view/graph.js'
 import { raiseOpset } from '../view/opset.js'
-
-/** The encoder's weights are found under their locations in this folder. */
-const ENCODER_FILES = 'encoder/'
 
 /**
  * The model with one graph in the place of its encoder and its decoder. Its inputs are those of the encoder, and those

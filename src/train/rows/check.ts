@@ -67,7 +67,6 @@ export interface DataReport {
   readonly examples: readonly PreviewExample[]
 }
 
-/** The part of the options that decides what training sees. */
 export interface CheckDataInput
   extends Pick<
     TrainingOptions,
@@ -81,13 +80,7 @@ const MAX_LABELS = 1000
 /** Lengths up to this are counted one by one. */
 const EXACT_LENGTHS = 4096
 
-/**
- * Reads all records, and encodes them if there is a model.
- *
- * @param preview how many examples are shown as tokens
- * @throws what training throws for model and options, and UnsupportedError for a preview of examples without tokens.
- *   What is wrong with records is in the report
- */
+/** Wrong records are in the report, wrong options are thrown. `preview`: examples that are shown as tokens. */
 export async function checkRecords(options: CheckDataInput, preview = 0): Promise<DataReport> {
   const { model, evalData } = options
   if (model === undefined && preview > 0) throw new ConfigError({ where: 'preview', what: 'needs a `model`' })
@@ -113,7 +106,6 @@ export async function checkRecords(options: CheckDataInput, preview = 0): Promis
   }
 }
 
-/** Counts of one source. */
 class Records {
   task: Task | undefined
   count = 0
@@ -162,7 +154,7 @@ class Records {
     }
   }
 
-  /** @param length tokens; undefined for the characters of the row */
+  /** `length`: tokens; undefined for the characters of the row. */
   #take(row: unknown, where: string, length: number | undefined): void {
     const hash = this.#hash.of(row)
     this.count++
@@ -175,7 +167,6 @@ class Records {
     for (const note of droppedLabelNote(this.task!, row)) countOne(this.notes, note)
   }
 
-  /** Returns the tokens of a record. */
   async #encode(parsed: unknown, task: Task, context: EncodeContext, where: string): Promise<number> {
     const row = task.load === undefined ? parsed : await task.load(parsed, context)
     const { examples, isTruncated, notes = [] } = task.encode(row, context)
@@ -200,7 +191,6 @@ class Records {
   }
 }
 
-/** @param most how many different ones are counted; the rest is one */
 function countOne<K extends string | number>(counts: Map<K, number>, key: K, most?: number): void {
   const own = most === undefined || counts.size < most || counts.has(key) ? key : ('others' as K)
   counts.set(own, (counts.get(own) ?? 0) + 1)
@@ -210,7 +200,6 @@ function mostFrequent(counts: ReadonlyMap<string, number>): Record<string, numbe
   return Object.fromEntries([...counts].sort(([, a], [, b]) => b - a))
 }
 
-/** The labels and tags of a row, in the fields that tasks have for them. */
 function labelsOf({ label, labels, tags, entities }: Readonly<Record<string, unknown>>): string[] {
   if (label === undefined && labels === undefined && tags === undefined && entities === undefined) return []
   const ofEntities = Array.isArray(entities) ? entities.map((one) => (isObject(one) ? one.label : undefined)) : []
@@ -247,7 +236,6 @@ function lengthsOf(counts: ReadonlyMap<number, number>, unit: LengthReport['unit
 
 /** Hashes records one after the other: a new object for each would be work for the garbage collector. */
 class RecordHash {
-  /** Characters of all texts of the record. */
   characters = 0
   #low = 0
   #high = 0
