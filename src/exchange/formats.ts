@@ -2,7 +2,6 @@
 
 import type { ConvertedDtype, ExchangeFormat } from './format.js'
 
-/** Facts of a format that are known before its code is loaded. */
 interface FormatEntry {
   /** Programs that read the format, for help texts. */
   readonly about: string
@@ -15,10 +14,7 @@ interface FormatEntry {
   load(): Promise<ExchangeFormat>
 }
 
-/**
- * All formats by name, in the order in which they are shown. A folder that has no other format is taken for one of
- * PEFT.
- */
+/** In the order in which they are shown. A folder that has no other format is taken for one of PEFT. */
 export const FORMATS = {
   peft: {
     about: 'PEFT',
@@ -57,10 +53,8 @@ export const FORMATS = {
  */
 export type AdapterFormat = keyof typeof FORMATS
 
-/** Names of all formats that adapters can be converted from and to. */
 export const ADAPTER_FORMATS = Object.freeze(Object.keys(FORMATS)) as readonly AdapterFormat[]
 
-/** A format's entry. */
 export function formatOf(name: AdapterFormat): FormatEntry {
   return FORMATS[name]
 }

@@ -56,7 +56,6 @@ async function writeOnnxLora(adapter: LoraAdapter, sink: ByteSink, settings: Wri
   })
 }
 
-/** Reads an adapter. Throws FormatError, UnsupportedError and NumericError naming the tensor. */
 async function readOnnxLora(source: ByteSource): Promise<LoraAdapter> {
   const halves = new Map<string, { A?: Matrix; B?: Matrix; dtype: FloatDtype }>()
   for (const { name, shape, dtype, offset, byteLength } of await parseOnnxAdapter(source)) {

@@ -25,7 +25,6 @@ import { type HandedTask, handedTask } from './rows.js'
 import { trainScript } from './script.js'
 import { type HandedRun, modelSettings, scriptOnly, trainingArguments, trlSettings } from './settings-file.js'
 
-/** How a run is handed off. */
 export interface HandoffSettings {
   readonly out: Directory
   /** The base as transformers opens it; undefined for the name that the adapter gives it. */
@@ -55,13 +54,11 @@ export interface HandoffReport {
 
 const ADAPTER_FILES = ['adapter_config.json', 'adapter_model.safetensors']
 
-/** The examples of one data set, with the records that they are of. */
 interface Rows {
   readonly examples: Examples<unknown>
   readonly parsed: readonly unknown[]
 }
 
-/** Hands a run off, as the public function `handoff` says (index/handoff.ts). */
 export async function handOff(
   options: TrainingOptions,
   context: RunContext,
@@ -154,10 +151,7 @@ async function copyFile(from: Directory, name: string, to: Directory): Promise<v
   }
 }
 
-/**
- * The rows in the order of the run's first pass, from the next step on. A step that is smaller than others comes last:
- * elsewhere rows are counted off.
- */
+/** From the next step on. A step that is smaller than others comes last: elsewhere rows are counted off. */
 function orderOf(
   { settings, config, stepsDone }: HandedRun,
   costs: readonly number[],
@@ -194,7 +188,6 @@ function* linesOf(
   }
 }
 
-/** Values that train.py takes from the run. */
 function scriptValues(
   run: HandedRun,
   { labels, problemType }: { labels?: readonly string[]; problemType?: string },
@@ -218,7 +211,6 @@ function scriptValues(
   }
 }
 
-/** Sentences about what is not the same there. */
 function differencesOf(
   { task, settings, config, peft, stepsDone, isInOrder }: HandedRun,
   options: TrainingOptions,

@@ -8,20 +8,16 @@ import { isPassing } from './hub/errors.js'
 import { versionOf } from './hub/range-source.js'
 import { type HubConnection, HubError, request, shown } from './hub/request.js'
 
-/** Facts that a server tells about a file. */
 export interface UrlFile {
   readonly url: string
   readonly byteLength: number
-  /** See versionOf. */
   readonly version: string | undefined
   /** True if parts of it can be asked for. */
   readonly hasRanges: boolean
 }
 
-/** Opens a file of which the server told the length. */
 export type OpenUrlFile = (file: UrlFile) => Promise<ByteSource>
 
-/** Files that are looked for when a folder is listed. */
 const KNOWN_FILES = [
   'adapter_config.json',
   'adapter_model.bin',
@@ -41,19 +37,16 @@ const KNOWN_FOLDERS = { onnx: ['model.onnx', 'model_fp16.onnx', 'model_quantized
 /** Statuses of servers for files that are not there; some storage says 403 to those who may not list. */
 const ABSENT = [403, 404, 410]
 
-/** A connection to a server that is no Hub: no token goes there. */
 export function urlConnection(url: string, rest: Omit<HubConnection, 'endpoint' | 'token'>): HubConnection {
   return { ...rest, endpoint: new URL(url).origin }
 }
 
-/** The error for an answer that is no success. */
 export function urlRefusal(url: string, { status }: ResponseLike): HubError {
   const kind = isPassing(status) ? 'unreachable' : ABSENT.includes(status) ? 'absent' : 'access'
   const what = kind === 'absent' ? 'no such file on the server' : 'the server answered with an error'
   return new HubError(kind, { where: shown(url), what, expected: '200 or 206', got: String(status) })
 }
 
-/** Files below a URL, which are asked for when they are opened. */
 export class UrlDirectory implements Directory {
   /** Without the query: it may hold a signature, and the name goes into messages and adapters. */
   readonly name: string
@@ -62,7 +55,6 @@ export class UrlDirectory implements Directory {
   readonly #open: OpenUrlFile
   readonly #asked = new Map<string, Promise<UrlFile | MemorySource | undefined>>()
 
-  /** @param url of the folder; a query, as of a signature, is sent with each request */
   constructor(url: string, connection: HubConnection, open: OpenUrlFile) {
     this.name = shown(url)
     this.url = url
@@ -70,7 +62,6 @@ export class UrlDirectory implements Directory {
     this.#open = open
   }
 
-  /** Another folder of the same server. */
   at(url: string): UrlDirectory {
     return new UrlDirectory(url, this.#connection, this.#open)
   }

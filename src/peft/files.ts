@@ -13,25 +13,19 @@ import type { BaseRecord } from '../lora/adapter.js'
 import { CONFIG_FILE, MARKER_FILE } from './file-names.js'
 
 const WEIGHTS_FILE = 'adapter_model.safetensors'
-/** The weights of PEFT before 0.6, and since then with safe_serialization=False. */
+/** PEFT before 0.6, and since then with safe_serialization=False. */
 const TORCH_FILE = 'adapter_model.bin'
 
 /** A config that lists thousands of modules by full name has a few hundred kB; more is no config. */
 const MAX_CONFIG_BYTES = 16_000_000
 
-/** The place of an adapter: the folder itself, or one of the folders inside. */
 interface AdapterFolder {
   readonly directory: Directory
   /** '' or `NAME/` */
   readonly path: string
 }
 
-/**
- * Finds an adapter as PEFT's save_pretrained leaves it: the one named "default" in the folder itself, others in folders
- * of their names. Without a name the folder's own adapter is meant, or the only one inside.
- *
- * @throws FileError when there is none, or several and no name; the message lists them
- */
+/** PEFT keeps the adapter named "default" in the folder itself, others in folders of their names. */
 export async function findAdapter(directory: Directory, name?: string): Promise<AdapterFolder> {
   const hasOwn = await directory.has(CONFIG_FILE)
   if (name !== undefined && (await hasConfig(directory, name))) return { directory, path: `${name}/` }
@@ -68,11 +62,6 @@ async function hasConfig(directory: Directory, folder: string): Promise<boolean>
   return directory.has(`${folder}/${CONFIG_FILE}`)
 }
 
-/**
- * A config's bytes, and the file's name for messages.
- *
- * @throws FormatError when it is too large for a config; FileError when it cannot be read
- */
 export async function readConfig({ directory, path }: AdapterFolder): Promise<{ bytes: Uint8Array; file: string }> {
   const source = await directory.open(path + CONFIG_FILE)
   try {
@@ -90,12 +79,7 @@ export async function readConfig({ directory, path }: AdapterFolder): Promise<{ 
   }
 }
 
-/**
- * Opens an adapter's tensors, whose source is the caller's to close: the safetensors file if there is one, as PEFT
- * does, else the one by torch.save, in which nothing is executed.
- *
- * @throws FileError when there is neither; FormatError or UnsupportedError when the file cannot be read
- */
+/** The source is the caller's to close. Nothing in a file of torch.save is executed. */
 export async function openWeights({ directory, path }: AdapterFolder): Promise<SafetensorsFile> {
   const isTorch = !(await directory.has(path + WEIGHTS_FILE)) && (await directory.has(path + TORCH_FILE))
   const source: ByteSource = await directory.open(path + (isTorch ? TORCH_FILE : WEIGHTS_FILE))

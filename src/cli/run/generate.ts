@@ -16,9 +16,7 @@ interface Result extends Pick<GenerateResult, 'text' | 'tokens' | 'seconds' | 'f
   prompt?: string
 }
 
-/** The session, adapters and options that write one text or one batch. */
 interface Choice {
-  /** For people and the document. */
   readonly name: string | null
   readonly adapter: AdapterChoice
   readonly wasTrainedOnChats: boolean
@@ -103,7 +101,6 @@ export const generate = defineCommand({
   },
 })
 
-/** One choice for each adapter, or one for their sum, or the base alone. */
 function choicesOf(
   weighted: readonly { adapter: string; weight?: number }[],
   adapters: ReadonlyMap<string, LoraAdapter>,
@@ -121,7 +118,6 @@ function choicesOf(
   return [{ name, adapter, wasTrainedOnChats: weighted.some((one) => isChat(one.adapter)) }]
 }
 
-/** Writes texts to stdout: one as it grows, several when all are whole. */
 class Writer {
   readonly #json: boolean
   readonly #prompts: Prompts

@@ -4,7 +4,6 @@ import { type ChatMessage, DataError, type Prompt } from '../../index.js'
 import { UsageError } from '../options.js'
 import { readTextFile } from './data-options.js'
 
-/** The options that say what is asked. */
 export interface Asked {
   readonly prompt: readonly string[]
   readonly messages: string | undefined
@@ -13,13 +12,11 @@ export interface Asked {
   readonly raw: boolean
 }
 
-/** A chat of a file, with the functions that the model may call. */
 interface FileChat {
   readonly messages: readonly ChatMessage[]
   readonly tools?: readonly object[]
 }
 
-/** The prompts of a call, for adapters that were trained on chats and for others. */
 export class Prompts {
   readonly #asked: Asked
   readonly #chats: readonly FileChat[]
@@ -29,10 +26,6 @@ export class Prompts {
     this.#chats = chats
   }
 
-  /**
-   * @throws UsageError for options that contradict one another or are missing, FileError and DataError for the file of
-   *   messages
-   */
   static async of(asked: Asked): Promise<Prompts> {
     const { prompt, messages, system, chat, raw } = asked
     if (prompt.length === 0 && messages === undefined) throw new UsageError('--prompt TEXT is missing')
@@ -45,25 +38,18 @@ export class Prompts {
     return new Prompts(asked, messages === undefined ? [] : await readChats(messages))
   }
 
-  /** How many there are. */
   get count(): number {
     return this.#asked.prompt.length + this.#chats.length
   }
 
-  /** The text to show before the answer to one prompt; undefined for a chat. */
   textOf(index: number): string | undefined {
     return this.#asked.prompt[index]
   }
 
-  /** All functions that chats of the file name. */
   get tools(): readonly object[] | undefined {
     return this.#chats.find(({ tools }) => tools !== undefined)?.tools
   }
 
-  /**
-   * @param wasTrainedOnChats the adapter knows the chat template: texts are questions to it, unless --raw says
-   * otherwise
-   */
   for(wasTrainedOnChats: boolean): Prompt[] {
     const { prompt, system, chat, raw } = this.#asked
     const isChat = chat || system !== undefined || (wasTrainedOnChats && !raw)
@@ -73,7 +59,6 @@ export class Prompts {
   }
 }
 
-/** A JSON file with one chat, or a JSONL file with one in each line: a list of messages, or an object that has them. */
 async function readChats(file: string): Promise<FileChat[]> {
   const content = await readTextFile(file)
   const whole = parse(content)

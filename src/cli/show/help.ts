@@ -8,7 +8,6 @@ const COLUMN = 31
 const MAX_COLUMNS = 110
 const MIN_COLUMNS = 60
 
-/** Help of the whole program. */
 export function programHelp(commands: readonly Pick<Command, 'name' | 'summary'>[], useColor: boolean): string {
   const { bold, cyan } = createColors(useColor)
   return [
@@ -25,7 +24,7 @@ export function programHelp(commands: readonly Pick<Command, 'name' | 'summary'>
     `  ${cyan('--version'.padEnd(10))}show the version`,
     '',
     bold('Examples'),
-    '  lowrank demo',
+    '  lowrank init',
     '  lowrank train --model HuggingFaceTB/SmolLM2-135M-Instruct --data chats.jsonl --out my-adapter',
     '  lowrank generate --adapter my-adapter --prompt "Once upon a time"',
     '  lowrank merge --base HuggingFaceTB/SmolLM2-135M-Instruct --adapter my-adapter --out my-model',
@@ -35,7 +34,6 @@ export function programHelp(commands: readonly Pick<Command, 'name' | 'summary'>
   ].join('\n')
 }
 
-/** Help of one command, for a terminal of so many columns. */
 export async function commandHelp(command: Command, useColor: boolean, columns = MAX_COLUMNS): Promise<string> {
   const { bold, cyan } = createColors(useColor)
   const { subject = [] } = command

@@ -6,12 +6,9 @@ import { ConfigError, FormatError, UnsupportedError } from '../../base/errors.js
 import { type GgufFile, type GgufValue, parseGguf } from '../../formats/gguf/gguf.js'
 import { type GgufNames, namesOfArchitecture, namesOfModel } from './names.js'
 
-/** A base, as far as adapters need it. */
 export interface GgufBase {
   readonly names: GgufNames
-  /** How many heads a layer's queries have. */
   heads(layer: number): number
-  /** How many heads a layer's keys have. */
   keyHeads(layer: number): number
   /** Features of a token's vector; undefined where the base does not say it. */
   readonly hidden: number | undefined
@@ -23,11 +20,6 @@ export interface GgufBase {
   readonly shapes: ReadonlyMap<string, readonly number[]> | undefined
 }
 
-/**
- * @param file a GGUF file in the folder. Default: config.json, else the folder's only .gguf file
- * @throws ConfigError when the folder has neither; FormatError for a damaged file; UnsupportedError for an architecture
- *   that is not implemented
- */
 export async function readBase(directory: Directory, file?: string): Promise<GgufBase> {
   if (file !== undefined && file !== 'config.json') return readGgufBase(directory, file)
   if (await directory.has('config.json')) return readConfigBase(directory)

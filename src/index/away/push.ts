@@ -53,7 +53,6 @@ const OWN_FILES = [
 
 const REPOSITORY = kind('owner/name', (value) => /^[\w.-]+\/[\w.-]+$/.test(String(value)))
 
-/** See the entry. */
 export async function push(adapter: Source, repository: string, options: PushOptions = {}): Promise<PushReport> {
   checkArgument(repository, REPOSITORY, 'repository')
   checkOptions(options, 'push', PUSH_OPTIONS)

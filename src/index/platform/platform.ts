@@ -11,21 +11,15 @@ import type { RuntimeHost } from '../../runtime/host.js'
 import type { MemoryUse, TrainEvents } from '../../train/report.js'
 import { hubOptions } from '../hub.js'
 
-/** Opens what strings name. `where` is the argument that holds the string, for messages. */
 export interface Platform {
-  /** A folder or a file: a path, a model on the Hub, or a URL. */
   open(text: string, where: string, options: RemoteOptions): Promise<Located>
-  /** A file of data, or a folder of such files. */
   openData(text: string, where: string): Promise<ByteSource | Directory>
-  /** A folder that is written; it need not be there yet. */
   target(text: string, where: string): Directory
   /** Loads the way of merging into a path, with threads. */
   openJob?(): Promise<OpenJob>
   /** The Hub's address, and the token for it where there is one. */
   hubAccess(): Promise<{ endpoint: string; token: string | undefined }>
-  /** The runtime of sessions that name none. */
   defaultRuntime(): RuntimeHost
-  /** Reads files of pictures. */
   readonly decodeImage: DecodeImage
   /** Tells people how a training goes, where there is a terminal. */
   watch?(): TrainEvents | undefined
@@ -33,7 +27,6 @@ export interface Platform {
   freeMemory?(): number | undefined
   /** Memory of this process; undefined where the system does not tell. */
   readonly memoryUse?: () => MemoryUse | undefined
-  /** See nodeRuntime of the entry. */
   nodeRuntime(specifier: string | undefined): RuntimeHost
 }
 
@@ -78,12 +71,10 @@ function noPaths(text: string, where: string): ConfigError {
 
 let current = browser
 
-/** The platform that the program runs on. */
 export function platform(): Platform {
   return current
 }
 
-/** Called once, by the entry for Node. */
 export function usePlatform(other: Platform): void {
   current = other
 }

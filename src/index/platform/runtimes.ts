@@ -8,8 +8,7 @@ import { platform } from './platform.js'
  * A host whose sessions live in Node's worker threads, so that a run leaves this thread free. It is the default there.
  *
  * @param specifier Module specifier or URL of ONNX Runtime. Default: the onnxruntime-node that is installed next to
- *   your program,
- *   else next to lowrank.
+ *   your program, else next to lowrank.
  * @throws RuntimeError when it is not installed, ConfigError in a browser
  *
  * @example

@@ -48,16 +48,13 @@ export function hubName({ id, revision, path }: HubSource): string {
   return `${id}${revision === DEFAULT_REVISION ? '' : `@${revision}`}${path === '' ? '' : `/${path}`}`
 }
 
-/** The files of a repository at one commit. */
 export interface HubFiles {
   readonly paths: ReadonlySet<string>
   open(path: string): Promise<ByteSource>
 }
 
-/** A folder of a repository. Files that nobody opens are not loaded. */
 export class HubDirectory implements Directory {
   readonly name: string
-  /** Its place: the id, the revision that was asked for, and the folder in the repository. */
   readonly source: HubSource
   readonly hubId: string
   readonly hubRevision: string | undefined
@@ -111,7 +108,6 @@ export class HubDirectory implements Directory {
     return Promise.reject(this.#readOnly(path))
   }
 
-  /** Paths of all files below this folder, relative to it, sorted. */
   #inside(): string[] {
     const prefix = this.source.path === '' ? '' : `${this.source.path}/`
     return [...this.#files.paths]

@@ -220,9 +220,6 @@ export class StreamDirectory implements Directory {
   async remove(): Promise<void> {}
 }
 
-/**
- * The methods of a stream that a sink uses: FileSystemWritableFileStream has them itself, other streams have a writer.
- */
 interface Writer {
   write(bytes: Uint8Array<ArrayBuffer>): Promise<void>
   close(): Promise<void>
@@ -235,7 +232,6 @@ class StreamSink implements ByteSink {
   readonly #dropped: () => Promise<void>
   #isOpen = true
 
-  /** @param dropped called after an abort */
   constructor(writer: Writer, name: string, dropped = async () => {}) {
     this.#writer = writer
     this.name = name

@@ -15,14 +15,12 @@ const QUIET_MS = 120_000
 
 const HOST = createHash('sha256').update(hostname()).digest('hex').slice(0, 8)
 
-/** A part in the folder. */
 interface Found {
   file: string
   byteLength: number
   isTaken: boolean
 }
 
-/** The part that this process writes. */
 export class Partial {
   readonly file: string
   readonly #free: string
@@ -48,11 +46,7 @@ export class Partial {
   }
 }
 
-/**
- * The part to write, with what an earlier download left; or how many bytes the process has that writes one now.
- *
- * @throws FileError when the folder cannot be written
- */
+/** The part to write, with what an earlier download left; or how many bytes the process has that writes one now. */
 export async function claimPartial(target: string): Promise<Partial | { busyBytes: number }> {
   const found = await findPartials(target)
   const busy = found.find(({ isTaken }) => isTaken)
@@ -72,7 +66,6 @@ export async function claimPartial(target: string): Promise<Partial | { busyByte
   }
 }
 
-/** Removes what other downloads of a file left that is complete now. */
 export async function removePartials(target: string): Promise<void> {
   for (const { file, isTaken } of await findPartials(target)) if (!isTaken) await unlink(file).catch(() => {})
 }
@@ -104,7 +97,7 @@ function isRunning(pid: number): boolean {
   }
 }
 
-/** Returns true if the rename was made: another process may have been faster. */
+/** False where another process was faster. */
 async function renamed(from: string, to: string): Promise<boolean> {
   try {
     await rename(from, to)
