@@ -80,7 +80,7 @@ function checkAdapter(adapter: LoraAdapter): void {
   }
 }
 
-/** Throws ConfigError for options that an activated LoRA, which trains no token before its invocation, does not take. */
+/** Refuses what an activated LoRA, which trains no token before its invocation, cannot be trained with. */
 export function checkActivation(
   { aloraInvocationTokens, modulesToSave, bias }: LoraConfig,
   { trainedTokens }: Pick<TrainingOptions, 'trainedTokens'>,
