@@ -241,6 +241,38 @@ export async function readAll(source: ByteSource): Promise<Uint8Array> {
   return source.read(0, source.byteLength)
 }
 
+/** Opens a file for `use`, and closes it. */
+export async function withSource<T>(
+  directory: Pick<Directory, 'open'>,
+  path: string,
+  use: (source: ByteSource) => T | Promise<T>,
+): Promise<T> {
+  const source = await directory.open(path)
+  try {
+    return await use(source)
+  } finally {
+    await source.close()
+  }
+}
+
+/** A folder that nothing is written to. */
+export abstract class ReadOnlyDirectory {
+  abstract readonly name: string
+  protected abstract readonly refusal: { readonly what: string; readonly hint: string }
+
+  create(path: string): Promise<never> {
+    return this.#refuse(path)
+  }
+
+  remove(path: string): Promise<never> {
+    return this.#refuse(path)
+  }
+
+  async #refuse(path: string): Promise<never> {
+    throw new FileError({ where: `${this.name}/${path}`, ...this.refusal })
+  }
+}
+
 export async function writeFile(
   directory: Pick<Directory, 'create'>,
   path: string,

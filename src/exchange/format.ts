@@ -1,6 +1,6 @@
 // The interface of a format of adapters: how it is found, opened and written. Each format is one such object.
 
-import type { Directory } from '../base/bytes.js'
+import { type Directory, withSource } from '../base/bytes.js'
 import type { FloatDtype } from '../base/dtype.js'
 import { UnsupportedError } from '../base/errors.js'
 import type { ToolRun } from '../base/progress.js'
@@ -49,12 +49,7 @@ export async function startsWith(
   accepts: (start: Uint8Array) => boolean,
 ): Promise<boolean> {
   if (file === undefined) return false
-  const source = await directory.open(file)
-  try {
-    return accepts(await source.read(0, Math.min(8, source.byteLength)))
-  } finally {
-    await source.close()
-  }
+  return withSource(directory, file, async (source) => accepts(await source.read(0, Math.min(8, source.byteLength))))
 }
 
 /** Refuses by name what a format cannot hold, with the way out. `format` reads as in `a GGUF adapter`. */

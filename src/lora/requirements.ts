@@ -1,18 +1,13 @@
-// Refusals by name where only some adapters are handled: kinds of parts, vectors beside the factors, settings of the
-// config.
+// Refusals by name where only some adapters are handled.
 
 import { UnsupportedError } from '../base/errors.js'
 import type { LoraConfig } from './config.js'
 import { changesBase, isToldByBase } from './init/inits.js'
 import { type PartKind, type PartView, tensorsOf } from './part.js'
 
-/**
- * Something that code can handle: a kind of parts, a vector that parts have beside their factors, or the tokens that
- * turn an adapter on.
- */
 export type Handled = PartKind | 'magnitude' | 'biasB' | 'invocation'
 
-/** Parts and vectors that adapters can have where their base is a graph: in sessions, and in merges. */
+/** In sessions, and in merges. */
 export const GRAPH_PARTS: readonly Handled[] = [
   'linear',
   'magnitude',
@@ -38,16 +33,12 @@ const MEANINGS: Readonly<Record<Handled, string>> = {
   invocation: 'tokens that turn the adapter on (alora_invocation_tokens)',
 }
 
-/** An adapter in memory or its open folder. */
 interface AnyAdapter {
   readonly config: LoraConfig
   parts(): readonly PartView[]
 }
 
-/**
- * @param use what would be done with the adapter, as in `training`
- * @throws UnsupportedError when the adapter belongs to a base that its initialization changed
- */
+/** `use` is what would be done with the adapter, as in `training`. */
 export function requireUnchangedBase({ config }: Pick<AnyAdapter, 'config'>, use: string): void {
   if (!changesBase(config.init)) return
   throw new UnsupportedError({
@@ -59,15 +50,11 @@ export function requireUnchangedBase({ config }: Pick<AnyAdapter, 'config'>, use
   })
 }
 
-/**
- * @param use what would be done with the adapter, as in `training`
- * @throws UnsupportedError naming the first part that is not a plain linear layer
- */
 export function requirePlain(adapter: AnyAdapter, use: string): void {
   requireHandled(adapter, ['linear'], use)
 }
 
-/** The same where more is handled than plain linear layers: kinds of parts, and vectors beside their factors. */
+/** Kinds of parts, and vectors beside their factors. */
 export function requireHandled(adapter: AnyAdapter, handled: readonly Handled[], use: string): void {
   requireUnchangedBase(adapter, use)
   requireOwnLayers(adapter, use)
@@ -77,7 +64,6 @@ export function requireHandled(adapter: AnyAdapter, handled: readonly Handled[],
   throw new UnsupportedError({ where, what: `${meaning} are not implemented for ${use}`, expected })
 }
 
-/** The first part that is, or has, something else than is handled, in words. */
 export function unhandledPart(
   adapter: AnyAdapter,
   handled: readonly Handled[],
@@ -95,7 +81,6 @@ export function unhandledPart(
   return undefined
 }
 
-/** Throws UnsupportedError for a config that replicates layers of the base. */
 export function requireOwnLayers({ config: { layerReplication } }: Pick<AnyAdapter, 'config'>, use: string): void {
   if (layerReplication === undefined) return
   throw new UnsupportedError({

@@ -3,6 +3,7 @@
 
 import type { ByteSource, Directory } from '../../base/bytes.js'
 import { ConfigError } from '../../base/errors.js'
+import { checkArgument, NAME } from '../../base/options.js'
 import type { DecodeImage } from '../../images/image.js'
 import type { RemoteOptions } from '../../io/hub/directory.js'
 import type { Located } from '../../io/locate.js'
@@ -77,4 +78,20 @@ export function platform(): Platform {
 
 export function usePlatform(other: Platform): void {
   current = other
+}
+
+/**
+ * A host whose sessions live in Node's worker threads, so that a run leaves this thread free. It is the default there.
+ *
+ * @param specifier Module specifier or URL of ONNX Runtime. Default: the onnxruntime-node that is installed next to
+ *   your program, else next to lowrank.
+ * @throws RuntimeError when it is not installed, ConfigError in a browser
+ *
+ * @example
+ * const model = await loadModel('models/union-3m', { runtime: nodeRuntime() })
+ * await model.close()
+ */
+export function nodeRuntime(specifier?: string): RuntimeHost {
+  if (specifier !== undefined) checkArgument(specifier, NAME, 'specifier')
+  return platform().nodeRuntime(specifier)
 }

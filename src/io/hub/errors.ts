@@ -66,12 +66,6 @@ export function refusal(response: Response, asked: HubRequest): HubError {
     })
   }
   if (status === 404 || status === 401) return wrong('access', unknownId(asked, page))
-  if (status === 403)
-    return wrong('access', {
-      what: 'the token does not permit it',
-      ...(message && { got: message }),
-      hint: `Give it access to ${page}`,
-    })
   return wrong('access', {
     what: 'the Hub refuses',
     expected: '200',
