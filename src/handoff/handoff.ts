@@ -8,6 +8,7 @@ import {
   readAll,
   readJson,
   requireEmpty,
+  withSource,
   writeFile,
   writeThrough,
   writeTogether,
@@ -25,7 +26,6 @@ import { type HandedTask, handedTask } from './rows.js'
 import { trainScript } from './script.js'
 import { type HandedRun, modelSettings, scriptOnly, trainingArguments, trlSettings } from './settings-file.js'
 
-/** How a run is handed off. */
 export interface HandoffSettings {
   readonly out: Directory
   /** The base as transformers opens it; undefined for the name that the adapter gives it. */
@@ -55,13 +55,11 @@ export interface HandoffReport {
 
 const ADAPTER_FILES = ['adapter_config.json', 'adapter_model.safetensors']
 
-/** The examples of one data set, with the records that they are of. */
 interface Rows {
   readonly examples: Examples<unknown>
   readonly parsed: readonly unknown[]
 }
 
-/** Hands a run off, as the public function `handoff` says (index/handoff.ts). */
 export async function handOff(
   options: TrainingOptions,
   context: RunContext,
@@ -84,7 +82,9 @@ export async function handOff(
 
   const folder = new MemoryDirectory()
   if (unfinished === undefined) await saveAdapter(adapter, folder)
-  else for (const name of ADAPTER_FILES) await copyFile(unfinished.directory, name, folder)
+  else {
+    for (const name of ADAPTER_FILES) folder.files.set(name, await withSource(unfinished.directory, name, readAll))
+  }
   const peft = (await readJson(folder, 'adapter_config.json')) as Record<string, unknown>
   const plan = { batchSize: settings.batchSize, accumulation: settings.gradientAccumulation }
   const stepsOfPass = stepsPerEpoch(examples.length, plan)
@@ -145,19 +145,7 @@ export async function handOff(
   }
 }
 
-async function copyFile(from: Directory, name: string, to: Directory): Promise<void> {
-  const source = await from.open(name)
-  try {
-    await writeFile(to, name, await readAll(source))
-  } finally {
-    await source.close()
-  }
-}
-
-/**
- * The rows in the order of the run's first pass, from the next step on. A step that is smaller than others comes last:
- * elsewhere rows are counted off.
- */
+/** From the next step on. A step that is smaller than others comes last: elsewhere rows are counted off. */
 function orderOf(
   { settings, config, stepsDone }: HandedRun,
   costs: readonly number[],
@@ -194,7 +182,6 @@ function* linesOf(
   }
 }
 
-/** Values that train.py takes from the run. */
 function scriptValues(
   run: HandedRun,
   { labels, problemType }: { labels?: readonly string[]; problemType?: string },
@@ -218,7 +205,6 @@ function scriptValues(
   }
 }
 
-/** Sentences about what is not the same there. */
 function differencesOf(
   { task, settings, config, peft, stepsDone, isInOrder }: HandedRun,
   options: TrainingOptions,

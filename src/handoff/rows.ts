@@ -13,9 +13,7 @@ import { type Example, IGNORED, type ParsedRecord } from '../text/records.js'
 
 type Row = Readonly<Record<string, unknown>>
 
-/** How the rows of a task are written. */
 export interface HandedTask {
-  /** The file of settings, for tasks that `trl` has a command for. */
   readonly command?: 'sft' | 'dpo' | 'kto'
   /** Settings of the task that the script can follow. */
   readonly options: readonly string[]
@@ -23,7 +21,6 @@ export interface HandedTask {
   readonly marksAnswers?: boolean
   /** The tokens of an example; undefined for tasks whose records go as they are. */
   row?(example: unknown, open: OpenTask): Row
-  /** A record, as the task parsed it, in the form of TRL's or sentence-transformers' data sets. */
   record?(parsed: unknown, hasTemplate: boolean): Row
 }
 
@@ -100,11 +97,6 @@ const HANDED: { readonly [Name in TaskName]?: HandedTask } = {
   },
 }
 
-/**
- * How a task is handed off.
- *
- * @throws UnsupportedError for a task, or a setting of it, that the script cannot follow
- */
 export function handedTask(name: TaskName, taskOptions: Readonly<Record<string, unknown>> = {}): HandedTask {
   const handed = HANDED[name]
   const where = `task ${name}`
@@ -122,7 +114,6 @@ function tokensOf(inputIds: Int32Array, tokenTypeIds: Int32Array): Row {
   return { input_ids: [...inputIds], ...(tokenTypeIds.includes(1) && { token_type_ids: [...tokenTypeIds] }) }
 }
 
-/** A prompt and its answer. */
 function turnsOf(record: ParsedRecord): { prompt: unknown; answer: unknown; more: Row } {
   if (record.kind === 'pair') return { prompt: record.prompt, answer: record.completion, more: {} }
   const { chat } = record as { chat: Chat }
@@ -130,7 +121,6 @@ function turnsOf(record: ParsedRecord): { prompt: unknown; answer: unknown; more
   return { prompt: messages.slice(0, learnFrom), answer: messages.slice(learnFrom), more: more(chat) }
 }
 
-/** Columns beside the messages of a chat. */
 function more({ tools, args }: Chat): Row {
   return {
     ...(tools !== undefined && { tools: JSON.stringify(tools) }),

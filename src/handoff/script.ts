@@ -1,10 +1,5 @@
 // train.py of a handed-off run: what the settings files of TRL cannot say, in one script for all tasks.
 
-/**
- * The script. It reads its settings from the YAML file beside it, and starts from the adapter in `adapter/`.
- *
- * @param run values that it takes from the run
- */
 export function trainScript(run: object): string {
   return SCRIPT.replace('{RUN}', () => JSON.stringify(JSON.stringify(run, null, 1)).replaceAll('\\n', '\\n"\n    "'))
 }

@@ -5,7 +5,6 @@ import type { LoraConfig } from '../lora/config.js'
 import type { TaskName } from '../tasks/tasks.js'
 import { type TrainSettings, usesBest } from '../train/settings.js'
 
-/** Facts that the settings follow from. */
 export interface HandedRun {
   readonly task: TaskName
   readonly taskOptions: Readonly<Record<string, unknown>>
@@ -13,7 +12,6 @@ export interface HandedRun {
   readonly config: LoraConfig
   /** adapter_config.json of the adapter that goes along. */
   readonly peft: Readonly<Record<string, unknown>>
-  /** The base as transformers opens it. */
   readonly base: string
   /** Steps that the run has made. */
   readonly stepsDone: number
@@ -24,11 +22,9 @@ export interface HandedRun {
   readonly maxLength: number
   readonly hasEvaluation: boolean
   readonly hasTemplate: boolean
-  /** The rows are the records, and not tokens. */
   readonly isReadable: boolean
 }
 
-/** Settings of transformers' TrainingArguments. */
 export function trainingArguments(run: HandedRun): Record<string, unknown> {
   const { settings, config, stepsDone, totalSteps, isInOrder, hasEvaluation } = run
   const { evalEvery, saveEvery, bestMetric } = settings
@@ -79,7 +75,6 @@ export function trainingArguments(run: HandedRun): Record<string, unknown> {
   }
 }
 
-/** Settings of TRL's command for the task, above those of transformers. */
 export function trlSettings(run: HandedRun): Record<string, unknown> {
   const { task, taskOptions, settings, peft, maxLength, isReadable, hasTemplate } = run
   const length = Number.isFinite(maxLength) ? maxLength : null
@@ -131,7 +126,6 @@ export function trlSettings(run: HandedRun): Record<string, unknown> {
   }
 }
 
-/** The base, in the words of TRL's ModelConfig. */
 export function modelSettings({ base, config }: HandedRun): Record<string, unknown> {
   const { revision } = config.peftFields
   return { model_name_or_path: base, model_revision: revision ?? 'main', dtype: 'float32', load_in_4bit: false }

@@ -5,22 +5,14 @@
 import { type Directory, readJson } from '../base/bytes.js'
 import { readBaseRecord } from '../peft/files.js'
 
-/** A base that is open. */
 export interface NamedBase {
   readonly directory: Directory
   /** config.json */
   readonly config: Readonly<Record<string, unknown>>
 }
 
-/** Endings that other forms of one model add to its name. */
 const FORMS = /[-_.](onnx|web|gqa|fp32|fp16|f16|bf16|q4f16|q4|q8|int4|int8|uint8|bnb4|4bit|8bit|quantized|hf)$/
 
-/**
- * The warning about an adapter on this base; undefined where the names agree, or one is not known.
- *
- * @param adapter its name, for the message
- * @param named its `base_model_name_or_path`
- */
 export function otherBase(adapter: string, named: string | undefined, base: NamedBase): string | undefined {
   const { directory, config } = base
   const { hubId } = directory

@@ -1,14 +1,13 @@
 // The page of a run that is done: report.html in its folder.
 
 import { inspectAdapter } from '../peft/inspect.js'
-import type { ReportLayer, Section } from '../report/page.js'
+import type { Section } from '../report/page.js'
 import { reportPage } from '../report/page.js'
 import { runReport } from '../report/run.js'
 import type { CardSources } from '../train/card.js'
 import type { RunReport } from '../train/run.js'
 import type { StepMetrics } from '../train/saved/run-folder.js'
 
-/** The text of report.html. */
 export async function pageOfRun(
   { options, sources, task, adapter, settings }: CardSources,
   report: RunReport,
@@ -32,15 +31,7 @@ export async function pageOfRun(
       ['normDelta', '‖s·B·A‖'],
       ['effectiveRank', 'effective rank'],
     ],
-    layers: layers.map(
-      (layer): ReportLayer => ({
-        name: layer.name,
-        rank: layer.rank,
-        normDelta: layer.normDelta,
-        effectiveRank: layer.effectiveRank,
-        singularValues: layer.singularValues.map((value) => Number(value.toPrecision(5))),
-      }),
-    ),
+    layers: layers.map((layer) => ({ ...layer })),
   }
   const run = {
     name,

@@ -60,29 +60,17 @@ export interface LoadOptions {
   strict?: boolean | undefined
 }
 
-/** How an adapter is opened. */
 export interface OpenOptions extends LoadOptions {
   /** Opens what is sound and returns the problems, where the default throws the first. */
   isTolerant?: boolean | undefined
 }
 
-/**
- * Opens an adapter, and checks everything but the values, which are read later.
- *
- * @throws FileError, FormatError, ConfigError, MismatchError, ShapeError or UnsupportedError for the first thing that
- *   is wrong; with `isTolerant` only where a file cannot be read at all
- */
+/** Checks everything but the values, which are read later. */
 export async function openAdapter(source: LoraAdapter | Directory, options: OpenOptions = {}): Promise<OpenAdapter> {
   return source instanceof LoraAdapter ? openInMemory(source, options) : openFolder(source, options)
 }
 
-/**
- * Opens an adapter whose B·A must be its change.
- *
- * @param use what would be done with it, for the message that refuses an adapter whose start changed the base
- * @throws UnsupportedError for such an adapter, and, unless `replicates`, for layers that share a weight of the base;
- *   what {@link openAdapter} throws
- */
+/** Opens an adapter whose B·A must be its change. `use` says what would be done, for the refusal. */
 export async function openForUse(
   source: LoraAdapter | Directory,
   use: string,
@@ -121,9 +109,7 @@ function openInMemory(adapter: LoraAdapter, { strict = false, isTolerant = false
   }
 }
 
-/**
- * A part in memory as if it were in a file; its tensors are views where they can be, made when somebody asks for them.
- */
+/** Tensors are views where they can be, made when somebody asks for them. */
 function viewOf(part: AdapterPart): OpenPart {
   const { kind, name, module } = part
   const own =
@@ -218,7 +204,6 @@ function commonDtype(part: OpenPart): FloatDtype {
   return isFloatDtype(first) && others.every((dtype) => dtype === first) ? first : 'fp32'
 }
 
-/** Reads a part's tensors from their file, and adds it to an adapter in memory. */
 async function addPart(adapter: LoraAdapter, part: OpenPart): Promise<void> {
   if (part.kind === 'replacement' || part.kind === 'token-rows') {
     adapter.addPart({ ...part, tensors: { weight: await readStored(part.tensors.weight) } })
@@ -234,7 +219,6 @@ async function addPart(adapter: LoraAdapter, part: OpenPart): Promise<void> {
   adapter.addPart({ ...part, tensors, dtype: commonDtype(part) })
 }
 
-/** A factor or a vector as f32. Throws NumericError when a value is not finite, and FileError. */
 export async function readFactor(info: AdapterTensor): Promise<Tensor> {
   const { source, name } = info
   const tensor = await readTensorF32({ source, tensors: new Map([[name, info]]), metadata: {} }, name)
@@ -250,7 +234,6 @@ export async function readStored(info: AdapterTensor, memory?: Uint8Array): Prom
   throw notFinite(tensorPlace(info))
 }
 
-/** A tensor, for messages: its name, after that of its file. */
 export function tensorPlace({ name, source }: AdapterTensor): string {
   return source.name === name ? name : `${source.name}: ${name}`
 }

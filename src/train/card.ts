@@ -2,11 +2,11 @@
 
 import { isByteSource, isDirectory } from '../data/source.js'
 import type { LoraAdapter } from '../lora/adapter.js'
-import { modelCard } from '../peft/model-card.js'
 import type { OpenTask, Task } from '../tasks/task.js'
 import { baseNameOf, type RunSources } from './about-run.js'
 import type { TrainingData, TrainingOptions } from './options.js'
 import type { TrainReport } from './report.js'
+import { modelCard } from './saved/model-card.js'
 import type { TrainSettings } from './settings.js'
 
 export interface CardSources {

@@ -1,5 +1,6 @@
 // The tasks of pipelines that adapters can be used in: which classes of transformers.js stand behind each.
 
+import { readAll, withSource } from '../base/bytes.js'
 import { FileError, nearMisses, UnsupportedError } from '../base/errors.js'
 import { isObject } from '../base/options.js'
 import type { Model } from '../graph/model-folder.js'
@@ -109,11 +110,6 @@ async function tokenizerOf(transformers: TransformersModule, model: Model): Prom
   return new Tokenizer(tokenizer, settings)
 }
 
-async function textOf(directory: Model['directory'], path: string): Promise<string> {
-  const file = await directory.open(path)
-  try {
-    return new TextDecoder().decode(await file.read(0, file.byteLength))
-  } finally {
-    await file.close()
-  }
+function textOf(directory: Model['directory'], path: string): Promise<string> {
+  return withSource(directory, path, async (file) => new TextDecoder().decode(await readAll(file)))
 }

@@ -7,7 +7,6 @@ import { bytes, colors, Progress, say } from '../show/terminal.js'
 /** Smaller files are there before a bar is drawn. */
 const MIN_BAR_BYTES = 1_000_000
 
-/** Tells of downloads on stderr. */
 export function showDownloads(): (progress: DownloadProgress) => void {
   const shown = new Map<string, { bar: Progress; startedAt: number; before: number }>()
   return ({ name, byteLength, receivedBytes }) => {

@@ -1,7 +1,7 @@
 // An adapter's folder → a repository of the Hub, by the Hub's own client, which sends large files in parts and skips
 // those that the Hub has: a push that broke goes on where it was.
 
-import { type Directory, readAll } from '../../base/bytes.js'
+import { readAll, withSource } from '../../base/bytes.js'
 import { ConfigError, FileError, MismatchError, UnsupportedError } from '../../base/errors.js'
 import { checkArgument, checkOptions, kind } from '../../base/options.js'
 import { otherWeights } from '../../graph/base-record.js'
@@ -53,7 +53,6 @@ const OWN_FILES = [
 
 const REPOSITORY = kind('owner/name', (value) => /^[\w.-]+\/[\w.-]+$/.test(String(value)))
 
-/** See the entry. */
 export async function push(adapter: Source, repository: string, options: PushOptions = {}): Promise<PushReport> {
   checkArgument(repository, REPOSITORY, 'repository')
   checkOptions(options, 'push', PUSH_OPTIONS)
@@ -77,7 +76,10 @@ export async function push(adapter: Source, repository: string, options: PushOpt
       if (statusOf(error) !== 409) throw error
     })
     const files = []
-    for (const path of names) files.push({ path, content: await blobOf(directory, path) })
+    for (const path of names) {
+      const bytes = await withSource(directory, path, readAll)
+      files.push({ path, content: new Blob([Uint8Array.from(bytes)]) })
+    }
     const sent = await uploadFiles({ ...hub, files, branch, commitTitle: message })
     return { url: `${endpoint}/${repository}`, commit: sent!.commit.oid, files: names }
   } catch (cause) {
@@ -94,15 +96,6 @@ async function requireBase({ name, trainedOn }: OpenAdapter, base: Source): Prom
     throw new MismatchError({ where: name, what, hint })
   } finally {
     await model.close()
-  }
-}
-
-async function blobOf(directory: Directory, path: string): Promise<Blob> {
-  const source = await directory.open(path)
-  try {
-    return new Blob([Uint8Array.from(await readAll(source))])
-  } finally {
-    await source.close()
   }
 }
 
