@@ -6,7 +6,6 @@ import { ConfigError } from './errors.js'
 /** The four words of a generator, for saving and resuming. */
 export type RandomState = readonly [number, number, number, number]
 
-/** One stream of random numbers. */
 export class Random {
   #a: number
   #b: number

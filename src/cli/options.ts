@@ -32,22 +32,17 @@ export type Values<O extends Options> = { [K in keyof O]: O[K] extends Option<in
 
 export interface Command<O extends Options = Options> {
   name: string
-  /** One line for the list of commands. */
   summary: string
-  /** A paragraph for the command's own help. */
   about: string
   /** Further sections of the help, whose text has to be loaded first: lines by the section's title. */
   more?(): Promise<Readonly<Record<string, readonly string[]>>>
-  /** Lines that run as they are in the project's folder. */
   examples: readonly string[]
   subject?: readonly (keyof O & string)[]
   options: O
-  /** Names of the API's options that have another key here: for messages. */
   apiNames?: Readonly<Record<string, keyof O & string>>
   run(values: Values<O>, context: { occurrences: Occurrence[] }): Promise<number>
 }
 
-/** Keeps the types of a command's options; the caller sees a plain Command. */
 export function defineCommand<const O extends Options>(command: Command<O>): Command {
   return command as unknown as Command
 }

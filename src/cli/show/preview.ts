@@ -4,7 +4,6 @@ import type { PreviewExample } from '../../index.js'
 import { printable } from './escape.js'
 import { colors, print } from './terminal.js'
 
-/** Stands between tokens, around those that count, and for the end of a line. */
 const [BETWEEN, OPEN, CLOSE, LINE_END] = ['│', '⟦', '⟧', '⏎']
 
 export function printPreview(examples: readonly PreviewExample[]): void {

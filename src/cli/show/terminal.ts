@@ -4,7 +4,6 @@
 import { createColors } from 'picocolors'
 import { printable, printableJson, printableLines } from './escape.js'
 
-/** Time between two progress lines where nobody watches. */
 const PLAIN_INTERVAL_MS = 5000
 /** Redraws of the bar per second are limited: a terminal over a network draws slowly. */
 const BAR_INTERVAL_MS = 80
@@ -50,12 +49,10 @@ export function print(lines: string): void {
   process.stdout.write(`${printableLines(lines)}\n`)
 }
 
-/** The one document of a --json run. */
 export function printDocument(document: Record<string, unknown>): void {
   process.stdout.write(`${printableJson(JSON.stringify({ version: 1, ...document }, null, 2))}\n`)
 }
 
-/** One line of progress that is redrawn on a terminal, and now and then a plain line elsewhere. */
 export class Progress {
   readonly #stream = process.stderr
   #first: { at: number; done: number } | undefined
@@ -101,14 +98,12 @@ export class Progress {
     if (this.#stream.isTTY) this.#drawnAt = Number.NEGATIVE_INFINITY
   }
 
-  /** Ends the line, leaving what it showed last. */
   end(): void {
     if (this.#isOpen) this.#stream.write('\n')
     this.#isOpen = false
   }
 }
 
-/** 83000 → '1:23' */
 export function duration(milliseconds: number): string {
   const seconds = Math.round(milliseconds / 1000)
   const minutes = Math.floor(seconds / 60) % 60
@@ -117,12 +112,10 @@ export function duration(milliseconds: number): string {
   return hours > 0 ? `${hours}:${pad(minutes)}:${pad(seconds % 60)}` : `${minutes}:${pad(seconds % 60)}`
 }
 
-/** 1234567 → '1,234,567' */
 export function thousands(value: number): string {
   return Math.round(value).toLocaleString('en-US')
 }
 
-/** 12_345_678 → '12.3 MB' */
 export function bytes(value: number): string {
   const units = ['B', 'kB', 'MB', 'GB', 'TB']
   const power = Math.min(units.length - 1, value < 1000 ? 0 : Math.floor(Math.log10(value) / 3))
@@ -130,7 +123,6 @@ export function bytes(value: number): string {
   return `${power === 0 || scaled >= 100 ? Math.round(scaled) : scaled.toFixed(1)} ${units[power]}`
 }
 
-/** The process's high-water mark of resident memory. */
 export function peakRssBytes(): number {
   return process.resourceUsage().maxRSS * 1024
 }

@@ -32,7 +32,6 @@ export interface HandoffOptions {
   readonly rows?: 'tokens' | 'records' | undefined
 }
 
-/** See the entry. */
 export async function handoff(run: Source | TrainOptions, options: HandoffOptions): Promise<HandoffReport> {
   checkOptions(options, 'handoff', HANDOFF_OPTIONS)
   checkArgument(options.to, oneOf('trl'), 'to')
