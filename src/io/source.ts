@@ -141,7 +141,7 @@ export function isId(text: string): boolean {
   )
 }
 
-/** By git's rules for names. It becomes a part of paths and of addresses. */
+/** Follows git's rules for names. It becomes a part of paths and of addresses. */
 export function isRevision(text: string): boolean {
   // biome-ignore lint/suspicious/noControlCharactersInRegex: git refuses them too
   const isClean = !/[\x00-\x20\x7f~^:?*[\\]|\.\.|@\{|\/\/|\.lock(?:\/|$)/.test(text)
