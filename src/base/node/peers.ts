@@ -6,7 +6,7 @@ import { pathToFileURL } from 'node:url'
 /** Options of Node with which the program is a text, and argv[1] is an argument of it. */
 const TEXT_OPTION = /^(-e|-p|-pe|--eval|--print)(=|$)/
 
-/** The working directory is never looked in: it may be a downloaded model's folder, and load code from there. */
+/** The working directory is never looked in: it may be a downloaded model's folder. */
 export function resolvePeer(name: string, from: string): string | undefined {
   const isText = process.execArgv.some((option) => TEXT_OPTION.test(option))
   const program = isText ? undefined : process.argv[1]
