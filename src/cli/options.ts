@@ -63,20 +63,18 @@ export function repeated(placeholder: string, about: string): Option<string[]> {
   return { placeholder, about, isRepeatable: true, read: (occurrences) => occurrences.map(({ value }) => value) }
 }
 
-export function choice<const C extends string>(values: readonly C[], about: string, fallback: C): Option<C>
-export function choice<const C extends string>(values: readonly C[], about: string): Option<C | undefined>
-export function choice<const C extends string>(
+export function choice<const C extends string, const F extends C | undefined = undefined>(
   values: readonly C[],
   about: string,
-  fallback?: C,
-): Option<C | undefined> {
+  fallback?: F,
+): Option<C | F> {
   return {
     placeholder: values.join('|'),
     about,
     fallback,
     read(occurrences) {
       const last = occurrences.at(-1)
-      if (last === undefined) return fallback
+      if (last === undefined) return fallback as F
       if ((values as readonly string[]).includes(last.value)) return last.value as C
       const near = meantBy(last.value, values)
       const hint = near === undefined ? '' : `; did you mean ${near}?`
@@ -85,11 +83,10 @@ export function choice<const C extends string>(
   }
 }
 
-export function decimal(about: string, fallback?: number | string): Option<number | undefined> {
+export function decimal(about: string): Option<number | undefined> {
   return {
     placeholder: 'X',
     about,
-    fallback: typeof fallback === 'number' ? plain(fallback) : fallback,
     read: (occurrences) => occurrences.map((one) => readNumber(one)).at(-1),
   }
 }
@@ -121,10 +118,6 @@ export function readNumber({ flag, value }: Occurrence, expected = 'a number, su
     if (Number.isFinite(number)) return number
   }
   throw new UsageError(`${flag} takes ${expected}; got '${value}'`)
-}
-
-function plain(value: number): string {
-  return value !== 0 && Math.abs(value) < 0.01 ? value.toExponential() : String(value)
 }
 
 export function flagOf(key: string): string {

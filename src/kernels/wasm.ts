@@ -75,7 +75,7 @@ interface Block {
  * Holds up to 25 MB of memory, and 15 MB for each worker thread with its own, from the first product until `dispose`.
  * Idle threads sleep and do not keep the process alive.
  */
-export class WasmKernels implements Kernels, Disposable {
+export class WasmKernels implements Kernels {
   readonly name: string
   readonly threads: number
   readonly #module: WebAssembly.Module
@@ -108,10 +108,6 @@ export class WasmKernels implements Kernels, Disposable {
     this.#state?.team?.dispose()
     this.#state = undefined
     this.#isDisposed = true
-  }
-
-  [Symbol.dispose](): void {
-    this.dispose()
   }
 
   #part(part: Part): void {

@@ -2,6 +2,7 @@
 // carries exactly one JSON document.
 
 import { createColors } from 'picocolors'
+import type { DownloadProgress } from '../../index.js'
 import { printable, printableJson, printableLines } from './escape.js'
 
 const PLAIN_INTERVAL_MS = 5000
@@ -141,4 +142,29 @@ export function table(rows: readonly (readonly (string | number)[])[]): string {
 function figure(value: number): string {
   if (Number.isInteger(value)) return String(value)
   return Math.abs(value) < 1e-3 || Math.abs(value) >= 1e5 ? value.toExponential(2) : value.toPrecision(4)
+}
+
+/** Smaller files are there before a bar is drawn. */
+const MIN_BAR_BYTES = 1_000_000
+
+export function showDownloads(): (progress: DownloadProgress) => void {
+  const shown = new Map<string, { bar: Progress; startedAt: number; before: number }>()
+  return ({ name, byteLength, receivedBytes }) => {
+    let download = shown.get(name)
+    if (download === undefined) {
+      const kept = receivedBytes > 0 ? `, of which ${bytes(receivedBytes)} are here` : ''
+      say(`Loading ${colors.bold(printable(name))}, ${bytes(byteLength)}${kept}`)
+      download = { bar: new Progress(), startedAt: performance.now(), before: receivedBytes }
+      shown.set(name, download)
+    }
+    const { bar, startedAt, before } = download
+    if (byteLength >= MIN_BAR_BYTES) {
+      const megabytes = (value: number) => Math.round(value / 1e6)
+      const rate = ((receivedBytes - before) / Math.max(1, performance.now() - startedAt)) * 1000
+      bar.update(megabytes(receivedBytes), megabytes(byteLength), ` MB  ${bytes(rate)}/s`)
+    }
+    if (receivedBytes < byteLength) return
+    bar.end()
+    shown.delete(name)
+  }
 }
