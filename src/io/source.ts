@@ -6,9 +6,7 @@ import { ConfigError } from '../base/errors.js'
 
 export interface HubSource {
   readonly kind: 'hub'
-  /** `org/name`; models of the Hub's first days have a name alone. */
   readonly id: string
-  /** A branch, a tag or a commit. */
   readonly revision: string
   /** A folder or file inside the repository; empty for the whole. */
   readonly path: string
@@ -19,9 +17,7 @@ export type ParsedSource =
   | { readonly kind: 'url'; readonly url: string }
   | HubSource
 
-/** Context in which a source is read. */
 export interface SourceRules {
-  /** The argument that holds it, for messages. */
   readonly where: string
   readonly exists?: (path: string) => boolean
   /** The address of a Hub of one's own, whose URLs are read as ids too. */
@@ -30,7 +26,6 @@ export interface SourceRules {
 
 export const DEFAULT_REVISION = 'main'
 
-/** Addresses of the public Hub. */
 const HUB_ORIGINS = ['https://huggingface.co', 'https://hf.co']
 /** The Hub has no longer names; none may reach over the limits of file systems. */
 const MAX_ID_LENGTH = 96
@@ -128,7 +123,6 @@ function parseHub(rest: string, text: string, where: string): HubSource {
   return { kind: 'hub', id, revision, path }
 }
 
-/** Addresses of the Hub's pages are ids; all others are folders of files. */
 function parseUrl(text: string, where: string, endpoint: string | undefined): ParsedSource {
   let url: URL
   try {
@@ -164,17 +158,13 @@ export function isId(text: string): boolean {
   )
 }
 
-/**
- * True if the text can be a branch, a tag or a commit, by git's rules for names. It becomes a part of paths and of
- * addresses.
- */
+/** Follows git's rules for names. It becomes a part of paths and of addresses. */
 export function isRevision(text: string): boolean {
   // biome-ignore lint/suspicious/noControlCharactersInRegex: git refuses them too
   const isClean = !/[\x00-\x20\x7f~^:?*[\\]|\.\.|@\{|\/\/|\.lock(?:\/|$)/.test(text)
   return isClean && text.length <= 255 && text.split('/').every((part) => part !== '' && !/^[.-]|\.$/.test(part))
 }
 
-/** True if a name stays inside the folder that it is joined to, on any system. */
 function isInside(path: string): boolean {
   try {
     splitName(path, '')

@@ -31,10 +31,7 @@ export interface FileOptions {
   fsync?: boolean
 }
 
-/**
- * A folder in the file system. Making one touches nothing: a folder that does not exist is empty until a file is
- * created.
- */
+/** A folder that does not exist is empty until a file is created. */
 export class NodeDirectory implements Directory {
   readonly name: string
   readonly #options: FileOptions
@@ -253,7 +250,6 @@ export async function createFile(file: string, { fsync = true }: FileOptions = {
 
 interface UnfinishedFile {
   readonly temporary: string
-  /** The outermost folder that was made for this file. */
   readonly firstMade: string | undefined
   readonly fsync: boolean
 }
