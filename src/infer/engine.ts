@@ -20,6 +20,7 @@ import { distinctMixes, type Mix } from './adapters/choice.js'
 import { AdapterFeeds, type RowFactors } from './adapters/row-factors.js'
 import type { AdapterFactors } from './adapters/site-factors.js'
 import { groupFeeds } from './adapters/site-feeds.js'
+import { needsColumns, runColumns, type TokenColumns } from './column-runs.js'
 import { Decoding, type NextToken, type TextRequest } from './generate/decoding.js'
 import { Grammars } from './generate/grammars.js'
 import { PrefixStore } from './generate/prefix-store.js'
@@ -31,6 +32,8 @@ export interface OpenRequest {
   takesRows: boolean
   /** Rank of the zeros fed where there is nothing to add: 0, or 1 where the runtime takes no empty tensors. */
   idleRank: 0 | 1
+  /** The token inputs of a graph whose attention takes several texts with a cache one token at a time. */
+  columns: TokenColumns | undefined
   /** The output of a graph that gives out the rows that a step adds to the cache. */
   newRows: NewRows | undefined
   options: SessionOptions & OutputOptions
@@ -42,12 +45,20 @@ export interface DecodingRequest extends TextRequest {
   readonly prefixBytes: number
 }
 
+/** The tokens from which on the adapters of rows count. */
+export interface Activation {
+  /** The first one of each row; infinite for the base alone. */
+  readonly starts: readonly number[]
+  readonly columns: TokenColumns
+}
+
 interface OpenSession {
   session: RuntimeSession
   groups: readonly SiteGroup[]
   inputNames: ReadonlyMap<string, string>
   takesRows: boolean
   idle: Feeds
+  columns: TokenColumns | undefined
   newRows: NewRows | undefined
   /** The model's outputs, where the graph gives more: what a run gives when nothing is asked for. */
   outputNames: readonly string[] | undefined
@@ -99,12 +110,17 @@ export class InferEngine {
     this.#feeds.clear()
   }
 
+  /** @param activation for mixes that count from some token on */
   async run(
     feeds: Feeds,
     mixes: readonly Mix[],
     outputNames: readonly string[] | undefined,
+    activation?: Activation,
   ): Promise<Record<string, RuntimeTensor>> {
-    const outputs = await this.#run(feeds, this.#feedsOf(mixes), outputNames)
+    const outputs =
+      activation === undefined
+        ? await this.#run(feeds, this.#feedsOf(mixes), outputNames)
+        : await this.#runActivated(feeds, mixes, outputNames ?? this.#open?.session.outputNames ?? [], activation)
     if (this.#keepsTensors) return outputs
     return transfer(outputs, [...new Set(Object.values(outputs).map(({ data }) => data.buffer))])
   }
@@ -229,10 +245,21 @@ export class InferEngine {
     return mixes.map((mix) => mix.map(({ name, weight }) => ({ factors: factorsOf(name), weight })))
   }
 
+  /** Rows begin with the base, and go on with their mix. */
+  #runActivated(feeds: Feeds, mixes: readonly Mix[], names: readonly string[], { starts, columns }: Activation) {
+    const run = (inputs: Feeds, wanted: readonly string[], first: number) => {
+      const own = starts.map((start, row) => (start <= first ? (mixes[row] ?? mixes[0]) : []))
+      return this.#run(inputs, this.#feedsOf(own), wanted)
+    }
+    const [, sequence] = feeds[columns.tokens[0]].dims
+    const pieces = [...new Set([0, ...starts.filter((start) => start < sequence)])].sort((a, b) => a - b)
+    return runColumns(run, columns, feeds, names, pieces)
+  }
+
   #run(feeds: Feeds, adapters: AdapterFeeds, wanted: readonly string[] | undefined) {
     return this.#afterRuns(async () => {
       if (this.#open === undefined) throw new StateError({ where: 'session', what: 'it is not open' })
-      const { session, groups, inputNames, takesRows, idle, kept } = this.#open
+      const { session, groups, inputNames, takesRows, idle, columns, kept } = this.#open
       const outputNames = wanted ?? this.#open.outputNames
       let held = kept.get(adapters)
       if (held === undefined) {
@@ -244,7 +271,9 @@ export class InferEngine {
         held = Object.fromEntries(all.map(([name, tensor]) => [inputNames.get(name) ?? name, tensor]))
         kept.set(adapters, held)
       }
-      return session.run(feeds, outputNames, held)
+      if (columns === undefined || !needsColumns(columns, feeds)) return session.run(feeds, outputNames, held)
+      const run = (inputs: Feeds, names: readonly string[]) => session.run(inputs, names, held)
+      return runColumns(run, columns, feeds, outputNames ?? session.outputNames)
     })
   }
 

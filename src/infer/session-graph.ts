@@ -8,12 +8,14 @@ import { giveNewRows } from '../graph/fuse/new-rows.js'
 import { injectEmbeddings, injectLora } from '../graph/inject/inject.js'
 import type { Site, SiteGroup, SiteNeeds } from '../graph/inject/sites.js'
 import { injectVectors, type VectorPlaces } from '../graph/inject/vectors.js'
+import { tokenInputs, VECTORS } from '../graph/inputs/tokens.js'
 import { findEmbeddings } from '../graph/match/forms/lookup.js'
 import { findPointwise } from '../graph/match/forms/pointwise.js'
 import { exposeProducts, findLinears, type ModuleMap } from '../graph/match/linears.js'
 import { placesOf } from '../graph/match/parameters.js'
 import type { Value } from '../graph/view/builder.js'
-import { Graph, subgraphs } from '../graph/view/graph.js'
+import { Graph, readGraph, subgraphs } from '../graph/view/graph.js'
+import { tokenColumns } from './column-runs.js'
 import type { OpenRequest } from './engine.js'
 
 /** Providers that take tensors without elements. On others an idle site gets zeros of rank 1, and nothing is fused. */
@@ -66,6 +68,7 @@ export function sessionGraph(
     inputNames,
     graph: graph.toModel(),
     idleRank: isOnProcessor ? 0 : 1,
+    columns: isFused ? tokenColumns(tokenInputs(readGraph(onnx.proto), new Set([VECTORS]))) : undefined,
     newRows,
     isFused: isFused || newRows !== undefined,
   }
