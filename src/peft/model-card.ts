@@ -13,6 +13,8 @@ export interface CardParts {
   readonly baseName: string
   readonly config: LoraConfig
   readonly use: Use
+  /** A line of the data that the calls are shown with; undefined takes that of `use`. */
+  readonly input: string | undefined
   /** Names of the data; empty for records in memory. */
   readonly data: readonly string[]
   /** Names of the data that the metrics are of. */
@@ -128,7 +130,7 @@ function usage(parts: CardParts): string[] {
   const { base, baseName, folder, config, labels, problemType, pooling, normalize } = parts
   const { pipeline, autoClass, command, onlyMerged = false } = parts.use
   if (command === undefined) return []
-  const [verb, flag, input] = command
+  const [verb, flag, input = command[2]] = [command[0], command[1], parts.input]
   const { revision } = config.peftFields
   const text = (value: string) => `'${value.replaceAll('\\', '\\\\').replaceAll("'", "\\'")}'`
   const options = pooling === undefined ? '' : `, pooling: ${text(pooling)}, normalize: ${normalize}`
@@ -144,7 +146,7 @@ function usage(parts: CardParts): string[] {
     'With lowrank, from the command line:',
     '',
     '```sh',
-    `npx lowrank ${verb} --model ${shellWord(base)} --adapter ${shellWord(folder)} ${flag} "${input}"`,
+    `npx lowrank ${verb} --model ${shellWord(base)} --adapter ${shellWord(folder)} ${flag} ${shellText(input)}`,
     '```',
     '',
     ...(onlyMerged
@@ -156,7 +158,7 @@ function usage(parts: CardParts): string[] {
           "import { pipelineWithAdapters } from 'lowrank/transformers'",
           '',
           `const run = await pipelineWithAdapters(${text(pipeline)}, ${text(base)}, { adapters: { mine: ${text(folder)} } })`,
-          `console.log(await run('${input}', { adapter: 'mine'${options} }))`,
+          `console.log(await run(${text(input)}, { adapter: 'mine'${options} }))`,
           '```',
           '',
         ]),
@@ -181,7 +183,7 @@ function usage(parts: CardParts): string[] {
           '',
           "env.localModelPath = '.'",
           `const run = await pipeline(${text(pipeline)}, 'merged', { dtype: 'fp32' })`,
-          `console.log(await run('${input}'${alone}))`,
+          `console.log(await run(${text(input)}${alone}))`,
         ]),
     '```',
     '',
@@ -216,6 +218,11 @@ function lastOf(path: string): string {
 /** A name without what the Hub takes for a folder or a type of file. */
 function datasetName(path: string): string {
   return lastOf(path).replace(/\.(jsonl?|csv|tsv|parquet|txt)$/i, '')
+}
+
+/** In double quotes, which all shells know, where nothing in it means something to them. */
+function shellText(text: string): string {
+  return /^[\p{L}\p{N} .,:;?'()-]*$/u.test(text) ? `"${text}"` : `'${text.replaceAll("'", "'\\''")}'`
 }
 
 function shellWord(word: string): string {

@@ -3,10 +3,11 @@
 import { isByteSource, isDirectory } from '../data/source.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import { modelCard } from '../peft/model-card.js'
-import type { OpenTask, Task } from '../tasks/task.js'
+import type { Examples, OpenTask, Task } from '../tasks/task.js'
 import { baseNameOf, type RunSources } from './about-run.js'
 import type { TrainingData, TrainingOptions } from './options.js'
 import type { TrainReport } from './report.js'
+import type { DataFacts } from './rows/facts.js'
 import type { TrainSettings } from './settings.js'
 
 /** Facts about a run that its model card tells, besides the result. */
@@ -17,6 +18,9 @@ export interface CardSources {
   readonly open: OpenTask
   readonly adapter: LoraAdapter
   readonly settings: TrainSettings
+  readonly facts: DataFacts
+  /** As they are encoded, before any are packed. */
+  readonly examples: Examples<unknown>
 }
 
 /** README.md of a run that is done. */
@@ -45,6 +49,7 @@ export function cardOf(
     baseName,
     config,
     use,
+    input: run.facts.prompt,
     data: own,
     evalData: evalData === undefined ? own : dataNames(sources?.evalData, evalData),
     evalShare: evalData === undefined ? evalSplit : undefined,
