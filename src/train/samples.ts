@@ -26,7 +26,7 @@ export class Sampler {
     if (task.writing === undefined) {
       throw new ConfigError({
         where: 'sample',
-        what: `the task ${task.name} writes no texts`,
+        what: `the task ${task.name} writes no texts while it trains`,
         hint: 'The metrics of its evaluations tell what it has learned: give records as `evalData`',
       })
     }

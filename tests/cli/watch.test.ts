@@ -121,7 +121,7 @@ it('refuses answers of tasks that write none', async () => {
     maxSteps: 1,
     on: {},
   })
-  await expect(run).rejects.toThrow(/sample: the task text-classification writes no texts\. .*`evalData`/)
+  await expect(run).rejects.toThrow(/sample: the task text-classification writes no texts while it trains.*`evalData`/)
 })
 
 it('makes a page of 10,000 steps that is below 400 kB, with texts that stay texts', () => {
