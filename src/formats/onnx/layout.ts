@@ -1,7 +1,6 @@
 // Plans the files of an .onnx: for each byte, whether it is known, copied from the model's files, or a new weight's. No
 // weight is read.
 
-import { toBinary } from '@bufbuild/protobuf'
 import { FormatError } from '../../base/errors.js'
 import {
   GraphProtoSchema,
@@ -12,6 +11,7 @@ import {
 } from './gen/onnx_pb.js'
 import { copyMessage, mapTensors } from './messages.js'
 import type { OnnxModel } from './model.js'
+import { toBinary } from './protobuf.js'
 import { lengthDelimited } from './scan.js'
 import {
   byteLengthOf,

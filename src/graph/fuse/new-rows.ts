@@ -2,7 +2,7 @@
 // those that it has, so that a step gives out no copy of the whole cache, and the arrays that are fed may have room for
 // tokens to come.
 
-import { create } from '@bufbuild/protobuf'
+import { create } from '../../formats/onnx/protobuf.js'
 import { DataType, type NodeProto, ValueInfoProtoSchema } from '../../formats/onnx/tensors.js'
 import { headSizeOf, isCacheInput } from '../inputs/cache.js'
 import { dimsOfInput, splitInputs, typeOf } from '../inputs/roles.js'

@@ -2,7 +2,7 @@
 // inputs, so that they can be swapped or trained between runs. Inference graphs take Aᵀ and s·Bᵀ of any rank at run
 // time, and where an adapter needs it scale and shift outputs as well: sites.ts.
 
-import { create } from '@bufbuild/protobuf'
+import { create } from '../../formats/onnx/protobuf.js'
 import {
   DataType,
   TensorShapeProto_DimensionSchema,

@@ -2,8 +2,8 @@
 // multiplies by and adds, and what a convolution adds, stands behind it then, so that rows of a batch can have vectors
 // of their own.
 
-import { create } from '@bufbuild/protobuf'
 import { UnsupportedError } from '../../base/errors.js'
+import { create } from '../../formats/onnx/protobuf.js'
 import { DataType, type NodeProto, TensorProtoSchema } from '../../formats/onnx/tensors.js'
 import { NORMS, type Place, storedValue } from '../match/parameters.js'
 import { Builder, type Value } from '../view/builder.js'

@@ -3,7 +3,7 @@
 // what the backward pass reads, as in PyTorch's partitioner (https://github.com/pytorch/functorch/pull/653): all that
 // lies behind the cut is computed again.
 
-import { create } from '@bufbuild/protobuf'
+import { create } from '../../formats/onnx/protobuf.js'
 import { type NodeProto, NodeProtoSchema } from '../../formats/onnx/tensors.js'
 import { GRADIENTS } from '../gradients/gradients.js'
 import type { ProbedShape, ShapeMap } from '../shapes/shapes.js'

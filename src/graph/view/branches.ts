@@ -2,8 +2,8 @@
 // what both give. So what finds, adapts and merges layers needs no second way for them. Writing the graph puts each
 // node back.
 
-import { create } from '@bufbuild/protobuf'
 import { copyMessage } from '../../formats/onnx/messages.js'
+import { create } from '../../formats/onnx/protobuf.js'
 import { type AttributeProto, type NodeProto, NodeProtoSchema, type TensorProto } from '../../formats/onnx/tensors.js'
 
 /** One branch of an If. */

@@ -1,7 +1,7 @@
 // Builds nodes by calling: each method appends one node (or a few) to the graph and returns the name of its value.
 // Nodes are valid from opset 13 on, where Squeeze, Unsqueeze and ReduceSum take their axes as inputs.
 
-import { create } from '@bufbuild/protobuf'
+import { create } from '../../formats/onnx/protobuf.js'
 import {
   DataType,
   type NodeProto,
@@ -21,10 +21,10 @@ export class Builder {
   /** Prefix of the names of new nodes and values, for readable graphs: 'lora', 'backward'. */
   readonly scope: string
   /** Element type of `float` constants; a graph in f64 needs them in f64. */
-  readonly floatType: DataType.FLOAT | DataType.DOUBLE
+  readonly floatType: typeof DataType.FLOAT | typeof DataType.DOUBLE
   readonly #constants = new Map<string, Value>()
 
-  constructor(graph: Graph, scope: string, floatType: DataType.FLOAT | DataType.DOUBLE = DataType.FLOAT) {
+  constructor(graph: Graph, scope: string, floatType: typeof DataType.FLOAT | typeof DataType.DOUBLE = DataType.FLOAT) {
     this.graph = graph
     this.scope = scope
     this.floatType = floatType

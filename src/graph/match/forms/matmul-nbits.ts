@@ -2,7 +2,7 @@
 // and `_q4f16` files and of onnxruntime-genai's int4. Layout:
 // https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#commicrosoftmatmulnbits
 
-import { create } from '@bufbuild/protobuf'
+import { create } from '../../../formats/onnx/protobuf.js'
 import {
   DataType,
   dataTypeName,
