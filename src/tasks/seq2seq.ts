@@ -10,7 +10,7 @@ import type { Value } from '../graph/view/builder.js'
 import { readGraph } from '../graph/view/graph.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 import { checkVocabulary } from '../text/records.js'
-import { checkWidth } from './causal-lm.js'
+import { checkWidth } from './continues.js'
 import { checkSize } from './features.js'
 import { parseTextPair, type TextPair } from './labels/text-pair.js'
 import {

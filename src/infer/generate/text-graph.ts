@@ -8,7 +8,7 @@ import { type TokenInputs, tokenInputs, VECTORS } from '../../graph/inputs/token
 import { logitsName } from '../../graph/match/linears.js'
 import type { Model } from '../../graph/model-folder.js'
 import { readGraph } from '../../graph/view/graph.js'
-import { checkCausal } from '../../tasks/causal-lm.js'
+import { checkCausal } from '../../tasks/continues.js'
 import { requireDecoder } from '../graphs.js'
 import { paddingOf } from './batching.js'
 import type { Padding } from './decoding.js'
