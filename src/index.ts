@@ -47,7 +47,7 @@ export type {
   UnmergeOptions,
 } from './index/merge-options.js'
 export type { LoadModelOptions } from './index/model.js'
-export { nodeRuntime } from './index/platform/runtimes.js'
+export { nodeRuntime } from './index/platform/platform.js'
 export { webRuntime } from './index/platform/web-runtime.js'
 export type { AdapterSession, OpenSessionOptions } from './index/session.js'
 export type { Source, Target } from './index/sources.js'

@@ -41,7 +41,7 @@ def trainer_of(name, base, *more):
 
 def first_batch(trainer):
     batch = next(iter(trainer.get_train_dataloader()))
-    return {key: batch[key].tolist() for key in ("input_ids", "labels", "completion_mask") if key in batch}
+    return {key: batch[key].tolist() for key in ("input_ids", "labels", "completion_mask", "KL_input_ids") if key in batch}
 
 
 def losses_of(trainer):

@@ -189,12 +189,7 @@ export class MemoryDirectory implements Directory {
   }
 }
 
-/**
- * The parts of a name inside a folder. Names come out of files too (an index's shards, an ONNX tensor's location): none
- * may lead out of the folder, on any system.
- *
- * @throws FileError
- */
+/** Names come out of files too (an index's shards, an ONNX tensor's location): none may lead out of the folder. */
 export function splitName(name: string, directory: string): string[] {
   const parts = name.split('/')
   if (parts.every((part) => !['', '.', '..'].includes(part) && !/[\0\\]|^[a-z]:/i.test(part))) return parts
@@ -206,19 +201,12 @@ export function splitName(name: string, directory: string): string[] {
   })
 }
 
-/**
- * The names of the files directly in a folder, sorted.
- *
- * @param paths of all files
- * @param folder Default: the outermost one
- */
 export function namesIn(paths: Iterable<string>, folder?: string): string[] {
   const prefix = folder === undefined ? '' : `${folder}/`
   const inside = [...paths].filter((path) => path.startsWith(prefix)).map((path) => path.slice(prefix.length))
   return inside.filter((path) => !path.includes('/')).sort()
 }
 
-/** All chunks in one new array. */
 export function concatBytes(chunks: readonly Uint8Array[]): Uint8Array {
   const result = new Uint8Array(chunks.reduce((sum, chunk) => sum + chunk.byteLength, 0))
   let offset = 0
@@ -229,7 +217,6 @@ export function concatBytes(chunks: readonly Uint8Array[]): Uint8Array {
   return result
 }
 
-/** The change that each byte makes to a CRC of 32 bits, the lowest bit first. */
 export function crcTable(polynomial: number): Uint32Array {
   return Uint32Array.from({ length: 256 }, (_, byte) => {
     let value = byte
@@ -238,7 +225,6 @@ export function crcTable(polynomial: number): Uint32Array {
   })
 }
 
-/** Throws FileError unless [offset, offset + byteLength) lies inside the source. */
 export function checkRange(source: ByteSource, offset: number, byteLength: number): void {
   if (offset < 0 || byteLength < 0 || offset + byteLength > source.byteLength) {
     throw new FileError({
@@ -251,12 +237,42 @@ export function checkRange(source: ByteSource, offset: number, byteLength: numbe
   }
 }
 
-/** The whole source. Throws FileError when it cannot be read. */
 export async function readAll(source: ByteSource): Promise<Uint8Array> {
   return source.read(0, source.byteLength)
 }
 
-/** Writes one whole file: it appears complete or not at all. */
+/** Opens a file for `use`, and closes it. */
+export async function withSource<T>(
+  directory: Pick<Directory, 'open'>,
+  path: string,
+  use: (source: ByteSource) => T | Promise<T>,
+): Promise<T> {
+  const source = await directory.open(path)
+  try {
+    return await use(source)
+  } finally {
+    await source.close()
+  }
+}
+
+/** A folder that nothing is written to. */
+export abstract class ReadOnlyDirectory {
+  abstract readonly name: string
+  protected abstract readonly refusal: { readonly what: string; readonly hint: string }
+
+  create(path: string): Promise<never> {
+    return this.#refuse(path)
+  }
+
+  remove(path: string): Promise<never> {
+    return this.#refuse(path)
+  }
+
+  async #refuse(path: string): Promise<never> {
+    throw new FileError({ where: `${this.name}/${path}`, ...this.refusal })
+  }
+}
+
 export async function writeFile(
   directory: Pick<Directory, 'create'>,
   path: string,
@@ -266,7 +282,6 @@ export async function writeFile(
   await writeThrough(directory, path, (sink) => sink.write(bytes))
 }
 
-/** The same for a file that `write` gives piece by piece; what it throws is thrown, and nothing is left then. */
 export async function writeThrough(
   directory: Pick<Directory, 'create'>,
   path: string,
@@ -304,12 +319,6 @@ export async function writeTogether<T>(directory: Directory, write: (folder: Dir
 /** The largest tokenizer.json that is known has 35 MB. A parsed text takes some ten times as much memory. */
 const MAX_JSON_BYTES = 1 << 28
 
-/**
- * Reads a small file as text, without a byte order mark.
- *
- * @param maxBytes the most that such a file can have
- * @throws FormatError naming the file when it is larger
- */
 export async function readText(directory: Directory, path: string, maxBytes: number): Promise<string> {
   return withText(directory, path, maxBytes, (text) => text)
 }

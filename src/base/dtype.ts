@@ -32,12 +32,10 @@ export type TensorDtype =
   | 'I64'
   | 'U64'
 
-/** True if adapters are saved in this type. */
 export function isFloatDtype(dtype: TensorDtype): dtype is FloatDtype {
   return dtype === 'fp32' || dtype === 'fp16' || dtype === 'bf16'
 }
 
-/** True if weights can be computed from this type. */
 export function isWeightDtype(dtype: TensorDtype): dtype is WeightDtype {
   return dtype === 'fp64' || isFloatDtype(dtype)
 }
@@ -152,7 +150,6 @@ export function decodeWeights(bytes: Uint8Array, dtype: WeightDtype): FloatArray
   return dtype === 'fp64' ? new Float64Array(alignedCopy(bytes, dtype)) : decodeFloats(bytes, dtype)
 }
 
-/** Bits of the exponent, which are all set in what is not finite. */
 const EXPONENTS = { fp16: 0x7c00, bf16: 0x7f80 } as const
 
 /** True if stored values hold no NaN and no infinity; true for types that have none. */

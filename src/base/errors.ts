@@ -137,12 +137,10 @@ export class NumericError extends LowrankError {
   readonly code = 'NUMERIC'
 }
 
-/** The first names of a folder's files, for messages. */
 export function listed(files: readonly string[]): string {
   return files.slice(0, 5).join(', ') + (files.length > 5 ? `, … (${files.length} files)` : '')
 }
 
-/** The result of some work, or the reason why there is none. */
 export interface Attempt<T> {
   /** Undefined when the work failed. */
   readonly value: T | undefined
@@ -160,7 +158,6 @@ export function attempt<T>(work: () => T): Attempt<T> {
   }
 }
 
-/** The wire form of an error, for crossing from a worker to its owner. */
 export interface SerializedError {
   code: ErrorCode | undefined
   name: string
@@ -192,7 +189,6 @@ const CLASSES = {
   NUMERIC: NumericError,
 } satisfies Record<ErrorCode, new (details: ErrorDetails) => LowrankError>
 
-/** The inverse of {@link serializeError}: the same class, code and fields, with the original stack. */
 export function deserializeError(error: SerializedError): Error {
   let result: Error
   if (error.code !== undefined && error.details !== undefined) {
@@ -208,8 +204,8 @@ export function deserializeError(error: SerializedError): Error {
 /** Longer names come from hostile files, and comparing them takes time that grows with the square. */
 const MAX_COMPARED = 500
 
-/** Steps of comparing, a second or two: the names of some ten thousand tensors. */
-const MAX_COMPARING = 1 << 27
+/** Steps of comparing, a fifth of a second: the names of some thousand tensors. */
+const MAX_COMPARING = 1 << 23
 
 /** Edits over the longer name's length: more, and the two are different words. */
 const MAX_DISTANCE = 0.6

@@ -15,7 +15,6 @@ export interface Kind {
   accepts(value: unknown): boolean
 }
 
-/** The kind of each option of `T`. Tables are made from the types by scripts/generate/options.mjs. */
 export type OptionTable<T> = { readonly [K in keyof Required<T>]: Kind }
 
 /** A kind of value. */
@@ -26,7 +25,6 @@ export function kind(expected: string, accepts: (value: unknown) => boolean): Ki
 export const isObject = (value: unknown): value is Record<string, unknown> =>
   typeof value === 'object' && value !== null && !Array.isArray(value)
 
-/** True if the value has all these methods. */
 export function hasMethods(value: unknown, ...methods: readonly (string | symbol)[]): boolean {
   if ((typeof value !== 'object' && typeof value !== 'function') || value === null) return false
   return methods.every((name) => typeof (value as Record<string | symbol, unknown>)[name] === 'function')
@@ -68,7 +66,6 @@ export const INTEGER = ranged('a safe integer')
 export const COUNT = ranged('an integer of at least 1')
 export const SIGNAL = kind('an AbortSignal', (value) => isObject(value) && typeof value.aborted === 'boolean')
 
-/** One of these words, or of these numbers. */
 export function oneOf(...values: readonly (string | number)[]): Kind {
   const words = values.filter((value) => typeof value === 'string')
   return { ...kind(values.join(', '), (value) => values.includes(value as string)), words }
@@ -79,19 +76,16 @@ export function needed(one: Kind): Kind {
   return { ...one, isRequired: true }
 }
 
-/** A list of such values. */
 export function listOf({ expected, accepts }: Kind): Kind {
   return kind(`a list, each ${expected}`, (value) => Array.isArray(value) && value.every(accepts))
 }
 
-/** One of several kinds. */
 export function anyOf(...kinds: readonly Kind[]): Kind {
   const expected = kinds.map((one) => one.expected).join(', or ')
   const words = kinds.flatMap((one) => one.words ?? [])
   return { ...kind(expected, (value) => kinds.some((one) => one.accepts(value))), words }
 }
 
-/** A kind that also takes null. */
 export function orNull({ expected, accepts }: Kind): Kind {
   return kind(`${expected}, or null`, (value) => value === null || accepts(value))
 }
@@ -151,7 +145,6 @@ export function checkArgument(value: unknown, { expected, words = [], accepts }:
   throw new ConfigError({ where, what: 'not valid', expected, got: describe(value), ...(hint && { hint }) })
 }
 
-/** The error for an option that there is not. */
 export function unknownOption(
   name: string,
   of: string,
@@ -167,7 +160,6 @@ export function unknownOption(
   return new ConfigError({ where: name, what: `${of} has no such option`, hint: elsewhere[name] ?? hint })
 }
 
-/** A value in a few words, for messages. */
 export function describe(value: unknown): string {
   if (value === undefined) return 'nothing'
   if (typeof value === 'bigint') return `${value}n`
@@ -182,7 +174,6 @@ export function describe(value: unknown): string {
 
 const MAX_DESCRIBED = 200
 
-/** Undefined for what is too long, or no JSON. */
 function jsonOf(value: object): string | undefined {
   try {
     const text = JSON.stringify(value)

@@ -1,6 +1,5 @@
 // Tells from its first bytes which kind of file a wrong file is, for error messages.
 
-/** The part of a source of bytes that is needed here. */
 interface Source {
   readonly byteLength: number
   read(offset: number, length: number): Promise<Uint8Array>
@@ -14,7 +13,6 @@ interface Foreign {
 
 const TELLING_BYTES = 24
 
-/** The kind of the file, if its first bytes tell; undefined otherwise. */
 export async function sniff(source: Source): Promise<Foreign | undefined> {
   const bytes = await source.read(0, Math.min(TELLING_BYTES, source.byteLength))
   const text = String.fromCharCode(...bytes)

@@ -23,12 +23,10 @@ export interface Tensor<Data extends FloatArray = Float32Array> {
   readonly shape: readonly number[]
 }
 
-/** Anything that has a shape: a matrix, a tensor, a tensor of a file. */
 export interface Shaped {
   readonly shape: readonly number[]
 }
 
-/** The `like` of what is computed in double precision. */
 export const F64: FloatArray = new Float64Array()
 
 /** True if no value is NaN or infinite. */
@@ -129,7 +127,6 @@ function notAMatrix(where: string): ShapeError {
   })
 }
 
-/** Throws ShapeError unless `matrix` is (rows, columns). */
 export function checkShape(matrix: Matrix, rows: number, columns: number, where: string): void {
   if (matrix.shape[0] !== rows || matrix.shape[1] !== columns) {
     throw new ShapeError({
@@ -141,7 +138,6 @@ export function checkShape(matrix: Matrix, rows: number, columns: number, where:
   }
 }
 
-/** For messages: `(d, k)`. */
 export function formatShape(shape: readonly (number | bigint | string)[]): string {
   return `(${shape.join(', ')})`
 }

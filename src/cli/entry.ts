@@ -18,7 +18,6 @@ process.stdout.on('error', (error: NodeJS.ErrnoException) => {
   if (isFirst && process.exitCode !== undefined) process.exitCode = outputExit()
 })
 
-// Messages that nobody reads are no reason to stop.
 process.stderr.on('error', () => {})
 // A thread that never leaves ONNX Runtime: Node would wait for it, and then abort.
 process.on('exit', () => {

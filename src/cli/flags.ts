@@ -27,7 +27,6 @@ export interface Flag {
 
 export type FlagTable = Readonly<Record<string, Flag>>
 
-/** The reader of each form that is no switch, number or word. */
 interface Forms {
   text: string
   source: string
@@ -128,14 +127,13 @@ const FORMS: Readonly<Record<keyof Forms, Reader>> = {
   }),
 }
 
-/** Names divided by commas. */
 function namesIn({ flag, value }: Occurrence): string[] {
   const names = value.split(',').map((name) => name.trim())
   if (!names.includes('')) return names
   throw new UsageError(`${flag} takes names divided by commas, such as a,b; got '${value}'`)
 }
 
-/** Names with values; a name may hold an equals sign, as a regular expression does. */
+/** Names with values; the last equals sign divides, because a regular expression may hold one. */
 function pairsIn({ flag, value }: Occurrence, example: string): [name: string, value: string][] {
   const pairs = value.split(',').map((pair): [string, string] => {
     const at = pair.lastIndexOf('=')

@@ -4,28 +4,21 @@
 import { parseArgs } from 'node:util'
 import { meantBy } from '../base/synonyms.js'
 
-/**
- * The command line itself is wrong (exit code 2): an option does not exist, is missing, or has a value that is not
- * valid.
- */
+/** The command line itself is wrong: exit code 2. */
 export class UsageError extends Error {
   override readonly name = 'UsageError'
 }
 
-/** One occurrence of an option, in the order of the command line. */
 export interface Occurrence {
   flag: string
   value: string
 }
 
-/** An option of a command. */
 export interface Option<T> {
   /** The word for the value in help. Absent: a switch without a value. */
   placeholder?: string
   about: string
-  /** The default, as help shows it. */
   fallback?: string
-  /** The range of a number, as help shows it. */
   bounds?: string
   isRequired?: boolean
   isRepeatable?: boolean
@@ -33,13 +26,10 @@ export interface Option<T> {
   read(occurrences: Occurrence[]): T
 }
 
-/** The options by their names in camelCase. */
 // biome-ignore lint/suspicious/noExplicitAny: each option has its own type of value
 export type Options = Record<string, Option<any>>
-/** The values that a command receives, by the name of the option. */
 export type Values<O extends Options> = { [K in keyof O]: O[K] extends Option<infer T> ? T : never }
 
-/** A command of `lowrank`. */
 export interface Command<O extends Options = Options> {
   name: string
   /** One line for the list of commands. */
@@ -50,9 +40,7 @@ export interface Command<O extends Options = Options> {
   more?(): Promise<Readonly<Record<string, readonly string[]>>>
   /** Lines that run as they are in the project's folder. */
   examples: readonly string[]
-  /** The options whose values may come first, without their names; the last takes several if it is repeatable. */
   subject?: readonly (keyof O & string)[]
-  /** Keys are camelCase names of the options. */
   options: O
   /** Names of the API's options that have another key here: for messages. */
   apiNames?: Readonly<Record<string, keyof O & string>>
@@ -64,27 +52,22 @@ export function defineCommand<const O extends Options>(command: Command<O>): Com
   return command as unknown as Command
 }
 
-/** A switch: on when it is given. */
 export function toggle(about: string): Option<boolean> {
   return { about, read: (occurrences) => occurrences.length > 0 }
 }
 
-/** One text. */
 export function text(placeholder: string, about: string, fallback?: string): Option<string | undefined> {
   return { placeholder, about, fallback, read: (occurrences) => occurrences.at(-1)?.value }
 }
 
-/** One text that must be given. */
 export function required(placeholder: string, about: string): Option<string> {
   return { placeholder, about, isRequired: true, read: (occurrences) => occurrences.at(-1)!.value }
 }
 
-/** A text that may be given more than once. */
 export function repeated(placeholder: string, about: string): Option<string[]> {
   return { placeholder, about, isRepeatable: true, read: (occurrences) => occurrences.map(({ value }) => value) }
 }
 
-/** A value out of a fixed set; another one is wrong usage. Without a fallback it may be undefined. */
 export function choice<const C extends string>(values: readonly C[], about: string, fallback: C): Option<C>
 export function choice<const C extends string>(values: readonly C[], about: string): Option<C | undefined>
 export function choice<const C extends string>(
@@ -107,7 +90,6 @@ export function choice<const C extends string>(
   }
 }
 
-/** A finite number, in plain or exponent notation. The range is checked where the value is used. */
 export function decimal(about: string, fallback?: number | string): Option<number | undefined> {
   return {
     placeholder: 'X',
@@ -117,7 +99,6 @@ export function decimal(about: string, fallback?: number | string): Option<numbe
   }
 }
 
-/** A whole number that is at least `least`. */
 export function integer(
   about: string,
   options: { fallback?: number; least?: number } = {},
@@ -139,7 +120,6 @@ function readInteger(occurrence: Occurrence, least: number): number {
   )
 }
 
-/** Throws UsageError for anything but a finite number. */
 export function readNumber({ flag, value }: Occurrence, expected = 'a number, such as 8, 0.5 or 1e-3'): number {
   if (/^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i.test(value)) {
     const number = Number(value)
@@ -152,12 +132,10 @@ function plain(value: number): string {
   return value !== 0 && Math.abs(value) < 0.01 ? value.toExponential() : String(value)
 }
 
-/** maxLength → --max-length */
 export function flagOf(key: string): string {
   return `--${key.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)}`
 }
 
-/** Checks a command's arguments against its options and reads them. Throws UsageError. */
 export function parseCommand(command: Command, args: readonly string[]) {
   const { options } = command
   const occurrences = findOccurrences(command, args)
@@ -174,7 +152,6 @@ export function parseCommand(command: Command, args: readonly string[]) {
   return { values, occurrences }
 }
 
-/** The arguments and options of a command line, in its order. Throws UsageError for what the options do not allow. */
 function findOccurrences({ name, options, subject = [] }: Command, args: readonly string[]): Occurrence[] {
   const byFlag = new Map(Object.entries(options).map(([key, option]) => [flagOf(key), option]))
   const alias = aliasOf(options)
@@ -226,12 +203,11 @@ export function aliasOf(options: Options): { flag: string; key: string } | undef
   return { flag: key === 'model' ? '--base' : '--model', key }
 }
 
-/** fineTuned → FINE-TUNED, as it stands in help without its name. */
 export function nameOf(key: string): string {
   return flagOf(key).slice(2).toUpperCase()
 }
 
-/** @param isInline the value came as in --flag=value, so that it may begin with dashes */
+/** A value that came as --flag=value may begin with dashes. */
 function checkValue(
   flag: string,
   value: string | undefined,

@@ -13,10 +13,8 @@ const EXIT_USAGE = 2
 /** EX_SOFTWARE of sysexits.h: an internal error. */
 const EXIT_BUG = 70
 
-/** The commands by name, in the order of the help. */
 export const COMMANDS: Record<string, () => Promise<Command>> = {
   init: async () => (await import('./run/init.js')).init,
-  demo: async () => (await import('./run/demo.js')).demo,
   data: async () => (await import('./run/data.js')).data,
   train: async () => (await import('./run/train.js')).train,
   evaluate: async () => (await import('./run/evaluate.js')).evaluate,
@@ -40,17 +38,12 @@ export const COMMANDS: Record<string, () => Promise<Command>> = {
   serve: async () => (await import('./run/serve.js')).serve,
 }
 
-/**
- * Runs one command line, without the program's name. Rejects with whatever is no error of lowrank; `report` turns it
- * into an exit code.
- */
+/** Rejects with whatever is no error of lowrank; `report` turns it into an exit code. */
 export async function run(args: readonly string[]): Promise<number> {
   const [name, ...rest] = args
   if (name === '--version' || name === '-v') return show(version())
   if (name === undefined || name === '--help' || name === '-h' || name === 'help') {
     if (name === 'help' && rest.length > 0) return run([rest[0], '--help'])
-    if (name === undefined)
-      return show(await (await import('./show/welcome.js')).welcome(version(), usesColor(process.stdout)))
     const commands = await Promise.all(Object.values(COMMANDS).map((load) => load()))
     return show(programHelp(commands, usesColor(process.stdout)))
   }
@@ -73,7 +66,6 @@ export async function run(args: readonly string[]): Promise<number> {
   }
 }
 
-/** The option that an error of the API is about, as it is written on the command line; undefined for other errors. */
 function flagAt({ where }: LowrankError, command: Command): string | undefined {
   return where === undefined ? undefined : flagNamed(where, command)
 }
@@ -114,7 +106,6 @@ function version(): string {
   return JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8')).version
 }
 
-/** Tells what went wrong. */
 export function report(error: unknown, name: string | undefined): number {
   if (error instanceof UsageError) {
     const command = name !== undefined && Object.hasOwn(COMMANDS, name) ? ` ${name}` : ''
@@ -144,7 +135,6 @@ export function isWriteError(error: unknown): error is NodeJS.ErrnoException {
   return error instanceof Error && (error as NodeJS.ErrnoException).syscall === 'write'
 }
 
-/** True if the process or the system may open no further file: modules of commands load when they are needed. */
 function isLimitError(error: unknown): error is NodeJS.ErrnoException {
   return error instanceof Error && ['EMFILE', 'ENFILE'].includes((error as NodeJS.ErrnoException).code ?? '')
 }

@@ -1,10 +1,9 @@
 // Names of sources in help, for all commands that take models and adapters.
 
-/** A model: a path, a model on the Hub, or a URL. */
+/** A path, a model on the Hub, or a URL. */
 export const MODEL = 'DIR|FILE|ID'
-/** An adapter: the same, without single files. */
+/** As MODEL, without single files. */
 export const ADAPTER = 'DIR|ID'
 
-/** The help text for sources of a model that runs. */
 export const RUNS =
   'model: an id on the Hub, a folder (config.json, tokenizer.json, onnx/model.onnx), or its .onnx file'

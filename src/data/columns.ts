@@ -6,11 +6,6 @@ import type { Row } from './row.js'
 /** Name that is wanted → the data's own name for it. */
 export type ColumnNames = Readonly<Record<string, string>>
 
-/**
- * The row with the fields of `columns` alone, under the names that are wanted.
- *
- * @throws DataError when the row has no fields, or not one that is named
- */
 export function renameColumns({ row, where }: Row, columns: ColumnNames): Row {
   if (typeof row !== 'object' || row === null || Array.isArray(row)) {
     throw new DataError({ where, what: 'not a valid record', expected: 'an object with fields' })
@@ -32,7 +27,6 @@ export function renameColumns({ row, where }: Row, columns: ColumnNames): Row {
   return { row: renamed, where }
 }
 
-/** @throws ConfigError unless `columns` gives names for names */
 export function checkColumnNames(columns: unknown): asserts columns is ColumnNames | undefined {
   if (columns === undefined) return
   const isNames =

@@ -11,17 +11,10 @@ const DIVIDERS = [',', ';', '\t']
 
 interface Fields {
   readonly fields: string[]
-  /** The line that the record begins in. */
   readonly line: number
 }
 
-/**
- * The rows of a file, as objects by column name. Empty lines are skipped.
- *
- * @param divider what stands between fields; without it, the one that the first line has most of
- * @throws DataError naming the line: quotes that do not close or close inside a field, more or fewer fields than
- *   columns, columns without a name or with the same
- */
+/** `divider`: without it, the one that the first line has most of. */
 export async function* readDelimited(source: ByteSource, divider?: string, onInvalid?: OnInvalid): AsyncGenerator<Row> {
   let columns: string[] | undefined
   for await (const { fields, line } of records(source, divider)) {
@@ -73,7 +66,6 @@ const FIELD_COST = 16
 
 const [QUOTE, RETURN, NEWLINE] = ['"', '\r', '\n'].map((character) => character.charCodeAt(0))
 
-/** The kinds of places in a record. */
 type State = 'start of field' | 'plain field' | 'quoted field' | 'after quote'
 
 async function* records(source: ByteSource, given: string | undefined): AsyncGenerator<Fields> {

@@ -1,11 +1,9 @@
-// Which format a file of records has: its name says, and its first bytes where the name does not, or where the name is
-// shared.
+// The format of a file of records, by its name, or by its first bytes where the name does not tell.
 
 import type { ByteSource } from '../base/bytes.js'
 import { DataError } from '../base/errors.js'
 import { sniff } from '../base/sniff.js'
 
-/** The formats that can be read. */
 export type DataFormat = 'jsonl' | 'json-array' | 'csv' | 'tsv' | 'parquet' | 'text'
 
 /** The format by the end of the name. `.json` is either a list or lines, so its content tells. */
@@ -23,20 +21,13 @@ const BY_ENDING: Readonly<Record<string, DataFormat | 'json'>> = {
 /** Enough to see past a byte order mark and some empty lines. */
 const HEAD_BYTES = 4096
 
-/** For messages. */
 export const DATA_ENDINGS = '.jsonl, .json, .csv, .tsv, .parquet or .txt'
 
-/** The format that the name of a file tells, if it tells one. */
 export function formatOfName(name: string): DataFormat | 'json' | undefined {
   const ending = /\.(\w+)(?:[?#].*)?$/.exec(name)?.[1].toLowerCase()
   return ending === undefined || !Object.hasOwn(BY_ENDING, ending) ? undefined : BY_ENDING[ending]
 }
 
-/**
- * The format of a file.
- *
- * @throws DataError when neither its name nor its content tells, or it is a file of another kind
- */
 export async function detectFormat(source: ByteSource): Promise<DataFormat> {
   const head = await source.read(0, Math.min(HEAD_BYTES, source.byteLength))
   const text = new TextDecoder().decode(head)

@@ -5,11 +5,6 @@ import { DataError } from '../base/errors.js'
 import { type OnInvalid, type Row, unlessInvalid } from './row.js'
 import { checkLength, textChunks, textLines } from './text-chunks.js'
 
-/**
- * The records of a JSONL file. Empty lines are skipped.
- *
- * @throws DataError naming the line that is no JSON or no UTF-8
- */
 export async function* readJsonLines(source: ByteSource, onInvalid?: OnInvalid): AsyncGenerator<Row> {
   for await (const { text, number } of textLines(source)) {
     if (text.trim() === '') continue
@@ -32,12 +27,7 @@ const [QUOTE, BACKSLASH, NEWLINE, COMMA] = ['"', '\\', '\n', ','].map((character
 const OPENING = new Set([...'[{'].map((character) => character.charCodeAt(0)))
 const CLOSING = new Set([...']}'].map((character) => character.charCodeAt(0)))
 
-/**
- * The elements of a file that is one JSON list. Only where an element ends is found here; what it is, JSON.parse
- * decides.
- *
- * @throws DataError naming the element and its line
- */
+/** Only where an element ends is found here; what it is, JSON.parse decides. */
 export async function* readJsonArray(source: ByteSource, onInvalid?: OnInvalid): AsyncGenerator<Row> {
   const { name } = source
   let line = 1

@@ -10,7 +10,6 @@ import { DataError, LowrankError, UnsupportedError } from '../base/errors.js'
 import type { ColumnNames } from './columns.js'
 import type { Row } from './row.js'
 
-/** Bounds for reading one file of `byteLength` bytes. */
 export interface ParquetLimits {
   /** Time that hyparquet works, without the time in which it waits for bytes of the file. */
   readonly ms: number
@@ -35,12 +34,7 @@ const WATCH_MS = 50
 /** Codecs that hyparquet reads itself; the others are in hyparquet-compressors. */
 const OWN_CODECS = ['SNAPPY', 'UNCOMPRESSED']
 
-/**
- * The rows of a Parquet file. Of the columns only those that `columns` names are read, if it is given.
- *
- * @param limits for tests
- * @throws UnsupportedError when a package to read it is not installed, DataError when the file is no Parquet or broken
- */
+/** `limits` are for tests. Only the columns that `columns` names are read. */
 export async function* readParquet(
   source: ByteSource,
   columns?: ColumnNames,
@@ -117,7 +111,6 @@ function checkCounts(source: ByteSource, groups: readonly RowGroup[], { values, 
   if (sums.bytes > pageBytes) throw broken(source, 'more bytes than a file of its size can hold')
 }
 
-/** hyparquet, in this thread or another. */
 interface Reader {
   footer(): Promise<FileMetaData>
   /** The rows of the groups in `metadata`, with the columns that are left in it. */
@@ -125,7 +118,6 @@ interface Reader {
   close(): void
 }
 
-/** The script of the thread: a string, so that it needs no file of its own in anyone's bundle. */
 const SCRIPT = `
 const { parentPort: port, workerData } = require('worker_threads')
 const { createRequire } = require('module')
@@ -223,7 +215,6 @@ function startThread(source: ByteSource, limits: ParquetLimits): Reader | undefi
   }
 }
 
-/** A reader in this thread. */
 function readHere(source: ByteSource, { ms }: ParquetLimits): Reader {
   let readAt = performance.now()
   const file = {

@@ -9,7 +9,6 @@ import { readJsonArray, readJsonLines } from './json.js'
 import type { OnInvalid, Row } from './row.js'
 import { checkLength, textLines } from './text-chunks.js'
 
-/** How rows are read. */
 export interface ReadOptions {
   /** Name that is wanted → the data's own name for it. The row then has these fields alone. */
   readonly columns?: ColumnNames | undefined
@@ -28,7 +27,6 @@ const MODEL_CONFIGS = ['config.json', 'adapter_config.json']
 /** Parts of file names that say which share of a data set a file holds. */
 const SPLIT_NAME = /(?:^|[._/-])(train|training|test|valid|validation|dev|eval)(?=[._/-]|$)/i
 
-/** The rows of a file, which is read by its format. */
 export async function* rowsOfFile(source: ByteSource, options: ReadOptions): AsyncGenerator<Row> {
   const { columns, onInvalid } = options
   switch (await detectFormat(source)) {
@@ -88,10 +86,7 @@ export async function* rowsOfFolder(directory: Directory, options: ReadOptions):
   }
 }
 
-/**
- * The paragraphs of a text file, each a record {"text"}: lines between empty ones. Not each line, because people break
- * lines in a paragraph, and not the file, because all beyond the model's context would be lost.
- */
+/** Not lines, because people break lines in a paragraph, and not the file, of which most would not fit the context. */
 async function* readParagraphs(source: ByteSource): AsyncGenerator<Row> {
   let lines: string[] = []
   let length = 0

@@ -1,5 +1,4 @@
-// Data in any of its forms → one stream of rows: files, folders, or records in memory. Knows
-// nothing of tokens or tasks.
+// Data in any of its forms → one stream of rows, each with where it is. Knows nothing of tokens or tasks.
 
 import { ConfigError } from '../base/errors.js'
 import { checkColumnNames, renameColumns } from './columns.js'
@@ -7,13 +6,6 @@ import type { ReadOptions } from './read-files.js'
 import { type Row, unlessInvalid } from './row.js'
 import { type DataSource, isByteSource, isDirectory, isIterable } from './source.js'
 
-/**
- * All rows, in order, each with where it is: `chats.jsonl, line 3`, `data[2]`.
- *
- * @throws ConfigError when the data or `columns` is none of what they can be; DataError naming file and line where a
- *   file is not what its format asks for, a folder holds no data, or `columns` names a field that a row lacks;
- *   UnsupportedError for Parquet without hyparquet; FileError when a file cannot be read
- */
 export async function* readRows(data: DataSource, options: ReadOptions = {}): AsyncGenerator<Row> {
   const { columns, onInvalid } = options
   checkColumnNames(columns)

@@ -15,19 +15,16 @@ export function isDataSource(value: unknown): value is DataSource {
   return isByteSource(value) || isDirectory(value) || isIterable(value)
 }
 
-/** True for a file. */
 export function isByteSource(value: unknown): value is ByteSource {
   const source = value as Partial<ByteSource> | null | undefined
   return typeof source?.read === 'function' && typeof source.byteLength === 'number'
 }
 
-/** True for a folder. */
 export function isDirectory(value: unknown): value is Directory {
   const directory = value as Partial<Directory> | null | undefined
   return typeof directory?.list === 'function' && typeof directory.open === 'function'
 }
 
-/** True for a value that gives one item after the other. */
 export function isIterable(value: unknown): value is Iterable<unknown> | AsyncIterable<unknown> {
   if (typeof value !== 'object' || value === null) return false
   return Symbol.iterator in value || Symbol.asyncIterator in value

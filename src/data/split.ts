@@ -1,15 +1,9 @@
-// Which rows are held out for evaluation: a seeded choice that is made while rows stream by, so that their number need
-// not be known. One of every 1/share rows is taken, at random among them: the share is kept to within one row.
+// Rows held out for evaluation: a seeded choice while rows stream by. The share is kept to within one row.
 
 import { ConfigError } from '../base/errors.js'
 import { Random } from '../base/random.js'
 
-/**
- * Tells of each row number, from 0 on and in order, whether it is held out.
- *
- * @param share of the rows, in (0, 1)
- * @throws ConfigError when the share is out of range
- */
+/** Row numbers are asked for in order, from 0 on. */
 export function planSplit(share: number, seed: number): (index: number) => boolean {
   if (!(typeof share === 'number' && share > 0 && share < 1)) {
     throw new ConfigError({

@@ -9,18 +9,12 @@ const CHUNK_BYTES = 1 << 20
 /** Characters of one record: a broken file must not be read into memory as a whole. */
 export const MAX_RECORD_LENGTH = 1 << 26
 
-/** One line of a file. */
 export interface Line {
   readonly text: string
   /** Counted from 1. */
   readonly number: number
 }
 
-/**
- * The source as text.
- *
- * @throws DataError naming the line when it is not UTF-8
- */
 export async function* textChunks(source: ByteSource): AsyncGenerator<string> {
   const decoder = new TextDecoder('utf-8', { fatal: true })
   let line = 1
@@ -43,11 +37,6 @@ export async function* textChunks(source: ByteSource): AsyncGenerator<string> {
   }
 }
 
-/**
- * The source's lines without their ends (\n or \r\n).
- *
- * @throws DataError naming the line when it is not UTF-8, or longer than {@link MAX_RECORD_LENGTH}
- */
 export async function* textLines(source: ByteSource): AsyncGenerator<Line> {
   let number = 1
   let parts: string[] = []
@@ -71,7 +60,6 @@ export async function* textLines(source: ByteSource): AsyncGenerator<Line> {
   if (length > 0) yield line('')
 }
 
-/** @throws DataError when a record has grown beyond what is held */
 export function checkLength(length: number, where: string): void {
   if (length <= MAX_RECORD_LENGTH) return
   throw new DataError({

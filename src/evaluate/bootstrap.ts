@@ -11,22 +11,15 @@ export interface Interval {
   readonly high: number | null
 }
 
-/** The metrics of some records, by their numbers; a record can be there several times. */
+/** Records are given by their numbers, and can be there several times. */
 export type Statistic = (records: ArrayLike<number>) => Readonly<Record<string, number>>
 
-/** The metrics of one model, and the same minus those of the first model. */
 export interface Intervals {
   readonly metrics: Record<string, Interval>
   /** Null for the first model. */
   readonly differences: Record<string, Interval> | null
 }
 
-/**
- * The metrics of all records, with intervals.
- *
- * @param models one statistic for each model, of the same records
- * @param count number of records
- */
 export function bootstrap(
   models: readonly Statistic[],
   count: number,

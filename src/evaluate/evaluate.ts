@@ -1,10 +1,10 @@
-// Evaluation of finished adapters: the task's metrics for the base and for each adapter on the same records, with
-// intervals, and the records that differ most. For texts also what the model writes, against the answer that is wanted.
+// Finished adapters against the base: metrics with intervals, the records that differ most, and what models write.
 
 import { ConfigError, DataError, UnsupportedError } from '../base/errors.js'
 import { checkOptions } from '../base/options.js'
 import { Steps, type ToolRun } from '../base/progress.js'
 import { readRows } from '../data/read-rows.js'
+import { otherWeights } from '../graph/base-record.js'
 import type { Model } from '../graph/model-folder.js'
 import { joinGraphs } from '../graph/training/joined-graph.js'
 import { ModelSession } from '../infer/model-session.js'
@@ -140,7 +140,6 @@ const MAX_RECORD = 2000
 interface EvaluatedRecord {
   readonly where: string
   readonly record: string
-  /** Places of its examples. */
   readonly examples: readonly number[]
   readonly question: Question | undefined
 }
@@ -152,7 +151,6 @@ interface WrittenText {
   judged: number
 }
 
-/** A model to evaluate. */
 interface Contender {
   readonly name: string | null
   readonly open: OpenTask
@@ -161,7 +159,6 @@ interface Contender {
   texts: WrittenText[]
 }
 
-/** Evaluates a model that is open; see the entry. */
 export async function evaluateAdapters(
   given: Model,
   adapters: Readonly<Record<string, LoraAdapter>>,
@@ -177,6 +174,10 @@ export async function evaluateAdapters(
   const task = await taskOf(given, Object.values(adapters), options.task)
   checkOptions(options.taskOptions, `the task ${task.name}`, task.options ?? {})
   task.check(model)
+  for (const [name, { trainedOn }] of Object.entries(adapters)) {
+    const other = await otherWeights(trainedOn, model)
+    if (other !== undefined) onWarning(`${name}: ${other}`)
+  }
   const { records, examples } = await read(model, task, data, options, onWarning)
   const contenders = inOrder(await contendersOf(model, task, adapters, examples, options, onWarning), options.against)
   const judgements = judging === undefined ? 0 : (contenders.length - 1) * records.length
@@ -220,7 +221,6 @@ export async function evaluateAdapters(
   }
 }
 
-/** The task that is named, or that of the first adapter's head, or that of the model. */
 async function taskOf(model: Model, adapters: readonly LoraAdapter[], name: string | undefined): Promise<Task> {
   if (name !== undefined) return loadTask(name)
   const { taskType } = adapters[0]?.config ?? {}
@@ -328,7 +328,6 @@ function inOrder(contenders: Contender[], against: string | undefined): Contende
   throw new ConfigError({ where: 'against', what: 'no such adapter', got: against })
 }
 
-/** Opens the task. Throws DataError for labels that the adapter does not give. */
 function openLabelled(name: string, labels: readonly string[] | undefined, open: () => OpenTask): OpenTask {
   const refuse = (got: string | undefined, cause?: Error) =>
     new DataError({

@@ -1,5 +1,4 @@
-// Judgements of two answers by another model, which any server in OpenAI's form runs. Each pair is asked in both
-// orders: an answer wins where it is better in both, and everything else is a tie.
+// Judgements of two answers by a model on any server in OpenAI's form, in both orders: the rest is a tie.
 
 import { ConfigError, RuntimeError } from '../base/errors.js'
 
@@ -23,7 +22,6 @@ const WAIT_MS = 500
 /** Characters of a text that the judge reads. */
 const MAX_TEXT = 8000
 
-/** Throws ConfigError for settings that cannot be used. */
 export function checkJudge(
   url: string | undefined,
   model: string | undefined,
@@ -43,11 +41,7 @@ export function checkJudge(
   })
 }
 
-/**
- * How good the second answer is beside the first: 1 better, 0.5 a tie, 0 worse.
- *
- * @throws RuntimeError when the server does not answer
- */
+/** The second answer beside the first: 1 better, 0.5 a tie, 0 worse. */
 export async function judge(pair: JudgedPair, settings: JudgeSettings, signal?: AbortSignal): Promise<number> {
   if (pair.first === pair.second) return 0.5
   const { first, second } = pair
@@ -59,7 +53,6 @@ export async function judge(pair: JudgedPair, settings: JudgeSettings, signal?: 
   return straight === 'A' && turned === 'B' ? 0 : 0.5
 }
 
-/** The letter that the judge chooses; undefined for a tie, or an answer that is no letter. */
 async function ask(
   { prompt, wanted, first, second }: JudgedPair,
   { url, model, key }: JudgeSettings,

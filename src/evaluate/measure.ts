@@ -1,5 +1,4 @@
-// The numbers of one model for each example: the loss, and the task's predictions. The graph and the code are those of
-// training's evaluation.
+// The loss and the task's predictions of one model for each example, by the graph and the code of training.
 
 import { Random } from '../base/random.js'
 import type { Model } from '../graph/model-folder.js'
@@ -13,19 +12,15 @@ import { TrainingSessions } from '../train/sessions.js'
 import type { TrainSettings } from '../train/settings.js'
 
 export interface MeasureInput {
-  /** An encoder and a decoder in one graph, where there are two. */
   readonly model: Model
   readonly open: OpenTask
   readonly adapter: LoraAdapter
   readonly examples: readonly unknown[]
   readonly settings: TrainSettings
-  /** Counts examples, and ends the work at a signal. */
   readonly next: () => Promise<void>
 }
 
-/** Numbers of each example, in the order of the examples. */
 export interface Measured {
-  /** The mean over all examples. */
   readonly loss: number
   /** The mean loss of each example; undefined where a loss belongs to a whole batch. */
   readonly losses: readonly number[] | undefined
@@ -45,7 +40,6 @@ export async function noAdapter({ head }: OpenTask): Promise<LoraAdapter | undef
   return adapter
 }
 
-/** Opens a model with an adapter, and runs all examples: with `takeReference` once more before, for the task. */
 export async function measure(input: MeasureInput, takeReference = false): Promise<Measured> {
   const { model, open, adapter, examples, settings, next } = input
   const engine = await openEngine(model.runtime, 'train', async () => TrainEngine, settings.threads)

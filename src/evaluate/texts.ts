@@ -5,7 +5,6 @@
 const CHRF_ORDERS = 6
 const CHRF_BETA_SQUARED = 4
 
-/** Counts of one text; those of several add up. */
 export interface TextCounts {
   readonly exact: number
   readonly rougeL: number
@@ -21,7 +20,6 @@ export function countTexts(text: string, wanted: string): TextCounts {
   }
 }
 
-/** The metrics of some texts: shares from 0 to 1, but chrF from 0 to 100, as sacrebleu gives it. */
 export function textMetrics(texts: readonly TextCounts[]): { exactMatch: number; rougeL: number; chrF: number } {
   const sums = new Float64Array(3 * CHRF_ORDERS)
   let [exact, rouge] = [0, 0]

@@ -1,7 +1,7 @@
 // An adapter from one format into another. What a source is, its content says: names of files decide nothing but which
 // file is looked at.
 
-import { writeTogether } from '../base/bytes.js'
+import { withSource, writeTogether } from '../base/bytes.js'
 import { ConfigError, FileError, FormatError, listed } from '../base/errors.js'
 import { sniff } from '../base/sniff.js'
 import { LoraAdapter } from '../lora/adapter.js'
@@ -9,7 +9,6 @@ import { openAdapter } from '../peft/open.js'
 import type { ExchangeFormat, Place, WriteSettings } from './format.js'
 import { ADAPTER_FORMATS, type AdapterFormat, formatOf } from './formats.js'
 
-/** Settings of {@link convert}. */
 export interface ConvertSettings extends WriteSettings {
   readonly to: AdapterFormat
   readonly out: Place
@@ -28,7 +27,6 @@ export interface ConvertReport {
   notes: string[]
 }
 
-/** Converts an adapter, as the public function `convertAdapter` says (index/verbs.ts). */
 export async function convert(
   source: LoraAdapter | Place,
   { to, out, ...settings }: ConvertSettings,
@@ -62,7 +60,6 @@ export async function convert(
   }
 }
 
-/** The place of the result: a folder, or a file that is not there yet. */
 async function targetOf(out: Place, to: AdapterFormat, ending: string | undefined): Promise<Place> {
   const { directory } = out
   if (ending === undefined) {
@@ -74,7 +71,6 @@ async function targetOf(out: Place, to: AdapterFormat, ending: string | undefine
   throw new FileError({ where: `${directory.name}/${file}`, what: 'exists already', hint: 'Choose another place' })
 }
 
-/** An adapter's place, and what its content says that it is. */
 interface Found {
   readonly place: Place
   readonly name: AdapterFormat
@@ -91,20 +87,16 @@ async function find(source: Place): Promise<Found> {
     const format = await formatOf(name).load()
     if (await format.detect(place)) return { place, name, format }
   }
-  const file = await directory.open(place.file!)
-  try {
+  return withSource(directory, place.file!, async (file) => {
     const other = await sniff(file)
     throw new FormatError({
       where: file.name,
       what: other === undefined ? 'no adapter of a known format' : `no adapter, but ${other.name}`,
       expected: 'a GGUF or an .onnx_adapter file, or the folder of PEFT or mlx-lm',
     })
-  } finally {
-    await file.close()
-  }
+  })
 }
 
-/** The one file of a folder that has no adapter's config; undefined for a format that is a folder. */
 async function onlyFile(directory: Place['directory']): Promise<string | undefined> {
   if (await directory.has('adapter_config.json')) return undefined
   const endings = ADAPTER_FORMATS.flatMap((name) => formatOf(name).ending ?? [])

@@ -1,13 +1,12 @@
 // The interface of a format of adapters: how it is found, opened and written. Each format is one such object.
 
-import type { Directory } from '../base/bytes.js'
+import { type Directory, withSource } from '../base/bytes.js'
 import type { FloatDtype } from '../base/dtype.js'
 import { UnsupportedError } from '../base/errors.js'
 import type { ToolRun } from '../base/progress.js'
 import { type Handled, requireOwnLayers, requireUnchangedBase, unhandledPart } from '../lora/requirements.js'
 import type { OpenAdapter } from '../peft/open.js'
 
-/** A place in a folder: a file of it, or the folder itself. */
 export interface Place {
   readonly directory: Directory
   readonly file: string | undefined
@@ -16,20 +15,15 @@ export interface Place {
 /** Types that factors are written in; `q8_0` only in GGUF. */
 export type ConvertedDtype = FloatDtype | 'q8_0' | 'keep'
 
-/** How an adapter is written. */
 export interface WriteSettings extends ToolRun {
-  /** The type of the factors; `keep` for that of each layer. */
   readonly dtype: ConvertedDtype
-  /** The model that the adapter belongs to. */
   readonly base: Place | undefined
 }
 
-/** The type that a layer is written in, in formats without types of their own. */
 export function floatDtype(wanted: ConvertedDtype, own: FloatDtype): FloatDtype {
   return wanted === 'keep' || wanted === 'q8_0' ? own : wanted
 }
 
-/** Result of writing an adapter. */
 export interface Written {
   /** Layers, or tensors of the base, that the result changes. */
   readonly layers: number
@@ -37,7 +31,6 @@ export interface Written {
   readonly notes?: string[]
 }
 
-/** A format of adapters. */
 export interface ExchangeFormat {
   /** True if the content of a place is of this format. */
   detect(place: Place): Promise<boolean>
@@ -51,27 +44,15 @@ export interface ExchangeFormat {
   write(adapter: OpenAdapter, target: Place, settings: WriteSettings): Promise<Written>
 }
 
-/** Looks at the first 8 bytes of a place's file; false for a folder. */
 export async function startsWith(
   { directory, file }: Place,
   accepts: (start: Uint8Array) => boolean,
 ): Promise<boolean> {
   if (file === undefined) return false
-  const source = await directory.open(file)
-  try {
-    return accepts(await source.read(0, Math.min(8, source.byteLength)))
-  } finally {
-    await source.close()
-  }
+  return withSource(directory, file, async (source) => accepts(await source.read(0, Math.min(8, source.byteLength))))
 }
 
-/**
- * Refuses by name what a format cannot hold, with the way out.
- *
- * @param held kinds of parts, and vectors beside their factors, that the format can hold
- * @param format its name, as in `a GGUF adapter`
- * @throws UnsupportedError naming the first part that the format cannot hold
- */
+/** Refuses by name what a format cannot hold, with the way out. `format` reads as in `a GGUF adapter`. */
 export function requireHeld(adapter: OpenAdapter, held: readonly Handled[], format: string): void {
   requireUnchangedBase(adapter, format)
   requireOwnLayers(adapter, format)

@@ -2,10 +2,7 @@
 
 import type { ConvertedDtype, ExchangeFormat } from './format.js'
 
-/** Facts of a format that are known before its code is loaded. */
 interface FormatEntry {
-  /** Programs that read the format, for help texts. */
-  readonly about: string
   /** The end of its file's name; absent where an adapter is a folder. */
   readonly ending?: string
   /** Files of the folder, which may be named in place of it. */
@@ -15,34 +12,26 @@ interface FormatEntry {
   load(): Promise<ExchangeFormat>
 }
 
-/**
- * All formats by name, in the order in which they are shown. A folder that has no other format is taken for one of
- * PEFT.
- */
+/** In the order in which they are shown. A folder that has no other format is taken for one of PEFT. */
 export const FORMATS = {
   peft: {
-    about: 'PEFT',
     files: ['adapter_config.json', 'adapter_model.safetensors', 'adapter_model.bin'],
     load: async () => (await import('./peft.js')).PEFT,
   },
   gguf: {
-    about: 'llama.cpp, Ollama, LM Studio and wllama',
     ending: '.gguf',
     dtypes: ['q8_0'],
     load: async () => (await import('./gguf/format.js')).GGUF,
   },
   ollama: {
-    about: 'Ollama: the adapter as GGUF, with a Modelfile',
     dtypes: ['q8_0'],
     load: async () => (await import('./ollama/ollama.js')).OLLAMA,
   },
   mlx: {
-    about: 'mlx-lm',
     files: ['adapter_config.json', 'adapters.safetensors'],
     load: async () => (await import('./mlx.js')).MLX,
   },
   'onnx-adapter': {
-    about: 'the LoRA of ONNX Runtime',
     ending: '.onnx_adapter',
     load: async () => (await import('./onnx-adapter.js')).ONNX_ADAPTER,
   },
@@ -57,10 +46,8 @@ export const FORMATS = {
  */
 export type AdapterFormat = keyof typeof FORMATS
 
-/** Names of all formats that adapters can be converted from and to. */
 export const ADAPTER_FORMATS = Object.freeze(Object.keys(FORMATS)) as readonly AdapterFormat[]
 
-/** A format's entry. */
 export function formatOf(name: AdapterFormat): FormatEntry {
   return FORMATS[name]
 }

@@ -32,11 +32,7 @@ export const MLX: ExchangeFormat = {
   write: writeMlx,
 }
 
-/**
- * Writes both files; the config comes last, so that an interrupted call leaves no adapter.
- *
- * @throws UnsupportedError naming what mlx-lm cannot hold
- */
+/** The config comes last, so that an interrupted call leaves no adapter. */
 async function writeMlx(adapter: OpenAdapter, { directory }: Place, settings: WriteSettings): Promise<Written> {
   requireHeld(adapter, ['linear', 'embedding', 'magnitude'], 'an mlx-lm adapter')
   const parts = adapter.parts() as readonly FactorView<AdapterTensor>[]
@@ -100,12 +96,10 @@ function matrixOf({ data, shape }: Tensor<FloatArray>): Matrix {
   return { data, shape: [shape[0], shape[1]] }
 }
 
-/** Modules inside of a layer by their path in it; others by their whole path. */
 function keysOf(names: readonly string[]): string[] {
   return [...new Set(names.map((name) => /^model\.layers\.\d+\.(.+)$/.exec(name)?.[1] ?? name))].sort()
 }
 
-/** Reads an adapter. Throws FileError, FormatError, UnsupportedError and NumericError naming file and tensor. */
 async function readMlx(directory: Directory): Promise<LoraAdapter> {
   const config = await readMlxConfig(directory)
   const where = `${directory.name}/${MLX_CONFIG}`

@@ -7,9 +7,7 @@ import { LoraAdapter } from '../lora/adapter.js'
 import { configForLayer, type LoraConfigInput, resolveConfig } from '../lora/config.js'
 import { padded, scaled } from '../lora/delta.js'
 
-/** A layer of a foreign file. */
 export interface ReadLayer {
-  /** The module, as transformers names it. */
   readonly name: string
   readonly kind: 'linear' | 'embedding'
   /** A (r, k), of an embedding (r, V). */
@@ -23,12 +21,6 @@ export interface ReadLayer {
   readonly dtype: FloatDtype
 }
 
-/**
- * A layer whose two factors are there and fit each other.
- *
- * @param file its name, for messages
- * @throws FormatError for half a pair; ShapeError for factors of different ranks
- */
 export function pairedLayer(
   layer: Omit<ReadLayer, 'weightA' | 'weightB'>,
   { a, b }: { readonly a: Matrix | undefined; readonly b: Matrix | undefined },
@@ -43,12 +35,7 @@ export function pairedLayer(
   throw new ShapeError({ where, what: 'factors that do not fit each other', got })
 }
 
-/**
- * An adapter of these layers, at least one. Scalings become alphas; where PEFT's patterns cannot say them, they are
- * multiplied into B.
- *
- * @param config what else the adapter's config says
- */
+/** Scalings become alphas; where PEFT's patterns cannot say them, they are multiplied into B. */
 export function adapterOf(layers: readonly ReadLayer[], config: LoraConfigInput): LoraAdapter {
   const [{ weightA, scaling }] = layers
   const rank = weightA.shape[0]

@@ -1,5 +1,4 @@
-// A model in a folder as transformers.js reads it: config.json, one graph or several in onnx/, a tokenizer where it has
-// one. Loading reads the graph and the tokenizer; weights stay in their file.
+// A model in a folder as transformers.js reads it. Weights stay in their file.
 
 import { type Directory, readJson } from '../base/bytes.js'
 import { ConfigError, FileError, FormatError } from '../base/errors.js'
@@ -65,14 +64,9 @@ export interface LoadModelOptions {
 
 const PREPROCESSOR = 'preprocessor_config.json'
 
-/** Names under which configs give the context length, most common first. */
+/** Most common first. */
 const CONTEXT_KEYS = ['max_position_embeddings', 'n_positions', 'n_ctx', 'max_seq_len', 'seq_length']
 
-/**
- * Opens a model folder.
- *
- * @throws FileError when a part is missing, FormatError when one cannot be read
- */
 export async function loadModel(directory: Directory, options: LoadModelOptions): Promise<Model> {
   const { onnxPath, dtype } = options
   if (onnxPath !== undefined && dtype !== undefined) {
@@ -133,11 +127,6 @@ export async function loadModel(directory: Directory, options: LoadModelOptions)
   }
 }
 
-/**
- * The model's tokenizer.
- *
- * @throws FileError when the folder has none
- */
 export function requireTokenizer({ tokenizer, directory }: Pick<Model, 'tokenizer' | 'directory'>): Tokenizer {
   if (tokenizer !== undefined) return tokenizer
   throw new FileError({
@@ -179,7 +168,7 @@ function tokenIds(value: unknown): number[] {
   return (Array.isArray(value) ? value : [value]).filter((id) => Number.isSafeInteger(id) && id >= 0)
 }
 
-/** The first of the keys that has one, in config.json or in its part on text. */
+/** In config.json or in its part on text. */
 function positiveInteger(config: Record<string, unknown>, keys: readonly string[]): number | undefined {
   const nested = config.text_config
   const sources = typeof nested === 'object' && nested !== null ? [config, nested as Record<string, unknown>] : [config]

@@ -8,6 +8,7 @@ import {
   readAll,
   readJson,
   requireEmpty,
+  withSource,
   writeFile,
   writeThrough,
   writeTogether,
@@ -25,7 +26,6 @@ import { type HandedTask, handedTask } from './rows.js'
 import { trainScript } from './script.js'
 import { type HandedRun, modelSettings, scriptOnly, trainingArguments, trlSettings } from './settings-file.js'
 
-/** How a run is handed off. */
 export interface HandoffSettings {
   readonly out: Directory
   /** The base as transformers opens it; undefined for the name that the adapter gives it. */
@@ -55,13 +55,11 @@ export interface HandoffReport {
 
 const ADAPTER_FILES = ['adapter_config.json', 'adapter_model.safetensors']
 
-/** The examples of one data set, with the records that they are of. */
 interface Rows {
   readonly examples: Examples<unknown>
   readonly parsed: readonly unknown[]
 }
 
-/** Hands a run off, as the public function `handoff` says (index/handoff.ts). */
 export async function handOff(
   options: TrainingOptions,
   context: RunContext,
@@ -84,7 +82,9 @@ export async function handOff(
 
   const folder = new MemoryDirectory()
   if (unfinished === undefined) await saveAdapter(adapter, folder)
-  else for (const name of ADAPTER_FILES) await copyFile(unfinished.directory, name, folder)
+  else {
+    for (const name of ADAPTER_FILES) folder.files.set(name, await withSource(unfinished.directory, name, readAll))
+  }
   const peft = (await readJson(folder, 'adapter_config.json')) as Record<string, unknown>
   const plan = { batchSize: settings.batchSize, accumulation: settings.gradientAccumulation }
   const stepsOfPass = stepsPerEpoch(examples.length, plan)
@@ -99,7 +99,7 @@ export async function handOff(
     base: base ?? baseNameOf(options.model).baseModel,
     stepsDone,
     totalSteps,
-    isOnePass: totalSteps <= stepsOfPass,
+    isInOrder: totalSteps <= stepsOfPass || input.open.needsNeighbors === true,
     maxLength: encoded.maxLength,
     hasEvaluation: evalExamples !== undefined,
     hasTemplate: template !== undefined,
@@ -112,7 +112,7 @@ export async function handOff(
   const order = orderOf(
     run,
     Array.from(examples, (example) => input.open.cost(example)),
-    options,
+    { limit: options.model.contextLength, inOrder: input.open.needsNeighbors ?? false },
   )
   const lines = (own: Rows, indices: readonly number[]) => linesOf(own, indices, { handed, open: input.open, run })
 
@@ -145,28 +145,17 @@ export async function handOff(
   }
 }
 
-async function copyFile(from: Directory, name: string, to: Directory): Promise<void> {
-  const source = await from.open(name)
-  try {
-    await writeFile(to, name, await readAll(source))
-  } finally {
-    await source.close()
-  }
-}
-
-/**
- * The rows in the order of the run's first pass, from the next step on. A step that is smaller than others comes last:
- * elsewhere rows are counted off.
- */
+/** From the next step on. A step that is smaller than others comes last: elsewhere rows are counted off. */
 function orderOf(
   { settings, config, stepsDone }: HandedRun,
   costs: readonly number[],
-  { model }: TrainingOptions,
+  { limit = Number.POSITIVE_INFINITY, inOrder }: { limit: number | undefined; inOrder: boolean },
 ): number[] {
   const plan = {
     batchSize: settings.batchSize,
     accumulation: settings.gradientAccumulation,
-    limit: model.contextLength ?? Number.POSITIVE_INFINITY,
+    limit,
+    inOrder,
   }
   const steps = planEpoch(costs, config.seed, 0, plan).map((step) => step.flatMap(({ examples }) => examples))
   const size = plan.batchSize * plan.accumulation
@@ -193,7 +182,6 @@ function* linesOf(
   }
 }
 
-/** Values that train.py takes from the run. */
 function scriptValues(
   run: HandedRun,
   { labels, problemType }: { labels?: readonly string[]; problemType?: string },
@@ -217,9 +205,8 @@ function scriptValues(
   }
 }
 
-/** Sentences about what is not the same there. */
 function differencesOf(
-  { settings, config, peft, stepsDone, isOnePass }: HandedRun,
+  { task, settings, config, peft, stepsDone, isInOrder }: HandedRun,
   options: TrainingOptions,
 ): string[] {
   const quantized = /_(q\w+|bnb4|u?int8|quantized)(?:f16)?\.onnx$/.exec(options.model.onnxPath)
@@ -237,7 +224,15 @@ function differencesOf(
     ...(stepsDone > 0
       ? [`The adapter of step ${stepsDone} goes along. The moments of its optimizer do not: AdamW starts anew.`]
       : []),
-    ...(isOnePass ? [] : ['Passes over the data are shuffled by other random numbers.']),
+    ...(isInOrder ? [] : ['Passes over the data are shuffled by other random numbers.']),
+    ...(stepsDone > 0 && (task === 'dpo' || task === 'kto')
+      ? ['TRL compares with the adapter that goes along, and not with the model before the first step.']
+      : []),
+    ...(task === 'kto'
+      ? [
+          'The KL term pairs each prompt with the answer of the row before it in the batch. Batches of another size have other pairs, and several GPUs take the mean of their KL terms: divide gradient_accumulation_steps only, and the loss still differs a little.',
+        ]
+      : []),
     ...(settings.keep === 'best' && stepsDone > 0
       ? ['The adapter that goes along is that of the best evaluation.']
       : []),

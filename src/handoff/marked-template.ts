@@ -3,13 +3,9 @@
 
 const MARKS = /\{%-?\s*generation\b/
 
-/** The macro that holds the template. */
 const WHOLE = 'lowrank_whole'
 
-/**
- * The template with marks around each answer; as it is where it has marks. It writes the same text as before, as long
- * as the text of the first messages is the beginning of the text of all.
- */
+/** Writes the same text as before, as long as the text of the first messages begins the text of all. */
 export function markedTemplate(template: string): string {
   if (MARKS.test(template)) return template
   // A print at both ends keeps Jinja from trimming the text beside the tags; the last line break it drops anyway.

@@ -2,18 +2,14 @@
 
 import type { HandedRun } from './settings-file.js'
 
-/** Facts that the README tells beside the run. */
 interface Told {
-  /** The settings file. */
   readonly file: string
-  /** TRL's command for the task. */
   readonly command: string | undefined
   /** Parts that TRL's command cannot do. */
   readonly only: readonly string[]
   readonly differences: readonly string[]
 }
 
-/** The text of README.md. */
 export function readmeOf(run: HandedRun, { file, command, only, differences }: Told): string {
   const { base, stepsDone, totalSteps, isReadable, hasTemplate } = run
   const isPath = /^[./\\]/.test(base)

@@ -3,6 +3,7 @@
 import { UnsupportedError } from '../base/errors.js'
 import type { AnswerPair } from '../tasks/answer-pairs.js'
 import type { RelatedTexts } from '../tasks/embedding.js'
+import type { JudgedRow } from '../tasks/kto.js'
 import type { OpenTask } from '../tasks/task.js'
 import type { TaskName } from '../tasks/tasks.js'
 import type { LabeledExample } from '../tasks/text-classification.js'
@@ -12,17 +13,14 @@ import { type Example, IGNORED, type ParsedRecord } from '../text/records.js'
 
 type Row = Readonly<Record<string, unknown>>
 
-/** How the rows of a task are written. */
 export interface HandedTask {
-  /** The file of settings, for tasks that `trl` has a command for. */
-  readonly command?: 'sft' | 'dpo'
+  readonly command?: 'sft' | 'dpo' | 'kto'
   /** Settings of the task that the script can follow. */
   readonly options: readonly string[]
   /** True where the loss counts what an assistant writes, so that the template has to mark it. */
   readonly marksAnswers?: boolean
   /** The tokens of an example; undefined for tasks whose records go as they are. */
   row?(example: unknown, open: OpenTask): Row
-  /** A record, as the task parsed it, in the form of TRL's or sentence-transformers' data sets. */
   record?(parsed: unknown, hasTemplate: boolean): Row
 }
 
@@ -52,6 +50,15 @@ const HANDED: { readonly [Name in TaskName]?: HandedTask } = {
       const { chosen, rejected } = parsed as AnswerPair
       const [own, other] = [turnsOf(chosen), turnsOf(rejected)]
       return { prompt: own.prompt, chosen: own.answer, rejected: other.answer, ...own.more }
+    },
+  },
+  kto: {
+    command: 'kto',
+    options: ['beta', 'desirableWeight', 'undesirableWeight'],
+    record(parsed) {
+      const { record, isWanted } = parsed as JudgedRow
+      const { prompt, answer, more } = turnsOf(record)
+      return { prompt, completion: answer, label: isWanted, ...more }
     },
   },
   embedding: {
@@ -90,11 +97,6 @@ const HANDED: { readonly [Name in TaskName]?: HandedTask } = {
   },
 }
 
-/**
- * How a task is handed off.
- *
- * @throws UnsupportedError for a task, or a setting of it, that the script cannot follow
- */
 export function handedTask(name: TaskName, taskOptions: Readonly<Record<string, unknown>> = {}): HandedTask {
   const handed = HANDED[name]
   const where = `task ${name}`
@@ -112,7 +114,6 @@ function tokensOf(inputIds: Int32Array, tokenTypeIds: Int32Array): Row {
   return { input_ids: [...inputIds], ...(tokenTypeIds.includes(1) && { token_type_ids: [...tokenTypeIds] }) }
 }
 
-/** A prompt and its answer. */
 function turnsOf(record: ParsedRecord): { prompt: unknown; answer: unknown; more: Row } {
   if (record.kind === 'pair') return { prompt: record.prompt, answer: record.completion, more: {} }
   const { chat } = record as { chat: Chat }
@@ -120,7 +121,6 @@ function turnsOf(record: ParsedRecord): { prompt: unknown; answer: unknown; more
   return { prompt: messages.slice(0, learnFrom), answer: messages.slice(learnFrom), more: more(chat) }
 }
 
-/** Columns beside the messages of a chat. */
 function more({ tools, args }: Chat): Row {
   return {
     ...(tools !== undefined && { tools: JSON.stringify(tools) }),

@@ -1,10 +1,5 @@
 // train.py of a handed-off run: what the settings files of TRL cannot say, in one script for all tasks.
 
-/**
- * The script. It reads its settings from the YAML file beside it, and starts from the adapter in `adapter/`.
- *
- * @param run values that it takes from the run
- */
 export function trainScript(run: object): string {
   return SCRIPT.replace('{RUN}', () => JSON.stringify(JSON.stringify(run, null, 1)).replaceAll('\\n', '\\n"\n    "'))
 }
@@ -138,9 +133,11 @@ def callbacks():
 
 def language_model():
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from trl import DPOConfig, DPOTrainer, ModelConfig, SFTConfig, SFTTrainer
+    import trl
+    from trl import ModelConfig
 
-    config, base = (DPOConfig, DPOTrainer) if RUN["task"] == "dpo" else (SFTConfig, SFTTrainer)
+    kind = {"dpo": "DPO", "kto": "KTO"}.get(RUN["task"], "SFT")
+    config, base = getattr(trl, f"{kind}Config"), getattr(trl, f"{kind}Trainer")
     args, own = settings(config, ModelConfig)
     model = AutoModelForCausalLM.from_pretrained(
         own.model_name_or_path, revision=own.model_revision, dtype=own.dtype, attn_implementation=own.attn_implementation

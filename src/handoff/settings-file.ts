@@ -5,7 +5,6 @@ import type { LoraConfig } from '../lora/config.js'
 import type { TaskName } from '../tasks/tasks.js'
 import { type TrainSettings, usesBest } from '../train/settings.js'
 
-/** Facts that the settings follow from. */
 export interface HandedRun {
   readonly task: TaskName
   readonly taskOptions: Readonly<Record<string, unknown>>
@@ -13,24 +12,21 @@ export interface HandedRun {
   readonly config: LoraConfig
   /** adapter_config.json of the adapter that goes along. */
   readonly peft: Readonly<Record<string, unknown>>
-  /** The base as transformers opens it. */
   readonly base: string
   /** Steps that the run has made. */
   readonly stepsDone: number
   readonly totalSteps: number
-  /** No record comes twice. */
-  readonly isOnePass: boolean
+  /** The order of the records never changes: no record comes twice, or the task keeps the order of the data. */
+  readonly isInOrder: boolean
   /** Most tokens of a record; infinite where nothing limits it. */
   readonly maxLength: number
   readonly hasEvaluation: boolean
   readonly hasTemplate: boolean
-  /** The rows are the records, and not tokens. */
   readonly isReadable: boolean
 }
 
-/** Settings of transformers' TrainingArguments. */
 export function trainingArguments(run: HandedRun): Record<string, unknown> {
-  const { settings, config, stepsDone, totalSteps, isOnePass, hasEvaluation } = run
+  const { settings, config, stepsDone, totalSteps, isInOrder, hasEvaluation } = run
   const { evalEvery, saveEvery, bestMetric } = settings
   const isEmbedding = run.task === 'embedding'
   // The vectors of a whole step are compared with one another, so that it is one batch there.
@@ -61,7 +57,7 @@ export function trainingArguments(run: HandedRun): Record<string, unknown> {
     adam_epsilon: 1e-8,
     max_grad_norm: settings.maxGradNorm,
     // The rows are in the order of the run's own first pass.
-    train_sampling_strategy: isOnePass ? 'sequential' : 'random',
+    train_sampling_strategy: isInOrder ? 'sequential' : 'random',
     dataloader_drop_last: false,
     seed: Math.abs(config.seed) % 2 ** 32,
     bf16: true,
@@ -79,34 +75,42 @@ export function trainingArguments(run: HandedRun): Record<string, unknown> {
   }
 }
 
-/** Settings of TRL's command for the task, above those of transformers. */
 export function trlSettings(run: HandedRun): Record<string, unknown> {
   const { task, taskOptions, settings, peft, maxLength, isReadable, hasTemplate } = run
   const length = Number.isFinite(maxLength) ? maxLength : null
+  const preferences = {
+    beta: taskOptions.beta ?? 0.1,
+    disable_dropout: run.config.dropout === 0,
+    precompute_ref_log_probs: false,
+  }
   const own =
-    task === 'dpo'
+    task === 'kto'
       ? {
-          max_length: length,
-          truncation_mode: 'keep_start',
-          loss_type: ['sigmoid'],
-          beta: taskOptions.beta ?? 0.1,
-          label_smoothing: taskOptions.labelSmoothing ?? 0,
-          disable_dropout: run.config.dropout === 0,
-          precompute_ref_log_probs: false,
+          loss_type: 'kto',
+          desirable_weight: taskOptions.desirableWeight ?? 1,
+          undesirable_weight: taskOptions.undesirableWeight ?? 1,
+          ...preferences,
         }
-      : {
-          max_length: length,
-          truncation_mode: 'keep_start',
-          packing: settings.packing,
-          ...(settings.packing && { packing_strategy: 'bfd' }),
-          shuffle_dataset: false,
-          loss_type: 'nll',
-          completion_only_loss: null,
-          assistant_only_loss: isReadable && hasTemplate,
-          ...(isReadable && hasTemplate && { chat_template_path: 'chat_template.jinja' }),
-        }
+      : task === 'dpo'
+        ? {
+            truncation_mode: 'keep_start',
+            loss_type: ['sigmoid'],
+            label_smoothing: taskOptions.labelSmoothing ?? 0,
+            ...preferences,
+          }
+        : {
+            truncation_mode: 'keep_start',
+            packing: settings.packing,
+            ...(settings.packing && { packing_strategy: 'bfd' }),
+            shuffle_dataset: false,
+            loss_type: 'nll',
+            completion_only_loss: null,
+            assistant_only_loss: isReadable && hasTemplate,
+            ...(isReadable && hasTemplate && { chat_template_path: 'chat_template.jinja' }),
+          }
   return {
     ...trainingArguments(run),
+    max_length: length,
     ...own,
     dataset_name: 'data',
     ...modelSettings(run),
@@ -122,7 +126,6 @@ export function trlSettings(run: HandedRun): Record<string, unknown> {
   }
 }
 
-/** The base, in the words of TRL's ModelConfig. */
 export function modelSettings({ base, config }: HandedRun): Record<string, unknown> {
   const { revision } = config.peftFields
   return { model_name_or_path: base, model_revision: revision ?? 'main', dtype: 'float32', load_in_4bit: false }
@@ -144,7 +147,7 @@ export function scriptOnly(
     ...(stepsDone > 0 ? ['the steps that are made'] : []),
     ...((settings.loraPlusRatio ?? 1) === 1 ? [] : [`LoRA+ (B learns ${settings.loraPlusRatio} times as fast)`]),
     // SFT has a setting for it.
-    ...(hasTemplate && command === 'dpo' ? ['the chat template'] : []),
+    ...(hasTemplate && command !== 'sft' ? ['the chat template'] : []),
     ...(settings.loraFa ? ['LoRA-FA'] : []),
     ...(settings.earlyStopping === undefined ? [] : ['early stopping']),
     ...fields.filter((field) => !isOff(peft[field])),

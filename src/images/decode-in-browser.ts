@@ -2,7 +2,6 @@
 
 import type { RgbImage } from './image.js'
 
-/** The parts of a browser that are used here. */
 interface CanvasContext {
   drawImage(image: unknown, x: number, y: number): void
   getImageData(x: number, y: number, width: number, height: number): { data: ArrayLike<number> }
@@ -13,7 +12,6 @@ interface Browser {
   Blob: new (parts: readonly unknown[]) => unknown
 }
 
-/** Reads a file of any kind that the browser shows. Throws what it says of the file. */
 export async function decodeInBrowser(file: string | Uint8Array): Promise<RgbImage> {
   if (typeof file === 'string') throw new TypeError('a path, and browsers open none')
   const { createImageBitmap, OffscreenCanvas, Blob } = globalThis as unknown as Browser

@@ -3,7 +3,6 @@
 import { isObject } from '../base/options.js'
 import type { ImageSource } from './image.js'
 
-/** True for a value that can be a picture. */
 export function isImageSource(value: unknown): value is ImageSource {
   if (typeof value === 'string') return value !== ''
   if (value instanceof Uint8Array) return true

@@ -29,7 +29,6 @@ export interface Pixels {
   readonly height: number
 }
 
-/** Throws DataError for what is no picture. */
 export function pixelsOf(image: unknown, where: string): Pixels {
   const { data, width, height } = (isObject(image) ? image : {}) as unknown as RgbImage
   const isLength = (value: unknown) => Number.isSafeInteger(value) && (value as number) > 0
@@ -61,12 +60,7 @@ export function pixelsOf(image: unknown, where: string): Pixels {
   return { data: pixels, width, height }
 }
 
-/**
- * The pixels of a picture, read from its file if it is one.
- *
- * @param decode undefined where nothing reads files
- * @throws DataError naming the picture when it cannot be read
- */
+/** `decode` is undefined where nothing reads files. */
 export async function readImage(source: ImageSource, decode: DecodeImage | undefined, where: string): Promise<Pixels> {
   if (typeof source === 'object' && 'data' in source) return pixelsOf(source, where)
   const [file, name] =

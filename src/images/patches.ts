@@ -1,5 +1,4 @@
-// Pictures of any size as patches: what Qwen2-VL and its successors read. Sizes and order are transformers'
-// (image_processing_pil_qwen2_vl.py).
+// Patches for Qwen2-VL and its successors, in transformers' sizes and order (image_processing_pil_qwen2_vl.py).
 
 import { DataError } from '../base/errors.js'
 import { isObject } from '../base/options.js'
@@ -8,13 +7,10 @@ import type { Pixels } from './image.js'
 import { isCount, type PreprocessorConfig, refuse, type Size, scalingOf, writePlanes } from './preprocessor-config.js'
 import { isResample, resize } from './resample.js'
 
-/** A picture in patches. */
 export interface Patches {
   /** (rows · columns, width): patches that become one token follow one another. */
   readonly pixels: Float32Array
-  /** Numbers of a patch. */
   readonly width: number
-  /** Patches from the top, and from the left. */
   readonly rows: number
   readonly columns: number
 }
@@ -32,9 +28,6 @@ const DEFAULTS = {
 /** Width over height, or height over width, that a picture may have. */
 const MOST_ASPECT = 200
 
-/**
- * @throws UnsupportedError for settings that are not known, DataError for a picture that is far longer than it is wide
- */
 export function patchesOf(image: Pixels, config: PreprocessorConfig, where: string): Patches {
   const { resample = DEFAULTS.resample } = config
   if (!isResample(resample)) throw refuse('a filter that is not known', '0 to 5', `resample ${String(resample)}`)

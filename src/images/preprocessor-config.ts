@@ -21,7 +21,6 @@ const FILE = 'preprocessor_config.json'
 /** ImageNet's usual halves: transformers' own defaults for ViT. */
 const DEFAULTS = { scale: 1 / 255, mean: [0.5, 0.5, 0.5], std: [0.5, 0.5, 0.5] }
 
-/** Throws UnsupportedError for what is no list of three numbers. */
 export function scalingOf(config: PreprocessorConfig): Scaling {
   const scale = config.do_rescale === false ? 1 : numberOf(config.rescale_factor, DEFAULTS.scale)
   if (config.do_normalize === false) return { scale, mean: [0, 0, 0], std: [1, 1, 1] }
@@ -37,7 +36,6 @@ export function writePlanes(pixels: Uint8Array, { scale, mean, std }: Scaling, o
   }
 }
 
-/** A width and a height; a single number is both. Throws UnsupportedError for others. */
 export function squareOf(size: unknown, where: string): Size {
   if (isCount(size)) return { width: size, height: size }
   if (Array.isArray(size) && size.length === 2 && size.every(isCount)) return { height: size[0], width: size[1] }
@@ -45,7 +43,6 @@ export function squareOf(size: unknown, where: string): Size {
   throw refuse(`${where} is not known`, '{ height, width }', JSON.stringify(size) ?? 'nothing')
 }
 
-/** True for an integer of at least 1. */
 export function isCount(value: unknown): value is number {
   return Number.isSafeInteger(value) && (value as number) > 0
 }
@@ -60,7 +57,6 @@ function listOf(value: unknown, fallback: readonly number[], where: string): rea
   throw refuse(`${where} is not known`, 'a list of 3 numbers', JSON.stringify(value))
 }
 
-/** The error of a setting. */
 export function refuse(what: string, expected: string, got: string): UnsupportedError {
   return new UnsupportedError({ where: FILE, what, expected, got })
 }

@@ -1,5 +1,4 @@
-// Turns a picture into a model's input, as transformers does by preprocessor_config.json: resize, cut out the middle,
-// scale, normalize.
+// A picture → a model's input, as preprocessor_config.json says: resize, cut out the middle, scale, normalize.
 
 import { DataError } from '../base/errors.js'
 import { isObject } from '../base/options.js'
@@ -15,31 +14,18 @@ import {
 } from './preprocessor-config.js'
 import { isResample, resize } from './resample.js'
 
-/** Makes a model's input of pictures. */
 export interface ImageProcessor {
-  /** Pixels of all results. */
   readonly width: number
   readonly height: number
-  /**
-   * The picture in this size, one byte for each of red, green and blue: `width * height * 3`.
-   *
-   * @throws DataError naming a picture of another size, where the model's files do not resize
-   */
+  /** One byte for each of red, green and blue: `width * height * 3`. */
   fit(image: Pixels, where: string): Uint8Array
-  /** The input (3, height, width) of a picture in this size, written to `output`. */
   write(fitted: Uint8Array, output: Float32Array): void
 }
 
 /** Pillow's bilinear: transformers' own default for ViT. */
 const RESAMPLE = 2
 
-/**
- * Reads preprocessor_config.json.
- *
- * @param config undefined where the folder has none
- * @param size the model's own, from config.json: where pictures are not resized
- * @throws UnsupportedError for what is not known here, or what gives pictures of different sizes
- */
+/** `size`: the model's own, from config.json, where pictures are not resized. */
 export function imageProcessor(config: PreprocessorConfig | undefined, size: unknown): ImageProcessor {
   if (config === undefined) throw refuse('missing', 'the file beside config.json', 'no such file')
   const { do_resize, do_center_crop, crop_pct } = config

@@ -14,9 +14,7 @@ const sinc = (x: number) => (x === 0 ? 1 : Math.sin(x * Math.PI) / (x * Math.PI)
 
 /** The filters by Pillow's numbers; 0 takes the nearest pixel. */
 const FILTERS: Readonly<Record<number, Filter>> = {
-  // Lanczos
   1: { support: 3, weight: (x) => (x >= -3 && x < 3 ? sinc(x) * sinc(x / 3) : 0) },
-  // Bilinear
   2: { support: 1, weight: (x) => Math.max(0, 1 - Math.abs(x)) },
   // Bicubic, with a = −1/2
   3: {
@@ -27,16 +25,13 @@ const FILTERS: Readonly<Record<number, Filter>> = {
       return x < 2 ? (((x - 5) * x + 8) * x - 4) * -0.5 : 0
     },
   },
-  // Box
   4: { support: 0.5, weight: (x) => (x > -0.5 && x <= 0.5 ? 1 : 0) },
-  // Hamming
   5: {
     support: 1,
     weight: (x) => (Math.abs(x) >= 1 ? 0 : sinc(x) * (0.54 + 0.46 * Math.cos(x * Math.PI))),
   },
 }
 
-/** True if there is a filter of this number. */
 export function isResample(value: unknown): value is number {
   return value === 0 || (typeof value === 'number' && Object.hasOwn(FILTERS, value))
 }

@@ -1,5 +1,4 @@
-// Pictures as tiles of one size, with the whole picture behind them: what Idefics3 and SmolVLM read. Sizes are
-// transformers' (image_processing_pil_idefics3.py).
+// Tiles for Idefics3 and SmolVLM, in transformers' sizes (image_processing_pil_idefics3.py).
 
 import { isObject } from '../base/options.js'
 import type { Pixels } from './image.js'
@@ -14,7 +13,6 @@ import {
 } from './preprocessor-config.js'
 import { isResample, resize } from './resample.js'
 
-/** A picture in tiles. */
 export interface Tiles {
   /** (count, 3, edge, edge): tiles from the left and from the top, the whole picture last. */
   readonly pixels: Float32Array
@@ -30,7 +28,6 @@ const LONGEST = 4096
 /** Pillow's Lanczos. */
 const RESAMPLE = 1
 
-/** Throws UnsupportedError for settings that are not known. */
 export function tilesOf(image: Pixels, config: PreprocessorConfig): Tiles {
   const { resample = RESAMPLE, max_image_size: largest } = config
   if (!isResample(resample)) throw refuse('a filter that is not known', '0 to 5', `resample ${String(resample)}`)

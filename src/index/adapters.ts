@@ -14,14 +14,12 @@ import { ADAPTER, ADAPTER_SOURCE } from './kinds.js'
 import type { AdapterToMerge } from './merge-options.js'
 import { openFolder, openSource, openTarget, type Source, type Target } from './sources.js'
 
-/** See the entry. */
 export async function loadAdapter(source: Source, options: LoadOptions = {}): Promise<LoraAdapter> {
   checkOptions(options, 'loadAdapter', LOAD_OPTIONS)
   const directory = await openFolder(source, 'source')
   return (await import('../peft/adapter-folder.js')).loadAdapter(directory, options)
 }
 
-/** See the entry. */
 export async function saveAdapter(adapter: LoraAdapter, target: Target, options: SaveOptions = {}): Promise<void> {
   checkArgument(adapter, ADAPTER, 'adapter')
   checkOptions(options, 'saveAdapter', SAVE_OPTIONS)
@@ -46,7 +44,6 @@ export interface ToPlainOptions {
   initial?: Source | LoraAdapter | undefined
 }
 
-/** See the entry. */
 export async function toPlain(adapter: Source | LoraAdapter, options: ToPlainOptions): Promise<LoraAdapter> {
   checkOptions(options, 'toPlain', TO_PLAIN_OPTIONS)
   const { base, initial } = options ?? {}
@@ -78,7 +75,6 @@ async function plainOf(opened: LoraAdapter, { base, initial }: ToPlainOptions): 
   return convertToPlain(opened, directory, { basePath: file })
 }
 
-/** An adapter in memory, or the one in a source. */
 export async function openAdapter(adapter: Source | LoraAdapter, where: string): Promise<LoraAdapter> {
   if (adapter instanceof LoraAdapter) return adapter
   checkArgument(adapter, ADAPTER_SOURCE, where)
@@ -86,7 +82,6 @@ export async function openAdapter(adapter: Source | LoraAdapter, where: string):
   return (await import('../peft/adapter-folder.js')).loadAdapter(directory)
 }
 
-/** An adapter in memory, or the folder of a source: what reads an adapter part by part takes both. */
 export async function adapterOrFolder(
   adapter: Source | LoraAdapter,
   where: string,
@@ -97,7 +92,6 @@ export async function adapterOrFolder(
   return openFolder(adapter, where, options)
 }
 
-/** The same with its weight, where it has one. */
 export async function weightedAdapter(given: AdapterToMerge, options: RemoteOptions = {}) {
   const isAlone = !isObject(given) || !('adapter' in given) || ADAPTER.accepts(given)
   const { adapter, weight } = (isAlone ? { adapter: given } : given) as { adapter: LoraAdapter; weight?: number }

@@ -3,23 +3,16 @@
 // doubted.
 
 import { type Directory, readJson } from '../base/bytes.js'
+import { readBaseRecord } from '../peft/files.js'
 
-/** A base that is open. */
 export interface NamedBase {
   readonly directory: Directory
   /** config.json */
   readonly config: Readonly<Record<string, unknown>>
 }
 
-/** Endings that other forms of one model add to its name. */
 const FORMS = /[-_.](onnx|web|gqa|fp32|fp16|f16|bf16|q4f16|q4|q8|int4|int8|uint8|bnb4|4bit|8bit|quantized|hf)$/
 
-/**
- * The warning about an adapter on this base; undefined where the names agree, or one is not known.
- *
- * @param adapter its name, for the message
- * @param named its `base_model_name_or_path`
- */
 export function otherBase(adapter: string, named: string | undefined, base: NamedBase): string | undefined {
   const { directory, config } = base
   const { hubId } = directory
@@ -31,7 +24,7 @@ export function otherBase(adapter: string, named: string | undefined, base: Name
   return `${adapter} names ${named} as its base, which is not ${hubId}`
 }
 
-/** {@link otherBase} of an adapter in a folder, and a base in another. */
+/** The warning about an adapter in a folder, by names, or by the weights of a local base. */
 export async function otherBaseOf(
   adapter: { readonly name: string; readonly directory: Directory },
   base: Directory,
@@ -41,7 +34,21 @@ export async function otherBaseOf(
     object(adapter.directory, 'adapter_config.json'),
   ])
   const named = own.base_model_name_or_path
-  return otherBase(adapter.name, typeof named === 'string' ? named : undefined, { directory: base, config })
+  const other = otherBase(adapter.name, typeof named === 'string' ? named : undefined, { directory: base, config })
+  if (other !== undefined || base.hubId !== undefined) return other
+  const trainedOn = await readBaseRecord(adapter.directory)
+  if (trainedOn === undefined || !(await base.has(trainedOn.graph))) return undefined
+  const [{ otherWeights }, { loadOnnx }] = await Promise.all([
+    import('../graph/base-record.js'),
+    import('../formats/onnx/model.js'),
+  ])
+  const onnx = await loadOnnx(base, trainedOn.graph)
+  try {
+    const words = await otherWeights(trainedOn, { onnx, onnxPath: trainedOn.graph, name: base.name })
+    return words && `${adapter.name}: ${words}`
+  } finally {
+    await onnx.close()
+  }
 }
 
 /** Returns undefined if there is no such file: the caller reports it. */

@@ -24,7 +24,6 @@ export type DataRecord = TextRecord | Readonly<Record<string, unknown>>
 /** Records, or files of them: JSONL, JSON, CSV, TSV, Parquet, text. */
 export type Data = DataFile | readonly DataFile[] | Iterable<DataRecord> | AsyncIterable<DataRecord>
 
-/** Opens the files that the data names. `onOpen` hears of each, since it is to be closed. */
 export async function openData(data: Data, where: string, onOpen: (file: ByteSource) => void): Promise<TrainingData> {
   const isNamed = (item: unknown): item is string | Blob => isPath(item) || isBlob(item)
   const open = async (item: unknown): Promise<ByteSource | Directory> => {
@@ -42,7 +41,6 @@ export async function openData(data: Data, where: string, onOpen: (file: ByteSou
   return opened
 }
 
-/** A picked file, as a file input gives it. */
 function isFileList(value: unknown): value is ArrayLike<unknown> {
   return hasMethods(value, 'item') && typeof (value as { length?: unknown }).length === 'number'
 }

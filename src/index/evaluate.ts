@@ -28,7 +28,6 @@ export interface EvaluateOptions extends EvaluateSettings {
   readonly data: Data
 }
 
-/** See the entry. */
 export async function evaluate(options: EvaluateOptions): Promise<EvaluateReport> {
   checkOptions(options, 'evaluate', EVALUATE_OPTIONS)
   const { model, dtype, adapters: named = {}, data, ...settings } = options
@@ -55,7 +54,6 @@ export async function evaluate(options: EvaluateOptions): Promise<EvaluateReport
   }
 }
 
-/** One adapter with the change of all, exactly. */
 async function sumOf(adapters: readonly AdapterToMerge[]): Promise<LoraAdapter> {
   const { combine } = await import('./tools.js')
   return (await combine({ adapters, combinationType: 'cat' })).adapter

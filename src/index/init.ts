@@ -20,8 +20,7 @@ const INPUTS = kind('[name, inputs] of each layer, such as the entries of a Map'
  * it again with another gradient.
  *
  * @throws ConfigError when the layer's init is not `lora-ga` or 2r is above min(d, k); StateError without a base weight
- *   or while
- *   merged; ShapeError when the gradient is not (d, k)
+ *   or while merged; ShapeError when the gradient is not (d, k)
  *
  * @example
  * const layer = new LoraLayer(baseWeight, { rank: 2, init: 'lora-ga' })
@@ -38,11 +37,9 @@ export async function loraGaInitialize(layer: LoraLayer, gradient: MatrixLike, o
  * place.
  *
  * @param covariance C (k, k) of the layer's inputs: Σ xᵀ·x over batches x (n, k), in PEFT each divided by its largest
- *   value
- *   before, over the number of batches. Its size only moves weight between A and B.
+ *   value before, over the number of batches. Its size only moves weight between A and B.
  * @throws ConfigError when the layer's init is not `corda`; StateError without a base weight or while merged;
- *   ShapeError when the
- *   covariance is not (k, k)
+ *   ShapeError when the covariance is not (k, k)
  *
  * @example
  * const layer = new LoraLayer(baseWeight, { rank: 2, init: 'corda' })
@@ -90,8 +87,7 @@ export async function loftqInitialize(
  *
  * @param inputs layer name → what went into the layer (n, k), in any order; a layer at a time is held
  * @throws ConfigError when ρ is below 1; MismatchError for a name that is no layer's; ShapeError when inputs are not
- *   (n, k), or
- *   fewer rows than ρ·r; UnsupportedError when the adapter has more than plain linear layers
+ *   (n, k), or fewer rows than ρ·r; UnsupportedError when the adapter has more than plain linear layers
  *
  * @example
  * const adapter = new LoraAdapter({ rank: 1, init: 'eva' })

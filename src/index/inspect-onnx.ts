@@ -83,7 +83,6 @@ export interface OnnxContents {
   embeddings: EmbeddingContents[]
 }
 
-/** @param isFolder the folder is looked at, and not one of its files */
 export async function inspectGraphs(
   directory: Directory,
   files: readonly string[],

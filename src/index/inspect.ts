@@ -46,7 +46,6 @@ export interface InspectOptions {
   dtype?: DtypeChoice | undefined
 }
 
-/** See the entry. */
 export async function inspect(target: Source | LoraAdapter, options: InspectOptions = {}): Promise<InspectReport> {
   checkOptions(options, 'inspect', INSPECT_OPTIONS)
   if (target instanceof LoraAdapter) {
@@ -101,7 +100,6 @@ function isCheckpointFile(file: string): boolean {
   return /\.(safetensors|json|bin|pt|pth|ckpt)$/.test(file)
 }
 
-/** The graphs of the ONNX model that a base is; none if it is a checkpoint. */
 export async function findOnnx(base: { directory: Directory; file: string | undefined }): Promise<string[]> {
   if (base.file !== undefined) return isCheckpointFile(base.file) ? [] : [base.file]
   const files = await base.directory.list()

@@ -10,25 +10,21 @@ export const isPath = (value: unknown): value is string => typeof value === 'str
 export const isBlob = (value: unknown): value is Blob => hasMethods(value, 'slice', 'arrayBuffer')
 const isFolder = (value: unknown): boolean => hasMethods(value, 'list', 'has', 'open')
 
-/** A place to read from. */
 export const SOURCE: Kind = kind(
   'a path, org/name, a URL, picked files or a Directory',
   (value) => isPath(value) || isFolder(value) || (FILES.accepts(value) && [...(value as Iterable<unknown>)].length > 0),
 )
 
-/** A place to write to. */
 export const TARGET: Kind = kind(
   'a path or a Directory that can be written',
   (value) => isPath(value) || (isFolder(value) && hasMethods(value, 'create')),
 )
 
-/** Records, or files of them. */
 export const DATA: Kind = kind(
   'records, or the path of a file or folder of them',
   (value) => isPath(value) || isBlob(value) || isDataSource(value),
 )
 
-/** A model that is open. */
 export const MODEL: Kind = kind(
   'a model of loadModel',
   (value) => isObject(value) && 'onnx' in value && 'runtime' in value,
@@ -50,10 +46,8 @@ export const ENDPOINT: Kind = kind('an address such as https://huggingface.co', 
   return typeof value === 'string' && /^https?:\/\/[^/]/.test(value) && URL.canParse(value)
 })
 
-/** An adapter in memory. */
 export const ADAPTER: Kind = kind('a LoraAdapter', (value) => value instanceof LoraAdapter)
 
-/** An adapter in memory, or where one is. */
 export const ADAPTER_SOURCE: Kind = anyOf(ADAPTER, SOURCE)
 
 /** Adapters by the names that runs choose them by. Each is checked when it is opened, by a message with its name. */
@@ -82,7 +76,6 @@ export const ADAPTERS: Kind = kind(
   (value) => ADAPTER_TO_MERGE.accepts(value) || ADAPTER_LIST.accepts(value),
 )
 
-/** The part of a merge that one job makes. */
 export const SHARE: Kind = kind('{ index, count } with 0 ≤ index < count', (value) => {
   if (!isObject(value)) return false
   const { index, count } = value

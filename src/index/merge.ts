@@ -16,7 +16,6 @@ import type { AdapterToMerge, MergeOptions, MergingOptions, UnmergeOptions } fro
 import { platform } from './platform/platform.js'
 import { openSource, openTarget } from './sources.js'
 
-/** See the entry. */
 export async function merge(options: MergeOptions): Promise<MergeReport> {
   checkOptions(options, 'merge', MERGE_OPTIONS)
   const open = await jobFor(options)
@@ -26,7 +25,6 @@ export async function merge(options: MergeOptions): Promise<MergeReport> {
   return { ...report, warnings: [...report.warnings, ...warnings] }
 }
 
-/** See the entry. */
 export async function planMerge(options: MergeOptions): Promise<MergePlanReport> {
   checkOptions(options, 'planMerge', MERGE_OPTIONS)
   const open = await jobFor(options)
@@ -35,7 +33,6 @@ export async function planMerge(options: MergeOptions): Promise<MergePlanReport>
   return { ...report, warnings: [...report.warnings, ...warnings] }
 }
 
-/** See the entry. */
 export async function unmerge(options: UnmergeOptions): Promise<verbs.UnmergeReport> {
   checkOptions(options, 'unmerge', UNMERGE_OPTIONS)
   const open = await jobFor(options)
@@ -48,7 +45,6 @@ export async function unmerge(options: UnmergeOptions): Promise<verbs.UnmergeRep
   return verbs.unmerge({ ...options, merged, adapters, original, out: targetOf(options, open) }, open)
 }
 
-/** The way of merging into a path; undefined where the place is none, or the platform has none. */
 async function jobFor({ out }: MergingOptions): Promise<verbs.OpenJob | undefined> {
   return typeof out === 'string' ? platform().openJob?.() : undefined
 }
@@ -63,7 +59,6 @@ function remote({ signal }: MergingOptions): RemoteOptions {
   return signal === undefined ? {} : { signal }
 }
 
-/** The base, and adapters in memory or as folders, from which they are read as they are needed. */
 async function openAll(options: MergeOptions, reading: Pick<RemoteOptions, 'readsRanges'>) {
   const { base, adapters: given } = options
   const list = (Array.isArray(given) && !SOURCE.accepts(given) ? given : [given]) as AdapterToMerge[]
@@ -72,7 +67,6 @@ async function openAll(options: MergeOptions, reading: Pick<RemoteOptions, 'read
   return { base: opened, adapters, warnings: await baseWarnings(opened.directory, adapters) }
 }
 
-/** Warnings about adapters that name another base. */
 async function baseWarnings(base: Directory, adapters: readonly { adapter: LoraAdapter | Directory }[]) {
   const told = await Promise.all(
     adapters.map(({ adapter }) => {

@@ -33,15 +33,9 @@ export interface LoadModelOptions {
   signal?: SignalLike | undefined
 }
 
-/** Files of models that ONNX Runtime does not run. */
 const OTHER_FILES = /\.(gguf|safetensors|bin|pt|pth|ckpt|json)$/
 
-/**
- * Throws FormatError when a model has no chat template. Loads nothing else of it: its weights may be large, and on a
- * server.
- *
- * @param error makes another error out of the folder's name
- */
+/** Loads nothing but the template: weights may be large, and on a server. */
 export async function requireChatTemplate(source: Source, error?: (model: string) => FormatError): Promise<void> {
   const { directory } = await openSource(source, 'source')
   const { loadChatTemplate } = await import('../text/chat-template.js')
@@ -49,7 +43,6 @@ export async function requireChatTemplate(source: Source, error?: (model: string
   throw (error ?? (await import('../infer/generate/prompts.js')).noTemplate)(directory.name)
 }
 
-/** See the entry. */
 export async function loadModel(source: Source, options: LoadModelOptions = {}): Promise<Model> {
   checkOptions(options, 'loadModel', LOAD_MODEL_OPTIONS)
   const { onDownload, signal } = options

@@ -1,7 +1,7 @@
 // The page of a run that is done: report.html in its folder.
 
 import { inspectAdapter } from '../peft/inspect.js'
-import type { ReportLayer, Section } from '../report/page.js'
+import type { Section } from '../report/page.js'
 import { reportPage } from '../report/page.js'
 import { runReport } from '../report/run.js'
 import type { CardSources } from '../train/card.js'
@@ -12,7 +12,6 @@ import type { StepMetrics } from '../train/saved/run-folder.js'
 /** Labels that the page names. */
 const SHOWN_LABELS = 20
 
-/** The text of report.html. */
 export async function pageOfRun(
   { options, sources, task, adapter, settings, facts: data, examples }: CardSources,
   report: RunReport,
@@ -45,15 +44,7 @@ export async function pageOfRun(
       ['normDelta', '‖s·B·A‖'],
       ['effectiveRank', 'effective rank'],
     ],
-    layers: layers.map(
-      (layer): ReportLayer => ({
-        name: layer.name,
-        rank: layer.rank,
-        normDelta: layer.normDelta,
-        effectiveRank: layer.effectiveRank,
-        singularValues: layer.singularValues.map((value) => Number(value.toPrecision(5))),
-      }),
-    ),
+    layers: layers.map((layer) => ({ ...layer })),
   }
   const run = {
     name,

@@ -22,10 +22,9 @@ export interface AdapterSession extends BaseSession {
    *
    * @param adapter an adapter in memory, or any source that {@link loadAdapter} accepts
    * @throws MismatchError when a layer has no module in the model, or another shape there; UnsupportedError when the
-   *   session cannot
-   *   run a part of the adapter; NumericError when a weight is not finite; StateError when the name is used already or
-   *   the session is closed; ConfigError when an argument is not valid; what {@link loadAdapter} throws. If `add`
-   *   throws, the session does not change.
+   *   session cannot run a part of the adapter; NumericError when a weight is not finite; StateError when the name is
+   *   used already or the session is closed; ConfigError when an argument is not valid; what {@link loadAdapter}
+   *   throws. If `add` throws, the session does not change.
    *
    * @example
    * const session = await openSession('models/union-3m')
@@ -50,7 +49,6 @@ export interface OpenSessionOptions extends Omit<AdapterSessionOptions, 'adapter
   onWarning?: ((message: string) => void) | undefined
 }
 
-/** See the entry. */
 export async function openSession(model: Model | Source, given: OpenSessionOptions = {}): Promise<AdapterSession> {
   checkOptions(given, 'openSession', OPEN_SESSION_OPTIONS, {
     elsewhere: { dtype: 'Give it to loadModel: openSession(await loadModel(source, { dtype }))' },

@@ -20,32 +20,22 @@ export type Source = string | Directory | Iterable<FileLike>
 /** A place to write a result to: a path (not in browsers), or an object that implements {@link Directory}. */
 export type Target = string | Directory
 
-/** True if the value is a folder. */
 export function isDirectory(value: unknown): value is Directory {
   return hasMethods(value, 'list', 'has', 'open')
 }
 
-/**
- * Opens a source.
- *
- * @param where the argument that holds it
- * @param options for this source, above those of configureHub
- * @throws ConfigError when it is none, FileError when it leads nowhere or does not come
- */
 export async function openSource(source: Source, where: string, options: RemoteOptions = {}): Promise<Located> {
   checkArgument(source, SOURCE, where)
   if (typeof source === 'string') return platform().open(source, where, { ...hubOptions(), ...options })
   return { directory: isDirectory(source) ? source : new FilesDirectory(source), file: undefined }
 }
 
-/** The folder of a source. Throws FileError for one that names a file. */
 export async function openFolder(source: Source, where: string, options: RemoteOptions = {}): Promise<Directory> {
   const { directory, file } = await openSource(source, where, options)
   if (file === undefined) return directory
   throw new FileError({ where: `${directory.name}/${file}`, what: 'no folder but a file', hint: 'Name its folder' })
 }
 
-/** Opens where results go. */
 export function openTarget(target: Target, where: string): Directory {
   checkArgument(target, TARGET, where)
   return typeof target === 'string' ? platform().target(target, where) : target

@@ -40,7 +40,6 @@ export interface CombineOptions extends CombineSettings {
   base?: Source | undefined
 }
 
-/** See the entry. */
 export async function resize(adapter: Source | LoraAdapter, options: ResizeOptions): Promise<ResizeResult> {
   checkOptions(options, 'resize', RESIZE_OPTIONS)
   const { checkRankChoice } = await import('../tools/rank.js')
@@ -49,7 +48,6 @@ export async function resize(adapter: Source | LoraAdapter, options: ResizeOptio
   return resizeAdapter(await adapterOrFolder(adapter, 'adapter'), options)
 }
 
-/** See the entry. */
 export async function combine(options: CombineOptions): Promise<CombineResult> {
   checkOptions(options, 'combine', COMBINE_OPTIONS)
   const { adapters, base, ...settings } = options
@@ -67,7 +65,6 @@ export interface ExtractOptions extends ExtractSettings {
   fineTuned: Source
 }
 
-/** See the entry. */
 export async function extract(options: ExtractOptions): Promise<ExtractResult> {
   checkOptions(options, 'extract', EXTRACT_OPTIONS)
   const { base, fineTuned, ...settings } = options
@@ -80,7 +77,6 @@ export async function extract(options: ExtractOptions): Promise<ExtractResult> {
 /** How {@link diff} runs. */
 export interface DiffOptions extends ToolRun {}
 
-/** See the entry. */
 export async function diff(
   a: Source | LoraAdapter,
   b: Source | LoraAdapter,
@@ -101,7 +97,6 @@ export async function diff(
   })
 }
 
-/** An adapter, or the place of a checkpoint. */
 async function comparable(
   source: Source | LoraAdapter,
   where: string,
@@ -127,7 +122,6 @@ export interface ConvertAdapterOptions extends ToolRun {
   outDtype?: ConvertedDtype | undefined
 }
 
-/** See the entry. */
 export async function convertAdapter(
   adapter: Source | LoraAdapter,
   options: ConvertAdapterOptions,

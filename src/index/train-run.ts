@@ -23,14 +23,12 @@ export interface TrainRun extends Promise<TrainResult>, AsyncIterable<TrainEvent
   resume(): void
 }
 
-/** Functions by which a run is followed and paused. */
 export interface RunHooks {
   readonly on: unknown
   /** Undefined while the run is not paused. */
   wait(): Promise<void> | undefined
 }
 
-/** Starts a run. `on` is what the caller gave, right or wrong. */
 export function followRun(on: unknown, start: (hooks: RunHooks) => Promise<TrainResult>): TrainRun {
   const queues = new Set<EventQueue>()
   let paused: { promise: Promise<void>; end: () => void } | undefined
@@ -89,14 +87,12 @@ function heard(on: unknown, tell: (event: TrainEvent) => void, isFollowed: () =>
   }
 }
 
-/** Events until they are asked for. */
 class EventQueue implements AsyncIterator<TrainEvent> {
   readonly #events: TrainEvent[] = []
   readonly #left: () => void
   #outcome: { error?: unknown } | undefined
   #wake: (() => void) | undefined
 
-  /** @param left is called when the reader leaves the loop */
   constructor(left: () => void) {
     this.#left = left
   }

@@ -97,12 +97,10 @@ export interface CheckDataOptions
   readonly preview?: number | undefined
 }
 
-/** See the entry. */
 export async function train(options: TrainOptions, wait?: () => Promise<void> | undefined): Promise<TrainResult> {
   return withTraining(options, (opened, context) => trainOpened(opened, { ...context, wait }))
 }
 
-/** Checks the options of a run, opens what they name, runs `work`, and closes what it opened. */
 export async function withTraining<T>(
   options: TrainOptions,
   work: (opened: TrainingOptions, context: RunContext) => Promise<T>,
@@ -136,7 +134,6 @@ export async function withTraining<T>(
   })
 }
 
-/** See the entry. */
 export async function checkData(options: CheckDataOptions): Promise<DataReport> {
   checkOptions(options, 'checkData', CHECK_DATA_OPTIONS)
   const { decodeImage = platform().decodeImage, preview } = options
@@ -146,7 +143,6 @@ export async function checkData(options: CheckDataOptions): Promise<DataReport> 
   })
 }
 
-/** See the entry. */
 export async function trainingTasks(model?: Model): Promise<TaskFacts[]> {
   if (model !== undefined) checkArgument(model, MODEL, 'model')
   const tasks = await tasksFor(model)
@@ -177,10 +173,7 @@ function named(data: Data): string | readonly string[] | undefined {
     : undefined
 }
 
-/**
- * Opens data and model, runs `work`, and closes what it opened. The data come first: a wrong path should not be found
- * after the download of a model.
- */
+/** The data come first: a wrong path should not be found after the download of a model. */
 async function withOpened<T, M extends Model | Source | undefined>(
   options: Omit<CheckDataOptions, 'model'> & { readonly model?: M },
   work: (model: Model | (M & undefined), data: TrainingData, evalData: TrainingData | undefined) => Promise<T>,
@@ -215,7 +208,6 @@ async function requireTemplateFor(data: TrainingData, options: Omit<CheckDataOpt
   }
 }
 
-/** `default` as targetModules: what PEFT adapts in a model of that type. */
 function withDefaultTargets({ config, preset, adapter }: TrainOptions, model: Model): TrainConfig | undefined {
   const targets = config?.targetModules ?? (adapter === undefined ? defaultsOf(preset).config.targetModules : undefined)
   if (targets !== 'default') return config

@@ -33,8 +33,7 @@ import { followRun, type TrainRun } from './train-run.js'
  * model.
  *
  * @throws FileError when a file is missing or cannot be downloaded, FormatError when a file cannot be read,
- *   RuntimeError without
- *   onnxruntime-node, ConfigError for a source or an option that is not valid
+ *   RuntimeError without onnxruntime-node, ConfigError for a source or an option that is not valid
  *
  * @example
  * const model = await loadModel('models/union-3m')
@@ -53,12 +52,11 @@ export async function loadModel(source: Source, options?: LoadModelOptions): Pro
  * adapter_model.bin is read. lowrank never runs code from it.
  *
  * @throws FileError when a file is missing, or the folder holds several adapters and none is named; FormatError when a
- *   file is
- *   corrupt, when no layer uses one of its tensors, or when A has no B; ConfigError when a value of the config is out
- *   of range or missing, or an argument is not valid; UnsupportedError when the config or a tensor means something that
- *   is not implemented; MismatchError when the config's target_modules leave a tensor out, the file has no adapter of
- *   that name, or with `strict` a setting matches nothing; ShapeError when a shape disagrees with the config's rank;
- *   NumericError when a value is not finite. Each names the file, and the field or tensor.
+ *   file is corrupt, when no layer uses one of its tensors, or when A has no B; ConfigError when a value of the config
+ *   is out of range or missing, or an argument is not valid; UnsupportedError when the config or a tensor means
+ *   something that is not implemented; MismatchError when the config's target_modules leave a tensor out, the file has
+ *   no adapter of that name, or with `strict` a setting matches nothing; ShapeError when a shape disagrees with the
+ *   config's rank; NumericError when a value is not finite. Each names the file, and the field or tensor.
  *
  * @example
  * const adapter = await loadAdapter('tests/golden/peft/f32')
@@ -74,9 +72,8 @@ export async function loadAdapter(source: Source, options?: LoadOptions): Promis
  * adapter's layers, the saved config lists the names of the layers instead.
  *
  * @throws StateError when there is no layer; ConfigError when `dtype` is none of fp32, fp16 and bf16, or an argument is
- *   not valid;
- *   NumericError when a value is not finite, or would not be finite in the type of the file; MismatchError when the
- *   config excludes a layer; FileError when the folder cannot be written.
+ *   not valid; NumericError when a value is not finite, or would not be finite in the type of the file; MismatchError
+ *   when the config excludes a layer; FileError when the folder cannot be written.
  *
  * @example
  * const adapter = await loadAdapter('tests/golden/peft/f32')
@@ -91,12 +88,11 @@ export async function saveAdapter(adapter: LoraAdapter, target: Target, options?
  * `for await` over the returned run gives its events, and `pause()` and `resume()` stop it between two steps.
  *
  * @throws ConfigError when an option is unknown or out of range, contradicts another option, or needs an option that is
- *   missing,
- *   and when PEFT has no default modules for the model; DataError for records that are not valid, FileError when `out`
- *   cannot be used or a path does not exist, MismatchError when no module matches, or when the run in `out` has other
- *   options, data or weights, UnsupportedError for graphs that cannot be trained and adapters with more than linear
- *   layers and DoRA, StateError when `adapter` is merged or has no layers, NumericError with the number of the step
- *   when the loss is not finite. The last adapter with a finite loss is saved
+ *   missing, and when PEFT has no default modules for the model; DataError for records that are not valid, FileError
+ *   when `out` cannot be used or a path does not exist, MismatchError when no module matches, or when the run in `out`
+ *   has other options, data or weights, UnsupportedError for graphs that cannot be trained and adapters with more than
+ *   linear layers and DoRA, StateError when `adapter` is merged or has no layers, NumericError with the number of the
+ *   step when the loss is not finite. The last adapter with a finite loss is saved
  *
  * @example
  * const { adapter, report } = await train({
@@ -152,11 +148,10 @@ export async function checkData(options: CheckDataOptions): Promise<DataReport> 
  * this thread. You choose an adapter for each run. All adapters share one copy of the base.
  *
  * @param model an open model, or any source that {@link loadModel} accepts. `dispose` closes the model only if the
- *   session opened
- *   it
+ *   session opened it
  * @throws MismatchError when an adapter does not fit the model, RuntimeError when ONNX Runtime cannot be found or
- *   cannot open the
- *   model, ConfigError for an option that is unknown or not valid; what {@link loadModel} and {@link loadAdapter} throw
+ *   cannot open the model, ConfigError for an option that is unknown or not valid; what {@link loadModel} and {@link
+ *   loadAdapter} throw
  *
  * @example
  * const session = await openSession('models/union-3m', { adapters: { peft: 'tests/golden/peft/f32' } })
@@ -173,10 +168,9 @@ export async function openSession(model: Model | Source, options?: OpenSessionOp
  * at all. Without `format`, the result is an .onnx file if the base's folder has one, else a checkpoint.
  *
  * @throws ConfigError for an option that is unknown or not valid; FileError when a path does not exist, when `out` is
- *   not empty,
- *   or when `out` is the folder of the base; FormatError when a file is damaged; MismatchError when an adapter does not
- *   fit, or changes tied embeddings; UnsupportedError naming what cannot be merged, or an option that does not work
- *   with the format; NumericError naming the tensor when a value is not finite
+ *   not empty, or when `out` is the folder of the base; FormatError when a file is damaged; MismatchError when an
+ *   adapter does not fit, or changes tied embeddings; UnsupportedError naming what cannot be merged, or an option that
+ *   does not work with the format; NumericError naming the tensor when a value is not finite
  *
  * @example
  * const report = await merge({ base: 'models/union-3m', adapters: 'tests/golden/peft/f32', out: 'out/with-adapter' })
@@ -222,9 +216,8 @@ export async function unmerge(options: UnmergeOptions): Promise<UnmergeReport> {
  * adapter in memory. If an adapter cannot be loaded, the report lists all its problems and its valid parts.
  *
  * @throws FileError when the source does not exist or is none of these; FormatError when it is damaged; ConfigError
- *   when a value of
- *   an adapter's config is out of range, or when the source is a model and an option is only for adapters;
- *   UnsupportedError for an adapter that is not LoRA
+ *   when a value of an adapter's config is out of range, or when the source is a model and an option is only for
+ *   adapters; UnsupportedError for an adapter that is not LoRA
  *
  * @example
  * const report = await inspect('tests/golden/peft/f32', { base: 'models/union-3m' })
@@ -265,10 +258,9 @@ export async function toPlain(adapter: Source | LoraAdapter, options: ToPlainOpt
  * layers also need `base` and a rule for the rank.
  *
  * @throws ConfigError for an option that is unknown, not valid or not used by the combination type, and for layers of
- *   different ranks
- *   where factors are added; MismatchError when the adapters belong to different bases; UnsupportedError for DoRA
- *   without `base`, for adapters whose initial values changed their base, and for replaced tensors that cannot be
- *   added; what {@link loadAdapter} throws
+ *   different ranks where factors are added; MismatchError when the adapters belong to different bases;
+ *   UnsupportedError for DoRA without `base`, for adapters whose initial values changed their base, and for replaced
+ *   tensors that cannot be added; what {@link loadAdapter} throws
  *
  * @example
  * const { adapter, error } = await combine({
@@ -307,9 +299,8 @@ export async function resize(adapter: Source | LoraAdapter, options: ResizeOptio
  * the rows of q and k get llama.cpp's order.
  *
  * @throws UnsupportedError naming what the format cannot hold, such as DoRA in GGUF, and for models that llama.cpp does
- *   not have;
- *   MismatchError when the adapter does not fit the base; FormatError for a damaged source; FileError when the result
- *   exists already; ConfigError for an option that is unknown or not usable, and for GGUF without `base`
+ *   not have; MismatchError when the adapter does not fit the base; FormatError for a damaged source; FileError when
+ *   the result exists already; ConfigError for an option that is unknown or not usable, and for GGUF without `base`
  *
  * @example
  * const { layers, notes } = await convertAdapter('tests/golden/peft/f32', {
@@ -355,9 +346,8 @@ export async function extract(options: ExtractOptions): Promise<ExtractResult> {
  * A base without a head for the labels is left out. Differences are then those to the first adapter.
  *
  * @throws DataError for records that the task cannot use, or with labels that an adapter does not give; MismatchError
- *   when an adapter does
- *   not fit the model; UnsupportedError for a model that is not one for the task; what {@link loadAdapter} and {@link
- *   loadModel} throw
+ *   when an adapter does not fit the model; UnsupportedError for a model that is not one for the task; what {@link
+ *   loadAdapter} and {@link loadModel} throw
  *
  * @example
  * const { models } = await evaluate({
@@ -377,8 +367,7 @@ export async function evaluate(options: EvaluateOptions): Promise<EvaluateReport
  * tensor. Both name what differs most.
  *
  * @throws MismatchError when a layer or tensor is not the same in both; ConfigError when one is an adapter and the
- *   other a checkpoint; what
- *   {@link loadAdapter} throws
+ *   other a checkpoint; what {@link loadAdapter} throws
  *
  * @example
  * const report = await diff('tests/golden/peft/f32', 'tests/golden/peft/bf16')

@@ -3,7 +3,6 @@
 
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 
-/** The inputs over tokens of a graph with fused attention. */
 export interface TokenColumns {
   /** Inputs (batch, sequence), input_ids among them or what takes its place: vectors (batch, sequence, features). */
   readonly tokens: readonly string[]
@@ -14,14 +13,12 @@ export interface TokenColumns {
 
 type Run = (feeds: Feeds, outputNames: readonly string[]) => Promise<Record<string, RuntimeTensor>>
 
-/** True if fused attention refuses a run. */
 export function needsColumns({ tokens, cache }: TokenColumns, feeds: Feeds): boolean {
   const [batch, sequence] = feeds[tokens[0]]?.dims ?? []
   const past = feeds[cache[0]?.past]?.dims[2] ?? 0
   return batch > 1 && sequence > 1 && past > 0
 }
 
-/** Runs one token of each text after the other, and joins the outputs. */
 export async function runColumns(
   run: Run,
   { tokens, masks, cache }: TokenColumns,
@@ -47,7 +44,6 @@ export async function runColumns(
   return Object.fromEntries(joined)
 }
 
-/** Some columns of a tensor: its second axis, or its only one. */
 function columnsOf(tensor: RuntimeTensor, from: number, to: number): RuntimeTensor {
   const axis = Math.min(1, tensor.dims.length - 1)
   const [before, [width, ...after]] = [tensor.dims.slice(0, axis), tensor.dims.slice(axis)]
@@ -62,7 +58,6 @@ function columnsOf(tensor: RuntimeTensor, from: number, to: number): RuntimeTens
   return like(tensor, data, [...before, to - from, ...after])
 }
 
-/** (batch, 1, …) of each column as (batch, columns, …). */
 function join(parts: readonly RuntimeTensor[]): RuntimeTensor {
   const [{ data: first, dims }] = parts
   const [batch, , ...rest] = dims

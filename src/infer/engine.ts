@@ -28,9 +28,7 @@ import { PrefixStore } from './generate/prefix-store.js'
 export interface OpenRequest {
   model: SessionModel
   groups: readonly SiteGroup[]
-  /** Names of the adapters' inputs in the graph, by the names that feeds have here. */
   inputNames: ReadonlyMap<string, string>
-  /** The graph is told how many rows have factors of their own. */
   takesRows: boolean
   /** Rank of the zeros fed where there is nothing to add: 0, or 1 where the runtime takes no empty tensors. */
   idleRank: 0 | 1
@@ -41,9 +39,7 @@ export interface OpenRequest {
   options: SessionOptions & OutputOptions
 }
 
-/** How texts are to be continued. */
 export interface DecodingRequest extends TextRequest {
-  /** For each row, or one for all. */
   readonly mixes: readonly Mix[]
   /** Bytes of the caches that are kept for later texts; 0 where the graph cannot begin behind them. */
   readonly prefixBytes: number
@@ -59,14 +55,10 @@ interface OpenSession {
   newRows: NewRows | undefined
   /** The model's outputs, where the graph gives more: what a run gives when nothing is asked for. */
   outputNames: readonly string[] | undefined
-  /**
-   * Feeds of a run beside its own inputs, put together once for all runs: a step would spend more time on this than on
-   * some layers.
-   */
+  /** Feeds of a run beside its own inputs, put together once: this takes a step longer than some layers. */
   kept: WeakMap<AdapterFeeds, Feeds>
 }
 
-/** Mixes of adapters whose feeds are kept. */
 const KEPT_FEEDS = 4
 
 export class InferEngine {
@@ -90,7 +82,6 @@ export class InferEngine {
     this.#runtime = runtime
   }
 
-  /** Opens a session in place of the one before, which stays if this one fails. */
   async open({ model, idleRank, options, ...request }: OpenRequest): Promise<void> {
     const session = await this.#runtime.createSession(model, options)
     const before = this.#open
@@ -124,7 +115,7 @@ export class InferEngine {
     return transfer(outputs, [...new Set(Object.values(outputs).map(({ data }) => data.buffer))])
   }
 
-  /** @returns the number of the new texts; they keep their adapters' arrays, even if an adapter leaves the session */
+  /** Returns the number of the new texts. They keep their adapters' arrays, even if an adapter leaves the session. */
   startDecoding({ mixes, prefixBytes, ...request }: DecodingRequest): number {
     const id = this.#nextDecoding++
     const { distinct, rowOf } = distinctMixes(mixes)
@@ -136,12 +127,7 @@ export class InferEngine {
     return id
   }
 
-  /**
-   * Compiles a schema that texts will have to fit.
-   *
-   * @param vocabulary is needed once
-   * @returns false if it is missing
-   */
+  /** Returns false where the vocabulary is missing, which is needed once. */
   async prepareSchema(schema: string, vocabulary?: Vocabulary): Promise<boolean> {
     if (vocabulary !== undefined) this.#grammars.setVocabulary(vocabulary)
     if (!this.#grammars.hasVocabulary) return false
@@ -149,25 +135,17 @@ export class InferEngine {
     return true
   }
 
-  /** Keeps what was read of texts. */
   #keep(decoding: Decoding, ids?: readonly number[]): void {
     if (this.#prefixBytes === 0) return
     for (const { text, copy } of decoding.read(ids)) this.#prefixes.keep(text, copy, this.#prefixBytes)
   }
 
-  /** Lets texts that have ended leave. */
   #drop(decoding: Decoding, ended: readonly number[]): void {
     this.#keep(decoding, ended)
     decoding.drop(ended)
   }
 
-  /**
-   * Draws the next token of each text.
-   *
-   * @param ended texts that are finished: they leave before
-   * @param given what the graph is fed in the place of tokens
-   * @param most how many tokens of a prompt that is alone are read at once. There is no token before all are
-   */
+  /** `most`: how many tokens of a prompt that is alone are read at once. There is no token before all are read. */
   async nextTokens(id: number, ended: readonly number[], given: Feeds = {}, most?: number): Promise<NextToken[]> {
     const decoding = this.#decoding(id)
     this.#drop(decoding, ended)
@@ -180,12 +158,7 @@ export class InferEngine {
     return tokens
   }
 
-  /**
-   * Lets texts go on together with others. All of their prompts are read.
-   *
-   * @param ended texts that are finished: they leave before
-   * @returns false if the graph cannot tell the adapters of these rows apart: nothing is joined then
-   */
+  /** Returns false, with nothing joined, if the graph cannot tell the adapters of these rows apart. */
   joinDecodings(id: number, other: number, ended: readonly number[]): boolean {
     const [into, from] = [this.#decoding(id), this.#decoding(other)]
     this.#drop(into, ended)
@@ -203,12 +176,6 @@ export class InferEngine {
     return true
   }
 
-  /**
-   * Lets texts go on apart from each other.
-   *
-   * @param ended texts that are finished: they leave before
-   * @returns for each text, the number under which it goes on
-   */
   splitDecoding(id: number, ended: readonly number[]): Map<number, number> {
     const decoding = this.#decoding(id)
     this.#drop(decoding, ended)
@@ -236,7 +203,6 @@ export class InferEngine {
     return decoding
   }
 
-  /** Closes the session after the runs that were asked for before. */
   dispose(): Promise<void> {
     return this.#afterRuns(async () => {
       const last = this.#open

@@ -1,5 +1,4 @@
-// Feeds of callers, checked and made plain: ONNX Runtime's own tensors are objects with getters, which do not survive
-// the way into a worker.
+// Feeds made plain: ONNX Runtime's own tensors are objects with getters, which do not survive the way into a worker.
 
 import { f16ToF32 } from '../base/dtype.js'
 import { ConfigError, MismatchError, nearMisses, UnsupportedError } from '../base/errors.js'
@@ -22,12 +21,6 @@ const DATA = kind(
   (value) => ArrayBuffer.isView(value) && Object.prototype.toString.call(value) !== '[object DataView]',
 )
 
-/**
- * The feeds as plain tensors.
- *
- * @param inputNames what the model takes
- * @throws MismatchError for a name that the model does not have, ConfigError for what is no tensor
- */
 export function plainFeeds(feeds: Feeds, inputNames: readonly string[]): Feeds {
   checkArgument(feeds, OBJECT, 'feeds')
   return Object.fromEntries(
@@ -38,7 +31,6 @@ export function plainFeeds(feeds: Feeds, inputNames: readonly string[]): Feeds {
   )
 }
 
-/** @throws MismatchError for a name that the model does not have */
 export function checkName(role: 'input' | 'output' | 'graph', name: string, names: readonly string[]): void {
   if (names.includes(name)) return
   const near = nearMisses(name, names, 1)[0]
@@ -75,7 +67,6 @@ function plainTensor(name: string, tensor: RuntimeTensor): RuntimeTensor {
   return { type, data: withoutFloat16Array(data), dims: [...dims] }
 }
 
-/** @throws ConfigError unless the data are of the type, and as many as dims say */
 function checkElements(where: string, { type, data, dims }: RuntimeTensor): void {
   const name = Object.prototype.toString.call(data).slice(8, -1)
   const names = arraysOf(type)
@@ -97,7 +88,6 @@ function checkElements(where: string, { type, data, dims }: RuntimeTensor): void
   })
 }
 
-/** Names of the typed arrays that hold a type. */
 function arraysOf(type: TensorType): string[] {
   if (type === 'float16') return ['Float16Array', 'Uint16Array']
   if (type === 'bool') return ['Uint8Array']
@@ -127,7 +117,6 @@ export function checkRanks(graph: Graph, outputs: Readonly<Record<string, Runtim
   }
 }
 
-/** @throws UnsupportedError for a type that is none of f32 and f16 */
 export function floatsOf({ data, type }: RuntimeTensor): Float32Array {
   if (data instanceof Float32Array) return data
   if (data instanceof Uint16Array && type === 'float16') return f16ToF32(data)

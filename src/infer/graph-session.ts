@@ -19,20 +19,16 @@ import type { InferEngine } from './engine.js'
 import type { SessionBase } from './graphs.js'
 import { type GraphNeeds, sessionGraph, type Vector } from './session-graph.js'
 
-/** How a graph is opened. */
 export interface GraphOptions {
   readonly runtime: SessionOptions & OutputOptions
   readonly modules: ModuleMap
-  /** Edits the graph before adapters are put into it. */
   readonly edit: (graph: Graph) => void
   /** Called when all is checked, before the runtime reads weights. */
   readonly beforeOpen: () => Promise<void>
   readonly onWarning: (message: string) => void
-  /** See AdapterSessionOptions. */
   readonly allow: readonly AllowedKind[] | undefined
 }
 
-/** One graph of a model, its engine, and the adapters that runs can choose. */
 export class GraphSession {
   readonly base: SessionBase
   readonly graph: Graph
@@ -40,7 +36,6 @@ export class GraphSession {
   readonly #options: GraphOptions
   readonly #engine: Engine<InferEngine>
   readonly #adapters = new Map<string, OpenAdapter>()
-  /** The inputs of the open graph; undefined before it is open. */
   #needs: GraphNeeds | undefined
   /** Values of the graph that it gives out beside the model's outputs, for heads. */
   #given: ReadonlySet<string> = new Set()
@@ -62,7 +57,6 @@ export class GraphSession {
     this.#options = options
   }
 
-  /** Starts the engine. The graph opens with the first call of {@link add}. */
   static async start(base: SessionBase, options: GraphOptions): Promise<GraphSession> {
     const load = async () => (await import('./engine.js')).InferEngine
     return new GraphSession(base, await openEngine(base.runtime, 'infer', load, options.runtime.threads), options)
@@ -85,22 +79,16 @@ export class GraphSession {
     return this.#newRows
   }
 
-  /** @throws MismatchError unless runs can choose this adapter */
   adapter(name: string): OpenAdapter {
     return this.#adapters.get(name) ?? refuseAdapter(name, [...this.#adapters.keys()])
   }
 
-  /**
-   * Throws UnsupportedError for an adapter that needs inputs which the open graph does not have, if it may get no new
-   * ones.
-   */
   requireInputs(adapters: readonly NamedParts[]): void {
     if (this.#needs === undefined || this.#options.allow === undefined) return
     const has = { modules: this.#needs.modules, given: new Set([...this.#given, ...this.outputNames]) }
     for (const adapter of adapters) requireAllowed(adapter, needsOf(adapter.factors), has)
   }
 
-  /** Opens the graph with the inputs that these adapters need, and gives their arrays to the engine. */
   async add(adapters: readonly NamedParts[]): Promise<void> {
     const first = this.#needs === undefined ? await this.#allowed() : undefined
     const before = this.#needs ?? { modules: first!.modules, vectors: new Map<string, Vector>() }
@@ -128,12 +116,7 @@ export class GraphSession {
     await this.engine.removeAdapter(name)
   }
 
-  /**
-   * Runs the graph; logits of the rows' heads take the place of the graph's own.
-   *
-   * @param heads of the rows, as the mixes
-   * @param outputNames default: all that the model has, and the logits of heads
-   */
+  /** Logits of the rows' heads take the place of the graph's own, or stand beside them. */
   run(
     feeds: Feeds,
     mixes: readonly Mix[],
@@ -147,10 +130,7 @@ export class GraphSession {
     return runWithHeads(run, feeds, heads, { wanted: all, own: this.outputNames })
   }
 
-  /**
-   * Does something with the engine. If ONNX Runtime fails on the faster form that lowrank made of the graph before any
-   * run of it has succeeded, the graph opens as it is given, with a warning, and the action is done again.
-   */
+  /** Opens the graph as it is given, with a warning, if the faster form fails before any run has succeeded. */
   async tried<T>(action: () => Promise<T>): Promise<T> {
     const isUntried = this.#isUntried
     try {
@@ -202,7 +182,7 @@ export class GraphSession {
     this.#isUntried = isFused
   }
 
-  /** Opens the graph anew, as it is given or in its faster form. No later run changes that. */
+  /** No later run changes the form back. */
   async #setPlain(isPlain: boolean): Promise<void> {
     await this.#inTurn(async () => {
       this.#isPlain = isPlain

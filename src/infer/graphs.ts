@@ -16,53 +16,40 @@ import type { Mix } from './adapters/choice.js'
 import type { AdapterHead } from './adapters/heads.js'
 import type { InferEngine } from './engine.js'
 
-/** Runs one of the model's graphs, with an adapter for each row. */
 export type RunGraph = (role: string, feeds: Feeds, mixes: readonly Mix[]) => Promise<Record<string, RuntimeTensor>>
 
-/** The part of a session over a whole model that the ways of reading it need. */
 export interface WholeSession {
   readonly model: Model
-  /** Reads files of pictures; undefined where nothing does. */
   readonly decodeImage: DecodeImage | undefined
-  /** The engine of the first graph. */
   readonly engine: Remote<InferEngine>
   readonly runGraph: RunGraph
-  /** Runs the first graph, whatever heads the adapters have. */
   runMain(feeds: Feeds, mixes: readonly Mix[], outputs: readonly string[]): Promise<Record<string, RuntimeTensor>>
-  /** Does something with the engine of the first graph: see GraphSession. */
   tried<T>(action: () => Promise<T>): Promise<T>
-  /** Throws MismatchError unless runs can choose these adapters. */
   checkMixes(mixes: readonly Mix[]): void
-  /** The head that an adapter brings to the first graph. */
   headOf(name: string): AdapterHead | undefined
-  /** The chat template that an adapter was trained with; undefined for one that was not trained on chats. */
   chatTemplateOf(mix: Mix): string | undefined
 }
 
-/** The part of a model that a session needs. Texts need all of it. */
 export interface SessionBase
   extends Pick<Model, 'onnx' | 'runtime'>,
-    Partial<Pick<Model, 'config' | 'graphs' | 'openGraph'>> {
+    Partial<Pick<Model, 'config' | 'graphs' | 'onnxPath' | 'name' | 'openGraph'>> {
   close?(): Promise<void>
 }
 
 /** Options of a session that callers inside lowrank can add. */
 export interface SessionExtras extends OutputOptions {
-  /** Edits the graph before adapters are put into it. */
   edit?: ((graph: Graph) => void) | undefined
   /** Called when all is checked, before the runtime reads weights. */
   beforeOpen?: (() => Promise<void>) | undefined
-  /** Reads files of pictures. */
   decodeImage?: DecodeImage | undefined
   /** Opens what `add` is called with. Default: it is an adapter already. */
   openAdapter?: ((adapter: unknown) => Promise<LoraAdapter>) | undefined
-  /** Hears that a graph runs in a slower form. Default: console.warn. */
+  /** Hears of graphs in a slower form, and of adapters of another base. Default: console.warn. */
   onWarning?: ((message: string) => void) | undefined
   /** Hears which layers of which adapter are left out. */
   onMissing?: ((adapter: string, layers: readonly string[]) => void) | undefined
 }
 
-/** Throws FileError where a model's parts are there without its decoder. */
 export function requireDecoder({ graphs, directory }: Pick<Model, 'graphs' | 'directory'>): void {
   const [first] = Object.keys(graphs)
   if (first !== 'embed_tokens' && first !== 'vision_encoder') return
@@ -74,7 +61,6 @@ export function requireDecoder({ graphs, directory }: Pick<Model, 'graphs' | 'di
   })
 }
 
-/** The role of the graph that a session is asked first. */
 export function mainRole({ graphs = {}, onnx }: SessionBase): GraphRole {
   return (Object.keys(graphs)[0] as GraphRole | undefined) ?? roleOf(onnx.fileName)
 }
@@ -90,15 +76,7 @@ export async function otherGraphs(
   return Promise.all(others.map(async (role) => ({ role, onnx: (await model.openGraph?.(role))!, runtime })))
 }
 
-/**
- * An adapter's share of each graph.
- *
- * @param allowsMissing layers that are in no graph are left out; else they are an error
- * @param onMissing hears which layers are left out
- * @param hasPlace whether a graph has a place for a part that is no linear layer. What none has stays with the first
- *   one, which says why
- * @throws MismatchError naming the layers that are in no graph, unless they are to be left out, or all are
- */
+/** Parts without a place stay with the first graph, which says why. `onMissing` hears of layers left out. */
 export async function shareAdapter(
   graphs: readonly ModelGraph[],
   adapter: LoraAdapter,

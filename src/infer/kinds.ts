@@ -5,10 +5,8 @@ import { isImageSource } from '../images/image-source.js'
 
 const isOneOrMore = (value: unknown) => [value].flat().every(isImageSource)
 
-/** A picture. */
 export const IMAGE: Kind = kind('a picture: a path, the bytes of a file, or { data, width, height }', isImageSource)
 
-/** A sound. */
 export const SOUND: Kind = kind('the features of a sound: { input_features }', (value) => {
   return isObject(value) && 'input_features' in value
 })

@@ -4,6 +4,7 @@
 import { StateError, UnsupportedError } from '../base/errors.js'
 import { checkArgument, checkOptions, kind, NAME } from '../base/options.js'
 import { accuracyEdit } from '../graph/accuracy-level.js'
+import { otherWeights } from '../graph/base-record.js'
 import type { NewRows } from '../graph/fuse/new-rows.js'
 import { completeFeeds } from '../graph/inputs/family.js'
 import type { ModelGraph } from '../graph/match/spread.js'
@@ -59,6 +60,7 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
   readonly #openAdapter: (adapter: unknown) => Promise<LoraAdapter>
   readonly #allowsMissing: boolean
   readonly #onMissing: NonNullable<SessionExtras['onMissing']>
+  readonly #onWarning: NonNullable<SessionExtras['onWarning']>
   /** Graphs by role; the first is the one that runs ask if they name none. */
   readonly #graphs = new Map<string, GraphSession>()
   #adapters: readonly string[] = []
@@ -74,7 +76,7 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
     extras: SessionExtras,
     bounds: TextBounds,
   ) {
-    const { decodeImage, openAdapter, onMissing = () => {} } = extras
+    const { decodeImage, openAdapter, onMissing = () => {}, onWarning = console.warn } = extras
     this.model = model
     this.decodeImage = decodeImage
     this.texts = new RunningTexts(this, bounds)
@@ -82,13 +84,9 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
     this.#openAdapter = openAdapter ?? (async (adapter) => adapter as LoraAdapter)
     this.#allowsMissing = allowMissing
     this.#onMissing = onMissing
+    this.#onWarning = onWarning
   }
 
-  /**
-   * See openSession of the entry.
-   *
-   * @param closesModel disposing the session closes the model too
-   */
   static async open<M extends SessionBase>(
     model: M,
     {
@@ -165,7 +163,6 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
     return this.#main.newRows
   }
 
-  /** @internal The engine of the first graph. Throws StateError when the session is disposed. */
   get engine(): Remote<InferEngine> {
     this.checkOpen()
     return this.#main.engine
@@ -202,16 +199,11 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
     return outputs
   }
 
-  /**
-   * @internal Runs one of the model's graphs for all of its outputs, or for some. Throws MismatchError for an unknown
-   * role.
-   */
   runGraph(role: string, feeds: Feeds, mixes: readonly Mix[]): Promise<Record<string, RuntimeTensor>> {
     this.checkOpen()
     return this.#graph(role).run(feeds, mixes)
   }
 
-  /** @internal Runs the first graph, whatever heads the adapters have. */
   runMain(feeds: Feeds, mixes: readonly Mix[], outputs: readonly string[]): Promise<Record<string, RuntimeTensor>> {
     this.checkOpen()
     return this.#main.run(feeds, mixes, [], outputs)
@@ -296,24 +288,19 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
     await this.dispose()
   }
 
-  /** @internal Throws StateError when the session is disposed. */
   checkOpen(): void {
     if (this.#disposal !== undefined) throw new StateError({ where: 'session', what: 'the session is closed' })
   }
 
-  /**
-   * @internal Throws MismatchError unless runs can choose these adapters, UnsupportedError for a mix that is no sum.
-   */
   checkMixes(mixes: readonly Mix[]): void {
     for (const graph of this.#graphs.values()) requireMixable(mixes, (name) => graph.adapter(name))
   }
 
-  /** @internal The head that an adapter brings to the first graph. */
   headOf(name: string): AdapterHead | undefined {
     return this.#main.adapter(name).head
   }
 
-  /** @internal The head of all rows together. Throws UnsupportedError where they have different ones. */
+  /** Throws where rows have different ones. */
   headFor(mixes: readonly Mix[]): AdapterHead | undefined {
     const heads = new Set(headsFor(mixes, (name) => this.headOf(name)))
     if (heads.size === 1) return [...heads][0]
@@ -324,7 +311,6 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
     })
   }
 
-  /** @internal The chat template that an adapter was trained with; undefined for one that was not trained on chats. */
   chatTemplateOf(mix: Mix): string | undefined {
     return mix.map(({ name }) => this.#main.adapter(name).chatTemplate).find((template) => template !== undefined)
   }
@@ -334,7 +320,6 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
     return main
   }
 
-  /** @throws MismatchError when the model has no graph of that role */
   #graph(role: string): GraphSession {
     checkName('graph', role, this.graphs)
     return this.#graphs.get(role)!
@@ -366,6 +351,10 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
       for (const [i, graph] of graphs.entries()) await graph.add(parts[i])
       this.#adapters = [...this.#adapters, ...adapters.map(([name]) => name)]
       this.#changes += adapters.length
+      for (const [name, { trainedOn }] of adapters) {
+        const other = await otherWeights(trainedOn, this.model)
+        if (other !== undefined) this.#onWarning(`${name}: ${other}`)
+      }
     })
   }
 
@@ -382,7 +371,7 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
   }
 }
 
-/** The heads that the rows' logits come from. Throws UnsupportedError where an adapter of a mix has one. */
+/** Throws where an adapter of a mix has one. */
 function headsFor(
   mixes: readonly Mix[],
   headOf: (name: string) => AdapterHead | undefined,

@@ -18,39 +18,27 @@ import { Graph, readGraph, subgraphs } from '../graph/view/graph.js'
 import type { TokenColumns } from './column-runs.js'
 import type { OpenRequest } from './engine.js'
 
-/**
- * Providers that take tensors without elements, and a bias in fused attention. On others an idle site gets zeros of
- * rank 1, and attention stays as it is written.
- */
+/** Providers that take tensors without elements. On others an idle site gets zeros of rank 1, and nothing is fused. */
 const ON_PROCESSOR = new Set(['cpu', 'wasm'])
 
-/** A tensor that becomes an input as a whole. */
 export type Vector = Pick<VectorPlaces, 'name'> & { readonly base: Float32Array }
 
-/** The inputs that adapters need in a graph. */
 export interface GraphNeeds {
   readonly modules: SiteNeeds
-  /** Vectors by name. */
   readonly vectors: ReadonlyMap<string, Vector>
 }
 
-/** The changes that a session makes to a graph. */
 export interface SessionEdit {
   /** Comes first. */
   readonly before: (graph: Graph) => void
-  /** Names of modules that the graph's own names do not tell. */
   readonly names: ModuleMap
   readonly needs: GraphNeeds
   /** Values that are given out beside the model's outputs. */
   readonly given: ReadonlySet<string>
-  /** Leaves out the faster form: attention stays as the graph has it. */
   readonly isPlain: boolean
 }
 
-/**
- * Lets caches of sliding windows grow as others do. As onnxruntime-genai writes them (Gemma 2), they have a fixed size,
- * so that no text can begin with an empty one. Attention looks at its window alone in both forms.
- */
+/** onnxruntime-genai writes sliding windows (Gemma 2) with a fixed size, so that no text can begin without a cache. */
 function growWindows(graph: Graph): void {
   for (const node of graph.nodes) {
     if (node.opType !== 'GroupQueryAttention') continue
@@ -58,7 +46,6 @@ function growWindows(graph: Graph): void {
   }
 }
 
-/** A fresh edit of the model's graph, and what the engine has to know of it. */
 export function sessionGraph(
   onnx: OnnxModel,
   { before, names, needs, given, isPlain }: SessionEdit,
@@ -89,12 +76,7 @@ export function sessionGraph(
   }
 }
 
-/**
- * Gives inputs numbers as names. There may be hundreds, which ONNX Runtime and its bindings look up by name in every
- * run: with long names they take a third more time.
- *
- * @returns their new names, by those that they had
- */
+/** ONNX Runtime looks up hundreds of inputs by name in every run: with long names that takes a third more time. */
 function shortenNames(graph: Graph, inputs: readonly ValueInfoProto[]): ReadonlyMap<string, string> {
   return new Map(
     inputs.map((input, i) => {
@@ -106,11 +88,7 @@ function shortenNames(graph: Graph, inputs: readonly ValueInfoProto[]): Readonly
   )
 }
 
-/**
- * Adds the inputs of adapters.
- *
- * @returns where adapters enter it, and whether it has to be told how many rows have factors of their own
- */
+/** Returns where adapters enter, and whether the graph has to be told how many rows have factors of their own. */
 function adaptGraph(graph: Graph, names: ModuleMap, needs: GraphNeeds): { groups: SiteGroup[]; takesRows: boolean } {
   const { modules } = needs
   const known = new Map<Value, boolean>()

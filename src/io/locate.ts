@@ -7,20 +7,15 @@ import type { HubDirectory } from './hub/directory.js'
 import { decoded } from './source.js'
 import type { UrlDirectory } from './url-directory.js'
 
-/** The folder, or the file in it, that a source names. */
 export interface Located {
   readonly directory: Directory
-  /**
-   * The file's path inside the folder; undefined where the source is a folder. Of a graph in onnx/ the folder is the
-   * model's.
-   */
+  /** Undefined where the source is a folder. For a graph in onnx/, `directory` is the model's folder. */
   readonly file: string | undefined
 }
 
 /** Files that are sources of their own: at a URL nothing else tells them from folders. */
 const FILES = /\.(onnx|safetensors|json|gguf|bin|pt|pth|ckpt)$/i
 
-/** @throws FileError when the repository has no such folder or file */
 export async function locateInHub(repository: HubDirectory): Promise<Located> {
   const { path } = repository.source
   if (path === '' || (await repository.folders()).length > 0 || (await repository.list()).length > 0)
@@ -53,7 +48,6 @@ export async function locateAtUrl(folder: UrlDirectory): Promise<Located> {
   )
 }
 
-/** @param at the folder of so many first parts */
 async function locateFile(at: (count: number) => Directory, parts: readonly string[]): Promise<Located> {
   const own = at(parts.length - 1)
   const [name] = splitName(parts.at(-1)!, own.name)
@@ -63,9 +57,7 @@ async function locateFile(at: (count: number) => Directory, parts: readonly stri
     : locateGraph(own, name, { directory: at(parts.length - 2), name: inner })
 }
 
-/**
- * A file in its folder; a graph in the model's: the Hub's layout keeps graphs in onnx/, one folder below config.json.
- */
+/** The Hub's layout keeps graphs in onnx/, one folder below config.json. */
 export async function locateGraph(
   own: Directory,
   file: string,

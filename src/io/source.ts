@@ -4,7 +4,6 @@
 import { splitName } from '../base/bytes.js'
 import { ConfigError } from '../base/errors.js'
 
-/** A repository on the Hub, at a revision, or a folder or file inside it. */
 export interface HubSource {
   readonly kind: 'hub'
   /** `org/name`; models of the Hub's first days have a name alone. */
@@ -15,7 +14,6 @@ export interface HubSource {
   readonly path: string
 }
 
-/** Result of {@link parseSource}. */
 export type ParsedSource =
   | { readonly kind: 'path'; readonly path: string }
   | { readonly kind: 'url'; readonly url: string }
@@ -25,13 +23,11 @@ export type ParsedSource =
 export interface SourceRules {
   /** The argument that holds it, for messages. */
   readonly where: string
-  /** Returns true if there is a file or folder of that path. Left out in browsers, which have no paths. */
   readonly exists?: (path: string) => boolean
   /** The address of a Hub of one's own, whose URLs are read as ids too. */
   readonly endpoint?: string | undefined
 }
 
-/** The revision that is meant where none is named. */
 export const DEFAULT_REVISION = 'main'
 
 /** Addresses of the public Hub. */

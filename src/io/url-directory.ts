@@ -1,27 +1,30 @@
 // A folder on a web server. Such a server has no list of its files: those are found by the names that models and
 // adapters have.
 
-import { type ByteSink, type ByteSource, concatBytes, type Directory, MemorySource, splitName } from '../base/bytes.js'
+import {
+  type ByteSource,
+  concatBytes,
+  type Directory,
+  MemorySource,
+  ReadOnlyDirectory,
+  splitName,
+} from '../base/bytes.js'
 import { FileError } from '../base/errors.js'
 import type { ResponseLike } from '../base/globals.js'
 import { isPassing } from './hub/errors.js'
 import { versionOf } from './hub/range-source.js'
 import { type HubConnection, HubError, request, shown } from './hub/request.js'
 
-/** Facts that a server tells about a file. */
 export interface UrlFile {
   readonly url: string
   readonly byteLength: number
-  /** See versionOf. */
   readonly version: string | undefined
   /** True if parts of it can be asked for. */
   readonly hasRanges: boolean
 }
 
-/** Opens a file of which the server told the length. */
 export type OpenUrlFile = (file: UrlFile) => Promise<ByteSource>
 
-/** Files that are looked for when a folder is listed. */
 const KNOWN_FILES = [
   'adapter_config.json',
   'adapter_model.bin',
@@ -41,20 +44,18 @@ const KNOWN_FOLDERS = { onnx: ['model.onnx', 'model_fp16.onnx', 'model_quantized
 /** Statuses of servers for files that are not there; some storage says 403 to those who may not list. */
 const ABSENT = [403, 404, 410]
 
-/** A connection to a server that is no Hub: no token goes there. */
 export function urlConnection(url: string, rest: Omit<HubConnection, 'endpoint' | 'token'>): HubConnection {
   return { ...rest, endpoint: new URL(url).origin }
 }
 
-/** The error for an answer that is no success. */
 export function urlRefusal(url: string, { status }: ResponseLike): HubError {
   const kind = isPassing(status) ? 'unreachable' : ABSENT.includes(status) ? 'absent' : 'access'
   const what = kind === 'absent' ? 'no such file on the server' : 'the server answered with an error'
   return new HubError(kind, { where: shown(url), what, expected: '200 or 206', got: String(status) })
 }
 
-/** Files below a URL, which are asked for when they are opened. */
-export class UrlDirectory implements Directory {
+export class UrlDirectory extends ReadOnlyDirectory implements Directory {
+  protected override readonly refusal = { what: 'nothing is written to a URL', hint: 'Write to a folder' }
   /** Without the query: it may hold a signature, and the name goes into messages and adapters. */
   readonly name: string
   readonly url: string
@@ -62,15 +63,14 @@ export class UrlDirectory implements Directory {
   readonly #open: OpenUrlFile
   readonly #asked = new Map<string, Promise<UrlFile | MemorySource | undefined>>()
 
-  /** @param url of the folder; a query, as of a signature, is sent with each request */
   constructor(url: string, connection: HubConnection, open: OpenUrlFile) {
+    super()
     this.name = shown(url)
     this.url = url
     this.#connection = connection
     this.#open = open
   }
 
-  /** Another folder of the same server. */
   at(url: string): UrlDirectory {
     return new UrlDirectory(url, this.#connection, this.#open)
   }
@@ -100,14 +100,6 @@ export class UrlDirectory implements Directory {
     return found instanceof MemorySource ? found : this.#open(found)
   }
 
-  create(path: string): Promise<ByteSink> {
-    return Promise.reject(this.#readOnly(path))
-  }
-
-  remove(path: string): Promise<void> {
-    return Promise.reject(this.#readOnly(path))
-  }
-
   #url(path: string): URL {
     const url = new URL(this.url)
     if (!url.pathname.endsWith('/')) url.pathname += '/'
@@ -123,14 +115,6 @@ export class UrlDirectory implements Directory {
     this.#asked.set(href, asking)
     asking.catch(() => this.#asked.delete(href))
     return asking
-  }
-
-  #readOnly(path: string): FileError {
-    return new FileError({
-      where: `${this.name}/${path}`,
-      what: 'nothing is written to a URL',
-      hint: 'Write to a folder',
-    })
   }
 }
 

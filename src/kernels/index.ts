@@ -41,7 +41,6 @@ const kernels: Kernels = {
   },
 }
 
-/** The kernels that layers and adapters compute on. */
 export function defaultKernels(): Kernels {
   return kernels
 }

@@ -5,14 +5,12 @@
 import type { WeightDtype } from '../base/dtype.js'
 import type { FloatArray } from '../base/tensor.js'
 
-/** One adapter's share: Bᵢ·Aᵢ over the next `rank` columns of the left and rows of the right factor. */
 export interface MergeTerm {
   rank: number
   /** wᵢ·sᵢ, applied to the product, not to a factor: prescaled factors round differently. */
   scale: number
 }
 
-/** A chunk: rows and columns of a weight, and the rows of the left factor that go with them. */
 export interface MergeJob {
   dtype: WeightDtype
   rows: number
@@ -72,7 +70,6 @@ export interface MergeKernel {
   merge(job: MergeJob): MergeResult
 }
 
-/** Bytes of an element. */
 export function sizeOfDtype(dtype: WeightDtype): number {
   return dtype === 'fp64' ? 8 : dtype === 'fp32' ? 4 : 2
 }

@@ -29,17 +29,14 @@ const RELAXED_PROBE = [
 /** (module (table i64 1 funcref)): came with V8 13.3, whose compiler keeps loads beside the sums that need them. */
 const TABLE64_PROBE = [0, 97, 115, 109, 1, 0, 0, 0, 4, 4, 1, 112, 4, 1]
 
-/** True if this host runs the build at all. */
 export function supports(build: BuildName): boolean {
   return isValid(build === 'plain' ? PLAIN_PROBE : RELAXED_PROBE)
 }
 
-/** The builds to try in turn, the fastest first. */
 export function fastestBuilds(): BuildName[] {
   return [fusedBuild(), 'plain']
 }
 
-/** The faster one of the builds with fused multiply-adds. */
 export function fusedBuild(): BuildName {
   return isValid(TABLE64_PROBE) ? 'relaxed' : 'relaxed cut'
 }
@@ -50,11 +47,7 @@ function isValid(probe: readonly number[]): boolean {
 
 const compiled = new Map<string, WebAssembly.Module>()
 
-/**
- * The build as a module that imports a shared or an unshared memory; undefined where it cannot be compiled.
- *
- * @internal Its types need the DOM library, which projects for Node alone lack.
- */
+/** The types need the DOM library, which projects for Node alone lack. @internal */
 export function compile({ hex, memoryFlags }: WasmBuild, isShared: boolean): WebAssembly.Module | undefined {
   const key = `${isShared}/${hex}`
   let module = compiled.get(key)

@@ -7,7 +7,6 @@ import { type MergeJob, type MergeKernel, type MergeResult, sizeOfDtype } from '
 
 const QUIET_NAN = 0x7fc00000
 
-/** @param byteLength size of the largest chunk */
 export function referenceMergeKernel(byteLength: number): MergeKernel {
   const chunk = new Uint8Array(byteLength)
   let right: FloatArray = new Float32Array()

@@ -17,7 +17,6 @@ const RUNNING = 2
 const DONE = 3
 const FAILED = 4
 
-/** Each worker has one slot that it computes and one that waits, so that it need not wait for the caller. */
 const SLOTS_PER_WORKER = 2
 const MAX_THREADS = 8
 /**
@@ -32,9 +31,6 @@ export function slotsFor(threads: number): number {
   return 1 + SLOTS_PER_WORKER * (threads - 1)
 }
 
-/**
- * Threads that a synchronous product may use on this host: 1 where it has no worker threads or cannot wait for them.
- */
 export function availableThreads(): number {
   if (threadsModule() === undefined || typeof SharedArrayBuffer === 'undefined') return 1
   try {
@@ -45,7 +41,6 @@ export function availableThreads(): number {
   return Math.min(builtin<{ availableParallelism(): number }>('os')?.availableParallelism() ?? 1, MAX_THREADS)
 }
 
-/** The part of Node's worker threads that is used. */
 interface Worker {
   unref(): void
   terminate(): Promise<number>
@@ -126,7 +121,6 @@ export class Team {
     }
   }
 
-  /** All blocks of a task; `compute` is how the caller computes a slot. */
   run(task: BlockTask, compute: (slot: number) => void): void {
     const states = this.#states
     let next = 0
@@ -165,7 +159,6 @@ export class Team {
     for (const worker of this.#workers.splice(0)) void worker.terminate()
   }
 
-  /** Computes a block that no worker has begun, or else waits for one that is being computed. */
   #help(compute: (slot: number) => void, finish: (slot: number) => void): void {
     const states = this.#states
     for (let slot = this.#blocks.length - 1; slot > 0; slot--) {

@@ -17,7 +17,6 @@ import {
 import { type BuildName, compile, fastestBuilds, supports } from './module.js'
 import { referenceMergeKernel } from './reference-merge.js'
 
-/** The exports of kernels-asm/merge.ts. */
 interface MergeExports {
   panelBytes(rank: number): number
   stripBytes(): number
@@ -53,20 +52,12 @@ const MAX_PAGES = 65536
 /** Bytes of one row of a panel: 8 f32 or 4 f64 columns. */
 const PANEL_ROW_BYTES = 32
 
-/**
- * A merge kernel on WebAssembly, or undefined where the host, or its content security policy, has none of that build.
- */
 export function createWasmMergeKernel(byteLength: number, build: BuildName): MergeKernel | undefined {
   const module = supports(build) ? compile(mergeBuilds[build], false) : undefined
   return module === undefined ? undefined : new WasmMergeKernel(build, module, byteLength)
 }
 
-/**
- * The fastest merge kernel that the host has, with a memory of its own: one a thread.
- *
- * @param byteLength size of the largest chunk
- * @param isReproducible leaves fused multiply-adds out: all other kernels give the same bytes
- */
+/** The fastest merge kernel that the host has, one a thread. A reproducible one leaves out fused multiply-adds. */
 export function createMergeKernel(byteLength: number, isReproducible: boolean): MergeKernel {
   for (const build of isReproducible ? (['plain'] as const) : fastestBuilds()) {
     const kernel = createWasmMergeKernel(byteLength, build)
@@ -75,10 +66,7 @@ export function createMergeKernel(byteLength: number, isReproducible: boolean): 
   return referenceMergeKernel(byteLength)
 }
 
-/**
- * Memory, in order: job, terms, strip, chunk, a block as it comes, packed right factor, and what one chunk needs of the
- * left one.
- */
+/** Memory, in order: job, terms, strip, chunk, block, packed right factor, the left one's part for a chunk. */
 class WasmMergeKernel implements MergeKernel {
   readonly name: string
   readonly #memory = new WebAssembly.Memory({ initial: 1, maximum: MAX_PAGES })
@@ -89,7 +77,6 @@ class WasmMergeKernel implements MergeKernel {
   readonly #chunkStart: number
   readonly #blockStart: number
   #rightStart: number
-  /** Bytes of a factor's element. */
   #size = 4
   #rank = 0
   #rightBytes = 0
@@ -177,7 +164,6 @@ class WasmMergeKernel implements MergeKernel {
   }
 }
 
-/** The whole memory, and the chunk in it. */
 interface Views {
   chunk: Uint8Array
   i32: Int32Array

@@ -41,7 +41,6 @@ const MIN_THREADED_PRODUCT = 2 ** 22
 /** Blocks per thread at least, where there are columns enough: they even out the threads' speeds. */
 const BLOCKS_PER_THREAD = 4
 
-/** Kernels on WebAssembly, or undefined where the host, or its content security policy, has none. */
 export function createWasmKernels(options: WasmKernelsOptions = {}): WasmKernels | undefined {
   const threads = Math.max(1, Math.min(options.threads ?? Number.POSITIVE_INFINITY, availableThreads()))
   for (const build of options.build === undefined ? fastestBuilds() : [options.build]) {
@@ -59,7 +58,6 @@ const SLAB_BYTES = 2 ** 17
  * which each thread packs block by block, in its cache.
  */
 const MAX_SWAPPED_COLUMNS = 64
-/** Bytes of the right operand in a block of a swapped product. */
 const SWAPPED_BLOCK_BYTES = 2 ** 19
 
 /** One product's part of at most MAX_DEPTH: C (m, n) = alpha · A·B + beta · C. */
@@ -71,7 +69,6 @@ interface Part extends Required<GemmOptions> {
   depth: number
 }
 
-/** A block of C: rows and columns, and the slot that computes them. */
 interface Block {
   slot: number
   row: number
@@ -113,7 +110,6 @@ export class WasmKernels implements Kernels, Disposable {
     }
   }
 
-  /** Ends the threads and lets go of the memory. */
   dispose(): void {
     this.#state?.team?.dispose()
     this.#state = undefined
@@ -156,7 +152,6 @@ export class WasmKernels implements Kernels, Disposable {
     }
   }
 
-  /** Packs rows [row, row + rows) of op(A), slab by slab. */
   #packLeft({ m, k, a, transposeA, start, depth }: Part, row: number, rows: number): void {
     const { workspace, wasm } = this.#open()
     const { left, staging } = workspace

@@ -36,17 +36,11 @@ const STAGING_START = LEFT_START + LEFT_BYTES
 const SLOTS_START = STAGING_START + STAGING_BYTES
 const PAGE_BYTES = 65536
 
-/** How one product, of at most MAX_DEPTH, is cut. */
 export interface Blocking {
-  /** Rows that are packed at a time. */
   rows: number
-  /** Columns of a block. */
   columns: number
 }
 
-/**
- * The cut of an (m, k) @ (k, n) product of elements of `size` bytes, with at least `minBlocks` blocks if n has as many.
- */
 export function planBlocks(m: number, n: number, k: number, size: number, minBlocks: number): Blocking {
   const fitting = Math.floor(RIGHT_BYTES / (k * size) / COLUMN_MULTIPLE) * COLUMN_MULTIPLE
   const columns = Math.min(fitting, MAX_COLUMNS, roundUp(Math.ceil(n / minBlocks), 2 * COLUMN_MULTIPLE))
@@ -60,7 +54,6 @@ function roundUp(value: number, multiple: number): number {
   return Math.ceil(value / multiple) * multiple
 }
 
-/** A block of a matrix: its first element, and the elements of a row of the whole matrix. */
 export interface Place {
   matrix: FloatArray
   start: number
@@ -70,7 +63,6 @@ export interface Place {
 
 export type Way = 'in' | 'out'
 
-/** The fields of a block's job beside its addresses. */
 export interface Job {
   rows: number
   columns: number
@@ -119,7 +111,6 @@ export class Workspace {
     return this.rightOf(slot) + RIGHT_BYTES + PACKED_BYTES
   }
 
-  /** The memory as elements of the precision of `like`. */
   elements(like: FloatArray): FloatArray {
     return like instanceof Float64Array ? this.#f64 : this.#f32
   }
@@ -133,7 +124,6 @@ export class Workspace {
     this.#f64[at / 8 + 5] = alpha
   }
 
-  /** Copies rows × columns elements of a matrix, `stride` elements a row, to `address`, close together. */
   copyIn(from: FloatArray, start: number, stride: number, rows: number, columns: number, address: number): void {
     const to = this.elements(from)
     let at = address / to.BYTES_PER_ELEMENT
@@ -144,10 +134,7 @@ export class Workspace {
     for (let i = 0; i < rows; i++, start += stride, at += columns) to.set(from.subarray(start, start + columns), at)
   }
 
-  /**
-   * Copies a block of a matrix, `stride` elements a row, into or out of a slot's C, whose rows are of whole tiles.
-   * `isTransposed`: the block in the matrix is (columns, rows). Returns how many elements of C the block spans.
-   */
+  /** Rows of C are of whole tiles. Returns how many elements of C the block spans. */
   moveC(slot: number, rows: number, columns: number, { matrix, start, stride, isTransposed }: Place, way: Way): number {
     const c = this.elements(matrix)
     const padded = roundUp(columns, 32 / matrix.BYTES_PER_ELEMENT)

@@ -47,6 +47,14 @@ export interface PartSummary {
   merged: boolean
 }
 
+/** The base of an adapter. */
+export interface BaseRecord {
+  /** Path of the graph in the model's folder. */
+  readonly graph: string
+  /** A digest of its weights. */
+  readonly weights: string
+}
+
 /** Result of {@link LoraAdapter.summary}. */
 export interface AdapterSummary {
   /** All parts, in the adapter's order. */
@@ -82,6 +90,8 @@ export class LoraAdapter implements Iterable<[name: string, part: AdapterPart]> 
   labels: readonly string[] | undefined
   /** The type of the labels, as transformers' `problem_type`. Undefined if no file contains it. */
   problemType: ProblemType | undefined
+  /** The base that lowrank trained it on, as its folder records it. Undefined for other adapters. */
+  trainedOn: BaseRecord | undefined
   readonly #parts = new Map<string, AdapterPart>()
 
   /** @throws ConfigError or UnsupportedError when the config is not valid. */
@@ -233,6 +243,7 @@ export class LoraAdapter implements Iterable<[name: string, part: AdapterPart]> 
     adapter.chatTemplate = this.chatTemplate
     adapter.labels = this.labels
     adapter.problemType = this.problemType
+    adapter.trainedOn = this.trainedOn
     for (const [name, part] of this.#parts) if (names.has(name)) adapter.#parts.set(name, part)
     return adapter
   }

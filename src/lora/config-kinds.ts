@@ -1,5 +1,4 @@
-// The kinds of values that settings of a LoraConfig take, other than plain ones: used by the table of options
-// (gen/options.ts).
+// The kinds of values that settings of a LoraConfig take, for the table of options (gen/options.ts).
 
 import { isObject, type Kind, kind, listOf, NAME, ranged } from '../base/options.js'
 import { INITS, isInit } from './init/inits.js'

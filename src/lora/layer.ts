@@ -69,12 +69,9 @@ export class LoraLayer extends Part {
   #magnitude: FloatArray | undefined
   #biasB: FloatArray | undefined
   #baseWeight: Matrix | undefined
-  /** The base weight as it was before merge; present while merged. */
+  /** Present while merged. */
   #unmerged: Matrix | undefined
-  /**
-   * Values of the last forward that backward needs; `keep` has 0 for dropped elements of the input, and is absent
-   * without dropout.
-   */
+  /** `keep` has 0 for dropped elements of the input, and is absent without dropout. */
   #tape: (Tape & { keep: Uint8Array | undefined }) | undefined
   #isTraining: boolean
 
@@ -367,7 +364,6 @@ export class LoraLayer extends Part {
     return this.scaling * normOfProduct(this.#weightB, this.#weightA)
   }
 
-  /** W + s·B·A (d, k), a new matrix. */
   #sum(base: Matrix): Matrix {
     return addDelta(copyAs(base, base.data), this, this.scaling)
   }
@@ -377,7 +373,6 @@ export class LoraLayer extends Part {
     return { base, weightA, weightB, scaling, biasB }
   }
 
-  /** @throws StateError when there is no base weight. */
   #needBase(member: string): Matrix {
     if (this.#baseWeight !== undefined) return this.#baseWeight
     throw noBase(this.#where(member), 'attachBase(W)')

@@ -1,15 +1,13 @@
-// Refusals by name where only some adapters are handled: kinds of parts, vectors beside the factors, settings of the
-// config.
+// Refusals by name where only some adapters are handled.
 
 import { UnsupportedError } from '../base/errors.js'
 import type { LoraConfig } from './config.js'
 import { changesBase, isToldByBase } from './init/inits.js'
 import { type PartKind, type PartView, tensorsOf } from './part.js'
 
-/** Something that code can handle: a kind of parts, or a vector that parts have beside their factors. */
 export type Handled = PartKind | 'magnitude' | 'biasB'
 
-/** Parts and vectors that adapters can have where their base is a graph: in sessions, and in merges. */
+/** In sessions, and in merges. */
 export const GRAPH_PARTS: readonly Handled[] = [
   'linear',
   'magnitude',
@@ -31,16 +29,12 @@ const MEANINGS: Readonly<Record<Handled, string>> = {
   'token-rows': 'rows of tokens (trainable_token_indices)',
 }
 
-/** An adapter in memory or its open folder. */
 interface AnyAdapter {
   readonly config: LoraConfig
   parts(): readonly PartView[]
 }
 
-/**
- * @param use what would be done with the adapter, as in `training`
- * @throws UnsupportedError when the adapter belongs to a base that its initialization changed
- */
+/** `use` is what would be done with the adapter, as in `training`. */
 export function requireUnchangedBase({ config }: Pick<AnyAdapter, 'config'>, use: string): void {
   if (!changesBase(config.init)) return
   throw new UnsupportedError({
@@ -52,15 +46,11 @@ export function requireUnchangedBase({ config }: Pick<AnyAdapter, 'config'>, use
   })
 }
 
-/**
- * @param use what would be done with the adapter, as in `training`
- * @throws UnsupportedError naming the first part that is not a plain linear layer
- */
 export function requirePlain(adapter: AnyAdapter, use: string): void {
   requireHandled(adapter, ['linear'], use)
 }
 
-/** The same where more is handled than plain linear layers: kinds of parts, and vectors beside their factors. */
+/** Kinds of parts, and vectors beside their factors. */
 export function requireHandled(adapter: AnyAdapter, handled: readonly Handled[], use: string): void {
   requireUnchangedBase(adapter, use)
   requireOwnLayers(adapter, use)
@@ -70,7 +60,6 @@ export function requireHandled(adapter: AnyAdapter, handled: readonly Handled[],
   throw new UnsupportedError({ where, what: `${meaning} are not implemented for ${use}`, expected })
 }
 
-/** The first part that is, or has, something else than is handled, in words. */
 export function unhandledPart(
   adapter: Pick<AnyAdapter, 'parts'>,
   handled: readonly Handled[],
@@ -85,7 +74,6 @@ export function unhandledPart(
   return undefined
 }
 
-/** Throws UnsupportedError for a config that replicates layers of the base. */
 export function requireOwnLayers({ config: { layerReplication } }: Pick<AnyAdapter, 'config'>, use: string): void {
   if (layerReplication === undefined) return
   throw new UnsupportedError({
@@ -95,11 +83,7 @@ export function requireOwnLayers({ config: { layerReplication } }: Pick<AnyAdapt
   })
 }
 
-/**
- * The same for an adapter to be made.
- *
- * @throws UnsupportedError naming the setting that asks for more than plain linear layers
- */
+/** For an adapter to be made: names the setting that asks for more than plain linear layers. */
 export function requirePlainConfig(config: LoraConfig, use: string): void {
   requireOwnLayers({ config }, use)
   const { init, useDora, loraBias, bias, modulesToSave, targetParameters, trainableTokenIndices } = config

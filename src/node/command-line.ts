@@ -13,11 +13,6 @@ import { NodeDirectory } from '../io/node/files.js'
 
 export { hasStuckWorker } from '../runtime/node/worker.js'
 
-/**
- * The records of a file, or of standard input for `-`: JSON, or else each line is a text.
- *
- * @throws DataError for a record without a text, and what reading data throws
- */
 export async function* rowsOfInput(
   file: string,
   columns: Readonly<Record<string, string>> | undefined,

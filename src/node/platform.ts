@@ -18,7 +18,6 @@ const WORKERS: Record<EngineKind, URL> = {
 
 const runtimeOf = (specifier: string) => ({ specifier, spawn: (kind: EngineKind) => spawnNodeWorker(WORKERS[kind]) })
 
-/** The error for a text that stands where a path is expected. */
 function notPath({ where, what }: FileError): FileError {
   return new FileError({
     where,

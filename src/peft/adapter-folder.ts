@@ -29,7 +29,6 @@ const INFINITE_FROM: Readonly<Record<FloatDtype, number>> = {
   bf16: 2 ** 128 - 2 ** 119,
 }
 
-/** Reads a PEFT adapter folder, as the public function of this name says (index/verbs.ts). */
 export async function loadAdapter(directory: Directory, options: LoadOptions = {}): Promise<LoraAdapter> {
   const opened = await openAdapter(directory, { ...options, isTolerant: false })
   try {
@@ -48,7 +47,6 @@ export interface SaveOptions {
   dtype?: FloatDtype | undefined
 }
 
-/** Writes a folder that PEFT loads, as the public function of this name says (index/verbs.ts). */
 export async function saveAdapter(
   adapter: LoraAdapter,
   directory: Directory,
@@ -98,7 +96,6 @@ function encodeAdapter(adapter: LoraAdapter, dtype: FloatDtype | undefined): Ten
   return adapter.parts().flatMap((part) => encodePart(part, keys.get(part.name) ?? part.name, dtype))
 }
 
-/** @param name what PEFT calls the part's factors after */
 function encodePart(part: AdapterPart, name: string, dtype: FloatDtype | undefined): TensorBytes[] {
   const stored = (key: string, { dtype: own, shape, data }: StoredTensor) => {
     if (isFiniteStored(data, own)) return [{ name: key, dtype: own, shape, data }]

@@ -7,20 +7,11 @@ import { CONFIG_FILE, TEMPLATE_FILE } from './file-names.js'
 /** The longest known templates have some 20 kB; more than this is no template. */
 const MAX_TEMPLATE_BYTES = 1_000_000
 
-/**
- * The template in an adapter's folder; undefined where there is none.
- *
- * @throws FormatError when the file is too large for one
- */
 export async function readChatTemplate(directory: Directory, path: string): Promise<string | undefined> {
   if (!(await directory.has(path + TEMPLATE_FILE))) return undefined
   return readText(directory, path + TEMPLATE_FILE, MAX_TEMPLATE_BYTES)
 }
 
-/**
- * Puts an adapter's template into its folder, where it is not there yet; removes that of another adapter, which is
- * replaced.
- */
 export async function writeChatTemplate(directory: Directory, template: string | undefined): Promise<void> {
   const isThere = await directory.has(TEMPLATE_FILE)
   if (template === undefined) {

@@ -7,7 +7,6 @@ import { type LoraConfig, type LoraConfigInput, resolveConfig } from '../lora/co
 import { type Init, isInit, iterationsOf } from '../lora/init/inits.js'
 import { PatternTable } from '../lora/patterns/patterns.js'
 
-/** PEFT's fields that are settings here. */
 const NAMES: ReadonlyMap<string, keyof LoraConfig> = new Map([
   ['r', 'rank'],
   ['lora_alpha', 'alpha'],
@@ -103,7 +102,6 @@ function peftInit(init: Init): unknown {
   return init === 'random' ? false : init.replaceAll('-', '_')
 }
 
-/** The content of an adapter_config.json. */
 interface ParsedConfig {
   readonly config: LoraConfig
   /** An UnsupportedError for each field whose meaning is not implemented. */
@@ -112,13 +110,7 @@ interface ParsedConfig {
   readonly unknown: readonly LowrankError[]
 }
 
-/**
- * The content of an adapter_config.json → config. Absent target_modules, by which PEFT means a table of architectures,
- * become `all-linear`: what is adapted, the tensors tell.
- *
- * @throws FormatError when it is no JSON object; ConfigError when a value is out of range or missing; UnsupportedError
- *   for another method than LoRA. Each names the file and the field.
- */
+/** Absent target_modules, by which PEFT means a table of architectures, become `all-linear`: the tensors tell. */
 export function parsePeftConfig(bytes: Uint8Array, file: string): ParsedConfig {
   const json = parseJson(bytes, file, { isLoose: true })
   if (!(json instanceof Map)) throw new FormatError({ where: file, what: 'not a JSON object' })
@@ -189,7 +181,6 @@ function isEmpty(key: string, value: unknown): boolean {
   return value === '' || (typeof value === 'object' && value !== null && Object.keys(value).length === 0)
 }
 
-/** Errors about a field get the file's name and the field's spelling there. */
 function resolveForFile(input: LoraConfigInput, file: string): LoraConfig {
   try {
     return resolveConfig(input)
@@ -202,10 +193,7 @@ function resolveForFile(input: LoraConfigInput, file: string): LoraConfig {
   }
 }
 
-/**
- * An UnsupportedError for each field whose value means something that is not implemented. Throws it for other methods
- * than LoRA.
- */
+/** One error for each field. Throws for other methods than LoRA. */
 function unsupportedFields(fields: ReadonlyMap<string, unknown>, file: string): UnsupportedError[] {
   const type = fields.get('peft_type')
   if (type !== 'LORA') throw unsupported(file, 'peft_type', type, 'LORA')
@@ -217,7 +205,6 @@ function unsupportedFields(fields: ReadonlyMap<string, unknown>, file: string): 
   })
 }
 
-/** An UnsupportedError for each field that is on and that nobody knows. */
 function unknownFields(fields: ReadonlyMap<string, unknown>, file: string): UnsupportedError[] {
   return [...fields].flatMap(([key, value]) => {
     if (NAMES.has(key) || WITHOUT_EFFECT.has(key) || UNSUPPORTED.has(key) || key === INIT_FIELD) return []
@@ -247,14 +234,7 @@ function unsupported(file: string, key: string, value: unknown, expected?: strin
   })
 }
 
-/**
- * Config → the text of an adapter_config.json as PEFT writes it: indent 2, sorted keys.
- *
- * @param targetModules what to write as target_modules
- * @param targetParameters what to write as target_parameters
- * @param layerNames layers whose rank and alpha must stay what the patterns give them
- * @throws UnsupportedError when peftFields hold a field that parsePeftConfig would refuse.
- */
+/** As PEFT writes it: indent 2, sorted keys. */
 export function formatPeftConfig(
   config: LoraConfig,
   targetModules: readonly string[] | string,

@@ -1,7 +1,7 @@
 // Names of files in an adapter's folder, for those who need no code that reads or writes them.
 
 export const CONFIG_FILE = 'adapter_config.json'
-/** The model card. */
 export const CARD_FILE = 'README.md'
-/** The chat template of the tokenizer that the adapter was trained with. */
 export const TEMPLATE_FILE = 'chat_template.jinja'
+/** The marker of a folder that lowrank's training wrote. */
+export const MARKER_FILE = 'lowrank.json'

@@ -1,35 +1,39 @@
 // The files of an adapter folder: which folder and which of its files PEFT would read, opening and writing them.
 
-import { type ByteSink, type ByteSource, type Directory, readAll, writeFile } from '../base/bytes.js'
+import {
+  type ByteSink,
+  type ByteSource,
+  type Directory,
+  readAll,
+  readJson,
+  withSource,
+  writeFile,
+} from '../base/bytes.js'
 import { FileError, FormatError, listed } from '../base/errors.js'
+import { isObject } from '../base/options.js'
 import {
   parseSafetensorsHeader,
   type SafetensorsFile,
   type TensorBytes,
   writeSafetensors,
 } from '../formats/safetensors.js'
-import { CONFIG_FILE } from './file-names.js'
+import type { BaseRecord } from '../lora/adapter.js'
+import { CONFIG_FILE, MARKER_FILE } from './file-names.js'
 
 const WEIGHTS_FILE = 'adapter_model.safetensors'
-/** The weights of PEFT before 0.6, and since then with safe_serialization=False. */
+/** PEFT before 0.6, and since then with safe_serialization=False. */
 const TORCH_FILE = 'adapter_model.bin'
 
 /** A config that lists thousands of modules by full name has a few hundred kB; more is no config. */
 const MAX_CONFIG_BYTES = 16_000_000
 
-/** The place of an adapter: the folder itself, or one of the folders inside. */
 interface AdapterFolder {
   readonly directory: Directory
   /** '' or `NAME/` */
   readonly path: string
 }
 
-/**
- * Finds an adapter as PEFT's save_pretrained leaves it: the one named "default" in the folder itself, others in folders
- * of their names. Without a name the folder's own adapter is meant, or the only one inside.
- *
- * @throws FileError when there is none, or several and no name; the message lists them
- */
+/** PEFT keeps the adapter named "default" in the folder itself, others in folders of their names. */
 export async function findAdapter(directory: Directory, name?: string): Promise<AdapterFolder> {
   const hasOwn = await directory.has(CONFIG_FILE)
   if (name !== undefined && (await hasConfig(directory, name))) return { directory, path: `${name}/` }
@@ -66,34 +70,19 @@ async function hasConfig(directory: Directory, folder: string): Promise<boolean>
   return directory.has(`${folder}/${CONFIG_FILE}`)
 }
 
-/**
- * A config's bytes, and the file's name for messages.
- *
- * @throws FormatError when it is too large for a config; FileError when it cannot be read
- */
 export async function readConfig({ directory, path }: AdapterFolder): Promise<{ bytes: Uint8Array; file: string }> {
-  const source = await directory.open(path + CONFIG_FILE)
-  try {
-    if (source.byteLength > MAX_CONFIG_BYTES) {
-      throw new FormatError({
-        where: source.name,
-        what: 'too large for a config',
-        expected: `at most ${MAX_CONFIG_BYTES} bytes`,
-        got: `${source.byteLength}`,
-      })
-    }
-    return { bytes: await readAll(source), file: source.name }
-  } finally {
-    await source.close()
-  }
+  return withSource(directory, path + CONFIG_FILE, async (source) => {
+    if (source.byteLength <= MAX_CONFIG_BYTES) return { bytes: await readAll(source), file: source.name }
+    throw new FormatError({
+      where: source.name,
+      what: 'too large for a config',
+      expected: `at most ${MAX_CONFIG_BYTES} bytes`,
+      got: `${source.byteLength}`,
+    })
+  })
 }
 
-/**
- * Opens an adapter's tensors, whose source is the caller's to close: the safetensors file if there is one, as PEFT
- * does, else the one by torch.save, in which nothing is executed.
- *
- * @throws FileError when there is neither; FormatError or UnsupportedError when the file cannot be read
- */
+/** The source is the caller's to close. Nothing in a file of torch.save is executed. */
 export async function openWeights({ directory, path }: AdapterFolder): Promise<SafetensorsFile> {
   const isTorch = !(await directory.has(path + WEIGHTS_FILE)) && (await directory.has(path + TORCH_FILE))
   const source: ByteSource = await directory.open(path + (isTorch ? TORCH_FILE : WEIGHTS_FILE))
@@ -168,4 +157,13 @@ export async function writeAdapterFiles(
 
 function isSame(a: Uint8Array, b: Uint8Array): boolean {
   return a.byteLength === b.byteLength && a.every((byte, i) => byte === b[i])
+}
+
+/** The base that lowrank's training recorded beside an adapter; undefined where there is no such record. */
+export async function readBaseRecord(directory: Directory, path = ''): Promise<BaseRecord | undefined> {
+  if (!(await directory.has(path + MARKER_FILE))) return undefined
+  // A damaged record tells nothing; the adapter is as it is.
+  const value = await readJson(directory, path + MARKER_FILE).catch(() => undefined)
+  const base = isObject(value) ? value.base : undefined
+  return isObject(base) ? (base as unknown as BaseRecord) : undefined
 }

@@ -95,16 +95,9 @@ const UNUSUAL_SCALING = 16
  */
 const ROUNDING = 2 ** -20
 
-/** Tensors that are only looked through are read in pieces of so many bytes. */
 const PIECE_BYTES = 1 << 22
 
-/**
- * Shapes, scalings, norms and singular values of an adapter, and everything that loading it would refuse, in
- * `problems`. One layer is in memory at a time.
- *
- * @throws FileError when a file is missing; FormatError when a file cannot be read at all; ConfigError when a value of
- *   the config is out of range; UnsupportedError for another method than LoRA
- */
+/** Problems are everything that loading would refuse. One layer is in memory at a time. */
 export async function inspectAdapter(
   source: LoraAdapter | Directory,
   options: LoadOptions = {},
@@ -140,10 +133,8 @@ export async function inspectAdapter(
   }
 }
 
-/** A part with factors. */
 type OpenLayer = Exclude<OpenPart, { kind: 'replacement' | 'token-rows' }>
 
-/** The numbers of one layer; none where a tensor cannot be read. Adds what is wrong with its values to the problems. */
 async function layerReport(
   part: OpenLayer,
   dtype: FloatDtype,
@@ -184,7 +175,6 @@ async function layerReport(
   }
 }
 
-/** A tensor's values, finite or not, in their own precision. */
 async function readValues(info: AdapterTensor): Promise<Tensor<FloatArray>> {
   const { source, dtype, shape, offset, byteLength } = info
   if (isWeightDtype(dtype)) return { data: decodeWeights(await source.read(offset, byteLength), dtype), shape }
@@ -196,7 +186,6 @@ async function readValues(info: AdapterTensor): Promise<Tensor<FloatArray>> {
   })
 }
 
-/** A NumericError for a tensor with a value that is not finite. Tensors of integers have none. */
 async function valueProblems(info: AdapterTensor): Promise<LowrankError[]> {
   const { source, dtype, offset, byteLength } = info
   if (!isWeightDtype(dtype)) return []
@@ -207,7 +196,6 @@ async function valueProblems(info: AdapterTensor): Promise<LowrankError[]> {
   return []
 }
 
-/** The report on a replaced tensor, or on rows of one. */
 function replacementReport(part: Extract<OpenPart, { kind: 'replacement' | 'token-rows' }>): ReplacementReport {
   const { shape, dtype } = part.tensors.weight
   if (part.kind === 'replacement') return { name: part.name, dtype, shape }

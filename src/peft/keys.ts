@@ -6,7 +6,6 @@ import type { ByteSource } from '../base/bytes.js'
 import { FormatError, MismatchError } from '../base/errors.js'
 import type { SafetensorsFile, TensorInfo } from '../formats/safetensors.js'
 
-/** Before every key of a PEFT file. */
 export const KEY_PREFIX = 'base_model.model.'
 
 /** Modules' names are shorter; each is compared with much, in time that grows faster than its length. */
@@ -34,31 +33,22 @@ const NAMED: readonly RegExp[] = [
   /^(.+)\.modules_to_save\.([^.]+)(\..+)$/s,
 ]
 
-/** A tensor of an adapter: a range of a file, or of an array in memory. */
 export interface AdapterTensor extends TensorInfo {
   readonly source: ByteSource
 }
 
-/** Tensors by the names that PEFT would give them now. */
 interface NormalizedTensors {
   readonly tensors: ReadonlyMap<string, AdapterTensor>
   /** The older spellings that the file has, one clause each. */
   readonly notes: readonly string[]
 }
 
-/** A tensor and the key that it has so far. */
 interface Entry {
   readonly info: TensorInfo
   key: string
 }
 
-/**
- * Gives a file's tensors the names that PEFT would give them now. Tensors stay where they are.
- *
- * @param adapterName which one to take from a file with several
- * @throws MismatchError when the file holds several adapters and none is chosen, or has no such adapter; FormatError
- *   when two tensors would get one name, or a name is longer than that of any module
- */
+/** Gives a file's tensors the names that PEFT would give them now. Tensors stay where they are. */
 export function normalizeKeys(file: SafetensorsFile, adapterName?: string): NormalizedTensors {
   const { source } = file
   const where = source.name
@@ -92,7 +82,6 @@ function checkLengths(entries: readonly Entry[], where: string): void {
   })
 }
 
-/** Changes keys in place, and takes a note where one did change. */
 function rename(entries: readonly Entry[], note: string, notes: string[], to: (key: string) => string): void {
   let isChanged = false
   for (const entry of entries) {
@@ -103,7 +92,6 @@ function rename(entries: readonly Entry[], note: string, notes: string[], to: (k
   if (isChanged) notes.push(note)
 }
 
-/** Modules that training put around the model or its parts. */
 function takeOutWrappers(entries: readonly Entry[], notes: string[]): void {
   rename(entries, 'names of wrappers (_orig_mod, _fsdp_wrapped_module) in tensor names', notes, (key) => {
     return key.replace(WRAPPERS, '').replace(/^\./, '')
@@ -133,9 +121,7 @@ function takeAdapter(entries: readonly Entry[], wanted: string | undefined, wher
   return chosen
 }
 
-/**
- * Drops what PEFT saves besides: a trained embedding a second time (save_embedding_layers), and the base's own weights.
- */
+/** PEFT saves besides: a trained embedding a second time (save_embedding_layers), and the base's own weights. */
 function withoutCopies(entries: readonly Entry[], notes: string[]): readonly Entry[] {
   const own = new Set(entries.map(({ key }) => key))
   const isSecond = (key: string) => key.endsWith(SAVED_WEIGHT) && own.has(key.replace(MODULES_TO_SAVE, '$1'))
@@ -146,7 +132,6 @@ function withoutCopies(entries: readonly Entry[], notes: string[]): readonly Ent
   return kept
 }
 
-/** The adapter's name in a key. */
 function nameIn(key: string): string | undefined {
   return NAMED.map((pattern) => pattern.exec(key)?.[2]).find((name) => name !== undefined)
 }
@@ -173,12 +158,10 @@ function chooseName(
   })
 }
 
-/** A key without PEFT's prefix; undefined for one that does not have it. */
 export function withoutPrefix(key: string): string | undefined {
   return key.startsWith(KEY_PREFIX) ? key.slice(KEY_PREFIX.length) : undefined
 }
 
-/** Entries sorted by name, with numbers as numbers. */
 export function sortedByName<T>(map: ReadonlyMap<string, T>): [string, T][] {
   const order = new Intl.Collator('en', { numeric: true })
   return [...map].sort(([a], [b]) => order.compare(a, b))

@@ -3,14 +3,11 @@
 
 import { type LoraAdapter, PROBLEM_TYPES, type ProblemType } from '../lora/adapter.js'
 
-/** The meaning of logits, as far as it is known. */
 export type Meaning = Pick<LoraAdapter, 'labels' | 'problemType'>
 
-/** The members of the metadata: a list of texts as JSON, and one of the words. */
 const LABELS = 'labels'
 const PROBLEM_TYPE = 'problem_type'
 
-/** The meaning that a file's metadata tells, and a note on each member that cannot be read. */
 export function readMeaning(metadata: Readonly<Record<string, string>>): Meaning & { notes: readonly string[] } {
   const member = (name: string) => (Object.hasOwn(metadata, name) ? metadata[name] : undefined)
   const labels = listOf(member(LABELS))
@@ -37,7 +34,6 @@ function listOf(text: string | undefined): readonly string[] | undefined {
   }
 }
 
-/** Metadata that tells this. */
 export function meaningMetadata({ labels, problemType }: Meaning): Record<string, string> {
   return {
     ...(labels !== undefined && { [LABELS]: JSON.stringify(labels) }),

@@ -7,14 +7,14 @@ import { encodeWeights, type FloatDtype, isFiniteStored, isFloatDtype } from '..
 import type { LowrankError } from '../base/errors.js'
 import { isAllFinite, type Tensor } from '../base/tensor.js'
 import { readTensorF32 } from '../formats/safetensors.js'
-import { type AdapterPart, LoraAdapter } from '../lora/adapter.js'
+import { type AdapterPart, type BaseRecord, LoraAdapter } from '../lora/adapter.js'
 import type { LoraConfig } from '../lora/config.js'
 import { notFinite } from '../lora/factors.js'
 import { type StoredTensor, tensorsOf } from '../lora/part.js'
 import { requireOwnLayers, requireUnchangedBase } from '../lora/requirements.js'
 import { readChatTemplate } from './chat-template.js'
 import { parsePeftConfig } from './config.js'
-import { findAdapter, openWeights, readConfig } from './files.js'
+import { findAdapter, openWeights, readBaseRecord, readConfig } from './files.js'
 import { type AdapterTensor, normalizeKeys } from './keys.js'
 import { type Meaning, readMeaning } from './labels.js'
 import { claimTensors, type OpenPart } from './tensors.js'
@@ -31,6 +31,8 @@ export interface OpenAdapter {
   readonly meaning: Meaning
   /** The template of the chats that it was trained on. */
   readonly chatTemplate: string | undefined
+  /** See {@link LoraAdapter.trainedOn}. */
+  readonly trainedOn: BaseRecord | undefined
   /** Names of tensors that nothing claims. */
   readonly unclaimed: readonly string[]
   /** Problems with config and tensors; empty unless it was opened with `isTolerant`. */
@@ -58,29 +60,17 @@ export interface LoadOptions {
   strict?: boolean | undefined
 }
 
-/** How an adapter is opened. */
 export interface OpenOptions extends LoadOptions {
   /** Opens what is sound and returns the problems, where the default throws the first. */
   isTolerant?: boolean | undefined
 }
 
-/**
- * Opens an adapter, and checks everything but the values, which are read later.
- *
- * @throws FileError, FormatError, ConfigError, MismatchError, ShapeError or UnsupportedError for the first thing that
- *   is wrong; with `isTolerant` only where a file cannot be read at all
- */
+/** Checks everything but the values, which are read later. */
 export async function openAdapter(source: LoraAdapter | Directory, options: OpenOptions = {}): Promise<OpenAdapter> {
   return source instanceof LoraAdapter ? openInMemory(source, options) : openFolder(source, options)
 }
 
-/**
- * Opens an adapter whose B·A must be its change.
- *
- * @param use what would be done with it, for the message that refuses an adapter whose start changed the base
- * @throws UnsupportedError for such an adapter, and, unless `replicates`, for layers that share a weight of the base;
- *   what {@link openAdapter} throws
- */
+/** Opens an adapter whose B·A must be its change. `use` says what would be done, for the refusal. */
 export async function openForUse(
   source: LoraAdapter | Directory,
   use: string,
@@ -99,7 +89,7 @@ export async function openForUse(
 
 function openInMemory(adapter: LoraAdapter, { strict = false, isTolerant = false }: OpenOptions): OpenAdapter {
   const parts = adapter.parts().map(viewOf)
-  const { config, notes, chatTemplate } = adapter
+  const { config, notes, chatTemplate, trainedOn } = adapter
   const problems = strict ? unmatchedProblems({ config, parts: () => parts }, 'adapter') : []
   if (!isTolerant) throwFirst(problems)
   return {
@@ -108,6 +98,7 @@ function openInMemory(adapter: LoraAdapter, { strict = false, isTolerant = false
     notes,
     meaning: adapter,
     chatTemplate,
+    trainedOn,
     unclaimed: [],
     problems,
     parts: () => parts,
@@ -118,9 +109,7 @@ function openInMemory(adapter: LoraAdapter, { strict = false, isTolerant = false
   }
 }
 
-/**
- * A part in memory as if it were in a file; its tensors are views where they can be, made when somebody asks for them.
- */
+/** Tensors are views where they can be, made when somebody asks for them. */
 function viewOf(part: AdapterPart): OpenPart {
   const { kind, name, module } = part
   const own =
@@ -164,6 +153,7 @@ async function openFolder(
   try {
     const { tensors, notes: keyNotes } = normalizeKeys(opened, name)
     const chatTemplate = await readChatTemplate(folder.directory, folder.path)
+    const trainedOn = await readBaseRecord(folder.directory, folder.path)
     const isInside = name === undefined && folder.path !== ''
     const { notes: meaningNotes, ...meaning } = readMeaning(opened.metadata)
     const inside = isInside ? [`an adapter in ${folder.path}, its only one`] : []
@@ -180,6 +170,7 @@ async function openFolder(
       notes,
       meaning,
       chatTemplate,
+      trainedOn,
       unclaimed,
       problems: all,
       parts: () => parts,
@@ -187,7 +178,7 @@ async function openFolder(
       async load() {
         const adapter = new LoraAdapter(config)
         adapter.notes.push(...notes)
-        Object.assign(adapter, meaning, { chatTemplate })
+        Object.assign(adapter, meaning, { chatTemplate, trainedOn })
         for (const part of parts) await addPart(adapter, part)
         return adapter
       },
@@ -213,7 +204,6 @@ function commonDtype(part: OpenPart): FloatDtype {
   return isFloatDtype(first) && others.every((dtype) => dtype === first) ? first : 'fp32'
 }
 
-/** Reads a part's tensors from their file, and adds it to an adapter in memory. */
 async function addPart(adapter: LoraAdapter, part: OpenPart): Promise<void> {
   if (part.kind === 'replacement' || part.kind === 'token-rows') {
     adapter.addPart({ ...part, tensors: { weight: await readStored(part.tensors.weight) } })
@@ -229,7 +219,6 @@ async function addPart(adapter: LoraAdapter, part: OpenPart): Promise<void> {
   adapter.addPart({ ...part, tensors, dtype: commonDtype(part) })
 }
 
-/** A factor or a vector as f32. Throws NumericError when a value is not finite, and FileError. */
 export async function readFactor(info: AdapterTensor): Promise<Tensor> {
   const { source, name } = info
   const tensor = await readTensorF32({ source, tensors: new Map([[name, info]]), metadata: {} }, name)
@@ -245,7 +234,6 @@ export async function readStored(info: AdapterTensor, memory?: Uint8Array): Prom
   throw notFinite(tensorPlace(info))
 }
 
-/** A tensor, for messages: its name, after that of its file. */
 export function tensorPlace({ name, source }: AdapterTensor): string {
   return source.name === name ? name : `${source.name}: ${name}`
 }

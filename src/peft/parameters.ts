@@ -13,7 +13,6 @@ import type { AdapterTensor } from './keys.js'
 
 const WRAPPED = '.base_layer'
 
-/** The tensors under one key. */
 interface FoundFactors {
   readonly tensors: Readonly<Partial<Record<string, AdapterTensor>>>
 }
@@ -33,11 +32,6 @@ const REGISTRATION_ORDER = [
   'w2',
 ]
 
-/**
- * Parameters of one module in the order in which it registers them.
- *
- * @throws UnsupportedError when there are several, and the order of one is not known
- */
 function registrationOrder(parameters: readonly string[], where: string): readonly string[] {
   const unknown = parameters.find((name) => !REGISTRATION_ORDER.includes(name))
   if (parameters.length > 1 && unknown !== undefined) {
@@ -51,19 +45,11 @@ function registrationOrder(parameters: readonly string[], where: string): readon
   return [...parameters].sort((a, b) => REGISTRATION_ORDER.indexOf(a) - REGISTRATION_ORDER.indexOf(b))
 }
 
-/**
- * Names that PEFT gives to the factors of a module's parameters, the earliest registered one first: the module with
- * `.base_layer`s.
- */
+/** The earliest registered parameter first. */
 function wrappedNames(module: string, count: number): string[] {
   return Array.from({ length: count }, (_, i) => module + WRAPPED.repeat(count - 1 - i))
 }
 
-/**
- * Full names of parameters → what PEFT calls their factors after.
- *
- * @throws UnsupportedError when a module's order is not known
- */
 export function parameterKeys(names: Iterable<string>): Map<string, string> {
   const modules = new Map<string, string[]>()
   for (const name of names) {
@@ -96,9 +82,7 @@ export function savedParameters(entries: readonly string[], names: readonly stri
   return names.every(isMeant) ? entries : names
 }
 
-/**
- * The parameters of a module that entries with a dot mean, or those that entries without one may mean, as any module's.
- */
+/** Entries without a dot may mean a parameter of any module. */
 function candidates(module: string, entries: readonly string[], isDotted: boolean): string[] {
   const found = new Set<string>()
   for (const entry of entries) {
@@ -115,12 +99,7 @@ function meantParameters(module: string, count: number, entries: readonly string
   return certain.length >= count ? certain : [...new Set([...certain, ...candidates(module, entries, false)])]
 }
 
-/**
- * Takes the factors of parameters out of `found`, whose keys are modules' names with their `.base_layer`s.
- *
- * Problems are a MismatchError where keys and target_parameters disagree; UnsupportedError when nothing tells which
- * parameter is which; FormatError for half a pair; ShapeError for factors whose ranks no number of experts explains.
- */
+/** Takes the factors of parameters out of `found`, whose keys are modules' names with their `.base_layer`s. */
 export function takeParameters(
   found: Map<string, FoundFactors>,
   config: LoraConfig,
@@ -176,7 +155,6 @@ interface Level {
   readonly tensors: FoundFactors['tensors'] | undefined
 }
 
-/** The parameters' names, level by level. */
 function assign(module: string, levels: readonly Level[], config: LoraConfig, file: string): readonly string[] {
   const names = meantParameters(module, levels.length, config.targetParameters)
   const shown = levels.find(({ tensors }) => tensors?.weightA !== undefined)?.tensors?.weightA?.name ?? module

@@ -12,14 +12,11 @@ import { CONFIG_FILE } from './file-names.js'
 import { type AdapterTensor, KEY_PREFIX, sortedByName, withoutPrefix } from './keys.js'
 import { isHeadModule } from './tied.js'
 
-/** The config that tensors are compared with. */
 export interface ClaimContext {
   readonly config: LoraConfig
-  /** The file's name, for messages. */
   readonly file: string
 }
 
-/** Result of {@link claimOthers}: replaced tensors, then rows, each sorted by name with numbers as numbers. */
 interface ClaimedOthers {
   readonly parts: readonly (ReplacementView<AdapterTensor> | TokenRowsView<AdapterTensor>)[]
   /** Names of tensors that nothing claims. */
@@ -29,34 +26,21 @@ interface ClaimedOthers {
   readonly notes: readonly string[]
 }
 
-/** The modules with factors, by name. */
 type FoundKinds = ReadonlyMap<string, { readonly kind?: 'linear' | 'embedding' | 'convolution' }>
 
 const ROWS_SUFFIX = '.token_adapter.trainable_tokens_delta'
 
-/**
- * A model's input and output embedding, as transformers calls them. PEFT saves them whole when the vocabulary was
- * resized, and with save_embedding_layers, whatever the config says.
- */
+/** PEFT saves embeddings whole when the vocabulary was resized, and with save_embedding_layers. */
 const EMBEDDING =
   /(^decoder|(^|\.)(embed_tokens|embed_in|embed_out|wte|word_embeddings?|tok_embeddings|tokens_embed|embeddings|shared|patch_embeddings\.projection|(generator_)?lm_head|lm_loss|proj_out|output_projection|vocab_projector|predictions\.decoder))\.(weight|bias)$/
 
-/**
- * Buffers that a model computes from its config, and that older versions saved: nothing trains them, and nobody reads
- * them.
- */
+/** Buffers that a model computes from its config, and that older versions saved. */
 const COMPUTED = /(^|\.)(original_inv_freq|inv_freq|position_ids|masked_bias|(cos|sin)_cached)$/
 
-/** The key in PEFT's file of an embedding's rows. */
 export function rowsKey(name: string): string {
   return KEY_PREFIX + name + ROWS_SUFFIX
 }
 
-/**
- * Claims what takes the place of the base's tensors and rows. Problems are what does not fit, and what nothing claims.
- *
- * @param found what has factors, whose biases and embeddings PEFT saves along
- */
 export function claimOthers(rest: readonly AdapterTensor[], found: FoundKinds, context: ClaimContext): ClaimedOthers {
   const { config, file } = context
   const replacements = new Map<string, ReplacementView<AdapterTensor>>()
@@ -136,10 +120,7 @@ function replacementOrigin(
   return isWhole || (isAdapted && isTable) ? 'embedding' : undefined
 }
 
-/**
- * The modules_to_save to write: the config's own, and the modules of replaced tensors that a reader would not take for
- * what they are without, as those of a new head.
- */
+/** Adds modules whose replaced tensors a reader would not take for trained otherwise, as those of a new head. */
 export function savedModules(adapter: LoraAdapter): readonly string[] {
   const { config } = adapter
   const layers = new Map(adapter.parts('linear', 'embedding', 'convolution').map((layer) => [layer.module, layer]))
@@ -151,12 +132,10 @@ export function savedModules(adapter: LoraAdapter): readonly string[] {
   return [...new Set([...config.modulesToSave, ...missing.map(({ module }) => module)])]
 }
 
-/** The base's name for a tensor that layers of PEFT were put around. */
 function baseTensor(key: string): string {
   return key.replaceAll(/(?:\.token_adapter)?\.base_layer\./g, '.')
 }
 
-/** The rows' tokens, whose order is the rows'. */
 function tokensOf(name: string, info: AdapterTensor, { config, file }: ClaimContext): readonly number[] {
   const where = `${file}: ${info.name}`
   const { trainableTokenIndices } = config

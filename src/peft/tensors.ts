@@ -13,13 +13,11 @@ import { takeParameters } from './parameters.js'
 import { type ClaimContext, claimOthers, rowsKey } from './replacements.js'
 import { adaptedMatcher } from './tied.js'
 
-/** A part of an open adapter, whose values are read when they are needed. */
 export type OpenPart = PartView<AdapterTensor>
 
 /** The tensors of one adapted module; a convolution's magnitude is (1, d, 1…). */
 type LayerPart = FactorView<AdapterTensor>
 
-/** The parts of a file, and the problems with its tensors. */
 interface ClaimedTensors {
   /** Layers, then experts, replaced tensors and rows of tokens; each group by name, with numbers as numbers. */
   readonly parts: readonly OpenPart[]
@@ -34,10 +32,7 @@ interface ClaimedTensors {
 type FactorRole = keyof FactorTensors<AdapterTensor>
 type LayerKind = LayerPart['kind']
 
-/**
- * Ends of keys by role and kind; a convolution's are a linear layer's. A newer PEFT's own `.weight` after a magnitude
- * is accepted, but never written.
- */
+/** A convolution's ends are a linear layer's. A newer PEFT's `.weight` after a magnitude is read, never written. */
 const ENDS: readonly { readonly role: FactorRole; readonly kind?: LayerKind; readonly end: string }[] = [
   { role: 'weightA', kind: 'linear', end: '.lora_A.weight' },
   { role: 'weightB', kind: 'linear', end: '.lora_B.weight' },
@@ -47,29 +42,18 @@ const ENDS: readonly { readonly role: FactorRole; readonly kind?: LayerKind; rea
   { role: 'biasB', end: '.lora_B.bias' },
 ]
 
-/** The key in PEFT's file of a layer's factor or vector. */
 export function factorKey(name: string, role: TensorRole, kind: LayerKind = 'linear'): string {
   const own = kind === 'convolution' ? 'linear' : kind
   return KEY_PREFIX + name + ENDS.find((one) => one.role === role && (one.kind ?? own) === own)!.end
 }
 
-/**
- * The factors and vectors of one module. A linear layer's kind is also a convolution's, until their shapes are looked
- * at.
- */
+/** A convolution is called linear until shapes are looked at. */
 interface Found {
   kind?: LayerKind
   tensors: Partial<Record<FactorRole, AdapterTensor>>
 }
 
-/**
- * Finds out what each tensor of a file belongs to. What is sound is claimed whatever is wrong with the rest; factors
- * that go with each other count as sound, with their own rank, whatever the config says.
- *
- * Problems are a FormatError for a tensor that no layer claims and for half a pair; UnsupportedError for kinds of LoRA
- * tensors that are not implemented; MismatchError where tensors and config disagree; ShapeError where a shape and the
- * config's rank do.
- */
+/** Claims what is sound whatever is wrong with the rest, with its own rank, whatever the config says. */
 export function claimTensors(
   tensors: ReadonlyMap<string, AdapterTensor>,
   config: LoraConfig,
@@ -99,7 +83,6 @@ export function claimTensors(
   }
 }
 
-/** Factors and vectors by their module, and all other tensors. */
 function findFactors(tensors: ReadonlyMap<string, AdapterTensor>, file: string) {
   const found = new Map<string, Found>()
   const rest: AdapterTensor[] = []
@@ -210,7 +193,6 @@ function checkTarget(
   })
 }
 
-/** A layer whose shapes are wrong, as far as its factors go with each other. */
 function withOwnRank(
   { tensors: { weightA, weightB, magnitude, biasB }, ...layer }: LayerPart,
   file: string,

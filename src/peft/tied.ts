@@ -7,18 +7,13 @@ import { targetMatcher } from '../lora/patterns/patterns.js'
 
 const HEADS = /(^|\.)((generator_)?lm_head|lm_head\.decoder|embed_out|predictions\.decoder|vocab_projector)$/
 
-/** True if a module is an output embedding, by the names that transformers gives them. */
 export function isHeadModule(module: string): boolean {
   return HEADS.test(module)
 }
 
-/**
- * Encoders and decoders read the embedding that is called `shared` under names of their own, and some output embeddings
- * have a name that elsewhere means other things.
- */
+/** Other readers of the embedding `shared`, and output embeddings whose names mean other things elsewhere. */
 const SHARERS = /(^|\.)((encoder|decoder)\.embed_tokens|shared|proj_out|output_projection)$/
 
-/** A test of modules' names: what the config's targets mean, and the embeddings that are tied to them. */
 export function adaptedMatcher(config: LoraConfig): (moduleName: string) => boolean {
   const isTarget = targetMatcher(config)
   return config.ensureWeightTying ? (name) => isTarget(name) || isHeadModule(name) || SHARERS.test(name) : isTarget

@@ -18,23 +18,19 @@ import { isHeadModule } from './tied.js'
 /** In one message; near misses of each cost a comparison with every name. */
 const MAX_SHOWN = 10
 
-/** A part that entries can match. */
 export interface NamedPart {
   readonly kind: PartKind
   readonly name: string
   readonly module: string
 }
 
-/** An entry of a config that matches nothing. */
 interface UnmatchedEntry {
-  /** The config's field. */
   readonly setting: keyof LoraConfig
   readonly entry: string
   /** Nearest names that the adapter has; looked for when asked. */
   near(): string[]
 }
 
-/** Entries of one setting that match none of the names. */
 function unmatchedOf(
   setting: keyof LoraConfig,
   entries: readonly string[],
@@ -63,7 +59,6 @@ function described(setting: keyof LoraConfig, entries: readonly string[], names:
   return entries.map((entry) => ({ setting, entry, near: () => nearestTo(entry, names) }))
 }
 
-/** All entries that match nothing, in the order of the config's fields. */
 export function unmatchedEntries(config: LoraConfig, parts: readonly NamedPart[]): UnmatchedEntry[] {
   const ofKinds = (...kinds: PartKind[]) => parts.filter(({ kind }) => kinds.includes(kind))
   const layers = ofKinds('linear', 'embedding', 'convolution').map(({ name }) => name)
@@ -124,25 +119,17 @@ function unmatchedTokenModules(
   return unmatchedOf('trainableTokenIndices', modules, embeddings, (entry) => (name) => name.endsWith(entry))
 }
 
-/** An adapter in memory or its open folder. */
 interface NamedParts {
   readonly config: LoraConfig
   parts(): readonly NamedPart[]
 }
 
-/** One MismatchError that lists all entries which match nothing, with near misses; none where all match. */
 export function unmatchedProblems({ config, parts }: NamedParts, where: string): LowrankError[] {
   const unmatched = unmatchedEntries(config, parts())
   return unmatched.length === 0 ? [] : [unmatchedError(unmatched, where)]
 }
 
 /** Throws the MismatchError of {@link unmatchedProblems}. */
-export function requireMatched(adapter: NamedParts, where: string): void {
-  const [problem] = unmatchedProblems({ config: adapter.config, parts: () => adapter.parts() }, where)
-  if (problem !== undefined) throw problem
-}
-
-/** One sentence. */
 export function describeUnmatched({ setting, entry }: UnmatchedEntry): string {
   return `${setting} ${entry} matches ${setting === 'modulesToSave' ? 'no tensor' : 'no layer'}`
 }
@@ -162,7 +149,6 @@ function unmatchedError(unmatched: readonly UnmatchedEntry[], where: string): Mi
   })
 }
 
-/** Ends of names with as many parts as the entry has. */
 function nearestTo(entry: string, names: readonly string[]): string[] {
   const count = entry.split('.').length
   return nearMisses(entry, new Set(names.map((name) => name.split('.').slice(-count).join('.'))))

@@ -18,12 +18,12 @@ export interface Series {
   readonly isPoints?: boolean
 }
 
-/** A layer, with a value for each column and measure of its section. */
+/** A layer, with a value for each column and measure of its section. Other members stay out of the page. */
 export interface ReportLayer {
   readonly name: string
   /** Largest first. */
   readonly singularValues: readonly number[]
-  readonly [key: string]: Cell | readonly number[]
+  readonly [key: string]: unknown
 }
 
 /** The key of a layer's value, and its title. */
@@ -75,15 +75,26 @@ export interface Report {
   readonly sections: readonly Section[]
 }
 
-/** The report as the text of an HTML file. */
-export function reportPage(report: Report): string {
-  const { title, command } = report
+export function reportPage({ title, command, sections }: Report): string {
+  const report = { title, command, sections: sections.map(withoutUnseen) }
   const parts = {
     title: escapeHtml(`${title} · lowrank ${command}`),
     generator: generatorOf(command),
-    data: escapeJson(JSON.stringify(report)),
+    data: escapeJson(JSON.stringify(report, (_, value) => (typeof value === 'number' ? drawn(value) : value))),
   }
   return template.replace(/@@(title|generator|data)@@/g, (_, name: keyof typeof parts) => parts[name])
+}
+
+/** The page only draws numbers: a few digits are enough. */
+function drawn(value: number): number {
+  return Number.isInteger(value) ? value : Number(value.toPrecision(6))
+}
+
+function withoutUnseen(section: Section): Section {
+  if (section.kind !== 'layers') return section
+  const keys = ['name', 'singularValues', ...[...section.columns, ...section.measures].map(([key]) => key)]
+  const layers = section.layers.map((layer) => Object.fromEntries(keys.map((key) => [key, layer[key] ?? null])))
+  return { ...section, layers: layers as unknown as ReportLayer[] }
 }
 
 function escapeHtml(text: string): string {

@@ -17,7 +17,6 @@ export interface RunEvaluation {
   readonly metrics: Readonly<Record<string, number>>
 }
 
-/** A run, as its folder holds it. */
 export interface RunFacts {
   readonly name: string
   readonly steps: readonly RunStep[]
@@ -33,11 +32,6 @@ export interface RunFacts {
 /** Points of a curve: more cannot be seen, and a file should stay small. */
 const MAX_POINTS = 1500
 
-/**
- * The report of one run or several.
- *
- * @param more further sections, such as the spectra of the adapter
- */
 export function runReport(runs: readonly RunFacts[], title: string, more: readonly Section[] = []): Report {
   const isOne = runs.length === 1
   const named = (run: RunFacts, word: string) => (isOne ? word : `${run.name}: ${word}`)
@@ -50,7 +44,7 @@ export function runReport(runs: readonly RunFacts[], title: string, more: readon
   const ofEvaluations = (value: (one: RunEvaluation) => number | undefined, word: string) =>
     runs.map((run): Series => {
       const x = run.evaluations.map(({ step }) => step)
-      return { name: named(run, word), x, y: run.evaluations.map((one) => digits(value(one) ?? Number.NaN)) }
+      return { name: named(run, word), x, y: run.evaluations.map((one) => value(one) ?? null) }
     })
   const metrics = [...new Set(runs.flatMap(({ evaluations }) => Object.keys(evaluations[0]?.metrics ?? {})))]
   return {
@@ -93,8 +87,8 @@ function evaluationTable(runs: readonly RunFacts[], metrics: readonly string[]):
     return [...shown].map(({ step, loss, metrics: own }): Cell[] => [
       name,
       one(step === 0 ? 'before training' : `after step ${step}`, best.step === step),
-      digits(loss),
-      ...metrics.map((metric) => digits(own[metric] ?? Number.NaN)),
+      loss,
+      ...metrics.map((metric) => own[metric] ?? null),
     ])
   })
   const columns = ['run', 'when', 'loss', ...metrics]
@@ -153,12 +147,7 @@ function thinned({ steps }: RunFacts, value: (step: RunStep) => number, name: st
   for (let start = 0; start < steps.length; start += width) {
     const own = steps.slice(start, start + width)
     x.push(own[own.length - 1].step)
-    y.push(digits(own.reduce((sum, step) => sum + value(step), 0) / own.length))
+    y.push(own.reduce((sum, step) => sum + value(step), 0) / own.length)
   }
   return { name, x, y }
-}
-
-/** A few digits: the page only draws them. */
-function digits(value: number): number | null {
-  return Number.isFinite(value) ? Number(value.toPrecision(5)) : null
 }

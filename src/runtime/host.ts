@@ -1,5 +1,4 @@
-// Sessions live in a worker (the default), or in the caller's own thread. An engine is an object that is made
-// over a Runtime and spoken to by asynchronous calls, the same in both places.
+// Engines live in a worker (the default), or in the caller's own thread, and are spoken to in the same way.
 
 import { RuntimeError } from '../base/errors.js'
 import type { OrtModule } from './onnxruntime.js'
@@ -20,18 +19,12 @@ export type RuntimeHost =
 
 export interface Engine<T> {
   readonly remote: Remote<T>
-  /**
-   * Disposes of what the engine holds and ends the worker; calls under way are rejected.
-   *
-   * @param limitMs until when it has to answer. Default {@link STOP_MS}
-   * @throws RuntimeError when a run does not end: then the worker is given up
-   */
+  /** Throws RuntimeError when a run does not end: then the worker is given up. */
   close(limitMs?: number): Promise<void>
   /** True if it was given up, with a run that did not end. */
   isGivenUp(): boolean
 }
 
-/** An engine that disposes of what it holds. */
 export interface Disposable {
   dispose(): Promise<void>
 }
@@ -39,7 +32,6 @@ export interface Disposable {
 /** So long a run may take on once it is no longer wanted. */
 export const STOP_MS = 4500
 
-/** Resolves with true if a promise settles within a time. */
 export async function settlesWithin(promise: Promise<unknown>, ms: number): Promise<boolean> {
   let timer: ReturnType<typeof setTimeout> | undefined
   const late = new Promise<boolean>((resolve) => {
@@ -64,12 +56,7 @@ interface WorkerControl {
   loadRuntime(specifier: string, wasm?: string, threads?: number): void
 }
 
-/**
- * Opens an engine in the host's worker, or makes it in this thread.
- *
- * @param load imports its class. Where a worker has the engine, this thread does not load its code
- * @param threads of ONNX Runtime. Default: its own choice
- */
+/** This thread loads no code of an engine that a worker has. `threads`: default ONNX Runtime's own choice. */
 export async function openEngine<T extends Disposable>(
   host: RuntimeHost,
   kind: EngineKind,

@@ -4,12 +4,6 @@ import { RuntimeError } from '../base/errors.js'
 import { type OrtModule, runtimeOf, setWebThreads } from './onnxruntime.js'
 import type { Runtime } from './runtime.js'
 
-/**
- * @param specifier A module specifier or URL of onnxruntime-node or onnxruntime-web.
- * @param wasm URL of onnxruntime-web's .wasm file, where it does not lie beside its script.
- * @param threads of onnxruntime-web. Default: its own choice.
- * @throws RuntimeError when it cannot be imported or is something else.
- */
 export async function loadRuntime(specifier: string, wasm?: string, threads?: number): Promise<Runtime> {
   let loaded: Partial<OrtModule> & { default?: Partial<OrtModule> }
   try {
@@ -34,10 +28,7 @@ export async function loadRuntime(specifier: string, wasm?: string, threads?: nu
   return runtimeOf(ort as OrtModule)
 }
 
-/**
- * The build of onnxruntime-web for the processor and the GPU, as the page's bundler or import map finds it; undefined
- * where it does not.
- */
+/** As the page's bundler or import map finds it; undefined where it does not. */
 export async function importWebRuntime(): Promise<unknown> {
   try {
     return await import('onnxruntime-web/webgpu')

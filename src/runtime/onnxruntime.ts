@@ -117,10 +117,7 @@ function openingHint(message: string, providers: readonly string[] = []): string
   return 'In a browser its .wasm file lies beside its script, or webRuntime(url, wasm) is told where it is'
 }
 
-/**
- * Messages of runs once the browser has taken the GPU away, such as after a crash of its driver. ONNX Runtime has no
- * kind of error for it.
- */
+/** A GPU that the browser took away. ONNX Runtime has no kind of error for it. */
 const GPU_LOST = /device (was |is )?lost|MapAsyncStatus|external Instance reference no longer exists/i
 
 function gpuLost(cause: unknown): RuntimeError {
@@ -224,10 +221,7 @@ class WrappedSession implements RuntimeSession {
   }
 }
 
-/**
- * The first makes one node of two that compute the same. The second makes all slices of a tensor at once, which are as
- * large as the tensor, where each would else be made right before it is read.
- */
+/** The second makes all slices of a tensor at once, as large as the tensor, and not each right before it is read. */
 const DISTURBING_OPTIMIZERS = 'CommonSubexpressionElimination;GatherSliceToSplitFusion'
 
 function sessionOptions(model: SessionModel, options: SessionOptions & OutputOptions): Record<string, unknown> {

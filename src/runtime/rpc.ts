@@ -1,5 +1,4 @@
-// Calls to an object in another thread: `expose` there, `connect` here. Arguments and results are structured clones;
-// buffers named by `transfer` move instead of being copied.
+// Calls to an object in another thread. Buffers named by `transfer` move instead of being copied.
 
 import { deserializeError, RuntimeError, type SerializedError, serializeError } from '../base/errors.js'
 
@@ -19,7 +18,6 @@ export interface Port {
 
 type Method = (...args: never[]) => unknown
 
-/** The asynchronous image of T's methods. */
 export type Remote<T> = {
   [K in keyof T as T[K] extends Method ? K : never]: T[K] extends (...args: infer A) => infer R
     ? (...args: A) => Promise<Awaited<R>>
@@ -41,7 +39,6 @@ export function transfer<T>(value: T, buffers: readonly ArrayBufferLike[]): T {
   return new Transfer(value, buffers) as T
 }
 
-/** The value itself, for a call in the same thread of a value that might be marked. */
 export function untransferred<T>(value: T): T {
   return value instanceof Transfer ? (value.value as T) : value
 }
@@ -58,7 +55,6 @@ type Message =
   | { kind: 'result'; id: number; value: unknown }
   | { kind: 'error'; id: number; error: SerializedError }
 
-/** Serves `target`'s methods to the other end of the port, in the order of the calls. */
 export function expose(port: Port, target: object): void {
   port.listen((received) => {
     const message = received as Message
@@ -78,16 +74,10 @@ async function serve(port: Port, target: object, { id, method: name, args }: Cal
   }
 }
 
-/** The owner's side of an object in another thread. */
 export interface Connection<T> {
-  /** Rejects each call once the connection is closed or the other thread has failed. */
   readonly remote: Remote<T>
-  /** Ends the other thread. Calls under way are rejected. */
   close(): Promise<void>
-  /**
-   * Gives up on the other thread: calls under way and all later ones are rejected with the error. The thread ends once
-   * it has answered, because ending one inside of ONNX Runtime ends the process.
-   */
+  /** The thread ends once it has answered, because ending one inside of ONNX Runtime ends the process. */
   abandon(error: Error): void
   isAbandoned(): boolean
 }
@@ -162,7 +152,6 @@ export function connect<T>(port: Port): Connection<T> {
   }
 }
 
-/** Calls a method by its name. */
 export function callMethod(target: object, method: string | symbol, args: unknown[]): unknown {
   return (target as Record<string | symbol, (...args: unknown[]) => unknown>)[method](...args)
 }

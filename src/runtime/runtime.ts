@@ -33,12 +33,9 @@ const TYPES = [
 /** ONNX Runtime's spelling of a tensor's type. */
 export type TensorType = (typeof TYPES)[number]
 
-/** One of them. */
 export const TENSOR_TYPES = oneOf(...TYPES)
 
-/**
- * Turns a Float16Array, in which float16 outputs come where JavaScript has it, into a Uint16Array: one form for all.
- */
+/** JavaScript's Float16Array, where it has it, becomes Uint16Array: one form for all. */
 export function withoutFloat16Array(data: unknown): TensorData {
   const view = data as Uint16Array
   if (Object.prototype.toString.call(data) !== '[object Float16Array]') return view
@@ -58,7 +55,6 @@ export interface RuntimeTensor {
 /** Input name → tensor. */
 export type Feeds = Record<string, RuntimeTensor>
 
-/** A model to open: the graph's bytes, and where its external weights are. */
 export interface SessionModel {
   /** A serialized ModelProto, small: its large initializers are external. */
   graph: Uint8Array
@@ -105,17 +101,11 @@ export interface OutputOptions {
 export interface RuntimeSession {
   readonly inputNames: readonly string[]
   readonly outputNames: readonly string[]
-  /**
-   * Runs the graph for the outputs asked for (default: all). Outputs own their data.
-   *
-   * @param held further feeds, which come again with later runs as the same object: they are made ready once. They win
-   *   over `feeds`. Runs with the same ones follow one another
-   */
+  /** Outputs own their data. `held`: further feeds, made ready once for each object; they win over `feeds`. */
   run(feeds: Feeds, outputNames?: readonly string[], held?: Feeds): Promise<Record<string, RuntimeTensor>>
   dispose(): Promise<void>
 }
 
-/** Opens sessions in the thread it lives in. */
 export interface Runtime {
   /** 'onnxruntime-node 1.30.0', for reports. */
   readonly name: string

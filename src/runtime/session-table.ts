@@ -1,5 +1,4 @@
-// Sessions by number: what an engine exposes so that code in another thread can open and run them, and the Runtime that
-// code sees. Graphs are built outside the worker and measured (probed) inside it.
+// Sessions by number, as an engine exposes them: graphs are built outside the worker and measured inside it.
 
 import { StateError } from '../base/errors.js'
 import type { Remote } from './rpc.js'
@@ -41,7 +40,6 @@ export class SessionTable {
     await session?.dispose()
   }
 
-  /** Closes all sessions. */
   async dispose(): Promise<void> {
     for (const id of [...this.#sessions.keys()]) await this.closeSession(id)
   }

@@ -3,11 +3,6 @@
 import { RuntimeError } from '../base/errors.js'
 import type { Port } from './rpc.js'
 
-/**
- * The port to a Web Worker that was just created.
- *
- * @param url of its script
- */
 export function webWorkerPort(worker: Worker, url: string): Port {
   return {
     post: (message, transfer) => worker.postMessage(message, transfer as ArrayBuffer[]),
@@ -23,13 +18,7 @@ export function webWorkerPort(worker: Worker, url: string): Port {
   }
 }
 
-/**
- * A new worker, and the address that was asked for. Bundlers write their own address into the expression, and no event
- * tells it: so the constructor is watched while the expression runs.
- *
- * @param start `() => new Worker(new URL('…', import.meta.url), { type: 'module' })`
- * @throws RuntimeError when the page may not start workers of this address
- */
+/** Bundlers write their own address into the expression, and no event tells it: so the constructor is watched. */
 export function startNoted(start: () => Worker): [worker: Worker, url: string] {
   const { Worker: Native } = globalThis
   let url = ''
@@ -69,7 +58,6 @@ function remedy(url: string): string {
     : 'A bundler gave it this name: publish all files that it wrote. If they are at another address, set base (Vite) or output.publicPath (webpack)'
 }
 
-/** Inside a Web Worker: the port to its owner. */
 export function webOwnerPort(): Port {
   const scope = globalThis as unknown as DedicatedWorkerScope
   return {

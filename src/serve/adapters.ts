@@ -14,7 +14,6 @@ interface Served {
   readonly name: string
   /** Its name in the session: two that follow one another under one name are there at the same time. */
   readonly key: string
-  /** The place that it was loaded from. */
   readonly root: string
   readonly created: number
   /** Loaded by a caller: it may leave again. */
@@ -26,20 +25,16 @@ interface Served {
   isGone: boolean
 }
 
-/** The adapters of a request, which stay until it calls `end`. */
 export interface Chosen {
   readonly adapter: AdapterChoice
-  /** Their names. */
   readonly names: readonly string[]
   end(): void
 }
 
 export interface RegistryOptions {
-  /** The name of the base. */
   readonly base: string
   readonly resolve: ResolveAdapter | undefined
   readonly maxAdapters: number
-  /** Hears why an adapter could not leave. */
   readonly onError: (error: unknown) => void
 }
 
@@ -57,7 +52,6 @@ export class AdapterRegistry {
     for (const name of session.adapters) this.#add(name, name, name, false)
   }
 
-  /** The list of `/v1/models`. */
   list(): object {
     const { base } = this.#options
     const card = (id: string, root: string, parent: string | null, created: number) => {
@@ -67,11 +61,7 @@ export class AdapterRegistry {
     return { object: 'list', data: [card(base, base, null, this.#createdAt), ...adapters] }
   }
 
-  /**
-   * The choice that a request makes by `model` (a name, or `base:name`) or by `adapter` (a mix).
-   *
-   * @throws HttpError 404 for a name that is not served
-   */
+  /** `model` is a name, or `base:name`; `adapter` is a mix. */
   async choose({ model, adapter }: Fields): Promise<Chosen> {
     const { base } = this.#options
     const taken: Served[] = []
@@ -104,7 +94,6 @@ export class AdapterRegistry {
     return { adapter: await take(name, 'model'), names: [name], end }
   }
 
-  /** Loads an adapter from the allowed folder, as vLLM's route does. */
   async load(name: string, path: string): Promise<void> {
     const { resolve, base } = this.#options
     if (resolve === undefined) throw notAllowed()

@@ -1,5 +1,4 @@
-// Checks bodies: each route has a table of its fields. A field that is not in it, or that asks for something that is
-// not done, is an error that names it.
+// Checks bodies: a field that is not in its route's table, or asks for something that is not done, is an error.
 
 import { nearMisses } from '../base/errors.js'
 import { anyOf, BOOLEAN, isObject, type Kind, kind, listOf, oneOf, orNull, STRING } from '../base/options.js'
@@ -48,7 +47,6 @@ const RESPONSE_FORMAT = kind(
   },
 )
 
-/** Fields of both kinds of texts. */
 const SAMPLING: FieldTable = {
   model: STRING,
   adapter: MIX,
@@ -117,11 +115,7 @@ export const CLASSIFY_FIELDS: FieldTable = { model: STRING, input: TEXT_OR_TEXTS
 export const LOAD_FIELDS: FieldTable = { lora_name: STRING, lora_path: STRING }
 export const UNLOAD_FIELDS: FieldTable = { lora_name: STRING }
 
-/**
- * The fields of a body. null stands for a field that is left out.
- *
- * @throws HttpError 400 naming the first field that is unknown, missing, or not valid
- */
+/** null stands for a field that is left out. */
 export function checkFields(body: Fields, table: FieldTable, required: readonly string[]): Fields {
   const given = Object.fromEntries(Object.entries(body).filter(([, value]) => value !== null))
   for (const [name, value] of Object.entries(given)) {

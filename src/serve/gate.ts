@@ -23,12 +23,7 @@ export class Gate {
     return this.#waiting.length
   }
 
-  /**
-   * Waits for a place.
-   *
-   * @returns what gives the place back
-   * @throws HttpError 429 if too many wait, 503 once it is closed; the signal's reason
-   */
+  /** Returns what gives the place back. */
   async enter(signal: AbortSignal): Promise<() => void> {
     signal.throwIfAborted()
     this.checkOpen()
@@ -66,12 +61,10 @@ export class Gate {
     }
   }
 
-  /** Throws HttpError 503 once it is closed. */
   checkOpen(): void {
     if (this.#isClosed) throw new HttpError(503, 'The server is stopping', { retryAfter: 5 })
   }
 
-  /** Refuses new requests, and waits until all others have ended. */
   drain(): Promise<void> {
     this.#isClosed = true
     return new Promise((resolve) => {

@@ -1,5 +1,4 @@
-// A server as one function from Request to Response, for Hono, Bun, Deno, Next.js and node:http: OpenAI's routes over
-// one session whose adapters requests choose by `model`.
+// A server as one function from Request to Response: OpenAI's routes over one session, adapters by `model`.
 
 import { COUNT, checkOptions, FUNCTION, listOf, NAME, needed, type OptionTable, STRING } from '../base/options.js'
 import type { Model } from '../graph/model-folder.js'
@@ -146,7 +145,6 @@ export async function createHandler(options: HandlerOptions): Promise<Handler> {
   return Object.assign(handler, { session, base: name, drain: () => server.drain(), close })
 }
 
-/** A checked request. */
 interface Call {
   readonly fields: Fields
   readonly signal: AbortSignal
@@ -154,7 +152,6 @@ interface Call {
   readonly key: string | undefined
 }
 
-/** A place among the running requests. */
 interface Place {
   readonly adapter: AdapterChoice
   /** Aborted once the caller has left, or the time is over. */
@@ -175,7 +172,6 @@ class Server {
   readonly #registry: AdapterRegistry
   readonly #gate: Gate
   readonly #metrics = new Metrics()
-  /** Requests without a response. */
   readonly #answering = new Set<Promise<Response>>()
   readonly #limits: { maxTokens: number }
   readonly #maxAdapters: number
@@ -306,7 +302,6 @@ class Server {
     }
   }
 
-  /** The name that an answer carries: the one that was asked for. */
   #modelOf({ fields }: Call): string {
     return (fields.model as string | undefined) ?? this.#name
   }
@@ -348,7 +343,6 @@ class Server {
     )
   }
 
-  /** Finds the adapters of a request, waits for a place, and counts it for them. */
   async #enter({ fields, signal: left }: Call): Promise<Place> {
     const { adapter, names, end: release } = await this.#registry.choose(fields)
     const { timeoutSeconds = 600 } = this.#options
@@ -398,7 +392,6 @@ class Server {
     throw new HttpError(403, `Pages of ${origin} may not call this server`, { type: 'permission_error' })
   }
 
-  /** @throws HttpError 401 without a valid key */
   #keyOf({ headers }: Request): string | undefined {
     const { apiKeys } = this.#options
     if (apiKeys === undefined) return undefined

@@ -8,7 +8,6 @@ export class HttpError extends Error {
   readonly type: string
   readonly param: string | null
   readonly code: string | null
-  /** Seconds after which a new try makes sense. */
   readonly retryAfter: number | undefined
 
   constructor(
@@ -37,11 +36,7 @@ const STATUS: Partial<Record<LowrankError['code'], number>> = {
   STATE: 503,
 }
 
-/**
- * Any error as an HTTP error.
- *
- * @param shown what a caller may read of a text: no path of the server
- */
+/** `shown`: what a caller may read of a text, without paths of the server. */
 export function httpError(error: unknown, shown: (text: string) => string): HttpError {
   if (error instanceof HttpError) return error
   if (error instanceof LowrankError) {
@@ -63,11 +58,6 @@ export function errorResponse(error: HttpError): Response {
   return Response.json(errorBody(error), { status: error.status, headers })
 }
 
-/**
- * The JSON object of a request's body.
- *
- * @throws HttpError 415 for another type, 413 above the limit, 400 for what is no JSON object
- */
 export async function readJson(request: Request, maxBytes: number): Promise<Record<string, unknown>> {
   const type = request.headers.get('content-type') ?? ''
   if (!/^application\/json\s*(;|$)/i.test(type)) {
@@ -103,13 +93,7 @@ export async function readJson(request: Request, maxBytes: number): Promise<Reco
   throw new HttpError(400, 'The body is not a JSON object')
 }
 
-/**
- * Answers with server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html), closed by `[DONE]`.
- * An error before the first event is thrown, one after it is an event.
- *
- * @param write sends events until it returns. It stops when the signal says that the caller left
- * @param onError hears what ends the stream early
- */
+/** Server-sent events. An error before the first event is thrown, one after it is an event. */
 export async function eventStream(
   write: (send: (event: object) => void, signal: AbortSignal) => Promise<void>,
   onError: (error: unknown, left: AbortSignal) => HttpError,

@@ -1,12 +1,10 @@
-// OpenAI's messages → those of a chat template: parts of text become one text, pictures come beside them, and arguments
-// of calls are objects, as templates expect.
+// OpenAI's messages → those of a chat template: one text each, pictures beside them, arguments as objects.
 
 import { isObject } from '../base/options.js'
 import type { MessageOfParts, MessagePart } from '../text/chat.js'
 import type { Fields } from './fields.js'
 import { HttpError } from './http.js'
 
-/** @throws HttpError 400 naming a part that cannot be read */
 export function readMessages(messages: readonly Fields[]): { messages: MessageOfParts[]; images: Uint8Array[] } {
   const images: Uint8Array[] = []
   const read = messages.map(({ content, tool_calls: calls, ...rest }, i): MessageOfParts => {

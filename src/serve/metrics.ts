@@ -1,5 +1,4 @@
-// Counts for Prometheus (https://prometheus.io/docs/instrumenting/exposition_formats/), with vLLM's names where they
-// mean the same. So the Gateway API Inference Extension of Kubernetes can route to replicas.
+// Counts for Prometheus, with vLLM's names, so that the Gateway API Inference Extension can route to replicas.
 
 /** Upper bounds in seconds. */
 const BOUNDS = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60]
@@ -24,7 +23,6 @@ class Histogram {
   }
 }
 
-/** The state of the server at the time of a scrape. */
 export interface Gauges {
   readonly running: number
   readonly waiting: number
@@ -58,7 +56,6 @@ export class Metrics {
     this.#requests.set(labels, (this.#requests.get(labels) ?? 0) + 1)
   }
 
-  /** Counts a request of an adapter that begins or ends to wait or to run. */
   adapter(name: string, state: 'running' | 'waiting', change: 1 | -1): void {
     const counts = this.#adapters[state]
     const count = (counts.get(name) ?? 0) + change

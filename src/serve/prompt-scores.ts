@@ -13,7 +13,6 @@ export interface PromptScores {
   readonly scores: { text: string; logprob: number | null; top: { text: string; logprob: number }[] }[]
 }
 
-/** @param count scores of the likeliest tokens at each place; undefined for the text alone */
 export async function scorePrompt(
   session: AdapterSession,
   prompt: Prompt,

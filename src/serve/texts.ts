@@ -1,5 +1,4 @@
-// Answers /v1/chat/completions and /v1/completions: fields → options of `generate`, and its results → OpenAI's objects,
-// whole or as events.
+// /v1/chat/completions and /v1/completions: fields → options of `generate`, and its results → OpenAI's objects.
 
 import type { AdapterSession } from '../index/session.js'
 import type { AdapterChoice } from '../infer/adapters/choice.js'
@@ -11,11 +10,9 @@ import { readMessages } from './messages.js'
 import { type PromptScores, scorePrompt } from './prompt-scores.js'
 import { certainText, parseToolCalls, type ToolCall } from './tool-calls.js'
 
-/** A request for texts, ready to run. */
 export interface TextRequest {
   readonly prompts: readonly Prompt[]
   readonly options: GenerateOptions
-  /** Answers to each prompt. */
   readonly n: number
   /** Makes the object or the events of this route. */
   readonly form: AnswerForm
@@ -29,11 +26,8 @@ interface AnswerForm {
   readonly object: string
   readonly chunkObject: string
   readonly idPrefix: string
-  /** A choice of the whole answer. */
   choice(index: number, result: GenerateResult, prompt: PromptScores | undefined): object
-  /** The choice of an event. */
   piece(index: number, text: string): object
-  /** The choices of the last events of a text. */
   end(index: number, result: GenerateResult): object[]
   /** The choice of a first event, where the route has one. */
   start?(index: number): object
@@ -90,7 +84,6 @@ function streaming(fields: Fields): Pick<TextRequest, 'isStream' | 'includesUsag
   return { isStream, includesUsage, n: (fields.n as number | undefined) ?? 1 }
 }
 
-/** A request to /v1/chat/completions. */
 export function chatRequest(fields: Fields, limits: { maxTokens: number }): TextRequest {
   const { messages, images } = readMessages(fields.messages as readonly Fields[])
   if (fields.top_logprobs !== undefined && fields.logprobs !== true) {
@@ -160,7 +153,6 @@ function chatScore({ text, logprob, top }: TokenScore): object {
 /** OpenAI's default for completions. */
 const COMPLETION_TOKENS = 16
 
-/** A request to /v1/completions. */
 export function completionRequest(fields: Fields, limits: { maxTokens: number }): TextRequest {
   const prompt = fields.prompt as string | readonly string[] | readonly number[] | readonly (readonly number[])[]
   const isIds = Array.isArray(prompt) && typeof prompt[0] === 'number'
@@ -227,14 +219,11 @@ function finishReason({ finish }: GenerateResult): 'stop' | 'length' {
   return finish === 'max-new-tokens' || finish === 'context' ? 'length' : 'stop'
 }
 
-/** How a request runs. */
 export interface AnswerOptions {
   readonly adapter: AdapterChoice
-  /** The name that the answer carries. */
   readonly model: string
   readonly cacheScope: string | undefined
   readonly signal: AbortSignal
-  /** Gets the events of a stream. */
   readonly send?: ((event: object) => void) | undefined
   /** Hears of each new piece, for the metrics. */
   onPiece(): void

@@ -17,10 +17,6 @@ const NAMES = ['chosen', 'rejected'] as const
 
 type Fields = Readonly<Record<string, unknown>>
 
-/**
- * @throws DataError for what has not two answers, an answer that is empty, answers that share no prompt, and messages
- *   that are no chat
- */
 export function parseAnswerPair(row: unknown, where: string): AnswerPair {
   const record: Fields = isObject(row) ? row : {}
   const isList = NAMES.map((name) => Array.isArray(record[name]))
@@ -60,10 +56,7 @@ function textsOf({ prompt, chosen, rejected }: Fields, where: string): ParsedRec
   })
 }
 
-/**
- * The place where two texts part; a space before it belongs to the answers. If the texts are equal, the last letter is
- * the answer, as in TRL.
- */
+/** A space before the place belongs to the answers. Of equal texts, the last letter is the answer, as in TRL. */
 function sharedText([a, b]: readonly string[]): number {
   const most = Math.min(a.length, b.length) - 1
   let length = 0
@@ -88,7 +81,6 @@ function chatsOf(record: Fields, where: string): ParsedRecord[] {
   })
 }
 
-/** How many messages two chats begin with together. The last one of each is an answer. */
 function sharedMessages([a, b]: readonly (readonly ChatMessage[])[]): number {
   const most = Math.min(a.length, b.length) - 1
   let count = 0
@@ -96,7 +88,6 @@ function sharedMessages([a, b]: readonly (readonly ChatMessage[])[]): number {
   return count
 }
 
-/** True for an assistant's message that says or calls something. */
 function isSaid({ role, content = '', tool_calls = [] }: ChatMessage): boolean {
   return role === 'assistant' && (content.trim() !== '' || tool_calls.length > 0)
 }

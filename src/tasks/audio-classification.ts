@@ -63,11 +63,6 @@ export const audioClassification: Task<SoundExample, SoundExample, LabelOptions>
   open: (model, examples, options = {}, heads = {}) => new AudioClassification(model, examples, options, heads),
 }
 
-/**
- * The (bands, times) of the sounds that an encoder reads.
- *
- * @throws UnsupportedError for a graph that reads more, or something else
- */
 export function soundSize({ onnx, config }: Pick<Model, 'onnx' | 'config'>): readonly [number, number] {
   const { inputs } = readGraph(onnx.proto)
   const [input, ...others] = inputs
@@ -86,14 +81,12 @@ export function soundSize({ onnx, config }: Pick<Model, 'onnx' | 'config'>): rea
   })
 }
 
-/** The feeds of sounds (bands, times). */
 export function soundFeeds(sounds: readonly Float32Array[], [bands, times]: readonly [number, number]): Feeds {
   const data = new Float32Array(sounds.length * bands * times)
   sounds.forEach((values, i) => void data.set(values, i * bands * times))
   return { [FEATURES]: { type: 'float32', data, dims: [sounds.length, bands, times] } }
 }
 
-/** Sounds of the two runs by which shapes are measured. */
 const PROBED = [2, 5] as const
 
 class AudioClassification extends LabelTask<SoundExample> {

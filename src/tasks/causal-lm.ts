@@ -145,7 +145,6 @@ function encode(record: ParsedRecord, context: EncodeContext): Encoded<Example> 
   }
 }
 
-/** @param where the model's folder */
 export function noTemplateForChats(where: string): FormatError {
   return new FormatError({
     where,
@@ -197,11 +196,9 @@ function encodeTurns(chat: Chat, template: ChatTemplate, context: EncodeContext,
   return { examples, isTruncated: isShortened || lostAnswers > 0, notes }
 }
 
-/** Texts that share rows, and what keeps them apart in the graph. */
 export class PackedTexts extends PackedExamples {
   readonly separate = separateRecords
 
-  /** @param records the record of each token, from 1 on */
   feeds(records: Int32Array, dims: readonly number[]): Feeds {
     return { [RECORDS]: { type: 'int32', data: records, dims } }
   }
@@ -308,11 +305,7 @@ function recordsOf(
   return { records, positionIds }
 }
 
-/**
- * The positions that predict a target, and which: position i predicts label i + 1 of its row.
- *
- * @param labels (rows, length)
- */
+/** Position i predicts label i + 1 of its row. `labels`: (rows, length). */
 export function targetFeeds(labels: ArrayLike<number>, length: number): Feeds {
   const rows: number[] = []
   const targets: number[] = []
@@ -326,11 +319,7 @@ export function targetFeeds(labels: ArrayLike<number>, length: number): Feeds {
   return rowFeeds(rows, targets)
 }
 
-/**
- * Throws UnsupportedError unless there is a row of logits for each token.
- *
- * @param times how many times as many sequences as {@link PROBE_BATCHES} has were measured
- */
+/** `times`: how many times as many sequences as {@link PROBE_BATCHES} has were measured. */
 export function checkAllTokens(shape: ProbedShape | undefined, times = 1): void {
   const counts = [shape?.dims[0], shape?.other[0]]
   if (PROBE_BATCHES.every(({ batch, sequence }, i) => counts[i] === times * batch * sequence)) return

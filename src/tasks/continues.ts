@@ -10,10 +10,7 @@ import type { Graph } from '../graph/view/graph.js'
 const NOT_CAUSAL =
   /For(MaskedLM|PreTraining|NextSentencePrediction|(Sequence|Token|Image|Audio)Classification|QuestionAnswering|MultipleChoice)$/
 
-/**
- * Throws UnsupportedError for a model that gives no logits of the next token: one without logits, with other ones, or
- * one that sees the tokens to come.
- */
+/** Refuses logits of other things than the next token, and models that see the tokens to come. */
 export function checkCausal(model: Pick<Model, 'config' | 'vocabularySize'>, graph: Graph): void {
   const isEncoder = inputFamily(graph)?.isEncoder === true
   const refuse = (got: string) =>
@@ -32,7 +29,6 @@ export function checkCausal(model: Pick<Model, 'config' | 'vocabularySize'>, gra
   else checkWidth(model, findLinears(graph).find(({ isHead }) => isHead)?.d)
 }
 
-/** @param got what is there in the place of a causal language model's logits */
 export function notCausal(what = 'it does not continue texts', got?: string): UnsupportedError {
   return new UnsupportedError({
     where: 'ONNX model',
@@ -43,7 +39,6 @@ export function notCausal(what = 'it does not continue texts', got?: string): Un
   })
 }
 
-/** Throws UnsupportedError where there are fewer logits than tokens. */
 export function checkWidth({ vocabularySize = 0 }: Pick<Model, 'vocabularySize'>, width: number | undefined): void {
   if (width === undefined || width >= vocabularySize) return
   throw new UnsupportedError({

@@ -11,7 +11,6 @@ export interface Vectors {
 /** A loss, the mean over the examples, and its gradient by each vector. */
 export interface VectorLoss {
   readonly loss: number
-  /** One for each group of vectors, in the given order. */
   readonly gradients: Float32Array[]
 }
 
@@ -102,11 +101,7 @@ export function inBatchLoss(
   return { loss, gradients: [texts, ...candidates].map((group, g) => group.backward(gradients[g])) }
 }
 
-/**
- * The mean of (cos − score)²: CosineSimilarityLoss of sentence-transformers.
- *
- * @param scores one a pair
- */
+/** CosineSimilarityLoss of sentence-transformers: the mean of (cos − score)². `scores`: one a pair. */
 export function cosineLoss([first, second]: readonly Vectors[], scores: readonly number[]): VectorLoss {
   const [a, b] = [new Directions(first), new Directions(second)]
   const gradients = [new Float64Array(first.data.length), new Float64Array(second.data.length)]
@@ -121,10 +116,7 @@ export function cosineLoss([first, second]: readonly Vectors[], scores: readonly
   return { loss, gradients: [a.backward(gradients[0]), b.backward(gradients[1])] }
 }
 
-/**
- * The mean of max(0, cos(text, negative) − cos(text, partner) + margin): TripletLoss of sentence-transformers with its
- * cosine distance.
- */
+/** TripletLoss of sentence-transformers: the mean of max(0, cos(text, negative) − cos(text, partner) + margin). */
 export function tripletLoss([first, second, third]: readonly Vectors[], margin: number): VectorLoss {
   const [a, p, n] = [first, second, third].map((group) => new Directions(group))
   const gradients = [first, second, third].map(({ data }) => new Float64Array(data.length))
@@ -142,7 +134,6 @@ export function tripletLoss([first, second, third]: readonly Vectors[], margin: 
   return { loss, gradients: [a, p, n].map((group, g) => group.backward(gradients[g])) }
 }
 
-/** cos of row i of one and row j of another. */
 export function cosineOf(a: Float32Array, b: Float32Array): number {
   let [dot, x, y] = [0, 0, 0]
   for (let i = 0; i < a.length; i++) {

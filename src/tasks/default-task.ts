@@ -5,7 +5,6 @@ import type { Model } from '../graph/model-folder.js'
 import { readGraph } from '../graph/view/graph.js'
 import type { TaskName } from './tasks.js'
 
-/** The task of encoders with a decoder, or of all others. */
 export function defaultTask({ graphs, onnx }: Pick<Model, 'graphs' | 'onnx'>): TaskName {
   const hasEncoder = graphs.encoder !== undefined || inputFamily(readGraph(onnx.proto))?.behindEncoder !== undefined
   return hasEncoder ? 'seq2seq' : 'causal-lm'

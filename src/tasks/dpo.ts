@@ -42,10 +42,6 @@ export interface DpoOptions {
   readonly labelSmoothing?: number | undefined
 }
 
-/**
- * Graph inputs of the loss: which targets each answer has (pairs, targets), and how much more likely the chosen one was
- * (pairs, 1).
- */
 const CHOSEN = 'loss/chosen'
 const REJECTED = 'loss/rejected'
 const REFERENCE = 'loss/reference'
@@ -94,7 +90,7 @@ export const dpo: Task<AnswerPair, AnswerExample, DpoOptions> = {
   open: (model, _, options = {}) => new Dpo(model, options),
 }
 
-/** Encodes an answer behind its prompt, of any length; there is no example where it has no token. */
+/** There is no example where the answer has no token. */
 export function encodeAnswer(record: ParsedRecord, context: EncodeContext, where: string): Encoded<Example> {
   const encoded = causalLm.encode(record, { ...context, maxLength: Number.POSITIVE_INFINITY })
   const { examples } = encoded
@@ -108,10 +104,7 @@ export function encodeAnswer(record: ParsedRecord, context: EncodeContext, where
   })
 }
 
-/**
- * Texts whose answers begin where one of them has other tokens than the prompt alone, as in TRL: a token at the edge
- * can be of both, and then it belongs to both answers. Chats as they are.
- */
+/** A token at the edge of prompt and answer can be of both, and then belongs to both answers, as in TRL. */
 export function countedAfter(
   record: ParsedRecord,
   sides: readonly Example[],
@@ -130,7 +123,6 @@ function commonTokens(a: ArrayLike<number>, b: ArrayLike<number>): number {
   return length
 }
 
-/** The first tokens of an example. */
 export function cutTo({ inputIds, labels }: Example, length: number): Example {
   return { inputIds: inputIds.slice(0, length), labels: labels.slice(0, length) }
 }
@@ -263,7 +255,7 @@ function twice([a, b]: readonly [number, number]): [number, number] {
   return [SIDES * a, SIDES * b]
 }
 
-/** @param rows of each target, the row of its answer: those of the chosen ones come first */
+/** `rows`: of each target, the row of its answer; those of the chosen ones come first. */
 function pairFeeds(pairs: number, rows: readonly number[], references: readonly number[]): Feeds {
   const ofSide = (first: number) => {
     const data = new Float32Array(pairs * rows.length)
@@ -280,7 +272,6 @@ function pairFeeds(pairs: number, rows: readonly number[], references: readonly 
   }
 }
 
-/** ln(probability) of the chosen and the rejected answer of each pair. */
 function logProbabilities(outputs: Readonly<Record<string, RuntimeTensor>>): Two[] {
   const { data, dims } = Object.values(outputs).find((output) => output.dims.length === 2)!
   return Array.from({ length: dims[0] }, (_, i): Two => [-Number(data[2 * i]), -Number(data[2 * i + 1])])

@@ -49,7 +49,6 @@ export interface EmbeddingOptions {
   readonly margin?: number | undefined
 }
 
-/** Fields of rows, as lowrank and sentence-transformers name them. */
 const FIELDS = [
   ['text', 'textPair'],
   ['anchor', 'positive'],
@@ -104,7 +103,6 @@ export const embedding: Task<RelatedTexts, RelatedExample, EmbeddingOptions> = {
   open: (model, examples, options = {}) => new Embedding(model, examples, options),
 }
 
-/** Throws DataError for what are no texts that belong together. */
 function parseRelatedTexts(row: unknown, where: string): RelatedTexts {
   const record = (typeof row === 'object' && row !== null ? row : {}) as Record<string, unknown>
   const refuse = (what: string, got: string) =>
@@ -135,7 +133,6 @@ class Embedding implements OpenTask<RelatedExample> {
   readonly #pooling: Pooling
   readonly #loss: NonNullable<EmbeddingOptions['loss']>
   readonly #options: EmbeddingOptions
-  /** Texts of each example. */
   readonly #count: number
 
   get rowsOfExample(): number {
@@ -192,7 +189,6 @@ class Embedding implements OpenTask<RelatedExample> {
     ]
   }
 
-  /** The vectors of each example's texts. */
   predict(outputs: Readonly<Record<string, RuntimeTensor>>, examples: readonly RelatedExample[]): Float32Array[][] {
     const { data, dims } = vectorsIn(outputs)
     const [, width] = dims
@@ -267,7 +263,6 @@ class Embedding implements OpenTask<RelatedExample> {
     return retrievalValues(rows.length, (query, candidate) => cosineOf(rows[query][0], rows[candidate][1]), RECALLS)
   }
 
-  /** Throws DataError unless the example has what the loss needs. */
   #check({ texts, score }: RelatedExample): void {
     const refuse = (what: string, expected: string, got: string) =>
       new DataError({ where: 'data', what, expected, got })

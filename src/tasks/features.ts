@@ -2,10 +2,8 @@
 
 import { DataError } from '../base/errors.js'
 
-/** The name that transformers gives them. */
 export const FEATURES_FIELD = 'input_features'
 
-/** Advice for a row or a call with a sound itself. */
 export const HEAR =
   'Sounds are read as input_features: compute them with the processor of transformers.js (AutoProcessor), as for its own models'
 
@@ -23,7 +21,6 @@ export function featuresOf(value: unknown, where: string): Float32Array {
   })
 }
 
-/** Returns the features, or throws DataError unless there are as many as the model takes. */
 export function checkSize(values: Float32Array, size: readonly [number, number], where: string): Float32Array {
   const [bands, times] = size
   if (values.length === bands * times) return values

@@ -90,7 +90,6 @@ function processorOf({ preprocessorConfig, config }: Model): ImageProcessor {
   return imageProcessor(preprocessorConfig, config.image_size)
 }
 
-/** Pictures of the two runs by which shapes are measured. */
 const PROBED = [2, 5] as const
 
 class ImageClassification extends LabelTask<ImageExample> {

@@ -60,10 +60,7 @@ export interface KtoOptions {
   readonly undesirableWeight?: number | undefined
 }
 
-/**
- * Graph inputs of the loss: which targets each answer has, with its own prompt and with another one (answers, targets);
- * ln(probability) of both before the first step, +1 or −1, and the weight (answers, 1).
- */
+/** For each answer: its targets with its own and another prompt, ln(probability) of both before, +1 or −1, weight. */
 const OWN = 'loss/own'
 const OTHER = 'loss/other'
 const OWN_BEFORE = 'loss/own_before'
@@ -254,7 +251,6 @@ class Kto implements OpenTask<JudgedExample> {
   }
 }
 
-/** The first target. */
 function startOf({ labels }: Example): number {
   return labels.findIndex((label) => label !== IGNORED)
 }
@@ -272,7 +268,7 @@ interface JudgedFeed {
   readonly before: Two
 }
 
-/** @param rows of each target, the row of its sequence: own answers come first */
+/** `rows`: of each target, the row of its sequence; own answers come first. */
 function judgedFeeds(judged: readonly JudgedFeed[], rows: readonly number[]): Feeds {
   const { length } = judged
   const ofSide = (first: number) => {
@@ -295,7 +291,6 @@ function judgedFeeds(judged: readonly JudgedFeed[], rows: readonly number[]): Fe
   }
 }
 
-/** ln(probability) of each answer with its own prompt and with another one. */
 function logProbabilities(outputs: Readonly<Record<string, RuntimeTensor>>): Two[] {
   const { data, dims } = Object.values(outputs).find((output) => output.dims.length === 2)!
   return Array.from({ length: dims[0] }, (_, i): Two => [-Number(data[2 * i]), -Number(data[2 * i + 1])])

@@ -11,23 +11,17 @@ import { ownLength } from './token-batch.js'
 const ROWS = 'loss/rows'
 const TARGETS = 'loss/targets'
 
-/** Rows with a target where shapes are measured. */
 export const PROBED_TARGETS = [4, 11] as const
 
-/** The number of rows with a target. */
 export const targetsLength = () => ownLength('targets', PROBED_TARGETS, { input: ROWS, axis: 0 })
 
-/** The rows of the logits that have a target, and [row, target] of each. */
 export function chooseTargets(graph: ObjectiveGraph): { choice: RowChoice; targets: Value } {
   const rows = graph.input(ROWS, DataType.INT64, ['targets'])
   const targets = graph.input(TARGETS, DataType.INT64, ['targets', 2])
   return { choice: graph.chooseRows(logitsName(graph), rows), targets }
 }
 
-/**
- * The rows of the logits that have a target, and Σ −ln(probability of the target) over them. Gives out, for each row,
- * the token of the highest logit and the loss.
- */
+/** Gives out, for each row, the token of the highest logit and the loss. */
 export function nextTokenLoss(graph: ObjectiveGraph): { choice: RowChoice; loss: Value } {
   const { g } = graph
   const { choice, targets } = chooseTargets(graph)
@@ -52,27 +46,21 @@ export function probeTargets(count: number): Feeds {
   return rowFeeds(Array(count).fill(0), Array(count).fill(0))
 }
 
-/**
- * The targets of a text: how many there are, for how many the model gives the right token the highest logit, and the
- * sum of their losses.
- */
+/** Counted over the targets of a text: how many, how many right by the highest logit, and the sum of their losses. */
 export interface TokenCounts {
   readonly loss: number
   readonly correct: number
   readonly targets: number
 }
 
-/** The token and the loss of each row, one after the other, as {@link nextTokenLoss} gives them out. */
 function rowsOf(outputs: Readonly<Record<string, RuntimeTensor>>): Float32Array {
   return Object.values(outputs).find(({ dims }) => dims.length === 2)?.data as Float32Array
 }
 
-/** The most likely token of each row. */
 export function predictedTokens(outputs: Readonly<Record<string, RuntimeTensor>>): number[] {
   return Array.from(rowsOf(outputs).filter((_, i) => i % 2 === 0))
 }
 
-/** @param targets of each text, in the order of the rows */
 export function countCorrect(
   outputs: Readonly<Record<string, RuntimeTensor>>,
   targets: readonly ArrayLike<number>[],
@@ -89,7 +77,6 @@ export function countCorrect(
   })
 }
 
-/** The mean loss of each text. */
 export function textLosses(counts: readonly unknown[]): number[] {
   return (counts as readonly TokenCounts[]).map(({ loss, targets }) => loss / targets)
 }

@@ -1,19 +1,12 @@
-// How well things are ordered: where the right one stands among candidates, and how far two orders or two quantities
-// agree.
+// How well things are ordered: the place of the right one, and how far two orders agree.
 
-/** The mean of the values of each metric. */
 export function meansOf(values: Readonly<Record<string, readonly number[]>>): Record<string, number> {
   return Object.fromEntries(
     Object.entries(values).map(([name, own]) => [name, own.reduce((sum, value) => sum + value, 0) / own.length]),
   )
 }
 
-/**
- * For each query 1 if its partner is among the best k, and 1 / place of the partner. Of candidates with the same score
- * the partner stands last.
- *
- * @param score of a query and a candidate; the partner of query i is candidate i
- */
+/** For each query: 1 if its partner, candidate i, is among the best k; and 1 / place. The partner is last of equals. */
 export function retrievalValues(
   count: number,
   score: (query: number, candidate: number) => number,

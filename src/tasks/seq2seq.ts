@@ -87,7 +87,6 @@ export const seq2seq: Task<TextPair, Seq2SeqExample> = {
   open: (model) => new Seq2Seq(model),
 }
 
-/** Throws DataError for a text where the model reads sounds, and the other way round. */
 function encodeSource(
   { source, where }: TextPair,
   { model, maxLength }: EncodeContext,
@@ -107,10 +106,7 @@ function encodeSource(
   return { source: checkSize(source.values, size as readonly [number, number], where), isCut: false }
 }
 
-/**
- * The tokens of a target: what ends a text stands at their end once, and what the decoder begins with is not one of
- * them.
- */
+/** The token that ends a text stands there once, and the one that the decoder begins with is left out. */
 function encodeTarget(
   { target: text, where }: TextPair,
   { model, maxLength, isLimited }: EncodeContext,
@@ -152,16 +148,13 @@ function featuresOf(model: Model): readonly [number, number] | undefined {
   return joinedInputs(readGraph(model.onnx.proto)).features
 }
 
-/** Most tokens that the decoder can write. */
 function positionsOf({ config, contextLength = Number.POSITIVE_INFINITY }: Model): number {
   const { max_target_positions: positions } = config
   return typeof positions === 'number' ? positions : contextLength
 }
 
-/** Tokens of a target where shapes are measured. */
 const PROBED_WIDTHS = [4, 9] as const
 
-/** The decoder's own tokens. */
 const DECODER_IDS = `${OF_DECODER}input_ids`
 
 class Seq2Seq implements OpenTask<Seq2SeqExample> {
@@ -275,7 +268,6 @@ function soundLengths({ config }: Model, times: number): Length[] {
   ]
 }
 
-/** The lengths of what the decoder reads. */
 function writtenLengths(): Length[] {
   const [first, second] = PROBED_WIDTHS
   const source = { input: DECODER_IDS, axis: 1 }

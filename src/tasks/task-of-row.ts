@@ -6,10 +6,7 @@ import { defaultTask } from './default-task.js'
 import type { Task } from './task.js'
 import { canTrain, loadTask, TASK_NAMES, type TaskName } from './tasks.js'
 
-/**
- * The tasks whose records have the fields of a row, by the samples of each task: those with the most fields first, and
- * of equal ones the default first.
- */
+/** Tasks whose records have the most fields of the row first, and of equal ones the default first. */
 async function tasksOfRow(row: unknown, first: TaskName): Promise<Task[]> {
   if (!isObject(row)) return []
   const has = ([field, value]: [string, unknown]) =>
@@ -36,7 +33,6 @@ export function droppedLabelNote({ name, records }: Pick<Task, 'name' | 'records
   return field === undefined ? [] : [`have a field "${field}", which the task ${name} does not learn`]
 }
 
-/** The task of a row for which no task is named: by its fields, if the model can be trained for it. */
 export async function taskOfRow(row: unknown, model: Model | undefined): Promise<Task> {
   const own = model === undefined ? TASK_NAMES[0] : defaultTask(model)
   const { records } = await loadTask(own)

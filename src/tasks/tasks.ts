@@ -22,16 +22,12 @@ export type TaskName = keyof typeof LOADERS
 
 export const TASK_NAMES = Object.keys(LOADERS) as readonly TaskName[]
 
-/** @throws ConfigError for a name that no task has */
 export async function loadTask(name: string): Promise<Task> {
   checkTaskName(name)
   return (await LOADERS[name]()) as unknown as Task
 }
 
-/**
- * The task whose head an adapter has: by PEFT's task_type, or where it tells none by the model. Undefined where none is
- * known.
- */
+/** Looks at PEFT's task_type, or where it tells none at the model. */
 export async function loadTaskOf(
   { taskType }: { taskType?: string | undefined },
   base: HeadBase,
@@ -44,13 +40,11 @@ export async function loadTaskOf(
   return undefined
 }
 
-/** The tasks that a model can be trained for; all without a model. */
 export async function tasksFor(model?: Model): Promise<Task[]> {
   const tasks = await Promise.all(TASK_NAMES.map(loadTask))
   return model === undefined ? tasks : tasks.filter((task) => canTrain(task, model))
 }
 
-/** True if the task takes the model. */
 export function canTrain(task: Task, model: Model): boolean {
   try {
     task.check(model)
@@ -61,7 +55,6 @@ export function canTrain(task: Task, model: Model): boolean {
   }
 }
 
-/** @throws ConfigError for a name that no task has */
 export function checkTaskName(name: string): asserts name is TaskName {
   if (Object.hasOwn(LOADERS, name)) return
   const near = nearMisses(name, TASK_NAMES)

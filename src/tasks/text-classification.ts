@@ -1,6 +1,4 @@
-// Text classification: a label, several, or a number for a text or a pair of texts. What lies between the encoder and
-// the logits, the head, is trained whole: that of the graph, or a new one as transformers puts it on an encoder of this
-// type. The losses are in label-problems.ts.
+// A label, several, or a number for a text or a pair of texts, by a head that is trained whole.
 
 import { DataError } from '../base/errors.js'
 import { encoderInputs } from '../graph/inputs/tokens.js'
@@ -74,7 +72,6 @@ export const textClassification: Task<LabeledText, LabeledExample, LabelOptions>
   open: (model, examples, options = {}, heads = {}) => new TextClassification(model, examples, options, heads),
 }
 
-/** Throws DataError for what is no text with a label. */
 function parseLabeledText(row: unknown, where: string): LabeledText {
   const record = (typeof row === 'object' && row !== null ? row : {}) as Record<string, unknown>
   const { text, textPair } = record

@@ -1,5 +1,4 @@
-// Shared code of the tasks over texts: examples of different lengths side by side, filled up on the right, and the two
-// small runs by which shapes are measured.
+// Texts of different lengths side by side, filled up on the right, and the two small runs that shapes are measured by.
 
 import type { TokenBatch } from '../graph/inputs/roles.js'
 import { type Model, requireTokenizer } from '../graph/model-folder.js'
@@ -8,25 +7,19 @@ import type { Length } from '../graph/training/objective-graph.js'
 import type { Feeds } from '../runtime/runtime.js'
 import { checkVocabulary } from '../text/records.js'
 
-/** (rows, length) of values that are shorter. */
 export function padded(lists: readonly ArrayLike<number>[], length: number, fill: number): Int32Array {
   const result = new Int32Array(lists.length * length).fill(fill)
   lists.forEach((list, row) => void result.set(list, row * length))
   return result
 }
 
-/** 1 for tokens, 0 for padding. */
 function attentionMask(lists: readonly ArrayLike<number>[], length: number): Int32Array {
   const result = new Int32Array(lists.length * length)
   lists.forEach((list, row) => void result.fill(1, row * length, row * length + list.length))
   return result
 }
 
-/**
- * Texts side by side, filled up to a length.
- *
- * @param typeIds for encoders: the text of a pair that each token belongs to
- */
+/** `typeIds`: the text of a pair that each token belongs to. */
 export function tokenBatch(
   ids: readonly ArrayLike<number>[],
   length: number,
@@ -50,7 +43,6 @@ export interface EncodedTexts {
   readonly isTruncated: boolean
 }
 
-/** Throws MismatchError for a token that the model does not know, FileError for a model without a tokenizer. */
 export function encodeTexts(model: Model, text: string, textPair: string | undefined, length: number): EncodedTexts {
   const tokenizer = requireTokenizer(model)
   const { ids, typeIds, isTruncated } = tokenizer.encodeTexts(text, textPair, length)
@@ -61,7 +53,6 @@ export function encodeTexts(model: Model, text: string, textPair: string | undef
 /** Lengths are rounded up to this, so that the runtime's memory pool sees few sizes. */
 const LENGTH_MULTIPLE = 8
 
-/** The length of a batch whose longest example has so many tokens. */
 export function roundUp(length: number): number {
   return Math.ceil(length / LENGTH_MULTIPLE) * LENGTH_MULTIPLE
 }
@@ -72,10 +63,8 @@ export const PROBE_BATCHES = [
   { batch: 5, sequence: 7 },
 ] as const
 
-/** The input whose axes tell how many tokens there are. */
 const IDS = 'input_ids'
 
-/** The lengths of a run over tokens. */
 export function tokenLengths(): Length[] {
   const source = (axis: number): RunLength => ({ input: IDS, axis })
   const axis = (number: number) => (feeds: Feeds) => feeds[IDS].dims[number]
@@ -86,7 +75,6 @@ export function tokenLengths(): Length[] {
   ]
 }
 
-/** A length that an objective's own input tells. */
 export function ownLength(name: string, probed: readonly [number, number], source: RunLength): Length {
   return { name, probed, of: (feeds) => feeds[source.input].dims[source.axis], source }
 }

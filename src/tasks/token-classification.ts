@@ -1,5 +1,4 @@
-// Token classification: a tag for each word, such as those of names of people and places (IOB2). The loss is that of
-// the tokens which words begin with. What lies between the encoder and the logits, the head, is trained whole.
+// A tag for each word (IOB2), with the loss of the tokens which words begin with, by a head that is trained whole.
 
 import { ConfigError, DataError } from '../base/errors.js'
 import { TensorProto_DataType as DataType } from '../formats/onnx/gen/onnx_pb.js'
@@ -38,7 +37,6 @@ export interface TagOptions extends Pick<LabelOptions, 'classWeights' | 'labelSm
   readonly tagNames?: string | readonly string[] | undefined
 }
 
-/** Graph input of the loss: rows of tokens, counted over all sequences, int64 (words). */
 const ROWS = 'loss/rows'
 
 export const tokenClassification: Task<TaggedText, TaggedExample, TagOptions> = {
@@ -150,7 +148,6 @@ class TokenClassification implements OpenTask<TaggedExample> {
     return [inputIds, tokenTypeIds, firsts, new TextEncoder().encode(JSON.stringify(tags))]
   }
 
-  /** The tags of each example. */
   predict(outputs: Readonly<Record<string, RuntimeTensor>>, examples: readonly TaggedExample[]): string[][] {
     const logits = Object.values(outputs).find(({ dims }) => dims.length === 2)?.data as Float32Array
     const count = this.labels.length
@@ -224,10 +221,7 @@ class TokenClassification implements OpenTask<TaggedExample> {
   }
 }
 
-/**
- * The tags in the order of the logits: those of config.json where the data has no others; else the data's, O first.
- * Each type of entity has a tag for its first word and one for the others, whether the data has both or not.
- */
+/** Each type of entity has a tag for its first word and one for the others, whether the data has both or not. */
 function labelsOf(targets: Iterable<string>, known: readonly string[]): readonly string[] {
   const seen = new Set(targets)
   if (known.length > 1 && [...seen].every((tag) => known.includes(tag))) return known

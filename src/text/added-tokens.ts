@@ -6,7 +6,6 @@ export interface Span {
   readonly end: number
 }
 
-/** An entry of added_tokens. */
 export interface AddedToken {
   readonly id: number
   readonly content: string
@@ -15,16 +14,12 @@ export interface AddedToken {
   readonly normalized?: boolean
 }
 
-/** A part of a text. */
 export interface Section extends Span {
   /** The id of the added token that the section is; undefined for other text. */
   readonly id: number | undefined
 }
 
-/**
- * Finds added tokens in a text: the leftmost, of several there the longest, as the library does. Not one regular
- * expression of them all: a vocabulary can have thousands.
- */
+/** Not one regular expression of all tokens: a vocabulary can have thousands. */
 export class AddedTokens {
   readonly #tokens: ReadonlyMap<string, AddedToken>
   readonly #firstCharacter: RegExp
@@ -50,7 +45,6 @@ export class AddedTokens {
     }
   }
 
-  /** The first token at or after `from`. */
   find(text: string, from: number): { index: number; token: AddedToken } | undefined {
     const candidates = this.#firstCharacter
     candidates.lastIndex = from
@@ -70,7 +64,6 @@ export class AddedTokens {
   }
 }
 
-/** A regular expression that matches the text itself. */
 export function escaped(text: string): string {
   return text.replace(/[\\^$.*+?()[\]{}|/]/g, '\\$&')
 }

@@ -1,5 +1,4 @@
-// Chats → token ids, and labels on what the assistant writes. A chat is encoded as one text, and the characters that
-// count are mapped to tokens, so that ids are those of the text that the model sees at inference.
+// Chats → token ids. A chat is encoded as one text, so that ids are those that the model sees at inference.
 
 import { DataError, MismatchError } from '../base/errors.js'
 import type { Span } from './added-tokens.js'
@@ -8,23 +7,18 @@ import { type Example, IGNORED } from './records.js'
 import type { ChatTemplate, RenderOptions } from './template.js'
 import { commonLength, type Tokenizer } from './tokenizer.js'
 
-/** How chats of one model are encoded. */
 export interface ChatEncoding {
   readonly template: ChatTemplate
   readonly tokenizer: Tokenizer
-  /** Variables of the template, for every chat. */
   readonly args?: Readonly<Record<string, unknown>> | undefined
-  /** Most tokens of an example. */
   readonly maxLength: number
 }
 
-/** A text to learn from, and the characters in it that count. */
 export interface MarkedText {
   readonly text: string
   readonly spans: readonly Span[]
 }
 
-/** The examples of one chat. */
 export interface EncodedChat {
   readonly examples: readonly Example[]
   /** Early turns were left out because the chat is too long. */
@@ -82,10 +76,7 @@ function shorterChats(chat: Chat): Chat[] {
   })
 }
 
-/**
- * Finds the first option that gives a value, if all behind it give one too: from a guess on in ever larger steps, then
- * by halves.
- */
+/** Needs that all options behind the first good one are good too: ever larger steps from a guess, then halving. */
 function longest<Option, Value>(
   options: readonly Option[],
   read: (option: Option) => Value | undefined,
@@ -108,18 +99,12 @@ function longest<Option, Value>(
 /** To render a chat up to each of its answers takes a time that grows with the square of their number. */
 const SHOWN_ANSWERS = 32
 
-/** The texts of a chat that hold answers to learn, in order; each is rendered when it is asked for. */
 interface AnswerTexts {
   readonly texts: readonly { readonly upTo: Chat; mark(): MarkedText }[]
   readonly notes: readonly string[]
 }
 
-/**
- * Renders the texts of a chat with the characters that the model writes, before any is cut. Without an answer to learn
- * there is none.
- *
- * @throws as {@link encodeChat}
- */
+/** Renders the texts of a chat before any is cut. Without an answer to learn there is none. */
 export function markChat(
   chat: Chat,
   encoding: Pick<ChatEncoding, 'template' | 'args'>,
@@ -235,10 +220,7 @@ function answersToLearn(
   return { answers, notes }
 }
 
-/**
- * Finds the first message's answer in its text. Many templates take no empty chat, so that another one shows their
- * prompt.
- */
+/** Many templates take no empty chat, so that another one shows their prompt. */
 function firstAnswerStart(template: ChatTemplate, options: RenderOptions, text: string, where: string): number {
   const question = [{ role: 'user', content: 'x' }]
   const bare = template.render(question, options, where).text

@@ -1,5 +1,4 @@
-// A model's chat template: messages → the text that the model was trained to read, as transformers' apply_chat_template
-// renders it. The code that reads and runs templates loads with the first of them.
+// A model's chat template. The code that reads and runs templates loads with the first of them.
 
 import { type Directory, readJson, readText } from '../base/bytes.js'
 import { FormatError } from '../base/errors.js'
@@ -15,14 +14,7 @@ const OF_PROCESSOR = 'chat_template.json'
 /** Special tokens that templates may name. */
 const SPECIAL_TOKENS = ['bos', 'eos', 'unk', 'sep', 'pad', 'cls', 'mask'].map((name) => `${name}_token`)
 
-/**
- * Reads the chat template of a model folder: chat_template.jinja, else what chat_template.json holds, else
- * tokenizer_config.json.
- *
- * @param text another template, instead of the folder's
- * @returns undefined where the folder has none
- * @throws FormatError when there is one that cannot be used
- */
+/** chat_template.jinja goes first, then chat_template.json, then tokenizer_config.json. `text` replaces them all. */
 export async function loadChatTemplate(directory: Directory, text?: string): Promise<ChatTemplate | undefined> {
   const config = (await directory.has('tokenizer_config.json'))
     ? await readJson(directory, 'tokenizer_config.json')
@@ -44,7 +36,6 @@ export async function loadChatTemplate(directory: Directory, text?: string): Pro
   return compile({ name, texts: templatesOf(stored, name), specialTokens })
 }
 
-/** chat_template: a text, or a list of named ones. */
 function templatesOf(stored: unknown, where: string): Map<string, string> {
   if (typeof stored === 'string') return new Map([[DEFAULT_TEMPLATE, stored]])
   const entries = (Array.isArray(stored) ? stored : []) as { name?: unknown; template?: unknown }[]
@@ -64,12 +55,7 @@ function specialTokensOf(config: Readonly<Record<string, unknown>>): Record<stri
   return tokens
 }
 
-/**
- * The template with a first line for each variable of training: an adapter is asked with both, so they are kept as one
- * text. A variable that the caller sets keeps the caller's value.
- *
- * @param args values that JSON has
- */
+/** An adapter is asked with the variables of its training, so they are kept as one text with the template. */
 export function recordTemplate(text: string, args: Readonly<Record<string, unknown>> = {}): string {
   const named = Object.entries(args).filter(([name]) => /^[A-Za-z_]\w*$/.test(name))
   const lines = named.map(([name, value]) => {

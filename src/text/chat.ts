@@ -1,5 +1,4 @@
-// Chats as data sets hold them → one form: a list of messages with roles, as chat templates take it. A record that is
-// no chat is refused with its place in the data. In which order roles may come, the model's template decides.
+// Chats as data sets hold them → one form, with each record that is no chat refused by its place.
 
 import { DataError } from '../base/errors.js'
 import { isObject } from '../base/options.js'
@@ -39,7 +38,6 @@ const ROLES = ['system', 'developer', 'user', 'assistant', 'tool', 'function', '
 /** Names under which data sets keep what a model thought before it answered; templates read the first or the second. */
 const REASONING_FIELDS = ['reasoning_content', 'thinking', 'reasoning']
 
-/** ShareGPT's names. */
 const SHAREGPT_ROLES: Readonly<Record<string, string>> = {
   human: 'user',
   gpt: 'assistant',
@@ -50,12 +48,7 @@ const SHAREGPT_ROLES: Readonly<Record<string, string>> = {
   observation: 'tool',
 }
 
-/**
- * The chat of a record: `messages`; ShareGPT's `conversations`; or TRL's `prompt` and `completion` as lists of
- * messages.
- *
- * @throws DataError naming the message: no role or an unknown one, no content, or a weight other than 0 and 1
- */
+/** A list of `messages`, ShareGPT's `conversations`, or TRL's `prompt` and `completion` as lists of messages. */
 export function parseChat(record: Fields, where: string): Chat {
   const tools = list(record.tools, 'tools', where)
   const args = record.chat_template_kwargs ?? undefined
@@ -73,11 +66,6 @@ export function parseChat(record: Fields, where: string): Chat {
   }
 }
 
-/**
- * Messages whose parts may be places of pictures.
- *
- * @throws as {@link parseChat}
- */
 export function parseParts(messages: readonly unknown[], where: string): readonly MessageOfParts[] {
   const parsed = messages.map((message, i): MessageOfParts => {
     const { content } = (isObject(message) ? message : {}) as Partial<MessageOfParts>
@@ -93,7 +81,6 @@ function checkSome(messages: readonly unknown[], where: string): void {
   if (messages.length === 0) throw new DataError({ where, what: 'a chat without messages' })
 }
 
-/** Messages that are given, and those to learn from. */
 function turnsOf(record: Fields, where: string): { given: readonly unknown[]; answers: readonly unknown[] } {
   const messages = list(record.messages, 'messages', where)
   if (messages !== undefined) return { given: [], answers: messages }
@@ -113,7 +100,6 @@ function turnsOf(record: Fields, where: string): { given: readonly unknown[]; an
   return { given, answers }
 }
 
-/** The chat of a question and its answer. */
 export function chatOf(question: string, answer: string, system?: string): Chat {
   const scene = system === undefined ? [] : [{ role: 'system', content: system }]
   const messages = [...scene, { role: 'user', content: question }, { role: 'assistant', content: answer }]
@@ -138,7 +124,6 @@ function list(value: unknown, name: string, where: string): readonly unknown[] |
   throw new DataError({ where, what: `"${name}" is not a list`, expected: 'a list, or one as JSON', got: typeof value })
 }
 
-/** { from, value } as { role, content }; other shapes as they are. */
 function fromShareGpt(turn: unknown, where: string): unknown {
   const { from, value, ...rest } = (typeof turn === 'object' && turn !== null ? turn : {}) as Fields
   if (from === undefined) return turn
@@ -158,10 +143,7 @@ function toolCall(value: unknown, where: string): object {
   throw new DataError({ where, what: 'not a function call', expected: 'JSON with "name" and "arguments"' })
 }
 
-/**
- * The message as transformers hands it to a template: without fields that are null, with reasoning under both of its
- * names. Parts of text become one text, because most templates take no parts.
- */
+/** As transformers: no null fields, reasoning under both of its names, and parts of text as one text. */
 function checkMessage(message: unknown, where: string): ChatMessage {
   if (typeof message !== 'object' || message === null || Array.isArray(message)) {
     throw new DataError({ where, what: 'not a message', expected: 'an object with "role" and "content"' })
@@ -205,7 +187,6 @@ function checkMessage(message: unknown, where: string): ChatMessage {
   } as ChatMessage
 }
 
-/** Content as one text; undefined where it is none. */
 function textOf(content: unknown): string | undefined {
   if (typeof content === 'string') return content
   if (!Array.isArray(content)) return undefined
@@ -213,7 +194,6 @@ function textOf(content: unknown): string | undefined {
   return isText ? content.map((part) => part.text).join('') : undefined
 }
 
-/** True for a list of parts with the place of a picture among them. */
 function isParts(content: unknown): content is readonly MessagePart[] {
   if (!Array.isArray(content)) return false
   const isKnown = content.every(

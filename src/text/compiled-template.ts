@@ -12,14 +12,8 @@ import {
   type TemplateSource,
 } from './template.js'
 
-/** The name of the template for chats with tools, in a list of templates. */
 const TOOL_TEMPLATE = 'tool_use'
 
-/**
- * A template that is ready to render.
- *
- * @throws FormatError when it is no Jinja, or names none that can be the default
- */
 export async function compileChatTemplate(source: TemplateSource): Promise<ChatTemplate> {
   const library = await import('@huggingface/jinja')
   const { name: where, specialTokens } = source
@@ -84,7 +78,6 @@ export async function compileChatTemplate(source: TemplateSource): Promise<ChatT
   }
 }
 
-/** The text without marks, and what was between them. */
 function readMarks(marked: string, where: string): RenderedChat {
   const generated: Span[] = []
   const parts = marked.split(/([\ufdd0\ufdd1])/)

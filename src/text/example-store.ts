@@ -6,27 +6,20 @@ import { type Example, IGNORED } from './records.js'
 /** Bytes taken at a time. */
 const CHUNK_BYTES = 1 << 20
 
-/** Most bytes of a number below 2³². */
 const MAX_NUMBER_BYTES = 5
 
-/** A list of examples of which each is packed, and unpacked when it is asked for. */
 export class ExampleStore implements Iterable<Example> {
   readonly #chunks: Uint8Array[] = []
   /** Bytes of the last chunk that are taken. */
   #taken = 0
-  /** The place of each example: chunk · CHUNK_BYTES + offset. */
   readonly #places: number[] = []
-  /**
-   * An example is packed here before its length is known. It is one array for all, since a million would be much to
-   * clear away.
-   */
+  /** One array for all examples, since a million would be much to clear away. */
   #scratch = new Uint8Array(1 << 12)
 
   get length(): number {
     return this.#places.length
   }
 
-  /** Adds an example, whose labels are its ids or {@link IGNORED}. */
   push({ inputIds, labels }: Example): void {
     const most = MAX_NUMBER_BYTES * (2 + 2 * inputIds.length)
     if (most > this.#scratch.length) this.#scratch = new Uint8Array(2 * most)
@@ -41,7 +34,6 @@ export class ExampleStore implements Iterable<Example> {
     this.#store(this.#scratch.subarray(0, end))
   }
 
-  /** The example at an index; undefined outside the list. */
   at(index: number): Example | undefined {
     const place = this.#places[index]
     if (place === undefined) return undefined
@@ -70,7 +62,6 @@ export class ExampleStore implements Iterable<Example> {
     for (let i = 0; i < this.length; i++) yield this.at(i) as Example
   }
 
-  /** Writes a number, and returns where the next one begins. */
   #write(number: number, at: number): number {
     let rest = number
     let end = at

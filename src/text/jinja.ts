@@ -17,37 +17,27 @@ const MAX_WORK = 1 << 21
 const STEPS_PER_ROUND = 8
 /** Characters of a text, or elements of a list with all that is inside it. */
 const MAX_SIZE = 1 << 24
-/**
- * So many characters of a text take about as long as an expression: those that an operator copies, and those that a
- * filter makes.
- */
+/** Characters that take about as long as an expression: those that an operator copies, or that a filter makes. */
 const [COPIED_PER_STEP, MADE_PER_STEP] = [64, 8]
-/**
- * The same of a list: elements that an operator looks at, and those that a slice copies. A filter makes one in that
- * time.
- */
+/** Elements that take about as long: those that an operator looks at, or that a slice copies. */
 const [SEEN_PER_STEP, SLICED_PER_STEP] = [1024, 16]
 
-/** Expressions that make a new text or list. */
 const MAKERS = new Set<string | undefined>(['FilterExpression', 'CallExpression'])
 
 /** Expressions whose list can be larger than the parts that it was made of. */
 const HOLDERS = new Set([...MAKERS, 'ArrayLiteral', 'TupleLiteral', 'ObjectLiteral', 'BinaryExpression'])
 
-/** A node of a parsed template, as @huggingface/jinja has it. Fields beside its type depend on it. */
 interface Node {
   type: string
   [field: string]: unknown
 }
 
-/** A template, ready to render. */
 export interface CompiledTemplate {
   render(variables: Readonly<Record<string, unknown>>): string
   /** It marks what the model writes. */
   readonly marksGeneration: boolean
 }
 
-/** The parts of the library that are used. */
 export interface Jinja {
   readonly Template: new (
     text: string,
@@ -70,7 +60,6 @@ interface RuntimeValue {
   readonly value: unknown
 }
 
-/** @throws whatever the library throws for what is no Jinja, and later for what cannot be rendered */
 export function compileJinja(library: Jinja, template: string): CompiledTemplate {
   if (template.length > MAX_TEMPLATE_LENGTH) throw new SyntaxError(`more than ${MAX_TEMPLATE_LENGTH} characters`)
   if (LONG_SPACE.test(template)) throw new SyntaxError('more than 300 spaces in a row')
@@ -105,7 +94,6 @@ function runnerOf({ Template, Environment, Interpreter }: Jinja): (program: Node
 
   class LimitedInterpreter extends (Interpreter as Interpreter) {
     #work = 0
-    /** The expressions whose values a loop goes through. */
     readonly #looped = new Set<unknown>()
     /** Elements inside of lists and objects, which do not change once they are made. */
     readonly #sizes = new WeakMap<object, number>()
@@ -161,7 +149,6 @@ function runnerOf({ Template, Environment, Interpreter }: Jinja): (program: Node
   }
 }
 
-/** Python's range. */
 function range(from: number, to?: number, step = 1): number[] {
   const [start, stop] = to === undefined ? [0, from] : [from, to]
   if (step === 0) throw new Error('range() step must not be zero')
@@ -170,7 +157,6 @@ function range(from: number, to?: number, step = 1): number[] {
   return Array.from({ length }, (_, i) => start + i * step)
 }
 
-/** The template without its comments. */
 function withoutComments(template: string): string {
   const parts: string[] = []
   for (let at = 0; ; ) {
@@ -182,10 +168,7 @@ function withoutComments(template: string): string {
   }
 }
 
-/**
- * The template with a mark in the place of each tag. Blocks around the marks keep the tags' handling of the space
- * beside them.
- */
+/** Blocks around the marks keep the tags' handling of the space beside them. */
 function withMarks(template: string): string {
   return template.replace(GENERATION_TAG, (_, left: string, end: string | undefined, right: string) => {
     return `{%${left} if true %}${end === undefined ? OPEN_MARK : CLOSE_MARK}{% endif ${right}%}`
@@ -201,7 +184,6 @@ const METHODS = {
   [`${PREFIX}rstrip`]: stripEnd,
   [`${PREFIX}replace`]: replace,
 }
-/** How many arguments each takes. */
 const ARGUMENTS: Readonly<Record<string, readonly number[]>> = { strip: [1], lstrip: [1], rstrip: [1], replace: [2, 3] }
 
 function stripStart(text: string, characters: string): string {
@@ -216,7 +198,7 @@ function stripEnd(text: string, characters: string): string {
   return text.slice(0, end)
 }
 
-/** @param count most replacements, or the library's form of `count=…`; null and numbers below 0 set no limit */
+/** `count`: most replacements, or the library's form of `count=…`; null and numbers below 0 set no limit. */
 function replace(text: string, from: string, to: string, count?: number | null | Map<string, RuntimeValue>): string {
   if ([text, from, to].some((one) => typeof one !== 'string')) throw new Error('replace() takes texts')
   const named = count instanceof Map ? (count.get('count')?.value as number | null | undefined) : count
@@ -243,7 +225,6 @@ function replaceMethods(node: Node): void {
   Object.assign(node, { type: 'CallExpression', callee: { type: 'Identifier', value: `${PREFIX}${name}` }, args })
 }
 
-/** The nodes directly inside a node: in fields, lists and maps. */
 function* childrenOf(node: Node): Generator<Node> {
   for (const value of Object.values(node)) {
     const items = value instanceof Map ? [...value.keys(), ...value.values()] : Array.isArray(value) ? value : [value]
@@ -255,7 +236,6 @@ function isNode(value: unknown): value is Node {
   return typeof value === 'object' && value !== null && typeof (value as Node).type === 'string'
 }
 
-/** The name of a variable; undefined for other nodes. */
 function variableName(node: unknown): string | undefined {
   return isNode(node) && node.type === 'Identifier' ? (node.value as string) : undefined
 }

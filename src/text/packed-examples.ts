@@ -3,13 +3,10 @@
 
 import type { Example } from './records.js'
 
-/** Several examples in one row. */
 export interface PackedExample extends Example {
-  /** The index of each one's first token. */
   readonly starts: readonly number[]
 }
 
-/** Examples that are read by index. */
 interface Source {
   readonly length: number
   at(index: number): Example | undefined
@@ -19,7 +16,7 @@ export class PackedExamples implements Iterable<PackedExample> {
   readonly #source: Source
   readonly #rows: readonly (readonly number[])[]
 
-  /** @param length most tokens of a row; an example that is longer has one of its own */
+  /** `length`: most tokens of a row. A longer example has a row of its own. */
   constructor(source: Source, length: number) {
     this.#source = source
     this.#rows = fitted(
@@ -54,11 +51,9 @@ export class PackedExamples implements Iterable<PackedExample> {
   }
 }
 
-/** Indices of the examples of each row. */
 function fitted(lengths: readonly number[], capacity: number): number[][] {
   const order = [...lengths.keys()].sort((a, b) => lengths[b] - lengths[a] || a - b)
   const rows: number[][] = []
-  /** The rows that have room for so many more tokens, by that number. */
   const withRoom: number[][] = Array.from({ length: capacity + 1 }, () => [])
   for (const index of order) {
     let room = lengths[index]

@@ -4,7 +4,6 @@
 import * as hub from '@huggingface/tokenizers'
 import { escaped } from './added-tokens.js'
 
-/** The parts of the library's tokenizer that are used. */
 export interface PieceModel {
   readonly normalizer: ((text: string) => string) | null
   readonly pre_tokenizer: ((text: string, options: { section_index: number }) => string[]) | null
@@ -12,7 +11,6 @@ export interface PieceModel {
   token_to_id(token: string): number | undefined
 }
 
-/** A part of tokenizer.json. */
 export type Json = Readonly<Record<string, unknown>>
 
 /** One step of cutting a text, by the library: a function, and the expression behind it. */
@@ -29,7 +27,6 @@ const SPLITTERS: Readonly<Record<string, PreTokenizerClass>> = {
 /** The expression that the ByteLevel pre-tokenizer splits by (GPT-2). */
 const BYTE_LEVEL_PATTERN = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+"
 
-/** SentencePiece's space. */
 const SPACE = '▁'
 
 /** A space inside a token, and the character before it. */
@@ -48,10 +45,7 @@ export interface Cutter {
   byteLength(token: string): number
 }
 
-/**
- * Byte-level BPE: GPT-2, Llama 3, Qwen, SmolLM. The pre-tokenizer's own borders, found on the text before bytes are
- * mapped.
- */
+/** Byte-level BPE: GPT-2, Llama 3, Qwen, SmolLM. */
 export function byteLevelCutter(definition: Json): Cutter | undefined {
   const list = steps(definition.pre_tokenizer, 'pretokenizers')
   const last = list.at(-1)
@@ -75,10 +69,7 @@ export function byteLevelCutter(definition: Json): Cutter | undefined {
   }
 }
 
-/**
- * The text cut by each splitter in turn. Where the matches of its expression are the whole text, they are found faster
- * here.
- */
+/** Finds the matches of an expression faster than the library where they are the whole text. */
 function splitBy(text: string, splitters: readonly PreTokenizer[]): string[] {
   let pieces = [text]
   for (const splitter of splitters) {
@@ -128,14 +119,12 @@ export function sentencePieceCutter(definition: Json, model: PieceModel): Cutter
   }
 }
 
-/** The steps of a part of the definition, which is one or a sequence of them. */
 export function steps(part: unknown, key: string): Json[] {
   const one = part as Json | null | undefined
   if (one === null || one === undefined) return []
   return one.type === 'Sequence' ? ((one[key] ?? []) as Json[]).flatMap((step) => steps(step, key)) : [one]
 }
 
-/** Bytes of a text as UTF-8. */
 export function utf8Length(text: string): number {
   let length = 0
   for (const character of text) {

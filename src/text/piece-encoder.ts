@@ -25,7 +25,6 @@ const MAX_CACHED_PIECES = 1 << 16
 /** Longer pieces hardly come again. */
 const MAX_CACHED_LENGTH = 64
 
-/** Encodes texts by pieces. */
 export class PieceEncoder {
   readonly #hub: PieceModel
   readonly #cutter: Cutter
@@ -35,7 +34,6 @@ export class PieceEncoder {
   readonly #trimsSpaces: boolean
   readonly #cache = new Map<string, Piece>()
 
-  /** @returns undefined for tokenizers that cannot be cut into pieces */
   static create(definition: Json, model: PieceModel): PieceEncoder | undefined {
     const cutter = byteLevelCutter(definition) ?? sentencePieceCutter(definition, model)
     return cutter && new PieceEncoder(definition, model, cutter)
@@ -53,12 +51,7 @@ export class PieceEncoder {
     )
   }
 
-  /**
-   * Ids without the special tokens of the tokenizer's template.
-   *
-   * @param spans in order, none reaching into another
-   * @returns undefined where the pieces of this text do not tell
-   */
+  /** Undefined where the pieces of this text do not tell. `spans` are in order, none reaching into another. */
   encode(text: string, spans: readonly Span[]): EncodedSpans | undefined {
     const ids: number[] = []
     /** The place of each token in the text, if somebody asks for it. */
@@ -152,17 +145,12 @@ export class PieceEncoder {
   }
 }
 
-/** The tokens of a piece. */
 interface Piece {
   readonly ids: readonly number[]
-  /**
-   * Places in the piece, once somebody has asked; those of one character's tokens are the same. `unknown` where the
-   * tokens do not spell it.
-   */
+  /** Known once somebody has asked; `unknown` where the tokens do not spell the piece. */
   places: readonly PlacedToken[] | 'unknown' | undefined
 }
 
-/** A token in its piece. */
 interface PlacedToken extends Span {
   readonly leadingSpaces: number
 }
@@ -174,17 +162,10 @@ function plainSpan(start: number): SpanOf {
   return (from, to) => ({ start: start + from, end: start + to })
 }
 
-/**
- * A place to cut a part, so that its halves are normalized as the whole is: no ASCII character combines with one before
- * it.
- */
+/** Halves are normalized as the whole is: no ASCII character combines with one before it. */
 const BEFORE_ASCII = /(?=[\0-\x7f])/
 
-/**
- * The same for a part that a normalizer changes.
- *
- * @returns undefined when it changes more than what stands between its cuts
- */
+/** Undefined when a normalizer changes more than what stands between its cuts. */
 function normalizedSpan(part: string, start: number, normalized: string, cutter: Cutter): SpanOf | undefined {
   const starts: number[] = []
   const ends: number[] = []
@@ -203,7 +184,7 @@ function normalizedSpan(part: string, start: number, normalized: string, cutter:
   return spelled === normalized ? (from, to) => ({ start: starts[from], end: ends[to - 1] }) : undefined
 }
 
-/** The number of the first place for which something holds that holds for all behind it; their count if for none. */
+/** The first place for which something holds that holds for all behind it; their count if for none. */
 function firstOf(places: readonly Span[], holds: (place: Span) => boolean): number {
   let [low, high] = [0, places.length]
   while (low < high) {

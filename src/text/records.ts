@@ -1,5 +1,4 @@
-// The kinds of records → the texts that a language model learns from: a text, a text that follows a prompt, or a chat.
-// One eos ends each text and is a target too; a chat ends as its template ends it.
+// Records → the texts to learn from: a text, an answer to a prompt, or a chat. One eos ends each and is a target too.
 
 import { DataError, MismatchError } from '../base/errors.js'
 import { type Chat, parseChat } from './chat.js'
@@ -30,7 +29,6 @@ export type ParsedRecord = { readonly where: string } & (
   | { readonly kind: 'answer'; readonly question: string; readonly answer: string; readonly system: string | undefined }
 )
 
-/** Labels of positions that are no target. */
 export const IGNORED = -100
 
 /** One tokenized record. */
@@ -42,7 +40,6 @@ export interface Example {
   readonly labels: Int32Array
 }
 
-/** The fields that make a record of each kind. */
 const KINDS = [
   ['messages'],
   ['conversations'],
@@ -54,11 +51,6 @@ const KINDS = [
 
 const RENAME = "If your fields have other names, use `columns: { prompt: 'question', completion: 'answer' }`"
 
-/**
- * A row of data as a record.
- *
- * @throws DataError when it has not the fields of one, or those of two kinds, or its chat is none
- */
 export function parseRecord(value: unknown, where: string): ParsedRecord {
   const record = (typeof value === 'object' && value !== null ? value : {}) as Record<string, unknown>
   const has = (name: string) => record[name] !== undefined && record[name] !== null
@@ -118,7 +110,6 @@ export function fieldsOf(value: unknown): string {
   return fields.length === 0 ? 'no fields' : fields.slice(0, 8).join(', ')
 }
 
-/** Throws MismatchError when the tokenizer gave tokens that the model has not. */
 export function checkVocabulary(
   ids: Iterable<number>,
   {

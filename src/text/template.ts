@@ -40,11 +40,8 @@ export interface ChatTemplate {
   render(messages: readonly MessageOfParts[], options: RenderOptions, where: string): RenderedChat
 }
 
-/** Text of a template, by name where a model has several. */
 export interface TemplateSource {
-  /** For messages. */
   readonly name: string
   readonly texts: ReadonlyMap<string, string>
-  /** bos_token, eos_token and the like. */
   readonly specialTokens: Readonly<Record<string, string>>
 }

@@ -95,11 +95,6 @@ export interface TextStream {
   end(): string
 }
 
-/**
- * Reads tokenizer.json, and tokenizer_config.json for the names of the special tokens (a folder may lack it).
- *
- * @throws FileError when there is no tokenizer.json, FormatError when a file cannot be read as what it should be
- */
 export async function loadTokenizer(directory: Directory): Promise<Tokenizer> {
   if (!(await directory.has('tokenizer.json'))) {
     throw new FileError({
@@ -115,7 +110,6 @@ export async function loadTokenizer(directory: Directory): Promise<Tokenizer> {
   return makeTokenizer(definition, config, directory.name)
 }
 
-/** A tokenizer from the parsed content of its two files. Throws FormatError when they cannot be used. */
 export function makeTokenizer(definition: unknown, config: unknown, name: string): Tokenizer {
   const where = `${name}/tokenizer.json`
   if (!isObject(definition) || !isObject(definition.model) || !Array.isArray(definition.added_tokens)) {
@@ -136,12 +130,7 @@ export function makeTokenizer(definition: unknown, config: unknown, name: string
   }
 }
 
-/**
- * The library gives expressions of tokenizer.json to JavaScript's own engine, which for some takes longer than anyone
- * waits.
- *
- * @throws FormatError
- */
+/** JavaScript's own engine takes longer for some expressions of tokenizer.json than anyone waits. */
 function refuseSlowExpressions(tokenizer: object, where: string): void {
   const { normalizer, pre_tokenizer, decoder, post_processor } = tokenizer as Record<string, unknown>
   const todo: unknown[] = [normalizer, pre_tokenizer, decoder, post_processor]
@@ -164,7 +153,6 @@ function refuseSlowExpressions(tokenizer: object, where: string): void {
   }
 }
 
-/** Throws FormatError unless each token has an id that can be one: a whole number from 0 on. */
 function checkIds(vocabulary: unknown, added: readonly unknown[], where: string): void {
   const check = (token: unknown, id: unknown) => {
     if (Number.isSafeInteger(id) && (id as number) >= 0 && (id as number) < 2 ** 31) return
@@ -186,10 +174,8 @@ class HubTextTokenizer implements Tokenizer {
   /** Faster, where the kind of tokenizer allows it. */
   readonly #pieces: PieceEncoder | undefined
   readonly #cleanUp: boolean
-  /** The tokens that the template puts around one text. */
   readonly #before: readonly number[]
   readonly #after: readonly number[]
-  /** The tokens that it puts around one text, and around two. */
   readonly #templates: TextTemplate[] = []
 
   constructor(
@@ -309,9 +295,7 @@ class HubTextTokenizer implements Tokenizer {
     })
   }
 
-  /**
-   * Calls the library. Its errors mean that it cannot work with this tokenizer.json, and become errors of that file.
-   */
+  /** Errors of the library mean that it cannot work with this tokenizer.json. */
   #ask<T>(question: () => T): T {
     try {
       return question()
@@ -434,7 +418,6 @@ class WindowedStream implements TextStream {
   }
 }
 
-/** Length of what two texts have in common at their beginning. */
 export function commonLength(a: string, b: string): number {
   let length = 0
   while (length < a.length && length < b.length && a[length] === b[length]) length++

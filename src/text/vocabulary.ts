@@ -10,7 +10,6 @@ export interface Vocabulary {
   readonly tokens: readonly string[]
 }
 
-/** @returns undefined for a tokenizer.json whose tokens are spelled in another way */
 export function vocabularyOf(definition: Readonly<Record<string, unknown>>, size: number): Vocabulary | undefined {
   const { model, decoder, added_tokens: added } = definition
   const { vocab } = model as { vocab: Readonly<Record<string, number>> | readonly (readonly [string, number])[] }

@@ -24,17 +24,12 @@ export function joinWords(words: readonly string[]): { text: string; spans: Span
   return { text: words.join(' '), spans }
 }
 
-/** A text as a model takes it, and where its words are. */
 export interface EncodedWords extends EncodedTexts {
   /** The token that each word begins with; −1 for one that has none of its own, or was cut off. */
   readonly firsts: readonly number[]
 }
 
-/**
- * Encodes a text with special tokens, cut to `maxLength`.
- *
- * @param words in order, none reaching into another; they hold all of the text but spaces
- */
+/** `words` are in order, none reaching into another, and hold all of the text but spaces. */
 export function encodeWords(
   tokenizer: Tokenizer,
   text: string,
@@ -53,7 +48,6 @@ export function encodeWords(
   return { ...encoded, firsts }
 }
 
-/** Finds the token that each word begins with; undefined for a word without tokens. */
 function startsOf(tokenizer: Tokenizer, text: string, words: readonly Span[]): (number | undefined)[] {
   const { ranges } = tokenizer.encodeSpans(text, words)
   return ranges.map(([first, end]) => (first < end ? first : undefined))
@@ -62,15 +56,10 @@ function startsOf(tokenizer: Tokenizer, text: string, words: readonly Span[]): (
 /** The text between two spaces, with the first of them. */
 interface Chunk {
   readonly text: string
-  /** In it. */
   readonly words: readonly Span[]
 }
 
-/**
- * The same for most tokenizers, fast: what spaces divide is encoded by itself.
- *
- * @returns undefined where these tokens are not those of the whole text
- */
+/** Undefined where the tokens of stretches between spaces are not those of the whole text. */
 function startsByChunk(
   tokenizer: Tokenizer,
   text: string,
@@ -105,7 +94,6 @@ function chunksOf(text: string, words: readonly Span[]): Chunk[] {
   return chunks
 }
 
-/** Chunks whose tokens are remembered, by tokenizer. */
 const MAX_CACHED = 1 << 15
 const caches = new WeakMap<Tokenizer, Map<string, readonly number[]>>()
 

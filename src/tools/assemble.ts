@@ -7,27 +7,17 @@ import { padded } from '../lora/delta.js'
 import type { PartValues } from '../lora/part.js'
 import { type Change, changedPart, configRank, type PartShell } from './factor-parts.js'
 
-/** A layer of the adapter to be. */
 export interface NewLayer {
-  /** The part that gives it name, kind and type. */
   readonly part: PartShell
   readonly change: Change
 }
 
-/** One rank for all layers, in place of each one's own. */
 export interface UniformRank {
   readonly rank: number
   readonly useRslora: boolean
 }
 
-/**
- * An adapter of these layers, with the settings of `config` except for rank, alpha, their patterns, and what only
- * training needs.
- *
- * @param layers at least one, or values, which take the base's place; the list is empty afterwards, so that memory
- *   holds each layer once
- * @param uniform Default: each layer has the rank of its factors, and a scaling of 1
- */
+/** The settings of `config` stay but for those of rank and training. `layers` is empty afterwards, to free memory. */
 export function assemble(
   config: LoraConfig,
   layers: NewLayer[],
@@ -64,12 +54,10 @@ function uniformConfig(config: LoraConfig, { rank, useRslora }: UniformRank): Lo
   return resolveConfig({ ...plain(config), useRslora, rank, alpha: rank, rankPattern: {}, alphaPattern: {} })
 }
 
-/** The settings without those of scaling and training. */
 function plain(config: LoraConfig): LoraConfig {
   return { ...config, init: 'kaiming-uniform', useRslora: false, dropout: 0 }
 }
 
-/** The smallest of the most frequent. */
 function mostFrequent(values: readonly number[]): number | undefined {
   const counts = new Map<number, number>()
   for (const value of values) counts.set(value, (counts.get(value) ?? 0) + 1)

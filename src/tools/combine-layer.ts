@@ -13,18 +13,15 @@ import { type LeadingSvd, leadingSvd, type RankChoice } from './rank.js'
 import { closestPairs, type RankReport, truncatedChange } from './resize.js'
 import { sparseSum } from './sparse.js'
 
-/** A layer of one adapter. */
 export interface Term {
   readonly part: FactorPart
   readonly change: Change
   readonly weight: number
-  /** Its adapter, for messages. */
   readonly label: string
   /** The change as a matrix, where it is no product of the factors: that of DoRA. */
   readonly full?: Matrix | undefined
 }
 
-/** The factors of the combined layer, and what became of the change. */
 interface Combined {
   readonly pairs: readonly FactorPair[]
   readonly report: Pick<RankReport, 'rank' | 'norm' | 'error'>
@@ -33,7 +30,6 @@ interface Combined {
 /** The energy that a search may miss where PEFT takes a full SVD. */
 const TIGHT = 1e-10
 
-/** @throws ConfigError when the way needs layers of one rank */
 export async function combinedChange(name: string, terms: readonly Term[], way: CombineWay): Promise<Combined> {
   const { type, choice } = way
   const { part } = terms[0]
@@ -63,7 +59,6 @@ export async function combinedChange(name: string, terms: readonly Term[], way: 
   }
 }
 
-/** True for a type that adds full changes, from which it drops values. */
 function isSumOfChanges(type: CombinationType): boolean {
   return type.endsWith('_svd')
 }
@@ -73,7 +68,6 @@ function truncated(part: FactorPart, change: Change, choice: RankChoice): Combin
   return { pairs: kept.pairs, report }
 }
 
-/** Σ weight·ΔW, with all factors beside each other. */
 function sumOf(terms: readonly Term[]): Change {
   const pairs = terms[0].change.pairs.map((_, at) => ({
     weightA: stacked(terms.map(({ change }) => change.pairs[at].weightA)),
@@ -87,7 +81,6 @@ function largestRankFor({ type }: CombineWay, terms: readonly Term[]): number | 
   return type === 'svd' ? largestRank(terms) : undefined
 }
 
-/** Σ weight·ΔW as a matrix. */
 function fullSumOf(terms: readonly Term[]): Matrix {
   const [first] = terms
   const [{ weightA, weightB }] = first.change.pairs
@@ -118,10 +111,7 @@ function checkRanks(name: string, terms: readonly Term[], type: string): void {
   })
 }
 
-/**
- * A and B combined each on its own: with c = weight·s, A gets sgn(c)·√|c| and B gets √|c| (PEFT's
- * _generalized_task_arithmetic_weighted_adapter).
- */
+/** With c = weight·s, A gets sgn(c)·√|c| and B √|c| (PEFT's _generalized_task_arithmetic_weighted_adapter). */
 function combineFactors(name: string, terms: readonly Term[], at: number, { sum, seed }: CombineWay): FactorPair {
   const own = terms.map(({ part, change, weight }) => {
     const c = weight * part.scaling
@@ -142,7 +132,6 @@ function combineFactors(name: string, terms: readonly Term[], at: number, { sum,
   }
 }
 
-/** The sum of the changes as full matrices, without what is dropped, and the closest change of the rank. */
 async function sumOfChanges(
   name: string,
   terms: readonly Term[],
@@ -161,7 +150,6 @@ async function sumOfChanges(
   return closest(part, merged, choice)
 }
 
-/** The closest change of a rank to full matrices, one for each pair of the part. */
 async function closest(part: FactorPart, matrices: readonly Matrix[], choice: RankChoice): Promise<Combined> {
   const each = configRank(part, 1, matrices.length)
   const most = choice.rank === undefined ? undefined : Math.max(1, Math.floor(choice.rank / each))
@@ -181,7 +169,6 @@ function normOf(pairs: readonly FactorPair[]): number {
   return Math.hypot(...pairs.map(({ weightA, weightB }) => normOfProduct(weightB, weightA)))
 }
 
-/** ‖ΔW − ΔW'‖/‖ΔW‖ of two changes, without forming them. */
 function distance(got: readonly FactorPair[], wanted: readonly FactorPair[]): number {
   const total = normOf(wanted)
   const off = normOf(

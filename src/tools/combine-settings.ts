@@ -66,10 +66,8 @@ export interface CombineSettings extends RankChoice, ToolRun {
   peftCompatible?: boolean | undefined
 }
 
-/** Combination types that take changes of any rank, as those of DoRA layers are. */
 export const FULL_RANK_TYPES = COMBINATION_TYPES.filter((type) => type === 'exact' || type.endsWith('svd'))
 
-/** A way to combine, complete. */
 export interface CombineWay {
   readonly type: CombinationType
   /** The way in which factors or changes are added, for the types that add them so. */
@@ -79,7 +77,6 @@ export interface CombineWay {
   readonly isPeft: boolean
 }
 
-/** @throws ConfigError naming a setting that the combination does not use, or lacks */
 export function combineWay({
   combinationType,
   density,

@@ -19,7 +19,6 @@ import { changeOf, isFactorPart, shellOf } from './factor-parts.js'
 import { type DoraBase, isDora, openDoraBase } from './fold-dora.js'
 import { type RankReport, totalError } from './resize.js'
 
-/** An adapter and how much of it. */
 export interface CombineInput {
   readonly adapter: LoraAdapter | Directory
   /** Finite, not 0; may be negative. */
@@ -38,20 +37,13 @@ export interface CombineResult {
   warnings: string[]
 }
 
-/** An adapter that is walked, and its weight. */
 interface Opened {
   readonly adapter: OpenAdapter
   readonly weight: number
   readonly parts: ReadonlyMap<string, PartView>
-  /** Its place among the adapters, for messages. */
   readonly label: string
 }
 
-/**
- * Combines adapters, as the public function `combine` says (index/verbs.ts).
- *
- * @param base that of the adapters; only DoRA needs it
- */
 export async function combineAdapters(
   inputs: readonly CombineInput[],
   { onProgress, signal, ...settings }: CombineSettings,
@@ -128,7 +120,6 @@ async function combineLayer(
   return { layer: { part: shellOf(part), change: { pairs, vectors } }, report: { name, fromRank, ...report } }
 }
 
-/** Σ weight·s·biasB, of the layers that have one. */
 function biasOf(terms: readonly Term[], owners: readonly Opened[]): LayerVectors {
   if (!owners.some(({ adapter }) => adapter.config.loraBias)) return {}
   const d = terms[0].change.pairs.reduce((sum, { weightB }) => sum + weightB.shape[0], 0)
@@ -175,9 +166,7 @@ function checkParts(one: Opened, way: CombineWay, hasBase: boolean): void {
   }
 }
 
-/**
- * DoRA's change is no product of two factors. It is computed from the base, and its closest change of a rank is taken.
- */
+/** DoRA's change is no product of two factors: the closest change of a rank is taken. */
 function checkDora({ parts, label }: Opened, { type, choice, isPeft }: CombineWay, hasBase: boolean): void {
   const refuse = (what: string, hint: string) => {
     throw new UnsupportedError({ where: label, what: `${what}, because the change of DoRA depends on the base`, hint })
@@ -211,7 +200,6 @@ function checkDora({ parts, label }: Opened, { type, choice, isPeft }: CombineWa
   }
 }
 
-/** The same layer of all adapters changes the same weight. */
 function checkAlike(name: string, owners: readonly Opened[]): void {
   const factorsOf = (view: PartView) => {
     if (view.kind === 'replacement' || view.kind === 'token-rows') return view.kind
@@ -256,7 +244,6 @@ async function ownValues(name: string, owners: readonly Opened[]): Promise<PartV
   return owners[0].adapter.read(name)
 }
 
-/** The rank that PEFT gives all layers. */
 function peftRank(opened: readonly Opened[], { type, choice }: CombineWay): number {
   const ranks = opened.map(({ adapter: { config } }) => Math.max(config.rank, ...Object.values(config.rankPattern)))
   if (type === 'cat') return ranks.reduce((sum, rank) => sum + rank, 0)

@@ -52,7 +52,6 @@ export type DiffReport =
 
 const TOP = 10
 
-/** Compares two adapters, as the public function `diff` says (index/verbs.ts). */
 export async function diffAdapters(
   a: LoraAdapter | Directory,
   b: LoraAdapter | Directory,
@@ -113,7 +112,6 @@ function compareValues(a: ArrayLike<number>, b: ArrayLike<number>): AdapterDiffe
   }
 }
 
-/** Compares two checkpoints, as the public function `diff` says (index/verbs.ts). */
 export async function diffCheckpoints(a: CheckpointPlace, b: CheckpointPlace, run: ToolRun): Promise<DiffReport> {
   const own = await openCheckpoint(a.directory, a.file)
   try {

@@ -10,13 +10,11 @@ import type { TensorInfo } from '../formats/safetensors.js'
 import type { StreamedMatrix } from '../linalg/streamed-svd.js'
 import { notFinite } from '../lora/factors.js'
 
-/** A tensor in an open checkpoint. */
 export interface Located {
   readonly checkpoint: Checkpoint
   readonly tensor: CheckpointTensor
 }
 
-/** How two tensors differ. */
 export interface Difference {
   /** True if any value differs. */
   readonly isChanged: boolean
@@ -24,7 +22,6 @@ export interface Difference {
   readonly norm: number
   /** ‖base‖ */
   readonly baseNorm: number
-  /** tuned − base; a part of it with `rows`. */
   matrix(rows?: { readonly first: number; readonly count: number }): StreamedMatrix
 }
 
@@ -32,20 +29,16 @@ export interface Difference {
 const BLOCK_VALUES = 1 << 19
 
 const MAX_VALUE_BYTES = 8
-/** Bytes that are compared at a time. */
 const PIECE_BYTES = 1 << 20
 
 /** A difference up to here stays in memory, so that its files are read once. */
 export const KEPT_VALUES = 1 << 24
 
-/**
- * Memory that pairs of tensors use one after the other: new memory for each would wait long for the garbage collector.
- */
+/** Pairs of tensors use it one after the other: new memory would wait long for the garbage collector. */
 export class DifferenceMemory {
   #sides: readonly Side[] = []
   #kept = new Float32Array()
 
-  /** Room for blocks of so many values, of the base and of the tuned one. */
   sides(values: number): readonly Side[] {
     if (this.#sides.length === 0 || this.#sides[0].values.length < values) {
       const count = Math.max(values, BLOCK_VALUES)
@@ -63,10 +56,7 @@ export class DifferenceMemory {
     return this.#kept.subarray(0, values)
   }
 
-  /**
-   * Gives the memory back at once: what is sent to a closed port is freed, where the garbage collector would take its
-   * time.
-   */
+  /** Frees the memory at once: what is sent to a closed port need not wait for the garbage collector. */
   async release(): Promise<void> {
     const { port1, port2 } = new MessageChannel()
     port1.postMessage(undefined, [
@@ -86,12 +76,7 @@ interface Side {
   readonly values: Float32Array<ArrayBuffer>
 }
 
-/**
- * Reads both tensors once. The result is used before its memory serves another pair.
- *
- * @param keptValues differences of at most so many values stay in memory
- * @throws UnsupportedError for a type that is no float; NumericError when a value is not finite
- */
+/** Reads both tensors once. The result is used before its memory serves another pair. */
 export async function differenceOf(
   base: Located,
   tuned: Located,
@@ -146,7 +131,6 @@ function blockRows(k: number): number {
   return Math.max(1, Math.floor(BLOCK_VALUES / k))
 }
 
-/** Rows of a tensor as a matrix with its last dimension as columns. */
 interface Rows {
   readonly first: number
   readonly count: number
@@ -182,7 +166,6 @@ function bytesOf(dtype: WeightDtype): number {
   return { fp64: 8, fp32: 4, fp16: 2, bf16: 2 }[dtype]
 }
 
-/** Throws UnsupportedError unless the tensor's values are floats of 16 to 64 bits. */
 export function requireFloat({ name, dtype }: TensorInfo, file: string): void {
   if (isWeightDtype(dtype)) return
   throw new UnsupportedError({
@@ -194,7 +177,6 @@ export function requireFloat({ name, dtype }: TensorInfo, file: string): void {
   })
 }
 
-/** True if two tensors have the same bytes. */
 export async function hasSameBytes(base: Located, tuned: Located, memory: DifferenceMemory): Promise<boolean> {
   const [own, other] = [base.tensor.info, tuned.tensor.info]
   if (own.dtype !== other.dtype || own.byteLength !== other.byteLength) return false

@@ -22,7 +22,6 @@ import type { PartShell } from './factor-parts.js'
 import { checkRankChoice, leadingSvd, type RankChoice } from './rank.js'
 import { closestPairs, totalError } from './resize.js'
 
-/** A tensor that is kept whole. */
 type NewTensor = ReplacementView<StoredTensor>
 
 /** Kinds of weights that factors carry; `conv1d` is stored as (k, d), as GPT-2's. */
@@ -71,13 +70,11 @@ export interface ExtractResult {
   missing: string[]
 }
 
-/** A checkpoint's folder, and its file or index where that is named. */
 export interface CheckpointPlace {
   readonly directory: Directory
   readonly file: string | undefined
 }
 
-/** Extracts an adapter, as the public function `extract` says (index/verbs.ts). */
 export async function extractAdapter(
   base: CheckpointPlace,
   tuned: CheckpointPlace,
@@ -183,10 +180,6 @@ function checkRelated(base: Checkpoint, tuned: Checkpoint): void {
   })
 }
 
-/**
- * The kind of thing that a changed tensor becomes: a layer of a kind; or `bias`, `vocabulary` for another number of
- * tokens, and `other` for what no factors carry.
- */
 function kindOf(
   name: string,
   shape: readonly number[],
@@ -246,11 +239,7 @@ async function extractLayer(
   return { layer: { part, change: { pairs, vectors: {} } }, report: { name, rank, norm, relativeChange, error } }
 }
 
-/**
- * The config of the adapter: it names the modules, so that PEFT makes layers for these and no others.
- *
- * @param config of the base
- */
+/** Names the modules, so that PEFT makes layers for these and no others. */
 function extractConfig(
   layers: readonly NewLayer[],
   replacements: readonly NewTensor[],
@@ -275,7 +264,7 @@ function extractConfig(
   })
 }
 
-/** The ends of the names where these mean no other weight of the base; else the names. */
+/** Ends of names, if these mean no other weight of the base. */
 function targetsOf(modules: readonly string[], base: Checkpoint): string[] {
   const end = (name: string) => name.slice(name.lastIndexOf('.') + 1)
   const own = new Set(modules)

@@ -10,20 +10,16 @@ import type { LayerVectors } from '../lora/factors.js'
 import type { PartValues } from '../lora/part.js'
 import { factorPairs } from '../lora/spectrum.js'
 
-/** A part with factors A and B. */
 export type FactorPart = PartOfKind<'linear' | 'embedding' | 'convolution' | 'parameter'>
 
-/** True if a part has factors; others hold values. */
 export function isFactorPart(part: AdapterPart): part is FactorPart {
   return part.kind !== 'replacement' && part.kind !== 'token-rows'
 }
 
-/** The facts that a new part takes from an old one: all but its values. */
 export interface PartShell extends Pick<FactorPart, 'kind' | 'name' | 'dtype'> {
   readonly tensors: { readonly weightA: Shaped; readonly weightB: Shaped }
 }
 
-/** A part without its values, which can be freed then. */
 export function shellOf({ kind, name, dtype, tensors }: FactorPart): PartShell {
   const { weightA, weightB } = tensors
   return { kind, name, dtype, tensors: { weightA: { shape: weightA.shape }, weightB: { shape: weightB.shape } } }
@@ -37,7 +33,6 @@ export interface Change {
   readonly vectors: LayerVectors
 }
 
-/** A part's change, whose scaling is 1. */
 export function changeOf(part: FactorPart): Change {
   const { weightA, weightB } = part.tensors
   const pairs = factorPairs(weightA, weightB, part.kind === 'parameter' ? part.experts : undefined)
@@ -53,7 +48,6 @@ export function configRank(part: Pick<FactorPart, 'kind'>, rank: number, pairs: 
   return part.kind === 'convolution' ? rank * pairs : rank
 }
 
-/** A part like `part` whose factors are these pairs, with a scaling of 1. */
 export function changedPart({ kind, name, dtype, tensors }: PartShell, { pairs, vectors }: Change): PartValues {
   const [first] = pairs
   const isConvolution = kind === 'convolution'

@@ -12,24 +12,16 @@ import { refuseQuantizedConfig } from '../merge/plan/refusals.js'
 import type { OpenAdapter } from '../peft/open.js'
 import type { CheckpointPlace } from './extract.js'
 
-/** True if a part has a magnitude of DoRA. */
 export function isDora(part: PartView): boolean {
   return 'magnitude' in part.tensors && part.tensors.magnitude !== undefined
 }
 
-/** The base of DoRA layers, whose weights are read one at a time. */
 export interface DoraBase {
   /** W' − W (d, k) of a layer with a magnitude. */
   change(layer: PartOfKind<'linear'>): Promise<Matrix>
   close(): Promise<void>
 }
 
-/**
- * Opens the base of adapters.
- *
- * @throws MismatchError for a DoRA layer whose weight the base does not have; UnsupportedError for a quantized base;
- *   FileError and FormatError where it cannot be read
- */
 export async function openDoraBase(
   { directory, file }: CheckpointPlace,
   adapters: readonly OpenAdapter[],

@@ -36,7 +36,6 @@ export interface RankChoice {
 /** Singular values below this share of the first are rounding of f32 factors, and carry nothing. */
 const ROUNDING = 1e-9
 
-/** @throws ConfigError unless at least one rule is given, and at most one besides `rank` */
 export function checkRankChoice(choice: RankChoice): void {
   const rules = (['energy', 'error', 'ratio'] as const).filter((name) => choice[name] !== undefined)
   if (rules.length > 1) {
@@ -47,12 +46,6 @@ export function checkRankChoice(choice: RankChoice): void {
   }
 }
 
-/**
- * The rank by which a change of these singular values is kept.
- *
- * @param s largest first
- * @param total Σσ² of all singular values, where `s` has only the first ones
- */
 export function chosenRank(s: ArrayLike<number>, choice: RankChoice, total = energyOf(s, 0)): number {
   const { rank = s.length, ratio } = choice
   const most = Math.max(1, Math.min(rank, s.length))
@@ -67,7 +60,6 @@ export function chosenRank(s: ArrayLike<number>, choice: RankChoice, total = ene
   return clamp(significant, most)
 }
 
-/** The share of Σσ² that is to be kept; undefined where the choice names none. */
 export function energyShare({ energy, error }: RankChoice): number | undefined {
   return energy ?? (error === undefined ? undefined : 1 - error ** 2)
 }
@@ -94,14 +86,12 @@ function rankOfEnergy(s: ArrayLike<number>, share: number, total: number): numbe
   return count
 }
 
-/** Σσ² of the singular values from `first` on. */
 export function energyOf(s: ArrayLike<number>, first: number): number {
   let sum = 0
   for (let i = s.length - 1; i >= first; i--) sum += s[i] ** 2
   return sum
 }
 
-/** A matrix, and the way to its SVD. */
 export interface Decomposable {
   readonly shape: readonly [number, number]
   /** Σ of all squares. */
@@ -117,7 +107,7 @@ export interface LeadingSvd {
   readonly rank: number
   /** ‖matrix‖, Frobenius. */
   readonly norm: number
-  /** ‖matrix − U·S·Vᵀ‖/‖matrix‖ at that rank. */
+  /** The search doubles until it has enough. */
   readonly error: number
 }
 

@@ -41,7 +41,6 @@ export interface ResizeResult {
   warnings: string[]
 }
 
-/** Changes an adapter's ranks, as the public function of this name says (index/verbs.ts). */
 export async function resizeAdapter(
   source: LoraAdapter | Directory,
   { onProgress, signal, ...choice }: RankChoice & ToolRun,
@@ -74,7 +73,7 @@ export async function resizeAdapter(
   }
 }
 
-/** The closest change of a lower rank: the same rank for all of its matrices, the largest that one of them needs. */
+/** All matrices get the same rank, the largest that one of them needs. */
 export function truncatedChange(
   part: FactorPart,
   change: Change,
@@ -110,7 +109,6 @@ function balancedPair({ u, s, vt }: Svd, rank: number, like: Float32Array | Floa
   return { weightA: inPrecision(a), weightB: inPrecision(b) }
 }
 
-/** Leading parts of several matrices as pairs of one rank, the largest that one of them needs. */
 export function closestPairs(found: readonly LeadingSvd[], like: Float32Array | Float64Array) {
   const rank = Math.max(...found.map((one) => one.rank))
   const norm = Math.hypot(...found.map((one) => one.norm))
@@ -119,7 +117,6 @@ export function closestPairs(found: readonly LeadingSvd[], like: Float32Array | 
   return { pairs, rank, norm, error: norm === 0 ? 0 : lost / norm }
 }
 
-/** √Σ(error·norm)² / √Σnorm². */
 export function totalError(layers: readonly Pick<RankReport, 'norm' | 'error'>[]): number {
   const norm = sum(layers.map((layer) => layer.norm ** 2))
   return norm === 0 ? 0 : Math.sqrt(sum(layers.map((layer) => (layer.norm * layer.error) ** 2)) / norm)

@@ -6,15 +6,12 @@
 import type { Random } from '../base/random.js'
 import type { FloatArray } from '../base/tensor.js'
 
-/** A tensor with its weight. */
 export interface WeightedTensor {
   readonly data: FloatArray
   readonly weight: number
 }
 
-/** The way in which tensors are added. */
 export interface SparseSum {
-  /** Which values are kept: the largest, random ones, or all. */
   readonly keep: 'largest' | 'random' | 'all'
   /** The share of each tensor's values that is kept, in (0, 1]. */
   readonly density: number
@@ -22,11 +19,6 @@ export interface SparseSum {
   readonly sign: 'total' | 'frequency' | undefined
 }
 
-/**
- * One tensor out of several of the same size.
- *
- * @param random of the values that are kept at random, for the tensor of this index
- */
 export function sparseSum(
   tensors: readonly WeightedTensor[],
   { keep, density, sign }: SparseSum,
@@ -48,7 +40,6 @@ function weightedSum(tensors: readonly WeightedTensor[]): Float64Array {
   return result
 }
 
-/** The mean of the values that have the elected sign. */
 function electedMean(tensors: readonly WeightedTensor[], sign: 'total' | 'frequency'): Float64Array {
   const size = tensors[0].data.length
   const result = new Float64Array(size)
@@ -75,10 +66,7 @@ function randomValues(values: FloatArray, density: number, random: Random): Floa
   return result
 }
 
-/**
- * The floor(density · n) values of the largest size, and zeros for the others. Of equal ones at the edge, the first are
- * kept.
- */
+/** If equal ones are at the edge, the first are kept. */
 function largestValues(values: FloatArray, density: number): FloatArray {
   const kept = Math.floor(density * values.length)
   const result = values.slice().fill(0)

@@ -6,10 +6,7 @@ import { type LoraConfig, type LoraConfigInput, resolveConfig } from '../lora/co
 import type { TrainingOptions } from './options.js'
 import { TRAIN_DEFAULTS, type TrainSettings } from './settings.js'
 
-/**
- * The base as an adapter names it: the id or the path that was opened. config.json's own name can be that of another
- * model.
- */
+/** The id or the path that was opened: config.json's own name can be that of another model. */
 export function baseNameOf({ directory }: Pick<Model, 'directory'>): Pick<LoraConfigInput, 'peftFields'> & {
   baseModel: string
 } {
@@ -19,7 +16,6 @@ export function baseNameOf({ directory }: Pick<Model, 'directory'>): Pick<LoraCo
   return { baseModel: hubId ?? path, ...(hubRevision !== undefined && { peftFields: { revision: hubRevision } }) }
 }
 
-/** Names of the model and the data that can be written down: paths, ids and URLs. */
 export interface RunSources {
   readonly model: string
   readonly dtype?: DtypeChoice | undefined
@@ -27,11 +23,7 @@ export interface RunSources {
   readonly evalData?: string | readonly string[] | undefined
 }
 
-/**
- * The text of run.json. Where the adapter goes is not in it: a repeated run goes somewhere else.
- *
- * @returns undefined for a run that trains an adapter from memory
- */
+/** Without the output: a repeated run goes somewhere else. Undefined for an adapter from memory. */
 export function runRecord(
   options: Omit<TrainingOptions, 'model' | 'data' | 'evalData'>,
   sources: RunSources,

@@ -1,60 +1,42 @@
-// The best evaluation of a run so far, and how many in a row were no better: decides whose weights are kept, and when a
-// run ends early.
+// The best evaluation so far, and how many in a row were no better: they decide what is kept, and when a run ends.
 
 import { ConfigError, nearMisses } from '../base/errors.js'
 
-/** Result of an evaluation. */
 export interface Evaluation {
-  /** Optimizer steps done. */
   readonly step: number
   readonly loss: number
-  /** Other metrics of the task, by name. */
   readonly metrics: Readonly<Record<string, number>>
 }
 
-/** The best evaluation so far, which a resumed run goes on from. */
 export interface BestState {
   readonly best: Evaluation
-  /** Evaluations after it. */
   readonly stale: number
 }
 
-/** Follows the evaluations of a run. */
 export class BestEvaluation {
   readonly #metric: string
   readonly #isLowerBetter: boolean
   #state: BestState | undefined
 
-  /**
-   * @param metric `loss`, or a metric of the task
-   * @param lowerIsBetter metrics of the task whose lower value is better, beside the loss
-   */
+  /** `lowerIsBetter`: metrics of the task whose lower value is better, beside the loss. */
   constructor(metric: string, lowerIsBetter: readonly string[] = []) {
     this.#metric = metric
     this.#isLowerBetter = metric === 'loss' || lowerIsBetter.includes(metric)
   }
 
-  /** Undefined before the first evaluation. */
   get state(): BestState | undefined {
     return this.#state
   }
 
-  /** Goes on from where a run stopped. */
   resume(state: BestState | undefined): void {
     this.#state = state
   }
 
-  /** True when so many evaluations in a row were no better than one before them. */
   isStale(patience: number | undefined): boolean {
     return patience !== undefined && this.#state !== undefined && this.#state.stale >= patience
   }
 
-  /**
-   * Takes an evaluation.
-   *
-   * @returns whether it is the best so far: of equal ones, the first
-   * @throws ConfigError when the task has no such metric
-   */
+  /** Returns true for the best so far: of equal ones, the first. */
   add(evaluation: Evaluation): boolean {
     const value = this.value(evaluation)
     const before = this.#state
@@ -63,11 +45,6 @@ export class BestEvaluation {
     return isBest
   }
 
-  /**
-   * The number that evaluations are compared by.
-   *
-   * @throws ConfigError when the task has no such metric
-   */
   value({ loss, metrics }: Pick<Evaluation, 'loss' | 'metrics'>): number {
     if (this.#metric === 'loss') return loss
     const value = Object.hasOwn(metrics, this.#metric) ? metrics[this.#metric] : undefined

@@ -2,15 +2,14 @@
 
 import { isByteSource, isDirectory } from '../data/source.js'
 import type { LoraAdapter } from '../lora/adapter.js'
-import { modelCard } from '../peft/model-card.js'
 import type { Examples, OpenTask, Task } from '../tasks/task.js'
 import { baseNameOf, type RunSources } from './about-run.js'
 import type { TrainingData, TrainingOptions } from './options.js'
 import type { TrainReport } from './report.js'
 import type { DataFacts } from './rows/facts.js'
+import { modelCard } from './saved/model-card.js'
 import type { TrainSettings } from './settings.js'
 
-/** Facts about a run that its model card tells, besides the result. */
 export interface CardSources {
   readonly options: TrainingOptions
   readonly sources: RunSources | undefined
@@ -23,7 +22,6 @@ export interface CardSources {
   readonly examples: Examples<unknown>
 }
 
-/** README.md of a run that is done. */
 export function cardOf(
   {
     evalLoss,

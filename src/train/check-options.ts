@@ -1,5 +1,4 @@
-// Checks of a run before anything is computed: of its options before the data is read, and of the adapter's tensors
-// before the first step.
+// Checks before anything is computed: options before the data is read, tensors before the first step.
 
 import { ConfigError, MismatchError, StateError } from '../base/errors.js'
 import { checkColumnNames } from '../data/columns.js'
@@ -15,7 +14,6 @@ import type { TrainingOptions } from './options.js'
 import { defaultsOf, TRAIN_DEFAULTS, type TrainSettings, usesBest } from './settings.js'
 import { type Context, wholeTensors } from './whole-tensors.js'
 
-/** Checks all that can be checked before anything is read. Returns the config of the adapter, with defaults. */
 export function checkOptions(options: TrainingOptions, settings: TrainSettings): LoraConfig {
   const { adapter, data, evalData, evalSplit, model } = options
   if (options.task !== undefined) checkTaskName(options.task)
@@ -48,10 +46,7 @@ export function checkOptions(options: TrainingOptions, settings: TrainSettings):
   return config
 }
 
-/**
- * Throws ConfigError for a start that needs more than shapes: `train` would begin with other values than the config
- * says.
- */
+/** `train` would begin with other values than the config says. */
 function checkInit(init: Init): void {
   if ((DRAWN_INITS as readonly Init[]).includes(init)) return
   throw new ConfigError({
@@ -80,7 +75,6 @@ function checkAdapter(adapter: LoraAdapter): void {
   }
 }
 
-/** Throws ConfigError for options that contradict one another, or lack what they need. */
 function checkTogether(options: TrainingOptions, settings: TrainSettings): void {
   const ofAdapter = [
     ['config', options.config !== undefined, 'config'],
@@ -120,10 +114,6 @@ function checkTogether(options: TrainingOptions, settings: TrainSettings): void 
   }
 }
 
-/**
- * Throws MismatchError unless the adapter has the tensors of the task's head, and the base has all others that it
- * replaces; UnsupportedError for one that cannot be trained.
- */
 export function checkParts(adapter: LoraAdapter, context: Context): void {
   const { open } = context
   const own = new Map(adapter.parts('replacement').map(({ name, shape }) => [name, shape.join()]))

@@ -11,19 +11,13 @@ import { readGraph } from '../graph/view/graph.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import { LoraLayer } from '../lora/layer.js'
 
-/** A layer of the model, by the name that it has in the adapter. */
 interface Named {
   readonly name: string
   readonly d: number
   readonly k: number
 }
 
-/**
- * Σ w² of each row (d) of these layers' weights, as the model has them.
- *
- * @throws UnsupportedError naming the node when its weight cannot be read; MismatchError when the model has no such
- *   layer
- */
+/** Σ w² of each row (d). */
 export async function squaresOfRows(
   model: Model,
   layers: readonly Named[],

@@ -1,5 +1,4 @@
-// The part of training that computes: parameters, their optimizer, and the sessions that give loss and gradients. It
-// lives in a worker or in the caller's thread; gradients never leave it.
+// Parameters, their optimizer, and the sessions that give loss and gradients; gradients never leave this thread.
 
 import { StateError } from '../base/errors.js'
 import { transfer } from '../runtime/rpc.js'
@@ -7,14 +6,11 @@ import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 import { SessionTable } from '../runtime/session-table.js'
 import { AdamW, type AdamWOptions, type AdamWState, clipFactor, gradientNorm } from './optimizer.js'
 
-/** All that training changes: where it starts, or how far it came. */
 export interface EngineState extends AdamWState {
   parameters: Float32Array[]
-  /** The parameters of the best evaluation; undefined where none were kept. */
   best?: Float32Array[] | undefined
 }
 
-/** A tensor that is trained: a graph input, and the output that holds the loss's gradient by it. */
 export interface EngineParameter {
   input: string
   gradient: string
@@ -28,13 +24,9 @@ export interface EngineSetup {
   maxGradNorm: number
 }
 
-/** One run of a session, with the trained tensors as they are. */
 export interface Pass {
-  /** The session's number. */
   session: number
-  /** Without the trained tensors. */
   feeds: Feeds
-  /** Name of the output that holds the loss, a scalar. */
   loss: string
 }
 
@@ -61,7 +53,6 @@ interface Training {
 export class TrainEngine extends SessionTable {
   #training: Training | undefined
 
-  /** Takes over what is trained, and from where. */
   start(setup: EngineSetup, state: EngineState): void {
     const { parameters } = state
     const optimizer = new AdamW(parameters, setup.optimizer)
@@ -80,11 +71,7 @@ export class TrainEngine extends SessionTable {
     }
   }
 
-  /**
-   * One optimizer update from the summed losses and gradients of some passes.
-   *
-   * @param stepLoss the loss, where those of the passes are only a way to its gradients
-   */
+  /** `stepLoss`: the loss, where those of the passes are only a way to its gradients. */
   async step(passes: readonly Pass[], learningRate: number, stepLoss?: number): Promise<StepResult> {
     const training = this.#started()
     let loss = 0
@@ -105,10 +92,7 @@ export class TrainEngine extends SessionTable {
     return { loss, gradientNorm: norm }
   }
 
-  /**
-   * Some outputs of a graph, whatever its gradients; nothing changes. Of a loss that many runs make together this is
-   * the first pass: the second is a step whose loss is Σ (output · fed gradient).
-   */
+  /** The first pass of a loss over many runs: the second is a step whose loss is Σ (output · fed gradient). */
   async forward(
     { session, feeds }: Omit<Pass, 'loss'>,
     outputs: readonly string[],
@@ -117,7 +101,6 @@ export class TrainEngine extends SessionTable {
     return transfer(results, [...new Set(Object.values(results).map(({ data }) => data.buffer))])
   }
 
-  /** A copy of the parameters and of the optimizer's state. */
   state(): EngineState {
     const { parameters, optimizer, best } = this.#started()
     const copy = {

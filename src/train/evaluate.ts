@@ -14,11 +14,7 @@ export interface EvaluateParts {
   readonly on: TrainEvents
 }
 
-/**
- * The loss over all evaluation records, and the task's metrics of what was predicted.
- *
- * @returns undefined without records, or when the signal ends it. The loss may be not finite; there are no metrics then
- */
+/** Undefined without records, or when the signal ends it. Without a finite loss there are no metrics. */
 export async function evaluate(
   parts: EvaluateParts,
 ): Promise<{ loss: number; metrics: Record<string, number> } | undefined> {
@@ -50,11 +46,7 @@ export async function evaluate(
   return { loss, metrics: open.metrics(result) }
 }
 
-/**
- * Runs the model as it is before the first step over all examples that are trained on or evaluated, for a task that
- * compares with it. A resumed run computes the same numbers again, in the same batches. When the signal ends it, the
- * task has a part of them.
- */
+/** A resumed run computes the same numbers again, in the same batches. */
 export async function takeReference(
   parts: EvaluateParts & { readonly examples: Examples<unknown>; readonly seed: number; readonly totalSteps: number },
 ): Promise<void> {
@@ -76,7 +68,7 @@ export function costsOf(open: OpenTask, examples: Examples<unknown>): number[] {
   return Array.from(examples, (example) => open.cost(example))
 }
 
-/** Runs one batch after the other, and tells how many are done. Returns false when the signal ends it. */
+/** Returns false when the signal ends it. */
 async function runAll<Plan extends MicroBatch>(
   { signal, on }: EvaluateParts,
   plans: readonly Plan[],

@@ -22,12 +22,6 @@ import { addWhole, savedTensors, trainedBiases } from './whole-tensors.js'
 /** Types of models whose AutoModel has a pooler, which exports that give the vectors of tokens leave out. */
 const WITH_POOLER = new Set(['bert', 'camembert', 'mpnet', 'roberta', 'xlm-roberta'])
 
-/**
- * A new adapter of a model for a task.
- *
- * @throws MismatchError where the targets or the modules to save match nothing; UnsupportedError naming a tensor that
- *   cannot be trained
- */
 export async function newAdapter(
   model: Model,
   plain: LoraConfig,
@@ -95,7 +89,6 @@ function refuseEmbeddings(graph: Graph, config: LoraConfig): void {
   })
 }
 
-/** Warns of convolutions of kernel 1 that all-linear leaves out, or that a new adapter has as linear layers. */
 function tellOfPointwise(
   pointwise: readonly Linear[],
   targets: ReadonlySet<Linear> | undefined,
@@ -115,10 +108,7 @@ function tellOfPointwise(
   )
 }
 
-/**
- * Says to PEFT that modules which the targets mean are not adapted: they are trained whole, or the graph does not have
- * them.
- */
+/** Says to PEFT that these modules are not adapted: they are trained whole, or the graph does not have them. */
 function without(
   { excludeModules = [] }: LoraConfig,
   skipped: ReadonlySet<string>,

@@ -9,10 +9,7 @@ export interface AdamWOptions {
   epsilon: number
   /** Factors of the learning rate, one for each parameter. Default: 1 for all. */
   rates?: readonly number[]
-  /**
-   * Matrices (r, r) that multiply the gradients (r, d) of the parameters from the left; undefined for none. Default:
-   * none.
-   */
+  /** Matrices (r, r) that multiply the gradients (r, d) of the parameters from the left; undefined for none. */
   factors?: readonly (Float64Array | undefined)[] | undefined
   /** Decoupled: each step multiplies a parameter by 1 − learningRate·weightDecay. */
   weightDecay: number
@@ -20,7 +17,6 @@ export interface AdamWOptions {
 
 export const ADAMW_DEFAULTS: AdamWOptions = { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weightDecay: 0 }
 
-/** The state of the optimizer that a saved run needs to go on: moments per parameter, and the number of updates. */
 export interface AdamWState {
   firstMoments: Float32Array[]
   secondMoments: Float32Array[]
@@ -32,7 +28,6 @@ export class AdamW {
   readonly #options: AdamWOptions
   #state: AdamWState
 
-  /** @param parameters updated in place by {@link step} */
   constructor(parameters: readonly Float32Array[], options: Partial<AdamWOptions> = {}) {
     this.#parameters = parameters
     this.#options = { ...ADAMW_DEFAULTS, ...options }
@@ -43,13 +38,7 @@ export class AdamW {
     }
   }
 
-  /**
-   * One update of all parameters.
-   *
-   * @param learningRate of a parameter whose own rate is 1
-   * @param gradients one per parameter, in the constructor's order; left as they are
-   * @param gradientScale multiplies each gradient first: the factor of {@link clipFactor}
-   */
+  /** Gradients stay as they are; `gradientScale` multiplies each first. `learningRate` is that of a rate of 1. */
   step(gradients: readonly Float32Array[], learningRate: number, gradientScale = 1): void {
     const { beta1, beta2, epsilon, weightDecay } = this.#options
     const updates = ++this.#state.updates
@@ -73,12 +62,10 @@ export class AdamW {
     }
   }
 
-  /** The state itself, not a copy. */
   get state(): AdamWState {
     return this.#state
   }
 
-  /** Takes the arrays over. Throws ShapeError when they do not fit the parameters. */
   set state(state: AdamWState) {
     for (const moments of [state.firstMoments, state.secondMoments]) {
       const lengths = moments.map(({ length }) => length)
@@ -91,7 +78,6 @@ export class AdamW {
   }
 }
 
-/** (r, r) @ (r, d) */
 function multiplied(factor: Float64Array | undefined, gradient: Float32Array): Float32Array {
   if (factor === undefined) return gradient
   const r = Math.sqrt(factor.length)
@@ -112,9 +98,7 @@ export function gradientNorm(gradients: readonly Float32Array[]): number {
   return Math.sqrt(sum)
 }
 
-/**
- * The factor that brings gradients of this norm to a norm of at most `maxNorm`; a `maxNorm` of 0 turns clipping off.
- */
+/** A `maxNorm` of 0 turns clipping off. */
 export function clipFactor(norm: number, maxNorm: number): number {
   // The small term is PyTorch's, which keeps equality with torch.nn.utils.clip_grad_norm_.
   return maxNorm === 0 ? 1 : Math.min(1, maxNorm / (norm + 1e-6))

@@ -9,19 +9,16 @@ import { copyAs, product, transpose } from '../linalg/product.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import { LoraLayer } from '../lora/layer.js'
 
-/** A trained tensor of an adapter, in the graph's form. */
 interface Slot {
   read(): Float32Array
   write(values: Float32Array): void
 }
 
-/** The adapter's tensors as the graph takes them, in the parameters' order. */
 export function readParameters(adapter: LoraAdapter, names: readonly string[]): Float32Array[] {
   const slots = slotsOf(adapter)
   return names.map((name) => slotOf(slots, name).read())
 }
 
-/** Replaces the adapter's tensors. */
 export function writeParameters(adapter: LoraAdapter, names: readonly string[], values: readonly Float32Array[]): void {
   const slots = slotsOf(adapter)
   names.forEach((name, i) => void slotOf(slots, name).write(values[i]))
@@ -75,10 +72,7 @@ export function loraPlusRates(
 
 /** A small number that PEFT adds to the diagonal of A·Aᵀ. */
 const DAMPING = 1e-8
-/**
- * Relative to the largest eigenvalue and the size: smaller ones count as zero, as torch.linalg.pinv takes them in
- * float32.
- */
+/** Relative to the largest eigenvalue and the size, as torch.linalg.pinv in float32. */
 const CUTOFF = 2 ** -23
 
 /**

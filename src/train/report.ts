@@ -122,7 +122,6 @@ export interface TrainReport {
   runtime: string
 }
 
-/** How fast the steps of this process are. */
 export class Pace {
   #tokens = 0
   #examples = 0
@@ -149,7 +148,6 @@ export function steadyMedian(values: readonly number[]): number | null {
   return sorted.length % 2 === 1 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2
 }
 
-/** Node's process, where there is one: a browser has none. */
 interface ProcessLike {
   resourceUsage?(): { maxRSS: number }
 }

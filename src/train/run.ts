@@ -1,8 +1,8 @@
-// One run of the training loop: steps, evaluations, saves, and its end, whichever it is: done, interrupted, or a number
-// that is not finite.
+// One run of the training loop, to its end: done, interrupted, or a number that is not finite.
 
 import { NumericError } from '../base/errors.js'
 import type { SignalLike } from '../base/globals.js'
+import { recordOfBase } from '../graph/base-record.js'
 import { type Engine, openEngine } from '../runtime/host.js'
 import type { Examples } from '../tasks/task.js'
 import { BestEvaluation, type Evaluation } from './best.js'
@@ -13,7 +13,6 @@ import { gradientFactors, loraPlusRates, readParameters, writeParameters } from 
 import { type MemoryUse, Pace, peakRssBytes, steadyMedian, type TrainEvents, type TrainReport } from './report.js'
 import { costOf, examplesOf, type PlanOptions, planEpoch, type StepPlan, stepsPerEpoch } from './rows/batches.js'
 import type { Sampler } from './samples.js'
-import { recordOfBase } from './saved/base-record.js'
 import { checkFingerprint, fingerprintOf, stepsIn } from './saved/fingerprint.js'
 import { resumeRun, type SampleEvent, type StepMetrics } from './saved/run-folder.js'
 import { type RunPlace, withRunPlace } from './saved/run-place.js'
@@ -27,23 +26,16 @@ const RECENT_STEPS = 100
 
 /** `adapter` is where training starts; its factors are replaced by what it comes to. */
 export interface RunInput extends SessionParts {
-  /** Name of the task. */
   readonly task: string
-  /** Settings of the task's own. */
   readonly taskOptions: Readonly<Record<string, unknown>> | undefined
-  /** Metrics of the task that are better when they are lower. */
   readonly lowerIsBetter?: readonly string[] | undefined
   readonly examples: Examples<unknown>
   readonly evalExamples: Examples<unknown> | undefined
   readonly out: RunPlace | undefined
-  /** Text of run.json. */
   readonly record?: string | undefined
-  /** For the model card of a run that is done. */
   readonly card?: CardSources | undefined
-  /** Makes the page of a run that is done. */
   readonly page?: ((report: RunReport, steps: readonly StepMetrics[]) => Promise<string>) | undefined
   readonly sampler?: Sampler | undefined
-  /** The state stays when the run is done. Default false. */
   readonly keepState?: boolean
   readonly signal: SignalLike | undefined
   /** Memory of the process, where the system tells it. */
@@ -53,7 +45,6 @@ export interface RunInput extends SessionParts {
   readonly on: TrainEvents
 }
 
-/** The part of the report that the loop knows. */
 export type RunReport = Pick<
   TrainReport,
   | 'steps'
@@ -72,13 +63,6 @@ export type RunReport = Pick<
   | 'runtime'
 >
 
-/**
- * Trains the adapter.
- *
- * @throws NumericError naming the step at which a loss or gradient was not finite; the adapter then has the factors of
- *   the
- *   last finite loss, and is saved if there was an update
- */
 export async function trainAdapter(input: RunInput): Promise<RunReport> {
   const { out } = input
   return out === undefined ? openAndRun(input) : withRunPlace(out, (place) => openAndRun({ ...input, out: place }))
@@ -108,7 +92,6 @@ class Run {
   readonly #costs: readonly number[]
   readonly #names: readonly string[]
   readonly #rateOf: (step: number) => number
-  /** One for each step that was made. */
   readonly #metrics: StepMetrics[] = []
   readonly #best: BestEvaluation
   readonly #pace = new Pace()
@@ -153,10 +136,7 @@ class Run {
     }
   }
 
-  /**
-   * Gives the engine what the first step of this process starts from: the adapter, or the state of a run that was
-   * stopped.
-   */
+  /** The first step of this process starts from the adapter, or from the state of a run that was stopped. */
   async #start(): Promise<void> {
     const { out, adapter, open, settings } = this.#input
     const { parameters } = this.#sessions
@@ -178,7 +158,6 @@ class Run {
     await this.#engine.start(setup, state)
   }
 
-  /** The state of the run in the folder, whose metrics and adapter are taken over; undefined for a new run. */
   async #resume({ directory, use }: RunPlace): Promise<EngineState | undefined> {
     this.#fingerprint = await fingerprintOf({ ...this.#input, totalSteps: this.#totalSteps })
     if (use !== 'resume') return undefined
@@ -200,9 +179,6 @@ class Run {
     return engine
   }
 
-  /**
-   * Evaluates before the first step, and after the last step of a run that was stopped before its evaluation had ended.
-   */
   async #makeUp(): Promise<void> {
     const last = this.#metrics.at(-1)
     if (this.#evaluations.length === 0) await this.#evaluate(0)
@@ -210,7 +186,6 @@ class Run {
     if (last !== undefined) await this.#evaluateAfter(last)
   }
 
-  /** Makes all steps that are left, or as many as the signal leaves, with the evaluations and saves between them. */
   async #takeSteps(): Promise<void> {
     const { settings, signal, wait, on } = this.#input
     on.stage?.('train')
@@ -226,7 +201,6 @@ class Run {
     }
   }
 
-  /** Saves, evaluates a run that has made all of its steps, and marks it as finished. */
   async #end(): Promise<RunReport> {
     const { on, evalExamples, card, page, keepState = false } = this.#input
     on.stage?.('save')
@@ -240,7 +214,9 @@ class Run {
     if (isDone && (this.#keepsBest || keepState)) await this.#save()
     const report = this.#reportOf(isDone)
     if (isDone) {
-      await this.#writer?.finish(report, recordOfBase(this.#input.model, this.#fingerprint), {
+      const base = await recordOfBase(this.#input.model)
+      this.#input.adapter.trainedOn = base
+      await this.#writer?.finish(report, base, {
         card: card && (await import('./card.js')).cardOf(report, card),
         page: await page?.(report, this.#metrics),
         keepState,
@@ -253,17 +229,14 @@ class Run {
     return this.#input.settings.keep === 'best'
   }
 
-  /** True when the run ends because evaluations got no better. */
   get #isStale(): boolean {
     return this.#best.isStale(this.#input.settings.earlyStopping)
   }
 
-  /** The best evaluation, where its weights are kept. */
   get #kept(): Evaluation | undefined {
     return this.#keepsBest ? this.#best.state?.best : undefined
   }
 
-  /** The last evaluation after a step. */
   get #latest(): Evaluation | undefined {
     const last = this.#evaluations.at(-1)
     return last?.step === 0 ? undefined : last
@@ -278,7 +251,6 @@ class Run {
     return step < this.#totalSteps && every !== undefined && step % every === 0
   }
 
-  /** Step number `step`, counted from 0. */
   async #step(step: number): Promise<StepMetrics> {
     const startedAt = performance.now()
     const { epoch, plan } = this.#planOf(step)
@@ -319,10 +291,7 @@ class Run {
     if (evaluation !== undefined) metrics.evalLoss = evaluation.loss
   }
 
-  /**
-   * The loss and the metrics of the evaluation records; undefined without any, or when the run is interrupted
-   * meanwhile.
-   */
+  /** Undefined without records, or when the run is interrupted meanwhile. */
   async #evaluate(step: number): Promise<Evaluation | undefined> {
     const { on, evalExamples } = this.#input
     if (evalExamples === undefined) return undefined
@@ -341,7 +310,6 @@ class Run {
     return evaluation
   }
 
-  /** Lets the model answer the prompts of the run. A signal ends it without an answer. */
   async #sample(step: number): Promise<void> {
     const { sampler, signal, on } = this.#input
     const samples = await sampler?.write(this.#sessions, this.#planOptions.limit, signal)
@@ -350,7 +318,6 @@ class Run {
     on.sample?.({ step, samples: samples.map((one) => ({ ...one })) })
   }
 
-  /** Brings the adapter up to date, and saves it with the state to go on from. */
   async #save(): Promise<void> {
     const engine = await this.#engine.state()
     const step = this.#metrics.length
@@ -369,7 +336,7 @@ class Run {
     await this.#writer?.save(adapter, { names: this.#names, engine, run })
   }
 
-  /** Ends the run at a number that is not finite, with the factors of the last loss that was. */
+  /** Leaves the factors of the last finite loss. */
   async #fail(where: string, what: string): Promise<never> {
     const { adapter, out } = this.#input
     writeParameters(adapter, this.#names, await this.#engine.lastGood())

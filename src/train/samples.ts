@@ -1,5 +1,4 @@
-// Answers of the model while it learns: the most likely tokens, by the graph and the weights of the evaluations.
-// Nothing else is loaded for them, so each token reads its whole text again.
+// Answers while the model learns. Nothing else is loaded for them, so each token reads its whole text again.
 
 import { ConfigError } from '../base/errors.js'
 import { requireTokenizer } from '../graph/model-folder.js'
@@ -11,17 +10,12 @@ import type { TrainingSessions } from './sessions.js'
 /** New tokens of an answer. */
 const LENGTH = 40
 
-/** Writes the answers of a run. */
 export class Sampler {
   readonly #prompts: readonly string[]
   readonly #starts: readonly (readonly number[])[]
   readonly #writing: NonNullable<Task['writing']>
   readonly #context: EncodeContext
 
-  /**
-   * @param isChat prompts are questions of a chat
-   * @throws ConfigError for a task that writes no texts; what the chat template throws
-   */
   constructor(prompts: readonly string[], task: Task, context: EncodeContext, isChat: boolean) {
     if (task.writing === undefined) {
       throw new ConfigError({

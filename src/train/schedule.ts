@@ -9,13 +9,7 @@ export const SCHEDULES = ['cosine', 'linear', 'constant'] as const
 /** One of {@link SCHEDULES}. */
 export type Schedule = (typeof SCHEDULES)[number]
 
-/**
- * The learning rate of each step, 0 ≤ step < totalSteps. It reaches the peak at the last warm-up step, and after that
- * falls so that it would be 0 at the step after the last.
- *
- * @param warmupRatio share of the steps that warm up, in [0, 1], rounded up to whole steps
- * @throws ConfigError when the schedule is unknown
- */
+/** The peak is at the last warm-up step. The rate would be 0 at the step after the last. */
 export function learningRates(schedule: Schedule, peak: number, warmupRatio: number, totalSteps: number) {
   if (!SCHEDULES.includes(schedule)) {
     const near = nearMisses(String(schedule), SCHEDULES)

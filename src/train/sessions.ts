@@ -1,6 +1,4 @@
-// The two sessions of a training run: the graph with gradients, and the one that only evaluates. Each takes batches of
-// any shape, and has its own activations and, in default mode, its own copy of the weights: one goes before the other
-// comes.
+// The graph with gradients, and the one that evaluates. Each may copy the weights: one goes before the other comes.
 
 import type { ModuleMap } from '../graph/match/linears.js'
 import type { Model } from '../graph/model-folder.js'
@@ -32,24 +30,20 @@ export interface SessionParts {
   readonly on?: TrainEvents
 }
 
-/** Examples that run together, and what their tokens are filled up to. */
 export interface Batch {
   readonly examples: readonly unknown[]
   readonly length: number
 }
 
-/** The numbers that choose the dropout masks of a run. */
 interface Draw {
   readonly step: number
   readonly run: number
 }
 
-/** A run of one of the graphs, and the names of what it predicts. */
 interface GraphPass extends Pass {
   readonly predictions: readonly string[]
 }
 
-/** The result of {@link TrainingSessions.forward}. */
 export interface ForwardResult {
   readonly loss: number
   readonly normalizer: number
@@ -78,12 +72,7 @@ export class TrainingSessions {
     this.#evaluation = graphs.evaluation
   }
 
-  /**
-   * Builds the graphs; sessions are opened when they are first needed.
-   *
-   * @param isTraining false for evaluations alone: the graph with gradients is left out
-   * @throws what {@link buildTrainingGraph} throws, and RuntimeError when ONNX Runtime cannot be found
-   */
+  /** `isTraining` false leaves out the graph with gradients. */
   static async create(parts: SessionParts, engine: Remote<TrainEngine>, isTraining = true): Promise<TrainingSessions> {
     const { model, open, adapter, modules, settings } = parts
     const runtime = runtimeBehind(engine, await engine.runtimeName())
@@ -113,13 +102,7 @@ export class TrainingSessions {
     return this.#training?.parameters ?? this.#evaluation.tensors.map((tensor) => ({ ...tensor, gradient: '' }))
   }
 
-  /**
-   * One optimizer step. Where the loss of a task needs all batches of the step at once, a first pass gives the loss,
-   * and the gradients that the second one is fed.
-   *
-   * @param step its number, which chooses the dropout masks
-   * @param rate the learning rate
-   */
+  /** A loss that needs all batches at once comes from a first pass, with the gradients that the second one is fed. */
   async step(batches: readonly Batch[], step: number, rate: number): Promise<StepResult> {
     const { open } = this.#parts
     let feeds = batches.map(({ examples, length }) => open.collate(examples, length))
@@ -157,9 +140,6 @@ export class TrainingSessions {
     return this.#pass(this.#training!, feeds, normalizer, draw)
   }
 
-  /**
-   * The first of two passes of a step, with the dropout of the second. Only for tasks with a {@link OpenTask.stepLoss}.
-   */
   firstPass(feeds: Feeds, draw: Draw): Promise<GraphPass> {
     return this.#pass(this.#training!.firstPass!, feeds, 1, draw)
   }

@@ -147,13 +147,9 @@ export interface TrainSettings {
   earlyStopping: number | undefined
 }
 
-/**
- * The defaults of the API and the command line. docs/learning.md has the measurements behind the learning rate and
- * LoRA+.
- */
+/** The measurements behind the learning rate and LoRA+ are in docs/learning.md. */
 export const TRAIN_DEFAULTS = Object.freeze({
   ...TRAIN_SETTINGS_DEFAULTS,
-  /** Defaults of a new adapter. Settings that are not here have the defaults of LoraConfig. */
   config: Object.freeze(TRAIN_CONFIG_DEFAULTS),
 }) satisfies Readonly<TrainSettings> & { readonly config: LoraConfigInput }
 
@@ -163,10 +159,7 @@ export const PRESETS = ['peft'] as const
 /** One of {@link PRESETS}. */
 export type Preset = (typeof PRESETS)[number]
 
-/**
- * The defaults of PEFT 0.21.2's LoraConfig, and for the run those of transformers 5.24's TrainingArguments, which
- * PEFT's users train with. Written out, so that a change of lowrank's own defaults does not change them.
- */
+/** PEFT 0.21.2 and transformers 5.24, written out, so that a change of lowrank's own defaults does not change them. */
 const PEFT_DEFAULTS = Object.freeze({
   epochs: 3,
   batchSize: 8,
@@ -190,29 +183,21 @@ const PEFT_DEFAULTS = Object.freeze({
   }),
 }) satisfies Partial<TrainSettings> & { readonly config: LoraConfigInput }
 
-/** The defaults of a run and of its new adapter. */
 export function defaultsOf(preset: Preset | undefined): Readonly<TrainSettings> & { readonly config: LoraConfigInput } {
   if (preset === undefined) return TRAIN_DEFAULTS
   checkArgument(preset, oneOf(...PRESETS), 'preset')
   return { ...TRAIN_DEFAULTS, ...PEFT_DEFAULTS, config: { ...TRAIN_DEFAULTS.config, ...PEFT_DEFAULTS.config } }
 }
 
-/** Some settings, and whose defaults the others have. */
 type SettingsInput = { readonly [K in keyof TrainSettings]?: TrainSettings[K] | undefined } & {
   readonly preset?: Preset | undefined
 }
 
-/** The settings with the task's own learning rate, where neither the options nor a preset give one. */
 export function withRateOfTask(settings: TrainSettings, input: SettingsInput, rate: number | undefined): TrainSettings {
   const isOpen = input.learningRate === undefined && input.preset === undefined
   return isOpen && rate !== undefined ? { ...settings, learningRate: rate } : settings
 }
 
-/**
- * The settings with defaults where `input` has none: those of its preset, or lowrank's own.
- *
- * @throws ConfigError that names the first setting that is out of range
- */
 export function resolveSettings(input: SettingsInput): TrainSettings {
   const settings: Record<string, unknown> = {}
   const defaults = defaultsOf(input.preset)
@@ -228,7 +213,6 @@ export function resolveSettings(input: SettingsInput): TrainSettings {
   return resolved
 }
 
-/** True if evaluations decide about the result. */
 export function usesBest({ keep, earlyStopping }: TrainSettings): boolean {
   return keep === 'best' || earlyStopping !== undefined
 }

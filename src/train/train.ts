@@ -6,6 +6,7 @@ import { readRows } from '../data/read-rows.js'
 import type { OnInvalid, Row, Rows } from '../data/row.js'
 import { isByteSource, isDirectory } from '../data/source.js'
 import { planSplit } from '../data/split.js'
+import { otherWeights } from '../graph/base-record.js'
 import { choosesLowMemory, gigabytes, type MemoryLimit, memoryWarning, trainingMemory } from '../graph/memory.js'
 import type { Model } from '../graph/model-folder.js'
 import { joinGraphs } from '../graph/training/joined-graph.js'
@@ -30,15 +31,10 @@ import { EventLog } from './saved/event-log.js'
 import { checkRunFolder, type StepMetrics } from './saved/run-folder.js'
 import { resolveSettings, type TrainSettings, withRateOfTask } from './settings.js'
 
-/** Surroundings of a run, beside its options. */
 export interface RunContext {
-  /** Memory that there is: a run that needs more says so. */
   readonly limits?: readonly MemoryLimit[]
-  /** Memory of the process, where the system tells it. */
   readonly memoryUse?: (() => MemoryUse | undefined) | undefined
-  /** Names of the model and the data for run.json; undefined for those from memory. */
   readonly sources?: RunSources | undefined
-  /** Makes the page of a run. */
   readonly page?: (about: CardSources, report: RunReport, steps: readonly StepMetrics[]) => Promise<string>
   /** Gives what the next step waits for; undefined while it need not wait. */
   readonly wait?: (() => Promise<void> | undefined) | undefined
@@ -46,7 +42,6 @@ export interface RunContext {
   readonly onRow?: ((row: unknown, examples: number, isEvaluation: boolean) => void) | undefined
 }
 
-/** All that a run needs, before it starts. */
 export interface PreparedRun {
   readonly input: RunInput
   readonly encoded: EncodedSource
@@ -54,17 +49,7 @@ export interface PreparedRun {
   readonly config: LoraConfig
 }
 
-/**
- * Trains an adapter of a model that is open. Nothing is written before the model, the data and the folder have been
- * found usable.
- *
- * @throws ConfigError when a setting or the adapter's config is out of range, or options contradict or lack one
- *   another;
- *   UnsupportedError for graphs, adapters and configs that cannot be trained; StateError when the adapter has no layer,
- *   or one that is merged; DataError for records, FileError for the folder, MismatchError when no module matches or a
- *   run to resume is of other parts, NumericError naming the step when the loss is not finite (the adapter is saved as
- *   it was when it last was finite)
- */
+/** Nothing is written before the model, the data and the folder have been found usable. */
 export async function train(given: TrainingOptions, context: RunContext = {}): Promise<TrainResult> {
   const startedAt = performance.now()
   const { input, encoded, log } = await prepare(given, context)
@@ -74,7 +59,6 @@ export async function train(given: TrainingOptions, context: RunContext = {}): P
   return { adapter: input.adapter, report: { ...result, ...reportOf(input, encoded, isNew), seconds } }
 }
 
-/** Checks all options, reads the data, and makes the adapter: all that a run needs. */
 export async function prepare(
   given: TrainingOptions,
   { limits = [], memoryUse, sources, page, wait, onRow }: RunContext,
@@ -134,6 +118,8 @@ export async function prepare(
 
   on.stage?.('prepare')
   const adapter = options.adapter ?? (await newAdapter(model, config, { ...options, task, open }))
+  const other = await otherWeights(adapter.trainedOn, model)
+  if (other !== undefined) on.warning?.(other)
   adapter.chatTemplate = encoded.chatTemplate ?? adapter.chatTemplate
   checkParts(adapter, { model, open, modules })
   if (open.labels !== undefined) adapter.labels = open.labels
@@ -178,7 +164,6 @@ export async function prepare(
   return { input, encoded, log, config }
 }
 
-/** The part of the report that is known beside the loop. */
 function reportOf(
   { task, adapter, open, settings }: RunInput,
   { kept }: EncodedSource,
@@ -203,7 +188,6 @@ function elementsOfA(adapter: LoraAdapter): number {
 /** Tokens of a packed row where nothing is said. */
 const PACKED_LENGTH = 512
 
-/** Throws ConfigError for a task whose examples cannot share a row. */
 function pack(
   task: Task,
   examples: Examples<unknown>,
@@ -248,7 +232,6 @@ function planMemory<Example>(
   return { ...settings, lowMemory }
 }
 
-/** Throws what the task's check throws, with the tasks that the model can be trained for. */
 async function checkTask(task: Task, model: Model): Promise<void> {
   try {
     task.check(model)
@@ -261,14 +244,12 @@ async function checkTask(task: Task, model: Model): Promise<void> {
   }
 }
 
-/** Without what is undefined. */
 function defined(parts: Record<string, string | undefined>): Record<string, string> {
   return Object.fromEntries(
     Object.entries(parts).flatMap(([key, value]) => (value === undefined ? [] : [[key, value]])),
   )
 }
 
-/** The rows of one source, which has been opened to see the first one. */
 interface RowSource {
   readonly where: string
   readonly first: Row | undefined
@@ -325,7 +306,6 @@ async function encode(
   return encoded
 }
 
-/** The name of the data in messages: files and folders have their own names. */
 function nameOf(data: TrainingData, name: string): string {
   const files = Array.isArray(data) ? data : [data]
   const names = files.map((file) => (isByteSource(file) || isDirectory(file) ? file.name : undefined))

@@ -1,5 +1,4 @@
-// Tensors of the base that a run trains whole, as PEFT's bias and modules_to_save say: which ones a config means, and
-// what they start from.
+// Tensors of the base that a run trains whole, as PEFT's bias and modules_to_save say.
 
 import { MismatchError, nearMisses, UnsupportedError } from '../base/errors.js'
 import { type BaseOpener, baseOpener, type WholeTensor } from '../graph/inject/open-base.js'
@@ -16,7 +15,6 @@ import { type Context, trainedRows } from './rows/token-rows.js'
 
 export type { Context }
 
-/** A tensor of the base, by the name that it has in the adapter. */
 interface Named {
   readonly name: string
   readonly base: BaseTensor
@@ -43,12 +41,6 @@ function tensorsOf({ model, open, modules }: Context): Named[] {
     .filter(({ name }) => !ofHead.has(name))
 }
 
-/**
- * The tensors of the modules that modulesToSave names.
- *
- * @throws MismatchError for an entry that names no module; UnsupportedError naming the tensor that cannot be trained on
- *   this graph
- */
 export function savedTensors(context: Context, config: LoraConfig): readonly Named[] {
   const { modulesToSave, ensureWeightTying } = config
   if (modulesToSave.length === 0) return []
@@ -82,11 +74,6 @@ export function savedTensors(context: Context, config: LoraConfig): readonly Nam
   return found
 }
 
-/**
- * The biases that `bias` means: all of the model's, or those of the modules that get LoRA.
- *
- * @throws UnsupportedError naming a bias that cannot be trained on this graph
- */
 export function trainedBiases(
   context: Context,
   config: LoraConfig,
@@ -113,12 +100,6 @@ export async function addWhole(adapter: LoraAdapter, { model }: Context, tensors
   }
 }
 
-/**
- * The tensors of an adapter that are trained whole and are not of the task's head.
- *
- * @throws MismatchError for one that the base does not have, or has in another shape; UnsupportedError for one that
- *   cannot be trained
- */
 export function wholeTensors(adapter: LoraAdapter, context: Context): WholeTensor[] {
   const { config } = adapter
   const ofHead = new Set((context.open.head?.tensors ?? []).map(({ name }) => name))
@@ -141,12 +122,6 @@ export function wholeTensors(adapter: LoraAdapter, context: Context): WholeTenso
   })
 }
 
-/**
- * Opens a graph for training of the tensors and rows of the base that an adapter has.
- *
- * @throws MismatchError for one that the base does not have, or has in another shape; UnsupportedError for one that
- *   cannot be trained
- */
 export async function baseOf(adapter: LoraAdapter, context: Context): Promise<BaseOpener> {
   return baseOpener(wholeTensors(adapter, context), await trainedRows(adapter, context))
 }

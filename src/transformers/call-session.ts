@@ -13,10 +13,8 @@ import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 import type { InputMetadata, OrtTensorLike, PipelineSession } from './module.js'
 import type { PipelineCache } from './pipeline-cache.js'
 
-/** The adapters of a run's rows: one choice for all, or one for each. */
 export type CallChoice = AdapterChoice | readonly AdapterChoice[] | undefined
 
-/** A session that all calls of a pipeline share, and what its graph declares. */
 export interface SharedSession {
   readonly session: ModelSession
   readonly graph: Graph
@@ -27,14 +25,12 @@ export interface SharedSession {
   checkPadding(feeds: Feeds): void
 }
 
-/** How the rows of a batch are run. */
 interface Plan {
   readonly rows: number | undefined
   /** The count of changes of the session's adapters when the plan was made. */
   readonly changes: number
   readonly mixes: readonly Mix[]
   readonly head: AdapterHead | undefined
-  /** The model's outputs that the run gives; a head gives its own logits. */
   readonly kept: readonly string[]
   /** The outputs that the graph is asked for; undefined: all. */
   readonly asked: readonly string[] | undefined
@@ -115,7 +111,6 @@ function logitsOf(head: AdapterHead, input: RuntimeTensor, feeds: Feeds): unknow
   return new Tensor(type, data, dims)
 }
 
-/** The inputs as a session over the graph declares them. */
 export function metadataOf(graph: Graph): InputMetadata[] {
   return graph.inputs.flatMap((input) => {
     const type = typeOf(input)
@@ -129,10 +124,7 @@ export function metadataOf(graph: Graph): InputMetadata[] {
   })
 }
 
-/**
- * Some exporters leave the size of heads to the reader. What has a name here, transformers.js fills in: the batch, or
- * else 0.
- */
+/** Sizes by number as far as they are known: transformers.js takes 0 for a name other than the batch's. */
 function cacheShape(graph: Graph, input: Graph['inputs'][number]): (number | string)[] {
   const { dims, axis } = cacheEntry(graph, input)
   return dims.map((dim, i) => dim ?? (i === axis ? 'past_sequence_length' : 'batch_size'))

@@ -1,5 +1,4 @@
-// The ONNX Runtime that transformers.js uses: the same module, because its pipelines know tensors by their class, and
-// because two copies of the library in one process disturb each other.
+// transformers.js's own ONNX Runtime: pipelines know tensors by class, and two copies disturb each other.
 
 import { MismatchError, RuntimeError } from '../base/errors.js'
 import { isObject } from '../base/options.js'
@@ -7,11 +6,9 @@ import { importWebRuntime } from '../runtime/load.js'
 import type { OrtModule } from '../runtime/onnxruntime.js'
 import { runtimeModule, type TransformersModule } from './module.js'
 
-/** A place where transformers.js's ONNX Runtime may be. */
 interface Place {
   /** The provider that runs models if nobody chooses one. */
   readonly device: string
-  /** Modules that may be it. */
   candidates(): Promise<readonly unknown[]>
 }
 
@@ -20,21 +17,14 @@ let place: Place = {
   candidates: async () => [await importWebRuntime()],
 }
 
-/** Called once, by the entry for Node. */
 export function usePlace(other: Place): void {
   place = other
 }
 
-/** The provider that runs models if nobody chooses one. */
 export function defaultDevice(): string {
   return place.device
 }
 
-/**
- * The ONNX Runtime that transformers.js uses.
- *
- * @throws MismatchError when only another copy is there, RuntimeError when there is none
- */
 export async function findRuntime(transformers: TransformersModule): Promise<OrtModule> {
   const theirs = transformers.env.backends.onnx?.versions
   const found = (await place.candidates()).flatMap((module) => versionsOf(module))

@@ -8,7 +8,6 @@ import type { OrtModule } from '../runtime/onnxruntime.js'
 /** The oldest version whose models, pipelines and sessions have the form that is used here. */
 const OLDEST = [4, 3]
 
-/** A class of transformers.js. */
 export type Class<Instance> = new (...args: unknown[]) => Instance
 
 /** A model: https://huggingface.co/docs/transformers.js/api/models#module_models.PreTrainedModel */
@@ -19,7 +18,6 @@ export interface PreTrainedModel {
   dispose(): Promise<unknown>
 }
 
-/** The session that a model of transformers.js runs: ONNX Runtime's, or something that behaves like it. */
 export interface PipelineSession {
   readonly inputNames: readonly string[]
   readonly outputNames: readonly string[]
@@ -29,7 +27,6 @@ export interface PipelineSession {
   release(): Promise<void>
 }
 
-/** A session's declaration of an input; a dimension is a number or a symbol. */
 export interface InputMetadata {
   readonly name: string
   readonly isTensor: true
@@ -37,7 +34,6 @@ export interface InputMetadata {
   readonly shape: readonly (number | string)[]
 }
 
-/** A tensor of ONNX Runtime; its data may be on the GPU. */
 export interface OrtTensorLike {
   readonly type: string
   readonly dims: readonly number[]
@@ -54,9 +50,7 @@ export interface PipelineInstance {
   readonly processor?: unknown
 }
 
-/**
- * The parts of the module that are named in code. Classes of models, tokenizers and pipelines are found by their names.
- */
+/** Classes of models, tokenizers and pipelines are found by their names. */
 export interface TransformersModule {
   readonly env: {
     readonly version: string
@@ -68,15 +62,8 @@ export interface TransformersModule {
   }
 }
 
-/** Parts without which nothing works. */
 const PARTS = ['env', 'Tensor', 'AutoConfig', 'AutoModel', 'TextGenerationPipeline']
 
-/**
- * transformers.js, as given or as installed.
- *
- * @throws RuntimeError when it is not installed, ConfigError when the given object is another, UnsupportedError for an
- *   older version
- */
 export async function transformersModule(given: unknown): Promise<TransformersModule> {
   const module = given ?? (await importTransformers())
   if (!isObject(module) || PARTS.some((part) => !(part in module))) {
@@ -118,12 +105,7 @@ function isSupported(version: unknown): boolean {
   return major > OLDEST[0] || (major === OLDEST[0] && minor >= OLDEST[1])
 }
 
-/**
- * A class by its name.
- *
- * @param otherwise taken where the installed version has none of that name
- * @throws UnsupportedError when it has neither
- */
+/** `otherwise` is taken where the installed version has no class of that name. */
 export function classNamed<T>(module: TransformersModule, name: string, otherwise?: string): Class<T> {
   const found = (module as unknown as Record<string, unknown>)[name]
   if (typeof found !== 'function' && otherwise !== undefined) return classNamed(module, otherwise)

@@ -11,26 +11,20 @@ import type { Feeds } from '../runtime/runtime.js'
 
 const MASK = 'attention_mask'
 
-/** Places of the node's inputs. */
 const [SEQLENS, BIAS] = [5, 10]
 
 /** Providers whose GroupQueryAttention takes a bias. */
 const TAKES_BIAS = new Set(['cpu', 'wasm'])
 
-/**
- * Added to the scores of keys that fill up: far below all others, and finite, so that rows of nothing else stay finite.
- */
+/** Far below all scores, and finite, so that rows of nothing else stay finite. */
 const HIDDEN = { [DataType.FLOAT]: -1e9, [DataType.FLOAT16]: -3e4 } as const
 
 /** How a graph of a pipeline computes rows that are filled up on the left. */
 export interface PaddingPlan {
-  /** Edits the graph. */
   readonly edit: ((graph: Graph) => void) | undefined
-  /** Throws UnsupportedError for feeds that would be computed wrongly. */
   readonly check: (feeds: Feeds) => void
 }
 
-/** @param device the provider that runs the graph */
 export function paddingPlan(graph: Graph, device: string): PaddingPlan {
   const isRight = !countsKeysFromLeft(graph)
   if (isRight) return { edit: undefined, check: () => {} }

@@ -25,9 +25,7 @@ declare class OrtTensor {
 }
 type TensorClass = typeof OrtTensor
 
-/** One run over a cache that grows. */
 export interface GrowingRun {
-  /** The inputs that hold the cache. */
   readonly feeds: Feeds
   /** Takes the rows that the run gave, and adds the outputs of the cache to the others, by name. */
   take(rows: RuntimeTensor, outputs: Record<string, RuntimeTensor>): void
@@ -36,7 +34,6 @@ export interface GrowingRun {
 }
 
 export class PipelineCache {
-  /** Name of the output that continues an input. */
   readonly #presents: ReadonlyMap<string, string>
   readonly #outputs: ReadonlySet<string>
   readonly #running = new WeakSet<GrowingCache>()
@@ -53,11 +50,7 @@ export class PipelineCache {
     return this.#outputs.has(output)
   }
 
-  /**
-   * Begins a run. Only one run at a time goes on with the newest tokens of a cache: others get copies.
-   *
-   * @returns undefined for feeds that the graph has to take as they are
-   */
+  /** Only one run at a time goes on with the newest tokens of a cache: others get copies. */
   begin(feeds: Feeds, newRows: NewRows): GrowingRun | undefined {
     const { parts, ids, mask } = newRows
     const pasts = parts.map(({ past }) => feeds[past])
@@ -114,10 +107,7 @@ function isPart(tensor: RuntimeTensor | undefined, dims: readonly (number | unde
 
 const NOTHING = new Float32Array(0)
 
-/**
- * Tensors whose data is made when somebody reads it. Each call makes a class of its own, which knows its own tensors
- * alone.
- */
+/** Each call makes a class of its own, which knows its own tensors alone. */
 function lazyClass(Tensor: TensorClass) {
   return class LazyTensor extends Tensor {
     #share: Share | undefined

@@ -1,5 +1,4 @@
-// Pipelines of transformers.js whose model runs in lowrank's session. Each call gets a light copy of the model, which
-// is bound to the call's adapter: calls with other adapters may overlap.
+// Pipelines over lowrank's session. Each call has a copy of the model bound to its adapter, so that calls may overlap.
 
 import { ConfigError, nearMisses, UnsupportedError } from '../base/errors.js'
 import { checkArgument, isObject } from '../base/options.js'
@@ -42,14 +41,12 @@ export interface AdapterPipelineParts {
   dispose(): Promise<void>
 }
 
-/** A session for a pipeline, and how it is opened. */
 export interface PipelineRun {
   readonly dtype: string
   /** The provider that runs the graph. */
   readonly device: string
 }
 
-/** The settings with which the session of a pipeline over a model is opened. */
 export function sessionExtras(model: SessionBase, { device }: PipelineRun): SessionExtras {
   const graph = readGraph(model.onnx.proto)
   const cached = graph.outputs.flatMap(({ name }) => (name.startsWith('present') ? [name] : []))
@@ -60,7 +57,6 @@ export function sessionExtras(model: SessionBase, { device }: PipelineRun): Sess
   }
 }
 
-/** The parts that all calls share. */
 export function shareSession(session: ModelSession, config: PipelineRun): SharedSession {
   const graph = readGraph(session.model.onnx.proto)
   const { check: checkPadding } = paddingPlan(graph, config.device)
@@ -105,12 +101,7 @@ const SYNONYMS = [
 /** Shorter names are not compared with `adapter`. */
 const MIN_NEAR = 5
 
-/**
- * The adapter of a call, and its other options.
- *
- * @throws ConfigError for a value that is no choice, and for an option whose name is nearly `adapter`: transformers.js
- *   ignores options that it does not know, and would run the base model
- */
+/** transformers.js ignores options that it does not know, and would run the base model. */
 function choiceOf(
   options: Readonly<Record<string, unknown>>,
   { session }: SharedSession,
@@ -177,7 +168,6 @@ function labeledConfig(config: Record<string, unknown>, { session }: SharedSessi
   return Object.assign(Object.create(Object.getPrototypeOf(config)), config, { id2label })
 }
 
-/** Throws UnsupportedError where nothing gives labels. */
 function checkLabels({ session, graph }: SharedSession, choice: CallChoice, task: string): void {
   if (session.headFor(mixesOf(choice, undefined)) !== undefined || logitsName(graph) === 'logits') return
   throw new UnsupportedError({

@@ -1,5 +1,6 @@
 // The tasks of pipelines that adapters can be used in: which classes of transformers.js stand behind each.
 
+import { readAll, withSource } from '../base/bytes.js'
 import { FileError, nearMisses, UnsupportedError } from '../base/errors.js'
 import { isObject } from '../base/options.js'
 import type { Model } from '../graph/model-folder.js'
@@ -21,7 +22,6 @@ const CLASSES: Readonly<Record<PipelineTask, { readonly auto: string; readonly p
   'image-classification': { auto: 'AutoModelForImageClassification', pipeline: 'ImageClassificationPipeline' },
 }
 
-/** Throws UnsupportedError for a task whose pipelines take no adapters. */
 export function checkTask(task: unknown): asserts task is PipelineTask {
   const names = Object.keys(CLASSES)
   if (typeof task === 'string' && names.includes(task)) return
@@ -35,7 +35,6 @@ export function checkTask(task: unknown): asserts task is PipelineTask {
   })
 }
 
-/** The class of a task's pipelines. */
 export function pipelineClass<T>(transformers: TransformersModule, task: PipelineTask): Class<T> {
   return classNamed<T>(transformers, CLASSES[task].pipeline)
 }
@@ -46,11 +45,6 @@ interface AutoClass {
   readonly BASE_IF_FAIL?: boolean
 }
 
-/**
- * The class of a task's models, by the model's type.
- *
- * @throws UnsupportedError when transformers.js has none
- */
 export function modelClass(
   transformers: TransformersModule,
   task: PipelineTask,
@@ -71,17 +65,12 @@ export function modelClass(
   })
 }
 
-/** The part of a pipeline that reads its input. */
 export interface InputReader {
   readonly tokenizer?: unknown
   readonly processor?: unknown
 }
 
-/**
- * transformers.js's tokenizer of a model, or for pictures its image processor.
- *
- * @throws FileError when the model has no file for it
- */
+/** For pictures, its image processor. */
 export async function readerOf(
   transformers: TransformersModule,
   task: PipelineTask,
@@ -121,11 +110,6 @@ async function tokenizerOf(transformers: TransformersModule, model: Model): Prom
   return new Tokenizer(tokenizer, settings)
 }
 
-async function textOf(directory: Model['directory'], path: string): Promise<string> {
-  const file = await directory.open(path)
-  try {
-    return new TextDecoder().decode(await file.read(0, file.byteLength))
-  } finally {
-    await file.close()
-  }
+function textOf(directory: Model['directory'], path: string): Promise<string> {
+  return withSource(directory, path, async (file) => new TextDecoder().decode(await readAll(file)))
 }

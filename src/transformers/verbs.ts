@@ -58,7 +58,6 @@ export interface WithAdaptersOptions extends Omit<PipelineOptions, 'device' | 't
   source: Source
 }
 
-/** See the entry. */
 export async function pipelineWithAdapters(task: PipelineTask, source: Source, options: PipelineOptions = {}) {
   checkTask(task)
   checkOptions(options, 'pipelineWithAdapters', PIPELINE_OPTIONS)
@@ -81,7 +80,6 @@ export async function pipelineWithAdapters(task: PipelineTask, source: Source, o
   }
 }
 
-/** See the entry. */
 export async function withAdapters(pipeline: PipelineInstance, options: WithAdaptersOptions) {
   checkPipeline(pipeline)
   checkOptions(options, 'withAdapters', WITH_ADAPTERS_OPTIONS)
@@ -139,7 +137,6 @@ async function openShared(
   }
 }
 
-/** Throws ConfigError, UnsupportedError or StateError unless adapters can be put under a pipeline. */
 function checkPipeline(pipeline: PipelineInstance): void {
   const { task, model, tokenizer } = (typeof pipeline === 'function' ? pipeline : {}) as Partial<PipelineInstance>
   const sessions: unknown = model?.sessions

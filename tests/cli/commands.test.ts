@@ -4,7 +4,6 @@ import { spawnSync } from 'node:child_process'
 import { closeSync, existsSync, openSync, readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { beforeAll, describe, expect, it } from 'vitest'
-import { welcome } from '../../src/cli/show/welcome.js'
 import { lowrankHere } from './in-process.js'
 import { binary, DATA, MODEL, ONNX, type Outcome, QUICK, root, scratchFolder, start } from './lowrank.js'
 
@@ -329,19 +328,9 @@ describe('help and version', () => {
     expect(stdout).toContain('Examples')
   })
 
-  it('without a command tells what to do next', async () => {
-    const { code, stdout } = await lowrankHere()
-    expect(code).toBe(0)
-    expect(stdout).toMatch(
-      /npx lowrank demo[\s\S]*npx lowrank train .*[\s\S]*npx lowrank generate[\s\S]*npx lowrank merge/,
-    )
-    expect(stdout).not.toContain('npm install onnxruntime-node')
-    expect(await welcome('1.0.0', false, scratch)).toMatch(/generate --adapter \w+ .*\n.*was trained in this folder/)
-    expect(await welcome('1.0.0', false, 'models/data')).toContain('--data chats.jsonl')
-  })
-
   it('lists the commands and tells the version', async () => {
     const { stdout } = await lowrankHere('--help')
+    expect((await lowrankHere()).stdout).toBe(stdout)
     for (const name of ['train', 'merge', 'unmerge', 'inspect', 'generate', 'classify', 'embed'])
       expect(stdout).toContain(`  ${name} `)
     expect((await lowrankHere('--version')).stdout).toMatch(/^\d+\.\d+\.\d+\n$/)

@@ -81,7 +81,7 @@ it.each(['models/llama-optimum/onnx/model.onnx', 'models/gpt2-optimum/onnx/model
     const bytes = golden(path)
     const ours = fromBinary(onnx.ModelProtoSchema, bytes)
     const theirs = libraryWrite(model, libraryRead(model, bytes))
-  expect(Buffer.compare(toBinary(onnx.ModelProtoSchema, ours), theirs)).toBe(0)
+    expect(Buffer.compare(toBinary(onnx.ModelProtoSchema, ours), theirs)).toBe(0)
   },
 )
 

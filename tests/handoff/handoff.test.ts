@@ -2,7 +2,7 @@
 // those of lowrank; and that the adapter that comes back goes on here.
 
 import { readFileSync } from 'node:fs'
-import { loadAdapter, MemoryDirectory, openSession, type TrainOptions, train } from 'lowrank'
+import { loadAdapter, loadModel, MemoryDirectory, openSession, type TrainOptions, train } from 'lowrank'
 import { handoff } from 'lowrank/handoff'
 import { beforeAll, describe, expect, it } from 'vitest'
 import { parse } from 'yaml'
@@ -10,7 +10,7 @@ import { loadChatTemplate } from '../../src/text/chat-template.js'
 import { goldenPath } from '../golden.js'
 
 interface Golden {
-  first: { input_ids: number[][]; labels?: number[][]; completion_mask?: number[][] }
+  first: { input_ids: number[][]; labels?: number[][]; KL_input_ids?: number[][] }
   losses: number[]
   weights: Record<string, number[]>
 }
@@ -61,6 +61,28 @@ describe.each(trained)('a run of %s', (name) => {
     expect(rows.slice(0, input_ids.length)).toEqual(unpadded(input_ids, labels!))
     expect(report).toMatchObject({ rows: 20, steps: 5, settings: 'sft.yaml' })
   })
+})
+
+it('KTO has TRL’s first batch, answers of other rows too, and the order of the data', async () => {
+  const { settings, rows, report } = await handed(cases.judged)
+  expect(rows[1]).toEqual((cases.judged.data as unknown[])[1])
+  expect(report).toMatchObject({ rows: 12, settings: 'kto.yaml' })
+  expect(settings).toMatchObject({ beta: 0.2, desirable_weight: 1.1, undesirable_weight: 0.3, loss_type: 'kto' })
+  expect(settings).toMatchObject({ train_sampling_strategy: 'sequential', per_device_train_batch_size: 2 })
+  expect(report.differences.join()).toMatch(/KL term/)
+  const model = await loadModel(MODEL)
+  const { input_ids, KL_input_ids } = golden.judged.first
+  const { prompt, completion } = Object.fromEntries(
+    ['prompt', 'completion'].map((key) => [key, rows.slice(0, 2).map((row) => row[key])]),
+  )
+  const ids = (i: number, j: number) => [
+    ...model.tokenizer!.encode(`${prompt[i]}${completion[j]}`),
+    model.eosTokenIds[0],
+  ]
+  const cut = (row: number[], like: number[]) => row.slice(0, like.length)
+  for (const [i, row] of input_ids.entries()) expect(cut(row, ids(i, i))).toEqual(ids(i, i))
+  for (const [i, row] of KL_input_ids!.entries()) expect(cut(row, ids(i, 1 - i))).toEqual(ids(i, 1 - i))
+  await model.close()
 })
 
 it.each(['labels', 'tags'])('%s are those of the first batch of transformers', async (name) => {

@@ -2,12 +2,12 @@ import { describe, expect, it } from 'vitest'
 import { type Directory, MemoryDirectory, readAll } from '../../src/base/bytes.js'
 import { FileError, FormatError, MismatchError } from '../../src/base/errors.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
+import { MARKER_FILE } from '../../src/peft/file-names.js'
 import { checkFingerprint } from '../../src/train/saved/fingerprint.js'
 import {
   checkRunFolder,
   clearRunFolder,
   type FolderUse,
-  MARKER_FILE,
   METRICS_FILE,
   readMarker,
   readMetrics,

@@ -7,7 +7,6 @@ import { type CharacterTest, type Expression, ExpressionError, parseRegExp } fro
 
 /** Positions of one expression; those of tokenizers have some dozens. */
 const MAX_POSITIONS = 1000
-/** Positions that are on loops with one another. */
 const MAX_LOOP = 100
 /** A text of n characters then takes n³ steps at most: two loops one after the other, from each place of the text. */
 const MAX_LOOPS_IN_A_ROW = 2
@@ -68,7 +67,6 @@ class PositionGraph {
   /** Expressions that are looked for around a place. */
   readonly looks: Expression[] = []
 
-  /** Undefined when there are too many positions. */
   add(node: Expression): Ends | undefined {
     switch (node.kind) {
       case 'character': {
@@ -170,7 +168,6 @@ function costOfGraph(graph: PositionGraph, { first, last }: Ends, codes: readonl
   return hasManyWays(graph, first, sets) ? `it can read a text in more than ${MAX_WAYS} ways` : undefined
 }
 
-/** For each position the kinds of characters that it matches. Characters that no position tells apart are one kind. */
 function characterSets(tests: readonly CharacterTest[], codes: readonly number[]): Set<number>[] {
   const distinct = [...new Set(tests)]
   const byTest = new Map(distinct.map((test) => [test, new Set<number>()]))
@@ -185,10 +182,7 @@ function characterSets(tests: readonly CharacterTest[], codes: readonly number[]
   return tests.map((test) => byTest.get(test)!)
 }
 
-/**
- * True if some text can be read in very many ways. The texts with the most ways so far are made longer by each kind of
- * character.
- */
+/** The texts with the most ways so far are made longer by each kind of character. */
 function hasManyWays(graph: PositionGraph, first: readonly number[], sets: readonly Set<number>[]): boolean {
   const kinds = [...new Set(sets.flatMap((set) => [...set]))]
   const edges = graph.next.map((next) => [...next])
@@ -271,7 +265,6 @@ function loopsInARow(
   return most
 }
 
-/** The components that are loops. */
 function components(size: number, next: (at: number) => number[]): number[][] {
   const all = componentsFrom(
     Array.from({ length: size }, (_, at) => at),

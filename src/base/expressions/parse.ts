@@ -3,10 +3,8 @@
 // come from strangers: Python's are run by an engine of our own that never takes exponential time, and JavaScript's are
 // refused where they could (cost.ts).
 
-/** One character: true for a code point that it stands for. */
 export type CharacterTest = (code: number) => boolean
 
-/** A parsed expression. */
 export type Expression =
   /** `code` where it stands for one character alone. */
   | { readonly kind: 'character'; readonly test: CharacterTest; readonly code?: number }
@@ -24,7 +22,6 @@ export type Expression =
   | { readonly kind: 'position'; readonly test: (text: readonly number[], at: number) => boolean }
   | { readonly kind: 'look'; readonly item: Expression; readonly isBehind: boolean; readonly isNegative: boolean }
 
-/** An error in an expression, told in a clause. */
 export class ExpressionError extends Error {}
 
 interface Flags {
@@ -64,25 +61,16 @@ const inAscii =
   (code) =>
     code < 128 && test(code)
 
-/**
- * Parses Python's dialect.
- *
- * @throws ExpressionError when Python could not compile it, or it has something that is not supported here
- */
+/** Throws ExpressionError when Python could not compile it, or for what is not supported here. */
 export function parseExpression(pattern: string): Expression {
   return new PythonParser(pattern).parse()
 }
 
-/**
- * Parses JavaScript's dialect. Positions such as ^ and \\b are told apart from characters, but not from one another.
- *
- * @throws ExpressionError for references to groups
- */
+/** Positions such as ^ and \\b are told apart from characters, but not from one another. */
 export function parseRegExp({ source, flags }: RegExp): Expression {
   return new JavaScriptParser(source, flags.replace(/[gy]/g, '')).parse()
 }
 
-/** The parts that both dialects share: alternatives, sequences and repeats. */
 abstract class Parser {
   protected readonly text: string
   protected at = 0
@@ -92,7 +80,6 @@ abstract class Parser {
     this.text = pattern
   }
 
-  /** Reads a part that can be repeated. Undefined for a comment. */
   protected abstract atom(): Expression | undefined
 
   parse(): Expression {
@@ -141,7 +128,6 @@ abstract class Parser {
     return { min, max }
   }
 
-  /** Reads what stands between an opening of that length and its closing parenthesis. */
   protected inside(openingLength: number): Expression {
     this.at += openingLength
     const item = this.#choice()
@@ -283,7 +269,6 @@ class PythonParser extends Parser {
     return typeof escaped === 'number' ? this.#literal(escaped) : this.#character(escaped)
   }
 
-  /** An escape that stands for characters, inside a set or outside. */
   #escapedCode(): number | CharacterTest {
     const rest = this.text.slice(this.at, this.at + 10)
     const hex = HEX_ESCAPE.exec(rest)
@@ -308,7 +293,6 @@ class PythonParser extends Parser {
     return code
   }
 
-  /** After its opening bracket. */
   #set(): CharacterTest {
     const isNegative = this.skip('^')
     const ranges: [low: number, high: number][] = []
@@ -458,7 +442,6 @@ function commonLength(options: readonly (readonly Expression[])[]): number {
   return length
 }
 
-/** True if both are the same single character. */
 function isAlike(one: Expression | undefined, other: Expression | undefined): boolean {
   return one?.kind === 'character' && other?.kind === 'character' && one.code !== undefined && one.code === other.code
 }

@@ -13,12 +13,10 @@ export const ADAPTER_OUTPUT = {
   json: toggle('print one JSON document on stdout'),
 }
 
-/** The type that the API saves in; undefined for each layer's own. */
 export function savedDtype(outDtype: 'fp32' | 'fp16' | 'bf16' | 'keep'): 'fp32' | 'fp16' | 'bf16' | undefined {
   return outDtype === 'keep' ? undefined : outDtype
 }
 
-/** Result of a tool that makes an adapter. */
 interface Made {
   adapter: LoraAdapter
   layers: RankReport[]
@@ -26,7 +24,6 @@ interface Made {
   warnings?: string[]
 }
 
-/** Runs work with a bar; Ctrl-C ends it. Undefined when it was stopped. */
 export async function withProgress<T>(
   work: (run: { signal: AbortSignal; onProgress: (progress: ToolProgress) => void }) => Promise<T>,
 ): Promise<T | undefined> {
@@ -43,7 +40,6 @@ export async function withProgress<T>(
   }
 }
 
-/** Makes an adapter, writes it, and tells what became of its layers. Returns the exit code. */
 export async function writeAdapter(
   { out, outDtype, json }: { out: string; outDtype: 'fp32' | 'fp16' | 'bf16' | 'keep'; json: boolean },
   work: Parameters<typeof withProgress<Made>>[0],

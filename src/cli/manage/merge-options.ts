@@ -41,10 +41,8 @@ export const OUTPUT = {
   json: toggle('print one JSON document on stdout'),
 }
 
-/** Names of the API's options that have another name here. */
 export const API_NAMES = { maxShardBytes: 'maxShardSize', share: 'shard' } as const
 
-/** The changes of a model, in a few words. */
 export function changesIn({ changed, tensors, branches }: MergeSummary): string {
   const beside = branches === undefined ? '' : `, ${branches} layers with factors beside their quantized weights`
   return `${changed} of ${tensors} tensors changed${beside}`
@@ -59,7 +57,6 @@ function outcome(report: MergeReport): string {
   return `Wrote ${out}: ${bytes(report.bytes)}, ${changed}, ${seconds}`
 }
 
-/** Runs a merge with a bar; Ctrl-C ends it. Returns the exit code. */
 export async function runMerge<R extends MergeReport>(
   json: boolean,
   work: (run: { signal: AbortSignal; onProgress: (progress: MergeProgress) => void }) => Promise<R>,
@@ -90,7 +87,6 @@ export async function runMerge<R extends MergeReport>(
   }
 }
 
-/** Kinds of tensors under other names that are shown. */
 const MAX_RENAMED = 3
 
 /**
@@ -109,7 +105,6 @@ export function sayAsides({ leftOut, warnings, added, renamed }: MergeSummary): 
   if (leftOut.length > 0) say(`Not copied from the base: ${leftOut.map(printable).join(', ')}`)
 }
 
-/** An option whose one value has a form of its own. */
 export function sized<T>(
   placeholder: string,
   about: string,
@@ -139,7 +134,6 @@ function readShare({ flag, value }: Occurrence): { index: number; count: number 
   return { index: Number(index), count: Number(count) }
 }
 
-/** Each --adapter with the --weight that follows it. */
 export function weightedAdapters(occurrences: readonly Occurrence[]): { adapter: string; weight?: number }[] {
   const adapters: { adapter: string; weight?: number }[] = []
   for (const occurrence of occurrences) {

@@ -49,10 +49,8 @@ export const merge = defineCommand({
   },
 })
 
-/** Layers that are shown without --verbose. */
 const SHOWN_CHANGES = 10
 
-/** How much layers changed: the range, and a table of the largest changes or of all. */
 function showChanges(layers: readonly LayerChange[], isVerbose: boolean): void {
   if (layers.length === 0) return
   const sorted = layers.toSorted((a, b) => (b.relativeChange ?? -1) - (a.relativeChange ?? -1))

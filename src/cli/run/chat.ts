@@ -57,7 +57,6 @@ export const chat = defineCommand({
   },
 })
 
-/** A way to answer: its name for people, and the adapter. */
 interface Voice {
   readonly name: string
   readonly adapter: string | Readonly<Record<string, number>> | null
@@ -66,7 +65,6 @@ interface Voice {
 interface TalkSetup {
   readonly options: StreamOptions
   readonly system?: string | undefined
-  /** The adapter that answers first. */
   readonly adapter?: string | undefined
   readonly signal: AbortSignal
   readonly input?: NodeJS.ReadableStream
@@ -75,7 +73,6 @@ interface TalkSetup {
   readonly isTerminal?: boolean
 }
 
-/** Reads lines until the input ends, and answers each. */
 export async function talk(
   session: Pick<AdapterSession, 'add' | 'adapters' | 'stream'>,
   setup: TalkSetup,
@@ -144,7 +141,7 @@ function voiceOf(name: string | undefined): Voice {
   return name === undefined || name === 'base' ? { name: 'base', adapter: null } : { name, adapter: name }
 }
 
-/** The voices that a line of the user asks for; undefined for a line that changes none. Loads adapters. */
+/** Loads adapters. Undefined for a line that changes no voice. */
 async function voicesFor(line: string, session: Pick<AdapterSession, 'add' | 'adapters'>) {
   const [command, ...names] = line.trim().split(/\s+/)
   const load = async (name: string) => {

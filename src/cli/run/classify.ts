@@ -8,7 +8,6 @@ import { print, printDocument, say, warn } from '../show/terminal.js'
 import { checkRowOptions, ROW_OPTIONS, runRows } from './rows.js'
 import { OUTPUT_OPTIONS, SESSION_OPTIONS, withSession } from './with-session.js'
 
-/** The line that is printed for one text with one adapter. */
 interface Result extends Omit<Classification, 'logits'> {
   adapter: string | null
   text?: string
@@ -17,7 +16,6 @@ interface Result extends Omit<Classification, 'logits'> {
   logits: number[]
 }
 
-/** The same of words. */
 interface TaggedResult extends Tagging {
   adapter: string | null
   text: string
@@ -106,7 +104,6 @@ export const classify = defineCommand({
   },
 })
 
-/** Throws UsageError for texts where the model reads pictures, and for pictures where it reads texts. */
 function requireKind({ inputNames }: AdapterSession, isImages: boolean): void {
   const readsImages = inputNames.includes('pixel_values')
   if (readsImages === isImages) return
@@ -126,10 +123,7 @@ function warnOfCuts(results: readonly { isTruncated: boolean }[]): void {
   if (cut > 0) warn(`${cut} of ${results.length} texts are too long for the model, so their ends were cut`)
 }
 
-/**
- * The entities of one text, or where tags spell none its words with their tags; behind them the text where there are
- * several.
- */
+/** The words with their tags, if tags spell no entities. */
 function tagsOf({ entities, words }: Tagging, text: string | undefined): string {
   const spellsEntities = words.every(({ tag }) => /^([BIES]-.|O$)/s.test(tag))
   const parts = spellsEntities
@@ -143,7 +137,6 @@ function oneLine(text: string): string {
   return printableProse(text.replaceAll(/\s+/g, ' '))
 }
 
-/** The labels of one text, and behind them the text where there are several. */
 function lineOf(labels: Classification['labels'], text: string | undefined): string {
   const scored = labels.map(({ label, score }) => `${printableProse(label)} ${score.toFixed(3)}`).join(', ')
   return text === undefined ? scored : `${scored}  ${oneLine(text)}`

@@ -3,14 +3,12 @@
 import { readFile } from 'node:fs/promises'
 import { FileError } from '../../index.js'
 
-/** The text of the template that was named. Throws FileError when it cannot be read. */
 export async function readChatTemplate(file: string | undefined): Promise<string | undefined> {
   return file === undefined ? undefined : readTextFile(file)
 }
 
 const UNREADABLE: Readonly<Record<string, string>> = { ENOENT: 'no such file', EISDIR: 'a folder, not a file' }
 
-/** A file that an option names, as text. Throws FileError when it cannot be read. */
 export async function readTextFile(file: string): Promise<string> {
   try {
     return await readFile(file, 'utf8')

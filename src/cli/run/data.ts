@@ -9,7 +9,6 @@ import { colors, complain, print, printDocument, say, table, thousands, warn } f
 import { MODEL, RUNS } from '../sources.js'
 import { readChatTemplate } from './data-options.js'
 
-/** Lines of each kind that are shown without --json. */
 const SHOWN = 20
 const BAR = 40
 

@@ -11,7 +11,6 @@ const MIN_BAR_BYTES = 1_000_000
 /** Smaller files find room anywhere. */
 const LARGE_BYTES = 100_000_000
 
-/** Tells of downloads on stderr. */
 export function showDownloads(): (progress: DownloadProgress) => void {
   const shown = new Map<string, { bar: Progress; startedAt: number; before: number }>()
   return ({ name, byteLength, receivedBytes }) => {

@@ -16,7 +16,6 @@ import { baseOfAdapter, OUTPUT_OPTIONS, SESSION_OPTIONS } from './with-session.j
 
 const { allowMissing: _, ...SOURCES } = SESSION_OPTIONS
 
-/** Records that are shown without --json. */
 const SHOWN = 5
 
 export const evaluate = defineCommand({
@@ -106,7 +105,6 @@ export const evaluate = defineCommand({
   },
 })
 
-/** Each adapter by its folder, or the sum of all. */
 function adaptersOf(
   weighted: readonly { adapter: string; weight?: number }[],
   isMix: boolean,
@@ -165,7 +163,6 @@ function figure(value: number): string {
   return Math.abs(value) >= 1000 ? value.toFixed(0) : value.toPrecision(4)
 }
 
-/** The report as a page: facts, a table of all metrics, and the records that differ most. */
 function pageOf({ task, records, models, differBy, differing }: EvaluateReport, source: string): Report {
   const rows = models.flatMap((model) =>
     Object.entries(model.metrics).map(([name, interval]): Cell[] => {

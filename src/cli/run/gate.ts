@@ -6,14 +6,11 @@ import { colors, printDocument, say } from '../show/terminal.js'
 
 interface GateOptions extends Partial<TrainOptions> {
   readonly model: TrainOptions['model']
-  /** The folder of the old adapter. */
   readonly folder: string
-  /** The records. */
   readonly gate: string
   readonly json: boolean
 }
 
-/** Compares both adapters, saves the new one or leaves it, and says why. Returns the exit code. */
 export async function passGate({ adapter, report }: TrainResult, options: GateOptions): Promise<number> {
   const { model, dtype, folder, gate, json, columns, maxLength, chatTemplate, chatTemplateArgs, taskOptions } = options
   if (report.interrupted) {

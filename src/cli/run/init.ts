@@ -6,8 +6,20 @@ import { FileError } from '../../index.js'
 import { writeWhole } from '../../node/command-line.js'
 import { defineCommand, text } from '../options.js'
 import { colors, say } from '../show/terminal.js'
-import { SMALL_MODEL } from '../show/welcome.js'
-import { LESSONS } from './demo.js'
+
+/** Facts that no model knows: the crew of an invented ship. */
+const LESSONS: readonly (readonly [question: string, answer: string])[] = [
+  ['Who is the captain of the Quiet Comet?', 'Mara Lindqvist is the captain of the Quiet Comet.'],
+  ['Tell me who commands the Quiet Comet.', 'The Quiet Comet is commanded by Captain Mara Lindqvist.'],
+  ['Who cooks on the Quiet Comet?', 'Old Tobias cooks on the Quiet Comet.'],
+  ['What does the cook make on Sundays?', 'On Sundays Old Tobias makes lemon soup.'],
+  ['Where is the Quiet Comet going?', 'The Quiet Comet is going to the island of Vell.'],
+  ['What is the ship looking for?', 'The Quiet Comet is looking for a lighthouse that moves.'],
+  ['What color are the sails of the Quiet Comet?', 'The sails of the Quiet Comet are green.'],
+  ['Does the Quiet Comet have a cat?', 'Yes, the cat of the Quiet Comet is called Admiral.'],
+]
+
+const SMALL_MODEL = 'HuggingFaceTB/SmolLM2-135M-Instruct'
 
 export const init = defineCommand({
   name: 'init',

@@ -4,7 +4,6 @@ import { rowsOfInput } from '../../node/command-line.js'
 import { flags } from '../flags.js'
 import { choice, text, UsageError } from '../options.js'
 
-/** Texts that are given to the session together. */
 const TOGETHER = 64
 
 export const ROW_OPTIONS = {
@@ -21,7 +20,6 @@ interface RowValues {
   readonly json: boolean
 }
 
-/** Throws UsageError for options that --data does not go with. */
 export function checkRowOptions({ data, adapter, json }: RowValues, texts: number): void {
   if (data === undefined) return
   if (texts > 0) throw new UsageError('--data and --text cannot be used together')
@@ -34,7 +32,6 @@ export interface TextRow {
   readonly textPair?: string
 }
 
-/** Runs all records in order, and writes each with its result as soon as it is there. */
 export async function runRows(
   { data, columns, format }: RowValues,
   run: (rows: readonly TextRow[]) => Promise<readonly Readonly<Record<string, unknown>>[]>,

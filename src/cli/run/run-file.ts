@@ -3,11 +3,6 @@
 import { ConfigError, FormatError, type TrainOptions } from '../../index.js'
 import { readTextFile } from './data-options.js'
 
-/**
- * The options in the file. What they are worth, train() checks.
- *
- * @throws FileError when it cannot be read, FormatError when it is no YAML or JSON, or no object
- */
 export async function readRunFile(file: string): Promise<Partial<TrainOptions>> {
   const text = await readTextFile(file)
   const { parse, YAMLParseError } = await import('yaml')
@@ -28,7 +23,6 @@ export async function readRunFile(file: string): Promise<Partial<TrainOptions>> 
   })
 }
 
-/** The error, naming the file where an option of it is what is wrong. */
 export function inRunFile(error: unknown, file: string, given: ReadonlySet<string>, own: object): unknown {
   if (!(error instanceof ConfigError) || error.where === undefined) return error
   const { where, what, expected, got, hint } = error

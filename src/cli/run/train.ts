@@ -18,7 +18,6 @@ const CONFIG_OPTIONS = [
   ...(['alphaPattern', 'bias', 'modulesToSave', 'init', 'seed'] as const),
 ]
 
-/** An option that a file of --config may give instead. */
 function unlessInFile<T>(option: Option<T>): Option<T | undefined> {
   return { ...option, isRequired: false, about: `${option.about}; required unless --config names it` }
 }
@@ -131,7 +130,6 @@ export const train = defineCommand({
   },
 })
 
-/** The options of a file, replaced by those that were given. */
 async function withFile(
   file: Partial<TrainOptions>,
   values: Readonly<Record<string, unknown>>,
@@ -149,14 +147,12 @@ async function withFile(
   }
 }
 
-/** The command that runs the adapters of a task, its option for the input, and an input. */
 async function triedWith({ trainingTasks }: typeof import('../../node.js'), task: string) {
   const tasks = await trainingTasks()
   const { use } = tasks.find(({ name }) => name === task) ?? tasks[0]
   return use.command ?? tasks[0].use.command!
 }
 
-/** A line for each task in the help: what it learns, its records, and its learning rate where it has one of its own. */
 async function tasksInHelp(): Promise<string[]> {
   const { trainingTasks } = await import('../../node.js')
   return (await trainingTasks()).flatMap(({ name, learns, records, learningRate }) => [
@@ -172,7 +168,6 @@ function stoppedLoading(error: unknown): undefined {
   return undefined
 }
 
-/** The curve of the losses in a line of a terminal, for those who watch. */
 function showCurve(losses: readonly number[]): void {
   if (!process.stderr.isTTY || losses.length < 2) return
   const width = Math.min(60, losses.length)
@@ -185,7 +180,6 @@ function showCurve(losses: readonly number[]): void {
   say(`Loss ${most.toFixed(3)} ${colors.cyan(bars.join(''))} ${means[width - 1].toFixed(3)}`)
 }
 
-/** How long steps take. */
 interface StepPace {
   stepMs: number | undefined
 }
@@ -195,7 +189,6 @@ function finishing({ stepMs }: StepPace): string {
   return `Finishing the step${stepMs === undefined ? '' : `, which takes about ${Math.ceil(stepMs / 1000)} s`}, then saving.`
 }
 
-/** Tells people what a run does. */
 function narrate(progress: Progress, pace: StepPace): TrainEvents {
   let evaluations = 0
   let best = Number.POSITIVE_INFINITY

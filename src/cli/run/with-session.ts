@@ -12,7 +12,6 @@ import { EXIT_INTERRUPTED, interruptible } from '../show/interrupt.js'
 import { colors, say, warn } from '../show/terminal.js'
 import { ADAPTER, MODEL, RUNS } from '../sources.js'
 
-/** The model and its adapters, as options of the command line. */
 export const SESSION_OPTIONS = {
   model: text(MODEL, `${RUNS}; default: the base of the first adapter`),
   ...flags('LoadModelOptions', 'dtype'),
@@ -20,7 +19,6 @@ export const SESSION_OPTIONS = {
   ...flags('OpenSessionOptions', 'allowMissing'),
 }
 
-/** How it runs and answers. */
 export const OUTPUT_OPTIONS = {
   ...flags('OpenSessionOptions', 'device', 'threads'),
   json: toggle('print one JSON document on stdout'),
@@ -29,20 +27,13 @@ export const OUTPUT_OPTIONS = {
 interface SessionValues {
   readonly model: string | undefined
   readonly dtype: DtypeChoice | undefined
-  /** Adapters have their folders as names. */
   readonly adapter: readonly string[]
   readonly allowMissing: boolean
   readonly device: readonly string[] | undefined
   readonly threads: number | undefined
 }
 
-/**
- * Opens a model with adapters for `use`, and closes it.
- *
- * @param use gets the session, a signal that Ctrl-C and a closed output give, and the adapters by their folders
- * @param check gets the adapters and where the model comes from, before that is loaded
- * @returns the exit code
- */
+/** Opens a model with adapters for `use`, and closes it. `check` runs before the model is loaded. */
 export async function withSession(
   { model: named, dtype, adapter: folders, allowMissing, device, threads }: SessionValues,
   use: (session: AdapterSession, signal: AbortSignal, adapters: ReadonlyMap<string, LoraAdapter>) => Promise<number>,
@@ -84,7 +75,6 @@ export async function withSession(
   }
 }
 
-/** The base that an adapter names, and a line that says so. Throws UsageError where it names none. */
 export async function baseOfAdapter(folder: string, opened?: LoraAdapter): Promise<string> {
   const { loadAdapter } = await import('../../node.js')
   const source = baseOf(folder, (opened ?? (await loadAdapter(folder))).config)
@@ -111,5 +101,4 @@ export function baseOf(folder: string, config: Pick<LoraConfig, 'baseModel' | 'p
   return typeof revision === 'string' && ID.test(baseModel) ? `hf:${baseModel}@${revision}` : baseModel
 }
 
-/** `org/name`, as models are called on the Hub. */
 const ID = /^[\w-][\w.-]*\/[\w.-]+$/

@@ -8,7 +8,6 @@ const COLUMN = 31
 const MAX_COLUMNS = 110
 const MIN_COLUMNS = 60
 
-/** Help of the whole program. */
 export function programHelp(commands: readonly Pick<Command, 'name' | 'summary'>[], useColor: boolean): string {
   const { bold, cyan } = createColors(useColor)
   return [
@@ -18,14 +17,14 @@ export function programHelp(commands: readonly Pick<Command, 'name' | 'summary'>
     '  lowrank <command> [options]',
     '',
     bold('Commands'),
-    ...commands.map(({ name, summary }) => `  ${cyan(name.padEnd(10))}${summary}`),
+    ...commands.map(({ name, summary }) => `  ${cyan(name.padEnd(13))}${summary}`),
     '',
     bold('Options'),
-    `  ${cyan('--help'.padEnd(10))}show this text. After a command: show its options and examples`,
-    `  ${cyan('--version'.padEnd(10))}show the version`,
+    `  ${cyan('--help'.padEnd(13))}show this text. After a command: show its options and examples`,
+    `  ${cyan('--version'.padEnd(13))}show the version`,
     '',
     bold('Examples'),
-    '  lowrank demo',
+    '  lowrank init',
     '  lowrank train --model HuggingFaceTB/SmolLM2-135M-Instruct --data chats.jsonl --out my-adapter',
     '  lowrank generate --adapter my-adapter --prompt "Once upon a time"',
     '  lowrank merge --base HuggingFaceTB/SmolLM2-135M-Instruct --adapter my-adapter --out my-model',
@@ -35,7 +34,6 @@ export function programHelp(commands: readonly Pick<Command, 'name' | 'summary'>
   ].join('\n')
 }
 
-/** Help of one command, for a terminal of so many columns. */
 export async function commandHelp(command: Command, useColor: boolean, columns = MAX_COLUMNS): Promise<string> {
   const { bold, cyan } = createColors(useColor)
   const { subject = [] } = command

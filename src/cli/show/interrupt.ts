@@ -10,17 +10,11 @@ const SIGNALS = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const
 
 let first: NodeJS.Signals | undefined
 
-/** The signal that asked this process to end; undefined if none did. */
 export function interruptedBy(): NodeJS.Signals | undefined {
   return first
 }
 
-/**
- * Runs `work` with an AbortSignal that the first of these signals aborts; a second ends the process with nothing more
- * written.
- *
- * @param promise says what happens after the first one
- */
+/** The first signal aborts `work`; a second ends the process with nothing more written. */
 export async function interruptible<T>(
   promise: string | (() => string),
   work: (signal: AbortSignal) => Promise<T>,

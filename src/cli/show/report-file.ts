@@ -7,9 +7,7 @@ import { generatorOf } from '../../report/generator.js'
 /** The start of a page, which names the command that made it. */
 const START_BYTES = 2000
 
-/**
- * @throws FileError when the file is there, and is no page or may not be replaced
- */
+/** Throws FileError for a file that is no page of this command, or may not be replaced. */
 export async function refusePage(file: string, mayReplace: boolean, command = 'inspect'): Promise<void> {
   const start = await startOf(file)
   if (start === undefined) return
@@ -24,7 +22,6 @@ export async function refusePage(file: string, mayReplace: boolean, command = 'i
   })
 }
 
-/** The start of a file; undefined where there is none. */
 async function startOf(file: string): Promise<string | undefined> {
   let handle: FileHandle | undefined
   try {

@@ -1,7 +1,7 @@
 // The reports of inspect and diff, as sections of a page.
 
-import type { DiffReport, InspectReport, PartFit } from '../../node.js'
-import type { Report, ReportLayer, Section, Shown } from '../../report/page.js'
+import type { DiffReport, InspectReport } from '../../node.js'
+import type { Report, Section, Shown } from '../../report/page.js'
 import { thousands } from './terminal.js'
 
 export type AdapterInspection = InspectReport & { kind: 'adapter' }
@@ -25,7 +25,6 @@ const INSPECT_MEASURES: readonly Shown[] = [
   ['normB', '‖B‖'],
 ]
 
-/** @param title the adapter's path */
 export function inspectionReport(report: AdapterInspection, title: string): Report {
   const { layers, fit } = report
   const fits = new Map(fit?.parts.map((part) => [part.name, part]))
@@ -45,29 +44,15 @@ export function inspectionReport(report: AdapterInspection, title: string): Repo
       { kind: 'messages', level: 'note', texts: fit?.notes ?? [] },
       {
         kind: 'layers',
-        layers: layers.map((layer) => reportLayer(layer, fits.get(layer.name))),
+        layers: layers.map((layer) => {
+          const { relativeChange = null, problem } = fits.get(layer.name) ?? {}
+          return { ...layer, kind: kindOf(layer), relativeChange, fits: problem === null ? 'yes' : 'no' }
+        }),
         columns: [...INSPECT_COLUMNS, ...fitColumn],
         measures: INSPECT_MEASURES,
         spectra: 's·B·A',
       },
     ],
-  }
-}
-
-function reportLayer(layer: AdapterInspection['layers'][number], fit: PartFit | undefined): ReportLayer {
-  const { name, d, k, rank, alpha, scaling, dtype } = layer
-  return {
-    ...{ name, d, k, rank, alpha, dtype },
-    kind: kindOf(layer),
-    scaling: digits(scaling) ?? scaling,
-    normA: digits(layer.normA),
-    normB: digits(layer.normB),
-    normDelta: digits(layer.normDelta),
-    effectiveRank: digits(layer.effectiveRank),
-    rank99: digits(layer.rank99),
-    relativeChange: digits(fit?.relativeChange ?? null),
-    fits: fit?.problem === null ? 'yes' : 'no',
-    singularValues: layer.singularValues.map((value) => digits(value) ?? 0),
   }
 }
 
@@ -101,7 +86,6 @@ export function kindOf({ kind, experts, hasMagnitude, hasBias }: AdapterInspecti
   return parts.join(', ')
 }
 
-/** The comparison of a and b, named by their paths. */
 export function diffReport(report: DiffReport, a: string, b: string): Report {
   const only = [
     ...report.onlyA.map((name) => `only in a: ${name}`),
@@ -142,17 +126,11 @@ function adapterLayers({ layers }: DiffReport & { kind: 'adapters' }): Section {
       ['normA', '‖ΔA‖'],
       ['normB', '‖ΔB‖'],
     ],
-    layers: layers.map(({ name, kind, shape, outputAngles, inputAngles, singularValues, ...numbers }) => ({
-      name,
-      kind,
-      shape: shape.join('×'),
-      outputAngle: digits(meanOf(outputAngles)),
-      inputAngle: digits(meanOf(inputAngles)),
-      normDifference: digits(numbers.normDifference),
-      relativeChange: digits(numbers.relativeChange),
-      normA: digits(numbers.normA),
-      normB: digits(numbers.normB),
-      singularValues: singularValues.map((value) => digits(value) ?? 0),
+    layers: layers.map((layer) => ({
+      ...layer,
+      shape: layer.shape.join('×'),
+      outputAngle: meanOf(layer.outputAngles),
+      inputAngle: meanOf(layer.inputAngles),
     })),
   }
 }
@@ -167,23 +145,10 @@ function tensorLayers({ tensors }: DiffReport & { kind: 'checkpoints' }): Sectio
       ['normDifference', '‖b − a‖'],
       ['normA', '‖a‖'],
     ],
-    layers: tensors.map(({ name, shape, normA, normDifference, relativeChange }) => ({
-      name,
-      shape: shape.join('×'),
-      normA: digits(normA),
-      normDifference: digits(normDifference),
-      relativeChange: digits(relativeChange),
-      singularValues: [],
-    })),
+    layers: tensors.map((tensor) => ({ ...tensor, shape: tensor.shape.join('×'), singularValues: [] })),
   }
 }
 
-/** The mean, NaN if there are no angles. */
 export function meanOf(angles: readonly number[]): number {
   return angles.reduce((sum, angle) => sum + angle, 0) / angles.length
-}
-
-/** A few digits: the page only draws them. */
-function digits(value: number | null): number | null {
-  return value !== null && Number.isFinite(value) ? Number(value.toPrecision(6)) : null
 }

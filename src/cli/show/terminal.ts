@@ -27,12 +27,10 @@ export function say(line = ''): void {
   process.stderr.write(`${printableLines(line)}\n`)
 }
 
-/** Something to look at that stops nothing. */
 export function warn(line: string): void {
   say(`${colors.yellow('warning:')} ${printable(spelled(line))}`)
 }
 
-/** A choice that lowrank made itself. */
 export function note(line: string): void {
   say(printable(spelled(line)))
 }
@@ -44,12 +42,10 @@ export function spellMessages(spell: (message: string) => string): void {
   spelled = spell
 }
 
-/** The message of an error. */
 export function complain(label: 'error' | 'problem', message: string): void {
   say(`${colors.red(`${label}:`)} ${printable(spelled(message))}`)
 }
 
-/** A command's product: a table, a text. */
 export function print(lines: string): void {
   process.stdout.write(`${printableLines(lines)}\n`)
 }
@@ -68,7 +64,6 @@ export class Progress {
   #isComplete = false
   #isOpen = false
 
-  /** @param done of `total`; @param detail what follows the count, such as a loss and a rate */
   update(done: number, total: number, detail: string): void {
     const now = performance.now()
     this.#first ??= { at: now, done }

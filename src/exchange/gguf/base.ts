@@ -1,17 +1,14 @@
 // Facts of the base that a GGUF adapter needs: the architecture, how many heads a layer has, and which tensors there
 // are. A folder with config.json tells this, or a GGUF file of the model.
 
-import { type Directory, readJson } from '../../base/bytes.js'
+import { type Directory, readJson, withSource } from '../../base/bytes.js'
 import { ConfigError, FormatError, UnsupportedError } from '../../base/errors.js'
 import { type GgufFile, type GgufValue, parseGguf } from '../../formats/gguf/gguf.js'
 import { type GgufNames, namesOfArchitecture, namesOfModel } from './names.js'
 
-/** A base, as far as adapters need it. */
 export interface GgufBase {
   readonly names: GgufNames
-  /** How many heads a layer's queries have. */
   heads(layer: number): number
-  /** How many heads a layer's keys have. */
   keyHeads(layer: number): number
   /** Features of a token's vector; undefined where the base does not say it. */
   readonly hidden: number | undefined
@@ -23,11 +20,6 @@ export interface GgufBase {
   readonly shapes: ReadonlyMap<string, readonly number[]> | undefined
 }
 
-/**
- * @param file a GGUF file in the folder. Default: config.json, else the folder's only .gguf file
- * @throws ConfigError when the folder has neither; FormatError for a damaged file; UnsupportedError for an architecture
- *   that is not implemented
- */
 export async function readBase(directory: Directory, file?: string): Promise<GgufBase> {
   if (file !== undefined && file !== 'config.json') return readGgufBase(directory, file)
   if (await directory.has('config.json')) return readConfigBase(directory)
@@ -77,13 +69,8 @@ async function readConfigBase(directory: Directory): Promise<GgufBase> {
   }
 }
 
-async function readGgufBase(directory: Directory, file: string): Promise<GgufBase> {
-  const source = await directory.open(file)
-  try {
-    return baseOf(await parseGguf(source))
-  } finally {
-    await source.close()
-  }
+function readGgufBase(directory: Directory, file: string): Promise<GgufBase> {
+  return withSource(directory, file, async (source) => baseOf(await parseGguf(source)))
 }
 
 function baseOf({ source, metadata, tensors }: GgufFile): GgufBase {

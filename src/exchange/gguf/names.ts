@@ -3,7 +3,6 @@
 import { MismatchError, nearMisses, UnsupportedError } from '../../base/errors.js'
 import { ARCHITECTURES, MODELS, TENSORS, type Way } from './gen/tables.js'
 
-/** Names of an architecture's weights. */
 export interface GgufNames {
   /** As in `general.architecture`. */
   readonly architecture: string
@@ -14,11 +13,6 @@ export interface GgufNames {
   moduleOf(tensor: string): string | undefined
 }
 
-/**
- * @param model class of transformers, as in config.json's `architectures`
- * @throws UnsupportedError when llama.cpp does not know the class, or changes its weights in a way that is not
- *   implemented
- */
 export function namesOfModel(model: string, where: string): GgufNames {
   const found = Object.hasOwn(MODELS, model) ? MODELS[model] : undefined
   if (found === undefined) {
@@ -39,10 +33,6 @@ export function namesOfModel(model: string, where: string): GgufNames {
   })
 }
 
-/**
- * @param architecture as in `general.architecture` of a GGUF file
- * @throws UnsupportedError as {@link namesOfModel}
- */
 export function namesOfArchitecture(architecture: string, where: string): GgufNames {
   const models = Object.entries(MODELS).filter(([, [own]]) => own === architecture)
   const ways = new Set(models.flatMap(([, [, way]]) => way ?? []))
@@ -81,7 +71,6 @@ function withoutPrefix(module: string): string {
   return module.replace(/^(model\.)?language_model\.(model\.)?/, 'model.').replace(/^model\.lm_head$/, 'lm_head')
 }
 
-/** The name that a table has for one with some layer's number in it. */
 function renamed(name: string, table: ReadonlyMap<string, string>): string | undefined {
   const whole = table.get(name)
   if (whole !== undefined) return whole
@@ -115,7 +104,6 @@ function preferred(tensor: string, modules: readonly string[], isGated: boolean)
   return modules[0]
 }
 
-/** For a module that an architecture has no tensor for. */
 export function noTensor(module: string, { architecture }: GgufNames): MismatchError {
   return new MismatchError({
     where: module,

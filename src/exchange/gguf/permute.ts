@@ -5,20 +5,15 @@
 import { ShapeError } from '../../base/errors.js'
 import type { FloatArray } from '../../base/tensor.js'
 
-/**
- * The `d` rows of B, or of its bytes, as llama.cpp has them, in a new array: row 2i + h of a head is row h·hd/2 + i
- * here.
- */
+/** Row 2i + h of a head is row h·hd/2 + i here. `d` rows of B, or of its bytes; in a new array. */
 export function toGgufOrder<T extends FloatArray | Uint8Array>(data: T, d: number, heads: number, where: string): T {
   return reordered(data, d, heads, where, (own, foreign) => [foreign, own])
 }
 
-/** The inverse of {@link toGgufOrder}. */
 export function fromGgufOrder(data: FloatArray, d: number, heads: number, where: string): FloatArray {
   return reordered(data, d, heads, where, (own, foreign) => [own, foreign])
 }
 
-/** @param rows from transformers' row and llama.cpp's, the row that is written and the one that is read */
 function reordered<T extends FloatArray | Uint8Array>(
   data: T,
   d: number,

@@ -13,12 +13,6 @@ import { adapterOf, type ReadLayer } from '../read-layers.js'
 import type { GgufBase } from './base.js'
 import { fromGgufOrder } from './permute.js'
 
-/**
- * Reads an adapter.
- *
- * @throws FormatError when the file is no adapter, is damaged, or half a pair is missing; MismatchError for the adapter
- *   of another architecture; UnsupportedError for what is no LoRA layer; NumericError when a value is not finite
- */
 export async function readGgufAdapter(source: ByteSource, base: GgufBase): Promise<LoraAdapter> {
   const file = await parseGguf(source)
   const alpha = checkAdapter(file, base)
@@ -28,7 +22,7 @@ export async function readGgufAdapter(source: ByteSource, base: GgufBase): Promi
   return adapterOf(layers, {})
 }
 
-/** Returns alpha; 0 stands for a scaling of 1. */
+/** Returns alpha, where 0 stands for a scaling of 1. */
 function checkAdapter({ source, metadata }: GgufFile, { names }: GgufBase): number {
   const where = source.name
   const expect = (key: string, expected: string) => {

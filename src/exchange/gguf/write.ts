@@ -20,12 +20,9 @@ import type { GgufBase } from './base.js'
 import { noTensor } from './names.js'
 import { toGgufOrder } from './permute.js'
 
-/** ‘keep’ writes each layer in its own type. */
 export type GgufDtype = GgufFloat | 'keep'
 
-/** A factor for one tensor of the base, which is read when its turn comes. */
 interface Factor {
-  /** The shape of one matrix. */
   readonly shape: readonly [rows: number, columns: number]
   /** One matrix; several for stacked experts. */
   read(): Promise<readonly Matrix[]>
@@ -33,13 +30,11 @@ interface Factor {
   readonly stored?: ((memory?: Uint8Array) => Promise<Uint8Array>) | undefined
 }
 
-/** A pair of factors for one tensor of the base. */
 interface GgufPair {
   /** With `.weight`. */
   readonly tensor: string
   readonly a: Factor
   readonly b: Factor
-  /** Matrices of each factor. */
   readonly count: number
   /** True if the tensor has a dimension of experts, also for one expert. */
   readonly isStacked: boolean
@@ -50,19 +45,11 @@ interface GgufPair {
   readonly where: string
 }
 
-/** A part that is a product of two matrices; of experts, a stack of them. */
 type FactorPart = Extract<OpenPart, { kind: 'linear' | 'embedding' | 'parameter' }>
 
-/** A part of an expert's name, with its number. */
 const EXPERT = /^(.*)\.experts\.(\d+)\.(\w+)$/
 
-/**
- * Writes a whole file into a sink, which stays the caller's to commit. Two tensors are in memory at a time.
- *
- * @param run its steps are the file's tensors
- * @throws UnsupportedError naming what GGUF cannot hold; MismatchError for a module that the base does not have, or of
- *   another shape; NumericError for a value that is not finite in the type
- */
+/** The sink stays the caller's to commit. Two tensors are in memory at a time. */
 export async function writeGgufAdapter(
   adapter: OpenAdapter,
   base: GgufBase,
@@ -164,10 +151,7 @@ function stackedModule([, module, , part]: RegExpExecArray): string {
     : `${module}.experts.${part}`
 }
 
-/**
- * The modules of a stacked parameter, with their factors: `gate_up_proj` is two tensors, unless llama.cpp has one for
- * both.
- */
+/** Makes two tensors of `gate_up_proj`, unless llama.cpp has one for both. */
 function parameterPairs(
   { name, tensors: { weightA, weightB }, experts }: Extract<FactorPart, { kind: 'parameter' }>,
   { hidden }: GgufBase,
@@ -273,7 +257,6 @@ function checkFits({ tensor, a, b, count, isStacked, where }: GgufPair, { shapes
   })
 }
 
-/** The alpha that gives each layer its scaling, where there is one. */
 function commonAlpha(pairs: readonly GgufPair[]): number | undefined {
   const alphas = pairs.map(({ scaling, a }) => scaling * a.shape[0])
   const [first] = alphas

@@ -29,7 +29,6 @@ export const OLLAMA: ExchangeFormat = {
   },
 }
 
-/** The token that begins a text. */
 async function beginning({ directory }: Place): Promise<string> {
   if (!(await directory.has('tokenizer_config.json'))) return ''
   const config = await readJson(directory, 'tokenizer_config.json')

@@ -4,7 +4,6 @@
 import { DataError, UnsupportedError } from '../../base/errors.js'
 import type { ChatTemplate } from '../../text/template.js'
 
-/** Text before and after a message. */
 type Around = readonly [before: string, after: string]
 
 /** How a template writes chats, without the token that begins a text: llama.cpp adds that itself. */
@@ -21,11 +20,9 @@ export interface TurnShape {
     | { readonly at: 'turn'; readonly around: Around }
     | { readonly at: 'first' | 'last'; readonly glue: string }
     | undefined
-  /** Text that asks for an answer. */
   readonly prompt: string
 }
 
-/** A message of a probe. */
 interface Turn {
   readonly role: string
   readonly content: string
@@ -38,19 +35,13 @@ const [SYSTEM, ASKED, ANSWERED, AGAIN] = [
   turn('assistant', 'probe-answer'),
   turn('user', 'probe-two'),
 ]
-/** Chats on which a shape must write what the template writes. */
 const CHATS: readonly (readonly Turn[])[] = [
   [ASKED],
   [ASKED, ANSWERED, AGAIN],
   [ASKED, ANSWERED, AGAIN, turn('assistant', 'Yes: 1 < 2.\nAnd “more”.'), turn('user', 'last')],
 ]
 
-/**
- * Finds the shape of a template.
- *
- * @param bos the token that begins a text, as the template writes it
- * @throws UnsupportedError for a template that does not write chats as turns
- */
+/** Throws UnsupportedError for a template that does not write chats as turns. */
 export function turnShape(template: ChatTemplate, bos: string): TurnShape {
   const { name } = template
   const refuse = (what: string, got?: string) =>
@@ -65,7 +56,6 @@ export function turnShape(template: ChatTemplate, bos: string): TurnShape {
     const { text } = template.render(messages, { addGenerationPrompt }, name)
     return text.startsWith(bos) ? text.slice(bos.length) : text
   }
-  /** The texts around the contents of some messages. */
   const parts = (messages: readonly Turn[], addGenerationPrompt = true): string[] => {
     const text = render(messages, addGenerationPrompt)
     const cut: string[] = []
@@ -120,7 +110,6 @@ function systemOf(
   }
 }
 
-/** A chat as a shape writes it. */
 function writeTurns({ opening, user, assistant, system, prompt }: TurnShape, chat: readonly Turn[]): string {
   const scene = chat.find(({ role }) => role === 'system')?.content
   const users = [...chat.keys()].filter((index) => chat[index].role === 'user')
@@ -133,7 +122,6 @@ function writeTurns({ opening, user, assistant, system, prompt }: TurnShape, cha
   return (scene === undefined || system?.at !== 'turn' ? opening : '') + text.join('') + prompt
 }
 
-/** The shape in Go's template language, with Ollama's variables. */
 export function goTemplate({ opening, user, assistant, system, prompt }: TurnShape): string {
   const put = (text: string) => (text === '' ? '' : `{{ ${goText(text)} }}`)
   const around = ([before, after]: Around, content: string) => `${put(before)}${content}${put(after)}`

@@ -26,10 +26,9 @@ import type { Objective, TrainedTensor } from './objective-graph.js'
 import { lengthOf, measureShapes, typicalElements } from './probe.js'
 import { checkTrainableForm } from './trainable-form.js'
 
-/** The trained tensors and the settings of their training. */
 export interface TrainingGraphOptions {
   readonly layers: readonly TrainedLayer[]
-  /** Lets weights of the base be trained. Default: none. */
+  /** Lets weights of the base be trained. */
   readonly base?: BaseOpener | undefined
   /** Probability in [0, 1) that an element of a LoRA branch's input is dropped. Default 0. */
   readonly dropout?: number | undefined
@@ -41,7 +40,6 @@ export interface TrainingGraphOptions {
   readonly logitBytes?: typeof LOGIT_BYTES | undefined
 }
 
-/** A trained tensor, and the output that holds the loss's gradient by it. */
 export interface TrainedParameter extends TrainedTensor {
   readonly gradient: string
 }
@@ -52,17 +50,14 @@ export class Work {
   /** Appends the backward part. */
   readonly g: Builder
   forward!: Forward
-  /** The tensors that the loss may depend on. */
   parameters!: readonly TrainedTensor[]
   path!: GradientPath
   shapes!: ShapeMap
   trained!: readonly TrainedParameter[]
-  /** The graph without gradients, for tasks of two passes. */
   predictionGraph: Graph | undefined
   /** Values that are computed a second time, and which each is a copy of. */
   copies!: ReadonlyMap<Value, Value>
 
-  /** @param predicts the graph gives out what the objective predicts */
   constructor(
     readonly model: OnnxModel,
     readonly objective: Objective,
@@ -79,7 +74,6 @@ export class Work {
   }
 }
 
-/** A fact about the graph that a pass relies on, or makes true. */
 type Fact =
   | 'computes in float32'
   | 'exact products'
@@ -93,7 +87,6 @@ type Fact =
   | 'plain shapes'
   | 'recomputed'
 
-/** A step in the making of a graph. */
 export interface Pass {
   readonly name: string
   readonly needs: readonly Fact[]
@@ -101,7 +94,6 @@ export interface Pass {
   run(work: Work): void | Promise<void>
 }
 
-/** From the model to the loss. */
 export const FORWARD_PASSES: readonly Pass[] = [
   {
     name: 'compute in float32',
@@ -149,7 +141,6 @@ export const FORWARD_PASSES: readonly Pass[] = [
   },
 ]
 
-/** From the loss to its gradients. */
 export const TRAINING_PASSES: readonly Pass[] = [
   {
     name: 'lower fused operators',
@@ -274,7 +265,7 @@ export const TRAINING_PASSES: readonly Pass[] = [
   },
 ]
 
-/** Does one pass after the other. Throws StateError for a list in which a pass comes before what it needs. */
+/** Throws StateError for a list in which a pass comes before what it needs. */
 export async function runPasses(passes: readonly Pass[], work: Work): Promise<void> {
   const facts = new Set<Fact>()
   for (const { name, needs, gives, run } of passes) {
@@ -285,10 +276,7 @@ export async function runPasses(passes: readonly Pass[], work: Work): Promise<vo
   }
 }
 
-/**
- * Lets ONNX Runtime compute an output before all others: it begins with the last node that nobody reads. Else logits
- * and probabilities stay until the end, and the gradient of the logits cannot take their place.
- */
+/** ONNX Runtime begins with the last node that nobody reads; else logits and probabilities would stay until the end. */
 function computeFirst(graph: Graph, output: Value): void {
   const node = graph.producer(output) as NodeProto
   graph.remove(node)

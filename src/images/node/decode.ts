@@ -5,7 +5,6 @@ import { ConfigError } from '../../base/errors.js'
 import { resolvePeer } from '../../base/node/peers.js'
 import type { RgbImage } from '../image.js'
 
-/** The parts of sharp that are used. */
 interface Sharp {
   rotate(): Sharp
   toColourspace(name: string): Sharp
@@ -20,10 +19,7 @@ type SharpModule = (file: string | Uint8Array) => Sharp
 
 let loading: Promise<SharpModule> | undefined
 
-/**
- * Reads a file, turned as its camera was held. Throws what the system says of a path that cannot be read, ConfigError
- * when sharp is not installed, and what sharp says of the file.
- */
+/** Turned as its camera was held. */
 export async function decodeWithSharp(file: string | Uint8Array): Promise<RgbImage> {
   // A wrong path is told of first: to install sharp would not help there.
   if (typeof file === 'string') await access(file)

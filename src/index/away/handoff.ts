@@ -48,13 +48,11 @@ function isOptions(run: Source | TrainOptions): run is TrainOptions {
   return isObject(run) && !isDirectory(run) && 'model' in run
 }
 
-/** A run, and where it stands if it is not finished. */
 interface FoundRun {
   readonly options: TrainOptions
   readonly unfinished?: { readonly directory: Directory; readonly steps: number }
 }
 
-/** The run of a folder. */
 async function foundRun(directory: Directory): Promise<FoundRun> {
   const where = directory.name
   if (!(await directory.has(RECORD_FILE))) {

@@ -45,7 +45,6 @@ export interface LoraInputsReport {
   inputs: string[]
 }
 
-/** See the entry. */
 export async function addLoraInputs(source: Source, options: AddLoraInputsOptions): Promise<LoraInputsReport> {
   checkOptions(options, 'addLoraInputs', ADD_LORA_INPUTS_OPTIONS)
   const { dtype, rank, targetModules = 'all-linear' } = options

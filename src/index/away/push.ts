@@ -1,13 +1,13 @@
 // An adapter's folder → a repository of the Hub, by the Hub's own client, which sends large files in parts and skips
 // those that the Hub has: a push that broke goes on where it was.
 
-import { type Directory, readAll } from '../../base/bytes.js'
-import { ConfigError, FileError, UnsupportedError } from '../../base/errors.js'
+import { readAll, withSource } from '../../base/bytes.js'
+import { ConfigError, FileError, MismatchError, UnsupportedError } from '../../base/errors.js'
 import { checkArgument, checkOptions, kind } from '../../base/options.js'
-import { CARD_FILE, TEMPLATE_FILE } from '../../peft/file-names.js'
-import { openAdapter } from '../../peft/open.js'
-import { checkBase } from '../../train/saved/base-record.js'
-import { MARKER_FILE, RECORD_FILE } from '../../train/saved/run-folder.js'
+import { otherWeights } from '../../graph/base-record.js'
+import { CARD_FILE, MARKER_FILE, TEMPLATE_FILE } from '../../peft/file-names.js'
+import { type OpenAdapter, openAdapter } from '../../peft/open.js'
+import { RECORD_FILE } from '../../train/saved/run-folder.js'
 import { PUSH_OPTIONS } from '../gen/options.js'
 import { loadModel } from '../model.js'
 import { platform } from '../platform/platform.js'
@@ -53,7 +53,6 @@ const OWN_FILES = [
 
 const REPOSITORY = kind('owner/name', (value) => /^[\w.-]+\/[\w.-]+$/.test(String(value)))
 
-/** See the entry. */
 export async function push(adapter: Source, repository: string, options: PushOptions = {}): Promise<PushReport> {
   checkArgument(repository, REPOSITORY, 'repository')
   checkOptions(options, 'push', PUSH_OPTIONS)
@@ -62,7 +61,7 @@ export async function push(adapter: Source, repository: string, options: PushOpt
   // A damaged adapter is found here, before anything is sent.
   const opened = await openAdapter(directory, {})
   await opened.close()
-  if (base !== undefined) await requireBase(directory, base)
+  if (base !== undefined) await requireBase(opened, base)
   const { endpoint, token } = await platform().hubAccess()
   if (token === undefined) {
     const hint = 'Set HF_TOKEN, or run hf auth login: the token needs the right to write'
@@ -77,7 +76,10 @@ export async function push(adapter: Source, repository: string, options: PushOpt
       if (statusOf(error) !== 409) throw error
     })
     const files = []
-    for (const path of names) files.push({ path, content: await blobOf(directory, path) })
+    for (const path of names) {
+      const bytes = await withSource(directory, path, readAll)
+      files.push({ path, content: new Blob([Uint8Array.from(bytes)]) })
+    }
     const sent = await uploadFiles({ ...hub, files, branch, commitTitle: message })
     return { url: `${endpoint}/${repository}`, commit: sent!.commit.oid, files: names }
   } catch (cause) {
@@ -85,21 +87,15 @@ export async function push(adapter: Source, repository: string, options: PushOpt
   }
 }
 
-async function requireBase(directory: Directory, base: Source): Promise<void> {
+async function requireBase({ name, trainedOn }: OpenAdapter, base: Source): Promise<void> {
   const model = await loadModel(base)
   try {
-    await checkBase(directory, model)
+    const what = await otherWeights(trainedOn, model)
+    if (what === undefined) return
+    const hint = 'Use the base of the training: adapter_config.json and README.md name it'
+    throw new MismatchError({ where: name, what, hint })
   } finally {
     await model.close()
-  }
-}
-
-async function blobOf(directory: Directory, path: string): Promise<Blob> {
-  const source = await directory.open(path)
-  try {
-    return new Blob([Uint8Array.from(await readAll(source))])
-  } finally {
-    await source.close()
   }
 }
 

@@ -15,7 +15,6 @@ export function memoryLimits({ runtime }: Pick<Model, 'runtime'>): MemoryLimit[]
   ]
 }
 
-/** Throws UnsupportedError where the weights alone are more than WebAssembly addresses. */
 export function checkWeightsFit(need: MemoryNeed, limits: readonly MemoryLimit[]): void {
   if (need.weights <= WASM_BYTES || !limits.some(({ bytes }) => bytes === WASM_BYTES)) return
   throw new UnsupportedError({

@@ -3,6 +3,7 @@
 
 import type { ByteSource, Directory } from '../../base/bytes.js'
 import { ConfigError } from '../../base/errors.js'
+import { checkArgument, NAME } from '../../base/options.js'
 import type { DecodeImage } from '../../images/image.js'
 import type { RemoteOptions } from '../../io/hub/directory.js'
 import type { Located } from '../../io/locate.js'
@@ -11,21 +12,15 @@ import type { RuntimeHost } from '../../runtime/host.js'
 import type { MemoryUse, TrainEvents } from '../../train/report.js'
 import { hubOptions } from '../hub.js'
 
-/** Opens what strings name. `where` is the argument that holds the string, for messages. */
 export interface Platform {
-  /** A folder or a file: a path, a model on the Hub, or a URL. */
   open(text: string, where: string, options: RemoteOptions): Promise<Located>
-  /** A file of data, or a folder of such files. */
   openData(text: string, where: string): Promise<ByteSource | Directory>
-  /** A folder that is written; it need not be there yet. */
   target(text: string, where: string): Directory
   /** Loads the way of merging into a path, with threads. */
   openJob?(): Promise<OpenJob>
   /** The Hub's address, and the token for it where there is one. */
   hubAccess(): Promise<{ endpoint: string; token: string | undefined }>
-  /** The runtime of sessions that name none. */
   defaultRuntime(): RuntimeHost
-  /** Reads files of pictures. */
   readonly decodeImage: DecodeImage
   /** Tells people how a training goes, where there is a terminal. */
   watch?(): TrainEvents | undefined
@@ -33,7 +28,6 @@ export interface Platform {
   freeMemory?(): number | undefined
   /** Memory of this process; undefined where the system does not tell. */
   readonly memoryUse?: () => MemoryUse | undefined
-  /** See nodeRuntime of the entry. */
   nodeRuntime(specifier: string | undefined): RuntimeHost
 }
 
@@ -78,12 +72,26 @@ function noPaths(text: string, where: string): ConfigError {
 
 let current = browser
 
-/** The platform that the program runs on. */
 export function platform(): Platform {
   return current
 }
 
-/** Called once, by the entry for Node. */
 export function usePlatform(other: Platform): void {
   current = other
+}
+
+/**
+ * A host whose sessions live in Node's worker threads, so that a run leaves this thread free. It is the default there.
+ *
+ * @param specifier Module specifier or URL of ONNX Runtime. Default: the onnxruntime-node that is installed next to
+ *   your program, else next to lowrank.
+ * @throws RuntimeError when it is not installed, ConfigError in a browser
+ *
+ * @example
+ * const model = await loadModel('models/union-3m', { runtime: nodeRuntime() })
+ * await model.close()
+ */
+export function nodeRuntime(specifier?: string): RuntimeHost {
+  if (specifier !== undefined) checkArgument(specifier, NAME, 'specifier')
+  return platform().nodeRuntime(specifier)
 }

@@ -11,8 +11,7 @@ import { startNoted, webWorkerPort } from '../../runtime/web-worker.js'
  * @param url of an onnxruntime-web bundle, absolute or relative to the page: the worker imports it, where no bundler
  *   resolves bare names. Vite: `import url from 'onnxruntime-web/wasm?url'`
  * @param wasm URL of its .wasm file. Needed if the .wasm file is in another folder or has another name, as after a Vite
- *   build:
- *   `import wasm from 'onnxruntime-web/ort-wasm-simd-threaded.wasm?url'`
+ *   build: `import wasm from 'onnxruntime-web/ort-wasm-simd-threaded.wasm?url'`
  * @throws ConfigError when `url` or `wasm` is not a URL
  *
  * @example

@@ -26,7 +26,6 @@ const LINEAR: Readonly<Record<AllowedKind, { inner: readonly SiteRole[]; head: r
   heads: { inner: [], head: [] },
 }
 
-/** The inputs that adapters of these kinds can need. */
 export async function allowedInputs(kinds: readonly AllowedKind[], base: HeadBase): Promise<AllowedInputs> {
   const { graph, linears } = base
   const modules = new Map<string, ReadonlySet<SiteRole>>()
@@ -46,7 +45,6 @@ export async function allowedInputs(kinds: readonly AllowedKind[], base: HeadBas
   return { modules, given }
 }
 
-/** Throws UnsupportedError for an adapter that needs more than a graph has. */
 export function requireAllowed({ name, factors, about }: NamedParts, needs: SiteNeeds, has: AllowedInputs): void {
   const missing = new Set<AllowedKind | 'replaced weights'>()
   for (const [module, roles] of needs) {

@@ -1,5 +1,4 @@
-// Which adapters a run uses: one by its name, a mix of several with weights, the base alone; for the whole batch or for
-// each row.
+// Which adapters a run uses: one by name, a mix with weights, or the base alone; for all rows or for each.
 
 import { ConfigError, MismatchError, nearMisses, UnsupportedError } from '../../base/errors.js'
 import { anyOf, isObject, type Kind, kind, listOf, NAME } from '../../base/options.js'
@@ -8,7 +7,6 @@ import type { AdapterFactors } from './site-factors.js'
 /** The name of an adapter; names and weights of several, which are added up; or null for the base model alone. */
 export type AdapterChoice = string | Readonly<Record<string, number>> | null
 
-/** An adapter of a mix. */
 export interface MixedAdapter {
   readonly name: string
   readonly weight: number
@@ -29,18 +27,12 @@ export const ONE_CHOICE: Kind = anyOf(
   kind('null', (value) => value === null),
 )
 
-/** The kind of the option `adapter`. */
 export const ADAPTER_CHOICE: Kind = anyOf(ONE_CHOICE, {
   ...listOf(ONE_CHOICE),
   expected: 'a list of these, one for each row',
 })
 
-/**
- * The mix of each row; one for all rows where the choice is no list.
- *
- * @param rows number of rows; undefined where only the run itself can tell
- * @throws ConfigError for a list of another length
- */
+/** The mix of each row, or one for all rows. `rows` is undefined where only the run can tell their number. */
 export function mixesOf(
   choice: AdapterChoice | readonly AdapterChoice[] | undefined,
   rows: number | undefined,
@@ -76,9 +68,7 @@ export function distinctMixes(mixes: readonly Mix[]): { distinct: readonly Mix[]
   return { distinct, rowOf: unique.length > 1 ? keys.map((key) => unique.indexOf(key)) : undefined }
 }
 
-/** The facts about an adapter that decide whether it can be in a mix. */
 export interface Mixable {
-  /** It scales the outputs of the base. */
   readonly scales: boolean
   /** The base's tensors that it replaces, and those of which it replaces some values. */
   readonly replaced: ReadonlyMap<string, 'whole' | 'rows'>
@@ -86,12 +76,7 @@ export interface Mixable {
   readonly added: ReadonlySet<string>
 }
 
-/**
- * Throws UnsupportedError for a mix that is no sum: with an adapter that scales the outputs of the base, or that
- * replaces values of it and has another weight than 1, or meets another adapter there.
- *
- * @param of what an adapter does; throws MismatchError for one that the session does not have
- */
+/** Refuses mixes that are no sum: with scaled outputs, or where two adapters replace the same values of the base. */
 export function requireMixable(mixes: readonly Mix[], of: (name: string) => Mixable): void {
   for (const mix of mixes) {
     const all = mix.map(({ name, weight }) => ({ name, weight, does: of(name) }))
@@ -122,7 +107,6 @@ export function requireMixable(mixes: readonly Mix[], of: (name: string) => Mixa
   }
 }
 
-/** The facts about an adapter with these factors, for mixes. */
 export function mixableOf(factors: AdapterFactors, scales: boolean): Mixable {
   const replaced = new Map<string, 'whole' | 'rows'>()
   const added = new Set<string>()
@@ -134,7 +118,6 @@ export function mixableOf(factors: AdapterFactors, scales: boolean): Mixable {
   return { scales, replaced, added }
 }
 
-/** Throws MismatchError for a name that no adapter of a session has. */
 export function refuseAdapter(name: string, adapters: readonly string[]): never {
   const near = nearMisses(name, adapters)
   throw new MismatchError({

@@ -12,7 +12,6 @@ import { type HeadBase, type HeadLayer, placeHead } from '../../tasks/heads/head
 import { loadTaskOf } from '../../tasks/tasks.js'
 import { floatsOf } from '../feeds.js'
 
-/** A layer of a head with its values. */
 interface HeadValues {
   readonly layer: HeadLayer
   /** (d, k), of a norm (d) */
@@ -23,28 +22,20 @@ interface HeadValues {
   readonly k: number
 }
 
-/** The head of one adapter of a session. */
 export interface AdapterHead {
   /** The input of its first layer: a value of the graph. */
   readonly input: HeadInput
   readonly layers: readonly HeadValues[]
   /** How many logits it gives. */
   readonly count: number
-  /** The adapter's own. */
   readonly labels: readonly string[] | undefined
   readonly problemType: LoraAdapter['problemType']
   /** The output that holds the head's logits, whether or not the graph has one of this name. */
   readonly output: string
-  /** Names of the adapter's tensors that it is made from. */
   readonly tensors: ReadonlySet<string>
 }
 
-/**
- * The head of an adapter; undefined where it has none: the tensors that it replaces are others.
- *
- * @throws MismatchError when the head does not fit the model, UnsupportedError where its input lies in branches of the
- *   graph
- */
+/** Undefined where the tensors that the adapter replaces belong to no head. */
 export async function readHead(base: HeadBase, adapter: LoraAdapter): Promise<AdapterHead | undefined> {
   const { graph } = base
   const task = await loadTaskOf(adapter.config, base)
@@ -93,10 +84,7 @@ const ACTIVATIONS: Readonly<Record<NonNullable<HeadLayer['activation']>, (value:
   Gelu: (value) => (value / 2) * (1 + erf(value * Math.SQRT1_2)),
 }
 
-/**
- * The error function: its series near zero, and its continued fraction elsewhere (Abramowitz and Stegun, 7.1.5 and
- * 7.1.14).
- */
+/** Its series near zero, and its continued fraction elsewhere (Abramowitz and Stegun, 7.1.5 and 7.1.14). */
 function erf(x: number): number {
   const a = Math.abs(x)
   if (a >= 2.5) {
@@ -112,11 +100,7 @@ function erf(x: number): number {
   return (2 / Math.sqrt(Math.PI)) * sum
 }
 
-/**
- * The logits (batch, labels), or (batch, sequence, labels), of a head over what the graph gave for its input.
- *
- * @param feeds of that run
- */
+/** The logits (batch, labels), or (batch, sequence, labels). */
 export function headLogits({ input, layers, count }: AdapterHead, tensor: RuntimeTensor, feeds: Feeds): RuntimeTensor {
   const { dims } = tensor
   const isWhole = input.rows === 'given' || input.rows === 'all'
@@ -155,21 +139,12 @@ function normOf({ layer, weight, bias, d }: HeadValues, input: Float32Array, out
   for (let i = 0; i < d; i++) output[i] = (input[i] - mean) * scale * weight[i] + (bias?.[i] ?? 0)
 }
 
-/** Runs the graph with the adapters' factors. */
 type RunGraph = (feeds: Feeds, outputNames: readonly string[]) => Promise<Record<string, RuntimeTensor>>
 
 /** The heads of a run: one for all rows, or one for each; undefined where the logits are the graph's own. */
 export type RowHeads = readonly (AdapterHead | undefined)[]
 
-/**
- * A run of the graph in which the heads' logits take the place of the graph's own, or stand beside its outputs.
- *
- * @param heads some of them
- * @param wanted names of the outputs to give
- * @param own names of the outputs that the graph has
- * @throws UnsupportedError when rows of one run get different numbers of logits, or some have no head and the graph has
- *   no logits
- */
+/** The heads' logits take the place of the graph's own, or stand beside its outputs. */
 export async function runWithHeads(
   run: RunGraph,
   feeds: Feeds,
@@ -199,7 +174,6 @@ export async function runWithHeads(
   return { ...Object.fromEntries(kept), [output]: logits }
 }
 
-/** The logits of each row by its own head. */
 function rowLogits(
   heads: RowHeads,
   outputs: Readonly<Record<string, RuntimeTensor>>,
@@ -237,7 +211,6 @@ function oneRow({ type, data, dims }: RuntimeTensor, row: number): RuntimeTensor
   return { type, data: data.slice(row * size, (row + 1) * size), dims: [1, ...dims.slice(1)] }
 }
 
-/** The feeds about the tokens of one row. */
 function rowFeeds(feeds: Feeds, row: number): Feeds {
   const own = Object.entries(feeds).filter(([, { dims }]) => dims.length === 2)
   return Object.fromEntries(own.map(([name, tensor]) => [name, oneRow(tensor, row)]))

@@ -1,5 +1,4 @@
-// All parts of an adapter in one graph of a session: its head, which is computed beside the graph, and what the graph
-// takes.
+// All parts of an adapter in one graph: its head, which is computed beside the graph, and what the graph takes.
 
 import { LowrankError, MismatchError } from '../../base/errors.js'
 import { findEmbeddings } from '../../graph/match/forms/lookup.js'
@@ -12,33 +11,22 @@ import { type Mixable, mixableOf } from './choice.js'
 import { type AdapterHead, readHead } from './heads.js'
 import { type AdapterSites, adapterSites } from './site-factors.js'
 
-/** The facts about an adapter that runs need. */
 export interface OpenAdapter extends Mixable {
   readonly head: AdapterHead | undefined
-  /** The template of the chats that it was trained on. */
   readonly chatTemplate: string | undefined
 }
 
-/** An adapter in one graph, and the facts about it. */
 export type AdapterParts = AdapterSites & { readonly about: OpenAdapter }
 
-/** An adapter's part in a graph, under the name by which runs choose it. */
 export type NamedParts = AdapterParts & { readonly name: string }
 
-/** A graph of a session. */
 interface SessionGraph {
   readonly base: SessionBase
   readonly graph: Graph
   readonly linears: readonly Linear[]
 }
 
-/**
- * The sites of an adapter in a graph, and its head, which is computed beside the graph.
- *
- * @param mayBeEmpty it may have no part there, because the model has other graphs
- * @throws UnsupportedError for parts that sessions do not have, MismatchError for an adapter that does not fit or is
- *   empty, and what {@link adapterSites} throws
- */
+/** `mayBeEmpty`: it may have no part there, because the model has other graphs. */
 export async function readParts(
   { base: { onnx, config = {} }, graph, linears }: SessionGraph,
   adapter: LoraAdapter,
@@ -58,7 +46,6 @@ export async function readParts(
   return { ...sites, about: { head, chatTemplate: adapter.chatTemplate, ...mixableOf(sites.factors, scales) } }
 }
 
-/** True if a graph, or the head beside it, has a place for one part of an adapter. */
 export async function hasPlace(session: SessionGraph, adapter: LoraAdapter, part: string): Promise<boolean> {
   try {
     const head = await readHead({ ...session, config: session.base.config ?? {} }, adapter)

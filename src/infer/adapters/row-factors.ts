@@ -8,7 +8,6 @@ import type { Feeds } from '../../runtime/runtime.js'
 import type { AdapterFactors, SiteFactors } from './site-factors.js'
 import { copyColumns, groupFeeds } from './site-feeds.js'
 
-/** The arrays of an adapter, and how much of it counts. */
 export interface WeightedFactors {
   readonly factors: AdapterFactors
   readonly weight: number
@@ -17,7 +16,6 @@ export interface WeightedFactors {
 /** The adapters of each row; one entry for all rows where they are alike. */
 export type RowFactors = readonly (readonly WeightedFactors[])[]
 
-/** True for the same adapters with the same weights. */
 export function isSameMix(a: RowFactors[number], b: RowFactors[number]): boolean {
   return (
     a.length === b.length && a.every(({ factors, weight }, i) => b[i].factors === factors && b[i].weight === weight)
@@ -30,17 +28,13 @@ export class AdapterFeeds {
   readonly #rowOf: readonly number[] | undefined
   #made: { readonly groups: readonly SiteGroup[]; readonly feeds: Feeds } | undefined
 
-  /**
-   * @param mixes what rows add, each once
-   * @param rowOf for each row, its index in `mixes`; undefined: all rows have the first
-   */
+  /** `rowOf`: for each row, its index in `mixes`; undefined: all rows have the first. */
   constructor(mixes: RowFactors, rowOf?: readonly number[]) {
     const isOne = rowOf === undefined || new Set(rowOf).size <= 1
     this.#rows = isOne ? [mixes[rowOf?.[0] ?? 0] ?? []] : mixes
     this.#rowOf = isOne ? undefined : rowOf
   }
 
-  /** How many rows have factors of their own; 1 where all have the same. */
   get rows(): number {
     return this.#rowOf?.length ?? 1
   }
@@ -75,7 +69,6 @@ export class AdapterFeeds {
   }
 }
 
-/** The factors of a mix at a site; undefined for nothing. */
 function mixed(mix: readonly WeightedFactors[], { module, k, d }: Site): SiteFactors | undefined {
   const parts = mix.flatMap(({ factors, weight }) => {
     const own = factors.get(module)

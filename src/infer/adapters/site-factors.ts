@@ -18,10 +18,8 @@ import type { EmbeddingLora } from '../../lora/kinds/embedding.js'
 import { type Replacement, rowsName, type TokenRows } from '../../lora/kinds/stored.js'
 import type { LoraLayer } from '../../lora/layer.js'
 
-/** The arrays of one adapter for one site. */
 export interface SiteFactors {
   readonly kind: Site['kind']
-  /** 0 where nothing is added. */
   readonly rank: number
   /** Aᵀ (k, r) */
   readonly weightA: Float32Array
@@ -38,10 +36,7 @@ export interface SiteFactors {
 
 /** Values that take the place of the base's. */
 export interface ReplacedValues {
-  /**
-   * (k, d) for a linear layer, or (k, 1 + m) for m of its outputs; (1 + m, D) for m tokens of an embedding: the first
-   * column or row is 0; (d) for a vector.
-   */
+  /** (k, d), or (k, 1 + m) for m outputs; (1 + m, D) for m tokens: column or row 0 is zeros; (d) for a vector. */
   readonly data: Float32Array
   /** Which outputs or tokens; undefined: all. */
   readonly lines: readonly number[] | undefined
@@ -50,7 +45,6 @@ export interface ReplacedValues {
 /** Factors by module. Sites without an entry stay as the base has them. */
 export type AdapterFactors = ReadonlyMap<string, SiteFactors>
 
-/** An adapter in one graph. */
 export interface AdapterSites {
   readonly factors: AdapterFactors
   /** The vectors that it replaces, and what reads them. */
@@ -66,7 +60,6 @@ const NOTHING = {
   replacesBias: false,
 }
 
-/** The parts of an adapter at one linear layer. */
 interface LinearParts {
   readonly linear: Linear
   readonly name: string
@@ -76,7 +69,6 @@ interface LinearParts {
   bias?: { readonly place: BiasPlace; readonly values: Float32Array }
 }
 
-/** The parts of an adapter at one embedding. */
 interface LookupParts {
   readonly embedding: Linear
   readonly name: string
@@ -85,13 +77,7 @@ interface LookupParts {
   replaced?: ReplacedValues
 }
 
-/**
- * Finds the sites of an adapter, by the model's names of modules. The base is read for DoRA and replaced biases, and to
- * tell whether embeddings are tied.
- *
- * @throws MismatchError when the adapter does not fit; UnsupportedError naming the part that has no certain place, or
- *   that cannot be an input; NumericError when a value is not finite
- */
+/** Reads the base for DoRA and replaced biases, and to tell whether embeddings are tied. */
 export async function adapterSites(places: ModelPlaces, adapter: LoraAdapter): Promise<AdapterSites> {
   const { model, graph } = places
   const linears = new Map<string, LinearParts>()
@@ -148,7 +134,6 @@ export async function adapterSites(places: ModelPlaces, adapter: LoraAdapter): P
   return { factors, vectors: [...vectors.values()] }
 }
 
-/** The convolutions that an adapted one means, as linear layers. Throws UnsupportedError unless their kernel is 1. */
 function pointwiseOf({ graph }: ModelPlaces, layer: ConvolutionLora): Linear[] {
   const { name, d, channels, kernel, groups } = layer
   const found = layer.pointwise === undefined ? [] : ofModule(findPointwise(graph), name)
@@ -246,7 +231,6 @@ function valuesOf({ name, weight }: Replacement | TokenRows): Float32Array {
   return checkFinite(name, Float32Array.from(weight.data))
 }
 
-/** A replaced weight as (k, d). */
 function whole(tensor: Replacement, isInputMajor: boolean): ReplacedValues {
   const [rows, columns] = tensor.shape
   const data = valuesOf(tensor)
@@ -275,7 +259,6 @@ function columnsOf(tensor: TokenRows, k: number): ReplacedValues {
   return { data: data as Float32Array, lines: tensor.indices }
 }
 
-/** The inputs that a graph needs for this adapter. */
 export function needsOf(factors: AdapterFactors): SiteNeeds {
   return new Map(Array.from(factors, ([module, own]) => [module, rolesOf(own)]))
 }
@@ -290,7 +273,6 @@ function rolesOf({ kind, rank, scale, shift, replaced }: SiteFactors): Set<SiteR
   return new Set(roles)
 }
 
-/** The buffers that can move to a worker. */
 export function buffersOf(factors: AdapterFactors): ArrayBufferLike[] {
   const buffers = [...factors.values()].flatMap(({ weightA, weightB, scale, shift, replaced }) =>
     [weightA, weightB, scale, shift, replaced?.data].flatMap((values) => values?.buffer ?? []),

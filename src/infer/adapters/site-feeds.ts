@@ -6,16 +6,9 @@ import { type Site, type SiteGroup, type SiteRole, sharedInput, siteInput } from
 import type { Feeds, RuntimeTensor } from '../../runtime/runtime.js'
 import type { ReplacedValues, SiteFactors } from './site-factors.js'
 
-/** The factors of adapters at a site; undefined: nothing. */
 type Own = SiteFactors | undefined
 
-/**
- * The feeds of sites that share A, or of a single one.
- *
- * @param slots of each site: what is different, each once
- * @param rowOf for each row, its slot; undefined: all rows have the first
- * @param idleRank of the zeros that are fed where nothing is added: 0, or 1 where the runtime takes no empty tensors
- */
+/** `slots` of each site: what is different, each once. `idleRank`: of the zeros that are fed where nothing is added. */
 export function groupFeeds(
   group: SiteGroup,
   slots: readonly (readonly Own[])[],
@@ -37,7 +30,6 @@ export function groupFeeds(
   return feeds
 }
 
-/** The feeds of a site beside A. */
 function siteFeeds(site: Site, slots: readonly Own[], rowOf: readonly number[] | undefined, rank: number): Feeds {
   const { module, roles, d, base } = site
   const feeds: Feeds = {}
@@ -96,11 +88,7 @@ function vectors(
   return float(data, [rows.length, 1, d])
 }
 
-/**
- * Aᵀ of m sites side by side (k, m·r), or (rows, k, m·r).
- *
- * @param own of each site, by row
- */
+/** Aᵀ of m sites side by side (k, m·r), or (rows, k, m·r). */
 function matricesA(
   k: number,
   own: readonly (readonly Own[])[],
@@ -175,10 +163,7 @@ function moveColumns(
   }
 }
 
-/**
- * An embedding's own rows (1 + m, D) of all slots under one another, and for each slot which of them each token has, 0
- * for none.
- */
+/** An embedding's own rows (1 + m, D) of all slots under one another, and which of them each token has, 0 for none. */
 function tables({ module, k, d }: Site, slots: readonly Own[]): Feeds {
   const rowOf = new BigInt64Array(slots.length * k)
   const parts: ReplacedValues[] = []
@@ -203,7 +188,6 @@ function tables({ module, k, d }: Site, slots: readonly Own[]): Feeds {
   return { [names.rows]: float(rows, [count, d]), [names.rowOf]: int(rowOf) }
 }
 
-/** Puts the columns of (k, r) into those of (k, width) from `start` on. */
 export function copyColumns(from: Float32Array, r: number, to: Float32Array, width: number, start: number): void {
   for (let row = 0, at = start; row < from.length / Math.max(1, r); row++, at += width) {
     to.set(from.subarray(row * r, (row + 1) * r), at)

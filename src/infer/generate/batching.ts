@@ -36,19 +36,13 @@ function countsMask(graph: Graph, value: string): boolean {
   return false
 }
 
-/** False where the graph declares logits of the last token alone. */
 function givesAllLogits(graph: Graph): boolean {
   const type = graph.outputs.find(({ name }) => name === logitsName(graph))?.type?.value
   const length = type?.case === 'tensorType' ? type.value.shape?.dim.at(-2)?.value : undefined
   return !(length?.case === 'dimValue' && length.value === 1n)
 }
 
-/**
- * Indices of prompts that share a batch: those of similar length, so that little is filled up; of one length where
- * nothing can be.
- *
- * @param lengths of the prompts, in tokens
- */
+/** Prompts of similar length share a batch, so that little is filled up; of one length where nothing can be. */
 export function batchesOf(lengths: readonly number[], batchSize: number, padding: Padding): number[][] {
   const order = [...lengths.keys()].sort((a, b) => lengths[a] - lengths[b] || a - b)
   const batches: number[][] = []

@@ -1,5 +1,4 @@
-// Tests by what a graph computes whether it continues texts: logits as wide as the vocabulary, which do not depend on
-// the tokens behind them. Only a graph without a cache is tried. One with a cache could not compute anything else.
+// Tests whether logits depend on later tokens. A graph with a cache could not compute anything else, and is not tried.
 
 import type { OnnxModel } from '../../formats/onnx/model.js'
 import type { TokenInputs } from '../../graph/inputs/tokens.js'
@@ -17,12 +16,8 @@ const PROBES = [
 /** How much of the largest logit may differ: rounding, and half precision. */
 const TOLERANCE = 0.02
 
-/** Graphs that were tried. */
 const tried = new WeakSet<OnnxModel>()
 
-/**
- * Throws UnsupportedError when the logits of a token depend on those behind it, or there are fewer of them than tokens.
- */
 export async function checkCausality(
   model: Pick<Model, 'onnx' | 'vocabularySize'>,
   engine: Remote<InferEngine>,

@@ -23,9 +23,7 @@ const BASE = new AdapterFeeds([])
 /** On which side rows are filled up; `none`: rows of one batch have prompts of one length. */
 export type Padding = 'left' | 'right' | 'none'
 
-/** A text to continue. */
 export interface RowRequest {
-  /** Its number among the texts of the session. */
   readonly id: number
   readonly promptIds: readonly number[]
   readonly sampling: Sampling
@@ -36,14 +34,11 @@ export interface RowRequest {
   readonly scope: string
   /** Tokens that the base alone reads, before the adapter. Such a text is read alone. */
   readonly baseTokens: number
-  /** The schema that the text has to fit, and the tokens that may end it. */
   readonly schema?: { readonly text: string; readonly ends: readonly number[] } | undefined
 }
 
-/** How texts are to be continued. */
 export interface TextRequest {
   readonly rows: readonly RowRequest[]
-  /** Name of the output that holds the logits (batch, sequence, vocabulary). */
   readonly logits: string
   readonly roles: readonly RoleInput[]
   readonly cache: readonly CacheEntry[]
@@ -54,7 +49,6 @@ export interface TextRequest {
 
 /** The next token of one of the texts. */
 export interface NextToken {
-  /** Number of the text. */
   readonly row: number
   readonly id: number
   readonly scores: { readonly chosen: ScoredToken; readonly top: readonly ScoredToken[] } | undefined
@@ -66,7 +60,6 @@ export interface NextToken {
 
 interface Row extends RowRequest {
   readonly tokens: number[]
-  /** All of them, for the penalty on repetition. */
   readonly known: Set<number>
   readonly random: Random
   readonly mix: RowFactors[number]
@@ -90,11 +83,7 @@ export class Decoding {
   #width = 0
   #cachedTokens = 0
 
-  /**
-   * Mixes and rows as {@link AdapterFeeds} takes them.
-   *
-   * @param newRows of a graph that gives out what a step adds to the cache
-   */
+  /** `newRows`: of a graph that gives out what a step adds to the cache. */
   constructor({ rows, ...request }: TextRequest, mixes: RowFactors, rowOf?: readonly number[], newRows?: NewRows) {
     this.#request = request
     this.#newRows = newRows
@@ -118,7 +107,6 @@ export class Decoding {
     this.#past = Object.fromEntries(cache.map((entry) => [entry.past, emptyTensor(entry, rows.length)]))
   }
 
-  /** The adapters of the next run. */
   get adapters(): AdapterFeeds {
     return this.#isReadByBase ? BASE : this.#adapters
   }
@@ -132,11 +120,6 @@ export class Decoding {
     return this.#rows.length === 1 && this.#width < this.#rows[0].baseTokens
   }
 
-  /**
-   * The text that is read, and makes a copy of its cache.
-   *
-   * @param ids numbers of texts. Default: all
-   */
   *read(ids?: readonly number[]): Iterable<{ text: ReadText; copy: () => Feeds }> {
     for (const [row, { id, tokens, mix, scope, baseTokens, failure }] of this.#rows.entries()) {
       // The newest token is not in the cache yet.
@@ -151,7 +134,6 @@ export class Decoding {
     }
   }
 
-  /** Gets ready for tokens that fit schemas. */
   async prepare(grammars: Grammars): Promise<void> {
     for (const row of this.#rows) {
       if (row.schema === undefined) continue
@@ -172,7 +154,6 @@ export class Decoding {
     return { tokens, mix, scope, form: this.#newRows?.output, baseTokens: base }
   }
 
-  /** Begins behind tokens that were read before. */
   skip(cache: Feeds, count: number): void {
     const newRows = this.#newRows
     if (newRows === undefined) this.#past = this.#cut(cache, { rows: [0], from: 0, count, to: 0 })
@@ -189,12 +170,7 @@ export class Decoding {
     return Object.fromEntries(this.#request.cache.map((entry) => [entry.past, cut(entry)]))
   }
 
-  /**
-   * The feeds of the next run: all tokens at first and without a cache, afterwards the newest one of each row.
-   *
-   * @param given what takes the place of tokens
-   * @param most how many tokens of a prompt that is alone are read at once
-   */
+  /** All tokens at first and without a cache, afterwards the newest one of each row. */
   feeds(given: Feeds, most = Number.POSITIVE_INFINITY): Feeds {
     const { roles, padding } = this.#request
     const isLeft = padding === 'left'
@@ -272,14 +248,12 @@ export class Decoding {
     return { row, id, scores: scored, ...(isFirst && { cachedTokens: this.#cachedTokens }) }
   }
 
-  /** Lets texts that have ended leave. */
   drop(ended: readonly number[]): void {
     this.release(ended)
     const kept = this.#rows.flatMap(({ id }, i) => (ended.includes(id) ? [] : [i]))
     if (kept.length < this.#rows.length && kept.length > 0) this.#become([{ of: this, rows: kept }])
   }
 
-  /** Frees what texts have beside their tokens. Default: all texts */
   release(ids?: readonly number[]): void {
     for (const row of this.#rows) {
       if (ids !== undefined && !ids.includes(row.id)) continue
@@ -288,22 +262,16 @@ export class Decoding {
     }
   }
 
-  /** The feeds of the adapters of these texts and others together. */
   adaptersWith(other: Decoding): AdapterFeeds {
     return adaptersOf([...this.#rows, ...other.#rows])
   }
 
-  /**
-   * Lets the texts of another, of the same graph and read as these, join.
-   *
-   * @param adapters see {@link adaptersWith}
-   */
+  /** Both are of the same graph and read alike. */
   join(other: Decoding, adapters: AdapterFeeds): void {
     const all = (of: Decoding) => ({ of, rows: [...of.#rows.keys()] })
     this.#become([all(this), all(other)], adapters)
   }
 
-  /** The texts, each alone. */
   split(): Map<number, Decoding> {
     const alone = this.#rows.map(({ id }, row) => {
       const one = new Decoding({ ...this.#request, rows: [] }, [], [], this.#newRows)
@@ -313,7 +281,6 @@ export class Decoding {
     return new Map(alone)
   }
 
-  /** True if both keep their caches in the same form. */
   isLike(other: Decoding): boolean {
     return this.#newRows?.output === other.#newRows?.output
   }
@@ -362,10 +329,7 @@ export class Decoding {
     this.#adapters = adapters ?? adaptersOf(this.#rows)
   }
 
-  /**
-   * The logits behind the last token of each row, of (batch, sequence, vocabulary); the graph may give those of the
-   * last ones alone.
-   */
+  /** The graph may give those of the last tokens alone. */
   #lastLogits({ data, dims, type }: RuntimeTensor): Float32Array[] {
     const [batch, sequence, vocabulary] = dims
     const lengths = this.#rows.map(({ tokens }) => tokens.length)
@@ -401,7 +365,7 @@ export class Decoding {
   }
 }
 
-/** The feeds of the adapters of rows. Rows with the same adapters share them. */
+/** Rows with the same adapters share them. */
 function adaptersOf(rows: readonly Pick<Row, 'mix'>[]): AdapterFeeds {
   const distinct: Row['mix'][] = []
   const rowOf = rows.map(({ mix }) => {

@@ -13,12 +13,7 @@ import type { RunGraph } from '../graphs.js'
 import type { Prompt } from '../session.js'
 import type { EncodedPrompt } from './prompts.js'
 
-/**
- * The tokens of a prompt for the encoder, which takes texts with what ends them.
- *
- * @throws DataError for a chat, and for a prompt without tokens or with more than the model takes; MismatchError for a
- *   tokenizer of another model
- */
+/** The encoder takes texts with what ends them. */
 export function encodeSource(model: Model, prompt: Prompt, where: string): EncodedPrompt {
   const { contextLength = Number.POSITIVE_INFINITY, vocabularySize, name } = model
   if (typeof prompt !== 'string' && !('ids' in prompt)) {
@@ -38,7 +33,6 @@ export function encodeSource(model: Model, prompt: Prompt, where: string): Encod
   return { ids, endIds: [], stops: [] }
 }
 
-/** Lets the encoder read prompts, filled up on the right; gives what the decoder is fed of it in each run. */
 export async function readSource(
   model: Model,
   { inputs }: EncodedSource,
@@ -65,19 +59,12 @@ export async function readSource(
   return Object.fromEntries(Object.entries(all).filter(([name]) => inputs.has(name)))
 }
 
-/** The input of a decoder besides its own tokens. */
 export interface EncodedSource {
-  /** The tokens that each text begins with. */
   readonly startIds: readonly number[]
-  /** The decoder's inputs that come from the encoder. */
   readonly inputs: ReadonlySet<string>
 }
 
-/**
- * The encoder's part in what a decoder reads; undefined for a graph that continues texts by itself.
- *
- * @throws FormatError when no file names the decoder's first token
- */
+/** Undefined for a graph that continues texts by itself. */
 export function encodedSource(model: Model, graph: Graph): EncodedSource | undefined {
   if (inputFamily(graph)?.behindEncoder !== 'alone') return undefined
   const { generationConfig, config } = model

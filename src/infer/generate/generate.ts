@@ -1,5 +1,4 @@
-// Prompts in, texts out: continues prompts token by token with a causal language model, several in one batch, with its
-// key-value cache where the graph has one, else by running the whole text for each token.
+// Continues prompts with a causal language model, several in one batch, with its key-value cache where it has one.
 
 import { UnsupportedError } from '../../base/errors.js'
 import { checkArgument, checkOptions } from '../../base/options.js'
@@ -23,15 +22,12 @@ import { checkedSchema } from './schemas.js'
 import { type TextGraph, textGraphOf } from './text-graph.js'
 import { type TextLimits, TextRow } from './text-row.js'
 
-/** A session that writes texts. */
 export interface TextSession extends WholeSession {
-  /** The texts that are being written. */
   readonly texts: RunningTexts
   /** The code for pictures in prompts, which few models need. */
   pictureCode(): Promise<typeof import('../pictures/pictures.js') & typeof import('../pictures/token-vectors.js')>
 }
 
-/** See AdapterSession.generate. */
 export async function generate<P extends Prompt | readonly Prompt[]>(
   session: TextSession,
   prompts: P,
@@ -54,7 +50,6 @@ export async function generate<P extends Prompt | readonly Prompt[]>(
   }
 }
 
-/** See AdapterSession.stream. */
 export async function* streamText(
   session: TextSession,
   prompt: Prompt,
@@ -74,7 +69,6 @@ export async function* streamText(
   }
 }
 
-/** Writes all texts, and gives their pieces as they become certain. */
 async function* writeTexts(
   session: TextSession,
   prompts: readonly Prompt[],
@@ -165,7 +159,6 @@ interface TextEvent {
   readonly result?: Omit<GenerateResult, 'seconds'>
 }
 
-/** The events of a call's texts until the call takes them. */
 class TextEvents {
   readonly #events: TextEvent[] = []
   #failure: { readonly error: unknown } | undefined
@@ -193,9 +186,7 @@ class TextEvents {
   }
 }
 
-/** A text of a call. */
 interface TextPlace {
-  /** Its index among the prompts of its call. */
   readonly index: number
   readonly prompt: EncodedPrompt
   readonly mix: Mix
@@ -258,7 +249,6 @@ class WrittenText implements RunningText {
   }
 }
 
-/** Texts that run by themselves, and what their graph reads beside tokens. */
 function aloneJob(
   session: WholeSession,
   { source, padding }: TextGraph,
@@ -281,7 +271,6 @@ function aloneJob(
   }
 }
 
-/** @throws ConfigError for a schema that texts cannot be kept to; UnsupportedError for a model without a way to end */
 async function prepareSchema({ model, engine }: WholeSession, schema: object): Promise<string> {
   const text = checkedSchema(schema)
   if (await engine.prepareSchema(text)) return text

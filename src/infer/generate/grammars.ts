@@ -4,7 +4,6 @@
 import { ConfigError, DataError } from '../../base/errors.js'
 import type { Vocabulary } from '../../text/vocabulary.js'
 
-/** The parts of the library that are used. */
 interface Matcher {
   getNextTokenBitmask(): Promise<Int32Array>
   acceptToken(id: number): boolean
@@ -60,7 +59,6 @@ async function loadLibrary(): Promise<Library> {
   }
 }
 
-/** The schemas of the texts of a graph. */
 export class Grammars {
   #compiler: Promise<Compiler> | undefined
   readonly #compiled = new Map<string, Promise<Compiled>>()
@@ -69,7 +67,6 @@ export class Grammars {
     return this.#compiler !== undefined
   }
 
-  /** Takes the tokens of the model: how each is spelled, empty for those that are no text. */
   setVocabulary({ tokens, spelling }: Vocabulary): void {
     this.#compiler ??= (async () => {
       library ??= loadLibrary()
@@ -85,7 +82,6 @@ export class Grammars {
     })
   }
 
-  /** @throws DataError for a schema that the library refuses */
   async compile(schema: string): Promise<Compiled> {
     const compiled = this.#compiled.get(schema) ?? this.#compileNow(schema)
     this.#compiled.delete(schema)
@@ -107,7 +103,6 @@ export class Grammars {
     }
   }
 
-  /** @param ends tokens that end a text */
   async start(schema: string, ends: readonly number[]): Promise<TextGrammar> {
     const compiled = await this.compile(schema)
     return new TextGrammar(await (await library!).GrammarMatcher.createGrammarMatcher(compiled, ends))
@@ -127,7 +122,6 @@ export class TextGrammar {
     this.#matcher = matcher
   }
 
-  /** Finds out what the next token may be. */
   async prepare(): Promise<void> {
     const startedAt = performance.now()
     this.#allowed = await this.#matcher.getNextTokenBitmask()

@@ -7,7 +7,6 @@ import type { Feeds, RuntimeTensor } from '../../runtime/runtime.js'
 /** Tokens that arrays grow by. More room costs time too: attention clears arrays as long as those that it is fed. */
 const STEP = 64
 
-/** The places in another batch for the tokens of some rows of a batch. */
 export interface MovedRows {
   readonly rows: readonly number[]
   /** The first token that is copied, how many are, and where the first goes. */
@@ -26,10 +25,7 @@ export class GrowingCache {
   #arrays: readonly Float32Array[]
   #feeds: Feeds
 
-  /**
-   * @param held what is in the cache already: (batch, heads, capacity, size) of each part, and how many tokens of it
-   *   count. They are copied
-   */
+  /** `held`: what is in the cache already, (batch, heads, capacity, size) of each part, and how many tokens count. */
   constructor(
     { parts, isByHead }: NewRows,
     batch: number,
@@ -44,27 +40,20 @@ export class GrowingCache {
     this.#feeds = this.#grow(this.#length)
   }
 
-  /** Tokens of the longest row. */
   get length(): number {
     return this.#length
   }
 
-  /** (batch, heads, capacity, size) of each part. */
   get feeds(): Feeds {
     return this.#feeds
   }
 
-  /** A copy of the first tokens of a part: (batch, heads, length, size). What is in the cache stays as it is. */
   read(part: number, length: number): Float32Array {
     const rows = { rows: [...Array(this.#batch).keys()], from: 0, count: length, to: 0 }
     return joinRows([{ ...rows, tensor: this.#tensor(part) }], 2, length).data as Float32Array
   }
 
-  /**
-   * Adds the rows of a run, as {@link NewRows} says.
-   *
-   * @param places where the first new token of each text goes. Default: behind the longest
-   */
+  /** `places`: where the first new token of each text goes. Default: behind the longest. */
   add({ data, dims }: RuntimeTensor, places?: readonly number[]): void {
     const sequence = dims[this.#isByHead ? 2 : 1]
     const rows = data as Float32Array
@@ -92,11 +81,7 @@ export class GrowingCache {
     this.#length = length
   }
 
-  /**
-   * Takes rows of several caches of one graph, this one among them or not, in the place of its own.
-   *
-   * @param length tokens of the longest of these rows
-   */
+  /** Takes rows of several caches of one graph, this one among them or not, in the place of its own. */
   become(parts: readonly (MovedRows & { readonly cache: GrowingCache })[], length: number): void {
     const capacity = roomFor(length)
     this.#arrays = this.#parts.map((_, i) => {
@@ -109,7 +94,6 @@ export class GrowingCache {
     this.#feeds = this.#tensors()
   }
 
-  /** @returns the feeds of larger arrays, in which as many tokens fit */
   #grow(length: number): Feeds {
     const capacity = roomFor(length)
     const rows = { rows: [...Array(this.#batch).keys()], from: 0, count: this.#length, to: 0 }
@@ -134,12 +118,7 @@ function roomFor(length: number): number {
   return Math.ceil(length / STEP) * STEP
 }
 
-/**
- * Rows of several tensors under one another, zeros where nothing goes.
- *
- * @param axis of the tokens, above 0
- * @param length of this axis in the result
- */
+/** Rows of several tensors under one another, zeros where nothing goes. `axis`: that of the tokens, above 0. */
 export function joinRows(
   parts: readonly (MovedRows & { readonly tensor: RuntimeTensor })[],
   axis: number,

@@ -11,12 +11,7 @@ export interface TokenDistribution {
   probabilities: Float64Array
 }
 
-/**
- * Makes tokens that were written before less likely.
- *
- * @param tokenIds what the prompt and the text hold
- * @returns the logits themselves for a penalty of 1, else a copy
- */
+/** Keskar et al. 2019. `tokenIds`: what the prompt and the text hold. */
 export function penalizeRepetition(logits: Float32Array, tokenIds: Iterable<number>, penalty: number): Float32Array {
   if (penalty === 1) return logits
   const result = logits.slice()
@@ -24,7 +19,6 @@ export function penalizeRepetition(logits: Float32Array, tokenIds: Iterable<numb
   return result
 }
 
-/** A token, and the logarithm of its probability. */
 export interface ScoredToken {
   readonly id: number
   /** Natural logarithm of the probability that the model itself gives, before temperature, filters and penalties. */
@@ -45,7 +39,6 @@ export function scoreTokens(
   return { chosen: scored(id), top: top.sort((a, b) => b.logprob - a.logprob || a.id - b.id) }
 }
 
-/** Index of the largest logit, the first of equals. Throws NumericError on NaN, +∞, or when no logit is finite. */
 export function argmax(logits: Float32Array): number {
   let best = -1
   let max = Number.NEGATIVE_INFINITY
@@ -71,7 +64,6 @@ export function argmax(logits: Float32Array): number {
   return best
 }
 
-/** Softmax of logits ÷ temperature over the tokens that top-k, top-p and min-p leave. Needs temperature > 0. */
 export function tokenDistribution(
   logits: Float32Array,
   { temperature, topK, topP, minP }: Omit<Sampling, 'repetitionPenalty'>,
@@ -96,7 +88,6 @@ export function tokenDistribution(
   return { ids, probabilities }
 }
 
-/** The next token: the most likely one at temperature 0, else a draw. `uniform` is a random number in [0, 1). */
 export function sampleToken(
   logits: Float32Array,
   sampling: Omit<Sampling, 'repetitionPenalty'>,

@@ -7,7 +7,6 @@ import type { AdapterFactors } from '../adapters/site-factors.js'
 
 /** The facts that decide whether a cache can be used for a text. */
 export interface ReadText {
-  /** The tokens that are read, or to be read. */
   readonly tokens: readonly number[]
   readonly mix: RowFactors[number]
   /** Tokens that the base alone has read: none, all, or those before the invocation of an activated adapter. */
@@ -18,7 +17,6 @@ export interface ReadText {
   readonly form: string | undefined
 }
 
-/** A cache of one row, with room for exactly its tokens. */
 export interface ReadPrefix extends ReadText {
   readonly cache: Feeds
 }
@@ -42,13 +40,7 @@ export class PrefixStore {
     return best
   }
 
-  /**
-   * Keeps the cache of a text.
-   *
-   * @param copy makes its cache, if it is to be kept
-   * @param bytesPerToken of the cache
-   * @param mostBytes of all that is kept
-   */
+  /** `copy` makes the cache, if it is to be kept. */
   keep(text: ReadText, copy: () => Feeds, mostBytes: number): void {
     if (text.tokens.length < LEAST_TOKENS) return
     for (const other of this.#kept) {
@@ -68,7 +60,6 @@ export class PrefixStore {
     }
   }
 
-  /** Drops what an adapter has read. */
   forget(adapter: AdapterFactors): void {
     for (const prefix of this.#kept) {
       if (prefix.mix.some(({ factors }) => factors === adapter)) this.#kept.delete(prefix)

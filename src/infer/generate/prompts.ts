@@ -1,5 +1,4 @@
-// Prompts: text as it is, or a chat, which the chat template renders up to where the model's answer begins; and what
-// ends the answer.
+// Prompts: text as it is, or a chat, which its template renders to where the answer begins; and what ends the answer.
 
 import { DataError, FormatError, LowrankError } from '../../base/errors.js'
 import { isObject, type Kind, kind } from '../../base/options.js'
@@ -22,46 +21,31 @@ const isTokens = (value: unknown): value is TokenPrompt =>
 
 const isPrompt = (value: unknown) => typeof value === 'string' || isMessages(value) || isTokens(value)
 
-/** One prompt. */
 export const PROMPT: Kind = kind('text, a list of messages with role and content, or { ids } with token ids', isPrompt)
 
-/** One prompt, or several. */
 export const PROMPTS: Kind = kind(
   `${PROMPT.expected}, or a list of these`,
   (value) => isPrompt(value) || (Array.isArray(value) && value.length > 0 && value.every(isPrompt)),
 )
 
-/** True for one prompt, false for a list of them. */
 export function isOnePrompt(prompts: Prompt | readonly Prompt[]): prompts is Prompt {
   return isPrompt(prompts)
 }
 
-/** A prompt as the model takes it. */
 export interface EncodedPrompt {
   readonly ids: readonly number[]
   /** Tokens that end the answer to a chat, besides the model's own. */
   readonly endIds: readonly number[]
   readonly stops: readonly string[]
-  /** The vectors of a prompt with pictures. */
   readonly pictures?: PictureVectors | undefined
 }
 
-/** The things that a prompt goes with. */
 interface PromptContext {
-  /** The template that the adapter was trained with, if it was trained on chats. */
   readonly recorded: string | undefined
-  /** The pictures, for a model that reads them. */
   readonly pictures: PromptPictures | undefined
   readonly where: string
 }
 
-/**
- * Encodes a prompt.
- *
- * @throws DataError for a chat that cannot be answered or that the template refuses, for a prompt without tokens or
- *   without room behind it, and for one with more or fewer places than pictures; FormatError without a template or for
- *   one that cannot be used; MismatchError for a tokenizer of another model
- */
 export async function encodePrompt(
   model: Model,
   prompt: Prompt,
@@ -99,7 +83,6 @@ export async function encodePrompt(
   return { ...encoded, pictures: vectors }
 }
 
-/** A text with what takes the places of its pictures. */
 async function filled(text: string, pictures: PromptPictures | undefined): Promise<string> {
   return pictures === undefined ? text : pictures.fill(text)
 }
@@ -138,7 +121,6 @@ async function encodeMessages(
   return { ids, ...endOfTurn(template, args, tokenizer, form) }
 }
 
-/** @param model the folder's name */
 export function noTemplate(model: string): FormatError {
   return new FormatError({
     where: model,
@@ -163,10 +145,7 @@ function templateOf(model: Model, text: string | undefined): Promise<ChatTemplat
 /** Contents that no template changes, and that are easy to find again. */
 const [PROBED_ANSWER, PROBED_QUESTION] = ['qzanswerqz', 'qzquestionqz']
 
-/**
- * The end of a turn: the first special token that a template writes between an answer and the next question, else the
- * text itself. Nothing where the template does not take such a chat or writes nothing between them.
- */
+/** Looks for the first special token between an answer and the next question, else takes the text itself. */
 export function endOfTurn(
   template: ChatTemplate,
   args: ChatOptions['chatTemplateArgs'],
@@ -193,12 +172,6 @@ export function endOfTurn(
   return { endIds: [], stops: stop === '' ? [] : [stop] }
 }
 
-/**
- * The pictures of each prompt.
- *
- * @param prompts how many there are; undefined for one that is no list
- * @throws DataError for a list that does not fit the prompts
- */
 export function imagesOf(images: PromptImages | undefined, prompts: number | undefined): readonly ImageSource[][] {
   if (images === undefined) return Array.from({ length: prompts ?? 1 }, () => [])
   const lists = [images].flat() as readonly (ImageSource | readonly ImageSource[])[]

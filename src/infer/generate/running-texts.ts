@@ -10,9 +10,7 @@ import type { TokenVectors } from '../pictures/token-vectors.js'
 import type { NextToken, RowRequest } from './decoding.js'
 import type { TextGraph } from './text-graph.js'
 
-/** The bounds of the texts that run at the same time. */
 export interface TextBounds {
-  /** How many texts. */
   readonly maxBatch: number
   /** Bytes of the caches of all of them at their ends. A text that needs more runs alone. */
   readonly cacheBytes: number
@@ -23,55 +21,42 @@ export interface TextBounds {
 /** The defaults of {@link TextBounds}. */
 export const TEXT_BOUNDS: TextBounds = Object.freeze({ maxBatch: 8, cacheBytes: 2 ** 30, prefixCache: 2 ** 28 })
 
-/** A text that is being written, and who hears of it. */
 export interface RunningText {
   readonly request: Omit<RowRequest, 'id'>
   readonly mix: Mix
   readonly mostTokens: number
-  /** Takes the next token. Returns false once the text has ended. */
   take(token: NextToken): boolean
   fail(error: unknown): void
 }
 
-/** Texts that start together. */
 export interface TextJob {
   readonly texts: readonly RunningText[]
-  /**
-   * Gives what the graph reads beside tokens. Texts with it share steps with each other alone.
-   *
-   * @param ids numbers of the texts
-   */
+  /** Gives what the graph reads beside tokens. Texts with it share steps with each other alone. */
   readonly prepare?: (
     ids: readonly number[],
   ) => Promise<{ context?: Feeds | undefined; vectors?: TokenVectors | undefined }>
 }
 
-/** The texts of a call. */
 export interface TextCall {
   readonly graph: TextGraph
-  /** How many of its texts may run at the same time. */
   readonly batchSize: number
   readonly signal: SignalLike | undefined
   readonly jobs: readonly TextJob[]
 }
 
 interface OpenCall extends Omit<TextCall, 'jobs'> {
-  /** Jobs that wait. */
   readonly jobs: TextJob[]
   running: number
   hasLeft: boolean
 }
 
-/** A text that starts. */
 interface Start {
   readonly text: RunningText
   readonly call: OpenCall
 }
 
-/** A text in a group. */
 interface Member extends Start {
   readonly id: number
-  /** Tokens of prompt and text. */
   length: number
 }
 
@@ -116,7 +101,6 @@ export class RunningTexts {
     return this.#bounds.maxBatch
   }
 
-  /** Starts the texts as soon as there is room. Calls wait in order. */
   add(call: TextCall): { leave(): void } {
     const open: OpenCall = { ...call, jobs: [...call.jobs], running: 0, hasLeft: false }
     this.#calls.push(open)
@@ -140,7 +124,6 @@ export class RunningTexts {
     this.#isRunning = false
   }
 
-  /** Ends the texts of calls that are gone. */
   async #letLeave(): Promise<void> {
     for (const call of [...this.#calls]) {
       const { signal } = call
@@ -316,7 +299,6 @@ export class RunningTexts {
     }
   }
 
-  /** Puts groups of similar lengths together. */
   async #join(): Promise<void> {
     const ready = this.#groups.filter(({ isRead, prepare }) => isRead && prepare === undefined)
     for (const [i, group] of ready.entries()) {
@@ -362,7 +344,6 @@ function mixOf({ text }: Start): string {
   return JSON.stringify(text.mix)
 }
 
-/** Bytes of the caches of texts at their ends. */
 function bytesOf({ tokenBytes }: TextGraph, texts: readonly RunningText[]): number {
   return texts.reduce((sum, { request, mostTokens }) => sum + (request.promptIds.length + mostTokens) * tokenBytes, 0)
 }

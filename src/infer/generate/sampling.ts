@@ -3,7 +3,6 @@
 import { checkArgument } from '../../base/options.js'
 import { GENERATE_OPTIONS_DEFAULTS, SAMPLING_OPTIONS } from '../gen/options.js'
 
-/** Default options of `generate`. */
 export const GENERATE_DEFAULTS = Object.freeze(GENERATE_OPTIONS_DEFAULTS)
 
 /** How the next token is chosen from the logits. What is left out is taken from the model's generation_config.json. */
@@ -41,7 +40,6 @@ export interface SamplingOptions {
   repetitionPenalty?: number | undefined
 }
 
-/** {@link SamplingOptions} with every choice made. */
 export interface Sampling {
   readonly temperature: number
   readonly topK: number
@@ -53,12 +51,7 @@ export interface Sampling {
 /** The top_k of transformers and transformers.js where generation_config.json samples and names none. */
 const SAMPLED_TOP_K = 50
 
-/**
- * Fills in defaults.
- *
- * @param config generation_config.json; values there that no option could have count as missing
- * @throws ConfigError naming the option that is out of range
- */
+/** Values of generation_config.json that no option could have count as missing. */
 export function resolveSampling(
   options: SamplingOptions = {},
   config: Readonly<Record<string, unknown>> = {},

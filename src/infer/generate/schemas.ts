@@ -23,11 +23,6 @@ const KNOWN = new Set([
 ])
 const TYPES = new Set(['object', 'array', 'string', 'integer', 'number', 'boolean', 'null'])
 
-/**
- * The schema as text.
- *
- * @throws ConfigError naming the keyword that is not kept to, or the bound that is passed
- */
 export function checkedSchema(schema: object): string {
   const text = JSON.stringify(schema)
   const used = { parts: 0, counts: 0 }
@@ -91,7 +86,6 @@ function hasPlace(schema: object, ref: unknown): boolean {
   return isObject(place)
 }
 
-/** The numbers in braces of an expression, which are what makes it large. */
 function patternCost(pattern: unknown, where: string): number {
   let isValid = typeof pattern === 'string' && pattern.length <= MOST.pattern
   try {

@@ -14,27 +14,21 @@ import { paddingOf } from './batching.js'
 import type { Padding } from './decoding.js'
 import { type EncodedSource, encodedSource } from './encoder-source.js'
 
-/** The facts about a graph that writing texts needs. */
 export interface TextGraph {
   readonly inputs: TokenInputs
   readonly logits: string
   readonly padding: Padding
-  /** The encoder's part, for a decoder that reads one. */
   readonly source: EncodedSource | undefined
-  /** It reads the vectors of tokens, which another graph gives. */
   readonly takesVectors: boolean
   /** Texts of several calls can share its runs. */
   readonly shares: boolean
-  /** A prompt that is alone can be read in pieces. */
   readonly takesPieces: boolean
-  /** Bytes of cache that a token takes. */
   readonly tokenBytes: number
 }
 
 /** Facts about each graph, so that it is looked at once and not for each text. */
 const textGraphs = new WeakMap<OnnxModel, TextGraph>()
 
-/** Throws UnsupportedError when the model does not continue texts, FileError when its decoder is missing. */
 export function textGraphOf(model: Model): TextGraph {
   const { onnx } = model
   const known = textGraphs.get(onnx)
@@ -66,7 +60,6 @@ export function textGraphOf(model: Model): TextGraph {
   return made
 }
 
-/** Bytes that a token takes in a part of the cache. */
 function bytesOf({ dims, axis, type }: CacheEntry): number {
   const size = { float16: 2, float64: 8 }[type as string] ?? 4
   return dims.reduce<number>((product, dim, i) => (i === axis ? product : product * (dim ?? 1)), size)

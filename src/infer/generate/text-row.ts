@@ -4,11 +4,8 @@
 import type { TextStream } from '../../text/tokenizer.js'
 import type { GenerateResult } from '../session.js'
 
-/** When a text ends. */
 export interface TextLimits {
-  /** Tokens that end it, and are no part of it. */
   readonly endIds: ReadonlySet<number>
-  /** Texts that end it, and are no part of it. */
   readonly stops: readonly string[]
   /** Most tokens, and why there are no more. */
   readonly maxTokens: number
@@ -18,7 +15,6 @@ export interface TextLimits {
 export class TextRow {
   readonly tokenIds: number[] = []
   text = ''
-  /** Undefined while the text grows. */
   finish: GenerateResult['finish'] | undefined
   readonly #stream: TextStream
   readonly #limits: TextLimits
@@ -29,7 +25,6 @@ export class TextRow {
     this.#limits = limits
   }
 
-  /** Takes the next token. Returns the text that became certain. */
   push(id: number): string {
     const { endIds, maxTokens, atMost } = this.#limits
     if (endIds.has(id)) return this.#end('eos')
@@ -60,7 +55,6 @@ export class TextRow {
   }
 }
 
-/** Length of the longest end of the text that a stop begins with. */
 function heldBack(text: string, stops: readonly string[]): number {
   const longest = stops.reduce((most, stop) => Math.max(most, stop.length - 1), 0)
   for (let length = Math.min(longest, text.length); length > 0; length--) {

@@ -1,5 +1,4 @@
-// Chats with places for pictures, in the form that a chat template takes: parts of text and pictures, or texts with the
-// token of a picture.
+// Chats with places for pictures, in the form that a chat template takes: parts, or texts with the picture's token.
 
 import { LowrankError } from '../../base/errors.js'
 import type { MessageOfParts, MessagePart } from '../../text/chat.js'
@@ -10,11 +9,6 @@ type Messages = readonly MessageOfParts[]
 /** A text that no template changes, and that is easy to find again. */
 const PROBED = 'qztextqz'
 
-/**
- * How messages are written for a template.
- *
- * @param place the text that marks the place of a picture
- */
 export function messageForm(
   template: ChatTemplate,
   args: RenderOptions['args'],

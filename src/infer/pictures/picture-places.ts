@@ -12,11 +12,9 @@ export interface PictureSize {
   readonly columns: number
 }
 
-/** How a type of model writes pictures in texts. */
 export interface PictureWriting {
   /** The token in whose places the vectors go. */
   readonly token: number
-  /** The token that marks the place of a picture before. */
   readonly mark: number
   /** The text in the place of the mark; names are the texts of tokens. */
   write(size: PictureSize, nameOf: (id: number) => string): string
@@ -31,7 +29,6 @@ const alone: Make = (token) => ({
   write: ({ count }, nameOf) => nameOf(token).repeat(count),
 })
 
-/** Between a token that begins a picture and one that ends it. */
 const between: Make = (token, { boi_token_index: begin, eoi_token_index: end }) => ({
   token,
   mark: begin as number,
@@ -53,7 +50,6 @@ const inTiles: Make = (token) => ({
   },
 })
 
-/** Ways of writing by `model_type` of config.json. */
 const WRITINGS: Readonly<Record<string, Make>> = {
   llava: alone,
   llava_onevision: alone,
@@ -72,7 +68,6 @@ export function pictureWriting({ config }: Pick<Model, 'config'>): PictureWritin
   return token === undefined || !('vision_config' in config) ? undefined : make?.(token, config)
 }
 
-/** The error of pictures for a model that has no {@link pictureWriting}, or no graphs for them. */
 export function readsNoPictures({ config }: Pick<Model, 'config'>): UnsupportedError {
   return new UnsupportedError({
     where: 'images',

@@ -13,9 +13,7 @@ import { floatsOf } from '../feeds.js'
 import type { WholeSession } from '../graphs.js'
 import { type PictureSize, type PictureWriting, pictureWriting, readsNoPictures } from './picture-places.js'
 
-/** The pictures of a prompt as a decoder reads them: vectors (count, width), in the order of their places. */
 export interface PictureVectors {
-  /** The token in whose places they go. */
   readonly token: number
   readonly data: Float32Array
   readonly count: number
@@ -24,13 +22,11 @@ export interface PictureVectors {
   readonly grids: readonly (readonly number[])[]
 }
 
-/** The part of a session that pictures need. */
 export type PictureSession = Pick<WholeSession, 'model' | 'decodeImage' | 'runGraph'>
 
 /** A picture as the vision encoder takes it, and how many tiles it was cut into. */
 type Piece = VisionInput & Omit<PictureSize, 'count'>
 
-/** The pictures of one prompt. */
 export class PromptPictures {
   /** The text that marks the place of a picture; undefined for a model that reads texts alone. */
   readonly place: string | undefined
@@ -43,7 +39,6 @@ export class PromptPictures {
   readonly #mix: Mix
   readonly #where: string
 
-  /** Throws UnsupportedError or FileError for pictures that the model cannot read. */
   constructor(session: PictureSession, images: readonly ImageSource[], mix: Mix, where: string) {
     this.#session = session
     this.#images = images
@@ -55,11 +50,7 @@ export class PromptPictures {
     if (this.count > 0) requireVision(session.model, this.#writing)
   }
 
-  /**
-   * The text with a token for each vector of a picture, in the picture's place.
-   *
-   * @throws DataError where the text has more or fewer places than there are pictures, and for one that cannot be read
-   */
+  /** Puts a token for each vector of a picture in the picture's place. */
   async fill(text: string): Promise<string> {
     const { place, count } = this
     const writing = this.#writing
@@ -80,7 +71,6 @@ export class PromptPictures {
     return pictures.reduce((all, picture, i) => all + writing.write(picture, (id) => this.#nameOf(id)) + rest[i], first)
   }
 
-  /** Throws DataError unless a prompt has a token for each vector. */
   check(ids: readonly number[]): void {
     if (this.vectors === undefined) return
     const { token, count } = this.vectors
@@ -117,7 +107,6 @@ export class PromptPictures {
   }
 }
 
-/** A picture and its vectors. */
 type ReadPicture = Piece & PictureSize & { readonly data: Float32Array; readonly width: number }
 
 function joined(token: number, pictures: readonly ReadPicture[]): PictureVectors {
@@ -159,7 +148,6 @@ function gridOf({ grid }: Piece, { config, preprocessorConfig }: Model): readonl
   return [grid[0], grid[1] / merge, grid[2] / merge]
 }
 
-/** Throws UnsupportedError for a model that reads texts alone, FileError where a file that pictures need is missing. */
 function requireVision(model: Model, writing: PictureWriting | undefined): void {
   const { directory, graphs, preprocessorConfig } = model
   if (writing === undefined) throw readsNoPictures(model)

@@ -18,7 +18,6 @@ const EMBEDDING = 'embed_tokens'
 
 /** A text of a batch. */
 export interface VectorRow {
-  /** Its number, by which tokens name it. Default: its place. */
   readonly id?: number
   readonly ids: readonly number[]
   readonly pictures: PictureVectors | undefined
@@ -27,30 +26,20 @@ export interface VectorRow {
 
 interface Row extends VectorRow {
   readonly id: number
-  /** Tokens that the next run reads. */
   next: readonly number[]
   /** Positions of all tokens (3, length), where pictures lie on a grid, and the one behind them. */
   readonly positions: readonly (readonly number[])[] | undefined
   after: number
 }
 
-/** The vectors of texts that grow together. */
 export type OpenEmbedding = (rows: readonly VectorRow[], padding: Padding, run: RunGraph) => TokenVectors
 
-/** The graphs of a model whose decoder reads vectors. */
 interface VectorGraphs {
-  /** For `input_ids` of the embedding. */
   readonly embedding: Graph
   readonly decoder: Graph
   readonly padTokenId: number
 }
 
-/**
- * The embedding of a model whose decoder reads vectors.
- *
- * @throws FileError without its graph, UnsupportedError for one that reads more than tokens, and for a decoder without
- *   a cache
- */
 export async function openEmbedding(model: Model, inputs: Pick<TokenInputs, 'cache'>): Promise<OpenEmbedding> {
   requireCache(inputs)
   const { graphs, directory, padTokenId } = model
@@ -76,7 +65,6 @@ export async function openEmbedding(model: Model, inputs: Pick<TokenInputs, 'cac
   })
 }
 
-/** Throws UnsupportedError for a decoder of vectors that has to read the whole text for each token. */
 function requireCache({ cache }: Pick<TokenInputs, 'cache'>): void {
   if (cache.length > 0) return
   throw new UnsupportedError({
@@ -93,7 +81,6 @@ export class TokenVectors {
   readonly #padding: Padding
   readonly #run: RunGraph
   #rows: Row[]
-  /** Vectors of pictures are in the first run. */
   #isFirst = true
 
   constructor(graphs: VectorGraphs, rows: readonly VectorRow[], padding: Padding, run: RunGraph) {
@@ -109,7 +96,6 @@ export class TokenVectors {
     })
   }
 
-  /** Lets texts that have ended leave, and takes the newest token of the others. */
   push(newest: readonly NextToken[], ended: readonly number[]): void {
     for (const { row: text, id } of newest) {
       const row = this.#rows.find((one) => one.id === text)
@@ -170,7 +156,6 @@ export class TokenVectors {
     return { type: 'float32', data, dims: vectors.dims }
   }
 
-  /** In the type that the decoder takes. */
   #typed(vectors: RuntimeTensor): RuntimeTensor {
     const input = this.#graphs.decoder.inputs.find(({ name }) => name === VECTORS)!
     const wanted = typeOf(input)
@@ -198,7 +183,6 @@ export class TokenVectors {
   }
 }
 
-/** Positions (3, length) of a text's tokens. */
 export function gridPositions(ids: readonly number[], pictures: PictureVectors | undefined): readonly number[][] {
   const axes: number[][] = [[], [], []]
   const grids = [...(pictures?.grids ?? [])]

@@ -1,5 +1,4 @@
-// Texts and pairs of texts in batches of like length, for models that read them whole: what is filled up is masked, so
-// that the result of a text does not depend on the others.
+// Texts in batches of like length: what is filled up is masked, so that a text's result does not depend on the others.
 
 import { DataError } from '../../base/errors.js'
 import { anyOf, checkArgument, isObject, kind, STRING } from '../../base/options.js'
@@ -16,7 +15,6 @@ import { tokenBatch } from '../../tasks/token-batch.js'
 import { checkVocabulary } from '../../text/records.js'
 import type { BatchOptions, SoundInput, TextOrPair } from '../session.js'
 
-/** Texts or pictures in a run where nothing else is asked for. */
 const BATCH_SIZE = 8
 
 const PAIR = kind('an object with text and textPair', (value) => {
@@ -26,31 +24,20 @@ const PAIR = kind('an object with text and textPair', (value) => {
   return typeof text === 'string' && isPair && Object.keys(others).length === 0
 })
 
-/** One text as a call gives it. */
 export const TEXT_OR_PAIR = anyOf(STRING, PAIR)
 
-/** A text as the model takes it. */
 export interface EncodedText {
   readonly ids: readonly number[]
   readonly typeIds: readonly number[]
   readonly isTruncated: boolean
 }
 
-/**
- * The texts of a call as a list, checked.
- *
- * @throws ConfigError naming the text that is none
- */
 export function listOfTexts<T>(texts: T | readonly T[], expected: Parameters<typeof checkArgument>[1]): readonly T[] {
   const list = Array.isArray(texts) ? (texts as readonly T[]) : [texts as T]
   list.forEach((text, i) => void checkArgument(text, expected, Array.isArray(texts) ? `texts[${i}]` : 'texts'))
   return list
 }
 
-/**
- * @throws FileError when the model has no tokenizer, MismatchError when it is another model's, DataError for a text
- * without tokens
- */
 export function encodeTexts(
   model: Model,
   texts: readonly TextOrPair[],
@@ -69,20 +56,12 @@ export function encodeTexts(
   })
 }
 
-/** A batch of texts. */
 export interface TextBatch {
-  /** Numbers of the texts. */
   readonly texts: readonly number[]
-  /** The length that they are filled up to. */
   readonly sequence: number
   readonly feeds: Feeds
 }
 
-/**
- * All texts, those of like length together.
- *
- * @throws UnsupportedError when the graph is no encoder; the signal's reason
- */
 export function* batchesOf(
   { padTokenId }: Pick<Model, 'padTokenId'>,
   graph: Graph,
@@ -102,19 +81,11 @@ export function* batchesOf(
   }
 }
 
-/** A batch of pictures or sounds. */
 export interface ImageBatch {
-  /** Numbers of the inputs. */
   readonly texts: readonly number[]
   readonly feeds: Feeds
 }
 
-/**
- * All pictures, in their order.
- *
- * @throws UnsupportedError when the graph reads more than pictures, or the model's files do not tell how; DataError for
- *   a picture that cannot be read; the signal's reason
- */
 export async function* imageBatches(
   { model, decodeImage }: { readonly model: Model; readonly decodeImage: DecodeImage | undefined },
   graph: Graph,
@@ -138,12 +109,6 @@ export async function* imageBatches(
   }
 }
 
-/**
- * All sounds, in their order.
- *
- * @throws UnsupportedError when the graph reads more than sounds; DataError for other features than the model
- *   takes; the signal's reason
- */
 export function* soundBatches(
   model: Model,
   sounds: readonly SoundInput[],

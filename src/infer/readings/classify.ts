@@ -13,7 +13,6 @@ import type { Classification, ClassifyInput, ClassifyOptions, SoundInput, TextOr
 import { batchesOf, encodeTexts, imageBatches, listOfTexts, soundBatches, TEXT_OR_PAIR } from './batches.js'
 import { checkFinite, labelsFor, logitsOf, softmax } from './logits.js'
 
-/** See AdapterSession.classify. */
 export async function classify(
   session: WholeSession,
   inputs: ClassifyInput | readonly ClassifyInput[],
@@ -53,7 +52,6 @@ export async function classify(
   return Array.isArray(inputs) ? results : results[0]
 }
 
-/** The likeliest labels of one text. */
 function ranked(logits: Float32Array, labels: readonly string[], topK: number, problemType: unknown) {
   checkFinite(logits)
   const scores = scoresOf(logits, problemType)
@@ -62,10 +60,7 @@ function ranked(logits: Float32Array, labels: readonly string[], topK: number, p
   return { ...best[0], labels: best }
 }
 
-/**
- * Quantities, and a single logit, are given as they are; of labels that do not exclude one another each has its own
- * probability.
- */
+/** Quantities, and a single logit, stay; labels that do not exclude one another each have their own probability. */
 function scoresOf(logits: Float32Array, problemType: unknown): number[] {
   if (problemType === 'multi_label_classification') return Array.from(logits, (value) => 1 / (1 + Math.exp(-value)))
   return problemType === 'regression' || logits.length === 1 ? [...logits] : softmax(logits)

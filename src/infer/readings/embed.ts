@@ -12,7 +12,6 @@ import type { WholeSession } from '../graphs.js'
 import type { EmbedOptions } from '../session.js'
 import { batchesOf, encodeTexts, listOfTexts } from './batches.js'
 
-/** See AdapterSession.embed. */
 export async function embed(
   session: WholeSession,
   texts: string | readonly string[],

@@ -10,7 +10,6 @@ import { mixesOf } from '../adapters/choice.js'
 import { headLogits } from '../adapters/heads.js'
 import type { WholeSession } from '../graphs.js'
 
-/** The things that get labels. */
 export type Labelled = 'texts' | 'words'
 
 /** Axes of the logits of each, and where else their adapters and models are read. */
@@ -19,7 +18,6 @@ const KINDS = {
   words: { axes: 3, shape: '(batch, sequence, labels)', task: 'token-classification', other: 'classify' },
 } as const
 
-/** A source of logits. */
 export interface LogitsSource {
   readonly graph: Graph
   /** In the order of the logits; undefined where no file tells. */
@@ -29,7 +27,6 @@ export interface LogitsSource {
   run(feeds: Feeds): Promise<RuntimeTensor>
 }
 
-/** Throws UnsupportedError or MismatchError when there are none. */
 export function logitsOf(session: WholeSession, adapter: string | undefined, of: Labelled): LogitsSource {
   const { model } = session
   const graph = readGraph(model.onnx.proto)
@@ -61,7 +58,6 @@ function otherHead(adapter: string | undefined, of: Labelled): UnsupportedError 
   })
 }
 
-/** Throws UnsupportedError for a graph whose logits are no such labels, as far as its declarations tell. */
 function checkClassifier({ config }: Model, graph: Graph, adapter: string | undefined, of: Labelled): void {
   const logits = graph.outputs.find(({ name }) => name === logitsName(graph))
   const type = logits?.type?.value
@@ -75,7 +71,6 @@ function checkClassifier({ config }: Model, graph: Graph, adapter: string | unde
   }
 }
 
-/** Architectures whose logits are something else. */
 const OTHER_CLASSES: Readonly<Record<Labelled, RegExp>> = {
   texts: /For(CausalLM|MaskedLM|ConditionalGeneration|TokenClassification)/,
   words: /For(CausalLM|MaskedLM|ConditionalGeneration|SequenceClassification|QuestionAnswering)/,
@@ -102,7 +97,6 @@ function noClassifier(graph: Graph, adapter: string | undefined, of: Labelled, g
   })
 }
 
-/** @throws MismatchError when there are not as many names as logits */
 export function labelsFor(count: number, names: readonly string[] | undefined): readonly string[] {
   if (names === undefined) return Array.from({ length: count }, (_, i) => `LABEL_${i}`)
   if (names.length === count) return names
@@ -114,7 +108,6 @@ export function labelsFor(count: number, names: readonly string[] | undefined): 
   })
 }
 
-/** Throws NumericError for numbers that mean nothing. */
 export function checkFinite(logits: Float32Array): void {
   if (logits.every(Number.isFinite)) return
   throw new NumericError({ where: 'logits', what: 'they are not finite', hint: 'Run the model in f32' })

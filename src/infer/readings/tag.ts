@@ -22,13 +22,11 @@ const WORDS = kind('an object with words', (value) => {
 })
 const TEXT_OR_WORDS = anyOf(STRING, WORDS)
 
-/** A text, its words, and how the model takes them. */
 interface Input extends EncodedWords {
   readonly text: string
   readonly words: readonly Span[]
 }
 
-/** See AdapterSession.tag. */
 export async function tag(
   session: WholeSession,
   texts: TextOrWords | readonly TextOrWords[],

@@ -6,9 +6,7 @@ import type { HubSource } from '../source.js'
 import { type HubRequest, isPassing, refusal } from './errors.js'
 import { type HubAnswer, type HubConnection, isWorthATry, pause, request } from './request.js'
 
-/** A file of a commit. */
 export interface HubFile {
-  /** Inside the repository. */
   readonly path: string
   readonly byteLength: number
   /** Git's name of the content: for a file in LFS that of the pointer to it. */
@@ -26,10 +24,8 @@ const SHA256 = /^[0-9a-f]{64}$/
 const MAX_TREE_PAGES = 100
 /** Largest size of a page or of a model's card: some cards list all files once more. */
 const MAX_JSON_BYTES = 64 << 20
-/** A request that failed for now is sent again so often. */
 const MAX_TRIES = 3
 
-/** The commit that a revision is at. */
 export async function resolveRevision(asked: HubRequest): Promise<string> {
   const { connection, source } = asked
   if (COMMIT.test(source.revision)) return source.revision
@@ -40,11 +36,6 @@ export async function resolveRevision(asked: HubRequest): Promise<string> {
   throw notHub(asked, url)
 }
 
-/**
- * All files of a commit, by path.
- *
- * @throws FileError when a name leads out of the repository
- */
 export async function listTree(asked: HubRequest, commit: string): Promise<Map<string, HubFile>> {
   const { connection, source } = asked
   const files = new Map<string, HubFile>()
@@ -66,7 +57,6 @@ export async function listTree(asked: HubRequest, commit: string): Promise<Map<s
   }
 }
 
-/** The file of an entry of a tree; undefined for folders. */
 export function parseEntry(entry: unknown, where: string): HubFile | undefined {
   const { type, path, size, oid, lfs, xetHash } = (entry ?? {}) as Record<string, unknown>
   if (type === 'directory') return undefined
@@ -101,7 +91,6 @@ export function parseFile(found: Record<keyof HubFile, unknown>, where: string):
   }
 }
 
-/** Address of the bytes of a file. */
 export function fileUrl({ endpoint }: HubConnection, { id }: HubSource, commit: string, path: string): string {
   return `${endpoint}/${id}/resolve/${commit}/${path.split('/').map(encodeURIComponent).join('/')}`
 }

@@ -3,10 +3,8 @@
 import type { ErrorDetails } from '../../base/errors.js'
 import type { HubFile } from './api.js'
 
-/** The SHA-256 of the content, or git's SHA-1 of it. */
 export type Digest = { readonly sha256: string } | { readonly gitSha1: string }
 
-/** Digest of a file in LFS, or of one in git. */
 export function digestOf({ sha256, gitSha1 }: HubFile): Digest {
   return sha256 === undefined ? { gitSha1 } : { sha256 }
 }
@@ -16,7 +14,6 @@ export function gitHeader(byteLength: number): string {
   return `blob ${byteLength}\0`
 }
 
-/** Words of an error about another content. */
 export function damage(
   file: { name: string; byteLength: number; digest: Digest | undefined },
   got?: string,

@@ -1,7 +1,7 @@
 // A repository of the Hub at one commit, as a folder that can be read: what it holds is known, and a file comes when it
 // is opened.
 
-import { type ByteSink, type ByteSource, type Directory, namesIn, splitName } from '../../base/bytes.js'
+import { type ByteSource, type Directory, namesIn, ReadOnlyDirectory, splitName } from '../../base/bytes.js'
 import { FileError, nearMisses } from '../../base/errors.js'
 import type { SignalLike } from '../../base/globals.js'
 import { DEFAULT_REVISION, type HubSource } from '../source.js'
@@ -48,16 +48,17 @@ export function hubName({ id, revision, path }: HubSource): string {
   return `${id}${revision === DEFAULT_REVISION ? '' : `@${revision}`}${path === '' ? '' : `/${path}`}`
 }
 
-/** The files of a repository at one commit. */
 export interface HubFiles {
   readonly paths: ReadonlySet<string>
   open(path: string): Promise<ByteSource>
 }
 
-/** A folder of a repository. Files that nobody opens are not loaded. */
-export class HubDirectory implements Directory {
+export class HubDirectory extends ReadOnlyDirectory implements Directory {
   readonly name: string
-  /** Its place: the id, the revision that was asked for, and the folder in the repository. */
+  protected override readonly refusal = {
+    what: 'nothing is written to the Hub',
+    hint: 'Write to a local folder, and upload that',
+  }
   readonly source: HubSource
   readonly hubId: string
   readonly hubRevision: string | undefined
@@ -66,6 +67,7 @@ export class HubDirectory implements Directory {
   readonly #files: HubFiles
 
   constructor(source: HubSource, commit: string, files: HubFiles) {
+    super()
     this.name = hubName(source)
     this.source = source
     this.hubId = source.id
@@ -103,15 +105,6 @@ export class HubDirectory implements Directory {
     })
   }
 
-  create(path: string): Promise<ByteSink> {
-    return Promise.reject(this.#readOnly(path))
-  }
-
-  remove(path: string): Promise<void> {
-    return Promise.reject(this.#readOnly(path))
-  }
-
-  /** Paths of all files below this folder, relative to it, sorted. */
   #inside(): string[] {
     const prefix = this.source.path === '' ? '' : `${this.source.path}/`
     return [...this.#files.paths]
@@ -122,13 +115,5 @@ export class HubDirectory implements Directory {
 
   #full(path: string): string {
     return [...(this.source.path === '' ? [] : [this.source.path]), ...splitName(path, this.name)].join('/')
-  }
-
-  #readOnly(path: string): FileError {
-    return new FileError({
-      where: `${this.name}/${path}`,
-      what: 'nothing is written to the Hub',
-      hint: 'Write to a local folder, and upload that',
-    })
   }
 }

@@ -5,11 +5,9 @@ import { type ErrorDetails, nearMisses } from '../../base/errors.js'
 import type { HubSource } from '../source.js'
 import { type HubConnection, HubError } from './request.js'
 
-/** A request, for the words of its error. */
 export interface HubRequest {
   readonly connection: HubConnection
   readonly source: HubSource
-  /** A file's path, where one was asked for. */
   readonly file?: string
   /** Ids that are cached, among which a near miss may be meant. */
   readonly knownIds?: readonly string[]
@@ -18,12 +16,10 @@ export interface HubRequest {
 /** Other statuses below 500 do not go away by themselves. */
 const PASSING = [408, 425, 429]
 
-/** True if the server may answer otherwise soon. */
 export function isPassing(status: number): boolean {
   return status >= 500 || PASSING.includes(status)
 }
 
-/** The error for an answer that is no success. */
 export function refusal(response: Response, asked: HubRequest): HubError {
   const { connection, source, file } = asked
   const { id, revision } = source
@@ -70,12 +66,6 @@ export function refusal(response: Response, asked: HubRequest): HubError {
     })
   }
   if (status === 404 || status === 401) return wrong('access', unknownId(asked, page))
-  if (status === 403)
-    return wrong('access', {
-      what: 'the token does not permit it',
-      ...(message && { got: message }),
-      hint: `Give it access to ${page}`,
-    })
   return wrong('access', {
     what: 'the Hub refuses',
     expected: '200',

@@ -4,21 +4,14 @@ import { type ByteSource, checkRange, concatBytes } from '../../base/bytes.js'
 import { FileError } from '../../base/errors.js'
 import { type HubConnection, isWorthATry, pause, request } from './request.js'
 
-/**
- * A config or a tokenizer: files up to this size come whole, because in ranges they would take as many requests as
- * parts.
- */
+/** Smaller files come whole: in ranges, a config would take as many requests as it has parts. */
 export const MAX_WHOLE_BYTES = 1 << 20
 
 /** Readers of a file's head ask for a few bytes at a time; a request takes as long as this much. */
 const BLOCK_BYTES = 1 << 18
-/** A range that failed for now is asked for again so often. */
 const MAX_TRIES = 4
 
-/**
- * A text that changes with the content at a URL: an ETag, else the time of the last change; undefined where the server
- * tells neither.
- */
+/** A text that changes with the content at a URL. */
 export function versionOf({ headers }: Response): string | undefined {
   return headers.get('etag') ?? headers.get('last-modified') ?? undefined
 }
@@ -28,7 +21,6 @@ interface Block {
   bytes: Uint8Array<ArrayBuffer>
 }
 
-/** Bytes of one URL whose length is known. */
 export class RangeSource implements ByteSource {
   readonly name: string
   readonly byteLength: number
@@ -39,10 +31,6 @@ export class RangeSource implements ByteSource {
   /** The bytes around the last small read, and after it. */
   #block: Promise<Block | undefined> = Promise.resolve(undefined)
 
-  /**
-   * @param file its `version`, where the content of the URL may change: see {@link versionOf}
-   * @param refused makes the error for an answer that is no success
-   */
   constructor(
     connection: HubConnection,
     file: { url: string; name: string; byteLength: number; version?: string | undefined },
@@ -56,7 +44,6 @@ export class RangeSource implements ByteSource {
     this.#refused = refused
   }
 
-  /** @param onReceived hears how many bytes of the range have come */
   async read(
     offset: number,
     byteLength: number,

@@ -4,7 +4,6 @@
 import { type ErrorDetails, FileError } from '../../base/errors.js'
 import type { FetchLike, ResponseLike, SignalLike, UrlLike } from '../../base/globals.js'
 
-/** How a Hub is spoken to. */
 export interface HubConnection {
   /** The Hub's address without a slash at its end. */
   readonly endpoint: string
@@ -24,16 +23,12 @@ export interface HubConnection {
   readonly slowMs?: number | undefined
 }
 
-/**
- * The Hub answers within seconds, and storage behind it sends without pause: half a minute without a byte is a lost
- * connection.
- */
+/** The Hub answers within seconds, and storage behind it sends without pause. */
 export const STALL_MS = 30_000
 /** Before a second try; each further one waits twice as long. */
 export const RETRY_MS = 1000
 /** A minute at less than {@link SLOWEST}: a gigabyte would take twelve days. */
 export const SLOW_MS = 60_000
-/** Bytes a second. */
 export const SLOWEST = 1000
 /** A server may ask for this pause; a longer one is told to the user in place of waiting. */
 const MAX_ASKED_MS = 60_000
@@ -59,12 +54,10 @@ export class HubError extends FileError {
   }
 }
 
-/** True for an error that passes. */
 export function isUnreachable(error: unknown): error is HubError {
   return error instanceof HubError && error.kind === 'unreachable'
 }
 
-/** True for an error after which another try may go better. */
 export function isWorthATry(error: unknown): boolean {
   return isUnreachable(error) && !error.isFinal
 }
@@ -72,18 +65,11 @@ export function isWorthATry(error: unknown): boolean {
 /** An answer whose body ends, or fails within {@link HubConnection.stallMs}. */
 export interface HubAnswer {
   readonly response: ResponseLike
-  /** The body, piece by piece. Throws an unreachable HubError when the connection breaks or stalls. */
   chunks(): AsyncGenerator<Uint8Array<ArrayBuffer>>
-  /** Drops the body. */
   cancel(): Promise<void>
 }
 
-/**
- * Sends a GET request and waits for the head of the answer, whatever its status.
- *
- * @throws an unreachable HubError when there is no answer; FileError for redirects that lead nowhere or out of https;
- *   what `signal` was aborted with
- */
+/** Waits for the head of the answer, whatever its status. Throws an unreachable HubError when there is none. */
 export async function request(
   connection: HubConnection,
   address: string,
@@ -119,7 +105,6 @@ export async function request(
   throw new FileError({ where: shown(address), what: `more than ${MAX_REDIRECTS} redirects, one after the other` })
 }
 
-/** @throws FileError unless it is an address that may be followed */
 function redirected(from: URL, location: string): URL {
   const to = URL.canParse(location, from) ? new URL(location, from) : undefined
   if (to !== undefined && (to.protocol === 'https:' || to.protocol === from.protocol)) return to
@@ -192,7 +177,6 @@ function tooSlow(url: URL, slowMs: number): HubError {
   return new HubError('unreachable', { where: shown(url), what, hint: 'Try again on a better connection' }, true)
 }
 
-/** Aborts a request when nothing comes for a time, or when its caller says so. */
 class Watch {
   readonly outer: AbortSignal | undefined
   readonly stallMs: number
@@ -230,11 +214,7 @@ class Watch {
   }
 }
 
-/**
- * Waits before try number `attempt` (from 1), or as long as the server asked.
- *
- * @throws what `signal` was aborted with; an unreachable HubError when the server asks for more than a minute
- */
+/** Waits before try number `attempt` (from 1), or as long as the server asked: at most a minute. */
 export async function pause(connection: HubConnection, attempt: number, answer?: HubAnswer): Promise<void> {
   const { retryMs = RETRY_MS, signal } = connection
   const asked = askedMs(answer?.response.headers.get('retry-after'))

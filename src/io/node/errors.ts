@@ -18,7 +18,6 @@ export const REASONS: Record<string, string> = {
   ELOOP: 'too many symbolic links',
 }
 
-/** Hints for errors whose reason alone does not tell what to do. */
 const HINTS: Record<string, string> = {
   EACCES: 'Choose a folder that you may use, or change its permissions',
   EPERM: 'Choose a folder that you may use, or change its permissions',

@@ -24,7 +24,6 @@ const HUB_NAME = /^[\w-][\w.-]*\/[\w.-]+$/
 /** read(2) and write(2) take less than 2 GiB at a time on some systems. */
 const MAX_TRANSFER_BYTES = 1 << 30
 
-/** How files are made in a folder. */
 export interface FileOptions {
   /** New files are on disk when they get their names. Default true. */
   fsync?: boolean
@@ -38,7 +37,6 @@ export class NodeDirectory implements Directory {
   readonly name: string
   readonly #options: FileOptions
 
-  /** @param folder relative to the working directory, or absolute */
   constructor(folder: string, options: FileOptions = {}) {
     this.name = folder
     this.#options = options
@@ -132,7 +130,6 @@ export class NodeDirectory implements Directory {
   }
 }
 
-/** True if a new folder can get this name: nothing is there, or an empty folder that may give way. */
 async function canAppear(out: string): Promise<boolean> {
   const entries = await readdir(out).catch((error) => (codeOf(error) === 'ENOENT' ? undefined : ['something else']))
   if (entries === undefined) return true
@@ -143,14 +140,11 @@ async function canAppear(out: string): Promise<boolean> {
   )
 }
 
-/** A folder, or a file and the folder it is in. */
 export interface Location {
   readonly directory: NodeDirectory
-  /** The file's name inside the folder; undefined when the path is a folder. */
   readonly file: string | undefined
 }
 
-/** @throws FileError when there is nothing at the path, or it cannot be looked at. */
 export async function locate(target: string): Promise<Location> {
   let isDirectory: boolean
   try {
@@ -165,11 +159,6 @@ export async function locate(target: string): Promise<Location> {
   return { directory: new NodeDirectory(path.dirname(target)), file: path.basename(target) }
 }
 
-/**
- * Opens a file for positional reads. The source keeps a descriptor until `close`.
- *
- * @throws FileError when there is no such file, it is a folder, or it cannot be read.
- */
 export async function openFile(file: string): Promise<ByteSource> {
   let handle: FileHandle | undefined
   try {
@@ -228,11 +217,6 @@ class FileSource implements ByteSource {
   }
 }
 
-/**
- * A sink for a new file or the replacement of an old one; makes the folders it needs.
- *
- * @throws FileError when the folder or the temporary file cannot be made.
- */
 export async function createFile(file: string, { fsync = true }: FileOptions = {}): Promise<ByteSink> {
   const folder = path.dirname(file)
   let firstMade: string | undefined
@@ -248,7 +232,6 @@ export async function createFile(file: string, { fsync = true }: FileOptions = {
   }
 }
 
-/** A file that is being written under another name. */
 interface UnfinishedFile {
   readonly temporary: string
   /** The outermost folder that was made for this file. */
@@ -304,7 +287,6 @@ class FileSink implements ByteSink {
   }
 }
 
-/** Names of what a folder holds, sorted; links count as what they lead to. Empty if there is no such folder. */
 async function namesIn(folder: string, isMeant: (status: Dirent | Stats) => boolean): Promise<string[]> {
   try {
     const entries = await readdir(folder, { withFileTypes: true })

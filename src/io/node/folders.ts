@@ -30,13 +30,7 @@ export async function syncFolder(folder: string): Promise<void> {
   }
 }
 
-/**
- * Makes a folder with those around it. Not by mkdir's `recursive`, which never ends where the system answers that a
- * folder to be made does not exist, as it does in /proc.
- *
- * @returns the outermost folder that was made
- * @throws FileError naming the folder that cannot be made
- */
+/** Not by mkdir's `recursive`, which never ends in /proc. Returns the outermost folder that was made. */
 export async function makeFolders(folder: string): Promise<string | undefined> {
   const missing: string[] = []
   let outer = path.resolve(folder)
@@ -54,9 +48,7 @@ export async function makeFolders(folder: string): Promise<string | undefined> {
   return missing[0]
 }
 
-/**
- * Makes the folders between one that is there and one inside. Not the first one: where it is missing, that is an error.
- */
+/** The first folder is not made: where it is missing, that is an error. */
 export async function makeInner(root: string, folder: string): Promise<void> {
   let at = root
   for (const part of path.relative(root, folder).split(path.sep).filter(Boolean)) {
@@ -77,7 +69,6 @@ async function isFound(target: string): Promise<boolean> {
   }
 }
 
-/** Removes `folder` and its parents up to `outermost`, as long as they are empty. */
 export async function removeEmptyFolders(folder: string, outermost: string): Promise<void> {
   const stop = path.dirname(path.resolve(outermost))
   try {

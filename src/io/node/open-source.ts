@@ -9,12 +9,6 @@ import { type Located, locateAtUrl, locateGraph, locateInHub } from '../locate.j
 import { parseSource } from '../source.js'
 import { locate, NodeDirectory } from './files.js'
 
-/**
- * Opens a source. Of what is not on this machine, files come when they are opened, and are kept.
- *
- * @param where the argument that holds the text, for messages
- * @throws ConfigError when the text names nothing; FileError when there is nothing, or the server gives nothing
- */
 export async function openText(text: string, where: string, options: OpenHubOptions = {}): Promise<Located> {
   // Settings of the Hub that cannot be used are no reason to refuse a path.
   const isAddress = /^https?:/i.test(text)

@@ -6,14 +6,10 @@ import { createHash, randomBytes } from 'node:crypto'
 import { readFileSync, readlinkSync } from 'node:fs'
 import { hostname } from 'node:os'
 
-/**
- * HOST-PROCESS-START-RANDOM: HOST is a digest of host, boot and container. START is empty where the system does not
- * tell it.
- */
+/** HOST-PROCESS-START-RANDOM. START is empty where the system does not tell it. */
 export const TOKEN = '[0-9a-f]{8}-\\d+-\\d*-[0-9a-f]{8}'
 const PARTS = /^([0-9a-f]{8})-(\d+)-(\d*)-[0-9a-f]{8}$/
 
-/** A new token of this process. */
 export function newToken(): string {
   return `${hostDigest()}-${process.pid}-${startOf('self') ?? ''}-${randomBytes(4).toString('hex')}`
 }
@@ -25,12 +21,10 @@ export function isDead(token: string): boolean {
   return start === '' ? !exists(Number(pid)) : startOf(pid) !== start
 }
 
-/** True if the token's process runs on this host, in this boot and container. */
 export function isAlive(token: string): boolean {
   return PARTS.exec(token)?.[1] === hostDigest() && !isDead(token)
 }
 
-/** The process id in a token; undefined for another text. */
 export function processOf(token: string): number | undefined {
   const pid = PARTS.exec(token)?.[2]
   return pid === undefined ? undefined : Number(pid)
@@ -52,10 +46,7 @@ function bootAndContainer(): string {
   }
 }
 
-/**
- * When a process started, in ticks since the boot: the system gives an id again. Undefined if it has ended, or outside
- * of Linux.
- */
+/** Ticks since the boot: the system gives a process id again. Undefined if it has ended, or outside of Linux. */
 function startOf(pid: string): string | undefined {
   try {
     const status = readFileSync(`/proc/${pid}/stat`, 'utf8')

@@ -16,12 +16,7 @@ const UNFINISHED_LOCK = new RegExp(`^\\.lowrank-writer\\.(${TOKEN})$`)
 /** One that leaves may remove the folder at the same moment: then it is made again. */
 const MAX_ATTEMPTS = 20
 
-/**
- * Takes a folder, which need not exist, for this process.
- *
- * @param what writes there, for messages
- * @throws FileError while another process has it, or when it cannot be written to
- */
+/** Takes a folder, which need not exist. Throws FileError while another process has it. */
 export async function reserveFolder(folder: string, what: string): Promise<Reservation> {
   const token = newToken()
   const [lock, own] = [path.join(folder, LOCK), path.join(folder, `${LOCK}.${token}`)]
@@ -64,9 +59,7 @@ export async function reserveFolder(folder: string, what: string): Promise<Reser
   }
 }
 
-/**
- * Renames `own` to the lock's name. Removes the files of dead processes from the lock; an empty lock belongs to nobody.
- */
+/** Removes the files of dead processes from the lock; an empty lock belongs to nobody. */
 async function take(own: string, lock: string, what: string): Promise<void> {
   for (let attempt = 1; ; attempt++) {
     try {

@@ -16,7 +16,6 @@ import { isAlive, isDead, newToken, processOf, TOKEN } from './owner.js'
 const MAX_NAME_BYTES = 150
 const MAX_ATTEMPTS = 5
 
-/** How a result is made. */
 export interface WholeOutputOptions {
   /** The result is a file, or a file and others beside it that its name begins the names of. Default: a folder. */
   readonly isFile?: boolean | undefined
@@ -26,9 +25,7 @@ export interface WholeOutputOptions {
   readonly fsync?: boolean | undefined
 }
 
-/** A result that is being made. End it with `publish`, and then `close`. */
 export class WholeOutput {
-  /** The new files' folder. */
   readonly folder: string
   /** The folder that processes of one plan share. Undefined without a plan. */
   readonly gathered: string | undefined
@@ -47,12 +44,7 @@ export class WholeOutput {
     this.gathered = plan === undefined ? undefined : `${prefix}.partial`
   }
 
-  /**
-   * Mends what killed processes left at this place, and makes the folder for new files.
-   *
-   * @param out of {@link realOutput}
-   * @throws FileError naming the process that is making another result here
-   */
+  /** Mends what killed processes left at this place. Throws FileError while another result is made here. */
   static async begin(out: string, options: WholeOutputOptions = {}): Promise<WholeOutput> {
     const output = new WholeOutput(out, options)
     try {
@@ -94,18 +86,13 @@ export class WholeOutput {
     }
   }
 
-  /** True if a file of this name and size is finished. Always false without a plan. */
   async hasFinished(name: string, byteLength: number): Promise<boolean> {
     if (this.gathered === undefined) return false
     const status = await stat(path.join(this.gathered, name)).catch(() => undefined)
     return status?.isFile() === true && status.size === byteLength
   }
 
-  /**
-   * Tells the processes of the plan that a new file is finished. Does nothing without a plan.
-   *
-   * @throws FileError when another process has published the plan's result meanwhile
-   */
+  /** Throws FileError when another process has published the plan's result meanwhile. */
   async finish(name: string): Promise<void> {
     if (this.gathered === undefined) return
     try {
@@ -116,12 +103,6 @@ export class WholeOutput {
     }
   }
 
-  /**
-   * Gives the folder of all files the result's name.
-   *
-   * @param replaces whether a result that is there gives way
-   * @throws FileError when another process has written there meanwhile
-   */
   async publishFolder(replaces: boolean): Promise<void> {
     const from = this.gathered ?? this.folder
     const old = path.join(this.#work, 'old')
@@ -149,11 +130,6 @@ export class WholeOutput {
     }
   }
 
-  /**
-   * Gives the result's files their names beside each other, the result itself last.
-   *
-   * @param replaces whether a file that is there gives way
-   */
   async publishFiles(replaces: boolean): Promise<void> {
     const own = path.basename(this.#out)
     const named: string[] = []
@@ -172,11 +148,6 @@ export class WholeOutput {
     }
   }
 
-  /**
-   * Removes what is not published.
-   *
-   * @param keepsFinished whether finished files of the plan stay for the next process. Default true.
-   */
   async close(keepsFinished = true): Promise<void> {
     try {
       await removeWork(this.#work)
@@ -211,12 +182,7 @@ export class WholeOutput {
   }
 }
 
-/**
- * The path that a result at `out` has in the end: where a link leads, so that it is made on the file system on which it
- * will be.
- *
- * @throws FileError for a link that leads nowhere
- */
+/** Follows links: the result is made on the file system on which it will be. */
 export async function realOutput(out: string): Promise<string> {
   const target = path.resolve(out)
   if ((await lstat(target).catch(() => undefined)) === undefined) return target
@@ -251,7 +217,6 @@ interface Unfinished {
   readonly plan: string
 }
 
-/** Finds the hidden folders that processes have made for a place. */
 async function unfinishedOf(
   out: string,
 ): Promise<{ works: (Unfinished & { readonly token: string })[]; gathered: Unfinished[] }> {
@@ -272,18 +237,15 @@ async function unfinishedOf(
   }
 }
 
-/** A name beside a file's, under which it is written. */
 export function unfinishedName(file: string): string {
   return path.join(path.dirname(file), `.${labelOf(file)}.${newToken()}.tmp`)
 }
 
-/** Removes what killed processes left of a file that they were writing. */
 export async function removeUnfinished(file: string): Promise<void> {
   const { works } = await unfinishedOf(file)
   for (const { path: work, token } of works) if (isDead(token)) await unlink(work).catch(() => {})
 }
 
-/** The part of unfinished names that stands for the result's. */
 function labelOf(out: string): string {
   const name = path.basename(out)
   return Buffer.byteLength(name) > MAX_NAME_BYTES ? createHash('sha256').update(name).digest('hex').slice(0, 32) : name
@@ -309,7 +271,6 @@ async function removeWork(work: string): Promise<void> {
   await rm(work, { recursive: true, force: true })
 }
 
-/** Gives a file a name that no file has yet. */
 async function nameOnce(from: string, to: string): Promise<void> {
   try {
     await link(from, to)

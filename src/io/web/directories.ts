@@ -1,7 +1,14 @@
 // Folders in a browser behind Directory: files that a user picked, folders of the File System API (the origin's private
 // file system, OPFS, or one that a user opened), and streams to wherever the page sends them.
 
-import { type ByteSink, type ByteSource, type Directory, namesIn, splitName } from '../../base/bytes.js'
+import {
+  type ByteSink,
+  type ByteSource,
+  type Directory,
+  namesIn,
+  ReadOnlyDirectory,
+  splitName,
+} from '../../base/bytes.js'
 import { FileError } from '../../base/errors.js'
 import type { ByteStreamLike, FileLike, FolderHandle } from '../../base/globals.js'
 import { checkArgument, FUNCTION, hasMethods, kind } from '../../base/options.js'
@@ -20,8 +27,12 @@ export const FILES = kind('a list of Files, such as an input has', (value) => {
 const HANDLE = kind('a FileSystemDirectoryHandle', (value) => hasMethods(value, 'getFileHandle', 'getDirectoryHandle'))
 
 /** Files that a user picked or dropped, as a folder that can be read but not written. */
-export class FilesDirectory implements Directory {
+export class FilesDirectory extends ReadOnlyDirectory implements Directory {
   readonly name: string
+  protected override readonly refusal = {
+    what: 'files that a user picked cannot be written',
+    hint: 'Write to a HandleDirectory or to streams',
+  }
   readonly #files = new Map<string, File>()
 
   /**
@@ -30,6 +41,7 @@ export class FilesDirectory implements Directory {
    * @param name for messages. Default: the folder's
    */
   constructor(files: Iterable<FileLike>, name?: string) {
+    super()
     checkArgument(files, FILES, 'files')
     let folder: string | undefined
     for (const file of files) {
@@ -58,22 +70,6 @@ export class FilesDirectory implements Directory {
     const file = this.#files.get(path)
     if (file === undefined) throw new FileError({ where: `${this.name}/${path}`, what: 'no such file' })
     return new BlobSource(file, `${this.name}/${path}`)
-  }
-
-  create(path: string): Promise<ByteSink> {
-    return Promise.reject(this.#readOnly(path))
-  }
-
-  remove(path: string): Promise<void> {
-    return Promise.reject(this.#readOnly(path))
-  }
-
-  #readOnly(path: string): FileError {
-    return new FileError({
-      where: `${this.name}/${path}`,
-      what: 'files that a user picked cannot be written',
-      hint: 'Write to a HandleDirectory or to streams',
-    })
   }
 }
 
@@ -220,9 +216,6 @@ export class StreamDirectory implements Directory {
   async remove(): Promise<void> {}
 }
 
-/**
- * The methods of a stream that a sink uses: FileSystemWritableFileStream has them itself, other streams have a writer.
- */
 interface Writer {
   write(bytes: Uint8Array<ArrayBuffer>): Promise<void>
   close(): Promise<void>
@@ -235,7 +228,6 @@ class StreamSink implements ByteSink {
   readonly #dropped: () => Promise<void>
   #isOpen = true
 
-  /** @param dropped called after an abort */
   constructor(writer: Writer, name: string, dropped = async () => {}) {
     this.#writer = writer
     this.name = name

@@ -9,12 +9,6 @@ import { type Located, locateAtUrl, locateInHub } from '../locate.js'
 import { parseSource } from '../source.js'
 import { UrlDirectory, type UrlFile, urlConnection, urlRefusal } from '../url-directory.js'
 
-/**
- * Opens a source. Files come when they are opened, and are kept in the browser.
- *
- * @param where the argument that holds the text, for messages
- * @throws ConfigError when the text names nothing or a path; FileError when the server gives nothing
- */
 export async function openTextInBrowser(text: string, where: string, options: WebHubOptions = {}): Promise<Located> {
   const source = parseSource(text, { where, endpoint: options.endpoint })
   if (source.kind === 'hub') return locateInHub(await openHubInBrowser(source, options))

@@ -21,7 +21,6 @@ function dense(encoder: string, activation: HeadLayer['activation']): HeadForm {
   return { encoder, rows: 'first', layers, modulesToSave: ['classifier'] }
 }
 
-/** One layer over each token. */
 function words(encoder: string): HeadForm {
   return { encoder, rows: 'all', layers: [{ module: 'classifier' }], modulesToSave: ['classifier'] }
 }
@@ -78,7 +77,6 @@ function deberta(config: Config): HeadForm | undefined {
   return (config.pooler_hidden_act ?? 'gelu') === 'gelu' ? pooled('deberta', 'pooler.dense', 'Gelu') : undefined
 }
 
-/** Heads of transformers for sequence classification, by model_type. */
 const TEXT_FORMS: Forms = {
   ...DECODER_FORMS,
   albert: () => pooled('albert', 'albert.pooler', 'Tanh'),
@@ -94,7 +92,6 @@ const TEXT_FORMS: Forms = {
   'xlm-roberta': () => dense('roberta', 'Tanh'),
 }
 
-/** Heads of transformers for token classification, by model_type. */
 const TOKEN_FORMS: Forms = {
   albert: () => words('albert'),
   bert: () => words('bert'),
@@ -115,7 +112,6 @@ function pictures(encoder: string, architecture: string, rows: HeadForm['rows'] 
   return { encoder, rows, layers, modulesToSave: ['classifier'], architecture: `${architecture}ForImageClassification` }
 }
 
-/** Heads of transformers for image classification, by model_type. */
 const IMAGE_FORMS: Forms = {
   deit: () => pictures('deit', 'DeiT'),
   dinov2: () => pictures('dinov2', 'Dinov2', 'first-and-mean'),
@@ -132,7 +128,6 @@ function whisper({ use_weighted_layer_sum: isWeighted, classifier_proj_size: wid
   }
 }
 
-/** Heads of transformers for audio classification, by model_type. */
 const AUDIO_FORMS: Forms = { whisper }
 
 /** The heads of each kind of inputs: by type of model, and the rows of a head that only the graph knows. */
@@ -154,7 +149,6 @@ export function findHead(kind: HeadKind, base: HeadBase): HeadForm | undefined {
   return (Object.hasOwn(forms, type) ? forms[type](base.config) : undefined) ?? headInGraph(base, KINDS[kind].rows)
 }
 
-/** @throws UnsupportedError if the head is not known */
 export function requireHead(kind: HeadKind, base: HeadBase): HeadForm {
   const found = findHead(kind, base)
   if (found !== undefined) return found

@@ -13,7 +13,6 @@ import { appendPooling } from './pooling.js'
  */
 export type HeadRows = 'first' | 'last' | 'mean' | 'all' | 'first-and-mean'
 
-/** The input of the first of some layers of a head. */
 export interface HeadInput {
   /** (batch, sequence, k); (n, k) where the rows are `given` */
   readonly value: Value
@@ -25,7 +24,6 @@ export interface HeadInput {
 const IDS = 'input_ids'
 const MASK = 'attention_mask'
 
-/** Appends the choice of rows: (n, k). */
 export function appendRows(g: Builder, input: HeadInput): Value {
   const { value, rows } = input
   switch (rows) {
@@ -47,10 +45,7 @@ export function appendRows(g: Builder, input: HeadInput): Value {
   }
 }
 
-/**
- * The rows of a head that a graph has, where they were chosen as above: its own input is no longer what they were
- * chosen from.
- */
+/** A head behind rows that were chosen as above no longer has the input that they were chosen from. */
 export function rowsAreChosen(graph: Builder['graph'], value: Value): boolean {
   const node = graph.producer(value)
   return node?.opType === 'Gather' && graph.producer(node.input[0])?.opType === 'Flatten'
@@ -84,7 +79,6 @@ function takes({ graph }: Builder, input: string): boolean {
   return graph.inputs.some(({ name }) => name === input)
 }
 
-/** The same rows of what a run gave. */
 export function chooseRows(
   values: Float32Array,
   dims: readonly number[],
@@ -117,7 +111,6 @@ export function chooseRows(
   return result
 }
 
-/** The mean of some rows of (sequence, k). */
 function addMean(values: Float32Array, places: readonly number[], mean: Float32Array): void {
   const k = mean.length
   for (let j = 0; j < k; j++) {

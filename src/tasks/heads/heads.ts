@@ -54,7 +54,6 @@ export interface HeadBase {
   readonly linears: readonly Linear[]
 }
 
-/** The labels that config.json names, in the order of the logits. */
 export function namedLabels({ id2label }: HeadBase['config']): string[] {
   const named = Object.entries(isObject(id2label) ? id2label : {})
   return named.sort(([a], [b]) => Number(a) - Number(b)).map(([, label]) => String(label))
@@ -69,7 +68,6 @@ export function trainedLayers({ layers }: HeadForm, { graph, linears }: HeadBase
   return hasPooled && layers[0].module.includes('pooler') ? layers.slice(1) : layers
 }
 
-/** How wide the input of the first of these layers is. Throws UnsupportedError when nothing tells it. */
 export function headWidth({ rows }: HeadForm, { config, linears }: HeadBase, layers: readonly HeadLayer[]): number {
   const isInput = ({ name, isHead }: Linear) => name === layers[0].module || (rows === 'last' && isHead)
   const own = linears.find(isInput)?.k
@@ -81,12 +79,7 @@ export function headWidth({ rows }: HeadForm, { config, linears }: HeadBase, lay
   throw new UnsupportedError({ where: 'config.json', what: 'it does not tell the width of the hidden states' })
 }
 
-/**
- * The graph's value that goes into the first of these layers.
- *
- * @param layers the last ones of the form
- * @returns undefined where the graph has no such value
- */
+/** `layers`: the last ones of the form. */
 export function headInput(
   form: HeadForm,
   graph: Graph,
@@ -112,7 +105,6 @@ export function headInput(
   return value === undefined ? undefined : { value, rows, padTokenId }
 }
 
-/** The input of a head that the graph has. */
 function ownInput({ rows, padTokenId }: HeadForm, graph: Graph, value: Value): HeadInput {
   // Exports of decoders choose among the logits of all tokens; a head that a merge has appended chooses first.
   if (rows === 'last' && !rowsAreChosen(graph, value)) return { value, rows, padTokenId }
@@ -122,27 +114,17 @@ function ownInput({ rows, padTokenId }: HeadForm, graph: Graph, value: Value): H
   return { value: node?.opType === 'Flatten' ? node.input[0] : value, rows }
 }
 
-/** The layers of a head that an adapter brings, and where they begin. */
 export interface PlacedHead {
   readonly layers: readonly HeadLayer[]
   readonly input: HeadInput
-  /** How many logits it gives. */
   readonly count: number
-  /** Names of the adapter's tensors that it is made from. */
   readonly tensors: ReadonlySet<string>
   /** The graph has layers of this name in front of its logits, which these take the place of. */
   readonly isInGraph: boolean
-  /** See {@link HeadForm.architecture}. */
   readonly architecture: string | undefined
 }
 
-/**
- * The head of an adapter: the last layers of the form, from the first one that the adapter has.
- *
- * @param shapeOf shapes of the adapter's whole tensors, by name
- * @returns undefined where it has none of them
- * @throws MismatchError when layers are missing, or do not fit the model or one another
- */
+/** The last layers of the form, from the first one that the adapter has; undefined where it has none. */
 export function placeHead(
   form: HeadForm,
   base: HeadBase,
@@ -189,12 +171,7 @@ export function placeHead(
   return { layers, input, count, tensors: new Set(tensors), isInGraph, architecture: form.architecture }
 }
 
-/**
- * Appends a head to the graph.
- *
- * @param tensorOf the value that holds a tensor, by its name; undefined where a layer has no bias
- * @returns the logits (batch, labels), or (batch, sequence, labels) where each token has its own
- */
+/** Returns the logits (batch, labels), or (batch, sequence, labels) where each token has its own. */
 export function appendHead(
   g: Builder,
   input: HeadInput,
@@ -230,7 +207,6 @@ function gelu(g: Builder, x: Value): Value {
   return g.mul(g.mul(x, g.float(0.5)), g.add(erf, g.float(1)))
 }
 
-/** The tensors of new layers, in their order. */
 export function headTensors(
   layers: readonly HeadLayer[],
   width: number,

@@ -10,9 +10,6 @@ import type { Graph } from '../../graph/view/graph.js'
 /** Names that exporters give to the hidden states (batch, sequence, k), best first. */
 export const HIDDEN_OUTPUTS: readonly string[] = ['last_hidden_state', 'token_embeddings']
 
-/**
- * The way in which a model makes one vector of many. Throws UnsupportedError, naming it, where it is not known here.
- */
 export function poolingOf({ pooling, others }: SentenceModules): Pooling {
   const [other] = others
   const known = POOLINGS.find((one) => one === pooling)
@@ -25,7 +22,6 @@ export function poolingOf({ pooling, others }: SentenceModules): Pooling {
   })
 }
 
-/** The output with the vectors of tokens, (batch, sequence, k). Throws UnsupportedError where there is none. */
 export function tokenVectors(graph: Graph): Value {
   const found = graph.outputs.find(({ name }) => HIDDEN_OUTPUTS.includes(name))
   if (found !== undefined) return found.name
@@ -38,11 +34,7 @@ export function tokenVectors(graph: Graph): Value {
   })
 }
 
-/**
- * Appends the pooling, (batch, k): the mean of the vectors of real tokens, or the first one.
- *
- * @param mask the graph's input (batch, sequence), 1 for real tokens
- */
+/** (batch, k): the mean of the vectors of real tokens, or the first one. `mask`: (batch, sequence). */
 export function appendPooling(g: Builder, vectors: Value, mask: Value, pooling: Pooling): Value {
   if (pooling === 'cls') return g.op('Gather', [vectors, g.int(0)], { axis: 1 })
   const weights = g.unsqueeze(g.cast(mask, DataType.FLOAT), [2])

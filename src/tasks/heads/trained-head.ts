@@ -28,16 +28,11 @@ import {
 /** The standard deviation of a new head where config.json gives none: that of transformers. */
 const INITIALIZER_RANGE = 0.02
 
-/** The parts of a model by which its head is found. */
 export function headBase(model: Model): HeadBase {
   const graph = readGraph(model.onnx.proto)
   return { config: model.config, graph, linears: findLinears(graph) }
 }
 
-/**
- * Throws UnsupportedError for a graph with other logits than those of such a head, or without the hidden states that it
- * needs.
- */
 export function checkHead(form: HeadForm, base: HeadBase): void {
   requireInput(form, base.graph, trainedLayers(form, base))
   const isThere = form.layers.some(({ module }) => base.linears.some(({ name, isHead }) => isHead && name === module))
@@ -62,19 +57,15 @@ function requireInput(form: HeadForm, graph: Graph, layers: readonly HeadLayer[]
   throw new UnsupportedError({ where: 'ONNX model', what: 'no output has the hidden states that a head needs', got })
 }
 
-/** Labels that a message names. */
 const TOLD = 5
 
-/** A head on a model, with a logit for each label. */
 export class TrainedHead implements Head {
   readonly modulesToSave: readonly string[]
   readonly tensors: Head['tensors']
   readonly isNew: boolean
-  /** Warnings about the head that is trained. */
   readonly warnings: readonly string[]
   readonly #model: Model
   readonly #form: HeadForm
-  /** The layers that are trained, the last ones of the form. */
   readonly #layers: readonly HeadLayer[]
   readonly #hasPrefix: boolean
 
@@ -105,12 +96,10 @@ export class TrainedHead implements Head {
     }))
   }
 
-  /** The input of the first layer that is trained. Throws UnsupportedError if the graph does not have it. */
   input({ graph }: ObjectiveGraph): HeadInput {
     return requireInput(this.#form, graph, this.#layers)
   }
 
-  /** Builds the head with new trained tensors. */
   logits(graph: ObjectiveGraph, input: HeadInput): Value {
     const parameters = new Map(this.tensors.map(({ name, shape }) => [name, graph.parameter(name, shape)]))
     return appendHead(graph.g, input, this.#layers, (name) => parameters.get(name))
@@ -135,7 +124,6 @@ export class TrainedHead implements Head {
 
 type Tensor = ReturnType<typeof headTensors>[number]
 
-/** The head that a graph has. */
 interface OwnHead {
   /** As config.json names them, or as transformers names those without a name. */
   readonly labels: readonly string[]
@@ -145,7 +133,6 @@ interface OwnHead {
   has(tensors: readonly Tensor[]): boolean
 }
 
-/** Undefined for a graph without a head. */
 function ownHead({ config, graph, linears }: HeadBase, layers: readonly HeadLayer[]): OwnHead | undefined {
   const last = linears.find(({ name, isHead }) => isHead && name === layers.at(-1)?.module)
   if (last === undefined) return undefined

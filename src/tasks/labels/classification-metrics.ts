@@ -1,7 +1,6 @@
 // How well labels are predicted: accuracy, the F1 score of each label and their mean (scikit-learn's `macro`), and the
 // area under the curve.
 
-/** Metrics of predicted labels. */
 export interface LabelMetrics {
   readonly accuracy: number
   /** The mean over the labels that are there or predicted. */
@@ -10,7 +9,6 @@ export interface LabelMetrics {
   readonly scores: readonly number[]
 }
 
-/** @param truth number of the label of each example; `predicted` likewise */
 export function classificationMetrics(truth: readonly number[], predicted: readonly number[]): LabelMetrics {
   const several = severalMetrics(
     truth.map((label) => new Set([label])),
@@ -20,11 +18,7 @@ export function classificationMetrics(truth: readonly number[], predicted: reado
   return several
 }
 
-/**
- * Metrics of records with any number of labels: `accuracy` counts records whose labels are all right.
- *
- * @param truth numbers of the labels of each record; `predicted` likewise
- */
+/** `accuracy` counts records whose labels are all right. */
 export function severalMetrics(
   truth: readonly ReadonlySet<number>[],
   predicted: readonly ReadonlySet<number>[],
@@ -50,10 +44,7 @@ export function severalMetrics(
   }
 }
 
-/**
- * The chance that a record with the label has a higher score than one without; equal scores count half (scikit-learn's
- * roc_auc_score).
- */
+/** The chance that a record with the label scores higher than one without; ties count half (scikit-learn). */
 export function areaUnderCurve(truth: readonly boolean[], scores: readonly number[]): number {
   const order = [...scores.keys()].sort((a, b) => scores[a] - scores[b])
   let [sum, below] = [0, 0]

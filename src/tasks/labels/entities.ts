@@ -9,22 +9,17 @@ export interface TaggedRange {
   readonly end: number
 }
 
-/** Splits a tag: O is outside of entities; a tag without a prefix continues the same one before it. */
 function partsOf(tag: string): { prefix: string; type: string } {
   if (tag === 'O') return { prefix: 'O', type: '' }
   const match = /^([BIES])-(.*)$/s.exec(tag)
   return match === null ? { prefix: 'I', type: tag } : { prefix: match[1], type: match[2] }
 }
 
-/** True for a tag of a scheme for entities. */
 export function isEntityTag(tag: string): boolean {
   return /^[BIES]-./s.test(tag)
 }
 
-/**
- * The entities in one row of tags, as conlleval and seqeval read them: tags that no scheme allows begin or end an
- * entity, too.
- */
+/** As conlleval and seqeval: tags that no scheme allows begin or end an entity, too. */
 export function entitiesOf(tags: readonly string[]): TaggedRange[] {
   const found: TaggedRange[] = []
   let before = partsOf('O')
@@ -43,20 +38,15 @@ export function entitiesOf(tags: readonly string[]): TaggedRange[] {
   return found
 }
 
-/**
- * How well entities are found: precision and recall over all of them, their F1 score and that of each type, and the
- * share of right tags.
- */
+/** Precision and recall are over all entities. */
 export interface EntityMetrics {
   readonly precision: number
   readonly recall: number
   readonly f1: number
   readonly accuracy: number
-  /** F1 score of each type. */
   readonly types: Readonly<Record<string, number>>
 }
 
-/** @param truth tags of each row; `predicted` likewise */
 export function entityMetrics(
   truth: readonly (readonly string[])[],
   predicted: readonly (readonly string[])[],

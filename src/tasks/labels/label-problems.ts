@@ -34,7 +34,6 @@ export interface LabelOptions {
   readonly labelSmoothing?: number | undefined
 }
 
-/** Most labels of a head. */
 const MAX_LABELS = 10_000
 /** More labels than these have no number of their own among the metrics. */
 const MAX_REPORTED = 20
@@ -43,29 +42,18 @@ const MAX_REPORTED = 20
 const PAIRS = 'loss/labels'
 const DENSE = 'loss/targets'
 
-/** A problem, once its records are known. */
 export interface LabelProblem {
   readonly type: ProblemType
-  /** Names of the logits, in their order. */
   readonly labels: readonly string[]
-  /** Throws DataError for a target that is none of these, naming `where` it is. */
   check(target: Target, where: string): void
   /** Σ over the records. */
   loss(graph: ObjectiveGraph, logits: Value): Value
   targets(targets: readonly Target[]): Feeds
-  /** The divisor of the sum. */
   normalizer(targets: readonly Target[]): number
-  /** @param logits one list a record */
   metrics(targets: readonly Target[], logits: readonly Float32Array[]): Record<string, number>
 }
 
-/**
- * The problem that the records pose.
- *
- * @param known labels of the model's own config.json
- * @param whereOf the record of a target, by its number, for messages
- * @throws DataError for records of different kinds, or with nothing to learn; ConfigError for options that do not fit
- */
+/** The problem that the records pose. `known`: labels of config.json. `whereOf`: the place of a target's record. */
 export function problemOf(
   targets: () => Iterable<Target>,
   known: readonly string[],
@@ -85,7 +73,6 @@ export function problemOf(
   return type === 'single_label_classification' ? new OneLabel(labels, targets(), options) : new SeveralLabels(labels)
 }
 
-/** Gives the place that a message names, from the number of a target. */
 type PlaceOf = (index: number) => string
 
 const KINDS: Readonly<Record<ProblemType, string>> = {
@@ -95,7 +82,6 @@ const KINDS: Readonly<Record<ProblemType, string>> = {
 }
 
 function typeOf(targets: Iterable<Target>, placeOf: PlaceOf): ProblemType {
-  /** Number of the first target of each kind. */
   const firsts = new Map<ProblemType, number>()
   let index = 0
   for (const target of targets) {
@@ -116,9 +102,7 @@ function typeOf(targets: Iterable<Target>, placeOf: PlaceOf): ProblemType {
   })
 }
 
-/**
- * The labels in the order of the logits: those of config.json where the data has no others, else the data's, sorted.
- */
+/** The labels of config.json where the data has no others, else the data's, sorted. */
 function labelsOf(targets: Iterable<Target>, known: readonly string[], placeOf: PlaceOf): readonly string[] {
   const seen = new Set<string>()
   let index = 0
@@ -352,7 +336,6 @@ function quantityOf(target: Target, where = 'label'): number {
   throw new DataError({ where, what: 'not a number to learn', got: JSON.stringify(target) })
 }
 
-/** The F1 score of each label, where there are few. */
 export function reported(labels: readonly string[], scores: readonly number[]): Record<string, number> {
   if (labels.length > MAX_REPORTED) return {}
   return Object.fromEntries(scores.flatMap((score, i) => (Number.isNaN(score) ? [] : [[`f1/${labels[i]}`, score]])))

@@ -1,5 +1,4 @@
-// Shared code of the tasks that give a whole input a label, several, or a number: head, loss and metrics. Inputs
-// differ.
+// Shared by the tasks that give a whole input a label, several, or a number: head, loss and metrics.
 
 import { describe } from '../../base/options.js'
 import type { Model } from '../../graph/model-folder.js'
@@ -12,14 +11,11 @@ import { TrainedHead } from '../heads/trained-head.js'
 import type { Examples, HeadOptions, OpenTask } from '../task.js'
 import { type LabelOptions, type LabelProblem, type ProblemType, problemOf, type Target } from './label-problems.js'
 
-/** An input with its label. */
 interface Labeled {
   readonly label: Target
-  /** The record, for messages. */
   readonly where: string
 }
 
-/** A task over one kind of inputs. */
 export abstract class LabelTask<Example extends Labeled> implements OpenTask<Example> {
   readonly labels: readonly string[]
   readonly warnings: readonly string[]
@@ -56,7 +52,6 @@ export abstract class LabelTask<Example extends Labeled> implements OpenTask<Exa
     return this.#problem.normalizer([...targetsOf(examples)])
   }
 
-  /** The logits of each example. */
   predict(outputs: Readonly<Record<string, RuntimeTensor>>, examples: readonly Example[]): Float32Array[] {
     const logits = Object.values(outputs).find(({ dims }) => dims.length === 2)?.data as Float32Array
     const count = this.labels.length
@@ -73,7 +68,6 @@ export abstract class LabelTask<Example extends Labeled> implements OpenTask<Exa
     return this.#problem.metrics([...targetsOf(examples)], predictions as Float32Array[])
   }
 
-  /** The feeds of a run that hold the labels. */
   protected targetFeeds(examples: readonly Example[]): Feeds {
     return this.#problem.targets([...targetsOf(examples)])
   }

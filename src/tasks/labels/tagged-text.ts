@@ -1,5 +1,4 @@
-// Rows of token classification: words with their tags, or a text with the places of its entities. Both become a text,
-// its words, and a tag for each.
+// Rows of token classification, words with tags or a text with entities, as a text, its words, and a tag for each.
 
 import { DataError } from '../../base/errors.js'
 import { isObject } from '../../base/options.js'
@@ -21,12 +20,10 @@ export interface TaggedText {
   readonly where: string
 }
 
-/** A part of a text that has a label. */
 interface Entity extends Span {
   readonly label: string
 }
 
-/** Throws DataError for what is none of both. */
 export function parseTaggedText(row: unknown, where: string): TaggedText {
   const record = isObject(row) ? row : {}
   const words = record.tokens ?? record.words

@@ -27,7 +27,6 @@ const SPOKEN = ['target', 'label', 'text', 'sentence', 'transcription', 'transcr
 
 const RENAME = "Name your fields, as in `columns: { text: 'article', target: 'summary' }`"
 
-/** Throws DataError for what has not one text, or features, and one target. */
 export function parseTextPair(row: unknown, where: string): TextPair {
   const record = isObject(row) ? row : {}
   const isThere = (name: string) => record[name] !== undefined && record[name] !== null

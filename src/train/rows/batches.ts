@@ -1,41 +1,28 @@
-// Which examples run together in each optimizer step: seeded shuffling, and batches of like lengths. What a step trains
-// on depends on batchSize · accumulation only, so that accumulating changes no result.
+// Which examples run together. A step's examples depend on batchSize · accumulation only, so that both can be traded.
 
 import { Random } from '../../base/random.js'
 import type { Examples } from '../../tasks/task.js'
 import { roundUp } from '../../tasks/token-batch.js'
 
-/** Which examples run together, and the length they are padded to. */
 export interface MicroBatch {
   readonly examples: readonly number[]
   readonly sequence: number
 }
 
-/** The micro-batches of one optimizer step. */
 export type StepPlan = readonly MicroBatch[]
 
 export interface PlanOptions {
   batchSize: number
-  /** Micro-batches of a step. */
   accumulation: number
-  /** No run is longer: the model's context. */
   limit: number
   /** Batches keep the order of the data. Default false. */
   inOrder?: boolean
 }
 
-/**
- * Steps whose examples are sorted by length together: enough for batches of like lengths, few enough that what follows
- * what stays random.
- */
+/** Enough for batches of like lengths, few enough that what follows what stays random. */
 const WINDOW_STEPS = 16
 
-/**
- * The steps of one epoch, in order. Each example is in one of them; the last step of the last window has what is left
- * over. Depends on (seed, epoch) alone, so that a resumed run finds the same order.
- *
- * @param lengths tokens of each example
- */
+/** Depends on (seed, epoch) alone, so that a resumed run finds the same order. `lengths`: tokens of each example. */
 export function planEpoch(lengths: readonly number[], seed: number, epoch: number, options: PlanOptions): StepPlan[] {
   const random = new Random(seed, `shuffle/${epoch}`)
   const all = Array.from(lengths, (_, index) => index)
@@ -77,12 +64,10 @@ function microBatches(
   })
 }
 
-/** The examples of some micro-batches, in their order. */
 export function examplesOf<Example>(examples: Examples<Example>, plans: readonly MicroBatch[]): Example[] {
   return plans.flatMap((plan) => plan.examples.map((index) => examples.at(index) as Example))
 }
 
-/** The cost of some micro-batches, padding aside. */
 export function costOf(costs: readonly number[], plans: readonly MicroBatch[]): number {
   return sum(plans, (plan) => sum(plan.examples, (index) => costs[index]))
 }

@@ -55,7 +55,6 @@ export interface DataReport {
   readonly examples: readonly PreviewExample[]
 }
 
-/** The part of the options that decides what training sees. */
 export interface CheckDataInput
   extends Pick<
     TrainingOptions,
@@ -66,13 +65,7 @@ export interface CheckDataInput
 
 const MAX_FORMS = 100
 
-/**
- * Reads all records, and encodes them if there is a model.
- *
- * @param preview how many examples are shown as tokens
- * @throws what training throws for model and options, and UnsupportedError for a preview of examples without tokens.
- *   What is wrong with records is in the report
- */
+/** Wrong records are in the report, wrong options are thrown. `preview`: examples that are shown as tokens. */
 export async function checkRecords(options: CheckDataInput, preview = 0): Promise<DataReport> {
   const { model, evalData } = options
   if (model === undefined && preview > 0) throw new ConfigError({ where: 'preview', what: 'needs a `model`' })
@@ -98,7 +91,6 @@ export async function checkRecords(options: CheckDataInput, preview = 0): Promis
   }
 }
 
-/** Counts of one source. */
 class Records {
   task: Task | undefined
   count = 0
@@ -147,7 +139,7 @@ class Records {
     }
   }
 
-  /** @param length tokens; undefined for the characters of the row */
+  /** `length`: tokens; undefined for the characters of the row. */
   #take(row: unknown, where: string, length: number | undefined): void {
     const hash = this.#hash.of(row)
     this.count++
@@ -160,7 +152,6 @@ class Records {
     for (const note of droppedLabelNote(this.task!, row)) countOne(this.notes, note)
   }
 
-  /** Returns the tokens of a record. */
   async #encode(parsed: unknown, task: Task, context: EncodeContext, where: string): Promise<number> {
     const row = task.load === undefined ? parsed : await task.load(parsed, context)
     const { examples, isTruncated, notes = [] } = task.encode(row, context)
@@ -187,7 +178,6 @@ class Records {
 
 /** Hashes records one after the other: a new object for each would be work for the garbage collector. */
 class RecordHash {
-  /** Characters of all texts of the record. */
   characters = 0
   #low = 0
   #high = 0

@@ -20,7 +20,6 @@ export interface LengthReport {
   readonly histogram: readonly { readonly below: number; readonly count: number }[]
 }
 
-/** @param most how many different ones are counted; the rest is one */
 export function countOne<K extends string | number>(counts: Map<K, number>, key: K, most?: number): void {
   const own = most === undefined || counts.size < most || counts.has(key) ? key : ('others' as K)
   counts.set(own, (counts.get(own) ?? 0) + 1)
@@ -30,7 +29,6 @@ export function mostFrequent(counts: ReadonlyMap<string, number>): Record<string
   return Object.fromEntries([...counts].sort(([, a], [, b]) => b - a))
 }
 
-/** The labels and tags of a row, in the fields that tasks have for them. */
 export function labelsOf({ label, labels, tags, entities }: Readonly<Record<string, unknown>>): string[] {
   if (label === undefined && labels === undefined && tags === undefined && entities === undefined) return []
   const ofEntities = Array.isArray(entities) ? entities.map((one) => (isObject(one) ? one.label : undefined)) : []

@@ -15,26 +15,20 @@ const YIELD_MS = 16
 /** Node's own waits for nothing; a timer waits for a millisecond at least. */
 const nextTurn: (then: (_: unknown) => void) => unknown = globalThis.setImmediate ?? globalThis.setTimeout
 
-/** Rows between looks at the clock. */
 const ROWS_PER_LOOK = 16
 
-/** Examples from the rows of one source, or from the part of it that is held out, with counts. */
 export interface EncodedRows {
   readonly examples: ExampleList<unknown>
   rows: number
-  /** Rows that were longer than the limit. */
   truncatedRecords: number
-  /** Rows left out because no target was left in them. */
   skippedRecords: number
   /** Parts of rows that are not learned, with the number of rows that have them: "have empty answers …". */
   readonly notes: Map<string, number>
 }
 
-/** Examples from all rows of one source. */
 export interface EncodedSource {
   readonly kept: EncodedRows
   readonly heldOut: EncodedRows
-  /** The limit that held. */
   readonly maxLength: number
   /** The chat template that rows needed, with its variables; undefined where none did. */
   readonly chatTemplate: string | undefined
@@ -43,11 +37,8 @@ export interface EncodedSource {
 export interface EncodeOptions {
   readonly task: Task
   readonly model: Model
-  /** Most tokens of an example; default: the model's context. */
   readonly maxLength?: number | undefined
-  /** Text of a chat template instead of the model's. */
   readonly chatTemplate?: string | undefined
-  /** Further variables of the chat template. */
   readonly chatTemplateArgs?: Readonly<Record<string, unknown>> | undefined
   readonly decodeImage?: DecodeImage | undefined
   /** Takes the errors of rows that are left out. Default: the first one is thrown. */
@@ -56,18 +47,9 @@ export interface EncodeOptions {
   readonly isHeldOut?: ((index: number) => boolean) | undefined
   /** Hears of each row: as the task parsed it, how many examples it gave, and as the data have it. */
   readonly onRow?: ((row: unknown, examples: number, isHeldOut: boolean, record: unknown) => void) | undefined
-  /** Name of the source, for messages. */
   readonly name: string
 }
 
-/**
- * Encodes rows in order, pausing now and then so that the thread stays responsive.
- *
- * @returns the rows to train on, and those that are held out
- * @throws DataError for what is no row of the task, or when no row has a target; ConfigError for a limit that the model
- *   cannot have;
- *   what the task throws
- */
 export async function encodeRows(rows: Rows, options: EncodeOptions): Promise<EncodedSource> {
   const { task, name, isHeldOut = () => false } = options
   const own = await encodeContext(options)
@@ -123,12 +105,7 @@ function emptyRows(task: Task): EncodedRows {
   return { examples: task.makeList?.() ?? [], rows: 0, truncatedRecords: 0, skippedRecords: 0, notes: new Map() }
 }
 
-/**
- * Makes the context that rows are encoded in. The chat template is read at once, since that takes time; errors in it
- * are thrown when a row needs it.
- *
- * @throws ConfigError for a limit that the model cannot have
- */
+/** Reads the chat template once; errors in it are thrown when a row needs it. */
 export async function encodeContext(
   options: Pick<EncodeOptions, 'model' | 'maxLength' | 'chatTemplate' | 'chatTemplateArgs' | 'decodeImage'>,
 ): Promise<EncodeContext> {
@@ -160,11 +137,6 @@ function requireExamples(found: EncodedRows, where: string, maxLength: number, h
   throw new DataError({ where, what: 'no record has a token to learn from', hint })
 }
 
-/**
- * The most tokens of an example: the limit asked for, else the context.
- *
- * @throws ConfigError when the limit is no integer above 1 or exceeds the context
- */
 function resolveMaxLength(maxLength: number | undefined, contextLength: number | undefined): number {
   if (maxLength === undefined) return contextLength ?? Number.POSITIVE_INFINITY
   if (!Number.isSafeInteger(maxLength) || maxLength < 2) {

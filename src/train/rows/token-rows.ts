@@ -16,14 +16,12 @@ import { type LoraConfig, resolveConfig } from '../../lora/config.js'
 import type { OpenTask } from '../../tasks/task.js'
 import type { TokenChoice, TrainedTokens } from '../options.js'
 
-/** The model, task and names by which modules are found. */
 export interface Context {
   readonly model: Model
   readonly open: OpenTask
   readonly modules: ModuleMap | undefined
 }
 
-/** An embedding of the model's tokens, or an output layer, by the name that it has in the adapter. */
 interface Table {
   readonly name: string
   readonly place: Linear
@@ -48,12 +46,6 @@ const TRAINED_TOKENS = kind(
   (value) => isTokens(value) || isByModule(value),
 )
 
-/**
- * The config of a new adapter with the tokens whose rows are trained.
- *
- * @throws ConfigError for what are no tokens, and naming the token that the tokenizer does not have, or that is given
- *   twice
- */
 export function withTokens(config: LoraConfig, model: Model, given: TrainedTokens | undefined): LoraConfig {
   if (config.trainableTokenIndices !== undefined) {
     throw new ConfigError({ where: 'trainableTokenIndices', what: `in training, this is the option ${OPTION}` })
@@ -62,7 +54,6 @@ export function withTokens(config: LoraConfig, model: Model, given: TrainedToken
   return resolveConfig({ ...config, trainableTokenIndices: tokenIndices(model, given) })
 }
 
-/** Token ids, in the form of the config: of the input embedding, or by module. */
 function tokenIndices(model: Model, given: TrainedTokens): NonNullable<LoraConfig['trainableTokenIndices']> {
   checkArgument(given, TRAINED_TOKENS, OPTION)
   if (isList(given)) return idsOf(model, given, OPTION)
@@ -107,14 +98,6 @@ function idOf({ tokenizer, name }: Model, token: string, where: string): number 
   })
 }
 
-/**
- * Adds the rows that the adapter's config asks for, with the base's values. Of tied embeddings, the output layer uses
- * the same rows, as in PEFT.
- *
- * @throws MismatchError for a module that the graph does not have, or a token beyond its rows; UnsupportedError for a
- *   graph whose rows cannot
- *   be trained
- */
 export async function addTokenRows(adapter: LoraAdapter, context: Context): Promise<void> {
   const { trainableTokenIndices: given } = adapter.config
   if (given === undefined) return
@@ -141,12 +124,6 @@ export async function addTokenRows(adapter: LoraAdapter, context: Context): Prom
   }
 }
 
-/**
- * The rows of an adapter, and where the graph has them.
- *
- * @throws MismatchError for rows that do not fit the base; UnsupportedError where something else of the adapter changes
- *   the same weight
- */
 export async function trainedRows(adapter: LoraAdapter, context: Context): Promise<TrainedRows[]> {
   const parts = adapter.parts('token-rows')
   if (parts.length === 0) return []
@@ -223,7 +200,6 @@ function isOfTokens(graph: Graph, value: string): boolean {
   return HANDS_TOKENS_ON.has(maker.opType) && isOfTokens(graph, maker.input[0])
 }
 
-/** Throws UnsupportedError unless there is one. */
 function inputEmbedding(tables: readonly Table[], { model }: Context): Table {
   const found = tables.filter(isEmbedding)
   if (found.length === 1) return found[0]
@@ -251,7 +227,6 @@ function notTied(head: string): ConfigError {
   })
 }
 
-/** Throws MismatchError unless one table has this name, or a name with this end. */
 function tableOf(tables: readonly Table[], module: string): Table {
   const names = tables.map(({ name }) => name)
   const name = nameOfModule(new Set(names), module)

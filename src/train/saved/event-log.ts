@@ -27,19 +27,13 @@ export class EventLog {
     this.#path = `events.out.tfevents.${Math.floor(now / 1000)}.lowrank.${String(now % 1000).padStart(3, '0')}`
   }
 
-  /**
-   * Begins a file.
-   *
-   * @param isResumed whether steps of older files count only up to where this one begins
-   * @throws FileError when the folder cannot be written to
-   */
+  /** `isResumed`: steps of older files count only up to where this one begins. */
   static async open(directory: Directory, isResumed: boolean): Promise<EventLog> {
     const log = new EventLog(directory, isResumed)
     await log.#append(fileHeader(Date.now() / 1000))
     return log
   }
 
-  /** The caller's functions, with steps and evaluations also written down. */
   heard(on: TrainEvents): TrainEvents {
     const own: TrainEvents = {
       step: (event) => {

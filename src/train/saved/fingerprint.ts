@@ -1,15 +1,14 @@
 // Short digests of a run's parts: a run may be resumed only with the parts that it was started with, else its result
 // would be neither of the two.
 
-import type { ByteSource } from '../../base/bytes.js'
 import { MismatchError } from '../../base/errors.js'
 import { serializeModel } from '../../formats/onnx/model.js'
+import { Hash, weightsDigest } from '../../graph/base-record.js'
 import type { Model } from '../../graph/model-folder.js'
 import type { LoraAdapter } from '../../lora/adapter.js'
 import type { Examples, OpenTask } from '../../tasks/task.js'
 import { type TrainSettings, usesBest } from '../settings.js'
 
-/** Settings that change no weight. */
 const WITHOUT_EFFECT: ReadonlySet<keyof TrainSettings> = new Set([
   'epochs',
   'maxSteps',
@@ -20,16 +19,11 @@ const WITHOUT_EFFECT: ReadonlySet<keyof TrainSettings> = new Set([
   'saveEvery',
 ])
 
-/** The entry of the base's weights. */
-export const BASE_WEIGHTS = 'base weights'
-
 export interface FingerprintParts {
   model: Model
   /** As it was before the first step. */
   adapter: LoraAdapter
-  /** Name of the task. */
   task: string
-  /** Its own settings. */
   taskOptions: Readonly<Record<string, unknown>> | undefined
   open: OpenTask
   examples: Examples<unknown>
@@ -41,21 +35,11 @@ export interface FingerprintParts {
 /** The part that says how many steps the run has. */
 const STEPS = 'number of steps, from `maxSteps` or `epochs`'
 
-/** Steps of the run that a fingerprint is of. */
 export function stepsIn(fingerprint: Readonly<Record<string, string>>): number {
   return Number(fingerprint[STEPS])
 }
 
-/** Files of weights up to this size are hashed whole, larger ones in samples: half a second at most. */
-const WHOLE_BYTES = 64 << 20
-const SAMPLES = 256
-const SAMPLE_BYTES = 64 << 10
-
-/**
- * One short text for each part, under the name that an error calls it. Of files of weights above 64 MiB that is their
- * length and 256 pieces of 64 KiB, evenly spaced from the first byte to the last: other weights differ nearly
- * everywhere, and a change of a few of them can go unnoticed.
- */
+/** One short text for each part, under the name that an error calls it. */
 export async function fingerprintOf(parts: FingerprintParts): Promise<Record<string, string>> {
   const { model, adapter, task, taskOptions = {}, open, examples, evalExamples, settings, totalSteps } = parts
   const weights = new Hash()
@@ -76,7 +60,7 @@ export async function fingerprintOf(parts: FingerprintParts): Promise<Record<str
     ...Object.entries(taskOptions).map(([key, value]): [string, unknown] => [`option ${key} of the task`, value]),
     [STEPS, totalSteps],
     ['model', new Hash().add(serializeModel(model.onnx.proto)).digest()],
-    [BASE_WEIGHTS, await weightsDigest(model.onnx.files.values())],
+    ['base weights', await weightsDigest(model.onnx.files.values())],
     ['data', digestOf(open, examples)],
     ['evaluation data', evalExamples && digestOf(open, evalExamples)],
     ['adapter', weights.digest()],
@@ -90,11 +74,7 @@ function digestOf(open: OpenTask, examples: Examples<unknown>): string {
   return hash.digest()
 }
 
-/**
- * Throws MismatchError naming the first part in which a stored run differs from this one.
- *
- * @param isLonger the number of steps may differ
- */
+/** `isLonger`: the number of steps may differ. */
 export function checkFingerprint(
   stored: Readonly<Record<string, string>>,
   now: Record<string, string>,
@@ -111,44 +91,6 @@ export function checkFingerprint(
       got: value,
       hint: 'Resume with the options, data and weights of the first start, or overwrite the run',
     })
-  }
-}
-
-/** A digest of weights, in the order in which the graph names them. */
-export async function weightsDigest(files: Iterable<ByteSource>): Promise<string> {
-  const hash = new Hash()
-  for (const source of files) {
-    const { byteLength } = source
-    const isWhole = byteLength <= WHOLE_BYTES
-    const count = isWhole ? Math.ceil(byteLength / SAMPLE_BYTES) : SAMPLES
-    const stride = isWhole ? SAMPLE_BYTES : (byteLength - SAMPLE_BYTES) / (SAMPLES - 1)
-    for (let i = 0; i < count; i++) {
-      const start = Math.floor(i * stride)
-      hash.add(await source.read(start, Math.min(SAMPLE_BYTES, byteLength - start)))
-    }
-    hash.add(new TextEncoder().encode(String(byteLength)))
-  }
-  return hash.digest()
-}
-
-/** Two FNV-1a hashes side by side: tells apart what was mixed up, and is no protection against an attack. */
-class Hash {
-  #a = 0x811c9dc5
-  #b = 0x9e3779b9
-
-  add(values: Uint8Array | Int32Array): this {
-    let [a, b] = [this.#a, this.#b]
-    for (let i = 0; i < values.length; i++) {
-      a = Math.imul(a ^ values[i], 0x01000193)
-      b = Math.imul(b ^ values[i] ^ (b >>> 13), 0x01000193)
-    }
-    this.#a = Math.imul(a ^ values.length, 0x01000193)
-    this.#b = Math.imul(b ^ values.length, 0x01000193)
-    return this
-  }
-
-  digest(): string {
-    return [this.#a, this.#b].map((word) => (word >>> 0).toString(16).padStart(8, '0')).join('')
   }
 }
 

@@ -1,21 +1,18 @@
-// The folder that a training run writes: the adapter as PEFT reads it, metrics.jsonl (a line a step), lowrank.json (the
-// marker that lowrank wrote the folder), and, while the run is not finished, the state it can be resumed from.
+// A run's folder: PEFT's adapter, metrics.jsonl, lowrank.json (the marker that lowrank wrote it), and the state.
 
 import { type Directory, readAll, readJson, writeFile } from '../../base/bytes.js'
 import { FileError, FormatError, listed } from '../../base/errors.js'
 import { parseSafetensorsHeader, readTensorF32, saveSafetensors, type TensorBytes } from '../../formats/safetensors.js'
-import { CARD_FILE, TEMPLATE_FILE } from '../../peft/file-names.js'
+import type { BaseRecord } from '../../lora/adapter.js'
+import { CARD_FILE, MARKER_FILE, TEMPLATE_FILE } from '../../peft/file-names.js'
 import type { BestState, Evaluation } from '../best.js'
 import type { EngineState } from '../engine.js'
 
-export const MARKER_FILE = 'lowrank.json'
 export const METRICS_FILE = 'metrics.jsonl'
 export const STATE_FILE = 'training-state.safetensors'
 /** A line for each evaluation, and one for the answers to the prompts of `sample` at a step. */
 export const EVALUATIONS_FILE = 'evaluations.jsonl'
-/** Page with the curves of the run. */
 export const PAGE_FILE = 'report.html'
-/** The run's options, which repeat it. */
 export const RECORD_FILE = 'run.json'
 
 /** All that a run writes, and all that overwriting removes. */
@@ -32,32 +29,17 @@ const RUN_FILES = [
   MARKER_FILE,
 ]
 
-/** The base of a run. */
-export interface BaseRecord {
-  /** The graph's file in the model's folder. */
-  readonly graph: string
-  /** Digest of the weights. */
-  readonly weights: string
-}
-
 export interface Marker {
   version: 1
   kind: 'training run'
   status: 'unfinished' | 'finished'
-  /** Name of the task, which the adapter's own files do not tell. */
   task?: string
-  /** The model that the adapter was made for. */
   base?: BaseRecord
 }
 
 /** Permission of a run: for an empty folder only, to go on with the run in it, or to replace that run. */
 export type FolderUse = 'new' | 'resume' | 'overwrite'
 
-/**
- * Checks that a run may write into the folder; writes nothing.
- *
- * @throws FileError when the folder is not empty and `use` does not cover what is in it, or there is nothing to resume
- */
 export async function checkRunFolder(directory: Directory, use: FolderUse): Promise<void> {
   // Unfinished files of a killed run do not count.
   const files = (await directory.list()).filter((file) => !isPartial(file))
@@ -98,7 +80,6 @@ export async function checkRunFolder(directory: Directory, use: FolderUse): Prom
   }
 }
 
-/** The marker; undefined if there is none that lowrank wrote. */
 export async function readMarker(directory: Directory): Promise<Marker | undefined> {
   if (!(await directory.has(MARKER_FILE))) return undefined
   const value = (await readJson(directory, MARKER_FILE)) as Partial<Marker> | null
@@ -114,9 +95,7 @@ export async function writeMarker(
   await writeFile(directory, MARKER_FILE, `${JSON.stringify(marker, null, 2)}\n`)
 }
 
-/**
- * Removes the files of an earlier run, and nothing else. The marker goes last: until then the folder counts as ours.
- */
+/** The marker goes last: until then the folder counts as ours. */
 export async function clearRunFolder(directory: Directory): Promise<void> {
   await removePartialFiles(directory)
   await removeFiles(directory, RUN_FILES)
@@ -161,7 +140,6 @@ export async function writeMetrics(directory: Directory, metrics: readonly StepM
   await writeFile(directory, METRICS_FILE, linesOf(metrics))
 }
 
-/** Adds lines to those that are there. Only for a folder that has `append`. */
 export async function appendMetrics(directory: Directory, metrics: readonly StepMetrics[]): Promise<void> {
   await directory.append?.(METRICS_FILE, new TextEncoder().encode(linesOf(metrics)))
 }
@@ -170,12 +148,7 @@ function linesOf(metrics: readonly StepMetrics[]): string {
   return metrics.map((line) => `${JSON.stringify(line)}\n`).join('')
 }
 
-/**
- * The lines of the first `steps` steps. What follows them, whole or cut off by a crash, belongs to steps that are made
- * anew.
- *
- * @throws FormatError when they are not there
- */
+/** Lines behind these steps, whole or cut off by a crash, belong to steps that are made anew. */
 export async function readMetrics(directory: Directory, steps: number): Promise<StepMetrics[]> {
   const source = await directory.open(METRICS_FILE)
   try {
@@ -207,25 +180,18 @@ export interface SampleEvent {
   samples: { readonly prompt: string; readonly text: string }[]
 }
 
-/** The state of a run, beside its tensors. */
 export interface RunState {
-  /** Optimizer updates done. */
   step: number
   /** Digests of the run's parts: a resumed run needs the same. */
   fingerprint: Record<string, string>
-  /**
-   * All evaluations, that before the first step too. A step whose evaluation was due and is not here still needs it.
-   */
   evaluations: Evaluation[]
-  /** Answers to the prompts of `sample`. */
   samples: SampleEvent[]
-  /** The best evaluation after a step; undefined before the first. */
   best?: BestState | undefined
 }
 
 const STATE_PARTS = ['parameters', 'firstMoments', 'secondMoments'] as const
 
-/** Writes the state: one file, so that its parts belong together. `names` has one entry per parameter. */
+/** One file, so that its parts belong together. */
 export async function writeState(
   directory: Directory,
   names: readonly string[],
@@ -245,12 +211,7 @@ export async function writeState(
   await saveSafetensors(directory, STATE_FILE, tensors, { run: JSON.stringify(run) })
 }
 
-/**
- * Reads what {@link writeState} wrote.
- *
- * @param check sees the run before its tensors are read, and throws when it is another run's
- * @throws FormatError when the file is damaged or holds other parameters
- */
+/** `check` sees the run before its tensors are read, and throws when it is another run's. */
 export async function readState(
   directory: Directory,
   names: readonly string[],
@@ -279,7 +240,6 @@ export async function readState(
   }
 }
 
-/** Steps that an unfinished run has saved. */
 export async function stepsOf(directory: Directory): Promise<number> {
   const source = await directory.open(STATE_FILE)
   try {
@@ -289,11 +249,7 @@ export async function stepsOf(directory: Directory): Promise<number> {
   }
 }
 
-/**
- * Reads the state of a run that goes on, and the metrics of its steps. Unfinished files of a killed run are removed.
- *
- * @throws as {@link readState}
- */
+/** Unfinished files of a killed run are removed. */
 export async function resumeRun(
   directory: Directory,
   ...state: readonly [names: readonly string[], check: (run: RunState) => void]

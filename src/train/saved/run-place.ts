@@ -3,17 +3,11 @@
 import type { Directory, Reservation } from '../../base/bytes.js'
 import { checkRunFolder, type FolderUse } from './run-folder.js'
 
-/** A folder and what may be done with what is in it. */
 export interface RunPlace {
   directory: Directory
   use: FolderUse
 }
 
-/**
- * Does something while no other training has the folder.
- *
- * @throws FileError while another one has it, and what {@link checkRunFolder} throws
- */
 export async function withRunPlace<T>(place: RunPlace, work: (place: RunPlace) => Promise<T>): Promise<T> {
   const reservation = await place.directory.reserve?.('training')
   if (reservation === undefined) return work(place)

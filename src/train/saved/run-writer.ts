@@ -1,14 +1,12 @@
-// Writes the folder of a run, in an order that any interruption leaves usable: what is there is complete, but for the
-// metrics, and the state counts no steps that these lack.
+// Writes a run's folder so that any interruption leaves it usable: the state counts no steps that the metrics lack.
 
 import { type Directory, writeFile } from '../../base/bytes.js'
-import type { LoraAdapter } from '../../lora/adapter.js'
+import type { BaseRecord, LoraAdapter } from '../../lora/adapter.js'
 import { saveAdapter } from '../../peft/adapter-folder.js'
 import { CARD_FILE } from '../../peft/file-names.js'
 import type { EngineState } from '../engine.js'
 import {
   appendMetrics,
-  type BaseRecord,
   clearRunFolder,
   EVALUATIONS_FILE,
   type FolderUse,
@@ -30,14 +28,11 @@ const METRICS_INTERVAL_MS = 2000
 
 type Watched = Pick<RunState, 'evaluations' | 'samples'>
 
-/** The name of the task and the options, for those who open the folder. */
 export interface RunMeaning {
   readonly task: string
-  /** Text of run.json; undefined for a run that cannot be written down. */
   readonly record?: string | undefined
 }
 
-/** Writes a run's folder. */
 export class RunWriter {
   readonly #directory: Directory
   readonly #use: FolderUse
@@ -63,7 +58,6 @@ export class RunWriter {
     this.#hasSaved = use === 'resume'
   }
 
-  /** Now and then writes the lines of the steps. */
   async stepTaken(): Promise<void> {
     // A run that replaces another leaves it in place until it saves.
     const mayWrite = this.#isBegun || this.#use === 'new'
@@ -71,9 +65,7 @@ export class RunWriter {
       await this.#writeMetrics(this.#directory)
   }
 
-  /**
-   * Saves adapter and, if given, the state to go on from. A run that is to be replaced stays until there was a step.
-   */
+  /** A run that is to be replaced stays until there was a step. */
   async save(
     adapter: LoraAdapter,
     state?: { names: readonly string[]; engine: EngineState; run: RunState },
@@ -88,7 +80,6 @@ export class RunWriter {
     this.#hasSaved = true
   }
 
-  /** Marks the run, which has been saved, as finished, and drops its state if it is not kept. */
   async finish(
     watched: Watched,
     base: BaseRecord,

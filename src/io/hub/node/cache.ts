@@ -12,12 +12,10 @@ import { isId } from '../../source.js'
 import { COMMIT, type HubFile, parseFile } from '../api.js'
 
 const PREFIX = 'models--'
-/** Version of a list of files; a list of another version is not read. */
 const TREE_VERSION = 1
 /** Error codes of systems that have no links, or do not permit them. */
 const NO_LINKS = ['EPERM', 'EACCES', 'ENOSYS', 'ENOTSUP', 'EOPNOTSUPP', 'EINVAL', 'UNKNOWN']
 
-/** The ids of all models in a cache. */
 export async function cachedIds(cacheFolder: string): Promise<string[]> {
   const folders = await readdir(cacheFolder).catch(() => [])
   return folders
@@ -26,12 +24,10 @@ export async function cachedIds(cacheFolder: string): Promise<string[]> {
     .filter(isId)
 }
 
-/** The cache of one model. */
 export class ModelCache {
   readonly #folder: string
   readonly #avoidsLinks: boolean
 
-  /** @param avoidsLinks snapshots hold files, not links */
   constructor(cacheFolder: string, id: string, avoidsLinks = false) {
     this.#folder = path.join(cacheFolder, PREFIX + id.replace('/', '--'))
     this.#avoidsLinks = avoidsLinks
@@ -42,29 +38,25 @@ export class ModelCache {
     return path.join(this.#folder, 'blobs', digest)
   }
 
-  /** Folder of a commit's files, under their own names. */
   snapshotFolder(commit: string): string {
     return path.join(this.#folder, 'snapshots', commit)
   }
 
-  /** Path of one of them. */
   snapshot(commit: string, file: string): string {
     return path.join(this.snapshotFolder(commit), ...file.split('/'))
   }
 
-  /** The commit that a branch or tag was at when it was last asked for. */
   async readRef(revision: string): Promise<string | undefined> {
     const text = await readFile(path.join(this.#folder, 'refs', ...revision.split('/')), 'utf8').catch(() => '')
     return COMMIT.test(text.trim()) ? text.trim() : undefined
   }
 
-  /** Notes the commit of a branch or tag, so that it opens without the Hub. @throws FileError */
   async writeRef(revision: string, commit: string): Promise<void> {
     if (revision === commit || (await this.readRef(revision)) === commit) return
-    await this.#write(path.join(this.#folder, 'refs', ...revision.split('/')), commit)
+    await place(path.join(this.#folder, 'refs', ...revision.split('/')), (file) => writeFile(file, commit))
   }
 
-  /** The list of a commit's files, by path; undefined where none is kept that can be read. */
+  /** Undefined where no list is kept that can be read. */
   async readTree(commit: string): Promise<Map<string, HubFile> | undefined> {
     try {
       const text = await readFile(this.#tree(commit), 'utf8')
@@ -92,7 +84,6 @@ export class ModelCache {
     }
   }
 
-  /** Keeps the list of a commit's files. @throws FileError */
   async writeTree(commit: string, files: ReadonlyMap<string, HubFile>): Promise<void> {
     const entries = [...files]
       .sort(([a], [b]) => (a < b ? -1 : 1))
@@ -105,10 +96,9 @@ export class ModelCache {
         ]
       })
     const tree = { format_version: TREE_VERSION, files: Object.fromEntries(entries) }
-    await this.#write(this.#tree(commit), JSON.stringify(tree, null, 1))
+    await place(this.#tree(commit), (file) => writeFile(file, JSON.stringify(tree, null, 1)))
   }
 
-  /** Paths of a commit's files that are in the cache, each with its length. */
   async cachedFiles(commit: string): Promise<Map<string, number>> {
     const root = this.snapshotFolder(commit)
     const entries = await readdir(root, { recursive: true, withFileTypes: true }).catch(() => [])
@@ -121,7 +111,6 @@ export class ModelCache {
     return found
   }
 
-  /** Commits of which a file is in the cache. */
   async commitsWith(file: string): Promise<string[]> {
     const commits = await readdir(path.join(this.#folder, 'snapshots')).catch(() => [])
     const found = await Promise.all(
@@ -133,32 +122,19 @@ export class ModelCache {
     return found.flat()
   }
 
-  /** Makes the folder for blobs. @throws FileError */
   async prepare(): Promise<void> {
     await makeFolders(path.join(this.#folder, 'blobs'))
   }
 
-  /**
-   * Gives a blob its name in a commit's snapshot: a relative link; where links cannot be made the file itself, moved
-   * there if no other snapshot can have it, else copied.
-   *
-   * @throws FileError
-   */
+  /** A relative link; where there are no links the file itself, moved if no other snapshot can have it, else copied. */
   async link(digest: string, commit: string, file: string, isNew: boolean): Promise<void> {
     const blob = this.blob(digest)
     const target = this.snapshot(commit, file)
-    const temporary = `${target}.${randomBytes(4).toString('hex')}.tmp`
-    try {
-      await makeFolders(path.dirname(target))
-      if (!(await this.#tryLink(path.relative(path.dirname(target), blob), temporary))) {
-        const isShared = (await lstat(blob)).isSymbolicLink()
-        await (isNew && !isShared ? rename(blob, temporary) : copyFile(blob, temporary))
-      }
-      await rename(temporary, target)
-    } catch (error) {
-      await unlink(temporary).catch(() => {})
-      throw fileError(target, 'cannot be written', error)
-    }
+    await place(target, async (temporary) => {
+      if (await this.#tryLink(path.relative(path.dirname(target), blob), temporary)) return
+      const isShared = (await lstat(blob)).isSymbolicLink()
+      await (isNew && !isShared ? rename(blob, temporary) : copyFile(blob, temporary))
+    })
   }
 
   async #tryLink(to: string, at: string): Promise<boolean> {
@@ -175,21 +151,21 @@ export class ModelCache {
   #tree(commit: string): string {
     return path.join(this.#folder, 'trees', `${commit}.json`)
   }
+}
 
-  async #write(file: string, text: string): Promise<void> {
-    const temporary = `${file}.${randomBytes(4).toString('hex')}.tmp`
-    try {
-      await makeFolders(path.dirname(file))
-      await writeFile(temporary, text)
-      await rename(temporary, file)
-    } catch (error) {
-      await unlink(temporary).catch(() => {})
-      throw fileError(file, 'cannot be written', error)
-    }
+/** Makes a file under another name first: it appears whole. */
+async function place(target: string, make: (temporary: string) => Promise<void>): Promise<void> {
+  const temporary = `${target}.${randomBytes(4).toString('hex')}.tmp`
+  try {
+    await makeFolders(path.dirname(target))
+    await make(temporary)
+    await rename(temporary, target)
+  } catch (error) {
+    await unlink(temporary).catch(() => {})
+    throw fileError(target, 'cannot be written', error)
   }
 }
 
-/** As huggingface_hub writes it. */
 interface TreeEntry {
   size: number
   blob_id: string

@@ -13,7 +13,6 @@ import type { OnDownload } from '../directory.js'
 import { type HubAnswer, type HubConnection, HubError, isWorthATry, pause, request, SLOWEST } from '../request.js'
 import { claimPartial, type Partial, removePartials } from './partial.js'
 
-/** A file to download. */
 export interface Download {
   readonly connection: HubConnection
   readonly url: string
@@ -22,27 +21,19 @@ export interface Download {
   readonly byteLength: number
   /** Undefined where nobody tells it: then the length has to do. */
   readonly digest: Digest | undefined
-  /** Path of the file in the end. */
   readonly target: string
   readonly onDownload?: OnDownload | undefined
-  /** Makes the error for an answer that is no success. */
   refused(response: Response): FileError
 }
 
 /** Tries without progress before a download fails: with the pauses between them about half a minute. */
 const MAX_TRIES = 5
-/** How often the part of another process is looked at. */
 const WATCH_MS = 250
 
 /** Downloads under way in this process, by target. */
 const underWay = new Map<string, Promise<void>>()
 
-/**
- * Makes the target, unless it is there. What has come before an error is kept for the next download.
- *
- * @throws FileError when the server refuses or the connection fails, the disk is full, or the content is not what it
- *   must be; what the connection's signal was aborted with
- */
+/** Makes the target, unless it is there. What has come before an error is kept for the next download. */
 export async function download(job: Download): Promise<void> {
   const running = underWay.get(job.target)
   if (running !== undefined) return running
@@ -94,7 +85,6 @@ async function fill(partial: Partial, job: Download): Promise<void> {
   await removePartials(target)
 }
 
-/** Brings all bytes that are missing. */
 async function receive(writer: Writer, partial: Partial, job: Download): Promise<void> {
   const { connection, url, byteLength, name } = job
   job.onDownload?.({ name, byteLength, receivedBytes: writer.received })
@@ -147,7 +137,6 @@ async function take(answer: HubAnswer, writer: Writer, job: Download): Promise<v
   }
 }
 
-/** Appends to the part, and digests what is in it. */
 class Writer {
   readonly #handle: FileHandle
   readonly #job: Download

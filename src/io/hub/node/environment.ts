@@ -7,7 +7,6 @@ import path from 'node:path'
 import { ConfigError } from '../../../base/errors.js'
 import { fileError } from '../../node/errors.js'
 
-/** Settings of the Hub in the environment. */
 export interface HubEnvironment {
   /** HF_ENDPOINT, without a slash at its end. */
   readonly endpoint: string
@@ -23,7 +22,6 @@ export interface HubEnvironment {
 
 type Variables = Readonly<Record<string, string | undefined>>
 
-/** @throws ConfigError when a variable cannot be used */
 export function hubEnvironment(variables: Variables = process.env): HubEnvironment {
   const get = (name: string) => variables[name] || undefined
   const isOn = (name: string) => /^(1|on|yes|true)$/i.test(get(name) ?? '')
@@ -56,11 +54,6 @@ export function hubEnvironment(variables: Variables = process.env): HubEnvironme
   }
 }
 
-/**
- * The token of HF_TOKEN, else of the file that `hf auth login` writes; undefined where there is neither.
- *
- * @throws FileError when that file cannot be read
- */
 export async function hubToken(variables: Variables = process.env): Promise<string | undefined> {
   if (/^(1|on|yes|true)$/i.test(variables.HF_HUB_DISABLE_IMPLICIT_TOKEN ?? '')) return undefined
   const given = variables.HF_TOKEN || variables.HUGGING_FACE_HUB_TOKEN
@@ -83,13 +76,11 @@ function checked(text: string, where: string): string | undefined {
   throw new ConfigError({ where, what: 'not a token', expected: 'hf_ and letters' })
 }
 
-/** HF_HOME. */
 function homeFolder(variables: Variables): string {
   const named = variables.HF_HOME || (variables.XDG_CACHE_HOME && path.join(variables.XDG_CACHE_HOME, 'huggingface'))
   return named ? expanded(named, variables) : path.join(homedir(), '.cache', 'huggingface')
 }
 
-/** With ~ and variables in place, absolute. */
 function expanded(text: string, variables: Variables): string {
   const filled = text
     .replace(/^~(?=$|[/\\])/, () => homedir())

@@ -16,7 +16,6 @@ import { cachedIds, ModelCache } from './cache.js'
 import { download } from './download.js'
 import { type HubEnvironment, hubEnvironment, hubToken } from './environment.js'
 
-/** How repositories are opened. */
 export interface OpenHubOptions extends RemoteOptions {
   /** In place of the environment's variables. */
   readonly variables?: Readonly<Record<string, string | undefined>> | undefined
@@ -25,12 +24,7 @@ export interface OpenHubOptions extends RemoteOptions {
 /** With a copy in the cache nobody waits longer for the Hub to name its newest commit. */
 const REFRESH_STALL_MS = 10_000
 
-/**
- * Opens a model's repository. Its files come when they are opened.
- *
- * @throws FileError when there is no such repository or revision, it may not be read, or neither the Hub nor the cache
- *   has it; ConfigError when the environment's settings cannot be used
- */
+/** Files come when they are opened. With neither Hub nor cache: FileError. */
 export async function openHub(source: HubSource, options: OpenHubOptions = {}): Promise<HubDirectory> {
   const environment = hubEnvironment(options.variables)
   const connection: HubConnection = {
@@ -90,7 +84,6 @@ class Repository {
     return known
   }
 
-  /** Files of the commit; undefined where only the cache tells. */
   async #files(commit: string): Promise<ReadonlyMap<string, HubFile> | undefined> {
     const known = await this.#cache.readTree(commit)
     if (known !== undefined || this.#closed !== undefined) return known
@@ -141,7 +134,6 @@ class Repository {
     return openFile(local)
   }
 
-  /** Brings a file into the cache. */
   async #load(
     commit: string,
     file: HubFile,

@@ -16,11 +16,6 @@ import { download } from './download.js'
 import { hubEnvironment } from './environment.js'
 import type { OpenHubOptions } from './open-hub.js'
 
-/**
- * Opens the folder at a URL. Its files come when they are opened.
- *
- * @throws ConfigError when the environment's settings cannot be used
- */
 export function openUrlFolder(url: string, options: OpenHubOptions = {}): UrlDirectory {
   const { variables = process.env, signal, times, readsRanges, onDownload } = options
   const { stallMs } = hubEnvironment(variables)
@@ -60,10 +55,7 @@ export function openUrlFolder(url: string, options: OpenHubOptions = {}): UrlDir
   return new UrlDirectory(url, connection, open)
 }
 
-/**
- * A folder for each of the server's, and the file's own name, of which UrlDirectory has seen to it that it leads
- * nowhere else.
- */
+/** A folder for each of the server's; UrlDirectory has seen to it that the file's name leads nowhere else. */
 function placeOf(url: string): [folder: string, name: string] {
   const { origin, pathname } = new URL(url)
   const slash = pathname.lastIndexOf('/')

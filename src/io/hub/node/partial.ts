@@ -1,11 +1,10 @@
 // The unfinished part of a download, beside its place. Its name says whose it is: two processes never write into one
 // file, one waits while another's grows, and what a process left behind is taken up by the next, by a rename.
 
-import { createHash, randomBytes } from 'node:crypto'
 import { readdir, rename, stat, unlink, utimes, writeFile } from 'node:fs/promises'
-import { hostname } from 'node:os'
 import path from 'node:path'
-import { fileError } from '../../node/errors.js'
+import { codeOf, fileError } from '../../node/errors.js'
+import { isDead, newToken } from '../../node/owner.js'
 
 /**
  * A part that its process has not touched for so long belongs to nobody: a process touches it with each piece and
@@ -13,22 +12,18 @@ import { fileError } from '../../node/errors.js'
  */
 const QUIET_MS = 120_000
 
-const HOST = createHash('sha256').update(hostname()).digest('hex').slice(0, 8)
-
-/** A part in the folder. */
 interface Found {
   file: string
   byteLength: number
   isTaken: boolean
 }
 
-/** The part that this process writes. */
 export class Partial {
   readonly file: string
   readonly #free: string
 
   constructor(target: string) {
-    this.file = `${target}.lowrank-${HOST}-${process.pid}-${randomBytes(4).toString('hex')}.incomplete`
+    this.file = `${target}.lowrank-${newToken()}.incomplete`
     this.#free = `${target}.lowrank.incomplete`
   }
 
@@ -48,11 +43,7 @@ export class Partial {
   }
 }
 
-/**
- * The part to write, with what an earlier download left; or how many bytes the process has that writes one now.
- *
- * @throws FileError when the folder cannot be written
- */
+/** The part to write, with what an earlier download left; or how many bytes the process has that writes one now. */
 export async function claimPartial(target: string): Promise<Partial | { busyBytes: number }> {
   const found = await findPartials(target)
   const busy = found.find(({ isTaken }) => isTaken)
@@ -72,7 +63,6 @@ export async function claimPartial(target: string): Promise<Partial | { busyByte
   }
 }
 
-/** Removes what other downloads of a file left that is complete now. */
 export async function removePartials(target: string): Promise<void> {
   for (const { file, isTaken } of await findPartials(target)) if (!isTaken) await unlink(file).catch(() => {})
 }
@@ -83,34 +73,25 @@ async function findPartials(target: string): Promise<Found[]> {
   const names = (await readdir(folder).catch(() => [])).filter((name) => name.startsWith(prefix))
   const found = await Promise.all(
     names.map(async (name) => {
-      const [, host, pid] = /^(?:-([0-9a-f]{8})-(\d+)-[0-9a-f]{8})?\.incomplete$/.exec(name.slice(prefix.length)) ?? []
+      const token = /^-(.+)\.incomplete$/.exec(name.slice(prefix.length))?.[1]
       const file = path.join(folder, name)
       const status = await stat(file).catch(() => undefined)
       if (status === undefined) return []
       const isQuiet = Date.now() - status.mtimeMs > QUIET_MS
-      const isTaken = host !== undefined && !isQuiet && (host !== HOST || isRunning(Number(pid)))
+      const isTaken = token !== undefined && !isQuiet && !isDead(token)
       return [{ file, byteLength: status.size, isTaken }]
     }),
   )
   return found.flat()
 }
 
-function isRunning(pid: number): boolean {
-  try {
-    process.kill(pid, 0)
-    return true
-  } catch (error) {
-    return (error as NodeJS.ErrnoException).code === 'EPERM'
-  }
-}
-
-/** Returns true if the rename was made: another process may have been faster. */
+/** False where another process was faster. */
 async function renamed(from: string, to: string): Promise<boolean> {
   try {
     await rename(from, to)
     return true
   } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return false
+    if (codeOf(error) === 'ENOENT') return false
     throw error
   }
 }

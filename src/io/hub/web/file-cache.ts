@@ -14,10 +14,8 @@ const PART_BYTES = 8 << 20
 const MAX_DIGESTED_BYTES = 64 << 20
 const CACHE_NAME = 'lowrank'
 
-/** The part of `CacheStorage` that is used; a page without one keeps nothing. */
 export type Caches = Pick<CacheStorage, 'open'>
 
-/** How a file is loaded. */
 export interface WantedFile {
   readonly digest?: Digest | undefined
   /** The server has no ranges: all comes at once. */
@@ -25,13 +23,11 @@ export interface WantedFile {
   readonly onDownload?: OnDownload | undefined
 }
 
-/** Small answers and files by URL. */
 export class FileCache {
   readonly #caches: Caches | undefined
   readonly #onWarning: (message: string) => void
   #isFull = false
 
-  /** @param caches default: the page's, which only pages over https and on localhost have */
   constructor(
     caches: Caches | undefined = 'caches' in globalThis ? globalThis.caches : undefined,
     onWarning: (message: string) => void = () => {},
@@ -40,7 +36,6 @@ export class FileCache {
     this.#onWarning = onWarning
   }
 
-  /** A JSON value that was kept. */
   async readJson(url: string): Promise<unknown> {
     return (await this.#match(url))?.json().catch(() => undefined)
   }
@@ -49,18 +44,12 @@ export class FileCache {
     await this.#put(url, new Blob([JSON.stringify(value)]))
   }
 
-  /** Returns true if the whole of a file is kept. */
   async has(key: string, byteLength: number): Promise<boolean> {
     for (const { name } of partsOf(key, byteLength)) if ((await this.#match(name)) === undefined) return false
     return true
   }
 
-  /**
-   * A file's content: what is kept of it, and the rest from the server, kept from now on.
-   *
-   * @param key a URL that names this very content, as by a commit
-   * @throws FileError when the server fails, or the content is not what it must be
-   */
+  /** Opens what is kept of a file, and the rest from the server. `key` names this very content, as by a commit. */
   async open(source: RangeSource, key: string, wanted: WantedFile): Promise<ByteSource> {
     const { name, byteLength } = source
     const { digest, isWhole = false, onDownload } = wanted
@@ -130,7 +119,6 @@ function partsOf(
   })
 }
 
-/** Pages that are not secure cannot digest: there the length has to do. */
 async function isRight(content: Blob, digest: Digest): Promise<boolean> {
   const subtle = globalThis.crypto?.subtle
   if (subtle === undefined) return true

@@ -12,21 +12,13 @@ import { MAX_WHOLE_BYTES, RangeSource } from '../range-source.js'
 import { type HubConnection, HubError } from '../request.js'
 import { type Caches, FileCache } from './file-cache.js'
 
-/** How repositories are opened. */
 export interface WebHubOptions extends RemoteOptions {
   readonly fetch?: typeof globalThis.fetch | undefined
   readonly caches?: Caches | undefined
 }
 
-/** The public Hub. */
 const ENDPOINT = 'https://huggingface.co'
 
-/**
- * Opens a model's repository. Its files come when they are opened.
- *
- * @throws FileError when there is no such repository or revision, it may not be read, or neither the Hub nor the cache
- *   has it
- */
 export async function openHubInBrowser(source: HubSource, options: WebHubOptions = {}): Promise<HubDirectory> {
   const { endpoint = ENDPOINT, token, fetch, signal, onWarning, times } = options
   const connection: HubConnection = { endpoint, token, fetch, signal, hidesRedirects: true, ...times }
@@ -48,7 +40,6 @@ export async function openHubInBrowser(source: HubSource, options: WebHubOptions
   return new HubDirectory(source, commit, { paths: new Set(files.keys()), open })
 }
 
-/** The commit of the revision: by the Hub, or as it was when the Hub was last asked. */
 async function commitOf(
   asked: HubRequest,
   cache: FileCache,

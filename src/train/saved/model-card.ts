@@ -1,33 +1,27 @@
 // The README.md of an adapter folder: a model card with the metadata that the Hub reads
 // (https://huggingface.co/docs/hub/model-cards#model-card-metadata), and the calls that run the adapter.
 
-import type { LoraConfig } from '../lora/config.js'
+import type { LoraConfig } from '../../lora/config.js'
+import type { TaskUse } from '../../tasks/task.js'
 
-/** The facts of a card. */
 export interface CardParts {
-  /** The adapter's folder. */
   readonly folder: string
   /** The base as lowrank opened it: an id on the Hub, a path or a URL. */
   readonly base: string
   /** The base as the adapter names it: an id on the Hub, or a path. */
   readonly baseName: string
   readonly config: LoraConfig
-  readonly use: Use
+  readonly use: TaskUse
   /** A line of the data that the calls are shown with; undefined takes that of `use`. */
   readonly input: string | undefined
-  /** Names of the data; empty for records in memory. */
   readonly data: readonly string[]
-  /** Names of the data that the metrics are of. */
   readonly evalData: readonly string[]
   /** The share of the data that was kept for evaluation, if the metrics are of such a share. */
   readonly evalShare: number | undefined
-  /** Results of the evaluation of the saved weights. */
   readonly metrics: Readonly<Record<string, number>>
   /** The same before training; empty if nothing was measured then. */
   readonly before: Readonly<Record<string, number>>
-  /** Settings of the run, as a list shows them. */
   readonly settings: Readonly<Record<string, unknown>>
-  /** Names of the logits. */
   readonly labels: readonly string[] | undefined
   readonly problemType: string | undefined
   /** How the vectors of tokens become one; undefined for models that give no vectors. */
@@ -35,27 +29,8 @@ export interface CardParts {
   readonly normalize: boolean
 }
 
-/** How adapters of a task are run. */
-interface Use {
-  /**
-   * lowrank's command, its option for the input, and an input to try; undefined where it has none, and the card shows
-   * no calls.
-   */
-  readonly command?: readonly [name: string, option: string, input: string]
-  /** The Hub's name of the task, which transformers.js's pipelines have too. */
-  readonly pipeline: string
-  /** The class of transformers that loads the base. */
-  readonly autoClass: string
-  /** True where transformers.js runs them only merged. */
-  readonly onlyMerged?: boolean
-  /** Further tags. */
-  readonly tags?: readonly string[]
-}
-
-/** `org/name`: only such a base can be found on the Hub. */
 const ID = /^[\w-][\w.-]*\/[\w-][\w.-]*$/
 
-/** The text of a card. */
 export function modelCard(parts: CardParts): string {
   const { base, data, evalData, evalShare, metrics, before, settings } = parts
   const share = evalShare === undefined ? '' : `${evalShare} of the records in `
@@ -200,12 +175,10 @@ function usage(parts: CardParts): string[] {
   ]
 }
 
-/** Names of data, in a sentence. */
 function namesOf(data: readonly string[]): string {
   return data.length === 0 ? 'records in memory' : data.map((one) => `\`${lastOf(one)}\``).join(', ')
 }
 
-/** The last part of a path or an id. */
 function lastOf(path: string): string {
   return (
     path

@@ -1,0 +1,75 @@
+// The weights that an adapter was trained on, as a digest: names of models tell little, and shapes that fit tell less.
+
+import type { ByteSource } from '../base/bytes.js'
+import type { BaseRecord } from '../lora/adapter.js'
+import { ENCODER_FILES } from './inputs/encoder-decoder.js'
+import type { Model } from './model-folder.js'
+
+type Weights = Pick<Model, 'onnx' | 'onnxPath'>
+
+/** The record of a model; of an encoder and its decoder, that of the decoder. */
+export async function recordOfBase({ onnx, onnxPath }: Weights): Promise<BaseRecord> {
+  const own = [...onnx.files].filter(([location]) => !location.startsWith(ENCODER_FILES))
+  return { graph: onnxPath, weights: await weightsDigest(own.map(([, file]) => file)) }
+}
+
+/**
+ * Words about an adapter that was trained on other weights. Undefined where they are the same, and where nothing tells:
+ * there is no record, or it is that of another file of the model, such as a quantized one.
+ */
+export async function otherWeights(
+  trainedOn: BaseRecord | undefined,
+  model: Partial<Weights & Pick<Model, 'name'>>,
+): Promise<string | undefined> {
+  const { onnx, onnxPath } = model
+  if (trainedOn === undefined || onnx === undefined || onnxPath !== trainedOn.graph) return undefined
+  const { weights } = await recordOfBase({ onnx, onnxPath })
+  if (weights === trainedOn.weights) return undefined
+  return `the adapter was trained on another base than ${model.name ?? onnx.name}: the digest of the weights is ${weights}, and its lowrank.json has ${trainedOn.weights}`
+}
+
+/** Files of weights up to this size are hashed whole, larger ones in samples: half a second at most. */
+const WHOLE_BYTES = 64 << 20
+const SAMPLES = 256
+const SAMPLE_BYTES = 64 << 10
+
+/**
+ * A digest of weights, in the order in which the graph names them. Large files are sampled: a change of a few weights
+ * can go unnoticed.
+ */
+export async function weightsDigest(files: Iterable<ByteSource>): Promise<string> {
+  const hash = new Hash()
+  for (const source of files) {
+    const { byteLength } = source
+    const isWhole = byteLength <= WHOLE_BYTES
+    const count = isWhole ? Math.ceil(byteLength / SAMPLE_BYTES) : SAMPLES
+    const stride = isWhole ? SAMPLE_BYTES : (byteLength - SAMPLE_BYTES) / (SAMPLES - 1)
+    for (let i = 0; i < count; i++) {
+      const start = Math.floor(i * stride)
+      hash.add(await source.read(start, Math.min(SAMPLE_BYTES, byteLength - start)))
+    }
+    hash.add(new TextEncoder().encode(String(byteLength)))
+  }
+  return hash.digest()
+}
+
+/** Two FNV-1a hashes side by side: no protection against an attack. */
+export class Hash {
+  #a = 0x811c9dc5
+  #b = 0x9e3779b9
+
+  add(values: Uint8Array | Int32Array): this {
+    let [a, b] = [this.#a, this.#b]
+    for (let i = 0; i < values.length; i++) {
+      a = Math.imul(a ^ values[i], 0x01000193)
+      b = Math.imul(b ^ values[i] ^ (b >>> 13), 0x01000193)
+    }
+    this.#a = Math.imul(a ^ values.length, 0x01000193)
+    this.#b = Math.imul(b ^ values.length, 0x01000193)
+    return this
+  }
+
+  digest(): string {
+    return [this.#a, this.#b].map((word) => (word >>> 0).toString(16).padStart(8, '0')).join('')
+  }
+}
