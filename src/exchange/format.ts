@@ -62,6 +62,8 @@ export function requireHeld(adapter: OpenAdapter, held: readonly Handled[], form
     where: other.name,
     what: `${format} cannot hold ${other.meaning}`,
     expected: other.expected,
-    hint: 'Merge the adapter into its base, and convert the merged model',
+    ...(adapter.config.aloraInvocationTokens === undefined && {
+      hint: 'Merge the adapter into its base, and convert the merged model',
+    }),
   })
 }

@@ -27,6 +27,7 @@ const NAMES: ReadonlyMap<string, keyof LoraConfig> = new Map([
   ['ensure_weight_tying', 'ensureWeightTying'],
   ['target_parameters', 'targetParameters'],
   ['trainable_token_indices', 'trainableTokenIndices'],
+  ['alora_invocation_tokens', 'aloraInvocationTokens'],
   ['base_model_name_or_path', 'baseModel'],
   ['task_type', 'taskType'],
 ])
@@ -53,7 +54,6 @@ const WITHOUT_EFFECT: ReadonlySet<string> = new Set([
 
 /** Fields of PEFT that change what the weights mean and are not implemented. */
 const UNSUPPORTED: ReadonlySet<string> = new Set([
-  'alora_invocation_tokens',
   'arrow_config',
   'enable_lora',
   'kasa_config',
@@ -171,6 +171,7 @@ function plainField(key: string, value: JsonValue): unknown {
 
 /** Settings that PEFT takes as not there when they hold nothing. */
 const UNSET_WHEN_EMPTY: ReadonlySet<string> = new Set([
+  'alora_invocation_tokens',
   'layer_replication',
   'layers_pattern',
   'trainable_token_indices',

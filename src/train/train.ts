@@ -19,7 +19,7 @@ import { taskOfRow } from '../tasks/task-of-row.js'
 import { loadTask, type TaskName, tasksFor } from '../tasks/tasks.js'
 import { type RunSources, runRecord } from './about-run.js'
 import type { CardSources } from './card.js'
-import { checkOptions, checkParts } from './check-options.js'
+import { checkActivation, checkOptions, checkParts } from './check-options.js'
 import { newAdapter } from './new-adapter.js'
 import type { TrainingData, TrainingOptions, TrainResult } from './options.js'
 import type { MemoryUse, TrainReport } from './report.js'
@@ -77,6 +77,7 @@ export async function prepare(
   checkTable(taskOptions, `the task ${task.name}`, task.options ?? {})
   let settings = withRateOfTask(plain, given, task.learningRate)
   checkTrainableForm(readGraph(model.onnx.proto))
+  checkActivation(config, given, settings, task)
   await checkTask(task, model)
   const use = options.resume ? 'resume' : options.overwrite ? 'overwrite' : 'new'
   if (out !== undefined) await checkRunFolder(out, use)
