@@ -19,7 +19,7 @@ writeFileSync(
 
 const shortName = ({ typeName }) => typeName.replace(/^onnx\./, '').replaceAll('.', '_')
 
-/** `opType:4 string` · `input:1 string*` with a list · `floatData:4 float**` packed · `value.floatType:1 X` in a oneof */
+/** `opType:4 string`; * after the type of a list, ** of a packed one; the name of a oneof before a dot. */
 function entryOf(field) {
   if (field.fieldKind === 'map' || field.delimitedEncoding || field.getDefaultValue?.() !== undefined) {
     throw new Error(`${field}: not supported`)

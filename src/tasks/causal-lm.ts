@@ -6,6 +6,7 @@ import { DataError, FormatError, UnsupportedError } from '../base/errors.js'
 import { inputFamily } from '../graph/inputs/family.js'
 import type { TokenBatch } from '../graph/inputs/roles.js'
 import { tokenInputs } from '../graph/inputs/tokens.js'
+import { checkCausal, checkWidth } from '../graph/match/continues.js'
 import { type Model, requireTokenizer } from '../graph/model-folder.js'
 import type { ProbedShape } from '../graph/shapes/shapes.js'
 import type { ObjectiveGraph } from '../graph/training/objective-graph.js'
@@ -27,7 +28,6 @@ import {
   parseRecord,
 } from '../text/records.js'
 import type { ChatTemplate } from '../text/template.js'
-import { checkCausal, checkWidth } from './continues.js'
 import {
   countCorrect,
   nextTokenLoss,

@@ -1,10 +1,10 @@
 // Tells models that continue texts from others. It stands apart, so that sessions load no code of training.
 
-import { UnsupportedError } from '../base/errors.js'
-import { inputFamily } from '../graph/inputs/family.js'
-import { findLinears, logitsName } from '../graph/match/linears.js'
-import type { Model } from '../graph/model-folder.js'
-import type { Graph } from '../graph/view/graph.js'
+import { UnsupportedError } from '../../base/errors.js'
+import { inputFamily } from '../inputs/family.js'
+import type { Model } from '../model-folder.js'
+import type { Graph } from '../view/graph.js'
+import { findLinears, logitsName } from './linears.js'
 
 /** Endings of architectures that predict something else than the next token. */
 const NOT_CAUSAL =
