@@ -142,9 +142,7 @@ export function listed(files: readonly string[]): string {
 }
 
 export interface Attempt<T> {
-  /** Undefined when the work failed. */
   readonly value: T | undefined
-  /** One when it failed, else none. */
   readonly problems: readonly LowrankError[]
 }
 

@@ -21,7 +21,6 @@ import { type RankReport, totalError } from './resize.js'
 
 export interface CombineInput {
   readonly adapter: LoraAdapter | Directory
-  /** Finite, not 0; may be negative. */
   readonly weight: number
 }
 
@@ -251,7 +250,6 @@ function peftRank(opened: readonly Opened[], { type, choice }: CombineWay): numb
   return choice.rank ?? Math.max(...ranks)
 }
 
-/** The first adapter's settings; targets that differ become the names of all layers. */
 function configOf(opened: readonly Opened[], layers: readonly NewLayer[]): LoraConfig {
   const [{ config }] = opened.map(({ adapter }) => adapter)
   const targetsOf = ({ targetModules, excludeModules, layersToTransform, layersPattern }: LoraConfig) =>

@@ -3,8 +3,7 @@
 import { stripVTControlCharacters } from 'node:util'
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest'
 import '../../src/node.js'
-import { showDownloads } from '../../src/cli/run/downloads.js'
-import { Progress } from '../../src/cli/show/terminal.js'
+import { Progress, showDownloads } from '../../src/cli/show/terminal.js'
 
 const { isTTY } = process.stderr
 let written = ''

@@ -16,7 +16,6 @@ import { claimPartial, type Partial, removePartials } from './partial.js'
 export interface Download {
   readonly connection: HubConnection
   readonly url: string
-  /** For messages and progress. */
   readonly name: string
   readonly byteLength: number
   /** Undefined where nobody tells it: then the length has to do. */
@@ -30,7 +29,6 @@ export interface Download {
 const MAX_TRIES = 5
 const WATCH_MS = 250
 
-/** Downloads under way in this process, by target. */
 const underWay = new Map<string, Promise<void>>()
 
 /** Makes the target, unless it is there. What has come before an error is kept for the next download. */
@@ -230,7 +228,6 @@ function megabytes(bytes: number): string {
   return `${Math.round(bytes / 1e6)} MB`
 }
 
-/** Another content than the commit has: what came is of no use. */
 class DamagedError extends FileError {
   constructor(job: Download, got?: string) {
     super(damage(job, got))
