@@ -21,7 +21,7 @@ export type Two = readonly [number, number]
 
 type Outputs = Readonly<Record<string, RuntimeTensor>>
 
-/** Names of the graph: of the number of examples, of an input with a row for each, and of which targets each side has. */
+/** Names in the graph: of the number of examples, an input with a row for each, and which targets each side has. */
 interface Names {
   readonly count: string
   readonly column: string
