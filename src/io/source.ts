@@ -60,14 +60,7 @@ export function parseSource(text: string, rules: SourceRules): ParsedSource {
   }
   if (/^hf:/i.test(text)) return parseHub(text.replace(/^hf:(?:\/\/)?/i, ''), text, where)
   if (/^https?:\/\//i.test(text)) return parseUrl(text, where, endpoint)
-  if (/^[a-z][a-z0-9+.-]+:\/\//i.test(text)) {
-    throw new ConfigError({
-      where,
-      what: 'an address of a kind that is not read',
-      expected: EXPECTED,
-      got: quoted(text),
-    })
-  }
+  refuseAddress(text, where, EXPECTED)
   if (!PATH.test(text) && exists?.(text) !== true) {
     const [id, , revision] = /^([^@]+)(@(.+))?$/.exec(text)?.slice(1) ?? []
     const [owner, ...rest] = (id ?? '').split('/')
@@ -80,6 +73,30 @@ export function parseSource(text: string, rules: SourceRules): ParsedSource {
     what: 'a path, and browsers open none',
     expected: 'org/name, hf:org/name@revision/folder, a URL, or a folder of picked files',
     got: quoted(text),
+  })
+}
+
+/** Programs that copy from where an address leads, by its scheme. */
+const COPIES: Readonly<Record<string, string>> = {
+  s3: 'aws s3 cp',
+  gs: 'gcloud storage cp',
+  az: 'az storage blob download-batch',
+  http: 'curl -LO',
+  https: 'curl -LO',
+  hf: 'hf download',
+}
+
+/** @throws ConfigError for the address of a place that lowrank does not reach */
+export function refuseAddress(text: string, where: string, expected: string): void {
+  const [, scheme] = /^([a-z][a-z0-9+.-]+):\/\//i.exec(text) ?? []
+  if (scheme === undefined) return
+  const copy = COPIES[scheme.toLowerCase()]
+  throw new ConfigError({
+    where,
+    what: `an address of a kind that is not used here, ${scheme}://`,
+    expected,
+    got: quoted(text),
+    hint: `Copy the files ${copy === undefined ? '' : `with \`${copy}\` `}and name the path on this machine`,
   })
 }
 

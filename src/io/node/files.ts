@@ -4,6 +4,7 @@
 import { constants, type Dirent, type Stats } from 'node:fs'
 import { access, type FileHandle, link, open, readdir, realpath, rename, stat, unlink } from 'node:fs/promises'
 import path from 'node:path'
+import { fileURLToPath } from 'node:url'
 import {
   type ByteSink,
   type ByteSource,
@@ -12,7 +13,8 @@ import {
   type Reservation,
   splitName,
 } from '../../base/bytes.js'
-import { FileError } from '../../base/errors.js'
+import { ConfigError, FileError } from '../../base/errors.js'
+import { refuseAddress } from '../source.js'
 import { codeOf, fileError, REASONS } from './errors.js'
 import { isDirectory, makeFolders, removeEmptyFolders, syncFolder } from './folders.js'
 import { reserveFolder } from './reserve.js'
@@ -140,6 +142,23 @@ async function canAppear(out: string): Promise<boolean> {
 export interface Location {
   readonly directory: NodeDirectory
   readonly file: string | undefined
+}
+
+/**
+ * The path that a text names, also as a file:// URL.
+ *
+ * @throws ConfigError for the address of another place
+ */
+export function localPath(text: string, where: string): string {
+  if (/^file:\/\//i.test(text)) {
+    try {
+      return fileURLToPath(text)
+    } catch (cause) {
+      throw new ConfigError({ where, what: 'a file:// URL that names no path', got: JSON.stringify(text), cause })
+    }
+  }
+  refuseAddress(text, where, 'a path')
+  return text
 }
 
 export async function locate(target: string): Promise<Location> {
