@@ -74,7 +74,6 @@ function packLeftOf<T>(
   }
 }
 
-/** Computes one block of C. */
 export function multiply(job: Job): void {
   if (job.size == 8) multiplyOf<f64>(job)
   else multiplyOf<f32>(job)
@@ -120,7 +119,6 @@ function multiplyOf<T>(job: Job): void {
   }
 }
 
-/** Multiplies the elements of an array by a factor. */
 export function scale(size: i32, at: usize, count: i32, factor: f64): void {
   if (size == 8) scaleOf<f64>(at, count, factor)
   else scaleOf<f32>(at, count, factor)

@@ -20,9 +20,7 @@ export function limitOf(kind: i32): f32 {
   return f32.POSITIVE_INFINITY
 }
 
-/**
- * A vector of one i32. `zero` is 0, but only at run time: V8 from version 13 builds literal vectors anew at every use.
- */
+/** A literal vector is built anew at every use by V8 from version 13. `zero` is 0, but only at run time. */
 // @ts-ignore: decorator
 @inline
 export function vectorOf(value: i32, zero: i32): v128 {
@@ -64,9 +62,7 @@ export const F16_HALF: i32 = 0x3f000000
 /** The smallest normal f16 as f32. */
 export const F16_NORMAL: i32 = 113 << 23
 
-/**
- * Rounded f16 in the low halves of four i32; not from 65520 on, and not for NaN. The rest: vectors of the constants.
- */
+/** Rounded f16 in the low halves of four i32; not from 65520 on, and not for NaN. */
 // @ts-ignore: decorator
 @inline
 export function narrowF16(value: v128, sign: v128, one: v128, bias: v128, half: v128, normal: v128): v128 {
@@ -92,9 +88,7 @@ export function widen(kind: i32, at: usize): f64 {
   return <f64>((bits & 0x8000) != 0 ? -value : value)
 }
 
-/**
- * Stores one element, rounded once; NaN as the quiet NaN without a sign. Returns whether the stored value is finite.
- */
+/** Rounds once; NaN becomes the quiet NaN without a sign. Returns whether the stored value is finite. */
 export function narrow(kind: i32, at: usize, value: f64): bool {
   if (kind == F64) {
     store<f64>(at, value != value ? NaN : value)

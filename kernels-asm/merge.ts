@@ -26,22 +26,16 @@ import { columnsOf, madd, multiplyTiles, ROWS, Tiles } from './tile'
 
 /** Columns of a strip of the delta: ROWS · 512 f32 stay in the first-level cache. */
 const STRIP: i32 = 512
-/**
- * Of the packed right factor, this much is used for all rows of the chunk before the next: it stays in the second
- * level.
- */
+/** A part of the packed right factor that is used for all rows before the next: it stays in the second-level cache. */
 const BLOCK_BYTES: i32 = 262144
 
-/**
- * A chunk and its factors, with room for a `Tiles` behind them. The layout is mirrored by src/kernels/wasm-merge.ts.
- */
+/** A chunk and its factors, with room for a `Tiles` behind them. Mirrored by src/kernels/wasm-merge.ts. */
 @unmanaged
 class Job {
   kind: i32
   rows: i32
   /** Columns of the chunk; the packed right factor begins with the chunk's first. */
   columns: i32
-  /** Ranks of all terms together. */
   rank: i32
   /** [rows][columns], in the storage type. */
   weight: usize
@@ -194,10 +188,7 @@ function add<T>(job: Job, first: i32, w: usize, delta: usize, count: i32): void 
   }
 }
 
-/**
- * Whole vectors of eight, up to those that hold something that is or becomes infinite or NaN. Returns how many
- * elements.
- */
+/** Stops before a vector that holds something infinite or NaN. Returns how many elements were done. */
 // @ts-ignore: decorator
 @inline
 function addVectors(job: Job, kind: i32, w: usize, delta: usize, count: i32): i32 {

@@ -71,7 +71,6 @@ function copyVector(from: usize, stride: usize, depth: i32, to: usize, step: usi
   }
 }
 
-/** Four f32 lines, transposed in blocks of 4 × 4. */
 function interleave4(from: usize, stride: usize, depth: i32, to: usize, step: usize): void {
   for (; depth >= 4; depth -= 4) {
     const a = v128.load(from)
@@ -96,7 +95,6 @@ function interleave4(from: usize, stride: usize, depth: i32, to: usize, step: us
   }
 }
 
-/** Two f32 lines, transposed in blocks of 2 × 4. */
 function interleavePairs(from: usize, stride: usize, depth: i32, to: usize, step: usize): void {
   for (; depth >= 4; depth -= 4) {
     const a = v128.load(from)
@@ -118,7 +116,6 @@ function interleavePairs(from: usize, stride: usize, depth: i32, to: usize, step
   }
 }
 
-/** Two f64 lines, transposed in blocks of 2 × 2. */
 function interleave2(from: usize, stride: usize, depth: i32, to: usize, step: usize): void {
   for (; depth >= 2; depth -= 2) {
     const a = v128.load(from)

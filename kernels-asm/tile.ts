@@ -55,7 +55,6 @@ export class Tiles {
   bStep: usize
   cStep: usize
   stride: usize
-  /** At least 1. */
   depth: i32
   /** C holds something to which the product is added. */
   accumulate: i32

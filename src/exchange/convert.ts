@@ -1,7 +1,7 @@
 // An adapter from one format into another. What a source is, its content says: names of files decide nothing but which
 // file is looked at.
 
-import { writeTogether } from '../base/bytes.js'
+import { withSource, writeTogether } from '../base/bytes.js'
 import { ConfigError, FileError, FormatError, listed } from '../base/errors.js'
 import { sniff } from '../base/sniff.js'
 import { LoraAdapter } from '../lora/adapter.js'
@@ -87,17 +87,14 @@ async function find(source: Place): Promise<Found> {
     const format = await formatOf(name).load()
     if (await format.detect(place)) return { place, name, format }
   }
-  const file = await directory.open(place.file!)
-  try {
+  return withSource(directory, place.file!, async (file) => {
     const other = await sniff(file)
     throw new FormatError({
       where: file.name,
       what: other === undefined ? 'no adapter of a known format' : `no adapter, but ${other.name}`,
       expected: 'a GGUF or an .onnx_adapter file, or the folder of PEFT or mlx-lm',
     })
-  } finally {
-    await file.close()
-  }
+  })
 }
 
 async function onlyFile(directory: Place['directory']): Promise<string | undefined> {

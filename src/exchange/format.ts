@@ -1,6 +1,6 @@
 // The interface of a format of adapters: how it is found, opened and written. Each format is one such object.
 
-import type { Directory } from '../base/bytes.js'
+import { type Directory, withSource } from '../base/bytes.js'
 import type { FloatDtype } from '../base/dtype.js'
 import { UnsupportedError } from '../base/errors.js'
 import type { ToolRun } from '../base/progress.js'
@@ -32,15 +32,9 @@ export interface Written {
 }
 
 export interface ExchangeFormat {
-  /** True if the content of a place is of this format. */
   detect(place: Place): Promise<boolean>
-  /** Opens the adapter of a place. Throws errors that name file and tensor. */
   open(place: Place, base: Place | undefined): Promise<OpenAdapter>
-  /**
-   * Writes an adapter, whole or not at all. A format that is a file gets a place with a file, which does not exist yet.
-   *
-   * @throws UnsupportedError naming what the format cannot hold
-   */
+  /** A format that is a file gets a place with a file, which does not exist yet. Throws UnsupportedError. */
   write(adapter: OpenAdapter, target: Place, settings: WriteSettings): Promise<Written>
 }
 
@@ -49,12 +43,7 @@ export async function startsWith(
   accepts: (start: Uint8Array) => boolean,
 ): Promise<boolean> {
   if (file === undefined) return false
-  const source = await directory.open(file)
-  try {
-    return accepts(await source.read(0, Math.min(8, source.byteLength)))
-  } finally {
-    await source.close()
-  }
+  return withSource(directory, file, async (source) => accepts(await source.read(0, Math.min(8, source.byteLength))))
 }
 
 /** Refuses by name what a format cannot hold, with the way out. `format` reads as in `a GGUF adapter`. */
@@ -67,6 +56,8 @@ export function requireHeld(adapter: OpenAdapter, held: readonly Handled[], form
     where: other.name,
     what: `${format} cannot hold ${other.meaning}`,
     expected: other.expected,
-    hint: 'Merge the adapter into its base, and convert the merged model',
+    ...(adapter.config.aloraInvocationTokens === undefined && {
+      hint: 'Merge the adapter into its base, and convert the merged model',
+    }),
   })
 }

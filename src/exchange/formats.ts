@@ -3,13 +3,10 @@
 import type { ConvertedDtype, ExchangeFormat } from './format.js'
 
 interface FormatEntry {
-  /** Programs that read the format, for help texts. */
-  readonly about: string
   /** The end of its file's name; absent where an adapter is a folder. */
   readonly ending?: string
   /** Files of the folder, which may be named in place of it. */
   readonly files?: readonly string[]
-  /** Types of factors besides fp32, fp16 and bf16. */
   readonly dtypes?: readonly ConvertedDtype[]
   load(): Promise<ExchangeFormat>
 }
@@ -17,28 +14,23 @@ interface FormatEntry {
 /** In the order in which they are shown. A folder that has no other format is taken for one of PEFT. */
 export const FORMATS = {
   peft: {
-    about: 'PEFT',
     files: ['adapter_config.json', 'adapter_model.safetensors', 'adapter_model.bin'],
     load: async () => (await import('./peft.js')).PEFT,
   },
   gguf: {
-    about: 'llama.cpp, Ollama, LM Studio and wllama',
     ending: '.gguf',
     dtypes: ['q8_0'],
     load: async () => (await import('./gguf/format.js')).GGUF,
   },
   ollama: {
-    about: 'Ollama: the adapter as GGUF, with a Modelfile',
     dtypes: ['q8_0'],
     load: async () => (await import('./ollama/ollama.js')).OLLAMA,
   },
   mlx: {
-    about: 'mlx-lm',
     files: ['adapter_config.json', 'adapters.safetensors'],
     load: async () => (await import('./mlx.js')).MLX,
   },
   'onnx-adapter': {
-    about: 'the LoRA of ONNX Runtime',
     ending: '.onnx_adapter',
     load: async () => (await import('./onnx-adapter.js')).ONNX_ADAPTER,
   },

@@ -1,7 +1,7 @@
 // Adapters for ONNX Runtime's own LoRA: named tensors that a run gets as more inputs. Names and orientation are
 // Olive's: A becomes (k, r), B becomes (r, d) and holds the scaling.
 
-import { type ByteSink, type ByteSource, writeThrough } from '../base/bytes.js'
+import { type ByteSink, type ByteSource, withSource, writeThrough } from '../base/bytes.js'
 import { decodeFloats, encodeFloats, type FloatDtype } from '../base/dtype.js'
 import { FormatError } from '../base/errors.js'
 import { Steps } from '../base/progress.js'
@@ -17,14 +17,8 @@ import { adapterOf, pairedLayer, type ReadLayer } from './read-layers.js'
 
 export const ONNX_ADAPTER: ExchangeFormat = {
   detect: (place) => startsWith(place, isOnnxAdapter),
-  async open({ directory, file }) {
-    const source = await directory.open(file!)
-    try {
-      return await openAdapter(await readOnnxLora(source))
-    } finally {
-      await source.close()
-    }
-  },
+  open: ({ directory, file }) =>
+    withSource(directory, file!, async (source) => openAdapter(await readOnnxLora(source))),
   async write(adapter, { directory, file }, settings) {
     requireHeld(adapter, ['linear'], 'an .onnx_adapter')
     const whole = await adapter.load()

@@ -1,5 +1,5 @@
-// A checkpoint of safetensors as an index of tensors and byte ranges: one file, or a folder of shards with the index
-// that transformers writes (huggingface_hub, "Serialization"). Index and headers must agree; no weight is read here.
+// A checkpoint of safetensors as tensors and byte ranges: one file, or shards with the index that transformers writes.
+// Index and headers must agree; no weight is read here.
 
 import { type ByteSource, type Directory, readAll } from '../base/bytes.js'
 import { FileError, FormatError, listed, nearMisses, UnsupportedError } from '../base/errors.js'
@@ -14,44 +14,32 @@ const SHARD_NAME = /^[^/\\:\0]+\.safetensors$/
 /** A weight map of 100,000 long names has about 15 MB; more is no index. */
 const MAX_INDEX_BYTES = 100_000_000
 
-/** One file of a checkpoint. */
 export interface CheckpointShard {
-  /** Name inside the folder. */
   readonly path: string
   readonly file: SafetensorsFile
-  /** The offset at which the header ends and tensors begin. */
   readonly dataStart: number
 }
 
-/** A tensor of a checkpoint. */
 export interface CheckpointTensor {
   readonly info: TensorInfo
-  /** Which of the shards holds it. */
   readonly shard: number
 }
 
-/** An open checkpoint. */
 export interface Checkpoint {
   readonly directory: Directory
   /** In the order of their names. */
   readonly shards: readonly CheckpointShard[]
-  /** The tensors by name. */
   readonly tensors: ReadonlyMap<string, CheckpointTensor>
-  /** The index's name inside the folder; undefined for a single file. */
+  /** Undefined for a single file. */
   readonly indexPath: string | undefined
   /** Facts of the whole in the index, such as total_size; empty without an index. Nothing here is checked. */
   readonly indexMetadata: JsonObject
-  /** Closes all shards. */
   close(): Promise<void>
 }
 
 /**
- * Opens the checkpoint of a folder and validates index and headers. The files stay open until `close`.
- *
- * @param path the file, or the index, inside the folder. Default: model.safetensors, else the only index, else the only
- *   safetensors file.
- * @throws FileError when there is no checkpoint, or several, or a shard is missing; FormatError when a header is
- *   corrupt, or index and shards disagree; UnsupportedError for a pickle, and when the folder holds pickles only.
+ * Without `path`: model.safetensors, else the only index, else the only safetensors file. The files stay open until
+ * `close`. Throws UnsupportedError for a pickle.
  */
 export async function openCheckpoint(directory: Directory, path?: string): Promise<Checkpoint> {
   const found = path ?? (await findCheckpoint(directory))
@@ -115,9 +103,7 @@ function pickleError(directory: Directory, path: string): UnsupportedError {
   })
 }
 
-/** The content of an index. */
 interface Index {
-  /** Tensor name → file name. */
   weightMap: Map<string, string>
   metadata: JsonObject
 }
@@ -230,7 +216,6 @@ function checkIndex(
   }
 }
 
-/** The source of a shard by its number. */
 export function shardSource(checkpoint: Checkpoint, shard: number): ByteSource {
   return checkpoint.shards[shard].file.source
 }

@@ -1,11 +1,9 @@
-// Event files of TensorBoard: TFRecords, each an Event of its protobuf. Formats:
-// https://www.tensorflow.org/tutorials/load_data/tfrecord, and event.proto and summary.proto of
-// tensorboard/compat/proto.
+// Event files of TensorBoard: TFRecords (https://www.tensorflow.org/tutorials/load_data/tfrecord), each an Event of
+// event.proto and summary.proto of tensorboard/compat/proto.
 
 import { BinaryWriter, WireType } from '@bufbuild/protobuf/wire'
 import { concatBytes, crcTable } from '../base/bytes.js'
 
-/** The content of an event. */
 export interface LoggedEvent {
   /** Seconds since 1970. */
   readonly time: number
@@ -14,12 +12,10 @@ export interface LoggedEvent {
   readonly values: Readonly<Record<string, number>>
 }
 
-/** The first record of a file. */
 export function fileHeader(time: number): Uint8Array {
   return record(event(time, 0).tag(FILE_VERSION, WireType.LengthDelimited).string('brain.Event:2'))
 }
 
-/** Numbers of one step. */
 export function eventRecord({ time, step, values }: LoggedEvent): Uint8Array {
   const summary = event(time, step).tag(SUMMARY, WireType.LengthDelimited).fork()
   for (const [name, value] of Object.entries(values)) {
@@ -30,7 +26,7 @@ export function eventRecord({ time, step, values }: LoggedEvent): Uint8Array {
   return record(summary.join())
 }
 
-/** Says that a run goes on: events of this step or later ones in older files of the folder do not count any more. */
+/** A run goes on: events of this step or later ones in older files of the folder do not count any more. */
 export function restartRecord(time: number, step: number): Uint8Array {
   const log = event(time, step).tag(SESSION_LOG, WireType.LengthDelimited).fork()
   return record(log.tag(STATUS, WireType.Varint).uint32(1).join())
@@ -42,7 +38,6 @@ const SUMMARY_VALUE = 1
 const [TAG, SIMPLE_VALUE] = [1, 2]
 const STATUS = 1
 
-/** An event that is to be filled. */
 function event(time: number, step: number): BinaryWriter {
   const writer = new BinaryWriter().tag(WALL_TIME, WireType.Bit64).double(time)
   return step === 0 ? writer : writer.tag(STEP, WireType.Varint).int64(step)
@@ -68,5 +63,4 @@ function checksum(bytes: Uint8Array): Uint8Array {
   return new Uint8Array(view.buffer)
 }
 
-/** Castagnoli's polynomial. */
 const TABLE = crcTable(0x82f63b78)

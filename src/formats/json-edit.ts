@@ -1,13 +1,10 @@
-// Changes single members of a JSON text. All else stays as it is written: strict readers take `1.0` and `1` for
-// different types.
+// Changes single members of a JSON text. All else stays as it is written: strict readers tell `1.0` from `1`.
 
 const TOKEN = /"(?:[^"\\]|\\.)*"|[{}[\],:]|[^\s{}[\],:"]+/g
 
 /**
- * The text with another value of a member; one that is missing is added to its object, or else to the outermost one.
- *
- * @param text valid JSON, an object
- * @param path keys from the outermost object inwards
+ * A member that is missing is added to its object, or else to the outermost one. `path` has keys from the outside
+ * inwards.
  */
 export function setMember(text: string, path: readonly string[], value: unknown): string {
   const written = JSON.stringify(value)
@@ -24,7 +21,7 @@ export function setMember(text: string, path: readonly string[], value: unknown)
   return `${before}${comma}${space}${JSON.stringify(path.at(-1))}: ${written}${text.slice(before.length)}`
 }
 
-/** Finds a value. The last of equal keys counts, as in JSON.parse. */
+/** The last of equal keys counts, as in JSON.parse. */
 function findValue(text: string, path: readonly string[]): { start: number; end: number } | undefined {
   const open: { isArray: boolean; key: string | undefined; start: number }[] = []
   const isHere = () => open.length === path.length && open.every(({ key }, i) => key === path[i])

@@ -1,12 +1,10 @@
-// A strict JSON reader for files from strangers (RFC 8259). JSON.parse drops all but the last of equal keys in silence,
-// turns `1.0` into an integer and gives `__proto__` a meaning in careless hands; here objects are Maps and equal keys
-// an error.
+// A strict JSON reader for files from strangers (RFC 8259): objects are Maps and equal keys an error, where JSON.parse
+// drops all but the last of them and turns `1.0` into an integer.
 
 import { FormatError } from '../base/errors.js'
 
-/** A parsed document. Objects are Maps, in the order of the text. */
+/** In the order of the text. */
 export type JsonValue = string | number | boolean | null | JsonValue[] | JsonObject
-/** A JSON object. */
 export type JsonObject = Map<string, JsonValue>
 
 /** Deeper nesting is an attack on the stack: no format here goes beyond five levels. */
@@ -19,38 +17,28 @@ const NUMBER = /-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?/y
 const NOT_FINITE = /NaN|-?Infinity/y
 const WHOLE_NUMBER = /^[0-9]+$/
 const SPACE = /[ \t\n\r]*/y
-/** Up to the next quote, escape or control character, which JSON does not allow inside a string. */
 // biome-ignore lint/suspicious/noControlCharactersInRegex: these are exactly the characters to find
 const PLAIN = /[^"\\\u0000-\u001f]*/y
 const ESCAPE = /\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})/y
 const LONE_SURROGATE = /\p{Surrogate}/u
 
-/** Rules beside JSON's own. */
 export interface JsonOptions {
-  /** Every number must be spelled as digits alone: no sign, fraction or exponent. Default false. */
+  /** Every number must be spelled as digits alone: no sign, fraction or exponent. */
   wholeNumbers?: boolean
-  /**
-   * Takes what Python's json writes and editors add: NaN, Infinity, −Infinity, and a byte order mark. Default false.
-   */
+  /** Takes what Python's json writes and editors add: NaN, Infinity, −Infinity, and a byte order mark. */
   isLoose?: boolean
 }
 
 /**
- * Parses one JSON document.
- *
- * @param where names the file in errors.
- * @throws FormatError when the bytes are not UTF-8 or not JSON, a key occurs twice in one object, a string holds half a
- *   surrogate pair, nesting is deeper than 64, or there are more than 4 million values.
+ * Throws FormatError when the bytes are not UTF-8 or not JSON, a key occurs twice, a string holds half a surrogate
+ * pair, nesting is deeper than 64, or there are more than 4 million values. `where` names the file.
  */
 export function parseJson(bytes: Uint8Array, where: string, options: JsonOptions = {}): JsonValue {
   const text = decodeText(bytes, where)
   return new Parser(options.isLoose ? text.replace(/^\uFEFF/, '') : text, where, options).document()
 }
 
-/**
- * Parses a document that is one object, and hands over entry after entry: of a long header only what is kept of them
- * stays in memory. Throws as {@link parseJson}, but entries before the place of an error have been handed over.
- */
+/** Hands over an object entry after entry: of a long header only what is kept of them stays in memory. */
 export function parseJsonEntries(
   bytes: Uint8Array,
   where: string,
@@ -68,14 +56,13 @@ function decodeText(bytes: Uint8Array, where: string): string {
   }
 }
 
-/** A JSON value as plain objects; a `__proto__` key becomes an ordinary property. */
+/** A `__proto__` key becomes an ordinary property. */
 export function toPlain(value: JsonValue): unknown {
   if (Array.isArray(value)) return value.map(toPlain)
   if (value instanceof Map) return Object.fromEntries([...value].map(([key, item]) => [key, toPlain(item)]))
   return value
 }
 
-/** A holder of an object's entries. */
 interface Entries {
   has(key: string): boolean
   set(key: string, value: JsonValue): void
@@ -121,7 +108,6 @@ class Parser {
     if (this.#at < this.#text.length) this.#fail('end of the document')
   }
 
-  /** A value with the white space around it. */
   #value(depth: number): JsonValue {
     if (depth > MAX_DEPTH) throw new FormatError({ where: this.#where, what: `JSON nested deeper than ${MAX_DEPTH}` })
     if (++this.#values > MAX_VALUES) {
@@ -225,7 +211,6 @@ class Parser {
     return value
   }
 
-  /** Goes past what the pattern finds here. */
   #match(pattern: RegExp): boolean {
     pattern.lastIndex = this.#at
     if (!pattern.test(this.#text)) return false

@@ -1,6 +1,5 @@
-// safetensors: an 8-byte little-endian header length, a JSON header, the tensors' bytes without gaps. Whatever the
-// format forbids is refused by name: https://github.com/huggingface/safetensors#format (validation as in its reference
-// implementation).
+// safetensors: a header length, a JSON header, the tensors' bytes without gaps. Whatever the format forbids is refused
+// as in its reference implementation: https://github.com/huggingface/safetensors#format
 
 import { type ByteSink, type ByteSource, type Directory, writeThrough } from '../base/bytes.js'
 import { decodeWeights, isWeightDtype, type TensorDtype } from '../base/dtype.js'
@@ -14,7 +13,7 @@ const MAX_HEADER_BYTES = 100_000_000
 const LENGTH_BYTES = 8
 const METADATA_KEY = '__metadata__'
 
-/** Bits per element, in the order of the reference implementation's Dtype: its writer sorts by it, from the end. */
+/** Bits, in the order of the reference implementation's Dtype: its writer sorts by it, from the end. */
 const DTYPE_BITS = {
   BOOL: 8,
   F4: 4,
@@ -42,7 +41,6 @@ const DTYPE_BITS = {
 
 const DTYPES = Object.keys(DTYPE_BITS) as TensorDtype[]
 
-/** Types that the file spells in another way. */
 const SPELLINGS: Partial<Record<TensorDtype, string>> = { fp16: 'F16', bf16: 'BF16', fp32: 'F32', fp64: 'F64' }
 
 const BY_SPELLING = new Map(DTYPES.map((dtype) => [spelled(dtype), dtype]))
@@ -61,21 +59,16 @@ export interface TensorInfo {
   readonly byteLength: number
 }
 
-/** A file whose header was read. */
 export interface SafetensorsFile {
   /** The caller's to close. */
   readonly source: ByteSource
-  /** In the header's order. */
   readonly tensors: ReadonlyMap<string, TensorInfo>
   readonly metadata: Readonly<Record<string, string>>
 }
 
 /**
- * Reads and validates a header; no tensor is read.
- *
- * @throws FormatError that names the file, and the tensor where there is one, when the length, the JSON, a dtype, a
- *   shape or an offset is wrong, when tensors overlap or leave holes, or when the file is longer or shorter than its
- *   tensors.
+ * Throws FormatError when the header or a range is wrong, when tensors overlap or leave holes, or when the file is
+ * longer or shorter than its tensors.
  */
 export async function parseSafetensorsHeader(source: ByteSource): Promise<SafetensorsFile> {
   const where = source.name
@@ -93,7 +86,6 @@ export async function parseSafetensorsHeader(source: ByteSource): Promise<Safete
   return { source, tensors, metadata }
 }
 
-/** The header's JSON, whose length fits the file. */
 async function readHeader(source: ByteSource): Promise<Uint8Array> {
   const where = source.name
   if (source.byteLength < LENGTH_BYTES) {
@@ -219,11 +211,7 @@ function checkCoverage(tensors: ReadonlyMap<string, TensorInfo>, dataStart: numb
   }
 }
 
-/**
- * One tensor's values as fp32, in an array of its own. Values in fp64 are rounded.
- *
- * @throws FormatError when there is no such tensor, UnsupportedError when it is not fp64, fp32, fp16 or bf16.
- */
+/** A new array; fp64 is rounded. Throws FormatError when there is no such tensor, UnsupportedError for other types. */
 export async function readTensorF32(file: SafetensorsFile, name: string): Promise<Tensor> {
   const info = file.tensors.get(name)
   if (info === undefined) {
@@ -247,25 +235,21 @@ export async function readTensorF32(file: SafetensorsFile, name: string): Promis
   return { data: values instanceof Float32Array ? values : Float32Array.from(values), shape: info.shape }
 }
 
-/** The entry of a tensor in a header. */
 export interface TensorSpec {
   readonly name: string
   readonly dtype: TensorDtype
   readonly shape: readonly number[]
 }
 
-/** A file before its tensors are written: the header's bytes, then the tensors in this order. */
+/** The header's bytes, then the tensors in this order. */
 export interface SafetensorsPlan {
   readonly header: Uint8Array
   readonly tensors: readonly TensorInfo[]
 }
 
 /**
- * Lays a file out as the reference implementation does: the widest dtypes first, names in code-point order within one,
- * the header padded with spaces to a multiple of 8 bytes.
- *
- * @throws FormatError when a name occurs twice or cannot stand in a header, or the header would be too large;
- *   ShapeError when a shape has no size in whole bytes.
+ * As the reference implementation does: the widest dtypes first, names in code-point order within one, the header
+ * padded with spaces to a multiple of 8 bytes.
  */
 export function planSafetensors(
   tensors: readonly TensorSpec[],
@@ -300,7 +284,6 @@ export function planSafetensors(
   return { header, tensors: placed.map(({ begin, ...tensor }) => ({ ...tensor, offset: header.byteLength + begin })) }
 }
 
-/** The header's length and its JSON, padded. */
 function encodeHeader(text: string): Uint8Array {
   const json = new TextEncoder().encode(text)
   const headerBytes = Math.ceil(json.byteLength / 8) * 8
@@ -318,16 +301,12 @@ function encodeHeader(text: string): Uint8Array {
   return header
 }
 
-/** A tensor with its bytes, little-endian and row-major. */
+/** Little-endian and row-major. */
 export interface TensorBytes extends TensorSpec {
   readonly data: Uint8Array
 }
 
-/**
- * Writes a whole file into a sink, which stays the caller's to commit.
- *
- * @throws what {@link planSafetensors} throws, and ShapeError when data do not fill a shape; nothing is written then.
- */
+/** The sink stays the caller's to commit. Nothing is written when data do not fill a shape. */
 export async function writeSafetensors(
   sink: ByteSink,
   tensors: readonly TensorBytes[],
@@ -349,10 +328,7 @@ export async function writeSafetensors(
   for (const { name } of plan.tensors) await sink.write(data.get(name)!)
 }
 
-/**
- * Writes a whole file under its name in a folder: it appears complete or not at all. Throws as {@link
- * writeSafetensors}.
- */
+/** The file appears complete or not at all. */
 export async function saveSafetensors(
   directory: Directory,
   path: string,
@@ -382,7 +358,7 @@ function tensorWhere(file: string, name: string): string {
   return `${file}: ${name}`
 }
 
-/** Order by code points, as Rust and Python sort strings; UTF-16's own order differs above U+FFFF. */
+/** As Rust and Python sort strings; UTF-16's own order differs above U+FFFF. */
 function compareCodePoints(a: string, b: string): number {
   for (let i = 0; i < Math.min(a.length, b.length); ) {
     const x = a.codePointAt(i)!

@@ -5,11 +5,7 @@ import type { OnnxModel } from '../formats/onnx/model.js'
 import { makeAttribute } from './view/attributes.js'
 import { type Graph, readGraph } from './view/graph.js'
 
-/**
- * Sets the level of all products by weights in MatMulNBits; other layers have none. With 0 their inputs stay floats.
- * With 4 inputs are rounded to 8 bits, each block of a row by its own scale:
- * https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#com.microsoft.MatMulNBits
- */
+/** With 4, inputs are rounded to 8 bits, each block of a row by its own scale; with 0 they stay floats. */
 export function setAccuracyLevel(graph: Graph, level: 0 | 4): void {
   for (const node of graph.nodes) {
     if (node.opType !== 'MatMulNBits') continue
@@ -18,11 +14,7 @@ export function setAccuracyLevel(graph: Graph, level: 0 | 4): void {
   }
 }
 
-/**
- * @param bases all graphs of one model
- * @throws UnsupportedError when the level is 4 and no graph has a product that it is about, so that it would change
- *   nothing
- */
+/** Throws UnsupportedError when the level is 4 and no graph has a product that it is about. */
 export function accuracyEdit(level: 0 | 4, bases: readonly { readonly onnx: OnnxModel }[]): (graph: Graph) => void {
   const hasProducts = bases.some(({ onnx }) =>
     readGraph(onnx.proto).nodes.some(({ opType }) => opType === 'MatMulNBits'),

@@ -1,5 +1,4 @@
-// Which file of a model's folder holds a graph in the type that is asked for, by the names that transformers.js gives
-// them: onnx/{graph}{suffix}.onnx.
+// Files of graphs, by the names that transformers.js gives them: onnx/{graph}{suffix}.onnx.
 
 import { type Directory, readJson } from '../base/bytes.js'
 import { ConfigError, FileError, nearMisses } from '../base/errors.js'
@@ -34,9 +33,7 @@ export type DtypeChoice = GraphDtype | 'auto' | Readonly<Record<string, GraphDty
 /** Folders that hold graphs, first match first. */
 const FOLDERS = ['onnx/', '']
 
-/** The type that is asked for. */
 interface Wanted {
-  /** Default: `auto`. */
   readonly dtype?: DtypeChoice | undefined
   /** config.json, whose `transformers.js_config` may choose. */
   readonly config?: Readonly<Record<string, unknown>> | undefined
@@ -52,7 +49,7 @@ export type GraphRole =
   | 'vision_encoder'
   | 'audio_encoder'
 
-/** The files of models of several graphs, as transformers.js and optimum name them; first match first. */
+/** As transformers.js and optimum name them; first match first. */
 const PARTS: Readonly<Record<Exclude<GraphRole, 'model'>, readonly string[]>> = {
   decoder: ['decoder_model_merged', 'decoder_model'],
   decoder_with_past: ['decoder_with_past_model'],
@@ -62,12 +59,7 @@ const PARTS: Readonly<Record<Exclude<GraphRole, 'model'>, readonly string[]>> = 
   audio_encoder: ['audio_encoder'],
 }
 
-/**
- * The graphs of a model by their role: one, or those of encoder, decoder and what else there is.
- *
- * @throws ConfigError for an unknown dtype; FileError when there is no graph, or one of them is there in other types
- *   only: without it the model is not whole
- */
+/** Throws FileError when there is no graph, or one of several is there in other types only. */
 export async function findGraphs(directory: Directory, wanted: Wanted): Promise<Partial<Record<GraphRole, string>>> {
   const find = async (name: string) => {
     for (const path of pathsOf(name, wantedDtype(name, wanted))) if (await directory.has(path)) return path
@@ -111,14 +103,12 @@ export async function findGraphs(directory: Directory, wanted: Wanted): Promise<
   })
 }
 
-/** The role of a graph whose file is named. */
 export function roleOf(path: string): GraphRole {
   const { name } = partsOf(path)
   const part = Object.entries(PARTS).find(([, names]) => names.includes(name))
   return part === undefined ? 'model' : (part[0] as GraphRole)
 }
 
-/** The type that a graph's name tells; undefined for other names. */
 export function dtypeOf(path: string): GraphDtype | undefined {
   return partsOf(path).dtype
 }
@@ -143,7 +133,6 @@ function wantedDtype(name: string, { dtype, config }: Wanted): GraphDtype {
   return asked === undefined || asked === 'auto' ? (configuredDtype(name, config) ?? 'fp32') : checkDtype(asked)
 }
 
-/** The types in which a folder has a graph. */
 export async function graphDtypes(directory: Directory, name = 'model'): Promise<GraphDtype[]> {
   const isThere = await Promise.all(
     DTYPES.map(async (dtype) => {
@@ -155,10 +144,7 @@ export async function graphDtypes(directory: Directory, name = 'model'): Promise
 }
 
 /**
- * The graphs of a model, of several all: in the type that is asked for, else in that of config.json, else in the first
- * one that there is. None where there is no graph.
- *
- * @throws FileError when there is no graph of the type that is asked for, or one of several is in other types alone
+ * In the type that is asked for, else in that of config.json, else in the first that there is. Throws as findGraphs.
  */
 export async function defaultGraphs(directory: Directory, dtype?: DtypeChoice): Promise<string[]> {
   const hasConfig = await directory.has('config.json')
@@ -178,7 +164,7 @@ function pathsOf(name: string, dtype: GraphDtype): string[] {
   return FOLDERS.map((folder) => `${folder}${name}${SUFFIXES[dtype]}.onnx`)
 }
 
-/** The dtype that config.json chooses; an unknown word chooses nothing, as in transformers.js. */
+/** An unknown word chooses nothing, as in transformers.js. */
 function configuredDtype(name: string, config: Wanted['config']): GraphDtype | undefined {
   const own = config?.['transformers.js_config'] as { dtype?: unknown } | null | undefined
   const chosen = own?.dtype
@@ -186,7 +172,6 @@ function configuredDtype(name: string, config: Wanted['config']): GraphDtype | u
   return DTYPES.find((known) => known === dtype)
 }
 
-/** @throws ConfigError with a near miss */
 function checkDtype(value: string): GraphDtype {
   const known = DTYPES.find((dtype) => dtype === value)
   if (known !== undefined) return known

@@ -1,6 +1,4 @@
-// How much memory a model needs, before it is opened: the bytes of its weights, which ONNX Runtime repacks for its
-// products, and what a training run keeps of each token. An estimate, good to some tens of percent: it tells whether a
-// machine can do it at all.
+// How much memory a model needs, before it is opened. An estimate, good to some tens of percent.
 
 import { tensorsOf } from '../formats/onnx/messages.js'
 import type { OnnxModel } from '../formats/onnx/model.js'
@@ -10,15 +8,13 @@ import type { Model } from './model-folder.js'
 /** WebAssembly addresses 4 GB, for weights, caches and results together. */
 export const WASM_BYTES = 2 ** 32
 
-/** The memory that a model needs, as it is known before opening. */
 export interface MemoryNeed {
-  /** Bytes of the weights alone, as the file has them: less is never enough where they are not mapped from it. */
+  /** As the file has them: less is never enough where they are not mapped from it. */
   readonly weights: number
-  /** At most at one time. */
   readonly total: number
 }
 
-/** Bytes of all weights, as the files hold them; shared ones once. */
+/** Shared ones count once. */
 export function weightBytes(onnx: OnnxModel): number {
   const ranges = new Map<string, number>()
   let inline = 0
@@ -31,10 +27,7 @@ export function weightBytes(onnx: OnnxModel): number {
   return [...ranges.values()].reduce((sum, bytes) => sum + bytes, inline)
 }
 
-/**
- * The memory of a session. Repacked weights are a second copy; without repacking there is none. The cache of a text is
- * small beside the weights.
- */
+/** Repacked weights are a second copy. The cache of a text is small beside the weights. */
 export function sessionMemory(onnx: OnnxModel, lowMemory = false): MemoryNeed {
   const weights = weightBytes(onnx)
   return { weights, total: weights * (lowMemory ? 1 : 2) }
@@ -43,22 +36,17 @@ export function sessionMemory(onnx: OnnxModel, lowMemory = false): MemoryNeed {
 /** Weights from this size on are not repacked for training unless that is asked for. */
 const LARGE_WEIGHTS = 2 ** 28
 
-/**
- * The choice that a training run makes where none is given: repacked weights are faster, but those of a large model
- * would be most of its memory.
- *
- * @param need what the run needs with repacked weights
- */
+/** Repacked weights are faster, but those of a large model would be most of its memory. */
 export function choosesLowMemory({ weights, total }: MemoryNeed, limits: readonly MemoryLimit[]): boolean {
   return weights >= LARGE_WEIGHTS || limits.some(({ bytes }) => bytes < total)
 }
 
 /** The largest logits of a usual run that are computed whole, in bytes, and what those of a block take at most. */
 export const LOGIT_BYTES = { whole: 2 ** 26, block: 2 ** 27 }
-/** Rows of a usual run. A product reads all of its weight for each block, so that few rows in a block cost time. */
+/** A product reads all of its weight for each block, so that few rows in a block cost time. */
 const USUAL_ROWS = 256
 
-/** Rows whose logits exist at one time; infinite where those of all rows do. */
+/** Infinite where the logits of all rows exist at one time. */
 export function rowsOfBlock(vocabulary: number, { whole, block } = LOGIT_BYTES): number {
   if (4 * USUAL_ROWS * vocabulary <= whole) return Number.POSITIVE_INFINITY
   return Math.max(1, Math.floor(block / (4 * vocabulary)))
@@ -67,11 +55,7 @@ export function rowsOfBlock(vocabulary: number, { whole, block } = LOGIT_BYTES):
 /** Values that training keeps of a token, in numbers of f32: measured on decoders with LoRA on all linear layers. */
 const KEPT = { hidden: 6, intermediate: 3, logits: 2 }
 
-/**
- * The memory of training.
- *
- * @param batch rows of one run, of `sequence` tokens each
- */
+/** `batch` rows of `sequence` tokens each. */
 export function trainingMemory(
   { onnx, config, vocabularySize = 0 }: Pick<Model, 'onnx' | 'config' | 'vocabularySize'>,
   { batch, sequence, lowMemory = false }: { batch: number; sequence: number; lowMemory?: boolean },
@@ -89,20 +73,13 @@ export function trainingMemory(
   return { ...session, total: session.total + batch * sequence * 4 * layers * perLayer + logits }
 }
 
-/** A limit of memory. */
 export interface MemoryLimit {
-  /** Memory of the machine or the runtime, in bytes. */
   readonly bytes: number
   /** In words, with a verb: `this machine has free`. */
   readonly of: string
 }
 
-/**
- * A warning where more is needed than there is; undefined where there is enough.
- *
- * @param what does what, such as `training`
- * @param help what needs less, best first
- */
+/** Undefined where there is enough. `help` says what needs less, best first. */
 export function memoryWarning(
   need: MemoryNeed,
   limits: readonly MemoryLimit[],

@@ -1,8 +1,8 @@
-// A model in a folder as transformers.js reads it: config.json, one graph or several in onnx/, a tokenizer where it has
-// one. Loading reads the graph and the tokenizer; weights stay in their file.
+// A model in a folder as transformers.js reads it. Weights stay in their file.
 
 import { type Directory, readJson } from '../base/bytes.js'
 import { ConfigError, FileError, FormatError } from '../base/errors.js'
+import { isObject } from '../base/options.js'
 import { loadOnnx, type OnnxModel } from '../formats/onnx/model.js'
 import type { RuntimeHost } from '../runtime/host.js'
 import { loadTokenizer, type Tokenizer } from '../text/tokenizer.js'
@@ -65,14 +65,9 @@ export interface LoadModelOptions {
 
 const PREPROCESSOR = 'preprocessor_config.json'
 
-/** Names under which configs give the context length, most common first. */
+/** Most common first. */
 const CONTEXT_KEYS = ['max_position_embeddings', 'n_positions', 'n_ctx', 'max_seq_len', 'seq_length']
 
-/**
- * Opens a model folder.
- *
- * @throws FileError when a part is missing, FormatError when one cannot be read
- */
 export async function loadModel(directory: Directory, options: LoadModelOptions): Promise<Model> {
   const { onnxPath, dtype } = options
   if (onnxPath !== undefined && dtype !== undefined) {
@@ -133,11 +128,6 @@ export async function loadModel(directory: Directory, options: LoadModelOptions)
   }
 }
 
-/**
- * The model's tokenizer.
- *
- * @throws FileError when the folder has none
- */
 export function requireTokenizer({ tokenizer, directory }: Pick<Model, 'tokenizer' | 'directory'>): Tokenizer {
   if (tokenizer !== undefined) return tokenizer
   throw new FileError({
@@ -165,9 +155,24 @@ function missing(directory: Directory, path: string): FileError {
   })
 }
 
+/** Fields of a config that hold numbers, ids of tokens also a list of them. */
+const NUMBERS = /^((eos|pad|bos|decoder_start|forced_bos)_token_id|temperature|top_k|top_p|min_p|repetition_penalty)$/
+
 async function readObject(directory: Directory, path: string): Promise<Record<string, unknown>> {
   const value = await readJson(directory, path)
-  if (typeof value === 'object' && value !== null && !Array.isArray(value)) return value as Record<string, unknown>
+  if (isObject(value)) {
+    const [key, got] =
+      Object.entries(value).find(([key, own]) => {
+        return NUMBERS.test(key) && [own].flat().some((one) => one !== null && typeof one !== 'number')
+      }) ?? []
+    if (key === undefined) return value
+    throw new FormatError({
+      where: `${directory.name}/${path}`,
+      what: `${key} is not a number`,
+      expected: key.endsWith('_id') ? 'the id of a token, a list of ids, or null' : 'a number, or null',
+      got: JSON.stringify(got),
+    })
+  }
   throw new FormatError({
     where: `${directory.name}/${path}`,
     what: 'not a model configuration',
@@ -179,7 +184,7 @@ function tokenIds(value: unknown): number[] {
   return (Array.isArray(value) ? value : [value]).filter((id) => Number.isSafeInteger(id) && id >= 0)
 }
 
-/** The first of the keys that has one, in config.json or in its part on text. */
+/** In config.json or in its part on text. */
 function positiveInteger(config: Record<string, unknown>, keys: readonly string[]): number | undefined {
   const nested = config.text_config
   const sources = typeof nested === 'object' && nested !== null ? [config, nested as Record<string, unknown>] : [config]

@@ -1,5 +1,5 @@
-// How a model of sentence-transformers makes one vector of a text: modules.json names what follows the encoder,
-// 1_Pooling/config.json says how the tokens' vectors become one.
+// Vectors of texts by sentence-transformers: modules.json names what follows the encoder, 1_Pooling/config.json the
+// pooling.
 
 import { type Directory, readJson } from '../base/bytes.js'
 
@@ -29,7 +29,6 @@ const MODES: Readonly<Record<string, string>> = {
   pooling_mode_lasttoken: 'lasttoken',
 }
 
-/** Reads modules.json and the files that it names; what is missing has the default. */
 export async function readSentenceModules(directory: Directory): Promise<SentenceModules> {
   const modules = listOf(await readOptional(directory, 'modules.json'))
   const typeOf = ({ type }: Record<string, unknown>) => String(type).replace(/^.*\./, '')

@@ -7,9 +7,8 @@ import { externalTensor, isExternal, type ModelProto, weightRange } from '../for
 import type { SessionModel } from '../runtime/runtime.js'
 
 /**
- * The model of a session that runs `proto`, a graph over this model's weights: on a file system with the folder that
- * holds them, with real paths, because ONNX Runtime refuses symbolic links (as in Hugging Face's cache); elsewhere
- * their content.
+ * On a file system weights stay in their folder, by real paths: ONNX Runtime refuses symbolic links (as in Hugging
+ * Face's cache). Elsewhere their content goes along.
  */
 export async function sessionModel(model: OnnxModel, proto: ModelProto): Promise<SessionModel> {
   const used = new Set<string>()
@@ -35,7 +34,7 @@ function contentOf(model: OnnxModel, locations: Iterable<string>): Promise<{ loc
   return Promise.all([...locations].map(async (location) => ({ location, data: await readAll(model.file(location)) })))
 }
 
-/** The deepest folder that holds all files, without a separator at its end. */
+/** Without a separator at its end. */
 function commonFolder(paths: readonly string[]): string {
   const folders = paths.map((path) => path.split(/[\\/]/).slice(0, -1))
   let depth = 0

@@ -8,6 +8,7 @@ import {
   readAll,
   readJson,
   requireEmpty,
+  withSource,
   writeFile,
   writeThrough,
   writeTogether,
@@ -30,7 +31,6 @@ export interface HandoffSettings {
   /** The base as transformers opens it; undefined for the name that the adapter gives it. */
   readonly base: string | undefined
   readonly rows: 'tokens' | 'records'
-  /** An unfinished run: its folder, with the adapter that goes along, and its steps. */
   readonly unfinished: { readonly directory: Directory; readonly steps: number } | undefined
 }
 
@@ -81,7 +81,9 @@ export async function handOff(
 
   const folder = new MemoryDirectory()
   if (unfinished === undefined) await saveAdapter(adapter, folder)
-  else for (const name of ADAPTER_FILES) await copyFile(unfinished.directory, name, folder)
+  else {
+    for (const name of ADAPTER_FILES) folder.files.set(name, await withSource(unfinished.directory, name, readAll))
+  }
   const peft = (await readJson(folder, 'adapter_config.json')) as Record<string, unknown>
   const plan = { batchSize: settings.batchSize, accumulation: settings.gradientAccumulation }
   const stepsOfPass = stepsPerEpoch(examples.length, plan)
@@ -139,15 +141,6 @@ export async function handOff(
     steps: totalSteps - stepsDone,
     scriptOnly: only,
     differences,
-  }
-}
-
-async function copyFile(from: Directory, name: string, to: Directory): Promise<void> {
-  const source = await from.open(name)
-  try {
-    await writeFile(to, name, await readAll(source))
-  } finally {
-    await source.close()
   }
 }
 

@@ -45,6 +45,13 @@ export interface DecodingRequest extends TextRequest {
   readonly prefixBytes: number
 }
 
+/** The tokens from which on the adapters of rows count. */
+export interface Activation {
+  /** The first one of each row; infinite for the base alone. */
+  readonly starts: readonly number[]
+  readonly columns: TokenColumns
+}
+
 interface OpenSession {
   session: RuntimeSession
   groups: readonly SiteGroup[]
@@ -66,8 +73,6 @@ export class InferEngine {
   readonly #adapters = new Map<string, AdapterFactors>()
   /** Feeds of the last runs, by their mixes. */
   readonly #feeds = new Map<string, AdapterFeeds>()
-  /** The last run's: a caller that grows a text asks with the same list. */
-  #last: { readonly mixes: readonly Mix[]; readonly feeds: AdapterFeeds } | undefined
   readonly #decodings = new Map<number, Decoding>()
   readonly #prefixes = new PrefixStore()
   readonly #grammars = new Grammars()
@@ -95,22 +100,27 @@ export class InferEngine {
 
   addAdapter(name: string, factors: AdapterFactors): void {
     this.#adapters.set(name, factors)
-    this.#forgetFeeds()
+    this.#feeds.clear()
   }
 
   removeAdapter(name: string): void {
     const factors = this.#adapters.get(name)
     if (factors !== undefined) this.#prefixes.forget(factors)
     this.#adapters.delete(name)
-    this.#forgetFeeds()
+    this.#feeds.clear()
   }
 
+  /** @param activation for mixes that count from some token on */
   async run(
     feeds: Feeds,
     mixes: readonly Mix[],
     outputNames: readonly string[] | undefined,
+    activation?: Activation,
   ): Promise<Record<string, RuntimeTensor>> {
-    const outputs = await this.#run(feeds, this.#feedsOf(mixes), outputNames)
+    const outputs =
+      activation === undefined
+        ? await this.#run(feeds, this.#feedsOf(mixes), outputNames)
+        : await this.#runActivated(feeds, mixes, outputNames ?? this.#open?.session.outputNames ?? [], activation)
     if (this.#keepsTensors) return outputs
     return transfer(outputs, [...new Set(Object.values(outputs).map(({ data }) => data.buffer))])
   }
@@ -210,26 +220,19 @@ export class InferEngine {
       this.#decodings.clear()
       this.#prefixes.clear()
       this.#adapters.clear()
-      this.#forgetFeeds()
+      this.#feeds.clear()
       await last?.session.dispose()
     })
   }
 
-  #forgetFeeds(): void {
-    this.#feeds.clear()
-    this.#last = undefined
-  }
-
   /** Made once for runs that follow one another, as those of a text that its caller grows. */
   #feedsOf(mixes: readonly Mix[]): AdapterFeeds {
-    if (this.#last?.mixes === mixes) return this.#last.feeds
     const key = JSON.stringify(mixes)
     const { distinct, rowOf } = distinctMixes(mixes)
     const feeds = this.#feeds.get(key) ?? new AdapterFeeds(this.#factorsOf(distinct), rowOf)
     this.#feeds.delete(key)
     this.#feeds.set(key, feeds)
     for (const oldest of [...this.#feeds.keys()].slice(0, -KEPT_FEEDS)) this.#feeds.delete(oldest)
-    this.#last = { mixes, feeds }
     return feeds
   }
 
@@ -240,6 +243,17 @@ export class InferEngine {
       return factors
     }
     return mixes.map((mix) => mix.map(({ name, weight }) => ({ factors: factorsOf(name), weight })))
+  }
+
+  /** Rows begin with the base, and go on with their mix. */
+  #runActivated(feeds: Feeds, mixes: readonly Mix[], names: readonly string[], { starts, columns }: Activation) {
+    const run = (inputs: Feeds, wanted: readonly string[], first: number) => {
+      const own = starts.map((start, row) => (start <= first ? (mixes[row] ?? mixes[0]) : []))
+      return this.#run(inputs, this.#feedsOf(own), wanted)
+    }
+    const [, sequence] = feeds[columns.tokens[0]].dims
+    const pieces = [...new Set([0, ...starts.filter((start) => start < sequence)])].sort((a, b) => a - b)
+    return runColumns(run, columns, feeds, names, pieces)
   }
 
   #run(feeds: Feeds, adapters: AdapterFeeds, wanted: readonly string[] | undefined) {

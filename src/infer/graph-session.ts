@@ -15,7 +15,7 @@ import { type Mix, refuseAdapter } from './adapters/choice.js'
 import { type AdapterHead, runWithHeads } from './adapters/heads.js'
 import type { NamedParts, OpenAdapter } from './adapters/parts.js'
 import { buffersOf, needsOf } from './adapters/site-factors.js'
-import type { InferEngine } from './engine.js'
+import type { Activation, InferEngine } from './engine.js'
 import type { SessionBase } from './graphs.js'
 import { type GraphNeeds, sessionGraph, type Vector } from './session-graph.js'
 
@@ -37,7 +37,6 @@ export class GraphSession {
   readonly #engine: Engine<InferEngine>
   readonly #adapters = new Map<string, OpenAdapter>()
   #needs: GraphNeeds | undefined
-  /** Values of the graph that it gives out beside the model's outputs, for heads. */
   #given: ReadonlySet<string> = new Set()
   #newRows: NewRows | undefined
   /** Runs the graph as it is given, and not in the faster form that lowrank can make of it. */
@@ -46,7 +45,6 @@ export class GraphSession {
   #isUntried = false
   #retreat: Promise<void> | undefined
   #hasWarned = false
-  /** Openings follow one another. */
   #lastOpening: Promise<unknown> = Promise.resolve()
 
   private constructor(base: SessionBase, engine: Engine<InferEngine>, options: GraphOptions) {
@@ -74,7 +72,6 @@ export class GraphSession {
     return this.graph.outputs.map(({ name }) => name)
   }
 
-  /** The output with the rows that a step adds to the cache, if the open graph has it. */
   get newRows(): NewRows | undefined {
     return this.#newRows
   }
@@ -122,8 +119,11 @@ export class GraphSession {
     mixes: readonly Mix[],
     heads: readonly (AdapterHead | undefined)[] = [],
     outputNames?: readonly string[],
+    activation?: Activation,
   ): Promise<Record<string, RuntimeTensor>> {
-    const run = (own: Feeds, names: readonly string[]) => this.tried(() => this.engine.run(own, mixes, names))
+    const run = (own: Feeds, names: readonly string[]) => {
+      return this.tried(() => this.engine.run(own, mixes, names, activation))
+    }
     const [head] = heads.flatMap((one) => one ?? [])
     if (head === undefined) return run(feeds, outputNames ?? this.outputNames)
     const all = outputNames ?? [...new Set([...this.outputNames, head.output])]

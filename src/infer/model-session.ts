@@ -13,6 +13,7 @@ import { LoraAdapter } from '../lora/adapter.js'
 import { STOP_MS, settlesWithin } from '../runtime/host.js'
 import type { Remote } from '../runtime/rpc.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
+import { activationOf, notWhole } from './adapters/activation.js'
 import { type Mix, mixesOf, refuseAdapter, requireMixable } from './adapters/choice.js'
 import type { AdapterHead } from './adapters/heads.js'
 import { hasPlace, type NamedParts, readParts } from './adapters/parts.js'
@@ -22,27 +23,16 @@ import { RUN_OPTIONS } from './gen/options.js'
 import { generate, streamText, type TextSession } from './generate/generate.js'
 import { RunningTexts, TEXT_BOUNDS, type TextBounds } from './generate/running-texts.js'
 import { GraphSession } from './graph-session.js'
-import {
-  mainRole,
-  otherGraphs,
-  type SessionBase,
-  type SessionExtras,
-  shareAdapter,
-  type WholeSession,
-} from './graphs.js'
+import { mainRole, otherGraphs, type SessionBase, type SessionExtras, shareAdapter } from './graphs.js'
 import type {
   AdapterSession,
   AdapterSessionOptions,
-  Classification,
   ClassifyInput,
   ClassifyOptions,
   EmbedOptions,
   GenerateOptions,
-  GenerateResult,
   Prompt,
   RunOptions,
-  StreamOptions,
-  Tagging,
   TagOptions,
   TextOrWords,
 } from './session.js'
@@ -65,7 +55,6 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
   readonly #graphs = new Map<string, GraphSession>()
   #adapters: readonly string[] = []
   #changes = 0
-  /** Changes of the session follow one another. */
   #lastChange: Promise<unknown> = Promise.resolve()
   #disposal: Promise<void> | undefined
 
@@ -194,18 +183,24 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
     const names = [...session.outputNames, ...heads.flatMap((head) => head?.output ?? [])]
     for (const name of outputNames ?? []) checkName('output', name, [...new Set(names)])
     this.checkOpen()
-    const outputs = await session.run(own, mixes, heads, outputNames)
+    const invocations = mixes.map((mix) => this.invocationOf(mix))
+    const activation = activationOf(session.graph, own, invocations)
+    const outputs = await session.run(own, mixes, heads, outputNames, activation)
     if (mixes.length > 1) checkRanks(session.graph, outputs)
     return outputs
   }
 
-  runGraph(role: string, feeds: Feeds, mixes: readonly Mix[]): Promise<Record<string, RuntimeTensor>> {
-    this.checkOpen()
+  async runGraph(role: string, feeds: Feeds, mixes: readonly Mix[]): Promise<Record<string, RuntimeTensor>> {
+    this.#checkWhole(mixes)
     return this.#graph(role).run(feeds, mixes)
   }
 
-  runMain(feeds: Feeds, mixes: readonly Mix[], outputs: readonly string[]): Promise<Record<string, RuntimeTensor>> {
-    this.checkOpen()
+  async runMain(
+    feeds: Feeds,
+    mixes: readonly Mix[],
+    outputs: readonly string[],
+  ): Promise<Record<string, RuntimeTensor>> {
+    this.#checkWhole(mixes)
     return this.#main.run(feeds, mixes, [], outputs)
   }
 
@@ -219,52 +214,23 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
     return { ...(await import('./pictures/pictures.js')), ...(await import('./pictures/token-vectors.js')) }
   }
 
-  generate(this: TextSession, prompt: Prompt, options?: GenerateOptions): Promise<GenerateResult>
-  generate(this: TextSession, prompts: readonly Prompt[], options?: GenerateOptions): Promise<GenerateResult[]>
-  async generate(
-    this: TextSession,
-    prompts: Prompt | readonly Prompt[],
-    options: GenerateOptions = {},
-  ): Promise<GenerateResult | GenerateResult[]> {
-    return generate(this, prompts, options)
-  }
+  readonly generate = ((prompts: Prompt | readonly Prompt[], options?: GenerateOptions) =>
+    generate(this.#whole, prompts, options)) as AdapterSession['generate']
 
-  stream(
-    this: TextSession,
-    prompt: Prompt,
-    options: StreamOptions = {},
-  ): AsyncGenerator<string, GenerateResult, undefined> {
-    return streamText(this, prompt, options)
-  }
+  readonly stream: AdapterSession['stream'] = (prompt, options) => streamText(this.#whole, prompt, options)
 
-  classify(this: WholeSession, input: ClassifyInput, options?: ClassifyOptions): Promise<Classification>
-  classify(this: WholeSession, inputs: readonly ClassifyInput[], options?: ClassifyOptions): Promise<Classification[]>
-  async classify(
-    this: WholeSession,
-    inputs: ClassifyInput | readonly ClassifyInput[],
-    options?: ClassifyOptions,
-  ): Promise<Classification | Classification[]> {
-    return (await import('./readings/classify.js')).classify(this, inputs, options)
-  }
+  readonly classify = (async (inputs: ClassifyInput | readonly ClassifyInput[], options?: ClassifyOptions) =>
+    (await import('./readings/classify.js')).classify(this.#whole, inputs, options)) as AdapterSession['classify']
 
-  embed(this: WholeSession, text: string, options?: EmbedOptions): Promise<Float32Array>
-  embed(this: WholeSession, texts: readonly string[], options?: EmbedOptions): Promise<Float32Array[]>
-  async embed(
-    this: WholeSession,
-    texts: string | readonly string[],
-    options?: EmbedOptions,
-  ): Promise<Float32Array | Float32Array[]> {
-    return (await import('./readings/embed.js')).embed(this, texts, options)
-  }
+  readonly embed = (async (texts: string | readonly string[], options?: EmbedOptions) =>
+    (await import('./readings/embed.js')).embed(this.#whole, texts, options)) as AdapterSession['embed']
 
-  tag(this: WholeSession, text: TextOrWords, options?: TagOptions): Promise<Tagging>
-  tag(this: WholeSession, texts: readonly TextOrWords[], options?: TagOptions): Promise<Tagging[]>
-  async tag(
-    this: WholeSession,
-    texts: TextOrWords | readonly TextOrWords[],
-    options?: TagOptions,
-  ): Promise<Tagging | Tagging[]> {
-    return (await import('./readings/tag.js')).tag(this, texts, options)
+  readonly tag = (async (texts: TextOrWords | readonly TextOrWords[], options?: TagOptions) =>
+    (await import('./readings/tag.js')).tag(this.#whole, texts, options)) as AdapterSession['tag']
+
+  /** This session, whose model is a whole one where its caller writes or reads texts. */
+  get #whole(): TextSession {
+    return this as unknown as TextSession
   }
 
   dispose(): Promise<void> {
@@ -294,6 +260,16 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
 
   checkMixes(mixes: readonly Mix[]): void {
     for (const graph of this.#graphs.values()) requireMixable(mixes, (name) => graph.adapter(name))
+  }
+
+  #checkWhole(mixes: readonly Mix[]): void {
+    this.checkOpen()
+    if (mixes.some((mix) => this.invocationOf(mix) !== undefined)) throw notWhole()
+  }
+
+  /** @internal The tokens from which on a mix counts; undefined for one that always does. */
+  invocationOf(mix: Mix): readonly number[] | undefined {
+    return mix.map(({ name }) => this.#main.adapter(name).invocation).find((tokens) => tokens !== undefined)
   }
 
   headOf(name: string): AdapterHead | undefined {

@@ -1,7 +1,14 @@
 // A folder on a web server. Such a server has no list of its files: those are found by the names that models and
 // adapters have.
 
-import { type ByteSink, type ByteSource, concatBytes, type Directory, MemorySource, splitName } from '../base/bytes.js'
+import {
+  type ByteSource,
+  concatBytes,
+  type Directory,
+  MemorySource,
+  ReadOnlyDirectory,
+  splitName,
+} from '../base/bytes.js'
 import { FileError } from '../base/errors.js'
 import type { ResponseLike } from '../base/globals.js'
 import { isPassing } from './hub/errors.js'
@@ -12,7 +19,6 @@ export interface UrlFile {
   readonly url: string
   readonly byteLength: number
   readonly version: string | undefined
-  /** True if parts of it can be asked for. */
   readonly hasRanges: boolean
 }
 
@@ -47,7 +53,8 @@ export function urlRefusal(url: string, { status }: ResponseLike): HubError {
   return new HubError(kind, { where: shown(url), what, expected: '200 or 206', got: String(status) })
 }
 
-export class UrlDirectory implements Directory {
+export class UrlDirectory extends ReadOnlyDirectory implements Directory {
+  protected override readonly refusal = { what: 'nothing is written to a URL', hint: 'Write to a folder' }
   /** Without the query: it may hold a signature, and the name goes into messages and adapters. */
   readonly name: string
   readonly url: string
@@ -56,6 +63,7 @@ export class UrlDirectory implements Directory {
   readonly #asked = new Map<string, Promise<UrlFile | MemorySource | undefined>>()
 
   constructor(url: string, connection: HubConnection, open: OpenUrlFile) {
+    super()
     this.name = shown(url)
     this.url = url
     this.#connection = connection
@@ -91,14 +99,6 @@ export class UrlDirectory implements Directory {
     return found instanceof MemorySource ? found : this.#open(found)
   }
 
-  create(path: string): Promise<ByteSink> {
-    return Promise.reject(this.#readOnly(path))
-  }
-
-  remove(path: string): Promise<void> {
-    return Promise.reject(this.#readOnly(path))
-  }
-
   #url(path: string): URL {
     const url = new URL(this.url)
     if (!url.pathname.endsWith('/')) url.pathname += '/'
@@ -114,14 +114,6 @@ export class UrlDirectory implements Directory {
     this.#asked.set(href, asking)
     asking.catch(() => this.#asked.delete(href))
     return asking
-  }
-
-  #readOnly(path: string): FileError {
-    return new FileError({
-      where: `${this.name}/${path}`,
-      what: 'nothing is written to a URL',
-      hint: 'Write to a folder',
-    })
   }
 }
 

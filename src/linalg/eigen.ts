@@ -1,12 +1,10 @@
-// Eigenvalues and eigenvectors of symmetric matrices in f64: Householder tridiagonalization, then the QL algorithm with
-// implicit shifts (Golub and Van Loan, Matrix Computations, 8.3). Vectors are kept as rows, so that every loop is
-// contiguous.
+// Eigenvalues of symmetric matrices in f64: Householder tridiagonalization, then the QL algorithm with implicit shifts
+// (Golub and Van Loan, Matrix Computations, 8.3). Vectors are rows, so that every loop is contiguous.
 
 import { NumericError } from '../base/errors.js'
 import type { Matrix } from '../base/tensor.js'
 import { identity } from './product.js'
 
-/** Eigenvalues with their vectors. */
 interface SymmetricEigen {
   /** Largest first. */
   values: Float64Array
@@ -17,11 +15,7 @@ interface SymmetricEigen {
 /** QL needs two or three passes for an eigenvalue; without an end at this many, something is not finite. */
 const MAX_PASSES = 60
 
-/**
- * Eigenvalues and eigenvectors of a symmetric matrix (n, n), whose elements must be finite.
- *
- * @throws NumericError when the iteration does not end
- */
+/** Elements must be finite. */
 export function symmetricEigen(matrix: Matrix): SymmetricEigen {
   const n = matrix.shape[0]
   const reduced = tridiagonal(Float64Array.from(matrix.data), n)
@@ -36,7 +30,7 @@ export function symmetricEigen(matrix: Matrix): SymmetricEigen {
   return { values: Float64Array.from(order, (i) => diagonal[i]), vectors: { data, shape: [n, n] } }
 }
 
-/** The eigenvalues of a symmetric matrix, largest first. Throws as {@link symmetricEigen}. */
+/** Largest first. */
 export function symmetricEigenvalues(matrix: Matrix): Float64Array {
   const { diagonal, below } = tridiagonal(Float64Array.from(matrix.data), matrix.shape[0])
   implicitQl(diagonal, below, undefined)
@@ -126,8 +120,7 @@ function implicitQl(d: Float64Array, e: Float64Array, vectors: Float64Array | un
 }
 
 /**
- * One implicit QL step on the block of rows `first` to `last`, whose shift is the eigenvalue of its first two rows that
- * is nearer to the first. Names are those of EISPACK's imtql2.
+ * The shift is the eigenvalue of the first two rows that is nearer to the first. Names are those of EISPACK's imtql2.
  */
 function qlPass(
   d: Float64Array,

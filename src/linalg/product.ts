@@ -4,15 +4,12 @@ import { F64, type FloatArray, type Matrix, zeros } from '../base/tensor.js'
 import { defaultKernels } from '../kernels/index.js'
 import type { Kernels } from '../kernels/reference.js'
 
-/** How {@link product} reads its factors, and where the result goes. */
 export interface ProductOptions {
   transposeA?: boolean
   transposeB?: boolean
-  /** Factor of the product. Default 1. */
   scale?: number | undefined
   /** Changed in place and returned: scale · a·b is added to it. Default: a new matrix. */
   addTo?: Matrix | undefined
-  /** That compute it. Default: the fastest that there are. */
   kernels?: Kernels | undefined
 }
 
@@ -27,13 +24,11 @@ export function product(a: Matrix, b: Matrix, options: ProductOptions = {}): Mat
   return out
 }
 
-/** A copy of a matrix, in the precision of `like`. */
 export function copyAs(matrix: Matrix, like: FloatArray): Matrix {
   const data = like instanceof Float64Array ? new Float64Array(matrix.data) : new Float32Array(matrix.data)
   return { data, shape: [matrix.shape[0], matrix.shape[1]] }
 }
 
-/** The matrix itself where it has the precision of `like`, else a copy that has. */
 export function inPrecisionOf(like: FloatArray, matrix: Matrix): Matrix {
   return matrix.data.BYTES_PER_ELEMENT === like.BYTES_PER_ELEMENT ? matrix : copyAs(matrix, like)
 }
@@ -44,17 +39,14 @@ export function addScaled(target: Matrix, { data }: Matrix, scale: number): Matr
   return target
 }
 
-/** Frobenius norm. */
+/** Frobenius. */
 export function norm({ data }: Pick<Matrix, 'data'>): number {
   let sum = 0
   for (let i = 0; i < data.length; i++) sum += data[i] * data[i]
   return Math.sqrt(sum)
 }
 
-/**
- * ‖b·a‖ for b (d, r) and a (r, k) without forming b·a: √Σ (bᵀb ∘ a·aᵀ), in f64, with r²·(d + k) multiplications instead
- * of r·d·k.
- */
+/** ‖b·a‖ for b (d, r) and a (r, k) as √Σ (bᵀb ∘ a·aᵀ), in f64, with r²·(d + k) multiplications instead of r·d·k. */
 export function normOfProduct(b: Matrix, a: Matrix): number {
   const [b64, a64] = [inPrecisionOf(F64, b), inPrecisionOf(F64, a)]
   const left = product(b64, b64, { transposeA: true }) // (r, d) @ (d, r) → (r, r)
@@ -65,7 +57,7 @@ export function normOfProduct(b: Matrix, a: Matrix): number {
   return Math.sqrt(Math.max(sum, 0))
 }
 
-/** Matrices (rᵢ, n) over each other: (Σrᵢ, n), in the precision of the first. */
+/** (rᵢ, n) over each other: (Σrᵢ, n), in the precision of the first. */
 export function stacked(matrices: readonly Matrix[]): Matrix {
   const rows = matrices.reduce((sum, { shape }) => sum + shape[0], 0)
   const result = zeros(rows, matrices[0].shape[1], matrices[0].data)
@@ -77,24 +69,21 @@ export function stacked(matrices: readonly Matrix[]): Matrix {
   return result
 }
 
-/** Matrices (d, rᵢ) beside each other: (d, Σrᵢ). */
+/** (d, rᵢ) beside each other: (d, Σrᵢ). */
 export function beside(matrices: readonly Matrix[]): Matrix {
   return transpose(stacked(matrices.map(transpose)))
 }
 
-/** I (n, n), in f64. */
 export function identity(n: number): Matrix {
   const result = zeros(n, n, F64)
   for (let i = 0; i < n; i++) result.data[i * n + i] = 1
   return result
 }
 
-/** The transpose of a matrix: (m, n) → (n, m), a new one. */
 export function transpose(matrix: Matrix): Matrix {
   return transposeAs(matrix, matrix.data)
 }
 
-/** {@link transpose} in the precision of `like`. */
 export function transposeAs({ data, shape: [rows, columns] }: Matrix, like: FloatArray): Matrix {
   const result = zeros(columns, rows, like)
   for (let i = 0; i < rows; i++) {
@@ -103,7 +92,7 @@ export function transposeAs({ data, shape: [rows, columns] }: Matrix, like: Floa
   return result
 }
 
-/** The rows of one of `groups` equal parts, not copied. */
+/** Not copied. */
 export function rowsOf({ data, shape: [rows, columns] }: Matrix, part: number, groups: number): Matrix {
   const count = rows / groups
   return { data: data.subarray(part * count * columns, (part + 1) * count * columns), shape: [count, columns] }

@@ -26,7 +26,6 @@ interface Panel {
   factor: Float64Array
 }
 
-/** matrix (m, n) = q·r. */
 export function qr(matrix: Matrix): Qr {
   const [m, n] = matrix.shape
   const columns = Float64Array.from(transpose(matrix).data)
@@ -37,10 +36,7 @@ export function qr(matrix: Matrix): Qr {
   return { q: transpose({ data: thinQ(panels, p, m), shape: [p, m] }), r }
 }
 
-/**
- * Orthonormal rows (n, m) that span those of the matrix, n ≤ m, and the diagonal of R: where it is tiny, the matrix has
- * no direction of its own and the row is any.
- */
+/** Orthonormal rows (n, m), n ≤ m, and the diagonal of R: where it is tiny, the row is any. */
 export function orthonormalRows(rows: Matrix): { rows: Matrix; diagonal: Float64Array } {
   const [n, m] = rows.shape
   const columns = Float64Array.from(rows.data)
@@ -81,7 +77,7 @@ function reflectPanel(columns: Float64Array, m: number, start: number, count: nu
   return { start, count, vectors, factor }
 }
 
-/** The reflector that turns a column's elements from `first` on into a multiple of the first one; LAPACK's dlarfg. */
+/** LAPACK's dlarfg: turns a column's elements from `first` on into a multiple of the first one. */
 function reflector(columns: Float64Array, at: number, vector: Float64Array, first: number): number {
   let sum = 0
   for (let i = first + 1; i < vector.length; i++) sum += columns[at + i] * columns[at + i]
@@ -109,9 +105,7 @@ function addToFactor(factor: Float64Array, vectors: Float64Array, count: number,
   factor[c * count + c] = tau
 }
 
-/**
- * Columns [from, to) of length m become (I − V·Tᵀ·Vᵀ)·column, on the way to R, or back (I − V·T·Vᵀ)·column, in place.
- */
+/** (I − V·Tᵀ·Vᵀ)·column on the way to R, or back (I − V·T·Vᵀ)·column, in place. */
 function reflectColumns(
   columns: Float64Array,
   m: number,
@@ -146,18 +140,12 @@ function thinQ(panels: readonly Panel[], p: number, m: number): Float64Array {
   return columns
 }
 
-/**
- * Singular values of Cholesky's factor have relative errors of about ε·κ² (Higham 2002, "Accuracy and Stability of
- * Numerical Algorithms", 10.1): with a diagonal above this share of its largest, some 1e-10.
- */
+/** Relative errors of Cholesky are about ε·κ² (Higham 2002, Accuracy and Stability of Numerical Algorithms, 10.1). */
 const WELL_CONDITIONED = 1e-3
 
 /**
- * R alone, where Q is not needed: by Cholesky from the Gram matrix where that is accurate, else by Householder
- * reflections.
- *
- * @returns R (min(m, n), n) with RᵀR = MᵀM for M (m, n); M and R have the same singular values. Signs of its rows are
- *   any.
+ * R (min(m, n), n) with RᵀR = MᵀM, by Cholesky from the Gram matrix where that is accurate, else by Householder
+ * reflections. Signs of its rows are any.
  */
 export function triangularFactor(matrix: Matrix): Matrix {
   const [rows, columns] = matrix.shape
@@ -167,7 +155,7 @@ export function triangularFactor(matrix: Matrix): Matrix {
   return cholesky(gram) ?? qr(matrix).r
 }
 
-/** Upper R with RᵀR = gram (n, n); undefined where that would be inaccurate. */
+/** Undefined where that would be inaccurate. */
 function cholesky({ data: gram, shape: [n] }: Matrix): Matrix | undefined {
   const result = zeros(n, n, F64)
   const r = result.data

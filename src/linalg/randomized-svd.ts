@@ -1,5 +1,5 @@
-// The leading part of a large matrix's SVD from random starts: Halko, Martinsson and Tropp 2011 (arXiv 0909.4061), and
-// a block Krylov method (Musco and Musco 2015, arXiv 1504.05477), which flat spectra need.
+// The leading part of a large matrix's SVD: Halko, Martinsson and Tropp 2011 (arXiv 0909.4061), and a block Krylov
+// method (Musco and Musco 2015, arXiv 1504.05477), which flat spectra need.
 
 import { ConfigError } from '../base/errors.js'
 import { Random } from '../base/random.js'
@@ -9,9 +9,8 @@ import { copyAs, identity, product, stacked, transpose } from './product.js'
 import { orthonormalRows } from './qr.js'
 import { checkFinite, type Svd, svd } from './svd.js'
 
-/** How long {@link randomizedSvd} looks, and from where. */
 interface RandomizedSvdOptions {
-  /** The seed of the random start; a safe integer. Default 0. */
+  /** A safe integer. Default 0. */
   seed?: number
   /** How many more directions than the rank a block has. Default 10. */
   oversampling?: number
@@ -21,7 +20,7 @@ interface RandomizedSvdOptions {
   tolerance?: number
 }
 
-/** The basis holds this many blocks, then shrinks to KEPT_BLOCKS of its best directions and grows again. */
+/** Then it shrinks to KEPT_BLOCKS of its best directions and grows again. */
 const MAX_BLOCKS = 6
 const KEPT_BLOCKS = 2
 
@@ -32,16 +31,9 @@ const SMALL = 128
 const NEGLIGIBLE = 1e-12
 
 /**
- * The leading `rank` singular values and vectors of weight (d, k), in f64: u (d, rank), s, vt (rank, k).
- *
- * The energy Σs² misses the optimum by about `tolerance`, also where the spectrum is flat; single vectors are only as
- * certain as their singular values are apart. Where the basis would fill the space, W·Wᵀ itself is taken apart.
- *
- * Each block of directions is multiplied by W·Wᵀ and joins a basis (thick-restart block Lanczos with full
- * orthogonalization); Rayleigh–Ritz on it gives the result.
- *
- * @throws ConfigError when rank is not in [1, min(d, k)] or an option is not valid, NumericError when an element is not
- *   finite
+ * u (d, rank), s, vt (rank, k), in f64. Σs² misses the optimum by about `tolerance`. Each block of directions is
+ * multiplied by W·Wᵀ and joins a basis (thick-restart block Lanczos with full orthogonalization), on which
+ * Rayleigh–Ritz gives the result; where the basis would fill the space, W·Wᵀ itself is taken apart.
  */
 export function randomizedSvd(weight: Matrix, rank: number, options: RandomizedSvdOptions = {}): Svd {
   const { seed = 0, oversampling = 10, iterations = 60, tolerance = 1e-6 } = options
@@ -84,11 +76,8 @@ function krylovBasis(
 }
 
 /**
- * The leading singular values and vectors, from a start (k, q) of random directions, by `iterations` powers of W·Wᵀ
- * (Halko, Martinsson and Tropp 2011, algorithms 4.4 and 5.1): u (d, q), s, vt (q, k). Cheaper than {@link
- * randomizedSvd}, and only good where the spectrum falls.
- *
- * @throws NumericError when an element is not finite
+ * From a start (k, q), by `iterations` powers of W·Wᵀ (algorithms 4.4 and 5.1): u (d, q), s, vt (q, k). Cheaper than
+ * {@link randomizedSvd}, and only good where the spectrum falls.
  */
 export function subspaceSvd(weight: Matrix, start: Matrix, iterations: number): Svd {
   checkFinite(weight)
@@ -103,14 +92,13 @@ export function subspaceSvd(weight: Matrix, start: Matrix, iterations: number): 
   return { u: product(rows, u, { transposeA: true }), s, vt } // (d, q) @ (q, q)
 }
 
-/** Values of N(0, 1). */
+/** N(0, 1) */
 export function normals(random: Random, rows: number, columns: number): Matrix {
   const result = zeros(rows, columns, F64)
   for (let i = 0; i < result.data.length; i++) result.data[i] = random.normal()
   return result
 }
 
-/** The first `rank` singular values and vectors. */
 export function truncated({ u, s, vt }: Svd, rank: number): Svd {
   const [d, p] = u.shape
   const left = zeros(d, rank, F64)
@@ -183,9 +171,7 @@ class KrylovBasis {
     return orthonormalRows(rows).rows
   }
 
-  /**
-   * Takes what the basis holds out of directions, twice, since the first time leaves rounding of the size taken out.
-   */
+  /** Twice, since the first time leaves rounding of the size taken out. */
   #project(directions: Matrix): void {
     for (let pass = 0; pass < 2; pass++) {
       const shares = product(directions, this.rows, { transposeB: true }) // (block, d) @ (d, size)
@@ -209,7 +195,7 @@ function bordered(matrix: Matrix, rows: Matrix): Matrix {
   return result
 }
 
-/** The largest element; for a positive semidefinite matrix, at least its largest eigenvalue over its size. */
+/** For a positive semidefinite matrix, at least its largest eigenvalue over its size. */
 function largest({ data }: Matrix): number {
   let result = 0
   for (const value of data) result = Math.max(result, value)

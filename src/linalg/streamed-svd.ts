@@ -1,6 +1,5 @@
-// The leading part of the SVD of a matrix that is read in passes: subspace iteration from random directions (Halko,
-// Martinsson and Tropp 2011, arXiv 0909.4061, algorithms 4.4 and 5.1). Products are in f32, for they are nearly all of
-// the work; the small problems are in f64.
+// The leading part of the SVD of a matrix that is read in passes: subspace iteration (Halko, Martinsson and Tropp 2011,
+// arXiv 0909.4061, algorithms 4.4 and 5.1). Products are in f32, the small problems in f64.
 
 import { Random } from '../base/random.js'
 import { F64, type FloatArray, type Matrix, zeros } from '../base/tensor.js'
@@ -25,17 +24,13 @@ const OVERSAMPLING = 12
 const MAX_ITERATIONS = 12
 /** It ends when a pass adds less than this share of the energy that is still missing. */
 const ENOUGH = 2e-3
-/** Up to here a full SVD in f64 is as quick. */
 const SMALL_SIDE = 128
 const SMALL_VALUES = 1 << 20
 /** Missing energy below this share is rounding of f32. */
 const NEGLIGIBLE = 1e-9
 
 /**
- * u (d, rank), s, vt (rank, k), in f64. The error ‖M − U·S·Vᵀ‖ is within a percent of the smallest there is, mostly far
- * closer.
- *
- * @param rank at most min(d, k)
+ * u (d, rank), s, vt (rank, k), in f64. ‖M − U·S·Vᵀ‖ is within a percent of the smallest there is, mostly far closer.
  */
 export async function streamedSvd(matrix: StreamedMatrix, rank: number, seed = 0): Promise<Svd> {
   const [d, k] = matrix.shape

@@ -1,6 +1,5 @@
-// Singular values and vectors in f64, by one-sided Jacobi rotations of a triangular factor (Drmač and Veselić 2008),
-// which finds small singular values to high relative accuracy. For matrices whose smaller side is at most some
-// hundreds.
+// Singular values in f64, by one-sided Jacobi rotations of a triangular factor (Drmač and Veselić 2008), which finds
+// small ones to high relative accuracy. For smaller sides of at most some hundreds.
 
 import { NumericError } from '../base/errors.js'
 import { F64, isAllFinite, type Matrix, zeros } from '../base/tensor.js'
@@ -21,14 +20,10 @@ export interface Svd {
 /** Rotations settle within about ten sweeps; one with a value that is not finite never does. */
 const MAX_SWEEPS = 60
 
-/** Sides from here on are turned by the eigenvectors of a Gram matrix first, which leaves two or three sweeps to do. */
+/** Larger sides are turned by the eigenvectors of a Gram matrix first, which leaves two or three sweeps to do. */
 const MIN_TURNED = 48
 
-/**
- * The thin SVD. Pairs of vectors have any sign.
- *
- * @throws NumericError when an element is not finite
- */
+/** Pairs of vectors have any sign. Throws NumericError when an element is not finite. */
 export function svd(matrix: Matrix): Svd {
   checkFinite(matrix)
   const [d, k] = matrix.shape
@@ -43,10 +38,7 @@ export function svd(matrix: Matrix): Svd {
 }
 
 /**
- * Singular values (min(d, r, k)) of b·a for b (d, r) and a (r, k), largest first, without forming b·a: r²·(d + k)
- * multiplications for the triangular factors of both sides, then an SVD of (r, r).
- *
- * @throws NumericError when an element is not finite
+ * (min(d, r, k)), for b (d, r) and a (r, k), without forming b·a: r²·(d + k) multiplications, then an SVD of (r, r).
  */
 export function singularValuesOfProduct(b: Matrix, a: Matrix): Float64Array {
   checkFinite(b)
@@ -57,12 +49,7 @@ export function singularValuesOfProduct(b: Matrix, a: Matrix): Float64Array {
   return s
 }
 
-/**
- * The thin SVD of b·a for b (d, r) and a (r, k), without forming b·a: u (d, p), s, vt (p, k) with p = min(d, r, k).
- * Both factors become orthonormal ones times a small core, whose SVD is that of the product.
- *
- * @throws NumericError when an element is not finite
- */
+/** For b (d, r) and a (r, k), without forming b·a: u (d, p), s, vt (p, k) with p = min(d, r, k). */
 export function svdOfProduct(b: Matrix, a: Matrix): Svd {
   checkFinite(b)
   checkFinite(a)
@@ -72,13 +59,12 @@ export function svdOfProduct(b: Matrix, a: Matrix): Svd {
   return { u: product(left.q, u), s, vt: product(vt, right.q, { transposeB: true }) }
 }
 
-/** @throws NumericError when an element is not finite */
 export function checkFinite(matrix: Matrix): void {
   if (isAllFinite(matrix.data)) return
   throw new NumericError({ where: 'svd', what: 'the matrix has an element that is not finite' })
 }
 
-/** Left turns that make the rows of x (n, n) orthogonal: turns · x = diag(s) · rows. */
+/** turns · x = diag(s) · rows, orthogonal for x (n, n). */
 function orthogonalize(x: Matrix): { turns: Matrix; s: Float64Array; rows: Matrix } {
   const n = x.shape[0]
   let turns = identity(n)

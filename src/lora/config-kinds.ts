@@ -1,5 +1,4 @@
-// The kinds of values that settings of a LoraConfig take, other than plain ones: used by the table of options
-// (gen/options.ts).
+// The kinds of values that settings of a LoraConfig take, for the table of options (gen/options.ts).
 
 import { isObject, type Kind, kind, listOf, NAME, ranged } from '../base/options.js'
 import { INITS, isInit } from './init/inits.js'
@@ -35,6 +34,11 @@ export const SHORT_LIST: Kind = kind(
 export const REPLICATION: Kind = kind(
   `ranges [start, end) of layers, ${MAX_REPLICATED_LAYERS} layers at most`,
   isLayerRanges,
+)
+
+export const INVOCATION: Kind = kind(
+  'token ids, at least one',
+  (value) => listOf(INDEX).accepts(value) && (value as unknown[]).length > 0,
 )
 
 const TOKENS = kind(

@@ -1,5 +1,5 @@
-// LoraConfig: every setting of an adapter, checked once and frozen. Names are PEFT's in camelCase, except for the
-// paper's own (Hu et al. 2021, arXiv 2106.09685): rank, alpha, dropout.
+// LoraConfig, checked once and frozen. Names are PEFT's in camelCase, except for those of Hu et al. 2021 (arXiv
+// 2106.09685): rank, alpha, dropout.
 
 import { ConfigError } from '../base/errors.js'
 import { checkArgument, checkOptions, describe, isObject, OBJECT, STRING } from '../base/options.js'
@@ -125,6 +125,12 @@ export interface LoraConfig {
    */
   readonly trainableTokenIndices: readonly number[] | Readonly<Record<string, readonly number[]>> | undefined
   /**
+   * Activated LoRA (Greenewald et al. 2025, arXiv 2504.12397): tokens that turn the adapter on. It changes a text from
+   * the first token of their last occurrence in the prompt on; in a text without them, nothing. So what stands before
+   * is read as the base reads it, for all such adapters together.
+   */
+  readonly aloraInvocationTokens: readonly number[] | undefined
+  /**
    * Other fields of PEFT's file, unchanged and in PEFT's spelling. They do not change the result.
    * @default {}
    */
@@ -142,7 +148,7 @@ export type LoraConfigInput = {
     | undefined
 }
 
-/** Results of resolveConfig: frozen, so that they need not be checked again for every layer. */
+/** Frozen, so that they need not be checked again for every layer. */
 const resolved = new WeakSet<LoraConfigInput>()
 
 /**
@@ -169,7 +175,7 @@ export function resolveConfig(input: LoraConfigInput = {}): LoraConfig {
   return config
 }
 
-/** The same for factors of rank r, which a config that names no rank takes. */
+/** Factors of rank r: a config that names no rank takes it. */
 export function resolveConfigOf(input: LoraConfigInput, rank: number): LoraConfig {
   return resolveConfig(isObject(input) && input.rank === undefined ? { ...(input as LoraConfigInput), rank } : input)
 }
@@ -182,6 +188,10 @@ function checkTogether(config: LoraConfig): void {
   const excluded = (['dropout', 'fanInFanOut', 'loraBias', 'useDora'] as const).find((field) => config[field])
   if (config.targetParameters.length > 0 && excluded !== undefined) {
     throw new ConfigError({ where: excluded, what: 'cannot be used together with targetParameters, as in PEFT' })
+  }
+  if (config.aloraInvocationTokens !== undefined && (config.useDora || config.targetParameters.length > 0)) {
+    const where = config.useDora ? 'useDora' : 'targetParameters'
+    throw new ConfigError({ where, what: 'cannot be used together with aloraInvocationTokens, as in PEFT' })
   }
   checkInit(config)
   if (typeof targetModules === 'string' && layersToTransform !== undefined) {
@@ -198,7 +208,7 @@ function checkTogether(config: LoraConfig): void {
   patternTables(config)
 }
 
-/** Throws for settings that PEFT refuses, or that no layer can compute with. */
+/** Settings that PEFT refuses, or that no layer can compute with. */
 function checkInit({ init, loraBias, fanInFanOut, targetParameters }: LoraConfig): void {
   if (!changesBase(init)) return
   const combinations: [where: string, isOn: boolean, what: string][] = [
@@ -227,10 +237,7 @@ function patternTables(config: LoraConfig): { rank: PatternTable; alpha: Pattern
   return result
 }
 
-/**
- * A resolved config as one layer sees it: with the rank and alpha that the patterns give its name, and no patterns
- * left.
- */
+/** With the rank and alpha that the patterns give the layer's name, and no patterns left. */
 export function configForLayer(config: LoraConfig, layerName: string): LoraConfig {
   checkArgument(layerName, STRING, 'name')
   if (Object.keys(config.rankPattern).length === 0 && Object.keys(config.alphaPattern).length === 0) return config
@@ -247,8 +254,7 @@ export function configForLayer(config: LoraConfig, layerName: string): LoraConfi
 }
 
 /**
- * A layer's config for a weight (d, k). PEFT's pissa and olora take no more directions than a weight has: A and B
- * shrink to min(d, k), and s stays that of the config's rank.
+ * PEFT's pissa and olora take no more directions than a weight (d, k) has: A and B shrink to min(d, k), and s stays.
  */
 export function configForShape(config: LoraConfig, [d, k]: readonly [number, number]): LoraConfig {
   const rank = Math.min(d, k)
@@ -259,7 +265,7 @@ export function configForShape(config: LoraConfig, [d, k]: readonly [number, num
   return result
 }
 
-/** The same for factors A (r, k) and B (d, r), where theirs is not the config's rank. */
+/** For factors A (r, k) and B (d, r) of another rank than the config's. */
 export function configForFactors(
   config: LoraConfig,
   { weightA, weightB }: { readonly weightA: Shaped; readonly weightB: Shaped },
@@ -268,12 +274,11 @@ export function configForFactors(
   return configForShape(config, [weightB.shape[0], weightA.shape[1]])
 }
 
-/** s, by which B·A is multiplied. The one place that computes it. */
+/** The one place that computes s, by which B·A is multiplied. */
 export function scalingOf({ rank, alpha, useRslora }: Pick<LoraConfig, 'rank' | 'alpha' | 'useRslora'>): number {
   return useRslora ? alpha / Math.sqrt(rank) : alpha / rank
 }
 
-/** A Map of patterns as an object with the same order and meaning. */
 function orderedTable(patterns: ReadonlyMap<unknown, unknown>): Record<string, unknown> {
   const entries = new Map<string, unknown>()
   for (const [key, value] of patterns) {
@@ -283,7 +288,7 @@ function orderedTable(patterns: ReadonlyMap<unknown, unknown>): Record<string, u
   return Object.fromEntries(entries)
 }
 
-/** A frozen copy, so that the caller's own arrays and objects stay free and cannot change the config. */
+/** So that the caller's own arrays and objects stay free and cannot change the config. */
 function freeze<T>(value: T): T {
   if (Array.isArray(value)) return Object.freeze(value.map(freeze)) as T
   if (!isObject(value)) return value

@@ -1,15 +1,13 @@
-// W + s·B·A (Hu et al. 2021, arXiv 2106.09685, section 4.1), in place: of a whole weight, or of rows of one as it is
-// stored.
+// W + s·B·A (Hu et al. 2021, arXiv 2106.09685, section 4.1), in place: of a weight, or of rows of one as it is stored.
 
 import { type FloatArray, type Matrix, zeros } from '../base/tensor.js'
 import type { Kernels } from '../kernels/reference.js'
 import { inPrecisionOf, product, transpose } from '../linalg/product.js'
 
-/** The factors of a change s·B·A. */
 export interface FactorPair {
-  /** A (r, k) */
+  /** (r, k) */
   readonly weightA: Matrix
-  /** B (d, r) */
+  /** (d, r) */
   readonly weightB: Matrix
 }
 
@@ -30,16 +28,13 @@ export function padded({ weightA, weightB }: FactorPair, rank: number): FactorPa
   return { weightA: a, weightB: b }
 }
 
-/** scale · matrix, a new matrix in f32 or f64 as it was; the matrix itself where the scale is 1. */
+/** A new matrix in f32 or f64 as it was; the matrix itself where the scale is 1. */
 export function scaled(matrix: Matrix, scale: number): Matrix {
   if (scale === 1) return matrix
   return { data: matrix.data.map((value) => scale * value) as FloatArray, shape: matrix.shape }
 }
 
-/**
- * Adds s·B·A to rows of a weight that is stored (d, k), or input-major as (k, d), where it is too large to be held as a
- * whole.
- */
+/** For a weight stored (d, k), or input-major as (k, d), that is too large to be held as a whole. */
 export class StoredDelta {
   readonly #scaling: number
   /** (rows, r): B, or Aᵀ where the weight is stored (k, d). */
@@ -47,7 +42,6 @@ export class StoredDelta {
   /** (r, columns): A, or Bᵀ. */
   readonly #right: Matrix
 
-  /** @param like an array in the weight's precision, which the factors take */
   constructor({ weightA, weightB }: FactorPair, scaling: number, isInputMajor: boolean, like: FloatArray) {
     const [a, b] = [inPrecisionOf(like, weightA), inPrecisionOf(like, weightB)]
     this.#scaling = scaling
@@ -56,11 +50,8 @@ export class StoredDelta {
   }
 
   /**
-   * block += its rows of s·B·A, in place, and returned.
-   *
-   * @param block rows of the weight, in the precision of `like`
-   * @param first the block's first row in the weight
-   * @param kernels that compute the product. Default: the fastest that there are.
+   * block += its rows of s·B·A, in place, and returned. The block is in the precision of `like`; `first` is its first
+   * row.
    */
   addTo(block: Matrix, first: number, kernels?: Kernels): Matrix {
     const [, rank] = this.#left.shape

@@ -1,5 +1,5 @@
 // DoRA (Liu et al. 2024, arXiv 2402.09353, equation 5): W' = m ⊙ (W + s·B·A) / ‖W + s·B·A‖, row by row of a weight (d,
-// k). PEFT takes the norm over the input features of each output feature, however the base stores its weight.
+// k), however the base stores it.
 
 import type { FloatArray, Matrix } from '../base/tensor.js'
 
@@ -8,17 +8,11 @@ export class OutputNorms {
   /** Σ w² of each output feature (d). */
   readonly squares: Float64Array
 
-  /** @param d how many features come out */
   constructor(d: number) {
     this.squares = new Float64Array(d)
   }
 
-  /**
-   * Adds the squares of a block's values.
-   *
-   * @param block rows of a weight (d, k), or of one that is stored input-major, (k, d)
-   * @param first the block's first row in the weight
-   */
+  /** Rows of a weight (d, k), or of one that is stored input-major, (k, d), from `first` on. */
   add({ data, shape: [rows, columns] }: Matrix, first: number, isInputMajor: boolean): this {
     const { squares } = this
     for (let i = 0, at = 0; i < rows; i++) {
@@ -38,7 +32,7 @@ export class OutputNorms {
   }
 }
 
-/** ‖row‖ of each row, summed in f64. */
+/** In f64. */
 export function rowNorms(matrix: Matrix): Float64Array {
   return new OutputNorms(matrix.shape[0]).add(matrix, 0, false).norms()
 }
@@ -48,7 +42,7 @@ export function magnitudeScales(magnitude: FloatArray, adapted: Matrix): Float64
   return new OutputNorms(adapted.shape[0]).add(adapted, 0, false).scales(magnitude)
 }
 
-/** Multiplies each row by its scale, in place. */
+/** In place. */
 export function scaleRows(matrix: Matrix, scales: FloatArray): Matrix {
   const { data, shape } = matrix
   const [rows, columns] = shape
@@ -56,7 +50,7 @@ export function scaleRows(matrix: Matrix, scales: FloatArray): Matrix {
   return matrix
 }
 
-/** Multiplies each column by its scale, in place. */
+/** In place. */
 export function scaleColumns(matrix: Matrix, scales: FloatArray): Matrix {
   const { data, shape } = matrix
   const [rows, columns] = shape

@@ -3,12 +3,7 @@
 import type { Random } from '../base/random.js'
 import type { Matrix } from '../base/tensor.js'
 
-/**
- * In place: kept elements grow by 1/(1 − p), so that the mean stays.
- *
- * @param dropout p, in [0, 1]
- * @returns 1 for each element that was kept, 0 for the others
- */
+/** In place: kept elements grow by 1/(1 − p), so that the mean stays. Returns 1 for those, 0 for the others. */
 export function dropFrom({ data }: Pick<Matrix, 'data'>, dropout: number, random: Random): Uint8Array {
   const keep = new Uint8Array(data.length)
   for (let i = 0; i < keep.length; i++) {

@@ -1,4 +1,4 @@
-// The values that a layer is made from: factors that were trained or drawn, and vectors that go with them.
+// The values that a layer is made from.
 
 import { ConfigError, NumericError, ShapeError, StateError, UnsupportedError } from '../base/errors.js'
 import { checkArgument, describe, OBJECT } from '../base/options.js'
@@ -33,11 +33,7 @@ export class Factors {
   ) {}
 }
 
-/**
- * New factors for a weight (d, k) that stays where it is.
- *
- * @throws ConfigError when the rank is above min(d, k), UnsupportedError when what the config asks for needs the weight
- */
+/** For a weight (d, k) that stays where it is. */
 export function factorsOfShape(
   shape: readonly [number, number],
   config: LoraConfig,
@@ -55,12 +51,7 @@ export function factorsOfShape(
   return new Factors(weightA, weightB, true)
 }
 
-/**
- * New factors over a copy of W (d, k), less what its initialization takes into B·A.
- *
- * @throws ShapeError when it is no matrix; ConfigError when the rank is above min(d, k), or the initialization has no
- *   such rank
- */
+/** New factors over a copy of W (d, k), less what its initialization takes into B·A. */
 export function factorsOver(weight: MatrixLike, config: LoraConfig, name: string): Factors {
   const matrix = toMatrix(weight, where(name, 'baseWeight'))
   const base = copyAs(matrix, matrix.data)
@@ -76,10 +67,8 @@ export function factorsOver(weight: MatrixLike, config: LoraConfig, name: string
 }
 
 /**
- * W − s·B₀·A₀ where the initialization takes that from W, else W itself.
- *
- * @throws UnsupportedError when W alone does not tell what was taken (pissa-niter-N, lora-ga, corda); ConfigError when
- *   the rank is above min(d, k)
+ * W − s·B₀·A₀ where the initialization takes that from W, else W itself. Throws UnsupportedError when W alone does not
+ * tell what was taken (pissa-niter-N, lora-ga, corda).
  */
 export function startingBase(weight: Matrix, config: LoraConfig, name: string): Matrix {
   if (!changesBase(config.init)) return weight
@@ -97,7 +86,6 @@ export function startingBase(weight: Matrix, config: LoraConfig, name: string): 
   return addDelta(base, pair, -scalingOf(config))
 }
 
-/** @throws ShapeError when it is no shape, ConfigError when the rank is above min(d, k) */
 export function checkRank(shape: readonly [number, number], { rank }: LoraConfig, name: string): void {
   const [d, k] = Array.isArray(shape) ? (shape as readonly [number, number]) : [-1, -1]
   if (!Number.isSafeInteger(d) || !Number.isSafeInteger(k) || d < 0 || k < 0) {
@@ -120,9 +108,8 @@ export function checkRank(shape: readonly [number, number], { rank }: LoraConfig
 }
 
 /**
- * The vectors that the config asks for, copied in the factors' precision.
- *
- * @throws ConfigError when one is there and the config has none, or the other way round; ShapeError unless it is (d)
+ * Copied in the factors' precision. Throws ConfigError when one is there and the config has none, or the other way
+ * round.
  */
 export function layerVectors(
   { weightA, weightB, vectors }: Factors,
@@ -151,26 +138,19 @@ export function layerVectors(
   return { magnitude: copyOf('magnitude', 'useDora', useDora), biasB: copyOf('biasB', 'loraBias', loraBias) }
 }
 
-/** A copy in the precision of `like`. */
 export function copyVector(values: FloatArray | readonly number[], like: FloatArray): FloatArray {
   return like instanceof Float64Array ? new Float64Array(values) : new Float32Array(values)
 }
 
-/**
- * A member of a layer, for messages.
- *
- * @param owner its class, which stands in for the name that a layer on its own does not have
- */
+/** The class `owner` stands in for the name that a layer on its own does not have. */
 export function where(name: string, member: string, owner = 'LoraLayer'): string {
   return `${String(name || owner)}.${member}`
 }
 
-/** For a member that needs what `call` gives the layer. */
 export function noBase(location: string, call: string): StateError {
   return new StateError({ where: location, what: 'the layer has no base weight', hint: `Give it one with ${call}` })
 }
 
-/** For a backward without the forward that it belongs to. */
 export function noForward(location: string, isMerged: boolean): StateError {
   return new StateError({
     where: location,
@@ -181,7 +161,6 @@ export function noForward(location: string, isMerged: boolean): StateError {
   })
 }
 
-/** For a factor, a vector or a file's tensor with a NaN or an infinity. */
 export function notFinite(location: string): NumericError {
   return new NumericError({ where: location, what: 'holds a value that is not finite' })
 }

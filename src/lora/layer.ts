@@ -41,6 +41,7 @@ import {
 } from './factors.js'
 import { type FactorTensors, factorTensors, Part } from './part.js'
 import { addBias, backwardPass, forwardPass, type LayerGradients, type PassWeights, type Tape } from './passes.js'
+import { requireAlwaysOn } from './requirements.js'
 
 /**
  * An adapted linear layer: y = x·(W + s·B·A)ᵀ, with W (d, k), A (r, k), B (d, r) and x (n, k).
@@ -69,12 +70,9 @@ export class LoraLayer extends Part {
   #magnitude: FloatArray | undefined
   #biasB: FloatArray | undefined
   #baseWeight: Matrix | undefined
-  /** The base weight as it was before merge; present while merged. */
+  /** Present while merged. */
   #unmerged: Matrix | undefined
-  /**
-   * Values of the last forward that backward needs; `keep` has 0 for dropped elements of the input, and is absent
-   * without dropout.
-   */
+  /** `keep` has 0 for dropped elements of the input, and is absent without dropout. */
   #tape: (Tape & { keep: Uint8Array | undefined }) | undefined
   #isTraining: boolean
 
@@ -319,9 +317,11 @@ export class LoraLayer extends Part {
   /**
    * Adds s·B·A to the base weight.
    *
-   * @throws StateError when merged already or without a base weight, NumericError when the result is not finite.
+   * @throws StateError when merged already or without a base weight, NumericError when the result is not finite,
+   *   UnsupportedError for an activated LoRA.
    */
   merge(): void {
+    requireAlwaysOn(this, 'merging')
     const base = this.#needBase('merge')
     if (this.merged) throw new StateError({ where: this.#where('merge'), what: 'it is merged already' })
     const result = this.effectiveWeight()
@@ -367,7 +367,6 @@ export class LoraLayer extends Part {
     return this.scaling * normOfProduct(this.#weightB, this.#weightA)
   }
 
-  /** W + s·B·A (d, k), a new matrix. */
   #sum(base: Matrix): Matrix {
     return addDelta(copyAs(base, base.data), this, this.scaling)
   }
@@ -377,7 +376,6 @@ export class LoraLayer extends Part {
     return { base, weightA, weightB, scaling, biasB }
   }
 
-  /** @throws StateError when there is no base weight. */
   #needBase(member: string): Matrix {
     if (this.#baseWeight !== undefined) return this.#baseWeight
     throw noBase(this.#where(member), 'attachBase(W)')

@@ -1,6 +1,4 @@
-// Every part of an adapter has these: a name, a kind, its tensors by role, sizes, and what it does to a weight.
-// `PartView` is the same for parts in memory and in files, so that whoever walks an adapter (saving, inspecting,
-// merging) does it once.
+// Members of every part of an adapter. `PartView` is the same for parts in memory and in files.
 
 import type { TensorDtype } from '../base/dtype.js'
 import { elementCount, type FloatArray, type Shaped, type Tensor } from '../base/tensor.js'
@@ -86,7 +84,7 @@ export type PartView<Factor extends Shaped = Shaped, Stored extends Shaped = Fac
   | ReplacementView<Stored>
   | TokenRowsView<Stored>
 
-/** A part with its values, from which a part in memory is made. `dtype` is the type that a layer is saved in. */
+/** `dtype` is the type that a layer is saved in. */
 export type PartValues = PartView<Tensor<FloatArray>, StoredTensor> & { readonly dtype?: TensorDtype | undefined }
 
 /** A tensor as a file holds it: little-endian, row-major. */
@@ -96,17 +94,13 @@ export interface StoredTensor {
   readonly data: Uint8Array
 }
 
-/** A part's tensors with their roles. */
 export function tensorsOf<T extends Shaped>(part: {
   readonly tensors: { readonly [role in TensorRole]?: T | undefined }
 }): [role: TensorRole, tensor: T][] {
   return Object.entries(part.tensors).filter(([, tensor]) => tensor !== undefined) as [TensorRole, T][]
 }
 
-/**
- * How many numbers of a part are trained: all of its tensors', but for MiCA's B, which stays as it starts, and copies
- * of the base.
- */
+/** All tensors, but for MiCA's B, which stays as it starts, and copies of the base. */
 export function trainableParams(part: PartView): number {
   if (part.kind === 'replacement' && !part.isTrained) return 0
   const isMica = 'config' in part && part.config.init === 'mica'
@@ -115,7 +109,6 @@ export function trainableParams(part: PartView): number {
   }, 0)
 }
 
-/** The module that owns a tensor or a parameter of this name. */
 export function moduleOf(name: string): string {
   return name.slice(0, Math.max(0, name.lastIndexOf('.')))
 }
@@ -173,7 +166,7 @@ export abstract class Part {
   }
 }
 
-/** The tensors of a part with factors; vectors that it does not have are left out. */
+/** Vectors that it does not have are left out. */
 export function factorTensors(
   weightA: Tensor<FloatArray>,
   weightB: Tensor<FloatArray>,
@@ -189,11 +182,6 @@ export function factorTensors(
   }
 }
 
-/**
- * Merges all, or none when one of them cannot be.
- *
- * @throws what the part's own merge throws
- */
 export function mergeOrNone(parts: Iterable<Pick<Part, 'merge' | 'unmerge'>>): void {
   const done: Pick<Part, 'unmerge'>[] = []
   try {

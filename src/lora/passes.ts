@@ -8,16 +8,16 @@ import type { FloatArray, Matrix } from '../base/tensor.js'
 import { addScaled, copyAs, product } from '../linalg/product.js'
 import { scaleColumns } from './dora.js'
 
-/** Everything in the base weight's precision. */
+/** In the base weight's precision. */
 export interface PassWeights {
-  /** W (d, k) */
+  /** (d, k) */
   readonly base: Matrix
-  /** A (r, k) */
+  /** (r, k) */
   readonly weightA: Matrix
-  /** B (d, r) */
+  /** (d, r) */
   readonly weightB: Matrix
   readonly scaling: number
-  /** b (d) */
+  /** (d) */
   readonly biasB: FloatArray | undefined
 }
 
@@ -30,13 +30,11 @@ interface Dora {
 /** x as each part of the formula sees it, (n, k) each. */
 interface PassInputs {
   readonly base: Matrix
-  /** The input of A. */
   readonly branch: Matrix
   /** x' for W, with dropout; undefined where that is `base`. */
   readonly dropped?: Matrix | undefined
 }
 
-/** Values of the forward pass that the backward pass needs. */
 export interface Tape {
   readonly branch: Matrix
   /** A sees what W sees. */
@@ -49,7 +47,6 @@ export interface Tape {
   readonly dora: { readonly adapted: Matrix; readonly scales: Float64Array; readonly norms: Float64Array } | undefined
 }
 
-/** Gradients shaped like what they are of. */
 interface PassGradients {
   readonly weightA: Matrix
   readonly weightB: Matrix
@@ -101,7 +98,7 @@ export function forwardPass(
   return { output: y, tape: { ...own, hasDropped, dora: { adapted, scales, norms } } }
 }
 
-/** From dY (n, d), for the weights that the forward pass had. */
+/** dY is (n, d). */
 export function backwardPass(weights: PassWeights, tape: Tape, dy: Matrix): PassGradients {
   const { base, weightA, weightB, scaling, biasB } = weights
   const { dora } = tape
@@ -127,7 +124,7 @@ export function addBias({ data }: Matrix, biasB: FloatArray | undefined, scaling
   for (let at = 0; at < data.length; at++) data[at] += scaling * biasB[at % biasB.length]
 }
 
-/** Σ factor ⊙ gradient over rows, in f64. */
+/** In f64. */
 function columnSums(gradient: Matrix, factor: (at: number, column: number) => number): FloatArray {
   const { data, shape } = gradient
   const sums = new Float64Array(shape[1])

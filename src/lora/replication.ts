@@ -1,6 +1,5 @@
-// PEFT's layer_replication (tuners_utils.replicate_layers): a model whose layers are ranges of the base's, one after
-// the other, with weights that copies of a layer share. Adapters name layers of that model, so that one base weight can
-// have several.
+// PEFT's layer_replication (tuners_utils.replicate_layers): a model whose layers are ranges of the base's. Adapters
+// name layers of that model, so that one base weight can have several.
 
 import { MismatchError } from '../base/errors.js'
 
@@ -13,7 +12,6 @@ export const MAX_REPLICATED_LAYERS = 65536
 /** Names under which PEFT looks for the layers: Llama's and similar ones, BERT's, Falcon's. */
 const LAYER = /^((?:model\.)*layers|(?:model\.)*(?:bert\.)?encoder\.layer|(?:model\.)*h)\.(\d+)(?=\.|$)/
 
-/** Ranges that are not empty, and not too many layers together. */
 export function isLayerRanges(value: unknown): value is LayerRanges {
   if (!Array.isArray(value) || value.length === 0) return false
   let count = 0
@@ -27,14 +25,7 @@ export function isLayerRanges(value: unknown): value is LayerRanges {
   return true
 }
 
-/**
- * The base's name of a module, or of anything in it, as in `model.layers.5.mlp.up_proj`; one outside of the layers
- * keeps its name.
- *
- * @param ranges the config's layerReplication; undefined: every name is the base's
- * @param where for the error
- * @throws MismatchError for a layer that the ranges do not make
- */
+/** A module outside of the layers keeps its name. Throws MismatchError for a layer that the ranges do not make. */
 export function baseModuleName(name: string, ranges: LayerRanges | undefined, where = name): string {
   const match = ranges === undefined ? null : LAYER.exec(name)
   if (ranges === undefined || match === null) return name

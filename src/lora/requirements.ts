@@ -1,15 +1,13 @@
-// Refusals by name where only some adapters are handled: kinds of parts, vectors beside the factors, settings of the
-// config.
+// Refusals by name where only some adapters are handled.
 
 import { UnsupportedError } from '../base/errors.js'
 import type { LoraConfig } from './config.js'
 import { changesBase, isToldByBase } from './init/inits.js'
 import { type PartKind, type PartView, tensorsOf } from './part.js'
 
-/** Something that code can handle: a kind of parts, or a vector that parts have beside their factors. */
-export type Handled = PartKind | 'magnitude' | 'biasB'
+export type Handled = PartKind | 'magnitude' | 'biasB' | 'invocation'
 
-/** Parts and vectors that adapters can have where their base is a graph: in sessions, and in merges. */
+/** In sessions, and in merges. */
 export const GRAPH_PARTS: readonly Handled[] = [
   'linear',
   'magnitude',
@@ -20,6 +18,9 @@ export const GRAPH_PARTS: readonly Handled[] = [
   'token-rows',
 ]
 
+/** Parts of an activated LoRA: as in PEFT, linear layers alone. */
+export const ACTIVATED_PARTS: readonly Handled[] = ['linear', 'biasB', 'invocation']
+
 const MEANINGS: Readonly<Record<Handled, string>> = {
   linear: 'linear layers',
   magnitude: 'magnitudes of DoRA (use_dora)',
@@ -29,18 +30,15 @@ const MEANINGS: Readonly<Record<Handled, string>> = {
   parameter: 'adapted parameters (target_parameters)',
   replacement: 'whole tensors (modules_to_save, bias)',
   'token-rows': 'rows of tokens (trainable_token_indices)',
+  invocation: 'tokens that turn the adapter on (alora_invocation_tokens)',
 }
 
-/** An adapter in memory or its open folder. */
 interface AnyAdapter {
   readonly config: LoraConfig
   parts(): readonly PartView[]
 }
 
-/**
- * @param use what would be done with the adapter, as in `training`
- * @throws UnsupportedError when the adapter belongs to a base that its initialization changed
- */
+/** `use` is what would be done with the adapter, as in `training`. */
 export function requireUnchangedBase({ config }: Pick<AnyAdapter, 'config'>, use: string): void {
   if (!changesBase(config.init)) return
   throw new UnsupportedError({
@@ -52,15 +50,11 @@ export function requireUnchangedBase({ config }: Pick<AnyAdapter, 'config'>, use
   })
 }
 
-/**
- * @param use what would be done with the adapter, as in `training`
- * @throws UnsupportedError naming the first part that is not a plain linear layer
- */
 export function requirePlain(adapter: AnyAdapter, use: string): void {
   requireHandled(adapter, ['linear'], use)
 }
 
-/** The same where more is handled than plain linear layers: kinds of parts, and vectors beside their factors. */
+/** Kinds of parts, and vectors beside their factors. */
 export function requireHandled(adapter: AnyAdapter, handled: readonly Handled[], use: string): void {
   requireUnchangedBase(adapter, use)
   requireOwnLayers(adapter, use)
@@ -70,28 +64,39 @@ export function requireHandled(adapter: AnyAdapter, handled: readonly Handled[],
   throw new UnsupportedError({ where, what: `${meaning} are not implemented for ${use}`, expected })
 }
 
-/** The first part that is, or has, something else than is handled, in words. */
 export function unhandledPart(
-  adapter: Pick<AnyAdapter, 'parts'>,
+  adapter: AnyAdapter,
   handled: readonly Handled[],
 ): { name: string; meaning: string; expected: string } | undefined {
+  const expected = handled.map((need) => MEANINGS[need]).join(', ')
+  if (adapter.config.aloraInvocationTokens !== undefined && !handled.includes('invocation')) {
+    return { name: 'alora_invocation_tokens', meaning: MEANINGS.invocation, expected }
+  }
   for (const part of adapter.parts()) {
     const vectors = tensorsOf(part).flatMap(([role]) => (role === 'magnitude' || role === 'biasB' ? [role] : []))
     const other = [part.kind, ...vectors].find((need) => !handled.includes(need))
     if (other === undefined) continue
-    const expected = handled.map((need) => MEANINGS[need]).join(', ')
     return { name: part.name, meaning: MEANINGS[other], expected }
   }
   return undefined
 }
 
-/** Throws UnsupportedError for a config that replicates layers of the base. */
 export function requireOwnLayers({ config: { layerReplication } }: Pick<AnyAdapter, 'config'>, use: string): void {
   if (layerReplication === undefined) return
   throw new UnsupportedError({
     where: 'layer_replication',
     what: `not implemented for ${use}: layers of the adapted model share one weight of the base, but not what is added to it`,
     got: JSON.stringify(layerReplication).slice(0, 200),
+  })
+}
+
+/** Throws UnsupportedError for an activated LoRA, which changes no text before its invocation. */
+export function requireAlwaysOn({ config }: Pick<AnyAdapter, 'config'>, use: string): void {
+  if (config.aloraInvocationTokens === undefined) return
+  throw new UnsupportedError({
+    where: 'alora_invocation_tokens',
+    what: `an activated LoRA, which changes a text from these tokens on alone, cannot be used for ${use}`,
+    got: JSON.stringify(config.aloraInvocationTokens).slice(0, 200),
   })
 }
 

@@ -22,14 +22,7 @@ export interface Spectrum {
 
 const ENERGY = 0.99
 
-/**
- * The matrices that a part's factors are made of: one pair, or one for each expert of a parameter and each group of a
- * convolution.
- *
- * @param weightA (r, k), of a convolution (r, in, *kernel), of a parameter (E·r, k)
- * @param weightB (d, r), of a convolution (d, r/groups, 1…), of a parameter (d, r·E)
- * @param experts E of a parameter
- */
+/** One pair, or one for each expert of a parameter and each group of a convolution. */
 export function factorPairs(
   weightA: Tensor<FloatArray>,
   weightB: Tensor<FloatArray>,
@@ -49,7 +42,6 @@ export function factorPairs(
   })
 }
 
-/** @param scaling s */
 export function spectrumOf({ weightA, weightB }: FactorPair, scaling: number): Spectrum {
   if (!isAllFinite(weightA.data) || !isAllFinite(weightB.data)) {
     return { singularValues: [], effectiveRank: Number.NaN, rank99: Number.NaN }
@@ -58,10 +50,7 @@ export function spectrumOf({ weightA, weightB }: FactorPair, scaling: number): S
   return { singularValues, effectiveRank: effectiveRankOf(singularValues), rank99: rankOfEnergy(singularValues) }
 }
 
-/**
- * One spectrum for several matrices of one rank: the root mean square of each singular value, the
- * mean of each rank.
- */
+/** The root mean square of each singular value, the mean of each rank. */
 export function meanSpectrum(spectra: readonly Spectrum[]): Spectrum {
   if (spectra.length === 1) return spectra[0]
   const mean = (of: (spectrum: Spectrum) => number) =>
@@ -75,7 +64,7 @@ export function meanSpectrum(spectra: readonly Spectrum[]): Spectrum {
   }
 }
 
-/** ‖s·B·A‖, Frobenius; NaN without values. */
+/** NaN without values. */
 export function normOfSpectrum({ singularValues, effectiveRank }: Spectrum): number {
   return Number.isNaN(effectiveRank)
     ? Number.NaN

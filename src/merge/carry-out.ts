@@ -1,5 +1,4 @@
-// Carries out a merge's plan in this thread, over Directory and ByteSink, in Node and in browsers. Memory depends
-// neither on the model nor on a tensor. Node's way with threads, in merge/node, shares all but reading and writing.
+// Carries out a merge's plan in this thread, over Directory and ByteSink. Memory does not depend on sizes.
 
 import { type ByteSource, type Directory, writeThrough, writeTogether } from '../base/bytes.js'
 import { FileError } from '../base/errors.js'
@@ -9,13 +8,7 @@ import { ChangeSums, type MergeReport } from './report.js'
 import type { RunSettings } from './settings.js'
 import { ChunkMerger } from './weight.js'
 
-/**
- * Writes all files of a plan. They appear together where the folder can do that; else each appears whole, and those
- * that name others come last.
- *
- * @throws FileError when the output is the base itself, or cannot be written; NumericError naming the tensor when a
- *   value is not finite
- */
+/** Writes all files of a plan, together where the folder can do that; else those that name others come last. */
 export async function carryOut(
   merge: OpenMerge,
   out: Directory,
@@ -86,7 +79,7 @@ async function* bytesOf(
   }
 }
 
-/** Undefined if the file became a link; else the reason why it did not. */
+/** Undefined if the file became a link; else why it did not. */
 export async function tryLink(
   directory: Pick<Directory, 'link'>,
   path: string,

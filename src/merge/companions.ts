@@ -1,19 +1,16 @@
-// The files of a base's folder that go along with a result, from any folder to any folder: what loaders read beside the
-// weights, and the licenses. A list of what is taken, because a folder may hold anything, such as training scripts,
-// other copies of the weights or private notes.
+// The files of a base's folder that go along with a result. A list, because a folder may hold private notes too.
 
 import { type Directory, readAll, readJson, writeFile, writeThrough } from '../base/bytes.js'
 import { LowrankError } from '../base/errors.js'
 import { isObject } from '../base/options.js'
 
-/** Files of tokenizers, as transformers 5 (VOCAB_FILES_NAMES) and older models name them. */
+/** Names from transformers 5 (VOCAB_FILES_NAMES) and older models. */
 const TOKENIZERS = [
   /^(tokenizer|tokenizer\.[^/]+|tokenizer_config|special_tokens_map|added_tokens|tekken|normalizer)\.json$/,
   /^(vocab|[a-z]+[-_]vocab|vocab[-_][\w-]+|byte_maps|emoji)\.(json|txt)$/,
   /^((merges|dict)\.txt|bpe\.codes|[\w.-]+\.(model|spm|tiktoken|tokenizer|vocab))$/,
 ]
 
-/** Files that go along, by their names in the folder. */
 const FILES = [
   // Configuration
   /^(config|generation_config|genai_config)\.json$/,
@@ -42,33 +39,25 @@ const COPY_BYTES = 1 << 20
 /** Python files that models bring along have kilobytes. */
 const MAX_MODULE_BYTES = 1 << 24
 
-/** True if a file of this name belongs to a tokenizer. */
 export function isTokenizerFile(name: string): boolean {
   return TOKENIZERS.some((pattern) => pattern.test(name))
 }
 
-/** True if a file goes along. `path` is relative to the folder, with `/` between the parts. */
 export function isCompanion(path: string): boolean {
   return FILES.some((pattern) => pattern.test(path))
 }
 
-/** True if a folder inside the base's may hold files that go along. */
 export function isCompanionFolder(name: string): boolean {
   return FOLDERS.test(name)
 }
 
-/** A small file of a result. */
 export interface OtherFile {
-  /** In the result. */
   readonly path: string
   readonly byteLength: number
-  /** Its text, unless it is a copy of the base's file. */
   readonly text?: string
-  /** Writes it, whole or not at all. */
   write(to: Pick<Directory, 'create'>): Promise<void>
 }
 
-/** The files of a base's folder that go along. */
 interface Companions {
   readonly files: readonly OtherFile[]
   /** Names of the other files, and of folders with a `/` at the end. */
@@ -76,10 +65,8 @@ interface Companions {
 }
 
 /**
- * Looks at the folder; nothing is copied.
- *
- * @param own files and folders (`onnx/`) of which the result has its own version
- * @param changed files that take the place of the base's, or are new
+ * Looks at the folder; nothing is copied. `own` are files and folders (`onnx/`) of which the result has its own
+ * version.
  */
 export async function findCompanions(
   base: Directory,
@@ -112,14 +99,12 @@ export async function findCompanions(
   return { files: files.sort((a, b) => (a.path < b.path ? -1 : 1)), leftOut: leftOut.sort() }
 }
 
-/** A file of a folder, as a file of the result. */
 export async function copyOf(from: Directory, path: string): Promise<OtherFile> {
   const source = await from.open(path)
   await source.close()
   return { path, byteLength: source.byteLength, write: (to) => copyFile(from, path, to) }
 }
 
-/** A file of the result with this text. */
 export function textFile(path: string, text: string): OtherFile {
   const bytes = new TextEncoder().encode(text)
   return { path, byteLength: bytes.byteLength, text, write: (to) => writeFile(to, path, bytes) }
@@ -168,14 +153,12 @@ export async function readLeniently(base: Directory, name: string): Promise<Reco
   }
 }
 
-/** A value if it is an object; else an empty one. */
 export function objectOf(value: unknown): Record<string, unknown> {
   return isObject(value) ? value : {}
 }
 
 /**
- * The Python files that `auto_map` of a config names. Those of another repository (`org/name--module.Class`) are not in
- * the folder.
+ * The Python files that `auto_map` names. Those of another repository (`org/name--module.Class`) are not in the folder.
  */
 function namedModules(config: Record<string, unknown>): string[] {
   const names = Object.values(objectOf(config.auto_map)).flat()

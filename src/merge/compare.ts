@@ -1,5 +1,4 @@
-// How two checkpoints of the same tensors differ, as after a merge that was unmerged: in half types the merge's
-// rounding is lost, so that some values end beside the base's by a step.
+// How two checkpoints of the same tensors differ, as after a merge that was unmerged.
 
 import { decodeWeights, isWeightDtype, type WeightDtype } from '../base/dtype.js'
 import { MismatchError } from '../base/errors.js'
@@ -28,11 +27,7 @@ export interface Differences extends ValueDifferences {
 
 const NO_DIFFERENCES: ValueDifferences = { differing: 0, values: 0, largest: 0, steps: 0 }
 
-/**
- * Counts values that differ between two checkpoints of the same tensors.
- *
- * @throws MismatchError when a tensor is missing, or has another type or shape
- */
+/** Counts values that differ. Throws MismatchError when a tensor is missing, or has another type or shape. */
 export async function compareCheckpoints(one: MergeBase, other: MergeBase): Promise<Differences> {
   const a = await openCheckpoint(one.directory, one.file)
   let b: Checkpoint | undefined
@@ -81,7 +76,6 @@ async function compareTensor(
   return result
 }
 
-/** @param size bytes of a value */
 function compareBytes(
   x: Uint8Array,
   y: Uint8Array,
@@ -103,7 +97,7 @@ function compareBytes(
   }
 }
 
-/** The place of a float among all of its type. Floats of one sign are ordered as their bits are. */
+/** The place of a float among all of its type: floats of one sign are ordered as their bits are. */
 function ordinal(bytes: Uint8Array, at: number, size: number): bigint {
   const view = new DataView(bytes.buffer, bytes.byteOffset + at, size)
   const bits = BigInt.asIntN(

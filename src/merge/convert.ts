@@ -1,4 +1,4 @@
-// Conversion to plain LoRA with the base weights read from a checkpoint: only those of adapted layers, one at a time.
+// Conversion to plain LoRA with the base weights read from a checkpoint, one at a time.
 
 import type { Directory } from '../base/bytes.js'
 import { decodeWeights, type WeightDtype } from '../base/dtype.js'
@@ -14,13 +14,10 @@ import { readConfig } from './plan/config-edit.js'
 import { type FoundWeight, findWeights, missingError } from './plan/find-weights.js'
 import { refuseQuantizedConfig } from './plan/refusals.js'
 
-/** The base that an adapter is converted by. */
 interface ConvertOptions {
-  /** The checkpoint's file or index in its folder. Default: found there. */
   basePath?: string | undefined
 }
 
-/** Makes plain LoRA of an adapter, as the public function of this name says (index/verbs.ts). */
 export async function convertToPlain(
   adapter: LoraAdapter,
   from: Directory | BaseWeights | LoraAdapter,
@@ -38,19 +35,13 @@ export async function convertToPlain(
   }
 }
 
-/** A linear layer, as far as a search for its weight needs it. */
 interface SearchedLayer {
   readonly name: string
   /** (d, k) */
   readonly shape: readonly [number, number]
 }
 
-/**
- * Finds the weights of linear layers, and reads one when it is asked for.
- *
- * @param config of the base
- * @throws MismatchError for a layer whose weight the checkpoint does not have
- */
+/** Finds the weights of linear layers, and reads one when it is asked for. Throws MismatchError for a missing one. */
 export async function baseWeightsOf(
   layers: readonly SearchedLayer[],
   { fanInFanOut }: Pick<LoraConfig, 'fanInFanOut'>,
@@ -86,7 +77,6 @@ export async function baseWeightsOf(
   }
 }
 
-/** The rows of the module's weight (d, k) that a tensor holds. */
 async function readPart({ tensor, layer }: FoundWeight, checkpoint: Checkpoint): Promise<Matrix> {
   const { dtype, offset, byteLength, shape } = tensor.info
   const { first, count } = layer.region ?? { first: 0, count: shape[0] }
@@ -96,7 +86,7 @@ async function readPart({ tensor, layer }: FoundWeight, checkpoint: Checkpoint):
   return layer.isInputMajor ? transpose(stored) : stored
 }
 
-/** The layers as plain ones of rank 1, for a search that asks for names and shapes. */
+/** Layers of rank 1 stand in for a search that asks for names and shapes only. */
 function placeholders(layers: readonly SearchedLayer[], fanInFanOut: boolean): LoraAdapter {
   const result = new LoraAdapter({ rank: 1, fanInFanOut })
   for (const { name, shape } of layers) {

@@ -1,5 +1,4 @@
-// How an adapter fits a base: the parts of a merge's plan, their places, and all problems. A merge throws the first
-// problem; a look at the fit lists all.
+// How an adapter fits a base: a merge throws the plan's first problem, a look at the fit lists all.
 
 import type { Directory } from '../base/bytes.js'
 import { decodeWeights, isWeightDtype } from '../base/dtype.js'
@@ -43,12 +42,7 @@ export interface FitReport {
   notes: string[]
 }
 
-/**
- * Compares an adapter with a base: plans their merge without weights. Problems of the adapter itself are passed over.
- *
- * @param normDeltas ‖s·B·A‖ by layer: then the weights are read, and each layer has its relative change
- * @throws FileError or FormatError when base or adapter cannot be read
- */
+/** Plans the merge without weights. With `normDeltas` (‖s·B·A‖ by layer) weights are read, for relative changes. */
 export async function fitOf(
   base: MergeBase,
   adapter: Directory,
@@ -85,7 +79,7 @@ export async function fitOf(
   }
 }
 
-/** ‖s·B·A‖ / ‖W‖, where W are the rows or columns of a weight that are the layer's. It is read in pieces. */
+/** ‖s·B·A‖ / ‖W‖, where W are the rows or columns of a weight that are the layer's. */
 async function relativeChangeOf(
   { info, source, layer, problem }: PlacedPart,
   { sources }: OpenMerge,

@@ -1,11 +1,10 @@
-// Which kind of model a merge reads and writes: that of the base, of the result's name, or what was asked for.
+// Which kind of model a merge reads and writes.
 
 import type { Directory } from '../base/bytes.js'
 import { ConfigError, FileError, UnsupportedError } from '../base/errors.js'
 import { type DtypeChoice, defaultGraphs } from '../graph/graph-file.js'
 import type { MergeFormat } from './report.js'
 
-/** A base: a folder, and the file in it where one is meant. */
 export interface MergeBase {
   readonly directory: Directory
   /** Inside the folder: a graph, a safetensors file or its index. */
@@ -15,23 +14,13 @@ export interface MergeBase {
 /** Files that are no graph: pickles among them, which are refused. */
 const CHECKPOINTS = /\.(safetensors|json|bin|pt|pth|ckpt)$/
 
-/** The format of a merge, and the files that it reads. */
 export interface ChosenFormat {
   readonly format: MergeFormat
-  /** The graphs inside the base's folder, where the format has such. */
   readonly graphs: readonly string[]
-  /** The checkpoint's file or index, where the base names it. */
   readonly checkpoint: string | undefined
 }
 
-/**
- * Without a format: what the result's name ends in; else the graph of a folder that has one, because such a folder is
- * run from it; else the checkpoint.
- *
- * @param out the result's path, where it has one
- * @param settings what is asked for
- * @throws ConfigError for a wish that contradicts the names; FileError when the base has no graph to merge into
- */
+/** Without a format: what the result's name ends in; else the graph of a folder that has one; else the checkpoint. */
 export async function chooseFormat(
   { directory, file }: MergeBase,
   out: string | undefined,

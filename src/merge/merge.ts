@@ -1,5 +1,4 @@
-// Merging and unmerging: one verb each for .onnx files and safetensors checkpoints, into folders of any kind here, and
-// into paths of Node's with the job of merge/node/job.ts, which has threads and goes on with what is finished.
+// Merging and unmerging into folders of any kind; merge/node/job.ts does it for paths, with threads.
 
 import type { Directory } from '../base/bytes.js'
 import { UnsupportedError } from '../base/errors.js'
@@ -11,64 +10,42 @@ import type { MergeInput } from './parts.js'
 import type { MergeFormat, MergePlanReport, MergeReport } from './report.js'
 import { type PathSettings, refuseForFormat } from './settings.js'
 
-/** A merge and the place of its result: a folder, or a path. */
 export interface MergeRequest extends MergeInput, PathSettings {
   out: Directory | string
 }
 
-/** An unmerge and the place of its result. */
 export interface UnmergeRequest extends Omit<MergeRequest, 'base' | 'outDtype' | 'sign'> {
-  /** The result of a merge. */
   merged: MergeBase
   /** The checkpoint as it was before: how many values differ from it is counted. */
   original?: MergeBase | undefined
 }
 
-/** The result of unmerging, and how it differs from the original. */
 export interface UnmergeReport extends MergeReport {
   /** Undefined without an original, and for one job's share. */
   differences: Differences | undefined
 }
 
-/** A planned merge at the place of its result. */
 export interface MergeJob {
   readonly format: MergeFormat
-  /** Tells what {@link run} would do. */
   plan(): Promise<MergePlanReport>
   run(): Promise<MergeReport>
-  /** The written checkpoint. */
   result(report: MergeReport): Promise<MergeBase>
   close(): Promise<void>
 }
 
-/**
- * Opens what is read and plans the merge; nothing is written.
- *
- * @param runs the merge is to follow
- */
+/** Opens what is read and plans the merge; nothing is written. `runs`: the merge is to follow. */
 export type OpenJob = (request: MergeRequest, runs: boolean) => Promise<MergeJob>
 
-/**
- * Writes a base with adapters folded in.
- *
- * @throws what openMerge and carryOut throw; UnsupportedError or ConfigError naming an option that the format cannot
- *   honor
- */
+/** Writes a base with adapters folded in. */
 export async function merge(request: MergeRequest, open: OpenJob = openInFolder): Promise<MergeReport> {
   return withJob(await open(request, true), (job) => job.run())
 }
 
-/** Tells what {@link merge} would do; nothing is written. Throws as that does, but for values that are not finite. */
 export async function planMerge(request: MergeRequest, open: OpenJob = openInFolder): Promise<MergePlanReport> {
   return withJob(await open(request, false), (job) => job.plan())
 }
 
-/**
- * Writes the base back from a merged model and the adapters that are in it, with their weights.
- *
- * @throws what {@link merge} throws; UnsupportedError when values were replaced, or an original is given for an .onnx
- *   file
- */
+/** Writes the base back from a merged model and the adapters that are in it, with their weights. */
 export async function unmerge(
   { merged, original, ...rest }: UnmergeRequest,
   open: OpenJob = openInFolder,

@@ -1,5 +1,5 @@
-// Opens base and adapters and plans a merge into a checkpoint. What follows from the plan alone, such as the new
-// config.json, is made here, so that it cannot fail once weights are written.
+// Plans a merge into a checkpoint. The new config.json is made here too, so that it cannot fail once weights are
+// written.
 
 import { MismatchError } from '../base/errors.js'
 import { type Checkpoint, openCheckpoint } from '../formats/checkpoint.js'
@@ -16,7 +16,6 @@ import { isEmbeddingModule } from './plan/names/vocabulary.js'
 import { type MergePlan, placeParts, planOutput } from './plan/plan.js'
 import { requireWeightOne } from './weighted.js'
 
-/** Plans the part of a merge that is a checkpoint. Throws what openCheckpoint and openAdapters throw. */
 export async function openCheckpointPart(input: PartInput): Promise<PlanPart> {
   const { base, chosen, sources, closers, outFile: path, weightsOnly = false, onlyFits = false } = input
   const { directory } = base
@@ -80,11 +79,7 @@ export async function openCheckpointPart(input: PartInput): Promise<PlanPart> {
   }
 }
 
-/**
- * Warnings about changes of config.json if the result gets none.
- *
- * @throws MismatchError for untied embeddings, which loaders would tie again
- */
+/** Warnings about changes of config.json if the result gets none. */
 function configWarnings(
   { configEdit }: MergePlan,
   config: Readonly<Record<string, unknown>> | undefined,
@@ -110,7 +105,6 @@ function configWarnings(
   ]
 }
 
-/** Rows of the input embedding and whether it is tied, where its name tells which one it is. */
 function vocabularyOf(tensors: Checkpoint['tensors'], config: Config['values'] | undefined) {
   const modules = [...tensors.keys()].flatMap((name) => (name.endsWith('.weight') ? moduleOf(name) : []))
   const embedding = modules.find(isEmbeddingModule)

@@ -1,5 +1,4 @@
-// Opens what a merge reads, and plans it: headers, config.json and graphs are read, nothing is written, and no weight
-// is computed.
+// Opens what a merge reads, and plans it: nothing is written, and no weight is computed.
 
 import type { ByteSource, Directory } from '../base/bytes.js'
 import type { OnnxModel } from '../formats/onnx/model.js'
@@ -10,28 +9,19 @@ import type { MergeFormat, MergePlanReport } from './report.js'
 import { computeScales } from './weight.js'
 import { weighted } from './weighted.js'
 
-/** A planned merge, with the files that it reads. */
 export interface OpenMerge extends PlanPart {
   readonly format: MergeFormat
-  /** The base's folder. */
   readonly base: Directory
   readonly sources: readonly ByteSource[]
   readonly baseFiles: ReadonlyMap<ByteSource, number>
   readonly isReproducible: boolean
-  /** The result's name, by that of its folder. */
   outName(folder: string): string
   /** Reads what the computation needs of whole weights: the norms of DoRA layers. */
   prepare(): Promise<void>
   close(): Promise<void>
 }
 
-/**
- * Plans a merge; nothing is written.
- *
- * @param models the graphs, where they are open already. They stay open
- * @throws FileError and FormatError when base or adapters cannot be read; MismatchError when an adapter does not fit;
- *   UnsupportedError naming what cannot be merged; ConfigError for a weight that is not valid
- */
+/** Graphs that are open already (`models`) stay open. */
 export async function openMerge(
   input: MergeInput,
   chosen: ChosenFormat,
@@ -76,7 +66,6 @@ export async function openMerge(
   }
 }
 
-/** The plan of a checkpoint, and of an .onnx beside it. */
 function joined(first: PlanPart, second: PlanPart): PlanPart {
   return {
     ...first,
@@ -90,7 +79,6 @@ function joined(first: PlanPart, second: PlanPart): PlanPart {
   }
 }
 
-/** The summary of some files of a plan. */
 export function summaryOf({ summary }: OpenMerge, files: readonly OutputFile[]) {
   const names = new Set(files.flatMap(({ tensors }) => tensors))
   return {
@@ -101,7 +89,6 @@ export function summaryOf({ summary }: OpenMerge, files: readonly OutputFile[]) 
   }
 }
 
-/** The report of a plan, before anything is computed. */
 export function reportPlan(merge: OpenMerge, out: string): MergePlanReport {
   const { format, files, layers } = merge
   return {

@@ -1,5 +1,5 @@
-// The files of a result beside its weights: the base's, an edited config.json, and what adapters were trained with,
-// their chat template and their tokenizer.
+// The files of a result beside its weights: the base's, a new config.json, and the adapters' chat template and
+// tokenizer.
 
 import type { Directory } from '../base/bytes.js'
 import { LoraAdapter } from '../lora/adapter.js'
@@ -18,9 +18,7 @@ import type { PartInput } from './parts.js'
 import { CONFIG_FILE } from './plan/config-edit.js'
 import type { MergeAdapter } from './weighted.js'
 
-/** The files that adapters give a result. */
 interface AdapterTexts {
-  /** Take the place of the base's files, or are new. */
   readonly files: readonly OtherFile[]
   readonly warnings: readonly string[]
 }
@@ -34,13 +32,7 @@ interface Tokens {
 /** Markers of chats as templates write them: `<|im_start|>`, `<start_of_turn>`. */
 const MARKERS = /<\|[^|<>{}\s]{1,40}\|>|<[a-z]+(?:_[a-z]+)+>/g
 
-/**
- * The files that go along with the weights.
- *
- * @param own files and folders (`onnx/`) of which the result has its own version
- * @param config the text of the new config.json; undefined where the base's stays
- * @param vocabulary rows of the result's input embedding, where they are known
- */
+/** `own` are files and folders (`onnx/`) of which the result has its own version. */
 export async function otherFiles(
   { base: { directory }, adapters, sign }: PartInput,
   own: ReadonlySet<string>,
@@ -53,10 +45,7 @@ export async function otherFiles(
   return { ...(await findCompanions(directory, own, changed)), warnings }
 }
 
-/**
- * The chat template and the tokenizer of the adapters. A tokenizer goes along if it has tokens that the base's has not,
- * or another token at the end of texts; else the base's stays.
- */
+/** A tokenizer goes along if it has tokens that the base's has not, or another token at the end of texts. */
 async function adapterTexts(
   base: Directory,
   adapters: readonly MergeAdapter[],
@@ -116,7 +105,6 @@ async function templateOf(base: Directory, adapters: readonly MergeAdapter[]) {
   return { text, warnings: own === undefined ? [] : [replaced] }
 }
 
-/** True if a tokenizer has a token that the base's has not, or under another number, or ends texts in another way. */
 function isOther(tokens: Tokens, base: Tokens | undefined): boolean {
   if (base === undefined) return true
   if (tokens.eos !== undefined && tokens.eos !== base.eos) return true
@@ -124,7 +112,6 @@ function isOther(tokens: Tokens, base: Tokens | undefined): boolean {
   return false
 }
 
-/** The tokens of a folder's tokenizer; undefined where it has none. */
 async function tokensOf(folder: Directory): Promise<Tokens | undefined> {
   const jsonOf = async (name: string) => ((await folder.has(name)) ? readLeniently(folder, name) : undefined)
   const [tokenizer, added] = [await jsonOf('tokenizer.json'), await jsonOf('added_tokens.json')]

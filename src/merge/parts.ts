@@ -10,48 +10,41 @@ import type { ChangeSums, LayerChange, MergePlanReport, MergeSummary } from './r
 import type { MergeSettings } from './settings.js'
 import type { AdapterInput, WeightedAdapter } from './weighted.js'
 
-/** A base, and the adapters that are merged into it. */
 export interface MergeInput extends MergeSettings {
   base: MergeBase
-  /** One, or several that are added up. */
   adapters: AdapterInput | readonly AdapterInput[]
   /** Name of the weights' file in the result, where it is one. Default: the base's. */
   outFile?: string | undefined
-  /** −1 to unmerge. Default 1. */
+  /** −1 to unmerge. */
   sign?: 1 | -1 | undefined
-  /** Finds out how the adapters fit, and plans no file. Default false. */
+  /** Finds out how the adapters fit, and plans no file. */
   onlyFits?: boolean | undefined
 }
 
-/** The input of each part of a plan, a checkpoint's and an .onnx's. */
 export interface PartInput extends Omit<MergeInput, 'adapters' | 'sign'> {
   readonly chosen: ChosenFormat
   readonly adapters: readonly Required<WeightedAdapter>[]
   readonly sign: 1 | -1
-  /** All that is read at offsets. A part adds its own. */
+  /** All that is read at offsets. A part adds its own, as to the next two. */
   readonly sources: ByteSource[]
-  /** The base's files among the sources, and how many bytes of each are its header. A part adds its own. */
+  /** The base's files among the sources, and how many bytes of each are its header. */
   readonly baseFiles: Map<ByteSource, number>
-  /** Close what was opened. A part adds its own. */
   readonly closers: (() => Promise<void>)[]
 }
 
-/** The plan of a checkpoint or of an .onnx. */
 export interface PlanPart {
-  /** In the order in which they are written: a file that names others comes after them. */
+  /** A file that names others comes after them. */
   readonly files: readonly OutputFile[]
   readonly others: readonly OtherFile[]
   readonly magnitudes: readonly LayerMagnitude[]
   readonly summary: Omit<MergeSummary, 'out' | 'format' | 'tensors' | 'changed'>
   readonly layers: MergePlanReport['layers']
-  /** Names and shapes of a checkpoint's tensors. */
   readonly tensors: ReadonlyMap<string, readonly number[]>
-  /** The changes of the layers, once all is written. */
+  /** To be asked for once all is written. */
   changes(sums: ChangeSums): Promise<LayerChange[]>
   readonly fit: Fit
 }
 
-/** Opens the adapters of a merge for one part of its plan. Throws what openAdapters throws. */
 export async function openPartAdapters(input: PartInput): Promise<OpenAdapters> {
   const { adapters, sign, strict, onlyFits, sources, closers } = input
   const opened = await openAdapters(adapters, sign, { strict, isTolerant: onlyFits }, sources)

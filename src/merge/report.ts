@@ -1,4 +1,4 @@
-// The reports of merging: of a plan, on the way, and at the end. The same for .onnx files and safetensors checkpoints.
+// The reports of merging.
 
 import type { Renamed } from './plan/names/choose.js'
 import type { ChunkChange } from './weight.js'
@@ -82,7 +82,6 @@ export interface MergeProgress {
   keptBytes?: number
 }
 
-/** Σ w² and Σ δ² by entry of the report. */
 export class ChangeSums {
   readonly #sums = new Map<string, { base: number; delta: number }>()
 
@@ -93,7 +92,7 @@ export class ChangeSums {
     }
   }
 
-  /** ‖Δ‖ / ‖W‖. A change of nothing is 0, for a weight of zeros too. Null for what was not computed. */
+  /** A change of nothing is 0, for a weight of zeros too. Null for what was not computed. */
   relativeChange(name: string): number | null {
     const sums = this.#sums.get(name)
     if (sums === undefined) return null

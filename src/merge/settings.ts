@@ -1,5 +1,4 @@
-// The options of merging, and what each kind of result can honor: what it cannot is refused by name, before anything is
-// written.
+// The options of merging. What a kind of result cannot honor is refused by name, before anything is written.
 
 import type { FloatDtype } from '../base/dtype.js'
 import { ConfigError, UnsupportedError } from '../base/errors.js'
@@ -101,7 +100,6 @@ export interface PathSettings {
   fsync?: boolean | undefined
 }
 
-/** Settings that only an .onnx can honor, and why. */
 const ONNX_ONLY = {
   modules: 'it names nodes of an .onnx file',
   quantized: 'only weights of an .onnx file can be quantized',
@@ -109,10 +107,6 @@ const ONNX_ONLY = {
   dtype: 'it chooses an .onnx file; the type that is written is `outDtype`',
 }
 
-/**
- * @param format of the result
- * @throws UnsupportedError naming an option that this format cannot honor
- */
 export function refuseForFormat(settings: MergeSettings & PathSettings, format: MergeFormat): void {
   if (format === 'safetensors') {
     for (const [name, what] of Object.entries(ONNX_ONLY)) {
@@ -149,7 +143,6 @@ function unsupported(where: string, what: string, format: MergeFormat): Unsuppor
   })
 }
 
-/** @throws ConfigError naming an option that only a path as output can honor */
 export function refuseWithoutPath(settings: PathSettings): void {
   for (const name of ['overwrite', 'share', 'threads', 'fsync'] as const) {
     if (settings[name] === undefined || settings[name] === false) continue

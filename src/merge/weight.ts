@@ -15,9 +15,7 @@ interface Current {
   readonly weight: WeightPlan
   /** Ranks of all layers together: their factors are stacked, so that one pass adds them all. */
   readonly rank: number
-  /** The first rank of each layer. */
   readonly starts: readonly number[]
-  /** The kernel has the right factor that comes from a stack. */
   isUnstacked: boolean
   /** DoRA's, by output; such a weight has one layer. */
   scales: FloatArray | undefined
@@ -26,20 +24,16 @@ interface Current {
 /** B (d, r·E) of a stack of experts. */
 interface Stack {
   readonly factor: Factor
-  /** Its values are in this type's precision. */
   readonly base: WeightDtype
   readonly values: FloatArray
 }
 
-/** How a chunk changed a weight. */
 export interface ChunkChange {
   readonly weight: WeightPlan
-  /** Σ w² and Σ δ². */
   readonly baseSquares: number
   readonly deltaSquares: number
 }
 
-/** A merged chunk. */
 interface ChunkResult {
   /** Valid until the next chunk. */
   readonly bytes: Uint8Array
@@ -47,13 +41,12 @@ interface ChunkResult {
   readonly changes: readonly ChunkChange[]
 }
 
-/** A source of bytes. In threads it answers at once. */
+/** In threads it answers at once. */
 export interface ChunkSource {
   read(offset: number, byteLength: number): Uint8Array | Promise<Uint8Array>
   readInto?(offset: number, memory: Uint8Array): void | Promise<void>
 }
 
-/** Merges the chunks of one thread. */
 export class ChunkMerger {
   readonly #sources: readonly ChunkSource[]
   readonly #makeKernel: () => MergeKernel
@@ -62,16 +55,15 @@ export class ChunkMerger {
   readonly #inner: ChunkMerger[] = []
   /** For base bytes that the kernel does not compute in place. */
   #outside = new Uint8Array()
-  /** Room for a part of a factor, used again for the next: fresh memory costs more than reading into it. */
+  /** Used again for the next part of a factor: fresh memory costs more than reading into it. */
   #staging = new Uint8Array()
   #current: Current | undefined
   /** The chunk's rows of the left factors (rows, Σ r), side by side. */
   #left: FloatArray = new Float32Array()
   #row = 0
-  /** The B (d, r·E) of each layer of which the last expert took its columns. The next expert usually takes its own. */
+  /** The B (d, r·E) of each layer. The next expert usually takes its columns of the same. */
   readonly #stacks = new Map<number, Stack>()
 
-  /** @param isReproducible gives the same bytes on every machine, by leaving fused multiply-adds out */
   constructor(
     sources: readonly ChunkSource[],
     isReproducible: boolean,
@@ -82,13 +74,7 @@ export class ChunkMerger {
     this.#kernel = makeKernel()
   }
 
-  /**
-   * Reads what a chunk needs, and computes it: right factors for the first chunk of a weight, the chunk's rows of the
-   * left ones for all.
-   *
-   * @throws NumericError naming the factor that holds a value that is not finite, or the tensor with a result that is
-   *   not finite where the base was
-   */
+  /** Reads right factors for the first chunk of a weight, and the chunk's rows of the left ones for all. */
   async merge(chunk: Chunk): Promise<ChunkResult> {
     const { row, rows, segment, baseOffset, baseBytes } = chunk
     const { weight, source } = segment
@@ -105,7 +91,6 @@ export class ChunkMerger {
     return this.#mergeWeight(chunk, weight, room)
   }
 
-  /** The memory that the base's bytes of a chunk must be put into. */
   #roomFor({ isWidened, windows, columnValues }: WeightPlan, byteLength: number): Uint8Array {
     if (!isWidened && windows === undefined && columnValues === undefined) {
       return this.#kernel.chunk.subarray(0, byteLength)
@@ -122,7 +107,6 @@ export class ChunkMerger {
     return memory
   }
 
-  /** Reads a block of a factor, valid until the next one, in the precision for a base of this type. */
   async #readBlock({ factor, offset, byteLength }: FactorRange, base: WeightDtype): Promise<FloatArray> {
     if (this.#staging.byteLength < byteLength) this.#staging = new Uint8Array(byteLength)
     const bytes = await this.#read(factor.source, offset, this.#staging.subarray(0, byteLength))
@@ -130,8 +114,7 @@ export class ChunkMerger {
   }
 
   /**
-   * Reads the factors of a chunk's rows. An expert's columns of B lie between those of the others, so that B is read as
-   * a whole, once for experts that follow each other.
+   * An expert's columns of B lie between those of the others: B is read whole, once for experts that follow each other.
    */
   async #readFactors(weight: WeightPlan, row: number, rows: number): Promise<void> {
     const isNew = weight !== this.#current?.weight
@@ -184,7 +167,6 @@ export class ChunkMerger {
     return { bytes: narrowed(chunk, weight, result, base), changes: [change] }
   }
 
-  /** Computes each window in a kernel of its own; all else keeps its bytes. */
   async #mergeWindows(chunk: Chunk, weight: WeightPlan, input: Uint8Array): Promise<ChunkResult> {
     const { from, to, windows = [] } = weight
     const { rows, columns } = chunk
@@ -278,10 +260,7 @@ export class ChunkMerger {
     else for (let i = 0; i < rows; i++) left.set(values.subarray(i * columns, (i + 1) * columns), first + i * rank)
   }
 
-  /**
-   * Gives the kernel the B of experts, from their stacks: the chunk's rows of the left factor, or once all of the right
-   * one.
-   */
+  /** Gives the kernel the B of experts: the chunk's rows of the left factor, or once all of the right one. */
   #unstack(current: Current, rows: number): void {
     const { layers } = current.weight
     for (let i = 0; i < layers.length; i++) {
@@ -301,7 +280,7 @@ export class ChunkMerger {
   }
 }
 
-/** The values in the type that is written. Throws NumericError for one that was finite in the base only. */
+/** Throws NumericError for a value that was finite in the base only. */
 function narrowed(chunk: Chunk, weight: WeightPlan, values: FloatArray, base: FloatArray): Uint8Array {
   const output = encodeWeights(values, weight.to)
   const stored = decodeWeights(output, weight.to)
@@ -349,7 +328,6 @@ function overflowError({ row, column, columns }: Chunk, weight: WeightPlan, inde
   })
 }
 
-/** Throws NumericError for a result that is not finite, where the base must be finite too. */
 function refuseInfinite({ name, refusesInfinite }: WeightPlan, bytes: Uint8Array, dtype: WeightDtype): void {
   if (refusesInfinite !== true || isFiniteStored(bytes, dtype)) return
   throw new NumericError({
@@ -359,15 +337,11 @@ function refuseInfinite({ name, refusesInfinite }: WeightPlan, bytes: Uint8Array
   })
 }
 
-/**
- * True if the B of an expert is read from a stack. B is the right factor if the weight is stored (k, d), else the left
- * one.
- */
+/** B is the right factor if the weight is stored (k, d), else the left one. */
 function isStacked({ b, isInputMajor }: LayerFactors, isRight: boolean): boolean {
   return b.slice !== undefined && isInputMajor === isRight
 }
 
-/** True if the stack holds this factor, in the precision for this type. */
 function isSame(stack: Stack | undefined, { source, offset }: Factor, base: WeightDtype): boolean {
   return stack !== undefined && stack.factor.source === source && stack.factor.offset === offset && stack.base === base
 }
@@ -389,7 +363,7 @@ function columnsOf(
   return result
 }
 
-/** In the precision that is computed in; a view of the bytes where they are that already. */
+/** A view of the bytes where they are in the right precision already. */
 function factorValues({ dtype }: Factor, bytes: Uint8Array, base: WeightDtype): FloatArray {
   const isAligned = dtype === 'fp32' && bytes.byteOffset % 4 === 0
   const stored = isAligned
@@ -413,14 +387,13 @@ function leftError({ weight, rank, starts }: Current, left: FloatArray): Numeric
   return nonFiniteError(isInputMajor ? a : b, left)
 }
 
-/** Values in the precision that a base of this type is computed in: f64 for fp64, else f32. */
+/** f64 for a base in fp64, else f32. */
 function inPrecisionOf(base: WeightDtype, values: FloatArray): FloatArray {
   if (base === 'fp64') return values instanceof Float64Array ? values : Float64Array.from(values)
   return values instanceof Float32Array ? values : Float32Array.from(values)
 }
 
-// Ranges of bounded size hold the bytes of factors that a chunk needs. Large factors, such as those of an embedding,
-// are never held whole. The exception is the right factor, which the kernel packs.
+// Large factors, such as those of an embedding, are never held whole, but for the right one, which the kernel packs.
 
 /** A block (rows, columns) of a factor as it is stored: whole rows, or a part of one. */
 export interface FactorRange {
@@ -429,12 +402,11 @@ export interface FactorRange {
   readonly rows: number
   readonly column: number
   readonly columns: number
-  /** The place of its bytes in the factor's source. */
   readonly offset: number
   readonly byteLength: number
 }
 
-/** The ranges of the right factor of a layer: A (r, k), or B (d, r) where the weight is stored (k, d). */
+/** A (r, k), or B (d, r) where the weight is stored (k, d). */
 export function rightRanges({ a, b, isInputMajor }: LayerFactors): FactorRange[] {
   if (isInputMajor) return rowRanges(b, 0, b.rows, COLUMN_MULTIPLE)
   if (a.columns <= BLOCK_ELEMENTS) return rowRanges(a, 0, a.rows)
@@ -447,21 +419,16 @@ export function rightRanges({ a, b, isInputMajor }: LayerFactors): FactorRange[]
   return ranges
 }
 
-/**
- * The ranges of the left factor for the rows [row, row + rows) of a weight: B (d, r), or A (r, k) where the weight is
- * stored (k, d).
- */
+/** For the rows [row, row + rows) of a weight: B (d, r), or A (r, k) where the weight is stored (k, d). */
 export function leftRanges({ a, b, isInputMajor }: LayerFactors, row: number, rows: number): FactorRange[] {
   if (!isInputMajor) return rowRanges(b, row, rows)
   return rows === a.columns ? rowRanges(a, 0, a.rows) : columnRanges(a, row, rows)
 }
 
-/** Columns [column, column + columns) of a factor, row by row. */
 function columnRanges(factor: Factor, column: number, columns: number): FactorRange[] {
   return Array.from({ length: factor.rows }, (_, row) => rangeOf(factor, row, 1, column, columns))
 }
 
-/** A factor as one block. */
 function wholeRange(factor: Factor): FactorRange {
   return rangeOf(factor, 0, factor.rows)
 }
@@ -482,12 +449,11 @@ function rangeOf(factor: Factor, row: number, rows: number, column = 0, columns 
   return { factor, row, rows, column, columns, offset, byteLength: rows * columns * size }
 }
 
-/** Scales are float64. */
 const SCALE_BYTES = 8
 
 /**
- * Fills in the scales of all DoRA layers of a plan, m / ‖W + s·B·A‖ by output. They take one pass over each such weight
- * before the merge, because a norm needs the whole row, and a weight that is stored (k, d) is read across its rows.
+ * Fills in m / ‖W + s·B·A‖ by output. It takes one pass over each DoRA weight before the merge, because a norm needs
+ * the whole row, and a weight that is stored (k, d) is read across its rows.
  */
 export async function computeScales(
   files: readonly Pick<OutputFile, 'segments'>[],
@@ -533,7 +499,6 @@ export async function computeScales(
   }
 }
 
-/** The weight with W + s·B·A, in the precision that it is computed in. */
 function withoutScales(weight: WeightPlan): WeightPlan {
   const to = weight.from === 'fp64' ? 'fp64' : 'fp32'
   return {

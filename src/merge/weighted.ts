@@ -5,25 +5,16 @@ import { ConfigError, UnsupportedError } from '../base/errors.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { PartView } from '../lora/part.js'
 
-/** An adapter in memory, or the folder of one. */
 export type MergeAdapter = LoraAdapter | Directory
 
-/** How much of an adapter is merged: W + weight · s·B·A. */
 export interface WeightedAdapter {
   adapter: MergeAdapter
-  /** Default 1. */
   weight?: number
 }
 
-/** An adapter to merge, with weight 1 unless it names another. */
 export type AdapterInput = MergeAdapter | WeightedAdapter
 
-/**
- * An input with its weight.
- *
- * @param index of the adapter, for messages
- * @throws ConfigError when the weight is 0 or not finite
- */
+/** The weight is 1 unless the input names another. Throws ConfigError when it is 0 or not finite. */
 export function weighted(input: AdapterInput, index: number): Required<WeightedAdapter> {
   const { adapter, weight = 1 } = 'adapter' in input ? input : { adapter: input }
   if (Number.isFinite(weight) && weight !== 0) return { adapter, weight }
@@ -35,17 +26,14 @@ export function weighted(input: AdapterInput, index: number): Required<WeightedA
   })
 }
 
-/**
- * Throws UnsupportedError for a weight other than 1 on what is no sum: only sums can be weighted, and unmerged without
- * the base.
- */
+/** Only sums can be weighted, and unmerged without the base. */
 export function refuseWeighted(parts: readonly Pick<PartView, 'name' | 'kind'>[], weight: number): void {
   if (weight === 1) return
   const part = parts.find(({ kind }) => kind === 'replacement' || kind === 'token-rows')
   if (part !== undefined) throw weightedError(part.name, 'what replaces the base’s values', weight)
 }
 
-/** Throws UnsupportedError for a DoRA layer with another weight than 1, or, where it can be unmerged, than ±1. */
+/** A DoRA layer may have the weight 1 or, where it can be unmerged, ±1. */
 export function requireWeightOne(layer: string, weight: number, canUnmerge = false): void {
   if (weight !== 1 && !(canUnmerge && weight === -1)) throw weightedError(layer, 'a DoRA layer', weight)
 }

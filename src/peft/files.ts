@@ -1,6 +1,14 @@
 // The files of an adapter folder: which folder and which of its files PEFT would read, opening and writing them.
 
-import { type ByteSink, type ByteSource, type Directory, readAll, readJson, writeFile } from '../base/bytes.js'
+import {
+  type ByteSink,
+  type ByteSource,
+  type Directory,
+  readAll,
+  readJson,
+  withSource,
+  writeFile,
+} from '../base/bytes.js'
 import { FileError, FormatError, listed } from '../base/errors.js'
 import { isObject } from '../base/options.js'
 import {
@@ -63,20 +71,15 @@ async function hasConfig(directory: Directory, folder: string): Promise<boolean>
 }
 
 export async function readConfig({ directory, path }: AdapterFolder): Promise<{ bytes: Uint8Array; file: string }> {
-  const source = await directory.open(path + CONFIG_FILE)
-  try {
-    if (source.byteLength > MAX_CONFIG_BYTES) {
-      throw new FormatError({
-        where: source.name,
-        what: 'too large for a config',
-        expected: `at most ${MAX_CONFIG_BYTES} bytes`,
-        got: `${source.byteLength}`,
-      })
-    }
-    return { bytes: await readAll(source), file: source.name }
-  } finally {
-    await source.close()
-  }
+  return withSource(directory, path + CONFIG_FILE, async (source) => {
+    if (source.byteLength <= MAX_CONFIG_BYTES) return { bytes: await readAll(source), file: source.name }
+    throw new FormatError({
+      where: source.name,
+      what: 'too large for a config',
+      expected: `at most ${MAX_CONFIG_BYTES} bytes`,
+      got: `${source.byteLength}`,
+    })
+  })
 }
 
 /** The source is the caller's to close. Nothing in a file of torch.save is executed. */
@@ -93,14 +96,7 @@ export async function openWeights({ directory, path }: AdapterFolder): Promise<S
   }
 }
 
-/**
- * Writes both files of an adapter. Two files cannot get their names at once, so the old config is removed before the
- * new weights get theirs: an interrupted call leaves a folder without a config, and never one that mixes two adapters.
- * Where the config stays the same, as it does while training, there is one rename only.
- *
- * @throws what writeSafetensors throws; FileError when the folder cannot be written: the old adapter is still there
- *   then, unless its weights were replaced already
- */
+/** Two files cannot get their names at once: the old config goes first, so that no folder ever mixes two adapters. */
 export async function writeAdapterFiles(
   directory: Directory,
   tensors: readonly TensorBytes[],

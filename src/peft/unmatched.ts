@@ -130,11 +130,6 @@ export function unmatchedProblems({ config, parts }: NamedParts, where: string):
 }
 
 /** Throws the MismatchError of {@link unmatchedProblems}. */
-export function requireMatched(adapter: NamedParts, where: string): void {
-  const [problem] = unmatchedProblems({ config: adapter.config, parts: () => adapter.parts() }, where)
-  if (problem !== undefined) throw problem
-}
-
 export function describeUnmatched({ setting, entry }: UnmatchedEntry): string {
   return `${setting} ${entry} matches ${setting === 'modulesToSave' ? 'no tensor' : 'no layer'}`
 }

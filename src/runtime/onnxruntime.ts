@@ -30,12 +30,13 @@ export interface OrtModule {
     data: never,
     dims: readonly number[],
   ) => unknown
+  /** The providers that onnxruntime-node has on this system. */
+  listSupportedBackends?(): readonly { readonly name: string }[]
   /**
    * Versions are read for reports; `wasm` is told where onnxruntime-web's .wasm file is, and how many threads it has.
    */
-  /** The providers that onnxruntime-node has on this system. */
-  listSupportedBackends?(): readonly { readonly name: string }[]
   readonly env?: {
+    logLevel?: string
     readonly versions?: Readonly<Record<string, string | undefined>>
     readonly wasm?: { wasmPaths?: unknown; numThreads?: number }
   }
@@ -89,7 +90,6 @@ export function setWebThreads({ env }: OrtModule, threads: number | undefined): 
   if (threads !== undefined && env?.wasm !== undefined) env.wasm.numThreads = threads
 }
 
-/** @throws UnsupportedError for a provider that the runtime says it does not have */
 function checkProviders(ort: OrtModule, providers: readonly string[] = []): void {
   const available = ort.listSupportedBackends?.().map(({ name }) => name)
   const missing = providers.find((name) => available?.includes(name) === false)
@@ -111,7 +111,7 @@ function openingHint(message: string, providers: readonly string[] = []): string
   }
   const device = providers.find((name) => name !== 'cpu')
   if (device !== undefined && /AppendExecutionProvider/.test(message)) {
-    return `The device ${device} does not start on this machine: its driver or libraries are missing. Choose device: cpu`
+    return `The device ${device} does not start on this machine: its driver or libraries are missing. Choose \`device: 'cpu'\``
   }
   if (!/no available backend/.test(message)) return undefined
   return 'In a browser its .wasm file lies beside its script, or webRuntime(url, wasm) is told where it is'
@@ -135,7 +135,6 @@ class WrappedSession implements RuntimeSession {
   readonly #keepsTensors: boolean
   /** Tensors of feeds that come again and again, such as a cache that grows in its place. */
   readonly #tensors = new WeakMap<RuntimeTensor, object>()
-  /** Tensors of all the feeds that are held. */
   readonly #held = new WeakMap<Feeds, Record<string, unknown>>()
   /** Set once the GPU is lost: later runs, and the release, could wait for a GPU that never answers. */
   #lost: RuntimeError | undefined

@@ -8,6 +8,7 @@ import type { LoraAdapter } from '../lora/adapter.js'
 import { type LoraConfig, resolveConfig } from '../lora/config.js'
 import { DRAWN_INITS, type Init } from '../lora/init/inits.js'
 import { requireHandled, requirePlainConfig } from '../lora/requirements.js'
+import type { Task } from '../tasks/task.js'
 import { checkTaskName } from '../tasks/tasks.js'
 import { baseNameOf } from './about-run.js'
 import type { TrainingOptions } from './options.js'
@@ -34,9 +35,6 @@ export function checkOptions(options: TrainingOptions, settings: TrainSettings):
       expected: 'a number below 1',
       got: '1',
     })
-  }
-  if (settings.lowMemory && settings.fast) {
-    throw new ConfigError({ where: 'fast', what: 'not together with lowMemory: use one of the two' })
   }
   if (settings.loraFa && config.useDora) {
     throw new ConfigError({ where: 'loraFa', what: 'not together with DoRA: use one of the two' })
@@ -68,50 +66,72 @@ function checkData(where: string, data: unknown): void {
 }
 
 function checkAdapter(adapter: LoraAdapter): void {
-  requireHandled(adapter, ['linear', 'replacement', 'magnitude', 'token-rows'], 'training')
+  const isActivated = adapter.config.aloraInvocationTokens !== undefined
+  const parts = isActivated
+    ? (['linear', 'invocation'] as const)
+    : (['linear', 'replacement', 'magnitude', 'token-rows'] as const)
+  requireHandled(adapter, parts, 'training')
   if (adapter.size === 0) throw new StateError({ where: 'adapter', what: 'it has no layers to train' })
   for (const [name, { merged }] of adapter) {
     if (merged) throw new StateError({ where: name, what: 'it is merged', hint: 'Call unmergeAll() first' })
   }
 }
 
+/** Refuses what an activated LoRA, which trains no token before its invocation, cannot be trained with. */
+export function checkActivation(
+  { aloraInvocationTokens, modulesToSave, bias }: LoraConfig,
+  { trainedTokens }: Pick<TrainingOptions, 'trainedTokens'>,
+  { packing }: TrainSettings,
+  { peftType }: Task,
+): void {
+  if (aloraInvocationTokens === undefined) return
+  const others: [where: string, isOn: boolean][] = [
+    ['task', peftType !== 'CAUSAL_LM'],
+    ['packing', packing],
+    ['modulesToSave', modulesToSave.length > 0],
+    ['bias', bias !== 'none'],
+    ['trainedTokens', trainedTokens !== undefined],
+  ]
+  const where = others.find(([, isOn]) => isOn)?.[0]
+  if (where === undefined) return
+  throw new ConfigError({
+    where,
+    what: 'not together with aloraInvocationTokens',
+    expected: 'layers of LoRA alone, a task of causal language models, and records in rows of their own',
+  })
+}
+
 function checkTogether(options: TrainingOptions, settings: TrainSettings): void {
-  const ofAdapter = [
-    ['config', options.config !== undefined, 'config'],
-    ['trainedTokens', options.trainedTokens !== undefined, 'trained tokens'],
-    ['newHead', settings.newHead, 'head'],
-  ] as const
-  for (const [where, isGiven, own] of options.adapter === undefined ? [] : ofAdapter) {
-    if (isGiven) throw new ConfigError({ where, what: `not together with adapter: the adapter has its own ${own}` })
-  }
-  if (options.out === undefined && (options.resume || options.overwrite || settings.saveEvery !== undefined)) {
-    throw new ConfigError({ where: 'out', what: 'resume, overwrite and saveEvery need an output folder' })
-  }
-  const { evalData, evalSplit } = options
+  const { adapter, out, evalData, evalSplit, resume, overwrite } = options
+  const hasOwn = (part: string) => `not together with adapter: the adapter has its own ${part}`
+  const isFurther = adapter !== undefined
+  const writes = resume || overwrite || settings.saveEvery !== undefined
   const evaluates = [
     ['evalEvery', settings.evalEvery !== undefined],
     ['keep best', settings.keep === 'best'],
     ['earlyStopping', settings.earlyStopping !== undefined],
   ].find(([, isOn]) => isOn)
-  if (evalData === undefined && evalSplit === undefined && evaluates !== undefined) {
-    throw new ConfigError({
-      where: 'evalData',
-      what: `${evaluates[0]} needs records to evaluate`,
-      hint: 'Give `evalData`, or `evalSplit`',
-    })
-  }
-  if (settings.bestMetric !== TRAIN_DEFAULTS.bestMetric && !usesBest(settings)) {
-    throw new ConfigError({
-      where: 'bestMetric',
-      what: "it has no effect without `keep: 'best'` or `earlyStopping`",
-    })
-  }
-  if (evalData !== undefined && evalSplit !== undefined) {
-    throw new ConfigError({ where: 'evalSplit', what: 'not together with `evalData`: use one of the two' })
-  }
-  if (options.resume && options.overwrite) {
-    throw new ConfigError({ where: 'resume', what: 'not together with overwrite: use one of the two' })
-  }
+  const lacksRecords = evaluates !== undefined && evalData === undefined && evalSplit === undefined
+  const isUnused = settings.bestMetric !== TRAIN_DEFAULTS.bestMetric && !usesBest(settings)
+  const problems: [isWrong: boolean | undefined, where: string, what: string, hint?: string][] = [
+    [isFurther && options.config !== undefined, 'config', hasOwn('config')],
+    [isFurther && options.trainedTokens !== undefined, 'trainedTokens', hasOwn('trained tokens')],
+    [isFurther && settings.newHead, 'newHead', hasOwn('head')],
+    [writes && out === undefined, 'out', 'resume, overwrite and saveEvery need an output folder'],
+    [lacksRecords, 'evalData', `${evaluates?.[0]} needs records to evaluate`, 'Give `evalData`, or `evalSplit`'],
+    [isUnused, 'bestMetric', "it has no effect without `keep: 'best'` or `earlyStopping`"],
+    [
+      evalData !== undefined && evalSplit !== undefined,
+      'evalSplit',
+      'not together with `evalData`: use one of the two',
+    ],
+    [resume && overwrite, 'resume', 'not together with overwrite: use one of the two'],
+    [settings.lowMemory && settings.fast, 'fast', 'not together with lowMemory: use one of the two'],
+  ]
+  const found = problems.find(([isWrong]) => isWrong)
+  if (found === undefined) return
+  const [, where, what, hint] = found
+  throw new ConfigError({ where, what, hint })
 }
 
 export function checkParts(adapter: LoraAdapter, context: Context): void {

@@ -396,6 +396,6 @@ describe('wrong usage', () => {
   it('says what to do without a command', async () => {
     const { code, stdout, stderr } = await lowrankHere()
     expect([code, stderr]).toEqual([0, ''])
-    expect(stdout).toContain('npx lowrank train')
+    expect(stdout).toContain('lowrank train')
   })
 })

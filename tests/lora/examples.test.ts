@@ -27,7 +27,7 @@ function scope() {
 const sources = [
   ...filesIn('src/lora', ['.ts']),
   ...filesIn('src/peft', ['.ts']),
-  ...['index/init', 'index/platform/runtimes', 'index/platform/web-runtime', 'kernels/index'].map(
+  ...['index/init', 'index/platform/platform', 'index/platform/web-runtime', 'kernels/index'].map(
     (name) => `src/${name}.ts`,
   ),
 ]

@@ -9,7 +9,6 @@ const WHOLE_STEPS = [1, 2, 5]
   .flatMap((digit) => Array.from({ length: 8 }, (_, power) => digit * 10 ** power))
   .sort((a, b) => a - b)
 
-/** The colors in style.css. */
 export const COLORS = 8
 
 export interface ChartOptions {
@@ -20,7 +19,6 @@ export interface ChartOptions {
   readonly colors?: readonly number[] | undefined
 }
 
-/** A chart that fits its width. An empty element if there is no value to show. */
 export function chart(series: readonly Series[], { x, isLogarithmic = false, colors }: ChartOptions): HTMLElement {
   const frame = make('div', 'chart')
   const usable = (value: number | null) => value !== null && Number.isFinite(value) && (!isLogarithmic || value > 0)

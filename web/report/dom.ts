@@ -18,7 +18,6 @@ export function section(title: string, ...content: Node[]): HTMLElement {
   return result
 }
 
-/** A number in a few digits. */
 export function figure(value: string | number | null | undefined): string {
   if (typeof value === 'string') return value
   if (value === null || value === undefined) return '–'
@@ -27,7 +26,6 @@ export function figure(value: string | number | null | undefined): string {
   return size >= 1e-3 && size < 1e6 ? String(Number(value.toPrecision(4))) : value.toExponential(2)
 }
 
-/** Buttons of which one is pressed. */
 export function choices(labels: readonly string[], choose: (index: number) => void): HTMLElement {
   const group = make('span', 'choices')
   const buttons = labels.map((label, i) => {

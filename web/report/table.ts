@@ -6,7 +6,6 @@ import { figure, make } from './dom.js'
 /** A table needs a search field from this number of rows on. */
 const SEARCH_FROM = 12
 
-/** @param onRow is called for each row, to make it do something */
 export function table(
   columns: readonly string[],
   rows: readonly (readonly Cell[])[],

@@ -5,7 +5,6 @@ import { type LoraAdapter, loadAdapter, MemoryDirectory, saveAdapter } from 'low
 import { button, buttonOf, byId, guarded, make } from './dom.js'
 import { type KeptAdapter, keptAdapters, keptFiles, removeKept, renameKept } from './store.js'
 
-/** Offers files as a zip archive. */
 export function download(name: string, files: Record<string, Uint8Array>): void {
   const url = URL.createObjectURL(new Blob([zipSync(files, { level: 0 }) as BlobPart], { type: 'application/zip' }))
   const link = make('a', { href: url, download: `${name}.zip` })
@@ -13,19 +12,12 @@ export function download(name: string, files: Record<string, Uint8Array>): void 
   setTimeout(() => URL.revokeObjectURL(url), 60_000)
 }
 
-/** The files of an adapter, in a folder of its name. */
 export async function filesOfAdapter(name: string, adapter: LoraAdapter): Promise<Record<string, Uint8Array>> {
   const folder = new MemoryDirectory()
   await saveAdapter(adapter, folder)
   return Object.fromEntries([...folder.files].map(([path, bytes]) => [`${name}/${path}`, bytes]))
 }
 
-/**
- * "My adapters": opens, renames, downloads and deletes them.
- *
- * @param use opens one beside its model
- * @returns a function that lists them anew
- */
 export function setUpKept(use: (adapter: KeptAdapter) => Promise<void>): () => Promise<void> {
   const act = (label: string, work: () => Promise<unknown>) =>
     button(label, () => {

@@ -16,7 +16,6 @@ export function runningMean(values: readonly number[]): number[] {
   return means
 }
 
-/** Draws the losses of the steps so far. */
 export function drawCurve(svg: SVGElement, losses: readonly number[], totalSteps: number): void {
   if (losses.length === 0) {
     svg.replaceChildren()

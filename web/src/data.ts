@@ -2,10 +2,9 @@
 // learn.
 
 import type { TaskFacts } from 'lowrank'
-import { byId, guarded, inputOf, make } from './dom.js'
+import { byId, guarded, make, onFiles } from './dom.js'
 import type { OpenModel } from './models.js'
 
-/** A picture, and the name of the folder that it lies in. */
 export interface Picture {
   readonly label: string
   readonly file: File
@@ -21,16 +20,13 @@ export interface LearningData {
   readonly pictures: readonly Picture[]
 }
 
-/** A task that the page offers. */
 export type PageTask = TaskFacts & Required<Pick<TaskFacts, 'page'>>
 
-/** Names of files that browsers show. */
 export const PICTURE = /\.(png|jpe?g|webp|gif|bmp|avif)$/i
 /** Pictures shown of each label. */
 const SHOWN = 6
 /** A text field with more makes browsers slow: such a file is used as it is. */
 const MOST_SHOWN = 20 << 20
-/** The part that tells what a file is. */
 const HEAD_BYTES = 1 << 16
 /** First bytes of files that are no text. */
 const NO_TEXT: readonly (readonly [RegExp, string])[] = [
@@ -40,7 +36,6 @@ const NO_TEXT: readonly (readonly [RegExp, string])[] = [
   [/\0/, 'no text'],
 ]
 
-/** Fields of the records: the first line tells. A text has one field. */
 export function fieldsOf(text: string, tasks: readonly PageTask[]): readonly string[] {
   const [first] = text.trimStart().split('\n', 1)
   if (/^[[{]/.test(first)) {
@@ -67,11 +62,6 @@ function bestTask(fields: readonly string[], tasks: readonly PageTask[]): PageTa
   return fitting.sort((a, b) => b.fields.length - a.fields.length)[0]?.task
 }
 
-/**
- * The task that the model learns from the data.
- *
- * @throws Error when it cannot learn from such data
- */
 export function taskOf(open: OpenModel, { text, pictures }: Pick<LearningData, 'text' | 'pictures'>): PageTask {
   if (pictures.length > 0 && open.reads !== 'pictures')
     throw new Error(
@@ -90,11 +80,6 @@ export function taskOf(open: OpenModel, { text, pictures }: Pick<LearningData, '
   )
 }
 
-/**
- * Pictures of picked or dropped files.
- *
- * @throws Error when there are none, or all have one label
- */
 export function picturesOf(files: readonly File[]): Picture[] {
   const pictures = files
     .filter(({ name }) => PICTURE.test(name))
@@ -108,16 +93,13 @@ export function picturesOf(files: readonly File[]): Picture[] {
   )
 }
 
-/** The data's part of the page. */
 export class DataField {
   #pictures: readonly Picture[] = []
   #open: OpenModel | undefined
-  /** A file that is too large to be shown. */
   #large: { file: Blob; head: string } | undefined
   readonly #urls: string[] = []
   readonly #learns: (task: PageTask) => void
 
-  /** @param learns hears of each change of what will be learned */
   constructor(learns: (task: PageTask) => void) {
     this.#learns = learns
     const area = this.#area
@@ -127,12 +109,8 @@ export class DataField {
       byId('data-state').textContent = ''
       this.#tell()
     })
-    inputOf('data-file').addEventListener('change', ({ target }) => {
-      const file = (target as HTMLInputElement).files?.[0]
-      if (file !== undefined) void guarded('train', 'The file cannot be read', () => this.read(file))
-    })
-    inputOf('pictures-folder').addEventListener('change', ({ target }) => {
-      const files = [...((target as HTMLInputElement).files ?? [])]
+    onFiles('data-file', ([file]) => void guarded('train', 'The file cannot be read', () => this.read(file)))
+    onFiles('pictures-folder', (files) => {
       void guarded('train', 'The pictures cannot be opened', async () => this.show(picturesOf(files)))
     })
     byId('no-pictures').addEventListener('click', () => this.show([]))
@@ -151,7 +129,6 @@ export class DataField {
     })
   }
 
-  /** The model that will learn. */
   use(open: OpenModel): void {
     this.#open = open
     this.#tell()
@@ -189,7 +166,6 @@ export class DataField {
     return make('li', {}, make('strong', {}, label), ` ${files.length}`, make('span', { class: 'thumbs' }, ...thumbs))
   }
 
-  /** Says what will be learned, or why nothing can be. */
   #tell(): void {
     const line = byId('lesson')
     const data = this.value
@@ -206,11 +182,6 @@ export class DataField {
     }
   }
 
-  /**
-   * Shows a text in place of what was there; of a large file its name alone.
-   *
-   * @throws Error for a file that is no text
-   */
   async read(file: Blob, name: string = (file as File).name): Promise<void> {
     const start = await file.slice(0, HEAD_BYTES).arrayBuffer()
     const bytes = String.fromCharCode(...new Uint8Array(start))

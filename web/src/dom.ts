@@ -2,7 +2,6 @@
 
 import { LowrankError } from 'lowrank'
 
-/** The element of index.html with this id. */
 export function byId<E extends HTMLElement = HTMLElement>(id: string): E {
   return document.getElementById(id) as E
 }
@@ -10,7 +9,16 @@ export function byId<E extends HTMLElement = HTMLElement>(id: string): E {
 export const inputOf = (id: string) => byId<HTMLInputElement>(id)
 export const buttonOf = (id: string) => byId<HTMLButtonElement>(id)
 
-/** A new element with text or elements inside. */
+/** Hears of picked files. The field is empty again, so that the same files can be picked once more. */
+export function onFiles(id: string, use: (files: readonly File[]) => void): void {
+  const field = inputOf(id)
+  field.addEventListener('change', () => {
+    const files = [...(field.files ?? [])]
+    if (files.length > 0) use(files)
+    field.value = ''
+  })
+}
+
 export function make<K extends keyof HTMLElementTagNameMap>(
   tag: K,
   attributes: Readonly<Record<string, string>> = {},
@@ -51,7 +59,6 @@ function wordsOf(error: unknown): string {
   return `${place}${what}${expected === undefined ? '.' : `. Expected: ${expected}.`}${found}${isForCallers ? '' : ` ${hint}`}`
 }
 
-/** The page's names of the options that it sets. */
 const LABELS: Readonly<Record<string, string>> = {
   maxSteps: 'Steps',
   learningRate: 'Learning rate',
@@ -62,10 +69,8 @@ const LABELS: Readonly<Record<string, string>> = {
   temperature: 'Temperature',
 }
 
-/** The element that shows what went wrong, in the card where it did. */
 const bannerOf = () => byId('error')
 
-/** @param place id of the card that it belongs to */
 export function showError(place: string, title: string, error: unknown): void {
   const banner = bannerOf()
   const buttons = [button('Close', () => clearError())]
@@ -83,11 +88,6 @@ export function clearError(): void {
   bannerOf().hidden = true
 }
 
-/**
- * Runs what a click asks for.
- *
- * @param place id of the card that shows an error
- */
 export async function guarded(place: string, title: string, work: () => Promise<void>): Promise<void> {
   clearError()
   try {

@@ -6,7 +6,6 @@ const SIZE = 48
 /** Colors of each label: hues in degrees of the ground and of what lies on it. */
 const SCENES = { sunset: [15, 48], sea: [205, 190] }
 
-/** @param count of each label */
 export async function drawnPictures(count: number): Promise<Picture[]> {
   const canvas = new OffscreenCanvas(SIZE, SIZE)
   const pen = canvas.getContext('2d')!

@@ -3,7 +3,6 @@
 import { inspect, type LoraAdapter, type Spectrum } from 'lowrank'
 import { byId, make } from './dom.js'
 
-/** Lists the layers, the largest change first. */
 export async function showLayers(name: string, adapter: LoraAdapter): Promise<void> {
   const report = await inspect(adapter)
   if (report.kind !== 'adapter') return
@@ -32,20 +31,17 @@ export async function showLayers(name: string, adapter: LoraAdapter): Promise<vo
     'Compared with the largest',
   ]
   const head = make('thead', {}, make('tr', {}, ...headings.map((text) => make('th', { scope: 'col' }, text))))
-  byId('heat').replaceChildren(heatMap(layers, largest))
   byId('layers-table').replaceChildren(make('table', {}, head, make('tbody', {}, ...rows)))
   byId('layers').hidden = false
   byId('layers-state').textContent = inWords(name, report.trainableParams, layers)
 }
 
-/** Shows no layers: the adapter was of another model. */
 export function hideLayers(): void {
   byId('layers').hidden = true
 }
 
 type Layer = Spectrum & { readonly name: string; readonly rank: number; readonly normDelta: number }
 
-/** Tells in words how large the change is, and where. */
 function inWords(name: string, parameters: number, layers: readonly Layer[]): string {
   const [most] = layers
   if (most === undefined) return `${name} changes no layers.`
@@ -58,41 +54,6 @@ function inWords(name: string, parameters: number, layers: readonly Layer[]): st
     ? ''
     : ` On average it uses ${mean.toFixed(1)} of its ${most.rank} ranks${mean < most.rank / 2 ? ': a lower rank may be enough' : ''}.`
   return `${name}: ${parameters.toLocaleString()} trained parameters in ${layers.length} layers. Half of the change is in ${count} of them, most in ${most.name}.${used}`
-}
-
-/** A cell for each block (row) and module (column); the fuller its colour, the larger the change. */
-function heatMap(layers: readonly { name: string; normDelta: number }[], largest: number): HTMLElement {
-  const rows = new Map<string, Map<string, number>>()
-  const columns = new Set<string>()
-  for (const { name, normDelta } of layers) {
-    const [, block = '', module = name] = /\.(\d+)\.(.+)$/.exec(name) ?? []
-    columns.add(module)
-    const row = rows.get(block) ?? new Map()
-    rows.set(block, row.set(module, normDelta))
-  }
-  const blocks = [...rows.keys()].sort((a, b) => Number(a) - Number(b))
-  const modules = [...columns].sort()
-  const head = ['Block', ...modules].map((text) => make('th', { scope: 'col' }, text))
-  const body = blocks.map((block) =>
-    make(
-      'tr',
-      {},
-      make('th', { scope: 'row' }, block),
-      ...modules.map((one) => cell(rows.get(block)?.get(one), largest)),
-    ),
-  )
-  return make('table', { class: 'heat' }, make('thead', {}, make('tr', {}, ...head)), make('tbody', {}, ...body))
-}
-
-function cell(size: number | undefined, largest: number): HTMLElement {
-  if (size === undefined) return make('td')
-  const square = make(
-    'span',
-    { class: 'heat-cell', title: size.toPrecision(3) },
-    make('span', { class: 'hidden' }, size.toPrecision(3)),
-  )
-  square.style.opacity = String(0.08 + (0.92 * size) / largest)
-  return make('td', {}, square)
 }
 
 /** A bar for each singular value, from the largest on; a screen reader reads the values. */

@@ -3,7 +3,6 @@
 import { button, byId, make } from './dom.js'
 import type { Job } from './runs.js'
 
-/** Shows the lines of a run. */
 export function showLines(job: Job): void {
   const { name, choice, dataName, task, settings } = job
   const { maxSteps, learningRate, batchSize, maxLength, rank } = settings

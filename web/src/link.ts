@@ -8,12 +8,6 @@ import { MODELS } from './models.js'
 const isUrl = (source: string) => /^https?:\/\//.test(source)
 const originOf = (source: string) => (isUrl(source) ? new URL(source).host : 'the Hugging Face Hub')
 
-/**
- * Asks about the adapter that the address names, if it names one.
- *
- * @param open takes model and adapter after the visitor agreed
- * @returns false for an address without an adapter
- */
 export function askAboutLink(
   open: (model: ModelChoice, name: string, read: () => Promise<LoraAdapter>) => Promise<void>,
 ): boolean {

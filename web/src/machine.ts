@@ -34,13 +34,11 @@ export function threadCount(): number {
   return Math.min(Math.max(4, Math.ceil(hardwareConcurrency / 2)), hardwareConcurrency, 8)
 }
 
-/** Resolves with true if this browser hands out a GPU: some have WebGPU's functions and no adapter. */
 async function hasGpu(): Promise<boolean> {
   const { gpu } = navigator as { gpu?: { requestAdapter(): Promise<unknown> } }
   return (await gpu?.requestAdapter().catch(() => null)) != null
 }
 
-/** Shows what there is, and offers WebGPU where it works. */
 export async function showMachine(): Promise<void> {
   const count = threadCount()
   const threads = globalThis.crossOriginIsolated

@@ -6,7 +6,7 @@ import wasm from 'onnxruntime-web/ort-wasm-simd-threaded.wasm?url'
 import ort from 'onnxruntime-web/wasm?url'
 import gpuOrt from 'onnxruntime-web/webgpu?url'
 import type { PageTask } from './data.js'
-import { byId, guarded, inputOf, make } from './dom.js'
+import { byId, guarded, inputOf, make, onFiles } from './dom.js'
 import offered from './models.json'
 
 /** How a model can be opened again after a reload. */
@@ -33,19 +33,15 @@ export interface OpenModel {
   readonly reads: 'text' | 'pictures'
   /** True if it writes text. Others give vectors, from which an adapter learns labels. */
   readonly writes: boolean
-  /** Tasks that it can learn here. */
   readonly tasks: readonly PageTask[]
-  /** True if its folder says how chats become text. */
   readonly takesChats: boolean
 }
 
-/** The device of sessions and training. */
 export type Device = 'wasm' | 'webgpu'
 
 /** The build with WebGPU is much larger, so that it is fetched only when it is chosen. */
 const RUNTIMES = { wasm: webRuntime(ort, wasm), webgpu: webRuntime(gpuOrt, gpuWasm) }
 
-/** Calls `opened` for each model that the user opens. */
 export function setUpModels(opened: (model: OpenModel) => Promise<void>) {
   let last: (() => Promise<void>) | undefined
   const buttons = () => document.querySelectorAll<HTMLButtonElement>('#models button, #hub button')
@@ -84,7 +80,6 @@ export function setUpModels(opened: (model: OpenModel) => Promise<void>) {
   }
   const shown = (work: () => Promise<void>) => guarded('model', 'The model cannot be opened', work)
   const openFolder = (files: readonly File[]) => shown(() => open({ kind: 'folder' }, files))
-  /** Opens a model that no folder has to be picked for. */
   const choose = async (choice: ModelChoice): Promise<void> => {
     const path = choice.kind === 'bundled' && choice.name !== undefined ? `model-${choice.name}/` : 'model/'
     if (choice.kind === 'bundled') await open(choice, new URL(path, document.baseURI).href)
@@ -122,16 +117,12 @@ export function setUpModels(opened: (model: OpenModel) => Promise<void>) {
     const field = inputOf('hub-id')
     void shown(() => choose({ kind: 'hub', id: field.value.trim() || field.placeholder }))
   })
-  inputOf('folder').addEventListener('change', ({ target }) => {
-    const { files } = target as HTMLInputElement
-    if (files !== null && files.length > 0) void openFolder([...files])
-  })
+  onFiles('folder', openFolder)
   byId('choices').addEventListener('submit', (event) => event.preventDefault())
   inputOf('device').addEventListener('change', () => void shown(async () => last?.()))
   return {
     choose,
     openFolder,
-    /** Opens the same model again, to compute with something else. */
     reopen: async (device: Device) => {
       inputOf('device').value = device
       await last?.()

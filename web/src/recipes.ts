@@ -28,12 +28,6 @@ const CHOICES: Readonly<Record<string, ModelChoice>> = {
   chat: { kind: 'hub', id: 'HuggingFaceTB/SmolLM2-135M-Instruct', dtype: 'q4' },
 }
 
-/**
- * Shows the recipes as cards.
- *
- * @param chosen hears of each choice
- * @returns a function that chooses the recipe with an id
- */
 export function setUpRecipes(chosen: (recipe: Recipe) => void): (id: string) => void {
   const all = recipes.map((recipe): Recipe => ({ ...recipe, model: CHOICES[recipe.model] }) as unknown as Recipe)
   const choose = (recipe: Recipe) => {
@@ -57,7 +51,6 @@ export function setUpRecipes(chosen: (recipe: Recipe) => void): (id: string) => 
   return (id) => choose(all.find((recipe) => recipe.id === id) ?? all[0])
 }
 
-/** Answers of the model alone and of the one that was taught, side by side. */
 function showRecording(title: string, recording: Recording | undefined): void {
   const cards = (recording?.answers ?? []).map(({ prompt, labels, alone, taught }) => {
     const shown =

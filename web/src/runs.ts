@@ -5,7 +5,6 @@ import type { Picture } from './data.js'
 import type { ModelChoice } from './models.js'
 import { folderAt, read, removeFolder, write } from './store.js'
 
-/** The settings and data by which a run can be continued. */
 export interface Job {
   readonly name: string
   readonly choice: ModelChoice
@@ -22,7 +21,6 @@ export interface Job {
   }
 }
 
-/** A run that can go on. */
 export interface UnfinishedRun {
   readonly job: Job
   readonly folder: Directory
@@ -50,7 +48,6 @@ export async function beginRun(job: Job, data: Blob, pictures: readonly Picture[
   return new HandleDirectory(await folder.getDirectoryHandle('adapter', { create: true }))
 }
 
-/** The run that an earlier visit did not finish. */
 export async function unfinishedRun(): Promise<UnfinishedRun | undefined> {
   try {
     const folder = await folderAt(FOLDER, false)
@@ -66,7 +63,6 @@ export async function unfinishedRun(): Promise<UnfinishedRun | undefined> {
   }
 }
 
-/** The steps of a run that its folder tells. */
 export async function savedSteps({ folder }: Pick<UnfinishedRun, 'folder'>): Promise<Omit<StepEvent, 'totalSteps'>[]> {
   if (!(await folder.has('metrics.jsonl'))) return []
   const file = await folder.open('metrics.jsonl')
@@ -75,12 +71,10 @@ export async function savedSteps({ folder }: Pick<UnfinishedRun, 'folder'>): Pro
   return text.split('\n').flatMap((line) => (line === '' ? [] : [JSON.parse(line)]))
 }
 
-/** Forgets the run. */
 export const endRun = (): Promise<void> => removeFolder(FOLDER)
 
 const NAME = 'lowrank-run'
 
-/** A message of the tab that has the run to the other tabs. */
 export type RunNews =
   | { readonly kind: 'step'; readonly event: StepEvent; readonly unit: string }
   | { readonly kind: 'say'; readonly text: string }
@@ -90,7 +84,6 @@ export class RunLock {
   readonly #channel = new BroadcastChannel(NAME)
   #leave: (() => void) | undefined
 
-  /** @param hears gets the news of another tab's run */
   constructor(hears: (news: RunNews) => void) {
     this.#channel.onmessage = ({ data }) => hears(data)
   }
@@ -119,7 +112,6 @@ export class RunLock {
     this.#leave = undefined
   }
 
-  /** Resolves when no other tab has the run any more. */
   async free(): Promise<void> {
     await navigator.locks?.request(NAME, { mode: 'shared' }, () => {})
   }

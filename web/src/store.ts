@@ -6,13 +6,11 @@ import type { Job } from './runs.js'
 const ADAPTERS = 'lowrank-adapters'
 const ABOUT = 'about.json'
 
-/** An adapter that this browser keeps. */
 export interface KeptAdapter {
   readonly name: string
   /** The run that made it; undefined for one that was opened. */
   readonly job: Job | undefined
   readonly bytes: number
-  /** The model that it belongs to, for people. */
   readonly modelName: string
 }
 
@@ -23,7 +21,6 @@ export async function folderAt(name: string, create = true): Promise<FileSystemD
   return create ? folder : folder?.catch(() => undefined)
 }
 
-/** Removes a folder of this page. */
 export async function removeFolder(name: string): Promise<void> {
   const root = await navigator.storage.getDirectory().catch(() => undefined)
   await root?.removeEntry(name, { recursive: true }).catch(() => {})
@@ -38,7 +35,6 @@ export async function write(folder: FileSystemDirectoryHandle, name: string, con
 export const read = async (folder: FileSystemDirectoryHandle, name: string): Promise<File> =>
   (await folder.getFileHandle(name)).getFile()
 
-/** The files of a folder in memory, by path. */
 export async function filesOf(folder: Directory): Promise<MemoryDirectory> {
   const copy = new MemoryDirectory()
   for (const name of await folder.list()) {
@@ -89,7 +85,6 @@ export async function keptAdapters(): Promise<KeptAdapter[]> {
   return kept.sort((a, b) => a.name.localeCompare(b.name))
 }
 
-/** The folder of one that is kept. */
 async function folderOf(name: string): Promise<HandleDirectory> {
   const folder = await folderAt(ADAPTERS)
   if (folder === undefined) throw new Error('This browser keeps no files now.')
@@ -102,7 +97,6 @@ export async function removeKept(name: string): Promise<void> {
   await (await folderAt(ADAPTERS))?.removeEntry(name, { recursive: true })
 }
 
-/** Gives one that is kept another name, which no other has. */
 export async function renameKept(from: string, to: string): Promise<void> {
   const { files } = await filesOf(await folderOf(from))
   const own = await (await folderAt(ADAPTERS))!.getDirectoryHandle(to, { create: true })
@@ -113,7 +107,6 @@ export async function renameKept(from: string, to: string): Promise<void> {
   await removeKept(from)
 }
 
-/** The files of those with these names, below folders of these names. */
 export async function keptFiles(names: readonly string[]): Promise<Record<string, Uint8Array>> {
   const all: Record<string, Uint8Array> = {}
   for (const name of names) {

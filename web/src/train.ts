@@ -29,17 +29,12 @@ const STAGES = {
   save: 'Saving…',
 }
 
-/** The parts of the page that the trainer uses. */
 export interface Surroundings {
-  /** Opens a model, which then comes to `use`. */
   choose(choice: ModelChoice): Promise<void>
-  /** Opens the same model again, to compute with something else. */
   reopen(device: Device): Promise<void>
   /** Resolves with the answer of an unfinished adapter to the input of the page; undefined while the page is busy. */
   sample(adapter: LoraAdapter): Promise<string | undefined>
-  /** Takes the adapter of a run that is done. */
   trained(adapter: LoraAdapter, job: Job): Promise<void>
-  /** The run of another tab has ended. */
   changed(): Promise<void>
 }
 
@@ -48,13 +43,11 @@ export class Trainer {
   readonly #page: Surroundings
   readonly #lock = new RunLock((news) => this.#hear(news))
   #open: OpenModel | undefined
-  /** The model that "Teach it" opens. */
   #wanted: ModelChoice = { kind: 'bundled' }
   #running: { abort: AbortController; keeps: boolean } | undefined
   #paused: UnfinishedRun | undefined
   #isWatching = false
   #losses: number[] = []
-  /** True if the browser had no space for a run. */
   #isInMemory = false
   #isSampling = false
   #stage: keyof typeof STAGES = 'encode'
@@ -70,7 +63,6 @@ export class Trainer {
     })
   }
 
-  /** The model that is trained from now on. */
   use(open: OpenModel): void {
     if (this.#open !== undefined && this.#open.source !== open.source) this.#forget()
     this.#open = open
@@ -81,7 +73,6 @@ export class Trainer {
     if (Number(length.value) > Number(length.max)) length.value = length.max
   }
 
-  /** The model that "Teach it" opens, if another one is open. */
   want(choice: ModelChoice): void {
     this.#wanted = choice
   }
@@ -218,7 +209,6 @@ export class Trainer {
     }
   }
 
-  /** A new run of what the form says. */
   async #begin(open: OpenModel): Promise<UnfinishedRun> {
     const { pictures, blob, text, name } = this.data.value
     const job = readJob(open, name, taskOf(open, { text, pictures }).name as Job['task'])
@@ -258,7 +248,6 @@ export class Trainer {
 
   #interrupt(keeps: boolean): void {
     if (this.#running === undefined) {
-      // A paused run that is not wanted.
       this.#paused = undefined
       void endRun().then(() => this.#lock.leave())
       this.#say('The run is removed.')
@@ -334,10 +323,8 @@ export class Trainer {
 
 const curve = () => document.getElementById('curve') as unknown as SVGElement
 
-/** The settings that were suggested last, by the ids of their fields. */
 let suggested: Readonly<Record<string, string>> = { steps: '60', 'learning-rate': '0.005', 'batch-size': '4' }
 
-/** Puts settings that suit a task into fields that still have those of another. */
 function suggest({ page: { unit, settings } }: PageTask): void {
   // All pictures have the size that the model takes.
   byId('length').hidden = unit === 'pictures'
@@ -350,14 +337,12 @@ function suggest({ page: { unit, settings } }: PageTask): void {
   suggested = own
 }
 
-/** Pictures as records of `train`. */
 function rowsOf(pictures: readonly Picture[]): Promise<{ image: Uint8Array; label: string }[]> {
   return Promise.all(
     pictures.map(async ({ file, label }) => ({ image: new Uint8Array(await file.arrayBuffer()), label })),
   )
 }
 
-/** The form as a run. */
 export function readJob(
   { name, choice }: Pick<OpenModel, 'name' | 'choice'>,
   dataName: string,

@@ -10,25 +10,20 @@ import {
 } from 'lowrank'
 import { download, filesOfAdapter, readArchive } from './adapters.js'
 import { differences } from './differences.js'
-import { button, buttonOf, byId, guarded, inputOf, MendableError, make } from './dom.js'
+import { button, buttonOf, byId, guarded, inputOf, MendableError, make, onFiles } from './dom.js'
 import { hideLayers, showLayers } from './layers.js'
 import { threadCount } from './machine.js'
 import type { Device, OpenModel } from './models.js'
 
-/** Labels listed of each input. */
 const SHOWN_LABELS = 5
 
-/** The name of the card that adds all adapters up. */
 const MIX = 'All of them mixed'
-/** Tokens of a sample while the model learns. */
 const SAMPLE_TOKENS = 24
-/** The name of an unfinished adapter in the session. */
 const SAMPLE = 'a sample'
 
 interface Card {
   readonly element: HTMLElement
   readonly text: HTMLElement
-  /** How long the answer took. */
   readonly speed: HTMLElement
   /** How strong the adapter is: 1 as it was trained. */
   readonly strength: HTMLInputElement
@@ -43,7 +38,6 @@ export class Writer {
   /** For models that read pictures. */
   #picture: File | undefined
 
-  /** @param reopen opens the same model again, to compute with something else */
   constructor(reopen: (device: Device) => Promise<void>) {
     byId('prompt-form').addEventListener('submit', (event) => {
       event.preventDefault()
@@ -60,24 +54,10 @@ export class Writer {
       if (this.#stop !== undefined) event.preventDefault()
     })
     buttonOf('quiet').addEventListener('click', () => this.#stop?.abort())
-    const chooser = inputOf('picture')
-    chooser.addEventListener('change', () => {
-      const file = chooser.files?.[0]
-      if (file !== undefined) this.#show(file)
-      chooser.value = ''
-    })
-    const zip = inputOf('adapter-zip')
-    zip.addEventListener('change', () => {
-      const file = zip.files?.[0]
-      if (file !== undefined) void this.#openAdapter(file.name.replace(/\.zip$/, ''), () => readArchive(file))
-      zip.value = ''
-    })
-    const folder = inputOf('adapter-folder')
-    folder.addEventListener('change', () => {
-      const files = [...(folder.files ?? [])]
-      const name = files[0]?.webkitRelativePath.split('/')[0] || 'adapter'
-      if (files.length > 0) void this.openFolder(name, files)
-      folder.value = ''
+    onFiles('picture', ([file]) => this.#show(file))
+    onFiles('adapter-zip', ([file]) => void this.#openAdapter(file.name.replace(/\.zip$/, ''), () => readArchive(file)))
+    onFiles('adapter-folder', (files) => {
+      void this.openFolder(files[0].webkitRelativePath.split('/')[0] || 'adapter', files)
     })
   }
 
@@ -120,7 +100,6 @@ export class Writer {
     byId('write-heading').textContent = writes ? 'Compare what it writes' : 'Compare its labels'
   }
 
-  /** True for the adapter of a card. */
   has(name: string): boolean {
     return this.#adapters.has(name)
   }
@@ -143,7 +122,6 @@ export class Writer {
     }
   }
 
-  /** Adds an adapter under the next free name, and shows what it changes. */
   async add(wanted: string, adapter: LoraAdapter): Promise<void> {
     if (this.#session === undefined) throw new Error('No model is open. Open one in part 1 first.')
     let name = wanted
@@ -154,7 +132,6 @@ export class Writer {
     await showLayers(name, adapter)
   }
 
-  /** Opens the files of an adapter's folder. */
   openFolder(name: string, files: readonly File[]): Promise<void> {
     return this.#openAdapter(name, () => loadAdapter(files))
   }
@@ -198,7 +175,6 @@ export class Writer {
     if (adapter !== undefined && mixable.length === 2 && !this.#cards.has(MIX)) this.#addCard(MIX)
   }
 
-  /** The picture that gets labels; none where it is undefined. */
   #show(picture: File | undefined): void {
     const preview = byId<HTMLImageElement>('preview')
     URL.revokeObjectURL(preview.src)
@@ -216,14 +192,12 @@ export class Writer {
     }
   }
 
-  /** The adapters of a card, each with its strength. */
   #choiceOf(name: string | null): Record<string, number> | null {
     if (name === null) return null
     const names = name === MIX ? [...this.#adapters.keys()].filter((one) => !this.#givesLabels(one)) : [name]
     return Object.fromEntries(names.map((one) => [one, Number(this.#cards.get(one)?.strength.value ?? 1)]))
   }
 
-  /** Gives the answers of the model alone and of all adapters. */
   async write(): Promise<void> {
     const session = this.#session
     if (session === undefined) return
@@ -265,7 +239,6 @@ export class Writer {
     }
   }
 
-  /** True if an adapter, or the model alone, gives labels. */
   #givesLabels(name: string | null): boolean {
     const adapter = name === null ? undefined : this.#adapters.get(name)
     return this.#open?.writes === false || adapter?.config.taskType === 'SEQ_CLS'

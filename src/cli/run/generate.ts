@@ -8,7 +8,7 @@ import { defineCommand, repeated, text, toggle } from '../options.js'
 import { printable, printableProse } from '../show/escape.js'
 import { colors, printDocument, say } from '../show/terminal.js'
 import { readChatTemplate } from './data-options.js'
-import { Prompts } from './prompts.js'
+import { promptsOf } from './prompts.js'
 import { OUTPUT_OPTIONS, SESSION_OPTIONS, withSession } from './with-session.js'
 
 interface Result extends Pick<GenerateResult, 'text' | 'tokens' | 'seconds' | 'finish' | 'seed' | 'logprobs'> {
@@ -63,26 +63,27 @@ export const generate = defineCommand({
     const { prompt, messages, system, image, chat: asksChat, raw, chatTemplate, ...sampling } = asked
     const chat = asksChat || (image.length > 0 && !raw)
     const weighted = weightedAdapters(occurrences)
-    const prompts = await Prompts.of({ prompt, messages, system, chat, raw })
+    const prompts = await promptsOf({ prompt, messages, system, chat, raw })
     const template = await readChatTemplate(chatTemplate)
     return withSession(
       { model, dtype, adapter: folders, allowMissing, device, threads },
       async (session, signal, adapters) => {
         const options = { ...sampling, chatTemplate: template, tools: prompts.tools, signal }
         const results: Result[] = []
-        const writer = new Writer(json, prompts)
+        const onText = json || prompts.count > 1 ? undefined : writePiece
         const choices = choicesOf(weighted, adapters, mix)
         let seconds = 0
         for (const { name, adapter, wasTrainedOnChats } of choices) {
           if (choices.length > 1) say(colors.dim(`${results.length > 0 ? '\n' : ''}${name}`))
           const all = prompts.for(wasTrainedOnChats)
-          writer.begin(all)
+          const isShown = onText !== undefined && process.stdout.isTTY && process.stderr.isTTY
+          if (isShown && typeof all[0] === 'string') process.stderr.write(colors.dim(all[0]))
           const images = image.length > 0 ? all.map(() => image) : undefined
-          const texts = await session.generate(all, { ...options, adapter, images, onText: writer.onText })
-          writer.end(texts)
+          const texts = await session.generate(all, { ...options, adapter, images, onText })
+          if (!json) writeAll(texts, prompt)
           seconds += Math.max(...texts.map((result) => result.seconds))
           for (const [i, { text, tokens, seconds, finish, seed, logprobs }] of texts.entries()) {
-            const about = texts.length > 1 ? { prompt: prompts.textOf(i) } : {}
+            const about = texts.length > 1 ? { prompt: prompt[i] } : {}
             const scores = logprobs === undefined ? {} : { logprobs }
             results.push({ adapter: name, ...about, text, tokens, seconds, finish, seed, ...scores })
           }
@@ -118,38 +119,15 @@ function choicesOf(
   return [{ name, adapter, wasTrainedOnChats: weighted.some((one) => isChat(one.adapter)) }]
 }
 
-class Writer {
-  readonly #json: boolean
-  readonly #prompts: Prompts
-  readonly #isWatched = process.stdout.isTTY === true
+/** On a terminal one text follows its prompt, and grows; into a pipe the text alone goes. */
+function writePiece(piece: string): void {
+  process.stdout.write(process.stdout.isTTY ? printableProse(piece) : piece)
+}
 
-  constructor(json: boolean, prompts: Prompts) {
-    this.#json = json
-    this.#prompts = prompts
-  }
-
-  get onText(): ((piece: string) => void) | undefined {
-    return this.#json || this.#prompts.count > 1 ? undefined : (piece) => this.#write(piece)
-  }
-
-  /** On a terminal a text follows its prompt; into a pipe the text alone goes. */
-  begin(asked: readonly unknown[]): void {
-    const isShown = !this.#json && this.#isWatched && process.stderr.isTTY && asked.length === 1
-    if (isShown && typeof asked[0] === 'string') process.stderr.write(colors.dim(asked[0]))
-  }
-
-  end(texts: readonly GenerateResult[]): void {
-    if (this.#json) return
-    if (texts.length === 1) process.stdout.write('\n')
-    else {
-      for (const [i, { text }] of texts.entries()) {
-        say(colors.dim(`${i > 0 ? '\n' : ''}${printable(this.#prompts.textOf(i) ?? `chat ${i + 1}`)}`))
-        this.#write(`${text}\n`)
-      }
-    }
-  }
-
-  #write(piece: string): void {
-    process.stdout.write(this.#isWatched ? printableProse(piece) : piece)
+function writeAll(texts: readonly GenerateResult[], prompts: readonly string[]): void {
+  if (texts.length === 1) return void process.stdout.write('\n')
+  for (const [i, { text }] of texts.entries()) {
+    say(colors.dim(`${i > 0 ? '\n' : ''}${printable(prompts[i] ?? `chat ${i + 1}`)}`))
+    writePiece(`${text}\n`)
   }
 }

@@ -4,7 +4,7 @@ import { type ChatMessage, DataError, type Prompt } from '../../index.js'
 import { UsageError } from '../options.js'
 import { readTextFile } from './data-options.js'
 
-export interface Asked {
+interface Asked {
   readonly prompt: readonly string[]
   readonly messages: string | undefined
   readonly system: string | undefined
@@ -17,48 +17,35 @@ interface FileChat {
   readonly tools?: readonly object[]
 }
 
-export class Prompts {
-  readonly #asked: Asked
-  readonly #chats: readonly FileChat[]
+export interface Prompts {
+  readonly count: number
+  readonly tools: readonly object[] | undefined
+  /** Texts are questions to an adapter that was trained on chats, unless --raw says otherwise. */
+  for(wasTrainedOnChats: boolean): Prompt[]
+}
 
-  private constructor(asked: Asked, chats: readonly FileChat[]) {
-    this.#asked = asked
-    this.#chats = chats
+export async function promptsOf({ prompt, messages, system, chat, raw }: Asked): Promise<Prompts> {
+  if (prompt.length === 0 && messages === undefined) throw new UsageError('--prompt TEXT is missing')
+  if (raw && (chat || system !== undefined || messages !== undefined)) {
+    const other = chat ? '--chat' : system === undefined ? '--messages' : '--system'
+    throw new UsageError(
+      `--raw and ${other} cannot be used together: --raw turns the chat template off, and ${other} needs it`,
+    )
   }
-
-  static async of(asked: Asked): Promise<Prompts> {
-    const { prompt, messages, system, chat, raw } = asked
-    if (prompt.length === 0 && messages === undefined) throw new UsageError('--prompt TEXT is missing')
-    if (raw && (chat || system !== undefined || messages !== undefined)) {
-      const other = chat ? '--chat' : system === undefined ? '--messages' : '--system'
-      throw new UsageError(
-        `--raw and ${other} cannot be used together: --raw turns the chat template off, and ${other} needs it`,
-      )
-    }
-    return new Prompts(asked, messages === undefined ? [] : await readChats(messages))
-  }
-
-  get count(): number {
-    return this.#asked.prompt.length + this.#chats.length
-  }
-
-  textOf(index: number): string | undefined {
-    return this.#asked.prompt[index]
-  }
-
-  get tools(): readonly object[] | undefined {
-    return this.#chats.find(({ tools }) => tools !== undefined)?.tools
-  }
-
-  for(wasTrainedOnChats: boolean): Prompt[] {
-    const { prompt, system, chat, raw } = this.#asked
-    const isChat = chat || system !== undefined || (wasTrainedOnChats && !raw)
-    const scene = system === undefined ? [] : [{ role: 'system', content: system }]
-    const texts = prompt.map((text) => (isChat ? [...scene, { role: 'user', content: text }] : text))
-    return [...texts, ...this.#chats.map(({ messages }) => [...scene, ...messages])]
+  const chats = messages === undefined ? [] : await readChats(messages)
+  const scene = system === undefined ? [] : [{ role: 'system', content: system }]
+  return {
+    count: prompt.length + chats.length,
+    tools: chats.find(({ tools }) => tools !== undefined)?.tools,
+    for(wasTrainedOnChats) {
+      const isChat = chat || system !== undefined || (wasTrainedOnChats && !raw)
+      const texts = prompt.map((text) => (isChat ? [...scene, { role: 'user', content: text }] : text))
+      return [...texts, ...chats.map((one) => [...scene, ...one.messages])]
+    },
   }
 }
 
+/** A JSON file with one chat, or a JSONL file with one in each line. */
 async function readChats(file: string): Promise<FileChat[]> {
   const content = await readTextFile(file)
   const whole = parse(content)

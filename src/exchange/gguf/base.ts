@@ -1,7 +1,7 @@
 // Facts of the base that a GGUF adapter needs: the architecture, how many heads a layer has, and which tensors there
 // are. A folder with config.json tells this, or a GGUF file of the model.
 
-import { type Directory, readJson } from '../../base/bytes.js'
+import { type Directory, readJson, withSource } from '../../base/bytes.js'
 import { ConfigError, FormatError, UnsupportedError } from '../../base/errors.js'
 import { type GgufFile, type GgufValue, parseGguf } from '../../formats/gguf/gguf.js'
 import { type GgufNames, namesOfArchitecture, namesOfModel } from './names.js'
@@ -69,13 +69,8 @@ async function readConfigBase(directory: Directory): Promise<GgufBase> {
   }
 }
 
-async function readGgufBase(directory: Directory, file: string): Promise<GgufBase> {
-  const source = await directory.open(file)
-  try {
-    return baseOf(await parseGguf(source))
-  } finally {
-    await source.close()
-  }
+function readGgufBase(directory: Directory, file: string): Promise<GgufBase> {
+  return withSource(directory, file, async (source) => baseOf(await parseGguf(source)))
 }
 
 function baseOf({ source, metadata, tensors }: GgufFile): GgufBase {

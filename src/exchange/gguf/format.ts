@@ -1,7 +1,7 @@
 // GGUF files of LoRA adapters as a format among others. Names and the order of q and k depend on the model, so both
 // ways need the base.
 
-import { writeThrough } from '../../base/bytes.js'
+import { withSource, writeThrough } from '../../base/bytes.js'
 import { ConfigError } from '../../base/errors.js'
 import { openAdapter } from '../../peft/open.js'
 import { type ExchangeFormat, type Place, startsWith, type Written } from '../format.js'
@@ -11,14 +11,8 @@ import { writeGgufAdapter } from './write.js'
 
 export const GGUF: ExchangeFormat = {
   detect: (place) => startsWith(place, (start) => String.fromCharCode(...start.subarray(0, 4)) === 'GGUF'),
-  async open({ directory, file }, base) {
-    const source = await directory.open(file!)
-    try {
-      return await openAdapter(await readGgufAdapter(source, await openBase(base)))
-    } finally {
-      await source.close()
-    }
-  },
+  open: ({ directory, file }, base) =>
+    withSource(directory, file!, async (source) => openAdapter(await readGgufAdapter(source, await openBase(base)))),
   async write(adapter, { directory, file }, { base, dtype, ...run }) {
     const opened = await openBase(base)
     let report: Written = { layers: 0 }

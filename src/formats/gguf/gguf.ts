@@ -1,5 +1,4 @@
-// GGUF (ggml's docs/gguf.md, versions 2 and 3): metadata, a list of tensors, and their bytes. The header is read and
-// checked; no tensor is. Long lists, such as a tokenizer's words, are passed over.
+// GGUF (ggml's docs/gguf.md, versions 2 and 3). The header is read and checked; no tensor is.
 
 import type { ByteSource } from '../../base/bytes.js'
 import { FormatError, UnsupportedError } from '../../base/errors.js'
@@ -21,7 +20,7 @@ const MAX_KEPT = 4096
 const MAX_LIST = 1 << 25
 const MAX_DIMENSIONS = 4
 
-/** A value of the metadata; a list of more than a few thousand elements has only its length. */
+/** A list of more than a few thousand elements, such as a tokenizer's words, has only its length. */
 export type GgufValue =
   | number
   | bigint
@@ -30,7 +29,6 @@ export type GgufValue =
   | readonly (number | bigint | boolean | string)[]
   | { readonly length: number }
 
-/** A tensor of a file: what it is, and where its bytes lie. */
 export interface GgufTensor {
   readonly name: string
   readonly type: GgufType
@@ -41,20 +39,16 @@ export interface GgufTensor {
   readonly byteLength: number
 }
 
-/** A file whose header was read. */
 export interface GgufFile {
   /** The caller's to close. */
   readonly source: ByteSource
   readonly metadata: ReadonlyMap<string, GgufValue>
-  /** In the file's order. */
   readonly tensors: ReadonlyMap<string, GgufTensor>
 }
 
 /**
- * Reads and checks a header.
- *
- * @throws FormatError that names the file, and the value or tensor where there is one, when a number, a length, a type
- *   or a range is wrong, or ranges overlap; UnsupportedError for version 1 and big-endian files
+ * Throws FormatError when a number, a length, a type or a range is wrong, or ranges overlap; UnsupportedError for
+ * version 1 and big-endian files.
  */
 export async function parseGguf(source: ByteSource): Promise<GgufFile> {
   const where = source.name
@@ -105,7 +99,7 @@ export async function parseGguf(source: ByteSource): Promise<GgufFile> {
   return { source, metadata, tensors }
 }
 
-/** Bytes of a metadata value by its type; 0 for text and lists. */
+/** 0 for text and lists. */
 const VALUE_BYTES = [1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8]
 const TEXT = 8
 const LIST = 9
@@ -208,11 +202,7 @@ function checkRanges(tensors: readonly GgufTensor[], source: ByteSource): void {
   })
 }
 
-/**
- * A tensor as numbers, row-major.
- *
- * @throws UnsupportedError for a type other than fp32, fp16, bf16 and q8_0; FileError when it cannot be read
- */
+/** Row-major. Throws UnsupportedError for a type other than fp32, fp16, bf16 and q8_0. */
 export async function readGgufTensor({ source }: GgufFile, tensor: GgufTensor): Promise<Float32Array> {
   const dtype = floatOf(tensor.type)
   if (dtype === undefined) {
@@ -227,8 +217,8 @@ export async function readGgufTensor({ source }: GgufFile, tensor: GgufTensor): 
 }
 
 /**
- * A place in a source that moves forward. It reads a header whose length nobody knows in advance, a piece at a time,
- * and checks every length in it against the file's before anything is read or made.
+ * Reads a header whose length nobody knows in advance, and checks every length in it against the file's before anything
+ * is read or made.
  */
 class Cursor {
   readonly #source: ByteSource
@@ -240,17 +230,14 @@ class Cursor {
     this.#source = source
   }
 
-  /** Bytes from the source's beginning. */
   get offset(): number {
     return this.#at
   }
 
-  /** Bytes that are left. */
   get left(): number {
     return this.#source.byteLength - this.#at
   }
 
-  /** The next bytes. Throws FormatError when the file ends before. */
   async take(byteLength: number, what: string): Promise<DataView> {
     this.check(byteLength, what)
     const from = this.#at - this.#pieceStart
@@ -263,13 +250,11 @@ class Cursor {
     return new DataView(this.#piece.buffer, start, byteLength)
   }
 
-  /** Moves on without reading. Throws FormatError when the file ends before. */
   skip(byteLength: number, what: string): void {
     this.check(byteLength, what)
     this.#at += byteLength
   }
 
-  /** Throws FormatError unless so many bytes are left. */
   check(byteLength: number, what: string): void {
     if (byteLength <= this.left) return
     throw new FormatError({
@@ -285,7 +270,6 @@ class Cursor {
     return (await this.take(4, what)).getUint32(0, true)
   }
 
-  /** A length or a count. Throws FormatError when it is above `most`. */
   async size(what: string, most: number): Promise<number> {
     const value = (await this.take(8, what)).getBigUint64(0, true)
     if (value <= BigInt(most)) return Number(value)

@@ -2,10 +2,9 @@
 
 import { decodeFloats, encodeFloats, type FloatDtype, f16ToF32, f32ToF16 } from '../../base/dtype.js'
 
-/** Types that can be read as numbers and written. */
 export type GgufFloat = FloatDtype | 'q8_0'
 
-/** A type: so many elements in a block of so many bytes. */
+/** So many elements in a block of so many bytes. */
 export interface GgufType {
   /** In ggml's spelling. */
   readonly name: string
@@ -53,12 +52,11 @@ export const GGUF_TYPES: ReadonlyMap<number, GgufType> = new Map([
 
 const NUMBERS: Readonly<Record<GgufFloat, number>> = { fp32: 0, fp16: 1, q8_0: 8, bf16: 30 }
 
-/** ggml's number of a type that is written. */
 export function typeNumber(dtype: GgufFloat): number {
   return NUMBERS[dtype]
 }
 
-/** The type of numbers that ggml's type is. Undefined for a type that is not read as numbers. */
+/** Undefined for a type that is not read as numbers. */
 export function floatOf({ name }: GgufType): GgufFloat | undefined {
   return (Object.keys(NUMBERS) as GgufFloat[]).find((dtype) => GGUF_TYPES.get(NUMBERS[dtype])!.name === name)
 }
@@ -79,10 +77,7 @@ export function decodeGguf(bytes: Uint8Array, dtype: GgufFloat): Float32Array {
   return values
 }
 
-/**
- * Numbers → little-endian bytes. Q8_0 as ggml's reference has it: blocks of 32 share the scale max|x|/127 in f16,
- * halves round away from zero. The length must be a multiple of the type's block.
- */
+/** Q8_0 as ggml's reference has it: blocks of 32 share the scale max|x|/127 in f16, halves round away from zero. */
 export function encodeGguf(values: Float32Array, dtype: GgufFloat): Uint8Array {
   if (dtype !== 'q8_0') return encodeFloats(values, dtype)
   const blocks = values.length / BLOCK

@@ -7,32 +7,25 @@ import { type GgufFloat, typeNumber } from './types.js'
 
 const ALIGNMENT = 32
 
-/** A metadata value that is written: text, or a number with its type. */
 export type WrittenValue =
   | string
   | { readonly f32: number }
   | { readonly u32: number }
   | { readonly u32s: readonly number[] }
 
-/** A tensor that is written. */
 export interface WrittenTensor {
   readonly name: string
   /** Row-major, as in PyTorch. The last dimension is a multiple of 32 for Q8_0. */
   readonly shape: readonly number[]
   readonly dtype: GgufFloat
-  /** In its type; asked for when its turn comes. They may be put in `memory`, which has their length. */
+  /** Asked for when its turn comes. They may be put in `memory`, which has their length. */
   bytes(memory?: Uint8Array): Uint8Array | Promise<Uint8Array>
 }
 
-/** Tensors are read and written in blocks of about this size: many small writes cost more than their bytes. */
+/** Many small writes cost more than their bytes. */
 const BLOCK_BYTES = 1 << 21
 
-/**
- * Writes a whole file into a sink, which stays the caller's to commit. A block of tensors is written while the next one
- * is read.
- *
- * @param onTensor called after each tensor
- */
+/** The sink stays the caller's to commit. A block of tensors is written while the next one is read. */
 export async function writeGguf(
   sink: ByteSink,
   metadata: ReadonlyMap<string, WrittenValue>,
@@ -57,7 +50,6 @@ export async function writeGguf(
   await sink.write(concatBytes([header, padding(header.byteLength)]))
   const blocks = blocksOf(tensors)
   const largest = Math.max(0, ...blocks.map((block) => (isShared(block) ? block.byteLength : 0)))
-  // One is read while the other is written.
   const memory = [new Uint8Array(largest), new Uint8Array(largest)]
   const read = async (i: number) => blocks[i] && bytesOfBlock(blocks[i], memory[i % 2])
   let next = read(0)
@@ -92,7 +84,7 @@ function blocksOf(tensors: readonly WrittenTensor[]): Block[] {
   return blocks
 }
 
-/** True if it is read into memory that blocks share: a tensor that is larger than a block has its own. */
+/** A tensor that is larger than a block has memory of its own. */
 function isShared({ byteLength }: Block): boolean {
   return byteLength <= BLOCK_BYTES
 }

@@ -1,5 +1,5 @@
 // Reads .onnx_adapter files. FlatBuffers are tables that point at each other: each offset is checked against the file's
-// length before it is followed, and nothing is read twice the file's size.
+// length before it is followed.
 
 import type { ByteSource } from '../../base/bytes.js'
 import { FormatError, UnsupportedError } from '../../base/errors.js'
@@ -11,7 +11,6 @@ const MAX_NAME_BYTES = 1000
 const MAX_DIMENSIONS = 8
 const PIECE_BYTES = 1 << 16
 
-/** A tensor of a file: what it is, and where its bytes lie. */
 export interface OnnxAdapterEntry {
   readonly name: string
   readonly shape: readonly number[]
@@ -20,17 +19,11 @@ export interface OnnxAdapterEntry {
   readonly byteLength: number
 }
 
-/** True if the first bytes are those of such a file. */
 export function isOnnxAdapter(bytes: Uint8Array): boolean {
   return bytes.byteLength >= 8 && String.fromCharCode(...bytes.subarray(4, 8)) === 'TORT'
 }
 
-/**
- * The tensors of a file, in its order.
- *
- * @throws FormatError that names the file, and the tensor where there is one, when an offset, a length or a type is
- *   wrong; UnsupportedError for a later version and for types other than floats of 16 and 32 bits
- */
+/** Throws UnsupportedError for a later version and for types other than floats of 16 and 32 bits. */
 export async function parseOnnxAdapter(source: ByteSource): Promise<OnnxAdapterEntry[]> {
   const reader = new Reader(source)
   if (!isOnnxAdapter(await source.read(0, Math.min(8, source.byteLength)))) {
@@ -113,14 +106,13 @@ class Reader {
     return new DataView(this.#piece.buffer, this.#piece.byteOffset + at - this.#start, byteLength)
   }
 
-  /** Follows the offset at this place; 0 means that the field is absent. */
+  /** 0 means that the field is absent. */
   async offset(at: number): Promise<number> {
     const value = at === 0 ? 0 : (await this.view(at, 4)).getUint32(0, true)
     if (value > 0) return at + value
     throw new FormatError({ where: this.#source.name, what: 'a part that is missing' })
   }
 
-  /** Finds the root table. */
   async root(): Promise<number> {
     const { buffer, byteOffset } = await this.#source.read(0, 4)
     return new DataView(buffer, byteOffset, 4).getUint32(0, true)

@@ -2,7 +2,6 @@
 
 import type { FloatDtype } from '../../base/dtype.js'
 
-/** Types that adapters are written in. */
 export type OnnxAdapterDtype = FloatDtype
 
 export const DATA_TYPES: Readonly<Record<OnnxAdapterDtype, { readonly number: number; readonly bytes: number }>> = {
@@ -11,7 +10,6 @@ export const DATA_TYPES: Readonly<Record<OnnxAdapterDtype, { readonly number: nu
   bf16: { number: 16, bytes: 2 },
 }
 
-/** The type of a number; undefined for one that is not read. */
 export function dtypeOf(number: number): OnnxAdapterDtype | undefined {
   return (Object.keys(DATA_TYPES) as OnnxAdapterDtype[]).find((dtype) => DATA_TYPES[dtype].number === number)
 }

@@ -1,6 +1,5 @@
-// ONNX Runtime's .onnx_adapter: a FlatBuffers file of named tensors
-// (onnxruntime/lora/adapter_format/adapter_schema.fbs). All tables lie before the data, so that one tensor's bytes are
-// in memory at a time.
+// ONNX Runtime's .onnx_adapter: FlatBuffers (onnxruntime/lora/adapter_format/adapter_schema.fbs). All tables lie before
+// the data, so that one tensor's bytes are in memory at a time.
 
 import type { ByteSink } from '../../base/bytes.js'
 import { UnsupportedError } from '../../base/errors.js'
@@ -10,7 +9,6 @@ import { DATA_TYPES, type OnnxAdapterDtype } from './types.js'
 /** Offsets are signed 32-bit numbers in places. */
 const MAX_BYTES = 2 ** 31 - 1
 
-/** A tensor that is written. */
 export interface OnnxAdapterTensor {
   readonly name: string
   readonly shape: readonly number[]
@@ -23,12 +21,7 @@ const ROOT = 8
 const VTABLE_BYTES = 12
 const TABLE_BYTES = 20
 
-/**
- * Writes a whole file into a sink, which stays the caller's to commit.
- *
- * @param onTensor called after each tensor
- * @throws UnsupportedError when it would have 2 GiB or more
- */
+/** The sink stays the caller's to commit. Throws UnsupportedError when the file would have 2 GiB or more. */
 export async function writeOnnxAdapter(
   sink: ByteSink,
   tensors: readonly OnnxAdapterTensor[],

@@ -1,7 +1,5 @@
-// Plans the files of an .onnx: for each byte, whether it is known, copied from the model's files, or a new weight's. No
-// weight is read.
+// Plans the files of an .onnx: for each byte, whether it is known, copied from the model's files, or a new weight's.
 
-import { toBinary } from '@bufbuild/protobuf'
 import { FormatError } from '../../base/errors.js'
 import {
   GraphProtoSchema,
@@ -12,6 +10,7 @@ import {
 } from './gen/onnx_pb.js'
 import { copyMessage, mapTensors } from './messages.js'
 import type { OnnxModel } from './model.js'
+import { toBinary } from './protobuf.js'
 import { lengthDelimited } from './scan.js'
 import {
   byteLengthOf,
@@ -25,7 +24,7 @@ import {
   weightRange,
 } from './tensors.js'
 
-/** A protobuf message ends at 2 GiB, so that larger models keep weights beside it; some room is left for the graph. */
+/** A protobuf message ends at 2 GiB; some room is left for the graph. */
 const MAX_INLINE_BYTES = 2 ** 31 - 2 ** 24
 
 /** Pages can be mapped into memory only from such offsets. */
@@ -35,16 +34,13 @@ const MODEL_GRAPH = 7
 const GRAPH_INITIALIZER = 5
 const TENSOR_RAW_DATA = 9
 
-/** How a model is written. */
 export interface OnnxLayout {
-  /** Names of initializers whose content is replaced; type and shape stay. */
+  /** Initializers whose content is replaced; type and shape stay. */
   readonly replaced?: ReadonlySet<string> | undefined
   /**
-   * Files beside the model's own stay as they are, under names that belong to the new file; what is new goes into the
-   * graph or, above `maxAddedBytes`, into a data file of its own. Default: all weights are written anew.
+   * The model's own files stay; what is new goes into the graph or, above `maxAddedBytes`, into a data file of its own.
    */
   readonly keepsFiles?: boolean | undefined
-  /** Most bytes of new weights that go into a graph whose other weights are in files. Default 32 MiB. */
   readonly maxAddedBytes?: number | undefined
 }
 
@@ -55,12 +51,10 @@ export type OnnxPiece = { readonly offset: number; readonly byteLength: number }
   | { readonly location: string; readonly from: number }
 )
 
-/** A file that is to be written. */
 export interface OnnxFile {
   readonly path: string
   readonly byteLength: number
   readonly pieces: readonly OnnxPiece[]
-  /** It is a copy of this file of the model. */
   readonly copyOf?: string
 }
 
@@ -69,12 +63,8 @@ const MAX_ADDED_BYTES = 1 << 25
 const MIN_EXTERNAL_BYTES = 1024
 
 /**
- * Plans the files of `proto`, a graph over `model`'s weights. Weights go into a separate file if the model had one, or
- * if the whole would be larger than protobuf's 2 GiB. Its name is `path` + `_data`, or has the ending of the model's
- * own file.
- *
- * @returns data files (NAME_data, NAME_data_1, … as transformers.js numbers them), and the graph, which comes last
- * @throws FormatError when `replaced` names an initializer that the graph does not have
+ * Weights go into a separate file, `path` + `_data`, if the model had one, or above protobuf's 2 GiB. Data files
+ * (NAME_data, NAME_data_1, … as transformers.js numbers them) come first.
  */
 export async function planOnnx(
   model: OnnxModel,
@@ -105,7 +95,6 @@ export async function planOnnx(
   return [file, graph]
 }
 
-/** A file to which pieces are added. */
 class FilePlan implements OnnxFile {
   byteLength = 0
   readonly pieces: OnnxPiece[] = []
@@ -175,11 +164,7 @@ function byNumber(a: string, b: string): number {
   return a.localeCompare(b, 'en', { numeric: true })
 }
 
-/**
- * A file of weights, and the tensors that point there.
- *
- * @param all also those whose content is in the graph
- */
+/** A file of weights, and the tensors that point there; with `all` also those whose content is in the graph. */
 function dataFile(
   path: string,
   weights: readonly PlannedWeight[],
@@ -202,7 +187,6 @@ function dataFile(
 interface PlannedWeight {
   readonly tensor: TensorProto
   readonly range: WeightRange
-  /** The serialized tensor, if it stays inside the graph. */
   readonly content: Uint8Array | undefined
   readonly isReplaced: boolean
 }

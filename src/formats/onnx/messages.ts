@@ -2,17 +2,14 @@
 
 import type { AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto } from './gen/onnx_pb.js'
 
-/**
- * A shallow copy with some fields replaced. Unlike `create(schema, {...message})` it keeps the prototype, on which
- * the defaults of unset fields live.
- */
+/** Unlike `create(schema, {...message})`, this keeps the prototype, on which the defaults of unset fields live. */
 export function copyMessage<T extends object>(message: T, changes: Partial<T> = {}): T {
   return Object.assign(Object.create(Object.getPrototypeOf(message) as object) as T, message, changes)
 }
 
 /**
- * The model with every tensor (initializers, attributes, those of sub-graphs and functions) replaced by
- * `change(tensor)`. Messages without a change are shared with the old model.
+ * Every tensor of initializers, attributes, sub-graphs and functions. What does not change is shared with the old
+ * model.
  */
 export function mapTensors(model: ModelProto, change: (tensor: TensorProto) => TensorProto): ModelProto {
   const graph = model.graph === undefined ? undefined : mapGraph(model.graph, change)
@@ -24,7 +21,7 @@ export function mapTensors(model: ModelProto, change: (tensor: TensorProto) => T
   return copyMessage(model, { graph, functions })
 }
 
-/** All tensors of a model, in the order of {@link mapTensors}. */
+/** In the order of {@link mapTensors}. */
 export function tensorsOf(model: ModelProto): TensorProto[] {
   const tensors: TensorProto[] = []
   mapTensors(model, (tensor) => {
@@ -55,7 +52,7 @@ function mapAttribute(attribute: AttributeProto, change: (tensor: TensorProto) =
   return isChanged ? copyMessage(attribute, changes) : attribute
 }
 
-/** `Array.map` that gives the old array back when no item changes. */
+/** The old array is given back when no item changes. */
 function mapList<T>(items: T[], change: (item: T) => T): T[] {
   let result = items
   items.forEach((item, i) => {

@@ -1,11 +1,11 @@
 // An ONNX model with its weights left on disk: the graph in memory, each large tensor a byte range of a file.
 
-import { fromBinary, toBinary } from '@bufbuild/protobuf'
 import { type ByteSource, checkRange, type Directory } from '../../base/bytes.js'
 import { FileError, FormatError } from '../../base/errors.js'
 import { sniff } from '../../base/sniff.js'
 import { type ModelProto, ModelProtoSchema, type TensorProto } from './gen/onnx_pb.js'
 import { tensorsOf } from './messages.js'
+import { fromBinary, toBinary } from './protobuf.js'
 import { scanSkeleton } from './scan.js'
 import { inlineBytes, isExternal, type WeightRange, weightRange } from './tensors.js'
 
@@ -89,12 +89,7 @@ async function refuse(source: ByteSource, cause: unknown): Promise<never> {
   throw new FormatError({ where: source.name, what: `not an ONNX model but ${other.name}`, hint: other.hint, cause })
 }
 
-/**
- * Opens an .onnx file. Neither its own weights nor those in external files are read.
- *
- * @throws FileError when the file, or a file that it keeps weights in, is missing
- * @throws FormatError when it is no ONNX model, or a weight points outside its file
- */
+/** Neither its own weights nor those in external files are read. Throws FileError when one of the files is missing. */
 export async function loadOnnx(directory: Directory, path: string): Promise<OnnxModel> {
   const slash = path.lastIndexOf('/')
   const fileName = path.slice(slash + 1)
@@ -152,7 +147,7 @@ async function openExternal(
   })
 }
 
-/** The graph as protobuf; external data stay where they are. */
+/** External data stay where they are. */
 export function serializeModel(proto: ModelProto): Uint8Array {
   return toBinary(ModelProtoSchema, proto)
 }

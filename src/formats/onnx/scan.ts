@@ -1,5 +1,5 @@
-// Reads an .onnx file without its weights: a copy of the protobuf in which the content of every large tensor is
-// replaced by external_data, a range of that very file. Wire format: https://protobuf.dev/programming-guides/encoding/
+// Reads an .onnx file without its weights: large tensors become external_data, ranges of that very file. Wire format:
+// https://protobuf.dev/programming-guides/encoding/
 
 import { BinaryWriter, WireType } from '@bufbuild/protobuf/wire'
 import { type ByteSource, concatBytes } from '../../base/bytes.js'
@@ -8,10 +8,9 @@ import { FormatError } from '../../base/errors.js'
 /** Smaller contents (shapes, scalars, axes) stay in the graph, where they can be read at once. */
 const EXTERNAL_THRESHOLD = 1024
 
-/** Bytes read at once while walking; the file's weights are skipped. */
 const WINDOW = 32 * 1024
 
-/** Deeper nesting than any model's sub-graphs have; protobuf's own parsers stop at the same depth. */
+/** Protobuf's own parsers stop at the same depth. */
 const MAX_DEPTH = 100
 
 /** A skeleton above this size is no graph but weights in a form that cannot be left in the file. */
@@ -35,13 +34,7 @@ const FLOAT = 1
 /** A run of the file's bytes, or bytes made here. */
 type Piece = readonly [start: number, end: number] | Uint8Array
 
-/**
- * The model's protobuf with each tensor content of at least 1 kB replaced by a reference
- * into the file.
- *
- * @param location the name under which the file is referred to
- * @throws FormatError when the bytes are no protobuf message with a graph
- */
+/** `location` is the name under which the file is referred to. Throws FormatError without a graph. */
 export async function scanSkeleton(source: ByteSource, location: string): Promise<Uint8Array> {
   const scanner = new Scanner(source, location)
   const pieces = (await scanner.message('model', 0, source.byteLength, 0)) ?? [[0, source.byteLength] as const]
@@ -68,7 +61,7 @@ class Scanner {
     this.#location = location
   }
 
-  /** Walks the message in [start, end). undefined: its bytes can be kept as they are. */
+  /** Undefined: the bytes of the message in [start, end) can be kept as they are. */
   async message(kind: Kind, start: number, end: number, depth: number): Promise<Piece[] | undefined> {
     if (depth > MAX_DEPTH) throw this.error(`messages are nested more than ${MAX_DEPTH} deep`)
     const pieces: Piece[] = []
@@ -113,9 +106,7 @@ class Scanner {
     return pieces
   }
 
-  /**
-   * The field that begins at `at`, which ends before `end`. Only what is length-delimited has a beginning of its body.
-   */
+  /** Length-delimited fields alone have a beginning of their body. */
   async #field(
     at: number,
     end: number,
@@ -167,7 +158,7 @@ class Scanner {
     return writer.tag(TENSOR.dataLocation, WireType.Varint).uint32(1).finish()
   }
 
-  /** A number in base 128, seven bits a byte; exact below 2⁵³. */
+  /** Base 128, seven bits a byte; exact below 2⁵³. */
   async #varint(at: number, end: number): Promise<{ value: number; end: number }> {
     if (at < this.#windowStart || at + 10 > this.#windowStart + this.#window.byteLength) {
       this.#windowStart = at
@@ -198,7 +189,6 @@ function sizeOf(pieces: readonly Piece[]): number {
   return pieces.reduce((sum, piece) => sum + (piece instanceof Uint8Array ? piece.byteLength : piece[1] - piece[0]), 0)
 }
 
-/** Tag and length of a length-delimited field. */
 export function lengthDelimited(field: number, byteLength: number): Uint8Array {
   return new BinaryWriter().tag(field, WireType.LengthDelimited).int64(byteLength).finish()
 }

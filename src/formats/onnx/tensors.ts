@@ -1,7 +1,6 @@
 // TensorProto: sizes, content, external ranges. Everything multi-byte is little-endian.
 // Format: https://onnx.ai/onnx/repo-docs/IR.html, https://onnx.ai/onnx/repo-docs/ExternalData.html
 
-import { create } from '@bufbuild/protobuf'
 import { FormatError } from '../../base/errors.js'
 import { elementCount, formatShape } from '../../base/tensor.js'
 import {
@@ -11,12 +10,12 @@ import {
   type TensorProto,
   TensorProtoSchema,
 } from './gen/onnx_pb.js'
+import { create } from './protobuf.js'
 
-/** The messages of ONNX's files. Two that everything reads have short names. */
+/** Two messages that everything reads have short names. */
 export * from './gen/onnx_pb.js'
 export { AttributeProto_AttributeType as AttributeType, TensorProto_DataType as DataType } from './gen/onnx_pb.js'
 
-/** Bits of an element. */
 const BITS: Partial<Record<DataType, number>> = {
   [DataType.FLOAT]: 32,
   [DataType.UINT8]: 8,
@@ -47,24 +46,20 @@ const BITS: Partial<Record<DataType, number>> = {
 
 /** 'FLOAT16', for messages. */
 export function dataTypeName(dataType: number): string {
-  return DataType[dataType] ?? `type ${dataType}`
+  const [name] = Object.entries(DataType).find(([, type]) => type === dataType) ?? []
+  return name ?? `type ${dataType}`
 }
 
-/**
- * Bytes of a tensor's packed content; undefined for strings, types that this schema does not know, and negative
- * dimensions.
- */
+/** Undefined for strings, types that this schema does not know, and negative dimensions. */
 export function byteLengthOf(dataType: number, dims: readonly number[]): number | undefined {
   const bits = BITS[dataType as DataType]
   return bits === undefined || dims.some((dim) => dim < 0) ? undefined : Math.ceil((elementCount(dims) * bits) / 8)
 }
 
-/** A tensor's shape as numbers. */
 export function dimsOf(tensor: TensorProto): number[] {
   return tensor.dims.map(Number)
 }
 
-/** True if a tensor's content lies in a file. */
 export function isExternal(tensor: TensorProto): boolean {
   return tensor.dataLocation === DataLocation.EXTERNAL
 }
@@ -80,11 +75,7 @@ export interface WeightRange {
   readonly dims: readonly number[]
 }
 
-/**
- * The range that an external tensor points at.
- *
- * @throws FormatError when an entry is no number, a dimension is negative, or length and shape disagree.
- */
+/** Throws FormatError when an entry is no number, a dimension is negative, or length and shape disagree. */
 export function weightRange(tensor: TensorProto, where: string): WeightRange {
   const entries = new Map(tensor.externalData.map(({ key, value }) => [key, value]))
   const dims = dimsOf(tensor)
@@ -122,7 +113,6 @@ export function weightRange(tensor: TensorProto, where: string): WeightRange {
   return { name: tensor.name, location, offset: integer('offset') ?? 0, byteLength, dataType: tensor.dataType, dims }
 }
 
-/** Points a tensor at bytes in a file; its own content goes. */
 export function externalTensor(
   tensor: TensorProto,
   range: { location: string; offset: number; byteLength: number },
@@ -135,12 +125,10 @@ export function externalTensor(
   })
 }
 
-/** Gives a tensor its content in place of a reference. */
 export function inlineTensor(tensor: TensorProto, rawData: Uint8Array): TensorProto {
   return tensorMeta(tensor, { rawData })
 }
 
-/** A tensor's name, type, shape and unknown fields without its content. */
 export function tensorMeta(
   { name, dataType, dims, docString, segment, metadataProps, $unknown }: TensorProto,
   content: Partial<Pick<TensorProto, 'dataLocation' | 'externalData' | 'rawData'>> = {},
@@ -152,11 +140,7 @@ export function tensorMeta(
   return result
 }
 
-/**
- * The packed bytes of a tensor that holds its content itself.
- *
- * @throws FormatError when content and shape disagree, or the tensor holds strings.
- */
+/** Throws FormatError when content and shape disagree, or the tensor holds strings. */
 export function inlineBytes(tensor: TensorProto, where: string): Uint8Array {
   const dims = dimsOf(tensor)
   const expected = byteLengthOf(tensor.dataType, dims)
@@ -172,7 +156,7 @@ export function inlineBytes(tensor: TensorProto, where: string): Uint8Array {
   return bytes
 }
 
-/** The fields that hold typed elements, by data type; small types share int32_data, one element an entry. */
+/** Small types share int32_data, one element an entry. */
 function typedBytes(tensor: TensorProto): Uint8Array | undefined {
   switch (tensor.dataType) {
     case DataType.FLOAT:
@@ -210,7 +194,7 @@ function copyOf(bytes: Uint8Array): Uint8Array {
   return new Uint8Array(bytes)
 }
 
-/** Elements of an inline integer or bool tensor as numbers; undefined for other types and for external tensors. */
+/** Undefined for other types and for external tensors. */
 export function integersOf(tensor: TensorProto): number[] | undefined {
   if (isExternal(tensor)) return undefined
   const bytes = (): Uint8Array => copyOf(inlineBytes(tensor, 'ONNX model'))
@@ -227,7 +211,7 @@ export function integersOf(tensor: TensorProto): number[] | undefined {
   }
 }
 
-/** Elements of an inline f32 or f64 tensor; undefined for other types and for external tensors. */
+/** Undefined for other types and for external tensors. */
 export function floatsOf(tensor: TensorProto): number[] | undefined {
   if (isExternal(tensor)) return undefined
   if (tensor.dataType === DataType.FLOAT) {

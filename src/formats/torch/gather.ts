@@ -1,5 +1,5 @@
-// Tensors whose elements do not follow one another in their storage (transposed, sliced, expanded views), copied into
-// row-major order, and a source that has these copies after the end of the file.
+// Views whose elements do not follow one another in their storage, copied into row-major order after the end of the
+// file.
 
 import { type ByteSource, checkRange, concatBytes } from '../../base/bytes.js'
 import { FormatError } from '../../base/errors.js'
@@ -7,13 +7,13 @@ import { elementCount, formatShape } from '../../base/tensor.js'
 import type { TorchTensor } from './rebuild.js'
 
 /**
- * How much views may cost to read and to hold, beside some times the file's own length: a stride of 0 makes much out of
- * nothing, and so do many views of one storage.
+ * Beside some times the file's own length: a stride of 0 makes much out of nothing, and so do many views of one
+ * storage.
  */
 const SPARE_BYTES = 1 << 26
 const TIMES_FILE = 8
 
-/** Finds places for views, and collects copies of those that need them. Offsets count from the file's beginning. */
+/** Offsets count from the file's beginning. */
 export class Gatherer {
   readonly #source: ByteSource
   readonly #parts: Uint8Array[] = []
@@ -24,13 +24,7 @@ export class Gatherer {
     this.#source = source
   }
 
-  /**
-   * Finds a place at which a view's elements follow one another: in its storage, or in a copy after the end of the
-   * file.
-   *
-   * @param storageStart of its storage in the file
-   * @throws FormatError when the views of the file are much larger than the file
-   */
+  /** Throws FormatError when the views of the file are much larger than the file. */
   async place(tensor: TorchTensor, storageStart: number, where: string): Promise<number> {
     const { shape, strides, type } = tensor
     const start = storageStart + tensor.offset * type.bytes
@@ -54,7 +48,6 @@ export class Gatherer {
     return this.#source.byteLength + this.#byteLength - byteLength
   }
 
-  /** All copies, one after the other. */
   bytes(): Uint8Array {
     return concatBytes(this.#parts)
   }

@@ -1,6 +1,5 @@
-// A pickle machine that builds plain values and calls nothing: the opcodes that torch.save writes (Python's
-// pickletools, protocols 2 to 5), and of all classes and functions only those that the host names. Everything else is
-// refused with its offset.
+// A pickle machine that builds plain values and calls nothing: the opcodes that torch.save writes (pickletools,
+// protocols 2 to 5), and of all classes and functions only those that the host names. All else is refused.
 
 import { FormatError, UnsupportedError } from '../../base/errors.js'
 import { PickleDict, PickleGlobal, PickleList, PickleObject, PickleTuple, type PickleValue } from './pickle-values.js'
@@ -10,23 +9,18 @@ export const MAX_PICKLE_BYTES = 1 << 26
 /** Python's pickler puts at most 2000 items on its stack for one dict. */
 const MAX_STACK = 1 << 16
 const MAX_MEMO = 1 << 21
-/**
- * Tuples, dicts and what the host makes, each time they are pushed: a tensor has twelve. One takes up to 300 bytes of
- * memory, in the file one.
- */
+/** A tensor has twelve. One takes up to 300 bytes of memory, in the file one. */
 const MAX_OBJECTS = 1 << 21
 /** Longer integers are no sizes. */
 const MAX_INTEGER_BYTES = 8
 
-/** The names that a pickle may use, and their meaning. */
 export interface PickleHost {
-  /** The value of `module.name`; undefined to refuse it. */
+  /** Undefined refuses `module.name`. */
   global(name: string): PickleGlobal | undefined
-  /** The value of a persistent id. Throws FormatError or UnsupportedError. */
   persistent(id: PickleValue, where: string): PickleValue
 }
 
-/** Opcodes that are known, and never run: their names with their numbers. */
+/** Opcodes that are known, and never run. */
 const REFUSED: ReadonlyMap<number, string> = new Map(
   `POP 30, POP_MARK 31, DUP 32, BINBYTES 42, SHORT_BINBYTES 43, FLOAT 46, INT 49, LONG 4c, PERSID 50, STRING 53,
   BINSTRING 54, SHORT_BINSTRING 55, UNICODE 56, DICT 64, GET 67, INST 69, LIST 6c, OBJ 6f, PUT 70, NEWOBJ 81, EXT1 82,
@@ -39,19 +33,12 @@ const REFUSED: ReadonlyMap<number, string> = new Map(
 
 const MARK = Symbol('mark')
 
-/**
- * The value of a pickle.
- *
- * @param file names the file in errors
- * @throws FormatError when the bytes are no pickle, or one that Python could not load; UnsupportedError that names the
- *   opcode or the global, and its offset, when it is not on the list
- */
+/** Throws UnsupportedError that names the opcode or the global, and its offset, when it is not on the list. */
 export function parsePickle(bytes: Uint8Array, file: string, host: PickleHost): PickleValue {
   return new Machine(bytes, file, host).run()
 }
 
 class Machine {
-  /** Opcodes that push a value. */
   static readonly #VALUES: ReadonlyMap<number, (machine: Machine) => PickleValue | typeof MARK> = new Map([
     [0x4e /* NONE */, () => null],
     [0x88 /* NEWTRUE */, () => true],
@@ -79,7 +66,6 @@ class Machine {
     [0x62 /* BUILD */, (m) => m.#build()],
     [0x51 /* BINPERSID */, (m) => m.#host.persistent(m.#pop(), m.#where())],
   ] as [number, (machine: Machine) => PickleValue | typeof MARK][])
-  /** Opcodes that do something else. */
   static readonly #ACTS: ReadonlyMap<number, (machine: Machine) => unknown> = new Map([
     [0x80 /* PROTO */, (m) => m.#checkProtocol(m.#u8())],
     [0x95 /* FRAME */, (m) => m.#take(8)],
@@ -99,7 +85,6 @@ class Machine {
   readonly #stack: (PickleValue | typeof MARK)[] = []
   readonly #memo = new Map<number, PickleValue>()
   #objects = 0
-  /** The place of the opcode that runs. */
   #opcodeAt = 0
 
   constructor(bytes: Uint8Array, file: string, host: PickleHost) {
@@ -215,7 +200,7 @@ class Machine {
     }
   }
 
-  /** Up to a line feed. Names of modules are short. */
+  /** Names of modules are short. */
   #line(): string {
     const end = this.#bytes.subarray(0, this.#at + 256).indexOf(0x0a, this.#at)
     if (end < 0) {
@@ -280,7 +265,7 @@ class Machine {
     return callee.call(args.items, this.#where())
   }
 
-  /** Attributes: torch gives a state dict `_metadata`, the versions of its modules, which no tensor depends on. */
+  /** torch gives a state dict `_metadata`, the versions of its modules, which no tensor depends on. */
   #build(): PickleValue {
     const [target, state] = this.#popMany(2)
     const isMetadata =

@@ -1,6 +1,4 @@
-// The names that a pickle by torch.save may use: storages, the functions that rebuild tensors from them
-// (torch/_utils.py), OrderedDict. A rebuilt tensor is a view: which storage, from which element, with which sizes and
-// strides.
+// The names that a pickle by torch.save may use (torch/_utils.py). A rebuilt tensor is a view of a storage.
 
 import type { TensorDtype } from '../../base/dtype.js'
 import { FormatError, UnsupportedError } from '../../base/errors.js'
@@ -11,10 +9,8 @@ import { PickleDict, PickleGlobal, PickleObject, PickleTuple, type PickleValue }
 /** As many as torch's own kernels take. */
 const MAX_DIMS = 64
 
-/** An element type, in safetensors' spelling. */
 interface TorchType {
   readonly dtype: TensorDtype
-  /** Bytes of an element. */
   readonly bytes: number
 }
 
@@ -48,7 +44,7 @@ const DTYPES: ReadonlyMap<string, TorchType> = new Map([
 export class TorchStorage extends PickleObject {
   readonly kind = 'storage'
 
-  /** @param length in elements of its type */
+  /** `length` in elements of its type. */
   constructor(
     readonly key: string,
     readonly type: TorchType,
@@ -62,7 +58,7 @@ export class TorchStorage extends PickleObject {
   }
 }
 
-/** A view of a storage. Offset and strides count elements of the tensor's type. */
+/** Offset and strides count elements of the tensor's type. */
 export class TorchTensor extends PickleObject {
   readonly kind = 'tensor'
 
@@ -87,7 +83,6 @@ export class TorchTensor extends PickleObject {
   }
 }
 
-/** Resolves the names in one pickle, and collects its storages. */
 export class TorchHost implements PickleHost {
   readonly storages = new Map<string, TorchStorage>()
   readonly #globals: ReadonlyMap<string, PickleGlobal>
@@ -103,7 +98,6 @@ export class TorchHost implements PickleHost {
     this.#globals = new Map(names.map((name) => [name, new PickleGlobal(name, functions[name])]))
   }
 
-  /** Storage classes, element types and the functions that make tensors; no other. */
   global(name: string): PickleGlobal | undefined {
     return this.#globals.get(name)
   }

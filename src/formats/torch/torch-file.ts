@@ -1,6 +1,5 @@
-// Files by torch.save as an index of tensors and byte ranges, in the form that safetensors files have. Nothing in them
-// is executed: the pickle is read by a machine that knows tensors alone. Format: torch/serialization.py, `_save`: a zip
-// archive, since torch 1.6. PEFT is younger than that.
+// Files by torch.save (torch/serialization.py, `_save`: a zip archive) in the form that safetensors files have. Nothing
+// in them is executed.
 
 import type { ByteSource } from '../../base/bytes.js'
 import { FormatError, UnsupportedError } from '../../base/errors.js'
@@ -13,13 +12,8 @@ import { TorchHost, TorchTensor } from './rebuild.js'
 import { openZip, type ZipArchive, type ZipEntry } from './zip.js'
 
 /**
- * Reads the state dict of a file by torch.save: a dict of tensors. A tensor whose elements follow one another is a
- * range of the file; others are gathered into memory, as a part of `source` after the file's end. Checksums are
- * verified where the file has them, for which it is read once. Closing `source` closes the file.
- *
- * @throws FormatError when the file is no torch file, damaged, or holds anything else than named tensors;
- *   UnsupportedError when its pickle asks for an opcode, a class or a function that such files do not need, by name and
- *   offset, or when it is big-endian, compressed, or in the form of torch before 1.6. Nothing is ever executed.
+ * Reads a dict of tensors. Those whose elements do not follow one another are gathered into memory, as a part of
+ * `source` after the file's end; closing that closes the file. Checksums are verified, for which the file is read once.
  */
 export async function parseTorchFile(source: ByteSource): Promise<SafetensorsFile> {
   const start = await source.read(0, Math.min(source.byteLength, 64))
@@ -42,10 +36,8 @@ export async function parseTorchFile(source: ByteSource): Promise<SafetensorsFil
   return indexTensors(source, await readZip(source))
 }
 
-/** The value that was saved, and where the bytes of its storages begin. */
 interface TorchContent {
   readonly value: PickleValue
-  /** The storages by their keys. */
   readonly offsets: ReadonlyMap<string, number>
 }
 

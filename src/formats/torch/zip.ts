@@ -1,11 +1,10 @@
-// The zip archives that torch.save writes: stored entries only, so that an entry's content is a range of the file. Read
-// from the central directory (PKWARE APPNOTE 6.3.10, sections 4.3.7 to 4.3.16); whatever torch.save does not write is
-// refused.
+// The zip archives that torch.save writes: stored entries only, read from the central directory (PKWARE APPNOTE 6.3.10,
+// sections 4.3.7 to 4.3.16). All else is refused.
 
 import { type ByteSource, crcTable } from '../../base/bytes.js'
 import { FormatError, UnsupportedError } from '../../base/errors.js'
 
-/** Signature and length of a record, without what its lengths add. */
+/** Without what its lengths add. */
 interface RecordKind {
   readonly signature: number
   readonly bytes: number
@@ -25,7 +24,6 @@ const IN_ZIP64 = 0xffffffff
 const MAX_DIRECTORY_BYTES = 1 << 26
 const READ_BYTES = 1 << 22
 
-/** The description of an entry in the directory. */
 export interface ZipEntry {
   readonly name: string
   readonly byteLength: number
@@ -34,13 +32,11 @@ export interface ZipEntry {
   readonly headerOffset: number
 }
 
-/** The place of an entry's content. */
 export interface ZipRange {
   readonly offset: number
   readonly byteLength: number
 }
 
-/** An archive's entries, and where the central directory begins. */
 export class ZipArchive {
   constructor(
     private readonly source: ByteSource,
@@ -49,9 +45,8 @@ export class ZipArchive {
   ) {}
 
   /**
-   * Finds the contents of entries, in the given order. Their bytes are read once, for their checksums.
-   *
-   * @throws FormatError when a local header contradicts the directory, entries overlap, or a checksum is wrong
+   * Bytes are read once, for checksums. Throws FormatError when a local header contradicts the directory, or entries
+   * overlap.
    */
   async locate(entries: readonly ZipEntry[]): Promise<ZipRange[]> {
     const ranges: ZipRange[] = []
@@ -105,12 +100,7 @@ export class ZipArchive {
   }
 }
 
-/**
- * Reads an archive's directory.
- *
- * @throws FormatError that names the file when it is no zip archive, or its directory is damaged or has a name twice;
- *   UnsupportedError when an entry is compressed or encrypted
- */
+/** Throws UnsupportedError when an entry is compressed or encrypted. */
 export async function openZip(source: ByteSource): Promise<ZipArchive> {
   const directory = await findDirectory(source)
   const { start, byteLength, count } = directory
@@ -140,7 +130,6 @@ export async function openZip(source: ByteSource): Promise<ZipArchive> {
   return new ZipArchive(source, entries, start)
 }
 
-/** Finds where the directory lies, how many entries it has, and where the end records begin. */
 async function findDirectory(source: ByteSource) {
   const where = source.name
   const endOffset = source.byteLength - END.bytes
@@ -165,7 +154,7 @@ async function findDirectory(source: ByteSource) {
   return { start, byteLength, count: total, end: recordOffset }
 }
 
-/** A record with so many bytes behind it; undefined where the file has none of this kind. */
+/** Undefined where the file has no record of this kind there. */
 async function recordAt(
   source: ByteSource,
   offset: number,
@@ -213,7 +202,7 @@ function parseEntry(view: DataView, at: number, file: string): { entry: ZipEntry
   return { entry: { name, byteLength, headerOffset, crc: view.getUint32(at + 16, true) }, bytes }
 }
 
-/** Fills in the sizes and the offset that do not fit 32 bits (APPNOTE 4.5.3). */
+/** Sizes and offset that do not fit 32 bits (APPNOTE 4.5.3). */
 function readZip64(view: DataView, start: number, byteLength: number, values: number[], where: string): void {
   if (!values.includes(IN_ZIP64)) return
   for (let at = start, next = at; at + 4 <= start + byteLength; at = next) {
@@ -231,7 +220,7 @@ function readZip64(view: DataView, start: number, byteLength: number, values: nu
   }
 }
 
-/** 64 bits, as far as numbers are exact. */
+/** As far as numbers are exact. */
 function sizeAt(view: DataView, offset: number, where: string): number {
   const value = view.getBigUint64(offset, true)
   if (value > BigInt(Number.MAX_SAFE_INTEGER)) throw damaged(where)
@@ -250,7 +239,7 @@ function damaged(where: string): FormatError {
 const TABLES = [crcTable(0xedb88320)]
 for (let i = 1; i < 4; i++) TABLES.push(TABLES[i - 1].map((value) => (value >>> 8) ^ TABLES[0][value & 0xff]))
 
-/** CRC-32 of bytes, after those that `crc` is of (ISO 3309, polynomial 0xedb88320): four bytes a step. */
+/** ISO 3309, after the bytes that `crc` is of: four bytes a step. */
 export function crc32(bytes: Uint8Array, crc = 0): number {
   const [t0, t1, t2, t3] = TABLES
   let c = ~crc

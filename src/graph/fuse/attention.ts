@@ -1,6 +1,5 @@
-// Attention that an exporter wrote out, softmax(s·q·kᵀ + mask)·v over a cache and the new tokens, as one
-// GroupQueryAttention. A step of one token then takes a tenth of the operators, each of which costs more than its few
-// numbers. Only for providers that add a bias:
+// Attention that an exporter wrote out over a cache, as one GroupQueryAttention: a step of one token then takes a tenth
+// of the operators. Only for providers that add a bias:
 // https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#com.microsoft.GroupQueryAttention
 
 import { DataType, type NodeProto } from '../../formats/onnx/tensors.js'
@@ -43,7 +42,7 @@ interface Attention {
   readonly heads: number
   readonly scale: number
   readonly mask: Mask
-  /** Gives (batch, sequence, heads · size). */
+  /** (batch, sequence, heads · size) */
   readonly last: NodeProto
 }
 
@@ -52,11 +51,7 @@ const [SPLIT_HEADS, SWAP_LAST] = [
   [0, 1, 3, 2],
 ]
 
-/**
- * Puts one node in the place of each attention that is written out over a cache in float32. Others stay as they are.
- *
- * @returns how many there were
- */
+/** Returns how many there were. Attention in another type than float32 stays as it is. */
 export function fuseAttention(graph: Graph): number {
   const softmaxes = graph.nodes.filter(({ opType }) => opType === 'Softmax')
   // The branches of a merged decoder compute the same attention twice, with and without a cache.
@@ -98,7 +93,6 @@ function attentionAt(graph: Graph, softmax: NodeProto, linears: ReadonlyMap<Valu
   return undefined
 }
 
-/** The one reader of a value, if it is of this operator and reads it first. */
 function readerOf(graph: Graph, value: Value, opType: string): NodeProto | undefined {
   const reader = onlyReader(graph, value, opType)
   return reader?.input[0] === value ? reader : undefined
@@ -113,14 +107,12 @@ function withoutNaN(graph: Graph, value: Value): Value {
   return isSafe && readers.length === 2 ? where.output[0] : value
 }
 
-/** The Reshape that lays the heads (batch, heads, sequence, size) side by side. */
 function flattened(graph: Graph, value: Value): NodeProto | undefined {
   const split = readerOf(graph, value, 'Transpose')
   if (split === undefined || transposed(graph, split.output[0], SPLIT_HEADS) === undefined) return undefined
   return readerOf(graph, split.output[0], 'Reshape')
 }
 
-/** A value without the factors, each one number, that it is multiplied by. */
 function unscaled(graph: Graph, value: Value, size?: number): { value: Value; factor: number } {
   for (const opType of ['Mul', 'Div']) {
     const node = makerOf(graph, value, opType)
@@ -162,10 +154,7 @@ function joined(graph: Graph, present: Value): Joined | undefined {
   return { past, present, node: graph.producer(present)!, fresh, heads, size }
 }
 
-/**
- * How many heads a query (batch, heads, sequence, size) has, by the linear layer that made it, or its part of a packed
- * one.
- */
+/** Told by the linear layer that made the query (batch, heads, sequence, size), or its part of a packed one. */
 function headsOf(graph: Graph, query: Value, size: number, linears: ReadonlyMap<Value, Linear>): number | undefined {
   const open = [query]
   for (
@@ -187,7 +176,6 @@ function headsOf(graph: Graph, query: Value, size: number, linears: ReadonlyMap<
   return undefined
 }
 
-/** The linear layer, perhaps with its bias, that a Split or a Slice cuts. */
 function linearBehind(graph: Graph, node: NodeProto, linears: ReadonlyMap<Value, Linear>): Linear | undefined {
   if (node.opType !== 'Split' && node.opType !== 'Slice') return undefined
   const [whole] = node.input
@@ -195,7 +183,7 @@ function linearBehind(graph: Graph, node: NodeProto, linears: ReadonlyMap<Value,
   return [whole, ...sum].map((value) => linears.get(value)).find((linear) => linear !== undefined)
 }
 
-/** How far a query is from its linear layer: a rotation and a norm lie between. */
+/** A rotation and a norm lie between a query and its linear layer. */
 const MOST_NODES = 60
 
 function replace(
@@ -237,16 +225,13 @@ function flatHeads(g: Builder, heads4: Value, linears: ReadonlyMap<Value, Linear
   return isFlat ? source : g.reshape(split, g.int([0, 0, -1]))
 }
 
-/**
- * Declares a shape: if ONNX Runtime cannot tell that of the values, as behind an adapter, it takes the query for all
- * three in one.
- */
+/** If ONNX Runtime cannot tell the shape of the values, it takes the query for all three in one. */
 function declareWidth(graph: Graph, value: Value, width: number): void {
   if (graph.valueInfo.some(({ name }) => name === value)) return
   graph.valueInfo.push(valueInfo(value, DataType.FLOAT, ['attention/batch', 'attention/sequence', width]))
 }
 
-/** How many keys there are, as the node takes it. Keys that fill rows up count too: the bias hides them. */
+/** Keys that fill rows up count too: the bias hides them. */
 function lengths(g: Builder, tokens: Value, past: Value, shared: Map<string, Value>) {
   const total = sharedValue(shared, 'total', () => g.add(g.length(past, 2), g.length(tokens, 1)))
   const totalLength = sharedValue(shared, 'total as int32', () => g.cast(total, DataType.INT32))

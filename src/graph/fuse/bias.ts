@@ -10,23 +10,18 @@ import { dimensionOf, makerOf, scalarOf } from './patterns.js'
 /** Far below every score, and finite: a row without a key yields no NaN. */
 const HIDDEN = -1e9
 
-/** Operators that tell earlier tokens from later ones. */
 const ORDERS = new Set(['Less', 'LessOrEqual', 'Greater', 'GreaterOrEqual', 'Trilu'])
 
-/** A mask that is added to the scores, still without new nodes. */
 export interface Mask {
   /** The value that is added; or a condition: nothing is added where it is true, and a very low number elsewhere. */
   readonly value: Value
   readonly isCondition: boolean
-  /** It is longer than the keys, or as long. */
   readonly isCut: boolean
 }
 
 /**
- * Reads a mask that hides later tokens; undefined for others. Attention that is fused hides later tokens by itself, so
- * that a mask which shows some of them, as those over images do, cannot take its place.
- *
- * @param keys values as long as all keys
+ * Undefined for a mask that shows later tokens, as over images: fused attention hides them by itself. `keys` are values
+ * as long as all keys.
  */
 export function maskOf(graph: Graph, mask: Value, keys: ReadonlySet<Value>): Mask | undefined {
   let [value, isCut] = uncut(graph, mask, keys)
@@ -38,7 +33,6 @@ export function maskOf(graph: Graph, mask: Value, keys: ReadonlySet<Value>): Mas
   return hidesLaterTokens(graph, value) ? { value, isCondition, isCut } : undefined
 }
 
-/** A mask without the cut to the length of the keys. */
 function uncut(graph: Graph, value: Value, keys: ReadonlySet<Value>): [value: Value, isCut: boolean] {
   const node = makerOf(graph, value, 'Slice')
   if (node === undefined) return [value, false]
@@ -50,10 +44,7 @@ function uncut(graph: Graph, value: Value, keys: ReadonlySet<Value>): [value: Va
   return isWhole && isLength && (axis === 3 || axis === -1) ? [whole, true] : [value, false]
 }
 
-/**
- * True if a mask is made of compared places, and otherwise only of lengths, positions and the mask of padding. The
- * length of a cache with the new tokens in it is no such length: attention itself gives it.
- */
+/** True if a mask is made of compared places, and otherwise only of lengths, positions and the mask of padding. */
 function hidesLaterTokens(graph: Graph, mask: Value): boolean {
   const { roles, others } = splitInputs(graph)
   const isRole = new Set(roles.flatMap(({ name, role }) => (role === 'tokenTypeIds' ? [] : [name])))
@@ -70,7 +61,6 @@ function hidesLaterTokens(graph: Graph, mask: Value): boolean {
   return isPlain && isOrdered
 }
 
-/** Looks at all that a value is made of; false as soon as one answer is to stop. */
 function everyMaker(
   graph: Graph,
   value: Value,
@@ -89,11 +79,7 @@ function everyMaker(
   return true
 }
 
-/**
- * Appends the bias (batch or 1, heads or 1, sequence, total). Layers whose masks are the same share it.
- *
- * @param total how many keys there are, (1)
- */
+/** Appends the bias (batch or 1, heads or 1, sequence, total), shared by layers with the same mask. `total` is (1). */
 export function addBias(
   g: Builder,
   { value, isCondition, isCut }: Mask,

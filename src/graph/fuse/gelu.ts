@@ -1,15 +1,13 @@
-// GELU that an exporter wrote out, x·(1 + erf(x/√2))/2, as one operator. In training each of its five values would be
-// kept until the gradient reads it; the operator's gradient needs x alone.
+// GELU that an exporter wrote out, x·(1 + erf(x/√2))/2, as one operator: its gradient keeps x alone.
 
 import type { NodeProto } from '../../formats/onnx/tensors.js'
 import { Builder, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 import { bothWays, makerOf, onlyReader, scalarOf } from './patterns.js'
 
-/** How far a constant may be from what it stands for: its last digits as float32. */
+/** The last digits as float32. */
 const TOLERANCE = 1e-6
 
-/** Puts one Gelu in the place of each GELU whose inner values nothing else reads. */
 export function fuseGelu(graph: Graph): void {
   const g = new Builder(graph, 'gelu')
   for (const node of graph.nodes.filter(({ opType }) => opType === 'Erf')) {
@@ -22,7 +20,7 @@ export function fuseGelu(graph: Graph): void {
   graph.prune()
 }
 
-/** The x of x·(1 + erf(x/√2))/2 around an Erf, and the node that gives the whole; undefined around others. */
+/** The x of x·(1 + erf(x/√2))/2 around an Erf, and the node that gives the whole. */
 function geluAround(graph: Graph, erf: NodeProto): { input: Value; last: NodeProto } | undefined {
   const x = scaledInput(graph, erf.input[0])
   const sum = x === undefined ? undefined : onlyReader(graph, erf.output[0], 'Add')

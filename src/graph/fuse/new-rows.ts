@@ -1,8 +1,6 @@
-// An output with the rows that a step adds to a key-value cache. Whoever keeps the cache writes these few rows behind
-// those that it has, so that a step gives out no copy of the whole cache, and the arrays that are fed may have room for
-// tokens to come.
+// An output with the rows that a step adds to a key-value cache, so that it gives out no copy of the whole cache.
 
-import { create } from '@bufbuild/protobuf'
+import { create } from '../../formats/onnx/protobuf.js'
 import { DataType, type NodeProto, ValueInfoProtoSchema } from '../../formats/onnx/tensors.js'
 import { headSizeOf, isCacheInput } from '../inputs/cache.js'
 import { dimsOfInput, splitInputs, typeOf } from '../inputs/roles.js'
@@ -10,18 +8,14 @@ import { intAttribute } from '../view/attributes.js'
 import { Builder, sharedValue, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 
-/** One tensor of the cache: (batch, heads, past, size). */
+/** (batch, heads, past, size) */
 export interface CachePart {
-  /** Name of the input. */
   readonly past: string
   readonly heads: number
   readonly size: number
 }
 
-/**
- * An output with the rows of all parts. By token it is (batch, sequence, width), where each row holds the parts side by
- * side, (heads, size) of each; by head it is (batch, heads of all parts, sequence, size).
- */
+/** The rows of all parts: by token (batch, sequence, width), or by head (batch, heads of all parts, sequence, size). */
 export interface NewRows {
   readonly isByHead: boolean
   readonly output: string
@@ -32,10 +26,8 @@ export interface NewRows {
 }
 
 /**
- * Adds the output to a graph whose attention is GroupQueryAttention. How many tokens the cache holds is then told by
- * the mask, and no longer by the lengths of the cache's arrays.
- *
- * @returns undefined where something else reads the cache, or no mask tells the length: the graph stays as it is
+ * The mask then tells how many tokens the cache holds. Undefined where something else reads the cache, or there is no
+ * mask.
  */
 export function giveNewRows(graph: Graph): NewRows | undefined {
   const { roles, others } = splitInputs(graph)
@@ -61,15 +53,13 @@ export function giveNewRows(graph: Graph): NewRows | undefined {
   return { output, isByHead, ids, mask, parts }
 }
 
-/** The place of a part's new rows. */
 interface Source {
   readonly attention: NodeProto
   readonly present: Value
-  /** The new rows alone; undefined if attention makes them itself. */
+  /** Undefined if attention makes them itself. */
   readonly rows: Value | undefined
 }
 
-/** The places of a part's new rows: behind those of the cache, and alone unless attention makes them itself. */
 function sourceOf(graph: Graph, past: string): Source | undefined {
   const readers = graph.consumers(past)
   const [attention, ...more] = readers.filter(({ opType }) => opType === 'GroupQueryAttention')
@@ -82,10 +72,7 @@ function sourceOf(graph: Graph, past: string): Source | undefined {
   return { attention, present, rows: isRotated || rows === '' ? undefined : rows }
 }
 
-/**
- * The tokens that a run adds, of (batch, heads, tokens, size): the last keys of each row, as attention counts them. A
- * row of a first run that is filled up has fewer keys than tokens, and begins at 0.
- */
+/** The last keys of each row. A row that is filled up in a first run has fewer keys than tokens, and begins at 0. */
 function newestOf(g: Builder, source: Source, part: CachePart, ids: Value, shared: Map<string, Value>): Value {
   const { attention, present } = source
   const [keys] = attention.input.slice(5)
@@ -102,7 +89,6 @@ function newestOf(g: Builder, source: Source, part: CachePart, ids: Value, share
   return g.op('GatherElements', [present, index], { axis: 2 })
 }
 
-/** Tokens in the cache, (1). */
 function pastLength(g: Builder, ids: Value, mask: Value, shared: Map<string, Value>): Value {
   return sharedValue(shared, 'past', () => g.sub(g.length(mask, 1), g.length(ids, 1)))
 }

@@ -1,37 +1,33 @@
-// Small questions about the nodes behind a value, which the matching of written-out attention asks again and again.
+// Small questions about the nodes behind a value.
 
 import { floatsOf, integersOf, type NodeProto } from '../../formats/onnx/tensors.js'
 import { intAttribute, intsAttribute } from '../view/attributes.js'
 import type { Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 
-/** The node that makes a value, if it is of this operator of the standard domain. */
 export function makerOf(graph: Graph, value: Value, opType: string): NodeProto | undefined {
   const node = graph.producer(value)
   return node?.opType === opType && (node.domain === '' || node.domain === 'ai.onnx') ? node : undefined
 }
 
-/** The one node that reads a value, if it is of this operator and the value is no output of the graph. */
+/** Undefined if the value is an output of the graph. */
 export function onlyReader(graph: Graph, value: Value, opType: string): NodeProto | undefined {
   const [reader, ...others] = graph.consumers(value)
   const isOutput = graph.outputs.some(({ name }) => name === value)
   return reader?.opType === opType && others.length === 0 && !isOutput ? reader : undefined
 }
 
-/** The one element of a constant; undefined for other values. */
 export function scalarOf(graph: Graph, value: Value): number | undefined {
   const tensor = graph.constant(value)
   const elements = tensor && (floatsOf(tensor) ?? integersOf(tensor))
   return elements?.length === 1 ? elements[0] : undefined
 }
 
-/** The input of a Transpose with these axes. */
 export function transposed(graph: Graph, value: Value, perm: readonly number[]): Value | undefined {
   const node = makerOf(graph, value, 'Transpose')
   return node !== undefined && intsAttribute(node, 'perm')?.join() === perm.join() ? node.input[0] : undefined
 }
 
-/** The input of an Unsqueeze that adds this axis alone. */
 export function unsqueezed(graph: Graph, value: Value, axis: number): Value | undefined {
   const node = makerOf(graph, value, 'Unsqueeze')
   if (node === undefined) return undefined
@@ -39,7 +35,6 @@ export function unsqueezed(graph: Graph, value: Value, axis: number): Value | un
   return list?.length === 1 && list[0] === axis ? node.input[0] : undefined
 }
 
-/** The inputs of a Concat along one of these axes. */
 export function concatenated(graph: Graph, value: Value, axes: readonly number[]): readonly Value[] | undefined {
   const node = makerOf(graph, value, 'Concat')
   return node !== undefined && axes.includes(intAttribute(node, 'axis', 0)) ? node.input : undefined
@@ -55,7 +50,7 @@ export function bothWays(node: NodeProto | undefined): (readonly [Value, Value])
   ]
 }
 
-/** Which dimension of a value a scalar is; undefined where it is none. */
+/** The dimension of a value that a scalar is; undefined where it is none. */
 export function dimensionOf(graph: Graph, value: Value): { of: Value; axis: number } | undefined {
   const node = graph.producer(value)
   if (node === undefined) return undefined

@@ -1,26 +1,19 @@
-// Rotary embeddings that an exporter wrote out, x·cos + rotate_half(x)·sin (Su et al. 2021, arXiv 2104.09864), as one
-// RotaryEmbedding. The angles stay as the graph computes them, once a run, so that every way of scaling them remains
-// right.
-// https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#com.microsoft.RotaryEmbedding
+// Rotary embeddings that an exporter wrote out (Su et al. 2021, arXiv 2104.09864), as one RotaryEmbedding. The angles
+// stay as the graph computes them, so that every way of scaling them remains right.
 
 import { type Builder, sharedValue, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 import { bothWays, concatenated, dimensionOf, makerOf, scalarOf, unsqueezed } from './patterns.js'
 
-/** The angles that turn the halves of each head, and the value that is turned. */
 export interface Rotation {
-  /** The value that is turned: (batch, heads, sequence, size) */
+  /** (batch, heads, sequence, size) */
   readonly x: Value
   /** (batch, sequence, size), with equal halves */
   readonly cos: Value
   readonly sin: Value
 }
 
-/**
- * The rotation that makes a value (batch, heads, sequence, size); undefined where nothing known does.
- *
- * @param size of the heads
- */
+/** The rotation that makes a value (batch, heads, sequence, size), with the size of the heads. */
 export function rotationOf(graph: Graph, value: Value, size: number): Rotation | undefined {
   for (const [straight, turned] of bothWays(makerOf(graph, value, 'Add'))) {
     for (const [x, cos4] of bothWays(makerOf(graph, straight, 'Mul'))) {
@@ -63,7 +56,6 @@ function isHalfTurn(graph: Graph, value: Value, x: Value, size: number): boolean
   return second?.from === half && second.to >= size && first?.from === 0 && first.to === half
 }
 
-/** Which part of x's last axis a value is. */
 function rangeOf(graph: Graph, value: Value, x: Value, size: number): { from: number; to: number } | undefined {
   const node = makerOf(graph, value, 'Slice')
   if (node?.input[0] !== x) return undefined
@@ -75,7 +67,7 @@ function rangeOf(graph: Graph, value: Value, x: Value, size: number): { from: nu
   return { from, to }
 }
 
-/** A place on x's last axis: a constant, or half of the axis. */
+/** A constant, or half of the axis. */
 function placeOf(graph: Graph, value: Value, x: Value, size: number): number | undefined {
   const constant = graph.integers(value)
   if (constant !== undefined) return constant[0]
@@ -86,12 +78,7 @@ function placeOf(graph: Graph, value: Value, x: Value, size: number): number | u
   return dimension?.of === x && (dimension.axis === 3 || dimension.axis === -1) ? size / 2 : undefined
 }
 
-/**
- * Appends the rotation of flat heads.
- *
- * @param x (batch, sequence, heads · size)
- * @param shared what earlier layers made
- */
+/** Appends the rotation of x (batch, sequence, heads · size). */
 export function rotate(
   g: Builder,
   x: Value,

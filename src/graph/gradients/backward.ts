@@ -1,5 +1,5 @@
-// The walk from a loss back to what is trained: which nodes lie on the way, whether each has a rule, and the gradients,
-// summed where a value is read several times and summed down where it was broadcast. Only what is needed is built.
+// The walk from a loss back to what is trained: nodes on the way, and gradients summed where a value is read twice or
+// was broadcast. Only what is needed is built.
 
 import { UnsupportedError } from '../../base/errors.js'
 import { elementCount } from '../../base/tensor.js'
@@ -19,28 +19,23 @@ import {
 import { type Contribution, joinSlices } from './join-slices.js'
 import { PATTERNS, type PatternContext } from './pattern-gradients.js'
 
-/** The gradient of a value that several nodes compute, where the rules of these nodes would take more passes. */
+/** For a value that several nodes compute, where the rules of these nodes would take more passes. */
 export interface CustomGradient {
-  /** The values that it is computed from, in the place of its node's own inputs. */
+  /** In the place of its node's own inputs. */
   readonly inputs: readonly Value[]
   readonly rule: GradientRule
 }
 
-/** Custom gradients by value: the first output of its last node. */
+/** The key is the first output of its last node. */
 export type CustomGradients = Map<Value, CustomGradient>
 
-/** The nodes between what is trained and what it is trained for. */
 export interface GradientPath {
   /** In the graph's order. */
   readonly nodes: readonly NodeProto[]
-  /** Values that a gradient flows to. */
   readonly values: ReadonlySet<Value>
 }
 
-/**
- * @param wrt values whose gradients are wanted; the path ends at them even where they are computed
- * @param from values whose gradients are given
- */
+/** The path ends at `wrt`, even where these are computed; gradients of `from` are given. */
 export function gradientPath(
   graph: Graph,
   wrt: readonly Value[],
@@ -78,11 +73,7 @@ function readsAny(node: NodeProto, values: ReadonlySet<Value>): boolean {
   return node.input.some((input) => values.has(input)) || implicitInputs(node).some((input) => values.has(input))
 }
 
-/**
- * Refuses a path that cannot be differentiated, before anything is built.
- *
- * @throws UnsupportedError naming every node on the path without a gradient rule
- */
+/** Throws UnsupportedError naming every node on the path without a gradient rule, before anything is built. */
 export function checkDifferentiable({ nodes }: GradientPath, custom: Readonly<CustomGradients> = new Map()): void {
   const refused = nodes
     .filter((node) => !custom.has(node.output[0]))
@@ -116,17 +107,13 @@ const HINTS: Readonly<Record<string, string>> = {
 
 export interface BackwardOptions {
   readonly custom?: Readonly<CustomGradients>
-  /** A scalar that all gradients are multiplied by. Default: none. */
+  /** A scalar that all gradients are multiplied by. */
   readonly scale?: Value
 }
 
 /**
- * Appends the backward graph.
- *
- * @param seeds value → its gradient
- * @param wrt the values whose gradients are wanted
- * @returns the gradient of each of `wrt`, of its shape; none for a value that the seeds do not depend on
- * @throws UnsupportedError as {@link checkDifferentiable}
+ * Appends the backward graph from `seeds` (value → its gradient). Returns the gradients of `wrt`, without those of
+ * values that the seeds do not depend on.
  */
 export function buildBackward(
   g: Builder,
@@ -174,8 +161,8 @@ export function buildBackward(
 }
 
 /**
- * Values in the order in which nodes first read them. ONNX Runtime begins with the last node that nobody reads: with
- * the gradients nearest to the loss, so that it need not keep what they are made of until it has computed all others.
+ * In the order in which nodes first read them. ONNX Runtime begins with the last node that nobody reads: so it need not
+ * keep what the gradients nearest to the loss are made of.
  */
 function inReadingOrder(graph: Graph, values: readonly Value[]): Value[] {
   const places = new Map<Value, number>()
@@ -185,10 +172,7 @@ function inReadingOrder(graph: Graph, values: readonly Value[]): Value[] {
   return values.toSorted((a, b) => (places.get(a) ?? 0) - (places.get(b) ?? 0))
 }
 
-/**
- * The value with the fewest elements of those that all of the gradient passes, the seeds and scalars aside: where a
- * factor of all gradients costs least. Undefined if there is none.
- */
+/** The smallest value that all of the gradient passes: a factor of all gradients costs least there. */
 function narrowestWaist(
   path: GradientPath,
   seeds: readonly Value[],
@@ -209,7 +193,6 @@ function narrowestWaist(
   return best?.value
 }
 
-/** The gradients of values that are read several times: summands, and their sums where these were asked for. */
 class GradientSums {
   readonly #g: Builder
   readonly #shapes: ShapeMap
@@ -241,13 +224,11 @@ class GradientSums {
     })
   }
 
-  /** The sum, if it was built. */
   made(value: Value): Value | undefined {
     return this.#totals.get(value)
   }
 }
 
-/** Thunks that give the gradient of each of a node's inputs, in that input's shape. */
 function thunksOf(context: PatternContext): ReturnType<GradientRule> {
   const operator = operatorOf(context.node)
   const thunks = entryOf(PATTERNS, operator)?.(context) ?? GRADIENTS[operator](context)

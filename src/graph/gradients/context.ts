@@ -1,5 +1,4 @@
-// The context of a gradient rule, and the few helpers that several rules share: shapes as constants where the probe
-// says they are static, and the sums that undo broadcasting.
+// The context of a gradient rule, and helpers that several rules share.
 
 import { StateError, UnsupportedError } from '../../base/errors.js'
 import type { NodeProto } from '../../formats/onnx/tensors.js'
@@ -9,14 +8,12 @@ import type { Builder, Value } from '../view/builder.js'
 import { labelOf } from '../view/operators.js'
 
 export interface GradientContext {
-  /** Appends to the graph of the forward node. */
   readonly g: Builder
-  /** The forward node. */
   readonly node: NodeProto
-  /** Its inputs; '' where an optional one is absent. */
+  /** '' where an optional one is absent. */
   readonly inputs: readonly Value[]
   readonly outputs: readonly Value[]
-  /** The gradient of each output, with the output's shape; undefined where none flows. */
+  /** With the output's shape; undefined where no gradient flows. */
   readonly dys: readonly (Value | undefined)[]
   /** `dys[0]`, for the usual case of one output. */
   readonly dy: Value
@@ -24,12 +21,11 @@ export interface GradientContext {
 }
 
 /**
- * One thunk per input, which appends what computes that input's gradient and names it; undefined: not differentiable in
- * that input. The gradient has the input's shape, or, for the operators in BROADCASTING, the output's.
+ * A thunk per input that appends and names its gradient, of the input's shape (for BROADCASTING: the output's);
+ * undefined: not differentiable.
  */
 export type GradientRule = (context: GradientContext) => (undefined | (() => Value))[]
 
-/** @throws UnsupportedError naming the node, and what about it has no gradient */
 export function refuse({ node }: GradientContext, what: string, hint?: string): never {
   throw new UnsupportedError({ where: labelOf(node), what, ...(hint !== undefined && { hint }) })
 }
@@ -46,13 +42,12 @@ export function rankOf(context: GradientContext, value: Value): number {
   return shapeOf(context, value).dims.length
 }
 
-/** The attribute `axis`, counted from the front. */
 export function axisOf(context: GradientContext, fallback: number): number {
   const axis = intAttribute(context.node, 'axis', fallback)
   return axis < 0 ? axis + rankOf(context, context.inputs[0]) : axis
 }
 
-/** The axes of a reduction, counted from the front: an attribute or an input, as the opset has it; default all. */
+/** An attribute or an input, as the opset has it; default all. */
 export function axesOf(context: GradientContext): number[] {
   const { node, inputs } = context
   const rank = rankOf(context, inputs[0])
@@ -61,20 +56,16 @@ export function axesOf(context: GradientContext): number[] {
   return axes.length === 0 ? range(rank) : axes.map((axis) => (axis < 0 ? axis + rank : axis))
 }
 
-/**
- * The place at which a Slice of this start and step begins on an axis: https://onnx.ai/onnx/operators/onnx__Slice.html
- */
+/** https://onnx.ai/onnx/operators/onnx__Slice.html */
 export function clampStart(start: number, length: number, step: number): number {
   return Math.min(Math.max(start < 0 ? start + length : start, 0), step > 0 ? length : length - 1)
 }
 
-/** The content of a small integer tensor that is the same in every run. */
 export function intsOf(context: GradientContext, value: Value): readonly number[] | undefined {
   const content = contentOf(context, value)
   return content?.value.join() === content?.other.join() ? content?.value : undefined
 }
 
-/** The content of a small integer tensor at both probe points. */
 export function contentOf({ g, shapes }: GradientContext, value: Value): ProbedContent | undefined {
   const probed = shapes.contents.get(value)
   if (probed !== undefined) return probed
@@ -82,10 +73,7 @@ export function contentOf({ g, shapes }: GradientContext, value: Value): ProbedC
   return integers && { value: integers, other: integers }
 }
 
-/**
- * `value`, whose shape is `from`, reshaped like `target`: by a constant shape where each axis is static, kept from the
- * same place, or the only one left to infer.
- */
+/** A constant shape where each axis is static, kept from the same place, or the only one left to infer. */
 export function reshapeLike(context: GradientContext, value: Value, from: ProbedShape, target: Value): Value {
   const { g } = context
   const to = shapeOf(context, target)
@@ -101,10 +89,7 @@ export function reshapeLike(context: GradientContext, value: Value, from: Probed
   return g.reshape(value, isKnown ? g.int(dims) : g.shape(target))
 }
 
-/**
- * The gradient of one axis-wise reduction: `value` (with or without the reduced axes) spread over the shape of
- * `target`.
- */
+/** The gradient of one axis-wise reduction: `value`, with or without the reduced axes, in the shape of `target`. */
 export function spread(context: GradientContext, value: Value, axes: readonly number[], target: Value): Value {
   const { g } = context
   const shape = shapeOf(context, target)

@@ -18,7 +18,6 @@ export const CONVOLUTIONS: Readonly<Record<string, GradientRule>> = {
   },
 }
 
-/** How the windows of a convolution lie, by axis. */
 interface Windows {
   readonly kernel: readonly number[]
   readonly strides: readonly number[]
@@ -54,7 +53,6 @@ function inputGradient(context: GradientContext): Value {
   return g.op('ConvTranspose', [dy, inputs[1]], { strides, dilations, pads, group, output_padding: rests })
 }
 
-/** The length of x along an axis of the windows. */
 function lengthAt(context: GradientContext, axis: number): number {
   const shape = shapeOf(context, context.inputs[0])
   if (!isStatic(shape, axis + 2)) refuseWith(context, 'strides along an axis whose length changes with the input')

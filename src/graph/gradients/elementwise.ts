@@ -178,7 +178,7 @@ function slope(g: Builder, x: Value, p: number): Value {
   return g.mul(power(g, x, g.float(p - 1)), g.float(p))
 }
 
-/** p·xᵖ⁻¹ for exponents that may differ; x⁻¹ is infinite where x is 0, and times 0 then not a number. */
+/** x⁻¹ is infinite where x is 0, and times 0 then not a number. */
 function slopes(g: Builder, x: Value, p: Value): Value {
   const isFlat = g.op('Equal', [p, g.float(0)])
   return g.where(isFlat, g.float(0), g.mul(p, power(g, x, g.sub(p, g.float(1)))))
@@ -188,7 +188,6 @@ function power(g: Builder, x: Value, p: Value): Value {
   return g.op('Pow', [x, p])
 }
 
-/** The number in a constant with one element, integer or not. */
 function scalarOf({ g }: GradientContext, value: Value): number | undefined {
   const tensor = g.graph.constant(value)
   if (tensor === undefined || tensor.dims.some((dim) => dim !== 1n)) return undefined

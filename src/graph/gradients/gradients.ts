@@ -1,6 +1,4 @@
-// THE table of gradient rules: op type → how the gradients of its inputs follow from those of its outputs. A rule is a
-// formula and a few lines; the walker in backward.ts calls only the thunks it needs, sums fan-out and undoes
-// broadcasting.
+// THE table of gradient rules: op type → how the gradients of its inputs follow from those of its outputs.
 
 import { PREDICATES } from '../view/operators.js'
 import { type GradientContext, type GradientRule, sumTo } from './context.js'
@@ -25,7 +23,7 @@ export const GRADIENTS: Readonly<Record<string, GradientRule>> = {
   ...ROTARY,
 }
 
-/** Operators whose gradients may come in the output's shape, to be summed down to the input's by {@link sumTo}. */
+/** Gradients may come in the output's shape, to be summed down to the input's by {@link sumTo}. */
 export const BROADCASTING: ReadonlySet<string> = new Set([
   'Add',
   'Sub',
@@ -43,7 +41,7 @@ export const BROADCASTING: ReadonlySet<string> = new Set([
   'RMSNormalization',
 ])
 
-/** Operators through which no gradient flows: their outputs are integers, truths, or constant almost everywhere. */
+/** Outputs are integers, truths, or constant almost everywhere. */
 export const NON_DIFFERENTIABLE: ReadonlySet<string> = new Set([
   ...PREDICATES,
   'ArgMax',

@@ -1,12 +1,11 @@
-// Gradients of slices that lie side by side are one Concat, instead of a sum of tensors padded with zeros: rotary
-// embeddings cut each head in two halves.
+// Gradients of slices side by side are one Concat, instead of a sum of tensors padded with zeros: rotary embeddings cut
+// each head in two halves.
 
 import type { NodeProto } from '../../formats/onnx/tensors.js'
 import { isStatic, type ShapeMap, staticContent } from '../shapes/shapes.js'
 import type { Builder, Value } from '../view/builder.js'
 import { clampStart } from './context.js'
 
-/** One summand of a value's gradient, built when it is asked for. */
 export interface Contribution {
   readonly make: () => Value
   /** Set where the value is cut by a Slice: the node, and the gradient of what it gives. */
@@ -17,13 +16,11 @@ interface Cut {
   readonly axis: number
   readonly start: number
   readonly end: number
-  /** Length of the whole axis. */
   readonly length: number
   readonly dy: Value
   readonly contribution: Contribution
 }
 
-/** The summands with those of slices that together are the whole value, along one axis, joined. */
 export function joinSlices(g: Builder, shapes: ShapeMap, contributions: readonly Contribution[]): Contribution[] {
   const cuts = contributions.flatMap((contribution) => cutOf(shapes, contribution) ?? [])
   const joined = new Set<Contribution>()

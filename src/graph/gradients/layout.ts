@@ -1,6 +1,6 @@
 // Gradients of operators that move elements without computing: views, transposes, joins, cuts and look-ups.
 
-import { create } from '@bufbuild/protobuf'
+import { create } from '../../formats/onnx/protobuf.js'
 import { DataType, type NodeProto, StringStringEntryProtoSchema } from '../../formats/onnx/tensors.js'
 import { isStatic } from '../shapes/shapes.js'
 import { intsAttribute } from '../view/attributes.js'
@@ -114,8 +114,7 @@ function transposeBack(context: GradientContext): Value {
   const scale = scaleOf(context, dy)
   const product = g.graph.producer(scale?.scaled ?? dy)
   if (product?.opType === 'MatMul' && inverse.join() === lastSwapped(rank).join()) {
-    // (qᵀ·e)ᵀ = eᵀ·q: the keys' gradient in attention comes out in place. e is as large as the product of q and the
-    // keys.
+    // (qᵀ·e)ᵀ = eᵀ·q: the keys' gradient in attention comes out in place.
     const [left, right] = product.input
     const q = beforeSwap(context, left, rank)
     if (q !== undefined) {
@@ -126,9 +125,7 @@ function transposeBack(context: GradientContext): Value {
   return g.transpose(dy, inverse)
 }
 
-/**
- * The two factors of a value that is a product with a constant scalar: exporters scale the keys behind their Transpose.
- */
+/** Exporters scale the keys behind their Transpose. */
 function scaleOf({ g }: GradientContext, value: Value): { scaled: Value; factor: Value } | undefined {
   const maker = g.graph.producer(value)
   if (maker?.opType !== 'Mul') return undefined
@@ -136,7 +133,7 @@ function scaleOf({ g }: GradientContext, value: Value): { scaled: Value; factor:
   return g.graph.constant(factor)?.dims.length === 0 ? { scaled, factor } : undefined
 }
 
-/** One axis along which y is a part of x: where the part begins, at both probe points and at run time. */
+/** An axis along which y is a part of x, with its begin at both probe points and at run time. */
 interface Cut {
   readonly axis: number
   readonly begin: number
@@ -202,7 +199,6 @@ function pad(context: GradientContext, value: Value, cuts: readonly Cut[]): Valu
   ])
 }
 
-/** How much of x lies behind the part at run time. */
 function restOf(context: GradientContext, part: Value, axis: number, begin: Value): Value {
   const { g, inputs } = context
   return g.sub(g.sub(g.length(inputs[0], axis), begin), g.length(part, axis))
@@ -250,10 +246,7 @@ function ungather(context: GradientContext): Value {
   return pad(context, indexRank === 0 ? g.unsqueeze(dy, [axis]) : dy, [cut])
 }
 
-/**
- * dy (…, indices, …) added into x's shape along `axis`, as a product with a one-hot matrix: ScatterND's sums over equal
- * indices depend on the order of its threads.
- */
+/** A product with a one-hot matrix: ScatterND's sums over equal indices depend on the order of its threads. */
 function scatter(context: GradientContext, axis: number): Value {
   const { g, inputs, dy } = context
   const [x, indices] = inputs

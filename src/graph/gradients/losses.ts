@@ -1,9 +1,8 @@
-// Cross-entropy of rows and its gradient, from operators that every execution provider has: ONNX Runtime's WebGPU has
-// no LogSoftmax, OneHot or SoftmaxCrossEntropyLoss of its own.
+// Cross-entropy of rows from operators that ONNX Runtime's WebGPU has: it lacks LogSoftmax and OneHot.
 
 import type { Builder, Value } from '../view/builder.js'
 
-/** Each row's −ln softmax(logits)[target], and what their gradients are made of. */
+/** Each row's −ln softmax(logits)[target]. */
 export interface RowLosses {
   /** (m) */
   readonly losses: Value
@@ -11,10 +10,7 @@ export interface RowLosses {
   slopes(g: Builder): Value
 }
 
-/**
- * @param logits (m, V)
- * @param targets int64 (m, 2): row number and target of each row
- */
+/** `logits` are (m, V); `targets` int64 (m, 2): row number and target of each row. */
 export function rowLosses(g: Builder, logits: Value, targets: Value): RowLosses {
   const probabilities = g.op('Softmax', [logits], { axis: 1 })
   // max p = exp(0) / Σ exp(l − max l), so −ln p[t] = max l − l[t] − ln max p: no exponential is taken twice, and no

@@ -1,5 +1,5 @@
-// Gradients of matrix products. A weight is never transposed as a value: ONNX Runtime would fold the Transpose into a
-// second copy of it, so products with a 2-D right side go through Gemm, whose transB costs nothing.
+// Gradients of matrix products. ONNX Runtime would fold the Transpose of a weight into a second copy of it, so products
+// with a 2-D right side go through Gemm, whose transB costs nothing.
 
 import { floatAttribute, intAttribute, intsAttribute } from '../view/attributes.js'
 import type { Value } from '../view/builder.js'
@@ -49,7 +49,6 @@ export const PRODUCTS: Readonly<Record<string, GradientRule>> = {
   },
 }
 
-/** The two gradients of α·a'·b' by an operator that transposes as it multiplies. */
 function transposingProduct({ g, node, inputs: [a, b], dy }: GradientContext, op: string): [() => Value, () => Value] {
   const alpha = { float: floatAttribute(node, 'alpha', 1) }
   const transA = intAttribute(node, 'transA', 0)
@@ -91,7 +90,6 @@ function batchedProduct(context: GradientContext): ReturnType<GradientRule> {
   ]
 }
 
-/** Sums a gradient with y's leading axes down to those of `input`. */
 function sumBatch(context: GradientContext, gradient: Value, input: Value): Value {
   const y = shapeOf(context, context.outputs[0])
   const to = shapeOf(context, input)
@@ -124,19 +122,17 @@ function rowCount(dims: readonly number[]): number {
   return dims.slice(0, -1).reduce((product, dim) => product * dim, 1)
 }
 
-/** The last two axes swapped; what already is such a swap gives back what it swapped. */
+/** A value that is such a swap already gives back what it swapped. */
 export function transposeLast(context: GradientContext, value: Value, rank: number): Value {
   return beforeSwap(context, value, rank) ?? context.g.transpose(value, lastSwapped(rank))
 }
 
-/** The value before a swap of the last two axes; undefined for a value that is no such swap. */
 export function beforeSwap({ g }: GradientContext, value: Value, rank: number): Value | undefined {
   const maker = g.graph.producer(value)
   const isSwap = maker?.opType === 'Transpose' && intsAttribute(maker, 'perm')?.join() === lastSwapped(rank).join()
   return isSwap ? maker.input[0] : undefined
 }
 
-/** The permutation that swaps the last two axes. */
 export function lastSwapped(rank: number): number[] {
   return [...range(rank - 2), rank - 1, rank - 2]
 }

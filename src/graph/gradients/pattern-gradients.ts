@@ -1,5 +1,5 @@
-// Gradients of two nodes at once, where that takes fewer passes over large tensors than the table's rules one by one.
-// The walker asks here first; leaving this file out changes no result but the rounding.
+// Gradients of two nodes at once, where that takes fewer passes over large tensors. Without this file results differ by
+// rounding only.
 
 import { floatsOf, type NodeProto } from '../../formats/onnx/tensors.js'
 import { intAttribute } from '../view/attributes.js'
@@ -52,8 +52,7 @@ export const PATTERNS: Readonly<Record<string, PatternRule>> = {
     return [() => g.mul(p, g.sub(dy, g.reduceSum(g.mul(gradient, o), [-1])))]
   },
 
-  // y = 0 where p is not a number, else p, with p = softmax x: the rule of Softmax reads y for p, so that p need not be
-  // kept
+  // y = 0 where p is not a number, else p, with p = softmax x: the rule of Softmax reads y for p
   Where: ({ g, node, readers, dy }) => {
     const [, , p] = node.input
     const isGuard = g.graph.producer(p)?.opType === 'Softmax' && nanGuard(g, readers(p), p) !== undefined
@@ -61,10 +60,7 @@ export const PATTERNS: Readonly<Record<string, PatternRule>> = {
   },
 }
 
-/**
- * Where(IsNaN(x), 0, x), if it alone reads x: exporters put it behind the softmax of attention, for rows that see
- * nothing.
- */
+/** Where(IsNaN(x), 0, x), if it alone reads x: exporters put it behind the softmax of attention. */
 function nanGuard(g: Builder, readers: readonly NodeProto[], x: Value): Value | undefined {
   const [guard, ...others] = readers
   if (guard?.opType !== 'Where' || others.length > 0) return undefined

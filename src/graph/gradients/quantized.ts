@@ -1,13 +1,12 @@
-// The gradient of a product by integers: dx = dy·W with the weight as floats, made of the integers anew for each run,
-// so that the weights in memory stay small. Where the product makes integers of its input too, the gradient goes
-// straight through (Bengio et al. 2013, arXiv 1308.3432).
+// The gradient of a product by integers: dx = dy·W, with W made of the integers anew for each run. Inputs that become
+// integers too count as they are (Bengio et al. 2013, arXiv 1308.3432).
 
 import type { Product } from '../match/forms/form.js'
 import type { Builder, Value } from '../view/builder.js'
 import type { CustomGradient } from './backward.js'
 import { rankOf, reshapeLike, shapeOf } from './context.js'
 
-/** For forms that can be dequantized in a graph; undefined for others. */
+/** Undefined for forms that cannot be dequantized in a graph. */
 export function quantizedGradient(product: Product): CustomGradient | undefined {
   const { form, input, transposed } = product
   if (form.dequantize === undefined || product.problem !== undefined) return undefined
@@ -32,35 +31,27 @@ export function quantizedGradient(product: Product): CustomGradient | undefined 
   }
 }
 
-/**
- * Floats of a weight that are in memory at one time: 16 MB. The weight of an output layer is often ten times as large
- * as others.
- */
+/** 16 MB in memory at one time: the weight of an output layer is often ten times as large as others. */
 const MOST_FLOATS = 2 ** 22
 /** Products are fastest where their sizes are multiples of this. */
 const MULTIPLE = 64
 
-/** The rows of a stored weight (d, k) that are made at one time: [first, count] of each block. */
+/** [first, count] of each block of rows of a stored weight (d, k). */
 function weightBlocks({ d, k }: Product): [number, number][] {
   const count = Math.ceil(d / Math.ceil((d * k) / MOST_FLOATS) / MULTIPLE) * MULTIPLE
   return Array.from({ length: Math.ceil(d / count) }, (_, i) => [i * count, Math.min(count, d - i * count)])
 }
 
-/** True if all of a weight is made at one time. */
 export function isMadeWhole(product: Product): boolean {
   return weightBlocks(product).length === 1
 }
 
-/**
- * The product of dy (n, d) by a large weight (d, k), whose rows are made block by block; undefined where they cannot
- * be.
- */
+/** The product of dy (n, d) by a large weight (d, k), whose rows are made block by block, where they can be. */
 function byBlocks(g: Builder, product: Product, dy: Value): Value | undefined {
   const { form } = product
   const blocks = weightBlocks(product)
   if (isMadeWhole(product)) return undefined
-  // All of these nodes stand in front of all products: ONNX Runtime then makes a block right before the product that
-  // reads it, where it would else make all of them first.
+  // In front of all products: ONNX Runtime then makes a block right before the product that reads it.
   const weights = blocks.map(([first, count]) => form.dequantizeRows?.(g, product, first, count))
   if (!weights.every((weight) => weight !== undefined)) return undefined
   const parts = blocks.map(([first, count]) => g.slice(dy, first, first + count, 1))

@@ -94,10 +94,7 @@ function normalizedAxes(context: GradientContext): number[] {
   return range(rank).slice(axisOf(context, -1))
 }
 
-/**
- * The optional outputs (mean, inverse deviation) that a normalization keeps for its gradient, asked for if they are
- * not.
- */
+/** The optional outputs (mean, inverse deviation) of a normalization, asked for if they are not. */
 function statistics(context: GradientContext, count: number): Value[] {
   const { g, node, dys } = context
   if (dys.slice(1).some((dy) => dy !== undefined)) {
@@ -115,10 +112,7 @@ function unreduce(context: GradientContext, dy: Value): Value {
   return isSquare(context) ? keepAxes(context, dy) : spread(context, keepAxes(context, dy), axes, inputs[0])
 }
 
-/**
- * True if x is a square of its own shape, whose rule multiplies by a tensor of that shape: broadcasting in that product
- * then does what Expand would. So it is in the mean of squares of every RMS normalization.
- */
+/** A square of x's own shape, as in every RMS norm: its rule multiplies, and broadcasting does what Expand would. */
 function isSquare({ g, inputs: [x], shapes }: GradientContext): boolean {
   const maker = g.graph.producer(x)
   if (maker?.opType === 'Mul') return maker.input[0] === maker.input[1]
@@ -127,12 +121,10 @@ function isSquare({ g, inputs: [x], shapes }: GradientContext): boolean {
   return base !== undefined && square !== undefined && sameShape(base, square)
 }
 
-/** The reduced axes put back with length 1. */
 function keepAxes(context: GradientContext, value: Value): Value {
   return intAttribute(context.node, 'keepdims', 1) === 1 ? value : context.g.unsqueeze(value, axesOf(context))
 }
 
-/** 1/n for a mean over n elements. */
 function share(context: GradientContext): Value {
   const { g, inputs, outputs } = context
   const axes = axesOf(context)

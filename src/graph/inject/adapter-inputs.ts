@@ -1,7 +1,6 @@
-// A graph that takes an adapter with each run, by the names of .onnx_adapter files: inputs that have a default, so that
-// a run without an adapter is a run of the base.
+// A graph that takes an adapter with each run, by the names of .onnx_adapter files.
 
-import { create } from '@bufbuild/protobuf'
+import { create } from '../../formats/onnx/protobuf.js'
 import { byteLengthOf, TensorProtoSchema } from '../../formats/onnx/tensors.js'
 import type { Linear } from '../match/linears.js'
 import { Builder } from '../view/builder.js'
@@ -9,11 +8,8 @@ import type { Graph } from '../view/graph.js'
 import { adaptNodes, valueInfo } from './inject.js'
 
 /**
- * Adds inputs beside linear layers: NAME.lora_A.weight (k, r) and NAME.lora_B.weight (r, d), in the type in which the
- * layer computes. ONNX Runtime's LoraAdapter feeds them; else they are zeros.
- *
- * @param rank of the adapters; undefined for any rank
- * @returns names of the inputs
+ * Adds NAME.lora_A.weight (k, r) and NAME.lora_B.weight (r, d), which ONNX Runtime's LoraAdapter feeds; else they are
+ * zeros. Without `rank` it is free. Returns their names.
  */
 export function addAdapterInputs(graph: Graph, linears: readonly Linear[], rank: number | undefined): string[] {
   const g = new Builder(graph, 'lora_inputs')

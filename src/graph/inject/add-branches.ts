@@ -1,10 +1,9 @@
-// Puts LoRA branches with constant factors beside layers: y' = c ⊙ (y + (x·Aᵀ)·(s·Bᵀ)) + t. The weights stay as they
-// are.
+// Puts LoRA branches with constant factors beside layers: y' = c ⊙ (y + (x·Aᵀ)·(s·Bᵀ)) + t.
 
-import { create } from '@bufbuild/protobuf'
 import { encodeFloats, type FloatDtype } from '../../base/dtype.js'
 import { NumericError, UnsupportedError } from '../../base/errors.js'
 import { isAllFinite } from '../../base/tensor.js'
+import { create } from '../../formats/onnx/protobuf.js'
 import { DataType, dataTypeName, TensorProtoSchema } from '../../formats/onnx/tensors.js'
 import type { Linear } from '../match/linears.js'
 import { type BranchFactors, branchFactors, branchScope } from '../match/merged-branches.js'
@@ -13,7 +12,6 @@ import type { Graph } from '../view/graph.js'
 import type { Affine } from './affine.js'
 import { adaptNodes } from './inject.js'
 
-/** The values of a branch beside one module. */
 export interface BranchValues {
   readonly rank: number
   /** Aᵀ (k, r) */
@@ -25,15 +23,11 @@ export interface BranchValues {
 
 const TYPES: Partial<Record<DataType, FloatDtype>> = { [DataType.FLOAT]: 'fp32', [DataType.FLOAT16]: 'fp16' }
 
-/** The types of factors, as safetensors and as ONNX call them. */
 export const FACTOR_TYPES = { fp32: DataType.FLOAT, fp16: DataType.FLOAT16 } as const
 
 /**
- * The initializers of one branch.
- *
- * @param number of all branches of one adapter
- * @param stored the type of their values
- * @throws NumericError when a value is not finite in this type
+ * The initializers of one branch, with the number of its adapter. Throws NumericError when a value is not finite in the
+ * stored type.
  */
 export function branchTensors(
   { name, k, d }: Pick<Linear, 'name' | 'k' | 'd'>,
@@ -65,13 +59,7 @@ function isFiniteF16(bytes: Uint8Array): boolean {
   )
 }
 
-/**
- * Adds one adapter's branches beside linear layers, and their factors as initializers.
- *
- * @param stored the type of the factors; undefined: the one in which each layer computes
- * @throws UnsupportedError for a layer that computes in another type than float32 and float16; NumericError as {@link
- *   branchTensors}
- */
+/** Adds one adapter's branches, with factors of type `stored`, by default the one in which each layer computes. */
 export function addBranches(
   graph: Graph,
   layers: readonly { readonly linear: Linear; readonly values: BranchValues }[],

@@ -1,6 +1,5 @@
-// The scale and the shift of a layer's outputs, for layers that are more than W + s·B·A. y' = c ⊙ (y + s·(x·Aᵀ)·Bᵀ) + t
-// with y = x·Wᵀ + b is DoRA's output for c = m / ‖W + s·B·A‖ and t = (1 − c) ⊙ b (Liu et al. 2024, arXiv 2402.09353;
-// PEFT leaves the base's bias b alone), and that of a bias of B for c = 1 and t = s·biasB.
+// Scale and shift of a layer's outputs, y' = c ⊙ (y + s·(x·Aᵀ)·Bᵀ) + t: for DoRA c = m / ‖W + s·B·A‖ and t = (1 − c) ⊙
+// b (Liu et al. 2024, arXiv 2402.09353; PEFT leaves the base's bias b alone), for a bias of B c = 1 and t = s·biasB.
 
 import { NumericError, UnsupportedError } from '../../base/errors.js'
 import type { Matrix } from '../../base/tensor.js'
@@ -14,22 +13,18 @@ import { biasOf, ownBiasInput } from '../match/parameters.js'
 import { readVector } from '../match/read-base-tensor.js'
 import type { Graph } from '../view/graph.js'
 
-/** Weights pass in blocks of at most so many elements: 4 MiB in f32. */
+/** 4 MiB in f32. */
 const BLOCK_ELEMENTS = 1 << 20
 
-/** The factors of outputs, c (d), and what is added to them, t (d). */
+/** c (d) and t (d) */
 export interface Affine {
   scale: Float32Array
   shift: Float32Array
 }
 
 /**
- * Reads the base's weight for DoRA alone.
- *
- * @param own what the adapter has in the place of an embedding E (V, D)
- * @returns undefined for a layer that needs neither
- * @throws UnsupportedError naming the node when DoRA's scales cannot be computed from its weight, NumericError when a
- *   value is not finite
+ * Undefined for a layer that needs neither. Reads the base's weight for DoRA alone, or `own`, which the adapter has in
+ * the place of an embedding E (V, D).
  */
 export async function affineOf(
   model: OnnxModel,
@@ -64,11 +59,7 @@ function finite({ name }: { readonly name: string }, affine: Affine): Affine {
   })
 }
 
-/**
- * Norms of W, or of W + s·B·A where a layer is given, by output of the layer.
- *
- * @throws UnsupportedError naming the node when its weight cannot be read
- */
+/** Norms of W, or of W + s·B·A where a layer is given, by output of the layer. */
 export async function outputNorms(
   model: OnnxModel,
   graph: Graph,
@@ -117,9 +108,7 @@ function columnsOf(values: Float32Array, rows: number, columns: number, start: n
   return result
 }
 
-/**
- * The bias that the node itself adds, as far as it is the layer's; undefined where a later node adds it, or none does.
- */
+/** The bias that the node itself adds; undefined where a later node adds it, or none does. */
 export async function ownBias(model: OnnxModel, graph: Graph, linear: Linear): Promise<Float32Array | undefined> {
   const { node, d } = linear
   const input = ownBiasInput(node)

@@ -1,8 +1,7 @@
 // Puts LoRA branches beside linear layers: y' = y + s·(x·Aᵀ)·Bᵀ (Hu et al. 2021, arXiv 2106.09685). Factors are graph
-// inputs, so that they can be swapped or trained between runs. Inference graphs take Aᵀ and s·Bᵀ of any rank at run
-// time, and where an adapter needs it scale and shift outputs as well: sites.ts.
+// inputs, so that they can be swapped or trained between runs.
 
-import { create } from '@bufbuild/protobuf'
+import { create } from '../../formats/onnx/protobuf.js'
 import {
   DataType,
   TensorShapeProto_DimensionSchema,
@@ -17,7 +16,6 @@ import { Builder, sharedValue, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 import { type SiteNeeds, type SiteRole, sharedInput, siteInput } from './sites.js'
 
-/** The graph inputs that hold one module's factors. */
 export interface LoraInputs {
   readonly weightA: string
   readonly weightB: string
@@ -27,10 +25,7 @@ export function loraInputs(module: string): LoraInputs {
   return { weightA: siteInput(module, 'A'), weightB: siteInput(module, 'B') }
 }
 
-/**
- * A tensor's declaration among a graph's inputs or outputs; a dimension is a number or a symbol. Without `dims` it has
- * any rank.
- */
+/** A dimension is a number or a symbol. Without `dims` the tensor has any rank. */
 export function valueInfo(name: string, elemType: DataType, dims?: readonly (number | string)[]): ValueInfoProto {
   const dim = dims?.map((value) =>
     create(TensorShapeProto_DimensionSchema, {
@@ -45,7 +40,7 @@ export function valueInfo(name: string, elemType: DataType, dims?: readonly (num
   })
 }
 
-/** The graph input (1) that tells how many rows have factors of their own; there where {@link injectLora} says so. */
+/** The graph input (1) that tells how many rows have factors of their own. */
 export const ROWS_INPUT = 'lora/rows'
 
 const FACTORS: ReadonlySet<SiteRole> = new Set(['A', 'B'])
@@ -87,7 +82,7 @@ export function injectLora(
   /** (n, width) → (rows, n / rows, width) */
   const byRow = (x: Value, width: number) => g.reshape(x, g.concat([ROWS_INPUT, g.int([-1, width])], 0))
   const inputs = new Map<string, Value>()
-  /** The input of a layer in float32: made once for all that read it. */
+  /** Made once for all that read it. */
   const inputOf = (linear: Linear) =>
     sharedValue(inputs, readerKey(linear), () => {
       const x = isMatrix(linear) ? byRow(linear.input, linear.k) : linear.input
@@ -128,7 +123,6 @@ export function injectLora(
   return { takesRows, shared }
 }
 
-/** Layers with the same key read the same value in the same way. */
 function readerKey(linear: Linear): string {
   return `${isMatrix(linear) ? 'rows' : 'all'} ${linear.dataType} ${linear.input}`
 }
@@ -156,7 +150,6 @@ function splitEvenly(g: Builder, value: Value, m: number): readonly Value[] {
   return g.node('Split', [value], { axis: -1, ...(g.graph.opset() >= 18 && { num_outputs: m }) }, m).output
 }
 
-/** True if more than a product is added to the outputs. */
 function isAffine(roles: ReadonlySet<SiteRole>): boolean {
   return roles.has('scale') || roles.has('shift')
 }
@@ -169,11 +162,7 @@ function isMatrix({ form }: Linear): boolean {
 /** Appends what gives base + delta (…, d), or the delta alone where no base is given. */
 export type MakeDelta = (linear: Linear, base: Value | undefined) => Value
 
-/**
- * Adds the delta of each linear to its node's output. Readers of the output get the sum.
- *
- * @param needsBase linears whose base `makeDelta` has to be given
- */
+/** Readers of the node's output get the sum. `needsBase`: linears whose base `makeDelta` has to be given. */
 export function adaptNodes(
   graph: Graph,
   g: Builder,
@@ -223,14 +212,10 @@ function start(linear: Linear): number {
   return linear.fused?.start ?? 0
 }
 
-// Puts LoRA beside lookups in embeddings, and lets trained rows take the place of the base's: all as graph inputs, for
-// inference. Where rows of a batch have adapters of their own, tables stand under one another, and a token is looked up
-// in the table of its row's slot.
+// If rows of a batch have adapters of their own, tables stand under one another, and a token is looked up in the
+// table of its row's slot.
 
-/**
- * The graph input, (1) or (rows, 1), that tells which table each row of the batch has; there where an embedding is
- * adapted.
- */
+/** The graph input, (1) or (rows, 1), that tells which table each row of the batch has. */
 export const SLOTS_INPUT = 'lora/slots'
 
 /**

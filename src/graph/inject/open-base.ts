@@ -1,5 +1,5 @@
-// Weights of the base that a graph trains: whole tensors, and single rows of embeddings. Rows are inputs in lookups of
-// their tokens, and in output layers, where a row gives the logit of its token; the embedding itself stays in its file.
+// Weights of the base that a graph trains: whole tensors, and single rows of embeddings, as inputs in lookups of their
+// tokens and in output layers.
 
 import { DataType, type NodeProto } from '../../formats/onnx/tensors.js'
 import type { CustomGradients } from '../gradients/backward.js'
@@ -13,29 +13,25 @@ import { floatAttribute, setAttribute } from '../view/attributes.js'
 import { Builder, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 
-/** Opens weights of the base in a graph. Training without any of them needs none of this code. */
+/** Training without weights of the base needs none of this code. */
 export interface BaseOpener {
   /** Names of tensors that stay as they are where the loss does not depend on them. */
   readonly optional: ReadonlySet<string>
   /**
-   * @param linears those of `graph`
-   * @throws MismatchError when the graph has no such tensor, or another shape; UnsupportedError, naming it, for one
-   *   that cannot be trained
+   * Throws MismatchError when the graph has no such tensor, or another shape; UnsupportedError when it cannot be
+   * trained.
    */
   open(graph: Graph, linears: readonly Linear[]): OpenBase
 }
 
-/** Weights of the base that are inputs of a graph. */
 export interface OpenBase {
-  /** Tensors to declare among the graph's inputs. */
   readonly trained: readonly TrainedTensor[]
   /** The linear layers whose weights, or rows of them, are trained. */
   layersOf(linears: readonly Linear[]): Linear[]
-  /** Lets these layers read the inputs. `inRows` has each as one that computes rows (n, k) → (n, d), by its node. */
+  /** `inRows` has each layer as one that computes rows (n, k) → (n, d), by its node. */
   openLayers(inRows: ReadonlyMap<NodeProto, Linear>, custom: CustomGradients): void
 }
 
-/** Makes the opener of these tensors and rows. */
 export function baseOpener(tensors: readonly WholeTensor[], rows: readonly TrainedRows[]): BaseOpener {
   return {
     optional: new Set(tensors.flatMap(({ name, isOptional }) => (isOptional ? [name] : []))),
@@ -43,7 +39,7 @@ export function baseOpener(tensors: readonly WholeTensor[], rows: readonly Train
       const whole = openTensors(graph, linears, tensors)
       const g = new Builder(graph, 'trained')
       const ofTokens = openTokenRows(g, rows)
-      /** The output layers with trained rows; none where the loss needs no logits. */
+      /** None where the loss needs no logits. */
       let heads: readonly Linear[] = []
       return {
         trained: [...whole.trained, ...ofTokens],
@@ -64,12 +60,10 @@ export function baseOpener(tensors: readonly WholeTensor[], rows: readonly Train
   }
 }
 
-/** The graph input that holds what is trained. */
 function inputOf(name: string): Value {
   return `trained/${name}`
 }
 
-/** A tensor of the base that is trained. */
 export interface WholeTensor {
   /** As the adapter calls it: model.norm.weight */
   readonly name: string
@@ -87,33 +81,25 @@ export interface TrainedRows {
   /** m different tokens, in the order of the rows. */
   readonly tokens: readonly number[]
   readonly features: number
-  /** The graph's name of the embedding; undefined for rows of an output layer alone. */
+  /** Undefined for rows of an output layer alone. */
   readonly embedding: string | undefined
-  /** The graph's names of the output layers that have these rows. */
   readonly heads: readonly string[]
 }
 
-/** A product whose weight is trained. It takes the input when it is a Gemm. */
+/** It takes the input when it is a Gemm. */
 export interface OpenWeight {
   readonly linear: Linear
   /** (d, k) */
   readonly input: Value
 }
 
-/** Some elements of a vector that a node reads. */
 interface Piece {
   readonly start: number
   readonly end: number
   readonly value: Value
 }
 
-/**
- * Lets nodes read all tensors as inputs but weights of linear layers, which {@link openWeight} opens.
- *
- * @param linears those of `graph`
- * @throws MismatchError when the graph has no such tensor, or another shape; UnsupportedError, naming it, for one that
- *   cannot be trained
- */
+/** Lets nodes read all tensors as inputs but weights of linear layers, which {@link openWeight} opens. */
 export function openTensors(
   graph: Graph,
   linears: readonly Linear[],
@@ -146,7 +132,6 @@ export function openTensors(
   return { trained, weights }
 }
 
-/** Lets a Gemm multiply by the input in the place of its weight. */
 export function openWeight(graph: Graph, node: NodeProto, { input }: OpenWeight): void {
   graph.setInput(node, 1, input)
   setAttribute(node, 'transB', 1)
@@ -202,13 +187,13 @@ function normOfEmbeddings(graph: Graph, g: Builder, node: NodeProto): NodeProto 
   return norm
 }
 
-/** Adds a bias behind a product by integers, whose own gradient knows of its float input alone. */
+/** Behind a product by integers, whose own gradient knows of its float input alone. */
 function addBehind(graph: Graph, g: Builder, node: NodeProto, at: number, value: Value): void {
   graph.setInput(node, at, '')
   graph.putBehind(node.output[0], (product) => g.add(product, value), 'product')
 }
 
-/** Lets lookups read rows that are inputs: where a token is one of theirs, its row takes the place of the base's. */
+/** Lookups of these tokens get rows that are inputs, in the place of the base's. */
 export function openTokenRows(g: Builder, rows: readonly TrainedRows[]): TrainedTensor[] {
   const { graph } = g
   const embeddings = findEmbeddings(graph)
@@ -227,8 +212,7 @@ export function openTokenRows(g: Builder, rows: readonly TrainedRows[]): Trained
 }
 
 /**
- * Writes x·Rᵀ over the logits of the rows' tokens. Both the logits and their gradient are the largest tensors of a run:
- * ScatterElements can write where they are.
+ * Writes x·Rᵀ over the logits of the rows' tokens, the largest tensors of a run: ScatterElements can write in place.
  */
 function openHead(
   g: Builder,

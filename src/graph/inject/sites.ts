@@ -1,5 +1,4 @@
-// Which part of an adapter becomes which input of a session's graph. Quantized weights, and weights that are tied, stay
-// as they are: what takes their place is computed beside them.
+// Which part of an adapter becomes which input of a session's graph. Quantized and tied weights stay as they are.
 
 /**
  * The inputs that a module can have, by what an adapter holds for it:
@@ -16,7 +15,6 @@
  */
 export type SiteRole = 'A' | 'B' | 'scale' | 'shift' | 'weight' | 'columns' | 'rows' | 'rowOf' | 'values'
 
-/** A module that can be adapted, and the inputs that its graph has for it. */
 export interface Site {
   readonly kind: 'linear' | 'lookup' | 'vector'
   /** The model's name of the module; of a vector that of the tensor. */
@@ -26,34 +24,25 @@ export interface Site {
   readonly k: number
   /** Out; of an embedding its features, of a vector its length. */
   readonly d: number
-  /**
-   * True if the layer reads the same values for all rows of a batch, so that rows cannot have adapters of their own.
-   */
+  /** It reads the same values for all rows of a batch, so that rows cannot have adapters of their own. */
   readonly isForAllRows?: boolean
   /** The base's values (d). Only for vectors. */
   readonly base?: Float32Array | undefined
 }
 
-/**
- * Sites whose layers read the same value, such as query, key and value. One product gives x·Aᵀ for all of them: their A
- * are one input, with the same number of columns for each, {@link sharedInput}. Any other site is alone.
- */
+/** Sites whose layers read the same value, such as query, key and value: their A are one input, {@link sharedInput}. */
 export type SiteGroup = readonly Site[]
 
-/** The name of a graph input. */
 export function siteInput(module: string, role: SiteRole): string {
   return `lora/${module}/${role}`
 }
 
-/** The name of the input with A of these modules, side by side. */
 export function sharedInput(modules: readonly string[]): string {
   return siteInput(modules.join('+'), 'A')
 }
 
-/** The inputs that the adapters of a session need in its graph, by module. */
 export type SiteNeeds = ReadonlyMap<string, ReadonlySet<SiteRole>>
 
-/** The needs of several adapters together. */
 export function joinNeeds(all: Iterable<SiteNeeds>): SiteNeeds {
   const joined = new Map<string, Set<SiteRole>>()
   for (const needs of all) {

@@ -1,11 +1,11 @@
-// Linear layers in the form in which they are trained: 2-D Gemms over the rows of all sequences, with LoRA branches
-// whose factors are graph inputs: y' = y + s·(drop(x)·Aᵀ)·Bᵀ. Gemm takes a transposed weight as it is, so that the
-// backward pass needs no copy of it.
+// Linear layers as they are trained: 2-D Gemms over the rows of all sequences, which take a transposed weight as it is,
+// with branches y' = y + s·(drop(x)·Aᵀ)·Bᵀ whose factors are graph inputs.
 
 import { DataType, type NodeProto } from '../../formats/onnx/tensors.js'
 import { GEMM, MATMUL } from '../match/forms/float-product.js'
 import type { Linear } from '../match/linears.js'
 import { ownBiasInput } from '../match/parameters.js'
+import { ACTIVE } from '../training/activation.js'
 import { type DropoutMask, keepProbability } from '../training/dropout.js'
 import { intAttribute, makeAttribute } from '../view/attributes.js'
 import { type Builder, sharedValue, type Value } from '../view/builder.js'
@@ -13,7 +13,6 @@ import type { Graph } from '../view/graph.js'
 import { sourceOf } from '../view/source.js'
 import { adaptNodes, loraInputs, valueInfo } from './inject.js'
 
-/** A LoRA branch that is trained. */
 export interface Branch {
   readonly linear: Linear
   readonly rank: number
@@ -24,7 +23,7 @@ export interface Branch {
   readonly part?: { readonly start: number; readonly end: number } | undefined
 }
 
-/** The graph input that holds DoRA's m (d) of one module. */
+/** The graph input that holds DoRA's m (d). */
 export function magnitudeInput(module: string): string {
   return `lora/${module}/magnitude`
 }
@@ -32,7 +31,6 @@ export function magnitudeInput(module: string): string {
 /** Keeps a norm above 0 where rounding alone would make it negative. */
 const LEAST_SQUARE = 1e-24
 
-/** Rewrites the linears of one graph. */
 export class TrainableLinears {
   readonly #graph: Graph
   readonly #g: Builder
@@ -42,9 +40,8 @@ export class TrainableLinears {
   readonly #columns = new Map<string, Value>()
   /** Dropped inputs of modules that several products compute. */
   readonly #drops = new Map<string, Value>()
-  /** The inputs that {@link adapt} added for dropout. */
   readonly masks: DropoutMask[] = []
-  /** Values that gradients do not pass: the norms of DoRA, as in PEFT. */
+  /** Gradients do not pass the norms of DoRA, as in PEFT. */
   readonly constants: Value[] = []
 
   constructor(graph: Graph, g: Builder) {
@@ -53,8 +50,8 @@ export class TrainableLinears {
   }
 
   /**
-   * Lets a product by a weight compute rows: (…, k) → (rows, k) → (rows, d) → (…, d). A MatMul becomes a Gemm. A Gemm
-   * stays, and so does what several nodes compute, whose output is only seen as rows.
+   * (…, k) → (rows, k) → (rows, d) → (…, d). A Gemm stays, and so does what several nodes compute, whose output is only
+   * seen as rows.
    */
   toRows(linear: Linear): Linear {
     const { node, k, form } = linear
@@ -86,10 +83,8 @@ export class TrainableLinears {
   }
 
   /**
-   * Lets a linear compute chosen rows only: (…, k) → (rows, k) → (chosen, k) → (chosen, d). `all` and `chosen` are the
-   * values before and after the choice.
-   *
-   * @param choice the Gather of the rows, which moves in front of the layer
+   * (…, k) → (rows, k) → (chosen, k) → (chosen, d). `choice` is the Gather of the rows, which moves in front of the
+   * layer; `all` and `chosen` are the values before and after it.
    */
   chooseRows(linear: Linear, choice: NodeProto): { linear: Linear; all: Value; chosen: Value } {
     const { node, k } = linear
@@ -104,7 +99,6 @@ export class TrainableLinears {
     return { linear: { ...linear, form, input: chosen }, all, chosen }
   }
 
-  /** Turns a MatMul by a weight into a Gemm of `rows` by the weight as it lies. */
   #becomeGemm(node: NodeProto, rows: Value): void {
     const { value: weight, isSwapped } = sourceOf(this.#graph, node.input[1], ['Transpose'])
     node.opType = 'Gemm'
@@ -112,9 +106,10 @@ export class TrainableLinears {
     this.#graph.setInputs(node, [rows, weight])
   }
 
-  /** Adds LoRA branches to linears that compute rows. Each branch has a dropout mask of its own, as in PEFT. */
-  adapt(branches: readonly Branch[], dropout: number): void {
+  /** Each branch has a dropout mask of its own, as in PEFT. */
+  adapt(branches: readonly Branch[], dropout: number, isActivated: boolean): void {
     const g = this.#g
+    if (isActivated) this.#graph.inputs.push(valueInfo(ACTIVE, DataType.FLOAT, ['active rows', 1]))
     const byLinear = new Map(branches.map((branch) => [branch.linear, branch]))
     const keep = keepProbability(dropout)
     const lows = dropout > 0 ? new Map<Linear, Value>() : this.#joinedLows(branches)
@@ -131,7 +126,8 @@ export class TrainableLinears {
         if (baseSquares !== undefined && dropout > 0) return this.#scaledOfDropped(branch, base as Value, x, keep)
         // With dropout 1 nothing is kept, and nothing is to grow.
         const alpha = { float: keep === 0 ? 0 : scaling / keep }
-        const low = lows.get(linear) ?? this.#low(x, weightA)
+        const whole = lows.get(linear) ?? this.#low(x, weightA)
+        const low = isActivated ? g.mul(whole, this.#activeRows(linear)) : whole
         const sum = g.op('Gemm', base === undefined ? [low, weightB] : [low, weightB, base], { alpha })
         return baseSquares === undefined ? sum : this.#scaled(branch, sum)
       },
@@ -139,15 +135,18 @@ export class TrainableLinears {
     )
   }
 
+  /** {@link ACTIVE} of the rows that a linear computes. */
+  #activeRows({ input }: Linear): Value {
+    const choice = this.#graph.producer(input)
+    return choice?.opType === 'Gather' ? this.#g.op('Gather', [ACTIVE, choice.input[1]], { axis: 0 }) : ACTIVE
+  }
+
   /** (rows, k) @ (k, r) */
   #low(x: Value, weightA: Value): Value {
     return this.#g.op('Gemm', [x, weightA], { transB: 1 })
   }
 
-  /**
-   * x·Aᵀ of layers that read the same x, such as query, key and value: one product with all A under one another. It and
-   * its gradients go through x once, where they would spend more time on reading x than on their few columns.
-   */
+  /** x·Aᵀ of layers that read the same x: one product with all A under one another, so that x is read once. */
   #joinedLows(branches: readonly Branch[]): Map<Linear, Value> {
     const g = this.#g
     const byInput = new Map<Value, Branch[]>()
@@ -171,10 +170,7 @@ export class TrainableLinears {
     return lows
   }
 
-  /**
-   * DoRA's output of what plain LoRA gives, y = x·(W + s·B·A)ᵀ + b: c ⊙ y + (1 − c) ⊙ b (Liu et al. 2024, arXiv
-   * 2402.09353, equation 5).
-   */
+  /** c ⊙ y + (1 − c) ⊙ b, with y = x·(W + s·B·A)ᵀ + b (Liu et al. 2024, arXiv 2402.09353, equation 5). */
   #scaled(branch: Branch, y: Value): Value {
     const g = this.#g
     const scale = this.#doraScale(branch)
@@ -183,10 +179,7 @@ export class TrainableLinears {
     return bias === undefined ? scaled : g.add(scaled, g.sub(bias, g.mul(scale, bias)))
   }
 
-  /**
-   * DoRA's output with dropout, as in PEFT: with x' = drop(x), y + (c − 1) ⊙ x'·Wᵀ + c ⊙ s·(x'·Aᵀ)·Bᵀ. The base's own
-   * output y stays that of x, which takes a second product by W.
-   */
+  /** As in PEFT: with x' = drop(x), y + (c − 1) ⊙ x'·Wᵀ + c ⊙ s·(x'·Aᵀ)·Bᵀ. The base's y stays that of x. */
   #scaledOfDropped(branch: Branch, y: Value, kept: Value, keep: number): Value {
     const g = this.#g
     const { linear, scaling } = branch
@@ -201,8 +194,8 @@ export class TrainableLinears {
   }
 
   /**
-   * c = m / ‖W + s·B·A‖ (d). The norm counts as a constant (section 4.3). It needs no matrix of the weight's size: row
-   * i of W + s·B·A has the square w·w + 2s·b·(A·w) + s²·b·(A·Aᵀ)·b, with rows w of W and b of B.
+   * c = m / ‖W + s·B·A‖ (d), a constant (section 4.3). It needs no matrix of the weight's size: row i of W + s·B·A has
+   * the square w·w + 2s·b·(A·w) + s²·b·(A·Aᵀ)·b, with rows w of W and b of B.
    */
   #doraScale(branch: Branch): Value {
     const g = this.#g
@@ -241,7 +234,7 @@ export class TrainableLinears {
     return fused === undefined ? product : g.slice(product, fused.start, fused.start + d, 1)
   }
 
-  /** The bias that the layer's output has in it, (d). */
+  /** (d) */
   #ownBias({ node, fused, d, bias: added }: Linear): Value | undefined {
     const input = ownBiasInput(node)
     const bias = added ?? (input === undefined ? '' : (node.input[input] ?? ''))
@@ -250,8 +243,7 @@ export class TrainableLinears {
   }
 
   /**
-   * Elements of x are kept where the mask says so; their growth by 1/(1 − p) is in the branch's scaling. Parts of one
-   * module get what the module gets.
+   * The growth of kept elements by 1/(1 − p) is in the branch's scaling. Parts of one module get what the module gets.
    */
   #drop({ linear, part }: Branch): Value {
     if (part === undefined) return this.#dropped(linear)

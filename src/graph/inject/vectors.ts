@@ -1,9 +1,8 @@
-// Lets weights and biases of norms, and biases of convolutions, be graph inputs, for inference. What a fused norm
-// multiplies by and adds, and what a convolution adds, stands behind it then, so that rows of a batch can have vectors
-// of their own.
+// Lets weights and biases of norms, and biases of convolutions, be graph inputs. They stand behind a fused norm and a
+// convolution then, so that rows of a batch can have vectors of their own.
 
-import { create } from '@bufbuild/protobuf'
 import { UnsupportedError } from '../../base/errors.js'
+import { create } from '../../formats/onnx/protobuf.js'
 import { DataType, type NodeProto, TensorProtoSchema } from '../../formats/onnx/tensors.js'
 import { NORMS, type Place, storedValue } from '../match/parameters.js'
 import { Builder, type Value } from '../view/builder.js'
@@ -13,7 +12,6 @@ import { sourceOf } from '../view/source.js'
 import { valueInfo } from './inject.js'
 import { siteInput } from './sites.js'
 
-/** A tensor that becomes an input, and all that reads it. */
 export interface VectorPlaces {
   /** As adapters call it: model.norm.weight */
   readonly name: string
@@ -23,9 +21,6 @@ export interface VectorPlaces {
 /** Operators in whose place an input of any shape can stand. */
 const ELEMENTWISE: ReadonlySet<string> = new Set(['Add', 'Mul', 'Sub', 'Div'])
 
-/**
- * Throws UnsupportedError where what reads the tensor cannot take another one in each run.
- */
 export function checkVector(name: string, { node, input }: Place): void {
   const norm = entryOf(NORMS, node.opType)
   if (ELEMENTWISE.has(node.opType) || (norm !== undefined && Object.values(norm).includes(input))) return
@@ -106,7 +101,6 @@ function openNorm(graph: Graph, g: Builder, node: NodeProto, values: ReadonlyMap
   })
 }
 
-/** The type in which a node reads a stored tensor. */
 function typeOf(graph: Graph, value: Value): DataType {
   const { value: stored, castTo } = sourceOf(graph, value)
   return castTo ?? graph.constant(stored)?.dataType ?? DataType.FLOAT
@@ -117,7 +111,6 @@ function typed(graph: Graph, g: Builder, input: Value, like: Value): Value {
   return type === DataType.FLOAT ? input : g.cast(input, type)
 }
 
-/** A constant of the type and length of another one, which holds one value. */
 function filled(graph: Graph, like: Value, value: 0 | 1): Value {
   const width = widthOf(graph, like)
   const dataType = typeOf(graph, like)

@@ -7,25 +7,23 @@ import { intAttribute } from '../view/attributes.js'
 import type { Graph } from '../view/graph.js'
 import { dimsOfInput, splitInputs, typeOf } from './roles.js'
 
-/** One tensor of the key-value cache: the input that takes it and the output that gives its successor. */
 export interface CacheEntry {
   readonly past: string
   readonly present: string
   readonly type: TensorType
   /** Axis of the number of past tokens; undefined for a state of fixed size, as convolutions have it. */
   readonly axis: number | undefined
-  /** Its shape; `batch` and the length of the past (at `axis`) are undefined. */
+  /** `batch` and the length of the past (at `axis`) are undefined. */
   readonly dims: readonly (number | undefined)[]
   /** It holds what a decoder made of its encoder, which the first run gives and later ones do not. */
   readonly isOfEncoder: boolean
 }
 
-/** True if an input takes a part of the cache. */
 export function isCacheInput(input: ValueInfoProto): boolean {
   return /^past/.test(input.name) && typeOf(input) !== undefined
 }
 
-/** Leaves out what joins an empty cache to the new keys and values: in training nothing is in it. */
+/** In training nothing is in the cache. */
 export function dropEmptyCache(graph: Graph): void {
   for (const { name: past } of splitInputs(graph).others.filter(isCacheInput)) {
     for (const node of graph.consumers(past)) {
@@ -35,13 +33,9 @@ export function dropEmptyCache(graph: Graph): void {
   }
 }
 
-/**
- * The input that chooses between the branches of a merged decoder: one that reads a cache, and one for the first
- * tokens.
- */
+/** A merged decoder has a branch that reads a cache, and one for the first tokens. */
 const BRANCH = 'use_cache_branch'
 
-/** True for a merged decoder: one whose layers lie in branches. */
 export function hasCacheBranches(graph: Graph): boolean {
   return cacheBranches(graph).length > 0
 }
@@ -50,15 +44,12 @@ function cacheBranches(graph: Graph): NodeProto[] {
   return graph.nodes.filter(({ opType, input }) => opType === 'If' && input[0] === BRANCH)
 }
 
-/** Puts the branch without a cache in the place of a merged decoder's If. */
 export function takeBranchWithoutCache(graph: Graph): void {
   for (const node of cacheBranches(graph)) graph.takeBranch(node, 'else_branch')
 }
 
-/** The shape of a part of the cache. */
 type CacheLayout = Pick<CacheEntry, 'past' | 'type' | 'axis' | 'dims'>
 
-/** Throws UnsupportedError for a cache of a layout that is not known. */
 export function cacheLayout(graph: Graph, input: ValueInfoProto): CacheLayout {
   const { name: past } = input
   const type = typeOf(input) as TensorType
@@ -84,14 +75,14 @@ export function cacheLayout(graph: Graph, input: ValueInfoProto): CacheLayout {
   return { past, type, axis: 2, dims: [undefined, dims[1], undefined, headSize] }
 }
 
-/** Throws UnsupportedError for a cache of a layout that is not known, or that no output continues. */
+/** Throws UnsupportedError for a cache of unknown layout, or that no output continues. */
 export function cacheEntry(graph: Graph, input: ValueInfoProto): CacheEntry {
   const layout = cacheLayout(graph, input)
   const isOfEncoder = /(^|\.)encoder\./.test(input.name)
   return { ...layout, present: presentName(graph, input.name), isOfEncoder }
 }
 
-/** past_key_values.0.key → present.0.key, past_key_values.0.key → present_key_values.0.key, past_0 → present_0. */
+/** past_key_values.0.key → present.0.key or present_key_values.0.key, past_0 → present_0. */
 function presentName(graph: Graph, past: string): string {
   const wanted = [past.replace('past_key_values', 'present'), past.replace('past', 'present')]
   const output = graph.outputs.find(({ name }) => wanted.includes(name))
@@ -104,9 +95,7 @@ function presentName(graph: Graph, past: string): string {
   })
 }
 
-/**
- * As declared, or from the attention operator that reads the cache: the width of its query over the number of heads.
- */
+/** As declared, or from the attention that reads the cache: the width of its query over the number of heads. */
 export function headSizeOf(graph: Graph, past: ValueInfoProto): number | undefined {
   const declared = dimsOfInput(past)[3]
   if (declared !== undefined) return declared
@@ -120,7 +109,6 @@ export function headSizeOf(graph: Graph, past: ValueInfoProto): number | undefin
     : width / (isPacked ? heads + 2 * intAttribute(attention, 'kv_num_heads', heads) : heads)
 }
 
-/** Length of a value's last axis, from the weight of the matmul behind it. */
 function widthOf(graph: Graph, value: string): number | undefined {
   const node = graph.producer(value)
   if (node === undefined) return undefined
@@ -144,7 +132,7 @@ const ARRAYS: Partial<Record<TensorType, new (length: number) => TensorData>> = 
   float16: Uint16Array,
 }
 
-/** No past at all: no tokens, and zeros as the state of a convolution. */
+/** No tokens, and zeros as the state of a convolution. */
 export function emptyTensor({ past, type, dims, axis }: CacheLayout, batch: number): RuntimeTensor {
   const DataArray = ARRAYS[type]
   if (DataArray === undefined)

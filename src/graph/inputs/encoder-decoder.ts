@@ -1,5 +1,4 @@
-// Inputs of decoders that read an encoder's output: its hidden states and mask, caches of both, and in merged graphs
-// the branch that is taken. Names are those of optimum and transformers.js.
+// Inputs of decoders that read an encoder's output, by the names of optimum and transformers.js.
 
 import { FormatError, UnsupportedError } from '../../base/errors.js'
 import { copyMessage } from '../../formats/onnx/messages.js'
@@ -18,11 +17,6 @@ export const ENCODER_FILES = 'encoder/'
 /** The prefix of the decoder's own inputs, in graphs that hold both encoder and decoder. */
 export const OF_DECODER = 'decoder_'
 
-/**
- * The token that a decoder begins with.
- *
- * @throws FormatError when no file names it
- */
 export function startToken({ generationConfig, config, directory }: StartOf): number {
   for (const key of ['decoder_start_token_id', 'bos_token_id']) {
     const id = [generationConfig[key], config[key]].find(Number.isSafeInteger)
@@ -40,18 +34,14 @@ type StartOf = Pick<Model, 'generationConfig' | 'config' | 'directory'>
 /** Sounds as a model reads them: (batch, bands, times). */
 export const FEATURES = 'input_features'
 
-/** A batch for the encoder: tokens, or sounds. */
 export type EncoderBatch = TokenBatch | { readonly batch: number; readonly features: Float32Array }
 
-/** Inputs of a graph that holds both encoder and decoder. */
 export interface JoinedInputs {
-  /** (bands, times) of the sounds that it reads; undefined for a graph that reads tokens. */
+  /** (bands, times); undefined for a graph that reads tokens. */
   readonly features: readonly [number, number] | undefined
-  /** Feeds for all of the graph's inputs. */
   feeds(source: EncoderBatch, target: TokenBatch): Feeds
 }
 
-/** @throws UnsupportedError naming the inputs whose meaning is not known */
 export function joinedInputs(graph: Graph): JoinedInputs {
   const isOfDecoder = ({ name }: ValueInfoProto) => name.startsWith(OF_DECODER)
   const withoutPrefix = graph.inputs

@@ -1,5 +1,4 @@
-// THE table of the families of inputs that graphs have, and the feeds that callers may leave out. To add a family, add
-// an entry: nothing else names families.
+// THE table of the families of inputs that graphs have. To add one, add an entry: nothing else names families.
 
 import type { Feeds, RuntimeTensor } from '../../runtime/runtime.js'
 import type { Graph } from '../view/graph.js'
@@ -10,7 +9,6 @@ import { PIXELS } from './images.js'
 import { ones, roleFeeds, splitInputs, typeOf } from './roles.js'
 import { VECTORS } from './tokens.js'
 
-/** Graphs with inputs of the same meaning. */
 export interface InputFamily {
   readonly name: string
   /** True for a graph with inputs of these names. */
@@ -37,7 +35,7 @@ const FAMILIES: readonly InputFamily[] = [
   { name: 'vectors', has: (inputs) => inputs.has(VECTORS), reads: 'vectors' },
 ]
 
-/** The family of a graph's inputs; undefined for others, such as an embedding's. */
+/** Undefined for others, such as an embedding's. */
 export function inputFamily({ inputs }: Pick<Graph, 'inputs'>): InputFamily | undefined {
   const names = new Set(inputs.map(({ name }) => name))
   return FAMILIES.find((family) => family.has(names))
@@ -50,11 +48,8 @@ function isPast(name: string): boolean {
 const PIXEL_MASK = 'pixel_mask'
 
 /**
- * Feeds with what the caller leaves out besides tokens or their vectors, hidden states and pictures: masks of ones,
- * positions that count the mask's ones, token types of 0, the branch of a merged decoder, and before the first token
- * empty caches. Inputs of unknown meaning are left to the caller.
- *
- * @throws UnsupportedError when a cache that is left out has an unknown layout
+ * Fills in what the caller leaves out: masks of ones, positions that count them, token types of 0, the branch of a
+ * merged decoder, and empty caches. Inputs of unknown meaning are left to the caller.
  */
 export function completeFeeds(graph: Graph, feeds: Feeds): Feeds {
   const { [VECTORS]: vectors, [HIDDEN_STATES]: states, [PIXELS]: pixels } = feeds

@@ -9,7 +9,6 @@ import { dimsOfInput, ones, typeOf } from './roles.js'
 /** The name that exporters give to the input (batch, 3, height, width). */
 export const PIXELS = 'pixel_values'
 
-/** Throws UnsupportedError for a graph that reads more than pictures, or none, or in another type than float32. */
 export function checkImageInputs(graph: Pick<Graph, 'inputs'>): void {
   const [input, ...others] = graph.inputs
   const type = input?.type?.value
@@ -25,32 +24,27 @@ export function checkImageInputs(graph: Pick<Graph, 'inputs'>): void {
   })
 }
 
-/** @param pixels (batch, 3, height, width) */
+/** `pixels` are (batch, 3, height, width). */
 export function imageFeeds(pixels: Float32Array, batch: number, height: number, width: number): Feeds {
   return { [PIXELS]: { type: 'float32', data: pixels, dims: [batch, 3, height, width] } }
 }
 
-/** In which pieces a graph takes a picture. */
 export type PictureForm = 'whole' | 'tiles' | 'patches'
 
-/**
- * Forms by the number of axes of the pixels: (batch, 3, height, width), (batch, tiles, 3, height, width), (patches,
- * width).
- */
+/** Axes: (batch, 3, height, width), (batch, tiles, 3, height, width), (patches, width). */
 const FORMS: Readonly<Record<number, PictureForm>> = { 4: 'whole', 5: 'tiles', 2: 'patches' }
 
 const TILE_MASK = 'pixel_attention_mask'
 /** Number of patches: (pictures, 3), by time, height and width. */
 const GRIDS = ['image_grid_thw', 'grid_thw']
 
-/** A picture for a run of the graph: its pixels, and of patches how many there are by time, height and width. */
+/** The grid has the number of patches by time, height and width. */
 export interface VisionInput {
   readonly pixels: Float32Array
   readonly dims: readonly number[]
   readonly grid?: readonly number[] | undefined
 }
 
-/** Throws UnsupportedError for a graph with other inputs. */
 export function pictureForm(graph: Pick<Graph, 'inputs'>): PictureForm {
   const pixels = graph.inputs.find(({ name }) => name === PIXELS)
   const form = pixels && typeOf(pixels) === 'float32' ? FORMS[dimsOfInput(pixels).length] : undefined
@@ -64,7 +58,6 @@ export function pictureForm(graph: Pick<Graph, 'inputs'>): PictureForm {
   })
 }
 
-/** One picture for the graph: all its pixels count. */
 export function visionFeeds(graph: Pick<Graph, 'inputs'>, { pixels, dims, grid }: VisionInput): Feeds {
   const feeds: Record<string, Feeds[string]> = { [PIXELS]: { type: 'float32', data: pixels, dims } }
   for (const input of graph.inputs) {

@@ -15,7 +15,7 @@ export interface TokenBatch {
   readonly tokenTypeIds?: ArrayLike<number | bigint> | undefined
   /** (batch, sequence). Default: they count the real tokens of each row. */
   readonly positionIds?: ArrayLike<number | bigint> | undefined
-  /** Tokens already in the cache. Default 0. */
+  /** Tokens already in the cache. */
   readonly past?: number
   /** For how many of the last tokens logits are wanted, where the graph takes that number. Default: for all. */
   readonly logitsToKeep?: number | undefined
@@ -33,7 +33,7 @@ export type Role =
   | 'cachePosition'
   | 'usesCache'
 
-/** Input names by role, as optimum, transformers.js and onnxruntime-genai use them. */
+/** As optimum, transformers.js and onnxruntime-genai use them. */
 const ROLES: Readonly<Record<string, Role>> = {
   input_ids: 'inputIds',
   attention_mask: 'attentionMask',
@@ -50,7 +50,6 @@ const ROLES: Readonly<Record<string, Role>> = {
   use_cache_branch: 'usesCache',
 }
 
-/** An input of a graph whose meaning is known. */
 export interface RoleInput {
   readonly name: string
   readonly role: Role
@@ -69,7 +68,6 @@ const TYPES: Partial<Record<DataType, TensorType>> = {
   [DataType.INT8]: 'int8',
 }
 
-/** The inputs over tokens, and the others. */
 export function splitInputs(graph: Pick<Graph, 'inputs'>): { roles: RoleInput[]; others: ValueInfoProto[] } {
   const roles: RoleInput[] = []
   const others: ValueInfoProto[] = []
@@ -84,7 +82,7 @@ export function splitInputs(graph: Pick<Graph, 'inputs'>): { roles: RoleInput[];
   return { roles, others }
 }
 
-/** A feed for each of the inputs. Positions count the real tokens of each row. */
+/** Positions count the real tokens of each row. */
 export function roleFeeds(roles: readonly RoleInput[], tokens: TokenBatch): Feeds {
   return Object.fromEntries(roles.map((input) => [input.name, roleFeed(input, tokens)]))
 }
@@ -142,7 +140,6 @@ function roleFeed({ role, type, rank }: RoleInput, tokens: TokenBatch): RuntimeT
   }
 }
 
-/** A mask that shows all. */
 export function ones(type: 'bool' | 'int64', dims: readonly number[]): RuntimeTensor {
   const count = dims.reduce((product, dim) => product * dim, 1)
   return { type, data: type === 'bool' ? new Uint8Array(count).fill(1) : new BigInt64Array(count).fill(1n), dims }
@@ -173,7 +170,7 @@ export function typeOf(input: ValueInfoProto): TensorType | undefined {
   return value?.case === 'tensorType' ? TYPES[value.value.elemType as DataType] : undefined
 }
 
-/** Static dimensions of an input; undefined where they are symbolic. */
+/** Undefined where they are symbolic. */
 export function dimsOfInput(input: ValueInfoProto): (number | undefined)[] {
   const value = input.type?.value
   if (value?.case !== 'tensorType') return []

@@ -10,19 +10,15 @@ import { type RoleInput, roleFeeds, splitInputs, type TokenBatch } from './roles
 export const VECTORS = 'inputs_embeds'
 
 export interface TokenInputs {
-  /** All inputs but the cache's. */
   readonly roles: readonly RoleInput[]
   /** Empty if the model has no cache. */
   readonly cache: readonly CacheEntry[]
   /** Names of inputs that take the tokens' vectors in the place of the tokens: one or none. */
   readonly vectors: readonly string[]
-  /** All feeds except the cache. Positions count the real tokens of each row. */
   feeds(tokens: TokenBatch): Feeds
-  /** An empty cache, as a first call and training need it. */
   emptyCache(batch: number): Feeds
 }
 
-/** The kind of graph that is expected, and messages about further inputs. */
 const DECODER = {
   unknown: 'inputs of unknown meaning',
   expected: 'a causal language model: input_ids, attention_mask, position_ids, past_key_values.*',
@@ -32,12 +28,7 @@ const ENCODER = {
   expected: 'an encoder: input_ids, attention_mask, token_type_ids',
 }
 
-/**
- * The roles of a graph's inputs.
- *
- * @param given inputs that are fed by others
- * @throws UnsupportedError naming the inputs whose meaning is not known, or a graph without input_ids
- */
+/** Inputs in `given` are fed by others. Throws UnsupportedError naming inputs of unknown meaning. */
 export function tokenInputs(graph: Graph, given: ReadonlySet<string> = new Set()): TokenInputs {
   return inputsOf(graph, given, DECODER)
 }
@@ -69,12 +60,6 @@ function inputsOf(graph: Graph, given: ReadonlySet<string>, kind: typeof DECODER
   }
 }
 
-/**
- * Feeds for all inputs of a graph that reads whole texts, by the roles of its inputs.
- *
- * @throws UnsupportedError naming the inputs whose meaning is not known, a cache of unknown layout, or a graph without
- *   input_ids
- */
 export function encoderInputs(graph: Graph): { feeds(tokens: TokenBatch): Feeds } {
   const { feeds, emptyCache } = inputsOf(graph, new Set(), ENCODER)
   return { feeds: (tokens) => ({ ...feeds(tokens), ...emptyCache(tokens.batch) }) }

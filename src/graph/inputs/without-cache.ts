@@ -1,5 +1,4 @@
-// A decoder that reads whole texts alone: nothing is fed of a cache, nor of positions. Its inputs are then those of an
-// encoder, which is what programs feed that run classifiers.
+// A decoder that reads whole texts alone. Its inputs are then those of an encoder, which programs feed to classifiers.
 
 import { DataType } from '../../formats/onnx/tensors.js'
 import { Builder, type Value } from '../view/builder.js'
@@ -7,12 +6,7 @@ import type { Graph } from '../view/graph.js'
 import { type CacheEntry, cacheEntry, isCacheInput } from './cache.js'
 import { type RoleInput, splitInputs } from './roles.js'
 
-/**
- * Computes in the graph what it took besides tokens and their mask: an empty cache, positions that count real tokens,
- * and 0 where it asks how many tokens were read before or how many logits are wanted.
- *
- * @throws UnsupportedError for a cache of unknown layout
- */
+/** Computes in the graph what it took besides tokens and their mask: an empty cache, positions, and 0 for counts. */
 export function readWholeTexts(graph: Graph): void {
   const { roles, others } = splitInputs(graph)
   const g = new Builder(graph, 'inputs')

@@ -1,6 +1,5 @@
-// Fused attention written out for training: softmax(s·q·kᵀ + bias)·v over the tokens of one run. A cache of past keys
-// and values is empty in training, so its inputs are left out. Query heads that share a key head are one more axis of
-// the products: the keys are never repeated in memory.
+// Fused attention written out for training, where caches are empty. Query heads that share a key head are one more axis
+// of the products: the keys are never repeated in memory.
 
 import { DataType } from '../../formats/onnx/tensors.js'
 import { inseparable, PACKED_ATTENTION, project } from '../match/forms/attention.js'
@@ -9,7 +8,7 @@ import type { Builder, Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 import { dimsIn, isTruth, type Lowering, type LoweringContext, refuse, refuseInputs } from './context.js'
 
-/** Below every score, finite so that a row without a key yields no NaN. */
+/** Finite, so that a row without a key yields no NaN. */
 const LOWEST = -3.4028234663852886e38
 
 interface Attention {
@@ -85,17 +84,16 @@ function causalMask(g: Builder, tokens: Value): Value {
   return g.where(isSeen, g.float(0), g.float(LOWEST))
 }
 
-/** The changes of the scores before the masks, by the attributes that grouped and standard attention share. */
 function scoreAttributes(context: LoweringContext): Pick<Attention, 'scale' | 'softcap'> {
   return { scale: setAttribute(context, 'scale'), softcap: floatAttribute(context.node, 'softcap', 0) }
 }
 
-/** The operator's outputs: caches only where they are read. */
+/** Caches only where they are read. */
 function outputsOf({ reads }: LoweringContext, { output, presentKey, presentValue }: Attended): ReturnType<Lowering> {
   return [output, reads(1) ? presentKey() : undefined, reads(2) ? presentValue() : undefined]
 }
 
-/** Refuses numbers of heads that no attention has: each key head serves as many query heads as the others. */
+/** Each key head serves as many query heads as the others. */
 function checkHeads(context: LoweringContext, heads: number, keyHeads: number): void {
   if (heads > 0 && keyHeads > 0 && heads % keyHeads === 0) return
   refuse(context, `it has ${heads} query heads for ${keyHeads} key heads, which is no attention`)
@@ -107,10 +105,7 @@ function setAttribute({ node }: LoweringContext, name: string): number | undefin
   return value === 0 ? undefined : value
 }
 
-/**
- * Attends to all earlier tokens of the run. The lengths in seqlens_k play no part: padding comes after the tokens,
- * where no token sees it.
- */
+/** The lengths in seqlens_k play no part: padding comes after the tokens, where no token sees it. */
 const groupQueryAttention: Lowering = (context) => {
   const { g, node, inputs } = context
   const [first, second, third] = inputs
@@ -143,7 +138,7 @@ const groupQueryAttention: Lowering = (context) => {
   return outputsOf(context, attended)
 }
 
-/** The rotary operator of its own, which has a gradient rule; without position_ids a run's tokens count from 0. */
+/** The rotary operator has a gradient rule; without position_ids a run's tokens count from 0. */
 function rotate({ g, node, inputs }: LoweringContext, x: Value, heads: number): Value {
   const [cosine, sine] = [inputs[7], inputs[8]]
   const half = dimsIn(g.graph, cosine)?.[1]
@@ -203,7 +198,6 @@ interface PerHead extends Pick<Attention, 'query' | 'key' | 'value' | 'heads'> {
   readonly attentionBias: Value | undefined
 }
 
-/** Attention with a key head for each query head, and the attributes that both operators of it have. */
 function attendPerHead(context: LoweringContext, { tokens, padding, attentionBias, ...parts }: PerHead): Attended {
   const { g, node } = context
   const hidden = padding ? paddingBias(context, padding, tokens, parts.key) : undefined
@@ -217,8 +211,8 @@ function attendPerHead(context: LoweringContext, { tokens, padding, attentionBia
 }
 
 /**
- * The mask that hides keys, as a value to add to the scores: numbers of keys that are seen, (B), or ones and zeros over
- * keys, (B, T), or over queries and keys, (B, S, T). All nodes with the same mask share it.
+ * The mask as a value to add: numbers of keys that are seen, (B), or ones and zeros over keys, (B, T), or over queries
+ * and keys, (B, S, T).
  */
 function paddingBias(context: LoweringContext, mask: Value, tokens: Value, key: Value): Value {
   const { g, node, shared } = context
@@ -237,7 +231,7 @@ function paddingBias(context: LoweringContext, mask: Value, tokens: Value, key: 
   })
 }
 
-/** (B, 1, 1, T): whether a key, (B, T, …), is one of the first ones of its row, as many as `lengths` (B) says. */
+/** (B, 1, 1, T): true for the first keys (B, T, …) of a row, as many as `lengths` (B) says. */
 function isBefore(g: Builder, key: Value, lengths: Value): Value {
   const count = g.op('Gather', [g.shape(key), g.int(1)])
   const places = g.cast(g.op('Range', [g.int(0), count, g.int(1)]), DataType.INT32)
@@ -255,7 +249,7 @@ function isLengths(graph: Graph, mask: Value, tokens: Value): boolean {
   return size !== undefined && size === batch
 }
 
-/** Attention of ONNX's opset 23: https://onnx.ai/onnx/operators/onnx__Attention.html */
+/** https://onnx.ai/onnx/operators/onnx__Attention.html */
 const standardAttention: Lowering = (context) => {
   const { g, node, inputs } = context
   refuseInputs(context, { 6: 'nonpad_kv_seqlen' })

@@ -11,18 +11,15 @@ export interface LoweringContext {
   /** Appends nodes whose names begin with the lowered node's. */
   readonly g: Builder
   readonly node: NodeProto
-  /** The node's inputs; '' where an optional one is absent. */
+  /** '' where an optional one is absent. */
   readonly inputs: readonly Value[]
-  /** True if an output is read by a node or is one of the graph's. */
   readonly reads: (output: number) => boolean
-  /** The value that all nodes with this key share, made at the first. */
   readonly shared: (key: string, make: () => Value) => Value
 }
 
-/** The values that replace the node's outputs, in order; undefined only for outputs that nobody reads. */
+/** In order; undefined only for outputs that nobody reads. */
 export type Lowering = (context: LoweringContext) => (Value | undefined)[]
 
-/** @throws UnsupportedError naming the node, its op and what about it has no lowering */
 export function refuse({ node }: LoweringContext, what: string): never {
   throw new UnsupportedError({ where: describe(node), what })
 }
@@ -31,16 +28,13 @@ export function describe(node: NodeProto): string {
   return `${node.opType} ${nameOf(node)}`
 }
 
-/** Refuses the inputs at these places, where they are given. */
 export function refuseInputs(context: LoweringContext, names: Readonly<Record<number, string>>): void {
   for (const [place, name] of Object.entries(names)) {
     if (context.inputs[Number(place)]) refuse(context, `training with its input ${name} is not implemented`)
   }
 }
 
-/**
- * A value's dimensions, as far as the model declares them or the nodes before it tell; undefined entries are unknown.
- */
+/** As far as the model declares them or the nodes before it tell; undefined entries are unknown. */
 export function dimsIn(graph: Graph, value: Value): readonly (number | undefined)[] | undefined {
   const dims = graph.declared(value)?.dims ?? graph.constant(value)?.dims.map(Number)
   if (dims !== undefined) return dims

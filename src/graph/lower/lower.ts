@@ -1,5 +1,4 @@
-// Fused operators → operators with gradient rules, for the training graph only: inference keeps the fused ones. Node
-// names stay as prefixes, so that whatever is matched by name still is.
+// Fused operators → operators with gradient rules, for training graphs. Node names stay as prefixes, for matching.
 
 import { UnsupportedError } from '../../base/errors.js'
 import type { NodeProto } from '../../formats/onnx/tensors.js'
@@ -32,14 +31,11 @@ export const FUSED: Readonly<Record<string, Lowering>> = {
   'com.microsoft:BiasGelu': ({ g, inputs: [x, bias] }) => [g.op('com.microsoft:Gelu', [g.add(x, bias)])],
 }
 
-/** Lowerings by operator, as {@link operatorOf} names it. */
 export const LOWERINGS: Readonly<Record<string, Lowering>> = { ...ATTENTION, ...FUSED }
 
 /**
- * Replaces fused operators in place; the names of their outputs stay. Caches of past keys and values count as empty.
- *
- * @param nodes which nodes to look at: those on the gradient's path; all by default
- * @throws UnsupportedError naming every node whose form has no lowering; the graph is then half lowered
+ * The names of outputs stay. Throws UnsupportedError naming every node whose form has no lowering; the graph is then
+ * half lowered.
  */
 export function lowerForTraining(graph: Graph, nodes: readonly NodeProto[] = graph.nodes): void {
   const refusals: UnsupportedError[] = []

@@ -1,5 +1,5 @@
-// The tensors of a model, by the names that they have in its PyTorch modules, as far as a graph tells: weights and
-// biases of linear layers, embeddings, and what norms multiply by and add. For adapters that train some of them whole.
+// The tensors of a model, by the names that they have in its PyTorch modules, for adapters that train some of them
+// whole.
 
 import { MismatchError, nearMisses, UnsupportedError } from '../../base/errors.js'
 import { dimsOf } from '../../formats/onnx/tensors.js'
@@ -11,12 +11,11 @@ import { type Linear, nodeScope, parameterModule } from './linears.js'
 import { endAlike } from './module-names.js'
 import { type BiasPlace, certainBias, NORMS, type Place, placesOf, shapeError, storedValue } from './parameters.js'
 
-/** A place that reads a tensor. A vector can be a part of the stored one, and begin at `start`. */
+/** A vector can be a part of the stored one. */
 export type TensorPlace =
   | { readonly kind: 'weight'; readonly linear: Linear }
   | { readonly kind: 'vector'; readonly place: Place; readonly part: BiasPlace | undefined; readonly linear?: Linear }
 
-/** A tensor of the model, and all that reads it. */
 export interface BaseTensor {
   /** As in model.norm.weight */
   readonly name: string
@@ -28,11 +27,7 @@ export interface BaseTensor {
   readonly problem: string | undefined
 }
 
-/**
- * All tensors with a certain name. A module that the graph calls twice has one, with two places.
- *
- * @param linears those of `graph`
- */
+/** A module that the graph calls twice has one tensor, with two places. */
 export function baseTensors(graph: Graph, linears: readonly Linear[]): BaseTensor[] {
   const tensors = new Map<string, BaseTensor>()
   const add = (module: string, member: string, tensor: Omit<BaseTensor, 'name' | 'module'>) => {
@@ -71,7 +66,7 @@ function weightProblem({ name, form, fused }: Linear): string | undefined {
   return ['MatMul', 'Gemm', 'Gather'].includes(form.name) ? undefined : `a ${form.name} computes it`
 }
 
-/** Names and shapes of the vectors that nodes read, by the nodes' own names or those of the initializers. */
+/** Told by the nodes' own names or those of the initializers. */
 function vectorNames(graph: Graph): Map<string, readonly number[]> {
   const found = new Map<string, readonly number[]>()
   for (const node of graph.nodes) {
@@ -88,11 +83,7 @@ function vectorNames(graph: Graph): Map<string, readonly number[]> {
   return found
 }
 
-/**
- * The tensor of that name, or of the one name that ends with it or that it ends with.
- *
- * @throws MismatchError when there is none, or of another shape; UnsupportedError, naming it, when it cannot be trained
- */
+/** The tensor of that name, or of the one name that ends with it or that it ends with. */
 export function trainableTensor<T extends BaseTensor>(
   tensors: readonly T[],
   name: string,

@@ -1,5 +1,5 @@
-// Finds the linear layers of a graph and gives each the name of its module in the original model. Names come from
-// nodes: exporters share equal initializers under another layer's name.
+// Finds the linear layers of a graph. Names come from nodes: exporters share equal initializers under another layer's
+// name.
 
 import type { NodeProto } from '../../formats/onnx/tensors.js'
 import type { Value } from '../view/builder.js'
@@ -15,7 +15,7 @@ export type { Linear }
 /** Module name → name of the node, or of the weight's initializer: where the graph's own names do not tell. */
 export type ModuleMap = Readonly<Record<string, string>>
 
-/** All linear layers in the graph's order. A module that is called twice appears twice, under one name. */
+/** In the graph's order. A module that is called twice appears twice, under one name. */
 export function findLinears(graph: Graph, modules: ModuleMap = {}): Linear[] {
   const products = productsOf(graph)
   const heads = headsOf(graph, products)
@@ -31,7 +31,7 @@ export function findLinears(graph: Graph, modules: ModuleMap = {}): Linear[] {
   })
 }
 
-/** The products of the model itself; those of branches that a merge has added are a part of what they stand beside. */
+/** Branches that a merge has added are a part of what they stand beside. */
 function productsOf(graph: Graph): Product[] {
   const branches = findBranches(graph)
   const products = (nodes: readonly NodeProto[]) => nodes.flatMap((node) => findProduct(graph, node) ?? [])
@@ -48,15 +48,14 @@ function productsOf(graph: Graph): Product[] {
   })
 }
 
-/** Ops that may stand between the output embedding and the logits. */
 const AFTER_HEAD = new Set(['Add', 'Sub', 'Mul', 'Div', 'Tanh', 'Clip', 'Cast', 'Identity', 'Reshape'])
 
-/** The graph output that holds the logits: the one of that name, else the first. */
+/** The output of that name, else the first. */
 export function logitsName(graph: { readonly outputs: readonly { readonly name: Value }[] }): Value {
   return (graph.outputs.find(({ name }) => name === 'logits') ?? graph.outputs[0])?.name ?? ''
 }
 
-/** The linear layers that give the logits: one, or one of each branch of an If. */
+/** One, or one of each branch of an If. */
 function headsOf(graph: Graph, products: readonly Product[]): Set<Product> {
   const byOutput = new Map(products.map((product) => [product.output, product]))
   const found = new Set<Product>()
@@ -75,10 +74,7 @@ function headsOf(graph: Graph, products: readonly Product[]): Set<Product> {
   return found
 }
 
-/**
- * True if only ops that treat each row for itself, and keep its place, lie between a layer and the logits, and nothing
- * else reads them.
- */
+/** True if only ops that treat each row for itself lie between a layer and the logits, and nothing else reads them. */
 export function reachesRowWise(graph: Graph, head: Linear, logits: Value): boolean {
   let value = logits
   while (value !== head.output) {
@@ -99,8 +95,8 @@ export function reachesRowWise(graph: Graph, head: Linear, logits: Value): boole
 }
 
 /**
- * model.layers.0.attn.q_proj → model.layers.0.self_attn.q_proj, and model.layers.2.final_norm_layernorm → model.norm,
- * as transformers names what onnxruntime-genai shortens, or calls by the number of layers.
+ * transformers' names for what onnxruntime-genai shortens, or calls by the number of layers: model.layers.0.attn.q_proj
+ * → model.layers.0.self_attn.q_proj, model.layers.2.final_norm_layernorm → model.norm.
  */
 function withAliases(name: string): string {
   return name
@@ -108,12 +104,7 @@ function withAliases(name: string): string {
     .replace(/\blayers\.\d+\.final_norm_layernorm$/, 'norm')
 }
 
-/**
- * Takes layers out of the operators that they are a part of, so that what they give can be changed. The graph computes
- * the same.
- *
- * @returns the layers as they are then, in the same order
- */
+/** Takes layers out of the operators that they are a part of, so that what they give can be changed. */
 export function exposeProducts(graph: Graph, linears: readonly Linear[]): Linear[] {
   const exposed = new Map<NodeProto, Product>()
   return linears.map((linear) => {
@@ -126,13 +117,7 @@ export function exposeProducts(graph: Graph, linears: readonly Linear[]): Linear
   })
 }
 
-/**
- * PyTorch's exporter numbers further calls of a module: query_proj_1 is the second one of query_proj, which has the
- * same weight, or a weight of its own and the same bias.
- *
- * @param others products so far, by the names of their modules
- * @returns undefined for a first call
- */
+/** PyTorch's exporter numbers further calls of a module: query_proj_1 has the weight of query_proj, or its bias. */
 function firstCall(graph: Graph, others: Map<string, Product>, product: Product): string | undefined {
   const name = moduleName(graph, product)
   const first = name.replace(/_\d+(?=\.|$)/g, '')
@@ -155,23 +140,20 @@ function moduleName(graph: Graph, product: Product): string {
 }
 
 /**
- * The module in a node's metadata, as torch.onnx's dynamo exporter writes it: the Python list
- * `['', 'model', …, 'model.layers.0.self_attn.q_proj', 'linear']`, outermost first.
+ * torch.onnx's dynamo exporter writes a Python list, outermost first: `['', 'model', …,
+ * 'model.layers.0.self_attn.q_proj', 'linear']`.
  */
 function scopeName(node: NodeProto): string | undefined {
   const scopes = node.metadataProps.find(({ key }) => key === SCOPES)?.value
   return (scopes && scopesIn(scopes).at(-2)) || undefined
 }
 
-/** The key of that metadata. */
 export const SCOPES = 'pkg.torch.onnx.name_scopes'
 
-/** The modules in that list. */
 export function scopesIn(list: string): string[] {
   return [...list.matchAll(/'([^']*)'/g)].map((match) => match[1])
 }
 
-/** The module that a node of any kind belongs to, from its metadata or its name. */
 export function nodeScope(node: NodeProto): string | undefined {
   return scopeName(node) ?? pathScope(node.name)
 }
@@ -190,10 +172,7 @@ function nodeModule(name: string): string | undefined {
   return segments.length === 0 ? undefined : segments.join('.')
 }
 
-/**
- * model.layers.0.self_attn.q_proj.weight → model.layers.0.self_attn.q_proj; made-up names such as onnx::MatMul_203 →
- * none
- */
+/** model.layers.0.self_attn.q_proj.weight → model.layers.0.self_attn.q_proj; none for names such as onnx::MatMul_203 */
 export function parameterModule(name: string): string | undefined {
   if (name.includes('::') || name.includes('/')) return undefined
   return /^(.+?)(?:\.MatMul)?\.(?:q?weight|bias)(?:_\w+)?$/.exec(name)?.[1]

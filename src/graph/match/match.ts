@@ -7,11 +7,8 @@ import type { Linear } from './linears.js'
 import { nameOfModule } from './module-names.js'
 
 /**
- * The linear layers that a new adapter gets. `all-linear` leaves out the output embedding, and takes a fused layer's
- * parts; the fused layer itself is adapted where a list names it, as in models that have it as one module.
- *
- * @throws MismatchError when nothing matches, or nothing matches an entry of the list of targets; ConfigError for an
- *   empty list, or an expression that does not compile
+ * `all-linear` leaves out the output embedding, and takes a fused layer's parts; the fused layer itself is adapted
+ * where a list names it, as in models that have it as one module.
  */
 export function matchTargets(linears: readonly Linear[], rules: TargetRules): Linear[] {
   const { targetModules } = rules
@@ -39,9 +36,7 @@ export function matchTargets(linears: readonly Linear[], rules: TargetRules): Li
   return nonEmpty(found, [targetModules].flat().join(','), linears)
 }
 
-/**
- * Fused layers as one layer each: Phi-3's qkv_proj is a module of its own. What an operator packs by itself is none.
- */
+/** Phi-3's qkv_proj is a module of its own. What an operator packs by itself is none. */
 function wholeModules(linears: readonly Linear[]): Linear[] {
   return linears.flatMap((linear) => {
     const { fused, form } = linear
@@ -67,7 +62,6 @@ function nonEmpty(found: Linear[], wanted: string, linears: readonly Linear[]): 
   })
 }
 
-/** The part of an adapter's layer that placing it needs. */
 export interface NamedLayer {
   readonly name: string
   readonly d: number
@@ -75,10 +69,7 @@ export interface NamedLayer {
 }
 
 /**
- * The linear layers that an adapter's layers belong to, by {@link nameOfModule}. A module that the graph calls twice
- * gives two.
- *
- * @throws MismatchError naming every layer without a module, or the first one whose shape differs
+ * Matched by {@link nameOfModule}. Throws MismatchError naming every layer without a module, or one of another shape.
  */
 export function matchLayers<T extends NamedLayer>(
   linears: readonly Linear[],
@@ -108,9 +99,7 @@ export function matchLayers<T extends NamedLayer>(
   throw missingError(missing, finder.names, count)
 }
 
-/** Finds the linear layers of a module. */
 export interface ModuleFinder {
-  /** Names of all modules. */
   readonly names: readonly string[]
   /** The layers that {@link nameOfModule} tells. */
   find(name: string): readonly Linear[] | undefined
@@ -124,14 +113,9 @@ export function moduleFinder(linears: readonly Linear[]): ModuleFinder {
   return { names: [...names], find: (name) => byName.get(nameOfModule(names, name) ?? '') }
 }
 
-/** How many names of missing layers a message has. */
 const SHOWN = 5
 
-/**
- * @param modules names of the linear layers that there are
- * @param count number of the adapter's layers
- * @param graphs names of the model's graphs, where it has several
- */
+/** `count` is the number of the adapter's layers; `graphs` name the model's graphs, where it has several. */
 export function missingError(
   missing: readonly string[],
   modules: Iterable<string>,

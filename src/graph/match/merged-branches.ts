@@ -1,5 +1,4 @@
-// LoRA branches that a merge has put beside quantized weights: constant factors, and the nodes that add their product.
-// They are told by their names, lora/NUMBER/MODULE/…, where all branches of one merged adapter have one number.
+// LoRA branches that a merge has put beside quantized weights, told by their names lora/NUMBER/MODULE/…
 
 import type { NodeProto } from '../../formats/onnx/tensors.js'
 import type { Value } from '../view/builder.js'
@@ -7,42 +6,37 @@ import type { Graph } from '../view/graph.js'
 
 const NAME = /^lora\/(\d+)\/(.+)\/[^/]+$/
 
-/** The initializers that one branch adds for one module, by name. */
 export interface BranchFactors {
   readonly module: string
   /** Aᵀ (k, r), or A of an embedding (V, r) */
   readonly weightA: string
   /** s·Bᵀ (r, d) */
   readonly weightB: string
-  /** c (d) and t (d) of {@link file://../inject/affine.ts}; undefined: 1 and 0. */
+  /** c (d) and t (d) of inject/affine; undefined: 1 and 0. */
   readonly affine: { readonly scale: string; readonly shift: string } | undefined
 }
 
 /** A branch beside one product, which may compute several modules. */
 export interface MergedBranch {
   readonly number: number
-  /** Module of the product; behind it @2, @3, … where several nodes compute it. */
+  /** Behind it @2, @3, … where several nodes compute the module. */
   readonly module: string
   readonly nodes: readonly NodeProto[]
-  /** The value that the branch adds to. */
   readonly base: Value
   readonly output: Value
   readonly factors: readonly BranchFactors[]
 }
 
-/** The prefix of all names of a branch. */
 export function branchScope(number: number, module: string): string {
   return `lora/${number}/${module}`
 }
 
-/** Names of a module's factors. */
 export function branchFactors(number: number, module: string, hasAffine: boolean): BranchFactors {
   const scope = branchScope(number, module)
   const affine = hasAffine ? { scale: `${scope}/scale`, shift: `${scope}/shift` } : undefined
   return { module, weightA: `${scope}/A`, weightB: `${scope}/B`, affine }
 }
 
-/** All branches, in the order of their numbers. */
 export function findBranches(graph: Graph): MergedBranch[] {
   const groups = new Map<string, { number: number; module: string; nodes: NodeProto[] }>()
   for (const node of graph.nodes) {
@@ -87,7 +81,6 @@ function factorsOf(graph: Graph, nodes: readonly NodeProto[], number: number): B
   })
 }
 
-/** Takes a branch out: what read its output reads the base again, under the output's name. */
 export function removeBranch(graph: Graph, branch: MergedBranch): void {
   const { nodes, base, output } = branch
   const own = new Set(nodes)

@@ -1,29 +1,24 @@
-// When two names mean one module. Exports are made of a part of a model, and versions of transformers put other modules
-// around a language model or a vision tower: model.language_model.layers.0, language_model.model.layers.0 and
-// model.layers.0 are one layer.
+// When two names mean one module: versions of transformers put other modules around a language model or a vision tower.
 
 /** Modules that hold a whole model, and that some versions leave out. */
 const AROUND = new Set(['model', 'language_model', 'text_model', 'vision_model', 'vision_tower'])
 
-/** Modules that read pictures. */
 const VISION = new Set(['vision_model', 'vision_tower', 'vision_encoder', 'visual'])
 
-/** Modules that read texts, in models that also read pictures. */
+/** In models that also read pictures. */
 const LANGUAGE = new Set(['language_model', 'text_model'])
 
-/** True if two names are the same, or one is the other with modules before it. */
 export function endAlike(a: string, b: string): boolean {
   return a === b || a.endsWith(`.${b}`) || b.endsWith(`.${a}`)
 }
 
-/** Which part of a model of texts and pictures a name says that its module is in; undefined: it says nothing. */
+/** The part of a model of texts and pictures that a name tells. */
 export function sideOf(name: string): 'vision' | 'language' | undefined {
   const segments = name.split('.')
   if (segments.some((segment) => VISION.has(segment))) return 'vision'
   return segments.some((segment) => LANGUAGE.has(segment)) ? 'language' : undefined
 }
 
-/** A name without the modules around the model. */
 function core(name: string): string {
   const own = name
     .split('.')
@@ -32,15 +27,12 @@ function core(name: string): string {
   return own === '' ? name : `${sideOf(name) === 'vision'}:${own}`
 }
 
-/** A module's name without the wrapper that sentence-transformers puts around its first module. */
+/** The wrapper that sentence-transformers puts around its first module. */
 export function withoutWrapper(module: string): string {
   return module.replace(/^0\.auto_model\./, '')
 }
 
-/**
- * Names that transformers 5 gives to modules of vision transformers (ViT, BEiT, DeiT, DINOv2, Swin), by those of
- * transformers 4.
- */
+/** Names that transformers 5 gives to modules of vision transformers, by those of transformers 4. */
 const RENAMED: readonly (readonly [RegExp, string])[] = [
   [/(^|\.)encoder\.layer\.(?=\d+\.)/, '$1layers.'],
   [/\.attention\.(?:attention|self)\.(query|key|value)$/, '.attention.$1'],
@@ -58,15 +50,13 @@ const RENAMED: readonly (readonly [RegExp, string])[] = [
   [/\.self_attn\.(q|k)_layernorm$/, '.self_attn.$1_norm'],
 ]
 
-/** A name as the newest transformers has it. */
 function newest(name: string): string {
   return RENAMED.reduce((own, [pattern, replacement]) => own.replace(pattern, replacement), name)
 }
 
 /**
- * The name among others that means a module: its own, else the one that ends with it or that it ends with, else the one
- * that differs in modules around it, else the one that names a Sequential twice, else the one of another version of
- * transformers.
+ * Its own, else the one name that ends alike, else one that differs in modules around it, in a doubled Sequential, or
+ * in the version of transformers.
  */
 export function nameOfModule(names: ReadonlySet<string>, name: string): string | undefined {
   if (names.has(name)) return name
@@ -88,10 +78,7 @@ export function nameOfModule(names: ReadonlySet<string>, name: string): string |
   return versions.length === 1 ? versions[0] : undefined
 }
 
-/**
- * PyTorch's exporter names a Sequential twice, once for itself and once with its layer: merger.mlp.mlp.0 is
- * merger.mlp.0.
- */
+/** PyTorch's exporter names a Sequential twice: merger.mlp.mlp.0 is merger.mlp.0. */
 function withoutDoubles(name: string): string {
   return name.replace(/(^|\.)([^.]+)\.\2(?=\.\d+(\.|$))/g, '$1$2')
 }

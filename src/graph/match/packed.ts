@@ -1,5 +1,5 @@
-// Layers that the graph computes otherwise than the model has them: query, key and value side by side in one product,
-// and one module in several products.
+// Layers that the graph computes otherwise than the model has them: side by side in one product, or in several
+// products.
 
 import type { NodeProto } from '../../formats/onnx/tensors.js'
 import { LoraLayer } from '../../lora/layer.js'
@@ -16,10 +16,8 @@ const PACKED: Readonly<Record<string, readonly string[]>> = {
 }
 
 /**
- * The layers of a product that computes several: those of a `qkv_proj`, as onnxruntime-genai packs them, and of a
- * `gate_up_proj`. Their widths follow from what reads the output: an attention operator's numbers of heads, or a Split.
- *
- * @returns undefined for a product of one layer, or where the widths cannot be told
+ * Widths follow from what reads the output: an attention operator's numbers of heads, or a Split. Undefined for one
+ * layer.
  */
 export function packedParts(graph: Graph, linear: Linear): Linear[] | undefined {
   if (linear.form === ATTENTION) return attentionParts(linear)
@@ -51,7 +49,7 @@ function partsOf(linear: Linear, names: readonly string[], widths: readonly numb
   })
 }
 
-/** How the layers that ONNX Runtime's optimizer packs are called, by the module that they are in. */
+/** The layers that ONNX Runtime's optimizer packs, by the module that they are in. */
 const ATTENTION_NAMES: readonly (readonly [module: RegExp, names: readonly string[]])[] = [
   [/\btransformer\.layer\.\d+\.attention$/, ['q_lin', 'k_lin', 'v_lin']], // DistilBERT
   [/\b(self_attn|encoder_attn)$/, ['q_proj', 'k_proj', 'v_proj']], // BART, Whisper, CLIP
@@ -60,7 +58,7 @@ const ATTENTION_NAMES: readonly (readonly [module: RegExp, names: readonly strin
 ]
 const BERT_NAMES = ['query', 'key', 'value']
 
-/** The layers of an Attention operator; its name is that of the module that they are in. */
+/** The name of an Attention operator is that of the module that its layers are in. */
 function attentionParts(linear: Linear): Linear[] {
   const { name: module, node, d } = linear
   const names = ATTENTION_NAMES.find(([pattern]) => pattern.test(module))?.[1] ?? BERT_NAMES
@@ -68,7 +66,6 @@ function attentionParts(linear: Linear): Linear[] {
   return own.length === 1 ? [{ ...linear, name: own[0] }] : partsOf(linear, own, attentionWidths(node, d))
 }
 
-/** Widths by the numbers of heads of an attention operator that takes query, key and value as one. */
 function headWidths(consumers: readonly NodeProto[], width: number): number[] | undefined {
   const attention = consumers.find(({ opType }) => opType === 'GroupQueryAttention' || opType === 'MultiHeadAttention')
   if (attention === undefined) return undefined
@@ -79,7 +76,7 @@ function headWidths(consumers: readonly NodeProto[], width: number): number[] | 
   return [heads * headSize, kvHeads * headSize, kvHeads * headSize]
 }
 
-/** Widths by a Split, behind which norms of query and key may stand, or by Slices, one a part. */
+/** Norms of query and key may stand behind a Split; Slices cut one part each. */
 function cutWidths(graph: Graph, consumers: readonly NodeProto[], width: number): number[] | undefined {
   const split = consumers.find(({ opType }) => opType === 'Split')
   const cuts = (split === undefined ? consumers : [split]).flatMap((node) => columnsOf(graph, node, width) ?? [])
@@ -88,10 +85,7 @@ function cutWidths(graph: Graph, consumers: readonly NodeProto[], width: number)
   return sorted.length > 0 && isGapless ? sorted.map(([start, end]) => end - start) : undefined
 }
 
-/**
- * The columns [start, end) that a Split or a Slice cuts out of (…, sequence, width), for each of its outputs; undefined
- * for other nodes, and where the graph does not tell.
- */
+/** The columns [start, end) that a Split or a Slice cuts out of (…, sequence, width), for each of its outputs. */
 export function columnsOf(graph: Graph, node: NodeProto, width: number): [start: number, end: number][] | undefined {
   if (node.opType === 'Split') {
     if (![-1, 2].includes(intAttribute(node, 'axis', 0))) return undefined
@@ -130,11 +124,8 @@ export interface LayerPart<T> {
 }
 
 /**
- * The layers of an adapter as the graph has them: a module that the graph computes as several products becomes one part
- * for each, with the same A and its own rows of B.
- *
- * @param splitsWholes also what the graph computes as one product, so that adapters of the whole and of its parts can
- *   share it
+ * A module that the graph computes as several products becomes one part for each, with the same A and its own rows of
+ * B. With `splitsWholes` also what it computes as one, so that adapters of the whole and of its parts can share it.
  */
 export function partsForGraph<T extends { readonly name: string; readonly d: number; readonly k: number }>(
   linears: readonly Linear[],
@@ -162,7 +153,6 @@ export function partsForGraph<T extends { readonly name: string; readonly d: num
   })
 }
 
-/** A part of a layer as a layer of its own, with copies of its rows of B. */
 export function layerOfPart({ name, d, layer, start }: LayerPart<LoraLayer>): LoraLayer {
   if (d === layer.d) return layer
   const { weightA, weightB, rank, scaling, magnitude, biasB } = layer

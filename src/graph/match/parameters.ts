@@ -1,6 +1,4 @@
-// Places where a module's tensors come into a graph: weights of embeddings, biases of linear layers, weights and biases
-// of norms. As with linear layers, modules are told by node: exporters let equal tensors share one initializer under
-// another's name.
+// Places where a module's tensors come into a graph, told by node: exporters let equal tensors share an initializer.
 
 import { MismatchError, UnsupportedError } from '../../base/errors.js'
 import { formatShape } from '../../base/tensor.js'
@@ -13,14 +11,13 @@ import { PACKED_ATTENTION } from './forms/attention.js'
 import { type Linear, nodeScope, parameterModule } from './linears.js'
 import { endAlike, nameOfModule } from './module-names.js'
 
-/** An input of a node that takes a stored tensor, perhaps through Transpose, Cast or Identity. */
+/** Perhaps through Transpose, Cast or Identity. */
 export interface Place {
   readonly node: NodeProto
-  /** Its number among the node's inputs. */
   readonly input: number
 }
 
-/** The stored value behind a weight that arrives as `value`: an initializer's name, or a Constant node's output. */
+/** An initializer's name, or a Constant node's output. */
 export function storedValue(graph: Graph, value: string): string {
   return sourceOf(graph, value).value
 }
@@ -33,12 +30,10 @@ function storedTensor(graph: Graph, value: string): { name: string; tensor: Tens
 
 /** A convolution by a constant float kernel (d, in/groups, *kernel). */
 export interface Convolution extends Place {
-  /** Module name */
   readonly name: string
   readonly shape: readonly number[]
   readonly groups: number
   readonly dilations: readonly number[]
-  /** The input of the node that takes its bias; undefined if it has none. */
   readonly bias: number | undefined
 }
 
@@ -53,13 +48,11 @@ export function findConvolutions(graph: Graph): Convolution[] {
   })
 }
 
-/** The entries of a module, by {@link nameOfModule}. */
 export function ofModule<T extends { readonly name: string }>(entries: readonly T[], module: string): T[] {
   const own = nameOfModule(new Set(entries.map(({ name }) => name)), module)
   return own === undefined ? [] : entries.filter(({ name }) => name === own)
 }
 
-/** The refusal of an adapter's tensor whose shape is another one than that of its place. */
 export function shapeError(where: string, expected: readonly number[], got: readonly number[]): MismatchError {
   return new MismatchError({
     where,
@@ -73,11 +66,9 @@ export function shapeError(where: string, expected: readonly number[], got: read
 /** A bias, and which of its elements are the layer's. */
 export interface BiasPlace extends Place {
   readonly start: number
-  /** Elements of the stored bias. */
   readonly width: number
 }
 
-/** The input in which products take a bias, by operator. */
 const BIAS_INPUTS: Readonly<Record<string, number>> = {
   Gemm: 2,
   Conv: 2,
@@ -87,17 +78,12 @@ const BIAS_INPUTS: Readonly<Record<string, number>> = {
   'com.microsoft:MatMulIntegerToFloat': 6,
 }
 
-/** The input in which a product takes its bias; undefined if it has none. */
 export function ownBiasInput(node: NodeProto): number | undefined {
   const input = entryOf(BIAS_INPUTS, operatorOf(node))
   return input === undefined || (node.input[input] ?? '') === '' ? undefined : input
 }
 
-/**
- * The constant that is added to all of a linear layer's outputs, and to nothing else; undefined if there is none.
- *
- * @throws UnsupportedError for a Gemm that multiplies it
- */
+/** The constant that is added to all of a linear layer's outputs, and to nothing else. */
 export function biasOf(graph: Graph, { node, output, d, fused }: Linear): BiasPlace | undefined {
   const { start, width } = fused ?? { start: 0, width: d }
   const isBias = (value: string) => {
@@ -164,7 +150,6 @@ export function certainBias(graph: Graph, linear: Linear): BiasPlace | undefined
   return isOwn ? bias : undefined
 }
 
-/** Inputs of fused norms that hold their weight and their bias. */
 export const NORMS: Readonly<Record<string, Readonly<Record<string, number>>>> = {
   LayerNormalization: { weight: 1, bias: 2 },
   SimplifiedLayerNormalization: { weight: 1 },
@@ -178,11 +163,8 @@ export const NORMS: Readonly<Record<string, Readonly<Record<string, number>>>> =
 const MERGED = /_merged_\d+$/
 
 /**
- * Places of a tensor that is neither a linear layer's nor an embedding's: what fused norms of that module read, what
- * the module's nodes read under a name that ends with the tensor's last part, and the one reader of an initializer of
- * that name.
- *
- * @param tensor module and member, as in model.norm.weight
+ * Inputs of the module's fused norms, or of its nodes under a name that ends with the member's; else the one reader of
+ * an initializer of that name. `tensor` is as in model.norm.weight.
  */
 export function placesOf(graph: Graph, tensor: string, shape: readonly number[]): Place[] {
   const at = tensor.lastIndexOf('.')

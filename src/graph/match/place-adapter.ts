@@ -13,9 +13,7 @@ import type { Linear } from './linears.js'
 import { matchLayers, moduleFinder } from './match.js'
 import { type LayerPart, layerOfPart, partsForGraph, unsplitOwner } from './packed.js'
 
-/** A layer of an adapter and a linear layer of the graph that it adapts. */
 export interface PlacedLayer {
-  /** The layer's name in the adapter. */
   readonly name: string
   readonly layer: LoraLayer
   readonly linear: Linear
@@ -24,10 +22,9 @@ export interface PlacedLayer {
 /** A part of the graph that an execution provider has compiled, with its weights. */
 export const COMPILED = 'EPContext'
 
-/** The operator that ONNX Runtime's quantizer makes of Attention: products of integers, inside of one node. */
+/** ONNX Runtime's quantizer makes it of Attention: products of integers, inside of one node. */
 const INTEGER_ATTENTION = 'QAttention'
 
-/** Products of weights that are stored as integers. */
 export const INTEGER_PRODUCTS: readonly string[] = [
   'MatMulNBits',
   'MatMulBnb4',
@@ -40,10 +37,7 @@ export const INTEGER_PRODUCTS: readonly string[] = [
   INTEGER_ATTENTION,
 ]
 
-/**
- * Operators that may hold a layer which no form finds: integer products without a float input, those of other execution
- * providers, and sub-graphs.
- */
+/** May hold a layer which no form finds: integers without a float input, other execution providers, sub-graphs. */
 const OPAQUE: ReadonlySet<string> = new Set([
   ...INTEGER_PRODUCTS,
   ...[COMPILED, 'PackedAttention', 'LongformerAttention', 'DecoderAttention', 'QOrderedMatMul', 'QOrderedAttention'],
@@ -53,11 +47,7 @@ const OPAQUE: ReadonlySet<string> = new Set([
 /** Layers that ONNX Runtime's optimizer packs into one Attention node. */
 const QUERY_KEY_VALUE = /\b(query|key|value|[qkv]_(proj|lin))$/
 
-/**
- * Places the linear layers, whatever else the adapter holds.
- *
- * @throws MismatchError when the adapter has none; what {@link placeLayers} throws
- */
+/** Places the linear layers, whatever else the adapter holds. */
 export function placeAdapter(
   graph: Graph,
   found: readonly Linear[],
@@ -74,14 +64,7 @@ export function placeAdapter(
   })
 }
 
-/**
- * Places linear layers by their names and shapes. Some may be convolutions of kernel 1 in the graph.
- *
- * @param found the linear layers of `graph`
- * @param splitsWholes as {@link partsForGraph}
- * @throws MismatchError when a layer has no module in the graph or another shape there, or two layers have the same
- *   module; UnsupportedError when a module is there in a form that cannot be adapted
- */
+/** Placed by names and shapes. Throws UnsupportedError when a module is in a form that cannot be adapted. */
 export function placeLayers<T extends { readonly name: string; readonly d: number; readonly k: number }>(
   graph: Graph,
   found: readonly Linear[],

@@ -9,11 +9,7 @@ import { FLOAT_DTYPES } from './forms/float-product.js'
 import type { Linear } from './linears.js'
 import { storedValue } from './parameters.js'
 
-/**
- * Its values in f32, in the tensor's shape.
- *
- * @throws UnsupportedError when they cannot be read
- */
+/** In f32, in the tensor's shape. */
 export async function readBaseTensor(
   model: OnnxModel,
   graph: Graph,
@@ -33,22 +29,17 @@ export async function readBaseTensor(
   return swapped(lines, transposed ? [d, k] : [k, d])
 }
 
-/** The values of a stored tensor; undefined where they are no floats. */
+/** Undefined where they are no floats. */
 export async function readVector(model: OnnxModel, graph: Graph, value: string): Promise<Float32Array | undefined> {
   const tensor = graph.constant(storedValue(graph, value))
   const dtype = tensor && FLOAT_DTYPES[tensor.dataType]
   return dtype && decodeFloats(await model.readTensor(tensor), dtype)
 }
 
-/** Elements that are in memory at one time: 4 MiB in f32. */
+/** 4 MiB in f32. */
 const PIECE_ELEMENTS = 1 << 20
 
-/**
- * The rows (m, D) of some tokens, of an embedding or an output layer, in f32. No more of the weight is read, or of one
- * that is stored (D, V) only a piece at a time.
- *
- * @throws UnsupportedError when they cannot be read
- */
+/** (m, D) in f32. No more of the weight is read, or of one that is stored (D, V) only a piece at a time. */
 export async function readTokenRows(
   model: OnnxModel,
   graph: Graph,
@@ -75,7 +66,6 @@ export async function readTokenRows(
   return rows
 }
 
-/** A matrix with its axes swapped. */
 function swapped(values: Float32Array, [rows, columns]: readonly [number, number]): Float32Array {
   const result = new Float32Array(values.length)
   for (let i = 0; i < rows; i++) for (let j = 0; j < columns; j++) result[j * rows + i] = values[i * columns + j]

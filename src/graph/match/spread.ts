@@ -1,5 +1,4 @@
-// How an adapter spreads over the graphs of a model: encoder and decoder, or one alone. Each layer needs a module in at
-// least one of them; what an export has dropped can be left out, and what nothing would read is.
+// How an adapter spreads over the graphs of a model. Each layer needs a module in at least one of them.
 
 import type { PartView } from '../../lora/part.js'
 import type { GraphRole } from '../graph-file.js'
@@ -9,28 +8,20 @@ import type { Linear } from './linears.js'
 import { moduleFinder } from './match.js'
 import { sideOf } from './module-names.js'
 
-/** One of a model's graphs, and what it has to adapt. */
 export interface ModelGraph {
   readonly role: GraphRole
-  /** For messages. */
   readonly name: string
   readonly graph: Graph
   readonly linears: readonly Linear[]
 }
 
-/** The graphs that an adapter's parts go to. */
 export interface Spread {
   /** Names of the parts in each graph, in the order of the graphs. */
   readonly parts: readonly ReadonlySet<string>[]
-  /** Names of parts that no graph has a place for. */
   readonly missing: readonly string[]
 }
 
-/**
- * Which graphs have a place for each part. Shapes are not compared.
- *
- * @param hasPlace whether a graph has a place for a part that is no linear layer
- */
+/** Shapes are not compared. */
 export async function spreadAdapter(
   graphs: readonly ModelGraph[],
   adapter: readonly Pick<PartView, 'name' | 'kind'>[],
@@ -53,10 +44,7 @@ export async function spreadAdapter(
   return { parts, missing }
 }
 
-/**
- * Parts in a pooler that the one graph of a model lacks, whose head reads something else: transformers builds such a
- * model without it, so that nothing would read what it gives.
- */
+/** transformers builds a model whose head reads something else without the pooler: nothing would read what it gives. */
 export function unusedPoolers(graphs: readonly ModelGraph[], names: readonly string[]): string[] {
   const poolers = names.filter((name) => /(^|\.)pooler(\.|$)/.test(name))
   if (poolers.length === 0 || graphs.length > 1 || !graphs[0].linears.some(({ isHead }) => isHead)) return []
@@ -64,10 +52,7 @@ export function unusedPoolers(graphs: readonly ModelGraph[], names: readonly str
   return poolers.filter((name) => find(name.replace(/\.(weight|bias)$/, '')) === undefined)
 }
 
-/**
- * True if a layer of this name can be in a graph of this role. Encoders are exported without the module around them, so
- * that decoder.block.0 would be found as their block.0.
- */
+/** Encoders are exported without the module around them, so that decoder.block.0 would be found as their block.0. */
 export function mayHold(role: GraphRole, name: string): boolean {
   const side = sideOf(name)
   if (side === 'language' && role === 'vision_encoder') return false

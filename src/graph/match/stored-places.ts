@@ -1,5 +1,4 @@
-// Places in a graph for the tensors of an adapter that replace the base's own: whole tensors (modules_to_save, biases),
-// and rows of an embedding (trainable_token_indices). For sessions and for merging.
+// Places in a graph for an adapter's whole tensors (modules_to_save, biases) and rows (trainable_token_indices).
 
 import { isWeightDtype } from '../../base/dtype.js'
 import { MismatchError, nearMisses, UnsupportedError } from '../../base/errors.js'
@@ -11,17 +10,15 @@ import { type Linear, nodeScope } from './linears.js'
 import { type BiasPlace, certainBias, ofModule, type Place, placesOf, shapeError } from './parameters.js'
 import { readTokenRows } from './read-base-tensor.js'
 
-/** A graph, and what of it adapters can change. */
 export interface ModelPlaces {
   readonly model: OnnxModel
   readonly graph: Graph
   readonly linears: readonly Linear[]
   readonly embeddings: readonly Linear[]
-  /** config.json; empty where it is not known. */
+  /** Empty where it is not known. */
   readonly config: Readonly<Record<string, unknown>>
 }
 
-/** A linear layer or an embedding whose weight is replaced. */
 export interface WeightPlace {
   readonly kind: 'weight'
   readonly linear: Linear
@@ -31,7 +28,6 @@ export interface WeightPlace {
   readonly isInputMajor: boolean
 }
 
-/** The place of a replaced tensor. */
 export type StoredPlace =
   | WeightPlace
   | { readonly kind: 'bias'; readonly linear: Linear; readonly bias: BiasPlace }
@@ -43,11 +39,7 @@ export type StoredPlace =
     }
 
 /**
- * All places of a whole tensor: a linear layer's weight or bias, an embedding, or what a norm reads.
- *
- * @param isConv1d whether the adapter's base stores weights (k, d)
- * @param isReplaced whether the adapter replaces a tensor of this name
- * @throws MismatchError for another shape; UnsupportedError for a tensor that has no certain place
+ * A linear layer's weight or bias, an embedding, or what a norm reads. Throws UnsupportedError without a certain place.
  */
 export async function placeReplacement(
   places: ModelPlaces,
@@ -73,8 +65,8 @@ export async function placeReplacement(
     const found: StoredPlace[] = []
     for (const embedding of embeddingsOf(places, module, [shape[0], shape[1]])) {
       found.push({ kind: 'weight', linear: embedding, module: embedding.name, isInputMajor: true })
-      // A trained copy is the embedding's alone in PEFT; one that is only saved along is the base's own, which both
-      // uses read.
+      // A trained copy is the embedding's alone in PEFT; one that is only saved along is the base's, which both uses
+      // read.
       const heads = tensor.isTrained ? [] : await tiedHeads(embedding, places)
       for (const linear of heads) {
         if (isReplaced(`${linear.name}.weight`)) continue
@@ -100,13 +92,7 @@ function typeOf({ model_type: type }: ModelPlaces['config']): string {
   return type === undefined ? 'no model_type in config.json' : String(type)
 }
 
-/**
- * All places of rows of an embedding, or of the head: the same tokens, in tied embeddings of both.
- *
- * @param isReplaced whether the adapter replaces rows of this module
- * @throws MismatchError for rows of another length, or beyond the vocabulary; UnsupportedError for a module that is not
- *   found
- */
+/** Rows of an embedding, or of the head: the same tokens, in tied embeddings of both. */
 export async function placeTokenRows(
   places: ModelPlaces,
   tensor: Pick<TokenRows, 'module' | 'indices' | 'dtype' | 'shape'>,
@@ -136,12 +122,7 @@ export async function placeTokenRows(
   return found
 }
 
-/**
- * The embeddings of a module.
- *
- * @param shape what the adapter has; undefined: any
- * @throws UnsupportedError when the graph has none of this name, MismatchError for another shape
- */
+/** `undefined` is any size. Throws UnsupportedError when the graph has none of this name. */
 export function embeddingsOf(
   { graph, embeddings }: ModelPlaces,
   module: string,
@@ -174,7 +155,6 @@ function ownBias(graph: Graph, linear: Linear, name: string, shape: readonly num
   return bias
 }
 
-/** True if a replaced weight is (k, d), as Conv1D keeps it. */
 function isStoredInputMajor(linear: Linear, name: string, shape: readonly number[], isConv1d: boolean): boolean {
   const { d, k, fused } = linear
   if (fused !== undefined) refuse(name, 'the linear layer computes several layers', linear.node.name)
@@ -188,9 +168,7 @@ function isStoredInputMajor(linear: Linear, name: string, shape: readonly number
   return !isOutputMajor
 }
 
-// Exporters can add a number to the weights of norms before they store them.
-
-/** Types of models whose norms multiply by 1 + w, and to whose w onnxruntime-genai's builder adds the 1. */
+/** Their norms multiply by 1 + w, and onnxruntime-genai's builder adds the 1 to w. */
 const ADDS_ONE: ReadonlySet<string> = new Set(['gemma', 'gemma2', 'gemma3', 'gemma3_text', 'nemotron'])
 
 /** Types of models whose weights of norms it stores as they are. */
@@ -200,13 +178,8 @@ const AS_STORED: ReadonlySet<string> = new Set([
 ])
 
 /**
- * The difference of the graph's value of a norm's tensor from that of the PyTorch model; undefined where nothing tells.
- *
- * Source: `add_offset` of the builders,
+ * The graph's value less PyTorch's; undefined where nothing tells. Source: `add_offset` of the builders,
  * https://github.com/microsoft/onnxruntime-genai/tree/main/src/python/py/models/builders
- *
- * @param config config.json
- * @param name as in model.norm.weight
  */
 export function normOffset(
   { producerName }: Pick<Graph, 'producerName'>,
@@ -219,7 +192,6 @@ export function normOffset(
   return AS_STORED.has(type) ? 0 : undefined
 }
 
-/** Why a norm without a known offset cannot be used. */
 export const UNKNOWN_OFFSET =
   'for this type of model, it is not known whether onnxruntime-genai has added 1 to the weights of norms'
 
@@ -227,17 +199,15 @@ export function refuse(where: string, what: string, got?: string): never {
   throw new UnsupportedError({ where, what, ...(got !== undefined && { got }) })
 }
 
-// Tied embeddings: the output embedding is the input embedding, as one initializer, or, where an exporter has folded a
-// transpose into a copy of it, two of the same values. A quantizer makes a third kind: the head has integers that stand
-// for about the same values.
+// Tied embeddings are one initializer, or two of the same values where an exporter has folded a transpose into a copy,
+// or a float and an integer one of about the same values.
 
-/** Tokens that are compared, in two stretches: untied embeddings differ in all. */
+/** In two stretches: untied embeddings differ in all. */
 const COMPARED_TOKENS = 64
 
 /** 4 bits change a weight by about a tenth of its norm; between untied weights the distance is larger than the norm. */
 const QUANTIZED_DISTANCE = 0.4
 
-/** The heads that use the values of an embedding. Of separate initializers 64 tokens from two places are compared. */
 export async function tiedHeads(
   embedding: Linear,
   { model, graph, linears }: Pick<ModelPlaces, 'model' | 'graph' | 'linears'>,
@@ -247,7 +217,7 @@ export async function tiedHeads(
   return heads.filter((_, i) => isTied[i])
 }
 
-/** True if a head has an embedding's values, or about these where one of the two or both are stored as integers. */
+/** Equal values, or about equal ones where one of the two or both are stored as integers. */
 async function haveSameTokens(model: OnnxModel, graph: Graph, embedding: Linear, head: Linear): Promise<boolean> {
   const both = [embedding, head]
   const isExact = both.every(({ form }) => !form.isQuantized)

@@ -1,15 +1,13 @@
-// The cheapest set of edges that separates a source from a sink: Dinic's algorithm (1970), by the theorem of Ford and
-// Fulkerson that the largest flow is as large as the smallest cut.
+// The cheapest set of edges that separates a source from a sink: Dinic's algorithm (1970).
 
-/** A directed graph whose vertices are numbers; 0 is the source and 1 the sink. */
+/** 0 is the source and 1 the sink. */
 export class FlowNetwork {
-  /** The edges of each vertex. An edge and its reverse are neighbors, with numbers that differ in the last bit. */
+  /** An edge and its reverse are neighbors, with numbers that differ in the last bit. */
   readonly #edges: number[][] = [[], []]
   readonly #to: number[] = []
   /** The flow that each edge has room for. */
   readonly #room: number[] = []
 
-  /** Adds a vertex, and returns its number. */
   vertex(): number {
     return this.#edges.push([]) - 1
   }

@@ -1,9 +1,8 @@
-// Values of the forward pass that the backward pass reads are kept until then, and are most of a training step's
-// memory. Cheap ones are computed a second time instead. The choice is a smallest cut between what must be kept and
-// what the backward pass reads, as in PyTorch's partitioner (https://github.com/pytorch/functorch/pull/653): all that
-// lies behind the cut is computed again.
+// Values that the backward pass reads are most of a training step's memory. Cheap ones are computed a second time
+// instead: all that lies behind a smallest cut, as in PyTorch's partitioner
+// (https://github.com/pytorch/functorch/pull/653).
 
-import { create } from '@bufbuild/protobuf'
+import { create } from '../../formats/onnx/protobuf.js'
 import { type NodeProto, NodeProtoSchema } from '../../formats/onnx/tensors.js'
 import { GRADIENTS } from '../gradients/gradients.js'
 import type { ProbedShape, ShapeMap } from '../shapes/shapes.js'
@@ -13,28 +12,18 @@ import { type Graph, subgraphs } from '../view/graph.js'
 import { operatorOf, PREDICATES } from '../view/operators.js'
 import { FlowNetwork } from './min-cut.js'
 
-/**
- * The cost of keeping an element, where computing one again costs 1: the memory of a step, weighed against its measured
- * times.
- */
+/** The weight of memory against measured times: computing an element again costs 1. */
 const COST_OF_KEEPING = 10
 /** How many products and sums take as long as one element of a simple operator. */
 const PRODUCTS_PER_ELEMENT = 32
 
-/** Values with fewer elements are not worth a node. */
 const SMALL = 1024
 
 const VIEWS = new Set(['Reshape', 'Flatten', 'Squeeze', 'Unsqueeze', 'Identity'])
 const BATCHED_PRODUCTS = new Set(['MatMul', 'com.microsoft:FusedMatMul'])
 const CHEAP = new Set([...Object.keys(GRADIENTS), ...PREDICATES].filter((operator) => operator !== 'Gemm'))
 
-/**
- * Lets the backward pass compute values anew. The shapes of the new ones are added to `shapes`.
- *
- * @param loss what the forward pass gives: all that it depends on is forward
- * @param elements how many elements a value of some shape has in a typical run
- * @returns the new values, and which each is a copy of
- */
+/** Returns the new values, and which each is a copy of; `shapes` gets theirs. `elements` are those of a typical run. */
 export function recompute(
   graph: Graph,
   shapes: ShapeMap,
@@ -67,8 +56,7 @@ export function recompute(
     return copy.output[maker.output.indexOf(value)]
   }
   for (const node of backward) node.input = node.input.map(anew)
-  // In front of the backward pass: ONNX Runtime then computes each right before it is read, where it would else begin
-  // with them.
+  // In front of the backward pass: ONNX Runtime then computes each right before it is read.
   const end = graph.nodes.indexOf(graph.producer(loss) as NodeProto) + 1
   graph.nodes = [...graph.nodes.slice(0, end), ...copies.values(), ...graph.nodes.slice(end)]
   graph.invalidate()
@@ -97,7 +85,7 @@ function storage(graph: Graph, value: Value): Value {
   return source
 }
 
-/** The values of the forward pass that are computed again; views stand under what they show. */
+/** Views stand under what they show. */
 function chooseRecomputed(
   graph: Graph,
   shapes: ShapeMap,
@@ -106,7 +94,7 @@ function chooseRecomputed(
   elements: (shape: ProbedShape) => number,
 ): Set<Value> {
   const network = new FlowNetwork()
-  /** A value's two vertices: the cut passes between them where it is kept. */
+  /** The cut passes between a value's two vertices where it is kept. */
   const vertices = new Map<Value, { computed: number; kept: number }>()
   const open: Value[] = []
   /** Undefined for what is in memory anyway, or small. */
@@ -143,7 +131,7 @@ function chooseRecomputed(
   return new Set([...vertices].flatMap(([value, { computed }]) => (behind.has(computed) ? [value] : [])))
 }
 
-/** The cost of running a node again; infinite for a node that is never run again, such as a product with a weight. */
+/** Infinite for a node that is never run again, such as a product with a weight. */
 function costOf(node: NodeProto, shapes: ShapeMap, elements: (shape: ProbedShape) => number): number {
   const operator = operatorOf(node)
   if (!CHEAP.has(operator) || subgraphs(node).length > 0) return Number.POSITIVE_INFINITY

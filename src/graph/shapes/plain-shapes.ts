@@ -1,6 +1,5 @@
-// Exporters compute the target of each Reshape and Expand by nodes of its own, ten or more for one. Probing has shown
-// what they come to: constants, and the lengths of a few inputs. Those alone are left: opening a large graph is much
-// faster.
+// Exporters compute the target of each Reshape and Expand by ten nodes or more. Probing has shown what they come to:
+// constants and lengths of inputs, which alone are left. Opening a large graph is much faster then.
 
 import { DataType, type NodeProto } from '../../formats/onnx/tensors.js'
 import { valueInfo } from '../inject/inject.js'
@@ -9,17 +8,13 @@ import { type Builder, sharedValue, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 import type { ProbedContent, ProbedShape, ShapeMap } from './shapes.js'
 
-/** A length that differs between runs: an axis of a graph input. */
+/** An axis of a graph input. */
 export interface RunLength {
   readonly input: Value
   readonly axis: number
 }
 
-/**
- * Rewrites the targets of all Reshapes and Expands that probing explains.
- *
- * @param lengths axes of graph inputs whose lengths at the two probe points occur in no other meaning
- */
+/** `lengths` at the two probe points occur in no other meaning. */
 export function plainShapes(g: Builder, shapes: ShapeMap, lengths: readonly RunLength[]): void {
   const sources = new Map(
     lengths.map((length) => {
@@ -53,13 +48,10 @@ function isShaping({ opType }: NodeProto): boolean {
   return opType === 'Reshape' || opType === 'Expand'
 }
 
-/** An entry of a target: a number, or the name of a length that differs between runs. */
+/** A number, or the name of a length that differs between runs. */
 type Entry = number | string
 
-/**
- * The entries of a computed target; undefined for a constant, which is plain already, and for a value that was not
- * probed.
- */
+/** Undefined for a constant, which is plain already, and for a value that was not probed. */
 function targetContent(graph: Graph, shapes: ShapeMap, target: Value): ProbedContent | undefined {
   if (graph.integers(target) !== undefined) return undefined
   const maker = graph.producer(target)
@@ -67,10 +59,7 @@ function targetContent(graph: Graph, shapes: ShapeMap, target: Value): ProbedCon
   return shape === undefined ? shapes.contents.get(target) : { value: shape.dims, other: shape.other }
 }
 
-/**
- * The entries of a target; undefined where they cannot be told. An Expand says 1 where it keeps a dimension of
- * `source`, a Reshape −1 for its only length that differs.
- */
+/** An Expand says 1 where it keeps a dimension of `source`, a Reshape −1 for its only length that differs. */
 function plainEntries(
   { opType }: NodeProto,
   { value, other }: ProbedContent,
@@ -95,7 +84,6 @@ function lengthName(dim: number | undefined, other: number | undefined): string 
   return `${dim}/${other}`
 }
 
-/** Neighboring constants as one vector. */
 function constantsJoined(entries: readonly Entry[]): (number[] | string)[] {
   const result: (number[] | string)[] = []
   for (const entry of entries) {
@@ -108,10 +96,8 @@ function constantsJoined(entries: readonly Entry[]): (number[] | string)[] {
 }
 
 /**
- * Declares the shapes of inputs and other values that are known. Without names for its dimensions ONNX Runtime takes
- * any two for different, and planning what shares memory takes time that grows with the square of the graph.
- *
- * @param values float values
+ * Without names for dimensions ONNX Runtime takes any two for different, and planning what shares memory takes time
+ * that grows with the square of the graph. `values` are floats.
  */
 export function declareShapes(
   graph: Graph,
@@ -133,7 +119,7 @@ export function declareShapes(
   graph.valueInfo = [...new Set(values)].flatMap((value) => declare(value, DataType.FLOAT) ?? [])
 }
 
-/** False for what is known to be no float32: an input of another type, or what is only moved or cast from one. */
+/** False for an input of another type than float32, or what is only moved or cast from one. */
 export function isFloat(graph: Graph, value: Value): boolean {
   const maker = graph.producer(value)
   if (maker?.opType === 'Cast') return intAttribute(maker, 'to', DataType.FLOAT) === DataType.FLOAT
@@ -143,11 +129,7 @@ export function isFloat(graph: Graph, value: Value): boolean {
 
 const MOVES = new Set(['Reshape', 'Squeeze', 'Unsqueeze', 'Flatten', 'Identity', 'Transpose'])
 
-// A Reshape of a Reshape needs only the second. Linear layers in rows leave many such pairs.
-
-/**
- * Lets each Reshape read what lies before the Reshapes in front of it. Those that nobody reads then are for `prune`.
- */
+/** A Reshape of a Reshape needs only the second. Those that nobody reads then are for `prune`. */
 export function mergeReshapes(graph: Graph, shapes: ShapeMap): void {
   for (const node of graph.nodes) {
     if (node.opType !== 'Reshape' || !isIndependent(graph, shapes, node.input[1])) continue

@@ -1,20 +1,18 @@
-// Shapes of a graph's values, measured: the graph runs at two small (batch, sequence) points, and what is equal in both
-// is static. It needs no shape inference, and it evaluates the small integer tensors that steer Slice and Reshape.
+// Shapes of a graph's values, measured: the graph runs at two small points, and what is equal in both is static. This
+// needs no shape inference, and gives the small integer tensors that steer Slice and Reshape.
 
-import { create } from '@bufbuild/protobuf'
 import { elementCount } from '../../base/tensor.js'
+import { create } from '../../formats/onnx/protobuf.js'
 import { dimsOf, integersOf, type ModelProto, ValueInfoProtoSchema } from '../../formats/onnx/tensors.js'
 import type { Feeds, RuntimeSession, RuntimeTensor } from '../../runtime/runtime.js'
 import { Builder, type Value } from '../view/builder.js'
 import { Graph } from '../view/graph.js'
 
-/** A value's dimensions at the two probe points. */
 export interface ProbedShape {
   readonly dims: readonly number[]
   readonly other: readonly number[]
 }
 
-/** A small integer tensor's content at the two probe points. */
 export interface ProbedContent {
   readonly value: readonly number[]
   readonly other: readonly number[]
@@ -23,18 +21,17 @@ export interface ProbedContent {
 /** Run-time shapes, axes, pads and slice bounds have fewer elements; weights have more. */
 const MAX_PROBED_ELEMENTS = 64
 
-/** Shapes of all values of a graph: inputs, initializers, outputs of nodes. */
+/** Inputs, initializers, outputs of nodes. */
 export class ShapeMap extends Map<Value, ProbedShape> {
-  /** Content of integer and bool tensors of at most {@link MAX_PROBED_ELEMENTS} elements. */
+  /** Integer and bool tensors of at most {@link MAX_PROBED_ELEMENTS} elements. */
   readonly contents = new Map<Value, ProbedContent>()
 }
 
-/** True if an axis has the same length at both points; negative axes count from the end. */
+/** Negative axes count from the end. */
 export function isStatic(shape: ProbedShape, axis: number): boolean {
   return shape.dims.at(axis) === shape.other.at(axis)
 }
 
-/** A probed tensor's content, if it is the same at both points. */
 export function staticContent(shapes: ShapeMap, value: Value): readonly number[] | undefined {
   const content = shapes.contents.get(value)
   if (content === undefined || content.value.length !== content.other.length) return undefined
@@ -42,12 +39,8 @@ export function staticContent(shapes: ShapeMap, value: Value): readonly number[]
 }
 
 /**
- * Measures shapes, and the content of small integer tensors.
- *
- * @param open opens a session over a model with this graph's weights; it is disposed before the return
- * @param points two sets of feeds whose symbolic dimensions all differ
- * @param wanted the values to measure, each of which takes time; default: all of the graph
- * @param floats values that are no integers, and so have no content to measure: the runtime frees them within a run
+ * The symbolic dimensions of `points` all differ. Each of `wanted` (default: all) takes time; `floats` have no content
+ * to measure.
  */
 export async function probeShapes(
   graph: Graph,
@@ -100,9 +93,8 @@ function setContent(shapes: ShapeMap, value: Value, a?: RuntimeTensor, b?: Runti
 }
 
 /**
- * The model with each value but the floats, and each value's shape, as outputs. Types are left to the runtime's own
- * inference. ONNX Runtime begins with the last node that nobody reads, so the first values come last: each is then free
- * as soon as the model has read it.
+ * Each value but the floats, and each shape, as outputs. ONNX Runtime begins with the last node that nobody reads, so
+ * the first values come last: each is then free as soon as the model has read it.
  */
 function withShapeOutputs(
   graph: Graph,
@@ -118,7 +110,7 @@ function withShapeOutputs(
   return { model: probe.toModel(), shapeNames }
 }
 
-/** All dimensions, then the content of what turned out to be small: the rest never leaves the runtime. */
+/** The content of what turned out to be small: the rest never leaves the runtime. */
 async function runPoint(
   session: RuntimeSession,
   feeds: Feeds,

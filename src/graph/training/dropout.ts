@@ -1,18 +1,16 @@
-// Dropout masks of LoRA branches: fed, not drawn in the graph, so that a resumed run draws what an unbroken one would
-// have.
+// Dropout masks are fed, not drawn in the graph, so that a resumed run draws what an unbroken one would have.
 
 import { Random } from '../../base/random.js'
 import type { Feeds, RuntimeTensor } from '../../runtime/runtime.js'
 
-/** Which masks dropout draws: equal values drop the same elements. */
+/** Equal values drop the same elements. */
 export interface DropoutDraw {
   readonly seed: number
   readonly step: number
-  /** Number of the run in its step. */
   readonly run: number
 }
 
-/** A dropout mask that is fed: bool (n, k), true where an element is kept. */
+/** bool (n, k), true where an element is kept. */
 export interface DropoutMask {
   readonly input: string
   /** The value that it is multiplied with, (n, k). */
@@ -20,19 +18,15 @@ export interface DropoutMask {
   readonly k: number
 }
 
-/** Masks are kept with a probability of a multiple of 2⁻¹⁶: two draws from one 32-bit number. */
+/** Two draws from one 32-bit number. */
 const RESOLUTION = 1 << 16
 
-/** The probability of keeping an element that masks really have, for `dropout` as asked for. */
+/** The probability that masks really have. */
 export function keepProbability(dropout: number): number {
   return Math.round((1 - dropout) * RESOLUTION) / RESOLUTION
 }
 
-/**
- * One mask each, from (seed, step, run, layer) alone, so that a resumed run draws the same.
- *
- * @param rowsOf n of each mask
- */
+/** From (seed, step, run, layer) alone. `rowsOf` gives n of each mask. */
 export function maskFeeds(
   masks: readonly DropoutMask[],
   rowsOf: (mask: DropoutMask) => number,
@@ -56,7 +50,7 @@ export function maskFeeds(
   )
 }
 
-/** Masks of one row that keep all: enough where only shapes are measured. */
+/** One row that keeps all: enough where only shapes are measured. */
 export function openMasks(masks: readonly DropoutMask[]): Feeds {
   return Object.fromEntries(
     masks.map(({ input, k }) => [input, { type: 'bool', data: new Uint8Array(k).fill(1), dims: [1, k] }]),

@@ -1,5 +1,4 @@
-// Graphs in half precision, computed in float32 for training: gradients would leave the range of float16. The weights
-// in the file stay as they are; each is cast where it is read.
+// Graphs in half precision, computed in float32 for training: gradients would leave the range of float16.
 
 import { DataType, type TensorProto, type ValueInfoProto } from '../../formats/onnx/tensors.js'
 import { isMadeWhole } from '../gradients/quantized.js'
@@ -12,7 +11,7 @@ import { constantTensor, intAttribute, setAttribute } from '../view/attributes.j
 import { Builder, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 
-/** Lets a graph compute in float32 what it computes in float16. Graphs without float16 stay as they are. */
+/** The weights in the file stay as they are; each is cast where it is read. */
 export function computeInFloat32(graph: Graph): void {
   const g = new Builder(graph, 'float32')
   const isHalf = (tensor: TensorProto | undefined) => tensor?.dataType === DataType.FLOAT16
@@ -44,14 +43,10 @@ function inFloat32(info: ValueInfoProto): ValueInfoProto {
   return valueInfo(info.name, DataType.FLOAT, dims)
 }
 
-// Products by integers whose weights the gradient reads as well: both then make floats of the same bytes. ONNX Runtime
-// repacks the integers of a product of its own, and would hold them twice.
-
 /**
- * Replaces such products by a Gemm with the weight as floats, made anew for each run. Weights that are made in blocks
- * stay: their floats would need more memory than the second copy.
- *
- * @param values those that a gradient flows to
+ * Products by integers become a Gemm with the weight as floats, as the gradient reads it: ONNX Runtime repacks
+ * integers, and would hold them twice. Weights that are made in blocks stay: their floats need more memory than that
+ * copy.
  */
 export function keepOneCopy(graph: Graph, shapes: ShapeMap, values: ReadonlySet<Value>): void {
   const nodes = [...graph.nodes]

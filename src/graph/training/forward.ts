@@ -1,6 +1,6 @@
 // The forward part of a training graph: the model with LoRA branches, and what the objective builds on its outputs.
 
-import { create } from '@bufbuild/protobuf'
+import { create } from '../../formats/onnx/protobuf.js'
 import { DataType, type NodeProto, TensorProtoSchema } from '../../formats/onnx/tensors.js'
 import { type CustomGradients, gradientPath } from '../gradients/backward.js'
 import { quantizedGradient } from '../gradients/quantized.js'
@@ -20,9 +20,7 @@ import type { DropoutMask } from './dropout.js'
 import { lossInBlocks } from './loss-blocks.js'
 import { type Objective, ObjectiveGraph, type RowChoice, type TrainedTensor } from './objective-graph.js'
 
-/** A layer of the adapter that is trained. */
 export interface TrainedLayer {
-  /** Module name. */
   readonly name: string
   readonly d: number
   readonly k: number
@@ -36,10 +34,11 @@ export interface TrainedLayer {
 
 export interface ForwardOptions {
   readonly layers: readonly TrainedLayer[]
-  /** Lets weights of the base be trained; undefined where none are. */
   readonly base: BaseOpener | undefined
   /** Probability in [0, 1) that an element of a LoRA branch's input is dropped. */
   readonly dropout: number
+  /** {@link ACTIVE} says which tokens the branches count for. */
+  readonly isActivated: boolean
   readonly modules: ModuleMap | undefined
   /** Gives out what the objective predicts besides the loss. */
   readonly predicts: boolean
@@ -50,29 +49,23 @@ export interface ForwardOptions {
 }
 
 export interface Forward {
-  /** The scalar that the objective returned: the loss without its normalizer. */
+  /** The loss without its normalizer. */
   readonly sum: Value
   readonly objective: ObjectiveGraph
   /**
-   * A (r, k) where it is trained, Bᵀ (r, d) and for DoRA m (d) of each layer, in the layers' order, then weights of the
-   * base, then the objective's own.
+   * A (r, k) where it is trained, Bᵀ (r, d) and for DoRA m (d) of each layer, then weights of the base, then the
+   * objective's.
    */
   readonly parameters: readonly TrainedTensor[]
   readonly masks: readonly DropoutMask[]
-  /** Outputs besides the loss. */
   readonly predictions: readonly Value[]
 }
 
-/** Name of the loss among the graph's outputs. */
 export const LOSS = 'loss'
 /** The graph input that the sum is multiplied by, 1/normalizer. */
 export const LOSS_SCALE = 'loss/scale'
 
-/**
- * Rewrites the graph; its outputs are the loss and what is predicted.
- *
- * @throws MismatchError when a layer has no module in the model, or another shape there; what the objective throws
- */
+/** Rewrites the graph; its outputs are the loss and what is predicted. */
 export function buildForward(graph: Graph, objective: Objective, options: ForwardOptions): Forward {
   const own = new ObjectiveGraph(graph)
   const sum = objective.forward(own)
@@ -119,6 +112,7 @@ export function buildForward(graph: Graph, objective: Objective, options: Forwar
       return { linear: { ...linear, form, last, input, output, name }, rank, scaling, baseSquares, part }
     }),
     options.dropout,
+    options.isActivated,
   )
   for (const value of trainable.constants) own.customGradients.set(value, { inputs: [], rule: () => [] })
   for (const { node, form } of trained) {
@@ -134,7 +128,6 @@ export function buildForward(graph: Graph, objective: Objective, options: Forwar
   return { sum, objective: own, parameters, masks: trainable.masks, predictions }
 }
 
-/** The linear layers that are adapted, or that gradients of what is trained pass. */
 function linearsOnPath(
   graph: Graph,
   linears: readonly Linear[],
@@ -142,16 +135,13 @@ function linearsOnPath(
   sum: Value,
   { customGradients, inputs }: { customGradients: CustomGradients; inputs: readonly Value[] },
 ): Linear[] {
-  // From the weights, not from the outputs: a path ends at what it is looked for, and layers lie between two that are
-  // adapted.
+  // A path ends at what it is looked for, and layers lie between two that are adapted: so weights, not outputs.
   const weights = linears.filter(({ node }) => adapted.has(node)).map(({ weight }) => weight)
   const between = new Set(gradientPath(graph, [...weights, ...inputs], [sum], customGradients).nodes)
   return linears.filter(({ node }) => adapted.has(node) || between.has(node))
 }
 
-/**
- * The linear layer in front of which a choice of rows can be made, because all behind it treats each row for itself.
- */
+/** All behind the layer treats each row for itself, so that the rows can be chosen in front of it. */
 function choiceBehind(
   graph: Graph,
   linears: readonly Linear[],
@@ -164,10 +154,7 @@ function choiceBehind(
   return linear && { linear, choice, value }
 }
 
-/**
- * Adds the inputs of each layer's tensors, and the constants of those that are not trained. A is (r, k) and B is Bᵀ (r,
- * d): products that give the gradient of a matrix with few columns are slow.
- */
+/** A is (r, k) and B is Bᵀ (r, d): products that give the gradient of a matrix with few columns are slow. */
 function declareFactors(graph: Graph, layers: readonly TrainedLayer[]): TrainedTensor[] {
   return layers.flatMap(({ name, d, k, rank, baseSquares, fixedA }) => {
     const { weightA, weightB } = loraInputs(name)

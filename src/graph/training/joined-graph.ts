@@ -1,5 +1,4 @@
-// An encoder and its decoder as one graph, to train both at once: the encoder's hidden states feed the decoder. Weights
-// stay in their files.
+// An encoder and its decoder as one graph: the encoder's hidden states feed the decoder.
 
 import { UnsupportedError } from '../../base/errors.js'
 import { copyMessage, mapTensors } from '../../formats/onnx/messages.js'
@@ -23,11 +22,8 @@ import { Graph, readGraph } from '../view/graph.js'
 import { raiseOpset } from '../view/opset.js'
 
 /**
- * The model with one graph in the place of its encoder and its decoder. Its inputs are those of the encoder, and those
- * of the decoder with `decoder_` before their names. Layers have the names that they have in the whole model. Other
- * models stay as they are.
- *
- * @throws UnsupportedError for graphs that do not go together, or whose layers cannot be told apart
+ * Its inputs are those of the encoder, and those of the decoder with `decoder_` before their names. Layers have the
+ * names that they have in the whole model. Other models stay as they are.
  */
 export async function joinGraphs(model: Model): Promise<Model> {
   if (model.graphs.encoder === undefined || model.graphs.decoder === undefined) return model
@@ -79,10 +75,7 @@ function joined(encoder: OnnxModel, decoder: OnnxModel): OnnxModel {
   return new OnnxModel(decoder.name, decoder.fileName, together(moved, last, decoder.name), files)
 }
 
-/**
- * The module of the encoder in the whole model, as that of the decoder is called; empty where its layers have their
- * whole names.
- */
+/** Empty where the encoder's layers have their whole names. */
 function encoderModule(front: Graph, back: Graph, where: string): string {
   const modulesOf = (graph: Graph) => findLinears(graph).map(({ name }) => name.split('.'))
   if (modulesOf(front).some((segments) => segments.includes('encoder'))) return ''
@@ -154,13 +147,12 @@ function together(first: ModelProto, last: ModelProto, where: string): ModelProt
   })
 }
 
-/** New names by old ones. No two values may get the same. */
+/** No two values may get the same name. */
 export interface Renaming {
   value(name: string): string
   node(node: NodeProto): Partial<NodeProto>
 }
 
-/** The model under other names, in the bodies of its nodes too. */
 export function renameAll(model: ModelProto, renaming: Renaming): ModelProto {
   return model.graph === undefined ? model : copyMessage(model, { graph: renamedGraph(model.graph, renaming) })
 }

@@ -1,9 +1,7 @@
-// The loss over a large vocabulary, some rows at a time: the logits of all tokens would be the largest value of a step.
-// One Scan computes the logits of a block of rows from the output layer's weight, their losses, and the gradient by the
-// layer's input at once, so that no logits live longer than their block. TRL's chunked loss does the same:
+// The loss over a large vocabulary in one Scan over blocks of rows, which gives losses and gradients at once, so that
+// no logits live longer than their block. TRL's chunked loss:
 // https://huggingface.co/docs/trl/main/en/reducing_memory_usage
 
-import { create } from '@bufbuild/protobuf'
 import {
   TensorProto_DataType as DataType,
   type GraphProto,
@@ -12,6 +10,7 @@ import {
   OperatorSetIdProtoSchema,
   type ValueInfoProto,
 } from '../../formats/onnx/gen/onnx_pb.js'
+import { create } from '../../formats/onnx/protobuf.js'
 import { dimsOf } from '../../formats/onnx/tensors.js'
 import { rowLosses } from '../gradients/losses.js'
 import { valueInfo } from '../inject/inject.js'
@@ -22,12 +21,7 @@ import { Graph } from '../view/graph.js'
 import { sourceOf } from '../view/source.js'
 import type { LossOfRows, ObjectiveGraph } from './objective-graph.js'
 
-/**
- * Computes losses in blocks where the logits of a usual run are large, and come from a float weight that
- * is not trained. All others stay as they are: those of adapted output layers too, whose own gradients need the logits.
- *
- * @param hasGradients false where the loss alone is wanted
- */
+/** Only large logits from a float weight that is not trained: gradients of an adapted output layer need logits. */
 export function lossInBlocks(own: ObjectiveGraph, bytes: typeof LOGIT_BYTES, hasGradients: boolean): void {
   for (const loss of own.losses) {
     const head = headOf(own.graph, loss.logits)
@@ -115,8 +109,8 @@ function bodyOf(outer: Graph, { x, weight, bias, transB, k }: Head, given: reado
     largest: () => valueInfo(g.op('ArgMax', [logits], { axis: 1, keepdims: 0 }), DataType.INT64, ['rows']),
   }
   body.outputs = given.map((name) => outputs[name]())
-  // ONNX Runtime begins with the last node that nobody reads: what reads the logits alone comes first, and the
-  // probabilities then take their place, and the slopes that of the probabilities.
+  // ONNX Runtime begins with the last node that nobody reads: what reads the logits alone comes first, so that the
+  // probabilities take their place.
   for (const { name } of body.outputs.filter((_, i) => given[i] !== 'gradients')) {
     const node = body.producer(name) as NodeProto
     body.remove(node)

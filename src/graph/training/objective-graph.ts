@@ -1,5 +1,4 @@
-// The graph that an objective builds on: the model's outputs, inputs of its own, new trained tensors, and two operators
-// with gradients of their own: the choice of rows, and the cross-entropy.
+// The graph that an objective builds on.
 
 import { DataType } from '../../formats/onnx/tensors.js'
 import type { Feeds } from '../../runtime/runtime.js'
@@ -12,15 +11,12 @@ import type { ProbedShape } from '../shapes/shapes.js'
 import { Builder, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 
-/** Some rows of a value. */
 export interface RowChoice {
   /** The rows of all positions; where the choice moves, those in front of its new place. */
   all: Value
-  /** The rows that were chosen. */
   readonly chosen: Value
 }
 
-/** Cross-entropies of rows, and the gradient that is theirs. */
 export interface LossOfRows {
   /** (m, V) */
   readonly logits: Value
@@ -28,7 +24,7 @@ export interface LossOfRows {
   readonly targets: Value
   /** (m) */
   readonly losses: Value
-  /** Their sum, where that is what is wanted: a scalar. */
+  /** A scalar, where the sum of the losses is wanted. */
   readonly sum: Value | undefined
   /** Gradients (m, …) of the losses, times the gradient by the sum or by each loss. */
   scaled(g: Builder, gradients: Value, dy: Value): Value
@@ -37,7 +33,6 @@ export interface LossOfRows {
 /** Sees the measured shapes, and throws what is wrong with them. */
 export type ShapeCheck = (shapeOf: (value: Value) => ProbedShape | undefined) => void
 
-/** A tensor that is trained: a graph input. */
 export interface TrainedTensor {
   /** Unique among those of a graph, as in model.layers.0.mlp.up_proj.A or classifier.weight */
   readonly name: string
@@ -46,7 +41,6 @@ export interface TrainedTensor {
 }
 
 export class ObjectiveGraph {
-  /** Appends nodes. */
   readonly g: Builder
   readonly customGradients: CustomGradients = new Map()
   readonly choices: RowChoice[] = []
@@ -55,7 +49,6 @@ export class ObjectiveGraph {
   readonly checks: ShapeCheck[] = []
   readonly predictions: Value[] = []
   readonly fedGradients: { readonly value: Value; readonly input: string }[] = []
-  /** The model's, to look things up in. */
   readonly graph: Graph
 
   constructor(graph: Graph) {
@@ -63,18 +56,17 @@ export class ObjectiveGraph {
     this.g = new Builder(graph, 'objective')
   }
 
-  /** The model's outputs. */
   get outputs(): readonly { readonly name: Value }[] {
     return this.graph.outputs
   }
 
-  /** Declares an input that runs are fed besides the model's own. */
+  /** An input that runs are fed besides the model's own. */
   input(name: string, type: DataType, dims: readonly (number | string)[]): Value {
     this.graph.inputs.push(valueInfo(name, type, dims))
     return name
   }
 
-  /** A new tensor that is trained, float32. */
+  /** Float32. */
   parameter(name: string, shape: readonly number[]): Value {
     const input = `trained/${name}`
     this.parameters.push({ name, input, shape })
@@ -82,10 +74,8 @@ export class ObjectiveGraph {
   }
 
   /**
-   * Rows of a value (…, k): those with these numbers, counted over all leading axes. Where only layers that compute row
-   * by row lie in front, such as the output embedding, they compute these rows alone.
-   *
-   * @param rows int64 (m), each number once
+   * Rows of a value (…, k), counted over all leading axes; `rows` are int64 (m), each once. Layers in front that
+   * compute row by row, such as the output embedding, compute these rows alone.
    */
   chooseRows(value: Value, rows: Value): RowChoice {
     const all = this.g.op('Flatten', [value], { axis: -1 })
@@ -96,12 +86,7 @@ export class ObjectiveGraph {
     return choice
   }
 
-  /**
-   * Σ −ln softmax(logits)[target] over the rows: a scalar.
-   *
-   * @param logits (m, V)
-   * @param targets int64 (m, 2): row number and target of each row
-   */
+  /** Σ −ln softmax(logits)[target], a scalar. `logits` are (m, V); `targets` int64 (m, 2): row number and target. */
   crossEntropy(logits: Value, targets: Value): Value {
     const { losses, slopes } = rowLosses(this.g, logits, targets)
     const sum = this.g.reduceSum(losses, [0], 0)
@@ -125,8 +110,8 @@ export class ObjectiveGraph {
   }
 
   /**
-   * Σ (value · gradient): a scalar whose gradient by the value is what runs are fed as `input`, of the value's shape.
-   * For a loss that is computed elsewhere, over the values of many runs.
+   * Σ (value · gradient): a scalar whose gradient by the value is fed as `input`, for a loss over the values of many
+   * runs.
    */
   fedGradient(value: Value, input: string): Value {
     this.fedGradients.push({ value, input })
@@ -140,7 +125,6 @@ export class ObjectiveGraph {
     return value
   }
 
-  /** Adds a check of shapes, once they are measured. */
   check(check: ShapeCheck): void {
     this.checks.push(check)
   }
@@ -149,28 +133,20 @@ export class ObjectiveGraph {
 /** A length that differs between runs, such as the number of sequences. */
 export interface Length {
   readonly name: string
-  /** Its value at the two probe points. No other length, and no constant, may be the same at both. */
+  /** No other length, and no constant, may be the same at both probe points. */
   readonly probed: readonly [number, number]
-  /** Its value in a run of these feeds. */
   of(feeds: Feeds): number
   /** The axis of a graph input where the graph itself can read it; undefined for products of others. */
   readonly source?: RunLength | undefined
 }
 
-/** Two small runs by which shapes are measured. */
 export interface Probe {
   readonly feeds: readonly [Feeds, Feeds]
   readonly lengths: readonly Length[]
 }
 
-/** The goal that a model is trained for. */
 export interface Objective {
   readonly probe: Probe
-  /**
-   * Builds on the model's outputs.
-   *
-   * @returns a scalar; the loss is that over the normalizer of a run
-   * @throws UnsupportedError when the model has not what it needs
-   */
+  /** Returns a scalar; the loss is that over the normalizer of a run. */
   forward(graph: ObjectiveGraph): Value
 }

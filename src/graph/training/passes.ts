@@ -20,19 +20,21 @@ import type { ShapeMap } from '../shapes/shapes.js'
 import { Builder, type Value } from '../view/builder.js'
 import { Graph } from '../view/graph.js'
 import { raiseOpset } from '../view/opset.js'
+import { activeFeeds } from './activation.js'
 import { computeInFloat32, keepOneCopy } from './float32.js'
 import { buildForward, type Forward, LOSS, LOSS_SCALE, type TrainedLayer } from './forward.js'
 import type { Objective, TrainedTensor } from './objective-graph.js'
 import { lengthOf, measureShapes, typicalElements } from './probe.js'
 import { checkTrainableForm } from './trainable-form.js'
 
-/** The trained tensors and the settings of their training. */
 export interface TrainingGraphOptions {
   readonly layers: readonly TrainedLayer[]
-  /** Lets weights of the base be trained. Default: none. */
+  /** Lets weights of the base be trained. */
   readonly base?: BaseOpener | undefined
   /** Probability in [0, 1) that an element of a LoRA branch's input is dropped. Default 0. */
   readonly dropout?: number | undefined
+  /** The tokens from which on an activated LoRA counts. */
+  readonly invocation?: readonly number[] | undefined
   /** Module name → node or initializer, where the graph's own names do not tell. */
   readonly modules?: ModuleMap | undefined
   /** Also gives the graph without gradients whose predictions the loss of a step is computed from. Default false. */
@@ -41,7 +43,6 @@ export interface TrainingGraphOptions {
   readonly logitBytes?: typeof LOGIT_BYTES | undefined
 }
 
-/** A trained tensor, and the output that holds the loss's gradient by it. */
 export interface TrainedParameter extends TrainedTensor {
   readonly gradient: string
 }
@@ -52,17 +53,14 @@ export class Work {
   /** Appends the backward part. */
   readonly g: Builder
   forward!: Forward
-  /** The tensors that the loss may depend on. */
   parameters!: readonly TrainedTensor[]
   path!: GradientPath
   shapes!: ShapeMap
   trained!: readonly TrainedParameter[]
-  /** The graph without gradients, for tasks of two passes. */
   predictionGraph: Graph | undefined
   /** Values that are computed a second time, and which each is a copy of. */
   copies!: ReadonlyMap<Value, Value>
 
-  /** @param predicts the graph gives out what the objective predicts */
   constructor(
     readonly model: OnnxModel,
     readonly objective: Objective,
@@ -79,7 +77,6 @@ export class Work {
   }
 }
 
-/** A fact about the graph that a pass relies on, or makes true. */
 type Fact =
   | 'computes in float32'
   | 'exact products'
@@ -93,7 +90,6 @@ type Fact =
   | 'plain shapes'
   | 'recomputed'
 
-/** A step in the making of a graph. */
 export interface Pass {
   readonly name: string
   readonly needs: readonly Fact[]
@@ -101,7 +97,6 @@ export interface Pass {
   run(work: Work): void | Promise<void>
 }
 
-/** From the model to the loss. */
 export const FORWARD_PASSES: readonly Pass[] = [
   {
     name: 'compute in float32',
@@ -140,16 +135,16 @@ export const FORWARD_PASSES: readonly Pass[] = [
     gives: ['loss'],
     run(work) {
       const { graph, objective, options, predicts } = work
-      const { layers, base, dropout = 0, modules, logitBytes = LOGIT_BYTES } = options
+      const { layers, base, dropout = 0, invocation, modules, logitBytes = LOGIT_BYTES } = options
       const hasGradients = work.runtime !== undefined
-      const given = { layers, base, dropout, modules, predicts, logitBytes, hasGradients }
+      const isActivated = invocation !== undefined
+      const given = { layers, base, dropout, isActivated, modules, predicts, logitBytes, hasGradients }
       work.forward = buildForward(graph, objective, given)
       graph.prune({ inputs: true })
     },
   },
 ]
 
-/** From the loss to its gradients. */
 export const TRAINING_PASSES: readonly Pass[] = [
   {
     name: 'lower fused operators',
@@ -179,12 +174,14 @@ export const TRAINING_PASSES: readonly Pass[] = [
     needs: ['path'],
     gives: ['shapes'],
     async run(work) {
-      const { graph, model, runtime, path, objective, forward, parameters } = work
+      const { graph, model, runtime, path, objective, forward, parameters, options } = work
       const { checks, fedGradients } = forward.objective
       const scale = { type: 'float32', data: Float32Array.of(1), dims: [] } as const
       const feeds = { [LOSS_SCALE]: scale, ...zeros(parameters) }
       const fixed = { feeds, masks: forward.masks, fedGradients }
-      work.shapes = await measureShapes(graph, model, runtime!, path, objective.probe, fixed)
+      const [first, second] = objective.probe.feeds.map((own) => ({ ...own, ...activeFeeds(own, options.invocation) }))
+      const probe = { ...objective.probe, feeds: [first, second] as const }
+      work.shapes = await measureShapes(graph, model, runtime!, path, probe, fixed)
       for (const check of checks) check((value) => work.shapes.get(value))
     },
   },
@@ -274,7 +271,7 @@ export const TRAINING_PASSES: readonly Pass[] = [
   },
 ]
 
-/** Does one pass after the other. Throws StateError for a list in which a pass comes before what it needs. */
+/** Throws StateError for a list in which a pass comes before what it needs. */
 export async function runPasses(passes: readonly Pass[], work: Work): Promise<void> {
   const facts = new Set<Fact>()
   for (const { name, needs, gives, run } of passes) {
@@ -285,10 +282,7 @@ export async function runPasses(passes: readonly Pass[], work: Work): Promise<vo
   }
 }
 
-/**
- * Lets ONNX Runtime compute an output before all others: it begins with the last node that nobody reads. Else logits
- * and probabilities stay until the end, and the gradient of the logits cannot take their place.
- */
+/** ONNX Runtime begins with the last node that nobody reads; else logits and probabilities would stay until the end. */
 function computeFirst(graph: Graph, output: Value): void {
   const node = graph.producer(output) as NodeProto
   graph.remove(node)

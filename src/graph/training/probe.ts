@@ -13,10 +13,7 @@ import type { Length, Probe } from './objective-graph.js'
 /** A few tokens on one thread: what matters is opening the session quickly and without copies of the weights. */
 const SESSION: SessionOptions = { optimization: 'disabled', lowMemory: true, threads: 1 }
 
-/**
- * Shapes of all that the nodes on a path read and write; masks and fed gradients count as what they are multiplied
- * with.
- */
+/** Masks and fed gradients count as what they are multiplied with. */
 export async function measureShapes(
   graph: Graph,
   model: OnnxModel,
@@ -57,17 +54,13 @@ export async function measureShapes(
   return shapes
 }
 
-/** The length that was `dim` and `other` at the two probe points; undefined if none was. */
 export function lengthOf(lengths: readonly Length[], dim: number | undefined, other: number | undefined) {
   return lengths.find(({ probed }) => probed[0] === dim && probed[1] === other)
 }
 
-/** A typical length of an axis that the graph can read. */
 const TYPICAL = 256
 
-/**
- * How many elements a value has in a typical run. Lengths that are no axis of an input are products of two that are.
- */
+/** Lengths that are no axis of an input are products of two that are. */
 export function typicalElements({ dims, other }: ProbedShape, lengths: readonly Length[]): number {
   return dims.reduce((product, dim, axis) => {
     if (dim === other[axis]) return product * dim

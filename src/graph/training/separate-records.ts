@@ -1,6 +1,5 @@
-// Several records in one row, none of which sees another: the scores of all attention get a mask that hides the keys of
-// other records. Fused operators take it as the bias that they add; written-out attention gets an Add in front of its
-// Softmax.
+// Several records in one row, none of which sees another: fused attention takes a mask as its bias, and written-out
+// attention gets an Add in front of its Softmax.
 
 import { UnsupportedError } from '../../base/errors.js'
 import { DataType, type NodeProto } from '../../formats/onnx/tensors.js'
@@ -11,10 +10,10 @@ import type { Graph } from '../view/graph.js'
 import { labelOf, operatorOf } from '../view/operators.js'
 import type { ObjectiveGraph } from './objective-graph.js'
 
-/** Graph input: the number of each token's record, int32 (batch, sequence). */
+/** The number of each token's record, int32 (batch, sequence). */
 export const RECORDS = 'packing/records'
 
-/** Added to the score of a key of another record: no probability is left, and sums of masks stay finite. */
+/** No probability is left, and sums of masks stay finite. */
 const HIDDEN = -1e9
 
 /** The operators that take a bias of the scores, (batch, 1, S, S), and which of their inputs it is. */
@@ -32,10 +31,7 @@ const MIXES_TOKENS = /Attention|^(CausalConvWithState|Conv|Scan|Loop|LSTM|GRU|RN
 const BEHIND_SOFTMAX = new Set(['Cast', 'Dropout', 'Identity', 'IsNaN', 'Where'])
 
 /**
- * Declares {@link RECORDS}, and hides the tokens of other records from each other.
- *
- * @param roles the graph's inputs over tokens
- * @throws UnsupportedError naming what cannot be masked, or a graph whose positions cannot begin anew with each record
+ * Throws UnsupportedError naming what cannot be masked, or a graph whose positions cannot begin anew with each record.
  */
 export function separateRecords(objective: ObjectiveGraph, roles: readonly RoleInput[]): void {
   const { g, graph } = objective
@@ -79,7 +75,7 @@ function checkPositions(
   throw refusal('ONNX model', 'it takes no position_ids, so that positions cannot begin anew with each record')
 }
 
-/** True if a Softmax gives the weights of a sum of values: its output is the left factor of a product. */
+/** Its output is the left factor of a product. */
 function weighsValues(graph: Graph, softmax: NodeProto): boolean {
   const open = [...softmax.output]
   const seen = new Set<Value>()

@@ -1,5 +1,4 @@
-// From a model and an objective to one graph that gives the loss and the gradients of what is trained in a single run.
-// Base weights stay in their file; trained tensors, inputs and targets are fed.
+// One graph that gives the loss and the gradients of what is trained in a single run.
 
 import { StateError } from '../../base/errors.js'
 import type { OnnxModel } from '../../formats/onnx/model.js'
@@ -8,6 +7,7 @@ import type { Feeds, Runtime, SessionModel } from '../../runtime/runtime.js'
 import { sessionModel } from '../session-model.js'
 import type { ShapeMap } from '../shapes/shapes.js'
 import type { Graph } from '../view/graph.js'
+import { activeFeeds } from './activation.js'
 import { type DropoutDraw, type DropoutMask, maskFeeds } from './dropout.js'
 import { type Forward, LOSS, LOSS_SCALE, type TrainedLayer } from './forward.js'
 import type { Length, Objective, TrainedTensor } from './objective-graph.js'
@@ -24,13 +24,12 @@ import { lengthOf } from './probe.js'
 export type { TrainedLayer, TrainedParameter, TrainedTensor, TrainingGraphOptions }
 
 export interface FeedOptions {
-  /** Divisor of the objective's sum: in training that of all runs of a step. */
+  /** In training that of all runs of a step. */
   readonly normalizer: number
   /** Needed where the graph has dropout. */
   readonly dropout?: DropoutDraw | undefined
 }
 
-/** A graph over a model's weights, and what it is fed. */
 export interface RunnableGraph {
   /** Values that the objective gave out for metrics; none in a graph with gradients. */
   readonly predictions: readonly string[]
@@ -39,18 +38,12 @@ export interface RunnableGraph {
   readonly tensors: readonly TrainedTensor[]
   /** The model for a session that takes inputs of any length. */
   sessionModel(): Promise<SessionModel>
-  /**
-   * Feeds of one run, without what is trained.
-   *
-   * @param feeds the model's and the objective's inputs; those that the graph does not read are left out
-   * @throws StateError when dropout has no draw
-   */
+  /** Feeds of one run, without what is trained. Inputs that the graph does not read are left out. */
   feeds(feeds: Feeds, options: FeedOptions): Feeds
 }
 
-/** A graph that gives the loss of a run. */
 export interface LossGraph extends RunnableGraph {
-  /** Output that holds the loss, a scalar: the objective's sum divided by the normalizer. */
+  /** The objective's sum divided by the normalizer. */
   readonly loss: string
 }
 
@@ -61,10 +54,7 @@ export interface TrainingGraph extends LossGraph {
   readonly firstPass: RunnableGraph | undefined
 }
 
-/**
- * The loss alone, for evaluation, or the predictions where it is computed from them: no dropout, and the model's own
- * fused operators stay.
- */
+/** The loss alone, or the predictions where it is computed from them: no dropout, and fused operators stay. */
 export async function buildLossGraph(
   model: OnnxModel,
   objective: Objective,
@@ -78,29 +68,24 @@ export async function buildLossGraph(
     graph.outputs = graph.outputs.slice(1)
     graph.prune({ inputs: true })
   }
-  return finish(model, graph, forward, 0, new Map())
+  return finish(model, graph, forward, { dropout: 0, rows: new Map(), invocation: options.invocation })
 }
 
-/**
- * Loss and gradients. Shapes are measured by running the forward part twice on a few tokens.
- *
- * @param runtime where the measuring session runs
- * @throws UnsupportedError for what cannot be trained, by op and node, before anything is built
- * @throws MismatchError when a layer has no module in the model, or another shape there; what the objective throws
- */
+/** Loss and gradients. Shapes are measured by running the forward part twice on a few tokens. */
 export async function buildTrainingGraph(
   model: OnnxModel,
   runtime: Runtime,
   objective: Objective,
   options: TrainingGraphOptions,
 ): Promise<TrainingGraph> {
-  const { dropout = 0, twoPasses = false } = options
+  const { dropout = 0, twoPasses = false, invocation } = options
   const work = new Work(model, objective, options, twoPasses, runtime)
   await runPasses([...FORWARD_PASSES, ...TRAINING_PASSES], work)
   const { graph, forward, trained, predictionGraph } = work
   const rows = rowsOf(forward.masks, work.shapes, objective.probe.lengths)
-  const firstPass = predictionGraph && finish(model, predictionGraph, forward, dropout, rows)
-  const whole = finish(model, graph, { ...forward, predictions: [] }, dropout, rows)
+  const fed = { dropout, rows, invocation }
+  const firstPass = predictionGraph && finish(model, predictionGraph, forward, fed)
+  const whole = finish(model, graph, { ...forward, predictions: [] }, fed)
   const open = async () => ({ ...(await whole.sessionModel()), keepsRepeats: true })
   return { ...whole, sessionModel: open, parameters: trained, firstPass }
 }
@@ -122,8 +107,7 @@ function finish(
   model: OnnxModel,
   graph: Graph,
   { parameters, predictions }: Forward,
-  dropout: number,
-  rows: MaskRows,
+  { dropout, rows, invocation }: { dropout: number; rows: MaskRows; invocation: readonly number[] | undefined },
 ): LossGraph {
   graph.prune()
   const proto = graph.toModel()
@@ -143,6 +127,7 @@ function finish(
       return {
         ...Object.fromEntries(Object.entries(feeds).filter(([name]) => names.has(name))),
         [LOSS_SCALE]: { type: 'float32', data: Float32Array.of(1 / normalizer), dims: [] },
+        ...activeFeeds(feeds, invocation),
         ...(draw === undefined ? {} : maskFeeds([...rows.keys()], lengthIn, dropout, draw)),
       }
     },

@@ -1,6 +1,6 @@
 // Reading and making NodeProto attributes.
 
-import { create } from '@bufbuild/protobuf'
+import { create } from '../../formats/onnx/protobuf.js'
 import {
   type AttributeProto,
   AttributeProtoSchema,
@@ -12,7 +12,7 @@ import {
   TensorProtoSchema,
 } from '../../formats/onnx/tensors.js'
 
-/** A FLOAT attribute; a bare number is an INT. */
+/** A bare number is an INT. */
 export interface FloatAttribute {
   readonly float: number
 }
@@ -36,7 +36,6 @@ export function makeAttribute(name: string, value: AttributeValue): AttributePro
   return create(AttributeProtoSchema, { name, type: AttributeType.TENSOR, t: value })
 }
 
-/** Gives a node an attribute in the place of the one of that name. */
 export function setAttribute(node: NodeProto, name: string, value: AttributeValue): void {
   node.attribute = [...node.attribute.filter((entry) => entry.name !== name), makeAttribute(name, value)]
 }
@@ -67,7 +66,7 @@ export function stringAttribute(node: NodeProto, name: string, fallback: string)
   return entry === undefined ? fallback : new TextDecoder().decode(entry.s)
 }
 
-/** A Constant node's content, in whichever attribute it is. */
+/** In whichever attribute it is. */
 export function constantTensor(node: NodeProto): TensorProto | undefined {
   const [entry] = node.attribute
   if (entry?.name === 'value') return entry.t

@@ -1,14 +1,12 @@
-// The branches of If, laid open: their nodes lie in the graph's own list, as if both were computed, and the If reads
-// what both give. So what finds, adapts and merges layers needs no second way for them. Writing the graph puts each
-// node back.
+// The branches of If, laid open: their nodes lie in the graph's own list, so that finding, adapting and merging layers
+// needs no second way for them. Writing the graph puts each node back.
 
-import { create } from '@bufbuild/protobuf'
 import { copyMessage } from '../../formats/onnx/messages.js'
+import { create } from '../../formats/onnx/protobuf.js'
 import { type AttributeProto, type NodeProto, NodeProtoSchema, type TensorProto } from '../../formats/onnx/tensors.js'
 
-/** One branch of an If. */
 interface Branch {
-  /** The If, whose inputs are its condition and what its branches give. */
+  /** Its inputs are the condition and what the branches give. */
   readonly node: NodeProto
   readonly attribute: AttributeProto
   /** The branch that the If itself is in. */
@@ -19,7 +17,6 @@ interface Branch {
   readonly fileNames: Map<string, string>
 }
 
-/** Names and constants of the graph that the branches are opened into. */
 export interface OpenedInto {
   readonly names: Set<string>
   readonly initializers: Map<string, TensorProto>
@@ -27,20 +24,18 @@ export interface OpenedInto {
 
 const SEPARATOR = '/'
 
-/** The Ifs of one graph, and which node is in which of their branches. */
 export class Branches {
   readonly #of = new Map<NodeProto, Branch>()
   readonly #byIf = new Map<NodeProto, readonly Branch[]>()
 
   /**
-   * All nodes, those of branches in front of their If. Values of a name that is taken get another; constants join the
-   * graph's own.
+   * Branches stand in front of their If. Values of a name that is taken get another; constants join the graph's own.
    */
   open(nodes: readonly NodeProto[], into: OpenedInto): NodeProto[] {
     return this.#open(nodes, into, undefined, (name) => name)
   }
 
-  /** The values that the branches of an If give as one of its outputs; undefined for other nodes. */
+  /** Values of each branch; undefined for other nodes. */
   given(node: NodeProto, output: string): { name: string; value: string }[] | undefined {
     const branches = this.#byIf.get(node)
     const index = node.output.indexOf(output)
@@ -50,7 +45,7 @@ export class Branches {
     }))
   }
 
-  /** Lets an If be its one branch: the nodes that give its outputs. The other branch's nodes have no reader then. */
+  /** The nodes that give the outputs of an If by one branch. The other branch's nodes have no reader then. */
   take(node: NodeProto, name: string): NodeProto[] {
     const taken = this.#byIf.get(node)?.find(({ attribute }) => attribute.name === name)
     for (const [inner, branch] of this.#of) {
@@ -67,7 +62,7 @@ export class Branches {
     })
   }
 
-  /** The graph's own nodes with the branches inside of their Ifs again. A new node goes where what it reads is made. */
+  /** A new node goes where what it reads is made. */
   fold(sorted: readonly NodeProto[], freshName: (hint: string) => string): NodeProto[] {
     if (this.#byIf.size === 0) return [...sorted]
     const makers = new Map<string, Branch | undefined>()
@@ -136,7 +131,6 @@ export class Branches {
     return nodes
   }
 
-  /** An If with its branches in its attributes. */
   #closed(
     node: NodeProto,
     lists: ReadonlyMap<Branch | undefined, NodeProto[]>,
@@ -160,7 +154,6 @@ export class Branches {
     return copyMessage(node, { input: node.input.slice(0, 1), attribute })
   }
 
-  /** Gives values of branches the names of the file again. */
   #named(nodes: readonly NodeProto[], makers: ReadonlyMap<string, Branch | undefined>): NodeProto[] {
     const nameOf = (name: string): string => {
       return makers.get(name)?.fileNames.get(name) ?? name

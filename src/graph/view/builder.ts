@@ -1,7 +1,7 @@
-// Builds nodes by calling: each method appends one node (or a few) to the graph and returns the name of its value.
-// Nodes are valid from opset 13 on, where Squeeze, Unsqueeze and ReduceSum take their axes as inputs.
+// Builds nodes by calling. Nodes are valid from opset 13 on, where Squeeze, Unsqueeze and ReduceSum take axes as
+// inputs.
 
-import { create } from '@bufbuild/protobuf'
+import { create } from '../../formats/onnx/protobuf.js'
 import {
   DataType,
   type NodeProto,
@@ -12,30 +12,28 @@ import {
 import { type Attributes, makeAttribute } from './attributes.js'
 import type { Graph } from './graph.js'
 
-/** Name of a value in the graph. */
 export type Value = string
 
-/** Appends nodes to a graph, with names of one scope; equal constants are made once. */
+/** Equal constants are made once. */
 export class Builder {
   readonly graph: Graph
   /** Prefix of the names of new nodes and values, for readable graphs: 'lora', 'backward'. */
   readonly scope: string
-  /** Element type of `float` constants; a graph in f64 needs them in f64. */
-  readonly floatType: DataType.FLOAT | DataType.DOUBLE
+  /** A graph in f64 needs constants in f64. */
+  readonly floatType: typeof DataType.FLOAT | typeof DataType.DOUBLE
   readonly #constants = new Map<string, Value>()
 
-  constructor(graph: Graph, scope: string, floatType: DataType.FLOAT | DataType.DOUBLE = DataType.FLOAT) {
+  constructor(graph: Graph, scope: string, floatType: typeof DataType.FLOAT | typeof DataType.DOUBLE = DataType.FLOAT) {
     this.graph = graph
     this.scope = scope
     this.floatType = floatType
   }
 
-  /** Appends a node with one output. */
   op(opType: string, inputs: readonly Value[], attributes: Attributes = {}, hint?: string): Value {
     return this.node(opType, inputs, attributes, 1, hint).output[0]
   }
 
-  /** Appends a node with `outputs` outputs; `opType` is 'domain:type' outside the standard domain. */
+  /** `opType` is 'domain:type' outside the standard domain. */
   node(opType: string, inputs: readonly Value[], attributes: Attributes = {}, outputs = 1, hint?: string): NodeProto {
     const [type, domain = ''] = opType.split(':').reverse()
     const name = this.graph.freshName(`${this.scope}/${hint ?? type}`)
@@ -64,7 +62,7 @@ export class Builder {
     })
   }
 
-  /** An int64 constant: a number is a scalar, a list a vector. */
+  /** A number is a scalar, a list a vector. */
   int(value: number | readonly number[]): Value {
     const values = typeof value === 'number' ? [value] : value
     const dims = typeof value === 'number' ? [] : [value.length]
@@ -100,9 +98,9 @@ export class Builder {
   expand = (a: Value, shape: Value): Value => this.op('Expand', [a, shape])
   concat = (values: readonly Value[], axis: number): Value => this.op('Concat', values, { axis })
   where = (condition: Value, a: Value, b: Value): Value => this.op('Where', [condition, a, b])
-  /** The length of one axis as a vector of one. */
+  /** A vector of one. */
   length = (a: Value, axis: number): Value => this.op('Gather', [this.shape(a), this.int([axis])])
-  /** The elements [from, to) along one axis. */
+  /** [from, to) along one axis. */
   slice = (a: Value, from: number, to: number, axis: number): Value =>
     this.op('Slice', [a, this.int([from]), this.int([to]), this.int([axis])])
   unsqueeze = (a: Value, axes: readonly number[]): Value => this.op('Unsqueeze', [a, this.int(axes)])
@@ -120,7 +118,6 @@ export class Builder {
   }
 }
 
-/** The value in `values` under a key, made when it is first asked for. */
 export function sharedValue(values: Map<string, Value>, key: string, make: () => Value): Value {
   const value = values.get(key) ?? make()
   values.set(key, value)

@@ -1,9 +1,9 @@
-// A mutable view of one ONNX graph. Values are names, nodes are protobuf messages, so that fields nobody here knows
-// survive a round trip. Format: https://onnx.ai/onnx/repo-docs/IR.html
+// A mutable view of one ONNX graph. Nodes are protobuf messages, so that fields nobody here knows survive a round trip.
+// Format: https://onnx.ai/onnx/repo-docs/IR.html
 
-import { create } from '@bufbuild/protobuf'
 import { FormatError, StateError } from '../../base/errors.js'
 import { copyMessage } from '../../formats/onnx/messages.js'
+import { create } from '../../formats/onnx/protobuf.js'
 import {
   type AttributeProto,
   type GraphProto,
@@ -18,10 +18,7 @@ import { constantTensor } from './attributes.js'
 import { Branches } from './branches.js'
 import { labelOf } from './operators.js'
 
-/**
- * A graph to read and to edit. `producer` and `consumers` answer from indexes that the methods keep up to date; whoever
- * edits `nodes` or a node by hand calls `invalidate`.
- */
+/** `producer` and `consumers` answer from indexes: whoever edits `nodes` or a node by hand calls `invalidate`. */
 export class Graph {
   readonly #model: ModelProto
   readonly #proto: GraphProto
@@ -30,7 +27,6 @@ export class Graph {
   readonly initializers: Map<string, TensorProto>
   inputs: ValueInfoProto[]
   outputs: ValueInfoProto[]
-  /** Types and shapes of other values, as far as they are declared. */
   valueInfo: ValueInfoProto[]
   readonly #names = new Set<string>()
   readonly #nextSuffix = new Map<string, number>()
@@ -39,10 +35,7 @@ export class Graph {
   #producers: Map<string, NodeProto> | undefined
   #consumers: Map<string, NodeProto[]> | undefined
 
-  /**
-   * Copies the lists, and each node's own lists, but not the tensors: edits never reach the model that came in. The
-   * branches of If are laid open: {@link Branches}.
-   */
+  /** Edits never reach the model that came in. The branches of If are laid open: {@link Branches}. */
   constructor(model: ModelProto) {
     const proto = model.graph
     if (proto === undefined) throw new FormatError({ where: 'ONNX model', what: 'it holds no graph' })
@@ -60,12 +53,11 @@ export class Graph {
     for (const node of this.nodes) this.#names.add(node.name)
   }
 
-  /** The program that wrote the model, as the model says. */
   get producerName(): string {
     return this.#model.producerName
   }
 
-  /** The node that makes `value`; undefined for inputs and initializers. */
+  /** Undefined for inputs and initializers. */
   producer(value: string): NodeProto | undefined {
     if (this.#producers === undefined) {
       this.#producers = new Map()
@@ -76,7 +68,7 @@ export class Graph {
     return this.#producers.get(value)
   }
 
-  /** The nodes that read `value`, each once. */
+  /** Each once. */
   consumers(value: string): readonly NodeProto[] {
     if (this.#consumers === undefined) {
       this.#consumers = new Map()
@@ -91,7 +83,6 @@ export class Graph {
     return this.#consumers.get(value) ?? []
   }
 
-  /** Replaces a node's inputs. */
   setInputs(node: NodeProto, inputs: readonly string[]): void {
     for (const input of new Set(node.input)) {
       const others = this.#consumers?.get(input)?.filter((reader) => reader !== node)
@@ -101,7 +92,6 @@ export class Graph {
     this.#registerReader(node)
   }
 
-  /** Replaces one of a node's inputs. */
   setInput(node: NodeProto, index: number, value: string): void {
     this.setInputs(
       node,
@@ -109,7 +99,7 @@ export class Graph {
     )
   }
 
-  /** Gives one of a node's outputs another name; readers of the old name keep reading that. */
+  /** Readers of the old name keep reading that. */
   setOutput(node: NodeProto, index: number, name: string): void {
     const old = node.output[index]
     if (this.#producers?.get(old) === node) this.#producers.delete(old)
@@ -117,7 +107,7 @@ export class Graph {
     this.#producers?.set(name, node)
   }
 
-  /** Gives a value that a node makes another name, which its readers follow. */
+  /** Its readers follow. */
   rename(value: string, name: string): void {
     const maker = this.producer(value)
     if (maker === undefined) throw new StateError({ where: `value ${value}`, what: 'no node makes it' })
@@ -125,11 +115,7 @@ export class Graph {
     this.setOutput(maker, maker.output.indexOf(value), name)
   }
 
-  /**
-   * Lets readers of a value read what `make` makes of it, which gets its name.
-   *
-   * @returns the name that the value has from then on, with `hint` at its end
-   */
+  /** Readers of a value read what `make` makes of it, which gets its name. Returns the value's new name. */
   putBehind(value: string, make: (base: string) => string, hint = 'base'): string {
     const maker = this.producer(value) as NodeProto
     const base = this.freshName(`${value}/${hint}`)
@@ -146,20 +132,19 @@ export class Graph {
     this.#consumers = undefined
   }
 
-  /** Appends a node. */
   add(node: NodeProto): void {
     this.nodes.push(node)
     for (const output of node.output) this.#producers?.set(output, node)
     this.#registerReader(node)
   }
 
-  /** Takes a node out; what read its outputs is left without a maker. */
+  /** Readers of its outputs are left without a maker. */
   remove(node: NodeProto): void {
     this.nodes = this.nodes.filter((other) => other !== node)
     this.invalidate()
   }
 
-  /** Puts values in the place of a node's outputs; an output without a value is left without a maker. */
+  /** An output without a value is left without a maker. */
   replace(node: NodeProto, values: readonly (string | undefined)[]): void {
     this.remove(node)
     node.output.forEach((name, i) => {
@@ -176,14 +161,13 @@ export class Graph {
     }
   }
 
-  /** Adds a constant under its own name, or replaces the one of that name. */
+  /** Replaces the one of that name. */
   addInitializer(tensor: TensorProto): string {
     this.initializers.set(tensor.name, tensor)
     this.#names.add(tensor.name)
     return tensor.name
   }
 
-  /** The tensor behind a value that is an initializer or a Constant node's output. */
   constant(value: string): TensorProto | undefined {
     const tensor = this.initializers.get(value)
     if (tensor !== undefined) return tensor
@@ -192,25 +176,25 @@ export class Graph {
     return node?.opType === 'Constant' ? constantTensor(node) : undefined
   }
 
-  /** The integers in a constant that the model file itself holds; undefined for other values. */
+  /** Undefined for values that the model file itself does not hold. */
   integers(value = ''): number[] | undefined {
     const tensor = this.constant(value)
     return tensor && integersOf(tensor)
   }
 
-  /** The values that an If's branches give as one of its outputs, by branch; undefined for other nodes. */
+  /** Values of each branch; undefined for other nodes. */
   given(node: NodeProto, output: string): { name: string; value: string }[] | undefined {
     return this.#branches.given(node, output)
   }
 
-  /** Puts one branch in the place of an If: then_branch or else_branch. */
+  /** then_branch or else_branch */
   takeBranch(node: NodeProto, name: string): void {
     const taken = this.#branches.take(node, name)
     this.nodes = this.nodes.flatMap((other) => (other === node ? taken : [other]))
     this.invalidate()
   }
 
-  /** The type and shape that the model declares for a tensor: an input, an initializer or one in value_info. */
+  /** For an input, an initializer or one in value_info. */
   declared(value: string): { elemType: number; dims: (number | undefined)[] | undefined } | undefined {
     const tensor = this.initializers.get(value)
     if (tensor !== undefined) return { elemType: tensor.dataType, dims: tensor.dims.map(Number) }
@@ -222,7 +206,6 @@ export class Graph {
     return { elemType, dims }
   }
 
-  /** A name that nothing in the graph has, close to `hint`. */
   freshName(hint: string): string {
     let name = hint
     let suffix = this.#nextSuffix.get(hint) ?? 1
@@ -232,7 +215,6 @@ export class Graph {
     return name
   }
 
-  /** Lets every node that reads `from` read `to`. */
   replaceUses(from: string, to: string): void {
     for (const node of this.consumers(from)) {
       this.setInputs(
@@ -242,13 +224,13 @@ export class Graph {
     }
   }
 
-  /** The version of an operator set; 0 if the model does not import it. '' and 'ai.onnx' are the same domain. */
+  /** 0 if the model does not import it. '' and 'ai.onnx' are the same domain. */
   opset(domain = ''): number {
     const imported = this.#model.opsetImport.find((entry) => sameDomain(entry.domain, domain))
     return this.#raisedOpsets.get(domain) ?? Number(imported?.version ?? 0)
   }
 
-  /** Drops nodes and initializers that no output needs, and graph inputs that nobody reads if `inputs` is set. */
+  /** Graph inputs that nobody reads go if `inputs` is set. */
   prune(options: { inputs?: boolean } = {}): void {
     const needed = new Set<string>()
     const pending = this.outputs.map((output) => output.name)
@@ -267,11 +249,7 @@ export class Graph {
     this.invalidate()
   }
 
-  /**
-   * Sorts `nodes` so that each follows the makers of its inputs, otherwise in today's order.
-   *
-   * @throws FormatError when nodes depend on one another in a circle
-   */
+  /** Each node follows the makers of its inputs. Throws FormatError when nodes depend on one another in a circle. */
   sort(): void {
     const state = new Map<NodeProto, 'open' | 'done'>()
     const sorted: NodeProto[] = []
@@ -291,7 +269,7 @@ export class Graph {
     this.nodes = sorted
   }
 
-  /** The makers of a node's inputs that have no place yet, the first on top of the stack. */
+  /** The first on top of the stack. */
   #makersToSort(node: NodeProto, state: ReadonlyMap<NodeProto, 'open' | 'done'>): NodeProto[] {
     const makers = [...node.input, ...implicitInputs(node)].reverse().flatMap((input) => this.producer(input) ?? [])
     const open = makers.find((maker) => state.get(maker) === 'open')
@@ -299,12 +277,11 @@ export class Graph {
     return makers.filter((maker) => !state.has(maker))
   }
 
-  /** Adds or raises an operator set import. */
   requireOpset(domain: string, version: number): void {
     if (this.opset(domain) < version) this.#raisedOpsets.set(domain, version)
   }
 
-  /** A new ModelProto with this graph's content, sorted; everything else as in the model that came in. */
+  /** Sorted; what is not in the graph is as in the model that came in. */
   toModel(): ModelProto {
     this.sort()
     const raised = [...this.#raisedOpsets]
@@ -350,7 +327,7 @@ export function implicitInputs(node: NodeProto): string[] {
   return result
 }
 
-/** The graphs inside a node: branches of If, bodies of Loop and Scan. */
+/** Branches of If, bodies of Loop and Scan. */
 export function subgraphs(node: NodeProto): GraphProto[] {
   return node.attribute.flatMap(subgraphsOf)
 }
@@ -361,7 +338,7 @@ function subgraphsOf({ g, graphs }: AttributeProto): GraphProto[] {
 
 const views = new WeakMap<ModelProto, Graph>()
 
-/** The model's graph, made once and shared: to read only. Who edits makes a `Graph` of their own. */
+/** Made once and shared: to read only. Who edits makes a `Graph` of their own. */
 export function readGraph(model: ModelProto): Graph {
   let view = views.get(model)
   if (view === undefined) {

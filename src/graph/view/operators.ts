@@ -1,26 +1,23 @@
-// Names of operators in tables and of nodes in messages, and what several tables say of the same operators.
+// Names of operators in tables and of nodes in messages.
 
 import type { NodeProto } from '../../formats/onnx/tensors.js'
 
-/** The key of a node's operator in tables: its type, after its domain and a colon outside the standard domain. */
+/** The type, after its domain and a colon outside the standard domain. */
 export function operatorOf({ domain, opType }: Pick<NodeProto, 'domain' | 'opType'>): string {
   return domain === '' || domain === 'ai.onnx' ? opType : `${domain}:${opType}`
 }
 
-/** A node as the `where` of an error. */
 export function labelOf(node: NodeProto): string {
   return `node ${nameOf(node)} (${node.opType})`
 }
 
-/** A node's name, or that of its first output where it has none. */
 export function nameOf({ name, output }: NodeProto): string {
   return name || output[0]
 }
 
-/** How many nodes of an operator a message names. */
 const SHOWN_NODES = 3
 
-/** The entry of a table for a name from a file, which may be `toString` or `__proto__`. */
+/** A name from a file may be `toString` or `__proto__`. */
 export function entryOf<T>(table: Readonly<Record<string, T>>, name: string): T | undefined {
   return Object.hasOwn(table, name) ? table[name] : undefined
 }
@@ -36,7 +33,6 @@ export function listByOperator(found: Iterable<readonly [operator: string, node:
   return entries.join('; ')
 }
 
-/** Operators whose outputs are truths. */
 export const PREDICATES: readonly string[] = [
   'And',
   'Equal',

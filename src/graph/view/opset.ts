@@ -1,5 +1,5 @@
 // Raises a graph to the operator set that gradients are written in. Between 11 and 13 some operators got their axes as
-// an input instead of an attribute, and Softmax another meaning. Changes: https://onnx.ai/onnx/repo-docs/Changelog.html
+// an input, and Softmax another meaning: https://onnx.ai/onnx/repo-docs/Changelog.html
 
 import { UnsupportedError } from '../../base/errors.js'
 import type { NodeProto } from '../../formats/onnx/tensors.js'
@@ -8,13 +8,12 @@ import { Builder } from './builder.js'
 import { type Graph, subgraphs } from './graph.js'
 import { entryOf, labelOf } from './operators.js'
 
-/** The oldest operator set that is raised: exporters have not written older ones since 2020. */
+/** Exporters have not written older ones since 2020. */
 const OLDEST = 11
 
 /** ScatterND and Where as the backward pass uses them, and LayerNormalization, are in this one. */
 export const TRAINING_OPSET = 17
 
-/** Attribute that became the second input in operator set 13. */
 const NOW_INPUTS: Readonly<Record<string, string>> = {
   Squeeze: 'axes',
   Unsqueeze: 'axes',
@@ -24,11 +23,7 @@ const NOW_INPUTS: Readonly<Record<string, string>> = {
 
 const OVER_FLATTENED = new Set(['Softmax', 'LogSoftmax', 'Hardmax'])
 
-/**
- * Rewrites what changed up to {@link TRAINING_OPSET}; a newer graph stays as it is.
- *
- * @throws UnsupportedError for graphs below operator set 11
- */
+/** A newer graph stays as it is. */
 export function raiseOpset(graph: Graph): void {
   const opset = graph.opset()
   if (opset >= TRAINING_OPSET) return

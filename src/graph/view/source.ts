@@ -5,20 +5,17 @@ import { intAttribute, intsAttribute } from './attributes.js'
 import type { Value } from './builder.js'
 import type { Graph } from './graph.js'
 
-/** Nodes that hand a weight on to the node that computes with it. */
 export const HANDS_ON: readonly string[] = ['Transpose', 'Cast', 'Identity']
 
-/** The origin of a value. */
+/** An initializer's name, or a node's output. */
 export interface Source {
-  /** An initializer's name, or a node's output. */
-  readonly value: Value
   /** True if the two axes of a matrix are swapped on the way. */
+  readonly value: Value
   readonly isSwapped: boolean
   /** The type in which it arrives; undefined where nothing casts it. */
   readonly castTo: DataType | undefined
 }
 
-/** @param through the operators to look through */
 export function sourceOf(graph: Graph, value: Value, through: readonly string[] = HANDS_ON): Source {
   const maker = graph.producer(value)
   if (maker === undefined || !through.includes(maker.opType)) return { value, isSwapped: false, castTo: undefined }

@@ -1,7 +1,7 @@
 // An adapter's folder → a repository of the Hub, by the Hub's own client, which sends large files in parts and skips
 // those that the Hub has: a push that broke goes on where it was.
 
-import { type Directory, readAll } from '../../base/bytes.js'
+import { readAll, withSource } from '../../base/bytes.js'
 import { ConfigError, FileError, MismatchError, UnsupportedError } from '../../base/errors.js'
 import { checkArgument, checkOptions, kind } from '../../base/options.js'
 import { otherWeights } from '../../graph/base-record.js'
@@ -53,6 +53,19 @@ const OWN_FILES = [
 
 const REPOSITORY = kind('owner/name', (value) => /^[\w.-]+\/[\w.-]+$/.test(String(value)))
 
+/**
+ * Sends an adapter to the Hub: its config, weights, chat template, model card and the records of its training, and no
+ * other files of the folder. Makes the repository if there is none, for you alone. Large files that the Hub has are not
+ * sent again. The token is that of `configureHub`, of HF_TOKEN or of `hf auth login`. Needs the package
+ * @huggingface/hub.
+ *
+ * @param repository `owner/name`
+ * @throws ConfigError without a token; FileError when the folder holds no adapter, and when the Hub refuses it;
+ *   MismatchError when the folder records another base than `base`; UnsupportedError without @huggingface/hub
+ *
+ * @example
+ * const { url, files } = await push('out/scripture', 'me/scripture')
+ */
 export async function push(adapter: Source, repository: string, options: PushOptions = {}): Promise<PushReport> {
   checkArgument(repository, REPOSITORY, 'repository')
   checkOptions(options, 'push', PUSH_OPTIONS)
@@ -76,7 +89,10 @@ export async function push(adapter: Source, repository: string, options: PushOpt
       if (statusOf(error) !== 409) throw error
     })
     const files = []
-    for (const path of names) files.push({ path, content: await blobOf(directory, path) })
+    for (const path of names) {
+      const bytes = await withSource(directory, path, readAll)
+      files.push({ path, content: new Blob([Uint8Array.from(bytes)]) })
+    }
     const sent = await uploadFiles({ ...hub, files, branch, commitTitle: message })
     return { url: `${endpoint}/${repository}`, commit: sent!.commit.oid, files: names }
   } catch (cause) {
@@ -93,15 +109,6 @@ async function requireBase({ name, trainedOn }: OpenAdapter, base: Source): Prom
     throw new MismatchError({ where: name, what, hint })
   } finally {
     await model.close()
-  }
-}
-
-async function blobOf(directory: Directory, path: string): Promise<Blob> {
-  const source = await directory.open(path)
-  try {
-    return new Blob([Uint8Array.from(await readAll(source))])
-  } finally {
-    await source.close()
   }
 }
 

@@ -3,6 +3,7 @@
 
 import type { ByteSource, Directory } from '../../base/bytes.js'
 import { ConfigError } from '../../base/errors.js'
+import { checkArgument, NAME } from '../../base/options.js'
 import type { DecodeImage } from '../../images/image.js'
 import type { RemoteOptions } from '../../io/hub/directory.js'
 import type { Located } from '../../io/locate.js'
@@ -15,13 +16,10 @@ export interface Platform {
   open(text: string, where: string, options: RemoteOptions): Promise<Located>
   openData(text: string, where: string): Promise<ByteSource | Directory>
   target(text: string, where: string): Directory
-  /** Loads the way of merging into a path, with threads. */
   openJob?(): Promise<OpenJob>
-  /** The Hub's address, and the token for it where there is one. */
   hubAccess(): Promise<{ endpoint: string; token: string | undefined }>
   defaultRuntime(): RuntimeHost
   readonly decodeImage: DecodeImage
-  /** Tells people how a training goes, where there is a terminal. */
   watch?(): TrainEvents | undefined
   /** Bytes of memory that are free; undefined where the platform does not tell. */
   freeMemory?(): number | undefined
@@ -77,4 +75,20 @@ export function platform(): Platform {
 
 export function usePlatform(other: Platform): void {
   current = other
+}
+
+/**
+ * A host whose sessions live in Node's worker threads, so that a run leaves this thread free. It is the default there.
+ *
+ * @param specifier Module specifier or URL of ONNX Runtime. Default: the onnxruntime-node that is installed next to
+ *   your program, else next to lowrank.
+ * @throws RuntimeError when it is not installed, ConfigError in a browser
+ *
+ * @example
+ * const model = await loadModel('models/union-3m', { runtime: nodeRuntime() })
+ * await model.close()
+ */
+export function nodeRuntime(specifier?: string): RuntimeHost {
+  if (specifier !== undefined) checkArgument(specifier, NAME, 'specifier')
+  return platform().nodeRuntime(specifier)
 }

@@ -1,7 +1,7 @@
 // A repository of the Hub at one commit, as a folder that can be read: what it holds is known, and a file comes when it
 // is opened.
 
-import { type ByteSink, type ByteSource, type Directory, namesIn, splitName } from '../../base/bytes.js'
+import { type ByteSource, type Directory, namesIn, ReadOnlyDirectory, splitName } from '../../base/bytes.js'
 import { FileError, nearMisses } from '../../base/errors.js'
 import type { SignalLike } from '../../base/globals.js'
 import { DEFAULT_REVISION, type HubSource } from '../source.js'
@@ -43,7 +43,6 @@ export interface RemoteOptions {
   readonly times?: Pick<HubConnection, 'stallMs' | 'retryMs' | 'slowMs'> | undefined
 }
 
-/** `org/name`, with a revision that is not the default, and the path. */
 export function hubName({ id, revision, path }: HubSource): string {
   return `${id}${revision === DEFAULT_REVISION ? '' : `@${revision}`}${path === '' ? '' : `/${path}`}`
 }
@@ -53,16 +52,20 @@ export interface HubFiles {
   open(path: string): Promise<ByteSource>
 }
 
-export class HubDirectory implements Directory {
+export class HubDirectory extends ReadOnlyDirectory implements Directory {
   readonly name: string
+  protected override readonly refusal = {
+    what: 'nothing is written to the Hub',
+    hint: 'Write to a local folder, and upload that',
+  }
   readonly source: HubSource
   readonly hubId: string
   readonly hubRevision: string | undefined
-  /** The commit that the files are of. */
   readonly commit: string
   readonly #files: HubFiles
 
   constructor(source: HubSource, commit: string, files: HubFiles) {
+    super()
     this.name = hubName(source)
     this.source = source
     this.hubId = source.id
@@ -71,7 +74,6 @@ export class HubDirectory implements Directory {
     this.#files = files
   }
 
-  /** The same repository, seen from another folder. */
   at(path: string): HubDirectory {
     return new HubDirectory({ ...this.source, path }, this.commit, this.#files)
   }
@@ -100,14 +102,6 @@ export class HubDirectory implements Directory {
     })
   }
 
-  create(path: string): Promise<ByteSink> {
-    return Promise.reject(this.#readOnly(path))
-  }
-
-  remove(path: string): Promise<void> {
-    return Promise.reject(this.#readOnly(path))
-  }
-
   #inside(): string[] {
     const prefix = this.source.path === '' ? '' : `${this.source.path}/`
     return [...this.#files.paths]
@@ -118,13 +112,5 @@ export class HubDirectory implements Directory {
 
   #full(path: string): string {
     return [...(this.source.path === '' ? [] : [this.source.path]), ...splitName(path, this.name)].join('/')
-  }
-
-  #readOnly(path: string): FileError {
-    return new FileError({
-      where: `${this.name}/${path}`,
-      what: 'nothing is written to the Hub',
-      hint: 'Write to a local folder, and upload that',
-    })
   }
 }

@@ -9,7 +9,6 @@ export interface HubRequest {
   readonly connection: HubConnection
   readonly source: HubSource
   readonly file?: string
-  /** Ids that are cached, among which a near miss may be meant. */
   readonly knownIds?: readonly string[]
 }
 
@@ -66,12 +65,6 @@ export function refusal(response: Response, asked: HubRequest): HubError {
     })
   }
   if (status === 404 || status === 401) return wrong('access', unknownId(asked, page))
-  if (status === 403)
-    return wrong('access', {
-      what: 'the token does not permit it',
-      ...(message && { got: message }),
-      hint: `Give it access to ${page}`,
-    })
   return wrong('access', {
     what: 'the Hub refuses',
     expected: '200',

@@ -1,18 +1,23 @@
 // Folders in a browser behind Directory: files that a user picked, folders of the File System API (the origin's private
 // file system, OPFS, or one that a user opened), and streams to wherever the page sends them.
 
-import { type ByteSink, type ByteSource, type Directory, namesIn, splitName } from '../../base/bytes.js'
+import {
+  type ByteSink,
+  type ByteSource,
+  type Directory,
+  namesIn,
+  ReadOnlyDirectory,
+  splitName,
+} from '../../base/bytes.js'
 import { FileError } from '../../base/errors.js'
 import type { ByteStreamLike, FileLike, FolderHandle } from '../../base/globals.js'
 import { checkArgument, FUNCTION, hasMethods, kind } from '../../base/options.js'
 import { BlobSource } from './files.js'
 
-/** A File of a browser. */
 export function isFile(value: unknown): value is FileLike {
   return hasMethods(value, 'slice', 'arrayBuffer') && typeof (value as Partial<File>).name === 'string'
 }
 
-/** Files that a user picked. */
 export const FILES = kind('a list of Files, such as an input has', (value) => {
   return hasMethods(value, Symbol.iterator) && [...(value as Iterable<unknown>)].every(isFile)
 })
@@ -20,8 +25,12 @@ export const FILES = kind('a list of Files, such as an input has', (value) => {
 const HANDLE = kind('a FileSystemDirectoryHandle', (value) => hasMethods(value, 'getFileHandle', 'getDirectoryHandle'))
 
 /** Files that a user picked or dropped, as a folder that can be read but not written. */
-export class FilesDirectory implements Directory {
+export class FilesDirectory extends ReadOnlyDirectory implements Directory {
   readonly name: string
+  protected override readonly refusal = {
+    what: 'files that a user picked cannot be written',
+    hint: 'Write to a HandleDirectory or to streams',
+  }
   readonly #files = new Map<string, File>()
 
   /**
@@ -30,6 +39,7 @@ export class FilesDirectory implements Directory {
    * @param name for messages. Default: the folder's
    */
   constructor(files: Iterable<FileLike>, name?: string) {
+    super()
     checkArgument(files, FILES, 'files')
     let folder: string | undefined
     for (const file of files) {
@@ -58,22 +68,6 @@ export class FilesDirectory implements Directory {
     const file = this.#files.get(path)
     if (file === undefined) throw new FileError({ where: `${this.name}/${path}`, what: 'no such file' })
     return new BlobSource(file, `${this.name}/${path}`)
-  }
-
-  create(path: string): Promise<ByteSink> {
-    return Promise.reject(this.#readOnly(path))
-  }
-
-  remove(path: string): Promise<void> {
-    return Promise.reject(this.#readOnly(path))
-  }
-
-  #readOnly(path: string): FileError {
-    return new FileError({
-      where: `${this.name}/${path}`,
-      what: 'files that a user picked cannot be written',
-      hint: 'Write to a HandleDirectory or to streams',
-    })
   }
 }
 
@@ -144,7 +138,7 @@ export class HandleDirectory implements Directory {
       if (file.createWritable === undefined) {
         throw new FileError({ where, what: 'this browser cannot write files of its own (createWritable)' })
       }
-      return new StreamSink(await file.createWritable(), where, async () => {
+      return streamSink(await file.createWritable(), where, async () => {
         if (isNew) await this.remove(path)
       })
     } catch (error) {
@@ -206,7 +200,7 @@ export class StreamDirectory implements Directory {
 
   async create(path: string): Promise<ByteSink> {
     const writer = (await this.#open(path))?.getWriter()
-    return new StreamSink(
+    return streamSink(
       {
         // Callers use their memory again, while a stream may hold what it was given for longer.
         write: async (bytes) => writer?.write(new Uint8Array(bytes)),
@@ -226,40 +220,31 @@ interface Writer {
   abort(): Promise<void>
 }
 
-class StreamSink implements ByteSink {
-  readonly name: string
-  readonly #writer: Writer
-  readonly #dropped: () => Promise<void>
-  #isOpen = true
-
-  constructor(writer: Writer, name: string, dropped = async () => {}) {
-    this.#writer = writer
-    this.name = name
-    this.#dropped = dropped
-  }
-
-  async write(bytes: Uint8Array): Promise<void> {
-    try {
-      await this.#writer.write(bytes as Uint8Array<ArrayBuffer>)
-    } catch (error) {
-      throw handleError(this.name, 'cannot be written', error)
-    }
-  }
-
-  async commit(): Promise<void> {
-    try {
-      await this.#writer.close()
-    } catch (error) {
-      throw handleError(this.name, 'cannot be written', error)
-    }
-    this.#isOpen = false
-  }
-
-  async abort(): Promise<void> {
-    if (!this.#isOpen) return
-    this.#isOpen = false
-    await this.#writer.abort().catch(() => {})
-    await this.#dropped()
+function streamSink(writer: Writer, name: string, dropped = async () => {}): ByteSink {
+  let isOpen = true
+  return {
+    name,
+    async write(bytes) {
+      try {
+        await writer.write(bytes as Uint8Array<ArrayBuffer>)
+      } catch (error) {
+        throw handleError(name, 'cannot be written', error)
+      }
+    },
+    async commit() {
+      try {
+        await writer.close()
+      } catch (error) {
+        throw handleError(name, 'cannot be written', error)
+      }
+      isOpen = false
+    },
+    async abort() {
+      if (!isOpen) return
+      isOpen = false
+      await writer.abort().catch(() => {})
+      await dropped()
+    },
   }
 }
 

@@ -1,6 +1,5 @@
-// Starts that come from data: LoRA-GA from a gradient, CorDA and EVA from the inputs of layers, LoftQ from what
-// quantizing loses. Whoever trains hands these in; the results are PEFT's (tuners/lora: layer.py, corda.py, eva.py of
-// 0.21), up to the signs of singular vectors.
+// Starts that come from data, with PEFT's results (tuners/lora: layer.py, corda.py, eva.py of 0.21) up to the signs of
+// singular vectors.
 
 import { ConfigError, ShapeError, StateError } from '../../base/errors.js'
 import { checkArgument, kind } from '../../base/options.js'
@@ -42,7 +41,6 @@ export interface LoraGaOptions {
   gamma?: number | undefined
 }
 
-/** LoRA-GA, as the public function of this name says (index/init.ts). */
 export function loraGaInitialize(layer: LoraLayer, gradient: MatrixLike, options: LoraGaOptions = {}): void {
   const { direction = 'ArB2r', scale = 'stable', gamma = 16 } = options
   const weight = originalWeight(layer, 'lora-ga')
@@ -77,7 +75,6 @@ export function loraGaInitialize(layer: LoraLayer, gradient: MatrixLike, options
   startFrom(layer, weight, { weightA, weightB })
 }
 
-/** Which of 2r singular triples go to A, and which to B; r each. */
 function chosenTriples(
   r: number,
   direction: NonNullable<LoraGaOptions['direction']>,
@@ -110,7 +107,6 @@ export interface CordaOptions {
   damping?: number | undefined
 }
 
-/** CorDA, as the public function of this name says (index/init.ts). */
 export function cordaInitialize(layer: LoraLayer, covariance: MatrixLike, options: CordaOptions = {}): void {
   const { method = 'ipm', damping = 0.01 } = options
   const { rank, k, scaling } = layer
@@ -139,7 +135,6 @@ export interface LoftqOptions {
   iterations?: number | undefined
 }
 
-/** LoftQ, as the public function of this name says (index/init.ts). */
 export function loftqInitialize(
   layer: LoraLayer,
   quantize: (weight: Matrix) => MatrixLike,
@@ -191,7 +186,6 @@ export interface EvaOptions {
 
 const PAIR = kind('[name, inputs] of a layer', (value) => Array.isArray(value) && typeof value[0] === 'string')
 
-/** EVA, as the public function of this name says (index/init.ts). */
 export function evaInitialize(
   adapter: LoraAdapter,
   inputs: Iterable<readonly [name: string, inputs: MatrixLike]>,
@@ -255,14 +249,13 @@ function effective(layer: LoraLayer, use: string): Matrix {
   return addDelta(copyAs(baseWeight, baseWeight.data), layer, layer.scaling)
 }
 
-/** The factors, and W − s·B·A as the base, so that the effective weight is W. */
+/** W − s·B·A becomes the base, so that the effective weight is W. */
 function startFrom(layer: LoraLayer, weight: Matrix, { weightA, weightB }: FactorPair): void {
   layer.weightA = weightA
   layer.weightB = weightB
   layer.baseWeight = addDelta(copyAs(weight, layer.weightA.data), layer, -layer.scaling)
 }
 
-/** The leading principal directions of a layer's inputs. */
 interface Directions extends Pick<Svd, 's' | 'vt'> {
   /** The share of all variance that each direction explains. */
   readonly shares: Float64Array
@@ -290,7 +283,7 @@ function principalDirections(x: Matrix, layer: LoraLayer, count: number): Direct
   return { s, vt, shares: s.map((value) => (total > 0 ? value ** 2 / total : 0)) }
 }
 
-/** Ranks of layers by what their directions explain; their sum over layers with inputs stays. Others keep their own. */
+/** Shares of variance decide; the sum over layers with inputs stays. Others keep their own. */
 function distributedRanks(
   adapter: LoraAdapter,
   found: ReadonlyMap<string, Directions>,
@@ -306,7 +299,7 @@ function distributedRanks(
   return ranks
 }
 
-/** The first rows of Vᵀ; each points to where its largest element is positive, as in PEFT. */
+/** Each row points to where its largest element is positive, as in PEFT. */
 function leadingRows({ s, vt }: Directions, rank: number, whiten: boolean): Matrix {
   const k = vt.shape[1]
   const result: Matrix = { data: vt.data.slice(0, rank * k), shape: [rank, k] }

@@ -1,5 +1,5 @@
-// First factors that come out of a decomposition of the weight, as PEFT's tuners/lora/layer.py has them (0.21). All in
-// f64; weights (d, k), A (r, k), B (d, r).
+// First factors that come out of a decomposition of the weight, as in PEFT's tuners/lora/layer.py (0.21). All in f64;
+// weights (d, k), A (r, k), B (d, r).
 
 import { F64, type Matrix, zeros } from '../../base/tensor.js'
 import { copyAs, product, transpose } from '../../linalg/product.js'
@@ -8,15 +8,12 @@ import { randomizedSvd, subspaceSvd } from '../../linalg/randomized-svd.js'
 import { type Svd, svd } from '../../linalg/svd.js'
 import type { FactorPair } from '../delta.js'
 
-/**
- * The leading singular triples. Blocks end when they add next to nothing: triples are wanted one by one, not only their
- * energy.
- */
+/** Blocks end when they add next to nothing: triples are wanted one by one, not only their energy. */
 export function leadingTriples(matrix: Matrix, count: number): Svd {
   return randomizedSvd(matrix, count, { tolerance: 1e-13, iterations: 400 })
 }
 
-/** The triples of the smallest singular values, for which the whole decomposition is needed. */
+/** The whole decomposition is needed for the smallest singular values. */
 export function lastTriples(matrix: Matrix, count: number): Svd {
   const { u, s, vt } = svd(matrix)
   const [p, k] = vt.shape
@@ -33,8 +30,8 @@ export function pissaFactors(weight: Matrix, rank: number, scaling: number): Fac
 }
 
 /**
- * The same as torch's svd_lowrank finds it: subspace iterations from `start` (min(d, k), r), without oversampling, on
- * the weight or its transpose, whichever is taller.
+ * As torch's svd_lowrank: from `start` (min(d, k), r), without oversampling, on the weight or its transpose, whichever
+ * is taller.
  */
 export function fastPissaFactors(weight: Matrix, start: Matrix, iterations: number, scaling: number): FactorPair {
   if (weight.shape[0] >= weight.shape[1]) return balanced(subspaceSvd(weight, start, iterations), scaling)

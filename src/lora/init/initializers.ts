@@ -1,5 +1,4 @@
-// First values of A and B. Each layer draws from its own stream, chosen by seed and name alone: neither other layers
-// nor dropout can change it.
+// First values of A and B. Each layer draws from its own stream, chosen by seed and name alone.
 
 import { ConfigError, UnsupportedError } from '../../base/errors.js'
 import { Random } from '../../base/random.js'
@@ -11,17 +10,12 @@ import type { FactorPair } from '../delta.js'
 import { fastPissaFactors, micaFactors, oloraFactors, orthogonalFactors, pissaFactors } from './decomposed.js'
 import { iterationsOf } from './inits.js'
 
-/** A new layer's factors; `biasB` (d) where it does not start at zero. */
+/** `biasB` (d) where it does not start at zero. */
 interface FirstFactors extends FactorPair {
   biasB?: FloatArray
 }
 
-/**
- * The first factors of a new layer over a weight (d, k), in the precision of `like`.
- *
- * @param base W (d, k), which some initializations need
- * @throws UnsupportedError when the initialization needs W and there is none; ConfigError when it needs an even rank
- */
+/** In the precision of `like`. Throws UnsupportedError when the initialization needs W (`base`) and there is none. */
 export function firstFactors(
   config: LoraConfig,
   name: string,
@@ -79,7 +73,6 @@ function drawnOrthogonal(rank: number, [d, k]: readonly [number, number], random
   return orthogonalFactors(square, right, left)
 }
 
-/** The first factors of pissa, olora and mica. */
 function fromBase(config: LoraConfig, name: string, base: Matrix | undefined): FactorPair {
   const { init, rank } = config
   if (base === undefined) {
@@ -91,10 +84,7 @@ function fromBase(config: LoraConfig, name: string, base: Matrix | undefined): F
   return init === 'mica' ? micaFactors(base, rank) : takenFromBase(config, name, base)
 }
 
-/**
- * B₀·A₀ of pissa and olora, in f64, for a rank of at most min(d, k): a function of W, and of the seed for
- * `pissa-niter-N`.
- */
+/** B₀·A₀ of pissa and olora, in f64: a function of W, and of the seed for `pissa-niter-N`. */
 export function takenFromBase(config: LoraConfig, name: string, base: Matrix): FactorPair {
   const { init, rank, seed } = config
   const scaling = scalingOf(config)

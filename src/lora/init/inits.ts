@@ -1,5 +1,4 @@
-// How a new layer's factors start: the names, and which starts move a part of the base weight into B·A. All but
-// `normal` are PEFT's.
+// How a new layer's factors start. All but `normal` are PEFT's.
 
 /**
  * From the layer's shape alone:
@@ -39,10 +38,9 @@ export type Init =
   | 'lora-ga'
   | 'corda'
 
-/** The inits that need nothing but a shape. */
 export const DRAWN_INITS = ['normal', 'kaiming-uniform', 'gaussian', 'random', 'orthogonal'] as const satisfies Init[]
 
-/** All inits; 16 stands for any number of iterations. */
+/** 16 stands for any number of iterations. */
 export const INITS: readonly Init[] = [
   ...DRAWN_INITS,
   'pissa',
@@ -54,7 +52,6 @@ export const INITS: readonly Init[] = [
   'corda',
 ]
 
-/** True if a value names an init. */
 export function isInit(value: unknown): value is Init {
   return INITS.includes(value as Init) || (typeof value === 'string' && iterationsOf(value) !== undefined)
 }
@@ -65,20 +62,17 @@ export function iterationsOf(init: string): number | undefined {
   return digits === undefined ? undefined : Number(digits)
 }
 
-/** True if the base becomes W − s·B₀·A₀, with the factors as they start: pissa, olora, lora-ga, corda. */
+/** The base becomes W − s·B₀·A₀, with the factors as they start: pissa, olora, lora-ga, corda. */
 export function changesBase(init: Init): boolean {
   return takesFromBase(init) || init === 'lora-ga' || init === 'corda'
 }
 
-/** True if B₀·A₀ is computed from W when a layer is made: pissa, pissa-niter-N, olora. */
+/** B₀·A₀ is computed from W when a layer is made: pissa, pissa-niter-N, olora. */
 export function takesFromBase(init: Init): boolean {
   return isToldByBase(init) || iterationsOf(init) !== undefined
 }
 
-/**
- * True if B₀·A₀ can be computed again from W alone: pissa, olora. The start of pissa-niter-N is drawn at random, and no
- * file tells the draws: another start gives other factors.
- */
+/** B₀·A₀ can be computed again from W alone. The start of pissa-niter-N is drawn, and no file tells the draws. */
 export function isToldByBase(init: Init): boolean {
   return init === 'pissa' || init === 'olora'
 }

@@ -1,5 +1,5 @@
-// Adapters whose start changed the base weights → plain LoRA for the original weights. With A₀, B₀ at the start, the
-// change of W is s·(B·A − B₀·A₀) = s·[B, −B₀]·[A; A₀]: PEFT's conversion (LoraModel.subtract_mutated_init).
+// Adapters whose start changed the base weights → plain LoRA: the change of W is s·(B·A − B₀·A₀) = s·[B, −B₀]·[A; A₀],
+// as in PEFT's conversion (LoraModel.subtract_mutated_init).
 
 import { ConfigError, MismatchError, UnsupportedError } from '../../base/errors.js'
 import { checkShape, formatShape, type MatrixLike, toMatrix, zeros } from '../../base/tensor.js'
@@ -16,14 +16,9 @@ import { changesBase, isToldByBase } from './inits.js'
 export type BaseWeights = (name: string, shape: readonly [d: number, k: number]) => MatrixLike | Promise<MatrixLike>
 
 /**
- * Makes plain LoRA of an adapter whose start changed its base weights: with twice the rank, the result does to the
- * original base what `adapter` does to the changed one. Scalings stay the same: alphas double with the ranks, or grow
- * by √2 with rsLoRA.
- *
- * @param from the original weights, read a layer at a time; or the adapter as it was before training
- * @throws ConfigError when the adapter is plain already; UnsupportedError when the weights do not tell its start
- *   (pissa-niter-N, lora-ga, corda), or for convolutions and parameters; MismatchError when the adapter before training
- *   does not fit
+ * With twice the rank, the result does to the original base what `adapter` does to the changed one. Scalings stay:
+ * alphas double with the ranks, or grow by √2 with rsLoRA. `from` are the original weights, or the adapter before
+ * training.
  */
 export async function toPlain(adapter: LoraAdapter, from: BaseWeights | LoraAdapter): Promise<LoraAdapter> {
   const { config } = adapter

@@ -1,26 +1,20 @@
-// A convolution's factors, A (r, in, *kernel) and B (d, r/groups, 1…): their shapes, for files that hold them and
-// layers made of them.
+// The shapes of a convolution's factors, A (r, in, *kernel) and B (d, r/groups, 1…).
 
 import { ShapeError } from '../../base/errors.js'
 import { elementCount, formatShape } from '../../base/tensor.js'
 
-/** Why the change of a grouped convolution cannot be merged. */
 export function groupsRefusal(groups: number): string {
   return `an adapted convolution of ${groups} groups cannot be merged, as in PEFT: A sees all channels, the weight those of its group`
 }
 
-/** Sizes of a convolution, as the shapes of its factors tell them. */
 interface ConvolutionShape {
   readonly rank: number
-  /** Input channels, of all groups. */
   readonly channels: number
   readonly kernel: readonly number[]
-  /** Output channels. */
   readonly d: number
   readonly groups: number
 }
 
-/** @throws ShapeError when A (r, in, *kernel) and B (d, r/groups, 1…) disagree */
 export function convolutionShape(a: readonly number[], b: readonly number[], location: string): ConvolutionShape {
   const [rank, channels, ...kernel] = a
   const [d, groupRank] = b

@@ -1,7 +1,5 @@
-// An adapted convolution of one, two or three dimensions, as PEFT has it: A is a convolution (r, in, *kernel) that
-// moves like the base's, B one of kernel 1, (d, r/groups, 1…). Flattened, they are factors of the base's weight (d,
-// in·K), so that a linear layer holds them; K is the number of a kernel's elements. A grouped convolution's A sees all
-// channels: its change is no change of a weight.
+// An adapted convolution, as PEFT has it: A (r, in, *kernel) moves like the base's, B (d, r/groups, 1…) has kernel 1.
+// Flattened, they are factors of the base's weight (d, in·K), so that a linear layer holds them.
 
 import { ShapeError, UnsupportedError } from '../../base/errors.js'
 import { checkTensor, elementCount, type FloatArray, formatShape, type Matrix, type Tensor } from '../../base/tensor.js'
@@ -25,7 +23,7 @@ export class ConvolutionLora extends LinearBacked {
   readonly kernel: readonly number[]
   /** How many parts the channels fall into, in and out; 1 for an ordinary convolution. */
   readonly groups: number
-  /** The vectors of a grouped convolution, whose outputs are no rows of the linear layer. */
+  /** A grouped convolution's outputs are no rows of the linear layer. */
   readonly #vectors: { magnitude: FloatArray | undefined; biasB: FloatArray | undefined } | undefined
 
   /**
@@ -169,7 +167,7 @@ export class ConvolutionLora extends LinearBacked {
     return this.scaling * Math.sqrt(squares)
   }
 
-  /** B (d, r/groups) */
+  /** (d, r/groups) */
   #groupedB(): Matrix {
     return { data: this.linear.weightB.data, shape: [this.d, this.rank / this.groups] }
   }

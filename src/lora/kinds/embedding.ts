@@ -1,5 +1,5 @@
-// An adapted embedding: rows of E + s·(B·A)ᵀ with E (V, D), A (r, V), B (D, r). Its transpose is a linear layer's
-// weight, which does the work here, so that a DoRA magnitude has one number for each of the D features, as in PEFT.
+// An adapted embedding: E + s·(B·A)ᵀ with E (V, D), A (r, V), B (D, r). Its transpose is a linear layer's weight, so
+// that a DoRA magnitude has one number for each of the D features, as in PEFT.
 
 import { checkShape, type FloatArray, type Matrix, type MatrixLike, type Tensor, toMatrix } from '../../base/tensor.js'
 import { transpose } from '../../linalg/product.js'

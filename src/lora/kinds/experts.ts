@@ -1,7 +1,5 @@
-// An adapted parameter (PEFT's target_parameters): the weights of E experts in one tensor (E, d, k), or one matrix that
-// no linear layer owns, E = 1. Each expert is a linear layer with factors of its own, A_e (r, k) and B_e (d, r). PEFT
-// keeps them in two matrices: A (E·r, k), expert after expert, and B (d, r·E), where the experts of one rank are
-// neighbors.
+// An adapted parameter (PEFT's target_parameters). Each expert is a linear layer with factors of its own; PEFT keeps
+// them as A (E·r, k), expert after expert, and B (d, r·E), where the experts of one rank are neighbors.
 
 import type { FloatDtype } from '../../base/dtype.js'
 import { ShapeError } from '../../base/errors.js'
@@ -57,7 +55,6 @@ export class ExpertLora extends Part {
   /** The parameter's settings: rank and alpha are those that the config's patterns give its name. */
   readonly config: LoraConfig
   readonly #experts: readonly LoraLayer[]
-  /** Shape and layout of the base that is attached. */
   #base: { shape: readonly number[]; isInputMajor: boolean } | undefined
 
   /**
@@ -266,7 +263,6 @@ export class ExpertLora extends Part {
     return norm({ data: Float64Array.from(this.#experts, (expert) => expert.normDelta()) })
   }
 
-  /** The experts' matrices (d, k) as one tensor in the layout of the base. */
   #stack(matrices: readonly Matrix[]): ParameterValues {
     const { experts, d, k } = this
     const { shape, isInputMajor } = this.#base ?? { shape: [experts, d, k], isInputMajor: false }
@@ -282,11 +278,7 @@ export class ExpertLora extends Part {
   }
 }
 
-/**
- * How a parameter of this shape holds E matrices (d, k); undefined when it cannot.
- *
- * @param isInputMajor which of the two it is where d = k
- */
+/** Undefined when a parameter of this shape cannot hold E matrices (d, k). `isInputMajor` decides where d = k. */
 export function parameterLayout(
   shape: readonly number[],
   { experts, d, k }: { experts: number; d: number; k: number },

@@ -1,5 +1,4 @@
-// Embeddings and convolutions share this: a linear layer holds their factors, reshaped, and does what does not depend
-// on how they are read.
+// Embeddings and convolutions: a linear layer holds their factors, reshaped.
 
 import type { FloatDtype } from '../../base/dtype.js'
 import type { FloatArray } from '../../base/tensor.js'

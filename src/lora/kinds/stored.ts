@@ -1,6 +1,4 @@
-// Parts that hold values instead of factors: a whole tensor (PEFT's modules_to_save, trained biases, resized
-// embeddings, new heads) and single rows of an embedding. Bytes stay as their file has them until somebody asks for the
-// numbers.
+// Parts that hold values instead of factors. Bytes stay as their file has them until somebody asks for the numbers.
 
 import { decodeWeights, encodeWeights, isWeightDtype, type TensorDtype, type WeightDtype } from '../../base/dtype.js'
 import { ConfigError, ShapeError, StateError, UnsupportedError } from '../../base/errors.js'
@@ -267,7 +265,7 @@ export class TokenRows extends StoredPart {
   }
 }
 
-/** The name of an embedding's rows in an adapter, beside which the embedding itself can be a part. */
+/** The embedding itself can be a part beside its rows. */
 export function rowsName(module: string): string {
   checkArgument(module, STRING, 'module')
   return `${module}[tokens]`

@@ -1,22 +1,21 @@
-// Matches Python's regular expressions in time that grows with expression × text, whatever both are: backtracking in
-// Python's own order, but never twice from the same place (memoized, as in Spencer's and V8's experimental engines).
-// Only back-references need real backtracking, within a limit.
+// Matches Python's regular expressions in time that grows with expression × text: backtracking in Python's own order,
+// but never twice from the same place (memoized, as in Spencer's and V8's experimental engines). Only back-references
+// need real backtracking, within a limit.
 
 import { type CharacterTest, type Expression, ExpressionError } from '../../base/expressions/parse.js'
 
 /** Larger expressions come from no person: `{1000}` in `{1000}` is one. */
 const MAX_NODES = 200_000
-/** Steps for one text. A list of 1000 full names after `.*` needs less than half. */
+/** For one text. A list of 1000 full names after `.*` needs less than half. */
 const MAX_STEPS = 1 << 20
-/** The same with back-references, where a step costs more. */
+/** With back-references, where a step costs more. */
 const MAX_REFERENCE_STEPS = 1 << 17
 /**
- * Steps for all texts and all expressions of a config: ten times what a list of 1000 full names on 1000 names needs,
- * and at most two seconds.
+ * For all texts and expressions of a config: ten times what a list of 1000 full names on 1000 names needs, and at most
+ * two seconds.
  */
 export const MAX_TOTAL_STEPS = 1 << 23
 
-/** The steps that the matchers which share it have taken together. */
 export interface StepCount {
   steps: number
 }
@@ -37,25 +36,23 @@ type Node =
     }
   | Split
 
-/** Two ways to go on; the second is for when the first fails. */
+/** The second is for when the first fails. */
 interface Split {
   readonly op: 'split'
   readonly id: number
   first: Node
   second: Node
-  /** The node after a loop; only loops have it. */
+  /** Only loops have a node after them. */
   readonly exit?: Node
 }
 
 const END: Node = { op: 'end' }
 
-/** An expression that is ready to match. */
 export class Matcher {
   readonly #start: Node
   readonly #hasReferences: boolean
   readonly #total: StepCount
 
-  /** @throws ExpressionError when it does not compile */
   constructor(expression: Expression, total: StepCount = { steps: 0 }) {
     this.#total = total
     const compiler = new Compiler()
@@ -68,10 +65,7 @@ export class Matcher {
     return this.matchEnd(text, (end, length) => end === length) !== undefined
   }
 
-  /**
-   * Finds the end of the first match from the text's beginning whose end is accepted, in Python's order. Ends count
-   * code points. Throws ExpressionError when it takes too long.
-   */
+  /** The end (in code points) of the first match from the beginning whose end is accepted, in Python's order. */
   matchEnd(text: string, accepts: (end: number, length: number) => boolean): number | undefined {
     const codes = Array.from(text, (character) => character.codePointAt(0)!)
     return new Run(codes, this.#hasReferences, this.#total).match(this.#start, 0, (end) => accepts(end, codes.length))
@@ -145,7 +139,6 @@ interface Thread {
   slots: Slots
 }
 
-/** One text being matched. */
 class Run {
   readonly #text: readonly number[]
   readonly #hasReferences: boolean
@@ -158,16 +151,15 @@ class Run {
     this.#hasReferences = hasReferences
   }
 
-  /** The first match from a place whose end is accepted: where it ends, and its groups. */
   match(
     node: Node,
     at: number,
     accepts: (end: number) => boolean,
     slots: Slots = new Map(),
   ): Readonly<Thread> | undefined {
-    /** The ways that are left to try, the last first. */
+    /** The last first. */
     const left: Thread[] = [{ node, at, slots }]
-    /** Splits that were tried, or are being tried, by their place in the text; only without back-references. */
+    /** Keyed by place in the text; only without back-references. */
     const seen = new Set<number>()
     for (let thread = left.pop(); thread !== undefined; thread = left.pop()) {
       while (thread.node.op !== 'end') {
@@ -210,7 +202,6 @@ class Run {
     return true
   }
 
-  /** Goes past one node, if the text allows it. */
   #step(thread: Thread): boolean {
     const { at, slots } = thread
     const node = thread.node as Exclude<Node, { op: 'end' | 'split' }>

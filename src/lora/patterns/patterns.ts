@@ -1,5 +1,4 @@
-// How PEFT chooses modules and their ranks by name: lists of suffixes, and Python regular expressions. Rules:
-// huggingface/peft, tuners_utils.check_target_module_exists and other.get_pattern_key.
+// PEFT's rules for modules and ranks by name: tuners_utils.check_target_module_exists and other.get_pattern_key.
 
 import { ConfigError } from '../../base/errors.js'
 import { type Expression, ExpressionError, parseExpression } from '../../base/expressions/parse.js'
@@ -11,27 +10,17 @@ const MAX_PATTERN_LENGTH = 65536
 const TAIL_PREFIX = parseExpression('(?:.*\\.)?')
 const LAYERS_PREFIX = parseExpression('(?:^|.*?\\.)')
 
-/** A pattern as a test of names. */
 interface Pattern {
-  /** @throws ConfigError when it takes too long */
   test(name: string): boolean
 }
 
-/**
- * Python's `re.fullmatch(pattern, text)`.
- *
- * @param where names the option in errors.
- * @throws ConfigError when Python could not compile it, or it has something that is not supported.
- */
+/** Python's `re.fullmatch(pattern, text)`. `where` names the option in errors. */
 export function fullMatch(pattern: string, where: string, total?: StepCount): Pattern {
   const matcher = compile(pattern, where, undefined, total)
   return { test: (name) => attemptMatch(() => matcher.test(name), pattern, where) }
 }
 
-/**
- * Most keys are names, often one for each layer: compiling and running them as expressions takes some hundred times as
- * long.
- */
+/** Most keys are names, often one for each layer: expressions take some hundred times as long. */
 const PLAIN_KEY = /^\^?(?:[\w.-]|\\[.-]){1,1000}$/
 const PRINTABLE = /^[ -~]*$/
 
@@ -47,14 +36,13 @@ function tailMatch(key: string, where: string, total: StepCount): Pattern {
   }
 }
 
-/** A key that is a name. */
 interface PlainKey {
   /** U+0000 stands for any character. */
   readonly text: string
   readonly isWhole: boolean
 }
 
-/** Reads a key such as `^model\.layers.0`: a dot stands for any character, and a dot behind a backslash for itself. */
+/** A key such as `^model\.layers.0`: a dot stands for any character, and a dot behind a backslash for itself. */
 function plainKey(key: string): PlainKey {
   const isWhole = key.startsWith('^')
   const text = key.slice(isWhole ? 1 : 0).replaceAll(/\\?[.-]/g, (one) => (one === '.' ? '\0' : one.slice(-1)))
@@ -95,21 +83,17 @@ function attemptMatch<T>(work: () => T, pattern: string, where: string): T {
   }
 }
 
-/** rankPattern and alphaPattern, compiled: the value of the first key that matches, in the keys' order. */
+/** The value of the first key that matches, in the keys' order. */
 export class PatternTable {
   readonly #rows: readonly (readonly [Pattern, number])[]
-  /** Results by name: loading asks several times for each, and a name must not be paid for twice. */
+  /** Loading asks several times for each name, and a name must not be paid for twice. */
   readonly #known = new Map<string, number | undefined>()
 
-  /**
-   * @param total of matchers that may take so many steps together
-   * @throws ConfigError when a key does not compile
-   */
   constructor(pattern: Readonly<Record<string, number>>, where: string, total: StepCount = { steps: 0 }) {
     this.#rows = Object.entries(pattern).map(([key, value]) => [tailMatch(key, `${where} ${key}`, total), value])
   }
 
-  /** Undefined where no key matches. Throws ConfigError when matching takes too long. */
+  /** Throws ConfigError when matching takes too long. */
   find(moduleName: string): number | undefined {
     if (this.#known.has(moduleName)) return this.#known.get(moduleName)
     const value = this.#rows.find(([expression]) => expression.test(moduleName))?.[1]
@@ -118,7 +102,6 @@ export class PatternTable {
   }
 }
 
-/** Which modules a config adapts. */
 export interface TargetRules {
   readonly targetModules: readonly string[] | string
   readonly excludeModules?: readonly string[] | string | undefined
@@ -126,22 +109,19 @@ export interface TargetRules {
   readonly layersPattern?: readonly string[] | string | undefined
 }
 
-/**
- * True if an entry of modules_to_save means this module, or one around it. An entry is an end of a name, with or
- * without a dot before it.
- */
+/** An entry of modules_to_save is an end of a name, with or without a dot before it. */
 export function isInsideModule(module: string, entry: string): boolean {
   return module.endsWith(entry) || module.includes(`${entry}.`)
 }
 
-/** `all-linear` in any case. It says nothing about a name alone: what is linear, the model has to tell. */
+/** In any case. It says nothing about a name alone: what is linear, the model has to tell. */
 export function isAllLinear(targetModules: readonly string[] | string): boolean {
   return typeof targetModules === 'string' && targetModules.toLowerCase() === 'all-linear'
 }
 
 const counts = new WeakMap<object, StepCount>()
 
-/** The steps that all expressions of one config have taken together: every matcher of the config counts here. */
+/** Every matcher of the config counts here. */
 export function stepsOf(config: object): StepCount {
   const count = counts.get(config) ?? { steps: 0 }
   counts.set(config, count)
@@ -151,10 +131,8 @@ export function stepsOf(config: object): StepCount {
 const matchers = new WeakMap<TargetRules, (moduleName: string) => boolean>()
 
 /**
- * A test of module names against a config's rules; with `all-linear` every name passes that is not excluded. The same
- * one for the same config, so that no name is paid for twice.
- *
- * @throws ConfigError when an expression does not compile; the test throws it when matching takes too long
+ * With `all-linear` every name passes that is not excluded. The same test for the same config, so that no name is paid
+ * for twice.
  */
 export function targetMatcher(rules: TargetRules): (moduleName: string) => boolean {
   const result = matchers.get(rules) ?? remembered(makeTargetMatcher(rules, stepsOf(rules)))
@@ -195,7 +173,6 @@ function nameMatcher(
   return (name) => endsOf(name).some((end) => entries.has(end))
 }
 
-/** A name, and what comes after each of its dots. */
 export function endsOf(name: string): string[] {
   const ends = [name]
   for (let at = name.indexOf('.'); at >= 0; at = name.indexOf('.', at + 1)) ends.push(name.slice(at + 1))
@@ -213,11 +190,7 @@ function layerMatcher(rules: TargetRules, total: StepCount): (moduleName: string
   }
 }
 
-/**
- * The index of a module's layer in its stack, as layersToTransform counts; undefined where it is in none.
- *
- * @throws ConfigError when an expression does not compile; the function throws it when matching takes too long
- */
+/** As layersToTransform counts; undefined where a module is in no stack. */
 export function layerIndex(
   { layersPattern = [] }: TargetRules,
   total: StepCount,

@@ -1,6 +1,5 @@
-// The inner loop of a merge in Node: takes chunk after chunk from a counter that all threads share, reads straight into
-// the kernel's memory, computes, and writes from there. Measured: copying files first and patching them is slower than
-// this.
+// The inner loop of a merge in Node: reads straight into the kernel's memory, computes, and writes from there.
+// Measured: copying files first and patching them is slower.
 
 import { fstatSync, ftruncateSync, openSync, readSync, writeSync } from 'node:fs'
 import { FileError } from '../../base/errors.js'
@@ -9,21 +8,18 @@ import { Chunks, computedWeights, type OutputFile, type Segment, type WeightPlan
 import { ChangeSums } from '../report.js'
 import { ChunkMerger, type ChunkSource } from '../weight.js'
 
-/** A file by its descriptor, which threads share, or bytes that they share. */
 export type Readable =
   | { readonly name: string; readonly fd: number }
   | { readonly name: string; readonly bytes: Uint8Array }
 
-/** The part of a file that threads make. */
 export type Segmented = Pick<OutputFile, 'segments'>
 
-/** Work of all threads: plain data and shared memory. */
+/** Plain data and shared memory, so that it can be sent to threads. */
 export interface ChunkJob {
   readonly files: readonly Segmented[]
   readonly outputs: readonly { readonly name: string; readonly fd: number }[]
   readonly sources: readonly Readable[]
   readonly threads: number
-  /** Without fused multiply-adds. */
   readonly isReproducible: boolean
   readonly shared: SharedState
 }
@@ -31,9 +27,7 @@ export interface ChunkJob {
 export interface SharedState {
   /** [next chunk, 1 when all should stop] */
   readonly control: Int32Array
-  /** How many chunks of each file are written. */
   readonly done: Int32Array
-  /** Bytes written, by thread. */
   readonly written: Float64Array
   /** Σ w² and Σ δ², by thread and computed weight. */
   readonly squares: Float64Array
@@ -56,7 +50,7 @@ export function stopAll({ control }: SharedState): void {
   Atomics.store(control, STOP, 1)
 }
 
-/** Tells for each file whether all of its chunks are written. Files of literal bytes alone have none. */
+/** Files of literal bytes alone have no chunks, and are finished. */
 export function areFinished({ files, shared: { done } }: ChunkJob): boolean[] {
   return files.map(({ segments }, i) => {
     return Atomics.load(done, i) === segments.reduce((sum, segment) => sum + new Chunks(segment).count, 0)
@@ -75,7 +69,6 @@ export class ChunkLoop {
   readonly #thread: number
   readonly #merger: ChunkMerger
   readonly #places: readonly Place[]
-  /** Numbers of the computed weights. */
   readonly #weights: ReadonlyMap<WeightPlan, number>
   readonly #total: number
   #at = 0
@@ -127,7 +120,6 @@ export class ChunkLoop {
   }
 }
 
-/** The changes of all computed weights, over all threads. */
 export function changesOf({ files, shared: { squares }, threads }: ChunkJob): ChangeSums {
   const sums = new ChangeSums()
   const weights = computedWeights(files)
@@ -140,7 +132,6 @@ export function changesOf({ files, shared: { squares }, threads }: ChunkJob): Ch
   return sums
 }
 
-/** A file or shared bytes, as a source that answers at once. */
 function sourceOf(readable: Readable): ChunkSource {
   if ('bytes' in readable) return { read: (offset, byteLength) => readable.bytes.subarray(offset, offset + byteLength) }
   const { name, fd } = readable
@@ -173,7 +164,6 @@ export function writeFully({ name, fd }: { name: string; fd: number }, bytes: Ui
   }
 }
 
-/** @throws FileError */
 export function openForReading(file: string): number {
   try {
     return openSync(file, 'r')

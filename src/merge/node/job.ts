@@ -1,5 +1,5 @@
-// A merge into a path: planned, made in a hidden folder beside it by several threads, and renamed when it is whole. A
-// job may also make a share of the files alone. The files that a killed job has finished are not made again.
+// A merge into a path: made in a hidden folder beside it by several threads, and renamed when it is whole. The files
+// that a killed job has finished are not made again.
 
 import { createHash, type Hash } from 'node:crypto'
 import { closeSync, mkdirSync, openSync, fsync as syncFile } from 'node:fs'
@@ -10,7 +10,7 @@ import { crc32 } from 'node:zlib'
 import { type ByteSource, readAll, readJson, writeFile } from '../../base/bytes.js'
 import { ConfigError, FileError, NumericError } from '../../base/errors.js'
 import { fileError } from '../../io/node/errors.js'
-import { locate, NodeDirectory } from '../../io/node/files.js'
+import { localPath, locate, NodeDirectory } from '../../io/node/files.js'
 import { isMountPoint, realOutput, WholeOutput } from '../../io/node/whole-output.js'
 import { tryLink } from '../carry-out.js'
 import { findCompanions, RECORD_FILE } from '../companions.js'
@@ -33,38 +33,35 @@ import {
 import { checkSpace, filesIn, type OutputPlace, refuseEnding, refuseForeignLinks, refuseOutput } from './place.js'
 import { Crew, threadsOf } from './threads.js'
 
-/** Opens a merge into a path. Throws FileError also for what the file system says of any of the files. */
 export async function openPathJob(request: MergeRequest, runs: boolean): Promise<MergeJob> {
+  const out = localPath(String(request.out), 'out')
   const asFileErrors = async <T>(work: () => Promise<T>): Promise<T> => {
     try {
       return await work()
     } catch (error) {
-      const { syscall, path: file = String(request.out) } = error as NodeJS.ErrnoException
+      const { syscall, path: file = out } = error as NodeJS.ErrnoException
       throw syscall === undefined ? error : fileError(file, 'cannot be used', error)
     }
   }
-  const job = await asFileErrors(() => PathJob.open({ ...request, out: String(request.out) }, runs))
+  const job = await asFileErrors(() => PathJob.open({ ...request, out }, runs))
   return {
     format: job.format,
     plan: () => asFileErrors(() => job.plan()),
     run: () => asFileErrors(() => job.run()),
-    result: () => locate(path.resolve(String(request.out))),
+    result: () => locate(path.resolve(out)),
     close: () => job.close(),
   }
 }
 
 type PathRequest = MergeRequest & { readonly out: string }
 
-/** A merge into a path, from its plan to its result. `close` ends it. */
 class PathJob {
   readonly #request: PathRequest
   readonly #place: OutputPlace
   readonly #opened: OpenMerge
   readonly #inputs: readonly string[]
   readonly #crew: Crew | undefined
-  /** The files that are this job's. */
   readonly #own: readonly OutputFile[]
-  /** Facts about the files that this job has made. */
   #changes = new ChangeSums()
   readonly #warnings: string[] = []
 
@@ -86,11 +83,7 @@ class PathJob {
     ].filter((input) => input !== undefined)
   }
 
-  /**
-   * Opens what is read and plans the merge; nothing is written.
-   *
-   * @param runs the merge is to follow: its threads start meanwhile
-   */
+  /** `runs`: the merge is to follow, and its threads start meanwhile. */
   static async open(request: PathRequest, runs: boolean): Promise<PathJob> {
     const { base, out, threads, share } = request
     const chosen = await chooseFormat(base, out, request)
@@ -128,7 +121,6 @@ class PathJob {
     return this.#opened.format
   }
 
-  /** Tells what {@link run} would do. */
   async plan(): Promise<MergePlanReport> {
     await this.#refusePlaces()
     const { files, others } = this.#opened
@@ -182,19 +174,18 @@ class PathJob {
     await this.#opened.close()
   }
 
-  /** True if files are on the disk when they have their names: others rely on those of a share. */
+  /** Others rely on the files of a share. */
   get #isDurable(): boolean {
     const { fsync = true, share } = this.#request
     return fsync || share !== undefined
   }
 
-  /** Undefined for a result of which nothing is kept: files, and what may be lost when the machine stops. */
+  /** Undefined where nothing is kept: for single files, and for what may be lost when the machine stops. */
   async #planDigest(): Promise<string | undefined> {
     if (this.#place.isFile || !this.#isDurable) return undefined
     return digestOfPlan(this.#opened, this.#request.sign ?? 1)
   }
 
-  /** True if the output is there, and was made by this plan. */
   async #isPublished(plan: string | undefined): Promise<boolean> {
     const directory = new NodeDirectory(this.#place.out)
     if (plan === undefined || !(await directory.has(RECORD_FILE))) return false
@@ -202,25 +193,18 @@ class PathJob {
     return record?.plan === plan
   }
 
-  /** Throws FileError when the output is what is being read, or must not be replaced. */
   async #refusePlaces(): Promise<void> {
     const { format, tensors } = this.#opened
     const { overwrite = false } = this.#request
     await refuseOutput(this.#place, this.#inputs, overwrite, format === 'onnx' ? undefined : tensors)
   }
 
-  /**
-   * Writes the missing files.
-   *
-   * @throws FileError when one cannot be written, or somebody writes to the base or an adapter meanwhile; NumericError
-   *   naming what is not finite
-   */
+  /** Throws FileError when somebody writes to the base or an adapter meanwhile. */
   async #writeFiles(output: WholeOutput, missing: readonly OutputFile[]): Promise<void> {
     const [opened, crew] = [this.#opened, this.#crew]
     if (crew === undefined || missing.length === 0) return
     const { signal, onProgress } = this.#request
     const closers: (() => void)[] = []
-    /** Descriptors of the files that are not finished. */
     const open = new Map<number, number>()
     try {
       const sources = openSources(opened.sources, closers)
@@ -322,7 +306,6 @@ class PathJob {
     return bytes
   }
 
-  /** The report on this job's part, without what it has written. */
   async #report(): Promise<MergeReport> {
     const { out, share } = this.#request
     const own = new Set(computedWeights(this.#own).flatMap(({ reports }) => reports))
@@ -348,11 +331,7 @@ async function unfinishedFiles(
   return result
 }
 
-/**
- * The sources as threads read them: those without a file get shared memory, which is to be filled.
- *
- * @param closers gets what closes the files that are opened, also of those before an error
- */
+/** The sources as threads read them: those without a file get shared memory, which is to be filled. */
 function openSources(sources: readonly ByteSource[], closers: (() => void)[]): Readable[] {
   return sources.map(({ name, realPath, byteLength }): Readable => {
     if (realPath === undefined) return { name, bytes: new Uint8Array(new SharedArrayBuffer(byteLength)) }
@@ -371,7 +350,6 @@ function createFile(name: string): { name: string; fd: number } {
   }
 }
 
-/** Waits until a file is on the disk. */
 async function sync({ name, fd }: { name: string; fd: number }): Promise<void> {
   try {
     await promisify(syncFile)(fd)
@@ -380,7 +358,6 @@ async function sync({ name, fd }: { name: string; fd: number }): Promise<void> {
   }
 }
 
-/** The path of a folder that has one. */
 function folderOf(directory: unknown): string[] {
   return directory instanceof NodeDirectory ? [directory.name] : []
 }
@@ -415,7 +392,6 @@ function severalFilesError(out: string, files: number): ConfigError {
   })
 }
 
-/** The error, with what can be done about a full disk or is left to go on with. */
 function withHint(error: unknown, isLeft: boolean): unknown {
   if (!(error instanceof FileError)) return error
   const { where, what, expected, got, hint, cause } = error
@@ -433,16 +409,12 @@ function withHint(error: unknown, isLeft: boolean): unknown {
 
 const SAMPLES = 256
 const SAMPLE_BYTES = 64 << 10
-/** Files of a base up to this size are read whole, larger ones in samples. */
 const WHOLE_BYTES = SAMPLES * SAMPLE_BYTES
 const READ_BYTES = 4 << 20
 
 /**
- * Digest of a plan: processes that have the same one make the same files. It covers the effects of the options, all
- * bytes of the adapters, and for each file of the base its header, its size and, above 16 MiB, 256 pieces of 64 KiB
- * from its first byte to its last. Where files lie and when they were written does not count.
- *
- * @param sign −1 to unmerge
+ * Processes with the same digest make the same files: it covers options, adapters, and the base's headers, sizes and
+ * sampled bytes. Places and times do not count.
  */
 async function digestOfPlan(
   { files, others, sources, baseFiles, isReproducible }: OpenMerge,
@@ -471,7 +443,7 @@ function withoutPlace(_key: string, value: unknown): unknown {
   return isFactor ? { ...value, name: '' } : value
 }
 
-/** Adds the CRC-32s of a range: several times as fast as hashing its bytes, and sure to tell any change by accident. */
+/** CRC-32s of a range: several times as fast as hashing its bytes, and sure to tell any change by accident. */
 async function addRange(hash: Hash, source: ByteSource, start: number, end: number): Promise<void> {
   hash.update(`${source.byteLength} `)
   for (let at = start; at < end; at += READ_BYTES) {

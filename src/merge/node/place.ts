@@ -1,7 +1,5 @@
-// Checks the places of a merge: of its output, before anything is written and again before the output gets its name,
-// and of links in the base's folder.
+// Checks of a merge's places: its output, before writing and again before renaming, and links in the base's folder.
 
-import { statfsSync } from 'node:fs'
 import { readdir, realpath, stat } from 'node:fs/promises'
 import path from 'node:path'
 import { readJson } from '../../base/bytes.js'
@@ -10,18 +8,16 @@ import { formatShape } from '../../base/tensor.js'
 import { openCheckpoint } from '../../formats/checkpoint.js'
 import { fileError } from '../../io/node/errors.js'
 import { locate, NodeDirectory } from '../../io/node/files.js'
+import { freeBytes } from '../../io/node/folders.js'
 import { isCompanion, isCompanionFolder, RECORD_FILE } from '../companions.js'
 import type { MergeFormat } from '../report.js'
 
-/** Place of a merge's result. */
 export interface OutputPlace {
   /** The path without links. */
   readonly out: string
-  /** The output is one safetensors file, not a folder. */
   readonly isFile: boolean
 }
 
-/** @throws FileError for a name whose ending is another format's than the result's */
 export function refuseEnding(out: string, format: MergeFormat): void {
   const [, ending] = /\.(safetensors|onnx|gguf|bin|pt|pth|ckpt)$/i.exec(out) ?? []
   if (ending === undefined || ending === format) return
@@ -32,19 +28,8 @@ export function refuseEnding(out: string, format: MergeFormat): void {
   })
 }
 
-/** @throws FileError when the file system of `folder`, which need not exist, has less room than `bytes` */
 export function checkSpace(folder: string, bytes: number): void {
-  let free = Number.POSITIVE_INFINITY
-  for (let existing = folder; ; existing = path.dirname(existing)) {
-    try {
-      const { bavail, bsize, blocks } = statfsSync(existing)
-      // Some file systems of networks do not know.
-      if (blocks > 0) free = bavail * bsize
-      break
-    } catch (error) {
-      if (path.dirname(existing) === existing) throw fileError(folder, 'cannot be written', error)
-    }
-  }
+  const free = freeBytes(folder)
   if (bytes <= free) return
   throw new FileError({
     where: folder,
@@ -56,11 +41,8 @@ export function checkSpace(folder: string, bytes: number): void {
 }
 
 /**
- * Refuses to write where the inputs are, or over something that is not a merge's output.
- *
- * @param inputs files and folders that are read
- * @param tensors of the new output, by which a file that a merge wrote is known; undefined for an .onnx file, which
- *   never tells
+ * Refuses to write where the inputs are, or over something that is not a merge's output. `tensors` of the new output
+ * tell whether a merge wrote a single file; an .onnx file never tells.
  */
 export async function refuseOutput(
   place: OutputPlace,
@@ -106,8 +88,8 @@ export async function refuseOutput(
 }
 
 /**
- * Files that no merge wrote. The record of a merge names the files of its folder. A single file is taken for a merge's
- * if it has the names and shapes of the new one.
+ * Files that the record of a merge does not name. A single file is a merge's if it has the names and shapes of the new
+ * one.
  */
 async function foreignFiles(
   { out, isFile }: OutputPlace,
@@ -121,7 +103,6 @@ async function foreignFiles(
   return (await filesIn(out)).filter((name) => !own.has(name))
 }
 
-/** All files of a folder and of those inside, with `/` between the parts of their names. */
 export async function filesIn(folder: string): Promise<string[]> {
   const entries = await readdir(folder, { recursive: true, withFileTypes: true })
   const files = entries.filter((entry) => !entry.isDirectory())
@@ -146,12 +127,8 @@ async function looksMerged(out: string, tensors: ReadonlyMap<string, readonly nu
 }
 
 /**
- * Refuses links in a base's folder that lead out of it: what they lead to is copied into what people upload. In the
- * Hub's cache all files are links to blobs beside the folder; those are the repository's own.
- *
- * @param folder of the base
- * @param copied names of the files that go along
- * @throws FileError for a link among them that leads nowhere or out of the folder
+ * Refuses links in a base's folder that lead out of it: people upload the copies. In the Hub's cache all files are
+ * links to blobs beside the folder.
  */
 export async function refuseForeignLinks(folder: string, copied: readonly string[]): Promise<void> {
   const real = await realpath(folder)
@@ -165,7 +142,6 @@ export async function refuseForeignLinks(folder: string, copied: readonly string
   }
 }
 
-/** Links that would go along if they led to files. */
 async function linksIn(real: string): Promise<string[]> {
   try {
     const entries = await readdir(real, { withFileTypes: true })
@@ -176,7 +152,6 @@ async function linksIn(real: string): Promise<string[]> {
   }
 }
 
-/** The folder that a snapshot of the Hub's cache links to; undefined for other folders. */
 function blobsOf(real: string): string | undefined {
   const parts = real.split(path.sep)
   const at = parts.lastIndexOf('snapshots')

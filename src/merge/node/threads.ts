@@ -1,5 +1,4 @@
-// Runs the chunks of a merge in this thread and in worker threads beside it. The workers start while the merge is
-// planned: one of seconds must not wait for them.
+// Runs the chunks of a merge in this thread and in worker threads. The workers start while the merge is planned.
 
 import { availableParallelism } from 'node:os'
 import { Worker } from 'node:worker_threads'
@@ -18,21 +17,19 @@ export interface RunOptions {
 
 const MAX_THREADS = 4
 const PROGRESS_INTERVAL_MS = 100
-/** This thread's event loop gets a turn after so long, for progress, signals and what workers say. */
+/** This thread's event loop gets a turn after so long. */
 const TURN_MS = 20
 /** Why a worker does not start where files, memory or threads are short. */
 const SCARCE = ['EMFILE', 'ENFILE', 'EAGAIN', 'ENOMEM', 'ERR_WORKER_INIT_FAILED']
-/** A worker holds its chunk outside the JavaScript heap and little inside. */
 const RESOURCE_LIMITS = { maxYoungGenerationSizeMb: 8, maxOldGenerationSizeMb: 512 }
 
-/** How many threads a merge has. Deno's do not share the descriptors of files: there it is one. */
+/** Deno's threads do not share the descriptors of files: there it is one. */
 export function threadsOf(wish: number | undefined): number {
   return 'Deno' in globalThis ? 1 : (wish ?? Math.min(availableParallelism(), MAX_THREADS))
 }
 
 /** The threads of one merge. Waiting for a job they keep no process alive. */
 export class Crew {
-  /** The calling one among them. */
   readonly threads: number
   readonly #workers: readonly Worker[]
   readonly #exits: readonly Promise<void>[]
@@ -52,10 +49,7 @@ export class Crew {
     this.#exits = this.#workers.map((worker) => this.#follow(worker))
   }
 
-  /**
-   * Works on all chunks, once. Resolves when all files are written and their `onFile` calls are done; rejects with the
-   * first error after all threads have stopped.
-   */
+  /** Works on all chunks, once. Rejects with the first error after all threads have stopped. */
   async run(job: ChunkJob, { signal, onProgress, onFile }: RunOptions): Promise<void> {
     signal?.throwIfAborted()
     if (this.#failure !== undefined) throw this.#failure
@@ -90,7 +84,6 @@ export class Crew {
     }
   }
 
-  /** Ends threads that got no job. */
   dispose(): void {
     for (const worker of this.#workers) void worker.terminate()
   }
@@ -105,7 +98,6 @@ export class Crew {
     }
   }
 
-  /** Resolves when the worker has ended. */
   #follow(worker: Worker): Promise<void> {
     return new Promise((resolve) => {
       let isReady = false

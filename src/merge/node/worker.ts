@@ -4,7 +4,6 @@ import { parentPort } from 'node:worker_threads'
 import { serializeError } from '../../base/errors.js'
 import { type ChunkJob, ChunkLoop, stopAll } from './chunks.js'
 
-/** Message to a worker. */
 export interface WorkerTask {
   job: ChunkJob
   thread: number

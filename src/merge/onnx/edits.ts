@@ -1,5 +1,5 @@
-// The changes of adapters in an ONNX graph, place by place. A place is one input of one node: what becomes of the
-// initializers behind it, which may be shared, is the plan's to decide.
+// The changes of adapters in an ONNX graph, place by place. A place is one input of one node; the initializers behind
+// it may be shared.
 
 import { type ByteSource, checkRange, MemorySource } from '../../base/bytes.js'
 import { decodeWeights, type WeightDtype } from '../../base/dtype.js'
@@ -41,13 +41,10 @@ import { refuseCombination } from '../plan/plan.js'
 import { requireWeightOne } from '../weighted.js'
 import type { QuantizedPart, QuantizedPolicy } from './quantized.js'
 
-/** The changes of the tensor that comes in at a place. */
 export interface Edit extends Place {
-  /** The tensor's name as the adapter has it, for messages and for a copy of its own. */
   readonly name: string
-  /** The value that holds it: an initializer, or a Constant node's output. */
+  /** An initializer, or a Constant node's output. */
   readonly weight: string
-  /** The stored tensor, without a change. */
   readonly base: OutputTensor
   readonly layers: LayerFactors[]
   placed: Placed | undefined
@@ -55,22 +52,15 @@ export interface Edit extends Place {
   readonly keys: string[]
 }
 
-/** How edits are collected. */
 interface CollectOptions {
   readonly policy?: QuantizedPolicy | undefined
-  /** Tells whole tensors that need no place, because they are a new head's. Default: none. */
+  /** Tells whole tensors that need no place, because they are a new head's. */
   readonly isElsewhere?: (share: GraphShare, tensor: string) => boolean
 }
 
 /**
- * Finds the places of parts of adapters. Reads weights only to tell whether embeddings are tied, for adapters that
- * replace some of their values.
- *
- * Problems are a MismatchError when a part does not fit; UnsupportedError naming what cannot be found in the graph for
- * certain, is there in a form that cannot be changed, or cannot be combined.
- *
- * @param opened the adapters, and the sources of the plan
- * @param fit gets the parts, their places and all problems
+ * Finds the places of parts of adapters. Reads weights only to tell whether embeddings are tied. `fit` gets all
+ * problems.
  */
 export async function collectEdits(
   places: ModelPlaces,
@@ -107,9 +97,7 @@ class Edits {
   readonly #policy: QuantizedPolicy | undefined
   readonly #byPlace = new Map<Place['node'], Map<number, Edit>>()
   readonly #stored = new Map<string, OutputTensor>()
-  /** Layers whose weights are integers. */
   readonly quantized: QuantizedPart[] = []
-  /** Tensors of the part that is being added, and of its layers. */
   #touched: Pick<PlacedPart, 'info' | 'layer' | 'source'>[] = []
 
   constructor(places: ModelPlaces, opened: OpenAdapters, policy: QuantizedPolicy | undefined) {
@@ -122,7 +110,6 @@ class Edits {
     return [...this.#byPlace.values()].flatMap((edits) => [...edits.values()])
   }
 
-  /** Adds a part, and tells its place. */
   async note(fit: Fit, part: OpenPart, work: () => void | Promise<void>, before?: LowrankError): Promise<void> {
     this.#touched = []
     let problem = before
@@ -139,7 +126,6 @@ class Edits {
     fit.parts.push(problem === undefined ? { name, ...(first ?? { info: own }) } : { name, info: undefined, problem })
   }
 
-  /** Linear layers, and their biases of B. */
   async addLinears(share: GraphShare, fit: Fit): Promise<void> {
     const { graph, linears } = this.#places
     const own = share.parts.flatMap((part) => {
@@ -235,7 +221,6 @@ class Edits {
     this.#at(place, `${name}.bias`).add(bias, place.start, `${index}:${name}.bias`)
   }
 
-  /** A whole tensor: a linear layer's weight or bias, an embedding, or what a norm reads. */
   async addReplacement({ index, adapter }: GraphShare, part: ReplacementView<AdapterTensor>): Promise<void> {
     const { name } = part
     const key = `${index}=${name}`
@@ -300,7 +285,6 @@ class Edits {
     })!
   }
 
-  /** The values plus a number, in f32 where that is another one than 0. */
   #shifted(values: BaseReplacement, offset: number): BaseReplacement {
     if (offset === 0) return values
     const { info, source } = values
@@ -334,7 +318,6 @@ class Edits {
     return new EditBuilder(edit, this.#opened.sources, touch)
   }
 
-  /** A tensor of the graph. Throws UnsupportedError when it has another type than f32, f16 and bf16. */
   #storedTensor(weight: string, node: string): OutputTensor {
     const { model, graph } = this.#places
     const { sources } = this.#opened
@@ -360,7 +343,6 @@ class Edits {
   }
 }
 
-/** Adds the parts of adapters to an edit. */
 export class EditBuilder {
   constructor(
     readonly edit: Edit,
@@ -368,7 +350,6 @@ export class EditBuilder {
     readonly touch: (layer?: LayerFactors) => void,
   ) {}
 
-  /** @param start the first of the tensor's outputs that is the layer's */
   add(layer: LayerFactors, start: number, key: string): void {
     const { shape } = this.edit.base.base
     const isBias = layer.tensor === 'bias'
@@ -381,7 +362,6 @@ export class EditBuilder {
     this.touch(own)
   }
 
-  /** Puts values in the place of all. They may be (columns, rows). */
   replace({ info, source }: BaseReplacement, isTransposed: boolean, key: string): void {
     const { name, shape: stored } = this.edit.base.base
     const { dtype, offset, byteLength } = info
@@ -398,7 +378,6 @@ export class EditBuilder {
     }
   }
 
-  /** Puts rows in the place of so many rows, or of columns. */
   replaceRows({ info, source, rows = [] }: BaseReplacement, isInColumns: boolean, key: string): void {
     const { name, offset, dtype } = info
     const factor = { name, source, offset, dtype: dtype as WeightDtype, rows: rows.length, columns: info.shape[1] }
@@ -413,7 +392,6 @@ export class EditBuilder {
   }
 }
 
-/** Bytes that are made when they are first read. */
 class MadeSource implements ByteSource {
   #made: Promise<Uint8Array> | undefined
 
@@ -444,7 +422,6 @@ function transposed(bytes: Uint8Array, [rows, columns]: readonly number[], size:
   return result
 }
 
-/** Throws UnsupportedError for a weight whose values cannot be changed. */
 function refuseUnmergeable({ node, form }: Linear): void {
   const hasAlpha = node.opType === 'Gemm' && floatAttribute(node, 'alpha', 1) !== 1
   if (!form.isQuantized && !hasAlpha) return

@@ -1,10 +1,9 @@
-// The head that an adapter brings, in an ONNX graph: the graph's own head gets new values, or else the adapter's layers
-// are appended, so that the result gives logits as an export for the task does.
+// The head that an adapter brings, in an ONNX graph: the graph's own head gets new values, or layers are appended.
 
-import { create } from '@bufbuild/protobuf'
 import { encodeFloats } from '../../base/dtype.js'
 import { UnsupportedError } from '../../base/errors.js'
 import { TensorProto_DataType as DataType, TensorProtoSchema } from '../../formats/onnx/gen/onnx_pb.js'
+import { create } from '../../formats/onnx/protobuf.js'
 import { valueInfo } from '../../graph/inject/inject.js'
 import { readWholeTexts } from '../../graph/inputs/without-cache.js'
 import type { Linear } from '../../graph/match/linears.js'
@@ -20,7 +19,6 @@ import { loadTables } from '../plan/names/tables.js'
 
 const LOGITS = 'logits'
 
-/** The head of one of the adapters of a merge. */
 export interface MergedHead {
   readonly adapter: OpenAdapter
   readonly placed: PlacedHead
@@ -28,13 +26,7 @@ export interface MergedHead {
   readonly isReplaced: boolean
 }
 
-/**
- * Finds the place of the one head of the adapters.
- *
- * @param config config.json of the model
- * @returns undefined where they bring none that is known
- * @throws MismatchError when it does not fit; UnsupportedError when two bring one
- */
+/** Finds the place of the one head of the adapters; undefined where they bring none that is known. */
 export async function findMergedHead(
   graph: Graph,
   linears: readonly Linear[],
@@ -66,12 +58,7 @@ export async function findMergedHead(
   })
 }
 
-/**
- * Appends the head, and makes its logits the graph's only output. What led to the other outputs alone goes; a decoder
- * takes no cache then.
- *
- * @returns names of the new initializers
- */
+/** Appends the head, and makes its logits the only output; a decoder takes no cache then. Returns new initializers. */
 export async function writeHead(
   graph: Graph,
   linears: readonly Linear[],
@@ -107,7 +94,6 @@ export async function writeHead(
   return added
 }
 
-/** The head, as config.json describes it. Throws MismatchError for labels that are not as many as logits. */
 export async function headEdit(
   config: Readonly<Record<string, unknown>>,
   { adapter, placed: { count, architecture } }: MergedHead,

@@ -1,6 +1,4 @@
-// Opens the graphs of a model, a decoder alone or encoder and decoder, and plans a merge into them: a new model whose
-// weights hold W + Σ w·s·B·A, of the same types, which runs anywhere without LoRA inputs. An adapter spreads over the
-// graphs.
+// Plans a merge into the graphs of a model, a decoder alone or encoder and decoder, which an adapter spreads over.
 
 import { MismatchError, UnsupportedError } from '../../base/errors.js'
 import { type OnnxFile, planOnnx } from '../../formats/onnx/layout.js'
@@ -23,16 +21,11 @@ import { collectEdits } from './edits.js'
 import { findMergedHead } from './head.js'
 import { type OnnxMergePlan, planOnnxMerge } from './plan.js'
 
-/** A graph of a merge, by its place in the base's folder. */
 interface BaseGraph {
   readonly model: OnnxModel
   readonly path: string
 }
 
-/**
- * Plans the part of a merge that is an .onnx. Throws MismatchError naming all graphs when a layer has no module in any
- * of them.
- */
 export async function openOnnxPart(input: PartInput, models?: readonly OnnxModel[]): Promise<PlanPart> {
   const { base, chosen, sign, sources, outFile, modules, quantized, externalData = 'copy', weightsOnly = false } = input
   const graphs: BaseGraph[] = []
@@ -120,7 +113,6 @@ export async function openOnnxPart(input: PartInput, models?: readonly OnnxModel
   }
 }
 
-/** The names of the layers that a plan changes. */
 function namesOf({ reports, branches, quantized }: OnnxMergePlan): string[] {
   return [...reports, ...branches.map(({ name }) => name), ...quantized]
 }
@@ -183,7 +175,6 @@ function sortParts({ parts }: Fit, { adapters }: OpenAdapters): void {
   parts.splice(0, parts.length, ...found.filter((part) => part !== undefined))
 }
 
-/** The share of each graph in the adapters. */
 async function spreadAll(
   bases: readonly BaseGraph[],
   opened: OpenAdapters,

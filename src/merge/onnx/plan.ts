@@ -1,11 +1,10 @@
-// Plans a merge into an ONNX graph: which initializers change, and which places need one of their own because the
-// exporter let them share it.
+// Plans a merge into an ONNX graph: which initializers change, and which places need one of their own.
 
-import { create } from '@bufbuild/protobuf'
 import { UnsupportedError } from '../../base/errors.js'
 import { type ModelProto, type NodeProto, type TensorProto, TensorProtoSchema } from '../../formats/onnx/gen/onnx_pb.js'
 import { copyMessage } from '../../formats/onnx/messages.js'
 import type { OnnxModel } from '../../formats/onnx/model.js'
+import { create } from '../../formats/onnx/protobuf.js'
 import { hasCacheBranches, takeBranchWithoutCache } from '../../graph/inputs/cache.js'
 import { findEmbeddings } from '../../graph/match/forms/lookup.js'
 import { findLinears, type ModuleMap } from '../../graph/match/linears.js'
@@ -30,13 +29,9 @@ import { planRequantization } from './requantize.js'
 import { resizeVocabulary } from './resized.js'
 
 export interface OnnxMergePlan {
-  /** The graph of the result. */
   readonly proto: ModelProto
-  /** Weights that change, by the name of the initializer in `proto`. */
   readonly targets: ReadonlyMap<string, OutputTensor>
-  /** Names of initializers that the base does not have: a new head's. */
   readonly added: readonly string[]
-  /** The head, as config.json describes it. Undefined if the adapters bring none. */
   readonly head: HeadEdit | undefined
   /** Rows of the embeddings, where they are other than the base's. */
   readonly vocabulary: number | undefined
@@ -46,36 +41,25 @@ export interface OnnxMergePlan {
   readonly requantized: ReadonlyMap<string, () => Promise<Uint8Array>>
   /** Entries of the report that the targets' changes belong to. */
   readonly reports: readonly string[]
-  /** Names of the layers whose weights are quantized again. */
   readonly quantized: readonly string[]
-  /** Changes of layers with quantized weights, to be asked for once all is written. */
+  /** To be asked for once all is written. */
   changes(): Promise<LayerChange[]>
 }
 
-/** How a merge into a graph is planned. */
 interface OnnxPlanOptions {
-  /** The content of config.json. */
   readonly config?: Readonly<Record<string, unknown>> | undefined
   readonly modules?: ModuleMap | undefined
   /** The type of branches' factors; undefined: the one in which each layer computes. */
   readonly factors?: 'fp32' | 'fp16' | undefined
-  /** Default `branches`. */
   readonly quantized?: QuantizedPolicy | undefined
-  /** Weights of adapters have the other sign, and branches are taken out. Default false. */
+  /** Weights of adapters have the other sign, and branches are taken out. */
   readonly isUnmerge?: boolean | undefined
 }
 
 /** Places whose tensor becomes the same: one tensor, the same changes. */
 type Group = [Edit, ...Edit[]]
 
-/**
- * Plans the graph of a result.
- *
- * @param shares the parts of the adapters that go into this graph
- * @param opened the adapters, and the sources of the plan, with the files of the model
- * @param fit gets the parts, their places and all problems
- * @returns undefined if something does not fit, or only that was to be found out
- */
+/** Returns undefined if something does not fit, or only that was to be found out. */
 export async function planOnnxMerge(
   model: OnnxModel,
   shares: readonly GraphShare[],
@@ -165,7 +149,6 @@ function groupByWeight(edits: readonly Edit[]): Group[] {
   return [...groups.values()]
 }
 
-/** True if anything but `nodes` depends on a value. */
 function hasOtherReaders(
   graph: Graph,
   value: string,
@@ -190,7 +173,6 @@ function giveOwnWeight(graph: Graph, edits: Group): string {
   return name
 }
 
-/** The value that follows from `name` as `value` follows from `weight`. */
 function ownPath(graph: Graph, value: string, weight: string, name: string): string {
   if (value === weight) return name
   const maker = graph.producer(value) as NodeProto

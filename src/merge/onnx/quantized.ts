@@ -1,5 +1,4 @@
-// Merging into layers whose weights are integers. The default leaves the integers as they are and puts the factors
-// beside them, as constants of the graph; unmerging takes exactly these out again.
+// Merging into layers whose weights are integers: by default they stay, and the factors stand beside them as constants.
 
 import { MismatchError, UnsupportedError } from '../../base/errors.js'
 import type { TensorProto } from '../../formats/onnx/gen/onnx_pb.js'
@@ -25,25 +24,20 @@ export type QuantizedPolicy = 'branches' | 'requantize'
 /** A layer of an adapter, or some of its outputs, that is meant for a layer with integer weights. */
 export interface QuantizedPart {
   readonly share: GraphShare
-  /** The layer's name in the adapter. */
   readonly name: string
   readonly part: { readonly name: string; readonly d: number; readonly start: number }
   readonly linear: Linear
 }
 
-/** The same with its values. */
 export interface QuantizedLayer {
-  /** Number of the adapter among those that are merged. */
   readonly adapter: number
-  /** The layer's name in the adapter. */
   readonly name: string
   readonly layer: LoraLayer
   readonly linear: Linear
-  /** The adapter's weight in the merge; that of an unmerge has the other sign. */
+  /** That of an unmerge has the other sign. */
   readonly weight: number
 }
 
-/** Reads the values of a layer. Throws as the adapter's `read`. */
 export async function readQuantized({ share, name, part, linear }: QuantizedPart): Promise<QuantizedLayer> {
   const { adapter, index, weight } = share
   const own = await adapter.read(name)
@@ -51,13 +45,7 @@ export async function readQuantized({ share, name, part, linear }: QuantizedPart
   return { adapter: index, name, layer, linear, weight }
 }
 
-/**
- * Adds a branch for each layer. Each adapter's branches have one number.
- *
- * @param stored the type of the factors; undefined: the one in which each layer computes
- * @throws UnsupportedError for DoRA where the weight cannot be read or has another branch; NumericError for values that
- *   are not finite
- */
+/** Each adapter's branches have one number. */
 export async function mergeBranches(
   model: OnnxModel,
   graph: Graph,
@@ -77,9 +65,7 @@ export async function mergeBranches(
 }
 
 /**
- * Takes the branches of each adapter out.
- *
- * @throws MismatchError when the graph has no branches with these very values
+ * Takes the branches of each adapter out. Throws MismatchError when the graph has no branches with these very values.
  */
 export async function unmergeBranches(
   model: OnnxModel,
@@ -109,7 +95,6 @@ export async function unmergeBranches(
   }
 }
 
-/** The number whose branches have these modules and values. */
 async function findNumber(
   model: OnnxModel,
   graph: Graph,

@@ -1,5 +1,4 @@
-// Merging into quantized weights themselves: W + s·B·A, or DoRA's scaling of it, quantized again in the layout of its
-// node. What that adds to the error of the weight is measured.
+// Merging into quantized weights themselves: the sum, or DoRA's scaling of it, is quantized again in the same layout.
 
 import { concatBytes } from '../../base/bytes.js'
 import { decodeFloats, encodeFloats } from '../../base/dtype.js'
@@ -19,25 +18,18 @@ import { StoredDelta } from '../../lora/delta.js'
 import type { LayerChange } from '../report.js'
 import type { QuantizedLayer } from './quantized.js'
 
-/** Weights pass in blocks of at most so many elements: 4 MiB in f32. */
+/** 4 MiB in f32. */
 const BLOCK_ELEMENTS = 1 << 20
 
 /** Inputs of MatMulNBits. */
 const [WEIGHT, SCALES, ZERO_POINTS] = [1, 2, 3]
 
-/** A node's new weight, and what changed. */
 interface NewWeight {
   readonly rows: QuantizedRows
   readonly changes: readonly LayerChange[]
 }
 
-/**
- * Gives each node's weight new values, in the same types and shapes.
- *
- * @param report gets each layer's change when its weight is written
- * @returns writers by the names of initializers in the graph
- * @throws UnsupportedError naming the node whose weight cannot be quantized again
- */
+/** Returns writers by the names of initializers. `report` gets each layer's change when its weight is written. */
 export function planRequantization(
   model: OnnxModel,
   graph: Graph,

@@ -1,20 +1,14 @@
-// Grown vocabularies in a graph: embeddings and heads take as many rows as adapters have saved of them, and so do the
-// graph's logits.
+// Grown vocabularies in a graph: embeddings, heads and logits take as many rows as adapters have saved.
 
-import { clone } from '@bufbuild/protobuf'
 import { MismatchError } from '../../base/errors.js'
 import { formatShape } from '../../base/tensor.js'
 import { type ValueInfoProto, ValueInfoProtoSchema } from '../../formats/onnx/gen/onnx_pb.js'
+import { fromBinary, toBinary } from '../../formats/onnx/protobuf.js'
 import { biasOf } from '../../graph/match/parameters.js'
 import type { ModelPlaces } from '../../graph/match/stored-places.js'
 import type { Edit } from './edits.js'
 
-/**
- * Gives the logits of a graph the vocabulary that edits give its embeddings.
- *
- * @returns rows of the new vocabulary; undefined where it stays
- * @throws MismatchError naming an embedding or a head that would keep another number of rows
- */
+/** Returns the rows of the new vocabulary; undefined where it stays. */
 export function resizeVocabulary({ graph, linears, embeddings }: ModelPlaces, edits: readonly Edit[]) {
   const grown = edits.filter(
     ({ base, placed }) => placed?.base && formatShape(placed.base.shape) !== formatShape(base.base.shape),
@@ -49,7 +43,7 @@ export function resizeVocabulary({ graph, linears, embeddings }: ModelPlaces, ed
   graph.valueInfo = graph.valueInfo.filter((info) => !isOld(info))
   graph.outputs = graph.outputs.map((output) => {
     if (!isOld(output)) return output
-    const own = clone(ValueInfoProtoSchema, output)
+    const own = fromBinary(ValueInfoProtoSchema, toBinary(ValueInfoProtoSchema, output))
     lastOf(own)!.value = { case: 'dimValue', value: BigInt(vocabulary) }
     return own
   })

@@ -1,5 +1,4 @@
-// The adapters of a merge behind one form: layers whose factors are ranges of a source, read when their tensor's turn
-// comes, so that memory does not grow with the adapter.
+// The adapters of a merge behind one form: layers whose factors are ranges of a source, read when their turn comes.
 
 import { type ByteSource, MemorySource } from '../../base/bytes.js'
 import { encodeWeights, isFiniteStored, isWeightDtype, type WeightDtype } from '../../base/dtype.js'
@@ -10,7 +9,7 @@ import { scalingOf } from '../../lora/config.js'
 import { notFinite } from '../../lora/factors.js'
 import { convolutionShape, groupsRefusal } from '../../lora/kinds/convolution-factors.js'
 import type { FactorView, ParameterView } from '../../lora/part.js'
-import { requireOwnLayers, requireUnchangedBase } from '../../lora/requirements.js'
+import { requireAlwaysOn, requireOwnLayers, requireUnchangedBase } from '../../lora/requirements.js'
 import type { AdapterTensor } from '../../peft/keys.js'
 import { type OpenAdapter, type OpenOptions, openAdapter, tensorPlace } from '../../peft/open.js'
 import type { OpenPart } from '../../peft/tensors.js'
@@ -19,20 +18,14 @@ import { type AdapterInput, refuseWeighted, weighted } from '../weighted.js'
 
 const READ_BYTES = 1 << 20
 
-/**
- * A matrix (rows, columns), or a tensor read as one, that stays in its source. Plain data, so that plans can be sent to
- * threads.
- */
+/** A matrix, or a tensor read as one, that stays in its source. Plain data, so that plans can be sent to threads. */
 export interface Factor {
-  /** For messages. */
   readonly name: string
-  /** Which of the adapters' sources holds it. */
   readonly source: number
   readonly offset: number
   readonly dtype: WeightDtype
   readonly rows: number
   readonly columns: number
-  /** The part that is meant. Undefined: all. */
   readonly slice?: FactorSlice
 }
 
@@ -44,10 +37,8 @@ export interface FactorSlice {
   readonly step: number
 }
 
-/** One layer of one adapter. */
 export interface LayerFactors {
   readonly name: string
-  /** Number of the adapter among those that are merged. */
   readonly adapter: number
   readonly d: number
   readonly k: number
@@ -59,83 +50,58 @@ export interface LayerFactors {
   /** The base stores this weight as (k, d); of a linear layer what its config says, until its tensor is known. */
   readonly isInputMajor: boolean
   /**
-   * As the base stores it: (d, k) or (k, d); a convolution's (d, in, *kernel), read as (d, in·K); a bias's (d); a
-   * parameter's, until its tensor is known, (E, d, k).
+   * As stored: (d, k), (k, d), a convolution's (d, in, *kernel) read as (d, in·K), a bias's (d), or experts' (E, d, k).
    */
   readonly shape: readonly number[]
   /** (r, k) */
   readonly a: Factor
   /** (d, r) */
   readonly b: Factor
-  /**
-   * Which tensor of the module it changes: `weight`, `bias`, which is a weight of one row, or a parameter's own name.
-   */
+  /** `weight`, `bias`, which is a weight of one row, or a parameter's own name. */
   readonly tensor: string
-  /** E of a parameter that stacks experts, whose factors are a (E·r, k) and b (d, r·E); undefined for a matrix. */
+  /** E of stacked experts, whose factors are a (E·r, k) and b (d, r·E); undefined for a matrix. */
   readonly experts: number | undefined
-  /**
-   * Its adapter changes input and output embeddings that are tied alike (ensure_weight_tying). DoRA never does: its
-   * magnitudes are the one's columns and the other's rows.
-   */
+  /** Input and output embeddings change alike (ensure_weight_tying). DoRA never does: its magnitudes differ. */
   readonly isTied: boolean
   /** Outputs of the stored tensor that are the layer's: rows, or columns if it is input-major. Undefined: all. */
   readonly region?: { readonly first: number; readonly count: number } | undefined
   /** DoRA's m / ‖W + s·B·A‖ (1, d), by which the sum is multiplied; computed when the plan is known. */
   readonly scales: Factor | undefined
-  /** The report's entry for the change of the layer. */
   readonly report?: string | undefined
 }
 
-/** A DoRA layer, and where its scales go. */
 export interface LayerMagnitude {
   readonly layer: LayerFactors
   /** m (d) */
   readonly magnitude: Factor
   readonly scales: Float64Array
-  /** How much of the adapter is merged. */
   readonly weight: number
 }
 
 /** Values in the place of a tensor of the base, or of some of its rows. */
 export interface BaseReplacement {
-  /** Number of the adapter among those that are merged. */
   readonly adapter: number
-  /** The base's tensor, as the adapter names it. */
   readonly tensor: string
-  /** Which of the adapters' sources holds the new values, at `info`. */
   readonly source: number
   readonly info: TensorInfo
-  /** Rows of the base's tensor; undefined for all of it. */
   readonly rows: readonly number[] | undefined
   /** As {@link LayerFactors.isTied}; rows of an input embedding are for both uses without ensure_weight_tying too. */
   readonly isTied: boolean
 }
 
-/** An open adapter, and how much of it is merged. */
 export interface WeightedPart {
   readonly adapter: OpenAdapter
   readonly weight: number
 }
 
-/** Parts of one of the adapters of a merge. */
 export interface GraphShare extends WeightedPart {
-  /** Number of the adapter among those that are merged. */
   readonly index: number
   readonly parts: readonly OpenPart[]
 }
 
-/** The tensors that a merge changes. */
 export type MergeParts = Pick<OpenAdapters, 'layers' | 'replacements'>
 
-/**
- * Opens all adapters of a merge. Layers come in the adapters' order.
- *
- * @param sign −1 to take adapters out again
- * @param options as openAdapter's: with `isTolerant`, what is wrong with an adapter is passed over
- * @param sources the plan's, which get those of the adapters
- * @throws what openAdapter throws; ConfigError when a weight is not valid; UnsupportedError when a part that is no sum
- *   would be weighted or unmerged
- */
+/** Opens all adapters of a merge. With `isTolerant`, what is wrong with an adapter is passed over. */
 export async function openAdapters(
   inputs: readonly AdapterInput[],
   sign: 1 | -1 = 1,
@@ -161,11 +127,7 @@ export async function openAdapters(
   }
 }
 
-/**
- * Looks at what takes the place of the base's values; factors are looked at when they are read.
- *
- * @throws NumericError naming the tensor that holds a value that is not finite
- */
+/** Factors are looked at when they are read. */
 export async function requireFiniteReplacements({ replacements, sources }: OpenAdapters): Promise<void> {
   for (const { source: index, info } of replacements) {
     const { name, dtype, offset, byteLength } = info
@@ -178,10 +140,8 @@ export async function requireFiniteReplacements({ replacements, sources }: OpenA
   }
 }
 
-/** The parts of all adapters of a merge, and the sources that hold them. */
 export class OpenAdapters {
   readonly adapters: WeightedPart[] = []
-  /** Why they cannot be merged into any base. */
   readonly problems: LowrankError[] = []
   readonly layers: LayerFactors[] = []
   readonly magnitudes: LayerMagnitude[] = []
@@ -199,6 +159,7 @@ export class OpenAdapters {
     const { ensureWeightTying, taskType, peftFields } = adapter.config
     this.#note(() => requireUnchangedBase(adapter, 'merging'))
     this.#note(() => requireOwnLayers(adapter, 'merging'))
+    this.#note(() => requireAlwaysOn(adapter, 'merging'))
     const own = { adapter: this.adapters.length - 1 }
     if (taskType !== undefined) this.tasks.add(taskType)
     const mapping = peftFields.auto_mapping as { base_model_class?: unknown } | null | undefined
@@ -230,7 +191,6 @@ export class OpenAdapters {
     this.problems.push(...attempt(work).problems)
   }
 
-  /** The number of a tensor's source, which a file's tensors share. */
   #place({ source, ...info }: AdapterTensor): { source: number; info: TensorInfo } {
     const known = this.#numbers.get(source)
     if (known !== undefined) return { source: known, info }
@@ -304,19 +264,13 @@ export class OpenAdapters {
   }
 }
 
-/**
- * A checkpoint does not say whether a convolution is dilated. One that is gets what PEFT's merge gives it, W + s·B·A,
- * although A was not dilated in training.
- *
- * @throws UnsupportedError where there are groups
- */
+/** One that is dilated (a checkpoint does not say) gets what PEFT's merge gives it. Throws where there are groups. */
 function convolutionWeight({ weightA, weightB }: FactorView<Shaped>['tensors'], name: string): number[] {
   const { d, channels, kernel, groups } = convolutionShape(weightA.shape, weightB.shape, name)
   if (groups > 1) throw new UnsupportedError({ where: name, what: groupsRefusal(groups) })
   return [d, channels, ...kernel]
 }
 
-/** The place of a DoRA layer's scales (d), which are computed later. */
 function scalesFactor(layer: string, scales: Float64Array, sources: ByteSource[]): Factor {
   return matrixFactor(`${layer}: scales`, { data: scales, shape: [1, scales.length] }, sources)
 }
@@ -325,7 +279,6 @@ function matrixSize(shape: readonly number[]): { rows: number; columns: number }
   return { rows: shape[0], columns: elementCount(shape.slice(1)) }
 }
 
-/** A matrix in memory as a factor: it becomes a source of its own. */
 function matrixFactor(name: string, { data, shape }: Tensor<FloatArray>, sources: ByteSource[]): Factor {
   const dtype = data instanceof Float64Array ? 'fp64' : 'fp32'
   const bytes = encodeWeights(data, dtype)

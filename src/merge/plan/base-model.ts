@@ -9,25 +9,21 @@ import type { CheckpointNames } from './names/choose.js'
 import { loadTables, type ModelHead } from './names/tables.js'
 import { findTies, groupOf, type TieGroup, type Ties } from './names/ties.js'
 
-/** A base, and what its type says of it. */
 export interface BaseModel {
   readonly checkpoint: Checkpoint
-  /** The content of config.json, where there is one. */
   readonly config: Readonly<Record<string, unknown>> | undefined
   readonly names: CheckpointNames
   readonly ties: Ties
   /** Replacements of tied weights by the values that they have: PEFT saves embeddings along with what adapts them. */
   readonly unchanged: ReadonlySet<BaseReplacement>
-  /**
-   * The head of the adapters' task in this type of model. Undefined without one task, or for a model that is not known.
-   */
+  /** The head of the adapters' task. Undefined without one task, or for an unknown model. */
   readonly head: ModelHead | undefined
   readonly adapters: OpenAdapters['adapters']
 }
 
 const COMPARED_BYTES = 1 << 20
 
-/** Reads the tables, and compares those tied tensors that the adapters touch and the base stores more than once. */
+/** Compares those tied tensors that the adapters touch and the base stores more than once. */
 export async function knowBase(
   checkpoint: Checkpoint,
   config: Readonly<Record<string, unknown>> | undefined,
@@ -71,7 +67,6 @@ async function equalMembers({ members, stored }: TieGroup, checkpoint: Checkpoin
   return result
 }
 
-/** A tensor, and what holds its bytes. */
 interface Place {
   readonly info: TensorInfo
   readonly source: ByteSource

@@ -1,5 +1,4 @@
-// The changes of a base's config.json: what the merge has made of its types, of tied weights and of the head. All else
-// keeps its spelling.
+// The changes of a base's config.json. All else keeps its spelling.
 
 import { type Directory, parsePythonJson, readAll } from '../../base/bytes.js'
 import type { FloatDtype } from '../../base/dtype.js'
@@ -11,28 +10,22 @@ import type { Meaning } from '../../peft/labels.js'
 
 export const CONFIG_FILE = 'config.json'
 
-/** The content of config.json. */
 export interface Config {
   readonly text: string
   readonly values: Readonly<Record<string, unknown>>
 }
 
-/** A change of config.json. */
 export interface ConfigEdit {
   /** The ways to the parts that say that weights are tied, and must not any more. */
   readonly untied: readonly (readonly string[])[]
   readonly dtype: FloatDtype | undefined
-  /** The vocabulary's size, where it is another than the base's. */
   readonly vocabulary?: number | undefined
-  /** The head that the result has. */
   readonly head: HeadEdit | undefined
 }
 
-/** A head, as config.json describes it. */
 export interface HeadEdit extends Meaning {
   /** The model's class with this head; undefined where it is not known. */
   readonly architecture: string | undefined
-  /** How many logits it gives; undefined where the head's last layer is the base's. */
   readonly count: number | undefined
 }
 
@@ -49,13 +42,11 @@ function partsOf(config: Config['values']): { part: Config['values']; path: stri
   return [{ part: config, path: [] }, ...(isObject(text) ? [{ part: text, path: ['text_config'] }] : [])]
 }
 
-/** A dtype that config.json has and that is not this one. */
 export function otherDtype(config: Config['values'], dtype: FloatDtype): string | undefined {
   const said = partsOf(config).flatMap(({ part }) => DTYPE_NAMES.flatMap((name) => part[name] ?? []))
   return said.map(String).find((name) => name !== TORCH_NAMES[dtype])
 }
 
-/** config.json with tie_word_embeddings, the dtype and the head as the merge has made them; all else stays. */
 export function editConfig(
   { text: original, values: config }: Config,
   { untied, dtype, vocabulary, head }: ConfigEdit,
@@ -104,15 +95,12 @@ function labelCount({ id2label, num_labels }: Config['values']): number {
   return typeof num_labels === 'number' ? num_labels : 2
 }
 
-/** A graph of a result. */
 interface WrittenGraph {
-  /** In the model's folder. */
   readonly path: string
-  /** How many it has beside it: NAME_data, NAME_data_1, … */
+  /** NAME_data, NAME_data_1, … */
   readonly dataFiles: number
 }
 
-/** config.json with the types and data files of all graphs of a result, as transformers.js reads them. */
 export function editForHub({ values }: Config, text: string, graphs: readonly WrittenGraph[]): string {
   const { [HUB_MEMBER]: found } = values
   const before = isObject(found) ? found : {}
@@ -134,17 +122,11 @@ function nameOf(path: string): string {
   return path.slice(path.lastIndexOf('/') + 1)
 }
 
-/** The warning about a head if the result gets no config.json. */
 export function headWarning({ architecture = 'model with a head', labels }: HeadEdit): string {
   const named = labels === undefined ? '' : ` with the labels ${labels.join(', ')}`
   return `The result is a ${architecture}${named}: say so in the ${CONFIG_FILE} that it is used with, which does not go along`
 }
 
-/**
- * Joins what the adapters say of their head.
- *
- * @throws MismatchError for labels that are not as many as the head gives
- */
 export function meaningOf(
   adapters: readonly { readonly adapter: { readonly meaning: Meaning } }[],
   count: number | undefined,
@@ -162,12 +144,10 @@ export function meaningOf(
   })
 }
 
-/** The values of config.json, where there is one. Throws FormatError when it is no JSON object. */
 export async function readConfig(base: Directory): Promise<Config['values'] | undefined> {
   return (await loadConfig(base))?.values
 }
 
-/** The content of config.json, where there is one. Throws FormatError when it is no JSON object. */
 export async function loadConfig(base: Directory): Promise<Config | undefined> {
   if (!(await base.has(CONFIG_FILE))) return undefined
   const source = await base.open(CONFIG_FILE)

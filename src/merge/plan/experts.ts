@@ -1,6 +1,4 @@
-// Adapted parameters (target_parameters) in a checkpoint: one tensor (E, ·, ·), each expert of which is a matrix with
-// factors of its own, or the experts' matrices one by one, as transformers stores most models whose parameters it holds
-// stacked.
+// Adapted parameters (target_parameters) in a checkpoint: one tensor (E, ·, ·), or the experts' matrices one by one.
 
 import { MismatchError } from '../../base/errors.js'
 import { formatShape } from '../../base/tensor.js'
@@ -10,10 +8,7 @@ import { sizeOfDtype } from '../../kernels/merge-kernel.js'
 import { parameterLayout } from '../../lora/kinds/experts.js'
 import type { Factor, LayerFactors } from './adapters.js'
 
-/**
- * Models whose experts are stored as (E, k, d): transformers holds them so too (`is_transposed`), or turns them when it
- * loads them (conversion_mapping.py). It matters where d = k.
- */
+/** Models whose experts are stored as (E, k, d) (`is_transposed`, conversion_mapping.py). It matters where d = k. */
 const INPUT_MAJOR_MODELS: ReadonlySet<unknown> = new Set([
   'aria',
   'aria_text',
@@ -25,7 +20,6 @@ const INPUT_MAJOR_MODELS: ReadonlySet<unknown> = new Set([
 
 type Tensors = ReadonlyMap<string, CheckpointTensor>
 
-/** The layer of one expert, with `rows` of its outputs from `firstRow` on; default: all. */
 export function expertLayer(layer: LayerFactors, expert: number, firstRow = 0, rows = layer.d): LayerFactors {
   const { a, b, k, rank, isInputMajor, experts = 1 } = layer
   const factorBytes = rank * k * sizeOfDtype(a.dtype)
@@ -53,18 +47,11 @@ export function layerOfRows(layer: LayerFactors, first: number, rows: number): L
   }
 }
 
-/** Some values of a factor of one row. */
 function columnsOf(factor: Factor, first: number, columns: number): Factor {
   return { ...factor, offset: factor.offset + first * sizeOfDtype(factor.dtype), columns }
 }
 
-/**
- * The layer as its tensor has it: input-major or not.
- *
- * @param siblings all layers of the merge: those of one module are stored the same way
- * @param locate module name → the checkpoint's
- * @throws MismatchError for a tensor of another shape
- */
+/** The layer as its tensor has it: input-major or not. `siblings` of one module are stored the same way. */
 export function stackedLayer(
   layer: LayerFactors,
   info: TensorInfo,
@@ -92,10 +79,7 @@ export function stackedLayer(
   return { ...layer, ...layout, shape: info.shape, experts: info.shape.length === 3 ? experts : undefined }
 }
 
-/**
- * The orientation of a square parameter. Its shape does not tell it; other parameters of the module, or the model's
- * type, do.
- */
+/** A square parameter's shape does not tell; other parameters of the module, or the model's type, do. */
 function isInputMajor(
   { name }: LayerFactors,
   siblings: readonly LayerFactors[],
@@ -111,7 +95,6 @@ function isInputMajor(
   return isInputMajorModel(config)
 }
 
-/** True if transformers holds this model's experts as (E, k, d), by its type. */
 export function isInputMajorModel(config: Readonly<Record<string, unknown>> | undefined): boolean {
   const text = config?.text_config as Record<string, unknown> | null | undefined
   return INPUT_MAJOR_MODELS.has(config?.model_type) || INPUT_MAJOR_MODELS.has(text?.model_type)

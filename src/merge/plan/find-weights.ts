@@ -17,9 +17,7 @@ import { isVocabularyModule } from './names/vocabulary.js'
 import { storedLayer } from './orientation.js'
 import { refuseQuantizedModule } from './refusals.js'
 
-/** The merge and the checkpoint in which weights are looked for. */
 export interface WeightSearch {
-  /** All of the merge. */
   readonly layers: readonly LayerFactors[]
   readonly names: CheckpointNames
   readonly checkpoint: Checkpoint
@@ -27,21 +25,15 @@ export interface WeightSearch {
   readonly config: Readonly<Record<string, unknown>> | undefined
 }
 
-/** A tensor that a layer changes. */
 export interface FoundWeight {
   readonly name: string
   readonly tensor: CheckpointTensor
-  /** The layer, or its part, as this tensor has it. */
   readonly layer: LayerFactors
-  /** Tied weights that it is one of. */
   readonly group: TieGroup | undefined
 }
 
 /**
- * The tensor that a layer changes: the embedding's where a tied output embedding is not stored. Several where experts
- * that the layer stacks are stored one by one. Undefined when there is none.
- *
- * @throws as {@link planMerge} does, when the weight is there but cannot be merged into
+ * The embedding's tensor where a tied output embedding is not stored; several where stacked experts are stored apart.
  */
 export function findWeights(layer: LayerFactors, search: WeightSearch): readonly FoundWeight[] | undefined {
   const { layers, names, checkpoint, ties, config } = search
@@ -88,7 +80,7 @@ function inAnotherForm(layer: LayerFactors, form: StoredForm, { checkpoint, conf
   })
 }
 
-/** The checkpoint's names for the tensors of a merge's layers or, if it has no layers, for the replaced tensors. */
+/** Told by the layers or, if there are none, by the replaced tensors. */
 export function namesIn(
   { tensors }: Checkpoint,
   { layers, replacements, classes }: Pick<OpenAdapters, 'layers' | 'replacements' | 'classes'>,
@@ -141,7 +133,6 @@ function checkWeight({ name, shape: expected }: LayerFactors, info: TensorInfo):
   })
 }
 
-/** The adapter's name for a layer: a module, or a parameter. */
 export function labelOf({ name, tensor, experts }: LayerFactors): string {
   return experts === undefined ? name : `${name}.${tensor}`
 }
@@ -168,11 +159,9 @@ export function missingError(
   })
 }
 
-// Modules that some checkpoints keep as one and others apart. How the parts lie in the whole differs by model (one
-// below the other, by head, by group of heads), so that an adapter of the one is not merged into the other, but told
-// why.
+// Modules that some checkpoints keep as one and others apart. How the parts lie in the whole differs by model, so that
+// an adapter of the one is not merged into the other, but told why.
 
-/** Content that belongs together, names of the one module, and names of the separate ones. */
 const FUSIONS: readonly (readonly [content: string, whole: RegExp, parts: RegExp])[] = [
   [
     'queries, keys and values',
@@ -183,10 +172,7 @@ const FUSIONS: readonly (readonly [content: string, whole: RegExp, parts: RegExp
 ]
 
 /**
- * Why a module is not in the base, when the base has the same weights fused or apart, in the same block of the model;
- * undefined when that is not so.
- *
- * @param modules of the base
+ * Why a module is not in the base, when the base has the same weights fused or apart, in the same block of the model.
  */
 function fusionHint(missing: string, modules: readonly string[]): string | undefined {
   const block = blockOf(missing)

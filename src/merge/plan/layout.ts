@@ -1,5 +1,4 @@
-// The source of every byte of the output: files, the segments in them, and the chunks in which segments are worked on.
-// Pure: headers and offsets are known before a weight is read.
+// The source of every byte of the output: files, their segments, and the chunks in which segments are worked on.
 
 import { isWeightDtype, type TensorDtype, type WeightDtype } from '../../base/dtype.js'
 import type { Checkpoint } from '../../formats/checkpoint.js'
@@ -12,33 +11,28 @@ export { sizeOf }
 
 /** Measured: 0.5–1 MB is fastest; more falls out of the second-level cache between read, kernel and write. */
 export const CHUNK_BYTES = 1 << 20
-/** Rows of a chunk are a multiple of the kernel's tile where there are enough, columns likewise. */
+/** Multiples of the kernel's tile. */
 const TILE_ROWS = 12
 const TILE_COLUMNS = 8
 
-/** A tensor of the output, and what its bytes are made from. */
 export interface OutputTensor {
   readonly name: string
   readonly dtype: TensorDtype
-  /** The tensor that is read: the base's, or an adapter's that takes its place. */
+  /** The base's tensor, or an adapter's that takes its place. */
   readonly base: TensorInfo
-  /** Which of the plan's sources holds `base`. */
   readonly source: number
-  /** The layers that are merged into it: several adapters can change one weight. */
   readonly layers: readonly LayerFactors[]
-  /** All of its values come from an adapter. */
   readonly isReplaced: boolean
   /** Rows whose values come from elsewhere. Nothing is merged into these. */
   readonly rows: readonly OutputRow[]
-  /** Columns whose values come from elsewhere. Then nothing is merged into the tensor. */
+  /** Then nothing is merged into the tensor. */
   readonly columns?: ReplacedColumns | undefined
   /** The report's entry for its change. Default: one for each layer, by its `report`. */
   readonly report?: string | undefined
-  /** A base's value that is not finite is an error. Default false: it stays as it is. */
+  /** A base's value that is not finite is an error; else it stays as it is. */
   readonly refusesInfinite?: boolean | undefined
 }
 
-/** A row of a tensor with values from elsewhere. */
 interface OutputRow {
   readonly index: number
   readonly dtype: TensorDtype
@@ -47,7 +41,7 @@ interface OutputRow {
   readonly byteLength: number
 }
 
-/** Columns with values from elsewhere: row i of `values` (n, rows) is column `indices[i]`. */
+/** Row i of `values` (n, rows) is column `indices[i]`. */
 interface ReplacedColumns {
   readonly indices: readonly number[]
   readonly values: Factor
@@ -60,16 +54,11 @@ export interface WeightPlan {
   readonly to: WeightDtype
   readonly rows: number
   readonly columns: number
-  /** The layers that are added to all of it. Empty if it is only converted, or has windows. */
+  /** Empty if it is only converted, or has windows. */
   readonly layers: readonly LayerFactors[]
-  /** The report's entries that its change belongs to. */
   readonly reports: readonly string[]
-  /** As {@link OutputTensor.refusesInfinite}. */
   readonly refusesInfinite: boolean | undefined
-  /**
-   * It is held as f32 (f64 if it is stored so) while it is computed: its type changes, or there is more to do than to
-   * add.
-   */
+  /** Held as f32 (f64 if stored so) while it is computed: its type changes, or there is more to do than to add. */
   readonly isWidened: boolean
   /** Values of an adapter, not of the base: the row of the tensor that they begin with, and its columns. */
   readonly replaced: { readonly row: number; readonly columns: number } | undefined
@@ -78,7 +67,6 @@ export interface WeightPlan {
   readonly columnValues?: ReplacedColumns | undefined
 }
 
-/** Columns of a weight, from `column` on, that are computed as a weight of their own. */
 export interface Window {
   readonly column: number
   readonly weight: WeightPlan
@@ -86,18 +74,14 @@ export interface Window {
 
 /** Consecutive bytes of an output file, made from consecutive bytes of one source. */
 export interface Segment {
-  /** In the output file. */
   readonly offset: number
   readonly byteLength: number
-  /** Which of the plan's sources is read. */
   readonly source: number
-  /** In the source. */
   readonly baseOffset: number
   /** Undefined: the bytes are copied. */
   readonly weight: WeightPlan | undefined
 }
 
-/** Bytes of an output file that are in memory, or that a function makes when their turn comes. */
 export interface Literal {
   readonly offset: number
   readonly byteLength: number
@@ -110,7 +94,6 @@ export interface OutputFile {
   readonly byteLength: number
   readonly literals: readonly Literal[]
   readonly segments: readonly Segment[]
-  /** Names of its tensors. */
   readonly tensors: readonly string[]
   /** Names of those that adapters change, replace or bring. */
   readonly changed: readonly string[]
@@ -118,17 +101,13 @@ export interface OutputFile {
   readonly link?: number | undefined
 }
 
-/** How tensors are distributed over files. */
 interface LayoutOptions {
-  /**
-   * Largest size of a shard's tensors; a tensor above it gets a shard of its own. Undefined: the base's shards stay.
-   */
+  /** Undefined: the base's shards stay. A tensor above it gets a shard of its own. */
   maxShardBytes?: number | undefined
-  /** Name of the output where it is a single file. Default: the base's. */
   path?: string | undefined
 }
 
-/** @param tensors of the output, by the base's shard, in the order of their bytes */
+/** `tensors` by the base's shard, in the order of their bytes. */
 export function layOut(
   checkpoint: Checkpoint,
   tensors: readonly (readonly OutputTensor[])[],
@@ -185,7 +164,6 @@ function namesOf(tensors: readonly OutputTensor[]): Pick<OutputFile, 'tensors' |
   return { tensors: tensors.map(({ name }) => name), changed: changed.map(({ name }) => name) }
 }
 
-/** A tensor as it is, or its experts one by one, or the pieces between its replaced rows, and those. */
 export function segmentsOf(tensor: OutputTensor, offset: number): Segment[] {
   const { base, rows, layers } = tensor
   if (layers.some(({ experts }) => experts !== undefined)) {
@@ -238,10 +216,7 @@ function runsOf(rows: readonly OutputRow[]): (OutputRow & { count: number })[] {
   return result
 }
 
-/**
- * The layers of a tensor that some of its rows or columns have in common: cut where a layer's region begins or ends,
- * and at other places.
- */
+/** Cuts where a layer's region begins or ends, and at other places. */
 function cutsOf(layers: readonly LayerFactors[], length: number, others: readonly number[] = []) {
   const ranges = layers.map((layer) => {
     const { first, count } = layer.region ?? { first: 0, count: length }
@@ -272,7 +247,7 @@ function windowSegment(tensor: OutputTensor, offset: number): Segment {
   return { ...segment, weight: { ...segment.weight!, layers: [], windows } }
 }
 
-/** @param replacedRow row of the tensor with the first of an adapter's values; undefined where they are the base's */
+/** `replacedRow`: row of the tensor with the first of an adapter's values; undefined where they are the base's. */
 function segmentOf(tensor: OutputTensor, offset: number, replacedRow?: number): Segment {
   const { dtype, base, source, layers, columns: columnValues } = tensor
   const place = { offset, source, baseOffset: base.offset }
@@ -334,7 +309,6 @@ function groupBySize(tensors: readonly OutputTensor[], maxBytes: number): Output
   return groups
 }
 
-/** Bytes of a tensor in the output. */
 export function outputBytes({ dtype, base }: OutputTensor): number {
   if (!isWeightDtype(base.dtype) || !isWeightDtype(dtype)) return base.byteLength
   return (base.byteLength / sizeOf(base.dtype)) * sizeOf(dtype)
@@ -345,7 +319,7 @@ function shardName(index: number, count: number): string {
   return `model-${number(index + 1)}-of-${number(count)}.safetensors`
 }
 
-/** A piece of a segment that is read, computed and written at once: whole rows of a weight, or a part of one row. */
+/** Whole rows of a weight, or a part of one row. */
 export interface Chunk {
   readonly segment: Segment
   readonly row: number
@@ -358,23 +332,19 @@ export interface Chunk {
   readonly byteLength: number
 }
 
-/** The weights that are computed in files: a window's in place of the one that it is cut out of. */
 export function computedWeights(files: readonly Pick<OutputFile, 'segments'>[]): WeightPlan[] {
   return files.flatMap(({ segments }) =>
     segments.flatMap(({ weight }) => (weight === undefined ? [] : windowsOf(weight).map((window) => window.weight))),
   )
 }
 
-/** A weight as windows of itself: one, if it has none. */
 export function windowsOf(weight: WeightPlan): readonly Window[] {
   return weight.windows ?? [{ column: 0, weight }]
 }
 
-/** How a segment is cut into chunks. */
 export class Chunks {
   readonly count: number
   readonly #segment: Segment
-  /** Rows and columns of all chunks but the last ones. */
   readonly #rows: number
   readonly #columns: number
   /** Chunks side by side: above 1 only where a row is larger than a chunk. */
@@ -399,7 +369,6 @@ export class Chunks {
     this.count = this.#across * Math.ceil(rows / this.#rows)
   }
 
-  /** From 0. */
   at(index: number): Chunk {
     const segment = this.#segment
     const { weight } = segment

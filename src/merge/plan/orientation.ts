@@ -1,7 +1,5 @@
 // Which way round a base stores a linear layer's weight: (d, k), or (k, d) as transformers' Conv1D does. PEFT asks the
-// module's class and not fan_in_fan_out, which it sets for each module anew and saves as the last one left it: false
-// for GPT-2's Conv1D layers when its output layer is adapted too (peft#324). A checkpoint has no classes; it has
-// shapes, and names that only Conv1D models use.
+// module's class; its saved fan_in_fan_out is wrong for GPT-2 when the output layer is adapted too (peft#324).
 
 import { MismatchError } from '../../base/errors.js'
 import { formatShape } from '../../base/tensor.js'
@@ -9,17 +7,15 @@ import type { CheckpointTensor } from '../../formats/checkpoint.js'
 import type { TensorInfo } from '../../formats/safetensors.js'
 import type { LayerFactors } from './adapters.js'
 
-/** GPT-2 and what is built like it. */
 const CONV1D_NAMES = /(^|\.)(c_attn|c_proj|c_fc|q_attn)$/
 /** The ones of them that have more outputs than inputs. */
 const WIDENING = /(^|\.)(c_attn|c_fc)\.weight$/
 
-/** True if a module is one of Conv1D in a checkpoint: such models store all of them as (k, d). */
 export function isConv1dModule(module: string, tensors: ReadonlyMap<string, CheckpointTensor>): boolean {
   return CONV1D_NAMES.test(module) && storesInputMajor(tensors) === true
 }
 
-/** True if the layers of Conv1D's names that are not square are stored as (k, d); undefined where there is none. */
+/** Undefined where no such layer is other than square. */
 function storesInputMajor(tensors: ReadonlyMap<string, CheckpointTensor>): boolean | undefined {
   for (const [name, { info }] of tensors) {
     const [rows, columns] = info.shape
@@ -28,7 +24,6 @@ function storesInputMajor(tensors: ReadonlyMap<string, CheckpointTensor>): boole
   return undefined
 }
 
-/** All of a merge: its layers, and where their weights are. */
 interface Merge {
   readonly layers: readonly LayerFactors[]
   readonly names: { locate(name: string): string }
@@ -36,11 +31,8 @@ interface Merge {
 }
 
 /**
- * The layer as its tensor has it. Where d = k a shape says nothing: then the model's other layers of that kind, then
- * the adapter's config, unless that is wrong about another layer.
- *
- * @param module the layer's name in the checkpoint
- * @throws MismatchError when nothing tells how a square weight is stored
+ * A square shape says nothing: then the model's other layers of that kind, then the adapter's config, unless that is
+ * wrong about another layer.
  */
 export function storedLayer(layer: LayerFactors, module: string, { shape }: TensorInfo, merge: Merge): LayerFactors {
   const { d, k, isLinear } = layer
@@ -62,10 +54,7 @@ function squareIsInputMajor(module: string, { isInputMajor, d, k }: LayerFactors
   return storesInputMajor(merge.checkpoint.tensors) ?? isInputMajor
 }
 
-/**
- * Results by merge. It asks for each of its square layers, and a search through all layers each time would be
- * quadratic.
- */
+/** A search through all layers for each square one would be quadratic. */
 const misjudged = new WeakMap<Merge, LayerFactors | undefined>()
 
 /** A layer that is not square and about which the adapter's config is wrong. */

@@ -1,4 +1,4 @@
-// The places of replaced tensors and rows in a checkpoint: the base's tensor of that name, in its type and shape.
+// The places of replaced tensors and rows in a checkpoint.
 
 import { isWeightDtype, type TensorDtype } from '../../base/dtype.js'
 import { attempt, MismatchError, nearMisses, UnsupportedError } from '../../base/errors.js'
@@ -13,31 +13,22 @@ import { isPlain, unknownForm } from './names/forms.js'
 import type { StoredForm } from './names/rules.js'
 import { groupOf, type TieGroup, type Ties } from './names/ties.js'
 
-/** Values in the place of a tensor's own: of all, of rows, or of columns. */
 export type Placed = Partial<Pick<OutputTensor, 'base' | 'source' | 'isReplaced' | 'rows' | 'columns'>>
 
-/** A tensor that the base does not have. */
 export interface AddedTensor {
   readonly info: TensorInfo
-  /** Which of the plan's sources holds its values. */
   readonly source: number
-  /** In the output: the type of most of the base's weights. */
+  /** The type of most of the base's weights. */
   readonly dtype: TensorDtype
 }
 
-/** The output that replacements go into. */
 interface Placing {
   readonly base: BaseModel
   /** Tied weights that are all tensors of their own in the output. */
   readonly untied: readonly TieGroup[]
 }
 
-/**
- * Problems are a MismatchError when the base has no such tensor, and it belongs to no head, or another shape of it;
- * UnsupportedError when two replace one tensor.
- *
- * @returns by tensor of the output, what it has in place of the base's own, and what the base has not
- */
+/** Returns by tensor of the output what it has in place of the base's own, and what the base has not. */
 export function placeReplacements(replacements: readonly BaseReplacement[], placing: Placing, fit: Fit) {
   const { base } = placing
   const { checkpoint, names, ties, head } = base
@@ -78,16 +69,12 @@ export function placeReplacements(replacements: readonly BaseReplacement[], plac
   return { placed, added }
 }
 
-/** The base's tensor for a part of an adapter. */
 export function storedOf(tensor: string, { checkpoint: { tensors }, names, ties }: BaseModel): TensorInfo | undefined {
   const name = names.form(tensor)?.tensors[0].replace('*', '0') ?? tensor
   return (tensors.get(name) ?? tensors.get(groupOf(ties, name)?.stored ?? name))?.info
 }
 
-/**
- * True for numbers that follow from the config and that some versions of transformers save: no model has them as
- * weights.
- */
+/** Numbers that follow from the config and that some versions of transformers save. */
 function isBuffer(tensor: string): boolean {
   return /(^|\.)(rotary_emb\.(original_)?inv_freq|position_ids)$/.test(tensor)
 }
@@ -102,9 +89,7 @@ function addedDtype({ dtype }: TensorInfo, { tensors }: Checkpoint): TensorDtype
   return [...counts].find(([, count]) => count === most)?.[0] ?? dtype
 }
 
-/**
- * The tensors of the output that get a replacement's values: of tied ones all, but for those that another part is for.
- */
+/** All of tied tensors, but for those that another part is for. */
 function targetsOf(
   { tensor, rows, isTied }: BaseReplacement,
   replacements: readonly BaseReplacement[],
@@ -140,7 +125,7 @@ function addTo(result: Map<string, Placed>, tensor: string, placed: Placed): voi
   result.set(tensor, joinPlaced(tensor, result.get(tensor), placed))
 }
 
-/** Joins the values that two parts give one tensor: rows that belong to several of the model's come together. */
+/** Rows that belong to several of the model's come together. */
 export function joinPlaced(tensor: string, before: Placed | undefined, placed: Placed): Placed {
   if (before === undefined) return placed
   const taken = new Set(before.rows?.map(({ index }) => index))
@@ -154,7 +139,6 @@ function twiceError(where: string): UnsupportedError {
   return new UnsupportedError({ where, what: 'two parts of the adapters replace its values' })
 }
 
-/** A tensor that the checkpoint has as rows of a larger one, or in several. */
 function placeForm(
   { tensor, source, info, rows }: BaseReplacement,
   { tensors: names, isTurned, share }: StoredForm,
@@ -187,7 +171,6 @@ function placeForm(
   return placed
 }
 
-/** @param source holds the new values, at `info` */
 export function placedAt(source: number, info: TensorInfo, rows: readonly number[] | undefined): Placed {
   if (rows === undefined) return { base: info, source, isReplaced: true }
   const rowBytes = info.byteLength / Math.max(1, info.shape[0] ?? 1)

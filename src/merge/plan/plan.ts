@@ -1,5 +1,4 @@
-// Plans a merge into a checkpoint: pure, from names, types and shapes. Strict: every layer of every adapter finds its
-// weight, in the right shape, before anything is written. All that does not fit is noted; a merge throws the first.
+// Plans a merge into a checkpoint, from names, types and shapes. Every layer of every adapter finds its weight.
 
 import { type FloatDtype, isWeightDtype } from '../../base/dtype.js'
 import { attempt, MismatchError, UnsupportedError } from '../../base/errors.js'
@@ -19,46 +18,30 @@ import { refuseQuantizedConfig } from './refusals.js'
 import { partedTies, refuseUnknownTies, type TiedPolicy, tensorOf, tiedError, untiedTies } from './tied.js'
 
 const INDEX_FILE = 'model.safetensors.index.json'
-/** Near misses are looked for this often: each costs a comparison with every name of the base. */
+/** Each costs a comparison with every name of the base. */
 const MAX_SUGGESTIONS = 20
 
-/** Options that shape the output. */
 export interface PlanOptions {
-  /** Default `refuse`. */
   tied?: TiedPolicy | undefined
-  /** Goes on where a head needs tensors that neither base nor adapters have: loaders draw them anew. Default false. */
+  /** Goes on where a head needs tensors that neither base nor adapters have: loaders draw them anew. */
   allowMissing?: boolean | undefined
-  /** Converts all fp64, fp32, fp16 and bf16 tensors. Default: types stay. */
+  /** Converts all fp64, fp32, fp16 and bf16 tensors. */
   dtype?: FloatDtype | undefined
-  /** Distributes the tensors anew over shards of at most so many bytes. Default: shards stay. */
   maxShardBytes?: number | undefined
-  /** Name of the output where it is a single file. Default: the base's, or model.safetensors. */
   path?: string | undefined
 }
 
-/** The files of the result, byte for byte, and the names of its tensors. */
 export interface MergePlan {
   readonly files: readonly OutputFile[]
-  /** The output's tensors: name → shape. */
   readonly tensors: ReadonlyMap<string, readonly number[]>
-  /** Changed tensors and the layers that change them, in the base's order. */
   readonly weights: readonly { readonly name: string; readonly layers: readonly LayerFactors[] }[]
   /** The new index; undefined when the base's is copied, or the output is a single file. */
   readonly index: { readonly path: string; readonly content: string } | undefined
-  /** The base's index is copied as it is. */
   readonly copiesIndex: boolean
   readonly configEdit: ConfigEdit | undefined
 }
 
-/**
- * Finds the places of all parts of the adapters in a base.
- *
- * Problems are a MismatchError naming the layers without a weight, with near misses, or the weight of another shape, or
- * the tied embedding, or what the head lacks; UnsupportedError for quantized bases and for weights that are not fp64,
- * fp32, fp16 or bf16.
- *
- * @param fit gets the parts, their places and all problems
- */
+/** Finds the places of all parts of the adapters in a base. `fit` gets the parts, their places and all problems. */
 export function placeParts(original: BaseModel, parts: MergeParts, options: PlanOptions, fit: Fit): Changes {
   const { layers } = parts
   const isKept = (replacement: BaseReplacement) => original.unchanged.has(replacement)
@@ -89,23 +72,17 @@ export function placeParts(original: BaseModel, parts: MergeParts, options: Plan
   return { checkpoint, byTensor, placed, added, untied, head, vocabulary }
 }
 
-/** The changes of the output's tensors. */
 export interface Changes {
   readonly checkpoint: Checkpoint
-  /** Output tensor → the layers merged into it. */
   readonly byTensor: ReadonlyMap<string, readonly LayerFactors[]>
-  /** Output tensor → what it has in place of the base's own. */
   readonly placed: ReadonlyMap<string, Placed>
-  /** Tensors that the base does not have. */
   readonly added: ReadonlyMap<string, AddedTensor>
   /** Tied weights that all become tensors of their own. */
   readonly untied: readonly TieGroup[]
   readonly head: ConfigEdit['head']
-  /** The vocabulary's new size. */
   readonly vocabulary: number | undefined
 }
 
-/** The files of the result, once all parts have a place. */
 export function planOutput(changes: Changes, { dtype, maxShardBytes, path }: PlanOptions): MergePlan {
   const { checkpoint, untied, head, vocabulary } = changes
   const outputs = outputTensors(changes, dtype)
@@ -131,7 +108,7 @@ export function planOutput(changes: Changes, { dtype, maxShardBytes, path }: Pla
   }
 }
 
-/** The output's tensors by the base's shard, in the order of their bytes; new ones come in the last. */
+/** Sorted by the base's shard, in the order of their bytes; new ones come in the last. */
 function outputTensors({ checkpoint, byTensor, placed, added, untied }: Changes, dtype: FloatDtype | undefined) {
   const outputs: OutputTensor[][] = checkpoint.shards.map(() => [])
   for (const [name, tensor] of checkpoint.tensors) {
@@ -156,7 +133,6 @@ function outputTensors({ checkpoint, byTensor, placed, added, untied }: Changes,
   return outputs
 }
 
-/** Output tensor → the layers merged into it. */
 function assignLayers(search: WeightSearch, untied: readonly TieGroup[], fit: Fit): Map<string, LayerFactors[]> {
   const { layers, checkpoint, names } = search
   const { tensors } = checkpoint
@@ -207,7 +183,6 @@ function isRepeated(
   })
 }
 
-/** True if one of two layers changes outputs that the other changes too. */
 function overlap({ region: a }: LayerFactors, { region: b }: LayerFactors): boolean {
   return a === undefined || b === undefined || (a.first < b.first + b.count && b.first < a.first + a.count)
 }
@@ -216,7 +191,7 @@ function isInside(row: number, { region, isInputMajor }: LayerFactors): boolean 
   return region === undefined || isInputMajor || (region.first <= row && row < region.first + region.count)
 }
 
-/** Throws UnsupportedError for changes that are no sum, combined with other changes of the same tensor. */
+/** Refuses changes that are no sum, combined with other changes of the same tensor. */
 export function refuseCombination(where: string, layers: readonly LayerFactors[], placed: Placed | undefined): void {
   const isMixed = layers.some((layer) => {
     return layer.scales !== undefined && layers.some((other) => other !== layer && overlap(layer, other))
@@ -251,10 +226,7 @@ function outputTensor(
   }
 }
 
-/**
- * Keeps the metadata of the base's index that is true of the output too. transformers counts tied weights once in
- * total_parameters, and takes dtype for that of the weights where config.json has none.
- */
+/** transformers counts tied weights once in total_parameters, and takes dtype for that of the weights. */
 function outputMetadata(
   metadata: JsonObject,
   { isUntied, dtype }: { isUntied: boolean; dtype: FloatDtype | undefined },
@@ -275,12 +247,7 @@ function newIndex(
   return { path: indexPath, content: `${JSON.stringify({ metadata, weight_map }, null, 2)}\n` }
 }
 
-/**
- * @param added tensors that the base does not have
- * @param allowMissing goes on without what the head needs
- * @returns undefined when the adapters bring no head
- * @throws MismatchError naming a tensor that the head needs and nobody has, unless it may be missing
- */
+/** Returns undefined when the adapters bring no head. */
 function planHead(
   { checkpoint, names, head, adapters }: BaseModel,
   added: ReadonlyMap<string, AddedTensor>,
@@ -303,19 +270,13 @@ function planHead(
   return { architecture: head.architecture, count, ...meaningOf(adapters, count) }
 }
 
-/** A base, with the vocabulary that adapters give it. */
 interface ResizedBase {
   readonly base: BaseModel
   /** Number of rows; undefined where the base's stays. */
   readonly vocabulary: number | undefined
 }
 
-/**
- * Gives a base the vocabulary of grown embeddings: after resize_token_embeddings PEFT saves them whole. They take the
- * base's place with as many rows as they have, and layers on them fit their shape.
- *
- * @throws MismatchError where the embeddings would have different numbers of rows
- */
+/** Gives a base the vocabulary of grown embeddings, which PEFT saves whole after resize_token_embeddings. */
 function resizedBase(base: BaseModel, replacements: readonly BaseReplacement[]): ResizedBase {
   const { checkpoint, names, ties } = base
   const tensors = new Map<string, CheckpointTensor>(checkpoint.tensors)

@@ -1,8 +1,7 @@
-// Bases that a merge must not touch: quantized weights, whose values are codes, not numbers to add to.
+// Quantized bases, which a merge must not touch: their values are codes, not numbers to add to.
 
 import { UnsupportedError } from '../../base/errors.js'
 
-/** transformers' quant_method → what its weights are. */
 const METHODS: Readonly<Record<string, string>> = {
   gptq: 'GPTQ packs weights into 32-bit words with scales and zero points of groups',
   'gptq or awq': 'GPTQ and AWQ pack weights into 32-bit words with scales and zero points of groups',
@@ -13,7 +12,6 @@ const METHODS: Readonly<Record<string, string>> = {
   mxfp4: 'MXFP4 packs 4-bit floats with a shared exponent for each block',
 }
 
-/** Tensors that quantizers leave beside a weight: <module> + suffix. */
 const SIGNS: readonly (readonly [suffix: string, method: string])[] = [
   ['.g_idx', 'gptq'],
   ['.qweight', 'gptq or awq'],
@@ -25,7 +23,6 @@ const SIGNS: readonly (readonly [suffix: string, method: string])[] = [
   ['_blocks', 'mxfp4'],
 ]
 
-/** Throws UnsupportedError when config.json says that the weights are quantized. */
 export function refuseQuantizedConfig(config: Readonly<Record<string, unknown>> | undefined, where: string): void {
   const text = config?.text_config as Record<string, unknown> | null | undefined
   const quantization = (config?.quantization_config ?? text?.quantization_config) as Record<string, unknown> | undefined
@@ -36,7 +33,6 @@ export function refuseQuantizedConfig(config: Readonly<Record<string, unknown>> 
   throw quantizedError(where, method)
 }
 
-/** Throws UnsupportedError when a module's weight is there in a quantized form. */
 export function refuseQuantizedModule(module: string, has: (tensor: string) => boolean): void {
   const sign = SIGNS.find(([suffix]) => has(module + suffix))
   if (sign !== undefined) throw quantizedError(module, sign[1])

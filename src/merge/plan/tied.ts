@@ -1,5 +1,5 @@
-// Tied embeddings: one weight read as input and as output embedding. A layer on one of the two would change both, or be
-// dropped by loaders, so that the user has to say what is meant.
+// Tied embeddings: one weight read as input and as output embedding. The user has to say what a layer on one of the two
+// means.
 
 import { MismatchError } from '../../base/errors.js'
 import { isHeadModule } from '../../peft/tied.js'
@@ -14,18 +14,16 @@ import { isEmbeddingModule } from './names/vocabulary.js'
  */
 export type TiedPolicy = 'refuse' | 'untie' | 'keep'
 
-/** Tied weights that adapters change, and the tensor by which they do. */
 interface Touched {
   readonly group: TieGroup
   readonly tensor: string
 }
 
-/** The base's name for the tensor that a layer changes. */
 export function tensorOf({ name, tensor }: LayerFactors, { names }: Pick<BaseModel, 'names'>): string {
   return names.locate(`${name}.${tensor}`)
 }
 
-/** Tied weights that parts change for one of their uses. Rows for both uses, and layers of both alike, are none. */
+/** Rows for both uses, and layers of both alike, are none. */
 export function partedTies({ layers, replacements }: MergeParts, base: BaseModel): Touched[] {
   return touchedTies(
     [
@@ -38,9 +36,7 @@ export function partedTies({ layers, replacements }: MergeParts, base: BaseModel
   )
 }
 
-/**
- * Tied weights to be untied: those with a layer, and those of which a whole tensor or rows for one use are replaced.
- */
+/** Ties with a layer, and those of which a whole tensor or rows for one use are replaced. */
 export function untiedTies({ layers, replacements }: MergeParts, base: BaseModel): TieGroup[] {
   const parting = replacements.filter(({ rows, isTied }) => rows === undefined || !isTied)
   const touched = touchedTies(
@@ -59,11 +55,7 @@ function touchedTies(tensors: readonly string[], { ties }: BaseModel): Touched[]
   })
 }
 
-/**
- * Refuses to guess where the model's type is not known: embeddings whose partner may be tied to them.
- *
- * @throws MismatchError that names the tensor
- */
+/** Refuses to guess where the model's type is not known: embeddings whose partner may be tied to them. */
 export function refuseUnknownTies(parts: MergeParts, base: BaseModel, tied: TiedPolicy): void {
   if (base.ties.isKnown || tied === 'keep') return
   const { tensors } = base.checkpoint

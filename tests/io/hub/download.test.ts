@@ -1,10 +1,9 @@
 import { spawn } from 'node:child_process'
-import { createHash } from 'node:crypto'
 import { mkdir, readdir, rename, rm, stat, writeFile } from 'node:fs/promises'
-import { hostname } from 'node:os'
 import path from 'node:path'
 import { describe, expect, test } from 'vitest'
 import { readAll } from '../../../src/base/bytes.js'
+import { newToken } from '../../../src/io/node/owner.js'
 import { sha256 } from './server.js'
 import { blob, contentOf, current, failure, inCache, isWeights, noise, open, text, useHub, WEIGHTS } from './toolkit.js'
 
@@ -100,7 +99,7 @@ describe('a download', () => {
     await mkdir(inCache('blobs'), { recursive: true })
     const dead = spawn(process.execPath, ['-e', ''])
     await new Promise((resolve) => dead.once('exit', resolve))
-    const name = `${sha256(WEIGHTS)}.lowrank-${hostMark()}-${dead.pid}-00000000.incomplete`
+    const name = `${sha256(WEIGHTS)}.lowrank-${hostMark()}-${dead.pid}--00000000.incomplete`
     await writeFile(inCache('blobs', name), WEIGHTS.subarray(0, 1234))
     expect(isWeights(await contentOf('org/model', file))).toBe(true)
     expect(current.hub.seen.at(-1)!.range).toBe('bytes=1234-')
@@ -109,7 +108,7 @@ describe('a download', () => {
   test('waits while another process brings the file', async () => {
     await mkdir(inCache('blobs'), { recursive: true })
     const other = spawn(process.execPath, ['-e', 'setTimeout(() => {}, 60_000)'])
-    const part = inCache('blobs', `${sha256(WEIGHTS)}.lowrank-${hostMark()}-${other.pid}-00000000.incomplete`)
+    const part = inCache('blobs', `${sha256(WEIGHTS)}.lowrank-${hostMark()}-${other.pid}--00000000.incomplete`)
     await writeFile(part, WEIGHTS.subarray(0, 1234))
     const waiting = contentOf('org/model', file)
     while (current.progress.length === 0) await new Promise((resolve) => setTimeout(resolve, 10))
@@ -205,6 +204,6 @@ describe('a download', () => {
 
   /** As the names of parts have it. */
   function hostMark(): string {
-    return createHash('sha256').update(hostname()).digest('hex').slice(0, 8)
+    return newToken().slice(0, 8)
   }
 })

@@ -1,5 +1,5 @@
 // The Attention operator of ONNX Runtime's optimizer: one weight (k, d) whose columns are query, key and value, and
-// attention over them, in one node. Operator:
+// attention over them:
 // https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#commicrosoftattention
 
 import { dataTypeName, dimsOf, type NodeProto } from '../../../formats/onnx/tensors.js'
@@ -10,10 +10,8 @@ import { operatorOf } from '../../view/operators.js'
 import { constantWeight, MATMUL, openFloatLines } from './float-product.js'
 import { type Form, productOf } from './form.js'
 
-/** The operator, as {@link operatorOf} names it. */
 export const PACKED_ATTENTION = 'com.microsoft:Attention'
 
-/** Inputs of the node. */
 const [X, WEIGHT, BIAS, MASK, PAST, SCORE_BIAS] = [0, 1, 2, 3, 4, 5]
 
 /** Attributes that MultiHeadAttention has as well. */
@@ -47,7 +45,7 @@ export const ATTENTION: Form = {
   },
 }
 
-/** The part of an Attention node that a product and attention after it cannot compute; undefined if there is none. */
+/** The part of an Attention node that a product and attention after it cannot compute. */
 export function inseparable(graph: Graph, node: NodeProto): string | undefined {
   if (intAttribute(node, 'do_rotary', 0) === 1) return 'do_rotary'
   if ((node.input[PAST] ?? '') !== '') return 'a cache of past keys and values'
@@ -63,11 +61,7 @@ export function attentionWidths(node: NodeProto, d: number): number[] {
   return intsAttribute(node, 'qkv_hidden_sizes') ?? [d / 3, d / 3, d / 3]
 }
 
-/**
- * Appends x·w + b as a product of its own, and cuts it into query, key and value, each (B, S, width).
- *
- * @param d columns of the weight
- */
+/** Appends x·w + b as a product of its own, and cuts it into query, key and value, each (B, S, width). */
 export function project(
   g: Builder,
   node: NodeProto,

@@ -1,5 +1,5 @@
-// DequantizeLinear in front of a MatMul or Gemm: integers of 4 or 8 bits with one scale, one for each line, or one for
-// each block. The form of QDQ exports. Operator: https://onnx.ai/onnx/operators/onnx__DequantizeLinear.html
+// DequantizeLinear in front of a MatMul or Gemm, the form of QDQ exports: integers of 4 or 8 bits with scales by
+// matrix, line or block. Operator: https://onnx.ai/onnx/operators/onnx__DequantizeLinear.html
 
 import { DataType, dataTypeName, dimsOf, type NodeProto, type TensorProto } from '../../../formats/onnx/tensors.js'
 import { floatAttribute, intAttribute } from '../../view/attributes.js'
@@ -56,7 +56,6 @@ export const DEQUANTIZE_LINEAR: Form = integerForm({
   },
 })
 
-/** The DequantizeLinear behind a value, through Transpose, Cast and Identity. */
 function dequantizer(graph: Graph, value: Value): (Omit<Source, 'value'> & { maker: NodeProto }) | undefined {
   const { value: floats, ...source } = sourceOf(graph, value)
   const maker = graph.producer(floats)
@@ -68,7 +67,6 @@ function axisOf(maker: NodeProto): number {
   return axis < 0 ? axis + 2 : axis
 }
 
-/** Which of the scales an element of the matrix has. */
 function scaleIndex(graph: Graph, maker: NodeProto): (row: number, column: number) => number {
   const dims = graph.constant(maker.input[1])?.dims.map(Number) ?? []
   const blockSize = intAttribute(maker, 'block_size', 0)

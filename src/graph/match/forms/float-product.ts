@@ -11,7 +11,6 @@ import { operatorOf } from '../../view/operators.js'
 import { sourceOf } from '../../view/source.js'
 import { type Form, type FormName, type Product, productOf, type ReadLines } from './form.js'
 
-/** ONNX's float types that weights are read and written in, in safetensors' spelling. */
 export const FLOAT_DTYPES: Partial<Record<number, FloatDtype>> = {
   [DataType.FLOAT]: 'fp32',
   [DataType.FLOAT16]: 'fp16',
@@ -43,7 +42,6 @@ function floatProduct(name: FormName & ('MatMul' | 'Gemm')): Form {
   return form
 }
 
-/** Opens a float weight for reading. Throws UnsupportedError naming the node for one that cannot be read. */
 export async function openFloatLines(
   model: OnnxModel,
   graph: Graph,
@@ -66,7 +64,6 @@ export async function openFloatLines(
 export const MATMUL: Form = floatProduct('MatMul')
 export const GEMM: Form = floatProduct('Gemm')
 
-/** A stored matrix. */
 export interface ConstantWeight {
   readonly name: string
   readonly tensor: TensorProto

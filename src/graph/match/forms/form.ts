@@ -1,5 +1,4 @@
-// A form of a linear layer tells how the layer looks in a graph, where its input and output are, and how its weight is
-// read.
+// A form of a linear layer tells how the layer looks in a graph, and how its weight is read.
 
 import type { OnnxModel } from '../../../formats/onnx/model.js'
 import type { DataType, NodeProto } from '../../../formats/onnx/tensors.js'
@@ -23,9 +22,9 @@ export type FormName =
 /** A product of an input and a constant weight, as one node or a few: output (…, d) = input (…, k) @ W. */
 export interface Product {
   readonly form: Form
-  /** The node that computes the product. It gives the layer its name. */
+  /** It gives the layer its name. */
   readonly node: NodeProto
-  /** The node whose first output is the layer's. The same as `node`, except where its output is scaled by others. */
+  /** The node whose first output is the layer's: another than `node` where the output is scaled by others. */
   readonly last: NodeProto
   /** Name of the initializer that holds the weight, or its integers. */
   readonly weight: Value
@@ -35,10 +34,9 @@ export interface Product {
   readonly transposed: boolean
   readonly k: number
   readonly d: number
-  /** The float input. */
   readonly input: Value
   readonly output: Value
-  /** A bias that another node adds, which the output has in it: only where {@link Form.expose} has made that node. */
+  /** A bias that another node adds: only where {@link Form.expose} has made that node. */
   readonly bias?: Value | undefined
   /** How the weight is stored, for people: '4 bits, blocks of 32'. */
   readonly layout: string
@@ -56,7 +54,6 @@ export function productOf(
   return { form, node, last, input: node.input[0], output: last.output[0], problem: undefined, ...own }
 }
 
-/** The input of a product's node that takes its float weight. */
 export function weightInput({ form }: Pick<Product, 'form'>): 0 | 1 {
   return form.isLookup ? 0 : 1
 }
@@ -64,43 +61,26 @@ export function weightInput({ form }: Pick<Product, 'form'>): 0 | 1 {
 /** Reads stored lines [first, first + count) of a weight as f32: rows of the stored (d, k) or (k, d). */
 export type ReadLines = (first: number, count: number) => Promise<Float32Array>
 
-/** One way in which graphs have linear layers. Each is a file of this folder, listed in forms.ts. */
+/** Each form is a file of this folder, listed in forms.ts. */
 export interface Form {
   readonly name: FormName
-  /** True if the weight is stored as integers, with scales. */
   readonly isQuantized: boolean
-  /**
-   * The input is the number of a row of the weight, as in an embedding E (V, D): as a product it takes one token, V in
-   * and D out. Default false.
-   */
+  /** The input is the number of a row of the weight, as in an embedding E (V, D): V in and D out. */
   readonly isLookup?: boolean
-  /** The product that this node computes, if it has this form. */
   find(graph: Graph, node: NodeProto): Product | undefined
-  /**
-   * Opens the weight for reading; integers become the floats that they stand for.
-   *
-   * @throws UnsupportedError naming the node when the weight cannot be read
-   */
+  /** Integers become the floats that they stand for. Throws UnsupportedError when the weight cannot be read. */
   openLines(model: OnnxModel, graph: Graph, product: Product): Promise<ReadLines>
   /**
-   * Appends nodes that make the stored matrix in f32 as the graph runs, for gradients. Only for forms with integers,
-   * and weights that are understood; forms without it are not trained.
-   *
-   * @returns (d, k), or (k, d), as stored
+   * Appends nodes that make the stored matrix, (d, k) or (k, d), in f32 as the graph runs. Forms without it are not
+   * trained.
    */
   dequantize?(g: Builder, product: Product): Value
   /**
-   * As {@link dequantize}, for a part of the stored rows (d, k), so that never all of a large weight is in memory as
-   * floats.
-   *
-   * @returns (count, k); undefined for a layout of which only the whole can be made
+   * As {@link dequantize}, for rows (count, k) of a large weight (d, k); undefined where only the whole can be made.
    */
   dequantizeRows?(g: Builder, product: Product, first: number, count: number): Value | undefined
   /**
-   * For products that are a part of what their node computes: replaces the node by nodes of which one is the product,
-   * so that its output can be changed.
-   *
-   * @returns the same product, as it is then
+   * For products that are a part of what their node computes: replaces the node, and returns the product as it is then.
    */
   expose?(graph: Graph, product: Product): Product
 }
@@ -109,7 +89,7 @@ export interface Form {
  * One linear layer: output (…, d) = input (…, k) @ weight, or some columns of a product that computes several layers.
  */
 export interface Linear extends Product {
-  /** Module name, as in PEFT's files: model.layers.0.self_attn.q_proj */
+  /** As in PEFT's files: model.layers.0.self_attn.q_proj */
   readonly name: string
   /** True for the output embedding. */
   readonly isHead: boolean

@@ -21,7 +21,6 @@ export const FORMS: readonly Form[] = [
   ATTENTION,
 ]
 
-/** The product by a constant weight that a node computes; undefined if it computes none. */
 export function findProduct(graph: Graph, node: NodeProto): Product | undefined {
   for (const form of FORMS) {
     const product = form.find(graph, node)
@@ -33,19 +32,15 @@ export function findProduct(graph: Graph, node: NodeProto): Product | undefined 
 /** Ways of merging into a layer: into its weight, as a branch beside it, or into its weight in its own integers. */
 export type MergeWay = 'weights' | 'branches' | 'requantize'
 
-/** The uses of a layer. */
 export interface Abilities {
-  /** Sessions run it with adapters. */
   readonly run: boolean
   /** The default first; empty if it cannot be merged. */
   readonly merge: readonly MergeWay[]
-  /** Adapters are trained on it. */
   readonly train: boolean
   /** The part of its layout that lowrank does not understand. */
   readonly problem: string | undefined
 }
 
-/** The uses of a layer of this form and layout. */
 export function abilitiesOf({ form, dataType, problem }: Product): Abilities {
   const run = FLOAT_DTYPES[dataType] !== undefined
   const isReadable = problem === undefined
@@ -54,7 +49,7 @@ export function abilitiesOf({ form, dataType, problem }: Product): Abilities {
     run,
     merge: !run ? [] : form.isQuantized ? quantized : isReadable ? ['weights'] : [],
     train:
-      [DataType.FLOAT, DataType.FLOAT16].includes(dataType) &&
+      (dataType === DataType.FLOAT || dataType === DataType.FLOAT16) &&
       isReadable &&
       (!form.isQuantized || form.dequantize !== undefined),
     problem,

@@ -1,5 +1,4 @@
-// Integers of 4 and 8 bits, as quantized weights are stored, and the floats that they stand for: scale · (q − zero
-// point).
+// Quantized weights of 4 and 8 bits, and the floats that they stand for: scale · (q − zero point).
 
 import { decodeFloats } from '../../../base/dtype.js'
 import { UnsupportedError } from '../../../base/errors.js'
@@ -21,7 +20,6 @@ import { sourceOf } from '../../view/source.js'
 import { FLOAT_DTYPES } from './float-product.js'
 import type { Form, Product } from './form.js'
 
-/** An integer type of weights. */
 export interface IntegerType {
   readonly bits: 4 | 8
   readonly isSigned: boolean
@@ -38,7 +36,7 @@ export function integerType(dataType: number | undefined): IntegerType | undefin
   return dataType === undefined ? undefined : INTEGER_TYPES[dataType]
 }
 
-/** Integers [first, first + count) of packed bytes; of two in a byte the lower half comes first. */
+/** The lower half of a byte comes first. */
 export function unpack(
   bytes: Uint8Array,
   { bits, isSigned }: IntegerType,
@@ -58,7 +56,7 @@ export function unpack(
   return result
 }
 
-/** Integers [first, first + count) of a tensor; only their bytes are read. */
+/** Only their bytes are read. */
 export async function readIntegers(
   model: OnnxModel,
   tensor: TensorProto,
@@ -71,11 +69,9 @@ export async function readIntegers(
   return unpack(bytes, type, first - (from * 8) / type.bits, count)
 }
 
-/** A stored matrix of integers with its scales and zero points. */
 interface IntegerMatrix {
   readonly tensor: TensorProto
   readonly type: IntegerType
-  /** Integers of a line. */
   readonly width: number
   /** The first of them, which stand for values; those behind only fill a block. Default: all. */
   readonly kept?: number
@@ -83,16 +79,13 @@ interface IntegerMatrix {
   /** Integers, or floats; '' or undefined: all are `middle`. */
   readonly zeroPoints: Value | undefined
   readonly middle?: number
-  /** Neighbors in a line that share scale and zero point. Default 1. */
+  /** Neighbors in a line that share scale and zero point. */
   readonly block?: number
-  /** Which of the scales an element has. */
   scaleAt(line: number, column: number): number
-  /** Which of the zero points an element has. Default: as `scaleAt`. */
   zeroAt?(line: number, column: number): number
 }
 
 interface IntegerForm extends Omit<Form, 'isQuantized' | 'openLines'> {
-  /** The matrix of a product whose layout is understood. */
   matrix(graph: Graph, product: Product): IntegerMatrix
 }
 
@@ -133,7 +126,6 @@ async function readZeroPoints(model: OnnxModel, graph: Graph, { zeroPoints, type
   return unpack(bytes, type, 0, (bytes.length * 8) / type.bits)
 }
 
-/** All floats of a constant, perhaps behind a Cast. */
 export async function readFloats(model: OnnxModel, graph: Graph, value: Value): Promise<Float32Array> {
   const { tensor } = castConstant(graph, value)!
   const dtype = FLOAT_DTYPES[tensor.dataType]
@@ -148,7 +140,6 @@ export async function readFloats(model: OnnxModel, graph: Graph, value: Value): 
   return decodeFloats(await model.readTensor(tensor), dtype)
 }
 
-/** @throws UnsupportedError naming the node and what of its layout is not understood */
 export function requireReadable({ node, problem, layout }: Product): void {
   if (problem === undefined) return
   throw new UnsupportedError({
@@ -166,13 +157,12 @@ export function castConstant(graph: Graph, value: Value): { tensor: TensorProto;
   return tensor && { tensor, dataType: castTo ?? tensor.dataType }
 }
 
-/** The number of elements of a constant; undefined if there is none. */
 export function countOf(graph: Graph, value: Value | undefined): number | undefined {
   const tensor = value ? castConstant(graph, value)?.tensor : undefined
   return tensor?.dims.reduce((product, dim) => product * Number(dim), 1)
 }
 
-/** Some of the rows of a matrix: [first, first + count) of `of`. */
+/** [first, first + count) of `of` */
 export interface RowRange {
   readonly first: number
   readonly count: number
@@ -182,10 +172,8 @@ export interface RowRange {
 const ALL: RowRange = { first: 0, count: 1, of: 1 }
 
 /**
- * A second constant over the bytes of one: of another type or shape, or only under another name, so that ONNX Runtime
- * does not take what is made of both for one value.
- *
- * @param rows the part of the bytes that holds these rows, which are whole bytes. Default: all
+ * A second constant over the bytes of one, or of some of its rows: of another type or shape, or only under another
+ * name, so that ONNX Runtime does not take what is made of both for one value.
  */
 export function viewOf(
   graph: Graph,

@@ -1,5 +1,5 @@
-// Lookups of embeddings: a Gather of floats, GatherBlockQuantized (4 or 8 bits in blocks, as quantizers of ONNX Runtime
-// and onnxruntime-genai write them), and a Gather of int8 or uint8 before DequantizeLinear. Operator:
+// Lookups of embeddings: a Gather of floats, GatherBlockQuantized (4 or 8 bits in blocks), and a Gather of int8 or
+// uint8 before DequantizeLinear. Operator:
 // https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#commicrosoftgatherblockquantized
 
 import { DataType, dataTypeName, dimsOf, type NodeProto, type TensorProto } from '../../../formats/onnx/tensors.js'
@@ -16,7 +16,6 @@ import { castConstant, countOf, type IntegerType, integerForm, integerType } fro
 /** The output of graphs that are an embedding alone, and its module in all models that are exported so. */
 const [EMBEDS, EMBEDDING] = ['inputs_embeds', 'embed_tokens']
 
-/** How the integers of a GatherBlockQuantized are packed. */
 function blockType(node: NodeProto, tensor: TensorProto): IntegerType | undefined {
   if (tensor.dataType !== DataType.UINT8) return integerType(tensor.dataType)
   const bits = intAttribute(node, 'bits', 4)

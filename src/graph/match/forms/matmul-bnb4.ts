@@ -1,6 +1,5 @@
-// MatMulBnb4: weights of 4 bits in blocks, each a number of a fixed table times the block's largest value. The form of
-// `_bnb4` files. Tables: NF4 of QLoRA (Dettmers et al. 2023, arXiv 2305.14314, appendix E) and FP4 of bitsandbytes, as
-// in ONNX Runtime's blockwise_quant_block_bnb4.h.
+// MatMulBnb4: blocks of 4 bits, each a number of a fixed table times the block's largest value. Tables: NF4 of QLoRA
+// (arXiv 2305.14314, appendix E) and FP4 of bitsandbytes, as in ONNX Runtime's blockwise_quant_block_bnb4.h.
 
 import { DataType, type NodeProto, type TensorProto } from '../../../formats/onnx/tensors.js'
 import { intAttribute } from '../../view/attributes.js'
@@ -10,7 +9,6 @@ import { operatorOf } from '../../view/operators.js'
 import { type Form, productOf } from './form.js'
 import { countOf, readFloats, requireReadable } from './integers.js'
 
-/** Tables by `quant_type`. */
 const TABLES: readonly Float32Array[] = [
   Float32Array.of(
     ...[0, 5.208333333e-3, 0.66666667, 1, 0.33333333, 0.5, 0.16666667, 0.25],

@@ -1,6 +1,5 @@
-// MatMulInteger: the weight and, as the model runs, the input become integers of 8 bits. The form of `_quantized`,
-// `_int8` and `_uint8` files: DynamicQuantizeLinear → MatMulInteger → Cast → Mul by both scales. The layer's input is
-// the float one, its output that of the last Mul.
+// MatMulInteger, the form of `_quantized`, `_int8` and `_uint8` files: DynamicQuantizeLinear → MatMulInteger → Cast →
+// Mul by both scales. The layer's input is the float one, its output that of the last Mul.
 
 import { DataType, dimsOf, type NodeProto, type TensorProto } from '../../../formats/onnx/tensors.js'
 import type { Builder, Value } from '../../view/builder.js'
@@ -10,7 +9,6 @@ import { FLOAT_DTYPES } from './float-product.js'
 import { type Form, type Product, productOf } from './form.js'
 import { countOf, integerForm, integerType, viewOf } from './integers.js'
 
-/** The inputs of an 8-bit weight, its scales and its zero points. */
 export interface IntegerWeight {
   readonly weight: Value
   /** One, or one for each output. */
@@ -19,7 +17,6 @@ export interface IntegerWeight {
   readonly zeroPoint: Value
 }
 
-/** The inputs of a product of this form. */
 export function integerWeight(graph: Graph, { node, last }: Product): IntegerWeight | undefined {
   if (node.opType === 'DynamicQuantizeMatMul') {
     return { weight: node.input[1], scale: node.input[2], zeroPoint: node.input[3] ?? '' }
@@ -76,10 +73,7 @@ function product(graph: Graph, form: Form, node: NodeProto, last: NodeProto, inp
   }
 }
 
-/**
- * The nodes behind a MatMulInteger that make floats of its output: Cast, and the products with both scales, in either
- * order.
- */
+/** The nodes that make floats of the output: Cast, and the products with both scales, in either order. */
 function scaling(graph: Graph, node: NodeProto): { last: NodeProto; scale: Value } | undefined {
   const quantize = graph.producer(node.input[0])
   const [cast, ...others] = graph.consumers(node.output[0])

@@ -1,8 +1,7 @@
-// MatMulNBits: weights of 4 or 8 bits in blocks along k, each with a scale and perhaps a zero point. The form of `_q4`
-// and `_q4f16` files and of onnxruntime-genai's int4. Layout:
+// MatMulNBits: weights of 4 or 8 bits in blocks along k, the form of `_q4` files and of onnxruntime-genai's int4:
 // https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#commicrosoftmatmulnbits
 
-import { create } from '@bufbuild/protobuf'
+import { create } from '../../../formats/onnx/protobuf.js'
 import {
   DataType,
   dataTypeName,
@@ -18,7 +17,6 @@ import { FLOAT_DTYPES } from './float-product.js'
 import { type Form, productOf } from './form.js'
 import { castConstant, countOf, integerForm, type RowRange, viewOf } from './integers.js'
 
-/** The numbers of a node's layout. */
 export interface BlockLayout {
   readonly bits: 4 | 8
   readonly blockSize: number
@@ -28,14 +26,12 @@ export interface BlockLayout {
   readonly d: number
 }
 
-/** Bits, block and sizes, as the node says. */
 export function blockLayout(node: NodeProto): BlockLayout {
   const [k, d] = [intAttribute(node, 'K', 0), intAttribute(node, 'N', 0)]
   const blockSize = intAttribute(node, 'block_size', 0)
   return { bits: intAttribute(node, 'bits', 4) as 4 | 8, blockSize, blocks: Math.ceil(k / blockSize), k, d }
 }
 
-/** Inputs of the node, after the float one. */
 const [WEIGHT, SCALES, ZERO_POINTS, GROUPS] = [1, 2, 3, 4]
 
 export const MATMUL_NBITS: Form = integerForm({
@@ -76,17 +72,14 @@ export const MATMUL_NBITS: Form = integerForm({
   },
 })
 
-/**
- * True if DequantizeLinear can read the zero points as they lie. With 4 bits two share a byte, and the last one of an
- * odd row has one alone.
- */
+/** With 4 bits two zero points share a byte, and DequantizeLinear cannot read odd rows. */
 function hasRowsOfZeroPoints(graph: Graph, node: NodeProto): boolean {
   const { bits, blocks } = blockLayout(node)
   const isNone = (node.input[ZERO_POINTS] ?? '') === ''
   return isNone || (!hasFloatZeroPoints(graph, node) && (bits === 8 || blocks % 2 === 0))
 }
 
-/** Rows of the weight as floats, (count, k). */
+/** (count, k) */
 function floatRows(g: Builder, node: NodeProto, rows: RowRange): Value {
   const { graph } = g
   const { bits, blockSize, blocks, k } = blockLayout(node)
@@ -123,8 +116,8 @@ function floatRows(g: Builder, node: NodeProto, rows: RowRange): Value {
 const views = new WeakMap<Graph, Map<string, Value>>()
 
 /**
- * One view of rows of a weight for all that read them: ONNX Runtime maps a file once for each constant. The zero points
- * are constants of each reader's own, so that it does not keep the floats of one for the next.
+ * One view for all readers: ONNX Runtime maps a file once for each constant. Zero points are each reader's own, so that
+ * it does not keep the floats of one for the next.
  */
 function integersOnce(
   graph: Graph,
@@ -141,7 +134,6 @@ function integersOnce(
   return value
 }
 
-/** Equal zero points for all blocks. */
 function middles(graph: Graph, dataType: DataType, dims: readonly number[], value: number): Value {
   const count = dims.reduce((product, dim) => product * dim, 1)
   const bytes =
@@ -152,7 +144,7 @@ function middles(graph: Graph, dataType: DataType, dims: readonly number[], valu
   return graph.addInitializer(create(TensorProtoSchema, { name, dataType, dims: dims.map(BigInt), rawData: bytes }))
 }
 
-/** The zero points of all blocks as floats, (d · blocks, 1). */
+/** (d · blocks, 1) */
 function floatZeroPoints(g: Builder, node: NodeProto): Value {
   const { blocks, d } = blockLayout(node)
   const zeroPoints = node.input[ZERO_POINTS]
@@ -164,13 +156,12 @@ function floatZeroPoints(g: Builder, node: NodeProto): Value {
   return g.reshape(g.slice(pairs, 0, blocks, 1), g.int([-1, 1]))
 }
 
-/** True if a node's zero points are numbers in the type of its scales, and no packed integers. */
 export function hasFloatZeroPoints(graph: Graph, node: NodeProto): boolean {
   const name = node.input[ZERO_POINTS] ?? ''
   return name !== '' && graph.constant(name)?.dataType !== DataType.UINT8
 }
 
-/** The part of a node that is not as the operator's documentation says; undefined if all is. */
+/** The part of a node that is not as the operator's documentation says. */
 function problemOf(graph: Graph, node: NodeProto, weight: TensorProto): string | undefined {
   const { bits, blockSize, blocks, k, d } = blockLayout(node)
   if (bits !== 4 && bits !== 8) return `${bits} bits, not 4 or 8`

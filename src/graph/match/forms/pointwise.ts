@@ -1,6 +1,5 @@
 // Convolutions of kernel 1: a linear layer over channels, (B, k, …) → (B, d, …). Not in the table of forms, because the
-// graph does not tell whether the model has a convolution there or a linear layer: adapters of both are placed on it,
-// and those of linear layers are trained.
+// model may have a convolution there or a linear layer: adapters of both are placed on it.
 
 import { dimsOf } from '../../../formats/onnx/tensors.js'
 import { intAttribute, intsAttribute } from '../../view/attributes.js'
@@ -56,7 +55,6 @@ export const POINTWISE: Form = {
   },
 }
 
-/** The convolutions of kernel 1, as linear layers. */
 export function findPointwise(graph: Graph): Linear[] {
   return graph.nodes.flatMap((node) => {
     const product = POINTWISE.find(graph, node)
@@ -66,10 +64,7 @@ export function findPointwise(graph: Graph): Linear[] {
   })
 }
 
-/**
- * The linear layers, with the convolutions of kernel 1 for modules that they lack: some exporters write a linear layer
- * as such a convolution.
- */
+/** Some exporters write a linear layer as a convolution of kernel 1: these are added for modules that are missing. */
 export function withPointwise(graph: Graph, linears: readonly Linear[], modules: readonly string[]): Linear[] {
   const { find } = moduleFinder(linears)
   const missing = modules.filter((module) => find(module) === undefined)
@@ -78,7 +73,6 @@ export function withPointwise(graph: Graph, linears: readonly Linear[], modules:
   return [...linears, ...new Set(missing.flatMap((module) => ofModule(others, module)))]
 }
 
-/** The convolutions of kernel 1 under names that none of the linear layers has. */
 export function otherPointwise(graph: Graph, linears: readonly Linear[]): Linear[] {
   const names = new Set(linears.map(({ name }) => name))
   return findPointwise(graph).filter(({ name }) => !names.has(name))

@@ -1,10 +1,8 @@
-// Quantizes rows in blocks as ONNX Runtime's quantizer does (onnxruntime/core/mlas/lib/q4_dq.cpp, round to nearest):
-// with zero points between the smallest and the largest value of a block, else around the middle of the range, so that
-// the value of largest size is exact.
+// Quantizes rows in blocks as ONNX Runtime's quantizer does (onnxruntime/core/mlas/lib/q4_dq.cpp, round to nearest).
 
 import type { BlockLayout } from './matmul-nbits.js'
 
-/** A quantized weight in pieces: integers row by row, a scale and perhaps a zero point for each block. */
+/** Integers row by row, a scale and perhaps a zero point for each block. */
 export interface QuantizedRows {
   readonly packed: Uint8Array
   readonly scales: Float32Array
@@ -12,15 +10,11 @@ export interface QuantizedRows {
   readonly zeroPoints: Uint8Array | undefined
 }
 
-/** Quantized rows, and the floats (rows, k) that they stand for. */
 interface QuantizedBlock extends QuantizedRows {
   readonly stored: Float32Array
 }
 
-/**
- * @param values (rows, k)
- * @param roundScale to the type in which scales are stored
- */
+/** `values` are (rows, k); `roundScale` rounds to the type in which scales are stored. */
 export function quantizeRows(
   values: Float32Array,
   { bits, blockSize, blocks, k }: BlockLayout,

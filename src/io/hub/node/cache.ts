@@ -13,7 +13,6 @@ import { COMMIT, type HubFile, parseFile } from '../api.js'
 
 const PREFIX = 'models--'
 const TREE_VERSION = 1
-/** Error codes of systems that have no links, or do not permit them. */
 const NO_LINKS = ['EPERM', 'EACCES', 'ENOSYS', 'ENOTSUP', 'EOPNOTSUPP', 'EINVAL', 'UNKNOWN']
 
 export async function cachedIds(cacheFolder: string): Promise<string[]> {
@@ -33,7 +32,6 @@ export class ModelCache {
     this.#avoidsLinks = avoidsLinks
   }
 
-  /** Path of the content of a digest. */
   blob(digest: string): string {
     return path.join(this.#folder, 'blobs', digest)
   }
@@ -53,7 +51,7 @@ export class ModelCache {
 
   async writeRef(revision: string, commit: string): Promise<void> {
     if (revision === commit || (await this.readRef(revision)) === commit) return
-    await this.#write(path.join(this.#folder, 'refs', ...revision.split('/')), commit)
+    await place(path.join(this.#folder, 'refs', ...revision.split('/')), (file) => writeFile(file, commit))
   }
 
   /** Undefined where no list is kept that can be read. */
@@ -96,7 +94,7 @@ export class ModelCache {
         ]
       })
     const tree = { format_version: TREE_VERSION, files: Object.fromEntries(entries) }
-    await this.#write(this.#tree(commit), JSON.stringify(tree, null, 1))
+    await place(this.#tree(commit), (file) => writeFile(file, JSON.stringify(tree, null, 1)))
   }
 
   async cachedFiles(commit: string): Promise<Map<string, number>> {
@@ -130,18 +128,11 @@ export class ModelCache {
   async link(digest: string, commit: string, file: string, isNew: boolean): Promise<void> {
     const blob = this.blob(digest)
     const target = this.snapshot(commit, file)
-    const temporary = `${target}.${randomBytes(4).toString('hex')}.tmp`
-    try {
-      await makeFolders(path.dirname(target))
-      if (!(await this.#tryLink(path.relative(path.dirname(target), blob), temporary))) {
-        const isShared = (await lstat(blob)).isSymbolicLink()
-        await (isNew && !isShared ? rename(blob, temporary) : copyFile(blob, temporary))
-      }
-      await rename(temporary, target)
-    } catch (error) {
-      await unlink(temporary).catch(() => {})
-      throw fileError(target, 'cannot be written', error)
-    }
+    await place(target, async (temporary) => {
+      if (await this.#tryLink(path.relative(path.dirname(target), blob), temporary)) return
+      const isShared = (await lstat(blob)).isSymbolicLink()
+      await (isNew && !isShared ? rename(blob, temporary) : copyFile(blob, temporary))
+    })
   }
 
   async #tryLink(to: string, at: string): Promise<boolean> {
@@ -158,17 +149,18 @@ export class ModelCache {
   #tree(commit: string): string {
     return path.join(this.#folder, 'trees', `${commit}.json`)
   }
+}
 
-  async #write(file: string, text: string): Promise<void> {
-    const temporary = `${file}.${randomBytes(4).toString('hex')}.tmp`
-    try {
-      await makeFolders(path.dirname(file))
-      await writeFile(temporary, text)
-      await rename(temporary, file)
-    } catch (error) {
-      await unlink(temporary).catch(() => {})
-      throw fileError(file, 'cannot be written', error)
-    }
+/** Makes a file under another name first: it appears whole. */
+async function place(target: string, make: (temporary: string) => Promise<void>): Promise<void> {
+  const temporary = `${target}.${randomBytes(4).toString('hex')}.tmp`
+  try {
+    await makeFolders(path.dirname(target))
+    await make(temporary)
+    await rename(temporary, target)
+  } catch (error) {
+    await unlink(temporary).catch(() => {})
+    throw fileError(target, 'cannot be written', error)
   }
 }
 

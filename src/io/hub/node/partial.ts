@@ -1,19 +1,16 @@
 // The unfinished part of a download, beside its place. Its name says whose it is: two processes never write into one
 // file, one waits while another's grows, and what a process left behind is taken up by the next, by a rename.
 
-import { createHash, randomBytes } from 'node:crypto'
 import { readdir, rename, stat, unlink, utimes, writeFile } from 'node:fs/promises'
-import { hostname } from 'node:os'
 import path from 'node:path'
-import { fileError } from '../../node/errors.js'
+import { codeOf, fileError } from '../../node/errors.js'
+import { isDead, newToken } from '../../node/owner.js'
 
 /**
  * A part that its process has not touched for so long belongs to nobody: a process touches it with each piece and
  * before each new try, which come more often. Only so can a dead process on another machine be told from a slow one.
  */
 const QUIET_MS = 120_000
-
-const HOST = createHash('sha256').update(hostname()).digest('hex').slice(0, 8)
 
 interface Found {
   file: string
@@ -26,7 +23,7 @@ export class Partial {
   readonly #free: string
 
   constructor(target: string) {
-    this.file = `${target}.lowrank-${HOST}-${process.pid}-${randomBytes(4).toString('hex')}.incomplete`
+    this.file = `${target}.lowrank-${newToken()}.incomplete`
     this.#free = `${target}.lowrank.incomplete`
   }
 
@@ -76,25 +73,16 @@ async function findPartials(target: string): Promise<Found[]> {
   const names = (await readdir(folder).catch(() => [])).filter((name) => name.startsWith(prefix))
   const found = await Promise.all(
     names.map(async (name) => {
-      const [, host, pid] = /^(?:-([0-9a-f]{8})-(\d+)-[0-9a-f]{8})?\.incomplete$/.exec(name.slice(prefix.length)) ?? []
+      const token = /^-(.+)\.incomplete$/.exec(name.slice(prefix.length))?.[1]
       const file = path.join(folder, name)
       const status = await stat(file).catch(() => undefined)
       if (status === undefined) return []
       const isQuiet = Date.now() - status.mtimeMs > QUIET_MS
-      const isTaken = host !== undefined && !isQuiet && (host !== HOST || isRunning(Number(pid)))
+      const isTaken = token !== undefined && !isQuiet && !isDead(token)
       return [{ file, byteLength: status.size, isTaken }]
     }),
   )
   return found.flat()
-}
-
-function isRunning(pid: number): boolean {
-  try {
-    process.kill(pid, 0)
-    return true
-  } catch (error) {
-    return (error as NodeJS.ErrnoException).code === 'EPERM'
-  }
 }
 
 /** False where another process was faster. */
@@ -103,7 +91,7 @@ async function renamed(from: string, to: string): Promise<boolean> {
     await rename(from, to)
     return true
   } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return false
+    if (codeOf(error) === 'ENOENT') return false
     throw error
   }
 }

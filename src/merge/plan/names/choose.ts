@@ -1,5 +1,4 @@
-// Which names a checkpoint has for the tensors that adapters name: the adapters' own, those of transformers' table for
-// this type of model, or either with or without the model's first part.
+// Which names a checkpoint has for the tensors that adapters name: the adapters' own, or those of transformers' table.
 
 import type { CheckpointTensor } from '../../../formats/checkpoint.js'
 import { withoutWrapper } from '../../../graph/match/module-names.js'
@@ -10,25 +9,19 @@ import type { NameEntry } from './tables.js'
 type Tensors = ReadonlyMap<string, CheckpointTensor>
 type Naming = (name: string) => StoredForm | undefined
 
-/** The checkpoint's names for the tensors that adapters name. */
 export interface CheckpointNames {
-  /** The form of a tensor; undefined where the checkpoint stores it in one that is not implemented. */
+  /** Undefined where the checkpoint stores it in a form that is not implemented. */
   form(name: string): StoredForm | undefined
-  /** A tensor's or module's name, as far as it is one tensor. */
   locate(name: string): string
 }
 
-/** A tensor that is looked for: the names of which one must be there. */
 interface WantedTensor {
   readonly name: string
-  /** True if the checkpoint has a form of it in another way. */
   isThere?(stored: string): boolean
 }
 
-/** Candidates are first compared by so many tensors, from all over. */
 const SAMPLE = 48
 
-/** Names as they are. */
 function asItIs(name: string): StoredForm {
   return { tensors: [name], isTurned: false, share: undefined }
 }
@@ -36,8 +29,6 @@ function asItIs(name: string): StoredForm {
 /**
  * Names as they are where all are found so; else by the rules under which most are. The model's first part is added or
  * left out (`transformer.h.0` or `h.0`) where all are found then and there is one way.
- *
- * @param entries the table's, for this type of model
  */
 export function chooseNames(
   wanted: readonly WantedTensor[],
@@ -73,7 +64,6 @@ export function chooseNames(
   return namesOf([chosen, asItIs], chosen === asItIs ? usual : chosen, tensors)
 }
 
-/** Names by the first naming under which a tensor is there, else by `usual`. */
 function namesOf(namings: readonly Naming[], usual: Naming, tensors: Tensors): CheckpointNames {
   const form = (name: string) => {
     for (const naming of namings) {
@@ -89,9 +79,7 @@ function namesOf(namings: readonly Naming[], usual: Naming, tensors: Tensors): C
   return { form, locate }
 }
 
-/**
- * The ways in which an entry of the table can be meant: of the model with its head or without, and the other way round.
- */
+/** An entry of the table can be meant of the model with its head or without, and the other way round. */
 function namingsOf({ rules, prefix, isInside }: NameEntry): Naming[] {
   const both = (own: NameRules): Naming[] => {
     const bare: Naming = (name) => own.form(name)
@@ -111,7 +99,6 @@ function mapped(form: StoredForm | undefined, rename: (stored: string) => string
   return form && { ...form, tensors: form.tensors.map(rename) }
 }
 
-/** The namings with the first part of names left out, and with each first part that the checkpoint has. */
 function shifted(namings: readonly Naming[], wanted: readonly WantedTensor[], tensors: Tensors): Naming[] {
   const starts = new Set([...tensors.keys()].map((name) => name.split('.', 1)[0]))
   return namings.flatMap((naming) => {
@@ -145,10 +132,7 @@ export interface Renamed {
   readonly count: number
 }
 
-/**
- * Tensors that a merge found under other names than the adapters', by patterns: a model has thousands of tensors, but
- * few kinds of them.
- */
+/** A model has thousands of tensors, but few kinds of them. */
 export function renamedTensors({ layers, replacements }: MergeParts, names: CheckpointNames): Renamed[] {
   const found = new Map<string, Renamed>()
   const tensors = [

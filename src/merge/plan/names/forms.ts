@@ -1,5 +1,4 @@
-// Layers of a tensor that the checkpoint has in another form than the model: as rows of a larger tensor, in several, or
-// turned.
+// Layers of a tensor that the checkpoint has as rows of a larger tensor, in several, or turned.
 
 import { MismatchError, UnsupportedError } from '../../../base/errors.js'
 import { formatShape } from '../../../base/tensor.js'
@@ -10,18 +9,15 @@ import type { StoredForm } from './rules.js'
 
 type Tensors = ReadonlyMap<string, CheckpointTensor>
 
-/** A layer, or its part, as a tensor of the checkpoint has it. */
 export interface LayerPart {
   readonly tensor: string
   readonly layer: LayerFactors
 }
 
-/** True if a tensor is stored as the model has it, under whatever name. */
 export function isPlain({ tensors, isTurned, share }: StoredForm): boolean {
   return tensors.length === 1 && !isTurned && share === undefined && !tensors[0].includes('*')
 }
 
-/** The error for a form that is neither rows, nor parts, nor turned matrices. */
 export function unknownForm(tensor: string): UnsupportedError {
   return new UnsupportedError({
     where: tensor,
@@ -30,11 +26,7 @@ export function unknownForm(tensor: string): UnsupportedError {
   })
 }
 
-/**
- * The layer as the tensors of a form have it.
- *
- * @throws MismatchError where their shapes are others; UnsupportedError for turned rows
- */
+/** Throws MismatchError where the tensors' shapes are others; UnsupportedError for turned rows. */
 export function layersOfForm(
   layer: LayerFactors,
   form: StoredForm,
@@ -57,7 +49,6 @@ export function layersOfForm(
   return joinedLayers(layer, names, tensors)
 }
 
-/** The layer of a tensor's rows from a share of them on. */
 function sharedLayer(
   layer: LayerFactors,
   tensor: string,
@@ -94,7 +85,6 @@ function joinedLayers(layer: LayerFactors, names: readonly string[], tensors: Te
   throw partsError(layer, names, row)
 }
 
-/** The layers of a stack of experts, each of which has tensors of its own. */
 function expertLayers(
   layer: LayerFactors,
   { tensors: names, isTurned }: StoredForm,

@@ -1,36 +1,24 @@
-// The names of a model's tensors in a checkpoint, by rules for beginnings of names. transformers renames modules when
-// it loads a checkpoint, and back when it saves one; some weights it joins, cuts or turns besides (its
-// conversion_mapping).
+// The names of a model's tensors in a checkpoint, by rules for beginnings of names (transformers' conversion_mapping).
 
-/** The place of a model's tensor in a checkpoint. */
 export interface StoredForm {
-  /**
-   * The rows of the first, then those of the next. `*` in a name is the number of an expert, which has a tensor of its
-   * own.
-   */
+  /** The rows of the first, then those of the next. `*` is the number of an expert, which has a tensor of its own. */
   readonly tensors: readonly string[]
   /** Each matrix is stored the other way round than the model holds it. */
   readonly isTurned: boolean
-  /**
-   * The tensor has more than this: its rows from first/total on, rows/total of them. Undefined: all are the model's.
-   */
+  /** The tensor has more than this: its rows from first/total on, rows/total of them. */
   readonly share: { readonly first: number; readonly rows: number; readonly total: number } | undefined
 }
 
-/** In place of a stored name: a form that is none of the above. */
 const UNKNOWN_FORM = '!'
 
 interface Node {
   readonly children: Map<string, Node>
-  /** The stored name for names that begin so. */
   stored: string | undefined
 }
 
 const NUMBER = /^\d+$/
 
-/**
- * Rules `name>stored`: of the beginnings of a name, in whole parts between dots, the longest counts; `#` is any number.
- */
+/** Rules `name>stored`: of the beginnings of a name, in whole parts, the longest counts; `#` is any number. */
 export class NameRules {
   readonly #root: Node = { children: new Map(), stored: '' }
   readonly #rules: readonly (readonly [name: string, stored: string])[]
@@ -48,7 +36,7 @@ export class NameRules {
     }
   }
 
-  /** The form of a model's tensor, or of a module; undefined for a form that cannot be told in these terms. */
+  /** Undefined for a form that cannot be told in these terms. */
   form(name: string): StoredForm | undefined {
     const parts = name.split('.')
     const { stored, depth, numbers } = longest(this.#root, parts, 0, [])
@@ -63,7 +51,6 @@ export class NameRules {
     return { tensors, isTurned: stored.includes('^'), share }
   }
 
-  /** The rules the other way round, of those that only rename. */
   reversed(): NameRules {
     const renaming = this.#rules.filter(([, stored]) => !/[!*|^[]/.test(stored))
     return new NameRules(renaming.map(([name, stored]) => [stored, name] as const))
@@ -72,7 +59,6 @@ export class NameRules {
 
 interface Found {
   stored: string
-  /** Parts of the name that the rule covers. */
   depth: number
   numbers: readonly string[]
 }
@@ -90,10 +76,7 @@ function longest(node: Node, parts: readonly string[], depth: number, numbers: r
   return found.reduce((best, other) => (other.depth > best.depth ? other : best), own)
 }
 
-/**
- * A text of rules as the generated tables have it: each side of a line shares so many characters (base 36) with the
- * line before.
- */
+/** As the generated tables have it: each side of a line shares so many characters (base 36) with the line before. */
 export function parseRules(text: string): NameRules {
   let before: readonly string[] = ['', '']
   const rules = text.split('\n').map((line) => {

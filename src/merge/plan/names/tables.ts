@@ -1,14 +1,11 @@
-// The generated tables of transformers' models by their type: names in checkpoints, tied weights, heads. Loaded when a
-// base is merged into or looked at: they are the larger part of what that takes.
+// The generated tables of transformers' models by their type: names in checkpoints, tied weights, heads.
 
 import { type NameRules, parseRules } from './rules.js'
 
-/** The rules of one kind of model. */
 export interface NameEntry {
   readonly rules: NameRules
   /** The part of names that holds the model without its head; empty where there is none. */
   readonly prefix: string
-  /** The rules are for what follows the prefix. */
   readonly isInside: boolean
 }
 
@@ -24,17 +21,14 @@ export interface ModelTie {
 
 /** Tensors that a model with a head for a task has, and a pretrained one need not have. */
 export interface ModelHead {
-  /** The entry in config.json's architectures. */
   readonly architecture: string
   readonly tensors: readonly string[]
-  /** The tensors with a row for each label. */
   readonly labelled: readonly string[]
 }
 
-/** The tables of transformers' models. */
 export type ModelTables = ReturnType<typeof readTables>
 
-/** The content of the generated file. The script that makes it says how to read it. */
+/** The script that makes the generated file says how to read it. */
 interface GeneratedTables {
   readonly rules: readonly string[]
   readonly names: Readonly<Record<string, string>>
@@ -51,15 +45,12 @@ const ENDINGS: Readonly<Record<string, string>> = {
 
 let loading: Promise<ModelTables> | undefined
 
-/** The tables; read once. */
 export function loadTables(): Promise<ModelTables> {
   loading ??= import('./gen/tables.js').then(({ TABLES }) => readTables(TABLES))
   return loading
 }
 
-/** An entry of the list of types. */
 interface TypeEntry {
-  /** Names of its classes begin so. */
   readonly stem: string
   /** For `$.` in names. */
   readonly prefix: string
@@ -77,9 +68,7 @@ function readTables({ rules, names, ties, heads, types }: GeneratedTables) {
     isKnown: (type: string) => known.has(type),
     names: (type: string): readonly NameEntry[] =>
       Object.hasOwn(names, type) ? names[type].split(' ').map((one) => nameEntry(one, rulesAt)) : [],
-    /** True if the name of the class begins as those of this type do. */
     isClassOf: (name: string, type: string) => name.startsWith(known.get(type)?.stem ?? `${name}.`),
-    /** Ties by class, in the order of the table. */
     ties: (type: string): ReadonlyMap<string, readonly ModelTie[]> => {
       const result = new Map<string, readonly ModelTie[]>()
       const entry = known.get(type)
@@ -122,9 +111,7 @@ function whole(name: string, { prefix }: TypeEntry): string {
   return name.startsWith('$.') ? prefix + name.slice(1) : name
 }
 
-/**
- * `3`, `3=vit` for rules of what follows `vit.`, `3~model` for rules of whole names beside which the prefix is known.
- */
+/** `3`, `3=vit` for rules of what follows `vit.`, `3~model` for whole names beside which the prefix is known. */
 function nameEntry(text: string, rulesAt: (index: number) => NameRules): NameEntry {
   const [, index, kind, prefix = ''] = /^(\d+)([=~])?(.*)$/.exec(text)!
   return { rules: rulesAt(Number(index)), prefix, isInside: kind === '=' }

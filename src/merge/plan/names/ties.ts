@@ -4,19 +4,14 @@ import type { Checkpoint, CheckpointTensor } from '../../../formats/checkpoint.j
 import type { CheckpointNames } from './choose.js'
 import type { ModelTables, ModelTie } from './tables.js'
 
-/** Tensors that loaders make one. */
 export interface TieGroup {
-  /** Names in the checkpoint, of those too that it does not store. */
   readonly members: readonly string[]
-  /** The stored one that the others are read from. */
   readonly stored: string
-  /** Biases: of their module alone is used what the head of the model is. */
+  /** A bias is used where the head of the model is. */
   readonly isBias: boolean
-  /** The part of config.json that ties them. */
   readonly path: readonly string[]
 }
 
-/** The tied weights of a base. */
 export interface Ties {
   readonly groups: readonly TieGroup[]
   /** False for models that the tables do not have: then nothing but names tells. */
@@ -50,15 +45,11 @@ export function findTies(
   return { groups: found, isKnown: true }
 }
 
-/** The group of a tensor. */
 export function groupOf({ groups }: Ties, tensor: string): TieGroup | undefined {
   return groups.find(({ members }) => members.includes(tensor))
 }
 
-/**
- * The ties of the class that config.json names. If the table has no such class: of the one that the checkpoint fits
- * best.
- */
+/** The ties of the class that config.json names; if the table has no such class, of the one that fits best. */
 function tiesOf(
   byClass: ReadonlyMap<string, readonly ModelTie[]>,
   config: Config,
@@ -74,14 +65,10 @@ function tiesOf(
   return [...byClass.values()].reduce<readonly ModelTie[]>((best, ties) => (fits(ties) > fits(best) ? ties : best), [])
 }
 
-/** Classes without an output embedding, of which the table has nothing to say. */
 const HEADLESS =
   /(Model|Encoder|Backbone|For(Sequence|Token|Image|Audio|Video)Classification|For(QuestionAnswering|MultipleChoice|Retrieval|CTC|ObjectDetection|SemanticSegmentation))$/
 
-/**
- * True if the name of a class says that it has no output embedding. Classes with one are in the table, unless their
- * code is custom.
- */
+/** Classes with an output embedding are in the table, unless their code is custom. */
 function isHeadless(architecture: string): boolean {
   return HEADLESS.test(architecture) && !/LMHead|DoubleHeads|EncoderDecoder/.test(architecture)
 }
@@ -94,7 +81,6 @@ function tieSettingAt(config: Config, path: readonly string[]): boolean | undefi
   return typeof value === 'boolean' ? value : undefined
 }
 
-/** True if config.json says of a part that it is not tied, and of none that it is. */
 function isUntied(config: Config): boolean {
   const said = [tieSettingAt(config, []), tieSettingAt(config, ['text_config'])]
   return said.includes(false) && !said.includes(true)

@@ -1,5 +1,4 @@
-// Modules with a row for each token, by the names that most models give them: for hints, and where a model's type says
-// nothing.
+// Modules with a row for each token, by usual names: for hints, and where a model's type says nothing.
 
 import { isHeadModule } from '../../../peft/tied.js'
 
