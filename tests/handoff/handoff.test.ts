@@ -7,6 +7,7 @@ import { handoff } from 'lowrank/handoff'
 import { beforeAll, describe, expect, it } from 'vitest'
 import { parse } from 'yaml'
 import { loadChatTemplate } from '../../src/text/chat-template.js'
+import { enginesHere } from '../engines-here.js'
 import { goldenPath } from '../golden.js'
 
 interface Golden {
@@ -19,6 +20,8 @@ const read = (name: string) => JSON.parse(readFileSync(goldenPath('handoff', nam
 const cases: Record<string, TrainOptions> = read('cases.json')
 const golden: Record<string, Golden> & { logits: number[] } = read('golden.json')
 const MODEL = 'models/union-3m'
+
+beforeAll(enginesHere)
 
 async function handed(options: TrainOptions, more: { rows?: 'records' } = {}) {
   const out = new MemoryDirectory()
