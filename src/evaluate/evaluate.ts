@@ -272,7 +272,7 @@ function questionOf(
     where,
     what: 'it has no answer that a text could be compared with',
     expected: 'a prompt with a completion, a question with an answer, or a chat that ends with the assistant',
-    hint: 'Leave out `generate` to measure the loss of texts',
+    hint: 'Leave out `generate` and `judge` to measure the loss of texts',
   })
 }
 
