@@ -9,6 +9,7 @@ import type { EncodeContext, Task } from '../../tasks/task.js'
 import { droppedLabelNote, taskOfRow } from '../../tasks/task-of-row.js'
 import { loadTask, type TaskName } from '../../tasks/tasks.js'
 import type { TrainingData, TrainingOptions } from '../options.js'
+import { countOne, type LengthReport, labelsOf, lengthsOf, MAX_LABELS, mostFrequent, rounded } from './counts.js'
 import { encodeContext } from './examples.js'
 
 /** A token of an example. */
@@ -27,19 +28,6 @@ export interface PreviewExample {
   readonly tokens: readonly PreviewToken[]
   /** The label of the whole text, for tasks with labels: several are joined by commas. */
   readonly label?: string
-}
-
-/** How long records are. */
-export interface LengthReport {
-  /** Tokens of the examples, if a model is given; else characters of all texts of a record. */
-  readonly unit: 'tokens' | 'characters'
-  readonly total: number
-  readonly least: number
-  /** Above 4096 rounded by up to 0.05 %. */
-  readonly median: number
-  readonly most: number
-  /** How many are below each power of two, and not below the one before it. */
-  readonly histogram: readonly { readonly below: number; readonly count: number }[]
 }
 
 /** Facts about some data. */
@@ -76,9 +64,6 @@ export interface CheckDataInput
 }
 
 const MAX_FORMS = 100
-const MAX_LABELS = 1000
-/** Lengths up to this are counted one by one. */
-const EXACT_LENGTHS = 4096
 
 /** Wrong records are in the report, wrong options are thrown. `preview`: examples that are shown as tokens. */
 export async function checkRecords(options: CheckDataInput, preview = 0): Promise<DataReport> {
@@ -119,7 +104,6 @@ class Records {
   onRecord: (hash: number, where: string) => void = () => {}
   readonly #options: CheckDataInput
   readonly #preview: number
-  readonly #hash = new RecordHash()
 
   constructor(options: CheckDataInput, preview: number) {
     this.#options = options
@@ -156,11 +140,11 @@ class Records {
 
   /** `length`: tokens; undefined for the characters of the row. */
   #take(row: unknown, where: string, length: number | undefined): void {
-    const hash = this.#hash.of(row)
+    const { characters, hash } = measured(row)
     this.count++
     this.onRecord(hash, where)
     this.hashes.add(hash)
-    countOne(this.lengths, rounded(length ?? this.#hash.characters))
+    countOne(this.lengths, rounded(length ?? characters))
     if (!isObject(row)) return
     countOne(this.forms, Object.keys(row).join(', '), MAX_FORMS)
     for (const label of labelsOf(row)) countOne(this.labels, label, MAX_LABELS)
@@ -191,117 +175,36 @@ class Records {
   }
 }
 
-function countOne<K extends string | number>(counts: Map<K, number>, key: K, most?: number): void {
-  const own = most === undefined || counts.size < most || counts.has(key) ? key : ('others' as K)
-  counts.set(own, (counts.get(own) ?? 0) + 1)
-}
-
-function mostFrequent(counts: ReadonlyMap<string, number>): Record<string, number> {
-  return Object.fromEntries([...counts].sort(([, a], [, b]) => b - a))
-}
-
-function labelsOf({ label, labels, tags, entities }: Readonly<Record<string, unknown>>): string[] {
-  if (label === undefined && labels === undefined && tags === undefined && entities === undefined) return []
-  const ofEntities = Array.isArray(entities) ? entities.map((one) => (isObject(one) ? one.label : undefined)) : []
-  return [label ?? labels, tags, ofEntities]
-    .flat()
-    .flatMap((value) => (['string', 'boolean'].includes(typeof value) || Number.isInteger(value) ? String(value) : []))
-}
-
-function rounded(length: number): number {
-  if (length < EXACT_LENGTHS) return length
-  const step = 2 ** (Math.floor(Math.log2(length)) - Math.log2(EXACT_LENGTHS) + 1)
-  return Math.round(length / step) * step
-}
-
-function lengthsOf(counts: ReadonlyMap<number, number>, unit: LengthReport['unit']): LengthReport | null {
-  const sorted = [...counts].sort(([a], [b]) => a - b)
-  if (sorted.length === 0) return null
-  const count = sorted.reduce((sum, [, times]) => sum + times, 0)
-  let seen = 0
-  const median = sorted.find(([, times]) => {
-    seen += times
-    return seen * 2 >= count
-  })![0]
-  const histogram: { below: number; count: number }[] = []
-  for (const [length, times] of sorted) {
-    const below = 2 ** Math.floor(Math.log2(Math.max(1, length)) + 1)
-    const last = histogram.at(-1)
-    if (last?.below === below) last.count += times
-    else histogram.push({ below, count: times })
+/** Characters of all texts of a record, and a hash of all its fields: a whole number of 53 bits. */
+function measured(row: unknown): { characters: number; hash: number } {
+  let characters = 0
+  const text = JSON.stringify(row, (_, value: unknown) => {
+    if (typeof value === 'string') characters += value.length
+    return typeof value === 'bigint' || ArrayBuffer.isView(value) ? String(value) : value
+  })
+  let [low, high] = [0x811c9dc5, 0x9dc5811c]
+  for (let i = 0; i < text.length; i++) {
+    const code = text.charCodeAt(i)
+    low = Math.imul(low ^ code, 0x01000193)
+    high = Math.imul(high ^ code, 0x85ebca6b) ^ (low >>> 15)
   }
-  const total = sorted.reduce((sum, [length, times]) => sum + length * times, 0)
-  return { unit, total, least: sorted[0][0], median, most: sorted[sorted.length - 1][0], histogram }
+  return { characters, hash: (low >>> 0) * 2 ** 21 + (high >>> 11) }
 }
 
-/** Hashes records one after the other: a new object for each would be work for the garbage collector. */
-class RecordHash {
-  characters = 0
-  #low = 0
-  #high = 0
-
-  /** A hash of all fields of a record: a whole number from 1 to 2^53. */
-  of(row: unknown): number {
-    this.#low = 0x811c9dc5
-    this.#high = 0x9dc5811c
-    this.characters = 0
-    this.#walk(row)
-    return (this.#low >>> 0) * 2 ** 21 + (this.#high >>> 11) + 1
-  }
-
-  #walk(value: unknown): void {
-    if (typeof value === 'string') {
-      this.characters += value.length
-      this.#text(value)
-    } else if (Array.isArray(value)) {
-      for (let i = 0; i < value.length; i++) this.#walk(value[i])
-      this.#text('\0]')
-    } else if (isObject(value) && !ArrayBuffer.isView(value)) {
-      for (const key in value) {
-        this.#text(key)
-        this.#walk(value[key])
-      }
-      this.#text('\0}')
-    } else this.#text(`\0${value}`)
-  }
-
-  #text(value: string): void {
-    let [low, high] = [this.#low, this.#high]
-    for (let i = 0; i < value.length; i++) {
-      const code = value.charCodeAt(i)
-      low = Math.imul(low ^ code, 0x01000193)
-      high = Math.imul(high ^ code, 0x85ebca6b) ^ (low >>> 15)
-    }
-    this.#low = Math.imul(low ^ value.length, 0x01000193)
-    this.#high = Math.imul(high ^ value.length, 0x85ebca6b)
-  }
-}
-
-/** Numbers that are whole and above 0: 16 bytes for each. Sets of JavaScript end at 16 million. */
+/** Whole numbers in 64 sets: one set of JavaScript ends at 16 million. */
 class HashSet {
-  size = 0
-  #slots = new Float64Array(1024)
+  readonly #sets = Array.from({ length: 64 }, () => new Set<number>())
+
+  get size(): number {
+    return this.#sets.reduce((sum, { size }) => sum + size, 0)
+  }
 
   has(hash: number): boolean {
-    return this.#slots[this.#slotOf(hash)] === hash
+    return this.#sets[hash % 64].has(hash)
   }
 
   add(hash: number): void {
-    const slot = this.#slotOf(hash)
-    if (this.#slots[slot] === hash) return
-    this.#slots[slot] = hash
-    this.size++
-    if (this.size * 2 < this.#slots.length) return
-    const before = this.#slots
-    this.#slots = new Float64Array(before.length * 2)
-    for (const one of before) if (one !== 0) this.#slots[this.#slotOf(one)] = one
-  }
-
-  #slotOf(hash: number): number {
-    const slots = this.#slots
-    let slot = hash % slots.length
-    while (slots[slot] !== 0 && slots[slot] !== hash) slot = slot + 1 === slots.length ? 0 : slot + 1
-    return slot
+    this.#sets[hash % 64].add(hash)
   }
 }
 
@@ -317,5 +220,4 @@ function textsOf(ids: Int32Array, decode: (ids: readonly number[]) => string): s
   })
 }
 
-/** A character has at most four bytes, and a token at least one. */
 const MAX_CHARACTER_TOKENS = 4
