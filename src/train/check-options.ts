@@ -70,7 +70,7 @@ function checkData(where: string, data: unknown): void {
 function checkAdapter(adapter: LoraAdapter): void {
   requireHandled(adapter, ['linear', 'replacement', 'magnitude', 'token-rows'], 'training')
   if (adapter.size === 0) throw new StateError({ where: 'adapter', what: 'it has no layers to train' })
-  for (const [name, { merged }] of adapter) {
+  for (const { name, merged } of adapter.parts('linear')) {
     if (merged) throw new StateError({ where: name, what: 'it is merged', hint: 'Call unmergeAll() first' })
   }
 }
