@@ -70,7 +70,7 @@ export class EmbeddingLora extends LinearBacked {
     return transpose(this.linear.delta())
   }
 
-  /** E + s·(B·A)ᵀ of an embedding E (V, D), with DoRA's magnitude, a new matrix. Throws ShapeError for another shape. */
+  /** E + s·(B·A)ᵀ of E (V, D), with DoRA's magnitude, a new matrix. Throws ShapeError for another shape. */
   effectiveWeight(embedding: MatrixLike): Matrix {
     const location = where(this.name, 'effectiveWeight', 'EmbeddingLora')
     const matrix = toMatrix(embedding, location)
