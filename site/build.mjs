@@ -1,5 +1,6 @@
 // Builds the site into site/out/site: the pages of docs/, API pages from docstrings, a page of errors from their classes,
-// llms.txt and each page as Markdown. Usage: npm ci && npm run build, in this folder.
+// llms.txt, each page as Markdown, and the page of web/ as the playground. Usage: npm run web -- build in the folder
+// above, then npm ci && npm run build in this folder.
 
 import { execFileSync } from 'node:child_process'
 import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
@@ -32,7 +33,16 @@ for (const name of readdirSync(path.join(root, 'docs'))) {
   if (name.endsWith('.md')) writeFileSync(path.join(pages, name), forSite(read(root, 'docs', name)))
   else if (/\.(png|svg)$/.test(name)) cpSync(path.join(root, 'docs', name), path.join(pages, name))
 }
-cpSync(path.join(site, 'index.md'), path.join(pages, 'index.md'))
+
+/** The comparison that the page of web/ begins with. */
+function comparison() {
+  const { mails, whales } = JSON.parse(read(root, 'web/src/recorded.json'))
+  const table = (head, rows) => [head, head.map(() => '---'), ...rows].map((cells) => `| ${cells.join(' | ')} |`).join('\n')
+  const labels = mails.answers.map(({ prompt, labels: [{ label, score }] }) => [prompt, 'it gives no labels', `${label}, ${Math.round(score * 100)} %`])
+  const texts = whales.answers.map(({ prompt, alone, taught }) => [prompt, `…${alone}`, `…${taught}`])
+  return `A model of 3 million parameters, which knows speeches of presidents, learned three labels in ${mails.seconds} s, and to write of whales in ${whales.seconds} s, on two cores. Nothing below is chosen:\n\n${table(['prompt', 'the model alone', 'with the adapter'], [...labels, ...texts])}`
+}
+writeFileSync(path.join(pages, 'index.md'), read(site, 'index.md').replace('<!-- comparison -->', comparison))
 
 /** The classes of errors with their codes and docstrings. */
 function errorsPage() {
@@ -80,10 +90,12 @@ execFileSync(bin('vitepress'), ['build', site], { stdio: 'inherit' })
 const titled = ({ text, link }) => `- [${text}](${link.slice(1)}.md)`
 const llms = outline.map(({ text, items }) => `## ${text}\n\n${items.map(titled).join('\n')}`).join('\n\n')
 const about = /^> (.*)$/m.exec(read(root, 'README.md'))?.[1] ?? 'LoRA for TypeScript: train, run, merge and serve adapters of ONNX models.'
-writeFileSync(path.join(dist, 'llms.txt'), `# lowrank\n\n> ${about}\n\n${llms}\n\n- [A skill for agents](SKILL.md)\n`)
+writeFileSync(path.join(dist, 'llms.txt'), `# lowrank\n\n> ${about}\n\n${llms}\n\n- [API: all functions, classes and types](api/index.md)\n- [A skill for agents](SKILL.md)\n`)
 for (const page of all) cpSync(path.join(pages, `${page}.md`), path.join(dist, `${page}.md`))
+cpSync(apiFolder, path.join(dist, 'api'), { recursive: true, filter: (file) => !/\.\w+$/.test(file) || file.endsWith('.md') })
 cpSync(path.join(site, 'SKILL.md'), path.join(dist, 'SKILL.md'))
+cpSync(path.join(root, 'web', 'dist'), path.join(dist, 'playground'), { recursive: true })
 
-for (const name of ['index.html', 'llms.txt', 'training.md', 'api/index.html']) {
+for (const name of ['index.html', 'llms.txt', 'training.md', 'api/index.html', 'playground/index.html', 'api/index.md']) {
   if (!existsSync(path.join(dist, name))) throw new Error(`the site has no ${name}`)
 }

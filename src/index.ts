@@ -178,7 +178,8 @@ export type {
   TrainReport,
   TrainStage,
 } from './train/report.js'
-export type { DataReport, LengthReport, PreviewExample, PreviewToken } from './train/rows/check.js'
+export type { DataReport, PreviewExample, PreviewToken } from './train/rows/check.js'
+export type { LengthReport } from './train/rows/counts.js'
 export type { SampleEvent, StepMetrics } from './train/saved/run-folder.js'
 export type { Schedule } from './train/schedule.js'
 export type { Keep, Preset, TrainSettings } from './train/settings.js'

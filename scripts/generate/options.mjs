@@ -101,6 +101,7 @@ const KINDS = {
   'LoraConfig.targetParameters': ['SHORT_LIST', 'src/lora/config-kinds.ts', 'names'],
   'LoraConfig.layerReplication': ['REPLICATION', 'src/lora/config-kinds.ts'],
   'LoraConfig.trainableTokenIndices': ['TOKEN_INDICES', 'src/lora/config-kinds.ts'],
+  'LoraConfig.aloraInvocationTokens': ['INVOCATION', 'src/lora/config-kinds.ts'],
   'LoraConfig.init': ['INIT', 'src/lora/config-kinds.ts', 'word'],
   'TrainConfig.init': ['INIT', 'src/lora/config-kinds.ts', 'word'],
   'LoraConfig.baseModel': ['STRING', BASE],

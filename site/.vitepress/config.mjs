@@ -12,6 +12,8 @@ export default {
   outDir: 'out/site',
   base: process.env.SITE_BASE ?? '/',
   cleanUrls: true,
+  // ../build.mjs puts it there.
+  ignoreDeadLinks: ['/playground/'],
   lastUpdated: false,
   markdown: { html: false },
   themeConfig: {

@@ -91,12 +91,7 @@ export interface Reservation {
   release(): Promise<void>
 }
 
-/**
- * Bytes of a source for a caller that uses them before it gives the same memory again: there where the source can fill
- * it, else elsewhere.
- *
- * @param memory of at least `byteLength` bytes
- */
+/** For a caller that uses the bytes before it gives the same memory, of at least `byteLength` bytes, again. */
 export async function readThere(
   source: ByteSource,
   offset: number,
@@ -234,7 +229,6 @@ export async function readAll(source: ByteSource): Promise<Uint8Array> {
   return source.read(0, source.byteLength)
 }
 
-/** Opens a file for `use`, and closes it. */
 export async function withSource<T>(
   directory: Pick<Directory, 'open'>,
   path: string,
@@ -290,7 +284,7 @@ export async function writeThrough(
   }
 }
 
-/** Parses JSON as Python writes it: with NaN and infinite numbers, which JSON does not have. Throws SyntaxError. */
+/** JSON as Python writes it, with NaN and infinite numbers. Throws SyntaxError. */
 export function parsePythonJson(text: string): unknown {
   try {
     return JSON.parse(text)
@@ -328,11 +322,7 @@ export async function requireEmpty(folder: Directory): Promise<void> {
   })
 }
 
-/**
- * Reads and parses a JSON file. NaN and infinite numbers, which Python writes, are read as numbers.
- *
- * @throws FormatError naming the file when it is no JSON, or has more than 256 MiB
- */
+/** NaN and infinite numbers, which Python writes, are read as numbers. Throws FormatError above 256 MiB. */
 export async function readJson(directory: Directory, path: string): Promise<unknown> {
   return withText(directory, path, MAX_JSON_BYTES, parsePythonJson)
 }

@@ -103,11 +103,7 @@ export function f32ToF16(input: Float32Array): Uint16Array {
   return result
 }
 
-/**
- * Little-endian bytes of a float type → a new f32 array.
- *
- * @throws ShapeError when the length is no multiple of the type's size.
- */
+/** Throws ShapeError when the length is no multiple of the type's size. */
 export function decodeFloats(bytes: Uint8Array, dtype: FloatDtype): Float32Array {
   const buffer = alignedCopy(bytes, dtype)
   if (dtype === 'fp32') return new Float32Array(buffer)

@@ -142,9 +142,7 @@ export function listed(files: readonly string[]): string {
 }
 
 export interface Attempt<T> {
-  /** Undefined when the work failed. */
   readonly value: T | undefined
-  /** One when it failed, else none. */
   readonly problems: readonly LowrankError[]
 }
 
@@ -204,8 +202,8 @@ export function deserializeError(error: SerializedError): Error {
 /** Longer names come from hostile files, and comparing them takes time that grows with the square. */
 const MAX_COMPARED = 500
 
-/** Steps of comparing, a second or two: the names of some ten thousand tensors. */
-const MAX_COMPARING = 1 << 27
+/** Steps of comparing, a fifth of a second: the names of some thousand tensors. */
+const MAX_COMPARING = 1 << 23
 
 /** Edits over the longer name's length: more, and the two are different words. */
 const MAX_DISTANCE = 0.6

@@ -30,7 +30,6 @@ export type ByteStreamLike = Instance<
 /** A FileSystemDirectoryHandle, in projects whose libraries have it. */
 export type FolderHandle = Instance<'FileSystemDirectoryHandle', never>
 
-/** A Response of fetch. */
 export type ResponseLike = Instance<'Response', never>
 
 /** The global fetch. */

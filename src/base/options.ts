@@ -17,7 +17,6 @@ export interface Kind {
 
 export type OptionTable<T> = { readonly [K in keyof Required<T>]: Kind }
 
-/** A kind of value. */
 export function kind(expected: string, accepts: (value: unknown) => boolean): Kind {
   return { expected, accepts }
 }
@@ -33,12 +32,7 @@ export function hasMethods(value: unknown, ...methods: readonly (string | symbol
 const RANGE =
   /^(a number|a finite number|an integer|a safe integer)(?: of at least (-?[\d.]+)| above (-?[\d.]+)| in ([[(])(.+), (.+)([\])]))?(, or Infinity)?$/
 
-/**
- * A number as the text says: `a safe integer`, `an integer of at least 1`, `a finite number above 0`, `a number in (0,
- * 1]`. NaN is none.
- *
- * @throws Error for a text of another form
- */
+/** Texts such as `a safe integer`, `a finite number above 0`, `a number in (0, 1]`. NaN is none. */
 export function ranged(expected: string): Kind {
   const [, noun, least, above, open, from, to, close, orInfinity] = RANGE.exec(expected) ?? []
   if (noun === undefined) throw new Error(`not a range: ${expected}`)
@@ -71,7 +65,6 @@ export function oneOf(...values: readonly (string | number)[]): Kind {
   return { ...kind(values.join(', '), (value) => values.includes(value as string)), words }
 }
 
-/** A kind of an option that must be given. */
 export function needed(one: Kind): Kind {
   return { ...one, isRequired: true }
 }
@@ -98,12 +91,7 @@ export interface Elsewhere {
   readonly elsewhere?: Readonly<Record<string, string>>
 }
 
-/**
- * Checks the options of a function, or of another thing that `of` names. Undefined stands for none, unless some must be
- * given.
- *
- * @throws ConfigError naming the first option that is unknown, missing or of another kind
- */
+/** Undefined stands for none, unless some must be given. Throws ConfigError for the first that is wrong. */
 export function checkOptions<T extends object>(
   options: unknown,
   of: string,

@@ -19,7 +19,6 @@ export interface ToolRun {
   signal?: SignalLike | undefined
 }
 
-/** How long a tool works before the event loop runs, in milliseconds. */
 const TURN_MS = 20
 
 /** Counts steps; lets the event loop run from time to time, so that a signal can arrive. */

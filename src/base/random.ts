@@ -3,10 +3,6 @@
 
 import { ConfigError } from './errors.js'
 
-/** The four words of a generator, for saving and resuming. */
-export type RandomState = readonly [number, number, number, number]
-
-/** One stream of random numbers. */
 export class Random {
   #a: number
   #b: number
@@ -62,18 +58,6 @@ export class Random {
       items[j] = item
     }
     return items
-  }
-
-  /** The place in the stream; assigned to a generator of any stream, it goes on from there. */
-  get state(): RandomState {
-    return [this.#a, this.#b, this.#c, this.#counter]
-  }
-
-  set state([a, b, c, counter]: RandomState) {
-    this.#a = a
-    this.#b = b
-    this.#c = c
-    this.#counter = counter
   }
 }
 

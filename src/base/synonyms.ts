@@ -3,10 +3,7 @@
 
 import { editDistance } from './errors.js'
 
-/**
- * lowrank's words for options, values and commands → those of other tools: PEFT, transformers, TRL, mlx-lm, Axolotl,
- * LLaMA-Factory, kohya.
- */
+/** The words are those of PEFT, transformers, TRL, mlx-lm, Axolotl, LLaMA-Factory and kohya. */
 const SYNONYMS: Readonly<Record<string, string>> = {
   // Options
   model:
@@ -119,10 +116,7 @@ const MAX_LENGTH = 100
 /** Letters of a word that may be wrong: one, or one in four. */
 const WRONG_LETTERS = 0.25
 
-/**
- * The one of lowrank's words that a person meant: the same word, another tool's name for it, or the nearest. Undefined
- * if none is near.
- */
+/** Undefined if none is near. */
 export function meantBy(word: string, words: readonly string[]): string | undefined {
   const own = plain(word)
   if (own === '' || own.length > MAX_LENGTH) return undefined

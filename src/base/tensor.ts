@@ -31,8 +31,7 @@ export const F64: FloatArray = new Float64Array()
 
 /** True if no value is NaN or infinite. */
 export function isAllFinite(values: FloatArray): boolean {
-  // A product with 0 is NaN for what is not finite: faster than a look at each value. Four sums do not wait for each
-  // other.
+  // A product with 0 is NaN for what is not finite. Four sums do not wait for each other.
   let [a, b, c, d] = [0, 0, 0, 0]
   const whole = values.length - (values.length % 4)
   for (let i = 0; i < whole; i += 4) {
@@ -45,18 +44,12 @@ export function isAllFinite(values: FloatArray): boolean {
   return a + b + c + d === 0
 }
 
-/** A matrix of zeros in the precision of `like`. */
 export function zeros(rows: number, columns: number, like: FloatArray): Matrix {
   const data = like instanceof Float64Array ? new Float64Array(rows * columns) : new Float32Array(rows * columns)
   return { data, shape: [rows, columns] }
 }
 
-/**
- * Checks a value and gives it the form of a Matrix. Nested arrays are copied into an f64 matrix; a Matrix is returned
- * as it is. Callers without types may hand in anything.
- *
- * @throws ShapeError when it is no matrix, rows differ in length, or the data does not have rows · columns elements
- */
+/** Nested arrays are copied into f64; a Matrix is returned as it is. Callers without types may hand in anything. */
 export function toMatrix(value: MatrixLike, where: string): Matrix {
   return isNested(value) ? fromRows(value, where) : checkedMatrix(value, where)
 }
@@ -89,11 +82,7 @@ function checkedMatrix(matrix: Matrix, where: string): Matrix {
   return matrix
 }
 
-/**
- * Checks a tensor of any number of dimensions, as {@link toMatrix} checks a matrix.
- *
- * @throws ShapeError when it is no tensor, or its data do not fill its shape
- */
+/** Throws ShapeError when it is no tensor, or its data do not fill its shape. */
 export function checkTensor(tensor: Tensor<FloatArray>, where: string): void {
   if (!hasValues(tensor)) {
     throw new ShapeError({ where, what: 'not a tensor', expected: '{data: Float32Array | Float64Array, shape}' })

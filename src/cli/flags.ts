@@ -14,7 +14,6 @@ import {
   UsageError,
 } from './options.js'
 
-/** How the command line writes an option of the API. */
 export interface Flag {
   readonly form: 'switch' | 'number' | 'word' | keyof Forms
   readonly about: string
@@ -52,7 +51,6 @@ type ReadAs<F> = F extends { form: 'switch' }
         : never
 type OptionOf<F> = Option<F extends { form: 'switch' } | { isRequired: true } ? ReadAs<F> : ReadAs<F> | undefined>
 
-/** The options of a verb of the API, or some of them, as options of a command. */
 export function flags<N extends keyof Tables, K extends keyof Tables[N] & string = keyof Tables[N] & string>(
   name: N,
   ...keys: K[]

@@ -32,22 +32,17 @@ export type Values<O extends Options> = { [K in keyof O]: O[K] extends Option<in
 
 export interface Command<O extends Options = Options> {
   name: string
-  /** One line for the list of commands. */
   summary: string
-  /** A paragraph for the command's own help. */
   about: string
   /** Further sections of the help, whose text has to be loaded first: lines by the section's title. */
   more?(): Promise<Readonly<Record<string, readonly string[]>>>
-  /** Lines that run as they are in the project's folder. */
   examples: readonly string[]
   subject?: readonly (keyof O & string)[]
   options: O
-  /** Names of the API's options that have another key here: for messages. */
   apiNames?: Readonly<Record<string, keyof O & string>>
   run(values: Values<O>, context: { occurrences: Occurrence[] }): Promise<number>
 }
 
-/** Keeps the types of a command's options; the caller sees a plain Command. */
 export function defineCommand<const O extends Options>(command: Command<O>): Command {
   return command as unknown as Command
 }
@@ -68,20 +63,18 @@ export function repeated(placeholder: string, about: string): Option<string[]> {
   return { placeholder, about, isRepeatable: true, read: (occurrences) => occurrences.map(({ value }) => value) }
 }
 
-export function choice<const C extends string>(values: readonly C[], about: string, fallback: C): Option<C>
-export function choice<const C extends string>(values: readonly C[], about: string): Option<C | undefined>
-export function choice<const C extends string>(
+export function choice<const C extends string, const F extends C | undefined = undefined>(
   values: readonly C[],
   about: string,
-  fallback?: C,
-): Option<C | undefined> {
+  fallback?: F,
+): Option<C | F> {
   return {
     placeholder: values.join('|'),
     about,
     fallback,
     read(occurrences) {
       const last = occurrences.at(-1)
-      if (last === undefined) return fallback
+      if (last === undefined) return fallback as F
       if ((values as readonly string[]).includes(last.value)) return last.value as C
       const near = meantBy(last.value, values)
       const hint = near === undefined ? '' : `; did you mean ${near}?`
@@ -90,11 +83,10 @@ export function choice<const C extends string>(
   }
 }
 
-export function decimal(about: string, fallback?: number | string): Option<number | undefined> {
+export function decimal(about: string): Option<number | undefined> {
   return {
     placeholder: 'X',
     about,
-    fallback: typeof fallback === 'number' ? plain(fallback) : fallback,
     read: (occurrences) => occurrences.map((one) => readNumber(one)).at(-1),
   }
 }
@@ -126,10 +118,6 @@ export function readNumber({ flag, value }: Occurrence, expected = 'a number, su
     if (Number.isFinite(number)) return number
   }
   throw new UsageError(`${flag} takes ${expected}; got '${value}'`)
-}
-
-function plain(value: number): string {
-  return value !== 0 && Math.abs(value) < 0.01 ? value.toExponential() : String(value)
 }
 
 export function flagOf(key: string): string {

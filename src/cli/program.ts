@@ -4,9 +4,8 @@ import { readFileSync } from 'node:fs'
 import { meantBy } from '../base/synonyms.js'
 import { ConfigError, configureHub, LowrankError } from '../index.js'
 import { type Command, flagOf, parseCommand, UsageError } from './options.js'
-import { showDownloads } from './run/downloads.js'
 import { commandHelp, programHelp } from './show/help.js'
-import { complain, print, say, spellMessages, usesColor, warn } from './show/terminal.js'
+import { complain, print, say, showDownloads, spellMessages, usesColor, warn } from './show/terminal.js'
 
 export const EXIT_KNOWN_ERROR = 1
 const EXIT_USAGE = 2

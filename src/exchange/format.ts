@@ -32,15 +32,9 @@ export interface Written {
 }
 
 export interface ExchangeFormat {
-  /** True if the content of a place is of this format. */
   detect(place: Place): Promise<boolean>
-  /** Opens the adapter of a place. Throws errors that name file and tensor. */
   open(place: Place, base: Place | undefined): Promise<OpenAdapter>
-  /**
-   * Writes an adapter, whole or not at all. A format that is a file gets a place with a file, which does not exist yet.
-   *
-   * @throws UnsupportedError naming what the format cannot hold
-   */
+  /** A format that is a file gets a place with a file, which does not exist yet. Throws UnsupportedError. */
   write(adapter: OpenAdapter, target: Place, settings: WriteSettings): Promise<Written>
 }
 
@@ -62,6 +56,8 @@ export function requireHeld(adapter: OpenAdapter, held: readonly Handled[], form
     where: other.name,
     what: `${format} cannot hold ${other.meaning}`,
     expected: other.expected,
-    hint: 'Merge the adapter into its base, and convert the merged model',
+    ...(adapter.config.aloraInvocationTokens === undefined && {
+      hint: 'Merge the adapter into its base, and convert the merged model',
+    }),
   })
 }

@@ -7,7 +7,6 @@ interface FormatEntry {
   readonly ending?: string
   /** Files of the folder, which may be named in place of it. */
   readonly files?: readonly string[]
-  /** Types of factors besides fp32, fp16 and bf16. */
   readonly dtypes?: readonly ConvertedDtype[]
   load(): Promise<ExchangeFormat>
 }

@@ -2,6 +2,7 @@
 
 import { type Directory, readJson } from '../base/bytes.js'
 import { ConfigError, FileError, FormatError } from '../base/errors.js'
+import { isObject } from '../base/options.js'
 import { loadOnnx, type OnnxModel } from '../formats/onnx/model.js'
 import type { RuntimeHost } from '../runtime/host.js'
 import { loadTokenizer, type Tokenizer } from '../text/tokenizer.js'
@@ -154,9 +155,24 @@ function missing(directory: Directory, path: string): FileError {
   })
 }
 
+/** Fields of a config that hold numbers, ids of tokens also a list of them. */
+const NUMBERS = /^((eos|pad|bos|decoder_start|forced_bos)_token_id|temperature|top_k|top_p|min_p|repetition_penalty)$/
+
 async function readObject(directory: Directory, path: string): Promise<Record<string, unknown>> {
   const value = await readJson(directory, path)
-  if (typeof value === 'object' && value !== null && !Array.isArray(value)) return value as Record<string, unknown>
+  if (isObject(value)) {
+    const [key, got] =
+      Object.entries(value).find(([key, own]) => {
+        return NUMBERS.test(key) && [own].flat().some((one) => one !== null && typeof one !== 'number')
+      }) ?? []
+    if (key === undefined) return value
+    throw new FormatError({
+      where: `${directory.name}/${path}`,
+      what: `${key} is not a number`,
+      expected: key.endsWith('_id') ? 'the id of a token, a list of ids, or null' : 'a number, or null',
+      got: JSON.stringify(got),
+    })
+  }
   throw new FormatError({
     where: `${directory.name}/${path}`,
     what: 'not a model configuration',

@@ -31,7 +31,6 @@ export interface HandoffSettings {
   /** The base as transformers opens it; undefined for the name that the adapter gives it. */
   readonly base: string | undefined
   readonly rows: 'tokens' | 'records'
-  /** An unfinished run: its folder, with the adapter that goes along, and its steps. */
   readonly unfinished: { readonly directory: Directory; readonly steps: number } | undefined
 }
 

@@ -10,7 +10,6 @@ export interface HandedRun {
   readonly taskOptions: Readonly<Record<string, unknown>>
   readonly settings: TrainSettings
   readonly config: LoraConfig
-  /** adapter_config.json of the adapter that goes along. */
   readonly peft: Readonly<Record<string, unknown>>
   readonly base: string
   /** Steps that the run has made. */
@@ -131,7 +130,6 @@ export function modelSettings({ base, config }: HandedRun): Record<string, unkno
   return { model_name_or_path: base, model_revision: revision ?? 'main', dtype: 'float32', load_in_4bit: false }
 }
 
-/** Parts of the run that `trl` cannot do from its settings file alone, each as a noun. */
 export function scriptOnly(
   { task, settings, peft, stepsDone, hasTemplate }: HandedRun,
   command: string | undefined,

@@ -76,10 +76,8 @@ async function plainOf(opened: LoraAdapter, { base, initial }: ToPlainOptions): 
 }
 
 export async function openAdapter(adapter: Source | LoraAdapter, where: string): Promise<LoraAdapter> {
-  if (adapter instanceof LoraAdapter) return adapter
-  checkArgument(adapter, ADAPTER_SOURCE, where)
-  const directory = await openFolder(adapter, where)
-  return (await import('../peft/adapter-folder.js')).loadAdapter(directory)
+  const opened = await adapterOrFolder(adapter, where)
+  return opened instanceof LoraAdapter ? opened : (await import('../peft/adapter-folder.js')).loadAdapter(opened)
 }
 
 export async function adapterOrFolder(

@@ -25,7 +25,6 @@ export function configureHub(options: HubOptions = {}): void {
   current = { ...current, ...options, ...(endpoint !== undefined && { endpoint: endpoint.replace(/\/+$/, '') }) }
 }
 
-/** All options that {@link configureHub} was given so far. */
 export function hubOptions(): HubOptions {
   return current
 }

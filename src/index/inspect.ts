@@ -70,7 +70,6 @@ export async function inspect(target: Source | LoraAdapter, options: InspectOpti
   return { kind: 'onnx', ...(await inspectGraphs(directory, model.files, file === undefined)) }
 }
 
-/** The model that a source means; undefined when it means an adapter. */
 async function findModel(
   directory: Directory,
   file: string | undefined,

@@ -30,7 +30,6 @@ export const MODEL: Kind = kind(
   (value) => isObject(value) && 'onnx' in value && 'runtime' in value,
 )
 
-/** A token as tokenizer.json spells it, or its id. */
 export const TOKEN: Kind = anyOf(NAME, ranged('an integer of at least 0'))
 
 export const RUNTIME: Kind = kind(

@@ -25,7 +25,6 @@ export interface TrainRun extends Promise<TrainResult>, AsyncIterable<TrainEvent
 
 export interface RunHooks {
   readonly on: unknown
-  /** Undefined while the run is not paused. */
   wait(): Promise<void> | undefined
 }
 

@@ -1,6 +1,8 @@
-// Runs that fused attention cannot do at once: several texts, each with a cache and more than one new token. They run
-// token by token, which gives the same.
+// Runs in pieces, each behind the cache of the ones before. Several texts, each with a cache and more than one new
+// token, are too much for fused attention at once: they run token by token, which gives the same. An activated LoRA
+// counts from some token on: what comes before is a piece of its own.
 
+import type { TokenInputs } from '../graph/inputs/tokens.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 
 export interface TokenColumns {
@@ -11,7 +13,17 @@ export interface TokenColumns {
   readonly cache: readonly { readonly past: string; readonly present: string }[]
 }
 
-type Run = (feeds: Feeds, outputNames: readonly string[]) => Promise<Record<string, RuntimeTensor>>
+export function tokenColumns({ roles, cache, vectors }: TokenInputs): TokenColumns {
+  const named = (...wanted: string[]) => roles.flatMap(({ name, role }) => (wanted.includes(role) ? [name] : []))
+  return {
+    tokens: [...vectors, ...named('inputIds', 'positionIds', 'tokenTypeIds', 'cachePosition')],
+    masks: named('attentionMask'),
+    cache: cache.map(({ past, present }) => ({ past, present })),
+  }
+}
+
+/** Runs tokens of all texts, from the one with this number on. */
+type Run = (feeds: Feeds, outputNames: readonly string[], first: number) => Promise<Record<string, RuntimeTensor>>
 
 export function needsColumns({ tokens, cache }: TokenColumns, feeds: Feeds): boolean {
   const [batch, sequence] = feeds[tokens[0]]?.dims ?? []
@@ -19,27 +31,37 @@ export function needsColumns({ tokens, cache }: TokenColumns, feeds: Feeds): boo
   return batch > 1 && sequence > 1 && past > 0
 }
 
+/**
+ * Runs pieces of the texts one after the other, and joins the outputs.
+ *
+ * @param starts the first tokens of the pieces, in order. Default: all
+ */
 export async function runColumns(
   run: Run,
   { tokens, masks, cache }: TokenColumns,
   feeds: Feeds,
   outputNames: readonly string[],
+  starts?: readonly number[],
 ): Promise<Record<string, RuntimeTensor>> {
   const [, sequence] = feeds[tokens[0]].dims
+  const firsts = starts ?? [...Array(sequence).keys()]
   const presents = cache.map(({ present }) => present)
   const names = [...new Set([...outputNames, ...presents])]
   const runs: Record<string, RuntimeTensor>[] = []
-  for (let column = 0; column < sequence; column++) {
+  for (const [i, first] of firsts.entries()) {
+    const end = firsts[i + 1] ?? sequence
     const own: Feeds = { ...feeds }
-    for (const name of tokens) own[name] = columnsOf(feeds[name], column, column + 1)
-    for (const name of masks) own[name] = columnsOf(feeds[name], 0, feeds[name].dims[1] - sequence + column + 1)
+    for (const name of tokens) own[name] = columnsOf(feeds[name], first, end)
+    for (const name of masks) own[name] = columnsOf(feeds[name], 0, feeds[name].dims[1] - sequence + end)
     const before = runs.at(-1)
     if (before !== undefined) for (const { past, present } of cache) own[past] = before[present]
-    runs.push(await run(own, names))
+    runs.push(await run(own, names, first))
   }
   const joined = outputNames.map((name) => {
     const parts = runs.map((outputs) => outputs[name])
-    return [name, presents.includes(name) ? parts[parts.length - 1] : join(parts)] as const
+    // Some graphs give the logits of the last token alone.
+    const isWhole = parts.every(({ dims }, i) => dims[1] === (firsts[i + 1] ?? sequence) - firsts[i])
+    return [name, presents.includes(name) || !isWhole ? parts[parts.length - 1] : join(parts)] as const
   })
   return Object.fromEntries(joined)
 }
@@ -61,15 +83,18 @@ function columnsOf(tensor: RuntimeTensor, from: number, to: number): RuntimeTens
 function join(parts: readonly RuntimeTensor[]): RuntimeTensor {
   const [{ data: first, dims }] = parts
   const [batch, , ...rest] = dims
-  const size = first.length / batch
-  const data = new (first.constructor as Float32ArrayConstructor)(parts.length * first.length)
-  parts.forEach((part, column) => {
+  const columns = parts.reduce((sum, part) => sum + part.dims[1], 0)
+  const size = first.length / batch / dims[1]
+  const data = new (first.constructor as Float32ArrayConstructor)(batch * columns * size)
+  let column = 0
+  for (const part of parts) {
+    const own = part.dims[1] * size
     for (let row = 0; row < batch; row++) {
-      const values = (part.data as Float32Array).subarray(row * size, (row + 1) * size)
-      data.set(values, (row * parts.length + column) * size)
+      data.set((part.data as Float32Array).subarray(row * own, (row + 1) * own), (row * columns + column) * size)
     }
-  })
-  return like(parts[0], data, [batch, parts.length, ...rest])
+    column += part.dims[1]
+  }
+  return like(parts[0], data, [batch, columns, ...rest])
 }
 
 /** Makes a tensor of the class of another: ONNX Runtime's own where tensors are kept. */

@@ -45,6 +45,13 @@ export interface DecodingRequest extends TextRequest {
   readonly prefixBytes: number
 }
 
+/** The tokens from which on the adapters of rows count. */
+export interface Activation {
+  /** The first one of each row; infinite for the base alone. */
+  readonly starts: readonly number[]
+  readonly columns: TokenColumns
+}
+
 interface OpenSession {
   session: RuntimeSession
   groups: readonly SiteGroup[]
@@ -105,12 +112,17 @@ export class InferEngine {
     this.#forgetFeeds()
   }
 
+  /** @param activation for mixes that count from some token on */
   async run(
     feeds: Feeds,
     mixes: readonly Mix[],
     outputNames: readonly string[] | undefined,
+    activation?: Activation,
   ): Promise<Record<string, RuntimeTensor>> {
-    const outputs = await this.#run(feeds, this.#feedsOf(mixes), outputNames)
+    const outputs =
+      activation === undefined
+        ? await this.#run(feeds, this.#feedsOf(mixes), outputNames)
+        : await this.#runActivated(feeds, mixes, outputNames ?? this.#open?.session.outputNames ?? [], activation)
     if (this.#keepsTensors) return outputs
     return transfer(outputs, [...new Set(Object.values(outputs).map(({ data }) => data.buffer))])
   }
@@ -240,6 +252,17 @@ export class InferEngine {
       return factors
     }
     return mixes.map((mix) => mix.map(({ name, weight }) => ({ factors: factorsOf(name), weight })))
+  }
+
+  /** Rows begin with the base, and go on with their mix. */
+  #runActivated(feeds: Feeds, mixes: readonly Mix[], names: readonly string[], { starts, columns }: Activation) {
+    const run = (inputs: Feeds, wanted: readonly string[], first: number) => {
+      const own = starts.map((start, row) => (start <= first ? (mixes[row] ?? mixes[0]) : []))
+      return this.#run(inputs, this.#feedsOf(own), wanted)
+    }
+    const [, sequence] = feeds[columns.tokens[0]].dims
+    const pieces = [...new Set([0, ...starts.filter((start) => start < sequence)])].sort((a, b) => a - b)
+    return runColumns(run, columns, feeds, names, pieces)
   }
 
   #run(feeds: Feeds, adapters: AdapterFeeds, wanted: readonly string[] | undefined) {

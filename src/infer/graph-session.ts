@@ -15,7 +15,7 @@ import { type Mix, refuseAdapter } from './adapters/choice.js'
 import { type AdapterHead, runWithHeads } from './adapters/heads.js'
 import type { NamedParts, OpenAdapter } from './adapters/parts.js'
 import { buffersOf, needsOf } from './adapters/site-factors.js'
-import type { InferEngine } from './engine.js'
+import type { Activation, InferEngine } from './engine.js'
 import type { SessionBase } from './graphs.js'
 import { type GraphNeeds, sessionGraph, type Vector } from './session-graph.js'
 
@@ -122,8 +122,11 @@ export class GraphSession {
     mixes: readonly Mix[],
     heads: readonly (AdapterHead | undefined)[] = [],
     outputNames?: readonly string[],
+    activation?: Activation,
   ): Promise<Record<string, RuntimeTensor>> {
-    const run = (own: Feeds, names: readonly string[]) => this.tried(() => this.engine.run(own, mixes, names))
+    const run = (own: Feeds, names: readonly string[]) => {
+      return this.tried(() => this.engine.run(own, mixes, names, activation))
+    }
     const [head] = heads.flatMap((one) => one ?? [])
     if (head === undefined) return run(feeds, outputNames ?? this.outputNames)
     const all = outputNames ?? [...new Set([...this.outputNames, head.output])]

@@ -26,6 +26,8 @@ export interface WholeSession {
   runMain(feeds: Feeds, mixes: readonly Mix[], outputs: readonly string[]): Promise<Record<string, RuntimeTensor>>
   tried<T>(action: () => Promise<T>): Promise<T>
   checkMixes(mixes: readonly Mix[]): void
+  /** The tokens from which on a mix counts; undefined for one that always does. */
+  invocationOf(mix: Mix): readonly number[] | undefined
   headOf(name: string): AdapterHead | undefined
   chatTemplateOf(mix: Mix): string | undefined
 }

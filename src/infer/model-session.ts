@@ -13,6 +13,7 @@ import { LoraAdapter } from '../lora/adapter.js'
 import { STOP_MS, settlesWithin } from '../runtime/host.js'
 import type { Remote } from '../runtime/rpc.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
+import { activationOf, notWhole } from './adapters/activation.js'
 import { type Mix, mixesOf, refuseAdapter, requireMixable } from './adapters/choice.js'
 import type { AdapterHead } from './adapters/heads.js'
 import { hasPlace, type NamedParts, readParts } from './adapters/parts.js'
@@ -194,18 +195,24 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
     const names = [...session.outputNames, ...heads.flatMap((head) => head?.output ?? [])]
     for (const name of outputNames ?? []) checkName('output', name, [...new Set(names)])
     this.checkOpen()
-    const outputs = await session.run(own, mixes, heads, outputNames)
+    const invocations = mixes.map((mix) => this.invocationOf(mix))
+    const activation = activationOf(session.graph, own, invocations)
+    const outputs = await session.run(own, mixes, heads, outputNames, activation)
     if (mixes.length > 1) checkRanks(session.graph, outputs)
     return outputs
   }
 
-  runGraph(role: string, feeds: Feeds, mixes: readonly Mix[]): Promise<Record<string, RuntimeTensor>> {
-    this.checkOpen()
+  async runGraph(role: string, feeds: Feeds, mixes: readonly Mix[]): Promise<Record<string, RuntimeTensor>> {
+    this.#checkWhole(mixes)
     return this.#graph(role).run(feeds, mixes)
   }
 
-  runMain(feeds: Feeds, mixes: readonly Mix[], outputs: readonly string[]): Promise<Record<string, RuntimeTensor>> {
-    this.checkOpen()
+  async runMain(
+    feeds: Feeds,
+    mixes: readonly Mix[],
+    outputs: readonly string[],
+  ): Promise<Record<string, RuntimeTensor>> {
+    this.#checkWhole(mixes)
     return this.#main.run(feeds, mixes, [], outputs)
   }
 
@@ -294,6 +301,16 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
 
   checkMixes(mixes: readonly Mix[]): void {
     for (const graph of this.#graphs.values()) requireMixable(mixes, (name) => graph.adapter(name))
+  }
+
+  #checkWhole(mixes: readonly Mix[]): void {
+    this.checkOpen()
+    if (mixes.some((mix) => this.invocationOf(mix) !== undefined)) throw notWhole()
+  }
+
+  /** @internal The tokens from which on a mix counts; undefined for one that always does. */
+  invocationOf(mix: Mix): readonly number[] | undefined {
+    return mix.map(({ name }) => this.#main.adapter(name).invocation).find((tokens) => tokens !== undefined)
   }
 
   headOf(name: string): AdapterHead | undefined {

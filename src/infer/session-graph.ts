@@ -1,21 +1,21 @@
 // The graph that a session opens, made of the model's own.
 
-import { create } from '@bufbuild/protobuf'
 import { type ModelProto, type ValueInfoProto, ValueInfoProtoSchema } from '../formats/onnx/gen/onnx_pb.js'
 import type { OnnxModel } from '../formats/onnx/model.js'
+import { create } from '../formats/onnx/protobuf.js'
 import { fuseAttention } from '../graph/fuse/attention.js'
 import { giveNewRows } from '../graph/fuse/new-rows.js'
 import { injectEmbeddings, injectLora } from '../graph/inject/inject.js'
 import type { Site, SiteGroup, SiteNeeds } from '../graph/inject/sites.js'
 import { injectVectors, type VectorPlaces } from '../graph/inject/vectors.js'
-import { type TokenInputs, tokenInputs, VECTORS } from '../graph/inputs/tokens.js'
+import { tokenInputs, VECTORS } from '../graph/inputs/tokens.js'
 import { findEmbeddings } from '../graph/match/forms/lookup.js'
 import { findPointwise } from '../graph/match/forms/pointwise.js'
 import { exposeProducts, findLinears, type ModuleMap } from '../graph/match/linears.js'
 import { placesOf } from '../graph/match/parameters.js'
 import type { Value } from '../graph/view/builder.js'
 import { Graph, readGraph, subgraphs } from '../graph/view/graph.js'
-import type { TokenColumns } from './column-runs.js'
+import { tokenColumns } from './column-runs.js'
 import type { OpenRequest } from './engine.js'
 
 /** Providers that take tensors without elements. On others an idle site gets zeros of rank 1, and nothing is fused. */
@@ -132,13 +132,4 @@ function isFed(graph: Graph, value: Value, known: Map<Value, boolean>): boolean 
   }
   for (const one of seen) known.set(one, false)
   return false
-}
-
-function tokenColumns({ roles, cache, vectors }: TokenInputs): TokenColumns {
-  const named = (...wanted: string[]) => roles.flatMap(({ name, role }) => (wanted.includes(role) ? [name] : []))
-  return {
-    tokens: [...vectors, ...named('inputIds', 'positionIds', 'tokenTypeIds', 'cachePosition')],
-    masks: named('attentionMask'),
-    cache: cache.map(({ past, present }) => ({ past, present })),
-  }
 }

@@ -30,7 +30,6 @@ export async function locateInHub(repository: HubDirectory): Promise<Located> {
   })
 }
 
-/** A URL names a file by its ending; all others are folders. */
 export async function locateAtUrl(folder: UrlDirectory): Promise<Located> {
   const url = new URL(folder.url)
   if (!FILES.test(url.pathname)) return { directory: folder, file: undefined }

@@ -6,9 +6,7 @@ import { ConfigError } from '../base/errors.js'
 
 export interface HubSource {
   readonly kind: 'hub'
-  /** `org/name`; models of the Hub's first days have a name alone. */
   readonly id: string
-  /** A branch, a tag or a commit. */
   readonly revision: string
   /** A folder or file inside the repository; empty for the whole. */
   readonly path: string
@@ -19,9 +17,7 @@ export type ParsedSource =
   | { readonly kind: 'url'; readonly url: string }
   | HubSource
 
-/** Context in which a source is read. */
 export interface SourceRules {
-  /** The argument that holds it, for messages. */
   readonly where: string
   readonly exists?: (path: string) => boolean
   /** The address of a Hub of one's own, whose URLs are read as ids too. */
@@ -30,7 +26,6 @@ export interface SourceRules {
 
 export const DEFAULT_REVISION = 'main'
 
-/** Addresses of the public Hub. */
 const HUB_ORIGINS = ['https://huggingface.co', 'https://hf.co']
 /** The Hub has no longer names; none may reach over the limits of file systems. */
 const MAX_ID_LENGTH = 96
@@ -65,14 +60,7 @@ export function parseSource(text: string, rules: SourceRules): ParsedSource {
   }
   if (/^hf:/i.test(text)) return parseHub(text.replace(/^hf:(?:\/\/)?/i, ''), text, where)
   if (/^https?:\/\//i.test(text)) return parseUrl(text, where, endpoint)
-  if (/^[a-z][a-z0-9+.-]+:\/\//i.test(text)) {
-    throw new ConfigError({
-      where,
-      what: 'an address of a kind that is not read',
-      expected: EXPECTED,
-      got: quoted(text),
-    })
-  }
+  refuseAddress(text, where, EXPECTED)
   if (!PATH.test(text) && exists?.(text) !== true) {
     const [id, , revision] = /^([^@]+)(@(.+))?$/.exec(text)?.slice(1) ?? []
     const [owner, ...rest] = (id ?? '').split('/')
@@ -85,6 +73,30 @@ export function parseSource(text: string, rules: SourceRules): ParsedSource {
     what: 'a path, and browsers open none',
     expected: 'org/name, hf:org/name@revision/folder, a URL, or a folder of picked files',
     got: quoted(text),
+  })
+}
+
+/** Programs that copy from where an address leads, by its scheme. */
+const COPIES: Readonly<Record<string, string>> = {
+  s3: 'aws s3 cp',
+  gs: 'gcloud storage cp',
+  az: 'az storage blob download-batch',
+  http: 'curl -LO',
+  https: 'curl -LO',
+  hf: 'hf download',
+}
+
+/** @throws ConfigError for the address of a place that lowrank does not reach */
+export function refuseAddress(text: string, where: string, expected: string): void {
+  const [, scheme] = /^([a-z][a-z0-9+.-]+):\/\//i.exec(text) ?? []
+  if (scheme === undefined) return
+  const copy = COPIES[scheme.toLowerCase()]
+  throw new ConfigError({
+    where,
+    what: `an address of a kind that is not used here, ${scheme}://`,
+    expected,
+    got: quoted(text),
+    hint: `Copy the files ${copy === undefined ? '' : `with \`${copy}\` `}and name the path on this machine`,
   })
 }
 
@@ -111,7 +123,6 @@ function parseHub(rest: string, text: string, where: string): HubSource {
   return { kind: 'hub', id, revision, path }
 }
 
-/** Addresses of the Hub's pages are ids; all others are folders of files. */
 function parseUrl(text: string, where: string, endpoint: string | undefined): ParsedSource {
   let url: URL
   try {
@@ -147,17 +158,13 @@ export function isId(text: string): boolean {
   )
 }
 
-/**
- * True if the text can be a branch, a tag or a commit, by git's rules for names. It becomes a part of paths and of
- * addresses.
- */
+/** Follows git's rules for names. It becomes a part of paths and of addresses. */
 export function isRevision(text: string): boolean {
   // biome-ignore lint/suspicious/noControlCharactersInRegex: git refuses them too
   const isClean = !/[\x00-\x20\x7f~^:?*[\\]|\.\.|@\{|\/\/|\.lock(?:\/|$)/.test(text)
   return isClean && text.length <= 255 && text.split('/').every((part) => part !== '' && !/^[.-]|\.$/.test(part))
 }
 
-/** True if a name stays inside the folder that it is joined to, on any system. */
 function isInside(path: string): boolean {
   try {
     splitName(path, '')

@@ -19,7 +19,6 @@ export interface UrlFile {
   readonly url: string
   readonly byteLength: number
   readonly version: string | undefined
-  /** True if parts of it can be asked for. */
   readonly hasRanges: boolean
 }
 

@@ -27,7 +27,6 @@ export const BLOCK_ELEMENTS = 65536
 /** The right factor's columns are laid out in groups of so many. */
 export const COLUMN_MULTIPLE = 8
 
-/** The type that factors are held and products are taken in: fp64 for weights in fp64, else fp32. */
 export type FactorPrecision = 'fp32' | 'fp64'
 
 /** A block (rows, columns) of the right factor, which is the A of all terms, one below the other. */
@@ -40,7 +39,6 @@ export interface RightBlock {
   rows: number
   /** A multiple of COLUMN_MULTIPLE too, or all that are left. */
   columns: number
-  /** The values are (columns, rows). */
   isTransposed: boolean
 }
 
@@ -51,7 +49,6 @@ export interface MergeResult {
   /** How many results are infinite or NaN where w was not, and where in the chunk the first is, or −1. */
   overflows: number
   firstOverflow: number
-  /** No value of the left factor is NaN or infinite. */
   isLeftFinite: boolean
 }
 

@@ -1,7 +1,6 @@
 // The kernels' WebAssembly: which build the host can run, compiled once a process. Where a content security policy
 // forbids WebAssembly, or a browser compiles only smaller modules synchronously, there is none.
 
-/** A build as scripts/build-wasm.mjs embeds it. */
 export interface WasmBuild {
   hex: string
   /** The place of the imported memory's limits in the bytes. */

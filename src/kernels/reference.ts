@@ -3,10 +3,7 @@
 
 import type { FloatArray } from '../base/tensor.js'
 
-/**
- * Dense kernels over row-major arrays of one precision. Sums are accumulated in the arrays' precision or a higher one.
- * No argument may alias `out`, except where stated.
- */
+/** Row-major arrays of one precision; sums in that or a higher one. No argument may alias `out`. */
 export interface Kernels {
   readonly name: string
   /** out (m, n) = alpha · op(a) (m, k) @ op(b) (k, n) + beta · out. With beta 0, out's old content is not read. */

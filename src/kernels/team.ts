@@ -19,10 +19,7 @@ const FAILED = 4
 
 const SLOTS_PER_WORKER = 2
 const MAX_THREADS = 8
-/**
- * Places in the i32 of the memory: the bells that workers sleep on, and the signs that workers are there. The slots'
- * states begin at 0.
- */
+/** Places in the i32 of the memory: workers sleep on bells. The slots' states begin at 0. */
 const BELLS = 64
 const ALIVE = 96
 
@@ -87,7 +84,6 @@ for (;;) {
 export class Team {
   readonly #states: Int32Array
   readonly #workers: Worker[] = []
-  /** The block in each slot. */
   readonly #blocks: number[]
 
   /**

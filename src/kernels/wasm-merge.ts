@@ -33,7 +33,6 @@ interface MergeExports {
   merge(job: number): void
 }
 
-/** As kernels-asm/half.ts numbers them. */
 const KINDS: Record<WeightDtype, number> = { bf16: 0, fp16: 1, fp32: 2, fp64: 3 }
 
 /** The address of class Job of kernels-asm/merge.ts, and the places of results in it: in i32 and f64 from its start. */

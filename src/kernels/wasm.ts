@@ -28,11 +28,8 @@ interface GemmExports {
 }
 
 export interface WasmKernelsOptions {
-  /** Default: the fastest that the host has. */
   build?: BuildName
-  /**
-   * Threads that compute, the calling one among them. Default: one a core, at most 8; 1 where threads cannot be used.
-   */
+  /** The calling one among them. Default: one a core, at most 8; 1 where threads cannot be used. */
   threads?: number
 }
 
@@ -53,10 +50,7 @@ export function createWasmKernels(options: WasmKernelsOptions = {}): WasmKernels
 /** Bytes of the left operand that are copied in and packed at a time: from there to there they stay in a cache. */
 const SLAB_BYTES = 2 ** 17
 
-/**
- * Products of at most so many columns and more rows are computed as Cᵀ = Bᵀ·Aᵀ: the long operand is then the right one,
- * which each thread packs block by block, in its cache.
- */
+/** Products of few columns and more rows are computed as Cᵀ = Bᵀ·Aᵀ: each thread packs the long operand by blocks. */
 const MAX_SWAPPED_COLUMNS = 64
 const SWAPPED_BLOCK_BYTES = 2 ** 19
 
@@ -81,7 +75,7 @@ interface Block {
  * Holds up to 25 MB of memory, and 15 MB for each worker thread with its own, from the first product until `dispose`.
  * Idle threads sleep and do not keep the process alive.
  */
-export class WasmKernels implements Kernels, Disposable {
+export class WasmKernels implements Kernels {
   readonly name: string
   readonly threads: number
   readonly #module: WebAssembly.Module
@@ -114,10 +108,6 @@ export class WasmKernels implements Kernels, Disposable {
     this.#state?.team?.dispose()
     this.#state = undefined
     this.#isDisposed = true
-  }
-
-  [Symbol.dispose](): void {
-    this.dispose()
   }
 
   #part(part: Part): void {
@@ -175,7 +165,6 @@ export class WasmKernels implements Kernels, Disposable {
     }
   }
 
-  /** Copies a block's right operand, and its C where there is something to add to, into a slot. */
   #prepare(part: Part, block: Block): void {
     const { workspace, wasm } = this.#open()
     const { slot, rows, column, columns } = block
@@ -191,7 +180,7 @@ export class WasmKernels implements Kernels, Disposable {
     workspace.writeJob(slot, out.BYTES_PER_ELEMENT, job)
   }
 
-  /** Moves a block of C between `out` and a slot. Returns how many elements of the slot it spans. */
+  /** Returns how many elements of the slot it spans. */
   #moveC({ m, n, out, isSwapped }: Part, { slot, row, rows, column, columns }: Block, way: Way): number {
     const start = isSwapped ? column * m + row : row * n + column
     const place = { matrix: out, start, stride: isSwapped ? m : n, isTransposed: isSwapped }

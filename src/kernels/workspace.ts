@@ -19,9 +19,7 @@ const MiB = 2 ** 20
 const LEFT_BYTES = 17 * MiB
 /** The most that one line of tiles has: 6 rows of f64, of the greatest depth. */
 const STAGING_BYTES = 6 * MAX_DEPTH * 8
-/**
- * The raw share of the right operand, wide enough for long runs of memory where its rows are cut: at 1 MiB 8 % slower.
- */
+/** The raw share of the right operand, wide enough for long runs of memory: at 1 MiB 8 % slower. */
 const RIGHT_BYTES = 4 * MiB
 const PACKED_BYTES = DEPTH * MAX_COLUMNS * 8
 const C_BYTES = 2.25 * MiB

@@ -36,6 +36,11 @@ export const REPLICATION: Kind = kind(
   isLayerRanges,
 )
 
+export const INVOCATION: Kind = kind(
+  'token ids, at least one',
+  (value) => listOf(INDEX).accepts(value) && (value as unknown[]).length > 0,
+)
+
 const TOKENS = kind(
   'tokens',
   (value) => listOf(INDEX).accepts(value) && new Set(value as []).size === (value as []).length,

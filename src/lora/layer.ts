@@ -41,6 +41,7 @@ import {
 } from './factors.js'
 import { type FactorTensors, factorTensors, Part } from './part.js'
 import { addBias, backwardPass, forwardPass, type LayerGradients, type PassWeights, type Tape } from './passes.js'
+import { requireAlwaysOn } from './requirements.js'
 
 /**
  * An adapted linear layer: y = x·(W + s·B·A)ᵀ, with W (d, k), A (r, k), B (d, r) and x (n, k).
@@ -320,9 +321,11 @@ export class LoraLayer extends Part {
   /**
    * Adds s·B·A to the base weight.
    *
-   * @throws StateError when merged already or without a base weight, NumericError when the result is not finite.
+   * @throws StateError when merged already or without a base weight, NumericError when the result is not finite,
+   *   UnsupportedError for an activated LoRA.
    */
   merge(): void {
+    requireAlwaysOn(this, 'merging')
     const base = this.#needBase('merge')
     if (this.merged) throw new StateError({ where: this.#where('merge'), what: 'it is merged already' })
     const result = this.effectiveWeight()

@@ -5,7 +5,7 @@ import type { LoraConfig } from './config.js'
 import { changesBase, isToldByBase } from './init/inits.js'
 import { type PartKind, type PartView, tensorsOf } from './part.js'
 
-export type Handled = PartKind | 'magnitude' | 'biasB'
+export type Handled = PartKind | 'magnitude' | 'biasB' | 'invocation'
 
 /** In sessions, and in merges. */
 export const GRAPH_PARTS: readonly Handled[] = [
@@ -18,6 +18,9 @@ export const GRAPH_PARTS: readonly Handled[] = [
   'token-rows',
 ]
 
+/** Parts of an activated LoRA: as in PEFT, linear layers alone. */
+export const ACTIVATED_PARTS: readonly Handled[] = ['linear', 'biasB', 'invocation']
+
 const MEANINGS: Readonly<Record<Handled, string>> = {
   linear: 'linear layers',
   magnitude: 'magnitudes of DoRA (use_dora)',
@@ -27,6 +30,7 @@ const MEANINGS: Readonly<Record<Handled, string>> = {
   parameter: 'adapted parameters (target_parameters)',
   replacement: 'whole tensors (modules_to_save, bias)',
   'token-rows': 'rows of tokens (trainable_token_indices)',
+  invocation: 'tokens that turn the adapter on (alora_invocation_tokens)',
 }
 
 interface AnyAdapter {
@@ -61,14 +65,17 @@ export function requireHandled(adapter: AnyAdapter, handled: readonly Handled[],
 }
 
 export function unhandledPart(
-  adapter: Pick<AnyAdapter, 'parts'>,
+  adapter: AnyAdapter,
   handled: readonly Handled[],
 ): { name: string; meaning: string; expected: string } | undefined {
+  const expected = handled.map((need) => MEANINGS[need]).join(', ')
+  if (adapter.config.aloraInvocationTokens !== undefined && !handled.includes('invocation')) {
+    return { name: 'alora_invocation_tokens', meaning: MEANINGS.invocation, expected }
+  }
   for (const part of adapter.parts()) {
     const vectors = tensorsOf(part).flatMap(([role]) => (role === 'magnitude' || role === 'biasB' ? [role] : []))
     const other = [part.kind, ...vectors].find((need) => !handled.includes(need))
     if (other === undefined) continue
-    const expected = handled.map((need) => MEANINGS[need]).join(', ')
     return { name: part.name, meaning: MEANINGS[other], expected }
   }
   return undefined
@@ -83,7 +90,21 @@ export function requireOwnLayers({ config: { layerReplication } }: Pick<AnyAdapt
   })
 }
 
-/** For an adapter to be made: names the setting that asks for more than plain linear layers. */
+/** Throws UnsupportedError for an activated LoRA, which changes no text before its invocation. */
+export function requireAlwaysOn({ config }: Pick<AnyAdapter, 'config'>, use: string): void {
+  if (config.aloraInvocationTokens === undefined) return
+  throw new UnsupportedError({
+    where: 'alora_invocation_tokens',
+    what: `an activated LoRA, which changes a text from these tokens on alone, cannot be used for ${use}`,
+    got: JSON.stringify(config.aloraInvocationTokens).slice(0, 200),
+  })
+}
+
+/**
+ * The same for an adapter to be made.
+ *
+ * @throws UnsupportedError naming the setting that asks for more than plain linear layers
+ */
 export function requirePlainConfig(config: LoraConfig, use: string): void {
   requireOwnLayers({ config }, use)
   const { init, useDora, loraBias, bias, modulesToSave, targetParameters, trainableTokenIndices } = config

@@ -5,7 +5,7 @@ import { freemem } from 'node:os'
 import { FileError } from '../base/errors.js'
 import { hubOptions } from '../index/hub.js'
 import type { Platform } from '../index/platform/platform.js'
-import { locate, NodeDirectory, openFile } from '../io/node/files.js'
+import { localPath, locate, NodeDirectory, openFile } from '../io/node/files.js'
 import type { EngineKind } from '../runtime/host.js'
 import { resolveNodeRuntime } from '../runtime/node/runtime.js'
 import { spawnNodeWorker } from '../runtime/node/worker.js'
@@ -36,14 +36,15 @@ function memoryUse() {
 
 export const nodePlatform: Platform = {
   open: async (text, where, options) => (await import('../io/node/open-source.js')).openText(text, where, options),
-  openData: async (text) => {
+  openData: async (given, where) => {
+    const text = localPath(given, where)
     const { directory, file } = await locate(text).catch((error: unknown) => {
       throw /\s/.test(text) && error instanceof FileError ? notPath(error) : error
     })
     return file === undefined ? directory : openFile(text)
   },
   decodeImage: async (file) => (await import('../images/node/decode.js')).decodeWithSharp(file),
-  target: (text) => new NodeDirectory(text),
+  target: (text, where) => new NodeDirectory(localPath(text, where)),
   openJob: async () => (await import('../merge/node/job.js')).openPathJob,
   async hubAccess() {
     const { hubEnvironment, hubToken } = await import('../io/hub/node/environment.js')

@@ -27,13 +27,12 @@ const NAMES: ReadonlyMap<string, keyof LoraConfig> = new Map([
   ['ensure_weight_tying', 'ensureWeightTying'],
   ['target_parameters', 'targetParameters'],
   ['trainable_token_indices', 'trainableTokenIndices'],
+  ['alora_invocation_tokens', 'aloraInvocationTokens'],
   ['base_model_name_or_path', 'baseModel'],
   ['task_type', 'taskType'],
 ])
 
-/**
- * Whatever their value: they steer initialization, training speed or bookkeeping, or rule over fields refused below.
- */
+/** They steer initialization, training speed or bookkeeping, or rule over fields refused below. */
 const WITHOUT_EFFECT: ReadonlySet<string> = new Set([
   'auto_mapping',
   'corda_config',
@@ -51,9 +50,7 @@ const WITHOUT_EFFECT: ReadonlySet<string> = new Set([
   'velora_config',
 ])
 
-/** Fields of PEFT that change what the weights mean and are not implemented. */
 const UNSUPPORTED: ReadonlySet<string> = new Set([
-  'alora_invocation_tokens',
   'arrow_config',
   'enable_lora',
   'kasa_config',
@@ -69,10 +66,7 @@ const ON_WHEN_EMPTY: ReadonlySet<string> = new Set(['arrow_config', 'kasa_config
 /** Without these two nothing can be said about a tensor's scaling. */
 const REQUIRED = ['r', 'lora_alpha'] as const
 
-/**
- * Fields of PEFT before 0.3, which later ones do not know: left out when saving. Layers with `enable_lora` hold factors
- * of several matrices, one beside another; `merge_weights` said when to merge.
- */
+/** Fields of PEFT before 0.3, left out when saving. Layers with `enable_lora` hold factors of several matrices. */
 const RETIRED: ReadonlySet<string> = new Set(['enable_lora', 'merge_weights'])
 
 const INIT_FIELD = 'init_lora_weights'
@@ -104,7 +98,6 @@ function peftInit(init: Init): unknown {
 
 interface ParsedConfig {
   readonly config: LoraConfig
-  /** An UnsupportedError for each field whose meaning is not implemented. */
   readonly problems: readonly LowrankError[]
   /** One for each field that PEFT 0.21 does not know, and would pass over with a warning. */
   readonly unknown: readonly LowrankError[]
@@ -171,6 +164,7 @@ function plainField(key: string, value: JsonValue): unknown {
 
 /** Settings that PEFT takes as not there when they hold nothing. */
 const UNSET_WHEN_EMPTY: ReadonlySet<string> = new Set([
+  'alora_invocation_tokens',
   'layer_replication',
   'layers_pattern',
   'trainable_token_indices',

@@ -96,14 +96,7 @@ export async function openWeights({ directory, path }: AdapterFolder): Promise<S
   }
 }
 
-/**
- * Writes both files of an adapter. Two files cannot get their names at once, so the old config is removed before the
- * new weights get theirs: an interrupted call leaves a folder without a config, and never one that mixes two adapters.
- * Where the config stays the same, as it does while training, there is one rename only.
- *
- * @throws what writeSafetensors throws; FileError when the folder cannot be written: the old adapter is still there
- *   then, unless its weights were replaced already
- */
+/** Two files cannot get their names at once: the old config goes first, so that no folder ever mixes two adapters. */
 export async function writeAdapterFiles(
   directory: Directory,
   tensors: readonly TensorBytes[],

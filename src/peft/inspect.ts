@@ -89,10 +89,7 @@ export interface AdapterReport {
 /** α is usually between r/2 and 4·r; a scaling this far from 1 is more often a mistake than a choice. */
 const UNUSUAL_SCALING = 16
 
-/**
- * A singular value below this share of the largest is what rounding of f32 factors leaves of a zero: some units of
- * 2⁻²³.
- */
+/** A singular value below this share of the largest is what rounding of f32 factors leaves of a zero. */
 const ROUNDING = 2 ** -20
 
 const PIECE_BYTES = 1 << 22

@@ -5,7 +5,6 @@
 import { template } from './gen/template.js'
 import { generatorOf } from './generator.js'
 
-/** A number, a text, or nothing, as a cell shows it. */
 export type Cell = string | number | null
 
 /** Lines of a chart. They share the axis x. */
@@ -49,7 +48,6 @@ export type Section =
   | { readonly kind: 'samples'; readonly title: string; readonly samples: readonly Sample[] }
   | LayersSection
 
-/** A prompt, and the answers to it side by side. */
 export interface Sample {
   readonly prompt: string
   readonly answers: readonly { readonly label: string; readonly text: string }[]
@@ -59,7 +57,6 @@ export interface Sample {
 export interface LayersSection {
   readonly kind: 'layers'
   readonly layers: readonly ReportLayer[]
-  /** Columns of the table before the measures. */
   readonly columns: readonly Shown[]
   /** Numbers that the map can show. The first is shown at the start. */
   readonly measures: readonly Shown[]
@@ -67,10 +64,8 @@ export interface LayersSection {
   readonly spectra: string
 }
 
-/** Everything that a report shows. */
 export interface Report {
   readonly title: string
-  /** The command that made it. */
   readonly command: string
   readonly sections: readonly Section[]
 }

@@ -21,7 +21,6 @@ export interface RunFacts {
   readonly name: string
   readonly steps: readonly RunStep[]
   readonly evaluations: readonly RunEvaluation[]
-  /** Answers to the prompts of the run, at some steps. */
   readonly samples: readonly {
     readonly step: number
     readonly samples: readonly { readonly prompt: string; readonly text: string }[]

@@ -23,6 +23,8 @@ export async function loadRuntime(specifier: string, wasm?: string, threads?: nu
       expected: 'exports InferenceSession and Tensor',
     })
   }
+  // Failures are thrown: onnxruntime-node would print them too.
+  if (ort.env !== undefined && ort.listSupportedBackends !== undefined) ort.env.logLevel = 'fatal'
   if (wasm !== undefined && ort.env?.wasm !== undefined) ort.env.wasm.wasmPaths = { wasm }
   setWebThreads(ort as OrtModule, threads)
   return runtimeOf(ort as OrtModule)

@@ -30,12 +30,13 @@ export interface OrtModule {
     data: never,
     dims: readonly number[],
   ) => unknown
+  /** The providers that onnxruntime-node has on this system. */
+  listSupportedBackends?(): readonly { readonly name: string }[]
   /**
    * Versions are read for reports; `wasm` is told where onnxruntime-web's .wasm file is, and how many threads it has.
    */
-  /** The providers that onnxruntime-node has on this system. */
-  listSupportedBackends?(): readonly { readonly name: string }[]
   readonly env?: {
+    logLevel?: string
     readonly versions?: Readonly<Record<string, string | undefined>>
     readonly wasm?: { wasmPaths?: unknown; numThreads?: number }
   }
@@ -111,7 +112,7 @@ function openingHint(message: string, providers: readonly string[] = []): string
   }
   const device = providers.find((name) => name !== 'cpu')
   if (device !== undefined && /AppendExecutionProvider/.test(message)) {
-    return `The device ${device} does not start on this machine: its driver or libraries are missing. Choose device: cpu`
+    return `The device ${device} does not start on this machine: its driver or libraries are missing. Choose \`device: 'cpu'\``
   }
   if (!/no available backend/.test(message)) return undefined
   return 'In a browser its .wasm file lies beside its script, or webRuntime(url, wasm) is told where it is'

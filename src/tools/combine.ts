@@ -21,7 +21,6 @@ import { type RankReport, totalError } from './resize.js'
 
 export interface CombineInput {
   readonly adapter: LoraAdapter | Directory
-  /** Finite, not 0; may be negative. */
   readonly weight: number
 }
 
@@ -62,7 +61,7 @@ export async function combineAdapters(
     }
     const own = opened.length === 1 && way.isPeft ? { ...way, type: 'linear' as const } : way
     for (const one of opened) checkParts(one, own, base !== undefined)
-    checkReplication(opened)
+    checkAlikeSettings(opened)
     if (base !== undefined && opened.some(({ adapter }) => adapter.config.useDora)) {
       doraBase = await openDoraBase(
         base,
@@ -221,16 +220,17 @@ function checkAlike(name: string, owners: readonly Opened[]): void {
   }
 }
 
-function checkReplication(opened: readonly Opened[]): void {
-  const replicationOf = ({ adapter }: Opened) => JSON.stringify(adapter.config.layerReplication ?? [])
-  const other = opened.find((one) => replicationOf(one) !== replicationOf(opened[0]))
-  if (other === undefined) return
-  throw new MismatchError({
-    where: `${other.label}: layer_replication`,
-    what: 'the adapters repeat different layers of their base',
-    expected: replicationOf(opened[0]),
-    got: replicationOf(other),
-  })
+function checkAlikeSettings(opened: readonly Opened[]): void {
+  const fields = [
+    ['layerReplication', 'layer_replication', 'the adapters repeat different layers of their base'],
+    ['aloraInvocationTokens', 'alora_invocation_tokens', 'different tokens turn the adapters on'],
+  ] as const
+  for (const [field, name, what] of fields) {
+    const of = ({ adapter }: Opened) => JSON.stringify(adapter.config[field] ?? [])
+    const other = opened.find((one) => of(one) !== of(opened[0]))
+    if (other === undefined) continue
+    throw new MismatchError({ where: `${other.label}: ${name}`, what, expected: of(opened[0]), got: of(other) })
+  }
 }
 
 async function ownValues(name: string, owners: readonly Opened[]): Promise<PartValues> {
@@ -250,7 +250,6 @@ function peftRank(opened: readonly Opened[], { type, choice }: CombineWay): numb
   return choice.rank ?? Math.max(...ranks)
 }
 
-/** The first adapter's settings; targets that differ become the names of all layers. */
 function configOf(opened: readonly Opened[], layers: readonly NewLayer[]): LoraConfig {
   const [{ config }] = opened.map(({ adapter }) => adapter)
   const targetsOf = ({ targetModules, excludeModules, layersToTransform, layersPattern }: LoraConfig) =>

@@ -32,10 +32,7 @@ export interface AdapterDifference {
 /** Directions with singular values below this share of the largest are noise, and turn angles into chance. */
 const SIGNIFICANT = 1e-3
 
-/**
- * Compares two changes. For several matrices (groups, experts): norms over all, angles and singular values of the
- * first.
- */
+/** For several matrices (groups, experts): norms over all, angles and singular values of the first. */
 export function compareChanges(a: Change, b: Change): AdapterDifference {
   const pairs = a.pairs.map((own, at) => [own, b.pairs[at]] as const)
   const normOf = (of: (own: FactorPair, other: FactorPair) => FactorPair) =>
@@ -83,7 +80,6 @@ function innerProduct(own: FactorPair, other: FactorPair): number {
   return sum
 }
 
-/** Orthonormal rows: the significant left or right singular vectors. */
 function leading({ u, s, vt }: Svd, side: 'u' | 'vt'): Matrix {
   const count = s.findIndex((value) => value < SIGNIFICANT * s[0] || value === 0)
   const rank = count === -1 ? s.length : count
@@ -91,10 +87,7 @@ function leading({ u, s, vt }: Svd, side: 'u' | 'vt'): Matrix {
   return { data: rows.data.subarray(0, rank * rows.shape[1]), shape: [rank, rows.shape[1]] }
 }
 
-/**
- * Angles between the spaces of orthonormal rows (Björck and Golub 1973), by cosines and, where these are near 1, by
- * sines.
- */
+/** Björck and Golub 1973: by cosines and, where these are near 1, by sines. */
 function principalAngles(a: Matrix, b: Matrix): number[] {
   if (a.shape[0] === 0 || b.shape[0] === 0) return []
   const [small, large] = a.shape[0] <= b.shape[0] ? [a, b] : [b, a]

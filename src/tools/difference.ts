@@ -16,7 +16,6 @@ export interface Located {
 }
 
 export interface Difference {
-  /** True if any value differs. */
   readonly isChanged: boolean
   /** ‖tuned − base‖, Frobenius. */
   readonly norm: number
@@ -50,7 +49,6 @@ export class DifferenceMemory {
     return this.#sides
   }
 
-  /** Room for a whole difference. */
   kept(values: number): Float32Array {
     if (this.#kept.length < values) this.#kept = new Float32Array(values)
     return this.#kept.subarray(0, values)

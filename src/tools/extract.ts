@@ -161,7 +161,6 @@ async function extractFrom(base: Checkpoint, tuned: Checkpoint, job: Job): Promi
       hint: 'Check that both are not the same model',
     })
   }
-  // The layers are copied now.
   await job.memory.release()
   const adapter = assemble(extractConfig(layers, replacements, base, config), layers, replacements)
   const missing = [...base.tensors.keys()].filter((name) => !tuned.tensors.has(name))

@@ -8,6 +8,7 @@ import type { LoraAdapter } from '../lora/adapter.js'
 import { type LoraConfig, resolveConfig } from '../lora/config.js'
 import { DRAWN_INITS, type Init } from '../lora/init/inits.js'
 import { requireHandled, requirePlainConfig } from '../lora/requirements.js'
+import type { Task } from '../tasks/task.js'
 import { checkTaskName } from '../tasks/tasks.js'
 import { baseNameOf } from './about-run.js'
 import type { TrainingOptions } from './options.js'
@@ -68,11 +69,39 @@ function checkData(where: string, data: unknown): void {
 }
 
 function checkAdapter(adapter: LoraAdapter): void {
-  requireHandled(adapter, ['linear', 'replacement', 'magnitude', 'token-rows'], 'training')
+  const isActivated = adapter.config.aloraInvocationTokens !== undefined
+  const parts = isActivated
+    ? (['linear', 'invocation'] as const)
+    : (['linear', 'replacement', 'magnitude', 'token-rows'] as const)
+  requireHandled(adapter, parts, 'training')
   if (adapter.size === 0) throw new StateError({ where: 'adapter', what: 'it has no layers to train' })
   for (const { name, merged } of adapter.parts('linear')) {
     if (merged) throw new StateError({ where: name, what: 'it is merged', hint: 'Call unmergeAll() first' })
   }
+}
+
+/** Refuses what an activated LoRA, which trains no token before its invocation, cannot be trained with. */
+export function checkActivation(
+  { aloraInvocationTokens, modulesToSave, bias }: LoraConfig,
+  { trainedTokens }: Pick<TrainingOptions, 'trainedTokens'>,
+  { packing }: TrainSettings,
+  { peftType }: Task,
+): void {
+  if (aloraInvocationTokens === undefined) return
+  const others: [where: string, isOn: boolean][] = [
+    ['task', peftType !== 'CAUSAL_LM'],
+    ['packing', packing],
+    ['modulesToSave', modulesToSave.length > 0],
+    ['bias', bias !== 'none'],
+    ['trainedTokens', trainedTokens !== undefined],
+  ]
+  const where = others.find(([, isOn]) => isOn)?.[0]
+  if (where === undefined) return
+  throw new ConfigError({
+    where,
+    what: 'not together with aloraInvocationTokens',
+    expected: 'layers of LoRA alone, a task of causal language models, and records in rows of their own',
+  })
 }
 
 function checkTogether(options: TrainingOptions, settings: TrainSettings): void {

@@ -18,7 +18,11 @@ export class Sampler {
 
   constructor(prompts: readonly string[], task: Task, context: EncodeContext, isChat: boolean) {
     if (task.writing === undefined) {
-      throw new ConfigError({ where: 'sample', what: `the task ${task.name} writes no texts` })
+      throw new ConfigError({
+        where: 'sample',
+        what: `the task ${task.name} writes no texts while it trains`,
+        hint: 'The metrics of its evaluations tell what it has learned: give records as `evalData`',
+      })
     }
     this.#prompts = prompts
     this.#writing = task.writing

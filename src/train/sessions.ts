@@ -83,16 +83,16 @@ export class TrainingSessions {
       const fixedA = settings.loraFa ? Float32Array.from(weightA.data) : undefined
       return { name, d, k, rank, scaling, fixedA, baseSquares: squares.get(name) }
     })
-    const { dropout } = adapter.config
+    const { dropout, aloraInvocationTokens: invocation } = adapter.config
     const changesBase = adapter.parts('replacement', 'token-rows').length > 0
     const base = changesBase ? await baseOf(adapter, parts) : undefined
     const twoPasses = open.stepLoss !== undefined
     const tell = (done: number) => parts.on?.progress?.({ stage: 'prepare', done, total: 3 })
     tell(0)
-    const options = { layers, base, modules, dropout, twoPasses }
+    const options = { layers, base, modules, dropout, invocation, twoPasses }
     const training = isTraining ? await buildTrainingGraph(model.onnx, runtime, open, options) : undefined
     tell(1)
-    const evaluation = await buildLossGraph(model.onnx, open, { layers, base, modules })
+    const evaluation = await buildLossGraph(model.onnx, open, { layers, base, modules, invocation })
     tell(2)
     return new TrainingSessions(parts, engine, runtime.name, { training, evaluation })
   }

@@ -19,11 +19,12 @@ import { taskOfRow } from '../tasks/task-of-row.js'
 import { loadTask, type TaskName, tasksFor } from '../tasks/tasks.js'
 import { type RunSources, runRecord } from './about-run.js'
 import type { CardSources } from './card.js'
-import { checkOptions, checkParts } from './check-options.js'
+import { checkActivation, checkOptions, checkParts } from './check-options.js'
 import { newAdapter } from './new-adapter.js'
 import type { TrainingData, TrainingOptions, TrainResult } from './options.js'
 import type { MemoryUse, TrainReport } from './report.js'
 import { type EncodedSource, type EncodeOptions, encodeContext, encodeRows } from './rows/examples.js'
+import { DataFacts } from './rows/facts.js'
 import { type RunInput, type RunReport, trainAdapter } from './run.js'
 import { Sampler } from './samples.js'
 import { EventLog } from './saved/event-log.js'
@@ -76,6 +77,7 @@ export async function prepare(
   checkTable(taskOptions, `the task ${task.name}`, task.options ?? {})
   let settings = withRateOfTask(plain, given, task.learningRate)
   checkTrainableForm(readGraph(model.onnx.proto))
+  checkActivation(config, given, settings, task)
   await checkTask(task, model)
   const use = options.resume ? 'resume' : options.overwrite ? 'overwrite' : 'new'
   if (out !== undefined) await checkRunFolder(out, use)
@@ -83,13 +85,18 @@ export async function prepare(
   on.task?.(task.name)
   on.stage?.('encode')
   const isHeldOut = evalSplit === undefined ? undefined : planSplit(evalSplit, config.seed)
-  const encoded = await encode(options, settings, task, data, { isHeldOut, onRow })
+  const facts = new DataFacts()
+  const told: EncodeOptions['onRow'] = (row, count, isEvaluation, record) => {
+    facts.add(record, isEvaluation)
+    onRow?.(row, count, isEvaluation)
+  }
+  const encoded = await encode(options, settings, task, data, { isHeldOut, onRow: told })
   const evalRecords =
     evalData === undefined
       ? encoded.heldOut
       : (
           await encode(options, settings, task, await sourceOf(options, evalData, 'evalData'), {
-            onRow: (row, count) => onRow?.(row, count, true),
+            onRow: (row, count, _, record) => told(row, count, true, record),
           })
         ).kept
   const examples = settings.packing ? pack(task, encoded.kept.examples, settings, model) : encoded.kept.examples
@@ -123,7 +130,16 @@ export async function prepare(
     options.sample === undefined || options.sample.length === 0
       ? undefined
       : new Sampler(options.sample, task, await encodeContext(options), encoded.chatTemplate !== undefined)
-  const about = { options: { ...options, task: task.name as TaskName }, sources, task, open, adapter, settings }
+  const about = {
+    options: { ...options, task: task.name as TaskName },
+    sources,
+    task,
+    open,
+    adapter,
+    settings,
+    facts,
+    examples: encoded.kept.examples,
+  }
   const input: RunInput = {
     model,
     task: task.name,

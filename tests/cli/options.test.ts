@@ -24,7 +24,7 @@ const command = defineCommand({
   options: {
     model: required('DIR', 'the model'),
     adapter: repeated('DIR', 'adapters'),
-    weightDecay: decimal('decay', 0.001),
+    weightDecay: { ...decimal('decay'), fallback: '1e-3' },
     rank: integer('rank', { fallback: 8 }),
     seed: integer('seed', { least: 0 }),
     schedule: choice(['cosine', 'linear'], 'how it falls', 'cosine'),

@@ -155,7 +155,7 @@ describe('CSV of any size', () => {
   }, 20_000)
 
   it('holds no record of 70 MB, whatever its fields are', async () => {
-    for (const part of ['abcdefg,', '"a\nb",', ',']) {
+    for (const part of THOROUGH ? ['abcdefg,', ',', '"a\nb",'] : ['"a\nb",']) {
       const error = await refusal(file(`a,b\n${part.repeat(Math.ceil(70_000_000 / part.length))}`, 'x.csv'))
       expect(error).toBeInstanceOf(DataError)
       expect(error.message).toMatch(/x\.csv, line 2: a record that is too long|more fields/)

@@ -1,6 +1,5 @@
 // Small ONNX models for tests, and a source that counts what is read of it.
 
-import { create } from '@bufbuild/protobuf'
 import type { ByteSource, Directory } from '../../src/base/bytes.js'
 import {
   AttributeProto_AttributeType as AttributeType,
@@ -12,6 +11,7 @@ import {
   TensorProto_DataLocation,
   TensorProtoSchema,
 } from '../../src/formats/onnx/gen/onnx_pb.js'
+import { create } from '../../src/formats/onnx/protobuf.js'
 
 export function weights(length: number, seed = 1): Float32Array {
   return Float32Array.from({ length }, (_, i) => Math.sin(seed + i))

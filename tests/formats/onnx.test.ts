@@ -1,7 +1,6 @@
 import { mkdir, mkdtemp, rename, rm, symlink, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { create, toBinary } from '@bufbuild/protobuf'
 import fc from 'fast-check'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { concatBytes, MemoryDirectory } from '../../src/base/bytes.js'
@@ -13,6 +12,7 @@ import {
   TensorProtoSchema,
 } from '../../src/formats/onnx/gen/onnx_pb.js'
 import { loadOnnx, type OnnxModel, serializeModel } from '../../src/formats/onnx/model.js'
+import { create, toBinary } from '../../src/formats/onnx/protobuf.js'
 import { floatsOf, integersOf, isExternal } from '../../src/formats/onnx/tensors.js'
 import { sessionModel } from '../../src/graph/session-model.js'
 import { NodeDirectory } from '../../src/io/node/files.js'

@@ -54,6 +54,10 @@ describe('loadModel', () => {
   it('collects the tokens that end a text, the tokenizer first', async () => {
     const model = await load(changed({ 'generation_config.json': '{"eos_token_id": [7, 1, 9]}' }))
     expect(model.eosTokenIds).toEqual([1, 7, 9])
+    for (const wrong of ['{"eos_token_id": "</s>"}', '{"eos_token_id": [1, "2"]}', '{"temperature": "0.7"}']) {
+      const loading = load(changed({ 'generation_config.json': wrong }))
+      await expect(loading).rejects.toThrow(/generation_config.json: (eos_token_id|temperature) is not a number.*got/)
+    }
     const silent = { 'tokenizer_config.json': undefined, 'generation_config.json': undefined }
     const bare = await load(changed({ ...silent, 'config.json': '{"eos_token_id": 5, "n_positions": 64}' }))
     expect([bare.eosTokenIds, bare.padTokenId, bare.contextLength]).toEqual([[5], 5, 64])

@@ -2,13 +2,13 @@
 // (tests/golden/onnx-kinds).
 
 import { readFileSync } from 'node:fs'
-import { create } from '@bufbuild/protobuf'
 import { afterEach, describe, expect, it } from 'vitest'
 import { MemoryDirectory, MemorySource } from '../../src/base/bytes.js'
 import { NumericError, UnsupportedError } from '../../src/base/errors.js'
 import { Random } from '../../src/base/random.js'
 import { TensorProto_DataType as DataType, TensorProtoSchema } from '../../src/formats/onnx/gen/onnx_pb.js'
 import { loadOnnx, OnnxModel } from '../../src/formats/onnx/model.js'
+import { create } from '../../src/formats/onnx/protobuf.js'
 import { parseSafetensorsHeader, readTensorF32 } from '../../src/formats/safetensors.js'
 import { findLinears } from '../../src/graph/match/linears.js'
 import { makeAttribute } from '../../src/graph/view/attributes.js'

@@ -1,11 +1,14 @@
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import path from 'node:path'
+import { pathToFileURL } from 'node:url'
+import { planMerge } from 'lowrank'
 import { afterEach, beforeEach, describe, expect, test } from 'vitest'
 import { type Directory, readJson } from '../../src/base/bytes.js'
 import type { Located } from '../../src/io/locate.js'
 import { openText } from '../../src/io/node/open-source.js'
 import { openTextInBrowser } from '../../src/io/web/open-source.js'
+import { nodePlatform } from '../../src/node/platform.js'
 import { FakeCaches } from './hub/fake-caches.js'
 import { current, FILES, failure, isWeights, noise, text, useHub, WEIGHTS } from './hub/toolkit.js'
 
@@ -196,4 +199,28 @@ test('paths are as they were', async () => {
   expect((await failure(inNode('./org/model'))).message).toMatch(/no such file or folder/)
   await expect(inBrowser('./model')).rejects.toThrow(/a path, and browsers open none/)
   expect(current.hub.seen).toEqual([])
+})
+
+describe('addresses', () => {
+  const url = pathToFileURL(path.resolve('models', 'union-3m')).href
+  test('file:// is a path, for models, data and results', async () => {
+    expect(await inNode(url)).toMatchObject({ directory: { name: path.resolve('models', 'union-3m') } })
+    expect(await nodePlatform.openData(`${url}/config.json`, 'data')).toMatchObject({ byteLength: expect.any(Number) })
+    expect(nodePlatform.target(url, 'out').name).toBe(path.resolve('models', 'union-3m'))
+  })
+
+  test.each([
+    ['s3://bucket/x', 'aws s3 cp'],
+    ['gs://bucket/x', 'gcloud storage cp'],
+    ['https://example.com/x.jsonl', 'curl -LO'],
+    ['ftp://example.com/x', 'name the path on this machine'],
+    ['file://host/x', 'names no path'],
+  ])('%s is refused with what to do', async (address, words) => {
+    await expect(nodePlatform.openData(address, 'data')).rejects.toThrow(words)
+    expect(() => nodePlatform.target(address, 'out')).toThrow(words)
+    await expect(
+      planMerge({ base: 'models/union-3m', adapters: 'tests/golden/peft/f32', out: address }),
+    ).rejects.toThrow(words)
+    if (!address.startsWith('https')) await expect(inNode(address)).rejects.toThrow(words)
+  })
 })

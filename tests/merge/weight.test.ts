@@ -1,4 +1,3 @@
-import { create } from '@bufbuild/protobuf'
 import fc from 'fast-check'
 import { describe, expect, it } from 'vitest'
 import { type ByteSource, concatBytes, MemorySource } from '../../src/base/bytes.js'
@@ -6,6 +5,7 @@ import { decodeFloats, encodeFloats, type FloatDtype } from '../../src/base/dtyp
 import { NumericError } from '../../src/base/errors.js'
 import { Random } from '../../src/base/random.js'
 import { NodeProtoSchema } from '../../src/formats/onnx/gen/onnx_pb.js'
+import { create } from '../../src/formats/onnx/protobuf.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
 import { LoraLayer } from '../../src/lora/layer.js'
 import { type Edit, EditBuilder } from '../../src/merge/onnx/edits.js'

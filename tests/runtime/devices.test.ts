@@ -6,6 +6,7 @@ import { describe, expect, it, vi } from 'vitest'
 import { RuntimeError } from '../../src/base/errors.js'
 import { connect } from '../../src/runtime/rpc.js'
 import { startNoted, webWorkerPort } from '../../src/runtime/web-worker.js'
+import { lowrank } from '../cli/lowrank.js'
 
 const MODEL = 'tests/golden/models/llama-optimum'
 
@@ -26,6 +27,15 @@ describe('device', () => {
     expect(there.report.trainLoss).toEqual(here.report.trainLoss)
   })
 })
+
+it.skipIf(!ort.listSupportedBackends().some(({ name }) => name === 'cuda'))(
+  'a device whose libraries are missing is one line of lowrank, and none of ONNX Runtime',
+  async () => {
+    const { code, stderr } = await lowrank('generate', '--model', MODEL, '--prompt', 'The', '--device', 'cuda')
+    if (code === 0) return
+    expect(stderr).toMatch(/^error: ONNX Runtime: .*Choose --device cpu\n$/)
+  },
+)
 
 describe('a worker whose script is not found', () => {
   const worker = { postMessage() {}, terminate() {} } as unknown as Worker

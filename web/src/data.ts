@@ -2,7 +2,7 @@
 // learn.
 
 import type { TaskFacts } from 'lowrank'
-import { byId, guarded, inputOf, make } from './dom.js'
+import { byId, guarded, make, onFiles } from './dom.js'
 import type { OpenModel } from './models.js'
 
 export interface Picture {
@@ -109,12 +109,8 @@ export class DataField {
       byId('data-state').textContent = ''
       this.#tell()
     })
-    inputOf('data-file').addEventListener('change', ({ target }) => {
-      const file = (target as HTMLInputElement).files?.[0]
-      if (file !== undefined) void guarded('train', 'The file cannot be read', () => this.read(file))
-    })
-    inputOf('pictures-folder').addEventListener('change', ({ target }) => {
-      const files = [...((target as HTMLInputElement).files ?? [])]
+    onFiles('data-file', ([file]) => void guarded('train', 'The file cannot be read', () => this.read(file)))
+    onFiles('pictures-folder', (files) => {
       void guarded('train', 'The pictures cannot be opened', async () => this.show(picturesOf(files)))
     })
     byId('no-pictures').addEventListener('click', () => this.show([]))

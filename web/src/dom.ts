@@ -9,6 +9,16 @@ export function byId<E extends HTMLElement = HTMLElement>(id: string): E {
 export const inputOf = (id: string) => byId<HTMLInputElement>(id)
 export const buttonOf = (id: string) => byId<HTMLButtonElement>(id)
 
+/** Hears of picked files. The field is empty again, so that the same files can be picked once more. */
+export function onFiles(id: string, use: (files: readonly File[]) => void): void {
+  const field = inputOf(id)
+  field.addEventListener('change', () => {
+    const files = [...(field.files ?? [])]
+    if (files.length > 0) use(files)
+    field.value = ''
+  })
+}
+
 export function make<K extends keyof HTMLElementTagNameMap>(
   tag: K,
   attributes: Readonly<Record<string, string>> = {},

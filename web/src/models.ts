@@ -6,7 +6,7 @@ import wasm from 'onnxruntime-web/ort-wasm-simd-threaded.wasm?url'
 import ort from 'onnxruntime-web/wasm?url'
 import gpuOrt from 'onnxruntime-web/webgpu?url'
 import type { PageTask } from './data.js'
-import { byId, guarded, inputOf, make } from './dom.js'
+import { byId, guarded, inputOf, make, onFiles } from './dom.js'
 import offered from './models.json'
 
 /** How a model can be opened again after a reload. */
@@ -117,10 +117,7 @@ export function setUpModels(opened: (model: OpenModel) => Promise<void>) {
     const field = inputOf('hub-id')
     void shown(() => choose({ kind: 'hub', id: field.value.trim() || field.placeholder }))
   })
-  inputOf('folder').addEventListener('change', ({ target }) => {
-    const { files } = target as HTMLInputElement
-    if (files !== null && files.length > 0) void openFolder([...files])
-  })
+  onFiles('folder', openFolder)
   byId('choices').addEventListener('submit', (event) => event.preventDefault())
   inputOf('device').addEventListener('change', () => void shown(async () => last?.()))
   return {

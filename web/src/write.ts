@@ -10,7 +10,7 @@ import {
 } from 'lowrank'
 import { download, filesOfAdapter, readArchive } from './adapters.js'
 import { differences } from './differences.js'
-import { button, buttonOf, byId, guarded, inputOf, MendableError, make } from './dom.js'
+import { button, buttonOf, byId, guarded, inputOf, MendableError, make, onFiles } from './dom.js'
 import { hideLayers, showLayers } from './layers.js'
 import { threadCount } from './machine.js'
 import type { Device, OpenModel } from './models.js'
@@ -54,24 +54,10 @@ export class Writer {
       if (this.#stop !== undefined) event.preventDefault()
     })
     buttonOf('quiet').addEventListener('click', () => this.#stop?.abort())
-    const chooser = inputOf('picture')
-    chooser.addEventListener('change', () => {
-      const file = chooser.files?.[0]
-      if (file !== undefined) this.#show(file)
-      chooser.value = ''
-    })
-    const zip = inputOf('adapter-zip')
-    zip.addEventListener('change', () => {
-      const file = zip.files?.[0]
-      if (file !== undefined) void this.#openAdapter(file.name.replace(/\.zip$/, ''), () => readArchive(file))
-      zip.value = ''
-    })
-    const folder = inputOf('adapter-folder')
-    folder.addEventListener('change', () => {
-      const files = [...(folder.files ?? [])]
-      const name = files[0]?.webkitRelativePath.split('/')[0] || 'adapter'
-      if (files.length > 0) void this.openFolder(name, files)
-      folder.value = ''
+    onFiles('picture', ([file]) => this.#show(file))
+    onFiles('adapter-zip', ([file]) => void this.#openAdapter(file.name.replace(/\.zip$/, ''), () => readArchive(file)))
+    onFiles('adapter-folder', (files) => {
+      void this.openFolder(files[0].webkitRelativePath.split('/')[0] || 'adapter', files)
     })
   }
 

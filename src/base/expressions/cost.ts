@@ -58,13 +58,11 @@ interface Ends {
 }
 
 class PositionGraph {
-  /** The test of each position's character. */
   readonly tests: CharacterTest[] = []
   /** From each position: the next ones, and in how many ways. */
   readonly next: Map<number, number>[] = []
   /** Positions after which a look around may fail. */
   readonly isLookedAfter = new Set<number>()
-  /** Expressions that are looked for around a place. */
   readonly looks: Expression[] = []
 
   add(node: Expression): Ends | undefined {

@@ -412,10 +412,7 @@ function caseless(test: CharacterTest): CharacterTest {
   }
 }
 
-/**
- * The alternatives as one expression. Those that begin alike, such as the full names of a thousand layers, share what
- * they begin with: a text is then compared with it once. Their order stays, which decides between several matches.
- */
+/** Alternatives that begin alike, as the names of a thousand layers, share that. Their order decides, and stays. */
 function choiceOf(options: readonly Expression[]): Expression {
   return factored(options.map((option) => (option.kind === 'sequence' ? option.items : [option])))
 }

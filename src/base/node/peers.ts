@@ -6,13 +6,7 @@ import { pathToFileURL } from 'node:url'
 /** Options of Node with which the program is a text, and argv[1] is an argument of it. */
 const TEXT_OPTION = /^(-e|-p|-pe|--eval|--print)(=|$)/
 
-/**
- * The URL of a package, as the program that runs sees it, else as lowrank sees it. The working directory is no place to
- * load code from, for it may be a downloaded model's folder: a program that is a text gets the package beside lowrank.
- *
- * @param from the URL of the module that asks
- * @returns undefined if it is not installed
- */
+/** The working directory is never looked in: it may be a downloaded model's folder. */
 export function resolvePeer(name: string, from: string): string | undefined {
   const isText = process.execArgv.some((option) => TEXT_OPTION.test(option))
   const program = isText ? undefined : process.argv[1]

@@ -80,10 +80,6 @@ export async function runMerge<R extends MergeReport>(
 
 const MAX_RENAMED = 3
 
-/**
- * Lines about tensors found under other names, new tensors, warnings, and the files of the base that the result does
- * not need.
- */
 export function sayAsides({ leftOut, warnings, added, renamed }: MergeSummary): void {
   for (const { from, to, count } of renamed.slice(0, MAX_RENAMED)) {
     const many = count > 1 ? ` (${count} tensors)` : ''

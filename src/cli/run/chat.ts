@@ -69,7 +69,6 @@ interface TalkSetup {
   readonly signal: AbortSignal
   readonly input?: NodeJS.ReadableStream
   readonly output?: NodeJS.WritableStream
-  /** True for a terminal, where Ctrl-C is a key. */
   readonly isTerminal?: boolean
 }
 

@@ -1,16 +1,16 @@
 // lowrank data: what is in files of records, and what is wrong with them, before anything is trained.
 
-import { CHOICES, type DataReport } from '../../index.js'
+import { CHOICES, type DataReport, type PreviewExample } from '../../index.js'
 import { flags } from '../flags.js'
 import { choice, defineCommand, text, toggle } from '../options.js'
 import { printable } from '../show/escape.js'
-import { printPreview } from '../show/preview.js'
 import { colors, complain, print, printDocument, say, table, thousands, warn } from '../show/terminal.js'
 import { MODEL, RUNS } from '../sources.js'
 import { readChatTemplate } from './data-options.js'
 
 const SHOWN = 20
 const BAR = 40
+const [BETWEEN, OPEN, CLOSE, LINE_END] = ['│', '⟦', '⟧', '⏎']
 
 export const data = defineCommand({
   name: 'data',
@@ -81,4 +81,27 @@ function show({ task, records, evalRecords, fields, lengths, labels, examples }:
   }
   if (examples.length > 0) print('')
   if (examples.length > 0) printPreview(examples)
+}
+
+function printPreview(examples: readonly PreviewExample[]): void {
+  for (const { where, tokens, label } of examples) {
+    const counted = tokens.filter(({ counts }) => counts).length
+    const target = label === undefined ? `${counted} of them count` : `label: ${label}`
+    print(colors.bold(printable(`${where}: ${tokens.length} tokens, ${target}`)))
+    let line = ''
+    for (const [i, { text, counts }] of tokens.entries()) {
+      const opens = counts && !tokens[i - 1]?.counts
+      const closes = counts && !tokens[i + 1]?.counts
+      const shown = text.split('\n').map(printable).join(LINE_END)
+      line += `${opens ? OPEN : ''}${counts ? colors.green(shown) : shown}${closes ? CLOSE : ''}`
+      const isLineEnd = text.endsWith('\n')
+      if (!isLineEnd && i < tokens.length - 1) line += colors.dim(BETWEEN)
+      if (isLineEnd || i === tokens.length - 1) {
+        print(line)
+        line = ''
+      }
+    }
+    print('')
+  }
+  print(`${OPEN}…${CLOSE} counts for the loss. ${BETWEEN} stands between tokens, ${LINE_END} for the end of a line.`)
 }

@@ -12,7 +12,6 @@ import { passGate } from './gate.js'
 import { inRunFile, readRunFile } from './run-file.js'
 import { baseOfAdapter } from './with-session.js'
 
-/** Settings of the new adapter, which are options of their own here. */
 const CONFIG_OPTIONS = [
   ...(['rank', 'alpha', 'dropout', 'targetModules', 'excludeModules', 'useRslora', 'useDora', 'rankPattern'] as const),
   ...(['alphaPattern', 'bias', 'modulesToSave', 'init', 'seed'] as const),

@@ -83,10 +83,7 @@ export async function baseOfAdapter(folder: string, opened?: LoraAdapter): Promi
   return source
 }
 
-/**
- * The base that an adapter names. A relative path is looked for in the working directory, and then from the adapter's
- * folder upwards: so both can be moved together. An id on the Hub gets the revision that the adapter names.
- */
+/** A relative path is looked for from the adapter's folder upwards too, so that both can be moved together. */
 export function baseOf(folder: string, config: Pick<LoraConfig, 'baseModel' | 'peftFields'>): string | undefined {
   const { baseModel, peftFields } = config
   if (baseModel === undefined || existsSync(baseModel)) return baseModel

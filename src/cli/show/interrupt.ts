@@ -3,7 +3,6 @@
 
 import { say } from './terminal.js'
 
-/** The exit code that shells report for a program that SIGINT ended: 128 + 2. */
 export const EXIT_INTERRUPTED = 130
 
 const SIGNALS = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const

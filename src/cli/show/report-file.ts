@@ -4,7 +4,6 @@ import { type FileHandle, open } from 'node:fs/promises'
 import { FileError } from '../../index.js'
 import { generatorOf } from '../../report/generator.js'
 
-/** The start of a page, which names the command that made it. */
 const START_BYTES = 2000
 
 /** Throws FileError for a file that is no page of this command, or may not be replaced. */

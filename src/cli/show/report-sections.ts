@@ -78,7 +78,6 @@ export function targetsOf({ targetModules, targetParameters }: AdapterInspection
   return [targetModules, targetParameters].flat().join(', ')
 }
 
-/** The kind of a layer in words, as in `linear, DoRA`. */
 export function kindOf({ kind, experts, hasMagnitude, hasBias }: AdapterInspection['layers'][number]): string {
   const parts = [experts === undefined || experts === 1 ? kind : `${kind}, ${experts} experts`]
   if (hasMagnitude) parts.push('DoRA')

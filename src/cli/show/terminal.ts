@@ -2,9 +2,10 @@
 // carries exactly one JSON document.
 
 import { createColors } from 'picocolors'
+import type { DownloadProgress } from '../../index.js'
+import { freeForDownloads } from '../../node/free.js'
 import { printable, printableJson, printableLines } from './escape.js'
 
-/** Time between two progress lines where nobody watches. */
 const PLAIN_INTERVAL_MS = 5000
 /** Redraws of the bar per second are limited: a terminal over a network draws slowly. */
 const BAR_INTERVAL_MS = 80
@@ -50,12 +51,10 @@ export function print(lines: string): void {
   process.stdout.write(`${printableLines(lines)}\n`)
 }
 
-/** The one document of a --json run. */
 export function printDocument(document: Record<string, unknown>): void {
   process.stdout.write(`${printableJson(JSON.stringify({ version: 1, ...document }, null, 2))}\n`)
 }
 
-/** One line of progress that is redrawn on a terminal, and now and then a plain line elsewhere. */
 export class Progress {
   readonly #stream = process.stderr
   #first: { at: number; done: number } | undefined
@@ -101,14 +100,12 @@ export class Progress {
     if (this.#stream.isTTY) this.#drawnAt = Number.NEGATIVE_INFINITY
   }
 
-  /** Ends the line, leaving what it showed last. */
   end(): void {
     if (this.#isOpen) this.#stream.write('\n')
     this.#isOpen = false
   }
 }
 
-/** 83000 → '1:23' */
 export function duration(milliseconds: number): string {
   const seconds = Math.round(milliseconds / 1000)
   const minutes = Math.floor(seconds / 60) % 60
@@ -117,12 +114,10 @@ export function duration(milliseconds: number): string {
   return hours > 0 ? `${hours}:${pad(minutes)}:${pad(seconds % 60)}` : `${minutes}:${pad(seconds % 60)}`
 }
 
-/** 1234567 → '1,234,567' */
 export function thousands(value: number): string {
   return Math.round(value).toLocaleString('en-US')
 }
 
-/** 12_345_678 → '12.3 MB' */
 export function bytes(value: number): string {
   const units = ['B', 'kB', 'MB', 'GB', 'TB']
   const power = Math.min(units.length - 1, value < 1000 ? 0 : Math.floor(Math.log10(value) / 3))
@@ -130,7 +125,6 @@ export function bytes(value: number): string {
   return `${power === 0 || scaled >= 100 ? Math.round(scaled) : scaled.toFixed(1)} ${units[power]}`
 }
 
-/** The process's high-water mark of resident memory. */
 export function peakRssBytes(): number {
   return process.resourceUsage().maxRSS * 1024
 }
@@ -149,4 +143,38 @@ export function table(rows: readonly (readonly (string | number)[])[]): string {
 function figure(value: number): string {
   if (Number.isInteger(value)) return String(value)
   return Math.abs(value) < 1e-3 || Math.abs(value) >= 1e5 ? value.toExponential(2) : value.toPrecision(4)
+}
+
+/** Smaller files are there before a bar is drawn. */
+const MIN_BAR_BYTES = 1_000_000
+/** Smaller ones find room anywhere. */
+const LARGE_BYTES = 100_000_000
+
+export function showDownloads(): (progress: DownloadProgress) => void {
+  const shown = new Map<string, { bar: Progress; startedAt: number; before: number }>()
+  return ({ name, byteLength, receivedBytes }) => {
+    let download = shown.get(name)
+    if (download === undefined) {
+      const kept = receivedBytes > 0 ? `, of which ${bytes(receivedBytes)} are here` : ''
+      const room = byteLength > LARGE_BYTES ? roomLeft() : ''
+      say(`Loading ${colors.bold(printable(name))}, ${bytes(byteLength)}${kept}${room}`)
+      download = { bar: new Progress(), startedAt: performance.now(), before: receivedBytes }
+      shown.set(name, download)
+    }
+    const { bar, startedAt, before } = download
+    if (byteLength >= MIN_BAR_BYTES) {
+      const megabytes = (value: number) => Math.round(value / 1e6)
+      const rate = ((receivedBytes - before) / Math.max(1, performance.now() - startedAt)) * 1000
+      bar.update(megabytes(receivedBytes), megabytes(byteLength), ` MB  ${bytes(rate)}/s`)
+    }
+    if (receivedBytes < byteLength) return
+    bar.end()
+    shown.delete(name)
+  }
+}
+
+function roomLeft(): string {
+  const { memory, disk } = freeForDownloads()
+  const free = Object.entries({ memory, disk }).filter(([, size]) => Number.isFinite(size))
+  return free.length === 0 ? '' : ` (free: ${free.map(([of, size]) => `${bytes(size)} of ${of}`).join(', ')})`
 }

@@ -16,10 +16,21 @@ import { fromGgufOrder } from './permute.js'
 export async function readGgufAdapter(source: ByteSource, base: GgufBase): Promise<LoraAdapter> {
   const file = await parseGguf(source)
   const alpha = checkAdapter(file, base)
+  const tokens = invocationOf(file)
   const pairs = findPairs(file)
   const layers: ReadLayer[] = []
   for (const [tensor, { a, b }] of pairs) layers.push(...(await readPair(file, tensor, a, b, alpha, base)))
-  return adapterOf(layers, {})
+  return adapterOf(layers, tokens === undefined ? {} : { aloraInvocationTokens: tokens, taskType: 'CAUSAL_LM' })
+}
+
+/** The tokens that turn an activated LoRA on; undefined for another. */
+function invocationOf({ source, metadata }: GgufFile): number[] | undefined {
+  const key = 'adapter.alora.invocation_tokens'
+  const value = metadata.get(key)
+  if (value === undefined) return undefined
+  const tokens = Array.isArray(value) ? value.map(Number) : []
+  if (tokens.length > 0 && tokens.every((token) => Number.isSafeInteger(token) && token >= 0)) return tokens
+  throw new FormatError({ where: `${source.name}: ${key}`, what: 'no list of token ids' })
 }
 
 /** Returns alpha, where 0 stands for a scaling of 1. */
@@ -44,12 +55,6 @@ function checkAdapter({ source, metadata }: GgufFile, { names }: GgufBase): numb
       what: 'the adapter belongs to another base',
       expected: names.architecture,
       got: String(architecture),
-    })
-  }
-  if (metadata.has('adapter.alora.invocation_tokens')) {
-    throw new UnsupportedError({
-      where: `${where}: adapter.alora.invocation_tokens`,
-      what: 'activated LoRA is not implemented',
     })
   }
   const alpha = metadata.get('adapter.lora.alpha') ?? 0

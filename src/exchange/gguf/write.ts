@@ -57,7 +57,7 @@ export async function writeGgufAdapter(
   dtype: GgufDtype,
   run: ToolRun = {},
 ): Promise<Written> {
-  requireHeld(adapter, ['linear', 'embedding', 'parameter'], 'a GGUF adapter')
+  requireHeld(adapter, ['linear', 'embedding', 'parameter', 'invocation'], 'a GGUF adapter')
   const parts = adapter.parts() as readonly FactorPart[]
   const pairs = stackExperts(parts.flatMap((part) => pairsOf(part, adapter.dtypeOf(part), base)))
   for (const pair of pairs) checkFits(pair, base)
@@ -72,6 +72,8 @@ export async function writeGgufAdapter(
     ['adapter.type', 'lora'],
     ['adapter.lora.alpha', { f32: alpha ?? 0 }],
   ])
+  const tokens = adapter.config.aloraInvocationTokens
+  if (tokens !== undefined) metadata.set('adapter.alora.invocation_tokens', { u32s: tokens })
   const halves = new Set<string>()
   const tensors = pairs.flatMap((pair) => writtenTensors(pair, dtype === 'keep' ? pair.dtype : dtype, alpha, halves))
   const steps = new Steps(tensors.length, run)

@@ -3,6 +3,7 @@
 import { readJson, writeFile } from '../../base/bytes.js'
 import { ConfigError, UnsupportedError } from '../../base/errors.js'
 import { isObject } from '../../base/options.js'
+import { requireAlwaysOn } from '../../lora/requirements.js'
 import { loadChatTemplate } from '../../text/chat-template.js'
 import type { ChatTemplate } from '../../text/template.js'
 import type { ExchangeFormat, Place } from '../format.js'
@@ -21,6 +22,7 @@ export const OLLAMA: ExchangeFormat = {
       const expected = 'the folder of the model, with its chat template, or its GGUF file beside these'
       throw new ConfigError({ where: 'base', what: 'missing: the Modelfile names the model', expected })
     }
+    requireAlwaysOn(adapter, 'Ollama')
     const template = await loadChatTemplate(base.directory, adapter.chatTemplate)
     const shape = template && turnShape(template, await beginning(base))
     const written = await GGUF.write(adapter, { directory, file: ADAPTER_FILE }, settings)

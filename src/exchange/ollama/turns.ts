@@ -12,10 +12,7 @@ export interface TurnShape {
   readonly opening: string
   readonly user: Around
   readonly assistant: Around
-  /**
-   * A system message: a turn of its own, or text that begins the first or the last message of the user, with what
-   * follows it; undefined where the template refuses or drops it.
-   */
+  /** A turn of its own, or a beginning of the first or the last question; undefined where the template has none. */
   readonly system:
     | { readonly at: 'turn'; readonly around: Around }
     | { readonly at: 'first' | 'last'; readonly glue: string }

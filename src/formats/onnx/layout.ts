@@ -1,6 +1,5 @@
 // Plans the files of an .onnx: for each byte, whether it is known, copied from the model's files, or a new weight's.
 
-import { toBinary } from '@bufbuild/protobuf'
 import { FormatError } from '../../base/errors.js'
 import {
   GraphProtoSchema,
@@ -11,6 +10,7 @@ import {
 } from './gen/onnx_pb.js'
 import { copyMessage, mapTensors } from './messages.js'
 import type { OnnxModel } from './model.js'
+import { toBinary } from './protobuf.js'
 import { lengthDelimited } from './scan.js'
 import {
   byteLengthOf,

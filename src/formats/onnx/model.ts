@@ -1,11 +1,11 @@
 // An ONNX model with its weights left on disk: the graph in memory, each large tensor a byte range of a file.
 
-import { fromBinary, toBinary } from '@bufbuild/protobuf'
 import { type ByteSource, checkRange, type Directory } from '../../base/bytes.js'
 import { FileError, FormatError } from '../../base/errors.js'
 import { sniff } from '../../base/sniff.js'
 import { type ModelProto, ModelProtoSchema, type TensorProto } from './gen/onnx_pb.js'
 import { tensorsOf } from './messages.js'
+import { fromBinary, toBinary } from './protobuf.js'
 import { scanSkeleton } from './scan.js'
 import { inlineBytes, isExternal, type WeightRange, weightRange } from './tensors.js'
 

@@ -1,7 +1,6 @@
 // TensorProto: sizes, content, external ranges. Everything multi-byte is little-endian.
 // Format: https://onnx.ai/onnx/repo-docs/IR.html, https://onnx.ai/onnx/repo-docs/ExternalData.html
 
-import { create } from '@bufbuild/protobuf'
 import { FormatError } from '../../base/errors.js'
 import { elementCount, formatShape } from '../../base/tensor.js'
 import {
@@ -11,6 +10,7 @@ import {
   type TensorProto,
   TensorProtoSchema,
 } from './gen/onnx_pb.js'
+import { create } from './protobuf.js'
 
 /** Two messages that everything reads have short names. */
 export * from './gen/onnx_pb.js'
@@ -46,7 +46,8 @@ const BITS: Partial<Record<DataType, number>> = {
 
 /** 'FLOAT16', for messages. */
 export function dataTypeName(dataType: number): string {
-  return DataType[dataType] ?? `type ${dataType}`
+  const [name] = Object.entries(DataType).find(([, type]) => type === dataType) ?? []
+  return name ?? `type ${dataType}`
 }
 
 /** Undefined for strings, types that this schema does not know, and negative dimensions. */

@@ -1,9 +1,9 @@
 // Puts LoRA branches with constant factors beside layers: y' = c ⊙ (y + (x·Aᵀ)·(s·Bᵀ)) + t.
 
-import { create } from '@bufbuild/protobuf'
 import { encodeFloats, type FloatDtype } from '../../base/dtype.js'
 import { NumericError, UnsupportedError } from '../../base/errors.js'
 import { isAllFinite } from '../../base/tensor.js'
+import { create } from '../../formats/onnx/protobuf.js'
 import { DataType, dataTypeName, TensorProtoSchema } from '../../formats/onnx/tensors.js'
 import type { Linear } from '../match/linears.js'
 import { type BranchFactors, branchFactors, branchScope } from '../match/merged-branches.js'

@@ -1,7 +1,7 @@
 // Puts LoRA branches beside linear layers: y' = y + s·(x·Aᵀ)·Bᵀ (Hu et al. 2021, arXiv 2106.09685). Factors are graph
 // inputs, so that they can be swapped or trained between runs.
 
-import { create } from '@bufbuild/protobuf'
+import { create } from '../../formats/onnx/protobuf.js'
 import {
   DataType,
   TensorShapeProto_DimensionSchema,

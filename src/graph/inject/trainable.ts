@@ -5,6 +5,7 @@ import { DataType, type NodeProto } from '../../formats/onnx/tensors.js'
 import { GEMM, MATMUL } from '../match/forms/float-product.js'
 import type { Linear } from '../match/linears.js'
 import { ownBiasInput } from '../match/parameters.js'
+import { ACTIVE } from '../training/activation.js'
 import { type DropoutMask, keepProbability } from '../training/dropout.js'
 import { intAttribute, makeAttribute } from '../view/attributes.js'
 import { type Builder, sharedValue, type Value } from '../view/builder.js'
@@ -106,8 +107,9 @@ export class TrainableLinears {
   }
 
   /** Each branch has a dropout mask of its own, as in PEFT. */
-  adapt(branches: readonly Branch[], dropout: number): void {
+  adapt(branches: readonly Branch[], dropout: number, isActivated: boolean): void {
     const g = this.#g
+    if (isActivated) this.#graph.inputs.push(valueInfo(ACTIVE, DataType.FLOAT, ['active rows', 1]))
     const byLinear = new Map(branches.map((branch) => [branch.linear, branch]))
     const keep = keepProbability(dropout)
     const lows = dropout > 0 ? new Map<Linear, Value>() : this.#joinedLows(branches)
@@ -124,12 +126,19 @@ export class TrainableLinears {
         if (baseSquares !== undefined && dropout > 0) return this.#scaledOfDropped(branch, base as Value, x, keep)
         // With dropout 1 nothing is kept, and nothing is to grow.
         const alpha = { float: keep === 0 ? 0 : scaling / keep }
-        const low = lows.get(linear) ?? this.#low(x, weightA)
+        const whole = lows.get(linear) ?? this.#low(x, weightA)
+        const low = isActivated ? g.mul(whole, this.#activeRows(linear)) : whole
         const sum = g.op('Gemm', base === undefined ? [low, weightB] : [low, weightB, base], { alpha })
         return baseSquares === undefined ? sum : this.#scaled(branch, sum)
       },
       (linear) => byLinear.get(linear)?.baseSquares !== undefined,
     )
+  }
+
+  /** {@link ACTIVE} of the rows that a linear computes. */
+  #activeRows({ input }: Linear): Value {
+    const choice = this.#graph.producer(input)
+    return choice?.opType === 'Gather' ? this.#g.op('Gather', [ACTIVE, choice.input[1]], { axis: 0 }) : ACTIVE
   }
 
   /** (rows, k) @ (k, r) */

@@ -1,8 +1,8 @@
 // Lets weights and biases of norms, and biases of convolutions, be graph inputs. They stand behind a fused norm and a
 // convolution then, so that rows of a batch can have vectors of their own.
 
-import { create } from '@bufbuild/protobuf'
 import { UnsupportedError } from '../../base/errors.js'
+import { create } from '../../formats/onnx/protobuf.js'
 import { DataType, type NodeProto, TensorProtoSchema } from '../../formats/onnx/tensors.js'
 import { NORMS, type Place, storedValue } from '../match/parameters.js'
 import { Builder, type Value } from '../view/builder.js'

@@ -1,6 +1,6 @@
 // The forward part of a training graph: the model with LoRA branches, and what the objective builds on its outputs.
 
-import { create } from '@bufbuild/protobuf'
+import { create } from '../../formats/onnx/protobuf.js'
 import { DataType, type NodeProto, TensorProtoSchema } from '../../formats/onnx/tensors.js'
 import { type CustomGradients, gradientPath } from '../gradients/backward.js'
 import { quantizedGradient } from '../gradients/quantized.js'
@@ -37,6 +37,8 @@ export interface ForwardOptions {
   readonly base: BaseOpener | undefined
   /** Probability in [0, 1) that an element of a LoRA branch's input is dropped. */
   readonly dropout: number
+  /** {@link ACTIVE} says which tokens the branches count for. */
+  readonly isActivated: boolean
   readonly modules: ModuleMap | undefined
   /** Gives out what the objective predicts besides the loss. */
   readonly predicts: boolean
@@ -110,6 +112,7 @@ export function buildForward(graph: Graph, objective: Objective, options: Forwar
       return { linear: { ...linear, form, last, input, output, name }, rank, scaling, baseSquares, part }
     }),
     options.dropout,
+    options.isActivated,
   )
   for (const value of trainable.constants) own.customGradients.set(value, { inputs: [], rule: () => [] })
   for (const { node, form } of trained) {

@@ -20,6 +20,7 @@ import type { ShapeMap } from '../shapes/shapes.js'
 import { Builder, type Value } from '../view/builder.js'
 import { Graph } from '../view/graph.js'
 import { raiseOpset } from '../view/opset.js'
+import { activeFeeds } from './activation.js'
 import { computeInFloat32, keepOneCopy } from './float32.js'
 import { buildForward, type Forward, LOSS, LOSS_SCALE, type TrainedLayer } from './forward.js'
 import type { Objective, TrainedTensor } from './objective-graph.js'
@@ -32,6 +33,8 @@ export interface TrainingGraphOptions {
   readonly base?: BaseOpener | undefined
   /** Probability in [0, 1) that an element of a LoRA branch's input is dropped. Default 0. */
   readonly dropout?: number | undefined
+  /** The tokens from which on an activated LoRA counts. */
+  readonly invocation?: readonly number[] | undefined
   /** Module name → node or initializer, where the graph's own names do not tell. */
   readonly modules?: ModuleMap | undefined
   /** Also gives the graph without gradients whose predictions the loss of a step is computed from. Default false. */
@@ -132,9 +135,10 @@ export const FORWARD_PASSES: readonly Pass[] = [
     gives: ['loss'],
     run(work) {
       const { graph, objective, options, predicts } = work
-      const { layers, base, dropout = 0, modules, logitBytes = LOGIT_BYTES } = options
+      const { layers, base, dropout = 0, invocation, modules, logitBytes = LOGIT_BYTES } = options
       const hasGradients = work.runtime !== undefined
-      const given = { layers, base, dropout, modules, predicts, logitBytes, hasGradients }
+      const isActivated = invocation !== undefined
+      const given = { layers, base, dropout, isActivated, modules, predicts, logitBytes, hasGradients }
       work.forward = buildForward(graph, objective, given)
       graph.prune({ inputs: true })
     },
@@ -170,12 +174,14 @@ export const TRAINING_PASSES: readonly Pass[] = [
     needs: ['path'],
     gives: ['shapes'],
     async run(work) {
-      const { graph, model, runtime, path, objective, forward, parameters } = work
+      const { graph, model, runtime, path, objective, forward, parameters, options } = work
       const { checks, fedGradients } = forward.objective
       const scale = { type: 'float32', data: Float32Array.of(1), dims: [] } as const
       const feeds = { [LOSS_SCALE]: scale, ...zeros(parameters) }
       const fixed = { feeds, masks: forward.masks, fedGradients }
-      work.shapes = await measureShapes(graph, model, runtime!, path, objective.probe, fixed)
+      const [first, second] = objective.probe.feeds.map((own) => ({ ...own, ...activeFeeds(own, options.invocation) }))
+      const probe = { ...objective.probe, feeds: [first, second] as const }
+      work.shapes = await measureShapes(graph, model, runtime!, path, probe, fixed)
       for (const check of checks) check((value) => work.shapes.get(value))
     },
   },

@@ -7,6 +7,7 @@ import type { Feeds, Runtime, SessionModel } from '../../runtime/runtime.js'
 import { sessionModel } from '../session-model.js'
 import type { ShapeMap } from '../shapes/shapes.js'
 import type { Graph } from '../view/graph.js'
+import { activeFeeds } from './activation.js'
 import { type DropoutDraw, type DropoutMask, maskFeeds } from './dropout.js'
 import { type Forward, LOSS, LOSS_SCALE, type TrainedLayer } from './forward.js'
 import type { Length, Objective, TrainedTensor } from './objective-graph.js'
@@ -67,7 +68,7 @@ export async function buildLossGraph(
     graph.outputs = graph.outputs.slice(1)
     graph.prune({ inputs: true })
   }
-  return finish(model, graph, forward, 0, new Map())
+  return finish(model, graph, forward, { dropout: 0, rows: new Map(), invocation: options.invocation })
 }
 
 /** Loss and gradients. Shapes are measured by running the forward part twice on a few tokens. */
@@ -77,13 +78,14 @@ export async function buildTrainingGraph(
   objective: Objective,
   options: TrainingGraphOptions,
 ): Promise<TrainingGraph> {
-  const { dropout = 0, twoPasses = false } = options
+  const { dropout = 0, twoPasses = false, invocation } = options
   const work = new Work(model, objective, options, twoPasses, runtime)
   await runPasses([...FORWARD_PASSES, ...TRAINING_PASSES], work)
   const { graph, forward, trained, predictionGraph } = work
   const rows = rowsOf(forward.masks, work.shapes, objective.probe.lengths)
-  const firstPass = predictionGraph && finish(model, predictionGraph, forward, dropout, rows)
-  const whole = finish(model, graph, { ...forward, predictions: [] }, dropout, rows)
+  const fed = { dropout, rows, invocation }
+  const firstPass = predictionGraph && finish(model, predictionGraph, forward, fed)
+  const whole = finish(model, graph, { ...forward, predictions: [] }, fed)
   const open = async () => ({ ...(await whole.sessionModel()), keepsRepeats: true })
   return { ...whole, sessionModel: open, parameters: trained, firstPass }
 }
@@ -105,8 +107,7 @@ function finish(
   model: OnnxModel,
   graph: Graph,
   { parameters, predictions }: Forward,
-  dropout: number,
-  rows: MaskRows,
+  { dropout, rows, invocation }: { dropout: number; rows: MaskRows; invocation: readonly number[] | undefined },
 ): LossGraph {
   graph.prune()
   const proto = graph.toModel()
@@ -126,6 +127,7 @@ function finish(
       return {
         ...Object.fromEntries(Object.entries(feeds).filter(([name]) => names.has(name))),
         [LOSS_SCALE]: { type: 'float32', data: Float32Array.of(1 / normalizer), dims: [] },
+        ...activeFeeds(feeds, invocation),
         ...(draw === undefined ? {} : maskFeeds([...rows.keys()], lengthIn, dropout, draw)),
       }
     },

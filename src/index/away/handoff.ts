@@ -32,7 +32,18 @@ export interface HandoffOptions {
   readonly rows?: 'tokens' | 'records' | undefined
 }
 
-/** See the entry. */
+/**
+ * Writes a folder with which another program goes on with a run, where GPUs are: settings, rows, chat template, the
+ * adapter that training starts from, a script, and a README with the commands. The records, their order, the start
+ * values, the optimizer and the learning rates are those of lowrank; what is not the same is in the report.
+ *
+ * @param run the folder of a run, or the options of `train`. An unfinished run goes on from the step it had reached
+ * @throws UnsupportedError for a task or a setting that cannot be handed off; FileError for a folder that has no run,
+ *   and when `out` is not empty; what `train` throws before its first step
+ *
+ * @example
+ * const { steps, differences } = await handoff('out/run', { to: 'trl', out: 'out/for-gpus' })
+ */
 export async function handoff(run: Source | TrainOptions, options: HandoffOptions): Promise<HandoffReport> {
   checkOptions(options, 'handoff', HANDOFF_OPTIONS)
   checkArgument(options.to, oneOf('trl'), 'to')

@@ -45,6 +45,16 @@ export interface LoraInputsReport {
   inputs: string[]
 }
 
+/**
+ * Writes a model whose graph takes adapters with each run, as ONNX Runtime's own LoRA feeds them: the inputs
+ * NAME.lora_A.weight (k, r) and NAME.lora_B.weight (r, d) of each linear layer, with zeros as their default. The base's
+ * weights stay bit for bit. `convertAdapter` with `to: 'onnx-adapter'` writes adapters for it.
+ *
+ * @throws MismatchError when `targetModules` match no layer; FileError when `out` is not empty; what `loadModel` throws
+ *
+ * @example
+ * const { inputs } = await addLoraInputs('models/union-3m', { out: 'out/with-inputs', targetModules: ['q_proj'] })
+ */
 export async function addLoraInputs(source: Source, options: AddLoraInputsOptions): Promise<LoraInputsReport> {
   checkOptions(options, 'addLoraInputs', ADD_LORA_INPUTS_OPTIONS)
   const { dtype, rank, targetModules = 'all-linear' } = options

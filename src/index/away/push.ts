@@ -53,6 +53,19 @@ const OWN_FILES = [
 
 const REPOSITORY = kind('owner/name', (value) => /^[\w.-]+\/[\w.-]+$/.test(String(value)))
 
+/**
+ * Sends an adapter to the Hub: its config, weights, chat template, model card and the records of its training, and no
+ * other files of the folder. Makes the repository if there is none, for you alone. Large files that the Hub has are not
+ * sent again. The token is that of `configureHub`, of HF_TOKEN or of `hf auth login`. Needs the package
+ * @huggingface/hub.
+ *
+ * @param repository `owner/name`
+ * @throws ConfigError without a token; FileError when the folder holds no adapter, and when the Hub refuses it;
+ *   MismatchError when the folder records another base than `base`; UnsupportedError without @huggingface/hub
+ *
+ * @example
+ * const { url, files } = await push('out/scripture', 'me/scripture')
+ */
 export async function push(adapter: Source, repository: string, options: PushOptions = {}): Promise<PushReport> {
   checkArgument(repository, REPOSITORY, 'repository')
   checkOptions(options, 'push', PUSH_OPTIONS)

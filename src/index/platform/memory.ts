@@ -5,7 +5,6 @@ import { type MemoryLimit, type MemoryNeed, WASM_BYTES } from '../../graph/memor
 import type { Model } from '../../graph/model-folder.js'
 import { platform } from './platform.js'
 
-/** The limits of the machine, as far as it tells them, and of the runtime. */
 export function memoryLimits({ runtime }: Pick<Model, 'runtime'>): MemoryLimit[] {
   const free = platform().freeMemory?.()
   const isWeb = 'module' in runtime ? runtime.module.env?.versions?.web !== undefined : free === undefined

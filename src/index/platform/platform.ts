@@ -16,13 +16,10 @@ export interface Platform {
   open(text: string, where: string, options: RemoteOptions): Promise<Located>
   openData(text: string, where: string): Promise<ByteSource | Directory>
   target(text: string, where: string): Directory
-  /** Loads the way of merging into a path, with threads. */
   openJob?(): Promise<OpenJob>
-  /** The Hub's address, and the token for it where there is one. */
   hubAccess(): Promise<{ endpoint: string; token: string | undefined }>
   defaultRuntime(): RuntimeHost
   readonly decodeImage: DecodeImage
-  /** Tells people how a training goes, where there is a terminal. */
   watch?(): TrainEvents | undefined
   /** Bytes of memory that are free; undefined where the platform does not tell. */
   freeMemory?(): number | undefined

@@ -74,6 +74,8 @@ export interface Mixable {
   readonly replaced: ReadonlyMap<string, 'whole' | 'rows'>
   /** Modules whose weights it adds to. */
   readonly added: ReadonlySet<string>
+  /** The tokens from which on an activated LoRA counts. */
+  readonly invocation: readonly number[] | undefined
 }
 
 /** Refuses mixes that are no sum: with scaled outputs, or where two adapters replace the same values of the base. */
@@ -86,6 +88,9 @@ export function requireMixable(mixes: readonly Mix[], of: (name: string) => Mixa
     }
     const replacing = new Map<string, string>()
     for (const { name, weight, does } of all) {
+      if (does.invocation !== undefined && mix.length > 1) {
+        fail(name, 'an activated LoRA only counts from its invocation on, so that it is in no mix', 'Run it alone')
+      }
       if (does.scales && !(mix.length === 1 && weight === 1)) {
         const what = 'an adapter with DoRA scales the outputs of the base, so that it runs alone and with weight 1'
         fail(name, what, 'Merge it, and mix the others on the merged model')
@@ -107,7 +112,11 @@ export function requireMixable(mixes: readonly Mix[], of: (name: string) => Mixa
   }
 }
 
-export function mixableOf(factors: AdapterFactors, scales: boolean): Mixable {
+export function mixableOf(
+  factors: AdapterFactors,
+  scales: boolean,
+  invocation: readonly number[] | undefined,
+): Mixable {
   const replaced = new Map<string, 'whole' | 'rows'>()
   const added = new Set<string>()
   for (const [module, { rank, replaced: values, replacesBias }] of factors) {
@@ -115,7 +124,7 @@ export function mixableOf(factors: AdapterFactors, scales: boolean): Mixable {
     if (values !== undefined) replaced.set(module, values.lines === undefined ? 'whole' : 'rows')
     if (replacesBias) replaced.set(`${module}.bias`, 'whole')
   }
-  return { scales, replaced, added }
+  return { scales, replaced, added, invocation }
 }
 
 export function refuseAdapter(name: string, adapters: readonly string[]): never {

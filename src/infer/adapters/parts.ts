@@ -5,7 +5,7 @@ import { findEmbeddings } from '../../graph/match/forms/lookup.js'
 import type { Linear } from '../../graph/match/linears.js'
 import type { Graph } from '../../graph/view/graph.js'
 import type { LoraAdapter } from '../../lora/adapter.js'
-import { GRAPH_PARTS, requireHandled } from '../../lora/requirements.js'
+import { ACTIVATED_PARTS, GRAPH_PARTS, requireHandled } from '../../lora/requirements.js'
 import type { SessionBase } from '../graphs.js'
 import { type Mixable, mixableOf } from './choice.js'
 import { type AdapterHead, readHead } from './heads.js'
@@ -32,18 +32,23 @@ export async function readParts(
   adapter: LoraAdapter,
   mayBeEmpty: boolean,
 ): Promise<AdapterParts> {
+  const invocation = adapter.config.aloraInvocationTokens
+  if (invocation !== undefined) requireHandled(adapter, ACTIVATED_PARTS, 'activated LoRA')
   const hasHead = adapter.parts('replacement').length > 0
   const head = hasHead ? await readHead({ config, graph, linears }, adapter) : undefined
   const names = adapter.parts().flatMap(({ name }) => (head?.tensors.has(name) === true ? [] : [name]))
   const parts = adapter.only(new Set(names))
-  requireHandled(parts, GRAPH_PARTS, 'adapters of sessions')
+  requireHandled(parts, [...GRAPH_PARTS, 'invocation'], 'adapters of sessions')
   if (adapter.size === 0 && !mayBeEmpty) throw new MismatchError({ where: 'adapter', what: 'it has no layers' })
   const places = { model: onnx, graph, linears, embeddings: findEmbeddings(graph), config }
   const sites = await adapterSites(places, parts)
   const scales = [...parts.parts('linear'), ...parts.parts('embedding')].some(
     ({ magnitude }) => magnitude !== undefined,
   )
-  return { ...sites, about: { head, chatTemplate: adapter.chatTemplate, ...mixableOf(sites.factors, scales) } }
+  return {
+    ...sites,
+    about: { head, chatTemplate: adapter.chatTemplate, ...mixableOf(sites.factors, scales, invocation) },
+  }
 }
 
 export async function hasPlace(session: SessionGraph, adapter: LoraAdapter, part: string): Promise<boolean> {

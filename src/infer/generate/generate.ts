@@ -5,6 +5,7 @@ import { checkArgument, checkOptions } from '../../base/options.js'
 import { type Model, requireTokenizer } from '../../graph/model-folder.js'
 import type { ImageSource } from '../../images/image.js'
 import type { Feeds } from '../../runtime/runtime.js'
+import { activatedMix } from '../adapters/activation.js'
 import { type AdapterChoice, type Mix, mixesOf } from '../adapters/choice.js'
 import { GENERATE_OPTIONS, STREAM_OPTIONS } from '../gen/options.js'
 import type { WholeSession } from '../graphs.js'
@@ -108,18 +109,20 @@ async function* writeTexts(
   const sampling = resolveSampling(options, session.model.generationConfig)
   const texts = encoded.map((prompt, i): WrittenText => {
     const ids = source === undefined ? prompt.ids : source.startIds
+    const own = mixes[isList ? i : 0]
+    const { mix, baseTokens } = activatedMix(own, ids, session.invocationOf(own), graph.takesPieces)
     const request = {
       promptIds: ids,
       sampling,
       seed: seed + i,
       scores: options.logprobs,
       scope: options.cacheScope ?? '',
-      baseTokens: 0,
+      baseTokens,
       schema: undefined as { text: string; ends: number[] } | undefined,
     }
     const limits = textLimits(session.model, { ...prompt, ids }, options)
     if (schema !== undefined) request.schema = { text: schema, ends: [...limits.endIds] }
-    return new WrittenText(session.model, request, { index: i, prompt, mix: mixes[isList ? i : 0], limits, events })
+    return new WrittenText(session.model, request, { index: i, prompt, mix, limits, events })
   })
   const batches = graph.shares
     ? texts.map((text) => [text])

@@ -11,7 +11,6 @@ export interface HubFile {
   readonly byteLength: number
   /** Git's name of the content: for a file in LFS that of the pointer to it. */
   readonly gitSha1: string
-  /** Digest of the content, if the file is in LFS. */
   readonly sha256?: string
   /** The Hub's storage names large content once more. */
   readonly xetHash?: string
@@ -64,11 +63,7 @@ export function parseEntry(entry: unknown, where: string): HubFile | undefined {
   return parseFile({ path, byteLength: stored?.size ?? size, gitSha1: oid, sha256: stored?.oid, xetHash }, where)
 }
 
-/**
- * Checks what is said of a file: its digests become names of files.
- *
- * @throws FormatError when a part is missing or malformed, FileError when the path leads out of the repository
- */
+/** Digests become names of files, so they are checked. */
 export function parseFile(found: Record<keyof HubFile, unknown>, where: string): HubFile {
   const { path, byteLength, gitSha1, sha256 = undefined, xetHash } = found
   const isSound =
@@ -95,7 +90,6 @@ export function fileUrl({ endpoint }: HubConnection, { id }: HubSource, commit: 
   return `${endpoint}/${id}/resolve/${commit}/${path.split('/').map(encodeURIComponent).join('/')}`
 }
 
-/** A JSON answer, and the address of the next page. Tries again where a failure passes. */
 async function getJson(url: string, asked: HubRequest): Promise<{ value: unknown; next: string | undefined }> {
   for (let attempt = 1; ; attempt++) {
     let answer: HubAnswer | undefined

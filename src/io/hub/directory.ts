@@ -43,7 +43,6 @@ export interface RemoteOptions {
   readonly times?: Pick<HubConnection, 'stallMs' | 'retryMs' | 'slowMs'> | undefined
 }
 
-/** `org/name`, with a revision that is not the default, and the path. */
 export function hubName({ id, revision, path }: HubSource): string {
   return `${id}${revision === DEFAULT_REVISION ? '' : `@${revision}`}${path === '' ? '' : `/${path}`}`
 }
@@ -62,7 +61,6 @@ export class HubDirectory extends ReadOnlyDirectory implements Directory {
   readonly source: HubSource
   readonly hubId: string
   readonly hubRevision: string | undefined
-  /** The commit that the files are of. */
   readonly commit: string
   readonly #files: HubFiles
 
@@ -76,7 +74,6 @@ export class HubDirectory extends ReadOnlyDirectory implements Directory {
     this.#files = files
   }
 
-  /** The same repository, seen from another folder. */
   at(path: string): HubDirectory {
     return new HubDirectory({ ...this.source, path }, this.commit, this.#files)
   }

@@ -9,7 +9,6 @@ export interface HubRequest {
   readonly connection: HubConnection
   readonly source: HubSource
   readonly file?: string
-  /** Ids that are cached, among which a near miss may be meant. */
   readonly knownIds?: readonly string[]
 }
 

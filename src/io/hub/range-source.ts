@@ -28,7 +28,6 @@ export class RangeSource implements ByteSource {
   readonly #version: string | undefined
   readonly #connection: HubConnection
   readonly #refused: (response: Response) => FileError
-  /** The bytes around the last small read, and after it. */
   #block: Promise<Block | undefined> = Promise.resolve(undefined)
 
   constructor(

@@ -25,7 +25,6 @@ export interface HubConnection {
 
 /** The Hub answers within seconds, and storage behind it sends without pause. */
 export const STALL_MS = 30_000
-/** Before a second try; each further one waits twice as long. */
 export const RETRY_MS = 1000
 /** A minute at less than {@link SLOWEST}: a gigabyte would take twelve days. */
 export const SLOW_MS = 60_000
@@ -62,7 +61,6 @@ export function isWorthATry(error: unknown): boolean {
   return isUnreachable(error) && !error.isFinal
 }
 
-/** An answer whose body ends, or fails within {@link HubConnection.stallMs}. */
 export interface HubAnswer {
   readonly response: ResponseLike
   chunks(): AsyncGenerator<Uint8Array<ArrayBuffer>>
@@ -237,7 +235,6 @@ export async function pause(connection: HubConnection, attempt: number, answer?:
   signal?.throwIfAborted()
 }
 
-/** Milliseconds of a Retry-After header: a number of seconds, or a date. */
 function askedMs(header: string | null | undefined): number | undefined {
   if (header == null || header.trim() === '') return undefined
   const wait = /^\s*\d+\s*$/.test(header) ? Number(header) * 1000 : Date.parse(header) - Date.now()

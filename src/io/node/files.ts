@@ -4,6 +4,7 @@
 import { constants, type Dirent, type Stats } from 'node:fs'
 import { access, type FileHandle, open, readdir, realpath, rename, stat, unlink } from 'node:fs/promises'
 import path from 'node:path'
+import { fileURLToPath } from 'node:url'
 import {
   type ByteSink,
   type ByteSource,
@@ -12,7 +13,8 @@ import {
   type Reservation,
   splitName,
 } from '../../base/bytes.js'
-import { FileError } from '../../base/errors.js'
+import { ConfigError, FileError } from '../../base/errors.js'
+import { refuseAddress } from '../source.js'
 import { codeOf, fileError, REASONS } from './errors.js'
 import { isDirectory, makeFolders, removeEmptyFolders, syncFolder } from './folders.js'
 import { reserveFolder } from './reserve.js'
@@ -29,10 +31,7 @@ export interface FileOptions {
   fsync?: boolean
 }
 
-/**
- * A folder in the file system. Making one touches nothing: a folder that does not exist is empty until a file is
- * created.
- */
+/** A folder that does not exist is empty until a file is created. */
 export class NodeDirectory implements Directory {
   readonly name: string
   readonly #options: FileOptions
@@ -133,6 +132,23 @@ export interface Location {
   readonly file: string | undefined
 }
 
+/**
+ * The path that a text names, also as a file:// URL.
+ *
+ * @throws ConfigError for the address of another place
+ */
+export function localPath(text: string, where: string): string {
+  if (/^file:\/\//i.test(text)) {
+    try {
+      return fileURLToPath(text)
+    } catch (cause) {
+      throw new ConfigError({ where, what: 'a file:// URL that names no path', got: JSON.stringify(text), cause })
+    }
+  }
+  refuseAddress(text, where, 'a path')
+  return text
+}
+
 export async function locate(target: string): Promise<Location> {
   let isDirectory: boolean
   try {
@@ -222,7 +238,6 @@ export async function createFile(file: string, { fsync = true }: FileOptions = {
 
 interface UnfinishedFile {
   readonly temporary: string
-  /** The outermost folder that was made for this file. */
   readonly firstMade: string | undefined
   readonly fsync: boolean
 }

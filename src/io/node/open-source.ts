@@ -7,9 +7,10 @@ import { type OpenHubOptions, openHub } from '../hub/node/open-hub.js'
 import { openUrlFolder } from '../hub/node/open-url.js'
 import { type Located, locateAtUrl, locateGraph, locateInHub } from '../locate.js'
 import { parseSource } from '../source.js'
-import { locate, NodeDirectory } from './files.js'
+import { localPath, locate, NodeDirectory } from './files.js'
 
-export async function openText(text: string, where: string, options: OpenHubOptions = {}): Promise<Located> {
+export async function openText(given: string, where: string, options: OpenHubOptions = {}): Promise<Located> {
+  const text = /^file:/i.test(given) ? localPath(given, where) : given
   // Settings of the Hub that cannot be used are no reason to refuse a path.
   const isAddress = /^https?:/i.test(text)
   const endpoint = isAddress ? (options.endpoint ?? hubEnvironment(options.variables).endpoint) : undefined

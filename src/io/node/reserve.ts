@@ -87,7 +87,6 @@ async function busyError(lock: string, token: string, what: string): Promise<Fil
   })
 }
 
-/** Removes what processes left that were killed before their lock had its name. */
 async function removeDeadLocks(folder: string): Promise<void> {
   for (const name of await readdir(folder)) {
     const token = UNFINISHED_LOCK.exec(name)?.[1]

@@ -213,7 +213,6 @@ export async function isMountPoint(folder: string): Promise<boolean> {
 
 interface Unfinished {
   readonly path: string
-  /** Empty for work without a plan. */
   readonly plan: string
 }
 

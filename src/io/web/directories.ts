@@ -14,12 +14,10 @@ import type { ByteStreamLike, FileLike, FolderHandle } from '../../base/globals.
 import { checkArgument, FUNCTION, hasMethods, kind } from '../../base/options.js'
 import { BlobSource } from './files.js'
 
-/** A File of a browser. */
 export function isFile(value: unknown): value is FileLike {
   return hasMethods(value, 'slice', 'arrayBuffer') && typeof (value as Partial<File>).name === 'string'
 }
 
-/** Files that a user picked. */
 export const FILES = kind('a list of Files, such as an input has', (value) => {
   return hasMethods(value, Symbol.iterator) && [...(value as Iterable<unknown>)].every(isFile)
 })

@@ -3,13 +3,11 @@
 import { type ByteSource, checkRange } from '../../base/bytes.js'
 import { FileError } from '../../base/errors.js'
 
-/** A Blob or File, read in slices. */
 export class BlobSource implements ByteSource {
   readonly name: string
   readonly byteLength: number
   readonly #blob: Blob
 
-  /** @param name for messages; default: a File's own name */
   constructor(blob: Blob, name = blob instanceof File ? blob.name : 'blob') {
     this.#blob = blob
     this.name = name

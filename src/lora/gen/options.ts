@@ -2,7 +2,7 @@
 
 import type { LoraConfig } from '../config.js'
 import { type OptionTable, ranged, BOOLEAN, STRING, oneOf, OBJECT, NAME } from '../../base/options.js'
-import { MODULES, LAYERS, RANKS, ALPHAS, INIT, SHORT_LIST, REPLICATION, TOKEN_INDICES } from '../config-kinds.js'
+import { MODULES, LAYERS, RANKS, ALPHAS, INIT, SHORT_LIST, REPLICATION, TOKEN_INDICES, INVOCATION } from '../config-kinds.js'
 import type { ReplacementOptions } from '../kinds/stored.js'
 
 export const LORA_CONFIG: OptionTable<LoraConfig> = {
@@ -29,6 +29,7 @@ export const LORA_CONFIG: OptionTable<LoraConfig> = {
   layerReplication: REPLICATION,
   ensureWeightTying: BOOLEAN,
   trainableTokenIndices: TOKEN_INDICES,
+  aloraInvocationTokens: INVOCATION,
   peftFields: OBJECT,
 }
 
@@ -56,6 +57,7 @@ export const LORA_CONFIG_DEFAULTS = {
   layerReplication: undefined,
   ensureWeightTying: false,
   trainableTokenIndices: undefined,
+  aloraInvocationTokens: undefined,
   peftFields: {},
 } as const satisfies Partial<LoraConfig>
 

@@ -10,7 +10,7 @@ import { crc32 } from 'node:zlib'
 import { type ByteSource, readAll, readJson, writeFile } from '../../base/bytes.js'
 import { ConfigError, FileError, NumericError } from '../../base/errors.js'
 import { fileError } from '../../io/node/errors.js'
-import { NodeDirectory } from '../../io/node/files.js'
+import { localPath, NodeDirectory } from '../../io/node/files.js'
 import { isMountPoint, realOutput, WholeOutput } from '../../io/node/whole-output.js'
 import { findCompanions, RECORD_FILE } from '../companions.js'
 import { chooseFormat } from '../format.js'
@@ -33,15 +33,16 @@ import { checkSpace, filesIn, type OutputPlace, refuseEnding, refuseForeignLinks
 import { Crew, threadsOf } from './threads.js'
 
 export async function openPathJob(request: MergeRequest, runs: boolean): Promise<MergeJob> {
+  const out = localPath(String(request.out), 'out')
   const asFileErrors = async <T>(work: () => Promise<T>): Promise<T> => {
     try {
       return await work()
     } catch (error) {
-      const { syscall, path: file = String(request.out) } = error as NodeJS.ErrnoException
+      const { syscall, path: file = out } = error as NodeJS.ErrnoException
       throw syscall === undefined ? error : fileError(file, 'cannot be used', error)
     }
   }
-  const job = await asFileErrors(() => PathJob.open({ ...request, out: String(request.out) }, runs))
+  const job = await asFileErrors(() => PathJob.open({ ...request, out }, runs))
   return {
     plan: () => asFileErrors(() => job.plan()),
     run: () => asFileErrors(() => job.run()),

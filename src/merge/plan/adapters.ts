@@ -9,7 +9,7 @@ import { scalingOf } from '../../lora/config.js'
 import { notFinite } from '../../lora/factors.js'
 import { convolutionShape, groupsRefusal } from '../../lora/kinds/convolution-factors.js'
 import type { FactorView, ParameterView } from '../../lora/part.js'
-import { requireOwnLayers, requireUnchangedBase } from '../../lora/requirements.js'
+import { requireAlwaysOn, requireOwnLayers, requireUnchangedBase } from '../../lora/requirements.js'
 import type { AdapterTensor } from '../../peft/keys.js'
 import { type OpenAdapter, type OpenOptions, openAdapter, tensorPlace } from '../../peft/open.js'
 import type { OpenPart } from '../../peft/tensors.js'
@@ -159,6 +159,7 @@ export class OpenAdapters {
     const { ensureWeightTying, taskType, peftFields } = adapter.config
     this.#note(() => requireUnchangedBase(adapter, 'merging'))
     this.#note(() => requireOwnLayers(adapter, 'merging'))
+    this.#note(() => requireAlwaysOn(adapter, 'merging'))
     const own = { adapter: this.adapters.length - 1 }
     if (taskType !== undefined) this.tasks.add(taskType)
     const mapping = peftFields.auto_mapping as { base_model_class?: unknown } | null | undefined

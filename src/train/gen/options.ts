@@ -2,7 +2,7 @@
 
 import type { TrainConfig } from '../options.js'
 import { type OptionTable, ranged, anyOf, listOf, NAME, BOOLEAN, STRING, oneOf, OBJECT } from '../../base/options.js'
-import { INIT, MODULES, LAYERS, RANKS, ALPHAS, SHORT_LIST, REPLICATION, TOKEN_INDICES } from '../../lora/config-kinds.js'
+import { INIT, MODULES, LAYERS, RANKS, ALPHAS, SHORT_LIST, REPLICATION, TOKEN_INDICES, INVOCATION } from '../../lora/config-kinds.js'
 import type { TrainSettings } from '../settings.js'
 
 export const TRAIN_CONFIG: OptionTable<TrainConfig> = {
@@ -29,6 +29,7 @@ export const TRAIN_CONFIG: OptionTable<TrainConfig> = {
   layerReplication: REPLICATION,
   ensureWeightTying: BOOLEAN,
   trainableTokenIndices: TOKEN_INDICES,
+  aloraInvocationTokens: INVOCATION,
   peftFields: OBJECT,
 }
 

@@ -45,7 +45,8 @@ export interface EncodeOptions {
   readonly onInvalid?: OnInvalid | undefined
   /** Tells of each row, in order, whether it is held out for evaluation. */
   readonly isHeldOut?: ((index: number) => boolean) | undefined
-  readonly onRow?: ((row: unknown, examples: number, isHeldOut: boolean) => void) | undefined
+  /** Hears of each row: as the task parsed it, how many examples it gave, and as the data have it. */
+  readonly onRow?: ((row: unknown, examples: number, isHeldOut: boolean, record: unknown) => void) | undefined
   readonly name: string
 }
 
@@ -79,7 +80,7 @@ export async function encodeRows(rows: Rows, options: EncodeOptions): Promise<En
     for (const note of [...(encoded.notes ?? []), ...droppedLabelNote(task, row)])
       part.notes.set(note, (part.notes.get(note) ?? 0) + 1)
     for (const example of encoded.examples) part.examples.push(example)
-    options.onRow?.(parsed, encoded.examples.length, part === heldOut)
+    options.onRow?.(parsed, encoded.examples.length, part === heldOut, row)
     if (count % ROWS_PER_LOOK === 0 && performance.now() - pausedAt > YIELD_MS) {
       await new Promise((resolve) => nextTurn(resolve))
       pausedAt = performance.now()

@@ -13,7 +13,6 @@ import { COMMIT, type HubFile, parseFile } from '../api.js'
 
 const PREFIX = 'models--'
 const TREE_VERSION = 1
-/** Error codes of systems that have no links, or do not permit them. */
 const NO_LINKS = ['EPERM', 'EACCES', 'ENOSYS', 'ENOTSUP', 'EOPNOTSUPP', 'EINVAL', 'UNKNOWN']
 
 export async function cachedIds(cacheFolder: string): Promise<string[]> {
@@ -33,7 +32,6 @@ export class ModelCache {
     this.#avoidsLinks = avoidsLinks
   }
 
-  /** Path of the content of a digest. */
   blob(digest: string): string {
     return path.join(this.#folder, 'blobs', digest)
   }

@@ -3,10 +3,11 @@
 
 import { createHash, type Hash } from 'node:crypto'
 import { createReadStream } from 'node:fs'
-import { type FileHandle, open, rename, stat, statfs } from 'node:fs/promises'
+import { type FileHandle, open, rename, stat } from 'node:fs/promises'
 import path from 'node:path'
 import { FileError } from '../../../base/errors.js'
 import { fileError } from '../../node/errors.js'
+import { freeBytes } from '../../node/folders.js'
 import { type Digest, damage, gitHeader } from '../digest.js'
 import type { OnDownload } from '../directory.js'
 import { type HubAnswer, type HubConnection, HubError, isWorthATry, pause, request, SLOWEST } from '../request.js'
@@ -15,7 +16,6 @@ import { claimPartial, type Partial, removePartials } from './partial.js'
 export interface Download {
   readonly connection: HubConnection
   readonly url: string
-  /** For messages and progress. */
   readonly name: string
   readonly byteLength: number
   /** Undefined where nobody tells it: then the length has to do. */
@@ -29,7 +29,6 @@ export interface Download {
 const MAX_TRIES = 5
 const WATCH_MS = 250
 
-/** Downloads under way in this process, by target. */
 const underWay = new Map<string, Promise<void>>()
 
 /** Makes the target, unless it is there. What has come before an error is kept for the next download. */
@@ -64,7 +63,7 @@ async function fill(partial: Partial, job: Download): Promise<void> {
   try {
     writer = await Writer.open(partial.file, job)
     const isResumed = writer.received > 0
-    await checkRoom(job, writer.received)
+    checkRoom(job, writer.received)
     await receive(writer, partial, job)
     if (isResumed && !writer.isRight()) {
       // A part may have been cut or filled with zeros by a crash.
@@ -213,11 +212,9 @@ function newHash({ digest, byteLength }: Download): Hash {
 }
 
 /** Better before the first byte than after a gigabyte. @throws FileError */
-async function checkRoom({ name, byteLength, target }: Download, received: number): Promise<void> {
-  const status = await statfs(path.dirname(target)).catch(() => undefined)
-  const free = status === undefined ? Number.POSITIVE_INFINITY : status.bavail * status.bsize
-  // Some systems without such figures say 0 for everything.
-  if (status?.blocks === 0 || free >= byteLength - received) return
+function checkRoom({ name, byteLength, target }: Download, received: number): void {
+  const free = freeBytes(path.dirname(target))
+  if (free >= byteLength - received) return
   throw new FileError({
     where: name,
     what: `no room for it in ${path.dirname(target)}`,
@@ -231,7 +228,6 @@ function megabytes(bytes: number): string {
   return `${Math.round(bytes / 1e6)} MB`
 }
 
-/** Another content than the commit has: what came is of no use. */
 class DamagedError extends FileError {
   constructor(job: Download, got?: string) {
     super(damage(job, got))

@@ -17,7 +17,6 @@ import { download } from './download.js'
 import { type HubEnvironment, hubEnvironment, hubToken } from './environment.js'
 
 export interface OpenHubOptions extends RemoteOptions {
-  /** In place of the environment's variables. */
   readonly variables?: Readonly<Record<string, string | undefined>> | undefined
 }
 
@@ -44,7 +43,6 @@ class Repository {
   readonly #environment: HubEnvironment
   readonly #options: OpenHubOptions
   readonly #cache: ModelCache
-  /** Why the Hub is not asked any more. */
   #closed: string | undefined
 
   constructor(source: HubSource, connection: HubConnection, environment: HubEnvironment, options: OpenHubOptions) {
@@ -66,7 +64,6 @@ class Repository {
     return new HubDirectory(this.#source, commit, { paths, open })
   }
 
-  /** The commit of the revision: by the Hub, or as it was when the Hub was last asked. */
   async #commit(): Promise<string> {
     const { revision } = this.#source
     if (COMMIT.test(revision)) return revision

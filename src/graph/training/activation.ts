@@ -1,0 +1,22 @@
+// The tokens for which the branches of an activated LoRA count: those from the last invocation of their row on.
+
+import { invocationStart } from '../../lora/invocation.js'
+import type { Feeds } from '../../runtime/runtime.js'
+
+/** The graph input that says which tokens count: float32 (rows, 1), 1 or 0. */
+export const ACTIVE = 'lora/active'
+
+/** The feed of {@link ACTIVE} for a run; none for adapters that always count. */
+export function activeFeeds(
+  { input_ids: { data: ids, dims } }: Feeds,
+  invocation: readonly number[] | undefined,
+): Feeds {
+  if (invocation === undefined) return {}
+  const [rows, sequence] = dims
+  const data = new Float32Array(rows * sequence)
+  for (let start = 0; start < data.length; start += sequence) {
+    const end = start + sequence
+    data.fill(1, start + (invocationStart(ids as BigInt64Array, invocation, start, end) ?? sequence), end)
+  }
+  return { [ACTIVE]: { type: 'float32', data, dims: [data.length, 1] } }
+}

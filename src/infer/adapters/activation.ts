@@ -1,0 +1,65 @@
+// Activated LoRA in sessions: the base reads a text up to the invocation, and the adapter what follows.
+
+import { UnsupportedError } from '../../base/errors.js'
+import { tokenInputs } from '../../graph/inputs/tokens.js'
+import type { Graph } from '../../graph/view/graph.js'
+import { invocationStart } from '../../lora/invocation.js'
+import type { Feeds } from '../../runtime/runtime.js'
+import { tokenColumns } from '../column-runs.js'
+import type { Activation } from '../engine.js'
+import type { Mix } from './choice.js'
+
+type Invocation = readonly number[] | undefined
+
+/** The error of a run that cannot begin with the base. */
+export function notWhole(): UnsupportedError {
+  return new UnsupportedError({
+    where: 'adapter',
+    what: 'an activated LoRA counts from its invocation on, so that the base reads what comes before',
+    expected: 'texts of a causal language model with a key-value cache, from their first token on',
+    hint: 'Call generate or stream, or run with the whole text and no cache',
+  })
+}
+
+/**
+ * The tokens from which on rows of a run have their adapters; undefined if all rows have them at once.
+ *
+ * @param invocations of the rows, or of all
+ * @throws UnsupportedError for a graph without a cache, or feeds with one
+ */
+export function activationOf(graph: Graph, feeds: Feeds, invocations: readonly Invocation[]): Activation | undefined {
+  if (invocations.every((tokens) => tokens === undefined)) return undefined
+  const columns = tokenColumns(tokenInputs(graph))
+  const [first] = columns.cache
+  if (first === undefined || feeds[first.past]?.dims.includes(0) !== true) throw notWhole()
+  const { data, dims } = feeds[columns.tokens[0]]
+  const [rows, sequence] = dims
+  const starts = Array.from({ length: rows }, (_, row) => {
+    const tokens = invocations[row] ?? (invocations.length === 1 ? invocations[0] : undefined)
+    const at = row * sequence
+    return tokens === undefined ? 0 : startOf(data as BigInt64Array, tokens, at, at + sequence)
+  })
+  return { starts, columns }
+}
+
+function startOf(ids: ArrayLike<number | bigint>, tokens: readonly number[], start?: number, end?: number): number {
+  return invocationStart(ids, tokens, start, end) ?? Number.POSITIVE_INFINITY
+}
+
+/**
+ * The adapters of a text, and how many of its first tokens the base reads.
+ *
+ * @param canSplit the graph can read a prompt in pieces
+ * @throws UnsupportedError if it cannot
+ */
+export function activatedMix(
+  mix: Mix,
+  ids: readonly number[],
+  tokens: Invocation,
+  canSplit: boolean,
+): { mix: Mix; baseTokens: number } {
+  if (tokens === undefined) return { mix, baseTokens: 0 }
+  if (!canSplit) throw notWhole()
+  const start = startOf(ids, tokens)
+  return start < ids.length ? { mix, baseTokens: start } : { mix: [], baseTokens: 0 }
+}
