@@ -134,7 +134,6 @@ export interface EvaluateReport {
   readonly differing: readonly DifferingRecord[]
 }
 
-/** Characters of a record that a report has. */
 const MAX_RECORD = 2000
 
 interface EvaluatedRecord {
@@ -271,7 +270,7 @@ function questionOf(
     where,
     what: 'it has no answer that a text could be compared with',
     expected: 'a prompt with a completion, a question with an answer, or a chat that ends with the assistant',
-    hint: 'Leave out `generate` to measure the loss of texts',
+    hint: 'Leave out `generate` and `judge` to measure the loss of texts',
   })
 }
 
