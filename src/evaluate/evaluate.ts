@@ -134,7 +134,6 @@ export interface EvaluateReport {
   readonly differing: readonly DifferingRecord[]
 }
 
-/** Characters of a record that a report has. */
 const MAX_RECORD = 2000
 
 interface EvaluatedRecord {

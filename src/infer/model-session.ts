@@ -276,7 +276,6 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
     return this.#main.adapter(name).head
   }
 
-  /** Throws where rows have different ones. */
   headFor(mixes: readonly Mix[]): AdapterHead | undefined {
     const heads = new Set(headsFor(mixes, (name) => this.headOf(name)))
     if (heads.size === 1) return [...heads][0]
@@ -347,7 +346,6 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
   }
 }
 
-/** Throws where an adapter of a mix has one. */
 function headsFor(
   mixes: readonly Mix[],
   headOf: (name: string) => AdapterHead | undefined,
