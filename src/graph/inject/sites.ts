@@ -41,6 +41,14 @@ export function sharedInput(modules: readonly string[]): string {
   return siteInput(modules.join('+'), 'A')
 }
 
+/**
+ * Where rows have adapters of their own, all of these stand side by side, and each row keeps what its own give. The
+ * input that says which columns these are: one for the modules of these names in all layers.
+ */
+export function ownInput(modules: readonly string[]): string {
+  return `lora/${modules.map((name) => name.replaceAll(/\d+/g, '*')).join('+')}/own`
+}
+
 export type SiteNeeds = ReadonlyMap<string, ReadonlySet<SiteRole>>
 
 export function joinNeeds(all: Iterable<SiteNeeds>): SiteNeeds {
