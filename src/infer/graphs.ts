@@ -38,10 +38,8 @@ export interface SessionBase
   close?(): Promise<void>
 }
 
-/** Options of a session that callers inside lowrank can add. */
 export interface SessionExtras extends OutputOptions {
   edit?: ((graph: Graph) => void) | undefined
-  /** Called when all is checked, before the runtime reads weights. */
   beforeOpen?: (() => Promise<void>) | undefined
   decodeImage?: DecodeImage | undefined
   /** Opens what `add` is called with. Default: it is an adapter already. */

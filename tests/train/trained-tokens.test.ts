@@ -234,7 +234,7 @@ describe('a saved adapter', () => {
         lowMemory: true,
         config: { rank: 2, dropout: 0 },
       })
-      expect(report.trainableParams).toBe(adapter.summary().totalTrainable)
+      expect(report.trainableParams).toBe(adapter.totalTrainableParams())
       const loaded = await loadAdapter(out)
       const [rows] = loaded.parts('token-rows')
       expect(rows.weight.data).toEqual(adapter.parts('token-rows')[0].weight.data)

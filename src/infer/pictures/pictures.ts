@@ -24,14 +24,12 @@ export interface PictureVectors {
 
 export type PictureSession = Pick<WholeSession, 'model' | 'decodeImage' | 'runGraph'>
 
-/** A picture as the vision encoder takes it, and how many tiles it was cut into. */
 type Piece = VisionInput & Omit<PictureSize, 'count'>
 
 export class PromptPictures {
   /** The text that marks the place of a picture; undefined for a model that reads texts alone. */
   readonly place: string | undefined
   readonly count: number
-  /** Once their places are filled. */
   vectors: PictureVectors | undefined
   readonly #writing: PictureWriting | undefined
   readonly #session: PictureSession
