@@ -42,8 +42,8 @@ export function sharedInput(modules: readonly string[]): string {
 }
 
 /**
- * Where rows have adapters of their own, all of these stand side by side, and each row keeps what its own give. The
- * input that says which columns these are: one for the modules of these names in all layers.
+ * The input that says which columns of x·Aᵀ each row keeps, where the adapters of several rows stand side by side. The
+ * modules of one name in all layers share it.
  */
 export function ownInput(modules: readonly string[]): string {
   return `lora/${modules.map((name) => name.replaceAll(/\d+/g, '*')).join('+')}/own`

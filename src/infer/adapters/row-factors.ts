@@ -22,7 +22,7 @@ export function isSameMix(a: RowFactors[number], b: RowFactors[number]): boolean
   )
 }
 
-/** What a list of mixes is at the sites of a graph. Batches with the same mixes have it in common. */
+/** Arrays of a list of mixes at the sites of a graph. Batches with the same mixes share them. */
 interface Made {
   readonly groups: readonly SiteGroup[]
   /** The factors of each site, by mix. */

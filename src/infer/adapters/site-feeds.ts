@@ -1,6 +1,6 @@
-// The arrays of the sites of a graph: for all rows of a batch together, or for rows that differ. Then the factors of all
-// their adapters stand side by side, and each row keeps its own columns. Sites that share A are filled up with zeros to
-// the largest rank.
+// The arrays of the sites of a graph: for all rows of a batch together, or for rows that differ. Then the factors of
+// all their adapters stand side by side, and each row keeps its own columns. Sites that share A are filled up with
+// zeros to the largest rank.
 
 import { ownInput, type Site, type SiteGroup, type SiteRole, sharedInput, siteInput } from '../../graph/inject/sites.js'
 import type { Feeds, RuntimeTensor } from '../../runtime/runtime.js'
