@@ -1,5 +1,4 @@
-// Parts that `merge` and `unmerge` share on the command line: options, adapters with their weights, and the run with
-// its progress.
+// What `merge` and `unmerge` share.
 
 import type { MergeProgress, MergeReport, MergeSummary } from '../../index.js'
 import { flags } from '../flags.js'
