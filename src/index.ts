@@ -140,9 +140,7 @@ export type { FactorTensors, PartKind, TensorRole } from './lora/part.js'
 export type { LayerGradients } from './lora/passes.js'
 export type { LayerRanges } from './lora/replication.js'
 export type { Spectrum } from './lora/spectrum.js'
-export type { Differences, ValueDifferences } from './merge/compare.js'
 export type { FitReport, PartFit } from './merge/fit.js'
-export type { UnmergeReport } from './merge/merge.js'
 export type { TiedPolicy } from './merge/plan/tied.js'
 export type {
   LayerChange,

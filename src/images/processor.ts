@@ -67,7 +67,6 @@ export function imageProcessor(config: PreprocessorConfig | undefined, size: unk
   }
 }
 
-/** How large pictures become, and the size that all get; undefined where it depends on the picture. */
 interface Target {
   of(image: Size): [width: number, height: number]
   readonly square: Size | undefined

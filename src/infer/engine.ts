@@ -73,8 +73,6 @@ export class InferEngine {
   readonly #adapters = new Map<string, AdapterFactors>()
   /** Feeds of the last runs, by their mixes. */
   readonly #feeds = new Map<string, AdapterFeeds>()
-  /** The last run's: a caller that grows a text asks with the same list. */
-  #last: { readonly mixes: readonly Mix[]; readonly feeds: AdapterFeeds } | undefined
   readonly #decodings = new Map<number, Decoding>()
   readonly #prefixes = new PrefixStore()
   readonly #grammars = new Grammars()
@@ -102,14 +100,14 @@ export class InferEngine {
 
   addAdapter(name: string, factors: AdapterFactors): void {
     this.#adapters.set(name, factors)
-    this.#forgetFeeds()
+    this.#feeds.clear()
   }
 
   removeAdapter(name: string): void {
     const factors = this.#adapters.get(name)
     if (factors !== undefined) this.#prefixes.forget(factors)
     this.#adapters.delete(name)
-    this.#forgetFeeds()
+    this.#feeds.clear()
   }
 
   /** @param activation for mixes that count from some token on */
@@ -222,26 +220,19 @@ export class InferEngine {
       this.#decodings.clear()
       this.#prefixes.clear()
       this.#adapters.clear()
-      this.#forgetFeeds()
+      this.#feeds.clear()
       await last?.session.dispose()
     })
   }
 
-  #forgetFeeds(): void {
-    this.#feeds.clear()
-    this.#last = undefined
-  }
-
   /** Made once for runs that follow one another, as those of a text that its caller grows. */
   #feedsOf(mixes: readonly Mix[]): AdapterFeeds {
-    if (this.#last?.mixes === mixes) return this.#last.feeds
     const key = JSON.stringify(mixes)
     const { distinct, rowOf } = distinctMixes(mixes)
     const feeds = this.#feeds.get(key) ?? new AdapterFeeds(this.#factorsOf(distinct), rowOf)
     this.#feeds.delete(key)
     this.#feeds.set(key, feeds)
     for (const oldest of [...this.#feeds.keys()].slice(0, -KEPT_FEEDS)) this.#feeds.delete(oldest)
-    this.#last = { mixes, feeds }
     return feeds
   }
 

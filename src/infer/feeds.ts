@@ -95,7 +95,6 @@ function arraysOf(type: TensorType): string[] {
   return [`${big}${type[0].toUpperCase()}${type.slice(1)}Array`]
 }
 
-/** The length of the first axis that all feeds with the most axes share; undefined where there is none. */
 export function batchOf(feeds: Feeds): number | undefined {
   const ids = feeds.input_ids ?? feeds.pixel_values ?? feeds.inputs_embeds ?? Object.values(feeds)[0]
   return ids?.dims[0]

@@ -37,7 +37,6 @@ export class GraphSession {
   readonly #engine: Engine<InferEngine>
   readonly #adapters = new Map<string, OpenAdapter>()
   #needs: GraphNeeds | undefined
-  /** Values of the graph that it gives out beside the model's outputs, for heads. */
   #given: ReadonlySet<string> = new Set()
   #newRows: NewRows | undefined
   /** Runs the graph as it is given, and not in the faster form that lowrank can make of it. */
@@ -46,7 +45,6 @@ export class GraphSession {
   #isUntried = false
   #retreat: Promise<void> | undefined
   #hasWarned = false
-  /** Openings follow one another. */
   #lastOpening: Promise<unknown> = Promise.resolve()
 
   private constructor(base: SessionBase, engine: Engine<InferEngine>, options: GraphOptions) {
@@ -74,7 +72,6 @@ export class GraphSession {
     return this.graph.outputs.map(({ name }) => name)
   }
 
-  /** The output with the rows that a step adds to the cache, if the open graph has it. */
   get newRows(): NewRows | undefined {
     return this.#newRows
   }

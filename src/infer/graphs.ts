@@ -38,7 +38,6 @@ export interface SessionBase
   close?(): Promise<void>
 }
 
-/** Options of a session that callers inside lowrank can add. */
 export interface SessionExtras extends OutputOptions {
   edit?: ((graph: Graph) => void) | undefined
   /** Called when all is checked, before the runtime reads weights. */

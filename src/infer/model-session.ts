@@ -23,27 +23,16 @@ import { RUN_OPTIONS } from './gen/options.js'
 import { generate, streamText, type TextSession } from './generate/generate.js'
 import { RunningTexts, TEXT_BOUNDS, type TextBounds } from './generate/running-texts.js'
 import { GraphSession } from './graph-session.js'
-import {
-  mainRole,
-  otherGraphs,
-  type SessionBase,
-  type SessionExtras,
-  shareAdapter,
-  type WholeSession,
-} from './graphs.js'
+import { mainRole, otherGraphs, type SessionBase, type SessionExtras, shareAdapter } from './graphs.js'
 import type {
   AdapterSession,
   AdapterSessionOptions,
-  Classification,
   ClassifyInput,
   ClassifyOptions,
   EmbedOptions,
   GenerateOptions,
-  GenerateResult,
   Prompt,
   RunOptions,
-  StreamOptions,
-  Tagging,
   TagOptions,
   TextOrWords,
 } from './session.js'
@@ -66,7 +55,6 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
   readonly #graphs = new Map<string, GraphSession>()
   #adapters: readonly string[] = []
   #changes = 0
-  /** Changes of the session follow one another. */
   #lastChange: Promise<unknown> = Promise.resolve()
   #disposal: Promise<void> | undefined
 
@@ -226,52 +214,23 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
     return { ...(await import('./pictures/pictures.js')), ...(await import('./pictures/token-vectors.js')) }
   }
 
-  generate(this: TextSession, prompt: Prompt, options?: GenerateOptions): Promise<GenerateResult>
-  generate(this: TextSession, prompts: readonly Prompt[], options?: GenerateOptions): Promise<GenerateResult[]>
-  async generate(
-    this: TextSession,
-    prompts: Prompt | readonly Prompt[],
-    options: GenerateOptions = {},
-  ): Promise<GenerateResult | GenerateResult[]> {
-    return generate(this, prompts, options)
-  }
+  readonly generate = ((prompts: Prompt | readonly Prompt[], options?: GenerateOptions) =>
+    generate(this.#whole, prompts, options)) as AdapterSession['generate']
 
-  stream(
-    this: TextSession,
-    prompt: Prompt,
-    options: StreamOptions = {},
-  ): AsyncGenerator<string, GenerateResult, undefined> {
-    return streamText(this, prompt, options)
-  }
+  readonly stream: AdapterSession['stream'] = (prompt, options) => streamText(this.#whole, prompt, options)
 
-  classify(this: WholeSession, input: ClassifyInput, options?: ClassifyOptions): Promise<Classification>
-  classify(this: WholeSession, inputs: readonly ClassifyInput[], options?: ClassifyOptions): Promise<Classification[]>
-  async classify(
-    this: WholeSession,
-    inputs: ClassifyInput | readonly ClassifyInput[],
-    options?: ClassifyOptions,
-  ): Promise<Classification | Classification[]> {
-    return (await import('./readings/classify.js')).classify(this, inputs, options)
-  }
+  readonly classify = (async (inputs: ClassifyInput | readonly ClassifyInput[], options?: ClassifyOptions) =>
+    (await import('./readings/classify.js')).classify(this.#whole, inputs, options)) as AdapterSession['classify']
 
-  embed(this: WholeSession, text: string, options?: EmbedOptions): Promise<Float32Array>
-  embed(this: WholeSession, texts: readonly string[], options?: EmbedOptions): Promise<Float32Array[]>
-  async embed(
-    this: WholeSession,
-    texts: string | readonly string[],
-    options?: EmbedOptions,
-  ): Promise<Float32Array | Float32Array[]> {
-    return (await import('./readings/embed.js')).embed(this, texts, options)
-  }
+  readonly embed = (async (texts: string | readonly string[], options?: EmbedOptions) =>
+    (await import('./readings/embed.js')).embed(this.#whole, texts, options)) as AdapterSession['embed']
 
-  tag(this: WholeSession, text: TextOrWords, options?: TagOptions): Promise<Tagging>
-  tag(this: WholeSession, texts: readonly TextOrWords[], options?: TagOptions): Promise<Tagging[]>
-  async tag(
-    this: WholeSession,
-    texts: TextOrWords | readonly TextOrWords[],
-    options?: TagOptions,
-  ): Promise<Tagging | Tagging[]> {
-    return (await import('./readings/tag.js')).tag(this, texts, options)
+  readonly tag = (async (texts: TextOrWords | readonly TextOrWords[], options?: TagOptions) =>
+    (await import('./readings/tag.js')).tag(this.#whole, texts, options)) as AdapterSession['tag']
+
+  /** This session, whose model is a whole one where its caller writes or reads texts. */
+  get #whole(): TextSession {
+    return this as unknown as TextSession
   }
 
   dispose(): Promise<void> {

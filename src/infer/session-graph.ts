@@ -29,11 +29,9 @@ export interface GraphNeeds {
 }
 
 export interface SessionEdit {
-  /** Comes first. */
   readonly before: (graph: Graph) => void
   readonly names: ModuleMap
   readonly needs: GraphNeeds
-  /** Values that are given out beside the model's outputs. */
   readonly given: ReadonlySet<string>
   readonly isPlain: boolean
 }

@@ -11,7 +11,7 @@ import { EmbeddingLora } from './kinds/embedding.js'
 import { ExpertLora } from './kinds/experts.js'
 import { Replacement, type ReplacementOptions, rowsName, type StoredValues, TokenRows } from './kinds/stored.js'
 import { LoraLayer } from './layer.js'
-import { mergeOrNone, type PartKind, type PartValues } from './part.js'
+import type { PartKind, PartValues } from './part.js'
 
 /** Outputs of a head: scores of labels of which one holds, scores of labels each of which may hold, or quantities. */
 export type ProblemType = (typeof PROBLEM_TYPES)[number]
@@ -43,8 +43,6 @@ export interface PartSummary {
   totalParams: number
   /** trainable / total */
   compressionRatio: number
-  /** True if the adapter is merged into the base weight. */
-  merged: boolean
 }
 
 /** The base of an adapter. */
@@ -332,10 +330,10 @@ export class LoraAdapter implements Iterable<[name: string, part: AdapterPart]> 
   }
 
   /**
-   * Merges all parts into their base weights. If one part cannot be merged, it merges none.
+   * Merges all linear layers into their base weights. If one cannot be merged, it merges none. The other parts have no
+   * base weight in memory: `merge` writes a model with all of them.
    *
-   * @throws StateError when a part is merged already or lacks the base weight that it needs, NumericError when a result
-   *   is not finite, UnsupportedError for a convolution that cannot be merged.
+   * @throws StateError when a layer is merged already or has no base weight, NumericError when a result is not finite
    * @example
    * const adapter = new LoraAdapter({ rank: 2 })
    * const layer = adapter.addLayer('q_proj', baseWeight)
@@ -344,19 +342,28 @@ export class LoraAdapter implements Iterable<[name: string, part: AdapterPart]> 
    * adapter.unmergeAll()
    */
   mergeAll(): void {
-    mergeOrNone(this.#parts.values())
+    const done: LoraLayer[] = []
+    try {
+      for (const layer of this.parts('linear')) {
+        layer.merge()
+        done.push(layer)
+      }
+    } catch (error) {
+      for (const layer of done) layer.unmerge()
+      throw error
+    }
   }
 
   /**
-   * Unmerges all parts, or none when one of them is not merged.
+   * Unmerges all linear layers, or none when one of them is not merged.
    *
-   * @throws StateError that names the part which is not merged.
+   * @throws StateError that names the layer which is not merged.
    */
   unmergeAll(): void {
-    for (const [name, { merged }] of this.#parts) {
+    for (const { name, merged } of this.parts('linear')) {
       if (!merged) throw new StateError({ where: name, what: 'not merged; nothing was changed' })
     }
-    for (const part of this.#parts.values()) part.unmerge()
+    for (const layer of this.parts('linear')) layer.unmerge()
   }
 
   /** How many numbers of all parts are trained. */
@@ -367,7 +374,7 @@ export class LoraAdapter implements Iterable<[name: string, part: AdapterPart]> 
   /** Sizes of all parts and of the adapter. */
   summary(): AdapterSummary {
     const parts = this.parts().map((part): PartSummary => {
-      const { name, kind, shape, merged } = part
+      const { name, kind, shape } = part
       return {
         name,
         kind,
@@ -376,7 +383,6 @@ export class LoraAdapter implements Iterable<[name: string, part: AdapterPart]> 
         trainableParams: part.trainableParams(),
         totalParams: part.totalParams(),
         compressionRatio: part.compressionRatio(),
-        merged,
       }
     })
     const total = (of: (part: PartSummary) => number) => parts.reduce((sum, part) => sum + of(part), 0)
@@ -387,9 +393,9 @@ export class LoraAdapter implements Iterable<[name: string, part: AdapterPart]> 
     }
   }
 
-  /** Frees all base weights. The parts' own tensors stay: the adapter can be saved. */
+  /** Frees the base weights of all linear layers. The parts' own tensors stay: the adapter can be saved. */
   dispose(): void {
-    for (const part of this.#parts.values()) part.dispose()
+    for (const layer of this.parts('linear')) layer.dispose()
   }
 
   [Symbol.dispose](): void {

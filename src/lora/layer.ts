@@ -260,8 +260,12 @@ export class LoraLayer extends Part {
    */
   effectiveWeight(): Matrix {
     const base = this.#needBase('effectiveWeight')
-    if (this.merged) return copyAs(base, base.data)
-    const sum = this.#sum(base)
+    return this.merged ? copyAs(base, base.data) : this.adapted(base)
+  }
+
+  /** @internal As effectiveWeight, from a weight (d, k) that the layer does not keep. */
+  adapted(weight: Matrix): Matrix {
+    const sum = this.#sum(weight)
     return this.#magnitude === undefined ? sum : scaleRows(sum, magnitudeScales(this.#magnitude, sum))
   }
 
@@ -352,6 +356,10 @@ export class LoraLayer extends Part {
     this.#tape = undefined
   }
 
+  [Symbol.dispose](): void {
+    this.dispose()
+  }
+
   /** ‖A‖, Frobenius. */
   normA(): number {
     return norm(this.#weightA)
@@ -368,7 +376,8 @@ export class LoraLayer extends Part {
   }
 
   #sum(base: Matrix): Matrix {
-    return addDelta(copyAs(base, base.data), this, this.scaling)
+    const [weightA, weightB] = [this.#weightA, this.#weightB].map((factor) => inPrecisionOf(base.data, factor))
+    return addDelta(copyAs(base, base.data), { weightA, weightB }, this.scaling)
   }
 
   #passWeights(base: Matrix): PassWeights {

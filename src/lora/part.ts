@@ -126,20 +126,6 @@ export abstract class Part {
   abstract readonly shape: readonly number[]
   /** All tensors of the part, by their role. */
   abstract readonly tensors: PartView<Tensor<FloatArray>, Shaped>['tensors']
-  /** The change is in the base weight. */
-  abstract readonly merged: boolean
-
-  /**
-   * Puts the change into the base weight. Throws StateError when it is merged already, or lacks the base that it needs.
-   */
-  abstract merge(): void
-  /** Restores the base weight bit for bit. Throws StateError when it is not merged. */
-  abstract unmerge(): void
-  /** The Frobenius norm of the change: how much the part changes its weight. */
-  abstract normDelta(): number
-  /** Frees the base weight. The part's own tensors stay. */
-  abstract dispose(): void
-
   /** The module of the base that the part changes. */
   get module(): string {
     return this.name
@@ -160,10 +146,6 @@ export abstract class Part {
   compressionRatio(): number {
     return this.trainableParams() / this.totalParams()
   }
-
-  [Symbol.dispose](): void {
-    this.dispose()
-  }
 }
 
 /** Vectors that it does not have are left out. */
@@ -179,18 +161,5 @@ export function factorTensors(
     weightB,
     ...(magnitude && { magnitude: vector(magnitude) }),
     ...(biasB && { biasB: vector(biasB) }),
-  }
-}
-
-export function mergeOrNone(parts: Iterable<Pick<Part, 'merge' | 'unmerge'>>): void {
-  const done: Pick<Part, 'unmerge'>[] = []
-  try {
-    for (const part of parts) {
-      part.merge()
-      done.push(part)
-    }
-  } catch (error) {
-    for (const part of done) part.unmerge()
-    throw error
   }
 }

@@ -15,6 +15,7 @@ import { checkHead, headBase } from './heads/trained-head.js'
 import { type LabelOptions, type Target, targetOf } from './labels/label-problems.js'
 import { LabelTask, labelBytes } from './labels/label-task.js'
 import type { Examples, HeadOptions, OpenTask, Task } from './task.js'
+import { ownLength } from './token-batch.js'
 
 /** A row of data: a sound as the model reads it. */
 export interface SoundExample {
@@ -99,8 +100,7 @@ class AudioClassification extends LabelTask<SoundExample> {
     const silence = new Float32Array(this.#size[0] * this.#size[1])
     const feeds = (batch: number) =>
       this.collate(Array(batch).fill({ values: silence, label: this.anyTarget, where: 'probe' }))
-    const of = (run: Feeds) => run[FEATURES].dims[0]
-    const batch = { name: 'batch', probed: PROBED, of, source: { input: FEATURES, axis: 0 } }
+    const batch = ownLength('batch', PROBED, { input: FEATURES, axis: 0 })
     this.probe = { feeds: [feeds(PROBED[0]), feeds(PROBED[1])], lengths: [batch] }
   }
 

@@ -153,7 +153,6 @@ export function noTemplateForChats(where: string): FormatError {
   })
 }
 
-/** The prompt of a record as it is encoded, and the last answer. */
 function questionOf(record: ParsedRecord, context: EncodeContext): Question | undefined {
   switch (record.kind) {
     case 'text':
@@ -175,18 +174,18 @@ function questionOf(record: ParsedRecord, context: EncodeContext): Question | un
 }
 
 function encodePair(prompt: string, completion: string, { model, maxLength }: EncodeContext): Encoded<Example> {
-  const tokenizer = requireTokenizer(model)
-  const [eosTokenId] = model.eosTokenIds
-  if (eosTokenId === undefined) {
-    throw new FormatError({
-      where: tokenizer.name,
-      what: 'no file names the token that ends a text',
-      hint: 'Add eos_token to tokenizer_config.json, or eos_token_id to config.json',
-    })
-  }
-  const { inputIds, labels } = encodeText(prompt, completion, tokenizer, eosTokenId)
+  const { inputIds, labels } = encodeText(prompt, completion, requireTokenizer(model), eosOf(model))
   const example = { inputIds: inputIds.slice(0, maxLength), labels: labels.slice(0, maxLength) }
   return { examples: [example], isTruncated: inputIds.length > maxLength }
+}
+
+export function eosOf({ eosTokenIds: [eosTokenId], directory }: Pick<Model, 'eosTokenIds' | 'directory'>): number {
+  if (eosTokenId !== undefined) return eosTokenId
+  throw new FormatError({
+    where: directory.name,
+    what: 'no file names the token that ends a text',
+    hint: 'Add eos_token to tokenizer_config.json, or eos_token_id to config.json',
+  })
 }
 
 function encodeTurns(chat: Chat, template: ChatTemplate, context: EncodeContext, where: string): Encoded<Example> {
@@ -207,7 +206,6 @@ export class PackedTexts extends PackedExamples {
 class CausalLm implements OpenTask<Example> {
   readonly probe: OpenTask['probe']
   readonly #model: Model
-  /** The packed examples, if rows hold several records. */
   readonly #packed: PackedTexts | undefined
   readonly #inputs: ReturnType<typeof tokenInputs>
 

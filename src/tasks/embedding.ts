@@ -14,7 +14,7 @@ import { cosineLoss, cosineOf, inBatchLoss, tripletLoss, type VectorLoss, type V
 import { EMBEDDING_OPTIONS } from './gen/options.js'
 import { appendPooling, poolingOf, tokenVectors } from './heads/pooling.js'
 import { meansOf, retrievalValues, spearman } from './ranking-metrics.js'
-import type { Examples, OpenTask, StepRun, Task } from './task.js'
+import type { Evaluated, Examples, OpenTask, StepRun, Task } from './task.js'
 import { type EncodedTexts, encodeTexts, PROBE_BATCHES, tokenBatch, tokenLengths } from './token-batch.js'
 
 /** A row of data. */
@@ -58,7 +58,6 @@ const FIELDS = [
 
 const GRADIENT = 'loss/vector-gradients'
 const MASK = 'attention_mask'
-/** Places that recall is told for. */
 const RECALLS = [1, 10]
 
 export const embedding: Task<RelatedTexts, RelatedExample, EmbeddingOptions> = {
@@ -237,13 +236,7 @@ class Embedding implements OpenTask<RelatedExample> {
     }
   }
 
-  metrics({
-    examples,
-    predictions,
-  }: {
-    examples: readonly RelatedExample[]
-    predictions: readonly unknown[]
-  }): Record<string, number> {
+  metrics({ examples, predictions }: Evaluated<RelatedExample>): Record<string, number> {
     const rows = predictions as readonly Float32Array[][]
     if (this.#loss === 'cosine') {
       const scores = examples.map(({ score }) => score!)

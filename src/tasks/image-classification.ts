@@ -15,6 +15,7 @@ import { checkHead, headBase } from './heads/trained-head.js'
 import { type LabelOptions, type Target, targetOf } from './labels/label-problems.js'
 import { LabelTask, labelBytes } from './labels/label-task.js'
 import type { Examples, HeadOptions, OpenTask, Task } from './task.js'
+import { ownLength } from './token-batch.js'
 
 /** A row of data. */
 export interface LabeledImage {
@@ -107,8 +108,7 @@ class ImageClassification extends LabelTask<ImageExample> {
       const pixels = new Uint8Array(width * height * 3)
       return this.collate(Array(batch).fill({ pixels, label: this.anyTarget, where: 'probe' }))
     }
-    const of = (run: Feeds) => run[PIXELS].dims[0]
-    const batch = { name: 'batch', probed: PROBED, of, source: { input: PIXELS, axis: 0 } }
+    const batch = ownLength('batch', PROBED, { input: PIXELS, axis: 0 })
     this.probe = { feeds: [feeds(PROBED[0]), feeds(PROBED[1])], lengths: [batch] }
   }
 

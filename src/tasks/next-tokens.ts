@@ -81,7 +81,6 @@ export function textLosses(counts: readonly unknown[]): number[] {
   return (counts as readonly TokenCounts[]).map(({ loss, targets }) => loss / targets)
 }
 
-/** e to the power of the loss, and the share of the targets that are predicted. */
 export function tokenMetrics(loss: number, counts: readonly TokenCounts[]): Record<string, number> {
   const sum = (of: (counted: TokenCounts) => number) => counts.reduce((total, counted) => total + of(counted), 0)
   return { perplexity: Math.exp(loss), accuracy: sum(({ correct }) => correct) / sum(({ targets }) => targets) }

@@ -1,7 +1,7 @@
 // Encoder-decoders: the encoder reads a whole text, and the decoder learns to write another one for it. Every token of
 // the target counts, its end included. The loss is the cross-entropy in nats per token.
 
-import { DataError, FormatError, UnsupportedError } from '../base/errors.js'
+import { DataError, UnsupportedError } from '../base/errors.js'
 import { type JoinedInputs, joinedInputs, OF_DECODER, startToken } from '../graph/inputs/encoder-decoder.js'
 import { inputFamily } from '../graph/inputs/family.js'
 import { checkWidth } from '../graph/match/continues.js'
@@ -11,6 +11,7 @@ import type { Value } from '../graph/view/builder.js'
 import { readGraph } from '../graph/view/graph.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 import { checkVocabulary } from '../text/records.js'
+import { eosOf } from './causal-lm.js'
 import { checkSize } from './features.js'
 import { parseTextPair, type TextPair } from './labels/text-pair.js'
 import {
@@ -112,14 +113,7 @@ function encodeTarget(
   { model, maxLength, isLimited }: EncodeContext,
 ): { ids: number[]; isCut: boolean } {
   const tokenizer = requireTokenizer(model)
-  const [eosTokenId] = model.eosTokenIds
-  if (eosTokenId === undefined) {
-    throw new FormatError({
-      where: tokenizer.name,
-      what: 'no file names the token that ends a text',
-      hint: 'Add eos_token to tokenizer_config.json, or eos_token_id to config.json',
-    })
-  }
+  const eosTokenId = eosOf(model)
   const start = startToken(model)
   const encode = (length: number) => {
     const { ids } = tokenizer.encodeTexts(text, undefined, length)

@@ -17,7 +17,7 @@ import { classificationMetrics } from './labels/classification-metrics.js'
 import { entityMetrics, isEntityTag } from './labels/entities.js'
 import { type LabelOptions, type LabelProblem, problemOf, reported } from './labels/label-problems.js'
 import { parseTaggedText, type Tag, type TaggedText } from './labels/tagged-text.js'
-import type { Examples, HeadOptions, OpenTask, Task } from './task.js'
+import type { Evaluated, Examples, HeadOptions, OpenTask, Task } from './task.js'
 import { ownLength, PROBE_BATCHES, tokenBatch, tokenLengths } from './token-batch.js'
 
 /** A tokenized row. */
@@ -160,13 +160,7 @@ class TokenClassification implements OpenTask<TaggedExample> {
     )
   }
 
-  metrics({
-    examples,
-    predictions,
-  }: {
-    examples: readonly TaggedExample[]
-    predictions: readonly unknown[]
-  }): Record<string, number> {
+  metrics({ examples, predictions }: Evaluated<TaggedExample>): Record<string, number> {
     const truth = examples.map((example) => [...this.#targetsOf([example])])
     const predicted = predictions as string[][]
     if (this.labels.some(isEntityTag)) {

@@ -127,7 +127,6 @@ export class Pace {
   #examples = 0
   #elapsedMs = 0
 
-  /** The means over all steps, with one more. */
   after(
     { tokens, elapsedMs }: StepMetrics,
     examples: number,
@@ -152,7 +151,6 @@ interface ProcessLike {
   resourceUsage?(): { maxRSS: number }
 }
 
-/** Most memory that the process ever held, in bytes; null where it cannot be told. */
 export function peakRssBytes(): number | null {
   const { process } = globalThis as { process?: ProcessLike }
   const usage = process?.resourceUsage?.()

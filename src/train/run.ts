@@ -9,7 +9,7 @@ import { BestEvaluation, type Evaluation } from './best.js'
 import type { CardSources } from './card.js'
 import type { EngineState, TrainEngine } from './engine.js'
 import { costsOf, evaluate, takeReference } from './evaluate.js'
-import { gradientFactors, loraPlusRates, readParameters, writeParameters } from './parameters.js'
+import { gradientFactors, loraPlusRates, startOf, writeParameters } from './parameters.js'
 import { type MemoryUse, Pace, peakRssBytes, steadyMedian, type TrainEvents, type TrainReport } from './report.js'
 import { costOf, examplesOf, type PlanOptions, planEpoch, type StepPlan, stepsPerEpoch } from './rows/batches.js'
 import type { Sampler } from './samples.js'
@@ -21,7 +21,6 @@ import { learningRates } from './schedule.js'
 import { type SessionParts, TrainingSessions } from './sessions.js'
 import { usesBest } from './settings.js'
 
-/** Steps that the time left is computed from. */
 const RECENT_STEPS = 100
 
 /** `adapter` is where training starts; its factors are replaced by what it comes to. */
@@ -146,9 +145,7 @@ class Run {
       factors: settings.loraFa ? gradientFactors(adapter, this.#names) : undefined,
     }
     const setup = { parameters, optimizer, maxGradNorm: settings.maxGradNorm }
-    const start = readParameters(adapter, this.#names)
-    const zeros = () => start.map(({ length }) => new Float32Array(length))
-    const begin: EngineState = { parameters: start, firstMoments: zeros(), secondMoments: zeros(), updates: 0 }
+    const begin = startOf(adapter, this.#names)
     const state = (out && (await this.#resume(out))) ?? begin
     if (open.takeReference !== undefined) {
       await this.#engine.start(setup, begin)
@@ -282,7 +279,6 @@ class Run {
     return { epoch, plan: this.#epochPlan.steps[step % this.#stepsPerEpoch] }
   }
 
-  /** Evaluates after a step for which it is due and not done, and notes the loss in the step's line. */
   async #evaluateAfter(metrics: StepMetrics): Promise<void> {
     const { settings } = this.#input
     const evalEvery = settings.evalEvery ?? (usesBest(settings) ? this.#stepsPerEpoch : undefined)
@@ -390,7 +386,6 @@ class Run {
   }
 }
 
-/** Comes back once the run is not paused, or is aborted. */
 async function untilFree(wait: RunInput['wait'], signal: RunInput['signal']): Promise<void> {
   for (let pause = wait?.(); pause !== undefined && !signal?.aborted; pause = wait?.()) {
     let end = () => {}

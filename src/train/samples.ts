@@ -7,7 +7,6 @@ import { roundUp } from '../tasks/token-batch.js'
 import type { SampleEvent } from './saved/run-folder.js'
 import type { TrainingSessions } from './sessions.js'
 
-/** New tokens of an answer. */
 const LENGTH = 40
 
 export class Sampler {
@@ -30,7 +29,6 @@ export class Sampler {
     this.#starts = prompts.map((prompt) => task.writing!.prompt(prompt, context, isChat))
   }
 
-  /** Undefined if the signal ended it. */
   async write(
     sessions: TrainingSessions,
     limit: number,

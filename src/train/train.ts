@@ -186,7 +186,6 @@ function elementsOfA(adapter: LoraAdapter): number {
   return adapter.parts('linear').reduce((sum, { rank, k }) => sum + rank * k, 0)
 }
 
-/** Tokens of a packed row where nothing is said. */
 const PACKED_LENGTH = 512
 
 function pack(
@@ -241,21 +240,14 @@ async function checkTask(task: Task, model: Model): Promise<void> {
     if (!(error instanceof UnsupportedError) || others.length === 0) throw error
     const { where, what, expected, got } = error
     const hint = `This model can be trained for ${others.map(({ name }) => name).join(' or ')}: set \`task\``
-    throw new UnsupportedError({ what, hint, cause: error, ...defined({ where, expected, got }) })
+    throw new UnsupportedError({ where, what, expected, got, hint, cause: error })
   }
-}
-
-function defined(parts: Record<string, string | undefined>): Record<string, string> {
-  return Object.fromEntries(
-    Object.entries(parts).flatMap(([key, value]) => (value === undefined ? [] : [[key, value]])),
-  )
 }
 
 interface RowSource {
   readonly where: string
   readonly first: Row | undefined
   readonly rows: Rows
-  /** Errors of the rows that are left out. */
   readonly invalid: DataError[]
   readonly onInvalid: OnInvalid | undefined
 }

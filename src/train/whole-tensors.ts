@@ -22,7 +22,6 @@ interface Named {
   readonly offset: number
 }
 
-/** All tensors of the base but those of the task's own head. */
 function tensorsOf({ model, open, modules }: Context): Named[] {
   const graph = readGraph(model.onnx.proto)
   const ofHead = new Set((open.head?.tensors ?? []).map(({ name }) => name))

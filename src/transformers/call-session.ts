@@ -32,7 +32,6 @@ interface Plan {
   readonly mixes: readonly Mix[]
   readonly head: AdapterHead | undefined
   readonly kept: readonly string[]
-  /** The outputs that the graph is asked for; undefined: all. */
   readonly asked: readonly string[] | undefined
 }
 

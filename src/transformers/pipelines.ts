@@ -88,16 +88,7 @@ export function adapterPipeline(
 }
 
 /** Names that other libraries have for the option `adapter`. */
-const SYNONYMS = [
-  'adapters',
-  'adapter_name',
-  'adapterName',
-  'adapter_names',
-  'lora',
-  'loras',
-  'lora_name',
-  'lora_request',
-]
+const SYNONYM = /^(adapters|adapter_?names?|loras?|lora_(name|request))$/i
 /** Shorter names are not compared with `adapter`. */
 const MIN_NEAR = 5
 
@@ -110,7 +101,7 @@ function choiceOf(
   if (adapter !== undefined) checkArgument(adapter, ADAPTER_CHOICE, 'adapter')
   for (const name of Object.keys(rest)) {
     const isNear = name.length >= MIN_NEAR && nearMisses(name.toLowerCase(), ['adapter']).length > 0
-    if ((!isNear && !SYNONYMS.includes(name)) || session.inputNames.includes(name)) continue
+    if ((!isNear && !SYNONYM.test(name)) || session.inputNames.includes(name)) continue
     throw new ConfigError({ where: 'options', what: `unknown option ${name}`, hint: 'Did you mean adapter?' })
   }
   return { adapter: adapter as CallChoice, rest }

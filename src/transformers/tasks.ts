@@ -1,9 +1,10 @@
 // The tasks of pipelines that adapters can be used in: which classes of transformers.js stand behind each.
 
-import { readAll, withSource } from '../base/bytes.js'
+import { readJson, readText } from '../base/bytes.js'
 import { FileError, nearMisses, UnsupportedError } from '../base/errors.js'
 import { isObject } from '../base/options.js'
 import type { Model } from '../graph/model-folder.js'
+import { MAX_TEMPLATE_BYTES } from '../text/chat-template.js'
 import { type Class, classNamed, type PreTrainedModel, type TransformersModule } from './module.js'
 
 /** A task of transformers.js's pipelines. */
@@ -96,20 +97,16 @@ function processorOf(transformers: TransformersModule, { preprocessorConfig, nam
 
 async function tokenizerOf(transformers: TransformersModule, model: Model): Promise<unknown> {
   const { directory } = model
-  const read = async (path: string) => JSON.parse(await textOf(directory, path)) as unknown
-  const tokenizer = await read('tokenizer.json')
-  const config = (await directory.has('tokenizer_config.json')) ? await read('tokenizer_config.json') : {}
+  const tokenizer = await readJson(directory, 'tokenizer.json')
+  const hasConfig = await directory.has('tokenizer_config.json')
+  const config = hasConfig ? await readJson(directory, 'tokenizer_config.json') : {}
   const settings = isObject(config) ? { ...config } : {}
   // Newer folders hold the template in a file of its own, which transformers.js does not look for.
   const template = 'chat_template.jinja'
   if (settings.chat_template === undefined && (await directory.has(template))) {
-    settings.chat_template = await textOf(directory, template)
+    settings.chat_template = await readText(directory, template, MAX_TEMPLATE_BYTES)
   }
   const named = String(settings.tokenizer_class ?? '').replace(/Fast$/, '')
   const Tokenizer = classNamed<object>(transformers, named, 'PreTrainedTokenizer')
   return new Tokenizer(tokenizer, settings)
-}
-
-function textOf(directory: Model['directory'], path: string): Promise<string> {
-  return withSource(directory, path, async (file) => new TextDecoder().decode(await readAll(file)))
 }

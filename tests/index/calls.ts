@@ -209,9 +209,9 @@ export const FUNCTIONS: Record<string, Call> = {
   },
   unmerge: {
     call: lowrank.unmerge,
-    args: () => [{ merged: BASE, adapters: [adapter()], out: place(), original: BASE }],
+    args: () => [{ merged: BASE, adapters: [adapter()], out: place() }],
     options: 0,
-    misspelled: { ...merging, orignal: /original/ },
+    misspelled: { ...merging, ajapters: /adapters/ },
   },
   configureKernels: {
     call: lowrank.configureKernels,

@@ -280,45 +280,31 @@ describe('data files', () => {
 describe('merging into a folder of Node', () => {
   const BASE = 'tests/golden/models/llama-genai-int4'
 
-  it('links data files where that is asked for, and else copies them', async () => {
+  it('copies data files', async () => {
     const work = await mkdtemp(path.join(tmpdir(), 'lowrank-quantized-'))
     try {
-      // A link cannot leave its disk.
       await cp(BASE, path.join(work, 'base'), { recursive: true })
       const model = await openModel(BASE)
       const adapters = makeAdapter(model, /q_proj$/)
       await model.close()
       const data = path.join(work, 'base/onnx/model.onnx.data')
-      for (const externalData of ['hardlink', 'copy'] as const) {
-        const out = path.join(work, externalData)
-        const report = await merge({ threads: 1, base: path.join(work, 'base'), adapters, out, externalData })
-        expect(report).toMatchObject({ format: 'onnx', branches: 1, changed: 0, warnings: [] })
-        const written = path.join(out, 'onnx/model.onnx_data')
-        expect((await stat(written)).ino === (await stat(data)).ino).toBe(externalData === 'hardlink')
-        expect(await readFile(written)).toEqual(await readFile(data))
-        const { linears } = (await inspect(new NodeDirectory(out))) as unknown as OnnxContents
-        const beside = linears.filter(({ branches }) => branches > 0).map(({ name, branches }) => [name, branches])
-        expect(beside).toEqual([['model.layers.0.self_attn.q_proj', 1]])
-        const back = path.join(work, `${externalData}-back`)
-        await unmerge({ threads: 1, merged: out, adapters, out: back, externalData })
-        await expectSame(
-          await loadOnnx(new NodeDirectory(path.join(back, 'onnx')), 'model.onnx'),
-          await loadOnnx(new NodeDirectory(path.join(work, 'base/onnx')), 'model.onnx'),
-        )
-      }
+      const out = path.join(work, 'copy')
+      const report = await merge({ threads: 1, base: path.join(work, 'base'), adapters, out })
+      expect(report).toMatchObject({ format: 'onnx', branches: 1, changed: 0, warnings: [] })
+      const written = path.join(out, 'onnx/model.onnx_data')
+      expect(await readFile(written)).toEqual(await readFile(data))
+      const { linears } = (await inspect(new NodeDirectory(out))) as unknown as OnnxContents
+      const beside = linears.filter(({ branches }) => branches > 0).map(({ name, branches }) => [name, branches])
+      expect(beside).toEqual([['model.layers.0.self_attn.q_proj', 1]])
+      const back = path.join(work, 'back')
+      await unmerge({ threads: 1, merged: out, adapters, out: back })
+      await expectSame(
+        await loadOnnx(new NodeDirectory(path.join(back, 'onnx')), 'model.onnx'),
+        await loadOnnx(new NodeDirectory(path.join(work, 'base/onnx')), 'model.onnx'),
+      )
     } finally {
       await rm(work, { recursive: true })
     }
-  })
-
-  it('copies what cannot be linked, and says so', async () => {
-    const base = await loadOnnx(directoryOf(`${BASE}/onnx`), 'model.onnx')
-    const model = await openModel(BASE)
-    const { report, out } = await merged(base, makeAdapter(model, /q_proj$/), { externalData: 'hardlink' })
-    expect(report.warnings).toEqual([expect.stringMatching(/^model\.onnx_data is a copy, not a hard link: /)])
-    expect(out.files.get('model.onnx_data')).toEqual(new Uint8Array(await readFile(`${BASE}/onnx/model.onnx.data`)))
-    await base.close()
-    await model.close()
   })
 
   it('refuses a data file that is missing or too short, and writes nothing', async () => {

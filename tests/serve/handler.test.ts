@@ -5,7 +5,7 @@ import { createRequire } from 'node:module'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { LoraAdapter, loadModel, type Model, saveAdapter } from 'lowrank'
-import { createHandler, folderOfAdapters, type Handler, type HandlerOptions } from 'lowrank/server'
+import { createHandler, folderOfAdapters, type Handler, type HandlerOptions, listen } from 'lowrank/server'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { goldenPath } from '../golden.js'
 
@@ -107,6 +107,13 @@ describe('texts', () => {
     const { body: one } = await post('/v1/completions', QUICK)
     expect(new Set(body.choices.map(({ text }: any) => text))).toEqual(new Set([one.choices[0].text]))
     expect(body.usage).toMatchObject({ prompt_tokens: 10, completion_tokens: 32, total_tokens: 42 })
+  })
+
+  it('say which token id there is not, and that listen needs a handler', async () => {
+    const { status, body } = await post('/v1/completions', { ...QUICK, prompt: [99_999_999] })
+    expect([status, body.error.message]).toEqual([400, expect.stringMatching(/^prompt.*an id of no token.*99999999/)])
+    await expect(listen(7 as never)).rejects.toThrow('handler: not valid; expected a function')
+    await expect(listen(async () => new Response(), null as never)).rejects.toThrow('options: not valid')
   })
 
   it('with echo carry the scores of the prompt, which are those of the tokens as answers', async () => {

@@ -57,7 +57,6 @@ export const FLAGS = {
     allowMissing: { form: 'switch', about: 'leaves out layers that an .onnx export dropped, and goes on if a head needs tensors that neither the base nor the adapters have: loaders draw these anew' },
     maxShardBytes: { form: 'number', about: 'largest size of a weight file in bytes. Default: the same files as the base. Not for .onnx', range: 'an integer of at least 1' },
     weightsOnly: { form: 'switch', about: 'writes the weights alone, without the base’s configuration and tokenizer. Default false; a result that is a file has none anyway' },
-    externalData: { form: 'word', about: 'how data files of the base that stay as they are come into the result: copy, or hardlink, which needs no room. Where no link can be made the file is copied, and a warning says so. Default copy. For .onnx', words: ['copy', 'hardlink'] },
     strict: { form: 'switch', about: 'stops with an error if a target or pattern of the config matches no layer of the adapter' },
     reproducible: { form: 'switch', about: 'the same bytes on every machine. Default false: a little faster, but the last bits depend on the machine' },
     modules: { form: 'pairs', about: 'module name → name of the node or of its weight, where an .onnx file’s own names do not tell' },
@@ -70,7 +69,6 @@ export const FLAGS = {
   },
   UnmergeOptions: {
     merged: { form: 'source', about: 'the result of a merge', isRequired: true },
-    original: { form: 'source', about: 'the original base checkpoint. The report counts the values that differ from it. Not for .onnx' },
     tied: { form: 'word', about: 'use keep if the merge used --tied keep. Leave it out if the merge used untie. Default refuse. Not for .onnx', words: ['refuse', 'keep'] },
     out: { form: 'target', about: 'the place of the result. A path that ends in .onnx or .safetensors is a file. Other paths are folders, which also get the base’s configuration and tokenizer', isRequired: true },
     format: { form: 'word', about: 'format of the result. Default: the format of the base file. If the base is a folder: onnx if it has an .onnx model, else safetensors', words: ['onnx', 'safetensors', 'both'] },
@@ -78,7 +76,6 @@ export const FLAGS = {
     allowMissing: { form: 'switch', about: 'leaves out layers that an .onnx export dropped, and goes on if a head needs tensors that neither the base nor the adapters have: loaders draw these anew' },
     maxShardBytes: { form: 'number', about: 'largest size of a weight file in bytes. Default: the same files as the base. Not for .onnx', range: 'an integer of at least 1' },
     weightsOnly: { form: 'switch', about: 'writes the weights alone, without the base’s configuration and tokenizer. Default false; a result that is a file has none anyway' },
-    externalData: { form: 'word', about: 'how data files of the base that stay as they are come into the result: copy, or hardlink, which needs no room. Where no link can be made the file is copied, and a warning says so. Default copy. For .onnx', words: ['copy', 'hardlink'] },
     strict: { form: 'switch', about: 'stops with an error if a target or pattern of the config matches no layer of the adapter' },
     reproducible: { form: 'switch', about: 'the same bytes on every machine. Default false: a little faster, but the last bits depend on the machine' },
     modules: { form: 'pairs', about: 'module name → name of the node or of its weight, where an .onnx file’s own names do not tell' },

@@ -55,7 +55,6 @@ export interface OnnxFile {
   readonly path: string
   readonly byteLength: number
   readonly pieces: readonly OnnxPiece[]
-  readonly copyOf?: string
 }
 
 const MAX_ADDED_BYTES = 1 << 25
@@ -134,7 +133,7 @@ function keepFiles(
     const { byteLength } = model.file(location)
     const pieces = [{ offset: 0, byteLength, location, from: 0 }]
     renamed.set(location, name.slice(name.lastIndexOf('/') + 1))
-    files.push({ path: name, byteLength, pieces, copyOf: location })
+    files.push({ path: name, byteLength, pieces })
   }
   const tensors = new Map<TensorProto, TensorProto>()
   for (const { tensor, range } of kept) {

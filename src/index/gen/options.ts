@@ -92,7 +92,6 @@ export const MERGE_OPTIONS: OptionTable<MergeOptions> = {
   allowMissing: BOOLEAN,
   maxShardBytes: ranged('an integer of at least 1'),
   weightsOnly: BOOLEAN,
-  externalData: oneOf('copy', 'hardlink'),
   strict: BOOLEAN,
   reproducible: BOOLEAN,
   modules: OBJECT,
@@ -109,7 +108,6 @@ export const MERGE_OPTIONS: OptionTable<MergeOptions> = {
 
 export const UNMERGE_OPTIONS: OptionTable<UnmergeOptions> = {
   merged: needed(SOURCE),
-  original: SOURCE,
   tied: oneOf('refuse', 'keep'),
   adapters: needed(ADAPTERS),
   out: needed(TARGET),
@@ -118,7 +116,6 @@ export const UNMERGE_OPTIONS: OptionTable<UnmergeOptions> = {
   allowMissing: BOOLEAN,
   maxShardBytes: ranged('an integer of at least 1'),
   weightsOnly: BOOLEAN,
-  externalData: oneOf('copy', 'hardlink'),
   strict: BOOLEAN,
   reproducible: BOOLEAN,
   modules: OBJECT,

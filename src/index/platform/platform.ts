@@ -16,7 +16,7 @@ export interface Platform {
   openData(text: string, where: string): Promise<ByteSource | Directory>
   target(text: string, where: string): Directory
   openJob?(): Promise<OpenJob>
-  hubAccess(): Promise<{ endpoint: string; token: string | undefined }>
+  hubAccess(): Promise<{ endpoint: string; token: string | undefined; isOffline?: boolean }>
   defaultRuntime(): RuntimeHost
   readonly decodeImage: DecodeImage
   watch?(): TrainEvents | undefined

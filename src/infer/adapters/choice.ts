@@ -15,11 +15,12 @@ export interface MixedAdapter {
 /** The adapters of a row; empty for the base alone. */
 export type Mix = readonly MixedAdapter[]
 
-const MIX = kind('an object of names and weights such as { a: 0.5, b: 1 }', (value) => {
-  if (!isObject(value)) return false
-  const weights = Object.values(value)
+export function isMix(value: unknown): boolean {
+  const weights = isObject(value) ? Object.values(value) : []
   return weights.length > 0 && weights.every((weight) => typeof weight === 'number' && Number.isFinite(weight))
-})
+}
+
+const MIX = kind('an object of names and weights such as { a: 0.5, b: 1 }', isMix)
 
 export const ONE_CHOICE: Kind = anyOf(
   NAME,
@@ -72,7 +73,6 @@ export interface Mixable {
   readonly scales: boolean
   /** The base's tensors that it replaces, and those of which it replaces some values. */
   readonly replaced: ReadonlyMap<string, 'whole' | 'rows'>
-  /** Modules whose weights it adds to. */
   readonly added: ReadonlySet<string>
   /** The tokens from which on an activated LoRA counts. */
   readonly invocation: readonly number[] | undefined

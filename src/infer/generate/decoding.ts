@@ -111,7 +111,6 @@ export class Decoding {
     return this.#isReadByBase ? BASE : this.#adapters
   }
 
-  /** True until the prompts are read. */
   get isReading(): boolean {
     return this.#width === 0 || (this.#rows.length === 1 && this.#width < this.#rows[0].promptIds.length)
   }
@@ -146,7 +145,6 @@ export class Decoding {
     }
   }
 
-  /** The text that is to be read, where it is alone and nothing of it is read. */
   get unread(): ReadText | undefined {
     if (this.#rows.length !== 1 || this.#width > 0) return undefined
     const [{ promptIds: tokens, mix, scope, baseTokens }] = this.#rows
@@ -193,14 +191,12 @@ export class Decoding {
     return { ...tokens, ...this.#context, ...given, ...(this.#cache?.feeds ?? this.#past) }
   }
 
-  /** How many tokens of each row are read after the next run. */
   #reach(most: number): number {
     const longest = Math.max(...this.#rows.map(({ tokens }) => tokens.length))
     if (this.#rows.length > 1) return this.#width === 0 ? longest : this.#width + 1
     return Math.min(longest, this.#width + most, this.#isReadByBase ? this.#rows[0].baseTokens : longest)
   }
 
-  /** Takes the outputs of the run, and chooses what comes next in each row: nothing before its prompt is read. */
   take(outputs: Readonly<Record<string, RuntimeTensor>>, most = Number.POSITIVE_INFINITY): NextToken[] {
     const { cache, logits, padding } = this.#request
     const rows = this.#lastLogits(outputs[logits])
@@ -285,7 +281,6 @@ export class Decoding {
     return this.#newRows?.output === other.#newRows?.output
   }
 
-  /** Takes rows in the place of its own. Tokens that only filled up longer rows go. */
   #become(
     parts: readonly { readonly of: Decoding; readonly rows: readonly number[] }[],
     adapters?: AdapterFeeds,

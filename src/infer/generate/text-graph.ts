@@ -26,7 +26,6 @@ export interface TextGraph {
   readonly tokenBytes: number
 }
 
-/** Facts about each graph, so that it is looked at once and not for each text. */
 const textGraphs = new WeakMap<OnnxModel, TextGraph>()
 
 export function textGraphOf(model: Model): TextGraph {

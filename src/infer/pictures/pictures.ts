@@ -24,7 +24,6 @@ export interface PictureVectors {
 
 export type PictureSession = Pick<WholeSession, 'model' | 'decodeImage' | 'runGraph'>
 
-/** A picture as the vision encoder takes it, and how many tiles it was cut into. */
 type Piece = VisionInput & Omit<PictureSize, 'count'>
 
 export class PromptPictures {

@@ -50,7 +50,6 @@ export async function embed(
   return Array.isArray(texts) ? vectors : vectors[0]
 }
 
-/** @param tokens (n, k) of the real tokens */
 function pooled(tokens: Float32Array, width: number, pooling: Pooling): Float32Array {
   if (pooling === 'cls') return tokens.slice(0, width)
   const sums = new Float64Array(width)

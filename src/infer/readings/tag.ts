@@ -61,7 +61,6 @@ function inputOf({ model }: WholeSession, given: TextOrWords, limit = Number.POS
   return { ...encoded, text, words: spans }
 }
 
-/** @param logits (tokens, labels) */
 function taggingOf(
   { text, words: spans, firsts, isTruncated }: Input,
   logits: Float32Array,

@@ -1,7 +1,7 @@
 // Reads are positional, so that one source serves many readers. Writes get their name complete or never.
 
 import { constants, type Dirent, type Stats } from 'node:fs'
-import { access, type FileHandle, link, open, readdir, realpath, rename, stat, unlink } from 'node:fs/promises'
+import { access, type FileHandle, open, readdir, realpath, rename, stat, unlink } from 'node:fs/promises'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import {
@@ -64,18 +64,6 @@ export class NodeDirectory implements Directory {
 
   async create(file: string): Promise<ByteSink> {
     return createFile(this.#resolve(file), this.#options)
-  }
-
-  async link(file: string, realPath: string): Promise<void> {
-    const target = this.#resolve(file)
-    const temporary = unfinishedName(target)
-    try {
-      await makeFolders(path.dirname(target))
-      await link(realPath, temporary)
-      await rename(temporary, target)
-    } catch (error) {
-      throw fileError(target, 'cannot be made a hard link', error)
-    }
   }
 
   async remove(file: string): Promise<void> {

@@ -106,26 +106,6 @@ export class ConvolutionLora extends LinearBacked {
     return (this.#vectors ?? this.linear).biasB
   }
 
-  /** W (d, in/groups, *kernel), the layer's own; undefined while none is attached. */
-  get baseWeight(): Tensor<FloatArray> | undefined {
-    const base = this.linear.baseWeight
-    return base && { data: base.data, shape: this.shape }
-  }
-
-  /**
-   * Gives it its base's weight (d, in/groups, *kernel), copied.
-   *
-   * @throws ShapeError when the weight has another shape, StateError while merged
-   */
-  attachBase(weight: Tensor<FloatArray>): this {
-    const location = this.#where('baseWeight')
-    checkTensor(weight, location)
-    const [expected, got] = [formatShape(this.shape), formatShape(weight.shape)]
-    if (got !== expected) throw new ShapeError({ where: location, what: 'wrong shape', expected, got })
-    this.linear.baseWeight = { data: weight.data, shape: [this.linear.d, this.k] } // PEFT’s inits leave it alone
-    return this
-  }
-
   /** s·B·A (d, in, *kernel), a new tensor. Throws UnsupportedError for a grouped convolution. */
   delta(): Tensor<FloatArray> {
     this.#refuseGroups('delta')
@@ -133,28 +113,23 @@ export class ConvolutionLora extends LinearBacked {
   }
 
   /**
-   * W + s·B·A (d, in, *kernel), with DoRA's magnitude, a new tensor; while merged, a copy of the base weight.
+   * W + s·B·A of a weight W (d, in, *kernel), with DoRA's magnitude, a new tensor, as PEFT's merge makes it: also for a
+   * dilated base, whose A is not dilated in PEFT.
    *
-   * @throws UnsupportedError for a grouped convolution, StateError without a base
+   * @throws UnsupportedError for a grouped convolution, ShapeError when the weight has another shape
    */
-  effectiveWeight(): Tensor<FloatArray> {
+  effectiveWeight(weight: Tensor<FloatArray>): Tensor<FloatArray> {
     this.#refuseGroups('effectiveWeight')
-    return { data: this.linear.effectiveWeight().data, shape: this.shape }
+    const location = this.#where('effectiveWeight')
+    checkTensor(weight, location)
+    const [expected, got] = [formatShape(this.shape), formatShape(weight.shape)]
+    if (got !== expected) throw new ShapeError({ where: location, what: 'wrong shape', expected, got })
+    return { data: this.linear.adapted({ data: weight.data, shape: [this.d, this.k] }).data, shape: this.shape }
   }
 
   /** s·biasB (d), what merging adds to the base's bias; undefined for a layer without one. */
   biasDelta(): Float64Array | undefined {
     return this.biasB && Float64Array.from(this.biasB, (value) => this.scaling * value)
-  }
-
-  /**
-   * Adds s·B·A to the base weight, as PEFT's merge does: also for a dilated base, whose A is not dilated in PEFT.
-   *
-   * @throws UnsupportedError for a grouped convolution; else as {@link LoraLayer.merge}
-   */
-  override merge(): void {
-    this.#refuseGroups('merge')
-    super.merge()
   }
 
   /** ‖s·B·A‖, Frobenius, without forming B·A. Each group's outputs see its own rows of A. */

@@ -6,6 +6,7 @@ import { ShapeError } from '../../base/errors.js'
 import {
   checkShape,
   checkTensor,
+  elementCount,
   type FloatArray,
   formatShape,
   type Matrix,
@@ -16,9 +17,9 @@ import {
 } from '../../base/tensor.js'
 import { norm, rowsOf, transpose } from '../../linalg/product.js'
 import { configForLayer, type LoraConfig, type LoraConfigInput, resolveConfig, scalingOf } from '../config.js'
-import { noBase, where } from '../factors.js'
+import { where } from '../factors.js'
 import { LoraLayer } from '../layer.js'
-import { type FactorTensors, factorTensors, mergeOrNone, moduleOf, Part } from '../part.js'
+import { type FactorTensors, factorTensors, moduleOf, Part } from '../part.js'
 
 /** The values of a parameter, row-major. The shape is (E, d, k), (E, k, d), or (d, k) if E = 1. */
 export interface ParameterValues {
@@ -55,7 +56,6 @@ export class ExpertLora extends Part {
   /** The parameter's settings: rank and alpha are those that the config's patterns give its name. */
   readonly config: LoraConfig
   readonly #experts: readonly LoraLayer[]
-  #base: { shape: readonly number[]; isInputMajor: boolean } | undefined
 
   /**
    * @param weightA (E·r, k)
@@ -140,11 +140,6 @@ export class ExpertLora extends Part {
     for (const expert of this.#experts) expert.dtype = value
   }
 
-  /** The change is in the parameter. */
-  get merged(): boolean {
-    return this.#experts[0].merged
-  }
-
   /** A (E·r, k), a new matrix. */
   get weightA(): Matrix {
     const { rank, k } = this
@@ -181,81 +176,35 @@ export class ExpertLora extends Part {
     })
   }
 
+  /** s·B_e·A_e of all experts (E, d, k), a new tensor. */
+  delta(): ParameterValues {
+    return stacked(
+      this.#experts.map((expert) => expert.delta()),
+      this.shape,
+    )
+  }
+
   /**
-   * Attaches a copy of the base parameter. Its shape is (E, d, k) or (E, k, d); for E = 1 also (d, k).
+   * W + s·B·A of a parameter W, in its shape, a new tensor. The shape is (E, d, k) or (E, k, d); for E = 1 also (d, k).
    *
-   * @throws ShapeError when it is none of these, StateError while merged
+   * @throws ShapeError when it is none of these
    */
-  attachBase(parameter: ParameterValues, { isInputMajor }: BaseLayout = {}): this {
-    checkTensor(parameter, this.#where('baseWeight'))
+  effectiveWeight({ data, shape }: ParameterValues, { isInputMajor }: BaseLayout = {}): ParameterValues {
+    checkTensor({ data, shape }, this.#where('effectiveWeight'))
     const { experts, d, k } = this
-    const { data, shape } = parameter
     const own = parameterLayout(shape, { experts, d, k }, isInputMajor)
     if (own === undefined) {
       throw new ShapeError({
-        where: this.#where('baseWeight'),
+        where: this.#where('effectiveWeight'),
         what: 'wrong shape',
         expected: `${formatShape([experts, d, k])} or ${formatShape([experts, k, d])}`,
         got: formatShape(shape),
       })
     }
+    const turn = (matrix: Matrix) => (own.isInputMajor ? transpose(matrix) : matrix)
     const all: Matrix = { data, shape: own.isInputMajor ? [experts * k, d] : [experts * d, k] }
-    this.#experts.forEach((expert, e) => {
-      const matrix = rowsOf(all, e, experts)
-      expert.attachBase(own.isInputMajor ? transpose(matrix) : matrix)
-    })
-    this.#base = { shape: [...shape], isInputMajor: own.isInputMajor }
-    return this
-  }
-
-  /** The parameter as it was attached; with s·B·A in it while merged; undefined while none is attached. A copy. */
-  get baseWeight(): ParameterValues | undefined {
-    const weights = this.#experts.flatMap(({ baseWeight }) => baseWeight ?? [])
-    return weights.length < this.experts ? undefined : this.#stack(weights)
-  }
-
-  /** s·B_e·A_e of all experts, in the layout of the base, and as (E, d, k) while none is attached. A new tensor. */
-  delta(): ParameterValues {
-    return this.#stack(this.#experts.map((expert) => expert.delta()))
-  }
-
-  /** W + s·B·A in the shape of the base, a new tensor. Throws StateError without a base. */
-  effectiveWeight(): ParameterValues {
-    if (this.#base === undefined) throw noBase(this.#where('effectiveWeight'), 'attachBase(W)')
-    return this.#stack(this.#experts.map((expert) => expert.effectiveWeight()))
-  }
-
-  /** (n, k) → (n, d) through one expert. Throws as `expert` and {@link LoraLayer.forward} do. */
-  forward(expert: number, input: MatrixLike): Matrix {
-    return this.expert(expert).forward(input)
-  }
-
-  /**
-   * Adds s·B·A to the base. If it fails for one expert, no expert is changed. Throws as {@link LoraLayer.merge} does.
-   */
-  merge(): void {
-    mergeOrNone(this.#experts)
-  }
-
-  /** Restores the base bit for bit. Throws StateError when it is not merged. */
-  unmerge(): void {
-    for (const expert of this.#experts) expert.unmerge()
-  }
-
-  /** Like {@link LoraLayer.dispose}. */
-  dispose(): void {
-    for (const expert of this.#experts) expert.dispose()
-    this.#base = undefined
-  }
-
-  /** ‖A‖ over all experts, Frobenius. */
-  normA(): number {
-    return norm({ data: Float64Array.from(this.#experts, (expert) => expert.normA()) })
-  }
-
-  /** ‖B‖ over all experts, Frobenius. */
-  normB(): number {
-    return norm({ data: Float64Array.from(this.#experts, (expert) => expert.normB()) })
+    const adapted = this.#experts.map((expert, e) => turn(expert.adapted(turn(rowsOf(all, e, experts)))))
+    return stacked(adapted, shape)
   }
 
   /** ‖s·B·A‖ over all experts, Frobenius, without forming B·A. */
@@ -263,19 +212,18 @@ export class ExpertLora extends Part {
     return norm({ data: Float64Array.from(this.#experts, (expert) => expert.normDelta()) })
   }
 
-  #stack(matrices: readonly Matrix[]): ParameterValues {
-    const { experts, d, k } = this
-    const { shape, isInputMajor } = this.#base ?? { shape: [experts, d, k], isInputMajor: false }
-    const { data } = zeros(experts, d * k, matrices[0].data)
-    matrices.forEach((matrix, e) => {
-      data.set((isInputMajor ? transpose(matrix) : matrix).data, e * d * k)
-    })
-    return { data, shape: [...shape] }
-  }
-
   #where(member: string): string {
     return where(this.name, member, 'ExpertLora')
   }
+}
+
+function stacked(matrices: readonly Matrix[], shape: readonly number[]): ParameterValues {
+  const size = elementCount(matrices[0].shape)
+  const { data } = zeros(matrices.length, size, matrices[0].data)
+  matrices.forEach((matrix, e) => {
+    data.set(matrix.data, e * size)
+  })
+  return { data, shape: [...shape] }
 }
 
 /** Undefined when a parameter of this shape cannot hold E matrices (d, k). `isInputMajor` decides where d = k. */

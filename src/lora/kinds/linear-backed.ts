@@ -48,36 +48,6 @@ export abstract class LinearBacked extends Part {
     return this.linear.magnitude
   }
 
-  /** The change is in the base weight. */
-  get merged(): boolean {
-    return this.linear.merged
-  }
-
-  /** Adds the change to the base weight. Throws as {@link LoraLayer.merge} does. */
-  merge(): void {
-    this.linear.merge()
-  }
-
-  /** Restores the base weight bit for bit. Throws StateError when it is not merged. */
-  unmerge(): void {
-    this.linear.unmerge()
-  }
-
-  /** Like {@link LoraLayer.dispose}. */
-  dispose(): void {
-    this.linear.dispose()
-  }
-
-  /** ‖A‖, Frobenius. */
-  normA(): number {
-    return this.linear.normA()
-  }
-
-  /** ‖B‖, Frobenius. */
-  normB(): number {
-    return this.linear.normB()
-  }
-
   /** ‖s·B·A‖, Frobenius, without forming B·A. */
   normDelta(): number {
     return this.linear.normDelta()

@@ -111,7 +111,6 @@ export class TrainedHead implements Head {
     return isWhole || this.#form.encoder === '' ? name : `${this.#form.encoder}.${name}`
   }
 
-  /** As transformers starts a new head. */
   #newValues({ layer: { kind }, member, shape }: Tensor, random: Random): Float32Array {
     const range = this.#model.config.initializer_range
     const deviation = typeof range === 'number' ? range : INITIALIZER_RANGE
@@ -127,9 +126,7 @@ type Tensor = ReturnType<typeof headTensors>[number]
 interface OwnHead {
   /** As config.json names them, or as transformers names those without a name. */
   readonly labels: readonly string[]
-  /** Undefined where the graph has none, or it cannot be read. */
   tensorOf(tensor: Tensor): BaseTensor | undefined
-  /** True if it has all weights in these shapes. */
   has(tensors: readonly Tensor[]): boolean
 }
 

@@ -153,7 +153,6 @@ class OneLabel implements LabelProblem {
   readonly type = 'single_label_classification'
   readonly labels: readonly string[]
   readonly #ids: ReadonlyMap<string, number>
-  /** Weight of each label; undefined: 1. */
   readonly #weights: Float64Array | undefined
   readonly #smoothing: number
 
@@ -283,7 +282,6 @@ class SeveralLabels implements LabelProblem {
   }
 }
 
-/** The mean of squared differences. */
 class Quantity implements LabelProblem {
   readonly type = 'regression'
   readonly labels = ['LABEL_0']

@@ -8,7 +8,7 @@ import type { Feeds, RuntimeTensor } from '../../runtime/runtime.js'
 import type { HeadForm } from '../heads/heads.js'
 import { namedLabels } from '../heads/heads.js'
 import { TrainedHead } from '../heads/trained-head.js'
-import type { Examples, HeadOptions, OpenTask } from '../task.js'
+import type { Evaluated, Examples, HeadOptions, OpenTask } from '../task.js'
 import { type LabelOptions, type LabelProblem, type ProblemType, problemOf, type Target } from './label-problems.js'
 
 interface Labeled {
@@ -58,13 +58,7 @@ export abstract class LabelTask<Example extends Labeled> implements OpenTask<Exa
     return examples.map((_, row) => logits.slice(row * count, (row + 1) * count))
   }
 
-  metrics({
-    examples,
-    predictions,
-  }: {
-    examples: readonly Example[]
-    predictions: readonly unknown[]
-  }): Record<string, number> {
+  metrics({ examples, predictions }: Evaluated<Example>): Record<string, number> {
     return this.#problem.metrics([...targetsOf(examples)], predictions as Float32Array[])
   }
 
@@ -83,10 +77,8 @@ export function labelBytes(label: Target): Uint8Array {
   return new TextEncoder().encode(typeof label === 'string' ? label : JSON.stringify(label))
 }
 
-/** Labels that are told of by name when they are seen once. */
 const TOLD = 5
 
-/** Warnings about labels that one record alone has: there is nothing to compare them with. */
 function rareLabels(examples: Iterable<Labeled>): string[] {
   const seen = new Map<string, { where: string; count: number }>()
   for (const { label: target, where } of examples) {

@@ -9,7 +9,6 @@ import { droppedLabelNote } from '../../tasks/task-of-row.js'
 import { loadChatTemplate, recordTemplate } from '../../text/chat-template.js'
 import type { ChatTemplate } from '../../text/template.js'
 
-/** Longest time without a pause for the thread's other work. */
 const YIELD_MS = 16
 
 /** Node's own waits for nothing; a timer waits for a millisecond at least. */
@@ -30,7 +29,6 @@ export interface EncodedSource {
   readonly kept: EncodedRows
   readonly heldOut: EncodedRows
   readonly maxLength: number
-  /** The chat template that rows needed, with its variables; undefined where none did. */
   readonly chatTemplate: string | undefined
 }
 
@@ -43,7 +41,6 @@ export interface EncodeOptions {
   readonly decodeImage?: DecodeImage | undefined
   /** Takes the errors of rows that are left out. Default: the first one is thrown. */
   readonly onInvalid?: OnInvalid | undefined
-  /** Tells of each row, in order, whether it is held out for evaluation. */
   readonly isHeldOut?: ((index: number) => boolean) | undefined
   /** Hears of each row: as the task parsed it, how many examples it gave, and as the data have it. */
   readonly onRow?: ((row: unknown, examples: number, isHeldOut: boolean, record: unknown) => void) | undefined

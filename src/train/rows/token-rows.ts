@@ -174,7 +174,6 @@ function isEmbedding({ place }: Table): boolean {
   return place.form.isLookup === true
 }
 
-/** The embeddings that tokens are looked up in, and the output layers. */
 function tablesOf({ model, open, modules }: Context): Table[] {
   const graph = readGraph(model.onnx.proto)
   const named = (place: Linear): Table => {
@@ -193,7 +192,6 @@ function tablesOf({ model, open, modules }: Context): Table[] {
 /** Nodes that give the tokens that they get. */
 const HANDS_TOKENS_ON = new Set(['Cast', 'Identity', 'Reshape', 'Flatten', 'Squeeze', 'Unsqueeze'])
 
-/** True for the graph's input of token ids, or a value that only reshapes it. */
 function isOfTokens(graph: Graph, value: string): boolean {
   const maker = graph.producer(value)
   if (maker === undefined) return /(^|_)input_ids$/.test(value) && graph.inputs.some(({ name }) => name === value)

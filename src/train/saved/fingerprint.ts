@@ -21,7 +21,6 @@ const WITHOUT_EFFECT: ReadonlySet<keyof TrainSettings> = new Set([
 
 export interface FingerprintParts {
   model: Model
-  /** As it was before the first step. */
   adapter: LoraAdapter
   task: string
   taskOptions: Readonly<Record<string, unknown>> | undefined
@@ -32,7 +31,6 @@ export interface FingerprintParts {
   totalSteps: number
 }
 
-/** The part that says how many steps the run has. */
 const STEPS = 'number of steps, from `maxSteps` or `epochs`'
 
 export function stepsIn(fingerprint: Readonly<Record<string, string>>): number {

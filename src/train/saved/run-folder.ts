@@ -15,7 +15,6 @@ export const EVALUATIONS_FILE = 'evaluations.jsonl'
 export const PAGE_FILE = 'report.html'
 export const RECORD_FILE = 'run.json'
 
-/** All that a run writes, and all that overwriting removes. */
 const RUN_FILES = [
   'adapter_config.json',
   'adapter_model.safetensors',
@@ -182,7 +181,6 @@ export interface SampleEvent {
 
 export interface RunState {
   step: number
-  /** Digests of the run's parts: a resumed run needs the same. */
   fingerprint: Record<string, string>
   evaluations: Evaluation[]
   samples: SampleEvent[]
