@@ -1,4 +1,4 @@
-// What knows PEFT's files loads with the first call.
+// Code that knows PEFT's files loads with the first call.
 
 import { type Directory, writeTogether } from '../base/bytes.js'
 import { ConfigError, UnsupportedError } from '../base/errors.js'

@@ -1,4 +1,4 @@
-// What a string that names a model, an adapter or a base means. Pure: who calls says which paths exist.
+// The meaning of a string that names a model, an adapter or a base. Pure: who calls says which paths exist.
 
 import { splitName } from '../base/bytes.js'
 import { ConfigError } from '../base/errors.js'

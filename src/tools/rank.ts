@@ -1,4 +1,4 @@
-// By Eckart and Young (1936) the first r singular values and vectors give the closest change of rank r.
+// Ranks: by Eckart and Young (1936) the first r singular values and vectors give the closest change of rank r.
 
 import { ConfigError } from '../base/errors.js'
 import type { Svd } from '../linalg/svd.js'

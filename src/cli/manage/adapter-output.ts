@@ -1,4 +1,4 @@
-// What commands that write an adapter share.
+// Shared parts of the commands that write an adapter.
 
 import type { LoraAdapter, RankReport, ToolProgress } from '../../index.js'
 import { choice, required, toggle } from '../options.js'

@@ -1,4 +1,4 @@
-// What `merge` and `unmerge` share.
+// Shared parts of `merge` and `unmerge`.
 
 import type { MergeProgress, MergeReport, MergeSummary } from '../../index.js'
 import { flags } from '../flags.js'

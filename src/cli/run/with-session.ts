@@ -1,4 +1,4 @@
-// What the commands share that run a model with adapters.
+// Shared parts of the commands that run a model with adapters.
 
 import { existsSync } from 'node:fs'
 import path from 'node:path'

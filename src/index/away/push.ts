@@ -1,4 +1,4 @@
-// By the Hub's own client, which skips what the Hub has: a push that broke goes on where it was.
+// Uploads by the Hub's own client, which skips what the Hub has: a push that broke goes on where it was.
 
 import { readAll, withSource } from '../../base/bytes.js'
 import { ConfigError, FileError, MismatchError, UnsupportedError } from '../../base/errors.js'
