@@ -25,7 +25,6 @@ type ParquetLimits = ReturnType<typeof limitsFor>
 /** A table of data for a language model has a handful. hyparquet's time grows with the square of their number. */
 const MAX_COLUMNS = 4096
 const WATCH_MS = 50
-/** Codecs that hyparquet reads itself; the others are in hyparquet-compressors. */
 const OWN_CODECS = ['SNAPPY', 'UNCOMPRESSED']
 
 /** `limits` are for tests. Only the columns that `columns` names are read. */

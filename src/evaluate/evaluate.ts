@@ -134,7 +134,6 @@ export interface EvaluateReport {
   readonly differing: readonly DifferingRecord[]
 }
 
-/** Characters of a record that a report has. */
 const MAX_RECORD = 2000
 
 interface EvaluatedRecord {
@@ -165,7 +164,10 @@ export async function evaluateAdapters(
   asked: EvaluateSettings,
 ): Promise<EvaluateReport> {
   const judging = checkJudge(asked.judge, asked.judgeModel, asked.judgeKey)
-  const options = judging === undefined ? asked : { ...asked, generate: true }
+  // Chats have the template of the training, as in sessions.
+  const recorded = new Set(Object.values(adapters).flatMap(({ chatTemplate }) => chatTemplate ?? []))
+  const chatTemplate = asked.chatTemplate ?? (recorded.size === 1 ? [...recorded][0] : undefined)
+  const options = { ...asked, chatTemplate, ...(judging !== undefined && { generate: true }) }
   const { resamples = 1000, seed = 42, differing = 10, onWarning = console.warn } = options
   const { device, threads, lowMemory, batchSize } = options
   const settings = resolveSettings({ device, threads, lowMemory, batchSize })

@@ -23,7 +23,6 @@ export interface GraphOptions {
   readonly runtime: SessionOptions & OutputOptions
   readonly modules: ModuleMap
   readonly edit: (graph: Graph) => void
-  /** Called when all is checked, before the runtime reads weights. */
   readonly beforeOpen: () => Promise<void>
   readonly onWarning: (message: string) => void
   readonly allow: readonly AllowedKind[] | undefined

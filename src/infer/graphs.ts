@@ -40,7 +40,6 @@ export interface SessionBase
 
 export interface SessionExtras extends OutputOptions {
   edit?: ((graph: Graph) => void) | undefined
-  /** Called when all is checked, before the runtime reads weights. */
   beforeOpen?: (() => Promise<void>) | undefined
   decodeImage?: DecodeImage | undefined
   /** Opens what `add` is called with. Default: it is an adapter already. */

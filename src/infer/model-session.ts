@@ -98,7 +98,7 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
     const setLevel = accuracyLevel === undefined ? undefined : accuracyEdit(accuracyLevel, [model, ...others])
     const runtime = { ...options, ...(device !== undefined && { executionProviders: [device].flat() }) }
     const own = {
-      runtime,
+      runtime: { ...runtime, keepsTensors },
       modules,
       allow,
       edit: setLevel ?? (() => {}),
@@ -175,7 +175,7 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
   async run(feeds: Feeds, options: RunOptions = {}): Promise<Record<string, RuntimeTensor>> {
     checkOptions(options, 'run', RUN_OPTIONS)
     const { adapter, outputNames, graph: role } = options
-    const session = role === undefined ? this.#main : this.#graph(role)
+    const session = role === undefined ? this.#main : this.graphNamed(role)
     const own = completeFeeds(session.graph, plainFeeds(feeds, session.inputNames))
     const mixes = mixesOf(adapter, batchOf(own))
     this.checkMixes(mixes)
@@ -192,7 +192,7 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
 
   async runGraph(role: string, feeds: Feeds, mixes: readonly Mix[]): Promise<Record<string, RuntimeTensor>> {
     this.#checkWhole(mixes)
-    return this.#graph(role).run(feeds, mixes)
+    return this.graphNamed(role).run(feeds, mixes)
   }
 
   async runMain(
@@ -276,7 +276,6 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
     return this.#main.adapter(name).head
   }
 
-  /** Throws where rows have different ones. */
   headFor(mixes: readonly Mix[]): AdapterHead | undefined {
     const heads = new Set(headsFor(mixes, (name) => this.headOf(name)))
     if (heads.size === 1) return [...heads][0]
@@ -296,7 +295,8 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
     return main
   }
 
-  #graph(role: string): GraphSession {
+  /** @internal */
+  graphNamed(role: string): GraphSession {
     checkName('graph', role, this.graphs)
     return this.#graphs.get(role)!
   }
@@ -347,7 +347,6 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
   }
 }
 
-/** Throws where an adapter of a mix has one. */
 function headsFor(
   mixes: readonly Mix[],
   headOf: (name: string) => AdapterHead | undefined,

@@ -31,7 +31,6 @@ const MIX = kind('weights by name, such as { "a": 0.5, "b": 0.5 }', isMix)
 const TEXT_OR_TEXTS = anyOf(STRING, listOf(STRING))
 const IDS = listOf(whole(0))
 
-/** Fields that callers send for their own records. */
 const IGNORED = { user: STRING, metadata: anyOf(isEmpty, kind('an object', isObject)), safety_identifier: STRING }
 
 const RESPONSE_FORMAT = kind(

@@ -1,6 +1,5 @@
 // Counts for Prometheus, with vLLM's names, so that the Gateway API Inference Extension can route to replicas.
 
-/** Upper bounds in seconds. */
 const BOUNDS = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60]
 
 class Histogram {

@@ -15,7 +15,6 @@ export interface TextRequest {
   readonly options: GenerateOptions
   readonly n: number
   readonly form: AnswerForm
-  /** The scores of the prompts, which are part of the answer. */
   readonly echo: { readonly scores: number | undefined } | undefined
   readonly isStream: boolean
   readonly includesUsage: boolean

@@ -104,7 +104,6 @@ class AudioClassification extends LabelTask<SoundExample> {
     this.probe = { feeds: [feeds(PROBED[0]), feeds(PROBED[1])], lengths: [batch] }
   }
 
-  /** Two times become one token. */
   cost(): number {
     return Math.ceil(this.#size[1] / 2)
   }

@@ -165,7 +165,6 @@ class Dpo extends TwoAnswers<AnswerExample> implements OpenTask<AnswerExample> {
     )
   }
 
-  /** In the words of TRL. */
   metrics({ predictions }: { predictions: readonly unknown[] }): Record<string, number> {
     return meansOf(this.values(predictions))
   }

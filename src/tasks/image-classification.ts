@@ -112,7 +112,6 @@ class ImageClassification extends LabelTask<ImageExample> {
     this.probe = { feeds: [feeds(PROBED[0]), feeds(PROBED[1])], lengths: [batch] }
   }
 
-  /** Its patches, and the token in front of them. */
   cost(): number {
     return this.#tokens
   }

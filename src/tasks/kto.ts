@@ -173,7 +173,6 @@ class Kto extends TwoAnswers<JudgedExample> implements OpenTask<JudgedExample> {
     })
   }
 
-  /** In the words of TRL. */
   metrics({ predictions }: { predictions: readonly unknown[] }): Record<string, number> {
     const all = predictions as readonly Judgement[]
     const rewards = (wanted: boolean) => all.filter(({ isWanted }) => isWanted === wanted).map(({ reward }) => reward)

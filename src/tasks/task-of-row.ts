@@ -26,7 +26,6 @@ async function tasksOfRow(row: unknown, first: TaskName): Promise<Task[]> {
   return fitting.sort((a, b) => b.fields - a.fields).map(({ task }) => task)
 }
 
-/** True for a truth value, also as a file of CSV has it. */
 function isTruth(value: unknown): boolean {
   return typeof value === 'boolean' || (typeof value === 'string' && /^(true|false)$/i.test(value))
 }

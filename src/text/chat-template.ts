@@ -10,7 +10,6 @@ export const MAX_TEMPLATE_BYTES = 1_000_000
 
 const OF_PROCESSOR = 'chat_template.json'
 
-/** Special tokens that templates may name. */
 const SPECIAL_TOKENS = ['bos', 'eos', 'unk', 'sep', 'pad', 'cls', 'mask'].map((name) => `${name}_token`)
 
 /** chat_template.jinja goes first, then chat_template.json, then tokenizer_config.json. `text` replaces them all. */

@@ -30,7 +30,6 @@ export class PieceEncoder {
   readonly #cutter: Cutter
   readonly #added: AddedTokens | undefined
   readonly #addedNormalized: AddedTokens | undefined
-  /** True if a token starts behind its leading spaces. */
   readonly #trimsSpaces: boolean
   readonly #cache = new Map<string, Piece>()
 

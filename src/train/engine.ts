@@ -42,10 +42,8 @@ interface Training {
   feeds: Feeds
   gradients: string[]
   optimizer: AdamW
-  /** The parameters that the last finite loss belongs to. */
   lastGood: Float32Array[]
   best: Float32Array[] | undefined
-  /** Sums over the passes of a step; made when a step first has more than one. */
   sums: Float32Array[] | undefined
 }
 

@@ -94,7 +94,6 @@ class Run {
   readonly #metrics: StepMetrics[] = []
   readonly #best: BestEvaluation
   readonly #pace = new Pace()
-  /** Milliseconds of each step of this process. */
   readonly #times: number[] = []
   #memory: MemoryUse | null = null
   /** Digests of the run's parts at its start; empty without a folder. */

@@ -12,13 +12,33 @@ export type PipelineTask =
   | 'text-generation'
   | 'feature-extraction'
   | 'text-classification'
+  | 'zero-shot-classification'
   | 'token-classification'
+  | 'fill-mask'
   | 'image-classification'
+  | 'text2text-generation'
+  | 'summarization'
+  | 'translation'
 
-const CLASSES: Readonly<Record<PipelineTask, { readonly auto: string; readonly pipeline: string }>> = {
+interface TaskClasses {
+  readonly auto: string
+  readonly pipeline: string
+  /** An encoder and a decoder, in a graph each. */
+  readonly isPair?: true
+}
+
+const CLASSES: Readonly<Record<PipelineTask, TaskClasses>> = {
   'text-generation': { auto: 'AutoModelForCausalLM', pipeline: 'TextGenerationPipeline' },
   'feature-extraction': { auto: 'AutoModel', pipeline: 'FeatureExtractionPipeline' },
   'text-classification': { auto: 'AutoModelForSequenceClassification', pipeline: 'TextClassificationPipeline' },
+  'zero-shot-classification': {
+    auto: 'AutoModelForSequenceClassification',
+    pipeline: 'ZeroShotClassificationPipeline',
+  },
+  'fill-mask': { auto: 'AutoModelForMaskedLM', pipeline: 'FillMaskPipeline' },
+  'text2text-generation': { auto: 'AutoModelForSeq2SeqLM', pipeline: 'Text2TextGenerationPipeline', isPair: true },
+  summarization: { auto: 'AutoModelForSeq2SeqLM', pipeline: 'SummarizationPipeline', isPair: true },
+  translation: { auto: 'AutoModelForSeq2SeqLM', pipeline: 'TranslationPipeline', isPair: true },
   'token-classification': { auto: 'AutoModelForTokenClassification', pipeline: 'TokenClassificationPipeline' },
   'image-classification': { auto: 'AutoModelForImageClassification', pipeline: 'ImageClassificationPipeline' },
 }
@@ -34,6 +54,15 @@ export function checkTask(task: unknown): asserts task is PipelineTask {
     got: String(task),
     ...(near !== undefined && { hint: `Did you mean ${near}?` }),
   })
+}
+
+/** Refuses a model that has other graphs than the pipelines of a task run. */
+export function checkGraphs(task: PipelineTask, { graphs, name }: Pick<Model, 'graphs' | 'name'>): void {
+  const wanted = CLASSES[task].isPair ? 'decoder, encoder' : undefined
+  const got = Object.keys(graphs).sort().join(', ')
+  if (wanted === undefined ? Object.keys(graphs).length === 1 : got === wanted) return
+  const expected = wanted === undefined ? 'one graph, model' : 'encoder_model.onnx and decoder_model_merged.onnx'
+  throw new UnsupportedError({ where: name, what: `no graphs for ${task}`, expected, got })
 }
 
 export function pipelineClass<T>(transformers: TransformersModule, task: PipelineTask): Class<T> {

@@ -10,10 +10,11 @@ import { afterAll, describe, expect, it } from 'vitest'
 import { readJson } from '../../src/base/bytes.js'
 import { ConfigError, MismatchError, StateError, UnsupportedError } from '../../src/base/errors.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
-import { loadModel, merge, openSession } from '../../src/node.js'
+import { loadAdapter, loadModel, merge, openSession } from '../../src/node.js'
 import { saveAdapter } from '../../src/peft/adapter-folder.js'
 import { pipelineWithAdapters, withAdapters } from '../../src/transformers/node/entry.js'
 import { directoryOf, makeAdapter, openModel } from '../infer/models.js'
+import { expectedGraphs, graphsFolder } from '../several-graphs.js'
 import { ort, transformers } from './installed.js'
 
 const UNION = 'models/union-3m'
@@ -270,5 +271,67 @@ describe.skipIf(transformers === undefined)('pipelines with adapters', () => {
     const versions = { node: '1.20.0' }
     const other = { ...transformers, env: { ...transformers.env, backends: { onnx: { versions } } } }
     await expect(open('text-generation', { transformers: other })).rejects.toThrow(/there are two of them.*1\.20\.0/s)
+  })
+})
+
+describe.skipIf(transformers === undefined)('pipelines of further tasks', () => {
+  it.each(['bart', 't5'])(
+    '%s: text2text-generation gives PEFT’s tokens, from an encoder and its decoder',
+    async (name) => {
+      const folder = graphsFolder(name)
+      const { text, baseIds, adaptedIds } = expectedGraphs(name)
+      const adapters = { own: join(folder, 'golden', 'adapter') }
+      for (const task of ['text2text-generation', 'summarization', 'translation'] as const) {
+        const pipe = await pipelineWithAdapters(task, folder, { adapters, transformers })
+        // biome-ignore lint/suspicious/noExplicitAny: transformers.js's own
+        const tokenizer = pipe.tokenizer as any
+        for (const [adapter, ids] of [
+          [null, baseIds],
+          ['own', adaptedIds],
+        ] as const) {
+          const [answer] = await pipe(text, { adapter, max_new_tokens: ids.length, do_sample: false })
+          const expected = tokenizer.decode(ids, { skip_special_tokens: true }).trim()
+          expect(Object.values(answer)[0].trim()).toBe(expected)
+        }
+        await pipe.dispose()
+      }
+      const wrong = pipelineWithAdapters('text-generation', folder, { transformers })
+      await expect(wrong).rejects.toThrow(/no graphs for text-generation/)
+    },
+  )
+
+  it('chooses labels that a call gives, by the entailment of an adapter’s head', async () => {
+    const adapter = await loadAdapter(`${ENCODER}/golden/adapter-init`)
+    adapter.labels = ['contradiction', 'entailment', 'neutral']
+    const choose = await pipelineWithAdapters('zero-shot-classification', ENCODER, {
+      adapters: { adapter },
+      transformers,
+    })
+    const text = 'The sea was calm.'
+    const labels = ['sea', 'land']
+    const { sequence, labels: found, scores } = await choose(text, labels, { adapter: 'adapter' })
+    expect([sequence, [...found].sort(), scores[0] + scores[1]]).toEqual([
+      text,
+      [...labels].sort(),
+      expect.closeTo(1, 5),
+    ])
+    const label = await pipelineWithAdapters('text-classification', ENCODER, { adapters: { adapter }, transformers })
+    // biome-ignore lint/suspicious/noExplicitAny: transformers.js's own
+    const { model, tokenizer } = label as any
+    const entailments = labels.map(async (one) => {
+      const inputs = tokenizer([text], { text_pair: [`This example is ${one}.`] })
+      return (await model({ ...inputs, adapter: 'adapter' })).logits.data[1] as number
+    })
+    const [a, b] = await Promise.all(entailments)
+    expect(found[0]).toBe(labels[a > b ? 0 : 1])
+    expect(scores[0]).toBeCloseTo(1 / (1 + Math.exp(-Math.abs(a - b))), 4)
+    await choose.dispose()
+    await label.dispose()
+  })
+
+  it('takes the processor for auto where no other device starts', async () => {
+    const write = await pipelineWithAdapters('text-generation', UNION, { device: 'auto', transformers })
+    expect(textOf(await write(PROMPTS[0], GREEDY))).not.toBe('')
+    await write.dispose()
   })
 })

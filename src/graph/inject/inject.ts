@@ -82,7 +82,6 @@ export function injectLora(
   /** (n, width) → (rows, n / rows, width) */
   const byRow = (x: Value, width: number) => g.reshape(x, g.concat([ROWS_INPUT, g.int([-1, width])], 0))
   const inputs = new Map<string, Value>()
-  /** Made once for all that read it. */
   const inputOf = (linear: Linear) =>
     sharedValue(inputs, readerKey(linear), () => {
       const x = isMatrix(linear) ? byRow(linear.input, linear.k) : linear.input
@@ -154,7 +153,6 @@ function isAffine(roles: ReadonlySet<SiteRole>): boolean {
   return roles.has('scale') || roles.has('shift')
 }
 
-/** True if a layer takes all rows of a batch as one matrix (n, k). */
 function isMatrix({ form }: Linear): boolean {
   return form.name === 'Gemm'
 }

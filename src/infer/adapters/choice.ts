@@ -12,7 +12,6 @@ export interface MixedAdapter {
   readonly weight: number
 }
 
-/** The adapters of a row; empty for the base alone. */
 export type Mix = readonly MixedAdapter[]
 
 export function isMix(value: unknown): boolean {

@@ -98,7 +98,6 @@ function erf(x: number): number {
   return (2 / Math.sqrt(Math.PI)) * sum
 }
 
-/** The logits (batch, labels), or (batch, sequence, labels). */
 export function headLogits({ input, layers, count }: AdapterHead, tensor: RuntimeTensor, feeds: Feeds): RuntimeTensor {
   const { dims } = tensor
   const isWhole = input.rows === 'given' || input.rows === 'all'

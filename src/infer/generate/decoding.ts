@@ -17,7 +17,6 @@ import { penalizeRepetition, type ScoredToken, sampleToken, scoreTokens } from '
 import type { ReadText } from './prefix-store.js'
 import type { Sampling } from './sampling.js'
 
-/** The base alone. */
 const BASE = new AdapterFeeds([])
 
 /** On which side rows are filled up; `none`: rows of one batch have prompts of one length. */
@@ -76,7 +75,6 @@ export class Decoding {
   #adapters: AdapterFeeds
   readonly #newRows: NewRows | undefined
   #cache: GrowingCache | undefined
-  /** The caches, if the graph gives out whole ones. */
   #past: Feeds
   #context: Feeds
   /** Tokens that the cache holds of each row, those that fill it up included. */

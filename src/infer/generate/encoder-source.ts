@@ -64,7 +64,6 @@ export interface EncodedSource {
   readonly inputs: ReadonlySet<string>
 }
 
-/** Undefined for a graph that continues texts by itself. */
 export function encodedSource(model: Model, graph: Graph): EncodedSource | undefined {
   if (inputFamily(graph)?.behindEncoder !== 'alone') return undefined
   const { generationConfig, config } = model

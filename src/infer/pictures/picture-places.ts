@@ -12,10 +12,8 @@ export interface PictureSize {
 }
 
 export interface PictureWriting {
-  /** The token in whose places the vectors go. */
   readonly token: number
   readonly mark: number
-  /** The text in the place of the mark; names are the texts of tokens. */
   write(size: PictureSize, nameOf: (id: number) => string): string
 }
 

@@ -30,7 +30,6 @@ export class PromptPictures {
   /** The text that marks the place of a picture; undefined for a model that reads texts alone. */
   readonly place: string | undefined
   readonly count: number
-  /** Once their places are filled. */
   vectors: PictureVectors | undefined
   readonly #writing: PictureWriting | undefined
   readonly #session: PictureSession

@@ -25,7 +25,6 @@ export function workerOptions(): { execArgv?: []; resourceLimits?: { stackSizeMb
 const SHORT_COMMAND = 4000
 const STACK_MB = 0.001
 
-/** Threads that were given up and have not ended. */
 const stuck = new Set<Worker>()
 
 /** Node waits for such a thread at its end, and aborts then. Only a signal ends such a process. */

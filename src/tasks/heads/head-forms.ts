@@ -138,7 +138,6 @@ const KINDS = {
 
 export type HeadKind = keyof typeof KINDS
 
-/** The head that this type of model has for labels, or that its graph has; undefined if neither is known. */
 export function findHead(kind: HeadKind, base: HeadBase): HeadForm | undefined {
   const { forms, reads }: { forms: Forms; reads?: string | undefined } = KINDS[kind]
   if (reads !== undefined && inputFamily(base.graph)?.reads !== reads) return undefined

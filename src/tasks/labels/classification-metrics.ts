@@ -3,7 +3,6 @@
 
 export interface LabelMetrics {
   readonly accuracy: number
-  /** The mean over the labels that are there or predicted. */
   readonly f1: number
   /** F1 score of each label; NaN for one that is neither there nor predicted. */
   readonly scores: readonly number[]

@@ -3,7 +3,6 @@
 
 export interface TaggedRange {
   readonly type: string
-  /** Numbers of the first word and of the word behind the last one. */
   readonly start: number
   readonly end: number
 }

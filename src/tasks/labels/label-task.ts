@@ -72,7 +72,6 @@ export abstract class LabelTask<Example extends Labeled> implements OpenTask<Exa
   }
 }
 
-/** A label as bytes, to tell records apart. */
 export function labelBytes(label: Target): Uint8Array {
   return new TextEncoder().encode(typeof label === 'string' ? label : JSON.stringify(label))
 }
