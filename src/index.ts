@@ -116,10 +116,8 @@ export { configureKernels, disposeKernels, type KernelOptions } from './kernels/
 export type { SimdBuild } from './kernels/module.js'
 export {
   type AdapterPart,
-  type AdapterSummary,
   LoraAdapter,
   type PartOfKind,
-  type PartSummary,
 } from './lora/adapter.js'
 export type { LoraConfig, LoraConfigInput } from './lora/config.js'
 export type { LayerVectors } from './lora/factors.js'

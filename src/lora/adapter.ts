@@ -24,43 +24,12 @@ export type AdapterPart = LoraLayer | EmbeddingLora | ConvolutionLora | ExpertLo
 /** The class of a kind of parts. */
 export type PartOfKind<Kind extends PartKind> = Extract<AdapterPart, { readonly kind: Kind }>
 
-/** A part in numbers. */
-export interface PartSummary {
-  /** The part's name in its adapter. */
-  name: string
-  /** The kind of the part: see {@link PartKind}. */
-  kind: PartKind
-  /**
-   * Shape of the weight: (d, k), (V, D), (d, in/groups, *kernel) or (E, d, k). For replaced tensors and rows: the shape
-   * of their values.
-   */
-  shape: readonly number[]
-  /** r; of experts, that of each. Absent for values that take the base's place. */
-  rank?: number
-  /** How many numbers are trained. */
-  trainableParams: number
-  /** How many numbers the weight and all that adapts it have. */
-  totalParams: number
-  /** trainable / total */
-  compressionRatio: number
-}
-
 /** The base of an adapter. */
 export interface BaseRecord {
   /** Path of the graph in the model's folder. */
   readonly graph: string
   /** A digest of its weights. */
   readonly weights: string
-}
-
-/** Result of {@link LoraAdapter.summary}. */
-export interface AdapterSummary {
-  /** All parts, in the adapter's order. */
-  parts: PartSummary[]
-  /** Σ trainableParams over the parts. */
-  totalTrainable: number
-  /** Σ totalParams over the parts. */
-  totalParams: number
 }
 
 /**
@@ -371,26 +340,9 @@ export class LoraAdapter implements Iterable<[name: string, part: AdapterPart]> 
     return this.parts().reduce((sum, part) => sum + part.trainableParams(), 0)
   }
 
-  /** Sizes of all parts and of the adapter. */
-  summary(): AdapterSummary {
-    const parts = this.parts().map((part): PartSummary => {
-      const { name, kind, shape } = part
-      return {
-        name,
-        kind,
-        shape,
-        ...('rank' in part && { rank: part.rank }),
-        trainableParams: part.trainableParams(),
-        totalParams: part.totalParams(),
-        compressionRatio: part.compressionRatio(),
-      }
-    })
-    const total = (of: (part: PartSummary) => number) => parts.reduce((sum, part) => sum + of(part), 0)
-    return {
-      parts,
-      totalTrainable: total((part) => part.trainableParams),
-      totalParams: total((part) => part.totalParams),
-    }
+  /** How many numbers the weights and all that adapts them have. */
+  totalParams(): number {
+    return this.parts().reduce((sum, part) => sum + part.totalParams(), 0)
   }
 
   /** Frees the base weights of all linear layers. The parts' own tensors stay: the adapter can be saved. */

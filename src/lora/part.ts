@@ -141,11 +141,6 @@ export abstract class Part {
     const own = tensorsOf(this as unknown as PartView)
     return own.reduce((sum, [, { shape }]) => sum + elementCount(shape), elementCount(this.shape))
   }
-
-  /** trainable / total */
-  compressionRatio(): number {
-    return this.trainableParams() / this.totalParams()
-  }
 }
 
 /** Vectors that it does not have are left out. */

@@ -25,7 +25,6 @@ export interface MergeJob {
 /** Opens what is read and plans the merge; nothing is written. `runs`: the merge is to follow. */
 export type OpenJob = (request: MergeRequest, runs: boolean) => Promise<MergeJob>
 
-/** Writes a base with adapters folded in. */
 export async function merge(request: MergeRequest, open: OpenJob = openInFolder): Promise<MergeReport> {
   return withJob(await open(request, true), (job) => job.run())
 }
@@ -34,7 +33,6 @@ export async function planMerge(request: MergeRequest, open: OpenJob = openInFol
   return withJob(await open(request, false), (job) => job.plan())
 }
 
-/** Writes the base back from a merged model and the adapters that are in it, with their weights. */
 export async function unmerge({ merged, ...rest }: UnmergeRequest, open: OpenJob = openInFolder): Promise<MergeReport> {
   return withJob(await open({ ...rest, base: merged, sign: -1 }, true), (job) => job.run())
 }

@@ -113,11 +113,10 @@ export function refuseForFormat(settings: MergeSettings & PathSettings, format: 
       format,
     )
   }
-  if (outDtype === 'bf16' || (outDtype !== 'keep' && (format === 'both' || settings.quantized === 'requantize'))) {
+  if (outDtype === 'bf16' || (outDtype !== 'keep' && settings.quantized === 'requantize')) {
     throw unsupported('outDtype', 'the types of an .onnx file stay as they are', format)
   }
-  // Beside an .onnx file the checkpoint's shards can still have other sizes.
-  if (settings.maxShardBytes !== undefined && format === 'onnx') {
+  if (settings.maxShardBytes !== undefined) {
     throw unsupported('maxShardBytes', 'only for results in safetensors', format)
   }
 }

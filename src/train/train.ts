@@ -170,13 +170,12 @@ function reportOf(
   { kept }: EncodedSource,
   isNew: boolean,
 ): Omit<TrainReport, keyof RunReport | 'seconds'> {
-  const { totalTrainable, totalParams } = adapter.summary()
   return {
     task,
     truncatedRecords: kept.truncatedRecords,
     skippedRecords: kept.skippedRecords,
-    trainableParams: totalTrainable - (settings.loraFa ? elementsOfA(adapter) : 0),
-    totalParams,
+    trainableParams: adapter.totalTrainableParams() - (settings.loraFa ? elementsOfA(adapter) : 0),
+    totalParams: adapter.totalParams(),
     labels: open.labels === undefined ? null : [...open.labels],
     newHead: open.head !== undefined && isNew ? open.head.isNew : null,
   }

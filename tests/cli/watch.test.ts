@@ -3,11 +3,14 @@
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { type EvaluationEvent, loadModel, openSession, train } from 'lowrank'
-import { expect, it } from 'vitest'
+import { beforeAll, expect, it } from 'vitest'
 import { reportPage } from '../../src/report/page.js'
 import { runReport } from '../../src/report/run.js'
+import { enginesHere } from '../engines-here.js'
 import { lowrankHere } from './in-process.js'
 import { root, scratchFolder } from './lowrank.js'
+
+beforeAll(enginesHere)
 
 const scratch = scratchFolder()
 const read = (...path: string[]) => readFileSync(join(...path), 'utf8')

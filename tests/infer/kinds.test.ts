@@ -19,6 +19,7 @@ import { LoraAdapter } from '../../src/lora/adapter.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
 import type { Feeds } from '../../src/runtime/runtime.js'
 import { mergeOnnx } from '../merge/toolkit.js'
+import { some } from '../thorough.js'
 import { directoryOf, feedsOf, inThread, makeAdapter, maxDifference, messageHost, openModel } from './models.js'
 
 const FOLDER = 'tests/golden/onnx-kinds'
@@ -111,7 +112,7 @@ describe.each(exported)('%s', (file) => {
     }
   })
 
-  it.each(names)('%s alone gives PEFT’s logits', async (name) => {
+  it.each(some(names))('%s alone gives PEFT’s logits', async (name) => {
     const onnx = await loadOnnx(directoryOf(FOLDER), `${file}.onnx`)
     const session = await open(onnx, { [name]: await adapterOf(name) })
     expect(await error(session, name, name)).toBeLessThan(TOLERANCE)

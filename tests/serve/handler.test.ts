@@ -7,6 +7,7 @@ import { join } from 'node:path'
 import { LoraAdapter, loadModel, type Model, saveAdapter } from 'lowrank'
 import { createHandler, folderOfAdapters, type Handler, type HandlerOptions, listen } from 'lowrank/server'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { enginesHere } from '../engines-here.js'
 import { goldenPath } from '../golden.js'
 
 const isInstalled = (name: string) => {
@@ -27,6 +28,7 @@ let handler: Handler
 const CHAT_TEMPLATE =
   '{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}'
 
+beforeAll(enginesHere)
 beforeAll(async () => {
   for (const name of ['f32', 'bf16', 'f16']) cpSync(goldenPath('peft', name), join(allowed, name), { recursive: true })
   symlinkSync(goldenPath('peft', 'rslora'), join(allowed, 'outside'))

@@ -94,7 +94,7 @@ describe('train', () => {
     ])
     expect(report.tokens).toBe(2 * 24 * 24)
     expect(report.trainableParams).toBe(adapter.totalTrainableParams())
-    expect(report.totalParams).toBe(adapter.summary().totalParams)
+    expect(report.totalParams).toBe(adapter.totalParams())
     expect(report.interrupted).toBe(false)
     expect(report.peakRssBytes).toBeGreaterThan(1e7)
     expect(report.runtime).toMatch(/^onnxruntime-node 1\./)

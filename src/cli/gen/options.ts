@@ -52,7 +52,7 @@ export const FLAGS = {
   MergeOptions: {
     base: { form: 'source', about: 'the model to add the adapter to: a folder, an .onnx file, a safetensors file or its index', isRequired: true },
     out: { form: 'target', about: 'the place of the result. A path that ends in .onnx or .safetensors is a file. Other paths are folders, which also get the base’s configuration and tokenizer', isRequired: true },
-    format: { form: 'word', about: 'format of the result. Default: the format of the base file. If the base is a folder: onnx if it has an .onnx model, else safetensors', words: ['onnx', 'safetensors', 'both'] },
+    format: { form: 'word', about: 'format of the result. Default: the format of the base file. If the base is a folder: onnx if it has an .onnx model, else safetensors', words: ['onnx', 'safetensors'] },
     dtype: { form: 'word', about: 'which .onnx file of the base is read, by the type of its weights. Default: the type in config.json, or fp32 if it has none', words: ['auto', 'fp32', 'fp16', 'q8', 'int8', 'uint8', 'q4', 'q4f16', 'bnb4', 'q2', 'q2f16', 'q1', 'q1f16'], placeholder: 'TYPE' },
     allowMissing: { form: 'switch', about: 'leaves out layers that an .onnx export dropped, and goes on if a head needs tensors that neither the base nor the adapters have: loaders draw these anew' },
     maxShardBytes: { form: 'number', about: 'largest size of a weight file in bytes. Default: the same files as the base. Not for .onnx', range: 'an integer of at least 1' },
@@ -71,7 +71,7 @@ export const FLAGS = {
     merged: { form: 'source', about: 'the result of a merge', isRequired: true },
     tied: { form: 'word', about: 'use keep if the merge used --tied keep. Leave it out if the merge used untie. Default refuse. Not for .onnx', words: ['refuse', 'keep'] },
     out: { form: 'target', about: 'the place of the result. A path that ends in .onnx or .safetensors is a file. Other paths are folders, which also get the base’s configuration and tokenizer', isRequired: true },
-    format: { form: 'word', about: 'format of the result. Default: the format of the base file. If the base is a folder: onnx if it has an .onnx model, else safetensors', words: ['onnx', 'safetensors', 'both'] },
+    format: { form: 'word', about: 'format of the result. Default: the format of the base file. If the base is a folder: onnx if it has an .onnx model, else safetensors', words: ['onnx', 'safetensors'] },
     dtype: { form: 'word', about: 'which .onnx file of the base is read, by the type of its weights. Default: the type in config.json, or fp32 if it has none', words: ['auto', 'fp32', 'fp16', 'q8', 'int8', 'uint8', 'q4', 'q4f16', 'bnb4', 'q2', 'q2f16', 'q1', 'q1f16'], placeholder: 'TYPE' },
     allowMissing: { form: 'switch', about: 'leaves out layers that an .onnx export dropped, and goes on if a head needs tensors that neither the base nor the adapters have: loaders draw these anew' },
     maxShardBytes: { form: 'number', about: 'largest size of a weight file in bytes. Default: the same files as the base. Not for .onnx', range: 'an integer of at least 1' },

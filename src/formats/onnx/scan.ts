@@ -146,7 +146,6 @@ class Scanner {
     }
   }
 
-  /** The fields of a TensorProto that point at a range of the file. */
   #reference(offset: number, byteLength: number): Uint8Array {
     const writer = new BinaryWriter()
     const entries = { location: this.#location, offset: `${offset}`, length: `${byteLength}` }

@@ -93,7 +93,6 @@ function pastLength(g: Builder, ids: Value, mask: Value, shared: Map<string, Val
   return sharedValue(shared, 'past', () => g.sub(g.length(mask, 1), g.length(ids, 1)))
 }
 
-/** Attention itself, and what asks for the shape alone. */
 function isReader({ opType, attribute }: NodeProto): boolean {
   return opType === 'GroupQueryAttention' || (opType === 'Shape' && attribute.length === 0)
 }

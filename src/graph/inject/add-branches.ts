@@ -59,7 +59,6 @@ function isFiniteF16(bytes: Uint8Array): boolean {
   )
 }
 
-/** Adds one adapter's branches, with factors of type `stored`, by default the one in which each layer computes. */
 export function addBranches(
   graph: Graph,
   layers: readonly { readonly linear: Linear; readonly values: BranchValues }[],
@@ -96,7 +95,6 @@ export function addBranches(
   }
 }
 
-/** The initializers of a branch, and what reads them in the type that the layer computes in. */
 function declare(
   graph: Graph,
   g: Builder,

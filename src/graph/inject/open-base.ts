@@ -26,7 +26,6 @@ export interface BaseOpener {
 
 export interface OpenBase {
   readonly trained: readonly TrainedTensor[]
-  /** The linear layers whose weights, or rows of them, are trained. */
   layersOf(linears: readonly Linear[]): Linear[]
   /** `inRows` has each layer as one that computes rows (n, k) → (n, d), by its node. */
   openLayers(inRows: ReadonlyMap<NodeProto, Linear>, custom: CustomGradients): void
@@ -68,7 +67,6 @@ export interface WholeTensor {
   /** As the adapter calls it: model.norm.weight */
   readonly name: string
   readonly shape: readonly number[]
-  /** True if it may stay as it is when the loss does not depend on it. */
   readonly isOptional: boolean
   /** The number that the graph adds to it: see `normOffset`. */
   readonly offset: number
@@ -153,7 +151,6 @@ function openVectors(
   }
 }
 
-/** The pieces side by side, with what the base has between them. */
 function joined(graph: Graph, g: Builder, stored: Value, pieces: readonly Piece[]): Value {
   const sorted = [...pieces].sort((a, b) => a.start - b.start)
   const dims = graph.constant(storedValue(graph, stored))?.dims ?? []
@@ -173,7 +170,6 @@ function joined(graph: Graph, g: Builder, stored: Value, pieces: readonly Piece[
 /** The input of EmbedLayerNormalization that its norm multiplies by; the next one is added. */
 const GAMMA = 5
 
-/** The norm of an EmbedLayerNormalization as a node of its own, over the sum of the embeddings. */
 function normOfEmbeddings(graph: Graph, g: Builder, node: NodeProto): NodeProto {
   const [output] = node.output
   const [gamma, beta] = node.input.slice(GAMMA, GAMMA + 2)

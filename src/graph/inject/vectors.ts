@@ -59,7 +59,6 @@ export function injectVectors(graph: Graph, vectors: readonly VectorPlaces[]): v
   for (const [node, values] of norms) openNorm(graph, g, node, values)
 }
 
-/** The input of Conv that takes a bias. */
 const CONVOLUTION_BIAS = 2
 /** More axes than a tensor has. */
 const MANY = 99

@@ -124,7 +124,6 @@ class PathJob {
     return reportPlan(this.#opened, this.#request.out)
   }
 
-  /** Makes the output, or this job's share of it. */
   async run(): Promise<MergeReport> {
     const startedAt = performance.now()
     const { share, signal } = this.#request

@@ -24,7 +24,7 @@ export function refuseEnding(out: string, format: MergeFormat): void {
   throw new FileError({
     where: out,
     what: `the result cannot be written as .${ending}`,
-    expected: format === 'both' ? 'a folder' : `a folder, or a file name that ends in .${format}`,
+    expected: `a folder, or a file name that ends in .${format}`,
   })
 }
 

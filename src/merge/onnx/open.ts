@@ -68,10 +68,9 @@ export async function openOnnxPart(input: PartInput, models?: readonly OnnxModel
   await requireFiniteReplacements(opened)
   if (factors !== undefined && plans.every(({ branches }) => branches.length === 0)) throw noFactors()
   const head = plans.find((plan) => plan.head !== undefined)?.head
-  const hasCompanions = !weightsOnly && chosen.format === 'onnx'
   const others: OtherFile[] = []
   const leftOut: string[] = []
-  if (hasCompanions) {
+  if (!weightsOnly) {
     const read = graphs.flatMap(({ model }) => [...model.files.keys()])
     const own = new Set([...files.map(({ path }) => path), ...read].map((name) => name.replace(/\/.*/, '/')))
     const vocabulary = plans.find((plan) => plan.vocabulary !== undefined)?.vocabulary
@@ -82,9 +81,7 @@ export async function openOnnxPart(input: PartInput, models?: readonly OnnxModel
     others.push(...companions.files)
     leftOut.push(...companions.leftOut)
   }
-  // Beside a checkpoint, config.json is the checkpoint's to write.
-  const isTold = chosen.format === 'both' || (hasCompanions && config !== undefined)
-  if (head !== undefined && !isTold) warnings.push(headWarning(head))
+  if (head !== undefined && (weightsOnly || config === undefined)) warnings.push(headWarning(head))
   const branches = plans.reduce((sum, plan) => sum + plan.branches.length, 0)
   const layers = inOrder(plans.flatMap(namesOf), opened)
   return {

@@ -39,7 +39,6 @@ export interface OnnxMergePlan {
   readonly branches: readonly QuantizedLayer[]
   /** Makes the tensors of weights that are quantized again, by the name of the initializer. */
   readonly requantized: ReadonlyMap<string, () => Promise<Uint8Array>>
-  /** Entries of the report that the targets' changes belong to. */
   readonly reports: readonly string[]
   readonly quantized: readonly string[]
   /** To be asked for once all is written. */
@@ -99,7 +98,6 @@ export async function planOnnxMerge(
     targets.set(name, { ...base, name, layers, ...placed })
     const { dataType } = graph.initializers.get(name)!
     const shape = placed?.base?.shape.map(BigInt)
-    // The vocabulary has grown.
     if (shape !== undefined && shape.join() !== graph.initializers.get(name)!.dims.join()) {
       graph.addInitializer(create(TensorProtoSchema, { name, dataType, dims: shape }))
     }

@@ -81,15 +81,7 @@ test('is a part of an adapter', async () => {
   expect(() => requirePlain(adapter, 'training')).toThrow('c: adapted convolutions are not implemented for training')
   expect(c.trainableParams()).toBe(2 * 18 + 4 * 2)
   expect(adapter.totalTrainableParams()).toBe(2 * (3 + 4) + c.trainableParams())
-  expect(adapter.summary().parts[1]).toEqual({
-    name: 'c',
-    kind: 'convolution',
-    shape: [4, 3, 3, 2],
-    rank: 2,
-    trainableParams: 44,
-    totalParams: 44 + 72,
-    compressionRatio: 44 / 116,
-  })
+  expect([c.shape, c.rank, c.totalParams()]).toEqual([[4, 3, 3, 2], 2, 44 + 72])
   expect((await inspectAdapter(adapter)).layers[1]).toMatchObject({
     name: 'c',
     kind: 'convolution',
