@@ -1,5 +1,4 @@
-// Adapters: read from PEFT's folders, written to them, and made plain. What knows PEFT's files loads with the first
-// call.
+// Code that knows PEFT's files loads with the first call.
 
 import { type Directory, writeTogether } from '../base/bytes.js'
 import { ConfigError, UnsupportedError } from '../base/errors.js'
