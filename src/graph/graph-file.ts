@@ -104,21 +104,13 @@ export async function findGraphs(directory: Directory, wanted: Wanted): Promise<
 }
 
 export function roleOf(path: string): GraphRole {
-  const { name } = partsOf(path)
+  const { name } = graphFile(path)
   const part = Object.entries(PARTS).find(([, names]) => names.includes(name))
   return part === undefined ? 'model' : (part[0] as GraphRole)
 }
 
-export function dtypeOf(path: string): GraphDtype | undefined {
-  return partsOf(path).dtype
-}
-
-/** onnx/decoder_model_merged_q4.onnx → decoder_model_merged */
-export function graphName(path: string): string {
-  return partsOf(path).name
-}
-
-function partsOf(path: string): { name: string; dtype: GraphDtype | undefined } {
+/** onnx/decoder_model_merged_q4.onnx → decoder_model_merged, q4 */
+export function graphFile(path: string): { name: string; dtype: GraphDtype | undefined } {
   const file = path.slice(path.lastIndexOf('/') + 1)
   const endings = DTYPES.map((dtype) => ({ dtype, ending: `${SUFFIXES[dtype]}.onnx` }))
   // fp32 has no suffix, which every name ends in.

@@ -2,6 +2,7 @@
 // pooling.
 
 import { type Directory, readJson } from '../base/bytes.js'
+import { objectOf } from '../base/options.js'
 
 /** How the vectors of a text's tokens become one. */
 export type Pooling = (typeof POOLINGS)[number]
@@ -55,10 +56,6 @@ function modeOf(config: Readonly<Record<string, unknown>>): string {
 
 async function readOptional(directory: Directory, path: string): Promise<unknown> {
   return (await directory.has(path)) ? readJson(directory, path) : undefined
-}
-
-function objectOf(value: unknown): Readonly<Record<string, unknown>> {
-  return typeof value === 'object' && value !== null && !Array.isArray(value) ? (value as Record<string, unknown>) : {}
 }
 
 function listOf(value: unknown): Record<string, unknown>[] {

@@ -2,7 +2,7 @@
 
 import type { Directory } from '../base/bytes.js'
 import { loadOnnx } from '../formats/onnx/model.js'
-import { type GraphDtype, type GraphRole, graphDtypes, graphName, roleOf } from '../graph/graph-file.js'
+import { type GraphDtype, type GraphRole, graphDtypes, graphFile, roleOf } from '../graph/graph-file.js'
 import type { FormName } from '../graph/match/forms/form.js'
 import { abilitiesOf, type MergeWay } from '../graph/match/forms/forms.js'
 import { findEmbeddings } from '../graph/match/forms/lookup.js'
@@ -117,7 +117,7 @@ export async function inspectGraphs(
     } finally {
       await model.close()
     }
-    const name = graphName(file)
+    const name = graphFile(file).name
     if (isFolder) dtypes[name] = await graphDtypes(directory, name)
   }
   const [{ inputs, outputs }] = graphs

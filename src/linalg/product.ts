@@ -2,7 +2,6 @@
 
 import { F64, type FloatArray, type Matrix, zeros } from '../base/tensor.js'
 import { defaultKernels } from '../kernels/index.js'
-import type { Kernels } from '../kernels/reference.js'
 
 export interface ProductOptions {
   transposeA?: boolean
@@ -10,17 +9,16 @@ export interface ProductOptions {
   scale?: number | undefined
   /** Changed in place and returned: scale · a·b is added to it. Default: a new matrix. */
   addTo?: Matrix | undefined
-  kernels?: Kernels | undefined
 }
 
 /** scale · op(a) (m, k) @ op(b) (k, n) → (m, n), in a's precision. Shapes are the caller's to check. */
 export function product(a: Matrix, b: Matrix, options: ProductOptions = {}): Matrix {
-  const { transposeA = false, transposeB = false, scale = 1, addTo, kernels = defaultKernels() } = options
+  const { transposeA = false, transposeB = false, scale = 1, addTo } = options
   const [m, k] = transposeA ? [a.shape[1], a.shape[0]] : a.shape
   const n = b.shape[transposeB ? 0 : 1]
   const out = addTo ?? zeros(m, n, a.data)
   const beta = addTo === undefined ? 0 : 1
-  kernels.gemm({ m, n, k, a: a.data, transposeA, b: b.data, transposeB, out: out.data, alpha: scale, beta })
+  defaultKernels().gemm({ m, n, k, a: a.data, transposeA, b: b.data, transposeB, out: out.data, alpha: scale, beta })
   return out
 }
 

@@ -1,7 +1,6 @@
 // W + s·B·A (Hu et al. 2021, arXiv 2106.09685, section 4.1), in place: of a weight, or of rows of one as it is stored.
 
 import { type FloatArray, type Matrix, zeros } from '../base/tensor.js'
-import type { Kernels } from '../kernels/reference.js'
 import { inPrecisionOf, product, transpose } from '../linalg/product.js'
 
 export interface FactorPair {
@@ -42,22 +41,19 @@ export class StoredDelta {
   /** (r, columns): A, or Bᵀ. */
   readonly #right: Matrix
 
-  constructor({ weightA, weightB }: FactorPair, scaling: number, isInputMajor: boolean, like: FloatArray) {
-    const [a, b] = [inPrecisionOf(like, weightA), inPrecisionOf(like, weightB)]
+  constructor({ weightA, weightB }: FactorPair, scaling: number, isInputMajor: boolean) {
+    const [a, b] = [weightA, weightB].map((factor) => inPrecisionOf(new Float32Array(), factor))
     this.#scaling = scaling
     this.#left = isInputMajor ? transpose(a) : b
     this.#right = isInputMajor ? transpose(b) : a
   }
 
-  /**
-   * block += its rows of s·B·A, in place, and returned. The block is in the precision of `like`; `first` is its first
-   * row.
-   */
-  addTo(block: Matrix, first: number, kernels?: Kernels): Matrix {
+  /** block += its rows of s·B·A, in place, and returned. The block is in f32; `first` is its first row. */
+  addTo(block: Matrix, first: number): Matrix {
     const [, rank] = this.#left.shape
     const rows = block.shape[0]
     if (rows === 0 || rank === 0) return block
     const left: Matrix = { data: this.#left.data.subarray(first * rank, (first + rows) * rank), shape: [rows, rank] }
-    return product(left, this.#right, { scale: this.#scaling, addTo: block, kernels }) // (rows, r) @ (r, columns)
+    return product(left, this.#right, { scale: this.#scaling, addTo: block }) // (rows, r) @ (r, columns)
   }
 }

@@ -2,7 +2,7 @@
 
 import { type Directory, readAll, readJson, writeFile, writeThrough } from '../base/bytes.js'
 import { LowrankError } from '../base/errors.js'
-import { isObject } from '../base/options.js'
+import { objectOf } from '../base/options.js'
 
 /** Names from transformers 5 (VOCAB_FILES_NAMES) and older models. */
 const TOKENIZERS = [
@@ -147,10 +147,6 @@ export async function readLeniently(base: Directory, name: string): Promise<Reco
     if (error instanceof LowrankError) return {}
     throw error
   }
-}
-
-export function objectOf(value: unknown): Record<string, unknown> {
-  return isObject(value) ? value : {}
 }
 
 /**

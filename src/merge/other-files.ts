@@ -2,18 +2,11 @@
 // tokenizer.
 
 import type { Directory } from '../base/bytes.js'
+import { objectOf } from '../base/options.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import { readChatTemplate } from '../peft/chat-template.js'
 import { TEMPLATE_FILE } from '../peft/file-names.js'
-import {
-  copyOf,
-  findCompanions,
-  isTokenizerFile,
-  type OtherFile,
-  objectOf,
-  readLeniently,
-  textFile,
-} from './companions.js'
+import { copyOf, findCompanions, isTokenizerFile, type OtherFile, readLeniently, textFile } from './companions.js'
 import type { PartInput } from './parts.js'
 import { CONFIG_FILE } from './plan/config-edit.js'
 import type { MergeAdapter } from './weighted.js'

@@ -221,28 +221,25 @@ export async function readGgufTensor({ source }: GgufFile, tensor: GgufTensor): 
  * is read or made.
  */
 class Cursor {
-  readonly #source: ByteSource
   #piece: Uint8Array = new Uint8Array()
   #pieceStart = 0
   #at = 0
 
-  constructor(source: ByteSource) {
-    this.#source = source
-  }
+  constructor(private readonly source: ByteSource) {}
 
   get offset(): number {
     return this.#at
   }
 
   get left(): number {
-    return this.#source.byteLength - this.#at
+    return this.source.byteLength - this.#at
   }
 
   async take(byteLength: number, what: string): Promise<DataView> {
     this.check(byteLength, what)
     const from = this.#at - this.#pieceStart
     if (from < 0 || from + byteLength > this.#piece.byteLength) {
-      this.#piece = await this.#source.read(this.#at, Math.min(Math.max(byteLength, PIECE_BYTES), this.left))
+      this.#piece = await this.source.read(this.#at, Math.min(Math.max(byteLength, PIECE_BYTES), this.left))
       this.#pieceStart = this.#at
     }
     const start = this.#piece.byteOffset + this.#at - this.#pieceStart
@@ -258,7 +255,7 @@ class Cursor {
   check(byteLength: number, what: string): void {
     if (byteLength <= this.left) return
     throw new FormatError({
-      where: this.#source.name,
+      where: this.source.name,
       what: `${what} goes past the end of the file`,
       expected: `at most ${this.left} bytes`,
       got: String(byteLength),
@@ -274,7 +271,7 @@ class Cursor {
     const value = (await this.take(8, what)).getBigUint64(0, true)
     if (value <= BigInt(most)) return Number(value)
     throw new FormatError({
-      where: this.#source.name,
+      where: this.source.name,
       what: `${what} is too large`,
       expected: `at most ${most}`,
       got: String(value),

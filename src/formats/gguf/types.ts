@@ -49,11 +49,7 @@ export const GGUF_TYPES: ReadonlyMap<number, GgufType> = new Map([
   [39, type('MXFP4', 32, 17)],
 ])
 
-const NUMBERS: Readonly<Record<GgufFloat, number>> = { fp32: 0, fp16: 1, q8_0: 8, bf16: 30 }
-
-export function typeNumber(dtype: GgufFloat): number {
-  return NUMBERS[dtype]
-}
+export const NUMBERS: Readonly<Record<GgufFloat, number>> = { fp32: 0, fp16: 1, q8_0: 8, bf16: 30 }
 
 export function floatOf({ name }: GgufType): GgufFloat | undefined {
   return (Object.keys(NUMBERS) as GgufFloat[]).find((dtype) => GGUF_TYPES.get(NUMBERS[dtype])!.name === name)

@@ -3,7 +3,7 @@
 import type { ByteSink } from '../../base/bytes.js'
 import { concatBytes } from '../../base/bytes.js'
 import { elementCount } from '../../base/tensor.js'
-import { type GgufFloat, typeNumber } from './types.js'
+import { type GgufFloat, NUMBERS } from './types.js'
 
 const ALIGNMENT = 32
 
@@ -41,7 +41,7 @@ export async function writeGguf(
       text(name),
       bytesOf([shape.length]),
       ...[...shape].reverse().map(size),
-      bytesOf([typeNumber(dtype)]),
+      bytesOf([NUMBERS[dtype]]),
       size(at),
     )
     at += aligned(byteLength(tensor))

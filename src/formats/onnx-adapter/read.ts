@@ -81,16 +81,13 @@ async function readParameter(reader: Reader, at: number, source: ByteSource): Pr
 
 /** Small reads from anywhere, through a piece that is kept. */
 class Reader {
-  readonly #source: ByteSource
   #piece: Uint8Array = new Uint8Array()
   #start = 0
 
-  constructor(source: ByteSource) {
-    this.#source = source
-  }
+  constructor(private readonly source: ByteSource) {}
 
   async view(at: number, byteLength: number): Promise<DataView> {
-    const { byteLength: all, name } = this.#source
+    const { byteLength: all, name } = this.source
     if (at <= 0 || at + byteLength > all) {
       throw new FormatError({
         where: name,
@@ -100,7 +97,7 @@ class Reader {
       })
     }
     if (at < this.#start || at + byteLength > this.#start + this.#piece.byteLength) {
-      this.#piece = await this.#source.read(at, Math.min(Math.max(byteLength, PIECE_BYTES), all - at))
+      this.#piece = await this.source.read(at, Math.min(Math.max(byteLength, PIECE_BYTES), all - at))
       this.#start = at
     }
     return new DataView(this.#piece.buffer, this.#piece.byteOffset + at - this.#start, byteLength)
@@ -110,11 +107,11 @@ class Reader {
   async offset(at: number): Promise<number> {
     const value = at === 0 ? 0 : (await this.view(at, 4)).getUint32(0, true)
     if (value > 0) return at + value
-    throw new FormatError({ where: this.#source.name, what: 'a part that is missing' })
+    throw new FormatError({ where: this.source.name, what: 'a part that is missing' })
   }
 
   async root(): Promise<number> {
-    const { buffer, byteOffset } = await this.#source.read(0, 4)
+    const { buffer, byteOffset } = await this.source.read(0, 4)
     return new DataView(buffer, byteOffset, 4).getUint32(0, true)
   }
 
@@ -137,7 +134,7 @@ class Reader {
     most: number,
   ): Promise<{ start: number; length: number }> {
     const length = (await this.view(at, 4)).getUint32(0, true)
-    if (length <= most && at + 4 + length * elementBytes <= this.#source.byteLength) return { start: at + 4, length }
-    throw new FormatError({ where: this.#source.name, what: `${what}: more than the file has`, got: String(length) })
+    if (length <= most && at + 4 + length * elementBytes <= this.source.byteLength) return { start: at + 4, length }
+    throw new FormatError({ where: this.source.name, what: `${what}: more than the file has`, got: String(length) })
   }
 }

@@ -8,7 +8,7 @@ import {
   type TensorProto,
   TensorProtoSchema,
 } from './gen/onnx_pb.js'
-import { copyMessage, mapTensors } from './messages.js'
+import { copyMessage, mapTensors, tensorsOf } from './messages.js'
 import type { OnnxModel } from './model.js'
 import { toBinary } from './protobuf.js'
 import { lengthDelimited } from './scan.js'
@@ -128,7 +128,8 @@ function keepFiles(
   const files: OnnxFile[] = []
   const nextName = () => `${path}_data${files.length === 0 ? '' : `_${files.length}`}`
   const renamed = new Map<string, string>()
-  for (const location of locations.sort(byNumber)) {
+  // X_data_2 before X_data_10.
+  for (const location of locations.sort((a, b) => a.localeCompare(b, 'en', { numeric: true }))) {
     const name = nextName()
     const { byteLength } = model.file(location)
     const pieces = [{ offset: 0, byteLength, location, from: 0 }]
@@ -156,11 +157,6 @@ function keepFiles(
     return moved === undefined ? weight : { ...weight, content: toBinary(TensorProtoSchema, moved) }
   })
   return [...files, graphFile(path, proto, inside)]
-}
-
-/** X_data_2 before X_data_10. */
-function byNumber(a: string, b: string): number {
-  return a.localeCompare(b, 'en', { numeric: true })
 }
 
 /** A file of weights, and the tensors that point there; with `all` also those whose content is in the graph. */
@@ -234,11 +230,9 @@ function graphFile(path: string, proto: ModelProto, weights: readonly PlannedWei
 async function inlineAttributes(model: OnnxModel, proto: ModelProto): Promise<ModelProto> {
   const initializers = new Set(proto.graph?.initializer)
   const contents = new Map<TensorProto, TensorProto>()
-  const pending: TensorProto[] = []
-  mapTensors(proto, (tensor) => {
-    if (isExternal(tensor) && !initializers.has(tensor)) pending.push(tensor)
-    return tensor
-  })
-  for (const tensor of pending) contents.set(tensor, inlineTensor(tensor, await model.readTensor(tensor)))
+  for (const tensor of tensorsOf(proto)) {
+    if (!isExternal(tensor) || initializers.has(tensor)) continue
+    contents.set(tensor, inlineTensor(tensor, await model.readTensor(tensor)))
+  }
   return mapTensors(proto, (tensor) => contents.get(tensor) ?? tensor)
 }

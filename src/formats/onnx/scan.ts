@@ -50,16 +50,14 @@ export async function scanSkeleton(source: ByteSource, location: string): Promis
 }
 
 class Scanner {
-  readonly #source: ByteSource
-  readonly #location: string
   #window: Uint8Array = new Uint8Array(0)
   #windowStart = 0
   hasGraph = false
 
-  constructor(source: ByteSource, location: string) {
-    this.#source = source
-    this.#location = location
-  }
+  constructor(
+    private readonly source: ByteSource,
+    private readonly location: string,
+  ) {}
 
   /** Undefined: the bytes of the message in [start, end) can be kept as they are. */
   async message(kind: Kind, start: number, end: number, depth: number): Promise<Piece[] | undefined> {
@@ -128,7 +126,7 @@ class Scanner {
 
   #reference(offset: number, byteLength: number): Uint8Array {
     const writer = new BinaryWriter()
-    const entries = { location: this.#location, offset: `${offset}`, length: `${byteLength}` }
+    const entries = { location: this.location, offset: `${offset}`, length: `${byteLength}` }
     for (const [key, value] of Object.entries(entries)) {
       writer.tag(TENSOR.externalData, WireType.LengthDelimited).fork()
       writer.tag(1, WireType.LengthDelimited).string(key)
@@ -141,7 +139,7 @@ class Scanner {
   async #varint(at: number, end: number): Promise<{ value: number; end: number }> {
     if (at < this.#windowStart || at + 10 > this.#windowStart + this.#window.byteLength) {
       this.#windowStart = at
-      this.#window = await this.#source.read(at, Math.min(WINDOW, this.#source.byteLength - at))
+      this.#window = await this.source.read(at, Math.min(WINDOW, this.source.byteLength - at))
     }
     let value = 0
     let scale = 1
@@ -157,7 +155,7 @@ class Scanner {
 
   error(what: string): FormatError {
     return new FormatError({
-      where: this.#source.name,
+      where: this.source.name,
       what: `not an ONNX model: ${what}`,
       hint: 'Is it an .onnx file, and was it downloaded whole?',
     })

@@ -15,14 +15,11 @@ const TIMES_FILE = 8
 
 /** Offsets count from the file's beginning. */
 export class Gatherer {
-  readonly #source: ByteSource
   readonly #parts: Uint8Array[] = []
   #byteLength = 0
   #costBytes = 0
 
-  constructor(source: ByteSource) {
-    this.#source = source
-  }
+  constructor(private readonly source: ByteSource) {}
 
   /** Throws FormatError when the views of the file are much larger than the file. */
   async place(tensor: TorchTensor, storageStart: number, where: string): Promise<number> {
@@ -32,7 +29,7 @@ export class Gatherer {
     const isInPlace = byteLength === 0 || tensor.isContiguous
     const span = isInPlace ? 0 : shape.reduce((sum, dim, i) => sum + (dim - 1) * strides[i], 1) * type.bytes
     this.#costBytes += span + byteLength
-    if (this.#costBytes > this.#source.byteLength * TIMES_FILE + SPARE_BYTES) {
+    if (this.#costBytes > this.source.byteLength * TIMES_FILE + SPARE_BYTES) {
       throw new FormatError({
         where,
         what: 'views that are much larger than the file',
@@ -40,12 +37,12 @@ export class Gatherer {
       })
     }
     if (isInPlace) return start
-    const values = await this.#source.read(start, span)
+    const values = await this.source.read(start, span)
     const copy = new Uint8Array(byteLength)
     copyStrided(values, copy, tensor)
     this.#parts.push(copy)
     this.#byteLength += byteLength
-    return this.#source.byteLength + this.#byteLength - byteLength
+    return this.source.byteLength + this.#byteLength - byteLength
   }
 
   bytes(): Uint8Array {
@@ -71,27 +68,26 @@ function copyStrided(from: Uint8Array, to: Uint8Array, { shape, strides, type: {
 export class GatheredSource implements ByteSource {
   readonly name: string
   readonly byteLength: number
-  readonly #file: ByteSource
-  readonly #rest: Uint8Array
 
-  constructor(file: ByteSource, rest: Uint8Array) {
+  constructor(
+    private readonly file: ByteSource,
+    private readonly rest: Uint8Array,
+  ) {
     this.name = file.name
     this.byteLength = file.byteLength + rest.byteLength
-    this.#file = file
-    this.#rest = rest
   }
 
   async read(offset: number, byteLength: number): Promise<Uint8Array> {
     checkRange(this, offset, byteLength)
-    const inFile = Math.min(byteLength, Math.max(0, this.#file.byteLength - offset))
-    const restStart = Math.max(0, offset - this.#file.byteLength)
-    const rest = this.#rest.subarray(restStart, restStart + byteLength - inFile)
+    const inFile = Math.min(byteLength, Math.max(0, this.file.byteLength - offset))
+    const restStart = Math.max(0, offset - this.file.byteLength)
+    const rest = this.rest.subarray(restStart, restStart + byteLength - inFile)
     if (inFile === 0) return rest
-    const bytes = await this.#file.read(offset, inFile)
+    const bytes = await this.file.read(offset, inFile)
     return rest.byteLength === 0 ? bytes : concatBytes([bytes, rest])
   }
 
   close(): Promise<void> {
-    return this.#file.close()
+    return this.file.close()
   }
 }

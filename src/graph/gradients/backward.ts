@@ -194,17 +194,14 @@ function narrowestWaist(
 }
 
 class GradientSums {
-  readonly #g: Builder
-  readonly #shapes: ShapeMap
-  readonly #scaling: { readonly waist: Value; readonly scale: Value } | undefined
   readonly #summands = new Map<Value, Contribution[]>()
   readonly #totals = new Map<Value, Value>()
 
-  constructor(g: Builder, shapes: ShapeMap, scaling: { waist: Value; scale: Value } | undefined) {
-    this.#g = g
-    this.#shapes = shapes
-    this.#scaling = scaling
-  }
+  constructor(
+    private readonly g: Builder,
+    private readonly shapes: ShapeMap,
+    private readonly scaling: { readonly waist: Value; readonly scale: Value } | undefined,
+  ) {}
 
   add(value: Value, contribution: Contribution): void {
     const summands = this.#summands.get(value)
@@ -217,10 +214,10 @@ class GradientSums {
     const summands = this.#summands.get(value)
     if (summands === undefined) return undefined
     return sharedValue(this.#totals, value, () => {
-      const sum = joinSlices(this.#g, this.#shapes, summands)
+      const sum = joinSlices(this.g, this.shapes, summands)
         .map(({ make }) => make())
-        .reduce(this.#g.add)
-      return value === this.#scaling?.waist ? this.#g.mul(sum, this.#scaling.scale) : sum
+        .reduce(this.g.add)
+      return value === this.scaling?.waist ? this.g.mul(sum, this.scaling.scale) : sum
     })
   }
 

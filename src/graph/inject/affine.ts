@@ -62,7 +62,7 @@ export async function outputNorms(
 ): Promise<OutputNorms> {
   const norms = new OutputNorms(linear.d)
   const isInputMajor = own !== undefined || !linear.transposed
-  const delta = layer && new StoredDelta(layer, layer.scaling, isInputMajor, new Float32Array())
+  const delta = layer && new StoredDelta(layer, layer.scaling, isInputMajor)
   for await (const { block, row } of weightBlocks(model, graph, linear, own)) {
     norms.add(delta === undefined ? block : delta.addTo(block, row), row, isInputMajor)
   }

@@ -31,8 +31,6 @@ export function magnitudeInput(module: string): string {
 const LEAST_SQUARE = 1e-24
 
 export class TrainableLinears {
-  readonly #graph: Graph
-  readonly #g: Builder
   readonly #rows = new Map<Value, Value>()
   readonly #leadingDims = new Map<Value, Value>()
   readonly #columns = new Map<string, Value>()
@@ -41,10 +39,10 @@ export class TrainableLinears {
   /** Gradients do not pass the norms of DoRA, as in PEFT. */
   readonly constants: Value[] = []
 
-  constructor(graph: Graph, g: Builder) {
-    this.#graph = graph
-    this.#g = g
-  }
+  constructor(
+    private readonly graph: Graph,
+    private readonly g: Builder,
+  ) {}
 
   /**
    * (…, k) → (rows, k) → (rows, d) → (…, d). A Gemm stays, and so does what several nodes compute, whose output is only
@@ -57,26 +55,26 @@ export class TrainableLinears {
     const [x, y] = [node.input[0], node.output[0]]
     const rows = this.#rowsOf(x, k)
     if (form === MATMUL) this.#becomeGemm(node, rows)
-    else this.#graph.setInputs(node, [rows, ...node.input.slice(1)])
-    const output = this.#graph.putBehind(y, (own) => this.#g.reshape(own, this.#outputShape(linear, x)), 'rows')
+    else this.graph.setInputs(node, [rows, ...node.input.slice(1)])
+    const output = this.graph.putBehind(y, (own) => this.g.reshape(own, this.#outputShape(linear, x)), 'rows')
     return { ...linear, form: form === MATMUL ? GEMM : form, input: rows, output }
   }
 
   #outputToRows(linear: Linear): Linear {
     const { last, input, k, d, fused } = linear
-    const g = this.#g
+    const g = this.g
     let output = ''
     const turn = (own: Value) => {
       output = g.reshape(own, g.int([-1, fused?.width ?? d]))
       return g.reshape(output, this.#outputShape(linear, input))
     }
-    this.#graph.putBehind(last.output[0], turn, 'product')
-    return { ...linear, last: this.#graph.producer(output) as NodeProto, input: this.#rowsOf(input, k), output }
+    this.graph.putBehind(last.output[0], turn, 'product')
+    return { ...linear, last: this.graph.producer(output) as NodeProto, input: this.#rowsOf(input, k), output }
   }
 
   /** The shape (…, d) of a product of x (…, k). */
   #outputShape({ d, fused }: Linear, x: Value): Value {
-    return this.#g.concat([this.#leadingDimsOf(x), this.#g.int([fused?.width ?? d])], 0)
+    return this.g.concat([this.#leadingDimsOf(x), this.g.int([fused?.width ?? d])], 0)
   }
 
   /**
@@ -87,31 +85,31 @@ export class TrainableLinears {
     const { node, k } = linear
     const isGemm = node.opType === 'Gemm'
     const all = isGemm ? node.input[0] : this.#rowsOf(node.input[0], k)
-    const moved = this.#g.node('Gather', [all, choice.input[1]], { axis: 0 })
+    const moved = this.g.node('Gather', [all, choice.input[1]], { axis: 0 })
     moved.metadataProps = choice.metadataProps
     const [chosen] = moved.output
     if (linear.form === MATMUL) this.#becomeGemm(node, chosen)
-    else this.#graph.setInputs(node, [chosen, ...node.input.slice(1)])
+    else this.graph.setInputs(node, [chosen, ...node.input.slice(1)])
     const form = linear.form === MATMUL ? GEMM : linear.form
     return { linear: { ...linear, form, input: chosen }, all, chosen }
   }
 
   #becomeGemm(node: NodeProto, rows: Value): void {
-    const { value: weight, isSwapped } = sourceOf(this.#graph, node.input[1], ['Transpose'])
+    const { value: weight, isSwapped } = sourceOf(this.graph, node.input[1], ['Transpose'])
     node.opType = 'Gemm'
     node.attribute = [makeAttribute('transB', isSwapped ? 1 : 0)]
-    this.#graph.setInputs(node, [rows, weight])
+    this.graph.setInputs(node, [rows, weight])
   }
 
   /** Each branch has a dropout mask of its own, as in PEFT. */
   adapt(branches: readonly Branch[], dropout: number, isActivated: boolean): void {
-    const g = this.#g
-    if (isActivated) this.#graph.inputs.push(valueInfo(ACTIVE, DataType.FLOAT, ['active rows', 1]))
+    const g = this.g
+    if (isActivated) this.graph.inputs.push(valueInfo(ACTIVE, DataType.FLOAT, ['active rows', 1]))
     const byLinear = new Map(branches.map((branch) => [branch.linear, branch]))
     const keep = keepProbability(dropout)
     const lows = dropout > 0 ? new Map<Linear, Value>() : this.#joinedLows(branches)
     adaptNodes(
-      this.#graph,
+      this.graph,
       g,
       branches.map(({ linear }) => linear),
       (linear, base) => {
@@ -134,18 +132,18 @@ export class TrainableLinears {
 
   /** {@link ACTIVE} of the rows that a linear computes. */
   #activeRows({ input }: Linear): Value {
-    const choice = this.#graph.producer(input)
-    return choice?.opType === 'Gather' ? this.#g.op('Gather', [ACTIVE, choice.input[1]], { axis: 0 }) : ACTIVE
+    const choice = this.graph.producer(input)
+    return choice?.opType === 'Gather' ? this.g.op('Gather', [ACTIVE, choice.input[1]], { axis: 0 }) : ACTIVE
   }
 
   /** (rows, k) @ (k, r) */
   #low(x: Value, weightA: Value): Value {
-    return this.#g.op('Gemm', [x, weightA], { transB: 1 })
+    return this.g.op('Gemm', [x, weightA], { transB: 1 })
   }
 
   /** x·Aᵀ of layers that read the same x: one product with all A under one another, so that x is read once. */
   #joinedLows(branches: readonly Branch[]): Map<Linear, Value> {
-    const g = this.#g
+    const g = this.g
     const byInput = new Map<Value, Branch[]>()
     for (const branch of branches) {
       const { input } = branch.linear
@@ -169,7 +167,7 @@ export class TrainableLinears {
 
   /** c ⊙ y + (1 − c) ⊙ b, with y = x·(W + s·B·A)ᵀ + b (Liu et al. 2024, arXiv 2402.09353, equation 5). */
   #scaled(branch: Branch, y: Value): Value {
-    const g = this.#g
+    const g = this.g
     const scale = this.#doraScale(branch)
     const bias = this.#ownBias(branch.linear)
     const scaled = g.mul(y, scale)
@@ -178,7 +176,7 @@ export class TrainableLinears {
 
   /** As in PEFT: with x' = drop(x), y + (c − 1) ⊙ x'·Wᵀ + c ⊙ s·(x'·Aᵀ)·Bᵀ. The base's y stays that of x. */
   #scaledOfDropped(branch: Branch, y: Value, kept: Value, keep: number): Value {
-    const g = this.#g
+    const g = this.g
     const { linear, scaling } = branch
     const { weightA } = loraInputs(linear.name)
     const weightB = this.#weightB(branch)
@@ -195,7 +193,7 @@ export class TrainableLinears {
    * the square w·w + 2s·b·(A·w) + s²·b·(A·Aᵀ)·b, with rows w of W and b of B.
    */
   #doraScale(branch: Branch): Value {
-    const g = this.#g
+    const g = this.g
     const { linear, scaling, part, baseSquares = new Float64Array() } = branch
     const { weightA } = loraInputs(linear.name)
     const weightB = this.#weightB(branch)
@@ -216,12 +214,12 @@ export class TrainableLinears {
     const { weightB } = loraInputs(linear.name)
     if (part === undefined) return weightB
     const { start, end } = part
-    return sharedValue(this.#columns, `${weightB}/${start}`, () => this.#g.slice(weightB, start, end, 1))
+    return sharedValue(this.#columns, `${weightB}/${start}`, () => this.g.slice(weightB, start, end, 1))
   }
 
   /** The rows (r, k) times the layer's weight: (r, d). */
   #ofWeight(linear: Linear, rows: Value): Value {
-    const g = this.#g
+    const g = this.g
     const { node, form, fused, d } = linear
     const isGemm = node.opType === 'Gemm'
     const weight = form.dequantize?.(g, linear) ?? node.input[1]
@@ -236,7 +234,7 @@ export class TrainableLinears {
     const input = ownBiasInput(node)
     const bias = added ?? (input === undefined ? '' : (node.input[input] ?? ''))
     if (bias === '') return undefined
-    return fused === undefined ? bias : this.#g.slice(bias, fused.start, fused.start + d, 0)
+    return fused === undefined ? bias : this.g.slice(bias, fused.start, fused.start + d, 0)
   }
 
   /**
@@ -248,20 +246,20 @@ export class TrainableLinears {
   }
 
   #dropped({ name, input, k }: Linear): Value {
-    const mask = { input: this.#graph.freshName(`lora/${name}/dropout`), of: input, k }
+    const mask = { input: this.graph.freshName(`lora/${name}/dropout`), of: input, k }
     this.masks.push(mask)
-    this.#graph.inputs.push(valueInfo(mask.input, DataType.BOOL, [`rows ${mask.input}`, k]))
-    return this.#g.mul(input, this.#g.cast(mask.input, DataType.FLOAT))
+    this.graph.inputs.push(valueInfo(mask.input, DataType.BOOL, [`rows ${mask.input}`, k]))
+    return this.g.mul(input, this.g.cast(mask.input, DataType.FLOAT))
   }
 
   /** x (…, k) as (rows, k), one node for all that read x. */
   #rowsOf(x: Value, k: number): Value {
-    return sharedValue(this.#rows, x, () => this.#g.reshape(x, this.#g.int([-1, k])))
+    return sharedValue(this.#rows, x, () => this.g.reshape(x, this.g.int([-1, k])))
   }
 
   /** The shape of x (…, k) without k, one node for all that reads it. */
   #leadingDimsOf(x: Value): Value {
-    const g = this.#g
+    const g = this.g
     return sharedValue(this.#leadingDims, x, () => g.op('Slice', [g.shape(x), g.int([0]), g.int([-1])]))
   }
 }

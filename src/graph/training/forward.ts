@@ -13,7 +13,7 @@ import { withPointwise } from '../match/forms/pointwise.js'
 import { exposeProducts, findLinears, type Linear, type ModuleMap, reachesRowWise } from '../match/linears.js'
 import { matchLayers } from '../match/match.js'
 import { partsForGraph } from '../match/packed.js'
-import type { LOGIT_BYTES } from '../memory.js'
+import { LOGIT_BYTES } from '../memory.js'
 import { Builder, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 import type { DropoutMask } from './dropout.js'
@@ -32,20 +32,20 @@ export interface TrainedLayer {
   readonly fixedA?: Float32Array | undefined
 }
 
-export interface ForwardOptions {
+export interface TrainingGraphOptions {
   readonly layers: readonly TrainedLayer[]
-  readonly base: BaseOpener | undefined
-  /** Probability in [0, 1) that an element of a LoRA branch's input is dropped. */
-  readonly dropout: number
-  /** {@link ACTIVE} says which tokens the branches count for. */
-  readonly isActivated: boolean
-  readonly modules: ModuleMap | undefined
-  /** Gives out what the objective predicts besides the loss. */
-  readonly predicts: boolean
-  /** Sizes from which the loss is computed in blocks. */
-  readonly logitBytes: typeof LOGIT_BYTES
-  /** False where the loss alone is wanted. */
-  readonly hasGradients: boolean
+  /** Lets weights of the base be trained. */
+  readonly base?: BaseOpener | undefined
+  /** Probability in [0, 1) that an element of a LoRA branch's input is dropped. Default 0. */
+  readonly dropout?: number | undefined
+  /** The tokens from which on an activated LoRA counts: those that {@link ACTIVE} says. */
+  readonly invocation?: readonly number[] | undefined
+  /** Module name → node or initializer, where the graph's own names do not tell. */
+  readonly modules?: ModuleMap | undefined
+  /** Also gives the graph without gradients whose predictions the loss of a step is computed from. Default false. */
+  readonly twoPasses?: boolean | undefined
+  /** Sizes from which the loss is computed in blocks. Default: {@link LOGIT_BYTES}. */
+  readonly logitBytes?: typeof LOGIT_BYTES | undefined
 }
 
 export interface Forward {
@@ -65,11 +65,19 @@ export const LOSS = 'loss'
 /** The graph input that the sum is multiplied by, 1/normalizer. */
 export const LOSS_SCALE = 'loss/scale'
 
-/** Rewrites the graph; its outputs are the loss and what is predicted. */
-export function buildForward(graph: Graph, objective: Objective, options: ForwardOptions): Forward {
+/**
+ * Rewrites the graph; its outputs are the loss and, with `predicts`, what is predicted. `hasGradients` is false where
+ * the loss alone is wanted.
+ */
+export function buildForward(
+  graph: Graph,
+  objective: Objective,
+  options: TrainingGraphOptions,
+  { predicts, hasGradients }: { predicts: boolean; hasGradients: boolean },
+): Forward {
   const own = new ObjectiveGraph(graph)
   const sum = objective.forward(own)
-  const predictions = options.predicts ? own.predictions : []
+  const predictions = predicts ? own.predictions : []
   const predicted = predictions.map((name) => valueInfo(name, DataType.FLOAT))
   graph.outputs = [valueInfo(sum, DataType.FLOAT, []), ...predicted]
   dropEmptyCache(graph)
@@ -111,8 +119,8 @@ export function buildForward(graph: Graph, objective: Objective, options: Forwar
       const part = d === layer.d ? undefined : { start, end: start + d }
       return { linear: { ...linear, form, last, input, output, name }, rank, scaling, baseSquares, part }
     }),
-    options.dropout,
-    options.isActivated,
+    options.dropout ?? 0,
+    options.invocation !== undefined,
   )
   for (const value of trainable.constants) own.customGradients.set(value, { inputs: [], rule: () => [] })
   for (const { node, form } of trained) {
@@ -120,7 +128,7 @@ export function buildForward(graph: Graph, objective: Objective, options: Forwar
     const gradient = product && quantizedGradient(product)
     if (product !== undefined && gradient !== undefined) own.customGradients.set(product.output, gradient)
   }
-  lossInBlocks(own, options.logitBytes, options.hasGradients)
+  lossInBlocks(own, options.logitBytes ?? LOGIT_BYTES, hasGradients)
   graph.inputs.push(valueInfo(LOSS_SCALE, DataType.FLOAT, []))
   graph.rename(own.g.mul(sum, LOSS_SCALE), LOSS)
   graph.outputs = [valueInfo(LOSS, DataType.FLOAT, []), ...predicted]

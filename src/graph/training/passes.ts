@@ -9,11 +9,8 @@ import { setAccuracyLevel } from '../accuracy-level.js'
 import { fuseGelu } from '../fuse/gelu.js'
 import { buildBackward, checkDifferentiable, type GradientPath, gradientPath } from '../gradients/backward.js'
 import { valueInfo } from '../inject/inject.js'
-import type { BaseOpener } from '../inject/open-base.js'
 import { takeBranchWithoutCache } from '../inputs/cache.js'
 import { lowerForTraining } from '../lower/lower.js'
-import type { ModuleMap } from '../match/linears.js'
-import { LOGIT_BYTES } from '../memory.js'
 import { recompute } from '../recompute/recompute.js'
 import { declareShapes, isFloat, mergeReshapes, plainShapes } from '../shapes/plain-shapes.js'
 import type { ShapeMap } from '../shapes/shapes.js'
@@ -22,26 +19,10 @@ import { Graph } from '../view/graph.js'
 import { raiseOpset } from '../view/opset.js'
 import { activeFeeds } from './activation.js'
 import { computeInFloat32, keepOneCopy } from './float32.js'
-import { buildForward, type Forward, LOSS, LOSS_SCALE, type TrainedLayer } from './forward.js'
+import { buildForward, type Forward, LOSS, LOSS_SCALE, type TrainingGraphOptions } from './forward.js'
 import type { Objective, TrainedTensor } from './objective-graph.js'
 import { lengthOf, measureShapes, typicalElements } from './probe.js'
 import { checkTrainableForm } from './trainable-form.js'
-
-export interface TrainingGraphOptions {
-  readonly layers: readonly TrainedLayer[]
-  /** Lets weights of the base be trained. */
-  readonly base?: BaseOpener | undefined
-  /** Probability in [0, 1) that an element of a LoRA branch's input is dropped. Default 0. */
-  readonly dropout?: number | undefined
-  /** The tokens from which on an activated LoRA counts. */
-  readonly invocation?: readonly number[] | undefined
-  /** Module name → node or initializer, where the graph's own names do not tell. */
-  readonly modules?: ModuleMap | undefined
-  /** Also gives the graph without gradients whose predictions the loss of a step is computed from. Default false. */
-  readonly twoPasses?: boolean | undefined
-  /** Sizes from which the loss is computed in blocks. Default: {@link LOGIT_BYTES}. */
-  readonly logitBytes?: typeof LOGIT_BYTES | undefined
-}
 
 export interface TrainedParameter extends TrainedTensor {
   readonly gradient: string
@@ -134,12 +115,8 @@ export const FORWARD_PASSES: readonly Pass[] = [
     needs: ['computes in float32', 'exact products', 'no branches', 'opset of gradients'],
     gives: ['loss'],
     run(work) {
-      const { graph, objective, options, predicts } = work
-      const { layers, base, dropout = 0, invocation, modules, logitBytes = LOGIT_BYTES } = options
-      const hasGradients = work.runtime !== undefined
-      const isActivated = invocation !== undefined
-      const given = { layers, base, dropout, isActivated, modules, predicts, logitBytes, hasGradients }
-      work.forward = buildForward(graph, objective, given)
+      const { graph, objective, options, predicts, runtime } = work
+      work.forward = buildForward(graph, objective, options, { predicts, hasGradients: runtime !== undefined })
       graph.prune({ inputs: true })
     },
   },

@@ -9,16 +9,9 @@ import type { ShapeMap } from '../shapes/shapes.js'
 import type { Graph } from '../view/graph.js'
 import { activeFeeds } from './activation.js'
 import { type DropoutDraw, type DropoutMask, maskFeeds } from './dropout.js'
-import { type Forward, LOSS, LOSS_SCALE, type TrainedLayer } from './forward.js'
+import { type Forward, LOSS, LOSS_SCALE, type TrainedLayer, type TrainingGraphOptions } from './forward.js'
 import type { Length, Objective, TrainedTensor } from './objective-graph.js'
-import {
-  FORWARD_PASSES,
-  runPasses,
-  TRAINING_PASSES,
-  type TrainedParameter,
-  type TrainingGraphOptions,
-  Work,
-} from './passes.js'
+import { FORWARD_PASSES, runPasses, TRAINING_PASSES, type TrainedParameter, Work } from './passes.js'
 import { lengthOf } from './probe.js'
 
 export type { TrainedLayer, TrainedParameter, TrainedTensor, TrainingGraphOptions }

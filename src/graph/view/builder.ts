@@ -16,18 +16,15 @@ export type Value = string
 
 /** Equal constants are made once. */
 export class Builder {
-  readonly graph: Graph
-  /** Prefix of the names of new nodes and values, for readable graphs: 'lora', 'backward'. */
-  readonly scope: string
-  /** A graph in f64 needs constants in f64. */
-  readonly floatType: typeof DataType.FLOAT | typeof DataType.DOUBLE
   readonly #constants = new Map<string, Value>()
 
-  constructor(graph: Graph, scope: string, floatType: typeof DataType.FLOAT | typeof DataType.DOUBLE = DataType.FLOAT) {
-    this.graph = graph
-    this.scope = scope
-    this.floatType = floatType
-  }
+  constructor(
+    readonly graph: Graph,
+    /** Prefix of the names of new nodes and values, for readable graphs: 'lora', 'backward'. */
+    readonly scope: string,
+    /** A graph in f64 needs constants in f64. */
+    readonly floatType: typeof DataType.FLOAT | typeof DataType.DOUBLE = DataType.FLOAT,
+  ) {}
 
   op(opType: string, inputs: readonly Value[], attributes: Attributes = {}, hint?: string): Value {
     return this.node(opType, inputs, attributes, 1, hint).output[0]

@@ -140,16 +140,13 @@ interface Thread {
 }
 
 class Run {
-  readonly #text: readonly number[]
-  readonly #hasReferences: boolean
-  readonly #total: StepCount
   #steps = 0
 
-  constructor(text: readonly number[], hasReferences: boolean, total: StepCount) {
-    this.#total = total
-    this.#text = text
-    this.#hasReferences = hasReferences
-  }
+  constructor(
+    private readonly text: readonly number[],
+    private readonly hasReferences: boolean,
+    private readonly total: StepCount,
+  ) {}
 
   match(
     node: Node,
@@ -175,18 +172,18 @@ class Run {
   }
 
   #count(): void {
-    if (++this.#steps > (this.#hasReferences ? MAX_REFERENCE_STEPS : MAX_STEPS))
+    if (++this.#steps > (this.hasReferences ? MAX_REFERENCE_STEPS : MAX_STEPS))
       throw new ExpressionError('it takes too long to match')
-    if (++this.#total.steps > MAX_TOTAL_STEPS) throw new ExpressionError('it takes too long to match so many names')
+    if (++this.total.steps > MAX_TOTAL_STEPS) throw new ExpressionError('it takes too long to match so many names')
   }
 
   /** Takes the first way and leaves the second for later. */
   #split({ id, first, second, exit }: Split, thread: Thread, left: Thread[], seen: Set<number>): boolean {
     const { at, slots } = thread
-    if (!this.#hasReferences) {
+    if (!this.hasReferences) {
       // Whatever follows from here was tried, or is being tried: a loop that takes nothing ends here too.
       const { size } = seen
-      if (seen.add(id * (this.#text.length + 1) + at).size === size) return false
+      if (seen.add(id * (this.text.length + 1) + at).size === size) return false
     } else if (exit !== undefined) {
       if (slots.get(-1 - id) === at) {
         // A round that took nothing is the last.
@@ -196,7 +193,7 @@ class Run {
       thread.slots = new Map(slots).set(-1 - id, at)
     }
     // Most options of a long list end at once.
-    const ends = first.op === 'character' && (at === this.#text.length || !first.test(this.#text[at]))
+    const ends = first.op === 'character' && (at === this.text.length || !first.test(this.text[at]))
     if (!ends) left.push({ node: second, at, slots: thread.slots })
     thread.node = ends ? second : first
     return true
@@ -207,14 +204,14 @@ class Run {
     const node = thread.node as Exclude<Node, { op: 'end' | 'split' }>
     switch (node.op) {
       case 'save':
-        if (this.#hasReferences) thread.slots = new Map(slots).set(node.slot, at)
+        if (this.hasReferences) thread.slots = new Map(slots).set(node.slot, at)
         break
       case 'character':
-        if (at === this.#text.length || !node.test(this.#text[at])) return false
+        if (at === this.text.length || !node.test(this.text[at])) return false
         thread.at++
         break
       case 'position':
-        if (!node.test(this.#text, at)) return false
+        if (!node.test(this.text, at)) return false
         break
       case 'look': {
         const groups = this.#look(node, thread)
@@ -249,8 +246,7 @@ class Run {
     if (start === undefined || end === undefined) return undefined
     const fold = (code: number) => (isCaseless ? String.fromCodePoint(code).toLowerCase() : code)
     for (let i = start; i < end; i++) {
-      if (at + i - start >= this.#text.length || fold(this.#text[i]) !== fold(this.#text[at + i - start]))
-        return undefined
+      if (at + i - start >= this.text.length || fold(this.text[i]) !== fold(this.text[at + i - start])) return undefined
     }
     return at + end - start
   }

@@ -92,19 +92,16 @@ export async function collectEdits(
 type FactorPart = FactorView<AdapterTensor>
 
 class Edits {
-  readonly #places: ModelPlaces
-  readonly #opened: OpenAdapters
-  readonly #policy: QuantizedPolicy | undefined
   readonly #byPlace = new Map<Place['node'], Map<number, Edit>>()
   readonly #stored = new Map<string, OutputTensor>()
   readonly quantized: QuantizedPart[] = []
   #touched: Pick<PlacedPart, 'info' | 'layer' | 'source'>[] = []
 
-  constructor(places: ModelPlaces, opened: OpenAdapters, policy: QuantizedPolicy | undefined) {
-    this.#places = places
-    this.#opened = opened
-    this.#policy = policy
-  }
+  constructor(
+    private readonly places: ModelPlaces,
+    private readonly opened: OpenAdapters,
+    private readonly policy: QuantizedPolicy | undefined,
+  ) {}
 
   all(): Edit[] {
     return [...this.#byPlace.values()].flatMap((edits) => [...edits.values()])
@@ -127,7 +124,7 @@ class Edits {
   }
 
   async addLinears(share: GraphShare, fit: Fit): Promise<void> {
-    const { graph, linears } = this.#places
+    const { graph, linears } = this.places
     const own = share.parts.flatMap((part) => {
       if (part.kind !== 'linear') return []
       const { weightA, weightB } = part.tensors
@@ -155,7 +152,7 @@ class Edits {
     linear: Linear,
   ): void {
     const { weight, index } = share
-    const { graph } = this.#places
+    const { graph } = this.places
     const { weight: whole, bias: wholeBias } = this.#layersOf(share, name)
     const own = part.d === whole.d ? whole : layerOfRows(whole, part.start, part.d)
     const { isQuantized } = linear.form
@@ -164,7 +161,7 @@ class Edits {
     if (isQuantized) {
       this.#addQuantized({ share, name, part, linear })
       // Branches add the bias themselves.
-      if (this.#policy !== 'requantize') return
+      if (this.policy !== 'requantize') return
     } else {
       const layer = { ...own, name: part.name, isInputMajor: !linear.transposed }
       this.#weightOf(linear, name).add(layer, start, `${index}:${linear.name}`)
@@ -182,7 +179,7 @@ class Edits {
 
   addEmbedding(share: GraphShare, { name, tensors: { weightA, weightB } }: FactorPart): void {
     const { weight: layer } = this.#layersOf(share, name)
-    for (const linear of embeddingsOf(this.#places, name, [weightA.shape[1], weightB.shape[0]])) {
+    for (const linear of embeddingsOf(this.places, name, [weightA.shape[1], weightB.shape[0]])) {
       const { form, transposed } = linear
       if (layer.scales !== undefined) requireWeightOne(name, share.weight, form.isQuantized)
       if (form.isQuantized) this.#addQuantized({ share, name, part: { name, d: layer.d, start: 0 }, linear })
@@ -196,7 +193,7 @@ class Edits {
   addConvolution(share: GraphShare, { name }: FactorPart): void {
     const { weight: layer, bias } = this.#layersOf(share, name)
     if (layer.scales !== undefined) requireWeightOne(name, share.weight)
-    const places = ofModule(findConvolutions(this.#places.graph), name)
+    const places = ofModule(findConvolutions(this.places.graph), name)
     if (places.length === 0) refuse(name, 'the graph has no convolution of this name')
     for (const place of places) {
       // A convolution of several groups is refused before.
@@ -227,7 +224,7 @@ class Edits {
     const values = this.#replacement(index, name, false)
     const view = { ...part.tensors.weight, ...part, shape: this.#shapeBefore(part) }
     const isReplaced = (other: string) => adapter.parts().some(({ name: own }) => own === other)
-    for (const place of await placeReplacement(this.#places, view, adapter.config.fanInFanOut, isReplaced)) {
+    for (const place of await placeReplacement(this.places, view, adapter.config.fanInFanOut, isReplaced)) {
       if (place.kind === 'weight') {
         const { linear, module, isInputMajor } = place
         this.#weightOf(linear, module).replace(values, isInputMajor === linear.transposed, key)
@@ -248,8 +245,8 @@ class Edits {
   #shapeBefore({ name, module, tensors }: ReplacementView<AdapterTensor>): readonly number[] {
     const { shape } = tensors.weight
     if (shape.length !== 2 || !name.endsWith('.weight') || !isVocabularyModule(module)) return shape
-    const [embedding] = ofModule(this.#places.embeddings, module)
-    const [head] = ofModule(this.#places.linears, module)
+    const [embedding] = ofModule(this.places.embeddings, module)
+    const [head] = ofModule(this.places.linears, module)
     const rows = head?.isHead && head.k === shape[1] ? head.d : shape[0]
     return embedding?.d === shape[1] ? [embedding.k, shape[1]] : [rows, shape[1]]
   }
@@ -263,14 +260,14 @@ class Edits {
     const isReplaced = (other: string) => {
       return adapter.parts().some((own) => own.kind === 'token-rows' && own.module === other)
     }
-    for (const linear of await placeTokenRows(this.#places, view, isReplaced)) {
+    for (const linear of await placeTokenRows(this.places, view, isReplaced)) {
       const isByColumns = linear.transposed === (linear.form.isLookup === true)
       this.#weightOf(linear, linear.name).replaceRows(rows, isByColumns, key)
     }
   }
 
   #layersOf({ index }: GraphShare, module: string): { weight: LayerFactors; bias: LayerFactors | undefined } {
-    const { layers, problems } = this.#opened
+    const { layers, problems } = this.opened
     const own = layers.filter(({ name, adapter }) => name === module && adapter === index)
     const weight = own.find(({ tensor }) => tensor === 'weight')
     // Its factors are of a kind that cannot be merged.
@@ -279,7 +276,7 @@ class Edits {
   }
 
   #replacement(index: number, tensor: string, isRows: boolean): BaseReplacement {
-    const { replacements } = this.#opened
+    const { replacements } = this.opened
     return replacements.find((own) => {
       return own.adapter === index && own.tensor === tensor && (own.rows !== undefined) === isRows
     })!
@@ -291,12 +288,12 @@ class Edits {
     const { shape, name } = info
     const byteLength = 4 * elementCount(shape)
     const made = new MadeSource(name, byteLength, async () => {
-      const bytes = await this.#opened.sources[source].read(info.offset, info.byteLength)
+      const bytes = await this.opened.sources[source].read(info.offset, info.byteLength)
       const numbers = Float32Array.from(decodeWeights(bytes, info.dtype as WeightDtype), (value) => value + offset)
       return new Uint8Array(numbers.buffer)
     })
     const own = { name, dtype: 'fp32', shape, offset: 0, byteLength } as const
-    return { ...values, info: own, source: this.#opened.sources.push(made) - 1 }
+    return { ...values, info: own, source: this.opened.sources.push(made) - 1 }
   }
 
   #weightOf(linear: Linear, module: string): EditBuilder {
@@ -307,7 +304,7 @@ class Edits {
   #at({ node, input }: Place, name: string): EditBuilder {
     const ofNode = this.#byPlace.get(node) ?? new Map<number, Edit>()
     this.#byPlace.set(node, ofNode)
-    const weight = storedValue(this.#places.graph, node.input[input])
+    const weight = storedValue(this.places.graph, node.input[input])
     const base = this.#stored.get(weight) ?? this.#storedTensor(weight, node.name)
     this.#stored.set(weight, base)
     const edit = ofNode.get(input) ?? { node, input, name, weight, base, layers: [], placed: undefined, keys: [] }
@@ -315,12 +312,12 @@ class Edits {
     const touch = (layer?: LayerFactors) => {
       this.#touched.push({ info: base.base, source: base.source, ...(layer && { layer }) })
     }
-    return new EditBuilder(edit, this.#opened.sources, touch)
+    return new EditBuilder(edit, this.opened.sources, touch)
   }
 
   #storedTensor(weight: string, node: string): OutputTensor {
-    const { model, graph } = this.#places
-    const { sources } = this.#opened
+    const { model, graph } = this.places
+    const { sources } = this.opened
     const stored = graph.constant(weight) as TensorProto
     const dtype = FLOAT_DTYPES[stored.dataType]
     if (dtype === undefined) {

@@ -179,7 +179,7 @@ export async function branchChange(model: OnnxModel, graph: Graph, one: Quantize
   if (linear.problem !== undefined) return { name, relativeChange: Number.NaN }
   const { transposed, k, d } = linear
   const scale = layer.magnitude === undefined ? undefined : (await affineOf(model, graph, linear, layer))?.scale
-  const delta = new StoredDelta(layer, weight * layer.scaling, !transposed, new Float32Array())
+  const delta = new StoredDelta(layer, weight * layer.scaling, !transposed)
   let [base, change] = [0, 0]
   for await (const { block, row } of weightBlocks(model, graph, linear)) {
     const values = block.data

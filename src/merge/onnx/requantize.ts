@@ -125,7 +125,7 @@ async function newWeight(
       name,
       start: linear.fused?.start ?? 0,
       d: linear.d,
-      delta: new StoredDelta(layer, weight * layer.scaling, false, new Float32Array()),
+      delta: new StoredDelta(layer, weight * layer.scaling, false),
       scale: layer.magnitude && (await affineOf(model, graph, linear, layer))?.scale,
       sums: { base: 0, change: 0, error: 0 },
     })

@@ -5,7 +5,7 @@ import type { FloatDtype } from '../../base/dtype.js'
 import { FormatError, MismatchError } from '../../base/errors.js'
 import { isObject } from '../../base/options.js'
 import { setMember } from '../../formats/json-edit.js'
-import { dtypeOf } from '../../graph/graph-file.js'
+import { graphFile } from '../../graph/graph-file.js'
 import type { Meaning } from '../../peft/labels.js'
 
 export const CONFIG_FILE = 'config.json'
@@ -109,7 +109,7 @@ export function editForHub({ values }: Config, text: string, graphs: readonly Wr
   if (withData.length > 0) {
     own.use_external_data_format = Object.fromEntries(withData.map(({ path, dataFiles }) => [nameOf(path), dataFiles]))
   } else delete own.use_external_data_format
-  const dtypes = graphs.map(({ path }) => dtypeOf(path))
+  const dtypes = graphs.map(({ path }) => graphFile(path).dtype)
   const [first] = dtypes
   // Without a word transformers.js takes fp32, and q8 in browsers without a GPU.
   const isTold = before.dtype !== undefined || dtypes.some((dtype) => dtype !== 'fp32')
