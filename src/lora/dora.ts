@@ -42,18 +42,12 @@ export function magnitudeScales(magnitude: FloatArray, adapted: Matrix): Float64
   return new OutputNorms(adapted.shape[0]).add(adapted, 0, false).scales(magnitude)
 }
 
-/** In place. */
-export function scaleRows(matrix: Matrix, scales: FloatArray): Matrix {
+/** Multiplies each row or column by its scale, in place. */
+export function scale(matrix: Matrix, lines: 'rows' | 'columns', scales: FloatArray): Matrix {
   const { data, shape } = matrix
   const [rows, columns] = shape
-  for (let i = 0, at = 0; i < rows; i++) for (let j = 0; j < columns; j++, at++) data[at] *= scales[i]
-  return matrix
-}
-
-/** In place. */
-export function scaleColumns(matrix: Matrix, scales: FloatArray): Matrix {
-  const { data, shape } = matrix
-  const [rows, columns] = shape
-  for (let i = 0, at = 0; i < rows; i++) for (let j = 0; j < columns; j++, at++) data[at] *= scales[j]
+  for (let i = 0, at = 0; i < rows; i++) {
+    for (let j = 0; j < columns; j++, at++) data[at] *= scales[lines === 'rows' ? i : j]
+  }
   return matrix
 }

@@ -23,7 +23,7 @@ import {
   resolveConfigOf,
 } from './config.js'
 import { addDelta } from './delta.js'
-import { magnitudeScales, rowNorms, scaleRows } from './dora.js'
+import { magnitudeScales, rowNorms, scale } from './dora.js'
 import { addKept, dropFrom } from './dropout.js'
 import {
   copyVector,
@@ -252,7 +252,7 @@ export class LoraLayer extends FactorPart {
   /** @internal As effectiveWeight, from a weight (d, k) that the layer does not keep. */
   adapted(weight: Matrix): Matrix {
     const sum = this.#sum(weight)
-    return this.#magnitude === undefined ? sum : scaleRows(sum, magnitudeScales(this.#magnitude, sum))
+    return this.#magnitude === undefined ? sum : scale(sum, 'rows', magnitudeScales(this.#magnitude, sum))
   }
 
   /** s·biasB (d), what merging adds to the base's bias; undefined for a layer without one. */

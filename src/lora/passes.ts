@@ -6,7 +6,7 @@
 
 import type { FloatArray, Matrix } from '../base/tensor.js'
 import { addScaled, copyAs, product } from '../linalg/product.js'
-import { scaleColumns } from './dora.js'
+import { scale } from './dora.js'
 
 /** In the base weight's precision. */
 export interface PassWeights {
@@ -93,7 +93,7 @@ export function forwardPass(
   const frozen = hasDropped ? ofWeight(dropped) : output
   const adapted = added(copyAs(frozen, frozen.data))
   const scales = norms.map((norm, i) => magnitude[i] / norm)
-  const scaled = scaleColumns(copyAs(adapted, adapted.data), scales)
+  const scaled = scale(copyAs(adapted, adapted.data), 'columns', scales)
   const y = hasDropped ? addScaled(addScaled(output, frozen, -1), scaled, 1) : scaled
   return { output: y, tape: { ...own, hasDropped, dora: { adapted, scales, norms } } }
 }
@@ -102,7 +102,7 @@ export function forwardPass(
 export function backwardPass(weights: PassWeights, tape: Tape, dy: Matrix): PassGradients {
   const { base, weightA, weightB, scaling, biasB } = weights
   const { dora } = tape
-  const adapted = dora === undefined ? dy : scaleColumns(copyAs(dy, dy.data), dora.scales)
+  const adapted = dora === undefined ? dy : scale(copyAs(dy, dy.data), 'columns', dora.scales)
   const hidden = product(adapted, weightB, { scale: scaling }) // (n, d) @ (d, r) → (n, r)
   const ofB = product(adapted, tape.hidden, { transposeA: true, scale: scaling }) // (d, n) @ (n, r) → (d, r)
   const input = product(tape.hasDropped ? dy : adapted, base) // (n, d) @ (d, k) → (n, k)

@@ -156,37 +156,33 @@ export function inlineBytes(tensor: TensorProto, where: string): Uint8Array {
   return bytes
 }
 
+type Typed = (tensor: TensorProto) => ArrayBufferView | undefined
+
+const floats: Typed = ({ floatData }) => Float32Array.from(floatData)
+const doubles: Typed = ({ doubleData }) => Float64Array.from(doubleData)
+const halves: Typed = ({ int32Data }) => Uint16Array.from(int32Data)
+
 /** Small types share int32_data, one element an entry. */
-function typedBytes(tensor: TensorProto): Uint8Array | undefined {
-  switch (tensor.dataType) {
-    case DataType.FLOAT:
-    case DataType.COMPLEX64:
-      return bytesOf(Float32Array.from(tensor.floatData))
-    case DataType.DOUBLE:
-    case DataType.COMPLEX128:
-      return bytesOf(Float64Array.from(tensor.doubleData))
-    case DataType.INT64:
-      return bytesOf(BigInt64Array.from(tensor.int64Data))
-    case DataType.UINT64:
-      return bytesOf(BigUint64Array.from(tensor.uint64Data))
-    case DataType.UINT32:
-      return bytesOf(Uint32Array.from(tensor.uint64Data, Number))
-    case DataType.INT32:
-      return bytesOf(Int32Array.from(tensor.int32Data))
-    case DataType.UINT16:
-    case DataType.INT16:
-    case DataType.FLOAT16:
-    case DataType.BFLOAT16:
-      return bytesOf(Uint16Array.from(tensor.int32Data))
-    case DataType.STRING:
-      return undefined
-    default:
-      return Uint8Array.from(tensor.int32Data)
-  }
+const TYPED: Partial<Record<DataType, Typed>> = {
+  [DataType.FLOAT]: floats,
+  [DataType.COMPLEX64]: floats,
+  [DataType.DOUBLE]: doubles,
+  [DataType.COMPLEX128]: doubles,
+  [DataType.INT64]: ({ int64Data }) => BigInt64Array.from(int64Data),
+  [DataType.UINT64]: ({ uint64Data }) => BigUint64Array.from(uint64Data),
+  [DataType.UINT32]: ({ uint64Data }) => Uint32Array.from(uint64Data, Number),
+  [DataType.INT32]: ({ int32Data }) => Int32Array.from(int32Data),
+  [DataType.UINT16]: halves,
+  [DataType.INT16]: halves,
+  [DataType.FLOAT16]: halves,
+  [DataType.BFLOAT16]: halves,
+  [DataType.STRING]: () => undefined,
 }
 
-function bytesOf(view: ArrayBufferView): Uint8Array {
-  return new Uint8Array(view.buffer, view.byteOffset, view.byteLength)
+function typedBytes(tensor: TensorProto): Uint8Array | undefined {
+  const make = TYPED[tensor.dataType as DataType] ?? (({ int32Data }) => Uint8Array.from(int32Data))
+  const view = make(tensor)
+  return view && new Uint8Array(view.buffer, view.byteOffset, view.byteLength)
 }
 
 type NumberArray = new (buffer: ArrayBuffer) => ArrayLike<number | bigint>

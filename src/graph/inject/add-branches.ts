@@ -2,6 +2,7 @@
 
 import { encodeFloats, type FloatDtype } from '../../base/dtype.js'
 import { NumericError, UnsupportedError } from '../../base/errors.js'
+import { groupBy } from '../../base/group.js'
 import { isAllFinite } from '../../base/tensor.js'
 import { create } from '../../formats/onnx/protobuf.js'
 import { DataType, dataTypeName, TensorProtoSchema } from '../../formats/onnx/tensors.js'
@@ -66,10 +67,8 @@ export function addBranches(
   stored?: 'fp32' | 'fp16',
 ): void {
   const valuesOf = new Map(layers.map(({ linear, values }) => [linear, values]))
-  const byProduct = new Map<Linear['node'], Linear[]>()
-  for (const { linear } of layers) byProduct.set(linear.node, [...(byProduct.get(linear.node) ?? []), linear])
   const seen = new Map<string, number>()
-  for (const parts of byProduct.values()) {
+  for (const parts of groupBy(valuesOf.keys(), ({ node }) => node).values()) {
     const module = parts[0].fused?.module ?? parts[0].name
     const count = (seen.get(module) ?? 0) + 1
     seen.set(module, count)

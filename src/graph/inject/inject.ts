@@ -1,6 +1,7 @@
 // Puts LoRA branches beside linear layers: y' = y + s·(x·Aᵀ)·Bᵀ (Hu et al. 2021, arXiv 2106.09685). Factors are graph
 // inputs, so that they can be swapped or trained between runs.
 
+import { groupBy } from '../../base/group.js'
 import { create } from '../../formats/onnx/protobuf.js'
 import {
   DataType,
@@ -15,15 +16,6 @@ import type { Linear } from '../match/linears.js'
 import { Builder, sharedValue, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 import { ownInput, type SiteNeeds, type SiteRole, sharedInput, siteInput } from './sites.js'
-
-export interface LoraInputs {
-  readonly weightA: string
-  readonly weightB: string
-}
-
-export function loraInputs(module: string): LoraInputs {
-  return { weightA: siteInput(module, 'A'), weightB: siteInput(module, 'B') }
-}
 
 /** A dimension is a number or a symbol. Without `dims` the tensor has any rank. */
 export function valueInfo(name: string, elemType: DataType, dims?: readonly (number | string)[]): ValueInfoProto {
@@ -46,7 +38,7 @@ export const ROWS_INPUT = 'lora/rows'
 const FACTORS: ReadonlySet<SiteRole> = new Set(['A', 'B'])
 
 /**
- * Adapts linear layers for inference. Feeds of a module are those of {@link loraInputs}: Aᵀ (k, r) and s·Bᵀ (r, d), of
+ * Adapts linear layers for inference. Feeds of a module are those of {@link siteInput}: Aᵀ (k, r) and s·Bᵀ (r, d), of
  * any rank r, 0 included where the runtime takes empty tensors. Linears of one name share their inputs. m modules that
  * read the same value have the same rank, and one input for all their A, side by side, (k, m·r), with r of at least 1:
  * {@link sharedInput}. When a text grows by one token, each input and each small product costs more time than its few
@@ -178,9 +170,7 @@ export function adaptNodes(
   makeDelta: MakeDelta,
   needsBase: (linear: Linear) => boolean = () => false,
 ): void {
-  const byNode = new Map<Linear['node'], Linear[]>()
-  for (const linear of linears) byNode.set(linear.node, [...(byNode.get(linear.node) ?? []), linear])
-  for (const parts of byNode.values()) {
+  for (const parts of groupBy(linears, ({ node }) => node).values()) {
     const [{ last, fused }] = parts
     graph.putBehind(last.output[0], (base) => {
       return fused === undefined

@@ -1,6 +1,7 @@
 // Linear layers as they are trained: 2-D Gemms over the rows of all sequences, which take a transposed weight as it is,
 // with branches y' = y + s·(drop(x)·Aᵀ)·Bᵀ whose factors are graph inputs.
 
+import { groupBy } from '../../base/group.js'
 import { DataType, type NodeProto } from '../../formats/onnx/tensors.js'
 import { GEMM, MATMUL } from '../match/forms/float-product.js'
 import type { Linear } from '../match/linears.js'
@@ -11,7 +12,8 @@ import { intAttribute, makeAttribute } from '../view/attributes.js'
 import { type Builder, sharedValue, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 import { sourceOf } from '../view/source.js'
-import { adaptNodes, loraInputs, valueInfo } from './inject.js'
+import { adaptNodes, valueInfo } from './inject.js'
+import { siteInput } from './sites.js'
 
 export interface Branch {
   readonly linear: Linear
@@ -115,7 +117,7 @@ export class TrainableLinears {
       (linear, base) => {
         const branch = byLinear.get(linear) as Branch
         const { scaling, baseSquares } = branch
-        const { weightA } = loraInputs(linear.name)
+        const weightA = siteInput(linear.name, 'A')
         const weightB = this.#weightB(branch)
         const x = dropout > 0 ? this.#drop(branch) : linear.input
         if (baseSquares !== undefined && dropout > 0) return this.#scaledOfDropped(branch, base as Value, x, keep)
@@ -144,23 +146,18 @@ export class TrainableLinears {
   /** x·Aᵀ of layers that read the same x: one product with all A under one another, so that x is read once. */
   #joinedLows(branches: readonly Branch[]): Map<Linear, Value> {
     const g = this.g
-    const byInput = new Map<Value, Branch[]>()
-    for (const branch of branches) {
-      const { input } = branch.linear
-      byInput.set(input, [...(byInput.get(input) ?? []), branch])
-    }
     const lows = new Map<Linear, Value>()
-    for (const [x, readers] of byInput) {
+    for (const [x, readers] of groupBy(branches, ({ linear }) => linear.input)) {
       if (readers.length === 1) continue
       // Products that are parts of one module have the same A.
-      const ranks = new Map(readers.map(({ linear, rank }) => [loraInputs(linear.name).weightA, rank]))
+      const ranks = new Map(readers.map(({ linear, rank }) => [siteInput(linear.name, 'A'), rank]))
       const weights = [...ranks.keys()]
       const low = this.#low(x, weights.length === 1 ? weights[0] : g.concat(weights, 0))
       const parts =
         weights.length === 1
           ? [low]
           : g.node('Split', [low, g.int([...ranks.values()])], { axis: 1 }, weights.length).output
-      for (const { linear } of readers) lows.set(linear, parts[weights.indexOf(loraInputs(linear.name).weightA)])
+      for (const { linear } of readers) lows.set(linear, parts[weights.indexOf(siteInput(linear.name, 'A'))])
     }
     return lows
   }
@@ -178,7 +175,7 @@ export class TrainableLinears {
   #scaledOfDropped(branch: Branch, y: Value, kept: Value, keep: number): Value {
     const g = this.g
     const { linear, scaling } = branch
-    const { weightA } = loraInputs(linear.name)
+    const weightA = siteInput(linear.name, 'A')
     const weightB = this.#weightB(branch)
     const growth = keep === 0 ? 0 : 1 / keep
     const ofBase = g.mul(this.#ofWeight(linear, kept), g.float(growth))
@@ -195,7 +192,7 @@ export class TrainableLinears {
   #doraScale(branch: Branch): Value {
     const g = this.g
     const { linear, scaling, part, baseSquares = new Float64Array() } = branch
-    const { weightA } = loraInputs(linear.name)
+    const weightA = siteInput(linear.name, 'A')
     const weightB = this.#weightB(branch)
     const ofBase = baseSquares.slice(part?.start, part?.end)
     const crossed = g.reduceSum(g.mul(weightB, this.#ofWeight(linear, weightA)), [0], 0)
@@ -211,7 +208,7 @@ export class TrainableLinears {
 
   /** Bᵀ (r, d): of a part of a module its own columns, one node for all that read it. */
   #weightB({ linear, part }: Branch): Value {
-    const { weightB } = loraInputs(linear.name)
+    const weightB = siteInput(linear.name, 'B')
     if (part === undefined) return weightB
     const { start, end } = part
     return sharedValue(this.#columns, `${weightB}/${start}`, () => this.g.slice(weightB, start, end, 1))

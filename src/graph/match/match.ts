@@ -1,6 +1,7 @@
 // Which linear layers a configuration or an adapter means.
 
 import { ConfigError, MismatchError, nearMisses } from '../../base/errors.js'
+import { groupBy } from '../../base/group.js'
 import { isAllLinear, type TargetRules, targetMatcher } from '../../lora/patterns/patterns.js'
 import { ATTENTION } from './forms/attention.js'
 import type { Linear } from './linears.js'
@@ -105,9 +106,7 @@ export interface ModuleFinder {
 }
 
 export function moduleFinder(linears: readonly Linear[]): ModuleFinder {
-  const byName = new Map<string, Linear[]>()
-  for (const linear of [...linears, ...wholeModules(linears)])
-    byName.set(linear.name, [...(byName.get(linear.name) ?? []), linear])
+  const byName = groupBy([...linears, ...wholeModules(linears)], ({ name }) => name)
   const names = new Set(byName.keys())
   return { names: [...names], find: (name) => byName.get(nameOfModule(names, name) ?? '') }
 }

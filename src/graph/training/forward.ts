@@ -4,8 +4,9 @@ import { create } from '../../formats/onnx/protobuf.js'
 import { DataType, type NodeProto, TensorProtoSchema } from '../../formats/onnx/tensors.js'
 import { type CustomGradients, gradientPath } from '../gradients/backward.js'
 import { quantizedGradient } from '../gradients/quantized.js'
-import { loraInputs, valueInfo } from '../inject/inject.js'
+import { valueInfo } from '../inject/inject.js'
 import type { BaseOpener } from '../inject/open-base.js'
+import { siteInput } from '../inject/sites.js'
 import { magnitudeInput, TrainableLinears } from '../inject/trainable.js'
 import { dropEmptyCache } from '../inputs/cache.js'
 import { findProduct } from '../match/forms/forms.js'
@@ -165,7 +166,7 @@ function choiceBehind(
 /** A is (r, k) and B is Bᵀ (r, d): products that give the gradient of a matrix with few columns are slow. */
 function declareFactors(graph: Graph, layers: readonly TrainedLayer[]): TrainedTensor[] {
   return layers.flatMap(({ name, d, k, rank, baseSquares, fixedA }) => {
-    const { weightA, weightB } = loraInputs(name)
+    const [weightA, weightB] = [siteInput(name, 'A'), siteInput(name, 'B')]
     if (fixedA !== undefined) addFloats(graph, weightA, fixedA, [rank, k])
     const tensors = [
       ...(fixedA === undefined ? [{ name: `${name}.A`, input: weightA, shape: [rank, k] }] : []),

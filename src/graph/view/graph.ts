@@ -72,13 +72,7 @@ export class Graph {
   consumers(value: string): readonly NodeProto[] {
     if (this.#consumers === undefined) {
       this.#consumers = new Map()
-      for (const node of this.nodes) {
-        for (const input of new Set(node.input)) {
-          const list = this.#consumers.get(input)
-          if (list === undefined) this.#consumers.set(input, [node])
-          else list.push(node)
-        }
-      }
+      for (const node of this.nodes) this.#registerReader(node)
     }
     return this.#consumers.get(value) ?? []
   }

@@ -148,14 +148,6 @@ export function loftqInitialize(
       got: layer.config.init,
     })
   }
-  if (!Number.isSafeInteger(iterations) || iterations < 1) {
-    throw new ConfigError({
-      where: 'iterations',
-      what: 'not valid',
-      expected: 'an integer of at least 1',
-      got: `${iterations}`,
-    })
-  }
   const weight = effective(layer, 'LoftQ')
   let toQuantize = copyAs(weight, F64)
   for (let i = 0; i < iterations; i++) {
@@ -192,7 +184,6 @@ export function evaInitialize(
   options: EvaOptions = {},
 ): LoraAdapter {
   const { rho = 2, whiten = false, adjustAlpha = true } = options
-  if (!(rho >= 1)) throw new ConfigError({ where: 'rho', what: 'not valid', expected: 'at least 1', got: `${rho}` })
   requirePlain(adapter, 'EVA')
   const found = new Map<string, Directions>()
   for (const entry of inputs) {

@@ -1,6 +1,7 @@
 // Plans a merge into an ONNX graph: which initializers change, and which places need one of their own.
 
 import { UnsupportedError } from '../../base/errors.js'
+import { groupBy } from '../../base/group.js'
 import { type ModelProto, type NodeProto, type TensorProto, TensorProtoSchema } from '../../formats/onnx/gen/onnx_pb.js'
 import { copyMessage } from '../../formats/onnx/messages.js'
 import type { OnnxModel } from '../../formats/onnx/model.js'
@@ -55,9 +56,6 @@ interface OnnxPlanOptions {
   readonly isUnmerge?: boolean | undefined
 }
 
-/** Places whose tensor becomes the same: one tensor, the same changes. */
-type Group = [Edit, ...Edit[]]
-
 /** Returns undefined if something does not fit, or only that was to be found out. */
 export async function planOnnxMerge(
   model: OnnxModel,
@@ -90,7 +88,9 @@ export async function planOnnxMerge(
   if (policy !== undefined && parts.length === 0) throw nothingQuantized(graph, policy)
   const inSubgraphs = new Set(graph.nodes.flatMap(implicitInputs))
   const targets = new Map<string, OutputTensor>()
-  for (const group of groupByWeight(edits)) {
+  // Places whose tensor becomes the same: one tensor, the same changes.
+  const keyOf = ({ weight, layers, keys }: Edit) => JSON.stringify([weight, layers[0]?.isInputMajor ?? false, keys])
+  for (const group of groupBy(edits, keyOf).values()) {
     const [{ weight, layers, placed, base }] = group
     const readers = new Set(group.map((edit) => edit.node))
     const isShared = !graph.initializers.has(weight) || hasOtherReaders(graph, weight, readers, inSubgraphs)
@@ -136,17 +136,6 @@ function nothingQuantized(graph: Graph, policy: QuantizedPolicy): UnsupportedErr
   })
 }
 
-function groupByWeight(edits: readonly Edit[]): Group[] {
-  const groups = new Map<string, Group>()
-  for (const edit of edits) {
-    const key = JSON.stringify([edit.weight, edit.layers[0]?.isInputMajor ?? false, edit.keys])
-    const group = groups.get(key)
-    if (group !== undefined) group.push(edit)
-    else groups.set(key, [edit])
-  }
-  return [...groups.values()]
-}
-
 function hasOtherReaders(
   graph: Graph,
   value: string,
@@ -161,7 +150,7 @@ function hasOtherReaders(
 }
 
 /** A copy of the weight under a new name, with copies of the nodes that hand it on, for the group's places alone. */
-function giveOwnWeight(graph: Graph, edits: Group): string {
+function giveOwnWeight(graph: Graph, edits: readonly Edit[]): string {
   const [{ weight, name: own }] = edits
   const name = graph.freshName(own)
   graph.addInitializer(copyMessage(graph.constant(weight) as TensorProto, { name }))

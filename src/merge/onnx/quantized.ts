@@ -1,6 +1,7 @@
 // Merging into layers whose weights are integers: by default they stay, and the factors stand beside them as constants.
 
 import { MismatchError, UnsupportedError } from '../../base/errors.js'
+import { groupBy } from '../../base/group.js'
 import type { TensorProto } from '../../formats/onnx/gen/onnx_pb.js'
 import type { OnnxModel } from '../../formats/onnx/model.js'
 import { addBranches, type BranchValues, branchTensors, FACTOR_TYPES } from '../../graph/inject/add-branches.js'
@@ -132,9 +133,7 @@ async function hasValues(
 }
 
 function byAdapter(layers: readonly QuantizedLayer[]): QuantizedLayer[][] {
-  const result = new Map<number, QuantizedLayer[]>()
-  for (const layer of layers) result.set(layer.adapter, [...(result.get(layer.adapter) ?? []), layer])
-  return [...result.values()]
+  return [...groupBy(layers, ({ adapter }) => adapter).values()]
 }
 
 async function branchValues(
@@ -160,11 +159,11 @@ async function branchValues(
 /** DoRA's norm is that of one sum; with another change of the same outputs it would be another. */
 function refuseDoraSums(layers: readonly QuantizedLayer[], present: readonly MergedBranch[]): void {
   const taken = new Set(present.flatMap(({ factors }) => factors.map(({ module }) => module)))
-  const count = new Map<string, Set<number>>()
-  for (const { linear, adapter } of layers) count.set(linear.name, (count.get(linear.name) ?? new Set()).add(adapter))
-  for (const { name, layer, linear } of layers) {
+  const byName = groupBy(layers, ({ linear }) => linear.name)
+  for (const { name, layer, linear, adapter: own } of layers) {
     if (layer.magnitude === undefined) continue
-    if ((count.get(linear.name)?.size ?? 0) < 2 && !taken.has(linear.name)) continue
+    const isAlone = byName.get(linear.name)!.every(({ adapter }) => adapter === own)
+    if (isAlone && !taken.has(linear.name)) continue
     throw new UnsupportedError({
       where: name,
       what: 'a DoRA layer and another adapter’s layer beside one weight cannot be merged together',

@@ -3,6 +3,7 @@
 import { concatBytes } from '../../base/bytes.js'
 import { decodeFloats, encodeFloats } from '../../base/dtype.js'
 import { NumericError, UnsupportedError } from '../../base/errors.js'
+import { groupBy } from '../../base/group.js'
 import { isAllFinite, type Matrix } from '../../base/tensor.js'
 import type { NodeProto, TensorProto } from '../../formats/onnx/gen/onnx_pb.js'
 import { copyMessage } from '../../formats/onnx/messages.js'
@@ -37,9 +38,7 @@ export function planRequantization(
   report: (change: LayerChange) => void,
 ): Map<string, () => Promise<Uint8Array>> {
   const writers = new Map<string, () => Promise<Uint8Array>>()
-  const byNode = new Map<NodeProto, QuantizedLayer[]>()
-  for (const layer of layers) byNode.set(layer.linear.node, [...(byNode.get(layer.linear.node) ?? []), layer])
-  for (const [node, own] of byNode) {
+  for (const [node, own] of groupBy(layers, ({ linear }) => linear.node)) {
     checkNode(graph, node, own)
     const names = [WEIGHT, SCALES, ZERO_POINTS].filter((input) => (node.input[input] ?? '') !== '')
     const source = { weight: graph.constant(node.input[WEIGHT]), scales: graph.constant(node.input[SCALES]) }

@@ -159,7 +159,6 @@ describe.each(MODULES)('loftqInitialize: %s', (module) => {
     expect(() => loftqInitialize(layer, eighths)).toThrow(/init: .*plain LoRA/)
     const plain = new LoraLayer(weightOf(module), CONFIG)
     expect(() => loftqInitialize(plain, () => random(2, 2, 1))).toThrow(ShapeError)
-    expect(() => loftqInitialize(plain, eighths, { iterations: 0 })).toThrow(ConfigError)
   })
 })
 
@@ -214,7 +213,6 @@ describe('evaInitialize', async () => {
   })
 
   test('refuses what does not fit', () => {
-    expect(() => evaInitialize(fresh(), inputs, { rho: 0.5 })).toThrow(ConfigError)
     expect(() => evaInitialize(fresh(), [[inputs[0][0], random(1, 12, 1)]])).toThrow(ShapeError)
     expect(() => evaInitialize(fresh(), [[inputs[0][0], random(9, 11, 1)]])).toThrow(ShapeError)
   })
