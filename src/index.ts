@@ -125,7 +125,7 @@ export type { Init } from './lora/init/inits.js'
 export type { BaseWeights } from './lora/init/to-plain.js'
 export { ConvolutionLora } from './lora/kinds/convolution.js'
 export { EmbeddingLora } from './lora/kinds/embedding.js'
-export { type BaseLayout, ExpertLora, type ParameterValues } from './lora/kinds/experts.js'
+export { type BaseLayout, ExpertLora } from './lora/kinds/experts.js'
 export type {
   Replacement,
   ReplacementOptions,

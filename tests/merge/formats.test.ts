@@ -134,7 +134,7 @@ describe('what a format cannot honor is refused by name, and nothing is left', (
         await Promise.all(
           (model.proto.graph?.initializer ?? []).map(async (tensor) => {
             const count = tensor.dims.reduce((product, size) => product * Number(size), 1)
-            const bytes = tensor.dataType === 1 ? await model.readPart(tensor, 0, 4 * count) : new Uint8Array()
+            const bytes = tensor.dataType === 1 ? await model.readTensor(tensor, 0, 4 * count) : new Uint8Array()
             return [tensor.name, new Float32Array(Uint8Array.from(bytes).buffer)] as const
           }),
         ),

@@ -23,21 +23,17 @@ export class OnnxModel {
   ) {}
 
   /**
-   * The bytes of a tensor of this model, or of one that points into its files.
+   * The bytes of a tensor of this model, or of one that points into its files; of a range no more is read.
    *
    * @throws FormatError when content and shape disagree, FileError when the file cannot be read
    */
-  async readTensor(tensor: TensorProto): Promise<Uint8Array> {
-    if (!isExternal(tensor)) return inlineBytes(tensor, this.name)
+  async readTensor(tensor: TensorProto, offset = 0, byteLength?: number): Promise<Uint8Array> {
+    if (!isExternal(tensor)) {
+      const bytes = inlineBytes(tensor, this.name)
+      return bytes.subarray(offset, byteLength === undefined ? undefined : offset + byteLength)
+    }
     const range = weightRange(tensor, this.name)
-    return this.file(range.location).read(range.offset, range.byteLength)
-  }
-
-  /** A range of such a tensor's bytes: less than all of it is read where it lies in a file. */
-  async readPart(tensor: TensorProto, offset: number, byteLength: number): Promise<Uint8Array> {
-    if (!isExternal(tensor)) return inlineBytes(tensor, this.name).subarray(offset, offset + byteLength)
-    const range = weightRange(tensor, this.name)
-    return this.file(range.location).read(range.offset + offset, byteLength)
+    return this.file(range.location).read(range.offset + offset, byteLength ?? range.byteLength - offset)
   }
 
   /**

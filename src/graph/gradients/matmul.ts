@@ -69,14 +69,10 @@ function transposingProduct({ g, node, inputs: [a, b], dy }: GradientContext, op
 function linearProduct(context: GradientContext): ReturnType<GradientRule> {
   const { g, inputs, outputs, dy } = context
   const [a, b] = inputs
-  const dyRows = once(() => rows(context, dy, rankOf(context, outputs[0])))
+  const dyRows = once(() => inRows(context, dy, rankOf(context, outputs[0])))
   return [
-    () => {
-      const { dims, other } = shapeOf(context, a)
-      const from = { dims: [rowCount(dims), dims[dims.length - 1]], other: [rowCount(other), other[other.length - 1]] }
-      return reshapeLike(context, g.op('Gemm', [dyRows(), b], { transB: 1 }), from, a)
-    },
-    () => g.op('Gemm', [rows(context, a, rankOf(context, a)), dyRows()], { transA: 1 }),
+    () => outOfRows(context, g.op('Gemm', [dyRows(), b], { transB: 1 }), a),
+    () => g.op('Gemm', [inRows(context, a, rankOf(context, a)), dyRows()], { transA: 1 }),
   ]
 }
 
@@ -114,12 +110,15 @@ function vectorProduct(context: GradientContext): ReturnType<GradientRule> {
 }
 
 /** (…, n, k) → (rows, k) */
-function rows({ g }: GradientContext, value: Value, rank: number): Value {
+export function inRows({ g }: GradientContext, value: Value, rank: number): Value {
   return rank === 2 ? value : g.op('Flatten', [value], { axis: rank - 1 })
 }
 
-function rowCount(dims: readonly number[]): number {
-  return dims.slice(0, -1).reduce((product, dim) => product * dim, 1)
+/** (rows, k) → the shape of `input` (…, n, k) */
+export function outOfRows(context: GradientContext, rows: Value, input: Value): Value {
+  const flat = (dims: readonly number[]) => [dims.slice(0, -1).reduce((n, dim) => n * dim, 1), dims[dims.length - 1]]
+  const { dims, other } = shapeOf(context, input)
+  return reshapeLike(context, rows, { dims: flat(dims), other: flat(other) }, input)
 }
 
 /** A value that is such a swap already gives back what it swapped. */

@@ -4,7 +4,8 @@
 import type { Product } from '../match/forms/form.js'
 import type { Builder, Value } from '../view/builder.js'
 import type { CustomGradient } from './backward.js'
-import { rankOf, reshapeLike, shapeOf } from './context.js'
+import { rankOf } from './context.js'
+import { inRows, outOfRows } from './matmul.js'
 
 /** Undefined for forms that cannot be dequantized in a graph. */
 export function quantizedGradient(product: Product): CustomGradient | undefined {
@@ -15,17 +16,11 @@ export function quantizedGradient(product: Product): CustomGradient | undefined 
     rule: (context) => [
       () => {
         const { g, outputs, dy } = context
-        const rank = rankOf(context, outputs[0])
-        const rows = rank === 2 ? dy : g.op('Flatten', [dy], { axis: rank - 1 })
+        const rows = inRows(context, dy, rankOf(context, outputs[0]))
         const dx =
           byBlocks(g, product, rows) ??
           g.op('Gemm', [rows, form.dequantize?.(g, product) as Value], { transB: transposed ? 0 : 1 })
-        const { dims, other } = shapeOf(context, input)
-        const rowsOf = (shape: readonly number[]) => [
-          shape.slice(0, -1).reduce((count, dim) => count * dim, 1),
-          shape[shape.length - 1],
-        ]
-        return reshapeLike(context, dx, { dims: rowsOf(dims), other: rowsOf(other) }, input)
+        return outOfRows(context, dx, input)
       },
     ],
   }

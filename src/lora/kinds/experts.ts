@@ -13,18 +13,11 @@ import {
   toMatrix,
   zeros,
 } from '../../base/tensor.js'
-import { rowsOf, stacked, transpose } from '../../linalg/product.js'
+import { copyAs, rowsOf, stacked, transpose } from '../../linalg/product.js'
 import { configForLayer, type LoraConfig, type LoraConfigInput, resolveConfig } from '../config.js'
-import { where } from '../factors.js'
+import { Factors, layerVectors, where } from '../factors.js'
 import { LoraLayer } from '../layer.js'
 import { FactorPart, type FactorTensors, factorTensors, moduleOf } from '../part.js'
-
-/** The values of a parameter, row-major. The shape is (E, d, k), (E, k, d), or (d, k) if E = 1. */
-export interface ParameterValues {
-  /** As many values as the shape has elements. */
-  readonly data: FloatArray
-  readonly shape: readonly number[]
-}
 
 /** How a parameter (E, ·, ·) is stored: (E, d, k), or input-major as (E, k, d). */
 export interface BaseLayout {
@@ -53,7 +46,10 @@ export class ExpertLora extends FactorPart {
   readonly name: string
   /** The parameter's settings: rank and alpha are those that the config's patterns give its name. */
   readonly config: LoraConfig
-  readonly #experts: readonly LoraLayer[]
+  /** A (E·r, k), the parameter's own: its data may be edited in place. */
+  readonly weightA: Matrix
+  /** B (d, r·E), the parameter's own. */
+  readonly weightB: Matrix
 
   /**
    * @param weightA (E·r, k)
@@ -79,10 +75,9 @@ export class ExpertLora extends FactorPart {
       })
     }
     checkShape(b, b.shape[0], ranks, this.#where('weightB'))
-    const experts = ranks / rank
-    this.#experts = Array.from({ length: experts }, (_, e) => {
-      return LoraLayer.fromFactors(rowsOf(a, e, experts), expertColumns(b, e, experts), this.config, `${name}[${e}]`)
-    })
+    this.weightA = copyAs(a, a.data)
+    this.weightB = copyAs(b, a.data)
+    layerVectors(new Factors(a, b, false), this.config, name)
   }
 
   /** The module that owns the parameter. */
@@ -101,32 +96,17 @@ export class ExpertLora extends FactorPart {
 
   /** E, at least 1. */
   get experts(): number {
-    return this.#experts.length
+    return this.weightA.shape[0] / this.rank
   }
 
   /** Rows of each expert's weight: how many features come out. */
   get d(): number {
-    return this.#experts[0].d
+    return this.weightB.shape[0]
   }
 
   /** Columns of each expert's weight: how many features go in. */
   get k(): number {
-    return this.#experts[0].k
-  }
-
-  /** A (E·r, k), a new matrix. */
-  get weightA(): Matrix {
-    return stacked(this.#experts.map(({ weightA }) => weightA))
-  }
-
-  /** B (d, r·E), a new matrix. */
-  get weightB(): Matrix {
-    const { rank, d, experts } = this
-    const result = zeros(d, rank * experts, this.#experts[0].weightB.data)
-    this.#experts.forEach(({ weightB }, e) => {
-      for (let at = 0; at < d * rank; at++) result.data[at * experts + e] = weightB.data[at]
-    })
-    return result
+    return this.weightA.shape[1]
   }
 
   /**
@@ -134,7 +114,7 @@ export class ExpertLora extends FactorPart {
    *
    * @throws ShapeError when it is none of these
    */
-  effectiveWeight({ data, shape }: ParameterValues, { isInputMajor }: BaseLayout = {}): ParameterValues {
+  effectiveWeight({ data, shape }: Tensor<FloatArray>, { isInputMajor }: BaseLayout = {}): Tensor<FloatArray> {
     checkTensor({ data, shape }, this.#where('effectiveWeight'))
     const { experts, d, k } = this
     const own = parameterLayout(shape, { experts, d, k }, isInputMajor)
@@ -148,7 +128,10 @@ export class ExpertLora extends FactorPart {
     }
     const turn = (matrix: Matrix) => (own.isInputMajor ? transpose(matrix) : matrix)
     const all: Matrix = { data, shape: own.isInputMajor ? [experts * k, d] : [experts * d, k] }
-    const adapted = this.#experts.map((expert, e) => turn(expert.adapted(turn(rowsOf(all, e, experts)))))
+    const adapted = Array.from({ length: experts }, (_, e) => {
+      const [a, b] = [rowsOf(this.weightA, e, experts), expertColumns(this.weightB, e, experts)]
+      return turn(LoraLayer.fromFactors(a, b, this.config).adapted(turn(rowsOf(all, e, experts))))
+    })
     return { data: stacked(adapted).data, shape: [...shape] }
   }
 

@@ -58,7 +58,8 @@ export async function openFloatLines(
     })
   }
   const lineBytes = dimsOf(tensor)[1] * (dtype === 'fp32' ? 4 : 2)
-  return async (first, count) => decodeFloats(await model.readPart(tensor, first * lineBytes, count * lineBytes), dtype)
+  return async (first, count) =>
+    decodeFloats(await model.readTensor(tensor, first * lineBytes, count * lineBytes), dtype)
 }
 
 export const MATMUL: Form = floatProduct('MatMul')

@@ -65,7 +65,7 @@ export async function readIntegers(
   count: number,
 ): Promise<Uint8Array | Int8Array> {
   const [from, to] = [Math.floor((first * type.bits) / 8), Math.ceil(((first + count) * type.bits) / 8)]
-  const bytes = await model.readPart(tensor, from, to - from)
+  const bytes = await model.readTensor(tensor, from, to - from)
   return unpack(bytes, type, first - (from * 8) / type.bits, count)
 }
 

@@ -52,7 +52,7 @@ export const MATMUL_BNB4: Form = {
       // Blocks run on over the ends of rows. Of two numbers in a byte the upper half comes first.
       const start = first * k
       const from = start >> 1
-      const bytes = await model.readPart(tensor, from, ((start + count * k + 1) >> 1) - from)
+      const bytes = await model.readTensor(tensor, from, ((start + count * k + 1) >> 1) - from)
       const result = new Float32Array(count * k)
       for (let i = 0; i < result.length; i++) {
         const at = start + i
