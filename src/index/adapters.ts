@@ -71,7 +71,7 @@ async function plainOf(opened: LoraAdapter, { base, initial }: ToPlainOptions): 
       expected: 'a .safetensors file, or a folder with a checkpoint',
     })
   }
-  return convertToPlain(opened, directory, { basePath: file })
+  return convertToPlain(opened, directory, file)
 }
 
 export async function openAdapter(adapter: Source | LoraAdapter, where: string): Promise<LoraAdapter> {
