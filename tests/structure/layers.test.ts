@@ -54,7 +54,7 @@ const LAYERS: Record<string, readonly string[]> = {
   images: ['base'],
   report: [],
   runtime: ['base'],
-  lora: ['base', 'kernels', 'linalg'],
+  lora: ['base', 'linalg'],
   peft: ['base', 'formats', 'linalg', 'lora'],
   graph: ['base', 'formats', 'text', 'runtime', 'lora'],
   tasks: ['base', 'formats', 'text', 'images', 'runtime', 'graph'],
