@@ -1,5 +1,4 @@
-// Merging and unmerging: opens what is read, and hands the work to the code for the place of the result, a path or a
-// folder.
+// Merging and unmerging, into a path or a folder.
 
 import type { Directory } from '../base/bytes.js'
 import { checkOptions } from '../base/options.js'

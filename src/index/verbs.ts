@@ -1,5 +1,4 @@
-// The functions of the public API. Each loads its code with the first call: a page that only computes with LoRA layers
-// stays small.
+// The public functions. Each loads its code with the first call: a page that only computes with layers stays small.
 
 import { isObject } from '../base/options.js'
 import type { EvaluateReport } from '../evaluate/evaluate.js'

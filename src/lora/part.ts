@@ -1,8 +1,8 @@
 // Members of every part of an adapter. `PartView` is the same for parts in memory and in files.
 
-import type { TensorDtype } from '../base/dtype.js'
+import type { FloatDtype, TensorDtype } from '../base/dtype.js'
 import { elementCount, type FloatArray, type Shaped, type Tensor } from '../base/tensor.js'
-import type { LoraConfig } from './config.js'
+import { type LoraConfig, scalingOf } from './config.js'
 
 /**
  * The kinds of parts:
@@ -140,6 +140,24 @@ export abstract class Part {
   totalParams(): number {
     const own = tensorsOf(this as unknown as PartView)
     return own.reduce((sum, [, { shape }]) => sum + elementCount(shape), elementCount(this.shape))
+  }
+}
+
+/** A part that has factors. */
+export abstract class FactorPart extends Part {
+  /** The part's settings: rank and alpha are those that the config's patterns give its name. */
+  abstract readonly config: LoraConfig
+  /** The type that the part is saved in, unless saving names another: that of the file it came from, else fp32. */
+  dtype: FloatDtype = 'fp32'
+
+  /** r: rows of A; of experts those of each. */
+  get rank(): number {
+    return this.config.rank
+  }
+
+  /** s, by which the product of the factors is multiplied. */
+  get scaling(): number {
+    return scalingOf(this.config)
   }
 }
 

@@ -73,7 +73,7 @@ function checkAdapter(adapter: LoraAdapter): void {
   requireHandled(adapter, parts, 'training')
   if (adapter.size === 0) throw new StateError({ where: 'adapter', what: 'it has no layers to train' })
   for (const { name, merged } of adapter.parts('linear')) {
-    if (merged) throw new StateError({ where: name, what: 'it is merged', hint: 'Call unmergeAll() first' })
+    if (merged) throw new StateError({ where: name, what: 'it is merged', hint: 'Call unmerge() first' })
   }
 }
 

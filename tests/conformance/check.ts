@@ -333,7 +333,7 @@ function moduleOf(adapter: LoraAdapter, expected: ExpectedLayer, weight: Tensor)
       layer && {
         forward: (input) => {
           const { data, shape } = convolve(input, layer.effectiveWeight(weight), stride!, padding!, dilation!)
-          const bias = layer.biasDelta()
+          const bias = layer.biasB?.map((value) => layer.scaling * value)
           const positions = shape[2] * shape[3]
           return bias === undefined ? data : data.map((value, i) => value + bias[Math.floor(i / positions) % shape[1]])
         },

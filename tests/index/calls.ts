@@ -369,5 +369,4 @@ export const METHODS: Record<string, Call> = {
   'adapter.remove': { call: (...args) => adapter().remove(...(args as [never])), args: () => ['q'] },
   'adapter.layer': { call: (...args) => adapter().layer(...(args as [never])), args: () => ['q'] },
   'adapter.has': { call: (...args) => adapter().has(...(args as [never])), args: () => ['q'] },
-  'adapter.forward': { call: (...args) => adapter().forward(...(args as [never, never])), args: () => ['q', [[1, 2]]] },
 }

@@ -1,5 +1,4 @@
-// Parts that `merge` and `unmerge` share on the command line: options, adapters with their weights, and the run with
-// its progress.
+// Shared parts of `merge` and `unmerge`.
 
 import type { MergeProgress, MergeReport, MergeSummary } from '../../index.js'
 import { flags } from '../flags.js'

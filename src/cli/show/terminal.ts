@@ -1,5 +1,4 @@
-// Output that people see: messages and progress on stderr, a command's own product on stdout. With --json stdout
-// carries exactly one JSON document.
+// Messages go to stderr, a command's own product to stdout. With --json stdout has exactly one JSON document.
 
 import { createColors } from 'picocolors'
 import type { DownloadProgress } from '../../index.js'

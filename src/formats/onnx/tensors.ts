@@ -189,36 +189,33 @@ function bytesOf(view: ArrayBufferView): Uint8Array {
   return new Uint8Array(view.buffer, view.byteOffset, view.byteLength)
 }
 
-/** With a buffer of its own. Not by slice: that of Node's Buffer is a view of the same memory. */
-function copyOf(bytes: Uint8Array): Uint8Array {
-  return new Uint8Array(bytes)
+type NumberArray = new (buffer: ArrayBuffer) => ArrayLike<number | bigint>
+
+const INTEGERS: Partial<Record<DataType, NumberArray>> = {
+  [DataType.INT64]: BigInt64Array,
+  [DataType.INT32]: Int32Array,
+  [DataType.UINT8]: Uint8Array,
+  [DataType.BOOL]: Uint8Array,
+}
+
+const FLOATS: Partial<Record<DataType, NumberArray>> = {
+  [DataType.FLOAT]: Float32Array,
+  [DataType.DOUBLE]: Float64Array,
 }
 
 /** Undefined for other types and for external tensors. */
 export function integersOf(tensor: TensorProto): number[] | undefined {
-  if (isExternal(tensor)) return undefined
-  const bytes = (): Uint8Array => copyOf(inlineBytes(tensor, 'ONNX model'))
-  switch (tensor.dataType) {
-    case DataType.INT64:
-      return Array.from(new BigInt64Array(bytes().buffer), Number)
-    case DataType.INT32:
-      return [...new Int32Array(bytes().buffer)]
-    case DataType.UINT8:
-    case DataType.BOOL:
-      return [...bytes()]
-    default:
-      return undefined
-  }
+  return numbersOf(tensor, INTEGERS)
 }
 
 /** Undefined for other types and for external tensors. */
 export function floatsOf(tensor: TensorProto): number[] | undefined {
-  if (isExternal(tensor)) return undefined
-  if (tensor.dataType === DataType.FLOAT) {
-    return [...new Float32Array(copyOf(inlineBytes(tensor, 'ONNX model')).buffer)]
-  }
-  if (tensor.dataType === DataType.DOUBLE) {
-    return [...new Float64Array(copyOf(inlineBytes(tensor, 'ONNX model')).buffer)]
-  }
-  return undefined
+  return numbersOf(tensor, FLOATS)
+}
+
+function numbersOf(tensor: TensorProto, arrays: typeof INTEGERS): number[] | undefined {
+  const OwnArray = arrays[tensor.dataType as DataType]
+  if (OwnArray === undefined || isExternal(tensor)) return undefined
+  // A copy has a buffer of its own. Not by slice: that of Node's Buffer is a view of the same memory.
+  return Array.from(new OwnArray(new Uint8Array(inlineBytes(tensor, 'ONNX model')).buffer), Number)
 }

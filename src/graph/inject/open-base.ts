@@ -47,7 +47,11 @@ export function baseOpener(tensors: readonly WholeTensor[], rows: readonly Train
           return [...whole.weights.map(({ linear }) => linear), ...heads]
         },
         openLayers(inRows, custom) {
-          for (const weight of whole.weights) openWeight(graph, inRows.get(weight.linear.node)!.node, weight)
+          for (const { linear, input } of whole.weights) {
+            const { node } = inRows.get(linear.node)!
+            graph.setInput(node, 1, input)
+            setAttribute(node, 'transB', 1)
+          }
           for (const { name, tokens, heads: own } of rows) {
             for (const head of heads.filter((one) => own.includes(one.name))) {
               openHead(g, inRows.get(head.node)!, { rows: inputOf(name), tokens, custom })
@@ -85,7 +89,7 @@ export interface TrainedRows {
 }
 
 /** It takes the input when it is a Gemm. */
-export interface OpenWeight {
+interface OpenWeight {
   readonly linear: Linear
   /** (d, k) */
   readonly input: Value
@@ -97,8 +101,8 @@ interface Piece {
   readonly value: Value
 }
 
-/** Lets nodes read all tensors as inputs but weights of linear layers, which {@link openWeight} opens. */
-export function openTensors(
+/** Lets nodes read all tensors as inputs but weights of linear layers. */
+function openTensors(
   graph: Graph,
   linears: readonly Linear[],
   tensors: readonly WholeTensor[],
@@ -128,11 +132,6 @@ export function openTensors(
   })
   for (const [node, { linear, inputs }] of vectors) openVectors(graph, g, node, linear, inputs)
   return { trained, weights }
-}
-
-export function openWeight(graph: Graph, node: NodeProto, { input }: OpenWeight): void {
-  graph.setInput(node, 1, input)
-  setAttribute(node, 'transB', 1)
 }
 
 function openVectors(

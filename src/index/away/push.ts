@@ -1,5 +1,4 @@
-// An adapter's folder → a repository of the Hub, by the Hub's own client, which sends large files in parts and skips
-// those that the Hub has: a push that broke goes on where it was.
+// Uploads by the Hub's own client, which skips what the Hub has: a push that broke goes on where it was.
 
 import { readAll, withSource } from '../../base/bytes.js'
 import { ConfigError, FileError, MismatchError, UnsupportedError } from '../../base/errors.js'

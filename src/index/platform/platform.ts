@@ -1,5 +1,4 @@
-// Differences between Node and browsers: how a string is opened, and where sessions run. src/node.ts puts Node's
-// platform in place before anything is called; without it this is a browser.
+// Differences between Node and browsers. Without src/node.ts, which puts Node's in place, this is a browser.
 
 import type { ByteSource, Directory } from '../../base/bytes.js'
 import { ConfigError } from '../../base/errors.js'

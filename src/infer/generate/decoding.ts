@@ -257,7 +257,7 @@ export class Decoding {
   }
 
   adaptersWith(other: Decoding): AdapterFeeds {
-    return adaptersOf([...this.#rows, ...other.#rows])
+    return adaptersOf([...this.#rows, ...other.#rows], this.#adapters)
   }
 
   /** Both are of the same graph and read alike. */
@@ -319,7 +319,7 @@ export class Decoding {
     )
     this.#rows = parts.flatMap(({ of, rows }) => rows.map((row) => of.#rows[row]))
     this.#width = width
-    this.#adapters = adapters ?? adaptersOf(this.#rows)
+    this.#adapters = adapters ?? adaptersOf(this.#rows, this.#adapters)
   }
 
   /** The graph may give those of the last tokens alone. */
@@ -359,11 +359,11 @@ export class Decoding {
 }
 
 /** Rows with the same adapters share them. */
-function adaptersOf(rows: readonly Pick<Row, 'mix'>[]): AdapterFeeds {
+function adaptersOf(rows: readonly Pick<Row, 'mix'>[], like?: AdapterFeeds): AdapterFeeds {
   const distinct: Row['mix'][] = []
   const rowOf = rows.map(({ mix }) => {
     const known = distinct.findIndex((other) => isSameMix(mix, other))
     return known >= 0 ? known : distinct.push(mix) - 1
   })
-  return new AdapterFeeds(distinct, rowOf)
+  return new AdapterFeeds(distinct, rowOf, like)
 }

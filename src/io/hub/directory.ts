@@ -1,5 +1,4 @@
-// A repository of the Hub at one commit, as a folder that can be read: what it holds is known, and a file comes when it
-// is opened.
+// A repository of the Hub at one commit: what it holds is known, and a file comes when it is opened.
 
 import { type ByteSource, type Directory, namesIn, ReadOnlyDirectory, splitName } from '../../base/bytes.js'
 import { FileError, nearMisses } from '../../base/errors.js'

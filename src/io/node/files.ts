@@ -1,5 +1,4 @@
-// Files on disk behind ByteSource, ByteSink and Directory. Reads are positional, so that one source
-// serves many readers; writes go to a temporary name beside the target and get the final one complete or never.
+// Reads are positional, so that one source serves many readers. Writes get their name complete or never.
 
 import { constants, type Dirent, type Stats } from 'node:fs'
 import { access, type FileHandle, open, readdir, realpath, rename, stat, unlink } from 'node:fs/promises'

@@ -1,5 +1,4 @@
-// Folders in a browser behind Directory: files that a user picked, folders of the File System API (the origin's private
-// file system, OPFS, or one that a user opened), and streams to wherever the page sends them.
+// Folders in a browser: picked files, folders of the File System API, and streams to wherever the page sends them.
 
 import {
   type ByteSink,

@@ -65,11 +65,6 @@ export class EmbeddingLora extends LinearBacked {
     return this.linear.weightB
   }
 
-  /** s·(B·A)ᵀ (V, D), a new matrix. */
-  delta(): Matrix {
-    return transpose(this.linear.delta())
-  }
-
   /** E + s·(B·A)ᵀ of E (V, D), with DoRA's magnitude, a new matrix. Throws ShapeError for another shape. */
   effectiveWeight(embedding: MatrixLike): Matrix {
     const location = where(this.name, 'effectiveWeight', 'EmbeddingLora')

@@ -1,12 +1,10 @@
 // An adapted parameter (PEFT's target_parameters). Each expert is a linear layer with factors of its own; PEFT keeps
 // them as A (E·r, k), expert after expert, and B (d, r·E), where the experts of one rank are neighbors.
 
-import type { FloatDtype } from '../../base/dtype.js'
 import { ShapeError } from '../../base/errors.js'
 import {
   checkShape,
   checkTensor,
-  elementCount,
   type FloatArray,
   formatShape,
   type Matrix,
@@ -15,11 +13,11 @@ import {
   toMatrix,
   zeros,
 } from '../../base/tensor.js'
-import { norm, rowsOf, transpose } from '../../linalg/product.js'
-import { configForLayer, type LoraConfig, type LoraConfigInput, resolveConfig, scalingOf } from '../config.js'
+import { rowsOf, stacked, transpose } from '../../linalg/product.js'
+import { configForLayer, type LoraConfig, type LoraConfigInput, resolveConfig } from '../config.js'
 import { where } from '../factors.js'
 import { LoraLayer } from '../layer.js'
-import { type FactorTensors, factorTensors, moduleOf, Part } from '../part.js'
+import { FactorPart, type FactorTensors, factorTensors, moduleOf } from '../part.js'
 
 /** The values of a parameter, row-major. The shape is (E, d, k), (E, k, d), or (d, k) if E = 1. */
 export interface ParameterValues {
@@ -49,7 +47,7 @@ export function expertColumns(weightB: Matrix, expert: number, experts: number):
  * An adapted parameter: E linear layers, y = x·(W_e + s·B_e·A_e)ᵀ with W_e (d, k), A_e (r, k) and B_e (d, r). Made from
  * trained factors, in evaluation mode; PEFT has no dropout here.
  */
-export class ExpertLora extends Part {
+export class ExpertLora extends FactorPart {
   readonly kind = 'parameter'
   /** The parameter's full name, as in `model.layers.0.mlp.experts.gate_up_proj`. */
   readonly name: string
@@ -92,11 +90,6 @@ export class ExpertLora extends Part {
     return moduleOf(this.name)
   }
 
-  /** The parameter's own name, as in `gate_up_proj`. */
-  get parameter(): string {
-    return this.name.slice(this.name.lastIndexOf('.') + 1)
-  }
-
   /** Shape (E, d, k). The base can also store it as (E, k, d). */
   get shape(): readonly [experts: number, d: number, k: number] {
     return [this.experts, this.d, this.k]
@@ -121,33 +114,9 @@ export class ExpertLora extends Part {
     return this.#experts[0].k
   }
 
-  /** r of each expert. */
-  get rank(): number {
-    return this.config.rank
-  }
-
-  /** s, by which B·A is multiplied. */
-  get scaling(): number {
-    return scalingOf(this.config)
-  }
-
-  /** The type that the parameter is saved in, unless saving names another: that of the file it came from, else fp32. */
-  get dtype(): FloatDtype {
-    return this.#experts[0].dtype
-  }
-
-  set dtype(value: FloatDtype) {
-    for (const expert of this.#experts) expert.dtype = value
-  }
-
   /** A (E·r, k), a new matrix. */
   get weightA(): Matrix {
-    const { rank, k } = this
-    const result = zeros(this.experts * rank, k, this.#experts[0].weightA.data)
-    this.#experts.forEach(({ weightA }, e) => {
-      result.data.set(weightA.data, e * rank * k)
-    })
-    return result
+    return stacked(this.#experts.map(({ weightA }) => weightA))
   }
 
   /** B (d, r·E), a new matrix. */
@@ -158,30 +127,6 @@ export class ExpertLora extends Part {
       for (let at = 0; at < d * rank; at++) result.data[at * experts + e] = weightB.data[at]
     })
     return result
-  }
-
-  /**
-   * The linear layer of one expert, the parameter's own.
-   *
-   * @throws ShapeError when there is no such expert
-   */
-  expert(index: number): LoraLayer {
-    const layer = this.#experts[index]
-    if (layer !== undefined) return layer
-    throw new ShapeError({
-      where: this.name || 'ExpertLora',
-      what: 'no such expert',
-      expected: `0 to ${this.experts - 1}`,
-      got: String(index),
-    })
-  }
-
-  /** s·B_e·A_e of all experts (E, d, k), a new tensor. */
-  delta(): ParameterValues {
-    return stacked(
-      this.#experts.map((expert) => expert.delta()),
-      this.shape,
-    )
   }
 
   /**
@@ -204,26 +149,12 @@ export class ExpertLora extends Part {
     const turn = (matrix: Matrix) => (own.isInputMajor ? transpose(matrix) : matrix)
     const all: Matrix = { data, shape: own.isInputMajor ? [experts * k, d] : [experts * d, k] }
     const adapted = this.#experts.map((expert, e) => turn(expert.adapted(turn(rowsOf(all, e, experts)))))
-    return stacked(adapted, shape)
-  }
-
-  /** ‖s·B·A‖ over all experts, Frobenius, without forming B·A. */
-  normDelta(): number {
-    return norm({ data: Float64Array.from(this.#experts, (expert) => expert.normDelta()) })
+    return { data: stacked(adapted).data, shape: [...shape] }
   }
 
   #where(member: string): string {
     return where(this.name, member, 'ExpertLora')
   }
-}
-
-function stacked(matrices: readonly Matrix[], shape: readonly number[]): ParameterValues {
-  const size = elementCount(matrices[0].shape)
-  const { data } = zeros(matrices.length, size, matrices[0].data)
-  matrices.forEach((matrix, e) => {
-    data.set(matrix.data, e * size)
-  })
-  return { data, shape: [...shape] }
 }
 
 /** Undefined when a parameter of this shape cannot hold E matrices (d, k). `isInputMajor` decides where d = k. */

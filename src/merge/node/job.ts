@@ -113,10 +113,6 @@ class PathJob {
     }
   }
 
-  get format(): OpenMerge['format'] {
-    return this.#opened.format
-  }
-
   async plan(): Promise<MergePlanReport> {
     await this.#refusePlaces()
     const { files, others } = this.#opened

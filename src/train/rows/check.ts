@@ -104,6 +104,7 @@ class Records {
   onRecord: (hash: number, where: string) => void = () => {}
   readonly #options: CheckDataInput
   readonly #preview: number
+  readonly #hash = new RecordHash()
 
   constructor(options: CheckDataInput, preview: number) {
     this.#options = options
@@ -140,11 +141,11 @@ class Records {
 
   /** `length`: tokens; undefined for the characters of the row. */
   #take(row: unknown, where: string, length: number | undefined): void {
-    const { characters, hash } = measured(row)
+    const hash = this.#hash.of(row)
     this.count++
     this.onRecord(hash, where)
     this.hashes.add(hash)
-    countOne(this.lengths, rounded(length ?? characters))
+    countOne(this.lengths, rounded(length ?? this.#hash.characters))
     if (!isObject(row)) return
     countOne(this.forms, Object.keys(row).join(', '), MAX_FORMS)
     for (const label of labelsOf(row)) countOne(this.labels, label, MAX_LABELS)
@@ -175,36 +176,74 @@ class Records {
   }
 }
 
-/** Characters of all texts of a record, and a hash of all its fields: a whole number of 53 bits. */
-function measured(row: unknown): { characters: number; hash: number } {
-  let characters = 0
-  const text = JSON.stringify(row, (_, value: unknown) => {
-    if (typeof value === 'string') characters += value.length
-    return typeof value === 'bigint' || ArrayBuffer.isView(value) ? String(value) : value
-  })
-  let [low, high] = [0x811c9dc5, 0x9dc5811c]
-  for (let i = 0; i < text.length; i++) {
-    const code = text.charCodeAt(i)
-    low = Math.imul(low ^ code, 0x01000193)
-    high = Math.imul(high ^ code, 0x85ebca6b) ^ (low >>> 15)
+/** Hashes records one after the other: a new object for each would be work for the garbage collector. */
+class RecordHash {
+  characters = 0
+  #low = 0
+  #high = 0
+
+  /** All fields, as a whole number from 1 to 2^53. */
+  of(row: unknown): number {
+    this.#low = 0x811c9dc5
+    this.#high = 0x9dc5811c
+    this.characters = 0
+    this.#walk(row)
+    return (this.#low >>> 0) * 2 ** 21 + (this.#high >>> 11) + 1
   }
-  return { characters, hash: (low >>> 0) * 2 ** 21 + (high >>> 11) }
+
+  #walk(value: unknown): void {
+    if (typeof value === 'string') {
+      this.characters += value.length
+      this.#text(value)
+    } else if (Array.isArray(value)) {
+      for (let i = 0; i < value.length; i++) this.#walk(value[i])
+      this.#text('\0]')
+    } else if (isObject(value) && !ArrayBuffer.isView(value)) {
+      for (const key in value) {
+        this.#text(key)
+        this.#walk(value[key])
+      }
+      this.#text('\0}')
+    } else this.#text(`\0${value}`)
+  }
+
+  #text(value: string): void {
+    let [low, high] = [this.#low, this.#high]
+    for (let i = 0; i < value.length; i++) {
+      const code = value.charCodeAt(i)
+      low = Math.imul(low ^ code, 0x01000193)
+      high = Math.imul(high ^ code, 0x85ebca6b) ^ (low >>> 15)
+    }
+    this.#low = Math.imul(low ^ value.length, 0x01000193)
+    this.#high = Math.imul(high ^ value.length, 0x85ebca6b)
+  }
 }
 
-/** Whole numbers in 64 sets: one set of JavaScript ends at 16 million. */
+/** Numbers that are whole and above 0: 16 bytes for each. Sets of JavaScript end at 16 million. */
 class HashSet {
-  readonly #sets = Array.from({ length: 64 }, () => new Set<number>())
-
-  get size(): number {
-    return this.#sets.reduce((sum, { size }) => sum + size, 0)
-  }
+  size = 0
+  #slots = new Float64Array(1024)
 
   has(hash: number): boolean {
-    return this.#sets[hash % 64].has(hash)
+    return this.#slots[this.#slotOf(hash)] === hash
   }
 
   add(hash: number): void {
-    this.#sets[hash % 64].add(hash)
+    const slot = this.#slotOf(hash)
+    if (this.#slots[slot] === hash) return
+    this.#slots[slot] = hash
+    this.size++
+    if (this.size * 2 < this.#slots.length) return
+    const before = this.#slots
+    this.#slots = new Float64Array(before.length * 2)
+    for (const one of before) if (one !== 0) this.#slots[this.#slotOf(one)] = one
+  }
+
+  #slotOf(hash: number): number {
+    const slots = this.#slots
+    let slot = hash % slots.length
+    while (slots[slot] !== 0 && slots[slot] !== hash) slot = slot + 1 === slots.length ? 0 : slot + 1
+    return slot
   }
 }
 

@@ -1,5 +1,4 @@
-// Opens a repository of the Hub in Node. Its files are kept in the Hub's cache, which Python shares: what is there
-// opens without the Hub, and what comes can be opened by Python.
+// The Hub in Node, by way of the cache that Python shares: what is there opens without the Hub.
 
 import { stat } from 'node:fs/promises'
 import type { ByteSource } from '../../../base/bytes.js'

@@ -1,5 +1,4 @@
-// Opens a folder on a web server in Node. What comes is kept in a folder of the user's cache under its own names, and
-// comes again when the server has another version of it.
+// A folder on a web server in Node: kept in the user's cache until the server has another version.
 
 import { createHash } from 'node:crypto'
 import { readFile, rename, stat, unlink, writeFile } from 'node:fs/promises'

@@ -1,5 +1,4 @@
-// Opens a repository of the Hub in a browser. What comes is kept in the Cache API by commit; large files can be read in
-// ranges.
+// The Hub in a browser, kept in the Cache API by commit.
 
 import type { ByteSource } from '../../../base/bytes.js'
 import { LowrankError } from '../../../base/errors.js'
