@@ -2,6 +2,7 @@
 // written. It lives in a worker or in the caller's thread; caches and logits never leave it while texts grow.
 
 import { StateError, UnsupportedError } from '../base/errors.js'
+import { Turns } from '../base/turns.js'
 import type { NewRows } from '../graph/fuse/new-rows.js'
 import { ROWS_INPUT, SLOTS_INPUT } from '../graph/inject/inject.js'
 import type { SiteGroup } from '../graph/inject/sites.js'
@@ -81,7 +82,7 @@ export class InferEngine {
   #keepsTensors = false
   #nextDecoding = 1
   /** In browsers one run must end before the next begins. */
-  #lastRun: Promise<unknown> = Promise.resolve()
+  readonly #turns = new Turns()
 
   constructor(runtime: Runtime) {
     this.#runtime = runtime
@@ -95,7 +96,7 @@ export class InferEngine {
     const outputNames = newRows && session.outputNames.filter((name) => name !== newRows.output)
     const idle = idleFeeds(groups, idleRank)
     this.#open = { ...request, session, idle, outputNames, kept: new WeakMap() }
-    await this.#afterRuns(async () => before?.session.dispose())
+    await this.#turns.take(async () => before?.session.dispose())
   }
 
   addAdapter(name: string, factors: AdapterFactors): void {
@@ -214,7 +215,7 @@ export class InferEngine {
   }
 
   dispose(): Promise<void> {
-    return this.#afterRuns(async () => {
+    return this.#turns.take(async () => {
       const last = this.#open
       this.#open = undefined
       this.#decodings.clear()
@@ -257,7 +258,7 @@ export class InferEngine {
   }
 
   #run(feeds: Feeds, adapters: AdapterFeeds, wanted: readonly string[] | undefined) {
-    return this.#afterRuns(async () => {
+    return this.#turns.take(async () => {
       if (this.#open === undefined) throw new StateError({ where: 'session', what: 'it is not open' })
       const { session, groups, inputNames, takesRows, idle, columns, kept } = this.#open
       const outputNames = wanted ?? this.#open.outputNames
@@ -275,12 +276,6 @@ export class InferEngine {
       const run = (inputs: Feeds, names: readonly string[]) => session.run(inputs, names, held)
       return runColumns(run, columns, feeds, outputNames ?? session.outputNames)
     })
-  }
-
-  #afterRuns<T>(action: () => Promise<T>): Promise<T> {
-    const result = this.#lastRun.then(action)
-    this.#lastRun = result.catch(() => {})
-    return result
   }
 }
 

@@ -3,6 +3,7 @@
 
 import { StateError, UnsupportedError } from '../base/errors.js'
 import { checkArgument, checkOptions, kind, NAME } from '../base/options.js'
+import { Turns } from '../base/turns.js'
 import { accuracyEdit } from '../graph/accuracy-level.js'
 import { otherWeights } from '../graph/base-record.js'
 import type { NewRows } from '../graph/fuse/new-rows.js'
@@ -43,19 +44,15 @@ const ADAPTER = kind('a LoraAdapter', (value) => value instanceof LoraAdapter)
 export class ModelSession<M extends SessionBase = SessionBase> implements Omit<AdapterSession, 'model'> {
   readonly model: M
   /** @internal */
-  readonly decodeImage: DecodeImage | undefined
-  /** @internal */
   readonly texts: RunningTexts
   readonly #closesModel: boolean
-  readonly #openAdapter: (adapter: unknown) => Promise<LoraAdapter>
   readonly #allowsMissing: boolean
-  readonly #onMissing: NonNullable<SessionExtras['onMissing']>
-  readonly #onWarning: NonNullable<SessionExtras['onWarning']>
+  readonly #extras: SessionExtras
   /** Graphs by role; the first is the one that runs ask if they name none. */
   readonly #graphs = new Map<string, GraphSession>()
   #adapters: readonly string[] = []
   #changes = 0
-  #lastChange: Promise<unknown> = Promise.resolve()
+  readonly #turns = new Turns()
   #disposal: Promise<void> | undefined
 
   private constructor(
@@ -65,15 +62,11 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
     extras: SessionExtras,
     bounds: TextBounds,
   ) {
-    const { decodeImage, openAdapter, onMissing = () => {}, onWarning = console.warn } = extras
     this.model = model
-    this.decodeImage = decodeImage
     this.texts = new RunningTexts(this, bounds)
     this.#closesModel = closesModel
-    this.#openAdapter = openAdapter ?? (async (adapter) => adapter as LoraAdapter)
     this.#allowsMissing = allowMissing
-    this.#onMissing = onMissing
-    this.#onWarning = onWarning
+    this.#extras = extras
   }
 
   static async open<M extends SessionBase>(
@@ -126,6 +119,11 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
     }
   }
 
+  /** @internal */
+  get decodeImage(): DecodeImage | undefined {
+    return this.#extras.decodeImage
+  }
+
   get adapters(): readonly string[] {
     return this.#adapters
   }
@@ -158,12 +156,13 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
   }
 
   async add(name: string, adapter: unknown): Promise<void> {
-    return this.#add([[name, await this.#openAdapter(adapter)]])
+    const { openAdapter } = this.#extras
+    return this.#add([[name, openAdapter === undefined ? (adapter as LoraAdapter) : await openAdapter(adapter)]])
   }
 
   async remove(name: string): Promise<void> {
     checkArgument(name, NAME, 'name')
-    return this.#change(async () => {
+    return this.#turns.take(async () => {
       this.checkOpen()
       if (!this.#adapters.includes(name)) refuseAdapter(name, this.#adapters)
       this.#adapters = this.#adapters.filter((other) => other !== name)
@@ -241,7 +240,7 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
   async #close(): Promise<void> {
     // A change that waits for a run which never ends is over when the engine is given up.
     const startedAt = performance.now()
-    await settlesWithin(this.#lastChange, STOP_MS / 2)
+    await settlesWithin(this.#turns.idle, STOP_MS / 2)
     const leftMs = STOP_MS - (performance.now() - startedAt)
     try {
       await Promise.all(Array.from(this.#graphs.values(), (graph) => graph.close(leftMs)))
@@ -302,8 +301,9 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
   }
 
   #add(adapters: readonly (readonly [string, LoraAdapter])[]): Promise<void> {
-    return this.#change(async () => {
+    return this.#turns.take(async () => {
       this.checkOpen()
+      const { onMissing, onWarning = console.warn } = this.#extras
       const graphs = [...this.#graphs.values()]
       const parts = graphs.map((): NamedParts[] => [])
       for (const [name, adapter] of adapters) {
@@ -317,7 +317,7 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
           })
         }
         const has = (graph: number, part: string) => hasPlace(graphs[graph], adapter, part)
-        const tell = this.#onMissing.bind(undefined, name)
+        const tell = (layers: readonly string[]) => onMissing?.(name, layers)
         const shares = await shareAdapter(this.#modelGraphs(), adapter, this.#allowsMissing, tell, has)
         for (const [i, share] of shares.entries()) {
           parts[i].push({ name, ...(await readParts(graphs[i], share, shares.length > 1)) })
@@ -329,7 +329,7 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
       this.#changes += adapters.length
       for (const [name, { trainedOn }] of adapters) {
         const other = await otherWeights(trainedOn, this.model)
-        if (other !== undefined) this.#onWarning(`${name}: ${other}`)
+        if (other !== undefined) onWarning(`${name}: ${other}`)
       }
     })
   }
@@ -338,12 +338,6 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
     return Array.from(this.#graphs, ([role, { base, graph, linears }]) => {
       return { role: role as ModelGraph['role'], name: base.onnx.fileName, graph, linears }
     })
-  }
-
-  #change<T>(action: () => Promise<T>): Promise<T> {
-    const result = this.#lastChange.then(action)
-    this.#lastChange = result.catch(() => {})
-    return result
   }
 }
 

@@ -4,16 +4,15 @@
 
 import { DataError, FormatError, UnsupportedError } from '../base/errors.js'
 import { inputFamily } from '../graph/inputs/family.js'
-import type { TokenBatch } from '../graph/inputs/roles.js'
 import { tokenInputs } from '../graph/inputs/tokens.js'
-import { checkCausal, checkWidth } from '../graph/match/continues.js'
+import { checkCausal } from '../graph/match/continues.js'
 import { type Model, requireTokenizer } from '../graph/model-folder.js'
 import type { ProbedShape } from '../graph/shapes/shapes.js'
 import type { ObjectiveGraph } from '../graph/training/objective-graph.js'
 import { RECORDS, separateRecords } from '../graph/training/separate-records.js'
 import type { Value } from '../graph/view/builder.js'
 import { readGraph } from '../graph/view/graph.js'
-import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
+import type { Feeds } from '../runtime/runtime.js'
 import { type Chat, chatOf } from '../text/chat.js'
 import { encodeChat } from '../text/chat-encode.js'
 import { ExampleStore } from '../text/example-store.js'
@@ -28,18 +27,7 @@ import {
   parseRecord,
 } from '../text/records.js'
 import type { ChatTemplate } from '../text/template.js'
-import {
-  countCorrect,
-  nextTokenLoss,
-  PROBED_TARGETS,
-  predictedTokens,
-  probeTargets,
-  rowFeeds,
-  type TokenCounts,
-  targetsLength,
-  textLosses,
-  tokenMetrics,
-} from './next-tokens.js'
+import { NextTokens, PROBED_TARGETS, predictedTokens, probeTargets, rowFeeds, targetsLength } from './next-tokens.js'
 import type { EncodeContext, Encoded, OpenTask, Question, Task } from './task.js'
 import { PROBE_BATCHES, padded, tokenBatch, tokenLengths } from './token-batch.js'
 
@@ -203,31 +191,31 @@ export class PackedTexts extends PackedExamples {
   }
 }
 
-class CausalLm implements OpenTask<Example> {
+class CausalLm extends NextTokens<Example> implements OpenTask<Example> {
   readonly probe: OpenTask['probe']
-  readonly #model: Model
+  readonly #padTokenId: number
   readonly #packed: PackedTexts | undefined
   readonly #inputs: ReturnType<typeof tokenInputs>
 
   constructor(model: Model, packed: PackedTexts | undefined) {
-    this.#model = model
+    super(model)
+    this.#padTokenId = model.padTokenId
     this.#packed = packed
     this.#inputs = tokenInputs(readGraph(model.onnx.proto))
-    const [first, second] = PROBE_BATCHES.map(({ batch, sequence }, i) =>
-      this.#probeFeeds(batch, sequence, PROBED_TARGETS[i]),
-    )
+    const [first, second] = PROBE_BATCHES.map(({ batch, sequence }, i) => {
+      const inputIds = new Int32Array(sequence)
+      const examples = Array<Example>(batch).fill({ inputIds, labels: inputIds })
+      return { ...this.collate(examples, sequence), ...probeTargets(PROBED_TARGETS[i]) }
+    })
     this.probe = { feeds: [first, second], lengths: [...tokenLengths(), targetsLength()] }
   }
 
-  forward(graph: ObjectiveGraph): Value {
+  override forward(graph: ObjectiveGraph): Value {
     this.#packed?.separate(graph, this.#inputs.roles)
-    const { choice, loss } = nextTokenLoss(graph)
-    graph.check((shapeOf) => {
-      checkAllTokens(shapeOf(choice.all))
-      checkWidth(this.#model, shapeOf(choice.chosen)?.dims[1])
-    })
-    return loss
+    return super.forward(graph)
   }
+
+  protected override checkRows = checkAllTokens
 
   cost({ inputIds }: Example): number {
     return inputIds.length
@@ -235,53 +223,23 @@ class CausalLm implements OpenTask<Example> {
 
   collate(examples: readonly Example[], length: number): Feeds {
     const ids = examples.map(({ inputIds }) => inputIds)
-    const labels = padded(
-      examples.map((example) => example.labels),
-      length,
-      IGNORED,
-    )
+    const labels = examples.map((example) => example.labels)
+    const tokens = tokenBatch(ids, length, this.#padTokenId)
+    const packed = this.#packed && recordsOf(examples, length)
     return {
-      ...this.#feeds({
-        ...tokenBatch(ids, length, this.#model.padTokenId),
-        ...(this.#packed && recordsOf(examples, length)),
-      }),
-      ...targetFeeds(labels, length),
+      ...this.#inputs.feeds({ ...tokens, positionIds: packed?.positionIds }),
+      ...this.#inputs.emptyCache(ids.length),
+      ...(packed && this.#packed?.feeds(packed.records, [ids.length, length])),
+      ...targetFeeds(padded(labels, length, IGNORED), length),
     }
   }
 
-  normalizer(examples: readonly Example[]): number {
-    return examples.reduce((sum, { labels }) => sum + countTargets(labels), 0)
+  protected targetsOf({ labels }: Example): Int32Array {
+    return labels.subarray(1).filter((label) => label !== IGNORED)
   }
 
   content({ inputIds, labels, starts }: Example & Partial<PackedExample>): Int32Array[] {
     return [inputIds, labels, ...(starts === undefined ? [] : [Int32Array.from(starts)])]
-  }
-
-  predict(outputs: Readonly<Record<string, RuntimeTensor>>, examples: readonly Example[]): TokenCounts[] {
-    return countCorrect(
-      outputs,
-      examples.map(({ labels }) => labels.subarray(1).filter((label) => label !== IGNORED)),
-    )
-  }
-
-  exampleLosses = textLosses
-
-  metrics({ loss, predictions }: { loss: number; predictions: readonly unknown[] }): Record<string, number> {
-    return tokenMetrics(loss, predictions as TokenCounts[])
-  }
-
-  #feeds({ records, ...tokens }: TokenBatch & { readonly records?: Int32Array | undefined }): Feeds {
-    const { batch, sequence } = tokens
-    const packed = this.#packed?.feeds(records ?? new Int32Array(batch * sequence), [batch, sequence])
-    return { ...this.#inputs.feeds(tokens), ...this.#inputs.emptyCache(batch), ...packed }
-  }
-
-  #probeFeeds(batch: number, sequence: number, targets: number): Feeds {
-    const ids = new Int32Array(batch * sequence)
-    return {
-      ...this.#feeds({ batch, sequence, inputIds: ids, attentionMask: ids.slice().fill(1) }),
-      ...probeTargets(targets),
-    }
   }
 }
 

@@ -15,7 +15,7 @@ import { EMBEDDING_OPTIONS } from './gen/options.js'
 import { appendPooling, poolingOf, tokenVectors } from './heads/pooling.js'
 import { meansOf, retrievalValues, spearman } from './ranking-metrics.js'
 import type { Evaluated, Examples, OpenTask, StepRun, Task } from './task.js'
-import { type EncodedTexts, encodeTexts, PROBE_BATCHES, tokenBatch, tokenLengths } from './token-batch.js'
+import { type EncodedTexts, encoderFeeds, encodeTexts, PROBE_BATCHES, tokenLengths } from './token-batch.js'
 
 /** A row of data. */
 export interface RelatedTexts {
@@ -127,8 +127,7 @@ function parseRelatedTexts(row: unknown, where: string): RelatedTexts {
 
 class Embedding implements OpenTask<RelatedExample> {
   readonly probe: OpenTask['probe']
-  readonly #model: Model
-  readonly #inputs: ReturnType<typeof encoderInputs>
+  readonly #feeds: ReturnType<typeof encoderFeeds>
   readonly #pooling: Pooling
   readonly #loss: NonNullable<EmbeddingOptions['loss']>
   readonly #options: EmbeddingOptions
@@ -139,8 +138,7 @@ class Embedding implements OpenTask<RelatedExample> {
   }
 
   constructor(model: Model, examples: Examples<RelatedExample>, options: EmbeddingOptions) {
-    this.#model = model
-    this.#inputs = encoderInputs(readGraph(model.onnx.proto))
+    this.#feeds = encoderFeeds(model, readGraph(model.onnx.proto))
     this.#pooling = poolingOf(model.sentence)
     const first = examples.at(0)!
     this.#count = first.texts.length
@@ -148,8 +146,8 @@ class Embedding implements OpenTask<RelatedExample> {
     this.#loss = options.loss ?? (first.score === undefined ? 'in-batch' : 'cosine')
     for (const example of examples) this.#check(example)
     const [a, b] = PROBE_BATCHES.map(({ batch, sequence }) => {
-      const ids = Array.from({ length: batch }, () => new Int32Array(sequence))
-      return this.#feeds(ids, ids, sequence)
+      const inputIds = new Int32Array(sequence)
+      return this.#feeds(Array(batch).fill({ inputIds, tokenTypeIds: inputIds }), sequence)
     })
     this.probe = { feeds: [a, b], lengths: tokenLengths() }
   }
@@ -166,15 +164,7 @@ class Embedding implements OpenTask<RelatedExample> {
   collate(examples: readonly RelatedExample[], length: number): Feeds {
     for (const example of examples) this.#check(example)
     const all = Array.from({ length: this.#count }, (_, i) => examples.map(({ texts }) => texts[i])).flat()
-    return this.#feeds(
-      all.map(({ inputIds }) => inputIds),
-      all.map(({ tokenTypeIds }) => tokenTypeIds),
-      length,
-    )
-  }
-
-  #feeds(ids: readonly Int32Array[], types: readonly Int32Array[], length: number): Feeds {
-    return this.#inputs.feeds(tokenBatch(ids, length, this.#model.padTokenId, types))
+    return this.#feeds(all, length)
   }
 
   normalizer(examples: readonly RelatedExample[]): number {

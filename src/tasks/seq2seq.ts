@@ -4,27 +4,15 @@
 import { DataError, UnsupportedError } from '../base/errors.js'
 import { type JoinedInputs, joinedInputs, OF_DECODER, startToken } from '../graph/inputs/encoder-decoder.js'
 import { inputFamily } from '../graph/inputs/family.js'
-import { checkWidth } from '../graph/match/continues.js'
 import { type Model, requireTokenizer } from '../graph/model-folder.js'
-import type { Length, ObjectiveGraph } from '../graph/training/objective-graph.js'
-import type { Value } from '../graph/view/builder.js'
+import type { Length } from '../graph/training/objective-graph.js'
 import { readGraph } from '../graph/view/graph.js'
-import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
+import type { Feeds } from '../runtime/runtime.js'
 import { checkVocabulary } from '../text/records.js'
 import { eosOf } from './causal-lm.js'
 import { checkSize } from './features.js'
 import { parseTextPair, type TextPair } from './labels/text-pair.js'
-import {
-  countCorrect,
-  nextTokenLoss,
-  PROBED_TARGETS,
-  probeTargets,
-  rowFeeds,
-  type TokenCounts,
-  targetsLength,
-  textLosses,
-  tokenMetrics,
-} from './next-tokens.js'
+import { NextTokens, PROBED_TARGETS, probeTargets, rowFeeds, targetsLength } from './next-tokens.js'
 import type { EncodeContext, OpenTask, Task, TaskUse } from './task.js'
 import { encodeTexts, PROBE_BATCHES, roundUp, tokenBatch, tokenLengths } from './token-batch.js'
 
@@ -151,7 +139,7 @@ const PROBED_WIDTHS = [4, 9] as const
 
 const DECODER_IDS = `${OF_DECODER}input_ids`
 
-class Seq2Seq implements OpenTask<Seq2SeqExample> {
+class Seq2Seq extends NextTokens<Seq2SeqExample> implements OpenTask<Seq2SeqExample> {
   readonly probe: OpenTask['probe']
   readonly plainUse: TaskUse | undefined
   readonly #inputs: JoinedInputs
@@ -159,6 +147,7 @@ class Seq2Seq implements OpenTask<Seq2SeqExample> {
   readonly #model: Model
 
   constructor(model: Model) {
+    super(model)
     this.#model = model
     this.#inputs = joinedInputs(readGraph(model.onnx.proto))
     this.#start = startToken(model)
@@ -176,12 +165,6 @@ class Seq2Seq implements OpenTask<Seq2SeqExample> {
     })
     const read = features === undefined ? tokenLengths() : soundLengths(model, features[1])
     this.probe = { feeds: [first, second], lengths: [...read, ...writtenLengths(), targetsLength()] }
-  }
-
-  forward(graph: ObjectiveGraph): Value {
-    const { choice, loss } = nextTokenLoss(graph)
-    graph.check((shapeOf) => checkWidth(this.#model, shapeOf(choice.chosen)?.dims[1]))
-    return loss
   }
 
   cost({ source, target }: Seq2SeqExample): number {
@@ -205,26 +188,13 @@ class Seq2Seq implements OpenTask<Seq2SeqExample> {
     }
   }
 
-  normalizer(examples: readonly Seq2SeqExample[]): number {
-    return examples.reduce((sum, { target }) => sum + target.length, 0)
+  protected targetsOf({ target }: Seq2SeqExample): Int32Array {
+    return target
   }
 
   content({ source, target }: Seq2SeqExample): (Int32Array | Uint8Array)[] {
     const { buffer, byteOffset, byteLength } = source
     return [source instanceof Int32Array ? source : new Uint8Array(buffer, byteOffset, byteLength), target]
-  }
-
-  predict(outputs: Readonly<Record<string, RuntimeTensor>>, examples: readonly Seq2SeqExample[]): TokenCounts[] {
-    return countCorrect(
-      outputs,
-      examples.map(({ target }) => target),
-    )
-  }
-
-  exampleLosses = textLosses
-
-  metrics({ loss, predictions }: { loss: number; predictions: readonly unknown[] }): Record<string, number> {
-    return tokenMetrics(loss, predictions as TokenCounts[])
   }
 
   #feeds(examples: readonly Seq2SeqExample[], sequence: number, width: number): Feeds {

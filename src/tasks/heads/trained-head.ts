@@ -69,8 +69,13 @@ export class TrainedHead implements Head {
   readonly #layers: readonly HeadLayer[]
   readonly #hasPrefix: boolean
 
-  constructor(model: Model, form: HeadForm, labels: readonly string[], { newHead = false }: HeadOptions) {
-    const base = headBase(model)
+  constructor(
+    model: Model,
+    base: HeadBase,
+    form: HeadForm,
+    labels: readonly string[],
+    { newHead = false }: HeadOptions,
+  ) {
     this.#model = model
     this.#form = form
     this.#layers = trainedLayers(form, base)

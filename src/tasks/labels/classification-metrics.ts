@@ -9,12 +9,8 @@ export interface LabelMetrics {
 }
 
 export function classificationMetrics(truth: readonly number[], predicted: readonly number[]): LabelMetrics {
-  const several = severalMetrics(
-    truth.map((label) => new Set([label])),
-    predicted.map((label) => new Set([label])),
-    Math.max(0, ...truth, ...predicted) + 1,
-  )
-  return several
+  const [own, told] = [truth, predicted].map((labels) => labels.map((label) => new Set([label])))
+  return severalMetrics(own, told, Math.max(0, ...truth, ...predicted) + 1)
 }
 
 /** `accuracy` counts records whose labels are all right. */
