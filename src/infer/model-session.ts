@@ -291,6 +291,9 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
       this.checkOpen()
       const { onMissing, onWarning = console.warn } = this.#extras
       const graphs = [...this.#graphs.values()]
+      const named = Array.from(this.#graphs, ([role, { base, graph, linears }]): ModelGraph => {
+        return { role: role as ModelGraph['role'], name: base.onnx.fileName, graph, linears }
+      })
       const parts = graphs.map((): NamedParts[] => [])
       for (const [name, adapter] of adapters) {
         checkArgument(name, NAME, 'name')
@@ -304,7 +307,7 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
         }
         const has = (graph: number, part: string) => hasPlace(graphs[graph], adapter, part)
         const tell = (layers: readonly string[]) => onMissing?.(name, layers)
-        const shares = await shareAdapter(this.#modelGraphs(), adapter, this.#allowsMissing, tell, has)
+        const shares = await shareAdapter(named, adapter, this.#allowsMissing, tell, has)
         for (const [i, share] of shares.entries()) {
           parts[i].push({ name, ...(await readParts(graphs[i], share, shares.length > 1)) })
         }
@@ -317,12 +320,6 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
         const other = await otherWeights(trainedOn, this.model)
         if (other !== undefined) onWarning(`${name}: ${other}`)
       }
-    })
-  }
-
-  #modelGraphs(): ModelGraph[] {
-    return Array.from(this.#graphs, ([role, { base, graph, linears }]) => {
-      return { role: role as ModelGraph['role'], name: base.onnx.fileName, graph, linears }
     })
   }
 }

@@ -2,6 +2,7 @@
 
 import { type Directory, readAll, readJson, writeFile } from '../../base/bytes.js'
 import { FileError, FormatError, listed } from '../../base/errors.js'
+import { bytesOf } from '../../formats/onnx/tensors.js'
 import {
   parseSafetensorsHeader,
   readTensorF32,
@@ -174,7 +175,7 @@ export async function writeState(
         name: `${part}/${names[i]}`,
         dtype: 'fp32',
         shape: [values.length],
-        data: new Uint8Array(values.buffer, values.byteOffset, values.byteLength),
+        data: bytesOf(values),
       }),
     ),
   )
