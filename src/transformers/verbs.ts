@@ -70,10 +70,8 @@ export async function pipelineWithAdapters(task: PipelineTask, source: Source, o
     openShared(source, options, {
       module,
       run: { dtype: dtypeText(options.dtype), device },
-      prepare(model) {
-        checkGraphs(task, model)
-        return {}
-      },
+      check: (model) => checkGraphs(task, model),
+      prepare: async () => ({}),
     }),
   )
   try {
@@ -103,18 +101,17 @@ export async function withAdapters(pipeline: PipelineInstance, options: WithAdap
     dtype: typeof dtype === 'string' ? dtype : 'fp32',
     device: typeof device === 'string' ? device : defaultDevice(),
   }
-  let released: Promise<void> | undefined
   const { shared } = await openShared(
     options.source,
     { ...options, dtype: options.dtype ?? (run.dtype as DtypeChoice) },
     {
       module,
       run,
-      prepare(opened) {
-        checkGraphs(pipeline.task as PipelineTask, opened)
+      check: (model) => checkGraphs(pipeline.task as PipelineTask, model),
+      async prepare(opened) {
         checkSameModel(model.config, opened)
         // Two copies of the weights may not fit into memory.
-        return { beforeOpen: () => (released ??= theirs.release()) }
+        return { beforeOpen: once(() => theirs.release()) }
       },
     },
   )
@@ -153,13 +150,14 @@ interface SharedRequest {
   readonly module: OrtModule
   readonly run: PipelineRun
   /** Throws for models that the pipeline cannot run. */
-  prepare(model: Model): SessionExtras
+  check(model: Model): void
+  prepare(model: Model): Promise<SessionExtras>
 }
 
 async function openShared(
   source: Source,
   { adapters, dtype, threads, modules, onDownload, signal }: PipelineOptions,
-  { module, run, prepare }: SharedRequest,
+  { module, run, check, prepare }: SharedRequest,
 ): Promise<{ shared: SharedSession; model: Model }> {
   const opened: Record<string, LoraAdapter> = {}
   for (const [name, adapter] of Object.entries(adapters ?? {})) {
@@ -167,7 +165,8 @@ async function openShared(
   }
   const model = await loadModel(source, { runtime: { module }, dtype, onDownload, signal })
   try {
-    const extras = { ...prepare(model), ...sessionExtras(model, run) }
+    check(model)
+    const extras = { ...sessionExtras(model, run), ...(await prepare(model)) }
     const settings = { adapters: opened, device: run.device, modules, ...(threads !== undefined && { threads }) }
     const session = await ModelSession.open(model, settings, true, extras)
     return { shared: shareSession(session, run), model }
@@ -240,4 +239,12 @@ function checkSameModel(config: Readonly<Record<string, unknown>>, { config: rea
 
 function dtypeText(dtype: DtypeChoice | undefined): string {
   return typeof dtype === 'string' && dtype !== 'auto' ? dtype : 'fp32'
+}
+
+function once(action: () => Promise<void>): () => Promise<void> {
+  let done: Promise<void> | undefined
+  return () => {
+    done ??= action()
+    return done
+  }
 }
