@@ -11,10 +11,10 @@ import { join } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
-import { create, toBinary } from '@bufbuild/protobuf'
 import * as ortNode from 'onnxruntime-node'
 import { build, preview, runnerImport } from 'vite'
 import * as onnx from '../dist/formats/onnx/gen/onnx_pb.js'
+import { create, toBinary } from '../dist/formats/onnx/protobuf.js'
 import { loadModel, train } from '../dist/node.js'
 
 const { values } = parseArgs({

@@ -40,7 +40,7 @@ function comparison() {
   const table = (head, rows) => [head, head.map(() => '---'), ...rows].map((cells) => `| ${cells.join(' | ')} |`).join('\n')
   const labels = mails.answers.map(({ prompt, labels: [{ label, score }] }) => [prompt, 'it gives no labels', `${label}, ${Math.round(score * 100)} %`])
   const texts = whales.answers.map(({ prompt, alone, taught }) => [prompt, `…${alone}`, `…${taught}`])
-  return `A model of 3 million parameters, which knows speeches of presidents, learned three labels in ${mails.seconds} s, and to write of whales in ${whales.seconds} s, on two cores. Nothing below is chosen:\n\n${table(['prompt', 'the model alone', 'with the adapter'], [...labels, ...texts])}`
+  return `A model of 3 million parameters, which knows speeches of presidents, learned three labels in ${mails.seconds} s, and to write of whales in ${whales.seconds} s, on two cores. These are all of its answers, good and bad:\n\n${table(['prompt', 'the model alone', 'with the adapter'], [...labels, ...texts])}`
 }
 writeFileSync(path.join(pages, 'index.md'), read(site, 'index.md').replace('<!-- comparison -->', comparison))
 

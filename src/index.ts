@@ -116,10 +116,8 @@ export { configureKernels, disposeKernels, type KernelOptions } from './kernels/
 export type { SimdBuild } from './kernels/module.js'
 export {
   type AdapterPart,
-  type AdapterSummary,
   LoraAdapter,
   type PartOfKind,
-  type PartSummary,
 } from './lora/adapter.js'
 export type { LoraConfig, LoraConfigInput } from './lora/config.js'
 export type { LayerVectors } from './lora/factors.js'
@@ -140,9 +138,7 @@ export type { FactorTensors, PartKind, TensorRole } from './lora/part.js'
 export type { LayerGradients } from './lora/passes.js'
 export type { LayerRanges } from './lora/replication.js'
 export type { Spectrum } from './lora/spectrum.js'
-export type { Differences, ValueDifferences } from './merge/compare.js'
 export type { FitReport, PartFit } from './merge/fit.js'
-export type { UnmergeReport } from './merge/merge.js'
 export type { TiedPolicy } from './merge/plan/tied.js'
 export type {
   LayerChange,
@@ -175,12 +171,14 @@ export type {
   EvaluationEvent,
   MemoryUse,
   ProgressEvent,
+  SampleEvent,
   StepEvent,
+  StepMetrics,
   TrainEvents,
   TrainReport,
   TrainStage,
 } from './train/report.js'
-export type { DataReport, LengthReport, PreviewExample, PreviewToken } from './train/rows/check.js'
-export type { SampleEvent, StepMetrics } from './train/saved/run-folder.js'
+export type { DataReport, PreviewExample, PreviewToken } from './train/rows/check.js'
+export type { LengthReport } from './train/rows/counts.js'
 export type { Schedule } from './train/schedule.js'
 export type { Keep, Preset, TrainSettings } from './train/settings.js'

@@ -27,6 +27,21 @@ export interface LabelScore {
   score: number
 }
 
+/** Labels of a text that were given with the call, the most likely first. */
+export interface SequenceLabels {
+  sequence: string
+  labels: string[]
+  scores: number[]
+}
+
+/** A text whose mask is filled. */
+export interface FilledText {
+  sequence: string
+  score: number
+  token: number
+  token_str: string
+}
+
 /** The tag of a token. */
 export interface TokenScore {
   entity: string
@@ -57,6 +72,23 @@ export interface PipelineCalls {
     (text: string, options?: AdapterCallOptions): Promise<LabelScore[]>
     (texts: readonly string[], options?: AdapterCallOptions): Promise<LabelScore[] | LabelScore[][]>
   }
+  'zero-shot-classification': {
+    (text: string, labels: readonly string[], options?: AdapterCallOptions): Promise<SequenceLabels>
+    (texts: readonly string[], labels: readonly string[], options?: AdapterCallOptions): Promise<SequenceLabels[]>
+  }
+  'fill-mask': {
+    (text: string, options?: AdapterCallOptions): Promise<FilledText[]>
+    (texts: readonly string[], options?: AdapterCallOptions): Promise<FilledText[][]>
+  }
+  'text2text-generation': (texts: string | readonly string[], options?: AdapterCallOptions) => Promise<GeneratedText[]>
+  summarization: (
+    texts: string | readonly string[],
+    options?: AdapterCallOptions,
+  ) => Promise<{ summary_text: string }[]>
+  translation: (
+    texts: string | readonly string[],
+    options?: AdapterCallOptions,
+  ) => Promise<{ translation_text: string }[]>
   'token-classification': {
     (text: string, options?: AdapterCallOptions): Promise<TokenScore[]>
     (texts: readonly string[], options?: AdapterCallOptions): Promise<TokenScore[][]>
@@ -86,7 +118,7 @@ export type WithAdapters<Pipeline extends PipelineLike> = Pipeline &
  * Makes a pipeline of transformers.js for a model that lowrank opens. Its weights are in memory once, and each call
  * chooses an adapter. Calls with different adapters may overlap. Needs @huggingface/transformers 4.3 or later.
  *
- * @param task text-generation, feature-extraction, text-classification, token-classification or image-classification
+ * @param task a task of {@link PipelineCalls}. Those from text to text need an encoder and a decoder in a graph each
  * @param source what `loadModel` takes: a path (not in browsers), `org/name`, a URL, picked files or a Directory
  * @returns the pipeline. Its calls take the options of transformers.js, and also `adapter`. `session.add` adds adapters
  *   later

@@ -1,14 +1,70 @@
-// Loaded before every program and thread of the tests: sessions take one thread unless they are told otherwise. Several
+// Loaded before every program and thread of the tests. Sessions take one thread unless they are told otherwise: several
 // test files run at a time, and threads of ONNX Runtime that wait for work in a loop take the time of the others.
+//
+// `npm test` opens equal graphs once: most runs of the tests differ in their data or their steps, and opening takes
+// longer than the run. `npm run test:slow` opens each.
 
+import { createHash } from 'node:crypto'
 import { createRequire } from 'node:module'
+import { fileURLToPath } from 'node:url'
 
 const require = createRequire(import.meta.url)
 const { InferenceSession } = require('onnxruntime-common')
 const { create } = InferenceSession
 
+/** Folders whose files no test changes. */
+const FIXED = ['golden/', '../models/'].map((folder) => fileURLToPath(new URL(folder, import.meta.url)))
+const MOST_KEPT = 16
+
+/** By key, the one used last at the end: a handler, and how many sessions use it. */
+const known = new Map()
+
 // The module's only way to open a session: (model, options), (buffer, offset, length, options).
-InferenceSession.create = (...args) => {
-  const options = typeof args.at(-1) === 'object' && args.length > 1 ? args.pop() : {}
-  return create(...args, { intraOpNumThreads: 1, ...options })
+InferenceSession.create = async (...args) => {
+  const given = typeof args.at(-1) === 'object' && args.length > 1 ? args.pop() : {}
+  const options = { intraOpNumThreads: 1, ...given }
+  const key = process.env.THOROUGH === undefined && args.length === 1 ? keyOf(args[0], options) : undefined
+  if (key === undefined) return create(...args, options)
+  const entry = known.get(key) ?? { handler: (await create(...args, options)).handler, users: 0 }
+  known.delete(key)
+  known.set(key, entry)
+  const session = new InferenceSession(borrowed(entry))
+  for (const [old, { handler, users }] of known) {
+    if (known.size <= MOST_KEPT) break
+    if (users > 0) continue
+    known.delete(old)
+    await handler.dispose()
+  }
+  return session
+}
+
+/** What makes two sessions equal, if that is known. */
+function keyOf(model, { externalData = [], ...options }) {
+  const folder = options.extra?.session?.model_external_initializers_file_folder_path
+  const isFixed = folder === undefined || FIXED.some((start) => `${folder}/`.startsWith(start))
+  const isPlain = [options.executionProviders ?? ['cpu']].flat().every((provider) => provider === 'cpu')
+  if (!(model instanceof Uint8Array) || !isFixed || !isPlain || options.enableProfiling) return undefined
+  const hash = createHash('sha1').update(JSON.stringify(options)).update(model)
+  for (const { path, data } of externalData) {
+    if (!(data instanceof Uint8Array)) return undefined
+    hash.update(`${path}:${data.length}:`).update(data)
+  }
+  return hash.digest('base64')
+}
+
+/** A handler that ends for its session alone. */
+function borrowed(entry) {
+  entry.users++
+  let isOpen = true
+  return {
+    ...entry.handler,
+    run(...args) {
+      if (!isOpen) throw new Error('the session is released')
+      return entry.handler.run(...args)
+    },
+    async dispose() {
+      if (isOpen) entry.users--
+      isOpen = false
+    },
+  }
 }

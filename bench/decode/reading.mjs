@@ -1,9 +1,10 @@
 // A contestant: see run.mjs. The least that a token takes: one row times a weight of as many bytes as the model's
 // weights have, as one product in ONNX Runtime, which reads each byte once. Embeddings do not count: a token reads one
 // row of them.
-import { create, toBinary } from '@bufbuild/protobuf'
+
 import * as ort from 'onnxruntime-node'
 import { ModelProtoSchema, TensorProto_DataType } from '../../dist/formats/onnx/gen/onnx_pb.js'
+import { create, toBinary } from '../../dist/formats/onnx/protobuf.js'
 import { readGraph } from '../../dist/graph/view/graph.js'
 import { loadModel } from '../../dist/node.js'
 import { measured } from './shared.mjs'

@@ -4,7 +4,6 @@
 import { cp, readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
-import { create, fromBinary, toBinary } from '@bufbuild/protobuf'
 import {
   AttributeProto_AttributeType,
   AttributeProtoSchema,
@@ -16,6 +15,7 @@ import {
   TypeProtoSchema,
   ValueInfoProtoSchema,
 } from '../../dist/formats/onnx/gen/onnx_pb.js'
+import { create, fromBinary, toBinary } from '../../dist/formats/onnx/protobuf.js'
 import { root } from './commands.mjs'
 
 const { BOOL, INT64 } = TensorProto_DataType

@@ -65,13 +65,6 @@ export interface Directory {
    */
   append?(path: string, bytes: Uint8Array): Promise<void>
   /**
-   * Gives a file of the local file system a second name here. Throws FileError where that cannot be: another disk, a
-   * file system without hard links.
-   *
-   * @param realPath of the file, without symbolic links
-   */
-  link?(path: string, realPath: string): Promise<void>
-  /**
    * Takes the folder for one writer of a kind. Folders without it do not know of other writers.
    *
    * @param what writes there, for messages

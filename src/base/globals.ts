@@ -1,5 +1,4 @@
-// Types of what browsers and Node have as globals. The declarations need neither's types: where a project has them they
-// are meant, elsewhere what is used of them.
+// Globals of browsers and Node. Where a project has their types these are meant, elsewhere what is used of them.
 
 /** The instances of a global class. */
 type Instance<Name extends string, Otherwise> = typeof globalThis extends { [K in Name]: { prototype: infer T } }

@@ -1,5 +1,4 @@
-// Seeded random numbers: sfc32 (Doty-Humphrey, PractRand), one independent generator per (seed, stream name), so that
-// initialization, dropout, shuffling and sampling never disturb one another.
+// One sfc32 (Doty-Humphrey, PractRand) per (seed, stream name): initialization and sampling never disturb one another.
 
 import { ConfigError } from './errors.js'
 

@@ -1,5 +1,4 @@
-// Finds the word that a person meant by one that lowrank does not have: another tool's name for a thing, or a
-// misspelled word.
+// The word that a person meant: another tool's name for a thing, or a misspelled one.
 
 import { editDistance } from './errors.js'
 

@@ -10,8 +10,7 @@ let outputError: NodeJS.ErrnoException | undefined
 const outputExit = (): number | undefined =>
   outputError && (outputError.code === 'EPIPE' ? 0 : report(outputError, args[0]))
 
-// Commands that still write stop by themselves: process.exit would wait for a worker inside ONNX Runtime, which then
-// aborts.
+// Commands that still write stop by themselves: process.exit would wait for a worker of ONNX Runtime, which aborts.
 process.stdout.on('error', (error: NodeJS.ErrnoException) => {
   const isFirst = outputError === undefined
   outputError ??= error

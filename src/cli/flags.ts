@@ -1,5 +1,4 @@
-// Options of commands that are options of the API too: their help, words and ranges come from the tables that
-// scripts/generate/options.mjs makes from the types.
+// Options of commands that are options of the API too: all of them come from the tables made from the types.
 
 import { FLAGS } from './gen/options.js'
 import {

@@ -1,5 +1,4 @@
-// The command line as data: each command declares its options, and parsing, checking and help follow from that.
-// Built on Node's own parser: others ignore unknown options, or cannot repeat one.
+// Commands as data. Built on Node's own parser: others ignore unknown options, or cannot repeat one.
 
 import { parseArgs } from 'node:util'
 import { meantBy } from '../base/synonyms.js'

@@ -52,7 +52,6 @@ function checkColumns(fields: readonly string[], where: string): string[] {
   return columns
 }
 
-/** The most frequent divider of the first line, outside quotes; a comma if there is none. */
 function dividerOf(text: string): string {
   const bare = text.replace(/"[^"]*"/g, '')
   const end = bare.search(/[\r\n]/)

@@ -10,28 +10,21 @@ import { DataError, LowrankError, UnsupportedError } from '../base/errors.js'
 import type { ColumnNames } from './columns.js'
 import type { Row } from './row.js'
 
-export interface ParquetLimits {
-  /** Time that hyparquet works, without the time in which it waits for bytes of the file. */
-  readonly ms: number
-  /** Growth of the process's memory while it works, in bytes. Also bounds its JavaScript heap. */
-  readonly memoryBytes: number
-  /** Entries of columns, empty ones included. A small file may hold millions, because equal values take no room. */
-  readonly values: number
-  /** Bytes of pages after decompression. */
-  readonly pageBytes: number
-}
-
-const limitsFor = (byteLength: number): ParquetLimits => ({
+/**
+ * Milliseconds without those that wait for bytes of the file; bytes that the memory grows by; entries of columns, of
+ * which a small file may hold millions, because equal values take no room; bytes of pages after decompression.
+ */
+const limitsFor = (byteLength: number) => ({
   ms: 10_000 + byteLength / 1024,
   memoryBytes: 2 ** 30 + 32 * byteLength,
   values: 2 ** 22 + 64 * byteLength,
   pageBytes: 2 ** 26 + 1024 * byteLength,
 })
+type ParquetLimits = ReturnType<typeof limitsFor>
 
 /** A table of data for a language model has a handful. hyparquet's time grows with the square of their number. */
 const MAX_COLUMNS = 4096
 const WATCH_MS = 50
-/** Codecs that hyparquet reads itself; the others are in hyparquet-compressors. */
 const OWN_CODECS = ['SNAPPY', 'UNCOMPRESSED']
 
 /** `limits` are for tests. Only the columns that `columns` names are read. */

@@ -10,7 +10,6 @@ import type { OnInvalid, Row } from './row.js'
 import { checkLength, textLines } from './text-chunks.js'
 
 export interface ReadOptions {
-  /** Name that is wanted → the data's own name for it. The row then has these fields alone. */
   readonly columns?: ColumnNames | undefined
   /** The name of records in memory, for messages. Default `data`. */
   readonly name?: string
@@ -18,10 +17,8 @@ export interface ReadOptions {
   readonly onInvalid?: OnInvalid | undefined
 }
 
-/** Files beside data that have the endings of data. */
 const NO_DATA = /^(\.|readme|licen[cs]e|dataset_infos?)/i
 
-/** Files that only folders of models and adapters have. */
 const MODEL_CONFIGS = ['config.json', 'adapter_config.json']
 
 /** Parts of file names that say which share of a data set a file holds. */

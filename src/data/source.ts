@@ -10,7 +10,6 @@ export type DataSource =
   | Iterable<unknown>
   | AsyncIterable<unknown>
 
-/** True for one of the forms of data. Its content is seen when it is read. */
 export function isDataSource(value: unknown): value is DataSource {
   return isByteSource(value) || isDirectory(value) || isIterable(value)
 }

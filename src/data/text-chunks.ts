@@ -11,7 +11,6 @@ export const MAX_RECORD_LENGTH = 1 << 26
 
 export interface Line {
   readonly text: string
-  /** Counted from 1. */
   readonly number: number
 }
 

@@ -16,7 +16,6 @@ export type Statistic = (records: ArrayLike<number>) => Readonly<Record<string, 
 
 export interface Intervals {
   readonly metrics: Record<string, Interval>
-  /** Null for the first model. */
   readonly differences: Record<string, Interval> | null
 }
 
@@ -55,7 +54,6 @@ export function bootstrap(
   })
 }
 
-/** @param sorted smallest first */
 function quantile(sorted: readonly number[], share: number): number {
   const at = share * (sorted.length - 1)
   const below = Math.floor(at)

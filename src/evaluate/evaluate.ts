@@ -9,10 +9,10 @@ import type { Model } from '../graph/model-folder.js'
 import { joinGraphs } from '../graph/training/joined-graph.js'
 import { ModelSession } from '../infer/model-session.js'
 import type { LoraAdapter } from '../lora/adapter.js'
-import { defaultTask } from '../tasks/default-task.js'
 import { namedLabels } from '../tasks/heads/heads.js'
 import { headBase } from '../tasks/heads/trained-head.js'
 import type { OpenTask, Question, Task } from '../tasks/task.js'
+import { defaultTask } from '../tasks/task-of-row.js'
 import { loadTask, loadTaskOf } from '../tasks/tasks.js'
 import { checkParts } from '../train/check-options.js'
 import type { TrainingOptions } from '../train/options.js'
@@ -134,7 +134,6 @@ export interface EvaluateReport {
   readonly differing: readonly DifferingRecord[]
 }
 
-/** Characters of a record that a report has. */
 const MAX_RECORD = 2000
 
 interface EvaluatedRecord {
@@ -155,7 +154,6 @@ interface Contender {
   readonly name: string | null
   readonly open: OpenTask
   readonly adapter: LoraAdapter
-  /** The answer and its scores. Empty without `generate`. */
   texts: WrittenText[]
 }
 
@@ -166,7 +164,10 @@ export async function evaluateAdapters(
   asked: EvaluateSettings,
 ): Promise<EvaluateReport> {
   const judging = checkJudge(asked.judge, asked.judgeModel, asked.judgeKey)
-  const options = judging === undefined ? asked : { ...asked, generate: true }
+  // Chats have the template of the training, as in sessions.
+  const recorded = new Set(Object.values(adapters).flatMap(({ chatTemplate }) => chatTemplate ?? []))
+  const chatTemplate = asked.chatTemplate ?? (recorded.size === 1 ? [...recorded][0] : undefined)
+  const options = { ...asked, chatTemplate, ...(judging !== undefined && { generate: true }) }
   const { resamples = 1000, seed = 42, differing = 10, onWarning = console.warn } = options
   const { device, threads, lowMemory, batchSize } = options
   const settings = resolveSettings({ device, threads, lowMemory, batchSize })
@@ -272,7 +273,7 @@ function questionOf(
     where,
     what: 'it has no answer that a text could be compared with',
     expected: 'a prompt with a completion, a question with an answer, or a chat that ends with the assistant',
-    hint: 'Leave out `generate` to measure the loss of texts',
+    hint: 'Leave out `generate` and `judge` to measure the loss of texts',
   })
 }
 
@@ -320,7 +321,6 @@ async function contendersOf(
   return contenders
 }
 
-/** The contenders, the one first that the others are compared with. */
 function inOrder(contenders: Contender[], against: string | undefined): Contender[] {
   if (against === undefined) return contenders
   const first = contenders.find(({ name }) => name === against)
@@ -348,7 +348,6 @@ function openLabelled(name: string, labels: readonly string[] | undefined, open:
   }
 }
 
-/** The metrics of some records: over their examples, as after a training. */
 function statisticOf(
   { open, texts }: Contender,
   { losses, weights, predictions }: Measured,
@@ -388,7 +387,6 @@ function statisticOf(
   }
 }
 
-/** Writes an answer to each record with each model, the most likely token at each step. */
 async function writeAnswers(
   model: Model,
   contenders: readonly Contender[],
@@ -419,7 +417,6 @@ async function writeAnswers(
   }
 }
 
-/** Records that are judged at the same time. */
 const JUDGED_TOGETHER = 8
 
 async function judgeAnswers(
@@ -451,7 +448,6 @@ function judgedOf({ texts }: Contender): NonNullable<EvaluatedModel['judged']> {
   return { won: count(1), tied: count(0.5), lost: count(0) }
 }
 
-/** The records on which an adapter differs most from the first model. */
 function differingRecords(
   contenders: readonly Contender[],
   measured: readonly Measured[],

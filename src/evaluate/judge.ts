@@ -9,7 +9,6 @@ export interface JudgeSettings {
   readonly key?: string | undefined
 }
 
-/** A question with the answer that is wanted, and two answers. */
 export interface JudgedPair {
   readonly prompt: string
   readonly wanted: string
@@ -19,7 +18,6 @@ export interface JudgedPair {
 
 const TRIES = 4
 const WAIT_MS = 500
-/** Characters of a text that the judge reads. */
 const MAX_TEXT = 8000
 
 export function checkJudge(

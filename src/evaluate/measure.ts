@@ -6,7 +6,7 @@ import { LoraAdapter } from '../lora/adapter.js'
 import { openEngine } from '../runtime/host.js'
 import type { OpenTask } from '../tasks/task.js'
 import { TrainEngine } from '../train/engine.js'
-import { readParameters } from '../train/parameters.js'
+import { startOf } from '../train/parameters.js'
 import { planEvaluation } from '../train/rows/batches.js'
 import { TrainingSessions } from '../train/sessions.js'
 import type { TrainSettings } from '../train/settings.js'
@@ -46,15 +46,8 @@ export async function measure(input: MeasureInput, takeReference = false): Promi
   try {
     const sessions = await TrainingSessions.create({ ...input, modules: undefined }, engine.remote, false)
     const { parameters } = sessions
-    const values = readParameters(
-      adapter,
-      parameters.map(({ name }) => name),
-    )
-    const zeros = () => values.map(({ length }) => new Float32Array(length))
-    await engine.remote.start(
-      { parameters, optimizer: {}, maxGradNorm: 0 },
-      { parameters: values, firstMoments: zeros(), secondMoments: zeros(), updates: 0 },
-    )
+    const names = parameters.map(({ name }) => name)
+    await engine.remote.start({ parameters, optimizer: {}, maxGradNorm: 0 }, startOf(adapter, names))
     const startedAt = performance.now()
     // A loss that needs the other examples is that of a batch. Every other loss is wanted by the record.
     const isOfBatch = open.stepLoss !== undefined || open.needsNeighbors === true

@@ -1,5 +1,4 @@
-// An adapter from one format into another. What a source is, its content says: names of files decide nothing but which
-// file is looked at.
+// An adapter from one format into another. Its content says what a source is, and not its name.
 
 import { withSource, writeTogether } from '../base/bytes.js'
 import { ConfigError, FileError, FormatError, listed } from '../base/errors.js'

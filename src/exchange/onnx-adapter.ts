@@ -1,5 +1,4 @@
-// Adapters for ONNX Runtime's own LoRA: named tensors that a run gets as more inputs. Names and orientation are
-// Olive's: A becomes (k, r), B becomes (r, d) and holds the scaling.
+// ONNX Runtime's own LoRA, with Olive's names and orientation: A is (k, r), and B is (r, d) and holds the scaling.
 
 import { type ByteSink, type ByteSource, withSource, writeThrough } from '../base/bytes.js'
 import { decodeFloats, encodeFloats, type FloatDtype } from '../base/dtype.js'

@@ -157,18 +157,13 @@ async function openShard(directory: Directory, path: string, indexPath: string |
   const source = await directory.open(path)
   try {
     const file = await parseSafetensorsHeader(source)
-    return { path, file, dataStart: source.byteLength - sumOfBytes(file) }
+    // Tensors fill a file from the header's end to its own, as parseSafetensorsHeader has checked.
+    const bytes = [...file.tensors.values()].reduce((sum, { byteLength }) => sum + byteLength, 0)
+    return { path, file, dataStart: source.byteLength - bytes }
   } catch (error) {
     await source.close()
     throw error
   }
-}
-
-/** Tensors fill a file from the header's end to its own, as parseSafetensorsHeader has checked. */
-function sumOfBytes({ tensors }: SafetensorsFile): number {
-  let sum = 0
-  for (const { byteLength } of tensors.values()) sum += byteLength
-  return sum
 }
 
 function collectTensors(shards: readonly CheckpointShard[]): Map<string, CheckpointTensor> {

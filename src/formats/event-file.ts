@@ -32,7 +32,6 @@ export function restartRecord(time: number, step: number): Uint8Array {
   return record(log.tag(STATUS, WireType.Varint).uint32(1).join())
 }
 
-/** Numbers of fields. */
 const [WALL_TIME, STEP, FILE_VERSION, SUMMARY, SESSION_LOG] = [1, 2, 3, 5, 7]
 const SUMMARY_VALUE = 1
 const [TAG, SIMPLE_VALUE] = [1, 2]

@@ -1,5 +1,4 @@
-// A run of lowrank as a folder that TRL goes on with: settings, rows, template, the adapter that it starts from, and a
-// script for what the settings cannot say.
+// A run of lowrank as a folder that TRL goes on with.
 
 import { stringify } from 'yaml'
 import {

@@ -1,5 +1,4 @@
-// The settings of a run in the words of transformers and TRL. Every value is written out, because their defaults differ
-// from those of lowrank.
+// Settings in the words of transformers and TRL. All are written out, because their defaults differ from lowrank's.
 
 import type { LoraConfig } from '../lora/config.js'
 import type { TaskName } from '../tasks/tasks.js'

@@ -74,7 +74,6 @@ export function patchesOf(image: Pixels, config: PreprocessorConfig, where: stri
   return { pixels, width, rows, columns }
 }
 
-/** The nearest size in multiples of a factor, with the number of pixels that the model takes. */
 function sizeOf({ width, height }: Size, factor: number, config: PreprocessorConfig, where: string): Size {
   if (Math.max(width, height) / Math.min(width, height) > MOST_ASPECT) {
     throw new DataError({

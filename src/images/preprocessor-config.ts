@@ -28,7 +28,6 @@ export function scalingOf(config: PreprocessorConfig): Scaling {
   return { scale, mean, std: listOf(config.image_std, DEFAULTS.std, 'image_std') }
 }
 
-/** Pixels (n, 3) of bytes as numbers (3, n). */
 export function writePlanes(pixels: Uint8Array, { scale, mean, std }: Scaling, output: Float32Array): void {
   const count = pixels.length / 3
   for (let c = 0; c < 3; c++) {

@@ -67,7 +67,6 @@ export function imageProcessor(config: PreprocessorConfig | undefined, size: unk
   }
 }
 
-/** How large pictures become, and the size that all get; undefined where it depends on the picture. */
 interface Target {
   of(image: Size): [width: number, height: number]
   readonly square: Size | undefined
@@ -85,7 +84,6 @@ function targetOf(size: unknown, crop: Size | undefined): Target {
   return { of: () => [square.width, square.height], square }
 }
 
-/** The middle of a picture, filled up with black where it is smaller. */
 function centered({ data, width, height }: Pixels, crop: Size): Pixels {
   const result = new Uint8Array(crop.width * crop.height * 3)
   const top = Math.floor((height - crop.height) / 2)

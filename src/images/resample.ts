@@ -5,7 +5,6 @@
 import type { Pixels } from './image.js'
 
 interface Filter {
-  /** How far it reaches, in pixels. */
   readonly support: number
   weight(x: number): number
 }
@@ -39,7 +38,6 @@ export function isResample(value: unknown): value is number {
 /** Weights are integers of this many bits behind the point. */
 const PRECISION = 2 ** 22
 
-/** The pixels that one pixel of the result is made of. */
 interface Window {
   readonly start: number
   readonly weights: Float64Array

@@ -1,5 +1,4 @@
-// Adapters: read from PEFT's folders, written to them, and made plain. What knows PEFT's files loads with the first
-// call.
+// Code that knows PEFT's files loads with the first call.
 
 import { type Directory, writeTogether } from '../base/bytes.js'
 import { ConfigError, UnsupportedError } from '../base/errors.js'
@@ -72,7 +71,7 @@ async function plainOf(opened: LoraAdapter, { base, initial }: ToPlainOptions): 
       expected: 'a .safetensors file, or a folder with a checkpoint',
     })
   }
-  return convertToPlain(opened, directory, { basePath: file })
+  return convertToPlain(opened, directory, file)
 }
 
 export async function openAdapter(adapter: Source | LoraAdapter, where: string): Promise<LoraAdapter> {

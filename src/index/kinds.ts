@@ -1,5 +1,4 @@
-// The kinds of values that callers hand over, for the tables of options (gen/options.ts): models, adapters, places and
-// data.
+// The kinds of values that callers hand over, for the tables of options (gen/options.ts).
 
 import { anyOf, hasMethods, isObject, type Kind, kind, listOf, NAME, ranged } from '../base/options.js'
 import { isDataSource } from '../data/source.js'

@@ -31,8 +31,6 @@ export interface MergeOptions extends MergingOptions, Pick<MergeSettings, 'tied'
 export interface UnmergeOptions extends MergingOptions {
   /** The result of a merge. */
   merged: Source
-  /** The original base checkpoint. The report counts the values that differ from it. Not for .onnx. */
-  original?: Source | undefined
   /**
    * Use `keep` if the merge used `tied: 'keep'`. Leave it out if the merge used `untie`. Default `refuse`. Not for
    * .onnx.

@@ -1,5 +1,4 @@
-// Merging and unmerging: opens what is read, and hands the work to the code for the place of the result, a path or a
-// folder.
+// Merging and unmerging, into a path or a folder.
 
 import type { Directory } from '../base/bytes.js'
 import { checkOptions } from '../base/options.js'
@@ -33,16 +32,12 @@ export async function planMerge(options: MergeOptions): Promise<MergePlanReport>
   return { ...report, warnings: [...report.warnings, ...warnings] }
 }
 
-export async function unmerge(options: UnmergeOptions): Promise<verbs.UnmergeReport> {
+export async function unmerge(options: UnmergeOptions): Promise<MergeReport> {
   checkOptions(options, 'unmerge', UNMERGE_OPTIONS)
   const open = await jobFor(options)
-  const reading = { readsRanges: open === undefined }
-  const { base: merged, adapters } = await openAll({ ...options, base: options.merged }, reading)
-  const original =
-    options.original === undefined
-      ? undefined
-      : await openSource(options.original, 'original', { ...remote(options), ...reading })
-  return verbs.unmerge({ ...options, merged, adapters, original, out: targetOf(options, open) }, open)
+  const opening = openAll({ ...options, base: options.merged }, { readsRanges: open === undefined })
+  const { base: merged, adapters } = await opening
+  return verbs.unmerge({ ...options, merged, adapters, out: targetOf(options, open) }, open)
 }
 
 async function jobFor({ out }: MergingOptions): Promise<verbs.OpenJob | undefined> {

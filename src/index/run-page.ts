@@ -5,11 +5,15 @@ import type { Section } from '../report/page.js'
 import { reportPage } from '../report/page.js'
 import { runReport } from '../report/run.js'
 import type { CardSources } from '../train/card.js'
+import type { StepMetrics } from '../train/report.js'
+import { tokenLengths } from '../train/rows/facts.js'
 import type { RunReport } from '../train/run.js'
-import type { StepMetrics } from '../train/saved/run-folder.js'
+
+/** Labels that the page names. */
+const SHOWN_LABELS = 20
 
 export async function pageOfRun(
-  { options, sources, task, adapter, settings }: CardSources,
+  { options, sources, task, adapter, settings, facts: data, examples }: CardSources,
   report: RunReport,
   steps: readonly StepMetrics[],
 ): Promise<string> {
@@ -22,6 +26,15 @@ export async function pageOfRun(
     ['data', [sources?.data ?? 'records in memory'].flat().join(', ')],
     ['steps', `${report.steps}, with ${report.tokens} tokens`],
   ]
+  const lengths = tokenLengths(task, examples)
+  if (lengths !== null) {
+    const { least, median, most } = lengths
+    facts.push(['lengths of records', `from ${least} to ${most} tokens, half up to ${median}`])
+  }
+  const labels = Object.entries(data.labels)
+  const others = labels.length > SHOWN_LABELS ? `, and ${labels.length - SHOWN_LABELS} more` : ''
+  const shown = labels.slice(0, SHOWN_LABELS).map(([label, count]) => `${label} (${count})`)
+  if (labels.length > 0) facts.push(['labels', shown.join(', ') + others])
   const { layers } = await inspectAdapter(adapter)
   const spectra: Section = {
     kind: 'layers',

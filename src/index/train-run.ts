@@ -29,12 +29,12 @@ export interface RunHooks {
 }
 
 export function followRun(on: unknown, start: (hooks: RunHooks) => Promise<TrainResult>): TrainRun {
-  const queues = new Set<EventQueue>()
+  const listeners = new Set<(event: TrainEvent) => void>()
   let paused: { promise: Promise<void>; end: () => void } | undefined
   const tell = (event: TrainEvent) => {
-    for (const queue of queues) queue.push(event)
+    for (const hear of listeners) hear(event)
   }
-  const result = start({ on: heard(on, tell, () => queues.size > 0), wait: () => paused?.promise })
+  const result = start({ on: heard(on, tell, () => listeners.size > 0), wait: () => paused?.promise })
   return Object.assign(result, {
     pause() {
       if (paused !== undefined) return
@@ -48,15 +48,7 @@ export function followRun(on: unknown, start: (hooks: RunHooks) => Promise<Train
       paused?.end()
       paused = undefined
     },
-    [Symbol.asyncIterator]() {
-      const queue = new EventQueue(() => queues.delete(queue))
-      queues.add(queue)
-      result.then(
-        () => queue.end(),
-        (error: unknown) => queue.fail(error),
-      )
-      return queue
-    },
+    [Symbol.asyncIterator]: () => eventsOf(result, listeners),
   })
 }
 
@@ -86,49 +78,30 @@ function heard(on: unknown, tell: (event: TrainEvent) => void, isFollowed: () =>
   }
 }
 
-class EventQueue implements AsyncIterator<TrainEvent> {
-  readonly #events: TrainEvent[] = []
-  readonly #left: () => void
-  #outcome: { error?: unknown } | undefined
-  #wake: (() => void) | undefined
-
-  constructor(left: () => void) {
-    this.#left = left
+/** The events from now on until the run ends. Throws what the run is rejected with. */
+async function* eventsOf(result: Promise<unknown>, listeners: Set<(event: TrainEvent) => void>) {
+  const events: TrainEvent[] = []
+  let isOver = false
+  let wake = () => {}
+  const hear = (event: TrainEvent) => {
+    events.push(event)
+    wake()
   }
-
-  push(event: TrainEvent): void {
-    this.#events.push(event)
-    this.#wake?.()
+  const end = () => {
+    isOver = true
+    wake()
   }
-
-  end(): void {
-    this.#outcome = {}
-    this.#wake?.()
-  }
-
-  fail(error: unknown): void {
-    this.#outcome = { error }
-    this.#wake?.()
-  }
-
-  async next(): Promise<IteratorResult<TrainEvent>> {
-    while (this.#events.length === 0 && this.#outcome === undefined) {
+  listeners.add(hear)
+  result.then(end, end)
+  try {
+    for (;;) {
+      for (let event = events.shift(); event !== undefined; event = events.shift()) yield event
+      if (isOver) return void (await result)
       await new Promise<void>((resolve) => {
-        this.#wake = resolve
+        wake = resolve
       })
     }
-    const value = this.#events.shift()
-    if (value !== undefined) return { done: false, value }
-    if (this.#outcome !== undefined && 'error' in this.#outcome) {
-      const { error } = this.#outcome
-      this.#outcome = {}
-      throw error
-    }
-    return { done: true, value: undefined }
-  }
-
-  async return(): Promise<IteratorResult<TrainEvent>> {
-    this.#left()
-    return { done: true, value: undefined }
+  } finally {
+    listeners.delete(hear)
   }
 }

@@ -16,7 +16,7 @@ import { tasksFor } from '../tasks/tasks.js'
 import type { RunSources } from '../train/about-run.js'
 import { TRAIN_CONFIG } from '../train/gen/options.js'
 import type { TrainConfig, TrainingData, TrainingOptions, TrainResult } from '../train/options.js'
-import { checkRecords, type DataReport } from '../train/rows/check.js'
+import type { DataReport } from '../train/rows/check.js'
 import { defaultsOf } from '../train/settings.js'
 import { type RunContext, train as trainOpened } from '../train/train.js'
 import { type Data, openData } from './data.js'
@@ -137,9 +137,10 @@ export async function withTraining<T>(
 export async function checkData(options: CheckDataOptions): Promise<DataReport> {
   checkOptions(options, 'checkData', CHECK_DATA_OPTIONS)
   const { decodeImage = platform().decodeImage, preview } = options
-  return withOpened(options, (model, data, evalData) =>
-    checkRecords({ ...options, model, data, evalData, decodeImage }, preview),
-  )
+  return withOpened(options, async (model, data, evalData) => {
+    const { checkRecords } = await import('../train/rows/check.js')
+    return checkRecords({ ...options, model, data, evalData, decodeImage }, preview)
+  })
 }
 
 export async function trainingTasks(model?: Model): Promise<TaskFacts[]> {

@@ -1,12 +1,10 @@
-// The functions of the public API. Each loads its code with the first call: a page that only computes with LoRA layers
-// stays small.
+// The public functions. Each loads its code with the first call: a page that only computes with layers stays small.
 
 import { isObject } from '../base/options.js'
 import type { EvaluateReport } from '../evaluate/evaluate.js'
 import type { ConvertReport } from '../exchange/convert.js'
 import type { Model } from '../graph/model-folder.js'
 import type { LoraAdapter } from '../lora/adapter.js'
-import type { UnmergeReport } from '../merge/merge.js'
 import type { MergePlanReport, MergeReport } from '../merge/report.js'
 import type { SaveOptions } from '../peft/adapter-folder.js'
 import type { LoadOptions } from '../peft/open.js'
@@ -194,20 +192,17 @@ export async function planMerge(options: MergeOptions): Promise<MergePlanReport>
 
 /**
  * Removes adapters from a merged model and writes the base again. Give the merged adapters with their weights. In f32,
- * only the last digits can differ. In bf16 and f16, more values differ, because the merge rounded them. For a
- * checkpoint, pass `original` to count them.
+ * only the last digits can differ. In bf16 and f16, more values differ, because the merge rounded them.
  *
- * @throws what {@link merge} throws; UnsupportedError where values of the base were replaced, and for `original` of an
- *   .onnx file
+ * @throws what {@link merge} throws; UnsupportedError where values of the base were replaced
  *
  * @example
  * const adapters = 'tests/golden/peft/f32'
  * await merge({ base: 'models/union-3m', adapters, out: 'out/merged-once', format: 'safetensors' })
- * const original = 'models/union-3m'
- * const { differences } = await unmerge({ merged: 'out/merged-once', adapters, out: 'out/base', original })
- * console.log(differences?.differing, differences?.largest)
+ * const report = await unmerge({ merged: 'out/merged-once', adapters, out: 'out/base' })
+ * console.log(report.changed, report.bytes)
  */
-export async function unmerge(options: UnmergeOptions): Promise<UnmergeReport> {
+export async function unmerge(options: UnmergeOptions): Promise<MergeReport> {
   return (await import('./merge.js')).unmerge(options)
 }
 

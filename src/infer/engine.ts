@@ -2,6 +2,7 @@
 // written. It lives in a worker or in the caller's thread; caches and logits never leave it while texts grow.
 
 import { StateError, UnsupportedError } from '../base/errors.js'
+import { Turns } from '../base/turns.js'
 import type { NewRows } from '../graph/fuse/new-rows.js'
 import { ROWS_INPUT, SLOTS_INPUT } from '../graph/inject/inject.js'
 import type { SiteGroup } from '../graph/inject/sites.js'
@@ -52,14 +53,9 @@ export interface Activation {
   readonly columns: TokenColumns
 }
 
-interface OpenSession {
+interface OpenSession extends Omit<OpenRequest, 'model' | 'idleRank' | 'options'> {
   session: RuntimeSession
-  groups: readonly SiteGroup[]
-  inputNames: ReadonlyMap<string, string>
-  takesRows: boolean
   idle: Feeds
-  columns: TokenColumns | undefined
-  newRows: NewRows | undefined
   /** The model's outputs, where the graph gives more: what a run gives when nothing is asked for. */
   outputNames: readonly string[] | undefined
   /** Feeds of a run beside its own inputs, put together once: this takes a step longer than some layers. */
@@ -73,8 +69,6 @@ export class InferEngine {
   readonly #adapters = new Map<string, AdapterFactors>()
   /** Feeds of the last runs, by their mixes. */
   readonly #feeds = new Map<string, AdapterFeeds>()
-  /** The last run's: a caller that grows a text asks with the same list. */
-  #last: { readonly mixes: readonly Mix[]; readonly feeds: AdapterFeeds } | undefined
   readonly #decodings = new Map<number, Decoding>()
   readonly #prefixes = new PrefixStore()
   readonly #grammars = new Grammars()
@@ -83,7 +77,7 @@ export class InferEngine {
   #keepsTensors = false
   #nextDecoding = 1
   /** In browsers one run must end before the next begins. */
-  #lastRun: Promise<unknown> = Promise.resolve()
+  readonly #turns = new Turns()
 
   constructor(runtime: Runtime) {
     this.#runtime = runtime
@@ -97,19 +91,19 @@ export class InferEngine {
     const outputNames = newRows && session.outputNames.filter((name) => name !== newRows.output)
     const idle = idleFeeds(groups, idleRank)
     this.#open = { ...request, session, idle, outputNames, kept: new WeakMap() }
-    await this.#afterRuns(async () => before?.session.dispose())
+    await this.#turns.take(async () => before?.session.dispose())
   }
 
   addAdapter(name: string, factors: AdapterFactors): void {
     this.#adapters.set(name, factors)
-    this.#forgetFeeds()
+    this.#feeds.clear()
   }
 
   removeAdapter(name: string): void {
     const factors = this.#adapters.get(name)
     if (factors !== undefined) this.#prefixes.forget(factors)
     this.#adapters.delete(name)
-    this.#forgetFeeds()
+    this.#feeds.clear()
   }
 
   /** @param activation for mixes that count from some token on */
@@ -216,32 +210,25 @@ export class InferEngine {
   }
 
   dispose(): Promise<void> {
-    return this.#afterRuns(async () => {
+    return this.#turns.take(async () => {
       const last = this.#open
       this.#open = undefined
       this.#decodings.clear()
       this.#prefixes.clear()
       this.#adapters.clear()
-      this.#forgetFeeds()
+      this.#feeds.clear()
       await last?.session.dispose()
     })
   }
 
-  #forgetFeeds(): void {
-    this.#feeds.clear()
-    this.#last = undefined
-  }
-
   /** Made once for runs that follow one another, as those of a text that its caller grows. */
   #feedsOf(mixes: readonly Mix[]): AdapterFeeds {
-    if (this.#last?.mixes === mixes) return this.#last.feeds
     const key = JSON.stringify(mixes)
     const { distinct, rowOf } = distinctMixes(mixes)
     const feeds = this.#feeds.get(key) ?? new AdapterFeeds(this.#factorsOf(distinct), rowOf)
     this.#feeds.delete(key)
     this.#feeds.set(key, feeds)
     for (const oldest of [...this.#feeds.keys()].slice(0, -KEPT_FEEDS)) this.#feeds.delete(oldest)
-    this.#last = { mixes, feeds }
     return feeds
   }
 
@@ -266,7 +253,7 @@ export class InferEngine {
   }
 
   #run(feeds: Feeds, adapters: AdapterFeeds, wanted: readonly string[] | undefined) {
-    return this.#afterRuns(async () => {
+    return this.#turns.take(async () => {
       if (this.#open === undefined) throw new StateError({ where: 'session', what: 'it is not open' })
       const { session, groups, inputNames, takesRows, idle, columns, kept } = this.#open
       const outputNames = wanted ?? this.#open.outputNames
@@ -284,12 +271,6 @@ export class InferEngine {
       const run = (inputs: Feeds, names: readonly string[]) => session.run(inputs, names, held)
       return runColumns(run, columns, feeds, outputNames ?? session.outputNames)
     })
-  }
-
-  #afterRuns<T>(action: () => Promise<T>): Promise<T> {
-    const result = this.#lastRun.then(action)
-    this.#lastRun = result.catch(() => {})
-    return result
   }
 }
 

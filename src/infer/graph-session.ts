@@ -2,6 +2,7 @@
 // feeding other arrays. The base's weights are in memory once, whatever the number of adapters.
 
 import { type LowrankError, RuntimeError, UnsupportedError } from '../base/errors.js'
+import { Turns } from '../base/turns.js'
 import type { NewRows } from '../graph/fuse/new-rows.js'
 import { joinNeeds, type SiteNeeds } from '../graph/inject/sites.js'
 import { findLinears, type Linear, type ModuleMap } from '../graph/match/linears.js'
@@ -10,7 +11,7 @@ import { type Graph, readGraph } from '../graph/view/graph.js'
 import { type Engine, openEngine } from '../runtime/host.js'
 import { type Remote, transfer } from '../runtime/rpc.js'
 import type { Feeds, OutputOptions, RuntimeTensor, SessionOptions } from '../runtime/runtime.js'
-import { type AllowedInputs, type AllowedKind, allowedInputs, requireAllowed } from './adapters/allowed.js'
+import { type AllowedKind, allowedInputs, requireAllowed } from './adapters/allowed.js'
 import { type Mix, refuseAdapter } from './adapters/choice.js'
 import { type AdapterHead, runWithHeads } from './adapters/heads.js'
 import type { NamedParts, OpenAdapter } from './adapters/parts.js'
@@ -22,9 +23,8 @@ import { type GraphNeeds, sessionGraph, type Vector } from './session-graph.js'
 export interface GraphOptions {
   readonly runtime: SessionOptions & OutputOptions
   readonly modules: ModuleMap
-  readonly edit: (graph: Graph) => void
-  /** Called when all is checked, before the runtime reads weights. */
-  readonly beforeOpen: () => Promise<void>
+  readonly edit?: ((graph: Graph) => void) | undefined
+  readonly beforeOpen?: (() => Promise<void>) | undefined
   readonly onWarning: (message: string) => void
   readonly allow: readonly AllowedKind[] | undefined
 }
@@ -37,17 +37,15 @@ export class GraphSession {
   readonly #engine: Engine<InferEngine>
   readonly #adapters = new Map<string, OpenAdapter>()
   #needs: GraphNeeds | undefined
-  /** Values of the graph that it gives out beside the model's outputs, for heads. */
   #given: ReadonlySet<string> = new Set()
-  #newRows: NewRows | undefined
+  newRows: NewRows | undefined
   /** Runs the graph as it is given, and not in the faster form that lowrank can make of it. */
   #isPlain = false
   /** The open graph has the faster form, and no run of it has succeeded yet. */
   #isUntried = false
   #retreat: Promise<void> | undefined
   #hasWarned = false
-  /** Openings follow one another. */
-  #lastOpening: Promise<unknown> = Promise.resolve()
+  readonly #turns = new Turns()
 
   private constructor(base: SessionBase, engine: Engine<InferEngine>, options: GraphOptions) {
     this.base = base
@@ -74,11 +72,6 @@ export class GraphSession {
     return this.graph.outputs.map(({ name }) => name)
   }
 
-  /** The output with the rows that a step adds to the cache, if the open graph has it. */
-  get newRows(): NewRows | undefined {
-    return this.#newRows
-  }
-
   adapter(name: string): OpenAdapter {
     return this.#adapters.get(name) ?? refuseAdapter(name, [...this.#adapters.keys()])
   }
@@ -90,7 +83,10 @@ export class GraphSession {
   }
 
   async add(adapters: readonly NamedParts[]): Promise<void> {
-    const first = this.#needs === undefined ? await this.#allowed() : undefined
+    const { base, graph, linears } = this
+    const allow = this.#options.allow ?? []
+    const first =
+      this.#needs === undefined ? await allowedInputs(allow, { config: base.config ?? {}, graph, linears }) : undefined
     const before = this.#needs ?? { modules: first!.modules, vectors: new Map<string, Vector>() }
     const modules = joinNeeds([before.modules, ...adapters.map(({ factors }) => needsOf(factors))])
     const newVectors = adapters.flatMap(({ vectors }) => vectors.map((vector) => [vector.name, vector] as const))
@@ -99,16 +95,11 @@ export class GraphSession {
     const isNew = (value: string) => !this.outputNames.includes(value)
     const given = new Set([...this.#given, ...(first?.given ?? []), ...inputs.filter(isNew)])
     const isSame = sizeOf(modules) === sizeOf(before.modules) && given.size === this.#given.size
-    if (this.#needs === undefined || !isSame) await this.#open({ modules, vectors }, given)
+    if (this.#needs === undefined || !isSame) await this.#turns.take(() => this.#open({ modules, vectors }, given))
     for (const { name, about, factors } of adapters) {
       await this.engine.addAdapter(name, transfer(factors, buffersOf(factors)))
       this.#adapters.set(name, about)
     }
-  }
-
-  async #allowed(): Promise<AllowedInputs> {
-    const { base, graph, linears } = this
-    return allowedInputs(this.#options.allow ?? [], { config: base.config ?? {}, graph, linears })
   }
 
   async remove(name: string): Promise<void> {
@@ -160,36 +151,32 @@ export class GraphSession {
     return this.#engine.close(limitMs)
   }
 
-  #open(needs: GraphNeeds, given: ReadonlySet<string>): Promise<void> {
-    return this.#inTurn(() => this.#openNow(needs, given))
-  }
-
-  async #openNow(needs: GraphNeeds, given: ReadonlySet<string>): Promise<void> {
+  async #open(needs: GraphNeeds, given: ReadonlySet<string>): Promise<void> {
     const { runtime, modules, edit, beforeOpen } = this.#options
     const { onnx } = this.base
     const changes = { before: edit, names: modules, needs, given, isPlain: this.#isPlain }
     const { graph, isFused, ...request } = sessionGraph(onnx, changes, runtime.executionProviders)
-    await beforeOpen()
+    await beforeOpen?.()
     try {
       await this.engine.open({ ...request, model: await sessionModel(onnx, graph), options: runtime })
     } catch (error) {
       if (!isFused || !(error instanceof RuntimeError || error instanceof UnsupportedError)) throw error
       this.#isPlain = true
-      await this.#openNow(needs, given)
+      await this.#open(needs, given)
       this.#warn(error)
       return
     }
     this.#needs = needs
     this.#given = given
-    this.#newRows = request.newRows
+    this.newRows = request.newRows
     this.#isUntried = isFused
   }
 
   /** No later run changes the form back. */
   async #setPlain(isPlain: boolean): Promise<void> {
-    await this.#inTurn(async () => {
+    await this.#turns.take(async () => {
       this.#isPlain = isPlain
-      if (this.#needs !== undefined) await this.#openNow(this.#needs, this.#given)
+      if (this.#needs !== undefined) await this.#open(this.#needs, this.#given)
       this.#isUntried = false
     })
   }
@@ -200,12 +187,6 @@ export class GraphSession {
     this.#options.onWarning(
       `${this.base.onnx.fileName} runs as it is, and slower: ONNX Runtime refused the faster form that lowrank made of it (${message})`,
     )
-  }
-
-  #inTurn<T>(action: () => Promise<T>): Promise<T> {
-    const result = this.#lastOpening.then(action)
-    this.#lastOpening = result.catch(() => {})
-    return result
   }
 }
 

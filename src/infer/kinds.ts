@@ -11,7 +11,6 @@ export const SOUND: Kind = kind('the features of a sound: { input_features }', (
   return isObject(value) && 'input_features' in value
 })
 
-/** Pictures of one prompt, or of several. */
 export const IMAGES: Kind = kind(
   'a picture (a path, the bytes of a file, or { data, width, height }), a list of pictures, or for several prompts a list with one of these for each',
   (value) => isOneOrMore(value) || (Array.isArray(value) && value.every(isOneOrMore)),

@@ -3,6 +3,7 @@
 
 import { StateError, UnsupportedError } from '../base/errors.js'
 import { checkArgument, checkOptions, kind, NAME } from '../base/options.js'
+import { Turns } from '../base/turns.js'
 import { accuracyEdit } from '../graph/accuracy-level.js'
 import { otherWeights } from '../graph/base-record.js'
 import type { NewRows } from '../graph/fuse/new-rows.js'
@@ -23,27 +24,16 @@ import { RUN_OPTIONS } from './gen/options.js'
 import { generate, streamText, type TextSession } from './generate/generate.js'
 import { RunningTexts, TEXT_BOUNDS, type TextBounds } from './generate/running-texts.js'
 import { GraphSession } from './graph-session.js'
-import {
-  mainRole,
-  otherGraphs,
-  type SessionBase,
-  type SessionExtras,
-  shareAdapter,
-  type WholeSession,
-} from './graphs.js'
+import { mainRole, otherGraphs, type SessionBase, type SessionExtras, shareAdapter } from './graphs.js'
 import type {
   AdapterSession,
   AdapterSessionOptions,
-  Classification,
   ClassifyInput,
   ClassifyOptions,
   EmbedOptions,
   GenerateOptions,
-  GenerateResult,
   Prompt,
   RunOptions,
-  StreamOptions,
-  Tagging,
   TagOptions,
   TextOrWords,
 } from './session.js'
@@ -54,20 +44,15 @@ const ADAPTER = kind('a LoraAdapter', (value) => value instanceof LoraAdapter)
 export class ModelSession<M extends SessionBase = SessionBase> implements Omit<AdapterSession, 'model'> {
   readonly model: M
   /** @internal */
-  readonly decodeImage: DecodeImage | undefined
-  /** @internal */
   readonly texts: RunningTexts
   readonly #closesModel: boolean
-  readonly #openAdapter: (adapter: unknown) => Promise<LoraAdapter>
   readonly #allowsMissing: boolean
-  readonly #onMissing: NonNullable<SessionExtras['onMissing']>
-  readonly #onWarning: NonNullable<SessionExtras['onWarning']>
+  readonly #extras: SessionExtras
   /** Graphs by role; the first is the one that runs ask if they name none. */
   readonly #graphs = new Map<string, GraphSession>()
   #adapters: readonly string[] = []
   #changes = 0
-  /** Changes of the session follow one another. */
-  #lastChange: Promise<unknown> = Promise.resolve()
+  readonly #turns = new Turns()
   #disposal: Promise<void> | undefined
 
   private constructor(
@@ -77,15 +62,11 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
     extras: SessionExtras,
     bounds: TextBounds,
   ) {
-    const { decodeImage, openAdapter, onMissing = () => {}, onWarning = console.warn } = extras
     this.model = model
-    this.decodeImage = decodeImage
     this.texts = new RunningTexts(this, bounds)
     this.#closesModel = closesModel
-    this.#openAdapter = openAdapter ?? (async (adapter) => adapter as LoraAdapter)
     this.#allowsMissing = allowMissing
-    this.#onMissing = onMissing
-    this.#onWarning = onWarning
+    this.#extras = extras
   }
 
   static async open<M extends SessionBase>(
@@ -105,18 +86,11 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
     closesModel = false,
     extras: SessionExtras = {},
   ): Promise<ModelSession<M>> {
-    const { edit, beforeOpen = async () => {}, keepsTensors, gpuOutputs, onWarning = console.warn } = extras
+    const { edit, beforeOpen, keepsTensors, gpuOutputs, onWarning = console.warn } = extras
     const others = await otherGraphs(model)
     const setLevel = accuracyLevel === undefined ? undefined : accuracyEdit(accuracyLevel, [model, ...others])
     const runtime = { ...options, ...(device !== undefined && { executionProviders: [device].flat() }) }
-    const own = {
-      runtime,
-      modules,
-      allow,
-      edit: setLevel ?? (() => {}),
-      beforeOpen: async () => {},
-      onWarning,
-    }
+    const own = { runtime: { ...runtime, keepsTensors }, modules, allow, edit: setLevel, onWarning }
     const session = new ModelSession(model, closesModel, allowMissing, extras, { maxBatch, cacheBytes, prefixCache })
     try {
       const main = await GraphSession.start(model, {
@@ -136,6 +110,11 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
       await session.dispose()
       throw error
     }
+  }
+
+  /** @internal */
+  get decodeImage(): DecodeImage | undefined {
+    return this.#extras.decodeImage
   }
 
   get adapters(): readonly string[] {
@@ -170,12 +149,13 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
   }
 
   async add(name: string, adapter: unknown): Promise<void> {
-    return this.#add([[name, await this.#openAdapter(adapter)]])
+    const { openAdapter } = this.#extras
+    return this.#add([[name, openAdapter === undefined ? (adapter as LoraAdapter) : await openAdapter(adapter)]])
   }
 
   async remove(name: string): Promise<void> {
     checkArgument(name, NAME, 'name')
-    return this.#change(async () => {
+    return this.#turns.take(async () => {
       this.checkOpen()
       if (!this.#adapters.includes(name)) refuseAdapter(name, this.#adapters)
       this.#adapters = this.#adapters.filter((other) => other !== name)
@@ -187,7 +167,7 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
   async run(feeds: Feeds, options: RunOptions = {}): Promise<Record<string, RuntimeTensor>> {
     checkOptions(options, 'run', RUN_OPTIONS)
     const { adapter, outputNames, graph: role } = options
-    const session = role === undefined ? this.#main : this.#graph(role)
+    const session = this.graphNamed(role)
     const own = completeFeeds(session.graph, plainFeeds(feeds, session.inputNames))
     const mixes = mixesOf(adapter, batchOf(own))
     this.checkMixes(mixes)
@@ -202,18 +182,15 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
     return outputs
   }
 
-  async runGraph(role: string, feeds: Feeds, mixes: readonly Mix[]): Promise<Record<string, RuntimeTensor>> {
-    this.#checkWhole(mixes)
-    return this.#graph(role).run(feeds, mixes)
-  }
-
-  async runMain(
+  async runGraph(
+    role: string | undefined,
     feeds: Feeds,
     mixes: readonly Mix[],
-    outputs: readonly string[],
+    outputs?: readonly string[],
   ): Promise<Record<string, RuntimeTensor>> {
-    this.#checkWhole(mixes)
-    return this.#main.run(feeds, mixes, [], outputs)
+    this.checkOpen()
+    if (mixes.some((mix) => this.invocationOf(mix) !== undefined)) throw notWhole()
+    return this.graphNamed(role).run(feeds, mixes, [], outputs)
   }
 
   /** @internal See {@link GraphSession.tried}, for the first graph. */
@@ -226,52 +203,23 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
     return { ...(await import('./pictures/pictures.js')), ...(await import('./pictures/token-vectors.js')) }
   }
 
-  generate(this: TextSession, prompt: Prompt, options?: GenerateOptions): Promise<GenerateResult>
-  generate(this: TextSession, prompts: readonly Prompt[], options?: GenerateOptions): Promise<GenerateResult[]>
-  async generate(
-    this: TextSession,
-    prompts: Prompt | readonly Prompt[],
-    options: GenerateOptions = {},
-  ): Promise<GenerateResult | GenerateResult[]> {
-    return generate(this, prompts, options)
-  }
+  readonly generate = ((prompts: Prompt | readonly Prompt[], options?: GenerateOptions) =>
+    generate(this.#whole, prompts, options)) as AdapterSession['generate']
 
-  stream(
-    this: TextSession,
-    prompt: Prompt,
-    options: StreamOptions = {},
-  ): AsyncGenerator<string, GenerateResult, undefined> {
-    return streamText(this, prompt, options)
-  }
+  readonly stream: AdapterSession['stream'] = (prompt, options) => streamText(this.#whole, prompt, options)
 
-  classify(this: WholeSession, input: ClassifyInput, options?: ClassifyOptions): Promise<Classification>
-  classify(this: WholeSession, inputs: readonly ClassifyInput[], options?: ClassifyOptions): Promise<Classification[]>
-  async classify(
-    this: WholeSession,
-    inputs: ClassifyInput | readonly ClassifyInput[],
-    options?: ClassifyOptions,
-  ): Promise<Classification | Classification[]> {
-    return (await import('./readings/classify.js')).classify(this, inputs, options)
-  }
+  readonly classify = (async (inputs: ClassifyInput | readonly ClassifyInput[], options?: ClassifyOptions) =>
+    (await import('./readings/classify.js')).classify(this.#whole, inputs, options)) as AdapterSession['classify']
 
-  embed(this: WholeSession, text: string, options?: EmbedOptions): Promise<Float32Array>
-  embed(this: WholeSession, texts: readonly string[], options?: EmbedOptions): Promise<Float32Array[]>
-  async embed(
-    this: WholeSession,
-    texts: string | readonly string[],
-    options?: EmbedOptions,
-  ): Promise<Float32Array | Float32Array[]> {
-    return (await import('./readings/embed.js')).embed(this, texts, options)
-  }
+  readonly embed = (async (texts: string | readonly string[], options?: EmbedOptions) =>
+    (await import('./readings/embed.js')).embed(this.#whole, texts, options)) as AdapterSession['embed']
 
-  tag(this: WholeSession, text: TextOrWords, options?: TagOptions): Promise<Tagging>
-  tag(this: WholeSession, texts: readonly TextOrWords[], options?: TagOptions): Promise<Tagging[]>
-  async tag(
-    this: WholeSession,
-    texts: TextOrWords | readonly TextOrWords[],
-    options?: TagOptions,
-  ): Promise<Tagging | Tagging[]> {
-    return (await import('./readings/tag.js')).tag(this, texts, options)
+  readonly tag = (async (texts: TextOrWords | readonly TextOrWords[], options?: TagOptions) =>
+    (await import('./readings/tag.js')).tag(this.#whole, texts, options)) as AdapterSession['tag']
+
+  /** This session, whose model is a whole one where its caller writes or reads texts. */
+  get #whole(): TextSession {
+    return this as unknown as TextSession
   }
 
   dispose(): Promise<void> {
@@ -282,7 +230,7 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
   async #close(): Promise<void> {
     // A change that waits for a run which never ends is over when the engine is given up.
     const startedAt = performance.now()
-    await settlesWithin(this.#lastChange, STOP_MS / 2)
+    await settlesWithin(this.#turns.idle, STOP_MS / 2)
     const leftMs = STOP_MS - (performance.now() - startedAt)
     try {
       await Promise.all(Array.from(this.#graphs.values(), (graph) => graph.close(leftMs)))
@@ -303,11 +251,6 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
     for (const graph of this.#graphs.values()) requireMixable(mixes, (name) => graph.adapter(name))
   }
 
-  #checkWhole(mixes: readonly Mix[]): void {
-    this.checkOpen()
-    if (mixes.some((mix) => this.invocationOf(mix) !== undefined)) throw notWhole()
-  }
-
   /** @internal The tokens from which on a mix counts; undefined for one that always does. */
   invocationOf(mix: Mix): readonly number[] | undefined {
     return mix.map(({ name }) => this.#main.adapter(name).invocation).find((tokens) => tokens !== undefined)
@@ -317,7 +260,6 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
     return this.#main.adapter(name).head
   }
 
-  /** Throws where rows have different ones. */
   headFor(mixes: readonly Mix[]): AdapterHead | undefined {
     const heads = new Set(headsFor(mixes, (name) => this.headOf(name)))
     if (heads.size === 1) return [...heads][0]
@@ -337,15 +279,21 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
     return main
   }
 
-  #graph(role: string): GraphSession {
+  /** @internal */
+  graphNamed(role: string | undefined): GraphSession {
+    if (role === undefined) return this.#main
     checkName('graph', role, this.graphs)
     return this.#graphs.get(role)!
   }
 
   #add(adapters: readonly (readonly [string, LoraAdapter])[]): Promise<void> {
-    return this.#change(async () => {
+    return this.#turns.take(async () => {
       this.checkOpen()
+      const { onMissing, onWarning = console.warn } = this.#extras
       const graphs = [...this.#graphs.values()]
+      const named = Array.from(this.#graphs, ([role, { base, graph, linears }]): ModelGraph => {
+        return { role: role as ModelGraph['role'], name: base.onnx.fileName, graph, linears }
+      })
       const parts = graphs.map((): NamedParts[] => [])
       for (const [name, adapter] of adapters) {
         checkArgument(name, NAME, 'name')
@@ -358,8 +306,8 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
           })
         }
         const has = (graph: number, part: string) => hasPlace(graphs[graph], adapter, part)
-        const tell = this.#onMissing.bind(undefined, name)
-        const shares = await shareAdapter(this.#modelGraphs(), adapter, this.#allowsMissing, tell, has)
+        const tell = (layers: readonly string[]) => onMissing?.(name, layers)
+        const shares = await shareAdapter(named, adapter, this.#allowsMissing, tell, has)
         for (const [i, share] of shares.entries()) {
           parts[i].push({ name, ...(await readParts(graphs[i], share, shares.length > 1)) })
         }
@@ -370,25 +318,12 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
       this.#changes += adapters.length
       for (const [name, { trainedOn }] of adapters) {
         const other = await otherWeights(trainedOn, this.model)
-        if (other !== undefined) this.#onWarning(`${name}: ${other}`)
+        if (other !== undefined) onWarning(`${name}: ${other}`)
       }
     })
   }
-
-  #modelGraphs(): ModelGraph[] {
-    return Array.from(this.#graphs, ([role, { base, graph, linears }]) => {
-      return { role: role as ModelGraph['role'], name: base.onnx.fileName, graph, linears }
-    })
-  }
-
-  #change<T>(action: () => Promise<T>): Promise<T> {
-    const result = this.#lastChange.then(action)
-    this.#lastChange = result.catch(() => {})
-    return result
-  }
 }
 
-/** Throws where an adapter of a mix has one. */
 function headsFor(
   mixes: readonly Mix[],
   headOf: (name: string) => AdapterHead | undefined,

@@ -1,8 +1,8 @@
 // The graph that a session opens, made of the model's own.
 
-import { create } from '@bufbuild/protobuf'
 import { type ModelProto, type ValueInfoProto, ValueInfoProtoSchema } from '../formats/onnx/gen/onnx_pb.js'
 import type { OnnxModel } from '../formats/onnx/model.js'
+import { create } from '../formats/onnx/protobuf.js'
 import { fuseAttention } from '../graph/fuse/attention.js'
 import { giveNewRows } from '../graph/fuse/new-rows.js'
 import { injectEmbeddings, injectLora } from '../graph/inject/inject.js'
@@ -29,11 +29,9 @@ export interface GraphNeeds {
 }
 
 export interface SessionEdit {
-  /** Comes first. */
-  readonly before: (graph: Graph) => void
+  readonly before: ((graph: Graph) => void) | undefined
   readonly names: ModuleMap
   readonly needs: GraphNeeds
-  /** Values that are given out beside the model's outputs. */
   readonly given: ReadonlySet<string>
   readonly isPlain: boolean
 }
@@ -52,7 +50,7 @@ export function sessionGraph(
   providers: readonly string[] = [],
 ): Omit<OpenRequest, 'model' | 'options'> & { graph: ModelProto; isFused: boolean } {
   const graph = new Graph(onnx.proto)
-  before(graph)
+  before?.(graph)
   growWindows(graph)
   graph.outputs.push(...Array.from(given, (name) => create(ValueInfoProtoSchema, { name })))
   const isOnProcessor = providers.every((name) => ON_PROCESSOR.has(name))

@@ -1,5 +1,4 @@
-// Finds out what a path inside a repository or on a server means: a folder, or a file and the folder that it belongs
-// to.
+// The meaning of a path in a repository or on a server: a folder, or a file and the folder that it belongs to.
 
 import { type Directory, splitName } from '../base/bytes.js'
 import { FileError } from '../base/errors.js'

@@ -1,5 +1,4 @@
-// Finds out what a string that names a model, an adapter or a base means: a path, a model on the Hub, or a URL. Pure:
-// who calls says which paths exist.
+// The meaning of a string that names a model, an adapter or a base. Pure: who calls says which paths exist.
 
 import { splitName } from '../base/bytes.js'
 import { ConfigError } from '../base/errors.js'

@@ -1,5 +1,4 @@
-// A folder on a web server. Such a server has no list of its files: those are found by the names that models and
-// adapters have.
+// A folder on a web server, which has no list: files are found by the names that models and adapters have.
 
 import {
   type ByteSource,

@@ -1,5 +1,4 @@
-// The one place from which the rest of lowrank gets its kernels: WebAssembly where the host has it and the product is
-// large enough, the reference loops else.
+// WebAssembly where the host has it and the product is large enough, the reference loops else.
 
 import { checkOptions } from '../base/options.js'
 import { KERNEL_OPTIONS } from './gen/options.js'

@@ -1,5 +1,4 @@
-// The merge as plain loops: the definition of correct for every other implementation, bit for bit, and what runs where
-// WebAssembly is forbidden.
+// Plain loops: the definition of correct, bit for bit, and what runs where WebAssembly is forbidden.
 
 import { decodeWeights, encodeWeights, type WeightDtype } from '../base/dtype.js'
 import { type FloatArray, isAllFinite } from '../base/tensor.js'

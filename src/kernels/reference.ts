@@ -1,5 +1,4 @@
-// The interface of the dense kernels, and plain loops: the definition of correct that faster kernels are tested
-// against. Sums are kept in f64 and rounded once.
+// Plain loops: the definition of correct for faster kernels. Sums are kept in f64 and rounded once.
 
 import type { FloatArray } from '../base/tensor.js'
 

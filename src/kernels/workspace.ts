@@ -75,7 +75,8 @@ export interface Job {
 export class Workspace {
   /** @internal */
   readonly memory: WebAssembly.Memory
-  readonly slots: number
+  readonly left = LEFT_START
+  readonly staging = STAGING_START
   readonly #f32: Float32Array
   readonly #f64: Float64Array
   readonly #i32: Int32Array
@@ -83,18 +84,9 @@ export class Workspace {
   constructor(slots: number, shared: boolean) {
     const pages = Math.ceil((SLOTS_START + slots * SLOT_BYTES) / PAGE_BYTES)
     this.memory = new WebAssembly.Memory({ initial: pages, maximum: pages, shared })
-    this.slots = slots
     this.#f32 = new Float32Array(this.memory.buffer)
     this.#f64 = new Float64Array(this.memory.buffer)
     this.#i32 = new Int32Array(this.memory.buffer)
-  }
-
-  get left(): number {
-    return LEFT_START
-  }
-
-  get staging(): number {
-    return STAGING_START
   }
 
   jobOf(slot: number): number {

@@ -74,6 +74,15 @@ export function beside(matrices: readonly Matrix[]): Matrix {
   return transpose(stacked(matrices.map(transpose)))
 }
 
+/** A copy of `count` columns. */
+export function columnsOf({ data, shape: [rows, columns] }: Matrix, first: number, count: number): Matrix {
+  const result = zeros(rows, count, data)
+  for (let i = 0; i < rows; i++) {
+    result.data.set(data.subarray(i * columns + first, i * columns + first + count), i * count)
+  }
+  return result
+}
+
 export function identity(n: number): Matrix {
   const result = zeros(n, n, F64)
   for (let i = 0; i < n; i++) result.data[i * n + i] = 1

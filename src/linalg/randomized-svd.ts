@@ -3,17 +3,16 @@
 
 import { ConfigError } from '../base/errors.js'
 import { Random } from '../base/random.js'
-import { F64, formatShape, type Matrix, zeros } from '../base/tensor.js'
+import { F64, type Matrix, zeros } from '../base/tensor.js'
 import { symmetricEigen, symmetricEigenvalues } from './eigen.js'
-import { copyAs, identity, product, stacked, transpose } from './product.js'
+import { columnsOf, copyAs, identity, product, stacked, transpose } from './product.js'
 import { orthonormalRows } from './qr.js'
-import { checkFinite, type Svd, svd } from './svd.js'
+import { checkFinite, type Svd, svd, transposed } from './svd.js'
+
+/** How many more directions than the rank a block has. */
+const OVERSAMPLING = 10
 
 interface RandomizedSvdOptions {
-  /** A safe integer. Default 0. */
-  seed?: number
-  /** How many more directions than the rank a block has. Default 10. */
-  oversampling?: number
   /** Blocks at most, each of which costs two products with the matrix. Default 60. */
   iterations?: number
   /** It ends when a block adds less than this share of the energy captured so far. Default 1e-6. */
@@ -36,21 +35,21 @@ const NEGLIGIBLE = 1e-12
  * Rayleigh–Ritz gives the result; where the basis would fill the space, W·Wᵀ itself is taken apart.
  */
 export function randomizedSvd(weight: Matrix, rank: number, options: RandomizedSvdOptions = {}): Svd {
-  const { seed = 0, oversampling = 10, iterations = 60, tolerance = 1e-6 } = options
+  const { iterations = 60, tolerance = 1e-6 } = options
   const [d, k] = weight.shape
   const side = Math.min(d, k)
-  checkInteger('rank', rank, 1, side)
-  checkInteger('oversampling', oversampling, 0)
-  checkInteger('iterations', iterations, 1)
+  if (rank > side) {
+    throw new ConfigError({ where: 'rank', what: 'not valid', expected: `at most ${side}`, got: `${rank}` })
+  }
   checkFinite(weight)
   if (side <= SMALL) return truncated(svd(weight), rank)
-  if (d > k) return swapped(randomizedSvd(transpose(weight), rank, options))
+  if (d > k) return transposed(randomizedSvd(transpose(weight), rank, options))
   const w = copyAs(weight, F64)
-  const block = rank + oversampling
+  const block = rank + OVERSAMPLING
   const isFilling = d <= (MAX_BLOCKS + 1) * block
   const basis = isFilling
     ? new KrylovBasis(identity(d), w)
-    : krylovBasis(w, rank, block, { random: new Random(seed, 'randomized-svd'), iterations, tolerance })
+    : krylovBasis(w, rank, block, { random: new Random(0, 'randomized-svd'), iterations, tolerance })
   basis.shrink(rank)
   const { u, s, vt } = svd(basis.image) // (rank, k)
   return { u: product(basis.rows, u, { transposeA: true }), s, vt } // (d, rank) @ (rank, rank)
@@ -100,15 +99,8 @@ export function normals(random: Random, rows: number, columns: number): Matrix {
 }
 
 export function truncated({ u, s, vt }: Svd, rank: number): Svd {
-  const [d, p] = u.shape
-  const left = zeros(d, rank, F64)
-  for (let i = 0; i < d; i++) left.data.set(u.data.subarray(i * p, i * p + rank), i * rank)
   const k = vt.shape[1]
-  return { u: left, s: s.slice(0, rank), vt: { data: vt.data.slice(0, rank * k), shape: [rank, k] } }
-}
-
-function swapped({ u, s, vt }: Svd): Svd {
-  return { u: transpose(vt), s, vt: transpose(u) }
+  return { u: columnsOf(u, 0, rank), s: s.slice(0, rank), vt: { data: vt.data.slice(0, rank * k), shape: [rank, k] } }
 }
 
 /** Orthonormal rows, their images under the matrix, and what an image has in common with another. */
@@ -200,14 +192,4 @@ function largest({ data }: Matrix): number {
   let result = 0
   for (const value of data) result = Math.max(result, value)
   return result
-}
-
-function checkInteger(where: string, value: number, least: number, most?: number): void {
-  if (Number.isSafeInteger(value) && value >= least && (most === undefined || value <= most)) return
-  throw new ConfigError({
-    where,
-    what: 'not valid',
-    expected: most === undefined ? `an integer of at least ${least}` : `an integer in ${formatShape([least, most])}`,
-    got: String(value),
-  })
 }

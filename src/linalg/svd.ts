@@ -27,14 +27,16 @@ const MIN_TURNED = 48
 export function svd(matrix: Matrix): Svd {
   checkFinite(matrix)
   const [d, k] = matrix.shape
-  if (d < k) {
-    const { u, s, vt } = svd(transpose(matrix))
-    return { u: transpose(vt), s, vt: transpose(u) }
-  }
+  if (d < k) return transposed(svd(transpose(matrix)))
   const { q, r } = qr(matrix)
   // r = Wᵀ·diag(s)·Z with orthonormal rows of W and Z
   const { turns, s, rows } = orthogonalize(r)
   return { u: product(q, turns, { transposeB: true }), s, vt: rows } // (d, k) @ (k, k) → (d, k)
+}
+
+/** The SVD of the transposed matrix. */
+export function transposed({ u, s, vt }: Svd): Svd {
+  return { u: transpose(vt), s, vt: transpose(u) }
 }
 
 /**

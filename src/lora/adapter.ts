@@ -2,7 +2,7 @@
 // merging and sessions take. Most parts are linear layers; the other kinds are what else PEFT saves.
 
 import type { FloatDtype } from '../base/dtype.js'
-import { ConfigError, MismatchError, nearMisses, StateError } from '../base/errors.js'
+import { ConfigError, MismatchError, nearMisses } from '../base/errors.js'
 import type { FloatArray, Matrix, MatrixLike, Tensor } from '../base/tensor.js'
 import { type LoraConfig, type LoraConfigInput, resolveConfig } from './config.js'
 import type { LayerVectors } from './factors.js'
@@ -11,7 +11,7 @@ import { EmbeddingLora } from './kinds/embedding.js'
 import { ExpertLora } from './kinds/experts.js'
 import { Replacement, type ReplacementOptions, rowsName, type StoredValues, TokenRows } from './kinds/stored.js'
 import { LoraLayer } from './layer.js'
-import { mergeOrNone, type PartKind, type PartValues } from './part.js'
+import type { PartKind, PartValues } from './part.js'
 
 /** Outputs of a head: scores of labels of which one holds, scores of labels each of which may hold, or quantities. */
 export type ProblemType = (typeof PROBLEM_TYPES)[number]
@@ -24,29 +24,6 @@ export type AdapterPart = LoraLayer | EmbeddingLora | ConvolutionLora | ExpertLo
 /** The class of a kind of parts. */
 export type PartOfKind<Kind extends PartKind> = Extract<AdapterPart, { readonly kind: Kind }>
 
-/** A part in numbers. */
-export interface PartSummary {
-  /** The part's name in its adapter. */
-  name: string
-  /** The kind of the part: see {@link PartKind}. */
-  kind: PartKind
-  /**
-   * Shape of the weight: (d, k), (V, D), (d, in/groups, *kernel) or (E, d, k). For replaced tensors and rows: the shape
-   * of their values.
-   */
-  shape: readonly number[]
-  /** r; of experts, that of each. Absent for values that take the base's place. */
-  rank?: number
-  /** How many numbers are trained. */
-  trainableParams: number
-  /** How many numbers the weight and all that adapts it have. */
-  totalParams: number
-  /** trainable / total */
-  compressionRatio: number
-  /** True if the adapter is merged into the base weight. */
-  merged: boolean
-}
-
 /** The base of an adapter. */
 export interface BaseRecord {
   /** Path of the graph in the model's folder. */
@@ -55,24 +32,13 @@ export interface BaseRecord {
   readonly weights: string
 }
 
-/** Result of {@link LoraAdapter.summary}. */
-export interface AdapterSummary {
-  /** All parts, in the adapter's order. */
-  parts: PartSummary[]
-  /** Σ trainableParams over the parts. */
-  totalTrainable: number
-  /** Σ totalParams over the parts. */
-  totalParams: number
-}
-
 /**
  * Named parts that share a config. Iterates over `[name, part]` in the order in which they were added.
  *
  * @example
  * const adapter = new LoraAdapter({ rank: 2, alpha: 4 })
  * adapter.addLayer('q_proj', baseWeight)
- * const y = adapter.forward('q_proj', x)
- * adapter.mergeAll()
+ * const y = adapter.layer('q_proj').forward(x)
  * for (const [name, part] of adapter) console.log(name, part.kind, part.shape)
  * for (const layer of adapter.parts('linear')) console.log(layer.weightA.shape, layer.weightB.shape)
  */
@@ -314,11 +280,6 @@ export class LoraAdapter implements Iterable<[name: string, part: AdapterPart]> 
     return this.#parts.entries()
   }
 
-  /** (n, k) → (n, d) through the named linear layer. Throws as {@link LoraLayer.forward} and {@link layer} do. */
-  forward(name: string, input: MatrixLike): Matrix {
-    return this.layer(name).forward(input)
-  }
-
   /** Turns dropout on in linear layers, where the config has it. */
   train(): this {
     for (const layer of this.parts('linear')) layer.train()
@@ -331,65 +292,19 @@ export class LoraAdapter implements Iterable<[name: string, part: AdapterPart]> 
     return this
   }
 
-  /**
-   * Merges all parts into their base weights. If one part cannot be merged, it merges none.
-   *
-   * @throws StateError when a part is merged already or lacks the base weight that it needs, NumericError when a result
-   *   is not finite, UnsupportedError for a convolution that cannot be merged.
-   * @example
-   * const adapter = new LoraAdapter({ rank: 2 })
-   * const layer = adapter.addLayer('q_proj', baseWeight)
-   * adapter.mergeAll()
-   * console.log(layer.baseWeight) // W + s·B·A
-   * adapter.unmergeAll()
-   */
-  mergeAll(): void {
-    mergeOrNone(this.#parts.values())
-  }
-
-  /**
-   * Unmerges all parts, or none when one of them is not merged.
-   *
-   * @throws StateError that names the part which is not merged.
-   */
-  unmergeAll(): void {
-    for (const [name, { merged }] of this.#parts) {
-      if (!merged) throw new StateError({ where: name, what: 'not merged; nothing was changed' })
-    }
-    for (const part of this.#parts.values()) part.unmerge()
-  }
-
   /** How many numbers of all parts are trained. */
   totalTrainableParams(): number {
     return this.parts().reduce((sum, part) => sum + part.trainableParams(), 0)
   }
 
-  /** Sizes of all parts and of the adapter. */
-  summary(): AdapterSummary {
-    const parts = this.parts().map((part): PartSummary => {
-      const { name, kind, shape, merged } = part
-      return {
-        name,
-        kind,
-        shape,
-        ...('rank' in part && { rank: part.rank }),
-        trainableParams: part.trainableParams(),
-        totalParams: part.totalParams(),
-        compressionRatio: part.compressionRatio(),
-        merged,
-      }
-    })
-    const total = (of: (part: PartSummary) => number) => parts.reduce((sum, part) => sum + of(part), 0)
-    return {
-      parts,
-      totalTrainable: total((part) => part.trainableParams),
-      totalParams: total((part) => part.totalParams),
-    }
+  /** How many numbers the weights and all that adapts them have. */
+  totalParams(): number {
+    return this.parts().reduce((sum, part) => sum + part.totalParams(), 0)
   }
 
-  /** Frees all base weights. The parts' own tensors stay: the adapter can be saved. */
+  /** Frees the base weights of all linear layers. The parts' own tensors stay: the adapter can be saved. */
   dispose(): void {
-    for (const part of this.#parts.values()) part.dispose()
+    for (const layer of this.parts('linear')) layer.dispose()
   }
 
   [Symbol.dispose](): void {

@@ -2,7 +2,6 @@
 // "LoRA: Low-Rank Adaptation of Large Language Models", arXiv 2106.09685, section 4.1. Two parts are optional: a
 // magnitude for each row (DoRA, Liu et al. 2024, arXiv 2402.09353) and a bias of B (PEFT's lora_bias).
 
-import type { FloatDtype } from '../base/dtype.js'
 import { NumericError, StateError } from '../base/errors.js'
 import { Random } from '../base/random.js'
 import {
@@ -14,7 +13,7 @@ import {
   type Tensor,
   toMatrix,
 } from '../base/tensor.js'
-import { copyAs, inPrecisionOf, norm, normOfProduct, product } from '../linalg/product.js'
+import { copyAs, inPrecisionOf, normOfProduct, product } from '../linalg/product.js'
 import {
   configForFactors,
   configForLayer,
@@ -22,7 +21,6 @@ import {
   type LoraConfigInput,
   resolveConfig,
   resolveConfigOf,
-  scalingOf,
 } from './config.js'
 import { addDelta } from './delta.js'
 import { magnitudeScales, rowNorms, scaleRows } from './dora.js'
@@ -39,7 +37,7 @@ import {
   startingBase,
   where,
 } from './factors.js'
-import { type FactorTensors, factorTensors, Part } from './part.js'
+import { FactorPart, type FactorTensors, factorTensors } from './part.js'
 import { addBias, backwardPass, forwardPass, type LayerGradients, type PassWeights, type Tape } from './passes.js'
 import { requireAlwaysOn } from './requirements.js'
 
@@ -53,7 +51,7 @@ import { requireAlwaysOn } from './requirements.js'
  * layer.merge() // W + s·B·A is in layer.baseWeight
  * layer.unmerge() // W again, bit for bit
  */
-export class LoraLayer extends Part {
+export class LoraLayer extends FactorPart {
   readonly kind = 'linear'
   /** The layer's name in its model, such as `model.layers.0.self_attn.q_proj`; empty for a single layer. */
   readonly name: string
@@ -62,8 +60,6 @@ export class LoraLayer extends Part {
    * its init can use.
    */
   readonly config: LoraConfig
-  /** The type that the layer is saved in, unless saving names another: that of the file it came from, else fp32. */
-  dtype: FloatDtype = 'fp32'
   readonly #random: Random
   #weightA: Matrix
   #weightB: Matrix
@@ -153,16 +149,6 @@ export class LoraLayer extends Part {
 
   get tensors(): FactorTensors<Tensor<FloatArray>> {
     return factorTensors(this.#weightA, this.#weightB, this.#magnitude, this.#biasB)
-  }
-
-  /** r: rows of A, columns of B. */
-  get rank(): number {
-    return this.config.rank
-  }
-
-  /** s, by which B·A is multiplied. */
-  get scaling(): number {
-    return scalingOf(this.config)
   }
 
   /** s·B·A is in the base weight. */
@@ -260,8 +246,12 @@ export class LoraLayer extends Part {
    */
   effectiveWeight(): Matrix {
     const base = this.#needBase('effectiveWeight')
-    if (this.merged) return copyAs(base, base.data)
-    const sum = this.#sum(base)
+    return this.merged ? copyAs(base, base.data) : this.adapted(base)
+  }
+
+  /** @internal As effectiveWeight, from a weight (d, k) that the layer does not keep. */
+  adapted(weight: Matrix): Matrix {
+    const sum = this.#sum(weight)
     return this.#magnitude === undefined ? sum : scaleRows(sum, magnitudeScales(this.#magnitude, sum))
   }
 
@@ -352,14 +342,8 @@ export class LoraLayer extends Part {
     this.#tape = undefined
   }
 
-  /** ‖A‖, Frobenius. */
-  normA(): number {
-    return norm(this.#weightA)
-  }
-
-  /** ‖B‖, Frobenius. */
-  normB(): number {
-    return norm(this.#weightB)
+  [Symbol.dispose](): void {
+    this.dispose()
   }
 
   /** ‖s·B·A‖, Frobenius, without forming B·A. */
@@ -368,7 +352,8 @@ export class LoraLayer extends Part {
   }
 
   #sum(base: Matrix): Matrix {
-    return addDelta(copyAs(base, base.data), this, this.scaling)
+    const [weightA, weightB] = [this.#weightA, this.#weightB].map((factor) => inPrecisionOf(base.data, factor))
+    return addDelta(copyAs(base, base.data), { weightA, weightB }, this.scaling)
   }
 
   #passWeights(base: Matrix): PassWeights {

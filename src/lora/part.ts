@@ -1,8 +1,8 @@
 // Members of every part of an adapter. `PartView` is the same for parts in memory and in files.
 
-import type { TensorDtype } from '../base/dtype.js'
+import type { FloatDtype, TensorDtype } from '../base/dtype.js'
 import { elementCount, type FloatArray, type Shaped, type Tensor } from '../base/tensor.js'
-import type { LoraConfig } from './config.js'
+import { type LoraConfig, scalingOf } from './config.js'
 
 /**
  * The kinds of parts:
@@ -126,20 +126,6 @@ export abstract class Part {
   abstract readonly shape: readonly number[]
   /** All tensors of the part, by their role. */
   abstract readonly tensors: PartView<Tensor<FloatArray>, Shaped>['tensors']
-  /** The change is in the base weight. */
-  abstract readonly merged: boolean
-
-  /**
-   * Puts the change into the base weight. Throws StateError when it is merged already, or lacks the base that it needs.
-   */
-  abstract merge(): void
-  /** Restores the base weight bit for bit. Throws StateError when it is not merged. */
-  abstract unmerge(): void
-  /** The Frobenius norm of the change: how much the part changes its weight. */
-  abstract normDelta(): number
-  /** Frees the base weight. The part's own tensors stay. */
-  abstract dispose(): void
-
   /** The module of the base that the part changes. */
   get module(): string {
     return this.name
@@ -155,14 +141,23 @@ export abstract class Part {
     const own = tensorsOf(this as unknown as PartView)
     return own.reduce((sum, [, { shape }]) => sum + elementCount(shape), elementCount(this.shape))
   }
+}
 
-  /** trainable / total */
-  compressionRatio(): number {
-    return this.trainableParams() / this.totalParams()
+/** A part that has factors. */
+export abstract class FactorPart extends Part {
+  /** The part's settings: rank and alpha are those that the config's patterns give its name. */
+  abstract readonly config: LoraConfig
+  /** The type that the part is saved in, unless saving names another: that of the file it came from, else fp32. */
+  dtype: FloatDtype = 'fp32'
+
+  /** r: rows of A; of experts those of each. */
+  get rank(): number {
+    return this.config.rank
   }
 
-  [Symbol.dispose](): void {
-    this.dispose()
+  /** s, by which the product of the factors is multiplied. */
+  get scaling(): number {
+    return scalingOf(this.config)
   }
 }
 
@@ -179,18 +174,5 @@ export function factorTensors(
     weightB,
     ...(magnitude && { magnitude: vector(magnitude) }),
     ...(biasB && { biasB: vector(biasB) }),
-  }
-}
-
-export function mergeOrNone(parts: Iterable<Pick<Part, 'merge' | 'unmerge'>>): void {
-  const done: Pick<Part, 'unmerge'>[] = []
-  try {
-    for (const part of parts) {
-      part.merge()
-      done.push(part)
-    }
-  } catch (error) {
-    for (const part of done) part.unmerge()
-    throw error
   }
 }

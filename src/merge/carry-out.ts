@@ -1,6 +1,6 @@
 // Carries out a merge's plan in this thread, over Directory and ByteSink. Memory does not depend on sizes.
 
-import { type ByteSource, type Directory, writeThrough, writeTogether } from '../base/bytes.js'
+import { type Directory, writeThrough, writeTogether } from '../base/bytes.js'
 import { FileError } from '../base/errors.js'
 import { type OpenMerge, summaryOf } from './open.js'
 import { Chunks, type OutputFile } from './plan/layout.js'
@@ -20,7 +20,6 @@ export async function carryOut(
   const { files, sources, others, isReproducible } = merge
   const sums = new ChangeSums()
   const merger = new ChunkMerger(sources, isReproducible)
-  const warnings = [...merge.summary.warnings]
   const sizeOf = (list: readonly { byteLength: number }[]) => list.reduce((sum, { byteLength }) => sum + byteLength, 0)
   const totalBytes = sizeOf(files)
   let writtenBytes = 0
@@ -31,9 +30,6 @@ export async function carryOut(
     }
     for (const file of files) {
       await begin(file.path)
-      const reason = file.link === undefined ? '' : await tryLink(folder, file.path, sources[file.link])
-      if (reason === undefined) continue
-      if (reason !== '') warnings.push(`${file.path} is a copy, not a hard link: ${reason}`)
       await writeThrough(folder, file.path, async (sink) => {
         for await (const bytes of bytesOf(file, merger, sums)) {
           signal?.throwIfAborted()
@@ -53,7 +49,7 @@ export async function carryOut(
   try {
     const layers = await writeTogether(out, write)
     const seconds = (performance.now() - startedAt) / 1000
-    const result = { out: merge.outName(out.name), format: merge.format, warnings, seconds, layers }
+    const result = { out: merge.outName(out.name), format: merge.format, seconds, layers }
     return { ...summaryOf(merge, files), ...result, bytes: writtenBytes + sizeOf(others) }
   } catch (error) {
     for (const path of added) await out.remove(path)
@@ -76,22 +72,6 @@ async function* bytesOf(
         yield bytes
       }
     }
-  }
-}
-
-/** Undefined if the file became a link; else why it did not. */
-export async function tryLink(
-  directory: Pick<Directory, 'link'>,
-  path: string,
-  source: ByteSource,
-): Promise<string | undefined> {
-  const impossible = 'only files of one disk can be linked'
-  if (source.realPath === undefined || directory.link === undefined) return impossible
-  try {
-    await directory.link(path, source.realPath)
-    return undefined
-  } catch (error) {
-    return error instanceof FileError ? error.message : impossible
   }
 }
 

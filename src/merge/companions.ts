@@ -12,18 +12,14 @@ const TOKENIZERS = [
 ]
 
 const FILES = [
-  // Configuration
   /^(config|generation_config|genai_config)\.json$/,
   ...TOKENIZERS,
-  // Chat templates
   /^chat_template\.(jinja|json)$/,
   /^additional_chat_templates\/[^/]+\.jinja$/,
-  // Processors of images, videos and sound
   /^((video_|image_)?(pre)?processor|audio_tokenizer|feature_extractor|processor)_config\.json$/,
   // sentence-transformers: which modules follow the model, and those that follow, with their own small weights
   /^(modules|config_sentence_transformers|sentence_[a-z]+_config)\.json$/,
   /^\d+_[A-Z]\w*\/(config\.json|model\.safetensors|pytorch_model\.bin)$/,
-  // Licenses
   /^(LICEN[CS]E|NOTICE|COPYING|USE_POLICY)([._-][^/]*)?$/i,
 ]
 
@@ -167,7 +163,6 @@ function namedModules(config: Record<string, unknown>): string[] {
   )
 }
 
-/** The Python files beside a module that it imports: `from .name import …` and `from . import name`. */
 function importedModules(text: string): string[] {
   const beside = [...text.matchAll(/^\s*from\s+\.(\w+)\s+import\b/gm)].map(([, name]) => name)
   const listed = [...text.matchAll(/^\s*from\s+\.\s+import\s+([\w, ]+)/gm)].flatMap(([, names]) =>

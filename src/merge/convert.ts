@@ -4,7 +4,7 @@ import type { Directory } from '../base/bytes.js'
 import { decodeWeights, type WeightDtype } from '../base/dtype.js'
 import { type Matrix, zeros } from '../base/tensor.js'
 import { type Checkpoint, openCheckpoint, shardSource } from '../formats/checkpoint.js'
-import { transpose } from '../linalg/product.js'
+import { stacked, transpose } from '../linalg/product.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import type { LoraConfig } from '../lora/config.js'
 import { type BaseWeights, toPlain } from '../lora/init/to-plain.js'
@@ -14,14 +14,10 @@ import { readConfig } from './plan/config-edit.js'
 import { type FoundWeight, findWeights, missingError } from './plan/find-weights.js'
 import { refuseQuantizedConfig } from './plan/refusals.js'
 
-interface ConvertOptions {
-  basePath?: string | undefined
-}
-
 export async function convertToPlain(
   adapter: LoraAdapter,
   from: Directory | BaseWeights | LoraAdapter,
-  { basePath }: ConvertOptions = {},
+  basePath?: string,
 ): Promise<LoraAdapter> {
   if (typeof from === 'function' || from instanceof LoraAdapter) return toPlain(adapter, from)
   const checkpoint = await openCheckpoint(from, basePath)
@@ -65,15 +61,7 @@ export async function baseWeightsOf(
   return async (name): Promise<Matrix> => {
     const parts: Matrix[] = []
     for (const part of byName.get(name)!) parts.push(await readPart(part, checkpoint))
-    if (parts.length === 1) return parts[0]
-    const [rows, columns] = [parts.reduce((sum, { shape }) => sum + shape[0], 0), parts[0].shape[1]]
-    const whole = zeros(rows, columns, parts[0].data)
-    let at = 0
-    for (const { data } of parts) {
-      whole.data.set(data, at)
-      at += data.length
-    }
-    return whole
+    return stacked(parts)
   }
 }
 

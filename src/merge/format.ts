@@ -65,6 +65,6 @@ function requireSame(wish: MergeFormat | undefined, format: 'onnx' | 'safetensor
     where: 'format',
     what: `it cannot be ${wish}: ${because}`,
     expected: format,
-    hint: 'Use folders for both, or leave out `format`',
+    hint: 'Leave out `format`',
   })
 }

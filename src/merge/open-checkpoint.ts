@@ -43,13 +43,12 @@ export async function openCheckpointPart(input: PartInput): Promise<PlanPart> {
   const others: OtherFile[] = []
   let leftOut: readonly string[] = []
   if (!weightsOnly) {
-    const own = [
+    const own = new Set([
       ...checkpoint.shards.map((shard) => shard.path),
       ...(checkpoint.indexPath === undefined ? [] : [checkpoint.indexPath]),
-      ...chosen.graphs.map((graph) => graph.replace(/\/.*/, '/')),
-    ]
+    ])
     const edited = plan.configEdit && config && editConfig(config, plan.configEdit)
-    const companions = await otherFiles(input, new Set(own), edited, changes.vocabulary ?? fit.vocabulary ?? undefined)
+    const companions = await otherFiles(input, own, edited, changes.vocabulary ?? fit.vocabulary ?? undefined)
     warnings.push(...companions.warnings)
     others.push(...companions.files)
     leftOut = companions.leftOut

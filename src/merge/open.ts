@@ -37,13 +37,11 @@ export async function openMerge(
   try {
     const adapters = [input.adapters].flat().map(weighted)
     const part: PartInput = { ...input, chosen, adapters, sign, sources, baseFiles, closers }
-    const parts: PlanPart[] = []
-    if (chosen.format !== 'onnx') {
-      parts.push(await (await import('./open-checkpoint.js')).openCheckpointPart(part))
-    }
-    if (chosen.format !== 'safetensors') parts.push(await (await import('./onnx/open.js')).openOnnxPart(part, models))
-    const plan = parts.reduce(joined)
-    const [problem] = parts.flatMap(({ fit }) => fit.problems)
+    const plan =
+      chosen.format === 'onnx'
+        ? await (await import('./onnx/open.js')).openOnnxPart(part, models)
+        : await (await import('./open-checkpoint.js')).openCheckpointPart(part)
+    const [problem] = plan.fit.problems
     if (problem !== undefined && !input.onlyFits) throw problem
     // A weight file of its own, or a folder of several.
     const [file] = chosen.format === 'safetensors' && plan.files.length === 1 ? plan.files : []
@@ -63,19 +61,6 @@ export async function openMerge(
   } catch (error) {
     await close()
     throw error
-  }
-}
-
-function joined(first: PlanPart, second: PlanPart): PlanPart {
-  return {
-    ...first,
-    files: [...first.files, ...second.files],
-    others: [...first.others, ...second.others],
-    magnitudes: [...first.magnitudes, ...second.magnitudes],
-    summary: {
-      ...first.summary,
-      warnings: [...new Set([...first.summary.warnings, ...second.summary.warnings])],
-    },
   }
 }
 

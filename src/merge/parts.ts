@@ -1,4 +1,4 @@
-// The input of a merge, and the parts that its plan is made of: a checkpoint's, an .onnx's, or both.
+// The input of a merge, and its plan, a checkpoint's or an .onnx's.
 
 import type { ByteSource } from '../base/bytes.js'
 import type { OtherFile } from './companions.js'

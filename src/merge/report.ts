@@ -3,8 +3,8 @@
 import type { Renamed } from './plan/names/choose.js'
 import type { ChunkChange } from './weight.js'
 
-/** Which kinds of models a result has. */
-export type MergeFormat = 'onnx' | 'safetensors' | 'both'
+/** The kind of model that a result is. */
+export type MergeFormat = 'onnx' | 'safetensors'
 
 /** A file of weights, or a graph. */
 export interface MergedFile {
@@ -25,10 +25,7 @@ export interface LayerChange {
   quantizationError?: number
 }
 
-/**
- * Part of a plan and of a finished merge. For a `share`, it covers only the files of that job. With `both`, the numbers
- * are sums of the two formats.
- */
+/** Part of a plan and of a finished merge. For a `share`, it covers only the files of that job. */
 export interface MergeSummary {
   /** The result: its folder, or its file. */
   out: string
@@ -68,7 +65,7 @@ export interface MergeReport extends MergeSummary {
   missing?: string[]
   /** Duration in seconds. */
   seconds: number
-  /** The changed layers, with ‖ΔW‖ / ‖W‖. Replaced values are not listed. With `both`, each layer is listed once. */
+  /** The changed layers, with ‖ΔW‖ / ‖W‖. Replaced values are not listed. */
   layers: LayerChange[]
 }
 

@@ -20,9 +20,6 @@ export interface RunSettings {
   onProgress?: ((progress: MergeProgress) => void) | undefined
 }
 
-/** How files come into a result that they are unchanged in. */
-type ExternalDataMode = 'copy' | 'hardlink'
-
 /** Settings of all merges. */
 export interface MergeSettings extends RunSettings {
   /**
@@ -69,11 +66,6 @@ export interface MergeSettings extends RunSettings {
    * reports the error that this adds. Default `branches`. For .onnx with quantized weights.
    */
   quantized?: QuantizedPolicy | undefined
-  /**
-   * How data files of the base that stay as they are come into the result: `copy`, or `hardlink`, which needs no room.
-   * Where no link can be made the file is copied, and a warning says so. Default `copy`. For .onnx.
-   */
-  externalData?: ExternalDataMode | undefined
   /** Stops with an error if a target or pattern of the config matches no layer of the adapter. Default false. */
   strict?: boolean | undefined
   /** The same bytes on every machine. Default false: a little faster, but the last bits depend on the machine. */
@@ -103,7 +95,6 @@ export interface PathSettings {
 const ONNX_ONLY = {
   modules: 'it names nodes of an .onnx file',
   quantized: 'only weights of an .onnx file can be quantized',
-  externalData: 'only an .onnx file has data files beside it',
   dtype: 'it chooses an .onnx file; the type that is written is `outDtype`',
 }
 
@@ -122,11 +113,10 @@ export function refuseForFormat(settings: MergeSettings & PathSettings, format: 
       format,
     )
   }
-  if (outDtype === 'bf16' || (outDtype !== 'keep' && (format === 'both' || settings.quantized === 'requantize'))) {
+  if (outDtype === 'bf16' || (outDtype !== 'keep' && settings.quantized === 'requantize')) {
     throw unsupported('outDtype', 'the types of an .onnx file stay as they are', format)
   }
-  // Beside an .onnx file the checkpoint's shards can still have other sizes.
-  if (settings.maxShardBytes !== undefined && format === 'onnx') {
+  if (settings.maxShardBytes !== undefined) {
     throw unsupported('maxShardBytes', 'only for results in safetensors', format)
   }
 }

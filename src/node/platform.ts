@@ -49,7 +49,7 @@ export const nodePlatform: Platform = {
   async hubAccess() {
     const { hubEnvironment, hubToken } = await import('../io/hub/node/environment.js')
     const { endpoint = hubEnvironment().endpoint, token = await hubToken() } = hubOptions()
-    return { endpoint, token }
+    return { endpoint, token, isOffline: hubEnvironment().isOffline }
   },
   // availableMemory heeds a container's limit; it came with Node 20.13.
   watch: watchOnTerminal,

@@ -1,5 +1,4 @@
-// The chat template beside an adapter that was trained on chats: chat_template.jinja, where transformers and TRL keep
-// it.
+// chat_template.jinja beside an adapter, where transformers and TRL keep it.
 
 import { type Directory, readText, writeFile } from '../base/bytes.js'
 import { CONFIG_FILE, TEMPLATE_FILE } from './file-names.js'

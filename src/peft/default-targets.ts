@@ -1,5 +1,4 @@
-// The modules that PEFT adapts when a config names no target_modules: a table of model types (utils/constants.py),
-// generated.
+// The modules that PEFT adapts when a config names no target_modules (utils/constants.py).
 
 import { ConfigError, nearMisses } from '../base/errors.js'
 import { DEFAULT_TARGETS } from './gen/default-targets.js'

@@ -37,13 +37,9 @@ export interface OpenAdapter {
   readonly unclaimed: readonly string[]
   /** Problems with config and tensors; empty unless it was opened with `isTolerant`. */
   readonly problems: readonly LowrankError[]
-  /**
-   * The sound parts. Those of a folder: layers, then experts, replaced tensors and rows of tokens; each group by name.
-   */
+  /** The sound parts. Of a folder: layers, experts, replaced tensors, rows of tokens; each group by name. */
   parts(): readonly OpenPart[]
-  /**
-   * The type that a part is saved in. In a file it is that of all its tensors, or fp32, which holds the others' values.
-   */
+  /** The type that a part is saved in: that of all its tensors in the file, or fp32, which holds the others' values. */
   dtypeOf(part: OpenPart): FloatDtype
   /** The whole adapter in memory. Throws as `read`. */
   load(): Promise<LoraAdapter>

@@ -1,5 +1,4 @@
-// Which tensors of a PEFT file take the place of the base's, whole or in rows: what is neither a factor nor a vector of
-// a layer.
+// Which tensors of a PEFT file take the place of the base's, whole or in rows.
 
 import { attempt, FormatError, type LowrankError, MismatchError, ShapeError, UnsupportedError } from '../base/errors.js'
 import { formatShape } from '../base/tensor.js'
@@ -84,10 +83,7 @@ export function claimOthers(rest: readonly AdapterTensor[], found: FoundKinds, c
   return { parts, unclaimed, problems, notes }
 }
 
-/**
- * With bias "all", PEFT saves the biases of modules_to_save a second time, under a key that contains the adapter's
- * name. It also saves those of the base's module. Nothing reads either of them.
- */
+/** With bias "all", PEFT saves the biases of modules_to_save again, and the base's own. Nothing reads either. */
 function isCopy(key: string, { bias, modulesToSave }: LoraConfig): boolean {
   const owner = /^(.+)\.(?:modules_to_save|original_module)\..*bias[^.]*$/s.exec(key)?.[1]
   return bias === 'all' && owner !== undefined && modulesToSave.some((entry) => owner.endsWith(entry))

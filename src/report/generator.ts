@@ -1,4 +1,3 @@
-// The line by which a command knows its own report, which it may replace. It stands apart, so that the check does not
-// load the page.
+// The line by which a command knows its own report. Apart, so that the check does not load the page.
 
 export const generatorOf = (command: string): string => `<meta name="generator" content="lowrank ${command}">`

@@ -1,5 +1,4 @@
-// The report of training runs, as sections of a page: curves, answers, metrics and settings, of one run or of several
-// beside one another.
+// The report of training runs: of one, or of several beside one another.
 
 import type { Cell, Report, Sample, Section, Series } from './page.js'
 

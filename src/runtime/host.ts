@@ -21,7 +21,6 @@ export interface Engine<T> {
   readonly remote: Remote<T>
   /** Throws RuntimeError when a run does not end: then the worker is given up. */
   close(limitMs?: number): Promise<void>
-  /** True if it was given up, with a run that did not end. */
   isGivenUp(): boolean
 }
 

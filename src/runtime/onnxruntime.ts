@@ -90,7 +90,6 @@ export function setWebThreads({ env }: OrtModule, threads: number | undefined): 
   if (threads !== undefined && env?.wasm !== undefined) env.wasm.numThreads = threads
 }
 
-/** @throws UnsupportedError for a provider that the runtime says it does not have */
 function checkProviders(ort: OrtModule, providers: readonly string[] = []): void {
   const available = ort.listSupportedBackends?.().map(({ name }) => name)
   const missing = providers.find((name) => available?.includes(name) === false)
@@ -136,7 +135,6 @@ class WrappedSession implements RuntimeSession {
   readonly #keepsTensors: boolean
   /** Tensors of feeds that come again and again, such as a cache that grows in its place. */
   readonly #tensors = new WeakMap<RuntimeTensor, object>()
-  /** Tensors of all the feeds that are held. */
   readonly #held = new WeakMap<Feeds, Record<string, unknown>>()
   /** Set once the GPU is lost: later runs, and the release, could wait for a GPU that never answers. */
   #lost: RuntimeError | undefined

@@ -94,7 +94,6 @@ export interface SessionOptions {
 export interface OutputOptions {
   /** Outputs are ONNX Runtime's own tensors, and such tensors are fed as they are: those on the GPU stay there. */
   keepsTensors?: boolean | undefined
-  /** Outputs that stay on the GPU. */
   gpuOutputs?: readonly string[] | undefined
 }
 
@@ -107,7 +106,6 @@ export interface RuntimeSession {
 }
 
 export interface Runtime {
-  /** 'onnxruntime-node 1.30.0', for reports. */
   readonly name: string
   createSession(model: SessionModel, options?: SessionOptions & OutputOptions): Promise<RuntimeSession>
 }

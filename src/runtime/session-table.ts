@@ -44,7 +44,6 @@ export class SessionTable {
     for (const id of [...this.#sessions.keys()]) await this.closeSession(id)
   }
 
-  /** For engines that are tables: a session in this thread. */
   protected session(id: number): RuntimeSession {
     const session = this.#sessions.get(id)
     if (session === undefined) throw new StateError({ where: `session ${id}`, what: 'it is closed' })
@@ -52,7 +51,6 @@ export class SessionTable {
   }
 }
 
-/** The runtime behind a table, wherever that lives. */
 export function runtimeBehind(table: Remote<SessionTable>, name: string): Runtime {
   return {
     name,

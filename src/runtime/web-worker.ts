@@ -48,7 +48,6 @@ function notLoaded(url: string, cause?: unknown): RuntimeError {
   })
 }
 
-/** Advice by the address, which tells who wrote it. */
 function remedy(url: string): string {
   if (url.startsWith('blob:')) return 'The page’s content security policy must allow "worker-src blob:"'
   if (url.includes('/.vite/')) return "In the settings of Vite, set optimizeDeps: { exclude: ['lowrank'] }"

@@ -19,7 +19,6 @@ interface Served {
   /** Loaded by a caller: it may leave again. */
   readonly isLoaded: boolean
   usedAt: number
-  /** Requests that wait or run with it. */
   uses: number
   /** No new request gets it. It leaves the session with the last one that has it. */
   isGone: boolean
@@ -131,7 +130,6 @@ export class AdapterRegistry {
     return this.#load(name, source, name)
   }
 
-  /** Loads once, whoever asks for it at the same time. */
   async #load(name: string, source: Source, root: string): Promise<Served> {
     const loading = this.#loading.get(name) ?? this.#loadNow(name, source, root)
     this.#loading.set(name, loading)
@@ -167,7 +165,6 @@ export class AdapterRegistry {
   }
 }
 
-/** The present as a Unix time in whole seconds. */
 export function seconds(): number {
   return Math.floor(Date.now() / 1000)
 }

@@ -2,6 +2,7 @@
 
 import { nearMisses } from '../base/errors.js'
 import { anyOf, BOOLEAN, isObject, type Kind, kind, listOf, oneOf, orNull, STRING } from '../base/options.js'
+import { isMix } from '../infer/adapters/choice.js'
 import { HttpError } from './http.js'
 
 export type Fields = Readonly<Record<string, unknown>>
@@ -25,17 +26,11 @@ const isEmpty = kind(
   (value) => isObject(value) && Object.keys(value).length === 0,
 )
 
-/** A choice of adapters: weights by name. */
-const MIX = kind('weights by name, such as { "a": 0.5, "b": 0.5 }', (value) => {
-  if (!isObject(value)) return false
-  const weights = Object.values(value)
-  return weights.length > 0 && weights.every((weight) => typeof weight === 'number' && Number.isFinite(weight))
-})
+const MIX = kind('weights by name, such as { "a": 0.5, "b": 0.5 }', isMix)
 
 const TEXT_OR_TEXTS = anyOf(STRING, listOf(STRING))
 const IDS = listOf(whole(0))
 
-/** Fields that callers send for their own records. */
 const IGNORED = { user: STRING, metadata: anyOf(isEmpty, kind('an object', isObject)), safety_identifier: STRING }
 
 const RESPONSE_FORMAT = kind(

@@ -1,6 +1,17 @@
 // A server as one function from Request to Response: OpenAI's routes over one session, adapters by `model`.
 
-import { COUNT, checkOptions, FUNCTION, listOf, NAME, needed, type OptionTable, STRING } from '../base/options.js'
+import {
+  COUNT,
+  checkOptions,
+  FUNCTION,
+  listOf,
+  NAME,
+  needed,
+  OBJECT,
+  type OptionTable,
+  ranged,
+  STRING,
+} from '../base/options.js'
 import type { Model } from '../graph/model-folder.js'
 import { type AdapterSession, type OpenSessionOptions, openSession } from '../index/session.js'
 import type { Source } from '../index/sources.js'
@@ -86,11 +97,8 @@ export interface Handler {
 
 const TABLE: OptionTable<HandlerOptions> = {
   model: needed({ expected: 'a model, or a source of one', accepts: (value) => value !== null && value !== '' }),
-  adapters: { expected: 'an object of names with adapters', accepts: (value: unknown) => typeof value === 'object' },
-  session: {
-    expected: 'an object with options of openSession',
-    accepts: (value: unknown) => typeof value === 'object',
-  },
+  adapters: OBJECT,
+  session: OBJECT,
   name: NAME,
   apiKeys: listOf(NAME),
   hosts: listOf(NAME),
@@ -98,10 +106,7 @@ const TABLE: OptionTable<HandlerOptions> = {
   resolveAdapter: FUNCTION,
   maxAdapters: COUNT,
   maxRunning: COUNT,
-  maxQueue: {
-    expected: 'a whole number of 0 or more',
-    accepts: (value: unknown) => Number.isSafeInteger(value) && (value as number) >= 0,
-  },
+  maxQueue: ranged('an integer of at least 0'),
   maxTokens: COUNT,
   maxBodyBytes: COUNT,
   timeoutSeconds: COUNT,
@@ -216,7 +221,6 @@ class Server {
     return response
   }
 
-  /** Tells the log of what no caller caused. */
   #told(error: unknown, signal?: AbortSignal): HttpError {
     if (signal?.aborted) return new HttpError(499, 'The caller left')
     const told = httpError(error, (text) => text.replaceAll(this.#session.model.directory.name, this.#name))
@@ -323,8 +327,9 @@ class Server {
       let lastAt: number | undefined
       const onPiece = () => {
         const now = performance.now()
-        if (lastAt === undefined) this.#metrics.firstToken((now - startedAt) / 1000)
-        else this.#metrics.nextToken((now - lastAt) / 1000)
+        const { first, between } = this.#metrics
+        if (lastAt === undefined) first.add((now - startedAt) / 1000)
+        else between.add((now - lastAt) / 1000)
         lastAt = now
       }
       try {

@@ -1,8 +1,9 @@
 // Parts that all routes share: errors in OpenAI's form, JSON bodies with a limit, and streams of events.
 
+import { concatBytes } from '../base/bytes.js'
 import { LowrankError } from '../base/errors.js'
+import { isObject } from '../base/options.js'
 
-/** An answer that is an error, as OpenAI's clients read it: https://platform.openai.com/docs/guides/error-codes */
 export class HttpError extends Error {
   readonly status: number
   readonly type: string
@@ -78,15 +79,9 @@ export async function readJson(request: Request, maxBytes: number): Promise<Reco
     }
     chunks.push(next.value)
   }
-  const bytes = new Uint8Array(length)
-  let at = 0
-  for (const chunk of chunks) {
-    bytes.set(chunk, at)
-    at += chunk.byteLength
-  }
   try {
-    const value: unknown = JSON.parse(new TextDecoder('utf-8', { fatal: true }).decode(bytes))
-    if (typeof value === 'object' && value !== null && !Array.isArray(value)) return value as Record<string, unknown>
+    const value: unknown = JSON.parse(new TextDecoder('utf-8', { fatal: true }).decode(concatBytes(chunks)))
+    if (isObject(value)) return value
   } catch (error) {
     throw new HttpError(400, `The body is not valid JSON: ${(error as Error).message}`)
   }

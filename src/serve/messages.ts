@@ -26,7 +26,9 @@ function contentOf(content: unknown, param: string, images: Uint8Array[]): strin
       images.push(pictureOf(part.image_url.url, at))
       return { type: 'image' }
     }
-    throw new HttpError(400, `${at}: only parts of the types text and image_url are read`, { param: at })
+    throw new HttpError(400, `${at}: expected { type: 'text', text } or { type: 'image_url', image_url: { url } }`, {
+      param: at,
+    })
   })
   if (parts.some(({ type }) => type === 'image')) return parts
   return parts.map((part) => (part.type === 'text' ? part.text : '')).join('')

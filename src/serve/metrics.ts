@@ -1,6 +1,5 @@
 // Counts for Prometheus, with vLLM's names, so that the Gateway API Inference Extension can route to replicas.
 
-/** Upper bounds in seconds. */
 const BOUNDS = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60]
 
 class Histogram {
@@ -30,21 +29,14 @@ export interface Gauges {
 }
 
 export class Metrics {
-  readonly #first = new Histogram()
-  readonly #between = new Histogram()
+  /** Seconds to the first token, and from each to the next. */
+  readonly first = new Histogram()
+  readonly between = new Histogram()
   readonly #requests = new Map<string, number>()
   readonly #adapters = { running: new Map<string, number>(), waiting: new Map<string, number>() }
   #promptTokens = 0
   #newTokens = 0
   #changedAt = 0
-
-  firstToken(seconds: number): void {
-    this.#first.add(seconds)
-  }
-
-  nextToken(seconds: number): void {
-    this.#between.add(seconds)
-  }
 
   tokens(prompt: number, written: number): void {
     this.#promptTokens += prompt
@@ -78,8 +70,8 @@ export class Metrics {
       `vllm:prompt_tokens_total ${this.#promptTokens}`,
       '# TYPE vllm:generation_tokens_total counter',
       `vllm:generation_tokens_total ${this.#newTokens}`,
-      ...this.#first.lines('vllm:time_to_first_token_seconds'),
-      ...this.#between.lines('vllm:inter_token_latency_seconds'),
+      ...this.first.lines('vllm:time_to_first_token_seconds'),
+      ...this.between.lines('vllm:inter_token_latency_seconds'),
       '# TYPE lowrank:requests_total counter',
       ...[...this.#requests].map(([labels, count]) => `lowrank:requests_total{${labels}} ${count}`),
     ].join('\n')}\n`

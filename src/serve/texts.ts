@@ -14,9 +14,7 @@ export interface TextRequest {
   readonly prompts: readonly Prompt[]
   readonly options: GenerateOptions
   readonly n: number
-  /** Makes the object or the events of this route. */
   readonly form: AnswerForm
-  /** The scores of the prompts, which are part of the answer. */
   readonly echo: { readonly scores: number | undefined } | undefined
   readonly isStream: boolean
   readonly includesUsage: boolean
@@ -29,13 +27,11 @@ interface AnswerForm {
   choice(index: number, result: GenerateResult, prompt: PromptScores | undefined): object
   piece(index: number, text: string): object
   end(index: number, result: GenerateResult): object[]
-  /** The choice of a first event, where the route has one. */
   start?(index: number): object
   /** The part of a growing text that may be sent. */
   certain(text: string): string
 }
 
-/** The fields of both routes as options of `generate`. */
 function sharedOptions(
   fields: Fields,
   limits: { maxTokens: number },
@@ -150,7 +146,6 @@ function chatScore({ text, logprob, top }: TokenScore): object {
   return { ...named(text, logprob), top_logprobs: top.map((one) => named(one.text, one.logprob)) }
 }
 
-/** OpenAI's default for completions. */
 const COMPLETION_TOKENS = 16
 
 export function completionRequest(fields: Fields, limits: { maxTokens: number }): TextRequest {
@@ -225,7 +220,6 @@ export interface AnswerOptions {
   readonly cacheScope: string | undefined
   readonly signal: AbortSignal
   readonly send?: ((event: object) => void) | undefined
-  /** Hears of each new piece, for the metrics. */
   onPiece(): void
 }
 

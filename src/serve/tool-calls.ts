@@ -13,7 +13,6 @@ const OPEN = '<tool_call>'
 const HERMES = /<tool_call>\s*(\{[\s\S]*?\})\s*<\/tool_call>/g
 const PYTHON_TAG = '<|python_tag|>'
 
-/** The calls of a text, and the text around them. */
 export function parseToolCalls(text: string): { content: string; calls: ToolCall[] } {
   const hermes = [...text.matchAll(HERMES)].map(([, json]) => callOf(json, 'arguments'))
   if (hermes.length > 0 && hermes.every((call) => call !== undefined)) {

@@ -25,7 +25,6 @@ export async function embeddings(
   return { object: 'list', data, model, usage: usageOf(session, texts) }
 }
 
-/** The little-endian float32 bytes, in base64. */
 function base64Of(vector: Float32Array): string {
   const bytes = new DataView(new ArrayBuffer(vector.length * 4))
   vector.forEach((value, i) => void bytes.setFloat32(4 * i, value, true))

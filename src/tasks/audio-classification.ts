@@ -2,19 +2,18 @@
 
 import { DataError, UnsupportedError } from '../base/errors.js'
 import { isObject } from '../base/options.js'
+import { bytesOf } from '../formats/onnx/tensors.js'
 import { FEATURES } from '../graph/inputs/encoder-decoder.js'
 import { dimsOfInput, typeOf } from '../graph/inputs/roles.js'
 import type { Model } from '../graph/model-folder.js'
 import { readGraph } from '../graph/view/graph.js'
 import type { Feeds } from '../runtime/runtime.js'
 import { fieldsOf } from '../text/records.js'
-import { checkSize, FEATURES_FIELD, featuresOf, HEAR } from './features.js'
-import { LABEL_OPTIONS } from './gen/options.js'
-import { findHead, requireHead } from './heads/head-forms.js'
-import { checkHead, headBase } from './heads/trained-head.js'
+import { checkSize, FEATURES_FIELD, featuresOf, HEAR, joinedUp } from './features.js'
 import { type LabelOptions, type Target, targetOf } from './labels/label-problems.js'
-import { LabelTask, labelBytes } from './labels/label-task.js'
-import type { Examples, HeadOptions, OpenTask, Task } from './task.js'
+import { type Inputs, labelBytes, labelParts } from './labels/label-task.js'
+import type { Task } from './task.js'
+import { batchLength } from './token-batch.js'
 
 /** A row of data: a sound as the model reads it. */
 export interface SoundExample {
@@ -33,14 +32,7 @@ export const audioClassification: Task<SoundExample, SoundExample, LabelOptions>
   records: [{ input_features: [[0.1, 0.2]], label: 'calm' }],
   use: { pipeline: 'audio-classification', autoClass: 'AutoModelForAudioClassification', onlyMerged: true },
   learningRate: 1e-3,
-  headForm: (base) => findHead('audio', base),
-  options: LABEL_OPTIONS,
-
-  check(model) {
-    const base = headBase(model)
-    soundSize(model)
-    checkHead(requireHead('audio', base), base)
-  },
+  ...labelParts('audio', soundInputs),
 
   parse(row, where) {
     const record = isObject(row) ? row : {}
@@ -59,8 +51,6 @@ export const audioClassification: Task<SoundExample, SoundExample, LabelOptions>
   encode({ values, label, where }, { model }) {
     return { examples: [{ values: checkSize(values, soundSize(model), where), label, where }], isTruncated: false }
   },
-
-  open: (model, examples, options = {}, heads = {}) => new AudioClassification(model, examples, options, heads),
 }
 
 export function soundSize({ onnx, config }: Pick<Model, 'onnx' | 'config'>): readonly [number, number] {
@@ -82,39 +72,20 @@ export function soundSize({ onnx, config }: Pick<Model, 'onnx' | 'config'>): rea
 }
 
 export function soundFeeds(sounds: readonly Float32Array[], [bands, times]: readonly [number, number]): Feeds {
-  const data = new Float32Array(sounds.length * bands * times)
-  sounds.forEach((values, i) => void data.set(values, i * bands * times))
-  return { [FEATURES]: { type: 'float32', data, dims: [sounds.length, bands, times] } }
+  return { [FEATURES]: { type: 'float32', data: joinedUp(sounds), dims: [sounds.length, bands, times] } }
 }
 
-const PROBED = [2, 5] as const
-
-class AudioClassification extends LabelTask<SoundExample> {
-  readonly probe: OpenTask['probe']
-  readonly #size: readonly [number, number]
-
-  constructor(model: Model, examples: Examples<SoundExample>, options: LabelOptions, heads: HeadOptions) {
-    super(model, requireHead('audio', headBase(model)), examples, options, heads)
-    this.#size = soundSize(model)
-    const silence = new Float32Array(this.#size[0] * this.#size[1])
-    const feeds = (batch: number) =>
-      this.collate(Array(batch).fill({ values: silence, label: this.anyTarget, where: 'probe' }))
-    const of = (run: Feeds) => run[FEATURES].dims[0]
-    const batch = { name: 'batch', probed: PROBED, of, source: { input: FEATURES, axis: 0 } }
-    this.probe = { feeds: [feeds(PROBED[0]), feeds(PROBED[1])], lengths: [batch] }
-  }
-
-  /** Two times become one token. */
-  cost(): number {
-    return Math.ceil(this.#size[1] / 2)
-  }
-
-  collate(examples: readonly SoundExample[]): Feeds {
-    const sounds = examples.map(({ values }) => values)
-    return { ...soundFeeds(sounds, this.#size), ...this.targetFeeds(examples) }
-  }
-
-  content({ values, label }: SoundExample): Uint8Array[] {
-    return [new Uint8Array(values.buffer, values.byteOffset, values.byteLength), labelBytes(label)]
+function soundInputs(model: Model): Inputs<SoundExample> {
+  const size = soundSize(model)
+  const [bands, times] = size
+  return {
+    lengths: [batchLength(FEATURES)],
+    zeros: (label) => ({ values: new Float32Array(bands * times), label }),
+    feeds(examples) {
+      const sounds = examples.map(({ values }) => values)
+      return soundFeeds(sounds, size)
+    },
+    cost: () => Math.ceil(times / 2),
+    content: ({ values, label }) => [bytesOf(values), labelBytes(label)],
   }
 }

@@ -4,16 +4,15 @@
 
 import { DataError, FormatError, UnsupportedError } from '../base/errors.js'
 import { inputFamily } from '../graph/inputs/family.js'
-import type { TokenBatch } from '../graph/inputs/roles.js'
 import { tokenInputs } from '../graph/inputs/tokens.js'
-import { findLinears, logitsName } from '../graph/match/linears.js'
+import { checkCausal } from '../graph/match/continues.js'
 import { type Model, requireTokenizer } from '../graph/model-folder.js'
 import type { ProbedShape } from '../graph/shapes/shapes.js'
 import type { ObjectiveGraph } from '../graph/training/objective-graph.js'
 import { RECORDS, separateRecords } from '../graph/training/separate-records.js'
 import type { Value } from '../graph/view/builder.js'
-import { type Graph, readGraph } from '../graph/view/graph.js'
-import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
+import { readGraph } from '../graph/view/graph.js'
+import type { Feeds } from '../runtime/runtime.js'
 import { type Chat, chatOf } from '../text/chat.js'
 import { encodeChat } from '../text/chat-encode.js'
 import { ExampleStore } from '../text/example-store.js'
@@ -28,18 +27,7 @@ import {
   parseRecord,
 } from '../text/records.js'
 import type { ChatTemplate } from '../text/template.js'
-import {
-  countCorrect,
-  nextTokenLoss,
-  PROBED_TARGETS,
-  predictedTokens,
-  probeTargets,
-  rowFeeds,
-  type TokenCounts,
-  targetsLength,
-  textLosses,
-  tokenMetrics,
-} from './next-tokens.js'
+import { NextTokens, PROBED_TARGETS, predictedTokens, probeTargets, rowFeeds, targetsLength } from './next-tokens.js'
 import type { EncodeContext, Encoded, OpenTask, Question, Task } from './task.js'
 import { PROBE_BATCHES, padded, tokenBatch, tokenLengths } from './token-batch.js'
 
@@ -153,7 +141,6 @@ export function noTemplateForChats(where: string): FormatError {
   })
 }
 
-/** The prompt of a record as it is encoded, and the last answer. */
 function questionOf(record: ParsedRecord, context: EncodeContext): Question | undefined {
   switch (record.kind) {
     case 'text':
@@ -175,18 +162,18 @@ function questionOf(record: ParsedRecord, context: EncodeContext): Question | un
 }
 
 function encodePair(prompt: string, completion: string, { model, maxLength }: EncodeContext): Encoded<Example> {
-  const tokenizer = requireTokenizer(model)
-  const [eosTokenId] = model.eosTokenIds
-  if (eosTokenId === undefined) {
-    throw new FormatError({
-      where: tokenizer.name,
-      what: 'no file names the token that ends a text',
-      hint: 'Add eos_token to tokenizer_config.json, or eos_token_id to config.json',
-    })
-  }
-  const { inputIds, labels } = encodeText(prompt, completion, tokenizer, eosTokenId)
+  const { inputIds, labels } = encodeText(prompt, completion, requireTokenizer(model), eosOf(model))
   const example = { inputIds: inputIds.slice(0, maxLength), labels: labels.slice(0, maxLength) }
   return { examples: [example], isTruncated: inputIds.length > maxLength }
+}
+
+export function eosOf({ eosTokenIds: [eosTokenId], directory }: Pick<Model, 'eosTokenIds' | 'directory'>): number {
+  if (eosTokenId !== undefined) return eosTokenId
+  throw new FormatError({
+    where: directory.name,
+    what: 'no file names the token that ends a text',
+    hint: 'Add eos_token to tokenizer_config.json, or eos_token_id to config.json',
+  })
 }
 
 function encodeTurns(chat: Chat, template: ChatTemplate, context: EncodeContext, where: string): Encoded<Example> {
@@ -204,32 +191,31 @@ export class PackedTexts extends PackedExamples {
   }
 }
 
-class CausalLm implements OpenTask<Example> {
+class CausalLm extends NextTokens<Example> implements OpenTask<Example> {
   readonly probe: OpenTask['probe']
-  readonly #model: Model
-  /** The packed examples, if rows hold several records. */
+  readonly #padTokenId: number
   readonly #packed: PackedTexts | undefined
   readonly #inputs: ReturnType<typeof tokenInputs>
 
   constructor(model: Model, packed: PackedTexts | undefined) {
-    this.#model = model
+    super(model)
+    this.#padTokenId = model.padTokenId
     this.#packed = packed
     this.#inputs = tokenInputs(readGraph(model.onnx.proto))
-    const [first, second] = PROBE_BATCHES.map(({ batch, sequence }, i) =>
-      this.#probeFeeds(batch, sequence, PROBED_TARGETS[i]),
-    )
+    const [first, second] = PROBE_BATCHES.map(({ batch, sequence }, i) => {
+      const inputIds = new Int32Array(sequence)
+      const examples = Array<Example>(batch).fill({ inputIds, labels: inputIds })
+      return { ...this.collate(examples, sequence), ...probeTargets(PROBED_TARGETS[i]) }
+    })
     this.probe = { feeds: [first, second], lengths: [...tokenLengths(), targetsLength()] }
   }
 
-  forward(graph: ObjectiveGraph): Value {
+  override forward(graph: ObjectiveGraph): Value {
     this.#packed?.separate(graph, this.#inputs.roles)
-    const { choice, loss } = nextTokenLoss(graph)
-    graph.check((shapeOf) => {
-      checkAllTokens(shapeOf(choice.all))
-      checkWidth(this.#model, shapeOf(choice.chosen)?.dims[1])
-    })
-    return loss
+    return super.forward(graph)
   }
+
+  protected override checkRows = checkAllTokens
 
   cost({ inputIds }: Example): number {
     return inputIds.length
@@ -237,53 +223,23 @@ class CausalLm implements OpenTask<Example> {
 
   collate(examples: readonly Example[], length: number): Feeds {
     const ids = examples.map(({ inputIds }) => inputIds)
-    const labels = padded(
-      examples.map((example) => example.labels),
-      length,
-      IGNORED,
-    )
+    const labels = examples.map((example) => example.labels)
+    const tokens = tokenBatch(ids, length, this.#padTokenId)
+    const packed = this.#packed && recordsOf(examples, length)
     return {
-      ...this.#feeds({
-        ...tokenBatch(ids, length, this.#model.padTokenId),
-        ...(this.#packed && recordsOf(examples, length)),
-      }),
-      ...targetFeeds(labels, length),
+      ...this.#inputs.feeds({ ...tokens, positionIds: packed?.positionIds }),
+      ...this.#inputs.emptyCache(ids.length),
+      ...(packed && this.#packed?.feeds(packed.records, [ids.length, length])),
+      ...targetFeeds(padded(labels, length, IGNORED), length),
     }
   }
 
-  normalizer(examples: readonly Example[]): number {
-    return examples.reduce((sum, { labels }) => sum + countTargets(labels), 0)
+  protected targetsOf({ labels }: Example): Int32Array {
+    return labels.subarray(1).filter((label) => label !== IGNORED)
   }
 
   content({ inputIds, labels, starts }: Example & Partial<PackedExample>): Int32Array[] {
     return [inputIds, labels, ...(starts === undefined ? [] : [Int32Array.from(starts)])]
-  }
-
-  predict(outputs: Readonly<Record<string, RuntimeTensor>>, examples: readonly Example[]): TokenCounts[] {
-    return countCorrect(
-      outputs,
-      examples.map(({ labels }) => labels.subarray(1).filter((label) => label !== IGNORED)),
-    )
-  }
-
-  exampleLosses = textLosses
-
-  metrics({ loss, predictions }: { loss: number; predictions: readonly unknown[] }): Record<string, number> {
-    return tokenMetrics(loss, predictions as TokenCounts[])
-  }
-
-  #feeds({ records, ...tokens }: TokenBatch & { readonly records?: Int32Array | undefined }): Feeds {
-    const { batch, sequence } = tokens
-    const packed = this.#packed?.feeds(records ?? new Int32Array(batch * sequence), [batch, sequence])
-    return { ...this.#inputs.feeds(tokens), ...this.#inputs.emptyCache(batch), ...packed }
-  }
-
-  #probeFeeds(batch: number, sequence: number, targets: number): Feeds {
-    const ids = new Int32Array(batch * sequence)
-    return {
-      ...this.#feeds({ batch, sequence, inputIds: ids, attentionMask: ids.slice().fill(1) }),
-      ...probeTargets(targets),
-    }
   }
 }
 
@@ -317,49 +273,6 @@ export function targetFeeds(labels: ArrayLike<number>, length: number): Feeds {
   }
   if (rows.length === 0) throw new DataError({ where: 'batch', what: 'no position has a target' })
   return rowFeeds(rows, targets)
-}
-
-/** Endings of architectures that predict something else than the next token. */
-const NOT_CAUSAL =
-  /For(MaskedLM|PreTraining|NextSentencePrediction|(Sequence|Token|Image|Audio)Classification|QuestionAnswering|MultipleChoice)$/
-
-/** Refuses logits of other things than the next token, and models that see the tokens to come. */
-export function checkCausal(model: Pick<Model, 'config' | 'vocabularySize'>, graph: Graph): void {
-  const isEncoder = inputFamily(graph)?.isEncoder === true
-  const refuse = (got: string) =>
-    notCausal(isEncoder ? 'it is an encoder, which does not continue texts' : undefined, got)
-  const architectures = [model.config?.architectures].flat().filter((name) => typeof name === 'string')
-  const other = architectures.find((name) => NOT_CAUSAL.test(name))
-  if (other !== undefined) throw refuse(other)
-  const logits = graph.outputs.find(({ name }) => name === logitsName(graph))
-  if (logits === undefined || /hidden_state|pooler|embedding/.test(logits.name))
-    throw refuse(`output ${logits?.name ?? 'none'}`)
-  const type = logits.type?.value
-  const dims = type?.case === 'tensorType' ? type.value.shape?.dim : undefined
-  if (dims !== undefined && dims.length !== 3) throw refuse(`${logits.name} of ${dims.length} axes`)
-  const width = dims?.at(-1)?.value
-  if (width?.case === 'dimValue') checkWidth(model, Number(width.value))
-  else checkWidth(model, findLinears(graph).find(({ isHead }) => isHead)?.d)
-}
-
-export function notCausal(what = 'it does not continue texts', got?: string): UnsupportedError {
-  return new UnsupportedError({
-    where: 'ONNX model',
-    what,
-    expected: 'a causal language model, with logits (batch, sequence, vocabulary) that do not see the tokens to come',
-    ...(got !== undefined && { got }),
-    hint: 'Sessions run encoders on tensors (run) and classify texts with them (classify)',
-  })
-}
-
-export function checkWidth({ vocabularySize = 0 }: Pick<Model, 'vocabularySize'>, width: number | undefined): void {
-  if (width === undefined || width >= vocabularySize) return
-  throw new UnsupportedError({
-    where: 'ONNX model',
-    what: 'its output is not as wide as its vocabulary: it does not continue texts',
-    expected: `${vocabularySize} logits`,
-    got: String(width),
-  })
 }
 
 /** `times`: how many times as many sequences as {@link PROBE_BATCHES} has were measured. */

@@ -8,7 +8,6 @@ export interface Vectors {
   readonly width: number
 }
 
-/** A loss, the mean over the examples, and its gradient by each vector. */
 export interface VectorLoss {
   readonly loss: number
   readonly gradients: Float32Array[]

@@ -11,11 +11,12 @@ import { readGraph } from '../graph/view/graph.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 import { fieldsOf } from '../text/records.js'
 import { cosineLoss, cosineOf, inBatchLoss, tripletLoss, type VectorLoss, type Vectors } from './contrastive.js'
+import { joinedUp } from './features.js'
 import { EMBEDDING_OPTIONS } from './gen/options.js'
 import { appendPooling, poolingOf, tokenVectors } from './heads/pooling.js'
 import { meansOf, retrievalValues, spearman } from './ranking-metrics.js'
-import type { Examples, OpenTask, StepRun, Task } from './task.js'
-import { type EncodedTexts, encodeTexts, PROBE_BATCHES, tokenBatch, tokenLengths } from './token-batch.js'
+import type { Evaluated, Examples, OpenTask, StepRun, Task } from './task.js'
+import { type EncodedTexts, encoderFeeds, encodeTexts, PROBE_BATCHES, tokenLengths } from './token-batch.js'
 
 /** A row of data. */
 export interface RelatedTexts {
@@ -58,7 +59,6 @@ const FIELDS = [
 
 const GRADIENT = 'loss/vector-gradients'
 const MASK = 'attention_mask'
-/** Places that recall is told for. */
 const RECALLS = [1, 10]
 
 export const embedding: Task<RelatedTexts, RelatedExample, EmbeddingOptions> = {
@@ -128,8 +128,7 @@ function parseRelatedTexts(row: unknown, where: string): RelatedTexts {
 
 class Embedding implements OpenTask<RelatedExample> {
   readonly probe: OpenTask['probe']
-  readonly #model: Model
-  readonly #inputs: ReturnType<typeof encoderInputs>
+  readonly #feeds: ReturnType<typeof encoderFeeds>
   readonly #pooling: Pooling
   readonly #loss: NonNullable<EmbeddingOptions['loss']>
   readonly #options: EmbeddingOptions
@@ -140,8 +139,7 @@ class Embedding implements OpenTask<RelatedExample> {
   }
 
   constructor(model: Model, examples: Examples<RelatedExample>, options: EmbeddingOptions) {
-    this.#model = model
-    this.#inputs = encoderInputs(readGraph(model.onnx.proto))
+    this.#feeds = encoderFeeds(model, readGraph(model.onnx.proto))
     this.#pooling = poolingOf(model.sentence)
     const first = examples.at(0)!
     this.#count = first.texts.length
@@ -149,8 +147,8 @@ class Embedding implements OpenTask<RelatedExample> {
     this.#loss = options.loss ?? (first.score === undefined ? 'in-batch' : 'cosine')
     for (const example of examples) this.#check(example)
     const [a, b] = PROBE_BATCHES.map(({ batch, sequence }) => {
-      const ids = Array.from({ length: batch }, () => new Int32Array(sequence))
-      return this.#feeds(ids, ids, sequence)
+      const inputIds = new Int32Array(sequence)
+      return this.#feeds(Array(batch).fill({ inputIds, tokenTypeIds: inputIds }), sequence)
     })
     this.probe = { feeds: [a, b], lengths: tokenLengths() }
   }
@@ -167,15 +165,7 @@ class Embedding implements OpenTask<RelatedExample> {
   collate(examples: readonly RelatedExample[], length: number): Feeds {
     for (const example of examples) this.#check(example)
     const all = Array.from({ length: this.#count }, (_, i) => examples.map(({ texts }) => texts[i])).flat()
-    return this.#feeds(
-      all.map(({ inputIds }) => inputIds),
-      all.map(({ tokenTypeIds }) => tokenTypeIds),
-      length,
-    )
-  }
-
-  #feeds(ids: readonly Int32Array[], types: readonly Int32Array[], length: number): Feeds {
-    return this.#inputs.feeds(tokenBatch(ids, length, this.#model.padTokenId, types))
+    return this.#feeds(all, length)
   }
 
   normalizer(examples: readonly RelatedExample[]): number {
@@ -205,9 +195,7 @@ class Embedding implements OpenTask<RelatedExample> {
     const rows = runs.flatMap((run) => this.predict(run.outputs, run.examples))
     const width = rows[0][0].length
     const groups = Array.from({ length: this.#count }, (_, i): Vectors => {
-      const data = new Float32Array(rows.length * width)
-      rows.forEach((texts, row) => void data.set(texts[i], row * width))
-      return { data, width }
+      return { data: joinedUp(rows.map((texts) => texts[i])), width }
     })
     const { loss, gradients } = this.#lossOf(groups, examples)
     let from = 0
@@ -215,9 +203,7 @@ class Embedding implements OpenTask<RelatedExample> {
       const count = run.examples.length
       const own = gradients.map((gradient) => gradient.subarray(from * width, (from + count) * width))
       from += count
-      const data = new Float32Array(this.#count * count * width)
-      own.forEach((part, i) => void data.set(part, i * count * width))
-      return { [GRADIENT]: { type: 'float32', data, dims: [this.#count * count, width] } }
+      return { [GRADIENT]: { type: 'float32', data: joinedUp(own), dims: [this.#count * count, width] } }
     })
     return { loss, feeds }
   }
@@ -226,10 +212,7 @@ class Embedding implements OpenTask<RelatedExample> {
     const { temperature = 0.05, margin = 0.2 } = this.#options
     switch (this.#loss) {
       case 'cosine':
-        return cosineLoss(
-          groups,
-          examples.map(({ score }) => score!),
-        )
+        return cosineLoss(groups, scoresOf(examples))
       case 'triplet':
         return tripletLoss(groups, margin)
       case 'in-batch':
@@ -237,22 +220,11 @@ class Embedding implements OpenTask<RelatedExample> {
     }
   }
 
-  metrics({
-    examples,
-    predictions,
-  }: {
-    examples: readonly RelatedExample[]
-    predictions: readonly unknown[]
-  }): Record<string, number> {
+  metrics({ examples, predictions }: Evaluated<RelatedExample>): Record<string, number> {
     const rows = predictions as readonly Float32Array[][]
     if (this.#loss === 'cosine') {
-      const scores = examples.map(({ score }) => score!)
-      return {
-        spearman: spearman(
-          rows.map(([a, b]) => cosineOf(a, b)),
-          scores,
-        ),
-      }
+      const cosines = rows.map(([a, b]) => cosineOf(a, b))
+      return { spearman: spearman(cosines, scoresOf(examples)) }
     }
     return meansOf(this.values(predictions))
   }
@@ -279,6 +251,10 @@ class Embedding implements OpenTask<RelatedExample> {
       throw new ConfigError({ where: 'taskOptions.loss', what: 'triplet needs a "negative" in each record' })
     }
   }
+}
+
+function scoresOf(examples: readonly RelatedExample[]): number[] {
+  return examples.map(({ score }) => score!)
 }
 
 function vectorsIn(outputs: Readonly<Record<string, RuntimeTensor>>): RuntimeTensor {

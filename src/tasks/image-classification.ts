@@ -9,12 +9,11 @@ import { isImageSource } from '../images/image-source.js'
 import { type ImageProcessor, imageProcessor } from '../images/processor.js'
 import type { Feeds } from '../runtime/runtime.js'
 import { fieldsOf } from '../text/records.js'
-import { LABEL_OPTIONS } from './gen/options.js'
-import { findHead, requireHead } from './heads/head-forms.js'
-import { checkHead, headBase } from './heads/trained-head.js'
+import type { HeadBase } from './heads/heads.js'
 import { type LabelOptions, type Target, targetOf } from './labels/label-problems.js'
-import { LabelTask, labelBytes } from './labels/label-task.js'
-import type { Examples, HeadOptions, OpenTask, Task } from './task.js'
+import { type Inputs, labelBytes, labelParts } from './labels/label-task.js'
+import type { Task } from './task.js'
+import { batchLength } from './token-batch.js'
 
 /** A row of data. */
 export interface LabeledImage {
@@ -50,15 +49,7 @@ export const imageClassification: Task<LabeledImage, ImageExample, LabelOptions>
     settings: { maxSteps: 100, learningRate: 0.002, batchSize: 8 },
   },
   learningRate: 1e-3,
-  headForm: (base) => findHead('image', base),
-  options: LABEL_OPTIONS,
-
-  check(model) {
-    const base = headBase(model)
-    checkImageInputs(base.graph)
-    processorOf(model)
-    checkHead(requireHead('image', base), base)
-  },
+  ...labelParts('image', imageInputs),
 
   parse(row, where) {
     const { image, label: given, labels } = isObject(row) ? row : {}
@@ -82,52 +73,35 @@ export const imageClassification: Task<LabeledImage, ImageExample, LabelOptions>
     const pixels = processorOf(model).fit(image as Pixels, `${where}, image`)
     return { examples: [{ pixels, label, where }], isTruncated: false }
   },
-
-  open: (model, examples, options = {}, heads = {}) => new ImageClassification(model, examples, options, heads),
 }
 
-function processorOf({ preprocessorConfig, config }: Model): ImageProcessor {
+export function processorOf({ preprocessorConfig, config }: Model): ImageProcessor {
   return imageProcessor(preprocessorConfig, config.image_size)
 }
 
-const PROBED = [2, 5] as const
+/** The pixels of pictures that have been fitted to the model's size. */
+export function pictureFeeds(processor: ImageProcessor, pictures: readonly Uint8Array[]): Feeds {
+  const { width, height } = processor
+  const size = 3 * width * height
+  const values = new Float32Array(pictures.length * size)
+  pictures.forEach((pixels, i) => void processor.write(pixels, values.subarray(i * size, (i + 1) * size)))
+  return imageFeeds(values, pictures.length, height, width)
+}
 
-class ImageClassification extends LabelTask<ImageExample> {
-  readonly probe: OpenTask['probe']
-  readonly #processor: ImageProcessor
-  readonly #tokens: number
-
-  constructor(model: Model, examples: Examples<ImageExample>, options: LabelOptions, heads: HeadOptions) {
-    super(model, requireHead('image', headBase(model)), examples, options, heads)
-    this.#processor = processorOf(model)
-    const { width, height } = this.#processor
-    const patch = typeof model.config.patch_size === 'number' ? model.config.patch_size : 16
-    this.#tokens = Math.floor(width / patch) * Math.floor(height / patch) + 1
-    const feeds = (batch: number) => {
-      const pixels = new Uint8Array(width * height * 3)
-      return this.collate(Array(batch).fill({ pixels, label: this.anyTarget, where: 'probe' }))
-    }
-    const of = (run: Feeds) => run[PIXELS].dims[0]
-    const batch = { name: 'batch', probed: PROBED, of, source: { input: PIXELS, axis: 0 } }
-    this.probe = { feeds: [feeds(PROBED[0]), feeds(PROBED[1])], lengths: [batch] }
-  }
-
-  /** Its patches, and the token in front of them. */
-  cost(): number {
-    return this.#tokens
-  }
-
-  collate(examples: readonly ImageExample[]): Feeds {
-    const { width, height } = this.#processor
-    const size = 3 * width * height
-    const values = new Float32Array(examples.length * size)
-    examples.forEach(({ pixels }, i) => {
-      this.#processor.write(pixels, values.subarray(i * size, (i + 1) * size))
-    })
-    return { ...imageFeeds(values, examples.length, height, width), ...this.targetFeeds(examples) }
-  }
-
-  content({ pixels, label }: ImageExample): Uint8Array[] {
-    return [pixels, labelBytes(label)]
+function imageInputs(model: Model, { graph }: HeadBase): Inputs<ImageExample> {
+  checkImageInputs(graph)
+  const processor = processorOf(model)
+  const { width, height } = processor
+  const patch = typeof model.config.patch_size === 'number' ? model.config.patch_size : 16
+  const tokens = Math.floor(width / patch) * Math.floor(height / patch) + 1
+  return {
+    lengths: [batchLength(PIXELS)],
+    zeros: (label) => ({ pixels: new Uint8Array(width * height * 3), label }),
+    feeds(examples) {
+      const pictures = examples.map(({ pixels }) => pixels)
+      return pictureFeeds(processor, pictures)
+    },
+    cost: () => tokens,
+    content: ({ pixels, label }) => [pixels, labelBytes(label)],
   }
 }

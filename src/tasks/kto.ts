@@ -2,23 +2,21 @@
 // the model learns to give those more or less probability than the model before training gave. The loss of an answer is
 // weight·(1 − σ(±β·(log ratio − KL))), and KL comes from answers that belong to other prompts of the batch.
 
-import { DataError, StateError } from '../base/errors.js'
+import { DataError } from '../base/errors.js'
 import { isObject } from '../base/options.js'
 import { TensorProto_DataType as DataType } from '../formats/onnx/gen/onnx_pb.js'
-import { tokenInputs } from '../graph/inputs/tokens.js'
 import type { Model } from '../graph/model-folder.js'
 import type { ObjectiveGraph } from '../graph/training/objective-graph.js'
 import type { Value } from '../graph/view/builder.js'
-import { readGraph } from '../graph/view/graph.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 import { countTargets, type Example, fieldsOf, IGNORED, type ParsedRecord, parseRecord } from '../text/records.js'
-import { causalLm, checkAllTokens, checkWidth, targetFeeds } from './causal-lm.js'
+import { causalLm } from './causal-lm.js'
 import { countedAfter, cutTo, encodeAnswer } from './dpo.js'
 import { KTO_OPTIONS } from './gen/options.js'
-import { chooseTargets, PROBED_TARGETS, probeTargets, targetsLength } from './next-tokens.js'
 import { meansOf } from './ranking-metrics.js'
 import type { OpenTask, Task } from './task.js'
-import { ownLength, PROBE_BATCHES, padded, roundUp, tokenBatch, tokenLengths } from './token-batch.js'
+import { roundUp } from './token-batch.js'
+import { columnFeed, type Two, TwoAnswers } from './two-answers.js'
 
 /** A row of data: an answer with its prompt, and whether it is wanted. */
 export interface JudgedRow {
@@ -59,19 +57,11 @@ export interface KtoOptions {
   readonly undesirableWeight?: number | undefined
 }
 
-/** For each answer: its targets with its own and another prompt, ln(probability) of both before, +1 or −1, weight. */
-const OWN = 'loss/own'
-const OTHER = 'loss/other'
+/** For each answer: ln(probability) with its own and another prompt before, +1 or −1, and its weight. */
 const OWN_BEFORE = 'loss/own_before'
 const OTHER_BEFORE = 'loss/other_before'
 const SIGN = 'loss/sign'
 const WEIGHT = 'loss/weight'
-
-/** Sequences of an example: its prompt with its own answer, and with another one. */
-const SIDES = 2
-
-/** Two numbers, for an own answer and another one. */
-type Two = readonly [own: number, other: number]
 
 interface Judgement {
   readonly reward: number
@@ -129,55 +119,24 @@ export const kto: Task<JudgedRow, JudgedExample, KtoOptions> = {
   open: (model, _, options = {}) => new Kto(model, options),
 }
 
-class Kto implements OpenTask<JudgedExample> {
-  readonly probe: OpenTask['probe']
-  readonly rowsOfExample = SIDES
+class Kto extends TwoAnswers<JudgedExample> implements OpenTask<JudgedExample> {
   readonly needsNeighbors = true
   readonly #model: Model
   readonly #beta: number
   readonly #weights: Two
-  readonly #inputs: ReturnType<typeof tokenInputs>
-  /** ln(probability) before the first step. */
-  readonly #before = new WeakMap<JudgedExample, Two>()
 
   constructor(model: Model, { beta = 0.1, desirableWeight = 1, undesirableWeight = 1 }: KtoOptions) {
+    const names = { count: 'answers', column: SIGN, sides: ['loss/own', 'loss/other'] }
+    super(model, names, (answers) => judgedFeeds(Array(answers).fill({ sign: 1, weight: 1, before: [0, 0] })))
     this.#model = model
     this.#beta = beta
     this.#weights = [desirableWeight, undesirableWeight]
-    this.#inputs = tokenInputs(readGraph(model.onnx.proto))
-    const [first, second] = PROBE_BATCHES.map(({ batch, sequence }, i) => {
-      const texts = Array.from({ length: SIDES * batch }, () => new Int32Array(sequence))
-      const targets = PROBED_TARGETS[i]
-      const judged = Array.from({ length: batch }, () => ({ sign: 1, weight: 1, before: [0, 0] as Two }))
-      return {
-        ...this.#feeds(texts, sequence),
-        ...probeTargets(targets),
-        ...judgedFeeds(judged, Array(targets).fill(0)),
-      }
-    })
-    const texts = tokenLengths().map((length) => {
-      const [a, b] = length.probed
-      return length.name === 'sequence' ? length : { ...length, probed: [SIDES * a, SIDES * b] as const }
-    })
-    const [a, b] = PROBE_BATCHES
-    const answers = ownLength('answers', [a.batch, b.batch], { input: SIGN, axis: 0 })
-    this.probe = { feeds: [first, second], lengths: [...texts, targetsLength(), answers] }
   }
 
   forward(graph: ObjectiveGraph): Value {
     const { g } = graph
-    const { choice, targets } = chooseTargets(graph)
-    graph.check((shapeOf) => {
-      checkAllTokens(shapeOf(choice.all), SIDES)
-      checkWidth(this.#model, shapeOf(choice.chosen)?.dims[1])
-    })
-    const column = g.unsqueeze(graph.rowLosses(choice.chosen, targets), [1])
     const input = (name: string) => graph.input(name, DataType.FLOAT, ['answers', 1])
-    // −ln(probability) of each answer, (answers, 1)
-    const [own, other] = [OWN, OTHER].map((name) => {
-      return g.op('MatMul', [graph.input(name, DataType.FLOAT, ['answers', 'targets']), column])
-    })
-    graph.predict(g.op('Concat', [own, other], { axis: 1 }))
+    const [own, other] = this.losses(graph)
     const drift = g.op('ReduceMean', [g.sub(g.op('Neg', [other]), input(OTHER_BEFORE))], { keepdims: 1 })
     const kl = g.op('Relu', [drift])
     // The estimate of KL is a number, as in the paper: no gradient flows through it.
@@ -196,46 +155,24 @@ class Kto implements OpenTask<JudgedExample> {
     const sides = [...examples.map(({ own }) => own), ...others]
     const width = roundUp(Math.max(length, ...others.map(({ inputIds }) => inputIds.length)))
     const own = Math.min(width, Math.max(length, this.#model.contextLength ?? width))
-    const labels = sides.map((side) => side.labels)
-    const rows = labels.flatMap((some, row) => Array<number>(countTargets(some)).fill(row))
     const judged = examples.map((example) => ({
       sign: example.isWanted ? 1 : -1,
       weight: this.#weights[example.isWanted ? 0 : 1],
-      // A reference that is not known is being computed.
-      before: this.#before.get(example) ?? ([Number.NaN, Number.NaN] as const),
+      before: this.before(example),
     }))
-    return {
-      ...this.#feeds(
-        sides.map(({ inputIds }) => inputIds),
-        own,
-      ),
-      ...targetFeeds(padded(labels, own, IGNORED), own),
-      ...judgedFeeds(judged, rows),
-    }
-  }
-
-  normalizer(examples: readonly JudgedExample[]): number {
-    return examples.length
+    return { ...this.sideFeeds(sides, own), ...judgedFeeds(judged) }
   }
 
   content({ own: { inputIds, labels }, isWanted, answer }: JudgedExample): Int32Array[] {
     return [inputIds, labels, answer, Int32Array.of(Number(isWanted))]
   }
 
-  takeReference(outputs: Readonly<Record<string, RuntimeTensor>>, examples: readonly JudgedExample[]): void {
-    logProbabilities(outputs).forEach((two, i) => void this.#before.set(examples[i], two))
-  }
-
   predict(outputs: Readonly<Record<string, RuntimeTensor>>, examples: readonly JudgedExample[]): Judgement[] {
-    return logProbabilities(outputs).map(([own, other], i): Judgement => {
-      const { isWanted } = examples[i]
-      const before = this.#before.get(examples[i])
-      if (before === undefined) throw new StateError({ where: 'evaluation', what: 'an answer has no reference' })
-      return { reward: this.#beta * (own - before[0]), isWanted, other: other - before[1] }
+    return this.changes(outputs, examples).map(([own, other], i): Judgement => {
+      return { reward: this.#beta * own, isWanted: examples[i].isWanted, other }
     })
   }
 
-  /** In the words of TRL. */
   metrics({ predictions }: { predictions: readonly unknown[] }): Record<string, number> {
     const all = predictions as readonly Judgement[]
     const rewards = (wanted: boolean) => all.filter(({ isWanted }) => isWanted === wanted).map(({ reward }) => reward)
@@ -243,18 +180,12 @@ class Kto implements OpenTask<JudgedExample> {
     const { kl } = meansOf({ kl: all.map(({ other }) => other) })
     return { ...means, 'rewards/margins': means['rewards/chosen'] - means['rewards/rejected'], kl: Math.max(0, kl) }
   }
-
-  #feeds(texts: readonly Int32Array[], length: number): Feeds {
-    const tokens = tokenBatch(texts, length, this.#model.padTokenId)
-    return { ...this.#inputs.feeds(tokens), ...this.#inputs.emptyCache(texts.length) }
-  }
 }
 
 function startOf({ labels }: Example): number {
   return labels.findIndex((label) => label !== IGNORED)
 }
 
-/** The prompt of one example with the answer of another. */
 function withAnswerOf({ own, limit }: JudgedExample, { answer }: JudgedExample): Example {
   const start = startOf(own)
   const inputIds = Int32Array.from([...own.inputIds.subarray(0, start), ...answer]).slice(0, limit)
@@ -267,30 +198,12 @@ interface JudgedFeed {
   readonly before: Two
 }
 
-/** `rows`: of each target, the row of its sequence; own answers come first. */
-function judgedFeeds(judged: readonly JudgedFeed[], rows: readonly number[]): Feeds {
-  const { length } = judged
-  const ofSide = (first: number) => {
-    const data = new Float32Array(length * rows.length)
-    rows.forEach((row, target) => {
-      const at = row - first
-      if (at >= 0 && at < length) data[at * rows.length + target] = 1
-    })
-    return { type: 'float32', data, dims: [length, rows.length] } as const
-  }
-  const column = (value: (one: JudgedFeed) => number) =>
-    ({ type: 'float32', data: Float32Array.from(judged, value), dims: [length, 1] }) as const
+function judgedFeeds(judged: readonly JudgedFeed[]): Feeds {
+  const column = (value: (one: JudgedFeed) => number) => columnFeed(judged.map(value))
   return {
-    [OWN]: ofSide(0),
-    [OTHER]: ofSide(length),
     [OWN_BEFORE]: column(({ before }) => before[0]),
     [OTHER_BEFORE]: column(({ before }) => before[1]),
     [SIGN]: column(({ sign }) => sign),
     [WEIGHT]: column(({ weight }) => weight),
   }
-}
-
-function logProbabilities(outputs: Readonly<Record<string, RuntimeTensor>>): Two[] {
-  const { data, dims } = Object.values(outputs).find((output) => output.dims.length === 2)!
-  return Array.from({ length: dims[0] }, (_, i): Two => [-Number(data[2 * i]), -Number(data[2 * i + 1])])
 }

@@ -1,7 +1,10 @@
 // Shared code of the tasks that predict tokens: the rows of the logits that have a target, and the loss over them.
 
 import { TensorProto_DataType as DataType } from '../formats/onnx/gen/onnx_pb.js'
+import { checkWidth } from '../graph/match/continues.js'
 import { logitsName } from '../graph/match/linears.js'
+import type { Model } from '../graph/model-folder.js'
+import type { ProbedShape } from '../graph/shapes/shapes.js'
 import type { ObjectiveGraph, RowChoice } from '../graph/training/objective-graph.js'
 import type { Value } from '../graph/view/builder.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
@@ -19,17 +22,6 @@ export function chooseTargets(graph: ObjectiveGraph): { choice: RowChoice; targe
   const rows = graph.input(ROWS, DataType.INT64, ['targets'])
   const targets = graph.input(TARGETS, DataType.INT64, ['targets', 2])
   return { choice: graph.chooseRows(logitsName(graph), rows), targets }
-}
-
-/** Gives out, for each row, the token of the highest logit and the loss. */
-export function nextTokenLoss(graph: ObjectiveGraph): { choice: RowChoice; loss: Value } {
-  const { g } = graph
-  const { choice, targets } = chooseTargets(graph)
-  const loss = graph.crossEntropy(choice.chosen, targets)
-  const { losses } = graph.losses[graph.losses.length - 1]
-  const tokens = g.cast(g.op('ArgMax', [choice.chosen], { axis: 1, keepdims: 0 }), DataType.FLOAT)
-  graph.predict(g.op('Concat', [g.unsqueeze(tokens, [1]), g.unsqueeze(losses, [1])], { axis: 1 }))
-  return { choice, loss }
 }
 
 /** @param rows numbers of rows, counted over all sequences; `targets` has a token for each */
@@ -61,28 +53,59 @@ export function predictedTokens(outputs: Readonly<Record<string, RuntimeTensor>>
   return Array.from(rowsOf(outputs).filter((_, i) => i % 2 === 0))
 }
 
-export function countCorrect(
-  outputs: Readonly<Record<string, RuntimeTensor>>,
-  targets: readonly ArrayLike<number>[],
-): TokenCounts[] {
-  const found = rowsOf(outputs)
-  let at = 0
-  return targets.map((own) => {
-    let [correct, loss] = [0, 0]
-    for (let i = 0; i < own.length; i++) {
-      if (found[at++] === own[i]) correct++
-      loss += found[at++]
-    }
-    return { correct, targets: own.length, loss }
-  })
-}
+/** The parts of a task that writes texts which do not depend on its inputs. */
+export abstract class NextTokens<Example> {
+  readonly #model: Model
 
-export function textLosses(counts: readonly unknown[]): number[] {
-  return (counts as readonly TokenCounts[]).map(({ loss, targets }) => loss / targets)
-}
+  constructor(model: Model) {
+    this.#model = model
+  }
 
-/** e to the power of the loss, and the share of the targets that are predicted. */
-export function tokenMetrics(loss: number, counts: readonly TokenCounts[]): Record<string, number> {
-  const sum = (of: (counted: TokenCounts) => number) => counts.reduce((total, counted) => total + of(counted), 0)
-  return { perplexity: Math.exp(loss), accuracy: sum(({ correct }) => correct) / sum(({ targets }) => targets) }
+  protected abstract targetsOf(example: Example): Int32Array
+
+  /** Gives out, for each row, the token of the highest logit and the loss. */
+  forward(graph: ObjectiveGraph): Value {
+    const { g } = graph
+    const { choice, targets } = chooseTargets(graph)
+    const loss = graph.crossEntropy(choice.chosen, targets)
+    const { losses } = graph.losses[graph.losses.length - 1]
+    const tokens = g.cast(g.op('ArgMax', [choice.chosen], { axis: 1, keepdims: 0 }), DataType.FLOAT)
+    graph.predict(g.op('Concat', [g.unsqueeze(tokens, [1]), g.unsqueeze(losses, [1])], { axis: 1 }))
+    graph.check((shapeOf) => {
+      this.checkRows(shapeOf(choice.all))
+      checkWidth(this.#model, shapeOf(choice.chosen)?.dims[1])
+    })
+    return loss
+  }
+
+  protected checkRows(_shape: ProbedShape | undefined): void {}
+
+  normalizer(examples: readonly Example[]): number {
+    return examples.reduce((sum, example) => sum + this.targetsOf(example).length, 0)
+  }
+
+  predict(outputs: Readonly<Record<string, RuntimeTensor>>, examples: readonly Example[]): TokenCounts[] {
+    const found = rowsOf(outputs)
+    let at = 0
+    return examples.map((example) => {
+      const own = this.targetsOf(example)
+      let [correct, loss] = [0, 0]
+      for (const target of own) {
+        if (found[at++] === target) correct++
+        loss += found[at++]
+      }
+      return { correct, targets: own.length, loss }
+    })
+  }
+
+  exampleLosses(counts: readonly unknown[]): number[] {
+    return (counts as readonly TokenCounts[]).map(({ loss, targets }) => loss / targets)
+  }
+
+  metrics({ loss, predictions }: { loss: number; predictions: readonly unknown[] }): Record<string, number> {
+    const [correct, targets] = (['correct', 'targets'] as const).map((name) =>
+      (predictions as readonly TokenCounts[]).reduce((sum, counts) => sum + counts[name], 0),
+    )
+    return { perplexity: Math.exp(loss), accuracy: correct / targets }
+  }
 }

@@ -24,7 +24,6 @@ export function retrievalValues(
   }
 }
 
-/** Pearson's correlation; NaN where one of the two never changes. */
 export function pearson(a: readonly number[], b: readonly number[]): number {
   const mean = (list: readonly number[]) => list.reduce((sum, value) => sum + value, 0) / list.length
   const [x, y] = [mean(a), mean(b)]

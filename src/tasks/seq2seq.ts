@@ -1,29 +1,19 @@
 // Encoder-decoders: the encoder reads a whole text, and the decoder learns to write another one for it. Every token of
 // the target counts, its end included. The loss is the cross-entropy in nats per token.
 
-import { DataError, FormatError, UnsupportedError } from '../base/errors.js'
+import { DataError, UnsupportedError } from '../base/errors.js'
+import { bytesOf } from '../formats/onnx/tensors.js'
 import { type JoinedInputs, joinedInputs, OF_DECODER, startToken } from '../graph/inputs/encoder-decoder.js'
 import { inputFamily } from '../graph/inputs/family.js'
 import { type Model, requireTokenizer } from '../graph/model-folder.js'
-import type { Length, ObjectiveGraph } from '../graph/training/objective-graph.js'
-import type { Value } from '../graph/view/builder.js'
+import type { Length } from '../graph/training/objective-graph.js'
 import { readGraph } from '../graph/view/graph.js'
-import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
+import type { Feeds } from '../runtime/runtime.js'
 import { checkVocabulary } from '../text/records.js'
-import { checkWidth } from './causal-lm.js'
-import { checkSize } from './features.js'
+import { eosOf } from './causal-lm.js'
+import { checkSize, joinedUp } from './features.js'
 import { parseTextPair, type TextPair } from './labels/text-pair.js'
-import {
-  countCorrect,
-  nextTokenLoss,
-  PROBED_TARGETS,
-  probeTargets,
-  rowFeeds,
-  type TokenCounts,
-  targetsLength,
-  textLosses,
-  tokenMetrics,
-} from './next-tokens.js'
+import { NextTokens, PROBED_TARGETS, probeTargets, rowFeeds, targetsLength } from './next-tokens.js'
 import type { EncodeContext, OpenTask, Task, TaskUse } from './task.js'
 import { encodeTexts, PROBE_BATCHES, roundUp, tokenBatch, tokenLengths } from './token-batch.js'
 
@@ -112,14 +102,7 @@ function encodeTarget(
   { model, maxLength, isLimited }: EncodeContext,
 ): { ids: number[]; isCut: boolean } {
   const tokenizer = requireTokenizer(model)
-  const [eosTokenId] = model.eosTokenIds
-  if (eosTokenId === undefined) {
-    throw new FormatError({
-      where: tokenizer.name,
-      what: 'no file names the token that ends a text',
-      hint: 'Add eos_token to tokenizer_config.json, or eos_token_id to config.json',
-    })
-  }
+  const eosTokenId = eosOf(model)
   const start = startToken(model)
   const encode = (length: number) => {
     const { ids } = tokenizer.encodeTexts(text, undefined, length)
@@ -157,7 +140,7 @@ const PROBED_WIDTHS = [4, 9] as const
 
 const DECODER_IDS = `${OF_DECODER}input_ids`
 
-class Seq2Seq implements OpenTask<Seq2SeqExample> {
+class Seq2Seq extends NextTokens<Seq2SeqExample> implements OpenTask<Seq2SeqExample> {
   readonly probe: OpenTask['probe']
   readonly plainUse: TaskUse | undefined
   readonly #inputs: JoinedInputs
@@ -165,6 +148,7 @@ class Seq2Seq implements OpenTask<Seq2SeqExample> {
   readonly #model: Model
 
   constructor(model: Model) {
+    super(model)
     this.#model = model
     this.#inputs = joinedInputs(readGraph(model.onnx.proto))
     this.#start = startToken(model)
@@ -182,12 +166,6 @@ class Seq2Seq implements OpenTask<Seq2SeqExample> {
     })
     const read = features === undefined ? tokenLengths() : soundLengths(model, features[1])
     this.probe = { feeds: [first, second], lengths: [...read, ...writtenLengths(), targetsLength()] }
-  }
-
-  forward(graph: ObjectiveGraph): Value {
-    const { choice, loss } = nextTokenLoss(graph)
-    graph.check((shapeOf) => checkWidth(this.#model, shapeOf(choice.chosen)?.dims[1]))
-    return loss
   }
 
   cost({ source, target }: Seq2SeqExample): number {
@@ -211,26 +189,12 @@ class Seq2Seq implements OpenTask<Seq2SeqExample> {
     }
   }
 
-  normalizer(examples: readonly Seq2SeqExample[]): number {
-    return examples.reduce((sum, { target }) => sum + target.length, 0)
+  protected targetsOf({ target }: Seq2SeqExample): Int32Array {
+    return target
   }
 
   content({ source, target }: Seq2SeqExample): (Int32Array | Uint8Array)[] {
-    const { buffer, byteOffset, byteLength } = source
-    return [source instanceof Int32Array ? source : new Uint8Array(buffer, byteOffset, byteLength), target]
-  }
-
-  predict(outputs: Readonly<Record<string, RuntimeTensor>>, examples: readonly Seq2SeqExample[]): TokenCounts[] {
-    return countCorrect(
-      outputs,
-      examples.map(({ target }) => target),
-    )
-  }
-
-  exampleLosses = textLosses
-
-  metrics({ loss, predictions }: { loss: number; predictions: readonly unknown[] }): Record<string, number> {
-    return tokenMetrics(loss, predictions as TokenCounts[])
+    return [source instanceof Int32Array ? source : bytesOf(source), target]
   }
 
   #feeds(examples: readonly Seq2SeqExample[], sequence: number, width: number): Feeds {
@@ -244,16 +208,6 @@ class Seq2Seq implements OpenTask<Seq2SeqExample> {
       tokenBatch(read, width, this.#model.padTokenId),
     )
   }
-}
-
-function joinedUp(lists: readonly ArrayLike<number>[]): Float32Array {
-  const values = new Float32Array(lists.reduce((sum, { length }) => sum + length, 0))
-  let at = 0
-  for (const list of lists) {
-    values.set(list, at)
-    at += list.length
-  }
-  return values
 }
 
 /** The lengths of a run over sounds: the encoder gives a vector for every second time, or as config.json says. */

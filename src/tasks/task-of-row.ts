@@ -1,10 +1,16 @@
-// The task that a row of data fits, by its fields.
+// The task where the caller names none: by the fields of a row of data, or by the model.
 
 import { isObject } from '../base/options.js'
+import { inputFamily } from '../graph/inputs/family.js'
 import type { Model } from '../graph/model-folder.js'
-import { defaultTask } from './default-task.js'
+import { readGraph } from '../graph/view/graph.js'
 import type { Task } from './task.js'
 import { canTrain, loadTask, TASK_NAMES, type TaskName } from './tasks.js'
+
+export function defaultTask({ graphs, onnx }: Pick<Model, 'graphs' | 'onnx'>): TaskName {
+  const hasEncoder = graphs.encoder !== undefined || inputFamily(readGraph(onnx.proto))?.behindEncoder !== undefined
+  return hasEncoder ? 'seq2seq' : 'causal-lm'
+}
 
 /** Tasks whose records have the most fields of the row first, and of equal ones the default first. */
 async function tasksOfRow(row: unknown, first: TaskName): Promise<Task[]> {
@@ -20,12 +26,10 @@ async function tasksOfRow(row: unknown, first: TaskName): Promise<Task[]> {
   return fitting.sort((a, b) => b.fields - a.fields).map(({ task }) => task)
 }
 
-/** True for a truth value, also as a file of CSV has it. */
 function isTruth(value: unknown): boolean {
   return typeof value === 'boolean' || (typeof value === 'string' && /^(true|false)$/i.test(value))
 }
 
-/** A note about the field that labels a row, where the task does not learn it. */
 export function droppedLabelNote({ name, records }: Pick<Task, 'name' | 'records'>, row: unknown): string[] {
   const fields = ['label', 'labels']
   if (!isObject(row) || records.some((record) => fields.some((field) => Object.hasOwn(record, field)))) return []

@@ -231,9 +231,12 @@ export interface OpenTask<Example = unknown> extends Objective {
   /** The values of each example, for metrics that are means over the examples. Default: no metric is. */
   values?(predictions: readonly unknown[]): Record<string, readonly number[]>
   /** Numbers that say how good the model is, by name: of the loss over all examples, and of what was predicted. */
-  metrics(result: {
-    loss: number
-    examples: readonly Example[]
-    predictions: readonly unknown[]
-  }): Record<string, number>
+  metrics(result: Evaluated<Example>): Record<string, number>
+}
+
+/** The loss over all examples of an evaluation, and what was predicted for each. */
+export interface Evaluated<Example> {
+  readonly loss: number
+  readonly examples: readonly Example[]
+  readonly predictions: readonly unknown[]
 }

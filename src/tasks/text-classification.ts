@@ -1,17 +1,13 @@
 // A label, several, or a number for a text or a pair of texts, by a head that is trained whole.
 
 import { DataError } from '../base/errors.js'
-import { encoderInputs } from '../graph/inputs/tokens.js'
 import type { Model } from '../graph/model-folder.js'
-import type { Feeds } from '../runtime/runtime.js'
 import { fieldsOf } from '../text/records.js'
-import { LABEL_OPTIONS } from './gen/options.js'
-import { findHead, requireHead } from './heads/head-forms.js'
-import { checkHead, headBase } from './heads/trained-head.js'
+import type { HeadBase } from './heads/heads.js'
 import { type LabelOptions, type Target, targetOf } from './labels/label-problems.js'
-import { LabelTask, labelBytes } from './labels/label-task.js'
-import type { Examples, HeadOptions, OpenTask, Task } from './task.js'
-import { encodeTexts, PROBE_BATCHES, tokenBatch, tokenLengths } from './token-batch.js'
+import { type Inputs, labelBytes, labelParts } from './labels/label-task.js'
+import type { Task } from './task.js'
+import { encoderFeeds, encodeTexts, tokenLengths } from './token-batch.js'
 
 /** A row of data. */
 export interface LabeledText {
@@ -51,14 +47,7 @@ export const textClassification: Task<LabeledText, LabeledExample, LabelOptions>
     unit: 'tokens',
     settings: { maxSteps: 100, learningRate: 0.002, batchSize: 8 },
   },
-  headForm: (base) => findHead('text', base),
-  options: LABEL_OPTIONS,
-
-  check(model) {
-    const base = headBase(model)
-    encoderInputs(base.graph)
-    checkHead(requireHead('text', base), base)
-  },
+  ...labelParts('text', textInputs),
 
   parse: parseLabeledText,
 
@@ -68,8 +57,6 @@ export const textClassification: Task<LabeledText, LabeledExample, LabelOptions>
   },
 
   tokens: ({ inputIds, label }) => ({ ids: inputIds, counts: () => false, label: [label].flat().join(', ') }),
-
-  open: (model, examples, options = {}, heads = {}) => new TextClassification(model, examples, options, heads),
 }
 
 function parseLabeledText(row: unknown, where: string): LabeledText {
@@ -93,38 +80,14 @@ function parseLabeledText(row: unknown, where: string): LabeledText {
   })
 }
 
-class TextClassification extends LabelTask<LabeledExample> {
-  readonly probe: OpenTask['probe']
-  readonly #model: Model
-  readonly #inputs: ReturnType<typeof encoderInputs>
-
-  constructor(model: Model, examples: Examples<LabeledExample>, options: LabelOptions, heads: HeadOptions) {
-    const base = headBase(model)
-    super(model, requireHead('text', base), examples, options, heads)
-    this.#model = model
-    this.#inputs = encoderInputs(base.graph)
-    const [first, second] = PROBE_BATCHES.map(({ batch, sequence }) => {
-      const [inputIds, tokenTypeIds] = [new Int32Array(sequence), new Int32Array(sequence)]
-      const example = { inputIds, tokenTypeIds, label: this.anyTarget, where: 'probe' }
-      return this.collate(Array(batch).fill(example), sequence)
-    })
-    this.probe = { feeds: [first, second], lengths: tokenLengths() }
-  }
-
-  cost({ inputIds }: LabeledExample): number {
-    return inputIds.length
-  }
-
-  collate(examples: readonly LabeledExample[], length: number): Feeds {
-    const ids = examples.map(({ inputIds }) => inputIds)
-    const types = examples.map(({ tokenTypeIds }) => tokenTypeIds)
-    return {
-      ...this.#inputs.feeds(tokenBatch(ids, length, this.#model.padTokenId, types)),
-      ...this.targetFeeds(examples),
-    }
-  }
-
-  content({ inputIds, tokenTypeIds, label }: LabeledExample): (Int32Array | Uint8Array)[] {
-    return [inputIds, tokenTypeIds, labelBytes(label)]
+function textInputs(model: Model, { graph }: HeadBase): Inputs<LabeledExample> {
+  return {
+    lengths: tokenLengths(),
+    zeros: (label, sequence) => {
+      return { inputIds: new Int32Array(sequence), tokenTypeIds: new Int32Array(sequence), label }
+    },
+    feeds: encoderFeeds(model, graph),
+    cost: ({ inputIds }) => inputIds.length,
+    content: ({ inputIds, tokenTypeIds, label }) => [inputIds, tokenTypeIds, labelBytes(label)],
   }
 }

@@ -1,11 +1,15 @@
 // Texts of different lengths side by side, filled up on the right, and the two small runs that shapes are measured by.
 
 import type { TokenBatch } from '../graph/inputs/roles.js'
+import { encoderInputs } from '../graph/inputs/tokens.js'
 import { type Model, requireTokenizer } from '../graph/model-folder.js'
 import type { RunLength } from '../graph/shapes/plain-shapes.js'
 import type { Length } from '../graph/training/objective-graph.js'
+import type { Graph } from '../graph/view/graph.js'
 import type { Feeds } from '../runtime/runtime.js'
+import type { Span } from '../text/added-tokens.js'
 import { checkVocabulary } from '../text/records.js'
+import { encodeWords } from '../text/words.js'
 
 export function padded(lists: readonly ArrayLike<number>[], length: number, fill: number): Int32Array {
   const result = new Int32Array(lists.length * length).fill(fill)
@@ -44,10 +48,41 @@ export interface EncodedTexts {
 }
 
 export function encodeTexts(model: Model, text: string, textPair: string | undefined, length: number): EncodedTexts {
-  const tokenizer = requireTokenizer(model)
-  const { ids, typeIds, isTruncated } = tokenizer.encodeTexts(text, textPair, length)
-  checkVocabulary(ids, { tokenizer, vocabularySize: model.vocabularySize })
+  return plain(model, requireTokenizer(model).encodeTexts(text, textPair, length))
+}
+
+/** Tokens of a text whose words are known. */
+export interface EncodedWords extends EncodedTexts {
+  /** The token that each word begins with; −1 where it has none of its own. */
+  readonly firsts: readonly number[]
+}
+
+export function encodeTagged(model: Model, text: string, words: readonly Span[], length: number): EncodedWords {
+  const encoded = encodeWords(requireTokenizer(model), text, words, length)
+  return { ...plain(model, encoded), firsts: encoded.firsts }
+}
+
+function plain(
+  model: Model,
+  { ids, typeIds, isTruncated }: { ids: readonly number[]; typeIds: readonly number[]; isTruncated: boolean },
+): EncodedTexts {
+  checkVocabulary(ids, { tokenizer: requireTokenizer(model), vocabularySize: model.vocabularySize })
   return { inputIds: Int32Array.from(ids), tokenTypeIds: Int32Array.from(typeIds), isTruncated }
+}
+
+type Encoded = Omit<EncodedTexts, 'isTruncated'>
+
+/** Makes the feeds of an encoder. */
+export function encoderFeeds(
+  { padTokenId }: Model,
+  graph: Graph,
+): (texts: readonly Encoded[], length: number) => Feeds {
+  const inputs = encoderInputs(graph)
+  return (texts, length) => {
+    const types = texts.map(({ tokenTypeIds }) => tokenTypeIds)
+    const ids = texts.map(({ inputIds }) => inputIds)
+    return inputs.feeds(tokenBatch(ids, length, padTokenId, types))
+  }
 }
 
 /** Lengths are rounded up to this, so that the runtime's memory pool sees few sizes. */
@@ -73,6 +108,10 @@ export function tokenLengths(): Length[] {
     { name: 'sequence', probed: [3, 7], of: axis(1), source: source(1) },
     { name: 'rows', probed: [6, 35], of: (feeds) => axis(0)(feeds) * axis(1)(feeds) },
   ]
+}
+
+export function batchLength(input: string): Length {
+  return ownLength('batch', [PROBE_BATCHES[0].batch, PROBE_BATCHES[1].batch], { input, axis: 0 })
 }
 
 export function ownLength(name: string, probed: readonly [number, number], source: RunLength): Length {

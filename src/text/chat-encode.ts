@@ -43,7 +43,6 @@ export function encodeChat(chat: Chat, encoding: ChatEncoding, where: string): E
     const example = marked && encode(marked, encoding)
     return example !== undefined && example.inputIds.length <= encoding.maxLength ? example : undefined
   }
-  /** The first turn of the part that was left of the text before. */
   let first: number | undefined
   const { texts, notes } = answerTexts(chat, encoding, where, (text) => fitting({ text, spans: [] }) === undefined)
   for (const { upTo, mark } of texts) {
@@ -105,15 +104,7 @@ interface AnswerTexts {
 }
 
 /** Renders the texts of a chat before any is cut. Without an answer to learn there is none. */
-export function markChat(
-  chat: Chat,
-  encoding: Pick<ChatEncoding, 'template' | 'args'>,
-  where: string,
-): (MarkedText & { readonly upTo: Chat })[] {
-  return answerTexts(chat, encoding, where).texts.map(({ upTo, mark }) => ({ ...mark(), upTo }))
-}
-
-function answerTexts(
+export function answerTexts(
   chat: Chat,
   { template, args }: Pick<ChatEncoding, 'template' | 'args'>,
   where: string,
@@ -187,7 +178,6 @@ function answersToLearn(
 ): { answers: number[]; notes: string[] } {
   const isOwn = ({ role, weight }: ChatMessage, i: number) => role === 'assistant' && i >= learnFrom && weight !== 0
   const end = messages.findLastIndex(isOwn) + 1
-  /** True if the template writes the same without something. */
   const isLost = (without: (all: readonly ChatMessage[]) => readonly ChatMessage[], tools = options.tools): boolean => {
     // Templates may refuse a message without content, which calls can stand in for.
     const all = messages.slice(0, end).map((message) => ({ ...message, content: message.content ?? '' }))

@@ -6,12 +6,10 @@ import { isObject } from '../base/options.js'
 import { type ChatTemplate, DEFAULT_TEMPLATE, type TemplateSource } from './template.js'
 
 /** The longest known templates have some 20 kB. */
-const MAX_BYTES = 1_000_000
+export const MAX_TEMPLATE_BYTES = 1_000_000
 
-/** The file of models of texts and pictures. */
 const OF_PROCESSOR = 'chat_template.json'
 
-/** Special tokens that templates may name. */
 const SPECIAL_TOKENS = ['bos', 'eos', 'unk', 'sep', 'pad', 'cls', 'mask'].map((name) => `${name}_token`)
 
 /** chat_template.jinja goes first, then chat_template.json, then tokenizer_config.json. `text` replaces them all. */
@@ -26,7 +24,10 @@ export async function loadChatTemplate(directory: Directory, text?: string): Pro
     compile({ name, texts: new Map([[DEFAULT_TEMPLATE, text]]), specialTokens })
   if (text !== undefined) return single('chatTemplate', text)
   if (await directory.has('chat_template.jinja')) {
-    return single(`${directory.name}/chat_template.jinja`, await readText(directory, 'chat_template.jinja', MAX_BYTES))
+    return single(
+      `${directory.name}/chat_template.jinja`,
+      await readText(directory, 'chat_template.jinja', MAX_TEMPLATE_BYTES),
+    )
   }
   const file = (await directory.has(OF_PROCESSOR)) ? OF_PROCESSOR : 'tokenizer_config.json'
   const holder = file === OF_PROCESSOR ? await readJson(directory, file) : fields
@@ -64,7 +65,6 @@ export function recordTemplate(text: string, args: Readonly<Record<string, unkno
   return lines.length === 0 ? text : `${lines.join('\n')}\n{{- '' }}${text}`
 }
 
-/** A value as Jinja writes it. */
 function literal(value: unknown): string {
   if (value === null || value === undefined) return 'none'
   if (Array.isArray(value)) return `[${value.map(literal).join(', ')}]`

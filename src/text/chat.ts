@@ -92,8 +92,8 @@ function turnsOf(record: Fields, where: string): { given: readonly unknown[]; an
     return { given: [], answers: [...scene, ...answers] }
   }
   const { prompt, completion } = record
-  const answers = typeof completion === 'string' ? [{ role: 'assistant', content: completion }] : asList(completion)
-  const given = asList(prompt)
+  const answers = typeof completion === 'string' ? [{ role: 'assistant', content: completion }] : [completion].flat()
+  const given = [prompt].flat()
   if (answers.length > given.length && given.every((one, i) => JSON.stringify(one) === JSON.stringify(answers[i]))) {
     throw new DataError({ where, what: 'the answer begins with the prompt again', hint: 'Leave it out of the answer' })
   }
@@ -106,11 +106,6 @@ export function chatOf(question: string, answer: string, system?: string): Chat 
   return { messages, learnFrom: 0, tools: undefined, args: undefined }
 }
 
-function asList(value: unknown): readonly unknown[] {
-  return Array.isArray(value) ? value : [value]
-}
-
-/** A list, which tables hold as JSON. */
 function list(value: unknown, name: string, where: string): readonly unknown[] | undefined {
   if (value === undefined || value === null) return undefined
   if (Array.isArray(value)) return value

@@ -34,7 +34,6 @@ interface Node {
 
 export interface CompiledTemplate {
   render(variables: Readonly<Record<string, unknown>>): string
-  /** It marks what the model writes. */
   readonly marksGeneration: boolean
 }
 
@@ -65,7 +64,6 @@ export function compileJinja(library: Jinja, template: string): CompiledTemplate
   if (LONG_SPACE.test(template)) throw new SyntaxError('more than 300 spaces in a row')
   const text = withMarks(template.replace(/\r\n?/g, '\n'))
   const program = new library.Template(text).parsed as Node
-  replaceMethods(program)
   const run = runnerOf(library)
   return {
     render: (variables) => run(program, variables),
@@ -89,7 +87,6 @@ function runnerOf({ Template, Environment, Interpreter }: Jinja): (program: Node
     },
     range,
     strftime_now: (format: string) => now.render({ format }),
-    ...METHODS,
   }
 
   class LimitedInterpreter extends (Interpreter as Interpreter) {
@@ -101,7 +98,7 @@ function runnerOf({ Template, Environment, Interpreter }: Jinja): (program: Node
     override evaluate(node: Node | undefined, environment: object): RuntimeValue {
       this.#spend(1)
       if (node?.type === 'For') this.#looped.add((node.iterable as Node).lhs ?? node.iterable)
-      const result = super.evaluate(node, environment)
+      const result = this.#method(node, environment) ?? super.evaluate(node, environment)
       const { value } = result
       if (typeof value === 'string') {
         this.#spend(value.length / (MAKERS.has(node?.type) ? MADE_PER_STEP : COPIED_PER_STEP))
@@ -115,6 +112,19 @@ function runnerOf({ Template, Environment, Interpreter }: Jinja): (program: Node
           throw new RangeError(`a list of more than ${MAX_SIZE} elements`)
       }
       return result
+    }
+
+    /** Python's methods: the library ignores the argument of strip, and replaces without a limit. */
+    #method(node: Node | undefined, environment: object): RuntimeValue | undefined {
+      const call = methodCall(node)
+      if (call === undefined) return undefined
+      const text = this.evaluate(call.text, environment)
+      const values = call.args.map((one) => {
+        const isNamed = one.type === 'KeywordArgumentExpression'
+        return this.evaluate(isNamed ? (one.value as Node) : one, environment).value
+      })
+      const StringValue = text.constructor as new (value: string) => RuntimeValue
+      return new StringValue(METHODS[call.name](text.value as string, ...(values as [string, string, number])))
     }
 
     #spend(work: number): void {
@@ -175,16 +185,24 @@ function withMarks(template: string): string {
   })
 }
 
-const PREFIX = '__lowrank_'
-
-/** Python's methods as functions. The library ignores the argument of strip, and replaces without a limit. */
 const METHODS = {
-  [`${PREFIX}strip`]: (text: string, characters: string) => stripStart(stripEnd(text, characters), characters),
-  [`${PREFIX}lstrip`]: stripStart,
-  [`${PREFIX}rstrip`]: stripEnd,
-  [`${PREFIX}replace`]: replace,
+  strip: (text: string, characters: string) => stripStart(stripEnd(text, characters), characters),
+  lstrip: stripStart,
+  rstrip: stripEnd,
+  replace,
 }
-const ARGUMENTS: Readonly<Record<string, readonly number[]>> = { strip: [1], lstrip: [1], rstrip: [1], replace: [2, 3] }
+
+/** `x.strip(y)`, `x.replace(y, z)` or `x | replace(y, z)`; calls without arguments are the library's. */
+function methodCall(node: Node | undefined): { name: keyof typeof METHODS; text: Node; args: Node[] } | undefined {
+  const filter = node?.type === 'FilterExpression' ? (node.filter as Node) : undefined
+  const { type, callee, args } = (filter ?? node ?? {}) as { type?: string; callee?: Node; args?: Node[] }
+  if (type !== 'CallExpression' || callee === undefined || args === undefined || args.length === 0) return undefined
+  const isMethod = filter === undefined && callee.type === 'MemberExpression' && callee.computed !== true
+  const name = (isMethod ? (callee.property as Node) : callee).value as string
+  const isKnown = isMethod ? Object.hasOwn(METHODS, name) : filter !== undefined && name === 'replace'
+  if (!isKnown) return undefined
+  return { name: name as keyof typeof METHODS, text: (isMethod ? callee.object : node!.operand) as Node, args }
+}
 
 function stripStart(text: string, characters: string): string {
   let start = 0
@@ -198,44 +216,12 @@ function stripEnd(text: string, characters: string): string {
   return text.slice(0, end)
 }
 
-/** `count`: most replacements, or the library's form of `count=…`; null and numbers below 0 set no limit. */
-function replace(text: string, from: string, to: string, count?: number | null | Map<string, RuntimeValue>): string {
+function replace(text: string, from: string, to: string, count?: number | null): string {
   if ([text, from, to].some((one) => typeof one !== 'string')) throw new Error('replace() takes texts')
-  const named = count instanceof Map ? (count.get('count')?.value as number | null | undefined) : count
-  const limit = typeof named === 'number' && named >= 0 ? named : Number.POSITIVE_INFINITY
+  const limit = typeof count === 'number' && count >= 0 ? count : Number.POSITIVE_INFINITY
   const parts = from === '' ? ['', ...text, ''] : text.split(from)
   const replaced = Math.min(limit, parts.length - 1)
   if (text.length + replaced * to.length > MAX_SIZE) throw new RangeError(`a text of more than ${MAX_SIZE} characters`)
   const rest = parts.slice(replaced).join(from)
   return replaced === 0 ? text : `${parts.slice(0, replaced).join(to)}${to}${rest}`
-}
-
-/** Turns each `x.strip(y)`, `x.replace(y, z)` and `x | replace(y, z)` into a call of the function above, in place. */
-function replaceMethods(node: Node): void {
-  for (const child of childrenOf(node)) replaceMethods(child)
-  const filter = node.type === 'FilterExpression' ? (node.filter as Node) : undefined
-  const call = filter ?? node
-  if (call.type !== 'CallExpression' || !Array.isArray(call.args)) return
-  const { type, object, property, computed } = call.callee as Node
-  const isMethod = filter === undefined && type === 'MemberExpression' && computed !== true
-  const name = variableName(isMethod ? property : filter && call.callee)
-  if (name === undefined || !(isMethod || name === 'replace')) return
-  if (!Object.hasOwn(ARGUMENTS, name) || !ARGUMENTS[name].includes(call.args.length)) return
-  const args = [isMethod ? object : node.operand, ...call.args]
-  Object.assign(node, { type: 'CallExpression', callee: { type: 'Identifier', value: `${PREFIX}${name}` }, args })
-}
-
-function* childrenOf(node: Node): Generator<Node> {
-  for (const value of Object.values(node)) {
-    const items = value instanceof Map ? [...value.keys(), ...value.values()] : Array.isArray(value) ? value : [value]
-    for (const item of items) if (isNode(item)) yield item
-  }
-}
-
-function isNode(value: unknown): value is Node {
-  return typeof value === 'object' && value !== null && typeof (value as Node).type === 'string'
-}
-
-function variableName(node: unknown): string | undefined {
-  return isNode(node) && node.type === 'Identifier' ? (node.value as string) : undefined
 }

@@ -37,7 +37,6 @@ export interface Cutter {
   /** The section as it is cut: characters may be composed. */
   normalize(section: string): string
   cut(section: string, sectionIndex: number): readonly string[] | undefined
-  /** Writes a piece as the model takes it. */
   toModel(piece: string): string
   /** Characters that the pieces of a section have before the section's own. */
   prefixLength(section: string, pieces: readonly string[]): number

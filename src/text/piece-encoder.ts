@@ -30,7 +30,6 @@ export class PieceEncoder {
   readonly #cutter: Cutter
   readonly #added: AddedTokens | undefined
   readonly #addedNormalized: AddedTokens | undefined
-  /** True if a token starts behind its leading spaces. */
   readonly #trimsSpaces: boolean
   readonly #cache = new Map<string, Piece>()
 
@@ -54,7 +53,6 @@ export class PieceEncoder {
   /** Undefined where the pieces of this text do not tell. `spans` are in order, none reaching into another. */
   encode(text: string, spans: readonly Span[]): EncodedSpans | undefined {
     const ids: number[] = []
-    /** The place of each token in the text, if somebody asks for it. */
     const places: Span[] | undefined = spans.length === 0 ? undefined : []
     const add = ({ id, start, end }: Section) => {
       ids.push(id!)
@@ -155,7 +153,6 @@ interface PlacedToken extends Span {
   readonly leadingSpaces: number
 }
 
-/** Finds the characters of a normalized part in the text. */
 type SpanOf = (from: number, to: number) => Span
 
 function plainSpan(start: number): SpanOf {

@@ -79,11 +79,9 @@ export interface EncodedTexts {
   kept: number
 }
 
-/** The tokens that the template puts around texts: ids, and the type of each. */
 interface TextTemplate {
   /** Before the first text, between them or behind it, behind the second. */
   readonly around: readonly { readonly ids: readonly number[]; readonly typeIds: readonly number[] }[]
-  /** The types of the texts' own tokens. */
   readonly types: readonly number[]
 }
 
@@ -171,11 +169,8 @@ class HubTextTokenizer implements Tokenizer {
   readonly padTokenId: number | undefined
   readonly #hub: HubTokenizer
   readonly #definition: Readonly<Record<string, unknown>>
-  /** Faster, where the kind of tokenizer allows it. */
   readonly #pieces: PieceEncoder | undefined
   readonly #cleanUp: boolean
-  readonly #before: readonly number[]
-  readonly #after: readonly number[]
   readonly #templates: TextTemplate[] = []
 
   constructor(
@@ -193,12 +188,7 @@ class HubTextTokenizer implements Tokenizer {
     this.eosTokenId = this.#specialId(config.eos_token)
     this.bosTokenId = this.#specialId(config.bos_token)
     this.padTokenId = this.#specialId(config.pad_token)
-    const bare = this.#encodeBare('a')
-    const full = this.#ask(() => hub.encode('a', { add_special_tokens: true }).ids as number[])
-    let start = 0
-    while (start + bare.length < full.length && !bare.every((id, i) => id === full[start + i])) start++
-    this.#before = full.slice(0, start)
-    this.#after = full.slice(start + bare.length)
+    this.#textTemplate(1)
   }
 
   tokenId(token: string): number | undefined {
@@ -207,14 +197,14 @@ class HubTextTokenizer implements Tokenizer {
 
   encode(text: string, options: { specialTokens?: boolean } = {}): number[] {
     const ids = this.#encodeBare(text)
-    return options.specialTokens === false ? ids : [...this.#before, ...ids, ...this.#after]
+    return options.specialTokens === false ? ids : this.#withSpecial(ids)
   }
 
   encodePair(prompt: string, completion: string): { ids: number[]; completionStart: number } {
     const text = prompt + completion
     const { ids, ranges } = this.encodeSpans(text, [{ start: prompt.length, end: text.length }])
     const start = prompt === '' ? 0 : ranges[0][0]
-    return { ids: [...this.#before, ...ids, ...this.#after], completionStart: this.#before.length + start }
+    return { ids: this.#withSpecial(ids), completionStart: this.#textTemplate(1).around[0].ids.length + start }
   }
 
   encodeSpans(text: string, spans: readonly Span[]): EncodedSpans {
@@ -243,6 +233,11 @@ class HubTextTokenizer implements Tokenizer {
     })
     const isTruncated = lengths.some((length, i) => length < texts[i].length)
     return { ids, typeIds, isTruncated, start: around[0].ids.length, kept: lengths[0] }
+  }
+
+  #withSpecial(ids: readonly number[]): number[] {
+    const [before, after] = this.#textTemplate(1).around
+    return [...before.ids, ...ids, ...after.ids]
   }
 
   /** Told from what the template makes of the text `a`, once or twice. */
@@ -390,7 +385,6 @@ class HubTextTokenizer implements Tokenizer {
 class WindowedStream implements TextStream {
   readonly #decode: (ids: readonly number[]) => string
   #window: number[]
-  /** How many tokens of the window have given their text already. */
   #done: number
 
   constructor(decode: (ids: readonly number[]) => string, after: readonly number[]) {

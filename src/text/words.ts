@@ -53,7 +53,6 @@ function startsOf(tokenizer: Tokenizer, text: string, words: readonly Span[]): (
   return ranges.map(([first, end]) => (first < end ? first : undefined))
 }
 
-/** The text between two spaces, with the first of them. */
 interface Chunk {
   readonly text: string
   readonly words: readonly Span[]
@@ -69,7 +68,7 @@ function startsByChunk(
   const starts: (number | undefined)[] = []
   let at = 0
   for (const chunk of chunksOf(text, words)) {
-    const own = cachedIds(tokenizer, chunk.text)
+    const own = tokenizer.encode(chunk.text, { specialTokens: false })
     if (own.some((id, i) => id !== ids[at + i])) return undefined
     const inner =
       chunk.words.length === 1 ? [own.length > 0 ? 0 : undefined] : startsOf(tokenizer, chunk.text, chunk.words)
@@ -92,18 +91,4 @@ function chunksOf(text: string, words: readonly Span[]): Chunk[] {
     i = next
   }
   return chunks
-}
-
-const MAX_CACHED = 1 << 15
-const caches = new WeakMap<Tokenizer, Map<string, readonly number[]>>()
-
-function cachedIds(tokenizer: Tokenizer, chunk: string): readonly number[] {
-  const cache = caches.get(tokenizer) ?? new Map<string, readonly number[]>()
-  caches.set(tokenizer, cache)
-  const known = cache.get(chunk)
-  if (known !== undefined) return known
-  const ids = tokenizer.encode(chunk, { specialTokens: false })
-  if (cache.size >= MAX_CACHED) cache.clear()
-  cache.set(chunk, ids)
-  return ids
 }

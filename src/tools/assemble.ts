@@ -1,5 +1,4 @@
-// New adapters out of changed parts: each layer has its own rank, and a scaling of 1 (alpha = rank), as mergekit and
-// PEFT's add_weighted_adapter write them.
+// New adapters, as mergekit and PEFT write them: each layer has its own rank, and alpha = rank.
 
 import { LoraAdapter } from '../lora/adapter.js'
 import { configForLayer, type LoraConfig, resolveConfig } from '../lora/config.js'

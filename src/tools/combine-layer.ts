@@ -1,5 +1,4 @@
-// One layer of several adapters as one layer, for each way to combine. All work on pairs of factors with s inside of B,
-// so that rsLoRA and patterns are right by construction.
+// One layer of several adapters as one. s is inside of B, so that rsLoRA and patterns are right by construction.
 
 import { ConfigError } from '../base/errors.js'
 import { Random } from '../base/random.js'

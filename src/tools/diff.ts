@@ -1,5 +1,4 @@
-// How two adapters, or two checkpoints, differ: layer by layer, without full matrices for adapters and one tensor at a
-// time for checkpoints.
+// How adapters or checkpoints differ: no full matrices for adapters, one tensor at a time for checkpoints.
 
 import type { Directory } from '../base/bytes.js'
 import { MismatchError } from '../base/errors.js'

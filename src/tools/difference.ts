@@ -1,5 +1,4 @@
-// The difference of a tensor in two checkpoints as a matrix that is read in blocks of rows; it is kept where it is
-// small.
+// The difference of a tensor in two checkpoints, read in blocks of rows, and kept where it is small.
 
 import { readThere } from '../base/bytes.js'
 import { decodeFloatsThere, decodeWeights, isWeightDtype, type WeightDtype } from '../base/dtype.js'

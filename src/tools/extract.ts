@@ -1,5 +1,4 @@
-// An adapter out of a base and a fine-tuned checkpoint: the closest change of a low rank for each weight that differs.
-// Both checkpoints are read a tensor at a time, and large tensors in blocks of rows.
+// The closest adapter of a low rank to a fine-tuned checkpoint. Large tensors are read in blocks of rows.
 
 import type { Directory } from '../base/bytes.js'
 import { MismatchError, nearMisses, StateError } from '../base/errors.js'

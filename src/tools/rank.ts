@@ -1,5 +1,4 @@
-// How many directions of a change are kept, and what is lost with the others. By Eckart and Young (1936) the first r
-// singular values and vectors give the closest change of rank r.
+// Ranks: by Eckart and Young (1936) the first r singular values and vectors give the closest change of rank r.
 
 import { ConfigError } from '../base/errors.js'
 import type { Svd } from '../linalg/svd.js'
@@ -114,12 +113,7 @@ export interface LeadingSvd {
 /** The first search, where a rule other than a rank decides. */
 const FIRST_RANK = 32
 
-/**
- * The leading singular values and vectors of a full matrix, as many as a rule asks for. The search doubles until it has
- * enough.
- *
- * @throws NumericError when an element is not finite
- */
+/** The leading singular values and vectors of a full matrix: the search doubles until a rule has enough. */
 export async function leadingSvd({ shape, energy, decompose }: Decomposable, choice: RankChoice): Promise<LeadingSvd> {
   const side = Math.min(...shape)
   const most = Math.min(choice.rank ?? side, side)

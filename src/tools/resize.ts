@@ -1,5 +1,4 @@
-// Adapters at another rank. The singular values and vectors of s·B·A come exactly from its factors, by two QR
-// decompositions and the SVD of a small core; the matrix s·B·A itself is never formed.
+// Exact from the factors, by two QR decompositions and the SVD of a small core; s·B·A itself is never formed.
 
 import type { Directory } from '../base/bytes.js'
 import { StateError } from '../base/errors.js'

@@ -23,6 +23,20 @@ export interface RunSources {
   readonly evalData?: string | readonly string[] | undefined
 }
 
+/** Options that repeat a run, beside its settings and its config. */
+const RECORDED = [
+  'preset',
+  'trainedTokens',
+  'task',
+  'taskOptions',
+  'skipInvalid',
+  'evalSplit',
+  'columns',
+  'chatTemplate',
+  'chatTemplateArgs',
+  'modules',
+] as const
+
 /** Without the output: a repeated run goes somewhere else. Undefined for an adapter from memory. */
 export function runRecord(
   options: Omit<TrainingOptions, 'model' | 'data' | 'evalData'>,
@@ -30,35 +44,11 @@ export function runRecord(
   { settings, config }: { settings: TrainSettings; config: LoraConfig },
 ): string | undefined {
   if (options.adapter !== undefined) return undefined
-  const {
-    preset,
-    trainedTokens,
-    task,
-    taskOptions,
-    skipInvalid,
-    evalSplit,
-    columns,
-    chatTemplate,
-    chatTemplateArgs,
-    modules,
-  } = options
-  const own = {
-    preset,
-    trainedTokens,
-    task,
-    taskOptions,
-    skipInvalid,
-    evalSplit,
-    columns,
-    chatTemplate,
-    chatTemplateArgs,
-    modules,
-  }
+  const own = Object.fromEntries(RECORDED.map((name) => [name, options[name]]))
   const record = { ...sources, ...own, config: configOf(config), ...settings }
   return `${JSON.stringify(record, null, 2)}\n`
 }
 
-/** The fields that differ from PEFT's defaults, and those for which training has defaults of its own. */
 function configOf(config: LoraConfig): Record<string, unknown> {
   const plain = resolveConfig()
   return Object.fromEntries(

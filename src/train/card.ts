@@ -2,10 +2,11 @@
 
 import { isByteSource, isDirectory } from '../data/source.js'
 import type { LoraAdapter } from '../lora/adapter.js'
-import type { OpenTask, Task } from '../tasks/task.js'
+import type { Examples, OpenTask, Task } from '../tasks/task.js'
 import { baseNameOf, type RunSources } from './about-run.js'
 import type { TrainingData, TrainingOptions } from './options.js'
 import type { TrainReport } from './report.js'
+import type { DataFacts } from './rows/facts.js'
 import { modelCard } from './saved/model-card.js'
 import type { TrainSettings } from './settings.js'
 
@@ -16,6 +17,9 @@ export interface CardSources {
   readonly open: OpenTask
   readonly adapter: LoraAdapter
   readonly settings: TrainSettings
+  readonly facts: DataFacts
+  /** As they are encoded, before any are packed. */
+  readonly examples: Examples<unknown>
 }
 
 export function cardOf(
@@ -43,6 +47,7 @@ export function cardOf(
     baseName,
     config,
     use,
+    input: run.facts.prompt,
     data: own,
     evalData: evalData === undefined ? own : dataNames(sources?.evalData, evalData),
     evalShare: evalData === undefined ? evalSplit : undefined,

@@ -36,9 +36,6 @@ export function checkOptions(options: TrainingOptions, settings: TrainSettings):
       got: '1',
     })
   }
-  if (settings.lowMemory && settings.fast) {
-    throw new ConfigError({ where: 'fast', what: 'not together with lowMemory: use one of the two' })
-  }
   if (settings.loraFa && config.useDora) {
     throw new ConfigError({ where: 'loraFa', what: 'not together with DoRA: use one of the two' })
   }
@@ -75,8 +72,8 @@ function checkAdapter(adapter: LoraAdapter): void {
     : (['linear', 'replacement', 'magnitude', 'token-rows'] as const)
   requireHandled(adapter, parts, 'training')
   if (adapter.size === 0) throw new StateError({ where: 'adapter', what: 'it has no layers to train' })
-  for (const [name, { merged }] of adapter) {
-    if (merged) throw new StateError({ where: name, what: 'it is merged', hint: 'Call unmergeAll() first' })
+  for (const { name, merged } of adapter.parts('linear')) {
+    if (merged) throw new StateError({ where: name, what: 'it is merged', hint: 'Call unmerge() first' })
   }
 }
 
@@ -105,42 +102,36 @@ export function checkActivation(
 }
 
 function checkTogether(options: TrainingOptions, settings: TrainSettings): void {
-  const ofAdapter = [
-    ['config', options.config !== undefined, 'config'],
-    ['trainedTokens', options.trainedTokens !== undefined, 'trained tokens'],
-    ['newHead', settings.newHead, 'head'],
-  ] as const
-  for (const [where, isGiven, own] of options.adapter === undefined ? [] : ofAdapter) {
-    if (isGiven) throw new ConfigError({ where, what: `not together with adapter: the adapter has its own ${own}` })
-  }
-  if (options.out === undefined && (options.resume || options.overwrite || settings.saveEvery !== undefined)) {
-    throw new ConfigError({ where: 'out', what: 'resume, overwrite and saveEvery need an output folder' })
-  }
-  const { evalData, evalSplit } = options
+  const { adapter, out, evalData, evalSplit, resume, overwrite } = options
+  const hasOwn = (part: string) => `not together with adapter: the adapter has its own ${part}`
+  const isFurther = adapter !== undefined
+  const writes = resume || overwrite || settings.saveEvery !== undefined
   const evaluates = [
     ['evalEvery', settings.evalEvery !== undefined],
     ['keep best', settings.keep === 'best'],
     ['earlyStopping', settings.earlyStopping !== undefined],
   ].find(([, isOn]) => isOn)
-  if (evalData === undefined && evalSplit === undefined && evaluates !== undefined) {
-    throw new ConfigError({
-      where: 'evalData',
-      what: `${evaluates[0]} needs records to evaluate`,
-      hint: 'Give `evalData`, or `evalSplit`',
-    })
-  }
-  if (settings.bestMetric !== TRAIN_DEFAULTS.bestMetric && !usesBest(settings)) {
-    throw new ConfigError({
-      where: 'bestMetric',
-      what: "it has no effect without `keep: 'best'` or `earlyStopping`",
-    })
-  }
-  if (evalData !== undefined && evalSplit !== undefined) {
-    throw new ConfigError({ where: 'evalSplit', what: 'not together with `evalData`: use one of the two' })
-  }
-  if (options.resume && options.overwrite) {
-    throw new ConfigError({ where: 'resume', what: 'not together with overwrite: use one of the two' })
-  }
+  const lacksRecords = evaluates !== undefined && evalData === undefined && evalSplit === undefined
+  const isUnused = settings.bestMetric !== TRAIN_DEFAULTS.bestMetric && !usesBest(settings)
+  const problems: [isWrong: boolean | undefined, where: string, what: string, hint?: string][] = [
+    [isFurther && options.config !== undefined, 'config', hasOwn('config')],
+    [isFurther && options.trainedTokens !== undefined, 'trainedTokens', hasOwn('trained tokens')],
+    [isFurther && settings.newHead, 'newHead', hasOwn('head')],
+    [writes && out === undefined, 'out', 'resume, overwrite and saveEvery need an output folder'],
+    [lacksRecords, 'evalData', `${evaluates?.[0]} needs records to evaluate`, 'Give `evalData`, or `evalSplit`'],
+    [isUnused, 'bestMetric', "it has no effect without `keep: 'best'` or `earlyStopping`"],
+    [
+      evalData !== undefined && evalSplit !== undefined,
+      'evalSplit',
+      'not together with `evalData`: use one of the two',
+    ],
+    [resume && overwrite, 'resume', 'not together with overwrite: use one of the two'],
+    [settings.lowMemory && settings.fast, 'fast', 'not together with lowMemory: use one of the two'],
+  ]
+  const found = problems.find(([isWrong]) => isWrong)
+  if (found === undefined) return
+  const [, where, what, hint] = found
+  throw new ConfigError({ where, what, hint })
 }
 
 export function checkParts(adapter: LoraAdapter, context: Context): void {

@@ -40,7 +40,6 @@ export async function squaresOfRows(
   return squares
 }
 
-/** Adds a new DoRA layer: A and B as those of plain LoRA, m = ‖W‖ by row. */
 export function addDoraLayer(adapter: LoraAdapter, { name, d, k }: Named, squares: Float64Array): void {
   const { weightA, weightB } = LoraLayer.ofShape([d, k], { ...adapter.config, useDora: false }, name)
   adapter.addFactors(name, weightA, weightB, { magnitude: Float32Array.from(squares, Math.sqrt) })

@@ -33,7 +33,6 @@ export interface Pass {
 export interface StepResult {
   /** Sum of the passes' losses. If it or the norm is not finite, no parameter was changed. */
   loss: number
-  /** Norm of all gradients together, before clipping. */
   gradientNorm: number
 }
 
@@ -43,10 +42,8 @@ interface Training {
   feeds: Feeds
   gradients: string[]
   optimizer: AdamW
-  /** The parameters that the last finite loss belongs to. */
   lastGood: Float32Array[]
   best: Float32Array[] | undefined
-  /** Sums over the passes of a step; made when a step first has more than one. */
   sums: Float32Array[] | undefined
 }
 
@@ -114,7 +111,6 @@ export class TrainEngine extends SessionTable {
     return transfer(copy, buffersOf([...copy.parameters, ...firstMoments, ...secondMoments, ...(copy.best ?? [])]))
   }
 
-  /** Keeps the parameters as they are now, in place of those kept before. */
   keepBest(): void {
     const training = this.#started()
     training.best = copies(training.parameters)

@@ -74,7 +74,6 @@ export async function newAdapter(
   return adapter
 }
 
-/** Throws UnsupportedError for targets that mean an embedding, which PEFT would adapt. */
 function refuseEmbeddings(graph: Graph, config: LoraConfig): void {
   const isTarget = targetMatcher(config)
   const meant = findEmbeddings(graph).filter(({ name }) => isTarget(name))

@@ -8,6 +8,7 @@ import { symmetricEigen } from '../linalg/eigen.js'
 import { copyAs, product, transpose } from '../linalg/product.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import { LoraLayer } from '../lora/layer.js'
+import type { EngineState } from './engine.js'
 
 interface Slot {
   read(): Float32Array
@@ -17,6 +18,13 @@ interface Slot {
 export function readParameters(adapter: LoraAdapter, names: readonly string[]): Float32Array[] {
   const slots = slotsOf(adapter)
   return names.map((name) => slotOf(slots, name).read())
+}
+
+/** The state of an optimizer before its first step. */
+export function startOf(adapter: LoraAdapter, names: readonly string[]): EngineState {
+  const parameters = readParameters(adapter, names)
+  const moments = () => parameters.map(({ length }) => new Float32Array(length))
+  return { parameters, firstMoments: moments(), secondMoments: moments(), updates: 0 }
 }
 
 export function writeParameters(adapter: LoraAdapter, names: readonly string[], values: readonly Float32Array[]): void {

@@ -5,23 +5,32 @@ import type { SignalLike } from '../base/globals.js'
 import { recordOfBase } from '../graph/base-record.js'
 import { type Engine, openEngine } from '../runtime/host.js'
 import type { Examples } from '../tasks/task.js'
-import { BestEvaluation, type Evaluation } from './best.js'
+import { BestEvaluation } from './best.js'
 import type { CardSources } from './card.js'
 import type { EngineState, TrainEngine } from './engine.js'
 import { costsOf, evaluate, takeReference } from './evaluate.js'
-import { gradientFactors, loraPlusRates, readParameters, writeParameters } from './parameters.js'
-import { type MemoryUse, Pace, peakRssBytes, steadyMedian, type TrainEvents, type TrainReport } from './report.js'
+import { gradientFactors, loraPlusRates, startOf, writeParameters } from './parameters.js'
+import {
+  type Evaluation,
+  type MemoryUse,
+  Pace,
+  peakRssBytes,
+  type SampleEvent,
+  type StepMetrics,
+  steadyMedian,
+  type TrainEvents,
+  type TrainReport,
+} from './report.js'
 import { costOf, examplesOf, type PlanOptions, planEpoch, type StepPlan, stepsPerEpoch } from './rows/batches.js'
 import type { Sampler } from './samples.js'
 import { checkFingerprint, fingerprintOf, stepsIn } from './saved/fingerprint.js'
-import { resumeRun, type SampleEvent, type StepMetrics } from './saved/run-folder.js'
+import { resumeRun } from './saved/run-folder.js'
 import { type RunPlace, withRunPlace } from './saved/run-place.js'
 import { RunWriter } from './saved/run-writer.js'
 import { learningRates } from './schedule.js'
 import { type SessionParts, TrainingSessions } from './sessions.js'
 import { usesBest } from './settings.js'
 
-/** Steps that the time left is computed from. */
 const RECENT_STEPS = 100
 
 /** `adapter` is where training starts; its factors are replaced by what it comes to. */
@@ -45,22 +54,9 @@ export interface RunInput extends SessionParts {
   readonly on: TrainEvents
 }
 
-export type RunReport = Pick<
+export type RunReport = Omit<
   TrainReport,
-  | 'steps'
-  | 'tokens'
-  | 'trainLoss'
-  | 'keptStep'
-  | 'stoppedEarly'
-  | 'evalLoss'
-  | 'evalMetrics'
-  | 'evaluations'
-  | 'samples'
-  | 'stepMillis'
-  | 'peakRssBytes'
-  | 'memory'
-  | 'interrupted'
-  | 'runtime'
+  'task' | 'truncatedRecords' | 'skippedRecords' | 'newHead' | 'labels' | 'trainableParams' | 'totalParams' | 'seconds'
 >
 
 export async function trainAdapter(input: RunInput): Promise<RunReport> {
@@ -95,7 +91,6 @@ class Run {
   readonly #metrics: StepMetrics[] = []
   readonly #best: BestEvaluation
   readonly #pace = new Pace()
-  /** Milliseconds of each step of this process. */
   readonly #times: number[] = []
   #memory: MemoryUse | null = null
   /** Digests of the run's parts at its start; empty without a folder. */
@@ -146,9 +141,7 @@ class Run {
       factors: settings.loraFa ? gradientFactors(adapter, this.#names) : undefined,
     }
     const setup = { parameters, optimizer, maxGradNorm: settings.maxGradNorm }
-    const start = readParameters(adapter, this.#names)
-    const zeros = () => start.map(({ length }) => new Float32Array(length))
-    const begin: EngineState = { parameters: start, firstMoments: zeros(), secondMoments: zeros(), updates: 0 }
+    const begin = startOf(adapter, this.#names)
     const state = (out && (await this.#resume(out))) ?? begin
     if (open.takeReference !== undefined) {
       await this.#engine.start(setup, begin)
@@ -282,7 +275,6 @@ class Run {
     return { epoch, plan: this.#epochPlan.steps[step % this.#stepsPerEpoch] }
   }
 
-  /** Evaluates after a step for which it is due and not done, and notes the loss in the step's line. */
   async #evaluateAfter(metrics: StepMetrics): Promise<void> {
     const { settings } = this.#input
     const evalEvery = settings.evalEvery ?? (usesBest(settings) ? this.#stepsPerEpoch : undefined)
@@ -390,7 +382,6 @@ class Run {
   }
 }
 
-/** Comes back once the run is not paused, or is aborted. */
 async function untilFree(wait: RunInput['wait'], signal: RunInput['signal']): Promise<void> {
   for (let pause = wait?.(); pause !== undefined && !signal?.aborted; pause = wait?.()) {
     let end = () => {}

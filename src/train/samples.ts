@@ -4,10 +4,9 @@ import { ConfigError } from '../base/errors.js'
 import { requireTokenizer } from '../graph/model-folder.js'
 import type { EncodeContext, Task } from '../tasks/task.js'
 import { roundUp } from '../tasks/token-batch.js'
-import type { SampleEvent } from './saved/run-folder.js'
+import type { SampleEvent } from './report.js'
 import type { TrainingSessions } from './sessions.js'
 
-/** New tokens of an answer. */
 const LENGTH = 40
 
 export class Sampler {
@@ -18,7 +17,11 @@ export class Sampler {
 
   constructor(prompts: readonly string[], task: Task, context: EncodeContext, isChat: boolean) {
     if (task.writing === undefined) {
-      throw new ConfigError({ where: 'sample', what: `the task ${task.name} writes no texts` })
+      throw new ConfigError({
+        where: 'sample',
+        what: `the task ${task.name} writes no texts while it trains`,
+        hint: 'The metrics of its evaluations tell what it has learned: give records as `evalData`',
+      })
     }
     this.#prompts = prompts
     this.#writing = task.writing
@@ -26,7 +29,6 @@ export class Sampler {
     this.#starts = prompts.map((prompt) => task.writing!.prompt(prompt, context, isChat))
   }
 
-  /** Undefined if the signal ended it. */
   async write(
     sessions: TrainingSessions,
     limit: number,

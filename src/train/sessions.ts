@@ -54,7 +54,6 @@ export class TrainingSessions {
   readonly runtimeName: string
   readonly #parts: SessionParts
   readonly #engine: Remote<TrainEngine>
-  /** Undefined where nothing is trained. */
   readonly #training: TrainingGraph | undefined
   readonly #evaluation: LossGraph
   readonly #sessions = new Map<RunnableGraph, number>()
@@ -180,7 +179,6 @@ export class TrainingSessions {
     return id
   }
 
-  /** All but those that belong to the same step. */
   async #closeOthers(graph: RunnableGraph): Promise<void> {
     const isEvaluation = graph === this.#evaluation
     for (const [other, id] of this.#sessions) {

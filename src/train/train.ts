@@ -22,12 +22,13 @@ import type { CardSources } from './card.js'
 import { checkActivation, checkOptions, checkParts } from './check-options.js'
 import { newAdapter } from './new-adapter.js'
 import type { TrainingData, TrainingOptions, TrainResult } from './options.js'
-import type { MemoryUse, TrainReport } from './report.js'
+import type { MemoryUse, StepMetrics, TrainReport } from './report.js'
 import { type EncodedSource, type EncodeOptions, encodeContext, encodeRows } from './rows/examples.js'
+import { DataFacts } from './rows/facts.js'
 import { type RunInput, type RunReport, trainAdapter } from './run.js'
 import { Sampler } from './samples.js'
 import { EventLog } from './saved/event-log.js'
-import { checkRunFolder, type StepMetrics } from './saved/run-folder.js'
+import { checkRunFolder } from './saved/run-folder.js'
 import { resolveSettings, type TrainSettings, withRateOfTask } from './settings.js'
 
 export interface RunContext {
@@ -84,13 +85,18 @@ export async function prepare(
   on.task?.(task.name)
   on.stage?.('encode')
   const isHeldOut = evalSplit === undefined ? undefined : planSplit(evalSplit, config.seed)
-  const encoded = await encode(options, settings, task, data, { isHeldOut, onRow })
+  const facts = new DataFacts()
+  const told: EncodeOptions['onRow'] = (row, count, isEvaluation, record) => {
+    facts.add(record, isEvaluation)
+    onRow?.(row, count, isEvaluation)
+  }
+  const encoded = await encode(options, settings, task, data, { isHeldOut, onRow: told })
   const evalRecords =
     evalData === undefined
       ? encoded.heldOut
       : (
           await encode(options, settings, task, await sourceOf(options, evalData, 'evalData'), {
-            onRow: (row, count) => onRow?.(row, count, true),
+            onRow: (row, count, _, record) => told(row, count, true, record),
           })
         ).kept
   const examples = settings.packing ? pack(task, encoded.kept.examples, settings, model) : encoded.kept.examples
@@ -124,7 +130,16 @@ export async function prepare(
     options.sample === undefined || options.sample.length === 0
       ? undefined
       : new Sampler(options.sample, task, await encodeContext(options), encoded.chatTemplate !== undefined)
-  const about = { options: { ...options, task: task.name as TaskName }, sources, task, open, adapter, settings }
+  const about = {
+    options: { ...options, task: task.name as TaskName },
+    sources,
+    task,
+    open,
+    adapter,
+    settings,
+    facts,
+    examples: encoded.kept.examples,
+  }
   const input: RunInput = {
     model,
     task: task.name,
@@ -155,13 +170,12 @@ function reportOf(
   { kept }: EncodedSource,
   isNew: boolean,
 ): Omit<TrainReport, keyof RunReport | 'seconds'> {
-  const { totalTrainable, totalParams } = adapter.summary()
   return {
     task,
     truncatedRecords: kept.truncatedRecords,
     skippedRecords: kept.skippedRecords,
-    trainableParams: totalTrainable - (settings.loraFa ? elementsOfA(adapter) : 0),
-    totalParams,
+    trainableParams: adapter.totalTrainableParams() - (settings.loraFa ? elementsOfA(adapter) : 0),
+    totalParams: adapter.totalParams(),
     labels: open.labels === undefined ? null : [...open.labels],
     newHead: open.head !== undefined && isNew ? open.head.isNew : null,
   }
@@ -171,7 +185,6 @@ function elementsOfA(adapter: LoraAdapter): number {
   return adapter.parts('linear').reduce((sum, { rank, k }) => sum + rank * k, 0)
 }
 
-/** Tokens of a packed row where nothing is said. */
 const PACKED_LENGTH = 512
 
 function pack(
@@ -226,21 +239,14 @@ async function checkTask(task: Task, model: Model): Promise<void> {
     if (!(error instanceof UnsupportedError) || others.length === 0) throw error
     const { where, what, expected, got } = error
     const hint = `This model can be trained for ${others.map(({ name }) => name).join(' or ')}: set \`task\``
-    throw new UnsupportedError({ what, hint, cause: error, ...defined({ where, expected, got }) })
+    throw new UnsupportedError({ where, what, expected, got, hint, cause: error })
   }
-}
-
-function defined(parts: Record<string, string | undefined>): Record<string, string> {
-  return Object.fromEntries(
-    Object.entries(parts).flatMap(([key, value]) => (value === undefined ? [] : [[key, value]])),
-  )
 }
 
 interface RowSource {
   readonly where: string
   readonly first: Row | undefined
   readonly rows: Rows
-  /** Errors of the rows that are left out. */
   readonly invalid: DataError[]
   readonly onInvalid: OnInvalid | undefined
 }

@@ -17,12 +17,22 @@ export type CallChoice = AdapterChoice | readonly AdapterChoice[] | undefined
 
 export interface SharedSession {
   readonly session: ModelSession
+  /** Graphs of an encoder and its decoder; empty for a model of one graph. */
+  readonly pair: readonly RoleGraph[]
   readonly graph: Graph
   readonly inputMetadata: readonly InputMetadata[]
   readonly config: { readonly dtype: string; readonly device: string }
   readonly cache: PipelineCache
   /** Throws where rows that are filled up would be computed wrongly. */
   checkPadding(feeds: Feeds): void
+}
+
+/** A graph that transformers.js knows by another name. */
+export interface RoleGraph {
+  readonly role: string
+  readonly name: string
+  readonly inputMetadata: readonly InputMetadata[]
+  readonly outputNames: readonly string[]
 }
 
 interface Plan {
@@ -32,8 +42,32 @@ interface Plan {
   readonly mixes: readonly Mix[]
   readonly head: AdapterHead | undefined
   readonly kept: readonly string[]
-  /** The outputs that the graph is asked for; undefined: all. */
   readonly asked: readonly string[] | undefined
+}
+
+/** The sessions of one call, under transformers.js's names. */
+export function sessionsFor(shared: SharedSession, choice: CallChoice): Record<string, PipelineSession> {
+  if (shared.pair.length === 0) return { model: new CallSession(shared, choice) }
+  return Object.fromEntries(shared.pair.map((graph) => [graph.name, roleSession(shared, graph, choice)]))
+}
+
+function roleSession(
+  { session, config }: SharedSession,
+  { role, inputMetadata, outputNames }: RoleGraph,
+  choice: CallChoice,
+): PipelineSession {
+  return {
+    config,
+    inputMetadata,
+    inputNames: inputMetadata.map(({ name }) => name),
+    outputNames,
+    async run(feeds) {
+      const mixes = mixesOf(choice, batchOf(feeds as Feeds))
+      session.checkMixes(mixes)
+      return session.runGraph(role, feeds as Feeds, mixes)
+    },
+    release: () => session.dispose(),
+  }
 }
 
 /** The session of one call. Releasing it disposes the session that all calls share. */

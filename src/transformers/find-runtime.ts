@@ -7,7 +7,6 @@ import type { OrtModule } from '../runtime/onnxruntime.js'
 import { runtimeModule, type TransformersModule } from './module.js'
 
 interface Place {
-  /** The provider that runs models if nobody chooses one. */
   readonly device: string
   candidates(): Promise<readonly unknown[]>
 }

@@ -19,7 +19,6 @@ const TAKES_BIAS = new Set(['cpu', 'wasm'])
 /** Far below all scores, and finite, so that rows of nothing else stay finite. */
 const HIDDEN = { [DataType.FLOAT]: -1e9, [DataType.FLOAT16]: -3e4 } as const
 
-/** How a graph of a pipeline computes rows that are filled up on the left. */
 export interface PaddingPlan {
   readonly edit: ((graph: Graph) => void) | undefined
   readonly check: (feeds: Feeds) => void

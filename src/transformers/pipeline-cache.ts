@@ -29,7 +29,6 @@ export interface GrowingRun {
   readonly feeds: Feeds
   /** Takes the rows that the run gave, and adds the outputs of the cache to the others, by name. */
   take(rows: RuntimeTensor, outputs: Record<string, RuntimeTensor>): void
-  /** Called once the run has ended, whether it failed or not. */
   end(): void
 }
 

@@ -8,7 +8,7 @@ import { ADAPTER_CHOICE, type AdapterChoice, mixesOf } from '../infer/adapters/c
 import type { SessionBase, SessionExtras } from '../infer/graphs.js'
 import type { ModelSession } from '../infer/model-session.js'
 import type { AdapterSession } from '../infer/session.js'
-import { type CallChoice, CallSession, metadataOf, type SharedSession } from './call-session.js'
+import { type CallChoice, metadataOf, type RoleGraph, type SharedSession, sessionsFor } from './call-session.js'
 import type { Class, PipelineInstance, PreTrainedModel } from './module.js'
 import { paddingPlan } from './padding.js'
 import { PipelineCache } from './pipeline-cache.js'
@@ -60,7 +60,19 @@ export function sessionExtras(model: SessionBase, { device }: PipelineRun): Sess
 export function shareSession(session: ModelSession, config: PipelineRun): SharedSession {
   const graph = readGraph(session.model.onnx.proto)
   const { check: checkPadding } = paddingPlan(graph, config.device)
-  return { session, graph, inputMetadata: metadataOf(graph), cache: new PipelineCache(graph), config, checkPadding }
+  const inputMetadata = metadataOf(graph)
+  return { session, pair: pairOf(session), graph, inputMetadata, cache: new PipelineCache(graph), config, checkPadding }
+}
+
+/** transformers.js's names for the graphs of an encoder and its decoder. */
+const PAIR = { encoder: 'model', decoder: 'decoder_model_merged' }
+
+function pairOf(session: ModelSession): RoleGraph[] {
+  if (session.graphs.length === 1) return []
+  return Object.entries(PAIR).map(([role, name]) => {
+    const { graph, outputNames } = session.graphNamed(role)
+    return { role, name, inputMetadata: metadataOf(graph), outputNames }
+  })
 }
 
 /** A pipeline that takes adapters, over one of transformers.js whose model is already lowrank's. */
@@ -70,13 +82,16 @@ export function adapterPipeline(
 ): ((input: unknown, options?: AdapterCallOptions) => Promise<unknown>) & AdapterPipelineParts {
   const { task, tokenizer, processor } = base
   const { session } = shared
-  const call = async (input: unknown, options: AdapterCallOptions = {}): Promise<unknown> => {
-    const { adapter, rest } = choiceOf(options ?? {}, shared)
+  const call = async (...given: unknown[]): Promise<unknown> => {
+    const inputs = given.slice(0, given.findLastIndex((value) => value !== undefined) + 1)
+    // Some tasks take labels between the input and the options.
+    const options = inputs.length > 1 && !Array.isArray(inputs.at(-1)) && isObject(inputs.at(-1)) ? inputs.pop() : {}
+    const { adapter, rest } = choiceOf(options as AdapterCallOptions, shared)
     session.checkOpen()
     const model = boundModel(base.model, shared, adapter)
     if (task.endsWith('-classification')) checkLabels(shared, adapter, task)
     const Pipeline = base.constructor as Class<typeof call>
-    return new Pipeline({ task, model, tokenizer, processor })(input, rest)
+    return new Pipeline({ task, model, tokenizer, processor })(...inputs, rest)
   }
   return Object.assign(call, {
     task,
@@ -88,16 +103,7 @@ export function adapterPipeline(
 }
 
 /** Names that other libraries have for the option `adapter`. */
-const SYNONYMS = [
-  'adapters',
-  'adapter_name',
-  'adapterName',
-  'adapter_names',
-  'lora',
-  'loras',
-  'lora_name',
-  'lora_request',
-]
+const SYNONYM = /^(adapters|adapter_?names?|loras?|lora_(name|request))$/i
 /** Shorter names are not compared with `adapter`. */
 const MIN_NEAR = 5
 
@@ -110,7 +116,7 @@ function choiceOf(
   if (adapter !== undefined) checkArgument(adapter, ADAPTER_CHOICE, 'adapter')
   for (const name of Object.keys(rest)) {
     const isNear = name.length >= MIN_NEAR && nearMisses(name.toLowerCase(), ['adapter']).length > 0
-    if ((!isNear && !SYNONYMS.includes(name)) || session.inputNames.includes(name)) continue
+    if ((!isNear && !SYNONYM.test(name)) || session.inputNames.includes(name)) continue
     throw new ConfigError({ where: 'options', what: `unknown option ${name}`, hint: 'Did you mean adapter?' })
   }
   return { adapter: adapter as CallChoice, rest }
@@ -149,7 +155,7 @@ interface Methods {
 
 /** The model with the session of one call in it. */
 function boundModel(model: PreTrainedModel, shared: SharedSession, choice: CallChoice): PreTrainedModel {
-  const sessions = { model: new CallSession(shared, choice) }
+  const sessions = sessionsFor(shared, choice)
   const config = labeledConfig(model.config, shared, choice)
   const Model = model.constructor as Class<PreTrainedModel>
   return Object.assign(new Model(config, sessions, model.configs), model, { config, sessions })
@@ -165,7 +171,8 @@ function labeledConfig(config: Record<string, unknown>, { session }: SharedSessi
   const own = isObject(config.id2label) ? Object.keys(config.id2label).length : 0
   if (labels === undefined && own === count) return config
   const id2label = Object.fromEntries(Array.from({ length: count }, (_, i) => [i, labels?.[i] ?? `LABEL_${i}`]))
-  return Object.assign(Object.create(Object.getPrototypeOf(config)), config, { id2label })
+  const label2id = Object.fromEntries(Object.entries(id2label).map(([id, label]) => [label, Number(id)]))
+  return Object.assign(Object.create(Object.getPrototypeOf(config)), config, { id2label, label2id })
 }
 
 function checkLabels({ session, graph }: SharedSession, choice: CallChoice, task: string): void {

@@ -1,9 +1,10 @@
 // The tasks of pipelines that adapters can be used in: which classes of transformers.js stand behind each.
 
-import { readAll, withSource } from '../base/bytes.js'
+import { readJson, readText } from '../base/bytes.js'
 import { FileError, nearMisses, UnsupportedError } from '../base/errors.js'
 import { isObject } from '../base/options.js'
 import type { Model } from '../graph/model-folder.js'
+import { MAX_TEMPLATE_BYTES } from '../text/chat-template.js'
 import { type Class, classNamed, type PreTrainedModel, type TransformersModule } from './module.js'
 
 /** A task of transformers.js's pipelines. */
@@ -11,13 +12,33 @@ export type PipelineTask =
   | 'text-generation'
   | 'feature-extraction'
   | 'text-classification'
+  | 'zero-shot-classification'
   | 'token-classification'
+  | 'fill-mask'
   | 'image-classification'
+  | 'text2text-generation'
+  | 'summarization'
+  | 'translation'
 
-const CLASSES: Readonly<Record<PipelineTask, { readonly auto: string; readonly pipeline: string }>> = {
+interface TaskClasses {
+  readonly auto: string
+  readonly pipeline: string
+  /** An encoder and a decoder, in a graph each. */
+  readonly isPair?: true
+}
+
+const CLASSES: Readonly<Record<PipelineTask, TaskClasses>> = {
   'text-generation': { auto: 'AutoModelForCausalLM', pipeline: 'TextGenerationPipeline' },
   'feature-extraction': { auto: 'AutoModel', pipeline: 'FeatureExtractionPipeline' },
   'text-classification': { auto: 'AutoModelForSequenceClassification', pipeline: 'TextClassificationPipeline' },
+  'zero-shot-classification': {
+    auto: 'AutoModelForSequenceClassification',
+    pipeline: 'ZeroShotClassificationPipeline',
+  },
+  'fill-mask': { auto: 'AutoModelForMaskedLM', pipeline: 'FillMaskPipeline' },
+  'text2text-generation': { auto: 'AutoModelForSeq2SeqLM', pipeline: 'Text2TextGenerationPipeline', isPair: true },
+  summarization: { auto: 'AutoModelForSeq2SeqLM', pipeline: 'SummarizationPipeline', isPair: true },
+  translation: { auto: 'AutoModelForSeq2SeqLM', pipeline: 'TranslationPipeline', isPair: true },
   'token-classification': { auto: 'AutoModelForTokenClassification', pipeline: 'TokenClassificationPipeline' },
   'image-classification': { auto: 'AutoModelForImageClassification', pipeline: 'ImageClassificationPipeline' },
 }
@@ -33,6 +54,15 @@ export function checkTask(task: unknown): asserts task is PipelineTask {
     got: String(task),
     ...(near !== undefined && { hint: `Did you mean ${near}?` }),
   })
+}
+
+/** Refuses a model that has other graphs than the pipelines of a task run. */
+export function checkGraphs(task: PipelineTask, { graphs, name }: Pick<Model, 'graphs' | 'name'>): void {
+  const wanted = CLASSES[task].isPair ? 'decoder, encoder' : undefined
+  const got = Object.keys(graphs).sort().join(', ')
+  if (wanted === undefined ? Object.keys(graphs).length === 1 : got === wanted) return
+  const expected = wanted === undefined ? 'one graph, model' : 'encoder_model.onnx and decoder_model_merged.onnx'
+  throw new UnsupportedError({ where: name, what: `no graphs for ${task}`, expected, got })
 }
 
 export function pipelineClass<T>(transformers: TransformersModule, task: PipelineTask): Class<T> {
@@ -96,20 +126,16 @@ function processorOf(transformers: TransformersModule, { preprocessorConfig, nam
 
 async function tokenizerOf(transformers: TransformersModule, model: Model): Promise<unknown> {
   const { directory } = model
-  const read = async (path: string) => JSON.parse(await textOf(directory, path)) as unknown
-  const tokenizer = await read('tokenizer.json')
-  const config = (await directory.has('tokenizer_config.json')) ? await read('tokenizer_config.json') : {}
+  const tokenizer = await readJson(directory, 'tokenizer.json')
+  const hasConfig = await directory.has('tokenizer_config.json')
+  const config = hasConfig ? await readJson(directory, 'tokenizer_config.json') : {}
   const settings = isObject(config) ? { ...config } : {}
   // Newer folders hold the template in a file of its own, which transformers.js does not look for.
   const template = 'chat_template.jinja'
   if (settings.chat_template === undefined && (await directory.has(template))) {
-    settings.chat_template = await textOf(directory, template)
+    settings.chat_template = await readText(directory, template, MAX_TEMPLATE_BYTES)
   }
   const named = String(settings.tokenizer_class ?? '').replace(/Fast$/, '')
   const Tokenizer = classNamed<object>(transformers, named, 'PreTrainedTokenizer')
   return new Tokenizer(tokenizer, settings)
-}
-
-function textOf(directory: Model['directory'], path: string): Promise<string> {
-  return withSource(directory, path, async (file) => new TextDecoder().decode(await readAll(file)))
 }

@@ -1,6 +1,6 @@
 // The two ways to a pipeline with adapters: a new one, and one that is there.
 
-import { ConfigError, MismatchError, StateError, UnsupportedError } from '../base/errors.js'
+import { ConfigError, MismatchError, RuntimeError, StateError, UnsupportedError } from '../base/errors.js'
 import type { SignalLike } from '../base/globals.js'
 import { checkOptions, describe, isObject } from '../base/options.js'
 import type { DtypeChoice } from '../graph/graph-file.js'
@@ -14,12 +14,12 @@ import { ModelSession } from '../infer/model-session.js'
 import type { OnDownload } from '../io/hub/directory.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { OrtModule } from '../runtime/onnxruntime.js'
-import { CallSession, type SharedSession } from './call-session.js'
+import { CallSession, type SharedSession, sessionsFor } from './call-session.js'
 import { defaultDevice, findRuntime } from './find-runtime.js'
 import { PIPELINE_OPTIONS, WITH_ADAPTERS_OPTIONS } from './gen/options.js'
 import { type PipelineInstance, type PreTrainedModel, runtimeModule, transformersModule } from './module.js'
 import { adapterPipeline, type PipelineRun, sessionExtras, shareSession } from './pipelines.js'
-import { checkTask, modelClass, type PipelineTask, pipelineClass, readerOf } from './tasks.js'
+import { checkGraphs, checkTask, modelClass, type PipelineTask, pipelineClass, readerOf } from './tasks.js'
 
 /** The adapters of a pipeline, and how its model is opened. */
 export interface PipelineOptions {
@@ -30,7 +30,10 @@ export interface PipelineOptions {
   adapters?: Readonly<Record<string, LoraAdapter | Source>> | undefined
   /** The type of the graph's weights: onnx/model_q4.onnx for `q4`. Default `auto`: what config.json says, else fp32. */
   dtype?: DtypeChoice | undefined
-  /** The device that the model runs on: cpu, webgpu, wasm, cuda, coreml, dml, … Default: cpu in Node, wasm in pages. */
+  /**
+   * The device that the model runs on: cpu, webgpu, wasm, cuda, coreml, dml, … `gpu` takes the first graphics processor
+   * that works, `auto` too, or else the processor. Default: cpu in Node, wasm in pages.
+   */
   device?: string | undefined
   /**
    * Threads of a run on the processor. Default: ONNX Runtime's own choice.
@@ -63,12 +66,18 @@ export async function pipelineWithAdapters(task: PipelineTask, source: Source, o
   checkOptions(options, 'pipelineWithAdapters', PIPELINE_OPTIONS)
   const transformers = await transformersModule(options.transformers)
   const module = await findRuntime(transformers)
-  const run = { dtype: dtypeText(options.dtype), device: options.device ?? defaultDevice() }
-  const { shared, model } = await openShared(source, options, { module, run, prepare: async () => ({}) })
+  const { shared, model } = await firstThatOpens(devicesOf(options.device, module), (device) =>
+    openShared(source, options, {
+      module,
+      run: { dtype: dtypeText(options.dtype), device },
+      check: (model) => checkGraphs(task, model),
+      prepare: async () => ({}),
+    }),
+  )
   try {
     const ModelClass = modelClass(transformers, task, model)
     const config = await transformers.AutoConfig.from_pretrained(model.name, { config: { ...model.config } })
-    const sessions = { model: new CallSession(shared, null) }
+    const sessions = sessionsFor(shared, null)
     const configs = { generation_config: model.generationConfig }
     const built = new ModelClass(config, sessions, configs)
     const reader = await readerOf(transformers, task, model)
@@ -98,6 +107,7 @@ export async function withAdapters(pipeline: PipelineInstance, options: WithAdap
     {
       module,
       run,
+      check: (model) => checkGraphs(pipeline.task as PipelineTask, model),
       async prepare(opened) {
         checkSameModel(model.config, opened)
         // Two copies of the weights may not fit into memory.
@@ -109,16 +119,45 @@ export async function withAdapters(pipeline: PipelineInstance, options: WithAdap
   return adapterPipeline(pipeline, shared)
 }
 
+/** Graphics processors among the names of ONNX Runtime's devices. */
+const GPUS = ['cuda', 'dml', 'coreml', 'webgpu']
+
+/** The devices that a choice stands for, in the order in which they are tried. */
+function devicesOf(device = defaultDevice(), { listSupportedBackends }: OrtModule): string[] {
+  if (device !== 'auto' && device !== 'gpu') return [device]
+  const inPage = 'gpu' in (globalThis.navigator ?? {}) ? ['webgpu'] : []
+  const known = listSupportedBackends?.().map(({ name }) => name) ?? inPage
+  const gpus = GPUS.filter((name) => known.includes(name))
+  if (device === 'auto') return [...gpus, defaultDevice()]
+  if (gpus.length > 0) return gpus
+  throw new UnsupportedError({ where: 'device', what: 'no graphics processor here', hint: 'Choose auto' })
+}
+
+/** Tries the next device where one does not start. */
+async function firstThatOpens<T>(
+  [device, ...others]: readonly string[],
+  open: (device: string) => Promise<T>,
+): Promise<T> {
+  try {
+    return await open(device)
+  } catch (error) {
+    if (!(error instanceof RuntimeError) || others.length === 0) throw error
+    return firstThatOpens(others, open)
+  }
+}
+
 interface SharedRequest {
   readonly module: OrtModule
   readonly run: PipelineRun
+  /** Throws for models that the pipeline cannot run. */
+  check(model: Model): void
   prepare(model: Model): Promise<SessionExtras>
 }
 
 async function openShared(
   source: Source,
   { adapters, dtype, threads, modules, onDownload, signal }: PipelineOptions,
-  { module, run, prepare }: SharedRequest,
+  { module, run, check, prepare }: SharedRequest,
 ): Promise<{ shared: SharedSession; model: Model }> {
   const opened: Record<string, LoraAdapter> = {}
   for (const [name, adapter] of Object.entries(adapters ?? {})) {
@@ -126,7 +165,7 @@ async function openShared(
   }
   const model = await loadModel(source, { runtime: { module }, dtype, onDownload, signal })
   try {
-    checkOneGraph(model)
+    check(model)
     const extras = { ...sessionExtras(model, run), ...(await prepare(model)) }
     const settings = { adapters: opened, device: run.device, modules, ...(threads !== undefined && { threads }) }
     const session = await ModelSession.open(model, settings, true, extras)
@@ -180,13 +219,6 @@ function checkPipeline(pipeline: PipelineInstance): void {
       expected: '@huggingface/transformers 4.3 or later',
     })
   }
-}
-
-function checkOneGraph({ graphs, name }: Model): void {
-  const roles = Object.keys(graphs)
-  if (roles.length === 1) return
-  const got = roles.join(', ')
-  throw new UnsupportedError({ where: name, what: 'the model has several graphs', expected: 'one graph, model', got })
 }
 
 /** Fields in which two models of one kind are hardly ever equal by chance. */

@@ -2,6 +2,7 @@
 
 import { join } from 'node:path'
 import { pathToFileURL } from 'node:url'
+import { enginesHere } from '../engines-here.js'
 import { type Outcome, root } from './lowrank.js'
 
 // From dist, because what starts worker threads finds no compiled ones in src.
@@ -36,10 +37,11 @@ async function capture(args: readonly string[]): Promise<Outcome> {
       stream.write = write
     }
   })
+  const endEngines = enginesHere()
   try {
     const code = await program.run(args).catch((error: unknown) => program.report(error, args[0]))
     return { code, ...written }
   } finally {
-    for (const undo of restore) undo()
+    for (const undo of [endEngines, ...restore]) undo()
   }
 }

@@ -1,7 +1,9 @@
 // What people see while a command works.
 
+import { stripVTControlCharacters } from 'node:util'
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest'
-import { Progress } from '../../src/cli/show/terminal.js'
+import '../../src/node.js'
+import { Progress, showDownloads } from '../../src/cli/show/terminal.js'
 
 const { isTTY } = process.stderr
 let written = ''
@@ -41,5 +43,16 @@ describe('Progress', () => {
       vi.advanceTimersByTime(100)
     }
     expect(written.split('\n').filter((line) => line !== '')).toEqual([' 50/100 MB  0:05 left', '100/100 MB'])
+  })
+})
+
+describe('downloads', () => {
+  it('begin with a name and a size, and large ones with what memory and disk have free', () => {
+    const show = showDownloads()
+    show({ name: 'org/small', byteLength: 99_000_000, receivedBytes: 0 })
+    show({ name: 'org/large', byteLength: 300_000_000, receivedBytes: 0 })
+    const plain = stripVTControlCharacters(written)
+    expect(plain).toMatch(/Loading org\/small, 99.0 MB\n/)
+    expect(plain).toMatch(/Loading org\/large, 300 MB \(free: [\d.]+ [MGT]B of memory, [\d.]+ [kMGT]B of disk\)\n/)
   })
 })

@@ -3,10 +3,14 @@
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { type EvaluationEvent, loadModel, openSession, train } from 'lowrank'
-import { expect, it } from 'vitest'
+import { beforeAll, expect, it } from 'vitest'
 import { reportPage } from '../../src/report/page.js'
 import { runReport } from '../../src/report/run.js'
+import { enginesHere } from '../engines-here.js'
+import { lowrankHere } from './in-process.js'
 import { root, scratchFolder } from './lowrank.js'
+
+beforeAll(enginesHere)
 
 const scratch = scratchFolder()
 const read = (...path: string[]) => readFileSync(join(...path), 'utf8')
@@ -63,6 +67,48 @@ it('resumes with the evaluations and answers of before', async () => {
   expect(read(halves, 'evaluations.jsonl')).toBe(read(whole, 'evaluations.jsonl'))
 })
 
+it('tells of the data: lengths and labels on the page, and a prompt on the card, whatever is in it', async () => {
+  const out = join(scratch, 'labels')
+  const text = "It's `$(rm -rf ~)` \u202ewet.\n```\n<script>"
+  const rows = ['x', 'y', 'x'].map((label) => ({ text: label === 'y' ? 'And the people of the sea' : text, label }))
+  const model = join(root, 'tests/golden/text-classification/classifier')
+  await train({ model, data: rows, out, maxSteps: 1, threads: 1, config, on: {} })
+  const card = read(out, 'README.md')
+  expect(card).toContain(`--text 'It'\\''s \`$(rm -rf ~)\` wet. \`\`\` <script>'`)
+  expect(card).toContain("run('It\\'s `$(rm -rf ~)` wet. ``` <script>', { adapter: 'mine' })")
+  const page = read(out, 'report.html')
+  expect(page).toMatch(/\["lengths of records","from \d+ to \d+ tokens, half up to \d+"\]/)
+  expect(page).toContain('["labels","x (2), y (1)"]')
+})
+
+it('names the first evaluation record on the card, cut between words', async () => {
+  const out = join(scratch, 'asked')
+  const evalData = [{ text: 'Who goes there? '.repeat(20) }]
+  await train({ ...settings, model: MODEL, evalData, maxSteps: 1, out })
+  expect(read(out, 'README.md')).toContain(`--prompt "${'Who goes there? '.repeat(5).trim()}"`)
+})
+
+it('compares runs on one page, from the command line', async () => {
+  const html = join(scratch, 'runs.html')
+  const runs = [join(scratch, 'plain'), join(scratch, 'whole')]
+  const { code, stdout, stderr } = await lowrankHere('report', ...runs, '--html', html)
+  expect([code, stdout], stderr).toEqual([0, ''])
+  const [, data] = />(\{"title".*?)<\/script>/s.exec(read(html))!
+  const { sections } = JSON.parse(data)
+  const titled = (title: string) => sections.find((one: { title?: string }) => one.title === title)
+  expect(titled('Loss').series.map(({ name }: { name: string }) => name)).toEqual(
+    ['training', 'evaluation'].flatMap((word) => runs.map((run) => `${run}: ${word}`)),
+  )
+  expect(titled('Evaluations').rows.map(([name]: string[]) => name)).toContain(runs[1])
+  expect(titled(`Answers of ${runs[1]}`).samples[0]).toMatchObject({ prompt: 'The sea' })
+  const again = await lowrankHere('report', ...runs, '--html', html)
+  expect([again.code, again.stderr]).toEqual([1, expect.stringMatching(/runs.html.*--overwrite/)])
+  expect((await lowrankHere('report', runs[0], '--html', html, '--overwrite')).code).toBe(0)
+  expect(read(html)).not.toContain(runs[1])
+  const none = await lowrankHere('report', join(scratch, 'nothing'), '--html', join(scratch, 'none.html'))
+  expect([none.code, none.stderr]).toEqual([1, expect.stringMatching(/nothing/)])
+})
+
 it('refuses answers of tasks that write none', async () => {
   const model = join(root, 'tests/golden/text-classification/classifier')
   const rows = [
@@ -78,7 +124,7 @@ it('refuses answers of tasks that write none', async () => {
     maxSteps: 1,
     on: {},
   })
-  await expect(run).rejects.toThrow(/sample: the task text-classification writes no texts/)
+  await expect(run).rejects.toThrow(/sample: the task text-classification writes no texts while it trains.*`evalData`/)
 })
 
 it('makes a page of 10,000 steps that is below 400 kB, with texts that stay texts', () => {

@@ -134,8 +134,10 @@ async function withChanges(
   const { weight } = expected.layers.find(({ name }) => name === names[0])!
   const sum = Float64Array.from(base.get(weight)!.data)
   for (const name of names) {
-    const delta = (adapter.get(name, 'embedding') ?? adapter.layer(name)).delta()
-    for (let i = 0; i < sum.length; i++) sum[i] += times * delta.data[i]
+    const embedding = adapter.get(name, 'embedding')
+    const zeros = embedding && { data: new Float32Array(sum.length), shape: embedding.shape }
+    const { data } = embedding?.effectiveWeight(zeros!) ?? adapter.layer(name).delta()
+    for (let i = 0; i < sum.length; i++) sum[i] += times * data[i]
   }
   return Float32Array.from(sum)
 }

@@ -22,7 +22,7 @@ afterAll(async () => {
 const silent = { onWarning: () => {}, threads: 1, resamples: 50 }
 
 /** Trains a little, and gives the adapter with what the run said of the evaluation data. */
-async function trained(options: Pick<TrainingOptions, 'model' | 'data' | 'evalData' | 'task'>) {
+async function trained(options: Pick<TrainingOptions, 'model' | 'data' | 'evalData' | 'task' | 'chatTemplate'>) {
   const { adapter, report } = await train({
     ...{ maxLength: 24, batchSize: 4, maxSteps: 2, learningRate: 2e-2, threads: 1, config: { rank: 4 } },
     ...options,
@@ -101,6 +101,14 @@ describe('evaluation', () => {
       expect(ranks.models[1].metrics[name].value, name).toBeCloseTo(value, 6)
     }
     expect(ranks.differBy).toBe('mrr')
+  })
+
+  it('gives chats the template of the training', async () => {
+    const rows = [{ messages: ['user', 'assistant'].map((role) => ({ role, content: `I am the ${role}.` })) }]
+    const chatTemplate = '{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}'
+    const run = await trained({ model: decoder, data: rows, evalData: rows, chatTemplate })
+    const report = await evaluateAdapters(decoder, { own: run.adapter }, rows, { ...silent, maxLength: 24 })
+    expect(report.models[1].metrics.loss.value).toBeCloseTo(run.loss.after, 5)
   })
 
   it('compares what the models write with what is wanted', async () => {

@@ -1,6 +1,5 @@
 // Small ONNX models for tests, and a source that counts what is read of it.
 
-import { create } from '@bufbuild/protobuf'
 import type { ByteSource, Directory } from '../../src/base/bytes.js'
 import {
   AttributeProto_AttributeType as AttributeType,
@@ -12,6 +11,9 @@ import {
   TensorProto_DataLocation,
   TensorProtoSchema,
 } from '../../src/formats/onnx/gen/onnx_pb.js'
+import type { OnnxModel } from '../../src/formats/onnx/model.js'
+import { create } from '../../src/formats/onnx/protobuf.js'
+import { isExternal, type WeightRange, weightRange } from '../../src/formats/onnx/tensors.js'
 
 export function weights(length: number, seed = 1): Float32Array {
   return Float32Array.from({ length }, (_, i) => Math.sin(seed + i))
@@ -100,4 +102,20 @@ export function counting(directory: Directory): { directory: Directory; ranges: 
     },
   }
   return { directory: counted, ranges }
+}
+
+function initializerOf({ proto, name: where }: OnnxModel, name: string): TensorProto {
+  const tensor = proto.graph?.initializer.find((one) => one.name === name)
+  if (tensor === undefined) throw new Error(`${where} has no initializer ${name}`)
+  return tensor
+}
+
+/** The place of an initializer's bytes; undefined if it is inside the graph. */
+export function weightOf(onnx: OnnxModel, name: string): WeightRange | undefined {
+  const tensor = initializerOf(onnx, name)
+  return isExternal(tensor) ? weightRange(tensor, onnx.name) : undefined
+}
+
+export async function readWeight(onnx: OnnxModel, name: string): Promise<Uint8Array> {
+  return onnx.readTensor(initializerOf(onnx, name))
 }

@@ -1,6 +1,5 @@
 // Graphs with If: their branches lie open while the graph is read and edited, and are back inside when it is written.
 
-import { create } from '@bufbuild/protobuf'
 import { InferenceSession, Tensor } from 'onnxruntime-node'
 import { describe, expect, it } from 'vitest'
 import {
@@ -13,6 +12,7 @@ import {
   TensorProtoSchema,
 } from '../../src/formats/onnx/gen/onnx_pb.js'
 import { serializeModel } from '../../src/formats/onnx/model.js'
+import { create } from '../../src/formats/onnx/protobuf.js'
 import { valueInfo } from '../../src/graph/inject/inject.js'
 import { takeBranchWithoutCache } from '../../src/graph/inputs/cache.js'
 import { findLinears } from '../../src/graph/match/linears.js'

@@ -5,6 +5,7 @@ import { parseSafetensorsHeader, readTensorF32 } from '../../src/formats/safeten
 import { findLinears } from '../../src/graph/match/linears.js'
 import { Graph } from '../../src/graph/view/graph.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
+import { readWeight } from '../formats/onnx-models.js'
 import { openModel, transposed, UNION } from './golden.js'
 
 it('holds every weight of the checkpoint once', async () => {
@@ -18,7 +19,7 @@ it('holds every weight of the checkpoint once', async () => {
     expect(left.delete(tensor), tensor).toBe(true)
     const { data, shape } = await readTensorF32(checkpoint, tensor)
     const values = linear === undefined || linear.transposed ? data : transposed(data, shape)
-    expect(Buffer.compare(await onnx.readWeight(name), new Uint8Array(values.buffer)), tensor).toBe(0)
+    expect(Buffer.compare(await readWeight(onnx, name), new Uint8Array(values.buffer)), tensor).toBe(0)
   }
   expect([...left]).toEqual([])
   expect(linears.get('model.embed_tokens.weight')?.name).toBe('lm_head')

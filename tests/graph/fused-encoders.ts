@@ -16,7 +16,7 @@ export const FUSED = ['bert', 'roberta', 'distilbert', 'xlm-roberta'].flatMap((m
 ])
 
 /** Those whose attention the optimizer leaves as it was: it fused norms and activations. */
-export const FUSED_NORMS = ['modernbert', 'vit', 'dinov2'].map((model) => {
+export const FUSED_NORMS = ['vit', 'modernbert', 'dinov2'].map((model) => {
   return { model, name: `${model}-norms`, operator: 'SkipLayerNormalization' }
 })
 

@@ -2,9 +2,9 @@
 // (five points, so that f32 can take wide steps) against what the backward nodes compute, in one session of
 // onnxruntime-node.
 
-import { create } from '@bufbuild/protobuf'
 import { Random } from '../../src/base/random.js'
 import { type NodeProto, TensorProtoSchema } from '../../src/formats/onnx/gen/onnx_pb.js'
+import { create } from '../../src/formats/onnx/protobuf.js'
 import { buildBackward } from '../../src/graph/gradients/backward.js'
 import { BROADCASTING, GRADIENTS, type GradientRule, sumTo } from '../../src/graph/gradients/gradients.js'
 import { type ProbedShape, ShapeMap } from '../../src/graph/shapes/shapes.js'

@@ -1,6 +1,6 @@
-import { create } from '@bufbuild/protobuf'
 import { describe, expect, it } from 'vitest'
 import { NodeProtoSchema, type TensorProto, TensorProtoSchema } from '../../src/formats/onnx/gen/onnx_pb.js'
+import { create } from '../../src/formats/onnx/protobuf.js'
 import { findLinears } from '../../src/graph/match/linears.js'
 import { type Attributes, makeAttribute } from '../../src/graph/view/attributes.js'
 import { Graph } from '../../src/graph/view/graph.js'
@@ -46,7 +46,7 @@ describe('module names of real exports', () => {
   })
 })
 
-const weight = (dims: number[], dataType = DataType.FLOAT): Omit<TensorProto, '$typeName'> =>
+const weight = (dims: number[], dataType: number = DataType.FLOAT): Omit<TensorProto, '$typeName'> =>
   create(TensorProtoSchema, { dataType, dims: dims.map(BigInt) })
 
 /** A graph of one linear layer x → y with the weight `w` (4, 6) under some name. */

@@ -14,6 +14,7 @@ import type { LoraAdapter } from '../../src/lora/adapter.js'
 import { loadNodeRuntime } from '../../src/runtime/node/runtime.js'
 import type { Feeds, RuntimeTensor } from '../../src/runtime/runtime.js'
 import { dpo } from '../../src/tasks/dpo.js'
+import { some } from '../thorough.js'
 import {
   causalOf,
   collated,
@@ -81,7 +82,7 @@ describe.each(CASES)('%s', (_, modelFolder, folder) => {
     expect(operators(whole)).not.toContain('Scan')
     expect(operators(parted)).toContain('Scan')
     expect(operators(parted)).not.toContain('ScatterElements')
-    for (const index of numbers.batches.keys()) {
+    for (const index of some([...numbers.batches.keys()])) {
       const expected = await run(whole, feedsOf(whole, index))
       const actual = await run(parted, feedsOf(parted, index))
       expect(Math.abs(Number(actual.loss.data[0]) / Number(expected.loss.data[0]) - 1)).toBeLessThan(1e-6)

@@ -1,10 +1,10 @@
 // The estimate against what was measured: peak memory of training steps in bench/train-step, on a machine with 2 cores.
 
 import { statSync } from 'node:fs'
-import { create } from '@bufbuild/protobuf'
 import { describe, expect, it } from 'vitest'
 import { ModelProtoSchema } from '../../src/formats/onnx/gen/onnx_pb.js'
 import type { OnnxModel } from '../../src/formats/onnx/model.js'
+import { create } from '../../src/formats/onnx/protobuf.js'
 import { choosesLowMemory, memoryWarning, sessionMemory, trainingMemory, weightBytes } from '../../src/graph/memory.js'
 import { openModel } from '../infer/models.js'
 

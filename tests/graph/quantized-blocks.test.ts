@@ -1,7 +1,7 @@
-import { create } from '@bufbuild/protobuf'
 import { expect, it } from 'vitest'
 import { Random } from '../../src/base/random.js'
 import { TensorProtoSchema } from '../../src/formats/onnx/gen/onnx_pb.js'
+import { create } from '../../src/formats/onnx/protobuf.js'
 import type { GradientContext } from '../../src/graph/gradients/context.js'
 import { quantizedGradient } from '../../src/graph/gradients/quantized.js'
 import { findProduct } from '../../src/graph/match/forms/forms.js'

@@ -1,6 +1,5 @@
 // Small graphs for tests: made by hand, run by onnxruntime-node.
 
-import { create } from '@bufbuild/protobuf'
 import type { Random } from '../../src/base/random.js'
 import {
   TensorProto_DataType as DataType,
@@ -10,13 +9,14 @@ import {
   ValueInfoProtoSchema,
 } from '../../src/formats/onnx/gen/onnx_pb.js'
 import { serializeModel } from '../../src/formats/onnx/model.js'
+import { create } from '../../src/formats/onnx/protobuf.js'
 import { Graph } from '../../src/graph/view/graph.js'
 import { loadNodeRuntime } from '../../src/runtime/node/runtime.js'
 import type { RuntimeSession, RuntimeTensor, SessionOptions } from '../../src/runtime/runtime.js'
 
 export { DataType }
 
-export type FloatType = DataType.FLOAT | DataType.DOUBLE
+export type FloatType = typeof DataType.FLOAT | typeof DataType.DOUBLE
 
 /** A graph without nodes that imports these operator sets. */
 export function emptyGraph(opset: number): Graph {

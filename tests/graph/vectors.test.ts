@@ -1,6 +1,5 @@
 // Norms whose weight and bias are inputs of the graph, against ONNX Runtime's own norms with these values.
 
-import { create } from '@bufbuild/protobuf'
 import { describe, expect, it } from 'vitest'
 import { f32ToF16 } from '../../src/base/dtype.js'
 import { Random } from '../../src/base/random.js'
@@ -12,6 +11,7 @@ import {
   TensorProtoSchema,
 } from '../../src/formats/onnx/gen/onnx_pb.js'
 import { serializeModel } from '../../src/formats/onnx/model.js'
+import { create } from '../../src/formats/onnx/protobuf.js'
 import { valueInfo } from '../../src/graph/inject/inject.js'
 import { siteInput } from '../../src/graph/inject/sites.js'
 import { checkVector, injectVectors } from '../../src/graph/inject/vectors.js'

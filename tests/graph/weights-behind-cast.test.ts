@@ -1,11 +1,11 @@
 // Weights in float16 that a Cast turns to float32 in front of what reads them, as converters of ONNX write them.
 
-import { create } from '@bufbuild/protobuf'
 import * as ort from 'onnxruntime-node'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../src/base/bytes.js'
 import { decodeFloats, encodeFloats } from '../../src/base/dtype.js'
 import { serializeModel } from '../../src/formats/onnx/model.js'
+import { create } from '../../src/formats/onnx/protobuf.js'
 import { DataType, dimsOf, TensorProtoSchema } from '../../src/formats/onnx/tensors.js'
 import { findLinears } from '../../src/graph/match/linears.js'
 import { loadModel, type Model } from '../../src/graph/model-folder.js'

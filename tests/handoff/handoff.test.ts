@@ -7,7 +7,9 @@ import { handoff } from 'lowrank/handoff'
 import { beforeAll, describe, expect, it } from 'vitest'
 import { parse } from 'yaml'
 import { loadChatTemplate } from '../../src/text/chat-template.js'
+import { enginesHere } from '../engines-here.js'
 import { goldenPath } from '../golden.js'
+import { THOROUGH } from '../thorough.js'
 
 interface Golden {
   first: { input_ids: number[][]; labels?: number[][]; KL_input_ids?: number[][] }
@@ -19,6 +21,8 @@ const read = (name: string) => JSON.parse(readFileSync(goldenPath('handoff', nam
 const cases: Record<string, TrainOptions> = read('cases.json')
 const golden: Record<string, Golden> & { logits: number[] } = read('golden.json')
 const MODEL = 'models/union-3m'
+
+beforeAll(enginesHere)
 
 async function handed(options: TrainOptions, more: { rows?: 'records' } = {}) {
   const out = new MemoryDirectory()
@@ -40,8 +44,11 @@ const unpadded = (rows: number[][], labels: number[][]) =>
 
 const trained = Object.keys(cases).filter((name) => cases[name].model === MODEL)
 
-describe.each(trained)('a run of %s', (name) => {
-  it('has the losses and the weights that TRL comes to', async () => {
+/** One with each optimizer and loss. */
+const compared = THOROUGH ? trained : ['lora-plus', 'patterns', 'preferences']
+
+describe('a run', () => {
+  it.each(compared)('of %s has the losses and the weights that TRL comes to', async (name) => {
     const { adapter, report } = await train(cases[name])
     report.trainLoss.forEach((loss, step) => void expect(Math.abs(loss - golden[name].losses[step])).toBeLessThan(1e-4))
     const layers = Object.entries(golden[name].weights).filter(([key]) => /lora_[AB]/.test(key))
@@ -54,8 +61,8 @@ describe.each(trained)('a run of %s', (name) => {
     }
   })
 
-  if (cases[name].task !== undefined) return
-  it('is handed off with the tokens and labels of TRL’s first batch', async () => {
+  const generic = trained.filter((name) => cases[name].task === undefined)
+  it.each(generic)('of %s is handed off with the tokens and labels of TRL’s first batch', async (name) => {
     const { rows, report } = await handed(cases[name])
     const { input_ids, labels } = golden[name].first
     expect(rows.slice(0, input_ids.length)).toEqual(unpadded(input_ids, labels!))

@@ -5,10 +5,14 @@ import { createHash } from 'node:crypto'
 import { readFileSync } from 'node:fs'
 import { MemoryDirectory, openSession } from 'lowrank'
 import { addLoraInputs } from 'lowrank/handoff'
-import { expect, it } from 'vitest'
+import { beforeAll, expect, it } from 'vitest'
+import { enginesHere } from '../engines-here.js'
 import { goldenPath } from '../golden.js'
 
 const MODEL = 'models/union-3m'
+
+beforeAll(enginesHere)
+
 const golden = JSON.parse(readFileSync(goldenPath('lora-inputs.json'), 'utf8'))
 const int64 = (data: readonly number[]) =>
   ({ type: 'int64', data: BigInt64Array.from(data, BigInt), dims: [1, data.length] }) as const

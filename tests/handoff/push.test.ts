@@ -54,7 +54,12 @@ describe('push', () => {
     process.env.HF_TOKEN_PATH = join(scratch, 'no-token')
     await expect(push(folder(), 'me/sea')).rejects.toThrow('hf auth login')
     delete process.env.HF_TOKEN_PATH
+    configureHub({ token: 'mine' })
+    await expect(push(folder(), 'me/sea')).rejects.toThrow('token: not one of the Hub, which begin with hf_')
     configureHub({ token: 'hf_test' })
+    process.env.HF_HUB_OFFLINE = '1'
+    await expect(push(folder(), 'me/sea')).rejects.toThrow('HF_HUB_OFFLINE: it is set')
+    delete process.env.HF_HUB_OFFLINE
   })
 
   it('refuses an adapter of another base by its digest, and what is no adapter', async () => {

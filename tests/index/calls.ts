@@ -209,9 +209,9 @@ export const FUNCTIONS: Record<string, Call> = {
   },
   unmerge: {
     call: lowrank.unmerge,
-    args: () => [{ merged: BASE, adapters: [adapter()], out: place(), original: BASE }],
+    args: () => [{ merged: BASE, adapters: [adapter()], out: place() }],
     options: 0,
-    misspelled: { ...merging, orignal: /original/ },
+    misspelled: { ...merging, ajapters: /adapters/ },
   },
   configureKernels: {
     call: lowrank.configureKernels,
@@ -369,5 +369,4 @@ export const METHODS: Record<string, Call> = {
   'adapter.remove': { call: (...args) => adapter().remove(...(args as [never])), args: () => ['q'] },
   'adapter.layer': { call: (...args) => adapter().layer(...(args as [never])), args: () => ['q'] },
   'adapter.has': { call: (...args) => adapter().has(...(args as [never])), args: () => ['q'] },
-  'adapter.forward': { call: (...args) => adapter().forward(...(args as [never, never])), args: () => ['q', [[1, 2]]] },
 }

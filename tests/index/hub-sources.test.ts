@@ -67,7 +67,7 @@ describe('the Hub', () => {
     configureHub({ onDownload: (event) => current.progress.push(event) })
     const adapter = await loadAdapter('hf:org/lora@main')
     const local = await loadAdapter(ADAPTER)
-    expect(adapter.summary()).toEqual(local.summary())
+    expect(await inspect(adapter)).toEqual(await inspect(local))
     expect(current.hub.loaded.sort()).toEqual(['adapter_config.json', 'adapter_model.safetensors'])
     expect(new Set(current.progress.map(({ name }) => name)).size).toBe(2)
   })
@@ -107,8 +107,8 @@ describe('the Hub', () => {
     expect(readdirSync(out('from-hub'))).toEqual(expect.arrayContaining(companions))
     expect(current.hub.loaded).not.toEqual(expect.arrayContaining(['picture.png']))
     expect(current.hub.loaded).not.toEqual(expect.arrayContaining(['onnx/model.onnx']))
-    const back = { merged: out('from-hub'), adapters: 'org/lora', out: out('back'), original: 'org/union', threads: 1 }
-    expect((await unmerge(back)).differences?.values).toBeGreaterThan(0)
+    const back = { merged: out('from-hub'), adapters: 'org/lora', out: out('back'), threads: 1 }
+    expect((await unmerge(back)).changed).toBe(report.changed)
   })
 
   test('merge writes into a graph too', async () => {
@@ -134,7 +134,7 @@ describe('the Hub', () => {
     publish(current.hub, 'org/olora', golden('olora'))
     const plain = await toPlain('org/olora', { base: 'org/union' })
     const local = await toPlain(golden('olora'), { base: MODEL })
-    expect(plain.summary()).toEqual(local.summary())
+    expect(await inspect(plain)).toEqual(await inspect(local))
   })
 
   test('configureHub takes a token and an address, and names what is wrong', async () => {

@@ -3,6 +3,7 @@
 
 import { evaluate, loadAdapter, MemoryDirectory, merge, openSession, train } from 'lowrank'
 import { beforeAll, expect, it } from 'vitest'
+import { enginesHere } from '../engines-here.js'
 import { goldenPath } from '../golden.js'
 
 const MODEL = 'models/union-3m'
@@ -13,6 +14,7 @@ const run = { data, config, maxSteps: 1, batchSize: 2 }
 
 const folder = new MemoryDirectory()
 const other = new MemoryDirectory()
+beforeAll(enginesHere)
 beforeAll(async () => {
   await train({ ...run, model: MODEL, out: folder })
   await merge({ base: MODEL, adapters: folder, out: other })

@@ -1,8 +1,8 @@
 // Sessions on quantized weights whose inputs are rounded to 8 bits, as the caller chooses.
 
-import { create } from '@bufbuild/protobuf'
 import { expect, it } from 'vitest'
 import { AttributeProto_AttributeType, AttributeProtoSchema } from '../../src/formats/onnx/gen/onnx_pb.js'
+import { create } from '../../src/formats/onnx/protobuf.js'
 import { sessionModel } from '../../src/graph/session-model.js'
 import { openSession } from '../../src/index/session.js'
 import { ModelSession } from '../../src/infer/model-session.js'

@@ -7,6 +7,7 @@ import { batchesOf } from '../../src/infer/generate/batching.js'
 import { ModelSession } from '../../src/infer/model-session.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
 import type { RuntimeTensor } from '../../src/runtime/runtime.js'
+import { cases } from '../thorough.js'
 import { directoryOf, feedsOf, makeAdapter, maxDifference, openModel } from './models.js'
 
 const MODELS = 'tests/golden/models'
@@ -39,15 +40,10 @@ function adaptersOf(model: Model) {
 
 describe.each([
   'models/union-3m',
-  ...[
-    'llama-optimum',
-    'llama-genai',
-    'llama-genai-rotary',
-    'llama-dynamo',
-    'qwen2-optimum',
-    'gpt2-optimum',
-    'llama-q4',
-  ].map((name) => `${MODELS}/${name}`),
+  ...cases(
+    ['llama-genai', 'llama-dynamo', 'gpt2-optimum'],
+    ['llama-optimum', 'llama-genai-rotary', 'qwen2-optimum', 'llama-q4'],
+  ).map((name) => `${MODELS}/${name}`),
 ])('%s', (path) => {
   it('gives each prompt of a batch the text and the scores that it has alone, with an adapter for each', async () => {
     const model = await openModel(path)

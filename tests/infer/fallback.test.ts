@@ -1,8 +1,8 @@
 // Graphs in whose faster form ONNX Runtime fails: they run as they are given, with one warning.
 
-import { fromBinary } from '@bufbuild/protobuf'
 import { afterAll, describe, expect, it } from 'vitest'
 import { ModelProtoSchema } from '../../src/formats/onnx/gen/onnx_pb.js'
+import { fromBinary } from '../../src/formats/onnx/protobuf.js'
 import { ModelSession } from '../../src/infer/model-session.js'
 import type { OrtModule } from '../../src/runtime/onnxruntime.js'
 import { maxDifference, oneThread, openModel } from './models.js'

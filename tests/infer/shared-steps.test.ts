@@ -7,11 +7,14 @@ import { InferEngine } from '../../src/infer/engine.js'
 import { ModelSession } from '../../src/infer/model-session.js'
 import type { AdapterSessionOptions, GenerateOptions, GenerateResult } from '../../src/infer/session.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
+import { cases } from '../thorough.js'
 import { inThread, makeAdapter, messageHost, openModel } from './models.js'
 
 const UNION = 'models/union-3m'
-const EXACT = ['llama-optimum', 'llama-genai', 'llama-genai-rotary', 'gpt2-optimum']
-const NARROW = ['llama-q4', 'llama-fp16', 'llama-genai-int4', 'merged-if']
+const MODELS = cases(
+  ['llama-genai', 'llama-fp16', 'merged-if'],
+  ['llama-optimum', 'llama-genai-rotary', 'gpt2-optimum', 'llama-q4', 'llama-genai-int4'],
+)
 
 interface Request extends GenerateOptions {
   readonly prompt: string
@@ -74,7 +77,7 @@ const countOf = async (action: () => Promise<unknown>) => {
 }
 afterEach(() => void runs.mockReset())
 
-describe.each([UNION, ...[...EXACT, ...NARROW].map((name) => `tests/golden/models/${name}`)])('%s', (path) => {
+describe.each([UNION, ...MODELS.map((name) => `tests/golden/models/${name}`)])('%s', (path) => {
   it('gives each of many calls the text that it has alone, in far fewer runs', async () => {
     await withSession(path, {}, async (session) => {
       let expected: GenerateResult[] = []
@@ -104,27 +107,27 @@ async function turns(count: number): Promise<void> {
   for (let turn = 0; turn < count; turn++) await new Promise((resolve) => setImmediate(resolve))
 }
 
-it.each([UNION, ...['llama-genai', 'llama-fp16', 'gpt2-optimum'].map((name) => `tests/golden/models/${name}`)])(
-  '%s: a prompt that is read in pieces while others run has the text that it has alone',
-  async (path) => {
-    await withSession(path, {}, async (session) => {
-      const [long, short] = [REQUESTS[2], { ...REQUESTS[0], maxNewTokens: 30 }]
-      const expected = await alone(session, [short, long])
-      let pieces = 0
-      runs.mockReset()
-      runs.mockImplementation(async function (this: InferEngine, id, ended, given, most) {
-        const tokens = await nextTokens.call(this, id, ended, given, most && 3)
-        if (tokens.length === 0) pieces++
-        return tokens
-      })
-      const begun = write(session, short)
-      while (runs.mock.calls.length < 3) await turns(1)
-      const texts = await Promise.all([begun, write(session, long)])
-      for (const [i, text] of texts.entries()) expectSame(text, expected[i], String(i))
-      expect(pieces).toBeGreaterThan(3)
+it.each([
+  UNION,
+  ...cases(['llama-genai'], ['llama-fp16', 'gpt2-optimum']).map((name) => `tests/golden/models/${name}`),
+])('%s: a prompt that is read in pieces while others run has the text that it has alone', async (path) => {
+  await withSession(path, {}, async (session) => {
+    const [long, short] = [REQUESTS[2], { ...REQUESTS[0], maxNewTokens: 30 }]
+    const expected = await alone(session, [short, long])
+    let pieces = 0
+    runs.mockReset()
+    runs.mockImplementation(async function (this: InferEngine, id, ended, given, most) {
+      const tokens = await nextTokens.call(this, id, ended, given, most && 3)
+      if (tokens.length === 0) pieces++
+      return tokens
     })
-  },
-)
+    const begun = write(session, short)
+    while (runs.mock.calls.length < 3) await turns(1)
+    const texts = await Promise.all([begun, write(session, long)])
+    for (const [i, text] of texts.entries()) expectSame(text, expected[i], String(i))
+    expect(pieces).toBeGreaterThan(3)
+  })
+})
 
 it('by turns, where a graph has no cache: the texts are the same', async () => {
   await withSession('tests/golden/models/llama-dynamo', {}, async (session) => {

@@ -1,9 +1,9 @@
 // Weights of 2 bits: their values are not read, and adapters run beside them.
 
-import { create } from '@bufbuild/protobuf'
 import { expect, it } from 'vitest'
 import { TensorProtoSchema } from '../../src/formats/onnx/gen/onnx_pb.js'
 import { OnnxModel } from '../../src/formats/onnx/model.js'
+import { create } from '../../src/formats/onnx/protobuf.js'
 import { abilitiesOf } from '../../src/graph/match/forms/forms.js'
 import { findLinears } from '../../src/graph/match/linears.js'
 import { Builder } from '../../src/graph/view/builder.js'

@@ -156,21 +156,16 @@ describe('randomizedSvd', () => {
     expect(values[rank] / values[rank - 1]).toBeLessThan(0.9)
     const matrix = falling(rows, columns, seed, ratio)
     const probe = uniform(columns, 1, probeSeed)
-    for (const { oversampling, tolerance } of [
-      { oversampling: 10, tolerance: 1e-12 },
-      { oversampling: 0, tolerance: 1e-12 },
-    ]) {
-      const found = randomizedSvd(matrix, rank, { oversampling, tolerance })
-      expect(maxDifference(product(composed(found), probe), [image])).toBeLessThan(1e-6)
-    }
+    const found = randomizedSvd(matrix, rank, { tolerance: 1e-12 })
+    expect(maxDifference(product(composed(found), probe), [image])).toBeLessThan(1e-6)
     const start = normals(new Random(1, 'test'), columns, rank)
     expect(maxDifference(product(composed(subspaceSvd(matrix, start, 40)), probe), [image])).toBeLessThan(1e-5)
   })
 
-  test('is the transposed one’s transpose in energy, repeats with its seed, and takes f32', () => {
+  test('is the transposed one’s transpose in energy, repeats, and takes f32', () => {
     const matrix = uniform(150, 260, 4)
-    const result = randomizedSvd(matrix, 5, { seed: 3 })
-    expect(maxDifference(randomizedSvd(matrix, 5, { seed: 3 }).u, result.u)).toBe(0)
+    const result = randomizedSvd(matrix, 5)
+    expect(maxDifference(randomizedSvd(matrix, 5).u, result.u)).toBe(0)
     const other = randomizedSvd(transpose(matrix), 5)
     expect(Math.abs(energy(other.s) / energy(result.s) - 1)).toBeLessThan(1e-6)
     const f32 = { data: Float32Array.from(matrix.data), shape: matrix.shape }
@@ -193,7 +188,6 @@ describe('randomizedSvd', () => {
 
   test('refuses a rank above min(d, k) and values that are not finite', () => {
     expect(() => randomizedSvd(uniform(4, 6, 1), 5)).toThrow(ConfigError)
-    expect(() => randomizedSvd(uniform(4, 6, 1), 2, { oversampling: -1 })).toThrow(ConfigError)
     const broken = uniform(4, 6, 1)
     broken.data[3] = Number.POSITIVE_INFINITY
     expect(() => randomizedSvd(broken, 2)).toThrow(NumericError)

@@ -43,7 +43,6 @@ describe('a new layer', () => {
     expect([layer.d, layer.k, layer.rank, layer.scaling]).toEqual([6, 10, 4, 0.5])
     expect(layer.trainableParams()).toBe(4 * 16)
     expect(layer.totalParams()).toBe(60 + 64)
-    expect(layer.compressionRatio()).toBe(64 / 124)
   })
 
   test('takes nested arrays as f64, and keeps f32', () => {
@@ -305,14 +304,12 @@ describe('a layer from factors', () => {
   })
 })
 
-test('norms are Frobenius, and that of s·B·A is taken without forming it', () => {
+test('the norm of s·B·A is Frobenius, and taken without forming it', () => {
   const dim = fc.integer({ min: 1, max: 9 })
   const frobenius = (matrix: Matrix) => Math.sqrt(dot(matrix, matrix))
   fc.assert(
     fc.property(dim, dim, dim, precisions, (d, k, rank, precision) => {
       const layer = LoraLayer.fromFactors(random(rank, k, 1, precision), random(d, rank, 2, precision), { alpha: 3 })
-      expect(layer.normA()).toBeCloseTo(frobenius(layer.weightA), 10)
-      expect(layer.normB()).toBeCloseTo(frobenius(layer.weightB), 10)
       expect(layer.normDelta()).toBeCloseTo(frobenius(layer.delta()), precision === 'f64' ? 10 : 5)
     }),
   )

@@ -1,7 +1,7 @@
 // An adapter is one ordered map of parts of all kinds.
 
 import { expect, test } from 'vitest'
-import { ConfigError, MismatchError, ShapeError, StateError, UnsupportedError } from '../../src/base/errors.js'
+import { ConfigError, MismatchError, ShapeError, UnsupportedError } from '../../src/base/errors.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
 import { tensorsOf } from '../../src/lora/part.js'
 import { random } from './matrices.js'
@@ -70,7 +70,7 @@ test('all parts have tensors by role, and count what is trained and what there i
   const roles = adapter.parts().map((part) => tensorsOf<{ shape: readonly number[] }>(part).map(([role]) => role))
   expect(roles[0]).toEqual(['weight'])
   expect(roles[3]).toEqual(['weightA', 'weightB'])
-  const counts = adapter.summary().parts.map(({ trainableParams, totalParams }) => [trainableParams, totalParams])
+  const counts = adapter.parts().map((part) => [part.trainableParams(), part.totalParams()])
   expect(counts).toEqual([
     [15, 15],
     [3 * 2 * (4 + 5), 3 * 2 * (4 + 5) + 60],
@@ -81,7 +81,6 @@ test('all parts have tensors by role, and count what is trained and what there i
     [0, 40], // the base's own values, saved along
   ])
   expect(adapter.totalTrainableParams()).toBe(counts.reduce((sum, [own]) => sum + own, 0))
-  expect(adapter.summary().parts.map(({ rank }) => rank)).toEqual([undefined, 2, undefined, 2, 2, 2, undefined])
 })
 
 test('names are taken once, whatever the kind', () => {
@@ -95,22 +94,12 @@ test('names are taken once, whatever the kind', () => {
   expect(adapter.names().at(-1)).toBe('classifier.weight')
 })
 
-test('all parts merge and unmerge together', () => {
+test('merging in memory is for linear layers alone', () => {
   const adapter = everyKind()
-  adapter.get('mlp.experts.down_proj', 'parameter')!.attachBase(values(3, 4, 5))
-  adapter.get('embed', 'embedding')!.attachBase(random(10, 4, 6))
-  adapter.get('patch', 'convolution')!.attachBase(values(4, 3, 2, 2))
-  // Rows need the embedding that they are put into; a whole tensor needs no base.
-  expect(() => adapter.mergeAll()).toThrow(StateError)
-  expect(adapter.parts().map(({ merged }) => merged)).toEqual(adapter.parts().map(() => false))
-  const rows = adapter.get('embed[tokens]', 'token-rows')!.attachBase(values(10, 4))
-  adapter.mergeAll()
-  expect(adapter.parts().every(({ merged }) => merged)).toBe(true)
-  expect(rows.baseWeight?.data.subarray(28, 32)).toEqual(rows.weight.data.subarray(0, 4))
-  adapter.unmergeAll()
-  expect(rows.baseWeight).toEqual(values(10, 4))
+  for (const layer of adapter.parts('linear')) layer.merge()
+  expect(adapter.layer('q_proj').merged).toBe(true)
   adapter.dispose()
-  expect(rows.baseWeight).toBeUndefined()
+  expect(adapter.layer('q_proj').baseWeight).toBeUndefined()
 })
 
 test('values are the part’s own: copied, edited in place, and encoded as they are then', () => {
@@ -132,16 +121,6 @@ test('values are the part’s own: copied, edited in place, and encoded as they 
   expect(() => whole.weight).toThrow(UnsupportedError)
 })
 
-test('the norm of a change is that of new less old', () => {
-  const adapter = new LoraAdapter()
-  const part = adapter.addReplacement('head.weight', { data: Float32Array.of(3, 4), shape: [2] })
-  expect(() => part.normDelta()).toThrow(StateError)
-  expect(part.attachBase({ data: Float32Array.of(0, 0), shape: [2] }).normDelta()).toBe(5)
-  const rows = adapter.addTokenRows('embed', [1], { data: Float32Array.of(3, 4), shape: [1, 2] })
-  expect(rows.attachBase({ data: new Float32Array(6), shape: [3, 2] }).normDelta()).toBe(5)
-  expect(rows.effectiveWeight().data).toEqual(Float32Array.of(0, 0, 3, 4, 0, 0))
-})
-
 test('values that do not fit are refused', () => {
   const adapter = new LoraAdapter()
   expect(() => adapter.addReplacement('head.weight', { data: new Float32Array(3), shape: [2, 2] })).toThrow(ShapeError)
@@ -149,11 +128,7 @@ test('values that do not fit are refused', () => {
   expect(() => adapter.addTokenRows('e', [-1], values(1, 4))).toThrow(ConfigError)
   expect(() => adapter.addTokenRows('e', [1, 2], values(3, 4))).toThrow('expected (2, features), got (3, 4)')
   expect(() => adapter.addTokenRows('', [1], values(1, 4))).toThrow('a layer needs a name')
-  const rows = adapter.addTokenRows('e', [5], values(1, 4))
-  expect(() => rows.attachBase(values(5, 4))).toThrow('expected (6 or more, 4), got (5, 4)')
-  const head = adapter.addReplacement('head.weight', values(2, 2))
-  expect(() => head.attachBase(values(4))).toThrow('expected (2, 2), got (4)')
-  expect(adapter.size).toBe(2)
+  expect(adapter.size).toBe(0)
 })
 
 test('what plain JavaScript may hand over ends in an error of ours', () => {

@@ -47,7 +47,7 @@ describe.each(cases)('%s', async (name) => {
     }
     for (const embedding of adapter.parts('embedding')) {
       const module = embedding.name
-      const effective = embedding.attachBase(weights.get(`${module}.weight`)!).effectiveWeight()
+      const effective = embedding.effectiveWeight(weights.get(`${module}.weight`)!)
       expect(maxDifference(effective, golden.get(`merged.${module}.weight`)!)).toBeLessThan(1e-5)
     }
     expect(adapter.parts().length).toBe(merged.length)

@@ -61,31 +61,15 @@ describe('a folder with an .onnx and a checkpoint', () => {
     same(bytesOf(place('asked'), 'model.safetensors'), bytesOf(place('named.safetensors')))
   })
 
-  it('becomes both, each as it is alone', async () => {
-    const plan = await planMerge({ base: MODEL, out: place('both'), ...here, format: 'both' })
-    const report = await merge({ base: MODEL, out: place('both'), ...here, format: 'both' })
-    same(bytesOf(place('both'), 'onnx', 'model.onnx'), bytesOf(place('default'), 'onnx', 'model.onnx'))
-    same(bytesOf(place('both'), 'model.safetensors'), bytesOf(place('asked'), 'model.safetensors'))
-    expect(plan.files.map(({ name }) => name)).toEqual(['model.safetensors', 'onnx/model.onnx'])
-    expect(report).toMatchObject({ format: 'both', out: place('both'), changed: plan.changed, tensors: plan.tensors })
-    expect(report.leftOut).not.toContain('onnx/')
-    expect(report.layers).toHaveLength(12)
-  })
-
-  it('is replaced and unmerged as a whole', async () => {
+  it('is replaced as a whole, and unmerged', async () => {
     await expect(merge({ base: MODEL, out: place('default'), ...here })).rejects.toMatchObject({
       code: 'FILE',
       hint: 'Choose another place for the result, or replace it with `overwrite`',
     })
     await merge({ base: MODEL, out: place('default'), ...here, overwrite: true, weightsOnly: true })
     expect(readdirSync(place('default'))).toEqual(['lowrank-merge.json', 'onnx'])
-    const { differences, format } = await unmerge({
-      merged: place('both'),
-      out: place('back'),
-      ...here,
-      format: 'both',
-    })
-    expect([differences, format]).toEqual([undefined, 'both'])
+    const { format } = await unmerge({ merged: place('asked'), out: place('back'), ...here })
+    expect(format).toBe('safetensors')
     const values = (folder: string) => {
       const bytes = bytesOf(folder, 'model.safetensors')
       const start = 8 + Number(bytes.readBigUInt64LE())
@@ -98,12 +82,12 @@ describe('a folder with an .onnx and a checkpoint', () => {
   it('is the same from folder to folder', async () => {
     const base = { directory: new NodeDirectory(MODEL) }
     const out = new MemoryDirectory()
-    const plan = await portable.planMerge({ base, adapters: new NodeDirectory(ADAPTER), out, format: 'both' })
-    expect([out.files.size, plan.changed]).toEqual([0, 24])
-    const report = await portable.merge({ base, adapters: new NodeDirectory(ADAPTER), out, format: 'both' })
-    expect(report).toMatchObject({ format: 'both', changed: 24 })
-    for (const file of ['onnx/model.onnx', 'model.safetensors', 'config.json', 'tokenizer.json'])
-      same(out.files.get(file)!, bytesOf(place('both'), ...file.split('/')))
+    const plan = await portable.planMerge({ base, adapters: new NodeDirectory(ADAPTER), out })
+    expect([out.files.size, plan.changed]).toEqual([0, 12])
+    const report = await portable.merge({ base, adapters: new NodeDirectory(ADAPTER), out })
+    expect(report).toMatchObject({ format: 'onnx', changed: 12 })
+    same(out.files.get('onnx/model.onnx')!, bytesOf(place('named.onnx')))
+    for (const file of ['config.json', 'tokenizer.json']) same(out.files.get(file)!, bytesOf(MODEL, file))
   })
 })
 
@@ -179,15 +163,14 @@ describe('what a format cannot honor is refused by name, and nothing is left', (
 
   it('as are options that only paths can, and formats that names contradict', async () => {
     const base = { directory: new NodeDirectory(MODEL), file: 'model.safetensors' }
-    for (const format of ['onnx', 'both'] as const) {
-      const work = portable.merge({ base, adapters: new NodeDirectory(ADAPTER), out: new MemoryDirectory(), format })
-      await expect(work).rejects.toMatchObject({ code: 'CONFIG', where: 'format' })
-    }
+    const adapters = new NodeDirectory(ADAPTER)
+    const work = portable.merge({ base, adapters, out: new MemoryDirectory(), format: 'onnx' })
+    await expect(work).rejects.toMatchObject({ code: 'CONFIG', where: 'format' })
     const named = merge({ base: MODEL, out: place('named.onnx'), ...here, format: 'safetensors' })
     await expect(named).rejects.toMatchObject({ code: 'CONFIG', where: 'format' })
     mkdirSync(place('plain'))
     writeFileSync(path.join(place('plain'), 'model.safetensors'), bytesOf(MODEL, 'model.safetensors'))
-    const absent = merge({ base: place('plain'), out: place('refused'), ...here, format: 'both' })
+    const absent = merge({ base: place('plain'), out: place('refused'), ...here, format: 'onnx' })
     await expect(absent).rejects.toMatchObject({ code: 'FILE', what: 'no ONNX model in this folder' })
   })
 })

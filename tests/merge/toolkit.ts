@@ -16,7 +16,7 @@ import { parseSafetensorsHeader, type TensorBytes, writeSafetensors } from '../.
 import { LoraAdapter } from '../../src/lora/adapter.js'
 import type { LoraConfigInput } from '../../src/lora/config.js'
 import { carryOut } from '../../src/merge/carry-out.js'
-import { type MergeRequest, merge, type UnmergeReport, type UnmergeRequest, unmerge } from '../../src/merge/merge.js'
+import { type MergeRequest, merge, type UnmergeRequest, unmerge } from '../../src/merge/merge.js'
 import { openMerge } from '../../src/merge/open.js'
 import type { MergeInput } from '../../src/merge/parts.js'
 import type { MergeReport } from '../../src/merge/report.js'
@@ -191,7 +191,7 @@ export function compareStored(a: Uint8Array, b: Uint8Array, dtype: FloatDtype): 
 }
 
 /** Options of {@link mergeCheckpoint}. */
-export type CheckpointOptions = Omit<Partial<UnmergeRequest>, 'base' | 'merged' | 'adapters' | 'out' | 'original'> & {
+export type CheckpointOptions = Omit<Partial<UnmergeRequest>, 'base' | 'merged' | 'adapters' | 'out'> & {
   outDtype?: MergeRequest['outDtype']
   /** The base's file in its folder. */
   file?: string
@@ -212,10 +212,9 @@ export async function unmergeCheckpoint(
   directory: Directory,
   adapters: MergeRequest['adapters'],
   out: Directory,
-  { file, original, ...options }: Omit<CheckpointOptions, 'outDtype'> & { original?: Directory } = {},
-): Promise<UnmergeReport> {
-  const first = original && { directory: original }
-  return unmerge({ ...options, format: 'safetensors', merged: { directory, file }, adapters, out, original: first })
+  { file, ...options }: Omit<CheckpointOptions, 'outDtype'> = {},
+): Promise<MergeReport> {
+  return unmerge({ ...options, format: 'safetensors', merged: { directory, file }, adapters, out })
 }
 
 /** Options of {@link mergeOnnx}. */

@@ -5,8 +5,9 @@ import { createRequire } from 'node:module'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { LoraAdapter, loadModel, type Model, saveAdapter } from 'lowrank'
-import { createHandler, folderOfAdapters, type Handler, type HandlerOptions } from 'lowrank/server'
+import { createHandler, folderOfAdapters, type Handler, type HandlerOptions, listen } from 'lowrank/server'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { enginesHere } from '../engines-here.js'
 import { goldenPath } from '../golden.js'
 
 const isInstalled = (name: string) => {
@@ -27,6 +28,7 @@ let handler: Handler
 const CHAT_TEMPLATE =
   '{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}'
 
+beforeAll(enginesHere)
 beforeAll(async () => {
   for (const name of ['f32', 'bf16', 'f16']) cpSync(goldenPath('peft', name), join(allowed, name), { recursive: true })
   symlinkSync(goldenPath('peft', 'rslora'), join(allowed, 'outside'))
@@ -107,6 +109,13 @@ describe('texts', () => {
     const { body: one } = await post('/v1/completions', QUICK)
     expect(new Set(body.choices.map(({ text }: any) => text))).toEqual(new Set([one.choices[0].text]))
     expect(body.usage).toMatchObject({ prompt_tokens: 10, completion_tokens: 32, total_tokens: 42 })
+  })
+
+  it('say which token id there is not, and that listen needs a handler', async () => {
+    const { status, body } = await post('/v1/completions', { ...QUICK, prompt: [99_999_999] })
+    expect([status, body.error.message]).toEqual([400, expect.stringMatching(/^prompt.*an id of no token.*99999999/)])
+    await expect(listen(7 as never)).rejects.toThrow('handler: not valid; expected a function')
+    await expect(listen(async () => new Response(), null as never)).rejects.toThrow('options: not valid')
   })
 
   it('with echo carry the scores of the prompt, which are those of the tokens as answers', async () => {

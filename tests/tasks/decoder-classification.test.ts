@@ -19,6 +19,7 @@ import { encodeRows } from '../../src/train/rows/examples.js'
 import { train } from '../../src/train/train.js'
 import { relativeError } from '../graph/golden.js'
 import { maxDifference } from '../infer/models.js'
+import { some } from '../thorough.js'
 import { checkGoldenRun, type GoldenRun } from './golden-run.js'
 
 const runtime = { module: ort as unknown as OrtModule }
@@ -44,7 +45,7 @@ const GRAPHS = {
   'gpt2-optimum': 'gpt2',
 }
 
-describe.each(Object.entries(GRAPHS))('%s', (graph, name) => {
+describe.each(some(Object.entries(GRAPHS), 5))('%s', (graph, name) => {
   const folder = `tests/golden/decoder-classification/${name}/golden`
   const golden: Golden = JSON.parse(readFileSync(`${folder}/golden.json`, 'utf8'))
   const texts = golden.rows.map(({ text, textPair }) => ({ text, textPair }))

@@ -19,6 +19,7 @@ import { encodeRows } from '../../src/train/rows/examples.js'
 import { train as trainAdapter } from '../../src/train/train.js'
 import { relativeError } from '../graph/golden.js'
 import { directoryOf, inThread, maxDifference, openModel } from '../infer/models.js'
+import { some } from '../thorough.js'
 import { checkEmbeddingRun, type GoldenEmbedding } from './golden-embedding.js'
 import { checkGoldenRun, type GoldenRun } from './golden-run.js'
 
@@ -48,7 +49,7 @@ const FAMILIES = {
   'deberta-v2': ['deberta.encoder.layer.0.attention.self.query_proj', 'deberta'],
 }
 
-describe.each(Object.entries(FAMILIES))('%s', (name, [query, prefix]) => {
+describe.each(some(Object.entries(FAMILIES), 2))('%s', (name, [query, prefix]) => {
   const folder = `${root}/${name}`
   const read = <T>(part: string): T => JSON.parse(readFileSync(`${folder}/${part}/golden.json`, 'utf8'))
   const adapterOf = (part: string) => loadAdapter(directoryOf(`${folder}/${part}/adapter-init`))

@@ -2,7 +2,7 @@ import { readFileSync } from 'node:fs'
 import { describe, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../src/base/bytes.js'
 import { parseChat } from '../../src/text/chat.js'
-import { markChat } from '../../src/text/chat-encode.js'
+import { answerTexts } from '../../src/text/chat-encode.js'
 import { loadChatTemplate } from '../../src/text/chat-template.js'
 import type { ChatTemplate, RenderOptions } from '../../src/text/template.js'
 import { makeTokenizer, type Tokenizer } from '../../src/text/tokenizer.js'
@@ -111,8 +111,9 @@ describe('what counts without marks is what TRL marks', () => {
       if (name === 'gemma3' && key === 'tools') continue
       if (name === 'qwen3' && ['turns', 'thinking', 'tools', 'args'].includes(key)) continue
       const chat = parseChat({ ...record }, key)
-      const [byPrefix] = markChat(chat, { template: plain, args: record.args }, key)
-      const [byMark] = markChat(chat, { template: marking, args: record.args }, key)
+      const [byPrefix, byMark] = [plain, marking].map((template) =>
+        answerTexts(chat, { template, args: record.args }, key).texts[0].mark(),
+      )
       expect(byPrefix.text).toBe(byMark.text)
       expect([key, ...byPrefix.spans]).toEqual([key, ...byMark.spans])
     }

@@ -3,7 +3,7 @@ import { describe, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../src/base/bytes.js'
 import { DataError, FormatError, type LowrankError, MismatchError } from '../../src/base/errors.js'
 import { chatOf, parseChat } from '../../src/text/chat.js'
-import { encodeChat, markChat } from '../../src/text/chat-encode.js'
+import { answerTexts, encodeChat } from '../../src/text/chat-encode.js'
 import { loadChatTemplate } from '../../src/text/chat-template.js'
 import type { ChatTemplate } from '../../src/text/template.js'
 import { makeTokenizer } from '../../src/text/tokenizer.js'
@@ -287,7 +287,8 @@ describe('encodeChat', () => {
   })
 
   it('marks nothing without an answer', async () => {
-    expect(markChat(parse({ messages: [system('s'), user('u')] }), { template: await template() }, 'x')).toEqual([])
+    const chat = parse({ messages: [system('s'), user('u')] })
+    expect(answerTexts(chat, { template: await template() }, 'x').texts).toEqual([])
   })
 
   const ASSISTANT_MARKED = PLAIN.replace(

@@ -28,7 +28,8 @@ export interface JobResult {
 /** Σ of all values of all factors, with signs: no two different adapters have the same by accident. */
 function sumOf(adapter: LoraAdapter): number {
   let sum = 0
-  for (const part of adapter.parts('linear', 'embedding')) sum += part.normDelta()
+  for (const part of adapter.parts('linear')) sum += part.normDelta()
+  for (const { weightA } of adapter.parts('embedding')) for (const value of weightA.data) sum += value ** 2
   return sum
 }
 

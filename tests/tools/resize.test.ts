@@ -93,9 +93,9 @@ describe('resize', () => {
       for (const part of before.parts()) {
         const other = again.get(part.name)!
         if ('magnitude' in part) expect('magnitude' in other && other.magnitude).toEqual(part.magnitude)
-        if ('biasDelta' in part && 'biasDelta' in other) {
-          const bias = part.biasDelta()
-          if (bias) expect(distance(other.biasDelta()!, bias)).toBeLessThan(1e-6)
+        if ('biasB' in part && 'biasB' in other && part.biasB !== undefined) {
+          const [own, bias] = [other, part].map(({ biasB, scaling }) => biasB!.map((value) => scaling * value))
+          expect(distance(own, bias)).toBeLessThan(1e-6)
         }
         if (part.kind === 'replacement' || part.kind === 'token-rows') {
           expect(other.kind === part.kind && other.data).toEqual(part.data)

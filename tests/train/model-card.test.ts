@@ -13,6 +13,7 @@ const parts: CardParts = {
   baseName: 'org/tiny',
   config: resolveConfig({ rank: 4 }),
   use: causalLm.use,
+  input: undefined,
   data: ['data/a.jsonl', 'b'],
   evalData: ['data/held: "out".csv'],
   evalShare: undefined,

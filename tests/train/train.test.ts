@@ -10,6 +10,7 @@ import type { OrtModule } from '../../src/runtime/onnxruntime.js'
 import type { TrainingOptions } from '../../src/train/options.js'
 import type { EvaluationEvent, StepEvent, TrainReport } from '../../src/train/report.js'
 import { METRICS_FILE, STATE_FILE } from '../../src/train/saved/run-folder.js'
+import { weightOf } from '../formats/onnx-models.js'
 import { abortAt, data, evalData, folder, module, path, trainTiny, WEIGHTS } from './tiny.js'
 
 let model: Model
@@ -94,7 +95,7 @@ describe('train', () => {
     ])
     expect(report.tokens).toBe(2 * 24 * 24)
     expect(report.trainableParams).toBe(adapter.totalTrainableParams())
-    expect(report.totalParams).toBe(adapter.summary().totalParams)
+    expect(report.totalParams).toBe(adapter.totalParams())
     expect(report.interrupted).toBe(false)
     expect(report.peakRssBytes).toBeGreaterThan(1e7)
     expect(report.runtime).toMatch(/^onnxruntime-node 1\./)
@@ -197,7 +198,7 @@ describe('train', () => {
     const out = new MemoryDirectory()
     await train({ out, ...abortAt(2) })
     const bytes = readFileSync(path('tests/golden/models/llama-optimum/onnx/model.onnx'))
-    const { offset } = model.onnx.weight(largestWeight(model.onnx))!
+    const { offset } = weightOf(model.onnx, largestWeight(model.onnx))!
     bytes[offset] ^= 1
     const files = new Map(model.onnx.files).set(model.onnx.fileName, new MemorySource(bytes))
     const onnx = new OnnxModel(model.onnx.name, model.onnx.fileName, model.onnx.proto, files)
@@ -333,7 +334,7 @@ describe('what goes wrong', () => {
     await expect(async () => train({ adapter: empty })).rejects.toThrow(/adapter: it has no layers/)
     const merged = new LoraAdapter({ rank: 2 })
     merged.addLayer('model.layers.0.self_attn.k_proj', { data: new Float32Array(32 * 32), shape: [32, 32] })
-    merged.mergeAll()
+    merged.layer('model.layers.0.self_attn.k_proj').merge()
     await expect(async () => train({ adapter: merged })).rejects.toThrow(/k_proj: it is merged/)
   })
 

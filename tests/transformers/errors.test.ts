@@ -17,7 +17,7 @@ describe('pipelines with adapters', () => {
   it('say what is missing or misspelled', async () => {
     const open = (task: string, options?: object) => pipelineWithAdapters(task as never, UNION, options)
     await expect(open('text-generaton')).rejects.toThrow(/Did you mean text-generation\?/)
-    await expect(open('fill-mask')).rejects.toThrow(UnsupportedError)
+    await expect(open('question-answering')).rejects.toThrow(UnsupportedError)
     await expect(open('text-generation', { adaptor: {} })).rejects.toThrow(/Did you mean adapters\?/)
     await expect(open('text-generation', { transformers: {} })).rejects.toThrow(ConfigError)
     await expect(withAdapters({} as never, { source: UNION })).rejects.toThrow(/^pipeline: not usable/)

@@ -1,7 +1,7 @@
 // Pipelines of transformers.js with adapters, held against PEFT's tokens and against transformers.js itself on the
 // merged model.
 
-import { mkdtempSync, rmSync } from 'node:fs'
+import { cpSync, mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { basename, dirname, join, resolve } from 'node:path'
 import { setFlagsFromString } from 'node:v8'
@@ -9,11 +9,18 @@ import { runInNewContext } from 'node:vm'
 import { afterAll, describe, expect, it } from 'vitest'
 import { readJson } from '../../src/base/bytes.js'
 import { ConfigError, MismatchError, StateError, UnsupportedError } from '../../src/base/errors.js'
+import { TensorProto_DataType as DataType, NodeProtoSchema } from '../../src/formats/onnx/gen/onnx_pb.js'
+import { copyMessage } from '../../src/formats/onnx/messages.js'
+import { create } from '../../src/formats/onnx/protobuf.js'
+import { valueInfo } from '../../src/graph/inject/inject.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
-import { loadModel, merge, openSession } from '../../src/node.js'
+import { loadAdapter, loadModel, merge, openSession } from '../../src/node.js'
 import { saveAdapter } from '../../src/peft/adapter-folder.js'
 import { pipelineWithAdapters, withAdapters } from '../../src/transformers/node/entry.js'
+import { rawTensor, weights } from '../formats/onnx-models.js'
+import { writeOnnx } from '../formats/write-onnx.js'
 import { directoryOf, makeAdapter, openModel } from '../infer/models.js'
+import { expectedGraphs, graphsFolder } from '../several-graphs.js'
 import { ort, transformers } from './installed.js'
 
 const UNION = 'models/union-3m'
@@ -270,5 +277,106 @@ describe.skipIf(transformers === undefined)('pipelines with adapters', () => {
     const versions = { node: '1.20.0' }
     const other = { ...transformers, env: { ...transformers.env, backends: { onnx: { versions } } } }
     await expect(open('text-generation', { transformers: other })).rejects.toThrow(/there are two of them.*1\.20\.0/s)
+  })
+})
+
+describe.skipIf(transformers === undefined)('pipelines of further tasks', () => {
+  it.each(['bart', 't5'])(
+    '%s: text2text-generation gives PEFT’s tokens, from an encoder and its decoder',
+    async (name) => {
+      const folder = graphsFolder(name)
+      const { text, baseIds, adaptedIds } = expectedGraphs(name)
+      const adapters = { own: join(folder, 'golden', 'adapter') }
+      for (const task of ['text2text-generation', 'summarization', 'translation'] as const) {
+        const pipe = await pipelineWithAdapters(task, folder, { adapters, transformers })
+        // biome-ignore lint/suspicious/noExplicitAny: transformers.js's own
+        const tokenizer = pipe.tokenizer as any
+        for (const [adapter, ids] of [
+          [null, baseIds],
+          ['own', adaptedIds],
+        ] as const) {
+          const [answer] = await pipe(text, { adapter, max_new_tokens: ids.length, do_sample: false })
+          const expected = tokenizer.decode(ids, { skip_special_tokens: true }).trim()
+          expect(Object.values(answer)[0].trim()).toBe(expected)
+        }
+        await pipe.dispose()
+      }
+      const wrong = pipelineWithAdapters('text-generation', folder, { transformers })
+      await expect(wrong).rejects.toThrow(/no graphs for text-generation/)
+    },
+  )
+
+  it('chooses labels that a call gives, by the entailment of an adapter’s head', async () => {
+    const adapter = await loadAdapter(`${ENCODER}/golden/adapter-init`)
+    adapter.labels = ['contradiction', 'entailment', 'neutral']
+    const choose = await pipelineWithAdapters('zero-shot-classification', ENCODER, {
+      adapters: { adapter },
+      transformers,
+    })
+    const text = 'The sea was calm.'
+    const labels = ['sea', 'land']
+    const { sequence, labels: found, scores } = await choose(text, labels, { adapter: 'adapter' })
+    expect([sequence, [...found].sort(), scores[0] + scores[1]]).toEqual([
+      text,
+      [...labels].sort(),
+      expect.closeTo(1, 5),
+    ])
+    const label = await pipelineWithAdapters('text-classification', ENCODER, { adapters: { adapter }, transformers })
+    // biome-ignore lint/suspicious/noExplicitAny: transformers.js's own
+    const { model, tokenizer } = label as any
+    const entailments = labels.map(async (one) => {
+      const inputs = tokenizer([text], { text_pair: [`This example is ${one}.`] })
+      return (await model({ ...inputs, adapter: 'adapter' })).logits.data[1] as number
+    })
+    const [a, b] = await Promise.all(entailments)
+    expect(found[0]).toBe(labels[a > b ? 0 : 1])
+    expect(scores[0]).toBeCloseTo(1 / (1 + Math.exp(-Math.abs(a - b))), 4)
+    await choose.dispose()
+    await label.dispose()
+  })
+
+  it('fills masks as transformers.js does on the merged model', async () => {
+    const folder = join(scratch, 'masked')
+    const encoder = await openModel(ENCODER)
+    const graph = copyMessage(encoder.onnx.proto.graph!)
+    const [states] = graph.output
+    const head = { opType: 'MatMul', name: '/cls/decoder/MatMul', input: [states.name, 'cls.decoder.weight'] }
+    graph.node = [...graph.node, create(NodeProtoSchema, { ...head, output: ['logits'] })]
+    graph.initializer = [...graph.initializer, rawTensor('cls.decoder.weight', weights(16 * 84, 1), [16, 84])]
+    graph.output = [valueInfo('logits', DataType.FLOAT, ['batch', 'sequence', 84])]
+    await writeOnnx(
+      encoder.onnx,
+      copyMessage(encoder.onnx.proto, { graph }),
+      new NodeDirectory(folder),
+      'onnx/model.onnx',
+    )
+    for (const file of ['config.json', 'tokenizer.json', 'tokenizer_config.json']) {
+      cpSync(join(ENCODER, file), join(folder, file))
+    }
+    await encoder.close()
+    const model = await loadModel(folder)
+    const adapters = { a: makeAdapter(model, /query|value/, { std: 0.5 }) }
+    const out = join(scratch, 'masked-merged')
+    await merge({ base: folder, adapters: adapters.a, out, threads: 1 })
+    await model.close()
+    const fill = await pipelineWithAdapters('fill-mask', folder, { adapters, transformers })
+    const text = 'the sea [MASK] calm'
+    for (const [theirs, adapter] of [
+      [await plain('fill-mask', out), 'a'],
+      [await plain('fill-mask', folder), null],
+    ] as const) {
+      const expected = await theirs(text)
+      const found = await fill(text, { adapter })
+      expect(found.map(({ token }) => token)).toEqual(expected.map(({ token }: { token: number }) => token))
+      for (const [i, { score }] of found.entries()) expect(score).toBeCloseTo(expected[i].score, 5)
+      await theirs.dispose()
+    }
+    await fill.dispose()
+  })
+
+  it('takes the processor for auto where no other device starts', async () => {
+    const write = await pipelineWithAdapters('text-generation', UNION, { device: 'auto', transformers })
+    expect(textOf(await write(PROMPTS[0], GREEDY))).not.toBe('')
+    await write.dispose()
   })
 })

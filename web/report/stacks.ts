@@ -1,5 +1,4 @@
-// Turns names of layers into the grids of a heat map: model.layers.3.self_attn.q_proj is column 3 and row
-// self_attn.q_proj of model.layers.
+// Names of layers as a grid: model.layers.3.self_attn.q_proj is column 3 and row self_attn.q_proj of model.layers.
 
 export interface Stack {
   /** The part of the names before the number. Empty for layers without a number. */

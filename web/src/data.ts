@@ -1,5 +1,4 @@
-// Data of a run: a text, rows with labels, or folders of pictures. The data and the model decide what the adapter will
-// learn.
+// Data of a run: a text, rows with labels, or folders of pictures.
 
 import type { TaskFacts } from 'lowrank'
 import { byId, guarded, make, onFiles } from './dom.js'

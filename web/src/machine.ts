@@ -24,10 +24,7 @@ export async function isolate(): Promise<void> {
   location.reload()
 }
 
-/**
- * How many threads compute. ONNX Runtime itself takes half of the processors, and at most 4: of 2 processors only one.
- * Half are enough where two of them are one core, as on many large machines.
- */
+/** ONNX Runtime itself takes half, at most 4: of 2 processors one. Half are enough where two of them are one core. */
 export function threadCount(): number {
   if (!globalThis.crossOriginIsolated) return 1
   const { hardwareConcurrency } = navigator

@@ -1,11 +1,11 @@
 // ONNX graphs: changed bytes for the reader, changed trees for lowering, the graph of the loss and the plan of a merge;
 // config.json.
 
-import { fromBinary, toBinary } from '@bufbuild/protobuf'
 import { MemoryDirectory } from '../../../dist/base/bytes.js'
 import { LowrankError } from '../../../dist/base/errors.js'
 import { ModelProtoSchema } from '../../../dist/formats/onnx/gen/onnx_pb.js'
 import { loadOnnx } from '../../../dist/formats/onnx/model.js'
+import { fromBinary, toBinary } from '../../../dist/formats/onnx/protobuf.js'
 import { lowerForTraining } from '../../../dist/graph/lower/lower.js'
 import { loadModel } from '../../../dist/graph/model-folder.js'
 import { buildLossGraph } from '../../../dist/graph/training/training-graph.js'

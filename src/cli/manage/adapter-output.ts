@@ -1,5 +1,4 @@
-// Shared parts of the commands that write an adapter: the options of ranks and of the output, progress, and the table
-// of what was lost.
+// Shared parts of the commands that write an adapter.
 
 import type { LoraAdapter, RankReport, ToolProgress } from '../../index.js'
 import { choice, required, toggle } from '../options.js'

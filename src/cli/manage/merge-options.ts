@@ -1,5 +1,4 @@
-// Parts that `merge` and `unmerge` share on the command line: options, adapters with their weights, and the run with
-// its progress.
+// Shared parts of `merge` and `unmerge`.
 
 import type { MergeProgress, MergeReport, MergeSummary } from '../../index.js'
 import { flags } from '../flags.js'
@@ -21,16 +20,7 @@ export const OUTPUT = {
   maxShardSize: sized('SIZE', 'split the weights into files of at most this size, such as 5GB', readSize),
   ...flags(
     'MergeOptions',
-    ...([
-      'format',
-      'dtype',
-      'externalData',
-      'allowMissing',
-      'weightsOnly',
-      'strict',
-      'threads',
-      'reproducible',
-    ] as const),
+    ...(['format', 'dtype', 'allowMissing', 'weightsOnly', 'strict', 'threads', 'reproducible'] as const),
   ),
   shard: sized(
     'I/N',
@@ -60,7 +50,7 @@ function outcome(report: MergeReport): string {
 export async function runMerge<R extends MergeReport>(
   json: boolean,
   work: (run: { signal: AbortSignal; onProgress: (progress: MergeProgress) => void }) => Promise<R>,
-  show: (report: R) => void,
+  show: (report: R) => void = () => {},
 ): Promise<number> {
   const progress = new Progress()
   const startedAt = performance.now()

@@ -15,7 +15,7 @@ export const merge = defineCommand({
   about: [
     'Writes a new model whose weights contain the adapter: W + scaling · B · A, in the weight types of the base.',
     'The base is an .onnx file, a .safetensors file, or a folder. If the folder has an .onnx file, the result is an .onnx file too:',
-    '`lowrank generate` runs it. --format safetensors writes the checkpoint, and --format both writes both.',
+    '`lowrank generate` runs it. --format safetensors writes the checkpoint.',
   ].join('\n'),
   examples: [
     'lowrank merge --adapter out/scripture --out out/scripture-model',

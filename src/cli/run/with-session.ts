@@ -1,5 +1,4 @@
-// Parts that all commands share that run a model with adapters: the options, opening, warnings about another base,
-// Ctrl-C, and the end.
+// Shared parts of the commands that run a model with adapters.
 
 import { existsSync } from 'node:fs'
 import path from 'node:path'

@@ -1,5 +1,4 @@
-// Ctrl-C, SIGTERM, by which schedulers end jobs, and SIGHUP of a terminal that closes: the first asks the work to
-// finish its step and save, the second stops at once.
+// Ctrl-C, SIGTERM of schedulers, SIGHUP of a closed terminal: the first asks the work to save, the second ends it.
 
 import { say } from './terminal.js'
 

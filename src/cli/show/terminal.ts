@@ -1,8 +1,8 @@
-// Output that people see: messages and progress on stderr, a command's own product on stdout. With --json stdout
-// carries exactly one JSON document.
+// Messages go to stderr, a command's own product to stdout. With --json stdout has exactly one JSON document.
 
 import { createColors } from 'picocolors'
 import type { DownloadProgress } from '../../index.js'
+import { freeForDownloads } from '../../node/free.js'
 import { printable, printableJson, printableLines } from './escape.js'
 
 const PLAIN_INTERVAL_MS = 5000
@@ -146,6 +146,8 @@ function figure(value: number): string {
 
 /** Smaller files are there before a bar is drawn. */
 const MIN_BAR_BYTES = 1_000_000
+/** Smaller ones find room anywhere. */
+const LARGE_BYTES = 100_000_000
 
 export function showDownloads(): (progress: DownloadProgress) => void {
   const shown = new Map<string, { bar: Progress; startedAt: number; before: number }>()
@@ -153,7 +155,8 @@ export function showDownloads(): (progress: DownloadProgress) => void {
     let download = shown.get(name)
     if (download === undefined) {
       const kept = receivedBytes > 0 ? `, of which ${bytes(receivedBytes)} are here` : ''
-      say(`Loading ${colors.bold(printable(name))}, ${bytes(byteLength)}${kept}`)
+      const room = byteLength > LARGE_BYTES ? roomLeft() : ''
+      say(`Loading ${colors.bold(printable(name))}, ${bytes(byteLength)}${kept}${room}`)
       download = { bar: new Progress(), startedAt: performance.now(), before: receivedBytes }
       shown.set(name, download)
     }
@@ -167,4 +170,10 @@ export function showDownloads(): (progress: DownloadProgress) => void {
     bar.end()
     shown.delete(name)
   }
+}
+
+function roomLeft(): string {
+  const { memory, disk } = freeForDownloads()
+  const free = Object.entries({ memory, disk }).filter(([, size]) => Number.isFinite(size))
+  return free.length === 0 ? '' : ` (free: ${free.map(([of, size]) => `${bytes(size)} of ${of}`).join(', ')})`
 }

@@ -1,5 +1,4 @@
-// Facts of the base that a GGUF adapter needs: the architecture, how many heads a layer has, and which tensors there
-// are. A folder with config.json tells this, or a GGUF file of the model.
+// Facts of the base that a GGUF adapter needs, from its config.json or from a GGUF file of the model.
 
 import { type Directory, readJson, withSource } from '../../base/bytes.js'
 import { ConfigError, FormatError, UnsupportedError } from '../../base/errors.js'

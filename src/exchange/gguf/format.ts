@@ -1,5 +1,4 @@
-// GGUF files of LoRA adapters as a format among others. Names and the order of q and k depend on the model, so both
-// ways need the base.
+// GGUF files of adapters. Names and the order of q and k depend on the model, so both ways need the base.
 
 import { withSource, writeThrough } from '../../base/bytes.js'
 import { ConfigError } from '../../base/errors.js'

@@ -1,5 +1,4 @@
-// GGUF adapters → LoRA adapters with the names of transformers. The base says which architecture it is, and how many
-// heads there are.
+// GGUF adapters → LoRA adapters with the names of transformers.
 
 import type { ByteSource } from '../../base/bytes.js'
 import { FormatError, MismatchError, ShapeError, UnsupportedError } from '../../base/errors.js'

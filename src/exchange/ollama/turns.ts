@@ -1,5 +1,4 @@
-// The shape of a chat template, found by rendering chats with known words: what stands before and after the messages of
-// each role. A shape can be written in Go's template language, which Ollama reads.
+// A chat template's shape in Go's template language, which Ollama reads, found by rendering chats with known words.
 
 import { DataError, UnsupportedError } from '../../base/errors.js'
 import type { ChatTemplate } from '../../text/template.js'

@@ -14,7 +14,6 @@ export interface GgufType {
 
 const type = (name: string, blockSize: number, blockBytes: number): GgufType => ({ name, blockSize, blockBytes })
 
-/** The types by ggml's number. */
 export const GGUF_TYPES: ReadonlyMap<number, GgufType> = new Map([
   [0, type('F32', 1, 4)],
   [1, type('F16', 1, 2)],
@@ -56,7 +55,6 @@ export function typeNumber(dtype: GgufFloat): number {
   return NUMBERS[dtype]
 }
 
-/** Undefined for a type that is not read as numbers. */
 export function floatOf({ name }: GgufType): GgufFloat | undefined {
   return (Object.keys(NUMBERS) as GgufFloat[]).find((dtype) => GGUF_TYPES.get(NUMBERS[dtype])!.name === name)
 }

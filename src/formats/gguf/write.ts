@@ -84,7 +84,6 @@ function blocksOf(tensors: readonly WrittenTensor[]): Block[] {
   return blocks
 }
 
-/** A tensor that is larger than a block has memory of its own. */
 function isShared({ byteLength }: Block): boolean {
   return byteLength <= BLOCK_BYTES
 }

@@ -1,6 +1,5 @@
 // Plans the files of an .onnx: for each byte, whether it is known, copied from the model's files, or a new weight's.
 
-import { toBinary } from '@bufbuild/protobuf'
 import { FormatError } from '../../base/errors.js'
 import {
   GraphProtoSchema,
@@ -11,6 +10,7 @@ import {
 } from './gen/onnx_pb.js'
 import { copyMessage, mapTensors } from './messages.js'
 import type { OnnxModel } from './model.js'
+import { toBinary } from './protobuf.js'
 import { lengthDelimited } from './scan.js'
 import {
   byteLengthOf,
@@ -55,7 +55,6 @@ export interface OnnxFile {
   readonly path: string
   readonly byteLength: number
   readonly pieces: readonly OnnxPiece[]
-  readonly copyOf?: string
 }
 
 const MAX_ADDED_BYTES = 1 << 25
@@ -134,7 +133,7 @@ function keepFiles(
     const { byteLength } = model.file(location)
     const pieces = [{ offset: 0, byteLength, location, from: 0 }]
     renamed.set(location, name.slice(name.lastIndexOf('/') + 1))
-    files.push({ path: name, byteLength, pieces, copyOf: location })
+    files.push({ path: name, byteLength, pieces })
   }
   const tensors = new Map<TensorProto, TensorProto>()
   for (const { tensor, range } of kept) {

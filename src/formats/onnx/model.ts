@@ -1,51 +1,26 @@
 // An ONNX model with its weights left on disk: the graph in memory, each large tensor a byte range of a file.
 
-import { fromBinary, toBinary } from '@bufbuild/protobuf'
 import { type ByteSource, checkRange, type Directory } from '../../base/bytes.js'
 import { FileError, FormatError } from '../../base/errors.js'
 import { sniff } from '../../base/sniff.js'
 import { type ModelProto, ModelProtoSchema, type TensorProto } from './gen/onnx_pb.js'
 import { tensorsOf } from './messages.js'
+import { fromBinary, toBinary } from './protobuf.js'
 import { scanSkeleton } from './scan.js'
-import { inlineBytes, isExternal, type WeightRange, weightRange } from './tensors.js'
+import { inlineBytes, isExternal, weightRange } from './tensors.js'
 
 /** An ONNX model: its graph in memory, its weights as byte ranges of files. */
 export class OnnxModel {
-  /** For messages: the file's path. */
-  readonly name: string
-  /** The file's base name; contents of the file itself are external data under this location. */
-  readonly fileName: string
-  /** The graph. Contents of 1 kB or more are external data; their locations are the keys of `files`. */
-  readonly proto: ModelProto
-  /** The files that hold weights, by location; the model's own among them. */
-  readonly files: ReadonlyMap<string, ByteSource>
-  readonly #initializers: ReadonlyMap<string, TensorProto>
-
-  constructor(name: string, fileName: string, proto: ModelProto, files: ReadonlyMap<string, ByteSource>) {
-    this.name = name
-    this.fileName = fileName
-    this.proto = proto
-    this.files = files
-    this.#initializers = new Map(proto.graph?.initializer.map((tensor) => [tensor.name, tensor]))
-  }
-
-  /** The place of an initializer's bytes; undefined if it is inside the graph, or there is none of that name. */
-  weight(name: string): WeightRange | undefined {
-    const tensor = this.#initializers.get(name)
-    return tensor !== undefined && isExternal(tensor) ? weightRange(tensor, this.name) : undefined
-  }
-
-  /**
-   * The bytes of one initializer, in the graph or not.
-   *
-   * @throws FormatError when there is no such initializer
-   */
-  async readWeight(name: string): Promise<Uint8Array> {
-    const tensor = this.#initializers.get(name)
-    if (tensor === undefined)
-      throw new FormatError({ where: this.name, what: `no initializer ${JSON.stringify(name)}` })
-    return this.readTensor(tensor)
-  }
+  constructor(
+    /** For messages: the file's path. */
+    readonly name: string,
+    /** The file's base name; contents of the file itself are external data under this location. */
+    readonly fileName: string,
+    /** The graph. Contents of 1 kB or more are external data; their locations are the keys of `files`. */
+    readonly proto: ModelProto,
+    /** The files that hold weights, by location; the model's own among them. */
+    readonly files: ReadonlyMap<string, ByteSource>,
+  ) {}
 
   /**
    * The bytes of a tensor of this model, or of one that points into its files.

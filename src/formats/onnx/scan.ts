@@ -113,40 +113,19 @@ class Scanner {
   ): Promise<{ field: number; bodyStart?: number; bodyEnd: number; value?: number }> {
     const tag = await this.#varint(at, end)
     const field = Math.floor(tag.value / 8)
-    if (field === 0) throw this.error(`there is no valid field at byte ${at}`)
-    const result = { field, ...(await this.#body(at, tag.value % 8, tag.end, end)) }
-    if (result.bodyEnd > end) throw this.error('it ends in the middle of a field')
-    return result
-  }
-
-  async #body(
-    fieldStart: number,
-    wireType: number,
-    at: number,
-    end: number,
-  ): Promise<{ bodyStart?: number; bodyEnd: number; value?: number }> {
-    switch (wireType) {
-      case WireType.Varint: {
-        const { value, end: bodyEnd } = await this.#varint(at, end)
-        return { bodyEnd, value }
-      }
-      case WireType.Bit64:
-        return { bodyEnd: at + 8 }
-      case WireType.Bit32:
-        return { bodyEnd: at + 4 }
-      case WireType.LengthDelimited: {
-        const { value: length, end: bodyStart } = await this.#varint(at, end)
-        if (bodyStart + length > end) {
-          throw this.error(`byte ${fieldStart} announces ${length} bytes, more than there are`)
-        }
-        return { bodyStart, bodyEnd: bodyStart + length }
-      }
-      default:
-        throw this.error(`there is no valid field at byte ${fieldStart}`)
+    const wireType = tag.value % 8
+    const fixed = wireType === WireType.Bit64 ? 8 : wireType === WireType.Bit32 ? 4 : undefined
+    const hasNumber = wireType === WireType.Varint || wireType === WireType.LengthDelimited
+    if (field === 0 || (fixed === undefined && !hasNumber)) throw this.error(`there is no valid field at byte ${at}`)
+    const number = fixed === undefined ? await this.#varint(tag.end, end) : { value: 0, end: tag.end + fixed }
+    if (wireType === WireType.LengthDelimited && number.end + number.value > end) {
+      throw this.error(`byte ${at} announces ${number.value} bytes, more than there are`)
     }
+    if (number.end > end) throw this.error('it ends in the middle of a field')
+    if (wireType !== WireType.LengthDelimited) return { field, bodyEnd: number.end, value: number.value }
+    return { field, bodyStart: number.end, bodyEnd: number.end + number.value }
   }
 
-  /** The fields of a TensorProto that point at a range of the file. */
   #reference(offset: number, byteLength: number): Uint8Array {
     const writer = new BinaryWriter()
     const entries = { location: this.#location, offset: `${offset}`, length: `${byteLength}` }

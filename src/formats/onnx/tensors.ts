@@ -1,7 +1,6 @@
 // TensorProto: sizes, content, external ranges. Everything multi-byte is little-endian.
 // Format: https://onnx.ai/onnx/repo-docs/IR.html, https://onnx.ai/onnx/repo-docs/ExternalData.html
 
-import { create } from '@bufbuild/protobuf'
 import { FormatError } from '../../base/errors.js'
 import { elementCount, formatShape } from '../../base/tensor.js'
 import {
@@ -11,6 +10,7 @@ import {
   type TensorProto,
   TensorProtoSchema,
 } from './gen/onnx_pb.js'
+import { create } from './protobuf.js'
 
 /** Two messages that everything reads have short names. */
 export * from './gen/onnx_pb.js'
@@ -46,7 +46,8 @@ const BITS: Partial<Record<DataType, number>> = {
 
 /** 'FLOAT16', for messages. */
 export function dataTypeName(dataType: number): string {
-  return DataType[dataType] ?? `type ${dataType}`
+  const [name] = Object.entries(DataType).find(([, type]) => type === dataType) ?? []
+  return name ?? `type ${dataType}`
 }
 
 /** Undefined for strings, types that this schema does not know, and negative dimensions. */
@@ -184,40 +185,37 @@ function typedBytes(tensor: TensorProto): Uint8Array | undefined {
   }
 }
 
-function bytesOf(view: ArrayBufferView): Uint8Array {
+export function bytesOf(view: ArrayBufferView): Uint8Array {
   return new Uint8Array(view.buffer, view.byteOffset, view.byteLength)
 }
 
-/** With a buffer of its own. Not by slice: that of Node's Buffer is a view of the same memory. */
-function copyOf(bytes: Uint8Array): Uint8Array {
-  return new Uint8Array(bytes)
+type NumberArray = new (buffer: ArrayBuffer) => ArrayLike<number | bigint>
+
+const INTEGERS: Partial<Record<DataType, NumberArray>> = {
+  [DataType.INT64]: BigInt64Array,
+  [DataType.INT32]: Int32Array,
+  [DataType.UINT8]: Uint8Array,
+  [DataType.BOOL]: Uint8Array,
+}
+
+const FLOATS: Partial<Record<DataType, NumberArray>> = {
+  [DataType.FLOAT]: Float32Array,
+  [DataType.DOUBLE]: Float64Array,
 }
 
 /** Undefined for other types and for external tensors. */
 export function integersOf(tensor: TensorProto): number[] | undefined {
-  if (isExternal(tensor)) return undefined
-  const bytes = (): Uint8Array => copyOf(inlineBytes(tensor, 'ONNX model'))
-  switch (tensor.dataType) {
-    case DataType.INT64:
-      return Array.from(new BigInt64Array(bytes().buffer), Number)
-    case DataType.INT32:
-      return [...new Int32Array(bytes().buffer)]
-    case DataType.UINT8:
-    case DataType.BOOL:
-      return [...bytes()]
-    default:
-      return undefined
-  }
+  return numbersOf(tensor, INTEGERS)
 }
 
 /** Undefined for other types and for external tensors. */
 export function floatsOf(tensor: TensorProto): number[] | undefined {
-  if (isExternal(tensor)) return undefined
-  if (tensor.dataType === DataType.FLOAT) {
-    return [...new Float32Array(copyOf(inlineBytes(tensor, 'ONNX model')).buffer)]
-  }
-  if (tensor.dataType === DataType.DOUBLE) {
-    return [...new Float64Array(copyOf(inlineBytes(tensor, 'ONNX model')).buffer)]
-  }
-  return undefined
+  return numbersOf(tensor, FLOATS)
+}
+
+function numbersOf(tensor: TensorProto, arrays: typeof INTEGERS): number[] | undefined {
+  const OwnArray = arrays[tensor.dataType as DataType]
+  if (OwnArray === undefined || isExternal(tensor)) return undefined
+  // A copy has a buffer of its own. Not by slice: that of Node's Buffer is a view of the same memory.
+  return Array.from(new OwnArray(new Uint8Array(inlineBytes(tensor, 'ONNX model')).buffer), Number)
 }

@@ -98,7 +98,6 @@ function readerOf(graph: Graph, value: Value, opType: string): NodeProto | undef
   return reader?.input[0] === value ? reader : undefined
 }
 
-/** The probabilities, with those of rows without a key as 0 where the graph does that. */
 function withoutNaN(graph: Graph, value: Value): Value {
   const readers = graph.consumers(value)
   const test = readers.find(({ opType }) => opType === 'IsNaN')

@@ -1,6 +1,6 @@
 // An output with the rows that a step adds to a key-value cache, so that it gives out no copy of the whole cache.
 
-import { create } from '@bufbuild/protobuf'
+import { create } from '../../formats/onnx/protobuf.js'
 import { DataType, type NodeProto, ValueInfoProtoSchema } from '../../formats/onnx/tensors.js'
 import { headSizeOf, isCacheInput } from '../inputs/cache.js'
 import { dimsOfInput, splitInputs, typeOf } from '../inputs/roles.js'
@@ -93,7 +93,6 @@ function pastLength(g: Builder, ids: Value, mask: Value, shared: Map<string, Val
   return sharedValue(shared, 'past', () => g.sub(g.length(mask, 1), g.length(ids, 1)))
 }
 
-/** Attention itself, and what asks for the shape alone. */
 function isReader({ opType, attribute }: NodeProto): boolean {
   return opType === 'GroupQueryAttention' || (opType === 'Shape' && attribute.length === 0)
 }

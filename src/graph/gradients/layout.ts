@@ -1,6 +1,6 @@
 // Gradients of operators that move elements without computing: views, transposes, joins, cuts and look-ups.
 
-import { create } from '@bufbuild/protobuf'
+import { create } from '../../formats/onnx/protobuf.js'
 import { DataType, type NodeProto, StringStringEntryProtoSchema } from '../../formats/onnx/tensors.js'
 import { isStatic } from '../shapes/shapes.js'
 import { intsAttribute } from '../view/attributes.js'

@@ -1,6 +1,6 @@
 // A graph that takes an adapter with each run, by the names of .onnx_adapter files.
 
-import { create } from '@bufbuild/protobuf'
+import { create } from '../../formats/onnx/protobuf.js'
 import { byteLengthOf, TensorProtoSchema } from '../../formats/onnx/tensors.js'
 import type { Linear } from '../match/linears.js'
 import { Builder } from '../view/builder.js'

@@ -1,9 +1,9 @@
 // Puts LoRA branches with constant factors beside layers: y' = c ⊙ (y + (x·Aᵀ)·(s·Bᵀ)) + t.
 
-import { create } from '@bufbuild/protobuf'
 import { encodeFloats, type FloatDtype } from '../../base/dtype.js'
 import { NumericError, UnsupportedError } from '../../base/errors.js'
 import { isAllFinite } from '../../base/tensor.js'
+import { create } from '../../formats/onnx/protobuf.js'
 import { DataType, dataTypeName, TensorProtoSchema } from '../../formats/onnx/tensors.js'
 import type { Linear } from '../match/linears.js'
 import { type BranchFactors, branchFactors, branchScope } from '../match/merged-branches.js'
@@ -59,7 +59,6 @@ function isFiniteF16(bytes: Uint8Array): boolean {
   )
 }
 
-/** Adds one adapter's branches, with factors of type `stored`, by default the one in which each layer computes. */
 export function addBranches(
   graph: Graph,
   layers: readonly { readonly linear: Linear; readonly values: BranchValues }[],
@@ -96,7 +95,6 @@ export function addBranches(
   }
 }
 
-/** The initializers of a branch, and what reads them in the type that the layer computes in. */
 function declare(
   graph: Graph,
   g: Builder,

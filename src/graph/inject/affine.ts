@@ -38,14 +38,7 @@ export async function affineOf(
     const shift = layer.biasDelta()
     return shift && finite(layer, { scale: new Float32Array(d).fill(1), shift: Float32Array.from(shift) })
   }
-  const norms =
-    own === undefined
-      ? await outputNorms(model, graph, linear, layer)
-      : await normsOf(
-          async (row, count) => own.slice(row * d, (row + count) * d),
-          { ...linear, transposed: false },
-          layer,
-        )
+  const norms = await outputNorms(model, graph, linear, layer, own)
   const scale = Float32Array.from(norms.scales(magnitude))
   const bias = await ownBias(model, graph, linear)
   return finite(layer, { scale, shift: scale.map((c, i) => (bias === undefined ? 0 : (1 - c) * bias[i])) })
@@ -59,31 +52,30 @@ function finite({ name }: { readonly name: string }, affine: Affine): Affine {
   })
 }
 
-/** Norms of W, or of W + s·B·A where a layer is given, by output of the layer. */
+/** Norms of W, or of W + s·B·A where a layer is given, by output of the layer. `own` is as in {@link affineOf}. */
 export async function outputNorms(
   model: OnnxModel,
   graph: Graph,
   linear: Linear,
   layer?: LoraLayer,
+  own?: Float32Array,
 ): Promise<OutputNorms> {
-  return normsOf(await linear.form.openLines(model, graph, linear), linear, layer)
-}
-
-async function normsOf(read: ReadLines, linear: Linear, layer: LoraLayer | undefined): Promise<OutputNorms> {
   const norms = new OutputNorms(linear.d)
-  const delta = layer && new StoredDelta(layer, layer.scaling, !linear.transposed, new Float32Array())
-  for await (const { block, row } of blocksOf(read, linear)) {
-    norms.add(delta === undefined ? block : delta.addTo(block, row), row, !linear.transposed)
+  const isInputMajor = own !== undefined || !linear.transposed
+  const delta = layer && new StoredDelta(layer, layer.scaling, isInputMajor, new Float32Array())
+  for await (const { block, row } of weightBlocks(model, graph, linear, own)) {
+    norms.add(delta === undefined ? block : delta.addTo(block, row), row, isInputMajor)
   }
   return norms
 }
 
 /** The layer's part of a weight in blocks of its rows, (rows, k) or (rows, d), each with its first row. */
-export async function* weightBlocks(model: OnnxModel, graph: Graph, linear: Linear) {
-  yield* blocksOf(await linear.form.openLines(model, graph, linear), linear)
-}
-
-async function* blocksOf(read: ReadLines, { transposed, k, d, fused }: Linear) {
+export async function* weightBlocks(model: OnnxModel, graph: Graph, linear: Linear, own?: Float32Array) {
+  const { k, d, fused } = linear
+  const transposed = own === undefined && linear.transposed
+  const read: ReadLines = own
+    ? async (row, count) => own.slice(row * d, (row + count) * d)
+    : await linear.form.openLines(model, graph, linear)
   const { start, width } = fused ?? { start: 0, width: d }
   // Lines of the stored weight are outputs (d, k), or inputs (k, d), whose columns are cut to the layer's.
   const columns = transposed ? k : width

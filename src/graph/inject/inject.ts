@@ -1,7 +1,7 @@
 // Puts LoRA branches beside linear layers: y' = y + s·(x·Aᵀ)·Bᵀ (Hu et al. 2021, arXiv 2106.09685). Factors are graph
 // inputs, so that they can be swapped or trained between runs.
 
-import { create } from '@bufbuild/protobuf'
+import { create } from '../../formats/onnx/protobuf.js'
 import {
   DataType,
   TensorShapeProto_DimensionSchema,
@@ -14,7 +14,7 @@ import {
 import type { Linear } from '../match/linears.js'
 import { Builder, sharedValue, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
-import { type SiteNeeds, type SiteRole, sharedInput, siteInput } from './sites.js'
+import { ownInput, type SiteNeeds, type SiteRole, sharedInput, siteInput } from './sites.js'
 
 export interface LoraInputs {
   readonly weightA: string
@@ -47,12 +47,13 @@ const FACTORS: ReadonlySet<SiteRole> = new Set(['A', 'B'])
 
 /**
  * Adapts linear layers for inference. Feeds of a module are those of {@link loraInputs}: Aᵀ (k, r) and s·Bᵀ (r, d), of
- * any rank r, 0 included where the runtime takes empty tensors; or Aᵀ (rows, k, r) and s·Bᵀ (rows, r, d), a pair for
- * each row of the batch. Linears of one name share their inputs. m modules that read the same value have the same rank,
- * and one input for all their A, side by side, (k, m·r) or (rows, k, m·r), with r of at least 1: {@link sharedInput}.
- * When a text grows by one token, each input and each small product costs more time than its few numbers. Further
- * inputs, which are fed in every run:
+ * any rank r, 0 included where the runtime takes empty tensors. Linears of one name share their inputs. m modules that
+ * read the same value have the same rank, and one input for all their A, side by side, (k, m·r), with r of at least 1:
+ * {@link sharedInput}. When a text grows by one token, each input and each small product costs more time than its few
+ * numbers. Further inputs, which are fed in every run:
  *
+ * - {@link ownInput}, (1) or (rows, 1, m·r) in bool: the columns of x·Aᵀ that count, the others become 0. So rows of a
+ *   batch have adapters of their own, and each adapter is read once for all of them
  * - scale and shift, (d) or (rows, 1, d): y' = scale ⊙ y + (x·Aᵀ)·(s·Bᵀ) + shift, where B holds DoRA's scale as well
  * - weight, (k, m) or (rows, k, m), beside scale and shift: x·weight is added. m is d, or 1 for nothing
  * - columns (d) in int64: which of the m columns of x·weight goes to each output
@@ -68,7 +69,8 @@ export function injectLora(
 ): { takesRows: boolean; shared: readonly (readonly string[])[] } {
   const g = new Builder(graph, 'lora')
   const rolesOf = ({ name }: Linear) => needs.get(name) ?? FACTORS
-  const shared = modulesOfOneInput(linears.filter((linear) => rolesOf(linear).has('A')))
+  const withA = linears.filter((linear) => rolesOf(linear).has('A'))
+  const shared = modulesOfOneInput(withA)
   const sharing = new Map(shared.flatMap((modules) => modules.map((module) => [module, modules] as const)))
   for (const modules of shared) graph.inputs.push(valueInfo(sharedInput(modules), DataType.FLOAT))
   for (const linear of new Map(linears.map((one) => [one.name, one])).values()) {
@@ -77,12 +79,15 @@ export function injectLora(
       graph.inputs.push(valueInfo(siteInput(linear.name, role), role === 'columns' ? DataType.INT64 : DataType.FLOAT))
     }
   }
+  const modulesOf = ({ name }: Linear) => sharing.get(name) ?? [name]
+  for (const own of new Set(withA.map((linear) => ownInput(modulesOf(linear))))) {
+    graph.inputs.push(valueInfo(own, DataType.BOOL))
+  }
   const takesRows = linears.some(isMatrix)
   if (takesRows) graph.inputs.push(valueInfo(ROWS_INPUT, DataType.INT64, [1]))
   /** (n, width) → (rows, n / rows, width) */
   const byRow = (x: Value, width: number) => g.reshape(x, g.concat([ROWS_INPUT, g.int([-1, width])], 0))
   const inputs = new Map<string, Value>()
-  /** Made once for all that read it. */
   const inputOf = (linear: Linear) =>
     sharedValue(inputs, readerKey(linear), () => {
       const x = isMatrix(linear) ? byRow(linear.input, linear.k) : linear.input
@@ -91,10 +96,14 @@ export function injectLora(
   const lows = new Map<string, readonly Value[]>()
   /** x·Aᵀ */
   const lowOf = (linear: Linear): Value => {
-    const modules = sharing.get(linear.name)
-    if (modules === undefined) return g.matmul(inputOf(linear), siteInput(linear.name, 'A'))
+    const modules = modulesOf(linear)
+    const product = () => {
+      // Not a factor: 0 times what overflows in the columns of another row would be no number.
+      return g.where(ownInput(modules), g.matmul(inputOf(linear), sharedInput(modules)), g.float(0))
+    }
+    if (modules.length === 1) return product()
     const key = readerKey(linear)
-    const parts = lows.get(key) ?? splitEvenly(g, g.matmul(inputOf(linear), sharedInput(modules)), modules.length)
+    const parts = lows.get(key) ?? splitEvenly(g, product(), modules.length)
     lows.set(key, parts)
     return parts[modules.indexOf(linear.name)]
   }
@@ -154,7 +163,6 @@ function isAffine(roles: ReadonlySet<SiteRole>): boolean {
   return roles.has('scale') || roles.has('shift')
 }
 
-/** True if a layer takes all rows of a batch as one matrix (n, k). */
 function isMatrix({ form }: Linear): boolean {
   return form.name === 'Gemm'
 }

@@ -26,7 +26,6 @@ export interface BaseOpener {
 
 export interface OpenBase {
   readonly trained: readonly TrainedTensor[]
-  /** The linear layers whose weights, or rows of them, are trained. */
   layersOf(linears: readonly Linear[]): Linear[]
   /** `inRows` has each layer as one that computes rows (n, k) → (n, d), by its node. */
   openLayers(inRows: ReadonlyMap<NodeProto, Linear>, custom: CustomGradients): void
@@ -48,7 +47,11 @@ export function baseOpener(tensors: readonly WholeTensor[], rows: readonly Train
           return [...whole.weights.map(({ linear }) => linear), ...heads]
         },
         openLayers(inRows, custom) {
-          for (const weight of whole.weights) openWeight(graph, inRows.get(weight.linear.node)!.node, weight)
+          for (const { linear, input } of whole.weights) {
+            const { node } = inRows.get(linear.node)!
+            graph.setInput(node, 1, input)
+            setAttribute(node, 'transB', 1)
+          }
           for (const { name, tokens, heads: own } of rows) {
             for (const head of heads.filter((one) => own.includes(one.name))) {
               openHead(g, inRows.get(head.node)!, { rows: inputOf(name), tokens, custom })
@@ -68,7 +71,6 @@ export interface WholeTensor {
   /** As the adapter calls it: model.norm.weight */
   readonly name: string
   readonly shape: readonly number[]
-  /** True if it may stay as it is when the loss does not depend on it. */
   readonly isOptional: boolean
   /** The number that the graph adds to it: see `normOffset`. */
   readonly offset: number
@@ -87,7 +89,7 @@ export interface TrainedRows {
 }
 
 /** It takes the input when it is a Gemm. */
-export interface OpenWeight {
+interface OpenWeight {
   readonly linear: Linear
   /** (d, k) */
   readonly input: Value
@@ -99,8 +101,8 @@ interface Piece {
   readonly value: Value
 }
 
-/** Lets nodes read all tensors as inputs but weights of linear layers, which {@link openWeight} opens. */
-export function openTensors(
+/** Lets nodes read all tensors as inputs but weights of linear layers. */
+function openTensors(
   graph: Graph,
   linears: readonly Linear[],
   tensors: readonly WholeTensor[],
@@ -132,11 +134,6 @@ export function openTensors(
   return { trained, weights }
 }
 
-export function openWeight(graph: Graph, node: NodeProto, { input }: OpenWeight): void {
-  graph.setInput(node, 1, input)
-  setAttribute(node, 'transB', 1)
-}
-
 function openVectors(
   graph: Graph,
   g: Builder,
@@ -153,7 +150,6 @@ function openVectors(
   }
 }
 
-/** The pieces side by side, with what the base has between them. */
 function joined(graph: Graph, g: Builder, stored: Value, pieces: readonly Piece[]): Value {
   const sorted = [...pieces].sort((a, b) => a.start - b.start)
   const dims = graph.constant(storedValue(graph, stored))?.dims ?? []
@@ -173,7 +169,6 @@ function joined(graph: Graph, g: Builder, stored: Value, pieces: readonly Piece[
 /** The input of EmbedLayerNormalization that its norm multiplies by; the next one is added. */
 const GAMMA = 5
 
-/** The norm of an EmbedLayerNormalization as a node of its own, over the sum of the embeddings. */
 function normOfEmbeddings(graph: Graph, g: Builder, node: NodeProto): NodeProto {
   const [output] = node.output
   const [gamma, beta] = node.input.slice(GAMMA, GAMMA + 2)

@@ -41,6 +41,14 @@ export function sharedInput(modules: readonly string[]): string {
   return siteInput(modules.join('+'), 'A')
 }
 
+/**
+ * The input that says which columns of x·Aᵀ each row keeps, where the adapters of several rows stand side by side. The
+ * modules of one name in all layers share it.
+ */
+export function ownInput(modules: readonly string[]): string {
+  return `lora/${modules.map((name) => name.replaceAll(/\d+/g, '*')).join('+')}/own`
+}
+
 export type SiteNeeds = ReadonlyMap<string, ReadonlySet<SiteRole>>
 
 export function joinNeeds(all: Iterable<SiteNeeds>): SiteNeeds {

@@ -23,7 +23,6 @@ export interface Branch {
   readonly part?: { readonly start: number; readonly end: number } | undefined
 }
 
-/** The graph input that holds DoRA's m (d). */
 export function magnitudeInput(module: string): string {
   return `lora/${module}/magnitude`
 }
@@ -36,9 +35,7 @@ export class TrainableLinears {
   readonly #g: Builder
   readonly #rows = new Map<Value, Value>()
   readonly #leadingDims = new Map<Value, Value>()
-  /** Columns of Bᵀ, by input and start. */
   readonly #columns = new Map<string, Value>()
-  /** Dropped inputs of modules that several products compute. */
   readonly #drops = new Map<string, Value>()
   readonly masks: DropoutMask[] = []
   /** Gradients do not pass the norms of DoRA, as in PEFT. */

@@ -1,8 +1,8 @@
 // Lets weights and biases of norms, and biases of convolutions, be graph inputs. They stand behind a fused norm and a
 // convolution then, so that rows of a batch can have vectors of their own.
 
-import { create } from '@bufbuild/protobuf'
 import { UnsupportedError } from '../../base/errors.js'
+import { create } from '../../formats/onnx/protobuf.js'
 import { DataType, type NodeProto, TensorProtoSchema } from '../../formats/onnx/tensors.js'
 import { NORMS, type Place, storedValue } from '../match/parameters.js'
 import { Builder, type Value } from '../view/builder.js'
@@ -59,7 +59,6 @@ export function injectVectors(graph: Graph, vectors: readonly VectorPlaces[]): v
   for (const [node, values] of norms) openNorm(graph, g, node, values)
 }
 
-/** The input of Conv that takes a bias. */
 const CONVOLUTION_BIAS = 2
 /** More axes than a tensor has. */
 const MANY = 99

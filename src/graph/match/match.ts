@@ -101,7 +101,6 @@ export function matchLayers<T extends NamedLayer>(
 
 export interface ModuleFinder {
   readonly names: readonly string[]
-  /** The layers that {@link nameOfModule} tells. */
   find(name: string): readonly Linear[] | undefined
 }
 

@@ -5,7 +5,6 @@ export class FlowNetwork {
   /** An edge and its reverse are neighbors, with numbers that differ in the last bit. */
   readonly #edges: number[][] = [[], []]
   readonly #to: number[] = []
-  /** The flow that each edge has room for. */
   readonly #room: number[] = []
 
   vertex(): number {

@@ -2,7 +2,7 @@
 // instead: all that lies behind a smallest cut, as in PyTorch's partitioner
 // (https://github.com/pytorch/functorch/pull/653).
 
-import { create } from '@bufbuild/protobuf'
+import { create } from '../../formats/onnx/protobuf.js'
 import { type NodeProto, NodeProtoSchema } from '../../formats/onnx/tensors.js'
 import { GRADIENTS } from '../gradients/gradients.js'
 import type { ProbedShape, ShapeMap } from '../shapes/shapes.js'

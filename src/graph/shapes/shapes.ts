@@ -1,8 +1,8 @@
 // Shapes of a graph's values, measured: the graph runs at two small points, and what is equal in both is static. This
 // needs no shape inference, and gives the small integer tensors that steer Slice and Reshape.
 
-import { create } from '@bufbuild/protobuf'
 import { elementCount } from '../../base/tensor.js'
+import { create } from '../../formats/onnx/protobuf.js'
 import { dimsOf, integersOf, type ModelProto, ValueInfoProtoSchema } from '../../formats/onnx/tensors.js'
 import type { Feeds, RuntimeSession, RuntimeTensor } from '../../runtime/runtime.js'
 import { Builder, type Value } from '../view/builder.js'

@@ -7,11 +7,9 @@ import type { Feeds } from '../../runtime/runtime.js'
 export const ACTIVE = 'lora/active'
 
 /** The feed of {@link ACTIVE} for a run; none for adapters that always count. */
-export function activeFeeds(
-  { input_ids: { data: ids, dims } }: Feeds,
-  invocation: readonly number[] | undefined,
-): Feeds {
+export function activeFeeds(feeds: Feeds, invocation: readonly number[] | undefined): Feeds {
   if (invocation === undefined) return {}
+  const { data: ids, dims } = feeds.input_ids
   const [rows, sequence] = dims
   const data = new Float32Array(rows * sequence)
   for (let start = 0; start < data.length; start += sequence) {

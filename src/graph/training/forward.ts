@@ -1,6 +1,6 @@
 // The forward part of a training graph: the model with LoRA branches, and what the objective builds on its outputs.
 
-import { create } from '@bufbuild/protobuf'
+import { create } from '../../formats/onnx/protobuf.js'
 import { DataType, type NodeProto, TensorProtoSchema } from '../../formats/onnx/tensors.js'
 import { type CustomGradients, gradientPath } from '../gradients/backward.js'
 import { quantizedGradient } from '../gradients/quantized.js'

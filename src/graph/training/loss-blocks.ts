@@ -2,7 +2,6 @@
 // no logits live longer than their block. TRL's chunked loss:
 // https://huggingface.co/docs/trl/main/en/reducing_memory_usage
 
-import { create } from '@bufbuild/protobuf'
 import {
   TensorProto_DataType as DataType,
   type GraphProto,
@@ -11,6 +10,7 @@ import {
   OperatorSetIdProtoSchema,
   type ValueInfoProto,
 } from '../../formats/onnx/gen/onnx_pb.js'
+import { create } from '../../formats/onnx/protobuf.js'
 import { dimsOf } from '../../formats/onnx/tensors.js'
 import { rowLosses } from '../gradients/losses.js'
 import { valueInfo } from '../inject/inject.js'

@@ -1,6 +1,6 @@
 // Reading and making NodeProto attributes.
 
-import { create } from '@bufbuild/protobuf'
+import { create } from '../../formats/onnx/protobuf.js'
 import {
   type AttributeProto,
   AttributeProtoSchema,

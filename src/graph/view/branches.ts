@@ -1,8 +1,8 @@
 // The branches of If, laid open: their nodes lie in the graph's own list, so that finding, adapting and merging layers
 // needs no second way for them. Writing the graph puts each node back.
 
-import { create } from '@bufbuild/protobuf'
 import { copyMessage } from '../../formats/onnx/messages.js'
+import { create } from '../../formats/onnx/protobuf.js'
 import { type AttributeProto, type NodeProto, NodeProtoSchema, type TensorProto } from '../../formats/onnx/tensors.js'
 
 interface Branch {

@@ -1,7 +1,7 @@
 // Builds nodes by calling. Nodes are valid from opset 13 on, where Squeeze, Unsqueeze and ReduceSum take axes as
 // inputs.
 
-import { create } from '@bufbuild/protobuf'
+import { create } from '../../formats/onnx/protobuf.js'
 import {
   DataType,
   type NodeProto,
@@ -20,10 +20,10 @@ export class Builder {
   /** Prefix of the names of new nodes and values, for readable graphs: 'lora', 'backward'. */
   readonly scope: string
   /** A graph in f64 needs constants in f64. */
-  readonly floatType: DataType.FLOAT | DataType.DOUBLE
+  readonly floatType: typeof DataType.FLOAT | typeof DataType.DOUBLE
   readonly #constants = new Map<string, Value>()
 
-  constructor(graph: Graph, scope: string, floatType: DataType.FLOAT | DataType.DOUBLE = DataType.FLOAT) {
+  constructor(graph: Graph, scope: string, floatType: typeof DataType.FLOAT | typeof DataType.DOUBLE = DataType.FLOAT) {
     this.graph = graph
     this.scope = scope
     this.floatType = floatType

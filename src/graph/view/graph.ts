@@ -1,9 +1,9 @@
 // A mutable view of one ONNX graph. Nodes are protobuf messages, so that fields nobody here knows survive a round trip.
 // Format: https://onnx.ai/onnx/repo-docs/IR.html
 
-import { create } from '@bufbuild/protobuf'
 import { FormatError, StateError } from '../../base/errors.js'
 import { copyMessage } from '../../formats/onnx/messages.js'
+import { create } from '../../formats/onnx/protobuf.js'
 import {
   type AttributeProto,
   type GraphProto,

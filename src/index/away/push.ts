@@ -1,5 +1,4 @@
-// An adapter's folder → a repository of the Hub, by the Hub's own client, which sends large files in parts and skips
-// those that the Hub has: a push that broke goes on where it was.
+// Uploads by the Hub's own client, which skips what the Hub has: a push that broke goes on where it was.
 
 import { readAll, withSource } from '../../base/bytes.js'
 import { ConfigError, FileError, MismatchError, UnsupportedError } from '../../base/errors.js'
@@ -75,10 +74,12 @@ export async function push(adapter: Source, repository: string, options: PushOpt
   const opened = await openAdapter(directory, {})
   await opened.close()
   if (base !== undefined) await requireBase(opened, base)
-  const { endpoint, token } = await platform().hubAccess()
-  if (token === undefined) {
+  const { endpoint, token, isOffline } = await platform().hubAccess()
+  if (isOffline) throw new ConfigError({ where: 'HF_HUB_OFFLINE', what: 'it is set, so that nothing is sent' })
+  if (!token?.startsWith('hf_')) {
+    const what = token === undefined ? 'there is none for the Hub' : 'not one of the Hub, which begin with hf_'
     const hint = 'Set HF_TOKEN, or run hf auth login: the token needs the right to write'
-    throw new ConfigError({ where: 'token', what: 'there is none for the Hub', hint })
+    throw new ConfigError({ where: 'token', what, hint })
   }
   const { createRepo, uploadFiles } = await client()
   const hub = { repo: { type: 'model', name: repository }, accessToken: token, hubUrl: endpoint } as const

@@ -1,5 +1,4 @@
-// Differences between Node and browsers: how a string is opened, and where sessions run. src/node.ts puts Node's
-// platform in place before anything is called; without it this is a browser.
+// Differences between Node and browsers. Without src/node.ts, which puts Node's in place, this is a browser.
 
 import type { ByteSource, Directory } from '../../base/bytes.js'
 import { ConfigError } from '../../base/errors.js'
@@ -17,7 +16,7 @@ export interface Platform {
   openData(text: string, where: string): Promise<ByteSource | Directory>
   target(text: string, where: string): Directory
   openJob?(): Promise<OpenJob>
-  hubAccess(): Promise<{ endpoint: string; token: string | undefined }>
+  hubAccess(): Promise<{ endpoint: string; token: string | undefined; isOffline?: boolean }>
   defaultRuntime(): RuntimeHost
   readonly decodeImage: DecodeImage
   watch?(): TrainEvents | undefined

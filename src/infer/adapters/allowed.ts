@@ -11,7 +11,6 @@ import type { NamedParts } from './parts.js'
 /** A kind of parts that adapters can have. */
 export type AllowedKind = 'lora' | 'dora' | 'biases' | 'embeddings' | 'heads'
 
-/** The inputs of modules, and the values that a graph gives out beside the model's outputs. */
 export interface AllowedInputs {
   readonly modules: SiteNeeds
   readonly given: ReadonlySet<Value>

@@ -1,6 +1,6 @@
 // Which adapters a run uses: one by name, a mix with weights, or the base alone; for all rows or for each.
 
-import { ConfigError, MismatchError, nearMisses, UnsupportedError } from '../../base/errors.js'
+import { ConfigError, didYouMean, MismatchError, UnsupportedError } from '../../base/errors.js'
 import { anyOf, isObject, type Kind, kind, listOf, NAME } from '../../base/options.js'
 import type { AdapterFactors } from './site-factors.js'
 
@@ -12,14 +12,14 @@ export interface MixedAdapter {
   readonly weight: number
 }
 
-/** The adapters of a row; empty for the base alone. */
 export type Mix = readonly MixedAdapter[]
 
-const MIX = kind('an object of names and weights such as { a: 0.5, b: 1 }', (value) => {
-  if (!isObject(value)) return false
-  const weights = Object.values(value)
+export function isMix(value: unknown): boolean {
+  const weights = isObject(value) ? Object.values(value) : []
   return weights.length > 0 && weights.every((weight) => typeof weight === 'number' && Number.isFinite(weight))
-})
+}
+
+const MIX = kind('an object of names and weights such as { a: 0.5, b: 1 }', isMix)
 
 export const ONE_CHOICE: Kind = anyOf(
   NAME,
@@ -72,7 +72,6 @@ export interface Mixable {
   readonly scales: boolean
   /** The base's tensors that it replaces, and those of which it replaces some values. */
   readonly replaced: ReadonlyMap<string, 'whole' | 'rows'>
-  /** Modules whose weights it adds to. */
   readonly added: ReadonlySet<string>
   /** The tokens from which on an activated LoRA counts. */
   readonly invocation: readonly number[] | undefined
@@ -128,7 +127,6 @@ export function mixableOf(
 }
 
 export function refuseAdapter(name: string, adapters: readonly string[]): never {
-  const near = nearMisses(name, adapters)
   throw new MismatchError({
     where: 'adapter',
     what: `the session has no adapter ${JSON.stringify(name)}`,
@@ -136,6 +134,6 @@ export function refuseAdapter(name: string, adapters: readonly string[]): never 
       adapters.length === 0
         ? 'the name of an adapter, but the session has none yet: call session.add first'
         : adapters.join(', '),
-    ...(near.length > 0 ? { hint: `Did you mean ${near[0]}?` } : {}),
+    hint: didYouMean(name, adapters),
   })
 }

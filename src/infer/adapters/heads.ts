@@ -23,10 +23,8 @@ interface HeadValues {
 }
 
 export interface AdapterHead {
-  /** The input of its first layer: a value of the graph. */
   readonly input: HeadInput
   readonly layers: readonly HeadValues[]
-  /** How many logits it gives. */
   readonly count: number
   readonly labels: readonly string[] | undefined
   readonly problemType: LoraAdapter['problemType']
@@ -100,7 +98,6 @@ function erf(x: number): number {
   return (2 / Math.sqrt(Math.PI)) * sum
 }
 
-/** The logits (batch, labels), or (batch, sequence, labels). */
 export function headLogits({ input, layers, count }: AdapterHead, tensor: RuntimeTensor, feeds: Feeds): RuntimeTensor {
   const { dims } = tensor
   const isWhole = input.rows === 'given' || input.rows === 'all'
@@ -181,8 +178,8 @@ function rowLogits(
   feeds: Feeds,
 ): RuntimeTensor {
   const rows = heads.map((head, row) => {
-    const input = outputs[head?.input.value ?? replaced]
-    const own = headOrOwn(head, oneRow(input, row), rowFeeds(feeds, row))
+    const input = oneRow(outputs[head?.input.value ?? replaced], row)
+    const own = head === undefined ? input : headLogits(head, input, rowFeeds(feeds, row))
     return { values: floatsOf(own), dims: own.dims.slice(1) }
   })
   const [{ dims }] = rows
@@ -200,10 +197,6 @@ function rowLogits(
   const data = new Float32Array(rows.length * size)
   rows.forEach(({ values }, row) => void data.set(values, row * size))
   return { type: 'float32', data, dims: [rows.length, ...dims] }
-}
-
-function headOrOwn(head: AdapterHead | undefined, tensor: RuntimeTensor, feeds: Feeds): RuntimeTensor {
-  return head === undefined ? tensor : headLogits(head, tensor, feeds)
 }
 
 function oneRow({ type, data, dims }: RuntimeTensor, row: number): RuntimeTensor {

@@ -6,7 +6,7 @@ import { SLOTS_INPUT } from '../../graph/inject/inject.js'
 import type { Site, SiteGroup } from '../../graph/inject/sites.js'
 import type { Feeds } from '../../runtime/runtime.js'
 import type { AdapterFactors, SiteFactors } from './site-factors.js'
-import { copyColumns, groupFeeds } from './site-feeds.js'
+import { besideFeeds, copyColumns, groupFeeds, ownColumns, ownInputOf } from './site-feeds.js'
 
 export interface WeightedFactors {
   readonly factors: AdapterFactors
@@ -22,17 +22,38 @@ export function isSameMix(a: RowFactors[number], b: RowFactors[number]): boolean
   )
 }
 
+/** Arrays of a list of mixes at the sites of a graph. Batches with the same mixes share them. */
+interface Made {
+  readonly groups: readonly SiteGroup[]
+  /** The factors of each site, by mix. */
+  readonly slots: ReadonlyMap<SiteGroup, readonly (readonly (SiteFactors | undefined)[])[]>
+  /** Ranks of the mixes, by the input that says which columns a row keeps. */
+  readonly ranks: ReadonlyMap<string, readonly number[]>
+  /** Factors side by side, once rows have differed. */
+  beside: Feeds | undefined
+}
+
 /** Feeds for the sites that some row adapts: for the same sites they are made once. */
 export class AdapterFeeds {
-  readonly #rows: RowFactors
+  readonly #mixes: RowFactors
   readonly #rowOf: readonly number[] | undefined
-  #made: { readonly groups: readonly SiteGroup[]; readonly feeds: Feeds } | undefined
+  readonly #made: { of?: Made }
+  #feeds: { readonly groups: readonly SiteGroup[]; readonly feeds: Feeds } | undefined
 
-  /** `rowOf`: for each row, its index in `mixes`; undefined: all rows have the first. */
-  constructor(mixes: RowFactors, rowOf?: readonly number[]) {
+  /**
+   * `rowOf`: for each row, its index in `mixes`; undefined: all rows have the first.
+   *
+   * @param like feeds of other rows: what they have made for the same mixes is taken from them
+   */
+  constructor(mixes: RowFactors, rowOf?: readonly number[], like?: AdapterFeeds) {
     const isOne = rowOf === undefined || new Set(rowOf).size <= 1
-    this.#rows = isOne ? [mixes[rowOf?.[0] ?? 0] ?? []] : mixes
-    this.#rowOf = isOne ? undefined : rowOf
+    const placeIn = (all: RowFactors, mix: RowFactors[number]) => all.findIndex((other) => isSameMix(mix, other))
+    const places = isOne || like === undefined ? [] : mixes.map((mix) => placeIn(like.#mixes, mix))
+    // Columns that no row keeps cost time too.
+    const isAlike = like !== undefined && like.#mixes.length <= 2 * places.length && !places.includes(-1)
+    this.#mixes = isAlike ? like.#mixes : isOne ? [mixes[rowOf?.[0] ?? 0] ?? []] : mixes
+    this.#rowOf = isOne ? undefined : isAlike ? rowOf.map((row) => places[row]) : rowOf
+    this.#made = isAlike ? like.#made : {}
   }
 
   get rows(): number {
@@ -40,18 +61,40 @@ export class AdapterFeeds {
   }
 
   for(groups: readonly SiteGroup[]): Feeds {
-    if (this.#made?.groups !== groups) this.#made = { groups, feeds: this.#make(groups) }
-    return this.#made.feeds
+    if (this.#made.of?.groups !== groups) this.#made.of = this.#make(groups)
+    if (this.#feeds?.groups !== groups) this.#feeds = { groups, feeds: this.#feedsOf(this.#made.of) }
+    return this.#feeds.feeds
   }
 
-  #make(groups: readonly SiteGroup[]): Feeds {
+  #make(groups: readonly SiteGroup[]): Made {
+    const slots = new Map(
+      groups.map((group) => [group, group.map((site) => this.#mixes.map((mix) => mixed(mix, site)))] as const),
+    )
+    const ranks = new Map<string, number[]>()
+    for (const [group, own] of slots) {
+      const input = ownInputOf(group)
+      if (input === undefined) continue
+      const known = ranks.get(input)
+      const most = this.#mixes.map((_, i) => Math.max(known?.[i] ?? 0, ...own.map((site) => site[i]?.rank ?? 0)))
+      ranks.set(input, most)
+    }
+    return { groups, slots, ranks, beside: undefined }
+  }
+
+  #feedsOf(made: Made): Feeds {
+    const { groups, slots, ranks } = made
     const feeds: Feeds = {}
     const rowOf = this.#rowOf
-    for (const group of groups) {
-      const slots = group.map((site) => this.#rows.map((mix) => mixed(mix, site)))
+    const beside: [group: SiteGroup, ranks: readonly number[]][] = []
+    for (const [group, own] of slots) {
       // Rows of a batch look tokens up in the table of their slot, which each embedding has to have then.
-      const isIdle = slots.flat().every((slot) => slot === undefined)
-      const one = isIdle || rowOf === undefined ? undefined : group.find(({ isForAllRows }) => isForAllRows)
+      const isIdle = own.flat().every((slot) => slot === undefined)
+      const input = ownInputOf(group)
+      // A layer that nobody adapts has as many columns as those of its name in other layers.
+      const widths = input === undefined ? [] : ranks.get(input)!
+      const isAdded = rowOf !== undefined && widths.some((rank) => rank > 0)
+      const isApart = isAdded || (rowOf !== undefined && !isIdle)
+      const one = isApart ? group.find(({ isForAllRows }) => isForAllRows) : undefined
       if (one !== undefined) {
         throw new UnsupportedError({
           where: one.module,
@@ -59,13 +102,20 @@ export class AdapterFeeds {
           hint: 'Run the rows of each adapter alone',
         })
       }
-      if (isIdle && (rowOf === undefined || group[0].kind !== 'lookup')) continue
-      Object.assign(feeds, groupFeeds(group, slots, rowOf))
+      if (isAdded) {
+        beside.push([group, widths])
+        feeds[input!] ??= ownColumns(group.length, widths, rowOf)
+      }
+      if (!isIdle || (rowOf !== undefined && group[0].kind === 'lookup')) {
+        Object.assign(feeds, groupFeeds(group, own, rowOf))
+      }
     }
-    if (rowOf !== undefined && groups.flat().some(({ kind }) => kind === 'lookup')) {
+    if (rowOf === undefined) return feeds
+    made.beside ??= Object.assign({}, ...beside.map(([group, widths]) => besideFeeds(group, slots.get(group)!, widths)))
+    if (groups.flat().some(({ kind }) => kind === 'lookup')) {
       feeds[SLOTS_INPUT] = { type: 'int64', data: BigInt64Array.from(rowOf, BigInt), dims: [rowOf.length, 1] }
     }
-    return feeds
+    return { ...feeds, ...made.beside }
   }
 }
 

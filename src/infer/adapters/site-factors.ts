@@ -34,7 +34,6 @@ export interface SiteFactors {
   readonly replacesBias: boolean
 }
 
-/** Values that take the place of the base's. */
 export interface ReplacedValues {
   /** (k, d), or (k, 1 + m) for m outputs; (1 + m, D) for m tokens: column or row 0 is zeros; (d) for a vector. */
   readonly data: Float32Array

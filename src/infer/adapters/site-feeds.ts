@@ -1,12 +1,20 @@
-// The arrays of the sites of a graph: for all rows of a batch together, or one for each row. Where rows differ, each
-// has a matrix of its own in a product over the batch. Rows, and sites that share A, are filled up with zeros to the
-// largest rank.
+// The arrays of the sites of a graph: for all rows of a batch together, or for rows that differ. Then the factors of
+// all their adapters stand side by side, and each row keeps its own columns. Sites that share A are filled up with
+// zeros to the largest rank.
 
-import { type Site, type SiteGroup, type SiteRole, sharedInput, siteInput } from '../../graph/inject/sites.js'
+import { ownInput, type Site, type SiteGroup, type SiteRole, sharedInput, siteInput } from '../../graph/inject/sites.js'
 import type { Feeds, RuntimeTensor } from '../../runtime/runtime.js'
 import type { ReplacedValues, SiteFactors } from './site-factors.js'
 
 type Own = SiteFactors | undefined
+
+const ALL: RuntimeTensor = { type: 'bool', data: Uint8Array.of(1), dims: [1] }
+
+/** The input that says which columns of a group's product each row keeps; undefined where there are none. */
+export function ownInputOf(group: SiteGroup): string | undefined {
+  const [{ kind, roles }] = group
+  return kind === 'linear' && roles.has('A') ? ownInput(group.map(({ module }) => module)) : undefined
+}
 
 /** `slots` of each site: what is different, each once. `idleRank`: of the zeros that are fed where nothing is added. */
 export function groupFeeds(
@@ -15,22 +23,66 @@ export function groupFeeds(
   rowOf?: readonly number[],
   idleRank: 0 | 1 = 1,
 ): Feeds {
-  const [{ kind, k, roles }] = group
-  const used = rowOf === undefined ? slots.map((own) => own.slice(0, 1)) : slots.map((own) => rowOf.map((i) => own[i]))
+  const [{ k, roles }] = group
+  const own = ownInputOf(group)
+  const isBeside = own !== undefined && rowOf !== undefined
+  const used = rowOf === undefined ? slots.map((all) => all.slice(0, 1)) : slots
   // The product with a shared A is split evenly, and ONNX Runtime splits nothing that is empty.
   const least = rowOf === undefined && group.length === 1 ? idleRank : 1
-  const rank = Math.max(...used.flat().map((own) => own?.rank || least))
-  const feeds: Feeds = Object.assign({}, ...group.map((site, i) => siteFeeds(site, slots[i], rowOf, rank)))
-  if (roles.has('A')) {
-    const isStacked = kind === 'lookup' && rowOf !== undefined
-    const { data, dims } = matricesA(k, isStacked ? slots : used, rank, rowOf !== undefined)
-    const own = isStacked ? [slots[0].length * k, rank] : dims
-    feeds[sharedInput(group.map(({ module }) => module))] = float(data, own)
+  const rank = Math.max(...used.flat().map((one) => one?.rank || least))
+  const feeds: Feeds = Object.assign({}, ...group.map((site, i) => siteFeeds(site, slots[i], rowOf, rank, !isBeside)))
+  if (!roles.has('A') || isBeside) return feeds
+  const shared = sharedInput(group.map(({ module }) => module))
+  feeds[shared] = rowOf === undefined ? matrixA(k, slots, rank) : stackedA(k, slots[0], rank)
+  if (own !== undefined) feeds[own] = ALL
+  return feeds
+}
+
+/**
+ * The factors of all slots side by side: A (k, m·W) of the m sites, and B (W, d) of each.
+ *
+ * @param ranks of the slots, at least those of their factors. W is their sum
+ */
+export function besideFeeds(group: SiteGroup, slots: readonly (readonly Own[])[], ranks: readonly number[]): Feeds {
+  const [{ k }] = group
+  const width = ranks.reduce((sum, rank) => sum + rank, 0)
+  const a = new Float32Array(k * group.length * width)
+  const feeds: Feeds = { [sharedInput(group.map(({ module }) => module))]: float(a, [k, group.length * width]) }
+  for (const [i, { module, d }] of group.entries()) {
+    const b = new Float32Array(width * d)
+    let start = 0
+    for (const [slot, own] of slots[i].entries()) {
+      if (own !== undefined) {
+        copyColumns(own.weightA, own.rank, a, group.length * width, i * width + start)
+        b.set(own.weightB, start * d)
+      }
+      start += ranks[slot]
+    }
+    feeds[siteInput(module, 'B')] = float(b, [width, d])
   }
   return feeds
 }
 
-function siteFeeds(site: Site, slots: readonly Own[], rowOf: readonly number[] | undefined, rank: number): Feeds {
+/** The columns that each row keeps, (rows, 1, m·W): those of its slot in each of m parts. */
+export function ownColumns(m: number, ranks: readonly number[], rowOf: readonly number[]): RuntimeTensor {
+  const width = ranks.reduce((sum, rank) => sum + rank, 0)
+  const data = new Uint8Array(rowOf.length * m * width)
+  for (const [row, slot] of rowOf.entries()) {
+    const start = ranks.slice(0, slot).reduce((sum, rank) => sum + rank, 0)
+    for (let at = row * m * width; at < (row + 1) * m * width; at += width) {
+      data.fill(1, at + start, at + start + ranks[slot])
+    }
+  }
+  return { type: 'bool', data, dims: [rowOf.length, 1, m * width] }
+}
+
+function siteFeeds(
+  site: Site,
+  slots: readonly Own[],
+  rowOf: readonly number[] | undefined,
+  rank: number,
+  hasFactors: boolean,
+): Feeds {
   const { module, roles, d, base } = site
   const feeds: Feeds = {}
   const feed = (role: SiteRole, tensor: RuntimeTensor) => {
@@ -61,7 +113,7 @@ function siteFeeds(site: Site, slots: readonly Own[], rowOf: readonly number[] |
     )
     return feeds
   }
-  if (roles.has('A')) feed('B', matricesB(site, rows ?? slots[0], rank))
+  if (roles.has('A') && hasFactors) feed('B', matricesB(site, rows ?? slots[0], rank))
   if (roles.has('weight')) Object.assign(feeds, weights(site, slots[0], rows))
   if (roles.has('rowOf')) Object.assign(feeds, tables(site, rows === undefined ? slots.slice(0, 1) : slots))
   return feeds
@@ -88,25 +140,23 @@ function vectors(
   return float(data, [rows.length, 1, d])
 }
 
-/** Aᵀ of m sites side by side (k, m·r), or (rows, k, m·r). */
-function matricesA(
-  k: number,
-  own: readonly (readonly Own[])[],
-  rank: number,
-  hasRows: boolean,
-): { data: Float32Array; dims: number[] } {
-  const [rows, width] = [own[0].length, own.length * rank]
-  const dims = hasRows ? [rows, k, width] : [k, width]
+/** Aᵀ of m sites side by side (k, m·r). */
+function matrixA(k: number, own: readonly (readonly Own[])[], rank: number): RuntimeTensor {
+  const width = own.length * rank
   const [[first]] = own
-  if (own.length === 1 && rows === 1 && first !== undefined && first.rank === rank) return { data: first.weightA, dims }
-  const data = new Float32Array(rows * k * width)
-  own.forEach((site, i) => {
-    site.forEach((row, at) => {
-      const target = data.subarray(at * k * width, (at + 1) * k * width)
-      if (row !== undefined) copyColumns(row.weightA, row.rank, target, width, i * rank)
-    })
+  if (own.length === 1 && first?.rank === rank) return float(first.weightA, [k, width])
+  const data = new Float32Array(k * width)
+  own.forEach(([one], i) => void (one !== undefined && copyColumns(one.weightA, one.rank, data, width, i * rank)))
+  return float(data, [k, width])
+}
+
+/** Aᵀ of all slots under one another (t·k, r). */
+function stackedA(k: number, slots: readonly Own[], rank: number): RuntimeTensor {
+  const data = new Float32Array(slots.length * k * rank)
+  slots.forEach((own, i) => {
+    if (own !== undefined) copyColumns(own.weightA, own.rank, data.subarray(i * k * rank), rank, 0)
   })
-  return { data, dims }
+  return float(data, [slots.length * k, rank])
 }
 
 /** s·Bᵀ (r, d), or (rows, r, d). */

@@ -2,9 +2,9 @@
 
 import type { OnnxModel } from '../../formats/onnx/model.js'
 import type { TokenInputs } from '../../graph/inputs/tokens.js'
+import { checkWidth, notCausal } from '../../graph/match/continues.js'
 import type { Model } from '../../graph/model-folder.js'
 import type { Remote } from '../../runtime/rpc.js'
-import { checkWidth, notCausal } from '../../tasks/causal-lm.js'
 import type { InferEngine } from '../engine.js'
 
 /** Two texts that begin with the same token. */

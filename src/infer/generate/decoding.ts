@@ -17,7 +17,6 @@ import { penalizeRepetition, type ScoredToken, sampleToken, scoreTokens } from '
 import type { ReadText } from './prefix-store.js'
 import type { Sampling } from './sampling.js'
 
-/** The base alone. */
 const BASE = new AdapterFeeds([])
 
 /** On which side rows are filled up; `none`: rows of one batch have prompts of one length. */
@@ -76,7 +75,6 @@ export class Decoding {
   #adapters: AdapterFeeds
   readonly #newRows: NewRows | undefined
   #cache: GrowingCache | undefined
-  /** The caches, if the graph gives out whole ones. */
   #past: Feeds
   #context: Feeds
   /** Tokens that the cache holds of each row, those that fill it up included. */
@@ -111,7 +109,6 @@ export class Decoding {
     return this.#isReadByBase ? BASE : this.#adapters
   }
 
-  /** True until the prompts are read. */
   get isReading(): boolean {
     return this.#width === 0 || (this.#rows.length === 1 && this.#width < this.#rows[0].promptIds.length)
   }
@@ -146,7 +143,6 @@ export class Decoding {
     }
   }
 
-  /** The text that is to be read, where it is alone and nothing of it is read. */
   get unread(): ReadText | undefined {
     if (this.#rows.length !== 1 || this.#width > 0) return undefined
     const [{ promptIds: tokens, mix, scope, baseTokens }] = this.#rows
@@ -193,14 +189,12 @@ export class Decoding {
     return { ...tokens, ...this.#context, ...given, ...(this.#cache?.feeds ?? this.#past) }
   }
 
-  /** How many tokens of each row are read after the next run. */
   #reach(most: number): number {
     const longest = Math.max(...this.#rows.map(({ tokens }) => tokens.length))
     if (this.#rows.length > 1) return this.#width === 0 ? longest : this.#width + 1
     return Math.min(longest, this.#width + most, this.#isReadByBase ? this.#rows[0].baseTokens : longest)
   }
 
-  /** Takes the outputs of the run, and chooses what comes next in each row: nothing before its prompt is read. */
   take(outputs: Readonly<Record<string, RuntimeTensor>>, most = Number.POSITIVE_INFINITY): NextToken[] {
     const { cache, logits, padding } = this.#request
     const rows = this.#lastLogits(outputs[logits])
@@ -263,7 +257,7 @@ export class Decoding {
   }
 
   adaptersWith(other: Decoding): AdapterFeeds {
-    return adaptersOf([...this.#rows, ...other.#rows])
+    return adaptersOf([...this.#rows, ...other.#rows], this.#adapters)
   }
 
   /** Both are of the same graph and read alike. */
@@ -285,7 +279,6 @@ export class Decoding {
     return this.#newRows?.output === other.#newRows?.output
   }
 
-  /** Takes rows in the place of its own. Tokens that only filled up longer rows go. */
   #become(
     parts: readonly { readonly of: Decoding; readonly rows: readonly number[] }[],
     adapters?: AdapterFeeds,
@@ -326,7 +319,7 @@ export class Decoding {
     )
     this.#rows = parts.flatMap(({ of, rows }) => rows.map((row) => of.#rows[row]))
     this.#width = width
-    this.#adapters = adapters ?? adaptersOf(this.#rows)
+    this.#adapters = adapters ?? adaptersOf(this.#rows, this.#adapters)
   }
 
   /** The graph may give those of the last tokens alone. */
@@ -366,11 +359,11 @@ export class Decoding {
 }
 
 /** Rows with the same adapters share them. */
-function adaptersOf(rows: readonly Pick<Row, 'mix'>[]): AdapterFeeds {
+function adaptersOf(rows: readonly Pick<Row, 'mix'>[], like?: AdapterFeeds): AdapterFeeds {
   const distinct: Row['mix'][] = []
   const rowOf = rows.map(({ mix }) => {
     const known = distinct.findIndex((other) => isSameMix(mix, other))
     return known >= 0 ? known : distinct.push(mix) - 1
   })
-  return new AdapterFeeds(distinct, rowOf)
+  return new AdapterFeeds(distinct, rowOf, like)
 }

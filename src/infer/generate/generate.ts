@@ -155,10 +155,8 @@ async function* writeTexts(
 }
 
 interface TextEvent {
-  /** Index of the text among the prompts of its call. */
   readonly row: number
   readonly piece: string
-  /** The result, once, at the end of the text. */
   readonly result?: Omit<GenerateResult, 'seconds'>
 }
 

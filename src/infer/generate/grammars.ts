@@ -26,7 +26,6 @@ interface Library {
 
 const PACKAGE = '@mlc-ai/web-xgrammar'
 
-/** Compiled schemas that are kept. */
 const KEPT = 16
 
 /** Spaces and line breaks in one place of a text, so that none goes on with them for ever. */
@@ -109,10 +108,8 @@ export class Grammars {
   }
 }
 
-/** The schema of any JSON object. */
 export const ANY_OBJECT = '{"type":"object"}'
 
-/** A text that has to fit a schema, as far as it is written. */
 export class TextGrammar {
   readonly #matcher: Matcher
   /** A bit for each token; undefined before {@link prepare}. */
@@ -135,7 +132,6 @@ export class TextGrammar {
     })
   }
 
-  /** The logits, with -Infinity for what may not come. */
   masked(logits: Float32Array): Float32Array {
     return logits.map((value, id) => (((this.#allowed[id >> 5] ?? 0) >>> (id & 31)) & 1 ? value : -Infinity))
   }

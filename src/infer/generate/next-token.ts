@@ -25,7 +25,6 @@ export interface ScoredToken {
   readonly logprob: number
 }
 
-/** The scores of a token and of the `count` most likely ones, most likely first. */
 export function scoreTokens(
   logits: Float32Array,
   id: number,

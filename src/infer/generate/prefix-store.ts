@@ -5,7 +5,6 @@ import type { Feeds } from '../../runtime/runtime.js'
 import { isSameMix, type RowFactors } from '../adapters/row-factors.js'
 import type { AdapterFactors } from '../adapters/site-factors.js'
 
-/** The facts that decide whether a cache can be used for a text. */
 export interface ReadText {
   readonly tokens: readonly number[]
   readonly mix: RowFactors[number]
@@ -25,10 +24,8 @@ export interface ReadPrefix extends ReadText {
 const LEAST_TOKENS = 32
 
 export class PrefixStore {
-  /** Caches in the order of their last use. */
   readonly #kept = new Set<ReadPrefix>()
 
-  /** The longest beginning of a text that was read, and how many tokens of it count. */
   find(text: ReadText): { prefix: ReadPrefix; count: number } | undefined {
     let best: { prefix: ReadPrefix; count: number } | undefined
     for (const prefix of this.#kept) {
@@ -76,7 +73,6 @@ export class PrefixStore {
   }
 }
 
-/** How many first tokens two texts have in common, read by the same weights. */
 function sharedTokens(a: ReadText, b: ReadText): number {
   if (a.scope !== b.scope || a.form !== b.form) return 0
   const isSame = a.baseTokens === b.baseTokens && isSameMix(a.mix, b.mix)

@@ -79,6 +79,15 @@ export async function encodePrompt(
   const { vectors } = pictures ?? {}
   pictures?.check(encoded.ids)
   const ownIds = encoded.ids.filter((id) => id !== vectors?.token)
+  const unknown = isTokens(prompt) ? ownIds.find((id) => id >= (vocabularySize ?? Number.POSITIVE_INFINITY)) : undefined
+  if (unknown !== undefined) {
+    throw new DataError({
+      where,
+      what: 'an id of no token',
+      expected: `ids below ${vocabularySize}`,
+      got: `${unknown}`,
+    })
+  }
   checkVocabulary(ownIds, { tokenizer, vocabularySize })
   return { ...encoded, pictures: vectors }
 }

@@ -18,7 +18,6 @@ export interface TextBounds {
   readonly prefixCache: number
 }
 
-/** The defaults of {@link TextBounds}. */
 export const TEXT_BOUNDS: TextBounds = Object.freeze({ maxBatch: 8, cacheBytes: 2 ** 30, prefixCache: 2 ** 28 })
 
 export interface RunningText {
@@ -60,15 +59,12 @@ interface Member extends Start {
   length: number
 }
 
-/** Texts that a step continues all at once. */
 interface Group {
   readonly graph: TextGraph
   readonly members: Map<number, Member>
   readonly prepare: TextJob['prepare']
-  /** Number of its texts in the engine; undefined before the first run. */
   decoding: number | undefined
   vectors: TokenVectors | undefined
-  /** Texts that the engine still has. */
   ended: number[]
   isRead: boolean
 }
@@ -195,7 +191,6 @@ export class RunningTexts {
     this.#groups.push({ graph, members, prepare, decoding: undefined, vectors: undefined, ended: [], isRead: false })
   }
 
-  /** Continues each text of a group by a token, or reads their prompts. */
   async #step(group: Group): Promise<void> {
     // A text that is alone is read as a whole.
     const most = group.graph.takesPieces && this.#groups.length > 1 ? PIECE : undefined

@@ -13,7 +13,6 @@ const NOTES = new Set([
 ])
 const COUNTS = ['minItems', 'maxItems', 'minLength', 'maxLength']
 const NUMBERS = ['minimum', 'maximum', 'exclusiveMinimum', 'exclusiveMaximum']
-/** Keywords whose values are schemas, or hold them. */
 const ONE = ['items', 'additionalProperties']
 const LIST = ['anyOf', 'prefixItems']
 const NAMED = ['properties', '$defs', 'definitions']

@@ -5,10 +5,10 @@ import type { CacheEntry } from '../../graph/inputs/cache.js'
 import { STATES_MASK } from '../../graph/inputs/encoder-decoder.js'
 import { inputFamily } from '../../graph/inputs/family.js'
 import { type TokenInputs, tokenInputs, VECTORS } from '../../graph/inputs/tokens.js'
+import { checkCausal } from '../../graph/match/continues.js'
 import { logitsName } from '../../graph/match/linears.js'
 import type { Model } from '../../graph/model-folder.js'
 import { readGraph } from '../../graph/view/graph.js'
-import { checkCausal } from '../../tasks/causal-lm.js'
 import { requireDecoder } from '../graphs.js'
 import { paddingOf } from './batching.js'
 import type { Padding } from './decoding.js'
@@ -26,7 +26,6 @@ export interface TextGraph {
   readonly tokenBytes: number
 }
 
-/** Facts about each graph, so that it is looked at once and not for each text. */
 const textGraphs = new WeakMap<OnnxModel, TextGraph>()
 
 export function textGraphOf(model: Model): TextGraph {

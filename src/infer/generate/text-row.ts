@@ -34,7 +34,6 @@ export class TextRow {
     return piece + this.#end(atMost)
   }
 
-  /** Gives what was held back, too. */
   #end(finish: 'eos' | 'max-new-tokens' | 'context'): string {
     const rest = this.#give(this.#stream.end())
     if (this.finish !== undefined) return rest

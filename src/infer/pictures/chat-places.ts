@@ -6,7 +6,6 @@ import type { ChatTemplate, RenderOptions } from '../../text/template.js'
 
 type Messages = readonly MessageOfParts[]
 
-/** A text that no template changes, and that is easy to find again. */
 const PROBED = 'qztextqz'
 
 export function messageForm(
@@ -44,7 +43,6 @@ function textOf(content: Content, place: string): string {
   return content.map((part) => (part.type === 'text' ? part.text : `${place}\n`)).join('')
 }
 
-/** True if a template writes text and places of pictures from parts. */
 function readsParts(template: ChatTemplate, args: RenderOptions['args'], place: string): boolean {
   const content: MessagePart[] = [{ type: 'image' }, { type: 'text', text: PROBED }]
   try {

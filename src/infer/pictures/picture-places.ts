@@ -4,7 +4,6 @@
 import { UnsupportedError } from '../../base/errors.js'
 import type { Model } from '../../graph/model-folder.js'
 
-/** How many vectors a picture has, and in how many tiles. */
 export interface PictureSize {
   readonly count: number
   /** Tiles of the picture by row and column; 0 for one that is not cut. */
@@ -13,10 +12,8 @@ export interface PictureSize {
 }
 
 export interface PictureWriting {
-  /** The token in whose places the vectors go. */
   readonly token: number
   readonly mark: number
-  /** The text in the place of the mark; names are the texts of tokens. */
   write(size: PictureSize, nameOf: (id: number) => string): string
 }
 

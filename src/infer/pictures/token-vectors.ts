@@ -16,7 +16,6 @@ import type { PictureVectors } from './pictures.js'
 
 const EMBEDDING = 'embed_tokens'
 
-/** A text of a batch. */
 export interface VectorRow {
   readonly id?: number
   readonly ids: readonly number[]
@@ -75,7 +74,6 @@ function requireCache({ cache }: Pick<TokenInputs, 'cache'>): void {
   })
 }
 
-/** The vectors of texts that grow together. */
 export class TokenVectors {
   readonly #graphs: VectorGraphs
   readonly #padding: Padding
@@ -104,7 +102,6 @@ export class TokenVectors {
     this.#rows = this.#rows.filter(({ id }) => !ended.includes(id))
   }
 
-  /** The feeds of the decoder's next run in the place of tokens. */
   async feeds(): Promise<Feeds> {
     const rows = this.#rows
     const [batch, sequence] = [rows.length, Math.max(...rows.map(({ next }) => next.length))]
@@ -131,7 +128,6 @@ export class TokenVectors {
     return { [VECTORS]: this.#typed(vectors), ...positions }
   }
 
-  /** The vectors of tokens with those of pictures in their places. */
   #withPictures(vectors: RuntimeTensor, starts: readonly number[]): RuntimeTensor {
     if (this.#rows.every(({ pictures }) => pictures === undefined)) return vectors
     const [, sequence, width] = vectors.dims

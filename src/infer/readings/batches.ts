@@ -2,20 +2,16 @@
 
 import { DataError } from '../../base/errors.js'
 import { anyOf, checkArgument, isObject, kind, STRING } from '../../base/options.js'
-import { checkImageInputs, imageFeeds } from '../../graph/inputs/images.js'
-import { encoderInputs } from '../../graph/inputs/tokens.js'
-import { type Model, requireTokenizer } from '../../graph/model-folder.js'
+import { checkImageInputs } from '../../graph/inputs/images.js'
+import type { Model } from '../../graph/model-folder.js'
 import type { Graph } from '../../graph/view/graph.js'
 import { type DecodeImage, type ImageSource, readImage } from '../../images/image.js'
-import { imageProcessor } from '../../images/processor.js'
 import type { Feeds } from '../../runtime/runtime.js'
 import { soundFeeds, soundSize } from '../../tasks/audio-classification.js'
 import { checkSize, featuresOf } from '../../tasks/features.js'
-import { tokenBatch } from '../../tasks/token-batch.js'
-import { checkVocabulary } from '../../text/records.js'
+import { pictureFeeds, processorOf } from '../../tasks/image-classification.js'
+import { type EncodedTexts, encoderFeeds, encodeTexts } from '../../tasks/token-batch.js'
 import type { BatchOptions, SoundInput, TextOrPair } from '../session.js'
-
-const BATCH_SIZE = 8
 
 const PAIR = kind('an object with text and textPair', (value) => {
   if (!isObject(value)) return false
@@ -26,101 +22,88 @@ const PAIR = kind('an object with text and textPair', (value) => {
 
 export const TEXT_OR_PAIR = anyOf(STRING, PAIR)
 
-export interface EncodedText {
-  readonly ids: readonly number[]
-  readonly typeIds: readonly number[]
-  readonly isTruncated: boolean
-}
-
 export function listOfTexts<T>(texts: T | readonly T[], expected: Parameters<typeof checkArgument>[1]): readonly T[] {
   const list = Array.isArray(texts) ? (texts as readonly T[]) : [texts as T]
   list.forEach((text, i) => void checkArgument(text, expected, Array.isArray(texts) ? `texts[${i}]` : 'texts'))
   return list
 }
 
-export function encodeTexts(
+export function encodeAll(
   model: Model,
   texts: readonly TextOrPair[],
   limit = Number.POSITIVE_INFINITY,
-): EncodedText[] {
-  const { vocabularySize, contextLength = Number.POSITIVE_INFINITY } = model
-  const tokenizer = requireTokenizer(model)
+): EncodedTexts[] {
+  const most = Math.min(limit, model.contextLength ?? limit)
   return texts.map((input, i) => {
     const { text, textPair } = typeof input === 'string' ? { text: input, textPair: undefined } : input
-    const encoded = tokenizer.encodeTexts(text, textPair, Math.min(limit, contextLength))
-    if (encoded.ids.length === 0) {
-      throw new DataError({ where: `texts[${i}]`, what: 'it has no tokens, and the tokenizer adds none' })
-    }
-    checkVocabulary(encoded.ids, { tokenizer, vocabularySize })
-    return encoded
+    const encoded = encodeTexts(model, text, textPair, most)
+    if (encoded.inputIds.length > 0) return encoded
+    throw new DataError({ where: `texts[${i}]`, what: 'it has no tokens, and the tokenizer adds none' })
   })
 }
 
-export interface TextBatch {
-  readonly texts: readonly number[]
-  readonly sequence: number
+/** The numbers of the inputs of a run, and their feeds. */
+interface Batch {
+  readonly inputs: readonly number[]
   readonly feeds: Feeds
 }
 
-export function* batchesOf(
-  { padTokenId }: Pick<Model, 'padTokenId'>,
-  graph: Graph,
-  encoded: readonly EncodedText[],
-  { batchSize = BATCH_SIZE, signal }: BatchOptions,
-): Generator<TextBatch, void> {
-  const inputs = encoderInputs(graph)
-  const order = [...encoded.keys()].sort((a, b) => encoded[a].ids.length - encoded[b].ids.length)
+export async function* batchesOf(
+  order: readonly number[],
+  feedsOf: (inputs: readonly number[]) => Feeds | Promise<Feeds>,
+  { batchSize = 8, signal }: BatchOptions,
+): AsyncGenerator<Batch, void> {
   for (let from = 0; from < order.length; from += batchSize) {
     signal?.throwIfAborted()
-    const texts = order.slice(from, from + batchSize)
-    const ids = texts.map((i) => encoded[i].ids)
-    const types = texts.map((i) => encoded[i].typeIds)
-    const sequence = Math.max(...ids.map(({ length }) => length))
-    const feeds = inputs.feeds(tokenBatch(ids, sequence, padTokenId, types))
-    yield { texts, sequence, feeds }
+    const inputs = order.slice(from, from + batchSize)
+    yield { inputs, feeds: await feedsOf(inputs) }
   }
 }
 
-export interface ImageBatch {
-  readonly texts: readonly number[]
-  readonly feeds: Feeds
+/** Texts of like length run together. */
+export function textBatches(
+  model: Model,
+  graph: Graph,
+  texts: readonly Omit<EncodedTexts, 'isTruncated'>[],
+  options: BatchOptions,
+): AsyncGenerator<Batch, void> {
+  const feeds = encoderFeeds(model, graph)
+  const lengthOf = (text: number) => texts[text].inputIds.length
+  const order = [...texts.keys()].sort((a, b) => lengthOf(a) - lengthOf(b))
+  const feedsOf = (own: readonly number[]) =>
+    feeds(
+      own.map((text) => texts[text]),
+      Math.max(...own.map(lengthOf)),
+    )
+  return batchesOf(order, feedsOf, options)
 }
 
-export async function* imageBatches(
+export function imageBatches(
   { model, decodeImage }: { readonly model: Model; readonly decodeImage: DecodeImage | undefined },
   graph: Graph,
   images: readonly ImageSource[],
-  { batchSize = BATCH_SIZE, signal }: BatchOptions,
-): AsyncGenerator<ImageBatch, void> {
+  options: BatchOptions,
+): AsyncGenerator<Batch, void> {
   checkImageInputs(graph)
-  const processor = imageProcessor(model.preprocessorConfig, model.config.image_size)
-  const { width, height } = processor
-  const size = 3 * width * height
-  for (let from = 0; from < images.length; from += batchSize) {
-    signal?.throwIfAborted()
-    const own = images.slice(from, from + batchSize)
-    const pixels = new Float32Array(own.length * size)
-    for (const [i, image] of own.entries()) {
-      const where = `image ${from + i + 1}`
-      const fitted = processor.fit(await readImage(image, decodeImage, where), where)
-      processor.write(fitted, pixels.subarray(i * size, (i + 1) * size))
+  const processor = processorOf(model)
+  const feedsOf = async (own: readonly number[]) => {
+    const pictures: Uint8Array[] = []
+    for (const i of own) {
+      const where = `image ${i + 1}`
+      pictures.push(processor.fit(await readImage(images[i], decodeImage, where), where))
     }
-    yield { texts: own.map((_, i) => from + i), feeds: imageFeeds(pixels, own.length, height, width) }
+    return pictureFeeds(processor, pictures)
   }
+  return batchesOf([...images.keys()], feedsOf, options)
 }
 
-export function* soundBatches(
+export function soundBatches(
   model: Model,
   sounds: readonly SoundInput[],
-  { batchSize = BATCH_SIZE, signal }: BatchOptions,
-): Generator<ImageBatch, void> {
+  options: BatchOptions,
+): AsyncGenerator<Batch, void> {
   const size = soundSize(model)
-  for (let from = 0; from < sounds.length; from += batchSize) {
-    signal?.throwIfAborted()
-    const own = sounds.slice(from, from + batchSize).map(({ input_features: features }, i) => {
-      const where = `sound ${from + i + 1}`
-      return checkSize(featuresOf(features, where), size, where)
-    })
-    yield { texts: own.map((_, i) => from + i), feeds: soundFeeds(own, size) }
-  }
+  const valuesOf = (i: number) =>
+    checkSize(featuresOf(sounds[i].input_features, `sound ${i + 1}`), size, `sound ${i + 1}`)
+  return batchesOf([...sounds.keys()], (own) => soundFeeds(own.map(valuesOf), size), options)
 }

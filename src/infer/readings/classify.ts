@@ -10,7 +10,7 @@ import { CLASSIFY_OPTIONS } from '../gen/options.js'
 import type { WholeSession } from '../graphs.js'
 import { IMAGE, SOUND } from '../kinds.js'
 import type { Classification, ClassifyInput, ClassifyOptions, SoundInput, TextOrPair } from '../session.js'
-import { batchesOf, encodeTexts, imageBatches, listOfTexts, soundBatches, TEXT_OR_PAIR } from './batches.js'
+import { encodeAll, imageBatches, listOfTexts, soundBatches, TEXT_OR_PAIR, textBatches } from './batches.js'
 import { checkFinite, labelsFor, logitsOf, softmax } from './logits.js'
 
 export async function classify(
@@ -27,10 +27,10 @@ export async function classify(
   session.checkMixes(mixesOf(adapter, undefined))
   const source = logitsOf(session, adapter ?? undefined, 'texts')
   const isText = kind === TEXT_OR_PAIR
-  const encoded = isText ? encodeTexts(session.model, list as readonly TextOrPair[], options.maxLength) : undefined
+  const encoded = isText ? encodeAll(session.model, list as readonly TextOrPair[], options.maxLength) : undefined
   const batches =
     encoded !== undefined
-      ? batchesOf(session.model, source.graph, encoded, options)
+      ? textBatches(session.model, source.graph, encoded, options)
       : kind === IMAGE
         ? imageBatches(session, source.graph, list as readonly ImageSource[], options)
         : soundBatches(session.model, list as readonly SoundInput[], options)
@@ -40,7 +40,7 @@ export async function classify(
     const [, count] = logits.dims
     const labels = labelsFor(count, source.labels)
     const values = floatsOf(logits)
-    batch.texts.forEach((input, row) => {
+    batch.inputs.forEach((input, row) => {
       const own = values.slice(row * count, (row + 1) * count)
       results[input] = {
         ...ranked(own, labels, topK, source.problemType),

@@ -10,7 +10,7 @@ import { floatsOf } from '../feeds.js'
 import { EMBED_OPTIONS } from '../gen/options.js'
 import type { WholeSession } from '../graphs.js'
 import type { EmbedOptions } from '../session.js'
-import { batchesOf, encodeTexts, listOfTexts } from './batches.js'
+import { encodeAll, listOfTexts, textBatches } from './batches.js'
 
 export async function embed(
   session: WholeSession,
@@ -27,12 +27,12 @@ export async function embed(
   const graph = readGraph(model.onnx.proto)
   const pooling = options.pooling ?? poolingOf(sentence)
   const output = tokenVectors(graph)
-  const encoded = encodeTexts(model, list, options.maxLength ?? sentence.maxLength)
+  const encoded = encodeAll(model, list, options.maxLength ?? sentence.maxLength)
   const vectors: Float32Array[] = Array(list.length)
-  for (const batch of batchesOf(model, graph, encoded, options)) {
-    const { [output]: tokens } = await session.runMain(batch.feeds, mixes, [output])
+  for await (const batch of textBatches(model, graph, encoded, options)) {
+    const { [output]: tokens } = await session.runGraph(undefined, batch.feeds, mixes, [output])
     const values = floatsOf(tokens)
-    const width = tokens.dims[2]
+    const [, sequence, width] = tokens.dims
     if (dimensions !== undefined && dimensions > width) {
       throw new ConfigError({
         where: 'dimensions',
@@ -41,16 +41,15 @@ export async function embed(
         got: String(dimensions),
       })
     }
-    batch.texts.forEach((text, row) => {
-      const start = row * batch.sequence * width
-      const own = values.subarray(start, start + encoded[text].ids.length * width)
+    batch.inputs.forEach((text, row) => {
+      const start = row * sequence * width
+      const own = values.subarray(start, start + encoded[text].inputIds.length * width)
       vectors[text] = scaled(pooled(own, width, pooling).subarray(0, dimensions), normalize)
     })
   }
   return Array.isArray(texts) ? vectors : vectors[0]
 }
 
-/** @param tokens (n, k) of the real tokens */
 function pooled(tokens: Float32Array, width: number, pooling: Pooling): Float32Array {
   if (pooling === 'cls') return tokens.slice(0, width)
   const sums = new Float64Array(width)

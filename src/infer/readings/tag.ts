@@ -1,17 +1,16 @@
 // Texts in, tags of their words out, and the entities that the tags spell.
 
 import { anyOf, checkOptions, isObject, kind, STRING } from '../../base/options.js'
-import { requireTokenizer } from '../../graph/model-folder.js'
 import { entitiesOf } from '../../tasks/labels/entities.js'
+import { type EncodedWords, encodeTagged } from '../../tasks/token-batch.js'
 import type { Span } from '../../text/added-tokens.js'
-import { checkVocabulary } from '../../text/records.js'
-import { type EncodedWords, encodeWords, joinWords, wordsIn } from '../../text/words.js'
+import { joinWords, wordsIn } from '../../text/words.js'
 import { mixesOf } from '../adapters/choice.js'
 import { floatsOf } from '../feeds.js'
 import { TAG_OPTIONS } from '../gen/options.js'
 import type { WholeSession } from '../graphs.js'
 import type { TaggedWord, Tagging, TagOptions, TextOrWords } from '../session.js'
-import { batchesOf, listOfTexts } from './batches.js'
+import { listOfTexts, textBatches } from './batches.js'
 import { checkFinite, labelsFor, logitsOf, softmax } from './logits.js'
 
 const WORDS = kind('an object with words', (value) => {
@@ -39,12 +38,12 @@ export async function tag(
   const source = logitsOf(session, adapter ?? undefined, 'words')
   const inputs = list.map((one) => inputOf(session, one, maxLength))
   const results: Tagging[] = Array(list.length)
-  for (const batch of batchesOf(session.model, source.graph, inputs, options)) {
+  for await (const batch of textBatches(session.model, source.graph, inputs, options)) {
     const logits = await source.run(batch.feeds)
     const [, sequence, count] = logits.dims
     const labels = labelsFor(count, source.labels)
     const values = floatsOf(logits)
-    batch.texts.forEach((text, row) => {
+    batch.inputs.forEach((text, row) => {
       const own = values.subarray(row * sequence * count, (row + 1) * sequence * count)
       results[text] = taggingOf(inputs[text], own, labels)
     })
@@ -53,15 +52,10 @@ export async function tag(
 }
 
 function inputOf({ model }: WholeSession, given: TextOrWords, limit = Number.POSITIVE_INFINITY): Input {
-  const { vocabularySize, contextLength = Number.POSITIVE_INFINITY } = model
-  const tokenizer = requireTokenizer(model)
   const { text, spans } = typeof given === 'string' ? { text: given, spans: wordsIn(given) } : joinWords(given.words)
-  const encoded = encodeWords(tokenizer, text, spans, Math.min(limit, contextLength))
-  checkVocabulary(encoded.ids, { tokenizer, vocabularySize })
-  return { ...encoded, text, words: spans }
+  return { ...encodeTagged(model, text, spans, Math.min(limit, model.contextLength ?? limit)), text, words: spans }
 }
 
-/** @param logits (tokens, labels) */
 function taggingOf(
   { text, words: spans, firsts, isTruncated }: Input,
   logits: Float32Array,

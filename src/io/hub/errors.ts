@@ -1,5 +1,4 @@
-// Explains the Hub's refusals, and says what to do about them. The Hub says the kind in X-Error-Code; of private, gated
-// and missing repositories it says little to strangers.
+// The Hub's refusals. Of private, gated and missing repositories it says little to strangers.
 
 import { type ErrorDetails, nearMisses } from '../../base/errors.js'
 import type { HubSource } from '../source.js'

@@ -21,89 +21,76 @@ interface Block {
   bytes: Uint8Array<ArrayBuffer>
 }
 
-export class RangeSource implements ByteSource {
-  readonly name: string
-  readonly byteLength: number
-  readonly #url: string
-  readonly #version: string | undefined
-  readonly #connection: HubConnection
-  readonly #refused: (response: Response) => FileError
-  #block: Promise<Block | undefined> = Promise.resolve(undefined)
+type OnReceived = (receivedBytes: number) => void
 
-  constructor(
-    connection: HubConnection,
-    file: { url: string; name: string; byteLength: number; version?: string | undefined },
-    refused: (response: Response) => FileError,
-  ) {
-    this.name = file.name
-    this.byteLength = file.byteLength
-    this.#url = file.url
-    this.#version = file.version
-    this.#connection = connection
-    this.#refused = refused
+/** A file whose length is known. `onReceived` hears how many bytes of a range have come. */
+export interface RangeSource extends ByteSource {
+  read(offset: number, byteLength: number, onReceived?: OnReceived): Promise<Uint8Array<ArrayBuffer>>
+}
+
+/** @param file its `version`, where the content of the URL may change: see {@link versionOf} */
+export function rangeSource(
+  connection: HubConnection,
+  file: { url: string; name: string; byteLength: number; version?: string | undefined },
+  refused: (response: Response) => FileError,
+): RangeSource {
+  const { url, name, version } = file
+  let lastBlock: Promise<Block | undefined> = Promise.resolve(undefined)
+  const source: RangeSource = {
+    name,
+    byteLength: file.byteLength,
+    async read(offset, byteLength, onReceived) {
+      checkRange(source, offset, byteLength)
+      if (byteLength === 0) return new Uint8Array()
+      if (byteLength >= BLOCK_BYTES || onReceived !== undefined) return load(offset, byteLength, onReceived)
+      const end = offset + byteLength
+      let block = await lastBlock
+      if (block === undefined || offset < block.offset || end > block.offset + block.bytes.byteLength) {
+        const loading = loadBlock(offset)
+        // A block that does not come is asked for again.
+        lastBlock = loading.catch(() => undefined)
+        block = await loading
+      }
+      return block.bytes.slice(offset - block.offset, end - block.offset)
+    },
+    async close() {},
+  }
+  return source
+
+  async function loadBlock(offset: number): Promise<Block> {
+    return { offset, bytes: await load(offset, Math.min(BLOCK_BYTES, source.byteLength - offset)) }
   }
 
-  async read(
-    offset: number,
-    byteLength: number,
-    onReceived?: (receivedBytes: number) => void,
-  ): Promise<Uint8Array<ArrayBuffer>> {
-    checkRange(this, offset, byteLength)
-    if (byteLength === 0) return new Uint8Array()
-    if (byteLength >= BLOCK_BYTES || onReceived !== undefined) return this.#load(offset, byteLength, onReceived)
-    const end = offset + byteLength
-    let block = await this.#block
-    if (block === undefined || offset < block.offset || end > block.offset + block.bytes.byteLength) {
-      const loading = this.#loadBlock(offset)
-      // A block that does not come is asked for again.
-      this.#block = loading.catch(() => undefined)
-      block = await loading
-    }
-    return block.bytes.slice(offset - block.offset, end - block.offset)
-  }
-
-  async #loadBlock(offset: number): Promise<Block> {
-    return { offset, bytes: await this.#load(offset, Math.min(BLOCK_BYTES, this.byteLength - offset)) }
-  }
-
-  async #load(
-    offset: number,
-    byteLength: number,
-    onReceived?: (receivedBytes: number) => void,
-  ): Promise<Uint8Array<ArrayBuffer>> {
+  async function load(offset: number, byteLength: number, onReceived?: OnReceived) {
     for (let attempt = 1; ; attempt++) {
       try {
-        return await this.#fetch(offset, byteLength, onReceived)
+        return await fetchRange(offset, byteLength, onReceived)
       } catch (error) {
         if (!isWorthATry(error) || attempt === MAX_TRIES) throw error
-        await pause(this.#connection, attempt)
+        await pause(connection, attempt)
       }
     }
   }
 
-  async #fetch(
-    offset: number,
-    byteLength: number,
-    onReceived?: (receivedBytes: number) => void,
-  ): Promise<Uint8Array<ArrayBuffer>> {
+  async function fetchRange(offset: number, byteLength: number, onReceived?: OnReceived) {
     const range = `bytes=${offset}-${offset + byteLength - 1}`
-    const answer = await request(this.#connection, this.#url, { range })
+    const answer = await request(connection, url, { range })
     const { response } = answer
-    if (!response.ok) {
+    const refuse = async (error: FileError) => {
       await answer.cancel()
-      throw this.#refused(response)
+      throw error
     }
-    const isWhole = response.status === 200 && offset === 0 && byteLength === this.byteLength
+    if (!response.ok) return refuse(refused(response))
+    const isWhole = response.status === 200 && offset === 0 && byteLength === source.byteLength
     const given = response.headers.get('content-range')
     // A server of another origin may hide the header from a page; then the length of the part has to do.
-    const isPart = response.status === 206 && (given === null || given === `bytes ${range.slice(6)}/${this.byteLength}`)
+    const isPart =
+      response.status === 206 && (given === null || given === `bytes ${range.slice(6)}/${source.byteLength}`)
     if (!isWhole && !isPart) {
-      await answer.cancel()
-      throw this.#changed(`a range of ${this.byteLength} bytes`, given ?? `status ${response.status}`)
+      return refuse(changed(`a range of ${source.byteLength} bytes`, given ?? `status ${response.status}`))
     }
-    if (this.#version !== undefined && versionOf(response) !== this.#version) {
-      await answer.cancel()
-      throw this.#changed(`the version ${this.#version}`, versionOf(response) ?? 'none')
+    if (version !== undefined && versionOf(response) !== version) {
+      return refuse(changed(`the version ${version}`, versionOf(response) ?? 'none'))
     }
     const parts: Uint8Array[] = []
     let received = 0
@@ -114,18 +101,11 @@ export class RangeSource implements ByteSource {
     }
     const bytes = concatBytes(parts) as Uint8Array<ArrayBuffer>
     if (bytes.byteLength === byteLength) return bytes
-    throw this.#changed(`${byteLength} bytes`, `${bytes.byteLength}`)
+    throw changed(`${byteLength} bytes`, `${bytes.byteLength}`)
   }
 
-  #changed(expected: string, got: string): FileError {
-    return new FileError({
-      where: this.name,
-      what: 'the server sent other bytes than it was asked for',
-      expected,
-      got,
-      hint: 'Open it again',
-    })
+  function changed(expected: string, got: string): FileError {
+    const what = 'the server sent other bytes than it was asked for'
+    return new FileError({ where: name, what, expected, got, hint: 'Open it again' })
   }
-
-  async close(): Promise<void> {}
 }

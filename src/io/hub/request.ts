@@ -1,5 +1,4 @@
-// Requests to the Hub: with its token, which goes to no other host, and with an end to waiting where nothing comes any
-// more.
+// Requests to the Hub. Its token goes to no other host.
 
 import { type ErrorDetails, FileError } from '../../base/errors.js'
 import type { FetchLike, ResponseLike, SignalLike, UrlLike } from '../../base/globals.js'

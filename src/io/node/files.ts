@@ -1,8 +1,7 @@
-// Files on disk behind ByteSource, ByteSink and Directory. Reads are positional, so that one source
-// serves many readers; writes go to a temporary name beside the target and get the final one complete or never.
+// Reads are positional, so that one source serves many readers. Writes get their name complete or never.
 
 import { constants, type Dirent, type Stats } from 'node:fs'
-import { access, type FileHandle, link, open, readdir, realpath, rename, stat, unlink } from 'node:fs/promises'
+import { access, type FileHandle, open, readdir, realpath, rename, stat, unlink } from 'node:fs/promises'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import {
@@ -65,18 +64,6 @@ export class NodeDirectory implements Directory {
 
   async create(file: string): Promise<ByteSink> {
     return createFile(this.#resolve(file), this.#options)
-  }
-
-  async link(file: string, realPath: string): Promise<void> {
-    const target = this.#resolve(file)
-    const temporary = unfinishedName(target)
-    try {
-      await makeFolders(path.dirname(target))
-      await link(realPath, temporary)
-      await rename(temporary, target)
-    } catch (error) {
-      throw fileError(target, 'cannot be made a hard link', error)
-    }
   }
 
   async remove(file: string): Promise<void> {
@@ -183,54 +170,44 @@ export async function openFile(file: string): Promise<ByteSource> {
     if (!status.isFile())
       throw new FileError({ where: file, what: status.isDirectory() ? 'is a folder' : 'is no file' })
     handle = await open(file, 'r')
-    return new FileSource(handle, file, (await handle.stat()).size, await realpath(file))
+    return fileSource(handle, file, (await handle.stat()).size, await realpath(file))
   } catch (error) {
     await handle?.close()
     throw fileError(file, 'cannot be read', error)
   }
 }
 
-class FileSource implements ByteSource {
-  readonly name: string
-  readonly byteLength: number
-  readonly realPath: string
-  readonly #handle: FileHandle
-
-  constructor(handle: FileHandle, name: string, byteLength: number, realPath: string) {
-    this.#handle = handle
-    this.name = name
-    this.byteLength = byteLength
-    this.realPath = realPath
-  }
-
-  async read(offset: number, byteLength: number): Promise<Uint8Array> {
-    checkRange(this, offset, byteLength)
-    // All bytes are read before anyone sees them, so they need not be zeros first.
-    const { buffer, byteOffset } = Buffer.allocUnsafeSlow(byteLength)
-    const result = new Uint8Array(buffer, byteOffset, byteLength)
-    await this.readInto(offset, result)
-    return result
-  }
-
-  async readInto(offset: number, memory: Uint8Array): Promise<void> {
-    const { byteLength } = memory
-    checkRange(this, offset, byteLength)
-    let done = 0
-    try {
-      while (done < byteLength) {
-        const length = Math.min(byteLength - done, MAX_TRANSFER_BYTES)
-        const { bytesRead } = await this.#handle.read(memory, done, length, offset + done)
-        if (bytesRead === 0) throw new FileError({ where: this.name, what: 'became shorter while it was being read' })
-        done += bytesRead
+function fileSource(handle: FileHandle, name: string, size: number, realPath: string): ByteSource {
+  const source: ByteSource & Required<Pick<ByteSource, 'readInto'>> = {
+    name,
+    byteLength: size,
+    realPath,
+    async read(offset, byteLength) {
+      checkRange(source, offset, byteLength)
+      // All bytes are read before anyone sees them, so they need not be zeros first.
+      const { buffer, byteOffset } = Buffer.allocUnsafeSlow(byteLength)
+      const result = new Uint8Array(buffer, byteOffset, byteLength)
+      await source.readInto(offset, result)
+      return result
+    },
+    async readInto(offset, memory) {
+      const { byteLength } = memory
+      checkRange(source, offset, byteLength)
+      let done = 0
+      try {
+        while (done < byteLength) {
+          const length = Math.min(byteLength - done, MAX_TRANSFER_BYTES)
+          const { bytesRead } = await handle.read(memory, done, length, offset + done)
+          if (bytesRead === 0) throw new FileError({ where: name, what: 'became shorter while it was being read' })
+          done += bytesRead
+        }
+      } catch (error) {
+        throw fileError(name, 'cannot be read', error)
       }
-    } catch (error) {
-      throw fileError(this.name, 'cannot be read', error)
-    }
+    },
+    close: () => handle.close(),
   }
-
-  async close(): Promise<void> {
-    await this.#handle.close()
-  }
+  return source
 }
 
 export async function createFile(file: string, { fsync = true }: FileOptions = {}): Promise<ByteSink> {
@@ -241,7 +218,7 @@ export async function createFile(file: string, { fsync = true }: FileOptions = {
     firstMade = await makeFolders(folder)
     await removeUnfinished(file)
     const temporary = unfinishedName(file)
-    return new FileSink(file, await open(temporary, 'wx'), { temporary, firstMade, fsync })
+    return fileSink(file, await open(temporary, 'wx'), { temporary, firstMade, fsync })
   } catch (error) {
     if (firstMade !== undefined) await removeEmptyFolders(folder, firstMade)
     throw fileError(file, 'cannot be written', error)
@@ -254,51 +231,40 @@ interface UnfinishedFile {
   readonly fsync: boolean
 }
 
-class FileSink implements ByteSink {
-  readonly name: string
-  readonly #handle: FileHandle
-  readonly #file: UnfinishedFile
-  #state: 'open' | 'committed' | 'aborted' = 'open'
-
-  constructor(name: string, handle: FileHandle, file: UnfinishedFile) {
-    this.name = name
-    this.#handle = handle
-    this.#file = file
-  }
-
-  async write(bytes: Uint8Array): Promise<void> {
-    try {
-      for (let done = 0; done < bytes.byteLength; ) {
-        const length = Math.min(bytes.byteLength - done, MAX_TRANSFER_BYTES)
-        const { bytesWritten } = await this.#handle.write(bytes, done, length)
-        done += bytesWritten
+function fileSink(name: string, handle: FileHandle, { temporary, firstMade, fsync }: UnfinishedFile): ByteSink {
+  let isOpen = true
+  return {
+    name,
+    async write(bytes) {
+      try {
+        for (let done = 0; done < bytes.byteLength; ) {
+          const length = Math.min(bytes.byteLength - done, MAX_TRANSFER_BYTES)
+          const { bytesWritten } = await handle.write(bytes, done, length)
+          done += bytesWritten
+        }
+      } catch (error) {
+        throw fileError(name, 'cannot be written', error)
       }
-    } catch (error) {
-      throw fileError(this.name, 'cannot be written', error)
-    }
-  }
-
-  async commit(): Promise<void> {
-    const { temporary, fsync } = this.#file
-    try {
-      // Without this a crash could leave the final name on a file whose bytes never reached the disk.
-      if (fsync) await this.#handle.sync()
-      await this.#handle.close()
-      await rename(temporary, this.name)
-    } catch (error) {
-      throw fileError(this.name, 'cannot be written', error)
-    }
-    this.#state = 'committed'
-    if (fsync) await syncFolder(path.dirname(this.name))
-  }
-
-  async abort(): Promise<void> {
-    if (this.#state !== 'open') return
-    this.#state = 'aborted'
-    const { temporary, firstMade } = this.#file
-    await this.#handle.close().catch(() => {})
-    await unlink(temporary).catch(() => {})
-    if (firstMade !== undefined) await removeEmptyFolders(path.dirname(this.name), firstMade)
+    },
+    async commit() {
+      try {
+        // Without this a crash could leave the final name on a file whose bytes never reached the disk.
+        if (fsync) await handle.sync()
+        await handle.close()
+        await rename(temporary, name)
+      } catch (error) {
+        throw fileError(name, 'cannot be written', error)
+      }
+      isOpen = false
+      if (fsync) await syncFolder(path.dirname(name))
+    },
+    async abort() {
+      if (!isOpen) return
+      isOpen = false
+      await handle.close().catch(() => {})
+      await unlink(temporary).catch(() => {})
+      if (firstMade !== undefined) await removeEmptyFolders(path.dirname(name), firstMade)
+    },
   }
 }
 

@@ -1,8 +1,21 @@
 // Making folders with those around them, removing them again, and keeping their names through a crash.
 
+import { statfsSync } from 'node:fs'
 import { type FileHandle, mkdir, open, rmdir, stat } from 'node:fs/promises'
 import path from 'node:path'
 import { codeOf, fileError } from './errors.js'
+
+/** Bytes that are free where a folder, which need not exist, is or will be; Infinity where the system does not know. */
+export function freeBytes(folder: string): number {
+  try {
+    const { bavail, bsize, blocks } = statfsSync(folder)
+    // Some file systems of networks say 0 for everything.
+    return blocks > 0 ? bavail * bsize : Number.POSITIVE_INFINITY
+  } catch {
+    const around = path.dirname(folder)
+    return around === folder ? Number.POSITIVE_INFINITY : freeBytes(around)
+  }
+}
 
 /** Makes a folder's names durable. Windows cannot open folders; there the names alone have to do. */
 export async function syncFolder(folder: string): Promise<void> {

@@ -1,5 +1,4 @@
-// Folders in a browser behind Directory: files that a user picked, folders of the File System API (the origin's private
-// file system, OPFS, or one that a user opened), and streams to wherever the page sends them.
+// Folders in a browser: picked files, folders of the File System API, and streams to wherever the page sends them.
 
 import {
   type ByteSink,
@@ -138,7 +137,7 @@ export class HandleDirectory implements Directory {
       if (file.createWritable === undefined) {
         throw new FileError({ where, what: 'this browser cannot write files of its own (createWritable)' })
       }
-      return new StreamSink(await file.createWritable(), where, async () => {
+      return streamSink(await file.createWritable(), where, async () => {
         if (isNew) await this.remove(path)
       })
     } catch (error) {
@@ -200,7 +199,7 @@ export class StreamDirectory implements Directory {
 
   async create(path: string): Promise<ByteSink> {
     const writer = (await this.#open(path))?.getWriter()
-    return new StreamSink(
+    return streamSink(
       {
         // Callers use their memory again, while a stream may hold what it was given for longer.
         write: async (bytes) => writer?.write(new Uint8Array(bytes)),
@@ -220,40 +219,31 @@ interface Writer {
   abort(): Promise<void>
 }
 
-class StreamSink implements ByteSink {
-  readonly name: string
-  readonly #writer: Writer
-  readonly #dropped: () => Promise<void>
-  #isOpen = true
-
-  constructor(writer: Writer, name: string, dropped = async () => {}) {
-    this.#writer = writer
-    this.name = name
-    this.#dropped = dropped
-  }
-
-  async write(bytes: Uint8Array): Promise<void> {
-    try {
-      await this.#writer.write(bytes as Uint8Array<ArrayBuffer>)
-    } catch (error) {
-      throw handleError(this.name, 'cannot be written', error)
-    }
-  }
-
-  async commit(): Promise<void> {
-    try {
-      await this.#writer.close()
-    } catch (error) {
-      throw handleError(this.name, 'cannot be written', error)
-    }
-    this.#isOpen = false
-  }
-
-  async abort(): Promise<void> {
-    if (!this.#isOpen) return
-    this.#isOpen = false
-    await this.#writer.abort().catch(() => {})
-    await this.#dropped()
+function streamSink(writer: Writer, name: string, dropped = async () => {}): ByteSink {
+  let isOpen = true
+  return {
+    name,
+    async write(bytes) {
+      try {
+        await writer.write(bytes as Uint8Array<ArrayBuffer>)
+      } catch (error) {
+        throw handleError(name, 'cannot be written', error)
+      }
+    },
+    async commit() {
+      try {
+        await writer.close()
+      } catch (error) {
+        throw handleError(name, 'cannot be written', error)
+      }
+      isOpen = false
+    },
+    async abort() {
+      if (!isOpen) return
+      isOpen = false
+      await writer.abort().catch(() => {})
+      await dropped()
+    },
   }
 }
 

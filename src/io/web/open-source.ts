@@ -1,7 +1,7 @@
 // Opens in a browser what a string names: a model on the Hub, or a URL.
 
 import type { ByteSource } from '../../base/bytes.js'
-import { MAX_WHOLE_BYTES, RangeSource } from '../hub/range-source.js'
+import { MAX_WHOLE_BYTES, rangeSource } from '../hub/range-source.js'
 import { shown } from '../hub/request.js'
 import { FileCache } from '../hub/web/file-cache.js'
 import { openHubInBrowser, type WebHubOptions } from '../hub/web/open-hub.js'
@@ -21,7 +21,7 @@ function openUrlFolder(url: string, options: WebHubOptions): UrlDirectory {
   const cache = new FileCache(options.caches, options.onWarning)
   const open = async (file: UrlFile): Promise<ByteSource> => {
     const refused = (response: Response) => urlRefusal(file.url, response)
-    const ranges = new RangeSource(connection, { ...file, name: shown(file.url) }, refused)
+    const ranges = rangeSource(connection, { ...file, name: shown(file.url) }, refused)
     const isRead = readsRanges && file.byteLength > MAX_WHOLE_BYTES
     if (file.hasRanges && (isRead || file.version === undefined)) return ranges
     const key = new URL(file.url)

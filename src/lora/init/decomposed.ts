@@ -2,10 +2,10 @@
 // weights (d, k), A (r, k), B (d, r).
 
 import { F64, type Matrix, zeros } from '../../base/tensor.js'
-import { copyAs, product, transpose } from '../../linalg/product.js'
+import { columnsOf, copyAs, product, transpose } from '../../linalg/product.js'
 import { qr } from '../../linalg/qr.js'
 import { randomizedSvd, subspaceSvd } from '../../linalg/randomized-svd.js'
-import { type Svd, svd } from '../../linalg/svd.js'
+import { type Svd, svd, transposed } from '../../linalg/svd.js'
 import type { FactorPair } from '../delta.js'
 
 /** Blocks end when they add next to nothing: triples are wanted one by one, not only their energy. */
@@ -18,7 +18,7 @@ export function lastTriples(matrix: Matrix, count: number): Svd {
   const { u, s, vt } = svd(matrix)
   const [p, k] = vt.shape
   return {
-    u: lastColumns(u, count),
+    u: columnsOf(u, p - count, count),
     s: s.slice(p - count),
     vt: { data: vt.data.slice((p - count) * k), shape: [count, k] },
   }
@@ -35,8 +35,7 @@ export function pissaFactors(weight: Matrix, rank: number, scaling: number): Fac
  */
 export function fastPissaFactors(weight: Matrix, start: Matrix, iterations: number, scaling: number): FactorPair {
   if (weight.shape[0] >= weight.shape[1]) return balanced(subspaceSvd(weight, start, iterations), scaling)
-  const { u, s, vt } = subspaceSvd(transpose(weight), start, iterations)
-  return balanced({ u: transpose(vt), s, vt: transpose(u) }, scaling)
+  return balanced(transposed(subspaceSvd(transpose(weight), start, iterations)), scaling)
 }
 
 /** A = √(S/s)·Vᵀ, B = U·√(S/s): s·B·A = U·S·Vᵀ. */
@@ -52,10 +51,8 @@ export function balanced({ u, s, vt }: Svd, scaling: number): FactorPair {
 /** OLoRA (arXiv 2406.01775): the first r columns of Q and rows of R. Only the first r columns of W need reflecting. */
 export function oloraFactors(weight: Matrix, rank: number): FactorPair {
   const w = copyAs(weight, F64)
-  const [d, k] = w.shape
-  const head = zeros(d, rank, F64)
-  for (let i = 0; i < d; i++) head.data.set(w.data.subarray(i * k, i * k + rank), i * rank)
-  const { q, r } = qr(head)
+  const k = w.shape[1]
+  const { q, r } = qr(columnsOf(w, 0, rank))
   const rows = product(q, w, { transposeA: true }) // (r, d) @ (d, k) → (r, k)
   for (let i = 0; i < rank; i++) rows.data.set(r.data.subarray(i * rank, (i + 1) * rank), i * k)
   return { weightA: rows, weightB: q }
@@ -85,10 +82,4 @@ export function orthogonalFactors(square: Matrix, right: Matrix, left: Matrix): 
     weightA: product(everyOther(0), right, { transposeA: true, transposeB: true, scale: 0.1 }), // (r, r/2) @ (r/2, k)
     weightB: product(left, everyOther(1), { transposeA: true, scale: 0.1 }), // (d, r/2) @ (r/2, r)
   }
-}
-
-function lastColumns({ data, shape: [rows, columns] }: Matrix, count: number): Matrix {
-  const result = zeros(rows, count, F64)
-  for (let i = 0; i < rows; i++) result.data.set(data.subarray((i + 1) * columns - count, (i + 1) * columns), i * count)
-  return result
 }

@@ -3,7 +3,6 @@
 
 import { ShapeError, UnsupportedError } from '../../base/errors.js'
 import { checkTensor, elementCount, type FloatArray, formatShape, type Matrix, type Tensor } from '../../base/tensor.js'
-import { normOfProduct, rowsOf } from '../../linalg/product.js'
 import { configForLayer, type LoraConfigInput, resolveConfigOf } from '../config.js'
 import { Factors, type LayerVectors, layerVectors, where } from '../factors.js'
 import { LoraLayer } from '../layer.js'
@@ -106,78 +105,18 @@ export class ConvolutionLora extends LinearBacked {
     return (this.#vectors ?? this.linear).biasB
   }
 
-  /** W (d, in/groups, *kernel), the layer's own; undefined while none is attached. */
-  get baseWeight(): Tensor<FloatArray> | undefined {
-    const base = this.linear.baseWeight
-    return base && { data: base.data, shape: this.shape }
-  }
-
   /**
-   * Gives it its base's weight (d, in/groups, *kernel), copied.
+   * W + s·B·A of a weight W (d, in, *kernel), with DoRA's magnitude, a new tensor, as PEFT's merge makes it: also for a
+   * dilated base, whose A is not dilated in PEFT.
    *
-   * @throws ShapeError when the weight has another shape, StateError while merged
+   * @throws UnsupportedError for a grouped convolution, ShapeError when the weight has another shape
    */
-  attachBase(weight: Tensor<FloatArray>): this {
-    const location = this.#where('baseWeight')
+  effectiveWeight(weight: Tensor<FloatArray>): Tensor<FloatArray> {
+    const location = where(this.name, 'effectiveWeight', 'ConvolutionLora')
+    if (this.groups > 1) throw new UnsupportedError({ where: location, what: groupsRefusal(this.groups) })
     checkTensor(weight, location)
     const [expected, got] = [formatShape(this.shape), formatShape(weight.shape)]
     if (got !== expected) throw new ShapeError({ where: location, what: 'wrong shape', expected, got })
-    this.linear.baseWeight = { data: weight.data, shape: [this.linear.d, this.k] } // PEFT’s inits leave it alone
-    return this
-  }
-
-  /** s·B·A (d, in, *kernel), a new tensor. Throws UnsupportedError for a grouped convolution. */
-  delta(): Tensor<FloatArray> {
-    this.#refuseGroups('delta')
-    return { data: this.linear.delta().data, shape: this.shape }
-  }
-
-  /**
-   * W + s·B·A (d, in, *kernel), with DoRA's magnitude, a new tensor; while merged, a copy of the base weight.
-   *
-   * @throws UnsupportedError for a grouped convolution, StateError without a base
-   */
-  effectiveWeight(): Tensor<FloatArray> {
-    this.#refuseGroups('effectiveWeight')
-    return { data: this.linear.effectiveWeight().data, shape: this.shape }
-  }
-
-  /** s·biasB (d), what merging adds to the base's bias; undefined for a layer without one. */
-  biasDelta(): Float64Array | undefined {
-    return this.biasB && Float64Array.from(this.biasB, (value) => this.scaling * value)
-  }
-
-  /**
-   * Adds s·B·A to the base weight, as PEFT's merge does: also for a dilated base, whose A is not dilated in PEFT.
-   *
-   * @throws UnsupportedError for a grouped convolution; else as {@link LoraLayer.merge}
-   */
-  override merge(): void {
-    this.#refuseGroups('merge')
-    super.merge()
-  }
-
-  /** ‖s·B·A‖, Frobenius, without forming B·A. Each group's outputs see its own rows of A. */
-  override normDelta(): number {
-    let squares = 0
-    for (let g = 0; g < this.groups; g++) {
-      const own = normOfProduct(rowsOf(this.#groupedB(), g, this.groups), rowsOf(this.linear.weightA, g, this.groups))
-      squares += own ** 2
-    }
-    return this.scaling * Math.sqrt(squares)
-  }
-
-  /** (d, r/groups) */
-  #groupedB(): Matrix {
-    return { data: this.linear.weightB.data, shape: [this.d, this.rank / this.groups] }
-  }
-
-  #refuseGroups(member: string): void {
-    if (this.groups === 1) return
-    throw new UnsupportedError({ where: this.#where(member), what: groupsRefusal(this.groups) })
-  }
-
-  #where(member: string): string {
-    return where(this.name, member, 'ConvolutionLora')
+    return { data: this.linear.adapted({ data: weight.data, shape: [this.d, this.k] }).data, shape: this.shape }
   }
 }

@@ -65,25 +65,11 @@ export class EmbeddingLora extends LinearBacked {
     return this.linear.weightB
   }
 
-  /** Gives it its embedding (V, D), copied. Throws ShapeError when it is not (V, D), StateError while merged. */
-  attachBase(embedding: MatrixLike): this {
-    const location = where(this.name, 'baseWeight', 'EmbeddingLora')
+  /** E + s·(B·A)ᵀ of E (V, D), with DoRA's magnitude, a new matrix. Throws ShapeError for another shape. */
+  effectiveWeight(embedding: MatrixLike): Matrix {
+    const location = where(this.name, 'effectiveWeight', 'EmbeddingLora')
     const matrix = toMatrix(embedding, location)
     checkShape(matrix, this.vocabulary, this.features, location)
-    this.linear.baseWeight = transpose(matrix) // PEFT’s inits leave embeddings alone
-    return this
-  }
-
-  /** s·(B·A)ᵀ (V, D), a new matrix. */
-  delta(): Matrix {
-    return transpose(this.linear.delta())
-  }
-
-  /**
-   * E + s·(B·A)ᵀ (V, D), with DoRA's magnitude, a new matrix; while merged, a copy of the base. Throws StateError
-   * without a base.
-   */
-  effectiveWeight(): Matrix {
-    return transpose(this.linear.effectiveWeight())
+    return transpose(this.linear.adapted(transpose(matrix)))
   }
 }

@@ -1,7 +1,6 @@
 // An adapted parameter (PEFT's target_parameters). Each expert is a linear layer with factors of its own; PEFT keeps
 // them as A (E·r, k), expert after expert, and B (d, r·E), where the experts of one rank are neighbors.
 
-import type { FloatDtype } from '../../base/dtype.js'
 import { ShapeError } from '../../base/errors.js'
 import {
   checkShape,
@@ -14,11 +13,11 @@ import {
   toMatrix,
   zeros,
 } from '../../base/tensor.js'
-import { norm, rowsOf, transpose } from '../../linalg/product.js'
-import { configForLayer, type LoraConfig, type LoraConfigInput, resolveConfig, scalingOf } from '../config.js'
-import { noBase, where } from '../factors.js'
+import { rowsOf, stacked, transpose } from '../../linalg/product.js'
+import { configForLayer, type LoraConfig, type LoraConfigInput, resolveConfig } from '../config.js'
+import { where } from '../factors.js'
 import { LoraLayer } from '../layer.js'
-import { type FactorTensors, factorTensors, mergeOrNone, moduleOf, Part } from '../part.js'
+import { FactorPart, type FactorTensors, factorTensors, moduleOf } from '../part.js'
 
 /** The values of a parameter, row-major. The shape is (E, d, k), (E, k, d), or (d, k) if E = 1. */
 export interface ParameterValues {
@@ -48,14 +47,13 @@ export function expertColumns(weightB: Matrix, expert: number, experts: number):
  * An adapted parameter: E linear layers, y = x·(W_e + s·B_e·A_e)ᵀ with W_e (d, k), A_e (r, k) and B_e (d, r). Made from
  * trained factors, in evaluation mode; PEFT has no dropout here.
  */
-export class ExpertLora extends Part {
+export class ExpertLora extends FactorPart {
   readonly kind = 'parameter'
   /** The parameter's full name, as in `model.layers.0.mlp.experts.gate_up_proj`. */
   readonly name: string
   /** The parameter's settings: rank and alpha are those that the config's patterns give its name. */
   readonly config: LoraConfig
   readonly #experts: readonly LoraLayer[]
-  #base: { shape: readonly number[]; isInputMajor: boolean } | undefined
 
   /**
    * @param weightA (E·r, k)
@@ -92,11 +90,6 @@ export class ExpertLora extends Part {
     return moduleOf(this.name)
   }
 
-  /** The parameter's own name, as in `gate_up_proj`. */
-  get parameter(): string {
-    return this.name.slice(this.name.lastIndexOf('.') + 1)
-  }
-
   /** Shape (E, d, k). The base can also store it as (E, k, d). */
   get shape(): readonly [experts: number, d: number, k: number] {
     return [this.experts, this.d, this.k]
@@ -121,38 +114,9 @@ export class ExpertLora extends Part {
     return this.#experts[0].k
   }
 
-  /** r of each expert. */
-  get rank(): number {
-    return this.config.rank
-  }
-
-  /** s, by which B·A is multiplied. */
-  get scaling(): number {
-    return scalingOf(this.config)
-  }
-
-  /** The type that the parameter is saved in, unless saving names another: that of the file it came from, else fp32. */
-  get dtype(): FloatDtype {
-    return this.#experts[0].dtype
-  }
-
-  set dtype(value: FloatDtype) {
-    for (const expert of this.#experts) expert.dtype = value
-  }
-
-  /** The change is in the parameter. */
-  get merged(): boolean {
-    return this.#experts[0].merged
-  }
-
   /** A (E·r, k), a new matrix. */
   get weightA(): Matrix {
-    const { rank, k } = this
-    const result = zeros(this.experts * rank, k, this.#experts[0].weightA.data)
-    this.#experts.forEach(({ weightA }, e) => {
-      result.data.set(weightA.data, e * rank * k)
-    })
-    return result
+    return stacked(this.#experts.map(({ weightA }) => weightA))
   }
 
   /** B (d, r·E), a new matrix. */
@@ -166,111 +130,26 @@ export class ExpertLora extends Part {
   }
 
   /**
-   * The linear layer of one expert, the parameter's own.
+   * W + s·B·A of a parameter W, in its shape, a new tensor. The shape is (E, d, k) or (E, k, d); for E = 1 also (d, k).
    *
-   * @throws ShapeError when there is no such expert
+   * @throws ShapeError when it is none of these
    */
-  expert(index: number): LoraLayer {
-    const layer = this.#experts[index]
-    if (layer !== undefined) return layer
-    throw new ShapeError({
-      where: this.name || 'ExpertLora',
-      what: 'no such expert',
-      expected: `0 to ${this.experts - 1}`,
-      got: String(index),
-    })
-  }
-
-  /**
-   * Attaches a copy of the base parameter. Its shape is (E, d, k) or (E, k, d); for E = 1 also (d, k).
-   *
-   * @throws ShapeError when it is none of these, StateError while merged
-   */
-  attachBase(parameter: ParameterValues, { isInputMajor }: BaseLayout = {}): this {
-    checkTensor(parameter, this.#where('baseWeight'))
+  effectiveWeight({ data, shape }: ParameterValues, { isInputMajor }: BaseLayout = {}): ParameterValues {
+    checkTensor({ data, shape }, this.#where('effectiveWeight'))
     const { experts, d, k } = this
-    const { data, shape } = parameter
     const own = parameterLayout(shape, { experts, d, k }, isInputMajor)
     if (own === undefined) {
       throw new ShapeError({
-        where: this.#where('baseWeight'),
+        where: this.#where('effectiveWeight'),
         what: 'wrong shape',
         expected: `${formatShape([experts, d, k])} or ${formatShape([experts, k, d])}`,
         got: formatShape(shape),
       })
     }
+    const turn = (matrix: Matrix) => (own.isInputMajor ? transpose(matrix) : matrix)
     const all: Matrix = { data, shape: own.isInputMajor ? [experts * k, d] : [experts * d, k] }
-    this.#experts.forEach((expert, e) => {
-      const matrix = rowsOf(all, e, experts)
-      expert.attachBase(own.isInputMajor ? transpose(matrix) : matrix)
-    })
-    this.#base = { shape: [...shape], isInputMajor: own.isInputMajor }
-    return this
-  }
-
-  /** The parameter as it was attached; with s·B·A in it while merged; undefined while none is attached. A copy. */
-  get baseWeight(): ParameterValues | undefined {
-    const weights = this.#experts.flatMap(({ baseWeight }) => baseWeight ?? [])
-    return weights.length < this.experts ? undefined : this.#stack(weights)
-  }
-
-  /** s·B_e·A_e of all experts, in the layout of the base, and as (E, d, k) while none is attached. A new tensor. */
-  delta(): ParameterValues {
-    return this.#stack(this.#experts.map((expert) => expert.delta()))
-  }
-
-  /** W + s·B·A in the shape of the base, a new tensor. Throws StateError without a base. */
-  effectiveWeight(): ParameterValues {
-    if (this.#base === undefined) throw noBase(this.#where('effectiveWeight'), 'attachBase(W)')
-    return this.#stack(this.#experts.map((expert) => expert.effectiveWeight()))
-  }
-
-  /** (n, k) → (n, d) through one expert. Throws as `expert` and {@link LoraLayer.forward} do. */
-  forward(expert: number, input: MatrixLike): Matrix {
-    return this.expert(expert).forward(input)
-  }
-
-  /**
-   * Adds s·B·A to the base. If it fails for one expert, no expert is changed. Throws as {@link LoraLayer.merge} does.
-   */
-  merge(): void {
-    mergeOrNone(this.#experts)
-  }
-
-  /** Restores the base bit for bit. Throws StateError when it is not merged. */
-  unmerge(): void {
-    for (const expert of this.#experts) expert.unmerge()
-  }
-
-  /** Like {@link LoraLayer.dispose}. */
-  dispose(): void {
-    for (const expert of this.#experts) expert.dispose()
-    this.#base = undefined
-  }
-
-  /** ‖A‖ over all experts, Frobenius. */
-  normA(): number {
-    return norm({ data: Float64Array.from(this.#experts, (expert) => expert.normA()) })
-  }
-
-  /** ‖B‖ over all experts, Frobenius. */
-  normB(): number {
-    return norm({ data: Float64Array.from(this.#experts, (expert) => expert.normB()) })
-  }
-
-  /** ‖s·B·A‖ over all experts, Frobenius, without forming B·A. */
-  normDelta(): number {
-    return norm({ data: Float64Array.from(this.#experts, (expert) => expert.normDelta()) })
-  }
-
-  #stack(matrices: readonly Matrix[]): ParameterValues {
-    const { experts, d, k } = this
-    const { shape, isInputMajor } = this.#base ?? { shape: [experts, d, k], isInputMajor: false }
-    const { data } = zeros(experts, d * k, matrices[0].data)
-    matrices.forEach((matrix, e) => {
-      data.set((isInputMajor ? transpose(matrix) : matrix).data, e * d * k)
-    })
-    return { data, shape: [...shape] }
+    const adapted = this.#experts.map((expert, e) => turn(expert.adapted(turn(rowsOf(all, e, experts)))))
+    return { data: stacked(adapted).data, shape: [...shape] }
   }
 
   #where(member: string): string {

@@ -1,12 +1,11 @@
 // Embeddings and convolutions: a linear layer holds their factors, reshaped.
 
-import type { FloatDtype } from '../../base/dtype.js'
 import type { FloatArray } from '../../base/tensor.js'
 import type { LoraConfig } from '../config.js'
 import type { LoraLayer } from '../layer.js'
-import { Part } from '../part.js'
+import { FactorPart } from '../part.js'
 
-export abstract class LinearBacked extends Part {
+export abstract class LinearBacked extends FactorPart {
   /** The layer's settings: rank and alpha are those that the config's patterns give its name. */
   readonly config: LoraConfig
   /** @internal */
@@ -24,62 +23,8 @@ export abstract class LinearBacked extends Part {
     return this.linear.name
   }
 
-  /** r: rows of A. */
-  get rank(): number {
-    return this.linear.rank
-  }
-
-  /** s, by which the product of the factors is multiplied. */
-  get scaling(): number {
-    return this.linear.scaling
-  }
-
-  /** The type that the layer is saved in, unless saving names another: that of the file it came from, else fp32. */
-  get dtype(): FloatDtype {
-    return this.linear.dtype
-  }
-
-  set dtype(value: FloatDtype) {
-    this.linear.dtype = value
-  }
-
   /** DoRA's m, one number for each output feature, the layer's own. */
   get magnitude(): FloatArray | undefined {
     return this.linear.magnitude
-  }
-
-  /** The change is in the base weight. */
-  get merged(): boolean {
-    return this.linear.merged
-  }
-
-  /** Adds the change to the base weight. Throws as {@link LoraLayer.merge} does. */
-  merge(): void {
-    this.linear.merge()
-  }
-
-  /** Restores the base weight bit for bit. Throws StateError when it is not merged. */
-  unmerge(): void {
-    this.linear.unmerge()
-  }
-
-  /** Like {@link LoraLayer.dispose}. */
-  dispose(): void {
-    this.linear.dispose()
-  }
-
-  /** ‖A‖, Frobenius. */
-  normA(): number {
-    return this.linear.normA()
-  }
-
-  /** ‖B‖, Frobenius. */
-  normB(): number {
-    return this.linear.normB()
-  }
-
-  /** ‖s·B·A‖, Frobenius, without forming B·A. */
-  normDelta(): number {
-    return this.linear.normDelta()
   }
 }

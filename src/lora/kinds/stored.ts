@@ -1,11 +1,10 @@
 // Parts that hold values instead of factors. Bytes stay as their file has them until somebody asks for the numbers.
 
 import { decodeWeights, encodeWeights, isWeightDtype, type TensorDtype, type WeightDtype } from '../../base/dtype.js'
-import { ConfigError, ShapeError, StateError, UnsupportedError } from '../../base/errors.js'
+import { ConfigError, ShapeError, UnsupportedError } from '../../base/errors.js'
 import { checkArgument, checkOptions, INTEGER, isObject, kind, listOf, STRING } from '../../base/options.js'
 import { checkTensor, elementCount, type FloatArray, formatShape, type Tensor } from '../../base/tensor.js'
-import { norm } from '../../linalg/product.js'
-import { noBase, where } from '../factors.js'
+import { where } from '../factors.js'
 import { REPLACEMENT_OPTIONS } from '../gen/options.js'
 import { moduleOf, Part, type StoredTensor } from '../part.js'
 
@@ -30,8 +29,6 @@ abstract class StoredPart extends Part {
   readonly shape: readonly number[]
   #bytes: Uint8Array | undefined
   #weight: Tensor<FloatArray> | undefined
-  #base: Tensor<FloatArray> | undefined
-  #isMerged = false
 
   protected constructor(name: string, values: StoredValues) {
     super()
@@ -82,60 +79,9 @@ abstract class StoredPart extends Part {
     return { weight: { dtype, shape, data } }
   }
 
-  get merged(): boolean {
-    return this.#isMerged
-  }
-
-  /** The base's tensor, a copy; with the part's values in it while merged; undefined while none is attached. */
-  get baseWeight(): Tensor<FloatArray> | undefined {
-    return this.#isMerged ? this.effectiveWeight() : this.#base && copyOf(this.#base)
-  }
-
-  /** The tensor with the part's values in it, a new tensor. */
-  abstract effectiveWeight(): Tensor<FloatArray>
-
-  merge(): void {
-    if (this.#isMerged) throw new StateError({ where: where(this.name, 'merge'), what: 'it is merged already' })
-    this.#isMerged = true
-  }
-
-  unmerge(): void {
-    if (!this.#isMerged) throw new StateError({ where: where(this.name, 'unmerge'), what: 'not merged' })
-    this.#isMerged = false
-  }
-
-  /** ‖new − base‖, Frobenius. Throws StateError without a base. */
-  normDelta(): number {
-    const { data } = this.needBase('normDelta')
-    return norm({ data: Float64Array.from(this.effectiveWeight().data, (value, at) => value - data[at]) })
-  }
-
-  dispose(): void {
-    this.#base = undefined
-    this.#isMerged = false
-  }
-
   /** Elements of the values. */
   override totalParams(): number {
     return elementCount(this.shape)
-  }
-
-  /** @internal */
-  protected setBase(weight: Tensor<FloatArray>): void {
-    if (this.#isMerged) {
-      throw new StateError({
-        where: where(this.name, 'baseWeight'),
-        what: 'cannot be replaced while merged',
-        hint: 'Call unmerge() first',
-      })
-    }
-    this.#base = copyOf(weight)
-  }
-
-  /** @internal */
-  protected needBase(member: string): Tensor<FloatArray> {
-    if (this.#base !== undefined) return this.#base
-    throw noBase(where(this.name, member), 'attachBase(W)')
   }
 }
 
@@ -172,26 +118,6 @@ export class Replacement extends StoredPart {
 
   override get module(): string {
     return moduleOf(this.name)
-  }
-
-  /** Attaches a copy of the base's tensor. You do not need this for merging. Throws ShapeError for another shape. */
-  attachBase(weight: Tensor<FloatArray>): this {
-    checkTensor(weight, where(this.name, 'baseWeight'))
-    if (formatShape(weight.shape) !== formatShape(this.shape)) {
-      throw new ShapeError({
-        where: where(this.name, 'baseWeight'),
-        what: 'wrong shape',
-        expected: formatShape(this.shape),
-        got: formatShape(weight.shape),
-      })
-    }
-    this.setBase(weight)
-    return this
-  }
-
-  /** The part's values, a copy. */
-  effectiveWeight(): Tensor<FloatArray> {
-    return copyOf(this.weight)
   }
 }
 
@@ -230,47 +156,10 @@ export class TokenRows extends StoredPart {
   override get module(): string {
     return this.#module
   }
-
-  /** Puts the rows into the embedding. Throws StateError when merged already or without the embedding. */
-  override merge(): void {
-    this.needBase('merge')
-    super.merge()
-  }
-
-  /** Gives it its embedding (V, D), copied. Throws ShapeError when it has other features, or no row of some token. */
-  attachBase(embedding: Tensor<FloatArray>): this {
-    checkTensor(embedding, where(this.name, 'baseWeight'))
-    const [rows, features] = embedding.shape
-    const count = Math.max(...this.indices) + 1
-    if (embedding.shape.length !== 2 || features !== this.shape[1] || rows < count) {
-      throw new ShapeError({
-        where: where(this.name, 'baseWeight'),
-        what: 'wrong shape',
-        expected: `(${count} or more, ${this.shape[1]})`,
-        got: formatShape(embedding.shape),
-      })
-    }
-    this.setBase(embedding)
-    return this
-  }
-
-  /** The embedding (V, D) with the part's rows in it, a new tensor. Throws StateError without a base. */
-  effectiveWeight(): Tensor<FloatArray> {
-    const result = copyOf(this.needBase('effectiveWeight'))
-    const features = this.shape[1]
-    this.indices.forEach((token, i) => {
-      result.data.set(this.weight.data.subarray(i * features, (i + 1) * features), token * features)
-    })
-    return result
-  }
 }
 
 /** The embedding itself can be a part beside its rows. */
 export function rowsName(module: string): string {
   checkArgument(module, STRING, 'module')
   return `${module}[tokens]`
-}
-
-function copyOf({ data, shape }: Tensor<FloatArray>): Tensor<FloatArray> {
-  return { data: data.slice() as FloatArray, shape: [...shape] }
 }

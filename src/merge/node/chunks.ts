@@ -172,7 +172,6 @@ export function openForReading(file: string): number {
   }
 }
 
-/** A text that changes when somebody writes to the file. */
 export function stampOf(file: Readable): string {
   if ('bytes' in file) return ''
   const { size, mtimeNs } = fstatSync(file.fd, { bigint: true })

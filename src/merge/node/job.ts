@@ -10,9 +10,8 @@ import { crc32 } from 'node:zlib'
 import { type ByteSource, readAll, readJson, writeFile } from '../../base/bytes.js'
 import { ConfigError, FileError, NumericError } from '../../base/errors.js'
 import { fileError } from '../../io/node/errors.js'
-import { localPath, locate, NodeDirectory } from '../../io/node/files.js'
+import { localPath, NodeDirectory } from '../../io/node/files.js'
 import { isMountPoint, realOutput, WholeOutput } from '../../io/node/whole-output.js'
-import { tryLink } from '../carry-out.js'
 import { findCompanions, RECORD_FILE } from '../companions.js'
 import { chooseFormat } from '../format.js'
 import type { MergeJob, MergeRequest } from '../merge.js'
@@ -45,10 +44,8 @@ export async function openPathJob(request: MergeRequest, runs: boolean): Promise
   }
   const job = await asFileErrors(() => PathJob.open({ ...request, out }, runs))
   return {
-    format: job.format,
     plan: () => asFileErrors(() => job.plan()),
     run: () => asFileErrors(() => job.run()),
-    result: () => locate(path.resolve(out)),
     close: () => job.close(),
   }
 }
@@ -63,7 +60,6 @@ class PathJob {
   readonly #crew: Crew | undefined
   readonly #own: readonly OutputFile[]
   #changes = new ChangeSums()
-  readonly #warnings: string[] = []
 
   private constructor(request: PathRequest, place: OutputPlace, opened: OpenMerge, crew: Crew | undefined) {
     this.#request = request
@@ -117,10 +113,6 @@ class PathJob {
     }
   }
 
-  get format(): OpenMerge['format'] {
-    return this.#opened.format
-  }
-
   async plan(): Promise<MergePlanReport> {
     await this.#refusePlaces()
     const { files, others } = this.#opened
@@ -128,7 +120,6 @@ class PathJob {
     return reportPlan(this.#opened, this.#request.out)
   }
 
-  /** Makes the output, or this job's share of it. */
   async run(): Promise<MergeReport> {
     const startedAt = performance.now()
     const { share, signal } = this.#request
@@ -219,9 +210,7 @@ class PathJob {
         })
       }
       await opened.prepare()
-      const files: OutputFile[] = []
-      for (const file of missing) if (!(await this.#linked(output, file))) files.push(file)
-      const outputs = files.map((file, i) => {
+      const outputs = missing.map((file, i) => {
         const created = createFile(path.join(output.folder, file.path))
         open.set(i, created.fd)
         return created
@@ -231,9 +220,9 @@ class PathJob {
         refuseChanges()
         closeSync(outputs[i].fd)
         open.delete(i)
-        await output.finish(files[i].path)
+        await output.finish(missing[i].path)
       }
-      for (const [i, { literals }] of files.entries()) {
+      for (const [i, { literals }] of missing.entries()) {
         for (const { offset, bytes } of literals) {
           signal?.throwIfAborted()
           writeFully(outputs[i], typeof bytes === 'function' ? await bytes() : bytes, offset)
@@ -241,7 +230,7 @@ class PathJob {
       }
       const totalBytes = sizeOf(this.#own)
       const keptBytes = totalBytes - sizeOf(missing)
-      const segmented = files.map(({ segments }) => ({ segments }))
+      const segmented = missing.map(({ segments }) => ({ segments }))
       const shared = createShared(segmented, crew.threads)
       const { isReproducible } = opened
       for (const [i, one] of sources.entries()) if ('bytes' in one) one.bytes.set(await readAll(opened.sources[i]))
@@ -268,15 +257,6 @@ class PathJob {
       for (const fd of open.values()) closeSync(fd)
       for (const close of closers) close()
     }
-  }
-
-  /** Makes a file a hard link if it may be one. Returns false if it is to be written. */
-  async #linked(output: WholeOutput, { path: name, link }: OutputFile): Promise<boolean> {
-    if (link === undefined) return false
-    const reason = await tryLink(new NodeDirectory(output.folder), name, this.#opened.sources[link])
-    if (reason === undefined) await output.finish(name)
-    else this.#warnings.push(`${name} is a copy, not a hard link: ${reason}`)
-    return reason === undefined
   }
 
   /** Adds the base's other files and gives the output its name. Returns the bytes written. */
@@ -311,9 +291,7 @@ class PathJob {
     const own = new Set(computedWeights(this.#own).flatMap(({ reports }) => reports))
     const changes = await this.#opened.changes(this.#changes)
     const layers = share === undefined ? changes : changes.filter(({ name }) => own.has(name))
-    const summary = summaryOf(this.#opened, this.#own)
-    const warnings = [...summary.warnings, ...this.#warnings]
-    return { ...summary, out, format: this.#opened.format, warnings, layers, bytes: 0, seconds: 0 }
+    return { ...summaryOf(this.#opened, this.#own), out, format: this.#opened.format, layers, bytes: 0, seconds: 0 }
   }
 }
 

@@ -1,6 +1,5 @@
 // Checks of a merge's places: its output, before writing and again before renaming, and links in the base's folder.
 
-import { statfsSync } from 'node:fs'
 import { readdir, realpath, stat } from 'node:fs/promises'
 import path from 'node:path'
 import { readJson } from '../../base/bytes.js'
@@ -9,6 +8,7 @@ import { formatShape } from '../../base/tensor.js'
 import { openCheckpoint } from '../../formats/checkpoint.js'
 import { fileError } from '../../io/node/errors.js'
 import { locate, NodeDirectory } from '../../io/node/files.js'
+import { freeBytes } from '../../io/node/folders.js'
 import { isCompanion, isCompanionFolder, RECORD_FILE } from '../companions.js'
 import type { MergeFormat } from '../report.js'
 
@@ -24,22 +24,12 @@ export function refuseEnding(out: string, format: MergeFormat): void {
   throw new FileError({
     where: out,
     what: `the result cannot be written as .${ending}`,
-    expected: format === 'both' ? 'a folder' : `a folder, or a file name that ends in .${format}`,
+    expected: `a folder, or a file name that ends in .${format}`,
   })
 }
 
 export function checkSpace(folder: string, bytes: number): void {
-  let free = Number.POSITIVE_INFINITY
-  for (let existing = folder; ; existing = path.dirname(existing)) {
-    try {
-      const { bavail, bsize, blocks } = statfsSync(existing)
-      // Some file systems of networks do not know.
-      if (blocks > 0) free = bavail * bsize
-      break
-    } catch (error) {
-      if (path.dirname(existing) === existing) throw fileError(folder, 'cannot be written', error)
-    }
-  }
+  const free = freeBytes(folder)
   if (bytes <= free) return
   throw new FileError({
     where: folder,

@@ -9,7 +9,6 @@ import type { WorkerTask } from './worker.js'
 
 export interface RunOptions {
   signal?: AbortSignal | undefined
-  /** Called several times a second with the bytes written so far. */
   onProgress(writtenBytes: number): void
   /** Called when all chunks of a file are written, while others are being worked on. */
   onFile(file: number): Promise<void>

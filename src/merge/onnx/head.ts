@@ -1,9 +1,9 @@
 // The head that an adapter brings, in an ONNX graph: the graph's own head gets new values, or layers are appended.
 
-import { create } from '@bufbuild/protobuf'
 import { encodeFloats } from '../../base/dtype.js'
 import { UnsupportedError } from '../../base/errors.js'
 import { TensorProto_DataType as DataType, TensorProtoSchema } from '../../formats/onnx/gen/onnx_pb.js'
+import { create } from '../../formats/onnx/protobuf.js'
 import { valueInfo } from '../../graph/inject/inject.js'
 import { readWholeTexts } from '../../graph/inputs/without-cache.js'
 import type { Linear } from '../../graph/match/linears.js'

@@ -1,5 +1,6 @@
 // Plans a merge into the graphs of a model, a decoder alone or encoder and decoder, which an adapter spreads over.
 
+import type { ByteSource } from '../../base/bytes.js'
 import { MismatchError, UnsupportedError } from '../../base/errors.js'
 import { type OnnxFile, planOnnx } from '../../formats/onnx/layout.js'
 import { loadOnnx, type OnnxModel } from '../../formats/onnx/model.js'
@@ -27,7 +28,7 @@ interface BaseGraph {
 }
 
 export async function openOnnxPart(input: PartInput, models?: readonly OnnxModel[]): Promise<PlanPart> {
-  const { base, chosen, sign, sources, outFile, modules, quantized, externalData = 'copy', weightsOnly = false } = input
+  const { base, chosen, sign, sources, outFile, modules, quantized, weightsOnly = false } = input
   const graphs: BaseGraph[] = []
   for (const [i, path] of chosen.graphs.entries()) {
     const model = models?.[i] ?? (await loadOnnx(base.directory, path))
@@ -60,18 +61,16 @@ export async function openOnnxPart(input: PartInput, models?: readonly OnnxModel
     const replaced = new Set([...plan.targets.keys(), ...plan.requantized.keys()])
     const planned = await planOnnx(model, plan.proto, path, { replaced, keepsFiles: isBranched })
     written.push({ path, dataFiles: planned.length - 1 })
-    const of = { model, plan, input, isLinked: isBranched && externalData === 'hardlink' }
-    files.push(...planned.map((file, j) => outputFile(file, j === planned.length - 1, of)))
+    files.push(...planned.map((file, j) => outputFile(file, j === planned.length - 1, model, plan, sources)))
   }
   sortParts(fit, opened)
   if (plans.length < graphs.length) return unfinishedPart(fit)
   await requireFiniteReplacements(opened)
   if (factors !== undefined && plans.every(({ branches }) => branches.length === 0)) throw noFactors()
   const head = plans.find((plan) => plan.head !== undefined)?.head
-  const hasCompanions = !weightsOnly && chosen.format === 'onnx'
   const others: OtherFile[] = []
   const leftOut: string[] = []
-  if (hasCompanions) {
+  if (!weightsOnly) {
     const read = graphs.flatMap(({ model }) => [...model.files.keys()])
     const own = new Set([...files.map(({ path }) => path), ...read].map((name) => name.replace(/\/.*/, '/')))
     const vocabulary = plans.find((plan) => plan.vocabulary !== undefined)?.vocabulary
@@ -82,9 +81,7 @@ export async function openOnnxPart(input: PartInput, models?: readonly OnnxModel
     others.push(...companions.files)
     leftOut.push(...companions.leftOut)
   }
-  // Beside a checkpoint, config.json is the checkpoint's to write.
-  const isTold = chosen.format === 'both' || (hasCompanions && config !== undefined)
-  if (head !== undefined && !isTold) warnings.push(headWarning(head))
+  if (head !== undefined && (weightsOnly || config === undefined)) warnings.push(headWarning(head))
   const branches = plans.reduce((sum, plan) => sum + plan.branches.length, 0)
   const layers = inOrder(plans.flatMap(namesOf), opened)
   return {
@@ -118,21 +115,19 @@ function namesOf({ reports, branches, quantized }: OnnxMergePlan): string[] {
 }
 
 function outputFile(
-  { path, byteLength, pieces, copyOf }: OnnxFile,
+  { path, byteLength, pieces }: OnnxFile,
   isGraph: boolean,
-  of: { model: OnnxModel; plan: OnnxMergePlan; input: PartInput; isLinked: boolean },
+  model: OnnxModel,
+  { targets, requantized, proto }: OnnxMergePlan,
+  sources: readonly ByteSource[],
 ): OutputFile {
-  const { model, plan, input, isLinked } = of
-  const { targets, requantized, proto } = plan
-  const { sources } = input
   const literals: Literal[] = []
   const segments: Segment[] = []
-  const sourceOf = (location: string) => sources.indexOf(model.file(location))
   for (const piece of pieces) {
     const { offset, byteLength: length } = piece
     if ('bytes' in piece) literals.push(piece)
     else if ('location' in piece) {
-      const source = sourceOf(piece.location)
+      const source = sources.indexOf(model.file(piece.location))
       segments.push({ offset, byteLength: length, source, baseOffset: piece.from, weight: undefined })
     } else {
       const bytes = requantized.get(piece.replaced)
@@ -140,10 +135,9 @@ function outputFile(
       else segments.push(...segmentsOf(targets.get(piece.replaced)!, offset))
     }
   }
-  const link = isLinked && copyOf !== undefined ? { link: sourceOf(copyOf) } : {}
   const names = isGraph ? (proto.graph?.initializer ?? []).map(({ name }) => name) : []
   const changed = isGraph ? [...targets.keys(), ...requantized.keys()] : []
-  return { path, byteLength, literals, segments: coalesce(segments), tensors: names, changed, ...link }
+  return { path, byteLength, literals, segments: coalesce(segments), tensors: names, changed }
 }
 
 function noFactors(): UnsupportedError {

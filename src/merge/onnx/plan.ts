@@ -1,10 +1,10 @@
 // Plans a merge into an ONNX graph: which initializers change, and which places need one of their own.
 
-import { create } from '@bufbuild/protobuf'
 import { UnsupportedError } from '../../base/errors.js'
 import { type ModelProto, type NodeProto, type TensorProto, TensorProtoSchema } from '../../formats/onnx/gen/onnx_pb.js'
 import { copyMessage } from '../../formats/onnx/messages.js'
 import type { OnnxModel } from '../../formats/onnx/model.js'
+import { create } from '../../formats/onnx/protobuf.js'
 import { hasCacheBranches, takeBranchWithoutCache } from '../../graph/inputs/cache.js'
 import { findEmbeddings } from '../../graph/match/forms/lookup.js'
 import { findLinears, type ModuleMap } from '../../graph/match/linears.js'
@@ -39,7 +39,6 @@ export interface OnnxMergePlan {
   readonly branches: readonly QuantizedLayer[]
   /** Makes the tensors of weights that are quantized again, by the name of the initializer. */
   readonly requantized: ReadonlyMap<string, () => Promise<Uint8Array>>
-  /** Entries of the report that the targets' changes belong to. */
   readonly reports: readonly string[]
   readonly quantized: readonly string[]
   /** To be asked for once all is written. */
@@ -99,7 +98,6 @@ export async function planOnnxMerge(
     targets.set(name, { ...base, name, layers, ...placed })
     const { dataType } = graph.initializers.get(name)!
     const shape = placed?.base?.shape.map(BigInt)
-    // The vocabulary has grown.
     if (shape !== undefined && shape.join() !== graph.initializers.get(name)!.dims.join()) {
       graph.addInitializer(create(TensorProtoSchema, { name, dataType, dims: shape }))
     }

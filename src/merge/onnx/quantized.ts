@@ -21,7 +21,6 @@ import type { LayerChange } from '../report.js'
  */
 export type QuantizedPolicy = 'branches' | 'requantize'
 
-/** A layer of an adapter, or some of its outputs, that is meant for a layer with integer weights. */
 export interface QuantizedPart {
   readonly share: GraphShare
   readonly name: string

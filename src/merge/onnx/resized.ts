@@ -1,9 +1,9 @@
 // Grown vocabularies in a graph: embeddings, heads and logits take as many rows as adapters have saved.
 
-import { clone } from '@bufbuild/protobuf'
 import { MismatchError } from '../../base/errors.js'
 import { formatShape } from '../../base/tensor.js'
 import { type ValueInfoProto, ValueInfoProtoSchema } from '../../formats/onnx/gen/onnx_pb.js'
+import { fromBinary, toBinary } from '../../formats/onnx/protobuf.js'
 import { biasOf } from '../../graph/match/parameters.js'
 import type { ModelPlaces } from '../../graph/match/stored-places.js'
 import type { Edit } from './edits.js'
@@ -43,7 +43,7 @@ export function resizeVocabulary({ graph, linears, embeddings }: ModelPlaces, ed
   graph.valueInfo = graph.valueInfo.filter((info) => !isOld(info))
   graph.outputs = graph.outputs.map((output) => {
     if (!isOld(output)) return output
-    const own = clone(ValueInfoProtoSchema, output)
+    const own = fromBinary(ValueInfoProtoSchema, toBinary(ValueInfoProtoSchema, output))
     lastOf(own)!.value = { case: 'dimValue', value: BigInt(vocabulary) }
     return own
   })

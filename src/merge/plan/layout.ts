@@ -97,8 +97,6 @@ export interface OutputFile {
   readonly tensors: readonly string[]
   /** Names of those that adapters change, replace or bring. */
   readonly changed: readonly string[]
-  /** It has the bytes of this source and may become a hard link to it. */
-  readonly link?: number | undefined
 }
 
 interface LayoutOptions {

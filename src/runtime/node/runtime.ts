@@ -5,7 +5,6 @@ import { resolvePeer } from '../../base/node/peers.js'
 import { loadRuntime } from '../load.js'
 import type { Runtime } from '../runtime.js'
 
-/** The URL of onnxruntime-node: see {@link resolvePeer}. Throws RuntimeError when it is not installed. */
 export function resolveNodeRuntime(): string {
   const found = resolvePeer('onnxruntime-node', import.meta.url)
   if (found !== undefined) return found

@@ -25,13 +25,9 @@ export function workerOptions(): { execArgv?: []; resourceLimits?: { stackSizeMb
 const SHORT_COMMAND = 4000
 const STACK_MB = 0.001
 
-/** Threads that were given up and have not ended. */
 const stuck = new Set<Worker>()
 
-/**
- * True if a thread is in a run that does not end. Node waits for it at its end, and aborts then. Only a signal ends
- * such a process.
- */
+/** Node waits for such a thread at its end, and aborts then. Only a signal ends such a process. */
 export function hasStuckWorker(): boolean {
   return stuck.size > 0
 }
@@ -56,7 +52,6 @@ export function spawnNodeWorker(entry: URL): Port {
   }
 }
 
-/** Inside a worker thread: the port to its owner. */
 export function ownerPort(): Port {
   const port = parentPort
   if (port === null) throw new StateError({ where: 'worker', what: 'this module runs in a worker thread only' })

@@ -5,7 +5,7 @@ import { createServer, type IncomingMessage, type Server, type ServerResponse } 
 import path from 'node:path'
 import { Readable } from 'node:stream'
 import { ConfigError } from '../../base/errors.js'
-import { checkArgument, ranged } from '../../base/options.js'
+import { checkArgument, FUNCTION, NAME, OBJECT, ranged } from '../../base/options.js'
 import type { ResolveAdapter } from '../adapters.js'
 
 const PORT = ranged('an integer in [0, 65535]')
@@ -36,8 +36,12 @@ export interface ListenOptions {
  */
 export async function listen(
   handler: (request: Request) => Promise<Response>,
-  { host = '127.0.0.1', port = 8000 }: ListenOptions = {},
+  options: ListenOptions = {},
 ): Promise<{ server: Server; url: string }> {
+  checkArgument(handler, FUNCTION, 'handler')
+  checkArgument(options, OBJECT, 'options')
+  const { host = '127.0.0.1', port = 8000 } = options
+  checkArgument(host, NAME, 'host')
   checkArgument(port, PORT, 'port')
   const server = createServer((request, response) => void answer(handler, request, response))
   // A request whose headers or body come too slowly would hold its socket.

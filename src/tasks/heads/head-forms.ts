@@ -15,7 +15,6 @@ function pooled(encoder: string, module: string, activation: HeadLayer['activati
   return { encoder, rows: 'first', layers, modulesToSave: ['classifier', name] }
 }
 
-/** A head whose module has both layers. */
 function dense(encoder: string, activation: HeadLayer['activation']): HeadForm {
   const layers = [{ module: 'classifier.dense', activation }, { module: 'classifier.out_proj' }]
   return { encoder, rows: 'first', layers, modulesToSave: ['classifier'] }
@@ -130,7 +129,6 @@ function whisper({ use_weighted_layer_sum: isWeighted, classifier_proj_size: wid
 
 const AUDIO_FORMS: Forms = { whisper }
 
-/** The heads of each kind of inputs: by type of model, and the rows of a head that only the graph knows. */
 const KINDS = {
   text: { forms: TEXT_FORMS, rows: 'first', reads: undefined, task: 'text-classification' },
   token: { forms: TOKEN_FORMS, rows: 'all', reads: undefined, task: 'token-classification' },
@@ -138,10 +136,8 @@ const KINDS = {
   audio: { forms: AUDIO_FORMS, rows: 'mean', reads: 'sounds', task: 'audio-classification' },
 } as const
 
-/** Inputs that get labels: whole texts, the words of a text, pictures, or sounds. */
 export type HeadKind = keyof typeof KINDS
 
-/** The head that this type of model has for labels, or that its graph has; undefined if neither is known. */
 export function findHead(kind: HeadKind, base: HeadBase): HeadForm | undefined {
   const { forms, reads }: { forms: Forms; reads?: string | undefined } = KINDS[kind]
   if (reads !== undefined && inputFamily(base.graph)?.reads !== reads) return undefined

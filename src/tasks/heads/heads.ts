@@ -79,7 +79,6 @@ export function headWidth({ rows }: HeadForm, { config, linears }: HeadBase, lay
   throw new UnsupportedError({ where: 'config.json', what: 'it does not tell the width of the hidden states' })
 }
 
-/** `layers`: the last ones of the form. */
 export function headInput(
   form: HeadForm,
   graph: Graph,

@@ -3,19 +3,14 @@
 
 export interface LabelMetrics {
   readonly accuracy: number
-  /** The mean over the labels that are there or predicted. */
   readonly f1: number
   /** F1 score of each label; NaN for one that is neither there nor predicted. */
   readonly scores: readonly number[]
 }
 
 export function classificationMetrics(truth: readonly number[], predicted: readonly number[]): LabelMetrics {
-  const several = severalMetrics(
-    truth.map((label) => new Set([label])),
-    predicted.map((label) => new Set([label])),
-    Math.max(0, ...truth, ...predicted) + 1,
-  )
-  return several
+  const [own, told] = [truth, predicted].map((labels) => labels.map((label) => new Set([label])))
+  return severalMetrics(own, told, Math.max(0, ...truth, ...predicted) + 1)
 }
 
 /** `accuracy` counts records whose labels are all right. */

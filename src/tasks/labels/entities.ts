@@ -1,10 +1,8 @@
 // Entities in rows of tags such as B-PER, I-PER and O, and how well they are found, as seqeval counts:
 // https://github.com/chakki-works/seqeval
 
-/** Consecutive words of one kind. */
 export interface TaggedRange {
   readonly type: string
-  /** Numbers of the first word and of the word behind the last one. */
   readonly start: number
   readonly end: number
 }

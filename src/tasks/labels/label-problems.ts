@@ -68,9 +68,9 @@ export function problemOf(
   if (type !== 'single_label_classification' && unused !== undefined) {
     throw new ConfigError({ where: `taskOptions.${unused}`, what: 'only for one label a record', got: type })
   }
-  if (type === 'regression') return new Quantity(targets(), placeOf)
+  if (type === 'regression') return quantity(targets(), placeOf)
   const labels = labelsOf(targets(), known, placeOf)
-  return type === 'single_label_classification' ? new OneLabel(labels, targets(), options) : new SeveralLabels(labels)
+  return type === 'single_label_classification' ? oneLabel(labels, targets(), options) : severalLabels(labels)
 }
 
 type PlaceOf = (index: number) => string
@@ -149,184 +149,138 @@ const dense = (values: Float32Array, rows: number): Feeds => ({
 })
 
 /** Cross-entropy in nats, as torch.nn.CrossEntropyLoss, with its weights and its label smoothing. */
-class OneLabel implements LabelProblem {
-  readonly type = 'single_label_classification'
-  readonly labels: readonly string[]
-  readonly #ids: ReadonlyMap<string, number>
-  /** Weight of each label; undefined: 1. */
-  readonly #weights: Float64Array | undefined
-  readonly #smoothing: number
-
-  constructor(
-    labels: readonly string[],
-    targets: Iterable<Target>,
-    { classWeights, labelSmoothing = 0 }: LabelOptions,
-  ) {
-    this.labels = labels
-    this.#ids = new Map(labels.map((label, i) => [label, i]))
-    this.#smoothing = labelSmoothing
-    this.#weights = classWeights && this.#weightsOf(classWeights, targets)
-  }
-
-  check(target: Target, where: string): void {
-    numberOf(this.#ids, target, where)
-  }
-
-  loss(graph: ObjectiveGraph, logits: Value): Value {
-    if (this.#isPlain) return graph.crossEntropy(logits, graph.input(PAIRS, DataType.INT64, ['records', 2]))
-    const { g } = graph
-    const shares = graph.input(DENSE, DataType.FLOAT, ['records', this.labels.length])
-    const logs = g.op('LogSoftmax', [logits], { axis: -1 })
-    return g.neg(g.op('ReduceSum', [g.mul(shares, logs)], { keepdims: 0 }))
-  }
-
-  targets(targets: readonly Target[]): Feeds {
-    const ids = targets.map((target) => numberOf(this.#ids, target))
-    if (this.#isPlain) {
-      const pairs = ids.flatMap((id, row) => [row, id])
-      return { [PAIRS]: { type: 'int64', data: BigInt64Array.from(pairs, BigInt), dims: [ids.length, 2] } }
-    }
-    const count = this.labels.length
-    const shares = new Float32Array(ids.length * count)
-    ids.forEach((id, row) => {
-      for (let k = 0; k < count; k++) {
-        const share = this.#smoothing / count + (k === id ? 1 - this.#smoothing : 0)
-        shares[row * count + k] = share * this.#weight(k)
+function oneLabel(
+  labels: readonly string[],
+  targets: Iterable<Target>,
+  { classWeights, labelSmoothing: smoothing = 0 }: LabelOptions,
+): LabelProblem {
+  const ids = idsOf(labels)
+  const count = labels.length
+  const weights = classWeights && weightsOf(ids, classWeights, targets)
+  const isPlain = weights === undefined && smoothing === 0
+  const weight = (label: number) => weights?.[label] ?? 1
+  const numbersOf = (own: readonly Target[]) => own.map((target) => numberOf(ids, target))
+  return {
+    type: 'single_label_classification',
+    labels,
+    check: (target, where) => void numberOf(ids, target, where),
+    loss(graph, logits) {
+      if (isPlain) return graph.crossEntropy(logits, graph.input(PAIRS, DataType.INT64, ['records', 2]))
+      const { g } = graph
+      const shares = graph.input(DENSE, DataType.FLOAT, ['records', count])
+      const logs = g.op('LogSoftmax', [logits], { axis: -1 })
+      return g.neg(g.op('ReduceSum', [g.mul(shares, logs)], { keepdims: 0 }))
+    },
+    targets(own) {
+      const numbers = numbersOf(own)
+      if (isPlain) {
+        const pairs = numbers.flatMap((id, row) => [row, id])
+        return { [PAIRS]: { type: 'int64', data: BigInt64Array.from(pairs, BigInt), dims: [own.length, 2] } }
       }
-    })
-    return dense(shares, ids.length)
+      const shares = new Float32Array(own.length * count)
+      numbers.forEach((id, row) => {
+        for (let k = 0; k < count; k++) {
+          const share = smoothing / count + (k === id ? 1 - smoothing : 0)
+          shares[row * count + k] = share * weight(k)
+        }
+      })
+      return dense(shares, own.length)
+    },
+    normalizer: (own) => numbersOf(own).reduce((sum, id) => sum + weight(id), 0),
+    metrics(own, logits) {
+      const truth = numbersOf(own)
+      const predicted = logits.map((row) => row.indexOf(Math.max(...row)))
+      const { scores, ...metrics } = classificationMetrics(truth, predicted)
+      const isBinary = count === 2 && new Set(truth).size === 2
+      const [isSecond, margins] = [truth.map((id) => id === 1), logits.map(([a, b]) => b - a)]
+      const auc = isBinary && { auc: areaUnderCurve(isSecond, margins) }
+      return { ...metrics, ...auc, ...reported(labels, scores) }
+    },
   }
+}
 
-  normalizer(targets: readonly Target[]): number {
-    if (this.#weights === undefined) return targets.length
-    return targets.reduce<number>((sum, target) => sum + this.#weight(numberOf(this.#ids, target)), 0)
-  }
+function idsOf(labels: readonly string[]): ReadonlyMap<string, number> {
+  return new Map(labels.map((label, i) => [label, i]))
+}
 
-  metrics(targets: readonly Target[], logits: readonly Float32Array[]): Record<string, number> {
-    const truth = targets.map((target) => numberOf(this.#ids, target))
-    const { scores, ...metrics } = classificationMetrics(
-      truth,
-      logits.map((own) => own.indexOf(Math.max(...own))),
-    )
-    const isBinary = this.labels.length === 2 && new Set(truth).size === 2
-    const auc = isBinary
-      ? areaUnderCurve(
-          truth.map((id) => id === 1),
-          logits.map(([a, b]) => b - a),
-        )
-      : undefined
-    return { ...metrics, ...(auc !== undefined && { auc }), ...reported(this.labels, scores) }
+function weightsOf(
+  ids: ReadonlyMap<string, number>,
+  given: NonNullable<LabelOptions['classWeights']>,
+  targets: Iterable<Target>,
+): Float64Array {
+  const weights = new Float64Array(ids.size).fill(1)
+  if (given === 'balanced') {
+    const counts = new Float64Array(ids.size)
+    for (const target of targets) counts[numberOf(ids, target)]++
+    const seen = counts.filter((count) => count > 0)
+    const total = seen.reduce((sum, count) => sum + count, 0)
+    return weights.map((one, i) => (counts[i] === 0 ? one : total / (seen.length * counts[i])))
   }
-
-  get #isPlain(): boolean {
-    return this.#weights === undefined && this.#smoothing === 0
-  }
-
-  #weight(label: number): number {
-    return this.#weights?.[label] ?? 1
-  }
-
-  #weightsOf(given: NonNullable<LabelOptions['classWeights']>, targets: Iterable<Target>): Float64Array {
-    const weights = new Float64Array(this.labels.length).fill(1)
-    if (given === 'balanced') {
-      const counts = new Float64Array(this.labels.length)
-      for (const target of targets) counts[numberOf(this.#ids, target)]++
-      const seen = counts.filter((count) => count > 0)
-      const total = seen.reduce((sum, count) => sum + count, 0)
-      return weights.map((one, i) => (counts[i] === 0 ? one : total / (seen.length * counts[i])))
-    }
-    for (const [label, weight] of Object.entries(given)) weights[numberOf(this.#ids, label)] = weight
-    return weights
-  }
+  for (const [label, weight] of Object.entries(given)) weights[numberOf(ids, label)] = weight
+  return weights
 }
 
 /** Binary cross-entropy, the mean over labels, as torch.nn.BCEWithLogitsLoss. */
-class SeveralLabels implements LabelProblem {
-  readonly type = 'multi_label_classification'
-  readonly labels: readonly string[]
-  readonly #ids: ReadonlyMap<string, number>
-
-  constructor(labels: readonly string[]) {
-    this.labels = labels
-    this.#ids = new Map(labels.map((label, i) => [label, i]))
-  }
-
-  check(target: Target, where: string): void {
-    for (const label of [target].flat()) numberOf(this.#ids, label, where)
-  }
-
-  loss(graph: ObjectiveGraph, logits: Value): Value {
-    const { g } = graph
-    const targets = graph.input(DENSE, DataType.FLOAT, ['records', this.labels.length])
-    const losses = g.sub(g.op('Softplus', [logits]), g.mul(logits, targets))
-    return g.mul(g.op('ReduceSum', [losses], { keepdims: 0 }), g.float(1 / this.labels.length))
-  }
-
-  targets(targets: readonly Target[]): Feeds {
-    const count = this.labels.length
-    const values = new Float32Array(targets.length * count)
-    targets.forEach((target, row) => {
-      for (const label of [target].flat()) values[row * count + numberOf(this.#ids, label)] = 1
-    })
-    return dense(values, targets.length)
-  }
-
-  normalizer(targets: readonly Target[]): number {
-    return targets.length
-  }
-
-  metrics(targets: readonly Target[], logits: readonly Float32Array[]): Record<string, number> {
-    const truth = targets.map((target) => new Set([target].flat().map((label) => numberOf(this.#ids, label))))
-    const predicted = logits.map((own) => new Set([...own.keys()].filter((i) => own[i] > 0)))
-    const { scores, ...metrics } = severalMetrics(truth, predicted, this.labels.length)
-    return { ...metrics, ...reported(this.labels, scores) }
+function severalLabels(labels: readonly string[]): LabelProblem {
+  const ids = idsOf(labels)
+  const numbersOf = (target: Target, where?: string) => [target].flat().map((label) => numberOf(ids, label, where))
+  return {
+    type: MULTI,
+    labels,
+    check: (target, where) => void numbersOf(target, where),
+    loss(graph, logits) {
+      const { g } = graph
+      const targets = graph.input(DENSE, DataType.FLOAT, ['records', labels.length])
+      const losses = g.sub(g.op('Softplus', [logits]), g.mul(logits, targets))
+      return g.mul(g.op('ReduceSum', [losses], { keepdims: 0 }), g.float(1 / labels.length))
+    },
+    targets(own) {
+      const values = new Float32Array(own.length * labels.length)
+      own.forEach((target, row) => {
+        for (const id of numbersOf(target)) values[row * labels.length + id] = 1
+      })
+      return dense(values, own.length)
+    },
+    normalizer: ({ length }) => length,
+    metrics(own, logits) {
+      const truth = own.map((target) => new Set(numbersOf(target)))
+      const predicted = logits.map((row) => new Set([...row.keys()].filter((i) => row[i] > 0)))
+      const { scores, ...metrics } = severalMetrics(truth, predicted, labels.length)
+      return { ...metrics, ...reported(labels, scores) }
+    },
   }
 }
 
-/** The mean of squared differences. */
-class Quantity implements LabelProblem {
-  readonly type = 'regression'
-  readonly labels = ['LABEL_0']
-
-  constructor(targets: Iterable<Target>, placeOf: PlaceOf) {
-    const seen = new Set<number>()
-    let index = 0
-    for (const target of targets) {
-      const value = quantityOf(target, placeOf(index++))
-      if (seen.size < 2) seen.add(value)
-    }
-    if (seen.size > 1) return
+function quantity(targets: Iterable<Target>, placeOf: PlaceOf): LabelProblem {
+  const seen = new Set<number>()
+  let index = 0
+  for (const target of targets) {
+    const value = quantityOf(target, placeOf(index++))
+    if (seen.size < 2) seen.add(value)
+  }
+  if (seen.size < 2) {
     throw new DataError({
       where: 'label',
       what: 'all records have the same number, so there is nothing to learn',
       got: [...seen].join(),
     })
   }
-
-  check(target: Target, where: string): void {
-    quantityOf(target, where)
-  }
-
-  loss(graph: ObjectiveGraph, logits: Value): Value {
-    const { g } = graph
-    const difference = g.sub(logits, graph.input(DENSE, DataType.FLOAT, ['records', 1]))
-    return g.op('ReduceSum', [g.mul(difference, difference)], { keepdims: 0 })
-  }
-
-  targets(targets: readonly Target[]): Feeds {
-    return dense(
-      Float32Array.from(targets, (target) => quantityOf(target)),
-      targets.length,
-    )
-  }
-
-  normalizer(targets: readonly Target[]): number {
-    return targets.length
-  }
-
-  metrics(targets: readonly Target[], logits: readonly Float32Array[]): Record<string, number> {
-    const [truth, predicted] = [targets.map((target) => quantityOf(target)), logits.map(([value]) => value)]
-    return { pearson: pearson(truth, predicted), spearman: spearman(truth, predicted) }
+  const valuesOf = (own: readonly Target[]) => own.map((target) => quantityOf(target))
+  return {
+    type: 'regression',
+    labels: ['LABEL_0'],
+    check: (target, where) => void quantityOf(target, where),
+    loss(graph, logits) {
+      const { g } = graph
+      const difference = g.sub(logits, graph.input(DENSE, DataType.FLOAT, ['records', 1]))
+      return g.op('ReduceSum', [g.mul(difference, difference)], { keepdims: 0 })
+    },
+    targets: (own) => dense(Float32Array.from(valuesOf(own)), own.length),
+    normalizer: ({ length }) => length,
+    metrics(own, logits) {
+      const [truth, predicted] = [valuesOf(own), logits.map(([value]) => value)]
+      return { pearson: pearson(truth, predicted), spearman: spearman(truth, predicted) }
+    },
   }
 }
 

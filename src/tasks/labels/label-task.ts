@@ -1,92 +1,173 @@
-// Shared by the tasks that give a whole input a label, several, or a number: head, loss and metrics.
+// Shared by the tasks with a head for labels: head, loss and metrics.
 
 import { describe } from '../../base/options.js'
 import type { Model } from '../../graph/model-folder.js'
-import type { ObjectiveGraph } from '../../graph/training/objective-graph.js'
+import type { Length, ObjectiveGraph } from '../../graph/training/objective-graph.js'
 import type { Value } from '../../graph/view/builder.js'
 import type { Feeds, RuntimeTensor } from '../../runtime/runtime.js'
-import type { HeadForm } from '../heads/heads.js'
-import { namedLabels } from '../heads/heads.js'
-import { TrainedHead } from '../heads/trained-head.js'
-import type { Examples, HeadOptions, OpenTask } from '../task.js'
+import { LABEL_OPTIONS } from '../gen/options.js'
+import { findHead, type HeadKind, requireHead } from '../heads/head-forms.js'
+import { type HeadBase, namedLabels } from '../heads/heads.js'
+import { checkHead, headBase, TrainedHead } from '../heads/trained-head.js'
+import type { Evaluated, Examples, HeadOptions, OpenTask, Task } from '../task.js'
+import { PROBE_BATCHES } from '../token-batch.js'
 import { type LabelOptions, type LabelProblem, type ProblemType, problemOf, type Target } from './label-problems.js'
 
-interface Labeled {
-  readonly label: Target
+interface Placed {
   readonly where: string
 }
 
-export abstract class LabelTask<Example extends Labeled> implements OpenTask<Example> {
+interface Labeled extends Placed {
+  readonly label: Target
+}
+
+/** The inputs of a model, as a task's examples hold them. */
+export interface Inputs<Example> {
+  readonly lengths: readonly Length[]
+  /** An example of zeros, for the two runs that shapes are measured by. */
+  zeros(label: Target, sequence: number, row: number): Omit<Example, 'where'>
+  feeds(examples: readonly Example[], length: number): Feeds
+  cost(example: Example): number
+  content(example: Example): Iterable<Uint8Array | Int32Array>
+}
+
+/** Throws UnsupportedError for a model that does not have them. */
+export type InputsOf<Example> = (model: Model, base: HeadBase) => Inputs<Example>
+
+export function headParts<Example>(kind: HeadKind, inputsOf: InputsOf<Example>): Pick<Task, 'headForm' | 'check'> {
+  return {
+    headForm: (base) => findHead(kind, base),
+    check(model) {
+      const base = headBase(model)
+      inputsOf(model, base)
+      checkHead(requireHead(kind, base), base)
+    },
+  }
+}
+
+/** The members of a task that gives a whole input a label, several, or a number. */
+export function labelParts<Example extends Labeled>(kind: HeadKind, inputsOf: InputsOf<Example>) {
+  return {
+    ...headParts(kind, inputsOf),
+    options: LABEL_OPTIONS,
+    open: (model: Model, examples: Examples<Example>, options: LabelOptions = {}, heads: HeadOptions = {}) =>
+      new LabelTask(kind, inputsOf, { model, examples, options, heads }),
+  }
+}
+
+export interface Opening<Example> {
+  readonly model: Model
+  readonly examples: Examples<Example>
+  readonly options: LabelOptions
+  readonly heads: HeadOptions
+  /** Names of the labels. Default: those of config.json. */
+  readonly known?: readonly string[]
+}
+
+export abstract class HeadTask<Example extends Placed> implements OpenTask<Example> {
   readonly labels: readonly string[]
   readonly warnings: readonly string[]
   readonly head: TrainedHead
-  abstract readonly probe: OpenTask['probe']
-  readonly #problem: LabelProblem
+  readonly probe: OpenTask['probe']
+  protected readonly problem: LabelProblem
+  readonly #inputs: Inputs<Example>
+  readonly #field: string
+  readonly #targetsOf: (example: Example) => readonly Target[]
 
-  constructor(model: Model, form: HeadForm, examples: Examples<Example>, options: LabelOptions, heads: HeadOptions) {
-    const whereOf = (index: number) => examples.at(index)?.where ?? ''
-    const known = heads.newHead ? [] : namedLabels(model.config)
-    this.#problem = problemOf(() => targetsOf(examples), known, options, whereOf)
-    this.labels = this.#problem.labels
-    this.head = new TrainedHead(model, form, this.labels, heads)
-    this.warnings = [...this.head.warnings, ...(this.problemType === 'regression' ? [] : rareLabels(examples))]
+  /** `field`: the part of a record that the targets come from, for messages. */
+  constructor(
+    kind: HeadKind,
+    inputsOf: InputsOf<Example>,
+    { model, examples, options, heads, known }: Opening<Example>,
+    field: 'label' | 'tags',
+    targetsOf: (example: Example) => readonly Target[],
+  ) {
+    const base = headBase(model)
+    this.#inputs = inputsOf(model, base)
+    this.#field = field
+    this.#targetsOf = targetsOf
+    const whereOf = field === 'label' ? (index: number) => examples.at(index)?.where ?? '' : undefined
+    const names = known ?? (heads.newHead ? [] : namedLabels(model.config))
+    this.problem = problemOf(() => flat(examples, targetsOf), names, options, whereOf)
+    this.labels = this.problem.labels
+    this.head = new TrainedHead(model, base, requireHead(kind, base), this.labels, heads)
+    this.warnings = this.head.warnings
+    const any = this.problem.type === 'regression' ? 0 : this.labels[0]
+    const [first, second] = PROBE_BATCHES.map(({ batch, sequence }) => {
+      const rows = Array.from({ length: batch }, (_, row) => this.#inputs.zeros(any, sequence, row))
+      return this.collate(
+        rows.map((row) => ({ ...row, where: 'probe' }) as Example),
+        sequence,
+      )
+    })
+    this.probe = { feeds: [first, second], lengths: this.#inputs.lengths }
   }
 
-  get problemType(): ProblemType {
-    return this.#problem.type
+  abstract forward(graph: ObjectiveGraph): Value
+  abstract predict(outputs: Readonly<Record<string, RuntimeTensor>>, examples: readonly Example[]): unknown[]
+  abstract metrics(result: Evaluated<Example>): Record<string, number>
+
+  checkEvaluation(example: Example): void {
+    for (const target of this.#targetsOf(example)) this.problem.check(target, `${example.where}, ${this.#field}`)
   }
 
-  abstract cost(example: Example): number
-  abstract collate(examples: readonly Example[], length: number): Feeds
-  abstract content(example: Example): Iterable<Uint8Array | Int32Array>
-
-  forward(graph: ObjectiveGraph): Value {
-    return this.#problem.loss(graph, graph.predict(this.head.logits(graph, this.head.input(graph))))
+  cost(example: Example): number {
+    return this.#inputs.cost(example)
   }
 
-  checkEvaluation({ label, where }: Example): void {
-    this.#problem.check(label, `${where}, label`)
+  collate(examples: readonly Example[], length: number): Feeds {
+    return { ...this.#inputs.feeds(examples, length), ...this.problem.targets(this.targets(examples)) }
+  }
+
+  content(example: Example): Iterable<Uint8Array | Int32Array> {
+    return this.#inputs.content(example)
   }
 
   normalizer(examples: readonly Example[]): number {
-    return this.#problem.normalizer([...targetsOf(examples)])
+    return this.problem.normalizer(this.targets(examples))
   }
 
-  predict(outputs: Readonly<Record<string, RuntimeTensor>>, examples: readonly Example[]): Float32Array[] {
-    const logits = Object.values(outputs).find(({ dims }) => dims.length === 2)?.data as Float32Array
+  protected targets(examples: readonly Example[]): Target[] {
+    return [...flat(examples, this.#targetsOf)]
+  }
+
+  /** The logits of each row. */
+  protected rows(outputs: Readonly<Record<string, RuntimeTensor>>): Float32Array[] {
+    const { data, dims } = Object.values(outputs).find((output) => output.dims.length === 2)!
     const count = this.labels.length
-    return examples.map((_, row) => logits.slice(row * count, (row + 1) * count))
-  }
-
-  metrics({
-    examples,
-    predictions,
-  }: {
-    examples: readonly Example[]
-    predictions: readonly unknown[]
-  }): Record<string, number> {
-    return this.#problem.metrics([...targetsOf(examples)], predictions as Float32Array[])
-  }
-
-  protected targetFeeds(examples: readonly Example[]): Feeds {
-    return this.#problem.targets([...targetsOf(examples)])
-  }
-
-  /** One that the loss takes. */
-  protected get anyTarget(): Target {
-    return this.problemType === 'regression' ? 0 : this.labels[0]
+    return Array.from({ length: dims[0] }, (_, row) => (data as Float32Array).slice(row * count, (row + 1) * count))
   }
 }
 
-/** A label as bytes, to tell records apart. */
-export function labelBytes(label: Target): Uint8Array {
+class LabelTask<Example extends Labeled> extends HeadTask<Example> {
+  override readonly warnings: readonly string[]
+  readonly problemType: ProblemType
+
+  constructor(kind: HeadKind, inputsOf: InputsOf<Example>, opening: Opening<Example>) {
+    super(kind, inputsOf, opening, 'label', ({ label }) => [label])
+    this.problemType = this.problem.type
+    this.warnings = [...this.head.warnings, ...(this.problemType === 'regression' ? [] : rareLabels(opening.examples))]
+  }
+
+  forward(graph: ObjectiveGraph): Value {
+    return this.problem.loss(graph, graph.predict(this.head.logits(graph, this.head.input(graph))))
+  }
+
+  predict(outputs: Readonly<Record<string, RuntimeTensor>>): Float32Array[] {
+    return this.rows(outputs)
+  }
+
+  metrics({ examples, predictions }: Evaluated<Example>): Record<string, number> {
+    return this.problem.metrics(this.targets(examples), predictions as Float32Array[])
+  }
+}
+
+export function labelBytes(label: unknown): Uint8Array {
   return new TextEncoder().encode(typeof label === 'string' ? label : JSON.stringify(label))
 }
 
-/** Labels that are told of by name when they are seen once. */
 const TOLD = 5
 
-/** Warnings about labels that one record alone has: there is nothing to compare them with. */
 function rareLabels(examples: Iterable<Labeled>): string[] {
   const seen = new Map<string, { where: string; count: number }>()
   for (const { label: target, where } of examples) {
@@ -102,6 +183,6 @@ function rareLabels(examples: Iterable<Labeled>): string[] {
   return [`labels that one record alone has, so that there is little to learn of them: ${told.join(', ')}${more}`]
 }
 
-function* targetsOf(examples: Iterable<Labeled>): Generator<Target> {
-  for (const { label } of examples) yield label
+function* flat<Example>(examples: Iterable<Example>, of: (example: Example) => readonly Target[]): Generator<Target> {
+  for (const example of examples) yield* of(example)
 }

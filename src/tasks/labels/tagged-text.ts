@@ -67,7 +67,6 @@ function taggedWords(words: readonly unknown[], tags: readonly unknown[], where:
   return { text, words: spans, tags: tags as Tag[], where }
 }
 
-/** Words are cut where entities begin and end. */
 function markedText(text: string, given: readonly unknown[], where: string): TaggedText {
   const entities = given
     .map((entity, i) => entityOf(entity, text, `${where}, entity ${i + 1}`))

@@ -18,11 +18,9 @@ export type Source =
   | { readonly kind: 'text'; readonly text: string }
   | { readonly kind: 'features'; readonly values: Float32Array }
 
-/** Names of what is read, and of what is written. */
 const TEXTS = ['text', 'input', 'source', 'question', 'prompt', 'document', 'article', 'dialogue']
 const TARGETS = ['target', 'output', 'label', 'summary', 'highlights', 'translation', 'answer', 'completion']
 
-/** Names of what is said in sounds. */
 const SPOKEN = ['target', 'label', 'text', 'sentence', 'transcription', 'transcript']
 
 const RENAME = "Name your fields, as in `columns: { text: 'article', target: 'summary' }`"

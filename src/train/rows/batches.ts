@@ -38,7 +38,6 @@ export function planEpoch(lengths: readonly number[], seed: number, epoch: numbe
   return steps
 }
 
-/** Batches that hold every example once, by falling length, for evaluation. */
 export function planEvaluation(
   lengths: readonly number[],
   options: Pick<PlanOptions, 'batchSize' | 'limit' | 'inOrder'>,
@@ -48,7 +47,6 @@ export function planEvaluation(
   return microBatches(order, lengths, options)
 }
 
-/** Optimizer steps of one epoch: the last may have fewer examples. */
 export function stepsPerEpoch(examples: number, options: Pick<PlanOptions, 'batchSize' | 'accumulation'>): number {
   return Math.ceil(examples / (options.batchSize * options.accumulation))
 }

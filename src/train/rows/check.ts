@@ -9,7 +9,8 @@ import type { EncodeContext, Task } from '../../tasks/task.js'
 import { droppedLabelNote, taskOfRow } from '../../tasks/task-of-row.js'
 import { loadTask, type TaskName } from '../../tasks/tasks.js'
 import type { TrainingData, TrainingOptions } from '../options.js'
-import { encodeContext } from './examples.js'
+import { countOne, type LengthReport, labelsOf, lengthsOf, MAX_LABELS, mostFrequent, rounded } from './counts.js'
+import { encodeContext, encodeRow } from './examples.js'
 
 /** A token of an example. */
 export interface PreviewToken {
@@ -27,19 +28,6 @@ export interface PreviewExample {
   readonly tokens: readonly PreviewToken[]
   /** The label of the whole text, for tasks with labels: several are joined by commas. */
   readonly label?: string
-}
-
-/** How long records are. */
-export interface LengthReport {
-  /** Tokens of the examples, if a model is given; else characters of all texts of a record. */
-  readonly unit: 'tokens' | 'characters'
-  readonly total: number
-  readonly least: number
-  /** Above 4096 rounded by up to 0.05 %. */
-  readonly median: number
-  readonly most: number
-  /** How many are below each power of two, and not below the one before it. */
-  readonly histogram: readonly { readonly below: number; readonly count: number }[]
 }
 
 /** Facts about some data. */
@@ -76,9 +64,6 @@ export interface CheckDataInput
 }
 
 const MAX_FORMS = 100
-const MAX_LABELS = 1000
-/** Lengths up to this are counted one by one. */
-const EXACT_LENGTHS = 4096
 
 /** Wrong records are in the report, wrong options are thrown. `preview`: examples that are shown as tokens. */
 export async function checkRecords(options: CheckDataInput, preview = 0): Promise<DataReport> {
@@ -139,9 +124,8 @@ class Records {
           if (model !== undefined) this.task.check(model)
         }
         try {
-          const parsed = this.task.parse(row, where)
-          const length = context === undefined ? undefined : await this.#encode(parsed, this.task, context, where)
-          this.#take(row, where, length)
+          if (context === undefined) this.task.parse(row, where)
+          this.#take(row, where, context && (await this.#encode(row, this.task, context, where)))
         } catch (error) {
           if (!(error instanceof DataError)) throw error
           onInvalid(error)
@@ -167,9 +151,9 @@ class Records {
     for (const note of droppedLabelNote(this.task!, row)) countOne(this.notes, note)
   }
 
-  async #encode(parsed: unknown, task: Task, context: EncodeContext, where: string): Promise<number> {
-    const row = task.load === undefined ? parsed : await task.load(parsed, context)
-    const { examples, isTruncated, notes = [] } = task.encode(row, context)
+  async #encode(row: unknown, task: Task, context: EncodeContext, where: string): Promise<number> {
+    const { encoded } = await encodeRow(task, row, where, context)
+    const { examples, isTruncated, notes = [] } = encoded
     if (isTruncated) countOne(this.notes, `cut to ${context.maxLength} tokens`)
     if (examples.length === 0) countOne(this.notes, 'left out, because they have no target')
     for (const note of notes) countOne(this.notes, note)
@@ -191,56 +175,13 @@ class Records {
   }
 }
 
-function countOne<K extends string | number>(counts: Map<K, number>, key: K, most?: number): void {
-  const own = most === undefined || counts.size < most || counts.has(key) ? key : ('others' as K)
-  counts.set(own, (counts.get(own) ?? 0) + 1)
-}
-
-function mostFrequent(counts: ReadonlyMap<string, number>): Record<string, number> {
-  return Object.fromEntries([...counts].sort(([, a], [, b]) => b - a))
-}
-
-function labelsOf({ label, labels, tags, entities }: Readonly<Record<string, unknown>>): string[] {
-  if (label === undefined && labels === undefined && tags === undefined && entities === undefined) return []
-  const ofEntities = Array.isArray(entities) ? entities.map((one) => (isObject(one) ? one.label : undefined)) : []
-  return [label ?? labels, tags, ofEntities]
-    .flat()
-    .flatMap((value) => (['string', 'boolean'].includes(typeof value) || Number.isInteger(value) ? String(value) : []))
-}
-
-function rounded(length: number): number {
-  if (length < EXACT_LENGTHS) return length
-  const step = 2 ** (Math.floor(Math.log2(length)) - Math.log2(EXACT_LENGTHS) + 1)
-  return Math.round(length / step) * step
-}
-
-function lengthsOf(counts: ReadonlyMap<number, number>, unit: LengthReport['unit']): LengthReport | null {
-  const sorted = [...counts].sort(([a], [b]) => a - b)
-  if (sorted.length === 0) return null
-  const count = sorted.reduce((sum, [, times]) => sum + times, 0)
-  let seen = 0
-  const median = sorted.find(([, times]) => {
-    seen += times
-    return seen * 2 >= count
-  })![0]
-  const histogram: { below: number; count: number }[] = []
-  for (const [length, times] of sorted) {
-    const below = 2 ** Math.floor(Math.log2(Math.max(1, length)) + 1)
-    const last = histogram.at(-1)
-    if (last?.below === below) last.count += times
-    else histogram.push({ below, count: times })
-  }
-  const total = sorted.reduce((sum, [length, times]) => sum + length * times, 0)
-  return { unit, total, least: sorted[0][0], median, most: sorted[sorted.length - 1][0], histogram }
-}
-
 /** Hashes records one after the other: a new object for each would be work for the garbage collector. */
 class RecordHash {
   characters = 0
   #low = 0
   #high = 0
 
-  /** A hash of all fields of a record: a whole number from 1 to 2^53. */
+  /** All fields, as a whole number from 1 to 2^53. */
   of(row: unknown): number {
     this.#low = 0x811c9dc5
     this.#high = 0x9dc5811c
@@ -317,5 +258,4 @@ function textsOf(ids: Int32Array, decode: (ids: readonly number[]) => string): s
   })
 }
 
-/** A character has at most four bytes, and a token at least one. */
 const MAX_CHARACTER_TOKENS = 4

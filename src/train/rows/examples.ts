@@ -9,7 +9,6 @@ import { droppedLabelNote } from '../../tasks/task-of-row.js'
 import { loadChatTemplate, recordTemplate } from '../../text/chat-template.js'
 import type { ChatTemplate } from '../../text/template.js'
 
-/** Longest time without a pause for the thread's other work. */
 const YIELD_MS = 16
 
 /** Node's own waits for nothing; a timer waits for a millisecond at least. */
@@ -30,7 +29,6 @@ export interface EncodedSource {
   readonly kept: EncodedRows
   readonly heldOut: EncodedRows
   readonly maxLength: number
-  /** The chat template that rows needed, with its variables; undefined where none did. */
   readonly chatTemplate: string | undefined
 }
 
@@ -43,9 +41,9 @@ export interface EncodeOptions {
   readonly decodeImage?: DecodeImage | undefined
   /** Takes the errors of rows that are left out. Default: the first one is thrown. */
   readonly onInvalid?: OnInvalid | undefined
-  /** Tells of each row, in order, whether it is held out for evaluation. */
   readonly isHeldOut?: ((index: number) => boolean) | undefined
-  readonly onRow?: ((row: unknown, examples: number, isHeldOut: boolean) => void) | undefined
+  /** Hears of each row: as the task parsed it, how many examples it gave, and as the data have it. */
+  readonly onRow?: ((row: unknown, examples: number, isHeldOut: boolean, record: unknown) => void) | undefined
   readonly name: string
 }
 
@@ -79,7 +77,7 @@ export async function encodeRows(rows: Rows, options: EncodeOptions): Promise<En
     for (const note of [...(encoded.notes ?? []), ...droppedLabelNote(task, row)])
       part.notes.set(note, (part.notes.get(note) ?? 0) + 1)
     for (const example of encoded.examples) part.examples.push(example)
-    options.onRow?.(parsed, encoded.examples.length, part === heldOut)
+    options.onRow?.(parsed, encoded.examples.length, part === heldOut, row)
     if (count % ROWS_PER_LOOK === 0 && performance.now() - pausedAt > YIELD_MS) {
       await new Promise((resolve) => nextTurn(resolve))
       pausedAt = performance.now()
@@ -94,7 +92,7 @@ export async function encodeRows(rows: Rows, options: EncodeOptions): Promise<En
   return { kept, heldOut, maxLength, chatTemplate }
 }
 
-async function encodeRow(task: Task, row: unknown, where: string, context: EncodeContext) {
+export async function encodeRow(task: Task, row: unknown, where: string, context: EncodeContext) {
   const parsed = task.parse(row, where)
   const encoded = task.encode(task.load === undefined ? parsed : await task.load(parsed, context), context)
   return { parsed, encoded }
@@ -138,14 +136,6 @@ function requireExamples(found: EncodedRows, where: string, maxLength: number, h
 
 function resolveMaxLength(maxLength: number | undefined, contextLength: number | undefined): number {
   if (maxLength === undefined) return contextLength ?? Number.POSITIVE_INFINITY
-  if (!Number.isSafeInteger(maxLength) || maxLength < 2) {
-    throw new ConfigError({
-      where: 'maxLength',
-      what: 'out of range',
-      expected: 'an integer above 1',
-      got: String(maxLength),
-    })
-  }
   if (contextLength !== undefined && maxLength > contextLength) {
     throw new ConfigError({
       where: 'maxLength',

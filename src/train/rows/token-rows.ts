@@ -1,7 +1,7 @@
 // Single rows of embeddings that a run trains, as PEFT's trainable_token_indices says: which tokens and modules are
 // meant, and what the rows start from.
 
-import { ConfigError, MismatchError, nearMisses, UnsupportedError } from '../../base/errors.js'
+import { ConfigError, didYouMean, MismatchError, UnsupportedError } from '../../base/errors.js'
 import { checkArgument, isObject, kind } from '../../base/options.js'
 import type { TrainedRows } from '../../graph/inject/open-base.js'
 import { findEmbeddings } from '../../graph/match/forms/lookup.js'
@@ -174,7 +174,6 @@ function isEmbedding({ place }: Table): boolean {
   return place.form.isLookup === true
 }
 
-/** The embeddings that tokens are looked up in, and the output layers. */
 function tablesOf({ model, open, modules }: Context): Table[] {
   const graph = readGraph(model.onnx.proto)
   const named = (place: Linear): Table => {
@@ -193,7 +192,6 @@ function tablesOf({ model, open, modules }: Context): Table[] {
 /** Nodes that give the tokens that they get. */
 const HANDS_TOKENS_ON = new Set(['Cast', 'Identity', 'Reshape', 'Flatten', 'Squeeze', 'Unsqueeze'])
 
-/** True for the graph's input of token ids, or a value that only reshapes it. */
 function isOfTokens(graph: Graph, value: string): boolean {
   const maker = graph.producer(value)
   if (maker === undefined) return /(^|_)input_ids$/.test(value) && graph.inputs.some(({ name }) => name === value)
@@ -232,12 +230,11 @@ function tableOf(tables: readonly Table[], module: string): Table {
   const name = nameOfModule(new Set(names), module)
   const found = tables.find((table) => table.name === name)
   if (found !== undefined) return found
-  const near = nearMisses(module, names)
   throw new MismatchError({
     where: OPTION,
     what: `the graph has no embedding of input_ids, and no output layer, with the name ${module}`,
     expected: names.join(', ') || 'a graph that reads input_ids',
-    ...(near.length > 0 && { hint: `Did you mean ${near.join(' or ')}?` }),
+    hint: didYouMean(module, names, 3),
   })
 }
 

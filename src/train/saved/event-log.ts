@@ -14,7 +14,6 @@ export class EventLog {
   #isResumed: boolean
   #hasEvents = false
   #waiting: Uint8Array[] = []
-  /** All that was written, where a file cannot grow. */
   #written: Uint8Array = new Uint8Array()
   #write: Promise<void> = Promise.resolve()
   #wroteAt = Number.NEGATIVE_INFINITY

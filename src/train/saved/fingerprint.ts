@@ -3,6 +3,7 @@
 
 import { MismatchError } from '../../base/errors.js'
 import { serializeModel } from '../../formats/onnx/model.js'
+import { bytesOf } from '../../formats/onnx/tensors.js'
 import { Hash, weightsDigest } from '../../graph/base-record.js'
 import type { Model } from '../../graph/model-folder.js'
 import type { LoraAdapter } from '../../lora/adapter.js'
@@ -21,7 +22,6 @@ const WITHOUT_EFFECT: ReadonlySet<keyof TrainSettings> = new Set([
 
 export interface FingerprintParts {
   model: Model
-  /** As it was before the first step. */
   adapter: LoraAdapter
   task: string
   taskOptions: Readonly<Record<string, unknown>> | undefined
@@ -32,7 +32,6 @@ export interface FingerprintParts {
   totalSteps: number
 }
 
-/** The part that says how many steps the run has. */
 const STEPS = 'number of steps, from `maxSteps` or `epochs`'
 
 export function stepsIn(fingerprint: Readonly<Record<string, string>>): number {
@@ -92,8 +91,4 @@ export function checkFingerprint(
       hint: 'Resume with the options, data and weights of the first start, or overwrite the run',
     })
   }
-}
-
-function bytesOf(array: Float32Array | Float64Array): Uint8Array {
-  return new Uint8Array(array.buffer, array.byteOffset, array.byteLength)
 }

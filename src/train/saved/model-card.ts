@@ -12,6 +12,8 @@ export interface CardParts {
   readonly baseName: string
   readonly config: LoraConfig
   readonly use: TaskUse
+  /** A line of the data that the calls are shown with; undefined takes that of `use`. */
+  readonly input: string | undefined
   readonly data: readonly string[]
   readonly evalData: readonly string[]
   /** The share of the data that was kept for evaluation, if the metrics are of such a share. */
@@ -103,7 +105,7 @@ function usage(parts: CardParts): string[] {
   const { base, baseName, folder, config, labels, problemType, pooling, normalize } = parts
   const { pipeline, autoClass, command, onlyMerged = false } = parts.use
   if (command === undefined) return []
-  const [verb, flag, input] = command
+  const [verb, flag, input = command[2]] = [command[0], command[1], parts.input]
   const { revision } = config.peftFields
   const text = (value: string) => `'${value.replaceAll('\\', '\\\\').replaceAll("'", "\\'")}'`
   const options = pooling === undefined ? '' : `, pooling: ${text(pooling)}, normalize: ${normalize}`
@@ -119,7 +121,7 @@ function usage(parts: CardParts): string[] {
     'With lowrank, from the command line:',
     '',
     '```sh',
-    `npx lowrank ${verb} --model ${shellWord(base)} --adapter ${shellWord(folder)} ${flag} "${input}"`,
+    `npx lowrank ${verb} --model ${shellWord(base)} --adapter ${shellWord(folder)} ${flag} ${shellText(input)}`,
     '```',
     '',
     ...(onlyMerged
@@ -131,7 +133,7 @@ function usage(parts: CardParts): string[] {
           "import { pipelineWithAdapters } from 'lowrank/transformers'",
           '',
           `const run = await pipelineWithAdapters(${text(pipeline)}, ${text(base)}, { adapters: { mine: ${text(folder)} } })`,
-          `console.log(await run('${input}', { adapter: 'mine'${options} }))`,
+          `console.log(await run(${text(input)}, { adapter: 'mine'${options} }))`,
           '```',
           '',
         ]),
@@ -156,7 +158,7 @@ function usage(parts: CardParts): string[] {
           '',
           "env.localModelPath = '.'",
           `const run = await pipeline(${text(pipeline)}, 'merged', { dtype: 'fp32' })`,
-          `console.log(await run('${input}'${alone}))`,
+          `console.log(await run(${text(input)}${alone}))`,
         ]),
     '```',
     '',
@@ -189,6 +191,11 @@ function lastOf(path: string): string {
 /** A name without what the Hub takes for a folder or a type of file. */
 function datasetName(path: string): string {
   return lastOf(path).replace(/\.(jsonl?|csv|tsv|parquet|txt)$/i, '')
+}
+
+/** In double quotes, which all shells know, where nothing in it means something to them. */
+function shellText(text: string): string {
+  return /^[\p{L}\p{N} .,:;?'()-]*$/u.test(text) ? `"${text}"` : `'${text.replaceAll("'", "'\\''")}'`
 }
 
 function shellWord(word: string): string {

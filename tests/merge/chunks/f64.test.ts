@@ -180,12 +180,14 @@ describe('fp64', () => {
     const original = await base(SKETCHES)
     const [merged, out] = [new MemoryDirectory(), new MemoryDirectory()]
     await mergeCheckpoint(original, wide(1), merged)
-    const { differences } = await unmergeCheckpoint(merged, wide(1), out, { original })
-    const own = differences!.tensors.find(({ name }) => name === 'a_proj.weight')!
-    expect(own.values).toBe(960)
-    expect(own.largest).toBeGreaterThan(0)
-    expect(own.largest).toBeLessThan(1e-14)
-    expect(own.steps).toBeGreaterThanOrEqual(1)
+    await unmergeCheckpoint(merged, wide(1), out)
+    const [before, after] = [await readTensors(original), await readTensors(out)].map((tensors) => {
+      return floats(tensors.get('a_proj.weight')!)
+    })
+    expect(after.length).toBe(960)
+    const largest = Math.max(...[...after].map((value, i) => Math.abs(value - before[i])))
+    expect(largest).toBeGreaterThan(0)
+    expect(largest).toBeLessThan(1e-14)
   })
 
   it('takes replaced values of other float types', async () => {

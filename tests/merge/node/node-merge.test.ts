@@ -16,7 +16,7 @@ import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../../src/base/bytes.js'
-import { base, mergeCheckpoint, type TensorSketch } from '../toolkit.js'
+import { base, mergeCheckpoint, type TensorSketch, unmergeCheckpoint } from '../toolkit.js'
 import { digest, expected, layOutFiles, mergeFiles, partialsOf, planFiles, unmergeFiles, weights } from './disk.js'
 
 const SKETCHES: TensorSketch[] = [
@@ -268,14 +268,15 @@ describe('mergeFiles', () => {
     await expect(merge({ share: { index: 2, count: 2 } })).rejects.toMatchObject({ code: 'CONFIG' })
   })
 
-  it('takes an adapter out again and counts what differs from the original', async () => {
+  it('takes an adapter out again', async () => {
     const setup = await layOutFiles(folder, SKETCHES)
     await mergeFiles(setup.base, [setup.adapter], setup.out, here)
     const back = path.join(folder, 'back')
-    const report = await unmergeFiles(setup.out, [setup.adapter], back, { ...here, original: setup.base })
-    const { differing, values } = report.differences!
-    expect(values).toBe(50 * 24 + 40 * 24 + 24 + 40 * 24 + 5 + 13 * 7)
-    expect(differing).toBeGreaterThan(0)
-    expect(report.differences!.tensors.map(({ name }) => name)).not.toContain('embed.weight')
+    await unmergeFiles(setup.out, [setup.adapter], back, here)
+    const plain = new MemoryDirectory({}, 'out')
+    await mergeCheckpoint(setup.memory, setup.lora, plain)
+    const memory = new MemoryDirectory({}, 'back')
+    await unmergeCheckpoint(plain, setup.lora, memory)
+    for (const [name, bytes] of memory.files) expect((await weights(back)).get(name)).toBe(digest(bytes))
   })
 })

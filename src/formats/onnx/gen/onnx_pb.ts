@@ -8,15 +8,39 @@
 // @generated from file onnx.proto (package onnx, syntax proto2)
 /* eslint-disable */
 
-import type { GenEnum, GenFile, GenMessage } from "@bufbuild/protobuf/codegenv2";
-import { enumDesc, fileDesc, messageDesc } from "@bufbuild/protobuf/codegenv2";
+import { readTable, schemaOf, type Schema } from '../protobuf.js'
 import type { Message } from "@bufbuild/protobuf";
 
-/**
- * Describes the file onnx.proto.
- */
-export const file_onnx: GenFile = /*@__PURE__*/
-  fileDesc("Cgpvbm54LnByb3RvEgRvbm54ItsFCg5BdHRyaWJ1dGVQcm90bxIMCgRuYW1lGAEgASgJEhUKDXJlZl9hdHRyX25hbWUYFSABKAkSEgoKZG9jX3N0cmluZxgNIAEoCRIwCgR0eXBlGBQgASgOMiIub25ueC5BdHRyaWJ1dGVQcm90by5BdHRyaWJ1dGVUeXBlEgkKAWYYAiABKAISCQoBaRgDIAEoAxIJCgFzGAQgASgMEhwKAXQYBSABKAsyES5vbm54LlRlbnNvclByb3RvEhsKAWcYBiABKAsyEC5vbm54LkdyYXBoUHJvdG8SLgoNc3BhcnNlX3RlbnNvchgWIAEoCzIXLm9ubnguU3BhcnNlVGVuc29yUHJvdG8SGwoCdHAYDiABKAsyDy5vbm54LlR5cGVQcm90bxIOCgZmbG9hdHMYByADKAISDAoEaW50cxgIIAMoAxIPCgdzdHJpbmdzGAkgAygMEiIKB3RlbnNvcnMYCiADKAsyES5vbm54LlRlbnNvclByb3RvEiAKBmdyYXBocxgLIAMoCzIQLm9ubnguR3JhcGhQcm90bxIvCg5zcGFyc2VfdGVuc29ycxgXIAMoCzIXLm9ubnguU3BhcnNlVGVuc29yUHJvdG8SJAoLdHlwZV9wcm90b3MYDyADKAsyDy5vbm54LlR5cGVQcm90byLZAQoNQXR0cmlidXRlVHlwZRINCglVTkRFRklORUQQABIJCgVGTE9BVBABEgcKA0lOVBACEgoKBlNUUklORxADEgoKBlRFTlNPUhAEEgkKBUdSQVBIEAUSEQoNU1BBUlNFX1RFTlNPUhALEg4KClRZUEVfUFJPVE8QDRIKCgZGTE9BVFMQBhIICgRJTlRTEAcSCwoHU1RSSU5HUxAIEgsKB1RFTlNPUlMQCRIKCgZHUkFQSFMQChISCg5TUEFSU0VfVEVOU09SUxAMEg8KC1RZUEVfUFJPVE9TEA5KBAgMEA1KBAgQEBRSAXYihwEKDlZhbHVlSW5mb1Byb3RvEgwKBG5hbWUYASABKAkSHQoEdHlwZRgCIAEoCzIPLm9ubnguVHlwZVByb3RvEhIKCmRvY19zdHJpbmcYAyABKAkSNAoObWV0YWRhdGFfcHJvcHMYBCADKAsyHC5vbm54LlN0cmluZ1N0cmluZ0VudHJ5UHJvdG8ioQIKCU5vZGVQcm90bxINCgVpbnB1dBgBIAMoCRIOCgZvdXRwdXQYAiADKAkSDAoEbmFtZRgDIAEoCRIPCgdvcF90eXBlGAQgASgJEg4KBmRvbWFpbhgHIAEoCRIQCghvdmVybG9hZBgIIAEoCRInCglhdHRyaWJ1dGUYBSADKAsyFC5vbm54LkF0dHJpYnV0ZVByb3RvEhIKCmRvY19zdHJpbmcYBiABKAkSNAoObWV0YWRhdGFfcHJvcHMYCSADKAsyHC5vbm54LlN0cmluZ1N0cmluZ0VudHJ5UHJvdG8SQQoVZGV2aWNlX2NvbmZpZ3VyYXRpb25zGAogAygLMiIub25ueC5Ob2RlRGV2aWNlQ29uZmlndXJhdGlvblByb3RvIjIKFEludEludExpc3RFbnRyeVByb3RvEgsKA2tleRgBIAEoAxINCgV2YWx1ZRgCIAMoAyKAAQocTm9kZURldmljZUNvbmZpZ3VyYXRpb25Qcm90bxIYChBjb25maWd1cmF0aW9uX2lkGAEgASgJEi4KDXNoYXJkaW5nX3NwZWMYAiADKAsyFy5vbm54LlNoYXJkaW5nU3BlY1Byb3RvEhYKDnBpcGVsaW5lX3N0YWdlGAMgASgFIqMBChFTaGFyZGluZ1NwZWNQcm90bxITCgt0ZW5zb3JfbmFtZRgBIAEoCRIOCgZkZXZpY2UYAiADKAMSPQoZaW5kZXhfdG9fZGV2aWNlX2dyb3VwX21hcBgDIAMoCzIaLm9ubnguSW50SW50TGlzdEVudHJ5UHJvdG8SKgoLc2hhcmRlZF9kaW0YBCADKAsyFS5vbm54LlNoYXJkZWREaW1Qcm90byJVCg9TaGFyZGVkRGltUHJvdG8SDAoEYXhpcxgBIAEoAxI0Cg9zaW1wbGVfc2hhcmRpbmcYAiADKAsyGy5vbm54LlNpbXBsZVNoYXJkZWREaW1Qcm90byJcChVTaW1wbGVTaGFyZGVkRGltUHJvdG8SEwoJZGltX3ZhbHVlGAEgASgDSAASEwoJZGltX3BhcmFtGAIgASgJSAASEgoKbnVtX3NoYXJkcxgDIAEoA0IFCgNkaW0i1gEKEVRyYWluaW5nSW5mb1Byb3RvEigKDmluaXRpYWxpemF0aW9uGAEgASgLMhAub25ueC5HcmFwaFByb3RvEiMKCWFsZ29yaXRobRgCIAEoCzIQLm9ubnguR3JhcGhQcm90bxI8ChZpbml0aWFsaXphdGlvbl9iaW5kaW5nGAMgAygLMhwub25ueC5TdHJpbmdTdHJpbmdFbnRyeVByb3RvEjQKDnVwZGF0ZV9iaW5kaW5nGAQgAygLMhwub25ueC5TdHJpbmdTdHJpbmdFbnRyeVByb3RvIqIDCgpNb2RlbFByb3RvEhIKCmlyX3ZlcnNpb24YASABKAMSLgoMb3BzZXRfaW1wb3J0GAggAygLMhgub25ueC5PcGVyYXRvclNldElkUHJvdG8SFQoNcHJvZHVjZXJfbmFtZRgCIAEoCRIYChBwcm9kdWNlcl92ZXJzaW9uGAMgASgJEg4KBmRvbWFpbhgEIAEoCRIVCg1tb2RlbF92ZXJzaW9uGAUgASgDEhIKCmRvY19zdHJpbmcYBiABKAkSHwoFZ3JhcGgYByABKAsyEC5vbm54LkdyYXBoUHJvdG8SNAoObWV0YWRhdGFfcHJvcHMYDiADKAsyHC5vbm54LlN0cmluZ1N0cmluZ0VudHJ5UHJvdG8SLgoNdHJhaW5pbmdfaW5mbxgUIAMoCzIXLm9ubnguVHJhaW5pbmdJbmZvUHJvdG8SJgoJZnVuY3Rpb25zGBkgAygLMhMub25ueC5GdW5jdGlvblByb3RvEjUKDWNvbmZpZ3VyYXRpb24YGiADKAsyHi5vbm54LkRldmljZUNvbmZpZ3VyYXRpb25Qcm90byJNChhEZXZpY2VDb25maWd1cmF0aW9uUHJvdG8SDAoEbmFtZRgBIAEoCRITCgtudW1fZGV2aWNlcxgCIAEoBRIOCgZkZXZpY2UYAyADKAkiNAoWU3RyaW5nU3RyaW5nRW50cnlQcm90bxILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAkiawoQVGVuc29yQW5ub3RhdGlvbhITCgt0ZW5zb3JfbmFtZRgBIAEoCRJCChxxdWFudF9wYXJhbWV0ZXJfdGVuc29yX25hbWVzGAIgAygLMhwub25ueC5TdHJpbmdTdHJpbmdFbnRyeVByb3RvItQDCgpHcmFwaFByb3RvEh0KBG5vZGUYASADKAsyDy5vbm54Lk5vZGVQcm90bxIMCgRuYW1lGAIgASgJEiYKC2luaXRpYWxpemVyGAUgAygLMhEub25ueC5UZW5zb3JQcm90bxIzChJzcGFyc2VfaW5pdGlhbGl6ZXIYDyADKAsyFy5vbm54LlNwYXJzZVRlbnNvclByb3RvEhIKCmRvY19zdHJpbmcYCiABKAkSIwoFaW5wdXQYCyADKAsyFC5vbm54LlZhbHVlSW5mb1Byb3RvEiQKBm91dHB1dBgMIAMoCzIULm9ubnguVmFsdWVJbmZvUHJvdG8SKAoKdmFsdWVfaW5mbxgNIAMoCzIULm9ubnguVmFsdWVJbmZvUHJvdG8SNwoXcXVhbnRpemF0aW9uX2Fubm90YXRpb24YDiADKAsyFi5vbm54LlRlbnNvckFubm90YXRpb24SNAoObWV0YWRhdGFfcHJvcHMYECADKAsyHC5vbm54LlN0cmluZ1N0cmluZ0VudHJ5UHJvdG9KBAgDEARKBAgEEAVKBAgGEApSCmlyX3ZlcnNpb25SEHByb2R1Y2VyX3ZlcnNpb25SDHByb2R1Y2VyX3RhZ1IGZG9tYWluIqIHCgtUZW5zb3JQcm90bxIMCgRkaW1zGAEgAygDEhEKCWRhdGFfdHlwZRgCIAEoBRIqCgdzZWdtZW50GAMgASgLMhkub25ueC5UZW5zb3JQcm90by5TZWdtZW50EhYKCmZsb2F0X2RhdGEYBCADKAJCAhABEhYKCmludDMyX2RhdGEYBSADKAVCAhABEhMKC3N0cmluZ19kYXRhGAYgAygMEhYKCmludDY0X2RhdGEYByADKANCAhABEgwKBG5hbWUYCCABKAkSEgoKZG9jX3N0cmluZxgMIAEoCRIQCghyYXdfZGF0YRgJIAEoDBIzCg1leHRlcm5hbF9kYXRhGA0gAygLMhwub25ueC5TdHJpbmdTdHJpbmdFbnRyeVByb3RvEjUKDWRhdGFfbG9jYXRpb24YDiABKA4yHi5vbm54LlRlbnNvclByb3RvLkRhdGFMb2NhdGlvbhIXCgtkb3VibGVfZGF0YRgKIAMoAUICEAESFwoLdWludDY0X2RhdGEYCyADKARCAhABEjQKDm1ldGFkYXRhX3Byb3BzGBAgAygLMhwub25ueC5TdHJpbmdTdHJpbmdFbnRyeVByb3RvGiUKB1NlZ21lbnQSDQoFYmVnaW4YASABKAMSCwoDZW5kGAIgASgDIo4DCghEYXRhVHlwZRINCglVTkRFRklORUQQABIJCgVGTE9BVBABEgkKBVVJTlQ4EAISCAoESU5UOBADEgoKBlVJTlQxNhAEEgkKBUlOVDE2EAUSCQoFSU5UMzIQBhIJCgVJTlQ2NBAHEgoKBlNUUklORxAIEggKBEJPT0wQCRILCgdGTE9BVDE2EAoSCgoGRE9VQkxFEAsSCgoGVUlOVDMyEAwSCgoGVUlOVDY0EA0SDQoJQ09NUExFWDY0EA4SDgoKQ09NUExFWDEyOBAPEgwKCEJGTE9BVDE2EBASEAoMRkxPQVQ4RTRNM0ZOEBESEgoORkxPQVQ4RTRNM0ZOVVoQEhIOCgpGTE9BVDhFNU0yEBMSEgoORkxPQVQ4RTVNMkZOVVoQFBIJCgVVSU5UNBAVEggKBElOVDQQFhIOCgpGTE9BVDRFMk0xEBcSDgoKRkxPQVQ4RThNMBAYEgkKBVVJTlQyEBkSCAoESU5UMhAaEg4KCkZMT0FUNkUyTTMQGxIOCgpGTE9BVDZFM00yEBwiKQoMRGF0YUxvY2F0aW9uEgsKB0RFRkFVTFQQABIMCghFWFRFUk5BTBABImgKEVNwYXJzZVRlbnNvclByb3RvEiEKBnZhbHVlcxgBIAEoCzIRLm9ubnguVGVuc29yUHJvdG8SIgoHaW5kaWNlcxgCIAEoCzIRLm9ubnguVGVuc29yUHJvdG8SDAoEZGltcxgDIAMoAyKVAQoQVGVuc29yU2hhcGVQcm90bxItCgNkaW0YASADKAsyIC5vbm54LlRlbnNvclNoYXBlUHJvdG8uRGltZW5zaW9uGlIKCURpbWVuc2lvbhITCglkaW1fdmFsdWUYASABKANIABITCglkaW1fcGFyYW0YAiABKAlIABISCgpkZW5vdGF0aW9uGAMgASgJQgcKBXZhbHVlIrcFCglUeXBlUHJvdG8SLQoLdGVuc29yX3R5cGUYASABKAsyFi5vbm54LlR5cGVQcm90by5UZW5zb3JIABIxCg1zZXF1ZW5jZV90eXBlGAQgASgLMhgub25ueC5UeXBlUHJvdG8uU2VxdWVuY2VIABInCghtYXBfdHlwZRgFIAEoCzITLm9ubnguVHlwZVByb3RvLk1hcEgAEjEKDW9wdGlvbmFsX3R5cGUYCSABKAsyGC5vbm54LlR5cGVQcm90by5PcHRpb25hbEgAEjoKEnNwYXJzZV90ZW5zb3JfdHlwZRgIIAEoCzIcLm9ubnguVHlwZVByb3RvLlNwYXJzZVRlbnNvckgAEi0KC29wYXF1ZV90eXBlGAcgASgLMhYub25ueC5UeXBlUHJvdG8uT3BhcXVlSAASEgoKZGVub3RhdGlvbhgGIAEoCRpCCgZUZW5zb3ISEQoJZWxlbV90eXBlGAEgASgFEiUKBXNoYXBlGAIgASgLMhYub25ueC5UZW5zb3JTaGFwZVByb3RvGi4KCFNlcXVlbmNlEiIKCWVsZW1fdHlwZRgBIAEoCzIPLm9ubnguVHlwZVByb3RvGjwKA01hcBIQCghrZXlfdHlwZRgBIAEoBRIjCgp2YWx1ZV90eXBlGAIgASgLMg8ub25ueC5UeXBlUHJvdG8aLgoIT3B0aW9uYWwSIgoJZWxlbV90eXBlGAEgASgLMg8ub25ueC5UeXBlUHJvdG8aSAoMU3BhcnNlVGVuc29yEhEKCWVsZW1fdHlwZRgBIAEoBRIlCgVzaGFwZRgCIAEoCzIWLm9ubnguVGVuc29yU2hhcGVQcm90bxo4CgZPcGFxdWUSDgoGZG9tYWluGAEgASgJEgwKBG5hbWUYAiABKAlKBAgDEARSCnBhcmFtZXRlcnNCBwoFdmFsdWUiNQoST3BlcmF0b3JTZXRJZFByb3RvEg4KBmRvbWFpbhgBIAEoCRIPCgd2ZXJzaW9uGAIgASgDIoYDCg1GdW5jdGlvblByb3RvEgwKBG5hbWUYASABKAkSDQoFaW5wdXQYBCADKAkSDgoGb3V0cHV0GAUgAygJEhEKCWF0dHJpYnV0ZRgGIAMoCRItCg9hdHRyaWJ1dGVfcHJvdG8YCyADKAsyFC5vbm54LkF0dHJpYnV0ZVByb3RvEh0KBG5vZGUYByADKAsyDy5vbm54Lk5vZGVQcm90bxISCgpkb2Nfc3RyaW5nGAggASgJEi4KDG9wc2V0X2ltcG9ydBgJIAMoCzIYLm9ubnguT3BlcmF0b3JTZXRJZFByb3RvEg4KBmRvbWFpbhgKIAEoCRIQCghvdmVybG9hZBgNIAEoCRIoCgp2YWx1ZV9pbmZvGAwgAygLMhQub25ueC5WYWx1ZUluZm9Qcm90bxI0Cg5tZXRhZGF0YV9wcm9wcxgOIAMoCzIcLm9ubnguU3RyaW5nU3RyaW5nRW50cnlQcm90b0oECAIQA0oECAMQBFINc2luY2VfdmVyc2lvblIGc3RhdHVzKoIDCgdWZXJzaW9uEhIKDl9TVEFSVF9WRVJTSU9OEAASGQoVSVJfVkVSU0lPTl8yMDE3XzEwXzEwEAESGQoVSVJfVkVSU0lPTl8yMDE3XzEwXzMwEAISGAoUSVJfVkVSU0lPTl8yMDE3XzExXzMQAxIYChRJUl9WRVJTSU9OXzIwMTlfMV8yMhAEEhgKFElSX1ZFUlNJT05fMjAxOV8zXzE4EAUSGAoUSVJfVkVSU0lPTl8yMDE5XzlfMTkQBhIXChNJUl9WRVJTSU9OXzIwMjBfNV84EAcSGAoUSVJfVkVSU0lPTl8yMDIxXzdfMzAQCBIXChNJUl9WRVJTSU9OXzIwMjNfNV81EAkSGAoUSVJfVkVSU0lPTl8yMDI0XzNfMjUQChIZChVJUl9WRVJTSU9OXzIwMjVfMDVfMTIQCxIZChVJUl9WRVJTSU9OXzIwMjVfMDhfMjYQDBIZChVJUl9WRVJTSU9OXzIwMjVfMTFfMDYQDRIOCgpJUl9WRVJTSU9OEA4qLgoOT3BlcmF0b3JTdGF0dXMSEAoMRVhQRVJJTUVOVEFMEAASCgoGU1RBQkxFEAFCAkgD");
+const TABLE = /*@__PURE__*/ readTable({
+  AttributeProto: 'name:1 string, refAttrName:21 string, docString:13 string, type:20 int32, f:2 float, i:3 int64, s:4 bytes, t:5 TensorProto, g:6 GraphProto, sparseTensor:22 SparseTensorProto, tp:14 TypeProto, floats:7 float*, ints:8 int64*, strings:9 bytes*, tensors:10 TensorProto*, graphs:11 GraphProto*, sparseTensors:23 SparseTensorProto*, typeProtos:15 TypeProto*',
+  ValueInfoProto: 'name:1 string, type:2 TypeProto, docString:3 string, metadataProps:4 StringStringEntryProto*',
+  NodeProto: 'input:1 string*, output:2 string*, name:3 string, opType:4 string, domain:7 string, overload:8 string, attribute:5 AttributeProto*, docString:6 string, metadataProps:9 StringStringEntryProto*, deviceConfigurations:10 NodeDeviceConfigurationProto*',
+  IntIntListEntryProto: 'key:1 int64, value:2 int64*',
+  NodeDeviceConfigurationProto: 'configurationId:1 string, shardingSpec:2 ShardingSpecProto*, pipelineStage:3 int32',
+  ShardingSpecProto: 'tensorName:1 string, device:2 int64*, indexToDeviceGroupMap:3 IntIntListEntryProto*, shardedDim:4 ShardedDimProto*',
+  ShardedDimProto: 'axis:1 int64, simpleSharding:2 SimpleShardedDimProto*',
+  SimpleShardedDimProto: 'dim.dimValue:1 int64, dim.dimParam:2 string, numShards:3 int64',
+  TrainingInfoProto: 'initialization:1 GraphProto, algorithm:2 GraphProto, initializationBinding:3 StringStringEntryProto*, updateBinding:4 StringStringEntryProto*',
+  ModelProto: 'irVersion:1 int64, opsetImport:8 OperatorSetIdProto*, producerName:2 string, producerVersion:3 string, domain:4 string, modelVersion:5 int64, docString:6 string, graph:7 GraphProto, metadataProps:14 StringStringEntryProto*, trainingInfo:20 TrainingInfoProto*, functions:25 FunctionProto*, configuration:26 DeviceConfigurationProto*',
+  DeviceConfigurationProto: 'name:1 string, numDevices:2 int32, device:3 string*',
+  StringStringEntryProto: 'key:1 string, value:2 string',
+  TensorAnnotation: 'tensorName:1 string, quantParameterTensorNames:2 StringStringEntryProto*',
+  GraphProto: 'node:1 NodeProto*, name:2 string, initializer:5 TensorProto*, sparseInitializer:15 SparseTensorProto*, docString:10 string, input:11 ValueInfoProto*, output:12 ValueInfoProto*, valueInfo:13 ValueInfoProto*, quantizationAnnotation:14 TensorAnnotation*, metadataProps:16 StringStringEntryProto*',
+  TensorProto: 'dims:1 int64*, dataType:2 int32, segment:3 TensorProto_Segment, floatData:4 float**, int32Data:5 int32**, stringData:6 bytes*, int64Data:7 int64**, name:8 string, docString:12 string, rawData:9 bytes, externalData:13 StringStringEntryProto*, dataLocation:14 int32, doubleData:10 double**, uint64Data:11 uint64**, metadataProps:16 StringStringEntryProto*',
+  TensorProto_Segment: 'begin:1 int64, end:2 int64',
+  SparseTensorProto: 'values:1 TensorProto, indices:2 TensorProto, dims:3 int64*',
+  TensorShapeProto: 'dim:1 TensorShapeProto_Dimension*',
+  TensorShapeProto_Dimension: 'value.dimValue:1 int64, value.dimParam:2 string, denotation:3 string',
+  TypeProto: 'value.tensorType:1 TypeProto_Tensor, value.sequenceType:4 TypeProto_Sequence, value.mapType:5 TypeProto_Map, value.optionalType:9 TypeProto_Optional, value.sparseTensorType:8 TypeProto_SparseTensor, value.opaqueType:7 TypeProto_Opaque, denotation:6 string',
+  TypeProto_Tensor: 'elemType:1 int32, shape:2 TensorShapeProto',
+  TypeProto_Sequence: 'elemType:1 TypeProto',
+  TypeProto_Map: 'keyType:1 int32, valueType:2 TypeProto',
+  TypeProto_Optional: 'elemType:1 TypeProto',
+  TypeProto_SparseTensor: 'elemType:1 int32, shape:2 TensorShapeProto',
+  TypeProto_Opaque: 'domain:1 string, name:2 string',
+  OperatorSetIdProto: 'domain:1 string, version:2 int64',
+  FunctionProto: 'name:1 string, input:4 string*, output:5 string*, attribute:6 string*, attributeProto:11 AttributeProto*, node:7 NodeProto*, docString:8 string, opsetImport:9 OperatorSetIdProto*, domain:10 string, overload:13 string, valueInfo:12 ValueInfoProto*, metadataProps:14 StringStringEntryProto*',
+})
 
 /**
  * Attributes
@@ -177,8 +201,7 @@ export type AttributeProto = Message<"onnx.AttributeProto"> & {
  * Describes the message onnx.AttributeProto.
  * Use `create(AttributeProtoSchema)` to create a new message.
  */
-export const AttributeProtoSchema: GenMessage<AttributeProto> = /*@__PURE__*/
-  messageDesc(file_onnx, 0);
+export const AttributeProtoSchema: Schema<AttributeProto> = /*@__PURE__*/ schemaOf(TABLE, 'AttributeProto');
 
 /**
  * Note: this enum is structurally identical to the OpSchema::AttrType
@@ -186,88 +209,83 @@ export const AttributeProtoSchema: GenMessage<AttributeProto> = /*@__PURE__*/
  *
  * @generated from enum onnx.AttributeProto.AttributeType
  */
-export enum AttributeProto_AttributeType {
+export const AttributeProto_AttributeType = {
   /**
    * @generated from enum value: UNDEFINED = 0;
    */
-  UNDEFINED = 0,
+  UNDEFINED: 0,
 
   /**
    * @generated from enum value: FLOAT = 1;
    */
-  FLOAT = 1,
+  FLOAT: 1,
 
   /**
    * @generated from enum value: INT = 2;
    */
-  INT = 2,
+  INT: 2,
 
   /**
    * @generated from enum value: STRING = 3;
    */
-  STRING = 3,
+  STRING: 3,
 
   /**
    * @generated from enum value: TENSOR = 4;
    */
-  TENSOR = 4,
+  TENSOR: 4,
 
   /**
    * @generated from enum value: GRAPH = 5;
    */
-  GRAPH = 5,
+  GRAPH: 5,
 
   /**
    * @generated from enum value: SPARSE_TENSOR = 11;
    */
-  SPARSE_TENSOR = 11,
+  SPARSE_TENSOR: 11,
 
   /**
    * @generated from enum value: TYPE_PROTO = 13;
    */
-  TYPE_PROTO = 13,
+  TYPE_PROTO: 13,
 
   /**
    * @generated from enum value: FLOATS = 6;
    */
-  FLOATS = 6,
+  FLOATS: 6,
 
   /**
    * @generated from enum value: INTS = 7;
    */
-  INTS = 7,
+  INTS: 7,
 
   /**
    * @generated from enum value: STRINGS = 8;
    */
-  STRINGS = 8,
+  STRINGS: 8,
 
   /**
    * @generated from enum value: TENSORS = 9;
    */
-  TENSORS = 9,
+  TENSORS: 9,
 
   /**
    * @generated from enum value: GRAPHS = 10;
    */
-  GRAPHS = 10,
+  GRAPHS: 10,
 
   /**
    * @generated from enum value: SPARSE_TENSORS = 12;
    */
-  SPARSE_TENSORS = 12,
+  SPARSE_TENSORS: 12,
 
   /**
    * @generated from enum value: TYPE_PROTOS = 14;
    */
-  TYPE_PROTOS = 14,
-}
-
-/**
- * Describes the enum onnx.AttributeProto.AttributeType.
- */
-export const AttributeProto_AttributeTypeSchema: GenEnum<AttributeProto_AttributeType> = /*@__PURE__*/
-  enumDesc(file_onnx, 0, 0);
+  TYPE_PROTOS: 14,
+} as const;
+export type AttributeProto_AttributeType = number;
 
 /**
  * Defines information on value, including the name, the type, and
@@ -312,8 +330,7 @@ export type ValueInfoProto = Message<"onnx.ValueInfoProto"> & {
  * Describes the message onnx.ValueInfoProto.
  * Use `create(ValueInfoProtoSchema)` to create a new message.
  */
-export const ValueInfoProtoSchema: GenMessage<ValueInfoProto> = /*@__PURE__*/
-  messageDesc(file_onnx, 1);
+export const ValueInfoProtoSchema: Schema<ValueInfoProto> = /*@__PURE__*/ schemaOf(TABLE, 'ValueInfoProto');
 
 /**
  * Nodes
@@ -409,8 +426,7 @@ export type NodeProto = Message<"onnx.NodeProto"> & {
  * Describes the message onnx.NodeProto.
  * Use `create(NodeProtoSchema)` to create a new message.
  */
-export const NodeProtoSchema: GenMessage<NodeProto> = /*@__PURE__*/
-  messageDesc(file_onnx, 2);
+export const NodeProtoSchema: Schema<NodeProto> = /*@__PURE__*/ schemaOf(TABLE, 'NodeProto');
 
 /**
  * IntIntListEntryProto follows the pattern for cross-proto-version maps.
@@ -434,8 +450,7 @@ export type IntIntListEntryProto = Message<"onnx.IntIntListEntryProto"> & {
  * Describes the message onnx.IntIntListEntryProto.
  * Use `create(IntIntListEntryProtoSchema)` to create a new message.
  */
-export const IntIntListEntryProtoSchema: GenMessage<IntIntListEntryProto> = /*@__PURE__*/
-  messageDesc(file_onnx, 3);
+export const IntIntListEntryProtoSchema: Schema<IntIntListEntryProto> = /*@__PURE__*/ schemaOf(TABLE, 'IntIntListEntryProto');
 
 /**
  * Multi-device configuration proto for NodeProto.
@@ -470,8 +485,7 @@ export type NodeDeviceConfigurationProto = Message<"onnx.NodeDeviceConfiguration
  * Describes the message onnx.NodeDeviceConfigurationProto.
  * Use `create(NodeDeviceConfigurationProtoSchema)` to create a new message.
  */
-export const NodeDeviceConfigurationProtoSchema: GenMessage<NodeDeviceConfigurationProto> = /*@__PURE__*/
-  messageDesc(file_onnx, 4);
+export const NodeDeviceConfigurationProtoSchema: Schema<NodeDeviceConfigurationProto> = /*@__PURE__*/ schemaOf(TABLE, 'NodeDeviceConfigurationProto');
 
 /**
  * ShardingSpecProto: This describes the sharding spec for a specific
@@ -523,8 +537,7 @@ export type ShardingSpecProto = Message<"onnx.ShardingSpecProto"> & {
  * Describes the message onnx.ShardingSpecProto.
  * Use `create(ShardingSpecProtoSchema)` to create a new message.
  */
-export const ShardingSpecProtoSchema: GenMessage<ShardingSpecProto> = /*@__PURE__*/
-  messageDesc(file_onnx, 5);
+export const ShardingSpecProtoSchema: Schema<ShardingSpecProto> = /*@__PURE__*/ schemaOf(TABLE, 'ShardingSpecProto');
 
 /**
  * ShardedDimProto: This describes the sharding spec for a single
@@ -558,8 +571,7 @@ export type ShardedDimProto = Message<"onnx.ShardedDimProto"> & {
  * Describes the message onnx.ShardedDimProto.
  * Use `create(ShardedDimProtoSchema)` to create a new message.
  */
-export const ShardedDimProtoSchema: GenMessage<ShardedDimProto> = /*@__PURE__*/
-  messageDesc(file_onnx, 6);
+export const ShardedDimProtoSchema: Schema<ShardedDimProto> = /*@__PURE__*/ schemaOf(TABLE, 'ShardedDimProto');
 
 /**
  * SimpleShardedDimProto: Indicates that N blocks are divided into M shards.
@@ -600,8 +612,7 @@ export type SimpleShardedDimProto = Message<"onnx.SimpleShardedDimProto"> & {
  * Describes the message onnx.SimpleShardedDimProto.
  * Use `create(SimpleShardedDimProtoSchema)` to create a new message.
  */
-export const SimpleShardedDimProtoSchema: GenMessage<SimpleShardedDimProto> = /*@__PURE__*/
-  messageDesc(file_onnx, 7);
+export const SimpleShardedDimProtoSchema: Schema<SimpleShardedDimProto> = /*@__PURE__*/ schemaOf(TABLE, 'SimpleShardedDimProto');
 
 /**
  * Training information
@@ -745,8 +756,7 @@ export type TrainingInfoProto = Message<"onnx.TrainingInfoProto"> & {
  * Describes the message onnx.TrainingInfoProto.
  * Use `create(TrainingInfoProtoSchema)` to create a new message.
  */
-export const TrainingInfoProtoSchema: GenMessage<TrainingInfoProto> = /*@__PURE__*/
-  messageDesc(file_onnx, 8);
+export const TrainingInfoProtoSchema: Schema<TrainingInfoProto> = /*@__PURE__*/ schemaOf(TABLE, 'TrainingInfoProto');
 
 /**
  * Models
@@ -889,8 +899,7 @@ export type ModelProto = Message<"onnx.ModelProto"> & {
  * Describes the message onnx.ModelProto.
  * Use `create(ModelProtoSchema)` to create a new message.
  */
-export const ModelProtoSchema: GenMessage<ModelProto> = /*@__PURE__*/
-  messageDesc(file_onnx, 9);
+export const ModelProtoSchema: Schema<ModelProto> = /*@__PURE__*/ schemaOf(TABLE, 'ModelProto');
 
 /**
  * DeviceConfigurationProto describes a multi-device configuration for a model.
@@ -926,8 +935,7 @@ export type DeviceConfigurationProto = Message<"onnx.DeviceConfigurationProto"> 
  * Describes the message onnx.DeviceConfigurationProto.
  * Use `create(DeviceConfigurationProtoSchema)` to create a new message.
  */
-export const DeviceConfigurationProtoSchema: GenMessage<DeviceConfigurationProto> = /*@__PURE__*/
-  messageDesc(file_onnx, 10);
+export const DeviceConfigurationProtoSchema: Schema<DeviceConfigurationProto> = /*@__PURE__*/ schemaOf(TABLE, 'DeviceConfigurationProto');
 
 /**
  * StringStringEntryProto follows the pattern for cross-proto-version maps.
@@ -951,8 +959,7 @@ export type StringStringEntryProto = Message<"onnx.StringStringEntryProto"> & {
  * Describes the message onnx.StringStringEntryProto.
  * Use `create(StringStringEntryProtoSchema)` to create a new message.
  */
-export const StringStringEntryProtoSchema: GenMessage<StringStringEntryProto> = /*@__PURE__*/
-  messageDesc(file_onnx, 11);
+export const StringStringEntryProtoSchema: Schema<StringStringEntryProto> = /*@__PURE__*/ schemaOf(TABLE, 'StringStringEntryProto');
 
 /**
  * @generated from message onnx.TensorAnnotation
@@ -978,8 +985,7 @@ export type TensorAnnotation = Message<"onnx.TensorAnnotation"> & {
  * Describes the message onnx.TensorAnnotation.
  * Use `create(TensorAnnotationSchema)` to create a new message.
  */
-export const TensorAnnotationSchema: GenMessage<TensorAnnotation> = /*@__PURE__*/
-  messageDesc(file_onnx, 12);
+export const TensorAnnotationSchema: Schema<TensorAnnotation> = /*@__PURE__*/ schemaOf(TABLE, 'TensorAnnotation');
 
 /**
  * Graphs
@@ -1074,8 +1080,7 @@ export type GraphProto = Message<"onnx.GraphProto"> & {
  * Describes the message onnx.GraphProto.
  * Use `create(GraphProtoSchema)` to create a new message.
  */
-export const GraphProtoSchema: GenMessage<GraphProto> = /*@__PURE__*/
-  messageDesc(file_onnx, 13);
+export const GraphProtoSchema: Schema<GraphProto> = /*@__PURE__*/ schemaOf(TABLE, 'GraphProto');
 
 /**
  * Tensors
@@ -1266,8 +1271,7 @@ export type TensorProto = Message<"onnx.TensorProto"> & {
  * Describes the message onnx.TensorProto.
  * Use `create(TensorProtoSchema)` to create a new message.
  */
-export const TensorProtoSchema: GenMessage<TensorProto> = /*@__PURE__*/
-  messageDesc(file_onnx, 14);
+export const TensorProtoSchema: Schema<TensorProto> = /*@__PURE__*/ schemaOf(TABLE, 'TensorProto');
 
 /**
  * For very large tensors, we may want to store them in chunks, in which
@@ -1292,17 +1296,16 @@ export type TensorProto_Segment = Message<"onnx.TensorProto.Segment"> & {
  * Describes the message onnx.TensorProto.Segment.
  * Use `create(TensorProto_SegmentSchema)` to create a new message.
  */
-export const TensorProto_SegmentSchema: GenMessage<TensorProto_Segment> = /*@__PURE__*/
-  messageDesc(file_onnx, 14, 0);
+export const TensorProto_SegmentSchema: Schema<TensorProto_Segment> = /*@__PURE__*/ schemaOf(TABLE, 'TensorProto_Segment');
 
 /**
  * @generated from enum onnx.TensorProto.DataType
  */
-export enum TensorProto_DataType {
+export const TensorProto_DataType = {
   /**
    * @generated from enum value: UNDEFINED = 0;
    */
-  UNDEFINED = 0,
+  UNDEFINED: 0,
 
   /**
    * Basic types.
@@ -1311,63 +1314,63 @@ export enum TensorProto_DataType {
    *
    * @generated from enum value: FLOAT = 1;
    */
-  FLOAT = 1,
+  FLOAT: 1,
 
   /**
    * uint8_t
    *
    * @generated from enum value: UINT8 = 2;
    */
-  UINT8 = 2,
+  UINT8: 2,
 
   /**
    * int8_t
    *
    * @generated from enum value: INT8 = 3;
    */
-  INT8 = 3,
+  INT8: 3,
 
   /**
    * uint16_t
    *
    * @generated from enum value: UINT16 = 4;
    */
-  UINT16 = 4,
+  UINT16: 4,
 
   /**
    * int16_t
    *
    * @generated from enum value: INT16 = 5;
    */
-  INT16 = 5,
+  INT16: 5,
 
   /**
    * int32_t
    *
    * @generated from enum value: INT32 = 6;
    */
-  INT32 = 6,
+  INT32: 6,
 
   /**
    * int64_t
    *
    * @generated from enum value: INT64 = 7;
    */
-  INT64 = 7,
+  INT64: 7,
 
   /**
    * string
    *
    * @generated from enum value: STRING = 8;
    */
-  STRING = 8,
+  STRING: 8,
 
   /**
    * bool
    *
    * @generated from enum value: BOOL = 9;
    */
-  BOOL = 9,
+  BOOL: 9,
 
   /**
    * IEEE754 half-precision floating-point format (16 bits wide).
@@ -1375,36 +1378,36 @@ export enum TensorProto_DataType {
    *
    * @generated from enum value: FLOAT16 = 10;
    */
-  FLOAT16 = 10,
+  FLOAT16: 10,
 
   /**
    * @generated from enum value: DOUBLE = 11;
    */
-  DOUBLE = 11,
+  DOUBLE: 11,
 
   /**
    * @generated from enum value: UINT32 = 12;
    */
-  UINT32 = 12,
+  UINT32: 12,
 
   /**
    * @generated from enum value: UINT64 = 13;
    */
-  UINT64 = 13,
+  UINT64: 13,
 
   /**
    * complex with float32 real and imaginary components
    *
    * @generated from enum value: COMPLEX64 = 14;
    */
-  COMPLEX64 = 14,
+  COMPLEX64: 14,
 
   /**
    * complex with float64 real and imaginary components
    *
    * @generated from enum value: COMPLEX128 = 15;
    */
-  COMPLEX128 = 15,
+  COMPLEX128: 15,
 
   /**
    * Non-IEEE floating-point format based on IEEE754 single-precision
@@ -1413,7 +1416,7 @@ export enum TensorProto_DataType {
    *
    * @generated from enum value: BFLOAT16 = 16;
    */
-  BFLOAT16 = 16,
+  BFLOAT16: 16,
 
   /**
    * Non-IEEE floating-point format based on papers
@@ -1427,28 +1430,28 @@ export enum TensorProto_DataType {
    *
    * @generated from enum value: FLOAT8E4M3FN = 17;
    */
-  FLOAT8E4M3FN = 17,
+  FLOAT8E4M3FN: 17,
 
   /**
    * float 8, mostly used for coefficients, supports nan, not inf, no negative zero
    *
    * @generated from enum value: FLOAT8E4M3FNUZ = 18;
    */
-  FLOAT8E4M3FNUZ = 18,
+  FLOAT8E4M3FNUZ: 18,
 
   /**
    * follows IEEE 754, supports nan, inf, mostly used for gradients
    *
    * @generated from enum value: FLOAT8E5M2 = 19;
    */
-  FLOAT8E5M2 = 19,
+  FLOAT8E5M2: 19,
 
   /**
    * follows IEEE 754, supports nan, not inf, mostly used for gradients, no negative zero
    *
    * @generated from enum value: FLOAT8E5M2FNUZ = 20;
    */
-  FLOAT8E5M2FNUZ = 20,
+  FLOAT8E5M2FNUZ: 20,
 
   /**
    * 4-bit integer data types
@@ -1457,21 +1460,21 @@ export enum TensorProto_DataType {
    *
    * @generated from enum value: UINT4 = 21;
    */
-  UINT4 = 21,
+  UINT4: 21,
 
   /**
    * Signed integer in range [-8, 7], using two's-complement representation
    *
    * @generated from enum value: INT4 = 22;
    */
-  INT4 = 22,
+  INT4: 22,
 
   /**
    * 4-bit floating point data types
    *
    * @generated from enum value: FLOAT4E2M1 = 23;
    */
-  FLOAT4E2M1 = 23,
+  FLOAT4E2M1: 23,
 
   /**
    * E8M0 type used as the scale for microscaling (MX) formats:
@@ -1479,7 +1482,7 @@ export enum TensorProto_DataType {
    *
    * @generated from enum value: FLOAT8E8M0 = 24;
    */
-  FLOAT8E8M0 = 24,
+  FLOAT8E8M0: 24,
 
   /**
    * 2-bit integer data type
@@ -1488,14 +1491,14 @@ export enum TensorProto_DataType {
    *
    * @generated from enum value: UINT2 = 25;
    */
-  UINT2 = 25,
+  UINT2: 25,
 
   /**
    * Signed integer in range [-2, 1], using two's complement representation
    *
    * @generated from enum value: INT2 = 26;
    */
-  INT2 = 26,
+  INT2: 26,
 
   /**
    * 6-bit floating point data types based on OCP MX spec
@@ -1504,19 +1507,14 @@ export enum TensorProto_DataType {
    *
    * @generated from enum value: FLOAT6E2M3 = 27;
    */
-  FLOAT6E2M3 = 27,
+  FLOAT6E2M3: 27,
 
   /**
    * @generated from enum value: FLOAT6E3M2 = 28;
    */
-  FLOAT6E3M2 = 28,
-}
-
-/**
- * Describes the enum onnx.TensorProto.DataType.
- */
-export const TensorProto_DataTypeSchema: GenEnum<TensorProto_DataType> = /*@__PURE__*/
-  enumDesc(file_onnx, 14, 0);
+  FLOAT6E3M2: 28,
+} as const;
+export type TensorProto_DataType = number;
 
 /**
  * Location of the data for this tensor. MUST be one of:
@@ -1525,23 +1523,18 @@ export const TensorProto_DataTypeSchema: GenEnum<TensorProto_DataType> = /*@__PU
  *
  * @generated from enum onnx.TensorProto.DataLocation
  */
-export enum TensorProto_DataLocation {
+export const TensorProto_DataLocation = {
   /**
    * @generated from enum value: DEFAULT = 0;
    */
-  DEFAULT = 0,
+  DEFAULT: 0,
 
   /**
    * @generated from enum value: EXTERNAL = 1;
    */
-  EXTERNAL = 1,
-}
-
-/**
- * Describes the enum onnx.TensorProto.DataLocation.
- */
-export const TensorProto_DataLocationSchema: GenEnum<TensorProto_DataLocation> = /*@__PURE__*/
-  enumDesc(file_onnx, 14, 1);
+  EXTERNAL: 1,
+} as const;
+export type TensorProto_DataLocation = number;
 
 /**
  * A serialized sparse-tensor value
@@ -1587,8 +1580,7 @@ export type SparseTensorProto = Message<"onnx.SparseTensorProto"> & {
  * Describes the message onnx.SparseTensorProto.
  * Use `create(SparseTensorProtoSchema)` to create a new message.
  */
-export const SparseTensorProtoSchema: GenMessage<SparseTensorProto> = /*@__PURE__*/
-  messageDesc(file_onnx, 15);
+export const SparseTensorProtoSchema: Schema<SparseTensorProto> = /*@__PURE__*/ schemaOf(TABLE, 'SparseTensorProto');
 
 /**
  * Defines a tensor shape. A dimension can be either an integer value
@@ -1608,8 +1600,7 @@ export type TensorShapeProto = Message<"onnx.TensorShapeProto"> & {
  * Describes the message onnx.TensorShapeProto.
  * Use `create(TensorShapeProtoSchema)` to create a new message.
  */
-export const TensorShapeProtoSchema: GenMessage<TensorShapeProto> = /*@__PURE__*/
-  messageDesc(file_onnx, 16);
+export const TensorShapeProtoSchema: Schema<TensorShapeProto> = /*@__PURE__*/ schemaOf(TABLE, 'TensorShapeProto');
 
 /**
  * @generated from message onnx.TensorShapeProto.Dimension
@@ -1650,8 +1641,7 @@ export type TensorShapeProto_Dimension = Message<"onnx.TensorShapeProto.Dimensio
  * Describes the message onnx.TensorShapeProto.Dimension.
  * Use `create(TensorShapeProto_DimensionSchema)` to create a new message.
  */
-export const TensorShapeProto_DimensionSchema: GenMessage<TensorShapeProto_Dimension> = /*@__PURE__*/
-  messageDesc(file_onnx, 16, 0);
+export const TensorShapeProto_DimensionSchema: Schema<TensorShapeProto_Dimension> = /*@__PURE__*/ schemaOf(TABLE, 'TensorShapeProto_Dimension');
 
 /**
  * Types
@@ -1727,8 +1717,7 @@ export type TypeProto = Message<"onnx.TypeProto"> & {
  * Describes the message onnx.TypeProto.
  * Use `create(TypeProtoSchema)` to create a new message.
  */
-export const TypeProtoSchema: GenMessage<TypeProto> = /*@__PURE__*/
-  messageDesc(file_onnx, 17);
+export const TypeProtoSchema: Schema<TypeProto> = /*@__PURE__*/ schemaOf(TABLE, 'TypeProto');
 
 /**
  * @generated from message onnx.TypeProto.Tensor
@@ -1753,8 +1742,7 @@ export type TypeProto_Tensor = Message<"onnx.TypeProto.Tensor"> & {
  * Describes the message onnx.TypeProto.Tensor.
  * Use `create(TypeProto_TensorSchema)` to create a new message.
  */
-export const TypeProto_TensorSchema: GenMessage<TypeProto_Tensor> = /*@__PURE__*/
-  messageDesc(file_onnx, 17, 0);
+export const TypeProto_TensorSchema: Schema<TypeProto_Tensor> = /*@__PURE__*/ schemaOf(TABLE, 'TypeProto_Tensor');
 
 /**
  * repeated T
@@ -1775,8 +1763,7 @@ export type TypeProto_Sequence = Message<"onnx.TypeProto.Sequence"> & {
  * Describes the message onnx.TypeProto.Sequence.
  * Use `create(TypeProto_SequenceSchema)` to create a new message.
  */
-export const TypeProto_SequenceSchema: GenMessage<TypeProto_Sequence> = /*@__PURE__*/
-  messageDesc(file_onnx, 17, 1);
+export const TypeProto_SequenceSchema: Schema<TypeProto_Sequence> = /*@__PURE__*/ schemaOf(TABLE, 'TypeProto_Sequence');
 
 /**
  * map<K,V>
@@ -1805,8 +1792,7 @@ export type TypeProto_Map = Message<"onnx.TypeProto.Map"> & {
  * Describes the message onnx.TypeProto.Map.
  * Use `create(TypeProto_MapSchema)` to create a new message.
  */
-export const TypeProto_MapSchema: GenMessage<TypeProto_Map> = /*@__PURE__*/
-  messageDesc(file_onnx, 17, 2);
+export const TypeProto_MapSchema: Schema<TypeProto_Map> = /*@__PURE__*/ schemaOf(TABLE, 'TypeProto_Map');
 
 /**
  * wrapper for Tensor, Sequence, or Map
@@ -1828,8 +1814,7 @@ export type TypeProto_Optional = Message<"onnx.TypeProto.Optional"> & {
  * Describes the message onnx.TypeProto.Optional.
  * Use `create(TypeProto_OptionalSchema)` to create a new message.
  */
-export const TypeProto_OptionalSchema: GenMessage<TypeProto_Optional> = /*@__PURE__*/
-  messageDesc(file_onnx, 17, 3);
+export const TypeProto_OptionalSchema: Schema<TypeProto_Optional> = /*@__PURE__*/ schemaOf(TABLE, 'TypeProto_Optional');
 
 /**
  * @generated from message onnx.TypeProto.SparseTensor
@@ -1854,8 +1839,7 @@ export type TypeProto_SparseTensor = Message<"onnx.TypeProto.SparseTensor"> & {
  * Describes the message onnx.TypeProto.SparseTensor.
  * Use `create(TypeProto_SparseTensorSchema)` to create a new message.
  */
-export const TypeProto_SparseTensorSchema: GenMessage<TypeProto_SparseTensor> = /*@__PURE__*/
-  messageDesc(file_onnx, 17, 4);
+export const TypeProto_SparseTensorSchema: Schema<TypeProto_SparseTensor> = /*@__PURE__*/ schemaOf(TABLE, 'TypeProto_SparseTensor');
 
 /**
  * @generated from message onnx.TypeProto.Opaque
@@ -1880,8 +1864,7 @@ export type TypeProto_Opaque = Message<"onnx.TypeProto.Opaque"> & {
  * Describes the message onnx.TypeProto.Opaque.
  * Use `create(TypeProto_OpaqueSchema)` to create a new message.
  */
-export const TypeProto_OpaqueSchema: GenMessage<TypeProto_Opaque> = /*@__PURE__*/
-  messageDesc(file_onnx, 17, 5);
+export const TypeProto_OpaqueSchema: Schema<TypeProto_Opaque> = /*@__PURE__*/ schemaOf(TABLE, 'TypeProto_Opaque');
 
 /**
  * Operator Sets
@@ -1914,8 +1897,7 @@ export type OperatorSetIdProto = Message<"onnx.OperatorSetIdProto"> & {
  * Describes the message onnx.OperatorSetIdProto.
  * Use `create(OperatorSetIdProtoSchema)` to create a new message.
  */
-export const OperatorSetIdProtoSchema: GenMessage<OperatorSetIdProto> = /*@__PURE__*/
-  messageDesc(file_onnx, 18);
+export const OperatorSetIdProtoSchema: Schema<OperatorSetIdProto> = /*@__PURE__*/ schemaOf(TABLE, 'OperatorSetIdProto');
 
 /**
  * @generated from message onnx.FunctionProto
@@ -2016,8 +1998,7 @@ export type FunctionProto = Message<"onnx.FunctionProto"> & {
  * Describes the message onnx.FunctionProto.
  * Use `create(FunctionProtoSchema)` to create a new message.
  */
-export const FunctionProtoSchema: GenMessage<FunctionProto> = /*@__PURE__*/
-  messageDesc(file_onnx, 19);
+export const FunctionProtoSchema: Schema<FunctionProto> = /*@__PURE__*/ schemaOf(TABLE, 'FunctionProto');
 
 /**
  * Versioning
@@ -2029,14 +2010,14 @@ export const FunctionProtoSchema: GenMessage<FunctionProto> = /*@__PURE__*/
  *
  * @generated from enum onnx.Version
  */
-export enum Version {
+export const Version = {
   /**
    * proto3 requires the first enum value to be zero.
    * We add this just to appease the compiler.
    *
    * @generated from enum value: _START_VERSION = 0;
    */
-  _START_VERSION = 0,
+  _START_VERSION: 0,
 
   /**
    * The version field is always serialized and we will use it to store the
@@ -2047,7 +2028,7 @@ export enum Version {
    *
    * @generated from enum value: IR_VERSION_2017_10_10 = 1;
    */
-  IR_VERSION_2017_10_10 = 1,
+  IR_VERSION_2017_10_10: 1,
 
   /**
    * IR_VERSION 2 published on Oct 30, 2017
@@ -2055,7 +2036,7 @@ export enum Version {
    *
    * @generated from enum value: IR_VERSION_2017_10_30 = 2;
    */
-  IR_VERSION_2017_10_30 = 2,
+  IR_VERSION_2017_10_30: 2,
 
   /**
    * IR VERSION 3 published on Nov 3, 2017
@@ -2066,7 +2047,7 @@ export enum Version {
    *
    * @generated from enum value: IR_VERSION_2017_11_3 = 3;
    */
-  IR_VERSION_2017_11_3 = 3,
+  IR_VERSION_2017_11_3: 3,
 
   /**
    * IR VERSION 4 published on Jan 22, 2019
@@ -2075,7 +2056,7 @@ export enum Version {
    *
    * @generated from enum value: IR_VERSION_2019_1_22 = 4;
    */
-  IR_VERSION_2019_1_22 = 4,
+  IR_VERSION_2019_1_22: 4,
 
   /**
    * IR VERSION 5 published on March 18, 2019
@@ -2084,7 +2065,7 @@ export enum Version {
    *
    * @generated from enum value: IR_VERSION_2019_3_18 = 5;
    */
-  IR_VERSION_2019_3_18 = 5,
+  IR_VERSION_2019_3_18: 5,
 
   /**
    * IR VERSION 6 published on Sep 19, 2019
@@ -2094,7 +2075,7 @@ export enum Version {
    *
    * @generated from enum value: IR_VERSION_2019_9_19 = 6;
    */
-  IR_VERSION_2019_9_19 = 6,
+  IR_VERSION_2019_9_19: 6,
 
   /**
    * IR VERSION 7 published on May 8, 2020
@@ -2109,7 +2090,7 @@ export enum Version {
    *
    * @generated from enum value: IR_VERSION_2020_5_8 = 7;
    */
-  IR_VERSION_2020_5_8 = 7,
+  IR_VERSION_2020_5_8: 7,
 
   /**
    * IR VERSION 8 published on July 30, 2021
@@ -2120,7 +2101,7 @@ export enum Version {
    *
    * @generated from enum value: IR_VERSION_2021_7_30 = 8;
    */
-  IR_VERSION_2021_7_30 = 8,
+  IR_VERSION_2021_7_30: 8,
 
   /**
    * IR VERSION 9 published on May 5, 2023
@@ -2129,7 +2110,7 @@ export enum Version {
    *
    * @generated from enum value: IR_VERSION_2023_5_5 = 9;
    */
-  IR_VERSION_2023_5_5 = 9,
+  IR_VERSION_2023_5_5: 9,
 
   /**
    * IR VERSION 10 published on March 25, 2024
@@ -2137,7 +2118,7 @@ export enum Version {
    *
    * @generated from enum value: IR_VERSION_2024_3_25 = 10;
    */
-  IR_VERSION_2024_3_25 = 10,
+  IR_VERSION_2024_3_25: 10,
 
   /**
    * IR VERSION 11 published on May 12, 2025
@@ -2145,7 +2126,7 @@ export enum Version {
    *
    * @generated from enum value: IR_VERSION_2025_05_12 = 11;
    */
-  IR_VERSION_2025_05_12 = 11,
+  IR_VERSION_2025_05_12: 11,
 
   /**
    * IR VERSION 12 published on August 26, 2025
@@ -2153,7 +2134,7 @@ export enum Version {
    *
    * @generated from enum value: IR_VERSION_2025_08_26 = 12;
    */
-  IR_VERSION_2025_08_26 = 12,
+  IR_VERSION_2025_08_26: 12,
 
   /**
    * IR VERSION 13 published on November 6, 2025
@@ -2161,7 +2142,7 @@ export enum Version {
    *
    * @generated from enum value: IR_VERSION_2025_11_06 = 13;
    */
-  IR_VERSION_2025_11_06 = 13,
+  IR_VERSION_2025_11_06: 13,
 
   /**
    * IR VERSION 14 published on TBD
@@ -2169,35 +2150,25 @@ export enum Version {
    *
    * @generated from enum value: IR_VERSION = 14;
    */
-  IR_VERSION = 14,
-}
-
-/**
- * Describes the enum onnx.Version.
- */
-export const VersionSchema: GenEnum<Version> = /*@__PURE__*/
-  enumDesc(file_onnx, 0);
+  IR_VERSION: 14,
+} as const;
+export type Version = number;
 
 /**
  * Operator/function status.
  *
  * @generated from enum onnx.OperatorStatus
  */
-export enum OperatorStatus {
+export const OperatorStatus = {
   /**
    * @generated from enum value: EXPERIMENTAL = 0;
    */
-  EXPERIMENTAL = 0,
+  EXPERIMENTAL: 0,
 
   /**
    * @generated from enum value: STABLE = 1;
    */
-  STABLE = 1,
-}
-
-/**
- * Describes the enum onnx.OperatorStatus.
- */
-export const OperatorStatusSchema: GenEnum<OperatorStatus> = /*@__PURE__*/
-  enumDesc(file_onnx, 1);
+  STABLE: 1,
+} as const;
+export type OperatorStatus = number;
 

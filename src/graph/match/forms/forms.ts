@@ -49,7 +49,7 @@ export function abilitiesOf({ form, dataType, problem }: Product): Abilities {
     run,
     merge: !run ? [] : form.isQuantized ? quantized : isReadable ? ['weights'] : [],
     train:
-      [DataType.FLOAT, DataType.FLOAT16].includes(dataType) &&
+      (dataType === DataType.FLOAT || dataType === DataType.FLOAT16) &&
       isReadable &&
       (!form.isQuantized || form.dequantize !== undefined),
     problem,

@@ -1,7 +1,7 @@
 // MatMulNBits: weights of 4 or 8 bits in blocks along k, the form of `_q4` files and of onnxruntime-genai's int4:
 // https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#commicrosoftmatmulnbits
 
-import { create } from '@bufbuild/protobuf'
+import { create } from '../../../formats/onnx/protobuf.js'
 import {
   DataType,
   dataTypeName,

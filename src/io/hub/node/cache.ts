@@ -1,6 +1,4 @@
-// One model's folder in the Hub's cache, as Python's huggingface_hub lays it out: blobs by digest, a snapshot of links
-// for each commit, refs from branches to commits, and the list of a commit's files. Everything appears whole, by a
-// rename.
+// A model's folder in the cache of Python's huggingface_hub, in its layout. Everything appears whole, by a rename.
 
 import { randomBytes } from 'node:crypto'
 import { copyFile, lstat, readdir, readFile, rename, stat, symlink, unlink, writeFile } from 'node:fs/promises'

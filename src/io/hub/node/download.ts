@@ -1,12 +1,12 @@
-// One file from a server to the disk: taken up where an earlier download ended, checked, and under its name when
-// complete.
+// One file from a server to the disk: taken up where an earlier download ended, and checked.
 
 import { createHash, type Hash } from 'node:crypto'
 import { createReadStream } from 'node:fs'
-import { type FileHandle, open, rename, stat, statfs } from 'node:fs/promises'
+import { open, rename, stat } from 'node:fs/promises'
 import path from 'node:path'
 import { FileError } from '../../../base/errors.js'
 import { fileError } from '../../node/errors.js'
+import { freeBytes } from '../../node/folders.js'
 import { type Digest, damage, gitHeader } from '../digest.js'
 import type { OnDownload } from '../directory.js'
 import { type HubAnswer, type HubConnection, HubError, isWorthATry, pause, request, SLOWEST } from '../request.js'
@@ -60,9 +60,9 @@ async function fill(partial: Partial, job: Download): Promise<void> {
   const { target } = job
   let writer: Writer | undefined
   try {
-    writer = await Writer.open(partial.file, job)
+    writer = await openWriter(partial.file, job)
     const isResumed = writer.received > 0
-    await checkRoom(job, writer.received)
+    checkRoom(job, writer.received)
     await receive(writer, partial, job)
     if (isResumed && !writer.isRight()) {
       // A part may have been cut or filled with zeros by a crash.
@@ -134,74 +134,64 @@ async function take(answer: HubAnswer, writer: Writer, job: Download): Promise<v
   }
 }
 
-class Writer {
-  readonly #handle: FileHandle
-  readonly #job: Download
-  #hash: Hash
-  received = 0
-  /** How often all that had come was dropped. */
-  restarts = 0
+type Writer = Awaited<ReturnType<typeof openWriter>>
 
-  private constructor(handle: FileHandle, job: Download) {
-    this.#handle = handle
-    this.#job = job
-    this.#hash = newHash(job)
-  }
+async function openWriter(file: string, job: Download) {
+  const handle = await open(file, 'r+')
+  let hash = newHash(job)
+  const writer = {
+    received: 0,
+    /** How often all that had come was dropped. */
+    restarts: 0,
 
-  static async open(file: string, job: Download): Promise<Writer> {
-    const handle = await open(file, 'r+')
-    const writer = new Writer(handle, job)
-    try {
-      if ((await handle.stat()).size > job.byteLength) await handle.truncate(0)
-      for await (const chunk of createReadStream(file)) {
-        writer.#hash.update(chunk)
-        writer.received += chunk.length
+    async write(bytes: Uint8Array): Promise<void> {
+      try {
+        for (let done = 0; done < bytes.byteLength; ) {
+          const { bytesWritten } = await handle.write(bytes, done, bytes.byteLength - done, writer.received)
+          hash.update(bytes.subarray(done, done + bytesWritten))
+          writer.received += bytesWritten
+          done += bytesWritten
+        }
+      } catch (cause) {
+        const { what } = fileError(job.name, 'cannot be kept', cause)
+        const kept = `${writer.received} of ${job.byteLength} bytes`
+        const hint = `Make room in ${path.dirname(job.target)}, or set HF_HOME to another disk; ${kept} are kept, and the next try goes on from there`
+        throw new FileError({ where: job.name, what, hint, cause })
       }
-    } catch (error) {
+    },
+
+    async restart(): Promise<void> {
+      await handle.truncate(0)
+      hash = newHash(job)
+      writer.received = 0
+      writer.restarts++
+    },
+
+    isRight(): boolean {
+      const { digest } = job
+      if (digest === undefined) return writer.received === job.byteLength
+      return hash.copy().digest('hex') === ('sha256' in digest ? digest.sha256 : digest.gitSha1)
+    },
+
+    /** Brings the bytes to the disk before the rename: after a crash no name stands on bytes that never came there. */
+    async finish(): Promise<void> {
+      await handle.sync()
       await handle.close()
-      throw error
+    },
+
+    close: () => handle.close().catch(() => {}),
+  }
+  try {
+    if ((await handle.stat()).size > job.byteLength) await handle.truncate(0)
+    for await (const chunk of createReadStream(file)) {
+      hash.update(chunk)
+      writer.received += chunk.length
     }
-    return writer
+  } catch (error) {
+    await handle.close()
+    throw error
   }
-
-  async write(bytes: Uint8Array): Promise<void> {
-    try {
-      for (let done = 0; done < bytes.byteLength; ) {
-        const { bytesWritten } = await this.#handle.write(bytes, done, bytes.byteLength - done, this.received)
-        this.#hash.update(bytes.subarray(done, done + bytesWritten))
-        this.received += bytesWritten
-        done += bytesWritten
-      }
-    } catch (cause) {
-      const { what } = fileError(this.#job.name, 'cannot be kept', cause)
-      const kept = `${this.received} of ${this.#job.byteLength} bytes`
-      const hint = `Make room in ${path.dirname(this.#job.target)}, or set HF_HOME to another disk; ${kept} are kept, and the next try goes on from there`
-      throw new FileError({ where: this.#job.name, what, hint, cause })
-    }
-  }
-
-  async restart(): Promise<void> {
-    await this.#handle.truncate(0)
-    this.#hash = newHash(this.#job)
-    this.received = 0
-    this.restarts++
-  }
-
-  isRight(): boolean {
-    const { digest } = this.#job
-    if (digest === undefined) return this.received === this.#job.byteLength
-    return this.#hash.copy().digest('hex') === ('sha256' in digest ? digest.sha256 : digest.gitSha1)
-  }
-
-  /** Brings the bytes to the disk before the rename: after a crash no name stands on bytes that never came there. */
-  async finish(): Promise<void> {
-    await this.#handle.sync()
-    await this.#handle.close()
-  }
-
-  async close(): Promise<void> {
-    await this.#handle.close().catch(() => {})
-  }
+  return writer
 }
 
 function newHash({ digest, byteLength }: Download): Hash {
@@ -211,11 +201,9 @@ function newHash({ digest, byteLength }: Download): Hash {
 }
 
 /** Better before the first byte than after a gigabyte. @throws FileError */
-async function checkRoom({ name, byteLength, target }: Download, received: number): Promise<void> {
-  const status = await statfs(path.dirname(target)).catch(() => undefined)
-  const free = status === undefined ? Number.POSITIVE_INFINITY : status.bavail * status.bsize
-  // Some systems without such figures say 0 for everything.
-  if (status?.blocks === 0 || free >= byteLength - received) return
+function checkRoom({ name, byteLength, target }: Download, received: number): void {
+  const free = freeBytes(path.dirname(target))
+  if (free >= byteLength - received) return
   throw new FileError({
     where: name,
     what: `no room for it in ${path.dirname(target)}`,

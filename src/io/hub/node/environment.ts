@@ -1,5 +1,4 @@
-// The Hub's settings in the environment, by the same names and rules as Python's huggingface_hub: one login and one
-// cache for both.
+// The names and rules of Python's huggingface_hub: one login and one cache for both.
 
 import { readFile } from 'node:fs/promises'
 import { homedir } from 'node:os'

@@ -1,5 +1,4 @@
-// Opens a folder on a web server in Node. What comes is kept in a folder of the user's cache under its own names, and
-// comes again when the server has another version of it.
+// A folder on a web server in Node: kept in the user's cache until the server has another version.
 
 import { createHash } from 'node:crypto'
 import { readFile, rename, stat, unlink, writeFile } from 'node:fs/promises'
@@ -10,7 +9,7 @@ import { fileError } from '../../node/errors.js'
 import { openFile } from '../../node/files.js'
 import { makeFolders } from '../../node/folders.js'
 import { UrlDirectory, type UrlFile, urlConnection, urlRefusal } from '../../url-directory.js'
-import { MAX_WHOLE_BYTES, RangeSource } from '../range-source.js'
+import { MAX_WHOLE_BYTES, rangeSource } from '../range-source.js'
 import { shown } from '../request.js'
 import { download } from './download.js'
 import { hubEnvironment } from './environment.js'
@@ -26,7 +25,7 @@ export function openUrlFolder(url: string, options: OpenHubOptions = {}): UrlDir
     const target = path.join(cache, ...placeOf(file.url))
     if (await isKept(target, file)) return openFile(target)
     if (readsRanges && file.hasRanges && file.byteLength > MAX_WHOLE_BYTES) {
-      return new RangeSource(connection, { ...file, name: shown(file.url) }, refused)
+      return rangeSource(connection, { ...file, name: shown(file.url) }, refused)
     }
     await makeFolders(path.dirname(target))
     // The version is in the part's name, so that no other one's part is taken up.

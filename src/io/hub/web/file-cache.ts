@@ -1,5 +1,4 @@
-// Files from servers in a browser's Cache API, in parts: an interrupted download goes on with the part that is missing,
-// and nothing of a large file is held in memory.
+// Files in a browser's Cache API, in parts: downloads can go on, and nothing large is held in memory.
 
 import { type ByteSource, concatBytes } from '../../../base/bytes.js'
 import { FileError } from '../../../base/errors.js'

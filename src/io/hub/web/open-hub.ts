@@ -1,5 +1,4 @@
-// Opens a repository of the Hub in a browser. What comes is kept in the Cache API by commit; large files can be read in
-// ranges.
+// The Hub in a browser, kept in the Cache API by commit.
 
 import type { ByteSource } from '../../../base/bytes.js'
 import { LowrankError } from '../../../base/errors.js'
@@ -8,7 +7,7 @@ import { COMMIT, fileUrl, type HubFile, listTree, parseFile, resolveRevision } f
 import { digestOf } from '../digest.js'
 import { HubDirectory, hubName, type RemoteOptions } from '../directory.js'
 import { type HubRequest, refusal } from '../errors.js'
-import { MAX_WHOLE_BYTES, RangeSource } from '../range-source.js'
+import { MAX_WHOLE_BYTES, rangeSource } from '../range-source.js'
 import { type HubConnection, HubError } from '../request.js'
 import { type Caches, FileCache } from './file-cache.js'
 
@@ -32,7 +31,7 @@ export async function openHubInBrowser(source: HubSource, options: WebHubOptions
     const url = fileUrl(connection, source, commit, path)
     const name = hubName({ ...source, path })
     const refused = (response: Response) => refusal(response, { ...asked, file: path })
-    const ranges = new RangeSource(connection, { url, name, byteLength }, refused)
+    const ranges = rangeSource(connection, { url, name, byteLength }, refused)
     const isRead = options.readsRanges && byteLength > MAX_WHOLE_BYTES && !(await cache.has(url, byteLength))
     if (isRead) return ranges
     return cache.open(ranges, url, { digest: digestOf(file), onDownload: options.onDownload })

@@ -1,0 +1,180 @@
+// Messages of protobuf by a table of their fields (gen/onnx_pb.ts): made, read and written. Fields that a message does
+// not set have their zero on its prototype. Those that the table does not know are kept.
+// Format: https://protobuf.dev/programming-guides/encoding/
+
+import type { Message, MessageInitShape } from '@bufbuild/protobuf'
+import type { GenMessage } from '@bufbuild/protobuf/codegenv2'
+import { BinaryReader, BinaryWriter, WireType } from '@bufbuild/protobuf/wire'
+
+/** The form of a message. */
+export interface Schema<T extends Message> {
+  readonly typeName: T['$typeName']
+  readonly fields: ReadonlyMap<number, Field>
+  /** Zeros of fields without a value. */
+  readonly zeros: object
+}
+
+interface Field {
+  readonly number: number
+  readonly name: string
+  /** The union that it is one of. */
+  readonly union: string | undefined
+  readonly isList: boolean
+  /** A list whose values are written as one block. */
+  readonly isPacked: boolean
+  readonly scalar: Scalar
+  /** The schema of a field that is a message. */
+  readonly schema: (() => AnySchema) | undefined
+}
+
+type Scalar = keyof typeof ZEROS
+type AnySchema = Schema<Message>
+type Values = Record<string, unknown> & { $unknown?: unknown[] }
+/** The value of a union. */
+interface Chosen {
+  readonly case: string | undefined
+  readonly value?: unknown
+}
+
+const ZEROS = { string: '', bytes: new Uint8Array(0), int32: 0, float: 0, double: 0, int64: 0n, uint64: 0n }
+const WIRE_TYPES: Partial<Record<Scalar, WireType>> = {
+  string: WireType.LengthDelimited,
+  bytes: WireType.LengthDelimited,
+  float: WireType.Bit32,
+  double: WireType.Bit64,
+}
+/** Messages inside one another. */
+const MAX_DEPTH = 100
+
+/**
+ * The schemas of a file's messages, by name.
+ *
+ * @param rows the fields of each: `name:number type`, with * after the type of a list, ** of a packed one
+ */
+export function readTable(rows: Readonly<Record<string, string>>): ReadonlyMap<string, AnySchema> {
+  const table = new Map<string, AnySchema>()
+  for (const [message, row] of Object.entries(rows)) {
+    const fields = row.split(', ').map((entry): Field => {
+      const [, union, name, number, type, stars] = /^(?:(\w+)\.)?(\w+):(\d+) (\w+)(\**)$/.exec(entry)!
+      const isMessage = !Object.hasOwn(ZEROS, type)
+      return {
+        number: Number(number),
+        name,
+        union,
+        isList: stars !== '',
+        isPacked: stars === '**',
+        scalar: type as Scalar,
+        schema: isMessage ? () => table.get(type)! : undefined,
+      }
+    })
+    const single = fields.filter(({ isList, union, schema }) => !isList && union === undefined && schema === undefined)
+    table.set(message, {
+      typeName: `onnx.${message.replaceAll('_', '.')}`,
+      fields: new Map(fields.sort((a, b) => a.number - b.number).map((field) => [field.number, field])),
+      zeros: Object.fromEntries(single.map(({ name, scalar }) => [name, ZEROS[scalar]])),
+    })
+  }
+  return table
+}
+
+export function schemaOf<T extends Message>(table: ReadonlyMap<string, AnySchema>, name: string): Schema<T> {
+  return table.get(name) as Schema<T>
+}
+
+/** A message with the given fields. Plain objects in them become messages too. */
+export function create<T extends Message>(schema: Schema<T>, fields?: MessageInitShape<GenMessage<NoInfer<T>>>): T {
+  const message = Object.create(schema.zeros) as Values
+  message.$typeName = schema.typeName
+  const given: Values = fields ?? {}
+  for (const { name, union, isList, schema: own } of schema.fields.values()) {
+    const made = (value: unknown) =>
+      own === undefined || (value as Message).$typeName !== undefined
+        ? value
+        : create(own(), value as MessageInitShape<GenMessage<Message>>)
+    if (union !== undefined) {
+      const chosen = given[union] as Chosen | undefined
+      if (chosen?.case === name) message[union] = { case: name, value: made(chosen.value) }
+      else message[union] ??= { case: undefined }
+    } else if (isList) {
+      const list = (given[name] ?? []) as unknown[]
+      message[name] = own === undefined ? list : list.map(made)
+    } else if (given[name] !== undefined) message[name] = made(given[name])
+  }
+  return message as unknown as T
+}
+
+/** Reads a message. Throws an Error for damaged bytes. */
+export function fromBinary<T extends Message>(schema: Schema<T>, bytes: Uint8Array): T {
+  return read(schema, create(schema), new BinaryReader(bytes), bytes.byteLength, 0)
+}
+
+function read<T extends Message>(schema: Schema<T>, message: T, reader: BinaryReader, end: number, depth: number): T {
+  if (depth > MAX_DEPTH) throw new Error(`${schema.typeName} is nested too deeply`)
+  const values = message as unknown as Values
+  while (reader.pos < end) {
+    const [number, wireType] = reader.tag()
+    const field = schema.fields.get(number)
+    if (field === undefined) {
+      values.$unknown ??= []
+      values.$unknown.push({ no: number, wireType, data: reader.skip(wireType, number) })
+      continue
+    }
+    const { name, union, isList, scalar } = field
+    const own = field.schema?.()
+    const one = (before?: unknown) => {
+      if (own === undefined) return reader[scalar]()
+      const into = (before as Message | undefined) ?? create(own)
+      const length = reader.uint32()
+      return read(own, into, reader, reader.pos + length, depth + 1)
+    }
+    if (isList) {
+      const list = values[name] as unknown[]
+      const isBlock = wireType === WireType.LengthDelimited && own === undefined && WIRE_TYPES[scalar] !== wireType
+      if (!isBlock) list.push(one())
+      else for (const last = reader.uint32() + reader.pos; reader.pos < last; ) list.push(one())
+    } else if (union === undefined) values[name] = one(Object.hasOwn(values, name) ? values[name] : undefined)
+    else {
+      const before = values[union] as Chosen
+      values[union] = { case: name, value: one(before.case === name ? before.value : undefined) }
+    }
+  }
+  return message
+}
+
+/** The bytes of a message. */
+export function toBinary<T extends Message>(schema: Schema<T>, message: T): Uint8Array {
+  return write(schema, message, new BinaryWriter()).finish()
+}
+
+function write(schema: AnySchema, message: Message, writer: BinaryWriter): BinaryWriter {
+  const values = message as unknown as Values
+  for (const { number, name, union, isList, isPacked, scalar, schema: own } of schema.fields.values()) {
+    const chosen = union === undefined ? undefined : (values[union] as Chosen)
+    const list = isList ? (values[name] as unknown[]) : singleOf(values, name, chosen)
+    if (list.length === 0) continue
+    const put = (value: unknown) => (writer[scalar] as (value: unknown) => BinaryWriter)(value)
+    if (isPacked) {
+      writer.tag(number, WireType.LengthDelimited).fork()
+      for (const value of list) put(value)
+      writer.join()
+    } else if (own === undefined) {
+      for (const value of list) {
+        writer.tag(number, WIRE_TYPES[scalar] ?? WireType.Varint)
+        put(value)
+      }
+    } else {
+      for (const value of list) {
+        writer.tag(number, WireType.LengthDelimited).fork()
+        write(own(), value as Message, writer).join()
+      }
+    }
+  }
+  for (const { no, wireType, data } of message.$unknown ?? []) writer.tag(no, wireType).raw(data)
+  return writer
+}
+
+/** The value of a field that is set, as a list. */
+function singleOf(values: Values, name: string, chosen: Chosen | undefined) {
+  if (chosen !== undefined) return chosen.case === name ? [chosen.value] : []
+  return Object.hasOwn(values, name) && values[name] !== undefined ? [values[name]] : []
+}

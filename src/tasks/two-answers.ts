@@ -1,0 +1,136 @@
+// Shared by the tasks whose examples are two answers, compared with what the model gave them before (DPO, KTO).
+
+import { StateError } from '../base/errors.js'
+import { TensorProto_DataType as DataType } from '../formats/onnx/gen/onnx_pb.js'
+import { tokenInputs } from '../graph/inputs/tokens.js'
+import { checkWidth } from '../graph/match/continues.js'
+import type { Model } from '../graph/model-folder.js'
+import type { ObjectiveGraph } from '../graph/training/objective-graph.js'
+import type { Value } from '../graph/view/builder.js'
+import { readGraph } from '../graph/view/graph.js'
+import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
+import { type Example as Answer, countTargets, IGNORED } from '../text/records.js'
+import { checkAllTokens, targetFeeds } from './causal-lm.js'
+import { chooseTargets, PROBED_TARGETS, probeTargets, targetsLength } from './next-tokens.js'
+import type { OpenTask } from './task.js'
+import { ownLength, PROBE_BATCHES, padded, tokenBatch, tokenLengths } from './token-batch.js'
+
+export const SIDES = 2
+
+export type Two = readonly [number, number]
+
+type Outputs = Readonly<Record<string, RuntimeTensor>>
+
+/** Names in the graph: of the number of examples, an input with a row for each, and which targets each side has. */
+interface Names {
+  readonly count: string
+  readonly column: string
+  readonly sides: readonly string[]
+}
+
+export class TwoAnswers<Example extends object> {
+  readonly probe: OpenTask['probe']
+  readonly rowsOfExample = SIDES
+  readonly #model: Model
+  readonly #names: Names
+  readonly #inputs: ReturnType<typeof tokenInputs>
+  readonly #before = new WeakMap<Example, Two>()
+
+  /** `columns`: the other feeds of the loss for n examples. */
+  constructor(model: Model, names: Names, columns: (n: number) => Feeds) {
+    this.#model = model
+    this.#names = names
+    this.#inputs = tokenInputs(readGraph(model.onnx.proto))
+    const [first, second] = PROBE_BATCHES.map(({ batch, sequence }, i) => {
+      const texts = Array.from({ length: SIDES * batch }, () => new Int32Array(sequence))
+      const targets = PROBED_TARGETS[i]
+      const sides = this.#sideFeeds(batch, Array(targets).fill(0))
+      return { ...this.#textFeeds(texts, sequence), ...probeTargets(targets), ...sides, ...columns(batch) }
+    })
+    const texts = tokenLengths().map((length) => {
+      const [a, b] = length.probed
+      return length.name === 'sequence' ? length : { ...length, probed: [SIDES * a, SIDES * b] as const }
+    })
+    const [a, b] = PROBE_BATCHES
+    const examples = ownLength(names.count, [a.batch, b.batch], { input: names.column, axis: 0 })
+    this.probe = { feeds: [first, second], lengths: [...texts, targetsLength(), examples] }
+  }
+
+  normalizer(examples: readonly Example[]): number {
+    return examples.length
+  }
+
+  takeReference(outputs: Outputs, examples: readonly Example[]): void {
+    logProbabilities(outputs).forEach((two, i) => void this.#before.set(examples[i], two))
+  }
+
+  /** −ln(probability) of the answers of each side, (n, 1). Gives them out, too. */
+  protected losses(graph: ObjectiveGraph): Value[] {
+    const { g } = graph
+    const { choice, targets } = chooseTargets(graph)
+    graph.check((shapeOf) => {
+      checkAllTokens(shapeOf(choice.all), SIDES)
+      checkWidth(this.#model, shapeOf(choice.chosen)?.dims[1])
+    })
+    const column = g.unsqueeze(graph.rowLosses(choice.chosen, targets), [1])
+    const losses = this.#names.sides.map((name) => {
+      return g.op('MatMul', [graph.input(name, DataType.FLOAT, [this.#names.count, 'targets']), column])
+    })
+    graph.predict(g.op('Concat', losses, { axis: 1 }))
+    return losses
+  }
+
+  /** `sides`: all first answers, then all others. */
+  protected sideFeeds(sides: readonly Answer[], length: number): Feeds {
+    const labels = sides.map((side) => side.labels)
+    const rows = labels.flatMap((own, row) => Array<number>(countTargets(own)).fill(row))
+    return {
+      ...this.#textFeeds(
+        sides.map(({ inputIds }) => inputIds),
+        length,
+      ),
+      ...targetFeeds(padded(labels, length, IGNORED), length),
+      ...this.#sideFeeds(sides.length / SIDES, rows),
+    }
+  }
+
+  /** NaN while the numbers are being computed. */
+  protected before(example: Example): Two {
+    return this.#before.get(example) ?? [Number.NaN, Number.NaN]
+  }
+
+  /** ln(probability) of each answer, minus the same before. */
+  protected changes(outputs: Outputs, examples: readonly Example[]): Two[] {
+    return logProbabilities(outputs).map(([first, second], i): Two => {
+      const before = this.#before.get(examples[i])
+      if (before === undefined) throw new StateError({ where: 'evaluation', what: 'an example has no reference' })
+      return [first - before[0], second - before[1]]
+    })
+  }
+
+  #textFeeds(texts: readonly Int32Array[], length: number): Feeds {
+    const tokens = tokenBatch(texts, length, this.#model.padTokenId)
+    return { ...this.#inputs.feeds(tokens), ...this.#inputs.emptyCache(texts.length) }
+  }
+
+  #sideFeeds(n: number, rows: readonly number[]): Feeds {
+    const feeds = this.#names.sides.map((name, side) => {
+      const data = new Float32Array(n * rows.length)
+      rows.forEach((row, target) => {
+        const own = row - side * n
+        if (own >= 0 && own < n) data[own * rows.length + target] = 1
+      })
+      return [name, { type: 'float32', data, dims: [n, rows.length] }] as const
+    })
+    return Object.fromEntries(feeds)
+  }
+}
+
+export function columnFeed(values: readonly number[]): RuntimeTensor {
+  return { type: 'float32', data: Float32Array.from(values), dims: [values.length, 1] }
+}
+
+function logProbabilities(outputs: Outputs): Two[] {
+  const { data, dims } = Object.values(outputs).find((output) => output.dims.length === 2)!
+  return Array.from({ length: dims[0] }, (_, i): Two => [-Number(data[2 * i]), -Number(data[2 * i + 1])])
+}

@@ -1,0 +1,43 @@
+// Engines of the built package in the tests' own thread, which saves the start of a thread and of ONNX Runtime for each
+// model. They get every message as a structured clone, as in a thread of their own.
+
+import { MessageChannel, type MessagePort } from 'node:worker_threads'
+import type { EngineKind } from '../src/runtime/host.js'
+import type { Port } from '../src/runtime/rpc.js'
+
+const dist = new URL('../dist/', import.meta.url)
+const load = <T>(file: string): Promise<T> => import(new URL(file, dist).href)
+
+const { InferEngine } = await load<typeof import('../src/infer/engine.js')>('infer/engine.js')
+const { TrainEngine } = await load<typeof import('../src/train/engine.js')>('train/engine.js')
+const { serveEngine } = await load<typeof import('../src/runtime/serve.js')>('runtime/serve.js')
+const { nodePlatform } = await load<typeof import('../src/node/platform.js')>('node/platform.js')
+const { usePlatform } = await load<typeof import('../src/index/platform/platform.js')>('index/platform/platform.js')
+
+function portOf(port: MessagePort): Port {
+  port.unref()
+  return {
+    post: (message, transfer) => port.postMessage(message, transfer as ArrayBuffer[]),
+    listen: (receive) => void port.on('message', receive).unref(),
+    hold: (isHeld) => (isHeld ? port.ref() : port.unref()),
+    close: async () => port.close(),
+  }
+}
+
+function spawn(kind: EngineKind): Port {
+  const { port1, port2 } = new MessageChannel()
+  if (kind === 'train') serveEngine(portOf(port1), (runtime) => new TrainEngine(runtime))
+  else serveEngine(portOf(port1), (runtime) => new InferEngine(runtime))
+  return portOf(port2)
+}
+
+/** Engines of the package start here from now on, until the returned function is called. */
+export function enginesHere(): () => void {
+  const here = (host: object) => ({ ...host, spawn }) as ReturnType<typeof nodePlatform.defaultRuntime>
+  usePlatform({
+    ...nodePlatform,
+    defaultRuntime: () => here(nodePlatform.defaultRuntime()),
+    nodeRuntime: (specifier) => here(nodePlatform.nodeRuntime(specifier)),
+  })
+  return () => usePlatform(nodePlatform)
+}
