@@ -182,7 +182,11 @@ const TYPED: Partial<Record<DataType, Typed>> = {
 function typedBytes(tensor: TensorProto): Uint8Array | undefined {
   const make = TYPED[tensor.dataType as DataType] ?? (({ int32Data }) => Uint8Array.from(int32Data))
   const view = make(tensor)
-  return view && new Uint8Array(view.buffer, view.byteOffset, view.byteLength)
+  return view && bytesOf(view)
+}
+
+export function bytesOf(view: ArrayBufferView): Uint8Array {
+  return new Uint8Array(view.buffer, view.byteOffset, view.byteLength)
 }
 
 type NumberArray = new (buffer: ArrayBuffer) => ArrayLike<number | bigint>
