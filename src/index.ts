@@ -171,13 +171,14 @@ export type {
   EvaluationEvent,
   MemoryUse,
   ProgressEvent,
+  SampleEvent,
   StepEvent,
+  StepMetrics,
   TrainEvents,
   TrainReport,
   TrainStage,
 } from './train/report.js'
 export type { DataReport, PreviewExample, PreviewToken } from './train/rows/check.js'
 export type { LengthReport } from './train/rows/counts.js'
-export type { SampleEvent, StepMetrics } from './train/saved/run-folder.js'
 export type { Schedule } from './train/schedule.js'
 export type { Keep, Preset, TrainSettings } from './train/settings.js'

@@ -237,6 +237,12 @@ export function nearMisses(name: string, candidates: Iterable<string>, limit = 3
     .map(({ candidate }) => candidate)
 }
 
+/** Asks whether the closest candidates are meant; undefined where none is close. */
+export function didYouMean(name: string, candidates: Iterable<string>, limit = 1): string | undefined {
+  const near = nearMisses(name, candidates, limit)
+  return near.length > 0 ? `Did you mean ${near.join(' or ')}?` : undefined
+}
+
 /** Letters to change, add, leave out, or exchange with the next one (optimal string alignment distance). */
 export function editDistance(a: string, b: string): number {
   const rows = [[], [], Array.from({ length: b.length + 1 }, (_, j) => j)] as number[][]

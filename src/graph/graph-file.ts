@@ -1,7 +1,7 @@
 // Files of graphs, by the names that transformers.js gives them: onnx/{graph}{suffix}.onnx.
 
 import { type Directory, readJson } from '../base/bytes.js'
-import { ConfigError, FileError, nearMisses } from '../base/errors.js'
+import { ConfigError, didYouMean, FileError } from '../base/errors.js'
 
 /** The suffix behind the graph's name, by dtype: as in DEFAULT_DTYPE_SUFFIX_MAPPING of transformers.js 4. */
 const SUFFIXES = {
@@ -175,12 +175,11 @@ function configuredDtype(name: string, config: Wanted['config']): GraphDtype | u
 function checkDtype(value: string): GraphDtype {
   const known = DTYPES.find((dtype) => dtype === value)
   if (known !== undefined) return known
-  const [near] = nearMisses(value, DTYPES, 1)
   throw new ConfigError({
     where: 'dtype',
     what: 'no type that graphs are published in',
     expected: `auto, ${DTYPES.join(', ')}`,
     got: JSON.stringify(value),
-    ...(near !== undefined && { hint: `Did you mean ${near}?` }),
+    hint: didYouMean(value, DTYPES),
   })
 }

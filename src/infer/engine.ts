@@ -53,14 +53,9 @@ export interface Activation {
   readonly columns: TokenColumns
 }
 
-interface OpenSession {
+interface OpenSession extends Omit<OpenRequest, 'model' | 'idleRank' | 'options'> {
   session: RuntimeSession
-  groups: readonly SiteGroup[]
-  inputNames: ReadonlyMap<string, string>
-  takesRows: boolean
   idle: Feeds
-  columns: TokenColumns | undefined
-  newRows: NewRows | undefined
   /** The model's outputs, where the graph gives more: what a run gives when nothing is asked for. */
   outputNames: readonly string[] | undefined
   /** Feeds of a run beside its own inputs, put together once: this takes a step longer than some layers. */

@@ -1,7 +1,7 @@
 // Feeds made plain: ONNX Runtime's own tensors are objects with getters, which do not survive the way into a worker.
 
 import { f16ToF32 } from '../base/dtype.js'
-import { ConfigError, MismatchError, nearMisses, UnsupportedError } from '../base/errors.js'
+import { ConfigError, didYouMean, MismatchError, UnsupportedError } from '../base/errors.js'
 import { checkArgument, describe, isObject, kind, listOf, OBJECT } from '../base/options.js'
 import { dimsOfInput } from '../graph/inputs/roles.js'
 import type { Graph } from '../graph/view/graph.js'
@@ -33,12 +33,11 @@ export function plainFeeds(feeds: Feeds, inputNames: readonly string[]): Feeds {
 
 export function checkName(role: 'input' | 'output' | 'graph', name: string, names: readonly string[]): void {
   if (names.includes(name)) return
-  const near = nearMisses(name, names, 1)[0]
   throw new MismatchError({
     where: `${role} ${JSON.stringify(name)}`,
     what: `the model has no such ${role}`,
     expected: names.join(', '),
-    ...(near !== undefined && { hint: `Did you mean ${near}?` }),
+    hint: didYouMean(name, names),
   })
 }
 

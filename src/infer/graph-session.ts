@@ -23,8 +23,8 @@ import { type GraphNeeds, sessionGraph, type Vector } from './session-graph.js'
 export interface GraphOptions {
   readonly runtime: SessionOptions & OutputOptions
   readonly modules: ModuleMap
-  readonly edit: (graph: Graph) => void
-  readonly beforeOpen: () => Promise<void>
+  readonly edit?: ((graph: Graph) => void) | undefined
+  readonly beforeOpen?: (() => Promise<void>) | undefined
   readonly onWarning: (message: string) => void
   readonly allow: readonly AllowedKind[] | undefined
 }
@@ -156,7 +156,7 @@ export class GraphSession {
     const { onnx } = this.base
     const changes = { before: edit, names: modules, needs, given, isPlain: this.#isPlain }
     const { graph, isFused, ...request } = sessionGraph(onnx, changes, runtime.executionProviders)
-    await beforeOpen()
+    await beforeOpen?.()
     try {
       await this.engine.open({ ...request, model: await sessionModel(onnx, graph), options: runtime })
     } catch (error) {

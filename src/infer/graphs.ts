@@ -22,8 +22,13 @@ export interface WholeSession {
   readonly model: Model
   readonly decodeImage: DecodeImage | undefined
   readonly engine: Remote<InferEngine>
-  readonly runGraph: RunGraph
-  runMain(feeds: Feeds, mixes: readonly Mix[], outputs: readonly string[]): Promise<Record<string, RuntimeTensor>>
+  /** Runs a graph; undefined: the first one. */
+  runGraph(
+    role: string | undefined,
+    feeds: Feeds,
+    mixes: readonly Mix[],
+    outputs?: readonly string[],
+  ): Promise<Record<string, RuntimeTensor>>
   tried<T>(action: () => Promise<T>): Promise<T>
   checkMixes(mixes: readonly Mix[]): void
   /** The tokens from which on a mix counts; undefined for one that always does. */

@@ -86,18 +86,11 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
     closesModel = false,
     extras: SessionExtras = {},
   ): Promise<ModelSession<M>> {
-    const { edit, beforeOpen = async () => {}, keepsTensors, gpuOutputs, onWarning = console.warn } = extras
+    const { edit, beforeOpen, keepsTensors, gpuOutputs, onWarning = console.warn } = extras
     const others = await otherGraphs(model)
     const setLevel = accuracyLevel === undefined ? undefined : accuracyEdit(accuracyLevel, [model, ...others])
     const runtime = { ...options, ...(device !== undefined && { executionProviders: [device].flat() }) }
-    const own = {
-      runtime: { ...runtime, keepsTensors },
-      modules,
-      allow,
-      edit: setLevel ?? (() => {}),
-      beforeOpen: async () => {},
-      onWarning,
-    }
+    const own = { runtime: { ...runtime, keepsTensors }, modules, allow, edit: setLevel, onWarning }
     const session = new ModelSession(model, closesModel, allowMissing, extras, { maxBatch, cacheBytes, prefixCache })
     try {
       const main = await GraphSession.start(model, {
@@ -174,7 +167,7 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
   async run(feeds: Feeds, options: RunOptions = {}): Promise<Record<string, RuntimeTensor>> {
     checkOptions(options, 'run', RUN_OPTIONS)
     const { adapter, outputNames, graph: role } = options
-    const session = role === undefined ? this.#main : this.graphNamed(role)
+    const session = this.graphNamed(role)
     const own = completeFeeds(session.graph, plainFeeds(feeds, session.inputNames))
     const mixes = mixesOf(adapter, batchOf(own))
     this.checkMixes(mixes)
@@ -189,18 +182,15 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
     return outputs
   }
 
-  async runGraph(role: string, feeds: Feeds, mixes: readonly Mix[]): Promise<Record<string, RuntimeTensor>> {
-    this.#checkWhole(mixes)
-    return this.graphNamed(role).run(feeds, mixes)
-  }
-
-  async runMain(
+  async runGraph(
+    role: string | undefined,
     feeds: Feeds,
     mixes: readonly Mix[],
-    outputs: readonly string[],
+    outputs?: readonly string[],
   ): Promise<Record<string, RuntimeTensor>> {
-    this.#checkWhole(mixes)
-    return this.#main.run(feeds, mixes, [], outputs)
+    this.checkOpen()
+    if (mixes.some((mix) => this.invocationOf(mix) !== undefined)) throw notWhole()
+    return this.graphNamed(role).run(feeds, mixes, [], outputs)
   }
 
   /** @internal See {@link GraphSession.tried}, for the first graph. */
@@ -261,11 +251,6 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
     for (const graph of this.#graphs.values()) requireMixable(mixes, (name) => graph.adapter(name))
   }
 
-  #checkWhole(mixes: readonly Mix[]): void {
-    this.checkOpen()
-    if (mixes.some((mix) => this.invocationOf(mix) !== undefined)) throw notWhole()
-  }
-
   /** @internal The tokens from which on a mix counts; undefined for one that always does. */
   invocationOf(mix: Mix): readonly number[] | undefined {
     return mix.map(({ name }) => this.#main.adapter(name).invocation).find((tokens) => tokens !== undefined)
@@ -295,7 +280,8 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
   }
 
   /** @internal */
-  graphNamed(role: string): GraphSession {
+  graphNamed(role: string | undefined): GraphSession {
+    if (role === undefined) return this.#main
     checkName('graph', role, this.graphs)
     return this.#graphs.get(role)!
   }
@@ -305,6 +291,9 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
       this.checkOpen()
       const { onMissing, onWarning = console.warn } = this.#extras
       const graphs = [...this.#graphs.values()]
+      const named = Array.from(this.#graphs, ([role, { base, graph, linears }]): ModelGraph => {
+        return { role: role as ModelGraph['role'], name: base.onnx.fileName, graph, linears }
+      })
       const parts = graphs.map((): NamedParts[] => [])
       for (const [name, adapter] of adapters) {
         checkArgument(name, NAME, 'name')
@@ -318,7 +307,7 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
         }
         const has = (graph: number, part: string) => hasPlace(graphs[graph], adapter, part)
         const tell = (layers: readonly string[]) => onMissing?.(name, layers)
-        const shares = await shareAdapter(this.#modelGraphs(), adapter, this.#allowsMissing, tell, has)
+        const shares = await shareAdapter(named, adapter, this.#allowsMissing, tell, has)
         for (const [i, share] of shares.entries()) {
           parts[i].push({ name, ...(await readParts(graphs[i], share, shares.length > 1)) })
         }
@@ -331,12 +320,6 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
         const other = await otherWeights(trainedOn, this.model)
         if (other !== undefined) onWarning(`${name}: ${other}`)
       }
-    })
-  }
-
-  #modelGraphs(): ModelGraph[] {
-    return Array.from(this.#graphs, ([role, { base, graph, linears }]) => {
-      return { role: role as ModelGraph['role'], name: base.onnx.fileName, graph, linears }
     })
   }
 }

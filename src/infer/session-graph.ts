@@ -29,7 +29,7 @@ export interface GraphNeeds {
 }
 
 export interface SessionEdit {
-  readonly before: (graph: Graph) => void
+  readonly before: ((graph: Graph) => void) | undefined
   readonly names: ModuleMap
   readonly needs: GraphNeeds
   readonly given: ReadonlySet<string>
@@ -50,7 +50,7 @@ export function sessionGraph(
   providers: readonly string[] = [],
 ): Omit<OpenRequest, 'model' | 'options'> & { graph: ModelProto; isFused: boolean } {
   const graph = new Graph(onnx.proto)
-  before(graph)
+  before?.(graph)
   growWindows(graph)
   graph.outputs.push(...Array.from(given, (name) => create(ValueInfoProtoSchema, { name })))
   const isOnProcessor = providers.every((name) => ON_PROCESSOR.has(name))

@@ -2,13 +2,14 @@
 
 import { DataError, UnsupportedError } from '../base/errors.js'
 import { isObject } from '../base/options.js'
+import { bytesOf } from '../formats/onnx/tensors.js'
 import { FEATURES } from '../graph/inputs/encoder-decoder.js'
 import { dimsOfInput, typeOf } from '../graph/inputs/roles.js'
 import type { Model } from '../graph/model-folder.js'
 import { readGraph } from '../graph/view/graph.js'
 import type { Feeds } from '../runtime/runtime.js'
 import { fieldsOf } from '../text/records.js'
-import { checkSize, FEATURES_FIELD, featuresOf, HEAR } from './features.js'
+import { checkSize, FEATURES_FIELD, featuresOf, HEAR, joinedUp } from './features.js'
 import { type LabelOptions, type Target, targetOf } from './labels/label-problems.js'
 import { type Inputs, labelBytes, labelParts } from './labels/label-task.js'
 import type { Task } from './task.js'
@@ -71,9 +72,7 @@ export function soundSize({ onnx, config }: Pick<Model, 'onnx' | 'config'>): rea
 }
 
 export function soundFeeds(sounds: readonly Float32Array[], [bands, times]: readonly [number, number]): Feeds {
-  const data = new Float32Array(sounds.length * bands * times)
-  sounds.forEach((values, i) => void data.set(values, i * bands * times))
-  return { [FEATURES]: { type: 'float32', data, dims: [sounds.length, bands, times] } }
+  return { [FEATURES]: { type: 'float32', data: joinedUp(sounds), dims: [sounds.length, bands, times] } }
 }
 
 function soundInputs(model: Model): Inputs<SoundExample> {
@@ -87,8 +86,6 @@ function soundInputs(model: Model): Inputs<SoundExample> {
       return soundFeeds(sounds, size)
     },
     cost: () => Math.ceil(times / 2),
-    content({ values: { buffer, byteOffset, byteLength }, label }) {
-      return [new Uint8Array(buffer, byteOffset, byteLength), labelBytes(label)]
-    },
+    content: ({ values, label }) => [bytesOf(values), labelBytes(label)],
   }
 }

@@ -11,6 +11,7 @@ import { readGraph } from '../graph/view/graph.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 import { fieldsOf } from '../text/records.js'
 import { cosineLoss, cosineOf, inBatchLoss, tripletLoss, type VectorLoss, type Vectors } from './contrastive.js'
+import { joinedUp } from './features.js'
 import { EMBEDDING_OPTIONS } from './gen/options.js'
 import { appendPooling, poolingOf, tokenVectors } from './heads/pooling.js'
 import { meansOf, retrievalValues, spearman } from './ranking-metrics.js'
@@ -194,9 +195,7 @@ class Embedding implements OpenTask<RelatedExample> {
     const rows = runs.flatMap((run) => this.predict(run.outputs, run.examples))
     const width = rows[0][0].length
     const groups = Array.from({ length: this.#count }, (_, i): Vectors => {
-      const data = new Float32Array(rows.length * width)
-      rows.forEach((texts, row) => void data.set(texts[i], row * width))
-      return { data, width }
+      return { data: joinedUp(rows.map((texts) => texts[i])), width }
     })
     const { loss, gradients } = this.#lossOf(groups, examples)
     let from = 0
@@ -204,9 +203,7 @@ class Embedding implements OpenTask<RelatedExample> {
       const count = run.examples.length
       const own = gradients.map((gradient) => gradient.subarray(from * width, (from + count) * width))
       from += count
-      const data = new Float32Array(this.#count * count * width)
-      own.forEach((part, i) => void data.set(part, i * count * width))
-      return { [GRADIENT]: { type: 'float32', data, dims: [this.#count * count, width] } }
+      return { [GRADIENT]: { type: 'float32', data: joinedUp(own), dims: [this.#count * count, width] } }
     })
     return { loss, feeds }
   }
@@ -215,10 +212,7 @@ class Embedding implements OpenTask<RelatedExample> {
     const { temperature = 0.05, margin = 0.2 } = this.#options
     switch (this.#loss) {
       case 'cosine':
-        return cosineLoss(
-          groups,
-          examples.map(({ score }) => score!),
-        )
+        return cosineLoss(groups, scoresOf(examples))
       case 'triplet':
         return tripletLoss(groups, margin)
       case 'in-batch':
@@ -229,13 +223,8 @@ class Embedding implements OpenTask<RelatedExample> {
   metrics({ examples, predictions }: Evaluated<RelatedExample>): Record<string, number> {
     const rows = predictions as readonly Float32Array[][]
     if (this.#loss === 'cosine') {
-      const scores = examples.map(({ score }) => score!)
-      return {
-        spearman: spearman(
-          rows.map(([a, b]) => cosineOf(a, b)),
-          scores,
-        ),
-      }
+      const cosines = rows.map(([a, b]) => cosineOf(a, b))
+      return { spearman: spearman(cosines, scoresOf(examples)) }
     }
     return meansOf(this.values(predictions))
   }
@@ -262,6 +251,10 @@ class Embedding implements OpenTask<RelatedExample> {
       throw new ConfigError({ where: 'taskOptions.loss', what: 'triplet needs a "negative" in each record' })
     }
   }
+}
+
+function scoresOf(examples: readonly RelatedExample[]): number[] {
+  return examples.map(({ score }) => score!)
 }
 
 function vectorsIn(outputs: Readonly<Record<string, RuntimeTensor>>): RuntimeTensor {

@@ -2,6 +2,7 @@
 // the target counts, its end included. The loss is the cross-entropy in nats per token.
 
 import { DataError, UnsupportedError } from '../base/errors.js'
+import { bytesOf } from '../formats/onnx/tensors.js'
 import { type JoinedInputs, joinedInputs, OF_DECODER, startToken } from '../graph/inputs/encoder-decoder.js'
 import { inputFamily } from '../graph/inputs/family.js'
 import { type Model, requireTokenizer } from '../graph/model-folder.js'
@@ -10,7 +11,7 @@ import { readGraph } from '../graph/view/graph.js'
 import type { Feeds } from '../runtime/runtime.js'
 import { checkVocabulary } from '../text/records.js'
 import { eosOf } from './causal-lm.js'
-import { checkSize } from './features.js'
+import { checkSize, joinedUp } from './features.js'
 import { parseTextPair, type TextPair } from './labels/text-pair.js'
 import { NextTokens, PROBED_TARGETS, probeTargets, rowFeeds, targetsLength } from './next-tokens.js'
 import type { EncodeContext, OpenTask, Task, TaskUse } from './task.js'
@@ -193,8 +194,7 @@ class Seq2Seq extends NextTokens<Seq2SeqExample> implements OpenTask<Seq2SeqExam
   }
 
   content({ source, target }: Seq2SeqExample): (Int32Array | Uint8Array)[] {
-    const { buffer, byteOffset, byteLength } = source
-    return [source instanceof Int32Array ? source : new Uint8Array(buffer, byteOffset, byteLength), target]
+    return [source instanceof Int32Array ? source : bytesOf(source), target]
   }
 
   #feeds(examples: readonly Seq2SeqExample[], sequence: number, width: number): Feeds {
@@ -208,16 +208,6 @@ class Seq2Seq extends NextTokens<Seq2SeqExample> implements OpenTask<Seq2SeqExam
       tokenBatch(read, width, this.#model.padTokenId),
     )
   }
-}
-
-function joinedUp(lists: readonly ArrayLike<number>[]): Float32Array {
-  const values = new Float32Array(lists.reduce((sum, { length }) => sum + length, 0))
-  let at = 0
-  for (const list of lists) {
-    values.set(list, at)
-    at += list.length
-  }
-  return values
 }
 
 /** The lengths of a run over sounds: the encoder gives a vector for every second time, or as config.json says. */

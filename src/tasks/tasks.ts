@@ -1,6 +1,6 @@
 // The table of tasks: a line each. A task's file loads when it is first asked for.
 
-import { ConfigError, LowrankError, nearMisses } from '../base/errors.js'
+import { ConfigError, didYouMean, LowrankError } from '../base/errors.js'
 import type { Model } from '../graph/model-folder.js'
 import type { HeadBase } from './heads/heads.js'
 import type { Task } from './task.js'
@@ -57,12 +57,11 @@ export function canTrain(task: Task, model: Model): boolean {
 
 export function checkTaskName(name: string): asserts name is TaskName {
   if (Object.hasOwn(LOADERS, name)) return
-  const near = nearMisses(name, TASK_NAMES)
   throw new ConfigError({
     where: 'task',
     what: 'unknown',
     expected: TASK_NAMES.join(', '),
     got: JSON.stringify(name),
-    ...(near.length > 0 && { hint: `Did you mean ${near[0]}?` }),
+    hint: didYouMean(name, TASK_NAMES),
   })
 }

@@ -1,12 +1,7 @@
 // The best evaluation so far, and how many in a row were no better: they decide what is kept, and when a run ends.
 
 import { ConfigError, nearMisses } from '../base/errors.js'
-
-export interface Evaluation {
-  readonly step: number
-  readonly loss: number
-  readonly metrics: Readonly<Record<string, number>>
-}
+import type { Evaluation } from './report.js'
 
 export interface BestState {
   readonly best: Evaluation

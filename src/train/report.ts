@@ -1,6 +1,24 @@
 // The words of a training run: events while it goes on, and a report at its end.
 
-import type { SampleEvent, StepMetrics } from './saved/run-folder.js'
+/** One line of metrics.jsonl. */
+export interface StepMetrics {
+  /** Counts from 1. */
+  step: number
+  /** Counts from 0. */
+  epoch: number
+  /** Nats per target token, before the update. */
+  loss: number
+  /** The rate of this step's update. */
+  learningRate: number
+  /** Before clipping. */
+  gradientNorm: number
+  /** Tokens of the step, padding aside. */
+  tokens: number
+  /** Milliseconds of the whole step, without evaluations. */
+  elapsedMs: number
+  /** Loss of the evaluation after this step, if there was one. */
+  evalLoss?: number
+}
 
 /** One optimizer step that was made. */
 export interface StepEvent extends StepMetrics {
@@ -22,6 +40,16 @@ export interface EvaluationEvent {
   loss: number
   /** Other metrics of the task, by name: perplexity, accuracy, … */
   metrics: Record<string, number>
+}
+
+/** An evaluation that is over. */
+export type Evaluation = Readonly<EvaluationEvent>
+
+/** Answers to the prompts of a run. */
+export interface SampleEvent {
+  /** Optimizer steps done: 0 before the first. */
+  step: number
+  samples: { readonly prompt: string; readonly text: string }[]
 }
 
 /** The stages of a run. */

@@ -5,16 +5,26 @@ import type { SignalLike } from '../base/globals.js'
 import { recordOfBase } from '../graph/base-record.js'
 import { type Engine, openEngine } from '../runtime/host.js'
 import type { Examples } from '../tasks/task.js'
-import { BestEvaluation, type Evaluation } from './best.js'
+import { BestEvaluation } from './best.js'
 import type { CardSources } from './card.js'
 import type { EngineState, TrainEngine } from './engine.js'
 import { costsOf, evaluate, takeReference } from './evaluate.js'
 import { gradientFactors, loraPlusRates, startOf, writeParameters } from './parameters.js'
-import { type MemoryUse, Pace, peakRssBytes, steadyMedian, type TrainEvents, type TrainReport } from './report.js'
+import {
+  type Evaluation,
+  type MemoryUse,
+  Pace,
+  peakRssBytes,
+  type SampleEvent,
+  type StepMetrics,
+  steadyMedian,
+  type TrainEvents,
+  type TrainReport,
+} from './report.js'
 import { costOf, examplesOf, type PlanOptions, planEpoch, type StepPlan, stepsPerEpoch } from './rows/batches.js'
 import type { Sampler } from './samples.js'
 import { checkFingerprint, fingerprintOf, stepsIn } from './saved/fingerprint.js'
-import { resumeRun, type SampleEvent, type StepMetrics } from './saved/run-folder.js'
+import { resumeRun } from './saved/run-folder.js'
 import { type RunPlace, withRunPlace } from './saved/run-place.js'
 import { RunWriter } from './saved/run-writer.js'
 import { learningRates } from './schedule.js'
@@ -44,22 +54,9 @@ export interface RunInput extends SessionParts {
   readonly on: TrainEvents
 }
 
-export type RunReport = Pick<
+export type RunReport = Omit<
   TrainReport,
-  | 'steps'
-  | 'tokens'
-  | 'trainLoss'
-  | 'keptStep'
-  | 'stoppedEarly'
-  | 'evalLoss'
-  | 'evalMetrics'
-  | 'evaluations'
-  | 'samples'
-  | 'stepMillis'
-  | 'peakRssBytes'
-  | 'memory'
-  | 'interrupted'
-  | 'runtime'
+  'task' | 'truncatedRecords' | 'skippedRecords' | 'newHead' | 'labels' | 'trainableParams' | 'totalParams' | 'seconds'
 >
 
 export async function trainAdapter(input: RunInput): Promise<RunReport> {

@@ -4,7 +4,7 @@ import { ConfigError } from '../base/errors.js'
 import { requireTokenizer } from '../graph/model-folder.js'
 import type { EncodeContext, Task } from '../tasks/task.js'
 import { roundUp } from '../tasks/token-batch.js'
-import type { SampleEvent } from './saved/run-folder.js'
+import type { SampleEvent } from './report.js'
 import type { TrainingSessions } from './sessions.js'
 
 const LENGTH = 40

@@ -1,6 +1,6 @@
 // Tensors of the base that a run trains whole, as PEFT's bias and modules_to_save say.
 
-import { MismatchError, nearMisses, UnsupportedError } from '../base/errors.js'
+import { didYouMean, MismatchError, UnsupportedError } from '../base/errors.js'
 import { type BaseOpener, baseOpener, type WholeTensor } from '../graph/inject/open-base.js'
 import { type BaseTensor, baseTensors, trainableTensor } from '../graph/match/base-tensors.js'
 import { findLinears } from '../graph/match/linears.js'
@@ -22,9 +22,13 @@ interface Named {
   readonly offset: number
 }
 
+function headNames({ open }: Pick<Context, 'open'>): ReadonlySet<string> {
+  return new Set(open.head?.tensors.map(({ name }) => name))
+}
+
 function tensorsOf({ model, open, modules }: Context): Named[] {
   const graph = readGraph(model.onnx.proto)
-  const ofHead = new Set((open.head?.tensors ?? []).map(({ name }) => name))
+  const ofHead = headNames({ open })
   return baseTensors(graph, findLinears(graph, modules))
     .map((base) => {
       const { name, module, places } = base
@@ -44,17 +48,14 @@ export function savedTensors(context: Context, config: LoraConfig): readonly Nam
   const { modulesToSave, ensureWeightTying } = config
   if (modulesToSave.length === 0) return []
   const all = tensorsOf(context)
-  const ofHead = (context.open.head?.tensors ?? []).map(({ name }) => name)
+  const ofHead = headNames(context)
   for (const entry of modulesToSave) {
     if ([...all.map(({ name }) => name), ...ofHead].some((name) => isInsideModule(moduleOf(name), entry))) continue
-    const near = nearMisses(
-      entry,
-      new Set(all.flatMap(({ name }) => [moduleOf(name), moduleOf(name).replace(/^.*\./, '')])),
-    )
+    const modules = all.flatMap(({ name }) => [moduleOf(name), moduleOf(name).replace(/^.*\./, '')])
     throw new MismatchError({
       where: 'modulesToSave',
       what: `no module of the model that can be told from its graph is ${JSON.stringify(entry)}`,
-      ...(near.length > 0 && { hint: `Did you mean ${near.join(' or ')}?` }),
+      hint: didYouMean(entry, modules, 3),
     })
   }
   const found = all.filter(({ name }) => modulesToSave.some((entry) => isInsideModule(moduleOf(name), entry)))
@@ -101,7 +102,7 @@ export async function addWhole(adapter: LoraAdapter, { model }: Context, tensors
 
 export function wholeTensors(adapter: LoraAdapter, context: Context): WholeTensor[] {
   const { config } = adapter
-  const ofHead = new Set((context.open.head?.tensors ?? []).map(({ name }) => name))
+  const ofHead = headNames(context)
   const own = adapter.parts('replacement').filter(({ name }) => !ofHead.has(name))
   if (own.length === 0) return []
   const all = tensorsOf(context).map(({ name, base, offset }) => ({ ...base, name, offset }))

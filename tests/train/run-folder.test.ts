@@ -1,22 +1,22 @@
 import { describe, expect, it } from 'vitest'
-import { type Directory, MemoryDirectory, readAll } from '../../src/base/bytes.js'
+import { type Directory, MemoryDirectory, readAll, writeFile } from '../../src/base/bytes.js'
 import { FileError, FormatError, MismatchError } from '../../src/base/errors.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
 import { MARKER_FILE } from '../../src/peft/file-names.js'
+import type { StepMetrics } from '../../src/train/report.js'
 import { checkFingerprint } from '../../src/train/saved/fingerprint.js'
 import {
   checkRunFolder,
   clearRunFolder,
   type FolderUse,
+  linesOf,
   METRICS_FILE,
   readMarker,
   readMetrics,
   readState,
   removePartialFiles,
   STATE_FILE,
-  type StepMetrics,
   writeMarker,
-  writeMetrics,
   writeState,
 } from '../../src/train/saved/run-folder.js'
 import { RunWriter } from '../../src/train/saved/run-writer.js'
@@ -166,18 +166,18 @@ describe('state', () => {
 describe('metrics', () => {
   it('gives the first steps back, and complains when they are not there', async () => {
     const directory = new MemoryDirectory()
-    await writeMetrics(directory, [line(1), line(2), line(3)])
+    await writeFile(directory, METRICS_FILE, linesOf([line(1), line(2), line(3)]))
     expect(await readMetrics(directory, 2)).toEqual([line(1), line(2)])
     await expect(readMetrics(directory, 4)).rejects.toThrow(FormatError)
-    await writeMetrics(directory, [line(2)])
+    await writeFile(directory, METRICS_FILE, linesOf([line(2)]))
     await expect(readMetrics(directory, 1)).rejects.toThrow(FormatError)
-    await writeMetrics(directory, [null as never])
+    await writeFile(directory, METRICS_FILE, linesOf([null as never]))
     await expect(readMetrics(directory, 1)).rejects.toThrow(FormatError)
   })
 
   it('does without a last line that a crash has cut off', async () => {
     const directory = new MemoryDirectory()
-    await writeMetrics(directory, [line(1), line(2)])
+    await writeFile(directory, METRICS_FILE, linesOf([line(1), line(2)]))
     await directory.append(METRICS_FILE, new TextEncoder().encode('{"step":3,"epo'))
     expect(await readMetrics(directory, 2)).toEqual([line(1), line(2)])
     await expect(readMetrics(directory, 3)).rejects.toThrow(FormatError)

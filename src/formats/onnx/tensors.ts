@@ -185,7 +185,7 @@ function typedBytes(tensor: TensorProto): Uint8Array | undefined {
   }
 }
 
-function bytesOf(view: ArrayBufferView): Uint8Array {
+export function bytesOf(view: ArrayBufferView): Uint8Array {
   return new Uint8Array(view.buffer, view.byteOffset, view.byteLength)
 }
 

@@ -1,6 +1,6 @@
 // Which adapters a run uses: one by name, a mix with weights, or the base alone; for all rows or for each.
 
-import { ConfigError, MismatchError, nearMisses, UnsupportedError } from '../../base/errors.js'
+import { ConfigError, didYouMean, MismatchError, UnsupportedError } from '../../base/errors.js'
 import { anyOf, isObject, type Kind, kind, listOf, NAME } from '../../base/options.js'
 import type { AdapterFactors } from './site-factors.js'
 
@@ -127,7 +127,6 @@ export function mixableOf(
 }
 
 export function refuseAdapter(name: string, adapters: readonly string[]): never {
-  const near = nearMisses(name, adapters)
   throw new MismatchError({
     where: 'adapter',
     what: `the session has no adapter ${JSON.stringify(name)}`,
@@ -135,6 +134,6 @@ export function refuseAdapter(name: string, adapters: readonly string[]): never 
       adapters.length === 0
         ? 'the name of an adapter, but the session has none yet: call session.add first'
         : adapters.join(', '),
-    ...(near.length > 0 ? { hint: `Did you mean ${near[0]}?` } : {}),
+    hint: didYouMean(name, adapters),
   })
 }

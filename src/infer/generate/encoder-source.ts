@@ -8,6 +8,7 @@ import { encoderInputs } from '../../graph/inputs/tokens.js'
 import { type Model, requireTokenizer } from '../../graph/model-folder.js'
 import { type Graph, readGraph } from '../../graph/view/graph.js'
 import type { Feeds, RuntimeTensor } from '../../runtime/runtime.js'
+import { tokenBatch } from '../../tasks/token-batch.js'
 import { checkVocabulary } from '../../text/records.js'
 import type { RunGraph } from '../graphs.js'
 import type { Prompt } from '../session.js'
@@ -39,19 +40,15 @@ export async function readSource(
   prompts: readonly EncodedPrompt[],
   run: (feeds: Feeds) => ReturnType<RunGraph>,
 ): Promise<Feeds> {
-  const [batch, sequence] = [prompts.length, Math.max(...prompts.map(({ ids }) => ids.length))]
-  const inputIds = new Int32Array(batch * sequence).fill(model.padTokenId)
-  const attentionMask = new Uint8Array(batch * sequence)
-  prompts.forEach(({ ids }, row) => {
-    inputIds.set(ids, row * sequence)
-    attentionMask.fill(1, row * sequence, row * sequence + ids.length)
-  })
+  const ids = prompts.map((prompt) => prompt.ids)
+  const tokens = tokenBatch(ids, Math.max(...ids.map(({ length }) => length)), model.padTokenId)
+  const { batch, sequence, attentionMask } = tokens
   const encoder = await model.openGraph('encoder')
-  const feeds = encoderInputs(readGraph(encoder.proto)).feeds({ batch, sequence, inputIds, attentionMask })
+  const feeds = encoderInputs(readGraph(encoder.proto)).feeds(tokens)
   const outputs = await run(feeds)
   const mask: RuntimeTensor = {
     type: 'int64',
-    data: BigInt64Array.from(attentionMask, BigInt),
+    data: BigInt64Array.from(attentionMask as Int32Array, BigInt),
     dims: [batch, sequence],
   }
   const states = outputs.last_hidden_state ?? Object.values(outputs)[0]

@@ -8,6 +8,7 @@ import { type ImageSource, type Pixels, readImage } from '../../images/image.js'
 import { patchesOf } from '../../images/patches.js'
 import { imageProcessor } from '../../images/processor.js'
 import { tilesOf } from '../../images/tiles.js'
+import { joinedUp } from '../../tasks/features.js'
 import type { Mix } from '../adapters/choice.js'
 import { floatsOf } from '../feeds.js'
 import type { WholeSession } from '../graphs.js'
@@ -109,12 +110,7 @@ type ReadPicture = Piece & PictureSize & { readonly data: Float32Array; readonly
 
 function joined(token: number, pictures: readonly ReadPicture[]): PictureVectors {
   const { width } = pictures[0]
-  const data = new Float32Array(pictures.reduce((sum, one) => sum + one.data.length, 0))
-  let start = 0
-  for (const one of pictures) {
-    data.set(one.data, start)
-    start += one.data.length
-  }
+  const data = joinedUp(pictures.map((one) => one.data))
   return { token, data, count: data.length / width, width, grids: pictures.flatMap(({ grid }) => (grid ? [grid] : [])) }
 }
 

@@ -30,7 +30,7 @@ export async function embed(
   const encoded = encodeAll(model, list, options.maxLength ?? sentence.maxLength)
   const vectors: Float32Array[] = Array(list.length)
   for await (const batch of textBatches(model, graph, encoded, options)) {
-    const { [output]: tokens } = await session.runMain(batch.feeds, mixes, [output])
+    const { [output]: tokens } = await session.runGraph(undefined, batch.feeds, mixes, [output])
     const values = floatsOf(tokens)
     const [, sequence, width] = tokens.dims
     if (dimensions !== undefined && dimensions > width) {

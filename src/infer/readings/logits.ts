@@ -42,7 +42,7 @@ export function logitsOf(session: WholeSession, adapter: string | undefined, of:
     labels: head?.labels ?? (isOwn ? names : undefined),
     problemType: head === undefined ? model.config.problem_type : head.problemType,
     async run(feeds) {
-      const { [wanted]: output } = await session.runMain(feeds, mixesOf(adapter, undefined), [wanted])
+      const { [wanted]: output } = await session.runGraph(undefined, feeds, mixesOf(adapter, undefined), [wanted])
       const logits = head === undefined ? output : headLogits(head, output, feeds)
       if (logits.dims.length === KINDS[of].axes) return logits
       throw noClassifier(graph, adapter, of, `${wanted} of ${logits.dims.length} axes`)

@@ -1,7 +1,7 @@
 // A repository of the Hub at one commit: what it holds is known, and a file comes when it is opened.
 
 import { type ByteSource, type Directory, namesIn, ReadOnlyDirectory, splitName } from '../../base/bytes.js'
-import { FileError, nearMisses } from '../../base/errors.js'
+import { didYouMean, FileError } from '../../base/errors.js'
 import type { SignalLike } from '../../base/globals.js'
 import { DEFAULT_REVISION, type HubSource } from '../source.js'
 import type { HubConnection } from './request.js'
@@ -93,11 +93,10 @@ export class HubDirectory extends ReadOnlyDirectory implements Directory {
   async open(path: string): Promise<ByteSource> {
     const full = this.#full(path)
     if (this.#files.paths.has(full)) return this.#files.open(full)
-    const near = nearMisses(path, this.#inside())
     throw new FileError({
       where: `${this.name}/${path}`,
       what: 'no such file in the repository',
-      ...(near.length > 0 && { hint: `Did you mean ${near.join(' or ')}?` }),
+      hint: didYouMean(path, this.#inside(), 3),
     })
   }
 

@@ -85,7 +85,8 @@ export class TrainedHead implements Head {
     )
     const tensors = headTensors(this.#layers, headWidth(form, base, this.#layers), labels.length)
     const own = ownHead(base, this.#layers)
-    const fits = own !== undefined && own.labels.join('\n') === labels.join('\n') && own.has(tensors)
+    const isStored = (tensor: Tensor) => tensor.member === 'bias' || own?.tensorOf(tensor) !== undefined
+    const fits = own?.labels.join('\n') === labels.join('\n') && tensors.every(isStored)
     this.isNew = newHead || !fits
     this.warnings = own === undefined || newHead || fits ? [] : [replaced(own.labels, labels)]
     this.tensors = tensors.map((tensor) => ({
@@ -128,26 +129,18 @@ export class TrainedHead implements Head {
 
 type Tensor = ReturnType<typeof headTensors>[number]
 
-interface OwnHead {
-  /** As config.json names them, or as transformers names those without a name. */
-  readonly labels: readonly string[]
-  tensorOf(tensor: Tensor): BaseTensor | undefined
-  has(tensors: readonly Tensor[]): boolean
-}
-
-function ownHead({ config, graph, linears }: HeadBase, layers: readonly HeadLayer[]): OwnHead | undefined {
+/** The head of the graph, with its labels as config.json names them, or as transformers names those without a name. */
+function ownHead({ config, graph, linears }: HeadBase, layers: readonly HeadLayer[]) {
   const last = linears.find(({ name, isHead }) => isHead && name === layers.at(-1)?.module)
   if (last === undefined) return undefined
   const named = namedLabels(config)
   const labels = named.length > 0 ? named : Array.from({ length: last.d }, (_, i) => `LABEL_${i}`)
   const stored = new Map(baseTensors(graph, linears).map((tensor) => [tensor.name, tensor]))
-  const tensorOf = ({ layer, member, shape }: Tensor) => {
+  const tensorOf = ({ layer, member, shape }: Tensor): BaseTensor | undefined => {
     const found = stored.get(`${layer.module}.${member}`)
     return found?.shape.join() === shape.join() ? found : undefined
   }
-  const has = (tensors: readonly Tensor[]) =>
-    tensors.every((tensor) => tensor.member === 'bias' || tensorOf(tensor) !== undefined)
-  return { labels, tensorOf, has }
+  return { labels, tensorOf }
 }
 
 function replaced(before: readonly string[], now: readonly string[]): string {

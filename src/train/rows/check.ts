@@ -10,7 +10,7 @@ import { droppedLabelNote, taskOfRow } from '../../tasks/task-of-row.js'
 import { loadTask, type TaskName } from '../../tasks/tasks.js'
 import type { TrainingData, TrainingOptions } from '../options.js'
 import { countOne, type LengthReport, labelsOf, lengthsOf, MAX_LABELS, mostFrequent, rounded } from './counts.js'
-import { encodeContext } from './examples.js'
+import { encodeContext, encodeRow } from './examples.js'
 
 /** A token of an example. */
 export interface PreviewToken {
@@ -124,9 +124,8 @@ class Records {
           if (model !== undefined) this.task.check(model)
         }
         try {
-          const parsed = this.task.parse(row, where)
-          const length = context === undefined ? undefined : await this.#encode(parsed, this.task, context, where)
-          this.#take(row, where, length)
+          if (context === undefined) this.task.parse(row, where)
+          this.#take(row, where, context && (await this.#encode(row, this.task, context, where)))
         } catch (error) {
           if (!(error instanceof DataError)) throw error
           onInvalid(error)
@@ -152,9 +151,9 @@ class Records {
     for (const note of droppedLabelNote(this.task!, row)) countOne(this.notes, note)
   }
 
-  async #encode(parsed: unknown, task: Task, context: EncodeContext, where: string): Promise<number> {
-    const row = task.load === undefined ? parsed : await task.load(parsed, context)
-    const { examples, isTruncated, notes = [] } = task.encode(row, context)
+  async #encode(row: unknown, task: Task, context: EncodeContext, where: string): Promise<number> {
+    const { encoded } = await encodeRow(task, row, where, context)
+    const { examples, isTruncated, notes = [] } = encoded
     if (isTruncated) countOne(this.notes, `cut to ${context.maxLength} tokens`)
     if (examples.length === 0) countOne(this.notes, 'left out, because they have no target')
     for (const note of notes) countOne(this.notes, note)

@@ -92,7 +92,7 @@ export async function encodeRows(rows: Rows, options: EncodeOptions): Promise<En
   return { kept, heldOut, maxLength, chatTemplate }
 }
 
-async function encodeRow(task: Task, row: unknown, where: string, context: EncodeContext) {
+export async function encodeRow(task: Task, row: unknown, where: string, context: EncodeContext) {
   const parsed = task.parse(row, where)
   const encoded = task.encode(task.load === undefined ? parsed : await task.load(parsed, context), context)
   return { parsed, encoded }
@@ -136,14 +136,6 @@ function requireExamples(found: EncodedRows, where: string, maxLength: number, h
 
 function resolveMaxLength(maxLength: number | undefined, contextLength: number | undefined): number {
   if (maxLength === undefined) return contextLength ?? Number.POSITIVE_INFINITY
-  if (!Number.isSafeInteger(maxLength) || maxLength < 2) {
-    throw new ConfigError({
-      where: 'maxLength',
-      what: 'out of range',
-      expected: 'an integer above 1',
-      got: String(maxLength),
-    })
-  }
   if (contextLength !== undefined && maxLength > contextLength) {
     throw new ConfigError({
       where: 'maxLength',

@@ -1,7 +1,7 @@
 // Single rows of embeddings that a run trains, as PEFT's trainable_token_indices says: which tokens and modules are
 // meant, and what the rows start from.
 
-import { ConfigError, MismatchError, nearMisses, UnsupportedError } from '../../base/errors.js'
+import { ConfigError, didYouMean, MismatchError, UnsupportedError } from '../../base/errors.js'
 import { checkArgument, isObject, kind } from '../../base/options.js'
 import type { TrainedRows } from '../../graph/inject/open-base.js'
 import { findEmbeddings } from '../../graph/match/forms/lookup.js'
@@ -230,12 +230,11 @@ function tableOf(tables: readonly Table[], module: string): Table {
   const name = nameOfModule(new Set(names), module)
   const found = tables.find((table) => table.name === name)
   if (found !== undefined) return found
-  const near = nearMisses(module, names)
   throw new MismatchError({
     where: OPTION,
     what: `the graph has no embedding of input_ids, and no output layer, with the name ${module}`,
     expected: names.join(', ') || 'a graph that reads input_ids',
-    ...(near.length > 0 && { hint: `Did you mean ${near.join(' or ')}?` }),
+    hint: didYouMean(module, names, 3),
   })
 }
 

@@ -3,6 +3,7 @@
 
 import { MismatchError } from '../../base/errors.js'
 import { serializeModel } from '../../formats/onnx/model.js'
+import { bytesOf } from '../../formats/onnx/tensors.js'
 import { Hash, weightsDigest } from '../../graph/base-record.js'
 import type { Model } from '../../graph/model-folder.js'
 import type { LoraAdapter } from '../../lora/adapter.js'
@@ -90,8 +91,4 @@ export function checkFingerprint(
       hint: 'Resume with the options, data and weights of the first start, or overwrite the run',
     })
   }
-}
-
-function bytesOf(array: Float32Array | Float64Array): Uint8Array {
-  return new Uint8Array(array.buffer, array.byteOffset, array.byteLength)
 }

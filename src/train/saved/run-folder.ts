@@ -2,11 +2,19 @@
 
 import { type Directory, readAll, readJson, writeFile } from '../../base/bytes.js'
 import { FileError, FormatError, listed } from '../../base/errors.js'
-import { parseSafetensorsHeader, readTensorF32, saveSafetensors, type TensorBytes } from '../../formats/safetensors.js'
+import { bytesOf } from '../../formats/onnx/tensors.js'
+import {
+  parseSafetensorsHeader,
+  readTensorF32,
+  type SafetensorsFile,
+  saveSafetensors,
+  type TensorBytes,
+} from '../../formats/safetensors.js'
 import type { BaseRecord } from '../../lora/adapter.js'
 import { CARD_FILE, MARKER_FILE, TEMPLATE_FILE } from '../../peft/file-names.js'
-import type { BestState, Evaluation } from '../best.js'
+import type { BestState } from '../best.js'
 import type { EngineState } from '../engine.js'
+import type { Evaluation, SampleEvent, StepMetrics } from '../report.js'
 
 export const METRICS_FILE = 'metrics.jsonl'
 export const STATE_FILE = 'training-state.safetensors'
@@ -115,36 +123,8 @@ export async function removeFiles(directory: Directory, files: readonly string[]
   for (const file of files) if (await directory.has(file)) await directory.remove(file)
 }
 
-/** One line of metrics.jsonl. */
-export interface StepMetrics {
-  /** Counts from 1. */
-  step: number
-  /** Counts from 0. */
-  epoch: number
-  /** Nats per target token, before the update. */
-  loss: number
-  /** The rate of this step's update. */
-  learningRate: number
-  /** Before clipping. */
-  gradientNorm: number
-  /** Tokens of the step, padding aside. */
-  tokens: number
-  /** Milliseconds of the whole step, without evaluations. */
-  elapsedMs: number
-  /** Loss of the evaluation after this step, if there was one. */
-  evalLoss?: number
-}
-
-export async function writeMetrics(directory: Directory, metrics: readonly StepMetrics[]): Promise<void> {
-  await writeFile(directory, METRICS_FILE, linesOf(metrics))
-}
-
-export async function appendMetrics(directory: Directory, metrics: readonly StepMetrics[]): Promise<void> {
-  await directory.append?.(METRICS_FILE, new TextEncoder().encode(linesOf(metrics)))
-}
-
-function linesOf(metrics: readonly StepMetrics[]): string {
-  return metrics.map((line) => `${JSON.stringify(line)}\n`).join('')
+export function linesOf(entries: readonly object[]): string {
+  return entries.map((entry) => `${JSON.stringify(entry)}\n`).join('')
 }
 
 /** Lines behind these steps, whole or cut off by a crash, belong to steps that are made anew. */
@@ -172,13 +152,6 @@ export async function readMetrics(directory: Directory, steps: number): Promise<
   }
 }
 
-/** Answers to the prompts of a run. */
-export interface SampleEvent {
-  /** Optimizer steps done: 0 before the first. */
-  step: number
-  samples: { readonly prompt: string; readonly text: string }[]
-}
-
 export interface RunState {
   step: number
   fingerprint: Record<string, string>
@@ -202,7 +175,7 @@ export async function writeState(
         name: `${part}/${names[i]}`,
         dtype: 'fp32',
         shape: [values.length],
-        data: new Uint8Array(values.buffer, values.byteOffset, values.byteLength),
+        data: bytesOf(values),
       }),
     ),
   )
@@ -210,15 +183,12 @@ export async function writeState(
 }
 
 /** `check` sees the run before its tensors are read, and throws when it is another run's. */
-export async function readState(
+export function readState(
   directory: Directory,
   names: readonly string[],
   check: (run: RunState) => void,
 ): Promise<{ engine: EngineState; run: RunState }> {
-  const source = await directory.open(STATE_FILE)
-  try {
-    const file = await parseSafetensorsHeader(source)
-    const run = parseRun(file.metadata.run, source.name)
+  return withState(directory, async (run, file) => {
     check(run)
     const read = async (part: string): Promise<Float32Array[]> => {
       const arrays: Float32Array[] = []
@@ -233,15 +203,21 @@ export async function readState(
       ...(file.tensors.has(`best/${names[0]}`) && { best: await read('best') }),
     }
     return { engine, run }
-  } finally {
-    await source.close()
-  }
+  })
 }
 
-export async function stepsOf(directory: Directory): Promise<number> {
+export function stepsOf(directory: Directory): Promise<number> {
+  return withState(directory, async ({ step }) => step)
+}
+
+async function withState<T>(
+  directory: Directory,
+  use: (run: RunState, file: SafetensorsFile) => Promise<T>,
+): Promise<T> {
   const source = await directory.open(STATE_FILE)
   try {
-    return parseRun((await parseSafetensorsHeader(source)).metadata.run, source.name).step
+    const file = await parseSafetensorsHeader(source)
+    return await use(parseRun(file.metadata.run, source.name), file)
   } finally {
     await source.close()
   }

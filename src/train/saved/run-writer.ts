@@ -5,20 +5,20 @@ import type { BaseRecord, LoraAdapter } from '../../lora/adapter.js'
 import { saveAdapter } from '../../peft/adapter-folder.js'
 import { CARD_FILE } from '../../peft/file-names.js'
 import type { EngineState } from '../engine.js'
+import type { StepMetrics } from '../report.js'
 import {
-  appendMetrics,
   clearRunFolder,
   EVALUATIONS_FILE,
   type FolderUse,
+  linesOf,
+  METRICS_FILE,
   PAGE_FILE,
   RECORD_FILE,
   type RunState,
   removeFiles,
   removePartialFiles,
   STATE_FILE,
-  type StepMetrics,
   writeMarker,
-  writeMetrics,
   writeState,
 } from './run-folder.js'
 import type { RunPlace } from './run-place.js'
@@ -36,8 +36,7 @@ export interface RunMeaning {
 export class RunWriter {
   readonly #directory: Directory
   readonly #use: FolderUse
-  readonly #task: string
-  readonly #record: string | undefined
+  readonly #about: RunMeaning
   readonly #metrics: readonly StepMetrics[]
   /** True when the marker is there and belongs to this run. */
   #isBegun: boolean
@@ -48,9 +47,8 @@ export class RunWriter {
   #metricsAt = Number.NEGATIVE_INFINITY
 
   /** @param metrics the run's own list, which grows with each step */
-  constructor({ directory, use }: RunPlace, { task, record }: RunMeaning, metrics: readonly StepMetrics[]) {
-    this.#task = task
-    this.#record = record
+  constructor({ directory, use }: RunPlace, about: RunMeaning, metrics: readonly StepMetrics[]) {
+    this.#about = about
     this.#directory = directory
     this.#use = use
     this.#metrics = metrics
@@ -61,8 +59,7 @@ export class RunWriter {
   async stepTaken(): Promise<void> {
     // A run that replaces another leaves it in place until it saves.
     const mayWrite = this.#isBegun || this.#use === 'new'
-    if (mayWrite && performance.now() - this.#metricsAt >= METRICS_INTERVAL_MS)
-      await this.#writeMetrics(this.#directory)
+    if (mayWrite && performance.now() - this.#metricsAt >= METRICS_INTERVAL_MS) await this.#writeMetrics()
   }
 
   /** A run that is to be replaced stays until there was a step. */
@@ -71,7 +68,7 @@ export class RunWriter {
     state?: { names: readonly string[]; engine: EngineState; run: RunState },
   ): Promise<void> {
     if (this.#use === 'overwrite' && this.#metrics.length === 0) return
-    await this.#writeMetrics(this.#directory)
+    await this.#writeMetrics()
     if (state !== undefined) {
       await this.#writeEvaluations(state.run)
       await writeState(this.#directory, state.names, state.engine, state.run)
@@ -92,7 +89,7 @@ export class RunWriter {
     await this.#writeEvaluations(watched)
     if (page !== undefined) await writeFile(this.#directory, PAGE_FILE, page)
     if (card !== undefined) await writeFile(this.#directory, CARD_FILE, card)
-    await writeMarker(this.#directory, 'finished', { task: this.#task, base })
+    await writeMarker(this.#directory, 'finished', { task: this.#about.task, base })
     if (!keepState) await removeFiles(this.#directory, [STATE_FILE])
   }
 
@@ -104,21 +101,24 @@ export class RunWriter {
   async #writeEvaluations({ evaluations, samples }: Watched): Promise<void> {
     const lines = [...evaluations, ...samples].sort((a, b) => a.step - b.step)
     if (lines.length === 0) return
-    await writeFile(this.#directory, EVALUATIONS_FILE, lines.map((line) => `${JSON.stringify(line)}\n`).join(''))
+    await writeFile(this.#directory, EVALUATIONS_FILE, linesOf(lines))
   }
 
-  async #writeMetrics(directory: Directory): Promise<void> {
+  async #writeMetrics(): Promise<void> {
+    const directory = this.#directory
     if (!this.#isBegun) {
       if (this.#use === 'overwrite') await clearRunFolder(directory)
       else await removePartialFiles(directory)
-      await writeMarker(directory, 'unfinished', { task: this.#task })
-      if (this.#record !== undefined) await writeFile(directory, RECORD_FILE, this.#record)
+      await writeMarker(directory, 'unfinished', { task: this.#about.task })
+      const { record } = this.#about
+      if (record !== undefined) await writeFile(directory, RECORD_FILE, record)
       this.#isBegun = true
     }
     if (this.#writtenLines === undefined || directory.append === undefined) {
-      await writeMetrics(directory, this.#metrics)
+      await writeFile(directory, METRICS_FILE, linesOf(this.#metrics))
     } else if (this.#writtenLines < this.#metrics.length) {
-      await appendMetrics(directory, this.#metrics.slice(this.#writtenLines))
+      const lines = linesOf(this.#metrics.slice(this.#writtenLines))
+      await directory.append(METRICS_FILE, new TextEncoder().encode(lines))
     }
     this.#writtenLines = this.#metrics.length
     this.#metricsAt = performance.now()
