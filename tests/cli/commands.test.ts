@@ -191,7 +191,7 @@ describe('lowrank generate', () => {
       lowrankHere(
         'generate',
         '--model',
-        MODEL,
+        SMALL,
         ...prompt,
         '--temperature',
         '1',

@@ -1,8 +1,9 @@
-// lowrank serve, as a process: it answers over HTTP, and a signal lets it finish what has begun.
+// lowrank serve, as a process: it answers over HTTP, and a signal lets it finish what has begun; and what it refuses.
 
 import { once } from 'node:events'
 import { type AddressInfo, createServer } from 'node:net'
 import { expect, it } from 'vitest'
+import { lowrankHere } from './in-process.js'
 import { lowrank, MODEL, start } from './lowrank.js'
 
 it('answers, and after SIGTERM finishes what has begun and ends with 0', async () => {
@@ -33,7 +34,7 @@ it('answers, and after SIGTERM finishes what has begun and ends with 0', async (
 })
 
 it('refuses an adapter without a name', async () => {
-  const { code, stderr } = await lowrank('serve', MODEL, '--adapter', 'tests/golden/peft/f32')
+  const { code, stderr } = await lowrankHere('serve', MODEL, '--adapter', 'tests/golden/peft/f32')
   expect([code, stderr]).toEqual([2, expect.stringMatching(/write NAME=SOURCE/)])
 })
 
@@ -41,7 +42,7 @@ it.each([
   ['a port that does not exist', ['--port', '99999'], 2, /--port: .*\[0, 65535\], got 99999/],
   ['a host that is not found', ['--port', '0', '--host', 'nowhere.invalid'], 2, /--host: .*nowhere\.invalid/],
 ])('refuses %s', async (_, args, code, message) => {
-  const outcome = await lowrank('serve', MODEL, ...args)
+  const outcome = await lowrankHere('serve', MODEL, ...args)
   expect([outcome.code, outcome.stderr]).toEqual([code, expect.stringMatching(message)])
 })
 
@@ -49,7 +50,7 @@ it('refuses a port that another program uses', async () => {
   const other = createServer().listen(0, '127.0.0.1')
   await once(other, 'listening')
   const { port } = other.address() as AddressInfo
-  const { code, stderr } = await lowrank('serve', MODEL, '--port', `${port}`)
+  const { code, stderr } = await lowrankHere('serve', MODEL, '--port', `${port}`)
   other.close()
   expect([code, stderr]).toEqual([2, expect.stringMatching(/--port: used by another program.*0 takes a free one/)])
 })

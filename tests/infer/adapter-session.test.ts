@@ -8,6 +8,7 @@ import { LoraAdapter } from '../../src/lora/adapter.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
 import { runtimeOf } from '../../src/runtime/onnxruntime.js'
 import type { Feeds } from '../../src/runtime/runtime.js'
+import { cases } from '../thorough.js'
 import {
   directoryOf,
   feedsOf,
@@ -47,15 +48,10 @@ const everyLinear = /_proj$|c_attn$|c_fc$|c_proj$|lm_head$/
 describe('without an adapter', () => {
   it.each([
     UNION,
-    ...[
-      'llama-optimum',
-      'llama-genai',
-      'llama-genai-rotary',
-      'llama-dynamo',
-      'qwen2-optimum',
-      'gpt2-optimum',
-      'merged-if',
-    ].map((name) => `tests/golden/models/${name}`),
+    ...cases(
+      ['llama-genai', 'llama-dynamo', 'gpt2-optimum', 'merged-if'],
+      ['llama-optimum', 'llama-genai-rotary', 'qwen2-optimum'],
+    ).map((name) => `tests/golden/models/${name}`),
     'tests/golden/models/llama-fp16',
     'tests/golden/models/llama-q4',
   ])('%s: outputs equal the base’s, an adapter’s differ', async (path) => {

@@ -9,7 +9,7 @@ import { orthonormalRows, qr } from '../../src/linalg/qr.js'
 import { normals, randomizedSvd, subspaceSvd } from '../../src/linalg/randomized-svd.js'
 import { type Svd, singularValuesOfProduct, svd } from '../../src/linalg/svd.js'
 import { maxDifference } from '../lora/matrices.js'
-import { THOROUGH } from '../thorough.js'
+import { some, THOROUGH } from '../thorough.js'
 import { energy, falling, identity, uniform, unionWeight } from './matrices.js'
 
 interface Leading {
@@ -130,7 +130,7 @@ describe('randomizedSvd', () => {
     '($rows, $columns), flat: the energy is optimal to 1e-5',
     ({ energies, ...of }) => {
       const matrix = uniform(of.rows, of.columns, of.seed)
-      for (const [rank, best] of Object.entries(energies).slice(THOROUGH ? 0 : 2)) {
+      for (const [rank, best] of Object.entries(energies).slice(THOROUGH ? 0 : -1)) {
         const result = randomizedSvd(matrix, Number(rank))
         expectOrthonormal(result.u, result.vt)
         expect(energy(result.s) / best).toBeGreaterThan(1 - 1e-5)
@@ -142,7 +142,7 @@ describe('randomizedSvd', () => {
     },
   )
 
-  test.each(golden.real)('$tensor: the energy is optimal to 1e-5', async ({ tensor, energies, values }) => {
+  test.each(some(golden.real))('$tensor: the energy is optimal to 1e-5', async ({ tensor, energies, values }) => {
     const weight = await unionWeight(tensor)
     for (const [rank, best] of Object.entries(energies)) {
       const { s } = randomizedSvd(weight, Number(rank))

@@ -24,6 +24,7 @@ import { loadNodeRuntime } from '../../src/runtime/node/runtime.js'
 import type { Feeds } from '../../src/runtime/runtime.js'
 import { readWeight } from '../formats/onnx-models.js'
 import { feedsOf, inThread, maxDifference, openModel } from '../infer/models.js'
+import { some } from '../thorough.js'
 import { mergeOnnx } from './toolkit.js'
 
 const TOLERANCE = 1e-5
@@ -74,13 +75,17 @@ const exports = Object.entries(models).flatMap(([model, exporters]) =>
 )
 
 describe.each(exports)('$file', ({ model, file }) => {
+  const names = Object.keys(cases).filter((name) => cases[name].model === model)
+  const isFirst = file === exports.find((one) => one.model === model)?.file
+
   it('gives PyTorch’s logits before anything is merged', async () => {
     const base = await loadOnnx(folder, file)
     expect(maxDifference(await logitsOf(base), await expectedLogits(`base.${model}`))).toBeLessThan(TOLERANCE)
     await base.close()
   })
 
-  it.each(Object.keys(cases).filter((name) => cases[name].model === model))('%s: gives PEFT’s logits', async (name) => {
+  // Exporters spell the same graph in other ways.
+  it.each(isFirst ? names : some(names))('%s: gives PEFT’s logits', async (name) => {
     const { report, logits } = await mergedLogits(file, adapterOf(name))
     expect(maxDifference(logits, await expectedLogits(name))).toBeLessThan(TOLERANCE)
     expect(report.changed).toBeGreaterThan(0)

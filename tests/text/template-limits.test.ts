@@ -4,6 +4,7 @@ import { describe, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../src/base/bytes.js'
 import { DataError, FormatError } from '../../src/base/errors.js'
 import { loadChatTemplate } from '../../src/text/chat-template.js'
+import { cases } from '../thorough.js'
 
 const MESSAGES = [{ role: 'user', content: 'x' }]
 const load = (text: string) => loadChatTemplate(new MemoryDirectory({}, 'model'), text)
@@ -14,17 +15,11 @@ describe('a template ends with an error', () => {
   it.each([
     ['a range without an end', '{% for i in range(10**12) %}x{% endfor %}', 'a range of 1000000000000 numbers'],
     ['empty loops', '{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}', 'too long'],
-    [
-      'a macro that calls itself twice',
-      '{% macro f(n) %}{% if n > 0 %}{{ f(n-1) }}{{ f(n-1) }}{% endif %}{% endmacro %}{{ f(60) }}',
-      'too long',
-    ],
     ['a text that doubles', doubled('"x"', 60, 'ns.a ~ ns.a', '{{ ns.a }}'), /too long|more than/],
     ['replacements by itself', doubled('"aaaaaaaaaa"', 40, 'ns.a | replace("a", ns.a)', ''), 'more than 16777216'],
     ['one large replacement', doubled('"a"', 20, 'ns.a ~ ns.a', '{{ ns.a.replace("a", ns.a) }}'), 'more than 16777216'],
     ['lists in lists', doubled('[1]', 60, '[ns.a, ns.a]', '{{ ns.a | tojson }}'), 'more than 16777216'],
     ['a list that doubles', doubled('[1]', 60, 'ns.a + ns.a', ''), /too long|more than/],
-    ['namespaces in namespaces', doubled('1', 60, 'namespace(a=ns.a, b=ns.a)', '{{ ns.a | tojson }}'), 'too long'],
     ['a namespace in itself', '{% set ns = namespace() %}{% set ns.a = ns %}{{ ns | tojson }}', /stack|nested/],
     ['wide lines', '{{ "a\nb" | indent(10**9) }}', 'string length'],
     [
@@ -32,11 +27,22 @@ describe('a template ends with an error', () => {
       `${doubled('"x"', 23, 'ns.a ~ ns.a', '')}{% for i in range(99999) %}{% set x = "y" in ns.a %}{% endfor %}`,
       'too long',
     ],
-    [
-      'a large list that is sorted again and again',
-      '{% for i in range(9999) %}{% set x = range(99999) | sort | first %}{% endfor %}',
-      'too long',
-    ],
+    ...cases<[string, string, string | RegExp]>(
+      [],
+      [
+        [
+          'a macro that calls itself twice',
+          '{% macro f(n) %}{% if n > 0 %}{{ f(n-1) }}{{ f(n-1) }}{% endif %}{% endmacro %}{{ f(60) }}',
+          'too long',
+        ],
+        ['namespaces in namespaces', doubled('1', 60, 'namespace(a=ns.a, b=ns.a)', '{{ ns.a | tojson }}'), 'too long'],
+        [
+          'a large list that is sorted again and again',
+          '{% for i in range(9999) %}{% set x = range(99999) | sort | first %}{% endfor %}',
+          'too long',
+        ],
+      ],
+    ),
   ])(
     '%s',
     async (_, text, message) => {

@@ -11,6 +11,7 @@ import type { TrainingOptions } from '../../src/train/options.js'
 import type { EvaluationEvent, StepEvent, TrainReport } from '../../src/train/report.js'
 import { METRICS_FILE, STATE_FILE } from '../../src/train/saved/run-folder.js'
 import { weightOf } from '../formats/onnx-models.js'
+import { cases } from '../thorough.js'
 import { abortAt, data, evalData, folder, module, path, trainTiny, WEIGHTS } from './tiny.js'
 
 let model: Model
@@ -176,16 +177,11 @@ describe('train', () => {
     const out = new MemoryDirectory({}, 'out')
     await train({ out, evalData, ...abortAt(1) })
     const before = new Map(out.files)
-    const other: Partial<TrainingOptions>[] = [
-      { learningRate: 1e-3 },
-      { data: data.slice(1, 17) },
-      { config: { alpha: 4 } },
-      { maxSteps: 7 },
-      { config: { rank: 2 } },
-      { evalData: evalData.slice(1) },
-      { evalData: undefined },
-    ]
-    for (const change of other) {
+    const others = cases<Partial<TrainingOptions>>(
+      [{ data: data.slice(1, 17) }, { config: { rank: 2 } }, { evalData: undefined }],
+      [{ learningRate: 1e-3 }, { config: { alpha: 4 } }, { maxSteps: 7 }, { evalData: evalData.slice(1) }],
+    )
+    for (const change of others) {
       await expect(train({ out, evalData, resume: true, ...change })).rejects.toThrow(MismatchError)
     }
     await expect(train({ out, evalData, resume: true, batchSize: 2 })).rejects.toThrow(

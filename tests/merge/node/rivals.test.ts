@@ -6,8 +6,12 @@ import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
 import { newToken } from '../../../src/io/node/owner.js'
+import { THOROUGH } from '../../thorough.js'
 import { partialsOf } from './disk.js'
 import { interfering, layOutShards } from './two-shards.js'
+
+/** Chances to meet at another moment. */
+const ROUNDS = THOROUGH ? 4 : 2
 
 let folder: string
 beforeEach(async () => {
@@ -65,7 +69,7 @@ describe('another merge', () => {
   ])('at the same time: %s', async (kind, options) => {
     const { merge, out, expectWhole, adapter } = await layOut()
     const other = kind === 'the same plan' ? adapter : { adapter, weight: 2 }
-    for (let round = 0; round < 4; round++) {
+    for (let round = 0; round < ROUNDS; round++) {
       await rm(out, { recursive: true, force: true })
       const results = await Promise.allSettled([merge(options), merge(options, undefined, other), merge(options)])
       const lost = results.flatMap((result) => (result.status === 'rejected' ? [result.reason] : []))
@@ -84,7 +88,7 @@ describe('another merge', () => {
     const { merge, out, expectWhole } = await layOut()
     const options = { ...durable, overwrite: true }
     await merge(options)
-    for (let round = 0; round < 4; round++) {
+    for (let round = 0; round < ROUNDS; round++) {
       await Promise.allSettled([merge(options), merge(options), merge(options)])
       await expectWhole()
       expect(await partialsOf(out)).toEqual([])
