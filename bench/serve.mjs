@@ -10,7 +10,8 @@
 //     npm run build && node bench/serve.mjs [MODEL …] [--rounds 3] [--threads 2] [--tokens 64] [--only short,turn]
 //
 // MODEL: a folder of a causal language model, such as smollm2-fp32 of scripts/golden/graph_table.py. Default:
-// models/union-3m. Lengths are smaller where a model's context is.
+// models/union-3m. Lengths are smaller where a model's context is. Where other programs are busy, compare processor
+// times, with --threads 1: idle threads of ONNX Runtime spin.
 import { cpus, loadavg } from 'node:os'
 import { parseArgs } from 'node:util'
 import { LoraAdapter, loadModel, openSession } from 'lowrank'
@@ -64,10 +65,12 @@ const ms = (value) => `${(1000 * value).toFixed(0)} ms`
 const pause = (time) => new Promise((resolve) => setTimeout(resolve, time))
 
 async function timed(action) {
-  const startedAt = performance.now()
+  const [before, startedAt] = [process.cpuUsage(), performance.now()]
   const results = await action()
   const seconds = (performance.now() - startedAt) / 1000
-  return { results, rate: results.reduce((sum, { tokens }) => sum + tokens, 0) / seconds }
+  const { user, system } = process.cpuUsage(before)
+  const count = results.reduce((sum, { tokens }) => sum + tokens, 0)
+  return { results, rate: count / seconds, processor: (user + system) / 1000 / count }
 }
 
 const timeOf = async (action) => {
@@ -79,6 +82,7 @@ const timeOf = async (action) => {
 /** The same calls at once and one after the other, in turns. */
 async function compare(name, count, together, one) {
   const rates = { together: [], apart: [] }
+  const processor = { together: [], apart: [] }
   let differ = 0
   for (let round = 0; round < rounds; round++) {
     const all = await timed(together)
@@ -89,12 +93,16 @@ async function compare(name, count, together, one) {
     })
     rates.together.push(all.rate)
     rates.apart.push(apart.rate)
+    processor.together.push(all.processor)
+    processor.apart.push(apart.processor)
     differ += apart.results.filter(({ text }, i) => text !== all.results[i].text).length
   }
   const [most, least] = [median(rates.together), median(rates.apart)]
   console.log(
     `  ${name}: ${most.toFixed(1)} tokens/s together, ${least.toFixed(1)} one after the other: ${(most / least).toFixed(2)} x; ${differ} of ${rounds * count} texts differ`,
   )
+  const [few, many] = [median(processor.together), median(processor.apart)]
+  console.log(`    processor time a token: ${few.toFixed(2)} ms, ${many.toFixed(2)} ms: ${(many / few).toFixed(2)} x`)
 }
 
 async function measure(folder) {

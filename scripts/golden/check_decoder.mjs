@@ -9,7 +9,7 @@
 // direction.
 
 import assert from 'node:assert/strict'
-import { readFileSync } from 'node:fs'
+import { readFileSync, rmSync } from 'node:fs'
 import { join, resolve } from 'node:path'
 import { pathToFileURL } from 'node:url'
 import { convertAdapter } from '../../dist/node.js'
@@ -31,7 +31,8 @@ if (packages !== undefined) {
   const llama = await getLlama({ gpu: false, build: 'never', logLevel: LlamaLogLevel.error })
   const model = await llama.loadModel({ modelPath: gguf })
   const out = join(check, 'adapter.gguf')
-  await convertAdapter(join(check, 'adapter'), { to: 'gguf', base: gguf, out, overwrite: true })
+  rmSync(out, { force: true })
+  await convertAdapter(join(check, 'adapter'), { to: 'gguf', base: gguf, out })
   const plain = await logProbabilities(model)
   const theirs = minus(await logProbabilities(model, out), plain)
   const same = cosine(theirs, minus(logSoftmax(adapted), logSoftmax(base)))

@@ -16,7 +16,7 @@ import { defaultTask } from '../tasks/task-of-row.js'
 import { loadTask, loadTaskOf } from '../tasks/tasks.js'
 import { checkParts } from '../train/check-options.js'
 import type { TrainingOptions } from '../train/options.js'
-import { encodeContext } from '../train/rows/examples.js'
+import { encodeContext, encodeRow } from '../train/rows/examples.js'
 import { resolveSettings } from '../train/settings.js'
 import { bootstrap, type Interval, type Statistic } from './bootstrap.js'
 import { checkJudge, type JudgeSettings, judge } from './judge.js'
@@ -241,8 +241,7 @@ async function read(
   const examples: unknown[] = []
   let [cut, skipped] = [0, 0]
   for await (const { row, where } of readRows(data, { columns: options.columns })) {
-    const parsed = task.parse(row, where)
-    const encoded = task.encode(task.load === undefined ? parsed : await task.load(parsed, context), context)
+    const { parsed, encoded } = await encodeRow(task, row, where, context)
     if (encoded.isTruncated) cut++
     if (encoded.examples.length === 0) {
       skipped++

@@ -32,7 +32,7 @@ import { Gate } from './gate.js'
 import { errorResponse, eventStream, HttpError, httpError, readJson } from './http.js'
 import { Metrics } from './metrics.js'
 import { answer, chatRequest, completionRequest, type TextRequest } from './texts.js'
-import { classification, embeddings } from './vectors.js'
+import { classification, embeddings, type Read } from './vectors.js'
 
 /** Options of {@link createHandler}. */
 export interface HandlerOptions {
@@ -176,10 +176,9 @@ class Server {
   readonly #options: HandlerOptions
   readonly #registry: AdapterRegistry
   readonly #gate: Gate
-  readonly #metrics = new Metrics()
+  readonly #metrics: Metrics
   readonly #answering = new Set<Promise<Response>>()
-  readonly #limits: { maxTokens: number }
-  readonly #maxAdapters: number
+  readonly #maxTokens: number
   readonly #routes: Readonly<Record<string, Route>>
 
   constructor(session: AdapterSession, name: string, options: HandlerOptions) {
@@ -193,11 +192,11 @@ class Server {
     this.#session = session
     this.#name = name
     this.#options = options
-    this.#maxAdapters = maxAdapters
+    this.#metrics = new Metrics(maxAdapters)
     const onError = (error: unknown) => void this.#told(error)
     this.#registry = new AdapterRegistry(session, { base: name, resolve, maxAdapters, onError })
     this.#gate = new Gate(maxRunning, maxQueue)
-    this.#limits = { maxTokens: maxTokens ?? session.model.contextLength ?? TOKENS_WITHOUT_CONTEXT }
+    this.#maxTokens = maxTokens ?? session.model.contextLength ?? TOKENS_WITHOUT_CONTEXT
     this.#routes = this.#routesOf()
   }
 
@@ -240,9 +239,7 @@ class Server {
     }
     const key = this.#keyOf(request)
     if (pathname === '/metrics') {
-      const { running, waiting } = this.#gate
-      const text = this.#metrics.text({ running, waiting, maxAdapters: this.#maxAdapters })
-      return new Response(text, { headers: { 'content-type': 'text/plain; version=0.0.4' } })
+      return new Response(this.#metrics.text(this.#gate), { headers: { 'content-type': 'text/plain; version=0.0.4' } })
     }
     if (pathname === '/v1/models' && request.method === 'GET') return Response.json(this.#registry.list())
     const route = Object.hasOwn(this.#routes, pathname) ? this.#routes[pathname] : undefined
@@ -259,13 +256,25 @@ class Server {
     const classify: Route = {
       table: CLASSIFY_FIELDS,
       required: ['input'],
-      run: (call) =>
-        this.#readings(call, ({ adapter, signal }) => {
-          if (typeof adapter === 'object' && adapter !== null)
-            throw new HttpError(400, 'classify takes no mix', { param: 'adapter' })
-          return classification(this.#session, call.fields, { adapter, model: this.#modelOf(call), signal })
-        }),
+      run: (call) => this.#readings(call, classification),
     }
+    const embed: Route = {
+      table: EMBEDDING_FIELDS,
+      required: ['input'],
+      run: (call) => this.#readings(call, embeddings),
+    }
+    const loading = (
+      table: FieldTable,
+      change: (name: string, path: string) => Promise<void>,
+      done: string,
+    ): Route => ({
+      table,
+      required: Object.keys(table),
+      run: async ({ fields }) => {
+        await change(fields.lora_name as string, fields.lora_path as string)
+        return new Response(`Success: LoRA adapter '${fields.lora_name}' ${done} successfully.`)
+      },
+    })
     return {
       '/v1/chat/completions': {
         table: CHAT_FIELDS,
@@ -277,32 +286,11 @@ class Server {
         required: ['prompt'],
         run: (call) => this.#texts(call, completionRequest),
       },
-      '/v1/embeddings': {
-        table: EMBEDDING_FIELDS,
-        required: ['input'],
-        run: (call) =>
-          this.#readings(call, ({ adapter, signal }) => {
-            return embeddings(this.#session, call.fields, { adapter, model: this.#modelOf(call), signal })
-          }),
-      },
+      '/v1/embeddings': embed,
       '/v1/classify': classify,
       '/classify': classify,
-      '/v1/load_lora_adapter': {
-        table: LOAD_FIELDS,
-        required: ['lora_name', 'lora_path'],
-        run: async ({ fields }) => {
-          await this.#registry.load(fields.lora_name as string, fields.lora_path as string)
-          return new Response(`Success: LoRA adapter '${fields.lora_name}' added successfully.`)
-        },
-      },
-      '/v1/unload_lora_adapter': {
-        table: UNLOAD_FIELDS,
-        required: ['lora_name'],
-        run: async ({ fields }) => {
-          await this.#registry.unload(fields.lora_name as string)
-          return new Response(`Success: LoRA adapter '${fields.lora_name}' removed successfully.`)
-        },
-      },
+      '/v1/load_lora_adapter': loading(LOAD_FIELDS, (name, path) => this.#registry.load(name, path), 'added'),
+      '/v1/unload_lora_adapter': loading(UNLOAD_FIELDS, (name) => this.#registry.unload(name), 'removed'),
     }
   }
 
@@ -310,18 +298,18 @@ class Server {
     return (fields.model as string | undefined) ?? this.#name
   }
 
-  async #readings(call: Call, read: (place: Place) => Promise<object>): Promise<Response> {
-    const place = await this.#enter(call)
+  async #readings(call: Call, read: Read): Promise<Response> {
+    const { adapter, signal, leave } = await this.#enter(call)
     try {
-      return Response.json(await read(place))
+      return Response.json(await read(this.#session, call.fields, { adapter, model: this.#modelOf(call), signal }))
     } finally {
-      place.leave()
+      leave()
     }
   }
 
-  async #texts(call: Call, read: (fields: Fields, limits: { maxTokens: number }) => TextRequest): Promise<Response> {
+  async #texts(call: Call, read: (fields: Fields, maxTokens: number) => TextRequest): Promise<Response> {
     const startedAt = performance.now()
-    const request = read(call.fields, this.#limits)
+    const request = read(call.fields, this.#maxTokens)
     const { adapter, signal, leave } = await this.#enter(call)
     const run = async (ended: AbortSignal, send?: (event: object) => void) => {
       let lastAt: number | undefined

@@ -25,7 +25,6 @@ class Histogram {
 export interface Gauges {
   readonly running: number
   readonly waiting: number
-  readonly maxAdapters: number
 }
 
 export class Metrics {
@@ -36,7 +35,12 @@ export class Metrics {
   readonly #adapters = { running: new Map<string, number>(), waiting: new Map<string, number>() }
   #promptTokens = 0
   #newTokens = 0
+  readonly #maxAdapters: number
   #changedAt = 0
+
+  constructor(maxAdapters: number) {
+    this.#maxAdapters = maxAdapters
+  }
 
   tokens(prompt: number, written: number): void {
     this.#promptTokens += prompt
@@ -56,9 +60,9 @@ export class Metrics {
     this.#changedAt = Date.now() / 1000
   }
 
-  text({ running, waiting, maxAdapters }: Gauges): string {
+  text({ running, waiting }: Gauges): string {
     const list = (names: Map<string, number>) => [...names.keys()].join(',').replace(/["\\\n]/g, '_')
-    const adapters = `max_lora="${maxAdapters}",running_lora_adapters="${list(this.#adapters.running)}",waiting_lora_adapters="${list(this.#adapters.waiting)}"`
+    const adapters = `max_lora="${this.#maxAdapters}",running_lora_adapters="${list(this.#adapters.running)}",waiting_lora_adapters="${list(this.#adapters.waiting)}"`
     return `${[
       '# TYPE vllm:num_requests_running gauge',
       `vllm:num_requests_running ${running}`,

@@ -1,9 +1,9 @@
 // The logarithms of the probabilities of a prompt's own tokens, which `echo` with `logprobs` asks for.
 
-import { f16ToF32 } from '../base/dtype.js'
 import { UnsupportedError } from '../base/errors.js'
 import type { AdapterSession } from '../index/session.js'
 import type { AdapterChoice } from '../infer/adapters/choice.js'
+import { floatsOf } from '../infer/feeds.js'
 import { scoreTokens } from '../infer/generate/next-token.js'
 import type { Prompt } from '../infer/session.js'
 
@@ -30,7 +30,7 @@ export async function scorePrompt(
   const input_ids = { type: 'int64', data: BigInt64Array.from(ids, BigInt), dims: [1, ids.length] } as const
   const { logits } = await session.run({ input_ids }, { adapter, outputNames: ['logits'] })
   const [, sequence, vocabulary] = logits.dims
-  const values = logits.data instanceof Uint16Array ? f16ToF32(logits.data) : (logits.data as Float32Array)
+  const values = floatsOf(logits)
   const scores = ids.map((id, i) => {
     if (i === 0) return { text: name(id), logprob: null, top: [] }
     const start = (sequence - ids.length + i - 1) * vocabulary

@@ -32,37 +32,24 @@ interface AnswerForm {
   certain(text: string): string
 }
 
-function sharedOptions(
-  fields: Fields,
-  limits: { maxTokens: number },
-  tokens: unknown,
-  fallback: number,
-): GenerateOptions {
-  const {
-    stop,
-    seed,
-    temperature,
-    top_p: topP,
-    top_k: topK,
-    min_p: minP,
-    repetition_penalty: repetitionPenalty,
-  } = fields
-  const asked = (tokens as number | undefined) ?? Math.min(fallback, limits.maxTokens)
-  if (asked > limits.maxTokens) {
-    throw new HttpError(400, `At most ${limits.maxTokens} new tokens can be asked for, not ${asked}`, {
+function sharedOptions(fields: Fields, maxTokens: number, tokens: unknown, fallback: number): GenerateOptions {
+  const number = (name: string) => fields[name] as number | undefined
+  const asked = (tokens as number | undefined) ?? Math.min(fallback, maxTokens)
+  if (asked > maxTokens) {
+    throw new HttpError(400, `At most ${maxTokens} new tokens can be asked for, not ${asked}`, {
       param: 'max_tokens',
     })
   }
   return {
     schema: schemaOf(fields.response_format as Fields | undefined),
     maxNewTokens: Math.max(1, asked),
-    stop: stop as string | string[] | undefined,
-    seed: seed as number | undefined,
-    temperature: temperature as number | undefined,
-    topP: topP === 0 ? Number.MIN_VALUE : (topP as number | undefined),
-    topK: topK === -1 || topK === 0 ? Number.POSITIVE_INFINITY : (topK as number | undefined),
-    minP: minP as number | undefined,
-    repetitionPenalty: repetitionPenalty as number | undefined,
+    stop: fields.stop as string | string[] | undefined,
+    seed: number('seed'),
+    temperature: number('temperature'),
+    topP: fields.top_p === 0 ? Number.MIN_VALUE : number('top_p'),
+    topK: fields.top_k === -1 || fields.top_k === 0 ? Number.POSITIVE_INFINITY : number('top_k'),
+    minP: number('min_p'),
+    repetitionPenalty: number('repetition_penalty'),
   }
 }
 
@@ -80,7 +67,7 @@ function streaming(fields: Fields): Pick<TextRequest, 'isStream' | 'includesUsag
   return { isStream, includesUsage, n: (fields.n as number | undefined) ?? 1 }
 }
 
-export function chatRequest(fields: Fields, limits: { maxTokens: number }): TextRequest {
+export function chatRequest(fields: Fields, maxTokens: number): TextRequest {
   const { messages, images } = readMessages(fields.messages as readonly Fields[])
   if (fields.top_logprobs !== undefined && fields.logprobs !== true) {
     throw new HttpError(400, 'top_logprobs needs "logprobs": true', { param: 'top_logprobs' })
@@ -94,7 +81,7 @@ export function chatRequest(fields: Fields, limits: { maxTokens: number }): Text
     ...streaming(fields),
     form: chatForm(usesTools, fields.logprobs === true),
     options: {
-      ...sharedOptions(fields, limits, asked, limits.maxTokens),
+      ...sharedOptions(fields, maxTokens, asked, maxTokens),
       ...(usesTools && { tools }),
       ...(images.length > 0 && { images }),
       logprobs: fields.logprobs === true ? ((fields.top_logprobs as number | undefined) ?? 0) : undefined,
@@ -148,7 +135,7 @@ function chatScore({ text, logprob, top }: TokenScore): object {
 
 const COMPLETION_TOKENS = 16
 
-export function completionRequest(fields: Fields, limits: { maxTokens: number }): TextRequest {
+export function completionRequest(fields: Fields, maxTokens: number): TextRequest {
   const prompt = fields.prompt as string | readonly string[] | readonly number[] | readonly (readonly number[])[]
   const isIds = Array.isArray(prompt) && typeof prompt[0] === 'number'
   const list = (typeof prompt === 'string' || isIds ? [prompt] : prompt) as readonly (string | readonly number[])[]
@@ -167,7 +154,7 @@ export function completionRequest(fields: Fields, limits: { maxTokens: number })
     echo: isEcho ? { scores } : undefined,
     ...shared,
     form: completionForm(scores !== undefined, fields.max_tokens === 0),
-    options: { ...sharedOptions(fields, limits, fields.max_tokens, COMPLETION_TOKENS), logprobs: scores },
+    options: { ...sharedOptions(fields, maxTokens, fields.max_tokens, COMPLETION_TOKENS), logprobs: scores },
   }
 }
 

@@ -4,6 +4,7 @@ import type { AdapterSession } from '../index/session.js'
 import type { AdapterChoice } from '../infer/adapters/choice.js'
 import { seconds } from './adapters.js'
 import type { Fields } from './fields.js'
+import { HttpError } from './http.js'
 
 const textsOf = ({ input }: Fields): string[] => [input as string | string[]].flat()
 
@@ -12,11 +13,14 @@ function usageOf({ model }: AdapterSession, texts: readonly string[]): object {
   return { prompt_tokens: tokens, total_tokens: tokens }
 }
 
-export async function embeddings(
+/** Answers a request with its fields and what the server has found for it. */
+export type Read = (
   session: AdapterSession,
   fields: Fields,
-  { adapter, model, signal }: { adapter: AdapterChoice; model: string; signal: AbortSignal },
-): Promise<object> {
+  asked: { adapter: AdapterChoice; model: string; signal: AbortSignal },
+) => Promise<object>
+
+export const embeddings: Read = async (session, fields, { adapter, model, signal }) => {
   const texts = textsOf(fields)
   const dimensions = fields.dimensions as number | undefined
   const vectors = await session.embed(texts, { adapter, dimensions, signal })
@@ -33,11 +37,10 @@ function base64Of(vector: Float32Array): string {
   return btoa(text)
 }
 
-export async function classification(
-  session: AdapterSession,
-  fields: Fields,
-  { adapter, model, signal }: { adapter: string | null; model: string; signal: AbortSignal },
-): Promise<object> {
+export const classification: Read = async (session, fields, { adapter, model, signal }) => {
+  if (typeof adapter === 'object' && adapter !== null) {
+    throw new HttpError(400, 'classify takes no mix', { param: 'adapter' })
+  }
   const texts = textsOf(fields)
   const labels = session.model.config.id2label as Readonly<Record<string, string>> | undefined
   const results = await session.classify(texts, { adapter, topK: Number.MAX_SAFE_INTEGER, signal })

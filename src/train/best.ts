@@ -1,6 +1,6 @@
 // The best evaluation so far, and how many in a row were no better: they decide what is kept, and when a run ends.
 
-import { ConfigError, nearMisses } from '../base/errors.js'
+import { ConfigError, didYouMean } from '../base/errors.js'
 import type { Evaluation } from './report.js'
 
 export interface BestState {
@@ -11,7 +11,7 @@ export interface BestState {
 export class BestEvaluation {
   readonly #metric: string
   readonly #isLowerBetter: boolean
-  #state: BestState | undefined
+  state: BestState | undefined
 
   /** `lowerIsBetter`: metrics of the task whose lower value is better, beside the loss. */
   constructor(metric: string, lowerIsBetter: readonly string[] = []) {
@@ -19,24 +19,16 @@ export class BestEvaluation {
     this.#isLowerBetter = metric === 'loss' || lowerIsBetter.includes(metric)
   }
 
-  get state(): BestState | undefined {
-    return this.#state
-  }
-
-  resume(state: BestState | undefined): void {
-    this.#state = state
-  }
-
   isStale(patience: number | undefined): boolean {
-    return patience !== undefined && this.#state !== undefined && this.#state.stale >= patience
+    return patience !== undefined && this.state !== undefined && this.state.stale >= patience
   }
 
   /** Returns true for the best so far: of equal ones, the first. */
   add(evaluation: Evaluation): boolean {
     const value = this.value(evaluation)
-    const before = this.#state
+    const before = this.state
     const isBest = before === undefined || this.#isBetter(value, this.value(before.best))
-    this.#state = isBest ? { best: evaluation, stale: 0 } : { best: before.best, stale: before.stale + 1 }
+    this.state = isBest ? { best: evaluation, stale: 0 } : { best: before.best, stale: before.stale + 1 }
     return isBest
   }
 
@@ -45,13 +37,12 @@ export class BestEvaluation {
     const value = Object.hasOwn(metrics, this.#metric) ? metrics[this.#metric] : undefined
     if (value !== undefined) return value
     const names = ['loss', ...Object.keys(metrics)]
-    const near = nearMisses(this.#metric, names)
     throw new ConfigError({
       where: 'bestMetric',
       what: 'the task has no such metric',
       expected: names.join(', '),
       got: this.#metric,
-      ...(near.length > 0 && { hint: `Did you mean ${near[0]}?` }),
+      hint: didYouMean(this.#metric, names),
     })
   }
 

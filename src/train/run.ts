@@ -166,7 +166,7 @@ class Run {
     })
     writeParameters(this.#input.adapter, this.#names, engine.parameters)
     this.#metrics.push(...metrics)
-    this.#best.resume(run.best)
+    this.#best.state = run.best
     this.#evaluations.push(...run.evaluations)
     this.#samples.push(...run.samples)
     return engine
@@ -304,7 +304,7 @@ class Run {
 
   async #sample(step: number): Promise<void> {
     const { sampler, signal, on } = this.#input
-    const samples = await sampler?.write(this.#sessions, this.#planOptions.limit, signal)
+    const samples = await sampler?.(this.#sessions, this.#planOptions.limit, signal)
     if (samples === undefined) return
     this.#samples.push({ step, samples })
     on.sample?.({ step, samples: samples.map((one) => ({ ...one })) })

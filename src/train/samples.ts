@@ -9,47 +9,41 @@ import type { TrainingSessions } from './sessions.js'
 
 const LENGTH = 40
 
-export class Sampler {
-  readonly #prompts: readonly string[]
-  readonly #starts: readonly (readonly number[])[]
-  readonly #writing: NonNullable<Task['writing']>
-  readonly #context: EncodeContext
+/** Writes the answers; undefined once the signal ends it. */
+export type Sampler = (
+  sessions: TrainingSessions,
+  limit: number,
+  signal?: { readonly aborted: boolean },
+) => Promise<SampleEvent['samples'] | undefined>
 
-  constructor(prompts: readonly string[], task: Task, context: EncodeContext, isChat: boolean) {
-    if (task.writing === undefined) {
-      throw new ConfigError({
-        where: 'sample',
-        what: `the task ${task.name} writes no texts while it trains`,
-        hint: 'The metrics of its evaluations tell what it has learned: give records as `evalData`',
-      })
-    }
-    this.#prompts = prompts
-    this.#writing = task.writing
-    this.#context = context
-    this.#starts = prompts.map((prompt) => task.writing!.prompt(prompt, context, isChat))
+export function samplerOf(
+  prompts: readonly string[],
+  { name, writing }: Task,
+  context: EncodeContext,
+  isChat: boolean,
+): Sampler {
+  if (writing === undefined) {
+    throw new ConfigError({
+      where: 'sample',
+      what: `the task ${name} writes no texts while it trains`,
+      hint: 'The metrics of its evaluations tell what it has learned: give records as `evalData`',
+    })
   }
-
-  async write(
-    sessions: TrainingSessions,
-    limit: number,
-    signal?: { readonly aborted: boolean },
-  ): Promise<SampleEvent['samples'] | undefined> {
-    const { model } = this.#context
-    const texts = this.#starts.map((ids) => [...ids])
+  const { model } = context
+  const starts = prompts.map((prompt) => writing.prompt(prompt, context, isChat))
+  return async (sessions, limit, signal) => {
+    const texts = starts.map((ids) => [...ids])
     let open = texts.filter(({ length }) => length < limit)
     for (let count = 0; count < LENGTH && open.length > 0; count++) {
       if (signal?.aborted) return undefined
       const length = Math.min(limit, roundUp(Math.max(...open.map((ids) => ids.length + 1))))
-      const { outputs } = await sessions.forward(open.map(this.#writing.next), length)
-      const tokens = this.#writing.chosen(outputs)
+      const { outputs } = await sessions.forward(open.map(writing.next), length)
+      const tokens = writing.chosen(outputs)
       const going = open.filter((_, i) => !model.eosTokenIds.includes(tokens[i]))
       for (const [i, ids] of open.entries()) if (going.includes(ids)) ids.push(tokens[i])
       open = going.filter(({ length }) => length < limit)
     }
     const tokenizer = requireTokenizer(model)
-    return texts.map((ids, i) => ({
-      prompt: this.#prompts[i],
-      text: tokenizer.decode(ids.slice(this.#starts[i].length)),
-    }))
+    return texts.map((ids, i) => ({ prompt: prompts[i], text: tokenizer.decode(ids.slice(starts[i].length)) }))
   }
 }

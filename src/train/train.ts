@@ -26,7 +26,7 @@ import type { MemoryUse, StepMetrics, TrainReport } from './report.js'
 import { type EncodedSource, type EncodeOptions, encodeContext, encodeRows } from './rows/examples.js'
 import { DataFacts } from './rows/facts.js'
 import { type RunInput, type RunReport, trainAdapter } from './run.js'
-import { Sampler } from './samples.js'
+import { samplerOf } from './samples.js'
 import { EventLog } from './saved/event-log.js'
 import { checkRunFolder } from './saved/run-folder.js'
 import { resolveSettings, type TrainSettings, withRateOfTask } from './settings.js'
@@ -129,7 +129,7 @@ export async function prepare(
   const sampler =
     options.sample === undefined || options.sample.length === 0
       ? undefined
-      : new Sampler(options.sample, task, await encodeContext(options), encoded.chatTemplate !== undefined)
+      : samplerOf(options.sample, task, await encodeContext(options), encoded.chatTemplate !== undefined)
   const about = {
     options: { ...options, task: task.name as TaskName },
     sources,

@@ -1,7 +1,7 @@
 // The tasks of pipelines that adapters can be used in: which classes of transformers.js stand behind each.
 
 import { readJson, readText } from '../base/bytes.js'
-import { FileError, nearMisses, UnsupportedError } from '../base/errors.js'
+import { didYouMean, FileError, UnsupportedError } from '../base/errors.js'
 import { isObject } from '../base/options.js'
 import type { Model } from '../graph/model-folder.js'
 import { MAX_TEMPLATE_BYTES } from '../text/chat-template.js'
@@ -46,13 +46,12 @@ const CLASSES: Readonly<Record<PipelineTask, TaskClasses>> = {
 export function checkTask(task: unknown): asserts task is PipelineTask {
   const names = Object.keys(CLASSES)
   if (typeof task === 'string' && names.includes(task)) return
-  const near = typeof task === 'string' ? nearMisses(task, names, 1)[0] : undefined
   throw new UnsupportedError({
     where: 'task',
     what: 'pipelines of this task take no adapters',
     expected: names.join(', '),
     got: String(task),
-    ...(near !== undefined && { hint: `Did you mean ${near}?` }),
+    hint: didYouMean(String(task), names),
   })
 }
 
@@ -95,17 +94,12 @@ export function modelClass(
   })
 }
 
-export interface InputReader {
-  readonly tokenizer?: unknown
-  readonly processor?: unknown
-}
-
 /** For pictures, its image processor. */
 export async function readerOf(
   transformers: TransformersModule,
   task: PipelineTask,
   model: Model,
-): Promise<InputReader> {
+): Promise<{ processor: object } | { tokenizer: unknown }> {
   return task === 'image-classification'
     ? { processor: processorOf(transformers, model) }
     : { tokenizer: await tokenizerOf(transformers, model) }

@@ -70,8 +70,10 @@ export async function pipelineWithAdapters(task: PipelineTask, source: Source, o
     openShared(source, options, {
       module,
       run: { dtype: dtypeText(options.dtype), device },
-      check: (model) => checkGraphs(task, model),
-      prepare: async () => ({}),
+      prepare(model) {
+        checkGraphs(task, model)
+        return {}
+      },
     }),
   )
   try {
@@ -101,17 +103,18 @@ export async function withAdapters(pipeline: PipelineInstance, options: WithAdap
     dtype: typeof dtype === 'string' ? dtype : 'fp32',
     device: typeof device === 'string' ? device : defaultDevice(),
   }
+  let released: Promise<void> | undefined
   const { shared } = await openShared(
     options.source,
     { ...options, dtype: options.dtype ?? (run.dtype as DtypeChoice) },
     {
       module,
       run,
-      check: (model) => checkGraphs(pipeline.task as PipelineTask, model),
-      async prepare(opened) {
+      prepare(opened) {
+        checkGraphs(pipeline.task as PipelineTask, opened)
         checkSameModel(model.config, opened)
         // Two copies of the weights may not fit into memory.
-        return { beforeOpen: once(() => theirs.release()) }
+        return { beforeOpen: () => (released ??= theirs.release()) }
       },
     },
   )
@@ -150,14 +153,13 @@ interface SharedRequest {
   readonly module: OrtModule
   readonly run: PipelineRun
   /** Throws for models that the pipeline cannot run. */
-  check(model: Model): void
-  prepare(model: Model): Promise<SessionExtras>
+  prepare(model: Model): SessionExtras
 }
 
 async function openShared(
   source: Source,
   { adapters, dtype, threads, modules, onDownload, signal }: PipelineOptions,
-  { module, run, check, prepare }: SharedRequest,
+  { module, run, prepare }: SharedRequest,
 ): Promise<{ shared: SharedSession; model: Model }> {
   const opened: Record<string, LoraAdapter> = {}
   for (const [name, adapter] of Object.entries(adapters ?? {})) {
@@ -165,8 +167,7 @@ async function openShared(
   }
   const model = await loadModel(source, { runtime: { module }, dtype, onDownload, signal })
   try {
-    check(model)
-    const extras = { ...sessionExtras(model, run), ...(await prepare(model)) }
+    const extras = { ...prepare(model), ...sessionExtras(model, run) }
     const settings = { adapters: opened, device: run.device, modules, ...(threads !== undefined && { threads }) }
     const session = await ModelSession.open(model, settings, true, extras)
     return { shared: shareSession(session, run), model }
@@ -239,12 +240,4 @@ function checkSameModel(config: Readonly<Record<string, unknown>>, { config: rea
 
 function dtypeText(dtype: DtypeChoice | undefined): string {
   return typeof dtype === 'string' && dtype !== 'auto' ? dtype : 'fp32'
-}
-
-function once(action: () => Promise<void>): () => Promise<void> {
-  let done: Promise<void> | undefined
-  return () => {
-    done ??= action()
-    return done
-  }
 }
