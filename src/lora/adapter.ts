@@ -2,7 +2,7 @@
 // merging and sessions take. Most parts are linear layers; the other kinds are what else PEFT saves.
 
 import type { FloatDtype } from '../base/dtype.js'
-import { ConfigError, MismatchError, nearMisses } from '../base/errors.js'
+import { ConfigError, MismatchError, nearMisses, StateError } from '../base/errors.js'
 import type { FloatArray, Matrix, MatrixLike, Tensor } from '../base/tensor.js'
 import { type LoraConfig, type LoraConfigInput, resolveConfig } from './config.js'
 import type { LayerVectors } from './factors.js'
@@ -38,7 +38,8 @@ export interface BaseRecord {
  * @example
  * const adapter = new LoraAdapter({ rank: 2, alpha: 4 })
  * adapter.addLayer('q_proj', baseWeight)
- * const y = adapter.layer('q_proj').forward(x)
+ * const y = adapter.forward('q_proj', x)
+ * adapter.mergeAll()
  * for (const [name, part] of adapter) console.log(name, part.kind, part.shape)
  * for (const layer of adapter.parts('linear')) console.log(layer.weightA.shape, layer.weightB.shape)
  */
@@ -280,6 +281,11 @@ export class LoraAdapter implements Iterable<[name: string, part: AdapterPart]> 
     return this.#parts.entries()
   }
 
+  /** (n, k) → (n, d) through the named linear layer. Throws as {@link LoraLayer.forward} and {@link layer} do. */
+  forward(name: string, input: MatrixLike): Matrix {
+    return this.layer(name).forward(input)
+  }
+
   /** Turns dropout on in linear layers, where the config has it. */
   train(): this {
     for (const layer of this.parts('linear')) layer.train()
@@ -290,6 +296,43 @@ export class LoraAdapter implements Iterable<[name: string, part: AdapterPart]> 
   eval(): this {
     for (const layer of this.parts('linear')) layer.eval()
     return this
+  }
+
+  /**
+   * Merges all linear layers into their base weights. If one cannot be merged, it merges none. The other parts have no
+   * base weight in memory: `merge` writes a model with all of them.
+   *
+   * @throws StateError when a layer is merged already or has no base weight, NumericError when a result is not finite
+   * @example
+   * const adapter = new LoraAdapter({ rank: 2 })
+   * const layer = adapter.addLayer('q_proj', baseWeight)
+   * adapter.mergeAll()
+   * console.log(layer.baseWeight) // W + s·B·A
+   * adapter.unmergeAll()
+   */
+  mergeAll(): void {
+    const done: LoraLayer[] = []
+    try {
+      for (const layer of this.parts('linear')) {
+        layer.merge()
+        done.push(layer)
+      }
+    } catch (error) {
+      for (const layer of done) layer.unmerge()
+      throw error
+    }
+  }
+
+  /**
+   * Unmerges all linear layers, or none when one of them is not merged.
+   *
+   * @throws StateError that names the layer which is not merged.
+   */
+  unmergeAll(): void {
+    for (const { name, merged } of this.parts('linear')) {
+      if (!merged) throw new StateError({ where: name, what: 'not merged; nothing was changed' })
+    }
+    for (const layer of this.parts('linear')) layer.unmerge()
   }
 
   /** How many numbers of all parts are trained. */

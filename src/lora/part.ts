@@ -141,6 +141,11 @@ export abstract class Part {
     const own = tensorsOf(this as unknown as PartView)
     return own.reduce((sum, [, { shape }]) => sum + elementCount(shape), elementCount(this.shape))
   }
+
+  /** trainable / total */
+  compressionRatio(): number {
+    return this.trainableParams() / this.totalParams()
+  }
 }
 
 /** A part that has factors. */

@@ -1,5 +1,5 @@
 import { describe, expect, test } from 'vitest'
-import { ConfigError, MismatchError, ShapeError } from '../../src/base/errors.js'
+import { ConfigError, MismatchError, NumericError, ShapeError, StateError } from '../../src/base/errors.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
 import { LoraLayer } from '../../src/lora/layer.js'
 import { random } from './matrices.js'
@@ -31,7 +31,7 @@ test('layers keep their names and the order in which they were added', () => {
 test('a layer that is not there is named, with near misses', () => {
   const adapter = new LoraAdapter({ rank: 2 })
   adapter.addLayer('model.layers.0.q_proj', random(3, 4, 1))
-  expect(() => adapter.layer('model.layers.0.k_proj')).toThrow(MismatchError)
+  expect(() => adapter.forward('model.layers.0.k_proj', [[1]])).toThrow(MismatchError)
   expect(() => adapter.layer('model.layers.0.k_proj')).toThrow(
     'model.layers.0.k_proj: the adapter has no such layer. Did you mean model.layers.0.q_proj',
   )
@@ -125,4 +125,42 @@ test('disposing lets go of base weights, merged or not, and keeps the factors', 
   adapter.dispose()
   layers[1].attachBase(bases[1])
   expect(layers[1].forward(random(1, layers[1].k, 1)).shape).toEqual([1, layers[1].d])
+})
+
+describe('mergeAll and unmergeAll', () => {
+  const states = (adapter: LoraAdapter) => adapter.parts('linear').map(({ merged }) => merged)
+
+  test('merge and take out again, bit for bit', () => {
+    const adapter = twoLayers()
+    const before = adapter.parts('linear').map((layer) => layer.baseWeight)
+    const outputs = adapter.forward('q', random(2, 6, 1))
+    adapter.mergeAll()
+    expect(states(adapter)).toEqual([true, true])
+    adapter.forward('q', random(2, 6, 1)).data.forEach((value, i) => {
+      expect(value).toBeCloseTo(outputs.data[i], 12)
+    })
+    adapter.unmergeAll()
+    expect(adapter.parts('linear').map((layer) => layer.baseWeight)).toEqual(before)
+  })
+
+  test('all or nothing: a layer that is merged already', () => {
+    const adapter = twoLayers()
+    adapter.layer('k').merge()
+    expect(() => adapter.mergeAll()).toThrow(StateError)
+    expect(() => adapter.mergeAll()).toThrow(/^k\.merge: it is merged already/)
+    expect(states(adapter)).toEqual([false, true])
+    expect(() => adapter.unmergeAll()).toThrow(/^q: not merged/)
+    expect(states(adapter)).toEqual([false, true])
+  })
+
+  test('all or nothing: a layer without a base weight, a result that is not finite', () => {
+    const adapter = twoLayers()
+    adapter.addFactors('v', random(2, 6, 1), random(4, 2, 1))
+    expect(() => adapter.mergeAll()).toThrow(/^v\.merge: the layer has no base weight/)
+    expect(states(adapter)).toEqual([false, false, false])
+    adapter.layer('v').attachBase(random(4, 6, 1))
+    adapter.layer('v').weightA.data.fill(Number.NaN)
+    expect(() => adapter.mergeAll()).toThrow(NumericError)
+    expect(states(adapter)).toEqual([false, false, false])
+  })
 })

@@ -43,6 +43,7 @@ describe('a new layer', () => {
     expect([layer.d, layer.k, layer.rank, layer.scaling]).toEqual([6, 10, 4, 0.5])
     expect(layer.trainableParams()).toBe(4 * 16)
     expect(layer.totalParams()).toBe(60 + 64)
+    expect(layer.compressionRatio()).toBe(64 / 124)
   })
 
   test('takes nested arrays as f64, and keeps f32', () => {
