@@ -1,5 +1,4 @@
-// Counts of the labels and lengths of records, and facts about them for a run's page and model card, gathered while they
-// are read.
+// Counts of the labels and lengths of records, and facts about them for a run's page and model card.
 
 import { isObject } from '../../base/options.js'
 import type { Examples, Task } from '../../tasks/task.js'
