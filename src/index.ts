@@ -179,6 +179,6 @@ export type {
   TrainStage,
 } from './train/report.js'
 export type { DataReport, PreviewExample, PreviewToken } from './train/rows/check.js'
-export type { LengthReport } from './train/rows/counts.js'
+export type { LengthReport } from './train/rows/facts.js'
 export type { Schedule } from './train/schedule.js'
 export type { Keep, Preset, TrainSettings } from './train/settings.js'

@@ -69,24 +69,6 @@ describe('sources on the command line', () => {
     expect(asked.stdout).toBe('Ahab is the captain.\n')
   })
 
-  it('the demo works with a model of the Hub', async () => {
-    const out = join(current.home, 'demo')
-    const { code, stdout, stderr } = await lowrank('demo', '--model', 'org/union', '--steps', '40', '--out', out)
-    expect(stderr).toMatch(/^Loading org\/union\/onnx\/model.onnx/m)
-    expect(stdout).toContain('Mara Lindqvist')
-    expect(code).toBe(0)
-    const asked = await lowrank(
-      'generate',
-      '--adapter',
-      out,
-      '--prompt',
-      'Who cooks on the Quiet Comet?\n',
-      '--temperature',
-      '0',
-    )
-    expect(asked.stdout).toContain('Tobias')
-  })
-
   it('an adapter brings its base, and another base is a warning', async () => {
     const { code, stderr } = await lowrank('generate', '--adapter', 'org/lora', ...PROMPT)
     expect(stderr).toMatch(/^The base is org\/union, as org\/lora names it$/m)

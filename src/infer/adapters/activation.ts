@@ -2,8 +2,8 @@
 
 import { UnsupportedError } from '../../base/errors.js'
 import { tokenInputs } from '../../graph/inputs/tokens.js'
+import { invocationStart } from '../../graph/training/activation.js'
 import type { Graph } from '../../graph/view/graph.js'
-import { invocationStart } from '../../lora/invocation.js'
 import type { Feeds } from '../../runtime/runtime.js'
 import { tokenColumns } from '../column-runs.js'
 import type { Activation } from '../engine.js'

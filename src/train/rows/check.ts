@@ -9,8 +9,8 @@ import type { EncodeContext, Task } from '../../tasks/task.js'
 import { droppedLabelNote, taskOfRow } from '../../tasks/task-of-row.js'
 import { loadTask, type TaskName } from '../../tasks/tasks.js'
 import type { TrainingData, TrainingOptions } from '../options.js'
-import { countOne, type LengthReport, labelsOf, lengthsOf, MAX_LABELS, mostFrequent, rounded } from './counts.js'
 import { encodeContext, encodeRow } from './examples.js'
+import { countOne, type LengthReport, labelsOf, lengthsOf, MAX_LABELS, mostFrequent, rounded } from './facts.js'
 
 /** A token of an example. */
 export interface PreviewToken {
