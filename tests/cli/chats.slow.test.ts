@@ -64,14 +64,3 @@ describe('chats on the command line', () => {
     expect(code).toBe(exit)
   })
 })
-
-it('the demo asks, trains and asks again', async () => {
-  const out = join(scratch, 'demo')
-  const report = documentOf(await lowrankHere('demo', '--model', MODEL, '--steps', '2', '--out', out, '--json'))
-  expect(report.trainLoss).toHaveLength(2)
-  expect(report.question).toContain('Quiet Comet')
-  expect(typeof report.before).toBe('string')
-  const again = await lowrankHere('demo', '--model', MODEL, '--steps', '1', '--out', out)
-  expect(again.code).toBe(0)
-  expect(again.stderr).toMatch(/1\. Load[\s\S]*2\. Teach it 8 answers[\s\S]*3\. Ask again[\s\S]*npx lowrank generate/)
-})
