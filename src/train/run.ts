@@ -140,7 +140,8 @@ class Run {
       rates: loraPlusRates(parameters, settings.loraPlusRatio),
       factors: settings.loraFa ? gradientFactors(adapter, this.#names) : undefined,
     }
-    const setup = { parameters, optimizer, maxGradNorm: settings.maxGradNorm }
+    const plain = { parameters, optimizer, maxGradNorm: settings.maxGradNorm }
+    const setup = { ...plain, device: await this.#sessions.device(plain) }
     const begin = startOf(adapter, this.#names)
     const state = (out && (await this.#resume(out))) ?? begin
     if (open.takeReference !== undefined) {

@@ -2,6 +2,7 @@
 
 import type { ModuleMap } from '../graph/match/linears.js'
 import type { Model } from '../graph/model-folder.js'
+import { PACKED_GRADIENT } from '../graph/training/forward.js'
 import {
   buildLossGraph,
   buildTrainingGraph,
@@ -12,11 +13,12 @@ import {
 } from '../graph/training/training-graph.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { Remote } from '../runtime/rpc.js'
-import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
+import { type Feeds, keepsOnGpu, type RuntimeTensor, type SessionOptions } from '../runtime/runtime.js'
 import { runtimeBehind } from '../runtime/session-table.js'
 import type { OpenTask } from '../tasks/task.js'
+import type { DeviceSetup } from './device/weights.js'
 import { squaresOfRows } from './dora.js'
-import type { Pass, StepResult, TrainEngine } from './engine.js'
+import type { EngineSetup, Pass, StepResult, TrainEngine } from './engine.js'
 import type { TrainEvents } from './report.js'
 import { type TrainSettings, usesBest } from './settings.js'
 import { baseOf } from './whole-tensors.js'
@@ -101,6 +103,21 @@ export class TrainingSessions {
     return this.#training?.parameters ?? this.#evaluation.tensors.map((tensor) => ({ ...tensor, gradient: '' }))
   }
 
+  /** What the engine keeps on a GPU between steps; undefined where all of it crosses. */
+  async device(setup: Omit<EngineSetup, 'device'>): Promise<DeviceSetup | undefined> {
+    if (!this.#keepsOnGpu) return undefined
+    return (await import('./device/graphs.js')).deviceSetup(setup, this.#options)
+  }
+
+  get #options(): SessionOptions {
+    const { device, threads } = this.#parts.settings
+    return { ...(device !== undefined && { executionProviders: [device].flat() }), ...(threads && { threads }) }
+  }
+
+  get #keepsOnGpu(): boolean {
+    return this.#training !== undefined && keepsOnGpu(this.#options)
+  }
+
   /** A loss that needs all batches at once comes from a first pass, with the gradients that the second one is fed. */
   async step(batches: readonly Batch[], step: number, rate: number): Promise<StepResult> {
     const { open } = this.#parts
@@ -160,20 +177,15 @@ export class TrainingSessions {
 
   async #session(graph: RunnableGraph): Promise<number> {
     const { settings } = this.#parts
-    const { device, threads, lowMemory } = settings
     let id = this.#sessions.get(graph)
     if (id !== undefined) return id
     // A run that evaluates again and again would open them again and again.
     if (settings.evalEvery === undefined && !usesBest(settings)) await this.#closeOthers(graph)
-    const model = await graph.sessionModel()
-    id = (
-      await this.#engine.openSession(model, {
-        lowMemory: lowMemory === true,
-        exactProducts: true,
-        ...(device === undefined ? {} : { executionProviders: [device].flat() }),
-        ...(threads === undefined ? {} : { threads }),
-      })
-    ).id
+    const { parameters } = (this.#keepsOnGpu && this.#training) || {}
+    const model = await graph.sessionModel(parameters)
+    const gpuOutputs = graph === this.#training && parameters ? [PACKED_GRADIENT] : []
+    const options = { lowMemory: settings.lowMemory === true, exactProducts: true, gpuOutputs }
+    id = (await this.#engine.openSession(model, { ...this.#options, ...options })).id
     this.#sessions.set(graph, id)
     this.#parts.on?.progress?.({ stage: 'prepare', done: 3, total: 3 })
     return id

@@ -9,7 +9,7 @@ import { Random } from '../../base/random.js'
 import type { NewRows } from '../../graph/fuse/new-rows.js'
 import { type CacheEntry, emptyTensor } from '../../graph/inputs/cache.js'
 import { type RoleInput, roleFeeds } from '../../graph/inputs/roles.js'
-import type { Feeds, RuntimeTensor } from '../../runtime/runtime.js'
+import { type Feeds, freeOnGpu, isOnGpu, type RuntimeTensor } from '../../runtime/runtime.js'
 import { AdapterFeeds, isSameMix, type RowFactors } from '../adapters/row-factors.js'
 import type { Grammars, TextGrammar } from './grammars.js'
 import { GrowingCache, joinRows, type MovedRows } from './growing-cache.js'
@@ -117,6 +117,19 @@ export class Decoding {
     return this.#rows.length === 1 && this.#width < this.#rows[0].baseTokens
   }
 
+  get isOnGpu(): boolean {
+    return Object.values(this.#past).some(isOnGpu)
+  }
+
+  /** Before rows of the cache are cut or moved, which cannot be done on a GPU. */
+  async fetch(toHost: (tensor: RuntimeTensor) => Promise<RuntimeTensor>): Promise<void> {
+    for (const [name, tensor] of Object.entries(this.#past)) {
+      if (!isOnGpu(tensor)) continue
+      this.#past[name] = await toHost(tensor)
+      freeOnGpu(tensor)
+    }
+  }
+
   *read(ids?: readonly number[]): Iterable<{ text: ReadText; copy: () => Feeds }> {
     for (const [row, { id, tokens, mix, scope, baseTokens, failure }] of this.#rows.entries()) {
       // The newest token is not in the cache yet.
@@ -207,12 +220,11 @@ export class Decoding {
         const isBehindOwn = padding === 'right' && before > 0 && rows.length > 1
         this.#cache?.add(outputs[this.#newRows.output], isBehindOwn ? lengths.map((length) => length - 1) : undefined)
       } else {
-        this.#past = Object.fromEntries(
-          cache.map(({ past, present, isOfEncoder }) => [
-            past,
-            isOfEncoder && before > 0 ? this.#past[past] : outputs[present],
-          ]),
-        )
+        for (const { past, present, isOfEncoder } of cache) {
+          const isKept = isOfEncoder && before > 0
+          freeOnGpu(isKept ? outputs[present] : this.#past[past])
+          if (!isKept) this.#past[past] = outputs[present]
+        }
       }
       if (this.#width < longest) return []
     }
@@ -249,6 +261,7 @@ export class Decoding {
   }
 
   release(ids?: readonly number[]): void {
+    if (ids === undefined) freeOnGpu(...Object.values(this.#past))
     for (const row of this.#rows) {
       if (ids !== undefined && !ids.includes(row.id)) continue
       row.grammar?.dispose()
