@@ -33,7 +33,7 @@ export async function combinedChange(name: string, terms: readonly Term[], way: 
   const { type } = way
   const { part, change } = terms[0]
   const largest = Math.max(...terms.map(({ part: own }) => own.rank))
-  // Where no rank is given, `exact` has another rule.
+  // `exact` has another rule where no rank is given.
   const choice = type === 'exact' ? way.choice : { ...way.choice, rank: way.choice.rank ?? largest }
   if (type.endsWith('_svd')) return sumOfChanges(name, terms, way, choice)
   if (terms.some(({ full }) => full !== undefined)) return closest(part, [fullSumOf(terms)], choice)

@@ -51,7 +51,7 @@ export function inspectionReport(report: AdapterInspection, title: string): Repo
   }
 }
 
-/** Those of the adapter, then those of its fit to a base. */
+/** Problems of the adapter, then those of its fit to a base. */
 export function problemsOf({ problems, fit }: AdapterInspection): string[] {
   const misfits = fit === undefined ? [] : [...fit.problems, ...fit.parts.flatMap(({ problem }) => problem ?? [])]
   return [...problems.map(({ message }) => message), ...misfits]

@@ -99,7 +99,7 @@ async function foreignFiles(
   return (await filesIn(out)).filter((name) => !own.has(name))
 }
 
-/** What a merge wrote down about its output; empty where none did. */
+/** The record that a merge left about its output; empty where none did. */
 export async function readRecord(out: string): Promise<{ plan?: unknown; files?: unknown }> {
   const directory = new NodeDirectory(out)
   return (await directory.has(RECORD_FILE)) ? readLeniently(directory, RECORD_FILE) : {}

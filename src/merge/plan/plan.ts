@@ -250,8 +250,8 @@ function planHead(
 }
 
 /**
- * Gives a base the vocabulary of grown embeddings, which PEFT saves whole after resize_token_embeddings; undefined where
- * the base's stays.
+ * Gives a base the vocabulary of grown embeddings, which PEFT saves whole after resize_token_embeddings; undefined
+ * where the base's stays.
  */
 function resizedBase(base: BaseModel, replacements: readonly BaseReplacement[]) {
   const { checkpoint, names, ties } = base
