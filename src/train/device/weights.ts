@@ -34,22 +34,18 @@ export interface Device extends DeviceSetup {
 type Vectors = Record<'trained' | 'first' | 'second', RuntimeTensor>
 
 export class DeviceWeights implements Trained {
-  readonly #setup: EngineSetup
-  readonly #device: Device
-  readonly #update: RuntimeSession
   #adder: RuntimeSession | undefined
-  #now: Vectors
-  #updates: number
   /** The sum of those of the step's runs so far. */
   #gradient: RuntimeTensor | undefined
   #lastGood: RuntimeTensor
 
-  private constructor(setup: EngineSetup, device: Device, update: RuntimeSession, now: Vectors, updates: number) {
-    this.#setup = setup
-    this.#device = device
-    this.#update = update
-    this.#now = now
-    this.#updates = updates
+  private constructor(
+    readonly setup: EngineSetup,
+    readonly device: Device,
+    readonly update: RuntimeSession,
+    private now: Vectors,
+    private updates: number,
+  ) {
     this.#lastGood = now.trained
   }
 
@@ -62,29 +58,29 @@ export class DeviceWeights implements Trained {
   }
 
   get feeds(): Feeds {
-    return { [this.#device.input]: this.#now.trained }
+    return { [this.device.input]: this.now.trained }
   }
 
   get gradients(): readonly string[] {
-    return [this.#device.gradient]
+    return [this.device.gradient]
   }
 
   async add(outputs: Readonly<Record<string, RuntimeTensor>>, isFirst: boolean): Promise<void> {
-    const own = outputs[this.#device.gradient]
+    const own = outputs[this.device.gradient]
     const before = this.#gradient
     this.#gradient = own
     if (before === undefined || isFirst) return
-    this.#adder ??= await this.#device.open(this.#device.add, ['sum'])
+    this.#adder ??= await this.device.open(this.device.add, ['sum'])
     this.#gradient = (await this.#adder.run({ a: before, b: own })).sum
     freeOnGpu(before, own)
   }
 
   async step(loss: number, learningRate: number): Promise<number> {
-    const { beta1, beta2, weightDecay } = { ...ADAMW_DEFAULTS, ...this.#setup.optimizer }
-    const updates = this.#updates + 1
-    const now = this.#now
+    const { beta1, beta2, weightDecay } = { ...ADAMW_DEFAULTS, ...this.setup.optimizer }
+    const updates = this.updates + 1
+    const now = this.now
     const gradient = this.#gradient as RuntimeTensor
-    const { norm, newTrained, newFirst, newSecond } = await this.#update.run({
+    const { norm, newTrained, newFirst, newSecond } = await this.update.run({
       ...now,
       gradient,
       step: scalar(learningRate / (1 - beta1 ** updates)),
@@ -98,21 +94,21 @@ export class DeviceWeights implements Trained {
       this.#lastGood = now.trained
     }
     if (Number.isFinite(loss) && Number.isFinite(gradientNorm)) {
-      this.#now = { trained: newTrained, first: newFirst, second: newSecond }
-      this.#updates = updates
+      this.now = { trained: newTrained, first: newFirst, second: newSecond }
+      this.updates = updates
       freeOnGpu(now.first, now.second)
     } else freeOnGpu(newTrained, newFirst, newSecond)
     return gradientNorm
   }
 
   async state(): Promise<EngineState> {
-    const { first, second } = this.#now
+    const { first, second } = this.now
     const [firstMoments, secondMoments] = [await this.#read(first), await this.#read(second)]
-    return { parameters: await this.parameters(), firstMoments, secondMoments, updates: this.#updates }
+    return { parameters: await this.parameters(), firstMoments, secondMoments, updates: this.updates }
   }
 
   parameters(): Promise<Float32Array[]> {
-    return this.#read(this.#now.trained)
+    return this.#read(this.now.trained)
   }
 
   lastGood(): Promise<Float32Array[]> {
@@ -120,13 +116,13 @@ export class DeviceWeights implements Trained {
   }
 
   dispose(): void {
-    freeOnGpu(...new Set([...Object.values(this.#now), this.#lastGood]))
+    freeOnGpu(...new Set([...Object.values(this.now), this.#lastGood]))
   }
 
   async #read(vector: RuntimeTensor): Promise<Float32Array[]> {
-    const values = (await this.#device.read(vector)).data as Float32Array
+    const values = (await this.device.read(vector)).data as Float32Array
     let end = 0
-    return this.#setup.parameters.map(({ shape }) => {
+    return this.setup.parameters.map(({ shape }) => {
       const start = end
       end += elementCount(shape)
       return values.slice(start, end)
