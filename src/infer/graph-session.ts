@@ -159,7 +159,11 @@ export class GraphSession {
     await beforeOpen?.()
     try {
       const gpuOutputs = this.outputNames.filter((name) => name.startsWith('present'))
-      await this.engine.open({ ...request, model: await sessionModel(onnx, graph), options: { ...runtime, gpuOutputs } })
+      await this.engine.open({
+        ...request,
+        model: await sessionModel(onnx, graph),
+        options: { ...runtime, gpuOutputs },
+      })
     } catch (error) {
       if (!isFused || !(error instanceof RuntimeError || error instanceof UnsupportedError)) throw error
       this.#isPlain = true

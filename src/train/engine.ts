@@ -71,7 +71,8 @@ export class TrainEngine extends SessionTable {
     const { toGpu = same, toHost = same } = keepsOnGpu(device.options) ? this.runtime : {}
     this.#trained = await DeviceWeights.start(setup, state, {
       ...device,
-      open: async (model, gpuOutputs) => this.session((await this.openSession(model, { ...device.options, gpuOutputs })).id),
+      open: async (model, gpuOutputs) =>
+        this.session((await this.openSession(model, { ...device.options, gpuOutputs })).id),
       put: toGpu,
       read: toHost,
     })

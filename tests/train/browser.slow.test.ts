@@ -43,7 +43,9 @@ before(GPUQueue.prototype, 'writeBuffer', (_, { usage }, at, data, from, size) =
 })
 `
 
-const difference = (after: GpuBytes, before: GpuBytes) => ({ up: after.up - before.up, down: after.down - before.down })
+const crossed = (before: GpuBytes, after: GpuBytes) => ({ up: after.up - before.up, down: after.down - before.down })
+/** Bytes of the logits of one token. */
+const LOGITS = 4 * 2048
 
 describe.skipIf(browser === undefined || runtime === undefined)('training in Chromium', () => {
   const files = new Map<string, Uint8Array>()
@@ -122,11 +124,14 @@ describe.skipIf(browser === undefined || runtime === undefined)('training in Chr
     const { factors } = onProcessor
     const differences = result.factors.map((value, i) => value - factors[i])
     expect(Math.hypot(...differences) / Math.hypot(...factors)).toBeLessThan(1e-3)
-    const [step, text] = [result.gpu.steps, result.gpu.texts].map(([, second, third], i) => {
-      const [first] = [result.gpu.steps, result.gpu.texts][i]
-      return { second: difference(second, first), third: difference(third, second) }
-    })
-    console.log(step, text, factors.length)
+    // A step of two runs: tokens and rates, losses and a norm. Four bytes for each trained value, one way, are more.
+    const { steps, texts } = result.gpu
+    const step = crossed(steps[0], steps[1])
+    expect(step.up + step.down).toBeLessThan(factors.length)
+    // Sixteen more tokens: logits, and once the cache, whose size for one token is LOGITS / 16.
+    const [four, twenty] = [crossed(texts[0], texts[1]), crossed(texts[1], texts[2])]
+    expect((twenty.up - four.up) / 16).toBeLessThan(LOGITS / 16)
+    expect((twenty.down - four.down) / 16).toBeLessThan(LOGITS + LOGITS / 8)
   })
 
   it('says that a page has no WebGPU', async () => {
