@@ -39,25 +39,18 @@ interface Wanted {
   readonly config?: Readonly<Record<string, unknown>> | undefined
 }
 
-/** The role of a graph in its model. */
-export type GraphRole =
-  | 'model'
-  | 'decoder'
-  | 'decoder_with_past'
-  | 'encoder'
-  | 'embed_tokens'
-  | 'vision_encoder'
-  | 'audio_encoder'
-
 /** As transformers.js and optimum name them; first match first. */
-const PARTS: Readonly<Record<Exclude<GraphRole, 'model'>, readonly string[]>> = {
+const PARTS = {
   decoder: ['decoder_model_merged', 'decoder_model'],
   decoder_with_past: ['decoder_with_past_model'],
   encoder: ['encoder_model'],
   embed_tokens: ['embed_tokens'],
   vision_encoder: ['vision_encoder'],
   audio_encoder: ['audio_encoder'],
-}
+} satisfies Readonly<Record<string, readonly string[]>>
+
+/** The role of a graph in its model: `model` is the whole of it. */
+export type GraphRole = 'model' | keyof typeof PARTS
 
 /** Throws FileError when there is no graph, or one of several is there in other types only. */
 export async function findGraphs(directory: Directory, wanted: Wanted): Promise<Partial<Record<GraphRole, string>>> {

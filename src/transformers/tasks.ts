@@ -7,19 +7,6 @@ import type { Model } from '../graph/model-folder.js'
 import { MAX_TEMPLATE_BYTES } from '../text/chat-template.js'
 import { type Class, classNamed, type PreTrainedModel, type TransformersModule } from './module.js'
 
-/** A task of transformers.js's pipelines. */
-export type PipelineTask =
-  | 'text-generation'
-  | 'feature-extraction'
-  | 'text-classification'
-  | 'zero-shot-classification'
-  | 'token-classification'
-  | 'fill-mask'
-  | 'image-classification'
-  | 'text2text-generation'
-  | 'summarization'
-  | 'translation'
-
 interface TaskClasses {
   readonly auto: string
   readonly pipeline: string
@@ -27,7 +14,7 @@ interface TaskClasses {
   readonly isPair?: true
 }
 
-const CLASSES: Readonly<Record<PipelineTask, TaskClasses>> = {
+const CLASSES = {
   'text-generation': { auto: 'AutoModelForCausalLM', pipeline: 'TextGenerationPipeline' },
   'feature-extraction': { auto: 'AutoModel', pipeline: 'FeatureExtractionPipeline' },
   'text-classification': { auto: 'AutoModelForSequenceClassification', pipeline: 'TextClassificationPipeline' },
@@ -41,7 +28,10 @@ const CLASSES: Readonly<Record<PipelineTask, TaskClasses>> = {
   translation: { auto: 'AutoModelForSeq2SeqLM', pipeline: 'TranslationPipeline', isPair: true },
   'token-classification': { auto: 'AutoModelForTokenClassification', pipeline: 'TokenClassificationPipeline' },
   'image-classification': { auto: 'AutoModelForImageClassification', pipeline: 'ImageClassificationPipeline' },
-}
+} satisfies Readonly<Record<string, TaskClasses>>
+
+/** A task of transformers.js's pipelines. */
+export type PipelineTask = keyof typeof CLASSES
 
 export function checkTask(task: unknown): asserts task is PipelineTask {
   const names = Object.keys(CLASSES)
@@ -57,7 +47,8 @@ export function checkTask(task: unknown): asserts task is PipelineTask {
 
 /** Refuses a model that has other graphs than the pipelines of a task run. */
 export function checkGraphs(task: PipelineTask, { graphs, name }: Pick<Model, 'graphs' | 'name'>): void {
-  const wanted = CLASSES[task].isPair ? 'decoder, encoder' : undefined
+  const { isPair }: TaskClasses = CLASSES[task]
+  const wanted = isPair ? 'decoder, encoder' : undefined
   const got = Object.keys(graphs).sort().join(', ')
   if (wanted === undefined ? Object.keys(graphs).length === 1 : got === wanted) return
   const expected = wanted === undefined ? 'one graph, model' : 'encoder_model.onnx and decoder_model_merged.onnx'
