@@ -11,15 +11,9 @@ import { type HeadBase, namedLabels } from '../heads/heads.js'
 import { checkHead, headBase, TrainedHead } from '../heads/trained-head.js'
 import type { Evaluated, Examples, HeadOptions, OpenTask, Task } from '../task.js'
 import { PROBE_BATCHES } from '../token-batch.js'
-import { type LabelOptions, type LabelProblem, type ProblemType, problemOf, type Target } from './label-problems.js'
+import { type Labeled, type LabelOptions, type LabelProblem, problemOf, type Target } from './label-problems.js'
 
-interface Placed {
-  readonly where: string
-}
-
-interface Labeled extends Placed {
-  readonly label: Target
-}
+type Placed = Pick<Labeled, 'where'>
 
 /** The inputs of a model, as a task's examples hold them. */
 export interface Inputs<Example> {
@@ -141,7 +135,7 @@ export abstract class HeadTask<Example extends Placed> implements OpenTask<Examp
 
 class LabelTask<Example extends Labeled> extends HeadTask<Example> {
   override readonly warnings: readonly string[]
-  readonly problemType: ProblemType
+  readonly problemType: LabelProblem['type']
 
   constructor(kind: HeadKind, inputsOf: InputsOf<Example>, opening: Opening<Example>) {
     super(kind, inputsOf, opening, 'label', ({ label }) => [label])
