@@ -5,7 +5,7 @@ import { UnsupportedError } from '../base/errors.js'
 import { Random } from '../base/random.js'
 import { findEmbeddings } from '../graph/match/forms/lookup.js'
 import { otherPointwise } from '../graph/match/forms/pointwise.js'
-import { findLinears, type Linear } from '../graph/match/linears.js'
+import { findLinears, type Linear, type NamedLayer } from '../graph/match/linears.js'
 import { matchTargets } from '../graph/match/match.js'
 import type { Model } from '../graph/model-folder.js'
 import { type Graph, readGraph } from '../graph/view/graph.js'
@@ -38,7 +38,7 @@ export async function newAdapter(
   const config = withTokens(plain, model, trainedTokens)
   const saved = savedTensors(context, config)
   const whole = new Set([...saved, ...(head?.tensors ?? [])].map(({ name }) => name))
-  const layers = new Map<string, { name: string; d: number; k: number }>()
+  const layers = new Map<string, NamedLayer>()
   const skipped = new Set<string>()
   const graph = readGraph(model.onnx.proto)
   const linears = findLinears(graph, modules)

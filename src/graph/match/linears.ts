@@ -5,12 +5,12 @@ import type { NodeProto } from '../../formats/onnx/tensors.js'
 import type { Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 import { ATTENTION } from './forms/attention.js'
-import type { Linear, Product } from './forms/form.js'
+import type { Linear, NamedLayer, Product } from './forms/form.js'
 import { findProduct } from './forms/forms.js'
 import { findBranches } from './merged-branches.js'
 import { packedParts } from './packed.js'
 
-export type { Linear }
+export type { Linear, NamedLayer }
 
 /** Module name → name of the node, or of the weight's initializer: where the graph's own names do not tell. */
 export type ModuleMap = Readonly<Record<string, string>>

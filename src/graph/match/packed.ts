@@ -6,7 +6,7 @@ import { LoraLayer } from '../../lora/layer.js'
 import { intAttribute, intsAttribute } from '../view/attributes.js'
 import type { Graph } from '../view/graph.js'
 import { ATTENTION, attentionWidths } from './forms/attention.js'
-import type { Linear } from './forms/form.js'
+import type { Linear, NamedLayer } from './forms/form.js'
 import { endAlike } from './module-names.js'
 
 /** Modules that some models have as one and some exporters as several, with their parts in order. */
@@ -115,10 +115,7 @@ export function unsplitOwner(linears: readonly Linear[], module: string): Linear
 }
 
 /** A layer, or some of its outputs: those from `start` on. */
-export interface LayerPart<T> {
-  readonly name: string
-  readonly d: number
-  readonly k: number
+export interface LayerPart<T> extends NamedLayer {
   readonly layer: T
   readonly start: number
 }
@@ -127,7 +124,7 @@ export interface LayerPart<T> {
  * A module that the graph computes as several products becomes one part for each, with the same A and its own rows of
  * B. With `splitsWholes` also what it computes as one, so that adapters of the whole and of its parts can share it.
  */
-export function partsForGraph<T extends { readonly name: string; readonly d: number; readonly k: number }>(
+export function partsForGraph<T extends NamedLayer>(
   linears: readonly Linear[],
   layers: readonly T[],
   splitsWholes: boolean,

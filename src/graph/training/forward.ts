@@ -9,6 +9,7 @@ import type { BaseOpener } from '../inject/open-base.js'
 import { siteInput } from '../inject/sites.js'
 import { magnitudeInput, TrainableLinears } from '../inject/trainable.js'
 import { dropEmptyCache } from '../inputs/cache.js'
+import type { NamedLayer } from '../match/forms/form.js'
 import { findProduct } from '../match/forms/forms.js'
 import { withPointwise } from '../match/forms/pointwise.js'
 import { exposeProducts, findLinears, type Linear, type ModuleMap, reachesRowWise } from '../match/linears.js'
@@ -21,10 +22,7 @@ import type { DropoutMask } from './dropout.js'
 import { lossInBlocks } from './loss-blocks.js'
 import { type Objective, ObjectiveGraph, type RowChoice, type TrainedTensor } from './objective-graph.js'
 
-export interface TrainedLayer {
-  readonly name: string
-  readonly d: number
-  readonly k: number
+export interface TrainedLayer extends NamedLayer {
   readonly rank: number
   readonly scaling: number
   /** For DoRA: Σ w² of each row of the weight (d), as the model has it. */
