@@ -1,7 +1,7 @@
 // ONNX Runtime's JavaScript API (onnxruntime-node, onnxruntime-web: the same surface) as a Runtime.
 // API: https://onnxruntime.ai/docs/api/js/
 
-import { RuntimeError, UnsupportedError } from '../base/errors.js'
+import { messageOf, RuntimeError, UnsupportedError } from '../base/errors.js'
 import { missingKernel } from './missing-kernels.js'
 import {
   type Feeds,
@@ -249,8 +249,4 @@ function sessionOptions(model: SessionModel, options: SessionOptions & OutputOpt
       ? {}
       : { externalData: model.weights.map(({ location, data }) => ({ path: location, data })) }),
   }
-}
-
-function messageOf(error: unknown): string {
-  return error instanceof Error ? error.message : String(error)
 }

@@ -1,6 +1,6 @@
 // Chat templates that are ready to render. They are Jinja, run by @huggingface/jinja.
 
-import { DataError, FormatError } from '../base/errors.js'
+import { DataError, FormatError, messageOf } from '../base/errors.js'
 import type { Span } from './added-tokens.js'
 import type { MessageOfParts } from './chat.js'
 import { CLOSE_MARK, type CompiledTemplate, compileJinja, OPEN_MARK } from './jinja.js'
@@ -93,8 +93,4 @@ function readMarks(marked: string, where: string): RenderedChat {
     } else text += part
   }
   return { text, generated }
-}
-
-function messageOf(cause: unknown): string {
-  return cause instanceof Error ? cause.message : String(cause)
 }

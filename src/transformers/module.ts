@@ -1,7 +1,7 @@
 // transformers.js as this folder sees it: its parts that are used, and which versions have them.
 // API: https://huggingface.co/docs/transformers.js/api/transformers
 
-import { ConfigError, RuntimeError, UnsupportedError } from '../base/errors.js'
+import { ConfigError, messageOf, RuntimeError, UnsupportedError } from '../base/errors.js'
 import { isObject } from '../base/options.js'
 import type { OrtModule } from '../runtime/onnxruntime.js'
 import type { Feeds } from '../runtime/runtime.js'
@@ -87,7 +87,7 @@ async function importTransformers(): Promise<unknown> {
   } catch (cause) {
     throw new RuntimeError({
       where: '@huggingface/transformers',
-      what: `cannot be imported: ${cause instanceof Error ? cause.message : String(cause)}`,
+      what: `cannot be imported: ${messageOf(cause)}`,
       hint: 'npm install @huggingface/transformers, or give its imported module as the option `transformers`',
       cause,
     })
