@@ -2,7 +2,7 @@
 
 import { DataType, type ValueInfoProto } from '../../formats/onnx/tensors.js'
 import type { Feeds, RuntimeTensor, TensorType } from '../../runtime/runtime.js'
-import type { Graph } from '../view/graph.js'
+import { declaredOf, type Graph } from '../view/graph.js'
 import { entryOf } from '../view/operators.js'
 
 /** Tokens to feed: row-major (batch, sequence). */
@@ -157,15 +157,10 @@ function positionsOf({ batch, attentionMask }: TokenBatch, total: number): Int32
 }
 
 export function typeOf(input: ValueInfoProto): TensorType | undefined {
-  const value = input.type?.value
-  return value?.case === 'tensorType' ? TYPES[value.value.elemType as DataType] : undefined
+  return TYPES[declaredOf(input)?.elemType as DataType]
 }
 
 /** Undefined where they are symbolic. */
 export function dimsOfInput(input: ValueInfoProto): (number | undefined)[] {
-  const value = input.type?.value
-  if (value?.case !== 'tensorType') return []
-  return (value.value.shape?.dim ?? []).map(({ value: dim }) =>
-    dim.case === 'dimValue' ? Number(dim.value) : undefined,
-  )
+  return declaredOf(input)?.dims ?? []
 }

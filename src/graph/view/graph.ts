@@ -189,15 +189,11 @@ export class Graph {
   }
 
   /** For an input, an initializer or one in value_info. */
-  declared(value: string): { elemType: number; dims: (number | undefined)[] | undefined } | undefined {
+  declared(value: string): ReturnType<typeof declaredOf> {
     const tensor = this.initializers.get(value)
     if (tensor !== undefined) return { elemType: tensor.dataType, dims: tensor.dims.map(Number) }
     const isSame = (info: ValueInfoProto) => info.name === value
-    const type = (this.inputs.find(isSame) ?? this.valueInfo.find(isSame))?.type?.value
-    if (type?.case !== 'tensorType') return undefined
-    const { elemType, shape } = type.value
-    const dims = shape?.dim.map(({ value: dim }) => (dim.case === 'dimValue' ? Number(dim.value) : undefined))
-    return { elemType, dims }
+    return declaredOf(this.inputs.find(isSame) ?? this.valueInfo.find(isSame))
   }
 
   freshName(hint: string): string {
@@ -303,6 +299,15 @@ const MIN_IR_VERSION = 8n
 
 function sameDomain(a: string, b: string): boolean {
   return a === b || ((a === '' || a === 'ai.onnx') && (b === '' || b === 'ai.onnx'))
+}
+
+/** Symbolic dimensions are undefined. */
+export function declaredOf(info: ValueInfoProto | undefined) {
+  const type = info?.type?.value
+  if (type?.case !== 'tensorType') return undefined
+  const { elemType, shape } = type.value
+  const dims = shape?.dim.map(({ value: dim }) => (dim.case === 'dimValue' ? Number(dim.value) : undefined))
+  return { elemType: elemType as number, dims }
 }
 
 /** Values of the outer graph that a node's sub-graphs (If, Loop, Scan) read. */

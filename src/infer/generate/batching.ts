@@ -1,7 +1,7 @@
 // Which prompts share a batch, and on which side their rows are filled up.
 
 import type { TokenInputs } from '../../graph/inputs/tokens.js'
-import { logitsName } from '../../graph/match/linears.js'
+import { logitsDims } from '../../graph/match/linears.js'
 import type { Graph } from '../../graph/view/graph.js'
 import type { Padding } from './decoding.js'
 
@@ -12,7 +12,8 @@ import type { Padding } from './decoding.js'
 export function paddingOf(graph: Graph, { cache, roles }: Pick<TokenInputs, 'cache' | 'roles'>): Padding {
   // A convolution reads the tokens that fill a row up, too.
   if (cache.some(({ axis }) => axis === undefined)) return 'none'
-  if (cache.length === 0 || countsKeysFromLeft(graph)) return givesAllLogits(graph) ? 'right' : 'none'
+  const isOfLast = logitsDims(graph)?.at(-2) === 1
+  if (cache.length === 0 || countsKeysFromLeft(graph)) return isOfLast ? 'none' : 'right'
   const has = (name: string) => roles.some(({ role }) => role === name)
   return has('attentionMask') && has('positionIds') ? 'left' : 'none'
 }
@@ -34,12 +35,6 @@ function countsMask(graph: Graph, value: string): boolean {
     open.push(...node.input)
   }
   return false
-}
-
-function givesAllLogits(graph: Graph): boolean {
-  const type = graph.outputs.find(({ name }) => name === logitsName(graph))?.type?.value
-  const length = type?.case === 'tensorType' ? type.value.shape?.dim.at(-2)?.value : undefined
-  return !(length?.case === 'dimValue' && length.value === 1n)
 }
 
 /** Prompts of similar length share a batch, so that little is filled up; of one length where nothing can be. */
