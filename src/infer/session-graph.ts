@@ -1,6 +1,6 @@
 // The graph that a session opens, made of the model's own.
 
-import { type ModelProto, type ValueInfoProto, ValueInfoProtoSchema } from '../formats/onnx/gen/onnx_pb.js'
+import { type ModelProto, type NodeProto, type ValueInfoProto, ValueInfoProtoSchema } from '../formats/onnx/gen/onnx_pb.js'
 import type { OnnxModel } from '../formats/onnx/model.js'
 import { create } from '../formats/onnx/protobuf.js'
 import { fuseAttention } from '../graph/fuse/attention.js'
@@ -116,17 +116,14 @@ function adaptGraph(graph: Graph, names: ModuleMap, needs: GraphNeeds): { groups
 /** True if a value depends on more of the inputs than their shape. Answers are kept in `known`. */
 function isFed(graph: Graph, value: Value, known: Map<Value, boolean>): boolean {
   const inputs = new Set(graph.inputs.map(({ name }) => name))
-  const seen = new Set<Value>()
-  const pending = [value]
-  for (let one = pending.pop(); one !== undefined; one = pending.pop()) {
-    if (seen.has(one) || known.get(one) === false) continue
-    seen.add(one)
-    const node = graph.producer(one)
+  const seen: Value[] = []
+  const enters = ({ opType }: NodeProto, one: Value) => opType !== 'Shape' && known.get(one) !== false
+  for (const [one, node] of graph.madeOf(value, enters)) {
     if (known.get(one) || inputs.has(one) || (node !== undefined && subgraphs(node).length > 0)) {
       known.set(value, true)
       return true
     }
-    if (node !== undefined && node.opType !== 'Shape') pending.push(...node.input)
+    seen.push(one)
   }
   for (const one of seen) known.set(one, false)
   return false

@@ -77,6 +77,19 @@ export class Graph {
     return this.#consumers.get(value) ?? []
   }
 
+  /** The values that a value is made of, itself first: each once, with its maker. Nodes may be left unentered. */
+  *madeOf(value: string, enters: (node: NodeProto, value: string) => boolean = () => true) {
+    const seen = new Set([''])
+    const open = [value]
+    for (let next = open.pop(); next !== undefined; next = open.pop()) {
+      if (seen.has(next)) continue
+      seen.add(next)
+      const node = this.producer(next)
+      yield [next, node] as const
+      if (node !== undefined && enters(node, next)) open.push(...node.input)
+    }
+  }
+
   setInputs(node: NodeProto, inputs: readonly string[]): void {
     for (const input of new Set(node.input)) {
       const others = this.#consumers?.get(input)?.filter((reader) => reader !== node)
@@ -307,7 +320,7 @@ export function declaredOf(info: ValueInfoProto | undefined) {
   if (type?.case !== 'tensorType') return undefined
   const { elemType, shape } = type.value
   const dims = shape?.dim.map(({ value: dim }) => (dim.case === 'dimValue' ? Number(dim.value) : undefined))
-  return { elemType: elemType as number, dims }
+  return { elemType, dims }
 }
 
 /** Values of the outer graph that a node's sub-graphs (If, Loop, Scan) read. */

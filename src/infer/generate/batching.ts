@@ -20,21 +20,12 @@ export function paddingOf(graph: Graph, { cache, roles }: Pick<TokenInputs, 'cac
 
 /** True if some GroupQueryAttention gets the number of each row's keys, which it takes for the first ones. */
 export function countsKeysFromLeft(graph: Graph): boolean {
-  return graph.nodes.some(({ opType, input }) => opType === 'GroupQueryAttention' && countsMask(graph, input[5] ?? ''))
-}
-
-/** True if a value is made of the mask's content, and not of its shape alone. */
-function countsMask(graph: Graph, value: string): boolean {
-  const seen = new Set<string>()
-  const open = [value]
-  for (let next = open.pop(); next !== undefined; next = open.pop()) {
-    if (next === 'attention_mask' || next === 'seqlens_k') return true
-    const node = graph.producer(next)
-    if (seen.has(next) || node === undefined || node.opType === 'Shape') continue
-    seen.add(next)
-    open.push(...node.input)
-  }
-  return false
+  return graph.nodes.some(({ opType, input }) => {
+    if (opType !== 'GroupQueryAttention') return false
+    // A number that is made of the mask's shape alone is the same for all rows.
+    const behind = graph.madeOf(input[5] ?? '', (maker) => maker.opType !== 'Shape')
+    return Array.from(behind).some(([value]) => value === 'attention_mask' || value === 'seqlens_k')
+  })
 }
 
 /** Prompts of similar length share a batch, so that little is filled up; of one length where nothing can be. */
