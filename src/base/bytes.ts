@@ -327,6 +327,11 @@ export async function readJson(directory: Directory, path: string): Promise<unkn
   return withText(directory, path, MAX_JSON_BYTES, parsePythonJson)
 }
 
+/** As {@link readJson}; undefined if there is no such file. */
+export async function readJsonIfThere(directory: Directory, path: string): Promise<unknown> {
+  return (await directory.has(path)) ? readJson(directory, path) : undefined
+}
+
 async function withText<T>(directory: Directory, path: string, maxBytes: number, use: (text: string) => T): Promise<T> {
   const source = await directory.open(path)
   const { name: where, byteLength } = source

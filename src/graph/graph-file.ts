@@ -1,7 +1,8 @@
 // Files of graphs, by the names that transformers.js gives them: onnx/{graph}{suffix}.onnx.
 
-import { type Directory, readJson } from '../base/bytes.js'
+import { type Directory, readJsonIfThere } from '../base/bytes.js'
 import { ConfigError, didYouMean, FileError } from '../base/errors.js'
+import { objectOf } from '../base/options.js'
 
 /** The suffix behind the graph's name, by dtype: as in DEFAULT_DTYPE_SUFFIX_MAPPING of transformers.js 4. */
 const SUFFIXES = {
@@ -132,9 +133,7 @@ export async function graphDtypes(directory: Directory, name = 'model'): Promise
  * In the type that is asked for, else in that of config.json, else in the first that there is. Throws as findGraphs.
  */
 export async function defaultGraphs(directory: Directory, dtype?: DtypeChoice): Promise<string[]> {
-  const hasConfig = await directory.has('config.json')
-  const config = hasConfig ? ((await readJson(directory, 'config.json')) as Record<string, unknown> | null) : null
-  const wanted = { dtype, config: config ?? {} }
+  const wanted = { dtype, config: objectOf(await readJsonIfThere(directory, 'config.json')) }
   if (dtype !== undefined) return Object.values(await findGraphs(directory, wanted))
   for (const name of ['model', ...Object.values(PARTS).flat()]) {
     const there = await graphDtypes(directory, name)

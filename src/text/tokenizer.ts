@@ -2,7 +2,7 @@
 // the library lacks: which tokens a stretch of the text has, speed, and decoding token by token.
 
 import * as hub from '@huggingface/tokenizers'
-import { type Directory, readJson } from '../base/bytes.js'
+import { type Directory, readJson, readJsonIfThere } from '../base/bytes.js'
 import { FileError, FormatError, LowrankError, messageOf } from '../base/errors.js'
 import { costOfRegExp } from '../base/expressions/cost.js'
 import { isObject } from '../base/options.js'
@@ -102,10 +102,8 @@ export async function loadTokenizer(directory: Directory): Promise<Tokenizer> {
     })
   }
   const definition = await readJson(directory, 'tokenizer.json')
-  const config = (await directory.has('tokenizer_config.json'))
-    ? await readJson(directory, 'tokenizer_config.json')
-    : {}
-  return makeTokenizer(definition, config, directory.name)
+  const config = await readJsonIfThere(directory, 'tokenizer_config.json')
+  return makeTokenizer(definition, config === undefined ? {} : config, directory.name)
 }
 
 export function makeTokenizer(definition: unknown, config: unknown, name: string): Tokenizer {

@@ -1,8 +1,8 @@
 // The tasks of pipelines that adapters can be used in: which classes of transformers.js stand behind each.
 
-import { readJson, readText } from '../base/bytes.js'
+import { readJson, readJsonIfThere, readText } from '../base/bytes.js'
 import { didYouMean, FileError, UnsupportedError } from '../base/errors.js'
-import { isObject } from '../base/options.js'
+import { objectOf } from '../base/options.js'
 import type { Model } from '../graph/model-folder.js'
 import { MAX_TEMPLATE_BYTES } from '../text/chat-template.js'
 import { type Class, classNamed, type PreTrainedModel, type TransformersModule } from './module.js'
@@ -112,9 +112,7 @@ function processorOf(transformers: TransformersModule, { preprocessorConfig, nam
 async function tokenizerOf(transformers: TransformersModule, model: Model): Promise<unknown> {
   const { directory } = model
   const tokenizer = await readJson(directory, 'tokenizer.json')
-  const hasConfig = await directory.has('tokenizer_config.json')
-  const config = hasConfig ? await readJson(directory, 'tokenizer_config.json') : {}
-  const settings = isObject(config) ? { ...config } : {}
+  const settings = { ...objectOf(await readJsonIfThere(directory, 'tokenizer_config.json')) }
   // Newer folders hold the template in a file of its own, which transformers.js does not look for.
   const template = 'chat_template.jinja'
   if (settings.chat_template === undefined && (await directory.has(template))) {
