@@ -33,11 +33,8 @@ export function packedParts(graph: Graph, linear: Linear): Linear[] | undefined 
   const widths = headWidths(consumers, linear.d) ?? cutWidths(graph, consumers, linear.d)
   const total = widths?.reduce((sum, width) => sum + width, 0)
   if (widths === undefined || widths.length !== names.length || total !== linear.d) return undefined
-  return partsOf(
-    linear,
-    names.map((name) => linear.name.slice(0, at) + name),
-    widths,
-  )
+  const own = names.map((name) => linear.name.slice(0, at) + name)
+  return partsOf(linear, own, widths)
 }
 
 function partsOf(linear: Linear, names: readonly string[], widths: readonly number[]): Linear[] {

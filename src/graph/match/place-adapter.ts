@@ -65,11 +65,8 @@ export function placeLayers<T extends NamedLayer>(
   own: readonly T[],
   splitsWholes = false,
 ): { part: LayerPart<T>; linear: Linear }[] {
-  const linears = withPointwise(
-    graph,
-    found,
-    own.map(({ name }) => name),
-  )
+  const names = own.map(({ name }) => name)
+  const linears = withPointwise(graph, found, names)
   const parts = partsForGraph(linears, own, splitsWholes)
   const placed = matchOrRefuse(graph, linears, parts).map(({ layer: part, linear }) => ({ part, linear }))
   const owners = new Map<string, string>()

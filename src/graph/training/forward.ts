@@ -111,16 +111,13 @@ export function buildForward(
     inRows.set(linear.node, moved.linear)
   }
   base?.openLayers(inRows, own.customGradients)
-  trainable.adapt(
-    placed.map(({ linear, layer: { layer, start, d } }) => {
-      const { form, last, input, output } = inRows.get(linear.node) as Linear
-      const { name, rank, scaling, baseSquares } = layer
-      const part = d === layer.d ? undefined : { start, end: start + d }
-      return { linear: { ...linear, form, last, input, output, name }, rank, scaling, baseSquares, part }
-    }),
-    options.dropout ?? 0,
-    options.invocation !== undefined,
-  )
+  const branches = placed.map(({ linear, layer: { layer, start, d } }) => {
+    const { form, last, input, output } = inRows.get(linear.node) as Linear
+    const { name, rank, scaling, baseSquares } = layer
+    const part = d === layer.d ? undefined : { start, end: start + d }
+    return { linear: { ...linear, form, last, input, output, name }, rank, scaling, baseSquares, part }
+  })
+  trainable.adapt(branches, options.dropout ?? 0, options.invocation !== undefined)
   for (const value of trainable.constants) own.customGradients.set(value, { inputs: [], rule: () => [] })
   for (const { node, form } of trained) {
     const product = form.isQuantized ? findProduct(graph, node) : undefined

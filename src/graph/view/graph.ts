@@ -100,10 +100,8 @@ export class Graph {
   }
 
   setInput(node: NodeProto, index: number, value: string): void {
-    this.setInputs(
-      node,
-      node.input.map((other, i) => (i === index ? value : other)),
-    )
+    const inputs = node.input.map((other, i) => (i === index ? value : other))
+    this.setInputs(node, inputs)
   }
 
   /** Readers of the old name keep reading that. */
@@ -220,10 +218,8 @@ export class Graph {
 
   replaceUses(from: string, to: string): void {
     for (const node of this.consumers(from)) {
-      this.setInputs(
-        node,
-        node.input.map((input) => (input === from ? to : input)),
-      )
+      const inputs = node.input.map((input) => (input === from ? to : input))
+      this.setInputs(node, inputs)
     }
   }
 
