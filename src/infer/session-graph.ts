@@ -59,10 +59,8 @@ export function sessionGraph(
   const newRows = mayFuse ? giveNewRows(graph) : undefined
   const ownInputs = new Set(graph.inputs)
   const adapted = adaptGraph(graph, names, needs)
-  const inputNames = shortenNames(
-    graph,
-    graph.inputs.filter((input) => !ownInputs.has(input)),
-  )
+  const added = graph.inputs.filter((input) => !ownInputs.has(input))
+  const inputNames = shortenNames(graph, added)
   return {
     ...adapted,
     inputNames,

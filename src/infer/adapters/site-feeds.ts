@@ -89,28 +89,13 @@ function siteFeeds(
     if (roles.has(role)) feeds[siteInput(module, role)] = tensor
   }
   const rows = rowOf?.map((slot) => slots[slot])
-  const vector = (role: 'scale' | 'shift', idle: number) => {
-    if (roles.has(role))
-      feed(
-        role,
-        vectors(
-          slots[0]?.[role],
-          rows?.map((row) => row?.[role]),
-          new Float32Array(d).fill(idle),
-        ),
-      )
+  const vector = (role: SiteRole, valuesOf: (slot: Own) => Float32Array | undefined, idle: () => Float32Array) => {
+    if (roles.has(role)) feed(role, vectors(valuesOf(slots[0]), rows?.map(valuesOf), idle()))
   }
-  vector('scale', 1)
-  vector('shift', 0)
+  vector('scale', (own) => own?.scale, () => new Float32Array(d).fill(1))
+  vector('shift', (own) => own?.shift, () => new Float32Array(d))
   if (site.kind === 'vector') {
-    feed(
-      'values',
-      vectors(
-        slots[0]?.replaced?.data,
-        rows?.map((row) => row?.replaced?.data),
-        base!,
-      ),
-    )
+    vector('values', (own) => own?.replaced?.data, () => base!)
     return feeds
   }
   if (roles.has('A') && hasFactors) feed('B', matricesB(site, rows ?? slots[0], rank))

@@ -87,10 +87,8 @@ export class Decoding {
     this.#newRows = newRows
     this.#cache = newRows && new GrowingCache(newRows, rows.length)
     const cache = newRows === undefined ? request.cache : []
-    this.outputNames = [
-      request.logits,
-      ...(newRows === undefined ? cache.map(({ present }) => present) : [newRows.output]),
-    ]
+    const given = newRows === undefined ? cache.map(({ present }) => present) : [newRows.output]
+    this.outputNames = [request.logits, ...given]
     this.#rows = rows.map((row, index) => ({
       ...row,
       tokens: [...row.promptIds],
@@ -208,12 +206,9 @@ export class Decoding {
         const isBehindOwn = padding === 'right' && before > 0 && rows.length > 1
         this.#cache?.add(outputs[this.#newRows.output], isBehindOwn ? lengths.map((length) => length - 1) : undefined)
       } else {
-        this.#past = Object.fromEntries(
-          cache.map(({ past, present, isOfEncoder }) => [
-            past,
-            isOfEncoder && before > 0 ? this.#past[past] : outputs[present],
-          ]),
-        )
+        const after = ({ past, present, isOfEncoder }: CacheEntry) =>
+          isOfEncoder && before > 0 ? this.#past[past] : outputs[present]
+        this.#past = Object.fromEntries(cache.map((entry) => [entry.past, after(entry)]))
       }
       if (this.#width < longest) return []
     }
@@ -296,16 +291,11 @@ export class Decoding {
     })
     const whole = (tensorOf: (of: Decoding) => RuntimeTensor) => {
       const length = tensorOf(this).dims[1]
-      return joinRows(
-        moved.map(({ of, rows }) => ({ rows, from: 0, count: length, to: 0, tensor: tensorOf(of) })),
-        1,
-        length,
-      )
+      const tensors = moved.map(({ of, rows }) => ({ rows, from: 0, count: length, to: 0, tensor: tensorOf(of) }))
+      return joinRows(tensors, 1, length)
     }
-    this.#cache?.become(
-      moved.map((part) => ({ ...part, cache: part.of.#cache! })),
-      width,
-    )
+    const caches = moved.map((part) => ({ ...part, cache: part.of.#cache! }))
+    this.#cache?.become(caches, width)
     const axes = new Map(cache.map(({ past, axis, isOfEncoder }) => [past, isOfEncoder ? undefined : axis]))
     this.#past = Object.fromEntries(
       Object.keys(this.#past).map((name) => {
