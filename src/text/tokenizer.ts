@@ -225,10 +225,8 @@ class HubTextTokenizer implements Tokenizer {
     const texts = [first, second].flatMap((text) => (text === undefined ? [] : [this.#encodeBare(text)]))
     const { around, types } = this.#textTemplate(texts.length)
     const special = around.reduce((sum, { ids }) => sum + ids.length, 0)
-    const lengths = longestFirst(
-      texts.map(({ length }) => length),
-      Math.max(0, maxLength - special),
-    )
+    const own = texts.map(({ length }) => length)
+    const lengths = longestFirst(own, Math.max(0, maxLength - special))
     const ids = [...around[0].ids]
     const typeIds = [...around[0].typeIds]
     texts.forEach((text, i) => {

@@ -96,10 +96,8 @@ function tellOfPointwise(
   const meant = pointwise.filter((linear) => targets?.has(linear) ?? true)
   if (meant.length === 0) return
   const more = meant.length > 5 ? ` and ${meant.length - 5} more` : ''
-  const names = `${meant
-    .slice(0, 5)
-    .map(({ name }) => name)
-    .join(', ')}${more}`
+  const shown = meant.slice(0, 5).map(({ name }) => name)
+  const names = `${shown.join(', ')}${more}`
   on?.warning?.(
     targets === undefined
       ? `all-linear leaves out ${names}: the graph has convolutions of kernel 1 there, which PEFT's all-linear leaves out too. targetModules can name them`

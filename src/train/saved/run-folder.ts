@@ -165,14 +165,9 @@ export async function writeState(
   run: RunState,
 ): Promise<void> {
   const tensors = ([...STATE_PARTS, 'best'] as const).flatMap((part) =>
-    (engine[part] ?? []).map(
-      (values, i): TensorBytes => ({
-        name: `${part}/${names[i]}`,
-        dtype: 'fp32',
-        shape: [values.length],
-        data: bytesOf(values),
-      }),
-    ),
+    (engine[part] ?? []).map((values, i): TensorBytes => {
+      return { name: `${part}/${names[i]}`, dtype: 'fp32', shape: [values.length], data: bytesOf(values) }
+    }),
   )
   await saveSafetensors(directory, STATE_FILE, tensors, { run: JSON.stringify(run) })
 }
