@@ -1,6 +1,6 @@
 // The graph that a session opens, made of the model's own.
 
-import { type ModelProto, type NodeProto, type ValueInfoProto, ValueInfoProtoSchema } from '../formats/onnx/gen/onnx_pb.js'
+import { type ModelProto, type ValueInfoProto, ValueInfoProtoSchema } from '../formats/onnx/gen/onnx_pb.js'
 import type { OnnxModel } from '../formats/onnx/model.js'
 import { create } from '../formats/onnx/protobuf.js'
 import { fuseAttention } from '../graph/fuse/attention.js'
@@ -115,7 +115,7 @@ function adaptGraph(graph: Graph, names: ModuleMap, needs: GraphNeeds): { groups
 function isFed(graph: Graph, value: Value, known: Map<Value, boolean>): boolean {
   const inputs = new Set(graph.inputs.map(({ name }) => name))
   const seen: Value[] = []
-  const enters = ({ opType }: NodeProto, one: Value) => opType !== 'Shape' && known.get(one) !== false
+  const enters = ({ opType }: { opType: string }, one: Value) => opType !== 'Shape' && known.get(one) !== false
   for (const [one, node] of graph.madeOf(value, enters)) {
     if (known.get(one) || inputs.has(one) || (node !== undefined && subgraphs(node).length > 0)) {
       known.set(value, true)

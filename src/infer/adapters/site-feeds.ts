@@ -89,13 +89,15 @@ function siteFeeds(
     if (roles.has(role)) feeds[siteInput(module, role)] = tensor
   }
   const rows = rowOf?.map((slot) => slots[slot])
-  const vector = (role: SiteRole, valuesOf: (slot: Own) => Float32Array | undefined, idle: () => Float32Array) => {
-    if (roles.has(role)) feed(role, vectors(valuesOf(slots[0]), rows?.map(valuesOf), idle()))
+  const vector = (role: SiteRole, idle: number | Float32Array, valuesOf: (own: Own) => Float32Array | undefined) => {
+    if (!roles.has(role)) return
+    const without = typeof idle === 'number' ? new Float32Array(d).fill(idle) : idle
+    feed(role, vectors(valuesOf(slots[0]), rows?.map(valuesOf), without))
   }
-  vector('scale', (own) => own?.scale, () => new Float32Array(d).fill(1))
-  vector('shift', (own) => own?.shift, () => new Float32Array(d))
+  vector('scale', 1, (own) => own?.scale)
+  vector('shift', 0, (own) => own?.shift)
   if (site.kind === 'vector') {
-    vector('values', (own) => own?.replaced?.data, () => base!)
+    vector('values', base!, (own) => own?.replaced?.data)
     return feeds
   }
   if (roles.has('A') && hasFactors) feed('B', matricesB(site, rows ?? slots[0], rank))

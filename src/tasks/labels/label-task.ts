@@ -88,8 +88,8 @@ export abstract class HeadTask<Example extends Placed> implements OpenTask<Examp
     this.warnings = this.head.warnings
     const any = this.problem.type === 'regression' ? 0 : this.labels[0]
     const [first, second] = PROBE_BATCHES.map(({ batch, sequence }) => {
-      const zeros = (_: unknown, row: number) => ({ ...this.#inputs.zeros(any, sequence, row), where: 'probe' }) as Example
-      return this.collate(Array.from({ length: batch }, zeros), sequence)
+      const probe = Array.from({ length: batch }, (_, row) => this.#inputs.zeros(any, sequence, row))
+      return this.collate(probe as Example[], sequence)
     })
     this.probe = { feeds: [first, second], lengths: this.#inputs.lengths }
   }
