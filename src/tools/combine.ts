@@ -54,7 +54,7 @@ export async function combineAdapters(
   let doraBase: DoraBase | undefined
   try {
     for (const [index, { adapter, weight }] of inputs.map(weighted).entries()) {
-      const parts = await openForUse(adapter, 'combining', { replicates: true })
+      const parts = await openForUse(adapter, 'combining')
       const byName = new Map(parts.parts().map((part) => [part.name, part]))
       const label = typeof parts.name === 'string' && parts.name !== 'adapter' ? parts.name : `adapter ${index + 1}`
       opened.push({ adapter: parts, weight, parts: byName, label })
