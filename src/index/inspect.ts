@@ -7,6 +7,7 @@ import { elementCount } from '../base/tensor.js'
 import { type DtypeChoice, defaultGraphs } from '../graph/graph-file.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import type { FitReport } from '../merge/fit.js'
+import { isCheckpointFile } from '../merge/format.js'
 import type { AdapterReport } from '../peft/inspect.js'
 import { INSPECT_OPTIONS } from './gen/options.js'
 import type { OnnxContents } from './inspect-onnx.js'
@@ -93,10 +94,6 @@ async function findModel(
     expected: 'adapter_config.json, model.safetensors, model.safetensors.index.json or onnx/model.onnx',
     got: files.length === 0 ? 'no files' : listed(files),
   })
-}
-
-function isCheckpointFile(file: string): boolean {
-  return /\.(safetensors|json|bin|pt|pth|ckpt)$/.test(file)
 }
 
 export async function findOnnx(base: { directory: Directory; file: string | undefined }): Promise<string[]> {

@@ -3,7 +3,8 @@
 import type { Directory } from '../base/bytes.js'
 import { FileError } from '../base/errors.js'
 import type { FileLike } from '../base/globals.js'
-import { checkArgument, hasMethods } from '../base/options.js'
+import { checkArgument } from '../base/options.js'
+import { isDirectory } from '../data/source.js'
 import type { RemoteOptions } from '../io/hub/directory.js'
 import type { Located } from '../io/locate.js'
 import { FilesDirectory } from '../io/web/directories.js'
@@ -19,10 +20,6 @@ export type Source = string | Directory | Iterable<FileLike>
 
 /** A place to write a result to: a path (not in browsers), or an object that implements {@link Directory}. */
 export type Target = string | Directory
-
-export function isDirectory(value: unknown): value is Directory {
-  return hasMethods(value, 'list', 'has', 'open')
-}
 
 export async function openSource(source: Source, where: string, options: RemoteOptions = {}): Promise<Located> {
   checkArgument(source, SOURCE, where)

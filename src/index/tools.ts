@@ -4,6 +4,7 @@ import type { Directory } from '../base/bytes.js'
 import { ConfigError } from '../base/errors.js'
 import { checkArgument, checkOptions } from '../base/options.js'
 import type { ToolRun } from '../base/progress.js'
+import { isDirectory } from '../data/source.js'
 import type { ConvertReport } from '../exchange/convert.js'
 import type { ConvertedDtype, Place } from '../exchange/format.js'
 import { type AdapterFormat, formatOf } from '../exchange/formats.js'
@@ -24,7 +25,7 @@ import {
 } from './gen/options.js'
 import { ADAPTER_SOURCE } from './kinds.js'
 import type { AdapterToMerge } from './merge-options.js'
-import { isDirectory, openSource, openTarget, type Source, type Target } from './sources.js'
+import { openSource, openTarget, type Source, type Target } from './sources.js'
 
 /** How {@link resize} chooses ranks. */
 export interface ResizeOptions extends RankChoice, ToolRun {}

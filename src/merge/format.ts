@@ -11,8 +11,8 @@ export interface MergeBase {
   readonly file?: string | undefined
 }
 
-/** Files that are no graph: pickles among them, which are refused. */
-const CHECKPOINTS = /\.(safetensors|json|bin|pt|pth|ckpt)$/
+/** True for files that are no graph: pickles among them, which are refused. */
+export const isCheckpointFile = (file: string) => /\.(safetensors|json|bin|pt|pth|ckpt)$/.test(file)
 
 export interface ChosenFormat {
   readonly format: MergeFormat
@@ -28,7 +28,7 @@ export async function chooseFormat(
 ): Promise<ChosenFormat> {
   const named = /\.(onnx|safetensors)$/.exec(out ?? '')?.[1] as 'onnx' | 'safetensors' | undefined
   if (file !== undefined) {
-    const format = CHECKPOINTS.test(file) ? 'safetensors' : 'onnx'
+    const format = isCheckpointFile(file) ? 'safetensors' : 'onnx'
     requireSame(wish, format, `the base is the file ${file}`)
     if (dtype !== undefined && format === 'onnx') {
       throw new ConfigError({ where: 'dtype', what: 'not together with the path of a graph', got: file })
