@@ -83,6 +83,13 @@ export interface Directory {
   isSame?(other: Directory): Promise<boolean>
 }
 
+/** A folder, or a file in it. */
+export interface Place {
+  readonly directory: Directory
+  /** Undefined for the folder itself. */
+  readonly file?: string | undefined
+}
+
 /** A folder that one writer has. */
 export interface Reservation {
   /** Throws FileError when this one has lost the folder, because somebody removed the lock. */

@@ -2,7 +2,7 @@
 // own. All layers have one rank and one scale there, which is the scaling itself and not alpha/r. A is (k, r) and B is
 // (r, d).
 
-import { type Directory, readJson, writeFile } from '../base/bytes.js'
+import { type Directory, type Place, readJson, writeFile } from '../base/bytes.js'
 import { encodeFloats, type FloatDtype, isFloatDtype } from '../base/dtype.js'
 import { FormatError, UnsupportedError } from '../base/errors.js'
 import { Steps } from '../base/progress.js'
@@ -16,7 +16,7 @@ import { notFinite } from '../lora/factors.js'
 import type { FactorTensors, FactorView } from '../lora/part.js'
 import type { AdapterTensor } from '../peft/keys.js'
 import { type OpenAdapter, openAdapter } from '../peft/open.js'
-import { type ExchangeFormat, floatDtype, type Place, requireHeld, type WriteSettings, type Written } from './format.js'
+import { type ExchangeFormat, floatDtype, requireHeld, type WriteSettings, type Written } from './format.js'
 import { adapterOf, pairedLayer, type ReadLayer } from './read-layers.js'
 
 const MLX_CONFIG = 'adapter_config.json'

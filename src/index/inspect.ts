@@ -1,6 +1,6 @@
 // Contents of a source: an adapter, a checkpoint or an ONNX model, and how an adapter fits a base.
 
-import type { Directory } from '../base/bytes.js'
+import type { Directory, Place } from '../base/bytes.js'
 import { ConfigError, FileError, listed } from '../base/errors.js'
 import { checkOptions } from '../base/options.js'
 import { elementCount } from '../base/tensor.js'
@@ -96,7 +96,7 @@ async function findModel(
   })
 }
 
-export async function findOnnx(base: { directory: Directory; file: string | undefined }): Promise<string[]> {
+export async function findOnnx(base: Place): Promise<string[]> {
   if (base.file !== undefined) return isCheckpointFile(base.file) ? [] : [base.file]
   const files = await base.directory.list()
   if (files.some((name) => /\.safetensors(\.index\.json)?$/.test(name))) return []

@@ -1,12 +1,12 @@
 // The tools for adapters: checks of what callers hand over, and the way to the code that does the work.
 
-import type { Directory } from '../base/bytes.js'
+import type { Directory, Place } from '../base/bytes.js'
 import { ConfigError } from '../base/errors.js'
 import { checkArgument, checkOptions } from '../base/options.js'
 import type { ToolRun } from '../base/progress.js'
 import { isDirectory } from '../data/source.js'
 import type { ConvertReport } from '../exchange/convert.js'
-import type { ConvertedDtype, Place } from '../exchange/format.js'
+import type { ConvertedDtype } from '../exchange/format.js'
 import { type AdapterFormat, formatOf } from '../exchange/formats.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import type { CombineResult } from '../tools/combine.js'

@@ -1,6 +1,6 @@
 // How adapters or checkpoints differ: no full matrices for adapters, one tensor at a time for checkpoints.
 
-import type { Directory } from '../base/bytes.js'
+import type { Directory, Place } from '../base/bytes.js'
 import { MismatchError } from '../base/errors.js'
 import { Steps, type ToolRun } from '../base/progress.js'
 import { elementCount, formatShape } from '../base/tensor.js'
@@ -10,7 +10,6 @@ import type { PartView } from '../lora/part.js'
 import { type OpenAdapter, openForUse } from '../peft/open.js'
 import { type AdapterDifference, compareChanges } from './diff-layer.js'
 import { DifferenceMemory, differenceOf, hasSameBytes, requireFloat, requireSameShape, withOpen } from './difference.js'
-import type { CheckpointPlace } from './extract.js'
 import { changeOf, isFactorPart } from './factor-parts.js'
 
 /** A layer of two adapters. */
@@ -108,8 +107,8 @@ function compareValues(a: ArrayLike<number>, b: ArrayLike<number>): AdapterDiffe
   }
 }
 
-export async function diffCheckpoints(a: CheckpointPlace, b: CheckpointPlace, run: ToolRun): Promise<DiffReport> {
-  const open = ({ directory, file }: CheckpointPlace) => openCheckpoint(directory, file)
+export async function diffCheckpoints(a: Place, b: Place, run: ToolRun): Promise<DiffReport> {
+  const open = ({ directory, file }: Place) => openCheckpoint(directory, file)
   return withOpen([a, b], open, async ([own, other]) => {
     const shared = [...own.tensors.keys()].filter((name) => other.tensors.has(name))
     if (shared.length === 0) {

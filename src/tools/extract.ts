@@ -1,6 +1,6 @@
 // The closest adapter of a low rank to a fine-tuned checkpoint. Large tensors are read in blocks of rows.
 
-import type { Directory } from '../base/bytes.js'
+import type { Place } from '../base/bytes.js'
 import { MismatchError, nearMisses, StateError } from '../base/errors.js'
 import { Steps, type ToolRun } from '../base/progress.js'
 import { type Checkpoint, openCheckpoint, shardSource } from '../formats/checkpoint.js'
@@ -77,14 +77,9 @@ export interface ExtractResult {
   missing: string[]
 }
 
-export interface CheckpointPlace {
-  readonly directory: Directory
-  readonly file: string | undefined
-}
-
 export async function extractAdapter(
-  base: CheckpointPlace,
-  tuned: CheckpointPlace,
+  base: Place,
+  tuned: Place,
   settings: ExtractSettings,
   keptValues = KEPT_VALUES,
 ): Promise<ExtractResult> {
@@ -95,7 +90,7 @@ export async function extractAdapter(
   })
 }
 
-async function openPlace({ directory, file }: CheckpointPlace): Promise<Checkpoint> {
+async function openPlace({ directory, file }: Place): Promise<Checkpoint> {
   refuseQuantizedConfig((await loadConfig(directory))?.values, `${directory.name}/config.json`)
   return openCheckpoint(directory, file)
 }

@@ -9,6 +9,7 @@ import {
   type ByteSource,
   checkRange,
   type Directory,
+  type Place,
   type Reservation,
   splitName,
 } from '../../base/bytes.js'
@@ -125,11 +126,6 @@ async function canAppear(out: string): Promise<boolean> {
   )
 }
 
-export interface Location {
-  readonly directory: NodeDirectory
-  readonly file: string | undefined
-}
-
 /**
  * The path that a text names, also as a file:// URL.
  *
@@ -147,7 +143,7 @@ export function localPath(text: string, where: string): string {
   return text
 }
 
-export async function locate(target: string): Promise<Location> {
+export async function locate(target: string): Promise<Place> {
   let isDirectory: boolean
   try {
     isDirectory = (await stat(target)).isDirectory()
