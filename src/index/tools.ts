@@ -129,9 +129,7 @@ export async function convertAdapter(
 ): Promise<ConvertReport> {
   checkOptions(options, 'convertAdapter', CONVERT_ADAPTER_OPTIONS)
   const { to, out, base, outDtype = 'keep', ...run } = options
-  if (!(adapter instanceof LoraAdapter)) {
-    checkArgument(adapter, ADAPTER_SOURCE, 'adapter')
-  }
+  if (!(adapter instanceof LoraAdapter)) checkArgument(adapter, ADAPTER_SOURCE, 'adapter')
   const { convert } = await import('../exchange/convert.js')
   return convert(adapter instanceof LoraAdapter ? adapter : await openSource(adapter, 'adapter'), {
     to,
