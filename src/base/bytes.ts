@@ -1,7 +1,7 @@
 // Sources and sinks of bytes, without naming a file system: io/ implements these for Node and for browsers.
 
-import { FileError, FormatError, listed } from './errors.js'
-import { checkArgument, OBJECT } from './options.js'
+import { FileError, FormatError, LowrankError, listed } from './errors.js'
+import { checkArgument, OBJECT, objectOf } from './options.js'
 import { sniff } from './sniff.js'
 
 /** Random access to immutable bytes: a file, a Blob, a range of a URL, an array. */
@@ -332,6 +332,17 @@ export async function requireEmpty(folder: Directory): Promise<void> {
 /** NaN and infinite numbers, which Python writes, are read as numbers. Throws FormatError above 256 MiB. */
 export async function readJson(directory: Directory, path: string): Promise<unknown> {
   return withText(directory, path, parsePythonJson)
+}
+
+/** The object in a JSON file: undefined without the file, empty where it holds something else, which tells nothing. */
+export async function readLeniently(directory: Directory, path: string): Promise<Record<string, unknown> | undefined> {
+  if (!(await directory.has(path))) return undefined
+  try {
+    return objectOf(await readJson(directory, path))
+  } catch (error) {
+    if (error instanceof LowrankError) return {}
+    throw error
+  }
 }
 
 /** Gives what `use` makes of a text; a SyntaxError of it becomes a FormatError that names the file. */

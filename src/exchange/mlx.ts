@@ -5,6 +5,7 @@
 import { type Directory, type Place, readJson, writeFile } from '../base/bytes.js'
 import { encodeFloats, type FloatDtype, isFloatDtype } from '../base/dtype.js'
 import { FormatError, UnsupportedError } from '../base/errors.js'
+import { objectOf } from '../base/options.js'
 import { Steps } from '../base/progress.js'
 import { type FloatArray, formatShape, isAllFinite, type Matrix, type Tensor } from '../base/tensor.js'
 import { parseSafetensorsHeader, readTensorF32, saveSafetensors, type TensorBytes } from '../formats/safetensors.js'
@@ -26,7 +27,7 @@ export const MLX: ExchangeFormat = {
   async detect({ directory, file }) {
     if (file !== undefined || !(await directory.has(MLX_CONFIG)) || !(await directory.has(MLX_WEIGHTS))) return false
     const config = await readMlxConfig(directory)
-    return typeof config === 'object' && config !== null && ('lora_parameters' in config || 'fine_tune_type' in config)
+    return 'lora_parameters' in config || 'fine_tune_type' in config
   },
   open: async ({ directory }) => openAdapter(await readMlx(directory)),
   write: writeMlx,
@@ -156,5 +157,5 @@ async function readMlx(directory: Directory): Promise<LoraAdapter> {
 }
 
 async function readMlxConfig(directory: Directory): Promise<Record<string, unknown>> {
-  return ((await readJson(directory, MLX_CONFIG)) ?? {}) as Record<string, unknown>
+  return objectOf(await readJson(directory, MLX_CONFIG))
 }
