@@ -307,7 +307,7 @@ export async function writeTogether<T>(directory: Directory, write: (folder: Dir
 const MAX_JSON_BYTES = 1 << 28
 
 export async function readText(directory: Directory, path: string, maxBytes: number): Promise<string> {
-  return withText(directory, path, maxBytes, (text) => text)
+  return withText(directory, path, (text) => text, maxBytes)
 }
 
 /** @throws FileError if something is in the folder */
@@ -324,10 +324,21 @@ export async function requireEmpty(folder: Directory): Promise<void> {
 
 /** NaN and infinite numbers, which Python writes, are read as numbers. Throws FormatError above 256 MiB. */
 export async function readJson(directory: Directory, path: string): Promise<unknown> {
-  return withText(directory, path, MAX_JSON_BYTES, parsePythonJson)
+  return withText(directory, path, parsePythonJson)
 }
 
-async function withText<T>(directory: Directory, path: string, maxBytes: number, use: (text: string) => T): Promise<T> {
+/** As {@link readJson}; undefined if there is no such file. */
+export async function readJsonIfThere(directory: Directory, path: string): Promise<unknown> {
+  return (await directory.has(path)) ? readJson(directory, path) : undefined
+}
+
+/** Gives what `use` makes of a text; a SyntaxError of it becomes a FormatError that names the file. */
+export async function withText<T>(
+  directory: Directory,
+  path: string,
+  use: (text: string) => T,
+  maxBytes = MAX_JSON_BYTES,
+): Promise<T> {
   const source = await directory.open(path)
   const { name: where, byteLength } = source
   try {

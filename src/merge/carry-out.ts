@@ -2,7 +2,7 @@
 
 import { type Directory, writeThrough, writeTogether } from '../base/bytes.js'
 import { FileError } from '../base/errors.js'
-import { type OpenMerge, summaryOf } from './open.js'
+import { type OpenMerge, sizeOf, summaryOf } from './open.js'
 import { Chunks, type OutputFile } from './plan/layout.js'
 import { ChangeSums, type MergeReport } from './report.js'
 import type { RunSettings } from './settings.js'
@@ -20,7 +20,6 @@ export async function carryOut(
   const { files, sources, others, isReproducible } = merge
   const sums = new ChangeSums()
   const merger = new ChunkMerger(sources, isReproducible)
-  const sizeOf = (list: readonly { byteLength: number }[]) => list.reduce((sum, { byteLength }) => sum + byteLength, 0)
   const totalBytes = sizeOf(files)
   let writtenBytes = 0
   const added: string[] = []

@@ -27,15 +27,16 @@ const MARKERS = /<\|[^|<>{}\s]{1,40}\|>|<[a-z]+(?:_[a-z]+)+>/g
 
 /** `own` are files and folders (`onnx/`) of which the result has its own version. */
 export async function otherFiles(
-  { base: { directory }, adapters, sign }: PartInput,
-  own: ReadonlySet<string>,
+  { base: { directory }, adapters, sign, weightsOnly }: PartInput,
+  own: readonly string[],
   config: string | undefined,
   vocabulary?: number,
 ) {
+  if (weightsOnly) return { files: [], leftOut: [], warnings: [] }
   const folders = sign === -1 ? [] : adapters.map(({ adapter }) => adapter)
   const { files, warnings } = await adapterTexts(directory, folders, vocabulary)
   const changed = config === undefined ? files : [...files, textFile(CONFIG_FILE, config)]
-  return { ...(await findCompanions(directory, own, changed)), warnings }
+  return { ...(await findCompanions(directory, new Set(own), changed)), warnings }
 }
 
 /** A tokenizer goes along if it has tokens that the base's has not, or another token at the end of texts. */

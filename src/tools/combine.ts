@@ -10,6 +10,7 @@ import type { LoraAdapter } from '../lora/adapter.js'
 import type { LoraConfig } from '../lora/config.js'
 import type { LayerVectors } from '../lora/factors.js'
 import type { PartValues, PartView } from '../lora/part.js'
+import { weighted } from '../merge/weighted.js'
 import { type OpenAdapter, openForUse } from '../peft/open.js'
 import { assemble, type NewLayer } from './assemble.js'
 import { combinedChange, type Term } from './combine-layer.js'
@@ -52,8 +53,7 @@ export async function combineAdapters(
   const opened: Opened[] = []
   let doraBase: DoraBase | undefined
   try {
-    for (const [index, { adapter, weight }] of inputs.entries()) {
-      checkWeight(weight, index)
+    for (const [index, { adapter, weight }] of inputs.map(weighted).entries()) {
       const parts = await openForUse(adapter, 'combining', { replicates: true })
       const byName = new Map(parts.parts().map((part) => [part.name, part]))
       const label = typeof parts.name === 'string' && parts.name !== 'adapter' ? parts.name : `adapter ${index + 1}`
@@ -129,12 +129,6 @@ function biasOf(terms: readonly Term[], owners: readonly Opened[]): LayerVectors
     })
   }
   return { biasB }
-}
-
-function checkWeight(weight: number, index: number): void {
-  if (Number.isFinite(weight) && weight !== 0) return
-  const expected = 'a finite number other than 0'
-  throw new ConfigError({ where: `weight of adapter ${index + 1}`, what: 'not valid', expected, got: String(weight) })
 }
 
 function checkParts(one: Opened, way: CombineWay, hasBase: boolean): void {

@@ -10,7 +10,7 @@ import { streamedSvd } from '../linalg/streamed-svd.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import { type LoraConfig, resolveConfig } from '../lora/config.js'
 import { moduleOf, type ReplacementView, type StoredTensor } from '../lora/part.js'
-import { readConfig } from '../merge/plan/config-edit.js'
+import { loadConfig } from '../merge/plan/config-edit.js'
 import { isEmbeddingModule, isVocabularyModule } from '../merge/plan/names/vocabulary.js'
 import { isConv1dModule } from '../merge/plan/orientation.js'
 import { refuseQuantizedConfig } from '../merge/plan/refusals.js'
@@ -85,7 +85,7 @@ export async function extractAdapter(
   try {
     const other = await openPlace(tuned)
     try {
-      const config = await readConfig(base.directory)
+      const config = (await loadConfig(base.directory))?.values
       return await extractFrom(own, other, { ...settings, config, keptValues, memory: new DifferenceMemory() })
     } finally {
       await other.close()
@@ -96,7 +96,7 @@ export async function extractAdapter(
 }
 
 async function openPlace({ directory, file }: CheckpointPlace): Promise<Checkpoint> {
-  refuseQuantizedConfig(await readConfig(directory), `${directory.name}/config.json`)
+  refuseQuantizedConfig((await loadConfig(directory))?.values, `${directory.name}/config.json`)
   return openCheckpoint(directory, file)
 }
 

@@ -7,7 +7,7 @@ import { copyAs } from '../linalg/product.js'
 import type { PartOfKind } from '../lora/adapter.js'
 import type { PartView } from '../lora/part.js'
 import { baseWeightsOf } from '../merge/convert.js'
-import { readConfig } from '../merge/plan/config-edit.js'
+import { loadConfig } from '../merge/plan/config-edit.js'
 import { refuseQuantizedConfig } from '../merge/plan/refusals.js'
 import type { OpenAdapter } from '../peft/open.js'
 import type { CheckpointPlace } from './extract.js'
@@ -26,7 +26,7 @@ export async function openDoraBase(
   { directory, file }: CheckpointPlace,
   adapters: readonly OpenAdapter[],
 ): Promise<DoraBase> {
-  const config = await readConfig(directory)
+  const config = (await loadConfig(directory))?.values
   refuseQuantizedConfig(config, `${directory.name}/config.json`)
   const checkpoint = await openCheckpoint(directory, file)
   try {

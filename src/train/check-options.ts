@@ -1,9 +1,6 @@
 // Checks before anything is computed: options before the data is read, tensors before the first step.
 
 import { ConfigError, DataError, MismatchError, StateError } from '../base/errors.js'
-import { checkColumnNames } from '../data/columns.js'
-import { isDataSource } from '../data/source.js'
-import { planSplit } from '../data/split.js'
 import { invocationStart } from '../graph/training/activation.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import { type LoraConfig, resolveConfig } from '../lora/config.js'
@@ -17,13 +14,9 @@ import { defaultsOf, TRAIN_DEFAULTS, type TrainSettings, usesBest } from './sett
 import { type Context, wholeTensors } from './whole-tensors.js'
 
 export function checkOptions(options: TrainingOptions, settings: TrainSettings): LoraConfig {
-  const { adapter, data, evalData, evalSplit, model } = options
+  const { adapter, model } = options
   if (options.task !== undefined) checkTaskName(options.task)
-  checkData('data', data)
-  if (evalData !== undefined) checkData('evalData', evalData)
   checkTogether(options, settings)
-  checkColumnNames(options.columns)
-  if (evalSplit !== undefined) planSplit(evalSplit, 0)
   const given = Object.entries(options.config ?? {}).filter(([, value]) => value !== undefined)
   const defaults = { ...defaultsOf(options.preset).config, ...baseNameOf(model) }
   const config = adapter?.config ?? resolveConfig({ ...defaults, ...Object.fromEntries(given) })
@@ -54,15 +47,6 @@ function checkInit(init: Init): void {
     expected: DRAWN_INITS.join(', '),
     got: init,
     ...(init === 'eva' && { hint: 'Start an adapter by evaInitialize of lowrank/init, and give it as adapter' }),
-  })
-}
-
-function checkData(where: string, data: unknown): void {
-  if (isDataSource(data)) return
-  throw new ConfigError({
-    where,
-    what: 'neither records nor an open file or folder',
-    got: data === null ? 'null' : typeof data,
   })
 }
 

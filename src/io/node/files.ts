@@ -14,7 +14,7 @@ import {
 } from '../../base/bytes.js'
 import { ConfigError, FileError } from '../../base/errors.js'
 import { refuseAddress } from '../source.js'
-import { codeOf, fileError, REASONS } from './errors.js'
+import { codeOf, fileError, REASONS, withFileErrors } from './errors.js'
 import { isDirectory, makeFolders, removeEmptyFolders, syncFolder } from './folders.js'
 import { reserveFolder } from './reserve.js'
 import { isMountPoint, realOutput, removeUnfinished, unfinishedName, WholeOutput } from './whole-output.js'
@@ -77,18 +77,17 @@ export class NodeDirectory implements Directory {
 
   async append(file: string, bytes: Uint8Array): Promise<void> {
     const target = this.#resolve(file)
-    let handle: FileHandle | undefined
-    try {
+    await withFileErrors(target, 'cannot be written', async () => {
       await makeFolders(path.dirname(target))
-      handle = await open(target, 'a')
-      await handle.appendFile(bytes)
-      // Files that are written later may rely on these lines.
-      await handle.sync()
-    } catch (error) {
-      throw fileError(target, 'cannot be written', error)
-    } finally {
-      await handle?.close()
-    }
+      const handle = await open(target, 'a')
+      try {
+        await handle.appendFile(bytes)
+        // Files that are written later may rely on these lines.
+        await handle.sync()
+      } finally {
+        await handle.close()
+      }
+    })
   }
 
   async reserve(what: string): Promise<Reservation> {
@@ -193,77 +192,64 @@ function fileSource(handle: FileHandle, name: string, size: number, realPath: st
     async readInto(offset, memory) {
       const { byteLength } = memory
       checkRange(source, offset, byteLength)
-      let done = 0
-      try {
-        while (done < byteLength) {
+      await withFileErrors(name, 'cannot be read', async () => {
+        for (let done = 0; done < byteLength; ) {
           const length = Math.min(byteLength - done, MAX_TRANSFER_BYTES)
           const { bytesRead } = await handle.read(memory, done, length, offset + done)
           if (bytesRead === 0) throw new FileError({ where: name, what: 'became shorter while it was being read' })
           done += bytesRead
         }
-      } catch (error) {
-        throw fileError(name, 'cannot be read', error)
-      }
+      })
     },
     close: () => handle.close(),
   }
   return source
 }
 
-export async function createFile(file: string, { fsync = true }: FileOptions = {}): Promise<ByteSink> {
-  const folder = path.dirname(file)
+export async function createFile(name: string, { fsync = true }: FileOptions = {}): Promise<ByteSink> {
+  const folder = path.dirname(name)
+  const temporary = unfinishedName(name)
+  let handle: FileHandle
   let firstMade: string | undefined
-  try {
-    if (await isDirectory(file)) throw new FileError({ where: file, what: 'is a folder' })
-    firstMade = await makeFolders(folder)
-    await removeUnfinished(file)
-    const temporary = unfinishedName(file)
-    return fileSink(file, await open(temporary, 'wx'), { temporary, firstMade, fsync })
-  } catch (error) {
+  const removeFolders = async () => {
     if (firstMade !== undefined) await removeEmptyFolders(folder, firstMade)
-    throw fileError(file, 'cannot be written', error)
   }
-}
-
-interface UnfinishedFile {
-  readonly temporary: string
-  readonly firstMade: string | undefined
-  readonly fsync: boolean
-}
-
-function fileSink(name: string, handle: FileHandle, { temporary, firstMade, fsync }: UnfinishedFile): ByteSink {
+  try {
+    if (await isDirectory(name)) throw new FileError({ where: name, what: 'is a folder' })
+    firstMade = await makeFolders(folder)
+    await removeUnfinished(name)
+    handle = await open(temporary, 'wx')
+  } catch (error) {
+    await removeFolders()
+    throw fileError(name, 'cannot be written', error)
+  }
   let isOpen = true
   return {
     name,
-    async write(bytes) {
-      try {
+    write: (bytes) =>
+      withFileErrors(name, 'cannot be written', async () => {
         for (let done = 0; done < bytes.byteLength; ) {
           const length = Math.min(bytes.byteLength - done, MAX_TRANSFER_BYTES)
           const { bytesWritten } = await handle.write(bytes, done, length)
           done += bytesWritten
         }
-      } catch (error) {
-        throw fileError(name, 'cannot be written', error)
-      }
-    },
+      }),
     async commit() {
-      try {
+      await withFileErrors(name, 'cannot be written', async () => {
         // Without this a crash could leave the final name on a file whose bytes never reached the disk.
         if (fsync) await handle.sync()
         await handle.close()
         await rename(temporary, name)
-      } catch (error) {
-        throw fileError(name, 'cannot be written', error)
-      }
+      })
       isOpen = false
-      if (fsync) await syncFolder(path.dirname(name))
+      if (fsync) await syncFolder(folder)
     },
     async abort() {
       if (!isOpen) return
       isOpen = false
       await handle.close().catch(() => {})
       await unlink(temporary).catch(() => {})
-      if (firstMade !== undefined) await removeEmptyFolders(path.dirname(name), firstMade)
+      await removeFolders()
     },
   }
 }

@@ -1,23 +1,26 @@
 // The inner loop of a merge in Node: reads straight into the kernel's memory, computes, and writes from there.
 // Measured: copying files first and patching them is slower.
 
-import { fstatSync, ftruncateSync, openSync, readSync, writeSync } from 'node:fs'
+import { fstatSync, ftruncateSync, readSync, writeSync } from 'node:fs'
 import { FileError } from '../../base/errors.js'
-import { fileError } from '../../io/node/errors.js'
+import { withFileErrors } from '../../io/node/errors.js'
 import { Chunks, computedWeights, type OutputFile, type Segment, type WeightPlan } from '../plan/layout.js'
 import { ChangeSums } from '../report.js'
 import { ChunkMerger, type ChunkSource } from '../weight.js'
 
-export type Readable =
-  | { readonly name: string; readonly fd: number }
-  | { readonly name: string; readonly bytes: Uint8Array }
+export interface OpenFile {
+  readonly name: string
+  readonly fd: number
+}
+
+export type Readable = OpenFile | { readonly name: string; readonly bytes: Uint8Array }
 
 export type Segmented = Pick<OutputFile, 'segments'>
 
 /** Plain data and shared memory, so that it can be sent to threads. */
 export interface ChunkJob {
   readonly files: readonly Segmented[]
-  readonly outputs: readonly { readonly name: string; readonly fd: number }[]
+  readonly outputs: readonly OpenFile[]
   readonly sources: readonly Readable[]
   readonly threads: number
   readonly isReproducible: boolean
@@ -65,17 +68,16 @@ interface Place {
 }
 
 export class ChunkLoop {
-  readonly #job: ChunkJob
-  readonly #thread: number
   readonly #merger: ChunkMerger
   readonly #places: readonly Place[]
   readonly #weights: ReadonlyMap<WeightPlan, number>
   readonly #total: number
   #at = 0
 
-  constructor(job: ChunkJob, thread: number) {
-    this.#job = job
-    this.#thread = thread
+  constructor(
+    private readonly job: ChunkJob,
+    private readonly thread: number,
+  ) {
     this.#merger = new ChunkMerger(job.sources.map(sourceOf), job.isReproducible)
     const places: Place[] = []
     let firstChunk = 0
@@ -93,7 +95,7 @@ export class ChunkLoop {
 
   /** Works on one chunk. Returns true if there may be more. */
   async step(): Promise<boolean> {
-    const { shared } = this.#job
+    const { shared } = this.job
     if (Atomics.load(shared.control, STOP) !== 0) return false
     const number = Atomics.add(shared.control, NEXT, 1)
     if (number >= this.#total) return false
@@ -101,12 +103,12 @@ export class ChunkLoop {
     const chunk = place.chunks.at(number - place.firstChunk)
     const { bytes, changes } = await this.#merger.merge(chunk)
     for (const { weight, baseSquares, deltaSquares } of changes) {
-      const at = 2 * (this.#thread * this.#weights.size + this.#weights.get(weight)!)
+      const at = 2 * (this.thread * this.#weights.size + this.#weights.get(weight)!)
       shared.squares[at] += baseSquares
       shared.squares[at + 1] += deltaSquares
     }
-    writeFully(this.#job.outputs[place.file], bytes, chunk.offset)
-    shared.written[this.#thread] += bytes.byteLength
+    writeFully(this.job.outputs[place.file], bytes, chunk.offset)
+    shared.written[this.thread] += bytes.byteLength
     // Orders the plain stores above for whoever reads the count.
     Atomics.add(shared.done, place.file, 1)
     return true
@@ -136,40 +138,23 @@ function sourceOf(readable: Readable): ChunkSource {
   if ('bytes' in readable) return { read: (offset, byteLength) => readable.bytes.subarray(offset, offset + byteLength) }
   const { name, fd } = readable
   const readInto = (offset: number, memory: Uint8Array) => {
-    try {
+    withFileErrors(name, 'cannot be read', () => {
       for (let done = 0; done < memory.byteLength; ) {
         const count = readSync(fd, memory, done, memory.byteLength - done, offset + done)
         if (count === 0) throw new FileError({ where: name, what: 'became shorter while it was being read' })
         done += count
       }
-    } catch (error) {
-      throw fileError(name, 'cannot be read', error)
-    }
+    })
   }
-  const read = (offset: number, byteLength: number) => {
-    const memory = new Uint8Array(byteLength)
-    readInto(offset, memory)
-    return memory
-  }
-  return { read, readInto }
+  return { readInto }
 }
 
-export function writeFully({ name, fd }: { name: string; fd: number }, bytes: Uint8Array, offset: number): void {
-  try {
+export function writeFully({ name, fd }: OpenFile, bytes: Uint8Array, offset: number): void {
+  withFileErrors(name, 'cannot be written', () => {
     for (let done = 0; done < bytes.byteLength; ) {
       done += writeSync(fd, bytes, done, bytes.byteLength - done, offset + done)
     }
-  } catch (error) {
-    throw fileError(name, 'cannot be written', error)
-  }
-}
-
-export function openForReading(file: string): number {
-  try {
-    return openSync(file, 'r')
-  } catch (error) {
-    throw fileError(file, 'cannot be read', error)
-  }
+  })
 }
 
 export function stampOf(file: Readable): string {

@@ -10,7 +10,6 @@ import { findLinears } from '../../graph/match/linears.js'
 import { missingError } from '../../graph/match/match.js'
 import { spreadAdapter, unusedPoolers } from '../../graph/match/spread.js'
 import { Graph } from '../../graph/view/graph.js'
-import type { OtherFile } from '../companions.js'
 import { otherFiles } from '../other-files.js'
 import { openPartAdapters, type PartInput, type PlanPart, unfinishedPart } from '../parts.js'
 import { type GraphShare, type OpenAdapters, requireFiniteReplacements } from '../plan/adapters.js'
@@ -28,7 +27,7 @@ interface BaseGraph {
 }
 
 export async function openOnnxPart(input: PartInput, models?: readonly OnnxModel[]): Promise<PlanPart> {
-  const { base, chosen, sign, sources, outFile, modules, quantized, weightsOnly = false } = input
+  const { base, chosen, sources, outFile, weightsOnly = false } = input
   const graphs: BaseGraph[] = []
   for (const [i, path] of chosen.graphs.entries()) {
     const model = models?.[i] ?? (await loadOnnx(base.directory, path))
@@ -48,13 +47,12 @@ export async function openOnnxPart(input: PartInput, models?: readonly OnnxModel
   fit.add(...opened.problems)
   const { shares, warnings } = await spreadAll(graphs, opened, input, config, fit)
   const factors = input.outDtype === 'fp32' || input.outDtype === 'fp16' ? input.outDtype : undefined
-  const asked = { config: config?.values, modules, quantized, factors, isUnmerge: sign === -1 }
   const files: OutputFile[] = []
   const plans: OnnxMergePlan[] = []
   const written: { path: string; dataFiles: number }[] = []
   for (const [i, { model, path: own }] of graphs.entries()) {
     const path = (graphs.length === 1 ? outFile : undefined) ?? own
-    const plan = await planOnnxMerge(model, shares[i], opened, fit, asked)
+    const plan = await planOnnxMerge(model, shares[i], opened, fit, { ...input, config: config?.values, factors })
     if (plan === undefined) continue
     plans.push(plan)
     const isBranched = plan.branches.length > 0
@@ -68,19 +66,13 @@ export async function openOnnxPart(input: PartInput, models?: readonly OnnxModel
   await requireFiniteReplacements(opened)
   if (factors !== undefined && plans.every(({ branches }) => branches.length === 0)) throw noFactors()
   const head = plans.find((plan) => plan.head !== undefined)?.head
-  const others: OtherFile[] = []
-  const leftOut: string[] = []
-  if (!weightsOnly) {
-    const read = graphs.flatMap(({ model }) => [...model.files.keys()])
-    const own = new Set([...files.map(({ path }) => path), ...read].map((name) => name.replace(/\/.*/, '/')))
-    const vocabulary = plans.find((plan) => plan.vocabulary !== undefined)?.vocabulary
-    const edit = { untied: [], dtype: undefined, vocabulary, head }
-    const text = config && editForHub(config, editConfig(config, edit), written)
-    const companions = await otherFiles(input, own, text, vocabulary)
-    warnings.push(...companions.warnings)
-    others.push(...companions.files)
-    leftOut.push(...companions.leftOut)
-  }
+  const read = graphs.flatMap(({ model }) => [...model.files.keys()])
+  const own = [...files.map(({ path }) => path), ...read].map((name) => name.replace(/\/.*/, '/'))
+  const vocabulary = plans.find((plan) => plan.vocabulary !== undefined)?.vocabulary
+  const edit = { untied: [], dtype: undefined, vocabulary, head }
+  const text = !weightsOnly && config ? editForHub(config, editConfig(config, edit), written) : undefined
+  const { files: others, leftOut, warnings: told } = await otherFiles(input, own, text, vocabulary)
+  warnings.push(...told)
   if (head !== undefined && (weightsOnly || config === undefined)) warnings.push(headWarning(head))
   const branches = plans.reduce((sum, plan) => sum + plan.branches.length, 0)
   const layers = inOrder(plans.flatMap(namesOf), opened)

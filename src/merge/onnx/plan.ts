@@ -8,11 +8,12 @@ import type { OnnxModel } from '../../formats/onnx/model.js'
 import { create } from '../../formats/onnx/protobuf.js'
 import { hasCacheBranches, takeBranchWithoutCache } from '../../graph/inputs/cache.js'
 import { findEmbeddings } from '../../graph/match/forms/lookup.js'
-import { findLinears, type ModuleMap } from '../../graph/match/linears.js'
+import { findLinears } from '../../graph/match/linears.js'
 import { Graph, implicitInputs } from '../../graph/view/graph.js'
 import { HANDS_ON } from '../../graph/view/source.js'
+import type { PartInput } from '../parts.js'
 import type { GraphShare, OpenAdapters } from '../plan/adapters.js'
-import type { HeadEdit } from '../plan/config-edit.js'
+import type { HeadEdit, ModelConfig } from '../plan/config-edit.js'
 import type { Fit } from '../plan/fit.js'
 import type { OutputTensor } from '../plan/layout.js'
 import type { LayerChange } from '../report.js'
@@ -46,14 +47,10 @@ export interface OnnxMergePlan {
   changes(): Promise<LayerChange[]>
 }
 
-interface OnnxPlanOptions {
-  readonly config?: Readonly<Record<string, unknown>> | undefined
-  readonly modules?: ModuleMap | undefined
+interface OnnxPlanOptions extends Pick<PartInput, 'modules' | 'quantized' | 'sign'> {
+  readonly config: ModelConfig | undefined
   /** The type of branches' factors; undefined: the one in which each layer computes. */
-  readonly factors?: 'fp32' | 'fp16' | undefined
-  readonly quantized?: QuantizedPolicy | undefined
-  /** Weights of adapters have the other sign, and branches are taken out. */
-  readonly isUnmerge?: boolean | undefined
+  readonly factors: 'fp32' | 'fp16' | undefined
 }
 
 /** Returns undefined if something does not fit, or only that was to be found out. */
@@ -62,7 +59,7 @@ export async function planOnnxMerge(
   shares: readonly GraphShare[],
   opened: OpenAdapters,
   fit: Fit,
-  { config = {}, modules = {}, factors, quantized: policy, isUnmerge = false }: OnnxPlanOptions,
+  { config = {}, modules = {}, factors, quantized: policy, sign }: OnnxPlanOptions,
 ): Promise<OnnxMergePlan | undefined> {
   const graph = new Graph(model.proto)
   let linears = findLinears(graph, modules)
@@ -109,7 +106,7 @@ export async function planOnnxMerge(
   let requantized: OnnxMergePlan['requantized'] = new Map()
   if (policy === 'requantize') {
     requantized = planRequantization(model, graph, quantized, (change) => changed.push(change))
-  } else if (isUnmerge) await unmergeBranches(model, graph, quantized)
+  } else if (sign === -1) await unmergeBranches(model, graph, quantized)
   else await mergeBranches(model, graph, quantized, factors)
   const branches = policy === 'requantize' ? [] : quantized
   const added = head?.isReplaced === false ? await writeHead(graph, linears, head) : []

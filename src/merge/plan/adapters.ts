@@ -32,7 +32,6 @@ export interface Factor {
 /** Rows from `firstRow` on, and of their columns first, first + step, … */
 export interface FactorSlice {
   readonly firstRow: number
-  readonly rows: number
   readonly first: number
   readonly step: number
 }
@@ -225,7 +224,7 @@ export class OpenAdapters {
     const isInputMajor = kind === 'embedding' || (kind === 'linear' && config.fanInFanOut)
     const shape = kind === 'convolution' ? convolutionWeight(tensors, name) : isInputMajor ? [k, d] : [d, k]
     const values = new Float64Array(magnitude === undefined ? 0 : d)
-    const scales = magnitude && scalesFactor(name, values, this.sources)
+    const scales = magnitude && matrixFactor(`${name}: scales`, { data: values, shape: [1, d] }, this.sources)
     const stored = { isLinear: kind === 'linear', isInputMajor, shape }
     const isTied = config.ensureWeightTying && magnitude === undefined
     const matrix = { tensor: 'weight', experts: undefined, isTied }
@@ -236,21 +235,9 @@ export class OpenAdapters {
     if (tensors.biasB === undefined) return
     // s·biasB is the product of 1 (1, 1) and biasB (1, d).
     const one = matrixFactor(`${name}: one`, { data: Float32Array.of(1), shape: [1, 1] }, this.sources)
-    const bias = {
-      d: 1,
-      k: d,
-      rank: 1,
-      isLinear: false,
-      isInputMajor: false,
-      shape: [d],
-      a: this.#factor(tensors.biasB),
-      b: one,
-      tensor: 'bias',
-      experts: undefined,
-      isTied,
-      scales: undefined,
-    }
-    this.layers.push({ ...own, scale, ...bias })
+    const row = { d: 1, k: d, rank: 1, isLinear: false, isInputMajor: false, shape: [d] }
+    const factors = { scale, a: this.#factor(tensors.biasB), b: one, experts: undefined, isTied, scales: undefined }
+    this.layers.push({ ...own, ...row, ...factors, tensor: 'bias' })
   }
 
   #addExperts({ name: full, module, config, experts, tensors }: ParameterView<AdapterTensor>, weight: number): void {
@@ -271,10 +258,6 @@ function convolutionWeight({ weightA, weightB }: FactorView<Shaped>['tensors'], 
   return [d, channels, ...kernel]
 }
 
-function scalesFactor(layer: string, scales: Float64Array, sources: ByteSource[]): Factor {
-  return matrixFactor(`${layer}: scales`, { data: scales, shape: [1, scales.length] }, sources)
-}
-
 function matrixSize(shape: readonly number[]): { rows: number; columns: number } {
   return { rows: shape[0], columns: elementCount(shape.slice(1)) }
 }
@@ -282,11 +265,5 @@ function matrixSize(shape: readonly number[]): { rows: number; columns: number }
 function matrixFactor(name: string, { data, shape }: Tensor<FloatArray>, sources: ByteSource[]): Factor {
   const dtype = data instanceof Float64Array ? 'fp64' : 'fp32'
   const bytes = encodeWeights(data, dtype)
-  return {
-    name,
-    source: sources.push(new MemorySource(bytes, name)) - 1,
-    offset: 0,
-    dtype,
-    ...matrixSize(shape),
-  }
+  return { name, source: sources.push(new MemorySource(bytes, name)) - 1, offset: 0, dtype, ...matrixSize(shape) }
 }

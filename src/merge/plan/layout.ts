@@ -327,7 +327,6 @@ export interface Chunk {
   readonly baseOffset: number
   readonly baseBytes: number
   readonly offset: number
-  readonly byteLength: number
 }
 
 export function computedWeights(files: readonly Pick<OutputFile, 'segments'>[]): WeightPlan[] {
@@ -388,7 +387,6 @@ export class Chunks {
       baseOffset: segment.baseOffset + start * from,
       baseBytes: rows * columns * from,
       offset: segment.offset + start * to,
-      byteLength: rows * columns * to,
     }
   }
 }
