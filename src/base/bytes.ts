@@ -334,11 +334,16 @@ export async function readJson(directory: Directory, path: string): Promise<unkn
   return withText(directory, path, parsePythonJson)
 }
 
+/** As {@link readJson}; undefined if there is no such file. */
+export async function readJsonIfThere(directory: Directory, path: string): Promise<unknown> {
+  return (await directory.has(path)) ? readJson(directory, path) : undefined
+}
+
 /** The object in a JSON file: undefined without the file, empty where it holds something else, which tells nothing. */
 export async function readLeniently(directory: Directory, path: string): Promise<Record<string, unknown> | undefined> {
-  if (!(await directory.has(path))) return undefined
   try {
-    return objectOf(await readJson(directory, path))
+    const value = await readJsonIfThere(directory, path)
+    return value === undefined ? undefined : objectOf(value)
   } catch (error) {
     if (error instanceof LowrankError) return {}
     throw error

@@ -16,7 +16,7 @@ export function isDataSource(value: unknown): value is DataSource {
 }
 
 export function isByteSource(value: unknown): value is ByteSource {
-  return hasMethods(value, 'read') && typeof (value as Partial<ByteSource>).byteLength === 'number'
+  return hasMethods(value, 'read') && typeof (value as ByteSource).byteLength === 'number'
 }
 
 export function isDirectory(value: unknown): value is Directory {
@@ -24,6 +24,5 @@ export function isDirectory(value: unknown): value is Directory {
 }
 
 export function isIterable(value: unknown): value is Iterable<unknown> | AsyncIterable<unknown> {
-  if (typeof value !== 'object' || value === null) return false
-  return Symbol.iterator in value || Symbol.asyncIterator in value
+  return hasMethods(value, Symbol.iterator) || hasMethods(value, Symbol.asyncIterator)
 }

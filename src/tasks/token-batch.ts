@@ -70,15 +70,10 @@ function plain(
   return { inputIds: Int32Array.from(ids), tokenTypeIds: Int32Array.from(typeIds), isTruncated }
 }
 
-type Encoded = Omit<EncodedTexts, 'isTruncated'>
-
 /** Makes the feeds of an encoder. */
-export function encoderFeeds(
-  { padTokenId }: Model,
-  graph: Graph,
-): (texts: readonly Encoded[], length: number) => Feeds {
+export function encoderFeeds({ padTokenId }: Model, graph: Graph) {
   const inputs = encoderInputs(graph)
-  return (texts, length) => {
+  return (texts: readonly Omit<EncodedTexts, 'isTruncated'>[], length: number): Feeds => {
     const types = texts.map(({ tokenTypeIds }) => tokenTypeIds)
     const ids = texts.map(({ inputIds }) => inputIds)
     return inputs.feeds(tokenBatch(ids, length, padTokenId, types))

@@ -14,17 +14,12 @@ import { type LabelOptions, reported } from './labels/label-problems.js'
 import { HeadTask, headParts, type Inputs, labelBytes } from './labels/label-task.js'
 import { parseTaggedText, type Tag, type TaggedText } from './labels/tagged-text.js'
 import type { Evaluated, Examples, HeadOptions, Task } from './task.js'
-import { encoderFeeds, encodeTagged, ownLength, tokenLengths } from './token-batch.js'
+import { type EncodedTexts, encoderFeeds, encodeTagged, ownLength, tokenLengths } from './token-batch.js'
 
 /** A tokenized row. */
-export interface TaggedExample {
-  readonly inputIds: Int32Array
-  readonly tokenTypeIds: Int32Array
+export interface TaggedExample extends Omit<EncodedTexts, 'isTruncated'>, Pick<TaggedText, 'tags' | 'where'> {
   /** The token that each tagged word begins with, in order. */
   readonly firsts: Int32Array
-  readonly tags: readonly Tag[]
-  /** The record, for messages. */
-  readonly where: string
 }
 
 /** How tags are trained. */

@@ -84,11 +84,9 @@ export class TwoAnswers<Example extends object> {
   protected sideFeeds(sides: readonly Answer[], length: number): Feeds {
     const labels = sides.map((side) => side.labels)
     const rows = labels.flatMap((own, row) => Array<number>(countTargets(own)).fill(row))
+    const texts = sides.map(({ inputIds }) => inputIds)
     return {
-      ...this.#textFeeds(
-        sides.map(({ inputIds }) => inputIds),
-        length,
-      ),
+      ...this.#textFeeds(texts, length),
       ...targetFeeds(padded(labels, length, IGNORED), length),
       ...this.#sideFeeds(sides.length / SIDES, rows),
     }

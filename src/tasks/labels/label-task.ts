@@ -11,15 +11,9 @@ import { type HeadBase, namedLabels } from '../heads/heads.js'
 import { checkHead, headBase, TrainedHead } from '../heads/trained-head.js'
 import type { Evaluated, Examples, HeadOptions, OpenTask, Task } from '../task.js'
 import { PROBE_BATCHES } from '../token-batch.js'
-import { type LabelOptions, type LabelProblem, type ProblemType, problemOf, type Target } from './label-problems.js'
+import { type Labeled, type LabelOptions, type LabelProblem, problemOf, type Target } from './label-problems.js'
 
-interface Placed {
-  readonly where: string
-}
-
-interface Labeled extends Placed {
-  readonly label: Target
-}
+type Placed = Pick<Labeled, 'where'>
 
 /** The inputs of a model, as a task's examples hold them. */
 export interface Inputs<Example> {
@@ -94,11 +88,8 @@ export abstract class HeadTask<Example extends Placed> implements OpenTask<Examp
     this.warnings = this.head.warnings
     const any = this.problem.type === 'regression' ? 0 : this.labels[0]
     const [first, second] = PROBE_BATCHES.map(({ batch, sequence }) => {
-      const rows = Array.from({ length: batch }, (_, row) => this.#inputs.zeros(any, sequence, row))
-      return this.collate(
-        rows.map((row) => ({ ...row, where: 'probe' }) as Example),
-        sequence,
-      )
+      const probe = Array.from({ length: batch }, (_, row) => this.#inputs.zeros(any, sequence, row))
+      return this.collate(probe as Example[], sequence)
     })
     this.probe = { feeds: [first, second], lengths: this.#inputs.lengths }
   }
@@ -141,7 +132,7 @@ export abstract class HeadTask<Example extends Placed> implements OpenTask<Examp
 
 class LabelTask<Example extends Labeled> extends HeadTask<Example> {
   override readonly warnings: readonly string[]
-  readonly problemType: ProblemType
+  readonly problemType: LabelProblem['type']
 
   constructor(kind: HeadKind, inputsOf: InputsOf<Example>, opening: Opening<Example>) {
     super(kind, inputsOf, opening, 'label', ({ label }) => [label])
