@@ -20,7 +20,7 @@ export function isByteSource(value: unknown): value is ByteSource {
 }
 
 export function isDirectory(value: unknown): value is Directory {
-  return hasMethods(value, 'list', 'open')
+  return hasMethods(value, 'list', 'has', 'open')
 }
 
 export function isIterable(value: unknown): value is Iterable<unknown> | AsyncIterable<unknown> {

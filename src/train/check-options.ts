@@ -1,11 +1,12 @@
 // Checks before anything is computed: options before the data is read, tensors before the first step.
 
-import { ConfigError, MismatchError, StateError } from '../base/errors.js'
+import { ConfigError, DataError, MismatchError, StateError } from '../base/errors.js'
+import { invocationStart } from '../graph/training/activation.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import { type LoraConfig, resolveConfig } from '../lora/config.js'
 import { DRAWN_INITS, type Init } from '../lora/init/inits.js'
 import { requireHandled, requirePlainConfig } from '../lora/requirements.js'
-import type { Task } from '../tasks/task.js'
+import type { OpenTask, Task } from '../tasks/task.js'
 import { checkTaskName } from '../tasks/tasks.js'
 import { baseNameOf } from './about-run.js'
 import type { TrainingOptions } from './options.js'
@@ -82,6 +83,20 @@ export function checkActivation(
     where,
     what: 'not together with aloraInvocationTokens',
     expected: 'layers of LoRA alone, a task of causal language models, and records in rows of their own',
+  })
+}
+
+/** Refuses data in which the tokens that turn an activated LoRA on never occur: nothing would be learned. */
+export function checkInvocation(tokens: readonly number[], examples: Iterable<unknown>, open: OpenTask<unknown>): void {
+  for (const example of examples) {
+    const { data } = open.collate([example], open.cost(example)).input_ids
+    if (invocationStart(data as BigInt64Array, tokens) !== undefined) return
+  }
+  throw new DataError({
+    where: 'aloraInvocationTokens',
+    what: 'no record holds these tokens, so nothing would be learned',
+    got: JSON.stringify(tokens).slice(0, 200),
+    hint: 'Give the ids of tokens that the chat template or each prompt writes, in this order',
   })
 }
 

@@ -19,7 +19,7 @@ import { taskOfRow } from '../tasks/task-of-row.js'
 import { loadTask, type TaskName, tasksFor } from '../tasks/tasks.js'
 import { type RunSources, runRecord } from './about-run.js'
 import type { CardSources } from './card.js'
-import { checkActivation, checkOptions, checkParts } from './check-options.js'
+import { checkActivation, checkInvocation, checkOptions, checkParts } from './check-options.js'
 import { newAdapter } from './new-adapter.js'
 import type { TrainingData, TrainingOptions, TrainResult } from './options.js'
 import type { MemoryUse, StepMetrics, TrainReport } from './report.js'
@@ -108,6 +108,8 @@ export async function prepare(
   if (open.checkEvaluation !== undefined) {
     for (const example of evalRecords.examples) open.checkEvaluation(example)
   }
+  const { aloraInvocationTokens } = config
+  if (aloraInvocationTokens !== undefined) checkInvocation(aloraInvocationTokens, examples, open)
   settings = planMemory(options, settings, limits, examples, open)
 
   on.stage?.('prepare')
