@@ -3,7 +3,7 @@
 import { type Directory, writeThrough, writeTogether } from '../base/bytes.js'
 import { FileError } from '../base/errors.js'
 import { type OpenMerge, sizeOf, summaryOf } from './open.js'
-import { Chunks, type OutputFile } from './plan/layout.js'
+import { chunksOf, type OutputFile } from './plan/layout.js'
 import { ChangeSums, type MergeReport } from './report.js'
 import type { RunSettings } from './settings.js'
 import { ChunkMerger } from './weight.js'
@@ -64,7 +64,7 @@ async function* bytesOf(
   for (const piece of [...literals, ...segments].sort((a, b) => a.offset - b.offset)) {
     if ('bytes' in piece) yield typeof piece.bytes === 'function' ? await piece.bytes() : piece.bytes
     else {
-      const chunks = new Chunks(piece)
+      const chunks = chunksOf(piece)
       for (let i = 0; i < chunks.count; i++) {
         const { bytes, changes } = await merger.merge(chunks.at(i))
         for (const change of changes) sums.add(change)

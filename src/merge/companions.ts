@@ -1,7 +1,6 @@
 // The files of a base's folder that go along with a result. A list, because a folder may hold private notes too.
 
-import { type Directory, readAll, readJson, withSource, writeFile, writeThrough } from '../base/bytes.js'
-import { LowrankError } from '../base/errors.js'
+import { type Directory, readAll, readLeniently, withSource, writeFile, writeThrough } from '../base/bytes.js'
 import { objectOf } from '../base/options.js'
 
 /** Names from transformers 5 (VOCAB_FILES_NAMES) and older models. */
@@ -122,19 +121,9 @@ async function modulesOf(base: Directory, files: ReadonlySet<string>): Promise<R
     for (const other of importedModules(text)) await visit(other)
   }
   for (const holder of MODULE_HOLDERS) {
-    if (files.has(holder)) for (const name of namedModules(await readLeniently(base, holder))) await visit(name)
+    for (const name of namedModules((await readLeniently(base, holder)) ?? {})) await visit(name)
   }
   return result
-}
-
-/** The content of a JSON file. Empty where it is no JSON object: it is copied as it is, and tells nothing. */
-export async function readLeniently(base: Directory, name: string): Promise<Record<string, unknown>> {
-  try {
-    return objectOf(await readJson(base, name))
-  } catch (error) {
-    if (error instanceof LowrankError) return {}
-    throw error
-  }
 }
 
 /**

@@ -9,7 +9,15 @@ import { type FloatArray, isAllFinite } from '../base/tensor.js'
 import { BLOCK_ELEMENTS, COLUMN_MULTIPLE, type MergeKernel } from '../kernels/merge-kernel.js'
 import { createMergeKernel } from '../kernels/wasm-merge.js'
 import type { Factor, FactorSlice, LayerFactors, LayerMagnitude } from './plan/adapters.js'
-import { CHUNK_BYTES, type Chunk, Chunks, type OutputFile, sizeOf, type WeightPlan, windowsOf } from './plan/layout.js'
+import {
+  CHUNK_BYTES,
+  type Chunk,
+  chunksOf,
+  type OutputFile,
+  sizeOf,
+  type WeightPlan,
+  windowsOf,
+} from './plan/layout.js'
 
 /** The state of the weight that the last chunk belonged to. */
 interface Current {
@@ -464,7 +472,7 @@ export async function computeScales(
     if (scaled.length === 0) continue
     const weight = withoutScales(segment.weight)
     const sums = scaled.map(({ weight: { layers } }) => new Float64Array(layers[0].d))
-    const chunks = new Chunks({ ...segment, weight })
+    const chunks = chunksOf({ ...segment, weight })
     for (let i = 0; i < chunks.count; i++) {
       const chunk = chunks.at(i)
       const { bytes } = await merger.merge(chunk)

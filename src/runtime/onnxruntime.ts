@@ -1,7 +1,7 @@
 // ONNX Runtime's JavaScript API (onnxruntime-node, onnxruntime-web: the same surface) as a Runtime.
 // API: https://onnxruntime.ai/docs/api/js/
 
-import { RuntimeError, UnsupportedError } from '../base/errors.js'
+import { messageOf, RuntimeError, UnsupportedError } from '../base/errors.js'
 import { missingKernel } from './missing-kernels.js'
 import {
   type Feeds,
@@ -143,18 +143,15 @@ const GPU_TYPES: Partial<Record<string, number>> = { float32: 1, float16: 10 }
 
 /** Copies of tensors to the GPU and from there, by sessions that do nothing else: onnxruntime-node has no other way. */
 class GpuCopies {
-  readonly #ort: OrtModule
   readonly #sessions = new Map<string, OrtSession>()
 
-  constructor(ort: OrtModule) {
-    this.#ort = ort
-  }
+  constructor(private readonly ort: OrtModule) {}
 
   /** Returns tensors that cannot be there as they are. */
   async toGpu(tensor: RuntimeTensor): Promise<RuntimeTensor> {
     const { type, data, dims } = tensor
     if (GPU_TYPES[type] === undefined || data.length === 0) return tensor
-    return this.#copy(type, new this.#ort.Tensor(type as never, data as never, dims), 'gpu-buffer')
+    return this.#copy(type, new this.ort.Tensor(type as never, data as never, dims), 'gpu-buffer')
   }
 
   async toHost(tensor: RuntimeTensor): Promise<RuntimeTensor> {
@@ -168,7 +165,7 @@ class GpuCopies {
       let session = this.#sessions.get(key)
       if (session === undefined) {
         const options = { executionProviders: ['webgpu'], preferredOutputLocation: { to: location } }
-        session = await this.#ort.InferenceSession.create(identity(GPU_TYPES[type] as number), options)
+        session = await this.ort.InferenceSession.create(identity(GPU_TYPES[type] as number), options)
         this.#sessions.set(key, session)
       }
       return (await session.run({ from: tensor })).to as RuntimeTensor
@@ -237,13 +234,12 @@ class WrappedSession implements RuntimeSession {
       if (held !== undefined) for (const name of own) delete tensors[name]
     }
     if (this.#keepsTensors) return results as Record<string, RuntimeTensor>
-    return Object.fromEntries(
-      Object.entries(results as Record<string, OrtTensor>).map(([name, tensor]) => {
-        if (isOnGpu(tensor)) return [name, tensor as RuntimeTensor]
-        const { type, data, dims } = tensor
-        return [name, { type: type as TensorType, data: withoutFloat16Array(data), dims }]
-      }),
-    )
+    const plain = Object.entries(results as Record<string, OrtTensor>).map(([name, tensor]) => {
+      if (isOnGpu(tensor)) return [name, tensor as RuntimeTensor] as const
+      const { type, data, dims } = tensor
+      return [name, { type: type as TensorType, data: withoutFloat16Array(data), dims }] as const
+    })
+    return Object.fromEntries(plain)
   }
 
   async #hold(held: Feeds): Promise<Record<string, unknown>> {
@@ -292,7 +288,8 @@ class WrappedSession implements RuntimeSession {
 const DISTURBING_OPTIMIZERS = 'CommonSubexpressionElimination;GatherSliceToSplitFusion'
 
 function sessionOptions(model: SessionModel, options: SessionOptions & OutputOptions): Record<string, unknown> {
-  const { gpuOutputs = [] } = options
+  const { threads, executionProviders, gpuOutputs = [], profilePrefix } = options
+  const stays = keepsOnGpu(options) ? gpuOutputs.map((name) => [name, 'gpu-buffer']) : []
   const entries: Record<string, string> = {}
   if (model.weightsFolder !== undefined) entries.model_external_initializers_file_folder_path = model.weightsFolder
   // Repacked copies of the weights are faster by some percent but double them; unpacked ones stay in mapped file pages.
@@ -306,21 +303,12 @@ function sessionOptions(model: SessionModel, options: SessionOptions & OutputOpt
     logSeverityLevel: 3,
     extra: {
       session: entries,
-      ...(model.keepsRepeats === true ? { optimization: { disable_specified_optimizers: DISTURBING_OPTIMIZERS } } : {}),
+      ...(model.keepsRepeats === true && { optimization: { disable_specified_optimizers: DISTURBING_OPTIMIZERS } }),
     },
-    ...(options.threads === undefined ? {} : { intraOpNumThreads: options.threads }),
-    ...(options.executionProviders === undefined ? {} : { executionProviders: [...options.executionProviders] }),
-    ...(gpuOutputs.length > 0 &&
-      keepsOnGpu(options) && {
-        preferredOutputLocation: Object.fromEntries(gpuOutputs.map((name) => [name, 'gpu-buffer'])),
-      }),
-    ...(options.profilePrefix === undefined ? {} : { enableProfiling: true, profileFilePrefix: options.profilePrefix }),
-    ...(model.weights === undefined
-      ? {}
-      : { externalData: model.weights.map(({ location, data }) => ({ path: location, data })) }),
+    ...(threads !== undefined && { intraOpNumThreads: threads }),
+    ...(executionProviders && { executionProviders: [...executionProviders] }),
+    ...(stays.length > 0 && { preferredOutputLocation: Object.fromEntries(stays) }),
+    ...(profilePrefix !== undefined && { enableProfiling: true, profileFilePrefix: profilePrefix }),
+    ...(model.weights && { externalData: model.weights.map(({ location, data }) => ({ path: location, data })) }),
   }
-}
-
-function messageOf(error: unknown): string {
-  return error instanceof Error ? error.message : String(error)
 }

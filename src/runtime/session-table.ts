@@ -2,21 +2,7 @@
 
 import { StateError } from '../base/errors.js'
 import type { Remote } from './rpc.js'
-import type {
-  Feeds,
-  OutputOptions,
-  Runtime,
-  RuntimeSession,
-  RuntimeTensor,
-  SessionModel,
-  SessionOptions,
-} from './runtime.js'
-
-export interface OpenedSession {
-  id: number
-  inputNames: readonly string[]
-  outputNames: readonly string[]
-}
+import type { Feeds, Runtime, RuntimeSession, RuntimeTensor, SessionModel } from './runtime.js'
 
 export class SessionTable {
   protected readonly runtime: Runtime
@@ -31,7 +17,7 @@ export class SessionTable {
     return this.runtime.name
   }
 
-  async openSession(model: SessionModel, options?: SessionOptions & OutputOptions): Promise<OpenedSession> {
+  async openSession(model: SessionModel, options?: Parameters<Runtime['createSession']>[1]) {
     const session = await this.runtime.createSession(model, options)
     const id = this.#nextId++
     this.#sessions.set(id, session)

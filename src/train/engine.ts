@@ -1,6 +1,7 @@
 // The sessions that give loss and gradients, and what is trained by them. Gradients never leave this thread.
 
 import { StateError } from '../base/errors.js'
+import type { TrainedParameter } from '../graph/training/training-graph.js'
 import { transfer } from '../runtime/rpc.js'
 import { type Feeds, keepsOnGpu, type RuntimeTensor } from '../runtime/runtime.js'
 import { SessionTable } from '../runtime/session-table.js'
@@ -12,14 +13,8 @@ export interface EngineState extends AdamWState {
   best?: Float32Array[] | undefined
 }
 
-export interface EngineParameter {
-  input: string
-  gradient: string
-  shape: readonly number[]
-}
-
 export interface EngineSetup {
-  parameters: readonly EngineParameter[]
+  parameters: readonly Omit<TrainedParameter, 'name'>[]
   optimizer: Partial<AdamWOptions>
   /** 0: no clipping. */
   maxGradNorm: number

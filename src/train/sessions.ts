@@ -177,15 +177,15 @@ export class TrainingSessions {
 
   async #session(graph: RunnableGraph): Promise<number> {
     const { settings } = this.#parts
-    let id = this.#sessions.get(graph)
-    if (id !== undefined) return id
+    const known = this.#sessions.get(graph)
+    if (known !== undefined) return known
     // A run that evaluates again and again would open them again and again.
     if (settings.evalEvery === undefined && !usesBest(settings)) await this.#closeOthers(graph)
     const { parameters } = (this.#keepsOnGpu && this.#training) || {}
     const model = await graph.sessionModel(parameters)
     const gpuOutputs = graph === this.#training && parameters ? [PACKED_GRADIENT] : []
     const options = { lowMemory: settings.lowMemory === true, exactProducts: true, gpuOutputs }
-    id = (await this.#engine.openSession(model, { ...this.#options, ...options })).id
+    const { id } = await this.#engine.openSession(model, { ...this.#options, ...options })
     this.#sessions.set(graph, id)
     this.#parts.on?.progress?.({ stage: 'prepare', done: 3, total: 3 })
     return id

@@ -9,6 +9,7 @@ import {
   type ByteSource,
   checkRange,
   type Directory,
+  type Place,
   type Reservation,
   splitName,
 } from '../../base/bytes.js'
@@ -32,13 +33,10 @@ export interface FileOptions {
 
 /** A folder that does not exist is empty until a file is created. */
 export class NodeDirectory implements Directory {
-  readonly name: string
-  readonly #options: FileOptions
-
-  constructor(folder: string, options: FileOptions = {}) {
-    this.name = folder
-    this.#options = options
-  }
+  constructor(
+    readonly name: string,
+    private readonly options: FileOptions = {},
+  ) {}
 
   list(folder?: string): Promise<string[]> {
     return namesIn(folder === undefined ? this.name : this.#resolve(folder), (status) => status.isFile())
@@ -63,7 +61,7 @@ export class NodeDirectory implements Directory {
   }
 
   async create(file: string): Promise<ByteSink> {
-    return createFile(this.#resolve(file), this.#options)
+    return createFile(this.#resolve(file), this.options)
   }
 
   async remove(file: string): Promise<void> {
@@ -100,9 +98,9 @@ export class NodeDirectory implements Directory {
       const lock = await this.reserve('process')
       return write(this).finally(() => lock.release())
     }
-    const output = await WholeOutput.begin(out, this.#options)
+    const output = await WholeOutput.begin(out, this.options)
     try {
-      const result = await write(new NodeDirectory(output.folder, this.#options))
+      const result = await write(new NodeDirectory(output.folder, this.options))
       await output.publishFolder(false)
       return result
     } finally {
@@ -125,11 +123,6 @@ async function canAppear(out: string): Promise<boolean> {
   )
 }
 
-export interface Location {
-  readonly directory: NodeDirectory
-  readonly file: string | undefined
-}
-
 /**
  * The path that a text names, also as a file:// URL.
  *
@@ -147,18 +140,16 @@ export function localPath(text: string, where: string): string {
   return text
 }
 
-export async function locate(target: string): Promise<Location> {
-  let isDirectory: boolean
+export async function locate(target: string): Promise<Place> {
   try {
-    isDirectory = (await stat(target)).isDirectory()
+    if ((await stat(target)).isDirectory()) return { directory: new NodeDirectory(target), file: undefined }
+    return { directory: new NodeDirectory(path.dirname(target)), file: path.basename(target) }
   } catch (cause) {
     if (codeOf(cause) !== 'ENOENT' || !HUB_NAME.test(target)) throw fileError(target, 'cannot be read', cause)
     const [owner] = target.split('/')
     const hint = `If ${owner} is a local folder, this name is a path. For a model on the Hub, write hf:${target}`
     throw new FileError({ where: target, what: REASONS.ENOENT, hint, cause })
   }
-  if (isDirectory) return { directory: new NodeDirectory(target), file: undefined }
-  return { directory: new NodeDirectory(path.dirname(target)), file: path.basename(target) }
 }
 
 export async function openFile(file: string): Promise<ByteSource> {
@@ -211,16 +202,13 @@ export async function createFile(name: string, { fsync = true }: FileOptions = {
   const temporary = unfinishedName(name)
   let handle: FileHandle
   let firstMade: string | undefined
-  const removeFolders = async () => {
-    if (firstMade !== undefined) await removeEmptyFolders(folder, firstMade)
-  }
   try {
     if (await isDirectory(name)) throw new FileError({ where: name, what: 'is a folder' })
     firstMade = await makeFolders(folder)
     await removeUnfinished(name)
     handle = await open(temporary, 'wx')
   } catch (error) {
-    await removeFolders()
+    await removeEmptyFolders(folder, firstMade)
     throw fileError(name, 'cannot be written', error)
   }
   let isOpen = true
@@ -249,7 +237,7 @@ export async function createFile(name: string, { fsync = true }: FileOptions = {
       isOpen = false
       await handle.close().catch(() => {})
       await unlink(temporary).catch(() => {})
-      await removeFolders()
+      await removeEmptyFolders(folder, firstMade)
     },
   }
 }

@@ -4,7 +4,7 @@
 import { fstatSync, ftruncateSync, readSync, writeSync } from 'node:fs'
 import { FileError } from '../../base/errors.js'
 import { withFileErrors } from '../../io/node/errors.js'
-import { Chunks, computedWeights, type OutputFile, type Segment, type WeightPlan } from '../plan/layout.js'
+import { chunksOf, computedWeights, type OutputFile, type WeightPlan } from '../plan/layout.js'
 import { ChangeSums } from '../report.js'
 import { ChunkMerger, type ChunkSource } from '../weight.js'
 
@@ -56,22 +56,15 @@ export function stopAll({ control }: SharedState): void {
 /** Files of literal bytes alone have no chunks, and are finished. */
 export function areFinished({ files, shared: { done } }: ChunkJob): boolean[] {
   return files.map(({ segments }, i) => {
-    return Atomics.load(done, i) === segments.reduce((sum, segment) => sum + new Chunks(segment).count, 0)
+    return Atomics.load(done, i) === segments.reduce((sum, segment) => sum + chunksOf(segment).count, 0)
   })
-}
-
-interface Place {
-  file: number
-  segment: Segment
-  chunks: Chunks
-  firstChunk: number
 }
 
 export class ChunkLoop {
   readonly #merger: ChunkMerger
-  readonly #places: readonly Place[]
+  readonly #places
   readonly #weights: ReadonlyMap<WeightPlan, number>
-  readonly #total: number
+  #total = 0
   #at = 0
 
   constructor(
@@ -79,17 +72,13 @@ export class ChunkLoop {
     private readonly thread: number,
   ) {
     this.#merger = new ChunkMerger(job.sources.map(sourceOf), job.isReproducible)
-    const places: Place[] = []
-    let firstChunk = 0
-    job.files.forEach((output, file) => {
-      for (const segment of output.segments) {
-        const chunks = new Chunks(segment)
-        places.push({ file, segment, chunks, firstChunk })
-        firstChunk += chunks.count
-      }
-    })
-    this.#places = places
-    this.#total = firstChunk
+    this.#places = job.files.flatMap(({ segments }, file) =>
+      segments.map((segment) => {
+        const [chunks, firstChunk] = [chunksOf(segment), this.#total]
+        this.#total += chunks.count
+        return { file, chunks, firstChunk }
+      }),
+    )
     this.#weights = new Map(computedWeights(job.files).map((weight, i) => [weight, i]))
   }
 
@@ -115,7 +104,7 @@ export class ChunkLoop {
   }
 
   /** Chunks come in order, so that the place is the last one or a little further. */
-  #find(number: number): Place {
+  #find(number: number) {
     const places = this.#places
     while (this.#at + 1 < places.length && places[this.#at + 1].firstChunk <= number) this.#at++
     return places[this.#at]

@@ -2,12 +2,13 @@
 
 import { readdir, realpath, stat } from 'node:fs/promises'
 import path from 'node:path'
+import { readLeniently } from '../../base/bytes.js'
 import { FileError, LowrankError, listed } from '../../base/errors.js'
 import { formatShape } from '../../base/tensor.js'
 import { openCheckpoint } from '../../formats/checkpoint.js'
 import { locate, NodeDirectory } from '../../io/node/files.js'
 import { freeBytes } from '../../io/node/folders.js'
-import { isCompanion, isCompanionFolder, RECORD_FILE, readLeniently } from '../companions.js'
+import { isCompanion, isCompanionFolder, RECORD_FILE } from '../companions.js'
 import type { MergeFormat } from '../report.js'
 
 export interface OutputPlace {
@@ -101,8 +102,7 @@ async function foreignFiles(
 
 /** The record that a merge left about its output; empty where none did. */
 export async function readRecord(out: string): Promise<{ plan?: unknown; files?: unknown }> {
-  const directory = new NodeDirectory(out)
-  return (await directory.has(RECORD_FILE)) ? readLeniently(directory, RECORD_FILE) : {}
+  return (await readLeniently(new NodeDirectory(out), RECORD_FILE)) ?? {}
 }
 
 export async function filesIn(folder: string): Promise<string[]> {

@@ -2,6 +2,7 @@
 
 import type { ByteSource } from '../../base/bytes.js'
 import { MismatchError, UnsupportedError } from '../../base/errors.js'
+import { groupBy } from '../../base/group.js'
 import { type OnnxFile, planOnnx } from '../../formats/onnx/layout.js'
 import { loadOnnx, type OnnxModel } from '../../formats/onnx/model.js'
 import { roleOf } from '../../graph/graph-file.js'
@@ -141,24 +142,25 @@ function noFactors(): UnsupportedError {
   })
 }
 
-/** Names of layers, each once, in the adapters' order. */
+/** Names of parts, each once, in the adapters' order. */
 function inOrder(names: Iterable<string>, { adapters }: OpenAdapters): string[] {
   const all = new Set(names)
-  const own = adapters.flatMap(({ adapter }) => adapter.parts().map(({ name }) => name)).filter((name) => all.has(name))
+  const parts = adapters.flatMap(({ adapter }) => adapter.parts())
+  const own = parts
+    .map((part) => (part.kind === 'token-rows' ? part.module : part.name))
+    .filter((name) => all.has(name))
   // A module that the graph computes as several has its parts' names there.
   return [...new Set([...own, ...all])]
 }
 
 /** Puts the parts into the adapters' order, each once: where a part goes to several graphs, with its first problem. */
-function sortParts({ parts }: Fit, { adapters }: OpenAdapters): void {
-  const names = adapters.flatMap(({ adapter }) =>
-    adapter.parts().map((part) => (part.kind === 'token-rows' ? part.module : part.name)),
-  )
-  const found = names.map((name) => {
-    const own = parts.filter((part) => part.name === name)
+function sortParts({ parts }: Fit, opened: OpenAdapters): void {
+  const byName = groupBy(parts, ({ name }) => name)
+  const sorted = inOrder(byName.keys(), opened).map((name) => {
+    const own = byName.get(name)!
     return own.find(({ problem }) => problem !== undefined) ?? own[0]
   })
-  parts.splice(0, parts.length, ...found.filter((part) => part !== undefined))
+  parts.splice(0, parts.length, ...sorted)
 }
 
 async function spreadAll(

@@ -2,7 +2,7 @@
 
 import { UnsupportedError } from '../../base/errors.js'
 import { groupBy } from '../../base/group.js'
-import { type ModelProto, type NodeProto, type TensorProto, TensorProtoSchema } from '../../formats/onnx/gen/onnx_pb.js'
+import { type NodeProto, type TensorProto, TensorProtoSchema } from '../../formats/onnx/gen/onnx_pb.js'
 import { copyMessage } from '../../formats/onnx/messages.js'
 import type { OnnxModel } from '../../formats/onnx/model.js'
 import { create } from '../../formats/onnx/protobuf.js'
@@ -13,7 +13,7 @@ import { Graph, implicitInputs } from '../../graph/view/graph.js'
 import { HANDS_ON } from '../../graph/view/source.js'
 import type { PartInput } from '../parts.js'
 import type { GraphShare, OpenAdapters } from '../plan/adapters.js'
-import type { HeadEdit, ModelConfig } from '../plan/config-edit.js'
+import type { ModelConfig } from '../plan/config-edit.js'
 import type { Fit } from '../plan/fit.js'
 import type { OutputTensor } from '../plan/layout.js'
 import type { LayerChange } from '../report.js'
@@ -30,22 +30,7 @@ import {
 import { planRequantization } from './requantize.js'
 import { resizeVocabulary } from './resized.js'
 
-export interface OnnxMergePlan {
-  readonly proto: ModelProto
-  readonly targets: ReadonlyMap<string, OutputTensor>
-  readonly added: readonly string[]
-  readonly head: HeadEdit | undefined
-  /** Rows of the embeddings, where they are other than the base's. */
-  readonly vocabulary: number | undefined
-  /** Layers with quantized weights that got a branch, or lost one. */
-  readonly branches: readonly QuantizedLayer[]
-  /** Makes the tensors of weights that are quantized again, by the name of the initializer. */
-  readonly requantized: ReadonlyMap<string, () => Promise<Uint8Array>>
-  readonly reports: readonly string[]
-  readonly quantized: readonly string[]
-  /** To be asked for once all is written. */
-  changes(): Promise<LayerChange[]>
-}
+export type OnnxMergePlan = NonNullable<Awaited<ReturnType<typeof planOnnxMerge>>>
 
 interface OnnxPlanOptions extends Pick<PartInput, 'modules' | 'quantized' | 'sign'> {
   readonly config: ModelConfig | undefined
@@ -60,7 +45,7 @@ export async function planOnnxMerge(
   opened: OpenAdapters,
   fit: Fit,
   { config = {}, modules = {}, factors, quantized: policy, sign }: OnnxPlanOptions,
-): Promise<OnnxMergePlan | undefined> {
+) {
   const graph = new Graph(model.proto)
   let linears = findLinears(graph, modules)
   const findHead = () => findMergedHead(graph, linears, config, shares).catch((error) => fit.refused(error))
@@ -103,11 +88,13 @@ export async function planOnnxMerge(
   for (const part of parts) quantized.push(await readQuantized(part))
   const changed: LayerChange[] = []
   const before = new Graph(model.proto)
-  let requantized: OnnxMergePlan['requantized'] = new Map()
+  /** Makes the tensors of weights that are quantized again, by the name of the initializer. */
+  let requantized: ReturnType<typeof planRequantization> = new Map()
   if (policy === 'requantize') {
     requantized = planRequantization(model, graph, quantized, (change) => changed.push(change))
   } else if (sign === -1) await unmergeBranches(model, graph, quantized)
   else await mergeBranches(model, graph, quantized, factors)
+  /** Layers with quantized weights that got a branch, or lost one. */
   const branches = policy === 'requantize' ? [] : quantized
   const added = head?.isReplaced === false ? await writeHead(graph, linears, head) : []
   const ofHead = { added, head: head && (await headEdit(config, head)) }
@@ -115,6 +102,7 @@ export async function planOnnxMerge(
     ...{ proto: graph.toModel(), targets, ...ofHead, branches, requantized, vocabulary },
     reports: [...targets.values()].flatMap(({ layers }) => layers.flatMap(({ report }) => report ?? [])),
     quantized: policy === 'requantize' ? quantized.map(({ name }) => name) : [],
+    /** To be asked for once all is written. */
     async changes() {
       const beside: LayerChange[] = []
       for (const one of branches) beside.push(await branchChange(model, before, one))

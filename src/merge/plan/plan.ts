@@ -121,11 +121,7 @@ function assignLayers(search: WeightSearch, untied: readonly TieGroup[], fit: Fi
   const { layers, checkpoint, names } = search
   const { tensors } = checkpoint
   const result = new Map<string, LayerFactors[]>()
-  const add = (tensor: string, layer: LayerFactors) => {
-    const own = result.get(tensor)
-    if (own === undefined) result.set(tensor, [layer])
-    else own.push(layer)
-  }
+  const add = (tensor: string, layer: LayerFactors) => result.set(tensor, [...(result.get(tensor) ?? []), layer])
   const missing: LayerFactors[] = []
   for (const layer of layers) {
     const { value: found, problems } = attempt(() => findWeights(layer, search))
