@@ -192,7 +192,7 @@ class WrappedSession implements RuntimeSession {
   readonly #ort: OrtModule
   #session: OrtSession | undefined
   readonly #keepsTensors: boolean
-  /** Where held feeds are copied to the GPU, once. */
+  /** Copies held feeds to the GPU, once. */
   readonly #copies: GpuCopies | undefined
   /** Tensors of feeds that come again and again, such as a cache that grows in its place. */
   readonly #tensors = new WeakMap<RuntimeTensor, object>()

@@ -16,9 +16,8 @@ import type { Remote } from '../runtime/rpc.js'
 import { type Feeds, keepsOnGpu, type RuntimeTensor, type SessionOptions } from '../runtime/runtime.js'
 import { runtimeBehind } from '../runtime/session-table.js'
 import type { OpenTask } from '../tasks/task.js'
-import type { DeviceSetup } from './device/weights.js'
 import { squaresOfRows } from './dora.js'
-import type { EngineSetup, Pass, StepResult, TrainEngine } from './engine.js'
+import type { Pass, StepResult, TrainEngine } from './engine.js'
 import type { TrainEvents } from './report.js'
 import { type TrainSettings, usesBest } from './settings.js'
 import { baseOf } from './whole-tensors.js'
@@ -103,19 +102,9 @@ export class TrainingSessions {
     return this.#training?.parameters ?? this.#evaluation.tensors.map((tensor) => ({ ...tensor, gradient: '' }))
   }
 
-  /** What the engine keeps on a GPU between steps; undefined where all of it crosses. */
-  async device(setup: Omit<EngineSetup, 'device'>): Promise<DeviceSetup | undefined> {
-    if (!this.#keepsOnGpu) return undefined
-    return (await import('./device/graphs.js')).deviceSetup(setup, this.#options)
-  }
-
-  get #options(): SessionOptions {
+  get options(): SessionOptions {
     const { device, threads } = this.#parts.settings
     return { ...(device !== undefined && { executionProviders: [device].flat() }), ...(threads && { threads }) }
-  }
-
-  get #keepsOnGpu(): boolean {
-    return this.#training !== undefined && keepsOnGpu(this.#options)
   }
 
   /** A loss that needs all batches at once comes from a first pass, with the gradients that the second one is fed. */
@@ -181,11 +170,11 @@ export class TrainingSessions {
     if (known !== undefined) return known
     // A run that evaluates again and again would open them again and again.
     if (settings.evalEvery === undefined && !usesBest(settings)) await this.#closeOthers(graph)
-    const { parameters } = (this.#keepsOnGpu && this.#training) || {}
+    const { parameters } = (keepsOnGpu(this.options) && this.#training) || {}
     const model = await graph.sessionModel(parameters)
     const gpuOutputs = graph === this.#training && parameters ? [PACKED_GRADIENT] : []
     const options = { lowMemory: settings.lowMemory === true, exactProducts: true, gpuOutputs }
-    const { id } = await this.#engine.openSession(model, { ...this.#options, ...options })
+    const { id } = await this.#engine.openSession(model, { ...this.options, ...options })
     this.#sessions.set(graph, id)
     this.#parts.on?.progress?.({ stage: 'prepare', done: 3, total: 3 })
     return id

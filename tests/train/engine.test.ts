@@ -2,9 +2,9 @@ import { describe, expect, it } from 'vitest'
 import { StateError } from '../../src/base/errors.js'
 import { untransferred } from '../../src/runtime/rpc.js'
 import type { Runtime } from '../../src/runtime/runtime.js'
-import type { EngineState } from '../../src/train/engine.js'
-import { type EngineSetup, type Pass, TrainEngine } from '../../src/train/engine.js'
+import { type Pass, TrainEngine } from '../../src/train/engine.js'
 import { ADAMW_DEFAULTS, AdamW, clipFactor } from '../../src/train/optimizer.js'
+import type { EngineSetup, EngineState } from '../../src/train/weights/held.js'
 
 /** A runtime whose every session computes loss = weight·Σ (p − target)², over two parameters. */
 const quadratic: Runtime = {

@@ -4,9 +4,9 @@ import { ShapeError } from '../../src/base/errors.js'
 import { Random } from '../../src/base/random.js'
 import { loadNodeRuntime } from '../../src/runtime/node/runtime.js'
 import type { RuntimeTensor } from '../../src/runtime/runtime.js'
-import { deviceSetup } from '../../src/train/device/graphs.js'
-import { DeviceWeights } from '../../src/train/device/weights.js'
 import { AdamW, clipFactor, gradientNorm } from '../../src/train/optimizer.js'
+import { DeviceWeights } from '../../src/train/weights/device.js'
+import { deviceSetup } from '../../src/train/weights/graphs.js'
 
 /** Loshchilov and Hutter's algorithm 2 in f64, one number at a time. */
 function reference(parameter: number, gradients: number[], rates: number[], weightDecay: number): number {

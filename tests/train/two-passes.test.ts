@@ -6,9 +6,9 @@ import { Builder } from '../../src/graph/view/builder.js'
 import { loadNodeRuntime } from '../../src/runtime/node/runtime.js'
 import { untransferred } from '../../src/runtime/rpc.js'
 import type { Feeds } from '../../src/runtime/runtime.js'
-import { deviceSetup } from '../../src/train/device/graphs.js'
 import { TrainEngine } from '../../src/train/engine.js'
 import { ADAMW_DEFAULTS } from '../../src/train/optimizer.js'
+import { deviceSetup } from '../../src/train/weights/graphs.js'
 import { addInput, addOutput, DataType, emptyGraph, floats, floatTensor } from '../graph/toolkit.js'
 
 const runtime = await loadNodeRuntime()

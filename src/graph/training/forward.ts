@@ -59,7 +59,7 @@ export interface Forward {
 export const LOSS = 'loss'
 /** The graph input that the sum is multiplied by, 1/normalizer. */
 export const LOSS_SCALE = 'loss/scale'
-/** Where what is trained is one vector: the input in the place of those of the tensors, and the output of its gradient. */
+/** One vector in the place of all trained tensors, and the output of its gradient. */
 export const PACKED = 'trained'
 export const PACKED_GRADIENT = 'trained/gradient'
 

@@ -1,5 +1,5 @@
-// What is trained as one vector. A graph cuts the tensors out of it, and gives out their gradients as one vector too: so
-// a device keeps it, and changes it, in few operations, whatever the number of layers.
+// Trained tensors as one vector. A graph cuts them out of it, and gives out their gradients as one vector too: so a
+// device keeps it, and changes it, in few operations, whatever the number of layers.
 
 import { elementCount } from '../../base/tensor.js'
 import { DataType, type ModelProto } from '../../formats/onnx/tensors.js'

@@ -11,6 +11,7 @@ import { activeFeeds } from './activation.js'
 import { type DropoutDraw, type DropoutMask, maskFeeds } from './dropout.js'
 import { type Forward, LOSS, LOSS_SCALE, type TrainedLayer, type TrainingGraphOptions } from './forward.js'
 import type { Length, Objective, TrainedTensor } from './objective-graph.js'
+import { packTrained } from './packed.js'
 import { FORWARD_PASSES, runPasses, TRAINING_PASSES, type TrainedParameter, Work } from './passes.js'
 import { lengthOf } from './probe.js'
 
@@ -115,7 +116,6 @@ function finish(
     tensors: parameters,
     async sessionModel(packed) {
       if (packed === undefined) return sessionModel(model, proto)
-      const { packTrained } = await import('./packed.js')
       // ONNX Runtime would make one Split of all slices, which has more outputs than WebGPU has buffers for.
       return { ...(await sessionModel(model, packTrained(proto, packed))), keepsRepeats: true }
     },

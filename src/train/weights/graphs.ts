@@ -10,9 +10,8 @@ import { PACKED, PACKED_GRADIENT } from '../../graph/training/forward.js'
 import { Builder, type Value } from '../../graph/view/builder.js'
 import { Graph } from '../../graph/view/graph.js'
 import type { SessionModel, SessionOptions } from '../../runtime/runtime.js'
-import type { EngineSetup } from '../engine.js'
 import { ADAMW_DEFAULTS, NORM_EPSILON } from '../optimizer.js'
-import type { DeviceSetup } from './weights.js'
+import type { DeviceSetup, EngineSetup } from './held.js'
 
 /** The squares of so many values are summed first: a sum of all, one after the other, is slow, and rounds more. */
 const ROW = 1024

@@ -1,5 +1,5 @@
-// What is trained, and its moments, on a device: each is one vector that stays there. A step sends three numbers to the
-// device, and reads one.
+// Trained tensors, and their moments, on a device: one vector each, which stays there. A step sends three numbers to
+// the device, and reads one.
 
 import { elementCount } from '../../base/tensor.js'
 import {
@@ -8,21 +8,9 @@ import {
   type RuntimeSession,
   type RuntimeTensor,
   type SessionModel,
-  type SessionOptions,
 } from '../../runtime/runtime.js'
-import type { EngineSetup, EngineState, Trained } from '../engine.js'
 import { ADAMW_DEFAULTS } from '../optimizer.js'
-
-export interface DeviceSetup {
-  /** trained, first, second, gradient, step, decay, correction → norm, newTrained, newFirst, newSecond */
-  readonly update: SessionModel
-  /** a, b → sum */
-  readonly add: SessionModel
-  /** The input of the graphs that take the vector, and the output of its gradient. */
-  readonly input: string
-  readonly gradient: string
-  readonly options: SessionOptions
-}
+import type { DeviceSetup, EngineSetup, EngineState, Trained } from './held.js'
 
 export interface Device extends DeviceSetup {
   /** Outputs of these names stay there. */
