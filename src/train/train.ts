@@ -1,6 +1,6 @@
 // Training: model + records → adapter. `train` prepares what the options ask for, runs the steps, and reports.
 
-import { ConfigError, DataError, listed, UnsupportedError } from '../base/errors.js'
+import { attempt, ConfigError, DataError, listed, UnsupportedError } from '../base/errors.js'
 import { checkOptions as checkTable } from '../base/options.js'
 import { readRows } from '../data/read-rows.js'
 import type { OnInvalid, Row, Rows } from '../data/row.js'
@@ -227,15 +227,13 @@ function planMemory<Example>(
 }
 
 async function checkTask(task: Task, model: Model): Promise<void> {
-  try {
-    task.check(model)
-  } catch (error) {
-    const others = error instanceof UnsupportedError ? await tasksFor(model) : []
-    if (!(error instanceof UnsupportedError) || others.length === 0) throw error
-    const { where, what, expected, got } = error
-    const hint = `This model can be trained for ${others.map(({ name }) => name).join(' or ')}: set \`task\``
-    throw new UnsupportedError({ where, what, expected, got, hint, cause: error })
-  }
+  const [error] = attempt(() => task.check(model)).problems
+  if (error === undefined) return
+  const others = error instanceof UnsupportedError ? await tasksFor(model) : []
+  if (others.length === 0) throw error
+  const { where, what, expected, got } = error
+  const hint = `This model can be trained for ${others.map(({ name }) => name).join(' or ')}: set \`task\``
+  throw new UnsupportedError({ where, what, expected, got, hint, cause: error })
 }
 
 interface RowSource {
