@@ -268,19 +268,17 @@ async function sourceOf(options: TrainingOptions, data: TrainingData, name: stri
 }
 
 async function encode(
-  { model, on, chatTemplate, chatTemplateArgs, decodeImage }: TrainingOptions,
-  settings: TrainSettings,
+  options: TrainingOptions,
+  { maxLength }: TrainSettings,
   task: Task,
   { rows, where, invalid, onInvalid }: RowSource,
-  { isHeldOut, onRow }: Pick<EncodeOptions, 'isHeldOut' | 'onRow'>,
+  watch: Pick<EncodeOptions, 'isHeldOut' | 'onRow'>,
 ): Promise<EncodedSource> {
-  const { maxLength } = settings
-  const encoding = { task, model, maxLength, chatTemplate, chatTemplateArgs, decodeImage, isHeldOut, onRow, onInvalid }
-  const encoded = await encodeRows(rows, { ...encoding, name: where })
+  const encoded = await encodeRows(rows, { ...options, ...watch, task, maxLength, onInvalid, name: where })
   const { kept, heldOut } = encoded
   const all = kept.rows + heldOut.rows
   const warn = (count: number, what: string) => {
-    if (count > 0) on?.warning?.(`${where}: ${count} of ${all} records ${what}`)
+    if (count > 0) options.on?.warning?.(`${where}: ${count} of ${all} records ${what}`)
   }
   warn(kept.truncatedRecords + heldOut.truncatedRecords, `cut to ${encoded.maxLength} tokens`)
   warn(invalid.length, `left out, because they are not valid: ${invalid[0]?.message}`)
