@@ -1,11 +1,12 @@
 // Chats → token ids. A chat is encoded as one text, so that ids are those that the model sees at inference.
 
 import { attempt, MismatchError } from '../base/errors.js'
+import { commonLength } from '../base/group.js'
 import type { Span } from './added-tokens.js'
 import type { Chat, ChatMessage } from './chat.js'
 import { type Example, IGNORED } from './records.js'
 import type { ChatTemplate, RenderOptions } from './template.js'
-import { commonLength, type Tokenizer } from './tokenizer.js'
+import type { Tokenizer } from './tokenizer.js'
 
 export interface ChatEncoding {
   readonly template: ChatTemplate
