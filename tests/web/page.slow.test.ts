@@ -36,6 +36,15 @@ describe.skipIf(!canOpenSite)('the page', () => {
     await until("document.getElementById('data').value.startsWith('text,label')")
     expect(await page.evaluate("document.querySelectorAll('.recorded').length")).toBe(3)
     expect(await text('recorded-note')).toMatch(/^Recorded: 30 steps in [0-9]+ s/)
+    const curve = "document.getElementById('curve').getAttribute('aria-label')"
+    expect(await page.evaluate(curve)).toMatch(/at step 30 of 30/)
+    expect(await text('curve-caption')).toMatch(/^Recorded/)
+    expect(await page.evaluate("document.getElementById('numbers').hidden")).toBe(true)
+    // Nothing is shown of a run that was not recorded.
+    await recipe('docs')
+    expect(await page.evaluate("document.getElementById('run').hidden")).toBe(true)
+    await recipe('mails')
+    await until("document.getElementById('data').value.startsWith('text,label')")
     expect(await text('lines')).toMatch(/maxSteps: 30.*--max-steps 30.*PeftModel/s)
     expect(page.requests.filter((url) => /[/]model|[.]wasm$/.test(url))).toEqual([])
     await picture('first')
@@ -85,6 +94,8 @@ describe.skipIf(!canOpenSite)('the page', () => {
     await until("document.querySelectorAll('#answers .answer').length === 2")
     expect(await text('number-step')).toBe('14/14')
     expect(await text('train-state')).toMatch(/^Trained 172,032 parameters/)
+    // The answers come by themselves.
+    await site.answered()
     await until("document.querySelectorAll('#layers-table tbody tr').length === 42")
     // Rank 8: eight singular values of each layer, which are drawn and can be read aloud.
     const spectra: string[] = await page.evaluate(
@@ -322,7 +333,7 @@ describe.skipIf(!canOpenSite)('the page', () => {
       await typeInto('#max-length', '16')
       await tabTo('#start')
       await page.press('Space')
-      await until("document.querySelectorAll('#answers .answer').length === 2")
+      await site.answered()
       await typeInto('#prompt', 'The whale')
       await page.press('Enter')
       await until("!document.getElementById('generate').disabled")

@@ -2,7 +2,7 @@
 
 import { type LoraAdapter, loadAdapter, MemoryDirectory, RuntimeError, type StepEvent, train } from 'lowrank'
 import { drawCurve } from './curve.js'
-import { DataField, type PageTask, type Picture, taskOf } from './data.js'
+import { DataField, type PageTask, type Picture, partnersIn, taskOf } from './data.js'
 import { buttonOf, byId, guarded, inputOf, MendableError, make } from './dom.js'
 import { threadCount } from './machine.js'
 import { type Device, isSame, type ModelChoice, type OpenModel } from './models.js'
@@ -35,7 +35,7 @@ export interface Surroundings {
   choose(choice: ModelChoice): Promise<void>
   reopen(device: Device): Promise<void>
   /** Resolves with the answer of an unfinished adapter to the input of the page; undefined while the page is busy. */
-  sample(adapter: LoraAdapter): Promise<string | undefined>
+  sample(adapter: LoraAdapter, texts: readonly string[]): Promise<string | undefined>
   trained(adapter: LoraAdapter, job: Job): Promise<void>
   changed(): Promise<void>
 }
@@ -189,7 +189,7 @@ export class Trainer {
           step: (event) => {
             this.#showStep(event, unit)
             this.#lock.tell({ kind: 'step', event, unit })
-            if (event.step > 1 && (event.step - 1) % SAVE_EVERY === 0) void this.#sample(event.step - 1, folder)
+            if (event.step > 1 && (event.step - 1) % SAVE_EVERY === 0) void this.#sample(event.step - 1, run)
           },
           warning: (message) => this.#say(message),
         },
@@ -220,7 +220,7 @@ export class Trainer {
 
   async #begin(open: OpenModel): Promise<UnfinishedRun> {
     const { pictures, blob, text, name } = this.data.value
-    const job = readJob(open, name, taskOf(open, { text, pictures }).name as Job['task'])
+    const job = readJob(open, name, taskOf(open, { text, pictures }).name as Job['task'], partnersIn(text))
     this.#clear()
     if (this.#isInMemory) return { job, data: blob, folder: new MemoryDirectory(), pictures }
     try {
@@ -268,11 +268,11 @@ export class Trainer {
   }
 
   /** Lists what the adapter that was saved last answers. One that is late or fails is passed over. */
-  async #sample(step: number, folder: UnfinishedRun['folder']): Promise<void> {
+  async #sample(step: number, { folder, job }: UnfinishedRun): Promise<void> {
     if (this.#isSampling) return
     this.#isSampling = true
     try {
-      const text = await this.#page.sample(await loadAdapter(folder))
+      const text = await this.#page.sample(await loadAdapter(folder), job.texts)
       if (text !== undefined) byId('samples').append(make('li', {}, make('strong', {}, `Step ${step}: `), text))
     } catch {
     } finally {
@@ -353,6 +353,7 @@ export function readJob(
   { name, choice }: Pick<OpenModel, 'name' | 'choice'>,
   dataName: string,
   task: Job['task'],
+  texts: readonly string[] = [],
 ): Job {
   const number = (id: string, label: string) => {
     const field = inputOf(id)
@@ -370,6 +371,7 @@ export function readJob(
     modelName: name,
     dataName,
     task,
+    texts,
     settings: {
       maxSteps: number('steps', 'Steps'),
       learningRate: number('learning-rate', 'Learning rate'),
