@@ -19,6 +19,7 @@ export type PipelineTask =
   | 'text2text-generation'
   | 'summarization'
   | 'translation'
+  | 'image-to-text'
 
 interface TaskClasses {
   readonly auto: string
@@ -39,6 +40,7 @@ const CLASSES: Readonly<Record<PipelineTask, TaskClasses>> = {
   'text2text-generation': { auto: 'AutoModelForSeq2SeqLM', pipeline: 'Text2TextGenerationPipeline', isPair: true },
   summarization: { auto: 'AutoModelForSeq2SeqLM', pipeline: 'SummarizationPipeline', isPair: true },
   translation: { auto: 'AutoModelForSeq2SeqLM', pipeline: 'TranslationPipeline', isPair: true },
+  'image-to-text': { auto: 'AutoModelForVision2Seq', pipeline: 'ImageToTextPipeline', isPair: true },
   'token-classification': { auto: 'AutoModelForTokenClassification', pipeline: 'TokenClassificationPipeline' },
   'image-classification': { auto: 'AutoModelForImageClassification', pipeline: 'ImageClassificationPipeline' },
 }
@@ -94,15 +96,11 @@ export function modelClass(
   })
 }
 
-/** For pictures, its image processor. */
-export async function readerOf(
-  transformers: TransformersModule,
-  task: PipelineTask,
-  model: Model,
-): Promise<{ processor: object } | { tokenizer: unknown }> {
-  return task === 'image-classification'
-    ? { processor: processorOf(transformers, model) }
-    : { tokenizer: await tokenizerOf(transformers, model) }
+/** What reads the input: its image processor for pictures; and its tokenizer where there are texts. */
+export async function readerOf(transformers: TransformersModule, task: PipelineTask, model: Model): Promise<object> {
+  const processor = task.startsWith('image-') ? { processor: processorOf(transformers, model) } : {}
+  if (task === 'image-classification') return processor
+  return { ...processor, tokenizer: await tokenizerOf(transformers, model) }
 }
 
 function processorOf(transformers: TransformersModule, { preprocessorConfig, name }: Model): object {
