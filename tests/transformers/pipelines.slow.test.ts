@@ -317,7 +317,9 @@ describe.skipIf(transformers === undefined)('pipelines of further tasks', () => 
       cpSync(join(vit, 'preprocessor_config.json'), join(folder, 'preprocessor_config.json'))
       for (const file of ['tokenizer.json', 'tokenizer_config.json'])
         cpSync(join(graphsFolder('bart'), file), join(folder, file))
-      const [encoderConfig, decoder] = [vit, whisper].map((one) => JSON.parse(readFileSync(join(one, 'config.json'), 'utf8')))
+      const [encoderConfig, decoder] = [vit, whisper].map((one) =>
+        JSON.parse(readFileSync(join(one, 'config.json'), 'utf8')),
+      )
       const config = { ...decoder, model_type: 'vision-encoder-decoder', encoder: encoderConfig, decoder }
       writeFileSync(join(folder, 'config.json'), JSON.stringify(config))
       return folder

@@ -98,14 +98,21 @@ describe.skipIf(!canOpenSite)('the page', { timeout: 300_000 }, () => {
 
   it('searches by pairs, and finds names: with a folder, where MiniLM does not lie beside the page', async () => {
     await site.page.evaluate("document.querySelector('[data-recipe=search]').click()")
-    await site.until("/MiniLM does not lie beside this page/.test(document.getElementById('recorded-note').textContent)")
+    await site.until(
+      "/MiniLM does not lie beside this page/.test(document.getElementById('recorded-note').textContent)",
+    )
     await site.click('start')
     await site.until(error)
     expect(await site.text('error')).toMatch(/load Xenova.all-MiniLM-L6-v2 from the Hub, or open a folder of it/)
     await open(ENCODER, 'bert')
     const lessons = {
       'pairs.jsonl': ['the sea was calm', /belong together/, 'Compare what it finds', 'a calm sea'],
-      'names.jsonl': ['the king Ahab saw the Red Sea', /find names/, 'Compare the names it finds', 'Ahab PERRed Sea LOC'],
+      'names.jsonl': [
+        'the king Ahab saw the Red Sea',
+        /find names/,
+        'Compare the names it finds',
+        'Ahab PERRed Sea LOC',
+      ],
     } as const
     for (const [file, [prompt, lesson, heading, found]] of Object.entries(lessons)) {
       await type(readFileSync(join(root, 'models/data', file), 'utf8'))

@@ -81,10 +81,7 @@ export function ranking(found: readonly { text: string; score: number; before?: 
   return scores(found.map(({ text, score }, i) => ({ label: text, score, note: notes[i] })))
 }
 
-export function withNames(
-  text: string,
-  names: readonly { start: number; end: number; label: string }[],
-): HTMLElement {
+export function withNames(text: string, names: readonly { start: number; end: number; label: string }[]): HTMLElement {
   const shown = make('p', { class: 'names' })
   let at = 0
   for (const { start, end, label } of names) {

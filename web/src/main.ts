@@ -90,7 +90,7 @@ async function useRecipe({ file, model, task, prompts, settings, recording }: Re
     if (!response.ok) throw new Error(`${file}: the server answers ${response.status}.`)
     await trainer.data.read(await response.blob(), file)
   }
-  const name = model.kind === 'hub' ? model.id : (model.name ?? 'union-3m')
+  const name = model.kind === 'hub' ? model.id : model.kind === 'bundled' && model.name ? model.name : 'union-3m'
   showLines(readJob({ name, choice: model }, file ?? 'pictures', task))
 }
 

@@ -64,7 +64,10 @@ export function setUpRecipes(chosen: (recipe: Recipe) => void): (id: string) => 
 
 async function showRecording({ id, title, recording, model }: Recipe): Promise<void> {
   const both = (...parts: readonly (HTMLElement | string)[]) =>
-    parts.flatMap((part, i) => [make('h4', {}, i === 0 ? 'The model alone' : 'After the lesson'), make('div', {}, part)])
+    parts.flatMap((part, i) => [
+      make('h4', {}, i === 0 ? 'The model alone' : 'After the lesson'),
+      make('div', {}, part),
+    ])
   const cards = (recording?.answers ?? []).map(({ prompt, labels, names, found, texts }) =>
     make(
       'article',
@@ -84,7 +87,7 @@ async function showRecording({ id, title, recording, model }: Recipe): Promise<v
     return
   }
   const { seconds, losses, answers } = recording
-  const knows = answers[0].labels ?? answers[0].names ? ', and the model alone knows none of these labels' : ''
+  const knows = (answers[0].labels ?? answers[0].names) ? ', and the model alone knows none of these labels' : ''
   note.textContent = `Recorded: ${losses.length} steps in ${seconds} s on two processors. These inputs were not in the data${knows}. ${next ?? 'Press “Teach it” to do the same here.'}`
 }
 
