@@ -8,7 +8,7 @@ import { fileURLToPath } from 'node:url'
 import { loadModel, openSession, train } from '../dist/node.js'
 
 const root = join(dirname(fileURLToPath(import.meta.url)), '..')
-const models = { bundled: join(root, 'models', 'union-3m'), minilm: join(root, 'out', 'graphs', 'minilm-fp16') }
+const models = { bundled: join(root, 'models', 'union-3m'), minilm: join(root, 'out', 'graphs', 'minilm-int8') }
 const file = join(root, 'web', 'src', 'recorded.json')
 const recipes = JSON.parse(readFileSync(join(root, 'web', 'src', 'recipes.json'), 'utf8'))
 const recorded = JSON.parse(readFileSync(file, 'utf8'))

@@ -11,7 +11,7 @@ const models = join(here, '..', 'models')
 /** Untrained, and of 0.1 MB: the one of the tests. */
 const pictures = join(here, '..', 'tests', 'golden', 'image-classification', 'vit')
 /** scripts/golden/graph_table.py makes it: too large for the repository. web/README.md */
-const minilm = join(here, '..', 'out', 'graphs', 'minilm-fp16')
+const minilm = join(here, '..', 'out', 'graphs', 'minilm-int8')
 const samples = recipes.flatMap(({ file }) => file ?? [])
 const tokens = ['config.json', 'tokenizer.json', 'tokenizer_config.json', 'onnx/model.onnx']
 const FILES = {
