@@ -12,7 +12,7 @@ const models = { bundled: join(root, 'models', 'union-3m'), minilm: join(root, '
 const file = join(root, 'web', 'src', 'recorded.json')
 const recipes = JSON.parse(readFileSync(join(root, 'web', 'src', 'recipes.json'), 'utf8'))
 const recorded = JSON.parse(readFileSync(file, 'utf8'))
-const SHOWN = 2
+const SHOWN = 1
 
 /** The best of the texts for a question. */
 async function find(session, prompt, texts, adapter) {

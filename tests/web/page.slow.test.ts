@@ -132,7 +132,7 @@ describe.skipIf(!canOpenSite)('the page', () => {
     )
     expect(none).toBe(alone)
     expect(await text('layers-state')).toMatch(
-      /^mine: 172,032 trained parameters in 42 layers. Half of the change is in/,
+      /^whales: 172,032 trained parameters in 42 layers. Half of the change is in/,
     )
   })
 
@@ -141,15 +141,15 @@ describe.skipIf(!canOpenSite)('the page', () => {
     const kept = (name: string) => `document.querySelector('#adapters [data-kept=${name}]')`
     const press = (name: string, label: string) =>
       page.evaluate(`[...${kept(name)}.querySelectorAll('button')].find((b) => b.textContent === '${label}').click()`)
-    await until(`${kept('mine')} !== null`)
+    await until(`${kept('whales')} !== null`)
     await page.evaluate(`(() => {
-      const field = ${kept('mine')}.querySelector('input')
-      field.value = 'whales'
+      const field = ${kept('whales')}.querySelector('input')
+      field.value = 'books'
       field.dispatchEvent(new Event('change'))
     })()`)
-    await until(`${kept('whales')} !== null && ${kept('mine')} === null`)
-    await press('whales', 'Use')
-    await until("document.querySelector('#answers [data-adapter=whales]') !== null")
+    await until(`${kept('books')} !== null && ${kept('whales')} === null`)
+    await press('books', 'Use')
+    await until("document.querySelector('#answers [data-adapter=books]') !== null")
     await page.drop([join(root, 'tests/golden/peft/rslora')])
     await until("document.querySelectorAll('#answers .answer').length === 4")
     await fill({ tokens: 4, temperature: 0 })
@@ -158,7 +158,7 @@ describe.skipIf(!canOpenSite)('the page', () => {
     expect(await page.evaluate("document.querySelector('#answers .answer:last-child .written').textContent")).not.toBe(
       '',
     )
-    await press('whales', 'Delete')
+    await press('books', 'Delete')
     await until("document.getElementById('mine').hidden")
     await site.reload()
     expect(await page.evaluate("document.querySelectorAll('#adapters li').length")).toBe(0)
@@ -338,15 +338,15 @@ describe.skipIf(!canOpenSite)('the page', () => {
       await page.press('Enter')
       await until("!document.getElementById('generate').disabled")
       await until("[...document.querySelectorAll('#answers .text')].every((one) => one.textContent.length > 20)")
-      await tabTo('[data-adapter^=mine] button')
+      await tabTo('[data-adapter^=mails] button')
       await page.press('Enter')
       const archive = () => readdirSync(downloads).find((name) => name.endsWith('.zip'))
       for (let i = 0; i < 100 && archive() === undefined; i++) await setTimeout(100)
       const names = Object.keys(unzipSync(readFileSync(join(downloads, archive()!))))
       expect(names).toEqual(
         expect.arrayContaining([
-          expect.stringMatching(/^mine.*[/]adapter_config.json$/),
-          expect.stringMatching(/^mine.*[/]adapter_model.safetensors$/),
+          expect.stringMatching(/^mails.*[/]adapter_config.json$/),
+          expect.stringMatching(/^mails.*[/]adapter_model.safetensors$/),
         ]),
       )
     } finally {

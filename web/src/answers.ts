@@ -6,11 +6,15 @@ import { make } from './dom.js'
 /** What an adapter gives. */
 export type AnswerKind = 'text' | 'labels' | 'names' | 'finds'
 
-/** Kinds of the adapters that do not write, by PEFT's name of their task. */
+/** Kinds of the adapters that do not write, by PEFT's and by lowrank's name of their task. */
 export const KINDS: Readonly<Record<string, AnswerKind>> = {
   SEQ_CLS: 'labels',
+  'text-classification': 'labels',
+  'image-classification': 'labels',
   TOKEN_CLS: 'names',
+  'token-classification': 'names',
   FEATURE_EXTRACTION: 'finds',
+  embedding: 'finds',
 }
 
 const SHOWN_LABELS = 5
@@ -77,7 +81,7 @@ export function scores(lines: readonly { label: string; score: number; note?: st
 
 /** Found texts, the best first, each with the place that the model alone gives it. */
 export function ranking(found: readonly { text: string; score: number; before?: number }[]): HTMLElement {
-  const notes = found.map(({ before }, i) => (!before ? '' : before === i + 1 ? 'as before' : `before: ${before}.`))
+  const notes = found.map(({ before }, i) => (!before ? '' : before === i + 1 ? 'as before' : `from place ${before}`))
   return scores(found.map(({ text, score }, i) => ({ label: text, score, note: notes[i] })))
 }
 

@@ -2,6 +2,7 @@
 
 import type { LoraAdapter } from 'lowrank'
 import { setUpKept } from './adapters.js'
+import { KINDS } from './answers.js'
 import { byId, guarded, inputOf } from './dom.js'
 import { setUpDrop } from './drop.js'
 import { showLines } from './lines.js'
@@ -76,9 +77,10 @@ async function useKept({ name, job }: KeptAdapter): Promise<void> {
   if (job !== undefined) showLines({ ...job, name })
 }
 
-async function useRecipe({ file, model, task, prompts, settings, recording }: Recipe): Promise<void> {
+async function useRecipe({ id, file, model, task, prompts, settings, recording }: Recipe): Promise<void> {
   trainer.want(model, recording?.losses)
-  for (const [id, value] of Object.entries(settings)) inputOf(id).value = String(value)
+  for (const [field, value] of Object.entries({ ...settings, name: id })) inputOf(field).value = String(value)
+  if (opened === undefined) writer.tell(KINDS[task ?? ''] ?? 'text')
   const [prompt] = prompts
   if (prompt !== undefined) inputOf('prompt').value = prompt
   if (file === null) {

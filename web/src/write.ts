@@ -102,10 +102,11 @@ export class Writer {
     byId('prompt-label').hidden = reads === 'pictures'
     byId('picture-choice').hidden = reads !== 'pictures'
     buttonOf('quiet').hidden = !writes
-    this.#tell(this.#kindOf(null))
+    this.tell(this.#kindOf(null))
   }
 
-  #tell(kind: AnswerKind): void {
+  /** Sets the words of the form. */
+  tell(kind: AnswerKind): void {
     const [label, heading, input] = WORDS[kind]
     buttonOf('generate').textContent = label
     byId('write-heading').textContent = heading
@@ -146,7 +147,7 @@ export class Writer {
     this.#adapters.set(name, adapter)
     if (texts.length > 0) this.#texts = texts
     this.#addCard(name)
-    this.#tell(this.#kindOf(name))
+    this.tell(this.#kindOf(name))
     await showLayers(name, adapter)
   }
 
