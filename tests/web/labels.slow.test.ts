@@ -76,7 +76,7 @@ describe.skipIf(!canOpenSite)('the page', { timeout: 300_000 }, () => {
     await open(ENCODER, 'bert')
     await type('A text without labels')
     expect(await site.text('lesson')).toMatch(
-      /cannot learn from this. It learns from records with these fields: text and label/,
+      /cannot learn from this. It learns from records with these fields: text and textPair; text and label; words and tags[.]/,
     )
     await type(`text,label\n${moods.map(({ text, label }) => `"${text}",${label}`).join('\n')}\n`)
     expect(await site.text('lesson')).toBe('The adapter will learn labels for texts.')
@@ -104,6 +104,7 @@ describe.skipIf(!canOpenSite)('the page', { timeout: 300_000 }, () => {
     await site.click('start')
     await site.until(error)
     expect(await site.text('error')).toMatch(/load Xenova.all-MiniLM-L6-v2 from the Hub, or open a folder of it/)
+    await open(VIT, 'vit')
     await open(ENCODER, 'bert')
     const lessons = {
       'pairs.jsonl': ['the sea was calm', /belong together/, 'Compare what it finds', 'a calm sea'],
@@ -114,12 +115,14 @@ describe.skipIf(!canOpenSite)('the page', { timeout: 300_000 }, () => {
         'Ahab PERRed Sea LOC',
       ],
     } as const
+    let cards = 1
     for (const [file, [prompt, lesson, heading, found]] of Object.entries(lessons)) {
       await type(readFileSync(join(root, 'models/data', file), 'utf8'))
       expect(await site.text('lesson')).toMatch(lesson)
       await site.fill({ steps: 60, 'learning-rate': 0.02, 'batch-size': 6, prompt })
       await site.click('start')
-      await site.until("document.getElementById('train-state').textContent.startsWith('Trained')")
+      cards++
+      await site.until(`document.querySelectorAll('#answers .answer').length === ${cards}`)
       await site.answered()
       expect(await site.text('write-heading')).toBe(heading)
       const shown = await site.page.evaluate(`(() => {

@@ -91,7 +91,7 @@ export function taskOf(open: OpenModel, { text, pictures }: Pick<LearningData, '
   if (task !== undefined) return task
   throw new Error(
     `${open.name} cannot learn from this. It learns from records with these fields: ${open.tasks
-      .flatMap(({ records }) => records.map((record) => Object.keys(record).join(' and ')))
+      .map(({ records: [record] }) => Object.keys(record).join(' and '))
       .join('; ')}.`,
   )
 }
