@@ -63,7 +63,7 @@ export async function openSite(
   const settings = { configFile: join(root, 'web', 'vite.config.ts'), logLevel: 'silent' as const }
   await build({ ...settings, build: { outDir: folder, emptyOutDir: true } })
   // It lies there where somebody made it.
-  if (!process.env.KEEP_MINILM) rmSync(join(folder, 'model-minilm'), { recursive: true, force: true })
+  rmSync(join(folder, 'model-minilm'), { recursive: true, force: true })
   cpSync(join(root, 'tests/golden/peft/rslora'), join(folder, 'linked'), { recursive: true })
   for (const name of readdirSync(join(folder, 'assets')).filter((file) => /\.m?js$/.test(file))) {
     const path = join(folder, 'assets', name)
