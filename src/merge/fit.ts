@@ -1,10 +1,10 @@
 // How an adapter fits a base: a merge throws the plan's first problem, a look at the fit lists all.
 
-import type { Directory } from '../base/bytes.js'
+import type { Directory, Place } from '../base/bytes.js'
 import { decodeWeights, isWeightDtype } from '../base/dtype.js'
 import { elementCount } from '../base/tensor.js'
 import type { TensorInfo } from '../formats/safetensors.js'
-import type { ChosenFormat, MergeBase } from './format.js'
+import type { ChosenFormat } from './format.js'
 import { type OpenMerge, openMerge } from './open.js'
 import type { PlacedPart } from './plan/fit.js'
 import { CHUNK_BYTES, sizeOf } from './plan/layout.js'
@@ -44,7 +44,7 @@ export interface FitReport {
 
 /** Plans the merge without weights. With `normDeltas` (‖s·B·A‖ by layer) weights are read, for relative changes. */
 export async function fitOf(
-  base: MergeBase,
+  base: Place,
   adapter: Directory,
   graphs: readonly string[] = [],
   normDeltas?: ReadonlyMap<string, number>,

@@ -5,7 +5,7 @@ import {
   type ByteSource,
   type Directory,
   readAll,
-  readJson,
+  readLeniently,
   withSource,
   writeFile,
 } from '../base/bytes.js'
@@ -154,9 +154,7 @@ function isSame(a: Uint8Array, b: Uint8Array): boolean {
 
 /** The base that lowrank's training recorded beside an adapter; undefined where there is no such record. */
 export async function readBaseRecord(directory: Directory, path = ''): Promise<BaseRecord | undefined> {
-  if (!(await directory.has(path + MARKER_FILE))) return undefined
   // A damaged record tells nothing; the adapter is as it is.
-  const value = await readJson(directory, path + MARKER_FILE).catch(() => undefined)
-  const base = isObject(value) ? value.base : undefined
+  const { base } = (await readLeniently(directory, path + MARKER_FILE)) ?? {}
   return isObject(base) ? (base as unknown as BaseRecord) : undefined
 }

@@ -2,8 +2,8 @@
 
 import { readThere } from '../base/bytes.js'
 import { decodeFloatsThere, decodeWeights, isWeightDtype, type WeightDtype } from '../base/dtype.js'
-import { UnsupportedError } from '../base/errors.js'
-import { type FloatArray, isAllFinite, type Matrix } from '../base/tensor.js'
+import { MismatchError, UnsupportedError } from '../base/errors.js'
+import { type FloatArray, formatShape, isAllFinite, type Matrix } from '../base/tensor.js'
 import { type Checkpoint, type CheckpointTensor, shardSource } from '../formats/checkpoint.js'
 import type { TensorInfo } from '../formats/safetensors.js'
 import type { StreamedMatrix } from '../linalg/streamed-svd.js'
@@ -12,6 +12,27 @@ import { notFinite } from '../lora/factors.js'
 export interface Located {
   readonly checkpoint: Checkpoint
   readonly tensor: CheckpointTensor
+}
+
+/** Opens adapters or checkpoints, and closes what it opened. */
+export async function withOpen<P, T extends { close(): Promise<void> }, R>(
+  places: readonly P[],
+  open: (place: P) => Promise<T>,
+  work: (opened: readonly T[]) => Promise<R>,
+): Promise<R> {
+  const opened: T[] = []
+  try {
+    for (const place of places) opened.push(await open(place))
+    return await work(opened)
+  } finally {
+    for (const one of opened) await one.close()
+  }
+}
+
+export function requireSameShape(where: string, own: readonly number[], other: readonly number[]): void {
+  const [expected, got] = [formatShape(own), formatShape(other)]
+  if (expected === got) return
+  throw new MismatchError({ where, what: 'not the same tensor in both checkpoints', expected, got })
 }
 
 export interface Difference {

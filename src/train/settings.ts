@@ -3,7 +3,7 @@
 import { checkArgument, oneOf } from '../base/options.js'
 import type { LoraConfigInput } from '../lora/config.js'
 import { TRAIN_CONFIG_DEFAULTS, TRAIN_SETTINGS, TRAIN_SETTINGS_DEFAULTS } from './gen/options.js'
-import { learningRates, type Schedule } from './schedule.js'
+import type { Schedule } from './schedule.js'
 
 /** Which weights a run can end with. */
 export const KEEPS = ['last', 'best'] as const
@@ -209,7 +209,6 @@ export function resolveSettings(input: SettingsInput): TrainSettings {
   const resolved = settings as unknown as TrainSettings
   // The two defaults belong together: a rate that was chosen without LoRA+ would be too high for B.
   if (input.learningRate !== undefined) resolved.loraPlusRatio = input.loraPlusRatio
-  learningRates(resolved.schedule, resolved.learningRate, resolved.warmupRatio, 1)
   return resolved
 }
 

@@ -4,14 +4,15 @@ import type { ByteSource } from '../../base/bytes.js'
 import { type Checkpoint, shardSource } from '../../formats/checkpoint.js'
 import type { TensorInfo } from '../../formats/safetensors.js'
 import type { BaseReplacement, OpenAdapters } from './adapters.js'
+import type { ModelConfig } from './config-edit.js'
 import { namesIn } from './find-weights.js'
-import type { CheckpointNames } from './names/choose.js'
+import { type CheckpointNames, tensorsOf } from './names/choose.js'
 import { loadTables, type ModelHead } from './names/tables.js'
 import { findTies, groupOf, type TieGroup, type Ties } from './names/ties.js'
 
 export interface BaseModel {
   readonly checkpoint: Checkpoint
-  readonly config: Readonly<Record<string, unknown>> | undefined
+  readonly config: ModelConfig | undefined
   readonly names: CheckpointNames
   readonly ties: Ties
   /** Replacements of tied weights by the values that they have: PEFT saves embeddings along with what adapts them. */
@@ -26,17 +27,13 @@ const COMPARED_BYTES = 1 << 20
 /** Compares those tied tensors that the adapters touch and the base stores more than once. */
 export async function knowBase(
   checkpoint: Checkpoint,
-  config: Readonly<Record<string, unknown>> | undefined,
+  config: ModelConfig | undefined,
   { adapters, layers, replacements, tasks, classes, sources }: OpenAdapters,
 ): Promise<BaseModel> {
   const tables = await loadTables()
   const names = namesIn(checkpoint, { layers, replacements, classes }, config, tables)
   const { groups, isKnown } = findTies(checkpoint, config, names, tables)
-  const touched = new Set(
-    [...layers.map(({ name, tensor }) => `${name}.${tensor}`), ...replacements.map(({ tensor }) => tensor)].map(
-      names.locate,
-    ),
-  )
+  const touched = new Set(tensorsOf({ layers, replacements }).map(names.locate))
   const equal: TieGroup[] = []
   for (const group of groups) {
     const isTouched = group.members.some((name) => touched.has(name))
