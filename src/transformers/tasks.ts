@@ -86,7 +86,7 @@ export function modelClass(
   })
 }
 
-/** What reads the input: its image processor for pictures; and its tokenizer where there are texts. */
+/** The readers of the input: an image processor for pictures, a tokenizer for texts. */
 export async function readerOf(transformers: TransformersModule, task: PipelineTask, model: Model): Promise<object> {
   const processor = task.startsWith('image-') ? { processor: processorOf(transformers, model) } : {}
   if (task === 'image-classification') return processor

@@ -3,7 +3,7 @@
 import type { AdapterSession } from 'lowrank'
 import { make } from './dom.js'
 
-/** What an adapter gives. */
+/** A kind of answers. */
 export type AnswerKind = 'text' | 'labels' | 'names' | 'finds'
 
 /** Kinds of the adapters that do not write, by PEFT's and by lowrank's name of their task. */

@@ -21,7 +21,7 @@ interface Recording {
   readonly answers: readonly ({ readonly prompt: string } & Partial<Shown>)[]
 }
 
-/** What was given: by the model alone, where it gives anything, and by the adapter. */
+/** The answers: of the model alone, where it gives any, and of the adapter. */
 interface Shown {
   readonly labels: Parameters<typeof scores>[0]
   readonly names: Parameters<typeof withNames>[1]

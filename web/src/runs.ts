@@ -12,7 +12,7 @@ export interface Job {
   /** Name of the file; the ending tells the form. */
   readonly dataName: string
   readonly task: TrainOptions['task']
-  /** What the adapter of a search finds; empty for others. */
+  /** Texts that the adapter of a search can find; empty for others. */
   readonly texts: readonly string[]
   readonly settings: {
     readonly maxSteps: number

@@ -43,7 +43,7 @@ export class Writer {
   #stop: AbortController | undefined
   /** For models that read pictures. */
   #picture: File | undefined
-  /** What a search finds. */
+  /** Texts that a search can find. */
   #texts: readonly string[] = []
 
   constructor(reopen: (device: Device) => Promise<void>) {
@@ -260,7 +260,7 @@ export class Writer {
     }
   }
 
-  /** What is given by an adapter, or by the model alone: the same as by the newest adapter, unless it writes. */
+  /** The kind of an adapter. That of the model alone is the kind of the newest adapter, unless the model writes. */
   #kindOf(name: string | null, adapter = this.#adapters.get(name ?? '')): AnswerKind {
     const own = this.#open?.writes ? 'text' : 'labels'
     const asked = adapter ?? (own === 'text' ? undefined : [...this.#adapters.values()].at(-1))
