@@ -1,7 +1,7 @@
 // The difference of a tensor in two checkpoints, read in blocks of rows, and kept where it is small.
 
 import { readThere } from '../base/bytes.js'
-import { decodeFloatsThere, decodeWeights, isWeightDtype, type WeightDtype } from '../base/dtype.js'
+import { decodeFloatsThere, decodeWeights, isWeightDtype, sizeOf, type WeightDtype } from '../base/dtype.js'
 import { MismatchError, UnsupportedError } from '../base/errors.js'
 import { type FloatArray, formatShape, isAllFinite, type Matrix } from '../base/tensor.js'
 import { type Checkpoint, type CheckpointTensor, shardSource } from '../formats/checkpoint.js'
@@ -173,15 +173,11 @@ async function readRows({ checkpoint, tensor }: Located, { first, count, k }: Ro
   const source = shardSource(checkpoint, shard)
   requireFloat(info, source.name)
   const dtype = info.dtype as WeightDtype
-  const rowBytes = bytesOf(dtype) * k
+  const rowBytes = sizeOf(dtype) * k
   const bytes = await readThere(source, offset + first * rowBytes, count * rowBytes, side.bytes)
   const values = dtype === 'fp64' ? decodeWeights(bytes, dtype) : decodeFloatsThere(bytes, dtype, side.values)
   if (isAllFinite(values)) return values
   throw notFinite(`${source.name}: ${name}`)
-}
-
-function bytesOf(dtype: WeightDtype): number {
-  return { fp64: 8, fp32: 4, fp16: 2, bf16: 2 }[dtype]
 }
 
 export function requireFloat({ name, dtype }: TensorInfo, file: string): void {
