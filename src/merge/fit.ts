@@ -50,11 +50,8 @@ export async function fitOf(
   normDeltas?: ReadonlyMap<string, number>,
 ): Promise<FitReport> {
   const isOnnx = graphs.length > 0
-  const chosen: ChosenFormat = {
-    format: isOnnx ? 'onnx' : 'safetensors',
-    graphs,
-    checkpoint: isOnnx ? undefined : base.file,
-  }
+  const format = isOnnx ? 'onnx' : 'safetensors'
+  const chosen: ChosenFormat = { format, graphs, checkpoint: isOnnx ? undefined : base.file }
   const merge = await openMerge({ base, adapters: adapter, tied: isOnnx ? undefined : 'untie', onlyFits: true }, chosen)
   try {
     const { where, vocabulary, isTied, whole, notes, problems } = merge.fit
