@@ -112,6 +112,7 @@ function checkTogether(options: TrainingOptions, settings: TrainSettings): void 
   ].find(([, isOn]) => isOn)
   const lacksRecords = evaluates !== undefined && evalData === undefined && evalSplit === undefined
   const isUnused = settings.bestMetric !== TRAIN_DEFAULTS.bestMetric && !usesBest(settings)
+  const notWith = (other: string) => `not together with ${other}: use one of the two`
   const problems: [isWrong: boolean | undefined, where: string, what: string, hint?: string][] = [
     [isFurther && options.config !== undefined, 'config', hasOwn('config')],
     [isFurther && options.trainedTokens !== undefined, 'trainedTokens', hasOwn('trained tokens')],
@@ -119,13 +120,9 @@ function checkTogether(options: TrainingOptions, settings: TrainSettings): void 
     [writes && out === undefined, 'out', 'resume, overwrite and saveEvery need an output folder'],
     [lacksRecords, 'evalData', `${evaluates?.[0]} needs records to evaluate`, 'Give `evalData`, or `evalSplit`'],
     [isUnused, 'bestMetric', "it has no effect without `keep: 'best'` or `earlyStopping`"],
-    [
-      evalData !== undefined && evalSplit !== undefined,
-      'evalSplit',
-      'not together with `evalData`: use one of the two',
-    ],
-    [resume && overwrite, 'resume', 'not together with overwrite: use one of the two'],
-    [settings.lowMemory && settings.fast, 'fast', 'not together with lowMemory: use one of the two'],
+    [evalData !== undefined && evalSplit !== undefined, 'evalSplit', notWith('`evalData`')],
+    [resume && overwrite, 'resume', notWith('overwrite')],
+    [settings.lowMemory && settings.fast, 'fast', notWith('lowMemory')],
   ]
   const found = problems.find(([isWrong]) => isWrong)
   if (found === undefined) return

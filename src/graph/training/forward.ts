@@ -7,7 +7,7 @@ import { quantizedGradient } from '../gradients/quantized.js'
 import { valueInfo } from '../inject/inject.js'
 import type { BaseOpener } from '../inject/open-base.js'
 import { siteInput } from '../inject/sites.js'
-import { magnitudeInput, TrainableLinears } from '../inject/trainable.js'
+import { type Branch, magnitudeInput, TrainableLinears } from '../inject/trainable.js'
 import { dropEmptyCache } from '../inputs/cache.js'
 import type { NamedLayer } from '../match/forms/form.js'
 import { findProduct } from '../match/forms/forms.js'
@@ -22,11 +22,7 @@ import type { DropoutMask } from './dropout.js'
 import { lossInBlocks } from './loss-blocks.js'
 import { type Objective, ObjectiveGraph, type RowChoice, type TrainedTensor } from './objective-graph.js'
 
-export interface TrainedLayer extends NamedLayer {
-  readonly rank: number
-  readonly scaling: number
-  /** For DoRA: Σ w² of each row of the weight (d), as the model has it. */
-  readonly baseSquares?: Float64Array | undefined
+export interface TrainedLayer extends NamedLayer, Pick<Branch, 'rank' | 'scaling' | 'baseSquares'> {
   /** A (r, k) where it is not trained: a constant of the graph. */
   readonly fixedA?: Float32Array | undefined
 }

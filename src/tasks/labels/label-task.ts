@@ -4,13 +4,13 @@ import { describe } from '../../base/options.js'
 import type { Model } from '../../graph/model-folder.js'
 import type { Length, ObjectiveGraph } from '../../graph/training/objective-graph.js'
 import type { Value } from '../../graph/view/builder.js'
-import type { Feeds, RuntimeTensor } from '../../runtime/runtime.js'
+import type { Feeds } from '../../runtime/runtime.js'
 import { LABEL_OPTIONS } from '../gen/options.js'
 import { findHead, type HeadKind, requireHead } from '../heads/head-forms.js'
 import { type HeadBase, namedLabels } from '../heads/heads.js'
 import { checkHead, headBase, TrainedHead } from '../heads/trained-head.js'
 import type { Evaluated, Examples, HeadOptions, OpenTask, Task } from '../task.js'
-import { PROBE_BATCHES } from '../token-batch.js'
+import { PROBE_BATCHES, predictedRows } from '../token-batch.js'
 import { type Labeled, type LabelOptions, type LabelProblem, problemOf, type Target } from './label-problems.js'
 
 type Placed = Pick<Labeled, 'where'>
@@ -95,7 +95,7 @@ export abstract class HeadTask<Example extends Placed> implements OpenTask<Examp
   }
 
   abstract forward(graph: ObjectiveGraph): Value
-  abstract predict(outputs: Readonly<Record<string, RuntimeTensor>>, examples: readonly Example[]): unknown[]
+  abstract predict(outputs: Readonly<Feeds>, examples: readonly Example[]): unknown[]
   abstract metrics(result: Evaluated<Example>): Record<string, number>
 
   checkEvaluation(example: Example): void {
@@ -121,13 +121,6 @@ export abstract class HeadTask<Example extends Placed> implements OpenTask<Examp
   protected targets(examples: readonly Example[]): Target[] {
     return [...flat(examples, this.#targetsOf)]
   }
-
-  /** The logits of each row. */
-  protected rows(outputs: Readonly<Record<string, RuntimeTensor>>): Float32Array[] {
-    const { data, dims } = Object.values(outputs).find((output) => output.dims.length === 2)!
-    const count = this.labels.length
-    return Array.from({ length: dims[0] }, (_, row) => (data as Float32Array).slice(row * count, (row + 1) * count))
-  }
 }
 
 class LabelTask<Example extends Labeled> extends HeadTask<Example> {
@@ -144,9 +137,7 @@ class LabelTask<Example extends Labeled> extends HeadTask<Example> {
     return this.problem.loss(graph, graph.predict(this.head.logits(graph, this.head.input(graph))))
   }
 
-  predict(outputs: Readonly<Record<string, RuntimeTensor>>): Float32Array[] {
-    return this.rows(outputs)
-  }
+  override predict = predictedRows
 
   metrics({ examples, predictions }: Evaluated<Example>): Record<string, number> {
     return this.problem.metrics(this.targets(examples), predictions as Float32Array[])
