@@ -212,6 +212,18 @@ export function concatBytes(chunks: readonly Uint8Array[]): Uint8Array {
   return result
 }
 
+export function sameBytes(a: Uint8Array, b: Uint8Array): boolean {
+  if (a.byteLength !== b.byteLength) return false
+  const isWhole = a.byteOffset % 4 === 0 && b.byteOffset % 4 === 0
+  // Not words of 64 bits: each would be an object for the garbage collector.
+  const words = isWhole ? Math.floor(a.byteLength / 4) : 0
+  const [x, y] = [a, b].map(({ buffer, byteOffset }) => new Int32Array(buffer, isWhole ? byteOffset : 0, words))
+  let differs = 0
+  for (let i = 0; i < words; i++) differs |= x[i] ^ y[i]
+  for (let i = words * 4; i < a.byteLength; i++) differs |= a[i] ^ b[i]
+  return differs === 0
+}
+
 export function crcTable(polynomial: number): Uint32Array {
   return Uint32Array.from({ length: 256 }, (_, byte) => {
     let value = byte

@@ -1,7 +1,7 @@
 // The part of inference that runs: one session with LoRA inputs, the adapters' arrays, and the caches of texts being
 // written. It lives in a worker or in the caller's thread; caches and logits never leave it while texts grow.
 
-import { StateError, UnsupportedError } from '../base/errors.js'
+import { attempt, StateError } from '../base/errors.js'
 import { Turns } from '../base/turns.js'
 import type { NewRows } from '../graph/fuse/new-rows.js'
 import { ROWS_INPUT, SLOTS_INPUT } from '../graph/inject/inject.js'
@@ -187,12 +187,7 @@ export class InferEngine {
     }
     if (!into.isLike(from)) return false
     const adapters = into.adaptersWith(from)
-    try {
-      adapters.for(this.#open?.groups ?? [])
-    } catch (error) {
-      if (error instanceof UnsupportedError) return false
-      throw error
-    }
+    if (attempt(() => adapters.for(this.#open?.groups ?? [])).problems.length > 0) return false
     into.join(from, adapters)
     this.#decodings.delete(other)
     return true

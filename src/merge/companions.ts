@@ -77,9 +77,8 @@ export async function findCompanions(
     if (own.has(`${folder}/`) || folder.startsWith('.')) continue
     const inner = isCompanionFolder(folder) ? (await base.list(folder)).map((name) => `${folder}/${name}`) : []
     const taken = inner.filter(isCompanion)
-    if (taken.length === 0) leftOut.push(`${folder}/`)
     copied.push(...taken)
-    leftOut.push(...(taken.length === 0 ? [] : inner.filter((name) => !isCompanion(name))))
+    leftOut.push(...(taken.length === 0 ? [`${folder}/`] : inner.filter((name) => !isCompanion(name))))
   }
   const files = [...changed]
   for (const name of copied) {

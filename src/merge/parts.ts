@@ -54,15 +54,7 @@ export async function openPartAdapters(input: PartInput): Promise<OpenAdapters> 
 
 /** A part that plans no file, because something does not fit, or that was all to be found out. */
 export function unfinishedPart(fit: Fit): PlanPart {
+  const nothing = { files: [], others: [], magnitudes: [], layers: [], tensors: new Map() }
   const summary = { added: [], renamed: [], copied: [], leftOut: [], warnings: [] }
-  return {
-    files: [],
-    others: [],
-    magnitudes: [],
-    summary,
-    layers: [],
-    tensors: new Map(),
-    changes: async () => [],
-    fit,
-  }
+  return { ...nothing, summary, changes: async () => [], fit }
 }

@@ -3,21 +3,13 @@
 // reads and works on one chunk at a time, with a kernel. Writing stays with the caller.
 
 import type { ByteSource } from '../base/bytes.js'
-import { decodeWeights, encodeWeights, isFiniteStored, type WeightDtype } from '../base/dtype.js'
+import { decodeWeights, encodeWeights, isFiniteStored, sizeOf, type WeightDtype } from '../base/dtype.js'
 import { NumericError } from '../base/errors.js'
 import { type FloatArray, isAllFinite } from '../base/tensor.js'
 import { BLOCK_ELEMENTS, COLUMN_MULTIPLE, type MergeKernel } from '../kernels/merge-kernel.js'
 import { createMergeKernel } from '../kernels/wasm-merge.js'
 import type { Factor, FactorSlice, LayerFactors, LayerMagnitude } from './plan/adapters.js'
-import {
-  CHUNK_BYTES,
-  type Chunk,
-  chunksOf,
-  type OutputFile,
-  sizeOf,
-  type WeightPlan,
-  windowsOf,
-} from './plan/layout.js'
+import { CHUNK_BYTES, type Chunk, chunksOf, type OutputFile, type WeightPlan, windowsOf } from './plan/layout.js'
 
 /** The state of the weight that the last chunk belonged to. */
 interface Current {

@@ -6,6 +6,7 @@ import {
   type Directory,
   readAll,
   readLeniently,
+  sameBytes,
   withSource,
   writeFile,
 } from '../base/bytes.js'
@@ -119,7 +120,7 @@ export async function writeAdapterFiles(
     let configSink = await create(CONFIG_FILE)
     await writeSafetensors(weightsSink, tensors, { format: 'pt', ...metadata })
     await configSink.write(bytes)
-    if (old !== undefined && isSame(old, bytes)) {
+    if (old !== undefined && sameBytes(old, bytes)) {
       await weightsSink.commit()
       await configSink.abort()
       return
@@ -146,10 +147,6 @@ export async function writeAdapterFiles(
     if (removed !== undefined) await writeFile(directory, CONFIG_FILE, removed)
     throw error
   }
-}
-
-function isSame(a: Uint8Array, b: Uint8Array): boolean {
-  return a.byteLength === b.byteLength && a.every((byte, i) => byte === b[i])
 }
 
 /** The base that lowrank's training recorded beside an adapter; undefined where there is no such record. */

@@ -1,6 +1,6 @@
 // A base before a merge into it is planned: its names for the adapters' tensors, its tied weights, its head.
 
-import type { ByteSource } from '../../base/bytes.js'
+import { type ByteSource, sameBytes } from '../../base/bytes.js'
 import { type Checkpoint, shardSource } from '../../formats/checkpoint.js'
 import type { TensorInfo } from '../../formats/safetensors.js'
 import type { BaseReplacement, OpenAdapters } from './adapters.js'
@@ -81,7 +81,7 @@ async function areSame(a: Place, b: Place): Promise<boolean> {
     // A source may hand out the same memory again.
     const x = new Uint8Array(await a.source.read(a.info.offset + at, length))
     const y = await b.source.read(b.info.offset + at, length)
-    if (x.some((byte, i) => byte !== y[i])) return false
+    if (!sameBytes(x, y)) return false
   }
   return true
 }

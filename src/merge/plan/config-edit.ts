@@ -99,7 +99,8 @@ export function editForHub({ values }: Config, text: string, graphs: readonly Wr
   const own: Record<string, unknown> = { ...before }
   const withData = graphs.filter(({ dataFiles }) => dataFiles > 0)
   if (withData.length > 0) {
-    own.use_external_data_format = Object.fromEntries(withData.map(({ path, dataFiles }) => [nameOf(path), dataFiles]))
+    const entries = withData.map(({ path, dataFiles }) => [path.slice(path.lastIndexOf('/') + 1), dataFiles])
+    own.use_external_data_format = Object.fromEntries(entries)
   } else delete own.use_external_data_format
   const dtypes = graphs.map(({ path }) => graphFile(path).dtype)
   const [first] = dtypes
@@ -108,10 +109,6 @@ export function editForHub({ values }: Config, text: string, graphs: readonly Wr
   if (isTold && first !== undefined && dtypes.every((dtype) => dtype === first)) own.dtype = first
   if (JSON.stringify(own) === JSON.stringify(before)) return text
   return setMember(text, [HUB_MEMBER], own)
-}
-
-function nameOf(path: string): string {
-  return path.slice(path.lastIndexOf('/') + 1)
 }
 
 export function headWarning({ architecture = 'model with a head', labels }: HeadEdit): string {

@@ -1,10 +1,10 @@
 // Adapted parameters (target_parameters) in a checkpoint: one tensor (E, ·, ·), or the experts' matrices one by one.
 
+import { sizeOf } from '../../base/dtype.js'
 import { MismatchError } from '../../base/errors.js'
 import { objectOf } from '../../base/options.js'
 import { formatShape } from '../../base/tensor.js'
 import type { TensorInfo } from '../../formats/safetensors.js'
-import { sizeOfDtype } from '../../kernels/merge-kernel.js'
 import { parameterLayout } from '../../lora/kinds/experts.js'
 import type { Factor, LayerFactors } from './adapters.js'
 import type { ModelConfig } from './config-edit.js'
@@ -22,7 +22,7 @@ const INPUT_MAJOR_MODELS: ReadonlySet<unknown> = new Set([
 
 export function expertLayer(layer: LayerFactors, expert: number, firstRow = 0, rows = layer.d): LayerFactors {
   const { a, b, k, rank, isInputMajor, experts = 1 } = layer
-  const factorBytes = rank * k * sizeOfDtype(a.dtype)
+  const factorBytes = rank * k * sizeOf(a.dtype)
   return {
     ...layer,
     d: rows,
@@ -42,13 +42,13 @@ export function layerOfRows(layer: LayerFactors, first: number, rows: number): L
     d: rows,
     experts: undefined,
     shape: isInputMajor ? [k, rows] : [rows, k],
-    b: { ...b, offset: b.offset + first * b.columns * sizeOfDtype(b.dtype), rows },
+    b: { ...b, offset: b.offset + first * b.columns * sizeOf(b.dtype), rows },
     scales: scales && columnsOf(scales, first, rows),
   }
 }
 
 function columnsOf(factor: Factor, first: number, columns: number): Factor {
-  return { ...factor, offset: factor.offset + first * sizeOfDtype(factor.dtype), columns }
+  return { ...factor, offset: factor.offset + first * sizeOf(factor.dtype), columns }
 }
 
 /** The layer as its tensor has it: input-major or not. */

@@ -1,13 +1,10 @@
 // The source of every byte of the output: files, their segments, and the chunks in which segments are worked on.
 
-import { isWeightDtype, type TensorDtype, type WeightDtype } from '../../base/dtype.js'
+import { isWeightDtype, sizeOf, type TensorDtype, type WeightDtype } from '../../base/dtype.js'
 import type { Checkpoint } from '../../formats/checkpoint.js'
 import { planSafetensors, type TensorInfo } from '../../formats/safetensors.js'
-import { sizeOfDtype as sizeOf } from '../../kernels/merge-kernel.js'
 import type { Factor, LayerFactors } from './adapters.js'
 import { expertLayer, layerOfRows } from './experts.js'
-
-export { sizeOf }
 
 /** Measured: 0.5–1 MB is fastest; more falls out of the second-level cache between read, kernel and write. */
 export const CHUNK_BYTES = 1 << 20

@@ -28,6 +28,12 @@ const METRICS_INTERVAL_MS = 2000
 
 type Watched = Pick<RunState, 'evaluations' | 'samples'>
 
+interface LastFiles {
+  readonly card?: string | undefined
+  readonly page?: string | undefined
+  readonly keepState?: boolean
+}
+
 export interface RunMeaning {
   readonly task: string
   readonly record?: string | undefined
@@ -77,15 +83,7 @@ export class RunWriter {
     this.#hasSaved = true
   }
 
-  async finish(
-    watched: Watched,
-    base: BaseRecord,
-    {
-      card,
-      page,
-      keepState = false,
-    }: { card?: string | undefined; page?: string | undefined; keepState?: boolean } = {},
-  ): Promise<void> {
+  async finish(watched: Watched, base: BaseRecord, { card, page, keepState }: LastFiles = {}): Promise<void> {
     await this.#writeEvaluations(watched)
     if (page !== undefined) await writeFile(this.#directory, PAGE_FILE, page)
     if (card !== undefined) await writeFile(this.#directory, CARD_FILE, card)
