@@ -83,6 +83,11 @@ export const embedding: Task<RelatedTexts, RelatedExample, EmbeddingOptions> = {
     autoClass: 'AutoModel',
     tags: ['sentence-similarity'],
   },
+  page: {
+    lesson: 'The adapter will learn which texts belong together.',
+    unit: 'tokens',
+    settings: { maxSteps: 20, learningRate: 0.002, batchSize: 8 },
+  },
   options: EMBEDDING_OPTIONS,
 
   check(model) {

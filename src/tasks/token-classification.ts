@@ -43,6 +43,11 @@ export const tokenClassification: Task<TaggedText, TaggedExample, TagOptions> = 
     pipeline: 'token-classification',
     autoClass: 'AutoModelForTokenClassification',
   },
+  page: {
+    lesson: 'The adapter will learn to find names.',
+    unit: 'tokens',
+    settings: { maxSteps: 40, learningRate: 0.002, batchSize: 8 },
+  },
   learningRate: 6e-4,
   ...headParts('token', wordInputs),
   options: TAG_OPTIONS,

@@ -26,6 +26,7 @@ const CLASSES = {
   'text2text-generation': { auto: 'AutoModelForSeq2SeqLM', pipeline: 'Text2TextGenerationPipeline', isPair: true },
   summarization: { auto: 'AutoModelForSeq2SeqLM', pipeline: 'SummarizationPipeline', isPair: true },
   translation: { auto: 'AutoModelForSeq2SeqLM', pipeline: 'TranslationPipeline', isPair: true },
+  'image-to-text': { auto: 'AutoModelForVision2Seq', pipeline: 'ImageToTextPipeline', isPair: true },
   'token-classification': { auto: 'AutoModelForTokenClassification', pipeline: 'TokenClassificationPipeline' },
   'image-classification': { auto: 'AutoModelForImageClassification', pipeline: 'ImageClassificationPipeline' },
 } satisfies Readonly<Record<string, TaskClasses>>
@@ -85,15 +86,11 @@ export function modelClass(
   })
 }
 
-/** For pictures, its image processor. */
-export async function readerOf(
-  transformers: TransformersModule,
-  task: PipelineTask,
-  model: Model,
-): Promise<{ processor: object } | { tokenizer: unknown }> {
-  return task === 'image-classification'
-    ? { processor: processorOf(transformers, model) }
-    : { tokenizer: await tokenizerOf(transformers, model) }
+/** The readers of the input: an image processor for pictures, a tokenizer for texts. */
+export async function readerOf(transformers: TransformersModule, task: PipelineTask, model: Model): Promise<object> {
+  const processor = task.startsWith('image-') ? { processor: processorOf(transformers, model) } : {}
+  if (task === 'image-classification') return processor
+  return { ...processor, tokenizer: await tokenizerOf(transformers, model) }
 }
 
 function processorOf(transformers: TransformersModule, { preprocessorConfig, name }: Model): object {
