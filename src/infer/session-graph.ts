@@ -9,7 +9,7 @@ import { injectEmbeddings, injectLora } from '../graph/inject/inject.js'
 import type { Site, SiteGroup, SiteNeeds } from '../graph/inject/sites.js'
 import { injectVectors, type VectorPlaces } from '../graph/inject/vectors.js'
 import { tokenInputs, VECTORS } from '../graph/inputs/tokens.js'
-import { dropNanGuards } from '../graph/lower/nan-guards.js'
+import { suitWebgpu } from '../graph/lower/webgpu.js'
 import { findEmbeddings } from '../graph/match/forms/lookup.js'
 import { findPointwise } from '../graph/match/forms/pointwise.js'
 import { exposeProducts, findLinears, type ModuleMap } from '../graph/match/linears.js'
@@ -54,7 +54,7 @@ export function sessionGraph(
   const graph = new Graph(onnx.proto)
   before?.(graph)
   growWindows(graph)
-  if (keepsOnGpu({ executionProviders: providers })) dropNanGuards(graph)
+  if (keepsOnGpu({ executionProviders: providers })) suitWebgpu(graph)
   graph.outputs.push(...Array.from(given, (name) => create(ValueInfoProtoSchema, { name })))
   const isOnProcessor = providers.every((name) => ON_PROCESSOR.has(name))
   const mayFuse = isOnProcessor && !isPlain

@@ -185,8 +185,8 @@ function identity(elemType: number): Uint8Array {
   return Uint8Array.of(8, 8, ...graph, ...field(8, 16, 17))
 }
 
-/** ONNX Runtime never frees tensors on a GPU that nobody reads any more. */
-const copiesOfHeld = new FinalizationRegistry<RuntimeTensor>((copy) => freeOnGpu(copy))
+/** Held feeds whose copies stay on a GPU. ONNX Runtime frees none by itself, and fails at the end if some are left. */
+const KEPT_COPIES = 4
 
 class WrappedSession implements RuntimeSession {
   readonly #ort: OrtModule
@@ -197,6 +197,7 @@ class WrappedSession implements RuntimeSession {
   /** Tensors of feeds that come again and again, such as a cache that grows in its place. */
   readonly #tensors = new WeakMap<RuntimeTensor, object>()
   readonly #held = new WeakMap<Feeds, Record<string, unknown>>()
+  readonly #copied: { readonly held: Feeds; readonly copied: readonly RuntimeTensor[] }[] = []
   /** Set once the GPU is lost: later runs, and the release, could wait for a GPU that never answers. */
   #lost: RuntimeError | undefined
   readonly inputNames: readonly string[]
@@ -245,12 +246,13 @@ class WrappedSession implements RuntimeSession {
   async #hold(held: Feeds): Promise<Record<string, unknown>> {
     // Without a prototype: a name from a file may be __proto__.
     const tensors: Record<string, unknown> = Object.create(null)
+    const copied: RuntimeTensor[] = []
     for (const name of Object.keys(held)) {
       const tensor = held[name]
       if (this.#copies !== undefined) {
         const copy = await this.#copies.toGpu(tensor)
         tensors[name] = this.#tensor(name, copy)
-        if (copy !== tensor) copiesOfHeld.register(held, copy)
+        copied.push(copy)
         continue
       }
       const made = this.#tensor(name, tensor) as OrtTensor
@@ -260,6 +262,8 @@ class WrappedSession implements RuntimeSession {
       if (made !== tensor) Object.defineProperties(made, { data: { value: made.data }, location: { value: 'cpu' } })
     }
     this.#held.set(held, tensors)
+    if (this.#copies !== undefined) this.#copied.push({ held, copied })
+    this.#freeCopies(KEPT_COPIES)
     return tensors
   }
 
@@ -277,9 +281,17 @@ class WrappedSession implements RuntimeSession {
     }
   }
 
+  #freeCopies(kept: number): void {
+    for (const { held, copied } of this.#copied.splice(0, Math.max(0, this.#copied.length - kept))) {
+      this.#held.delete(held)
+      freeOnGpu(...copied)
+    }
+  }
+
   async dispose(): Promise<void> {
     const session = this.#session
     this.#session = undefined
+    this.#freeCopies(0)
     if (this.#lost === undefined) await session?.release()
   }
 }

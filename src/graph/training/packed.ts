@@ -4,7 +4,7 @@
 import { elementCount } from '../../base/tensor.js'
 import { DataType, type ModelProto } from '../../formats/onnx/tensors.js'
 import { valueInfo } from '../inject/inject.js'
-import { dropNanGuards } from '../lower/nan-guards.js'
+import { suitWebgpu } from '../lower/webgpu.js'
 import { Builder } from '../view/builder.js'
 import { Graph } from '../view/graph.js'
 import { PACKED, PACKED_GRADIENT } from './forward.js'
@@ -32,7 +32,7 @@ export function packTrained(model: ModelProto, tensors: readonly TrainedParamete
     graph.outputs = [...others, valueInfo(PACKED_GRADIENT, DataType.FLOAT, [total])]
     computeFirst(graph, others[0].name)
   }
-  dropNanGuards(graph)
+  suitWebgpu(graph)
   graph.prune()
   return graph.toModel()
 }
