@@ -162,7 +162,10 @@ export class InferEngine {
   }
 
   readonly #toHost = (tensor: RuntimeTensor) => {
-    return this.#turns.take(async () => this.#runtime.toHost?.(tensor) ?? tensor)
+    return this.#turns.take(async () => {
+      if (this.#open === undefined) throw new StateError({ where: 'session', what: 'it is not open' })
+      return this.#runtime.toHost?.(tensor) ?? tensor
+    })
   }
 
   /** `most`: how many tokens of a prompt that is alone are read at once. There is no token before all are read. */
@@ -210,9 +213,15 @@ export class InferEngine {
 
   async stopDecoding(id: number): Promise<void> {
     const decoding = this.#decodings.get(id)
+    if (decoding === undefined) return
+    try {
+      await this.#keep(decoding)
+    } catch (error) {
+      // A session that closes keeps nothing.
+      if (this.#open !== undefined) throw error
+    }
+    decoding.release()
     this.#decodings.delete(id)
-    if (decoding !== undefined) await this.#keep(decoding)
-    decoding?.release()
   }
 
   #decoding(id: number): Decoding {
@@ -225,6 +234,7 @@ export class InferEngine {
     return this.#turns.take(async () => {
       const last = this.#open
       this.#open = undefined
+      for (const decoding of this.#decodings.values()) decoding.release()
       this.#decodings.clear()
       this.#prefixes.clear()
       this.#adapters.clear()

@@ -1,9 +1,11 @@
 import { fileURLToPath } from 'node:url'
 import { describe, expect, it } from 'vitest'
 import { UnsupportedError } from '../../src/base/errors.js'
+import { Random } from '../../src/base/random.js'
 import { loadOnnx } from '../../src/formats/onnx/model.js'
 import { GRADIENTS, NON_DIFFERENTIABLE } from '../../src/graph/gradients/gradients.js'
 import { LOWERINGS, lowerForTraining } from '../../src/graph/lower/lower.js'
+import { suitWebgpu } from '../../src/graph/lower/webgpu.js'
 import { sessionModel } from '../../src/graph/session-model.js'
 import type { Attributes } from '../../src/graph/view/attributes.js'
 import { Builder } from '../../src/graph/view/builder.js'
@@ -13,7 +15,7 @@ import { NodeDirectory } from '../../src/io/node/files.js'
 import { loadNodeRuntime } from '../../src/runtime/node/runtime.js'
 import type { Feeds, RuntimeTensor } from '../../src/runtime/runtime.js'
 import { CASES, GQA, grouped, type LoweringCase, MHA, PARTS, SKIP, SKIPPED, x } from './lowering-cases.js'
-import { addInput, addOutput, DataType, emptyGraph, int32s, ints, openGraph } from './toolkit.js'
+import { addInput, addOutput, DataType, emptyGraph, int32s, ints, normals, openGraph, valuesOf } from './toolkit.js'
 
 const TYPES: Partial<Record<RuntimeTensor['type'], DataType>> = {
   float32: DataType.FLOAT,
@@ -153,4 +155,23 @@ describe('what cannot be lowered', () => {
     expect(() => lowerForTraining(graph, [])).not.toThrow()
     expect(() => lowerForTraining(graph, [second])).toThrow(/^(?!.*fused)/)
   })
+})
+
+it('says in other words what WebGPU lacks or computes otherwise, with the same values', async () => {
+  const graph = emptyGraph(17)
+  const [x, gamma] = [normals(new Random(1, 'test'), [2, 3, 5]), normals(new Random(2, 'test'), [5])]
+  addInput(graph, 'x', DataType.FLOAT, x.dims)
+  addInput(graph, 'gamma', DataType.FLOAT, gamma.dims)
+  addInput(graph, 'mask', DataType.FLOAT, [5])
+  const g = new Builder(graph, 'test')
+  const [y, deviation] = g.node('SimplifiedLayerNormalization', ['x', 'gamma'], { axis: -1, epsilon: 1e-3 }, 2).output
+  const p = g.op('Softmax', [g.add(y, 'mask')], { axis: -1 })
+  const sum = g.add(g.where(g.op('IsNaN', [p]), g.float(0), p), deviation)
+  addOutput(graph, graph.producer(sum)!.output[0], DataType.FLOAT)
+  const mask = { type: 'float32' as const, data: Float32Array.of(0, 0, Number.NEGATIVE_INFINITY, 0, 0), dims: [5] }
+  const valuesIn = async () => valuesOf((await (await openGraph(graph)).run({ x, gamma, mask }))[sum])
+  const expected = await valuesIn()
+  suitWebgpu(graph)
+  expect(graph.nodes.filter(({ opType, output }) => opType === 'IsNaN' || output.length > 1)).toEqual([])
+  for (const [i, value] of (await valuesIn()).entries()) expect(value).toBeCloseTo(expected[i], 6)
 })
