@@ -1,4 +1,4 @@
-// Data of a run: a text, rows with labels, or folders of pictures; and folders of all kinds that are dropped on the page.
+// Data of a run: a text, rows with labels, or folders of pictures; and whatever folder is dropped on the page.
 
 import type { TaskFacts } from 'lowrank'
 import { byId, guarded, make, onFiles } from './dom.js'

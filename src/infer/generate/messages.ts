@@ -7,8 +7,22 @@ import { loadChatTemplate } from '../../text/chat-template.js'
 import type { ChatTemplate } from '../../text/template.js'
 import type { Tokenizer } from '../../text/tokenizer.js'
 import { messageForm, withPlaces } from '../pictures/chat-places.js'
+import type { PictureVectors, PromptPictures } from '../pictures/pictures.js'
 import type { ChatOptions } from '../session.js'
-import type { EncodedPrompt, PromptContext } from './prompts.js'
+
+export interface EncodedPrompt {
+  readonly ids: readonly number[]
+  /** Tokens that end the answer to a chat, besides the model's own. */
+  readonly endIds: readonly number[]
+  readonly stops: readonly string[]
+  readonly pictures?: PictureVectors | undefined
+}
+
+export interface PromptContext {
+  readonly recorded: string | undefined
+  readonly pictures: PromptPictures | undefined
+  readonly where: string
+}
 
 export async function encodeMessages(
   model: Model,

@@ -7,8 +7,10 @@ import type { ImageSource } from '../../images/image.js'
 import type { ChatMessage } from '../../text/chat.js'
 import { checkVocabulary } from '../../text/records.js'
 import type { Tokenizer } from '../../text/tokenizer.js'
-import type { PictureVectors, PromptPictures } from '../pictures/pictures.js'
 import type { ChatOptions, Prompt, PromptImages, TokenPrompt } from '../session.js'
+import type { EncodedPrompt, PromptContext } from './messages.js'
+
+export type { EncodedPrompt }
 
 const isMessages = (value: unknown): value is readonly ChatMessage[] =>
   Array.isArray(value) && value.length > 0 && value.every((message) => isObject(message) && !isTokens(message))
@@ -27,20 +29,6 @@ export const PROMPTS: Kind = kind(
 
 export function isOnePrompt(prompts: Prompt | readonly Prompt[]): prompts is Prompt {
   return isPrompt(prompts)
-}
-
-export interface EncodedPrompt {
-  readonly ids: readonly number[]
-  /** Tokens that end the answer to a chat, besides the model's own. */
-  readonly endIds: readonly number[]
-  readonly stops: readonly string[]
-  readonly pictures?: PictureVectors | undefined
-}
-
-export interface PromptContext {
-  readonly recorded: string | undefined
-  readonly pictures: PromptPictures | undefined
-  readonly where: string
 }
 
 export async function encodePrompt(
