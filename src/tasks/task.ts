@@ -86,11 +86,6 @@ export interface TaskFacts {
     /** Settings that suit a short run. */
     readonly settings: { readonly maxSteps: number; readonly learningRate: number; readonly batchSize: number }
   }
-  /**
-   * The highest learning rate where nothing is said, with LoRA+; undefined for that of training. docs/learning.md has
-   * the measurements.
-   */
-  readonly learningRate?: number
 }
 
 /** One file of this folder, and one line in its table. */
@@ -98,6 +93,8 @@ export interface Task<Row = unknown, Example = unknown, Options extends object =
   extends TaskFacts {
   /** PEFT's task_type in adapter_config.json; undefined where it has none for this. */
   readonly peftType: string | undefined
+  /** The share of the default learning rate that it takes; undefined for all of it. */
+  readonly rateShare?: number
   /** Its metrics that are better when they are lower, as the loss is. */
   readonly lowerIsBetter?: readonly string[]
   /** The settings that it has of its own, and what each may be; undefined for none. */

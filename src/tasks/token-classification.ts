@@ -48,7 +48,6 @@ export const tokenClassification: Task<TaggedText, TaggedExample, TagOptions> = 
     pipeline: 'token-classification',
     autoClass: 'AutoModelForTokenClassification',
   },
-  learningRate: 6e-4,
   ...headParts('token', wordInputs),
   options: TAG_OPTIONS,
 

@@ -42,10 +42,8 @@ export interface TrainSettings {
    */
   maxLength: number | undefined
   /**
-   * Highest learning rate of the schedule. Some tasks have a default of their own: see docs/tasks.md. It belongs to
-   * LoRA+: see `loraPlusRatio`.
+   * Highest learning rate of the schedule. The default falls with the width of the model: 2e-3 at 576, 4e-4 at 2,048.
    * @range a number in (0, 10]
-   * @default 3e-4
    */
   learningRate: number
   /**
@@ -61,9 +59,8 @@ export interface TrainSettings {
   warmupRatio: number
   /**
    * LoRA+ (Hayou et al. 2024, arXiv 2402.12354): the learning rate of B and of biases is that of all other tensors
-   * times this number. With another `learningRate` than the default, the default is 1.
+   * times this number. Without a `learningRate`, B learns as fast as it would without LoRA+.
    * @range a number in [1, 1000]
-   * @default 16
    */
   loraPlusRatio: number | undefined
   /**
@@ -147,9 +144,13 @@ export interface TrainSettings {
   earlyStopping: number | undefined
 }
 
-/** The measurements behind the learning rate and LoRA+ are in docs/learning.md. */
+const HIGHEST_RATE = 1e-2
+const LOWEST_RATE = 1e-4
+
+/** The learning rate is that of the narrowest models: see {@link withDefaultRate}. */
 export const TRAIN_DEFAULTS = Object.freeze({
   ...TRAIN_SETTINGS_DEFAULTS,
+  learningRate: HIGHEST_RATE,
   config: Object.freeze(TRAIN_CONFIG_DEFAULTS),
 }) satisfies Readonly<TrainSettings> & { readonly config: LoraConfigInput }
 
@@ -167,7 +168,6 @@ const PEFT_DEFAULTS = Object.freeze({
   learningRate: 5e-5,
   schedule: 'linear',
   warmupRatio: 0,
-  loraPlusRatio: undefined,
   weightDecay: 0,
   maxGradNorm: 1,
   config: Object.freeze({
@@ -193,9 +193,29 @@ type SettingsInput = { readonly [K in keyof TrainSettings]?: TrainSettings[K] | 
   readonly preset?: Preset | undefined
 }
 
-export function withRateOfTask(settings: TrainSettings, input: SettingsInput, rate: number | undefined): TrainSettings {
-  const isOpen = input.learningRate === undefined && input.preset === undefined
-  return isOpen && rate !== undefined ? { ...settings, learningRate: rate } : settings
+/**
+ * The settings with the learning rate that fits the widths of an adapter's layers, where none was given. That of the
+ * weights themselves is lower than that of A and B. The measurements are in docs/learning.md.
+ */
+export function withDefaultRate(
+  settings: TrainSettings,
+  input: SettingsInput,
+  {
+    widths,
+    trainsBase,
+    share = 1,
+  }: {
+    readonly widths: readonly number[]
+    readonly trainsBase: boolean
+    readonly share?: number | undefined
+  },
+): TrainSettings {
+  if (input.learningRate !== undefined || input.preset !== undefined) return settings
+  const width = [...widths].sort((a, b) => a - b)[Math.floor(widths.length / 2)] ?? Number.POSITIVE_INFINITY
+  const byWidth = Math.max(2e-3 * (576 / width) ** 1.25, LOWEST_RATE)
+  const rate = Math.min(byWidth, trainsBase ? 1e-3 : HIGHEST_RATE) * (share / (settings.loraPlusRatio ?? 1))
+  // Two digits are the same on all machines, and are what people read.
+  return { ...settings, learningRate: Number(rate.toPrecision(2)) }
 }
 
 export function resolveSettings(input: SettingsInput): TrainSettings {
@@ -207,8 +227,6 @@ export function resolveSettings(input: SettingsInput): TrainSettings {
     settings[key] = value
   }
   const resolved = settings as unknown as TrainSettings
-  // The two defaults belong together: a rate that was chosen without LoRA+ would be too high for B.
-  if (input.learningRate !== undefined) resolved.loraPlusRatio = input.loraPlusRatio
   learningRates(resolved.schedule, resolved.learningRate, resolved.warmupRatio, 1)
   return resolved
 }

@@ -118,7 +118,7 @@ describe.each(['vit', 'dinov2'])('%s', (name) => {
       expect(rates).toEqual([learningRate])
       return { learningRate, loraPlusRatio }
     }
-    expect(await rateOf({})).toEqual({ learningRate: 1e-3, loraPlusRatio: 16 })
+    expect(await rateOf({})).toEqual({ learningRate: 1e-2 })
     // The only step of a run without warm-up.
     expect(await rateOf({ preset: 'peft', config: { targetModules: 'all-linear' } })).toEqual({ learningRate: 5e-5 })
     expect(await rateOf({ learningRate: 3e-4 })).toEqual({ learningRate: 3e-4 })

@@ -3,35 +3,31 @@ import { ConfigError } from '../../src/base/errors.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
 import { readParameters, writeParameters } from '../../src/train/parameters.js'
 import { steadyMedian } from '../../src/train/report.js'
-import { resolveSettings, TRAIN_DEFAULTS, withRateOfTask } from '../../src/train/settings.js'
+import { resolveSettings, TRAIN_DEFAULTS, withDefaultRate } from '../../src/train/settings.js'
 
 const { config: _, ...DEFAULTS } = TRAIN_DEFAULTS
 
 describe('resolveSettings', () => {
   it('fills in defaults, for undefined too', () => {
     expect(resolveSettings({})).toEqual(DEFAULTS)
-    expect(resolveSettings({ batchSize: undefined, learningRate: 5e-3 })).toEqual({
-      ...DEFAULTS,
-      learningRate: 5e-3,
-      loraPlusRatio: undefined,
-    })
+    expect(resolveSettings({ batchSize: undefined, learningRate: 5e-3 })).toEqual({ ...DEFAULTS, learningRate: 5e-3 })
   })
 
-  it('takes LoRA+ with the default learning rate alone', () => {
-    expect(resolveSettings({})).toMatchObject({ learningRate: 3e-4, loraPlusRatio: 16 })
-    expect(resolveSettings({ learningRate: 3e-4 }).loraPlusRatio).toBeUndefined()
-    expect(resolveSettings({ learningRate: 1e-3, loraPlusRatio: 4 }).loraPlusRatio).toBe(4)
-    expect(resolveSettings({ loraPlusRatio: 1 })).toMatchObject({ learningRate: 3e-4, loraPlusRatio: 1 })
-  })
-
-  it('takes the rate of the task where neither the options nor a preset say one', () => {
-    const rateOf = (input: Parameters<typeof resolveSettings>[0], rate: number | undefined) =>
-      withRateOfTask(resolveSettings(input), input, rate)
-    expect(rateOf({}, 1e-3)).toMatchObject({ learningRate: 1e-3, loraPlusRatio: 16 })
-    expect(rateOf({}, undefined).learningRate).toBe(3e-4)
-    expect(rateOf({ loraPlusRatio: 2 }, 1e-3)).toMatchObject({ learningRate: 1e-3, loraPlusRatio: 2 })
-    expect(rateOf({ learningRate: 3e-4 }, 1e-3)).toMatchObject({ learningRate: 3e-4, loraPlusRatio: undefined })
-    expect(rateOf({ preset: 'peft' }, 1e-3).learningRate).toBe(5e-5)
+  it('takes the learning rate that fits the width, where neither an option nor a preset has one', () => {
+    type Input = Parameters<typeof resolveSettings>[0]
+    const rateOf = (input: Input, widths: number[], { trainsBase = false, share = 1 } = {}) =>
+      withDefaultRate(resolveSettings(input), input, { widths, trainsBase, share }).learningRate
+    // union-3m, MiniLM-L6, SmolLM2-135M, Gemma 3 270M, and hidden sizes of models with 1, 8 and 70 billion parameters.
+    const rates = [192, 384, 576, 640, 2048, 4096, 8192].map((width) => rateOf({}, [width]))
+    expect(rates).toEqual([7.9e-3, 3.3e-3, 2e-3, 1.8e-3, 4.1e-4, 1.7e-4, 1e-4])
+    expect(rateOf({}, [1536, 576, 576, 576, 1536])).toBe(2e-3)
+    expect(rateOf({}, [64])).toBe(1e-2)
+    expect(rateOf({}, [64], { trainsBase: true })).toBe(1e-3)
+    expect(rateOf({}, [], { trainsBase: true })).toBe(1e-4)
+    expect(rateOf({}, [384], { share: 0.5 })).toBe(1.7e-3)
+    expect(rateOf({ loraPlusRatio: 4 }, [576])).toBe(5e-4)
+    expect(rateOf({ learningRate: 3e-4, loraPlusRatio: 4 }, [576])).toBe(3e-4)
+    expect(rateOf({ preset: 'peft' }, [576])).toBe(5e-5)
   })
 
   it.each([
