@@ -102,7 +102,7 @@ describe.each(['vit', 'dinov2'])('%s', (name) => {
     expect((await loadAdapter(out)).labels).toEqual(labels)
   })
 
-  it('has a learning rate of its own, which run.json has too, and the preset peft has another', async () => {
+  it('has a rate that fits the model, which run.json has too, and the preset peft has another', async () => {
     const rateOf = async (options: object) => {
       const out = new MemoryDirectory()
       const rates: number[] = []
