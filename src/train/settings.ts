@@ -194,21 +194,13 @@ type SettingsInput = { readonly [K in keyof TrainSettings]?: TrainSettings[K] | 
 }
 
 /**
- * The settings with the learning rate that fits the widths of an adapter's layers, where none was given. That of the
- * weights themselves is lower than that of A and B. The measurements are in docs/learning.md.
+ * The settings with a learning rate that fits the widths of an adapter's layers, where none was given. Weights of the
+ * base need a lower one than A and B. docs/learning.md has the measurements.
  */
 export function withDefaultRate(
   settings: TrainSettings,
   input: SettingsInput,
-  {
-    widths,
-    trainsBase,
-    share = 1,
-  }: {
-    readonly widths: readonly number[]
-    readonly trainsBase: boolean
-    readonly share?: number | undefined
-  },
+  { widths, trainsBase, share = 1 }: { widths: readonly number[]; trainsBase: boolean; share?: number | undefined },
 ): TrainSettings {
   if (input.learningRate !== undefined || input.preset !== undefined) return settings
   const width = [...widths].sort((a, b) => a - b)[Math.floor(widths.length / 2)] ?? Number.POSITIVE_INFINITY
