@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """A small vision transformer and pictures for bench/learning.mjs: handwritten digits, the public data of scikit-learn.
 
-    digits.py CSV DIR      CSV: digits.csv.gz, of scikit-learn's package: sklearn/datasets/data
+    digits.py CSV DIR [--swap]      CSV: digits.csv.gz, of scikit-learn's package: sklearn/datasets/data
 
 The model learns to tell the digits 0 to 4 apart, and is exported without its head: DIR/config.json, preprocessor_config.json and onnx/model.onnx.
-DIR/rows.jsonl has the pictures of the digits 5 to 9, in the order of the data. Needs scripts/golden/requirements-optimum.txt.
+DIR/rows.jsonl has the pictures of the digits 5 to 9, in the order of the data. --swap: the model learns those from 5 to 9, and the rows have the others. Needs scripts/golden/requirements-optimum.txt.
 """
 import json, pathlib, sys
 
@@ -50,8 +50,8 @@ def main():
     table, folder = np.loadtxt(sys.argv[1], delimiter=",").astype(int), pathlib.Path(sys.argv[2])
     # 16 gray values, from paper to ink.
     pictures, labels = np.rint(table[:, :-1] * 255 / 16).astype(np.uint8), table[:, -1]
-    is_learned = labels < LEARNED
-    model = pretrain(pictures[is_learned], labels[is_learned])
+    is_learned = (labels >= LEARNED) if "--swap" in sys.argv else (labels < LEARNED)
+    model = pretrain(pictures[is_learned], labels[is_learned] % LEARNED)
     (folder / "onnx").mkdir(parents=True, exist_ok=True)
     model.vit.config.save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())

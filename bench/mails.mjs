@@ -10,6 +10,11 @@ export function mails(folder) {
   return spam.slice(0, ham.length).flatMap((mail, i) => [mail, ham[i]])
 }
 
+/** Mails that {@link mails} has not, all ham. */
+export function otherMails(folder) {
+  return ['easy-ham-2', 'hard-ham-1'].flatMap((kind) => read(folder, kind, 'ham'))
+}
+
 function read(folder, kind, label) {
   const data = path.join(folder, 'data', kind)
   return readdirSync(data)

@@ -146,7 +146,9 @@ export async function checkData(options: CheckDataOptions): Promise<DataReport> 
 export async function trainingTasks(model?: Model): Promise<TaskFacts[]> {
   if (model !== undefined) checkArgument(model, MODEL, 'model')
   const tasks = await tasksFor(model)
-  return tasks.map(({ name, learns, records, use, page }) => ({ name, learns, records, use, ...(page && { page }) }))
+  return tasks.map(({ name, learns, records, use, page, learningRate }) => {
+    return { name, learns, records, use, ...(page && { page }), ...(learningRate !== undefined && { learningRate }) }
+  })
 }
 
 async function adapterOf(adapter: TrainOptions['adapter']): Promise<LoraAdapter | undefined> {

@@ -31,6 +31,7 @@ export const audioClassification: Task<SoundExample, SoundExample, LabelOptions>
   learns: 'to give sounds labels',
   records: [{ input_features: [[0.1, 0.2]], label: 'calm' }],
   use: { pipeline: 'audio-classification', autoClass: 'AutoModelForAudioClassification', onlyMerged: true },
+  learningRate: 1e-3,
   ...labelParts('audio', soundInputs),
 
   parse(row, where) {

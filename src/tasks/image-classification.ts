@@ -48,6 +48,7 @@ export const imageClassification: Task<LabeledImage, ImageExample, LabelOptions>
     unit: 'pictures',
     settings: { maxSteps: 100, learningRate: 0.002, batchSize: 8 },
   },
+  learningRate: 1e-3,
   ...labelParts('image', imageInputs),
 
   parse(row, where) {

@@ -86,6 +86,11 @@ export interface TaskFacts {
     /** Settings that suit a short run. */
     readonly settings: { readonly maxSteps: number; readonly learningRate: number; readonly batchSize: number }
   }
+  /**
+   * The highest learning rate where nothing is said, with LoRA+ 16; undefined for one that fits the width of the model.
+   * docs/learning.md has the measurements.
+   */
+  readonly learningRate?: number
 }
 
 /** One file of this folder, and one line in its table. */
@@ -93,7 +98,7 @@ export interface Task<Row = unknown, Example = unknown, Options extends object =
   extends TaskFacts {
   /** PEFT's task_type in adapter_config.json; undefined where it has none for this. */
   readonly peftType: string | undefined
-  /** The share of the default learning rate that it takes; undefined for all of it. */
+  /** The share of the rate by width that it takes; undefined for all of it. */
   readonly rateShare?: number
   /** Its metrics that are better when they are lower, as the loss is. */
   readonly lowerIsBetter?: readonly string[]

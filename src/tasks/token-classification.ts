@@ -48,6 +48,7 @@ export const tokenClassification: Task<TaggedText, TaggedExample, TagOptions> = 
     pipeline: 'token-classification',
     autoClass: 'AutoModelForTokenClassification',
   },
+  learningRate: 6e-4,
   ...headParts('token', wordInputs),
   options: TAG_OPTIONS,
 

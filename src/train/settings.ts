@@ -2,6 +2,7 @@
 
 import { checkArgument, oneOf } from '../base/options.js'
 import type { LoraConfigInput } from '../lora/config.js'
+import type { Task } from '../tasks/task.js'
 import { TRAIN_CONFIG_DEFAULTS, TRAIN_SETTINGS, TRAIN_SETTINGS_DEFAULTS } from './gen/options.js'
 import { learningRates, type Schedule } from './schedule.js'
 
@@ -43,6 +44,7 @@ export interface TrainSettings {
   maxLength: number | undefined
   /**
    * Highest learning rate of the schedule. The default falls with the width of the model: 2e-3 at 576, 4e-4 at 2,048.
+   * For labels and vectors, it is one of the task's own, with LoRA+ 16.
    * @range a number in (0, 10]
    */
   learningRate: number
@@ -59,7 +61,7 @@ export interface TrainSettings {
   warmupRatio: number
   /**
    * LoRA+ (Hayou et al. 2024, arXiv 2402.12354): the learning rate of B and of biases is that of all other tensors
-   * times this number. Without a `learningRate`, B learns as fast as it would without LoRA+.
+   * times this number. Default: 1; 16 with the rates of labels and vectors.
    * @range a number in [1, 1000]
    */
   loraPlusRatio: number | undefined
@@ -194,18 +196,21 @@ type SettingsInput = { readonly [K in keyof TrainSettings]?: TrainSettings[K] | 
 }
 
 /**
- * The settings with a learning rate that fits the widths of an adapter's layers, where none was given. Weights of the
- * base need a lower one than A and B. docs/learning.md has the measurements.
+ * The settings with the learning rate of the task or, where it has none, one that fits the widths of the layers: for
+ * options and presets that say nothing. Weights of the base need a lower one than A and B.
  */
 export function withDefaultRate(
   settings: TrainSettings,
   input: SettingsInput,
-  { widths, trainsBase, share = 1 }: { widths: readonly number[]; trainsBase: boolean; share?: number | undefined },
+  { learningRate, rateShare = 1 }: Pick<Task, 'learningRate' | 'rateShare'>,
+  { widths, trainsBase }: { widths: readonly number[]; trainsBase: boolean },
 ): TrainSettings {
   if (input.learningRate !== undefined || input.preset !== undefined) return settings
+  const { loraPlusRatio } = settings
+  if (learningRate !== undefined) return { ...settings, learningRate, loraPlusRatio: loraPlusRatio ?? 16 }
   const width = [...widths].sort((a, b) => a - b)[Math.floor(widths.length / 2)] ?? Number.POSITIVE_INFINITY
   const byWidth = Math.max(2e-3 * (576 / width) ** 1.25, LOWEST_RATE)
-  const rate = Math.min(byWidth, trainsBase ? 1e-3 : HIGHEST_RATE) * (share / (settings.loraPlusRatio ?? 1))
+  const rate = Math.min(byWidth, trainsBase ? 1e-3 : HIGHEST_RATE) * (rateShare / (loraPlusRatio ?? 1))
   // Two digits are the same on all machines, and are what people read.
   return { ...settings, learningRate: Number(rate.toPrecision(2)) }
 }

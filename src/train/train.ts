@@ -123,10 +123,9 @@ export async function prepare(
   adapter.chatTemplate = encoded.chatTemplate ?? adapter.chatTemplate
   checkParts(adapter, { model, open, modules })
   const ofHead = new Set(open.head?.tensors.map(({ name }) => name))
-  settings = withDefaultRate(settings, given, {
+  settings = withDefaultRate(settings, given, task, {
     widths: adapter.parts('linear').map(({ k }) => k),
     trainsBase: adapter.parts('replacement', 'token-rows').some(({ name }) => !ofHead.has(name)),
-    share: task.rateShare,
   })
   if (open.labels !== undefined) adapter.labels = open.labels
   if (open.problemType !== undefined) adapter.problemType = open.problemType

@@ -19,7 +19,7 @@ export const toy = {
   name: 'toy',
   learns: 'to echo a toy',
   records: [{ toy: 'The sea', size: 3 }],
-  rateShare: 0.2,
+  learningRate: 2e-3,
   use: { command: ['generate', '--prompt', 'Toy'], pipeline: 'text-generation', autoClass: 'AutoModelForToys' },
   page,
   parse: (row, where) => causalLm.parse({ text: row.toy }, where),
@@ -57,7 +57,7 @@ afterAll(async () => {
 })
 
 describe('a task that is one file and one line', () => {
-  it('is trained at its share of the rate, and has its model card', async () => {
+  it('is trained at its own rate, and has its model card', async () => {
     const out = join(folder, 'adapter')
     const options = { model, data: [{ toy: 'The sea was calm.' }], task: 'toy' as never, maxSteps: 1, threads: 1, out }
     const { report } = await lowrank.train({ ...options, config: { rank: 2, targetModules: ['q_proj'] } })
@@ -83,7 +83,7 @@ describe('a task that is one file and one line', () => {
     const { commandHelp } = await import(join(folder, 'src/cli/show/help.ts'))
     const help: string = await commandHelp(train, false)
     expect(help).toMatch(/--task [a-z0-9|-]*toy/)
-    expect(help).toMatch(/ toy {2}to echo a toy\n +\{"toy":"The sea","size":3\}/)
+    expect(help).toMatch(/ toy {2}to echo a toy \(learning rate 2e-3\)\n +\{"toy":"The sea","size":3\}/)
   })
 
   it('is chosen by the page for records with its fields', async () => {

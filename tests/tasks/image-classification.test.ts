@@ -102,7 +102,7 @@ describe.each(['vit', 'dinov2'])('%s', (name) => {
     expect((await loadAdapter(out)).labels).toEqual(labels)
   })
 
-  it('has a rate that fits the model, which run.json has too, and the preset peft has another', async () => {
+  it('has a learning rate of its own, which run.json has too, and the preset peft has another', async () => {
     const rateOf = async (options: object) => {
       const out = new MemoryDirectory()
       const rates: number[] = []
@@ -118,7 +118,7 @@ describe.each(['vit', 'dinov2'])('%s', (name) => {
       expect(rates).toEqual([learningRate])
       return { learningRate, loraPlusRatio }
     }
-    expect(await rateOf({})).toEqual({ learningRate: 1e-2 })
+    expect(await rateOf({})).toEqual({ learningRate: 1e-3, loraPlusRatio: 16 })
     // The only step of a run without warm-up.
     expect(await rateOf({ preset: 'peft', config: { targetModules: 'all-linear' } })).toEqual({ learningRate: 5e-5 })
     expect(await rateOf({ learningRate: 3e-4 })).toEqual({ learningRate: 3e-4 })

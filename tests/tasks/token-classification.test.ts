@@ -99,6 +99,13 @@ describe.each(Object.entries(BASES))('%s', (name, base) => {
     expect(predicted.flat()).toEqual(best)
   })
 
+  it('has a learning rate of its own', async () => {
+    const rates: number[] = []
+    const on = { step: ({ learningRate }: { learningRate: number }) => void rates.push(learningRate) }
+    await trainAdapter({ model, task: 'token-classification', data: rows, maxLength, maxSteps: 1, threads: 1, on })
+    expect(rates).toEqual([6e-4])
+  })
+
   it('learns, saves the head with the factors, and resumes to the same bytes', async () => {
     const train = (out: MemoryDirectory, options: object = {}) =>
       trainAdapter({

@@ -13,21 +13,33 @@ describe('resolveSettings', () => {
     expect(resolveSettings({ batchSize: undefined, learningRate: 5e-3 })).toEqual({ ...DEFAULTS, learningRate: 5e-3 })
   })
 
-  it('takes the learning rate that fits the width, where neither an option nor a preset has one', () => {
+  describe('without a learning rate', () => {
     type Input = Parameters<typeof resolveSettings>[0]
-    const rateOf = (input: Input, widths: number[], { trainsBase = false, share = 1 } = {}) =>
-      withDefaultRate(resolveSettings(input), input, { widths, trainsBase, share }).learningRate
-    // union-3m, MiniLM-L6, SmolLM2-135M, Gemma 3 270M, and hidden sizes of models with 1, 8 and 70 billion parameters.
-    const rates = [192, 384, 576, 640, 2048, 4096, 8192].map((width) => rateOf({}, [width]))
-    expect(rates).toEqual([7.9e-3, 3.3e-3, 2e-3, 1.8e-3, 4.1e-4, 1.7e-4, 1e-4])
-    expect(rateOf({}, [1536, 576, 576, 576, 1536])).toBe(2e-3)
-    expect(rateOf({}, [64])).toBe(1e-2)
-    expect(rateOf({}, [64], { trainsBase: true })).toBe(1e-3)
-    expect(rateOf({}, [], { trainsBase: true })).toBe(1e-4)
-    expect(rateOf({}, [384], { share: 0.5 })).toBe(1.7e-3)
-    expect(rateOf({ loraPlusRatio: 4 }, [576])).toBe(5e-4)
-    expect(rateOf({ learningRate: 3e-4, loraPlusRatio: 4 }, [576])).toBe(3e-4)
-    expect(rateOf({ preset: 'peft' }, [576])).toBe(5e-5)
+    const set = (input: Input, widths: number[], { task = {}, trainsBase = false } = {}) =>
+      withDefaultRate(resolveSettings(input), input, task, { widths, trainsBase })
+
+    it('takes one that fits the width', () => {
+      const rateOf = (...parts: Parameters<typeof set>) => set(...parts).learningRate
+      // union-3m, MiniLM-L6, SmolLM2-135M, Gemma 3 270M, and models with 1, 8 and 70 billion parameters.
+      const rates = [192, 384, 576, 640, 2048, 4096, 8192].map((width) => rateOf({}, [width]))
+      expect(rates).toEqual([7.9e-3, 3.3e-3, 2e-3, 1.8e-3, 4.1e-4, 1.7e-4, 1e-4])
+      expect(rateOf({}, [1536, 576, 576, 576, 1536])).toBe(2e-3)
+      expect(rateOf({}, [64])).toBe(1e-2)
+      expect(rateOf({}, [64], { trainsBase: true })).toBe(1e-3)
+      expect(rateOf({}, [], { trainsBase: true })).toBe(1e-4)
+      expect(rateOf({}, [576], { task: { rateShare: 0.5 } })).toBe(1e-3)
+      expect(rateOf({ loraPlusRatio: 4 }, [576])).toBe(5e-4)
+      expect(rateOf({ learningRate: 3e-4, loraPlusRatio: 4 }, [576])).toBe(3e-4)
+      expect(rateOf({ preset: 'peft' }, [576])).toBe(5e-5)
+    })
+
+    it('takes that of the task, with LoRA+', () => {
+      const task = { learningRate: 1e-3 }
+      expect(set({}, [576], { task })).toMatchObject({ learningRate: 1e-3, loraPlusRatio: 16 })
+      expect(set({ loraPlusRatio: 2 }, [576], { task })).toMatchObject({ learningRate: 1e-3, loraPlusRatio: 2 })
+      expect(set({ learningRate: 3e-4 }, [576], { task })).toEqual({ ...DEFAULTS, learningRate: 3e-4 })
+      expect(set({ preset: 'peft' }, [576], { task }).learningRate).toBe(5e-5)
+    })
   })
 
   it.each([

@@ -154,8 +154,8 @@ async function triedWith({ trainingTasks }: typeof import('../../node.js'), task
 
 async function tasksInHelp(): Promise<string[]> {
   const { trainingTasks } = await import('../../node.js')
-  return (await trainingTasks()).flatMap(({ name, learns, records }) => [
-    `  ${colors.cyan(name)}  ${learns}`,
+  return (await trainingTasks()).flatMap(({ name, learns, records, learningRate }) => [
+    `  ${colors.cyan(name)}  ${learns}${learningRate === undefined ? '' : ` (learning rate ${learningRate.toExponential()})`}`,
     ...records.map((record) => `    ${JSON.stringify(record)}`),
   ])
 }
