@@ -1,20 +1,49 @@
 // Records the answers that the page shows before anything is loaded: web/src/recorded.json. It trains each recipe of
-// the bundled model as the page does, with threads for two processors.
-//   npm run build && node scripts/record-page.mjs
+// a model that lies beside the page as the page does, with threads for two processors.
+//   npm run build && node scripts/record-page.mjs [ID …]
+// The recipes of MiniLM need its folder: web/README.md.
 import { readFileSync, writeFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { loadModel, openSession, train } from '../dist/node.js'
 
 const root = join(dirname(fileURLToPath(import.meta.url)), '..')
+const models = { bundled: join(root, 'models', 'union-3m'), minilm: join(root, 'out', 'graphs', 'minilm-int8') }
+const file = join(root, 'web', 'src', 'recorded.json')
 const recipes = JSON.parse(readFileSync(join(root, 'web', 'src', 'recipes.json'), 'utf8'))
-const model = await loadModel(join(root, 'models', 'union-3m'))
-const recorded = {}
-for (const { id, file, prompts, settings } of recipes.filter((recipe) => recipe.model === 'bundled')) {
+const recorded = JSON.parse(readFileSync(file, 'utf8'))
+const SHOWN = 1
+
+/** The best of the texts for a question. */
+async function find(session, prompt, texts, adapter) {
+  const [asked, ...vectors] = await session.embed([prompt, ...texts], { adapter })
+  const scores = vectors.map((vector) => vector.reduce((sum, value, i) => sum + value * asked[i], 0))
+  return texts.map((text, i) => ({ text, score: scores[i] })).sort((a, b) => b.score - a.score)
+}
+
+async function answer(session, task, prompt, texts) {
+  const adapter = 'taught'
+  if (task === 'text-classification') return { labels: (await session.classify(prompt, { adapter, topK: 3 })).labels }
+  if (task === 'token-classification') return { names: (await session.tag(prompt, { adapter })).entities }
+  if (task === 'embedding') {
+    const [alone, taught] = [await find(session, prompt, texts, null), await find(session, prompt, texts, adapter)]
+    const before = taught.map(({ text }) => alone.findIndex((one) => one.text === text) + 1)
+    return { found: [alone, taught.map((one, i) => ({ ...one, before: before[i] }))].map((all) => all.slice(0, SHOWN)) }
+  }
+  const options = { temperature: 0.7, seed: 1, maxNewTokens: 40 }
+  const write = async (name) => (await session.generate(prompt, { ...options, adapter: name })).text
+  return { texts: [await write(null), await write(adapter)] }
+}
+
+const asked = process.argv.slice(2)
+for (const { id, file: data, model: name, task, prompts, settings } of recipes) {
+  if (models[name] === undefined || (asked.length > 0 && !asked.includes(id))) continue
+  const model = await loadModel(models[name])
+  const path = join(root, 'models', 'data', data)
   const { adapter, report } = await train({
     model,
-    data: join(root, 'models', 'data', file),
-    task: file.endsWith('.csv') ? 'text-classification' : 'causal-lm',
+    data: path,
+    task,
     maxSteps: settings.steps,
     learningRate: settings['learning-rate'],
     batchSize: settings['batch-size'],
@@ -23,22 +52,15 @@ for (const { id, file, prompts, settings } of recipes.filter((recipe) => recipe.
     threads: 2,
   })
   const session = await openSession(model, { adapters: { taught: adapter }, threads: 2 })
-  const write = async (prompt, name) => {
-    const { text } = await session.generate(prompt, { adapter: name, temperature: 0.7, seed: 1, maxNewTokens: 40 })
-    return text
-  }
+  const partners = readFileSync(path, 'utf8').matchAll(/"textPair": "([^"]*)"/g)
+  const texts = [...new Set([...partners].map(([, text]) => text))]
   const answers = []
-  for (const prompt of prompts) {
-    if (file.endsWith('.csv')) {
-      const { labels } = await session.classify(prompt, { adapter: 'taught', topK: 3 })
-      answers.push({ prompt, labels })
-    } else answers.push({ prompt, alone: await write(prompt, null), taught: await write(prompt, 'taught') })
-  }
+  for (const prompt of prompts) answers.push({ prompt, ...(await answer(session, task, prompt, texts)) })
   await session.dispose()
   recorded[id] = { seconds: Math.round(report.seconds), losses: report.trainLoss, answers }
-  console.log(id, report.seconds, answers)
+  console.log(id, report.seconds, JSON.stringify(answers, null, 1))
 }
 const compact = JSON.stringify(recorded, (_, value) =>
   typeof value === 'number' ? Number(value.toPrecision(3)) : value,
 )
-writeFileSync(join(root, 'web', 'src', 'recorded.json'), `${compact}\n`)
+writeFileSync(file, `${compact}\n`)

@@ -98,6 +98,10 @@ export interface PipelineCalls {
     (pictures: readonly (string | object)[], options?: AdapterCallOptions): Promise<LabelScore[][]>
     (picture: string | object, options?: AdapterCallOptions): Promise<LabelScore[]>
   }
+  'image-to-text': {
+    (pictures: readonly (string | object)[], options?: AdapterCallOptions): Promise<GeneratedText[][]>
+    (picture: string | object, options?: AdapterCallOptions): Promise<GeneratedText[]>
+  }
 }
 
 /** A pipeline whose calls choose an adapter. */
@@ -118,7 +122,8 @@ export type WithAdapters<Pipeline extends PipelineLike> = Pipeline &
  * Makes a pipeline of transformers.js for a model that lowrank opens. Its weights are in memory once, and each call
  * chooses an adapter. Calls with different adapters may overlap. Needs @huggingface/transformers 4.3 or later.
  *
- * @param task a task of {@link PipelineCalls}. Those from text to text need an encoder and a decoder in a graph each
+ * @param task a task of {@link PipelineCalls}. Those that write one text for another, or for a picture, need
+ *   an encoder and a decoder in a graph each
  * @param source what `loadModel` takes: a path (not in browsers), `org/name`, a URL, picked files or a Directory
  * @returns the pipeline. Its calls take the options of transformers.js, and also `adapter`. `session.add` adds adapters
  *   later

@@ -52,6 +52,13 @@ export function buildPage<T>(entry: string, files: ReadonlyMap<string, Uint8Arra
   return { open: (headers, flags) => openPage(folder, files, headers, flags) as Promise<T> }
 }
 
+const TYPES: Readonly<Record<string, string>> = {
+  '.js': 'text/javascript',
+  '.mjs': 'text/javascript',
+  '.html': 'text/html',
+  '.wasm': 'application/wasm',
+}
+
 /** Serves a folder whose page.js posts JSON to /result, opens it, and waits for that. */
 export async function openPage(
   folder: string,
@@ -62,7 +69,7 @@ export async function openPage(
   const server = createServer()
   const result = new Promise<string>((resolve) => {
     server.on('request', (request, response) => {
-      const path = request.url ?? '/'
+      const path = (request.url ?? '/').replace(/[?].*/, '')
       if (request.method === 'POST') {
         let body = ''
         request.on('data', (part) => {
@@ -71,8 +78,8 @@ export async function openPage(
         request.on('end', () => resolve(body))
         response.end()
       } else if (files.has(path)) {
-        const type = /\.m?js$/.test(path) ? 'text/javascript' : 'application/octet-stream'
-        response.writeHead(200, { 'content-type': path.endsWith('.wasm') ? 'application/wasm' : type, ...headers })
+        const type = TYPES[/\.\w+$/.exec(path)?.[0] ?? ''] ?? 'application/octet-stream'
+        response.writeHead(200, { 'content-type': type, ...headers })
         response.end(files.get(path))
       } else if (path.endsWith('.js') && !existsSync(join(folder, path))) {
         response.writeHead(404, headers).end()

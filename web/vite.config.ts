@@ -1,29 +1,29 @@
 // Builds the page to web/dist: static files for any host. It uses the package's public API only.
 
-import { readFileSync } from 'node:fs'
+import { existsSync, readFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { defineConfig, type Plugin } from 'vite'
+import recipes from './src/recipes.json' with { type: 'json' }
 
 const here = dirname(fileURLToPath(import.meta.url))
 const models = join(here, '..', 'models')
 /** Untrained, and of 0.1 MB: the one of the tests. */
 const pictures = join(here, '..', 'tests', 'golden', 'image-classification', 'vit')
-const FILES: Record<string, string> = {
-  ...Object.fromEntries(
-    ['mails.csv', 'whaling.jsonl', 'questions.jsonl'].map((name) => [`samples/${name}`, join(models, 'data', name)]),
-  ),
-  ...Object.fromEntries(
-    ['config.json', 'preprocessor_config.json', 'onnx/model.onnx'].map((name) => [
-      `model-pictures/${name}`,
-      join(pictures, name),
-    ]),
-  ),
-  ...Object.fromEntries(
-    ['config.json', 'generation_config.json', 'tokenizer.json', 'tokenizer_config.json', 'onnx/model.onnx'].map(
-      (name) => [`model/${name}`, join(models, 'union-3m', name)],
-    ),
-  ),
+/** scripts/golden/graph_table.py makes it: too large for the repository. web/README.md */
+const minilm = join(here, '..', 'out', 'graphs', 'minilm-int8')
+const samples = recipes.flatMap(({ file }) => file ?? [])
+const tokens = ['config.json', 'tokenizer.json', 'tokenizer_config.json', 'onnx/model.onnx']
+const FILES = {
+  ...filesOf('samples', join(models, 'data'), samples),
+  ...filesOf('model-pictures', pictures, ['config.json', 'preprocessor_config.json', 'onnx/model.onnx']),
+  ...filesOf('model-minilm', minilm, existsSync(minilm) ? tokens : []),
+  ...filesOf('model', join(models, 'union-3m'), [...tokens, 'generation_config.json']),
+}
+
+/** Files by their paths in the page. */
+function filesOf(path: string, folder: string, names: readonly string[]): Record<string, string> {
+  return Object.fromEntries(names.map((name) => [`${path}/${name}`, join(folder, name)]))
 }
 
 /** The small models and the samples, beside the page. */

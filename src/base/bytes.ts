@@ -1,7 +1,7 @@
 // Sources and sinks of bytes, without naming a file system: io/ implements these for Node and for browsers.
 
-import { FileError, FormatError, listed } from './errors.js'
-import { checkArgument, OBJECT } from './options.js'
+import { FileError, FormatError, LowrankError, listed } from './errors.js'
+import { checkArgument, OBJECT, objectOf } from './options.js'
 import { sniff } from './sniff.js'
 
 /** Random access to immutable bytes: a file, a Blob, a range of a URL, an array. */
@@ -81,6 +81,13 @@ export interface Directory {
   together?<T>(write: (folder: Directory) => Promise<T>): Promise<T>
   /** True if the other is this very folder, where that cannot be told from the paths of files. */
   isSame?(other: Directory): Promise<boolean>
+}
+
+/** A folder, or a file in it. */
+export interface Place {
+  readonly directory: Directory
+  /** Undefined for the folder itself. */
+  readonly file?: string | undefined
 }
 
 /** A folder that one writer has. */
@@ -205,6 +212,18 @@ export function concatBytes(chunks: readonly Uint8Array[]): Uint8Array {
   return result
 }
 
+export function sameBytes(a: Uint8Array, b: Uint8Array): boolean {
+  if (a.byteLength !== b.byteLength) return false
+  const isWhole = a.byteOffset % 4 === 0 && b.byteOffset % 4 === 0
+  // Not words of 64 bits: each would be an object for the garbage collector.
+  const words = isWhole ? Math.floor(a.byteLength / 4) : 0
+  const [x, y] = [a, b].map(({ buffer, byteOffset }) => new Int32Array(buffer, isWhole ? byteOffset : 0, words))
+  let differs = 0
+  for (let i = 0; i < words; i++) differs |= x[i] ^ y[i]
+  for (let i = words * 4; i < a.byteLength; i++) differs |= a[i] ^ b[i]
+  return differs === 0
+}
+
 export function crcTable(polynomial: number): Uint32Array {
   return Uint32Array.from({ length: 256 }, (_, byte) => {
     let value = byte
@@ -307,7 +326,7 @@ export async function writeTogether<T>(directory: Directory, write: (folder: Dir
 const MAX_JSON_BYTES = 1 << 28
 
 export async function readText(directory: Directory, path: string, maxBytes: number): Promise<string> {
-  return withText(directory, path, maxBytes, (text) => text)
+  return withText(directory, path, (text) => text, maxBytes)
 }
 
 /** @throws FileError if something is in the folder */
@@ -324,10 +343,32 @@ export async function requireEmpty(folder: Directory): Promise<void> {
 
 /** NaN and infinite numbers, which Python writes, are read as numbers. Throws FormatError above 256 MiB. */
 export async function readJson(directory: Directory, path: string): Promise<unknown> {
-  return withText(directory, path, MAX_JSON_BYTES, parsePythonJson)
+  return withText(directory, path, parsePythonJson)
 }
 
-async function withText<T>(directory: Directory, path: string, maxBytes: number, use: (text: string) => T): Promise<T> {
+/** As {@link readJson}; undefined if there is no such file. */
+export async function readJsonIfThere(directory: Directory, path: string): Promise<unknown> {
+  return (await directory.has(path)) ? readJson(directory, path) : undefined
+}
+
+/** The object in a JSON file: undefined without the file, empty where it holds something else, which tells nothing. */
+export async function readLeniently(directory: Directory, path: string): Promise<Record<string, unknown> | undefined> {
+  try {
+    const value = await readJsonIfThere(directory, path)
+    return value === undefined ? undefined : objectOf(value)
+  } catch (error) {
+    if (error instanceof LowrankError) return {}
+    throw error
+  }
+}
+
+/** Gives what `use` makes of a text; a SyntaxError of it becomes a FormatError that names the file. */
+export async function withText<T>(
+  directory: Directory,
+  path: string,
+  use: (text: string) => T,
+  maxBytes = MAX_JSON_BYTES,
+): Promise<T> {
   const source = await directory.open(path)
   const { name: where, byteLength } = source
   try {

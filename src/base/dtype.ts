@@ -40,7 +40,10 @@ export function isWeightDtype(dtype: TensorDtype): dtype is WeightDtype {
   return dtype === 'fp64' || isFloatDtype(dtype)
 }
 
-const ELEMENT_BYTES: Readonly<Record<WeightDtype, number>> = { fp16: 2, bf16: 2, fp32: 4, fp64: 8 }
+/** Bytes of an element. */
+export function sizeOf(dtype: WeightDtype): number {
+  return dtype === 'fp64' ? 8 : dtype === 'fp32' ? 4 : 2
+}
 
 const F32_INFINITY = 0x7f800000
 const F16_INFINITY = 0x7c00
@@ -112,7 +115,7 @@ export function decodeFloats(bytes: Uint8Array, dtype: FloatDtype): Float32Array
 
 /** As {@link decodeFloats}, into `memory`, of which the result is a part. */
 export function decodeFloatsThere(bytes: Uint8Array, dtype: FloatDtype, memory: Float32Array): Float32Array {
-  const size = ELEMENT_BYTES[dtype]
+  const size = sizeOf(dtype)
   const isWhole = bytes.byteOffset % size === 0 && bytes.byteLength % size === 0
   const buffer = isWhole ? bytes.buffer : alignedCopy(bytes, dtype)
   const [offset, count] = [isWhole ? bytes.byteOffset : 0, bytes.byteLength / size]
@@ -125,7 +128,7 @@ export function decodeFloatsThere(bytes: Uint8Array, dtype: FloatDtype, memory: 
 
 /** Gives the elements alignment and the result an owner of its own. Throws as {@link decodeFloats}. */
 function alignedCopy(bytes: Uint8Array, dtype: WeightDtype): ArrayBuffer {
-  const size = ELEMENT_BYTES[dtype]
+  const size = sizeOf(dtype)
   if (bytes.byteLength % size === 0) return Uint8Array.from(bytes).buffer
   throw new ShapeError({
     where: dtype,
@@ -151,7 +154,7 @@ const EXPONENTS = { fp16: 0x7c00, bf16: 0x7f80 } as const
 /** True if stored values hold no NaN and no infinity; true for types that have none. */
 export function isFiniteStored(bytes: Uint8Array, dtype: TensorDtype): boolean {
   if (!isWeightDtype(dtype)) return true
-  const size = ELEMENT_BYTES[dtype]
+  const size = sizeOf(dtype)
   const isAligned = bytes.byteOffset % size === 0 && bytes.byteLength % size === 0
   const buffer = isAligned ? bytes.buffer : alignedCopy(bytes, dtype)
   const [offset, count] = [isAligned ? bytes.byteOffset : 0, bytes.byteLength / size]

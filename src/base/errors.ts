@@ -137,6 +137,11 @@ export class NumericError extends LowrankError {
   readonly code = 'NUMERIC'
 }
 
+/** The words of what was thrown, which may be no error. */
+export function messageOf(cause: unknown): string {
+  return cause instanceof Error ? cause.message : String(cause)
+}
+
 export function listed(files: readonly string[]): string {
   return files.slice(0, 5).join(', ') + (files.length > 5 ? `, … (${files.length} files)` : '')
 }

@@ -25,23 +25,21 @@ const TURN_MS = 20
 export class Steps {
   #done = 0
   #lastTurn = Date.now()
-  readonly #total: number
-  readonly #run: ToolRun
 
-  constructor(total: number, run: ToolRun) {
-    this.#total = total
-    this.#run = run
-  }
+  constructor(
+    private readonly total: number,
+    private readonly run: ToolRun,
+  ) {}
 
   /** Call it after a step. Throws the signal's reason. */
   async next(name: string): Promise<void> {
     this.#done++
-    this.#run.onProgress?.({ done: this.#done, total: this.#total, name })
+    this.run.onProgress?.({ done: this.#done, total: this.total, name })
     if (Date.now() - this.#lastTurn >= TURN_MS) {
       await new Promise((resolve) => setTimeout(resolve, 0))
       this.#lastTurn = Date.now()
     }
-    const { signal } = this.#run
+    const { signal } = this.run
     if (signal?.aborted) throw signal.reason
   }
 }

@@ -158,8 +158,9 @@ function findOccurrences({ name, options, subject = [] }: Command, args: readonl
   const occurrences: Occurrence[] = []
   const left = [...subject]
   const add = (flag: string, value: string, isRepeatable = false) => {
-    if (!isRepeatable && occurrences.some((other) => other.flag === flag)) {
-      throw new UsageError(`${flag} is given twice`)
+    const other = occurrences.find((one) => one.flag === flag)
+    if (!isRepeatable && other !== undefined) {
+      throw new UsageError(`${flag} is given twice: '${other.value}' and '${value}'`)
     }
     occurrences.push({ flag, value })
   }
@@ -168,7 +169,8 @@ function findOccurrences({ name, options, subject = [] }: Command, args: readonl
       const [key] = left
       if (key === undefined) {
         const many = subject.length > 0 ? `: 'lowrank ${name}' takes ${subject.map(nameOf).join(' and ')}` : ''
-        throw new UsageError(`unexpected argument '${token.value}'${many}; did you forget an option in front of it?`)
+        const meant = options.out === undefined ? 'forget an option in front of it' : `mean --out ${token.value}`
+        throw new UsageError(`unexpected argument '${token.value}'${many}; did you ${meant}?`)
       }
       if (!options[key].isRepeatable) left.shift()
       add(flagOf(key), token.value, options[key].isRepeatable)

@@ -59,14 +59,11 @@ export async function run(args: readonly string[]): Promise<number> {
     return await command.run(values, { occurrences })
   } catch (error) {
     if (!(error instanceof LowrankError)) throw error
-    const flag = flagAt(error, command)
-    complain('error', flag === undefined ? error.message : error.message.replace(error.where!, flag))
+    const { where, message } = error
+    const flag = where === undefined ? undefined : flagNamed(where, command)
+    complain('error', flag === undefined ? message : message.replace(where!, flag))
     return flag !== undefined && error instanceof ConfigError ? EXIT_USAGE : EXIT_KNOWN_ERROR
   }
-}
-
-function flagAt({ where }: LowrankError, command: Command): string | undefined {
-  return where === undefined ? undefined : flagNamed(where, command)
 }
 
 function flagNamed(name: string, { options, apiNames = {} }: Command): string | undefined {

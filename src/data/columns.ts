@@ -1,7 +1,7 @@
 // Renaming fields: data sets name the same things differently.
 
-import { ConfigError, DataError, nearMisses } from '../base/errors.js'
-import { isObject } from '../base/options.js'
+import { DataError, nearMisses } from '../base/errors.js'
+import { isObject, kind } from '../base/options.js'
 import type { Row } from './row.js'
 
 /** Name that is wanted → the data's own name for it. */
@@ -25,14 +25,7 @@ export function renameColumns({ row, where }: Row, columns: ColumnNames): Row {
   return { row: renamed, where }
 }
 
-export function checkColumnNames(columns: unknown): asserts columns is ColumnNames | undefined {
-  if (columns === undefined) return
-  const isNames = isObject(columns) && Object.values(columns).every((column) => typeof column === 'string')
-  if (isNames && Object.keys(columns).length > 0) return
-  throw new ConfigError({
-    where: 'columns',
-    what: 'not names of fields',
-    expected: "an object such as { prompt: 'question', completion: 'answer' }",
-    got: JSON.stringify(columns) ?? typeof columns,
-  })
-}
+export const COLUMN_NAMES = kind("an object such as { prompt: 'question', completion: 'answer' }", (value) => {
+  const columns = isObject(value) ? Object.values(value) : []
+  return columns.length > 0 && columns.every((column) => typeof column === 'string')
+})

@@ -6,7 +6,7 @@
 
 import type { ColumnChunk, Compressors, FileMetaData, RowGroup } from 'hyparquet'
 import type { ByteSource } from '../base/bytes.js'
-import { DataError, LowrankError, UnsupportedError } from '../base/errors.js'
+import { DataError, LowrankError, messageOf, UnsupportedError } from '../base/errors.js'
 import type { ColumnNames } from './columns.js'
 import type { Row } from './row.js'
 
@@ -181,7 +181,7 @@ function startThread(source: ByteSource, limits: ParquetLimits): Reader | undefi
         reject(error)
       }
       worker.removeAllListeners()
-      worker.on('error', (cause) => end(broken(source, cause instanceof Error ? cause.message : String(cause), cause)))
+      worker.on('error', (cause) => end(broken(source, messageOf(cause), cause)))
       worker.on('exit', (code) => end(broken(source, `its thread ended with code ${code}`)))
       worker.on('message', ({ missing, ready, result, failure, asked: index, start, end: stop }) => {
         if (missing !== undefined) end(notInstalled(missing))
@@ -226,7 +226,7 @@ function readHere(source: ByteSource, { ms }: ParquetLimits): Reader {
       return await read()
     } catch (cause) {
       if (cause instanceof LowrankError) throw cause
-      throw broken(source, cause instanceof Error ? cause.message : String(cause), cause)
+      throw broken(source, messageOf(cause), cause)
     }
   }
   return {

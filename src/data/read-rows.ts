@@ -1,14 +1,15 @@
 // Data in any of its forms → one stream of rows, each with where it is. Knows nothing of tokens or tasks.
 
 import { ConfigError } from '../base/errors.js'
-import { checkColumnNames, renameColumns } from './columns.js'
+import { checkArgument } from '../base/options.js'
+import { COLUMN_NAMES, renameColumns } from './columns.js'
 import type { ReadOptions } from './read-files.js'
 import { type Row, unlessInvalid } from './row.js'
 import { type DataSource, isByteSource, isDirectory, isIterable } from './source.js'
 
 export async function* readRows(data: DataSource, options: ReadOptions = {}): AsyncGenerator<Row> {
   const { columns, onInvalid } = options
-  checkColumnNames(columns)
+  if (columns !== undefined) checkArgument(columns, COLUMN_NAMES, 'columns')
   for await (const row of rowsOf(data, options)) {
     const renamed = columns === undefined ? row : unlessInvalid(() => renameColumns(row, columns), onInvalid)
     if (renamed !== undefined) yield renamed

@@ -1,6 +1,7 @@
 // The sources that data can be read from: records in memory, files, folders.
 
 import type { ByteSource, Directory } from '../base/bytes.js'
+import { hasMethods } from '../base/options.js'
 
 /** A file, a folder of files, or several of them in order; or records in memory. */
 export type DataSource =
@@ -15,16 +16,13 @@ export function isDataSource(value: unknown): value is DataSource {
 }
 
 export function isByteSource(value: unknown): value is ByteSource {
-  const source = value as Partial<ByteSource> | null | undefined
-  return typeof source?.read === 'function' && typeof source.byteLength === 'number'
+  return hasMethods(value, 'read') && typeof (value as ByteSource).byteLength === 'number'
 }
 
 export function isDirectory(value: unknown): value is Directory {
-  const directory = value as Partial<Directory> | null | undefined
-  return typeof directory?.list === 'function' && typeof directory.open === 'function'
+  return hasMethods(value, 'list', 'has', 'open')
 }
 
 export function isIterable(value: unknown): value is Iterable<unknown> | AsyncIterable<unknown> {
-  if (typeof value !== 'object' || value === null) return false
-  return Symbol.iterator in value || Symbol.asyncIterator in value
+  return hasMethods(value, Symbol.iterator) || hasMethods(value, Symbol.asyncIterator)
 }

@@ -1,18 +1,9 @@
 // Rows held out for evaluation: a seeded choice while rows stream by. The share is kept to within one row.
 
-import { ConfigError } from '../base/errors.js'
 import { Random } from '../base/random.js'
 
 /** Row numbers are asked for in order, from 0 on. */
 export function planSplit(share: number, seed: number): (index: number) => boolean {
-  if (!(typeof share === 'number' && share > 0 && share < 1)) {
-    throw new ConfigError({
-      where: 'evalSplit',
-      what: 'out of range',
-      expected: 'a number between 0 and 1, such as 0.1',
-      got: String(share),
-    })
-  }
   const random = new Random(seed, 'eval-split')
   let taken = 0
   const startOf = (group: number) => Math.ceil(group / share)

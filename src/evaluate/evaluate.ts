@@ -26,19 +26,8 @@ import { countTexts, type TextCounts, textMetrics } from './texts.js'
 /** Settings of an evaluation. The settings of data and task are those of training. */
 export interface EvaluateSettings
   extends ToolRun,
-    Pick<
-      TrainingOptions,
-      | 'task'
-      | 'taskOptions'
-      | 'columns'
-      | 'maxLength'
-      | 'chatTemplate'
-      | 'chatTemplateArgs'
-      | 'decodeImage'
-      | 'device'
-      | 'threads'
-      | 'lowMemory'
-    > {
+    Pick<TrainingOptions, 'task' | 'taskOptions' | 'columns' | 'maxLength' | 'decodeImage'>,
+    Pick<TrainingOptions, 'chatTemplate' | 'chatTemplateArgs' | 'device' | 'threads' | 'lowMemory'> {
   /**
    * Records that run together where a loss belongs to several records, and texts that are written together.
    * @range an integer of at least 1

@@ -1,22 +1,16 @@
 // The loss and the task's predictions of one model for each example, by the graph and the code of training.
 
 import { Random } from '../base/random.js'
-import type { Model } from '../graph/model-folder.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import { openEngine } from '../runtime/host.js'
 import type { OpenTask } from '../tasks/task.js'
 import { TrainEngine } from '../train/engine.js'
 import { startOf } from '../train/parameters.js'
 import { planEvaluation } from '../train/rows/batches.js'
-import { TrainingSessions } from '../train/sessions.js'
-import type { TrainSettings } from '../train/settings.js'
+import { type SessionParts, TrainingSessions } from '../train/sessions.js'
 
-export interface MeasureInput {
-  readonly model: Model
-  readonly open: OpenTask
-  readonly adapter: LoraAdapter
+type MeasureInput = Omit<SessionParts, 'modules' | 'on'> & {
   readonly examples: readonly unknown[]
-  readonly settings: TrainSettings
   readonly next: () => Promise<void>
 }
 

@@ -1,11 +1,11 @@
 // An adapter from one format into another. Its content says what a source is, and not its name.
 
-import { withSource, writeTogether } from '../base/bytes.js'
+import { type Place, withSource, writeTogether } from '../base/bytes.js'
 import { ConfigError, FileError, FormatError, listed } from '../base/errors.js'
 import { sniff } from '../base/sniff.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import { openAdapter } from '../peft/open.js'
-import type { ExchangeFormat, Place, WriteSettings } from './format.js'
+import type { ExchangeFormat, WriteSettings } from './format.js'
 import { ADAPTER_FORMATS, type AdapterFormat, formatOf } from './formats.js'
 
 export interface ConvertSettings extends WriteSettings {

@@ -1,16 +1,11 @@
 // The interface of a format of adapters: how it is found, opened and written. Each format is one such object.
 
-import { type Directory, withSource } from '../base/bytes.js'
+import { type Place, withSource } from '../base/bytes.js'
 import type { FloatDtype } from '../base/dtype.js'
 import { UnsupportedError } from '../base/errors.js'
 import type { ToolRun } from '../base/progress.js'
 import { type Handled, requireOwnLayers, requireUnchangedBase, unhandledPart } from '../lora/requirements.js'
 import type { OpenAdapter } from '../peft/open.js'
-
-export interface Place {
-  readonly directory: Directory
-  readonly file: string | undefined
-}
 
 /** Types that factors are written in; `q8_0` only in GGUF. */
 export type ConvertedDtype = FloatDtype | 'q8_0' | 'keep'

@@ -2,9 +2,10 @@
 // own. All layers have one rank and one scale there, which is the scaling itself and not alpha/r. A is (k, r) and B is
 // (r, d).
 
-import { type Directory, readJson, writeFile } from '../base/bytes.js'
+import { type Directory, type Place, readJson, writeFile } from '../base/bytes.js'
 import { encodeFloats, type FloatDtype, isFloatDtype } from '../base/dtype.js'
 import { FormatError, UnsupportedError } from '../base/errors.js'
+import { objectOf } from '../base/options.js'
 import { Steps } from '../base/progress.js'
 import { type FloatArray, formatShape, isAllFinite, type Matrix, type Tensor } from '../base/tensor.js'
 import { parseSafetensorsHeader, readTensorF32, saveSafetensors, type TensorBytes } from '../formats/safetensors.js'
@@ -16,7 +17,7 @@ import { notFinite } from '../lora/factors.js'
 import type { FactorTensors, FactorView } from '../lora/part.js'
 import type { AdapterTensor } from '../peft/keys.js'
 import { type OpenAdapter, openAdapter } from '../peft/open.js'
-import { type ExchangeFormat, floatDtype, type Place, requireHeld, type WriteSettings, type Written } from './format.js'
+import { type ExchangeFormat, floatDtype, requireHeld, type WriteSettings, type Written } from './format.js'
 import { adapterOf, pairedLayer, type ReadLayer } from './read-layers.js'
 
 const MLX_CONFIG = 'adapter_config.json'
@@ -26,7 +27,7 @@ export const MLX: ExchangeFormat = {
   async detect({ directory, file }) {
     if (file !== undefined || !(await directory.has(MLX_CONFIG)) || !(await directory.has(MLX_WEIGHTS))) return false
     const config = await readMlxConfig(directory)
-    return typeof config === 'object' && config !== null && ('lora_parameters' in config || 'fine_tune_type' in config)
+    return 'lora_parameters' in config || 'fine_tune_type' in config
   },
   open: async ({ directory }) => openAdapter(await readMlx(directory)),
   write: writeMlx,
@@ -156,5 +157,5 @@ async function readMlx(directory: Directory): Promise<LoraAdapter> {
 }
 
 async function readMlxConfig(directory: Directory): Promise<Record<string, unknown>> {
-  return ((await readJson(directory, MLX_CONFIG)) ?? {}) as Record<string, unknown>
+  return objectOf(await readJson(directory, MLX_CONFIG))
 }

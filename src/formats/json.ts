@@ -69,19 +69,14 @@ interface Entries {
 }
 
 class Parser {
-  readonly #text: string
-  readonly #where: string
-  readonly #wholeNumbers: boolean
-  readonly #isLoose: boolean
   #at = 0
   #values = 0
 
-  constructor(text: string, where: string, { wholeNumbers = false, isLoose = false }: JsonOptions) {
-    this.#text = text
-    this.#where = where
-    this.#wholeNumbers = wholeNumbers
-    this.#isLoose = isLoose
-  }
+  constructor(
+    private readonly text: string,
+    private readonly where: string,
+    private readonly options: JsonOptions,
+  ) {}
 
   document(): JsonValue {
     const value = this.#value(0)
@@ -92,7 +87,7 @@ class Parser {
   entries(onEntry: (key: string, value: JsonValue) => void): void {
     const keys = new Set<string>()
     this.#match(SPACE)
-    if (this.#text[this.#at] !== '{') this.#fail('an object')
+    if (this.text[this.#at] !== '{') this.#fail('an object')
     this.#object(0, {
       has: (key) => keys.has(key),
       set: (key, value) => {
@@ -105,13 +100,13 @@ class Parser {
   }
 
   #end(): void {
-    if (this.#at < this.#text.length) this.#fail('end of the document')
+    if (this.#at < this.text.length) this.#fail('end of the document')
   }
 
   #value(depth: number): JsonValue {
-    if (depth > MAX_DEPTH) throw new FormatError({ where: this.#where, what: `JSON nested deeper than ${MAX_DEPTH}` })
+    if (depth > MAX_DEPTH) throw new FormatError({ where: this.where, what: `JSON nested deeper than ${MAX_DEPTH}` })
     if (++this.#values > MAX_VALUES) {
-      throw new FormatError({ where: this.#where, what: `JSON of more than ${MAX_VALUES} values` })
+      throw new FormatError({ where: this.where, what: `JSON of more than ${MAX_VALUES} values` })
     }
     this.#match(SPACE)
     const value = this.#bare(depth)
@@ -120,7 +115,7 @@ class Parser {
   }
 
   #bare(depth: number): JsonValue {
-    switch (this.#text[this.#at]) {
+    switch (this.text[this.#at]) {
       case '{':
         return this.#object(depth, new Map<string, JsonValue>())
       case '[':
@@ -144,10 +139,10 @@ class Parser {
     if (this.#skip('}')) return result
     do {
       this.#match(SPACE)
-      if (this.#text[this.#at] !== '"') this.#fail('a key in double quotes')
+      if (this.text[this.#at] !== '"') this.#fail('a key in double quotes')
       const key = this.#string()
       if (result.has(key)) {
-        throw new FormatError({ where: this.#where, what: `the key ${JSON.stringify(key)} occurs twice in one object` })
+        throw new FormatError({ where: this.where, what: `the key ${JSON.stringify(key)} occurs twice in one object` })
       }
       this.#match(SPACE)
       this.#need(':')
@@ -173,16 +168,16 @@ class Parser {
     const start = this.#at
     this.#at++
     this.#match(PLAIN)
-    while (this.#text[this.#at] === '\\') {
+    while (this.text[this.#at] === '\\') {
       if (!this.#match(ESCAPE)) this.#fail('an escape that JSON knows')
       this.#match(PLAIN)
     }
-    if (this.#text[this.#at] !== '"') this.#fail('a closing quote')
+    if (this.text[this.#at] !== '"') this.#fail('a closing quote')
     this.#at++
-    const value: string = JSON.parse(this.#text.slice(start, this.#at))
+    const value: string = JSON.parse(this.text.slice(start, this.#at))
     if (LONE_SURROGATE.test(value)) {
       throw new FormatError({
-        where: this.#where,
+        where: this.where,
         what: `half a surrogate pair in the string ${JSON.stringify(value)}`,
       })
     }
@@ -191,12 +186,12 @@ class Parser {
 
   #number(): number {
     const start = this.#at
-    if (this.#isLoose && this.#match(NOT_FINITE)) return Number(this.#text.slice(start, this.#at))
+    if (this.options.isLoose && this.#match(NOT_FINITE)) return Number(this.text.slice(start, this.#at))
     if (!this.#match(NUMBER)) this.#fail('a value')
-    const spelling = this.#text.slice(start, this.#at)
-    if (this.#wholeNumbers && !WHOLE_NUMBER.test(spelling)) {
+    const spelling = this.text.slice(start, this.#at)
+    if (this.options.wholeNumbers && !WHOLE_NUMBER.test(spelling)) {
       throw new FormatError({
-        where: this.#where,
+        where: this.where,
         what: `wrong number at character ${start}`,
         expected: 'a whole number in plain digits',
         got: spelling,
@@ -206,20 +201,20 @@ class Parser {
   }
 
   #word<T>(word: string, value: T): T {
-    if (!this.#text.startsWith(word, this.#at)) this.#fail('a value')
+    if (!this.text.startsWith(word, this.#at)) this.#fail('a value')
     this.#at += word.length
     return value
   }
 
   #match(pattern: RegExp): boolean {
     pattern.lastIndex = this.#at
-    if (!pattern.test(this.#text)) return false
+    if (!pattern.test(this.text)) return false
     this.#at = pattern.lastIndex
     return true
   }
 
   #skip(character: string): boolean {
-    if (this.#text[this.#at] !== character) return false
+    if (this.text[this.#at] !== character) return false
     this.#at++
     return true
   }
@@ -229,7 +224,7 @@ class Parser {
   }
 
   #fail(expected: string): never {
-    const got = this.#at < this.#text.length ? JSON.stringify(this.#text[this.#at]) : 'the end'
-    throw new FormatError({ where: this.#where, what: `not valid JSON at character ${this.#at}`, expected, got })
+    const got = this.#at < this.text.length ? JSON.stringify(this.text[this.#at]) : 'the end'
+    throw new FormatError({ where: this.where, what: `not valid JSON at character ${this.#at}`, expected, got })
   }
 }

@@ -1,7 +1,8 @@
 // Files of graphs, by the names that transformers.js gives them: onnx/{graph}{suffix}.onnx.
 
-import { type Directory, readJson } from '../base/bytes.js'
+import { type Directory, readJsonIfThere } from '../base/bytes.js'
 import { ConfigError, didYouMean, FileError } from '../base/errors.js'
+import { objectOf } from '../base/options.js'
 
 /** The suffix behind the graph's name, by dtype: as in DEFAULT_DTYPE_SUFFIX_MAPPING of transformers.js 4. */
 const SUFFIXES = {
@@ -39,25 +40,18 @@ interface Wanted {
   readonly config?: Readonly<Record<string, unknown>> | undefined
 }
 
-/** The role of a graph in its model. */
-export type GraphRole =
-  | 'model'
-  | 'decoder'
-  | 'decoder_with_past'
-  | 'encoder'
-  | 'embed_tokens'
-  | 'vision_encoder'
-  | 'audio_encoder'
-
 /** As transformers.js and optimum name them; first match first. */
-const PARTS: Readonly<Record<Exclude<GraphRole, 'model'>, readonly string[]>> = {
+const PARTS = {
   decoder: ['decoder_model_merged', 'decoder_model'],
   decoder_with_past: ['decoder_with_past_model'],
   encoder: ['encoder_model'],
   embed_tokens: ['embed_tokens'],
   vision_encoder: ['vision_encoder'],
   audio_encoder: ['audio_encoder'],
-}
+} satisfies Readonly<Record<string, readonly string[]>>
+
+/** The role of a graph in its model: `model` is the whole of it. */
+export type GraphRole = 'model' | keyof typeof PARTS
 
 /** Throws FileError when there is no graph, or one of several is there in other types only. */
 export async function findGraphs(directory: Directory, wanted: Wanted): Promise<Partial<Record<GraphRole, string>>> {
@@ -139,9 +133,7 @@ export async function graphDtypes(directory: Directory, name = 'model'): Promise
  * In the type that is asked for, else in that of config.json, else in the first that there is. Throws as findGraphs.
  */
 export async function defaultGraphs(directory: Directory, dtype?: DtypeChoice): Promise<string[]> {
-  const hasConfig = await directory.has('config.json')
-  const config = hasConfig ? ((await readJson(directory, 'config.json')) as Record<string, unknown> | null) : null
-  const wanted = { dtype, config: config ?? {} }
+  const wanted = { dtype, config: objectOf(await readJsonIfThere(directory, 'config.json')) }
   if (dtype !== undefined) return Object.values(await findGraphs(directory, wanted))
   for (const name of ['model', ...Object.values(PARTS).flat()]) {
     const there = await graphDtypes(directory, name)

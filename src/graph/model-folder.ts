@@ -1,8 +1,8 @@
 // A model in a folder as transformers.js reads it. Weights stay in their file.
 
-import { type Directory, readJson } from '../base/bytes.js'
+import { type Directory, readJsonIfThere } from '../base/bytes.js'
 import { ConfigError, FileError, FormatError } from '../base/errors.js'
-import { isObject } from '../base/options.js'
+import { isObject, objectOf } from '../base/options.js'
 import { loadOnnx, type OnnxModel } from '../formats/onnx/model.js'
 import type { RuntimeHost } from '../runtime/host.js'
 import { loadTokenizer, type Tokenizer } from '../text/tokenizer.js'
@@ -63,8 +63,6 @@ export interface LoadModelOptions {
   dtype?: DtypeChoice | undefined
 }
 
-const PREPROCESSOR = 'preprocessor_config.json'
-
 /** Most common first. */
 const CONTEXT_KEYS = ['max_position_embeddings', 'n_positions', 'n_ctx', 'max_seq_len', 'seq_length']
 
@@ -73,15 +71,20 @@ export async function loadModel(directory: Directory, options: LoadModelOptions)
   if (onnxPath !== undefined && dtype !== undefined) {
     throw new ConfigError({ where: 'dtype', what: 'not together with the path of a graph', got: onnxPath })
   }
-  const hasConfig = await directory.has('config.json')
-  const config = hasConfig ? await readObject(directory, 'config.json') : {}
+  const config = await readObject(directory, 'config.json')
   const graphs =
     onnxPath === undefined ? await findGraphs(directory, { dtype, config }) : { [roleOf(onnxPath)]: onnxPath }
   const [path] = Object.values(graphs)
-  if (!hasConfig) throw missing(directory, 'config.json')
-  const hasGenerationConfig = await directory.has('generation_config.json')
-  const generationConfig = hasGenerationConfig ? await readObject(directory, 'generation_config.json') : {}
-  const preprocessorConfig = (await directory.has(PREPROCESSOR)) ? await readObject(directory, PREPROCESSOR) : undefined
+  if (config === undefined) {
+    throw new FileError({
+      where: directory.name,
+      what: 'no config.json in this folder',
+      expected: 'config.json, tokenizer.json and onnx/model.onnx',
+      hint: 'Copy config.json from where the model came from',
+    })
+  }
+  const generationConfig = (await readObject(directory, 'generation_config.json')) ?? {}
+  const preprocessorConfig = await readObject(directory, 'preprocessor_config.json')
   const tokenizer = (await directory.has('tokenizer.json')) ? await loadTokenizer(directory) : undefined
   const sentence = await readSentenceModules(directory)
   const onnx = await loadOnnx(directory, path)
@@ -146,20 +149,12 @@ function contextLengthOf(config: Record<string, unknown>): number | undefined {
   return length !== undefined && isShifted ? length - pad - 1 : length
 }
 
-function missing(directory: Directory, path: string): FileError {
-  return new FileError({
-    where: directory.name,
-    what: `no ${path} in this folder`,
-    expected: 'config.json, tokenizer.json and onnx/model.onnx',
-    hint: `Copy ${path} from where the model came from`,
-  })
-}
-
 /** Fields of a config that hold numbers, ids of tokens also a list of them. */
 const NUMBERS = /^((eos|pad|bos|decoder_start|forced_bos)_token_id|temperature|top_k|top_p|min_p|repetition_penalty)$/
 
-async function readObject(directory: Directory, path: string): Promise<Record<string, unknown>> {
-  const value = await readJson(directory, path)
+async function readObject(directory: Directory, path: string): Promise<Record<string, unknown> | undefined> {
+  const value = await readJsonIfThere(directory, path)
+  if (value === undefined) return undefined
   if (isObject(value)) {
     const [key, got] =
       Object.entries(value).find(([key, own]) => {
@@ -186,9 +181,7 @@ function tokenIds(value: unknown): number[] {
 
 /** In config.json or in its part on text. */
 function positiveInteger(config: Record<string, unknown>, keys: readonly string[]): number | undefined {
-  const nested = config.text_config
-  const sources = typeof nested === 'object' && nested !== null ? [config, nested as Record<string, unknown>] : [config]
-  for (const source of sources) {
+  for (const source of [config, objectOf(config.text_config)]) {
     for (const key of keys) {
       const value = source[key]
       if (Number.isSafeInteger(value) && (value as number) > 0) return value as number

@@ -1,7 +1,7 @@
 // Vectors of texts by sentence-transformers: modules.json names what follows the encoder, 1_Pooling/config.json the
 // pooling.
 
-import { type Directory, readJson } from '../base/bytes.js'
+import { type Directory, readJsonIfThere } from '../base/bytes.js'
 import { objectOf } from '../base/options.js'
 
 /** How the vectors of a text's tokens become one. */
@@ -31,12 +31,12 @@ const MODES: Readonly<Record<string, string>> = {
 }
 
 export async function readSentenceModules(directory: Directory): Promise<SentenceModules> {
-  const modules = listOf(await readOptional(directory, 'modules.json'))
+  const modules = listOf(await readJsonIfThere(directory, 'modules.json'))
   const typeOf = ({ type }: Record<string, unknown>) => String(type).replace(/^.*\./, '')
   const pooling = modules.find((module) => typeOf(module) === 'Pooling')
   const path = typeof pooling?.path === 'string' && pooling.path !== '' ? pooling.path : '1_Pooling'
-  const config = objectOf(await readOptional(directory, `${path}/config.json`))
-  const own = objectOf(await readOptional(directory, 'sentence_bert_config.json'))
+  const config = objectOf(await readJsonIfThere(directory, `${path}/config.json`))
+  const own = objectOf(await readJsonIfThere(directory, 'sentence_bert_config.json'))
   const length = own.max_seq_length
   return {
     pooling: modeOf(config),
@@ -52,10 +52,6 @@ function modeOf(config: Readonly<Record<string, unknown>>): string {
   if (named !== undefined) return [named].flat().map(String).join('+')
   const on = Object.entries(MODES).filter(([key]) => config[key] === true)
   return on.length === 0 ? 'mean' : on.map(([, mode]) => mode).join('+')
-}
-
-async function readOptional(directory: Directory, path: string): Promise<unknown> {
-  return (await directory.has(path)) ? readJson(directory, path) : undefined
 }
 
 function listOf(value: unknown): Record<string, unknown>[] {

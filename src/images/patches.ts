@@ -5,7 +5,7 @@ import { isObject } from '../base/options.js'
 import { halfToEven } from '../base/tensor.js'
 import type { Pixels } from './image.js'
 import { isCount, type PreprocessorConfig, refuse, type Size, scalingOf, writePlanes } from './preprocessor-config.js'
-import { isResample, resize } from './resample.js'
+import { filterOf, resize } from './resample.js'
 
 export interface Patches {
   /** (rows · columns, width): patches that become one token follow one another. */
@@ -29,8 +29,7 @@ const DEFAULTS = {
 const MOST_ASPECT = 200
 
 export function patchesOf(image: Pixels, config: PreprocessorConfig, where: string): Patches {
-  const { resample = DEFAULTS.resample } = config
-  if (!isResample(resample)) throw refuse('a filter that is not known', '0 to 5', `resample ${String(resample)}`)
+  const resample = filterOf(config, DEFAULTS.resample)
   const count = (name: 'patch_size' | 'temporal_patch_size' | 'merge_size') => {
     const value = config[name] ?? DEFAULTS[name]
     if (!isCount(value)) throw refuse(`${name} is not known`, 'an integer of at least 1', JSON.stringify(value))

@@ -12,7 +12,7 @@ import {
   squareOf,
   writePlanes,
 } from './preprocessor-config.js'
-import { isResample, resize } from './resample.js'
+import { cropped, filterOf, resize } from './resample.js'
 
 export interface ImageProcessor {
   readonly width: number
@@ -34,9 +34,7 @@ export function imageProcessor(config: PreprocessorConfig | undefined, size: unk
   const resizes = do_resize !== false
   const crop = do_center_crop === true ? squareOf(config.crop_size ?? config.size, 'crop_size') : undefined
   const target = resizes ? targetOf(config.size, crop) : undefined
-  const resample = config.resample ?? RESAMPLE
-  if (resizes && !isResample(resample))
-    throw refuse('a filter that is not known', '0 to 5', `resample ${String(resample)}`)
+  const resample = resizes ? filterOf(config, RESAMPLE) : RESAMPLE
   const final = crop ?? (target === undefined ? squareOf(config.size ?? size, 'size') : target.square)
   if (final === undefined) {
     throw refuse(
@@ -51,7 +49,7 @@ export function imageProcessor(config: PreprocessorConfig | undefined, size: unk
     width,
     height,
     fit(image, where) {
-      const sized = target === undefined ? image : resize(image, ...target.of(image), resample as number)
+      const sized = target === undefined ? image : resize(image, ...target.of(image), resample)
       const cut = crop === undefined ? sized : centered(sized, crop)
       if (cut.width === width && cut.height === height) return cut.data
       throw new DataError({
@@ -61,9 +59,7 @@ export function imageProcessor(config: PreprocessorConfig | undefined, size: unk
         got: `${image.width} x ${image.height}`,
       })
     },
-    write(fitted, output) {
-      writePlanes(fitted, scaling, output)
-    },
+    write: (fitted, output) => writePlanes(fitted, scaling, output),
   }
 }
 
@@ -84,15 +80,7 @@ function targetOf(size: unknown, crop: Size | undefined): Target {
   return { of: () => [square.width, square.height], square }
 }
 
-function centered({ data, width, height }: Pixels, crop: Size): Pixels {
-  const result = new Uint8Array(crop.width * crop.height * 3)
-  const top = Math.floor((height - crop.height) / 2)
-  const left = Math.floor((width - crop.width) / 2)
-  for (let y = Math.max(0, -top); y < crop.height && y + top < height; y++) {
-    const from = Math.max(0, -left)
-    const to = Math.min(crop.width, width - left)
-    const row = (y + top) * width + left
-    result.set(data.subarray((row + from) * 3, (row + to) * 3), (y * crop.width + from) * 3)
-  }
-  return { data: result, ...crop }
+function centered(image: Pixels, crop: Size): Pixels {
+  const [top, left] = [image.height - crop.height, image.width - crop.width].map((over) => Math.floor(over / 2))
+  return cropped(image, top, left, crop)
 }

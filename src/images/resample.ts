@@ -3,6 +3,7 @@
 // https://github.com/python-pillow/Pillow/blob/main/src/libImaging/Resample.c
 
 import type { Pixels } from './image.js'
+import { type PreprocessorConfig, refuse, type Size } from './preprocessor-config.js'
 
 interface Filter {
   readonly support: number
@@ -31,8 +32,11 @@ const FILTERS: Readonly<Record<number, Filter>> = {
   },
 }
 
-export function isResample(value: unknown): value is number {
-  return value === 0 || (typeof value === 'number' && Object.hasOwn(FILTERS, value))
+/** Pillow's number of the filter that the settings name. */
+export function filterOf({ resample }: PreprocessorConfig, fallback: number): number {
+  const value = resample ?? fallback
+  if (value === 0 || (typeof value === 'number' && Object.hasOwn(FILTERS, value))) return value
+  throw refuse('a filter that is not known', '0 to 5', `resample ${String(value)}`)
 }
 
 /** Weights are integers of this many bits behind the point. */
@@ -56,6 +60,18 @@ function windowsOf(from: number, to: number, { support, weight }: Filter): Windo
     const scaled = weights.map((value) => (sum === 0 ? value : value / sum) * PRECISION)
     return { start, weights: scaled.map((value) => Math.trunc(value + (value < 0 ? -0.5 : 0.5))) }
   })
+}
+
+/** The part of a picture from there on, black where the picture ends. */
+export function cropped({ data, width, height }: Pixels, top: number, left: number, size: Size): Pixels {
+  const result = new Uint8Array(size.width * size.height * 3)
+  for (let y = Math.max(0, -top); y < size.height && y + top < height; y++) {
+    const from = Math.max(0, -left)
+    const to = Math.min(size.width, width - left)
+    const row = (y + top) * width + left
+    result.set(data.subarray((row + from) * 3, (row + to) * 3), (y * size.width + from) * 3)
+  }
+  return { data: result, ...size }
 }
 
 /** @param resample Pillow's number of the filter */

@@ -11,7 +11,7 @@ import {
   squareOf,
   writePlanes,
 } from './preprocessor-config.js'
-import { isResample, resize } from './resample.js'
+import { cropped, filterOf, resize } from './resample.js'
 
 export interface Tiles {
   /** (count, 3, edge, edge): tiles from the left and from the top, the whole picture last. */
@@ -29,19 +29,22 @@ const LONGEST = 4096
 const RESAMPLE = 1
 
 export function tilesOf(image: Pixels, config: PreprocessorConfig): Tiles {
-  const { resample = RESAMPLE, max_image_size: largest } = config
-  if (!isResample(resample)) throw refuse('a filter that is not known', '0 to 5', `resample ${String(resample)}`)
+  const resample = filterOf(config, RESAMPLE)
+  const { max_image_size: largest } = config
   const edge = isObject(largest) ? largest.longest_edge : undefined
   if (!isCount(edge))
     throw refuse('max_image_size is not known', '{ longest_edge }', JSON.stringify(largest) ?? 'nothing')
+  const tile = { width: edge, height: edge }
   const to = (from: Pixels, { width, height }: Size) => resize(from, width, height, resample)
   const sized = config.do_resize === false ? image : to(image, fitted(image, config.size))
   const isSplit = config.do_image_splitting !== false
-  const whole = to(sized, isSplit ? multiples(sized, edge) : { width: edge, height: edge })
+  const whole = to(sized, isSplit ? multiples(sized, edge) : tile)
   const isOne = whole.width === edge && whole.height === edge
   const [rows, columns] = isOne ? [0, 0] : [whole.height / edge, whole.width / edge]
-  const parts = Array.from({ length: rows * columns }, (_, i) => cut(whole, Math.floor(i / columns), i % columns, edge))
-  const tiles = [...parts, to(whole, { width: edge, height: edge })]
+  const parts = Array.from({ length: rows * columns }, (_, i) => {
+    return cropped(whole, Math.floor(i / columns) * edge, (i % columns) * edge, tile)
+  })
+  const tiles = [...parts, to(whole, tile)]
   const size = 3 * edge * edge
   const pixels = new Float32Array(tiles.length * size)
   const scaling = scalingOf(config)
@@ -75,13 +78,4 @@ function multiples({ width, height }: Size, edge: number): Size {
   const aspect = width / height
   if (width >= height) return { width: up(width), height: up(Math.trunc(up(width) / aspect)) }
   return { width: up(Math.trunc(up(height) * aspect)), height: up(height) }
-}
-
-function cut({ data, width }: Pixels, row: number, column: number, edge: number): Pixels {
-  const tile = new Uint8Array(edge * edge * 3)
-  for (let y = 0; y < edge; y++) {
-    const from = ((row * edge + y) * width + column * edge) * 3
-    tile.set(data.subarray(from, from + edge * 3), y * edge * 3)
-  }
-  return { data: tile, width: edge, height: edge }
 }

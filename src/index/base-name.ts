@@ -2,7 +2,7 @@
 // stays of them when a model is exported, quantized or copied into a folder; a base whose name nobody knows is not
 // doubted.
 
-import { type Directory, readJson } from '../base/bytes.js'
+import { type Directory, readLeniently } from '../base/bytes.js'
 import { readBaseRecord } from '../peft/files.js'
 
 export interface NamedBase {
@@ -29,10 +29,8 @@ export async function otherBaseOf(
   adapter: { readonly name: string; readonly directory: Directory },
   base: Directory,
 ): Promise<string | undefined> {
-  const [config, own] = await Promise.all([
-    object(base, 'config.json'),
-    object(adapter.directory, 'adapter_config.json'),
-  ])
+  const config = (await readLeniently(base, 'config.json')) ?? {}
+  const own = (await readLeniently(adapter.directory, 'adapter_config.json')) ?? {}
   const named = own.base_model_name_or_path
   const other = otherBase(adapter.name, typeof named === 'string' ? named : undefined, { directory: base, config })
   if (other !== undefined || base.hubId !== undefined) return other
@@ -49,12 +47,6 @@ export async function otherBaseOf(
   } finally {
     await onnx.close()
   }
-}
-
-/** Returns undefined if there is no such file: the caller reports it. */
-async function object(directory: Directory, path: string): Promise<Record<string, unknown>> {
-  const value = (await directory.has(path)) ? await readJson(directory, path).catch(() => undefined) : undefined
-  return typeof value === 'object' && value !== null ? (value as Record<string, unknown>) : {}
 }
 
 function essence(name: string): string {

@@ -1,12 +1,13 @@
 // Contents of a source: an adapter, a checkpoint or an ONNX model, and how an adapter fits a base.
 
-import type { Directory } from '../base/bytes.js'
+import type { Directory, Place } from '../base/bytes.js'
 import { ConfigError, FileError, listed } from '../base/errors.js'
 import { checkOptions } from '../base/options.js'
 import { elementCount } from '../base/tensor.js'
 import { type DtypeChoice, defaultGraphs } from '../graph/graph-file.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import type { FitReport } from '../merge/fit.js'
+import { isCheckpointFile } from '../merge/format.js'
 import type { AdapterReport } from '../peft/inspect.js'
 import { INSPECT_OPTIONS } from './gen/options.js'
 import type { OnnxContents } from './inspect-onnx.js'
@@ -95,11 +96,7 @@ async function findModel(
   })
 }
 
-function isCheckpointFile(file: string): boolean {
-  return /\.(safetensors|json|bin|pt|pth|ckpt)$/.test(file)
-}
-
-export async function findOnnx(base: { directory: Directory; file: string | undefined }): Promise<string[]> {
+export async function findOnnx(base: Place): Promise<string[]> {
   if (base.file !== undefined) return isCheckpointFile(base.file) ? [] : [base.file]
   const files = await base.directory.list()
   if (files.some((name) => /\.safetensors(\.index\.json)?$/.test(name))) return []

@@ -1,22 +1,22 @@
 // The kinds of values that callers hand over, for the tables of options (gen/options.ts).
 
 import { anyOf, hasMethods, isObject, type Kind, kind, listOf, NAME, ranged } from '../base/options.js'
-import { isDataSource } from '../data/source.js'
+import { isDataSource, isDirectory } from '../data/source.js'
 import { FILES } from '../io/web/directories.js'
 import { LoraAdapter } from '../lora/adapter.js'
 
 export const isPath = (value: unknown): value is string => typeof value === 'string' && value !== ''
 export const isBlob = (value: unknown): value is Blob => hasMethods(value, 'slice', 'arrayBuffer')
-const isFolder = (value: unknown): boolean => hasMethods(value, 'list', 'has', 'open')
 
 export const SOURCE: Kind = kind(
   'a path, org/name, a URL, picked files or a Directory',
-  (value) => isPath(value) || isFolder(value) || (FILES.accepts(value) && [...(value as Iterable<unknown>)].length > 0),
+  (value) =>
+    isPath(value) || isDirectory(value) || (FILES.accepts(value) && [...(value as Iterable<unknown>)].length > 0),
 )
 
 export const TARGET: Kind = kind(
   'a path or a Directory that can be written',
-  (value) => isPath(value) || (isFolder(value) && hasMethods(value, 'create')),
+  (value) => isPath(value) || (isDirectory(value) && hasMethods(value, 'create')),
 )
 
 export const DATA: Kind = kind(

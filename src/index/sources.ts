@@ -1,11 +1,11 @@
 // The one place where what callers name becomes folders and files: paths, picked files, and folders of any kind.
 
-import type { Directory } from '../base/bytes.js'
+import type { Directory, Place } from '../base/bytes.js'
 import { FileError } from '../base/errors.js'
 import type { FileLike } from '../base/globals.js'
-import { checkArgument, hasMethods } from '../base/options.js'
+import { checkArgument } from '../base/options.js'
+import { isDirectory } from '../data/source.js'
 import type { RemoteOptions } from '../io/hub/directory.js'
-import type { Located } from '../io/locate.js'
 import { FilesDirectory } from '../io/web/directories.js'
 import { hubOptions } from './hub.js'
 import { SOURCE, TARGET } from './kinds.js'
@@ -20,11 +20,7 @@ export type Source = string | Directory | Iterable<FileLike>
 /** A place to write a result to: a path (not in browsers), or an object that implements {@link Directory}. */
 export type Target = string | Directory
 
-export function isDirectory(value: unknown): value is Directory {
-  return hasMethods(value, 'list', 'has', 'open')
-}
-
-export async function openSource(source: Source, where: string, options: RemoteOptions = {}): Promise<Located> {
+export async function openSource(source: Source, where: string, options: RemoteOptions = {}): Promise<Place> {
   checkArgument(source, SOURCE, where)
   if (typeof source === 'string') return platform().open(source, where, { ...hubOptions(), ...options })
   return { directory: isDirectory(source) ? source : new FilesDirectory(source), file: undefined }

@@ -1,11 +1,12 @@
 // The tools for adapters: checks of what callers hand over, and the way to the code that does the work.
 
-import type { Directory } from '../base/bytes.js'
+import type { Directory, Place } from '../base/bytes.js'
 import { ConfigError } from '../base/errors.js'
 import { checkArgument, checkOptions } from '../base/options.js'
 import type { ToolRun } from '../base/progress.js'
+import { isDirectory } from '../data/source.js'
 import type { ConvertReport } from '../exchange/convert.js'
-import type { ConvertedDtype, Place } from '../exchange/format.js'
+import type { ConvertedDtype } from '../exchange/format.js'
 import { type AdapterFormat, formatOf } from '../exchange/formats.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import type { CombineResult } from '../tools/combine.js'
@@ -24,7 +25,7 @@ import {
 } from './gen/options.js'
 import { ADAPTER_SOURCE } from './kinds.js'
 import type { AdapterToMerge } from './merge-options.js'
-import { isDirectory, openSource, openTarget, type Source, type Target } from './sources.js'
+import { openSource, openTarget, type Source, type Target } from './sources.js'
 
 /** How {@link resize} chooses ranks. */
 export interface ResizeOptions extends RankChoice, ToolRun {}
@@ -128,9 +129,7 @@ export async function convertAdapter(
 ): Promise<ConvertReport> {
   checkOptions(options, 'convertAdapter', CONVERT_ADAPTER_OPTIONS)
   const { to, out, base, outDtype = 'keep', ...run } = options
-  if (!(adapter instanceof LoraAdapter)) {
-    checkArgument(adapter, ADAPTER_SOURCE, 'adapter')
-  }
+  if (!(adapter instanceof LoraAdapter)) checkArgument(adapter, ADAPTER_SOURCE, 'adapter')
   const { convert } = await import('../exchange/convert.js')
   return convert(adapter instanceof LoraAdapter ? adapter : await openSource(adapter, 'adapter'), {
     to,

@@ -276,14 +276,8 @@ export class InferEngine {
 
 /** Feeds that leave every site as the base has it. */
 function idleFeeds(groups: readonly SiteGroup[], rank: 0 | 1): Feeds {
-  const feedsOf = (group: SiteGroup) =>
-    groupFeeds(
-      group,
-      group.map(() => [undefined]),
-      undefined,
-      rank,
-    )
-  const feeds: Feeds = Object.assign({}, ...groups.map(feedsOf))
+  const slots = (group: SiteGroup) => group.map(() => [undefined])
+  const feeds: Feeds = Object.assign({}, ...groups.map((group) => groupFeeds(group, slots(group), undefined, rank)))
   if (groups.flat().some(({ kind }) => kind === 'lookup')) {
     feeds[SLOTS_INPUT] = { type: 'int64', data: BigInt64Array.of(0n), dims: [1] }
   }

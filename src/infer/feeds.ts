@@ -1,7 +1,7 @@
 // Feeds made plain: ONNX Runtime's own tensors are objects with getters, which do not survive the way into a worker.
 
 import { f16ToF32 } from '../base/dtype.js'
-import { ConfigError, didYouMean, MismatchError, UnsupportedError } from '../base/errors.js'
+import { ConfigError, didYouMean, MismatchError, messageOf, UnsupportedError } from '../base/errors.js'
 import { checkArgument, describe, isObject, kind, listOf, OBJECT } from '../base/options.js'
 import { dimsOfInput } from '../graph/inputs/roles.js'
 import type { Graph } from '../graph/view/graph.js'
@@ -56,7 +56,7 @@ function plainTensor(name: string, tensor: RuntimeTensor): RuntimeTensor {
   try {
     data = tensor.data
   } catch (cause) {
-    const reason = cause instanceof Error ? cause.message : String(cause)
+    const reason = messageOf(cause)
     throw new ConfigError({ where, what: `its data cannot be read: ${reason}`, hint: 'Download it first', cause })
   }
   checkArgument(type, TENSOR_TYPES, `${where}: type`)

@@ -59,10 +59,8 @@ export function sessionGraph(
   const newRows = mayFuse ? giveNewRows(graph) : undefined
   const ownInputs = new Set(graph.inputs)
   const adapted = adaptGraph(graph, names, needs)
-  const inputNames = shortenNames(
-    graph,
-    graph.inputs.filter((input) => !ownInputs.has(input)),
-  )
+  const added = graph.inputs.filter((input) => !ownInputs.has(input))
+  const inputNames = shortenNames(graph, added)
   return {
     ...adapted,
     inputNames,
@@ -116,17 +114,14 @@ function adaptGraph(graph: Graph, names: ModuleMap, needs: GraphNeeds): { groups
 /** True if a value depends on more of the inputs than their shape. Answers are kept in `known`. */
 function isFed(graph: Graph, value: Value, known: Map<Value, boolean>): boolean {
   const inputs = new Set(graph.inputs.map(({ name }) => name))
-  const seen = new Set<Value>()
-  const pending = [value]
-  for (let one = pending.pop(); one !== undefined; one = pending.pop()) {
-    if (seen.has(one) || known.get(one) === false) continue
-    seen.add(one)
-    const node = graph.producer(one)
+  const seen: Value[] = []
+  const enters = ({ opType }: { opType: string }, one: Value) => opType !== 'Shape' && known.get(one) !== false
+  for (const [one, node] of graph.madeOf(value, enters)) {
     if (known.get(one) || inputs.has(one) || (node !== undefined && subgraphs(node).length > 0)) {
       known.set(value, true)
       return true
     }
-    if (node !== undefined && node.opType !== 'Shape') pending.push(...node.input)
+    seen.push(one)
   }
   for (const one of seen) known.set(one, false)
   return false

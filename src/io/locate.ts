@@ -1,21 +1,15 @@
 // The meaning of a path in a repository or on a server: a folder, or a file and the folder that it belongs to.
 
-import { type Directory, splitName } from '../base/bytes.js'
+import { type Directory, type Place, splitName } from '../base/bytes.js'
 import { FileError } from '../base/errors.js'
 import type { HubDirectory } from './hub/directory.js'
 import { decoded } from './source.js'
 import type { UrlDirectory } from './url-directory.js'
 
-export interface Located {
-  readonly directory: Directory
-  /** Undefined where the source is a folder. For a graph in onnx/, `directory` is the model's folder. */
-  readonly file: string | undefined
-}
-
 /** Files that are sources of their own: at a URL nothing else tells them from folders. */
 const FILES = /\.(onnx|safetensors|json|gguf|bin|pt|pth|ckpt)$/i
 
-export async function locateInHub(repository: HubDirectory): Promise<Located> {
+export async function locateInHub(repository: HubDirectory): Promise<Place> {
   const { path } = repository.source
   if (path === '' || (await repository.folders()).length > 0 || (await repository.list()).length > 0)
     return { directory: repository, file: undefined }
@@ -29,7 +23,7 @@ export async function locateInHub(repository: HubDirectory): Promise<Located> {
   })
 }
 
-export async function locateAtUrl(folder: UrlDirectory): Promise<Located> {
+export async function locateAtUrl(folder: UrlDirectory): Promise<Place> {
   const url = new URL(folder.url)
   if (!FILES.test(url.pathname)) return { directory: folder, file: undefined }
   const parts = url.pathname.slice(1).split('/')
@@ -46,7 +40,7 @@ export async function locateAtUrl(folder: UrlDirectory): Promise<Located> {
   )
 }
 
-async function locateFile(at: (count: number) => Directory, parts: readonly string[]): Promise<Located> {
+async function locateFile(at: (count: number) => Directory, parts: readonly string[]): Promise<Place> {
   const own = at(parts.length - 1)
   const [name] = splitName(parts.at(-1)!, own.name)
   const inner = parts.at(-2)
@@ -60,7 +54,7 @@ export async function locateGraph(
   own: Directory,
   file: string,
   around: { readonly directory: Directory; readonly name: string },
-): Promise<Located> {
+): Promise<Place> {
   const isBelow =
     file.endsWith('.onnx') && !(await own.has('config.json')) && (await around.directory.has('config.json'))
   return isBelow ? { directory: around.directory, file: `${around.name}/${file}` } : { directory: own, file }

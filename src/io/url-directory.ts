@@ -56,21 +56,19 @@ export class UrlDirectory extends ReadOnlyDirectory implements Directory {
   protected override readonly refusal = { what: 'nothing is written to a URL', hint: 'Write to a folder' }
   /** Without the query: it may hold a signature, and the name goes into messages and adapters. */
   readonly name: string
-  readonly url: string
-  readonly #connection: HubConnection
-  readonly #open: OpenUrlFile
   readonly #asked = new Map<string, Promise<UrlFile | MemorySource | undefined>>()
 
-  constructor(url: string, connection: HubConnection, open: OpenUrlFile) {
+  constructor(
+    readonly url: string,
+    private readonly connection: HubConnection,
+    private readonly openFile: OpenUrlFile,
+  ) {
     super()
     this.name = shown(url)
-    this.url = url
-    this.#connection = connection
-    this.#open = open
   }
 
   at(url: string): UrlDirectory {
-    return new UrlDirectory(url, this.#connection, this.#open)
+    return new UrlDirectory(url, this.connection, this.openFile)
   }
 
   async list(): Promise<string[]> {
@@ -95,7 +93,7 @@ export class UrlDirectory extends ReadOnlyDirectory implements Directory {
   async open(path: string): Promise<ByteSource> {
     const found = await this.#ask(path)
     if (found === undefined) throw new FileError({ where: shown(this.#url(path)), what: 'no such file on the server' })
-    return found instanceof MemorySource ? found : this.#open(found)
+    return found instanceof MemorySource ? found : this.openFile(found)
   }
 
   #url(path: string): URL {
@@ -109,7 +107,7 @@ export class UrlDirectory extends ReadOnlyDirectory implements Directory {
     const { href } = this.#url(path)
     const known = this.#asked.get(href)
     if (known !== undefined) return known
-    const asking = ask(href, this.#connection)
+    const asking = ask(href, this.connection)
     this.#asked.set(href, asking)
     asking.catch(() => this.#asked.delete(href))
     return asking

@@ -66,7 +66,3 @@ export interface MergeKernel {
   putRight(block: RightBlock): boolean
   merge(job: MergeJob): MergeResult
 }
-
-export function sizeOfDtype(dtype: WeightDtype): number {
-  return dtype === 'fp64' ? 8 : dtype === 'fp32' ? 4 : 2
-}

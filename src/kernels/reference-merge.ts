@@ -1,8 +1,8 @@
 // Plain loops: the definition of correct, bit for bit, and what runs where WebAssembly is forbidden.
 
-import { decodeWeights, encodeWeights, type WeightDtype } from '../base/dtype.js'
+import { decodeWeights, encodeWeights, sizeOf, type WeightDtype } from '../base/dtype.js'
 import { type FloatArray, isAllFinite } from '../base/tensor.js'
-import { type MergeJob, type MergeKernel, type MergeResult, sizeOfDtype } from './merge-kernel.js'
+import type { MergeJob, MergeKernel, MergeResult } from './merge-kernel.js'
 
 const QUIET_NAN = 0x7fc00000
 
@@ -26,7 +26,7 @@ export function referenceMergeKernel(byteLength: number): MergeKernel {
       return isAllFinite(values)
     },
     merge(job) {
-      const bytes = chunk.subarray(0, job.rows * job.columns * sizeOfDtype(job.dtype))
+      const bytes = chunk.subarray(0, job.rows * job.columns * sizeOf(job.dtype))
       const base = decodeWeights(bytes, job.dtype) // (rows, columns)
       const delta = deltaOf(job, right, width)
       const isLeftFinite = isAllFinite(job.left)

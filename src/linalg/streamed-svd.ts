@@ -4,7 +4,7 @@
 import { Random } from '../base/random.js'
 import { F64, type FloatArray, type Matrix, zeros } from '../base/tensor.js'
 import { symmetricEigenvalues } from './eigen.js'
-import { copyAs, product, transpose, transposeAs } from './product.js'
+import { copyAs, product, transposeAs } from './product.js'
 import { orthonormalRows } from './qr.js'
 import { normals, truncated } from './randomized-svd.js'
 import { type Svd, svd } from './svd.js'
@@ -48,7 +48,8 @@ export async function streamedSvd(matrix: StreamedMatrix, rank: number, seed = 0
     const missing = matrix.energy - energy
     const isLast = step === MAX_ITERATIONS - 1 || count === Math.min(d, k)
     if (isLast || energy - captured <= ENOUGH * missing || missing <= NEGLIGIBLE * matrix.energy) {
-      return turned(left, image, rank)
+      const { u, s, vt } = truncated(svd(image), rank) // (q, rank), rank, (rank, k)
+      return { u: product(left, u, { transposeA: true }), s, vt } // M ≈ leftᵀ·image
     }
     captured = energy
     directions = orthonormalRows(image).rows
@@ -60,20 +61,6 @@ async function gathered(matrix: StreamedMatrix): Promise<Matrix> {
   const data = new Float64Array(d * k)
   await matrix.forEachBlock((block, first) => data.set(block.data, first * k))
   return { data, shape: [d, k] }
-}
-
-/** The best `rank` directions of M ≈ leftᵀ·image. */
-function turned(left: Matrix, image: Matrix, rank: number): Svd {
-  const { u, s, vt } = svd(image) // (q, q), q, (q, k)
-  const q = u.shape[1]
-  const turns = new Float64Array(rank * q)
-  for (let i = 0; i < q; i++) for (let j = 0; j < rank; j++) turns[j * q + i] = u.data[i * q + j]
-  const rows = product({ data: turns, shape: [rank, q] }, left) // (rank, q) @ (q, d)
-  return {
-    u: transpose(rows),
-    s: s.slice(0, rank),
-    vt: { data: vt.data.slice(0, rank * vt.shape[1]), shape: [rank, vt.shape[1]] },
-  }
 }
 
 /** (M·directionsᵀ)ᵀ: (d, k) @ (k, q) → (q, d), in f64. */

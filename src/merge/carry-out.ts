@@ -2,8 +2,8 @@
 
 import { type Directory, writeThrough, writeTogether } from '../base/bytes.js'
 import { FileError } from '../base/errors.js'
-import { type OpenMerge, summaryOf } from './open.js'
-import { Chunks, type OutputFile } from './plan/layout.js'
+import { type OpenMerge, sizeOf, summaryOf } from './open.js'
+import { chunksOf, type OutputFile } from './plan/layout.js'
 import { ChangeSums, type MergeReport } from './report.js'
 import type { RunSettings } from './settings.js'
 import { ChunkMerger } from './weight.js'
@@ -20,7 +20,6 @@ export async function carryOut(
   const { files, sources, others, isReproducible } = merge
   const sums = new ChangeSums()
   const merger = new ChunkMerger(sources, isReproducible)
-  const sizeOf = (list: readonly { byteLength: number }[]) => list.reduce((sum, { byteLength }) => sum + byteLength, 0)
   const totalBytes = sizeOf(files)
   let writtenBytes = 0
   const added: string[] = []
@@ -65,7 +64,7 @@ async function* bytesOf(
   for (const piece of [...literals, ...segments].sort((a, b) => a.offset - b.offset)) {
     if ('bytes' in piece) yield typeof piece.bytes === 'function' ? await piece.bytes() : piece.bytes
     else {
-      const chunks = new Chunks(piece)
+      const chunks = chunksOf(piece)
       for (let i = 0; i < chunks.count; i++) {
         const { bytes, changes } = await merger.merge(chunks.at(i))
         for (const change of changes) sums.add(change)

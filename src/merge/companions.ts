@@ -1,7 +1,6 @@
 // The files of a base's folder that go along with a result. A list, because a folder may hold private notes too.
 
-import { type Directory, readAll, readJson, writeFile, writeThrough } from '../base/bytes.js'
-import { LowrankError } from '../base/errors.js'
+import { type Directory, readAll, readLeniently, withSource, writeFile, writeThrough } from '../base/bytes.js'
 import { objectOf } from '../base/options.js'
 
 /** Names from transformers 5 (VOCAB_FILES_NAMES) and older models. */
@@ -54,21 +53,15 @@ export interface OtherFile {
   write(to: Pick<Directory, 'create'>): Promise<void>
 }
 
-interface Companions {
-  readonly files: readonly OtherFile[]
-  /** Names of the other files, and of folders with a `/` at the end. */
-  readonly leftOut: readonly string[]
-}
-
 /**
  * Looks at the folder; nothing is copied. `own` are files and folders (`onnx/`) of which the result has its own
- * version.
+ * version. `leftOut` are the names of the other files, and of folders with a `/` at the end.
  */
 export async function findCompanions(
   base: Directory,
   own: ReadonlySet<string>,
   changed: readonly OtherFile[] = [],
-): Promise<Companions> {
+): Promise<{ files: OtherFile[]; leftOut: string[] }> {
   const names = await base.list()
   const modules = await modulesOf(base, new Set(names))
   const copied: string[] = []
@@ -84,9 +77,8 @@ export async function findCompanions(
     if (own.has(`${folder}/`) || folder.startsWith('.')) continue
     const inner = isCompanionFolder(folder) ? (await base.list(folder)).map((name) => `${folder}/${name}`) : []
     const taken = inner.filter(isCompanion)
-    if (taken.length === 0) leftOut.push(`${folder}/`)
     copied.push(...taken)
-    leftOut.push(...(taken.length === 0 ? [] : inner.filter((name) => !isCompanion(name))))
+    leftOut.push(...(taken.length === 0 ? [`${folder}/`] : inner.filter((name) => !isCompanion(name))))
   }
   const files = [...changed]
   for (const name of copied) {
@@ -107,16 +99,13 @@ export function textFile(path: string, text: string): OtherFile {
 }
 
 async function copyFile(from: Directory, path: string, to: Pick<Directory, 'create'>): Promise<void> {
-  const source = await from.open(path)
-  try {
-    await writeThrough(to, path, async (sink) => {
+  await withSource(from, path, (source) => {
+    return writeThrough(to, path, async (sink) => {
       for (let at = 0; at < source.byteLength; at += COPY_BYTES) {
         await sink.write(await source.read(at, Math.min(COPY_BYTES, source.byteLength - at)))
       }
     })
-  } finally {
-    await source.close()
-  }
+  })
 }
 
 /** The Python files that the folder's configs name, with those that they import. */
@@ -125,28 +114,15 @@ async function modulesOf(base: Directory, files: ReadonlySet<string>): Promise<R
   const visit = async (name: string): Promise<void> => {
     if (result.has(name) || !files.has(name)) return
     result.add(name)
-    const source = await base.open(name)
-    try {
-      if (source.byteLength > MAX_MODULE_BYTES) return
-      for (const other of importedModules(new TextDecoder().decode(await readAll(source)))) await visit(other)
-    } finally {
-      await source.close()
-    }
+    const text = await withSource(base, name, async (source) => {
+      return source.byteLength > MAX_MODULE_BYTES ? '' : new TextDecoder().decode(await readAll(source))
+    })
+    for (const other of importedModules(text)) await visit(other)
   }
   for (const holder of MODULE_HOLDERS) {
-    if (files.has(holder)) for (const name of namedModules(await readLeniently(base, holder))) await visit(name)
+    for (const name of namedModules((await readLeniently(base, holder)) ?? {})) await visit(name)
   }
   return result
-}
-
-/** The content of a JSON file. Empty where it is no JSON object: it is copied as it is, and tells nothing. */
-export async function readLeniently(base: Directory, name: string): Promise<Record<string, unknown>> {
-  try {
-    return objectOf(await readJson(base, name))
-  } catch (error) {
-    if (error instanceof LowrankError) return {}
-    throw error
-  }
 }
 
 /**

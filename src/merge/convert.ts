@@ -10,7 +10,7 @@ import type { LoraConfig } from '../lora/config.js'
 import { type BaseWeights, toPlain } from '../lora/init/to-plain.js'
 import { openAdapters } from './plan/adapters.js'
 import { knowBase } from './plan/base-model.js'
-import { readConfig } from './plan/config-edit.js'
+import { loadConfig, type ModelConfig } from './plan/config-edit.js'
 import { type FoundWeight, findWeights, missingError } from './plan/find-weights.js'
 import { refuseQuantizedConfig } from './plan/refusals.js'
 
@@ -22,7 +22,7 @@ export async function convertToPlain(
   if (typeof from === 'function' || from instanceof LoraAdapter) return toPlain(adapter, from)
   const checkpoint = await openCheckpoint(from, basePath)
   try {
-    const config = await readConfig(from)
+    const config = (await loadConfig(from))?.values
     refuseQuantizedConfig(config, `${from.name}/config.json`)
     const layers = adapter.parts('linear')
     return await toPlain(adapter, await baseWeightsOf(layers, adapter.config, checkpoint, config))
@@ -42,7 +42,7 @@ export async function baseWeightsOf(
   layers: readonly SearchedLayer[],
   { fanInFanOut }: Pick<LoraConfig, 'fanInFanOut'>,
   checkpoint: Checkpoint,
-  config: Readonly<Record<string, unknown>> | undefined,
+  config: ModelConfig | undefined,
 ): Promise<(name: string) => Promise<Matrix>> {
   const byName = new Map<string, readonly FoundWeight[]>()
   if (layers.length > 0) {

@@ -1,13 +1,13 @@
 // How an adapter fits a base: a merge throws the plan's first problem, a look at the fit lists all.
 
-import type { Directory } from '../base/bytes.js'
-import { decodeWeights, isWeightDtype } from '../base/dtype.js'
+import type { Directory, Place } from '../base/bytes.js'
+import { decodeWeights, isWeightDtype, sizeOf } from '../base/dtype.js'
 import { elementCount } from '../base/tensor.js'
 import type { TensorInfo } from '../formats/safetensors.js'
-import type { ChosenFormat, MergeBase } from './format.js'
+import type { ChosenFormat } from './format.js'
 import { type OpenMerge, openMerge } from './open.js'
 import type { PlacedPart } from './plan/fit.js'
-import { CHUNK_BYTES, sizeOf } from './plan/layout.js'
+import { CHUNK_BYTES } from './plan/layout.js'
 
 /** One layer, or a tensor that replaces the base's, and its place in the base. */
 export interface PartFit {
@@ -44,17 +44,14 @@ export interface FitReport {
 
 /** Plans the merge without weights. With `normDeltas` (‖s·B·A‖ by layer) weights are read, for relative changes. */
 export async function fitOf(
-  base: MergeBase,
+  base: Place,
   adapter: Directory,
   graphs: readonly string[] = [],
   normDeltas?: ReadonlyMap<string, number>,
 ): Promise<FitReport> {
   const isOnnx = graphs.length > 0
-  const chosen: ChosenFormat = {
-    format: isOnnx ? 'onnx' : 'safetensors',
-    graphs,
-    checkpoint: isOnnx ? undefined : base.file,
-  }
+  const format = isOnnx ? 'onnx' : 'safetensors'
+  const chosen: ChosenFormat = { format, graphs, checkpoint: isOnnx ? undefined : base.file }
   const merge = await openMerge({ base, adapters: adapter, tied: isOnnx ? undefined : 'untie', onlyFits: true }, chosen)
   try {
     const { where, vocabulary, isTied, whole, notes, problems } = merge.fit

@@ -1,18 +1,12 @@
 // Which kind of model a merge reads and writes.
 
-import type { Directory } from '../base/bytes.js'
+import type { Place } from '../base/bytes.js'
 import { ConfigError, FileError, UnsupportedError } from '../base/errors.js'
 import { type DtypeChoice, defaultGraphs } from '../graph/graph-file.js'
 import type { MergeFormat } from './report.js'
 
-export interface MergeBase {
-  readonly directory: Directory
-  /** Inside the folder: a graph, a safetensors file or its index. */
-  readonly file?: string | undefined
-}
-
-/** Files that are no graph: pickles among them, which are refused. */
-const CHECKPOINTS = /\.(safetensors|json|bin|pt|pth|ckpt)$/
+/** True for files that are no graph: pickles among them, which are refused. */
+export const isCheckpointFile = (file: string) => /\.(safetensors|json|bin|pt|pth|ckpt)$/.test(file)
 
 export interface ChosenFormat {
   readonly format: MergeFormat
@@ -22,13 +16,13 @@ export interface ChosenFormat {
 
 /** Without a format: what the result's name ends in; else the graph of a folder that has one; else the checkpoint. */
 export async function chooseFormat(
-  { directory, file }: MergeBase,
+  { directory, file }: Place,
   out: string | undefined,
   { format: wish, dtype }: { format?: MergeFormat | undefined; dtype?: DtypeChoice | undefined },
 ): Promise<ChosenFormat> {
   const named = /\.(onnx|safetensors)$/.exec(out ?? '')?.[1] as 'onnx' | 'safetensors' | undefined
   if (file !== undefined) {
-    const format = CHECKPOINTS.test(file) ? 'safetensors' : 'onnx'
+    const format = isCheckpointFile(file) ? 'safetensors' : 'onnx'
     requireSame(wish, format, `the base is the file ${file}`)
     if (dtype !== undefined && format === 'onnx') {
       throw new ConfigError({ where: 'dtype', what: 'not together with the path of a graph', got: file })

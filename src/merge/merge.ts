@@ -1,8 +1,8 @@
 // Merging and unmerging into folders of any kind; merge/node/job.ts does it for paths, with threads.
 
-import type { Directory } from '../base/bytes.js'
+import type { Directory, Place } from '../base/bytes.js'
 import { carryOut } from './carry-out.js'
-import { chooseFormat, type MergeBase } from './format.js'
+import { chooseFormat } from './format.js'
 import { openMerge, reportPlan } from './open.js'
 import type { MergeInput } from './parts.js'
 import type { MergePlanReport, MergeReport } from './report.js'
@@ -13,7 +13,7 @@ export interface MergeRequest extends MergeInput, PathSettings {
 }
 
 export interface UnmergeRequest extends Omit<MergeRequest, 'base' | 'outDtype' | 'sign'> {
-  merged: MergeBase
+  merged: Place
 }
 
 export interface MergeJob {

@@ -4,16 +4,16 @@
 import { MismatchError } from '../base/errors.js'
 import { type Checkpoint, openCheckpoint } from '../formats/checkpoint.js'
 import { isHeadModule } from '../peft/tied.js'
-import { copyOf, type OtherFile, textFile } from './companions.js'
+import { copyOf, textFile } from './companions.js'
 import { otherFiles } from './other-files.js'
 import { openPartAdapters, type PartInput, type PlanPart, unfinishedPart } from './parts.js'
 import { requireFiniteReplacements } from './plan/adapters.js'
 import { knowBase } from './plan/base-model.js'
-import { CONFIG_FILE, type Config, editConfig, headWarning, loadConfig, otherDtype } from './plan/config-edit.js'
+import { CONFIG_FILE, editConfig, headWarning, loadConfig, type ModelConfig, otherDtype } from './plan/config-edit.js'
 import { Fit } from './plan/fit.js'
 import { renamedTensors } from './plan/names/choose.js'
 import { isEmbeddingModule } from './plan/names/vocabulary.js'
-import { type MergePlan, placeParts, planOutput } from './plan/plan.js'
+import { placeParts, planOutput } from './plan/plan.js'
 import { requireWeightOne } from './weighted.js'
 
 export async function openCheckpointPart(input: PartInput): Promise<PlanPart> {
@@ -40,21 +40,13 @@ export async function openCheckpointPart(input: PartInput): Promise<PlanPart> {
   const plan = planOutput(changes, options)
   const warnings = configWarnings(plan, config?.values, { weightsOnly, where: directory.name })
   await requireFiniteReplacements(opened)
-  const others: OtherFile[] = []
-  let leftOut: readonly string[] = []
-  if (!weightsOnly) {
-    const own = new Set([
-      ...checkpoint.shards.map((shard) => shard.path),
-      ...(checkpoint.indexPath === undefined ? [] : [checkpoint.indexPath]),
-    ])
-    const edited = plan.configEdit && config && editConfig(config, plan.configEdit)
-    const companions = await otherFiles(input, own, edited, changes.vocabulary ?? fit.vocabulary ?? undefined)
-    warnings.push(...companions.warnings)
-    others.push(...companions.files)
-    leftOut = companions.leftOut
-  }
+  const own = [...checkpoint.shards.map((shard) => shard.path), checkpoint.indexPath ?? []].flat()
+  const edited = plan.configEdit && config && !weightsOnly ? editConfig(config, plan.configEdit) : undefined
+  const vocabulary = changes.vocabulary ?? fit.vocabulary ?? undefined
+  const { files: others, leftOut, warnings: told } = await otherFiles(input, own, edited, vocabulary)
+  warnings.push(...told)
   const copied = others.map((file) => file.path)
-  if (plan.copiesIndex) others.push(await copyOf(directory, checkpoint.indexPath!))
+  if (plan.copiedIndex !== undefined) others.push(await copyOf(directory, plan.copiedIndex))
   if (plan.index !== undefined) others.push(textFile(plan.index.path, plan.index.content))
   const names = plan.weights.map(({ name }) => moduleOf(name))
   return {
@@ -65,7 +57,7 @@ export async function openCheckpointPart(input: PartInput): Promise<PlanPart> {
       added: [...changes.added.keys()],
       renamed: renamedTensors(opened, model.names),
       copied,
-      leftOut: [...leftOut],
+      leftOut,
       warnings,
     },
     layers: plan.weights.map(({ name, layers }) => ({
@@ -80,8 +72,8 @@ export async function openCheckpointPart(input: PartInput): Promise<PlanPart> {
 
 /** Warnings about changes of config.json if the result gets none. */
 function configWarnings(
-  { configEdit }: MergePlan,
-  config: Readonly<Record<string, unknown>> | undefined,
+  { configEdit }: ReturnType<typeof planOutput>,
+  config: ModelConfig | undefined,
   { weightsOnly, where }: { weightsOnly: boolean; where: string },
 ): string[] {
   if (configEdit === undefined || (!weightsOnly && config !== undefined)) return []
@@ -104,7 +96,7 @@ function configWarnings(
   ]
 }
 
-function vocabularyOf(tensors: Checkpoint['tensors'], config: Config['values'] | undefined) {
+function vocabularyOf(tensors: Checkpoint['tensors'], config: ModelConfig | undefined) {
   const modules = [...tensors.keys()].flatMap((name) => (name.endsWith('.weight') ? moduleOf(name) : []))
   const embedding = modules.find(isEmbeddingModule)
   const vocabulary = embedding === undefined ? null : (tensors.get(`${embedding}.weight`)!.info.shape[0] ?? null)

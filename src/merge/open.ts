@@ -64,6 +64,10 @@ export async function openMerge(
   }
 }
 
+export function sizeOf(files: readonly { readonly byteLength: number }[]): number {
+  return files.reduce((sum, { byteLength }) => sum + byteLength, 0)
+}
+
 export function summaryOf({ summary }: OpenMerge, files: readonly OutputFile[]) {
   const names = new Set(files.flatMap(({ tensors }) => tensors))
   return {
@@ -80,7 +84,7 @@ export function reportPlan(merge: OpenMerge, out: string): MergePlanReport {
     ...summaryOf(merge, files),
     out,
     format,
-    bytes: files.reduce((sum, { byteLength }) => sum + byteLength, 0),
+    bytes: sizeOf(files),
     files: files.map(({ path: name, byteLength }) => ({ name, byteLength })),
     layers: [...layers],
   }

@@ -1,12 +1,12 @@
 // The files of a result beside its weights: the base's, a new config.json, and the adapters' chat template and
 // tokenizer.
 
-import type { Directory } from '../base/bytes.js'
+import { type Directory, readLeniently } from '../base/bytes.js'
 import { objectOf } from '../base/options.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import { readChatTemplate } from '../peft/chat-template.js'
 import { TEMPLATE_FILE } from '../peft/file-names.js'
-import { copyOf, findCompanions, isTokenizerFile, type OtherFile, readLeniently, textFile } from './companions.js'
+import { copyOf, findCompanions, isTokenizerFile, type OtherFile, textFile } from './companions.js'
 import type { PartInput } from './parts.js'
 import { CONFIG_FILE } from './plan/config-edit.js'
 import type { MergeAdapter } from './weighted.js'
@@ -27,15 +27,16 @@ const MARKERS = /<\|[^|<>{}\s]{1,40}\|>|<[a-z]+(?:_[a-z]+)+>/g
 
 /** `own` are files and folders (`onnx/`) of which the result has its own version. */
 export async function otherFiles(
-  { base: { directory }, adapters, sign }: PartInput,
-  own: ReadonlySet<string>,
+  { base: { directory }, adapters, sign, weightsOnly }: PartInput,
+  own: readonly string[],
   config: string | undefined,
   vocabulary?: number,
 ) {
+  if (weightsOnly) return { files: [], leftOut: [], warnings: [] }
   const folders = sign === -1 ? [] : adapters.map(({ adapter }) => adapter)
   const { files, warnings } = await adapterTexts(directory, folders, vocabulary)
   const changed = config === undefined ? files : [...files, textFile(CONFIG_FILE, config)]
-  return { ...(await findCompanions(directory, own, changed)), warnings }
+  return { ...(await findCompanions(directory, new Set(own), changed)), warnings }
 }
 
 /** A tokenizer goes along if it has tokens that the base's has not, or another token at the end of texts. */
@@ -106,9 +107,9 @@ function isOther(tokens: Tokens, base: Tokens | undefined): boolean {
 }
 
 async function tokensOf(folder: Directory): Promise<Tokens | undefined> {
-  const jsonOf = async (name: string) => ((await folder.has(name)) ? readLeniently(folder, name) : undefined)
-  const [tokenizer, added] = [await jsonOf('tokenizer.json'), await jsonOf('added_tokens.json')]
-  const config = await jsonOf('tokenizer_config.json')
+  const tokenizer = await readLeniently(folder, 'tokenizer.json')
+  const added = await readLeniently(folder, 'added_tokens.json')
+  const config = await readLeniently(folder, 'tokenizer_config.json')
   if (tokenizer === undefined && added === undefined) return undefined
   const ids = new Map<string, number>()
   const add = (text: unknown, id: unknown) => {

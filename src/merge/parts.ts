@@ -1,8 +1,8 @@
 // The input of a merge, and its plan, a checkpoint's or an .onnx's.
 
-import type { ByteSource } from '../base/bytes.js'
+import type { ByteSource, Place } from '../base/bytes.js'
 import type { OtherFile } from './companions.js'
-import type { ChosenFormat, MergeBase } from './format.js'
+import type { ChosenFormat } from './format.js'
 import { type LayerMagnitude, type OpenAdapters, openAdapters } from './plan/adapters.js'
 import type { Fit } from './plan/fit.js'
 import type { OutputFile } from './plan/layout.js'
@@ -11,7 +11,7 @@ import type { MergeSettings } from './settings.js'
 import type { AdapterInput, WeightedAdapter } from './weighted.js'
 
 export interface MergeInput extends MergeSettings {
-  base: MergeBase
+  base: Place
   adapters: AdapterInput | readonly AdapterInput[]
   /** Name of the weights' file in the result, where it is one. Default: the base's. */
   outFile?: string | undefined
@@ -54,15 +54,7 @@ export async function openPartAdapters(input: PartInput): Promise<OpenAdapters> 
 
 /** A part that plans no file, because something does not fit, or that was all to be found out. */
 export function unfinishedPart(fit: Fit): PlanPart {
+  const nothing = { files: [], others: [], magnitudes: [], layers: [], tensors: new Map() }
   const summary = { added: [], renamed: [], copied: [], leftOut: [], warnings: [] }
-  return {
-    files: [],
-    others: [],
-    magnitudes: [],
-    summary,
-    layers: [],
-    tensors: new Map(),
-    changes: async () => [],
-    fit,
-  }
+  return { ...nothing, summary, changes: async () => [], fit }
 }

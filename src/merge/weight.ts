@@ -2,13 +2,14 @@
 // 2106.09685, section 4.1), or m ⊙ (W + s·B·A) / ‖W + s·B·A‖ (DoRA, Liu et al. 2024, arXiv 2402.09353, equation 5). It
 // reads and works on one chunk at a time, with a kernel. Writing stays with the caller.
 
-import { decodeWeights, encodeWeights, isFiniteStored, type WeightDtype } from '../base/dtype.js'
+import type { ByteSource } from '../base/bytes.js'
+import { decodeWeights, encodeWeights, isFiniteStored, sizeOf, type WeightDtype } from '../base/dtype.js'
 import { NumericError } from '../base/errors.js'
 import { type FloatArray, isAllFinite } from '../base/tensor.js'
 import { BLOCK_ELEMENTS, COLUMN_MULTIPLE, type MergeKernel } from '../kernels/merge-kernel.js'
 import { createMergeKernel } from '../kernels/wasm-merge.js'
 import type { Factor, FactorSlice, LayerFactors, LayerMagnitude } from './plan/adapters.js'
-import { CHUNK_BYTES, type Chunk, Chunks, type OutputFile, sizeOf, type WeightPlan, windowsOf } from './plan/layout.js'
+import { CHUNK_BYTES, type Chunk, chunksOf, type OutputFile, type WeightPlan, windowsOf } from './plan/layout.js'
 
 /** The state of the weight that the last chunk belonged to. */
 interface Current {
@@ -41,15 +42,13 @@ interface ChunkResult {
   readonly changes: readonly ChunkChange[]
 }
 
-/** In threads it answers at once. */
+/** Has one of the two. In threads it answers at once. */
 export interface ChunkSource {
-  read(offset: number, byteLength: number): Uint8Array | Promise<Uint8Array>
+  read?(offset: number, byteLength: number): Uint8Array | Promise<Uint8Array>
   readInto?(offset: number, memory: Uint8Array): void | Promise<void>
 }
 
 export class ChunkMerger {
-  readonly #sources: readonly ChunkSource[]
-  readonly #makeKernel: () => MergeKernel
   readonly #kernel: MergeKernel
   /** Mergers of a weight's windows, each with a kernel that keeps its right factor. */
   readonly #inner: ChunkMerger[] = []
@@ -65,12 +64,10 @@ export class ChunkMerger {
   readonly #stacks = new Map<number, Stack>()
 
   constructor(
-    sources: readonly ChunkSource[],
+    private readonly sources: readonly ChunkSource[],
     isReproducible: boolean,
-    makeKernel = () => createMergeKernel(CHUNK_BYTES, isReproducible),
+    private readonly makeKernel = () => createMergeKernel(CHUNK_BYTES, isReproducible),
   ) {
-    this.#sources = sources
-    this.#makeKernel = makeKernel
     this.#kernel = makeKernel()
   }
 
@@ -101,8 +98,8 @@ export class ChunkMerger {
 
   /** Reads bytes into this memory, or elsewhere. */
   async #read(source: number, offset: number, memory: Uint8Array): Promise<Uint8Array> {
-    const own = this.#sources[source]
-    if (own.readInto === undefined) return own.read(offset, memory.byteLength)
+    const own = this.sources[source]
+    if (own.readInto === undefined) return own.read!(offset, memory.byteLength)
     await own.readInto(offset, memory)
     return memory
   }
@@ -125,10 +122,12 @@ export class ChunkMerger {
     this.#row = row
     for (const [i, layer] of weight.layers.entries()) {
       const { b, scales } = layer
-      if (isNew && !isStacked(layer, true)) {
+      // B is the right factor if the weight is stored (k, d), else the left one.
+      const isStack = b.slice !== undefined
+      if (isNew && !(isStack && layer.isInputMajor)) {
         for (const range of rightRanges(layer)) this.#putRight(current, i, range, await this.#readBlock(range, from))
       }
-      if (isNew && b.slice !== undefined && !isSame(this.#stacks.get(i), b, from)) {
+      if (isNew && isStack && !isSame(this.#stacks.get(i), b, from)) {
         const values = await this.#readBlock(wholeRange(b), from)
         this.#stacks.set(i, { factor: b, base: from, values: values.slice() })
       }
@@ -137,7 +136,7 @@ export class ChunkMerger {
         if (!isAllFinite(values)) throw nonFiniteError(scales, values)
         current.scales = values.slice()
       }
-      if (isStacked(layer, false)) continue
+      if (isStack && !layer.isInputMajor) continue
       for (const range of leftRanges(layer, row, rows)) {
         this.#putLeft(current, i, range, await this.#readBlock(range, from))
       }
@@ -174,7 +173,7 @@ export class ChunkMerger {
     const [size, written] = [sizeOf(from), sizeOf(to)]
     const changes: ChunkChange[] = []
     for (const [i, { column: first, weight: own }] of windows.entries()) {
-      this.#inner[i] ??= new ChunkMerger(this.#sources, false, this.#makeKernel)
+      this.#inner[i] ??= new ChunkMerger(this.sources, false, this.makeKernel)
       const inner = this.#inner[i]
       await inner.#readFactors(own, chunk.row, rows)
       // Only a single row can be larger than a kernel's memory.
@@ -337,11 +336,6 @@ function refuseInfinite({ name, refusesInfinite }: WeightPlan, bytes: Uint8Array
   })
 }
 
-/** B is the right factor if the weight is stored (k, d), else the left one. */
-function isStacked({ b, isInputMajor }: LayerFactors, isRight: boolean): boolean {
-  return b.slice !== undefined && isInputMajor === isRight
-}
-
 function isSame(stack: Stack | undefined, { source, offset }: Factor, base: WeightDtype): boolean {
   return stack !== undefined && stack.factor.source === source && stack.factor.offset === offset && stack.base === base
 }
@@ -457,7 +451,7 @@ const SCALE_BYTES = 8
  */
 export async function computeScales(
   files: readonly Pick<OutputFile, 'segments'>[],
-  sources: readonly ChunkSource[],
+  sources: readonly ByteSource[],
   magnitudes: readonly LayerMagnitude[],
   isReproducible: boolean,
 ): Promise<void> {
@@ -470,7 +464,7 @@ export async function computeScales(
     if (scaled.length === 0) continue
     const weight = withoutScales(segment.weight)
     const sums = scaled.map(({ weight: { layers } }) => new Float64Array(layers[0].d))
-    const chunks = new Chunks({ ...segment, weight })
+    const chunks = chunksOf({ ...segment, weight })
     for (let i = 0; i < chunks.count; i++) {
       const chunk = chunks.at(i)
       const { bytes } = await merger.merge(chunk)

@@ -5,7 +5,8 @@ import {
   type ByteSource,
   type Directory,
   readAll,
-  readJson,
+  readLeniently,
+  sameBytes,
   withSource,
   writeFile,
 } from '../base/bytes.js'
@@ -119,7 +120,7 @@ export async function writeAdapterFiles(
     let configSink = await create(CONFIG_FILE)
     await writeSafetensors(weightsSink, tensors, { format: 'pt', ...metadata })
     await configSink.write(bytes)
-    if (old !== undefined && isSame(old, bytes)) {
+    if (old !== undefined && sameBytes(old, bytes)) {
       await weightsSink.commit()
       await configSink.abort()
       return
@@ -148,15 +149,9 @@ export async function writeAdapterFiles(
   }
 }
 
-function isSame(a: Uint8Array, b: Uint8Array): boolean {
-  return a.byteLength === b.byteLength && a.every((byte, i) => byte === b[i])
-}
-
 /** The base that lowrank's training recorded beside an adapter; undefined where there is no such record. */
 export async function readBaseRecord(directory: Directory, path = ''): Promise<BaseRecord | undefined> {
-  if (!(await directory.has(path + MARKER_FILE))) return undefined
   // A damaged record tells nothing; the adapter is as it is.
-  const value = await readJson(directory, path + MARKER_FILE).catch(() => undefined)
-  const base = isObject(value) ? value.base : undefined
+  const { base } = (await readLeniently(directory, path + MARKER_FILE)) ?? {}
   return isObject(base) ? (base as unknown as BaseRecord) : undefined
 }

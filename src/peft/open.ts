@@ -11,7 +11,7 @@ import { type AdapterPart, type BaseRecord, LoraAdapter } from '../lora/adapter.
 import type { LoraConfig } from '../lora/config.js'
 import { notFinite } from '../lora/factors.js'
 import { type StoredTensor, tensorsOf } from '../lora/part.js'
-import { requireOwnLayers, requireUnchangedBase } from '../lora/requirements.js'
+import { requireUnchangedBase } from '../lora/requirements.js'
 import { readChatTemplate } from './chat-template.js'
 import { parsePeftConfig } from './config.js'
 import { findAdapter, openWeights, readBaseRecord, readConfig } from './files.js'
@@ -67,15 +67,10 @@ export async function openAdapter(source: LoraAdapter | Directory, options: Open
 }
 
 /** Opens an adapter whose B·A must be its change. `use` says what would be done, for the refusal. */
-export async function openForUse(
-  source: LoraAdapter | Directory,
-  use: string,
-  { replicates = false, ...options }: OpenOptions & { replicates?: boolean } = {},
-): Promise<OpenAdapter> {
-  const opened = await openAdapter(source, options)
+export async function openForUse(source: LoraAdapter | Directory, use: string): Promise<OpenAdapter> {
+  const opened = await openAdapter(source, {})
   try {
     requireUnchangedBase(opened, use)
-    if (!replicates) requireOwnLayers(opened, use)
     return opened
   } catch (error) {
     await opened.close()

@@ -4,6 +4,7 @@
 // (tuners_utils._inject_parameters, lora.ParamWrapper).
 
 import { attempt, FormatError, type LowrankError, MismatchError, ShapeError, UnsupportedError } from '../base/errors.js'
+import { groupBy } from '../base/group.js'
 import { formatShape } from '../base/tensor.js'
 import { configForLayer, type LoraConfig } from '../lora/config.js'
 import { moduleOf, type ParameterView } from '../lora/part.js'
@@ -51,16 +52,10 @@ function wrappedNames(module: string, count: number): string[] {
 }
 
 export function parameterKeys(names: Iterable<string>): Map<string, string> {
-  const modules = new Map<string, string[]>()
-  for (const name of names) {
-    const at = name.lastIndexOf('.')
-    const own = modules.get(name.slice(0, at))
-    if (own === undefined) modules.set(name.slice(0, at), [name.slice(at + 1)])
-    else own.push(name.slice(at + 1))
-  }
   const result = new Map<string, string>()
-  for (const [module, parameters] of modules) {
-    const keys = wrappedNames(module, parameters.length)
+  for (const [module, own] of groupBy(names, moduleOf)) {
+    const keys = wrappedNames(module, own.length)
+    const parameters = own.map((name) => name.slice(module.length + 1))
     for (const [i, parameter] of registrationOrder(parameters, module).entries()) {
       result.set(`${module}.${parameter}`, keys[i])
     }
@@ -70,16 +65,11 @@ export function parameterKeys(names: Iterable<string>): Map<string, string> {
 
 /** The config's own target_parameters when they mean exactly these, or else the full names. */
 export function savedParameters(entries: readonly string[], names: readonly string[]): readonly string[] {
-  const counts = new Map<string, number>()
-  for (const name of names) {
-    const module = name.slice(0, name.lastIndexOf('.'))
-    counts.set(module, (counts.get(module) ?? 0) + 1)
-  }
-  const isMeant = (name: string) => {
-    const module = name.slice(0, name.lastIndexOf('.'))
-    return meantParameters(module, counts.get(module)!, entries).includes(name.slice(module.length + 1))
-  }
-  return names.every(isMeant) ? entries : names
+  const isMeant = [...groupBy(names, moduleOf)].every(([module, own]) => {
+    const meant = meantParameters(module, own.length, entries)
+    return own.every((name) => meant.includes(name.slice(module.length + 1)))
+  })
+  return isMeant ? entries : names
 }
 
 /** Entries without a dot may mean a parameter of any module. */

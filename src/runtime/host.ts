@@ -36,10 +36,7 @@ export async function settlesWithin(promise: Promise<unknown>, ms: number): Prom
   const late = new Promise<boolean>((resolve) => {
     timer = setTimeout(() => resolve(false), ms)
   })
-  const settled = promise.then(
-    () => true,
-    () => true,
-  )
+  const settled = Promise.allSettled([promise]).then(() => true)
   return Promise.race([settled, late]).finally(() => clearTimeout(timer))
 }
 

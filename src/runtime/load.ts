@@ -1,6 +1,6 @@
 // Imports the user's ONNX Runtime by specifier or URL: in the thread, or worker, where its sessions will live.
 
-import { RuntimeError } from '../base/errors.js'
+import { messageOf, RuntimeError } from '../base/errors.js'
 import { type OrtModule, runtimeOf, setWebThreads } from './onnxruntime.js'
 import type { Runtime } from './runtime.js'
 
@@ -11,7 +11,7 @@ export async function loadRuntime(specifier: string, wasm?: string, threads?: nu
   } catch (cause) {
     throw new RuntimeError({
       where: 'ONNX Runtime',
-      what: `cannot import ${specifier}: ${cause instanceof Error ? cause.message : String(cause)}`,
+      what: `cannot import ${specifier}: ${messageOf(cause)}`,
       cause,
     })
   }

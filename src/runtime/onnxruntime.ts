@@ -1,7 +1,7 @@
 // ONNX Runtime's JavaScript API (onnxruntime-node, onnxruntime-web: the same surface) as a Runtime.
 // API: https://onnxruntime.ai/docs/api/js/
 
-import { RuntimeError, UnsupportedError } from '../base/errors.js'
+import { messageOf, RuntimeError, UnsupportedError } from '../base/errors.js'
 import { missingKernel } from './missing-kernels.js'
 import {
   type Feeds,
@@ -174,12 +174,10 @@ class WrappedSession implements RuntimeSession {
       if (held !== undefined) for (const name of own) delete tensors[name]
     }
     if (this.#keepsTensors) return results as Record<string, RuntimeTensor>
-    return Object.fromEntries(
-      Object.entries(results as Record<string, OrtTensor>).map(([name, { type, data, dims }]) => [
-        name,
-        { type: type as TensorType, data: withoutFloat16Array(data), dims },
-      ]),
-    )
+    const plain = Object.entries(results as Record<string, OrtTensor>).map(([name, { type, data, dims }]) => {
+      return [name, { type: type as TensorType, data: withoutFloat16Array(data), dims }] as const
+    })
+    return Object.fromEntries(plain)
   }
 
   #heldOf(held: Feeds): Record<string, unknown> {
@@ -224,6 +222,7 @@ class WrappedSession implements RuntimeSession {
 const DISTURBING_OPTIMIZERS = 'CommonSubexpressionElimination;GatherSliceToSplitFusion'
 
 function sessionOptions(model: SessionModel, options: SessionOptions & OutputOptions): Record<string, unknown> {
+  const { threads, executionProviders, gpuOutputs, profilePrefix } = options
   const entries: Record<string, string> = {}
   if (model.weightsFolder !== undefined) entries.model_external_initializers_file_folder_path = model.weightsFolder
   // Repacked copies of the weights are faster by some percent but double them; unpacked ones stay in mapped file pages.
@@ -237,20 +236,12 @@ function sessionOptions(model: SessionModel, options: SessionOptions & OutputOpt
     logSeverityLevel: 3,
     extra: {
       session: entries,
-      ...(model.keepsRepeats === true ? { optimization: { disable_specified_optimizers: DISTURBING_OPTIMIZERS } } : {}),
+      ...(model.keepsRepeats === true && { optimization: { disable_specified_optimizers: DISTURBING_OPTIMIZERS } }),
     },
-    ...(options.threads === undefined ? {} : { intraOpNumThreads: options.threads }),
-    ...(options.executionProviders === undefined ? {} : { executionProviders: [...options.executionProviders] }),
-    ...(options.gpuOutputs === undefined
-      ? {}
-      : { preferredOutputLocation: Object.fromEntries(options.gpuOutputs.map((name) => [name, 'gpu-buffer'])) }),
-    ...(options.profilePrefix === undefined ? {} : { enableProfiling: true, profileFilePrefix: options.profilePrefix }),
-    ...(model.weights === undefined
-      ? {}
-      : { externalData: model.weights.map(({ location, data }) => ({ path: location, data })) }),
+    ...(threads !== undefined && { intraOpNumThreads: threads }),
+    ...(executionProviders && { executionProviders: [...executionProviders] }),
+    ...(gpuOutputs && { preferredOutputLocation: Object.fromEntries(gpuOutputs.map((name) => [name, 'gpu-buffer'])) }),
+    ...(profilePrefix !== undefined && { enableProfiling: true, profileFilePrefix: profilePrefix }),
+    ...(model.weights && { externalData: model.weights.map(({ location, data }) => ({ path: location, data })) }),
   }
-}
-
-function messageOf(error: unknown): string {
-  return error instanceof Error ? error.message : String(error)
 }

@@ -4,12 +4,6 @@ import { StateError } from '../base/errors.js'
 import type { Remote } from './rpc.js'
 import type { Feeds, Runtime, RuntimeSession, RuntimeTensor, SessionModel, SessionOptions } from './runtime.js'
 
-export interface OpenedSession {
-  id: number
-  inputNames: readonly string[]
-  outputNames: readonly string[]
-}
-
 export class SessionTable {
   readonly #runtime: Runtime
   readonly #sessions = new Map<number, RuntimeSession>()
@@ -23,7 +17,7 @@ export class SessionTable {
     return this.#runtime.name
   }
 
-  async openSession(model: SessionModel, options?: SessionOptions): Promise<OpenedSession> {
+  async openSession(model: SessionModel, options?: SessionOptions) {
     const session = await this.#runtime.createSession(model, options)
     const id = this.#nextId++
     this.#sessions.set(id, session)

@@ -253,44 +253,21 @@ class Server {
   }
 
   #routesOf(): Readonly<Record<string, Route>> {
-    const classify: Route = {
-      table: CLASSIFY_FIELDS,
-      required: ['input'],
-      run: (call) => this.#readings(call, classification),
-    }
-    const embed: Route = {
-      table: EMBEDDING_FIELDS,
-      required: ['input'],
-      run: (call) => this.#readings(call, embeddings),
-    }
-    const loading = (
-      table: FieldTable,
-      change: (name: string, path: string) => Promise<void>,
-      done: string,
-    ): Route => ({
-      table,
-      required: Object.keys(table),
-      run: async ({ fields }) => {
+    const route = (table: FieldTable, required: readonly string[], run: Route['run']) => ({ table, required, run })
+    const classify = route(CLASSIFY_FIELDS, ['input'], (call) => this.#readings(call, classification))
+    const loading = (table: FieldTable, done: string, change: (name: string, path: string) => Promise<void>) =>
+      route(table, Object.keys(table), async ({ fields }) => {
         await change(fields.lora_name as string, fields.lora_path as string)
         return new Response(`Success: LoRA adapter '${fields.lora_name}' ${done} successfully.`)
-      },
-    })
+      })
     return {
-      '/v1/chat/completions': {
-        table: CHAT_FIELDS,
-        required: ['messages'],
-        run: (call) => this.#texts(call, chatRequest),
-      },
-      '/v1/completions': {
-        table: COMPLETION_FIELDS,
-        required: ['prompt'],
-        run: (call) => this.#texts(call, completionRequest),
-      },
-      '/v1/embeddings': embed,
+      '/v1/chat/completions': route(CHAT_FIELDS, ['messages'], (call) => this.#texts(call, chatRequest)),
+      '/v1/completions': route(COMPLETION_FIELDS, ['prompt'], (call) => this.#texts(call, completionRequest)),
+      '/v1/embeddings': route(EMBEDDING_FIELDS, ['input'], (call) => this.#readings(call, embeddings)),
       '/v1/classify': classify,
       '/classify': classify,
-      '/v1/load_lora_adapter': loading(LOAD_FIELDS, (name, path) => this.#registry.load(name, path), 'added'),
-      '/v1/unload_lora_adapter': loading(UNLOAD_FIELDS, (name) => this.#registry.unload(name), 'removed'),
+      '/v1/load_lora_adapter': loading(LOAD_FIELDS, 'added', (name, path) => this.#registry.load(name, path)),
+      '/v1/unload_lora_adapter': loading(UNLOAD_FIELDS, 'removed', (name) => this.#registry.unload(name)),
     }
   }
 

@@ -42,9 +42,8 @@ export function httpError(error: unknown, shown: (text: string) => string): Http
   if (error instanceof HttpError) return error
   if (error instanceof LowrankError) {
     const status = STATUS[error.code] ?? 500
-    return new HttpError(status, shown(error.message), {
-      param: status === 400 && error.where ? shown(error.where) : undefined,
-    })
+    const param = error.where === 'ONNX model' ? 'model' : shown(error.where ?? '') || undefined
+    return new HttpError(status, shown(error.message), { param: status === 400 ? param : undefined })
   }
   return new HttpError(500, 'The server failed. Its log says why.')
 }

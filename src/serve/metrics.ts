@@ -1,5 +1,7 @@
 // Counts for Prometheus, with vLLM's names, so that the Gateway API Inference Extension can route to replicas.
 
+import type { Gate } from './gate.js'
+
 const BOUNDS = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60]
 
 class Histogram {
@@ -20,11 +22,6 @@ class Histogram {
     })
     return [`# TYPE ${name} histogram`, ...buckets, `${name}_sum ${this.#sum}`, `${name}_count ${total}`]
   }
-}
-
-export interface Gauges {
-  readonly running: number
-  readonly waiting: number
 }
 
 export class Metrics {
@@ -60,7 +57,7 @@ export class Metrics {
     this.#changedAt = Date.now() / 1000
   }
 
-  text({ running, waiting }: Gauges): string {
+  text({ running, waiting }: Pick<Gate, 'running' | 'waiting'>): string {
     const list = (names: Map<string, number>) => [...names.keys()].join(',').replace(/["\\\n]/g, '_')
     const adapters = `max_lora="${this.#maxAdapters}",running_lora_adapters="${list(this.#adapters.running)}",waiting_lora_adapters="${list(this.#adapters.waiting)}"`
     return `${[

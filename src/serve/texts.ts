@@ -1,13 +1,15 @@
 // /v1/chat/completions and /v1/completions: fields → options of `generate`, and its results → OpenAI's objects.
 
+import { UnsupportedError } from '../base/errors.js'
 import type { AdapterSession } from '../index/session.js'
 import type { AdapterChoice } from '../infer/adapters/choice.js'
+import { floatsOf } from '../infer/feeds.js'
+import { scoreTokens } from '../infer/generate/next-token.js'
 import type { GenerateOptions, GenerateResult, Prompt, TokenScore } from '../infer/session.js'
 import { seconds } from './adapters.js'
 import type { Fields } from './fields.js'
 import { HttpError } from './http.js'
 import { readMessages } from './messages.js'
-import { type PromptScores, scorePrompt } from './prompt-scores.js'
 import { certainText, parseToolCalls, type ToolCall } from './tool-calls.js'
 
 export interface TextRequest {
@@ -179,9 +181,7 @@ function completionForm(hasScores: boolean, isPromptAlone: boolean): AnswerForm 
 }
 
 /** Scores in the form of /v1/completions: lists side by side. The first token of a prompt has no score. */
-function completionScores(
-  scores: readonly { text: string; logprob: number | null; top: readonly { text: string; logprob: number }[] }[],
-) {
+function completionScores(scores: PromptScores['scores']) {
   let offset = 0
   return {
     tokens: scores.map(({ text }) => text),
@@ -199,6 +199,41 @@ function completionScores(
 
 function finishReason({ finish }: GenerateResult): 'stop' | 'length' {
   return finish === 'max-new-tokens' || finish === 'context' ? 'length' : 'stop'
+}
+
+/** A prompt as text, with a score for each token. The first has none. */
+interface PromptScores {
+  readonly text: string
+  readonly scores: readonly { text: string; logprob: number | null; top: readonly Omit<TokenScore, 'id' | 'top'>[] }[]
+}
+
+/** The logarithms of the probabilities of a prompt's own tokens, which `echo` with `logprobs` asks for. */
+async function scorePrompt(
+  session: AdapterSession,
+  prompt: Prompt,
+  adapter: AdapterChoice,
+  count: number | undefined,
+): Promise<PromptScores> {
+  const { tokenizer } = session.model
+  if (tokenizer === undefined || (typeof prompt !== 'string' && !('ids' in prompt))) {
+    throw new UnsupportedError({ where: 'echo', what: 'works with texts and token ids only' })
+  }
+  const ids = typeof prompt === 'string' ? tokenizer.encode(prompt) : prompt.ids
+  const name = (id: number) => tokenizer.decode([id], { specialTokens: true })
+  const text = typeof prompt === 'string' ? prompt : tokenizer.decode([...ids], { specialTokens: true })
+  if (count === undefined) return { text, scores: [] }
+  const input_ids = { type: 'int64', data: BigInt64Array.from(ids, BigInt), dims: [1, ids.length] } as const
+  const { logits } = await session.run({ input_ids }, { adapter, outputNames: ['logits'] })
+  const [, sequence, vocabulary] = logits.dims
+  const values = floatsOf(logits)
+  const scores = ids.map((id, i) => {
+    if (i === 0) return { text: name(id), logprob: null, top: [] }
+    const start = (sequence - ids.length + i - 1) * vocabulary
+    const { chosen, top } = scoreTokens(values.subarray(start, start + vocabulary), id, count)
+    const named = top.map((one) => ({ text: name(one.id), logprob: one.logprob }))
+    return { text: name(id), logprob: chosen.logprob, top: named }
+  })
+  return { text, scores }
 }
 
 export interface AnswerOptions {

@@ -5,6 +5,7 @@ import { DataError } from '../base/errors.js'
 import { isObject } from '../base/options.js'
 import { type Chat, type ChatMessage, parseChat } from '../text/chat.js'
 import { fieldsOf, type ParsedRecord } from '../text/records.js'
+import { commonLength } from '../text/tokenizer.js'
 
 /** A row of data: each answer with its prompt. */
 export interface AnswerPair {
@@ -58,9 +59,7 @@ function textsOf({ prompt, chosen, rejected }: Fields, where: string): ParsedRec
 
 /** A space before the place belongs to the answers. Of equal texts, the last letter is the answer, as in TRL. */
 function sharedText([a, b]: readonly string[]): number {
-  const most = Math.min(a.length, b.length) - 1
-  let length = 0
-  while (length < most && a[length] === b[length]) length++
+  const length = Math.min(commonLength(a, b), a.length - 1, b.length - 1)
   if (a[length] !== b[length] && a[length - 1] === ' ') return length - 1
   const isHalf = /[\uDC00-\uDFFF]/.test(a[length]) && /[\uD800-\uDBFF]/.test(a[length - 1] ?? '')
   return isHalf ? length - 1 : length
@@ -81,11 +80,9 @@ function chatsOf(record: Fields, where: string): ParsedRecord[] {
   })
 }
 
-function sharedMessages([a, b]: readonly (readonly ChatMessage[])[]): number {
-  const most = Math.min(a.length, b.length) - 1
-  let count = 0
-  while (count < most && JSON.stringify(a[count]) === JSON.stringify(b[count])) count++
-  return count
+function sharedMessages(chats: readonly (readonly ChatMessage[])[]): number {
+  const [a, b] = chats.map((messages) => messages.map((message) => JSON.stringify(message)))
+  return Math.min(commonLength(a, b), a.length - 1, b.length - 1)
 }
 
 function isSaid({ role, content = '', tool_calls = [] }: ChatMessage): boolean {

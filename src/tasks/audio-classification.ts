@@ -10,18 +10,15 @@ import { readGraph } from '../graph/view/graph.js'
 import type { Feeds } from '../runtime/runtime.js'
 import { fieldsOf } from '../text/records.js'
 import { checkSize, FEATURES_FIELD, featuresOf, HEAR, joinedUp } from './features.js'
-import { type LabelOptions, type Target, targetOf } from './labels/label-problems.js'
+import { type Labeled, type LabelOptions, targetOf } from './labels/label-problems.js'
 import { type Inputs, labelBytes, labelParts } from './labels/label-task.js'
 import type { Task } from './task.js'
 import { batchLength } from './token-batch.js'
 
 /** A row of data: a sound as the model reads it. */
-export interface SoundExample {
+export interface SoundExample extends Labeled {
   /** (bands, times), row by row */
   readonly values: Float32Array
-  readonly label: Target
-  /** The record, for messages. */
-  readonly where: string
 }
 
 /** PEFT has no task_type for sounds: its model for none takes all inputs. */

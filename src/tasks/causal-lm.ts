@@ -61,14 +61,12 @@ export const causalLm: Task<ParsedRecord, Example> = {
   check(model) {
     const graph = readGraph(model.onnx.proto)
     if (inputFamily(graph)?.behindEncoder !== undefined) {
+      const names = graph.inputs.map(({ name }) => name)
       throw new UnsupportedError({
         where: 'ONNX model',
         what: 'it is an encoder-decoder, which writes a text for another one and continues none',
         expected: 'a causal language model',
-        got: `inputs ${graph.inputs
-          .map(({ name }) => name)
-          .slice(0, 4)
-          .join(', ')}, …`,
+        got: `inputs ${names.slice(0, 4).join(', ')}, …`,
       })
     }
     checkCausal(model, graph)

@@ -9,6 +9,7 @@ import type { ObjectiveGraph } from '../graph/training/objective-graph.js'
 import type { Value } from '../graph/view/builder.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 import { countTargets, type Example, IGNORED, type ParsedRecord } from '../text/records.js'
+import { commonLength } from '../text/tokenizer.js'
 import { type AnswerPair, parseAnswerPair } from './answer-pairs.js'
 import { causalLm } from './causal-lm.js'
 import { DPO_OPTIONS } from './gen/options.js'
@@ -101,15 +102,9 @@ export function countedAfter(
 ): readonly Example[] {
   if (record.kind !== 'pair') return sides
   const prompt = requireTokenizer(model).encode(record.prompt)
-  const start = Math.min(...sides.map(({ inputIds }) => commonTokens(prompt, inputIds)))
+  const start = Math.min(...sides.map(({ inputIds }) => commonLength(prompt, inputIds)))
   // Nothing predicts the first token.
   return sides.map(({ inputIds }) => ({ inputIds, labels: inputIds.slice().fill(IGNORED, 0, Math.max(1, start)) }))
-}
-
-function commonTokens(a: ArrayLike<number>, b: ArrayLike<number>): number {
-  let length = 0
-  while (length < a.length && length < b.length && a[length] === b[length]) length++
-  return length
 }
 
 export function cutTo({ inputIds, labels }: Example, length: number): Example {
@@ -118,7 +113,7 @@ export function cutTo({ inputIds, labels }: Example, length: number): Example {
 
 function isSame(a: Example, b: Example): boolean {
   const { length } = a.inputIds
-  return length === b.inputIds.length && commonTokens(a.inputIds, b.inputIds) === length
+  return length === b.inputIds.length && commonLength(a.inputIds, b.inputIds) === length
 }
 
 class Dpo extends TwoAnswers<AnswerExample> implements OpenTask<AnswerExample> {

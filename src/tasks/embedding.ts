@@ -8,7 +8,7 @@ import type { Pooling } from '../graph/sentence-modules.js'
 import type { ObjectiveGraph } from '../graph/training/objective-graph.js'
 import type { Value } from '../graph/view/builder.js'
 import { readGraph } from '../graph/view/graph.js'
-import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
+import type { Feeds } from '../runtime/runtime.js'
 import { fieldsOf } from '../text/records.js'
 import { cosineLoss, cosineOf, inBatchLoss, tripletLoss, type VectorLoss, type Vectors } from './contrastive.js'
 import { joinedUp } from './features.js'
@@ -16,7 +16,14 @@ import { EMBEDDING_OPTIONS } from './gen/options.js'
 import { appendPooling, poolingOf, tokenVectors } from './heads/pooling.js'
 import { meansOf, retrievalValues, spearman } from './ranking-metrics.js'
 import type { Evaluated, Examples, OpenTask, StepRun, Task } from './task.js'
-import { type EncodedTexts, encoderFeeds, encodeTexts, PROBE_BATCHES, tokenLengths } from './token-batch.js'
+import {
+  type EncodedTexts,
+  encoderFeeds,
+  encodeTexts,
+  PROBE_BATCHES,
+  predictedRows,
+  tokenLengths,
+} from './token-batch.js'
 
 /** A row of data. */
 export interface RelatedTexts {
@@ -76,6 +83,11 @@ export const embedding: Task<RelatedTexts, RelatedExample, EmbeddingOptions> = {
     pipeline: 'feature-extraction',
     autoClass: 'AutoModel',
     tags: ['sentence-similarity'],
+  },
+  page: {
+    lesson: 'The adapter will learn which texts belong together.',
+    unit: 'tokens',
+    settings: { maxSteps: 20, learningRate: 0.002, batchSize: 8 },
   },
   options: EMBEDDING_OPTIONS,
 
@@ -180,15 +192,9 @@ class Embedding implements OpenTask<RelatedExample> {
     ]
   }
 
-  predict(outputs: Readonly<Record<string, RuntimeTensor>>, examples: readonly RelatedExample[]): Float32Array[][] {
-    const { data, dims } = vectorsIn(outputs)
-    const [, width] = dims
-    return examples.map((_, row) =>
-      Array.from({ length: this.#count }, (_, i) => {
-        const at = (i * examples.length + row) * width
-        return (data as Float32Array).slice(at, at + width)
-      }),
-    )
+  predict(outputs: Readonly<Feeds>, examples: readonly RelatedExample[]): Float32Array[][] {
+    const found = predictedRows(outputs)
+    return examples.map((_, row) => found.filter((_, at) => at % examples.length === row))
   }
 
   stepLoss(runs: readonly StepRun<RelatedExample>[]): { loss: number; feeds: Feeds[] } {
@@ -256,10 +262,6 @@ class Embedding implements OpenTask<RelatedExample> {
 
 function scoresOf(examples: readonly RelatedExample[]): number[] {
   return examples.map(({ score }) => score!)
-}
-
-function vectorsIn(outputs: Readonly<Record<string, RuntimeTensor>>): RuntimeTensor {
-  return Object.values(outputs).find(({ dims }) => dims.length === 2)!
 }
 
 /** Tells whether a candidate is the same text as the partner that is looked for, or as the text itself. */

@@ -10,25 +10,20 @@ import { type ImageProcessor, imageProcessor } from '../images/processor.js'
 import type { Feeds } from '../runtime/runtime.js'
 import { fieldsOf } from '../text/records.js'
 import type { HeadBase } from './heads/heads.js'
-import { type LabelOptions, type Target, targetOf } from './labels/label-problems.js'
+import { type Labeled, type LabelOptions, targetOf } from './labels/label-problems.js'
 import { type Inputs, labelBytes, labelParts } from './labels/label-task.js'
 import type { Task } from './task.js'
 import { batchLength } from './token-batch.js'
 
 /** A row of data. */
-export interface LabeledImage {
+export interface LabeledImage extends Labeled {
   readonly image: ImageSource | Pixels
-  readonly label: Target
-  readonly where: string
 }
 
 /** A picture in the model's size. */
-export interface ImageExample {
+export interface ImageExample extends Labeled {
   /** Red, green and blue of each pixel, row by row. */
   readonly pixels: Uint8Array
-  readonly label: Target
-  /** The record, for messages. */
-  readonly where: string
 }
 
 /** PEFT has no task_type for pictures: its model for none takes all inputs. */

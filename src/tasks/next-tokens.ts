@@ -7,8 +7,8 @@ import type { Model } from '../graph/model-folder.js'
 import type { ProbedShape } from '../graph/shapes/shapes.js'
 import type { ObjectiveGraph, RowChoice } from '../graph/training/objective-graph.js'
 import type { Value } from '../graph/view/builder.js'
-import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
-import { ownLength } from './token-batch.js'
+import type { Feeds } from '../runtime/runtime.js'
+import { ownLength, predictedRows } from './token-batch.js'
 
 /** Graph inputs of the loss: rows with a target int64 (m), [row, target] int64 (m, 2). */
 const ROWS = 'loss/rows'
@@ -45,12 +45,8 @@ export interface TokenCounts {
   readonly targets: number
 }
 
-function rowsOf(outputs: Readonly<Record<string, RuntimeTensor>>): Float32Array {
-  return Object.values(outputs).find(({ dims }) => dims.length === 2)?.data as Float32Array
-}
-
-export function predictedTokens(outputs: Readonly<Record<string, RuntimeTensor>>): number[] {
-  return Array.from(rowsOf(outputs).filter((_, i) => i % 2 === 0))
+export function predictedTokens(outputs: Readonly<Feeds>): number[] {
+  return predictedRows(outputs).map(([token]) => token)
 }
 
 /** The parts of a task that writes texts which do not depend on its inputs. */
@@ -84,17 +80,18 @@ export abstract class NextTokens<Example> {
     return examples.reduce((sum, example) => sum + this.targetsOf(example).length, 0)
   }
 
-  predict(outputs: Readonly<Record<string, RuntimeTensor>>, examples: readonly Example[]): TokenCounts[] {
-    const found = rowsOf(outputs)
+  predict(outputs: Readonly<Feeds>, examples: readonly Example[]): TokenCounts[] {
+    const found = predictedRows(outputs)
     let at = 0
     return examples.map((example) => {
-      const own = this.targetsOf(example)
+      const targets = this.targetsOf(example)
       let [correct, loss] = [0, 0]
-      for (const target of own) {
-        if (found[at++] === target) correct++
-        loss += found[at++]
+      for (const target of targets) {
+        const [token, own] = found[at++]
+        if (token === target) correct++
+        loss += own
       }
-      return { correct, targets: own.length, loss }
+      return { correct, targets: targets.length, loss }
     })
   }
 

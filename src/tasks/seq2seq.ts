@@ -180,13 +180,8 @@ class Seq2Seq extends NextTokens<Seq2SeqExample> implements OpenTask<Seq2SeqExam
     const targets = examples.map(({ target }) => target.length)
     const width = longest(targets, positionsOf(this.#model))
     const rows = targets.flatMap((length, row) => Array.from({ length }, (_, i) => row * width + i))
-    return {
-      ...this.#feeds(examples, longest(sources, contextLength), width),
-      ...rowFeeds(
-        rows,
-        examples.flatMap(({ target }) => [...target]),
-      ),
-    }
+    const written = examples.flatMap(({ target }) => [...target])
+    return { ...this.#feeds(examples, longest(sources, contextLength), width), ...rowFeeds(rows, written) }
   }
 
   protected targetsOf({ target }: Seq2SeqExample): Int32Array {

@@ -4,29 +4,19 @@ import { DataError } from '../base/errors.js'
 import type { Model } from '../graph/model-folder.js'
 import { fieldsOf } from '../text/records.js'
 import type { HeadBase } from './heads/heads.js'
-import { type LabelOptions, type Target, targetOf } from './labels/label-problems.js'
+import { type Labeled, type LabelOptions, targetOf } from './labels/label-problems.js'
 import { type Inputs, labelBytes, labelParts } from './labels/label-task.js'
 import type { Task } from './task.js'
-import { encoderFeeds, encodeTexts, tokenLengths } from './token-batch.js'
+import { type EncodedTexts, encoderFeeds, encodeTexts, tokenLengths } from './token-batch.js'
 
 /** A row of data. */
-export interface LabeledText {
+export interface LabeledText extends Labeled {
   readonly text: string
   readonly textPair: string | undefined
-  readonly label: Target
-  /** The record, for messages. */
-  readonly where: string
 }
 
 /** A tokenized row. */
-export interface LabeledExample {
-  readonly inputIds: Int32Array
-  /** 1 for tokens of the second text. */
-  readonly tokenTypeIds: Int32Array
-  readonly label: Target
-  /** The record, for messages. */
-  readonly where: string
-}
+export type LabeledExample = Labeled & Omit<EncodedTexts, 'isTruncated'>
 
 export const textClassification: Task<LabeledText, LabeledExample, LabelOptions> = {
   name: 'text-classification',

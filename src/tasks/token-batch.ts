@@ -1,4 +1,5 @@
-// Texts of different lengths side by side, filled up on the right, and the two small runs that shapes are measured by.
+// Texts of different lengths side by side, filled up on the right, what is predicted of each, and the two small runs
+// that shapes are measured by.
 
 import type { TokenBatch } from '../graph/inputs/roles.js'
 import { encoderInputs } from '../graph/inputs/tokens.js'
@@ -39,6 +40,13 @@ export function tokenBatch(
   }
 }
 
+/** The rows of the output that has two axes: what a task predicts. */
+export function predictedRows(outputs: Readonly<Feeds>): Float32Array[] {
+  const { data, dims } = Object.values(outputs).find((output) => output.dims.length === 2)!
+  const [rows, width] = dims
+  return Array.from({ length: rows }, (_, row) => (data as Float32Array).slice(row * width, (row + 1) * width))
+}
+
 /** Tokens of a text or a pair of texts, as an encoder reads them. */
 export interface EncodedTexts {
   readonly inputIds: Int32Array
@@ -51,13 +59,7 @@ export function encodeTexts(model: Model, text: string, textPair: string | undef
   return plain(model, requireTokenizer(model).encodeTexts(text, textPair, length))
 }
 
-/** Tokens of a text whose words are known. */
-export interface EncodedWords extends EncodedTexts {
-  /** The token that each word begins with; −1 where it has none of its own. */
-  readonly firsts: readonly number[]
-}
-
-export function encodeTagged(model: Model, text: string, words: readonly Span[], length: number): EncodedWords {
+export function encodeTagged(model: Model, text: string, words: readonly Span[], length: number) {
   const encoded = encodeWords(requireTokenizer(model), text, words, length)
   return { ...plain(model, encoded), firsts: encoded.firsts }
 }
@@ -70,15 +72,10 @@ function plain(
   return { inputIds: Int32Array.from(ids), tokenTypeIds: Int32Array.from(typeIds), isTruncated }
 }
 
-type Encoded = Omit<EncodedTexts, 'isTruncated'>
-
 /** Makes the feeds of an encoder. */
-export function encoderFeeds(
-  { padTokenId }: Model,
-  graph: Graph,
-): (texts: readonly Encoded[], length: number) => Feeds {
+export function encoderFeeds({ padTokenId }: Model, graph: Graph) {
   const inputs = encoderInputs(graph)
-  return (texts, length) => {
+  return (texts: readonly Omit<EncodedTexts, 'isTruncated'>[], length: number): Feeds => {
     const types = texts.map(({ tokenTypeIds }) => tokenTypeIds)
     const ids = texts.map(({ inputIds }) => inputIds)
     return inputs.feeds(tokenBatch(ids, length, padTokenId, types))

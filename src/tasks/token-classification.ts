@@ -5,7 +5,7 @@ import { TensorProto_DataType as DataType } from '../formats/onnx/gen/onnx_pb.js
 import type { Model } from '../graph/model-folder.js'
 import type { ObjectiveGraph } from '../graph/training/objective-graph.js'
 import type { Value } from '../graph/view/builder.js'
-import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
+import type { Feeds } from '../runtime/runtime.js'
 import { TAG_OPTIONS } from './gen/options.js'
 import { type HeadBase, namedLabels } from './heads/heads.js'
 import { classificationMetrics } from './labels/classification-metrics.js'
@@ -14,17 +14,12 @@ import { type LabelOptions, reported } from './labels/label-problems.js'
 import { HeadTask, headParts, type Inputs, labelBytes } from './labels/label-task.js'
 import { parseTaggedText, type Tag, type TaggedText } from './labels/tagged-text.js'
 import type { Evaluated, Examples, HeadOptions, Task } from './task.js'
-import { encoderFeeds, encodeTagged, ownLength, tokenLengths } from './token-batch.js'
+import { type EncodedTexts, encoderFeeds, encodeTagged, ownLength, predictedRows, tokenLengths } from './token-batch.js'
 
 /** A tokenized row. */
-export interface TaggedExample {
-  readonly inputIds: Int32Array
-  readonly tokenTypeIds: Int32Array
+export interface TaggedExample extends Omit<EncodedTexts, 'isTruncated'>, Pick<TaggedText, 'tags' | 'where'> {
   /** The token that each tagged word begins with, in order. */
   readonly firsts: Int32Array
-  readonly tags: readonly Tag[]
-  /** The record, for messages. */
-  readonly where: string
 }
 
 /** How tags are trained. */
@@ -47,6 +42,11 @@ export const tokenClassification: Task<TaggedText, TaggedExample, TagOptions> = 
     command: ['classify', '--text', 'The'],
     pipeline: 'token-classification',
     autoClass: 'AutoModelForTokenClassification',
+  },
+  page: {
+    lesson: 'The adapter will learn to find names.',
+    unit: 'tokens',
+    settings: { maxSteps: 40, learningRate: 0.002, batchSize: 8 },
   },
   learningRate: 6e-4,
   ...headParts('token', wordInputs),
@@ -111,8 +111,8 @@ class TokenClassification extends HeadTask<TaggedExample> {
     return this.problem.loss(graph, graph.predict(this.head.logits(graph, { value: chosen, rows: 'given' })))
   }
 
-  predict(outputs: Readonly<Record<string, RuntimeTensor>>, examples: readonly TaggedExample[]): string[][] {
-    const found = this.rows(outputs).map((own) => this.labels[own.indexOf(Math.max(...own))])
+  predict(outputs: Readonly<Feeds>, examples: readonly TaggedExample[]): string[][] {
+    const found = predictedRows(outputs).map((own) => this.labels[own.indexOf(Math.max(...own))])
     return examples.map(({ tags }) => found.splice(0, tags.length))
   }
 

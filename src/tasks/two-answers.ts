@@ -13,13 +13,11 @@ import { type Example as Answer, countTargets, IGNORED } from '../text/records.j
 import { checkAllTokens, targetFeeds } from './causal-lm.js'
 import { chooseTargets, PROBED_TARGETS, probeTargets, targetsLength } from './next-tokens.js'
 import type { OpenTask } from './task.js'
-import { ownLength, PROBE_BATCHES, padded, tokenBatch, tokenLengths } from './token-batch.js'
+import { ownLength, PROBE_BATCHES, padded, predictedRows, tokenBatch, tokenLengths } from './token-batch.js'
 
 export const SIDES = 2
 
 export type Two = readonly [number, number]
-
-type Outputs = Readonly<Record<string, RuntimeTensor>>
 
 /** Names in the graph: of the number of examples, an input with a row for each, and which targets each side has. */
 interface Names {
@@ -60,7 +58,7 @@ export class TwoAnswers<Example extends object> {
     return examples.length
   }
 
-  takeReference(outputs: Outputs, examples: readonly Example[]): void {
+  takeReference(outputs: Readonly<Feeds>, examples: readonly Example[]): void {
     logProbabilities(outputs).forEach((two, i) => void this.#before.set(examples[i], two))
   }
 
@@ -84,11 +82,9 @@ export class TwoAnswers<Example extends object> {
   protected sideFeeds(sides: readonly Answer[], length: number): Feeds {
     const labels = sides.map((side) => side.labels)
     const rows = labels.flatMap((own, row) => Array<number>(countTargets(own)).fill(row))
+    const texts = sides.map(({ inputIds }) => inputIds)
     return {
-      ...this.#textFeeds(
-        sides.map(({ inputIds }) => inputIds),
-        length,
-      ),
+      ...this.#textFeeds(texts, length),
       ...targetFeeds(padded(labels, length, IGNORED), length),
       ...this.#sideFeeds(sides.length / SIDES, rows),
     }
@@ -100,7 +96,7 @@ export class TwoAnswers<Example extends object> {
   }
 
   /** ln(probability) of each answer, minus the same before. */
-  protected changes(outputs: Outputs, examples: readonly Example[]): Two[] {
+  protected changes(outputs: Readonly<Feeds>, examples: readonly Example[]): Two[] {
     return logProbabilities(outputs).map(([first, second], i): Two => {
       const before = this.#before.get(examples[i])
       if (before === undefined) throw new StateError({ where: 'evaluation', what: 'an example has no reference' })
@@ -130,7 +126,6 @@ export function columnFeed(values: readonly number[]): RuntimeTensor {
   return { type: 'float32', data: Float32Array.from(values), dims: [values.length, 1] }
 }
 
-function logProbabilities(outputs: Outputs): Two[] {
-  const { data, dims } = Object.values(outputs).find((output) => output.dims.length === 2)!
-  return Array.from({ length: dims[0] }, (_, i): Two => [-Number(data[2 * i]), -Number(data[2 * i + 1])])
+function logProbabilities(outputs: Readonly<Feeds>): Two[] {
+  return predictedRows(outputs).map(([first, second]): Two => [-first, -second])
 }

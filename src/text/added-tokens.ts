@@ -38,10 +38,8 @@ export class AddedTokens {
     for (const content of this.#tokens.keys()) {
       const begin = content.slice(0, 2)
       const lengths = new Set([...(this.#lengths.get(begin) ?? []), content.length])
-      this.#lengths.set(
-        begin,
-        [...lengths].sort((a, b) => b - a),
-      )
+      const longestFirst = [...lengths].sort((a, b) => b - a)
+      this.#lengths.set(begin, longestFirst)
     }
   }
 

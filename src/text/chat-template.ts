@@ -1,8 +1,8 @@
 // A model's chat template. The code that reads and runs templates loads with the first of them.
 
-import { type Directory, readJson, readText } from '../base/bytes.js'
+import { type Directory, readJson, readJsonIfThere, readText } from '../base/bytes.js'
 import { FormatError } from '../base/errors.js'
-import { isObject } from '../base/options.js'
+import { objectOf } from '../base/options.js'
 import { type ChatTemplate, DEFAULT_TEMPLATE, type TemplateSource } from './template.js'
 
 /** The longest known templates have some 20 kB. */
@@ -14,24 +14,19 @@ const SPECIAL_TOKENS = ['bos', 'eos', 'unk', 'sep', 'pad', 'cls', 'mask'].map((n
 
 /** chat_template.jinja goes first, then chat_template.json, then tokenizer_config.json. `text` replaces them all. */
 export async function loadChatTemplate(directory: Directory, text?: string): Promise<ChatTemplate | undefined> {
-  const config = (await directory.has('tokenizer_config.json'))
-    ? await readJson(directory, 'tokenizer_config.json')
-    : undefined
-  const fields = (typeof config === 'object' && config !== null ? config : {}) as Record<string, unknown>
+  const fields = objectOf(await readJsonIfThere(directory, 'tokenizer_config.json'))
   const specialTokens = specialTokensOf(fields)
   const compile = async (source: TemplateSource) => (await import('./compiled-template.js')).compileChatTemplate(source)
   const single = (name: string, text: string) =>
     compile({ name, texts: new Map([[DEFAULT_TEMPLATE, text]]), specialTokens })
   if (text !== undefined) return single('chatTemplate', text)
   if (await directory.has('chat_template.jinja')) {
-    return single(
-      `${directory.name}/chat_template.jinja`,
-      await readText(directory, 'chat_template.jinja', MAX_TEMPLATE_BYTES),
-    )
+    const own = await readText(directory, 'chat_template.jinja', MAX_TEMPLATE_BYTES)
+    return single(`${directory.name}/chat_template.jinja`, own)
   }
   const file = (await directory.has(OF_PROCESSOR)) ? OF_PROCESSOR : 'tokenizer_config.json'
   const holder = file === OF_PROCESSOR ? await readJson(directory, file) : fields
-  const stored = isObject(holder) ? holder.chat_template : undefined
+  const { chat_template: stored } = objectOf(holder)
   if (stored === undefined || stored === null) return undefined
   const name = `${directory.name}/${file}`
   return compile({ name, texts: templatesOf(stored, name), specialTokens })

@@ -1,16 +1,9 @@
 // Chat templates that are ready to render. They are Jinja, run by @huggingface/jinja.
 
-import { DataError, FormatError } from '../base/errors.js'
+import { DataError, FormatError, messageOf } from '../base/errors.js'
 import type { Span } from './added-tokens.js'
-import type { MessageOfParts } from './chat.js'
 import { CLOSE_MARK, type CompiledTemplate, compileJinja, OPEN_MARK } from './jinja.js'
-import {
-  type ChatTemplate,
-  DEFAULT_TEMPLATE,
-  type RenderedChat,
-  type RenderOptions,
-  type TemplateSource,
-} from './template.js'
+import { type ChatTemplate, DEFAULT_TEMPLATE, type RenderedChat, type TemplateSource } from './template.js'
 
 const TOOL_TEMPLATE = 'tool_use'
 
@@ -40,39 +33,24 @@ export async function compileChatTemplate(source: TemplateSource): Promise<ChatT
       hint: 'Give one with `chatTemplate`',
     })
   }
-  const templateFor = (tools: RenderOptions['tools']) =>
-    compiled.get(tools !== undefined && compiled.has(TOOL_TEMPLATE) ? TOOL_TEMPLATE : fallback)!
-  const run = (
-    { render }: CompiledTemplate,
-    messages: readonly MessageOfParts[],
-    options: RenderOptions,
-    record: string,
-  ): string => {
-    try {
-      return render({
-        ...specialTokens,
-        messages,
-        tools: options.tools ?? null,
-        documents: null,
-        add_generation_prompt: options.addGenerationPrompt ?? false,
-        ...options.args,
-      })
-    } catch (cause) {
-      throw new DataError({
-        where: record,
-        what: `the model's chat template does not take this chat (${messageOf(cause)})`,
-        hint: 'Change the record, or give another template with `chatTemplate`',
-        cause,
-      })
-    }
-  }
   return {
     name: where,
     text: source.texts.get(fallback) as string,
     marksGeneration: compiled.get(fallback)!.marksGeneration,
-    render(messages, options, record) {
-      const template = templateFor(options.tools)
-      const text = run(template, messages, options, record)
+    render(messages, { tools, addGenerationPrompt = false, args }, record) {
+      const template = compiled.get(tools !== undefined && compiled.has(TOOL_TEMPLATE) ? TOOL_TEMPLATE : fallback)!
+      const own = { messages, tools: tools ?? null, documents: null, add_generation_prompt: addGenerationPrompt }
+      let text: string
+      try {
+        text = template.render({ ...specialTokens, ...own, ...args })
+      } catch (cause) {
+        throw new DataError({
+          where: record,
+          what: `the model's chat template does not take this chat (${messageOf(cause)})`,
+          hint: 'Change the record, or give another template with `chatTemplate`',
+          cause,
+        })
+      }
       return template.marksGeneration ? readMarks(text, record) : { text, generated: [] }
     },
   }
@@ -93,8 +71,4 @@ function readMarks(marked: string, where: string): RenderedChat {
     } else text += part
   }
   return { text, generated }
-}
-
-function messageOf(cause: unknown): string {
-  return cause instanceof Error ? cause.message : String(cause)
 }

@@ -19,10 +19,8 @@ export class PackedExamples implements Iterable<PackedExample> {
   /** `length`: most tokens of a row. A longer example has a row of its own. */
   constructor(source: Source, length: number) {
     this.#source = source
-    this.#rows = fitted(
-      Array.from({ length: source.length }, (_, i) => source.at(i)!.inputIds.length),
-      length,
-    )
+    const lengths = Array.from({ length: source.length }, (_, i) => source.at(i)!.inputIds.length)
+    this.#rows = fitted(lengths, length)
   }
 
   get length(): number {

@@ -74,7 +74,8 @@ export class PieceEncoder {
       }
     }
     const ranges = spans.map(({ start, end }) => {
-      return [firstOf(places!, (token) => token.end > start), firstOf(places!, (token) => token.start >= end)] as const
+      const first = firstOf(ids.length, (token) => places![token].end > start)
+      return [first, firstOf(ids.length, (token) => places![token].start >= end)] as const
     })
     return { ids, ranges }
   }
@@ -181,12 +182,12 @@ function normalizedSpan(part: string, start: number, normalized: string, cutter:
   return spelled === normalized ? (from, to) => ({ start: starts[from], end: ends[to - 1] }) : undefined
 }
 
-/** The first place for which something holds that holds for all behind it; their count if for none. */
-function firstOf(places: readonly Span[], holds: (place: Span) => boolean): number {
-  let [low, high] = [0, places.length]
+/** The first of the numbers below `count` for which something holds that holds for all behind it; else `count`. */
+export function firstOf(count: number, holds: (index: number) => boolean): number {
+  let [low, high] = [0, count]
   while (low < high) {
     const middle = (low + high) >> 1
-    if (holds(places[middle])) high = middle
+    if (holds(middle)) high = middle
     else low = middle + 1
   }
   return low

@@ -2,13 +2,13 @@
 // the library lacks: which tokens a stretch of the text has, speed, and decoding token by token.
 
 import * as hub from '@huggingface/tokenizers'
-import { type Directory, readJson } from '../base/bytes.js'
-import { FileError, FormatError, LowrankError } from '../base/errors.js'
+import { type Directory, readJson, readJsonIfThere } from '../base/bytes.js'
+import { FileError, FormatError, LowrankError, messageOf } from '../base/errors.js'
 import { costOfRegExp } from '../base/expressions/cost.js'
 import { isObject } from '../base/options.js'
 import type { Span } from './added-tokens.js'
 import type { PieceModel } from './piece-cutters.js'
-import { type EncodedSpans, PieceEncoder } from './piece-encoder.js'
+import { type EncodedSpans, firstOf, PieceEncoder } from './piece-encoder.js'
 import { type Vocabulary, vocabularyOf } from './vocabulary.js'
 
 /** The parts of the library that are used: its declarations do not resolve under Node's module rules. */
@@ -102,10 +102,8 @@ export async function loadTokenizer(directory: Directory): Promise<Tokenizer> {
     })
   }
   const definition = await readJson(directory, 'tokenizer.json')
-  const config = (await directory.has('tokenizer_config.json'))
-    ? await readJson(directory, 'tokenizer_config.json')
-    : {}
-  return makeTokenizer(definition, config, directory.name)
+  const config = await readJsonIfThere(directory, 'tokenizer_config.json')
+  return makeTokenizer(definition, config === undefined ? {} : config, directory.name)
 }
 
 export function makeTokenizer(definition: unknown, config: unknown, name: string): Tokenizer {
@@ -117,14 +115,20 @@ export function makeTokenizer(definition: unknown, config: unknown, name: string
     throw new FormatError({ where: `${name}/tokenizer_config.json`, what: 'not an object' })
   }
   checkIds(definition.model.vocab, definition.added_tokens, where)
-  try {
+  return asked(where, () => {
     const tokenizer = new HubTokenizer(definition, config)
     refuseSlowExpressions(tokenizer, where)
     return new HubTextTokenizer(tokenizer, PieceEncoder.create(definition, tokenizer), { definition, config }, name)
+  })
+}
+
+/** Errors of the library mean that it cannot work with this tokenizer.json. */
+function asked<T>(where: string, question: () => T): T {
+  try {
+    return question()
   } catch (cause) {
     if (cause instanceof LowrankError) throw cause
-    const what = `this tokenizer cannot be used (${cause instanceof Error ? cause.message : String(cause)})`
-    throw new FormatError({ where, what, cause })
+    throw new FormatError({ where, what: `this tokenizer cannot be used (${messageOf(cause)})`, cause })
   }
 }
 
@@ -221,10 +225,8 @@ class HubTextTokenizer implements Tokenizer {
     const texts = [first, second].flatMap((text) => (text === undefined ? [] : [this.#encodeBare(text)]))
     const { around, types } = this.#textTemplate(texts.length)
     const special = around.reduce((sum, { ids }) => sum + ids.length, 0)
-    const lengths = longestFirst(
-      texts.map(({ length }) => length),
-      Math.max(0, maxLength - special),
-    )
+    const own = texts.map(({ length }) => length)
+    const lengths = longestFirst(own, Math.max(0, maxLength - special))
     const ids = [...around[0].ids]
     const typeIds = [...around[0].typeIds]
     texts.forEach((text, i) => {
@@ -264,11 +266,7 @@ class HubTextTokenizer implements Tokenizer {
   }
 
   decode(ids: readonly number[], options: { specialTokens?: boolean } = {}): string {
-    if (ids.length === 0) return ''
-    return this.#decodeWith(ids, {
-      skip_special_tokens: options.specialTokens !== true,
-      clean_up_tokenization_spaces: this.#cleanUp,
-    })
+    return this.#decodeWith(ids, options.specialTokens !== true, this.#cleanUp)
   }
 
   stream(after: readonly number[] = []): TextStream {
@@ -279,10 +277,9 @@ class HubTextTokenizer implements Tokenizer {
     return vocabularyOf(this.#definition, size)
   }
 
-  #decodeWith(
-    ids: readonly number[],
-    options: { skip_special_tokens: boolean; clean_up_tokenization_spaces: boolean },
-  ): string {
+  #decodeWith(ids: readonly number[], skipsSpecial: boolean, cleansUp: boolean): string {
+    if (ids.length === 0) return ''
+    const options = { skip_special_tokens: skipsSpecial, clean_up_tokenization_spaces: cleansUp }
     return this.#ask(() => {
       const text: unknown = this.#hub.decode([...ids], options)
       if (typeof text !== 'string') throw new TypeError('decoding gives no text')
@@ -290,18 +287,8 @@ class HubTextTokenizer implements Tokenizer {
     })
   }
 
-  /** Errors of the library mean that it cannot work with this tokenizer.json. */
   #ask<T>(question: () => T): T {
-    try {
-      return question()
-    } catch (cause) {
-      if (cause instanceof LowrankError) throw cause
-      throw new FormatError({
-        where: `${this.name}/tokenizer.json`,
-        what: `this tokenizer cannot be used (${cause instanceof Error ? cause.message : String(cause)})`,
-        cause,
-      })
-    }
+    return asked(`${this.name}/tokenizer.json`, question)
   }
 
   #encodeBare(text: string): number[] {
@@ -338,14 +325,7 @@ class HubTextTokenizer implements Tokenizer {
       const common = commonLength(upTo, decoded)
       return common > end || (common === end && upTo.length > end)
     }
-    let low = 0
-    let high = ids.length
-    while (low < high) {
-      const middle = (low + high) >> 1
-      if (reachesPast(middle)) high = middle
-      else low = middle + 1
-    }
-    return low
+    return firstOf(ids.length, reachesPast)
   }
 
   /** Index of the first token that starts at character `at` of `text` or behind it. */
@@ -359,16 +339,14 @@ class HubTextTokenizer implements Tokenizer {
 
   #firstDifference(ids: readonly number[], prompt: string): number {
     const alone = this.#encodeBare(prompt)
-    let length = 0
-    while (length < alone.length && length < ids.length && alone[length] === ids[length]) length++
+    const length = commonLength(alone, ids)
     // An unknown token stands for text of any length, so that the last one can reach into the completion.
     const unknown = this.#hub.model?.unk_token_id
     return length > 0 && ids[length - 1] === unknown ? length - 1 : length
   }
 
   #decodeExactly(ids: readonly number[]): string {
-    if (ids.length === 0) return ''
-    return this.#decodeWith(ids, { skip_special_tokens: false, clean_up_tokenization_spaces: false })
+    return this.#decodeWith(ids, false, false)
   }
 
   /** The id of a special token as tokenizer_config.json gives it: a string, or an object with `content`. */
@@ -412,7 +390,8 @@ class WindowedStream implements TextStream {
   }
 }
 
-export function commonLength(a: string, b: string): number {
+/** How many elements, or characters, two lists have in common at their beginning. */
+export function commonLength(a: ArrayLike<unknown>, b: ArrayLike<unknown>): number {
   let length = 0
   while (length < a.length && length < b.length && a[length] === b[length]) length++
   return length

@@ -6,7 +6,7 @@ import { type FloatArray, type Matrix, zeros } from '../base/tensor.js'
 import { addScaled, beside, copyAs, norm, normOfProduct, product, stacked } from '../linalg/product.js'
 import { randomizedSvd } from '../linalg/randomized-svd.js'
 import { type FactorPair, scaled } from '../lora/delta.js'
-import type { CombinationType, CombineWay } from './combine-settings.js'
+import type { CombineWay } from './combine-settings.js'
 import { type Change, configRank, type FactorPart } from './factor-parts.js'
 import { type LeadingSvd, leadingSvd, type RankChoice } from './rank.js'
 import { closestPairs, type RankReport, truncatedChange } from './resize.js'
@@ -30,41 +30,24 @@ interface Combined {
 const TIGHT = 1e-10
 
 export async function combinedChange(name: string, terms: readonly Term[], way: CombineWay): Promise<Combined> {
-  const { type, choice } = way
-  const { part } = terms[0]
-  const count = terms[0].change.pairs.length
-  if (!isSumOfChanges(type) && terms.some(({ full }) => full !== undefined)) {
-    return closest(part, [fullSumOf(terms)], { ...choice, rank: choice.rank ?? largestRankFor(way, terms) })
+  const { type } = way
+  const { part, change } = terms[0]
+  const largest = Math.max(...terms.map(({ part: own }) => own.rank))
+  // `exact` has another rule where no rank is given.
+  const choice = type === 'exact' ? way.choice : { ...way.choice, rank: way.choice.rank ?? largest }
+  if (type.endsWith('_svd')) return sumOfChanges(name, terms, way, choice)
+  if (terms.some(({ full }) => full !== undefined)) return closest(part, [fullSumOf(terms)], choice)
+  if (type === 'exact' || type === 'svd') {
+    const { change: kept, report } = truncatedChange(part, sumOf(terms), choice)
+    return { pairs: kept.pairs, report }
   }
-  if (type === 'exact') return truncated(part, sumOf(terms), choice)
-  if (type === 'svd') {
-    return truncated(part, sumOf(terms), { ...choice, rank: choice.rank ?? largestRank(terms) })
-  }
-  if (type === 'cat') {
-    const { pairs } = sumOf(terms)
-    return {
-      pairs,
-      report: { rank: configRank(part, pairs[0].weightA.shape[0], count), norm: normOf(pairs), error: 0 },
-    }
-  }
-  if (isSumOfChanges(type))
-    return sumOfChanges(name, terms, way, { ...choice, rank: choice.rank ?? largestRank(terms) })
-  checkRanks(name, terms, type)
-  const pairs = Array.from({ length: count }, (_, at) => combineFactors(name, terms, at, way))
+  if (type !== 'cat') checkRanks(name, terms, type)
+  const count = change.pairs.length
+  const added = () => Array.from({ length: count }, (_, at) => combineFactors(name, terms, at, way))
+  const pairs = type === 'cat' ? sumOf(terms).pairs : added()
   const rank = configRank(part, pairs[0].weightA.shape[0], count)
-  return {
-    pairs,
-    report: { rank, norm: normOf(pairs), error: type === 'linear' ? distance(pairs, sumOf(terms).pairs) : 0 },
-  }
-}
-
-function isSumOfChanges(type: CombinationType): boolean {
-  return type.endsWith('_svd')
-}
-
-function truncated(part: FactorPart, change: Change, choice: RankChoice): Combined {
-  const { change: kept, report } = truncatedChange(part, change, choice)
-  return { pairs: kept.pairs, report }
+  const error = type === 'linear' ? distance(pairs, sumOf(terms).pairs) : 0
+  return { pairs, report: { rank, norm: normOf(pairs), error } }
 }
 
 function sumOf(terms: readonly Term[]): Change {
@@ -73,11 +56,6 @@ function sumOf(terms: readonly Term[]): Change {
     weightB: beside(terms.map(({ change, weight }) => scaled(change.pairs[at].weightB, weight))),
   }))
   return { pairs, vectors: {} }
-}
-
-/** The rank where none is given: `svd` has one, and `exact` has another rule. */
-function largestRankFor({ type }: CombineWay, terms: readonly Term[]): number | undefined {
-  return type === 'svd' ? largestRank(terms) : undefined
 }
 
 function fullSumOf(terms: readonly Term[]): Matrix {
@@ -92,10 +70,6 @@ function fullSumOf(terms: readonly Term[]): Matrix {
     }
   }
   return sum
-}
-
-function largestRank(terms: readonly Term[]): number {
-  return Math.max(...terms.map(({ part }) => part.rank))
 }
 
 function checkRanks(name: string, terms: readonly Term[], type: string): void {

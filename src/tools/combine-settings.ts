@@ -2,7 +2,7 @@
 
 import { ConfigError } from '../base/errors.js'
 import type { ToolRun } from '../base/progress.js'
-import type { RankChoice } from './rank.js'
+import { type RankChoice, requireOneRule } from './rank.js'
 import type { SparseSum } from './sparse.js'
 
 /**
@@ -118,10 +118,7 @@ export function combineWay({
       expected: FULL_RANK_TYPES.filter((one) => !peftCompatible || one !== 'exact').join(', '),
     })
   }
-  const share = (['energy', 'error', 'ratio'] as const).filter((name) => others[name] !== undefined)
-  if (share.length > 1) {
-    throw new ConfigError({ where: share[1], what: `not together with ${share[0]}`, expected: 'only one of them' })
-  }
+  requireOneRule(others)
   return {
     type,
     sum: {

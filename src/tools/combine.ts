@@ -2,7 +2,7 @@
 // SVD of that product by way of two QR decompositions: the closest change of each rank, without a matrix of the
 // weight's size. The other ways are those of PEFT's add_weighted_adapter (0.21, tuners/lora/model.py).
 
-import type { Directory } from '../base/bytes.js'
+import type { Directory, Place } from '../base/bytes.js'
 import { ConfigError, MismatchError, StateError, UnsupportedError } from '../base/errors.js'
 import { Steps } from '../base/progress.js'
 import { formatShape } from '../base/tensor.js'
@@ -10,11 +10,11 @@ import type { LoraAdapter } from '../lora/adapter.js'
 import type { LoraConfig } from '../lora/config.js'
 import type { LayerVectors } from '../lora/factors.js'
 import type { PartValues, PartView } from '../lora/part.js'
+import { weighted } from '../merge/weighted.js'
 import { type OpenAdapter, openForUse } from '../peft/open.js'
 import { assemble, type NewLayer } from './assemble.js'
 import { combinedChange, type Term } from './combine-layer.js'
 import { type CombineSettings, type CombineWay, combineWay, FULL_RANK_TYPES } from './combine-settings.js'
-import type { CheckpointPlace } from './extract.js'
 import { changeOf, isFactorPart, shellOf } from './factor-parts.js'
 import { type DoraBase, isDora, openDoraBase } from './fold-dora.js'
 import { type RankReport, totalError } from './resize.js'
@@ -46,15 +46,14 @@ interface Opened {
 export async function combineAdapters(
   inputs: readonly CombineInput[],
   { onProgress, signal, ...settings }: CombineSettings,
-  base?: CheckpointPlace,
+  base?: Place,
 ): Promise<CombineResult> {
   const way = combineWay(settings)
   const opened: Opened[] = []
   let doraBase: DoraBase | undefined
   try {
-    for (const [index, { adapter, weight }] of inputs.entries()) {
-      checkWeight(weight, index)
-      const parts = await openForUse(adapter, 'combining', { replicates: true })
+    for (const [index, { adapter, weight }] of inputs.map(weighted).entries()) {
+      const parts = await openForUse(adapter, 'combining')
       const byName = new Map(parts.parts().map((part) => [part.name, part]))
       const label = typeof parts.name === 'string' && parts.name !== 'adapter' ? parts.name : `adapter ${index + 1}`
       opened.push({ adapter: parts, weight, parts: byName, label })
@@ -129,12 +128,6 @@ function biasOf(terms: readonly Term[], owners: readonly Opened[]): LayerVectors
     })
   }
   return { biasB }
-}
-
-function checkWeight(weight: number, index: number): void {
-  if (Number.isFinite(weight) && weight !== 0) return
-  const expected = 'a finite number other than 0'
-  throw new ConfigError({ where: `weight of adapter ${index + 1}`, what: 'not valid', expected, got: String(weight) })
 }
 
 function checkParts(one: Opened, way: CombineWay, hasBase: boolean): void {

@@ -1,6 +1,6 @@
 // How adapters or checkpoints differ: no full matrices for adapters, one tensor at a time for checkpoints.
 
-import type { Directory } from '../base/bytes.js'
+import type { Directory, Place } from '../base/bytes.js'
 import { MismatchError } from '../base/errors.js'
 import { Steps, type ToolRun } from '../base/progress.js'
 import { elementCount, formatShape } from '../base/tensor.js'
@@ -9,8 +9,7 @@ import type { LoraAdapter } from '../lora/adapter.js'
 import type { PartView } from '../lora/part.js'
 import { type OpenAdapter, openForUse } from '../peft/open.js'
 import { type AdapterDifference, compareChanges } from './diff-layer.js'
-import { DifferenceMemory, differenceOf, hasSameBytes, requireFloat } from './difference.js'
-import type { CheckpointPlace } from './extract.js'
+import { DifferenceMemory, differenceOf, hasSameBytes, requireFloat, requireSameShape, withOpen } from './difference.js'
 import { changeOf, isFactorPart } from './factor-parts.js'
 
 /** A layer of two adapters. */
@@ -56,9 +55,8 @@ export async function diffAdapters(
   b: LoraAdapter | Directory,
   run: ToolRun,
 ): Promise<DiffReport> {
-  const opened: OpenAdapter[] = []
-  try {
-    for (const one of [a, b]) opened.push(await openForUse(one, 'a comparison', { replicates: true }))
+  const open = (adapter: LoraAdapter | Directory) => openForUse(adapter, 'a comparison')
+  return withOpen([a, b], open, async (opened) => {
     const [own, other] = opened.map((one) => new Map(one.parts().map((part) => [part.name, part])))
     const shared = [...own.keys()].filter((name) => other.has(name))
     const steps = new Steps(shared.length, run)
@@ -68,9 +66,7 @@ export async function diffAdapters(
       await steps.next(name)
     }
     return { kind: 'adapters', layers, ...summary(layers, own, other) }
-  } finally {
-    for (const one of opened) await one.close()
-  }
+  })
 }
 
 async function diffPart(name: string, [a, b]: readonly OpenAdapter[]): Promise<AdapterLayerDiff> {
@@ -111,32 +107,23 @@ function compareValues(a: ArrayLike<number>, b: ArrayLike<number>): AdapterDiffe
   }
 }
 
-export async function diffCheckpoints(a: CheckpointPlace, b: CheckpointPlace, run: ToolRun): Promise<DiffReport> {
-  const own = await openCheckpoint(a.directory, a.file)
-  try {
-    const other = await openCheckpoint(b.directory, b.file)
-    try {
-      const shared = [...own.tensors.keys()].filter((name) => other.tensors.has(name))
-      if (shared.length === 0) {
-        throw new MismatchError({
-          where: b.directory.name,
-          what: `has no tensor of the name of one in ${a.directory.name}`,
-        })
-      }
-      const steps = new Steps(shared.length, run)
-      const tensors: TensorDiff[] = []
-      const memory = new DifferenceMemory()
-      for (const name of shared) {
-        tensors.push(await diffTensor(name, own, other, memory))
-        await steps.next(name)
-      }
-      return { kind: 'checkpoints', tensors, ...summary(tensors, own.tensors, other.tensors) }
-    } finally {
-      await other.close()
+export async function diffCheckpoints(a: Place, b: Place, run: ToolRun): Promise<DiffReport> {
+  const open = ({ directory, file }: Place) => openCheckpoint(directory, file)
+  return withOpen([a, b], open, async ([own, other]) => {
+    const shared = [...own.tensors.keys()].filter((name) => other.tensors.has(name))
+    if (shared.length === 0) {
+      const what = `has no tensor of the name of one in ${a.directory.name}`
+      throw new MismatchError({ where: b.directory.name, what })
     }
-  } finally {
-    await own.close()
-  }
+    const steps = new Steps(shared.length, run)
+    const tensors: TensorDiff[] = []
+    const memory = new DifferenceMemory()
+    for (const name of shared) {
+      tensors.push(await diffTensor(name, own, other, memory))
+      await steps.next(name)
+    }
+    return { kind: 'checkpoints', tensors, ...summary(tensors, own.tensors, other.tensors) }
+  })
 }
 
 async function diffTensor(name: string, a: Checkpoint, b: Checkpoint, memory: DifferenceMemory): Promise<TensorDiff> {
@@ -145,14 +132,7 @@ async function diffTensor(name: string, a: Checkpoint, b: Checkpoint, memory: Di
     tensor: checkpoint.tensors.get(name) as CheckpointTensor,
   }))
   const { shape } = own.tensor.info
-  if (formatShape(shape) !== formatShape(other.tensor.info.shape)) {
-    throw new MismatchError({
-      where: name,
-      what: 'not the same tensor in both checkpoints',
-      expected: formatShape(shape),
-      got: formatShape(other.tensor.info.shape),
-    })
-  }
+  requireSameShape(name, shape, other.tensor.info.shape)
   const common = { name, shape: [...shape] }
   const isSame = await hasSameBytes(own, other, memory)
   // Packed values have no norm, but equal ones are equal.

@@ -1,9 +1,9 @@
 // The difference of a tensor in two checkpoints, read in blocks of rows, and kept where it is small.
 
-import { readThere } from '../base/bytes.js'
-import { decodeFloatsThere, decodeWeights, isWeightDtype, type WeightDtype } from '../base/dtype.js'
-import { UnsupportedError } from '../base/errors.js'
-import { type FloatArray, isAllFinite, type Matrix } from '../base/tensor.js'
+import { readThere, sameBytes } from '../base/bytes.js'
+import { decodeFloatsThere, decodeWeights, isWeightDtype, sizeOf, type WeightDtype } from '../base/dtype.js'
+import { MismatchError, UnsupportedError } from '../base/errors.js'
+import { type FloatArray, formatShape, isAllFinite, type Matrix } from '../base/tensor.js'
 import { type Checkpoint, type CheckpointTensor, shardSource } from '../formats/checkpoint.js'
 import type { TensorInfo } from '../formats/safetensors.js'
 import type { StreamedMatrix } from '../linalg/streamed-svd.js'
@@ -12,6 +12,27 @@ import { notFinite } from '../lora/factors.js'
 export interface Located {
   readonly checkpoint: Checkpoint
   readonly tensor: CheckpointTensor
+}
+
+/** Opens adapters or checkpoints, and closes what it opened. */
+export async function withOpen<P, T extends { close(): Promise<void> }, R>(
+  places: readonly P[],
+  open: (place: P) => Promise<T>,
+  work: (opened: readonly T[]) => Promise<R>,
+): Promise<R> {
+  const opened: T[] = []
+  try {
+    for (const place of places) opened.push(await open(place))
+    return await work(opened)
+  } finally {
+    for (const one of opened) await one.close()
+  }
+}
+
+export function requireSameShape(where: string, own: readonly number[], other: readonly number[]): void {
+  const [expected, got] = [formatShape(own), formatShape(other)]
+  if (expected === got) return
+  throw new MismatchError({ where, what: 'not the same tensor in both checkpoints', expected, got })
 }
 
 export interface Difference {
@@ -152,15 +173,11 @@ async function readRows({ checkpoint, tensor }: Located, { first, count, k }: Ro
   const source = shardSource(checkpoint, shard)
   requireFloat(info, source.name)
   const dtype = info.dtype as WeightDtype
-  const rowBytes = bytesOf(dtype) * k
+  const rowBytes = sizeOf(dtype) * k
   const bytes = await readThere(source, offset + first * rowBytes, count * rowBytes, side.bytes)
   const values = dtype === 'fp64' ? decodeWeights(bytes, dtype) : decodeFloatsThere(bytes, dtype, side.values)
   if (isAllFinite(values)) return values
   throw notFinite(`${source.name}: ${name}`)
-}
-
-function bytesOf(dtype: WeightDtype): number {
-  return { fp64: 8, fp32: 4, fp16: 2, bf16: 2 }[dtype]
 }
 
 export function requireFloat({ name, dtype }: TensorInfo, file: string): void {
@@ -184,18 +201,7 @@ export async function hasSameBytes(base: Located, tuned: Located, memory: Differ
       return readThere(shardSource(checkpoint, shard), info.offset + at, length, sides[i].bytes)
     })
     const [a, b] = await Promise.all(reads)
-    if (!isSame(a, b)) return false
+    if (!sameBytes(a, b)) return false
   }
   return true
-}
-
-function isSame(a: Uint8Array, b: Uint8Array): boolean {
-  const isWhole = a.byteOffset % 4 === 0 && b.byteOffset % 4 === 0
-  // Not words of 64 bits: each would be an object for the garbage collector.
-  const words = isWhole ? Math.floor(a.byteLength / 4) : 0
-  const [x, y] = [a, b].map(({ buffer, byteOffset }) => new Int32Array(buffer, isWhole ? byteOffset : 0, words))
-  let differs = 0
-  for (let i = 0; i < words; i++) differs |= x[i] ^ y[i]
-  for (let i = words * 4; i < a.byteLength; i++) differs |= a[i] ^ b[i]
-  return differs === 0
 }

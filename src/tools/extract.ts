@@ -1,22 +1,30 @@
 // The closest adapter of a low rank to a fine-tuned checkpoint. Large tensors are read in blocks of rows.
 
-import type { Directory } from '../base/bytes.js'
+import type { Place } from '../base/bytes.js'
 import { MismatchError, nearMisses, StateError } from '../base/errors.js'
 import { Steps, type ToolRun } from '../base/progress.js'
-import { formatShape } from '../base/tensor.js'
 import { type Checkpoint, openCheckpoint, shardSource } from '../formats/checkpoint.js'
 import { transpose } from '../linalg/product.js'
 import { streamedSvd } from '../linalg/streamed-svd.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import { type LoraConfig, resolveConfig } from '../lora/config.js'
 import { moduleOf, type ReplacementView, type StoredTensor } from '../lora/part.js'
-import { readConfig } from '../merge/plan/config-edit.js'
+import { loadConfig } from '../merge/plan/config-edit.js'
 import { isEmbeddingModule, isVocabularyModule } from '../merge/plan/names/vocabulary.js'
 import { isConv1dModule } from '../merge/plan/orientation.js'
 import { refuseQuantizedConfig } from '../merge/plan/refusals.js'
 import { isHeadModule } from '../peft/tied.js'
 import { assemble, type NewLayer } from './assemble.js'
-import { DifferenceMemory, differenceOf, hasSameBytes, KEPT_VALUES, type Located, requireFloat } from './difference.js'
+import {
+  DifferenceMemory,
+  differenceOf,
+  hasSameBytes,
+  KEPT_VALUES,
+  type Located,
+  requireFloat,
+  requireSameShape,
+  withOpen,
+} from './difference.js'
 import type { PartShell } from './factor-parts.js'
 import { checkRankChoice, leadingSvd, type RankChoice } from './rank.js'
 import { closestPairs, totalError } from './resize.js'
@@ -69,34 +77,21 @@ export interface ExtractResult {
   missing: string[]
 }
 
-export interface CheckpointPlace {
-  readonly directory: Directory
-  readonly file: string | undefined
-}
-
 export async function extractAdapter(
-  base: CheckpointPlace,
-  tuned: CheckpointPlace,
+  base: Place,
+  tuned: Place,
   settings: ExtractSettings,
   keptValues = KEPT_VALUES,
 ): Promise<ExtractResult> {
   checkRankChoice(settings)
-  const own = await openPlace(base)
-  try {
-    const other = await openPlace(tuned)
-    try {
-      const config = await readConfig(base.directory)
-      return await extractFrom(own, other, { ...settings, config, keptValues, memory: new DifferenceMemory() })
-    } finally {
-      await other.close()
-    }
-  } finally {
-    await own.close()
-  }
+  return withOpen([base, tuned], openPlace, async ([own, other]) => {
+    const config = (await loadConfig(base.directory))?.values
+    return extractFrom(own, other, { ...settings, config, keptValues, memory: new DifferenceMemory() })
+  })
 }
 
-async function openPlace({ directory, file }: CheckpointPlace): Promise<Checkpoint> {
-  refuseQuantizedConfig(await readConfig(directory), `${directory.name}/config.json`)
+async function openPlace({ directory, file }: Place): Promise<Checkpoint> {
+  refuseQuantizedConfig((await loadConfig(directory))?.values, `${directory.name}/config.json`)
   return openCheckpoint(directory, file)
 }
 
@@ -186,15 +181,9 @@ function kindOf(
 ): ExtractKind | 'bias' | 'vocabulary' | 'other' {
   const module = moduleOf(name)
   const isWeight = name.endsWith('.weight')
-  if (formatShape(shape) !== formatShape(tuned)) {
-    if (isWeight && isVocabularyModule(module) && shape.length === 2 && shape[1] === tuned[1]) return 'vocabulary'
-    throw new MismatchError({
-      where: name,
-      what: 'not the same tensor in both checkpoints',
-      expected: formatShape(shape),
-      got: formatShape(tuned),
-    })
-  }
+  const isVocabulary = isWeight && isVocabularyModule(module) && shape.length === 2 && shape[1] === tuned[1]
+  if (isVocabulary && shape[0] !== tuned[0]) return 'vocabulary'
+  requireSameShape(name, shape, tuned)
   if (name.endsWith('.bias') && shape.length === 1) return 'bias'
   if (isWeight && shape.length === 2) {
     if (isEmbeddingModule(module)) return 'embedding'

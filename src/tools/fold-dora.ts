@@ -1,16 +1,16 @@
 // DoRA layers as plain changes of their weight. DoRA's weight is m·(W + s·B·A)/‖W + s·B·A‖, a norm for each row (Liu et
 // al. 2024, arXiv 2402.09353): its difference from W depends on W, and has any rank up to that of W.
 
+import type { Place } from '../base/bytes.js'
 import type { Matrix } from '../base/tensor.js'
 import { openCheckpoint } from '../formats/checkpoint.js'
 import { copyAs } from '../linalg/product.js'
 import type { PartOfKind } from '../lora/adapter.js'
 import type { PartView } from '../lora/part.js'
 import { baseWeightsOf } from '../merge/convert.js'
-import { readConfig } from '../merge/plan/config-edit.js'
+import { loadConfig } from '../merge/plan/config-edit.js'
 import { refuseQuantizedConfig } from '../merge/plan/refusals.js'
 import type { OpenAdapter } from '../peft/open.js'
-import type { CheckpointPlace } from './extract.js'
 
 export function isDora(part: PartView): boolean {
   return 'magnitude' in part.tensors && part.tensors.magnitude !== undefined
@@ -22,11 +22,8 @@ export interface DoraBase {
   close(): Promise<void>
 }
 
-export async function openDoraBase(
-  { directory, file }: CheckpointPlace,
-  adapters: readonly OpenAdapter[],
-): Promise<DoraBase> {
-  const config = await readConfig(directory)
+export async function openDoraBase({ directory, file }: Place, adapters: readonly OpenAdapter[]): Promise<DoraBase> {
+  const config = (await loadConfig(directory))?.values
   refuseQuantizedConfig(config, `${directory.name}/config.json`)
   const checkpoint = await openCheckpoint(directory, file)
   try {

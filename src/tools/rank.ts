@@ -36,13 +36,16 @@ export interface RankChoice {
 const ROUNDING = 1e-9
 
 export function checkRankChoice(choice: RankChoice): void {
-  const rules = (['energy', 'error', 'ratio'] as const).filter((name) => choice[name] !== undefined)
-  if (rules.length > 1) {
-    throw new ConfigError({ where: rules[1], what: `not together with ${rules[0]}`, expected: 'only one of them' })
-  }
-  if (rules.length === 0 && choice.rank === undefined) {
-    throw new ConfigError({ where: 'rank', what: 'missing', expected: 'at least one of rank, energy, error and ratio' })
-  }
+  const rule = requireOneRule(choice)
+  if (rule !== undefined || choice.rank !== undefined) return
+  throw new ConfigError({ where: 'rank', what: 'missing', expected: 'at least one of rank, energy, error and ratio' })
+}
+
+/** Gives the rule beside the rank, of which there may be one. */
+export function requireOneRule(choice: RankChoice): string | undefined {
+  const [first, second] = (['energy', 'error', 'ratio'] as const).filter((name) => choice[name] !== undefined)
+  if (second === undefined) return first
+  throw new ConfigError({ where: second, what: `not together with ${first}`, expected: 'only one of them' })
 }
 
 export function chosenRank(s: ArrayLike<number>, choice: RankChoice, total = energyOf(s, 0)): number {
@@ -50,21 +53,15 @@ export function chosenRank(s: ArrayLike<number>, choice: RankChoice, total = ene
   const most = Math.max(1, Math.min(rank, s.length))
   const significant = countWhile(s, (value) => value > ROUNDING * s[0])
   const share = energyShare(choice)
-  if (share !== undefined) return clamp(Math.min(rankOfEnergy(s, share, total), significant), most)
-  if (ratio !== undefined)
-    return clamp(
-      countWhile(s, (value) => value > 0 && value >= ratio * s[0]),
-      most,
-    )
-  return clamp(significant, most)
+  const wanted = () => {
+    if (share !== undefined) return Math.min(rankOfEnergy(s, share, total), significant)
+    return ratio === undefined ? significant : countWhile(s, (value) => value > 0 && value >= ratio * s[0])
+  }
+  return Math.max(1, Math.min(wanted(), most))
 }
 
 export function energyShare({ energy, error }: RankChoice): number | undefined {
   return energy ?? (error === undefined ? undefined : 1 - error ** 2)
-}
-
-function clamp(rank: number, most: number): number {
-  return Math.max(1, Math.min(rank, most))
 }
 
 function countWhile(s: ArrayLike<number>, accepts: (value: number) => boolean): number {

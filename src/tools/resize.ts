@@ -44,7 +44,7 @@ export async function resizeAdapter(
   source: LoraAdapter | Directory,
   { onProgress, signal, ...choice }: RankChoice & ToolRun,
 ): Promise<ResizeResult> {
-  const opened = await openForUse(source, 'another rank', { replicates: true })
+  const opened = await openForUse(source, 'another rank')
   try {
     const parts = opened.parts()
     const steps = new Steps(parts.length, { onProgress, signal })

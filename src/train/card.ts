@@ -22,15 +22,9 @@ export interface CardSources {
   readonly examples: Examples<unknown>
 }
 
-export function cardOf(
-  {
-    evalLoss,
-    evalMetrics,
-    evaluations,
-    steps,
-  }: Pick<TrainReport, 'evalLoss' | 'evalMetrics' | 'evaluations' | 'steps'>,
-  run: CardSources,
-): string {
+type CardReport = Pick<TrainReport, 'evalLoss' | 'evalMetrics' | 'evaluations' | 'steps'>
+
+export function cardOf({ evalLoss, evalMetrics, evaluations, steps }: CardReport, run: CardSources): string {
   const { options, sources, task, adapter, settings } = run
   const { model, out, data, evalData, evalSplit } = options
   const { config, labels, problemType } = adapter

@@ -1,14 +1,12 @@
 // Checks before anything is computed: options before the data is read, tensors before the first step.
 
-import { ConfigError, MismatchError, StateError } from '../base/errors.js'
-import { checkColumnNames } from '../data/columns.js'
-import { isDataSource } from '../data/source.js'
-import { planSplit } from '../data/split.js'
+import { ConfigError, DataError, MismatchError, StateError } from '../base/errors.js'
+import { invocationStart } from '../graph/training/activation.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import { type LoraConfig, resolveConfig } from '../lora/config.js'
 import { DRAWN_INITS, type Init } from '../lora/init/inits.js'
 import { requireHandled, requirePlainConfig } from '../lora/requirements.js'
-import type { Task } from '../tasks/task.js'
+import type { OpenTask, Task } from '../tasks/task.js'
 import { checkTaskName } from '../tasks/tasks.js'
 import { baseNameOf } from './about-run.js'
 import type { TrainingOptions } from './options.js'
@@ -16,13 +14,9 @@ import { defaultsOf, TRAIN_DEFAULTS, type TrainSettings, usesBest } from './sett
 import { type Context, wholeTensors } from './whole-tensors.js'
 
 export function checkOptions(options: TrainingOptions, settings: TrainSettings): LoraConfig {
-  const { adapter, data, evalData, evalSplit, model } = options
+  const { adapter, model } = options
   if (options.task !== undefined) checkTaskName(options.task)
-  checkData('data', data)
-  if (evalData !== undefined) checkData('evalData', evalData)
   checkTogether(options, settings)
-  checkColumnNames(options.columns)
-  if (evalSplit !== undefined) planSplit(evalSplit, 0)
   const given = Object.entries(options.config ?? {}).filter(([, value]) => value !== undefined)
   const defaults = { ...defaultsOf(options.preset).config, ...baseNameOf(model) }
   const config = adapter?.config ?? resolveConfig({ ...defaults, ...Object.fromEntries(given) })
@@ -53,15 +47,6 @@ function checkInit(init: Init): void {
     expected: DRAWN_INITS.join(', '),
     got: init,
     ...(init === 'eva' && { hint: 'Start an adapter by evaInitialize of lowrank/init, and give it as adapter' }),
-  })
-}
-
-function checkData(where: string, data: unknown): void {
-  if (isDataSource(data)) return
-  throw new ConfigError({
-    where,
-    what: 'neither records nor an open file or folder',
-    got: data === null ? 'null' : typeof data,
   })
 }
 
@@ -101,6 +86,20 @@ export function checkActivation(
   })
 }
 
+/** Refuses data in which the tokens that turn an activated LoRA on never occur: nothing would be learned. */
+export function checkInvocation(tokens: readonly number[], examples: Iterable<unknown>, open: OpenTask<unknown>): void {
+  for (const example of examples) {
+    const { data } = open.collate([example], open.cost(example)).input_ids
+    if (invocationStart(data as BigInt64Array, tokens) !== undefined) return
+  }
+  throw new DataError({
+    where: 'aloraInvocationTokens',
+    what: 'no record holds these tokens, so nothing would be learned',
+    got: JSON.stringify(tokens).slice(0, 200),
+    hint: 'Give the ids of tokens that the chat template or each prompt writes, in this order',
+  })
+}
+
 function checkTogether(options: TrainingOptions, settings: TrainSettings): void {
   const { adapter, out, evalData, evalSplit, resume, overwrite } = options
   const hasOwn = (part: string) => `not together with adapter: the adapter has its own ${part}`
@@ -113,6 +112,7 @@ function checkTogether(options: TrainingOptions, settings: TrainSettings): void 
   ].find(([, isOn]) => isOn)
   const lacksRecords = evaluates !== undefined && evalData === undefined && evalSplit === undefined
   const isUnused = settings.bestMetric !== TRAIN_DEFAULTS.bestMetric && !usesBest(settings)
+  const notWith = (other: string) => `not together with ${other}: use one of the two`
   const problems: [isWrong: boolean | undefined, where: string, what: string, hint?: string][] = [
     [isFurther && options.config !== undefined, 'config', hasOwn('config')],
     [isFurther && options.trainedTokens !== undefined, 'trainedTokens', hasOwn('trained tokens')],
@@ -120,13 +120,9 @@ function checkTogether(options: TrainingOptions, settings: TrainSettings): void 
     [writes && out === undefined, 'out', 'resume, overwrite and saveEvery need an output folder'],
     [lacksRecords, 'evalData', `${evaluates?.[0]} needs records to evaluate`, 'Give `evalData`, or `evalSplit`'],
     [isUnused, 'bestMetric', "it has no effect without `keep: 'best'` or `earlyStopping`"],
-    [
-      evalData !== undefined && evalSplit !== undefined,
-      'evalSplit',
-      'not together with `evalData`: use one of the two',
-    ],
-    [resume && overwrite, 'resume', 'not together with overwrite: use one of the two'],
-    [settings.lowMemory && settings.fast, 'fast', 'not together with lowMemory: use one of the two'],
+    [evalData !== undefined && evalSplit !== undefined, 'evalSplit', notWith('`evalData`')],
+    [resume && overwrite, 'resume', notWith('overwrite')],
+    [settings.lowMemory && settings.fast, 'fast', notWith('lowMemory')],
   ]
   const found = problems.find(([isWrong]) => isWrong)
   if (found === undefined) return

@@ -3,7 +3,7 @@
 
 import { outputNorms } from '../graph/inject/affine.js'
 import { withPointwise } from '../graph/match/forms/pointwise.js'
-import { findLinears, type ModuleMap } from '../graph/match/linears.js'
+import { findLinears, type ModuleMap, type NamedLayer } from '../graph/match/linears.js'
 import { matchLayers } from '../graph/match/match.js'
 import { partsForGraph } from '../graph/match/packed.js'
 import type { Model } from '../graph/model-folder.js'
@@ -11,16 +11,10 @@ import { readGraph } from '../graph/view/graph.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import { LoraLayer } from '../lora/layer.js'
 
-interface Named {
-  readonly name: string
-  readonly d: number
-  readonly k: number
-}
-
 /** Σ w² of each row (d). */
 export async function squaresOfRows(
   model: Model,
-  layers: readonly Named[],
+  layers: readonly NamedLayer[],
   modules: ModuleMap | undefined,
 ): Promise<Map<string, Float64Array>> {
   const squares = new Map<string, Float64Array>()
@@ -40,7 +34,7 @@ export async function squaresOfRows(
   return squares
 }
 
-export function addDoraLayer(adapter: LoraAdapter, { name, d, k }: Named, squares: Float64Array): void {
+export function addDoraLayer(adapter: LoraAdapter, { name, d, k }: NamedLayer, squares: Float64Array): void {
   const { weightA, weightB } = LoraLayer.ofShape([d, k], { ...adapter.config, useDora: false }, name)
   adapter.addFactors(name, weightA, weightB, { magnitude: Float32Array.from(squares, Math.sqrt) })
 }

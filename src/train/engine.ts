@@ -1,6 +1,7 @@
 // Parameters, their optimizer, and the sessions that give loss and gradients; gradients never leave this thread.
 
 import { StateError } from '../base/errors.js'
+import type { TrainedParameter } from '../graph/training/training-graph.js'
 import { transfer } from '../runtime/rpc.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 import { SessionTable } from '../runtime/session-table.js'
@@ -11,14 +12,8 @@ export interface EngineState extends AdamWState {
   best?: Float32Array[] | undefined
 }
 
-export interface EngineParameter {
-  input: string
-  gradient: string
-  shape: readonly number[]
-}
-
 export interface EngineSetup {
-  parameters: readonly EngineParameter[]
+  parameters: readonly Omit<TrainedParameter, 'name'>[]
   optimizer: Partial<AdamWOptions>
   /** 0: no clipping. */
   maxGradNorm: number

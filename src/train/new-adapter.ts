@@ -5,7 +5,7 @@ import { UnsupportedError } from '../base/errors.js'
 import { Random } from '../base/random.js'
 import { findEmbeddings } from '../graph/match/forms/lookup.js'
 import { otherPointwise } from '../graph/match/forms/pointwise.js'
-import { findLinears, type Linear } from '../graph/match/linears.js'
+import { findLinears, type Linear, type NamedLayer } from '../graph/match/linears.js'
 import { matchTargets } from '../graph/match/match.js'
 import type { Model } from '../graph/model-folder.js'
 import { type Graph, readGraph } from '../graph/view/graph.js'
@@ -38,7 +38,7 @@ export async function newAdapter(
   const config = withTokens(plain, model, trainedTokens)
   const saved = savedTensors(context, config)
   const whole = new Set([...saved, ...(head?.tensors ?? [])].map(({ name }) => name))
-  const layers = new Map<string, { name: string; d: number; k: number }>()
+  const layers = new Map<string, NamedLayer>()
   const skipped = new Set<string>()
   const graph = readGraph(model.onnx.proto)
   const linears = findLinears(graph, modules)
@@ -96,10 +96,8 @@ function tellOfPointwise(
   const meant = pointwise.filter((linear) => targets?.has(linear) ?? true)
   if (meant.length === 0) return
   const more = meant.length > 5 ? ` and ${meant.length - 5} more` : ''
-  const names = `${meant
-    .slice(0, 5)
-    .map(({ name }) => name)
-    .join(', ')}${more}`
+  const shown = meant.slice(0, 5).map(({ name }) => name)
+  const names = `${shown.join(', ')}${more}`
   on?.warning?.(
     targets === undefined
       ? `all-linear leaves out ${names}: the graph has convolutions of kernel 1 there, which PEFT's all-linear leaves out too. targetModules can name them`

@@ -161,19 +161,17 @@ export class TrainingSessions {
   async #session(graph: RunnableGraph): Promise<number> {
     const { settings } = this.#parts
     const { device, threads, lowMemory } = settings
-    let id = this.#sessions.get(graph)
-    if (id !== undefined) return id
+    const known = this.#sessions.get(graph)
+    if (known !== undefined) return known
     // A run that evaluates again and again would open them again and again.
     if (settings.evalEvery === undefined && !usesBest(settings)) await this.#closeOthers(graph)
     const model = await graph.sessionModel()
-    id = (
-      await this.#engine.openSession(model, {
-        lowMemory: lowMemory === true,
-        exactProducts: true,
-        ...(device === undefined ? {} : { executionProviders: [device].flat() }),
-        ...(threads === undefined ? {} : { threads }),
-      })
-    ).id
+    const { id } = await this.#engine.openSession(model, {
+      lowMemory: lowMemory === true,
+      exactProducts: true,
+      ...(device !== undefined && { executionProviders: [device].flat() }),
+      ...(threads !== undefined && { threads }),
+    })
     this.#sessions.set(graph, id)
     this.#parts.on?.progress?.({ stage: 'prepare', done: 3, total: 3 })
     return id

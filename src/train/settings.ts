@@ -4,7 +4,7 @@ import { checkArgument, oneOf } from '../base/options.js'
 import type { LoraConfigInput } from '../lora/config.js'
 import type { Task } from '../tasks/task.js'
 import { TRAIN_CONFIG_DEFAULTS, TRAIN_SETTINGS, TRAIN_SETTINGS_DEFAULTS } from './gen/options.js'
-import { learningRates, type Schedule } from './schedule.js'
+import type { Schedule } from './schedule.js'
 
 /** Which weights a run can end with. */
 export const KEEPS = ['last', 'best'] as const
@@ -223,9 +223,7 @@ export function resolveSettings(input: SettingsInput): TrainSettings {
     if (value !== undefined) checkArgument(value, TRAIN_SETTINGS[key], key)
     settings[key] = value
   }
-  const resolved = settings as unknown as TrainSettings
-  learningRates(resolved.schedule, resolved.learningRate, resolved.warmupRatio, 1)
-  return resolved
+  return settings as unknown as TrainSettings
 }
 
 export function usesBest({ keep, earlyStopping }: TrainSettings): boolean {

@@ -19,7 +19,7 @@ import { taskOfRow } from '../tasks/task-of-row.js'
 import { loadTask, type TaskName, tasksFor } from '../tasks/tasks.js'
 import { type RunSources, runRecord } from './about-run.js'
 import type { CardSources } from './card.js'
-import { checkActivation, checkOptions, checkParts } from './check-options.js'
+import { checkActivation, checkInvocation, checkOptions, checkParts } from './check-options.js'
 import { newAdapter } from './new-adapter.js'
 import type { TrainingData, TrainingOptions, TrainResult } from './options.js'
 import type { MemoryUse, StepMetrics, TrainReport } from './report.js'
@@ -65,12 +65,7 @@ export async function prepare(
 ): Promise<PreparedRun> {
   let settings = resolveSettings(given)
   const config = checkOptions(given, settings)
-  const { graphs } = given.model
-  const isJoined = graphs.encoder !== undefined && graphs.decoder !== undefined
-  const options = {
-    ...given,
-    model: isJoined ? await joinGraphs(given.model) : given.model,
-  }
+  const options = { ...given, model: await joinGraphs(given.model) }
   const { model, out, on = {}, modules, signal, taskOptions, evalSplit, tensorboard, evalData } = options
   const data = await sourceOf(options, options.data, 'data')
   const task = given.task === undefined ? await taskOfRow(data.first?.row, given.model) : await loadTask(given.task)
@@ -90,14 +85,12 @@ export async function prepare(
     onRow?.(row, count, isEvaluation)
   }
   const encoded = await encode(options, settings, task, data, { isHeldOut, onRow: told })
-  const evalRecords =
-    evalData === undefined
-      ? encoded.heldOut
-      : (
-          await encode(options, settings, task, await sourceOf(options, evalData, 'evalData'), {
-            onRow: (row, count, _, record) => told(row, count, true, record),
-          })
-        ).kept
+  let evalRecords = encoded.heldOut
+  if (evalData !== undefined) {
+    const source = await sourceOf(options, evalData, 'evalData')
+    const onRow: EncodeOptions['onRow'] = (row, count, _, record) => told(row, count, true, record)
+    evalRecords = (await encode(options, settings, task, source, { onRow })).kept
+  }
   const examples = settings.packing ? pack(task, encoded.kept.examples, settings, model) : encoded.kept.examples
   const open = task.open(model, examples, taskOptions, { newHead: settings.newHead })
   if (settings.newHead && open.head === undefined) {
@@ -114,6 +107,8 @@ export async function prepare(
   if (open.checkEvaluation !== undefined) {
     for (const example of evalRecords.examples) open.checkEvaluation(example)
   }
+  const { aloraInvocationTokens } = config
+  if (aloraInvocationTokens !== undefined) checkInvocation(aloraInvocationTokens, examples, open)
   settings = planMemory(options, settings, limits, examples, open)
 
   on.stage?.('prepare')

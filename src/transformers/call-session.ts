@@ -10,7 +10,7 @@ import { type AdapterHead, headLogits } from '../infer/adapters/heads.js'
 import { batchOf, checkRanks } from '../infer/feeds.js'
 import type { ModelSession } from '../infer/model-session.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
-import type { InputMetadata, OrtTensorLike, PipelineSession } from './module.js'
+import type { InputMetadata, PipelineSession } from './module.js'
 import type { PipelineCache } from './pipeline-cache.js'
 
 export type CallChoice = AdapterChoice | readonly AdapterChoice[] | undefined
@@ -62,9 +62,9 @@ function roleSession(
     inputNames: inputMetadata.map(({ name }) => name),
     outputNames,
     async run(feeds) {
-      const mixes = mixesOf(choice, batchOf(feeds as Feeds))
+      const mixes = mixesOf(choice, batchOf(feeds))
       session.checkMixes(mixes)
-      return session.runGraph(role, feeds as Feeds, mixes)
+      return session.runGraph(role, feeds, mixes)
     },
     release: () => session.dispose(),
   }
@@ -89,14 +89,13 @@ export class CallSession implements PipelineSession {
     this.outputNames = shared.session.outputNames
   }
 
-  async run(feeds: Readonly<Record<string, OrtTensorLike>>): Promise<Record<string, unknown>> {
+  async run(feeds: Feeds): Promise<Record<string, unknown>> {
     const { graph, checkPadding } = this.#shared
-    const own = feeds as Feeds
-    checkPadding(own)
-    const { mixes, head, kept, asked } = this.#planFor(batchOf(own))
-    const given = await this.#run(own, mixes, asked)
+    checkPadding(feeds)
+    const { mixes, head, kept, asked } = this.#planFor(batchOf(feeds))
+    const given = await this.#run(feeds, mixes, asked)
     const outputs = Object.fromEntries(kept.map((name): [string, unknown] => [name, given[name]]))
-    if (head !== undefined) outputs[head.output] = logitsOf(head, given[head.input.value], own)
+    if (head !== undefined) outputs[head.output] = logitsOf(head, given[head.input.value], feeds)
     if (mixes.length > 1) checkRanks(graph, given)
     return outputs
   }

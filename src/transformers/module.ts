@@ -1,9 +1,10 @@
 // transformers.js as this folder sees it: its parts that are used, and which versions have them.
 // API: https://huggingface.co/docs/transformers.js/api/transformers
 
-import { ConfigError, RuntimeError, UnsupportedError } from '../base/errors.js'
+import { ConfigError, messageOf, RuntimeError, UnsupportedError } from '../base/errors.js'
 import { isObject } from '../base/options.js'
 import type { OrtModule } from '../runtime/onnxruntime.js'
+import type { Feeds } from '../runtime/runtime.js'
 
 /** The oldest version whose models, pipelines and sessions have the form that is used here. */
 const OLDEST = [4, 3]
@@ -23,7 +24,7 @@ export interface PipelineSession {
   readonly outputNames: readonly string[]
   readonly inputMetadata: readonly InputMetadata[]
   readonly config?: { readonly dtype?: unknown; readonly device?: unknown } | undefined
-  run(feeds: Readonly<Record<string, OrtTensorLike>>): Promise<Record<string, unknown>>
+  run(feeds: Feeds): Promise<Record<string, unknown>>
   release(): Promise<void>
 }
 
@@ -32,13 +33,6 @@ export interface InputMetadata {
   readonly isTensor: true
   readonly type: string
   readonly shape: readonly (number | string)[]
-}
-
-export interface OrtTensorLike {
-  readonly type: string
-  readonly dims: readonly number[]
-  readonly data: unknown
-  readonly location?: string
 }
 
 /** A pipeline: https://huggingface.co/docs/transformers.js/api/pipelines */
@@ -93,7 +87,7 @@ async function importTransformers(): Promise<unknown> {
   } catch (cause) {
     throw new RuntimeError({
       where: '@huggingface/transformers',
-      what: `cannot be imported: ${cause instanceof Error ? cause.message : String(cause)}`,
+      what: `cannot be imported: ${messageOf(cause)}`,
       hint: 'npm install @huggingface/transformers, or give its imported module as the option `transformers`',
       cause,
     })

@@ -19,18 +19,11 @@ const TAKES_BIAS = new Set(['cpu', 'wasm'])
 /** Far below all scores, and finite, so that rows of nothing else stay finite. */
 const HIDDEN = { [DataType.FLOAT]: -1e9, [DataType.FLOAT16]: -3e4 } as const
 
-export interface PaddingPlan {
-  readonly edit: ((graph: Graph) => void) | undefined
-  readonly check: (feeds: Feeds) => void
-}
-
-export function paddingPlan(graph: Graph, device: string): PaddingPlan {
-  const isRight = !countsKeysFromLeft(graph)
-  if (isRight) return { edit: undefined, check: () => {} }
+export function paddingPlan(graph: Graph, device: string): { edit?: typeof hidePadding; check(feeds: Feeds): void } {
+  if (!countsKeysFromLeft(graph)) return { check() {} }
   const isMasked = graph.inputs.some(({ name }) => name === MASK)
-  if (TAKES_BIAS.has(device) && isMasked) return { edit: hidePadding, check: () => {} }
+  if (TAKES_BIAS.has(device) && isMasked) return { edit: hidePadding, check() {} }
   return {
-    edit: undefined,
     check({ [MASK]: mask }) {
       if (mask === undefined || (mask.data as ArrayLike<unknown>).length === 0) return
       if (!Array.from(mask.data as BigInt64Array).some((value) => Number(value) === 0)) return

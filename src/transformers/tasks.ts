@@ -1,24 +1,11 @@
 // The tasks of pipelines that adapters can be used in: which classes of transformers.js stand behind each.
 
-import { readJson, readText } from '../base/bytes.js'
+import { readJson, readJsonIfThere, readText } from '../base/bytes.js'
 import { didYouMean, FileError, UnsupportedError } from '../base/errors.js'
-import { isObject } from '../base/options.js'
+import { objectOf } from '../base/options.js'
 import type { Model } from '../graph/model-folder.js'
 import { MAX_TEMPLATE_BYTES } from '../text/chat-template.js'
 import { type Class, classNamed, type PreTrainedModel, type TransformersModule } from './module.js'
-
-/** A task of transformers.js's pipelines. */
-export type PipelineTask =
-  | 'text-generation'
-  | 'feature-extraction'
-  | 'text-classification'
-  | 'zero-shot-classification'
-  | 'token-classification'
-  | 'fill-mask'
-  | 'image-classification'
-  | 'text2text-generation'
-  | 'summarization'
-  | 'translation'
 
 interface TaskClasses {
   readonly auto: string
@@ -27,7 +14,7 @@ interface TaskClasses {
   readonly isPair?: true
 }
 
-const CLASSES: Readonly<Record<PipelineTask, TaskClasses>> = {
+const CLASSES = {
   'text-generation': { auto: 'AutoModelForCausalLM', pipeline: 'TextGenerationPipeline' },
   'feature-extraction': { auto: 'AutoModel', pipeline: 'FeatureExtractionPipeline' },
   'text-classification': { auto: 'AutoModelForSequenceClassification', pipeline: 'TextClassificationPipeline' },
@@ -39,9 +26,13 @@ const CLASSES: Readonly<Record<PipelineTask, TaskClasses>> = {
   'text2text-generation': { auto: 'AutoModelForSeq2SeqLM', pipeline: 'Text2TextGenerationPipeline', isPair: true },
   summarization: { auto: 'AutoModelForSeq2SeqLM', pipeline: 'SummarizationPipeline', isPair: true },
   translation: { auto: 'AutoModelForSeq2SeqLM', pipeline: 'TranslationPipeline', isPair: true },
+  'image-to-text': { auto: 'AutoModelForVision2Seq', pipeline: 'ImageToTextPipeline', isPair: true },
   'token-classification': { auto: 'AutoModelForTokenClassification', pipeline: 'TokenClassificationPipeline' },
   'image-classification': { auto: 'AutoModelForImageClassification', pipeline: 'ImageClassificationPipeline' },
-}
+} satisfies Readonly<Record<string, TaskClasses>>
+
+/** A task of transformers.js's pipelines. */
+export type PipelineTask = keyof typeof CLASSES
 
 export function checkTask(task: unknown): asserts task is PipelineTask {
   const names = Object.keys(CLASSES)
@@ -57,7 +48,8 @@ export function checkTask(task: unknown): asserts task is PipelineTask {
 
 /** Refuses a model that has other graphs than the pipelines of a task run. */
 export function checkGraphs(task: PipelineTask, { graphs, name }: Pick<Model, 'graphs' | 'name'>): void {
-  const wanted = CLASSES[task].isPair ? 'decoder, encoder' : undefined
+  const { isPair }: TaskClasses = CLASSES[task]
+  const wanted = isPair ? 'decoder, encoder' : undefined
   const got = Object.keys(graphs).sort().join(', ')
   if (wanted === undefined ? Object.keys(graphs).length === 1 : got === wanted) return
   const expected = wanted === undefined ? 'one graph, model' : 'encoder_model.onnx and decoder_model_merged.onnx'
@@ -94,15 +86,11 @@ export function modelClass(
   })
 }
 
-/** For pictures, its image processor. */
-export async function readerOf(
-  transformers: TransformersModule,
-  task: PipelineTask,
-  model: Model,
-): Promise<{ processor: object } | { tokenizer: unknown }> {
-  return task === 'image-classification'
-    ? { processor: processorOf(transformers, model) }
-    : { tokenizer: await tokenizerOf(transformers, model) }
+/** The readers of the input: an image processor for pictures, a tokenizer for texts. */
+export async function readerOf(transformers: TransformersModule, task: PipelineTask, model: Model): Promise<object> {
+  const processor = task.startsWith('image-') ? { processor: processorOf(transformers, model) } : {}
+  if (task === 'image-classification') return processor
+  return { ...processor, tokenizer: await tokenizerOf(transformers, model) }
 }
 
 function processorOf(transformers: TransformersModule, { preprocessorConfig, name }: Model): object {
@@ -121,9 +109,7 @@ function processorOf(transformers: TransformersModule, { preprocessorConfig, nam
 async function tokenizerOf(transformers: TransformersModule, model: Model): Promise<unknown> {
   const { directory } = model
   const tokenizer = await readJson(directory, 'tokenizer.json')
-  const hasConfig = await directory.has('tokenizer_config.json')
-  const config = hasConfig ? await readJson(directory, 'tokenizer_config.json') : {}
-  const settings = isObject(config) ? { ...config } : {}
+  const settings = { ...objectOf(await readJsonIfThere(directory, 'tokenizer_config.json')) }
   // Newer folders hold the template in a file of its own, which transformers.js does not look for.
   const template = 'chat_template.jinja'
   if (settings.chat_template === undefined && (await directory.has(template))) {

@@ -97,7 +97,7 @@ describe('parseCommand', () => {
     [['--model'], '--model needs a value'],
     [['--model', '--json'], '--model needs a value'],
     [['--model', 'm', '--json=yes'], '--json takes no value'],
-    [['--model', 'm', '--rank', '1', '--rank', '2'], '--rank is given twice'],
+    [['--model', 'm', '--rank', '1', '--rank', '2'], "--rank is given twice: '1' and '2'"],
     [['--model', 'm', 'stray'], "unexpected argument 'stray'"],
     [['--model', 'm', '--', '--json'], "unexpected argument '--json'"],
     [['--model', 'm', '--schedule', 'step'], 'one of cosine, linear'],
@@ -117,7 +117,7 @@ describe('parseCommand', () => {
     })
     expect(parseCommand(about, ['--adapter', 'x', 'a/model']).values.model).toBe('a/model')
     expect(() => parseCommand(about, [])).toThrow('--model DIR is missing')
-    expect(() => parseCommand(about, ['a', '--model', 'b'])).toThrow('--model is given twice')
+    expect(() => parseCommand(about, ['a', '--model', 'b'])).toThrow("--model is given twice: 'a' and 'b'")
     expect(() => parseCommand({ ...command, subject: ['model'] }, ['a', 'b'])).toThrow(
       "unexpected argument 'b': 'lowrank fit' takes MODEL",
     )
@@ -125,7 +125,7 @@ describe('parseCommand', () => {
 
   it('takes --base for --model, and the other way around', () => {
     expect(parse('--base', 'm').model).toBe('m')
-    expect(failure('--base', 'm', '--model', 'm').message).toBe('--model is given twice')
+    expect(failure('--base', 'm', '--model', 'n').message).toBe("--model is given twice: 'm' and 'n'")
     const based = { ...command, options: { base: required('DIR', 'the base') } }
     expect(parseCommand(based, ['--model', 'm']).values).toEqual({ base: 'm' })
   })

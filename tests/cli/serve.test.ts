@@ -33,8 +33,11 @@ it('answers, and after SIGTERM finishes what has begun and ends with 0', async (
   expect(stderr).toContain(`curl ${url}/v1/completions`)
 })
 
-it('refuses an adapter without a name', async () => {
-  const { code, stderr } = await lowrankHere('serve', MODEL, '--adapter', 'tests/golden/peft/f32')
+it('takes the last part of a source for its name, and refuses an empty one', async () => {
+  const open = (adapter: string) => lowrankHere('serve', MODEL, '--adapter', adapter, '--port', '99999')
+  const named = await open('tests/golden/peft/f32')
+  expect([named.code, named.stderr]).toEqual([2, expect.stringMatching(/--port/)])
+  const { code, stderr } = await open('=tests/golden/peft/f32')
   expect([code, stderr]).toEqual([2, expect.stringMatching(/write NAME=SOURCE/)])
 })
 

@@ -4,8 +4,7 @@ import path from 'node:path'
 import { pathToFileURL } from 'node:url'
 import { planMerge } from 'lowrank'
 import { afterEach, beforeEach, describe, expect, test } from 'vitest'
-import { type Directory, readJson } from '../../src/base/bytes.js'
-import type { Located } from '../../src/io/locate.js'
+import { type Directory, type Place, readJson } from '../../src/base/bytes.js'
 import { openText } from '../../src/io/node/open-source.js'
 import { openTextInBrowser } from '../../src/io/web/open-source.js'
 import { nodePlatform } from '../../src/node/platform.js'
@@ -80,7 +79,7 @@ beforeEach(async () => {
 
 afterEach(() => site.stop())
 
-const inNode = (source: string, more = {}): Promise<Located> => {
+const inNode = (source: string, more = {}): Promise<Place> => {
   const variables = {
     HF_HOME: current.home,
     XDG_CACHE_HOME: current.home,
@@ -89,7 +88,7 @@ const inNode = (source: string, more = {}): Promise<Located> => {
   }
   return openText(source, 'model', { variables, times: { retryMs: 1 }, ...more })
 }
-const inBrowser = (source: string, more = {}): Promise<Located> =>
+const inBrowser = (source: string, more = {}): Promise<Place> =>
   openTextInBrowser(source, 'model', { endpoint: current.hub.endpoint, caches, times: { retryMs: 1 }, ...more })
 
 describe.each([

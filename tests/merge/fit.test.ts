@@ -5,11 +5,10 @@ import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { afterAll, describe, expect, test } from 'vitest'
-import { type Directory, MemoryDirectory } from '../../src/base/bytes.js'
+import { type Directory, MemoryDirectory, type Place } from '../../src/base/bytes.js'
 import { LowrankError } from '../../src/base/errors.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import { fitOf } from '../../src/merge/fit.js'
-import type { MergeBase } from '../../src/merge/format.js'
 import { merge as mergeFolders } from '../../src/merge/merge.js'
 import { openMerge } from '../../src/merge/open.js'
 import { type InspectReport, inspect, merge } from '../../src/node.js'
@@ -177,7 +176,7 @@ describe('what does not fit is told part by part', () => {
 
 describe('a merge throws the first problem of its plan, and a look at the fit lists all', () => {
   /** The first problem, once it is what a merge throws, and the report that lists all. */
-  async function problemsOf(base: MergeBase, lora: Directory, graphs: string[] = []) {
+  async function problemsOf(base: Place, lora: Directory, graphs: string[] = []) {
     const format = graphs.length === 0 ? 'safetensors' : 'onnx'
     const tied = graphs.length === 0 ? 'untie' : undefined
     const planned = await openMerge(

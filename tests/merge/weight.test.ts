@@ -10,7 +10,7 @@ import { LoraAdapter } from '../../src/lora/adapter.js'
 import { LoraLayer } from '../../src/lora/layer.js'
 import { type Edit, EditBuilder } from '../../src/merge/onnx/edits.js'
 import { openAdapters } from '../../src/merge/plan/adapters.js'
-import { Chunks, segmentsOf } from '../../src/merge/plan/layout.js'
+import { chunksOf, segmentsOf } from '../../src/merge/plan/layout.js'
 import { ChangeSums, type LayerChange } from '../../src/merge/report.js'
 import { ChunkMerger, computeScales } from '../../src/merge/weight.js'
 import { cases } from '../thorough.js'
@@ -104,7 +104,7 @@ async function merged({ name, dtype, shape, isInputMajor, parts, values }: Targe
   const sums = new ChangeSums()
   const chunks: Uint8Array[] = []
   for (const segment of segments) {
-    const all = new Chunks(segment)
+    const all = chunksOf(segment)
     for (let i = 0; i < all.count; i++) {
       if (segment.weight === undefined) {
         chunks.push(await sources[segment.source].read(all.at(i).baseOffset, all.at(i).baseBytes))

@@ -29,6 +29,15 @@ const [esbuild, webpack, bun, deno, oldTypeScript] = ['esbuild', 'webpack', 'bun
   folderOf,
 )
 
+const NEXT = ['next@16', 'react@19', 'react-dom@19']
+const NEXT_PAGE = `
+import { useEffect } from 'react'
+export default function Page() {
+  useEffect(() => void import('../page.mjs'), [])
+  return <p>A page</p>
+}
+`
+
 let consumer: Consumer
 beforeAll(() => {
   consumer = installConsumer('tools')
@@ -123,6 +132,26 @@ describe.skipIf(browser === undefined)('in Chromium', () => {
     })
     expect(stats).toBe('')
     await expectRuns(folder)
+  })
+
+  it('Next.js, with the page of docs/training-in-browsers.md', async () => {
+    const folder = output('next')
+    const file = (path: string, content: string) => consumer.write(join('built/next', path), content)
+    file('package.json', JSON.stringify({ name: 'next-page', private: true }))
+    const npm = ['install', '../../lowrank.tgz', ...NEXT, '--no-audit', '--no-fund', '--prefer-offline']
+    const { status, stderr } = spawnSync('npm', npm, { cwd: folder, encoding: 'utf8' })
+    if (status !== 0) return console.log(`skipped: Next.js cannot be installed here: ${stderr.split('\n')[0]}`)
+    const docs = readFileSync(join(repository, 'docs/training-in-browsers.md'), 'utf8')
+    file('pages/index.jsx', /^```jsx\n(.*?)^```$/ms.exec(docs)![1])
+    file('pages/check.jsx', NEXT_PAGE)
+    copyFileSync(join(consumer.folder, 'page.mjs'), join(folder, 'page.mjs'))
+    file('next.config.mjs', "export default { output: 'export' }")
+    const env = { ...process.env, NEXT_TELEMETRY_DISABLED: '1' }
+    execFileSync(process.execPath, ['node_modules/next/dist/bin/next', 'build'], { cwd: folder, env, stdio: 'pipe' })
+    const built = join(folder, 'out')
+    modelFiles.set('/check.html', new Uint8Array(readFileSync(join(built, 'check.html'))))
+    writeFileSync(join(built, 'page.js'), "location.href = '/check.html'")
+    await expectRuns(built)
   })
 
   it.skipIf(esbuild === undefined)('esbuild, which leaves workers to the page', async () => {

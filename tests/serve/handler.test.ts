@@ -315,6 +315,11 @@ describe('bad requests', () => {
     expect([status, answer.error.param]).toEqual([400, param])
   })
 
+  it.each(['/v1/embeddings', '/classify'])('%s of a model that continues texts names the model', async (route) => {
+    const { status, body: answer } = await post(route, { input: 'a' })
+    expect([status, answer.error.param]).toEqual([400, 'model'])
+  })
+
   it('have statuses of their own: route, method, type, JSON, size', async () => {
     const status = async (path: string, init: RequestInit) =>
       (await handler(new Request(`http://localhost${path}`, init))).status

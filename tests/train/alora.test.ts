@@ -15,7 +15,7 @@ import { TrainingSessions } from '../../src/train/sessions.js'
 import { resolveSettings } from '../../src/train/settings.js'
 import { goldenPath, readJson, tensorsIn } from '../golden.js'
 import { directoryOf, makeAdapter, maxDifference, openModel } from '../infer/models.js'
-import { trainTiny } from './tiny.js'
+import { data, trainTiny } from './tiny.js'
 
 interface Batch {
   inputIds: number[][]
@@ -147,9 +147,12 @@ describe('training', () => {
   })
 
   it('makes adapters that keep their tokens, and refuses what has no token by token form', async () => {
-    const config = { rank: 2, aloraInvocationTokens: [7, 31] }
+    const aloraInvocationTokens = Array.from(model.tokenizer!.encode((data[3] as { text: string }).text).slice(2, 4))
+    const config = { rank: 2, aloraInvocationTokens }
     const { adapter } = await trainTiny({ model, config, maxSteps: 1 })
-    expect(adapter.config).toMatchObject({ aloraInvocationTokens: [7, 31], taskType: 'CAUSAL_LM' })
+    expect(adapter.config).toMatchObject({ aloraInvocationTokens, taskType: 'CAUSAL_LM' })
+    const never = trainTiny({ model, config: { rank: 2, aloraInvocationTokens: [2047, 2047] }, maxSteps: 1 })
+    await expect(never).rejects.toThrow(/no record holds these tokens, so nothing would be learned; got \[2047,2047\]/)
     for (const more of [{ packing: true }, { trainedTokens: [3] }, { config: { ...config, bias: 'all' as const } }]) {
       const refused = trainTiny({ model, config, maxSteps: 1, ...more })
       await expect(refused).rejects.toThrow(/aloraInvocationTokens/)

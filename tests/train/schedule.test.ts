@@ -1,6 +1,5 @@
 import fc from 'fast-check'
 import { describe, expect, it } from 'vitest'
-import { ConfigError } from '../../src/base/errors.js'
 import { learningRates, SCHEDULES } from '../../src/train/schedule.js'
 
 describe('learningRates', () => {
@@ -28,10 +27,5 @@ describe('learningRates', () => {
         },
       ),
     )
-  })
-
-  it('refuses a schedule that it does not know', () => {
-    expect(() => learningRates('cosin' as 'cosine', 1, 0, 1)).toThrow(ConfigError)
-    expect(() => learningRates('cosin' as 'cosine', 1, 0, 1)).toThrow('Did you mean cosine?')
   })
 })

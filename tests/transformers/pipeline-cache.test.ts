@@ -6,8 +6,8 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { argmax } from '../../src/infer/generate/next-token.js'
 import { ModelSession } from '../../src/infer/model-session.js'
 import type { OrtModule } from '../../src/runtime/onnxruntime.js'
+import type { Feeds } from '../../src/runtime/runtime.js'
 import { CallSession } from '../../src/transformers/call-session.js'
-import type { OrtTensorLike } from '../../src/transformers/module.js'
 import { sessionExtras, shareSession } from '../../src/transformers/pipelines.js'
 import { maxDifference, openModel, recordingRuntime } from '../infer/models.js'
 
@@ -67,7 +67,7 @@ const pastOf = (outputs: Tensors): Tensors =>
     ),
   )
 
-const runOurs = async (feeds: Tensors) => (await ours.run(feeds as unknown as Record<string, OrtTensorLike>)) as Tensors
+const runOurs = async (feeds: Tensors) => (await ours.run(feeds as unknown as Feeds)) as Tensors
 const runTheirs = async (feeds: Tensors) => (await theirs.run(feeds)) as Tensors
 
 const last = ({ logits }: Tensors) => {

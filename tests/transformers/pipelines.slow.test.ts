@@ -1,7 +1,7 @@
 // Pipelines of transformers.js with adapters, held against PEFT's tokens and against transformers.js itself on the
 // merged model.
 
-import { cpSync, mkdtempSync, rmSync } from 'node:fs'
+import { cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { basename, dirname, join, resolve } from 'node:path'
 import { setFlagsFromString } from 'node:v8'
@@ -305,6 +305,48 @@ describe.skipIf(transformers === undefined)('pipelines of further tasks', () => 
       await expect(wrong).rejects.toThrow(/no graphs for text-generation/)
     },
   )
+
+  it('image-to-text: writes what transformers.js writes with the adapter merged, from an encoder of pictures', async () => {
+    const vit = 'tests/golden/image-classification/vit'
+    const whisper = graphsFolder('whisper')
+    /** As the export of a VisionEncoderDecoderModel: a ViT, and a decoder of the same width that attends to it. */
+    const compose = (name: string, encoder: string) => {
+      const folder = join(scratch, name)
+      cpSync(whisper, folder, { recursive: true })
+      cpSync(encoder, join(folder, 'onnx', 'encoder_model.onnx'))
+      cpSync(join(vit, 'preprocessor_config.json'), join(folder, 'preprocessor_config.json'))
+      for (const file of ['tokenizer.json', 'tokenizer_config.json'])
+        cpSync(join(graphsFolder('bart'), file), join(folder, file))
+      const [encoderConfig, decoder] = [vit, whisper].map((one) =>
+        JSON.parse(readFileSync(join(one, 'config.json'), 'utf8')),
+      )
+      const config = { ...decoder, model_type: 'vision-encoder-decoder', encoder: encoderConfig, decoder }
+      writeFileSync(join(folder, 'config.json'), JSON.stringify(config))
+      return folder
+    }
+    const model = await openModel(vit)
+    const a = makeAdapter(model, /query|value|dense/, { std: 0.5 })
+    await model.close()
+    const out = join(scratch, 'vit-merged')
+    await merge({ base: `${vit}/onnx/model.onnx`, adapters: a, out, threads: 1 })
+    const folder = compose('captions', `${vit}/onnx/model.onnx`)
+    const merged = compose('captions-merged', join(out, 'onnx', 'model.onnx'))
+    const options = { max_new_tokens: 8, do_sample: false }
+    const picture = 'tests/golden/image-classification/picture.png'
+    const caption = await pipelineWithAdapters('image-to-text', folder, { adapters: { a }, transformers })
+    const texts: string[] = []
+    for (const [path, adapter] of [
+      [folder, null],
+      [merged, 'a'],
+    ] as const) {
+      const theirs = await plain('image-to-text', path)
+      texts.push(textOf(await theirs(picture, options)))
+      await theirs.dispose()
+      expect(textOf(await caption(picture, { ...options, adapter }))).toBe(texts.at(-1))
+    }
+    expect(texts[0]).not.toBe(texts[1])
+    await caption.dispose()
+  })
 
   it('chooses labels that a call gives, by the entailment of an adapter’s head', async () => {
     const adapter = await loadAdapter(`${ENCODER}/golden/adapter-init`)

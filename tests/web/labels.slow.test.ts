@@ -67,6 +67,7 @@ describe.skipIf(!canOpenSite)('the page', { timeout: 300_000 }, () => {
       area.dispatchEvent(new Event('input'))
     })()`)
   const give = async () => {
+    await site.until("!document.getElementById('generate').disabled")
     await site.click('generate')
     await site.until("!document.getElementById('generate').disabled")
   }
@@ -75,7 +76,7 @@ describe.skipIf(!canOpenSite)('the page', { timeout: 300_000 }, () => {
     await open(ENCODER, 'bert')
     await type('A text without labels')
     expect(await site.text('lesson')).toMatch(
-      /cannot learn from this. It learns from records with these fields: text and label/,
+      /cannot learn from this. It learns from records with these fields: text and textPair; text and label; words and tags[.]/,
     )
     await type(`text,label\n${moods.map(({ text, label }) => `"${text}",${label}`).join('\n')}\n`)
     expect(await site.text('lesson')).toBe('The adapter will learn labels for texts.')
@@ -93,6 +94,45 @@ describe.skipIf(!canOpenSite)('the page', { timeout: 300_000 }, () => {
     }
     expect(given).toEqual(moods.map(({ label }) => label))
     await site.picture('labels-texts')
+  })
+
+  it('searches by pairs, and finds names: with a folder, where MiniLM does not lie beside the page', async () => {
+    await site.page.evaluate("document.querySelector('[data-recipe=search]').click()")
+    await site.until(
+      "/MiniLM does not lie beside this page/.test(document.getElementById('recorded-note').textContent)",
+    )
+    await site.click('start')
+    await site.until(error)
+    expect(await site.text('error')).toMatch(/load Xenova.all-MiniLM-L6-v2 from the Hub, or open a folder of it/)
+    await open(VIT, 'vit')
+    await open(ENCODER, 'bert')
+    const lessons = {
+      'pairs.jsonl': ['the sea was calm', /belong together/, 'Compare what it finds', 'a calm sea'],
+      'names.jsonl': [
+        'the king Ahab saw the Red Sea',
+        /find names/,
+        'Compare the names it finds',
+        'Ahab PERRed Sea LOC',
+      ],
+    } as const
+    let cards = 1
+    for (const [file, [prompt, lesson, heading, found]] of Object.entries(lessons)) {
+      await type(readFileSync(join(root, 'models/data', file), 'utf8'))
+      expect(await site.text('lesson')).toMatch(lesson)
+      await site.fill({ steps: 60, 'learning-rate': 0.02, 'batch-size': 6, prompt })
+      await site.click('start')
+      cards++
+      await site.until(`document.querySelectorAll('#answers .answer').length === ${cards}`)
+      await site.answered()
+      expect(await site.text('write-heading')).toBe(heading)
+      const shown = await site.page.evaluate(`(() => {
+        const card = document.querySelector('#answers .answer:last-child')
+        return [...card.querySelectorAll('mark, li:first-child span:first-child')].map((one) => one.textContent).join('')
+      })()`)
+      expect(shown).toBe(found)
+      expect(await site.text('samples')).toContain(`“${prompt}”: `)
+    }
+    await site.picture('search-and-names')
   })
 
   it('says that a text model reads no pictures', async () => {

@@ -56,7 +56,7 @@ describe.skipIf(!canOpenSite)('a page whose GPU is lost', { timeout: 300_000 }, 
     await site.picture('lost-gpu')
     await site.watchSteps()
     await press('Go on with WebAssembly')
-    await site.until("document.querySelectorAll('#answers .answer').length === 2")
+    await site.answered()
     // The first that is shown follows a saved one, of which each tenth is.
     const steps = await site.page.evaluate('[...globalThis.steps]')
     expect(steps[0]).toMatch(/^[1-3]1\/40$/)

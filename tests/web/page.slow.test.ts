@@ -36,6 +36,15 @@ describe.skipIf(!canOpenSite)('the page', () => {
     await until("document.getElementById('data').value.startsWith('text,label')")
     expect(await page.evaluate("document.querySelectorAll('.recorded').length")).toBe(3)
     expect(await text('recorded-note')).toMatch(/^Recorded: 30 steps in [0-9]+ s/)
+    const curve = "document.getElementById('curve').getAttribute('aria-label')"
+    expect(await page.evaluate(curve)).toMatch(/at step 30 of 30/)
+    expect(await text('curve-caption')).toMatch(/^Recorded/)
+    expect(await page.evaluate("document.getElementById('numbers').hidden")).toBe(true)
+    // Nothing is shown of a run that was not recorded.
+    await recipe('docs')
+    expect(await page.evaluate("document.getElementById('run').hidden")).toBe(true)
+    await recipe('mails')
+    await until("document.getElementById('data').value.startsWith('text,label')")
     expect(await text('lines')).toMatch(/maxSteps: 30.*--max-steps 30.*PeftModel/s)
     expect(page.requests.filter((url) => /[/]model|[.]wasm$/.test(url))).toEqual([])
     await picture('first')
@@ -85,6 +94,8 @@ describe.skipIf(!canOpenSite)('the page', () => {
     await until("document.querySelectorAll('#answers .answer').length === 2")
     expect(await text('number-step')).toBe('14/14')
     expect(await text('train-state')).toMatch(/^Trained 172,032 parameters/)
+    // The answers come by themselves.
+    await site.answered()
     await until("document.querySelectorAll('#layers-table tbody tr').length === 42")
     // Rank 8: eight singular values of each layer, which are drawn and can be read aloud.
     const spectra: string[] = await page.evaluate(
@@ -121,7 +132,7 @@ describe.skipIf(!canOpenSite)('the page', () => {
     )
     expect(none).toBe(alone)
     expect(await text('layers-state')).toMatch(
-      /^mine: 172,032 trained parameters in 42 layers. Half of the change is in/,
+      /^whales: 172,032 trained parameters in 42 layers. Half of the change is in/,
     )
   })
 
@@ -130,15 +141,15 @@ describe.skipIf(!canOpenSite)('the page', () => {
     const kept = (name: string) => `document.querySelector('#adapters [data-kept=${name}]')`
     const press = (name: string, label: string) =>
       page.evaluate(`[...${kept(name)}.querySelectorAll('button')].find((b) => b.textContent === '${label}').click()`)
-    await until(`${kept('mine')} !== null`)
+    await until(`${kept('whales')} !== null`)
     await page.evaluate(`(() => {
-      const field = ${kept('mine')}.querySelector('input')
-      field.value = 'whales'
+      const field = ${kept('whales')}.querySelector('input')
+      field.value = 'books'
       field.dispatchEvent(new Event('change'))
     })()`)
-    await until(`${kept('whales')} !== null && ${kept('mine')} === null`)
-    await press('whales', 'Use')
-    await until("document.querySelector('#answers [data-adapter=whales]') !== null")
+    await until(`${kept('books')} !== null && ${kept('whales')} === null`)
+    await press('books', 'Use')
+    await until("document.querySelector('#answers [data-adapter=books]') !== null")
     await page.drop([join(root, 'tests/golden/peft/rslora')])
     await until("document.querySelectorAll('#answers .answer').length === 4")
     await fill({ tokens: 4, temperature: 0 })
@@ -147,7 +158,7 @@ describe.skipIf(!canOpenSite)('the page', () => {
     expect(await page.evaluate("document.querySelector('#answers .answer:last-child .written').textContent")).not.toBe(
       '',
     )
-    await press('whales', 'Delete')
+    await press('books', 'Delete')
     await until("document.getElementById('mine').hidden")
     await site.reload()
     expect(await page.evaluate("document.querySelectorAll('#adapters li').length")).toBe(0)
@@ -322,20 +333,20 @@ describe.skipIf(!canOpenSite)('the page', () => {
       await typeInto('#max-length', '16')
       await tabTo('#start')
       await page.press('Space')
-      await until("document.querySelectorAll('#answers .answer').length === 2")
+      await site.answered()
       await typeInto('#prompt', 'The whale')
       await page.press('Enter')
       await until("!document.getElementById('generate').disabled")
       await until("[...document.querySelectorAll('#answers .text')].every((one) => one.textContent.length > 20)")
-      await tabTo('[data-adapter^=mine] button')
+      await tabTo('[data-adapter^=mails] button')
       await page.press('Enter')
       const archive = () => readdirSync(downloads).find((name) => name.endsWith('.zip'))
       for (let i = 0; i < 100 && archive() === undefined; i++) await setTimeout(100)
       const names = Object.keys(unzipSync(readFileSync(join(downloads, archive()!))))
       expect(names).toEqual(
         expect.arrayContaining([
-          expect.stringMatching(/^mine.*[/]adapter_config.json$/),
-          expect.stringMatching(/^mine.*[/]adapter_model.safetensors$/),
+          expect.stringMatching(/^mails.*[/]adapter_config.json$/),
+          expect.stringMatching(/^mails.*[/]adapter_model.safetensors$/),
         ]),
       )
     } finally {

@@ -40,6 +40,8 @@ export interface Site {
   until(expression: string): Promise<void>
   /** Opens the small model unless one is open. */
   ready(): Promise<void>
+  /** Waits until all cards have an answer, and another can be asked for. */
+  answered(): Promise<void>
   /** Loads the page anew. */
   reload(): Promise<void>
   /** Notes the steps that are shown from now on in `globalThis.steps`. */
@@ -60,6 +62,8 @@ export async function openSite(
   const folder = mkdtempSync(join(tmpdir(), 'lowrank-site-'))
   const settings = { configFile: join(root, 'web', 'vite.config.ts'), logLevel: 'silent' as const }
   await build({ ...settings, build: { outDir: folder, emptyOutDir: true } })
+  // It lies there where somebody made it.
+  rmSync(join(folder, 'model-minilm'), { recursive: true, force: true })
   cpSync(join(root, 'tests/golden/peft/rslora'), join(folder, 'linked'), { recursive: true })
   for (const name of readdirSync(join(folder, 'assets')).filter((file) => /\.m?js$/.test(file))) {
     const path = join(folder, 'assets', name)
@@ -104,6 +108,9 @@ export async function openSite(
       ),
     until,
     ready,
+    answered: () =>
+      until(`!document.getElementById('generate').disabled && document.querySelectorAll('#answers .text').length > 1 &&
+        [...document.querySelectorAll('#answers .text')].every(({ textContent }) => textContent.length > 0)`),
     async reload() {
       await page.navigate(address)
       await ready()

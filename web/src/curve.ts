@@ -1,5 +1,7 @@
 // The curve of the loss: each step, and their mean, which is easier to follow.
 
+import { byId } from './dom.js'
+
 const WIDTH = 560
 const HEIGHT = 260
 const MARGIN = { left: 60, right: 14, top: 16, bottom: 30 }
@@ -16,7 +18,9 @@ export function runningMean(values: readonly number[]): number[] {
   return means
 }
 
-export function drawCurve(svg: SVGElement, losses: readonly number[], totalSteps: number): void {
+export function drawCurve(losses: readonly number[], totalSteps: number, caption: string): void {
+  byId('curve-caption').textContent = caption
+  const svg = byId('curve')
   if (losses.length === 0) {
     svg.replaceChildren()
     svg.setAttribute('aria-label', 'The loss has no values yet.')

@@ -49,6 +49,23 @@ export function fieldsOf(text: string, tasks: readonly PageTask[]): readonly str
   return names.length > 1 && bestTask(names, tasks) !== undefined ? names : ['text']
 }
 
+/** Names of the second text of a pair. */
+const PARTNERS = ['textPair', 'positive', 'answer', 'sentence2']
+const MOST_PARTNERS = 500
+
+/** The second texts of pairs in JSON lines, each once: what a search can find. */
+export function partnersIn(text: string): string[] {
+  const partners = (text.match(/^\{.*\}$/gm) ?? []).flatMap((line) => {
+    try {
+      const row = JSON.parse(line)
+      return PARTNERS.flatMap((name) => row[name] ?? [])
+    } catch {
+      return []
+    }
+  })
+  return [...new Set<string>(partners)].slice(0, MOST_PARTNERS)
+}
+
 /** The task one of whose records has the most of these fields, and no other ones. */
 function bestTask(fields: readonly string[], tasks: readonly PageTask[]): PageTask | undefined {
   const fitting = tasks.flatMap((task) =>
@@ -74,7 +91,7 @@ export function taskOf(open: OpenModel, { text, pictures }: Pick<LearningData, '
   if (task !== undefined) return task
   throw new Error(
     `${open.name} cannot learn from this. It learns from records with these fields: ${open.tasks
-      .flatMap(({ records }) => records.map((record) => Object.keys(record).join(' and ')))
+      .map(({ records: [record] }) => Object.keys(record).join(' and '))
       .join('; ')}.`,
   )
 }

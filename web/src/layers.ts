@@ -7,7 +7,6 @@ export async function showLayers(name: string, adapter: LoraAdapter): Promise<vo
   const report = await inspect(adapter)
   if (report.kind !== 'adapter') return
   const layers = [...report.layers].sort((a, b) => b.normDelta - a.normDelta)
-  const largest = layers[0]?.normDelta || 1
   const rows = layers.map((layer) =>
     make(
       'tr',
@@ -18,18 +17,9 @@ export async function showLayers(name: string, adapter: LoraAdapter): Promise<vo
       make('td', {}, Number.isNaN(layer.effectiveRank) ? '–' : layer.effectiveRank.toFixed(1)),
       make('td', {}, spectrum(layer)),
       make('td', {}, layer.normDelta.toPrecision(3)),
-      make('td', { class: 'bars', 'aria-hidden': 'true' }, bar(layer.normDelta / largest)),
     ),
   )
-  const headings = [
-    'Layer',
-    'Shape',
-    'Rank',
-    'Effective rank',
-    'Singular values',
-    'Size of the change',
-    'Compared with the largest',
-  ]
+  const headings = ['Layer', 'Shape', 'Rank', 'Effective rank', 'Singular values', 'Size of the change']
   const head = make('thead', {}, make('tr', {}, ...headings.map((text) => make('th', { scope: 'col' }, text))))
   byId('layers-table').replaceChildren(make('table', {}, head, make('tbody', {}, ...rows)))
   byId('layers').hidden = false
@@ -69,10 +59,4 @@ function spectrum({ singularValues }: Spectrum): Element | string {
   const drawing = holder.firstElementChild as Element
   drawing.setAttribute('aria-label', singularValues.map((value) => value.toPrecision(2)).join(', '))
   return drawing
-}
-
-function bar(share: number): HTMLElement {
-  const element = make('span', { class: 'bar' })
-  element.style.width = `${Math.max(1, share * 100)}%`
-  return element
 }

@@ -3,14 +3,22 @@
 import { button, byId, make } from './dom.js'
 import type { Job } from './runs.js'
 
+/** Classes of transformers, and what they need beside the model. */
+const CLASSES: Readonly<Record<string, readonly [kind: string, extra?: string]>> = {
+  'causal-lm': ['AutoModelForCausalLM'],
+  embedding: ['AutoModel'],
+  'text-classification': ['AutoModelForSequenceClassification', ', num_labels=3'],
+  'token-classification': ['AutoModelForTokenClassification', ', num_labels=7'],
+  'image-classification': ['AutoModelForImageClassification', ', num_labels=2'],
+}
+
 export function showLines(job: Job): void {
   const { name, choice, dataName, task, settings } = job
   const { maxSteps, learningRate, batchSize, maxLength, rank } = settings
   const model = choice.kind === 'hub' ? choice.id : choice.kind === 'folder' ? './model' : `./${job.modelName}`
   const options = `task: '${task}', maxSteps: ${maxSteps}, learningRate: ${learningRate}, batchSize: ${batchSize},
   maxLength: ${maxLength}, config: { rank: ${rank}, alpha: ${2 * rank} },`
-  const [kind, extra] =
-    task === 'causal-lm' ? ['AutoModelForCausalLM', ''] : ['AutoModelForSequenceClassification', ', num_labels=2']
+  const [kind, extra = ''] = CLASSES[task ?? 'causal-lm'] ?? []
   const forms = {
     Node: `import { train } from 'lowrank'
 await train({

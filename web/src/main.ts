@@ -2,14 +2,14 @@
 
 import type { LoraAdapter } from 'lowrank'
 import { setUpKept } from './adapters.js'
+import { KINDS } from './answers.js'
 import { byId, guarded, inputOf } from './dom.js'
-import { drawnPictures } from './drawn.js'
 import { setUpDrop } from './drop.js'
 import { showLines } from './lines.js'
 import { askAboutLink } from './link.js'
 import { foldOnPhones, isolate, showMachine } from './machine.js'
 import { type Device, isSame, type ModelChoice, type OpenModel, setUpModels } from './models.js'
-import { type Recipe, setUpRecipes } from './recipes.js'
+import { drawnPictures, type Recipe, setUpRecipes } from './recipes.js'
 import { isFull, type KeptAdapter, keepAdapter, keptAdapters, openKept } from './store.js'
 import { readJob, Trainer } from './train.js'
 import { Writer } from './write.js'
@@ -28,11 +28,11 @@ const writer = new Writer(reopen)
 const trainer = new Trainer({
   choose,
   reopen,
-  sample: (adapter) => writer.sample(adapter),
+  sample: (adapter, texts) => writer.sample(adapter, texts),
   async trained(adapter, job) {
     const names = new Set((await keptAdapters()).map(({ name }) => name))
     const name = nextFree(job.name, (one) => names.has(one) || writer.has(one))
-    await writer.add(name, adapter)
+    await writer.add(name, adapter, job.texts)
     showLines({ ...job, name })
     byId('write').scrollIntoView({ block: 'nearest' })
     try {
@@ -43,6 +43,7 @@ const trainer = new Trainer({
       byId('disk').hidden = false
     }
     await listKept()
+    if (writer.hasInput) void guarded('write', 'The model cannot answer', () => writer.write())
   },
   changed: () => listKept(),
 })
@@ -64,30 +65,34 @@ async function openBeside(
   choice: ModelChoice | undefined,
   name: string,
   read: () => Promise<LoraAdapter>,
+  texts?: readonly string[],
 ): Promise<void> {
   if (choice !== undefined && (opened === undefined || !isSame(opened.choice, choice))) await choose(choice)
-  await writer.add(name, await read())
+  await writer.add(name, await read(), texts)
   byId('write').scrollIntoView()
 }
 
 async function useKept({ name, job }: KeptAdapter): Promise<void> {
-  if (!writer.has(name)) await openBeside(job?.choice, name, () => openKept(name))
+  if (!writer.has(name)) await openBeside(job?.choice, name, () => openKept(name), job?.texts)
   if (job !== undefined) showLines({ ...job, name })
 }
 
-async function useRecipe({ file, model, prompts, settings }: Recipe): Promise<void> {
-  trainer.want(model)
-  for (const [id, value] of Object.entries(settings)) inputOf(id).value = String(value)
+async function useRecipe({ id, file, model, task, prompts, settings, recording }: Recipe): Promise<void> {
+  trainer.want(model, recording?.losses)
+  for (const [field, value] of Object.entries({ ...settings, name: id })) inputOf(field).value = String(value)
+  if (opened === undefined) writer.tell(KINDS[task ?? ''] ?? 'text')
   const [prompt] = prompts
   if (prompt !== undefined) inputOf('prompt').value = prompt
-  if (file === null) trainer.data.show(await drawnPictures(DRAWN))
-  else {
+  if (file === null) {
+    const pictures = await drawnPictures(DRAWN)
+    writer.show(pictures.pop()?.file)
+    trainer.data.show(pictures)
+  } else {
     const response = await fetch(new URL(`samples/${file}`, document.baseURI))
     if (!response.ok) throw new Error(`${file}: the server answers ${response.status}.`)
     await trainer.data.read(await response.blob(), file)
   }
-  const task = file === null ? 'image-classification' : file.endsWith('.csv') ? 'text-classification' : 'causal-lm'
-  const name = model.kind === 'hub' ? model.id : 'union-3m'
+  const name = model.kind === 'hub' ? model.id : model.kind === 'bundled' && model.name ? model.name : 'union-3m'
   showLines(readJob({ name, choice: model }, file ?? 'pictures', task))
 }
 

@@ -81,8 +81,9 @@ export function setUpModels(opened: (model: OpenModel) => Promise<void>) {
   const shown = (work: () => Promise<void>) => guarded('model', 'The model cannot be opened', work)
   const openFolder = (files: readonly File[]) => shown(() => open({ kind: 'folder' }, files))
   const choose = async (choice: ModelChoice): Promise<void> => {
-    const path = choice.kind === 'bundled' && choice.name !== undefined ? `model-${choice.name}/` : 'model/'
-    if (choice.kind === 'bundled') await open(choice, new URL(path, document.baseURI).href)
+    const words = await missing(choice)
+    if (words !== undefined) throw new Error(words)
+    if (choice.kind === 'bundled') await open(choice, placeOf(choice.name))
     if (choice.kind === 'hub') await open(choice, `hf:${choice.id.replace(/^hf:/, '')}`)
     if (choice.kind === 'folder') throw new Error('Open the folder of its model first, in part 1.')
   }
@@ -131,6 +132,17 @@ export function setUpModels(opened: (model: OpenModel) => Promise<void>) {
 }
 
 export const isSame = (a: ModelChoice, b: ModelChoice): boolean => JSON.stringify(a) === JSON.stringify(b)
+
+const placeOf = (name?: string) => new URL(name === undefined ? 'model/' : `model-${name}/`, document.baseURI).href
+
+/** Says what to load in place of a model that does not lie beside this page; undefined where it does. */
+export async function missing(choice: ModelChoice): Promise<string | undefined> {
+  if (choice.kind !== 'bundled' || choice.name !== 'minilm') return undefined
+  const { ok } = await fetch(`${placeOf(choice.name)}config.json`, { method: 'HEAD' })
+  return ok
+    ? undefined
+    : 'MiniLM does not lie beside this page. In part 1, load Xenova/all-MiniLM-L6-v2 from the Hub, or open a folder of it. Then press “Teach it”.'
+}
 
 /** The Hub's refusals name an environment variable, which a page has not. */
 function withAccess(error: unknown): unknown {

@@ -1,40 +1,51 @@
 // Recipes: data, a model and settings that fit, and what they gave when scripts/record-page.mjs ran them.
 
+import { ranking, scores, withNames } from './answers.js'
+import type { Picture } from './data.js'
 import { byId, make } from './dom.js'
-import type { ModelChoice } from './models.js'
+import { type ModelChoice, missing } from './models.js'
 import recipes from './recipes.json'
 import recordings from './recorded.json'
-import { scoreLine } from './write.js'
+import type { Job } from './runs.js'
 
-export type Recipe = Omit<(typeof recipes)[number], 'model' | 'settings'> & {
+export type Recipe = Omit<(typeof recipes)[number], 'model' | 'settings' | 'task'> & {
   readonly model: ModelChoice
+  readonly task: Job['task']
   readonly settings: Readonly<Record<string, number>>
+  readonly recording: Recording | undefined
 }
 
 interface Recording {
   readonly seconds: number
   readonly losses: readonly number[]
-  readonly answers: readonly {
-    readonly prompt: string
-    readonly labels?: readonly { readonly label: string; readonly score: number }[]
-    readonly alone?: string
-    readonly taught?: string
-  }[]
+  readonly answers: readonly ({ readonly prompt: string } & Partial<Shown>)[]
+}
+
+/** The answers: of the model alone, where it gives any, and of the adapter. */
+interface Shown {
+  readonly labels: Parameters<typeof scores>[0]
+  readonly names: Parameters<typeof withNames>[1]
+  readonly found: readonly [alone: Parameters<typeof ranking>[0], taught: Parameters<typeof ranking>[0]]
+  readonly texts: readonly [alone: string, taught: string]
 }
 
 const CHOICES: Readonly<Record<string, ModelChoice>> = {
   bundled: { kind: 'bundled' },
   pictures: { kind: 'bundled', name: 'pictures' },
+  minilm: { kind: 'bundled', name: 'minilm' },
   chat: { kind: 'hub', id: 'HuggingFaceTB/SmolLM2-135M-Instruct', dtype: 'q4' },
 }
 
 export function setUpRecipes(chosen: (recipe: Recipe) => void): (id: string) => void {
-  const all = recipes.map((recipe): Recipe => ({ ...recipe, model: CHOICES[recipe.model] }) as unknown as Recipe)
+  const recorded = recordings as unknown as Readonly<Record<string, Recording>>
+  const all = recipes.map(
+    (recipe) => ({ ...recipe, model: CHOICES[recipe.model], recording: recorded[recipe.id] }) as unknown as Recipe,
+  )
   const choose = (recipe: Recipe) => {
     for (const card of byId('recipes').children) {
       card.setAttribute('aria-pressed', String((card as HTMLElement).dataset.recipe === recipe.id))
     }
-    showRecording(recipe.title, (recordings as Readonly<Record<string, Recording>>)[recipe.id])
+    void showRecording(recipe)
     chosen(recipe)
   }
   const cards = all.map((recipe) => {
@@ -51,24 +62,54 @@ export function setUpRecipes(chosen: (recipe: Recipe) => void): (id: string) => 
   return (id) => choose(all.find((recipe) => recipe.id === id) ?? all[0])
 }
 
-function showRecording(title: string, recording: Recording | undefined): void {
-  const cards = (recording?.answers ?? []).map(({ prompt, labels, alone, taught }) => {
-    const shown =
-      labels !== undefined
-        ? [make('ol', { class: 'scores' }, ...labels.map(scoreLine))]
-        : [
-            make('h4', {}, 'The model alone'),
-            make('p', {}, alone ?? ''),
-            make('h4', {}, 'After the lesson'),
-            make('p', {}, taught ?? ''),
-          ]
-    return make('article', { class: 'answer recorded' }, make('h3', {}, `“${prompt}”`), ...shown)
-  })
+async function showRecording({ id, title, recording, model }: Recipe): Promise<void> {
+  const both = (...parts: readonly (HTMLElement | string)[]) =>
+    parts.flatMap((part, i) => [
+      make('h4', {}, i === 0 ? 'The model alone' : 'After the lesson'),
+      make('div', {}, part),
+    ])
+  const cards = (recording?.answers ?? []).map(({ prompt, labels, names, found, texts }) =>
+    make(
+      'article',
+      { class: 'answer recorded' },
+      ...(names === undefined ? [make('h3', {}, `“${prompt}”`)] : [withNames(prompt, names)]),
+      ...(labels === undefined ? [] : [scores(labels)]),
+      ...both(...(found?.map(ranking) ?? texts ?? [])),
+    ),
+  )
   byId('recorded').replaceChildren(...cards)
-  byId('recorded-note').textContent =
-    recording === undefined
-      ? `There is no recording of “${title}”: press “Teach it” to see it.`
-      : `Recorded: ${recording.losses.length} steps in ${recording.seconds} s on two processors. These inputs were not in the data${
-          recording.answers[0].labels === undefined ? '' : ', and the model alone knows none of these labels'
-        }. Press “Teach it” to do the same here.`
+  const note = byId('recorded-note')
+  note.textContent = ''
+  const next = await missing(model)
+  if (byId('recipes').querySelector('[aria-pressed=true]')?.getAttribute('data-recipe') !== id) return
+  if (recording === undefined) {
+    note.textContent = next ?? `There is no recording of “${title}”: press “Teach it” to see it.`
+    return
+  }
+  const { seconds, losses, answers } = recording
+  const knows = (answers[0].labels ?? answers[0].names) ? ', and the model alone knows none of these labels' : ''
+  note.textContent = `Recorded: ${losses.length} steps in ${seconds} s on two processors. These inputs were not in the data${knows}. ${next ?? 'Press “Teach it” to do the same here.'}`
+}
+
+const SIZE = 48
+/** Colors of each label: hues in degrees of the ground and of what lies on it. */
+const SCENES = { sunset: [15, 48], sea: [205, 190] }
+
+/** Pictures to learn from, drawn on the spot: sunsets and seas. */
+export async function drawnPictures(count: number): Promise<Picture[]> {
+  const canvas = new OffscreenCanvas(SIZE, SIZE)
+  const pen = canvas.getContext('2d')!
+  const pictures: Picture[] = []
+  for (const [label, [ground, form]] of Object.entries(SCENES)) {
+    for (let i = 0; i < count; i++) {
+      pen.fillStyle = `hsl(${ground + ((i * 7) % 24) - 12} 85% ${40 + (i % 5) * 6}%)`
+      pen.fillRect(0, 0, SIZE, SIZE)
+      pen.fillStyle = `hsl(${form} 80% 75%)`
+      for (let part = 0; part < 3; part++)
+        if (label === 'sea') pen.fillRect((i * 5 + part * 11) % 36, 14 + part * 10, 12, 2)
+        else pen.fillRect(12 + ((i * 9) % 20) - part, 22 + part * 5, 14 + 2 * part, 3)
+      pictures.push({ label, file: new File([await canvas.convertToBlob()], `${label}-${i}.png`) })
+    }
+  }
+  return pictures
 }

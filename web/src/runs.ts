@@ -12,6 +12,8 @@ export interface Job {
   /** Name of the file; the ending tells the form. */
   readonly dataName: string
   readonly task: TrainOptions['task']
+  /** Texts that the adapter of a search can find; empty for others. */
+  readonly texts: readonly string[]
   readonly settings: {
     readonly maxSteps: number
     readonly learningRate: number

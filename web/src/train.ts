@@ -2,7 +2,7 @@
 
 import { type LoraAdapter, loadAdapter, MemoryDirectory, RuntimeError, type StepEvent, train } from 'lowrank'
 import { drawCurve } from './curve.js'
-import { DataField, type PageTask, type Picture, taskOf } from './data.js'
+import { DataField, type PageTask, type Picture, partnersIn, taskOf } from './data.js'
 import { buttonOf, byId, guarded, inputOf, MendableError, make } from './dom.js'
 import { threadCount } from './machine.js'
 import { type Device, isSame, type ModelChoice, type OpenModel } from './models.js'
@@ -21,6 +21,8 @@ import { filesOf, isFull } from './store.js'
 /** A closed page loses at most this many steps. */
 const SAVE_EVERY = 10
 
+const CAPTION = 'Lower is better. The thick line is a mean of the last steps.'
+
 const STAGES = {
   encode: 'Reading the data…',
   prepare: 'Making the model ready to learn…',
@@ -33,7 +35,7 @@ export interface Surroundings {
   choose(choice: ModelChoice): Promise<void>
   reopen(device: Device): Promise<void>
   /** Resolves with the answer of an unfinished adapter to the input of the page; undefined while the page is busy. */
-  sample(adapter: LoraAdapter): Promise<string | undefined>
+  sample(adapter: LoraAdapter, texts: readonly string[]): Promise<string | undefined>
   trained(adapter: LoraAdapter, job: Job): Promise<void>
   changed(): Promise<void>
 }
@@ -64,7 +66,7 @@ export class Trainer {
   }
 
   use(open: OpenModel): void {
-    if (this.#open !== undefined && this.#open.source !== open.source) this.#forget()
+    if (this.#open !== undefined && this.#open.source !== open.source) this.#clear(true)
     this.#open = open
     this.#wanted = open.choice
     this.data.use(open)
@@ -73,8 +75,14 @@ export class Trainer {
     if (Number(length.value) > Number(length.max)) length.value = length.max
   }
 
-  want(choice: ModelChoice): void {
+  /** Prepares for a recipe: its model, and the losses of its recorded run, if there is one. */
+  want(choice: ModelChoice, recorded: readonly number[] = []): void {
     this.#wanted = choice
+    if (this.#running !== undefined || this.#paused !== undefined || this.#isWatching) return
+    this.#clear(true)
+    if (recorded.length === 0) return
+    byId('run').hidden = false
+    drawCurve(recorded, recorded.length, 'Recorded: the loss of this recipe. Yours takes its place.')
   }
 
   /** Offers to continue the run that an earlier visit left, or watches the run of another tab. */
@@ -85,8 +93,9 @@ export class Trainer {
     await this.data.read(run.data, job.dataName)
     if (pictures.length > 0) this.data.show(pictures)
     const events = await savedSteps(run)
+    this.#clear()
     this.#losses = events.map(({ loss }) => loss)
-    drawCurve(curve(), this.#losses, job.settings.maxSteps)
+    drawCurve(this.#losses, job.settings.maxSteps, CAPTION)
     const last = events.at(-1)
     if (last !== undefined) {
       byId('number-step').textContent = `${last.step}/${job.settings.maxSteps}`
@@ -180,13 +189,13 @@ export class Trainer {
           step: (event) => {
             this.#showStep(event, unit)
             this.#lock.tell({ kind: 'step', event, unit })
-            if (event.step > 1 && (event.step - 1) % SAVE_EVERY === 0) void this.#sample(event.step - 1, folder)
+            if (event.step > 1 && (event.step - 1) % SAVE_EVERY === 0) void this.#sample(event.step - 1, run)
           },
           warning: (message) => this.#say(message),
         },
       })
       this.#losses = report.trainLoss
-      drawCurve(curve(), this.#losses, settings.maxSteps)
+      drawCurve(this.#losses, settings.maxSteps, CAPTION)
       if (report.interrupted && !this.#running.keeps) {
         this.#paused = run
         this.#say(`Paused after step ${report.steps} of ${settings.maxSteps}. Press Continue when you like.`)
@@ -211,9 +220,8 @@ export class Trainer {
 
   async #begin(open: OpenModel): Promise<UnfinishedRun> {
     const { pictures, blob, text, name } = this.data.value
-    const job = readJob(open, name, taskOf(open, { text, pictures }).name as Job['task'])
-    this.#losses = []
-    byId('samples').replaceChildren()
+    const job = readJob(open, name, taskOf(open, { text, pictures }).name as Job['task'], partnersIn(text))
+    this.#clear()
     if (this.#isInMemory) return { job, data: blob, folder: new MemoryDirectory(), pictures }
     try {
       return { job, data: blob, folder: await beginRun(job, blob, pictures), pictures }
@@ -260,11 +268,11 @@ export class Trainer {
   }
 
   /** Lists what the adapter that was saved last answers. One that is late or fails is passed over. */
-  async #sample(step: number, folder: UnfinishedRun['folder']): Promise<void> {
+  async #sample(step: number, { folder, job }: UnfinishedRun): Promise<void> {
     if (this.#isSampling) return
     this.#isSampling = true
     try {
-      const text = await this.#page.sample(await loadAdapter(folder))
+      const text = await this.#page.sample(await loadAdapter(folder), job.texts)
       if (text !== undefined) byId('samples').append(make('li', {}, make('strong', {}, `Step ${step}: `), text))
     } catch {
     } finally {
@@ -282,9 +290,10 @@ export class Trainer {
   #showStep(event: StepEvent, unit: string): void {
     const { step, loss, totalSteps, secondsLeft } = event
     const rate = unit === 'Pictures/second' ? event.examplesPerSecond : event.tokensPerSecond
+    byId('run').hidden = byId('numbers').hidden = false
     this.#losses[step - 1] = loss
     for (let i = step - 2; i >= 0 && this.#losses[i] === undefined; i--) this.#losses[i] = loss
-    drawCurve(curve(), this.#losses, totalSteps)
+    drawCurve(this.#losses, totalSteps, CAPTION)
     byId<HTMLProgressElement>('stage').value = step / totalSteps
     byId('number-step').textContent = `${step}/${totalSteps}`
     byId('number-loss').textContent = loss.toFixed(2)
@@ -293,17 +302,16 @@ export class Trainer {
       rate < 10 ? rate.toLocaleString(undefined, { maximumSignificantDigits: 2 }) : Math.round(rate).toLocaleString()
     byId('number-left').textContent =
       secondsLeft > 90 ? `${Math.round(secondsLeft / 60)} min` : `${Math.ceil(secondsLeft)} s`
-    byId('curve-caption').textContent = 'Lower is better. The thick line is a mean of the last steps.'
   }
 
-  /** Clears what the last run showed: it was of another model. */
-  #forget(): void {
+  /** Clears what the last run showed. Nothing is shown of a run where none begins. */
+  #clear(isHidden = false): void {
     this.#losses = []
-    drawCurve(curve(), [], 0)
+    drawCurve([], 0, 'The loss of each step appears here.')
     byId('samples').replaceChildren()
     for (const id of ['step', 'loss', 'speed', 'left']) byId(`number-${id}`).textContent = '–'
-    byId('curve-caption').textContent = 'The loss of each step appears here.'
-    if (this.#paused === undefined) this.#say('')
+    byId('run').hidden = byId('numbers').hidden = isHidden
+    if (isHidden && this.#paused === undefined) this.#say('')
   }
 
   #say(text: string): void {
@@ -320,8 +328,6 @@ export class Trainer {
     buttonOf('stop').textContent = this.#paused === undefined ? 'Stop and keep' : 'Remove the run'
   }
 }
-
-const curve = () => document.getElementById('curve') as unknown as SVGElement
 
 let suggested: Readonly<Record<string, string>> = { steps: '60', 'learning-rate': '0.005', 'batch-size': '4' }
 
@@ -347,6 +353,7 @@ export function readJob(
   { name, choice }: Pick<OpenModel, 'name' | 'choice'>,
   dataName: string,
   task: Job['task'],
+  texts: readonly string[] = [],
 ): Job {
   const number = (id: string, label: string) => {
     const field = inputOf(id)
@@ -364,6 +371,7 @@ export function readJob(
     modelName: name,
     dataName,
     task,
+    texts,
     settings: {
       maxSteps: number('steps', 'Steps'),
       learningRate: number('learning-rate', 'Learning rate'),

@@ -1,4 +1,4 @@
-// Answers of the base and of each adapter to an input, side by side, on one model: a text, or labels.
+// Answers of the base and of each adapter to an input, side by side, on one model.
 
 import {
   type AdapterSession,
@@ -9,13 +9,19 @@ import {
   UnsupportedError,
 } from 'lowrank'
 import { download, filesOfAdapter, readArchive } from './adapters.js'
-import { differences } from './differences.js'
+import { type AnswerKind, answerOf, differences, KINDS } from './answers.js'
 import { button, buttonOf, byId, guarded, inputOf, MendableError, make, onFiles } from './dom.js'
 import { hideLayers, showLayers } from './layers.js'
 import { threadCount } from './machine.js'
 import type { Device, OpenModel } from './models.js'
 
-const SHOWN_LABELS = 5
+/** The words of the form by what is given: its button, its heading, and its input. */
+const WORDS: Readonly<Record<AnswerKind, readonly [button: string, heading: string, input: string]>> = {
+  text: ['Write', 'Compare what it writes', 'The text to continue, or the question to answer'],
+  labels: ['Give labels', 'Compare its labels', 'The text that gets labels'],
+  names: ['Find names', 'Compare the names it finds', 'The text with names'],
+  finds: ['Search', 'Compare what it finds', 'What you search for'],
+}
 
 const MIX = 'All of them mixed'
 const SAMPLE_TOKENS = 24
@@ -37,6 +43,8 @@ export class Writer {
   #stop: AbortController | undefined
   /** For models that read pictures. */
   #picture: File | undefined
+  /** Texts that a search can find. */
+  #texts: readonly string[] = []
 
   constructor(reopen: (device: Device) => Promise<void>) {
     byId('prompt-form').addEventListener('submit', (event) => {
@@ -54,7 +62,7 @@ export class Writer {
       if (this.#stop !== undefined) event.preventDefault()
     })
     buttonOf('quiet').addEventListener('click', () => this.#stop?.abort())
-    onFiles('picture', ([file]) => this.#show(file))
+    onFiles('picture', ([file]) => this.show(file))
     onFiles('adapter-zip', ([file]) => void this.#openAdapter(file.name.replace(/\.zip$/, ''), () => readArchive(file)))
     onFiles('adapter-folder', (files) => {
       void this.openFolder(files[0].webkitRelativePath.split('/')[0] || 'adapter', files)
@@ -70,6 +78,7 @@ export class Writer {
       threads: threadCount(),
       adapters: Object.fromEntries(adapters),
     })
+    this.#stop?.abort()
     // One whose GPU is gone may not end. The new one has its own worker.
     await this.#session?.dispose().catch(() => {})
     this.#session = session
@@ -87,48 +96,58 @@ export class Writer {
     const chat = inputOf('as-chat')
     chat.disabled = !takesChats
     chat.checked = takesChats
-    this.#show(undefined)
+    this.show(this.#picture)
     byId('sampling').hidden = !writes
     byId('prompt').hidden = reads === 'pictures'
     byId('prompt-label').hidden = reads === 'pictures'
-    byId('prompt-label').textContent = writes
-      ? 'The text to continue, or the question to answer'
-      : 'The text that gets labels'
     byId('picture-choice').hidden = reads !== 'pictures'
     buttonOf('quiet').hidden = !writes
-    buttonOf('generate').textContent = writes ? 'Write' : 'Give labels'
-    byId('write-heading').textContent = writes ? 'Compare what it writes' : 'Compare its labels'
+    this.tell(this.#kindOf(null))
+  }
+
+  /** Sets the words of the form. */
+  tell(kind: AnswerKind): void {
+    const [label, heading, input] = WORDS[kind]
+    buttonOf('generate').textContent = label
+    byId('write-heading').textContent = heading
+    byId('prompt-label').textContent = input
   }
 
   has(name: string): boolean {
     return this.#adapters.has(name)
   }
 
+  /** True unless there is no picture to give labels for. */
+  get hasInput(): boolean {
+    return this.#open?.reads === 'text' || this.#picture !== undefined
+  }
+
   /** Resolves with the answer of an unfinished adapter; undefined while the session is busy, and for pictures. */
-  async sample(adapter: LoraAdapter): Promise<string | undefined> {
+  async sample(adapter: LoraAdapter, texts: readonly string[]): Promise<string | undefined> {
     const session = this.#session
     const prompt = inputOf('prompt').value
     if (session === undefined || this.#stop !== undefined || this.#open?.reads !== 'text') return undefined
     await session.add(SAMPLE, adapter)
     try {
-      if (adapter.config.taskType !== 'SEQ_CLS') {
-        const options = { adapter: SAMPLE, temperature: 0, maxNewTokens: SAMPLE_TOKENS }
-        return prompt + (await session.generate(prompt, options)).text
-      }
-      const { labels } = await session.classify(prompt, { adapter: SAMPLE, topK: 1 })
-      return `“${prompt}” is ${labels[0].label} (${Math.round(labels[0].score * 100)} %)`
+      const kind = this.#kindOf(SAMPLE, adapter)
+      if (kind !== 'text') return `“${prompt}”: ${(await answerOf(session, kind, prompt, SAMPLE, texts)).inWords}`
+      const options = { adapter: SAMPLE, temperature: 0, maxNewTokens: SAMPLE_TOKENS }
+      return prompt + (await session.generate(prompt, options)).text
     } finally {
       await session.remove(SAMPLE)
     }
   }
 
-  async add(wanted: string, adapter: LoraAdapter): Promise<void> {
+  /** @param texts what the adapter of a search finds */
+  async add(wanted: string, adapter: LoraAdapter, texts: readonly string[] = []): Promise<void> {
     if (this.#session === undefined) throw new Error('No model is open. Open one in part 1 first.')
     let name = wanted
     for (let i = 2; this.#adapters.has(name); i++) name = `${wanted}-${i}`
     await this.#session.add(name, adapter)
     this.#adapters.set(name, adapter)
+    if (texts.length > 0) this.#texts = texts
     this.#addCard(name)
+    this.tell(this.#kindOf(name))
     await showLayers(name, adapter)
   }
 
@@ -155,7 +174,7 @@ export class Writer {
         button(label, () => void guarded('write', title, work))
       row.append(
         // A head gives its labels whole.
-        ...(this.#givesLabels(name) ? [] : [make('label', { class: 'strength' }, 'Strength', strength, tell)]),
+        ...(this.#hasHead(name) ? [] : [make('label', { class: 'strength' }, 'Strength', strength, tell)]),
         act('Download', 'The adapter cannot be saved', async () => download(name, await filesOfAdapter(name, adapter))),
         act('Show layers', 'The layers cannot be shown', () => showLayers(name, adapter)),
         act('Remove', 'The adapter cannot be removed', () => this.#remove(name)),
@@ -171,15 +190,16 @@ export class Writer {
     byId('answers').append(element)
     this.#cards.set(name, { element, text, speed, strength })
     // Heads of labels cannot be added up.
-    const mixable = [...this.#adapters].filter(([one]) => !this.#givesLabels(one))
+    const mixable = [...this.#adapters].filter(([one]) => !this.#hasHead(one))
     if (adapter !== undefined && mixable.length === 2 && !this.#cards.has(MIX)) this.#addCard(MIX)
   }
 
-  #show(picture: File | undefined): void {
+  /** Shows the picture that gets labels, where the model reads pictures. */
+  show(picture: File | undefined): void {
     const preview = byId<HTMLImageElement>('preview')
     URL.revokeObjectURL(preview.src)
     this.#picture = picture
-    preview.hidden = picture === undefined
+    preview.hidden = picture === undefined || this.#open?.reads !== 'pictures'
     if (picture !== undefined) preview.src = URL.createObjectURL(picture)
   }
 
@@ -192,9 +212,9 @@ export class Writer {
     }
   }
 
-  #choiceOf(name: string | null): Record<string, number> | null {
-    if (name === null) return null
-    const names = name === MIX ? [...this.#adapters.keys()].filter((one) => !this.#givesLabels(one)) : [name]
+  #choiceOf(name: string | null): Record<string, number> | string | null {
+    if (name === null || this.#hasHead(name)) return name
+    const names = name === MIX ? [...this.#adapters.keys()].filter((one) => !this.#hasHead(one)) : [name]
     return Object.fromEntries(names.map((one) => [one, Number(this.#cards.get(one)?.strength.value ?? 1)]))
   }
 
@@ -211,8 +231,9 @@ export class Writer {
         [...this.#cards].map(async ([adapter, card]) => {
           card.element.classList.add('writing')
           try {
-            if (this.#givesLabels(adapter)) await this.#label(session, adapter, card)
-            else await this.#continue(session, adapter, card, signal)
+            const kind = this.#kindOf(adapter)
+            if (kind === 'text') await this.#continue(session, adapter, card, signal)
+            else await this.#answer(session, adapter, kind, card)
           } finally {
             card.element.classList.remove('writing')
           }
@@ -239,9 +260,16 @@ export class Writer {
     }
   }
 
-  #givesLabels(name: string | null): boolean {
-    const adapter = name === null ? undefined : this.#adapters.get(name)
-    return this.#open?.writes === false || adapter?.config.taskType === 'SEQ_CLS'
+  /** The kind of an adapter. That of the model alone is the kind of the newest adapter, unless the model writes. */
+  #kindOf(name: string | null, adapter = this.#adapters.get(name ?? '')): AnswerKind {
+    const own = this.#open?.writes ? 'text' : 'labels'
+    const asked = adapter ?? (own === 'text' ? undefined : [...this.#adapters.values()].at(-1))
+    return KINDS[asked?.config.taskType ?? ''] ?? own
+  }
+
+  /** Heads give their labels whole, and cannot be added up. */
+  #hasHead(name: string): boolean {
+    return /labels|names/.test(this.#kindOf(name))
   }
 
   async #continue(session: AdapterSession, name: string | null, { text, speed }: Card, signal: AbortSignal) {
@@ -266,19 +294,19 @@ export class Writer {
     }
   }
 
-  async #label(session: AdapterSession, name: string | null, { text, speed }: Card): Promise<void> {
+  async #answer(session: AdapterSession, name: string | null, kind: AnswerKind, { text, speed }: Card): Promise<void> {
     const { reads } = this.#open as OpenModel
-    if (reads === 'pictures' && this.#picture === undefined) throw new Error('Choose a picture first.')
-    const input = this.#picture === undefined ? inputOf('prompt').value : await bytesOf(this.#picture)
+    const picture = reads === 'pictures' ? this.#picture : undefined
+    if (reads === 'pictures' && picture === undefined) throw new Error('Choose a picture first.')
+    const input = picture === undefined ? inputOf('prompt').value : await bytesOf(picture)
     const from = performance.now()
     try {
-      const { labels } = await session.classify(input, { adapter: name, topK: SHOWN_LABELS })
-      text.replaceChildren(make('ol', { class: 'scores' }, ...labels.map(scoreLine)))
+      text.replaceChildren((await answerOf(session, kind, input, this.#choiceOf(name), this.#texts)).shown)
       speed.textContent = secondsSince(from)
     } catch (error) {
       // A model without a head has labels by its adapters alone.
       if (name !== null || !(error instanceof UnsupportedError)) throw error
-      text.textContent = 'The model alone gives no labels.'
+      text.textContent = `The model alone gives no ${kind}.`
     }
   }
 }
@@ -286,9 +314,3 @@ export class Writer {
 const secondsSince = (from: number) => `${((performance.now() - from) / 1000).toFixed(2)} s`
 
 const bytesOf = async (file: File) => new Uint8Array(await file.arrayBuffer())
-
-export function scoreLine({ label, score }: { label: string; score: number }): HTMLElement {
-  const bar = make('span', { class: 'bar', 'aria-hidden': 'true' })
-  bar.style.width = `${Math.max(1, score * 100)}%`
-  return make('li', {}, make('span', {}, label), make('span', {}, `${Math.round(score * 100)} %`), bar)
-}

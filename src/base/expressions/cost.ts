@@ -30,24 +30,21 @@ function sample(): number[] {
 
 /** Why an expression can take too long, in a clause; undefined where it cannot. */
 export function costOfRegExp(expression: RegExp): string | undefined {
-  let tree: Expression
+  const own = Array.from(expression.source, (character) => character.codePointAt(0)!)
   try {
-    tree = parseRegExp(expression)
+    const todo: Expression[] = [parseRegExp(expression)]
+    for (let node = todo.pop(); node !== undefined; node = todo.pop()) {
+      const graph = new PositionGraph()
+      const ends = graph.add(node)
+      todo.push(...graph.looks)
+      const reason = costOfGraph(graph, ends, [...SAMPLE, ...own])
+      if (reason !== undefined) return reason
+    }
+    return undefined
   } catch (error) {
     if (error instanceof ExpressionError) return `it has ${error.message}`
     throw error
   }
-  const own = Array.from(expression.source, (character) => character.codePointAt(0)!)
-  const todo: Expression[] = [tree]
-  for (let node = todo.pop(); node !== undefined; node = todo.pop()) {
-    const graph = new PositionGraph()
-    const ends = graph.add(node)
-    if (ends === undefined) return 'it is too large'
-    todo.push(...graph.looks)
-    const reason = costOfGraph(graph, ends, [...SAMPLE, ...own])
-    if (reason !== undefined) return reason
-  }
-  return undefined
 }
 
 /** First and last positions of a part; `isNullable`: it matches the empty text. */
@@ -65,12 +62,14 @@ class PositionGraph {
   readonly isLookedAfter = new Set<number>()
   readonly looks: Expression[] = []
 
-  add(node: Expression): Ends | undefined {
+  /** Throws ExpressionError for what is not told here. */
+  add(node: Expression): Ends {
     switch (node.kind) {
       case 'character': {
         const at = this.tests.push(node.test) - 1
+        if (at === MAX_POSITIONS) throw new ExpressionError('too large a number of characters and repeats')
         this.next.push(new Map())
-        return at < MAX_POSITIONS ? { first: [at], last: [at], isNullable: false } : undefined
+        return { first: [at], last: [at], isNullable: false }
       }
       case 'look':
         this.looks.push(node.item)
@@ -80,14 +79,9 @@ class PositionGraph {
       case 'group':
         return this.add(node.item)
       case 'reference':
-        return undefined
+        throw new ExpressionError('a reference to a group')
       case 'choice': {
-        const all: Ends[] = []
-        for (const option of node.options) {
-          const ends = this.add(option)
-          if (ends === undefined) return undefined
-          all.push(ends)
-        }
+        const all = node.options.map((option) => this.add(option))
         return {
           first: all.flatMap(({ first }) => first),
           last: all.flatMap(({ last }) => last),
@@ -101,13 +95,11 @@ class PositionGraph {
     }
   }
 
-  #sequence(items: readonly Expression[]): Ends | undefined {
+  #sequence(items: readonly Expression[]): Ends {
     let whole: Ends = { first: [], last: [], isNullable: true }
     for (const item of items) {
       if (item.kind === 'look' || item.kind === 'position') for (const at of whole.last) this.isLookedAfter.add(at)
-      const ends = this.add(item)
-      if (ends === undefined) return undefined
-      whole = this.#joined(whole, ends)
+      whole = this.#joined(whole, this.add(item))
     }
     return whole
   }
@@ -121,13 +113,12 @@ class PositionGraph {
     }
   }
 
-  #repeat({ item, min, max }: Expression & { kind: 'repeat' }): Ends | undefined {
+  #repeat({ item, min, max }: Expression & { kind: 'repeat' }): Ends {
     const isEndless = max === Number.POSITIVE_INFINITY
     let whole: Ends = { first: [], last: [], isNullable: true }
     const required = isEndless ? Math.max(1, min) : min
     for (let i = 0; i < required; i++) {
       const ends = this.add(item)
-      if (ends === undefined) return undefined
       if (isEndless && i === required - 1) this.#link(ends.last, ends.first)
       whole = this.#joined(whole, { ...ends, isNullable: ends.isNullable || i >= min })
       // An item without characters takes nothing many times.
@@ -137,7 +128,6 @@ class PositionGraph {
     let before = whole
     for (let i = min; i < max && !isEndless; i++) {
       const ends = this.add(item)
-      if (ends === undefined) return undefined
       this.#link(before.last, ends.first)
       const first = before.isNullable ? [...whole.first, ...ends.first] : whole.first
       whole = { ...whole, first, last: [...whole.last, ...ends.last] }

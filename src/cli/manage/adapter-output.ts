@@ -28,15 +28,10 @@ export async function withProgress<T>(
 ): Promise<T | undefined> {
   const progress = new Progress()
   const onProgress = ({ done, total, name }: ToolProgress) => progress.update(done, total, `  ${name}`)
-  try {
-    return await interruptible('Stopping. Nothing is written.', (signal) => work({ signal, onProgress }))
-  } catch (error) {
-    if (!(error instanceof DOMException && error.name === 'AbortError')) throw error
-    say('Stopped.')
-    return undefined
-  } finally {
-    progress.end()
-  }
+  const running = interruptible('Stopping. Nothing is written.', (signal) => work({ signal, onProgress }))
+  const result = await running.finally(() => progress.end())
+  if (result === undefined) say('Stopped.')
+  return result
 }
 
 export async function writeAdapter(

@@ -1,17 +1,13 @@
 // lowrank diff: how two adapters, or two checkpoints, differ.
 
 import type { DiffReport } from '../../index.js'
-import { writeWhole } from '../../node/command-line.js'
 import { defineCommand, required, text, toggle } from '../options.js'
 import { EXIT_INTERRUPTED } from '../show/interrupt.js'
-import { refusePage } from '../show/report-file.js'
+import { refusePage, writePage } from '../show/report-file.js'
 import { diffReport, meanOf } from '../show/report-sections.js'
-import { colors, print, printDocument, say, table, warn } from '../show/terminal.js'
+import { firstOf, print, printDocument, say, table, warn } from '../show/terminal.js'
 import { MODEL } from '../sources.js'
 import { withProgress } from './adapter-output.js'
-
-/** On a terminal; the JSON document has all. */
-const MAX_NAMES = 5
 
 export const diff = defineCommand({
   name: 'diff',
@@ -38,24 +34,13 @@ export const diff = defineCommand({
     if (html !== undefined) await refusePage(html, overwrite, 'diff')
     const report = await withProgress((run) => node.diff(a, b, run))
     if (report === undefined) return EXIT_INTERRUPTED
-    if (html !== undefined) {
-      const { reportPage } = await import('../../report/page.js')
-      await writeWhole(html, reportPage(diffReport(report, a, b)))
-      say(`Wrote ${colors.bold(html)}`)
-    }
+    if (html !== undefined) await writePage(html, diffReport(report, a, b))
     if (json) printDocument({ a, b, ...report })
     else print(lines(report))
-    for (const [names, owner] of [
-      [report.onlyA, 'a'],
-      [report.onlyB, 'b'],
-    ] as const) {
-      if (names.length > 0)
-        warn(
-          `only in ${owner}: ${names.slice(0, MAX_NAMES).join(', ')}${names.length > MAX_NAMES ? `, … (${names.length})` : ''}`,
-        )
-    }
+    if (report.onlyA.length > 0) warn(`only in a: ${firstOf(report.onlyA)}`)
+    if (report.onlyB.length > 0) warn(`only in b: ${firstOf(report.onlyB)}`)
     say(`They differ by ${(100 * report.relativeChange).toPrecision(3)} % of a`)
-    if (report.topMovers.length > 0) say(`Most: ${report.topMovers.slice(0, MAX_NAMES).join(', ')}`)
+    if (report.topMovers.length > 0) say(`Most: ${report.topMovers.slice(0, 5).join(', ')}`)
     return 0
   },
 })

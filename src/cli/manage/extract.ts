@@ -4,11 +4,8 @@ import { flags } from '../flags.js'
 import { defineCommand } from '../options.js'
 import { EXIT_INTERRUPTED } from '../show/interrupt.js'
 import { refuseFolder } from '../show/output.js'
-import { colors, peakRssBytes, print, printDocument, say, table } from '../show/terminal.js'
+import { colors, firstOf, peakRssBytes, print, printDocument, say, table } from '../show/terminal.js'
 import { ADAPTER_OUTPUT, savedDtype, withProgress } from './adapter-output.js'
-
-/** On a terminal; the JSON document has all. */
-const MAX_NAMES = 5
 
 export const extract = defineCommand({
   name: 'extract',
@@ -40,15 +37,10 @@ export const extract = defineCommand({
       const rows = layers.map((one) => [one.name, one.rank, one.norm, one.relativeChange, one.error])
       print(table([['weight', 'rank', '‖ΔW‖', '‖ΔW‖/‖W‖', 'lost'], ...rows]))
     }
-    list('kept whole', saved)
-    list('changed, but left out', skipped)
-    list('not in the fine-tuned model', missing)
+    if (saved.length > 0) say(`kept whole: ${firstOf(saved)}`)
+    if (skipped.length > 0) say(`changed, but left out: ${firstOf(skipped)}`)
+    if (missing.length > 0) say(`not in the fine-tuned model: ${firstOf(missing)}`)
     say(`Wrote ${colors.bold(out)}: ${layers.length} layers, ${(100 * error).toPrecision(3)} % of the change is lost`)
     return 0
   },
 })
-
-function list(label: string, names: readonly string[]): void {
-  if (names.length === 0) return
-  say(`${label}: ${names.slice(0, MAX_NAMES).join(', ')}${names.length > MAX_NAMES ? `, … (${names.length})` : ''}`)
-}

@@ -1,12 +1,11 @@
 // lowrank inspect: what an adapter, a checkpoint or an ONNX model holds.
 
 import type { EmbeddingContents, FitReport, InspectReport } from '../../index.js'
-import { writeWhole } from '../../node/command-line.js'
 import { flags } from '../flags.js'
 import { defineCommand, required, text, toggle, UsageError } from '../options.js'
 import { printable } from '../show/escape.js'
-import { refusePage } from '../show/report-file.js'
-import { inspectionReport, kindOf, targetsOf } from '../show/report-sections.js'
+import { refusePage, writePage } from '../show/report-file.js'
+import { inspectionReport, kindOf, problemsOf, targetsOf } from '../show/report-sections.js'
 import { colors, complain, print, printDocument, say, table, thousands, warn } from '../show/terminal.js'
 import { MODEL } from '../sources.js'
 
@@ -41,25 +40,18 @@ export const inspect = defineCommand({
     const report = await node.inspect(source, { base, dtype, relativeChange, strict })
     if (html !== undefined) {
       if (report.kind !== 'adapter') throw new UsageError('--html works for adapters only; SOURCE is a model')
-      const { reportPage } = await import('../../report/page.js')
-      await writeWhole(html, reportPage(inspectionReport(report, source)))
-      say(`Wrote ${colors.bold(html)}`)
+      await writePage(html, inspectionReport(report, source))
     }
     if (json) printDocument({ ...report })
     else print(lines(report).join('\n'))
     if (report.kind !== 'adapter') return 0
     report.warnings.forEach(warn)
-    const problems = [...report.problems.map(({ message }) => message), ...misfits(report.fit)]
+    const problems = problemsOf(report)
     for (const problem of problems.slice(0, MAX_PROBLEMS)) complain('problem', problem)
     if (problems.length > MAX_PROBLEMS) say(`… and ${problems.length - MAX_PROBLEMS} more; --json has them all`)
     return problems.length > 0 ? 1 : 0
   },
 })
-
-function misfits(fit: FitReport | undefined): string[] {
-  if (fit === undefined) return []
-  return [...fit.problems, ...fit.parts.flatMap(({ problem }) => problem ?? [])]
-}
 
 function lines(report: InspectReport): string[] {
   switch (report.kind) {

@@ -59,22 +59,17 @@ export async function runMerge<R extends MergeReport>(
     const rate = ((writtenBytes - keptBytes) / (performance.now() - startedAt)) * 1000
     progress.update(megabytes(writtenBytes), megabytes(totalBytes), ` MB  ${bytes(rate)}/s`)
   }
-  try {
-    const report = await interruptible('Stopping. --out does not change.', (signal) => work({ signal, onProgress }))
-    progress.end()
-    if (json) printDocument({ ...(report as MergeReport), peakRssBytes: peakRssBytes() })
-    else show(report)
-    sayAsides(report)
-    say(outcome(report))
-    return 0
-  } catch (error) {
-    if (!(error instanceof DOMException && error.name === 'AbortError')) throw error
-    progress.end()
+  const running = interruptible('Stopping. --out does not change.', (signal) => work({ signal, onProgress }))
+  const report = await running.finally(() => progress.end())
+  if (report === undefined) {
     say('Stopped. If the result has several files, the finished ones are kept: the same command continues.')
     return EXIT_INTERRUPTED
-  } finally {
-    progress.end()
   }
+  if (json) printDocument({ ...(report as MergeReport), peakRssBytes: peakRssBytes() })
+  else show(report)
+  sayAsides(report)
+  say(outcome(report))
+  return 0
 }
 
 const MAX_RENAMED = 3

@@ -3,12 +3,10 @@
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { FormatError } from '../../index.js'
-import { writeWhole } from '../../node/command-line.js'
 import type { RunEvaluation, RunFacts, RunStep } from '../../report/run.js'
 import { defineCommand, repeated, required, toggle } from '../options.js'
 import { readTextFile } from '../run/data-options.js'
-import { refusePage } from '../show/report-file.js'
-import { colors, say } from '../show/terminal.js'
+import { refusePage, writePage } from '../show/report-file.js'
 
 export const report = defineCommand({
   name: 'report',
@@ -30,9 +28,8 @@ export const report = defineCommand({
   async run({ run: folders, html, overwrite }) {
     await refusePage(html, overwrite, 'report')
     const runs = await Promise.all(folders.map(readRun))
-    const [{ runReport }, { reportPage }] = [await import('../../report/run.js'), await import('../../report/page.js')]
-    await writeWhole(html, reportPage(runReport(runs, folders.join(', '))))
-    say(`Wrote ${colors.bold(html)}`)
+    const { runReport } = await import('../../report/run.js')
+    await writePage(html, runReport(runs, folders.join(', ')))
     return 0
   },
 })

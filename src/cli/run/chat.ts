@@ -6,6 +6,7 @@ import type { AdapterSession, ChatMessage, StreamOptions } from '../../index.js'
 import { flags } from '../flags.js'
 import { defineCommand, text, UsageError } from '../options.js'
 import { printable, printableProse } from '../show/escape.js'
+import { isAbort } from '../show/interrupt.js'
 import { colors, say } from '../show/terminal.js'
 import { readChatTemplate } from './data-options.js'
 import { OUTPUT_OPTIONS, SESSION_OPTIONS, withSession } from './with-session.js'
@@ -129,7 +130,7 @@ export async function talk(
         output.write(isTerminal ? printableProse(piece) : piece)
       }
     } catch (error) {
-      if (!(error instanceof DOMException && error.name === 'AbortError')) throw error
+      if (!isAbort(error)) throw error
     }
     output.write('\n')
     return answer

@@ -1,14 +1,13 @@
 // lowrank evaluate: how much better than its base an adapter is, on records that it was not trained on.
 
 import type { AdapterToMerge, EvaluatedModel, EvaluateReport, Interval } from '../../index.js'
-import { writeWhole } from '../../node/command-line.js'
 import type { Cell, Report } from '../../report/page.js'
 import { flags } from '../flags.js'
 import { weightedAdapters } from '../manage/merge-options.js'
 import { defineCommand, repeated, text, toggle, UsageError } from '../options.js'
 import { printable } from '../show/escape.js'
 import { EXIT_INTERRUPTED, interruptible } from '../show/interrupt.js'
-import { refusePage } from '../show/report-file.js'
+import { refusePage, writePage } from '../show/report-file.js'
 import { colors, Progress, print, printDocument, say, table, thousands, warn } from '../show/terminal.js'
 import { MODEL } from '../sources.js'
 import { readChatTemplate } from './data-options.js'
@@ -70,38 +69,29 @@ export const evaluate = defineCommand({
     const node = await import('../../node.js')
     const source = named ?? (await baseOfAdapter(folders[0]))
     const progress = new Progress()
-    try {
-      const report = await interruptible('Stopping.', async (signal) =>
-        node.evaluate({
-          ...options,
-          model: source,
-          dtype,
-          judgeKey: process.env.LOWRANK_JUDGE_KEY,
-          adapters: adaptersOf(weighted, mix),
-          task: options.task as Parameters<typeof node.evaluate>[0]['task'],
-          chatTemplate: await readChatTemplate(chatTemplate),
-          onProgress: ({ done, total, name }) => progress.update(done, total, `  ${name}`),
-          onWarning(message) {
-            progress.clear()
-            warn(message)
-          },
-          signal,
-        }),
-      )
-      progress.end()
-      if (html !== undefined) {
-        const { reportPage } = await import('../../report/page.js')
-        await writeWhole(html, reportPage(pageOf(report, source)))
-        say(`Wrote ${colors.bold(html)}`)
-      }
-      if (json) printDocument({ ...report })
-      else show(report)
-      return 0
-    } catch (error) {
-      progress.clear()
-      if (!(error instanceof DOMException && error.name === 'AbortError')) throw error
-      return EXIT_INTERRUPTED
-    }
+    const running = interruptible('Stopping.', async (signal) =>
+      node.evaluate({
+        ...options,
+        model: source,
+        dtype,
+        judgeKey: process.env.LOWRANK_JUDGE_KEY,
+        adapters: adaptersOf(weighted, mix),
+        task: options.task as Parameters<typeof node.evaluate>[0]['task'],
+        chatTemplate: await readChatTemplate(chatTemplate),
+        onProgress: ({ done, total, name }) => progress.update(done, total, `  ${name}`),
+        onWarning(message) {
+          progress.clear()
+          warn(message)
+        },
+        signal,
+      }),
+    )
+    const report = await running.finally(() => progress.end())
+    if (report === undefined) return EXIT_INTERRUPTED
+    if (html !== undefined) await writePage(html, pageOf(report, source))
+    if (json) printDocument({ ...report })
+    else show(report)
+    return 0
   },
 })
 

@@ -31,12 +31,5 @@ export function inRunFile(error: unknown, file: string, given: ReadonlySet<strin
   const isThere =
     Object.hasOwn(own, name) || (typeof config === 'object' && config !== null && Object.hasOwn(config, name))
   if (!isThere || given.has(name)) return error
-  return new ConfigError({
-    where: `${file}: ${where}`,
-    what,
-    cause: error,
-    ...(expected !== undefined && { expected }),
-    ...(got !== undefined && { got }),
-    ...(hint !== undefined && { hint }),
-  })
+  return new ConfigError({ where: `${file}: ${where}`, what, expected, got, hint, cause: error })
 }

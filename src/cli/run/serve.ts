@@ -1,5 +1,6 @@
 // lowrank serve: OpenAI's HTTP routes over one model and many adapters.
 
+import { basename } from 'node:path'
 import type { OpenSessionOptions, SignalLike } from '../../index.js'
 import { flags } from '../flags.js'
 import { defineCommand, integer, repeated, required, text, toggle, UsageError } from '../options.js'
@@ -21,7 +22,7 @@ export const serve = defineCommand({
   options: {
     model: required(MODEL, RUNS),
     ...flags('LoadModelOptions', 'dtype'),
-    adapter: repeated('NAME=SOURCE', 'an adapter and the name by which requests choose it'),
+    adapter: repeated('[NAME=]SOURCE', 'an adapter, and the name by which requests choose it. Default: its last part'),
     allowLoading: text('FOLDER', 'load adapters of this folder by their names, and on /v1/load_lora_adapter'),
     allow: repeated('KIND', 'parts of adapters that come later, beside lora: dora, biases, embeddings or heads'),
     maxAdapters: integer('the largest number of adapters; the least used leaves', { fallback: 64 }),
@@ -94,9 +95,10 @@ export const serve = defineCommand({
   },
 })
 
+/** A source alone has the name of its last part. */
 function adapterOf(given: string): [name: string, source: string] {
-  const [, name, source] = /^([^=]+)=(.+)$/.exec(given) ?? []
-  if (name === undefined) throw new UsageError(`--adapter ${given}: write NAME=SOURCE`)
+  const [, name, source] = given.includes('=') ? (/^([^=]+)=(.+)$/.exec(given) ?? []) : [given, basename(given), given]
+  if (!name || !source) throw new UsageError(`--adapter ${given}: write NAME=SOURCE`)
   return [name, source]
 }
 

@@ -95,10 +95,12 @@ export const train = defineCommand({
       (signal) =>
         node.train({ ...options, ...(adapter && { adapter }), model, data, signal, on: narrate(progress, pace) }),
     )
-      .catch(stoppedLoading)
       .catch(inFile)
       .finally(() => progress.end())
-    if (result === undefined) return EXIT_INTERRUPTED
+    if (result === undefined) {
+      say('Stopped before training. Run the same command again: the download continues.')
+      return EXIT_INTERRUPTED
+    }
     const { report } = result
     if (gate !== undefined) return passGate(result, { ...options, model, folder: trained!, gate, json })
     const { interrupted } = report
@@ -158,13 +160,6 @@ async function tasksInHelp(): Promise<string[]> {
     `  ${colors.cyan(name)}  ${learns}${learningRate === undefined ? '' : ` (learning rate ${learningRate.toExponential()})`}`,
     ...records.map((record) => `    ${JSON.stringify(record)}`),
   ])
-}
-
-/** Ctrl-C while the model came: what has come is kept. */
-function stoppedLoading(error: unknown): undefined {
-  if (!(error instanceof DOMException && error.name === 'AbortError')) throw error
-  say('Stopped before training. Run the same command again: the download continues.')
-  return undefined
 }
 
 function showCurve(losses: readonly number[]): void {

@@ -58,14 +58,12 @@ export async function withSession(
       onWarning: warn,
     })
     try {
-      return await interruptible('Stopping.', async (interrupt) => {
+      const exitCode = await interruptible('Stopping.', async (interrupt) => {
         const closed = new AbortController()
         process.stdout.once('error', () => closed.abort())
         return use(session, AbortSignal.any([interrupt, closed.signal]), new Map(adapters))
       })
-    } catch (error) {
-      if (!(error instanceof DOMException && error.name === 'AbortError')) throw error
-      return EXIT_INTERRUPTED
+      return exitCode ?? EXIT_INTERRUPTED
     } finally {
       await session.dispose()
     }

@@ -12,11 +12,15 @@ export function interruptedBy(): NodeJS.Signals | undefined {
   return first
 }
 
-/** The first signal aborts `work`; a second ends the process with nothing more written. */
+export function isAbort(error: unknown): boolean {
+  return error instanceof DOMException && error.name === 'AbortError'
+}
+
+/** The first signal aborts `work`, and undefined comes back; a second ends the process with nothing more written. */
 export async function interruptible<T>(
   promise: string | (() => string),
   work: (signal: AbortSignal) => Promise<T>,
-): Promise<T> {
+): Promise<T | undefined> {
   const controller = new AbortController()
   const onInterrupt = (name: NodeJS.Signals): void => {
     if (controller.signal.aborted) {
@@ -34,6 +38,9 @@ export async function interruptible<T>(
   for (const name of SIGNALS) process.on(name, onInterrupt)
   try {
     return await work(controller.signal)
+  } catch (error) {
+    if (isAbort(error)) return undefined
+    throw error
   } finally {
     // Once asked to stop, the process ends soon: until then a second signal means the same as before.
     if (!controller.signal.aborted) for (const name of SIGNALS) process.off(name, onInterrupt)

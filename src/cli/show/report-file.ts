@@ -1,8 +1,11 @@
-// Guards the file of a report: it replaces nothing but a report of the same command.
+// The file of a report: it replaces nothing but a report of the same command.
 
 import { type FileHandle, open } from 'node:fs/promises'
 import { FileError } from '../../index.js'
+import { writeWhole } from '../../node/command-line.js'
 import { generatorOf } from '../../report/generator.js'
+import type { Report } from '../../report/page.js'
+import { colors, say } from './terminal.js'
 
 const START_BYTES = 2000
 
@@ -19,6 +22,12 @@ export async function refusePage(file: string, mayReplace: boolean, command = 'i
     what: `not overwritten, because lowrank ${command} did not write it`,
     hint: 'Choose another place',
   })
+}
+
+export async function writePage(file: string, report: Report): Promise<void> {
+  const { reportPage } = await import('../../report/page.js')
+  await writeWhole(file, reportPage(report))
+  say(`Wrote ${colors.bold(file)}`)
 }
 
 async function startOf(file: string): Promise<string | undefined> {

@@ -28,18 +28,13 @@ const INSPECT_MEASURES: readonly Shown[] = [
 export function inspectionReport(report: AdapterInspection, title: string): Report {
   const { layers, fit } = report
   const fits = new Map(fit?.parts.map((part) => [part.name, part]))
-  const problems = [
-    ...report.problems.map(({ message }) => message),
-    ...(fit?.problems ?? []),
-    ...(fit?.parts.flatMap(({ problem }) => problem ?? []) ?? []),
-  ]
   const fitColumn: Shown[] = fit === undefined ? [] : [['fits', 'fits']]
   return {
     title,
     command: 'inspect',
     sections: [
       { kind: 'facts', facts: factsOf(report) },
-      { kind: 'messages', level: 'problem', texts: problems },
+      { kind: 'messages', level: 'problem', texts: problemsOf(report) },
       { kind: 'messages', level: 'warning', texts: report.warnings },
       { kind: 'messages', level: 'note', texts: fit?.notes ?? [] },
       {
@@ -54,6 +49,12 @@ export function inspectionReport(report: AdapterInspection, title: string): Repo
       },
     ],
   }
+}
+
+/** Problems of the adapter, then those of its fit to a base. */
+export function problemsOf({ problems, fit }: AdapterInspection): string[] {
+  const misfits = fit === undefined ? [] : [...fit.problems, ...fit.parts.flatMap(({ problem }) => problem ?? [])]
+  return [...problems.map(({ message }) => message), ...misfits]
 }
 
 function factsOf({ config, layers, trainableParams, replacements, fit }: AdapterInspection): [string, string][] {

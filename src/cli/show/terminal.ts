@@ -105,6 +105,11 @@ export class Progress {
   }
 }
 
+/** Some names, and how many there are; the JSON document has all. */
+export function firstOf(names: readonly string[], most = 5): string {
+  return names.slice(0, most).join(', ') + (names.length > most ? `, … (${names.length})` : '')
+}
+
 export function duration(milliseconds: number): string {
   const seconds = Math.round(milliseconds / 1000)
   const minutes = Math.floor(seconds / 60) % 60

@@ -2,6 +2,7 @@
 
 import { type Directory, readJson, withSource } from '../../base/bytes.js'
 import { ConfigError, FormatError, UnsupportedError } from '../../base/errors.js'
+import { objectOf } from '../../base/options.js'
 import { type GgufFile, type GgufValue, parseGguf } from '../../formats/gguf/gguf.js'
 import { type GgufNames, namesOfArchitecture, namesOfModel } from './names.js'
 
@@ -34,9 +35,8 @@ export async function readBase(directory: Directory, file?: string): Promise<Ggu
 
 async function readConfigBase(directory: Directory): Promise<GgufBase> {
   const where = `${directory.name}/config.json`
-  const whole = ((await readJson(directory, 'config.json')) ?? {}) as Record<string, unknown>
-  const inner = whole.text_config as Record<string, unknown> | undefined
-  const config = { ...whole, ...(typeof inner === 'object' && inner !== null && inner) }
+  const whole = objectOf(await readJson(directory, 'config.json'))
+  const config = { ...whole, ...objectOf(whole.text_config) }
   const [model] = Array.isArray(whole.architectures) ? whole.architectures : []
   if (typeof model !== 'string') {
     throw new FormatError({ where: `${where}: architectures`, what: 'missing', expected: 'the class of the model' })

@@ -1,9 +1,9 @@
 // GGUF files of adapters. Names and the order of q and k depend on the model, so both ways need the base.
 
-import { withSource, writeThrough } from '../../base/bytes.js'
+import { type Place, withSource, writeThrough } from '../../base/bytes.js'
 import { ConfigError } from '../../base/errors.js'
 import { openAdapter } from '../../peft/open.js'
-import { type ExchangeFormat, type Place, startsWith, type Written } from '../format.js'
+import { type ExchangeFormat, startsWith, type Written } from '../format.js'
 import { type GgufBase, readBase } from './base.js'
 import { readGgufAdapter } from './read.js'
 import { writeGgufAdapter } from './write.js'

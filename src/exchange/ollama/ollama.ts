@@ -1,12 +1,12 @@
 // A folder for `ollama create`: the adapter as GGUF, and a Modelfile with the base, the template and its stops.
 
-import { readJson, writeFile } from '../../base/bytes.js'
+import { type Place, readJson, writeFile } from '../../base/bytes.js'
 import { ConfigError, UnsupportedError } from '../../base/errors.js'
 import { isObject } from '../../base/options.js'
 import { requireAlwaysOn } from '../../lora/requirements.js'
 import { loadChatTemplate } from '../../text/chat-template.js'
 import type { ChatTemplate } from '../../text/template.js'
-import type { ExchangeFormat, Place } from '../format.js'
+import type { ExchangeFormat } from '../format.js'
 import { GGUF } from '../gguf/format.js'
 import { goTemplate, type TurnShape, turnShape } from './turns.js'
 

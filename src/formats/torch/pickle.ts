@@ -64,7 +64,7 @@ class Machine {
     [0x93 /* STACK_GLOBAL */, (m) => m.#global(...m.#popMany(2))],
     [0x52 /* REDUCE */, (m) => m.#reduce()],
     [0x62 /* BUILD */, (m) => m.#build()],
-    [0x51 /* BINPERSID */, (m) => m.#host.persistent(m.#pop(), m.#where())],
+    [0x51 /* BINPERSID */, (m) => m.host.persistent(m.#pop(), m.#where())],
   ] as [number, (machine: Machine) => PickleValue | typeof MARK][])
   static readonly #ACTS: ReadonlyMap<number, (machine: Machine) => unknown> = new Map([
     [0x80 /* PROTO */, (m) => m.#checkProtocol(m.#u8())],
@@ -78,30 +78,28 @@ class Machine {
     [0x94 /* MEMOIZE */, (m) => m.#remember(m.#memo.size)],
   ] as [number, (machine: Machine) => unknown][])
   #at = 0
-  readonly #bytes: Uint8Array
   readonly #view: DataView
-  readonly #file: string
-  readonly #host: PickleHost
   readonly #stack: (PickleValue | typeof MARK)[] = []
   readonly #memo = new Map<number, PickleValue>()
   #objects = 0
   #opcodeAt = 0
 
-  constructor(bytes: Uint8Array, file: string, host: PickleHost) {
-    this.#bytes = bytes
+  constructor(
+    private readonly bytes: Uint8Array,
+    private readonly file: string,
+    private readonly host: PickleHost,
+  ) {
     this.#view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength)
-    this.#file = file
-    this.#host = host
   }
 
   run(): PickleValue {
     for (;;) {
       this.#opcodeAt = this.#at
-      const opcode = this.#bytes[this.#take(1)]
+      const opcode = this.bytes[this.#take(1)]
       if (opcode === 0x2e /* STOP */) {
         const value = this.#pop()
         if (this.#stack.length > 0) this.#fail('STOP with more than one value')
-        if (this.#at !== this.#bytes.length) this.#fail(`the file goes on after its pickle’s end at ${this.#at}`)
+        if (this.#at !== this.bytes.length) this.#fail(`the file goes on after its pickle’s end at ${this.#at}`)
         return value
       }
       const push = Machine.#VALUES.get(opcode)
@@ -113,7 +111,7 @@ class Machine {
   }
 
   #where(): string {
-    return `${this.#file}: byte ${this.#opcodeAt}`
+    return `${this.file}: byte ${this.#opcodeAt}`
   }
 
   #fail(what: string): never {
@@ -132,7 +130,7 @@ class Machine {
 
   #take(count: number): number {
     const at = this.#at
-    if (at + count > this.#bytes.length) {
+    if (at + count > this.bytes.length) {
       throw new FormatError({
         where: this.#where(),
         what: 'the pickle goes on after the end',
@@ -184,7 +182,7 @@ class Machine {
     if (byteLength > MAX_INTEGER_BYTES) this.#fail(`an integer of ${byteLength} bytes`)
     const start = this.#take(byteLength)
     let value = 0n
-    for (let i = byteLength - 1; i >= 0; i--) value = (value << 8n) | BigInt(this.#bytes[start + i])
+    for (let i = byteLength - 1; i >= 0; i--) value = (value << 8n) | BigInt(this.bytes[start + i])
     value = BigInt.asIntN(Math.max(1, 8 * byteLength), value)
     const number = Number(value)
     return Number.isSafeInteger(number) ? number : value
@@ -193,7 +191,7 @@ class Machine {
   #text(byteLength: number): string {
     const start = this.#take(byteLength)
     try {
-      const bytes = this.#bytes.subarray(start, start + byteLength)
+      const bytes = this.bytes.subarray(start, start + byteLength)
       return new TextDecoder('utf-8', { fatal: true, ignoreBOM: true }).decode(bytes)
     } catch {
       this.#fail('a string that is not UTF-8')
@@ -202,7 +200,7 @@ class Machine {
 
   /** Names of modules are short. */
   #line(): string {
-    const end = this.#bytes.subarray(0, this.#at + 256).indexOf(0x0a, this.#at)
+    const end = this.bytes.subarray(0, this.#at + 256).indexOf(0x0a, this.#at)
     if (end < 0) {
       this.#take(256)
       this.#fail('a name of more than 256 bytes')
@@ -246,7 +244,7 @@ class Machine {
   #global(...[module, name]: readonly PickleValue[]): PickleGlobal {
     if (typeof module !== 'string' || typeof name !== 'string') this.#fail('STACK_GLOBAL without two strings')
     const full = `${module}.${name}`
-    const found = this.#host.global(full)
+    const found = this.host.global(full)
     if (found === undefined) {
       throw new UnsupportedError({
         where: this.#where(),

@@ -156,11 +156,8 @@ function joined(graph: Graph, present: Value): Joined | undefined {
 /** Told by the linear layer that made the query (batch, heads, sequence, size), or its part of a packed one. */
 function headsOf(graph: Graph, query: Value, size: number, linears: ReadonlyMap<Value, Linear>): number | undefined {
   const open = [query]
-  for (
-    let value = open.shift(), looked = 0;
-    value !== undefined && looked < MOST_NODES;
-    value = open.shift(), looked++
-  ) {
+  for (let looked = 0; open.length > 0 && looked < MOST_NODES; looked++) {
+    const value = open.shift()!
     const node = graph.producer(value)
     const linear = linears.get(value)
     const packed = node && linearBehind(graph, node, linears)
@@ -204,12 +201,9 @@ function replace(
   const bias = addBias(g, mask, total, shared)
   graph.nodes = graph.nodes.filter((node) => node !== last && node !== key.node && node !== value.node)
   graph.invalidate()
-  const node = g.node(
-    'com.microsoft:GroupQueryAttention',
-    [q, k, v, key.past, value.past, seqlens, totalLength, '', '', '', bias],
-    { num_heads: heads, kv_num_heads: key.heads, scale: { float: scale } },
-    3,
-  )
+  const inputs = [q, k, v, key.past, value.past, seqlens, totalLength, '', '', '', bias]
+  const attributes = { num_heads: heads, kv_num_heads: key.heads, scale: { float: scale } }
+  const node = g.node('com.microsoft:GroupQueryAttention', inputs, attributes, 3)
   for (const [i, name] of [last.output[0], key.present, value.present].entries()) graph.setOutput(node, i, name)
 }
 

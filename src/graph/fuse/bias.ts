@@ -50,33 +50,14 @@ function hidesLaterTokens(graph: Graph, mask: Value): boolean {
   const isRole = new Set(roles.flatMap(({ name, role }) => (role === 'tokenTypeIds' ? [] : [name])))
   const isPast = new Set(others.filter(isCacheInput).map(({ name }) => name))
   const isInput = new Set(graph.inputs.map(({ name }) => name))
-  const joins = ({ opType, input }: NodeProto) => opType === 'Concat' && input.some((name) => isPast.has(name))
+  const isLength = ({ opType, input }: NodeProto) => opType === 'Shape' && isPast.has(input[0])
   let isOrdered = false
-  const isPlain = everyMaker(graph, mask, (value, node) => {
-    if (node === undefined) return isInput.has(value) && !isRole.has(value) ? 'stop' : 'go on'
-    if (joins(node)) return 'stop'
-    isOrdered ||= ORDERS.has(node.opType)
-    return node.opType === 'Shape' && isPast.has(node.input[0]) ? 'leave' : 'go on'
-  })
-  return isPlain && isOrdered
-}
-
-function everyMaker(
-  graph: Graph,
-  value: Value,
-  look: (value: Value, node: NodeProto | undefined) => 'go on' | 'leave' | 'stop',
-): boolean {
-  const seen = new Set<Value>([''])
-  const open = [value]
-  for (let next = open.pop(); next !== undefined; next = open.pop()) {
-    if (seen.has(next)) continue
-    seen.add(next)
-    const node = graph.producer(next)
-    const answer = look(next, node)
-    if (answer === 'stop') return false
-    if (answer === 'go on') open.push(...(node?.input ?? []))
+  for (const [value, node] of graph.madeOf(mask, (maker) => !isLength(maker))) {
+    if (node === undefined && isInput.has(value) && !isRole.has(value)) return false
+    if (node?.opType === 'Concat' && node.input.some((name) => isPast.has(name))) return false
+    isOrdered ||= ORDERS.has(node?.opType ?? '')
   }
-  return true
+  return isOrdered
 }
 
 /** Appends the bias (batch or 1, heads or 1, sequence, total), shared by layers with the same mask. `total` is (1). */

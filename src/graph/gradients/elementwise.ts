@@ -1,6 +1,7 @@
 // Gradients of elementwise operators. Those with several inputs broadcast: the walker sums their gradients down.
 
-import { DataType, floatsOf, integersOf } from '../../formats/onnx/tensors.js'
+import { DataType } from '../../formats/onnx/tensors.js'
+import { scalarOf } from '../fuse/patterns.js'
 import { floatAttribute, intAttribute, stringAttribute } from '../view/attributes.js'
 import type { Builder, Value } from '../view/builder.js'
 import { operatorOf } from '../view/operators.js'
@@ -28,7 +29,7 @@ export const ARITHMETIC: Readonly<Record<string, GradientRule>> = {
   Pow: (context) => {
     const { g, inputs, outputs, dy } = context
     const [x, p] = inputs
-    const exponent = scalarOf(context, p)
+    const exponent = scalarOf(g.graph, p)
     return [
       () => g.mul(dy, exponent === undefined ? slopes(g, x, g.cast(p, g.floatType)) : slope(g, x, exponent)),
       () => {
@@ -186,12 +187,6 @@ function slopes(g: Builder, x: Value, p: Value): Value {
 
 function power(g: Builder, x: Value, p: Value): Value {
   return g.op('Pow', [x, p])
-}
-
-function scalarOf({ g }: GradientContext, value: Value): number | undefined {
-  const tensor = g.graph.constant(value)
-  if (tensor === undefined || tensor.dims.some((dim) => dim !== 1n)) return undefined
-  return (floatsOf(tensor) ?? integersOf(tensor))?.[0]
 }
 
 export const ROTARY: Readonly<Record<string, GradientRule>> = {

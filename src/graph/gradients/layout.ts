@@ -64,12 +64,8 @@ export const LAYOUT: Readonly<Record<string, GradientRule>> = {
     if (filled.length === 1) return inputs.map((x) => (x === filled[0] ? () => dy : undefined))
     const parts = once(() => {
       const isKnown = lengths.every(({ value, other }) => value === other)
-      const sizes = isKnown
-        ? g.int(lengths.map(({ value }) => value))
-        : g.concat(
-            inputs.map((x) => g.length(x, axis)),
-            0,
-          )
+      const measured = () => inputs.map((x) => g.length(x, axis))
+      const sizes = isKnown ? g.int(lengths.map(({ value }) => value)) : g.concat(measured(), 0)
       return g.node('Split', [dy, sizes], { axis }, inputs.length).output
     })
     return inputs.map((_, i) => () => parts()[i])
@@ -82,13 +78,8 @@ export const LAYOUT: Readonly<Record<string, GradientRule>> = {
       const { dims, other } = shapeOf(context, y)
       return g.expand(g.float(0), dims.join() === other.join() ? g.int(dims) : g.shape(y))
     }
-    return [
-      () =>
-        g.concat(
-          outputs.map((y, i) => dys[i] ?? zeros(y)),
-          axisOf(context, 0),
-        ),
-    ]
+    const parts = () => outputs.map((y, i) => dys[i] ?? zeros(y))
+    return [() => g.concat(parts(), axisOf(context, 0))]
   },
 
   // y = x[start:end:step]      dx = dy with zeros around and between
@@ -188,15 +179,8 @@ function pad(context: GradientContext, value: Value, cuts: readonly Cut[]): Valu
   }
   if (pads.every((entry) => entry === 0)) return value
   const isConstant = (entry: number | Value): entry is number => typeof entry === 'number'
-  return g.op('Pad', [
-    value,
-    pads.every(isConstant)
-      ? g.int(pads)
-      : g.concat(
-          pads.map((entry) => vector(context, entry)),
-          0,
-        ),
-  ])
+  const vectors = () => pads.map((entry) => vector(context, entry))
+  return g.op('Pad', [value, pads.every(isConstant) ? g.int(pads) : g.concat(vectors(), 0)])
 }
 
 function restOf(context: GradientContext, part: Value, axis: number, begin: Value): Value {
@@ -264,10 +248,8 @@ function scatter(context: GradientContext, axis: number): Value {
 
   const perm = [axis, ...range(rank).filter((i) => i !== axis)]
   const shape = g.op('Gather', [g.shape(x), g.int(perm)])
-  return g.transpose(
-    g.reshape(g.matmul(oneHot, rows), shape),
-    range(rank).map((i) => perm.indexOf(i)),
-  )
+  const back = range(rank).map((i) => perm.indexOf(i))
+  return g.transpose(g.reshape(g.matmul(oneHot, rows), shape), back)
 }
 
 const KEY = 'lowrank.distinct'

@@ -19,7 +19,7 @@ export interface Branch {
   readonly linear: Linear
   readonly rank: number
   readonly scaling: number
-  /** For DoRA: Σ w² of each row of the module's weight. */
+  /** For DoRA: Σ w² of each row of the module's weight (d), as the model has it. */
   readonly baseSquares?: Float64Array | undefined
   /** Which outputs of its module the linear computes; undefined: all. */
   readonly part?: { readonly start: number; readonly end: number } | undefined

@@ -3,7 +3,7 @@
 import { UnsupportedError } from '../../base/errors.js'
 import { DataType } from '../../formats/onnx/tensors.js'
 import type { Feeds } from '../../runtime/runtime.js'
-import type { Graph } from '../view/graph.js'
+import { declaredOf, type Graph } from '../view/graph.js'
 import { dimsOfInput, ones, typeOf } from './roles.js'
 
 /** The name that exporters give to the input (batch, 3, height, width). */
@@ -11,8 +11,7 @@ export const PIXELS = 'pixel_values'
 
 export function checkImageInputs(graph: Pick<Graph, 'inputs'>): void {
   const [input, ...others] = graph.inputs
-  const type = input?.type?.value
-  const isFloat = type?.case !== 'tensorType' || type.value.elemType === DataType.FLOAT
+  const isFloat = (declaredOf(input)?.elemType ?? DataType.FLOAT) === DataType.FLOAT
   if (input?.name === PIXELS && others.length === 0 && isFloat) return
   throw new UnsupportedError({
     where: 'ONNX model',

@@ -2,7 +2,8 @@
 
 import { DataType, type ValueInfoProto } from '../../formats/onnx/tensors.js'
 import type { Feeds, RuntimeTensor, TensorType } from '../../runtime/runtime.js'
-import type { Graph } from '../view/graph.js'
+import { declaredOf, type Graph } from '../view/graph.js'
+import { entryOf } from '../view/operators.js'
 
 /** Tokens to feed: row-major (batch, sequence). */
 export interface TokenBatch {
@@ -21,20 +22,8 @@ export interface TokenBatch {
   readonly logitsToKeep?: number | undefined
 }
 
-export type Role =
-  | 'inputIds'
-  | 'attentionMask'
-  | 'positionIds'
-  | 'tokenTypeIds'
-  | 'logitsToKeep'
-  | 'seqlensK'
-  | 'totalLength'
-  | 'pastLength'
-  | 'cachePosition'
-  | 'usesCache'
-
 /** As optimum, transformers.js and onnxruntime-genai use them. */
-const ROLES: Readonly<Record<string, Role>> = {
+const ROLES = {
   input_ids: 'inputIds',
   attention_mask: 'attentionMask',
   position_ids: 'positionIds',
@@ -48,7 +37,9 @@ const ROLES: Readonly<Record<string, Role>> = {
   past_seq_len: 'pastLength',
   cache_position: 'cachePosition',
   use_cache_branch: 'usesCache',
-}
+} as const
+
+export type Role = (typeof ROLES)[keyof typeof ROLES]
 
 export interface RoleInput {
   readonly name: string
@@ -73,7 +64,7 @@ export function splitInputs(graph: Pick<Graph, 'inputs'>): { roles: RoleInput[];
   const others: ValueInfoProto[] = []
   for (const input of graph.inputs) {
     const type = typeOf(input)
-    const role = Object.hasOwn(ROLES, input.name) ? ROLES[input.name] : undefined
+    const role = entryOf<Role>(ROLES, input.name)
     const isTyped = role === 'usesCache' ? type === 'bool' : type === 'int64' || type === 'int32'
     if (role !== undefined && type !== undefined && isTyped) {
       roles.push({ name: input.name, role, type, rank: dimsOfInput(input).length })
@@ -166,15 +157,10 @@ function positionsOf({ batch, attentionMask }: TokenBatch, total: number): Int32
 }
 
 export function typeOf(input: ValueInfoProto): TensorType | undefined {
-  const value = input.type?.value
-  return value?.case === 'tensorType' ? TYPES[value.value.elemType as DataType] : undefined
+  return TYPES[declaredOf(input)?.elemType as DataType]
 }
 
 /** Undefined where they are symbolic. */
 export function dimsOfInput(input: ValueInfoProto): (number | undefined)[] {
-  const value = input.type?.value
-  if (value?.case !== 'tensorType') return []
-  return (value.value.shape?.dim ?? []).map(({ value: dim }) =>
-    dim.case === 'dimValue' ? Number(dim.value) : undefined,
-  )
+  return declaredOf(input)?.dims ?? []
 }

@@ -275,11 +275,8 @@ const standardAttention: Lowering = (context) => {
     mask: intAttribute(node, 'is_causal', 0) === 1 ? causalMask(g, query) : undefined,
     bias: isSeen ? g.where(mask, g.float(0), g.float(LOWEST)) : mask || undefined,
   })
-  const { output } = attended
-  return outputsOf(
-    context,
-    isSplit ? { ...attended, output: swap(g.reshape(output, g.int([0, 0, heads, -1]))) } : attended,
-  )
+  if (!isSplit) return outputsOf(context, attended)
+  return outputsOf(context, { ...attended, output: swap(g.reshape(attended.output, g.int([0, 0, heads, -1]))) })
 }
 
 export const ATTENTION: Readonly<Record<string, Lowering>> = {

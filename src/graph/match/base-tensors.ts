@@ -92,10 +92,8 @@ export function trainableTensor<T extends BaseTensor>(
   const near = tensors.filter((one) => endAlike(one.name, name))
   const found = tensors.find((one) => one.name === name) ?? (near.length === 1 ? near[0] : undefined)
   if (found === undefined) {
-    const others = nearMisses(
-      name,
-      tensors.map((one) => one.name),
-    )
+    const names = tensors.map((one) => one.name)
+    const others = nearMisses(name, names)
     throw new MismatchError({
       where: name,
       what: 'the graph has no tensor that is certain to be this one',

@@ -4,7 +4,7 @@ import { UnsupportedError } from '../../base/errors.js'
 import { inputFamily } from '../inputs/family.js'
 import type { Model } from '../model-folder.js'
 import type { Graph } from '../view/graph.js'
-import { findLinears, logitsName } from './linears.js'
+import { findLinears, logitsDims, logitsName } from './linears.js'
 
 /** Endings of architectures that predict something else than the next token. */
 const NOT_CAUSAL =
@@ -18,15 +18,10 @@ export function checkCausal(model: Pick<Model, 'config' | 'vocabularySize'>, gra
   const architectures = [model.config?.architectures].flat().filter((name) => typeof name === 'string')
   const other = architectures.find((name) => NOT_CAUSAL.test(name))
   if (other !== undefined) throw refuse(other)
-  const logits = graph.outputs.find(({ name }) => name === logitsName(graph))
-  if (logits === undefined || /hidden_state|pooler|embedding/.test(logits.name))
-    throw refuse(`output ${logits?.name ?? 'none'}`)
-  const type = logits.type?.value
-  const dims = type?.case === 'tensorType' ? type.value.shape?.dim : undefined
-  if (dims !== undefined && dims.length !== 3) throw refuse(`${logits.name} of ${dims.length} axes`)
-  const width = dims?.at(-1)?.value
-  if (width?.case === 'dimValue') checkWidth(model, Number(width.value))
-  else checkWidth(model, findLinears(graph).find(({ isHead }) => isHead)?.d)
+  const [logits, dims] = [logitsName(graph), logitsDims(graph)]
+  if (logits === '' || /hidden_state|pooler|embedding/.test(logits)) throw refuse(`output ${logits || 'none'}`)
+  if (dims !== undefined && dims.length !== 3) throw refuse(`${logits} of ${dims.length} axes`)
+  checkWidth(model, dims?.at(-1) ?? findLinears(graph).find(({ isHead }) => isHead)?.d)
 }
 
 export function notCausal(what = 'it does not continue texts', got?: string): UnsupportedError {

@@ -3,14 +3,14 @@
 
 import type { NodeProto } from '../../formats/onnx/tensors.js'
 import type { Value } from '../view/builder.js'
-import type { Graph } from '../view/graph.js'
+import { declaredOf, type Graph } from '../view/graph.js'
 import { ATTENTION } from './forms/attention.js'
-import type { Linear, Product } from './forms/form.js'
+import type { Linear, NamedLayer, Product } from './forms/form.js'
 import { findProduct } from './forms/forms.js'
 import { findBranches } from './merged-branches.js'
 import { packedParts } from './packed.js'
 
-export type { Linear }
+export type { Linear, NamedLayer }
 
 /** Module name → name of the node, or of the weight's initializer: where the graph's own names do not tell. */
 export type ModuleMap = Readonly<Record<string, string>>
@@ -53,6 +53,10 @@ const AFTER_HEAD = new Set(['Add', 'Sub', 'Mul', 'Div', 'Tanh', 'Clip', 'Cast', 
 /** The output of that name, else the first. */
 export function logitsName(graph: { readonly outputs: readonly { readonly name: Value }[] }): Value {
   return (graph.outputs.find(({ name }) => name === 'logits') ?? graph.outputs[0])?.name ?? ''
+}
+
+export function logitsDims(graph: Pick<Graph, 'outputs'>): readonly (number | undefined)[] | undefined {
+  return declaredOf(graph.outputs.find(({ name }) => name === logitsName(graph)))?.dims
 }
 
 /** One, or one of each branch of an If. */

@@ -4,7 +4,7 @@ import { ConfigError, MismatchError, nearMisses } from '../../base/errors.js'
 import { groupBy } from '../../base/group.js'
 import { isAllLinear, type TargetRules, targetMatcher } from '../../lora/patterns/patterns.js'
 import { ATTENTION } from './forms/attention.js'
-import type { Linear } from './linears.js'
+import type { Linear, NamedLayer } from './linears.js'
 import { nameOfModule } from './module-names.js'
 
 /**
@@ -63,12 +63,6 @@ function nonEmpty(found: Linear[], wanted: string, linears: readonly Linear[]): 
   })
 }
 
-export interface NamedLayer {
-  readonly name: string
-  readonly d: number
-  readonly k: number
-}
-
 /**
  * Matched by {@link nameOfModule}. Throws MismatchError naming every layer without a module, or one of another shape.
  */
@@ -100,15 +94,10 @@ export function matchLayers<T extends NamedLayer>(
   throw missingError(missing, finder.names, count)
 }
 
-export interface ModuleFinder {
-  readonly names: readonly string[]
-  find(name: string): readonly Linear[] | undefined
-}
-
-export function moduleFinder(linears: readonly Linear[]): ModuleFinder {
+export function moduleFinder(linears: readonly Linear[]) {
   const byName = groupBy([...linears, ...wholeModules(linears)], ({ name }) => name)
   const names = new Set(byName.keys())
-  return { names: [...names], find: (name) => byName.get(nameOfModule(names, name) ?? '') }
+  return { names: [...names], find: (name: string) => byName.get(nameOfModule(names, name) ?? '') }
 }
 
 const SHOWN = 5

@@ -6,7 +6,7 @@ import { LoraLayer } from '../../lora/layer.js'
 import { intAttribute, intsAttribute } from '../view/attributes.js'
 import type { Graph } from '../view/graph.js'
 import { ATTENTION, attentionWidths } from './forms/attention.js'
-import type { Linear } from './forms/form.js'
+import type { Linear, NamedLayer } from './forms/form.js'
 import { endAlike } from './module-names.js'
 
 /** Modules that some models have as one and some exporters as several, with their parts in order. */
@@ -33,11 +33,8 @@ export function packedParts(graph: Graph, linear: Linear): Linear[] | undefined 
   const widths = headWidths(consumers, linear.d) ?? cutWidths(graph, consumers, linear.d)
   const total = widths?.reduce((sum, width) => sum + width, 0)
   if (widths === undefined || widths.length !== names.length || total !== linear.d) return undefined
-  return partsOf(
-    linear,
-    names.map((name) => linear.name.slice(0, at) + name),
-    widths,
-  )
+  const own = names.map((name) => linear.name.slice(0, at) + name)
+  return partsOf(linear, own, widths)
 }
 
 function partsOf(linear: Linear, names: readonly string[], widths: readonly number[]): Linear[] {
@@ -115,10 +112,7 @@ export function unsplitOwner(linears: readonly Linear[], module: string): Linear
 }
 
 /** A layer, or some of its outputs: those from `start` on. */
-export interface LayerPart<T> {
-  readonly name: string
-  readonly d: number
-  readonly k: number
+export interface LayerPart<T> extends NamedLayer {
   readonly layer: T
   readonly start: number
 }
@@ -127,7 +121,7 @@ export interface LayerPart<T> {
  * A module that the graph computes as several products becomes one part for each, with the same A and its own rows of
  * B. With `splitsWholes` also what it computes as one, so that adapters of the whole and of its parts can share it.
  */
-export function partsForGraph<T extends { readonly name: string; readonly d: number; readonly k: number }>(
+export function partsForGraph<T extends NamedLayer>(
   linears: readonly Linear[],
   layers: readonly T[],
   splitsWholes: boolean,

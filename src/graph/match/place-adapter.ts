@@ -9,15 +9,9 @@ import type { Graph } from '../view/graph.js'
 import { operatorOf } from '../view/operators.js'
 import { inseparable, PACKED_ATTENTION } from './forms/attention.js'
 import { withPointwise } from './forms/pointwise.js'
-import type { Linear } from './linears.js'
+import type { Linear, NamedLayer } from './linears.js'
 import { matchLayers, moduleFinder } from './match.js'
 import { type LayerPart, layerOfPart, partsForGraph, unsplitOwner } from './packed.js'
-
-export interface PlacedLayer {
-  readonly name: string
-  readonly layer: LoraLayer
-  readonly linear: Linear
-}
 
 /** A part of the graph that an execution provider has compiled, with its weights. */
 export const COMPILED = 'EPContext'
@@ -53,7 +47,7 @@ export function placeAdapter(
   found: readonly Linear[],
   adapter: LoraAdapter,
   splitsWholes = false,
-): PlacedLayer[] {
+): { name: string; layer: LoraLayer; linear: Linear }[] {
   const own = adapter.parts('linear')
   if (own.length === 0) throw new MismatchError({ where: 'adapter', what: 'it has no layers' })
   const layers = new Map<LayerPart<LoraLayer>, LoraLayer>()
@@ -65,17 +59,14 @@ export function placeAdapter(
 }
 
 /** Placed by names and shapes. Throws UnsupportedError when a module is in a form that cannot be adapted. */
-export function placeLayers<T extends { readonly name: string; readonly d: number; readonly k: number }>(
+export function placeLayers<T extends NamedLayer>(
   graph: Graph,
   found: readonly Linear[],
   own: readonly T[],
   splitsWholes = false,
 ): { part: LayerPart<T>; linear: Linear }[] {
-  const linears = withPointwise(
-    graph,
-    found,
-    own.map(({ name }) => name),
-  )
+  const names = own.map(({ name }) => name)
+  const linears = withPointwise(graph, found, names)
   const parts = partsForGraph(linears, own, splitsWholes)
   const placed = matchOrRefuse(graph, linears, parts).map(({ layer: part, linear }) => ({ part, linear }))
   const owners = new Map<string, string>()
@@ -90,7 +81,7 @@ export function placeLayers<T extends { readonly name: string; readonly d: numbe
   return placed
 }
 
-function matchOrRefuse<T extends { name: string; d: number; k: number }>(
+function matchOrRefuse<T extends NamedLayer>(
   graph: Graph,
   linears: readonly Linear[],
   layers: readonly T[],

@@ -1,6 +1,8 @@
 // The cheapest set of edges that separates a source from a sink: Dinic's algorithm (1970).
 
-/** 0 is the source and 1 the sink. */
+/** The two vertices that each network has. */
+export const [SOURCE, SINK] = [0, 1]
+
 export class FlowNetwork {
   /** An edge and its reverse are neighbors, with numbers that differ in the last bit. */
   readonly #edges: number[][] = [[], []]
@@ -78,6 +80,3 @@ export class FlowNetwork {
     }
   }
 }
-
-const SOURCE = 0
-const SINK = 1

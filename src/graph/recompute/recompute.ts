@@ -10,7 +10,7 @@ import { intAttribute } from '../view/attributes.js'
 import type { Value } from '../view/builder.js'
 import { type Graph, subgraphs } from '../view/graph.js'
 import { operatorOf, PREDICATES } from '../view/operators.js'
-import { FlowNetwork } from './min-cut.js'
+import { FlowNetwork, SINK, SOURCE } from './min-cut.js'
 
 /** The weight of memory against measured times: computing an element again costs 1. */
 const COST_OF_KEEPING = 10
@@ -31,7 +31,7 @@ export function recompute(
   elements: (shape: ProbedShape) => number,
 ): ReadonlyMap<Value, Value> {
   graph.sort()
-  const forward = ancestors(graph, loss)
+  const forward = new Set(Array.from(graph.madeOf(loss)).flatMap(([, maker]) => maker ?? []))
   const backward = graph.nodes.filter((node) => !forward.has(node))
   const again = chooseRecomputed(graph, shapes, forward, backward, elements)
   const copies = new Map<NodeProto, NodeProto>()
@@ -61,18 +61,6 @@ export function recompute(
   graph.nodes = [...graph.nodes.slice(0, end), ...copies.values(), ...graph.nodes.slice(end)]
   graph.invalidate()
   return originals
-}
-
-function ancestors(graph: Graph, value: Value): Set<NodeProto> {
-  const found = new Set<NodeProto>()
-  const open = [value]
-  for (let next = open.pop(); next !== undefined; next = open.pop()) {
-    const maker = graph.producer(next)
-    if (maker === undefined || found.has(maker)) continue
-    found.add(maker)
-    open.push(...maker.input)
-  }
-  return found
 }
 
 /** The value whose memory a view shows; a value itself if it is no view. */
@@ -146,6 +134,3 @@ function costOf(node: NodeProto, shapes: ShapeMap, elements: (shape: ProbedShape
   const length = elements({ dims: [a.dims[inner]], other: [a.other[inner]] })
   return elements(y) * Math.max(1, Math.ceil(length / PRODUCTS_PER_ELEMENT))
 }
-
-const SOURCE = 0
-const SINK = 1

@@ -5,7 +5,7 @@ import { DataType, type NodeProto } from '../../formats/onnx/tensors.js'
 import { valueInfo } from '../inject/inject.js'
 import { intAttribute } from '../view/attributes.js'
 import { type Builder, sharedValue, type Value } from '../view/builder.js'
-import type { Graph } from '../view/graph.js'
+import { declaredOf, type Graph } from '../view/graph.js'
 import type { ProbedContent, ProbedShape, ShapeMap } from './shapes.js'
 
 /** An axis of a graph input. */
@@ -113,8 +113,8 @@ export function declareShapes(
     return isNamed(dims) ? valueInfo(value, type, dims) : undefined
   }
   graph.inputs = graph.inputs.map((input) => {
-    const type = input.type?.value
-    return (type?.case === 'tensorType' ? declare(input.name, type.value.elemType) : undefined) ?? input
+    const declared = declaredOf(input)
+    return (declared && declare(input.name, declared.elemType)) ?? input
   })
   graph.valueInfo = [...new Set(values)].flatMap((value) => declare(value, DataType.FLOAT) ?? [])
 }

@@ -9,7 +9,7 @@ import { ownBiasInput } from '../match/parameters.js'
 import type { ShapeMap } from '../shapes/shapes.js'
 import { constantTensor, intAttribute, setAttribute } from '../view/attributes.js'
 import { Builder, type Value } from '../view/builder.js'
-import type { Graph } from '../view/graph.js'
+import { declaredOf, type Graph } from '../view/graph.js'
 
 /** The weights in the file stay as they are; each is cast where it is read. */
 export function computeInFloat32(graph: Graph): void {
@@ -33,8 +33,8 @@ export function computeInFloat32(graph: Graph): void {
   graph.valueInfo = graph.valueInfo.filter((info) => !isHalfValue(info))
 }
 
-function isHalfValue({ type }: ValueInfoProto): boolean {
-  return type?.value.case === 'tensorType' && type.value.value.elemType === DataType.FLOAT16
+function isHalfValue(info: ValueInfoProto): boolean {
+  return declaredOf(info)?.elemType === DataType.FLOAT16
 }
 
 function inFloat32(info: ValueInfoProto): ValueInfoProto {

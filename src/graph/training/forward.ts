@@ -7,8 +7,9 @@ import { quantizedGradient } from '../gradients/quantized.js'
 import { valueInfo } from '../inject/inject.js'
 import type { BaseOpener } from '../inject/open-base.js'
 import { siteInput } from '../inject/sites.js'
-import { magnitudeInput, TrainableLinears } from '../inject/trainable.js'
+import { type Branch, magnitudeInput, TrainableLinears } from '../inject/trainable.js'
 import { dropEmptyCache } from '../inputs/cache.js'
+import type { NamedLayer } from '../match/forms/form.js'
 import { findProduct } from '../match/forms/forms.js'
 import { withPointwise } from '../match/forms/pointwise.js'
 import { exposeProducts, findLinears, type Linear, type ModuleMap, reachesRowWise } from '../match/linears.js'
@@ -21,14 +22,7 @@ import type { DropoutMask } from './dropout.js'
 import { lossInBlocks } from './loss-blocks.js'
 import { type Objective, ObjectiveGraph, type RowChoice, type TrainedTensor } from './objective-graph.js'
 
-export interface TrainedLayer {
-  readonly name: string
-  readonly d: number
-  readonly k: number
-  readonly rank: number
-  readonly scaling: number
-  /** For DoRA: Σ w² of each row of the weight (d), as the model has it. */
-  readonly baseSquares?: Float64Array | undefined
+export interface TrainedLayer extends NamedLayer, Pick<Branch, 'rank' | 'scaling' | 'baseSquares'> {
   /** A (r, k) where it is not trained: a constant of the graph. */
   readonly fixedA?: Float32Array | undefined
 }
@@ -113,16 +107,13 @@ export function buildForward(
     inRows.set(linear.node, moved.linear)
   }
   base?.openLayers(inRows, own.customGradients)
-  trainable.adapt(
-    placed.map(({ linear, layer: { layer, start, d } }) => {
-      const { form, last, input, output } = inRows.get(linear.node) as Linear
-      const { name, rank, scaling, baseSquares } = layer
-      const part = d === layer.d ? undefined : { start, end: start + d }
-      return { linear: { ...linear, form, last, input, output, name }, rank, scaling, baseSquares, part }
-    }),
-    options.dropout ?? 0,
-    options.invocation !== undefined,
-  )
+  const branches = placed.map(({ linear, layer: { layer, start, d } }) => {
+    const { form, last, input, output } = inRows.get(linear.node) as Linear
+    const { name, rank, scaling, baseSquares } = layer
+    const part = d === layer.d ? undefined : { start, end: start + d }
+    return { linear: { ...linear, form, last, input, output, name }, rank, scaling, baseSquares, part }
+  })
+  trainable.adapt(branches, options.dropout ?? 0, options.invocation !== undefined)
   for (const value of trainable.constants) own.customGradients.set(value, { inputs: [], rule: () => [] })
   for (const { node, form } of trained) {
     const product = form.isQuantized ? findProduct(graph, node) : undefined

@@ -73,12 +73,8 @@ function replace(
   const parted = (value: Value, width: number) => g.reshape(value, g.concat([blocks, size, g.int([width])], 0))
   // The numbers of rows begin anew in each block.
   const pairs = g.op('Mod', [filled(targets, g.int(0)), g.concat([size, g.int([d])], 0)])
-  const scan = g.node(
-    'Scan',
-    [parted(filled(x, g.float(0)), k), parted(pairs, 2)],
-    { body: bodyOf(graph, head, given), num_scan_inputs: 2 },
-    given.length,
-  )
+  const inputs = [parted(filled(x, g.float(0)), k), parted(pairs, 2)]
+  const scan = g.node('Scan', inputs, { body: bodyOf(graph, head, given), num_scan_inputs: 2 }, given.length)
   const whole = (by: Builder, name: string, shape: readonly number[]) => {
     const joined = by.reshape(scan.output[given.indexOf(name)], by.int(shape))
     return by.op('Slice', [joined, by.int([0]), count, by.int([0])])

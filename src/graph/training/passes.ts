@@ -183,11 +183,8 @@ export const TRAINING_PASSES: readonly Pass[] = [
     run(work) {
       const { graph, g, shapes, forward, parameters } = work
       const wrt = parameters.map(({ input }) => input)
-      const custom = forward.objective.customGradients
-      const gradients = buildBackward(g, shapes, new Map([[forward.sum, g.float(1)]]), wrt, {
-        custom,
-        scale: LOSS_SCALE,
-      })
+      const scaled = { custom: forward.objective.customGradients, scale: LOSS_SCALE }
+      const gradients = buildBackward(g, shapes, new Map([[forward.sum, g.float(1)]]), wrt, scaled)
       work.trained = parameters.flatMap((parameter): TrainedParameter[] => {
         const gradient = gradients.get(parameter.input)
         if (gradient === undefined) {
@@ -210,11 +207,8 @@ export const TRAINING_PASSES: readonly Pass[] = [
     needs: ['gradients', 'shapes'],
     gives: ['plain shapes'],
     run({ graph, g, shapes, objective }) {
-      plainShapes(
-        g,
-        shapes,
-        objective.probe.lengths.flatMap(({ source }) => source ?? []),
-      )
+      const sources = objective.probe.lengths.flatMap(({ source }) => source ?? [])
+      plainShapes(g, shapes, sources)
       mergeReshapes(graph, shapes)
     },
   },
@@ -267,10 +261,9 @@ function computeFirst(graph: Graph, output: Value): void {
 }
 
 function zeros(parameters: readonly TrainedTensor[]): Feeds {
-  return Object.fromEntries(
-    parameters.map(({ input, shape }) => [
-      input,
-      { type: 'float32', data: new Float32Array(elementCount(shape)), dims: shape },
-    ]),
-  )
+  const feeds: Feeds = {}
+  for (const { input, shape } of parameters) {
+    feeds[input] = { type: 'float32', data: new Float32Array(elementCount(shape)), dims: shape }
+  }
+  return feeds
 }

@@ -38,12 +38,10 @@ export async function measureShapes(
   const one = { type: 'float32', data: Float32Array.of(1), dims: [] } as const
   const ones: Feeds = Object.fromEntries(fixed.fedGradients.map(({ input }) => [input, one]))
   const names = new Set(graph.inputs.map(({ name }) => name))
-  const all = (own: Feeds): Feeds =>
-    Object.fromEntries(
-      Object.entries({ ...own, ...fixed.feeds, ...openMasks(fixed.masks), ...ones }).filter(([name]) =>
-        names.has(name),
-      ),
-    )
+  const all = (own: Feeds): Feeds => {
+    const given = Object.entries({ ...own, ...fixed.feeds, ...openMasks(fixed.masks), ...ones })
+    return Object.fromEntries(given.filter(([name]) => names.has(name)))
+  }
   const shapes = await probeShapes(graph, open, [all(feeds[0]), all(feeds[1])], wanted, path.values)
   for (const { input, like } of fedLike) {
     const shape = shapes.get(like)

@@ -117,12 +117,14 @@ function finish(
         const length = rows.get(mask) ?? 0
         return typeof length === 'number' ? length : length.of(feeds)
       }
-      return {
-        ...Object.fromEntries(Object.entries(feeds).filter(([name]) => names.has(name))),
+      const all: Feeds = {
+        ...feeds,
         [LOSS_SCALE]: { type: 'float32', data: Float32Array.of(1 / normalizer), dims: [] },
         ...activeFeeds(feeds, invocation),
         ...(draw === undefined ? {} : maskFeeds([...rows.keys()], lengthIn, dropout, draw)),
       }
+      // ONNX Runtime in browsers refuses others. A first pass has no loss.
+      return Object.fromEntries(Object.entries(all).filter(([name]) => names.has(name)))
     },
   }
 }

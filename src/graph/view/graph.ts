@@ -77,6 +77,19 @@ export class Graph {
     return this.#consumers.get(value) ?? []
   }
 
+  /** The values that a value is made of, itself first: each once, with its maker. Nodes may be left unentered. */
+  *madeOf(value: string, enters: (node: NodeProto, value: string) => boolean = () => true) {
+    const seen = new Set([''])
+    const open = [value]
+    for (let next = open.pop(); next !== undefined; next = open.pop()) {
+      if (seen.has(next)) continue
+      seen.add(next)
+      const node = this.producer(next)
+      yield [next, node] as const
+      if (node !== undefined && enters(node, next)) open.push(...node.input)
+    }
+  }
+
   setInputs(node: NodeProto, inputs: readonly string[]): void {
     for (const input of new Set(node.input)) {
       const others = this.#consumers?.get(input)?.filter((reader) => reader !== node)
@@ -87,10 +100,8 @@ export class Graph {
   }
 
   setInput(node: NodeProto, index: number, value: string): void {
-    this.setInputs(
-      node,
-      node.input.map((other, i) => (i === index ? value : other)),
-    )
+    const inputs = node.input.map((other, i) => (i === index ? value : other))
+    this.setInputs(node, inputs)
   }
 
   /** Readers of the old name keep reading that. */
@@ -189,15 +200,11 @@ export class Graph {
   }
 
   /** For an input, an initializer or one in value_info. */
-  declared(value: string): { elemType: number; dims: (number | undefined)[] | undefined } | undefined {
+  declared(value: string): ReturnType<typeof declaredOf> {
     const tensor = this.initializers.get(value)
     if (tensor !== undefined) return { elemType: tensor.dataType, dims: tensor.dims.map(Number) }
     const isSame = (info: ValueInfoProto) => info.name === value
-    const type = (this.inputs.find(isSame) ?? this.valueInfo.find(isSame))?.type?.value
-    if (type?.case !== 'tensorType') return undefined
-    const { elemType, shape } = type.value
-    const dims = shape?.dim.map(({ value: dim }) => (dim.case === 'dimValue' ? Number(dim.value) : undefined))
-    return { elemType, dims }
+    return declaredOf(this.inputs.find(isSame) ?? this.valueInfo.find(isSame))
   }
 
   freshName(hint: string): string {
@@ -211,10 +218,8 @@ export class Graph {
 
   replaceUses(from: string, to: string): void {
     for (const node of this.consumers(from)) {
-      this.setInputs(
-        node,
-        node.input.map((input) => (input === from ? to : input)),
-      )
+      const inputs = node.input.map((input) => (input === from ? to : input))
+      this.setInputs(node, inputs)
     }
   }
 
@@ -303,6 +308,15 @@ const MIN_IR_VERSION = 8n
 
 function sameDomain(a: string, b: string): boolean {
   return a === b || ((a === '' || a === 'ai.onnx') && (b === '' || b === 'ai.onnx'))
+}
+
+/** Symbolic dimensions are undefined. */
+export function declaredOf(info: ValueInfoProto | undefined) {
+  const type = info?.type?.value
+  if (type?.case !== 'tensorType') return undefined
+  const { elemType, shape } = type.value
+  const dims = shape?.dim.map(({ value: dim }) => (dim.case === 'dimValue' ? Number(dim.value) : undefined))
+  return { elemType, dims }
 }
 
 /** Values of the outer graph that a node's sub-graphs (If, Loop, Scan) read. */

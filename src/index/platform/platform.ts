@@ -1,18 +1,17 @@
 // Differences between Node and browsers. Without src/node.ts, which puts Node's in place, this is a browser.
 
-import type { ByteSource, Directory } from '../../base/bytes.js'
+import type { ByteSource, Directory, Place } from '../../base/bytes.js'
 import { ConfigError } from '../../base/errors.js'
 import { checkArgument, NAME } from '../../base/options.js'
 import type { DecodeImage } from '../../images/image.js'
 import type { RemoteOptions } from '../../io/hub/directory.js'
-import type { Located } from '../../io/locate.js'
 import type { OpenJob } from '../../merge/merge.js'
 import type { RuntimeHost } from '../../runtime/host.js'
 import type { MemoryUse, TrainEvents } from '../../train/report.js'
 import { hubOptions } from '../hub.js'
 
 export interface Platform {
-  open(text: string, where: string, options: RemoteOptions): Promise<Located>
+  open(text: string, where: string, options: RemoteOptions): Promise<Place>
   openData(text: string, where: string): Promise<ByteSource | Directory>
   target(text: string, where: string): Directory
   openJob?(): Promise<OpenJob>

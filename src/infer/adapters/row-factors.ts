@@ -132,10 +132,8 @@ function mixed(mix: readonly WeightedFactors[], { module, k, d }: Site): SiteFac
   let start = 0
   for (const part of parts) {
     copyColumns(part.weightA, part.rank, weightA, rank, start)
-    weightB.set(
-      part.weightB.map((value) => part.weight * value),
-      start * d,
-    )
+    const weighted = part.weightB.map((value) => part.weight * value)
+    weightB.set(weighted, start * d)
     part.shift?.forEach((value, i) => {
       shift[i] += part.weight * value
     })

@@ -170,10 +170,8 @@ async function linearFactors(
     scale = new Float32Array(linear.d).fill(replaced.lines === undefined ? 0 : 1)
     for (const line of replaced.lines ?? []) scale[line] = 0
     const kept = await ownBias(model, graph, linear)
-    shift = addVectors(
-      shift,
-      kept?.map((value, i) => (1 - scale![i]) * value),
-    )
+    const added = kept?.map((value, i) => (1 - scale![i]) * value)
+    shift = addVectors(shift, added)
   }
   if (bias !== undefined) {
     const { place, values } = bias

@@ -89,28 +89,15 @@ function siteFeeds(
     if (roles.has(role)) feeds[siteInput(module, role)] = tensor
   }
   const rows = rowOf?.map((slot) => slots[slot])
-  const vector = (role: 'scale' | 'shift', idle: number) => {
-    if (roles.has(role))
-      feed(
-        role,
-        vectors(
-          slots[0]?.[role],
-          rows?.map((row) => row?.[role]),
-          new Float32Array(d).fill(idle),
-        ),
-      )
+  const vector = (role: SiteRole, idle: number | Float32Array, valuesOf: (own: Own) => Float32Array | undefined) => {
+    if (!roles.has(role)) return
+    const without = typeof idle === 'number' ? new Float32Array(d).fill(idle) : idle
+    feed(role, vectors(valuesOf(slots[0]), rows?.map(valuesOf), without))
   }
-  vector('scale', 1)
-  vector('shift', 0)
+  vector('scale', 1, (own) => own?.scale)
+  vector('shift', 0, (own) => own?.shift)
   if (site.kind === 'vector') {
-    feed(
-      'values',
-      vectors(
-        slots[0]?.replaced?.data,
-        rows?.map((row) => row?.replaced?.data),
-        base!,
-      ),
-    )
+    vector('values', base!, (own) => own?.replaced?.data)
     return feeds
   }
   if (roles.has('A') && hasFactors) feed('B', matricesB(site, rows ?? slots[0], rank))

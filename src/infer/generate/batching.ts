@@ -1,7 +1,7 @@
 // Which prompts share a batch, and on which side their rows are filled up.
 
 import type { TokenInputs } from '../../graph/inputs/tokens.js'
-import { logitsName } from '../../graph/match/linears.js'
+import { logitsDims } from '../../graph/match/linears.js'
 import type { Graph } from '../../graph/view/graph.js'
 import type { Padding } from './decoding.js'
 
@@ -12,34 +12,20 @@ import type { Padding } from './decoding.js'
 export function paddingOf(graph: Graph, { cache, roles }: Pick<TokenInputs, 'cache' | 'roles'>): Padding {
   // A convolution reads the tokens that fill a row up, too.
   if (cache.some(({ axis }) => axis === undefined)) return 'none'
-  if (cache.length === 0 || countsKeysFromLeft(graph)) return givesAllLogits(graph) ? 'right' : 'none'
+  const isOfLast = logitsDims(graph)?.at(-2) === 1
+  if (cache.length === 0 || countsKeysFromLeft(graph)) return isOfLast ? 'none' : 'right'
   const has = (name: string) => roles.some(({ role }) => role === name)
   return has('attentionMask') && has('positionIds') ? 'left' : 'none'
 }
 
 /** True if some GroupQueryAttention gets the number of each row's keys, which it takes for the first ones. */
 export function countsKeysFromLeft(graph: Graph): boolean {
-  return graph.nodes.some(({ opType, input }) => opType === 'GroupQueryAttention' && countsMask(graph, input[5] ?? ''))
-}
-
-/** True if a value is made of the mask's content, and not of its shape alone. */
-function countsMask(graph: Graph, value: string): boolean {
-  const seen = new Set<string>()
-  const open = [value]
-  for (let next = open.pop(); next !== undefined; next = open.pop()) {
-    if (next === 'attention_mask' || next === 'seqlens_k') return true
-    const node = graph.producer(next)
-    if (seen.has(next) || node === undefined || node.opType === 'Shape') continue
-    seen.add(next)
-    open.push(...node.input)
-  }
-  return false
-}
-
-function givesAllLogits(graph: Graph): boolean {
-  const type = graph.outputs.find(({ name }) => name === logitsName(graph))?.type?.value
-  const length = type?.case === 'tensorType' ? type.value.shape?.dim.at(-2)?.value : undefined
-  return !(length?.case === 'dimValue' && length.value === 1n)
+  return graph.nodes.some(({ opType, input }) => {
+    if (opType !== 'GroupQueryAttention') return false
+    // A number that is made of the mask's shape alone is the same for all rows.
+    const behind = graph.madeOf(input[5] ?? '', (maker) => maker.opType !== 'Shape')
+    return Array.from(behind).some(([value]) => value === 'attention_mask' || value === 'seqlens_k')
+  })
 }
 
 /** Prompts of similar length share a batch, so that little is filled up; of one length where nothing can be. */

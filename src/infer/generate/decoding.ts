@@ -3,7 +3,6 @@
 // counts keys from the left and a graph without a cache sees what comes before alone, so theirs is filled up on the
 // right, where nothing looks.
 
-import { f16ToF32 } from '../../base/dtype.js'
 import { type SerializedError, serializeError, UnsupportedError } from '../../base/errors.js'
 import { Random } from '../../base/random.js'
 import type { NewRows } from '../../graph/fuse/new-rows.js'
@@ -11,6 +10,7 @@ import { type CacheEntry, emptyTensor } from '../../graph/inputs/cache.js'
 import { type RoleInput, roleFeeds } from '../../graph/inputs/roles.js'
 import type { Feeds, RuntimeTensor } from '../../runtime/runtime.js'
 import { AdapterFeeds, isSameMix, type RowFactors } from '../adapters/row-factors.js'
+import { floatsOf } from '../feeds.js'
 import type { Grammars, TextGrammar } from './grammars.js'
 import { GrowingCache, joinRows, type MovedRows } from './growing-cache.js'
 import { penalizeRepetition, type ScoredToken, sampleToken, scoreTokens } from './next-token.js'
@@ -87,10 +87,8 @@ export class Decoding {
     this.#newRows = newRows
     this.#cache = newRows && new GrowingCache(newRows, rows.length)
     const cache = newRows === undefined ? request.cache : []
-    this.outputNames = [
-      request.logits,
-      ...(newRows === undefined ? cache.map(({ present }) => present) : [newRows.output]),
-    ]
+    const given = newRows === undefined ? cache.map(({ present }) => present) : [newRows.output]
+    this.outputNames = [request.logits, ...given]
     this.#rows = rows.map((row, index) => ({
       ...row,
       tokens: [...row.promptIds],
@@ -118,16 +116,14 @@ export class Decoding {
   }
 
   *read(ids?: readonly number[]): Iterable<{ text: ReadText; copy: () => Feeds }> {
-    for (const [row, { id, tokens, mix, scope, baseTokens, failure }] of this.#rows.entries()) {
+    for (const [i, row] of this.#rows.entries()) {
+      const { id, tokens, failure } = row
       // The newest token is not in the cache yet.
       const count = Math.min(this.#width, tokens.length - 1)
       if (failure !== undefined || count <= 0 || (ids !== undefined && !ids.includes(id))) continue
-      const own = { tokens: tokens.slice(0, count), mix, scope, form: this.#newRows?.output }
       const from = this.#request.padding === 'left' ? this.#width - count : 0
-      yield {
-        text: { ...own, baseTokens: mix.length === 0 ? Number.POSITIVE_INFINITY : baseTokens },
-        copy: () => this.#cut(this.#cache?.feeds ?? this.#past, { rows: [row], from, count, to: 0 }),
-      }
+      const copy = () => this.#cut(this.#cache?.feeds ?? this.#past, { rows: [i], from, count, to: 0 })
+      yield { text: this.#textOf(row, tokens.slice(0, count)), copy }
     }
   }
 
@@ -144,10 +140,13 @@ export class Decoding {
   }
 
   get unread(): ReadText | undefined {
-    if (this.#rows.length !== 1 || this.#width > 0) return undefined
-    const [{ promptIds: tokens, mix, scope, baseTokens }] = this.#rows
-    const base = mix.length === 0 ? Number.POSITIVE_INFINITY : baseTokens
-    return { tokens, mix, scope, form: this.#newRows?.output, baseTokens: base }
+    const [row] = this.#rows
+    return this.#rows.length === 1 && this.#width === 0 ? this.#textOf(row, row.promptIds) : undefined
+  }
+
+  #textOf({ mix, scope, baseTokens }: Row, tokens: readonly number[]): ReadText {
+    const ofBase = mix.length === 0 ? Number.POSITIVE_INFINITY : baseTokens
+    return { tokens, mix, scope, form: this.#newRows?.output, baseTokens: ofBase }
   }
 
   skip(cache: Feeds, count: number): void {
@@ -207,12 +206,9 @@ export class Decoding {
         const isBehindOwn = padding === 'right' && before > 0 && rows.length > 1
         this.#cache?.add(outputs[this.#newRows.output], isBehindOwn ? lengths.map((length) => length - 1) : undefined)
       } else {
-        this.#past = Object.fromEntries(
-          cache.map(({ past, present, isOfEncoder }) => [
-            past,
-            isOfEncoder && before > 0 ? this.#past[past] : outputs[present],
-          ]),
-        )
+        const after = ({ past, present, isOfEncoder }: CacheEntry) =>
+          isOfEncoder && before > 0 ? this.#past[past] : outputs[present]
+        this.#past = Object.fromEntries(cache.map((entry) => [entry.past, after(entry)]))
       }
       if (this.#width < longest) return []
     }
@@ -295,16 +291,11 @@ export class Decoding {
     })
     const whole = (tensorOf: (of: Decoding) => RuntimeTensor) => {
       const length = tensorOf(this).dims[1]
-      return joinRows(
-        moved.map(({ of, rows }) => ({ rows, from: 0, count: length, to: 0, tensor: tensorOf(of) })),
-        1,
-        length,
-      )
+      const tensors = moved.map(({ of, rows }) => ({ rows, from: 0, count: length, to: 0, tensor: tensorOf(of) }))
+      return joinRows(tensors, 1, length)
     }
-    this.#cache?.become(
-      moved.map((part) => ({ ...part, cache: part.of.#cache! })),
-      width,
-    )
+    const caches = moved.map((part) => ({ ...part, cache: part.of.#cache! }))
+    this.#cache?.become(caches, width)
     const axes = new Map(cache.map(({ past, axis, isOfEncoder }) => [past, isOfEncoder ? undefined : axis]))
     this.#past = Object.fromEntries(
       Object.keys(this.#past).map((name) => {
@@ -346,14 +337,7 @@ export class Decoding {
         })
       }
       const start = (row * sequence + column) * vocabulary
-      if (data instanceof Float32Array) return data.subarray(start, start + vocabulary)
-      if (data instanceof Uint16Array && type === 'float16') return f16ToF32(data.subarray(start, start + vocabulary))
-      throw new UnsupportedError({
-        where: 'logits',
-        what: 'no text from this type',
-        expected: 'float32, float16',
-        got: type,
-      })
+      return floatsOf({ type, dims: [vocabulary], data: data.subarray(start, start + vocabulary) })
     })
   }
 }

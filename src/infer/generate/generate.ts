@@ -124,13 +124,9 @@ async function* writeTexts(
     if (schema !== undefined) request.schema = { text: schema, ends: [...limits.endIds] }
     return new WrittenText(session.model, request, { index: i, prompt, mix, limits, events })
   })
-  const batches = graph.shares
-    ? texts.map((text) => [text])
-    : batchesOf(
-        encoded.map(({ ids }) => ids.length),
-        batchSize,
-        padding,
-      ).map((batch) => batch.map((i) => texts[i]))
+  const lengths = encoded.map(({ ids }) => ids.length)
+  const places = graph.shares ? [...texts.keys()].map((i) => [i]) : batchesOf(lengths, batchSize, padding)
+  const batches = places.map((batch) => batch.map((i) => texts[i]))
   const call = session.texts.add({
     graph,
     batchSize,

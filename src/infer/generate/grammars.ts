@@ -1,7 +1,7 @@
 // Texts that fit a JSON schema: at each step only the tokens that can go on to such a text may be chosen. The library
 // is @mlc-ai/web-xgrammar, an optional peer that loads with the first schema.
 
-import { ConfigError, DataError } from '../../base/errors.js'
+import { ConfigError, DataError, messageOf } from '../../base/errors.js'
 import type { Vocabulary } from '../../text/vocabulary.js'
 
 interface Matcher {
@@ -49,7 +49,7 @@ async function loadLibrary(): Promise<Library> {
   } catch (cause) {
     throw new ConfigError({
       where: 'schema',
-      what: `the package ${PACKAGE} cannot be loaded (${cause instanceof Error ? cause.message : String(cause)})`,
+      what: `the package ${PACKAGE} cannot be loaded (${messageOf(cause)})`,
       hint: `Install it: npm install ${PACKAGE}`,
       cause,
     })

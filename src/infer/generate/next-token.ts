@@ -5,12 +5,6 @@
 import { NumericError } from '../../base/errors.js'
 import type { Sampling } from './sampling.js'
 
-/** The tokens that may come next. `probabilities[i]` belongs to `ids[i]`; they sum to 1. */
-export interface TokenDistribution {
-  ids: Uint32Array
-  probabilities: Float64Array
-}
-
 /** Keskar et al. 2019. `tokenIds`: what the prompt and the text hold. */
 export function penalizeRepetition(logits: Float32Array, tokenIds: Iterable<number>, penalty: number): Float32Array {
   if (penalty === 1) return logits
@@ -63,26 +57,24 @@ export function argmax(logits: Float32Array): number {
   return best
 }
 
+/** The tokens that may come next. `probabilities[i]` belongs to `ids[i]`; they sum to 1. */
 export function tokenDistribution(
   logits: Float32Array,
   { temperature, topK, topP, minP }: Omit<Sampling, 'repetitionPenalty'>,
-): TokenDistribution {
+) {
   const max = logits[argmax(logits)]
   let ids = topK < logits.length ? largest(logits, topK) : Uint32Array.from(logits, (_, id) => id)
   let probabilities = Float64Array.from(ids, (id) => Math.exp((logits[id] - max) / temperature))
   normalize(probabilities)
-  if (topP < 1) {
-    const kept = nucleus(probabilities, topP)
+  const keep = (kept: Uint32Array) => {
     ids = kept.map((position) => ids[position])
     probabilities = Float64Array.from(kept, (position) => probabilities[position])
     normalize(probabilities)
   }
+  if (topP < 1) keep(nucleus(probabilities, topP))
   if (minP > 0) {
     const least = minP * probabilities.reduce((most, probability) => Math.max(most, probability), 0)
-    const kept = Uint32Array.from(probabilities.keys()).filter((position) => probabilities[position] >= least)
-    ids = kept.map((position) => ids[position])
-    probabilities = Float64Array.from(kept, (position) => probabilities[position])
-    normalize(probabilities)
+    keep(Uint32Array.from(probabilities.keys()).filter((position) => probabilities[position] >= least))
   }
   return { ids, probabilities }
 }

@@ -131,10 +131,8 @@ export class RunningTexts {
           text.fail(signal?.reason)
           this.#end(group, id)
         }
-        group.vectors?.push(
-          [],
-          ended.map(({ id }) => id),
-        )
+        const ids = ended.map(({ id }) => id)
+        group.vectors?.push([], ids)
       }
       this.#calls.splice(this.#calls.indexOf(call), 1)
     }

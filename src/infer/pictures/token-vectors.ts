@@ -115,14 +115,10 @@ export class TokenVectors {
     })
     const tokens = { batch, sequence, inputIds, attentionMask: new Uint8Array(batch * sequence).fill(1) }
     const feeds = roleFeeds(splitInputs(embedding).roles, tokens)
-    const outputs = await this.#run(
-      EMBEDDING,
-      feeds,
-      rows.map(({ mix }) => mix),
-    )
-    const vectors = this.#isFirst
-      ? this.#withPictures(outputs[VECTORS] ?? Object.values(outputs)[0], starts)
-      : (outputs[VECTORS] ?? Object.values(outputs)[0])
+    const mixes = rows.map(({ mix }) => mix)
+    const outputs = await this.#run(EMBEDDING, feeds, mixes)
+    const plain = outputs[VECTORS] ?? Object.values(outputs)[0]
+    const vectors = this.#isFirst ? this.#withPictures(plain, starts) : plain
     const positions = this.#positions(sequence, starts)
     this.#isFirst = false
     return { [VECTORS]: this.#typed(vectors), ...positions }

@@ -70,12 +70,8 @@ export function textBatches(
   const feeds = encoderFeeds(model, graph)
   const lengthOf = (text: number) => texts[text].inputIds.length
   const order = [...texts.keys()].sort((a, b) => lengthOf(a) - lengthOf(b))
-  const feedsOf = (own: readonly number[]) =>
-    feeds(
-      own.map((text) => texts[text]),
-      Math.max(...own.map(lengthOf)),
-    )
-  return batchesOf(order, feedsOf, options)
+  const textsOf = (own: readonly number[]) => own.map((text) => texts[text])
+  return batchesOf(order, (own) => feeds(textsOf(own), Math.max(...own.map(lengthOf))), options)
 }
 
 export function imageBatches(

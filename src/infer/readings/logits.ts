@@ -1,7 +1,7 @@
 // The source of logits that are read as labels: the head that an adapter brings, or the model's own.
 
 import { MismatchError, NumericError, UnsupportedError } from '../../base/errors.js'
-import { logitsName } from '../../graph/match/linears.js'
+import { logitsDims, logitsName } from '../../graph/match/linears.js'
 import type { Model } from '../../graph/model-folder.js'
 import { type Graph, readGraph } from '../../graph/view/graph.js'
 import type { Feeds, RuntimeTensor } from '../../runtime/runtime.js'
@@ -59,14 +59,12 @@ function otherHead(adapter: string | undefined, of: Labelled): UnsupportedError 
 }
 
 function checkClassifier({ config }: Model, graph: Graph, adapter: string | undefined, of: Labelled): void {
-  const logits = graph.outputs.find(({ name }) => name === logitsName(graph))
-  const type = logits?.type?.value
-  const dims = type?.case === 'tensorType' ? type.value.shape?.dim : undefined
-  const got = `${logits?.name ?? 'no outputs'}${dims === undefined ? '' : ` of ${dims.length} axes`}`
-  const isHidden = /hidden_state|pooler|embedding/.test(logits?.name ?? '')
+  const [logits, dims] = [logitsName(graph), logitsDims(graph)]
+  const got = `${logits || 'no outputs'}${dims === undefined ? '' : ` of ${dims.length} axes`}`
+  const isHidden = /hidden_state|pooler|embedding/.test(logits)
   const architectures = [config.architectures].flat().filter((name) => typeof name === 'string')
   const isOther = architectures.some((name) => OTHER_CLASSES[of].test(name))
-  if (logits === undefined || isHidden || isOther || (dims !== undefined && dims.length !== KINDS[of].axes)) {
+  if (logits === '' || isHidden || isOther || (dims !== undefined && dims.length !== KINDS[of].axes)) {
     throw noClassifier(graph, adapter, of, isOther ? architectures.join(', ') : got)
   }
 }

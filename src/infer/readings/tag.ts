@@ -2,7 +2,7 @@
 
 import { anyOf, checkOptions, isObject, kind, STRING } from '../../base/options.js'
 import { entitiesOf } from '../../tasks/labels/entities.js'
-import { type EncodedWords, encodeTagged } from '../../tasks/token-batch.js'
+import { encodeTagged } from '../../tasks/token-batch.js'
 import type { Span } from '../../text/added-tokens.js'
 import { joinWords, wordsIn } from '../../text/words.js'
 import { mixesOf } from '../adapters/choice.js'
@@ -21,7 +21,7 @@ const WORDS = kind('an object with words', (value) => {
 })
 const TEXT_OR_WORDS = anyOf(STRING, WORDS)
 
-interface Input extends EncodedWords {
+interface Input extends ReturnType<typeof encodeTagged> {
   readonly text: string
   readonly words: readonly Span[]
 }

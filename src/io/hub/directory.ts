@@ -57,24 +57,22 @@ export class HubDirectory extends ReadOnlyDirectory implements Directory {
     what: 'nothing is written to the Hub',
     hint: 'Write to a local folder, and upload that',
   }
-  readonly source: HubSource
   readonly hubId: string
   readonly hubRevision: string | undefined
-  readonly commit: string
-  readonly #files: HubFiles
 
-  constructor(source: HubSource, commit: string, files: HubFiles) {
+  constructor(
+    readonly source: HubSource,
+    readonly commit: string,
+    private readonly files: HubFiles,
+  ) {
     super()
     this.name = hubName(source)
-    this.source = source
     this.hubId = source.id
     this.hubRevision = source.revision === DEFAULT_REVISION ? undefined : source.revision
-    this.commit = commit
-    this.#files = files
   }
 
   at(path: string): HubDirectory {
-    return new HubDirectory({ ...this.source, path }, this.commit, this.#files)
+    return new HubDirectory({ ...this.source, path }, this.commit, this.files)
   }
 
   async list(folder?: string): Promise<string[]> {
@@ -87,12 +85,12 @@ export class HubDirectory extends ReadOnlyDirectory implements Directory {
   }
 
   async has(path: string): Promise<boolean> {
-    return this.#files.paths.has(this.#full(path))
+    return this.files.paths.has(this.#full(path))
   }
 
   async open(path: string): Promise<ByteSource> {
     const full = this.#full(path)
-    if (this.#files.paths.has(full)) return this.#files.open(full)
+    if (this.files.paths.has(full)) return this.files.open(full)
     throw new FileError({
       where: `${this.name}/${path}`,
       what: 'no such file in the repository',
@@ -102,7 +100,7 @@ export class HubDirectory extends ReadOnlyDirectory implements Directory {
 
   #inside(): string[] {
     const prefix = this.source.path === '' ? '' : `${this.source.path}/`
-    return [...this.#files.paths]
+    return [...this.files.paths]
       .filter((path) => path.startsWith(prefix))
       .map((path) => path.slice(prefix.length))
       .sort()

@@ -39,6 +39,19 @@ export function fileError(where: string, action: string, error: unknown): FileEr
   return new FileError({ where, what: `${action}: ${reason}`, ...(hint && { hint }), cause: error })
 }
 
+/** Gives what `work` gives, now or as a promise. Its errors become ours. */
+export function withFileErrors<T>(where: string, action: string, work: () => T): T {
+  const fail = (error: unknown): never => {
+    throw fileError(where, action, error)
+  }
+  try {
+    const result = work()
+    return result instanceof Promise ? (result.catch(fail) as T) : result
+  } catch (error) {
+    return fail(error)
+  }
+}
+
 export function codeOf(error: unknown): string | undefined {
   return (error as NodeJS.ErrnoException | undefined)?.code
 }

@@ -9,12 +9,13 @@ import {
   type ByteSource,
   checkRange,
   type Directory,
+  type Place,
   type Reservation,
   splitName,
 } from '../../base/bytes.js'
 import { ConfigError, FileError } from '../../base/errors.js'
 import { refuseAddress } from '../source.js'
-import { codeOf, fileError, REASONS } from './errors.js'
+import { codeOf, fileError, REASONS, withFileErrors } from './errors.js'
 import { isDirectory, makeFolders, removeEmptyFolders, syncFolder } from './folders.js'
 import { reserveFolder } from './reserve.js'
 import { isMountPoint, realOutput, removeUnfinished, unfinishedName, WholeOutput } from './whole-output.js'
@@ -32,13 +33,10 @@ export interface FileOptions {
 
 /** A folder that does not exist is empty until a file is created. */
 export class NodeDirectory implements Directory {
-  readonly name: string
-  readonly #options: FileOptions
-
-  constructor(folder: string, options: FileOptions = {}) {
-    this.name = folder
-    this.#options = options
-  }
+  constructor(
+    readonly name: string,
+    private readonly options: FileOptions = {},
+  ) {}
 
   list(folder?: string): Promise<string[]> {
     return namesIn(folder === undefined ? this.name : this.#resolve(folder), (status) => status.isFile())
@@ -63,7 +61,7 @@ export class NodeDirectory implements Directory {
   }
 
   async create(file: string): Promise<ByteSink> {
-    return createFile(this.#resolve(file), this.#options)
+    return createFile(this.#resolve(file), this.options)
   }
 
   async remove(file: string): Promise<void> {
@@ -77,18 +75,17 @@ export class NodeDirectory implements Directory {
 
   async append(file: string, bytes: Uint8Array): Promise<void> {
     const target = this.#resolve(file)
-    let handle: FileHandle | undefined
-    try {
+    await withFileErrors(target, 'cannot be written', async () => {
       await makeFolders(path.dirname(target))
-      handle = await open(target, 'a')
-      await handle.appendFile(bytes)
-      // Files that are written later may rely on these lines.
-      await handle.sync()
-    } catch (error) {
-      throw fileError(target, 'cannot be written', error)
-    } finally {
-      await handle?.close()
-    }
+      const handle = await open(target, 'a')
+      try {
+        await handle.appendFile(bytes)
+        // Files that are written later may rely on these lines.
+        await handle.sync()
+      } finally {
+        await handle.close()
+      }
+    })
   }
 
   async reserve(what: string): Promise<Reservation> {
@@ -101,9 +98,9 @@ export class NodeDirectory implements Directory {
       const lock = await this.reserve('process')
       return write(this).finally(() => lock.release())
     }
-    const output = await WholeOutput.begin(out, this.#options)
+    const output = await WholeOutput.begin(out, this.options)
     try {
-      const result = await write(new NodeDirectory(output.folder, this.#options))
+      const result = await write(new NodeDirectory(output.folder, this.options))
       await output.publishFolder(false)
       return result
     } finally {
@@ -126,11 +123,6 @@ async function canAppear(out: string): Promise<boolean> {
   )
 }
 
-export interface Location {
-  readonly directory: NodeDirectory
-  readonly file: string | undefined
-}
-
 /**
  * The path that a text names, also as a file:// URL.
  *
@@ -148,18 +140,16 @@ export function localPath(text: string, where: string): string {
   return text
 }
 
-export async function locate(target: string): Promise<Location> {
-  let isDirectory: boolean
+export async function locate(target: string): Promise<Place> {
   try {
-    isDirectory = (await stat(target)).isDirectory()
+    if ((await stat(target)).isDirectory()) return { directory: new NodeDirectory(target), file: undefined }
+    return { directory: new NodeDirectory(path.dirname(target)), file: path.basename(target) }
   } catch (cause) {
     if (codeOf(cause) !== 'ENOENT' || !HUB_NAME.test(target)) throw fileError(target, 'cannot be read', cause)
     const [owner] = target.split('/')
     const hint = `If ${owner} is a local folder, this name is a path. For a model on the Hub, write hf:${target}`
     throw new FileError({ where: target, what: REASONS.ENOENT, hint, cause })
   }
-  if (isDirectory) return { directory: new NodeDirectory(target), file: undefined }
-  return { directory: new NodeDirectory(path.dirname(target)), file: path.basename(target) }
 }
 
 export async function openFile(file: string): Promise<ByteSource> {
@@ -193,77 +183,61 @@ function fileSource(handle: FileHandle, name: string, size: number, realPath: st
     async readInto(offset, memory) {
       const { byteLength } = memory
       checkRange(source, offset, byteLength)
-      let done = 0
-      try {
-        while (done < byteLength) {
+      await withFileErrors(name, 'cannot be read', async () => {
+        for (let done = 0; done < byteLength; ) {
           const length = Math.min(byteLength - done, MAX_TRANSFER_BYTES)
           const { bytesRead } = await handle.read(memory, done, length, offset + done)
           if (bytesRead === 0) throw new FileError({ where: name, what: 'became shorter while it was being read' })
           done += bytesRead
         }
-      } catch (error) {
-        throw fileError(name, 'cannot be read', error)
-      }
+      })
     },
     close: () => handle.close(),
   }
   return source
 }
 
-export async function createFile(file: string, { fsync = true }: FileOptions = {}): Promise<ByteSink> {
-  const folder = path.dirname(file)
+export async function createFile(name: string, { fsync = true }: FileOptions = {}): Promise<ByteSink> {
+  const folder = path.dirname(name)
+  const temporary = unfinishedName(name)
+  let handle: FileHandle
   let firstMade: string | undefined
   try {
-    if (await isDirectory(file)) throw new FileError({ where: file, what: 'is a folder' })
+    if (await isDirectory(name)) throw new FileError({ where: name, what: 'is a folder' })
     firstMade = await makeFolders(folder)
-    await removeUnfinished(file)
-    const temporary = unfinishedName(file)
-    return fileSink(file, await open(temporary, 'wx'), { temporary, firstMade, fsync })
+    await removeUnfinished(name)
+    handle = await open(temporary, 'wx')
   } catch (error) {
-    if (firstMade !== undefined) await removeEmptyFolders(folder, firstMade)
-    throw fileError(file, 'cannot be written', error)
+    await removeEmptyFolders(folder, firstMade)
+    throw fileError(name, 'cannot be written', error)
   }
-}
-
-interface UnfinishedFile {
-  readonly temporary: string
-  readonly firstMade: string | undefined
-  readonly fsync: boolean
-}
-
-function fileSink(name: string, handle: FileHandle, { temporary, firstMade, fsync }: UnfinishedFile): ByteSink {
   let isOpen = true
   return {
     name,
-    async write(bytes) {
-      try {
+    write: (bytes) =>
+      withFileErrors(name, 'cannot be written', async () => {
         for (let done = 0; done < bytes.byteLength; ) {
           const length = Math.min(bytes.byteLength - done, MAX_TRANSFER_BYTES)
           const { bytesWritten } = await handle.write(bytes, done, length)
           done += bytesWritten
         }
-      } catch (error) {
-        throw fileError(name, 'cannot be written', error)
-      }
-    },
+      }),
     async commit() {
-      try {
+      await withFileErrors(name, 'cannot be written', async () => {
         // Without this a crash could leave the final name on a file whose bytes never reached the disk.
         if (fsync) await handle.sync()
         await handle.close()
         await rename(temporary, name)
-      } catch (error) {
-        throw fileError(name, 'cannot be written', error)
-      }
+      })
       isOpen = false
-      if (fsync) await syncFolder(path.dirname(name))
+      if (fsync) await syncFolder(folder)
     },
     async abort() {
       if (!isOpen) return
       isOpen = false
       await handle.close().catch(() => {})
       await unlink(temporary).catch(() => {})
-      if (firstMade !== undefined) await removeEmptyFolders(path.dirname(name), firstMade)
+      await removeEmptyFolders(folder, firstMade)
     },
   }
 }

@@ -69,7 +69,9 @@ async function isFound(target: string): Promise<boolean> {
   }
 }
 
-export async function removeEmptyFolders(folder: string, outermost: string): Promise<void> {
+/** Removes what `makeFolders` made, as far as it is empty. */
+export async function removeEmptyFolders(folder: string, outermost: string | undefined): Promise<void> {
+  if (outermost === undefined) return
   const stop = path.dirname(path.resolve(outermost))
   try {
     for (let current = path.resolve(folder); current !== stop; current = path.dirname(current)) await rmdir(current)

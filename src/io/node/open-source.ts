@@ -2,14 +2,15 @@
 
 import { existsSync } from 'node:fs'
 import path from 'node:path'
+import type { Place } from '../../base/bytes.js'
 import { hubEnvironment } from '../hub/node/environment.js'
 import { type OpenHubOptions, openHub } from '../hub/node/open-hub.js'
 import { openUrlFolder } from '../hub/node/open-url.js'
-import { type Located, locateAtUrl, locateGraph, locateInHub } from '../locate.js'
+import { locateAtUrl, locateGraph, locateInHub } from '../locate.js'
 import { parseSource } from '../source.js'
 import { localPath, locate, NodeDirectory } from './files.js'
 
-export async function openText(given: string, where: string, options: OpenHubOptions = {}): Promise<Located> {
+export async function openText(given: string, where: string, options: OpenHubOptions = {}): Promise<Place> {
   const text = /^file:/i.test(given) ? localPath(given, where) : given
   // Settings of the Hub that cannot be used are no reason to refuse a path.
   const isAddress = /^https?:/i.test(text)
@@ -20,7 +21,7 @@ export async function openText(given: string, where: string, options: OpenHubOpt
   return locateInHub(await openHub(source, options))
 }
 
-async function locatePath(target: string): Promise<Located> {
+async function locatePath(target: string): Promise<Place> {
   const { directory, file } = await locate(target)
   if (file === undefined) return { directory, file }
   const around = new NodeDirectory(path.join(directory.name, '..'))

@@ -21,9 +21,6 @@ export async function reserveFolder(folder: string, what: string): Promise<Reser
   const token = newToken()
   const [lock, own] = [path.join(folder, LOCK), path.join(folder, `${LOCK}.${token}`)]
   let firstMade: string | undefined
-  const removeFolders = async () => {
-    if (firstMade !== undefined) await removeEmptyFolders(folder, firstMade)
-  }
   try {
     for (let attempt = 1; ; attempt++) {
       try {
@@ -39,14 +36,14 @@ export async function reserveFolder(folder: string, what: string): Promise<Reser
     await removeDeadLocks(folder)
   } catch (error) {
     await rm(own, { recursive: true, force: true }).catch(() => {})
-    await removeFolders()
+    await removeEmptyFolders(folder, firstMade)
     throw fileError(folder, 'cannot be written', error)
   }
   return {
     async release() {
       await unlink(path.join(lock, token)).catch(() => {})
       await rmdir(lock).catch(() => {})
-      await removeFolders()
+      await removeEmptyFolders(folder, firstMade)
     },
     async check() {
       if ((await stat(path.join(lock, token)).catch(() => undefined)) !== undefined) return

@@ -29,16 +29,15 @@ export class WholeOutput {
   readonly folder: string
   /** The folder that processes of one plan share. Undefined without a plan. */
   readonly gathered: string | undefined
-  readonly #out: string
   readonly #work: string
-  readonly #options: WholeOutputOptions
   #firstMade: string | undefined
 
-  private constructor(out: string, options: WholeOutputOptions) {
+  private constructor(
+    private readonly out: string,
+    private readonly options: WholeOutputOptions,
+  ) {
     const { plan } = options
     const prefix = path.join(path.dirname(out), `.${labelOf(out)}${plan === undefined ? '' : `.${plan}`}`)
-    this.#out = out
-    this.#options = options
     this.#work = `${prefix}.${newToken()}.tmp`
     this.folder = path.join(this.#work, 'new')
     this.gathered = plan === undefined ? undefined : `${prefix}.partial`
@@ -60,13 +59,13 @@ export class WholeOutput {
   }
 
   async #mend(): Promise<void> {
-    const { plan, isFile = false } = this.#options
-    const { works, gathered } = await unfinishedOf(this.#out)
+    const { plan, isFile = false } = this.options
+    const { works, gathered } = await unfinishedOf(this.out)
     const other = works.find((work) => isAlive(work.token) && (plan === undefined || work.plan !== plan))
-    if (other !== undefined) throw busyError(this.#out, other.token)
+    if (other !== undefined) throw busyError(this.out, other.token)
     for (const work of works) {
-      const [old, isThere] = [path.join(work.path, 'old'), await exists(this.#out)]
-      if (!isThere && (await exists(old))) await rename(old, this.#out)
+      const [old, isThere] = [path.join(work.path, 'old'), await exists(this.out)]
+      if (!isThere && (await exists(old))) await rename(old, this.out)
       if (!isDead(work.token)) continue
       if (isFile && !isThere) await this.#removeNamed(path.join(work.path, 'new'))
       await removeWork(work.path).catch(() => {})
@@ -81,7 +80,7 @@ export class WholeOutput {
   /** Removes files that a killed process gave their names before the result itself had its name. */
   async #removeNamed(folder: string): Promise<void> {
     for (const name of await readdir(folder).catch((): string[] => [])) {
-      const [made, named] = [path.join(folder, name), path.join(path.dirname(this.#out), name)]
+      const [made, named] = [path.join(folder, name), path.join(path.dirname(this.out), name)]
       if (await isSameFile(made, named)) await unlink(named)
     }
   }
@@ -110,38 +109,38 @@ export class WholeOutput {
       if (this.#isDurable) await syncFolders(from)
       for (let attempt = 1; ; attempt++) {
         // Windows renames no folder to the name of an empty one.
-        await rmdir(this.#out).catch(() => {})
+        await rmdir(this.out).catch(() => {})
         try {
-          await rename(from, this.#out)
+          await rename(from, this.out)
           break
         } catch (error) {
           const isTaken = ['ENOTEMPTY', 'EEXIST', 'EPERM'].includes(codeOf(error) ?? '')
           if (!isTaken || !replaces || attempt === MAX_ATTEMPTS) throw error
           await removeOld(this.#work)
-          await rename(this.#out, old)
+          await rename(this.out, old)
         }
       }
       await removeOld(this.#work)
-      if (this.#isDurable) await syncFolder(path.dirname(this.#out))
+      if (this.#isDurable) await syncFolder(path.dirname(this.out))
       await this.#removeOthers()
     } catch (error) {
-      await rename(old, this.#out).catch(() => {})
+      await rename(old, this.out).catch(() => {})
       throw this.#failure(error)
     }
   }
 
   async publishFiles(replaces: boolean): Promise<void> {
-    const own = path.basename(this.#out)
+    const own = path.basename(this.out)
     const named: string[] = []
     try {
       const names = await readdir(this.folder)
       for (const name of [...names.filter((one) => one !== own), own]) {
-        const [from, to] = [path.join(this.folder, name), path.join(path.dirname(this.#out), name)]
+        const [from, to] = [path.join(this.folder, name), path.join(path.dirname(this.out), name)]
         if (replaces) await rename(from, to)
         else await nameOnce(from, to)
         named.push(to)
       }
-      if (this.#isDurable) await syncFolder(path.dirname(this.#out))
+      if (this.#isDurable) await syncFolder(path.dirname(this.out))
     } catch (error) {
       if (!replaces) for (const name of named) await rm(name, { force: true })
       throw this.#failure(error)
@@ -158,27 +157,27 @@ export class WholeOutput {
     } catch {
       // The folder holds finished files, or was published.
     }
-    if (this.#firstMade !== undefined) await removeEmptyFolders(path.dirname(this.#out), this.#firstMade)
+    await removeEmptyFolders(path.dirname(this.out), this.#firstMade)
   }
 
   /** Removes the work of processes on this plan that nobody can find dead: it is published, and they find that out. */
   async #removeOthers(): Promise<void> {
-    const { plan } = this.#options
+    const { plan } = this.options
     if (plan === undefined) return
-    const { works } = await unfinishedOf(this.#out)
+    const { works } = await unfinishedOf(this.out)
     for (const work of works) if (work.plan === plan && !isAlive(work.token)) await removeWork(work.path)
   }
 
   get #isDurable(): boolean {
-    return this.#options.fsync ?? true
+    return this.options.fsync ?? true
   }
 
   #failure(error: unknown): FileError {
     if (!['ENOTEMPTY', 'EEXIST', 'ENOENT', 'EPERM'].includes(codeOf(error) ?? '')) {
-      return fileError(this.#out, 'cannot be written', error)
+      return fileError(this.out, 'cannot be written', error)
     }
     const what = 'another process has written it meanwhile'
-    return new FileError({ where: this.#out, what, hint: 'Choose another place', cause: error })
+    return new FileError({ where: this.out, what, hint: 'Choose another place', cause: error })
   }
 }
 
@@ -199,10 +198,8 @@ export async function realOutput(out: string): Promise<string> {
 
 /** True if a file system is mounted on the folder, so that no other folder can get its name. */
 export async function isMountPoint(folder: string): Promise<boolean> {
-  const [status, parent] = await Promise.all([
-    stat(folder).catch(() => undefined),
-    stat(path.dirname(folder)).catch(() => undefined),
-  ])
+  const both = [folder, path.dirname(folder)].map((one) => stat(one).catch(() => undefined))
+  const [status, parent] = await Promise.all(both)
   if (status === undefined || parent === undefined || !status.isDirectory()) return false
   if (status.dev !== parent.dev) return true
   // A part of the same file system may be mounted: containers do that with folders of their host.

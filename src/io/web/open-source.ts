@@ -1,15 +1,15 @@
 // Opens in a browser what a string names: a model on the Hub, or a URL.
 
-import type { ByteSource } from '../../base/bytes.js'
+import type { ByteSource, Place } from '../../base/bytes.js'
 import { MAX_WHOLE_BYTES, rangeSource } from '../hub/range-source.js'
 import { shown } from '../hub/request.js'
 import { FileCache } from '../hub/web/file-cache.js'
 import { openHubInBrowser, type WebHubOptions } from '../hub/web/open-hub.js'
-import { type Located, locateAtUrl, locateInHub } from '../locate.js'
+import { locateAtUrl, locateInHub } from '../locate.js'
 import { parseSource } from '../source.js'
 import { UrlDirectory, type UrlFile, urlConnection, urlRefusal } from '../url-directory.js'
 
-export async function openTextInBrowser(text: string, where: string, options: WebHubOptions = {}): Promise<Located> {
+export async function openTextInBrowser(text: string, where: string, options: WebHubOptions = {}): Promise<Place> {
   const source = parseSource(text, { where, endpoint: options.endpoint })
   if (source.kind === 'hub') return locateInHub(await openHubInBrowser(source, options))
   return locateAtUrl(openUrlFolder(source.url, options))

@@ -1,23 +1,26 @@
 // The inner loop of a merge in Node: reads straight into the kernel's memory, computes, and writes from there.
 // Measured: copying files first and patching them is slower.
 
-import { fstatSync, ftruncateSync, openSync, readSync, writeSync } from 'node:fs'
+import { fstatSync, ftruncateSync, readSync, writeSync } from 'node:fs'
 import { FileError } from '../../base/errors.js'
-import { fileError } from '../../io/node/errors.js'
-import { Chunks, computedWeights, type OutputFile, type Segment, type WeightPlan } from '../plan/layout.js'
+import { withFileErrors } from '../../io/node/errors.js'
+import { chunksOf, computedWeights, type OutputFile, type WeightPlan } from '../plan/layout.js'
 import { ChangeSums } from '../report.js'
 import { ChunkMerger, type ChunkSource } from '../weight.js'
 
-export type Readable =
-  | { readonly name: string; readonly fd: number }
-  | { readonly name: string; readonly bytes: Uint8Array }
+export interface OpenFile {
+  readonly name: string
+  readonly fd: number
+}
+
+export type Readable = OpenFile | { readonly name: string; readonly bytes: Uint8Array }
 
 export type Segmented = Pick<OutputFile, 'segments'>
 
 /** Plain data and shared memory, so that it can be sent to threads. */
 export interface ChunkJob {
   readonly files: readonly Segmented[]
-  readonly outputs: readonly { readonly name: string; readonly fd: number }[]
+  readonly outputs: readonly OpenFile[]
   readonly sources: readonly Readable[]
   readonly threads: number
   readonly isReproducible: boolean
@@ -53,47 +56,35 @@ export function stopAll({ control }: SharedState): void {
 /** Files of literal bytes alone have no chunks, and are finished. */
 export function areFinished({ files, shared: { done } }: ChunkJob): boolean[] {
   return files.map(({ segments }, i) => {
-    return Atomics.load(done, i) === segments.reduce((sum, segment) => sum + new Chunks(segment).count, 0)
+    return Atomics.load(done, i) === segments.reduce((sum, segment) => sum + chunksOf(segment).count, 0)
   })
 }
 
-interface Place {
-  file: number
-  segment: Segment
-  chunks: Chunks
-  firstChunk: number
-}
-
 export class ChunkLoop {
-  readonly #job: ChunkJob
-  readonly #thread: number
   readonly #merger: ChunkMerger
-  readonly #places: readonly Place[]
+  readonly #places
   readonly #weights: ReadonlyMap<WeightPlan, number>
-  readonly #total: number
+  #total = 0
   #at = 0
 
-  constructor(job: ChunkJob, thread: number) {
-    this.#job = job
-    this.#thread = thread
+  constructor(
+    private readonly job: ChunkJob,
+    private readonly thread: number,
+  ) {
     this.#merger = new ChunkMerger(job.sources.map(sourceOf), job.isReproducible)
-    const places: Place[] = []
-    let firstChunk = 0
-    job.files.forEach((output, file) => {
-      for (const segment of output.segments) {
-        const chunks = new Chunks(segment)
-        places.push({ file, segment, chunks, firstChunk })
-        firstChunk += chunks.count
-      }
-    })
-    this.#places = places
-    this.#total = firstChunk
+    this.#places = job.files.flatMap(({ segments }, file) =>
+      segments.map((segment) => {
+        const [chunks, firstChunk] = [chunksOf(segment), this.#total]
+        this.#total += chunks.count
+        return { file, chunks, firstChunk }
+      }),
+    )
     this.#weights = new Map(computedWeights(job.files).map((weight, i) => [weight, i]))
   }
 
   /** Works on one chunk. Returns true if there may be more. */
   async step(): Promise<boolean> {
-    const { shared } = this.#job
+    const { shared } = this.job
     if (Atomics.load(shared.control, STOP) !== 0) return false
     const number = Atomics.add(shared.control, NEXT, 1)
     if (number >= this.#total) return false
@@ -101,19 +92,19 @@ export class ChunkLoop {
     const chunk = place.chunks.at(number - place.firstChunk)
     const { bytes, changes } = await this.#merger.merge(chunk)
     for (const { weight, baseSquares, deltaSquares } of changes) {
-      const at = 2 * (this.#thread * this.#weights.size + this.#weights.get(weight)!)
+      const at = 2 * (this.thread * this.#weights.size + this.#weights.get(weight)!)
       shared.squares[at] += baseSquares
       shared.squares[at + 1] += deltaSquares
     }
-    writeFully(this.#job.outputs[place.file], bytes, chunk.offset)
-    shared.written[this.#thread] += bytes.byteLength
+    writeFully(this.job.outputs[place.file], bytes, chunk.offset)
+    shared.written[this.thread] += bytes.byteLength
     // Orders the plain stores above for whoever reads the count.
     Atomics.add(shared.done, place.file, 1)
     return true
   }
 
   /** Chunks come in order, so that the place is the last one or a little further. */
-  #find(number: number): Place {
+  #find(number: number) {
     const places = this.#places
     while (this.#at + 1 < places.length && places[this.#at + 1].firstChunk <= number) this.#at++
     return places[this.#at]
@@ -136,40 +127,23 @@ function sourceOf(readable: Readable): ChunkSource {
   if ('bytes' in readable) return { read: (offset, byteLength) => readable.bytes.subarray(offset, offset + byteLength) }
   const { name, fd } = readable
   const readInto = (offset: number, memory: Uint8Array) => {
-    try {
+    withFileErrors(name, 'cannot be read', () => {
       for (let done = 0; done < memory.byteLength; ) {
         const count = readSync(fd, memory, done, memory.byteLength - done, offset + done)
         if (count === 0) throw new FileError({ where: name, what: 'became shorter while it was being read' })
         done += count
       }
-    } catch (error) {
-      throw fileError(name, 'cannot be read', error)
-    }
+    })
   }
-  const read = (offset: number, byteLength: number) => {
-    const memory = new Uint8Array(byteLength)
-    readInto(offset, memory)
-    return memory
-  }
-  return { read, readInto }
+  return { readInto }
 }
 
-export function writeFully({ name, fd }: { name: string; fd: number }, bytes: Uint8Array, offset: number): void {
-  try {
+export function writeFully({ name, fd }: OpenFile, bytes: Uint8Array, offset: number): void {
+  withFileErrors(name, 'cannot be written', () => {
     for (let done = 0; done < bytes.byteLength; ) {
       done += writeSync(fd, bytes, done, bytes.byteLength - done, offset + done)
     }
-  } catch (error) {
-    throw fileError(name, 'cannot be written', error)
-  }
-}
-
-export function openForReading(file: string): number {
-  try {
-    return openSync(file, 'r')
-  } catch (error) {
-    throw fileError(file, 'cannot be read', error)
-  }
+  })
 }
 
 export function stampOf(file: Readable): string {

@@ -7,29 +7,28 @@ import { readdir } from 'node:fs/promises'
 import path from 'node:path'
 import { promisify } from 'node:util'
 import { crc32 } from 'node:zlib'
-import { type ByteSource, readAll, readJson, writeFile } from '../../base/bytes.js'
+import { type ByteSource, readAll, writeFile } from '../../base/bytes.js'
 import { ConfigError, FileError, NumericError } from '../../base/errors.js'
-import { fileError } from '../../io/node/errors.js'
+import { fileError, withFileErrors } from '../../io/node/errors.js'
 import { localPath, NodeDirectory } from '../../io/node/files.js'
 import { isMountPoint, realOutput, WholeOutput } from '../../io/node/whole-output.js'
 import { findCompanions, RECORD_FILE } from '../companions.js'
 import { chooseFormat } from '../format.js'
 import type { MergeJob, MergeRequest } from '../merge.js'
-import { type OpenMerge, openMerge, reportPlan, summaryOf } from '../open.js'
+import { type OpenMerge, openMerge, reportPlan, sizeOf, summaryOf } from '../open.js'
 import { computedWeights, type OutputFile } from '../plan/layout.js'
 import { ChangeSums, type MergePlanReport, type MergeReport } from '../report.js'
 import { refuseForFormat } from '../settings.js'
+import { changesOf, createShared, discard, type OpenFile, type Readable, stampOf, writeFully } from './chunks.js'
 import {
-  type ChunkJob,
-  changesOf,
-  createShared,
-  discard,
-  openForReading,
-  type Readable,
-  stampOf,
-  writeFully,
-} from './chunks.js'
-import { checkSpace, filesIn, type OutputPlace, refuseEnding, refuseForeignLinks, refuseOutput } from './place.js'
+  checkSpace,
+  filesIn,
+  type OutputPlace,
+  readRecord,
+  refuseEnding,
+  refuseForeignLinks,
+  refuseOutput,
+} from './place.js'
 import { Crew, threadsOf } from './threads.js'
 
 export async function openPathJob(request: MergeRequest, runs: boolean): Promise<MergeJob> {
@@ -53,30 +52,17 @@ export async function openPathJob(request: MergeRequest, runs: boolean): Promise
 type PathRequest = MergeRequest & { readonly out: string }
 
 class PathJob {
-  readonly #request: PathRequest
-  readonly #place: OutputPlace
-  readonly #opened: OpenMerge
-  readonly #inputs: readonly string[]
-  readonly #crew: Crew | undefined
   readonly #own: readonly OutputFile[]
   #changes = new ChangeSums()
 
-  private constructor(request: PathRequest, place: OutputPlace, opened: OpenMerge, crew: Crew | undefined) {
-    this.#request = request
-    this.#place = place
-    this.#opened = opened
-    this.#crew = crew
-    const { base, adapters, share } = request
+  private constructor(
+    private readonly request: PathRequest,
+    private readonly place: OutputPlace,
+    private readonly opened: OpenMerge,
+    private readonly crew: Crew | undefined,
+  ) {
+    const { share } = request
     this.#own = opened.files.filter((_, i) => share === undefined || i % share.count === share.index)
-    const [folder] = folderOf(base.directory)
-    this.#inputs = [
-      ...(base.file === undefined ? [folder] : []),
-      ...opened.sources.map(({ realPath }) => realPath),
-      ...[adapters]
-        .flat()
-        .map((one) => ('adapter' in one ? one.adapter : one))
-        .flatMap(folderOf),
-    ].filter((input) => input !== undefined)
   }
 
   /** `runs`: the merge is to follow, and its threads start meanwhile. */
@@ -115,17 +101,19 @@ class PathJob {
 
   async plan(): Promise<MergePlanReport> {
     await this.#refusePlaces()
-    const { files, others } = this.#opened
-    checkSpace(this.#place.out, sizeOf([...files, ...others]))
-    return reportPlan(this.#opened, this.#request.out)
+    const { files, others } = this.opened
+    checkSpace(this.place.out, sizeOf([...files, ...others]))
+    return reportPlan(this.opened, this.request.out)
   }
 
   async run(): Promise<MergeReport> {
     const startedAt = performance.now()
-    const { share, signal } = this.#request
+    const { share, signal } = this.request
     const fsync = this.#isDurable
-    const plan = await this.#planDigest()
-    const output = await WholeOutput.begin(this.#place.out, { isFile: this.#place.isFile, plan, fsync })
+    // Nothing is kept of single files, and of what may be lost when the machine stops.
+    const isKept = fsync && !this.place.isFile
+    const plan = isKept ? await digestOfPlan(this.opened, this.request.sign ?? 1) : undefined
+    const output = await WholeOutput.begin(this.place.out, { isFile: this.place.isFile, plan, fsync })
     const seconds = () => (performance.now() - startedAt) / 1000
     let isUseless = false
     try {
@@ -134,15 +122,15 @@ class PathJob {
       if (isDone) return { ...(await this.#report()), bytes: 0, seconds: seconds() }
       await this.#refusePlaces()
       const missing = await unfinishedFiles(output, this.#own)
-      checkSpace(this.#place.out, sizeOf(share === undefined ? [...missing, ...this.#opened.others] : missing))
+      checkSpace(this.place.out, sizeOf(share === undefined ? [...missing, ...this.opened.others] : missing))
       try {
         await this.#writeFiles(output, missing)
         const report = await this.#report()
-        const unfinished = await unfinishedFiles(output, this.#opened.files, missing)
         const bytes = sizeOf(missing)
+        const others = share === undefined ? [] : this.opened.files.filter((file) => !missing.includes(file))
+        const unfinished = (await unfinishedFiles(output, others)).map((file) => file.path)
         if (unfinished.length > 0) {
-          const names = unfinished.map((file) => file.path)
-          return { ...report, out: output.gathered!, missing: names, bytes, seconds: seconds() }
+          return { ...report, out: output.gathered!, missing: unfinished, bytes, seconds: seconds() }
         }
         const added = await this.#publish(output, report, plan)
         return { ...report, bytes: bytes + added, seconds: seconds() }
@@ -161,40 +149,32 @@ class PathJob {
   }
 
   async close(): Promise<void> {
-    this.#crew?.dispose()
-    await this.#opened.close()
+    this.crew?.dispose()
+    await this.opened.close()
   }
 
   /** Others rely on the files of a share. */
   get #isDurable(): boolean {
-    const { fsync = true, share } = this.#request
+    const { fsync = true, share } = this.request
     return fsync || share !== undefined
   }
 
-  /** Undefined where nothing is kept: for single files, and for what may be lost when the machine stops. */
-  async #planDigest(): Promise<string | undefined> {
-    if (this.#place.isFile || !this.#isDurable) return undefined
-    return digestOfPlan(this.#opened, this.#request.sign ?? 1)
-  }
-
   async #isPublished(plan: string | undefined): Promise<boolean> {
-    const directory = new NodeDirectory(this.#place.out)
-    if (plan === undefined || !(await directory.has(RECORD_FILE))) return false
-    const record = (await readJson(directory, RECORD_FILE).catch(() => null)) as { plan?: unknown } | null
-    return record?.plan === plan
+    return plan !== undefined && (await readRecord(this.place.out)).plan === plan
   }
 
   async #refusePlaces(): Promise<void> {
-    const { format, tensors } = this.#opened
-    const { overwrite = false } = this.#request
-    await refuseOutput(this.#place, this.#inputs, overwrite, format === 'onnx' ? undefined : tensors)
+    const { format, tensors } = this.opened
+    const { overwrite = false } = this.request
+    const inputs = inputsOf(this.request, this.opened)
+    await refuseOutput(this.place, inputs, overwrite, format === 'onnx' ? undefined : tensors)
   }
 
   /** Throws FileError when somebody writes to the base or an adapter meanwhile. */
   async #writeFiles(output: WholeOutput, missing: readonly OutputFile[]): Promise<void> {
-    const [opened, crew] = [this.#opened, this.#crew]
+    const [opened, crew] = [this.opened, this.crew]
     if (crew === undefined || missing.length === 0) return
-    const { signal, onProgress } = this.#request
+    const { signal, onProgress } = this.request
     const closers: (() => void)[] = []
     const open = new Map<number, number>()
     try {
@@ -216,9 +196,10 @@ class PathJob {
         return created
       })
       const onFile = async (i: number) => {
-        if (this.#isDurable) await sync(outputs[i])
+        const { name, fd } = outputs[i]
+        if (this.#isDurable) await withFileErrors(name, 'cannot be written', () => promisify(syncFile)(fd))
         refuseChanges()
-        closeSync(outputs[i].fd)
+        closeSync(fd)
         open.delete(i)
         await output.finish(missing[i].path)
       }
@@ -234,19 +215,10 @@ class PathJob {
       const shared = createShared(segmented, crew.threads)
       const { isReproducible } = opened
       for (const [i, one] of sources.entries()) if ('bytes' in one) one.bytes.set(await readAll(opened.sources[i]))
-      const job: ChunkJob = {
-        files: segmented,
-        outputs,
-        sources,
-        threads: crew.threads,
-        isReproducible,
-        shared,
-      }
+      const job = { files: segmented, outputs, sources, threads: crew.threads, isReproducible, shared }
       await crew.run(job, {
         signal,
-        onProgress: (bytes) => {
-          onProgress?.({ writtenBytes: keptBytes + bytes, totalBytes, keptBytes })
-        },
+        onProgress: (bytes) => onProgress?.({ writtenBytes: keptBytes + bytes, totalBytes, keptBytes }),
         onFile,
       })
       this.#changes = changesOf(job)
@@ -261,15 +233,15 @@ class PathJob {
 
   /** Adds the base's other files and gives the output its name. Returns the bytes written. */
   async #publish(output: WholeOutput, report: MergeReport, plan: string | undefined): Promise<number> {
-    const { base, signal, overwrite = false } = this.#request
-    const { files, others } = this.#opened
+    const { base, signal, overwrite = false } = this.request
+    const { files, others } = this.opened
     const folder = new NodeDirectory(output.folder, { fsync: this.#isDurable })
     for (const file of others) await file.write(folder)
     const bytes = sizeOf(others)
     signal?.throwIfAborted()
     // Something may have come to this place while this merge ran.
     await this.#refusePlaces()
-    if (this.#place.isFile) {
+    if (this.place.isFile) {
       await output.publishFiles(overwrite)
       return bytes
     }
@@ -287,25 +259,17 @@ class PathJob {
   }
 
   async #report(): Promise<MergeReport> {
-    const { out, share } = this.#request
+    const { out, share } = this.request
     const own = new Set(computedWeights(this.#own).flatMap(({ reports }) => reports))
-    const changes = await this.#opened.changes(this.#changes)
+    const changes = await this.opened.changes(this.#changes)
     const layers = share === undefined ? changes : changes.filter(({ name }) => own.has(name))
-    return { ...summaryOf(this.#opened, this.#own), out, format: this.#opened.format, layers, bytes: 0, seconds: 0 }
+    return { ...summaryOf(this.opened, this.#own), out, format: this.opened.format, layers, bytes: 0, seconds: 0 }
   }
 }
 
-/** The files that no process has finished, but for those that this one has just made. */
-async function unfinishedFiles(
-  output: WholeOutput,
-  files: readonly OutputFile[],
-  made: readonly OutputFile[] = [],
-): Promise<OutputFile[]> {
+async function unfinishedFiles(output: WholeOutput, files: readonly OutputFile[]): Promise<OutputFile[]> {
   const result: OutputFile[] = []
-  for (const file of files) {
-    const isMade = made.includes(file) || (await output.hasFinished(file.path, file.byteLength))
-    if (!isMade) result.push(file)
-  }
+  for (const file of files) if (!(await output.hasFinished(file.path, file.byteLength))) result.push(file)
   return result
 }
 
@@ -313,39 +277,31 @@ async function unfinishedFiles(
 function openSources(sources: readonly ByteSource[], closers: (() => void)[]): Readable[] {
   return sources.map(({ name, realPath, byteLength }): Readable => {
     if (realPath === undefined) return { name, bytes: new Uint8Array(new SharedArrayBuffer(byteLength)) }
-    const fd = openForReading(realPath)
+    const fd = withFileErrors(realPath, 'cannot be read', () => openSync(realPath, 'r'))
     closers.push(() => closeSync(fd))
     return { name: realPath, fd }
   })
 }
 
-function createFile(name: string): { name: string; fd: number } {
-  try {
+function createFile(name: string): OpenFile {
+  return withFileErrors(name, 'cannot be written', () => {
     mkdirSync(path.dirname(name), { recursive: true })
     return { name, fd: openSync(name, 'wx') }
-  } catch (error) {
-    throw fileError(name, 'cannot be written', error)
-  }
+  })
 }
 
-async function sync({ name, fd }: { name: string; fd: number }): Promise<void> {
-  try {
-    await promisify(syncFile)(fd)
-  } catch (error) {
-    throw fileError(name, 'cannot be written', error)
-  }
-}
-
-function folderOf(directory: unknown): string[] {
-  return directory instanceof NodeDirectory ? [directory.name] : []
+/** Files and folders that are read. */
+function inputsOf({ base, adapters }: PathRequest, { sources }: OpenMerge): string[] {
+  const folders = [adapters].flat().map((one) => ('adapter' in one ? one.adapter : one))
+  const read = base.file === undefined ? [base.directory, ...folders] : folders
+  return [
+    ...read.flatMap((folder) => (folder instanceof NodeDirectory ? [folder.name] : [])),
+    ...sources.flatMap(({ realPath }) => realPath ?? []),
+  ]
 }
 
 async function hasFiles(folder: string | undefined): Promise<boolean> {
   return folder !== undefined && (await readdir(folder).catch(() => [])).length > 0
-}
-
-function sizeOf(files: readonly { readonly byteLength: number }[]): number {
-  return files.reduce((sum, { byteLength }) => sum + byteLength, 0)
 }
 
 function mountedError(out: string): FileError {
@@ -356,18 +312,12 @@ function mountedError(out: string): FileError {
   })
 }
 
-function severalFilesError(out: string, files: number): ConfigError {
-  if (files <= 1)
-    return new ConfigError({
-      where: out,
-      what: 'one file has no shares',
-      hint: 'Choose a folder, or leave out `share`',
-    })
-  return new ConfigError({
-    where: out,
-    what: `the output has ${files} files, so it needs a folder`,
-    hint: 'Choose a folder, or a larger `maxShardBytes`',
-  })
+function severalFilesError(where: string, files: number): ConfigError {
+  const [what, other] =
+    files > 1
+      ? [`the output has ${files} files, so it needs a folder`, 'a larger `maxShardBytes`']
+      : ['one file has no shares', 'leave out `share`']
+  return new ConfigError({ where, what, hint: `Choose a folder, or ${other}` })
 }
 
 function withHint(error: unknown, isLeft: boolean): unknown {

@@ -2,11 +2,10 @@
 
 import { readdir, realpath, stat } from 'node:fs/promises'
 import path from 'node:path'
-import { readJson } from '../../base/bytes.js'
+import { readLeniently } from '../../base/bytes.js'
 import { FileError, LowrankError, listed } from '../../base/errors.js'
 import { formatShape } from '../../base/tensor.js'
 import { openCheckpoint } from '../../formats/checkpoint.js'
-import { fileError } from '../../io/node/errors.js'
 import { locate, NodeDirectory } from '../../io/node/files.js'
 import { freeBytes } from '../../io/node/folders.js'
 import { isCompanion, isCompanionFolder, RECORD_FILE } from '../companions.js'
@@ -69,10 +68,10 @@ export async function refuseOutput(
   if (!isFile && (await readdir(out)).length === 0) return
   const real = await realpath(out)
   for (const input of inputs) {
-    const inside = path.relative(real, await realpath(input))
-    if (!inside.startsWith('..') && !path.isAbsolute(inside)) {
-      throw new FileError({ where: out, what: `it holds ${inside}, which is being read`, hint: 'Choose another place' })
-    }
+    const target = await realpath(input)
+    if (!isInside(target, real)) continue
+    const inside = path.relative(real, target)
+    throw new FileError({ where: out, what: `it holds ${inside}, which is being read`, hint: 'Choose another place' })
   }
   const foreign = await foreignFiles(place, tensors)
   if (foreign.length === 0 && overwrite) return
@@ -96,11 +95,14 @@ async function foreignFiles(
   tensors: ReadonlyMap<string, readonly number[]> | undefined,
 ): Promise<string[]> {
   if (isFile) return (await looksMerged(out, tensors)) ? [] : [path.basename(out)]
-  const directory = new NodeDirectory(out)
-  const record = (await directory.has(RECORD_FILE)) ? await readJson(directory, RECORD_FILE).catch(() => null) : null
-  const { files } = (record ?? {}) as { files?: unknown }
+  const { files } = await readRecord(out)
   const own = new Set<unknown>([RECORD_FILE, ...(Array.isArray(files) ? files : [])])
   return (await filesIn(out)).filter((name) => !own.has(name))
+}
+
+/** The record that a merge left about its output; empty where none did. */
+export async function readRecord(out: string): Promise<{ plan?: unknown; files?: unknown }> {
+  return (await readLeniently(new NodeDirectory(out), RECORD_FILE)) ?? {}
 }
 
 export async function filesIn(folder: string): Promise<string[]> {
@@ -132,23 +134,25 @@ async function looksMerged(out: string, tensors: ReadonlyMap<string, readonly nu
  */
 export async function refuseForeignLinks(folder: string, copied: readonly string[]): Promise<void> {
   const real = await realpath(folder)
-  const names = new Set([...(await linksIn(real)), ...copied])
-  for (const name of names) {
-    const file = path.join(real, name)
-    const target = await realpath(file).catch(() => undefined)
-    if (target === undefined) throw brokenLinkError(path.join(folder, name))
-    if (!isInside(target, real) && !isInside(target, blobsOf(real)))
-      throw foreignLinkError(path.join(folder, name), target)
-  }
-}
-
-async function linksIn(real: string): Promise<string[]> {
-  try {
-    const entries = await readdir(real, { withFileTypes: true })
-    const links = entries.filter((entry) => entry.isSymbolicLink()).map(({ name }) => name)
-    return links.filter((name) => isCompanion(name) || isCompanionFolder(name))
-  } catch (error) {
-    throw fileError(real, 'cannot be listed', error)
+  const present = (await readdir(real)).filter((name) => isCompanion(name) || isCompanionFolder(name))
+  for (const name of new Set([...present, ...copied])) {
+    const where = path.join(folder, name)
+    const target = await realpath(path.join(real, name)).catch(() => undefined)
+    if (target === undefined) {
+      throw new FileError({
+        where,
+        what: 'this link points to a place that does not exist',
+        expected: 'a file that goes along with the weights',
+        hint: 'Download it again, or remove the link',
+      })
+    }
+    if (isInside(target, real) || isInside(target, blobsOf(real))) continue
+    throw new FileError({
+      where,
+      what: 'a link that leads out of the folder of the base',
+      got: target,
+      hint: 'Put the file itself there, or merge the weights alone: `weightsOnly: true`',
+    })
   }
 }
 
@@ -162,22 +166,4 @@ function isInside(target: string, folder: string | undefined): boolean {
   if (folder === undefined) return false
   const relative = path.relative(folder, target)
   return !relative.startsWith('..') && !path.isAbsolute(relative)
-}
-
-function foreignLinkError(where: string, target: string): FileError {
-  return new FileError({
-    where,
-    what: 'a link that leads out of the folder of the base',
-    got: target,
-    hint: 'Put the file itself there, or merge the weights alone: `weightsOnly: true`',
-  })
-}
-
-function brokenLinkError(where: string): FileError {
-  return new FileError({
-    where,
-    what: 'this link points to a place that does not exist',
-    expected: 'a file that goes along with the weights',
-    hint: 'Download it again, or remove the link',
-  })
 }

@@ -29,14 +29,12 @@ export function threadsOf(wish: number | undefined): number {
 
 /** The threads of one merge. Waiting for a job they keep no process alive. */
 export class Crew {
-  readonly threads: number
   readonly #workers: readonly Worker[]
   readonly #exits: readonly Promise<void>[]
   #failure: unknown
   #job: ChunkJob | undefined
 
-  constructor(threads: number) {
-    this.threads = threads
+  constructor(readonly threads: number) {
     this.#workers = Array.from({ length: threads - 1 }, () => {
       const worker = new Worker(new URL('./worker.js', import.meta.url), {
         resourceLimits: RESOURCE_LIMITS,
@@ -101,6 +99,9 @@ export class Crew {
     return new Promise((resolve) => {
       let isReady = false
       let isMissed = false
+      const fail = (what: string, cause?: unknown) => {
+        if (!isMissed) this.#fail(new RuntimeError({ where: 'merge worker', what, cause }))
+      }
       worker.on('online', () => {
         isReady = true
       })
@@ -108,12 +109,10 @@ export class Crew {
       worker.on('error', (cause: NodeJS.ErrnoException) => {
         // The system has no room for another thread: the other threads do its work.
         isMissed = !isReady && SCARCE.includes(cause.code ?? '')
-        if (!isMissed)
-          this.#fail(new RuntimeError({ where: 'merge worker', what: `it failed: ${cause.message}`, cause }))
+        fail(`it failed: ${cause.message}`, cause)
       })
       worker.on('exit', (code) => {
-        if (code !== 0 && !isMissed)
-          this.#fail(new RuntimeError({ where: 'merge worker', what: `it ended with code ${code}` }))
+        if (code !== 0) fail(`it ended with code ${code}`)
         resolve()
       })
     })

@@ -1,7 +1,7 @@
 // The changes of adapters in an ONNX graph, place by place. A place is one input of one node; the initializers behind
 // it may be shared.
 
-import { type ByteSource, checkRange, MemorySource } from '../../base/bytes.js'
+import { type ByteSource, MemorySource } from '../../base/bytes.js'
 import { decodeWeights, type WeightDtype } from '../../base/dtype.js'
 import { attempt, LowrankError, MismatchError, UnsupportedError } from '../../base/errors.js'
 import { elementCount } from '../../base/tensor.js'
@@ -287,7 +287,7 @@ class Edits {
     const { info, source } = values
     const { shape, name } = info
     const byteLength = 4 * elementCount(shape)
-    const made = new MadeSource(name, byteLength, async () => {
+    const made = madeSource(name, byteLength, async () => {
       const bytes = await this.opened.sources[source].read(info.offset, info.byteLength)
       const numbers = Float32Array.from(decodeWeights(bytes, info.dtype as WeightDtype), (value) => value + offset)
       return new Uint8Array(numbers.buffer)
@@ -368,7 +368,7 @@ export class EditBuilder {
     const label = `${key}${isTransposed ? 'ᵀ' : ''}`
     if (!isTransposed) this.put({ base, source, isReplaced: true }, label)
     else {
-      const turned = new MadeSource(name, byteLength, async () => {
+      const turned = madeSource(name, byteLength, async () => {
         return transposed(await this.sources[source].read(offset, byteLength), shape, byteLength / elementCount(shape))
       })
       this.put({ base: { ...base, offset: 0 }, source: this.sources.push(turned) - 1, isReplaced: true }, label)
@@ -389,22 +389,14 @@ export class EditBuilder {
   }
 }
 
-class MadeSource implements ByteSource {
-  #made: Promise<Uint8Array> | undefined
-
-  constructor(
-    readonly name: string,
-    readonly byteLength: number,
-    readonly make: () => Promise<Uint8Array>,
-  ) {}
-
-  async read(offset: number, byteLength: number): Promise<Uint8Array> {
-    checkRange(this, offset, byteLength)
-    this.#made ??= this.make()
-    return (await this.#made).subarray(offset, offset + byteLength)
+/** Bytes that are made when they are first read. */
+function madeSource(name: string, byteLength: number, make: () => Promise<Uint8Array>): ByteSource {
+  let made: Promise<ByteSource> | undefined
+  const read = async (offset: number, length: number) => {
+    made ??= make().then((bytes) => new MemorySource(bytes, name))
+    return (await made).read(offset, length)
   }
-
-  async close(): Promise<void> {}
+  return { name, byteLength, read, close: async () => {} }
 }
 
 /** A matrix (rows, columns) of values that are given as (columns, rows), of `size` bytes each. */

@@ -14,7 +14,7 @@ import type { OpenAdapter } from '../../peft/open.js'
 import { appendHead, type PlacedHead, placeHead } from '../../tasks/heads/heads.js'
 import { loadTaskOf } from '../../tasks/tasks.js'
 import type { GraphShare } from '../plan/adapters.js'
-import { type HeadEdit, meaningOf } from '../plan/config-edit.js'
+import { type HeadEdit, type ModelConfig, meaningOf } from '../plan/config-edit.js'
 import { loadTables } from '../plan/names/tables.js'
 
 const LOGITS = 'logits'
@@ -30,7 +30,7 @@ export interface MergedHead {
 export async function findMergedHead(
   graph: Graph,
   linears: readonly Linear[],
-  config: Readonly<Record<string, unknown>>,
+  config: ModelConfig,
   adapters: readonly Pick<GraphShare, 'adapter' | 'parts'>[],
 ): Promise<MergedHead | undefined> {
   const heads: MergedHead[] = []
@@ -95,7 +95,7 @@ export async function writeHead(
 }
 
 export async function headEdit(
-  config: Readonly<Record<string, unknown>>,
+  config: ModelConfig,
   { adapter, placed: { count, architecture } }: MergedHead,
 ): Promise<HeadEdit> {
   const head = (await loadTables()).head(String(config.model_type), String(adapter.config.taskType))

@@ -2,6 +2,7 @@
 
 import type { ByteSource } from '../../base/bytes.js'
 import { MismatchError, UnsupportedError } from '../../base/errors.js'
+import { groupBy } from '../../base/group.js'
 import { type OnnxFile, planOnnx } from '../../formats/onnx/layout.js'
 import { loadOnnx, type OnnxModel } from '../../formats/onnx/model.js'
 import { roleOf } from '../../graph/graph-file.js'
@@ -10,7 +11,6 @@ import { findLinears } from '../../graph/match/linears.js'
 import { missingError } from '../../graph/match/match.js'
 import { spreadAdapter, unusedPoolers } from '../../graph/match/spread.js'
 import { Graph } from '../../graph/view/graph.js'
-import type { OtherFile } from '../companions.js'
 import { otherFiles } from '../other-files.js'
 import { openPartAdapters, type PartInput, type PlanPart, unfinishedPart } from '../parts.js'
 import { type GraphShare, type OpenAdapters, requireFiniteReplacements } from '../plan/adapters.js'
@@ -28,7 +28,7 @@ interface BaseGraph {
 }
 
 export async function openOnnxPart(input: PartInput, models?: readonly OnnxModel[]): Promise<PlanPart> {
-  const { base, chosen, sign, sources, outFile, modules, quantized, weightsOnly = false } = input
+  const { base, chosen, sources, outFile, weightsOnly = false } = input
   const graphs: BaseGraph[] = []
   for (const [i, path] of chosen.graphs.entries()) {
     const model = models?.[i] ?? (await loadOnnx(base.directory, path))
@@ -48,13 +48,12 @@ export async function openOnnxPart(input: PartInput, models?: readonly OnnxModel
   fit.add(...opened.problems)
   const { shares, warnings } = await spreadAll(graphs, opened, input, config, fit)
   const factors = input.outDtype === 'fp32' || input.outDtype === 'fp16' ? input.outDtype : undefined
-  const asked = { config: config?.values, modules, quantized, factors, isUnmerge: sign === -1 }
   const files: OutputFile[] = []
   const plans: OnnxMergePlan[] = []
   const written: { path: string; dataFiles: number }[] = []
   for (const [i, { model, path: own }] of graphs.entries()) {
     const path = (graphs.length === 1 ? outFile : undefined) ?? own
-    const plan = await planOnnxMerge(model, shares[i], opened, fit, asked)
+    const plan = await planOnnxMerge(model, shares[i], opened, fit, { ...input, config: config?.values, factors })
     if (plan === undefined) continue
     plans.push(plan)
     const isBranched = plan.branches.length > 0
@@ -68,19 +67,13 @@ export async function openOnnxPart(input: PartInput, models?: readonly OnnxModel
   await requireFiniteReplacements(opened)
   if (factors !== undefined && plans.every(({ branches }) => branches.length === 0)) throw noFactors()
   const head = plans.find((plan) => plan.head !== undefined)?.head
-  const others: OtherFile[] = []
-  const leftOut: string[] = []
-  if (!weightsOnly) {
-    const read = graphs.flatMap(({ model }) => [...model.files.keys()])
-    const own = new Set([...files.map(({ path }) => path), ...read].map((name) => name.replace(/\/.*/, '/')))
-    const vocabulary = plans.find((plan) => plan.vocabulary !== undefined)?.vocabulary
-    const edit = { untied: [], dtype: undefined, vocabulary, head }
-    const text = config && editForHub(config, editConfig(config, edit), written)
-    const companions = await otherFiles(input, own, text, vocabulary)
-    warnings.push(...companions.warnings)
-    others.push(...companions.files)
-    leftOut.push(...companions.leftOut)
-  }
+  const read = graphs.flatMap(({ model }) => [...model.files.keys()])
+  const own = [...files.map(({ path }) => path), ...read].map((name) => name.replace(/\/.*/, '/'))
+  const vocabulary = plans.find((plan) => plan.vocabulary !== undefined)?.vocabulary
+  const edit = { untied: [], dtype: undefined, vocabulary, head }
+  const text = !weightsOnly && config ? editForHub(config, editConfig(config, edit), written) : undefined
+  const { files: others, leftOut, warnings: told } = await otherFiles(input, own, text, vocabulary)
+  warnings.push(...told)
   if (head !== undefined && (weightsOnly || config === undefined)) warnings.push(headWarning(head))
   const branches = plans.reduce((sum, plan) => sum + plan.branches.length, 0)
   const layers = inOrder(plans.flatMap(namesOf), opened)
@@ -149,24 +142,25 @@ function noFactors(): UnsupportedError {
   })
 }
 
-/** Names of layers, each once, in the adapters' order. */
+/** Names of parts, each once, in the adapters' order. */
 function inOrder(names: Iterable<string>, { adapters }: OpenAdapters): string[] {
   const all = new Set(names)
-  const own = adapters.flatMap(({ adapter }) => adapter.parts().map(({ name }) => name)).filter((name) => all.has(name))
+  const parts = adapters.flatMap(({ adapter }) => adapter.parts())
+  const own = parts
+    .map((part) => (part.kind === 'token-rows' ? part.module : part.name))
+    .filter((name) => all.has(name))
   // A module that the graph computes as several has its parts' names there.
   return [...new Set([...own, ...all])]
 }
 
 /** Puts the parts into the adapters' order, each once: where a part goes to several graphs, with its first problem. */
-function sortParts({ parts }: Fit, { adapters }: OpenAdapters): void {
-  const names = adapters.flatMap(({ adapter }) =>
-    adapter.parts().map((part) => (part.kind === 'token-rows' ? part.module : part.name)),
-  )
-  const found = names.map((name) => {
-    const own = parts.filter((part) => part.name === name)
+function sortParts({ parts }: Fit, opened: OpenAdapters): void {
+  const byName = groupBy(parts, ({ name }) => name)
+  const sorted = inOrder(byName.keys(), opened).map((name) => {
+    const own = byName.get(name)!
     return own.find(({ problem }) => problem !== undefined) ?? own[0]
   })
-  parts.splice(0, parts.length, ...found.filter((part) => part !== undefined))
+  parts.splice(0, parts.length, ...sorted)
 }
 
 async function spreadAll(

@@ -2,17 +2,18 @@
 
 import { UnsupportedError } from '../../base/errors.js'
 import { groupBy } from '../../base/group.js'
-import { type ModelProto, type NodeProto, type TensorProto, TensorProtoSchema } from '../../formats/onnx/gen/onnx_pb.js'
+import { type NodeProto, type TensorProto, TensorProtoSchema } from '../../formats/onnx/gen/onnx_pb.js'
 import { copyMessage } from '../../formats/onnx/messages.js'
 import type { OnnxModel } from '../../formats/onnx/model.js'
 import { create } from '../../formats/onnx/protobuf.js'
 import { hasCacheBranches, takeBranchWithoutCache } from '../../graph/inputs/cache.js'
 import { findEmbeddings } from '../../graph/match/forms/lookup.js'
-import { findLinears, type ModuleMap } from '../../graph/match/linears.js'
+import { findLinears } from '../../graph/match/linears.js'
 import { Graph, implicitInputs } from '../../graph/view/graph.js'
 import { HANDS_ON } from '../../graph/view/source.js'
+import type { PartInput } from '../parts.js'
 import type { GraphShare, OpenAdapters } from '../plan/adapters.js'
-import type { HeadEdit } from '../plan/config-edit.js'
+import type { ModelConfig } from '../plan/config-edit.js'
 import type { Fit } from '../plan/fit.js'
 import type { OutputTensor } from '../plan/layout.js'
 import type { LayerChange } from '../report.js'
@@ -29,31 +30,12 @@ import {
 import { planRequantization } from './requantize.js'
 import { resizeVocabulary } from './resized.js'
 
-export interface OnnxMergePlan {
-  readonly proto: ModelProto
-  readonly targets: ReadonlyMap<string, OutputTensor>
-  readonly added: readonly string[]
-  readonly head: HeadEdit | undefined
-  /** Rows of the embeddings, where they are other than the base's. */
-  readonly vocabulary: number | undefined
-  /** Layers with quantized weights that got a branch, or lost one. */
-  readonly branches: readonly QuantizedLayer[]
-  /** Makes the tensors of weights that are quantized again, by the name of the initializer. */
-  readonly requantized: ReadonlyMap<string, () => Promise<Uint8Array>>
-  readonly reports: readonly string[]
-  readonly quantized: readonly string[]
-  /** To be asked for once all is written. */
-  changes(): Promise<LayerChange[]>
-}
+export type OnnxMergePlan = NonNullable<Awaited<ReturnType<typeof planOnnxMerge>>>
 
-interface OnnxPlanOptions {
-  readonly config?: Readonly<Record<string, unknown>> | undefined
-  readonly modules?: ModuleMap | undefined
+interface OnnxPlanOptions extends Pick<PartInput, 'modules' | 'quantized' | 'sign'> {
+  readonly config: ModelConfig | undefined
   /** The type of branches' factors; undefined: the one in which each layer computes. */
-  readonly factors?: 'fp32' | 'fp16' | undefined
-  readonly quantized?: QuantizedPolicy | undefined
-  /** Weights of adapters have the other sign, and branches are taken out. */
-  readonly isUnmerge?: boolean | undefined
+  readonly factors: 'fp32' | 'fp16' | undefined
 }
 
 /** Returns undefined if something does not fit, or only that was to be found out. */
@@ -62,8 +44,8 @@ export async function planOnnxMerge(
   shares: readonly GraphShare[],
   opened: OpenAdapters,
   fit: Fit,
-  { config = {}, modules = {}, factors, quantized: policy, isUnmerge = false }: OnnxPlanOptions,
-): Promise<OnnxMergePlan | undefined> {
+  { config = {}, modules = {}, factors, quantized: policy, sign }: OnnxPlanOptions,
+) {
   const graph = new Graph(model.proto)
   let linears = findLinears(graph, modules)
   const findHead = () => findMergedHead(graph, linears, config, shares).catch((error) => fit.refused(error))
@@ -106,11 +88,13 @@ export async function planOnnxMerge(
   for (const part of parts) quantized.push(await readQuantized(part))
   const changed: LayerChange[] = []
   const before = new Graph(model.proto)
-  let requantized: OnnxMergePlan['requantized'] = new Map()
+  /** Makes the tensors of weights that are quantized again, by the name of the initializer. */
+  let requantized: ReturnType<typeof planRequantization> = new Map()
   if (policy === 'requantize') {
     requantized = planRequantization(model, graph, quantized, (change) => changed.push(change))
-  } else if (isUnmerge) await unmergeBranches(model, graph, quantized)
+  } else if (sign === -1) await unmergeBranches(model, graph, quantized)
   else await mergeBranches(model, graph, quantized, factors)
+  /** Layers with quantized weights that got a branch, or lost one. */
   const branches = policy === 'requantize' ? [] : quantized
   const added = head?.isReplaced === false ? await writeHead(graph, linears, head) : []
   const ofHead = { added, head: head && (await headEdit(config, head)) }
@@ -118,6 +102,7 @@ export async function planOnnxMerge(
     ...{ proto: graph.toModel(), targets, ...ofHead, branches, requantized, vocabulary },
     reports: [...targets.values()].flatMap(({ layers }) => layers.flatMap(({ report }) => report ?? [])),
     quantized: policy === 'requantize' ? quantized.map(({ name }) => name) : [],
+    /** To be asked for once all is written. */
     async changes() {
       const beside: LayerChange[] = []
       for (const one of branches) beside.push(await branchChange(model, before, one))

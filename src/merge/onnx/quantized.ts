@@ -1,5 +1,6 @@
 // Merging into layers whose weights are integers: by default they stay, and the factors stand beside them as constants.
 
+import { sameBytes } from '../../base/bytes.js'
 import { MismatchError, UnsupportedError } from '../../base/errors.js'
 import { groupBy } from '../../base/group.js'
 import type { TensorProto } from '../../formats/onnx/gen/onnx_pb.js'
@@ -126,8 +127,7 @@ async function hasValues(
   for (const [name, { dims, bytes }] of tensors) {
     const tensor = graph.initializers.get(name)
     if (tensor === undefined || tensor.dims.map(Number).join() !== dims.join()) return false
-    const own = await model.readTensor(tensor)
-    if (own.length !== bytes.length || own.some((byte, i) => byte !== bytes[i])) return false
+    if (!sameBytes(await model.readTensor(tensor), bytes)) return false
   }
   return true
 }

@@ -8,6 +8,7 @@ import { isAllFinite, type Matrix } from '../../base/tensor.js'
 import type { NodeProto, TensorProto } from '../../formats/onnx/gen/onnx_pb.js'
 import { copyMessage } from '../../formats/onnx/messages.js'
 import type { OnnxModel } from '../../formats/onnx/model.js'
+import { bytesOf } from '../../formats/onnx/tensors.js'
 import { affineOf } from '../../graph/inject/affine.js'
 import { FLOAT_DTYPES } from '../../graph/match/forms/float-product.js'
 import type { ReadLines } from '../../graph/match/forms/form.js'
@@ -175,16 +176,10 @@ async function newWeight(
 
 function joined(pieces: readonly QuantizedRows[]): QuantizedRows {
   if (pieces.length === 1) return pieces[0]
-  const scales = new Float32Array(pieces.reduce((sum, piece) => sum + piece.scales.length, 0))
-  let at = 0
-  for (const piece of pieces) {
-    scales.set(piece.scales, at)
-    at += piece.scales.length
-  }
   const zeroPoints = pieces.flatMap((piece) => piece.zeroPoints ?? [])
   return {
     packed: concatBytes(pieces.map(({ packed }) => packed)),
-    scales,
+    scales: decodeFloats(concatBytes(pieces.map(({ scales }) => bytesOf(scales))), 'fp32'),
     zeroPoints: zeroPoints.length === 0 ? undefined : concatBytes(zeroPoints),
   }
 }

@@ -32,7 +32,6 @@ export interface Factor {
 /** Rows from `firstRow` on, and of their columns first, first + step, … */
 export interface FactorSlice {
   readonly firstRow: number
-  readonly rows: number
   readonly first: number
   readonly step: number
 }
@@ -215,52 +214,40 @@ export class OpenAdapters {
     return { name, source, offset, dtype, ...size }
   }
 
+  #factors({ config, tensors }: FactorView<AdapterTensor> | ParameterView<AdapterTensor>, weight: number) {
+    const [a, b] = [this.#factor(tensors.weightA), this.#factor(tensors.weightB)]
+    const [scale, isTied] = [weight * scalingOf(config), config.ensureWeightTying]
+    const adapter = this.adapters.length - 1
+    return { adapter, d: b.rows, k: a.columns, rank: config.rank, scale, a, b, isTied, scales: undefined }
+  }
+
   #addLayer(part: FactorView<AdapterTensor>, weight: number): void {
     const { name, kind, config, tensors } = part
-    const [a, b] = [this.#factor(tensors.weightA), this.#factor(tensors.weightB)]
+    const own = this.#factors(part, weight)
+    const { d, k } = own
     const magnitude = tensors.magnitude && this.#factor(tensors.magnitude)
-    const scale = weight * scalingOf(config)
-    const [d, k, { rank }] = [b.rows, a.columns, config]
     // An embedding (V, D) is a weight of D outputs and V inputs that is stored the other way round.
     const isInputMajor = kind === 'embedding' || (kind === 'linear' && config.fanInFanOut)
     const shape = kind === 'convolution' ? convolutionWeight(tensors, name) : isInputMajor ? [k, d] : [d, k]
     const values = new Float64Array(magnitude === undefined ? 0 : d)
-    const scales = magnitude && scalesFactor(name, values, this.sources)
-    const stored = { isLinear: kind === 'linear', isInputMajor, shape }
-    const isTied = config.ensureWeightTying && magnitude === undefined
-    const matrix = { tensor: 'weight', experts: undefined, isTied }
-    const own = { name, adapter: this.adapters.length - 1 }
-    const layer = { ...own, d, k, rank, scale, ...stored, a, b, ...matrix, scales }
+    const scales = magnitude && matrixFactor(`${name}: scales`, { data: values, shape: [1, d] }, this.sources)
+    const isTied = own.isTied && magnitude === undefined
+    const stored = { isLinear: kind === 'linear', isInputMajor, shape, tensor: 'weight', experts: undefined }
+    const layer = { ...own, name, ...stored, isTied, scales }
     this.layers.push(layer)
     if (magnitude !== undefined) this.magnitudes.push({ layer, magnitude, scales: values, weight })
     if (tensors.biasB === undefined) return
     // s·biasB is the product of 1 (1, 1) and biasB (1, d).
     const one = matrixFactor(`${name}: one`, { data: Float32Array.of(1), shape: [1, 1] }, this.sources)
-    const bias = {
-      d: 1,
-      k: d,
-      rank: 1,
-      isLinear: false,
-      isInputMajor: false,
-      shape: [d],
-      a: this.#factor(tensors.biasB),
-      b: one,
-      tensor: 'bias',
-      experts: undefined,
-      isTied,
-      scales: undefined,
-    }
-    this.layers.push({ ...own, scale, ...bias })
+    const row = { d: 1, k: d, rank: 1, isLinear: false, isInputMajor: false, shape: [d], tensor: 'bias' }
+    this.layers.push({ ...layer, ...row, a: this.#factor(tensors.biasB), b: one, scales: undefined })
   }
 
-  #addExperts({ name: full, module, config, experts, tensors }: ParameterView<AdapterTensor>, weight: number): void {
-    const [a, b] = [this.#factor(tensors.weightA), this.#factor(tensors.weightB)]
-    const scale = weight * scalingOf(config)
-    const [d, k, { rank }] = [b.rows, a.columns, config]
-    const stored = { isLinear: false, isInputMajor: false, shape: [experts, d, k] }
-    const factors = { d, k, rank, scale, ...stored, a, b, isTied: config.ensureWeightTying }
-    const own = { name: module, adapter: this.adapters.length - 1, tensor: full.slice(module.length + 1) }
-    this.layers.push({ ...own, ...factors, experts, scales: undefined })
+  #addExperts(part: ParameterView<AdapterTensor>, weight: number): void {
+    const { name, module, experts } = part
+    const own = this.#factors(part, weight)
+    const stored = { isLinear: false, isInputMajor: false, shape: [experts, own.d, own.k] }
+    this.layers.push({ ...own, name: module, tensor: name.slice(module.length + 1), ...stored, experts })
   }
 }
 
@@ -271,10 +258,6 @@ function convolutionWeight({ weightA, weightB }: FactorView<Shaped>['tensors'], 
   return [d, channels, ...kernel]
 }
 
-function scalesFactor(layer: string, scales: Float64Array, sources: ByteSource[]): Factor {
-  return matrixFactor(`${layer}: scales`, { data: scales, shape: [1, scales.length] }, sources)
-}
-
 function matrixSize(shape: readonly number[]): { rows: number; columns: number } {
   return { rows: shape[0], columns: elementCount(shape.slice(1)) }
 }
@@ -282,11 +265,5 @@ function matrixSize(shape: readonly number[]): { rows: number; columns: number }
 function matrixFactor(name: string, { data, shape }: Tensor<FloatArray>, sources: ByteSource[]): Factor {
   const dtype = data instanceof Float64Array ? 'fp64' : 'fp32'
   const bytes = encodeWeights(data, dtype)
-  return {
-    name,
-    source: sources.push(new MemorySource(bytes, name)) - 1,
-    offset: 0,
-    dtype,
-    ...matrixSize(shape),
-  }
+  return { name, source: sources.push(new MemorySource(bytes, name)) - 1, offset: 0, dtype, ...matrixSize(shape) }
 }

@@ -1,17 +1,18 @@
 // A base before a merge into it is planned: its names for the adapters' tensors, its tied weights, its head.
 
-import type { ByteSource } from '../../base/bytes.js'
+import { type ByteSource, sameBytes } from '../../base/bytes.js'
 import { type Checkpoint, shardSource } from '../../formats/checkpoint.js'
 import type { TensorInfo } from '../../formats/safetensors.js'
 import type { BaseReplacement, OpenAdapters } from './adapters.js'
+import type { ModelConfig } from './config-edit.js'
 import { namesIn } from './find-weights.js'
-import type { CheckpointNames } from './names/choose.js'
+import { type CheckpointNames, tensorsOf } from './names/choose.js'
 import { loadTables, type ModelHead } from './names/tables.js'
 import { findTies, groupOf, type TieGroup, type Ties } from './names/ties.js'
 
 export interface BaseModel {
   readonly checkpoint: Checkpoint
-  readonly config: Readonly<Record<string, unknown>> | undefined
+  readonly config: ModelConfig | undefined
   readonly names: CheckpointNames
   readonly ties: Ties
   /** Replacements of tied weights by the values that they have: PEFT saves embeddings along with what adapts them. */
@@ -26,17 +27,13 @@ const COMPARED_BYTES = 1 << 20
 /** Compares those tied tensors that the adapters touch and the base stores more than once. */
 export async function knowBase(
   checkpoint: Checkpoint,
-  config: Readonly<Record<string, unknown>> | undefined,
+  config: ModelConfig | undefined,
   { adapters, layers, replacements, tasks, classes, sources }: OpenAdapters,
 ): Promise<BaseModel> {
   const tables = await loadTables()
   const names = namesIn(checkpoint, { layers, replacements, classes }, config, tables)
   const { groups, isKnown } = findTies(checkpoint, config, names, tables)
-  const touched = new Set(
-    [...layers.map(({ name, tensor }) => `${name}.${tensor}`), ...replacements.map(({ tensor }) => tensor)].map(
-      names.locate,
-    ),
-  )
+  const touched = new Set(tensorsOf({ layers, replacements }).map(names.locate))
   const equal: TieGroup[] = []
   for (const group of groups) {
     const isTouched = group.members.some((name) => touched.has(name))
@@ -84,7 +81,7 @@ async function areSame(a: Place, b: Place): Promise<boolean> {
     // A source may hand out the same memory again.
     const x = new Uint8Array(await a.source.read(a.info.offset + at, length))
     const y = await b.source.read(b.info.offset + at, length)
-    if (x.some((byte, i) => byte !== y[i])) return false
+    if (!sameBytes(x, y)) return false
   }
   return true
 }

@@ -1,18 +1,20 @@
 // The changes of a base's config.json. All else keeps its spelling.
 
-import { type Directory, parsePythonJson, readAll } from '../../base/bytes.js'
+import { type Directory, parsePythonJson, withText } from '../../base/bytes.js'
 import type { FloatDtype } from '../../base/dtype.js'
 import { FormatError, MismatchError } from '../../base/errors.js'
-import { isObject } from '../../base/options.js'
+import { isObject, objectOf } from '../../base/options.js'
 import { setMember } from '../../formats/json-edit.js'
 import { graphFile } from '../../graph/graph-file.js'
 import type { Meaning } from '../../peft/labels.js'
 
 export const CONFIG_FILE = 'config.json'
 
+export type ModelConfig = Readonly<Record<string, unknown>>
+
 export interface Config {
   readonly text: string
-  readonly values: Readonly<Record<string, unknown>>
+  readonly values: ModelConfig
 }
 
 export interface ConfigEdit {
@@ -37,12 +39,12 @@ const HUB_MEMBER = 'transformers.js_config'
 const DTYPE_NAMES = ['dtype', 'torch_dtype'] as const
 
 /** The model's and, where that is a part of it, the language model's, with the way to each. */
-function partsOf(config: Config['values']): { part: Config['values']; path: string[] }[] {
+function partsOf(config: ModelConfig): { part: ModelConfig; path: string[] }[] {
   const { text_config: text } = config
   return [{ part: config, path: [] }, ...(isObject(text) ? [{ part: text, path: ['text_config'] }] : [])]
 }
 
-export function otherDtype(config: Config['values'], dtype: FloatDtype): string | undefined {
+export function otherDtype(config: ModelConfig, dtype: FloatDtype): string | undefined {
   const said = partsOf(config).flatMap(({ part }) => DTYPE_NAMES.flatMap((name) => part[name] ?? []))
   return said.map(String).find((name) => name !== TORCH_NAMES[dtype])
 }
@@ -52,33 +54,24 @@ export function editConfig(
   { untied, dtype, vocabulary, head }: ConfigEdit,
 ): string {
   let text = original
-  const parts = partsOf(config)
+  const replace = (name: string, value: unknown, isMeant = (part: ModelConfig) => name in part) => {
+    for (const { part, path } of partsOf(config)) if (isMeant(part)) text = setMember(text, [...path, name], value)
+  }
   for (const way of untied) {
     text = setMember(text, [...way, 'tie_word_embeddings'], false)
     // Other versions of transformers ask the other one of the two.
-    for (const { part, path } of parts) {
-      if (part.tie_word_embeddings === true) text = setMember(text, [...path, 'tie_word_embeddings'], false)
-    }
+    replace('tie_word_embeddings', false, (part) => part.tie_word_embeddings === true)
   }
   if (dtype !== undefined) {
-    for (const { part, path } of parts) {
-      for (const name of DTYPE_NAMES) if (name in part) text = setMember(text, [...path, name], TORCH_NAMES[dtype])
-    }
+    for (const name of DTYPE_NAMES) replace(name, TORCH_NAMES[dtype])
     if (!DTYPE_NAMES.some((name) => name in config)) text = setMember(text, ['torch_dtype'], TORCH_NAMES[dtype])
   }
-  if (vocabulary !== undefined) {
-    for (const { part, path } of parts) {
-      if ('vocab_size' in part) text = setMember(text, [...path, 'vocab_size'], vocabulary)
-    }
-  }
+  if (vocabulary !== undefined) replace('vocab_size', vocabulary)
   return head === undefined ? text : withHead(text, config, head)
 }
 
-function withHead(
-  text: string,
-  config: Config['values'],
-  { architecture, count, labels, problemType }: HeadEdit,
-): string {
+function withHead(text: string, config: ModelConfig, head: HeadEdit): string {
+  const { architecture, count, labels, problemType } = head
   let edited = architecture === undefined ? text : setMember(text, ['architectures'], [architecture])
   if (problemType !== undefined) edited = setMember(edited, ['problem_type'], problemType)
   const isOther = count !== undefined && count !== labelCount(config)
@@ -90,7 +83,7 @@ function withHead(
 }
 
 /** transformers takes two where config.json has none. */
-function labelCount({ id2label, num_labels }: Config['values']): number {
+function labelCount({ id2label, num_labels }: ModelConfig): number {
   if (typeof id2label === 'object' && id2label !== null) return Object.keys(id2label).length
   return typeof num_labels === 'number' ? num_labels : 2
 }
@@ -102,12 +95,12 @@ interface WrittenGraph {
 }
 
 export function editForHub({ values }: Config, text: string, graphs: readonly WrittenGraph[]): string {
-  const { [HUB_MEMBER]: found } = values
-  const before = isObject(found) ? found : {}
+  const before = objectOf(values[HUB_MEMBER])
   const own: Record<string, unknown> = { ...before }
   const withData = graphs.filter(({ dataFiles }) => dataFiles > 0)
   if (withData.length > 0) {
-    own.use_external_data_format = Object.fromEntries(withData.map(({ path, dataFiles }) => [nameOf(path), dataFiles]))
+    const entries = withData.map(({ path, dataFiles }) => [path.slice(path.lastIndexOf('/') + 1), dataFiles])
+    own.use_external_data_format = Object.fromEntries(entries)
   } else delete own.use_external_data_format
   const dtypes = graphs.map(({ path }) => graphFile(path).dtype)
   const [first] = dtypes
@@ -116,10 +109,6 @@ export function editForHub({ values }: Config, text: string, graphs: readonly Wr
   if (isTold && first !== undefined && dtypes.every((dtype) => dtype === first)) own.dtype = first
   if (JSON.stringify(own) === JSON.stringify(before)) return text
   return setMember(text, [HUB_MEMBER], own)
-}
-
-function nameOf(path: string): string {
-  return path.slice(path.lastIndexOf('/') + 1)
 }
 
 export function headWarning({ architecture = 'model with a head', labels }: HeadEdit): string {
@@ -131,9 +120,8 @@ export function meaningOf(
   adapters: readonly { readonly adapter: { readonly meaning: Meaning } }[],
   count: number | undefined,
 ): Meaning {
-  const told = adapters
-    .map(({ adapter }) => adapter.meaning)
-    .find(({ labels, problemType }) => labels !== undefined || problemType !== undefined)
+  const meanings = adapters.map(({ adapter }) => adapter.meaning)
+  const told = meanings.find(({ labels, problemType }) => labels !== undefined || problemType !== undefined)
   const { labels, problemType } = told ?? { labels: undefined, problemType: undefined }
   if (labels === undefined || count === undefined || labels.length === count) return { labels, problemType }
   throw new MismatchError({
@@ -144,22 +132,11 @@ export function meaningOf(
   })
 }
 
-export async function readConfig(base: Directory): Promise<Config['values'] | undefined> {
-  return (await loadConfig(base))?.values
-}
-
 export async function loadConfig(base: Directory): Promise<Config | undefined> {
   if (!(await base.has(CONFIG_FILE))) return undefined
-  const source = await base.open(CONFIG_FILE)
-  try {
-    const text = new TextDecoder().decode(await readAll(source))
+  return withText(base, CONFIG_FILE, (text) => {
     const values = parsePythonJson(text)
     if (isObject(values)) return { text, values }
-    throw new FormatError({ where: source.name, what: 'not a JSON object' })
-  } catch (cause) {
-    if (!(cause instanceof SyntaxError)) throw cause
-    throw new FormatError({ where: source.name, what: `not valid JSON (${cause.message})`, cause })
-  } finally {
-    await source.close()
-  }
+    throw new FormatError({ where: `${base.name}/${CONFIG_FILE}`, what: 'not a JSON object' })
+  })
 }

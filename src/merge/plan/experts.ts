@@ -1,12 +1,14 @@
 // Adapted parameters (target_parameters) in a checkpoint: one tensor (E, ·, ·), or the experts' matrices one by one.
 
+import { sizeOf } from '../../base/dtype.js'
 import { MismatchError } from '../../base/errors.js'
+import { objectOf } from '../../base/options.js'
 import { formatShape } from '../../base/tensor.js'
-import type { CheckpointTensor } from '../../formats/checkpoint.js'
 import type { TensorInfo } from '../../formats/safetensors.js'
-import { sizeOfDtype } from '../../kernels/merge-kernel.js'
 import { parameterLayout } from '../../lora/kinds/experts.js'
 import type { Factor, LayerFactors } from './adapters.js'
+import type { ModelConfig } from './config-edit.js'
+import type { WeightSearch } from './orientation.js'
 
 /** Models whose experts are stored as (E, k, d) (`is_transposed`, conversion_mapping.py). It matters where d = k. */
 const INPUT_MAJOR_MODELS: ReadonlySet<unknown> = new Set([
@@ -18,18 +20,16 @@ const INPUT_MAJOR_MODELS: ReadonlySet<unknown> = new Set([
   'qwen3_vl_moe_text',
 ])
 
-type Tensors = ReadonlyMap<string, CheckpointTensor>
-
 export function expertLayer(layer: LayerFactors, expert: number, firstRow = 0, rows = layer.d): LayerFactors {
   const { a, b, k, rank, isInputMajor, experts = 1 } = layer
-  const factorBytes = rank * k * sizeOfDtype(a.dtype)
+  const factorBytes = rank * k * sizeOf(a.dtype)
   return {
     ...layer,
     d: rows,
     experts: undefined,
     shape: isInputMajor ? [k, rows] : [rows, k],
     a: { ...a, offset: a.offset + expert * factorBytes, rows: rank },
-    b: { ...b, slice: { firstRow, rows, first: expert, step: experts } },
+    b: { ...b, slice: { firstRow, first: expert, step: experts } },
   }
 }
 
@@ -42,30 +42,19 @@ export function layerOfRows(layer: LayerFactors, first: number, rows: number): L
     d: rows,
     experts: undefined,
     shape: isInputMajor ? [k, rows] : [rows, k],
-    b: { ...b, offset: b.offset + first * b.columns * sizeOfDtype(b.dtype), rows },
+    b: { ...b, offset: b.offset + first * b.columns * sizeOf(b.dtype), rows },
     scales: scales && columnsOf(scales, first, rows),
   }
 }
 
 function columnsOf(factor: Factor, first: number, columns: number): Factor {
-  return { ...factor, offset: factor.offset + first * sizeOfDtype(factor.dtype), columns }
+  return { ...factor, offset: factor.offset + first * sizeOf(factor.dtype), columns }
 }
 
-/** The layer as its tensor has it: input-major or not. `siblings` of one module are stored the same way. */
-export function stackedLayer(
-  layer: LayerFactors,
-  info: TensorInfo,
-  siblings: readonly LayerFactors[],
-  locate: (module: string) => string,
-  tensors: Tensors,
-  config: Readonly<Record<string, unknown>> | undefined,
-): LayerFactors {
+/** The layer as its tensor has it: input-major or not. */
+export function stackedLayer(layer: LayerFactors, info: TensorInfo, search: WeightSearch): LayerFactors {
   const { d, k, experts = 1 } = layer
-  const layout = parameterLayout(
-    info.shape,
-    { experts, d, k },
-    d === k && isInputMajor(layer, siblings, locate, tensors, config),
-  )
+  const layout = parameterLayout(info.shape, { experts, d, k }, d === k && isInputMajor(layer, search))
   if (layout === undefined) {
     throw new MismatchError({
       where: info.name,
@@ -80,22 +69,15 @@ export function stackedLayer(
 }
 
 /** A square parameter's shape does not tell; other parameters of the module, or the model's type, do. */
-function isInputMajor(
-  { name }: LayerFactors,
-  siblings: readonly LayerFactors[],
-  locate: (module: string) => string,
-  tensors: Tensors,
-  config: Readonly<Record<string, unknown>> | undefined,
-): boolean {
-  for (const { name: module, tensor, experts, d, k } of siblings) {
+function isInputMajor({ name }: LayerFactors, { layers, names, checkpoint, config }: WeightSearch): boolean {
+  for (const { name: module, tensor, experts, d, k } of layers) {
     if (module !== name || experts === undefined || d === k) continue
-    const shape = tensors.get(`${locate(module)}.${tensor}`)?.info.shape
+    const shape = checkpoint.tensors.get(`${names.locate(module)}.${tensor}`)?.info.shape
     if (shape?.length === 3) return shape[1] === k && shape[2] === d
   }
   return isInputMajorModel(config)
 }
 
-export function isInputMajorModel(config: Readonly<Record<string, unknown>> | undefined): boolean {
-  const text = config?.text_config as Record<string, unknown> | null | undefined
-  return INPUT_MAJOR_MODELS.has(config?.model_type) || INPUT_MAJOR_MODELS.has(text?.model_type)
+export function isInputMajorModel(config: ModelConfig | undefined): boolean {
+  return [config, config?.text_config].some((part) => INPUT_MAJOR_MODELS.has(objectOf(part).model_type))
 }

@@ -3,27 +3,21 @@
 
 import { isWeightDtype } from '../../base/dtype.js'
 import { MismatchError, nearMisses, UnsupportedError } from '../../base/errors.js'
+import { objectOf } from '../../base/options.js'
 import { formatShape } from '../../base/tensor.js'
 import type { Checkpoint, CheckpointTensor } from '../../formats/checkpoint.js'
 import type { TensorInfo } from '../../formats/safetensors.js'
 import type { LayerFactors, OpenAdapters } from './adapters.js'
+import type { ModelConfig } from './config-edit.js'
 import { stackedLayer } from './experts.js'
 import { type CheckpointNames, chooseNames } from './names/choose.js'
 import { isPlain, layersOfForm, unknownForm } from './names/forms.js'
 import type { StoredForm } from './names/rules.js'
 import type { ModelTables } from './names/tables.js'
-import { groupOf, type TieGroup, type Ties } from './names/ties.js'
+import { groupOf, type TieGroup } from './names/ties.js'
 import { isVocabularyModule } from './names/vocabulary.js'
-import { storedLayer } from './orientation.js'
+import { storedLayer, type WeightSearch } from './orientation.js'
 import { refuseQuantizedModule } from './refusals.js'
-
-export interface WeightSearch {
-  readonly layers: readonly LayerFactors[]
-  readonly names: CheckpointNames
-  readonly checkpoint: Checkpoint
-  readonly ties: Ties
-  readonly config: Readonly<Record<string, unknown>> | undefined
-}
 
 export interface FoundWeight {
   readonly name: string
@@ -36,8 +30,8 @@ export interface FoundWeight {
  * The embedding's tensor where a tied output embedding is not stored; several where stacked experts are stored apart.
  */
 export function findWeights(layer: LayerFactors, search: WeightSearch): readonly FoundWeight[] | undefined {
-  const { layers, names, checkpoint, ties, config } = search
-  const { tensors } = checkpoint
+  const { names, ties } = search
+  const { tensors } = search.checkpoint
   const own = `${layer.name}.${layer.tensor}`
   const form = names.form(own)
   if (form === undefined) throw unknownForm(own)
@@ -53,7 +47,7 @@ export function findWeights(layer: LayerFactors, search: WeightSearch): readonly
     const own =
       layer.experts === undefined
         ? storedLayer(layer, module, tensor.info, search)
-        : stackedLayer(layer, tensor.info, layers, names.locate, tensors, config)
+        : stackedLayer(layer, tensor.info, search)
     checkWeight(own, tensor.info)
     return [{ name, tensor, layer: own, group }]
   }
@@ -67,13 +61,13 @@ export function findWeights(layer: LayerFactors, search: WeightSearch): readonly
   return undefined
 }
 
-function inAnotherForm(layer: LayerFactors, form: StoredForm, { checkpoint, config }: WeightSearch): FoundWeight[] {
-  const { tensors } = checkpoint
+function inAnotherForm(layer: LayerFactors, form: StoredForm, search: WeightSearch): FoundWeight[] {
+  const { tensors } = search.checkpoint
   for (const stored of form.tensors) {
     const module = stored.replace('*', '0').replace(/\.weight$/, '')
     refuseQuantizedModule(module, (other) => tensors.has(other))
   }
-  return layersOfForm(layer, form, tensors, config).map(({ tensor: name, layer: own }) => {
+  return layersOfForm(layer, form, search).map(({ tensor: name, layer: own }) => {
     const tensor = tensors.get(name)!
     checkWeight(own, tensor.info)
     return { name, tensor, layer: own, group: undefined }
@@ -84,7 +78,7 @@ function inAnotherForm(layer: LayerFactors, form: StoredForm, { checkpoint, conf
 export function namesIn(
   { tensors }: Checkpoint,
   { layers, replacements, classes }: Pick<OpenAdapters, 'layers' | 'replacements' | 'classes'>,
-  config: Readonly<Record<string, unknown>> | undefined,
+  config: ModelConfig | undefined,
   tables: ModelTables,
 ): CheckpointNames {
   const wanted = layers.map(({ name, tensor }) => {
@@ -97,15 +91,10 @@ export function namesIn(
 }
 
 /** The model's type, after those of its parts that the adapters were made for alone: the vision model of CLIP. */
-function typesOf(
-  config: Readonly<Record<string, unknown>> | undefined,
-  classes: ReadonlySet<string>,
-  tables: ModelTables,
-): string[] {
-  const parts = Object.values(config ?? {}).flatMap((part) => {
-    const type = (part as { model_type?: unknown } | null | undefined)?.model_type
-    return typeof type === 'string' ? [type] : []
-  })
+function typesOf(config: ModelConfig | undefined, classes: ReadonlySet<string>, tables: ModelTables): string[] {
+  const parts = Object.values(config ?? {})
+    .map((part) => objectOf(part).model_type)
+    .filter((type) => typeof type === 'string')
   const isMeant = (type: string) => [...classes].some((name) => tables.isClassOf(name, type))
   return [...parts.filter(isMeant), String(config?.model_type)]
 }

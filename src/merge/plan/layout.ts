@@ -1,13 +1,10 @@
 // The source of every byte of the output: files, their segments, and the chunks in which segments are worked on.
 
-import { isWeightDtype, type TensorDtype, type WeightDtype } from '../../base/dtype.js'
+import { isWeightDtype, sizeOf, type TensorDtype, type WeightDtype } from '../../base/dtype.js'
 import type { Checkpoint } from '../../formats/checkpoint.js'
 import { planSafetensors, type TensorInfo } from '../../formats/safetensors.js'
-import { sizeOfDtype as sizeOf } from '../../kernels/merge-kernel.js'
 import type { Factor, LayerFactors } from './adapters.js'
 import { expertLayer, layerOfRows } from './experts.js'
-
-export { sizeOf }
 
 /** Measured: 0.5–1 MB is fastest; more falls out of the second-level cache between read, kernel and write. */
 export const CHUNK_BYTES = 1 << 20
@@ -327,7 +324,6 @@ export interface Chunk {
   readonly baseOffset: number
   readonly baseBytes: number
   readonly offset: number
-  readonly byteLength: number
 }
 
 export function computedWeights(files: readonly Pick<OutputFile, 'segments'>[]): WeightPlan[] {
@@ -340,55 +336,27 @@ export function windowsOf(weight: WeightPlan): readonly Window[] {
   return weight.windows ?? [{ column: 0, weight }]
 }
 
-export class Chunks {
-  readonly count: number
-  readonly #segment: Segment
-  readonly #rows: number
-  readonly #columns: number
+/** The chunks of a segment, which are made when their turn comes. */
+export function chunksOf(segment: Segment): { readonly count: number; at(index: number): Chunk } {
+  const { weight, byteLength, baseOffset, offset } = segment
+  const { rows, columns, windows } = weight ?? { rows: 1, columns: byteLength, windows: undefined }
+  const [from, to] = weight === undefined ? [1, 1] : [sizeOf(weight.from), sizeOf(weight.to)]
+  const elements = CHUNK_BYTES / Math.max(weight === undefined ? 1 : weight.isWidened ? 4 : 2, from, to)
+  // Windows are cut out of whole rows.
+  const width = columns > elements && windows === undefined ? elements - (elements % TILE_COLUMNS) : columns
+  const fitting = Math.max(1, Math.floor(elements / columns))
+  const height = fitting > TILE_ROWS ? fitting - (fitting % TILE_ROWS) : fitting
   /** Chunks side by side: above 1 only where a row is larger than a chunk. */
-  readonly #across: number
-
-  constructor(segment: Segment) {
-    this.#segment = segment
-    const { byteLength, weight } = segment
-    const { rows, columns, windows } = weight ?? { rows: 1, columns: byteLength, windows: undefined }
-    const size = weight && Math.max(weight.isWidened ? 4 : 2, sizeOf(weight.from), sizeOf(weight.to))
-    const elements = CHUNK_BYTES / (size ?? 1)
-    // Windows are cut out of whole rows.
-    if (columns > elements && windows === undefined) {
-      this.#rows = 1
-      this.#columns = elements - (elements % TILE_COLUMNS)
-    } else {
-      const fitting = Math.max(1, Math.floor(elements / columns))
-      this.#rows = fitting > TILE_ROWS ? fitting - (fitting % TILE_ROWS) : fitting
-      this.#columns = columns
-    }
-    this.#across = Math.ceil(columns / this.#columns)
-    this.count = this.#across * Math.ceil(rows / this.#rows)
-  }
-
-  at(index: number): Chunk {
-    const segment = this.#segment
-    const { weight } = segment
-    const row = Math.floor(index / this.#across) * this.#rows
-    const column = (index % this.#across) * this.#columns
-    const allRows = weight?.rows ?? 1
-    const allColumns = weight?.columns ?? segment.byteLength
-    const rows = Math.min(this.#rows, allRows - row)
-    const columns = Math.min(this.#columns, allColumns - column)
-    const start = row * allColumns + column
-    const from = weight === undefined ? 1 : sizeOf(weight.from)
-    const to = weight === undefined ? 1 : sizeOf(weight.to)
-    return {
-      segment,
-      row,
-      rows,
-      column,
-      columns,
-      baseOffset: segment.baseOffset + start * from,
-      baseBytes: rows * columns * from,
-      offset: segment.offset + start * to,
-      byteLength: rows * columns * to,
-    }
+  const across = Math.ceil(columns / width)
+  return {
+    count: across * Math.ceil(rows / height),
+    at(index) {
+      const row = Math.floor(index / across) * height
+      const column = (index % across) * width
+      const own = { row, rows: Math.min(height, rows - row), column, columns: Math.min(width, columns - column) }
+      const start = row * columns + column
+      const base = { baseOffset: baseOffset + start * from, baseBytes: own.rows * own.columns * from }
+      return { segment, ...own, ...base, offset: offset + start * to }
+    },
   }
 }

@@ -3,9 +3,12 @@
 
 import { MismatchError } from '../../base/errors.js'
 import { formatShape } from '../../base/tensor.js'
-import type { CheckpointTensor } from '../../formats/checkpoint.js'
+import type { Checkpoint, CheckpointTensor } from '../../formats/checkpoint.js'
 import type { TensorInfo } from '../../formats/safetensors.js'
 import type { LayerFactors } from './adapters.js'
+import type { ModelConfig } from './config-edit.js'
+import type { CheckpointNames } from './names/choose.js'
+import type { Ties } from './names/ties.js'
 
 const CONV1D_NAMES = /(^|\.)(c_attn|c_proj|c_fc|q_attn)$/
 /** The ones of them that have more outputs than inputs. */
@@ -24,26 +27,33 @@ function storesInputMajor(tensors: ReadonlyMap<string, CheckpointTensor>): boole
   return undefined
 }
 
-interface Merge {
+export interface WeightSearch {
   readonly layers: readonly LayerFactors[]
-  readonly names: { locate(name: string): string }
-  readonly checkpoint: { readonly tensors: ReadonlyMap<string, CheckpointTensor> }
+  readonly names: CheckpointNames
+  readonly checkpoint: Checkpoint
+  readonly ties: Ties
+  readonly config: ModelConfig | undefined
 }
 
 /**
  * A square shape says nothing: then the model's other layers of that kind, then the adapter's config, unless that is
  * wrong about another layer.
  */
-export function storedLayer(layer: LayerFactors, module: string, { shape }: TensorInfo, merge: Merge): LayerFactors {
+export function storedLayer(
+  layer: LayerFactors,
+  module: string,
+  { shape }: TensorInfo,
+  search: WeightSearch,
+): LayerFactors {
   const { d, k, isLinear } = layer
   if (!isLinear || shape.length !== 2 || shape[0] * shape[1] !== d * k || ![d, k].includes(shape[0])) return layer
-  const isInputMajor = d === k ? squareIsInputMajor(module, layer, merge) : shape[0] === k
+  const isInputMajor = d === k ? squareIsInputMajor(module, layer, search) : shape[0] === k
   return isInputMajor === layer.isInputMajor ? layer : { ...layer, isInputMajor, shape: isInputMajor ? [k, d] : [d, k] }
 }
 
-function squareIsInputMajor(module: string, { isInputMajor, d, k }: LayerFactors, merge: Merge): boolean {
+function squareIsInputMajor(module: string, { isInputMajor, d, k }: LayerFactors, search: WeightSearch): boolean {
   if (!CONV1D_NAMES.test(module)) {
-    const other = misjudgedLayer(merge)
+    const other = misjudgedLayer(search)
     if (other === undefined) return isInputMajor
     throw new MismatchError({
       where: module,
@@ -51,23 +61,23 @@ function squareIsInputMajor(module: string, { isInputMajor, d, k }: LayerFactors
       hint: 'Merge this adapter with PEFT, which asks the model itself',
     })
   }
-  return storesInputMajor(merge.checkpoint.tensors) ?? isInputMajor
+  return storesInputMajor(search.checkpoint.tensors) ?? isInputMajor
 }
 
 /** A search through all layers for each square one would be quadratic. */
-const misjudged = new WeakMap<Merge, LayerFactors | undefined>()
+const misjudged = new WeakMap<WeightSearch, LayerFactors | undefined>()
 
 /** A layer that is not square and about which the adapter's config is wrong. */
-function misjudgedLayer(merge: Merge): LayerFactors | undefined {
-  if (!misjudged.has(merge)) {
-    const { layers, names, checkpoint } = merge
+function misjudgedLayer(search: WeightSearch): LayerFactors | undefined {
+  if (!misjudged.has(search)) {
+    const { layers, names, checkpoint } = search
     const found = layers.find(({ name, tensor, d, k, isLinear, isInputMajor }) => {
       if (!isLinear || tensor !== 'weight' || d === k) return false
       const shape = checkpoint.tensors.get(`${names.locate(name)}.weight`)?.info.shape
       const [rows, columns] = isInputMajor ? [d, k] : [k, d]
       return shape?.length === 2 && shape[0] === rows && shape[1] === columns
     })
-    misjudged.set(merge, found)
+    misjudged.set(search, found)
   }
-  return misjudged.get(merge)
+  return misjudged.get(search)
 }

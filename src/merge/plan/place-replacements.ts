@@ -22,15 +22,16 @@ export interface AddedTensor {
   readonly dtype: TensorDtype
 }
 
-interface Placing {
-  readonly base: BaseModel
-  /** Tied weights that are all tensors of their own in the output. */
-  readonly untied: readonly TieGroup[]
-}
-
-/** Returns by tensor of the output what it has in place of the base's own, and what the base has not. */
-export function placeReplacements(replacements: readonly BaseReplacement[], placing: Placing, fit: Fit) {
-  const { base } = placing
+/**
+ * Returns by tensor of the output what it has in place of the base's own, and what the base has not. `untied` are tied
+ * weights that are all tensors of their own in the output.
+ */
+export function placeReplacements(
+  replacements: readonly BaseReplacement[],
+  base: BaseModel,
+  untied: readonly TieGroup[],
+  fit: Fit,
+) {
   const { checkpoint, names, ties, head } = base
   const { tensors } = checkpoint
   const placed = new Map<string, Placed>()
@@ -44,7 +45,7 @@ export function placeReplacements(replacements: readonly BaseReplacement[], plac
       for (const [own, one] of placeForm(replacement, form, checkpoint)) addTo(placed, own, one)
       return
     }
-    for (const own of targetsOf(replacement, replacements, placing)) {
+    for (const own of targetsOf(replacement, replacements, base, untied)) {
       const stored = tensors.get(own) ?? tensors.get(groupOf(ties, own)?.stored ?? own)
       if (stored !== undefined) {
         checkFit(own, stored.info, info, rows)
@@ -93,9 +94,9 @@ function addedDtype({ dtype }: TensorInfo, { tensors }: Checkpoint): TensorDtype
 function targetsOf(
   { tensor, rows, isTied }: BaseReplacement,
   replacements: readonly BaseReplacement[],
-  { base, untied }: Placing,
+  { names, ties, checkpoint }: BaseModel,
+  untied: readonly TieGroup[],
 ): readonly string[] {
-  const { names, ties, checkpoint } = base
   const name = names.locate(tensor)
   const group = groupOf(ties, name)
   if (group === undefined) return [name]

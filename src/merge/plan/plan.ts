@@ -3,16 +3,17 @@
 import { type FloatDtype, isWeightDtype } from '../../base/dtype.js'
 import { attempt, MismatchError, UnsupportedError } from '../../base/errors.js'
 import { formatShape } from '../../base/tensor.js'
-import type { Checkpoint, CheckpointTensor } from '../../formats/checkpoint.js'
+import type { CheckpointTensor } from '../../formats/checkpoint.js'
 import { type JsonObject, toPlain } from '../../formats/json.js'
 import type { BaseReplacement, LayerFactors, MergeParts } from './adapters.js'
 import type { BaseModel } from './base-model.js'
 import { type ConfigEdit, meaningOf } from './config-edit.js'
-import { findWeights, labelOf, missingError, type WeightSearch } from './find-weights.js'
+import { findWeights, labelOf, missingError } from './find-weights.js'
 import type { Fit } from './fit.js'
 import { layOut, type OutputFile, type OutputTensor, outputBytes } from './layout.js'
 import { groupOf, type TieGroup } from './names/ties.js'
 import { isVocabularyModule } from './names/vocabulary.js'
+import type { WeightSearch } from './orientation.js'
 import { type AddedTensor, type Placed, placeReplacements, storedOf } from './place-replacements.js'
 import { refuseQuantizedConfig } from './refusals.js'
 import { partedTies, refuseUnknownTies, type TiedPolicy, tensorOf, tiedError, untiedTies } from './tied.js'
@@ -31,22 +32,12 @@ export interface PlanOptions {
   path?: string | undefined
 }
 
-export interface MergePlan {
-  readonly files: readonly OutputFile[]
-  readonly tensors: ReadonlyMap<string, readonly number[]>
-  readonly weights: readonly { readonly name: string; readonly layers: readonly LayerFactors[] }[]
-  /** The new index; undefined when the base's is copied, or the output is a single file. */
-  readonly index: { readonly path: string; readonly content: string } | undefined
-  readonly copiesIndex: boolean
-  readonly configEdit: ConfigEdit | undefined
-}
-
 /** Finds the places of all parts of the adapters in a base. `fit` gets the parts, their places and all problems. */
-export function placeParts(original: BaseModel, parts: MergeParts, options: PlanOptions, fit: Fit): Changes {
+export function placeParts(original: BaseModel, parts: MergeParts, options: PlanOptions, fit: Fit) {
   const { layers } = parts
   const isKept = (replacement: BaseReplacement) => original.unchanged.has(replacement)
   const replacements = parts.replacements.filter((replacement) => !isKept(replacement))
-  const { base, vocabulary } = fit.note(() => resizedBase(original, replacements)) ?? { base: original }
+  const { base = original, vocabulary } = fit.note(() => resizedBase(original, replacements)) ?? {}
   const { checkpoint, config, names, ties } = base
   const { tied = 'refuse' } = options
   fit.note(() => refuseQuantizedConfig(config, `${checkpoint.directory.name}/config.json`))
@@ -58,9 +49,10 @@ export function placeParts(original: BaseModel, parts: MergeParts, options: Plan
     fit.notes.push(`it changes tied embeddings, ${members}: a merge has to untie or keep them`)
   }
   fit.note(() => refuseUnknownTies(changed, base, tied))
+  /** Tied weights that all become tensors of their own. */
   const untied = tied === 'untie' ? untiedTies(changed, base) : []
   const byTensor = assignLayers({ layers, names, checkpoint, ties, config }, untied, fit)
-  const { placed, added } = placeReplacements(replacements, { base, untied }, fit)
+  const { placed, added } = placeReplacements(replacements, base, untied, fit)
   for (const { tensor } of parts.replacements.filter(isKept))
     fit.parts.push({ name: tensor, info: storedOf(tensor, base) })
   const head = fit.note(() => planHead(base, added, options.allowMissing))
@@ -72,18 +64,9 @@ export function placeParts(original: BaseModel, parts: MergeParts, options: Plan
   return { checkpoint, byTensor, placed, added, untied, head, vocabulary }
 }
 
-export interface Changes {
-  readonly checkpoint: Checkpoint
-  readonly byTensor: ReadonlyMap<string, readonly LayerFactors[]>
-  readonly placed: ReadonlyMap<string, Placed>
-  readonly added: ReadonlyMap<string, AddedTensor>
-  /** Tied weights that all become tensors of their own. */
-  readonly untied: readonly TieGroup[]
-  readonly head: ConfigEdit['head']
-  readonly vocabulary: number | undefined
-}
+type Changes = ReturnType<typeof placeParts>
 
-export function planOutput(changes: Changes, { dtype, maxShardBytes, path }: PlanOptions): MergePlan {
+export function planOutput(changes: Changes, { dtype, maxShardBytes, path }: PlanOptions) {
   const { checkpoint, untied, head, vocabulary } = changes
   const outputs = outputTensors(changes, dtype)
   const all = outputs.flat()
@@ -102,8 +85,9 @@ export function planOutput(changes: Changes, { dtype, maxShardBytes, path }: Pla
     files,
     tensors: new Map(all.map(({ name, base }) => [name, base.shape])),
     weights: all.filter(({ layers }) => layers.length > 0).map(({ name, layers }) => ({ name, layers })),
+    // A single file has none.
     index: isRelaid && newIndexPath !== undefined ? newIndex(newIndexPath, files, all, metadata) : undefined,
-    copiesIndex: !isRelaid && checkpoint.indexPath !== undefined,
+    copiedIndex: isRelaid ? undefined : checkpoint.indexPath,
     configEdit: [untied[0], dtype, vocabulary, head].some((part) => part !== undefined) ? edit : undefined,
   }
 }
@@ -137,11 +121,7 @@ function assignLayers(search: WeightSearch, untied: readonly TieGroup[], fit: Fi
   const { layers, checkpoint, names } = search
   const { tensors } = checkpoint
   const result = new Map<string, LayerFactors[]>()
-  const add = (tensor: string, layer: LayerFactors) => {
-    const own = result.get(tensor)
-    if (own === undefined) result.set(tensor, [layer])
-    else own.push(layer)
-  }
+  const add = (tensor: string, layer: LayerFactors) => result.set(tensor, [...(result.get(tensor) ?? []), layer])
   const missing: LayerFactors[] = []
   for (const layer of layers) {
     const { value: found, problems } = attempt(() => findWeights(layer, search))
@@ -235,12 +215,7 @@ function outputMetadata(
   return new Map([...metadata].filter(([key]) => !untrue.includes(key)))
 }
 
-function newIndex(
-  indexPath: string,
-  files: readonly OutputFile[],
-  tensors: readonly OutputTensor[],
-  kept: JsonObject,
-): MergePlan['index'] {
+function newIndex(indexPath: string, files: readonly OutputFile[], tensors: readonly OutputTensor[], kept: JsonObject) {
   const total_size = tensors.reduce((sum, tensor) => sum + outputBytes(tensor), 0)
   const weight_map = Object.fromEntries(files.flatMap(({ path, tensors: names }) => names.map((name) => [name, path])))
   const metadata = toPlain(new Map(kept).set('total_size', total_size))
@@ -270,14 +245,11 @@ function planHead(
   return { architecture: head.architecture, count, ...meaningOf(adapters, count) }
 }
 
-interface ResizedBase {
-  readonly base: BaseModel
-  /** Number of rows; undefined where the base's stays. */
-  readonly vocabulary: number | undefined
-}
-
-/** Gives a base the vocabulary of grown embeddings, which PEFT saves whole after resize_token_embeddings. */
-function resizedBase(base: BaseModel, replacements: readonly BaseReplacement[]): ResizedBase {
+/**
+ * Gives a base the vocabulary of grown embeddings, which PEFT saves whole after resize_token_embeddings; undefined
+ * where the base's stays.
+ */
+function resizedBase(base: BaseModel, replacements: readonly BaseReplacement[]) {
   const { checkpoint, names, ties } = base
   const tensors = new Map<string, CheckpointTensor>(checkpoint.tensors)
   const sizes = new Map<string, readonly number[]>()
@@ -289,7 +261,7 @@ function resizedBase(base: BaseModel, replacements: readonly BaseReplacement[]):
     if (count === own || rest.join() !== others.join()) continue
     for (const member of groupOf(ties, name)?.members ?? [name]) if (tensors.has(member)) sizes.set(member, info.shape)
   }
-  if (sizes.size === 0) return { base, vocabulary: undefined }
+  if (sizes.size === 0) return undefined
   for (const [name, shape] of sizes) {
     const tensor = tensors.get(name)!
     tensors.set(name, { ...tensor, info: { ...tensor.info, shape } })

@@ -1,6 +1,8 @@
 // Quantized bases, which a merge must not touch: their values are codes, not numbers to add to.
 
 import { UnsupportedError } from '../../base/errors.js'
+import { objectOf } from '../../base/options.js'
+import type { ModelConfig } from './config-edit.js'
 
 const METHODS: Readonly<Record<string, string>> = {
   gptq: 'GPTQ packs weights into 32-bit words with scales and zero points of groups',
@@ -23,14 +25,11 @@ const SIGNS: readonly (readonly [suffix: string, method: string])[] = [
   ['_blocks', 'mxfp4'],
 ]
 
-export function refuseQuantizedConfig(config: Readonly<Record<string, unknown>> | undefined, where: string): void {
-  const text = config?.text_config as Record<string, unknown> | null | undefined
-  const quantization = (config?.quantization_config ?? text?.quantization_config) as Record<string, unknown> | undefined
-  if (quantization === undefined || quantization === null) return
-  const method = String(
-    quantization.quant_method ?? (quantization.load_in_4bit || quantization.load_in_8bit ? 'bitsandbytes' : 'unknown'),
-  )
-  throw quantizedError(where, method)
+export function refuseQuantizedConfig(config: ModelConfig | undefined, where: string): void {
+  const said = config?.quantization_config ?? objectOf(config?.text_config).quantization_config
+  if (said === undefined || said === null) return
+  const { quant_method, load_in_4bit, load_in_8bit } = objectOf(said)
+  throw quantizedError(where, String(quant_method ?? (load_in_4bit || load_in_8bit ? 'bitsandbytes' : 'unknown')))
 }
 
 export function refuseQuantizedModule(module: string, has: (tensor: string) => boolean): void {

@@ -61,14 +61,8 @@ function lastRows(g: Builder, { value, padTokenId }: HeadInput): Value {
     marks.push(g.cast(g.op('Not', [isPad]), DataType.INT64))
   }
   if (takes(g, MASK)) marks.push(g.cast(MASK, DataType.INT64))
-  const last =
-    marks.length === 0
-      ? g.sub(sequence, g.int(1))
-      : g.reduceMax(
-          marks.reduce((places, mark) => g.mul(places, mark), count(sequence)),
-          [1],
-          0,
-        )
+  const marked = () => marks.reduce((places, mark) => g.mul(places, mark), count(sequence))
+  const last = marks.length === 0 ? g.sub(sequence, g.int(1)) : g.reduceMax(marked(), [1], 0)
   const rows = g.add(g.mul(count(batch), sequence), last)
   const node = g.node('Gather', [g.op('Flatten', [value], { axis: -1 }), rows], { axis: 0 })
   markDistinct(node)
@@ -97,13 +91,8 @@ export function chooseRows(
     const target = result.subarray(row * width, (row + 1) * width)
     if (rows === 'mean') addMean(own, places.filter(isReal), target)
     else {
-      const place =
-        rows === 'last'
-          ? Math.max(
-              0,
-              places.findLastIndex((i) => isReal(i) && !isPad(i)),
-            )
-          : 0
+      const last = places.findLastIndex((i) => isReal(i) && !isPad(i))
+      const place = rows === 'last' ? Math.max(0, last) : 0
       target.set(own.subarray(place * k, (place + 1) * k))
       if (rows === 'first-and-mean') addMean(own, places.slice(1), target.subarray(k))
     }

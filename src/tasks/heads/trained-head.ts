@@ -5,7 +5,7 @@ import { UnsupportedError } from '../../base/errors.js'
 import type { Random } from '../../base/random.js'
 import { elementCount } from '../../base/tensor.js'
 import { type BaseTensor, baseTensors } from '../../graph/match/base-tensors.js'
-import { findLinears, logitsName } from '../../graph/match/linears.js'
+import { findLinears, logitsDims, logitsName } from '../../graph/match/linears.js'
 import { readBaseTensor } from '../../graph/match/read-base-tensor.js'
 import type { Model } from '../../graph/model-folder.js'
 import type { ObjectiveGraph } from '../../graph/training/objective-graph.js'
@@ -36,16 +36,14 @@ export function headBase(model: Model): HeadBase {
 export function checkHead(form: HeadForm, base: HeadBase): void {
   requireInput(form, base.graph, trainedLayers(form, base))
   const isThere = form.layers.some(({ module }) => base.linears.some(({ name, isHead }) => isHead && name === module))
-  const logits = base.graph.outputs.find(({ name }) => name === logitsName(base.graph))
-  const type = logits?.type?.value
-  const axes = type?.case === 'tensorType' ? type.value.shape?.dim.length : undefined
+  const axes = logitsDims(base.graph)?.length
   const expected = form.rows === 'all' ? 3 : 2
   if (!isThere || axes === undefined || axes === expected) return
   throw new UnsupportedError({
     where: 'ONNX model',
     what: `its head gives labels to ${axes === 3 ? 'tokens' : 'whole inputs'}, which is another task`,
     expected: `logits of ${expected} axes`,
-    got: `${logits?.name} of ${axes} axes`,
+    got: `${logitsName(base.graph)} of ${axes} axes`,
     hint: 'Export the model without its head: optimum-cli export onnx --task feature-extraction',
   })
 }

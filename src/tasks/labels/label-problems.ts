@@ -12,6 +12,12 @@ import { areaUnderCurve, classificationMetrics, severalMetrics } from './classif
 /** The label of a record: one, several, or a number. */
 export type Target = string | readonly string[] | number
 
+/** A row of data, or what it became, with the place of its record, for messages. */
+export interface Labeled {
+  readonly label: Target
+  readonly where: string
+}
+
 /** In transformers' words. */
 export type ProblemType = 'single_label_classification' | typeof MULTI | 'regression'
 

@@ -4,22 +4,16 @@ import { describe } from '../../base/options.js'
 import type { Model } from '../../graph/model-folder.js'
 import type { Length, ObjectiveGraph } from '../../graph/training/objective-graph.js'
 import type { Value } from '../../graph/view/builder.js'
-import type { Feeds, RuntimeTensor } from '../../runtime/runtime.js'
+import type { Feeds } from '../../runtime/runtime.js'
 import { LABEL_OPTIONS } from '../gen/options.js'
 import { findHead, type HeadKind, requireHead } from '../heads/head-forms.js'
 import { type HeadBase, namedLabels } from '../heads/heads.js'
 import { checkHead, headBase, TrainedHead } from '../heads/trained-head.js'
 import type { Evaluated, Examples, HeadOptions, OpenTask, Task } from '../task.js'
-import { PROBE_BATCHES } from '../token-batch.js'
-import { type LabelOptions, type LabelProblem, type ProblemType, problemOf, type Target } from './label-problems.js'
+import { PROBE_BATCHES, predictedRows } from '../token-batch.js'
+import { type Labeled, type LabelOptions, type LabelProblem, problemOf, type Target } from './label-problems.js'
 
-interface Placed {
-  readonly where: string
-}
-
-interface Labeled extends Placed {
-  readonly label: Target
-}
+type Placed = Pick<Labeled, 'where'>
 
 /** The inputs of a model, as a task's examples hold them. */
 export interface Inputs<Example> {
@@ -94,17 +88,14 @@ export abstract class HeadTask<Example extends Placed> implements OpenTask<Examp
     this.warnings = this.head.warnings
     const any = this.problem.type === 'regression' ? 0 : this.labels[0]
     const [first, second] = PROBE_BATCHES.map(({ batch, sequence }) => {
-      const rows = Array.from({ length: batch }, (_, row) => this.#inputs.zeros(any, sequence, row))
-      return this.collate(
-        rows.map((row) => ({ ...row, where: 'probe' }) as Example),
-        sequence,
-      )
+      const probe = Array.from({ length: batch }, (_, row) => this.#inputs.zeros(any, sequence, row))
+      return this.collate(probe as Example[], sequence)
     })
     this.probe = { feeds: [first, second], lengths: this.#inputs.lengths }
   }
 
   abstract forward(graph: ObjectiveGraph): Value
-  abstract predict(outputs: Readonly<Record<string, RuntimeTensor>>, examples: readonly Example[]): unknown[]
+  abstract predict(outputs: Readonly<Feeds>, examples: readonly Example[]): unknown[]
   abstract metrics(result: Evaluated<Example>): Record<string, number>
 
   checkEvaluation(example: Example): void {
@@ -130,18 +121,11 @@ export abstract class HeadTask<Example extends Placed> implements OpenTask<Examp
   protected targets(examples: readonly Example[]): Target[] {
     return [...flat(examples, this.#targetsOf)]
   }
-
-  /** The logits of each row. */
-  protected rows(outputs: Readonly<Record<string, RuntimeTensor>>): Float32Array[] {
-    const { data, dims } = Object.values(outputs).find((output) => output.dims.length === 2)!
-    const count = this.labels.length
-    return Array.from({ length: dims[0] }, (_, row) => (data as Float32Array).slice(row * count, (row + 1) * count))
-  }
 }
 
 class LabelTask<Example extends Labeled> extends HeadTask<Example> {
   override readonly warnings: readonly string[]
-  readonly problemType: ProblemType
+  readonly problemType: LabelProblem['type']
 
   constructor(kind: HeadKind, inputsOf: InputsOf<Example>, opening: Opening<Example>) {
     super(kind, inputsOf, opening, 'label', ({ label }) => [label])
@@ -153,9 +137,7 @@ class LabelTask<Example extends Labeled> extends HeadTask<Example> {
     return this.problem.loss(graph, graph.predict(this.head.logits(graph, this.head.input(graph))))
   }
 
-  predict(outputs: Readonly<Record<string, RuntimeTensor>>): Float32Array[] {
-    return this.rows(outputs)
-  }
+  override predict = predictedRows
 
   metrics({ examples, predictions }: Evaluated<Example>): Record<string, number> {
     return this.problem.metrics(this.targets(examples), predictions as Float32Array[])

@@ -3,11 +3,11 @@
 import { ConfigError, DataError } from '../../base/errors.js'
 import type { OnInvalid, Rows } from '../../data/row.js'
 import type { Model } from '../../graph/model-folder.js'
-import type { DecodeImage } from '../../images/image.js'
 import type { EncodeContext, ExampleList, Task } from '../../tasks/task.js'
 import { droppedLabelNote } from '../../tasks/task-of-row.js'
 import { loadChatTemplate, recordTemplate } from '../../text/chat-template.js'
 import type { ChatTemplate } from '../../text/template.js'
+import type { TrainingOptions } from '../options.js'
 
 const YIELD_MS = 16
 
@@ -32,13 +32,11 @@ export interface EncodedSource {
   readonly chatTemplate: string | undefined
 }
 
-export interface EncodeOptions {
+type ReadingOptions = Pick<TrainingOptions, 'maxLength' | 'chatTemplate' | 'chatTemplateArgs' | 'decodeImage'>
+
+export interface EncodeOptions extends ReadingOptions {
   readonly task: Task
   readonly model: Model
-  readonly maxLength?: number | undefined
-  readonly chatTemplate?: string | undefined
-  readonly chatTemplateArgs?: Readonly<Record<string, unknown>> | undefined
-  readonly decodeImage?: DecodeImage | undefined
   /** Takes the errors of rows that are left out. Default: the first one is thrown. */
   readonly onInvalid?: OnInvalid | undefined
   readonly isHeldOut?: ((index: number) => boolean) | undefined
@@ -103,9 +101,7 @@ function emptyRows(task: Task): EncodedRows {
 }
 
 /** Reads the chat template once; errors in it are thrown when a row needs it. */
-export async function encodeContext(
-  options: Pick<EncodeOptions, 'model' | 'maxLength' | 'chatTemplate' | 'chatTemplateArgs' | 'decodeImage'>,
-): Promise<EncodeContext> {
+export async function encodeContext(options: ReadingOptions & { readonly model: Model }): Promise<EncodeContext> {
   const { model, chatTemplate, chatTemplateArgs, decodeImage } = options
   const maxLength = resolveMaxLength(options.maxLength, model.contextLength)
   const loaded = await loadChatTemplate(model.directory, chatTemplate).then(

@@ -5,9 +5,8 @@ import { MismatchError } from '../../base/errors.js'
 import { serializeModel } from '../../formats/onnx/model.js'
 import { bytesOf } from '../../formats/onnx/tensors.js'
 import { Hash, weightsDigest } from '../../graph/base-record.js'
-import type { Model } from '../../graph/model-folder.js'
-import type { LoraAdapter } from '../../lora/adapter.js'
 import type { Examples, OpenTask } from '../../tasks/task.js'
+import type { SessionParts } from '../sessions.js'
 import { type TrainSettings, usesBest } from '../settings.js'
 
 const WITHOUT_EFFECT: ReadonlySet<keyof TrainSettings> = new Set([
@@ -20,15 +19,11 @@ const WITHOUT_EFFECT: ReadonlySet<keyof TrainSettings> = new Set([
   'saveEvery',
 ])
 
-export interface FingerprintParts {
-  model: Model
-  adapter: LoraAdapter
+export interface FingerprintParts extends Pick<SessionParts, 'model' | 'adapter' | 'open' | 'settings'> {
   task: string
   taskOptions: Readonly<Record<string, unknown>> | undefined
-  open: OpenTask
   examples: Examples<unknown>
   evalExamples: Examples<unknown> | undefined
-  settings: TrainSettings
   totalSteps: number
 }
 

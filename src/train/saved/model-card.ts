@@ -180,12 +180,8 @@ function namesOf(data: readonly string[]): string {
 }
 
 function lastOf(path: string): string {
-  return (
-    path
-      .replace(/[/\\]+$/, '')
-      .split(/[/\\]/)
-      .at(-1) || path
-  )
+  const parts = path.replace(/[/\\]+$/, '').split(/[/\\]/)
+  return parts.at(-1) || path
 }
 
 /** A name without what the Hub takes for a folder or a type of file. */

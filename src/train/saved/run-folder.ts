@@ -1,6 +1,6 @@
 // A run's folder: PEFT's adapter, metrics.jsonl, lowrank.json (the marker that lowrank wrote it), and the state.
 
-import { type Directory, readAll, readJson, writeFile } from '../../base/bytes.js'
+import { type Directory, readAll, readJson, withSource, writeFile } from '../../base/bytes.js'
 import { FileError, FormatError, listed } from '../../base/errors.js'
 import { bytesOf } from '../../formats/onnx/tensors.js'
 import {
@@ -129,12 +129,9 @@ export function linesOf(entries: readonly object[]): string {
 
 /** Lines behind these steps, whole or cut off by a crash, belong to steps that are made anew. */
 export async function readMetrics(directory: Directory, steps: number): Promise<StepMetrics[]> {
-  const source = await directory.open(METRICS_FILE)
+  const text = new TextDecoder().decode(await withSource(directory, METRICS_FILE, readAll))
   try {
-    const lines = new TextDecoder()
-      .decode(await readAll(source))
-      .split('\n')
-      .slice(0, steps)
+    const lines = text.split('\n').slice(0, steps)
     const metrics = lines.map((line) => JSON.parse(line) as StepMetrics | null)
     const isOfStep = (entry: StepMetrics | null, i: number): entry is StepMetrics => entry?.step === i + 1
     if (metrics.length === steps && metrics.every(isOfStep)) return metrics
@@ -142,13 +139,11 @@ export async function readMetrics(directory: Directory, steps: number): Promise<
   } catch (cause) {
     if (!(cause instanceof SyntaxError)) throw cause
     throw new FormatError({
-      where: source.name,
+      where: `${directory.name}/${METRICS_FILE}`,
       what: `it does not belong to the state beside it (${cause.message})`,
       hint: 'Overwrite the run, or train into another folder',
       cause,
     })
-  } finally {
-    await source.close()
   }
 }
 
@@ -170,14 +165,9 @@ export async function writeState(
   run: RunState,
 ): Promise<void> {
   const tensors = ([...STATE_PARTS, 'best'] as const).flatMap((part) =>
-    (engine[part] ?? []).map(
-      (values, i): TensorBytes => ({
-        name: `${part}/${names[i]}`,
-        dtype: 'fp32',
-        shape: [values.length],
-        data: bytesOf(values),
-      }),
-    ),
+    (engine[part] ?? []).map((values, i): TensorBytes => {
+      return { name: `${part}/${names[i]}`, dtype: 'fp32', shape: [values.length], data: bytesOf(values) }
+    }),
   )
   await saveSafetensors(directory, STATE_FILE, tensors, { run: JSON.stringify(run) })
 }
@@ -210,17 +200,11 @@ export function stepsOf(directory: Directory): Promise<number> {
   return withState(directory, async ({ step }) => step)
 }
 
-async function withState<T>(
-  directory: Directory,
-  use: (run: RunState, file: SafetensorsFile) => Promise<T>,
-): Promise<T> {
-  const source = await directory.open(STATE_FILE)
-  try {
+function withState<T>(directory: Directory, use: (run: RunState, file: SafetensorsFile) => Promise<T>): Promise<T> {
+  return withSource(directory, STATE_FILE, async (source) => {
     const file = await parseSafetensorsHeader(source)
-    return await use(parseRun(file.metadata.run, source.name), file)
-  } finally {
-    await source.close()
-  }
+    return use(parseRun(file.metadata.run, source.name), file)
+  })
 }
 
 /** Unfinished files of a killed run are removed. */

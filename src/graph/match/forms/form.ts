@@ -85,12 +85,18 @@ export interface Form {
   expose?(graph: Graph, product: Product): Product
 }
 
+/** A layer of an adapter, or of a graph. */
+export interface NamedLayer {
+  /** As in PEFT's files: model.layers.0.self_attn.q_proj */
+  readonly name: string
+  readonly d: number
+  readonly k: number
+}
+
 /**
  * One linear layer: output (…, d) = input (…, k) @ weight, or some columns of a product that computes several layers.
  */
-export interface Linear extends Product {
-  /** As in PEFT's files: model.layers.0.self_attn.q_proj */
-  readonly name: string
+export interface Linear extends Product, NamedLayer {
   /** True for the output embedding. */
   readonly isHead: boolean
   /** Start of this layer's d columns in the product's output, when the product computes several layers at once. */

@@ -23,11 +23,13 @@ export async function cachedIds(cacheFolder: string): Promise<string[]> {
 
 export class ModelCache {
   readonly #folder: string
-  readonly #avoidsLinks: boolean
 
-  constructor(cacheFolder: string, id: string, avoidsLinks = false) {
+  constructor(
+    cacheFolder: string,
+    id: string,
+    private readonly avoidsLinks: boolean,
+  ) {
     this.#folder = path.join(cacheFolder, PREFIX + id.replace('/', '--'))
-    this.#avoidsLinks = avoidsLinks
   }
 
   blob(digest: string): string {
@@ -134,7 +136,7 @@ export class ModelCache {
   }
 
   async #tryLink(to: string, at: string): Promise<boolean> {
-    if (this.#avoidsLinks) return false
+    if (this.avoidsLinks) return false
     try {
       await symlink(to, at, 'file')
       return true

@@ -5,7 +5,7 @@ import { readFile, rename, stat, unlink, writeFile } from 'node:fs/promises'
 import { homedir } from 'node:os'
 import path from 'node:path'
 import type { ByteSource } from '../../../base/bytes.js'
-import { fileError } from '../../node/errors.js'
+import { withFileErrors } from '../../node/errors.js'
 import { openFile } from '../../node/files.js'
 import { makeFolders } from '../../node/folders.js'
 import { UrlDirectory, type UrlFile, urlConnection, urlRefusal } from '../../url-directory.js'
@@ -30,25 +30,16 @@ export function openUrlFolder(url: string, options: OpenHubOptions = {}): UrlDir
     await makeFolders(path.dirname(target))
     // The version is in the part's name, so that no other one's part is taken up.
     const versioned = `${target}.${hash(file.version ?? `${Date.now()}`)}`
-    await download({
-      ...file,
-      name: shown(file.url),
-      connection,
-      digest: undefined,
-      target: versioned,
-      onDownload,
-      refused,
-    })
-    try {
+    const name = shown(file.url)
+    await download({ ...file, name, connection, digest: undefined, target: versioned, onDownload, refused })
+    await withFileErrors(target, 'cannot be written', async () => {
       await unlink(`${target}.version`).catch(() => {})
       // Another process may have given the same content its name already.
       await rename(versioned, target).catch(async (error) => {
         if ((await stat(target).catch(() => undefined))?.size !== file.byteLength) throw error
       })
       if (file.version !== undefined) await writeFile(`${target}.version`, file.version)
-    } catch (error) {
-      throw fileError(target, 'cannot be written', error)
-    }
+    })
     return openFile(target)
   }
   return new UrlDirectory(url, connection, open)

@@ -3,7 +3,7 @@
 
 import { readdir, rename, stat, unlink, utimes, writeFile } from 'node:fs/promises'
 import path from 'node:path'
-import { codeOf, fileError } from '../../node/errors.js'
+import { codeOf, withFileErrors } from '../../node/errors.js'
 import { isDead, newToken } from '../../node/owner.js'
 
 /**
@@ -49,18 +49,13 @@ export async function claimPartial(target: string): Promise<Partial | { busyByte
   const busy = found.find(({ isTaken }) => isTaken)
   if (busy !== undefined) return { busyBytes: busy.byteLength }
   const partial = new Partial(target)
-  try {
+  await withFileErrors(partial.file, 'cannot be written', async () => {
     for (const { file } of found.sort((a, b) => b.byteLength - a.byteLength)) {
-      if (await renamed(file, partial.file)) {
-        await partial.touch()
-        return partial
-      }
+      if (await renamed(file, partial.file)) return partial.touch()
     }
     await writeFile(partial.file, '', { flag: 'wx' })
-    return partial
-  } catch (error) {
-    throw fileError(partial.file, 'cannot be written', error)
-  }
+  })
+  return partial
 }
 
 export async function removePartials(target: string): Promise<void> {

@@ -23,17 +23,12 @@ export interface WantedFile {
 }
 
 export class FileCache {
-  readonly #caches: Caches | undefined
-  readonly #onWarning: (message: string) => void
   #isFull = false
 
   constructor(
-    caches: Caches | undefined = 'caches' in globalThis ? globalThis.caches : undefined,
-    onWarning: (message: string) => void = () => {},
-  ) {
-    this.#caches = caches
-    this.#onWarning = onWarning
-  }
+    private readonly caches: Caches | undefined = 'caches' in globalThis ? globalThis.caches : undefined,
+    private readonly onWarning: (message: string) => void = () => {},
+  ) {}
 
   async readJson(url: string): Promise<unknown> {
     return (await this.#match(url))?.json().catch(() => undefined)
@@ -82,7 +77,7 @@ export class FileCache {
 
   async #match(url: string): Promise<Response | undefined> {
     try {
-      return await (await this.#caches?.open(CACHE_NAME))?.match(url)
+      return await (await this.caches?.open(CACHE_NAME))?.match(url)
     } catch {
       // A browser that forbids storage still reads from the server.
       return undefined
@@ -92,16 +87,16 @@ export class FileCache {
   async #put(url: string, content: Blob): Promise<void> {
     if (this.#isFull) return
     try {
-      await (await this.#caches?.open(CACHE_NAME))?.put(url, new Response(content))
+      await (await this.caches?.open(CACHE_NAME))?.put(url, new Response(content))
     } catch (error) {
       this.#isFull = true
       const reason = error instanceof Error ? error.message : String(error)
-      this.#onWarning(`The browser does not keep what is loaded (${reason}): it will be loaded again next time`)
+      this.onWarning(`The browser does not keep what is loaded (${reason}): it will be loaded again next time`)
     }
   }
 
   async #delete(url: string): Promise<void> {
-    await (await this.#caches?.open(CACHE_NAME))?.delete(url)
+    await (await this.caches?.open(CACHE_NAME))?.delete(url)
   }
 }
 

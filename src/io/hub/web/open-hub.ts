@@ -23,8 +23,10 @@ export async function openHubInBrowser(source: HubSource, options: WebHubOptions
   const connection: HubConnection = { endpoint, token, fetch, signal, hidesRedirects: true, ...times }
   const cache = new FileCache(options.caches, onWarning)
   const asked: HubRequest = { connection, source }
-  const commit = await commitOf(asked, cache, onWarning)
-  const files = await filesOf(asked, commit, cache)
+  const { id, revision } = source
+  const models = `${endpoint}/api/models/${id}`
+  const commit = await commitOf()
+  const files = await filesOf()
   const open = async (path: string): Promise<ByteSource> => {
     const file = files.get(path)!
     const { byteLength } = file
@@ -37,42 +39,36 @@ export async function openHubInBrowser(source: HubSource, options: WebHubOptions
     return cache.open(ranges, url, { digest: digestOf(file), onDownload: options.onDownload })
   }
   return new HubDirectory(source, commit, { paths: new Set(files.keys()), open })
-}
 
-async function commitOf(
-  asked: HubRequest,
-  cache: FileCache,
-  onWarning: ((message: string) => void) | undefined,
-): Promise<string> {
-  const { connection, source } = asked
-  if (COMMIT.test(source.revision)) return source.revision
-  const key = `${connection.endpoint}/api/models/${source.id}/revision/${encodeURIComponent(source.revision)}`
-  try {
-    const commit = await resolveRevision(asked)
-    await cache.writeJson(key, commit)
-    return commit
-  } catch (error) {
-    const known = await cache.readJson(key)
-    const isKept = typeof known === 'string' && COMMIT.test(known)
-    if (!(error instanceof HubError) || error.kind === 'absent' || !isKept) throw error
-    onWarning?.(`${error.message}. The copy in the browser is used, as it was when it came`)
-    return known
-  }
-}
-
-async function filesOf(asked: HubRequest, commit: string, cache: FileCache): Promise<ReadonlyMap<string, HubFile>> {
-  const { connection, source } = asked
-  const key = `${connection.endpoint}/api/models/${source.id}/tree/${commit}?recursive=true`
-  const known = await cache.readJson(key)
-  if (Array.isArray(known)) {
+  async function commitOf(): Promise<string> {
+    if (COMMIT.test(revision)) return revision
+    const key = `${models}/revision/${encodeURIComponent(revision)}`
     try {
-      return new Map(known.map((entry) => [String(entry.path), parseFile(entry, source.id)]))
+      const resolved = await resolveRevision(asked)
+      await cache.writeJson(key, resolved)
+      return resolved
     } catch (error) {
-      // Another page of the same origin may have written there: then the file is asked for again.
-      if (!(error instanceof LowrankError)) throw error
+      const known = await cache.readJson(key)
+      const isKept = typeof known === 'string' && COMMIT.test(known)
+      if (!(error instanceof HubError) || error.kind === 'absent' || !isKept) throw error
+      onWarning?.(`${error.message}. The copy in the browser is used, as it was when it came`)
+      return known
     }
   }
-  const files = await listTree(asked, commit)
-  await cache.writeJson(key, [...files.values()])
-  return files
+
+  async function filesOf(): Promise<ReadonlyMap<string, HubFile>> {
+    const key = `${models}/tree/${commit}?recursive=true`
+    const known = await cache.readJson(key)
+    if (Array.isArray(known)) {
+      try {
+        return new Map(known.map((entry) => [String(entry.path), parseFile(entry, id)]))
+      } catch (error) {
+        // Another page of the same origin may have written there: then the file is asked for again.
+        if (!(error instanceof LowrankError)) throw error
+      }
+    }
+    const listed = await listTree(asked, commit)
+    await cache.writeJson(key, [...listed.values()])
+    return listed
+  }
 }

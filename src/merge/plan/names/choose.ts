@@ -1,12 +1,12 @@
 // Which names a checkpoint has for the tensors that adapters name: the adapters' own, or those of transformers' table.
 
-import type { CheckpointTensor } from '../../../formats/checkpoint.js'
+import type { Checkpoint } from '../../../formats/checkpoint.js'
 import { withoutWrapper } from '../../../graph/match/module-names.js'
 import type { MergeParts } from '../adapters.js'
 import type { NameRules, StoredForm } from './rules.js'
 import type { NameEntry } from './tables.js'
 
-type Tensors = ReadonlyMap<string, CheckpointTensor>
+type Tensors = Checkpoint['tensors']
 type Naming = (name: string) => StoredForm | undefined
 
 export interface CheckpointNames {
@@ -105,12 +105,11 @@ function shifted(namings: readonly Naming[], wanted: readonly WantedTensor[], te
     const first = `${naming(wanted[0].name)?.tensors[0].split('.', 1)[0]}.`
     const without: Naming = (name) =>
       mapped(naming(name), (stored) => (stored.startsWith(first) ? stored.slice(first.length) : stored))
-    const adding = [...starts].map(
-      (start): Naming =>
-        (name) =>
-          mapped(naming(name), (stored) => `${start}.${stored}`),
-    )
-    return [without, ...adding]
+    const adding =
+      (start: string): Naming =>
+      (name) =>
+        mapped(naming(name), (stored) => `${start}.${stored}`)
+    return [without, ...[...starts].map(adding)]
   })
 }
 
@@ -132,14 +131,14 @@ export interface Renamed {
   readonly count: number
 }
 
+export function tensorsOf({ layers, replacements }: MergeParts): string[] {
+  return [...layers.map(({ name, tensor }) => `${name}.${tensor}`), ...replacements.map(({ tensor }) => tensor)]
+}
+
 /** A model has thousands of tensors, but few kinds of them. */
-export function renamedTensors({ layers, replacements }: MergeParts, names: CheckpointNames): Renamed[] {
+export function renamedTensors(parts: MergeParts, names: CheckpointNames): Renamed[] {
   const found = new Map<string, Renamed>()
-  const tensors = [
-    ...layers.map(({ name, tensor }) => `${name}.${tensor}`),
-    ...replacements.map(({ tensor }) => tensor),
-  ]
-  for (const tensor of new Set(tensors)) {
+  for (const tensor of new Set(tensorsOf(parts))) {
     const stored = names.form(tensor)?.tensors
     if (stored === undefined || (stored.length === 1 && stored[0] === tensor)) continue
     const [from, to] = [pattern(tensor), stored.map(pattern)]

@@ -2,14 +2,15 @@
 
 import { MismatchError, UnsupportedError } from '../../../base/errors.js'
 import { formatShape } from '../../../base/tensor.js'
-import type { CheckpointTensor } from '../../../formats/checkpoint.js'
+import type { Checkpoint } from '../../../formats/checkpoint.js'
 import type { LayerFactors } from '../adapters.js'
 import { expertLayer, isInputMajorModel, layerOfRows } from '../experts.js'
+import type { WeightSearch } from '../orientation.js'
 import type { StoredForm } from './rules.js'
 
-type Tensors = ReadonlyMap<string, CheckpointTensor>
+type Tensors = Checkpoint['tensors']
 
-export interface LayerPart {
+interface LayerPart {
   readonly tensor: string
   readonly layer: LayerFactors
 }
@@ -27,26 +28,16 @@ export function unknownForm(tensor: string): UnsupportedError {
 }
 
 /** Throws MismatchError where the tensors' shapes are others; UnsupportedError for turned rows. */
-export function layersOfForm(
-  layer: LayerFactors,
-  form: StoredForm,
-  tensors: Tensors,
-  config: Readonly<Record<string, unknown>> | undefined,
-): readonly LayerPart[] {
+export function layersOfForm(layer: LayerFactors, form: StoredForm, search: WeightSearch): readonly LayerPart[] {
   const { tensors: names, isTurned, share } = form
-  if (names[0].includes('*')) return expertLayers(layer, form, tensors, config)
-  if (isTurned && (share !== undefined || names.length > 1)) throw unknownForm(names[0])
-  if (share !== undefined) return [{ tensor: names[0], layer: sharedLayer(layer, names[0], share, tensors) }]
-  if (isTurned) {
-    const { d, k } = layer
-    return [
-      {
-        tensor: names[0],
-        layer: { ...layer, isInputMajor: !layer.isInputMajor, shape: layer.isInputMajor ? [d, k] : [k, d] },
-      },
-    ]
-  }
-  return joinedLayers(layer, names, tensors)
+  const { tensors } = search.checkpoint
+  const [tensor] = names
+  if (tensor.includes('*')) return expertLayers(layer, form, search)
+  if (isTurned && (share !== undefined || names.length > 1)) throw unknownForm(tensor)
+  if (share !== undefined) return [{ tensor, layer: sharedLayer(layer, tensor, share, tensors) }]
+  if (!isTurned) return joinedLayers(layer, names, tensors)
+  const { d, k, isInputMajor } = layer
+  return [{ tensor, layer: { ...layer, isInputMajor: !isInputMajor, shape: isInputMajor ? [d, k] : [k, d] } }]
 }
 
 function sharedLayer(
@@ -72,8 +63,6 @@ function sharedLayer(
 
 /** The layers of tensors whose rows, one after the other, are the model's weight. */
 function joinedLayers(layer: LayerFactors, names: readonly string[], tensors: Tensors): LayerPart[] {
-  const { isInputMajor, tensor: own } = layer
-  const isBias = own === 'bias'
   let row = 0
   const parts = names.map((tensor) => {
     const rows = tensors.get(tensor)!.info.shape[0]
@@ -81,15 +70,14 @@ function joinedLayers(layer: LayerFactors, names: readonly string[], tensors: Te
     row += rows
     return { tensor, layer: layerOfRows(layer, first, rows) }
   })
-  if (row === (isBias ? layer.k : layer.d) && !isInputMajor) return parts
+  if (row === (layer.tensor === 'bias' ? layer.k : layer.d) && !layer.isInputMajor) return parts
   throw partsError(layer, names, row)
 }
 
 function expertLayers(
   layer: LayerFactors,
   { tensors: names, isTurned }: StoredForm,
-  tensors: Tensors,
-  config: Readonly<Record<string, unknown>> | undefined,
+  { checkpoint: { tensors }, config }: WeightSearch,
 ): LayerPart[] {
   const { experts, d, k } = layer
   if (experts === undefined) throw unknownForm(names[0])
@@ -99,27 +87,16 @@ function expertLayers(
   const isInputMajor = shapes.every((shape) => shape[0] === k) && sum(shapes, 1) === d
   if (!isOutputMajor && !isInputMajor) throw partsError(layer, namesOf(0), sum(shapes, 0))
   // Square ones look alike both ways.
-  const own = {
-    ...layer,
-    isInputMajor: isOutputMajor && isInputMajor ? isInputMajorModel(config) !== isTurned : isInputMajor,
-  }
+  const isTurnedHere = isOutputMajor && isInputMajor ? isInputMajorModel(config) !== isTurned : isInputMajor
+  const own = { ...layer, isInputMajor: isTurnedHere }
+  const countError = (where: string, count: string) =>
+    new MismatchError({ where, what: `the base has ${count} experts than the adapter`, expected: `${experts}` })
   const extra = namesOf(experts).find((name) => tensors.has(name))
-  if (extra !== undefined)
-    throw new MismatchError({
-      where: extra,
-      what: 'the base has more experts than the adapter',
-      expected: `${experts}`,
-    })
+  if (extra !== undefined) throw countError(extra, 'more')
   return Array.from({ length: experts }, (_, expert) => {
     let row = 0
     return namesOf(expert).map((tensor, i) => {
-      if (!tensors.has(tensor)) {
-        throw new MismatchError({
-          where: tensor,
-          what: 'the base has fewer experts than the adapter',
-          expected: `${experts}`,
-        })
-      }
+      if (!tensors.has(tensor)) throw countError(tensor, 'fewer')
       const rows = shapes[i][own.isInputMajor ? 1 : 0]
       const part = expertLayer(own, expert, row, rows)
       row += rows

@@ -1,6 +1,8 @@
 // Which tensors of a checkpoint transformers makes one, by its own table of tied weights for the model's class.
 
-import type { Checkpoint, CheckpointTensor } from '../../../formats/checkpoint.js'
+import { objectOf } from '../../../base/options.js'
+import type { Checkpoint } from '../../../formats/checkpoint.js'
+import type { ModelConfig } from '../config-edit.js'
 import type { CheckpointNames } from './choose.js'
 import type { ModelTables, ModelTie } from './tables.js'
 
@@ -18,7 +20,7 @@ export interface Ties {
   readonly isKnown: boolean
 }
 
-type Config = Readonly<Record<string, unknown>> | undefined
+type Config = ModelConfig | undefined
 
 /** The groups of which at least one tensor is stored and that config.json, or the model's default, ties. */
 export function findTies(
@@ -54,7 +56,7 @@ function tiesOf(
   byClass: ReadonlyMap<string, readonly ModelTie[]>,
   config: Config,
   names: CheckpointNames,
-  tensors: ReadonlyMap<string, CheckpointTensor>,
+  tensors: Checkpoint['tensors'],
 ): readonly ModelTie[] {
   const [architecture] = Array.isArray(config?.architectures) ? config.architectures : []
   const own = byClass.get(String(architecture))
@@ -74,10 +76,9 @@ function isHeadless(architecture: string): boolean {
 }
 
 function tieSettingAt(config: Config, path: readonly string[]): boolean | undefined {
-  let part: unknown = config
-  for (const key of path)
-    part = typeof part === 'object' && part !== null ? (part as Record<string, unknown>)[key] : undefined
-  const value = (part as Record<string, unknown> | null | undefined)?.tie_word_embeddings
+  let part = objectOf(config)
+  for (const key of path) part = objectOf(part[key])
+  const { tie_word_embeddings: value } = part
   return typeof value === 'boolean' ? value : undefined
 }
 
