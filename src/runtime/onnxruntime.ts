@@ -116,7 +116,7 @@ function openingHint(message: string, providers: readonly string[] = []): string
       : 'This page has no WebGPU: it needs https or localhost, and a browser with it. Choose device: wasm'
   }
   const device = providers.find((name) => name !== 'cpu')
-  if (device !== undefined && /AppendExecutionProvider/.test(message)) {
+  if (device !== undefined && /AppendExecutionProvider|RequestAdapterStatus/.test(message)) {
     return `The device ${device} does not start on this machine: its driver or libraries are missing. Choose \`device: 'cpu'\``
   }
   if (!/no available backend/.test(message)) return undefined
