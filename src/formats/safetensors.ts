@@ -241,20 +241,16 @@ export interface TensorSpec {
   readonly shape: readonly number[]
 }
 
-/** The header's bytes, then the tensors in this order. */
-export interface SafetensorsPlan {
-  readonly header: Uint8Array
-  readonly tensors: readonly TensorInfo[]
-}
-
 /**
+ * Plans the header's bytes, and the tensors behind it in their order.
+ *
  * As the reference implementation does: the widest dtypes first, names in code-point order within one, the header
  * padded with spaces to a multiple of 8 bytes.
  */
 export function planSafetensors(
   tensors: readonly TensorSpec[],
   metadata: Readonly<Record<string, string>> = {},
-): SafetensorsPlan {
+): { header: Uint8Array; tensors: readonly TensorInfo[] } {
   const sorted = [...tensors].sort(
     (a, b) => DTYPES.indexOf(b.dtype) - DTYPES.indexOf(a.dtype) || compareCodePoints(a.name, b.name),
   )

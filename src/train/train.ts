@@ -1,6 +1,6 @@
 // Training: model + records → adapter. `train` prepares what the options ask for, runs the steps, and reports.
 
-import { ConfigError, DataError, listed, UnsupportedError } from '../base/errors.js'
+import { attempt, ConfigError, DataError, listed, UnsupportedError } from '../base/errors.js'
 import { checkOptions as checkTable } from '../base/options.js'
 import { readRows } from '../data/read-rows.js'
 import type { OnInvalid, Row, Rows } from '../data/row.js'
@@ -231,15 +231,13 @@ function planMemory<Example>(
 }
 
 async function checkTask(task: Task, model: Model): Promise<void> {
-  try {
-    task.check(model)
-  } catch (error) {
-    const others = error instanceof UnsupportedError ? await tasksFor(model) : []
-    if (!(error instanceof UnsupportedError) || others.length === 0) throw error
-    const { where, what, expected, got } = error
-    const hint = `This model can be trained for ${others.map(({ name }) => name).join(' or ')}: set \`task\``
-    throw new UnsupportedError({ where, what, expected, got, hint, cause: error })
-  }
+  const [error] = attempt(() => task.check(model)).problems
+  if (error === undefined) return
+  const others = error instanceof UnsupportedError ? await tasksFor(model) : []
+  if (others.length === 0) throw error
+  const { where, what, expected, got } = error
+  const hint = `This model can be trained for ${others.map(({ name }) => name).join(' or ')}: set \`task\``
+  throw new UnsupportedError({ where, what, expected, got, hint, cause: error })
 }
 
 interface RowSource {
@@ -274,19 +272,17 @@ async function sourceOf(options: TrainingOptions, data: TrainingData, name: stri
 }
 
 async function encode(
-  { model, on, chatTemplate, chatTemplateArgs, decodeImage }: TrainingOptions,
-  settings: TrainSettings,
+  options: TrainingOptions,
+  { maxLength }: TrainSettings,
   task: Task,
   { rows, where, invalid, onInvalid }: RowSource,
-  { isHeldOut, onRow }: Pick<EncodeOptions, 'isHeldOut' | 'onRow'>,
+  watch: Pick<EncodeOptions, 'isHeldOut' | 'onRow'>,
 ): Promise<EncodedSource> {
-  const { maxLength } = settings
-  const encoding = { task, model, maxLength, chatTemplate, chatTemplateArgs, decodeImage, isHeldOut, onRow, onInvalid }
-  const encoded = await encodeRows(rows, { ...encoding, name: where })
+  const encoded = await encodeRows(rows, { ...options, ...watch, task, maxLength, onInvalid, name: where })
   const { kept, heldOut } = encoded
   const all = kept.rows + heldOut.rows
   const warn = (count: number, what: string) => {
-    if (count > 0) on?.warning?.(`${where}: ${count} of ${all} records ${what}`)
+    if (count > 0) options.on?.warning?.(`${where}: ${count} of ${all} records ${what}`)
   }
   warn(kept.truncatedRecords + heldOut.truncatedRecords, `cut to ${encoded.maxLength} tokens`)
   warn(invalid.length, `left out, because they are not valid: ${invalid[0]?.message}`)

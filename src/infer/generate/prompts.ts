@@ -1,6 +1,6 @@
 // Prompts: text as it is, or a chat, which its template renders to where the answer begins; and what ends the answer.
 
-import { DataError, FormatError, LowrankError } from '../../base/errors.js'
+import { attempt, DataError, FormatError } from '../../base/errors.js'
 import { isObject, type Kind, kind } from '../../base/options.js'
 import { type Model, requireTokenizer } from '../../graph/model-folder.js'
 import type { ImageSource } from '../../images/image.js'
@@ -163,13 +163,9 @@ export function endOfTurn(
 ): Pick<EncodedPrompt, 'endIds' | 'stops'> {
   const question = (content: string) => ({ role: 'user', content })
   const probe = [question('a'), { role: 'assistant', content: PROBED_ANSWER }, question(PROBED_QUESTION)]
-  let text: string
-  try {
-    text = template.render(form(probe), { args, addGenerationPrompt: false }, 'end of turn').text
-  } catch (error) {
-    if (error instanceof LowrankError) return { endIds: [], stops: [] }
-    throw error
-  }
+  const options = { args, addGenerationPrompt: false }
+  const { value: text } = attempt(() => template.render(form(probe), options, 'end of turn').text)
+  if (text === undefined) return { endIds: [], stops: [] }
   const start = text.indexOf(PROBED_ANSWER) + PROBED_ANSWER.length
   const between = text.slice(start, text.indexOf(PROBED_QUESTION))
   const ids = tokenizer.encode(between, { specialTokens: false })
