@@ -146,13 +146,8 @@ export function listed(files: readonly string[]): string {
   return files.slice(0, 5).join(', ') + (files.length > 5 ? `, … (${files.length} files)` : '')
 }
 
-export interface Attempt<T> {
-  readonly value: T | undefined
-  readonly problems: readonly LowrankError[]
-}
-
 /** Catches what `work` throws on purpose, so that a reader can go on and return all problems together. */
-export function attempt<T>(work: () => T): Attempt<T> {
+export function attempt<T>(work: () => T): { value: T | undefined; problems: readonly LowrankError[] } {
   try {
     return { value: work(), problems: [] }
   } catch (error) {

@@ -11,3 +11,10 @@ export function groupBy<Item, Key>(items: Iterable<Item>, keyOf: (item: Item) =>
   }
   return groups
 }
+
+/** How many elements, or characters, two lists have in common at their beginning. */
+export function commonLength(a: ArrayLike<unknown>, b: ArrayLike<unknown>): number {
+  let length = 0
+  while (length < a.length && length < b.length && a[length] === b[length]) length++
+  return length
+}

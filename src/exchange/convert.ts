@@ -5,7 +5,7 @@ import { ConfigError, FileError, FormatError, listed } from '../base/errors.js'
 import { sniff } from '../base/sniff.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import { openAdapter } from '../peft/open.js'
-import type { ExchangeFormat, WriteSettings } from './format.js'
+import type { WriteSettings } from './format.js'
 import { ADAPTER_FORMATS, type AdapterFormat, formatOf } from './formats.js'
 
 export interface ConvertSettings extends WriteSettings {
@@ -70,13 +70,7 @@ async function targetOf(out: Place, to: AdapterFormat, ending: string | undefine
   throw new FileError({ where: `${directory.name}/${file}`, what: 'exists already', hint: 'Choose another place' })
 }
 
-interface Found {
-  readonly place: Place
-  readonly name: AdapterFormat
-  readonly format: ExchangeFormat
-}
-
-async function find(source: Place): Promise<Found> {
+async function find(source: Place) {
   const { directory } = source
   const named = source.file ?? (await onlyFile(directory))
   const isFolder = ADAPTER_FORMATS.some((name) => formatOf(name).files?.includes(named?.split('/').at(-1) ?? ''))

@@ -1,7 +1,7 @@
 // A checkpoint of safetensors as tensors and byte ranges: one file, or shards with the index that transformers writes.
 // Index and headers must agree; no weight is read here.
 
-import { type ByteSource, type Directory, readAll } from '../base/bytes.js'
+import { type ByteSource, type Directory, readAll, withSource } from '../base/bytes.js'
 import { FileError, FormatError, listed, nearMisses, UnsupportedError } from '../base/errors.js'
 import { type JsonObject, parseJson } from './json.js'
 import { parseSafetensorsHeader, type SafetensorsFile, type TensorInfo } from './safetensors.js'
@@ -103,14 +103,8 @@ function pickleError(directory: Directory, path: string): UnsupportedError {
   })
 }
 
-interface Index {
-  weightMap: Map<string, string>
-  metadata: JsonObject
-}
-
-async function readIndex(directory: Directory, path: string): Promise<Index> {
-  const source = await directory.open(path)
-  try {
+function readIndex(directory: Directory, path: string) {
+  return withSource(directory, path, async (source) => {
     const where = source.name
     if (source.byteLength > MAX_INDEX_BYTES) {
       throw new FormatError({
@@ -141,9 +135,7 @@ async function readIndex(directory: Directory, path: string): Promise<Index> {
     }
     const metadata = json instanceof Map ? json.get('metadata') : undefined
     return { weightMap: weightMap as Map<string, string>, metadata: metadata instanceof Map ? metadata : new Map() }
-  } finally {
-    await source.close()
-  }
+  })
 }
 
 async function openShard(directory: Directory, path: string, indexPath: string | undefined): Promise<CheckpointShard> {

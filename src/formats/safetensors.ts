@@ -2,8 +2,8 @@
 // as in its reference implementation: https://github.com/huggingface/safetensors#format
 
 import { type ByteSink, type ByteSource, type Directory, writeThrough } from '../base/bytes.js'
-import { decodeWeights, isWeightDtype, type TensorDtype } from '../base/dtype.js'
-import { FormatError, nearMisses, ShapeError, UnsupportedError } from '../base/errors.js'
+import { decodeWeights, requireWeightDtype, type TensorDtype } from '../base/dtype.js'
+import { FormatError, nearMisses, ShapeError } from '../base/errors.js'
 import { sniff } from '../base/sniff.js'
 import { elementCount, formatShape, type Tensor } from '../base/tensor.js'
 import { type JsonValue, parseJsonEntries } from './json.js'
@@ -222,16 +222,8 @@ export async function readTensorF32(file: SafetensorsFile, name: string): Promis
       ...(near.length > 0 && { hint: `Did you mean ${near.join(', ')}` }),
     })
   }
-  if (!isWeightDtype(info.dtype)) {
-    throw new UnsupportedError({
-      where: tensorWhere(file.source.name, name),
-      what: 'its dtype cannot be read as fp32',
-      expected: 'fp64, fp32, fp16 or bf16',
-      got: info.dtype,
-    })
-  }
-  const bytes = await file.source.read(info.offset, info.byteLength)
-  const values = decodeWeights(bytes, info.dtype)
+  const dtype = requireWeightDtype(info.dtype, tensorWhere(file.source.name, name), 'its dtype cannot be read as fp32')
+  const values = decodeWeights(await file.source.read(info.offset, info.byteLength), dtype)
   return { data: values instanceof Float32Array ? values : Float32Array.from(values), shape: info.shape }
 }
 
@@ -241,20 +233,16 @@ export interface TensorSpec {
   readonly shape: readonly number[]
 }
 
-/** The header's bytes, then the tensors in this order. */
-export interface SafetensorsPlan {
-  readonly header: Uint8Array
-  readonly tensors: readonly TensorInfo[]
-}
-
 /**
+ * Plans the header's bytes, and the tensors behind it in their order.
+ *
  * As the reference implementation does: the widest dtypes first, names in code-point order within one, the header
  * padded with spaces to a multiple of 8 bytes.
  */
 export function planSafetensors(
   tensors: readonly TensorSpec[],
   metadata: Readonly<Record<string, string>> = {},
-): SafetensorsPlan {
+): { header: Uint8Array; tensors: readonly TensorInfo[] } {
   const sorted = [...tensors].sort(
     (a, b) => DTYPES.indexOf(b.dtype) - DTYPES.indexOf(a.dtype) || compareCodePoints(a.name, b.name),
   )

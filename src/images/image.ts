@@ -1,6 +1,6 @@
 // Pictures in memory, and where they come from.
 
-import { DataError, LowrankError } from '../base/errors.js'
+import { DataError, LowrankError, messageOf } from '../base/errors.js'
 import { isObject } from '../base/options.js'
 
 /** A picture: rows from the top, in each row pixels from the left, of each pixel red, green and blue from 0 to 255. */
@@ -79,7 +79,6 @@ export async function readImage(source: ImageSource, decode: DecodeImage | undef
     return pixelsOf(await decode(file), place)
   } catch (cause) {
     if (cause instanceof LowrankError) throw cause
-    const reason = cause instanceof Error ? cause.message : String(cause)
-    throw new DataError({ where: place, what: `the picture cannot be read (${reason})`, cause })
+    throw new DataError({ where: place, what: `the picture cannot be read (${messageOf(cause)})`, cause })
   }
 }

@@ -3,7 +3,7 @@
 // counts from some token on: what comes before is a piece of its own.
 
 import type { TokenInputs } from '../graph/inputs/tokens.js'
-import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
+import { type Feeds, freeOnGpu, type RuntimeTensor } from '../runtime/runtime.js'
 
 export interface TokenColumns {
   /** Inputs (batch, sequence), input_ids among them or what takes its place: vectors (batch, sequence, features). */
@@ -56,6 +56,7 @@ export async function runColumns(
     const before = runs.at(-1)
     if (before !== undefined) for (const { past, present } of cache) own[past] = before[present]
     runs.push(await run(own, names, first))
+    if (before !== undefined) freeOnGpu(...presents.map((present) => before[present]))
   }
   const joined = outputNames.map((name) => {
     const parts = runs.map((outputs) => outputs[name])

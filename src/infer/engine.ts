@@ -1,20 +1,22 @@
 // The part of inference that runs: one session with LoRA inputs, the adapters' arrays, and the caches of texts being
 // written. It lives in a worker or in the caller's thread; caches and logits never leave it while texts grow.
 
-import { StateError, UnsupportedError } from '../base/errors.js'
+import { attempt, StateError } from '../base/errors.js'
 import { Turns } from '../base/turns.js'
 import type { NewRows } from '../graph/fuse/new-rows.js'
 import { ROWS_INPUT, SLOTS_INPUT } from '../graph/inject/inject.js'
 import type { SiteGroup } from '../graph/inject/sites.js'
 import { transfer } from '../runtime/rpc.js'
-import type {
-  Feeds,
-  OutputOptions,
-  Runtime,
-  RuntimeSession,
-  RuntimeTensor,
-  SessionModel,
-  SessionOptions,
+import {
+  type Feeds,
+  freeOnGpu,
+  isOnGpu,
+  type OutputOptions,
+  type Runtime,
+  type RuntimeSession,
+  type RuntimeTensor,
+  type SessionModel,
+  type SessionOptions,
 } from '../runtime/runtime.js'
 import type { Vocabulary } from '../text/vocabulary.js'
 import { distinctMixes, type Mix } from './adapters/choice.js'
@@ -118,6 +120,11 @@ export class InferEngine {
         ? await this.#run(feeds, this.#feedsOf(mixes), outputNames)
         : await this.#runActivated(feeds, mixes, outputNames ?? this.#open?.session.outputNames ?? [], activation)
     if (this.#keepsTensors) return outputs
+    for (const [name, tensor] of Object.entries(outputs)) {
+      if (!isOnGpu(tensor)) continue
+      outputs[name] = await this.#toHost(tensor)
+      freeOnGpu(tensor)
+    }
     return transfer(outputs, [...new Set(Object.values(outputs).map(({ data }) => data.buffer))])
   }
 
@@ -141,50 +148,55 @@ export class InferEngine {
     return true
   }
 
-  #keep(decoding: Decoding, ids?: readonly number[]): void {
+  async #keep(decoding: Decoding, ids?: readonly number[]): Promise<void> {
     if (this.#prefixBytes === 0) return
+    await decoding.fetch(this.#toHost)
     for (const { text, copy } of decoding.read(ids)) this.#prefixes.keep(text, copy, this.#prefixBytes)
   }
 
-  #drop(decoding: Decoding, ended: readonly number[]): void {
-    this.#keep(decoding, ended)
+  async #drop(decoding: Decoding, ended: readonly number[]): Promise<void> {
+    if (ended.length === 0) return
+    await this.#keep(decoding, ended)
+    await decoding.fetch(this.#toHost)
     decoding.drop(ended)
+  }
+
+  readonly #toHost = (tensor: RuntimeTensor) => {
+    return this.#turns.take(async () => this.#runtime.toHost?.(tensor) ?? tensor)
   }
 
   /** `most`: how many tokens of a prompt that is alone are read at once. There is no token before all are read. */
   async nextTokens(id: number, ended: readonly number[], given: Feeds = {}, most?: number): Promise<NextToken[]> {
     const decoding = this.#decoding(id)
-    this.#drop(decoding, ended)
+    await this.#drop(decoding, ended)
     const { isReading } = decoding
     await decoding.prepare(this.#grammars)
     const outputs = await this.#run(decoding.feeds(given, most), decoding.adapters, decoding.outputNames)
     const tokens = decoding.take(outputs, most)
-    // A prompt that others share may be there for them before its text ends.
-    if (isReading && tokens.length === 1) this.#keep(decoding)
+    // A prompt that others share may be there for them before its text ends. From a GPU it is read at the end.
+    if (isReading && tokens.length === 1 && !decoding.isOnGpu) await this.#keep(decoding)
     return tokens
   }
 
   /** Returns false, with nothing joined, if the graph cannot tell the adapters of these rows apart. */
-  joinDecodings(id: number, other: number, ended: readonly number[]): boolean {
+  async joinDecodings(id: number, other: number, ended: readonly number[]): Promise<boolean> {
     const [into, from] = [this.#decoding(id), this.#decoding(other)]
-    this.#drop(into, ended)
-    this.#drop(from, ended)
+    for (const decoding of [into, from]) {
+      await this.#drop(decoding, ended)
+      await decoding.fetch(this.#toHost)
+    }
     if (!into.isLike(from)) return false
     const adapters = into.adaptersWith(from)
-    try {
-      adapters.for(this.#open?.groups ?? [])
-    } catch (error) {
-      if (error instanceof UnsupportedError) return false
-      throw error
-    }
+    if (attempt(() => adapters.for(this.#open?.groups ?? [])).problems.length > 0) return false
     into.join(from, adapters)
     this.#decodings.delete(other)
     return true
   }
 
-  splitDecoding(id: number, ended: readonly number[]): Map<number, number> {
+  async splitDecoding(id: number, ended: readonly number[]): Promise<Map<number, number>> {
     const decoding = this.#decoding(id)
-    this.#drop(decoding, ended)
+    await this.#drop(decoding, ended)
+    await decoding.fetch(this.#toHost)
     const alone = decoding.split()
     this.#decodings.delete(id)
     return new Map(
@@ -196,11 +208,11 @@ export class InferEngine {
     )
   }
 
-  stopDecoding(id: number): void {
+  async stopDecoding(id: number): Promise<void> {
     const decoding = this.#decodings.get(id)
-    if (decoding !== undefined) this.#keep(decoding)
-    decoding?.release()
     this.#decodings.delete(id)
+    if (decoding !== undefined) await this.#keep(decoding)
+    decoding?.release()
   }
 
   #decoding(id: number): Decoding {

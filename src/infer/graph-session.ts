@@ -158,7 +158,12 @@ export class GraphSession {
     const { graph, isFused, ...request } = sessionGraph(onnx, changes, runtime.executionProviders)
     await beforeOpen?.()
     try {
-      await this.engine.open({ ...request, model: await sessionModel(onnx, graph), options: runtime })
+      const gpuOutputs = this.outputNames.filter((name) => name.startsWith('present'))
+      await this.engine.open({
+        ...request,
+        model: await sessionModel(onnx, graph),
+        options: { ...runtime, gpuOutputs },
+      })
     } catch (error) {
       if (!isFused || !(error instanceof RuntimeError || error instanceof UnsupportedError)) throw error
       this.#isPlain = true

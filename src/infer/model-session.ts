@@ -86,7 +86,7 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
     closesModel = false,
     extras: SessionExtras = {},
   ): Promise<ModelSession<M>> {
-    const { edit, beforeOpen, keepsTensors, gpuOutputs, onWarning = console.warn } = extras
+    const { edit, beforeOpen, keepsTensors, onWarning = console.warn } = extras
     const others = await otherGraphs(model)
     const setLevel = accuracyLevel === undefined ? undefined : accuracyEdit(accuracyLevel, [model, ...others])
     const runtime = { ...options, ...(device !== undefined && { executionProviders: [device].flat() }) }
@@ -95,7 +95,6 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
     try {
       const main = await GraphSession.start(model, {
         ...own,
-        runtime: { ...runtime, keepsTensors, gpuOutputs },
         beforeOpen,
         edit(graph) {
           edit?.(graph)

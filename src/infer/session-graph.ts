@@ -9,12 +9,14 @@ import { injectEmbeddings, injectLora } from '../graph/inject/inject.js'
 import type { Site, SiteGroup, SiteNeeds } from '../graph/inject/sites.js'
 import { injectVectors, type VectorPlaces } from '../graph/inject/vectors.js'
 import { tokenInputs, VECTORS } from '../graph/inputs/tokens.js'
+import { dropNanGuards } from '../graph/lower/nan-guards.js'
 import { findEmbeddings } from '../graph/match/forms/lookup.js'
 import { findPointwise } from '../graph/match/forms/pointwise.js'
 import { exposeProducts, findLinears, type ModuleMap } from '../graph/match/linears.js'
 import { placesOf } from '../graph/match/parameters.js'
 import type { Value } from '../graph/view/builder.js'
 import { Graph, readGraph, subgraphs } from '../graph/view/graph.js'
+import { keepsOnGpu } from '../runtime/runtime.js'
 import { tokenColumns } from './column-runs.js'
 import type { OpenRequest } from './engine.js'
 
@@ -52,6 +54,7 @@ export function sessionGraph(
   const graph = new Graph(onnx.proto)
   before?.(graph)
   growWindows(graph)
+  if (keepsOnGpu({ executionProviders: providers })) dropNanGuards(graph)
   graph.outputs.push(...Array.from(given, (name) => create(ValueInfoProtoSchema, { name })))
   const isOnProcessor = providers.every((name) => ON_PROCESSOR.has(name))
   const mayFuse = isOnProcessor && !isPlain

@@ -34,12 +34,7 @@ const STAGING_START = LEFT_START + LEFT_BYTES
 const SLOTS_START = STAGING_START + STAGING_BYTES
 const PAGE_BYTES = 65536
 
-export interface Blocking {
-  rows: number
-  columns: number
-}
-
-export function planBlocks(m: number, n: number, k: number, size: number, minBlocks: number): Blocking {
+export function planBlocks(m: number, n: number, k: number, size: number, minBlocks: number) {
   const fitting = Math.floor(RIGHT_BYTES / (k * size) / COLUMN_MULTIPLE) * COLUMN_MULTIPLE
   const columns = Math.min(fitting, MAX_COLUMNS, roundUp(Math.ceil(n / minBlocks), 2 * COLUMN_MULTIPLE))
   const capacity = Math.min(LEFT_BYTES / (k * size), C_BYTES / (columns * size))

@@ -3,7 +3,7 @@
 
 import { MismatchError } from '../base/errors.js'
 import { type Checkpoint, openCheckpoint } from '../formats/checkpoint.js'
-import { isHeadModule } from '../peft/tied.js'
+import { isEmbeddingModule, isHeadModule } from '../peft/tied.js'
 import { copyOf, textFile } from './companions.js'
 import { otherFiles } from './other-files.js'
 import { openPartAdapters, type PartInput, type PlanPart, unfinishedPart } from './parts.js'
@@ -12,7 +12,6 @@ import { knowBase } from './plan/base-model.js'
 import { CONFIG_FILE, editConfig, headWarning, loadConfig, type ModelConfig, otherDtype } from './plan/config-edit.js'
 import { Fit } from './plan/fit.js'
 import { renamedTensors } from './plan/names/choose.js'
-import { isEmbeddingModule } from './plan/names/vocabulary.js'
 import { placeParts, planOutput } from './plan/plan.js'
 import { requireWeightOne } from './weighted.js'
 

@@ -11,11 +11,6 @@ import type { PartInput } from './parts.js'
 import { CONFIG_FILE } from './plan/config-edit.js'
 import type { MergeAdapter } from './weighted.js'
 
-interface AdapterTexts {
-  readonly files: readonly OtherFile[]
-  readonly warnings: readonly string[]
-}
-
 /** The tokens of a tokenizer by their text, and the token that ends a text. */
 interface Tokens {
   readonly ids: ReadonlyMap<string, number>
@@ -40,11 +35,7 @@ export async function otherFiles(
 }
 
 /** A tokenizer goes along if it has tokens that the base's has not, or another token at the end of texts. */
-async function adapterTexts(
-  base: Directory,
-  adapters: readonly MergeAdapter[],
-  vocabulary: number | undefined,
-): Promise<AdapterTexts> {
+async function adapterTexts(base: Directory, adapters: readonly MergeAdapter[], vocabulary: number | undefined) {
   const files: OtherFile[] = []
   const warnings: string[] = []
   const own = await tokensOf(base)

@@ -11,6 +11,18 @@ export function isHeadModule(module: string): boolean {
   return HEADS.test(module)
 }
 
+const EMBEDDINGS = /(^|\.)(embed_tokens|embed_in|wte|word_embeddings|shared)$/
+
+/** Tells an input embedding by usual names: for hints, and where a model's type says nothing. */
+export function isEmbeddingModule(module: string): boolean {
+  return EMBEDDINGS.test(module)
+}
+
+/** Tells a module with a row for each token. */
+export function isVocabularyModule(module: string): boolean {
+  return isHeadModule(module) || isEmbeddingModule(module)
+}
+
 /** Other readers of the embedding `shared`, and output embeddings whose names mean other things elsewhere. */
 const SHARERS = /(^|\.)((encoder|decoder)\.embed_tokens|shared|proj_out|output_projection)$/
 

@@ -5,6 +5,9 @@ import { messageOf, RuntimeError, UnsupportedError } from '../base/errors.js'
 import { missingKernel } from './missing-kernels.js'
 import {
   type Feeds,
+  freeOnGpu,
+  isOnGpu,
+  keepsOnGpu,
   type OutputOptions,
   type Runtime,
   type RuntimeSession,
@@ -63,6 +66,7 @@ interface OrtTensor {
 export function runtimeOf(ort: OrtModule, name?: string): Runtime {
   const versions = ort.env?.versions ?? {}
   const flavour = versions.node !== undefined ? 'node' : 'web'
+  const copies = new GpuCopies(ort)
   return {
     name: name ?? `onnxruntime-${flavour} ${versions[flavour] ?? versions.common ?? ''}`.trim(),
     async createSession(model, options = {}) {
@@ -80,8 +84,10 @@ export function runtimeOf(ort: OrtModule, name?: string): Runtime {
           cause,
         })
       }
-      return new WrappedSession(ort, session, options.keepsTensors === true)
+      return new WrappedSession(ort, session, options.keepsTensors === true, keepsOnGpu(options) ? copies : undefined)
     },
+    toGpu: (tensor) => copies.toGpu(tensor),
+    toHost: (tensor) => copies.toHost(tensor),
   }
 }
 
@@ -110,7 +116,7 @@ function openingHint(message: string, providers: readonly string[] = []): string
       : 'This page has no WebGPU: it needs https or localhost, and a browser with it. Choose device: wasm'
   }
   const device = providers.find((name) => name !== 'cpu')
-  if (device !== undefined && /AppendExecutionProvider/.test(message)) {
+  if (device !== undefined && /AppendExecutionProvider|RequestAdapterStatus/.test(message)) {
     return `The device ${device} does not start on this machine: its driver or libraries are missing. Choose \`device: 'cpu'\``
   }
   if (!/no available backend/.test(message)) return undefined
@@ -120,7 +126,10 @@ function openingHint(message: string, providers: readonly string[] = []): string
 /** A GPU that the browser took away. ONNX Runtime has no kind of error for it. */
 const GPU_LOST = /device (was |is )?lost|MapAsyncStatus|external Instance reference no longer exists/i
 
-function gpuLost(cause: unknown): RuntimeError {
+function runError(cause: unknown): RuntimeError {
+  if (!GPU_LOST.test(messageOf(cause))) {
+    return new RuntimeError({ where: 'ONNX Runtime', what: `the run failed: ${messageOf(cause)}`, cause })
+  }
   return new RuntimeError({
     where: 'WebGPU',
     what: `the GPU was lost in the middle of a run: ${messageOf(cause)}`,
@@ -129,10 +138,62 @@ function gpuLost(cause: unknown): RuntimeError {
   })
 }
 
+/** Types of tensors that stay on a GPU, with ONNX's numbers. Integers can say shapes, which are computed elsewhere. */
+const GPU_TYPES: Partial<Record<string, number>> = { float32: 1, float16: 10 }
+
+/** Copies of tensors to the GPU and from there, by sessions that do nothing else: onnxruntime-node has no other way. */
+class GpuCopies {
+  readonly #sessions = new Map<string, OrtSession>()
+
+  constructor(private readonly ort: OrtModule) {}
+
+  /** Returns tensors that cannot be there as they are. */
+  async toGpu(tensor: RuntimeTensor): Promise<RuntimeTensor> {
+    const { type, data, dims } = tensor
+    if (GPU_TYPES[type] === undefined || data.length === 0) return tensor
+    return this.#copy(type, new this.ort.Tensor(type as never, data as never, dims), 'gpu-buffer')
+  }
+
+  async toHost(tensor: RuntimeTensor): Promise<RuntimeTensor> {
+    const { type, data, dims } = await this.#copy(tensor.type, tensor, 'cpu')
+    return { type, data: withoutFloat16Array(data), dims }
+  }
+
+  async #copy(type: TensorType, tensor: unknown, location: string): Promise<RuntimeTensor> {
+    const key = `${type} ${location}`
+    try {
+      let session = this.#sessions.get(key)
+      if (session === undefined) {
+        const options = { executionProviders: ['webgpu'], preferredOutputLocation: { to: location } }
+        session = await this.ort.InferenceSession.create(identity(GPU_TYPES[type] as number), options)
+        this.#sessions.set(key, session)
+      }
+      return (await session.run({ from: tensor })).to as RuntimeTensor
+    } catch (cause) {
+      throw runError(cause)
+    }
+  }
+}
+
+/** A ModelProto whose only node is Identity, from → to. */
+function identity(elemType: number): Uint8Array {
+  const field = (tag: number, ...bytes: readonly number[]) => [8 * tag + 2, bytes.length, ...bytes]
+  const text = (tag: number, value: string) => field(tag, ...new TextEncoder().encode(value))
+  const value = (tag: number, name: string) => field(tag, ...text(1, name), ...field(2, ...field(1, 8, elemType)))
+  const node = field(1, ...text(1, 'from'), ...text(2, 'to'), ...text(4, 'Identity'))
+  const graph = field(7, ...node, ...text(2, 'copy'), ...value(11, 'from'), ...value(12, 'to'))
+  return Uint8Array.of(8, 8, ...graph, ...field(8, 16, 17))
+}
+
+/** ONNX Runtime never frees tensors on a GPU that nobody reads any more. */
+const copiesOfHeld = new FinalizationRegistry<RuntimeTensor>((copy) => freeOnGpu(copy))
+
 class WrappedSession implements RuntimeSession {
   readonly #ort: OrtModule
   #session: OrtSession | undefined
   readonly #keepsTensors: boolean
+  /** Copies held feeds to the GPU, once. */
+  readonly #copies: GpuCopies | undefined
   /** Tensors of feeds that come again and again, such as a cache that grows in its place. */
   readonly #tensors = new WeakMap<RuntimeTensor, object>()
   readonly #held = new WeakMap<Feeds, Record<string, unknown>>()
@@ -141,8 +202,9 @@ class WrappedSession implements RuntimeSession {
   readonly inputNames: readonly string[]
   readonly outputNames: readonly string[]
 
-  constructor(ort: OrtModule, session: OrtSession, keepsTensors: boolean) {
+  constructor(ort: OrtModule, session: OrtSession, keepsTensors: boolean, copies: GpuCopies | undefined) {
     this.#ort = ort
+    this.#copies = copies
     this.#keepsTensors = keepsTensors
     this.#session = session
     this.inputNames = session.inputNames
@@ -154,7 +216,7 @@ class WrappedSession implements RuntimeSession {
     if (this.#lost !== undefined) throw this.#lost
     // The run's own come and go: an object with all of them, which may be hundreds, would take a step longer than some
     // layers.
-    const tensors = held === undefined ? Object.create(null) : this.#heldOf(held)
+    const tensors = held === undefined ? Object.create(null) : (this.#held.get(held) ?? (await this.#hold(held)))
     const own = Object.keys(feeds).filter((name) => !(name in tensors))
     const made = own.map((name) => this.#tensor(name, feeds[name]))
     let results: Record<string, unknown>
@@ -164,29 +226,33 @@ class WrappedSession implements RuntimeSession {
       })
       results = await this.#session.run(tensors, outputNames)
     } catch (cause) {
-      if (GPU_LOST.test(messageOf(cause))) {
-        this.#lost = gpuLost(cause)
-        throw this.#lost
-      }
-      throw new RuntimeError({ where: 'ONNX Runtime', what: `the run failed: ${messageOf(cause)}`, cause })
+      const error = runError(cause)
+      if (GPU_LOST.test(messageOf(cause))) this.#lost = error
+      throw error
     } finally {
       // A tensor that is left here would keep a whole cache alive.
       if (held !== undefined) for (const name of own) delete tensors[name]
     }
     if (this.#keepsTensors) return results as Record<string, RuntimeTensor>
-    const plain = Object.entries(results as Record<string, OrtTensor>).map(([name, { type, data, dims }]) => {
+    const plain = Object.entries(results as Record<string, OrtTensor>).map(([name, tensor]) => {
+      if (isOnGpu(tensor)) return [name, tensor as RuntimeTensor] as const
+      const { type, data, dims } = tensor
       return [name, { type: type as TensorType, data: withoutFloat16Array(data), dims }] as const
     })
     return Object.fromEntries(plain)
   }
 
-  #heldOf(held: Feeds): Record<string, unknown> {
-    const known = this.#held.get(held)
-    if (known !== undefined) return known
+  async #hold(held: Feeds): Promise<Record<string, unknown>> {
     // Without a prototype: a name from a file may be __proto__.
     const tensors: Record<string, unknown> = Object.create(null)
     for (const name of Object.keys(held)) {
       const tensor = held[name]
+      if (this.#copies !== undefined) {
+        const copy = await this.#copies.toGpu(tensor)
+        tensors[name] = this.#tensor(name, copy)
+        if (copy !== tensor) copiesOfHeld.register(held, copy)
+        continue
+      }
       const made = this.#tensor(name, tensor) as OrtTensor
       tensors[name] = made
       // ONNX Runtime's native code reads these of every tensor in every run. Its getters would call back into
@@ -198,7 +264,7 @@ class WrappedSession implements RuntimeSession {
   }
 
   #tensor(name: string, tensor: RuntimeTensor): unknown {
-    if (this.#keepsTensors && 'location' in tensor) return tensor
+    if (isOnGpu(tensor) || (this.#keepsTensors && 'location' in tensor)) return tensor
     const known = this.#tensors.get(tensor)
     if (known !== undefined) return known
     try {
@@ -222,7 +288,8 @@ class WrappedSession implements RuntimeSession {
 const DISTURBING_OPTIMIZERS = 'CommonSubexpressionElimination;GatherSliceToSplitFusion'
 
 function sessionOptions(model: SessionModel, options: SessionOptions & OutputOptions): Record<string, unknown> {
-  const { threads, executionProviders, gpuOutputs, profilePrefix } = options
+  const { threads, executionProviders, gpuOutputs = [], profilePrefix } = options
+  const stays = keepsOnGpu(options) ? gpuOutputs.map((name) => [name, 'gpu-buffer']) : []
   const entries: Record<string, string> = {}
   if (model.weightsFolder !== undefined) entries.model_external_initializers_file_folder_path = model.weightsFolder
   // Repacked copies of the weights are faster by some percent but double them; unpacked ones stay in mapped file pages.
@@ -240,7 +307,7 @@ function sessionOptions(model: SessionModel, options: SessionOptions & OutputOpt
     },
     ...(threads !== undefined && { intraOpNumThreads: threads }),
     ...(executionProviders && { executionProviders: [...executionProviders] }),
-    ...(gpuOutputs && { preferredOutputLocation: Object.fromEntries(gpuOutputs.map((name) => [name, 'gpu-buffer'])) }),
+    ...(stays.length > 0 && { preferredOutputLocation: Object.fromEntries(stays) }),
     ...(profilePrefix !== undefined && { enableProfiling: true, profileFilePrefix: profilePrefix }),
     ...(model.weights && { externalData: model.weights.map(({ location, data }) => ({ path: location, data })) }),
   }

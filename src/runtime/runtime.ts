@@ -1,6 +1,6 @@
 // The narrow view of ONNX Runtime that the rest of lowrank sees. Only files in this folder name onnxruntime-*.
 
-import { anyOf, listOf, NAME, oneOf } from '../base/options.js'
+import { oneOf } from '../base/options.js'
 
 /** A tensor's elements, row-major. float16 comes as Uint16Array, bool as Uint8Array. */
 export type TensorData =
@@ -50,6 +50,8 @@ export interface RuntimeTensor {
   data: TensorData
   /** The shape; [] for a scalar. */
   dims: readonly number[]
+  /** @internal */
+  dispose?(): void
 }
 
 /** Input name → tensor. */
@@ -65,9 +67,6 @@ export interface SessionModel {
   /** Nodes that compute the same are meant to, and ONNX Runtime must not make one of them. */
   keepsRepeats?: boolean
 }
-
-/** A device, or several, best first. */
-export const DEVICE = anyOf(NAME, listOf(NAME))
 
 /** How ONNX Runtime opens and runs a graph. */
 export interface SessionOptions {
@@ -92,9 +91,25 @@ export interface SessionOptions {
 
 /** How outputs come, where the session lives in the caller's thread. */
 export interface OutputOptions {
-  /** Outputs are ONNX Runtime's own tensors, and such tensors are fed as they are: those on the GPU stay there. */
+  /** Outputs are ONNX Runtime's own tensors, and such tensors are fed as they are. */
   keepsTensors?: boolean | undefined
+  /** Outputs that stay on the GPU, if the session is there. They can be fed to every session that is. */
   gpuOutputs?: readonly string[] | undefined
+}
+
+/** The runtimes bind tensors on WebGPU alone: elsewhere all inputs and outputs cross. The first provider computes. */
+export function keepsOnGpu({ executionProviders: [first] = [] }: SessionOptions): boolean {
+  return first === 'webgpu'
+}
+
+/** A tensor that is fed as it is, and whose `data` cannot be read. */
+export function isOnGpu(tensor: object): boolean {
+  return (tensor as { location?: unknown }).location === 'gpu-buffer'
+}
+
+/** Tensors on a GPU are freed by this alone. */
+export function freeOnGpu(...tensors: readonly RuntimeTensor[]): void {
+  for (const tensor of tensors) if (isOnGpu(tensor)) tensor.dispose?.()
 }
 
 export interface RuntimeSession {
@@ -108,4 +123,7 @@ export interface RuntimeSession {
 export interface Runtime {
   readonly name: string
   createSession(model: SessionModel, options?: SessionOptions & OutputOptions): Promise<RuntimeSession>
+  /** For tensors of sessions that keep tensors on a GPU. A copy there is to be freed. */
+  toGpu?(tensor: RuntimeTensor): Promise<RuntimeTensor>
+  toHost?(tensor: RuntimeTensor): Promise<RuntimeTensor>
 }

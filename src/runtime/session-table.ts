@@ -2,23 +2,23 @@
 
 import { StateError } from '../base/errors.js'
 import type { Remote } from './rpc.js'
-import type { Feeds, Runtime, RuntimeSession, RuntimeTensor, SessionModel, SessionOptions } from './runtime.js'
+import type { Feeds, Runtime, RuntimeSession, RuntimeTensor, SessionModel } from './runtime.js'
 
 export class SessionTable {
-  readonly #runtime: Runtime
+  protected readonly runtime: Runtime
   readonly #sessions = new Map<number, RuntimeSession>()
   #nextId = 1
 
   constructor(runtime: Runtime) {
-    this.#runtime = runtime
+    this.runtime = runtime
   }
 
   runtimeName(): string {
-    return this.#runtime.name
+    return this.runtime.name
   }
 
-  async openSession(model: SessionModel, options?: SessionOptions) {
-    const session = await this.#runtime.createSession(model, options)
+  async openSession(model: SessionModel, options?: Parameters<Runtime['createSession']>[1]) {
+    const session = await this.runtime.createSession(model, options)
     const id = this.#nextId++
     this.#sessions.set(id, session)
     return { id, inputNames: [...session.inputNames], outputNames: [...session.outputNames] }

@@ -2,10 +2,10 @@
 // a field of its own, or both answers begin with it; and all of them are texts, or messages of a chat.
 
 import { DataError } from '../base/errors.js'
+import { commonLength } from '../base/group.js'
 import { isObject } from '../base/options.js'
 import { type Chat, type ChatMessage, parseChat } from '../text/chat.js'
 import { fieldsOf, type ParsedRecord } from '../text/records.js'
-import { commonLength } from '../text/tokenizer.js'
 
 /** A row of data: each answer with its prompt. */
 export interface AnswerPair {

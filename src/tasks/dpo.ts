@@ -3,13 +3,13 @@
 // −ln σ(β·margin), the mean over the pairs.
 
 import { DataError } from '../base/errors.js'
+import { commonLength } from '../base/group.js'
 import { TensorProto_DataType as DataType } from '../formats/onnx/gen/onnx_pb.js'
 import { type Model, requireTokenizer } from '../graph/model-folder.js'
 import type { ObjectiveGraph } from '../graph/training/objective-graph.js'
 import type { Value } from '../graph/view/builder.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 import { countTargets, type Example, IGNORED, type ParsedRecord } from '../text/records.js'
-import { commonLength } from '../text/tokenizer.js'
 import { type AnswerPair, parseAnswerPair } from './answer-pairs.js'
 import { causalLm } from './causal-lm.js'
 import { DPO_OPTIONS } from './gen/options.js'
@@ -44,6 +44,7 @@ const REFERENCE = 'loss/reference'
 export const dpo: Task<AnswerPair, AnswerExample, DpoOptions> = {
   name: 'dpo',
   peftType: 'CAUSAL_LM',
+  rateShare: 0.5,
   learns: 'to prefer one answer to another',
   records: [
     { prompt: 'How was the sea?', chosen: 'Calm.', rejected: 'It was a sea.' },

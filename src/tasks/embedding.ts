@@ -71,6 +71,7 @@ const RECALLS = [1, 10]
 export const embedding: Task<RelatedTexts, RelatedExample, EmbeddingOptions> = {
   name: 'embedding',
   peftType: 'FEATURE_EXTRACTION',
+  learningRate: 3e-4,
   learns: 'to turn texts into vectors, like ones for like meanings',
   records: [
     { text: 'How was the sea?', textPair: 'The sea was calm.' },

@@ -15,7 +15,16 @@ import { checkSize, joinedUp } from './features.js'
 import { parseTextPair, type TextPair } from './labels/text-pair.js'
 import { NextTokens, PROBED_TARGETS, probeTargets, rowFeeds, targetsLength } from './next-tokens.js'
 import type { EncodeContext, OpenTask, Task, TaskUse } from './task.js'
-import { encodeTexts, PROBE_BATCHES, roundUp, tokenBatch, tokenLengths } from './token-batch.js'
+import {
+  batchLength,
+  encodeTexts,
+  ownLength,
+  PROBE_BATCHES,
+  productLength,
+  roundUp,
+  tokenBatch,
+  tokenLengths,
+} from './token-batch.js'
 
 /** A tokenized row. */
 export interface Seq2SeqExample {
@@ -209,25 +218,11 @@ class Seq2Seq extends NextTokens<Seq2SeqExample> implements OpenTask<Seq2SeqExam
 function soundLengths({ config }: Model, times: number): Length[] {
   const { max_source_positions: positions } = config
   const count = typeof positions === 'number' ? positions : Math.ceil(times / 2)
-  const [one, other] = PROBE_BATCHES.map(({ batch }) => batch)
-  const batch = (feeds: Feeds) => feeds[DECODER_IDS].dims[0]
-  return [
-    { name: 'batch', probed: [one, other], of: batch, source: { input: DECODER_IDS, axis: 0 } },
-    { name: 'positions', probed: [one * count, other * count], of: (feeds) => batch(feeds) * count },
-  ]
+  const batch = batchLength(DECODER_IDS)
+  return [batch, productLength('positions', batch, { name: 'times', probed: [count, count], of: () => count })]
 }
 
 function writtenLengths(): Length[] {
-  const [first, second] = PROBED_WIDTHS
-  const source = { input: DECODER_IDS, axis: 1 }
-  const [one, other] = PROBE_BATCHES
-  const dims = (feeds: Feeds) => feeds[DECODER_IDS].dims
-  return [
-    { name: 'written', probed: [first, second], of: (feeds) => dims(feeds)[1], source },
-    {
-      name: 'written rows',
-      probed: [one.batch * first, other.batch * second],
-      of: (feeds) => dims(feeds)[0] * dims(feeds)[1],
-    },
-  ]
+  const written = ownLength('written', PROBED_WIDTHS, { input: DECODER_IDS, axis: 1 })
+  return [written, productLength('written rows', batchLength(DECODER_IDS), written)]
 }

@@ -1,6 +1,6 @@
 // The table of tasks: a line each. A task's file loads when it is first asked for.
 
-import { ConfigError, didYouMean, LowrankError } from '../base/errors.js'
+import { attempt, ConfigError, didYouMean } from '../base/errors.js'
 import type { Model } from '../graph/model-folder.js'
 import type { HeadBase } from './heads/heads.js'
 import type { Task } from './task.js'
@@ -46,13 +46,7 @@ export async function tasksFor(model?: Model): Promise<Task[]> {
 }
 
 export function canTrain(task: Task, model: Model): boolean {
-  try {
-    task.check(model)
-    return true
-  } catch (error) {
-    if (error instanceof LowrankError) return false
-    throw error
-  }
+  return attempt(() => task.check(model)).problems.length === 0
 }
 
 export function checkTaskName(name: string): asserts name is TaskName {

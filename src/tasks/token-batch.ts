@@ -98,13 +98,8 @@ export const PROBE_BATCHES = [
 const IDS = 'input_ids'
 
 export function tokenLengths(): Length[] {
-  const source = (axis: number): RunLength => ({ input: IDS, axis })
-  const axis = (number: number) => (feeds: Feeds) => feeds[IDS].dims[number]
-  return [
-    { name: 'batch', probed: [2, 5], of: axis(0), source: source(0) },
-    { name: 'sequence', probed: [3, 7], of: axis(1), source: source(1) },
-    { name: 'rows', probed: [6, 35], of: (feeds) => axis(0)(feeds) * axis(1)(feeds) },
-  ]
+  const [batch, sequence] = [batchLength(IDS), ownLength('sequence', [3, 7], { input: IDS, axis: 1 })]
+  return [batch, sequence, productLength('rows', batch, sequence)]
 }
 
 export function batchLength(input: string): Length {
@@ -113,4 +108,9 @@ export function batchLength(input: string): Length {
 
 export function ownLength(name: string, probed: readonly [number, number], source: RunLength): Length {
   return { name, probed, of: (feeds) => feeds[source.input].dims[source.axis], source }
+}
+
+export function productLength(name: string, one: Length, other: Length): Length {
+  const [a, b] = other.probed
+  return { name, probed: [one.probed[0] * a, one.probed[1] * b], of: (feeds) => one.of(feeds) * other.of(feeds) }
 }

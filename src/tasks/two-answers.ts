@@ -13,7 +13,7 @@ import { type Example as Answer, countTargets, IGNORED } from '../text/records.j
 import { checkAllTokens, targetFeeds } from './causal-lm.js'
 import { chooseTargets, PROBED_TARGETS, probeTargets, targetsLength } from './next-tokens.js'
 import type { OpenTask } from './task.js'
-import { ownLength, PROBE_BATCHES, padded, predictedRows, tokenBatch, tokenLengths } from './token-batch.js'
+import { batchLength, PROBE_BATCHES, padded, predictedRows, tokenBatch, tokenLengths } from './token-batch.js'
 
 export const SIDES = 2
 
@@ -49,8 +49,7 @@ export class TwoAnswers<Example extends object> {
       const [a, b] = length.probed
       return length.name === 'sequence' ? length : { ...length, probed: [SIDES * a, SIDES * b] as const }
     })
-    const [a, b] = PROBE_BATCHES
-    const examples = ownLength(names.count, [a.batch, b.batch], { input: names.column, axis: 0 })
+    const examples = { ...batchLength(names.column), name: names.count }
     this.probe = { feeds: [first, second], lengths: [...texts, targetsLength(), examples] }
   }
 

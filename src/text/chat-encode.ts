@@ -1,11 +1,12 @@
 // Chats → token ids. A chat is encoded as one text, so that ids are those that the model sees at inference.
 
-import { DataError, MismatchError } from '../base/errors.js'
+import { attempt, MismatchError } from '../base/errors.js'
+import { commonLength } from '../base/group.js'
 import type { Span } from './added-tokens.js'
 import type { Chat, ChatMessage } from './chat.js'
 import { type Example, IGNORED } from './records.js'
 import type { ChatTemplate, RenderOptions } from './template.js'
-import { commonLength, type Tokenizer } from './tokenizer.js'
+import type { Tokenizer } from './tokenizer.js'
 
 export interface ChatEncoding {
   readonly template: ChatTemplate
@@ -181,16 +182,8 @@ function answersToLearn(
   const isLost = (without: (all: readonly ChatMessage[]) => readonly ChatMessage[], tools = options.tools): boolean => {
     // Templates may refuse a message without content, which calls can stand in for.
     const all = messages.slice(0, end).map((message) => ({ ...message, content: message.content ?? '' }))
-    try {
-      const [one, other] = [
-        template.render(all, options, where),
-        template.render(without(all), { ...options, tools }, where),
-      ]
-      return one.text === other.text
-    } catch (error) {
-      if (error instanceof DataError) return false
-      throw error
-    }
+    const textOf = (some: readonly ChatMessage[], own: RenderOptions) => template.render(some, own, where).text
+    return attempt(() => textOf(all, options) === textOf(without(all), { ...options, tools })).value === true
   }
   const hasCalls = ({ tool_calls = [] }: ChatMessage) => tool_calls.length > 0
   const losesTools = end > 0 && tools !== undefined && isLost((all) => all, [])

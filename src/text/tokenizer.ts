@@ -5,6 +5,7 @@ import * as hub from '@huggingface/tokenizers'
 import { type Directory, readJson, readJsonIfThere } from '../base/bytes.js'
 import { FileError, FormatError, LowrankError, messageOf } from '../base/errors.js'
 import { costOfRegExp } from '../base/expressions/cost.js'
+import { commonLength } from '../base/group.js'
 import { isObject } from '../base/options.js'
 import type { Span } from './added-tokens.js'
 import type { PieceModel } from './piece-cutters.js'
@@ -388,13 +389,6 @@ class WindowedStream implements TextStream {
     this.#done = 0
     return rest
   }
-}
-
-/** How many elements, or characters, two lists have in common at their beginning. */
-export function commonLength(a: ArrayLike<unknown>, b: ArrayLike<unknown>): number {
-  let length = 0
-  while (length < a.length && length < b.length && a[length] === b[length]) length++
-  return length
 }
 
 /** How many tokens of each text are kept, as the tokenizers library cuts them. */

@@ -10,10 +10,9 @@ import type { LoraAdapter } from '../lora/adapter.js'
 import { type LoraConfig, resolveConfig } from '../lora/config.js'
 import { moduleOf, type ReplacementView, type StoredTensor } from '../lora/part.js'
 import { loadConfig } from '../merge/plan/config-edit.js'
-import { isEmbeddingModule, isVocabularyModule } from '../merge/plan/names/vocabulary.js'
 import { isConv1dModule } from '../merge/plan/orientation.js'
 import { refuseQuantizedConfig } from '../merge/plan/refusals.js'
-import { isHeadModule } from '../peft/tied.js'
+import { isEmbeddingModule, isHeadModule, isVocabularyModule } from '../peft/tied.js'
 import { assemble, type NewLayer } from './assemble.js'
 import {
   DifferenceMemory,

@@ -1,23 +1,11 @@
-// Parameters, their optimizer, and the sessions that give loss and gradients; gradients never leave this thread.
+// The sessions that give loss and gradients, and what is trained by them. Gradients never leave this thread.
 
 import { StateError } from '../base/errors.js'
-import type { TrainedParameter } from '../graph/training/training-graph.js'
 import { transfer } from '../runtime/rpc.js'
-import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
+import { type Feeds, keepsOnGpu, type RuntimeTensor } from '../runtime/runtime.js'
 import { SessionTable } from '../runtime/session-table.js'
-import { AdamW, type AdamWOptions, type AdamWState, clipFactor, gradientNorm } from './optimizer.js'
-
-export interface EngineState extends AdamWState {
-  parameters: Float32Array[]
-  best?: Float32Array[] | undefined
-}
-
-export interface EngineSetup {
-  parameters: readonly Omit<TrainedParameter, 'name'>[]
-  optimizer: Partial<AdamWOptions>
-  /** 0: no clipping. */
-  maxGradNorm: number
-}
+import { DeviceWeights } from './weights/device.js'
+import { copies, type EngineSetup, type EngineState, HeldWeights, type Trained } from './weights/held.js'
 
 export interface Pass {
   session: number
@@ -31,57 +19,41 @@ export interface StepResult {
   gradientNorm: number
 }
 
-interface Training {
-  setup: EngineSetup
-  parameters: Float32Array[]
-  feeds: Feeds
-  gradients: string[]
-  optimizer: AdamW
-  lastGood: Float32Array[]
-  best: Float32Array[] | undefined
-  sums: Float32Array[] | undefined
-}
-
 export class TrainEngine extends SessionTable {
-  #training: Training | undefined
+  #trained: Trained | undefined
+  #best: Float32Array[] | undefined
 
-  start(setup: EngineSetup, state: EngineState): void {
-    const { parameters } = state
-    const optimizer = new AdamW(parameters, setup.optimizer)
-    optimizer.state = state
-    this.#training = {
-      setup,
-      parameters,
-      feeds: Object.fromEntries(
-        setup.parameters.map(({ input, shape }, i) => [input, { type: 'float32', data: parameters[i], dims: shape }]),
-      ),
-      gradients: setup.parameters.map(({ gradient }) => gradient),
-      optimizer,
-      lastGood: parameters.map((parameter) => parameter.slice()),
-      best: state.best,
-      sums: undefined,
+  async start(setup: EngineSetup, state: EngineState): Promise<void> {
+    const { device } = setup
+    this.#best = state.best
+    if (device === undefined) {
+      this.#trained = new HeldWeights(setup, state)
+      return
     }
+    this.#trained?.dispose?.()
+    const same = async (tensor: RuntimeTensor) => tensor
+    const { toGpu = same, toHost = same } = keepsOnGpu(device.options) ? this.runtime : {}
+    this.#trained = await DeviceWeights.start(setup, state, {
+      ...device,
+      open: async (model, gpuOutputs) =>
+        this.session((await this.openSession(model, { ...device.options, gpuOutputs })).id),
+      put: toGpu,
+      read: toHost,
+    })
   }
 
   /** `stepLoss`: the loss, where those of the passes are only a way to its gradients. */
   async step(passes: readonly Pass[], learningRate: number, stepLoss?: number): Promise<StepResult> {
-    const training = this.#started()
-    let loss = 0
-    let gradients: Float32Array[] = []
+    const trained = this.#started()
+    let sum = 0
     for (const [index, pass] of passes.entries()) {
-      const outputs = [pass.loss, ...training.gradients]
-      const results = await this.session(pass.session).run({ ...training.feeds, ...pass.feeds }, outputs)
-      const [runLoss, ...runGradients] = outputs.map((name) => results[name].data as Float32Array)
-      loss += runLoss[0]
-      gradients = passes.length === 1 ? runGradients : accumulate(training, runGradients, index === 0)
+      const outputs = [pass.loss, ...trained.gradients]
+      const results = await this.session(pass.session).run({ ...trained.feeds, ...pass.feeds }, outputs)
+      sum += Number(results[pass.loss].data[0])
+      await trained.add(results, index === 0)
     }
-    loss = stepLoss ?? loss
-    const norm = gradientNorm(gradients)
-    if (Number.isFinite(loss)) training.parameters.forEach((parameter, i) => void training.lastGood[i].set(parameter))
-    if (Number.isFinite(loss) && Number.isFinite(norm)) {
-      training.optimizer.step(gradients, learningRate, clipFactor(norm, training.setup.maxGradNorm))
-    }
-    return { loss, gradientNorm: norm }
+    const loss = stepLoss ?? sum
+    return { loss, gradientNorm: await trained.step(loss, learningRate) }
   }
 
   /** The first pass of a loss over many runs: the second is a step whose loss is Σ (output · fed gradient). */
@@ -93,49 +65,33 @@ export class TrainEngine extends SessionTable {
     return transfer(results, [...new Set(Object.values(results).map(({ data }) => data.buffer))])
   }
 
-  state(): EngineState {
-    const { parameters, optimizer, best } = this.#started()
-    const copy = {
-      parameters: copies(parameters),
-      firstMoments: copies(optimizer.state.firstMoments),
-      secondMoments: copies(optimizer.state.secondMoments),
-      updates: optimizer.state.updates,
-      ...(best && { best: copies(best) }),
-    }
-    const { firstMoments, secondMoments } = copy
-    return transfer(copy, buffersOf([...copy.parameters, ...firstMoments, ...secondMoments, ...(copy.best ?? [])]))
+  async state(): Promise<EngineState> {
+    const state = await this.#started().state()
+    const best = this.#best && copies(this.#best)
+    const arrays = [...state.parameters, ...state.firstMoments, ...state.secondMoments, ...(best ?? [])]
+    return transfer({ ...state, ...(best && { best }) }, buffersOf(arrays))
   }
 
-  keepBest(): void {
-    const training = this.#started()
-    training.best = copies(training.parameters)
+  async keepBest(): Promise<void> {
+    this.#best = await this.#started().parameters()
   }
 
-  /** A copy of the best parameters where some were kept, or those of the last step whose loss was finite. */
-  lastGood(): Float32Array[] {
-    const { best, lastGood } = this.#started()
-    const copy = copies(best ?? lastGood)
-    return transfer(copy, buffersOf(copy))
+  /** The best parameters where some were kept, or those of the last step whose loss was finite. */
+  async lastGood(): Promise<Float32Array[]> {
+    const arrays = this.#best === undefined ? await this.#started().lastGood() : copies(this.#best)
+    return transfer(arrays, buffersOf(arrays))
   }
 
-  #started(): Training {
-    if (this.#training === undefined) throw new StateError({ where: 'training', what: 'not started' })
-    return this.#training
+  override dispose(): Promise<void> {
+    this.#trained?.dispose?.()
+    this.#trained = undefined
+    return super.dispose()
   }
-}
 
-function accumulate(training: Training, gradients: readonly Float32Array[], isFirst: boolean): Float32Array[] {
-  training.sums ??= gradients.map(({ length }) => new Float32Array(length))
-  training.sums.forEach((sum, p) => {
-    const gradient = gradients[p]
-    if (isFirst) sum.set(gradient)
-    else for (let i = 0; i < sum.length; i++) sum[i] += gradient[i]
-  })
-  return training.sums
-}
-
-function copies(arrays: readonly Float32Array[]): Float32Array[] {
-  return arrays.map((array) => array.slice())
+  #started(): Trained {
+    if (this.#trained === undefined) throw new StateError({ where: 'training', what: 'not started' })
+    return this.#trained
+  }
 }
 
 function buffersOf(arrays: readonly Float32Array[]): ArrayBufferLike[] {

@@ -98,8 +98,10 @@ export function gradientNorm(gradients: readonly Float32Array[]): number {
   return Math.sqrt(sum)
 }
 
+/** Added to the norm by torch.nn.utils.clip_grad_norm_. */
+export const NORM_EPSILON = 1e-6
+
 /** A `maxNorm` of 0 turns clipping off. */
 export function clipFactor(norm: number, maxNorm: number): number {
-  // The small term is PyTorch's, which keeps equality with torch.nn.utils.clip_grad_norm_.
-  return maxNorm === 0 ? 1 : Math.min(1, maxNorm / (norm + 1e-6))
+  return maxNorm === 0 ? 1 : Math.min(1, maxNorm / (norm + NORM_EPSILON))
 }

@@ -8,7 +8,7 @@ import { symmetricEigen } from '../linalg/eigen.js'
 import { copyAs, product, transpose } from '../linalg/product.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import { LoraLayer } from '../lora/layer.js'
-import type { EngineState } from './engine.js'
+import type { EngineState } from './weights/held.js'
 
 interface Slot {
   read(): Float32Array

@@ -4,10 +4,10 @@ import { NumericError } from '../base/errors.js'
 import type { SignalLike } from '../base/globals.js'
 import { recordOfBase } from '../graph/base-record.js'
 import { type Engine, openEngine } from '../runtime/host.js'
+import { keepsOnGpu } from '../runtime/runtime.js'
 import type { Examples } from '../tasks/task.js'
 import { BestEvaluation } from './best.js'
-import type { CardSources } from './card.js'
-import type { EngineState, TrainEngine } from './engine.js'
+import type { TrainEngine } from './engine.js'
 import { costsOf, evaluate, takeReference } from './evaluate.js'
 import { gradientFactors, loraPlusRates, startOf, writeParameters } from './parameters.js'
 import {
@@ -24,12 +24,14 @@ import {
 import { costOf, examplesOf, type PlanOptions, planEpoch, type StepPlan, stepsPerEpoch } from './rows/batches.js'
 import type { Sampler } from './samples.js'
 import { checkFingerprint, fingerprintOf, stepsIn } from './saved/fingerprint.js'
+import type { CardSources } from './saved/model-card.js'
 import { resumeRun } from './saved/run-folder.js'
 import { type RunPlace, withRunPlace } from './saved/run-place.js'
 import { RunWriter } from './saved/run-writer.js'
 import { learningRates } from './schedule.js'
 import { type SessionParts, TrainingSessions } from './sessions.js'
 import { usesBest } from './settings.js'
+import type { EngineState } from './weights/held.js'
 
 const RECENT_STEPS = 100
 
@@ -140,7 +142,10 @@ class Run {
       rates: loraPlusRates(parameters, settings.loraPlusRatio),
       factors: settings.loraFa ? gradientFactors(adapter, this.#names) : undefined,
     }
-    const setup = { parameters, optimizer, maxGradNorm: settings.maxGradNorm }
+    const plain = { parameters, optimizer, maxGradNorm: settings.maxGradNorm }
+    const { options } = this.#sessions
+    const graphs = keepsOnGpu(options) ? await import('./weights/graphs.js') : undefined
+    const setup = { ...plain, device: graphs?.deviceSetup(plain, options) }
     const begin = startOf(adapter, this.#names)
     const state = (out && (await this.#resume(out))) ?? begin
     if (open.takeReference !== undefined) {
@@ -210,7 +215,7 @@ class Run {
       const base = await recordOfBase(this.#input.model)
       this.#input.adapter.trainedOn = base
       await this.#writer?.finish(report, base, {
-        card: card && (await import('./card.js')).cardOf(report, card),
+        card: card && (await import('./saved/model-card.js')).cardOf(report, card),
         page: await page?.(report, this.#metrics),
         keepState,
       })

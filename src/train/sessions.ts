@@ -2,6 +2,7 @@
 
 import type { ModuleMap } from '../graph/match/linears.js'
 import type { Model } from '../graph/model-folder.js'
+import { PACKED_GRADIENT } from '../graph/training/forward.js'
 import {
   buildLossGraph,
   buildTrainingGraph,
@@ -12,7 +13,7 @@ import {
 } from '../graph/training/training-graph.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { Remote } from '../runtime/rpc.js'
-import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
+import { type Feeds, keepsOnGpu, type RuntimeTensor, type SessionOptions } from '../runtime/runtime.js'
 import { runtimeBehind } from '../runtime/session-table.js'
 import type { OpenTask } from '../tasks/task.js'
 import { squaresOfRows } from './dora.js'
@@ -101,6 +102,11 @@ export class TrainingSessions {
     return this.#training?.parameters ?? this.#evaluation.tensors.map((tensor) => ({ ...tensor, gradient: '' }))
   }
 
+  get options(): SessionOptions {
+    const { device, threads } = this.#parts.settings
+    return { ...(device !== undefined && { executionProviders: [device].flat() }), ...(threads && { threads }) }
+  }
+
   /** A loss that needs all batches at once comes from a first pass, with the gradients that the second one is fed. */
   async step(batches: readonly Batch[], step: number, rate: number): Promise<StepResult> {
     const { open } = this.#parts
@@ -160,18 +166,15 @@ export class TrainingSessions {
 
   async #session(graph: RunnableGraph): Promise<number> {
     const { settings } = this.#parts
-    const { device, threads, lowMemory } = settings
     const known = this.#sessions.get(graph)
     if (known !== undefined) return known
     // A run that evaluates again and again would open them again and again.
     if (settings.evalEvery === undefined && !usesBest(settings)) await this.#closeOthers(graph)
-    const model = await graph.sessionModel()
-    const { id } = await this.#engine.openSession(model, {
-      lowMemory: lowMemory === true,
-      exactProducts: true,
-      ...(device !== undefined && { executionProviders: [device].flat() }),
-      ...(threads !== undefined && { threads }),
-    })
+    const { parameters } = (keepsOnGpu(this.options) && this.#training) || {}
+    const model = await graph.sessionModel(parameters)
+    const gpuOutputs = graph === this.#training && parameters ? [PACKED_GRADIENT] : []
+    const options = { lowMemory: settings.lowMemory === true, exactProducts: true, gpuOutputs }
+    const { id } = await this.#engine.openSession(model, { ...this.options, ...options })
     this.#sessions.set(graph, id)
     this.#parts.on?.progress?.({ stage: 'prepare', done: 3, total: 3 })
     return id

@@ -1,6 +1,6 @@
 // Training: model + records → adapter. `train` prepares what the options ask for, runs the steps, and reports.
 
-import { ConfigError, DataError, listed, UnsupportedError } from '../base/errors.js'
+import { attempt, ConfigError, DataError, listed, UnsupportedError } from '../base/errors.js'
 import { checkOptions as checkTable } from '../base/options.js'
 import { readRows } from '../data/read-rows.js'
 import type { OnInvalid, Row, Rows } from '../data/row.js'
@@ -18,7 +18,6 @@ import type { Examples, OpenTask, Task } from '../tasks/task.js'
 import { taskOfRow } from '../tasks/task-of-row.js'
 import { loadTask, type TaskName, tasksFor } from '../tasks/tasks.js'
 import { type RunSources, runRecord } from './about-run.js'
-import type { CardSources } from './card.js'
 import { checkActivation, checkInvocation, checkOptions, checkParts } from './check-options.js'
 import { newAdapter } from './new-adapter.js'
 import type { TrainingData, TrainingOptions, TrainResult } from './options.js'
@@ -28,8 +27,9 @@ import { DataFacts } from './rows/facts.js'
 import { type RunInput, type RunReport, trainAdapter } from './run.js'
 import { samplerOf } from './samples.js'
 import { EventLog } from './saved/event-log.js'
+import type { CardSources } from './saved/model-card.js'
 import { checkRunFolder } from './saved/run-folder.js'
-import { resolveSettings, type TrainSettings, withRateOfTask } from './settings.js'
+import { resolveSettings, type TrainSettings, withDefaultRate } from './settings.js'
 
 export interface RunContext {
   readonly limits?: readonly MemoryLimit[]
@@ -63,14 +63,13 @@ export async function prepare(
   given: TrainingOptions,
   { limits = [], memoryUse, sources, page, wait, onRow }: RunContext,
 ): Promise<PreparedRun> {
-  const plain = resolveSettings(given)
-  const config = checkOptions(given, plain)
+  let settings = resolveSettings(given)
+  const config = checkOptions(given, settings)
   const options = { ...given, model: await joinGraphs(given.model) }
   const { model, out, on = {}, modules, signal, taskOptions, evalSplit, tensorboard, evalData } = options
   const data = await sourceOf(options, options.data, 'data')
   const task = given.task === undefined ? await taskOfRow(data.first?.row, given.model) : await loadTask(given.task)
   checkTable(taskOptions, `the task ${task.name}`, task.options ?? {})
-  let settings = withRateOfTask(plain, given, task.learningRate)
   checkTrainableForm(readGraph(model.onnx.proto))
   checkActivation(config, given, settings, task)
   await checkTask(task, model)
@@ -118,6 +117,11 @@ export async function prepare(
   if (other !== undefined) on.warning?.(other)
   adapter.chatTemplate = encoded.chatTemplate ?? adapter.chatTemplate
   checkParts(adapter, { model, open, modules })
+  const ofHead = new Set(open.head?.tensors.map(({ name }) => name))
+  settings = withDefaultRate(settings, given, task, {
+    widths: adapter.parts('linear').map(({ k }) => k),
+    trainsBase: adapter.parts('replacement', 'token-rows').some(({ name }) => !ofHead.has(name)),
+  })
   if (open.labels !== undefined) adapter.labels = open.labels
   if (open.problemType !== undefined) adapter.problemType = open.problemType
   const log = tensorboard && (await EventLog.open(tensorboard, use === 'resume'))
@@ -227,15 +231,13 @@ function planMemory<Example>(
 }
 
 async function checkTask(task: Task, model: Model): Promise<void> {
-  try {
-    task.check(model)
-  } catch (error) {
-    const others = error instanceof UnsupportedError ? await tasksFor(model) : []
-    if (!(error instanceof UnsupportedError) || others.length === 0) throw error
-    const { where, what, expected, got } = error
-    const hint = `This model can be trained for ${others.map(({ name }) => name).join(' or ')}: set \`task\``
-    throw new UnsupportedError({ where, what, expected, got, hint, cause: error })
-  }
+  const [error] = attempt(() => task.check(model)).problems
+  if (error === undefined) return
+  const others = error instanceof UnsupportedError ? await tasksFor(model) : []
+  if (others.length === 0) throw error
+  const { where, what, expected, got } = error
+  const hint = `This model can be trained for ${others.map(({ name }) => name).join(' or ')}: set \`task\``
+  throw new UnsupportedError({ where, what, expected, got, hint, cause: error })
 }
 
 interface RowSource {
@@ -270,19 +272,17 @@ async function sourceOf(options: TrainingOptions, data: TrainingData, name: stri
 }
 
 async function encode(
-  { model, on, chatTemplate, chatTemplateArgs, decodeImage }: TrainingOptions,
-  settings: TrainSettings,
+  options: TrainingOptions,
+  { maxLength }: TrainSettings,
   task: Task,
   { rows, where, invalid, onInvalid }: RowSource,
-  { isHeldOut, onRow }: Pick<EncodeOptions, 'isHeldOut' | 'onRow'>,
+  watch: Pick<EncodeOptions, 'isHeldOut' | 'onRow'>,
 ): Promise<EncodedSource> {
-  const { maxLength } = settings
-  const encoding = { task, model, maxLength, chatTemplate, chatTemplateArgs, decodeImage, isHeldOut, onRow, onInvalid }
-  const encoded = await encodeRows(rows, { ...encoding, name: where })
+  const encoded = await encodeRows(rows, { ...options, ...watch, task, maxLength, onInvalid, name: where })
   const { kept, heldOut } = encoded
   const all = kept.rows + heldOut.rows
   const warn = (count: number, what: string) => {
-    if (count > 0) on?.warning?.(`${where}: ${count} of ${all} records ${what}`)
+    if (count > 0) options.on?.warning?.(`${where}: ${count} of ${all} records ${what}`)
   }
   warn(kept.truncatedRecords + heldOut.truncatedRecords, `cut to ${encoded.maxLength} tokens`)
   warn(invalid.length, `left out, because they are not valid: ${invalid[0]?.message}`)

@@ -48,13 +48,7 @@ export interface PipelineRun {
 }
 
 export function sessionExtras(model: SessionBase, { device }: PipelineRun): SessionExtras {
-  const graph = readGraph(model.onnx.proto)
-  const cached = graph.outputs.flatMap(({ name }) => (name.startsWith('present') ? [name] : []))
-  return {
-    keepsTensors: true,
-    gpuOutputs: device === 'webgpu' && cached.length > 0 ? cached : undefined,
-    edit: paddingPlan(graph, device).edit,
-  }
+  return { keepsTensors: true, edit: paddingPlan(readGraph(model.onnx.proto), device).edit }
 }
 
 export function shareSession(session: ModelSession, config: PipelineRun): SharedSession {

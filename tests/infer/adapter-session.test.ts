@@ -372,8 +372,9 @@ describe('idle modules', () => {
     const { logits } = await session.run(feedsOf(union, ROWS))
     expect(maxDifference(logits, (await plainRun(union, feedsOf(union, ROWS))).logits)).toBeLessThanOrEqual(5e-5)
     await session.run(feedsOf(union, ROWS), { adapter: 'adapter' })
-    // Inputs of adapters have numbers as names: A and B of layer 0, then those of layer 1.
-    const dims = (layer: number) => [2 * layer, 2 * layer + 1].map((input) => [...fed[1][input].dims])
+    // Runs with `from` are copies to a GPU. Inputs of adapters have numbers as names: A and B of layer 0, then layer 1.
+    const [, feeds] = fed.filter((one) => !('from' in one))
+    const dims = (layer: number) => [2 * layer, 2 * layer + 1].map((input) => [...feeds[input].dims])
     expect(dims(0)).toEqual([
       [192, 3],
       [3, 64],

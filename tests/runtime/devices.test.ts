@@ -37,6 +37,12 @@ it.skipIf(!ort.listSupportedBackends().some(({ name }) => name === 'cuda'))(
   },
 )
 
+it('a GPU that is not there is told by its name', async () => {
+  const { code, stderr } = await lowrank('generate', '--model', MODEL, '--prompt', 'The', '--device', 'webgpu')
+  // Dawn writes lines of its own before.
+  if (code !== 0) expect(stderr).toMatch(/^error: ONNX Runtime: .*The device webgpu does not start.*--device cpu$/m)
+})
+
 describe('a worker whose script is not found', () => {
   const worker = { postMessage() {}, terminate() {} } as unknown as Worker
   const missed = (worker: Worker, url: string) => {

@@ -11,15 +11,41 @@ import { NodeDirectory } from '../../src/io/node/files.js'
 import { browser, buildPage, ISOLATED, WEBGPU, webRuntimeFolder } from '../browser.js'
 import { inThread } from '../infer/models.js'
 import { type JobResult, runJob } from './job.js'
-import type { PageJob, PageResult } from './page.js'
+import type { GpuBytes, PageJob, PageResult } from './page.js'
 
 const root = fileURLToPath(new URL('../../', import.meta.url))
 const MODEL = path.join(root, 'models/union-3m')
 
 const runtime = webRuntimeFolder()
 const SMALL_MODEL = path.join(root, 'tests/golden/models/llama-optimum')
-const SHORT = { maxSteps: 3, batchSize: 1, gradientAccumulation: 1, maxLength: 12 }
+const SHORT = { maxSteps: 3, batchSize: 1, gradientAccumulation: 2, maxLength: 12, learningRate: 1e-3 }
 const SCRIPT = 'ort.wasm.bundle.min.mjs'
+
+/**
+ * Before ONNX Runtime's script: counts what crosses to the GPU and back, and tells it. The sizes and shapes that each
+ * kernel is told stand apart.
+ */
+const COUNTING = `
+const bytes = { up: 0, down: 0, uniform: 0 }
+const channel = new BroadcastChannel('gpu bytes')
+const before = (owner, method, count) => {
+  const original = owner[method]
+  owner[method] = function (...given) {
+    count(this, ...given)
+    channel.postMessage(bytes)
+    return original.apply(this, given)
+  }
+}
+before(GPUDevice.prototype, 'createBuffer', (_, { size, mappedAtCreation }) => (bytes.up += mappedAtCreation ? size : 0))
+before(GPUBuffer.prototype, 'mapAsync', ({ size }, mode) => (bytes.down += mode & GPUMapMode.READ ? size : 0))
+before(GPUQueue.prototype, 'writeBuffer', (_, { usage }, at, data, from, size) => {
+  bytes[usage & GPUBufferUsage.UNIFORM ? 'uniform' : 'up'] += size ?? data.byteLength
+})
+`
+
+const crossed = (before: GpuBytes, after: GpuBytes) => ({ up: after.up - before.up, down: after.down - before.down })
+/** Bytes of the logits of one token. */
+const LOGITS = 4 * 2048
 
 describe.skipIf(browser === undefined || runtime === undefined)('training in Chromium', () => {
   const files = new Map<string, Uint8Array>()
@@ -79,12 +105,15 @@ describe.skipIf(browser === undefined || runtime === undefined)('training in Chr
     for (const file of job.model) files.set(`/model/${file}`, readFileSync(path.join(SMALL_MODEL, file)))
     const settings = { ...short.settings, device: 'webgpu' }
     const onDevice = { ...short, runtime: `/ort/${script}`, wasm: `/ort/${wasm}`, settings }
-    for (const file of [script, wasm]) files.set(`/ort/${file}`, readFileSync(path.join(runtime!, file)))
+    files.set(`/ort/${script}`, Buffer.from(COUNTING + readFileSync(path.join(runtime!, script), 'utf8')))
+    files.set(`/ort/${wasm}`, readFileSync(path.join(runtime!, wasm)))
     files.set('/job.json', Buffer.from(JSON.stringify(onDevice)))
     return page.open({}, flags)
   }
 
-  it('on WebGPU: gives the losses that Node gives, to 1e-4', { timeout: 240_000 }, async () => {
+  it('on WebGPU: gives what Node gives, and keeps weights, factors, moments and caches there', {
+    timeout: 240_000,
+  }, async () => {
     const model = await loadModel(new NodeDirectory(SMALL_MODEL), { runtime: inThread })
     const onProcessor = await runJob(model, short)
     await model.close()
@@ -92,6 +121,17 @@ describe.skipIf(browser === undefined || runtime === undefined)('training in Chr
     expect(result).not.toHaveProperty('failed')
     expect(result.trainLoss).toHaveLength(3)
     result.trainLoss.forEach((loss, i) => void expect(Math.abs(loss / onProcessor.trainLoss[i] - 1)).toBeLessThan(1e-4))
+    const { factors } = onProcessor
+    const differences = result.factors.map((value, i) => value - factors[i])
+    expect(Math.hypot(...differences) / Math.hypot(...factors)).toBeLessThan(1e-3)
+    // A step of two runs: tokens and rates, losses and a norm. Four bytes for each trained value, one way, are more.
+    const { steps, texts } = result.gpu
+    const step = crossed(steps[0], steps[1])
+    expect(step.up + step.down).toBeLessThan(factors.length)
+    // Sixteen more tokens: logits, and once the cache, whose size for one token is LOGITS / 16.
+    const [four, twenty] = [crossed(texts[0], texts[1]), crossed(texts[1], texts[2])]
+    expect((twenty.up - four.up) / 16).toBeLessThan(LOGITS / 16)
+    expect((twenty.down - four.down) / 16).toBeLessThan(LOGITS + LOGITS / 8)
   })
 
   it('says that a page has no WebGPU', async () => {

@@ -2,9 +2,9 @@ import { describe, expect, it } from 'vitest'
 import { StateError } from '../../src/base/errors.js'
 import { untransferred } from '../../src/runtime/rpc.js'
 import type { Runtime } from '../../src/runtime/runtime.js'
-import type { EngineState } from '../../src/train/engine.js'
-import { type EngineSetup, type Pass, TrainEngine } from '../../src/train/engine.js'
+import { type Pass, TrainEngine } from '../../src/train/engine.js'
 import { ADAMW_DEFAULTS, AdamW, clipFactor } from '../../src/train/optimizer.js'
+import type { EngineSetup, EngineState } from '../../src/train/weights/held.js'
 
 /** A runtime whose every session computes loss = weight·Σ (p − target)², over two parameters. */
 const quadratic: Runtime = {
@@ -44,7 +44,7 @@ const initial = (): EngineState => ({
 async function started(): Promise<{ engine: TrainEngine; run: (target: number, weight?: number) => Pass }> {
   const engine = new TrainEngine(quadratic)
   const { id } = await engine.openSession({ graph: new Uint8Array() })
-  engine.start(setup, initial())
+  await engine.start(setup, initial())
   const scalar = (value: number) => ({ type: 'float32', data: Float32Array.of(value), dims: [] }) as const
   return {
     engine,
@@ -55,7 +55,7 @@ async function started(): Promise<{ engine: TrainEngine; run: (target: number, w
     }),
   }
 }
-const stateOf = (engine: TrainEngine) => untransferred(engine.state())
+const stateOf = async (engine: TrainEngine) => untransferred(await engine.state())
 
 describe('TrainEngine', () => {
   it('updates with the clipped gradient, and says loss and norm', async () => {
@@ -69,7 +69,7 @@ describe('TrainEngine', () => {
       0.1,
       clipFactor(result.gradientNorm, setup.maxGradNorm),
     )
-    expect(stateOf(engine).parameters).toEqual(parameters)
+    expect((await stateOf(engine)).parameters).toEqual(parameters)
   })
 
   it('adds up the runs of a step', async () => {
@@ -81,8 +81,9 @@ describe('TrainEngine', () => {
       expect(b.loss).toBeCloseTo(a.loss, 5)
       expect(b.gradientNorm).toBeCloseTo(a.gradientNorm, 5)
     }
-    stateOf(whole.engine).parameters.forEach((parameter, p) => {
-      parameter.forEach((value, i) => void expect(stateOf(parts.engine).parameters[p][i]).toBeCloseTo(value, 5))
+    const [expected, { parameters }] = [await stateOf(whole.engine), await stateOf(parts.engine)]
+    expected.parameters.forEach((parameter, p) => {
+      parameter.forEach((value, i) => void expect(parameters[p][i]).toBeCloseTo(value, 5))
     })
   })
 
@@ -90,30 +91,30 @@ describe('TrainEngine', () => {
     const { engine, run } = await started()
     const { loss } = untransferred(await engine.forward(run(0), ['loss']))
     expect(loss.data[0]).toBe(14)
-    expect(stateOf(engine)).toEqual(initial())
+    expect(await stateOf(engine)).toEqual(initial())
   })
 
   it('goes on from a state as if it had never stopped', async () => {
     const { engine, run } = await started()
     await engine.step([run(0)], 0.1)
-    const saved = stateOf(engine)
+    const saved = await stateOf(engine)
     await engine.step([run(1)], 0.1)
     const resumed = await started()
-    resumed.engine.start(setup, saved)
+    await resumed.engine.start(setup, saved)
     await resumed.engine.step([resumed.run(1)], 0.1)
-    expect(stateOf(resumed.engine)).toEqual(stateOf(engine))
+    expect(await stateOf(resumed.engine)).toEqual(await stateOf(engine))
   })
 
   it('does not update on a loss that is not finite, and keeps what belongs to the last one that was', async () => {
     const { engine, run } = await started()
     await engine.step([run(0)], 0.1)
-    const good = stateOf(engine).parameters
+    const good = (await stateOf(engine)).parameters
     await engine.step([run(0)], 0.1)
-    const after = stateOf(engine)
+    const after = await stateOf(engine)
     const result = await engine.step([run(Number.NaN)], 0.1)
     expect(result.loss).toBeNaN()
-    expect(stateOf(engine)).toEqual(after)
-    expect(untransferred(engine.lastGood())).toEqual(good)
+    expect(await stateOf(engine)).toEqual(after)
+    expect(untransferred(await engine.lastGood())).toEqual(good)
   })
 
   it('refuses a step before the start, and a session that is closed', async () => {

@@ -13,7 +13,7 @@ export interface Job {
   data: { text: string }[]
   prompt: string
   settings: Partial<TrainSettings>
-  /** No losses before and after, and no texts. */
+  /** No losses before and after, no texts, and no dropout, whose masks are large. */
   isBrief?: boolean
 }
 
@@ -22,23 +22,31 @@ export interface JobResult extends Pick<TrainReport, 'runtime' | 'trainLoss' | '
   texts: string[]
   /** What the run wrote. */
   files: string[]
+  /** All values of A and B. */
+  factors: number[]
 }
 
-/** @param trained hears when training is over */
-export async function runJob(model: Model, job: Job, trained?: () => void): Promise<JobResult> {
+export interface JobEvents {
+  step?(): void
+  trained?(adapter: LoraAdapter): void
+}
+
+export async function runJob(model: Model, job: Job, on: JobEvents = {}): Promise<JobResult> {
   const out = new MemoryDirectory()
   const { adapter, report } = await train({
     ...job.settings,
     model,
     data: job.data,
     evalData: job.isBrief ? undefined : job.data.slice(0, 2),
-    config: { rank: 4, dropout: 0.1, seed: 3 },
+    config: { rank: 4, dropout: job.isBrief ? 0 : 0.1, seed: 3 },
     out,
+    on: { step: on.step },
   })
-  trained?.()
+  on.trained?.(adapter)
   const { runtime, trainLoss, evalLoss } = report
   const texts = job.isBrief ? [] : await continued(model, adapter, job)
-  return { runtime, trainLoss, evalLoss, texts, files: await out.list() }
+  const factors = adapter.parts('linear').flatMap(({ weightA, weightB }) => [...weightA.data, ...weightB.data])
+  return { runtime, trainLoss, evalLoss, texts, files: await out.list(), factors }
 }
 
 async function continued(model: Model, adapter: LoraAdapter, { prompt, settings: { device } }: Job): Promise<string[]> {

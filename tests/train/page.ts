@@ -4,6 +4,9 @@
 import { MemoryDirectory } from '../../src/base/bytes.js'
 import { loadModel } from '../../src/graph/model-folder.js'
 import { webRuntime } from '../../src/index/platform/web-runtime.js'
+import { generate } from '../../src/infer/generate/generate.js'
+import { ModelSession } from '../../src/infer/model-session.js'
+import type { LoraAdapter } from '../../src/lora/adapter.js'
 import { type Job, type JobResult, runJob } from './job.js'
 
 /** What the page fetches to know what to do. */
@@ -15,9 +18,14 @@ export interface PageJob extends Job {
   model: string[]
 }
 
+/** Bytes that have crossed so far, as a script in front of ONNX Runtime's counts them. */
+export type GpuBytes = Record<'up' | 'down' | 'uniform', number>
+
 export interface PageResult extends JobResult {
   /** Frames that the page drew or could have drawn while it trained: it stays responsive. */
   ticks: number
+  /** After each step; after texts of 4, 4 and 20 tokens. */
+  gpu: { steps: GpuBytes[]; texts: GpuBytes[] }
 }
 
 async function run(): Promise<PageResult> {
@@ -28,8 +36,29 @@ async function run(): Promise<PageResult> {
   const model = await loadModel(folder, { runtime: webRuntime(job.runtime, job.wasm) })
   let ticks = 0
   const timer = setInterval(() => ticks++, 1)
-  const result = await runJob(model, job, () => clearInterval(timer))
-  return { ...result, ticks }
+  const bytes: GpuBytes = { up: 0, down: 0, uniform: 0 }
+  new BroadcastChannel('gpu bytes').onmessage = ({ data }) => void Object.assign(bytes, data)
+  const gpu: PageResult['gpu'] = { steps: [], texts: [] }
+  let adapter: LoraAdapter | undefined
+  const result = await runJob(model, job, {
+    step: () => gpu.steps.push({ ...bytes }),
+    trained(own) {
+      clearInterval(timer)
+      adapter = own
+    },
+  })
+  const { device } = job.settings
+  if (device !== undefined) {
+    const session = await ModelSession.open(model, { adapters: { trained: adapter! }, device })
+    for (const maxNewTokens of [4, 4, 20]) {
+      await generate(session, job.prompt, { adapter: 'trained', maxNewTokens, temperature: 0 })
+      // The worker's count may come later than its answer.
+      await new Promise((resolve) => setTimeout(resolve, 100))
+      gpu.texts.push({ ...bytes })
+    }
+    await session.dispose()
+  }
+  return { ...result, ticks, gpu }
 }
 
 let body: string

@@ -8,6 +8,7 @@ import { untransferred } from '../../src/runtime/rpc.js'
 import type { Feeds } from '../../src/runtime/runtime.js'
 import { TrainEngine } from '../../src/train/engine.js'
 import { ADAMW_DEFAULTS } from '../../src/train/optimizer.js'
+import { deviceSetup } from '../../src/train/weights/graphs.js'
 import { addInput, addOutput, DataType, emptyGraph, floats, floatTensor } from '../graph/toolkit.js'
 
 const runtime = await loadNodeRuntime()
@@ -61,19 +62,28 @@ function lossOf(rows: number[][]): { loss: number; gradients: number[][] } {
 const layers = [{ name: 'layer', d: D, k: K, rank: RANK, scaling: 1.5 }]
 const parameters = () => [Float32Array.from(wave(RANK * K, 2)), Float32Array.from(wave(RANK * D, 3))]
 
-async function started(graph: TrainingGraph): Promise<{ engine: TrainEngine; session: number }> {
+async function started(graph: TrainingGraph, isPacked = false): Promise<{ engine: TrainEngine; session: number }> {
   const engine = new TrainEngine(runtime)
-  const { id } = await engine.openSession(await graph.sessionModel(), { threads: 1 })
+  const model = await graph.sessionModel(isPacked ? graph.parameters : undefined)
+  const { id } = await engine.openSession(model, { threads: 1 })
   const zeros = () => parameters().map(({ length }) => new Float32Array(length))
-  engine.start(
-    { parameters: graph.parameters, optimizer: ADAMW_DEFAULTS, maxGradNorm: 1 },
+  const setup = { parameters: graph.parameters, optimizer: ADAMW_DEFAULTS, maxGradNorm: 1 }
+  await engine.start(
+    { ...setup, device: isPacked ? deviceSetup(setup, { threads: 1 }) : undefined },
     { parameters: parameters(), firstMoments: zeros(), secondMoments: zeros(), updates: 0 },
   )
   return { engine, session: id }
 }
 
+async function parametersOf(engine: TrainEngine): Promise<Float32Array[]> {
+  return untransferred(await engine.state()).parameters
+}
+
 describe('a step in two passes', () => {
-  it('does what one pass over all examples does', async () => {
+  it.each([
+    ['does what one pass over all examples does', false],
+    ['does so where a device would keep what is trained', true],
+  ])('%s', async (_, isPacked) => {
     const x = wave(6 * K, 4)
     const parts = [x.slice(0, 2 * K), x.slice(2 * K)].map(
       (data): Feeds => ({
@@ -83,9 +93,12 @@ describe('a step in two passes', () => {
     const one = await buildTrainingGraph(model(), runtime, whole, { layers })
     const two = await buildTrainingGraph(model(), runtime, cached, { layers, twoPasses: true })
     const direct = await started(one)
-    const split = await started(two)
+    const split = await started(two, isPacked)
     const first = two.firstPass!
-    const { id: firstSession } = await split.engine.openSession(await first.sessionModel(), { threads: 1 })
+    const { id: firstSession } = await split.engine.openSession(
+      await first.sessionModel(isPacked ? two.parameters : undefined),
+      { threads: 1 },
+    )
 
     for (let step = 0; step < 3; step++) {
       const rows: number[][] = []
@@ -110,7 +123,7 @@ describe('a step in two passes', () => {
       expect(result.loss).toBeCloseTo(expected.loss, 4)
       expect(result.gradientNorm / expected.gradientNorm).toBeCloseTo(1, 5)
     }
-    const [a, b] = [direct, split].map(({ engine }) => untransferred(engine.state()).parameters)
+    const [a, b] = [await parametersOf(direct.engine), await parametersOf(split.engine)]
     a.forEach((values, p) => void values.forEach((value, i) => void expect(b[p][i]).toBeCloseTo(value, 4)))
   })
 

@@ -7,7 +7,7 @@ import { elementCount } from '../../base/tensor.js'
 import type { SafetensorsFile, TensorInfo } from '../safetensors.js'
 import { GatheredSource, Gatherer } from './gather.js'
 import { MAX_PICKLE_BYTES, parsePickle } from './pickle.js'
-import { PickleDict, type PickleValue } from './pickle-values.js'
+import { PickleDict } from './pickle-values.js'
 import { TorchHost, TorchTensor } from './rebuild.js'
 import { openZip, type ZipArchive, type ZipEntry } from './zip.js'
 
@@ -36,12 +36,7 @@ export async function parseTorchFile(source: ByteSource): Promise<SafetensorsFil
   return indexTensors(source, await readZip(source))
 }
 
-interface TorchContent {
-  readonly value: PickleValue
-  readonly offsets: ReadonlyMap<string, number>
-}
-
-async function readZip(source: ByteSource): Promise<TorchContent> {
+async function readZip(source: ByteSource) {
   const archive = await openZip(source)
   const pickles = [...archive.entries.values()].filter(({ name }) => /^[^/]+\/data\.pkl$/.test(name))
   if (pickles.length !== 1) {
@@ -100,7 +95,10 @@ async function readEntry(
   return source.read(offset, byteLength)
 }
 
-async function indexTensors(source: ByteSource, { value, offsets }: TorchContent): Promise<SafetensorsFile> {
+async function indexTensors(
+  source: ByteSource,
+  { value, offsets }: Awaited<ReturnType<typeof readZip>>,
+): Promise<SafetensorsFile> {
   const where = source.name
   if (!(value instanceof PickleDict)) {
     throw new FormatError({

@@ -1,6 +1,6 @@
 // Fused operators → operators with gradient rules, for training graphs. Node names stay as prefixes, for matching.
 
-import { UnsupportedError } from '../../base/errors.js'
+import { attempt, type LowrankError, UnsupportedError } from '../../base/errors.js'
 import type { NodeProto } from '../../formats/onnx/tensors.js'
 import { floatAttribute } from '../view/attributes.js'
 import { Builder, sharedValue, type Value } from '../view/builder.js'
@@ -38,18 +38,12 @@ export const LOWERINGS: Readonly<Record<string, Lowering>> = { ...ATTENTION, ...
  * half lowered.
  */
 export function lowerForTraining(graph: Graph, nodes: readonly NodeProto[] = graph.nodes): void {
-  const refusals: UnsupportedError[] = []
+  const refusals: LowrankError[] = []
   const sharedValues = new Map<string, Value>()
   const shared: LoweringContext['shared'] = (key, make) => sharedValue(sharedValues, key, make)
   for (const node of [...nodes]) {
     const lowering = entryOf(LOWERINGS, operatorOf(node))
-    if (lowering === undefined) continue
-    try {
-      replace(graph, node, lowering, shared)
-    } catch (error) {
-      if (!(error instanceof UnsupportedError)) throw error
-      refusals.push(error)
-    }
+    if (lowering !== undefined) refusals.push(...attempt(() => replace(graph, node, lowering, shared)).problems)
   }
   if (refusals.length === 1) throw refusals[0]
   if (refusals.length > 1) {

@@ -59,6 +59,9 @@ export interface Forward {
 export const LOSS = 'loss'
 /** The graph input that the sum is multiplied by, 1/normalizer. */
 export const LOSS_SCALE = 'loss/scale'
+/** One vector in the place of all trained tensors, and the output of its gradient. */
+export const PACKED = 'trained'
+export const PACKED_GRADIENT = 'trained/gradient'
 
 /**
  * Rewrites the graph; its outputs are the loss and, with `predicts`, what is predicted. `hasGradients` is false where

@@ -254,7 +254,7 @@ export async function runPasses(passes: readonly Pass[], work: Work): Promise<vo
 }
 
 /** ONNX Runtime begins with the last node that nobody reads; else logits and probabilities would stay until the end. */
-function computeFirst(graph: Graph, output: Value): void {
+export function computeFirst(graph: Graph, output: Value): void {
   const node = graph.producer(output) as NodeProto
   graph.remove(node)
   graph.add(node)

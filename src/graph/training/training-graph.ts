@@ -11,6 +11,7 @@ import { activeFeeds } from './activation.js'
 import { type DropoutDraw, type DropoutMask, maskFeeds } from './dropout.js'
 import { type Forward, LOSS, LOSS_SCALE, type TrainedLayer, type TrainingGraphOptions } from './forward.js'
 import type { Length, Objective, TrainedTensor } from './objective-graph.js'
+import { packTrained } from './packed.js'
 import { FORWARD_PASSES, runPasses, TRAINING_PASSES, type TrainedParameter, Work } from './passes.js'
 import { lengthOf } from './probe.js'
 
@@ -29,8 +30,8 @@ export interface RunnableGraph {
   readonly proto: ModelProto
   /** A (r, k) where it is trained and Bᵀ (r, d) of each layer, in the layers' order, then the objective's own. */
   readonly tensors: readonly TrainedTensor[]
-  /** The model for a session that takes inputs of any length. */
-  sessionModel(): Promise<SessionModel>
+  /** The model for a session that takes inputs of any length. `packed`: what it takes as one vector. */
+  sessionModel(packed?: readonly TrainedParameter[]): Promise<SessionModel>
   /** Feeds of one run, without what is trained. Inputs that the graph does not read are left out. */
   feeds(feeds: Feeds, options: FeedOptions): Feeds
 }
@@ -79,7 +80,10 @@ export async function buildTrainingGraph(
   const fed = { dropout, rows, invocation }
   const firstPass = predictionGraph && finish(model, predictionGraph, forward, fed)
   const whole = finish(model, graph, { ...forward, predictions: [] }, fed)
-  const open = async () => ({ ...(await whole.sessionModel()), keepsRepeats: true })
+  const open: TrainingGraph['sessionModel'] = async (packed) => ({
+    ...(await whole.sessionModel(packed)),
+    keepsRepeats: true,
+  })
   return { ...whole, sessionModel: open, parameters: trained, firstPass }
 }
 
@@ -110,7 +114,11 @@ function finish(
     predictions,
     proto,
     tensors: parameters,
-    sessionModel: () => sessionModel(model, proto),
+    async sessionModel(packed) {
+      if (packed === undefined) return sessionModel(model, proto)
+      // ONNX Runtime would make one Split of all slices, which has more outputs than WebGPU has buffers for.
+      return { ...(await sessionModel(model, packTrained(proto, packed))), keepsRepeats: true }
+    },
     feeds(feeds, { normalizer, dropout: draw }) {
       if (rows.size > 0 && draw === undefined) throw new StateError({ where: 'dropout', what: 'no draw was given' })
       const lengthIn = (mask: DropoutMask) => {

@@ -1,7 +1,7 @@
 // Uploads by the Hub's own client, which skips what the Hub has: a push that broke goes on where it was.
 
 import { readAll, withSource } from '../../base/bytes.js'
-import { ConfigError, FileError, MismatchError, UnsupportedError } from '../../base/errors.js'
+import { ConfigError, FileError, MismatchError, messageOf, UnsupportedError } from '../../base/errors.js'
 import { checkArgument, checkOptions, kind } from '../../base/options.js'
 import { otherWeights } from '../../graph/base-record.js'
 import { CARD_FILE, MARKER_FILE, TEMPLATE_FILE } from '../../peft/file-names.js'
@@ -129,10 +129,9 @@ function statusOf(error: unknown): number | undefined {
 
 function refused(cause: unknown, where: string): FileError {
   const status = statusOf(cause)
-  const message = cause instanceof Error ? cause.message : String(cause)
   const isAccess = status === 401 || status === 403
   const hint = isAccess
     ? 'The token needs the right to write there: see https://huggingface.co/settings/tokens'
     : 'Run the same command again: large files that arrived are not sent twice'
-  return new FileError({ where, what: `the Hub did not take it (${message})`, hint, cause })
+  return new FileError({ where, what: `the Hub did not take it (${messageOf(cause)})`, hint, cause })
 }

@@ -8,7 +8,7 @@ import { Random } from '../../base/random.js'
 import type { NewRows } from '../../graph/fuse/new-rows.js'
 import { type CacheEntry, emptyTensor } from '../../graph/inputs/cache.js'
 import { type RoleInput, roleFeeds } from '../../graph/inputs/roles.js'
-import type { Feeds, RuntimeTensor } from '../../runtime/runtime.js'
+import { type Feeds, freeOnGpu, isOnGpu, type RuntimeTensor } from '../../runtime/runtime.js'
 import { AdapterFeeds, isSameMix, type RowFactors } from '../adapters/row-factors.js'
 import { floatsOf } from '../feeds.js'
 import type { Grammars, TextGrammar } from './grammars.js'
@@ -115,6 +115,19 @@ export class Decoding {
     return this.#rows.length === 1 && this.#width < this.#rows[0].baseTokens
   }
 
+  get isOnGpu(): boolean {
+    return Object.values(this.#past).some(isOnGpu)
+  }
+
+  /** Before rows of the cache are cut or moved, which cannot be done on a GPU. */
+  async fetch(toHost: (tensor: RuntimeTensor) => Promise<RuntimeTensor>): Promise<void> {
+    for (const [name, tensor] of Object.entries(this.#past)) {
+      if (!isOnGpu(tensor)) continue
+      this.#past[name] = await toHost(tensor)
+      freeOnGpu(tensor)
+    }
+  }
+
   *read(ids?: readonly number[]): Iterable<{ text: ReadText; copy: () => Feeds }> {
     for (const [i, row] of this.#rows.entries()) {
       const { id, tokens, failure } = row
@@ -206,9 +219,11 @@ export class Decoding {
         const isBehindOwn = padding === 'right' && before > 0 && rows.length > 1
         this.#cache?.add(outputs[this.#newRows.output], isBehindOwn ? lengths.map((length) => length - 1) : undefined)
       } else {
-        const after = ({ past, present, isOfEncoder }: CacheEntry) =>
-          isOfEncoder && before > 0 ? this.#past[past] : outputs[present]
-        this.#past = Object.fromEntries(cache.map((entry) => [entry.past, after(entry)]))
+        for (const { past, present, isOfEncoder } of cache) {
+          const isKept = isOfEncoder && before > 0
+          freeOnGpu(isKept ? outputs[present] : this.#past[past])
+          if (!isKept) this.#past[past] = outputs[present]
+        }
       }
       if (this.#width < longest) return []
     }
@@ -245,6 +260,7 @@ export class Decoding {
   }
 
   release(ids?: readonly number[]): void {
+    if (ids === undefined) freeOnGpu(...Object.values(this.#past))
     for (const row of this.#rows) {
       if (ids !== undefined && !ids.includes(row.id)) continue
       row.grammar?.dispose()

@@ -1,6 +1,6 @@
 // Chats as prompts: the template renders them to where the answer begins. It also tells what ends the answer.
 
-import { DataError, FormatError, LowrankError } from '../../base/errors.js'
+import { attempt, DataError, FormatError } from '../../base/errors.js'
 import { type Model, requireTokenizer } from '../../graph/model-folder.js'
 import { type MessageOfParts, parseChat, parseParts } from '../../text/chat.js'
 import { loadChatTemplate } from '../../text/chat-template.js'
@@ -82,13 +82,9 @@ export function endOfTurn(
 ): Pick<EncodedPrompt, 'endIds' | 'stops'> {
   const question = (content: string) => ({ role: 'user', content })
   const probe = [question('a'), { role: 'assistant', content: PROBED_ANSWER }, question(PROBED_QUESTION)]
-  let text: string
-  try {
-    text = template.render(form(probe), { args, addGenerationPrompt: false }, 'end of turn').text
-  } catch (error) {
-    if (error instanceof LowrankError) return { endIds: [], stops: [] }
-    throw error
-  }
+  const options = { args, addGenerationPrompt: false }
+  const { value: text } = attempt(() => template.render(form(probe), options, 'end of turn').text)
+  if (text === undefined) return { endIds: [], stops: [] }
   const start = text.indexOf(PROBED_ANSWER) + PROBED_ANSWER.length
   const between = text.slice(start, text.indexOf(PROBED_QUESTION))
   const ids = tokenizer.encode(between, { specialTokens: false })

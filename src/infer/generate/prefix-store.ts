@@ -1,6 +1,7 @@
 // Key-value caches of texts that were read, for texts that begin with the same tokens: the next turn of a chat, or a
 // system prompt that many share. The store has a bound; what was not used for the longest time leaves.
 
+import { commonLength } from '../../base/group.js'
 import type { Feeds } from '../../runtime/runtime.js'
 import { isSameMix, type RowFactors } from '../adapters/row-factors.js'
 import type { AdapterFactors } from '../adapters/site-factors.js'
@@ -76,10 +77,7 @@ export class PrefixStore {
 function sharedTokens(a: ReadText, b: ReadText): number {
   if (a.scope !== b.scope || a.form !== b.form) return 0
   const isSame = a.baseTokens === b.baseTokens && isSameMix(a.mix, b.mix)
-  const most = Math.min(a.tokens.length, b.tokens.length, isSame ? Infinity : Math.min(a.baseTokens, b.baseTokens))
-  let count = 0
-  while (count < most && a.tokens[count] === b.tokens[count]) count++
-  return count
+  return Math.min(commonLength(a.tokens, b.tokens), isSame ? Infinity : Math.min(a.baseTokens, b.baseTokens))
 }
 
 function bytesOf({ cache }: ReadPrefix): number {

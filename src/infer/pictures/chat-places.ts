@@ -1,6 +1,6 @@
 // Chats with places for pictures, in the form that a chat template takes: parts, or texts with the picture's token.
 
-import { LowrankError } from '../../base/errors.js'
+import { attempt } from '../../base/errors.js'
 import type { MessageOfParts, MessagePart } from '../../text/chat.js'
 import type { ChatTemplate, RenderOptions } from '../../text/template.js'
 
@@ -45,11 +45,7 @@ function textOf(content: Content, place: string): string {
 
 function readsParts(template: ChatTemplate, args: RenderOptions['args'], place: string): boolean {
   const content: MessagePart[] = [{ type: 'image' }, { type: 'text', text: PROBED }]
-  try {
-    const { text } = template.render([{ role: 'user', content }], { args }, 'places of pictures')
-    return text.includes(place) && text.includes(PROBED)
-  } catch (error) {
-    if (error instanceof LowrankError) return false
-    throw error
-  }
+  const write = () => template.render([{ role: 'user', content }], { args }, 'places of pictures').text
+  const { value: text = '' } = attempt(write)
+  return text.includes(place) && text.includes(PROBED)
 }

@@ -1,7 +1,7 @@
 // Errors of node:fs as errors of lowrank.
 
 import { isAbsolute } from 'node:path'
-import { FileError } from '../../base/errors.js'
+import { FileError, messageOf } from '../../base/errors.js'
 
 export const REASONS: Record<string, string> = {
   ENOENT: 'no such file or folder',
@@ -34,7 +34,7 @@ export function fileError(where: string, action: string, error: unknown): FileEr
     const hint = isAbsolute(where) ? undefined : `Relative paths start in ${process.cwd()}`
     return new FileError({ where, what: 'no such file or folder', ...(hint && { hint }), cause: error })
   }
-  const reason = REASONS[code ?? ''] ?? (error instanceof Error ? error.message : String(error))
+  const reason = REASONS[code ?? ''] ?? messageOf(error)
   const hint = HINTS[code ?? '']
   return new FileError({ where, what: `${action}: ${reason}`, ...(hint && { hint }), cause: error })
 }

@@ -8,7 +8,7 @@ import {
   ReadOnlyDirectory,
   splitName,
 } from '../../base/bytes.js'
-import { FileError } from '../../base/errors.js'
+import { FileError, messageOf } from '../../base/errors.js'
 import type { ByteStreamLike, FileLike, FolderHandle } from '../../base/globals.js'
 import { checkArgument, FUNCTION, hasMethods, kind } from '../../base/options.js'
 import { BlobSource } from './files.js'
@@ -257,7 +257,7 @@ const REASONS: Readonly<Record<string, string>> = {
 
 function handleError(where: string, action: string, error: unknown): FileError {
   if (error instanceof FileError) return error
-  const reason = REASONS[nameOf(error)] ?? (error instanceof Error ? error.message : String(error))
+  const reason = REASONS[nameOf(error)] ?? messageOf(error)
   return new FileError({ where, what: `${action}: ${reason}`, cause: error })
 }
 

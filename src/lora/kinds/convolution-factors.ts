@@ -7,15 +7,7 @@ export function groupsRefusal(groups: number): string {
   return `an adapted convolution of ${groups} groups cannot be merged, as in PEFT: A sees all channels, the weight those of its group`
 }
 
-interface ConvolutionShape {
-  readonly rank: number
-  readonly channels: number
-  readonly kernel: readonly number[]
-  readonly d: number
-  readonly groups: number
-}
-
-export function convolutionShape(a: readonly number[], b: readonly number[], location: string): ConvolutionShape {
+export function convolutionShape(a: readonly number[], b: readonly number[], location: string) {
   const [rank, channels, ...kernel] = a
   const [d, groupRank] = b
   const groups = rank / groupRank

@@ -27,24 +27,19 @@ export interface ChunkJob {
   readonly shared: SharedState
 }
 
-export interface SharedState {
-  /** [next chunk, 1 when all should stop] */
-  readonly control: Int32Array
-  readonly done: Int32Array
-  readonly written: Float64Array
-  /** Σ w² and Σ δ², by thread and computed weight. */
-  readonly squares: Float64Array
-}
+type SharedState = ReturnType<typeof createShared>
 
 const NEXT = 0
 const STOP = 1
 
-export function createShared(files: readonly Segmented[], threads: number): SharedState {
+export function createShared(files: readonly Segmented[], threads: number) {
   const weights = computedWeights(files).length
   return {
+    /** [next chunk, 1 when all should stop] */
     control: new Int32Array(new SharedArrayBuffer(8)),
     done: new Int32Array(new SharedArrayBuffer(4 * files.length)),
     written: new Float64Array(new SharedArrayBuffer(8 * threads)),
+    /** Σ w² and Σ δ², by thread and computed weight. */
     squares: new Float64Array(new SharedArrayBuffer(16 * weights * threads)),
   }
 }

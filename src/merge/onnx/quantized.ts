@@ -30,16 +30,10 @@ export interface QuantizedPart {
   readonly linear: Linear
 }
 
-export interface QuantizedLayer {
-  readonly adapter: number
-  readonly name: string
-  readonly layer: LoraLayer
-  readonly linear: Linear
-  /** That of an unmerge has the other sign. */
-  readonly weight: number
-}
+export type QuantizedLayer = Awaited<ReturnType<typeof readQuantized>>
 
-export async function readQuantized({ share, name, part, linear }: QuantizedPart): Promise<QuantizedLayer> {
+/** Reads a layer's values. The weight of an unmerge has the other sign. */
+export async function readQuantized({ share, name, part, linear }: QuantizedPart) {
   const { adapter, index, weight } = share
   const own = await adapter.read(name)
   const layer = own.kind === 'embedding' ? own.product : layerOfPart({ ...part, k: linear.k, layer: own as LoraLayer })

@@ -26,11 +26,6 @@ const BLOCK_ELEMENTS = 1 << 20
 /** Inputs of MatMulNBits. */
 const [WEIGHT, SCALES, ZERO_POINTS] = [1, 2, 3]
 
-interface NewWeight {
-  readonly rows: QuantizedRows
-  readonly changes: readonly LayerChange[]
-}
-
 /** Returns writers by the names of initializers. `report` gets each layer's change when its weight is written. */
 export function planRequantization(
   model: OnnxModel,
@@ -47,9 +42,9 @@ export function planRequantization(
     // Read before the node's inputs change.
     const reader = own[0].linear.form.openLines(model, graph, own[0].linear)
     reader.catch(() => {})
-    let pending: Promise<NewWeight> | undefined
+    let pending: ReturnType<typeof newWeight> | undefined
     let readers = names.length
-    const take = async (): Promise<NewWeight> => {
+    const take = async () => {
       pending ??= reader.then((read) => newWeight(model, graph, own, read, dtype))
       const result = await pending
       if (--readers > 0) return result
@@ -114,7 +109,7 @@ async function newWeight(
   layers: readonly QuantizedLayer[],
   read: ReadLines,
   dtype: 'fp32' | 'fp16' | 'bf16',
-): Promise<NewWeight> {
+) {
   const { node, k } = layers[0].linear
   const layout = blockLayout(node)
   const hasZeroPoints = (node.input[ZERO_POINTS] ?? '') !== ''

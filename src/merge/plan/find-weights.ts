@@ -1,12 +1,13 @@
 // The tensors of a checkpoint that a layer changes: found by its name or by what transformers calls it, in the right
 // shape and type.
 
-import { isWeightDtype } from '../../base/dtype.js'
-import { MismatchError, nearMisses, UnsupportedError } from '../../base/errors.js'
+import { isWeightDtype, requireWeightDtype } from '../../base/dtype.js'
+import { MismatchError, nearMisses } from '../../base/errors.js'
 import { objectOf } from '../../base/options.js'
 import { formatShape } from '../../base/tensor.js'
 import type { Checkpoint, CheckpointTensor } from '../../formats/checkpoint.js'
 import type { TensorInfo } from '../../formats/safetensors.js'
+import { isVocabularyModule } from '../../peft/tied.js'
 import type { LayerFactors, OpenAdapters } from './adapters.js'
 import type { ModelConfig } from './config-edit.js'
 import { stackedLayer } from './experts.js'
@@ -15,7 +16,6 @@ import { isPlain, layersOfForm, unknownForm } from './names/forms.js'
 import type { StoredForm } from './names/rules.js'
 import type { ModelTables } from './names/tables.js'
 import { groupOf, type TieGroup } from './names/ties.js'
-import { isVocabularyModule } from './names/vocabulary.js'
 import { storedLayer, type WeightSearch } from './orientation.js'
 import { refuseQuantizedModule } from './refusals.js'
 
@@ -101,15 +101,12 @@ function typesOf(config: ModelConfig | undefined, classes: ReadonlySet<string>, 
 
 function checkWeight({ name, shape: expected }: LayerFactors, info: TensorInfo): void {
   const { name: tensor, dtype, shape } = info
-  if (!isWeightDtype(dtype)) {
-    throw new UnsupportedError({
-      where: tensor,
-      what: 'a weight of this type cannot be merged into',
-      expected: 'fp64, fp32, fp16 or bf16',
-      got: dtype,
-      hint: 'Merge into the unquantized checkpoint',
-    })
-  }
+  requireWeightDtype(
+    dtype,
+    tensor,
+    'a weight of this type cannot be merged into',
+    'Merge into the unquantized checkpoint',
+  )
   if (formatShape(shape) === formatShape(expected)) return
   throw new MismatchError({
     where: tensor,

@@ -5,6 +5,8 @@ import { attempt, MismatchError, UnsupportedError } from '../../base/errors.js'
 import { formatShape } from '../../base/tensor.js'
 import type { CheckpointTensor } from '../../formats/checkpoint.js'
 import { type JsonObject, toPlain } from '../../formats/json.js'
+import { isVocabularyModule } from '../../peft/tied.js'
+import type { MergeSettings } from '../settings.js'
 import type { BaseReplacement, LayerFactors, MergeParts } from './adapters.js'
 import type { BaseModel } from './base-model.js'
 import { type ConfigEdit, meaningOf } from './config-edit.js'
@@ -12,23 +14,18 @@ import { findWeights, labelOf, missingError } from './find-weights.js'
 import type { Fit } from './fit.js'
 import { layOut, type OutputFile, type OutputTensor, outputBytes } from './layout.js'
 import { groupOf, type TieGroup } from './names/ties.js'
-import { isVocabularyModule } from './names/vocabulary.js'
 import type { WeightSearch } from './orientation.js'
 import { type AddedTensor, type Placed, placeReplacements, storedOf } from './place-replacements.js'
 import { refuseQuantizedConfig } from './refusals.js'
-import { partedTies, refuseUnknownTies, type TiedPolicy, tensorOf, tiedError, untiedTies } from './tied.js'
+import { partedTies, refuseUnknownTies, tensorOf, tiedError, untiedTies } from './tied.js'
 
 const INDEX_FILE = 'model.safetensors.index.json'
 /** Each costs a comparison with every name of the base. */
 const MAX_SUGGESTIONS = 20
 
-export interface PlanOptions {
-  tied?: TiedPolicy | undefined
-  /** Goes on where a head needs tensors that neither base nor adapters have: loaders draw them anew. */
-  allowMissing?: boolean | undefined
+export interface PlanOptions extends Pick<MergeSettings, 'tied' | 'allowMissing' | 'maxShardBytes'> {
   /** Converts all fp64, fp32, fp16 and bf16 tensors. */
   dtype?: FloatDtype | undefined
-  maxShardBytes?: number | undefined
   path?: string | undefined
 }
 

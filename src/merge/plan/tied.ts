@@ -2,11 +2,10 @@
 // means.
 
 import { MismatchError } from '../../base/errors.js'
-import { isHeadModule } from '../../peft/tied.js'
+import { isEmbeddingModule, isHeadModule } from '../../peft/tied.js'
 import type { LayerFactors, MergeParts } from './adapters.js'
 import type { BaseModel } from './base-model.js'
 import { groupOf, type TieGroup } from './names/ties.js'
-import { isEmbeddingModule } from './names/vocabulary.js'
 
 /**
  * The treatment of tied embeddings that an adapter changes. `refuse`: an error. `untie`: the output embedding gets a

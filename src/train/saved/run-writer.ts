@@ -4,8 +4,8 @@ import { type Directory, writeFile } from '../../base/bytes.js'
 import type { BaseRecord, LoraAdapter } from '../../lora/adapter.js'
 import { saveAdapter } from '../../peft/adapter-folder.js'
 import { CARD_FILE } from '../../peft/file-names.js'
-import type { EngineState } from '../engine.js'
 import type { StepMetrics } from '../report.js'
+import type { EngineState } from '../weights/held.js'
 import {
   clearRunFolder,
   EVALUATIONS_FILE,
@@ -27,6 +27,12 @@ import type { RunPlace } from './run-place.js'
 const METRICS_INTERVAL_MS = 2000
 
 type Watched = Pick<RunState, 'evaluations' | 'samples'>
+
+interface LastFiles {
+  readonly card?: string | undefined
+  readonly page?: string | undefined
+  readonly keepState?: boolean
+}
 
 export interface RunMeaning {
   readonly task: string
@@ -77,15 +83,7 @@ export class RunWriter {
     this.#hasSaved = true
   }
 
-  async finish(
-    watched: Watched,
-    base: BaseRecord,
-    {
-      card,
-      page,
-      keepState = false,
-    }: { card?: string | undefined; page?: string | undefined; keepState?: boolean } = {},
-  ): Promise<void> {
+  async finish(watched: Watched, base: BaseRecord, { card, page, keepState }: LastFiles = {}): Promise<void> {
     await this.#writeEvaluations(watched)
     if (page !== undefined) await writeFile(this.#directory, PAGE_FILE, page)
     if (card !== undefined) await writeFile(this.#directory, CARD_FILE, card)

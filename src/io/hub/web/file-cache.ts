@@ -1,7 +1,7 @@
 // Files in a browser's Cache API, in parts: downloads can go on, and nothing large is held in memory.
 
 import { type ByteSource, concatBytes } from '../../../base/bytes.js'
-import { FileError } from '../../../base/errors.js'
+import { FileError, messageOf } from '../../../base/errors.js'
 import { BlobSource } from '../../web/files.js'
 import { type Digest, damage, gitHeader } from '../digest.js'
 import type { OnDownload } from '../directory.js'
@@ -90,8 +90,9 @@ export class FileCache {
       await (await this.caches?.open(CACHE_NAME))?.put(url, new Response(content))
     } catch (error) {
       this.#isFull = true
-      const reason = error instanceof Error ? error.message : String(error)
-      this.onWarning(`The browser does not keep what is loaded (${reason}): it will be loaded again next time`)
+      this.onWarning(
+        `The browser does not keep what is loaded (${messageOf(error)}): it will be loaded again next time`,
+      )
     }
   }
 

@@ -1,0 +1,38 @@
+// Trained tensors as one vector. A graph cuts them out of it, and gives out their gradients as one vector too: so a
+// device keeps it, and changes it, in few operations, whatever the number of layers.
+
+import { elementCount } from '../../base/tensor.js'
+import { DataType, type ModelProto } from '../../formats/onnx/tensors.js'
+import { valueInfo } from '../inject/inject.js'
+import { dropNanGuards } from '../lower/nan-guards.js'
+import { Builder } from '../view/builder.js'
+import { Graph } from '../view/graph.js'
+import { PACKED, PACKED_GRADIENT } from './forward.js'
+import { computeFirst, type TrainedParameter } from './passes.js'
+
+/** The vector holds `tensors` one after the other. Graphs without gradients, and those that lack some, do too. */
+export function packTrained(model: ModelProto, tensors: readonly TrainedParameter[]): ModelProto {
+  const graph = new Graph(model)
+  const g = new Builder(graph, 'packed')
+  const gradients = new Set(tensors.map(({ gradient }) => gradient))
+  const others = graph.outputs.filter(({ name }) => !gradients.has(name))
+  const hasGradients = others.length < graph.outputs.length
+  graph.inputs = graph.inputs.filter(({ name }) => !tensors.some(({ input }) => input === name))
+  let total = 0
+  for (const { input, shape } of tensors) {
+    const own = g.slice(PACKED, total, total + elementCount(shape), 0)
+    // Bodies of Scan read it by its name.
+    graph.setOutput(g.node('Reshape', [own, g.int(shape)]), 0, input)
+    total += elementCount(shape)
+  }
+  graph.inputs.push(valueInfo(PACKED, DataType.FLOAT, [total]))
+  if (hasGradients) {
+    const rows = tensors.map(({ gradient }) => g.reshape(gradient, g.int([-1])))
+    graph.setOutput(g.node('Concat', rows, { axis: 0 }), 0, PACKED_GRADIENT)
+    graph.outputs = [...others, valueInfo(PACKED_GRADIENT, DataType.FLOAT, [total])]
+    computeFirst(graph, others[0].name)
+  }
+  dropNanGuards(graph)
+  graph.prune()
+  return graph.toModel()
+}
