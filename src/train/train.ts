@@ -117,10 +117,9 @@ export async function prepare(
   if (other !== undefined) on.warning?.(other)
   adapter.chatTemplate = encoded.chatTemplate ?? adapter.chatTemplate
   checkParts(adapter, { model, open, modules })
-  const ofHead = new Set(open.head?.tensors.map(({ name }) => name))
   settings = withDefaultRate(settings, given, task, {
     widths: adapter.parts('linear').map(({ k }) => k),
-    trainsBase: adapter.parts('replacement', 'token-rows').some(({ name }) => !ofHead.has(name)),
+    trainsBase: adapter.parts('replacement', 'token-rows').some(({ weight }) => weight.shape.length > 1),
   })
   if (open.labels !== undefined) adapter.labels = open.labels
   if (open.problemType !== undefined) adapter.problemType = open.problemType
