@@ -2,6 +2,7 @@
 // the target counts, its end included. The loss is the cross-entropy in nats per token.
 
 import { DataError, UnsupportedError } from '../base/errors.js'
+import { joinedUp } from '../base/tensor.js'
 import { bytesOf } from '../formats/onnx/tensors.js'
 import { type JoinedInputs, joinedInputs, OF_DECODER, startToken } from '../graph/inputs/encoder-decoder.js'
 import { inputFamily } from '../graph/inputs/family.js'
@@ -11,7 +12,7 @@ import { readGraph } from '../graph/view/graph.js'
 import type { Feeds } from '../runtime/runtime.js'
 import { checkVocabulary } from '../text/records.js'
 import { eosOf } from './causal-lm.js'
-import { checkSize, joinedUp } from './features.js'
+import { checkSize } from './features.js'
 import { parseTextPair, type TextPair } from './labels/text-pair.js'
 import { NextTokens, PROBED_TARGETS, probeTargets, rowFeeds, targetsLength } from './next-tokens.js'
 import type { EncodeContext, OpenTask, Task, TaskUse } from './task.js'
