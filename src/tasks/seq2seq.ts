@@ -87,10 +87,7 @@ export const seq2seq: Task<TextPair, Seq2SeqExample> = {
   open: (model) => new Seq2Seq(model),
 }
 
-function encodeSource(
-  { source, where }: TextPair,
-  { model, maxLength }: EncodeContext,
-): { source: Seq2SeqExample['source']; isCut: boolean } {
+function encodeSource({ source, where }: TextPair, { model, maxLength }: EncodeContext) {
   const size = featuresOf(model)
   if ((size === undefined) !== (source.kind === 'text')) {
     throw new DataError({
@@ -107,10 +104,7 @@ function encodeSource(
 }
 
 /** The token that ends a text stands there once, and the one that the decoder begins with is left out. */
-function encodeTarget(
-  { target: text, where }: TextPair,
-  { model, maxLength, isLimited }: EncodeContext,
-): { ids: number[]; isCut: boolean } {
+function encodeTarget({ target: text, where }: TextPair, { model, maxLength, isLimited }: EncodeContext) {
   const tokenizer = requireTokenizer(model)
   const eosTokenId = eosOf(model)
   const start = startToken(model)
