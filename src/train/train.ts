@@ -18,16 +18,16 @@ import type { Examples, OpenTask, Task } from '../tasks/task.js'
 import { taskOfRow } from '../tasks/task-of-row.js'
 import { loadTask, type TaskName, tasksFor } from '../tasks/tasks.js'
 import { type RunSources, runRecord } from './about-run.js'
-import type { CardSources } from './card.js'
 import { checkActivation, checkInvocation, checkOptions, checkParts } from './check-options.js'
 import { newAdapter } from './new-adapter.js'
 import type { TrainingData, TrainingOptions, TrainResult } from './options.js'
-import type { MemoryUse, StepMetrics, TrainReport } from './report.js'
+import type { MemoryUse, StepMetrics } from './report.js'
 import { type EncodedSource, type EncodeOptions, encodeContext, encodeRows } from './rows/examples.js'
 import { DataFacts } from './rows/facts.js'
 import { type RunInput, type RunReport, trainAdapter } from './run.js'
 import { samplerOf } from './samples.js'
 import { EventLog } from './saved/event-log.js'
+import type { CardSources } from './saved/model-card.js'
 import { checkRunFolder } from './saved/run-folder.js'
 import { resolveSettings, type TrainSettings, withDefaultRate } from './settings.js'
 
@@ -163,11 +163,7 @@ export async function prepare(
   return { input, encoded, log, config }
 }
 
-function reportOf(
-  { task, adapter, open, settings }: RunInput,
-  { kept }: EncodedSource,
-  isNew: boolean,
-): Omit<TrainReport, keyof RunReport | 'seconds'> {
+function reportOf({ task, adapter, open, settings }: RunInput, { kept }: EncodedSource, isNew: boolean) {
   return {
     task,
     truncatedRecords: kept.truncatedRecords,
