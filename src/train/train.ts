@@ -21,7 +21,7 @@ import { type RunSources, runRecord } from './about-run.js'
 import { checkActivation, checkInvocation, checkOptions, checkParts } from './check-options.js'
 import { newAdapter } from './new-adapter.js'
 import type { TrainingData, TrainingOptions, TrainResult } from './options.js'
-import type { MemoryUse, StepMetrics, TrainReport } from './report.js'
+import type { MemoryUse, StepMetrics } from './report.js'
 import { type EncodedSource, type EncodeOptions, encodeContext, encodeRows } from './rows/examples.js'
 import { DataFacts } from './rows/facts.js'
 import { type RunInput, type RunReport, trainAdapter } from './run.js'
@@ -117,10 +117,9 @@ export async function prepare(
   if (other !== undefined) on.warning?.(other)
   adapter.chatTemplate = encoded.chatTemplate ?? adapter.chatTemplate
   checkParts(adapter, { model, open, modules })
-  const ofHead = new Set(open.head?.tensors.map(({ name }) => name))
   settings = withDefaultRate(settings, given, task, {
     widths: adapter.parts('linear').map(({ k }) => k),
-    trainsBase: adapter.parts('replacement', 'token-rows').some(({ name }) => !ofHead.has(name)),
+    trainsBase: adapter.parts('replacement', 'token-rows').some(({ weight }) => weight.shape.length > 1),
   })
   if (open.labels !== undefined) adapter.labels = open.labels
   if (open.problemType !== undefined) adapter.problemType = open.problemType
@@ -164,11 +163,7 @@ export async function prepare(
   return { input, encoded, log, config }
 }
 
-function reportOf(
-  { task, adapter, open, settings }: RunInput,
-  { kept }: EncodedSource,
-  isNew: boolean,
-): Omit<TrainReport, keyof RunReport | 'seconds'> {
+function reportOf({ task, adapter, open, settings }: RunInput, { kept }: EncodedSource, isNew: boolean) {
   return {
     task,
     truncatedRecords: kept.truncatedRecords,
