@@ -14,7 +14,7 @@ import onnx
 import onnxruntime as ort
 import torch
 from onnx import TensorProto, helper, numpy_helper
-from onnxruntime.quantization import QuantType, quantize_dynamic
+from onnxruntime.quantization import quantize_dynamic
 from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
 from safetensors.torch import save_file
 
@@ -62,16 +62,15 @@ def packed(path):
     onnx.save(model, path)
 
 
-def dynamic(weight_type):
-    def make(path):
-        with tempfile.TemporaryDirectory() as work:
-            source = pathlib.Path(work) / "plain.onnx"
-            onnx.save(plain(), source)
-            quantize_dynamic(source, path, weight_type=weight_type, op_types_to_quantize=["Gather"])
-    return make
+def dynamic(path):
+    """Unsigned bytes, whichever type is asked for."""
+    with tempfile.TemporaryDirectory() as work:
+        source = pathlib.Path(work) / "plain.onnx"
+        onnx.save(plain(), source)
+        quantize_dynamic(source, path, op_types_to_quantize=["Gather"])
 
 
-FORMS = {"int4": blocks(True), "uint4-zeros": blocks(False), "packed": packed, "int8": dynamic(QuantType.QInt8), "uint8": dynamic(QuantType.QUInt8)}
+FORMS = {"int4": blocks(True), "uint4-zeros": blocks(False), "packed": packed, "int8": dynamic}
 
 
 def run(model, output, ids):

@@ -13,7 +13,7 @@ import tempfile
 import torch
 from safetensors.torch import load_file, save_file
 
-from common import GOLDEN, fill_b, fresh, save_adapter, union, versions, write_json
+from common import GOLDEN, fill_b, fresh, save_adapter, union
 
 SEED = 5
 
@@ -114,7 +114,6 @@ def main():
             make(builds[name], args.out / name)
         else:
             union_high_rank(args.out / "union-high-rank.safetensors")
-    write_json(args.out / "versions.json", versions("torch", "transformers", "peft"))
 
 
 if __name__ == "__main__":

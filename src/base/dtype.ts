@@ -1,7 +1,7 @@
 // Half precision: IEEE 754 binary16 (fp16) and bfloat16 (bf16) to and from fp32. Narrowing rounds once, to nearest
 // even; NaN stays NaN. Typed-array views assume a little-endian host, as every JavaScript engine in use has.
 
-import { ShapeError } from './errors.js'
+import { ShapeError, UnsupportedError } from './errors.js'
 import { type FloatArray, isAllFinite } from './tensor.js'
 
 /** Float types of adapter files. */
@@ -38,6 +38,12 @@ export function isFloatDtype(dtype: TensorDtype): dtype is FloatDtype {
 
 export function isWeightDtype(dtype: TensorDtype): dtype is WeightDtype {
   return dtype === 'fp64' || isFloatDtype(dtype)
+}
+
+/** Gives back the type of values that can be computed with. `what` says in UnsupportedError what another one cannot. */
+export function requireWeightDtype(dtype: TensorDtype, where: string, what: string, hint?: string): WeightDtype {
+  if (isWeightDtype(dtype)) return dtype
+  throw new UnsupportedError({ where, what, expected: 'fp64, fp32, fp16 or bf16', got: dtype, hint })
 }
 
 /** Bytes of an element. */

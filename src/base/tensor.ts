@@ -136,6 +136,17 @@ export function elementCount(shape: readonly number[]): number {
   return shape.reduce((product, dim) => product * dim, 1)
 }
 
+/** The numbers of lists, one after the other. */
+export function joinedUp(lists: readonly ArrayLike<number>[]): Float32Array {
+  const values = new Float32Array(lists.reduce((sum, { length }) => sum + length, 0))
+  let at = 0
+  for (const list of lists) {
+    values.set(list, at)
+    at += list.length
+  }
+  return values
+}
+
 function isDim(value: unknown): boolean {
   return Number.isInteger(value) && Number(value) >= 0
 }

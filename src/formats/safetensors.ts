@@ -2,8 +2,8 @@
 // as in its reference implementation: https://github.com/huggingface/safetensors#format
 
 import { type ByteSink, type ByteSource, type Directory, writeThrough } from '../base/bytes.js'
-import { decodeWeights, isWeightDtype, type TensorDtype } from '../base/dtype.js'
-import { FormatError, nearMisses, ShapeError, UnsupportedError } from '../base/errors.js'
+import { decodeWeights, requireWeightDtype, type TensorDtype } from '../base/dtype.js'
+import { FormatError, nearMisses, ShapeError } from '../base/errors.js'
 import { sniff } from '../base/sniff.js'
 import { elementCount, formatShape, type Tensor } from '../base/tensor.js'
 import { type JsonValue, parseJsonEntries } from './json.js'
@@ -222,16 +222,8 @@ export async function readTensorF32(file: SafetensorsFile, name: string): Promis
       ...(near.length > 0 && { hint: `Did you mean ${near.join(', ')}` }),
     })
   }
-  if (!isWeightDtype(info.dtype)) {
-    throw new UnsupportedError({
-      where: tensorWhere(file.source.name, name),
-      what: 'its dtype cannot be read as fp32',
-      expected: 'fp64, fp32, fp16 or bf16',
-      got: info.dtype,
-    })
-  }
-  const bytes = await file.source.read(info.offset, info.byteLength)
-  const values = decodeWeights(bytes, info.dtype)
+  const dtype = requireWeightDtype(info.dtype, tensorWhere(file.source.name, name), 'its dtype cannot be read as fp32')
+  const values = decodeWeights(await file.source.read(info.offset, info.byteLength), dtype)
   return { data: values instanceof Float32Array ? values : Float32Array.from(values), shape: info.shape }
 }
 

@@ -5,7 +5,7 @@ import { ConfigError, FileError, FormatError } from '../base/errors.js'
 import { isObject, objectOf } from '../base/options.js'
 import { loadOnnx, type OnnxModel } from '../formats/onnx/model.js'
 import type { RuntimeHost } from '../runtime/host.js'
-import { loadTokenizer, type Tokenizer } from '../text/tokenizer.js'
+import { loadTokenizer, noTokenizer, type Tokenizer } from '../text/tokenizer.js'
 import { type DtypeChoice, findGraphs, type GraphRole, roleOf } from './graph-file.js'
 import { readSentenceModules, type SentenceModules } from './sentence-modules.js'
 
@@ -133,11 +133,7 @@ export async function loadModel(directory: Directory, options: LoadModelOptions)
 
 export function requireTokenizer({ tokenizer, directory }: Pick<Model, 'tokenizer' | 'directory'>): Tokenizer {
   if (tokenizer !== undefined) return tokenizer
-  throw new FileError({
-    where: directory.name,
-    what: 'no tokenizer.json in this folder',
-    hint: 'Copy tokenizer.json and tokenizer_config.json from where the model came from',
-  })
+  throw noTokenizer(directory)
 }
 
 function contextLengthOf(config: Record<string, unknown>): number | undefined {

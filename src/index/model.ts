@@ -40,7 +40,7 @@ export async function requireChatTemplate(source: Source, error?: (model: string
   const { directory } = await openSource(source, 'source')
   const { loadChatTemplate } = await import('../text/chat-template.js')
   if ((await loadChatTemplate(directory)) !== undefined) return
-  throw (error ?? (await import('../infer/generate/prompts.js')).noTemplate)(directory.name)
+  throw (error ?? (await import('../infer/generate/messages.js')).noTemplate)(directory.name)
 }
 
 export async function loadModel(source: Source, options: LoadModelOptions = {}): Promise<Model> {

@@ -109,12 +109,7 @@ export class InferEngine {
   }
 
   /** @param activation for mixes that count from some token on */
-  async run(
-    feeds: Feeds,
-    mixes: readonly Mix[],
-    outputNames: readonly string[] | undefined,
-    activation?: Activation,
-  ): Promise<Record<string, RuntimeTensor>> {
+  async run(feeds: Feeds, mixes: readonly Mix[], outputNames: readonly string[] | undefined, activation?: Activation) {
     const outputs =
       activation === undefined
         ? await this.#run(feeds, this.#feedsOf(mixes), outputNames)

@@ -181,12 +181,7 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
     return outputs
   }
 
-  async runGraph(
-    role: string | undefined,
-    feeds: Feeds,
-    mixes: readonly Mix[],
-    outputs?: readonly string[],
-  ): Promise<Record<string, RuntimeTensor>> {
+  async runGraph(role: string | undefined, feeds: Feeds, mixes: readonly Mix[], outputs?: readonly string[]) {
     this.checkOpen()
     if (mixes.some((mix) => this.invocationOf(mix) !== undefined)) throw notWhole()
     return this.graphNamed(role).run(feeds, mixes, [], outputs)

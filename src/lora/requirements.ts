@@ -1,6 +1,6 @@
 // Refusals by name where only some adapters are handled.
 
-import { UnsupportedError } from '../base/errors.js'
+import { MismatchError, UnsupportedError } from '../base/errors.js'
 import type { LoraConfig } from './config.js'
 import { changesBase, isToldByBase } from './init/inits.js'
 import { type PartKind, type PartView, tensorsOf } from './part.js'
@@ -88,6 +88,12 @@ export function requireOwnLayers({ config: { layerReplication } }: Pick<AnyAdapt
     what: `not implemented for ${use}: layers of the adapted model share one weight of the base, but not what is added to it`,
     got: JSON.stringify(layerReplication).slice(0, 200),
   })
+}
+
+export function requireLabelCount(labels: readonly string[] | undefined, count: number | undefined): void {
+  if (labels === undefined || count === undefined || labels.length === count) return
+  const what = 'the adapter does not have as many labels as its head has outputs'
+  throw new MismatchError({ where: 'labels', what, expected: String(count), got: labels.join(', ') })
 }
 
 /** Throws UnsupportedError for an activated LoRA, which changes no text before its invocation. */

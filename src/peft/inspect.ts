@@ -1,8 +1,15 @@
 // The content of an adapter in numbers: for `lowrank inspect` and for anyone who wants to know before merging.
 
 import type { Directory } from '../base/bytes.js'
-import { decodeWeights, type FloatDtype, isFiniteStored, isWeightDtype, type TensorDtype } from '../base/dtype.js'
-import { type ErrorCode, LowrankError, UnsupportedError } from '../base/errors.js'
+import {
+  decodeWeights,
+  type FloatDtype,
+  isFiniteStored,
+  isWeightDtype,
+  requireWeightDtype,
+  type TensorDtype,
+} from '../base/dtype.js'
+import { type ErrorCode, LowrankError } from '../base/errors.js'
 import { elementCount, type FloatArray, isAllFinite, type Tensor } from '../base/tensor.js'
 import { norm } from '../linalg/product.js'
 import type { LoraAdapter } from '../lora/adapter.js'
@@ -173,14 +180,9 @@ async function layerReport(
 }
 
 async function readValues(info: AdapterTensor): Promise<Tensor<FloatArray>> {
-  const { source, dtype, shape, offset, byteLength } = info
-  if (isWeightDtype(dtype)) return { data: decodeWeights(await source.read(offset, byteLength), dtype), shape }
-  throw new UnsupportedError({
-    where: tensorPlace(info),
-    what: 'its dtype cannot be read as f32',
-    expected: 'fp64, fp32, fp16 or bf16',
-    got: dtype,
-  })
+  const { source, shape, offset, byteLength } = info
+  const dtype = requireWeightDtype(info.dtype, tensorPlace(info), 'its dtype cannot be read as f32')
+  return { data: decodeWeights(await source.read(offset, byteLength), dtype), shape }
 }
 
 async function valueProblems(info: AdapterTensor): Promise<LowrankError[]> {

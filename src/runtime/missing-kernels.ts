@@ -16,37 +16,27 @@ export function missingKernel(
   cause: unknown,
 ): UnsupportedError | undefined {
   const got = providers.length === 0 ? 'a session on the CPU' : `a session on ${providers.join(', ')}`
+  const refused = (where: string, what: string, hint: string, expected?: string) =>
+    new UnsupportedError({ where, what, expected, got, hint, cause })
   const compiled = COMPILED.exec(message)?.groups
   if (compiled !== undefined) {
-    const { maker, node } = compiled
-    return new UnsupportedError({
-      where: `node ${node}`,
-      what: 'the graph is compiled for another execution provider, and its weights cannot be read (EPContext)',
-      expected: maker,
-      got,
-      hint: 'Take the export that it was compiled from',
-      cause,
-    })
+    const what = 'the graph is compiled for another execution provider, and its weights cannot be read (EPContext)'
+    return refused(`node ${compiled.node}`, what, 'Take the export that it was compiled from', compiled.maker)
   }
   const kernel = (NO_KERNEL.exec(message) ?? NO_KERNEL_OF.exec(message))?.groups
   if (kernel !== undefined) {
-    const { operator, node } = kernel
-    return new UnsupportedError({
-      where: `node ${node}`,
-      what: `the execution providers of this session have no ${operator} for these types`,
-      expected: 'a provider that has it, such as cuda for float16, bfloat16 and many operators of com.microsoft',
-      got,
-      hint: 'Open it on another device (the option device), or take an export for the CPU',
-      cause,
-    })
+    return refused(
+      `node ${kernel.node}`,
+      `the execution providers of this session have no ${kernel.operator} for these types`,
+      'Open it on another device (the option device), or take an export for the CPU',
+      'a provider that has it, such as cuda for float16, bfloat16 and many operators of com.microsoft',
+    )
   }
   const unknown = UNKNOWN.exec(message)?.groups
   if (unknown === undefined) return undefined
-  return new UnsupportedError({
-    where: 'ONNX Runtime',
-    what: `it does not know the operator ${unknown.operator}`,
-    got,
-    hint: 'A newer ONNX Runtime may have it, or it belongs to a library of custom operators, which lowrank does not load',
-    cause,
-  })
+  return refused(
+    'ONNX Runtime',
+    `it does not know the operator ${unknown.operator}`,
+    'A newer ONNX Runtime may have it, or it belongs to a library of custom operators, which lowrank does not load',
+  )
 }

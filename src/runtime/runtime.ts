@@ -1,6 +1,6 @@
 // The narrow view of ONNX Runtime that the rest of lowrank sees. Only files in this folder name onnxruntime-*.
 
-import { anyOf, listOf, NAME, oneOf } from '../base/options.js'
+import { oneOf } from '../base/options.js'
 
 /** A tensor's elements, row-major. float16 comes as Uint16Array, bool as Uint8Array. */
 export type TensorData =
@@ -67,9 +67,6 @@ export interface SessionModel {
   /** Nodes that compute the same are meant to, and ONNX Runtime must not make one of them. */
   keepsRepeats?: boolean
 }
-
-/** A device, or several, best first. */
-export const DEVICE = anyOf(NAME, listOf(NAME))
 
 /** How ONNX Runtime opens and runs a graph. */
 export interface SessionOptions {

@@ -242,10 +242,7 @@ class CausalLm extends NextTokens<Example> implements OpenTask<Example> {
 }
 
 /** Which record each token is of, from 1 on, and its place there; what fills up is record 0. */
-function recordsOf(
-  examples: readonly (Example & Partial<PackedExample>)[],
-  length: number,
-): { records: Int32Array; positionIds: Int32Array } {
+function recordsOf(examples: readonly (Example & Partial<PackedExample>)[], length: number) {
   const records = new Int32Array(examples.length * length)
   const positionIds = new Int32Array(examples.length * length)
   examples.forEach(({ inputIds, starts = [0] }, row) => {

@@ -44,6 +44,7 @@ const REFERENCE = 'loss/reference'
 export const dpo: Task<AnswerPair, AnswerExample, DpoOptions> = {
   name: 'dpo',
   peftType: 'CAUSAL_LM',
+  rateShare: 0.5,
   learns: 'to prefer one answer to another',
   records: [
     { prompt: 'How was the sea?', chosen: 'Calm.', rejected: 'It was a sea.' },

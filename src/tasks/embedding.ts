@@ -2,6 +2,7 @@
 // the vector is the model's own pooling. The loss is over the vectors of a whole step, which takes two passes.
 
 import { ConfigError, DataError, UnsupportedError } from '../base/errors.js'
+import { joinedUp } from '../base/tensor.js'
 import { encoderInputs } from '../graph/inputs/tokens.js'
 import type { Model } from '../graph/model-folder.js'
 import type { Pooling } from '../graph/sentence-modules.js'
@@ -11,7 +12,6 @@ import { readGraph } from '../graph/view/graph.js'
 import type { Feeds } from '../runtime/runtime.js'
 import { fieldsOf } from '../text/records.js'
 import { cosineLoss, cosineOf, inBatchLoss, tripletLoss, type VectorLoss, type Vectors } from './contrastive.js'
-import { joinedUp } from './features.js'
 import { EMBEDDING_OPTIONS } from './gen/options.js'
 import { appendPooling, poolingOf, tokenVectors } from './heads/pooling.js'
 import { meansOf, retrievalValues, spearman } from './ranking-metrics.js'
@@ -71,6 +71,7 @@ const RECALLS = [1, 10]
 export const embedding: Task<RelatedTexts, RelatedExample, EmbeddingOptions> = {
   name: 'embedding',
   peftType: 'FEATURE_EXTRACTION',
+  learningRate: 3e-4,
   learns: 'to turn texts into vectors, like ones for like meanings',
   records: [
     { text: 'How was the sea?', textPair: 'The sea was calm.' },

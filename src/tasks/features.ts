@@ -31,13 +31,3 @@ export function checkSize(values: Float32Array, size: readonly [number, number],
     got: String(values.length),
   })
 }
-
-export function joinedUp(lists: readonly ArrayLike<number>[]): Float32Array {
-  const values = new Float32Array(lists.reduce((sum, { length }) => sum + length, 0))
-  let at = 0
-  for (const list of lists) {
-    values.set(list, at)
-    at += list.length
-  }
-  return values
-}

@@ -2,6 +2,7 @@
 // the target counts, its end included. The loss is the cross-entropy in nats per token.
 
 import { DataError, UnsupportedError } from '../base/errors.js'
+import { joinedUp } from '../base/tensor.js'
 import { bytesOf } from '../formats/onnx/tensors.js'
 import { type JoinedInputs, joinedInputs, OF_DECODER, startToken } from '../graph/inputs/encoder-decoder.js'
 import { inputFamily } from '../graph/inputs/family.js'
@@ -11,7 +12,7 @@ import { readGraph } from '../graph/view/graph.js'
 import type { Feeds } from '../runtime/runtime.js'
 import { checkVocabulary } from '../text/records.js'
 import { eosOf } from './causal-lm.js'
-import { checkSize, joinedUp } from './features.js'
+import { checkSize } from './features.js'
 import { parseTextPair, type TextPair } from './labels/text-pair.js'
 import { NextTokens, PROBED_TARGETS, probeTargets, rowFeeds, targetsLength } from './next-tokens.js'
 import type { EncodeContext, OpenTask, Task, TaskUse } from './task.js'
@@ -86,10 +87,7 @@ export const seq2seq: Task<TextPair, Seq2SeqExample> = {
   open: (model) => new Seq2Seq(model),
 }
 
-function encodeSource(
-  { source, where }: TextPair,
-  { model, maxLength }: EncodeContext,
-): { source: Seq2SeqExample['source']; isCut: boolean } {
+function encodeSource({ source, where }: TextPair, { model, maxLength }: EncodeContext) {
   const size = featuresOf(model)
   if ((size === undefined) !== (source.kind === 'text')) {
     throw new DataError({
@@ -106,10 +104,7 @@ function encodeSource(
 }
 
 /** The token that ends a text stands there once, and the one that the decoder begins with is left out. */
-function encodeTarget(
-  { target: text, where }: TextPair,
-  { model, maxLength, isLimited }: EncodeContext,
-): { ids: number[]; isCut: boolean } {
+function encodeTarget({ target: text, where }: TextPair, { model, maxLength, isLimited }: EncodeContext) {
   const tokenizer = requireTokenizer(model)
   const eosTokenId = eosOf(model)
   const start = startToken(model)

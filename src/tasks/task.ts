@@ -87,8 +87,8 @@ export interface TaskFacts {
     readonly settings: { readonly maxSteps: number; readonly learningRate: number; readonly batchSize: number }
   }
   /**
-   * The highest learning rate where nothing is said, with LoRA+; undefined for that of training. docs/learning.md has
-   * the measurements.
+   * The highest learning rate where nothing is said, with LoRA+ 16; undefined for one that fits the width of the model.
+   * docs/learning.md has the measurements.
    */
   readonly learningRate?: number
 }
@@ -98,6 +98,8 @@ export interface Task<Row = unknown, Example = unknown, Options extends object =
   extends TaskFacts {
   /** PEFT's task_type in adapter_config.json; undefined where it has none for this. */
   readonly peftType: string | undefined
+  /** The share of the rate by width that it takes; undefined for all of it. */
+  readonly rateShare?: number
   /** Its metrics that are better when they are lower, as the loss is. */
   readonly lowerIsBetter?: readonly string[]
   /** The settings that it has of its own, and what each may be; undefined for none. */

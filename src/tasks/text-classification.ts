@@ -37,6 +37,7 @@ export const textClassification: Task<LabeledText, LabeledExample, LabelOptions>
     unit: 'tokens',
     settings: { maxSteps: 100, learningRate: 0.002, batchSize: 8 },
   },
+  learningRate: 3e-4,
   ...labelParts('text', textInputs),
 
   parse: parseLabeledText,

@@ -95,16 +95,15 @@ export interface TextStream {
 }
 
 export async function loadTokenizer(directory: Directory): Promise<Tokenizer> {
-  if (!(await directory.has('tokenizer.json'))) {
-    throw new FileError({
-      where: directory.name,
-      what: 'no tokenizer.json in this folder',
-      hint: 'Copy tokenizer.json and tokenizer_config.json from where the model came from',
-    })
-  }
+  if (!(await directory.has('tokenizer.json'))) throw noTokenizer(directory)
   const definition = await readJson(directory, 'tokenizer.json')
   const config = await readJsonIfThere(directory, 'tokenizer_config.json')
   return makeTokenizer(definition, config === undefined ? {} : config, directory.name)
+}
+
+export function noTokenizer({ name: where }: Directory): FileError {
+  const hint = 'Copy tokenizer.json and tokenizer_config.json from where the model came from'
+  return new FileError({ where, what: 'no tokenizer.json in this folder', hint })
 }
 
 export function makeTokenizer(definition: unknown, config: unknown, name: string): Tokenizer {

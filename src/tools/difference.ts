@@ -1,8 +1,8 @@
 // The difference of a tensor in two checkpoints, read in blocks of rows, and kept where it is small.
 
 import { readThere, sameBytes } from '../base/bytes.js'
-import { decodeFloatsThere, decodeWeights, isWeightDtype, sizeOf, type WeightDtype } from '../base/dtype.js'
-import { MismatchError, UnsupportedError } from '../base/errors.js'
+import { decodeFloatsThere, decodeWeights, requireWeightDtype, sizeOf, type WeightDtype } from '../base/dtype.js'
+import { MismatchError } from '../base/errors.js'
 import { type FloatArray, formatShape, isAllFinite, type Matrix } from '../base/tensor.js'
 import { type Checkpoint, type CheckpointTensor, shardSource } from '../formats/checkpoint.js'
 import type { TensorInfo } from '../formats/safetensors.js'
@@ -181,14 +181,8 @@ async function readRows({ checkpoint, tensor }: Located, { first, count, k }: Ro
 }
 
 export function requireFloat({ name, dtype }: TensorInfo, file: string): void {
-  if (isWeightDtype(dtype)) return
-  throw new UnsupportedError({
-    where: `${file}: ${name}`,
-    what: 'a tensor of this type has no difference that can be computed',
-    expected: 'fp64, fp32, fp16 or bf16',
-    got: dtype,
-    hint: 'Take the checkpoints as they were before quantization',
-  })
+  const what = 'a tensor of this type has no difference that can be computed'
+  requireWeightDtype(dtype, `${file}: ${name}`, what, 'Take the checkpoints as they were before quantization')
 }
 
 export async function hasSameBytes(base: Located, tuned: Located, memory: DifferenceMemory): Promise<boolean> {

@@ -12,11 +12,7 @@ import type { LoraAdapter } from '../lora/adapter.js'
 import { LoraLayer } from '../lora/layer.js'
 
 /** Σ w² of each row (d). */
-export async function squaresOfRows(
-  model: Model,
-  layers: readonly NamedLayer[],
-  modules: ModuleMap | undefined,
-): Promise<Map<string, Float64Array>> {
+export async function squaresOfRows(model: Model, layers: readonly NamedLayer[], modules: ModuleMap | undefined) {
   const squares = new Map<string, Float64Array>()
   if (layers.length === 0) return squares
   const graph = readGraph(model.onnx.proto)

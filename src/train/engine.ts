@@ -57,10 +57,7 @@ export class TrainEngine extends SessionTable {
   }
 
   /** The first pass of a loss over many runs: the second is a step whose loss is Σ (output · fed gradient). */
-  async forward(
-    { session, feeds }: Omit<Pass, 'loss'>,
-    outputs: readonly string[],
-  ): Promise<Record<string, RuntimeTensor>> {
+  async forward({ session, feeds }: Omit<Pass, 'loss'>, outputs: readonly string[]) {
     const results = await this.session(session).run({ ...this.#started().feeds, ...feeds }, outputs)
     return transfer(results, [...new Set(Object.values(results).map(({ data }) => data.buffer))])
   }

@@ -1,7 +1,7 @@
 // Runs without gradients: an evaluation, and what a task wants to know of the model before the first step.
 
 import type { Examples, OpenTask } from '../tasks/task.js'
-import type { TrainEvents } from './report.js'
+import type { EvaluationEvent, TrainEvents } from './report.js'
 import { examplesOf, type MicroBatch, type PlanOptions, planEpoch, planEvaluation } from './rows/batches.js'
 import type { TrainingSessions } from './sessions.js'
 
@@ -15,9 +15,7 @@ export interface EvaluateParts {
 }
 
 /** Undefined without records, or when the signal ends it. Without a finite loss there are no metrics. */
-export async function evaluate(
-  parts: EvaluateParts,
-): Promise<{ loss: number; metrics: Record<string, number> } | undefined> {
+export async function evaluate(parts: EvaluateParts): Promise<Omit<EvaluationEvent, 'step'> | undefined> {
   const { open, evalExamples, planOptions } = parts
   if (evalExamples === undefined) return undefined
   let sum = 0

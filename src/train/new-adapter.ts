@@ -10,7 +10,7 @@ import { matchTargets } from '../graph/match/match.js'
 import type { Model } from '../graph/model-folder.js'
 import { type Graph, readGraph } from '../graph/view/graph.js'
 import { LoraAdapter } from '../lora/adapter.js'
-import type { LoraConfig, LoraConfigInput } from '../lora/config.js'
+import type { LoraConfig } from '../lora/config.js'
 import { isAllLinear, targetMatcher } from '../lora/patterns/patterns.js'
 import type { OpenTask, Task } from '../tasks/task.js'
 import { addDoraLayer, squaresOfRows } from './dora.js'
@@ -106,10 +106,7 @@ function tellOfPointwise(
 }
 
 /** Says to PEFT that these modules are not adapted: they are trained whole, or the graph does not have them. */
-function without(
-  { excludeModules = [] }: LoraConfig,
-  skipped: ReadonlySet<string>,
-): Pick<LoraConfigInput, 'excludeModules'> {
+function without({ excludeModules = [] }: LoraConfig, skipped: ReadonlySet<string>) {
   return skipped.size === 0 || typeof excludeModules === 'string'
     ? {}
     : { excludeModules: [...excludeModules, ...skipped] }

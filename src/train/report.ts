@@ -155,10 +155,7 @@ export class Pace {
   #examples = 0
   #elapsedMs = 0
 
-  after(
-    { tokens, elapsedMs }: StepMetrics,
-    examples: number,
-  ): Pick<StepEvent, 'tokensPerSecond' | 'examplesPerSecond'> {
+  after({ tokens, elapsedMs }: StepMetrics, examples: number) {
     this.#tokens += tokens
     this.#examples += examples
     this.#elapsedMs += elapsedMs

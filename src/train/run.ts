@@ -7,7 +7,6 @@ import { type Engine, openEngine } from '../runtime/host.js'
 import { keepsOnGpu } from '../runtime/runtime.js'
 import type { Examples } from '../tasks/task.js'
 import { BestEvaluation } from './best.js'
-import type { CardSources } from './card.js'
 import type { TrainEngine } from './engine.js'
 import { costsOf, evaluate, takeReference } from './evaluate.js'
 import { gradientFactors, loraPlusRates, startOf, writeParameters } from './parameters.js'
@@ -25,6 +24,7 @@ import {
 import { costOf, examplesOf, type PlanOptions, planEpoch, type StepPlan, stepsPerEpoch } from './rows/batches.js'
 import type { Sampler } from './samples.js'
 import { checkFingerprint, fingerprintOf, stepsIn } from './saved/fingerprint.js'
+import type { CardSources } from './saved/model-card.js'
 import { resumeRun } from './saved/run-folder.js'
 import { type RunPlace, withRunPlace } from './saved/run-place.js'
 import { RunWriter } from './saved/run-writer.js'
@@ -215,7 +215,7 @@ class Run {
       const base = await recordOfBase(this.#input.model)
       this.#input.adapter.trainedOn = base
       await this.#writer?.finish(report, base, {
-        card: card && (await import('./card.js')).cardOf(report, card),
+        card: card && (await import('./saved/model-card.js')).cardOf(report, card),
         page: await page?.(report, this.#metrics),
         keepState,
       })

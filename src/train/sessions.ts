@@ -156,12 +156,8 @@ export class TrainingSessions {
   async #pass(graph: RunnableGraph & { readonly loss?: string }, feeds: Feeds, normalizer: number, draw?: Draw) {
     const dropout = draw && { seed: this.#parts.adapter.config.seed, ...draw }
     const { loss = '', predictions } = graph
-    return {
-      session: await this.#session(graph),
-      feeds: graph.feeds(feeds, { normalizer, dropout }),
-      loss,
-      predictions,
-    }
+    const session = await this.#session(graph)
+    return { session, feeds: graph.feeds(feeds, { normalizer, dropout }), loss, predictions }
   }
 
   async #session(graph: RunnableGraph): Promise<number> {

@@ -2,6 +2,7 @@
 
 import { checkArgument, oneOf } from '../base/options.js'
 import type { LoraConfigInput } from '../lora/config.js'
+import type { Task } from '../tasks/task.js'
 import { TRAIN_CONFIG_DEFAULTS, TRAIN_SETTINGS, TRAIN_SETTINGS_DEFAULTS } from './gen/options.js'
 import type { Schedule } from './schedule.js'
 
@@ -42,10 +43,9 @@ export interface TrainSettings {
    */
   maxLength: number | undefined
   /**
-   * Highest learning rate of the schedule. Some tasks have a default of their own: see docs/tasks.md. It belongs to
-   * LoRA+: see `loraPlusRatio`.
+   * Highest learning rate of the schedule. The default falls with the width of the model: 2e-3 at 576, 4e-4 at 2,048.
+   * For labels and vectors, it is one of the task's own, with LoRA+ 16.
    * @range a number in (0, 10]
-   * @default 3e-4
    */
   learningRate: number
   /**
@@ -61,9 +61,8 @@ export interface TrainSettings {
   warmupRatio: number
   /**
    * LoRA+ (Hayou et al. 2024, arXiv 2402.12354): the learning rate of B and of biases is that of all other tensors
-   * times this number. With another `learningRate` than the default, the default is 1.
+   * times this number. Default: 1; 16 with the rates of labels and vectors.
    * @range a number in [1, 1000]
-   * @default 16
    */
   loraPlusRatio: number | undefined
   /**
@@ -147,9 +146,13 @@ export interface TrainSettings {
   earlyStopping: number | undefined
 }
 
-/** The measurements behind the learning rate and LoRA+ are in docs/learning.md. */
+const HIGHEST_RATE = 1e-2
+const LOWEST_RATE = 1e-4
+
+/** The learning rate is that of the narrowest models: see {@link withDefaultRate}. */
 export const TRAIN_DEFAULTS = Object.freeze({
   ...TRAIN_SETTINGS_DEFAULTS,
+  learningRate: HIGHEST_RATE,
   config: Object.freeze(TRAIN_CONFIG_DEFAULTS),
 }) satisfies Readonly<TrainSettings> & { readonly config: LoraConfigInput }
 
@@ -167,7 +170,6 @@ const PEFT_DEFAULTS = Object.freeze({
   learningRate: 5e-5,
   schedule: 'linear',
   warmupRatio: 0,
-  loraPlusRatio: undefined,
   weightDecay: 0,
   maxGradNorm: 1,
   config: Object.freeze({
@@ -193,9 +195,24 @@ type SettingsInput = { readonly [K in keyof TrainSettings]?: TrainSettings[K] | 
   readonly preset?: Preset | undefined
 }
 
-export function withRateOfTask(settings: TrainSettings, input: SettingsInput, rate: number | undefined): TrainSettings {
-  const isOpen = input.learningRate === undefined && input.preset === undefined
-  return isOpen && rate !== undefined ? { ...settings, learningRate: rate } : settings
+/**
+ * The settings with the learning rate of the task or, where it has none, one that fits the widths of the layers: for
+ * options and presets that say nothing. Weights of the base need a lower one than A and B.
+ */
+export function withDefaultRate(
+  settings: TrainSettings,
+  input: SettingsInput,
+  { learningRate, rateShare = 1 }: Pick<Task, 'learningRate' | 'rateShare'>,
+  { widths, trainsBase }: { widths: readonly number[]; trainsBase: boolean },
+): TrainSettings {
+  if (input.learningRate !== undefined || input.preset !== undefined) return settings
+  const { loraPlusRatio } = settings
+  if (learningRate !== undefined) return { ...settings, learningRate, loraPlusRatio: loraPlusRatio ?? 16 }
+  const width = [...widths].sort((a, b) => a - b)[Math.floor(widths.length / 2)] ?? Number.POSITIVE_INFINITY
+  const byWidth = Math.max(2e-3 * (576 / width) ** 1.25, LOWEST_RATE)
+  const rate = Math.min(byWidth, trainsBase ? 1e-3 : HIGHEST_RATE) * (rateShare / (loraPlusRatio ?? 1))
+  // Two digits are the same on all machines, and are what people read.
+  return { ...settings, learningRate: Number(rate.toPrecision(2)) }
 }
 
 export function resolveSettings(input: SettingsInput): TrainSettings {
@@ -206,10 +223,7 @@ export function resolveSettings(input: SettingsInput): TrainSettings {
     if (value !== undefined) checkArgument(value, TRAIN_SETTINGS[key], key)
     settings[key] = value
   }
-  const resolved = settings as unknown as TrainSettings
-  // The two defaults belong together: a rate that was chosen without LoRA+ would be too high for B.
-  if (input.learningRate !== undefined) resolved.loraPlusRatio = input.loraPlusRatio
-  return resolved
+  return settings as unknown as TrainSettings
 }
 
 export function usesBest({ keep, earlyStopping }: TrainSettings): boolean {

@@ -18,18 +18,18 @@ import type { Examples, OpenTask, Task } from '../tasks/task.js'
 import { taskOfRow } from '../tasks/task-of-row.js'
 import { loadTask, type TaskName, tasksFor } from '../tasks/tasks.js'
 import { type RunSources, runRecord } from './about-run.js'
-import type { CardSources } from './card.js'
 import { checkActivation, checkInvocation, checkOptions, checkParts } from './check-options.js'
 import { newAdapter } from './new-adapter.js'
 import type { TrainingData, TrainingOptions, TrainResult } from './options.js'
-import type { MemoryUse, StepMetrics, TrainReport } from './report.js'
+import type { MemoryUse, StepMetrics } from './report.js'
 import { type EncodedSource, type EncodeOptions, encodeContext, encodeRows } from './rows/examples.js'
 import { DataFacts } from './rows/facts.js'
 import { type RunInput, type RunReport, trainAdapter } from './run.js'
 import { samplerOf } from './samples.js'
 import { EventLog } from './saved/event-log.js'
+import type { CardSources } from './saved/model-card.js'
 import { checkRunFolder } from './saved/run-folder.js'
-import { resolveSettings, type TrainSettings, withRateOfTask } from './settings.js'
+import { resolveSettings, type TrainSettings, withDefaultRate } from './settings.js'
 
 export interface RunContext {
   readonly limits?: readonly MemoryLimit[]
@@ -63,14 +63,13 @@ export async function prepare(
   given: TrainingOptions,
   { limits = [], memoryUse, sources, page, wait, onRow }: RunContext,
 ): Promise<PreparedRun> {
-  const plain = resolveSettings(given)
-  const config = checkOptions(given, plain)
+  let settings = resolveSettings(given)
+  const config = checkOptions(given, settings)
   const options = { ...given, model: await joinGraphs(given.model) }
   const { model, out, on = {}, modules, signal, taskOptions, evalSplit, tensorboard, evalData } = options
   const data = await sourceOf(options, options.data, 'data')
   const task = given.task === undefined ? await taskOfRow(data.first?.row, given.model) : await loadTask(given.task)
   checkTable(taskOptions, `the task ${task.name}`, task.options ?? {})
-  let settings = withRateOfTask(plain, given, task.learningRate)
   checkTrainableForm(readGraph(model.onnx.proto))
   checkActivation(config, given, settings, task)
   await checkTask(task, model)
@@ -118,6 +117,10 @@ export async function prepare(
   if (other !== undefined) on.warning?.(other)
   adapter.chatTemplate = encoded.chatTemplate ?? adapter.chatTemplate
   checkParts(adapter, { model, open, modules })
+  settings = withDefaultRate(settings, given, task, {
+    widths: adapter.parts('linear').map(({ k }) => k),
+    trainsBase: adapter.parts('replacement', 'token-rows').some(({ weight }) => weight.shape.length > 1),
+  })
   if (open.labels !== undefined) adapter.labels = open.labels
   if (open.problemType !== undefined) adapter.problemType = open.problemType
   const log = tensorboard && (await EventLog.open(tensorboard, use === 'resume'))
@@ -160,11 +163,7 @@ export async function prepare(
   return { input, encoded, log, config }
 }
 
-function reportOf(
-  { task, adapter, open, settings }: RunInput,
-  { kept }: EncodedSource,
-  isNew: boolean,
-): Omit<TrainReport, keyof RunReport | 'seconds'> {
+function reportOf({ task, adapter, open, settings }: RunInput, { kept }: EncodedSource, isNew: boolean) {
   return {
     task,
     truncatedRecords: kept.truncatedRecords,

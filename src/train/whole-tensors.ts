@@ -35,11 +35,8 @@ function tensorsOf({ model, open, modules }: Context): Named[] {
       const isOther = places.some((place) => place.kind === 'vector' && place.linear === undefined)
       const offset = isOther ? normOffset(graph, model.config, name) : 0
       const own = offset === undefined ? { ...base, problem: UNKNOWN_OFFSET } : base
-      return {
-        name: (open.head?.moduleName(module) ?? module) + name.slice(module.length),
-        base: own,
-        offset: offset ?? 0,
-      }
+      const named = (open.head?.moduleName(module) ?? module) + name.slice(module.length)
+      return { name: named, base: own, offset: offset ?? 0 }
     })
     .filter(({ name }) => !ofHead.has(name))
 }

@@ -102,10 +102,7 @@ const SYNONYM = /^(adapters|adapter_?names?|loras?|lora_(name|request))$/i
 const MIN_NEAR = 5
 
 /** transformers.js ignores options that it does not know, and would run the base model. */
-function choiceOf(
-  options: Readonly<Record<string, unknown>>,
-  { session }: SharedSession,
-): { adapter: CallChoice; rest: Record<string, unknown> } {
+function choiceOf(options: Readonly<Record<string, unknown>>, { session }: SharedSession) {
   const { adapter, ...rest } = options
   if (adapter !== undefined) checkArgument(adapter, ADAPTER_CHOICE, 'adapter')
   for (const name of Object.keys(rest)) {

@@ -7,6 +7,16 @@ import { createMergeKernel } from '../../src/kernels/wasm-merge.js'
 import { LoraLayer } from '../../src/lora/layer.js'
 import { kernelSuite } from './suite.js'
 
+kernelSuite(referenceKernels)
+
+test('the reference sums in f64 and rounds once', () => {
+  // Added up in f32 the ones would be lost beside 2²⁴.
+  const a = Float32Array.of(2 ** 24, 1, 1, -(2 ** 24))
+  const out = new Float32Array(1)
+  referenceKernels.gemm({ m: 1, n: 1, k: 4, a, b: new Float32Array(4).fill(1), out })
+  expect(out[0]).toBe(2)
+})
+
 /**
  * Products that are cut (in depth, in rows, in columns, and into slabs of a left operand), and their results by the
  * reference.

@@ -31,7 +31,7 @@ const PAGES = [
 /** Pages without a block that runs in Node. A server does not end, and transformers.js has tests of its own. */
 const UNRUN = [
   ...['commands', 'conformance', 'graphs', 'learning', 'migrating', 'reliability', 'serving', 'speed', 'stability'],
-  ...['training-in-browsers', 'training-speed', 'transformers-js', 'words'],
+  ...['training-in-browsers', 'transformers-js', 'words'],
 ]
 
 /** What the pages open on the Hub is in the cache, by the bundled model. */

@@ -3,35 +3,43 @@ import { ConfigError } from '../../src/base/errors.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
 import { readParameters, writeParameters } from '../../src/train/parameters.js'
 import { steadyMedian } from '../../src/train/report.js'
-import { resolveSettings, TRAIN_DEFAULTS, withRateOfTask } from '../../src/train/settings.js'
+import { resolveSettings, TRAIN_DEFAULTS, withDefaultRate } from '../../src/train/settings.js'
 
 const { config: _, ...DEFAULTS } = TRAIN_DEFAULTS
 
 describe('resolveSettings', () => {
   it('fills in defaults, for undefined too', () => {
     expect(resolveSettings({})).toEqual(DEFAULTS)
-    expect(resolveSettings({ batchSize: undefined, learningRate: 5e-3 })).toEqual({
-      ...DEFAULTS,
-      learningRate: 5e-3,
-      loraPlusRatio: undefined,
+    expect(resolveSettings({ batchSize: undefined, learningRate: 5e-3 })).toEqual({ ...DEFAULTS, learningRate: 5e-3 })
+  })
+
+  describe('without a learning rate', () => {
+    type Input = Parameters<typeof resolveSettings>[0]
+    const set = (input: Input, widths: number[], { task = {}, trainsBase = false } = {}) =>
+      withDefaultRate(resolveSettings(input), input, task, { widths, trainsBase })
+
+    it('takes one that fits the width', () => {
+      const rateOf = (...parts: Parameters<typeof set>) => set(...parts).learningRate
+      // union-3m, MiniLM-L6, SmolLM2-135M, Gemma 3 270M, and models with 1, 8 and 70 billion parameters.
+      const rates = [192, 384, 576, 640, 2048, 4096, 8192].map((width) => rateOf({}, [width]))
+      expect(rates).toEqual([7.9e-3, 3.3e-3, 2e-3, 1.8e-3, 4.1e-4, 1.7e-4, 1e-4])
+      expect(rateOf({}, [1536, 576, 576, 576, 1536])).toBe(2e-3)
+      expect(rateOf({}, [64])).toBe(1e-2)
+      expect(rateOf({}, [64], { trainsBase: true })).toBe(1e-3)
+      expect(rateOf({}, [], { trainsBase: true })).toBe(1e-4)
+      expect(rateOf({}, [576], { task: { rateShare: 0.5 } })).toBe(1e-3)
+      expect(rateOf({ loraPlusRatio: 4 }, [576])).toBe(5e-4)
+      expect(rateOf({ learningRate: 3e-4, loraPlusRatio: 4 }, [576])).toBe(3e-4)
+      expect(rateOf({ preset: 'peft' }, [576])).toBe(5e-5)
     })
-  })
 
-  it('takes LoRA+ with the default learning rate alone', () => {
-    expect(resolveSettings({})).toMatchObject({ learningRate: 3e-4, loraPlusRatio: 16 })
-    expect(resolveSettings({ learningRate: 3e-4 }).loraPlusRatio).toBeUndefined()
-    expect(resolveSettings({ learningRate: 1e-3, loraPlusRatio: 4 }).loraPlusRatio).toBe(4)
-    expect(resolveSettings({ loraPlusRatio: 1 })).toMatchObject({ learningRate: 3e-4, loraPlusRatio: 1 })
-  })
-
-  it('takes the rate of the task where neither the options nor a preset say one', () => {
-    const rateOf = (input: Parameters<typeof resolveSettings>[0], rate: number | undefined) =>
-      withRateOfTask(resolveSettings(input), input, rate)
-    expect(rateOf({}, 1e-3)).toMatchObject({ learningRate: 1e-3, loraPlusRatio: 16 })
-    expect(rateOf({}, undefined).learningRate).toBe(3e-4)
-    expect(rateOf({ loraPlusRatio: 2 }, 1e-3)).toMatchObject({ learningRate: 1e-3, loraPlusRatio: 2 })
-    expect(rateOf({ learningRate: 3e-4 }, 1e-3)).toMatchObject({ learningRate: 3e-4, loraPlusRatio: undefined })
-    expect(rateOf({ preset: 'peft' }, 1e-3).learningRate).toBe(5e-5)
+    it('takes that of the task, with LoRA+', () => {
+      const task = { learningRate: 1e-3 }
+      expect(set({}, [576], { task })).toMatchObject({ learningRate: 1e-3, loraPlusRatio: 16 })
+      expect(set({ loraPlusRatio: 2 }, [576], { task })).toMatchObject({ learningRate: 1e-3, loraPlusRatio: 2 })
+      expect(set({ learningRate: 3e-4 }, [576], { task })).toEqual({ ...DEFAULTS, learningRate: 3e-4 })
+      expect(set({ preset: 'peft' }, [576], { task }).learningRate).toBe(5e-5)
+    })
   })
 
   it.each([

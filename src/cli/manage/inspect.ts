@@ -77,7 +77,9 @@ function lines(report: InspectReport): string[] {
 const CONVOLUTIONS =
   'Conv: convolutions of kernel 1, as which some exporters write linear layers. The target all-linear leaves them out, as PEFT’s does.'
 
-function onnxLines({ graphs, dtypes, linears, embeddings }: InspectReport & { kind: 'onnx' }): string[] {
+type Contents<Kind> = InspectReport & { kind: Kind }
+
+function onnxLines({ graphs, dtypes, linears, embeddings }: Contents<'onnx'>): string[] {
   const isSeveral = graphs.length > 1
   const types = Object.entries(dtypes).map(([name, own]) => `${isSeveral ? `${name}: ` : ''}${own.join(', ')}`)
   const yes = (is: boolean) => (is ? 'yes' : 'no')
@@ -114,13 +116,7 @@ function embeddingTable(embeddings: readonly EmbeddingContents[], isSeveral: boo
   ])
 }
 
-function adapterLines({
-  config,
-  trainableParams,
-  layers,
-  replacements,
-  fit,
-}: InspectReport & { kind: 'adapter' }): string[] {
+function adapterLines({ config, trainableParams, layers, replacements, fit }: Contents<'adapter'>): string[] {
   const settings: [string, string][] = [
     ['base model', config.baseModel ?? 'not named'],
     ['rank, alpha', `${config.rank}, ${config.alpha}${config.useRslora ? ' (rsLoRA: scaling alpha/√rank)' : ''}`],
@@ -166,7 +162,7 @@ function fitLines({ base, parts, vocabulary, isTied, notes }: FitReport): string
   ]
 }
 
-function replacementTable(replacements: (InspectReport & { kind: 'adapter' })['replacements']): string {
+function replacementTable(replacements: Contents<'adapter'>['replacements']): string {
   return table([
     ['replaces', 'rows', 'type', 'shape'],
     ...replacements.map(({ name, rows, dtype, shape }) => [name, rows ?? 'all', dtype, shape.join('×')]),

@@ -13,7 +13,7 @@ import { MODEL } from '../sources.js'
 import { readChatTemplate } from './data-options.js'
 import { baseOfAdapter, OUTPUT_OPTIONS, SESSION_OPTIONS } from './with-session.js'
 
-const { allowMissing: _, ...SOURCES } = SESSION_OPTIONS
+const { allowMissing: _allowMissing, ...SOURCES } = SESSION_OPTIONS
 
 const SHOWN = 5
 
@@ -35,34 +35,14 @@ export const evaluate = defineCommand({
     weight: repeated('W', 'strength of the adapter that stands before this option; default 1'),
     mix: toggle('evaluate the sum of all adapters, and not each adapter'),
     ...flags('EvaluateOptions', 'data', 'task', 'columns', 'chatTemplate', 'chatTemplateArgs', 'maxLength'),
-    ...flags(
-      'EvaluateOptions',
-      'generate',
-      'judge',
-      'judgeModel',
-      'maxNewTokens',
-      'batchSize',
-      'resamples',
-      'seed',
-      'differing',
-    ),
+    ...flags('EvaluateOptions', 'generate', 'judge', 'judgeModel', 'maxNewTokens', 'batchSize'),
+    ...flags('EvaluateOptions', 'resamples', 'seed', 'differing'),
     html: text('FILE', 'write a report in one HTML file: the metrics, and the records that differ most'),
     overwrite: toggle('replace the file of --html if it exists'),
     ...OUTPUT_OPTIONS,
   },
   async run(values, { occurrences }) {
-    const {
-      model: named,
-      dtype,
-      adapter: folders,
-      weight: _w,
-      mix,
-      chatTemplate,
-      html,
-      overwrite,
-      json,
-      ...options
-    } = values
+    const { model: named, adapter: folders, weight: _, mix, chatTemplate, html, overwrite, json, ...options } = values
     if (named === undefined && folders.length === 0) throw new UsageError(`--model ${MODEL} is missing`)
     if (html !== undefined) await refusePage(html, overwrite, 'evaluate')
     const weighted = weightedAdapters(occurrences)
@@ -73,7 +53,6 @@ export const evaluate = defineCommand({
       node.evaluate({
         ...options,
         model: source,
-        dtype,
         judgeKey: process.env.LOWRANK_JUDGE_KEY,
         adapters: adaptersOf(weighted, mix),
         task: options.task as Parameters<typeof node.evaluate>[0]['task'],

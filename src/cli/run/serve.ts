@@ -38,19 +38,8 @@ export const serve = defineCommand({
     quiet: toggle('print the address alone'),
   },
   async run(values) {
-    const {
-      adapter,
-      allow,
-      allowLoading,
-      host = '127.0.0.1',
-      port,
-      apiKey,
-      origin,
-      device,
-      threads,
-      prefixCache,
-      quiet,
-    } = values
+    const { adapter, allow, allowLoading, apiKey, origin, quiet } = values
+    const { host = '127.0.0.1', port, device, threads, prefixCache } = values
     const { createHandler, folderOfAdapters, listen } = await import('../../serve/node/entry.js')
     const { loadModel } = await import('../../node.js')
     const adapters = Object.fromEntries(adapter.map(adapterOf))

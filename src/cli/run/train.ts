@@ -89,11 +89,13 @@ export const train = defineCommand({
     }
     if (out === undefined && gate === undefined) throw new UsageError('--out DIR is missing')
     const progress = new Progress()
-    const pace: StepPace = { stepMs: undefined }
+    let stepMs: number | undefined
+    const on = narrate(progress, (elapsedMs) => {
+      stepMs = elapsedMs
+    })
     const result = await interruptible(
-      () => finishing(pace),
-      (signal) =>
-        node.train({ ...options, ...(adapter && { adapter }), model, data, signal, on: narrate(progress, pace) }),
+      () => finishing(stepMs),
+      (signal) => node.train({ ...options, ...(adapter && { adapter }), model, data, signal, on }),
     )
       .catch(inFile)
       .finally(() => progress.end())
@@ -174,16 +176,12 @@ function showCurve(losses: readonly number[]): void {
   say(`Loss ${most.toFixed(3)} ${colors.cyan(bars.join(''))} ${means[width - 1].toFixed(3)}`)
 }
 
-interface StepPace {
-  stepMs: number | undefined
-}
-
 /** Tells what follows the first Ctrl-C. A step cannot be interrupted, so it says how long one may take. */
-function finishing({ stepMs }: StepPace): string {
+function finishing(stepMs: number | undefined): string {
   return `Finishing the step${stepMs === undefined ? '' : `, which takes about ${Math.ceil(stepMs / 1000)} s`}, then saving.`
 }
 
-function narrate(progress: Progress, pace: StepPace): TrainEvents {
+function narrate(progress: Progress, onStep: (elapsedMs: number) => void): TrainEvents {
   let evaluations = 0
   let best = Number.POSITIVE_INFINITY
   let parts = new Progress()
@@ -223,7 +221,7 @@ function narrate(progress: Progress, pace: StepPace): TrainEvents {
       }
     },
     step({ step, totalSteps, loss, tokensPerSecond, elapsedMs }) {
-      pace.stepMs = elapsedMs
+      onStep(elapsedMs)
       progress.update(step, totalSteps, `  loss ${loss.toFixed(3)}  ${thousands(tokensPerSecond)} tokens/s`)
     },
     note(message) {

@@ -54,11 +54,7 @@ const FACTORS: ReadonlySet<SiteRole> = new Set(['A', 'B'])
  * @returns the modules that share A, and whether the graph got {@link ROWS_INPUT}: a Gemm sees the rows of a batch as
  *   one matrix, which has to be told apart again
  */
-export function injectLora(
-  graph: Graph,
-  linears: readonly Linear[],
-  needs: SiteNeeds = new Map(),
-): { takesRows: boolean; shared: readonly (readonly string[])[] } {
+export function injectLora(graph: Graph, linears: readonly Linear[], needs: SiteNeeds = new Map()) {
   const g = new Builder(graph, 'lora')
   const rolesOf = ({ name }: Linear) => needs.get(name) ?? FACTORS
   const withA = linears.filter((linear) => rolesOf(linear).has('A'))

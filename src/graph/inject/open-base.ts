@@ -102,11 +102,7 @@ interface Piece {
 }
 
 /** Lets nodes read all tensors as inputs but weights of linear layers. */
-function openTensors(
-  graph: Graph,
-  linears: readonly Linear[],
-  tensors: readonly WholeTensor[],
-): { readonly trained: readonly TrainedTensor[]; readonly weights: readonly OpenWeight[] } {
+function openTensors(graph: Graph, linears: readonly Linear[], tensors: readonly WholeTensor[]) {
   if (tensors.length === 0) return { trained: [], weights: [] }
   const all = baseTensors(graph, linears)
   const g = new Builder(graph, 'trained')

@@ -66,10 +66,7 @@ function nonEmpty(found: Linear[], wanted: string, linears: readonly Linear[]): 
 /**
  * Matched by {@link nameOfModule}. Throws MismatchError naming every layer without a module, or one of another shape.
  */
-export function matchLayers<T extends NamedLayer>(
-  linears: readonly Linear[],
-  layers: Iterable<T>,
-): { layer: T; linear: Linear }[] {
+export function matchLayers<T extends NamedLayer>(linears: readonly Linear[], layers: Iterable<T>) {
   const finder = moduleFinder(linears)
   const placed: { layer: T; linear: Linear }[] = []
   const missing: string[] = []

@@ -81,11 +81,7 @@ export function placeLayers<T extends NamedLayer>(
   return placed
 }
 
-function matchOrRefuse<T extends NamedLayer>(
-  graph: Graph,
-  linears: readonly Linear[],
-  layers: readonly T[],
-): { layer: T; linear: Linear }[] {
+function matchOrRefuse<T extends NamedLayer>(graph: Graph, linears: readonly Linear[], layers: readonly T[]) {
   const { find } = moduleFinder(linears)
   const missing = layers.map(({ name }) => name).filter((name) => find(name) === undefined)
   for (const name of missing) {

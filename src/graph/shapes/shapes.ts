@@ -96,11 +96,7 @@ function setContent(shapes: ShapeMap, value: Value, a?: RuntimeTensor, b?: Runti
  * Each value but the floats, and each shape, as outputs. ONNX Runtime begins with the last node that nobody reads, so
  * the first values come last: each is then free as soon as the model has read it.
  */
-function withShapeOutputs(
-  graph: Graph,
-  values: readonly Value[],
-  floats: ReadonlySet<Value>,
-): { model: ModelProto; shapeNames: ReadonlyMap<Value, Value> } {
+function withShapeOutputs(graph: Graph, values: readonly Value[], floats: ReadonlySet<Value>) {
   const probe = new Graph(graph.toModel())
   const g = new Builder(probe, 'probe')
   const known = new Set(probe.outputs.map(({ name }) => name))

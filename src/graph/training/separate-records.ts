@@ -65,11 +65,7 @@ function addBias({ g, graph }: ObjectiveGraph, node: NodeProto, mask: Value): vo
 }
 
 /** Each record counts from 0: by position_ids, or by a rotation inside attention, which knows distances alone. */
-function checkPositions(
-  fused: readonly NodeProto[],
-  softmaxes: readonly NodeProto[],
-  roles: readonly RoleInput[],
-): void {
+function checkPositions(fused: readonly NodeProto[], softmaxes: readonly NodeProto[], roles: readonly RoleInput[]) {
   const isRotated = fused.every((node) => intAttribute(node, 'do_rotary', 0) === 1) && softmaxes.length === 0
   if (isRotated || roles.some(({ role }) => role === 'positionIds')) return
   throw refusal('ONNX model', 'it takes no position_ids, so that positions cannot begin anew with each record')

@@ -52,12 +52,7 @@ function startOf(ids: ArrayLike<number | bigint>, tokens: readonly number[], sta
  * @param canSplit the graph can read a prompt in pieces
  * @throws UnsupportedError if it cannot
  */
-export function activatedMix(
-  mix: Mix,
-  ids: readonly number[],
-  tokens: Invocation,
-  canSplit: boolean,
-): { mix: Mix; baseTokens: number } {
+export function activatedMix(mix: Mix, ids: readonly number[], tokens: Invocation, canSplit: boolean) {
   if (tokens === undefined) return { mix, baseTokens: 0 }
   if (!canSplit) throw notWhole()
   const start = startOf(ids, tokens)

@@ -2,10 +2,11 @@
 // so they are computed here and not in the graph. Then heads of any width have room in one session, beside quantized
 // graphs and graphs with a head of their own.
 
-import { MismatchError, UnsupportedError } from '../../base/errors.js'
+import { UnsupportedError } from '../../base/errors.js'
 import { hasCacheBranches } from '../../graph/inputs/cache.js'
 import { logitsName } from '../../graph/match/linears.js'
 import type { LoraAdapter } from '../../lora/adapter.js'
+import { requireLabelCount } from '../../lora/requirements.js'
 import type { Feeds, RuntimeTensor } from '../../runtime/runtime.js'
 import { chooseRows, type HeadInput } from '../../tasks/heads/head-rows.js'
 import { type HeadBase, type HeadLayer, placeHead } from '../../tasks/heads/heads.js'
@@ -51,14 +52,7 @@ export async function readHead(base: HeadBase, adapter: LoraAdapter): Promise<Ad
     })
   }
   const { labels, problemType } = adapter
-  if (labels !== undefined && labels.length !== count) {
-    throw new MismatchError({
-      where: 'labels',
-      what: 'the adapter does not have as many labels as its head has outputs',
-      expected: String(count),
-      got: labels.join(', '),
-    })
-  }
+  requireLabelCount(labels, count)
   const layers = placed.layers.map((layer) => valuesOf(adapter, layer))
   return { input, layers, count, labels, problemType, output: isInGraph ? logitsName(graph) : 'logits', tensors }
 }

@@ -42,13 +42,10 @@ export async function readParts(
   if (adapter.size === 0 && !mayBeEmpty) throw new MismatchError({ where: 'adapter', what: 'it has no layers' })
   const places = { model: onnx, graph, linears, embeddings: findEmbeddings(graph), config }
   const sites = await adapterSites(places, parts)
-  const scales = [...parts.parts('linear'), ...parts.parts('embedding')].some(
-    ({ magnitude }) => magnitude !== undefined,
-  )
-  return {
-    ...sites,
-    about: { head, chatTemplate: adapter.chatTemplate, ...mixableOf(sites.factors, scales, invocation) },
-  }
+  const scaled = [...parts.parts('linear'), ...parts.parts('embedding')]
+  const scales = scaled.some(({ magnitude }) => magnitude !== undefined)
+  const mixable = mixableOf(sites.factors, scales, invocation)
+  return { ...sites, about: { head, chatTemplate: adapter.chatTemplate, ...mixable } }
 }
 
 export async function hasPlace(session: SessionGraph, adapter: LoraAdapter, part: string): Promise<boolean> {

@@ -291,10 +291,7 @@ export class Decoding {
     return this.#newRows?.output === other.#newRows?.output
   }
 
-  #become(
-    parts: readonly { readonly of: Decoding; readonly rows: readonly number[] }[],
-    adapters?: AdapterFeeds,
-  ): void {
+  #become(parts: readonly { readonly of: Decoding; readonly rows: readonly number[] }[], adapters?: AdapterFeeds) {
     const { cache, padding } = this.#request
     // The newest token of each row is not in the cache yet.
     const widths = parts.map(({ of, rows }) =>

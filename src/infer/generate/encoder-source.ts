@@ -2,17 +2,17 @@
 // beside it.
 
 import { DataError } from '../../base/errors.js'
-import { HIDDEN_STATES, STATES_MASK, startToken } from '../../graph/inputs/encoder-decoder.js'
-import { inputFamily } from '../../graph/inputs/family.js'
+import { HIDDEN_STATES, STATES_MASK } from '../../graph/inputs/encoder-decoder.js'
 import { encoderInputs } from '../../graph/inputs/tokens.js'
 import { type Model, requireTokenizer } from '../../graph/model-folder.js'
-import { type Graph, readGraph } from '../../graph/view/graph.js'
+import { readGraph } from '../../graph/view/graph.js'
 import type { Feeds, RuntimeTensor } from '../../runtime/runtime.js'
 import { tokenBatch } from '../../tasks/token-batch.js'
 import { checkVocabulary } from '../../text/records.js'
 import type { RunGraph } from '../graphs.js'
 import type { Prompt } from '../session.js'
 import type { EncodedPrompt } from './prompts.js'
+import type { EncodedSource } from './text-graph.js'
 
 /** The encoder takes texts with what ends them. */
 export function encodeSource(model: Model, prompt: Prompt, where: string): EncodedPrompt {
@@ -54,18 +54,4 @@ export async function readSource(
   const states = outputs.last_hidden_state ?? Object.values(outputs)[0]
   const all: Feeds = { [HIDDEN_STATES]: states, [STATES_MASK]: mask }
   return Object.fromEntries(Object.entries(all).filter(([name]) => inputs.has(name)))
-}
-
-export interface EncodedSource {
-  readonly startIds: readonly number[]
-  readonly inputs: ReadonlySet<string>
-}
-
-export function encodedSource(model: Model, graph: Graph): EncodedSource | undefined {
-  if (inputFamily(graph)?.behindEncoder !== 'alone') return undefined
-  const { generationConfig, config } = model
-  const forced = [generationConfig.forced_bos_token_id, config.forced_bos_token_id].find(Number.isSafeInteger)
-  const startIds = [startToken(model), ...(forced === undefined ? [] : [forced as number])]
-  const inputs = graph.inputs.map(({ name }) => name).filter((name) => name === HIDDEN_STATES || name === STATES_MASK)
-  return { startIds, inputs: new Set(inputs) }
 }

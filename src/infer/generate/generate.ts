@@ -15,11 +15,9 @@ import type { GenerateOptions, GenerateResult, Prompt, StreamOptions, TokenScore
 import { batchesOf } from './batching.js'
 import { checkCausality } from './causality.js'
 import type { NextToken } from './decoding.js'
-import { encodeSource, readSource } from './encoder-source.js'
 import { type EncodedPrompt, encodePrompt, imagesOf, isOnePrompt, PROMPT, PROMPTS } from './prompts.js'
 import type { RunningText, RunningTexts, TextJob } from './running-texts.js'
 import { GENERATE_DEFAULTS, resolveSampling } from './sampling.js'
-import { checkedSchema } from './schemas.js'
 import { type TextGraph, textGraphOf } from './text-graph.js'
 import { type TextLimits, TextRow } from './text-row.js'
 
@@ -91,11 +89,12 @@ async function* writeTexts(
   if (source === undefined && graph.inputs.cache.length === 0) {
     await checkCausality(session.model, session.engine, graph)
   }
+  const sources = source && (await import('./encoder-source.js'))
   const encoded: EncodedPrompt[] = []
   for (const [i, prompt] of prompts.entries()) {
     const where = prompts.length === 1 ? 'prompt' : `prompt ${i + 1}`
-    if (source !== undefined) {
-      encoded.push(encodeSource(session.model, prompt, where))
+    if (sources !== undefined) {
+      encoded.push(sources.encodeSource(session.model, prompt, where))
       continue
     }
     options.signal?.throwIfAborted()
@@ -258,7 +257,7 @@ function aloneJob(
   return {
     texts,
     prepare: async (ids) => ({
-      context: source && (await readSource(session.model, source, prompts, read)),
+      context: source && (await (await import('./encoder-source.js')).readSource(session.model, source, prompts, read)),
       vectors: embedding?.(
         prompts.map((prompt, i) => ({ id: ids[i], ids: prompt.ids, pictures: prompt.pictures, mix: mixes[i] })),
         padding,
@@ -269,7 +268,7 @@ function aloneJob(
 }
 
 async function prepareSchema({ model, engine }: WholeSession, schema: object): Promise<string> {
-  const text = checkedSchema(schema)
+  const text = (await import('./schemas.js')).checkedSchema(schema)
   if (await engine.prepareSchema(text)) return text
   const tokenizer = requireTokenizer(model)
   const vocabulary = model.vocabularySize && tokenizer.vocabulary(model.vocabularySize)

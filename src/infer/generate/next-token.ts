@@ -19,11 +19,7 @@ export interface ScoredToken {
   readonly logprob: number
 }
 
-export function scoreTokens(
-  logits: Float32Array,
-  id: number,
-  count: number,
-): { chosen: ScoredToken; top: ScoredToken[] } {
+export function scoreTokens(logits: Float32Array, id: number, count: number) {
   const max = logits[argmax(logits)]
   let sum = 0
   for (const value of logits) sum += Math.exp(value - max)

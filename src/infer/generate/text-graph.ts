@@ -2,17 +2,16 @@
 
 import type { OnnxModel } from '../../formats/onnx/model.js'
 import type { CacheEntry } from '../../graph/inputs/cache.js'
-import { STATES_MASK } from '../../graph/inputs/encoder-decoder.js'
+import { HIDDEN_STATES, STATES_MASK, startToken } from '../../graph/inputs/encoder-decoder.js'
 import { inputFamily } from '../../graph/inputs/family.js'
 import { type TokenInputs, tokenInputs, VECTORS } from '../../graph/inputs/tokens.js'
 import { checkCausal } from '../../graph/match/continues.js'
 import { logitsName } from '../../graph/match/linears.js'
 import type { Model } from '../../graph/model-folder.js'
-import { readGraph } from '../../graph/view/graph.js'
+import { type Graph, readGraph } from '../../graph/view/graph.js'
 import { requireDecoder } from '../graphs.js'
 import { paddingOf } from './batching.js'
 import type { Padding } from './decoding.js'
-import { type EncodedSource, encodedSource } from './encoder-source.js'
 
 export interface TextGraph {
   readonly inputs: TokenInputs
@@ -62,4 +61,19 @@ export function textGraphOf(model: Model): TextGraph {
 function bytesOf({ dims, axis, type }: CacheEntry): number {
   const size = { float16: 2, float64: 8 }[type as string] ?? 4
   return dims.reduce<number>((product, dim, i) => (i === axis ? product : product * (dim ?? 1)), size)
+}
+
+/** The first tokens of a decoder, and its inputs that an encoder feeds. */
+export interface EncodedSource {
+  readonly startIds: readonly number[]
+  readonly inputs: ReadonlySet<string>
+}
+
+function encodedSource(model: Model, graph: Graph): EncodedSource | undefined {
+  if (inputFamily(graph)?.behindEncoder !== 'alone') return undefined
+  const { generationConfig, config } = model
+  const forced = [generationConfig.forced_bos_token_id, config.forced_bos_token_id].find(Number.isSafeInteger)
+  const startIds = [startToken(model), ...(forced === undefined ? [] : [forced as number])]
+  const inputs = graph.inputs.map(({ name }) => name).filter((name) => name === HIDDEN_STATES || name === STATES_MASK)
+  return { startIds, inputs: new Set(inputs) }
 }

@@ -1,6 +1,7 @@
 // The pictures of a prompt: their vectors by the model's vision encoder, and the text with places for these vectors.
 
 import { DataError, FileError } from '../../base/errors.js'
+import { joinedUp } from '../../base/tensor.js'
 import { pictureForm, type VisionInput, visionFeeds } from '../../graph/inputs/images.js'
 import { type Model, requireTokenizer } from '../../graph/model-folder.js'
 import { readGraph } from '../../graph/view/graph.js'
@@ -8,7 +9,6 @@ import { type ImageSource, type Pixels, readImage } from '../../images/image.js'
 import { patchesOf } from '../../images/patches.js'
 import { imageProcessor } from '../../images/processor.js'
 import { tilesOf } from '../../images/tiles.js'
-import { joinedUp } from '../../tasks/features.js'
 import type { Mix } from '../adapters/choice.js'
 import { floatsOf } from '../feeds.js'
 import type { WholeSession } from '../graphs.js'

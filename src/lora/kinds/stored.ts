@@ -1,7 +1,13 @@
 // Parts that hold values instead of factors. Bytes stay as their file has them until somebody asks for the numbers.
 
-import { decodeWeights, encodeWeights, isWeightDtype, type TensorDtype, type WeightDtype } from '../../base/dtype.js'
-import { ConfigError, ShapeError, UnsupportedError } from '../../base/errors.js'
+import {
+  decodeWeights,
+  encodeWeights,
+  requireWeightDtype,
+  type TensorDtype,
+  type WeightDtype,
+} from '../../base/dtype.js'
+import { ConfigError, ShapeError } from '../../base/errors.js'
 import { checkArgument, checkOptions, INTEGER, isObject, kind, listOf, STRING } from '../../base/options.js'
 import { checkTensor, elementCount, type FloatArray, formatShape, type Tensor } from '../../base/tensor.js'
 import { where } from '../factors.js'
@@ -61,15 +67,12 @@ abstract class StoredPart extends Part {
    */
   get weight(): Tensor<FloatArray> {
     if (this.#weight !== undefined) return this.#weight
-    if (!isWeightDtype(this.dtype)) {
-      throw new UnsupportedError({
-        where: where(this.name, 'weight'),
-        what: 'values of this type cannot be computed with',
-        expected: 'fp64, fp32, fp16 or bf16',
-        got: this.dtype,
-      })
-    }
-    this.#weight = { data: decodeWeights(this.#bytes!, this.dtype), shape: this.shape }
+    const dtype = requireWeightDtype(
+      this.dtype,
+      where(this.name, 'weight'),
+      'values of this type cannot be computed with',
+    )
+    this.#weight = { data: decodeWeights(this.#bytes!, dtype), shape: this.shape }
     this.#bytes = undefined
     return this.#weight
   }

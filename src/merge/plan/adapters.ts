@@ -1,7 +1,7 @@
 // The adapters of a merge behind one form: layers whose factors are ranges of a source, read when their turn comes.
 
 import { type ByteSource, MemorySource } from '../../base/bytes.js'
-import { encodeWeights, isFiniteStored, isWeightDtype, type WeightDtype } from '../../base/dtype.js'
+import { encodeWeights, isFiniteStored, requireWeightDtype, type WeightDtype } from '../../base/dtype.js'
 import { attempt, type LowrankError, MismatchError, UnsupportedError } from '../../base/errors.js'
 import { elementCount, type FloatArray, type Shaped, type Tensor } from '../../base/tensor.js'
 import type { TensorInfo } from '../../formats/safetensors.js'
@@ -200,16 +200,9 @@ export class OpenAdapters {
 
   #factor(tensor: AdapterTensor): Factor {
     const { source, info } = this.#place(tensor)
-    const { dtype, shape, offset } = info
+    const { shape, offset } = info
     const name = tensorPlace(tensor)
-    if (!isWeightDtype(dtype)) {
-      throw new UnsupportedError({
-        where: name,
-        what: 'a factor of this type cannot be merged',
-        expected: 'fp64, fp32, fp16 or bf16',
-        got: dtype,
-      })
-    }
+    const dtype = requireWeightDtype(info.dtype, name, 'a factor of this type cannot be merged')
     const size = shape.length === 1 ? { rows: 1, columns: shape[0] } : matrixSize(shape)
     return { name, source, offset, dtype, ...size }
   }

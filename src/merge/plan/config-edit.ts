@@ -2,10 +2,11 @@
 
 import { type Directory, parsePythonJson, withText } from '../../base/bytes.js'
 import type { FloatDtype } from '../../base/dtype.js'
-import { FormatError, MismatchError } from '../../base/errors.js'
+import { FormatError } from '../../base/errors.js'
 import { isObject, objectOf } from '../../base/options.js'
 import { setMember } from '../../formats/json-edit.js'
 import { graphFile } from '../../graph/graph-file.js'
+import { requireLabelCount } from '../../lora/requirements.js'
 import type { Meaning } from '../../peft/labels.js'
 
 export const CONFIG_FILE = 'config.json'
@@ -123,13 +124,8 @@ export function meaningOf(
   const meanings = adapters.map(({ adapter }) => adapter.meaning)
   const told = meanings.find(({ labels, problemType }) => labels !== undefined || problemType !== undefined)
   const { labels, problemType } = told ?? { labels: undefined, problemType: undefined }
-  if (labels === undefined || count === undefined || labels.length === count) return { labels, problemType }
-  throw new MismatchError({
-    where: 'labels',
-    what: 'the adapter does not have as many labels as its head has outputs',
-    expected: String(count),
-    got: labels.join(', '),
-  })
+  requireLabelCount(labels, count)
+  return { labels, problemType }
 }
 
 export async function loadConfig(base: Directory): Promise<Config | undefined> {

@@ -1,8 +1,8 @@
 // The tensors of a checkpoint that a layer changes: found by its name or by what transformers calls it, in the right
 // shape and type.
 
-import { isWeightDtype } from '../../base/dtype.js'
-import { MismatchError, nearMisses, UnsupportedError } from '../../base/errors.js'
+import { isWeightDtype, requireWeightDtype } from '../../base/dtype.js'
+import { MismatchError, nearMisses } from '../../base/errors.js'
 import { objectOf } from '../../base/options.js'
 import { formatShape } from '../../base/tensor.js'
 import type { Checkpoint, CheckpointTensor } from '../../formats/checkpoint.js'
@@ -101,15 +101,12 @@ function typesOf(config: ModelConfig | undefined, classes: ReadonlySet<string>, 
 
 function checkWeight({ name, shape: expected }: LayerFactors, info: TensorInfo): void {
   const { name: tensor, dtype, shape } = info
-  if (!isWeightDtype(dtype)) {
-    throw new UnsupportedError({
-      where: tensor,
-      what: 'a weight of this type cannot be merged into',
-      expected: 'fp64, fp32, fp16 or bf16',
-      got: dtype,
-      hint: 'Merge into the unquantized checkpoint',
-    })
-  }
+  requireWeightDtype(
+    dtype,
+    tensor,
+    'a weight of this type cannot be merged into',
+    'Merge into the unquantized checkpoint',
+  )
   if (formatShape(shape) === formatShape(expected)) return
   throw new MismatchError({
     where: tensor,

@@ -158,12 +158,7 @@ export interface RunState {
 const STATE_PARTS = ['parameters', 'firstMoments', 'secondMoments'] as const
 
 /** One file, so that its parts belong together. */
-export async function writeState(
-  directory: Directory,
-  names: readonly string[],
-  engine: EngineState,
-  run: RunState,
-): Promise<void> {
+export async function writeState(directory: Directory, names: readonly string[], engine: EngineState, run: RunState) {
   const tensors = ([...STATE_PARTS, 'best'] as const).flatMap((part) =>
     (engine[part] ?? []).map((values, i): TensorBytes => {
       return { name: `${part}/${names[i]}`, dtype: 'fp32', shape: [values.length], data: bytesOf(values) }
@@ -173,11 +168,7 @@ export async function writeState(
 }
 
 /** `check` sees the run before its tensors are read, and throws when it is another run's. */
-export function readState(
-  directory: Directory,
-  names: readonly string[],
-  check: (run: RunState) => void,
-): Promise<{ engine: EngineState; run: RunState }> {
+export function readState(directory: Directory, names: readonly string[], check: (run: RunState) => void) {
   return withState(directory, async (run, file) => {
     check(run)
     const read = async (part: string): Promise<Float32Array[]> => {

@@ -69,10 +69,7 @@ export class RunWriter {
   }
 
   /** A run that is to be replaced stays until there was a step. */
-  async save(
-    adapter: LoraAdapter,
-    state?: { names: readonly string[]; engine: EngineState; run: RunState },
-  ): Promise<void> {
+  async save(adapter: LoraAdapter, state?: { names: readonly string[]; engine: EngineState; run: RunState }) {
     if (this.#use === 'overwrite' && this.#metrics.length === 0) return
     await this.#writeMetrics()
     if (state !== undefined) {

@@ -1,7 +1,7 @@
 // Trained tensors, and their moments, on a device: one vector each, which stays there. A step sends three numbers to
 // the device, and reads one.
 
-import { elementCount } from '../../base/tensor.js'
+import { elementCount, joinedUp } from '../../base/tensor.js'
 import {
   type Feeds,
   freeOnGpu,
@@ -39,7 +39,10 @@ export class DeviceWeights implements Trained {
 
   static async start(setup: EngineSetup, state: EngineState, device: Device): Promise<DeviceWeights> {
     const update = await device.open(device.update, ['newTrained', 'newFirst', 'newSecond'])
-    const put = (arrays: readonly Float32Array[]) => device.put(joined(arrays))
+    const put = (arrays: readonly Float32Array[]) => {
+      const data = joinedUp(arrays)
+      return device.put({ type: 'float32', data, dims: [data.length] })
+    }
     const trained = await put(state.parameters)
     const now = { trained, first: await put(state.firstMoments), second: await put(state.secondMoments) }
     return new DeviceWeights(setup, device, update, now, state.updates)
@@ -116,16 +119,6 @@ export class DeviceWeights implements Trained {
       return values.slice(start, end)
     })
   }
-}
-
-function joined(arrays: readonly Float32Array[]): RuntimeTensor {
-  const data = new Float32Array(arrays.reduce((sum, { length }) => sum + length, 0))
-  let start = 0
-  for (const array of arrays) {
-    data.set(array, start)
-    start += array.length
-  }
-  return { type: 'float32', data, dims: [data.length] }
 }
 
 function scalar(value: number): RuntimeTensor {

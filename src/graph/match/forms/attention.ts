@@ -4,7 +4,7 @@
 
 import { dataTypeName, dimsOf, type NodeProto } from '../../../formats/onnx/tensors.js'
 import { intAttribute, intsAttribute } from '../../view/attributes.js'
-import { Builder, type Value } from '../../view/builder.js'
+import { Builder } from '../../view/builder.js'
 import type { Graph } from '../../view/graph.js'
 import { operatorOf } from '../../view/operators.js'
 import { constantWeight, MATMUL, openFloatLines } from './float-product.js'
@@ -62,11 +62,7 @@ export function attentionWidths(node: NodeProto, d: number): number[] {
 }
 
 /** Appends x·w + b as a product of its own, and cuts it into query, key and value, each (B, S, width). */
-export function project(
-  g: Builder,
-  node: NodeProto,
-  d: number,
-): { matmul: NodeProto; last: NodeProto; parts: Value[] } {
+export function project(g: Builder, node: NodeProto, d: number) {
   const matmul = g.node('MatMul', [node.input[X], node.input[WEIGHT]])
   const bias = node.input[BIAS] ?? ''
   const last = bias === '' ? matmul : g.node('Add', [matmul.output[0], bias])

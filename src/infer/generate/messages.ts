@@ -1,0 +1,97 @@
+// Chats as prompts: the template renders them to where the answer begins. It also tells what ends the answer.
+
+import { attempt, DataError, FormatError } from '../../base/errors.js'
+import { type Model, requireTokenizer } from '../../graph/model-folder.js'
+import { type MessageOfParts, parseChat, parseParts } from '../../text/chat.js'
+import { loadChatTemplate } from '../../text/chat-template.js'
+import type { ChatTemplate } from '../../text/template.js'
+import type { Tokenizer } from '../../text/tokenizer.js'
+import { messageForm, withPlaces } from '../pictures/chat-places.js'
+import type { PictureVectors, PromptPictures } from '../pictures/pictures.js'
+import type { ChatOptions } from '../session.js'
+
+export interface EncodedPrompt {
+  readonly ids: readonly number[]
+  /** Tokens that end the answer to a chat, besides the model's own. */
+  readonly endIds: readonly number[]
+  readonly stops: readonly string[]
+  readonly pictures?: PictureVectors | undefined
+}
+
+export interface PromptContext {
+  readonly recorded: string | undefined
+  readonly pictures: PromptPictures | undefined
+  readonly where: string
+}
+
+export async function encodeMessages(
+  model: Model,
+  messages: readonly MessageOfParts[],
+  { chatTemplate, chatTemplateArgs: args, tools }: ChatOptions,
+  { recorded, pictures, where }: PromptContext,
+): Promise<EncodedPrompt> {
+  const tokenizer = requireTokenizer(model)
+  const { count = 0, place } = pictures ?? {}
+  const chat = place === undefined ? parseChat({ messages }, where).messages : parseParts(messages, where)
+  if (chat.at(-1)?.role === 'assistant') {
+    throw new DataError({
+      where: `${where}, message ${messages.length}`,
+      what: 'the last message is an answer already',
+      expected: 'a message of the user or a tool',
+    })
+  }
+  const template = await templateOf(model, chatTemplate ?? recorded)
+  if (template === undefined) throw noTemplate(model.directory.name)
+  const form: MessageForm = place === undefined ? (all) => all : messageForm(template, args, place)
+  const written = form(place === undefined ? chat : withPlaces(chat, count, place))
+  const { text } = template.render(written, { args, tools, addGenerationPrompt: true }, where)
+  const ids = tokenizer.encode((await pictures?.fill(text)) ?? text, { specialTokens: false })
+  return { ids, ...endOfTurn(template, args, tokenizer, form) }
+}
+
+export function noTemplate(model: string): FormatError {
+  return new FormatError({
+    where: model,
+    what: 'this model has no chat template, and the prompt is a chat',
+    hint: 'Give one with `chatTemplate`, or give the prompt as text',
+  })
+}
+
+type MessageForm = (messages: readonly MessageOfParts[]) => readonly MessageOfParts[]
+
+/** Templates take time to compile: each is once. */
+const templates = new WeakMap<Model, Map<string | undefined, Promise<ChatTemplate | undefined>>>()
+
+function templateOf(model: Model, text: string | undefined): Promise<ChatTemplate | undefined> {
+  const known = templates.get(model) ?? new Map<string | undefined, Promise<ChatTemplate | undefined>>()
+  templates.set(model, known)
+  const template = known.get(text) ?? loadChatTemplate(model.directory, text)
+  known.set(text, template)
+  return template
+}
+
+/** Contents that no template changes, and that are easy to find again. */
+const [PROBED_ANSWER, PROBED_QUESTION] = ['qzanswerqz', 'qzquestionqz']
+
+/** Looks for the first special token between an answer and the next question, else takes the text itself. */
+export function endOfTurn(
+  template: ChatTemplate,
+  args: ChatOptions['chatTemplateArgs'],
+  tokenizer: Tokenizer,
+  form: MessageForm = (messages) => messages,
+): Pick<EncodedPrompt, 'endIds' | 'stops'> {
+  const question = (content: string) => ({ role: 'user', content })
+  const probe = [question('a'), { role: 'assistant', content: PROBED_ANSWER }, question(PROBED_QUESTION)]
+  const options = { args, addGenerationPrompt: false }
+  const { value: text } = attempt(() => template.render(form(probe), options, 'end of turn').text)
+  if (text === undefined) return { endIds: [], stops: [] }
+  const start = text.indexOf(PROBED_ANSWER) + PROBED_ANSWER.length
+  const between = text.slice(start, text.indexOf(PROBED_QUESTION))
+  const ids = tokenizer.encode(between, { specialTokens: false })
+  const isSpecial = (id: number) =>
+    tokenizer.decode([id]) === '' && tokenizer.decode([id], { specialTokens: true }).trim() !== ''
+  const first = ids.findIndex(isSpecial)
+  if (first >= 0 && tokenizer.decode(ids.slice(0, first)).trim() === '') return { endIds: [ids[first]], stops: [] }
+  const stop = between.trimEnd()
+  return { endIds: [], stops: stop === '' ? [] : [stop] }
+}
