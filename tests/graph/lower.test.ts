@@ -164,7 +164,12 @@ it('says in other words what WebGPU lacks or computes otherwise, with the same v
   addInput(graph, 'gamma', DataType.FLOAT, gamma.dims)
   addInput(graph, 'mask', DataType.FLOAT, [5])
   const g = new Builder(graph, 'test')
-  const [y, deviation] = g.node('SimplifiedLayerNormalization', ['x', 'gamma'], { axis: -1, epsilon: { float: 1e-3 } }, 2).output
+  const [y, deviation] = g.node(
+    'SimplifiedLayerNormalization',
+    ['x', 'gamma'],
+    { axis: -1, epsilon: { float: 1e-3 } },
+    2,
+  ).output
   const p = g.op('Softmax', [g.add(y, 'mask')], { axis: -1 })
   const sum = g.add(g.where(g.op('IsNaN', [p]), g.float(0), p), deviation)
   addOutput(graph, graph.producer(sum)!.output[0], DataType.FLOAT)
