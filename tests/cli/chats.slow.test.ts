@@ -21,7 +21,16 @@ describe('chats on the command line', () => {
 
   it('an adapter that was trained on chats is asked through its template, unless --raw', async () => {
     const out = join(scratch, 'chats')
-    const data = ['--data', join(MODEL, '..', 'data', 'chats.jsonl'), '--max-steps', '2', '--batch-size', '2', '--learning-rate', '5e-4']
+    const data = [
+      '--data',
+      join(MODEL, '..', 'data', 'chats.jsonl'),
+      '--max-steps',
+      '2',
+      '--batch-size',
+      '2',
+      '--learning-rate',
+      '5e-4',
+    ]
     const trained = await lowrankHere('train', '--model', MODEL, ...data, ...chat, '--out', out)
     expect(trained.stderr).toContain('--prompt "Who are you?"')
     const asked = [...ask, '--adapter', out, ...question]
