@@ -12,6 +12,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -71,11 +72,15 @@ def rate(write):
 
 
 def main():
+    if sys.argv[1].startswith("--into="):
+        _, source, *folders = sys.argv[1:]
+        pathlib.Path(sys.argv[1][7:]).write_text(json.dumps(of_vllm(source, folders, PROMPTS)), "utf8")
+        return
     source, model, *folders = sys.argv[1:]
-    # One after the other, so that neither waits for the other's threads.
-    own = subprocess.run([sys.executable, "-c", f"import check_vllm, json; print(json.dumps(check_vllm.of_vllm({source!r}, {folders!r}, check_vllm.PROMPTS)))"],
-                         stdout=subprocess.PIPE, text=True, check=True, cwd=os.path.dirname(os.path.abspath(__file__)))
-    ids, expected, their_rate = json.loads(own.stdout.splitlines()[-1])
+    # In a process of its own, so that its threads have ended before lowrank is measured.
+    with tempfile.TemporaryDirectory() as scratch:
+        subprocess.run([sys.executable, __file__, f"--into={scratch}/vllm.json", source, *folders], check=True)
+        ids, expected, their_rate = json.loads((pathlib.Path(scratch) / "vllm.json").read_text("utf8"))
     texts, our_rate = of_lowrank(model, folders, ids)
     pairs = [(a, b) for ours, theirs in zip(texts, expected, strict=True) for a, b in zip(ours, theirs, strict=True)]
     same = sum(a == b for a, b in pairs)
