@@ -48,13 +48,6 @@ console.log(`${cpus().length} × ${cpus()[0].model}, Linux ${kernel()}, Node ${p
 console.log(`${gigabytes.toFixed(2)} GB bf16, ${values.threads} threads${values.fsync ? ', with fsync' : ''}\n`)
 
 const copy = ['--reflink=never', '--sparse=never', source, target]
-/** One merge in a process of its own. */
-const OURS = `
-const [base, adapter, out, threads, fsync] = process.argv.slice(1)
-const { merge } = await import('${new URL('../../dist/node.js', import.meta.url)}')
-await merge({ base, adapters: adapter, out, threads: Number(threads), fsync: fsync === 'fsync' })
-console.log(JSON.stringify({ peakRssBytes: process.resourceUsage().maxRSS * 1024 }))
-`
 const contestants = [
   {
     name: 'cp',
@@ -65,7 +58,8 @@ const contestants = [
     name: `lowrank, r = ${rank}`,
     runs: Number(values.runs),
     command: [
-      ...[process.execPath, '--input-type=module', '-e', OURS],
+      process.execPath,
+      join(here, 'ours.mjs'),
       source,
       adapterOf(rank),
       target,

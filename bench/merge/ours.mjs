@@ -1,0 +1,5 @@
+// One merge in a process of its own: ours.mjs BASE ADAPTER OUT THREADS FSYNC; prints its peak memory.
+const [base, adapter, out, threads, fsync] = process.argv.slice(2)
+const { merge } = await import('../../dist/node.js')
+await merge({ base, adapters: adapter, out, threads: Number(threads), fsync: fsync === 'fsync' })
+console.log(JSON.stringify({ peakRssBytes: process.resourceUsage().maxRSS * 1024 }))
