@@ -132,16 +132,22 @@ const counts = { requests: 0, whole: 0, left: 0, waited: 0, tokens: 0, ties: 0, 
 async function streamed(response, leaveAfter, left) {
   let text = ''
   let [rest, pieces] = ['', 0]
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader()
   try {
-    for await (const chunk of response.body.pipeThrough(new TextDecoderStream())) {
-      const lines = (rest + chunk).split('\n\n')
+    for (;;) {
+      const { value, done } = await reader.read()
+      if (done) return text
+      const lines = (rest + value).split('\n\n')
       rest = lines.pop()
       for (const line of lines) {
         if (line === 'data: [DONE]') continue
         const { choices, error } = JSON.parse(line.slice(6))
         if (error !== undefined) throw new Error(error.message)
         text += choices[0]?.text ?? ''
-        if (++pieces === leaveAfter) left.abort()
+        if (++pieces < leaveAfter || leaveAfter === undefined) continue
+        // Nothing is read after this: the fetch of Node 20 waits for ever where the answer has ended just now.
+        left.abort()
+        return text
       }
     }
   } catch (error) {
