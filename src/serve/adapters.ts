@@ -131,6 +131,9 @@ export class AdapterRegistry {
   }
 
   async #load(name: string, source: Source, root: string): Promise<Served> {
+    // Another request may have loaded it while the source was looked for.
+    const served = this.#served.get(name)
+    if (served !== undefined) return served
     const loading = this.#loading.get(name) ?? this.#loadNow(name, source, root)
     this.#loading.set(name, loading)
     try {

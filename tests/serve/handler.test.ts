@@ -217,6 +217,26 @@ describe('adapters', () => {
     await own.close()
   })
 
+  it('are loaded once for two requests of which one finds the folder later', async () => {
+    const find = folderOfAdapters(allowed)
+    let go = () => {}
+    const isFound = new Promise<void>((resolve) => {
+      go = resolve
+    })
+    let asked = 0
+    const resolveAdapter = async (name: string) => {
+      if (++asked === 2) await isFound
+      return find(name)
+    }
+    const own = await create({ resolveAdapter })
+    const both = [0, 1].map(() => post('/v1/completions', { ...QUICK, model: 'f32' }, own))
+    await both[0]
+    go()
+    expect((await both[1]).status).toBe(200)
+    expect([asked, own.session.adapters]).toEqual([2, ['f32']])
+    await own.close()
+  })
+
   it('stay for the requests that have them when they are unloaded, and new ones of the same name come', async () => {
     const own = await create({ resolveAdapter: folderOfAdapters(allowed) })
     const long = { ...QUICK, model: 'f32', max_tokens: 100 }
