@@ -1,5 +1,7 @@
 // The narrow view of ONNX Runtime that the rest of lowrank sees. Only files in this folder name onnxruntime-*.
 
+import { f16ToF32 } from '../base/dtype.js'
+import { UnsupportedError } from '../base/errors.js'
 import { oneOf } from '../base/options.js'
 
 /** A tensor's elements, row-major. float16 comes as Uint16Array, bool as Uint8Array. */
@@ -52,6 +54,17 @@ export interface RuntimeTensor {
   dims: readonly number[]
   /** @internal */
   dispose?(): void
+}
+
+export function floatsOf({ data, type }: RuntimeTensor): Float32Array {
+  if (data instanceof Float32Array) return data
+  if (data instanceof Uint16Array && type === 'float16') return f16ToF32(data)
+  throw new UnsupportedError({
+    where: 'ONNX model',
+    what: 'an output of a type that is not read',
+    expected: 'float32, float16',
+    got: type,
+  })
 }
 
 /** Input name → tensor. */

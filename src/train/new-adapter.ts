@@ -45,6 +45,8 @@ export async function newAdapter(
   const pointwise = otherPointwise(graph, linears)
   const isAll = isAllLinear(config.targetModules)
   if (!isAll) refuseEmbeddings(graph, config)
+  const isOfPictures = model.graphs.vision_encoder !== undefined
+  if (isOfPictures) await leaveVision(model, linears, config, on)
   const targets = matchTargets(isAll ? linears : [...linears, ...pointwise], config)
   tellOfPointwise(pointwise, isAll ? undefined : new Set(targets), on)
   for (const { name: graphName, d, k } of targets) {
@@ -57,7 +59,9 @@ export async function newAdapter(
   const isVectors = taskType === 'FEATURE_EXTRACTION' && WITH_POOLER.has(String(model.config.model_type))
   if (isVectors && !hasPooler && [...layers.keys()].some((name) => name.endsWith('.dense'))) skipped.add('pooler.dense')
   const modulesToSave = [...new Set([...config.modulesToSave, ...(head?.modulesToSave ?? [])])]
-  const adapter = new LoraAdapter({ ...config, ...without(config, skipped), taskType, modulesToSave })
+  // PEFT would find layers of these names in the vision encoder too.
+  const targetModules = isOfPictures ? [...layers.keys()] : config.targetModules
+  const adapter = new LoraAdapter({ ...config, targetModules, ...without(config, skipped), taskType, modulesToSave })
   const squares = await squaresOfRows(model, config.useDora ? [...layers.values()] : [], modules)
   for (const layer of layers.values()) {
     const { name, d, k } = layer
@@ -72,6 +76,38 @@ export async function newAdapter(
   await addWhole(adapter, context, [...saved, ...biases])
   await addTokenRows(adapter, context)
   return adapter
+}
+
+/** The vision encoder is not trained. Throws UnsupportedError for targets that only it has. */
+async function leaveVision(
+  model: Model,
+  linears: readonly Linear[],
+  config: LoraConfig,
+  on: TrainEvents | undefined,
+): Promise<void> {
+  const frozen = findLinears(readGraph((await model.openGraph('vision_encoder')).proto))
+  const names = frozen.map(({ name }) => `model.${name}`)
+  const isAll = isAllLinear(config.targetModules)
+  const { targetModules } = config
+  // A text is one expression; in a list, each entry names modules of its own.
+  const targets = typeof targetModules === 'string' ? [targetModules] : targetModules.map((target) => [target])
+  const left = new Set<string>()
+  for (const target of targets) {
+    const isMeant = isAll ? () => true : targetMatcher({ ...config, targetModules: target })
+    const meant = names.filter(isMeant)
+    for (const name of meant) left.add(name)
+    if (meant.length === 0 || linears.some(({ name }) => isMeant(name))) continue
+    throw new UnsupportedError({
+      where: 'targetModules',
+      what: `${[target].flat()[0]} is in the vision encoder, which is not trained here`,
+      expected: 'linear layers of the language model',
+      got: meant.slice(0, 3).join(', '),
+    })
+  }
+  if (left.size > 0)
+    on?.note?.(
+      `The targets are trained in the language model. In the vision encoder, ${left.size} layers stay as they are`,
+    )
 }
 
 function refuseEmbeddings(graph: Graph, config: LoraConfig): void {

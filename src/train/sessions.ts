@@ -110,7 +110,11 @@ export class TrainingSessions {
   /** A loss that needs all batches at once comes from a first pass, with the gradients that the second one is fed. */
   async step(batches: readonly Batch[], step: number, rate: number): Promise<StepResult> {
     const { open } = this.#parts
-    let feeds = batches.map(({ examples, length }) => open.collate(examples, length))
+    let feeds: Feeds[] = []
+    for (const { examples, length } of batches) {
+      await open.prepare?.(examples)
+      feeds.push(open.collate(examples, length))
+    }
     let normalizer = 1
     let stepLoss: number | undefined
     if (open.stepLoss === undefined) normalizer = open.normalizer(batches.flatMap(({ examples }) => examples))
@@ -133,6 +137,7 @@ export class TrainingSessions {
   async forward(examples: readonly unknown[], length: number): Promise<ForwardResult> {
     const { open } = this.#parts
     const normalizer = open.normalizer(examples)
+    await open.prepare?.(examples)
     const pass = await this.evaluationPass(open.collate(examples, length), normalizer)
     const lossOutput = open.stepLoss === undefined ? [pass.loss] : []
     const outputs = await this.#engine.forward(pass, [...lossOutput, ...pass.predictions])

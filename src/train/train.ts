@@ -14,6 +14,7 @@ import { checkTrainableForm } from '../graph/training/trainable-form.js'
 import { readGraph } from '../graph/view/graph.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { LoraConfig } from '../lora/config.js'
+import type { PictureEncoder } from '../tasks/pictures/encoder.js'
 import type { Examples, OpenTask, Task } from '../tasks/task.js'
 import { taskOfRow } from '../tasks/task-of-row.js'
 import { loadTask, type TaskName, tasksFor } from '../tasks/tasks.js'
@@ -22,7 +23,7 @@ import { checkActivation, checkInvocation, checkOptions, checkParts } from './ch
 import { newAdapter } from './new-adapter.js'
 import type { TrainingData, TrainingOptions, TrainResult } from './options.js'
 import type { MemoryUse, StepMetrics } from './report.js'
-import { type EncodedSource, type EncodeOptions, encodeContext, encodeRows } from './rows/examples.js'
+import { type EncodedSource, type EncodeOptions, encodeContext, encodeRows, openPictures } from './rows/examples.js'
 import { DataFacts } from './rows/facts.js'
 import { type RunInput, type RunReport, trainAdapter } from './run.js'
 import { samplerOf } from './samples.js'
@@ -47,31 +48,48 @@ export interface PreparedRun {
   readonly encoded: EncodedSource
   readonly log: EventLog | undefined
   readonly config: LoraConfig
+  /** The caller closes it when the run is over. */
+  readonly pictures: PictureEncoder | undefined
 }
 
 /** Nothing is written before the model, the data and the folder have been found usable. */
 export async function train(given: TrainingOptions, context: RunContext = {}): Promise<TrainResult> {
   const startedAt = performance.now()
-  const { input, encoded, log } = await prepare(given, context)
-  const result = await trainAdapter(input).finally(() => log?.close())
+  const { input, encoded, log, pictures } = await prepare(given, context)
+  const result = await trainAdapter(input).finally(() => Promise.all([log?.close(), pictures?.close()]))
   const isNew = given.adapter === undefined
   const seconds = (performance.now() - startedAt) / 1000
   return { adapter: input.adapter, report: { ...result, ...reportOf(input, encoded, isNew), seconds } }
 }
 
-export async function prepare(
-  given: TrainingOptions,
+export async function prepare(given: TrainingOptions, context: RunContext): Promise<PreparedRun> {
+  const { decodeImage, threads, device } = given
+  const model = await joinGraphs(given.model)
+  const executionProviders = device ? [device].flat() : undefined
+  const pictures = await openPictures({ model, decodeImage, threads, executionProviders })
+  try {
+    return { ...(await prepareRun({ ...given, model, pictures }, given.model, context)), pictures }
+  } catch (error) {
+    await pictures?.close()
+    throw error
+  }
+}
+
+type OpenedOptions = TrainingOptions & Pick<PreparedRun, 'pictures'>
+
+async function prepareRun(
+  options: OpenedOptions,
+  given: Model,
   { limits = [], memoryUse, sources, page, wait, onRow }: RunContext,
-): Promise<PreparedRun> {
-  let settings = resolveSettings(given)
-  const config = checkOptions(given, settings)
-  const options = { ...given, model: await joinGraphs(given.model) }
+): Promise<Omit<PreparedRun, 'pictures'>> {
+  let settings = resolveSettings(options)
+  const config = checkOptions(options, settings)
   const { model, out, on = {}, modules, signal, taskOptions, evalSplit, tensorboard, evalData } = options
   const data = await sourceOf(options, options.data, 'data')
-  const task = given.task === undefined ? await taskOfRow(data.first?.row, given.model) : await loadTask(given.task)
+  const task = options.task === undefined ? await taskOfRow(data.first?.row, given) : await loadTask(options.task)
   checkTable(taskOptions, `the task ${task.name}`, task.options ?? {})
   checkTrainableForm(readGraph(model.onnx.proto))
-  checkActivation(config, given, settings, task)
+  checkActivation(config, options, settings, task)
   await checkTask(task, model)
   const use = options.resume ? 'resume' : options.overwrite ? 'overwrite' : 'new'
   if (out !== undefined) await checkRunFolder(out, use)
@@ -108,7 +126,7 @@ export async function prepare(
     for (const example of evalRecords.examples) open.checkEvaluation(example)
   }
   const { aloraInvocationTokens } = config
-  if (aloraInvocationTokens !== undefined) checkInvocation(aloraInvocationTokens, examples, open)
+  if (aloraInvocationTokens !== undefined) await checkInvocation(aloraInvocationTokens, examples, open)
   settings = planMemory(options, settings, limits, examples, open)
 
   on.stage?.('prepare')
@@ -117,7 +135,7 @@ export async function prepare(
   if (other !== undefined) on.warning?.(other)
   adapter.chatTemplate = encoded.chatTemplate ?? adapter.chatTemplate
   checkParts(adapter, { model, open, modules })
-  settings = withDefaultRate(settings, given, task, {
+  settings = withDefaultRate(settings, options, task, {
     widths: adapter.parts('linear').map(({ k }) => k),
     trainsBase: adapter.parts('replacement', 'token-rows').some(({ weight }) => weight.shape.length > 1),
   })
@@ -267,7 +285,7 @@ async function sourceOf(options: TrainingOptions, data: TrainingData, name: stri
 }
 
 async function encode(
-  options: TrainingOptions,
+  options: OpenedOptions,
   { maxLength }: TrainSettings,
   task: Task,
   { rows, where, invalid, onInvalid }: RowSource,

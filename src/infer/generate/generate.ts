@@ -5,12 +5,11 @@ import { checkArgument, checkOptions } from '../../base/options.js'
 import { type Model, requireTokenizer } from '../../graph/model-folder.js'
 import type { ImageSource } from '../../images/image.js'
 import type { Feeds } from '../../runtime/runtime.js'
+import { readsNoPictures } from '../../tasks/pictures/picture-places.js'
 import { activatedMix } from '../adapters/activation.js'
 import { type AdapterChoice, type Mix, mixesOf } from '../adapters/choice.js'
 import { GENERATE_OPTIONS, STREAM_OPTIONS } from '../gen/options.js'
 import type { WholeSession } from '../graphs.js'
-import { readsNoPictures } from '../pictures/picture-places.js'
-import type { OpenEmbedding } from '../pictures/token-vectors.js'
 import type { GenerateOptions, GenerateResult, Prompt, StreamOptions, TokenScore } from '../session.js'
 import { batchesOf } from './batching.js'
 import { checkCausality } from './causality.js'
@@ -20,11 +19,12 @@ import type { RunningText, RunningTexts, TextJob } from './running-texts.js'
 import { GENERATE_DEFAULTS, resolveSampling } from './sampling.js'
 import { type TextGraph, textGraphOf } from './text-graph.js'
 import { type TextLimits, TextRow } from './text-row.js'
+import type { OpenEmbedding } from './token-vectors.js'
 
 export interface TextSession extends WholeSession {
   readonly texts: RunningTexts
   /** The code for pictures in prompts, which few models need. */
-  pictureCode(): Promise<typeof import('../pictures/pictures.js') & typeof import('../pictures/token-vectors.js')>
+  pictureCode(): Promise<typeof import('../../tasks/pictures/pictures.js') & typeof import('./token-vectors.js')>
 }
 
 export async function generate<P extends Prompt | readonly Prompt[]>(
@@ -99,7 +99,9 @@ async function* writeTexts(
     }
     options.signal?.throwIfAborted()
     const mix = mixes[isList ? i : 0]
-    const pictures = reading && new reading.PromptPictures(session, images[i], mix, where)
+    const { model, decodeImage } = session
+    const see = (feeds: Feeds) => session.runGraph('vision_encoder', feeds, [mix])
+    const pictures = reading && new reading.PromptPictures({ model, decodeImage, see }, images[i], where)
     const recorded = session.chatTemplateOf(mix)
     encoded.push(await encodePrompt(session.model, prompt, options, { recorded, pictures, where }))
   }
