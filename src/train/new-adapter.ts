@@ -7,6 +7,7 @@ import { findEmbeddings } from '../graph/match/forms/lookup.js'
 import { otherPointwise } from '../graph/match/forms/pointwise.js'
 import { findLinears, type Linear, type NamedLayer } from '../graph/match/linears.js'
 import { matchTargets } from '../graph/match/match.js'
+import { nameInPyTorch } from '../graph/match/module-names.js'
 import type { Model } from '../graph/model-folder.js'
 import { type Graph, readGraph } from '../graph/view/graph.js'
 import { LoraAdapter } from '../lora/adapter.js'
@@ -41,7 +42,9 @@ export async function newAdapter(
   const layers = new Map<string, NamedLayer>()
   const skipped = new Set<string>()
   const graph = readGraph(model.onnx.proto)
-  const linears = findLinears(graph, modules)
+  const linears = findLinears(graph, modules).map((linear) => {
+    return { ...linear, name: nameInPyTorch(model.config.model_type, linear.name) }
+  })
   const pointwise = otherPointwise(graph, linears)
   const isAll = isAllLinear(config.targetModules)
   if (!isAll) refuseEmbeddings(graph, config)
