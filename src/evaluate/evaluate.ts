@@ -16,7 +16,7 @@ import { defaultTask } from '../tasks/task-of-row.js'
 import { loadTask, loadTaskOf } from '../tasks/tasks.js'
 import { checkParts } from '../train/check-options.js'
 import type { TrainingOptions } from '../train/options.js'
-import { encodeContext, encodeRow, openPictures } from '../train/rows/examples.js'
+import { encodeContext, encodeRow, withPictures } from '../train/rows/examples.js'
 import { resolveSettings } from '../train/settings.js'
 import { bootstrap, type Interval, type Statistic } from './bootstrap.js'
 import { checkJudge, type JudgeSettings, judge } from './judge.js'
@@ -152,14 +152,7 @@ export async function evaluateAdapters(
   data: TrainingOptions['data'],
   asked: EvaluateSettings,
 ): Promise<EvaluateReport> {
-  const { decodeImage, threads, device } = asked
-  const pictures = await openPictures({
-    model: given,
-    decodeImage,
-    threads,
-    executionProviders: device ? [device].flat() : undefined,
-  })
-  return evaluateOpened(given, adapters, data, asked, pictures).finally(() => pictures?.close())
+  return withPictures({ ...asked, model: given }, (pictures) => evaluateOpened(given, adapters, data, asked, pictures))
 }
 
 async function evaluateOpened(

@@ -12,7 +12,6 @@ import {
   writeThrough,
   writeTogether,
 } from '../base/bytes.js'
-import { UnsupportedError } from '../base/errors.js'
 import { saveAdapter } from '../peft/adapter-folder.js'
 import type { Examples, OpenTask } from '../tasks/task.js'
 import type { TaskName } from '../tasks/tasks.js'
@@ -70,15 +69,7 @@ export async function handOff(
     for (let i = 0; i < examples; i++) parsed[isEvaluation ? 1 : 0].push(row)
   }
   const plain = { ...options, packing: false, out: undefined, tensorboard: undefined }
-  const { input, encoded, pictures } = await prepare(plain, { ...context, onRow })
-  if (pictures !== undefined) {
-    await pictures.close()
-    throw new UnsupportedError({
-      where: 'model',
-      what: 'runs of models that read pictures are not handed off',
-      hint: 'TRL’s SFTTrainer reads the same records: "messages" with "images"',
-    })
-  }
+  const { input, encoded } = await prepare(plain, { ...context, onRow })
   const task = input.task as TaskName
   const handed = handedTask(task, options.taskOptions)
   const settings = { ...input.settings, packing: options.packing ?? false }

@@ -78,8 +78,14 @@ export const causalLm: Task<PicturedRecord, PicturedExample> = {
 
   async load(record, { model, pictures }) {
     if (record.kind !== 'chat' || record.images === undefined) return record
-    if (pictures === undefined) (await import('./pictures/pictures.js')).requireVision(model)
-    await pictures?.read(record.chat, record.images, record.where)
+    if (pictures === undefined) {
+      ;(await import('./pictures/pictures.js')).requireVision(model)
+      throw new UnsupportedError({
+        where: record.where,
+        what: 'its pictures are read for training and evaluations alone',
+      })
+    }
+    await pictures.read(record.chat, record.images, record.where)
     return record
   },
 

@@ -15,7 +15,12 @@ export interface MessageRecord {
 export type TextRecord =
   | { readonly text: string }
   | { readonly prompt: string | readonly MessageRecord[]; readonly completion: string | readonly MessageRecord[] }
-  | { readonly messages: readonly MessageRecord[]; readonly tools?: readonly object[] | null | undefined }
+  | {
+      readonly messages: readonly MessageRecord[]
+      readonly tools?: readonly object[] | null | undefined
+      /** For models that read pictures: one for each `{ type: 'image' }` in the contents. */
+      readonly images?: readonly unknown[] | null | undefined
+    }
   | { readonly conversations: readonly { readonly from: string; readonly value: string }[]; readonly system?: string }
   | { readonly instruction: string; readonly input?: string | null | undefined; readonly output: string }
   | { readonly question: string; readonly answer: string }

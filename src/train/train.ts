@@ -23,7 +23,7 @@ import { checkActivation, checkInvocation, checkOptions, checkParts } from './ch
 import { newAdapter } from './new-adapter.js'
 import type { TrainingData, TrainingOptions, TrainResult } from './options.js'
 import type { MemoryUse, StepMetrics } from './report.js'
-import { type EncodedSource, type EncodeOptions, encodeContext, encodeRows, openPictures } from './rows/examples.js'
+import { type EncodedSource, type EncodeOptions, encodeContext, encodeRows, withPictures } from './rows/examples.js'
 import { DataFacts } from './rows/facts.js'
 import { type RunInput, type RunReport, trainAdapter } from './run.js'
 import { samplerOf } from './samples.js'
@@ -41,6 +41,7 @@ export interface RunContext {
   readonly wait?: (() => Promise<void> | undefined) | undefined
   /** Hears of each row that became examples: as the task parsed it, and for which data. */
   readonly onRow?: ((row: unknown, examples: number, isEvaluation: boolean) => void) | undefined
+  readonly pictures?: PictureEncoder | undefined
 }
 
 export interface PreparedRun {
@@ -48,48 +49,33 @@ export interface PreparedRun {
   readonly encoded: EncodedSource
   readonly log: EventLog | undefined
   readonly config: LoraConfig
-  /** The caller closes it when the run is over. */
-  readonly pictures: PictureEncoder | undefined
 }
 
 /** Nothing is written before the model, the data and the folder have been found usable. */
 export async function train(given: TrainingOptions, context: RunContext = {}): Promise<TrainResult> {
-  const startedAt = performance.now()
-  const { input, encoded, log, pictures } = await prepare(given, context)
-  const result = await trainAdapter(input).finally(() => Promise.all([log?.close(), pictures?.close()]))
-  const isNew = given.adapter === undefined
-  const seconds = (performance.now() - startedAt) / 1000
-  return { adapter: input.adapter, report: { ...result, ...reportOf(input, encoded, isNew), seconds } }
+  return withPictures(given, async (pictures) => {
+    const startedAt = performance.now()
+    const { input, encoded, log } = await prepare(given, { ...context, pictures })
+    const result = await trainAdapter(input).finally(() => log?.close())
+    const isNew = given.adapter === undefined
+    const seconds = (performance.now() - startedAt) / 1000
+    return { adapter: input.adapter, report: { ...result, ...reportOf(input, encoded, isNew), seconds } }
+  })
 }
 
-export async function prepare(given: TrainingOptions, context: RunContext): Promise<PreparedRun> {
-  const { decodeImage, threads, device } = given
-  const model = await joinGraphs(given.model)
-  const executionProviders = device ? [device].flat() : undefined
-  const pictures = await openPictures({ model, decodeImage, threads, executionProviders })
-  try {
-    return { ...(await prepareRun({ ...given, model, pictures }, given.model, context)), pictures }
-  } catch (error) {
-    await pictures?.close()
-    throw error
-  }
-}
-
-type OpenedOptions = TrainingOptions & Pick<PreparedRun, 'pictures'>
-
-async function prepareRun(
-  options: OpenedOptions,
-  given: Model,
-  { limits = [], memoryUse, sources, page, wait, onRow }: RunContext,
-): Promise<Omit<PreparedRun, 'pictures'>> {
-  let settings = resolveSettings(options)
-  const config = checkOptions(options, settings)
+export async function prepare(
+  given: TrainingOptions,
+  { limits = [], memoryUse, sources, page, wait, onRow, pictures }: RunContext,
+): Promise<PreparedRun> {
+  let settings = resolveSettings(given)
+  const config = checkOptions(given, settings)
+  const options = { ...given, model: await joinGraphs(given.model), pictures }
   const { model, out, on = {}, modules, signal, taskOptions, evalSplit, tensorboard, evalData } = options
   const data = await sourceOf(options, options.data, 'data')
-  const task = options.task === undefined ? await taskOfRow(data.first?.row, given) : await loadTask(options.task)
+  const task = given.task === undefined ? await taskOfRow(data.first?.row, given.model) : await loadTask(given.task)
   checkTable(taskOptions, `the task ${task.name}`, task.options ?? {})
   checkTrainableForm(readGraph(model.onnx.proto))
-  checkActivation(config, options, settings, task)
+  checkActivation(config, given, settings, task)
   await checkTask(task, model)
   const use = options.resume ? 'resume' : options.overwrite ? 'overwrite' : 'new'
   if (out !== undefined) await checkRunFolder(out, use)
@@ -135,7 +121,7 @@ async function prepareRun(
   if (other !== undefined) on.warning?.(other)
   adapter.chatTemplate = encoded.chatTemplate ?? adapter.chatTemplate
   checkParts(adapter, { model, open, modules })
-  settings = withDefaultRate(settings, options, task, {
+  settings = withDefaultRate(settings, given, task, {
     widths: adapter.parts('linear').map(({ k }) => k),
     trainsBase: adapter.parts('replacement', 'token-rows').some(({ weight }) => weight.shape.length > 1),
   })
@@ -285,7 +271,7 @@ async function sourceOf(options: TrainingOptions, data: TrainingData, name: stri
 }
 
 async function encode(
-  options: OpenedOptions,
+  options: TrainingOptions & Pick<RunContext, 'pictures'>,
   { maxLength }: TrainSettings,
   task: Task,
   { rows, where, invalid, onInvalid }: RowSource,

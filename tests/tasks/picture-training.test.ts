@@ -16,10 +16,10 @@ import type { LoraAdapter } from '../../src/lora/adapter.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
 import type { OrtModule } from '../../src/runtime/onnxruntime.js'
 import { causalLm } from '../../src/tasks/causal-lm.js'
-import type { PicturedExample } from '../../src/tasks/pictures/encoder.js'
+import { type PicturedExample, PictureEncoder } from '../../src/tasks/pictures/encoder.js'
 import type { Task } from '../../src/tasks/task.js'
 import { checkRecords } from '../../src/train/rows/check.js'
-import { encodeRows, openPictures } from '../../src/train/rows/examples.js'
+import { encodeRows } from '../../src/train/rows/examples.js'
 import { train } from '../../src/train/train.js'
 import { goldenPath } from '../golden.js'
 import { checkGoldenRun, type GoldenRun } from './golden-run.js'
@@ -51,7 +51,7 @@ describe.each(['llava', 'idefics3', 'qwen2-vl', 'gemma3'])('%s', (name) => {
   it('has the tokens of its processor, and PEFT’s loss, gradients and steps', async () => {
     const { folder, golden, rows } = goldenOf(name)
     const model = await joinGraphs(await open(name))
-    const pictures = await openPictures({ model })
+    const pictures = new PictureEncoder({ model })
     const { chatTemplate } = golden
     const options = { task: causalLm as unknown as Task, model, name: 'data', chatTemplate, pictures }
     const examples = [...(await encodeRows(readRows(rows), options)).kept.examples] as PicturedExample[]
@@ -61,7 +61,7 @@ describe.each(['llava', 'idefics3', 'qwen2-vl', 'gemma3'])('%s', (name) => {
     await task.prepare?.(examples)
     const length = Math.max(...golden.inputIds.map((ids) => ids.length))
     await checkGoldenRun(model, task, examples, { folder, golden, length })
-    await pictures?.close()
+    await pictures.close()
     await model.close()
   })
 })
@@ -144,7 +144,7 @@ describe('a run', () => {
 
   it('takes pictures from questions, from parts, and in the first question; long chats lose theirs with their turns', async () => {
     const joined = await joinGraphs(model)
-    const pictures = await openPictures({ model: joined, decodeImage })
+    const pictures = new PictureEncoder({ model: joined, decodeImage })
     const encode = async (row: object, maxLength?: number) => {
       const options = { task: causalLm as unknown as Task, model: joined, name: 'data', pictures, maxLength }
       return [...(await encodeRows(readRows([row]), options)).kept.examples] as PicturedExample[]
@@ -169,6 +169,6 @@ describe('a run', () => {
     const [alone] = await encode({ messages: messages.slice(2), images: ['high.png'] })
     expect(parts[0].inputIds).toEqual(alone.inputIds)
     expect(parts[0].pictures!.list[0].digest).toEqual(alone.pictures!.list[0].digest)
-    await pictures?.close()
+    await pictures.close()
   })
 })

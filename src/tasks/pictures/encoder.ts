@@ -38,7 +38,6 @@ const [PICTURES, PLACES] = ['pictures/vectors', 'pictures/places']
 const KEPT_BYTES = 2 ** 28
 
 interface LearnedPicture extends PictureSize {
-  readonly width: number
   readonly grid: readonly number[] | undefined
   /** Tells it from other pictures. */
   readonly digest: Uint8Array
@@ -127,7 +126,7 @@ export class PictureEncoder implements PictureReader {
     const { rows, columns } = piece
     const count = this.#form.count * unitsOf(piece)
     return {
-      ...{ rows, columns, count, width: this.#form.width },
+      ...{ rows, columns, count },
       grid: gridOf(piece, model),
       digest: new TextEncoder().encode(new Hash().add(pixels.data).digest()),
       async vectors() {

@@ -10,7 +10,7 @@ import type { EncodeContext, Task } from '../../tasks/task.js'
 import { droppedLabelNote, taskOfRow } from '../../tasks/task-of-row.js'
 import { loadTask, type TaskName } from '../../tasks/tasks.js'
 import type { TrainingData, TrainingOptions } from '../options.js'
-import { encodeContext, encodeRow, openPictures } from './examples.js'
+import { encodeContext, encodeRow, withPictures } from './examples.js'
 import { countOne, type LengthReport, labelsOf, lengthsOf, MAX_LABELS, mostFrequent, rounded } from './facts.js'
 
 /** A token of an example. */
@@ -69,8 +69,9 @@ const MAX_FORMS = 100
 /** Wrong records are in the report, wrong options are thrown. `preview`: examples that are shown as tokens. */
 export async function checkRecords(given: CheckDataInput, preview = 0): Promise<DataReport> {
   const model = given.model && (await joinGraphs(given.model))
-  const pictures = model && (await openPictures({ model, decodeImage: given.decodeImage }))
-  return checkOpened({ ...given, model, pictures }, preview).finally(() => pictures?.close())
+  if (model === undefined) return checkOpened(given, preview)
+  const opened = { ...given, model }
+  return withPictures(opened, (pictures) => checkOpened({ ...opened, pictures }, preview))
 }
 
 type OpenedInput = CheckDataInput & Pick<EncodeContext, 'pictures'>

@@ -3,7 +3,7 @@
 import { ConfigError, DataError } from '../../base/errors.js'
 import type { OnInvalid, Rows } from '../../data/row.js'
 import type { Model } from '../../graph/model-folder.js'
-import type { EncoderOptions, PictureEncoder } from '../../tasks/pictures/encoder.js'
+import type { PictureEncoder } from '../../tasks/pictures/encoder.js'
 import type { EncodeContext, ExampleList, Task } from '../../tasks/task.js'
 import { droppedLabelNote } from '../../tasks/task-of-row.js'
 import { loadChatTemplate, recordTemplate } from '../../text/chat-template.js'
@@ -104,12 +104,16 @@ function emptyRows(task: Task): EncodedRows {
   return { examples: task.makeList?.() ?? [], rows: 0, truncatedRecords: 0, skippedRecords: 0, notes: new Map() }
 }
 
-/** The caller closes it. Undefined for a model that reads no pictures beside its texts. */
-export async function openPictures(options: EncoderOptions): Promise<PictureEncoder | undefined> {
-  const { graphs } = options.model
-  if (graphs.vision_encoder === undefined || graphs.embed_tokens === undefined) return undefined
+/** Gives what reads the pictures of a model while `work` goes on; undefined for one that reads none beside texts. */
+export async function withPictures<T>(
+  { model, device, ...options }: Pick<TrainingOptions, 'model' | 'decodeImage' | 'threads' | 'device'>,
+  work: (pictures: PictureEncoder | undefined) => Promise<T>,
+): Promise<T> {
+  if (model.graphs.vision_encoder === undefined || model.graphs.embed_tokens === undefined) return work(undefined)
   const { PictureEncoder } = await import('../../tasks/pictures/encoder.js')
-  return new PictureEncoder(options)
+  const executionProviders = device === undefined ? undefined : [device].flat()
+  const pictures = new PictureEncoder({ ...options, model, executionProviders })
+  return work(pictures).finally(() => pictures.close())
 }
 
 /** Reads the chat template once; errors in it are thrown when a row needs it. */
