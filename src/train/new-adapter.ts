@@ -81,36 +81,28 @@ export async function newAdapter(
   return adapter
 }
 
-/** The vision encoder is not trained. Throws UnsupportedError for targets that only it has. */
-async function leaveVision(
-  model: Model,
-  linears: readonly Linear[],
-  config: LoraConfig,
-  on: TrainEvents | undefined,
-): Promise<void> {
+/** Refuses targets that only the vision encoder has, and tells of those that it has too: it is not trained. */
+async function leaveVision(model: Model, linears: readonly Linear[], config: LoraConfig, on?: TrainEvents) {
   const frozen = findLinears(readGraph((await model.openGraph('vision_encoder')).proto))
-  const names = frozen.map(({ name }) => `model.${name}`)
-  const isAll = isAllLinear(config.targetModules)
   const { targetModules } = config
   // A text is one expression; in a list, each entry names modules of its own.
-  const targets = typeof targetModules === 'string' ? [targetModules] : targetModules.map((target) => [target])
-  const left = new Set<string>()
-  for (const target of targets) {
-    const isMeant = isAll ? () => true : targetMatcher({ ...config, targetModules: target })
-    const meant = names.filter(isMeant)
-    for (const name of meant) left.add(name)
-    if (meant.length === 0 || linears.some(({ name }) => isMeant(name))) continue
-    throw new UnsupportedError({
-      where: 'targetModules',
-      what: `${[target].flat()[0]} is in the vision encoder, which is not trained here`,
-      expected: 'linear layers of the language model',
-      got: meant.slice(0, 3).join(', '),
-    })
+  for (const target of typeof targetModules === 'string' ? [targetModules] : targetModules.map((one) => [one])) {
+    const isMeant = isAllLinear(target) ? () => true : targetMatcher({ ...config, targetModules: target })
+    const left = frozen.filter(({ name }) => isMeant(`model.${name}`))
+    if (left.length === 0) continue
+    const [what, { name }] = [[target].flat()[0], left[0]]
+    if (linears.some((linear) => isMeant(linear.name))) {
+      on?.note?.(
+        `${what}: trained in the language model alone. ${left.length} layers of the vision encoder stay as they are`,
+      )
+    } else {
+      throw new UnsupportedError({
+        where: 'targetModules',
+        what: `${what} is in the vision encoder (${name}), which is not trained here`,
+        expected: 'linear layers of the language model',
+      })
+    }
   }
-  if (left.size > 0)
-    on?.note?.(
-      `The targets are trained in the language model. In the vision encoder, ${left.size} layers stay as they are`,
-    )
 }
 
 function refuseEmbeddings(graph: Graph, config: LoraConfig): void {

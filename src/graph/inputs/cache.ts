@@ -11,7 +11,7 @@ export interface CacheEntry {
   readonly past: string
   readonly present: string
   readonly type: TensorType
-  /** Axis of the number of past tokens; undefined for a state of fixed size, as convolutions have it. */
+  /** Axis of the number of past tokens; undefined for a state of fixed size, as convolutions and linear attention have. */
   readonly axis: number | undefined
   /** `batch` and the length of the past (at `axis`) are undefined. */
   readonly dims: readonly (number | undefined)[]
@@ -54,11 +54,12 @@ export function cacheLayout(graph: Graph, input: ValueInfoProto): CacheLayout {
   const { name: past } = input
   const type = typeOf(input) as TensorType
   const dims = dimsOfInput(input)
-  // The last inputs of a convolution, (batch, channels, width): as many in each run, and zeros before the first.
-  const isState = graph.consumers(past).some(({ opType }) => opType === 'CausalConvWithState')
-  if (isState && dims.length === 3 && dims[1] !== undefined && dims[2] !== undefined) {
-    return { past, type, axis: undefined, dims: [undefined, dims[1], dims[2]] }
-  }
+  // The last inputs of a convolution, (batch, channels, width), or what linear attention keeps, (batch, heads, key size,
+  // value size): as large in each run, and zeros before the first.
+  const isState = graph.consumers(past).some(({ opType }) => /^(CausalConvWithState|LinearAttention)$/.test(opType))
+  const [, ...size] = dims
+  if (isState && size.every((dim) => dim !== undefined))
+    return { past, type, axis: undefined, dims: [undefined, ...size] }
   // (batch, heads, past, head size) everywhere but in old Bloom exports, which are refused by their rank.
   if (dims.length !== 4 || dims[1] === undefined) {
     throw new UnsupportedError({
