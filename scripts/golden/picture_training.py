@@ -87,6 +87,17 @@ def example(encode, record):
 
 # ---------------------------------------------------------------- Gemma 3 as graphs
 
+# The builder reads Gemma 3's rotations where transformers 4 has them.
+ROTATIONS = '''
+import onnxruntime_genai.models  # puts its folder on the path
+from builders.base import Model
+from transformers import Gemma3TextConfig as Config
+Model.make_rope_init = lambda self, config: None
+Config.rope_theta = property(lambda self: self.rope_parameters["full_attention"]["rope_theta"])
+Config.rope_local_base_freq = property(lambda self: self.rope_parameters["sliding_attention"]["rope_theta"])
+'''
+
+
 def export_gemma3(source, out):
     from transformers import Gemma3ForConditionalGeneration
     model = Gemma3ForConditionalGeneration.from_pretrained(source, attn_implementation="eager").eval()
@@ -105,6 +116,7 @@ def export_gemma3(source, out):
 
 
 def write_gemma3(folder, model, python, call):
+    import onnx
     from exporters import genai
     from safetensors.torch import load_file, save_file
     from transformers import Gemma3ForCausalLM
@@ -124,8 +136,8 @@ def write_gemma3(folder, model, python, call):
         for file in ("tokenizer.json", "tokenizer_config.json"):
             shutil.copyfile(folder / file, language_folder / file)
         built = pathlib.Path(work) / "built"
-        genai("exclude_embeds=true", "filename=decoder_model_merged.onnx")(language_folder, built, None)
-        shutil.copyfile(built / "decoder_model_merged.onnx", folder / "onnx" / "decoder_model_merged.onnx")
+        genai("exclude_embeds=true", "filename=decoder_model_merged.onnx", patch=ROTATIONS)(language_folder, built, None)
+        onnx.save(onnx.load(built / "decoder_model_merged.onnx"), folder / "onnx" / "decoder_model_merged.onnx")
         for file in ("config.json", "generation_config.json"):
             shutil.copyfile(source / file, folder / file)
     settings = {"do_resize": True, "size": {"height": 16, "width": 16}, "resample": 2, "do_rescale": True, "rescale_factor": 1 / 255,

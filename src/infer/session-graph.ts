@@ -8,6 +8,7 @@ import { giveNewRows } from '../graph/fuse/new-rows.js'
 import { injectEmbeddings, injectLora } from '../graph/inject/inject.js'
 import type { Site, SiteGroup, SiteNeeds } from '../graph/inject/sites.js'
 import { injectVectors, type VectorPlaces } from '../graph/inject/vectors.js'
+import { growWindows } from '../graph/inputs/cache.js'
 import { tokenInputs, VECTORS } from '../graph/inputs/tokens.js'
 import { suitWebgpu } from '../graph/lower/webgpu.js'
 import { findEmbeddings } from '../graph/match/forms/lookup.js'
@@ -36,14 +37,6 @@ export interface SessionEdit {
   readonly needs: GraphNeeds
   readonly given: ReadonlySet<string>
   readonly isPlain: boolean
-}
-
-/** onnxruntime-genai writes sliding windows (Gemma 2) with a fixed size, so that no text can begin without a cache. */
-function growWindows(graph: Graph): void {
-  for (const node of graph.nodes) {
-    if (node.opType !== 'GroupQueryAttention') continue
-    node.attribute = node.attribute.filter(({ name }) => name !== 'sliding_window_cache')
-  }
 }
 
 export function sessionGraph(

@@ -267,9 +267,14 @@ class CausalLm extends NextTokens<Example> implements OpenTask<PicturedExample> 
     const [first, second] = PROBE_BATCHES.map(({ batch, sequence }, i) => {
       const inputIds = new Int32Array(sequence)
       const examples = Array<Example>(batch).fill({ inputIds, labels: inputIds })
-      return { ...this.collate(examples, sequence), ...this.#pictures?.zeros(), ...probeTargets(PROBED_TARGETS[i]) }
+      return { ...this.collate(examples, sequence), ...this.#pictures?.probe[i](), ...probeTargets(PROBED_TARGETS[i]) }
     })
-    this.probe = { feeds: [first, second], lengths: [...tokenLengths(), targetsLength()] }
+    const lengths = [
+      ...tokenLengths(),
+      targetsLength(),
+      ...(this.#pictures === undefined ? [] : [this.#pictures.length]),
+    ]
+    this.probe = { feeds: [first, second], lengths }
   }
 
   override forward(graph: ObjectiveGraph): Value {

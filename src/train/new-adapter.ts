@@ -81,6 +81,8 @@ export async function newAdapter(
   return adapter
 }
 
+const AROUND_VISION = ['', 'vision_tower.', 'vision_model.', 'visual.']
+
 /** Refuses targets that only the vision encoder has, and tells of those that it has too: it is not trained. */
 async function leaveVision(model: Model, linears: readonly Linear[], config: LoraConfig, on?: TrainEvents) {
   const frozen = findLinears(readGraph((await model.openGraph('vision_encoder')).proto))
@@ -88,7 +90,8 @@ async function leaveVision(model: Model, linears: readonly Linear[], config: Lor
   // A text is one expression; in a list, each entry names modules of its own.
   for (const target of typeof targetModules === 'string' ? [targetModules] : targetModules.map((one) => [one])) {
     const isMeant = isAllLinear(target) ? () => true : targetMatcher({ ...config, targetModules: target })
-    const left = frozen.filter(({ name }) => isMeant(`model.${name}`))
+    // Exports leave modules around the encoder out.
+    const left = frozen.filter(({ name }) => AROUND_VISION.some((module) => isMeant(`model.${module}${name}`)))
     if (left.length === 0) continue
     const [what, { name }] = [[target].flat()[0], left[0]]
     if (linears.some((linear) => isMeant(linear.name))) {

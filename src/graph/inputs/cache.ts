@@ -25,11 +25,24 @@ export function isCacheInput(input: ValueInfoProto): boolean {
 
 /** In training nothing is in the cache. */
 export function dropEmptyCache(graph: Graph): void {
-  for (const { name: past } of splitInputs(graph).others.filter(isCacheInput)) {
+  const empty = splitInputs(graph).others.filter(isCacheInput)
+  const open = empty.map(({ name }) => name)
+  for (let past = open.pop(); past !== undefined; past = open.pop()) {
     for (const node of graph.consumers(past)) {
       const [other, ...more] = node.input.filter((input) => input !== past)
-      if (node.opType === 'Concat' && more.length === 0) graph.replaceUses(node.output[0], other)
+      if (node.opType !== 'Concat' || more.length > 0) continue
+      // Exporters also write a Concat of the cache alone.
+      if (other === undefined) open.push(node.output[0])
+      else graph.replaceUses(node.output[0], other)
     }
+  }
+}
+
+/** onnxruntime-genai writes sliding windows (Gemma 2) with a fixed size, so that no text can begin without a cache. */
+export function growWindows(graph: Graph): void {
+  for (const node of graph.nodes) {
+    if (node.opType !== 'GroupQueryAttention') continue
+    node.attribute = node.attribute.filter(({ name }) => name !== 'sliding_window_cache')
   }
 }
 

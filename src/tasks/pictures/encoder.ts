@@ -17,6 +17,7 @@ import type { Span } from '../../text/added-tokens.js'
 import type { Chat, MessageOfParts, MessagePart } from '../../text/chat.js'
 import { type Example, IGNORED } from '../../text/records.js'
 import type { ChatTemplate } from '../../text/template.js'
+import { ownLength } from '../token-batch.js'
 import { messageForm } from './chat-places.js'
 import { gridPositions, type PictureSize, type PictureWriting } from './picture-places.js'
 import {
@@ -33,6 +34,9 @@ import {
 
 /** Vectors of pictures, float32 (m, width), and for each its row and column among the tokens, int64 (m, 2). */
 const [PICTURES, PLACES] = ['pictures/vectors', 'pictures/places']
+
+/** Vectors where shapes are measured. */
+const PROBED = [9, 13] as const
 
 /** Bytes of vectors that are kept. Pictures beyond that are seen anew in each step that has them. */
 const KEPT_BYTES = 2 ** 28
@@ -189,10 +193,12 @@ export class PictureEncoder implements PictureReader {
     graph.putBehind(VECTORS, (plain) => g.op('ScatterND', [plain, places, vectors]), 'plain')
   }
 
-  /** Feeds of a run that has no pictures yet. */
-  zeros(): Feeds {
-    return this.#feeds(new Float32Array(this.#form!.width), [0, 0])
-  }
+  /** The pictures in each of the two runs that shapes are measured by. */
+  readonly probe = PROBED.map((count) => () => {
+    return this.#feeds(new Float32Array(count * this.#form!.width), Array(2 * count).fill(0))
+  })
+
+  readonly length = ownLength('picture vectors', PROBED, { input: PICTURES, axis: 0 })
 
   async prepare(examples: readonly PicturedExample[]): Promise<void> {
     this.#ready = new Map()

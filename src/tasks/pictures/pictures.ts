@@ -84,9 +84,9 @@ export class PromptPictures {
   }
 }
 
-export async function seePicture({ model, see }: PictureReader, piece: Piece): Promise<SeenPicture> {
-  const graph = readGraph((await model.openGraph('vision_encoder')).proto)
-  const outputs = await see(visionFeeds(graph, piece))
+export async function seePicture(reader: PictureReader, piece: Piece): Promise<SeenPicture> {
+  const graph = readGraph((await reader.model.openGraph('vision_encoder')).proto)
+  const outputs = await reader.see(visionFeeds(graph, piece))
   const features = outputs.image_features ?? Object.values(outputs)[0]
   const width = features.dims.at(-1) ?? 0
   return { data: floatsOf(features), width, count: features.data.length / width }
