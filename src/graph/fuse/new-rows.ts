@@ -11,7 +11,7 @@ import type { Graph } from '../view/graph.js'
 /** (batch, heads, past, size) */
 export interface CachePart {
   readonly past: string
-  /** What attention makes of it. If both are one array with room for more tokens, it only writes the new ones. */
+  /** The cache behind attention. If both are one array with room for more, attention writes only the new tokens. */
   readonly present: string
   readonly heads: number
   readonly size: number

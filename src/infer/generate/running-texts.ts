@@ -72,9 +72,6 @@ interface Group {
 /** Tokens of prompts that are read in one run while other texts wait for their next token. */
 const PIECE = 256
 
-/** Bytes of keys that fill rows up and take less time than another step, whatever the model. */
-const FEW_BYTES = 2 ** 24
-
 /** Tokens of a prompt that may be read together with others. A longer one is alone: it may begin like one before. */
 const SHORT = 64
 
@@ -166,8 +163,8 @@ export class RunningTexts {
       for (const one of shared) {
         const isAlone = one.text.request.baseTokens > 0 || first.text.request.baseTokens > 0
         const isShort = lengthOf(one) <= SHORT && (together.length + 1) * lengthOf(one) <= PIECE
-        if (one === first || (!isAlone && isShort && (this.#mixesShare || mixOf(first) === mixOf(one))))
-          together.push(one)
+        const fits = !isAlone && isShort && isSimilar(lengthOf(first), lengthOf(one))
+        if (one === first || (fits && (this.#mixesShare || mixOf(first) === mixOf(one)))) together.push(one)
       }
       for (const one of together) shared.splice(shared.indexOf(one), 1)
       this.#open(together)
@@ -321,13 +318,15 @@ export class RunningTexts {
 
   #mayJoin(a: Group, b: Group): boolean {
     const members = [...a.members.values(), ...b.members.values()]
-    const { tokenBytes, weightBytes } = a.graph
-    const longest = Math.max(...members.map(({ length }) => length))
-    // A step less reads the weights once less, but reads what fills rows up.
-    const filling = members.reduce((sum, { length }) => sum + longest - length, 0) * tokenBytes
+    const lengths = members.map(({ length }) => length)
     const isOne = this.#mixesShare || new Set(members.map(mixOf)).size === 1
-    return isOne && filling <= Math.max(FEW_BYTES, weightBytes / 4)
+    return isOne && isSimilar(Math.min(...lengths), Math.max(...lengths))
   }
+}
+
+/** True if texts of these lengths share a batch: each key that only fills a row up costs time. */
+function isSimilar(shorter: number, longer: number): boolean {
+  return longer <= 2 * shorter || longer - shorter <= PIECE
 }
 
 function lengthOf({ text }: Start): number {

@@ -7,7 +7,6 @@ import { inputFamily } from '../../graph/inputs/family.js'
 import { type TokenInputs, tokenInputs, VECTORS } from '../../graph/inputs/tokens.js'
 import { checkCausal } from '../../graph/match/continues.js'
 import { logitsName } from '../../graph/match/linears.js'
-import { weightBytes } from '../../graph/memory.js'
 import type { Model } from '../../graph/model-folder.js'
 import { type Graph, readGraph } from '../../graph/view/graph.js'
 import { requireDecoder } from '../graphs.js'
@@ -23,9 +22,7 @@ export interface TextGraph {
   /** Texts of several calls can share its runs. */
   readonly shares: boolean
   readonly takesPieces: boolean
-  /** Bytes of the cache of a token, and of all weights. */
   readonly tokenBytes: number
-  readonly weightBytes: number
 }
 
 const textGraphs = new WeakMap<OnnxModel, TextGraph>()
@@ -56,7 +53,6 @@ export function textGraphOf(model: Model): TextGraph {
     shares,
     takesPieces: shares && !roles.some(({ role }) => role === 'usesCache'),
     tokenBytes: cache.reduce((sum, entry) => sum + bytesOf(entry), 0),
-    weightBytes: weightBytes(onnx),
   }
   textGraphs.set(onnx, made)
   return made
