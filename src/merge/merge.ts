@@ -3,8 +3,7 @@
 import type { Directory, Place } from '../base/bytes.js'
 import { carryOut } from './carry-out.js'
 import { chooseFormat } from './format.js'
-import { openMerge, reportPlan } from './open.js'
-import type { MergeInput } from './parts.js'
+import { type MergeInput, openMerge, reportPlan } from './open.js'
 import type { MergePlanReport, MergeReport } from './report.js'
 import { type PathSettings, refuseForFormat } from './settings.js'
 
@@ -12,7 +11,7 @@ export interface MergeRequest extends MergeInput, PathSettings {
   out: Directory | string
 }
 
-export interface UnmergeRequest extends Omit<MergeRequest, 'base' | 'outDtype' | 'sign'> {
+export interface UnmergeRequest extends Omit<MergeRequest, 'base' | 'outDtype' | 'sign' | 'tied'> {
   merged: Place
 }
 

@@ -17,8 +17,7 @@ import { LoraAdapter } from '../../src/lora/adapter.js'
 import type { LoraConfigInput } from '../../src/lora/config.js'
 import { carryOut } from '../../src/merge/carry-out.js'
 import { type MergeRequest, merge, type UnmergeRequest, unmerge } from '../../src/merge/merge.js'
-import { openMerge } from '../../src/merge/open.js'
-import type { MergeInput } from '../../src/merge/parts.js'
+import { type MergeInput, openMerge } from '../../src/merge/open.js'
 import type { MergeReport } from '../../src/merge/report.js'
 
 export type TensorSketch = readonly [name: string, dtype: TensorDtype, shape: readonly number[]]
@@ -193,6 +192,7 @@ export function compareStored(a: Uint8Array, b: Uint8Array, dtype: FloatDtype): 
 /** Options of {@link mergeCheckpoint}. */
 export type CheckpointOptions = Omit<Partial<UnmergeRequest>, 'base' | 'merged' | 'adapters' | 'out'> & {
   outDtype?: MergeRequest['outDtype']
+  tied?: MergeRequest['tied']
   /** The base's file in its folder. */
   file?: string
 }
@@ -212,7 +212,7 @@ export async function unmergeCheckpoint(
   directory: Directory,
   adapters: MergeRequest['adapters'],
   out: Directory,
-  { file, ...options }: Omit<CheckpointOptions, 'outDtype'> = {},
+  { file, ...options }: Omit<CheckpointOptions, 'outDtype' | 'tied'> = {},
 ): Promise<MergeReport> {
   return unmerge({ ...options, format: 'safetensors', merged: { directory, file }, adapters, out })
 }

@@ -5,7 +5,7 @@
 //   .NAME.PLAN.partial/: finished files, each of them whole. The processes of one plan share it
 
 import { createHash } from 'node:crypto'
-import { link, lstat, mkdir, readdir, readFile, realpath, rename, rm, rmdir, stat, unlink } from 'node:fs/promises'
+import { link, lstat, mkdir, readdir, realpath, rename, rm, rmdir, stat, unlink } from 'node:fs/promises'
 import path from 'node:path'
 import { FileError } from '../../base/errors.js'
 import { codeOf, fileError } from './errors.js'
@@ -201,11 +201,7 @@ export async function isMountPoint(folder: string): Promise<boolean> {
   const both = [folder, path.dirname(folder)].map((one) => stat(one).catch(() => undefined))
   const [status, parent] = await Promise.all(both)
   if (status === undefined || parent === undefined || !status.isDirectory()) return false
-  if (status.dev !== parent.dev) return true
-  // A part of the same file system may be mounted: containers do that with folders of their host.
-  const mounts = await readFile('/proc/self/mountinfo', 'utf8').catch(() => '')
-  const escaped = folder.replace(/[ \t\n\\]/g, (one) => `\\${one.charCodeAt(0).toString(8).padStart(3, '0')}`)
-  return mounts.split('\n').some((line) => line.split(' ')[4] === escaped)
+  return status.dev !== parent.dev
 }
 
 interface Unfinished {

@@ -42,7 +42,7 @@ describe('a result without config.json', () => {
         await expect(make(from, [head], out, { ...options, tied: 'untie' })).rejects.toMatchObject({
           code: 'MISMATCH',
           what: 'embeddings cannot be untied without a config.json, which must say so',
-          hint: 'Keep them tied, or write a whole folder',
+          hint: "Keep them tied (`tied: 'keep'`), or write a whole folder",
         })
       }
       expect((await mergeFiles(from, [head], out, { ...options, tied: 'keep' })).warnings).toEqual([])
