@@ -54,8 +54,8 @@ export interface OtherFile {
  */
 export async function findCompanions(
   base: Directory,
-  own: ReadonlySet<string>,
-  changed: readonly OtherFile[] = [],
+  own: readonly string[],
+  changed: readonly OtherFile[],
 ): Promise<{ files: OtherFile[]; leftOut: string[] }> {
   const names = await base.list()
   const takesPython = await hasModules(base)
@@ -64,12 +64,12 @@ export async function findCompanions(
   // Files of two tokenizers must not mix.
   const isOtherTokenizer = changed.some(({ path }) => isTokenizerFile(path))
   for (const name of names) {
-    if (own.has(name) || (isOtherTokenizer && isTokenizerFile(name))) continue
+    if (own.includes(name) || (isOtherTokenizer && isTokenizerFile(name))) continue
     if (isCompanion(name) || (takesPython && name.endsWith('.py'))) copied.push(name)
     else if (!name.startsWith('.') && name !== RECORD_FILE) leftOut.push(name)
   }
   for (const folder of (await base.folders?.()) ?? []) {
-    if (own.has(`${folder}/`) || folder.startsWith('.')) continue
+    if (own.includes(`${folder}/`) || folder.startsWith('.')) continue
     const inner = FOLDERS.test(folder) ? (await base.list(folder)).map((name) => `${folder}/${name}`) : []
     const taken = inner.filter(isCompanion)
     copied.push(...taken)

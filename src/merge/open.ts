@@ -1,6 +1,6 @@
 // Opens what a merge reads, and plans it: nothing is written, and no weight is computed.
 
-import type { ByteSource, Directory, Place } from '../base/bytes.js'
+import type { ByteSource, Place } from '../base/bytes.js'
 import type { OnnxModel } from '../formats/onnx/model.js'
 import type { OtherFile } from './companions.js'
 import type { ChosenFormat } from './format.js'
@@ -9,7 +9,7 @@ import { type OpenAdapters, openAdapters, requireFiniteReplacements } from './pl
 import { type Config, type ConfigEdit, editConfig, loadConfig, withoutConfig } from './plan/config-edit.js'
 import { Fit } from './plan/fit.js'
 import type { OutputFile } from './plan/layout.js'
-import type { ChangeSums, LayerChange, MergeFormat, MergePlanReport, MergeSummary } from './report.js'
+import type { ChangeSums, LayerChange, MergePlanReport, MergeSummary } from './report.js'
 import type { MergeSettings } from './settings.js'
 import { computeScales } from './weight.js'
 import { type AdapterInput, type WeightedAdapter, weighted } from './weighted.js'

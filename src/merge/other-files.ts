@@ -31,7 +31,7 @@ export async function otherFiles(
   const folders = sign === -1 ? [] : adapters.map(({ adapter }) => adapter)
   const { files, warnings } = await adapterTexts(directory, folders, vocabulary)
   const changed = config === undefined ? files : [...files, textFile(CONFIG_FILE, config)]
-  return { ...(await findCompanions(directory, new Set(own), changed)), warnings }
+  return { ...(await findCompanions(directory, own, changed)), warnings }
 }
 
 /** A tokenizer goes along if it has tokens that the base's has not, or another token at the end of texts. */

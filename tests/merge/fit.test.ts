@@ -11,7 +11,7 @@ import { NodeDirectory } from '../../src/io/node/files.js'
 import { fitOf } from '../../src/merge/fit.js'
 import { merge as mergeFolders } from '../../src/merge/merge.js'
 import { openPlan } from '../../src/merge/open.js'
-import { type InspectReport, inspect, merge } from '../../src/node.js'
+import { type InspectReport, inspect } from '../../src/node.js'
 import { saveAdapter } from '../../src/peft/adapter-folder.js'
 import { adapter, base, type TensorSketch } from './toolkit.js'
 

@@ -76,7 +76,7 @@ async function merged({ name, dtype, shape, isInputMajor, parts, values }: Targe
   const base = { name, dtype, base: info, source: 0, layers: [], isReplaced: false, rows: [] }
   const node = create(NodeProtoSchema, { name: 'node' })
   const edit: Edit = { node, input: 1, name, weight: name, base, layers: [], placed: undefined, keys: [] }
-  layers.forEach((layer, i) => addLayer(edit, { ...layer, isInputMajor }, parts[i].start, ''))
+  layers.forEach((layer, i) => void addLayer(edit, { ...layer, isInputMajor }, parts[i].start, ''))
   if (values !== undefined) {
     const { tensor, isTransposed = false, lines } = values
     const { data, ...stored } = tensor

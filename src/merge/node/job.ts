@@ -91,8 +91,7 @@ class PathJob implements MergeJob {
     let isUseless = false
     try {
       // All shares may be given again at any time.
-      const isDone = share !== undefined && (await this.#isPublished(plan))
-      if (isDone) return { ...this.#report(), bytes: 0, seconds: seconds() }
+      if (share !== undefined && (await this.#isPublished(plan))) return { ...this.#report(), seconds: seconds() }
       await this.#refusePlaces()
       const missing = await unfinishedFiles(output, this.#own)
       checkSpace(this.place.out, sizeOf(share === undefined ? [...missing, ...this.opened.others] : missing))
@@ -110,7 +109,7 @@ class PathJob implements MergeJob {
       } catch (error) {
         // Another process may have published the same while this one worked.
         if (!(error instanceof FileError) || !(await this.#isPublished(plan))) throw error
-        return { ...this.#report(), bytes: 0, seconds: seconds() }
+        return { ...this.#report(), seconds: seconds() }
       }
     } catch (error) {
       isUseless = error instanceof NumericError
@@ -139,9 +138,7 @@ class PathJob implements MergeJob {
   async #refusePlaces(): Promise<void> {
     const { out, overwrite = false } = this.request
     const inputs = inputsOf(this.request, this.opened)
-    await withFileErrors(out, 'cannot be used', () =>
-      refuseOutput(this.place.out, this.place.isFile, inputs, overwrite),
-    )
+    await withFileErrors(out, 'cannot be used', () => refuseOutput(this.place, inputs, overwrite))
   }
 
   /** Throws FileError when somebody writes to the base or an adapter meanwhile. */

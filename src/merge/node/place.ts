@@ -33,8 +33,7 @@ export function checkSpace(folder: string, bytes: number): void {
 
 /** Refuses to write where the inputs are, or over a folder with files that no merge wrote. */
 export async function refuseOutput(
-  out: string,
-  isFile: boolean,
+  { out, isFile }: { readonly out: string; readonly isFile: boolean },
   inputs: readonly string[],
   overwrite: boolean,
 ): Promise<void> {

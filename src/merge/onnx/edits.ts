@@ -358,11 +358,13 @@ export function replaceTensor(
   const own = isTransposed ? info.shape.toReversed() : info.shape
   const shape = elementCount(own) === elementCount(stored) ? stored : own
   const base = { name, dtype, shape, offset, byteLength }
-  if (!isTransposed) return put(edit, { base, source, isReplaced: true }, key)
-  const turned = madeSource(name, byteLength, async () => {
+  const turn = async () => {
     return transposed(await sources[source].read(offset, byteLength), shape, byteLength / elementCount(shape))
-  })
-  put(edit, { base: { ...base, offset: 0 }, source: sources.push(turned) - 1, isReplaced: true }, `${key}ᵀ`)
+  }
+  const placed = isTransposed
+    ? { base: { ...base, offset: 0 }, source: sources.push(madeSource(name, byteLength, turn)) - 1 }
+    : { base, source }
+  put(edit, { ...placed, isReplaced: true }, isTransposed ? `${key}ᵀ` : key)
 }
 
 export function replaceRows(

@@ -81,14 +81,16 @@ function expertLayers(
   // Square ones look alike both ways.
   const isTurnedHere = isOutputMajor && isInputMajor ? isInputMajorModel(config) !== isTurned : isInputMajor
   const own = { ...layer, isInputMajor: isTurnedHere }
-  const countError = (where: string, count: string) =>
-    new MismatchError({ where, what: `the base has ${count} experts than the adapter`, expected: `${experts}` })
-  const extra = namesOf(experts).find((name) => tensors.has(name))
-  if (extra !== undefined) throw countError(extra, 'more')
+  const refuseCount = (isWrong: boolean, where: string) => {
+    if (!isWrong) return
+    const what = 'the base has another number of experts than the adapter'
+    throw new MismatchError({ where, what, expected: `${experts}` })
+  }
+  for (const name of namesOf(experts)) refuseCount(tensors.has(name), name)
   return Array.from({ length: experts }, (_, expert) => {
     let row = 0
     return namesOf(expert).map((tensor, i) => {
-      if (!tensors.has(tensor)) throw countError(tensor, 'fewer')
+      refuseCount(!tensors.has(tensor), tensor)
       const rows = shapes[i][own.isInputMajor ? 1 : 0]
       const part = expertLayer(own, expert, row, rows)
       row += rows
