@@ -43,8 +43,10 @@ export interface OtherFile {
   readonly path: string
   readonly byteLength: number
   readonly text?: string
-  /** The folder that it is copied from, and its own path without links. */
-  readonly origin?: { readonly folder: string; readonly realPath: string | undefined }
+  /** The folder that it is copied from. */
+  readonly from?: Directory
+  /** Its path without links. */
+  readonly realPath?: string | undefined
   write(to: Pick<Directory, 'create'>): Promise<void>
 }
 
@@ -86,7 +88,7 @@ export async function copyOf(from: Directory, path: string): Promise<OtherFile> 
   const source = await from.open(path)
   await source.close()
   const { byteLength, realPath } = source
-  return { path, byteLength, origin: { folder: from.name, realPath }, write: (to) => copyFile(from, path, to) }
+  return { path, byteLength, from, realPath, write: (to) => copyFile(from, path, to) }
 }
 
 export function textFile(path: string, text: string): OtherFile {

@@ -9,11 +9,11 @@ import { parseSafetensorsHeader, saveSafetensors } from '../../src/formats/safet
 import { transpose } from '../../src/linalg/product.js'
 import type { LoraAdapter } from '../../src/lora/adapter.js'
 import { changesBase } from '../../src/lora/init/inits.js'
-import { convertToPlain } from '../../src/tools/to-plain.js'
 import type { TiedPolicy } from '../../src/merge/plan/tied.js'
 import type { MergeAdapter } from '../../src/merge/weighted.js'
 import { loadAdapter, saveAdapter } from '../../src/peft/adapter-folder.js'
 import { type AdapterReport, inspectAdapter } from '../../src/peft/inspect.js'
+import { convertToPlain } from '../../src/tools/to-plain.js'
 import { convolve } from '../convolve.js'
 import { mergeCheckpoint } from '../merge/toolkit.js'
 import {

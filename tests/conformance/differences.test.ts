@@ -8,8 +8,8 @@ import { decodeFloats, encodeFloats, type FloatDtype } from '../../src/base/dtyp
 import { MismatchError } from '../../src/base/errors.js'
 import type { Tensor } from '../../src/base/tensor.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
-import { convertToPlain } from '../../src/tools/to-plain.js'
 import { loadAdapter, saveAdapter } from '../../src/peft/adapter-folder.js'
+import { convertToPlain } from '../../src/tools/to-plain.js'
 import { mergeCheckpoint } from '../merge/toolkit.js'
 import {
   baseFolder,

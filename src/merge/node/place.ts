@@ -86,14 +86,14 @@ export async function filesIn(folder: string): Promise<string[]> {
  * all files are links to blobs beside the folder.
  */
 export async function refuseForeignLinks(files: readonly OtherFile[]): Promise<void> {
-  for (const { path: name, origin } of files) {
-    if (origin?.realPath === undefined) continue
-    const real = await realpath(origin.folder)
-    if (isInside(origin.realPath, real) || isInside(origin.realPath, blobsOf(real))) continue
+  for (const { path: name, from, realPath } of files) {
+    if (realPath === undefined || !(from instanceof NodeDirectory)) continue
+    const real = await realpath(from.name)
+    if (isInside(realPath, real) || isInside(realPath, blobsOf(real))) continue
     throw new FileError({
-      where: path.join(origin.folder, name),
+      where: path.join(from.name, name),
       what: 'a link that leads out of its folder',
-      got: origin.realPath,
+      got: realPath,
       hint: 'Put the file itself there, or merge the weights alone: `weightsOnly: true`',
     })
   }
