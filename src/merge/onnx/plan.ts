@@ -87,9 +87,9 @@ export async function planOnnxMerge(
   } else await mergeBranches(model, graph, quantized)
   const names = quantized.map(({ name }) => name)
   const added = head?.isReplaced === false ? await writeHead(graph, linears, head) : []
-  const ofHead = { added, head: head && (await headEdit(config, head)) }
   return {
-    ...{ proto: graph.toModel(), targets, ...ofHead, requantized, vocabulary },
+    ...{ proto: graph.toModel(), targets, requantized, vocabulary, added },
+    head: head && (await headEdit(config, head)),
     reports: [...targets.values()].flatMap(({ layers }) => layers.flatMap(({ report }) => report ?? [])),
     quantized: policy === 'requantize' ? names : [],
     /** Layers with quantized weights that got the adapters' factors beside them. */

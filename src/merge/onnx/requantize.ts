@@ -163,7 +163,6 @@ async function newWeight(
 }
 
 function joined(pieces: readonly QuantizedRows[]): QuantizedRows {
-  if (pieces.length === 1) return pieces[0]
   const zeroPoints = pieces.flatMap((piece) => piece.zeroPoints ?? [])
   return {
     packed: concatBytes(pieces.map(({ packed }) => packed)),

@@ -129,10 +129,8 @@ export function missingError(
   { tensors, shards: [{ path }, ...others] }: Checkpoint,
 ): MismatchError {
   const labels = [...new Set(missing.map(labelOf))]
-  const near = nearMisses(
-    labels[0],
-    [...tensors.keys()].map((name) => name.replace(/\.weight$/, '')),
-  )
+  const modules = [...tensors.keys()].map((name) => name.replace(/\.weight$/, ''))
+  const near = nearMisses(labels[0], modules)
   const isPart = others.length === 0 && /-\d{5}-of-\d{5}\.safetensors$/.test(path)
   const nearest = near.length > 0 ? `Nearest to the first: ${near.join(', ')}` : undefined
   const hint = isPart ? 'The base is one of several files: give their folder' : nearest
