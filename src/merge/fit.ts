@@ -41,23 +41,20 @@ export async function fitOf(base: Place, adapter: Directory, graphs: readonly st
   const format = isOnnx ? 'onnx' : 'safetensors'
   const chosen: ChosenFormat = { format, graphs, checkpoint: isOnnx ? undefined : base.file }
   const { fit, close } = await openPlan({ base, adapters: adapter }, chosen, { onlyFits: true })
-  try {
-    const { where, vocabulary, isTied, whole, notes, problems } = fit
-    const parts = fit.parts.map(({ name, info, problem }): PartFit => {
-      const { name: tensor, shape, dtype } = info ?? { name: null, shape: null, dtype: null }
-      return { name, tensor, shape, dtype, problem: problem?.message ?? null }
-    })
-    return {
-      base: where,
-      kind: isOnnx ? 'onnx' : 'checkpoint',
-      fits: problems.length === 0,
-      parts,
-      vocabulary,
-      isTied,
-      problems: whole.map(({ message }) => message),
-      notes,
-    }
-  } finally {
-    await close()
+  await close()
+  const { where, vocabulary, isTied, whole, notes, problems } = fit
+  const parts = fit.parts.map(({ name, info, problem }): PartFit => {
+    const { name: tensor, shape, dtype } = info ?? { name: null, shape: null, dtype: null }
+    return { name, tensor, shape, dtype, problem: problem?.message ?? null }
+  })
+  return {
+    base: where,
+    kind: isOnnx ? 'onnx' : 'checkpoint',
+    fits: problems.length === 0,
+    parts,
+    vocabulary,
+    isTied,
+    problems: whole.map(({ message }) => message),
+    notes,
   }
 }

@@ -33,17 +33,22 @@ export interface WeightSearch {
   readonly config: ModelConfig | undefined
 }
 
-/** A square shape says nothing: then the module's name, where the model has layers of transformers' Conv1D. */
-export function storedLayer(
-  layer: LayerFactors,
-  module: string,
-  { shape }: TensorInfo,
-  { checkpoint }: WeightSearch,
-): LayerFactors {
+export function storedLayer(layer: LayerFactors, module: string, { shape }: TensorInfo, search: WeightSearch) {
   const { d, k, isLinear } = layer
   if (!isLinear || shape.length !== 2 || shape[0] * shape[1] !== d * k || ![d, k].includes(shape[0])) return layer
-  const stored = d === k ? storesInputMajor(checkpoint.tensors) : undefined
-  const ofSquare = stored === undefined ? layer.isInputMajor : stored && CONV1D_NAMES.test(module)
-  const isInputMajor = d === k ? ofSquare : shape[0] === k
+  const isInputMajor = d === k ? squareIsInputMajor(module, layer, search) : shape[0] === k
   return isInputMajor === layer.isInputMajor ? layer : { ...layer, isInputMajor, shape: isInputMajor ? [k, d] : [d, k] }
+}
+
+/** A square shape says nothing: the module's name does beside layers of Conv1D, then the adapter's other layers. */
+function squareIsInputMajor(module: string, { isInputMajor }: LayerFactors, search: WeightSearch): boolean {
+  const { layers, names, checkpoint } = search
+  const stored = storesInputMajor(checkpoint.tensors)
+  if (stored !== undefined) return stored && CONV1D_NAMES.test(module)
+  for (const { name, tensor, d, k, isLinear } of layers) {
+    if (!isLinear || tensor !== 'weight' || d === k) continue
+    const rows = checkpoint.tensors.get(`${names.locate(name)}.weight`)?.info.shape[0]
+    if (rows === d || rows === k) return rows === k
+  }
+  return isInputMajor
 }

@@ -42,6 +42,17 @@ async function refusal(from: MemoryDirectory, lora: LoraAdapter, options: object
 }
 
 describe('strictness', () => {
+  it('takes a square weight to be stored as the others are, whatever the adapter says', async () => {
+    const turned = await base([
+      ['square.weight', 'fp32', [16, 16]],
+      ['wide.weight', 'fp32', [16, 24]],
+    ])
+    const [wrong, right] = [false, true].map((fanInFanOut) => {
+      return adapter({ square: [16, 16], wide: [24, 16] }, { fanInFanOut })
+    })
+    expect((await run(turned, wrong)).after).toEqual((await run(turned, right)).after)
+  })
+
   it('names layers without a weight and what comes near', async () => {
     const error = await refusal(await base(TIED), adapter({ 'model.q_projs': [24, 16] }))
     expect(error).toMatchObject({ code: 'MISMATCH', hint: expect.stringContaining('model.q_proj') })
