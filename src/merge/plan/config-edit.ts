@@ -51,7 +51,7 @@ export function editConfig(
   { text: original, values: config }: Config,
   { untied, dtype, vocabulary, head, graphs }: ConfigEdit,
 ): string {
-  let text = graphs === undefined ? original : editForHub(original, config, graphs)
+  let text = original
   const replace = (name: string, value: unknown, isMeant = (part: ModelConfig) => name in part) => {
     for (const { part, path } of partsOf(config)) if (isMeant(part)) text = setMember(text, [...path, name], value)
   }
@@ -65,7 +65,8 @@ export function editConfig(
     if (!DTYPE_NAMES.some((name) => name in config)) text = setMember(text, ['torch_dtype'], TORCH_NAMES[dtype])
   }
   if (vocabulary !== undefined) replace('vocab_size', vocabulary)
-  return head === undefined ? text : withHead(text, config, head)
+  if (head !== undefined) text = withHead(text, config, head)
+  return graphs === undefined ? text : editForHub(text, config, graphs)
 }
 
 function withHead(text: string, config: ModelConfig, head: HeadEdit): string {
