@@ -25,15 +25,17 @@ export async function openCheckpointBase(input: PlanInput): Promise<OpenBase> {
       // An adapter was merged into what is tied still.
       const tied = input.sign === -1 ? 'keep' : input.tied
       const model = await knowBase(checkpoint, config?.values, opened)
-      const changes = placeParts(model, opened, { ...input, tied }, fit)
+      const options = { ...input, tied, dtype, path }
+      const changes = placeParts(model, opened, options, fit)
       if (fit.listsAll || fit.problems.length > 0) return undefined
-      const { files, weights, index, edit } = planOutput(changes, { ...input, dtype, path })
+      const { files, weights, indexPath, newIndex, edit } = planOutput(changes, options)
       const names = weights.map(({ name }) => moduleOf(name))
       return {
         files,
         index:
-          index &&
-          (index.content === undefined ? await copyOf(directory, index.path) : textFile(index.path, index.content)),
+          indexPath === undefined
+            ? undefined
+            : await (newIndex === undefined ? copyOf(directory, indexPath) : textFile(indexPath, newIndex)),
         own: [...checkpoint.shards.map((shard) => shard.path), checkpoint.indexPath ?? []].flat(),
         edit,
         vocabulary: edit.vocabulary ?? fit.vocabulary ?? undefined,

@@ -103,7 +103,7 @@ describe('what does not fit is told part by part', () => {
     expect(fit.problems).toEqual([expect.stringMatching(/quantized base \(awq\)/)])
   })
 
-  test('tied embeddings are a note: a merge can be told what to do', async () => {
+  test('tied embeddings are a note, which says what a merge makes of them', async () => {
     const folder = new MemoryDirectory()
     await saveAdapter(adapter({ lm_head: [10, 8] }), folder)
     const fit = await fitOf(
@@ -113,7 +113,7 @@ describe('what does not fit is told part by part', () => {
     expect(fit).toMatchObject({ fits: true, isTied: true })
     expect(fit.parts[0]).toMatchObject({ tensor: 'model.embed_tokens.weight', problem: null })
     expect(fit.notes).toEqual([
-      expect.stringMatching(/tied embeddings, model\.embed_tokens\.weight and lm_head\.weight/),
+      expect.stringMatching(/model\.embed_tokens\.weight and lm_head\.weight were one weight/),
     ])
   })
 

@@ -232,9 +232,6 @@ describe('a merged weight', () => {
     ['bf16', 3.3e38, 1e37],
     ['fp32', 3.4e38, 1e37],
     ['fp32', 1, Number.NaN],
-    ['fp32', Number.POSITIVE_INFINITY, 1],
-    ['fp16', Number.POSITIVE_INFINITY, 1],
-    ['bf16', Number.NaN, 1],
   ])('%s: %d + %d is a NumericError that names the weight', async (dtype, base, delta) => {
     const layer = LoraLayer.fromFactors([[1]], [[delta]], { rank: 1, alpha: 1 })
     const parts = [partOf('q', layer)]

@@ -72,12 +72,13 @@ export function planOutput(changes: Changes, { dtype, maxShardBytes, path }: Pla
     maxShardBytes !== undefined ||
     files.some(({ literals }) => literals.length > 0) ||
     metadata.size < checkpoint.indexMetadata.size
-  const newIndexPath = maxShardBytes === undefined ? checkpoint.indexPath : files.length > 1 ? INDEX_FILE : undefined
+  const indexPath = maxShardBytes === undefined ? checkpoint.indexPath : files.length > 1 ? INDEX_FILE : undefined
   return {
     files,
     weights: all.filter(({ layers }) => layers.length > 0),
-    // A single file has none.
-    index: newIndexPath && { path: newIndexPath, content: isRelaid ? newIndex(files, all, metadata) : undefined },
+    /** A single file has none. */
+    indexPath,
+    newIndex: isRelaid ? newIndex(files, all, metadata) : undefined,
     edit: { untied: untied.map(({ path: way }) => way), dtype, vocabulary, head },
   }
 }
