@@ -114,7 +114,8 @@ class PathJob implements MergeJob {
     } catch (error) {
       isUseless = error instanceof NumericError
       signal?.throwIfAborted()
-      throw withHint(error, !isUseless && (await hasFiles(output.gathered)))
+      const kept = isUseless ? [] : await readdir(output.gathered ?? '').catch(() => [])
+      throw withHint(error, kept.length > 0)
     } finally {
       await output.close(!isUseless)
     }
@@ -266,10 +267,6 @@ function inputsOf({ base, adapters }: PathRequest, { sources }: OpenMerge): stri
     ...read.flatMap((folder) => (folder instanceof NodeDirectory ? [folder.name] : [])),
     ...sources.flatMap(({ realPath }) => realPath ?? []),
   ]
-}
-
-async function hasFiles(folder: string | undefined): Promise<boolean> {
-  return folder !== undefined && (await readdir(folder).catch(() => [])).length > 0
 }
 
 function mountedError(out: string): FileError {
