@@ -40,9 +40,9 @@ export async function fitOf(base: Place, adapter: Directory, graphs: readonly st
   const isOnnx = graphs.length > 0
   const format = isOnnx ? 'onnx' : 'safetensors'
   const chosen: ChosenFormat = { format, graphs, checkpoint: isOnnx ? undefined : base.file }
-  const { fit, close } = await openPlan({ base, adapters: adapter }, chosen, { onlyFits: true })
+  const { fit, where, close } = await openPlan({ base, adapters: adapter }, chosen, { onlyFits: true })
   await close()
-  const { where, vocabulary, isTied, whole, notes, problems } = fit
+  const { vocabulary, isTied, whole, notes, problems } = fit
   const parts = fit.parts.map(({ name, info, problem }): PartFit => {
     const { name: tensor, shape, dtype } = info ?? { name: null, shape: null, dtype: null }
     return { name, tensor, shape, dtype, problem: problem?.message ?? null }

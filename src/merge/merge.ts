@@ -3,7 +3,8 @@
 import type { Directory, Place } from '../base/bytes.js'
 import { carryOut } from './carry-out.js'
 import { chooseFormat } from './format.js'
-import { type MergeInput, openMerge, reportPlan } from './open.js'
+import { openMerge, reportPlan } from './open.js'
+import type { MergeInput } from './parts.js'
 import type { MergePlanReport, MergeReport } from './report.js'
 import { type PathSettings, refuseForFormat } from './settings.js'
 

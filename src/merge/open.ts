@@ -1,63 +1,16 @@
 // Opens what a merge reads, and plans it: nothing is written, and no weight is computed.
 
-import type { ByteSource, Place } from '../base/bytes.js'
 import type { OnnxModel } from '../formats/onnx/model.js'
-import type { OtherFile } from './companions.js'
 import type { ChosenFormat } from './format.js'
 import { otherFiles } from './other-files.js'
-import { type OpenAdapters, openAdapters, requireFiniteReplacements } from './plan/adapters.js'
-import { type Config, type ConfigEdit, editConfig, loadConfig, withoutConfig } from './plan/config-edit.js'
+import type { MergeInput, PlanInput } from './parts.js'
+import { openAdapters, requireFiniteReplacements } from './plan/adapters.js'
+import { editConfig, loadConfig, withoutConfig } from './plan/config-edit.js'
 import { Fit } from './plan/fit.js'
 import type { OutputFile } from './plan/layout.js'
-import type { ChangeSums, LayerChange, MergePlanReport, MergeSummary } from './report.js'
-import type { MergeSettings } from './settings.js'
+import type { MergePlanReport } from './report.js'
 import { computeScales } from './weight.js'
-import { type AdapterInput, type WeightedAdapter, weighted } from './weighted.js'
-
-export interface MergeInput extends MergeSettings {
-  base: Place
-  adapters: AdapterInput | readonly AdapterInput[]
-  /** Name of the weights' file in the result, where it is one. Default: the base's. */
-  outFile?: string | undefined
-  /** −1 to unmerge. */
-  sign?: 1 | -1 | undefined
-}
-
-export interface PlanInput extends Omit<MergeInput, 'adapters' | 'sign'> {
-  readonly chosen: ChosenFormat
-  readonly adapters: readonly Required<WeightedAdapter>[]
-  readonly sign: 1 | -1
-  /** All that is read at offsets. */
-  readonly sources: ByteSource[]
-  /** The base's files among the sources, and how many bytes of each are its header. */
-  readonly baseFiles: Map<ByteSource, number>
-  readonly closers: (() => Promise<void>)[]
-}
-
-/** A checkpoint, or graphs, whose files are among the sources. */
-export interface OpenBase {
-  /** Its name in reports. */
-  readonly where: string
-  /** Undefined if something does not fit, or only that was to be found out. */
-  plan(opened: OpenAdapters, config: Config | undefined, fit: Fit): Promise<BasePlan | undefined>
-}
-
-export interface BasePlan {
-  /** A file that names others comes after them. */
-  readonly files: readonly OutputFile[]
-  /** The list of a checkpoint's files. */
-  readonly index?: OtherFile | undefined
-  /** Files and folders (`onnx/`) of the base of which the result has its own version. */
-  readonly own: readonly string[]
-  readonly edit: ConfigEdit
-  /** Rows of the embedding. */
-  readonly vocabulary: number | undefined
-  readonly warnings: string[]
-  readonly summary: Pick<MergeSummary, 'added' | 'branches'>
-  readonly layers: MergePlanReport['layers']
-  /** To be asked for once all is written. */
-  changes(sums: ChangeSums): LayerChange[]
-}
+import { weighted } from './weighted.js'
 
 type OpenPlan = Awaited<ReturnType<typeof openPlan>>
 
@@ -83,9 +36,10 @@ export async function openPlan(
     const opened = await openAdapters(adapters, sign, { strict, isTolerant: onlyFits }, sources)
     closers.push(() => opened.close())
     const config = await loadConfig(input.base.directory)
-    const fit = new Fit(base.where, onlyFits)
+    const fit = new Fit(onlyFits)
     fit.add(...opened.problems)
-    return { input: planned, opened, config, fit, plan: await base.plan(opened, config, fit), close }
+    const plan = await base.plan(opened, config, fit)
+    return { input: planned, where: base.where, opened, config, fit, plan, close }
   } catch (error) {
     await close()
     throw error

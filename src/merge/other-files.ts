@@ -7,7 +7,7 @@ import { LoraAdapter } from '../lora/adapter.js'
 import { readChatTemplate } from '../peft/chat-template.js'
 import { TEMPLATE_FILE } from '../peft/file-names.js'
 import { copyOf, findCompanions, isTokenizerFile, type OtherFile, textFile } from './companions.js'
-import type { PlanInput } from './open.js'
+import type { PlanInput } from './parts.js'
 import { CONFIG_FILE } from './plan/config-edit.js'
 import type { MergeAdapter } from './weighted.js'
 

@@ -5,13 +5,6 @@ import type { ChunkChange } from './weight.js'
 /** The kind of model that a result is. */
 export type MergeFormat = 'onnx' | 'safetensors'
 
-/** A file of weights, or a graph. */
-export interface MergedFile {
-  /** Inside the result. */
-  name: string
-  byteLength: number
-}
-
 /** How much merging changed a layer. */
 export interface LayerChange {
   name: string
@@ -49,7 +42,8 @@ export interface MergeSummary {
 export interface MergePlanReport extends MergeSummary {
   /** Bytes of all files of weights. */
   bytes: number
-  files: MergedFile[]
+  /** Files of weights, and graphs, by their names inside the result. */
+  files: { name: string; byteLength: number }[]
   /** The layers that the adapters change. In safetensors also the modules that change them. */
   layers: { name: string; adapters?: { module: string; rank: number; scale: number }[] }[]
 }

@@ -35,8 +35,8 @@ export interface MergeSettings extends RunSettings {
    */
   dtype?: DtypeChoice | undefined
   /**
-   * What the result has if the adapter changes only one of two embeddings that are tied. `untie`: two weights, which
-   * is what was trained. `keep`: one weight, changed for both uses. Default `untie`; an .onnx is always untied.
+   * The weights of the result if the adapter changes only one of two embeddings that are tied. `untie`: two, which is
+   * what was trained. `keep`: one, changed for both uses. Default `untie`; an .onnx is always untied.
    */
   tied?: TiedPolicy | undefined
   /**

@@ -17,7 +17,8 @@ import { LoraAdapter } from '../../src/lora/adapter.js'
 import type { LoraConfigInput } from '../../src/lora/config.js'
 import { carryOut } from '../../src/merge/carry-out.js'
 import { type MergeRequest, merge, type UnmergeRequest, unmerge } from '../../src/merge/merge.js'
-import { type MergeInput, openMerge } from '../../src/merge/open.js'
+import { openMerge } from '../../src/merge/open.js'
+import type { MergeInput } from '../../src/merge/parts.js'
 import type { MergeReport } from '../../src/merge/report.js'
 
 export type TensorSketch = readonly [name: string, dtype: TensorDtype, shape: readonly number[]]

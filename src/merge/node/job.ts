@@ -63,7 +63,7 @@ class PathJob implements MergeJob {
       opened = await openMerge(own, chosen)
       await refuseForeignLinks(opened.others)
       const isSplit = chosen.format === 'safetensors' && opened.files.length > 1
-      if (isFile && (isSplit || share !== undefined)) throw severalFilesError(out, isSplit ? opened.files.length : 1)
+      if (isFile && (isSplit || share !== undefined)) throw severalFilesError(out)
       return new PathJob(request, place, opened, crew)
     } catch (error) {
       crew?.dispose()
@@ -277,12 +277,9 @@ function mountedError(out: string): FileError {
   })
 }
 
-function severalFilesError(where: string, files: number): ConfigError {
-  const [what, other] =
-    files > 1
-      ? [`the output has ${files} files, so it needs a folder`, 'a larger `maxShardBytes`']
-      : ['one file has no shares', 'leave out `share`']
-  return new ConfigError({ where, what, hint: `Choose a folder, or ${other}` })
+function severalFilesError(where: string): ConfigError {
+  const what = 'the output has several files, or shares, so it needs a folder'
+  return new ConfigError({ where, what, hint: 'Choose a folder, or a larger `maxShardBytes` without shares' })
 }
 
 function withHint(error: unknown, isLeft: boolean): unknown {

@@ -11,7 +11,7 @@ import { findEmbeddings } from '../../graph/match/forms/lookup.js'
 import { findLinears } from '../../graph/match/linears.js'
 import { Graph, implicitInputs } from '../../graph/view/graph.js'
 import { HANDS_ON } from '../../graph/view/source.js'
-import type { PlanInput } from '../open.js'
+import type { PlanInput } from '../parts.js'
 import type { GraphShare, OpenAdapters } from '../plan/adapters.js'
 import type { ModelConfig } from '../plan/config-edit.js'
 import type { Fit } from '../plan/fit.js'
@@ -94,7 +94,7 @@ export async function planOnnxMerge(
     quantized: policy === 'requantize' ? names : [],
     /** Layers with quantized weights that got the adapters' factors beside them. */
     branches: policy === 'requantize' ? [] : names,
-    /** Those of weights that are quantized again, once they are written. */
+    /** The changes of weights that are quantized again, once they are written. */
     changed,
   }
 }

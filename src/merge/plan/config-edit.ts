@@ -110,7 +110,7 @@ function editForHub(text: string, values: ModelConfig, graphs: readonly WrittenG
   return setMember(text, [HUB_MEMBER], own)
 }
 
-/** What has to be said about changes of config.json where the result gets none. */
+/** Warnings about changes of config.json where the result gets none. */
 export function withoutConfig({ untied, head }: ConfigEdit, weightsOnly: boolean, where: string): string[] {
   if (untied.length > 0) {
     throw new MismatchError({

@@ -18,10 +18,7 @@ export class Fit {
   vocabulary: number | null = null
   isTied: boolean | null = null
 
-  constructor(
-    readonly where = '',
-    readonly listsAll = false,
-  ) {}
+  constructor(readonly listsAll = false) {}
 
   add(...problems: readonly LowrankError[]): void {
     this.problems.push(...problems)
