@@ -62,7 +62,7 @@ export const FLAGS = {
     overwrite: { form: 'switch', about: 'replaces an output that a merge wrote' },
     threads: { form: 'number', about: 'number of threads, including the calling thread. Default: one for each core, at most 4', range: 'an integer in [1, 1024]' },
     fsync: { form: 'switch', about: 'waits until all files are written to the disk (fsync). Default true' },
-    tied: { form: 'word', about: 'what the result has if the adapter changes only one of two embeddings that are tied. untie: two weights, which is what was trained. keep: one weight, changed for both uses. Default untie; an .onnx is always untied', words: ['untie', 'keep'] },
+    tied: { form: 'word', about: 'the weights of the result if the adapter changes only one of two embeddings that are tied. untie: two, which is what was trained. keep: one, changed for both uses. Default untie; an .onnx is always untied', words: ['untie', 'keep'] },
     outDtype: { form: 'word', about: 'type of the weights that are written; all fp64, fp32, fp16 and bf16 tensors are converted. Default keep. Not for .onnx', words: ['keep', 'fp32', 'fp16', 'bf16'] },
     quantized: { form: 'word', about: 'the treatment of quantized weights. branches leaves them as they are and puts the factors beside them, so that the result is what a session computes; requantize quantizes W + s·B·A again in the same layout (MatMulNBits), and reports the error that this adds. Default branches. For .onnx with quantized weights', words: ['branches', 'requantize'] },
   },
