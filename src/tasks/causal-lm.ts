@@ -79,10 +79,11 @@ export const causalLm: Task<PicturedRecord, PicturedExample> = {
   async load(record, { model, pictures }) {
     if (record.kind !== 'chat' || record.images === undefined) return record
     if (pictures === undefined) {
-      ;(await import('./pictures/pictures.js')).requireVision(model)
       throw new UnsupportedError({
-        where: record.where,
-        what: 'its pictures are read for training and evaluations alone',
+        where: `${record.where}, images`,
+        what: 'pictures beside texts are not read here',
+        expected: 'training or evaluation of a model with embed_tokens.onnx and vision_encoder.onnx',
+        got: `model_type ${JSON.stringify(model.config.model_type)}, ${Object.values(model.graphs).join(', ')}`,
       })
     }
     await pictures.read(record.chat, record.images, record.where)

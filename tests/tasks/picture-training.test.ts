@@ -138,7 +138,9 @@ describe('a run', () => {
 
   it('refuses pictures for a model of texts', async () => {
     const texts = await loadModel(new NodeDirectory('models/union-3m'), { runtime })
-    await expect(train({ model: texts, data: files, ...settings })).rejects.toThrow(/gives this model no pictures/)
+    await expect(train({ model: texts, data: files, ...settings })).rejects.toThrow(
+      /pictures beside texts are not read here/,
+    )
     await texts.close()
   })
 

@@ -11,7 +11,7 @@ export interface CacheEntry {
   readonly past: string
   readonly present: string
   readonly type: TensorType
-  /** Axis of the number of past tokens; undefined for a state of fixed size, as convolutions and linear attention have. */
+  /** Axis of the number of past tokens; undefined for states of fixed size: of convolutions and linear attention. */
   readonly axis: number | undefined
   /** `batch` and the length of the past (at `axis`) are undefined. */
   readonly dims: readonly (number | undefined)[]
@@ -67,8 +67,8 @@ export function cacheLayout(graph: Graph, input: ValueInfoProto): CacheLayout {
   const { name: past } = input
   const type = typeOf(input) as TensorType
   const dims = dimsOfInput(input)
-  // The last inputs of a convolution, (batch, channels, width), or what linear attention keeps, (batch, heads, key size,
-  // value size): as large in each run, and zeros before the first.
+  // The last inputs of a convolution, (batch, channels, width), or the state of linear attention, (batch, heads, key
+  // size, value size): as large in each run, and zeros before the first.
   const isState = graph.consumers(past).some(({ opType }) => /^(CausalConvWithState|LinearAttention)$/.test(opType))
   const [, ...size] = dims
   if (isState && size.every((dim) => dim !== undefined))

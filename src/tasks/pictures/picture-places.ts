@@ -3,7 +3,6 @@
 
 import { UnsupportedError } from '../../base/errors.js'
 import type { Model } from '../../graph/model-folder.js'
-import type { PictureVectors } from './pictures.js'
 
 export interface PictureSize {
   readonly count: number
@@ -78,7 +77,7 @@ export function readsNoPictures({ config }: Pick<Model, 'config'>): UnsupportedE
 /** Positions (3, length) of tokens, where pictures lie on a grid: by time, height and width. */
 export function gridPositions(
   ids: readonly number[],
-  pictures: Pick<PictureVectors, 'token' | 'grids'> | undefined,
+  pictures: { readonly token: number; readonly grids: readonly (readonly number[])[] } | undefined,
 ): readonly number[][] {
   const axes: number[][] = [[], [], []]
   const grids = [...(pictures?.grids ?? [])]

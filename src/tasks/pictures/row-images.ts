@@ -26,7 +26,7 @@ export function parsePictured(row: unknown, where: string): PicturedRecord {
   }
   if (!isChat) return record
   const chat = record.kind === 'chat' ? record.chat : chatOf(record.question, record.answer, record.system)
-  // Where no message has a place, the pictures are before the text of the first question, as in TRL.
+  // As in TRL, pictures without places go before the text of the first question.
   const messages = withPlaces(chat.messages, given.length, 'first')
   const placed = takePictures({ ...chat, messages }, given, where)
   return placed.images.length === 0 ? record : { where, kind: 'chat', ...placed }
