@@ -1,5 +1,6 @@
 // The narrow view of ONNX Runtime that the rest of lowrank sees. Only files in this folder name onnxruntime-*.
 
+import type { BlobLike } from '../base/globals.js'
 import { oneOf } from '../base/options.js'
 
 /** A tensor's elements, row-major. float16 comes as Uint16Array, bool as Uint8Array. */
@@ -63,7 +64,7 @@ export interface SessionModel {
   /** Node: the real folder that external locations are relative to. */
   weightsFolder?: string
   /** Browser: the content of each external location. */
-  weights?: { location: string; data: Uint8Array }[]
+  weights?: { location: string; data: Uint8Array | BlobLike }[]
   /** Nodes that compute the same are meant to, and ONNX Runtime must not make one of them. */
   keepsRepeats?: boolean
 }

@@ -17,16 +17,9 @@ import { type Chat, chatOf } from '../text/chat.js'
 import { encodeChat } from '../text/chat-encode.js'
 import { ExampleStore } from '../text/example-store.js'
 import { type PackedExample, PackedExamples } from '../text/packed-examples.js'
-import {
-  checkVocabulary,
-  countTargets,
-  type Example,
-  encodeText,
-  IGNORED,
-  type ParsedRecord,
-  parseRecord,
-} from '../text/records.js'
+import { countTargets, type Example, encodeText, IGNORED, type ParsedRecord, parseRecord } from '../text/records.js'
 import type { ChatTemplate } from '../text/template.js'
+import { checkVocabulary } from '../text/tokenizer.js'
 import { NextTokens, PROBED_TARGETS, predictedTokens, probeTargets, rowFeeds, targetsLength } from './next-tokens.js'
 import type { EncodeContext, Encoded, OpenTask, Question, Task } from './task.js'
 import { PROBE_BATCHES, padded, tokenBatch, tokenLengths } from './token-batch.js'

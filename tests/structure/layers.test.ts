@@ -62,7 +62,7 @@ const LAYERS: Record<string, readonly string[]> = {
   exchange: ['base', 'formats', 'text', 'linalg', 'lora', 'peft'],
   tools: ['base', 'formats', 'linalg', 'lora', 'peft', 'merge'],
   train: ['base', 'formats', 'text', 'images', 'data', 'runtime', 'linalg', 'lora', 'peft', 'graph', 'tasks'],
-  infer: ['base', 'formats', 'text', 'images', 'runtime', 'linalg', 'lora', 'graph', 'tasks'],
+  infer: ['base', 'formats', 'text', 'images', 'runtime', 'lora', 'graph', 'tasks'],
   evaluate: ['base', 'data', 'runtime', 'lora', 'graph', 'tasks', 'train', 'infer'],
   handoff: ['base', 'lora', 'peft', 'tasks', 'train', 'text'],
   index: below('index', 'node', 'handoff-entry', 'init', 'transformers', 'serve', 'server', 'cli'),
@@ -258,6 +258,11 @@ const LOADING = {
   tables: [
     ...['src/tasks/tasks.ts', 'src/exchange/formats.ts', 'src/data/read-files.ts'],
     ...['src/data/read-rows.ts', 'src/merge/open.ts', 'src/merge/plan/names/tables.ts', 'src/peft/files.ts'],
+  ],
+  // What most adapters do not have, and weights that only merges and DoRA read.
+  rare: [
+    ...['src/peft/open.ts', 'src/peft/tensors.ts'],
+    ...['src/graph/match/forms/integers.ts', 'src/graph/match/forms/matmul-bnb4.ts'],
   ],
   // Parts that run here or in a worker, and parts for Node or for browsers.
   platform: [

@@ -2,11 +2,11 @@
 
 import { readFileSync } from 'node:fs'
 import { describe, expect, it } from 'vitest'
+import { transpose } from '../../src/base/tensor.js'
 import { MemoryDirectory } from '../../src/base/bytes.js'
 import { loadAdapter } from '../../src/index/adapters.js'
 import { usePlatform } from '../../src/index/platform/platform.js'
 import { combine } from '../../src/index/tools.js'
-import { transpose } from '../../src/linalg/product.js'
 import { svd } from '../../src/linalg/svd.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
 import type { LoraConfigInput } from '../../src/lora/config.js'

@@ -1,11 +1,10 @@
 // Activated LoRA in sessions: the base reads a text up to the invocation, and the adapter what follows.
 
 import { UnsupportedError } from '../../base/errors.js'
-import { tokenInputs } from '../../graph/inputs/tokens.js'
+import { tokenColumns, tokenInputs } from '../../graph/inputs/tokens.js'
 import { invocationStart } from '../../graph/training/activation.js'
 import type { Graph } from '../../graph/view/graph.js'
 import type { Feeds } from '../../runtime/runtime.js'
-import { tokenColumns } from '../column-runs.js'
 import type { Activation } from '../engine.js'
 import type { Mix } from './choice.js'
 
@@ -22,13 +21,12 @@ export function notWhole(): UnsupportedError {
 }
 
 /**
- * The tokens from which on rows of a run have their adapters; undefined if all rows have them at once.
+ * The tokens from which on rows of a run have their adapters.
  *
  * @param invocations of the rows, or of all
  * @throws UnsupportedError for a graph without a cache, or feeds with one
  */
-export function activationOf(graph: Graph, feeds: Feeds, invocations: readonly Invocation[]): Activation | undefined {
-  if (invocations.every((tokens) => tokens === undefined)) return undefined
+export function activationOf(graph: Graph, feeds: Feeds, invocations: readonly Invocation[]): Activation {
   const columns = tokenColumns(tokenInputs(graph))
   const [first] = columns.cache
   if (first === undefined || feeds[first.past]?.dims.includes(0) !== true) throw notWhole()

@@ -3,6 +3,7 @@
 import { sameBytes } from '../../base/bytes.js'
 import { MismatchError, UnsupportedError } from '../../base/errors.js'
 import { groupBy } from '../../base/group.js'
+import { transpose } from '../../base/tensor.js'
 import type { TensorProto } from '../../formats/onnx/gen/onnx_pb.js'
 import type { OnnxModel } from '../../formats/onnx/model.js'
 import { addBranches, type BranchValues, branchTensors, FACTOR_TYPES } from '../../graph/inject/add-branches.js'
@@ -11,9 +12,10 @@ import type { Linear } from '../../graph/match/linears.js'
 import { findBranches, type MergedBranch, removeBranch } from '../../graph/match/merged-branches.js'
 import { layerOfPart } from '../../graph/match/packed.js'
 import type { Graph } from '../../graph/view/graph.js'
-import { normOfProduct, transpose } from '../../linalg/product.js'
+import { normOfProduct } from '../../linalg/product.js'
 import { StoredDelta } from '../../lora/delta.js'
 import type { LoraLayer } from '../../lora/layer.js'
+import type { LinearValues } from '../../lora/run-adapter.js'
 import type { GraphShare } from '../plan/adapters.js'
 import type { LayerChange } from '../report.js'
 
@@ -134,7 +136,7 @@ async function branchValues(
   model: OnnxModel,
   graph: Graph,
   linear: Linear,
-  layer: LoraLayer,
+  layer: LinearValues,
   weight: number,
 ): Promise<BranchValues> {
   const scale = weight * layer.scaling

@@ -1,0 +1,87 @@
+// Adapters as runs read them: all of a LoraAdapter, or linear layers alone, which need none of the code that computes
+// with layers.
+
+import type { Matrix } from '../base/tensor.js'
+import type { AdapterPart, BaseRecord, LoraAdapter } from './adapter.js'
+import { type LoraConfig, scalingOf } from './config.js'
+import { changesBase } from './init/inits.js'
+import type { LoraLayer } from './layer.js'
+import { ADAPTERS, type PartView } from './part.js'
+
+/** A and B of a linear layer, and what stands beside them. */
+export type LinearValues = Pick<
+  LoraLayer,
+  'kind' | 'name' | 'd' | 'k' | 'rank' | 'scaling' | 'weightA' | 'weightB' | 'magnitude' | 'biasB'
+>
+
+export type RunPart = LinearValues | Exclude<AdapterPart, LoraLayer>
+
+export interface RunAdapter {
+  readonly config: LoraConfig
+  readonly size: number
+  /** As {@link LoraAdapter.chatTemplate}. */
+  readonly chatTemplate: string | undefined
+  readonly trainedOn: BaseRecord | undefined
+  names(): string[]
+  get(name: string): RunPart | undefined
+  parts(): readonly RunPart[]
+  only(names: ReadonlySet<string>): RunAdapter
+}
+
+export function isAdapter(value: unknown): value is LoraAdapter {
+  return ADAPTERS.has(value as object)
+}
+
+/** A plain LoRA: linear layers without magnitudes and biases of B, on the base as it is. */
+export function isPlain(adapter: { readonly config: LoraConfig; parts(): readonly PartView[] }): boolean {
+  const { init, layerReplication } = adapter.config
+  if (changesBase(init) || layerReplication !== undefined) return false
+  return adapter.parts().every(({ kind, tensors }) => {
+    return kind === 'linear' && tensors.magnitude === undefined && tensors.biasB === undefined
+  })
+}
+
+/** A layer of the config's rank for A (r, k) and B (d, r), which are not copied. */
+export function linearValues(name: string, config: LoraConfig, weightA: Matrix, weightB: Matrix): LinearValues {
+  const [d, k] = [weightB.shape[0], weightA.shape[1]]
+  const none = { magnitude: undefined, biasB: undefined }
+  return { kind: 'linear', name, d, k, rank: config.rank, scaling: scalingOf(config), weightA, weightB, ...none }
+}
+
+/** A plain LoRA that was read for runs alone. */
+export class PlainAdapter implements RunAdapter {
+  readonly config: LoraConfig
+  readonly chatTemplate: string | undefined
+  readonly trainedOn: BaseRecord | undefined
+  readonly #layers: ReadonlyMap<string, LinearValues>
+
+  constructor(about: Pick<RunAdapter, 'config' | 'chatTemplate' | 'trainedOn'>, layers: readonly LinearValues[]) {
+    this.config = about.config
+    this.chatTemplate = about.chatTemplate
+    this.trainedOn = about.trainedOn
+    this.#layers = new Map(layers.map((layer) => [layer.name, layer]))
+  }
+
+  get size(): number {
+    return this.#layers.size
+  }
+
+  names(): string[] {
+    return [...this.#layers.keys()]
+  }
+
+  get(name: string): LinearValues | undefined {
+    return this.#layers.get(name)
+  }
+
+  parts(): LinearValues[] {
+    return [...this.#layers.values()]
+  }
+
+  only(names: ReadonlySet<string>): PlainAdapter {
+    return new PlainAdapter(
+      this,
+      this.parts().filter(({ name }) => names.has(name)),
+    )
+  }
+}
