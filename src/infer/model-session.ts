@@ -9,7 +9,7 @@ import { POOLER } from '../graph/match/match.js'
 import type { ModelGraph } from '../graph/match/spread.js'
 import type { DecodeImage } from '../images/image.js'
 import type { LoraAdapter } from '../lora/adapter.js'
-import { isAdapter, isPlain, type LinearValues, PlainAdapter, type RunAdapter } from '../lora/run-adapter.js'
+import { isAdapter, isPlain, type LinearValues, type RunAdapter } from '../lora/run-adapter.js'
 import { STOP_MS, settlesWithin } from '../runtime/host.js'
 import type { Remote } from '../runtime/rpc.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
@@ -36,7 +36,7 @@ import type {
   TextOrWords,
 } from './session.js'
 
-const ADAPTER = kind('a LoraAdapter', (value) => isAdapter(value) || value instanceof PlainAdapter)
+const ADAPTER = kind('a LoraAdapter', isAdapter)
 
 /** An {@link AdapterSession}, or over less than a whole model what does not write texts. */
 export class ModelSession<M extends SessionBase = SessionBase> implements Omit<AdapterSession, 'model'> {
@@ -358,7 +358,7 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
 
 /** `mayBeEmpty`: it may have no part there, because the model has other graphs. */
 async function readParts(session: GraphSession, adapter: RunAdapter, mayBeEmpty: boolean): Promise<AdapterParts> {
-  if (!(adapter instanceof PlainAdapter || isPlain(adapter as LoraAdapter))) {
+  if (!(adapter.isPlain ?? isPlain(adapter as LoraAdapter))) {
     const { readOtherParts } = await import('./adapters/other-parts.js')
     return readOtherParts(session, adapter as LoraAdapter)
   }

@@ -18,6 +18,7 @@ export type RunPart = LinearValues | Exclude<AdapterPart, LoraLayer>
 
 export interface RunAdapter {
   readonly config: LoraConfig
+  readonly isPlain?: boolean
   readonly size: number
   /** As {@link LoraAdapter.chatTemplate}. */
   readonly chatTemplate: string | undefined
@@ -48,40 +49,24 @@ export function linearValues(name: string, config: LoraConfig, weightA: Matrix, 
   return { kind: 'linear', name, d, k, rank: config.rank, scaling: scalingOf(config), weightA, weightB, ...none }
 }
 
-/** A plain LoRA that was read for runs alone. */
-export class PlainAdapter implements RunAdapter {
-  readonly config: LoraConfig
-  readonly chatTemplate: string | undefined
-  readonly trainedOn: BaseRecord | undefined
-  readonly #layers: ReadonlyMap<string, LinearValues>
-
-  constructor(about: Pick<RunAdapter, 'config' | 'chatTemplate' | 'trainedOn'>, layers: readonly LinearValues[]) {
-    this.config = about.config
-    this.chatTemplate = about.chatTemplate
-    this.trainedOn = about.trainedOn
-    this.#layers = new Map(layers.map((layer) => [layer.name, layer]))
+/** A plain LoRA that was read for runs alone: no caller gets hold of it. */
+export function plainAdapter(
+  about: Pick<RunAdapter, 'config' | 'chatTemplate' | 'trainedOn'>,
+  layers: readonly LinearValues[],
+): RunAdapter {
+  const adapter: RunAdapter = {
+    ...about,
+    isPlain: true,
+    size: layers.length,
+    names: () => layers.map(({ name }) => name),
+    get: (name) => layers.find((layer) => layer.name === name),
+    parts: () => layers,
+    only: (names) =>
+      plainAdapter(
+        about,
+        layers.filter(({ name }) => names.has(name)),
+      ),
   }
-
-  get size(): number {
-    return this.#layers.size
-  }
-
-  names(): string[] {
-    return [...this.#layers.keys()]
-  }
-
-  get(name: string): LinearValues | undefined {
-    return this.#layers.get(name)
-  }
-
-  parts(): LinearValues[] {
-    return [...this.#layers.values()]
-  }
-
-  only(names: ReadonlySet<string>): PlainAdapter {
-    return new PlainAdapter(
-      this,
-      this.parts().filter(({ name }) => names.has(name)),
-    )
-  }
+  ADAPTERS.add(adapter)
+  return adapter
 }

@@ -10,7 +10,7 @@ import { readTensorF32 } from '../formats/safetensors.js'
 import type { AdapterPart, BaseRecord, LoraAdapter } from '../lora/adapter.js'
 import type { LoraConfig } from '../lora/config.js'
 import { type FactorView, notFinite, type StoredTensor, tensorsOf } from '../lora/part.js'
-import { isAdapter, isPlain, linearValues, PlainAdapter, type RunAdapter } from '../lora/run-adapter.js'
+import { isAdapter, isPlain, linearValues, plainAdapter, type RunAdapter } from '../lora/run-adapter.js'
 import { parsePeftConfig } from './config.js'
 import { readChatTemplate } from './file-names.js'
 import { findAdapter, openWeights, readBaseRecord, readConfig } from './files.js'
@@ -184,7 +184,7 @@ async function openFolder(
           const [a, b] = [await readFactor(factors.weightA), await readFactor(factors.weightB)]
           return linearValues(layer, own, a as Matrix, b as Matrix)
         })
-        return new PlainAdapter({ config, chatTemplate, trainedOn }, await Promise.all(layers))
+        return plainAdapter({ config, chatTemplate, trainedOn }, await Promise.all(layers))
       },
       load,
       read: async (part) => {

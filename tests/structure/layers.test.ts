@@ -259,11 +259,8 @@ const LOADING = {
     ...['src/tasks/tasks.ts', 'src/exchange/formats.ts', 'src/data/read-files.ts'],
     ...['src/data/read-rows.ts', 'src/merge/open.ts', 'src/merge/plan/names/tables.ts', 'src/peft/files.ts'],
   ],
-  // What most adapters do not have, and weights that only merges and DoRA read.
-  rare: [
-    ...['src/peft/open.ts', 'src/peft/tensors.ts'],
-    ...['src/graph/match/forms/integers.ts', 'src/graph/match/forms/matmul-bnb4.ts'],
-  ],
+  // Parts that most adapters do not have.
+  rare: ['src/peft/open.ts', 'src/peft/tensors.ts'],
   // Parts that run here or in a worker, and parts for Node or for browsers.
   platform: [
     ...['src/node/platform.ts', 'src/runtime/host.ts', 'src/runtime/load.ts', 'src/infer/graph-session.ts'],

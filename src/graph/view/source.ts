@@ -1,6 +1,6 @@
 // The stored tensor behind a value, which nodes may hand on in another type or with its axes swapped.
 
-import { DataType, type TensorProto } from '../../formats/onnx/tensors.js'
+import { DataType } from '../../formats/onnx/tensors.js'
 import { intAttribute, intsAttribute } from './attributes.js'
 import type { Value } from './builder.js'
 import type { Graph } from './graph.js'
@@ -23,11 +23,4 @@ export function sourceOf(graph: Graph, value: Value, through: readonly string[] 
   const isSwap = maker.opType === 'Transpose' && (intsAttribute(maker, 'perm') ?? [1, 0]).join() === '1,0'
   const castTo = maker.opType === 'Cast' ? intAttribute(maker, 'to', DataType.FLOAT) : source.castTo
   return { value: source.value, isSwapped: source.isSwapped !== isSwap, castTo }
-}
-
-/** A constant, perhaps behind a Cast, and the type in which it arrives. */
-export function castConstant(graph: Graph, value: Value): { tensor: TensorProto; dataType: number } | undefined {
-  const { value: stored, castTo } = sourceOf(graph, value, ['Cast'])
-  const tensor = graph.constant(stored)
-  return tensor && { tensor, dataType: castTo ?? tensor.dataType }
 }

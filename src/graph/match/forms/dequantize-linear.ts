@@ -6,10 +6,10 @@ import { floatAttribute, intAttribute } from '../../view/attributes.js'
 import type { Value } from '../../view/builder.js'
 import type { Graph } from '../../view/graph.js'
 import { operatorOf } from '../../view/operators.js'
-import { castConstant, type Source, sourceOf } from '../../view/source.js'
+import { type Source, sourceOf } from '../../view/source.js'
 import { FLOAT_DTYPES } from './float-product.js'
 import { type Form, productOf } from './form.js'
-import { integerForm, integerType } from './integers.js'
+import { castConstant, integerForm, integerType } from './integers.js'
 
 export const DEQUANTIZE_LINEAR: Form = integerForm({
   name: 'DequantizeLinear',

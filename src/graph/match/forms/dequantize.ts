@@ -8,9 +8,9 @@ import type { Graph } from '../../view/graph.js'
 import { dequantizer } from './dequantize-linear.js'
 import type { Form, FormName, Product } from './form.js'
 import { countOf, type RowRange, viewOf } from './integers.js'
+import { TABLES } from './matmul-bnb4.js'
 import { type IntegerWeight, integerWeight } from './matmul-integer.js'
 import { blockLayout, hasFloatZeroPoints, SCALES, WEIGHT, ZERO_POINTS } from './matmul-nbits.js'
-import { TABLES } from './read-integers.js'
 
 interface Dequantizer {
   /** Appends nodes that make the stored matrix, (d, k) or (k, d), in f32. */

@@ -1,8 +1,12 @@
-// Quantized weights of 4 and 8 bits, which stand for scale · (q − zero point).
+// Quantized weights of 4 and 8 bits, and the floats that they stand for: scale · (q − zero point).
 
+import { decodeFloats } from '../../../base/dtype.js'
+import { UnsupportedError } from '../../../base/errors.js'
 import { copyMessage } from '../../../formats/onnx/messages.js'
+import type { OnnxModel } from '../../../formats/onnx/model.js'
 import {
   DataType,
+  dataTypeName,
   externalTensor,
   inlineBytes,
   inlineTensor,
@@ -12,9 +16,14 @@ import {
 } from '../../../formats/onnx/tensors.js'
 import type { Value } from '../../view/builder.js'
 import type { Graph } from '../../view/graph.js'
-import { castConstant } from '../../view/source.js'
+import { sourceOf } from '../../view/source.js'
+import { FLOAT_DTYPES } from './float-product.js'
 import type { Form, Product } from './form.js'
-import type { IntegerMatrix, IntegerType } from './read-integers.js'
+
+export interface IntegerType {
+  readonly bits: 4 | 8
+  readonly isSigned: boolean
+}
 
 const INTEGER_TYPES: Partial<Record<number, IntegerType>> = {
   [DataType.UINT4]: { bits: 4, isSigned: false },
@@ -27,6 +36,55 @@ export function integerType(dataType: number | undefined): IntegerType | undefin
   return dataType === undefined ? undefined : INTEGER_TYPES[dataType]
 }
 
+/** The lower half of a byte comes first. */
+export function unpack(
+  bytes: Uint8Array,
+  { bits, isSigned }: IntegerType,
+  first: number,
+  count: number,
+): Uint8Array | Int8Array {
+  if (bits === 8) {
+    const part = bytes.subarray(first, first + count)
+    return isSigned ? new Int8Array(part.buffer, part.byteOffset, part.byteLength) : part
+  }
+  const result = isSigned ? new Int8Array(count) : new Uint8Array(count)
+  for (let i = 0; i < count; i++) {
+    const at = first + i
+    const half = at % 2 === 0 ? bytes[at >> 1] & 15 : bytes[at >> 1] >> 4
+    result[i] = isSigned && half > 7 ? half - 16 : half
+  }
+  return result
+}
+
+/** Only their bytes are read. */
+export async function readIntegers(
+  model: OnnxModel,
+  tensor: TensorProto,
+  type: IntegerType,
+  first: number,
+  count: number,
+): Promise<Uint8Array | Int8Array> {
+  const [from, to] = [Math.floor((first * type.bits) / 8), Math.ceil(((first + count) * type.bits) / 8)]
+  const bytes = await model.readTensor(tensor, from, to - from)
+  return unpack(bytes, type, first - (from * 8) / type.bits, count)
+}
+
+interface IntegerMatrix {
+  readonly tensor: TensorProto
+  readonly type: IntegerType
+  readonly width: number
+  /** The first of them, which stand for values; those behind only fill a block. Default: all. */
+  readonly kept?: number
+  readonly scales: Value
+  /** Integers, or floats; '' or undefined: all are `middle`. */
+  readonly zeroPoints: Value | undefined
+  readonly middle?: number
+  /** Neighbors in a line that share scale and zero point. */
+  readonly block?: number
+  scaleAt(line: number, column: number): number
+  zeroAt?(line: number, column: number): number
+}
+
 interface IntegerForm extends Omit<Form, 'isQuantized' | 'openLines'> {
   matrix(graph: Graph, product: Product): IntegerMatrix
 }
@@ -37,10 +95,66 @@ export function integerForm({ matrix: matrixOf, ...form }: IntegerForm): Form {
     ...form,
     isQuantized: true,
     async openLines(model, graph, product) {
-      const { openIntegerLines } = await import('./read-integers.js')
-      return openIntegerLines(model, graph, product, matrixOf)
+      requireReadable(product)
+      const matrix = matrixOf(graph, product)
+      const { tensor, type, width, kept = width, middle = 0, block = 1, scaleAt, zeroAt = scaleAt } = matrix
+      const scales = await readFloats(model, graph, matrix.scales)
+      const zeroPoints = await readZeroPoints(model, graph, matrix)
+      return async (first, count) => {
+        const integers = await readIntegers(model, tensor, type, first * width, count * width)
+        const result = new Float32Array(count * kept)
+        let at = 0
+        for (let line = 0; line < count; line++) {
+          for (let from = 0; from < kept; from += block) {
+            const scale = scales[scaleAt(first + line, from)]
+            const zero = zeroPoints === undefined ? middle : zeroPoints[zeroAt(first + line, from)]
+            const end = line * width + Math.min(kept, from + block)
+            for (let i = line * width + from; i < end; i++) result[at++] = scale * (integers[i] - zero)
+          }
+        }
+        return result
+      }
     },
   }
+}
+
+async function readZeroPoints(model: OnnxModel, graph: Graph, { zeroPoints, type }: IntegerMatrix) {
+  const tensor = castConstant(graph, zeroPoints ?? '')?.tensor
+  if (tensor === undefined) return undefined
+  if (FLOAT_DTYPES[tensor.dataType] !== undefined) return readFloats(model, graph, zeroPoints ?? '')
+  const bytes = await model.readTensor(tensor)
+  return unpack(bytes, type, 0, (bytes.length * 8) / type.bits)
+}
+
+export async function readFloats(model: OnnxModel, graph: Graph, value: Value): Promise<Float32Array> {
+  const { tensor } = castConstant(graph, value)!
+  const dtype = FLOAT_DTYPES[tensor.dataType]
+  if (dtype === undefined) {
+    throw new UnsupportedError({
+      where: value,
+      what: 'scales of this type cannot be read',
+      expected: 'FLOAT, FLOAT16 or BFLOAT16',
+      got: dataTypeName(tensor.dataType),
+    })
+  }
+  return decodeFloats(await model.readTensor(tensor), dtype)
+}
+
+export function requireReadable({ node, problem, layout }: Product): void {
+  if (problem === undefined) return
+  throw new UnsupportedError({
+    where: `node ${node.name}`,
+    what: `its quantized weight cannot be read: ${problem}`,
+    got: `${node.opType}, ${layout}`,
+    hint: 'Sessions and merges as branches do not read it; for all else take another export of the model',
+  })
+}
+
+/** A constant, perhaps behind a Cast, and the type in which it arrives. */
+export function castConstant(graph: Graph, value: Value): { tensor: TensorProto; dataType: number } | undefined {
+  const { value: stored, castTo } = sourceOf(graph, value, ['Cast'])
+  const tensor = graph.constant(stored)
+  return tensor && { tensor, dataType: castTo ?? tensor.dataType }
 }
 
 export function countOf(graph: Graph, value: Value | undefined): number | undefined {

@@ -7,12 +7,11 @@ import { intAttribute } from '../../view/attributes.js'
 import type { Value } from '../../view/builder.js'
 import type { Graph } from '../../view/graph.js'
 import { operatorOf } from '../../view/operators.js'
-import { castConstant, sourceOf } from '../../view/source.js'
+import { sourceOf } from '../../view/source.js'
 import { nodeScope, parameterModule } from '../linears.js'
 import { constantWeight, openFloatLines } from './float-product.js'
 import { type Form, type Linear, productOf } from './form.js'
-import { countOf, integerForm, integerType } from './integers.js'
-import type { IntegerType } from './read-integers.js'
+import { castConstant, countOf, type IntegerType, integerForm, integerType } from './integers.js'
 
 /** The output of graphs that are an embedding alone, and its module in all models that are exported so. */
 const [EMBEDS, EMBEDDING] = ['inputs_embeds', 'embed_tokens']

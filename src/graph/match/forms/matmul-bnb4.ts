@@ -1,11 +1,25 @@
-// MatMulBnb4: blocks of 4 bits, each a number of a fixed table times the block's largest value.
+// MatMulBnb4: blocks of 4 bits, each a number of a fixed table times the block's largest value. Tables: NF4 of QLoRA
+// (arXiv 2305.14314, appendix E) and FP4 of bitsandbytes, as in ONNX Runtime's blockwise_quant_block_bnb4.h.
 
-import { DataType, type NodeProto } from '../../../formats/onnx/tensors.js'
+import { DataType, type NodeProto, type TensorProto } from '../../../formats/onnx/tensors.js'
 import { intAttribute } from '../../view/attributes.js'
 import type { Graph } from '../../view/graph.js'
 import { operatorOf } from '../../view/operators.js'
 import { type Form, productOf } from './form.js'
-import { countOf } from './integers.js'
+import { countOf, readFloats, requireReadable } from './integers.js'
+
+export const TABLES: readonly Float32Array[] = [
+  Float32Array.of(
+    ...[0, 5.208333333e-3, 0.66666667, 1, 0.33333333, 0.5, 0.16666667, 0.25],
+    ...[-0, -5.208333333e-3, -0.66666667, -1, -0.33333333, -0.5, -0.16666667, -0.25],
+  ),
+  Float32Array.of(
+    ...[-1, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453],
+    ...[-0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0],
+    ...[0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224],
+    ...[0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1],
+  ),
+]
 
 const NAMES = ['fp4', 'nf4']
 
@@ -27,14 +41,32 @@ export const MATMUL_BNB4: Form = {
   },
 
   async openLines(model, graph, product) {
-    return (await import('./read-integers.js')).openTableLines(model, graph, product)
+    requireReadable(product)
+    const { node, k } = product
+    const table = TABLES[intAttribute(node, 'quant_type', 1)]
+    const blockSize = intAttribute(node, 'block_size', 0)
+    const tensor = graph.constant(node.input[1]) as TensorProto
+    const largest = await readFloats(model, graph, node.input[2])
+    return async (first, count) => {
+      // Blocks run on over the ends of rows. Of two numbers in a byte the upper half comes first.
+      const start = first * k
+      const from = start >> 1
+      const bytes = await model.readTensor(tensor, from, ((start + count * k + 1) >> 1) - from)
+      const result = new Float32Array(count * k)
+      for (let i = 0; i < result.length; i++) {
+        const at = start + i
+        const byte = bytes[(at >> 1) - from]
+        result[i] = table[at % 2 === 0 ? byte >> 4 : byte & 15] * largest[Math.floor(at / blockSize)]
+      }
+      return result
+    }
   },
 }
 
 function problemOf(graph: Graph, node: NodeProto): string | undefined {
   const [k, d, type] = ['K', 'N', 'quant_type'].map((name) => intAttribute(node, name, name === 'quant_type' ? 1 : 0))
   const blockSize = intAttribute(node, 'block_size', 0)
-  if (NAMES[type] === undefined) return `quant_type ${type}, not 0 (fp4) or 1 (nf4)`
+  if (TABLES[type] === undefined) return `quant_type ${type}, not 0 (fp4) or 1 (nf4)`
   if (!(k > 0 && d > 0 && blockSize > 0)) return `sizes K = ${k}, N = ${d}, block_size = ${blockSize}`
   if (intAttribute(node, 'transB', 1) !== 1) return 'a weight that is not transposed (transB 0)'
   const [bytes, blocks] = [Math.ceil((k * d) / 2), Math.ceil((k * d) / blockSize)]

@@ -5,10 +5,9 @@ import { DataType, dataTypeName, type NodeProto, type TensorProto } from '../../
 import { intAttribute } from '../../view/attributes.js'
 import type { Graph } from '../../view/graph.js'
 import { operatorOf } from '../../view/operators.js'
-import { castConstant } from '../../view/source.js'
 import { FLOAT_DTYPES } from './float-product.js'
 import { type Form, productOf } from './form.js'
-import { countOf, integerForm } from './integers.js'
+import { castConstant, countOf, integerForm } from './integers.js'
 
 export interface BlockLayout {
   readonly bits: 4 | 8
