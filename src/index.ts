@@ -142,7 +142,6 @@ export type { FitReport, PartFit } from './merge/fit.js'
 export type { TiedPolicy } from './merge/plan/tied.js'
 export type {
   LayerChange,
-  MergedFile,
   MergeFormat,
   MergePlanReport,
   MergeProgress,

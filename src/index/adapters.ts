@@ -62,7 +62,7 @@ export async function toPlain(adapter: Source | LoraAdapter, options: ToPlainOpt
 }
 
 async function plainOf(opened: LoraAdapter, { base, initial }: ToPlainOptions): Promise<LoraAdapter> {
-  const { convertToPlain } = await import('../merge/convert.js')
+  const { convertToPlain } = await import('../tools/to-plain.js')
   if (initial !== undefined) return convertToPlain(opened, await openAdapter(initial, 'initial'))
   if (typeof base === 'function') return convertToPlain(opened, base)
   const { directory, file } = await openSource(base!, 'base')

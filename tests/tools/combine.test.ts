@@ -2,8 +2,8 @@
 
 import { readFileSync } from 'node:fs'
 import { describe, expect, it } from 'vitest'
-import { transpose } from '../../src/base/tensor.js'
 import { MemoryDirectory } from '../../src/base/bytes.js'
+import { transpose } from '../../src/base/tensor.js'
 import { loadAdapter } from '../../src/index/adapters.js'
 import { usePlatform } from '../../src/index/platform/platform.js'
 import { combine } from '../../src/index/tools.js'

@@ -39,7 +39,6 @@ export const FLAGS = {
   },
   InspectOptions: {
     base: { form: 'source', about: 'a model that the adapter in a folder should fit: a checkpoint or an .onnx file' },
-    relativeChange: { form: 'switch', about: 'with --base: reports ‖s·B·A‖ / ‖W‖ for each layer. This reads the weights of the base' },
     strict: { form: 'switch', about: 'counts targets and patterns of the config that match nothing as problems. Default false: warnings' },
     dtype: { form: 'word', about: 'which graph to inspect if the folder has several. Default: the checkpoint; if there is none, the graph that config.json names', words: ['auto', 'fp32', 'fp16', 'q8', 'int8', 'uint8', 'q4', 'q4f16', 'bnb4', 'q2', 'q2f16', 'q1', 'q1f16'], placeholder: 'TYPE' },
   },
@@ -63,13 +62,12 @@ export const FLAGS = {
     overwrite: { form: 'switch', about: 'replaces an output that a merge wrote' },
     threads: { form: 'number', about: 'number of threads, including the calling thread. Default: one for each core, at most 4', range: 'an integer in [1, 1024]' },
     fsync: { form: 'switch', about: 'waits until all files are written to the disk (fsync). Default true' },
-    tied: { form: 'word', about: 'the way to go on if the adapter changes only one of two embeddings that are tied. refuse: stop with an error. untie: write two weights. keep: change both. Default: refuse in safetensors; an .onnx is always untied, as PEFT’s result is', words: ['refuse', 'untie', 'keep'] },
-    outDtype: { form: 'word', about: 'type of the weights that are written; all fp64, fp32, fp16 and bf16 tensors are converted. Default keep. In an .onnx it is the type of the factors beside quantized weights, fp32 or fp16', words: ['keep', 'fp32', 'fp16', 'bf16'] },
+    tied: { form: 'word', about: 'the weights of the result if the adapter changes only one of two embeddings that are tied. untie: two, which is what was trained. keep: one, changed for both uses. Default untie; an .onnx is always untied', words: ['untie', 'keep'] },
+    outDtype: { form: 'word', about: 'type of the weights that are written; all fp64, fp32, fp16 and bf16 tensors are converted. Default keep. Not for .onnx', words: ['keep', 'fp32', 'fp16', 'bf16'] },
     quantized: { form: 'word', about: 'the treatment of quantized weights. branches leaves them as they are and puts the factors beside them, so that the result is what a session computes; requantize quantizes W + s·B·A again in the same layout (MatMulNBits), and reports the error that this adds. Default branches. For .onnx with quantized weights', words: ['branches', 'requantize'] },
   },
   UnmergeOptions: {
     merged: { form: 'source', about: 'the result of a merge', isRequired: true },
-    tied: { form: 'word', about: 'use keep if the merge used --tied keep. Leave it out if the merge used untie. Default refuse. Not for .onnx', words: ['refuse', 'keep'] },
     out: { form: 'target', about: 'the place of the result. A path that ends in .onnx or .safetensors is a file. Other paths are folders, which also get the base’s configuration and tokenizer', isRequired: true },
     format: { form: 'word', about: 'format of the result. Default: the format of the base file. If the base is a folder: onnx if it has an .onnx model, else safetensors', words: ['onnx', 'safetensors'] },
     dtype: { form: 'word', about: 'which .onnx file of the base is read, by the type of its weights. Default: the type in config.json, or fp32 if it has none', words: ['auto', 'fp32', 'fp16', 'q8', 'int8', 'uint8', 'q4', 'q4f16', 'bnb4', 'q2', 'q2f16', 'q1', 'q1f16'], placeholder: 'TYPE' },

@@ -60,7 +60,6 @@ export const HANDOFF_OPTIONS: OptionTable<HandoffOptions> = {
 
 export const INSPECT_OPTIONS: OptionTable<InspectOptions> = {
   base: SOURCE,
-  relativeChange: BOOLEAN,
   strict: BOOLEAN,
   dtype: anyOf(oneOf('auto'), oneOf('fp32', 'fp16', 'q8', 'int8', 'uint8', 'q4', 'q4f16', 'bnb4', 'q2', 'q2f16', 'q1', 'q1f16'), OBJECT),
 }
@@ -90,14 +89,13 @@ export const MERGE_OPTIONS: OptionTable<MergeOptions> = {
   share: SHARE,
   threads: ranged('an integer in [1, 1024]'),
   fsync: BOOLEAN,
-  tied: oneOf('refuse', 'untie', 'keep'),
+  tied: oneOf('untie', 'keep'),
   outDtype: anyOf(oneOf('keep'), oneOf('fp32', 'fp16', 'bf16')),
   quantized: oneOf('branches', 'requantize'),
 }
 
 export const UNMERGE_OPTIONS: OptionTable<UnmergeOptions> = {
   merged: needed(SOURCE),
-  tied: oneOf('refuse', 'keep'),
   adapters: needed(ADAPTERS),
   out: needed(TARGET),
   format: oneOf('onnx', 'safetensors'),

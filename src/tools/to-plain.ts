@@ -1,6 +1,6 @@
 // Conversion to plain LoRA with the base weights read from a checkpoint, one at a time.
 
-import type { Directory } from '../base/bytes.js'
+import type { Directory, Place } from '../base/bytes.js'
 import { decodeWeights, type WeightDtype } from '../base/dtype.js'
 import { type Matrix, transpose, zeros } from '../base/tensor.js'
 import { type Checkpoint, openCheckpoint, shardSource } from '../formats/checkpoint.js'
@@ -8,11 +8,11 @@ import { stacked } from '../linalg/product.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import type { LoraConfig } from '../lora/config.js'
 import { type BaseWeights, toPlain } from '../lora/init/to-plain.js'
-import { openAdapters } from './plan/adapters.js'
-import { knowBase } from './plan/base-model.js'
-import { loadConfig, type ModelConfig } from './plan/config-edit.js'
-import { type FoundWeight, findWeights, missingError } from './plan/find-weights.js'
-import { refuseQuantizedConfig } from './plan/refusals.js'
+import { openAdapters } from '../merge/plan/adapters.js'
+import { knowBase } from '../merge/plan/base-model.js'
+import { loadConfig } from '../merge/plan/config-edit.js'
+import { type FoundWeight, findWeights, missingError } from '../merge/plan/find-weights.js'
+import { refuseQuantizedConfig } from '../merge/plan/refusals.js'
 
 export async function convertToPlain(
   adapter: LoraAdapter,
@@ -20,14 +20,11 @@ export async function convertToPlain(
   basePath?: string,
 ): Promise<LoraAdapter> {
   if (typeof from === 'function' || from instanceof LoraAdapter) return toPlain(adapter, from)
-  const checkpoint = await openCheckpoint(from, basePath)
+  const weights = await openBaseWeights({ directory: from, file: basePath }, adapter.parts('linear'), adapter.config)
   try {
-    const config = (await loadConfig(from))?.values
-    refuseQuantizedConfig(config, `${from.name}/config.json`)
-    const layers = adapter.parts('linear')
-    return await toPlain(adapter, await baseWeightsOf(layers, adapter.config, checkpoint, config))
+    return await toPlain(adapter, weights.read)
   } finally {
-    await checkpoint.close()
+    await weights.close()
   }
 }
 
@@ -38,30 +35,41 @@ interface SearchedLayer {
 }
 
 /** Finds the weights of linear layers, and reads one when it is asked for. Throws MismatchError for a missing one. */
-export async function baseWeightsOf(
+export async function openBaseWeights(
+  { directory, file }: Place,
   layers: readonly SearchedLayer[],
   { fanInFanOut }: Pick<LoraConfig, 'fanInFanOut'>,
-  checkpoint: Checkpoint,
-  config: ModelConfig | undefined,
-): Promise<(name: string) => Promise<Matrix>> {
-  const byName = new Map<string, readonly FoundWeight[]>()
-  if (layers.length > 0) {
-    const opened = await openAdapters([placeholders(layers, fanInFanOut)])
-    await opened.close()
-    const { layers: searched } = opened
-    const { names, ties } = await knowBase(checkpoint, config, opened)
-    const search = { layers: searched, names, checkpoint, ties, config }
-    for (const layer of searched) {
-      const found = findWeights(layer, search)
-      if (found !== undefined) byName.set(layer.name, found)
+) {
+  const config = (await loadConfig(directory))?.values
+  refuseQuantizedConfig(config, `${directory.name}/config.json`)
+  const checkpoint = await openCheckpoint(directory, file)
+  try {
+    const byName = new Map<string, readonly FoundWeight[]>()
+    if (layers.length > 0) {
+      const opened = await openAdapters([{ adapter: placeholders(layers, fanInFanOut), weight: 1 }])
+      await opened.close()
+      const { layers: searched } = opened
+      const { names, ties } = await knowBase(checkpoint, config, opened)
+      const search = { layers: searched, names, checkpoint, ties, config }
+      for (const layer of searched) {
+        const found = findWeights(layer, search)
+        if (found !== undefined) byName.set(layer.name, found)
+      }
+      const missing = searched.filter(({ name }) => !byName.has(name))
+      if (missing.length > 0) throw missingError(missing, searched, checkpoint)
     }
-    const missing = searched.filter(({ name }) => !byName.has(name))
-    if (missing.length > 0) throw missingError(missing, searched, checkpoint)
-  }
-  return async (name): Promise<Matrix> => {
-    const parts: Matrix[] = []
-    for (const part of byName.get(name)!) parts.push(await readPart(part, checkpoint))
-    return stacked(parts)
+    return {
+      /** (d, k) */
+      async read(name: string): Promise<Matrix> {
+        const parts: Matrix[] = []
+        for (const part of byName.get(name)!) parts.push(await readPart(part, checkpoint))
+        return stacked(parts)
+      },
+      close: checkpoint.close,
+    }
+  } catch (error) {
+    await checkpoint.close()
+    throw error
   }
 }
 

@@ -11,11 +11,11 @@ import { NodeDirectory } from '../../src/io/node/files.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
 import { configForLayer } from '../../src/lora/config.js'
 import { LoraLayer } from '../../src/lora/layer.js'
-import { convertToPlain } from '../../src/merge/convert.js'
 import { loadAdapter, saveAdapter } from '../../src/peft/adapter-folder.js'
+import { convertToPlain } from '../../src/tools/to-plain.js'
 import { expectSavedAlike, goldenCases, goldenPath, matricesIn } from '../golden.js'
 import { maxDifference, random } from '../lora/matrices.js'
-import { mergeCheckpoint, mergeOnnx } from './toolkit.js'
+import { mergeCheckpoint, mergeOnnx } from '../merge/toolkit.js'
 
 const cases = goldenCases('inits').map(({ name }) => name)
 
