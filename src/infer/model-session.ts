@@ -13,7 +13,7 @@ import { isAdapter, isPlain, type LinearValues, type RunAdapter } from '../lora/
 import { STOP_MS, settlesWithin } from '../runtime/host.js'
 import type { Remote } from '../runtime/rpc.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
-import { type Mix, mixableOf, mixesOf, refuseAdapter, requireMixable } from './adapters/choice.js'
+import { type Mix, mixableOf, mixesOf, notWhole, refuseAdapter, requireMixable } from './adapters/choice.js'
 import type { AdapterHead } from './adapters/heads.js'
 import type { AdapterParts, NamedParts } from './adapters/parts.js'
 import { plainSites } from './adapters/site-factors.js'
@@ -188,9 +188,7 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
 
   async runGraph(role: string | undefined, feeds: Feeds, mixes: readonly Mix[], outputs?: readonly string[]) {
     this.checkOpen()
-    if (mixes.some((mix) => this.invocationOf(mix) !== undefined)) {
-      throw (await import('./adapters/activation.js')).notWhole()
-    }
+    this.checkMixes(mixes, true)
     return this.graphNamed(role).run(feeds, mixes, [], outputs)
   }
 
@@ -258,8 +256,9 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
     if (this.#disposal !== undefined) throw new StateError({ where: 'session', what: 'the session is closed' })
   }
 
-  checkMixes(mixes: readonly Mix[]): void {
+  checkMixes(mixes: readonly Mix[], readsAll = false): void {
     for (const graph of this.#graphs.values()) requireMixable(mixes, (name) => graph.adapter(name))
+    if (readsAll && mixes.some((mix) => this.invocationOf(mix) !== undefined)) throw notWhole()
   }
 
   /** @internal The tokens from which on a mix counts; undefined for one that always does. */
