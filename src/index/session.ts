@@ -61,7 +61,7 @@ export async function openSession(model: Model | Source, given: OpenSessionOptio
   }
   const read = (adapter: unknown) => openAdapter(adapter as LoraAdapter | Source, 'adapter')
   const open = (opened: Model, isOurs: boolean) => {
-    const need = sessionMemory(opened.onnx, options.lowMemory)
+    const need = sessionMemory(opened.onnx, options.lowMemory ?? false)
     const limits = memoryLimits(opened)
     checkWeightsFit(need, limits)
     const help = ["`dtype: 'q4'`, if the model has it", ...(options.lowMemory ? [] : ['`lowMemory: true`'])]

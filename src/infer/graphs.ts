@@ -30,7 +30,8 @@ export interface WholeSession {
     outputs?: readonly string[],
   ): Promise<Record<string, RuntimeTensor>>
   tried<T>(action: () => Promise<T>): Promise<T>
-  checkMixes(mixes: readonly Mix[]): void
+  /** `readsAll`: they read every token, which an activated LoRA does not. */
+  checkMixes(mixes: readonly Mix[], readsAll?: boolean): void
   /** The tokens from which on a mix counts; undefined for one that always does. */
   invocationOf(mix: Mix): readonly number[] | undefined
   headOf(name: string): AdapterHead | undefined

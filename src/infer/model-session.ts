@@ -183,7 +183,7 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
 
   async runGraph(role: string | undefined, feeds: Feeds, mixes: readonly Mix[], outputs?: readonly string[]) {
     this.checkOpen()
-    if (mixes.some((mix) => this.invocationOf(mix) !== undefined)) throw notWhole()
+    this.checkMixes(mixes, true)
     return this.graphNamed(role).run(feeds, mixes, [], outputs)
   }
 
@@ -241,8 +241,9 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
     if (this.#disposal !== undefined) throw new StateError({ where: 'session', what: 'the session is closed' })
   }
 
-  checkMixes(mixes: readonly Mix[]): void {
+  checkMixes(mixes: readonly Mix[], readsAll = false): void {
     for (const graph of this.#graphs.values()) requireMixable(mixes, (name) => graph.adapter(name))
+    if (readsAll && mixes.some((mix) => this.invocationOf(mix) !== undefined)) throw notWhole()
   }
 
   /** @internal The tokens from which on a mix counts; undefined for one that always does. */

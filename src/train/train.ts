@@ -7,7 +7,14 @@ import type { OnInvalid, Row, Rows } from '../data/row.js'
 import { isByteSource, isDirectory } from '../data/source.js'
 import { planSplit } from '../data/split.js'
 import { otherWeights } from '../graph/base-record.js'
-import { choosesLowMemory, gigabytes, type MemoryLimit, memoryWarning, trainingMemory } from '../graph/memory.js'
+import {
+  chooseLowMemory,
+  gigabytes,
+  type MemoryLimit,
+  memoryWarning,
+  REPACKED_BYTES,
+  trainingMemory,
+} from '../graph/memory.js'
 import type { Model } from '../graph/model-folder.js'
 import { joinGraphs } from '../graph/training/joined-graph.js'
 import { checkTrainableForm } from '../graph/training/trainable-form.js'
@@ -205,12 +212,14 @@ function planMemory<Example>(
   const { rowsOfExample: rows = 1 } = task
   // Pictures all have one size.
   const isCut = task.probe.lengths.some(({ name }) => name !== 'batch')
-  const needOf = (isLow: boolean) => trainingMemory(model, { batch: rows * batch, sequence, lowMemory: isLow })
-  const lowMemory = settings.lowMemory ?? (!fast && choosesLowMemory(needOf(false), limits))
-  if (lowMemory && settings.lowMemory === undefined) {
+  const needOf = (isLow: boolean | undefined) =>
+    trainingMemory(model, { batch: rows * batch, sequence, lowMemory: isLow })
+  const lowMemory = settings.lowMemory ?? (fast ? false : chooseLowMemory(needOf, limits))
+  if (lowMemory !== false && settings.lowMemory === undefined) {
     const { weights } = needOf(true)
+    const copied = lowMemory ? 'are not' : `are not, but for ${gigabytes(REPACKED_BYTES)},`
     on?.note?.(
-      `The weights, ${gigabytes(weights)}, are not copied for faster products, which saves twice as much memory: \`fast\` copies them`,
+      `The weights, ${gigabytes(weights)}, ${copied} copied for faster products, which saves twice as much memory: \`fast\` copies them`,
     )
   }
   const warning = memoryWarning(needOf(lowMemory), limits, {

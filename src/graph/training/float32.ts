@@ -1,6 +1,7 @@
 // Graphs in half precision, computed in float32 for training: gradients would leave the range of float16.
 
 import { DataType, type TensorProto, type ValueInfoProto } from '../../formats/onnx/tensors.js'
+import type { CustomGradients, GradientPath } from '../gradients/backward.js'
 import { isMadeWhole } from '../gradients/quantized.js'
 import { valueInfo } from '../inject/inject.js'
 import { dimsOfInput } from '../inputs/roles.js'
@@ -41,6 +42,15 @@ function inFloat32(info: ValueInfoProto): ValueInfoProto {
   if (!isHalfValue(info)) return info
   const dims = dimsOfInput(info).map((dim, i) => dim ?? `${info.name} ${i}`)
   return valueInfo(info.name, DataType.FLOAT, dims)
+}
+
+/** On the way of gradients all is float32: casts to it hide what nodes have to do with one another. */
+export function dropCasts(graph: Graph, { nodes }: GradientPath, custom: Readonly<CustomGradients>): void {
+  const casts = nodes.filter(({ opType }) => opType === 'Cast')
+  if (casts.some((node) => intAttribute(node, 'to', 0) !== DataType.FLOAT)) return
+  const named = new Set([...custom.values()].flatMap(({ inputs }) => inputs))
+  for (const { input, output } of casts) if (!named.has(output[0])) graph.replaceUses(output[0], input[0])
+  graph.prune()
 }
 
 /**

@@ -14,8 +14,8 @@ type Invocation = readonly number[] | undefined
 /** The error of a run that cannot begin with the base. */
 export function notWhole(): UnsupportedError {
   return new UnsupportedError({
-    where: 'adapter',
-    what: 'an activated LoRA counts from its invocation on, so that the base reads what comes before',
+    where: 'alora_invocation_tokens',
+    what: 'an activated LoRA counts from these tokens on, so that the base reads what comes before',
     expected: 'texts of a causal language model with a key-value cache, from their first token on',
     hint: 'Call generate or stream, or run with the whole text and no cache',
   })
