@@ -58,7 +58,7 @@ const LAYERS: Record<string, readonly string[]> = {
   peft: ['base', 'formats', 'linalg', 'lora'],
   graph: ['base', 'formats', 'text', 'runtime', 'lora'],
   tasks: ['base', 'formats', 'text', 'images', 'runtime', 'graph'],
-  merge: ['base', 'kernels', 'formats', 'io', 'runtime', 'linalg', 'lora', 'peft', 'graph', 'tasks'],
+  merge: ['base', 'kernels', 'formats', 'io', 'runtime', 'lora', 'peft', 'graph', 'tasks'],
   exchange: ['base', 'formats', 'text', 'linalg', 'lora', 'peft'],
   tools: ['base', 'formats', 'linalg', 'lora', 'peft', 'merge'],
   train: ['base', 'formats', 'text', 'images', 'data', 'runtime', 'linalg', 'lora', 'peft', 'graph', 'tasks'],
