@@ -2,6 +2,7 @@
 
 import { f16ToF32 } from '../base/dtype.js'
 import { UnsupportedError } from '../base/errors.js'
+import type { BlobLike } from '../base/globals.js'
 import { oneOf } from '../base/options.js'
 
 /** A tensor's elements, row-major. float16 comes as Uint16Array, bool as Uint8Array. */
@@ -76,7 +77,7 @@ export interface SessionModel {
   /** Node: the real folder that external locations are relative to. */
   weightsFolder?: string
   /** Browser: the content of each external location. */
-  weights?: { location: string; data: Uint8Array }[]
+  weights?: { location: string; data: Uint8Array | BlobLike }[]
   /** Nodes that compute the same are meant to, and ONNX Runtime must not make one of them. */
   keepsRepeats?: boolean
 }

@@ -1,6 +1,6 @@
 // Records → the texts to learn from: a text, an answer to a prompt, or a chat. One eos ends each and is a target too.
 
-import { DataError, MismatchError } from '../base/errors.js'
+import { DataError } from '../base/errors.js'
 import { type Chat, type MessageOfParts, parseChat } from './chat.js'
 import type { Tokenizer } from './tokenizer.js'
 
@@ -116,24 +116,6 @@ export function fieldsOf(value: unknown): string {
     ([key, field]) => `"${key}" (${field === null ? 'null' : Array.isArray(field) ? 'list' : typeof field})`,
   )
   return fields.length === 0 ? 'no fields' : fields.slice(0, 8).join(', ')
-}
-
-export function checkVocabulary(
-  ids: Iterable<number>,
-  {
-    vocabularySize = Number.POSITIVE_INFINITY,
-    tokenizer,
-  }: { vocabularySize: number | undefined; tokenizer: Tokenizer },
-): void {
-  for (const id of ids) {
-    if (id < vocabularySize) continue
-    throw new MismatchError({
-      where: tokenizer.name,
-      what: 'the tokenizer is not that of the model',
-      expected: `token ids below ${vocabularySize}`,
-      got: `${id} (${JSON.stringify(tokenizer.decode([id], { specialTokens: true }))})`,
-    })
-  }
 }
 
 /** A text with exactly one eos at its end, not yet cut. What it begins with is given: no token of that counts. */

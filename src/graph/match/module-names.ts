@@ -97,3 +97,8 @@ export function nameOfModule(names: ReadonlySet<string>, name: string): string |
 function withoutDoubles(name: string): string {
   return name.replace(/(^|\.)([^.]+)\.\2(?=\.\d+(\.|$))/g, '$1$2')
 }
+
+export function ofModule<T extends { readonly name: string }>(entries: readonly T[], module: string): T[] {
+  const own = nameOfModule(new Set(entries.map(({ name }) => name)), module)
+  return own === undefined ? [] : entries.filter(({ name }) => name === own)
+}

@@ -14,8 +14,8 @@ import {
   weightRange,
 } from '../../formats/onnx/tensors.js'
 import { dropEmptyCache, takeBranchWithoutCache } from '../inputs/cache.js'
-import { ENCODER_FILES, HIDDEN_STATES, OF_DECODER, STATES_MASK } from '../inputs/encoder-decoder.js'
-import { inputFamily } from '../inputs/family.js'
+import { ENCODER_FILES } from '../inputs/encoder-decoder.js'
+import { HIDDEN_STATES, inputFamily, OF_DECODER, STATES_MASK } from '../inputs/family.js'
 import { VECTORS } from '../inputs/tokens.js'
 import { findLinears, logitsName, SCOPES, scopesIn } from '../match/linears.js'
 import type { Model } from '../model-folder.js'

@@ -5,14 +5,11 @@ import { checkArgument, checkOptions } from '../../base/options.js'
 import { type Model, requireTokenizer } from '../../graph/model-folder.js'
 import type { ImageSource } from '../../images/image.js'
 import type { Feeds } from '../../runtime/runtime.js'
-import { readsNoPictures } from '../../tasks/pictures/picture-places.js'
-import { activatedMix } from '../adapters/activation.js'
 import { type AdapterChoice, type Mix, mixesOf } from '../adapters/choice.js'
 import { GENERATE_OPTIONS, STREAM_OPTIONS } from '../gen/options.js'
 import type { WholeSession } from '../graphs.js'
 import type { GenerateOptions, GenerateResult, Prompt, StreamOptions, TokenScore } from '../session.js'
 import { batchesOf } from './batching.js'
-import { checkCausality } from './causality.js'
 import type { NextToken } from './decoding.js'
 import { type EncodedPrompt, encodePrompt, imagesOf, isOnePrompt, PROMPT, PROMPTS } from './prompts.js'
 import type { RunningText, RunningTexts, TextJob } from './running-texts.js'
@@ -82,12 +79,12 @@ async function* writeTexts(
   const graph = textGraphOf(session.model)
   const { padding, source, takesVectors } = graph
   if (!takesVectors && images.some(({ length }) => length > 0)) {
-    throw readsNoPictures(session.model)
+    throw (await import('../../tasks/pictures/picture-places.js')).readsNoPictures(session.model)
   }
   const reading = takesVectors ? await session.pictureCode() : undefined
   const embedding = await reading?.openEmbedding(session.model, graph.inputs)
   if (source === undefined && graph.inputs.cache.length === 0) {
-    await checkCausality(session.model, session.engine, graph)
+    await (await import('./causality.js')).checkCausality(session.model, session.engine, graph)
   }
   const sources = source && (await import('./encoder-source.js'))
   const encoded: EncodedPrompt[] = []
@@ -108,10 +105,15 @@ async function* writeTexts(
   const schema = options.schema && (await prepareSchema(session, options.schema))
   const events = new TextEvents()
   const sampling = resolveSampling(options, session.model.generationConfig)
+  const isActivated = mixes.some((mix) => session.invocationOf(mix) !== undefined)
+  const activation = isActivated ? await import('../adapters/activation.js') : undefined
   const texts = encoded.map((prompt, i): WrittenText => {
     const ids = source === undefined ? prompt.ids : source.startIds
     const own = mixes[isList ? i : 0]
-    const { mix, baseTokens } = activatedMix(own, ids, session.invocationOf(own), graph.takesPieces)
+    const { mix, baseTokens } = activation?.activatedMix(own, ids, session.invocationOf(own), graph.takesPieces) ?? {
+      mix: own,
+      baseTokens: 0,
+    }
     const request = {
       promptIds: ids,
       sampling,
