@@ -6,10 +6,11 @@ import type { OnnxModel } from '../../formats/onnx/model.js'
 import { DataType, type NodeProto } from '../../formats/onnx/tensors.js'
 import type { Feeds, Runtime } from '../../runtime/runtime.js'
 import { setAccuracyLevel } from '../accuracy-level.js'
+import { shareKeys, suitQueries } from '../fuse/for-training.js'
 import { fuseGelu } from '../fuse/gelu.js'
 import { buildBackward, checkDifferentiable, type GradientPath, gradientPath } from '../gradients/backward.js'
 import { valueInfo } from '../inject/inject.js'
-import { takeBranchWithoutCache } from '../inputs/cache.js'
+import { growWindows, takeBranchWithoutCache } from '../inputs/cache.js'
 import { lowerForTraining } from '../lower/lower.js'
 import { recompute } from '../recompute/recompute.js'
 import { declareShapes, isFloat, mergeReshapes, plainShapes } from '../shapes/plain-shapes.js'
@@ -18,7 +19,7 @@ import { Builder, type Value } from '../view/builder.js'
 import { Graph } from '../view/graph.js'
 import { raiseOpset } from '../view/opset.js'
 import { activeFeeds } from './activation.js'
-import { computeInFloat32, keepOneCopy } from './float32.js'
+import { computeInFloat32, dropCasts, keepOneCopy } from './float32.js'
 import { buildForward, type Forward, LOSS, LOSS_SCALE, type TrainingGraphOptions } from './forward.js'
 import type { Objective, TrainedTensor } from './objective-graph.js'
 import { lengthOf, measureShapes, typicalElements } from './probe.js'
@@ -51,6 +52,11 @@ export class Work {
   ) {
     this.graph = new Graph(model.proto)
     this.g = new Builder(this.graph, 'backward')
+  }
+
+  findPath(): void {
+    const wrt = this.parameters.map(({ input }) => input)
+    this.path = gradientPath(this.graph, wrt, [this.forward.sum], this.forward.objective.customGradients)
   }
 
   isOptional(name: string): boolean {
@@ -102,7 +108,10 @@ export const FORWARD_PASSES: readonly Pass[] = [
     name: 'take the branch without a cache',
     needs: [],
     gives: ['no branches'],
-    run: ({ graph }) => takeBranchWithoutCache(graph),
+    run({ graph }) {
+      takeBranchWithoutCache(graph)
+      growWindows(graph)
+    },
   },
   {
     name: 'raise the operator set',
@@ -140,10 +149,11 @@ export const TRAINING_PASSES: readonly Pass[] = [
       const { graph, forward } = work
       const inputs = new Set(graph.inputs.map(({ name }) => name))
       work.parameters = forward.parameters.filter(({ name, input }) => inputs.has(input) || !work.isOptional(name))
+      work.findPath()
       const custom = forward.objective.customGradients
-      const wrt = work.parameters.map(({ input }) => input)
-      work.path = gradientPath(graph, wrt, [forward.sum], custom)
       checkDifferentiable(work.path, custom)
+      dropCasts(graph, work.path, custom)
+      work.findPath()
     },
   },
   {
@@ -160,6 +170,24 @@ export const TRAINING_PASSES: readonly Pass[] = [
       const probe = { ...objective.probe, feeds: [first, second] as const }
       work.shapes = await measureShapes(graph, model, runtime!, path, probe, fixed)
       for (const check of checks) check((value) => work.shapes.get(value))
+    },
+  },
+  {
+    name: 'turn and scale queries at once',
+    needs: ['path', 'shapes'],
+    gives: [],
+    run(work) {
+      suitQueries(work.graph, work.path.nodes, work.shapes)
+      work.findPath()
+    },
+  },
+  {
+    name: 'share keys between heads',
+    needs: ['path', 'shapes'],
+    gives: [],
+    run(work) {
+      shareKeys(work.graph, work.path.nodes, work.shapes)
+      work.findPath()
     },
   },
   {
