@@ -355,12 +355,15 @@ describe.skipIf(!canOpenSite)('the page', () => {
   })
 
   it('fits a phone and the dark, also with several adapters', async () => {
+    await ready()
     await page.show({ ...DESKTOP, scheme: 'dark' })
     await picture('desktop-dark')
     await page.show(PHONE)
-    for (let i = 1; i <= 3; i++) {
+    const cards = "document.querySelectorAll('#answers .answer').length"
+    const before = await page.evaluate(cards)
+    for (let i = 0; i < 4; i++) {
       await page.drop([join(root, 'tests/golden/peft/rslora')])
-      await until(`document.querySelectorAll('#answers .answer').length > ${i + 1}`)
+      await until(`${cards} > ${before + i}`)
     }
     await fill({ tokens: 40 })
     await click('generate')
