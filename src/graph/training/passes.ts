@@ -18,6 +18,7 @@ import { Builder, type Value } from '../view/builder.js'
 import { Graph } from '../view/graph.js'
 import { raiseOpset } from '../view/opset.js'
 import { activeFeeds } from './activation.js'
+import { attendInBlocks } from './attention-blocks.js'
 import { computeInFloat32, keepOneCopy } from './float32.js'
 import { buildForward, type Forward, LOSS, LOSS_SCALE, type TrainingGraphOptions } from './forward.js'
 import type { Objective, TrainedTensor } from './objective-graph.js'
@@ -160,6 +161,15 @@ export const TRAINING_PASSES: readonly Pass[] = [
       const probe = { ...objective.probe, feeds: [first, second] as const }
       work.shapes = await measureShapes(graph, model, runtime!, path, probe, fixed)
       for (const check of checks) check((value) => work.shapes.get(value))
+    },
+  },
+  {
+    name: 'attend in blocks',
+    needs: ['path', 'shapes'],
+    gives: [],
+    run({ graph, shapes, path, forward, options: { attentionRows: rows } }) {
+      const { customGradients } = forward.objective
+      if (rows !== undefined) attendInBlocks(graph, shapes, { rows, customGradients, onPath: path.values })
     },
   },
   {
