@@ -127,6 +127,7 @@ export async function withTraining<T>(
       {
         limits: memoryLimits(model),
         memoryUse: platform().memoryUse,
+        openTokenFile: platform().openTokenFile,
         sources: sourcesOf(options),
         page: async (...parts) => (await import('./run-page.js')).pageOfRun(...parts),
       },

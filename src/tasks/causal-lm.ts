@@ -104,7 +104,7 @@ export const causalLm: Task<ParsedRecord, Example> = {
     chosen: predictedTokens,
   },
 
-  makeList: () => new ExampleStore(),
+  makeList: (file) => new ExampleStore(file),
 
   pack: (examples, length) => new PackedTexts(examples, length),
 

@@ -17,6 +17,7 @@ import type { LoraConfig } from '../lora/config.js'
 import type { Examples, OpenTask, Task } from '../tasks/task.js'
 import { taskOfRow } from '../tasks/task-of-row.js'
 import { loadTask, type TaskName, tasksFor } from '../tasks/tasks.js'
+import type { TokenFile } from '../text/example-store.js'
 import { type RunSources, runRecord } from './about-run.js'
 import { checkActivation, checkInvocation, checkOptions, checkParts } from './check-options.js'
 import { newAdapter } from './new-adapter.js'
@@ -33,6 +34,8 @@ import { resolveSettings, type TrainSettings, withDefaultRate } from './settings
 
 export interface RunContext {
   readonly limits?: readonly MemoryLimit[]
+  /** Opens a file that stands in for memory. */
+  readonly openTokenFile?: (() => TokenFile & { close(): void }) | undefined
   readonly memoryUse?: (() => MemoryUse | undefined) | undefined
   readonly sources?: RunSources | undefined
   readonly page?: (about: CardSources, report: RunReport, steps: readonly StepMetrics[]) => Promise<string>
@@ -52,16 +55,24 @@ export interface PreparedRun {
 /** Nothing is written before the model, the data and the folder have been found usable. */
 export async function train(given: TrainingOptions, context: RunContext = {}): Promise<TrainResult> {
   const startedAt = performance.now()
-  const { input, encoded, log } = await prepare(given, context)
-  const result = await trainAdapter(input).finally(() => log?.close())
-  const isNew = given.adapter === undefined
-  const seconds = (performance.now() - startedAt) / 1000
-  return { adapter: input.adapter, report: { ...result, ...reportOf(input, encoded, isNew), seconds } }
+  const { openTokenFile } = context
+  let opened: ReturnType<NonNullable<typeof openTokenFile>> | undefined
+  const file = openTokenFile && (() => (opened ??= openTokenFile()))
+  try {
+    const { input, encoded, log } = await prepare(given, context, file)
+    const result = await trainAdapter(input).finally(() => log?.close())
+    const isNew = given.adapter === undefined
+    const seconds = (performance.now() - startedAt) / 1000
+    return { adapter: input.adapter, report: { ...result, ...reportOf(input, encoded, isNew), seconds } }
+  } finally {
+    opened?.close()
+  }
 }
 
 export async function prepare(
   given: TrainingOptions,
   { limits = [], memoryUse, sources, page, wait, onRow }: RunContext,
+  file?: () => TokenFile,
 ): Promise<PreparedRun> {
   let settings = resolveSettings(given)
   const config = checkOptions(given, settings)
@@ -84,12 +95,12 @@ export async function prepare(
     facts.add(record, isEvaluation)
     onRow?.(row, count, isEvaluation)
   }
-  const encoded = await encode(options, settings, task, data, { isHeldOut, onRow: told })
+  const encoded = await encode(options, settings, task, data, { isHeldOut, onRow: told, file })
   let evalRecords = encoded.heldOut
   if (evalData !== undefined) {
     const source = await sourceOf(options, evalData, 'evalData')
     const onRow: EncodeOptions['onRow'] = (row, count, _, record) => told(row, count, true, record)
-    evalRecords = (await encode(options, settings, task, source, { onRow })).kept
+    evalRecords = (await encode(options, settings, task, source, { onRow, file })).kept
   }
   const examples = settings.packing ? pack(task, encoded.kept.examples, settings, model) : encoded.kept.examples
   const open = task.open(model, examples, taskOptions, { newHead: settings.newHead })
@@ -272,7 +283,7 @@ async function encode(
   { maxLength }: TrainSettings,
   task: Task,
   { rows, where, invalid, onInvalid }: RowSource,
-  watch: Pick<EncodeOptions, 'isHeldOut' | 'onRow'>,
+  watch: Pick<EncodeOptions, 'isHeldOut' | 'onRow' | 'file'>,
 ): Promise<EncodedSource> {
   const encoded = await encodeRows(rows, { ...options, ...watch, task, maxLength, onInvalid, name: where })
   const { kept, heldOut } = encoded
