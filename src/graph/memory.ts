@@ -58,7 +58,10 @@ const ATTENTION = { whole: 1024, rows: 256 }
 /** How graphs for texts of up to so many tokens are made. */
 export function blocksFor(tokens: number) {
   if (tokens <= ATTENTION.whole) return {}
-  return { attentionRows: ATTENTION.rows, logitBytes: { ...LOGIT_BYTES, whole: (LOGIT_BYTES.whole * USUAL_ROWS) / tokens } }
+  return {
+    attentionRows: ATTENTION.rows,
+    logitBytes: { ...LOGIT_BYTES, whole: (LOGIT_BYTES.whole * USUAL_ROWS) / tokens },
+  }
 }
 
 /** Values that training keeps of a token, in numbers of f32: measured on decoders with LoRA on all linear layers. */

@@ -155,7 +155,9 @@ function orderOf(
     limit,
     inOrder,
   }
-  const steps = Array.from(new EpochPlan(costs, config.seed, 0, plan), (step) => step.flatMap(({ examples }) => examples))
+  const steps = Array.from(new EpochPlan(costs, config.seed, 0, plan), (step) =>
+    step.flatMap(({ examples }) => examples),
+  )
   const size = plan.batchSize * plan.accumulation
   const done = steps.length === 0 ? 0 : stepsDone % steps.length
   const turned = [...steps.slice(done), ...steps.slice(0, done)]

@@ -17,6 +17,7 @@ const KEPT = 256
 
 export class ExampleStore implements Iterable<Example> {
   readonly #file: (() => TokenFile) | undefined
+  readonly #kept: number
   /** Of each example, counted over all tokens. */
   #ends = new Float64Array(1024)
   #length = 0
@@ -27,9 +28,10 @@ export class ExampleStore implements Iterable<Example> {
   /** The block of the file that was read last. */
   readonly #read = { block: -1, tokens: new Int32Array(0) }
 
-  /** Without a file, all stays in memory. `file` opens it when it is needed. */
-  constructor(file?: () => TokenFile) {
+  /** Without a file, all stays in memory. `file` opens it when it is needed: for what is behind the first `kept` blocks. */
+  constructor(file?: () => TokenFile, kept = KEPT) {
     this.#file = file
+    this.#kept = kept
   }
 
   get length(): number {
@@ -50,7 +52,7 @@ export class ExampleStore implements Iterable<Example> {
   }
 
   #closeBlock(): void {
-    const isKept = this.#file === undefined || this.#blocks.length < KEPT
+    const isKept = this.#file === undefined || this.#blocks.length < this.#kept
     this.#blocks.push(isKept ? this.#last : this.#file().write(this.#last))
     if (isKept) this.#last = new Int32Array(BLOCK)
     this.#taken = 0

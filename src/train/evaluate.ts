@@ -2,7 +2,7 @@
 
 import type { Examples, OpenTask } from '../tasks/task.js'
 import type { EvaluationEvent, TrainEvents } from './report.js'
-import { examplesOf, type MicroBatch, type PlanOptions, EpochPlan, planEvaluation } from './rows/batches.js'
+import { EpochPlan, examplesOf, type MicroBatch, type PlanOptions, planEvaluation } from './rows/batches.js'
 import type { TrainingSessions } from './sessions.js'
 
 export interface EvaluateParts {

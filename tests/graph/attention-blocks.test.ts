@@ -3,13 +3,13 @@
 
 import { expect, it } from 'vitest'
 import { Random } from '../../src/base/random.js'
+import { serializeModel } from '../../src/formats/onnx/model.js'
 import { buildBackward, type CustomGradients, gradientPath } from '../../src/graph/gradients/backward.js'
 import { probeShapes } from '../../src/graph/shapes/shapes.js'
 import { attendInBlocks } from '../../src/graph/training/attention-blocks.js'
 import { Builder, type Value } from '../../src/graph/view/builder.js'
-import type { Feeds } from '../../src/runtime/runtime.js'
 import { loadNodeRuntime } from '../../src/runtime/node/runtime.js'
-import { serializeModel } from '../../src/formats/onnx/model.js'
+import type { Feeds } from '../../src/runtime/runtime.js'
 import { relativeError } from './golden.js'
 import { addInput, addOutput, DataType, emptyGraph, normals, openGraph } from './toolkit.js'
 
@@ -91,9 +91,15 @@ it.each(Object.entries(CASES))('%s', async (_, { sees, hidden = LOWEST, ...shape
     const session = await openGraph(graph)
     const results = await session.run(feedsOf(tokens))
     await session.dispose()
-    return [output, ...wrt.map((name) => gradients.get(name) as Value)].map((name) => results[name].data as Float32Array)
+    return [output, ...wrt.map((name) => gradients.get(name) as Value)].map(
+      (name) => results[name].data as Float32Array,
+    )
   }
-  for (const [rows, tokens] of [[4, 11], [3, 9], [20, 11]] as const) {
+  for (const [rows, tokens] of [
+    [4, 11],
+    [3, 9],
+    [20, 11],
+  ] as const) {
     const [whole, parted] = [await run(undefined, tokens), await run(rows, tokens)]
     whole.forEach((expected, i) => {
       expect(relativeError(parted[i], expected), `${['output', 'q', 'k', 'v'][i]}, ${rows} rows`).toBeLessThan(1e-5)

@@ -65,9 +65,10 @@ function attend(g: Builder, attention: Attention): Attended {
 
 /** What is broadcast to (B, heads, S, T), as it is to (B, keyHeads, group, S, T). */
 function perKeyHead(g: Builder, bias: Value, keyHeads: number): Value {
-  const part = (from: number, to: number) => g.slice(g.shape(bias), from, to, 0)
-  const own = g.op('Min', [part(1, 2), g.int([keyHeads])])
-  return g.reshape(bias, g.concat([part(0, 1), own, g.div(part(1, 2), own), part(2, 4)], 0))
+  const all = g.concat([g.int([1, 1, 1]), g.shape(bias)], 0)
+  const dim = (axis: number) => g.op('Gather', [all, g.int([axis])])
+  const own = g.op('Min', [dim(-3), g.int([keyHeads])])
+  return g.reshape(bias, g.concat([dim(-4), own, g.div(dim(-3), own), dim(-2), dim(-1)], 0))
 }
 
 function inverseRootOfWidth(g: Builder, x: Value): Value {

@@ -176,7 +176,8 @@ class Block {
     this.#put(keys, this.#seen(read(keys), -1))
     this.#put(values, this.#seen(read(values), -2))
     for (const value of others) this.#put(value, this.#part(value, outer))
-    for (const node of nodes) for (const value of node.output) this.#put(value, g.graph.freshName(`${g.scope}/${value}`))
+    for (const node of nodes)
+      for (const value of node.output) this.#put(value, g.graph.freshName(`${g.scope}/${value}`))
     for (const { name, opType, domain, input, output, attribute } of nodes) {
       const [inputs, outputs] = [input, output].map((all) => all.map((value) => this.inner(value)))
       const fresh = g.graph.freshName(`${g.scope}/${name}`)
@@ -248,7 +249,10 @@ class Block {
     const wrt = [query, keys, values].map((value) => this.inner(value))
     const made = buildBackward(g, this.#own, new Map([[this.inner(output), this.#rows(dy)]]), wrt)
     graph.replaceUses(this.inner(output), this.#rows(this.#read(output)))
-    for (const [value, axis] of [[keys, -1], [values, -2]] as const) {
+    for (const [value, axis] of [
+      [keys, -1],
+      [values, -2],
+    ] as const) {
       const shape = this.#shapes.get(value) as ProbedShape
       const rank = shape.dims.length
       const sum = graph.freshName(`${g.scope}/sum`)

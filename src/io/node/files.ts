@@ -264,7 +264,8 @@ export function openTokenFile() {
       attempt('cannot be written', () => {
         const place = length
         const bytes = new Uint8Array(tokens.buffer, tokens.byteOffset, tokens.byteLength)
-        for (let done = 0; done < bytes.length; ) done += writeSync(file, bytes, done, bytes.length - done, place + done)
+        for (let done = 0; done < bytes.length; )
+          done += writeSync(file, bytes, done, bytes.length - done, place + done)
         length += bytes.length
         return place
       }),

@@ -111,6 +111,9 @@ function sum<T>(items: readonly T[], value: (item: T) => number): number {
   return items.reduce((total, item) => total + value(item), 0)
 }
 
-function chunks<T extends { readonly length: number; slice(from: number, to: number): T }>(items: T, size: number): T[] {
+function chunks<T extends { readonly length: number; slice(from: number, to: number): T }>(
+  items: T,
+  size: number,
+): T[] {
   return Array.from({ length: Math.ceil(items.length / size) }, (_, i) => items.slice(i * size, (i + 1) * size))
 }
