@@ -83,7 +83,7 @@ it.each(Object.entries(CASES))('%s', async (_, { sees, hidden = LOWEST, ...shape
     const shapes = await probeShapes(graph, (model) => runtime.createSession({ graph: serializeModel(model) }), points)
     graph.inputs = inputs
     const custom: CustomGradients = new Map()
-    if (rows !== undefined) attendInBlocks(graph, shapes, { rows, customGradients: custom, onPath: values })
+    if (rows !== undefined) attendInBlocks({ graph, shapes, rows, customGradients: custom, onPath: values })
     const gradients = buildBackward(g, shapes, new Map<Value, Value>([[output, 'weights']]), wrt, { custom })
     for (const name of gradients.values()) addOutput(graph, name, DataType.FLOAT)
     graph.prune()

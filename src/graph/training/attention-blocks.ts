@@ -4,40 +4,29 @@
 
 import { copyMessage } from '../../formats/onnx/messages.js'
 import { create } from '../../formats/onnx/protobuf.js'
-import {
-  DataType,
-  type GraphProto,
-  type NodeProto,
-  NodeProtoSchema,
-  type ValueInfoProto,
-} from '../../formats/onnx/tensors.js'
+import { DataType, type GraphProto, type NodeProto, NodeProtoSchema } from '../../formats/onnx/tensors.js'
 import { scalarOf } from '../fuse/patterns.js'
 import { buildBackward, type CustomGradients } from '../gradients/backward.js'
 import { once, range } from '../gradients/context.js'
 import { valueInfo } from '../inject/inject.js'
 import { isStatic, type ProbedShape, ShapeMap } from '../shapes/shapes.js'
-import { intAttribute } from '../view/attributes.js'
 import { Builder, sharedValue, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 
-/** softmax(f(query·keys))·values, where f works on each score for itself. */
+/** softmax(f(query·keys))·values → output, where f works on each score for itself. */
 interface Attention {
-  /** (…, S, d) */
-  readonly query: Value
-  /** (…, d, T) */
-  readonly keys: Value
-  /** (…, T, d) */
-  readonly values: Value
-  /** (…, S, d) */
+  /** (…, S, d), (…, d, T), (…, T, d) */
+  readonly inputs: readonly [query: Value, keys: Value, values: Value]
   readonly output: Value
-  /** From the product with the keys to that with the values. */
+  /** From the product with the values back to that with the keys. */
   readonly nodes: readonly NodeProto[]
-  readonly softmax: NodeProto
   /** What the nodes read besides: masks, numbers. */
   readonly others: readonly Value[]
 }
 
-interface Options {
+interface Parts {
+  readonly graph: Graph
+  readonly shapes: ShapeMap
   /** Most queries of a block. */
   readonly rows: number
   readonly customGradients: CustomGradients
@@ -50,21 +39,18 @@ const ON_SCORES = new Set(['Add', 'Cast', 'Div', 'Identity', 'IsNaN', 'Mul', 'So
 /** What adds less than this to a score hides its key. */
 const HIDDEN = -5e4
 
-export function attendInBlocks(graph: Graph, shapes: ShapeMap, options: Options): void {
-  const found = graph.nodes.flatMap((node) => attentionAt(graph, shapes, options.onPath, node) ?? [])
+export function attendInBlocks(parts: Parts): void {
+  const { graph } = parts
+  const found = graph.nodes.flatMap((node) => attentionAt(parts, node) ?? [])
   const g = new Builder(graph, 'attention')
   const shared = new Map<string, Value>()
-  for (const attention of found) replace(g, shapes, attention, { ...options, shared })
+  for (const attention of found) replace(g, parts, attention, shared)
 }
 
-function attentionAt(
-  graph: Graph,
-  shapes: ShapeMap,
-  onPath: ReadonlySet<Value>,
-  product: NodeProto,
-): Attention | undefined {
+function attentionAt({ graph, shapes, onPath }: Parts, product: NodeProto): Attention | undefined {
   const [probabilities, values] = product.input
-  if (product.opType !== 'MatMul' || !isSquare(shapes.get(probabilities))) return undefined
+  const shape = shapes.get(probabilities)
+  if (product.opType !== 'MatMul' || !grows(shape, -1) || !grows(shape, -2)) return undefined
   const nodes = new Set([product])
   const others = new Set<Value>()
   const open = [probabilities]
@@ -73,115 +59,103 @@ function attentionAt(
     const maker = graph.producer(value)
     if (maker === undefined || nodes.has(maker)) continue
     nodes.add(maker)
-    if (maker.opType === 'MatMul' && scores === undefined) {
-      scores = maker
-      continue
-    }
-    if (!ON_SCORES.has(maker.opType)) return undefined
-    for (const input of maker.input) {
-      const isInside = onPath.has(input) || graph.producer(input)?.opType === 'IsNaN'
-      if (isInside) open.push(input)
-      else others.add(input)
+    if (maker.opType === 'MatMul' && scores === undefined) scores = maker
+    else if (!ON_SCORES.has(maker.opType)) return undefined
+    else {
+      for (const input of maker.input) {
+        if (onPath.has(input) || graph.producer(input)?.opType === 'IsNaN') open.push(input)
+        else others.add(input)
+      }
     }
   }
+  const isRead = [...nodes].some(
+    ({ output }) => output[0] !== product.output[0] && graph.consumers(output[0]).some((reader) => !nodes.has(reader)),
+  )
   const softmaxes = [...nodes].filter(({ opType }) => opType === 'Softmax')
-  const last = (shapes.get(probabilities)?.dims.length ?? 0) - 1
-  const isKnown = (value: Value) => shapes.has(value)
-  const isOwn = (node: NodeProto) =>
-    node === product || node.output.every((output) => graph.consumers(output).every((reader) => nodes.has(reader)))
-  if (scores === undefined || softmaxes.length !== 1 || ![-1, last].includes(intAttribute(softmaxes[0], 'axis', -1)))
-    return undefined
+  if (scores === undefined || softmaxes.length !== 1 || isRead) return undefined
   const [query, keys] = scores.input
-  if (![query, keys, values, ...others].every(isKnown) || ![...nodes].every(isOwn)) return undefined
-  const [softmax] = softmaxes
-  return { query, keys, values, output: product.output[0], nodes: [...nodes], softmax, others: [...others] }
+  if (![query, keys, values, ...others].every((value) => shapes.has(value))) return undefined
+  return { inputs: [query, keys, values], output: product.output[0], nodes: [...nodes], others: [...others] }
 }
 
-/** (…, S, T) of texts of any length. */
-function isSquare(shape: ProbedShape | undefined): boolean {
-  return shape !== undefined && shape.dims.length > 2 && !isStatic(shape, -1) && !isStatic(shape, -2)
-}
-
-function grows(shape: ProbedShape, axis: number): boolean {
-  return shape.dims.length >= -axis && !isStatic(shape, axis)
+/** True for an axis whose length is that of texts. */
+function grows(shape: ProbedShape | undefined, axis: number): boolean {
+  return shape !== undefined && shape.dims.length >= -axis && !isStatic(shape, axis)
 }
 
 const zeros = (count: number) => Array<number>(count).fill(0)
 
-function replace(
-  g: Builder,
-  shapes: ShapeMap,
-  attention: Attention,
-  { rows, customGradients, shared }: Options & { shared: Map<string, Value> },
-): void {
-  const { graph } = g
-  const { query, keys, values, output, nodes } = attention
-  const places = placesOf(g, shapes, attention, { rows, shared })
+function replace(g: Builder, parts: Parts, attention: Attention, shared: Map<string, Value>): void {
+  const { graph, shapes, customGradients } = parts
+  const { inputs, output, nodes } = attention
+  const places = placesOf(g, parts, attention, shared)
   graph.nodes = graph.nodes.filter((node) => !nodes.includes(node))
   graph.invalidate()
-  const { dims } = shapes.get(output) as ProbedShape
-  const axis = dims.length - 2
+  const axis = rankIn(shapes, output) - 2
   const attributes = { num_scan_inputs: 1, scan_output_axes: [axis] }
   /** (…, blocks, rows, d) → (…, S, d) */
-  const joined = (by: Builder, blocks: Value, width: number) => {
-    const flat = by.reshape(blocks, by.int([...zeros(axis), -1, width]))
-    return by.op('Slice', [flat, by.int([0]), by.length(query, axis), by.int([axis])])
+  const joined = (by: Builder, blocks: Value, like: Value) => {
+    const flat = by.reshape(blocks, by.int([...zeros(axis), -1, shapes.get(like)!.dims[axis + 1]]))
+    return by.op('Slice', [flat, by.int([0]), by.length(inputs[0], axis), by.int([axis])])
   }
   const forward = new Block(graph, shapes, attention, (value) => value)
-  forward.give(forward.filled(forward.inner(output)), shapes.get(output))
+  forward.giveRows(forward.inner(output), output)
   const scan = g.node('Scan', [places], { body: forward.done(), ...attributes })
-  const whole = joined(g, scan.output[0], dims[axis + 1])
-  graph.setOutput(graph.producer(whole) as NodeProto, 0, output)
+  graph.setOutput(graph.producer(joined(g, scan.output[0], output)) as NodeProto, 0, output)
 
-  customGradients.set(output, {
-    inputs: [query, keys, values],
-    rule: ({ g, dy }) => {
-      const results = once(() => {
-        // Of nodes of the backward pass, so that what they read can be computed again.
-        const read = (value: Value) => sharedValue(shared, `again ${value}`, () => g.op('Identity', [value]))
-        const block = new Block(graph, shapes, attention, read)
-        block.giveGradients(dy)
-        const sums = [keys, values].map((value) => g.expand(g.float(0), g.shape(read(value))))
-        const node = g.node('Scan', [...sums, places], { body: block.done(), ...attributes }, 3)
-        const [ofKeys, ofValues, ofQuery] = node.output
-        return [joined(g, ofQuery, (shapes.get(query) as ProbedShape).dims[axis + 1]), ofKeys, ofValues]
-      })
-      return [0, 1, 2].map((i) => () => results()[i])
-    },
-  })
+  const rule: NonNullable<ReturnType<CustomGradients['get']>>['rule'] = ({ g, dy }) => {
+    const results = once(() => {
+      // Of nodes of the backward pass, so that what they read can be computed again.
+      const read = (value: Value) => sharedValue(shared, `again ${value}`, () => g.op('Identity', [value]))
+      const block = new Block(graph, shapes, attention, read)
+      block.giveGradients(dy)
+      const sums = inputs.slice(1).map((value) => g.expand(g.float(0), g.shape(read(value))))
+      const node = g.node('Scan', [...sums, places], { body: block.done(), ...attributes }, 3)
+      const [ofKeys, ofValues, ofQuery] = node.output
+      return [joined(g, ofQuery, inputs[0]), ofKeys, ofValues]
+    })
+    return inputs.map((_, i) => () => results()[i])
+  }
+  customGradients.set(output, { inputs, rule })
+}
+
+function rankIn(shapes: ShapeMap, value: Value): number {
+  return (shapes.get(value) as ProbedShape).dims.length
 }
 
 /** The body of a Scan: attention of the queries and keys of one place. */
 class Block {
-  readonly #attention: Attention
-  readonly #shapes: ShapeMap
-  readonly #read: (value: Value) => Value
   readonly #g: Builder
   readonly #inner = new Map<Value, Value>()
-  /** Shapes of this graph's own values. */
-  readonly #own = new ShapeMap()
+  /** Shapes of the graph outside, and of this one. */
+  readonly #shapes: readonly [ShapeMap, ShapeMap]
+  /** The first query and the one behind the last, and the same of keys: vectors of one. */
   readonly #place: readonly Value[]
 
-  constructor(outer: Graph, shapes: ShapeMap, attention: Attention, read: (value: Value) => Value) {
-    const g = bodyBuilder(outer)
-    const place = `${g.scope}/place`
-    const { query, keys, values, nodes, others } = attention
-    this.#attention = attention
-    this.#shapes = shapes
-    this.#read = read
+  constructor(
+    outer: Graph,
+    shapes: ShapeMap,
+    private readonly attention: Attention,
+    private readonly read: (value: Value) => Value,
+  ) {
+    const g = bodyBuilder(outer, 4)
+    const { graph, scope } = g
+    const { inputs, nodes, others } = attention
     this.#g = g
-    this.#place = g.node('Split', [place, g.int([1, 1, 1, 1])], { axis: 0 }, 4).output
-    g.graph.inputs = [valueInfo(place, DataType.INT64, [4])]
-    this.#put(query, this.#rows(read(query)))
-    this.#put(keys, this.#seen(read(keys), -1))
-    this.#put(values, this.#seen(read(values), -2))
-    for (const value of others) this.#put(value, this.#part(value, outer))
-    for (const node of nodes)
-      for (const value of node.output) this.#put(value, g.graph.freshName(`${g.scope}/${value}`))
+    this.#shapes = [shapes, new ShapeMap()]
+    this.#place = g.node('Split', [graph.inputs[0].name, g.int([1, 1, 1, 1])], { axis: 0 }, 4).output
+    inputs.forEach((value, i) => void this.#put(value, this.#cut(read(value), i === 0, -i)))
+    for (const value of others) {
+      const constant = scalarOf(outer, value) === undefined ? undefined : outer.constant(value)
+      const copy = constant && graph.addInitializer(copyMessage(constant, { name: graph.freshName(`${scope}/number`) }))
+      const shape = shapes.get(value)
+      this.#put(value, copy ?? this.#cut(read(value), grows(shape, -2), grows(shape, -1) ? -1 : 0))
+    }
+    for (const { output } of nodes) for (const value of output) this.#put(value, graph.freshName(`${scope}/${value}`))
     for (const { name, opType, domain, input, output, attribute } of nodes) {
-      const [inputs, outputs] = [input, output].map((all) => all.map((value) => this.inner(value)))
-      const fresh = g.graph.freshName(`${g.scope}/${name}`)
-      g.graph.add(create(NodeProtoSchema, { name: fresh, opType, domain, input: inputs, output: outputs, attribute }))
+      const [own, given] = [input, output].map((all) => all.map((value) => this.inner(value)))
+      const fresh = graph.freshName(`${scope}/${name}`)
+      graph.add(create(NodeProtoSchema, { name: fresh, opType, domain, input: own, output: given, attribute }))
     }
   }
 
@@ -191,38 +165,18 @@ class Block {
 
   #put(value: Value, name: Value): void {
     this.#inner.set(value, name)
-    const shape = this.#shapes.get(value)
-    if (shape !== undefined) this.#own.set(name, shape)
+    const shape = this.#shapes[0].get(value)
+    if (shape !== undefined) this.#shapes[1].set(name, shape)
   }
 
-  #rows(value: Value): Value {
-    const [start, end] = this.#place
-    return this.#g.op('Slice', [value, start, end, this.#g.int([-2])])
-  }
-
-  #seen(value: Value, axis: number): Value {
-    const [, , first, last] = this.#place
-    return this.#g.op('Slice', [value, first, last, this.#g.int([axis])])
-  }
-
-  #part(value: Value, outer: Graph): Value {
-    const { graph, scope } = this.#g
-    const shape = this.#shapes.get(value) as ProbedShape
-    const tensor = scalarOf(outer, value) === undefined ? undefined : outer.constant(value)
-    if (tensor !== undefined) {
-      return graph.addInitializer(copyMessage(tensor, { name: graph.freshName(`${scope}/number`) }))
-    }
-    const rows = grows(shape, -2) ? this.#rows(this.#read(value)) : this.#read(value)
-    return grows(shape, -1) ? this.#seen(rows, -1) : rows
-  }
-
-  /** The last block may have fewer rows than the others. */
-  filled(value: Value): Value {
+  /** The part of the block: its queries along the axis before the last, its keys along `keyAxis`. */
+  #cut(value: Value, hasQueries: boolean, keyAxis?: number): Value {
     const g = this.#g
-    const [start, end] = this.#place
-    const rank = (this.#shapes.get(this.#attention.output) as ProbedShape).dims.length
-    const missing = g.sub(g.sub(end, start), g.length(value, rank - 2))
-    return this.#padded(value, rank, -2, [g.int([0]), missing])
+    const [start, end, first, last] = this.#place
+    const cuts = [...(hasQueries ? [[start, end, -2] as const] : []), ...(keyAxis ? [[first, last, keyAxis] as const] : [])]
+    if (cuts.length === 0) return value
+    const [from, to] = [0, 1].map((i) => g.concat(cuts.map((cut) => cut[i] as Value), 0))
+    return g.op('Slice', [value, from, to, g.int(cuts.map(([, , axis]) => axis))])
   }
 
   #padded(value: Value, rank: number, axis: number, [before, behind]: readonly [Value, Value]): Value {
@@ -231,37 +185,40 @@ class Block {
     return g.op('Pad', [value, g.concat([others, before, between, behind, rest], 0)])
   }
 
-  give(name: Value, shape: ProbedShape | undefined): void {
-    this.#g.graph.outputs.push(this.#declared(name, shape))
-  }
-
-  #declared(name: Value, shape: ProbedShape | undefined): ValueInfoProto {
-    const dims = shape?.dims.map((dim, axis) => (isStatic(shape, axis) ? dim : `${name} ${axis}`))
+  #declared(name: Value, like: Value) {
+    const shape = this.#shapes[0].get(like) as ProbedShape
+    const dims = shape.dims.map((dim, axis) => (isStatic(shape, axis) ? dim : `${name} ${axis}`))
     return valueInfo(name, DataType.FLOAT, dims)
   }
 
-  /** The sums of the gradients by keys and by values, each with those of this block added, and its gradient by queries. */
+  /** Gives (…, rows, d) out, with as many rows as the other blocks have. */
+  giveRows(value: Value, like: Value): void {
+    const g = this.#g
+    const [start, end] = this.#place
+    const rank = rankIn(this.#shapes[0], like)
+    const missing = g.sub(g.sub(end, start), g.length(value, rank - 2))
+    g.graph.outputs.push(this.#declared(this.#padded(value, rank, -2, [g.int([0]), missing]), like))
+  }
+
+  /** Gives the gradients by keys and by values out, added to those of the blocks before, and that by the queries. */
   giveGradients(dy: Value): void {
     const g = this.#g
     const { graph } = g
-    const { query, keys, values, output } = this.#attention
     const [, , first, last] = this.#place
-    const wrt = [query, keys, values].map((value) => this.inner(value))
-    const made = buildBackward(g, this.#own, new Map([[this.inner(output), this.#rows(dy)]]), wrt)
-    graph.replaceUses(this.inner(output), this.#rows(this.#read(output)))
-    for (const [value, axis] of [
-      [keys, -1],
-      [values, -2],
-    ] as const) {
-      const shape = this.#shapes.get(value) as ProbedShape
-      const rank = shape.dims.length
+    const { inputs, output } = this.attention
+    const wrt = inputs.map((value) => this.inner(value))
+    const seeds = new Map([[this.inner(output), this.#cut(dy, true)]])
+    const made = buildBackward(g, this.#shapes[1], seeds, wrt)
+    graph.replaceUses(this.inner(output), this.#cut(this.read(output), true))
+    for (const i of [1, 2]) {
+      const rank = rankIn(this.#shapes[0], inputs[i])
       const sum = graph.freshName(`${g.scope}/sum`)
-      graph.inputs.splice(-1, 0, this.#declared(sum, shape))
-      const own = made.get(this.inner(value)) as Value
-      const behind = g.sub(g.length(sum, rank + axis), last)
-      this.give(g.add(sum, this.#padded(own, rank, axis, [first, behind])), shape)
+      graph.inputs.splice(-1, 0, this.#declared(sum, inputs[i]))
+      const behind = g.sub(g.length(sum, rank - i), last)
+      const all = g.add(sum, this.#padded(made.get(wrt[i]) as Value, rank, -i, [first, behind]))
+      graph.outputs.push(this.#declared(all, inputs[i]))
     }
-    this.give(this.filled(made.get(wrt[0]) as Value), this.#shapes.get(query))
+    this.giveRows(made.get(wrt[0]) as Value, inputs[0])
   }
 
   done(): GraphProto {
@@ -270,65 +227,55 @@ class Block {
   }
 }
 
-function bodyBuilder(outer: Graph): Builder {
-  return new Builder(outer.newBody(), outer.freshName('attention/block'))
+/** A graph that is given a vector of integers. */
+function bodyBuilder(outer: Graph, length: number): Builder {
+  const g = new Builder(outer.newBody(), outer.freshName('attention/block'))
+  g.graph.inputs = [valueInfo(g.graph.freshName(`${g.scope}/place`), DataType.INT64, [length])]
+  return g
 }
 
-/** What is added to the scores before softmax: masks (…, S, T) or (…, 1, T). */
-function masksOf(graph: Graph, shapes: ShapeMap, { softmax, nodes }: Attention): Value[] {
+/** What is added to the scores right before softmax: masks of keys. */
+function masksOf({ graph, shapes }: Parts, { nodes }: Attention): Value[] {
   const masks: Value[] = []
-  let [scores] = softmax.input
-  for (let node = graph.producer(scores); node?.opType === 'Add' && nodes.includes(node); ) {
-    const isInside = (value: Value) => nodes.includes(graph.producer(value) as NodeProto)
-    const [inside, mask] = isInside(node.input[0]) ? node.input : node.input.toReversed()
-    if (grows(shapes.get(mask) as ProbedShape, -1) && !isInside(mask)) masks.push(mask)
-    scores = inside
-    node = graph.producer(scores)
+  const isInside = (value: Value) => nodes.includes(graph.producer(value) as NodeProto)
+  const softmax = nodes.find(({ opType }) => opType === 'Softmax') as NodeProto
+  let sum = graph.producer(softmax.input[0])
+  while (sum?.opType === 'Add' && nodes.includes(sum)) {
+    masks.push(...sum.input.filter((value) => !isInside(value) && grows(shapes.get(value), -1)))
+    sum = graph.producer(sum.input.find(isInside) as Value)
   }
   return masks
 }
 
 /** int64 (blocks, 4): first query and the one behind the last, and the same for the keys that these queries see. */
-function placesOf(
-  g: Builder,
-  shapes: ShapeMap,
-  attention: Attention,
-  { rows, shared }: { rows: number; shared: Map<string, Value> },
-): Value {
-  const { query, keys } = attention
-  const { graph } = g
-  const masks = masksOf(graph, shapes, attention)
-  const axis = (value: Value, fromEnd: number) => (shapes.get(value) as ProbedShape).dims.length - fromEnd
-  const lengthKey = [query, keys].map((value, i) => shapes.get(value)?.dims.at(i - 2))
-  return sharedValue(shared, `places ${[...lengthKey, ...masks].join()}`, () => {
-    const count = g.length(query, axis(query, 2))
+function placesOf(g: Builder, parts: Parts, attention: Attention, shared: Map<string, Value>): Value {
+  const { shapes, rows } = parts
+  const [query, keys] = attention.inputs
+  const masks = masksOf(parts, attention)
+  const lengths = [shapes.get(query)?.dims.at(-2), shapes.get(keys)?.dims.at(-1)]
+  return sharedValue(shared, `places ${[...lengths, ...masks].join()}`, () => {
+    const count = g.length(query, rankIn(shapes, query) - 2)
     const ceil = (a: Value, b: Value) => g.div(g.sub(g.add(a, b), g.int([1])), b)
     const blocks = ceil(count, g.int([rows]))
     const size = ceil(count, blocks)
     const numbers = g.op('Range', [g.int(0), g.op('Squeeze', [blocks]), g.int(1)])
     const starts = g.unsqueeze(g.mul(numbers, size), [1])
     const bounds = g.concat([starts, g.add(starts, size)], 1)
-    if (masks.length === 0) {
-      const all = g.unsqueeze(g.concat([g.int([0]), g.length(keys, axis(keys, 1))], 0), [0])
-      return g.concat([bounds, g.expand(all, g.concat([blocks, g.int([2])], 0))], 1)
-    }
-    const seen = g.op('Scan', [bounds], { body: seenBy(graph, shapes, masks), num_scan_inputs: 1 })
+    const body = masks.length === 0 ? undefined : seenBy(parts, masks)
+    const all = () => g.concat([g.int([0]), g.length(keys, rankIn(shapes, keys) - 1)], 0)
+    const seen = body ? g.op('Scan', [bounds], { body, num_scan_inputs: 1 }) : g.expand(all(), g.shape(bounds))
     return g.concat([bounds, seen], 1)
   })
 }
 
 /** From the bounds of a block's queries to those of the keys that one of them sees. */
-function seenBy(outer: Graph, shapes: ShapeMap, masks: readonly Value[]): GraphProto {
-  const g = bodyBuilder(outer)
+function seenBy({ graph: outer, shapes }: Parts, masks: readonly Value[]): GraphProto {
+  const g = bodyBuilder(outer, 2)
   const { graph } = g
-  const bounds = `${g.scope}/bounds`
-  graph.inputs = [valueInfo(bounds, DataType.INT64, [2])]
-  const [start, end] = g.node('Split', [bounds, g.int([1, 1])], { axis: 0 }, 2).output
-  const shapeOf = (mask: Value) => shapes.get(mask) as ProbedShape
-  const sum = masks
-    .map((mask) => (grows(shapeOf(mask), -2) ? g.op('Slice', [mask, start, end, g.int([-2])]) : mask))
-    .reduce(g.add)
-  const rank = Math.max(...masks.map((mask) => shapeOf(mask).dims.length))
+  const [start, end] = g.node('Split', [graph.inputs[0].name, g.int([1, 1])], { axis: 0 }, 2).output
+  const rowsOf = (mask: Value) => (grows(shapes.get(mask), -2) ? g.op('Slice', [mask, start, end, g.int([-2])]) : mask)
+  const sum = masks.map(rowsOf).reduce(g.add)
+  const rank = Math.max(...masks.map((mask) => rankIn(shapes, mask)))
   const best = rank === 1 ? sum : g.reduceMax(sum, range(rank - 1), 0)
   const isSeen = g.cast(g.op('Greater', [best, g.float(HIDDEN)]), DataType.INT32)
   const first = g.op('ArgMax', [isSeen], { axis: 0 })

@@ -169,7 +169,7 @@ export const TRAINING_PASSES: readonly Pass[] = [
     gives: [],
     run({ graph, shapes, path, forward, options: { attentionRows: rows } }) {
       const { customGradients } = forward.objective
-      if (rows !== undefined) attendInBlocks(graph, shapes, { rows, customGradients, onPath: path.values })
+      if (rows !== undefined) attendInBlocks({ graph, shapes, rows, customGradients, onPath: path.values })
     },
   },
   {

@@ -87,7 +87,7 @@ export class Graph {
       seen.add(next)
       const node = this.producer(next)
       yield [next, node] as const
-      if (node !== undefined && enters(node, next)) open.push(...node.input)
+      if (node !== undefined && enters(node, next)) open.push(...node.input, ...implicitInputs(node))
     }
   }
 
