@@ -4,11 +4,11 @@
 import { UnsupportedError } from '../../base/errors.js'
 import { create } from '../../formats/onnx/protobuf.js'
 import { DataType, type NodeProto, TensorProtoSchema } from '../../formats/onnx/tensors.js'
+import { sourceOf } from '../fuse/patterns.js'
 import { NORMS, type Place, storedValue } from '../match/parameters.js'
 import { Builder, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 import { entryOf } from '../view/operators.js'
-import { sourceOf } from '../view/source.js'
 import { valueInfo } from './inject.js'
 import { siteInput } from './sites.js'
 

@@ -173,9 +173,17 @@ class Block {
   #cut(value: Value, hasQueries: boolean, keyAxis?: number): Value {
     const g = this.#g
     const [start, end, first, last] = this.#place
-    const cuts = [...(hasQueries ? [[start, end, -2] as const] : []), ...(keyAxis ? [[first, last, keyAxis] as const] : [])]
+    const cuts = [
+      ...(hasQueries ? [[start, end, -2] as const] : []),
+      ...(keyAxis ? [[first, last, keyAxis] as const] : []),
+    ]
     if (cuts.length === 0) return value
-    const [from, to] = [0, 1].map((i) => g.concat(cuts.map((cut) => cut[i] as Value), 0))
+    const [from, to] = [0, 1].map((i) =>
+      g.concat(
+        cuts.map((cut) => cut[i] as Value),
+        0,
+      ),
+    )
     return g.op('Slice', [value, from, to, g.int(cuts.map(([, , axis]) => axis))])
   }
 

@@ -9,13 +9,13 @@ import {
   type ValueInfoProto,
 } from '../../formats/onnx/gen/onnx_pb.js'
 import { dimsOf } from '../../formats/onnx/tensors.js'
+import { sourceOf } from '../fuse/patterns.js'
 import { rowLosses } from '../gradients/losses.js'
 import { valueInfo } from '../inject/inject.js'
 import { type LOGIT_BYTES, rowsOfBlock } from '../memory.js'
 import { floatAttribute, intAttribute } from '../view/attributes.js'
 import { Builder, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
-import { sourceOf } from '../view/source.js'
 import type { LossOfRows, ObjectiveGraph } from './objective-graph.js'
 
 /** Only large logits from a float weight that is not trained: gradients of an adapted output layer need logits. */
